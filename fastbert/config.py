@@ -1,0 +1,219 @@
+"""Options: dataclasses beside the code that uses them, filled from a YAML file and from flags; flags win.
+
+A field is marked through `dataclasses.field(metadata=...)`: `flat` lifts the fields of a group to the level above
+(`--layers`, not `--encoder.layers`), `role` says what a change means for a run that is resumed. Fields without a role
+are science: they define the experiment.
+"""
+
+import hashlib
+import json
+import re
+import types
+import typing
+from collections.abc import Sequence
+from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+from fastbert.errors import UserError, nearest
+
+Options = TypeVar("Options")
+
+FLAT = {"flat": True}
+MACHINE = {"role": "machine"}
+BOOKKEEPING = {"role": "bookkeeping"}
+
+_FLOAT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
+
+
+def parse(cls: type[Options], arguments: Sequence[str], job: str, default: Options | None = None) -> Options:
+    """Options from `arguments`: an optional YAML file first, then flags.
+
+    Args:
+        cls: the job's dataclass.
+        arguments: what stands behind `fastbert <job>`.
+        job: its name, for the help.
+        default: values to start from where no YAML is given.
+
+    Raises:
+        UserError: a YAML file that is missing, malformed or does not fit `cls`.
+        SystemExit: with 0 after --help, with 2 after a flag that does not fit.
+    """
+    import tyro
+
+    arguments = list(arguments)
+    if arguments and not arguments[0].startswith("-"):
+        default = load_yaml(cls, arguments.pop(0))
+    _lift_flat_flags(cls)
+    required = {f.name for f in fields(cls) if f.default is MISSING and f.default_factory is MISSING}
+    if default is None and not required:
+        default = cls()
+    return tyro.cli(
+        cls,
+        prog=f"fastbert {job}",
+        args=arguments,
+        **({} if default is None else {"default": default}),
+    )
+
+
+def _lift_flat_flags(cls: type) -> None:
+    """Tells tyro to leave the name of flat groups out of their flags; done here so that only parsing needs tyro."""
+    import tyro
+
+    for field in fields(cls):
+        if field.metadata.get("flat") and not hasattr(cls.__annotations__[field.name], "__metadata__"):
+            cls.__annotations__[field.name] = Annotated[field.type, tyro.conf.arg(name="")]
+
+
+def load_yaml(cls: type[Options], path: str | Path) -> Options:
+    """The options in a YAML file; keys are the flags' names, groups are mappings.
+
+    Raises:
+        UserError: names the file, the key, and what was expected.
+    """
+    import yaml
+
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UserError(f"no configuration file {path}; give a YAML file first, then options with --") from None
+    except IsADirectoryError:
+        raise UserError(f"{path} is a folder; give a YAML file") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is not a text file; give a YAML file") from None
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is not valid YAML: {error}") from None
+    if values is None:
+        values = {}
+    return from_dict(cls, values, where=str(path))
+
+
+def from_dict(cls: type[Options], values: Any, where: str) -> Options:
+    """The dataclass `cls` from nested mappings, strictly typed; `where` names their origin in errors."""
+    if not isinstance(values, dict):
+        raise UserError(f"{where}: expected a mapping of options, found {_kind(values)}")
+    hints = typing.get_type_hints(cls)
+    values = {str(key).replace("-", "_"): value for key, value in values.items()}
+    known: dict[str, str | None] = {}  # key in the file -> the flat group it belongs to
+    for field in fields(cls):
+        if field.metadata.get("flat"):
+            known.update({name: field.name for name in (f.name for f in fields(hints[field.name]))})
+        else:
+            known[field.name] = None
+    for key in values:
+        if key not in known:
+            raise UserError(f"{where}: unknown option {key!r}; {nearest(key, known)}")
+    arguments = {}
+    for field in fields(cls):
+        if field.metadata.get("flat"):
+            group = {key: value for key, value in values.items() if known[key] == field.name}
+            arguments[field.name] = from_dict(hints[field.name], group, where)
+        elif field.name in values:
+            hint, value = hints[field.name], values[field.name]
+            if is_dataclass(hint):
+                arguments[field.name] = from_dict(hint, value, f"{where}: {field.name}")
+            else:
+                arguments[field.name] = _convert(value, hint, f"{where}: {field.name}")
+        elif field.default is MISSING and field.default_factory is MISSING:
+            raise UserError(f"{where}: the option {field.name!r} is missing")
+    return cls(**arguments)
+
+
+def _convert(value: Any, hint: Any, where: str) -> Any:
+    if isinstance(hint, types.UnionType):
+        if value is None:
+            return None
+        hint = next(arm for arm in typing.get_args(hint) if arm is not types.NoneType)
+    if hint is float and isinstance(value, str) and _FLOAT.fullmatch(value):
+        return float(value)  # YAML 1.1 reads 1e-3, which has no point, as text
+    if hint is float and type(value) is int:
+        return float(value)
+    if hint is int and isinstance(value, float) and value.is_integer():
+        return int(value)
+    if type(value) is not hint:
+        raise UserError(f"{where} must be {_NAMES.get(hint, hint)}, found {_kind(value)}")
+    return value
+
+
+_NAMES = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, dict):
+        return "a mapping"
+    if isinstance(value, list):
+        return "a list"
+    return f"{_NAMES.get(type(value), type(value).__name__)} ({value!r})"
+
+
+def to_dict(options: Any) -> dict[str, Any]:
+    """Nested mappings in the shape of the YAML file: flat groups lifted."""
+    out: dict[str, Any] = {}
+    for field in fields(options):
+        value = getattr(options, field.name)
+        if field.metadata.get("flat"):
+            out.update(to_dict(value))
+        else:
+            out[field.name] = to_dict(value) if is_dataclass(value) else value
+    return out
+
+
+def to_yaml(options: Any) -> str:
+    import yaml
+
+    return yaml.safe_dump(to_dict(options), sort_keys=False, allow_unicode=True)
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """One option: its dotted name, value, and what it is (science, machine or bookkeeping)."""
+
+    name: str
+    value: Any
+    role: str
+
+
+def leaves(options: Any, prefix: str = "", role: str = "science") -> list[Leaf]:
+    """All options of a dataclass, in order."""
+    out = []
+    for field in fields(options):
+        value, kind = getattr(options, field.name), field.metadata.get("role", role)
+        if is_dataclass(value):
+            out += leaves(value, prefix if field.metadata.get("flat") else f"{prefix}{field.name}.", kind)
+        else:
+            out.append(Leaf(f"{prefix}{field.name}", value, kind))
+    return out
+
+
+def digest(values: dict[str, Any]) -> str:
+    """Eight hexadecimal digits that name a set of values."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """One line for each value that differs."""
+    return [
+        f"{name}: {old.get(name)!r} -> {new.get(name)!r}"
+        for name in dict.fromkeys([*old, *new])
+        if old.get(name) != new.get(name)
+    ]
+
+
+__all__ = [
+    "BOOKKEEPING",
+    "FLAT",
+    "MACHINE",
+    "Leaf",
+    "differences",
+    "digest",
+    "from_dict",
+    "leaves",
+    "load_yaml",
+    "parse",
+    "replace",
+    "to_dict",
+    "to_yaml",
+]

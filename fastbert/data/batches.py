@@ -1,0 +1,132 @@
+"""Rows and batches from a stream of tokens: [CLS], then the next T - 1 tokens, documents joined by [SEP].
+
+No token is dropped but the stream's last few. The order is a keyed permutation of the rows, new in every epoch and a
+function of (seed, place in the run), so any batch can be drawn without those before it.
+
+Shapes: B rows, T tokens.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastbert.errors import UserError
+from fastbert.randomness import permute
+
+
+class Stream(Protocol):
+    """A split of a prepared corpus, as `fastbert.data.shards.TokenStream`."""
+
+    def __len__(self) -> int: ...
+
+    def read(self, start: int, stop: int) -> np.ndarray: ...
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows of a micro-batch."""
+
+    input_ids: Tensor
+    """int64 [B, T]."""
+    places: Tensor
+    """int64 [B], the rows' places in the global batch (in validation: in the split)."""
+    document_ids: Tensor | None = None
+    """int64 [B, T] with the document mask: which document of its row a token belongs to."""
+    position_ids: Tensor | None = None
+    """int64 [B, T] with the document mask: positions that start again in every document."""
+
+
+class Rows:
+    """A stream cut into rows of T tokens."""
+
+    def __init__(self, stream: Stream, length: int, cls_id: int, sep_id: int, document_mask: bool = False) -> None:
+        """
+        Raises:
+            UserError: a length under 2.
+        """
+        if length < 2:
+            raise UserError(f"length must be at least 2, [CLS] and a word, not {length}")
+        self.stream, self.length = stream, length
+        self.cls_id, self.sep_id, self.document_mask = cls_id, sep_id, document_mask
+
+    def __len__(self) -> int:
+        return len(self.stream) // (self.length - 1)
+
+    def read(self, indices: np.ndarray, places: np.ndarray, device: torch.device) -> Batch:
+        """The rows `indices`, on `device`; `places` are their places in the global batch."""
+        ids = np.empty((len(indices), self.length), dtype=np.int64)
+        ids[:, 0] = self.cls_id
+        width = self.length - 1
+        for row, index in enumerate(indices):
+            ids[row, 1:] = self.stream.read(int(index) * width, (int(index) + 1) * width)
+        input_ids, place = torch.from_numpy(ids), torch.from_numpy(places.astype(np.int64))
+        if device.type == "cuda":
+            input_ids, place = input_ids.pin_memory(), place.pin_memory()
+        input_ids = input_ids.to(device, non_blocking=True)
+        place = place.to(device, non_blocking=True)
+        if not self.document_mask:
+            return Batch(input_ids, place)
+        return Batch(input_ids, place, *documents_of(input_ids, self.sep_id))
+
+
+def documents_of(input_ids: Tensor, sep_id: int) -> tuple[Tensor, Tensor]:
+    """Document ids and positions of packed rows.
+
+    A document ends with its [SEP]. Positions start again in each; position 0 is [CLS]'s, so a document that has none
+    starts at 1.
+
+    Returns:
+        document_ids, position_ids: int64 [B, T].
+    """
+    ends = (input_ids == sep_id).long()
+    document_ids = ends.cumsum(1) - ends
+    place = torch.arange(input_ids.shape[1], device=input_ids.device)
+    first = torch.zeros_like(input_ids)
+    first[:, 1:] = torch.where(ends[:, :-1].bool(), place[1:], 0)
+    start = first.cummax(1).values
+    return document_ids, place - start + (document_ids > 0)
+
+
+class TrainingBatches:
+    """The rows of each optimizer step, in micro-batches."""
+
+    def __init__(self, rows: Rows, batch_size: int, micro_batch_size: int, seed: int, device: torch.device) -> None:
+        """
+        Raises:
+            UserError: the corpus has fewer rows than one batch.
+        """
+        if len(rows) < batch_size:
+            raise UserError(
+                f"the corpus has {len(rows)} sequences of {rows.length} tokens, less than one batch of {batch_size}; "
+                "lower --batch-size or --length, or add text"
+            )
+        self.rows, self.batch_size, self.micro_batch_size = rows, batch_size, micro_batch_size
+        self.seed, self.device = seed, device
+
+    def at(self, step: int) -> Iterator[Batch]:
+        """The micro-batches of `step` (from 0)."""
+        for start in range(0, self.batch_size, self.micro_batch_size):
+            places = np.arange(start, min(start + self.micro_batch_size, self.batch_size))
+            yield self.rows.read(self.order(step * self.batch_size + places), places, self.device)
+
+    def order(self, drawn: np.ndarray) -> np.ndarray:
+        """Row indices for the run's `drawn`-th sequences, int64."""
+        epoch, within = np.divmod(drawn, len(self.rows))
+        out = np.empty(len(drawn), dtype=np.int64)
+        for e in np.unique(epoch):
+            here = epoch == e
+            out[here] = permute(torch.from_numpy(within[here]), len(self.rows), self.seed, int(e)).numpy()
+        return out
+
+
+def validation_batches(rows: Rows, sequences: int, micro_batch_size: int, device: torch.device) -> Iterator[Batch]:
+    """`sequences` rows spread evenly over the split (all if it has fewer), always the same."""
+    count = min(sequences, len(rows))
+    indices = np.arange(count) * len(rows) // count
+    for start in range(0, count, micro_batch_size):
+        part = indices[start : start + micro_batch_size]
+        yield rows.read(part, part, device)

@@ -1,0 +1,17 @@
+"""The integer hash behind every choice that `prepare` makes: which document goes where, and which word is which."""
+
+import numpy as np
+
+
+def mix(x: np.ndarray) -> np.ndarray:
+    """splitmix64: an even, reproducible hash of every entry of `x` (uint64), the same on every machine."""
+    x = x + np.uint64(0x9E3779B97F4A7C15)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def document_hash(seed: int, first: int, count: int) -> np.ndarray:
+    """uint64 [count]: the hash of (seed, index) for the documents first ... first + count - 1."""
+    key = mix(np.array([seed % 2**64], dtype=np.uint64))
+    return mix(key ^ mix(np.arange(first, first + count, dtype=np.uint64)))

@@ -1,0 +1,42 @@
+"""How far a long job is, on standard error: a bar on a terminal, a plain line now and then otherwise."""
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+SECONDS_BETWEEN_LINES = 15
+
+
+class Report(Protocol):
+    def __call__(self, done: int) -> None:
+        """Says that `done` bytes of all are done."""
+
+
+@contextmanager
+def progress(what: str, total: int) -> Iterator[Report]:
+    """Shows `what`, the share of `total` bytes done, the rate and the time left."""
+    if sys.stderr.isatty():
+        from rich.console import Console
+        from rich.progress import DownloadColumn, Progress, TransferSpeedColumn
+
+        columns = (*Progress.get_default_columns(), DownloadColumn(), TransferSpeedColumn())
+        with Progress(*columns, console=Console(stderr=True)) as bar:
+            task = bar.add_task(what, total=total)
+            yield lambda done: bar.update(task, completed=done)
+        return
+    begin = last = time.monotonic()
+
+    def line(done: int) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last < SECONDS_BETWEEN_LINES or not done:
+            return
+        last = now
+        rate = done / (now - begin)
+        left = max(total - done, 0) / rate
+        print(f"{what}: {done / max(total, 1):.0%}, {rate / 1e6:.1f} MB/s, {left:.0f} s left", file=sys.stderr)
+
+    yield line
+    print(f"{what}: done in {time.monotonic() - begin:.0f} s", file=sys.stderr)

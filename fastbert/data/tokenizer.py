@@ -1,0 +1,261 @@
+"""The WordPiece tokenizer: trained here, or loaded from a Hugging Face BERT folder, and saved as one.
+
+Training is made a function of the text alone: the library's trainer breaks ties by the order of a hash table that
+differs from run to run, so the alphabet and its `##` forms are counted here and handed to it in a fixed order.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fastbert.data.hashing import document_hash
+from fastbert.data.sources import cut
+from fastbert.errors import UserError
+from fastbert.files import atomic_file, read_json, write_json
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+PREFIX = "##"
+SAMPLE_BYTES = 64 * 2**20  # UTF-8 text a tokenizer is trained on, at most
+SMALLEST_VOCABULARY = 256
+LARGEST_ALPHABET = 1000
+
+
+@dataclass(frozen=True)
+class WordPiece:
+    """A WordPiece vocabulary and how text is brought into its alphabet. Light and picklable."""
+
+    tokens: tuple[str, ...]
+    """The token of every id."""
+    lowercase: bool = True
+    strip_accents: bool | None = None
+    """None: as `lowercase` (BERT's own rule)."""
+    split_chinese: bool = True
+    clean_text: bool = True
+    longest_word: int = 100
+    """Characters; a longer word is [UNK]."""
+
+    @cached_property
+    def ids(self) -> dict[str, int]:
+        return {token: place for place, token in enumerate(self.tokens)}
+
+    @cached_property
+    def special_ids(self) -> tuple[int, ...]:
+        """Ids of [PAD], [UNK], [CLS], [SEP], [MASK]."""
+        return tuple(self.ids[token] for token in SPECIAL_TOKENS)
+
+    @cached_property
+    def continuing(self) -> np.ndarray:
+        """bool [V]: whether an id goes on with a word (a `##` piece)."""
+        return np.array([token.startswith(PREFIX) and token != PREFIX for token in self.tokens])
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """sha256 over the vocabulary and all settings that decide about ids."""
+        accents = self.lowercase if self.strip_accents is None else self.strip_accents
+        settings = [self.lowercase, accents, self.split_chinese, self.clean_text, self.longest_word]
+        return hashlib.sha256(json.dumps([self.tokens, settings]).encode()).hexdigest()
+
+    def build(self) -> "Tokenizer":
+        """The `tokenizers.Tokenizer` that adds [CLS] and [SEP] and takes "[MASK]" in a text as the special token."""
+        from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+
+        tokenizer = Tokenizer(
+            models.WordPiece(self.ids, unk_token="[UNK]", max_input_chars_per_word=self.longest_word)
+        )
+        tokenizer.normalizer = normalizers.BertNormalizer(
+            clean_text=self.clean_text,
+            handle_chinese_chars=self.split_chinese,
+            strip_accents=self.strip_accents,
+            lowercase=self.lowercase,
+        )
+        tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+        tokenizer.decoder = decoders.WordPiece(prefix=PREFIX)
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single="[CLS]:0 $A:0 [SEP]:0",
+            pair="[CLS]:0 $A:0 [SEP]:0 $B:1 [SEP]:1",
+            special_tokens=[(token, self.ids[token]) for token in ("[CLS]", "[SEP]")],
+        )
+        tokenizer.add_special_tokens(list(SPECIAL_TOKENS))
+        return tokenizer
+
+    def save(self, folder: Path | str, max_length: int = 512) -> None:
+        """Writes a Hugging Face folder that `transformers.AutoTokenizer.from_pretrained` opens with equal ids.
+
+        Args:
+            max_length: tokens; becomes `model_max_length`.
+        """
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        with atomic_file(folder / "tokenizer.json", "w") as file:
+            file.write(self.build().to_str(pretty=True))
+        with atomic_file(folder / "vocab.txt", "w") as file:
+            file.writelines(token + "\n" for token in self.tokens)
+        # transformers builds a BertTokenizer anew from the vocabulary, with BERT's own values for these two.
+        usual = self.clean_text and self.longest_word == 100
+        write_json(
+            folder / "tokenizer_config.json",
+            {
+                "tokenizer_class": "BertTokenizer" if usual else "PreTrainedTokenizerFast",
+                "do_lower_case": self.lowercase,
+                "strip_accents": self.strip_accents,
+                "tokenize_chinese_chars": self.split_chinese,
+                "model_max_length": max_length,
+                **{f"{token[1:-1].lower()}_token": token for token in SPECIAL_TOKENS},
+            },
+        )
+
+
+def sample_documents(documents: Iterable[str], limit: int = SAMPLE_BYTES) -> list[str]:
+    """Documents spread evenly over a stream of unknown length: all of them, or between `limit` / 2 and `limit` bytes.
+
+    A document stays while its hash is below a bound, which is halved whenever the sample is full.
+    """
+    bound, held, kept = 2**64, 0, []
+    hashes, first = document_hash(0, 0, 4096), 0
+    for index, text in enumerate(documents):
+        if index - first == len(hashes):
+            first = index
+            hashes = document_hash(0, first, 4096)
+        key = int(hashes[index - first])
+        if key >= bound:
+            continue
+        size = len(text) if text.isascii() else len(text.encode())
+        kept.append((key, size, text))
+        held += size
+        while held > limit and len(kept) > 1:
+            bound //= 2
+            kept = [item for item in kept if item[0] < bound] or [min(kept)]
+            held = sum(size for _, size, _ in kept)
+    return [text for _, _, text in kept]
+
+
+def train_tokenizer(documents: Iterable[str], vocab_size: int, lowercase: bool = True) -> WordPiece:
+    """Trains WordPiece on a bounded sample of `documents`; the result depends on nothing but the text and arguments.
+
+    Returns: at most `vocab_size` entries, fewer if the text has not enough pieces that occur twice. The special tokens
+    have the ids 0 to 4.
+
+    Raises:
+        UserError: `vocab_size` is too small for the alphabet.
+    """
+    from tokenizers import trainers
+
+    if vocab_size < SMALLEST_VOCABULARY:
+        raise UserError(f"vocab_size {vocab_size} is too small; use at least {SMALLEST_VOCABULARY}")
+    sample = sample_documents(documents)
+    tokenizer = WordPiece(SPECIAL_TOKENS, lowercase=lowercase).build()
+    alphabet, continuations = _alphabet(sample, tokenizer, limit=max(64, min(LARGEST_ALPHABET, vocab_size // 8)))
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=vocab_size,
+        min_frequency=2,
+        special_tokens=[*SPECIAL_TOKENS, *(PREFIX + c for c in continuations)],
+        initial_alphabet=alphabet,
+        limit_alphabet=len(alphabet),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(_pieces(sample), trainer)
+    vocabulary = tokenizer.get_vocab()
+    return WordPiece(tuple(sorted(vocabulary, key=vocabulary.__getitem__)), lowercase=lowercase)
+
+
+def load_tokenizer(folder: Path | str) -> WordPiece:
+    """The tokenizer of a Hugging Face BERT folder (tokenizer.json, else vocab.txt) or of a prepared folder.
+
+    Truncation and padding that a tokenizer.json may carry are dropped.
+
+    Raises:
+        UserError: no tokenizer, a damaged one, one that is not BERT's kind of WordPiece, or lacks a special token.
+    """
+    folder = Path(folder)
+    if (folder / "dataset.json").is_file():
+        folder = folder / "tokenizer"
+    if (folder / "tokenizer.json").is_file():
+        path = folder / "tokenizer.json"
+        tokenizer = _from_json(read_json(path, "tokenizer"), path)
+    elif (folder / "vocab.txt").is_file():
+        path = folder / "vocab.txt"
+        tokenizer = _from_vocabulary(folder)
+    else:
+        raise UserError(f"{folder} holds no tokenizer; give a folder with tokenizer.json or vocab.txt")
+    missing = [token for token in SPECIAL_TOKENS if token not in tokenizer.ids]
+    if missing:
+        raise UserError(f"tokenizer {path} lacks {', '.join(missing)}; give one with {', '.join(SPECIAL_TOKENS)}")
+    return tokenizer
+
+
+def _from_json(content: Any, path: Path) -> WordPiece:
+    kinds = {"model": "WordPiece", "normalizer": "BertNormalizer", "pre_tokenizer": "BertPreTokenizer"}
+    for part, kind in kinds.items():
+        found = content.get(part) if isinstance(content, dict) else None
+        if not isinstance(found, dict) or found.get("type", kind) != kind:
+            name = found.get("type") if isinstance(found, dict) else found
+            raise UserError(f"tokenizer {path}: its {part} is {name}, not {kind}; give a BERT tokenizer")
+    model, normalizer = content["model"], content["normalizer"]
+    if not isinstance(model.get("vocab"), dict) or model.get("continuing_subword_prefix") != PREFIX:
+        raise UserError(f"tokenizer {path}: its model has another prefix than {PREFIX!r}; give a BERT tokenizer")
+    vocabulary = dict(model["vocab"])
+    for added in content.get("added_tokens", []):
+        if not added["special"]:
+            raise UserError(f"tokenizer {path} has an added token {added['content']!r}, which only special ones may be")
+        vocabulary.setdefault(added["content"], added["id"])
+    if sorted(vocabulary.values()) != list(range(len(vocabulary))):
+        raise UserError(f"tokenizer {path}: its ids are not 0 to {len(vocabulary) - 1}; give one without gaps")
+    return WordPiece(
+        tuple(sorted(vocabulary, key=vocabulary.__getitem__)),
+        lowercase=normalizer["lowercase"],
+        strip_accents=normalizer["strip_accents"],
+        split_chinese=normalizer["handle_chinese_chars"],
+        clean_text=normalizer["clean_text"],
+        longest_word=model["max_input_chars_per_word"],
+    )
+
+
+def _from_vocabulary(folder: Path) -> WordPiece:
+    path = folder / "vocab.txt"
+    try:
+        tokens = path.read_text(encoding="utf-8").splitlines(keepends=False)
+    except UnicodeDecodeError as error:
+        raise UserError(f"vocabulary {path} is not UTF-8 text: {error}") from None
+    seen: set[str] = set()
+    for number, token in enumerate(tokens, 1):
+        if token in seen:
+            raise UserError(f"vocabulary {path}: line {number} repeats {token!r}; every line must be another token")
+        seen.add(token)
+    config_path = folder / "tokenizer_config.json"
+    config = read_json(config_path, "tokenizer configuration") if config_path.is_file() else {}
+    return WordPiece(
+        tuple(tokens),
+        lowercase=config.get("do_lower_case", True),
+        strip_accents=config.get("strip_accents"),
+        split_chinese=config.get("tokenize_chinese_chars", True),
+    )
+
+
+def _alphabet(sample: list[str], tokenizer: "Tokenizer", limit: int) -> tuple[list[str], list[str]]:
+    """The `limit` most frequent normalized characters, and those of them that can stand within a word."""
+    counts = np.zeros(0x110000, dtype=np.int64)
+    for text in sample:
+        found, often = np.unique(np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32), return_counts=True)
+        counts[found] += often
+    normalized: dict[str, int] = {}
+    for code in np.flatnonzero(counts):
+        for c in tokenizer.normalizer.normalize_str(chr(code)):
+            if not c.isspace():
+                normalized[c] = normalized.get(c, 0) + int(counts[code])
+    alphabet = sorted(sorted(normalized, key=lambda c: (-normalized[c], c))[:limit])
+    return alphabet, [c for c in alphabet if len(tokenizer.pre_tokenizer.pre_tokenize_str("a" + c)) == 1]
+
+
+def _pieces(sample: list[str]) -> Iterator[str]:
+    # The library holds 256 texts at a time: short ones keep that small and give its threads equal work.
+    for text in sample:
+        yield from cut(text, 2**14)

@@ -1,0 +1,111 @@
+"""Files written whole or not at all: write beside, flush to the disk, rename. Every room writes through here."""
+
+import errno
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from fastbert.errors import UserError
+
+
+@contextmanager
+def disk_errors(path: Path | str) -> Iterator[None]:
+    """Turns what the operating system says about space and permission into a UserError that names `path`."""
+    try:
+        yield
+    except PermissionError as error:
+        raise UserError(f"no permission to write {path}; choose another folder or change its permissions") from error
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise UserError(f"the disk is full, writing {path}; free some space or choose another folder") from error
+        if error.errno == errno.EROFS:
+            raise UserError(f"{path} lies on a read-only file system; choose another folder") from error
+        if error.errno in (errno.ENOTDIR, errno.EEXIST):
+            raise UserError(f"cannot write {path}: part of that path is a file; choose another folder") from error
+        raise
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes renames within `folder` durable."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def atomic_file(path: Path | str, mode: str = "wb") -> Iterator[IO[Any]]:
+    """A file that appears under `path` only when the block ends without an error."""
+    path = Path(path)
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(beside, mode, encoding=None if "b" in mode else "utf-8") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(beside, path)
+        except BaseException:
+            beside.unlink(missing_ok=True)
+            raise
+        sync_folder(path.parent)
+
+
+@contextmanager
+def atomic_folder(path: Path | str) -> Iterator[Path]:
+    """A folder that appears under `path` only when the block ends without an error; an older one is replaced."""
+    path = Path(path)
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with disk_errors(path):
+        shutil.rmtree(beside, ignore_errors=True)
+        beside.mkdir(parents=True)
+        try:
+            yield beside
+            for file in beside.rglob("*"):
+                if file.is_file():
+                    with open(file, "rb") as handle:
+                        os.fsync(handle.fileno())
+            if path.exists():
+                old = path.with_name(f".{path.name}.{os.getpid()}.old.tmp")
+                os.rename(path, old)
+                os.rename(beside, path)
+                shutil.rmtree(old)
+            else:
+                os.rename(beside, path)
+        except BaseException:
+            shutil.rmtree(beside, ignore_errors=True)
+            raise
+        sync_folder(path.parent)
+
+
+def remove_leftovers(folder: Path | str) -> None:
+    """Removes what a killed process left half written in `folder` (names of `atomic_file` and `atomic_folder`)."""
+    for path in Path(folder).glob(".*.tmp"):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def write_json(path: Path | str, value: Any) -> None:
+    with atomic_file(path, "w") as file:
+        json.dump(value, file, indent=2)
+        file.write("\n")
+
+
+def read_json(path: Path | str, what: str) -> Any:
+    """The JSON in `path`; `what` names it in errors.
+
+    Raises:
+        UserError: the file is missing or is not JSON.
+    """
+    path = Path(path)
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{what} {path} does not exist") from None
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise UserError(f"{what} {path} is damaged: {error}") from None

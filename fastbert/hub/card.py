@@ -1,0 +1,72 @@
+"""The README.md of an exported model: what it is, where it came from, how to open it. Facts only."""
+
+import json
+from typing import Any
+
+from fastbert import __version__
+from fastbert.model.config import EncoderConfig
+from fastbert.model.flops import encoder_parameters, mlm_head_parameters
+
+_SNIPPET = """```python
+import torch
+from transformers import AutoModel, AutoTokenizer
+
+folder = "{name}"  # the path of this folder
+tokenizer = AutoTokenizer.from_pretrained(folder)
+model = AutoModel.from_pretrained(folder{trust})
+
+batch = tokenizer(["A sentence.", "Another, longer one."], padding=True, return_tensors="pt")
+with torch.no_grad():
+    hidden_states = model(**batch).last_hidden_state  # [batch, tokens, {width}]
+```"""
+
+_REMOTE = """
+`trust_remote_code=True` is needed because this encoder is not one that transformers knows: its code is in this folder,
+in `configuration_fastbert.py` and `modeling_fastbert.py`. It imports torch and transformers only.
+"""
+
+
+def model_card(config: EncoderConfig, name: str, *, native: bool, has_head: bool, facts: dict[str, Any]) -> str:
+    """Markdown.
+
+    Args:
+        config: of the encoder.
+        name: of the exported folder.
+        native: whether transformers opens it as its own BERT.
+        has_head: whether the MLM head is in it.
+        facts: rows of the table on its pretraining, in order.
+    """
+    encoder = {
+        "position scheme": config.position,
+        **({"[CLS] attention": config.cls} if config.position.startswith("tupe") else {}),
+        "layer norm": config.norm,
+        "layers": config.layers,
+        "width": config.width,
+        "attention heads": config.heads,
+        "vocabulary": config.vocab_size,
+        "longest sequence": config.max_positions,
+        "parameters": encoder_parameters(config) + (mlm_head_parameters(config) if has_head else 0),
+    }
+    classes = ["AutoModel", *(["AutoModelForMaskedLM"] if has_head else []), "AutoModelForSequenceClassification"]
+    front = ["---", "library_name: transformers", *(["pipeline_tag: fill-mask"] if has_head else []), "tags:"]
+    trust = "" if native else ", trust_remote_code=True"
+    parts = [
+        "\n".join([*front, "- fastbert", "# license: to be chosen by whoever publishes this model", "---"]),
+        f"# {name}",
+        f"A text encoder, exported by fastbert {__version__}.",
+        "## Encoder\n\n" + _table(encoder),
+        "## Pretraining\n\n" + (_table(facts) if facts else "Nothing was noted down at its export."),
+        "## Use\n\n" + _SNIPPET.format(name=name, width=config.width, trust=trust),
+        f"`{'`, `'.join(classes)}` open it; a classifier's own weights are new and have to be trained.",
+        *([] if native else [_REMOTE.strip()]),
+        "## Licence\n\nNot stated. It is for whoever publishes this model to choose, with an eye on its training data.",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _table(facts: dict[str, Any]) -> str:
+    rows = ["| | |", "|---|---|"]
+    for key, value in facts.items():
+        text = value if isinstance(value, str) else json.dumps(value)
+        rows.append(f"| {key} | {text.replace('|', chr(92) + '|').replace(chr(10), '<br>')} |")
+    return "\n".join(rows)

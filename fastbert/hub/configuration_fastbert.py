@@ -1,0 +1,75 @@
+"""The configuration of a fastbert encoder for transformers. Names are BERT's wherever BERT has the thing.
+
+This file and modeling_fastbert.py travel inside an exported model; they need torch and transformers only.
+"""
+
+from transformers import PretrainedConfig
+
+
+class FastBertConfig(PretrainedConfig):
+    """Everything `FastBertModel` is built from.
+
+    Args:
+        position: absolute (BERT), relative (BERT with T5's bias, arXiv 1910.10683), tupe-a or tupe-r (positions untied
+            from words, arXiv 2006.15595).
+        cls_attention: with TUPE, untied gives [CLS] two attention values of its own, tied treats it as a word.
+        norm: LayerNorm after each residual sum (post, as BERT) or before each sublayer (pre).
+        relative_buckets: of the distances, both directions together.
+        relative_max_distance: from which on all distances share a bucket.
+        type_vocab_size: token types (segments); 0 for an encoder that has none.
+
+    Raises:
+        ValueError: a `position`, `cls_attention` or `norm` that does not exist.
+    """
+
+    model_type = "fastbert"
+
+    def __init__(
+        self,
+        vocab_size=30522,
+        hidden_size=768,
+        num_hidden_layers=12,
+        num_attention_heads=12,
+        intermediate_size=3072,
+        max_position_embeddings=512,
+        type_vocab_size=2,
+        hidden_dropout_prob=0.1,
+        attention_probs_dropout_prob=0.1,
+        classifier_dropout=None,
+        layer_norm_eps=1e-12,
+        initializer_range=0.02,
+        position="absolute",
+        cls_attention="untied",
+        norm="post",
+        relative_buckets=32,
+        relative_max_distance=128,
+        pad_token_id=0,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        for name, value, known in (
+            ("position", position, ("absolute", "relative", "tupe-a", "tupe-r")),
+            ("cls_attention", cls_attention, ("untied", "tied")),
+            ("norm", norm, ("post", "pre")),
+        ):
+            if value not in known:
+                raise ValueError(f"{name} must be one of {', '.join(known)}, not {value!r}")
+        self.vocab_size = vocab_size
+        self.hidden_size = hidden_size
+        self.num_hidden_layers = num_hidden_layers
+        self.num_attention_heads = num_attention_heads
+        self.intermediate_size = intermediate_size
+        self.max_position_embeddings = max_position_embeddings
+        self.type_vocab_size = type_vocab_size
+        self.hidden_dropout_prob = hidden_dropout_prob
+        self.attention_probs_dropout_prob = attention_probs_dropout_prob
+        self.classifier_dropout = classifier_dropout
+        self.layer_norm_eps = layer_norm_eps
+        self.initializer_range = initializer_range
+        self.position = position
+        self.cls_attention = cls_attention
+        self.norm = norm
+        self.relative_buckets = relative_buckets
+        self.relative_max_distance = relative_max_distance
+        self.pad_token_id = pad_token_id
+        self.tie_word_embeddings = True

@@ -1,0 +1,157 @@
+"""From our weights to a folder that transformers opens: as its own BERT where that computes the same, else with code.
+
+    config.json  model.safetensors  tokenizer.json ...  README.md
+    configuration_fastbert.py  modeling_fastbert.py       (only if it is no BERT)
+"""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+import fastbert
+from fastbert.data.tokenizer import load_tokenizer
+from fastbert.errors import UserError
+from fastbert.files import atomic_folder, read_json
+from fastbert.hub.card import model_card
+from fastbert.hub.names import BERT_OPTIONS, OWN_OPTIONS, TIED, bert_names, check_weights, is_bert
+from fastbert.model.config import EncoderConfig
+
+CODE = ("configuration_fastbert.py", "modeling_fastbert.py")
+AUTO_MAP = {
+    "AutoConfig": "configuration_fastbert.FastBertConfig",
+    "AutoModel": "modeling_fastbert.FastBertModel",
+    "AutoModelForMaskedLM": "modeling_fastbert.FastBertForMaskedLM",
+    "AutoModelForSequenceClassification": "modeling_fastbert.FastBertForSequenceClassification",
+}
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.txt",
+)
+
+MARK = "fastbert"
+"""Key in the header of our model.safetensors. `save_pretrained` does not copy it, so that a model which somebody went
+on training and saved elsewhere is not taken for an export that may be replaced."""
+NO_TYPES = "no_token_types"
+"""Key in that header: the token types of the native BERT are zeros, ours has none."""
+
+
+def export_model(
+    config: EncoderConfig, weights: dict[str, Tensor], tokenizer: Path, out: Path, *, card: dict[str, Any] | None = None
+) -> None:
+    """Writes the folder `out`, whole or not at all; an earlier export there is replaced.
+
+    Absolute positions with post-norm become a BERT of transformers' own. Everything else comes with the two files of
+    code it needs and is opened with `trust_remote_code=True`, without fastbert.
+
+    Args:
+        config: of the encoder.
+        weights: `encoder.<names of Encoder>` and, if there is one, `head.<names of MLMHead>`, on any device; the
+            tied `head.decoder.weight` may be left out.
+        tokenizer: folder with tokenizer.json; its tokenizer files are copied.
+        out: folder to write.
+        card: facts for the table in README.md: data, steps, validation loss, command, ...
+
+    Raises:
+        UserError: `out` holds something else; the weights do not fit `config`; the tokenizer is missing, damaged or
+            larger than the vocabulary of the model; no space or no permission.
+    """
+    out, tokenizer = Path(out).resolve(), Path(tokenizer)
+    _check_out(out)
+    check_weights(config, weights, "the model to export")
+    vocabulary = load_tokenizer(tokenizer)
+    if len(vocabulary.tokens) > config.vocab_size:
+        raise UserError(
+            f"the tokenizer in {tokenizer} has {len(vocabulary.tokens)} tokens and the model {config.vocab_size}; "
+            "give the folder of the tokenizer it was trained with"
+        )
+    native, head = is_bert(config), "head.decoder.bias" in weights
+    tensors = _bert_weights(config, weights, head) if native else _own_weights(weights, head)
+    mark = {MARK: fastbert.__version__} | ({NO_TYPES: "true"} if native and not config.type_vocab_size else {})
+    with atomic_folder(out) as folder:
+        _copy_tokenizer(tokenizer, folder)
+        settings = _config_json(config, native, head, vocabulary.ids["[PAD]"], tensors)
+        (folder / "config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt", **mark})
+        text = model_card(config, out.name, native=native, has_head=head, facts=card or {})
+        (folder / "README.md").write_text(text, encoding="utf-8")
+        if not native:
+            for name in CODE:
+                shutil.copyfile(Path(__file__).with_name(name), folder / name)
+
+
+def header(path: Path) -> dict[str, str]:
+    """The metadata in a safetensors file.
+
+    Raises:
+        UserError: the file is truncated or damaged.
+    """
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            return file.metadata() or {}
+    except safetensors.SafetensorError as error:
+        raise UserError(f"{path} is damaged ({error}); copy, download or export it again") from None
+
+
+def _check_out(out: Path) -> None:
+    if out.is_file():
+        raise UserError(f"cannot export to {out}: it is a file; choose a folder")
+    if not out.is_dir() or not any(out.iterdir()):
+        return
+    model = out / "model.safetensors"
+    if not model.is_file() or MARK not in header(model):
+        raise UserError(f"{out} is not empty and is not an export of fastbert's; choose another folder")
+
+
+def _bert_weights(config: EncoderConfig, weights: dict[str, Tensor], head: bool) -> dict[str, Tensor]:
+    names = bert_names(config.layers, config.type_vocab_size > 0, head)
+    tensors = {}
+    for ours, theirs in names.items():
+        for name, part in zip(theirs, weights[ours].detach().cpu().chunk(len(theirs)), strict=True):
+            tensors[name] = part.contiguous()
+    if not config.type_vocab_size:
+        # BERT adds a type to every token. Two, since tokenizers number the segments of a pair 0 and 1.
+        words = tensors["bert.embeddings.word_embeddings.weight"]
+        tensors["bert.embeddings.token_type_embeddings.weight"] = torch.zeros(2, config.width, dtype=words.dtype)
+    # BertModel's own names have no prefix.
+    return tensors if head else {name.removeprefix("bert."): tensor for name, tensor in tensors.items()}
+
+
+def _own_weights(weights: dict[str, Tensor], head: bool) -> dict[str, Tensor]:
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items() if name != TIED}
+    return tensors if head else {name.removeprefix("encoder."): tensor for name, tensor in tensors.items()}
+
+
+def _config_json(
+    config: EncoderConfig, native: bool, head: bool, pad: int, tensors: dict[str, Tensor]
+) -> dict[str, Any]:
+    dtype = str(next(iter(tensors.values())).dtype).removeprefix("torch.")
+    values = {theirs: getattr(config, ours) for ours, theirs in BERT_OPTIONS.items()}
+    shared = {"classifier_dropout": None, "pad_token_id": pad, "tie_word_embeddings": True, "dtype": dtype}
+    if native:
+        values["type_vocab_size"] = config.type_vocab_size or 2
+        kind = {"architectures": ["BertForMaskedLM" if head else "BertModel"], "model_type": "bert"}
+        return kind | values | shared | {"hidden_act": "gelu", "position_embedding_type": "absolute"}
+    values |= {theirs: getattr(config, ours) for ours, theirs in OWN_OPTIONS.items()}
+    kind = {"architectures": ["FastBertForMaskedLM" if head else "FastBertModel"], "model_type": "fastbert"}
+    return kind | {"auto_map": AUTO_MAP} | values | shared
+
+
+def _copy_tokenizer(tokenizer: Path, folder: Path) -> None:
+    for name in TOKENIZER_FILES:
+        if (tokenizer / name).is_file():
+            shutil.copyfile(tokenizer / name, folder / name)
+    settings = folder / "tokenizer_config.json"
+    values = read_json(settings, "tokenizer configuration") if settings.exists() else {}
+    if "tokenizer_class" not in values:
+        # Without it AutoTokenizer asks the model's configuration, and would want to run code to read ours.
+        text = json.dumps(values | {"tokenizer_class": "BertTokenizer"}, indent=2)
+        settings.write_text(text + "\n", encoding="utf-8")

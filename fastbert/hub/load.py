@@ -1,0 +1,283 @@
+"""A pretrained encoder from whatever folder it lies in: a Hugging Face BERT, one of our exports, a run, a checkpoint.
+
+No code of the folder is executed and nothing is unpickled.
+"""
+
+import pickle
+import re
+import struct
+import sys
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from fastbert.errors import UserError
+from fastbert.files import read_json
+from fastbert.hub.export import NO_TYPES, header
+from fastbert.hub.names import BERT_OPTIONS, OWN_OPTIONS, TIED, bert_names, check_weights, some
+from fastbert.model.config import EncoderConfig
+from fastbert.model.encoder import Encoder
+from fastbert.model.heads import MLMHead
+from fastbert.training.checkpoints import Checkpoint
+from fastbert.training.checkpoints import _read as read_checkpoint
+
+# What transformers' BertConfig takes where config.json is silent; sizes it should not be silent about.
+_BERT_DEFAULTS = {
+    "type_vocab_size": 2,
+    "hidden_dropout_prob": 0.1,
+    "attention_probs_dropout_prob": 0.1,
+    "layer_norm_eps": 1e-12,
+    "initializer_range": 0.02,
+}
+# Where a BERT's config.json says otherwise, its hidden states would not be ours.
+_BERT_ONLY = {
+    "hidden_act": "gelu",
+    "position_embedding_type": "absolute",
+    "is_decoder": False,
+    "add_cross_attention": False,
+}
+# What torch.load raises over a damaged file, found by damaging some.
+_UNPICKLING = (
+    RuntimeError,
+    EOFError,
+    ValueError,
+    LookupError,
+    AssertionError,
+    struct.error,
+    pickle.UnpicklingError,
+)
+# The folder of a checkpoint.
+_STEP = re.compile(r"step-\d{8,}")
+# Parts of a BERT that are no weights: buffers of older versions of transformers.
+_BERT_BUFFERS = ("bert.embeddings.position_ids", "bert.embeddings.token_type_ids")
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """An encoder and where it came from."""
+
+    config: EncoderConfig
+    weights: dict[str, Tensor]
+    """`encoder.<names of Encoder>` and, if there is a head, `head.<names of MLMHead>`; on the CPU, in the file's
+    precision. The tied word embedding is there under both its names."""
+    tokenizer: Path
+    """Folder of its tokenizer. Whether one is in it is found out when it is opened."""
+    source: str
+    """For messages and records."""
+    facts: dict[str, Any] = field(default_factory=dict)
+    """What a checkpoint says of its training, for the model card."""
+
+    @property
+    def has_head(self) -> bool:
+        return "head.decoder.bias" in self.weights
+
+
+def load_pretrained(path: str | Path) -> Pretrained:
+    """Reads a folder of any of these kinds:
+
+    - a Hugging Face BERT: config.json with `model_type: bert`, and model.safetensors or pytorch_model.bin;
+    - an export of fastbert's;
+    - a run of `fastbert pretrain`: its newest whole checkpoint is taken;
+    - one checkpoint of a run.
+
+    Heads other than the MLM head (poolers, classifiers) are left aside.
+
+    Raises:
+        UserError: the folder does not exist or is none of these; its configuration is not one fastbert can express; a
+            file is missing or damaged; weights are missing or do not fit.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        raise UserError(_no_folder(folder))
+    if (folder / "config.json").is_file():
+        return _from_hub(folder)
+    if (folder / "checkpoints").is_dir():
+        return _from_checkpoint(_newest(folder / "checkpoints"))
+    if (folder / "manifest.json").is_file() and (folder / "state.json").is_file():
+        return _from_checkpoint(_single(folder))
+    raise UserError(
+        f"{folder} holds no model: looked for config.json (a Hugging Face BERT or an export of fastbert's), "
+        "checkpoints/ (a run) and state.json with manifest.json (a checkpoint of a run)"
+    )
+
+
+def build_encoder(pretrained: Pretrained) -> tuple[Encoder, MLMHead | None]:
+    """The encoder with its weights, in float32 and in training mode as every new module, and the MLM head if there is
+    one, tied to it."""
+    encoder = Encoder(pretrained.config)
+    encoder.load_state_dict(_below("encoder.", pretrained.weights))
+    if not pretrained.has_head:
+        return encoder, None
+    head = MLMHead(pretrained.config, encoder.words)
+    head.load_state_dict(_below("head.", pretrained.weights))
+    return encoder, head
+
+
+def _below(prefix: str, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
+
+
+def _no_folder(path: Path) -> str:
+    if path.is_file():
+        return f"{path} is a file; give the folder of the model"
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", str(path)) and not path.parent.is_dir():
+        return (
+            f"there is no folder {path}. If it is a model on the Hugging Face hub, download it first, "
+            f"`hf download {path} --local-dir {path.name}` (huggingface-cli in older versions), and give that folder"
+        )
+    return f"there is no folder {path}; give that of a Hugging Face BERT, an export, a run or a checkpoint"
+
+
+# --- Hugging Face folders
+
+
+def _from_hub(folder: Path) -> Pretrained:
+    settings = read_json(folder / "config.json", "model configuration")
+    kind = settings.get("model_type") if isinstance(settings, dict) else None
+    if kind not in ("bert", "fastbert"):
+        raise UserError(f"{folder / 'config.json'} has model_type {kind!r}; fastbert reads bert and its own exports")
+    tensors, metadata = _tensors(folder)
+    if kind == "bert":
+        config = _config(folder, _BERT_DEFAULTS | settings, BERT_OPTIONS)
+        config, weights = _from_bert(folder, config, settings, tensors, untyped=NO_TYPES in metadata)
+    else:
+        config = _config(folder, settings, BERT_OPTIONS | OWN_OPTIONS)
+        # A FastBertModel is saved without the prefix.
+        prefix = "" if any(name.startswith("encoder.") for name in tensors) else "encoder."
+        named = {prefix + name: tensor for name, tensor in tensors.items()}
+        weights = {name: tensor for name, tensor in named.items() if name.startswith(("encoder.", "head."))}
+    kinds = {"bert": "the BERT", "fastbert": "the fastbert model"}
+    return _pretrained(config, weights, folder, f"{kinds[kind]} in {folder}")
+
+
+def _config(folder: Path, settings: dict[str, Any], names: dict[str, str]) -> EncoderConfig:
+    missing = [theirs for theirs in names.values() if theirs not in settings]
+    if missing:
+        raise UserError(f"{folder / 'config.json'} lacks {', '.join(missing)}")
+    try:
+        return EncoderConfig(**{ours: settings[theirs] for ours, theirs in names.items()})
+    except UserError as error:
+        raise UserError(f"{folder / 'config.json'}: {error}") from None
+
+
+def _from_bert(
+    folder: Path, config: EncoderConfig, settings: dict[str, Any], tensors: dict[str, Tensor], untyped: bool
+) -> tuple[EncoderConfig, dict[str, Tensor]]:
+    for name, value in _BERT_ONLY.items():
+        if settings.get(name, value) != value:
+            raise UserError(
+                f"{folder / 'config.json'} has {name} {settings[name]!r}; fastbert reads BERTs with {value!r} only"
+            )
+    there = {_modern(name): tensor for name, tensor in tensors.items() if _modern(name) not in _BERT_BUFFERS}
+    if untyped:
+        del there["bert.embeddings.token_type_embeddings.weight"]
+        config = replace(config, type_vocab_size=0)
+    decoder = there.pop("cls.predictions.decoder.weight", None)
+    if "cls.predictions.decoder.bias" in there:
+        there["cls.predictions.bias"] = there.pop("cls.predictions.decoder.bias")
+    head = any(name.startswith("cls.predictions.") for name in there)
+    names = bert_names(config.layers, types=not untyped, head=head)
+    wanted = {theirs for group in names.values() for theirs in group}
+    if missing := sorted(wanted - there.keys()):
+        raise UserError(f"the weights in {folder} lack {some(missing)}")
+    rest = [name for name in there if name.startswith(("bert.embeddings.", "bert.encoder.")) and name not in wanted]
+    if rest:
+        raise UserError(f"the weights in {folder} hold {some(rest)}, which a BERT of this configuration does not have")
+    weights = {ours: torch.cat([there[name] for name in theirs]) for ours, theirs in names.items()}
+    if head and decoder is not None:
+        weights[TIED] = decoder
+    return config, weights
+
+
+def _modern(name: str) -> str:
+    """The name that transformers 5 has for a weight of a BERT: TensorFlow's gamma and beta, and models saved bare."""
+    name = name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
+    return f"bert.{name}" if name.startswith(("embeddings.", "encoder.", "pooler.")) else name
+
+
+def _tensors(folder: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The weights in a Hugging Face folder, and the metadata beside them."""
+    path = folder / "model.safetensors"
+    if path.is_file():
+        metadata = header(path)  # names a damaged file
+        return load_file(path), metadata
+    path = folder / "pytorch_model.bin"
+    if not path.is_file():
+        raise UserError(f"{folder} has neither model.safetensors nor pytorch_model.bin (weights in one file)")
+    try:
+        tensors = torch.load(path, map_location="cpu", weights_only=True)
+    except _UNPICKLING as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise UserError(
+            f"{path} is damaged or holds more than tensors ({reason}); download it again, best as model.safetensors"
+        ) from None
+    if not isinstance(tensors, dict):
+        raise UserError(f"{path} holds a {type(tensors).__name__} and not weights by name; give a model's folder")
+    return tensors, {}
+
+
+# --- runs and their checkpoints
+
+
+def _newest(folder: Path) -> Checkpoint:
+    """The newest whole one. Read-only, unlike a `Checkpointer`, which removes half-written saves: the run may still be
+    training."""
+    paths = [path for path in folder.iterdir() if _STEP.fullmatch(path.name)]
+    damaged = []
+    for path in sorted(paths, key=lambda path: int(path.name.removeprefix("step-")), reverse=True):
+        try:
+            checkpoint = read_checkpoint(path)
+        except UserError as error:
+            damaged.append(str(error))
+            continue
+        for problem in damaged:
+            print(f"{problem}; taking {path.name} instead", file=sys.stderr)
+        return checkpoint
+    if damaged:
+        raise UserError(f"no checkpoint in {folder} is whole: {'; '.join(damaged)}. Restore one of them")
+    raise UserError(f"{folder} holds no checkpoint yet; wait for the run's first")
+
+
+def _single(folder: Path) -> Checkpoint:
+    folder = folder.resolve()
+    if not _STEP.fullmatch(folder.name):
+        raise UserError(f"the checkpoint {folder} was renamed; give it its name step-... back")
+    return read_checkpoint(folder)
+
+
+def _from_checkpoint(checkpoint: Checkpoint) -> Pretrained:
+    path = checkpoint.path
+    if "encoder" not in checkpoint.state or "model" not in checkpoint.tensors:
+        raise UserError(f"the checkpoint {path} is not one of a pretraining run; give the folder of such a run")
+    try:
+        config = EncoderConfig.from_dict(checkpoint.state["encoder"])
+    except UserError as error:
+        raise UserError(f"{path / 'state.json'}: {error}") from None
+    # An objective's other networks stay where they are, and so does a head of another kind.
+    prefixes = ("encoder.", "head.") if "head.decoder.bias" in checkpoint.tensors["model"] else ("encoder.",)
+    weights = {name: tensor for name, tensor in checkpoint.tensors["model"].items() if name.startswith(prefixes)}
+    facts = {
+        "objective": checkpoint.state.get("objective"),
+        "steps": checkpoint.step,
+        "tokens": checkpoint.state.get("progress", {}).get("tokens"),
+        "validation loss (nats)": checkpoint.metric,
+    }
+    known = {name: value for name, value in facts.items() if value is not None}
+    return _pretrained(config, weights, path.parent.parent / "tokenizer", f"the checkpoint {path}", known)
+
+
+def _pretrained(
+    config: EncoderConfig,
+    weights: dict[str, Tensor],
+    tokenizer: Path,
+    source: str,
+    facts: dict[str, Any] | None = None,
+) -> Pretrained:
+    check_weights(config, weights, source)
+    if any(name.startswith("head.") for name in weights):
+        weights[TIED] = weights["encoder.words.weight"]
+    return Pretrained(config, weights, tokenizer, source, facts or {})

@@ -1,0 +1,349 @@
+"""fastbert's encoder for transformers, from the word embeddings to a classifier, in one file and in reading order.
+
+It is BERT (arXiv 1810.04805) except for three choices of the configuration: how word order enters (`position`), whether
+[CLS] has attention values of its own (`cls_attention`), and where the LayerNorms stand (`norm`). Weights bear the
+names they had in pretraining, so nothing is translated.
+
+Shapes: B batch, T tokens, D width, H heads, K head size, V vocabulary, L labels.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutput, MaskedLMOutput, SequenceClassifierOutput
+from transformers.utils import can_return_tuple
+
+from .configuration_fastbert import FastBertConfig
+
+# Added to the scores of padding. Its exponential is 0 in every floating-point type, and unlike the least number of
+# float32 it is still finite after a cast to float16 (autocast does that): a row of padding alone gives no NaN.
+PADDING_SCORE = -3e4
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Positions: what tells the encoder where a word stands.
+
+
+def relative_bucket(distance, buckets, max_distance):
+    """T5's bucket of a distance j - i (arXiv 1910.10683): half the buckets for either direction, and of each half the
+    first half for one distance each, the second for logarithmically growing ranges up to `max_distance`."""
+    side = buckets // 2
+    exact = side // 2
+    steps = distance.abs()
+    ratio = torch.log(steps.clamp(min=1).float() / exact) / math.log(max_distance / exact)
+    far = (exact + (ratio * (side - exact)).long()).clamp(max=side - 1)
+    return torch.where(steps < exact, steps, far) + side * (distance > 0)
+
+
+class FastBertRelativeBias(nn.Module):
+    """A learned number for each bucket of distances and each head."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.buckets, self.max_distance = config.relative_buckets, config.relative_max_distance
+        self.table = nn.Embedding(config.relative_buckets, config.num_attention_heads)
+
+    def forward(self, length):
+        """[H, T, T] for the positions 0 to T - 1."""
+        distance = torch.arange(1 - length, length, device=self.table.weight.device)
+        by_distance = self.table(relative_bucket(distance, self.buckets, self.max_distance)).T  # [H, 2T - 1]
+        # Row i holds the distances -i .. T-1-i: windows of the diagonal values, the last window first.
+        return by_distance.unfold(-1, length, 1).flip(1)
+
+
+class FastBertPositions(nn.Module):
+    """Position vectors that are added to the words, or a bias that is added to the attention scores, or both.
+
+    absolute   a vector for each position, added to the word embeddings.
+    relative   the same, and a bias b for the distance of two tokens.
+    tupe-a     words and positions do not mix (arXiv 2006.15595): with x the words, p the positions, d the head size,
+               scores_ij = (x_i Wq)(x_j Wk)^T / sqrt(2d) + (p_i Uq)(p_j Uk)^T / sqrt(2d).
+    tupe-r     the same, and the bias b.
+
+    In TUPE, `cls_attention: untied` replaces all of the bias in the row of [CLS] by theta1 and in its column by theta2,
+    one number each for a head, since [CLS] stands for the whole text and has no place in it.
+    """
+
+    def __init__(self, config):
+        super().__init__()
+        width, rows = config.hidden_size, config.max_position_embeddings
+        self.heads, self.max_positions = config.num_attention_heads, rows
+        self.tupe = config.position in ("tupe-a", "tupe-r")
+        self.reset_cls = self.tupe and config.cls_attention == "untied"
+        head_size = width // config.num_attention_heads
+        self.score_scale = (2 * head_size if self.tupe else head_size) ** -0.5
+        self.table = nn.Embedding(rows + 2 * self.reset_cls, width)  # the last two rows make theta1 and theta2
+        if self.tupe:
+            self.norm = nn.LayerNorm(width, eps=1e-5)
+            self.query = nn.Linear(width, width)
+            self.key = nn.Linear(width, width)
+        self.relative = FastBertRelativeBias(config) if config.position in ("relative", "tupe-r") else None
+
+    def embed(self, length, position_ids):
+        """[1 or B, T, D] to add to the word embeddings, or None."""
+        if self.tupe:
+            return None
+        return self.table.weight[None, :length] if position_ids is None else self.table(position_ids)
+
+    def bias(self, length, position_ids):
+        """[1 or B, H, T, T] to add to the scores of every layer, or None."""
+        if position_ids is None:
+            bias = self._bias(length)
+            return None if bias is None else bias[None]
+        bias = self._bias(self.max_positions)
+        return None if bias is None else bias[:, position_ids[:, :, None], position_ids[:, None, :]].transpose(0, 1)
+
+    def _bias(self, length):
+        """[H, T, T] for the positions 0 to T - 1, or None."""
+        relative = None if self.relative is None else self.relative(length)
+        if not self.tupe:
+            return relative
+        rows = self.table.weight[:length]
+        if self.reset_cls:
+            rows = torch.cat([rows, self.table.weight[-2:]])
+        p = self.norm(rows)
+        q = self.query(p).unflatten(-1, (self.heads, -1)).transpose(0, 1) * self.score_scale  # [H, T or T + 2, K]
+        k = self.key(p).unflatten(-1, (self.heads, -1)).transpose(0, 1)
+        bias = q[:, :length] @ k[:, :length].transpose(-1, -2)
+        if relative is not None:
+            bias = bias + relative
+        if not self.reset_cls:
+            return bias
+        theta1, theta2 = (q[:, length:] * k[:, length:]).sum(-1).to(bias.dtype).T  # [H] each
+        first = torch.arange(length, device=bias.device) == 0
+        bias = torch.where(first, theta2[:, None, None], bias)
+        return torch.where(first[:, None], theta1[:, None, None], bias)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The encoder: blocks of attention and feed-forward layers.
+
+
+class FastBertAttention(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.heads, self.dropout_p = config.num_attention_heads, config.attention_probs_dropout_prob
+        self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size)
+        self.out = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(self, x, scale, bias):
+        """softmax(scale q k^T + bias) v, for x [B, T, D] and bias [1 or B, 1 or H, 1 or T, T] or None."""
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # each [B, H, T, K]
+        mask = None if bias is None else bias.to(q.dtype).expand(-1, -1, x.shape[1], -1)
+        dropout_p = self.dropout_p if self.training else 0.0
+        context = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout_p, scale=scale)
+        return self.out(context.transpose(1, 2).flatten(2))
+
+
+class FastBertFeedForward(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.up = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.down = nn.Linear(config.intermediate_size, config.hidden_size)
+
+    def forward(self, x):
+        return self.down(F.gelu(self.up(x)))
+
+
+class FastBertBlock(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.pre = config.norm == "pre"
+        self.attention = FastBertAttention(config)
+        self.attention_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.feed_forward = FastBertFeedForward(config)
+        self.feed_forward_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, x, scale, bias):
+        if self.pre:
+            x = x + self.dropout(self.attention(self.attention_norm(x), scale, bias))
+            return x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
+        x = self.attention_norm(x + self.dropout(self.attention(x, scale, bias)))
+        return self.feed_forward_norm(x + self.dropout(self.feed_forward(x)))
+
+
+class FastBertPreTrainedModel(PreTrainedModel):
+    """Loading and saving. New weights (of a classifier, say) are drawn as BERT's are: the base class does that."""
+
+    config_class = FastBertConfig
+    base_model_prefix = "encoder"
+    _no_split_modules = ["FastBertBlock"]  # noqa: RUF012
+    _supports_sdpa = True
+
+
+class FastBertModel(FastBertPreTrainedModel):
+    """The bare encoder: from word ids to hidden states. It has no pooler; the classifier below brings its own."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.words = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.types = nn.Embedding(config.type_vocab_size, config.hidden_size) if config.type_vocab_size else None
+        self.positions = FastBertPositions(config)
+        self.embedding_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.blocks = nn.ModuleList(FastBertBlock(config) for _ in range(config.num_hidden_layers))
+        self.final_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps) if config.norm == "pre" else None
+        self.post_init()
+
+    def get_input_embeddings(self):
+        return self.words
+
+    def set_input_embeddings(self, value):
+        self.words = value
+
+    # There is no **kwargs: where a model takes them, transformers' Trainer believes that it scales its loss by their
+    # `num_items_in_batch`, and no longer divides by the steps of gradient accumulation.
+    @can_return_tuple
+    def forward(
+        self, input_ids, attention_mask=None, token_type_ids=None, position_ids=None, output_hidden_states=None
+    ):
+        """Hidden states [B, T, D].
+
+        Args:
+            input_ids: integer [B, T]. The first token of a row is its [CLS]: padding stands on the right.
+            attention_mask: [B, T], 1 for tokens, 0 for padding; no padding if None.
+            token_type_ids: integer [B, T], the segment of a pair, 0 if None; ignored by an encoder without types.
+            position_ids: integer [1 or B, T], 0 to T - 1 if None.
+            output_hidden_states: also give those of the embeddings and of every block.
+
+        Raises:
+            ValueError: a row is longer than the position table.
+        """
+        length = input_ids.shape[1]
+        if length > self.config.max_position_embeddings:
+            limit = self.config.max_position_embeddings
+            raise ValueError(f"a sequence of {length} tokens is longer than the {limit} positions; truncate the text")
+        x = self.words(input_ids)
+        places = self.positions.embed(length, position_ids)
+        if places is not None:
+            x = x + places
+        if self.types is not None:
+            x = x + (self.types.weight[0] if token_type_ids is None else self.types(token_type_ids))
+        x = self.dropout(self.embedding_norm(x))
+
+        bias = self.positions.bias(length, position_ids)
+        if attention_mask is not None:
+            padding = (attention_mask == 0)[:, None, None, :]
+            bias = x.new_zeros(()) if bias is None else bias
+            bias = bias.masked_fill(padding, PADDING_SCORE)
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        hidden_states = [x]
+        for block in self.blocks:
+            x = block(x, self.positions.score_scale, bias)
+            if output_hidden_states:
+                hidden_states.append(x)
+        if self.final_norm is not None:
+            hidden_states[-1] = x = self.final_norm(x)
+        return BaseModelOutput(
+            last_hidden_state=x, hidden_states=tuple(hidden_states) if output_hidden_states else None
+        )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Heads: words for masked places, labels for texts.
+
+
+class FastBertMLMHead(nn.Module):
+    """dense, GELU, LayerNorm, then the embedding of the words (tied) and a bias for each word."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.decoder = nn.Linear(config.hidden_size, config.vocab_size)
+
+    def forward(self, hidden):
+        return self.decoder(self.norm(F.gelu(self.dense(hidden))))
+
+
+class FastBertForMaskedLM(FastBertPreTrainedModel):
+    _tied_weights_keys = {"head.decoder.weight": "encoder.words.weight"}  # noqa: RUF012
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.encoder = FastBertModel(config)
+        self.head = FastBertMLMHead(config)
+        self.post_init()
+
+    def get_output_embeddings(self):
+        return self.head.decoder
+
+    def set_output_embeddings(self, value):
+        self.head.decoder = value
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids,
+        attention_mask=None,
+        token_type_ids=None,
+        position_ids=None,
+        labels=None,
+        output_hidden_states=None,
+    ):
+        """Logits [B, T, V]; with `labels` (integer [B, T], -100 where nothing is predicted) their mean cross-entropy.
+
+        The other arguments are those of `FastBertModel.forward`.
+        """
+        outputs = self.encoder(
+            input_ids, attention_mask, token_type_ids, position_ids, output_hidden_states, return_dict=True
+        )
+        logits = self.head(outputs[0])
+        loss = None
+        if labels is not None:
+            loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten())
+        return MaskedLMOutput(loss=loss, logits=logits, hidden_states=outputs.hidden_states)
+
+
+class FastBertForSequenceClassification(FastBertPreTrainedModel):
+    """BERT's classifier: [CLS] -> dense, tanh (the pooler) -> dropout -> labels."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.encoder = FastBertModel(config)
+        self.pooler = nn.Linear(config.hidden_size, config.hidden_size)
+        p = config.hidden_dropout_prob if config.classifier_dropout is None else config.classifier_dropout
+        self.dropout = nn.Dropout(p)
+        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids,
+        attention_mask=None,
+        token_type_ids=None,
+        position_ids=None,
+        labels=None,
+        output_hidden_states=None,
+    ):
+        """Logits [B, L], and with `labels` their loss: squared error where L is 1 or `config.problem_type` is
+        regression, cross-entropy for integer labels [B], binary cross-entropy for other labels [B, L].
+
+        The other arguments are those of `FastBertModel.forward`.
+        """
+        outputs = self.encoder(
+            input_ids, attention_mask, token_type_ids, position_ids, output_hidden_states, return_dict=True
+        )
+        pooled = torch.tanh(self.pooler(outputs[0][:, 0]))
+        logits = self.classifier(self.dropout(pooled))
+        loss = None if labels is None else self._loss(logits, labels)
+        return SequenceClassifierOutput(loss=loss, logits=logits, hidden_states=outputs.hidden_states)
+
+    def _loss(self, logits, labels):
+        problem = self.config.problem_type
+        if problem is None:
+            if self.config.num_labels == 1:
+                problem = "regression"
+            else:
+                problem = "multi_label_classification" if labels.is_floating_point() else "single_label_classification"
+        if problem == "regression":
+            return F.mse_loss(logits.squeeze(-1), labels.to(logits.dtype).view_as(logits.squeeze(-1)))
+        if problem == "single_label_classification":
+            return F.cross_entropy(logits, labels.flatten())
+        return F.binary_cross_entropy_with_logits(logits, labels)

@@ -1,0 +1,108 @@
+"""What fastbert's options and weights are called in transformers: one table for each, read in both directions."""
+
+import torch
+from torch import Tensor, nn
+
+from fastbert.errors import UserError
+from fastbert.model.config import EncoderConfig
+from fastbert.model.encoder import Encoder
+from fastbert.model.heads import MLMHead
+
+# Fields of EncoderConfig -> keys of a BERT config.json.
+BERT_OPTIONS = {
+    "vocab_size": "vocab_size",
+    "layers": "num_hidden_layers",
+    "width": "hidden_size",
+    "heads": "num_attention_heads",
+    "ffn": "intermediate_size",
+    "max_positions": "max_position_embeddings",
+    "type_vocab_size": "type_vocab_size",
+    "dropout": "hidden_dropout_prob",
+    "attention_dropout": "attention_probs_dropout_prob",
+    "norm_eps": "layer_norm_eps",
+    "initializer_std": "initializer_range",
+}
+# Those BERT has no word for -> keys of a FastBertConfig, which has all of the others too.
+OWN_OPTIONS = {
+    "position": "position",
+    "cls": "cls_attention",
+    "norm": "norm",
+    "relative_buckets": "relative_buckets",
+    "relative_max_distance": "relative_max_distance",
+}
+
+TIED = "head.decoder.weight"
+"""Another name of `encoder.words.weight`."""
+
+_BLOCK = {
+    "attention.qkv": ("attention.self.query", "attention.self.key", "attention.self.value"),
+    "attention.out": ("attention.output.dense",),
+    "attention_norm": ("attention.output.LayerNorm",),
+    "feed_forward.up": ("intermediate.dense",),
+    "feed_forward.down": ("output.dense",),
+    "feed_forward_norm": ("output.LayerNorm",),
+}
+
+
+def is_bert(config: EncoderConfig) -> bool:
+    """Whether transformers' own BERT computes what this encoder does."""
+    return config.position == "absolute" and config.norm == "post"
+
+
+def bert_names(layers: int, types: bool, head: bool) -> dict[str, tuple[str, ...]]:
+    """Our name of each weight -> BERT's, as in a `BertForMaskedLM`; several are the parts of ours along dimension 0."""
+    modules = {
+        "encoder.embedding_norm": ("bert.embeddings.LayerNorm",),
+        **{
+            f"encoder.blocks.{index}.{ours}": tuple(f"bert.encoder.layer.{index}.{name}" for name in theirs)
+            for index in range(layers)
+            for ours, theirs in _BLOCK.items()
+        },
+    }
+    names = {
+        "encoder.words.weight": ("bert.embeddings.word_embeddings.weight",),
+        "encoder.positions.table.weight": ("bert.embeddings.position_embeddings.weight",),
+    }
+    if types:
+        names["encoder.types.weight"] = ("bert.embeddings.token_type_embeddings.weight",)
+    if head:
+        modules["head.dense"] = ("cls.predictions.transform.dense",)
+        modules["head.norm"] = ("cls.predictions.transform.LayerNorm",)
+        names["head.decoder.bias"] = ("cls.predictions.bias",)
+    for ours, theirs in modules.items():
+        for kind in ("weight", "bias"):
+            names[f"{ours}.{kind}"] = tuple(f"{name}.{kind}" for name in theirs)
+    return names
+
+
+def some(items: list[str], separator: str = ", ") -> str:
+    """The first five of `items`, and how many more there are."""
+    return separator.join(items[:5]) + (f" and {len(items) - 5} more" if len(items) > 5 else "")
+
+
+def check_weights(config: EncoderConfig, weights: dict[str, Tensor], source: str) -> None:
+    """Sees to it that `weights` are those of the encoder `config` describes, and of its MLM head if they hold a head.
+
+    Raises:
+        UserError: a weight is missing, too many, of another shape, or no longer tied; names it and `source`.
+    """
+    with torch.device("meta"):
+        encoder = Encoder(config)
+        modules: dict[str, nn.Module] = {"encoder": encoder}
+        if any(name.startswith("head.") for name in weights):
+            modules["head"] = MLMHead(config, encoder.words)
+    shapes = {
+        f"{prefix}.{name}": tuple(tensor.shape)
+        for prefix, module in modules.items()
+        for name, tensor in module.state_dict().items()
+    }
+    problems = [f"{name} is missing" for name in shapes if name not in weights and name != TIED]
+    for name, tensor in weights.items():
+        if name not in shapes:
+            problems.append(f"{name} has no place in it")
+        elif tuple(tensor.shape) != shapes[name]:
+            problems.append(f"{name} has shape {tuple(tensor.shape)} instead of {shapes[name]}")
+    if problems:
+        raise UserError(f"the weights of {source} do not fit its configuration: {some(problems, '; ')}")
+    if TIED in weights and not torch.equal(weights[TIED], weights["encoder.words.weight"]):
+        raise UserError(f"the output embedding of {source} is not its word embedding; fastbert's MLM head ties the two")

@@ -1,0 +1,130 @@
+"""What an encoder is made of: the user's options, the presets they start from, and the numbers that result."""
+
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from fastbert.errors import UserError, choose, nearest
+
+# The sizes of BERT's own releases (Devlin et al. 2019; the small ones Turc et al. 2019): layers, width.
+SIZES = {"tiny": (2, 128), "mini": (4, 256), "small": (4, 512), "base": (12, 768), "large": (24, 1024)}
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """Every number of an encoder; enough, with the weights, to rebuild it."""
+
+    vocab_size: int
+    layers: int
+    width: int
+    heads: int
+    ffn: int
+    max_positions: int
+    type_vocab_size: int = 2
+    position: str = "absolute"
+    cls: str = "untied"
+    norm: str = "post"
+    dropout: float = 0.1
+    attention_dropout: float = 0.1
+    norm_eps: float = 1e-12
+    initializer_std: float = 0.02
+    relative_buckets: int = 32
+    relative_max_distance: int = 128
+
+    def __post_init__(self) -> None:
+        from fastbert.model.positions import POSITIONS
+
+        choose("position scheme", self.position, POSITIONS)
+        choose("cls", self.cls, ("untied", "tied"))
+        choose("norm", self.norm, ("post", "pre"))
+        for name in ("vocab_size", "layers", "width", "heads", "ffn", "max_positions"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.width % self.heads:
+            raise UserError(
+                f"heads {self.heads} do not divide width {self.width}; choose heads among the divisors of the width"
+            )
+        for name in ("dropout", "attention_dropout"):
+            if not 0.0 <= getattr(self, name) < 1.0:
+                raise UserError(f"{name} must lie in [0, 1), not {getattr(self, name)}")
+        if self.relative_buckets < 4 or self.relative_buckets % 4:
+            raise UserError(f"relative_buckets must be a multiple of 4, not {self.relative_buckets}")
+        if self.relative_max_distance <= self.relative_buckets // 4:
+            raise UserError(f"relative_max_distance must exceed {self.relative_buckets // 4}, a quarter of the buckets")
+
+    @property
+    def head_size(self) -> int:
+        return self.width // self.heads
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "EncoderConfig":
+        known = {field.name for field in fields(cls)}
+        for name in values:
+            if name not in known:
+                raise UserError(f"unknown encoder option {name!r}; {nearest(name, known)}")
+        return cls(**values)
+
+
+@dataclass(frozen=True)
+class EncoderOptions:
+    """The encoder."""
+
+    size: str = "base"
+    """Preset of layers and width: tiny 2x128, mini 4x256, small 4x512, base 12x768, large 24x1024."""
+    layers: int | None = None
+    """Transformer blocks (default: the preset's)."""
+    width: int | None = None
+    """Hidden size (default: the preset's)."""
+    heads: int | None = None
+    """Attention heads (default: one for every 64 of width)."""
+    ffn: int | None = None
+    """Inner size of the feed-forward layers (default: 4 times the width)."""
+    position: str = "absolute"
+    """Where word order enters: absolute (BERT), relative (BERT with T5's bias, arXiv 1910.10683), tupe-a or tupe-r
+    (positions untied from words, arXiv 2006.15595)."""
+    cls: str = "untied"
+    """With TUPE: untied gives [CLS] its own two attention values (the paper's reset), tied treats it as a word."""
+    norm: str = "post"
+    """LayerNorm after each residual sum (post, as BERT) or before each sublayer (pre)."""
+    max_positions: int | None = None
+    """Longest sequence the position table holds (default: the run's length, at least 512)."""
+    type_vocab_size: int | None = None
+    """Token types (segments) for pairs (default: 2, with TUPE 0, as in its paper)."""
+    dropout: float = 0.1
+    """Dropout on embeddings and sublayer outputs."""
+    attention_dropout: float = 0.1
+    """Dropout on attention probabilities."""
+    initializer_std: float = 0.02
+    """Standard deviation of the initial weights."""
+
+    def resolve(self, vocab_size: int, length: int) -> EncoderConfig:
+        """All numbers, for a vocabulary and the longest sequence of a run.
+
+        Raises:
+            UserError: an unknown preset or variant, heads that do not divide the width, a length over the positions.
+        """
+        layers, width = SIZES[choose("size", self.size, SIZES)]
+        width = self.width if self.width is not None else width
+        tupe = self.position.startswith("tupe")
+        max_positions = self.max_positions if self.max_positions is not None else max(length, 512)
+        if length > max_positions:
+            raise UserError(
+                f"length {length} is longer than the {max_positions} positions; raise --max-positions or lower --length"
+            )
+        return EncoderConfig(
+            vocab_size=vocab_size,
+            layers=self.layers if self.layers is not None else layers,
+            width=width,
+            heads=self.heads if self.heads is not None else max(1, width // 64),
+            ffn=self.ffn if self.ffn is not None else 4 * width,
+            max_positions=max_positions,
+            type_vocab_size=self.type_vocab_size if self.type_vocab_size is not None else (0 if tupe else 2),
+            position=self.position,
+            cls=self.cls,
+            norm=self.norm,
+            dropout=self.dropout,
+            attention_dropout=self.attention_dropout,
+            initializer_std=self.initializer_std,
+        )

@@ -1,0 +1,164 @@
+"""The encoder: embeddings, a stack of attention and feed-forward blocks, post- or pre-norm.
+
+Shapes: B batch, T tokens, D width, H heads, K head size, V vocabulary.
+"""
+
+import hashlib
+
+import torch
+import torch.nn.functional as F
+from fastbert_kernels import attention, attention_reference, combine, hash_dropout
+from torch import Tensor, nn
+
+from fastbert.model.config import EncoderConfig
+from fastbert.model.positions import POSITIONS
+
+ATTENTION = {"auto": attention, "reference": attention_reference}
+
+
+class Dropout(nn.Module):
+    """Dropout at one site of the network, by the hash of each row's key, the site and the token's place in the row."""
+
+    def __init__(self, p: float, site: int) -> None:
+        super().__init__()
+        self.p, self.site = p, site
+
+    def forward(self, x: Tensor, row_keys: Tensor | None) -> Tensor:
+        """x [B, T, D], row_keys int32 [B] or None (no dropout)."""
+        if row_keys is None or self.p == 0:
+            return x
+        place = torch.arange(x.shape[1], dtype=torch.int32, device=x.device)
+        return hash_dropout(x, combine(combine(row_keys, self.site)[:, None], place), self.p)
+
+
+class Attention(nn.Module):
+    def __init__(self, config: EncoderConfig, site: int) -> None:
+        super().__init__()
+        self.heads, self.site, self.dropout_p = config.heads, site, config.attention_dropout
+        self.qkv = nn.Linear(config.width, 3 * config.width)
+        self.out = nn.Linear(config.width, config.width)
+
+    def forward(self, x_BTD: Tensor, function, scale: float, bias, allowed, row_keys) -> Tensor:
+        q, k, v = self.qkv(x_BTD).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # each [B, H, T, K]
+        dropout = {}
+        if row_keys is not None and self.dropout_p:
+            dropout = {"dropout_p": self.dropout_p, "dropout_keys": combine(row_keys, self.site)}
+        context_BHTK = function(q, k, v, bias, allowed=allowed, scale=scale, **dropout)
+        return self.out(context_BHTK.transpose(1, 2).flatten(2))
+
+
+class FeedForward(nn.Module):
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        self.up = nn.Linear(config.width, config.ffn)
+        self.down = nn.Linear(config.ffn, config.width)
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        return self.down(F.gelu(self.up(x_BTD)))
+
+
+class Block(nn.Module):
+    def __init__(self, config: EncoderConfig, index: int) -> None:
+        super().__init__()
+        site = 1 + 3 * index
+        self.pre = config.norm == "pre"
+        self.attention = Attention(config, site)
+        self.attention_norm = nn.LayerNorm(config.width, eps=config.norm_eps)
+        self.feed_forward = FeedForward(config)
+        self.feed_forward_norm = nn.LayerNorm(config.width, eps=config.norm_eps)
+        self.attention_dropout = Dropout(config.dropout, site + 1)
+        self.feed_forward_dropout = Dropout(config.dropout, site + 2)
+
+    def forward(self, x: Tensor, function, scale: float, bias, allowed, row_keys) -> Tensor:
+        if self.pre:
+            y = self.attention(self.attention_norm(x), function, scale, bias, allowed, row_keys)
+            x = x + self.attention_dropout(y, row_keys)
+            return x + self.feed_forward_dropout(self.feed_forward(self.feed_forward_norm(x)), row_keys)
+        y = self.attention(x, function, scale, bias, allowed, row_keys)
+        x = self.attention_norm(x + self.attention_dropout(y, row_keys))
+        return self.feed_forward_norm(x + self.feed_forward_dropout(self.feed_forward(x), row_keys))
+
+
+class Encoder(nn.Module):
+    """A BERT-class encoder with the position scheme that `config` names."""
+
+    def __init__(self, config: EncoderConfig, attention: str = "auto") -> None:
+        super().__init__()
+        self.config = config
+        self.attention_function = ATTENTION[attention]
+        self.words = nn.Embedding(config.vocab_size, config.width)
+        self.types = nn.Embedding(config.type_vocab_size, config.width) if config.type_vocab_size else None
+        self.positions = POSITIONS[config.position](config)
+        self.embedding_norm = nn.LayerNorm(config.width, eps=config.norm_eps)
+        self.embedding_dropout = Dropout(config.dropout, 0)
+        self.blocks = nn.ModuleList(Block(config, index) for index in range(config.layers))
+        self.final_norm = nn.LayerNorm(config.width, eps=config.norm_eps) if config.norm == "pre" else None
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        *,
+        attention_mask: Tensor | None = None,
+        document_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        row_keys: Tensor | None = None,
+    ) -> Tensor:
+        """Hidden states [B, T, D].
+
+        Args:
+            input_ids: integer [B, T]; position 0 of a sequence is its [CLS].
+            attention_mask: [B, T], nonzero for real tokens, zero for padding.
+            document_ids: integer [B, T]; tokens see only tokens of the same document.
+            position_ids: integer [B, T], 0 to T-1 if None; for packed sequences each starts again at its [CLS].
+            token_type_ids: integer [B, T], the segment of a pair, 0 if None; without effect where the encoder has no
+                token types (TUPE's default).
+            row_keys: int32 [B], the dropout keys of the rows (`fastbert.randomness.row_keys`); no dropout if None.
+
+        Raises:
+            ValueError: a sequence longer than the positions.
+        """
+        length = input_ids.shape[1]
+        if length > self.config.max_positions:
+            raise ValueError(f"a sequence of {length} tokens is longer than the {self.config.max_positions} positions")
+        x = self.words(input_ids)
+        if (places := self.positions.embed(length, position_ids)) is not None:
+            x = x + places
+        if self.types is not None:
+            x = x + (self.types.weight[0] if token_type_ids is None else self.types(token_type_ids))
+        x = self.embedding_dropout(self.embedding_norm(x), row_keys)
+        bias = self.positions.bias(length, position_ids)
+        allowed = allowed_pairs(attention_mask, document_ids)
+        for block in self.blocks:
+            x = block(x, self.attention_function, self.positions.score_scale, bias, allowed, row_keys)
+        return x if self.final_norm is None else self.final_norm(x)
+
+
+def allowed_pairs(attention_mask: Tensor | None, document_ids: Tensor | None) -> Tensor | None:
+    """bool [B, 1, 1 or T, T]: keys that are no padding and of the query's document; None if all are."""
+    allowed = None
+    if attention_mask is not None:
+        allowed = attention_mask.bool()[:, None, None, :]
+    if document_ids is not None:
+        same = (document_ids[:, :, None] == document_ids[:, None, :])[:, None]
+        allowed = same if allowed is None else allowed & same
+    return allowed
+
+
+@torch.no_grad()
+def initialize(module: nn.Module, seed: int, std: float) -> None:
+    """Weights N(0, std), biases 0, LayerNorm 1 and 0.
+
+    Each parameter's draw depends on (seed, its name) alone, so variants start from the same values where they share
+    a parameter.
+    """
+    norms = {id(p) for m in module.modules() if isinstance(m, nn.LayerNorm) for p in m.parameters()}
+    for name, parameter in module.named_parameters():
+        if id(parameter) in norms:
+            parameter.fill_(1.0 if name.endswith("weight") else 0.0)
+        elif name.endswith("bias"):
+            parameter.zero_()
+        else:
+            digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
+            generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * std)

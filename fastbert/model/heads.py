@@ -1,0 +1,21 @@
+"""Heads on top of the encoder."""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastbert.model.config import EncoderConfig
+
+
+class MLMHead(nn.Module):
+    """Words from hidden states: dense, GELU, LayerNorm, then the tied embedding and a bias for each word."""
+
+    def __init__(self, config: EncoderConfig, words: nn.Embedding) -> None:
+        super().__init__()
+        self.dense = nn.Linear(config.width, config.width)
+        self.norm = nn.LayerNorm(config.width, eps=config.norm_eps)
+        self.decoder = nn.Linear(config.width, config.vocab_size)
+        self.decoder.weight = words.weight
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """[..., D] -> logits [..., V]."""
+        return self.decoder(self.norm(F.gelu(self.dense(hidden))))

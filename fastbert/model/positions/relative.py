@@ -1,0 +1,59 @@
+"""BERT-R: absolute positions and, in every layer, T5's learned bias for the distance of tokens (arXiv 1910.10683)."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from fastbert.model.config import EncoderConfig
+from fastbert.model.positions.absolute import Absolute
+
+
+def relative_bucket(distance: Tensor, buckets: int = 32, max_distance: int = 128) -> Tensor:
+    """T5's bucket of a distance j - i, both directions: half the buckets each, a quarter exact, a quarter logarithmic.
+
+    Buckets from buckets/2 on belong to j > i; buckets/2 itself is never produced.
+    """
+    side = buckets // 2
+    exact = side // 2
+    steps = distance.abs()
+    ratio = torch.log(steps.clamp(min=1).float() / exact) / math.log(max_distance / exact)
+    far = (exact + (ratio * (side - exact)).long()).clamp(max=side - 1)
+    return torch.where(steps < exact, steps, far) + side * (distance > 0)
+
+
+class RelativeBias(nn.Module):
+    """b_bucket(j - i) for each head: one table for all layers."""
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        self.buckets, self.max_distance = config.relative_buckets, config.relative_max_distance
+        self.table = nn.Embedding(config.relative_buckets, config.heads)
+
+    def forward(self, length: int) -> Tensor:
+        """[H, T, T] for positions 0 to T - 1."""
+        distance = torch.arange(1 - length, length, device=self.table.weight.device)
+        by_distance = self.table(relative_bucket(distance, self.buckets, self.max_distance)).T  # [H, 2T - 1]
+        # Row i holds the distances -i .. T-1-i: windows of the diagonal values, the last window first.
+        return by_distance.unfold(-1, length, 1).flip(1)
+
+
+def gather_pairs(bias: Tensor, position_ids: Tensor) -> Tensor:
+    """From [H, P, P] over positions to [B, H, T, T] over the tokens at `position_ids` [B, T]."""
+    return bias[:, position_ids[:, :, None], position_ids[:, None, :]].transpose(0, 1)
+
+
+class Relative(Absolute):
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__(config)
+        self.max_positions = config.max_positions
+        self.relative = RelativeBias(config)
+
+    def bias(self, length: int, position_ids: Tensor | None) -> Tensor:
+        if position_ids is None:
+            return self.relative(length)[None]
+        return gather_pairs(self.relative(self.max_positions), position_ids)
+
+    @staticmethod
+    def parameters_of(config: EncoderConfig) -> int:
+        return Absolute.parameters_of(config) + config.relative_buckets * config.heads

@@ -1,0 +1,34 @@
+"""The objective's own losses on held-out rows, with masks that never change."""
+
+import math
+from collections.abc import Iterable
+
+import torch
+
+from fastbert.data.batches import Batch
+from fastbert.training.hardware import autocast
+
+MASK_SEED = 0  # the same masks for every run, so that seeds and variants are compared on the same questions
+
+
+@torch.no_grad()
+def evaluate(objective: torch.nn.Module, batches: Iterable[Batch], precision: str) -> dict[str, float]:
+    """Means over `batches` of everything the objective measures, and `loss`, their weighted sum.
+
+    The objective is left in the mode it was in.
+    """
+    training = objective.training
+    objective.eval()
+    sums: dict[str, torch.Tensor] = {}
+    counts: dict[str, torch.Tensor] = {}
+    for batch in batches:
+        drawn = objective.draw(batch, MASK_SEED, 0, "validation-mask")
+        with autocast(batch.input_ids.device, precision):
+            parts = objective(drawn)
+        for name, value in parts.items():
+            sums[name] = sums.get(name, 0) + value.double()
+            counts[name] = counts.get(name, 0) + drawn.counts[name]
+    objective.train(training)
+    means = {name: (sums[name] / counts[name]).item() for name in sums}
+    loss = math.fsum(weight * means[name] for name, weight in objective.loss_weights.items())
+    return {"loss": loss, **{name: value for name, value in means.items() if name not in objective.loss_weights}}

@@ -1,0 +1,96 @@
+"""What a finished run leaves behind: the export, the curves, and a summary of what it learned."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from fastbert.files import write_json
+from fastbert.pretraining.examples import fill_in
+from fastbert.pretraining.loop import Progress
+from fastbert.pretraining.run import RunFolder
+
+if TYPE_CHECKING:
+    from fastbert.pretraining.job import Setup
+
+
+def finish(setup: "Setup", objective: nn.Module, run: RunFolder, progress: Progress, seconds: float) -> None:
+    """Exports the model, draws the curves, prints the summary on standard output and keeps it in report/."""
+    from fastbert.hub.export import export_model
+    from fastbert.training.logbook import plot_curves
+
+    validation = setup.dataset.split("validation")
+    unigram = validation.unigram_entropy
+    final = {name: value for name, value in progress.last_eval.items() if name != "step"}
+    export_model(
+        setup.config,
+        objective.state_dict(),
+        run.tokenizer,
+        run.model,
+        card=model_card(setup, progress, final, unigram),
+    )
+    plot = run.report / "curves.png"
+    plot_curves(
+        run.metrics,
+        plot,
+        title=f"{run.path.name}: {setup.config.position}, {setup.options.objective}",
+        baseline=unigram,
+    )
+    examples = fill_in(objective, validation, setup.vocabulary)
+    write_json(
+        run.report / "summary.json",
+        {
+            "step": progress.step,
+            "tokens": progress.tokens,
+            "validation": final,
+            "unigram_entropy": unigram,
+            "skipped_updates": progress.skipped,
+            "seconds_of_last_session": round(seconds, 1),
+        },
+    )
+    print(summary(run, progress, final, unigram, seconds, [str(example) for example in examples], plot))
+
+
+def summary(
+    run: RunFolder,
+    progress: Progress,
+    final: dict[str, float],
+    unigram: float,
+    seconds: float,
+    examples: list[str],
+    plot: Path,
+) -> str:
+    lines = [
+        "",
+        f"Trained {progress.step} steps on {progress.tokens / 1e6:.2f}M tokens in {seconds / 60:.1f} minutes.",
+        "",
+        "Held-out documents",
+        f"  unigram entropy   {unigram:.3f} nats   (guessing words by their frequency)",
+        f"  masked loss       {final['loss']:.3f} nats   ({unigram - final['loss']:+.3f} nats better)",
+    ]
+    if "accuracy" in final:
+        lines.append(f"  masked accuracy   {100 * final['accuracy']:.1f} %")
+    if examples:
+        lines += ["", "Held-out sentences, the masked word in brackets, and the model's guesses"]
+        lines += [f"  {number}. {example}" for number, example in enumerate(examples, 1)]
+    lines += [
+        "",
+        f"Model   {run.model}   (transformers opens it: AutoModelForMaskedLM.from_pretrained)",
+        f"Curves  {plot}",
+        f"Run     {run.path}   (tensorboard --logdir {run.path / 'tensorboard'})",
+    ]
+    return "\n".join(lines)
+
+
+def model_card(setup: "Setup", progress: Progress, final: dict[str, float], unigram: float) -> dict[str, object]:
+    options = setup.options
+    return {
+        "objective": options.objective,
+        "data": options.data,
+        "steps": progress.step,
+        "tokens": progress.tokens,
+        "batch": f"{options.batch_size} sequences of {options.length} tokens",
+        "validation loss (nats)": round(final["loss"], 4),
+        "unigram entropy of the same text (nats)": round(unigram, 4),
+        "seed": options.seed,
+    }

@@ -1,0 +1,124 @@
+"""`fastbert evaluate`: how well a model fills blanks in unseen text; bits per byte compare across tokenizers."""
+
+import json
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from fastbert.config import MACHINE
+from fastbert.data.batches import Rows, validation_batches
+from fastbert.data.encoding import Encoder
+from fastbert.data.shards import unigram_entropy
+from fastbert.data.sources import open_source
+from fastbert.data.tokenizer import WordPiece, load_tokenizer
+from fastbert.errors import UserError
+from fastbert.hub.load import load_pretrained
+from fastbert.objectives.mlm import MLM, MLMOptions
+from fastbert.pretraining.evaluation import evaluate
+from fastbert.training.hardware import MachineOptions, resolve_device, resolve_precision, setup_machine
+
+
+@dataclass(frozen=True)
+class EvaluateOptions:
+    """Masked loss, accuracy and bits per byte of a model on held-out text."""
+
+    model: str
+    """A run, a checkpoint, an export, or a Hugging Face BERT folder with an MLM head."""
+    source: str
+    """Held-out text, as for prepare: text files, globs, JSONL, sotu."""
+    text_field: str = "text"
+    """Field of JSONL that holds the text."""
+    length: int = 128
+    """Tokens in a sequence, [CLS] included."""
+    max_tokens: int = 1_000_000
+    """Tokens of the text that are used, from its beginning."""
+    mask_rate: float = 0.15
+    """Share of the tokens of a sequence that are masked; all of them show [MASK]."""
+    json: bool = False
+    """One JSON object on standard output instead of lines."""
+    machine: MachineOptions = field(default_factory=MachineOptions, metadata=MACHINE)
+
+
+class Held:
+    """Tokens in memory, with the interface of a prepared split."""
+
+    def __init__(self, tokens: np.ndarray) -> None:
+        self.tokens = tokens
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        return self.tokens[start:stop]
+
+
+def evaluate_text(options: EvaluateOptions) -> dict[str, Any]:
+    """Prints the figures and returns them.
+
+    Raises:
+        UserError: no such model or text, a model without an MLM head, too little text, sequences over its positions.
+    """
+    device = resolve_device(options.machine.device)
+    precision, _ = resolve_precision(options.machine.precision, device)
+    setup_machine(options.machine, device)
+    pretrained = load_pretrained(options.model)
+    if not pretrained.has_head:
+        raise UserError(f"{options.model} has no MLM head, so it cannot fill blanks; give one saved with it")
+    if options.length > pretrained.config.max_positions:
+        raise UserError(
+            f"length {options.length} is longer than the {pretrained.config.max_positions} positions of "
+            f"{options.model}; lower --length"
+        )
+    vocabulary = load_tokenizer(pretrained.tokenizer)
+    tokens, size = read_tokens(options, vocabulary)
+    rows = Rows(Held(tokens), options.length, vocabulary.ids["[CLS]"], vocabulary.ids["[SEP]"])
+    if not len(rows):
+        raise UserError(f"{options.source} has {len(tokens)} tokens, less than one sequence of {options.length}")
+    masks = MLMOptions(mask_rate=options.mask_rate)
+    objective = MLM(pretrained.config, masks, vocabulary, options.machine.attention)
+    objective.load_state_dict(pretrained.weights)
+    objective.to(device).eval()
+    micro = options.machine.micro_batch_size or 32
+    values = evaluate(objective, validation_batches(rows, len(rows), micro, device), precision)
+    words = tokens[~np.isin(tokens, vocabulary.special_ids)]
+    result = {
+        "model": options.model,
+        "source": options.source,
+        "tokens": len(rows) * options.length,
+        "bytes": size,
+        "loss": values["loss"],
+        "accuracy": values["accuracy"],
+        "unigram_entropy": unigram_entropy(np.bincount(words, minlength=len(vocabulary.tokens)), vocabulary),
+        "bits_per_byte": values["loss"] * len(words) / size / math.log(2),
+        "mask_rate": options.mask_rate,
+    }
+    print(json.dumps(result) if options.json else report(result))
+    return result
+
+
+def read_tokens(options: EvaluateOptions, vocabulary: WordPiece) -> tuple[np.ndarray, int]:
+    """The first tokens of the text, each document closed by [SEP], and the UTF-8 bytes they were read from."""
+    encoder = Encoder(vocabulary)
+    parts: list[np.ndarray] = []
+    count = size = 0
+    for text in open_source(options.source, options.text_field).documents():
+        encoded = encoder.encode([text], [False])
+        parts.append(encoded.tokens)
+        count, size = count + len(encoded.tokens), size + int(encoded.sizes[0])
+        if count >= options.max_tokens:
+            break
+    return np.concatenate(parts).astype(np.int64), size
+
+
+def report(result: dict[str, Any]) -> str:
+    return "\n".join(
+        [
+            f"{result['model']} on {result['source']}: {result['tokens']} tokens, {result['bytes']} bytes",
+            f"  unigram entropy  {result['unigram_entropy']:.4f} nats",
+            f"  masked loss      {result['loss']:.4f} nats",
+            f"  masked accuracy  {100 * result['accuracy']:.2f} %",
+            f"  bits per byte    {result['bits_per_byte']:.4f}",
+        ]
+    )

@@ -1,0 +1,206 @@
+"""The pretraining loop. It knows a stream of batches, an objective, an optimizer, a schedule, a checkpointer and a
+logbook, and no variant by name.
+
+The host never waits for the step it has queued: losses are read one step later, and an update whose loss or gradient is
+not finite is skipped on the device. Everything random is a function of the step, so a run resumed from a checkpoint
+repeats the uninterrupted one bit for bit.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from fastbert.data.batches import TrainingBatches
+from fastbert.errors import UserError
+from fastbert.training.checkpoints import Checkpoint, Checkpointer, flatten_optimizer, restore_optimizer
+from fastbert.training.hardware import autocast
+from fastbert.training.interrupts import Interrupts
+from fastbert.training.lagged import LaggedScalars
+from fastbert.training.logbook import Logbook
+from fastbert.training.optimizers import OptimizerOptions, clip_gradients, guarded_step
+from fastbert.training.schedules import ScheduleOptions, learning_rate_factor
+
+PATIENCE = 5  # updates in a row that may be skipped before the run stops
+
+
+@dataclass
+class Progress:
+    """What a checkpoint keeps beside weights and optimizer."""
+
+    step: int = 0
+    """Steps done."""
+    tokens: int = 0
+    """Tokens seen."""
+    skipped: int = 0
+    """Updates skipped so far."""
+    skipped_in_row: int = 0
+    window_loss: float = 0.0
+    """Sum of the losses since the last logged row."""
+    window_steps: int = 0
+    best: float | None = None
+    """Lowest validation loss."""
+    last_eval: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Trainer:
+    """One training: the parts, and the loop over them.
+
+    Args:
+        validate: () -> name -> value, with at least `loss`.
+        state: what else belongs into a checkpoint, as JSON.
+        peak_flops: of the machine, for MFU.
+    """
+
+    objective: nn.Module
+    optimizer: torch.optim.Optimizer
+    batches: TrainingBatches
+    steps: int
+    seed: int
+    optimizer_options: OptimizerOptions
+    schedule: ScheduleOptions
+    precision: str
+    checkpointer: Checkpointer
+    logbook: Logbook
+    validate: Callable[[], dict[str, float]]
+    eval_every: int
+    checkpoint_every: int
+    log_every: int
+    peak_flops: float
+    state: dict[str, Any]
+    progress: Progress = field(default_factory=Progress)
+    _lagged: LaggedScalars = field(default_factory=LaggedScalars)
+    _clock: float = 0.0
+    _clock_step: int = 0
+
+    def run(self, interrupts: Interrupts) -> None:
+        """Trains until the last step or until a signal is caught; either way the last state is in a checkpoint."""
+        progress = self.progress
+        self.objective.train()
+        self._start_clock()
+        while progress.step < self.steps and interrupts.caught is None:
+            self._step(progress.step)
+            progress.step += 1
+            progress.tokens += self.batches.batch_size * self.batches.rows.length
+            last = progress.step == self.steps
+            best = False
+            if last or progress.step % self.eval_every == 0:
+                best = self._validate()
+            if last or best or progress.step % self.checkpoint_every == 0:
+                self._checkpoint()
+        if interrupts.caught is not None and progress.step < self.steps:
+            self._checkpoint()
+
+    def _step(self, step: int) -> None:
+        """One optimizer step: the gradient of the mean loss over the global batch, whatever the micro-batches."""
+        objective = self.objective
+        learning_rate = self.optimizer_options.learning_rate * learning_rate_factor(self.schedule, step, self.steps)
+        drawn = [objective.draw(batch, self.seed, step) for batch in self.batches.at(step)]
+        counts = {name: sum(part.counts[name] for part in drawn) for name in objective.loss_weights}
+        total = 0.0
+        for part in drawn:
+            with autocast(part.input_ids.device, self.precision):
+                sums = objective(part)
+            loss = sum(weight * sums[name] / counts[name] for name, weight in objective.loss_weights.items())
+            loss.backward()
+            total = total + loss.detach()
+        norm = clip_gradients(objective.parameters(), self.optimizer_options.clip_norm)
+        finite = total.isfinite() & norm.isfinite()
+        guarded_step(self.optimizer, learning_rate, finite)
+        objective.after_step(drawn, finite)
+        self.optimizer.zero_grad(set_to_none=True)
+        self._book(self._lagged.push(step, {"loss": total, "norm": norm, "finite": finite}))
+
+    def _book(self, scalars: tuple[int, dict[str, float]] | None) -> None:
+        """Takes in the scalars of a step: the running mean, the logged row, the guard against divergence."""
+        if scalars is None:
+            return
+        step, values = scalars
+        progress = self.progress
+        if values["finite"]:
+            progress.skipped_in_row = 0
+            progress.window_loss += values["loss"]
+            progress.window_steps += 1
+        else:
+            progress.skipped += 1
+            progress.skipped_in_row += 1
+            self.logbook.say(
+                f"step {step + 1}: loss {values['loss']:.4g}, gradient norm {values['norm']:.4g}; update skipped"
+            )
+            if progress.skipped_in_row >= PATIENCE:
+                raise UserError(self._divergence(step + 1))
+        done = step + 1
+        if done % self.log_every == 0 or done == self.steps:
+            mean = progress.window_loss / progress.window_steps if progress.window_steps else float("nan")
+            now = time.perf_counter()
+            per_step = (now - self._clock) / max(1, done - self._clock_step)
+            length, batch = self.batches.rows.length, self.batches.batch_size
+            row = {
+                "loss": mean,
+                "lr": self.optimizer_options.learning_rate * learning_rate_factor(self.schedule, step, self.steps),
+                "grad_norm": values["norm"],
+                "tokens": done * batch * length,
+                "skipped": progress.skipped,
+                "tokens_per_second": round(batch * length / per_step, 1),
+                "mfu": round(self.objective.flops(batch, length) / per_step / self.peak_flops, 4),
+            }
+            self.logbook.log(done, "train", row)
+            progress.window_loss, progress.window_steps = 0.0, 0
+            self._clock, self._clock_step = now, done
+
+    def _start_clock(self) -> None:
+        self._clock, self._clock_step = time.perf_counter(), self.progress.step
+
+    def _validate(self) -> bool:
+        """Logs the held-out losses; returns whether they are the lowest so far."""
+        self._book(self._lagged.pop())
+        paused = time.perf_counter()
+        values = self.validate()
+        progress = self.progress
+        self.logbook.log(progress.step, "validation", {**values, "tokens": progress.tokens})
+        progress.last_eval = {"step": progress.step, **values}
+        best = progress.best is None or values["loss"] < progress.best
+        if best:
+            progress.best = values["loss"]
+        self._clock += time.perf_counter() - paused
+        return best
+
+    def _checkpoint(self) -> None:
+        self._book(self._lagged.pop())
+        paused = time.perf_counter()
+        progress = self.progress
+        self.logbook.sync()
+        optimizer_tensors, optimizer_state = flatten_optimizer(self.optimizer)
+        measured = progress.last_eval.get("step") == progress.step
+        self.checkpointer.save(
+            progress.step,
+            {"model": self.objective.state_dict(), "optimizer": optimizer_tensors},
+            {**self.state, "progress": asdict(progress), "optimizer": optimizer_state},
+            metric=progress.last_eval["loss"] if measured else None,
+        )
+        self._clock += time.perf_counter() - paused
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Takes up the state of a checkpoint.
+
+        Raises:
+            UserError: its tensors do not fit the networks or the optimizer.
+        """
+        try:
+            self.objective.load_state_dict(checkpoint.tensors["model"])
+        except RuntimeError as error:
+            raise UserError(f"checkpoint {checkpoint.path} does not fit this run: {error}") from None
+        restore_optimizer(self.optimizer, checkpoint.tensors["optimizer"], checkpoint.state["optimizer"])
+        self.progress = Progress(**checkpoint.state["progress"])
+
+    def _divergence(self, step: int) -> str:
+        good = self.checkpointer.paths()
+        where = f"the last good checkpoint is {good[-1]}" if good else "no checkpoint had been written yet"
+        return (
+            f"loss or gradient was not finite in {PATIENCE} steps in a row, up to step {step}; {where}. Try a lower "
+            "--optimizer.learning-rate, a longer --schedule.warmup, --machine.precision fp32, or --norm pre"
+        )

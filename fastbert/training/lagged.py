@@ -1,0 +1,44 @@
+"""Scalars read from the device one step late, so that the host never waits for the step it has just queued."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class _Pending:
+    step: int
+    names: list[str]
+    values: Tensor
+    ready: "torch.cuda.Event | None"
+
+
+class LaggedScalars:
+    """Holds the scalars of one step until those of the next are queued."""
+
+    def __init__(self) -> None:
+        self._pending: _Pending | None = None
+
+    def push(self, step: int, scalars: dict[str, Tensor]) -> tuple[int, dict[str, float]] | None:
+        """Queues the scalars of `step` and returns those pushed before, as (step, name -> value)."""
+        before = self.pop()
+        values = torch.stack([value.detach().double() for value in scalars.values()])
+        ready = None
+        if values.device.type == "cuda":
+            host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+            host.copy_(values, non_blocking=True)
+            ready = torch.cuda.Event()
+            ready.record()
+            values = host
+        self._pending = _Pending(step, list(scalars), values, ready)
+        return before
+
+    def pop(self) -> tuple[int, dict[str, float]] | None:
+        """What is pending, waiting for it if need be."""
+        pending, self._pending = self._pending, None
+        if pending is None:
+            return None
+        if pending.ready is not None:
+            pending.ready.synchronize()
+        return pending.step, dict(zip(pending.names, pending.values.tolist(), strict=True))

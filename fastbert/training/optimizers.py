@@ -1,0 +1,168 @@
+"""Builds the optimizer, clips gradients and makes the update, without the device ever waiting for the host.
+
+An update whose gradients are not finite is skipped on the device itself, so the loop need not read a flag back.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from fastbert.errors import UserError, choose
+
+
+@dataclass(frozen=True)
+class OptimizerOptions:
+    """The optimizer and its constants."""
+
+    name: str = "adamw"
+    """Optimizer: adamw (https://arxiv.org/abs/1711.05101), NVIDIA apex's fused one where that is installed."""
+    learning_rate: float = 1e-3
+    """Peak learning rate; the schedule scales it."""
+    beta1: float = 0.9
+    """Decay of the running mean of the gradient."""
+    beta2: float = 0.98
+    """Decay of the running mean of the squared gradient."""
+    eps: float = 1e-6
+    """Added to the root of the second moment."""
+    weight_decay: float = 0.01
+    """Decoupled weight decay; vectors (biases, LayerNorm weights) are never decayed."""
+    clip_norm: float = 1.0
+    """Largest norm of all gradients together; 0 turns clipping off."""
+
+    def __post_init__(self) -> None:
+        choose("optimizer", self.name, OPTIMIZERS)
+        for name in ("beta1", "beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UserError(f"{name} is {getattr(self, name)}; it lies in [0, 1)")
+        for name in ("learning_rate", "eps"):
+            if not getattr(self, name) > 0:
+                raise UserError(f"{name} is {getattr(self, name)}; it must be greater than 0")
+        for name in ("weight_decay", "clip_norm"):
+            if not getattr(self, name) >= 0:
+                raise UserError(f"{name} is {getattr(self, name)}; it cannot be negative")
+
+
+def build_optimizer(
+    named_parameters: Iterable[tuple[str, nn.Parameter]], options: OptimizerOptions, device: torch.device | str
+) -> torch.optim.Optimizer:
+    """The optimizer over all parameters that require a gradient, to be stepped with `guarded_step`.
+
+    Args:
+        named_parameters: such as `model.named_parameters()`, or several chained. A tied parameter that comes under two
+            names is taken once, under the first.
+        device: where the parameters live.
+
+    Returns:
+        An optimizer with one group of matrices (decayed) and one of vectors and scalars (not decayed), each in the
+        order given and with the names under "param_names".
+    """
+    seen: set[int] = set()
+    decayed, plain = [], []
+    for name, parameter in named_parameters:
+        if parameter.requires_grad and id(parameter) not in seen:
+            seen.add(id(parameter))
+            (decayed if parameter.ndim >= 2 else plain).append((name, parameter))
+    groups = [
+        {"params": group, "weight_decay": weight_decay}
+        for group, weight_decay in ((decayed, options.weight_decay), (plain, 0.0))
+        if group
+    ]
+    return OPTIMIZERS[options.name](groups, options, torch.device(device))
+
+
+def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> Tensor:
+    """Scales all gradients together so that their norm is at most `max_norm`; 0 leaves them as they are.
+
+    Returns:
+        The norm before clipping, a scalar on the device; nothing waits for it.
+    """
+    parameters = [parameter for parameter in parameters if parameter.grad is not None]
+    norm = nn.utils.get_total_norm([parameter.grad for parameter in parameters])
+    if max_norm:
+        nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
+    return norm
+
+
+def guarded_step(optimizer: torch.optim.Optimizer, learning_rate: float, finite: Tensor) -> None:
+    """One update at `learning_rate` if `finite` is true; otherwise weights, moments and counters stay as they are.
+
+    The decision is made on the device: nothing is copied to the host.
+
+    Args:
+        optimizer: from `build_optimizer`.
+        finite: a boolean scalar on the parameters' device, such as `norm.isfinite()`.
+    """
+    for group in optimizer.param_groups:
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(learning_rate)
+        else:
+            group["lr"] = learning_rate
+    skip = finite.logical_not()
+    if hasattr(optimizer, "_dummy_overflow_buf"):
+        _apex_step(optimizer, skip)
+    elif getattr(optimizer, "_step_supports_amp_scaling", False):
+        # What torch's GradScaler does: the fused kernels return at once where found_inf is 1, and the step counters,
+        # which were advanced before, are taken back by it.
+        optimizer.found_inf = skip.float()
+        try:
+            optimizer.step()
+        finally:
+            del optimizer.found_inf
+    else:
+        raise TypeError(f"{type(optimizer).__name__} cannot skip an update on the device")
+
+
+class _ApexFlag:
+    """Stands where apex expects a GradScaler: the only road by which FusedAdam takes a skip flag from outside."""
+
+    def __init__(self, skip: Tensor):
+        self.skip = skip.float().reshape(1)
+
+    def _check_inf_per_device(self, optimizer: torch.optim.Optimizer) -> dict[torch.device, Tensor]:
+        return {self.skip.device: self.skip}
+
+    def _get_scale_async(self) -> Tensor:
+        return torch.ones_like(self.skip)
+
+
+def _apex_step(optimizer: torch.optim.Optimizer, skip: Tensor) -> None:
+    """Apex overwrites its skip buffer with the scaler's answer, but only after the first group's counter has been
+    advanced by the buffer's old content; so the buffer is set first and the scaler repeats it."""
+    flag = _ApexFlag(skip)
+    optimizer._dummy_overflow_buf.copy_(flag.skip)
+    optimizer.step(grad_scaler=flag)
+
+
+def _apex_fused_adam() -> type[torch.optim.Optimizer] | None:
+    """NVIDIA apex's FusedAdam if it is installed with its CUDA kernels; PyPI's `apex` is a web toolkit without it."""
+    try:
+        from apex.multi_tensor_apply import multi_tensor_applier
+        from apex.optimizers import FusedAdam
+    except ImportError:
+        return None
+    return FusedAdam if multi_tensor_applier.available else None
+
+
+def _adamw(groups: list[dict], options: OptimizerOptions, device: torch.device) -> torch.optim.Optimizer:
+    constants = {
+        "lr": options.learning_rate,
+        "betas": (options.beta1, options.beta2),
+        "eps": options.eps,
+        "weight_decay": options.weight_decay,
+    }
+    fused_adam = _apex_fused_adam() if device.type == "cuda" else None
+    if fused_adam is None:
+        return torch.optim.AdamW(groups, fused=True, **constants)
+    optimizer = fused_adam(groups, adam_w_mode=True, capturable=True, **constants)
+    for group in optimizer.param_groups:
+        # Left out, apex starts its counter at 1 in the first step even if that step is skipped.
+        group["step"] = torch.zeros(1, dtype=torch.int, device=group["params"][0].device)
+    return optimizer
+
+
+# (parameter groups, options, device) -> an optimizer that `guarded_step` can drive
+OPTIMIZERS: dict[str, Callable[[list[dict], OptimizerOptions, torch.device], torch.optim.Optimizer]] = {
+    "adamw": _adamw,
+}

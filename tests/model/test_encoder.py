@@ -1,0 +1,132 @@
+import dataclasses
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import BertConfig, BertModel
+
+from fastbert.errors import UserError
+from fastbert.model.config import SIZES, EncoderConfig, EncoderOptions
+from fastbert.model.encoder import Encoder, initialize
+from fastbert.model.flops import encoder_flops, encoder_parameters, mlm_head_flops, mlm_head_parameters
+from fastbert.model.heads import MLMHead
+from fastbert.model.positions import POSITIONS
+from fastbert.randomness import row_keys
+
+SMALL = EncoderOptions(layers=2, width=32, heads=4, dropout=0.0, attention_dropout=0.0)
+
+
+@pytest.mark.parametrize("norm", ["post", "pre"])
+@pytest.mark.parametrize("position", list(POSITIONS))
+@pytest.mark.parametrize("cls", ["untied", "tied"])
+def test_closed_forms_equal_modules_and_torchs_flop_counter(position: str, norm: str, cls: str) -> None:
+    config = dataclasses.replace(SMALL, position=position, norm=norm, cls=cls).resolve(50, 16)
+    encoder = Encoder(config, "reference")
+    head = MLMHead(config, encoder.words)
+    assert sum(p.numel() for p in encoder.parameters()) == encoder_parameters(config)
+    own = sum(p.numel() for name, p in head.named_parameters() if name != "decoder.weight")
+    assert own == mlm_head_parameters(config)
+    ids = torch.randint(0, 50, (3, 16))
+    with FlopCounterMode(display=False) as counter:
+        hidden = encoder(ids)
+    assert counter.get_total_flops() == encoder_flops(config, 3, 16)
+    with FlopCounterMode(display=False) as counter:
+        logits = head(hidden[:, :5])
+    assert counter.get_total_flops() == mlm_head_flops(config, 15)
+    with FlopCounterMode(display=False) as counter:
+        logits.sum().backward()
+    assert counter.get_total_flops() == 2 * (encoder_flops(config, 3, 16) + mlm_head_flops(config, 15))
+
+
+def test_presets_are_berts() -> None:
+    """Parameter counts of the released checkpoints, without their poolers: Devlin et al. 2019, Turc et al. 2019."""
+    published = {"tiny": 4.4e6, "mini": 11.3e6, "small": 29.1e6, "base": 110.1e6, "large": 340e6}
+    for size in SIZES:
+        config = EncoderOptions(size=size).resolve(30522, 512)
+        assert abs(encoder_parameters(config) / published[size] - 1) < 0.03, size
+    bert = BertModel(BertConfig(), add_pooling_layer=False)
+    base = EncoderOptions(size="base").resolve(30522, 512)
+    assert sum(p.numel() for p in bert.parameters()) == encoder_parameters(base)
+
+
+def test_token_types_matter_where_there_are_some() -> None:
+    ids, types = torch.tensor([[1, 2, 3]]), torch.tensor([[0, 0, 1]])
+    for position, expected in (("absolute", True), ("tupe-r", False)):
+        encoder = Encoder(dataclasses.replace(SMALL, position=position).resolve(50, 8))
+        initialize(encoder, 0, 0.2)
+        assert bool((encoder(ids) != encoder(ids, token_type_ids=types)).any()) == expected
+    with_types = Encoder(dataclasses.replace(SMALL, position="tupe-r", type_vocab_size=2).resolve(50, 8))
+    initialize(with_types, 0, 0.2)
+    assert (with_types(ids) != with_types(ids, token_type_ids=types)).any()
+
+
+def test_dropout_depends_on_keys_alone() -> None:
+    encoder = Encoder(dataclasses.replace(SMALL, dropout=0.1, attention_dropout=0.1, position="tupe-r").resolve(50, 16))
+    initialize(encoder, 0, 0.02)
+    ids = torch.randint(0, 50, (4, 16))
+    keys = row_keys(0, "dropout", 3, torch.arange(4))
+    whole = encoder(ids, row_keys=keys)
+    torch.testing.assert_close(whole, encoder(ids, row_keys=keys), rtol=0, atol=0)
+    parts = torch.cat([encoder(ids[:1], row_keys=keys[:1]), encoder(ids[1:], row_keys=keys[1:])])
+    torch.testing.assert_close(whole, parts)
+    assert (whole != encoder(ids, row_keys=row_keys(0, "dropout", 4, torch.arange(4)))).any()
+    assert (whole != encoder(ids)).any()
+
+
+def test_each_dropout_site_draws_its_own_mask() -> None:
+    encoder = Encoder(dataclasses.replace(SMALL, dropout=0.5).resolve(50, 16))
+    sites = [encoder.embedding_dropout]
+    for block in encoder.blocks:
+        sites += [block.attention_dropout, block.feed_forward_dropout]
+    used = [site.site for site in sites] + [block.attention.site for block in encoder.blocks]
+    assert len(set(used)) == len(used)
+    ones, keys = torch.ones(2, 16, 32), row_keys(0, "dropout", 0, torch.arange(2))
+    masks = [site(ones, keys) for site in sites]
+    agreement = (masks[0] == masks[1]).double().mean()
+    assert 0.4 < agreement < 0.6
+
+
+def test_initial_values_depend_on_name_and_seed_alone() -> None:
+    tensors = {}
+    for position in ("absolute", "tupe-r"):
+        encoder = Encoder(dataclasses.replace(SMALL, position=position).resolve(50, 16))
+        initialize(encoder, 7, 0.02)
+        tensors[position] = encoder.state_dict()
+    shared = [name for name in tensors["absolute"] if name in tensors["tupe-r"] and "table" not in name]
+    assert len(shared) > 20
+    for name in shared:
+        torch.testing.assert_close(tensors["absolute"][name], tensors["tupe-r"][name], rtol=0, atol=0)
+    weight = tensors["absolute"]["blocks.0.feed_forward.up.weight"]
+    assert abs(weight.std().item() - 0.02) < 0.001
+    assert (weight != tensors["absolute"]["blocks.1.feed_forward.up.weight"]).any()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"size": "bass"}, "did you mean 'base'"),
+        ({"position": "tupe-x"}, "did you mean 'tupe-"),
+        ({"heads": 5}, "heads 5 do not divide width 32"),
+        ({"norm": "middle"}, "unknown norm 'middle'"),
+        ({"cls": "tide"}, "did you mean 'tied'"),
+        ({"max_positions": 10}, "length 16 is longer than the 10 positions"),
+        ({"dropout": 1.0}, r"dropout must lie in \[0, 1\)"),
+        ({"layers": 0}, "layers must be at least 1"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(changes: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        dataclasses.replace(SMALL, **changes).resolve(50, 16)
+
+
+def test_config_round_trip_and_unknown_key() -> None:
+    config = SMALL.resolve(50, 16)
+    assert EncoderConfig.from_dict(config.to_dict()) == config
+    with pytest.raises(UserError, match="did you mean 'width'"):
+        EncoderConfig.from_dict(config.to_dict() | {"widht": 3})
+
+
+def test_too_long_a_sequence() -> None:
+    encoder = Encoder(dataclasses.replace(SMALL, max_positions=16).resolve(50, 16))
+    with pytest.raises(ValueError, match="17 tokens is longer than the 16 positions"):
+        encoder(torch.zeros(1, 17, dtype=torch.long))

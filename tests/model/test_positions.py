@@ -1,0 +1,182 @@
+"""Every position scheme against its equations, written out in float64 with loops, values and gradients."""
+
+import math
+
+import pytest
+import torch
+from transformers.models.t5.modeling_t5 import T5Attention
+
+from fastbert.model.config import EncoderConfig
+from fastbert.model.encoder import Encoder, initialize
+from fastbert.model.positions import POSITIONS
+from fastbert.model.positions.relative import relative_bucket
+
+T, H, D = 9, 2, 8
+d = D // H
+
+
+def config(position: str, **changes) -> EncoderConfig:
+    values = {
+        "vocab_size": 30, "layers": 2, "width": D, "heads": H, "ffn": 16, "max_positions": 12, "position": position,
+        "type_vocab_size": 0, "dropout": 0.0, "attention_dropout": 0.0, "norm_eps": 1e-12,
+    }
+    return EncoderConfig(**(values | changes))
+
+
+def build(position: str, **changes) -> Encoder:
+    encoder = Encoder(config(position, **changes)).double()
+    initialize(encoder, seed=1, std=0.3)
+    with torch.no_grad():  # biases and LayerNorms away from their neutral values
+        for number, parameter in enumerate(encoder.parameters()):
+            if parameter.dim() == 1:
+                noise = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(number))
+                parameter.add_(0.1 * noise.double())
+    return encoder
+
+
+@pytest.mark.parametrize(("buckets", "distance"), [(32, 128), (16, 64)])
+def test_buckets_equal_t5s(buckets: int, distance: int) -> None:
+    offsets = torch.arange(-600, 601)
+    theirs = T5Attention._relative_position_bucket(offsets, True, buckets, distance)
+    torch.testing.assert_close(relative_bucket(offsets, buckets, distance), theirs)
+    assert buckets // 2 not in theirs
+
+
+def test_buckets_by_hand() -> None:
+    offsets = torch.tensor([0, -1, -7, -8, -127, -128, -10_000, 1, 7, 8, 10_000])
+    assert relative_bucket(offsets).tolist() == [0, 1, 7, 8, 15, 15, 15, 17, 23, 24, 31]
+
+
+def relative_by_hand(table: torch.Tensor, i: int, j: int) -> torch.Tensor:
+    n = abs(j - i)
+    bucket = n if n < 8 else min(15, 8 + int(math.log(n / 8) / math.log(128 / 8) * 8))
+    return table[bucket + (16 if j > i else 0)]
+
+
+def tupe_by_hand(scheme, length: int, cls: str) -> torch.Tensor:
+    """reset((p_i Uq)(p_j Uk)^T / sqrt(2d) [+ b]), one entry at a time."""
+    p = torch.nn.functional.layer_norm(scheme.table.weight, (D,), scheme.norm.weight, scheme.norm.bias, 1e-5)
+    q = p @ scheme.query.weight.T + scheme.query.bias
+    k = p @ scheme.key.weight.T + scheme.key.bias
+    rows = []
+    for h in range(H):
+        part = slice(h * d, (h + 1) * d)
+        theta1 = q[-2, part] @ k[-2, part] / math.sqrt(2 * d)
+        theta2 = q[-1, part] @ k[-1, part] / math.sqrt(2 * d)
+        for i in range(length):
+            for j in range(length):
+                value = q[i, part] @ k[j, part] / math.sqrt(2 * d)
+                if hasattr(scheme, "relative"):
+                    value = value + relative_by_hand(scheme.relative.table.weight, i, j)[h]
+                if cls == "untied" and i == 0:
+                    value = theta1
+                elif cls == "untied" and j == 0:
+                    value = theta2
+                rows.append(value)
+    return torch.stack(rows).view(H, length, length)
+
+
+def encoder_by_hand(encoder: Encoder, ids: torch.Tensor) -> torch.Tensor:
+    """The whole encoder from its equations, one head at a time."""
+    c, layer_norm = encoder.config, torch.nn.functional.layer_norm
+    tupe, length = c.position.startswith("tupe"), len(ids)
+    x = encoder.words.weight[ids]
+    if not tupe:
+        x = x + encoder.positions.table.weight[:length]
+    x = layer_norm(x, (D,), encoder.embedding_norm.weight, encoder.embedding_norm.bias, c.norm_eps)
+    bias = torch.zeros(H, length, length, dtype=torch.float64)
+    if tupe:
+        bias = tupe_by_hand(encoder.positions, length, c.cls)
+    elif c.position == "relative":
+        table = encoder.positions.relative.table.weight
+        bias = torch.stack([torch.stack([relative_by_hand(table, i, j) for j in range(length)]) for i in range(length)])
+        bias = bias.permute(2, 0, 1)
+
+    def norm(module, y):
+        return layer_norm(y, (D,), module.weight, module.bias, c.norm_eps)
+
+    def attend(block, y):
+        q, k, v = (y @ block.attention.qkv.weight.T + block.attention.qkv.bias).split(D, -1)
+        heads = []
+        for h in range(H):
+            part = slice(h * d, (h + 1) * d)
+            scores = q[:, part] @ k[:, part].T / math.sqrt(2 * d if tupe else d) + bias[h]
+            heads.append(scores.softmax(-1) @ v[:, part])
+        return torch.cat(heads, -1) @ block.attention.out.weight.T + block.attention.out.bias
+
+    def feed(block, y):
+        inner = y @ block.feed_forward.up.weight.T + block.feed_forward.up.bias
+        inner = inner * 0.5 * (1 + torch.erf(inner / math.sqrt(2)))
+        return inner @ block.feed_forward.down.weight.T + block.feed_forward.down.bias
+
+    for block in encoder.blocks:
+        if c.norm == "pre":
+            x = x + attend(block, norm(block.attention_norm, x))
+            x = x + feed(block, norm(block.feed_forward_norm, x))
+        else:
+            x = norm(block.attention_norm, x + attend(block, x))
+            x = norm(block.feed_forward_norm, x + feed(block, x))
+    return norm(encoder.final_norm, x) if c.norm == "pre" else x
+
+
+VARIANTS = [(p, "untied", n) for p in POSITIONS for n in ("post", "pre")]
+VARIANTS += [("tupe-a", "tied", "post"), ("tupe-r", "tied", "post")]
+
+
+@pytest.mark.parametrize(("position", "cls", "norm"), VARIANTS)
+def test_encoder_equals_its_equations(position: str, cls: str, norm: str) -> None:
+    encoder = build(position, cls=cls, norm=norm)
+    ids = torch.randint(0, 30, (2, T), generator=torch.Generator().manual_seed(3))
+    ours = encoder(ids)
+    theirs = torch.stack([encoder_by_hand(encoder, row) for row in ids])
+    torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
+    direction = torch.randn(ours.shape, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    names, parameters = zip(*encoder.named_parameters(), strict=True)
+    mine = torch.autograd.grad((ours * direction).sum(), parameters, allow_unused=True)
+    by_hand = torch.autograd.grad((theirs * direction).sum(), parameters, allow_unused=True)
+    for name, a, b in zip(names, mine, by_hand, strict=True):
+        assert (a is None) == (b is None), name
+        if a is not None:
+            torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9, msg=lambda text, name=name: f"{name}: {text}")
+
+
+def test_reset_rows_and_columns() -> None:
+    bias = build("tupe-r").positions.bias(T, None)[0]
+    assert (bias[:, 0] == bias[:, 0, :1]).all()
+    assert (bias[:, 1:, 0] == bias[:, 1:2, 0]).all()
+    assert (bias[:, 0, 0] != bias[:, 1, 0]).all()
+
+
+@pytest.mark.parametrize(("position", "cls"), [("tupe-a", "untied"), ("tupe-a", "tied")])
+def test_tupe_a_is_low_rank(position: str, cls: str) -> None:
+    """methods/tupe: the bias is an inner product of d + 2 numbers, so its rank is at most that."""
+    wide = build(position, cls=cls, max_positions=40)
+    bias = wide.positions.bias(40, None)[0]
+    assert (torch.linalg.matrix_rank(bias) <= d + 2).all()
+
+
+@pytest.mark.parametrize("position", list(POSITIONS))
+def test_padded_packed_and_alone_are_the_same(position: str) -> None:
+    encoder = build(position)
+    generator = torch.Generator().manual_seed(5)
+    a, b = (torch.randint(0, 30, (1, n), generator=generator) for n in (4, 6))
+    alone = encoder(a), encoder(b)
+    pad = torch.zeros(1, 2, dtype=torch.long)
+    padded = encoder(torch.cat([torch.cat([a, pad], 1), b]), attention_mask=torch.tensor([[1] * 4 + [0] * 2, [1] * 6]))
+    torch.testing.assert_close(padded[:1, :4], alone[0], rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(padded[1:], alone[1], rtol=1e-12, atol=1e-12)
+    packed = encoder(
+        torch.cat([a, b], 1),
+        document_ids=torch.tensor([[0] * 4 + [1] * 6]),
+        position_ids=torch.tensor([[*range(4), *range(6)]]),
+    )
+    torch.testing.assert_close(packed[:, :4], alone[0], rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(packed[:, 4:], alone[1], rtol=1e-12, atol=1e-12)
+
+
+def test_positions_make_a_difference() -> None:
+    ids = torch.tensor([[1, 2, 3, 4, 5]])
+    for position in POSITIONS:
+        encoder = build(position)
+        swapped = encoder(ids[:, [0, 2, 1, 3, 4]])[:, [0, 2, 1, 3, 4]]
+        assert (swapped - encoder(ids)).abs().max() > 1e-3, position

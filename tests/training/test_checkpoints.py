@@ -1,0 +1,418 @@
+"""Checkpoints survive kills, damage and a full disk, and give back every bit; so do optimizers."""
+
+import errno
+import json
+import math
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import time
+
+import pytest
+import safetensors.torch
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from fastbert.errors import UserError
+from fastbert.training.checkpoints import (
+    Checkpointer,
+    check_space,
+    flatten_optimizer,
+    restore_optimizer,
+)
+from fastbert.training.optimizers import OptimizerOptions, build_optimizer, guarded_step
+
+
+@pytest.fixture
+def said():
+    return []
+
+
+@pytest.fixture
+def checkpointer(tmp_path, said):
+    return Checkpointer(tmp_path / "checkpoints", 3, said.append)
+
+
+def tensors(seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        "model": {"w": torch.randn(40, 30, generator=generator), "b": torch.randn(30, generator=generator).bfloat16()},
+        "optimizer": {"0.step": torch.tensor(7.0), "ids": torch.arange(5), "flag": torch.tensor([True, False])},
+    }
+
+
+def assert_same(left, right):
+    assert left.keys() == right.keys()
+    for file in left:
+        assert left[file].keys() == right[file].keys()
+        for name, tensor in left[file].items():
+            assert tensor.dtype == right[file][name].dtype and tensor.shape == right[file][name].shape
+            raw, other = (t.contiguous().flatten().view(torch.uint8) for t in (tensor, right[file][name]))
+            assert torch.equal(raw, other)  # NaN payloads and signed zeros included
+
+
+def test_round_trip_is_exact(checkpointer):
+    saved = tensors()
+    saved["model"]["odd"] = torch.tensor([math.nan, -0.0, math.inf, 1e-45])
+    saved["empty"] = {}
+    saved["hollow"] = {"a": torch.zeros(0, 3), "b": torch.zeros(0, 3)}
+    state = {"seed": 3, "nested": [1, {"x": 0.1}], "nan": math.nan, "word": "Übung"}
+    path = checkpointer.save(123, saved, state, metric=2.5)
+    assert path.name == "step-00000123"
+    loaded = checkpointer.load_latest()
+    assert (loaded.step, loaded.metric, loaded.path) == (123, 2.5, path)
+    assert_same(loaded.tensors, saved)
+    assert math.isnan(loaded.state.pop("nan")) and math.isnan(state.pop("nan")) and loaded.state == state
+    assert checkpointer.load(path).step == 123
+
+
+def test_shared_and_strided_tensors(checkpointer):
+    base = torch.randn(6, 4)
+    group = {
+        "base": base,
+        "tied": base,
+        "turned": base.t(),
+        "row": base[2],
+        "strided": base[::2, 1:3],
+        "lone": torch.randn(9)[3:],
+    }
+    path = checkpointer.save(1, {"model": group}, {})
+    loaded = checkpointer.load_latest().tensors
+    assert_same(loaded, {"model": group})
+    assert loaded["model"]["tied"] is loaded["model"]["base"]
+    stored = safetensors.torch.load_file(path / "model.safetensors")
+    assert stored.keys() == group.keys() - {"tied"}
+
+
+def test_no_checkpoint_at_all(checkpointer, tmp_path):
+    assert checkpointer.load_latest() is None
+    with pytest.raises(UserError, match=r"there is no checkpoint .*step-00000009; those in .*: none"):
+        checkpointer.load(tmp_path / "checkpoints" / "step-00000009")
+
+
+@given(
+    metrics=st.lists(st.sampled_from([1.0, 2.0, 3.0, math.nan, -math.inf, None]), min_size=1, max_size=8),
+    keep_last=st.integers(1, 3),
+)
+@settings(max_examples=25, deadline=None)
+def test_last_ones_and_best_are_kept(tmp_path_factory, metrics, keep_last):
+    folder = tmp_path_factory.mktemp("prune")
+    checkpointer = Checkpointer(folder, keep_last, print)
+    for step, metric in enumerate(metrics):
+        checkpointer.save(step, {}, {}, metric)
+    kept = {int(path.name[5:]) for path in checkpointer.paths()}
+    expected = set(range(len(metrics))[-keep_last:])
+    finite = {step: metric for step, metric in enumerate(metrics) if metric is not None and math.isfinite(metric)}
+    if finite:
+        expected.add(min(finite, key=lambda step: finite[step]))
+    assert kept == expected
+    assert {path.name for path in folder.iterdir()} == {f"step-{step:08d}" for step in kept}
+    shutil.rmtree(folder)
+
+
+def truncate(path):
+    os.truncate(path / "model.safetensors", (path / "model.safetensors").stat().st_size - 1)
+
+
+def flip(path):
+    content = bytearray((path / "model.safetensors").read_bytes())
+    content[len(content) // 2] ^= 1
+    (path / "model.safetensors").write_bytes(content)
+
+
+def edit_state(path):
+    (path / "state.json").write_text((path / "state.json").read_text().replace("200", "201"))
+
+
+def edit_manifest(path):
+    manifest = json.loads((path / "manifest.json").read_text())
+    (path / "manifest.json").write_text(json.dumps(manifest | {"metric": 0.0}))
+
+
+@pytest.mark.parametrize(
+    ("damage", "file", "what"),
+    [
+        (truncate, "model.safetensors", "bytes instead of"),
+        (flip, "model.safetensors", "SHA-256 does not fit"),
+        (lambda path: (path / "optimizer.safetensors").unlink(), "optimizer.safetensors", "is missing"),
+        (edit_state, "state.json", "SHA-256 does not fit"),
+        (lambda path: (path / "state.json").unlink(), "state.json", "is missing"),
+        (edit_manifest, "manifest.json", "its hash does not fit"),
+        (lambda path: (path / "manifest.json").write_text("{"), "manifest.json", "is damaged"),
+        (lambda path: (path / "manifest.json").write_text("[]"), "manifest.json", "is damaged"),
+        (lambda path: (path / "manifest.json").unlink(), "manifest.json", "does not exist"),
+    ],
+    ids=["truncated", "flipped", "deleted", "state edited", "state deleted", "manifest edited", "cut", "list", "gone"],
+)
+def test_damage_is_named_and_the_one_before_is_used(checkpointer, said, damage, file, what):
+    for step in (100, 200):
+        checkpointer.save(step, tensors(step), {"step": step})
+    path = checkpointer.paths()[-1]
+    damage(path)
+    with pytest.raises(UserError, match="restore the file, or delete") as caught:
+        checkpointer.load(path)
+    assert str(path / file) in str(caught.value) and what in str(caught.value)
+    loaded = checkpointer.load_latest()
+    assert loaded.step == 100
+    assert_same(loaded.tensors, tensors(100))
+    assert len(said) == 1 and str(path / file) in said[0] and "going on from step-00000100" in said[0]
+    damage_all = checkpointer.paths()[0]
+    (damage_all / "state.json").write_text("{}")
+    with pytest.raises(UserError, match=r"no checkpoint in .* is whole.*step-00000200.*step-00000100"):
+        checkpointer.load_latest()
+
+
+def test_every_flipped_bit_is_found(checkpointer):
+    """Any single bit, in any file, the manifest included."""
+    checkpointer.save(5, {"model": {"w": torch.ones(3)}}, {"a": 1}, metric=1.5)
+    path = checkpointer.paths()[0]
+    pick = random.Random(0)
+    for file in sorted(path.iterdir()):
+        content = file.read_bytes()
+        for _ in range(40):
+            place, bit = pick.randrange(len(content)), pick.randrange(8)
+            changed = bytearray(content)
+            changed[place] ^= 1 << bit
+            file.write_bytes(changed)
+            try:
+                loaded = checkpointer.load(path)
+            except UserError:
+                continue
+            # White space between the manifest's values may change; what they say may not.
+            assert file.name == "manifest.json" and loaded.metric == 1.5 and loaded.step == 5
+        file.write_bytes(content)
+    assert checkpointer.load(path).step == 5
+
+
+def test_a_newer_format_and_a_renamed_folder_are_refused(checkpointer, monkeypatch):
+    path = checkpointer.save(5, {}, {})
+    renamed = path.rename(path.with_name("step-00000006"))
+    with pytest.raises(UserError, match="was renamed: it is from step 5"):
+        checkpointer.load(renamed)
+    monkeypatch.setattr("fastbert.training.checkpoints.FORMAT", 2)
+    with pytest.raises(UserError, match="has format 1, and this version of fastbert reads 2"):
+        checkpointer.load(renamed)
+
+
+def test_damaged_later_checkpoint_does_not_push_out_the_new_one(tmp_path, said):
+    checkpointer = Checkpointer(tmp_path, 1, said.append)
+    checkpointer.save(200, tensors(), {})
+    (tmp_path / "step-00000200" / "state.json").unlink()
+    checkpointer.save(150, tensors(), {})  # the run went on from an earlier step
+    assert checkpointer.load_latest().step == 150
+    checkpointer.save(200, tensors(), {})
+    assert checkpointer.load_latest().step == 200 and [p.name for p in checkpointer.paths()] == ["step-00000200"]
+
+
+def save_without_end(folder, reports):
+    checkpointer = Checkpointer(folder, 2, print)
+    latest = checkpointer.load_latest()
+    step = latest.step if latest else 0
+    while True:
+        step += 1
+        group = {"w": torch.full((300, 30), float(step)), "b": torch.full((7,), float(step))}
+        # Every other step is saved twice, as an interrupted run may: the second replaces the first.
+        for _ in range(1 + step % 2):
+            checkpointer.save(step, {"model": group, "optimizer": group}, {"step": step}, metric=-step % 5)
+        reports.send(step)
+
+
+def test_killed_saves_lose_nothing(tmp_path):
+    """SIGKILL at random moments; afterwards the newest verified checkpoint is at least the last one reported."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])  # imported once, not in every child
+    pick, interrupted, finished = random.Random(1), 0, 0
+    for _ in range(25):
+        receive, send = context.Pipe(duplex=False)
+        process = context.Process(target=save_without_end, args=(tmp_path, send), daemon=True)
+        process.start()
+        send.close()
+        finished = receive.recv()
+        time.sleep(pick.random() * 0.05)
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+        try:
+            while True:
+                finished = receive.recv()
+        except EOFError:
+            pass
+        interrupted += any(path.name.endswith(".tmp") for path in tmp_path.iterdir())
+        said = []
+        checkpointer = Checkpointer(tmp_path, 2, said.append)
+        loaded = checkpointer.load_latest()
+        assert said == [] and loaded.step >= finished and loaded.state == {"step": loaded.step}
+        assert all((t == loaded.step).all() for group in loaded.tensors.values() for t in group.values())
+        assert not any(path.name.startswith(".") for path in tmp_path.iterdir())
+        assert all(checkpointer.load(path) for path in checkpointer.paths())
+    assert interrupted > 3  # some kills did hit a save halfway
+
+
+def test_killed_between_the_two_renames_of_a_replacement(tmp_path):
+    checkpointer = Checkpointer(tmp_path, 1, print)
+    path = checkpointer.save(7, tensors(), {"which": "old"})
+    path.rename(tmp_path / ".step-00000007.999.old.tmp")
+    assert Checkpointer(tmp_path, 1, print).load_latest().state == {"which": "old"}
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000007"]
+
+
+def full_disk(*arguments, **options):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def full_disk_of_safetensors(*arguments, **options):
+    raise safetensors.SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+
+@pytest.mark.parametrize(
+    ("target", "failure"), [("os.fsync", full_disk), ("safetensors.torch.save_file", full_disk_of_safetensors)]
+)
+def test_full_disk_leaves_older_ones(checkpointer, monkeypatch, tmp_path, target, failure):
+    checkpointer.save(1, tensors(1), {})
+    monkeypatch.setattr(target, failure)
+    with pytest.raises(UserError, match=r"the disk is full while writing .*step-00000002"):
+        checkpointer.save(2, tensors(2), {})
+    monkeypatch.undo()
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000001"]
+    assert_same(checkpointer.load_latest().tensors, tensors(1))
+
+
+def test_a_file_in_place_of_the_folder(tmp_path):
+    (tmp_path / "file").write_text("")
+    for folder in (tmp_path / "file", tmp_path / "file" / "checkpoints"):
+        with pytest.raises(UserError, match="part of that path is a file"):
+            Checkpointer(folder, 1, print)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_no_permission(tmp_path):
+    tmp_path.chmod(0o500)
+    with pytest.raises(UserError, match="no permission to write"):
+        Checkpointer(tmp_path / "checkpoints", 1, print)
+
+
+def test_nothing_kept_is_refused(tmp_path):
+    with pytest.raises(UserError, match="keep_last is 0"):
+        Checkpointer(tmp_path, 0, print)
+
+
+def test_space_is_checked_before(tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 5, 5_000_000_000))
+    check_space(tmp_path / "not" / "yet", 5_000_000_000)
+    with pytest.raises(UserError, match=r"need 5.10 GB and the disk of .*yet has 5.00 GB left"):
+        check_space(tmp_path / "not" / "yet", 5_100_000_000)
+
+
+# Optimizers: one step with the restored one must equal one step with the one that never stopped.
+
+MAKERS = {
+    "fused adamw": lambda module: build_optimizer(module.named_parameters(), OptimizerOptions(), "cpu"),
+    "amsgrad": lambda module: torch.optim.AdamW(module.parameters(), amsgrad=True),
+    "sgd": lambda module: torch.optim.SGD(module.parameters(), lr=0.1, momentum=0.9),
+    "muon": lambda module: torch.optim.Muon([p for p in module.parameters() if p.ndim == 2]),
+    "adafactor": lambda module: torch.optim.Adafactor(module.parameters()),
+    "lbfgs": lambda module: torch.optim.LBFGS(module.parameters(), max_iter=3),
+    "tensor rate": lambda module: torch.optim.AdamW(module.parameters(), lr=torch.tensor(0.01), fused=True),
+}
+
+
+def network(seed):
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(5, 4), nn.LayerNorm(4), nn.Linear(4, 3))
+
+
+def train(module, optimizer, steps):
+    def closure():
+        optimizer.zero_grad()
+        loss = module(torch.arange(10.0).reshape(2, 5)).square().mean()
+        loss.backward()
+        return loss
+
+    for _ in range(steps):
+        optimizer.step(closure)
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_restored_optimizer_goes_on_bit_for_bit(checkpointer, name):
+    module, resumed = network(0), network(1)
+    optimizer = MAKERS[name](module)
+    train(module, optimizer, 3)
+    flat, rest = flatten_optimizer(optimizer)
+    assert flat
+    checkpointer.save(3, {"model": module.state_dict(), "optimizer": flat}, {"optimizer": rest})
+    train(module, optimizer, 2)
+    loaded = checkpointer.load_latest()
+    resumed.load_state_dict(loaded.tensors["model"])
+    again = MAKERS[name](resumed)
+    restore_optimizer(again, loaded.tensors["optimizer"], loaded.state["optimizer"])
+    train(resumed, again, 2)
+    for own, other in zip(module.parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(own, other)
+
+
+def test_restored_moments_keep_dtype_and_strides():
+    """load_state_dict alone would round the moments to bf16; a fused kernel would read unlike strides crosswise."""
+
+    def build():
+        weight = nn.Parameter(torch.arange(12.0).reshape(3, 4).t().bfloat16())
+        return weight, torch.optim.AdamW([weight])
+
+    weight, optimizer = build()
+    moments = {"step": torch.tensor(3.0), "exp_avg": torch.randn(4, 3), "exp_avg_sq": torch.rand(4, 3)}
+    optimizer.state[weight] = dict(moments)
+    flat, rest = flatten_optimizer(optimizer)
+    weight, optimizer = build()
+    restore_optimizer(optimizer, flat, json.loads(json.dumps(rest)))
+    for key, value in moments.items():
+        assert optimizer.state[weight][key].dtype == torch.float32
+        assert torch.equal(optimizer.state[weight][key], value)
+    assert optimizer.state[weight]["exp_avg"].stride() == weight.stride() == (1, 4)
+
+
+def test_restoring_changes_no_switch_of_the_machine():
+    module = network(0)
+    plain = torch.optim.AdamW(module.parameters(), lr=0.5, fused=False, foreach=False)
+    train(module, plain, 1)
+    fused = torch.optim.AdamW(module.parameters(), lr=0.25, fused=True)
+    restore_optimizer(fused, *flatten_optimizer(plain))
+    assert fused.param_groups[0]["fused"] and fused.param_groups[0]["lr"] == 0.5
+    train(module, fused, 1)
+
+
+@pytest.mark.parametrize(
+    ("modules", "message"),
+    [
+        ([nn.Linear(5, 4), nn.LayerNorm(4), nn.Linear(4, 2)], r"for parameter 2.weight the shape \[3, 4\]"),
+        ([nn.Linear(5, 4), nn.Linear(4, 3)], "groups of this many parameters"),
+        ([nn.Linear(5, 4), nn.Linear(4, 3), nn.LayerNorm(4)], "parameter 2.weight, and here it is 1.weight"),
+    ],
+)
+def test_another_network_is_refused(modules, message):
+    module = network(0)
+    optimizer = MAKERS["fused adamw"](module)
+    train(module, optimizer, 1)
+    another = MAKERS["fused adamw"](nn.ModuleList(modules))
+    before = another.state_dict()
+    with pytest.raises(UserError, match=message):
+        restore_optimizer(another, *flatten_optimizer(optimizer))
+    assert another.state_dict() == before
+
+
+def test_another_optimizer_is_refused():
+    module = network(0)
+    with pytest.raises(UserError, match="the kind SGD, and here it is AdamW; resume with the options"):
+        restore_optimizer(MAKERS["amsgrad"](module), *flatten_optimizer(MAKERS["sgd"](module)))
+
+
+def test_skipped_update_survives_a_checkpoint():
+    """The counter of an update that was skipped is in the checkpoint as zero, not as missing."""
+    module = network(0)
+    optimizer = MAKERS["fused adamw"](module)
+    module(torch.ones(1, 5)).sum().backward()
+    guarded_step(optimizer, 0.1, torch.tensor(False))
+    again = MAKERS["fused adamw"](module)
+    restore_optimizer(again, *flatten_optimizer(optimizer))
+    assert {float(state["step"]) for state in again.state.values()} == {0.0}

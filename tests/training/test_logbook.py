@@ -1,0 +1,233 @@
+"""The records of a run, what people see of it, and the drawing of its curves."""
+
+import io
+import json
+import math
+import os
+import sys
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from PIL import Image
+from rich.console import Console
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from fastbert.errors import UserError
+from fastbert.training import logbook
+from fastbert.training.logbook import Logbook, plot_curves, read_metrics
+
+TRAIN = {"loss": 5.4321, "lr": 9.1e-4, "tokens_per_second": 12345.6, "mfu": 0.412}
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock of the logbook's own, set by hand in seconds."""
+    now = [0.0]
+    monkeypatch.setattr(logbook.time, "monotonic", lambda: now[0])
+    return now
+
+
+def fill(folder, steps, **options):
+    with Logbook(folder, 100, quiet=True, **options) as book:
+        for step in steps:
+            book.log(step, "train", {"loss": 10.0 - step})
+
+
+def lines(folder):
+    return (folder / "metrics.jsonl").read_text().splitlines()
+
+
+def test_records_are_lines_of_json_written_at_once(tmp_path):
+    book = Logbook(tmp_path / "run", 100, quiet=True)
+    book.log(10, "train", TRAIN)
+    book.log(20, "validation", {"loss": 5.0, "accuracy": 0.25, "note": "x", "done": True})
+    assert [json.loads(line) for line in lines(tmp_path / "run")] == [
+        {"step": 10, "split": "train", **TRAIN},
+        {"step": 20, "split": "validation", "loss": 5.0, "accuracy": 0.25, "note": "x", "done": True},
+    ]
+    book.close()
+    book.close()
+
+
+def test_what_is_not_finite_becomes_null(tmp_path):
+    with Logbook(tmp_path, 100, quiet=True) as book:
+        book.log(1, "train", {"loss": math.nan, "lr": math.inf, "mfu": -math.inf, "ok": 1.0})
+
+    def refuse(word):
+        raise AssertionError(f"{word} is not JSON")
+
+    (record,) = (json.loads(line, parse_constant=refuse) for line in lines(tmp_path))
+    assert record == {"step": 1, "split": "train", "loss": None, "lr": None, "mfu": None, "ok": 1.0}
+
+
+def test_resume_drops_later_and_cut_records(tmp_path):
+    fill(tmp_path, range(1, 9))
+    with open(tmp_path / "metrics.jsonl", "a") as file:
+        file.write('{"step": 3, "split": "tr')  # a crash while writing
+    fill(tmp_path, [6, 7], start_step=5)
+    assert [record["step"] for record in read_metrics(tmp_path / "metrics.jsonl")] == [1, 2, 3, 4, 5, 6, 7]
+    assert all(json.loads(line) for line in lines(tmp_path))
+    fill(tmp_path, [1])
+    assert len(lines(tmp_path)) == 1  # a run from 0 starts empty
+
+
+def test_rewriting_is_atomic(tmp_path, monkeypatch):
+    fill(tmp_path, range(1, 9))
+    before = lines(tmp_path)
+
+    def crash(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", crash)
+    with pytest.raises(KeyboardInterrupt):
+        Logbook(tmp_path, 100, start_step=5, quiet=True)
+    assert lines(tmp_path) == before
+
+
+def test_sync_reaches_the_disk(tmp_path, monkeypatch):
+    synced = []
+    book = Logbook(tmp_path, 100, quiet=True)
+    monkeypatch.setattr(os, "fsync", synced.append)
+    book.sync()
+    assert len(synced) == 1
+    monkeypatch.undo()
+    book.close()
+
+
+def test_folder_that_is_a_file(tmp_path):
+    (tmp_path / "run").write_text("")
+    with pytest.raises(UserError, match="part of that path is a file"):
+        Logbook(tmp_path / "run", 100)
+
+
+def test_plain_lines_without_a_terminal(tmp_path, capsys, clock):
+    with Logbook(tmp_path, 3000) as book:
+        for step in range(100, 3001, 100):
+            clock[0] = step / 100
+            book.log(step, "train", TRAIN)
+            if step == 1200:
+                book.log(step, "validation", {"loss": 5.5, "accuracy": 0.1234567})
+    written = capsys.readouterr().err.splitlines()
+    assert "step 1200/3000  validation  loss 5.5  accuracy 0.1235" in written
+    written.remove("step 1200/3000  validation  loss 5.5  accuracy 0.1235")
+    # At most one in five seconds, and the last.
+    assert [line.split()[1] for line in written] == [
+        f"{step}/3000" for step in (100, 600, 1100, 1600, 2100, 2600, 3000)
+    ]
+    assert written[2] == "step 1100/3000  loss 5.432  lr 9.1e-04  12.3k tokens/s  MFU 41 %  0:19 left"
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(0, "0:00"), (9.4, "0:09"), (151, "2:31"), (3600 + 62, "1:01:02")])
+def test_time_left(tmp_path, capsys, clock, seconds, text):
+    with Logbook(tmp_path, 3000, start_step=1000) as book:
+        clock[0] = seconds  # 1000 of 2000 steps took this long
+        book.log(2000, "train", {"loss": 1.0})
+    assert capsys.readouterr().err == f"step 2000/3000  loss 1.000  {text} left\n"
+
+
+def test_unknown_figures_do_not_stop_the_progress(tmp_path, capsys):
+    with Logbook(tmp_path, 3000) as book:
+        book.log(1, "train", {"loss": math.nan, "lr": None, "tokens_per_second": 2.5e6, "mfu": None})
+    assert "loss nan  lr nan  2.5M tokens/s" in capsys.readouterr().err
+
+
+def test_quiet_is_quiet_but_says_what_it_is_told(tmp_path, capsys):
+    with Logbook(tmp_path, 100, quiet=True) as book:
+        book.log(1, "train", TRAIN)
+        book.log(1, "validation", TRAIN)
+        assert capsys.readouterr() == ("", "")
+        book.say("a warning")
+    assert capsys.readouterr() == ("", "a warning\n")
+
+
+def test_bar_on_a_terminal(tmp_path, capsys):
+    screen = io.StringIO()
+    console = Console(force_terminal=True, file=screen, width=140, color_system=None)
+    with Logbook(tmp_path, 3000, start_step=600, console=console) as book:
+        book.log(1200, "train", TRAIN)
+        book.say("a message [with brackets] " + 130 * "x")
+        book.log(1200, "validation", {"loss": 5.5})
+    written = screen.getvalue()
+    assert "1200/3000" in written and "loss 5.432  lr 9.1e-04  12.3k tokens/s  MFU 41 %" in written
+    assert "left" in written and "━" in written
+    assert "a message [with brackets] " + 130 * "x" + "\n" in written  # not broken, not read as markup
+    assert "step 1200/3000  validation  loss 5.5\n" in written
+    assert written.endswith("\x1b[?25h")  # the cursor is shown again
+    assert capsys.readouterr() == ("", "")
+
+
+def scalars(folder, tag):
+    events = EventAccumulator(str(folder / "tensorboard"), size_guidance={"scalars": 0})
+    events.Reload()
+    return [(event.step, event.value) for event in events.Scalars(tag)]
+
+
+def test_tensorboard_holds_the_numbers_and_forgets_what_is_redone(tmp_path):
+    fill(tmp_path, range(1, 9))
+    assert scalars(tmp_path, "loss/train") == [(step, 10.0 - step) for step in range(1, 9)]
+    with Logbook(tmp_path, 100, start_step=5, quiet=True) as book:
+        book.log(6, "train", {"loss": 0.5, "word": "left out", "flag": True})
+        book.log(7, "validation", {"loss": math.nan})
+    assert scalars(tmp_path, "loss/train") == [(step, 10.0 - step) for step in range(1, 6)] + [(6, 0.5)]
+    ((step, value),) = scalars(tmp_path, "loss/validation")
+    assert step == 7 and math.isnan(value)
+
+
+def test_without_tensorboard_one_note(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with Logbook(tmp_path, 100, quiet=True) as book:
+        book.log(1, "train", TRAIN)
+        book.log(2, "train", TRAIN)
+        book.sync()
+    assert capsys.readouterr().err.count("tensorboard is not installed") == 1
+    assert len(lines(tmp_path)) == 2
+
+
+def test_without_rich_plain_lines(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "rich.progress", None)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    with Logbook(tmp_path, 100) as book:
+        book.log(1, "train", TRAIN)
+    assert "step 1/100  loss 5.432" in capsys.readouterr().err
+
+
+def write_curves(folder, accuracy):
+    with Logbook(folder, 300, quiet=True) as book:
+        for step in range(1, 301):
+            book.log(step, "train", {"loss": math.nan if step == 50 else 4 + 6 / step})
+            if step % 50 == 0:
+                book.log(step, "validation", {"loss": 4.1 + 6 / step} | ({"accuracy": step / 1000} if accuracy else {}))
+    return folder / "metrics.jsonl"
+
+
+@pytest.mark.parametrize("accuracy", [True, False])
+def test_curves(tmp_path, monkeypatch, accuracy):
+    figures = []
+    save = Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda self, *a, **o: (figures.append(self), save(self, *a, **o)))
+    plot_curves(write_curves(tmp_path, accuracy), tmp_path / "report" / "c.png", title="tiny", baseline=6.5)
+    with Image.open(tmp_path / "report" / "c.png") as image:
+        assert image.format == "PNG" and np.asarray(image).std() > 0
+    panels = figures[0].axes
+    assert len(panels) == 1 + accuracy and panels[0].get_title(loc="left") == "tiny"
+    raw, smooth, validation, baseline = panels[0].lines
+    assert len(raw.get_xdata()) == 299 and 50 not in raw.get_xdata()
+    assert np.allclose(smooth.get_ydata()[20:], raw.get_ydata()[20:], atol=0.05)
+    assert list(validation.get_xdata()) == [50, 100, 150, 200, 250, 300]
+    assert set(baseline.get_ydata()) == {6.5} and baseline.get_linestyle() == ":"
+    if accuracy:
+        assert np.allclose(panels[1].lines[0].get_ydata(), [5, 10, 15, 20, 25, 30])
+
+
+def test_smoothing_keeps_lines_and_lowers_noise():
+    line = tuple(float(place) for place in range(400))
+    assert logbook._smoothed(line)[:390] == pytest.approx(line[:390])
+    noise = tuple(np.random.default_rng(0).normal(size=2000))
+    assert np.std(logbook._smoothed(noise)) < 0.2
+    assert logbook._smoothed((3.0,)) == [3.0]
+
+
+def test_no_loss_to_draw(tmp_path):
+    with pytest.raises(UserError, match=r"no loss to draw in .*none\.jsonl"):
+        plot_curves(tmp_path / "none.jsonl", tmp_path / "c.png", title="")

@@ -1,0 +1,260 @@
+"""The optimizer against torch's plain AdamW, its groups, and updates that are skipped on the device."""
+
+import copy
+import json
+import sys
+import types
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from fastbert.errors import UserError
+from fastbert.training.checkpoints import flatten_optimizer, restore_optimizer
+from fastbert.training.optimizers import OptimizerOptions, build_optimizer, clip_gradients, guarded_step
+
+FINITE, NOT_FINITE = torch.tensor(True), torch.tensor(False)
+
+
+def model():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Embedding(11, 6), nn.LayerNorm(6), nn.Linear(6, 5))
+
+
+def fill_gradients(module, seed):
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in module.parameters():
+        parameter.grad = torch.randn(parameter.shape, generator=generator)
+
+
+def snapshot(module, optimizer):
+    return copy.deepcopy((module.state_dict(), optimizer.state_dict()))
+
+
+def assert_identical(left, right):
+    if isinstance(left, torch.Tensor):
+        assert left.dtype == right.dtype and torch.equal(left, right)
+    elif isinstance(left, dict):
+        assert left.keys() == right.keys()
+        for key in left:
+            assert_identical(left[key], right[key])
+    elif isinstance(left, list | tuple):
+        assert len(left) == len(right)
+        for a, b in zip(left, right, strict=True):
+            assert_identical(a, b)
+    else:
+        assert left == right
+
+
+def test_matches_plain_adamw_step_by_step():
+    options = OptimizerOptions(learning_rate=0.1, weight_decay=0.3)
+    ours, theirs = model(), model()
+    optimizer = build_optimizer(ours.named_parameters(), options, "cpu")
+    groups = [
+        {"params": [p for p in theirs.parameters() if p.ndim > 1], "weight_decay": 0.3},
+        {"params": [p for p in theirs.parameters() if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    oracle = torch.optim.AdamW(groups, betas=(0.9, 0.98), eps=1e-6, foreach=False, fused=False)
+    for step in range(12):
+        fill_gradients(ours, step)
+        fill_gradients(theirs, step)
+        for group in oracle.param_groups:
+            group["lr"] = 0.1 / (step + 1)
+        oracle.step()
+        guarded_step(optimizer, 0.1 / (step + 1), FINITE)
+        for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("steps_before", [0, 3])
+def test_skipped_update_changes_no_bit(steps_before):
+    module = model()
+    optimizer = build_optimizer(module.named_parameters(), OptimizerOptions(), "cpu")
+    guarded_step(optimizer, 0.01, FINITE)  # makes no state: there are no gradients yet
+    fill_gradients(module, 0)
+    guarded_step(optimizer, 0.01, NOT_FINITE)  # makes the state
+    for step in range(steps_before):
+        fill_gradients(module, step)
+        guarded_step(optimizer, 0.01, FINITE)
+    before = snapshot(module, optimizer)
+    for parameter in module.parameters():
+        parameter.grad.fill_(torch.nan)
+    guarded_step(optimizer, 0.01, NOT_FINITE)
+    assert_identical(snapshot(module, optimizer), before)
+    assert {float(state["step"]) for state in optimizer.state.values()} == {steps_before}
+    fill_gradients(module, 9)
+    guarded_step(optimizer, 0.01, FINITE)
+    assert {float(state["step"]) for state in optimizer.state.values()} == {steps_before + 1}
+    assert not any(torch.equal(before[0][name], value) for name, value in module.state_dict().items())
+    assert all(value.isfinite().all() for value in module.state_dict().values())
+
+
+def test_update_reads_nothing_back():
+    """On the meta device a tensor has no value: whatever wanted one on the host would fail."""
+    with torch.device("meta"):
+        parameters = [nn.Parameter(torch.zeros(4, 3)), nn.Parameter(torch.zeros(3))]
+    for parameter in parameters:
+        parameter.grad = torch.empty_like(parameter)
+    norm = clip_gradients(parameters, 1.0)
+    assert norm.device.type == "meta" and norm.shape == ()
+
+    class Recorder(torch.optim.SGD):
+        _step_supports_amp_scaling = True
+
+        def step(self):
+            self.seen = self.found_inf
+
+    optimizer = Recorder(parameters, lr=1.0)
+    guarded_step(optimizer, 0.5, norm.isfinite())
+    assert optimizer.seen.device.type == "meta" and optimizer.seen.dtype == torch.float32
+    assert not hasattr(optimizer, "found_inf") and optimizer.param_groups[0]["lr"] == 0.5
+
+
+def test_groups_hold_every_parameter_once_in_order():
+    module = model()
+    tied = nn.Linear(6, 11)
+    tied.weight = module[0].weight
+    frozen = nn.Parameter(torch.zeros(2, 2), requires_grad=False)
+    named = [*module.named_parameters(), *tied.named_parameters("tied"), ("frozen", frozen)]
+    optimizer = build_optimizer(named, OptimizerOptions(weight_decay=0.25), "cpu")
+    decayed, plain = optimizer.param_groups
+    assert decayed["param_names"] == ["0.weight", "2.weight"] and decayed["weight_decay"] == 0.25
+    assert plain["param_names"] == ["1.weight", "1.bias", "2.bias", "tied.bias"] and plain["weight_decay"] == 0
+    assert decayed["fused"] and plain["fused"]
+
+
+def test_weight_decay_leaves_vectors_alone():
+    module = model()
+    optimizer = build_optimizer(module.named_parameters(), OptimizerOptions(weight_decay=0.5), "cpu")
+    before = copy.deepcopy(module.state_dict())
+    for parameter in module.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    guarded_step(optimizer, 0.1, FINITE)
+    for name, value in module.state_dict().items():
+        torch.testing.assert_close(value, before[name] * (0.95 if value.ndim > 1 else 1))
+
+
+@pytest.mark.parametrize("max_norm", [0.5, 1e6, 0.0])
+def test_clipping(max_norm):
+    module = model()
+    fill_gradients(module, 1)
+    module[2].bias.grad = None
+    gradients = [p.grad.clone() for p in module.parameters() if p.grad is not None]
+    expected = torch.cat([g.flatten() for g in gradients]).double().norm().item()
+    norm = clip_gradients(module.parameters(), max_norm)
+    assert norm.item() == pytest.approx(expected, rel=1e-5)
+    factor = min(1.0, max_norm / expected) if max_norm else 1.0
+    for gradient, parameter in zip(gradients, [p for p in module.parameters() if p.grad is not None], strict=True):
+        torch.testing.assert_close(parameter.grad, gradient * factor, rtol=1e-4, atol=1e-6)
+
+
+def test_norm_of_a_nan_is_not_finite():
+    module = model()
+    fill_gradients(module, 1)
+    module[2].bias.grad[3] = torch.nan
+    assert not clip_gradients(module.parameters(), 1.0).isfinite()
+
+
+def test_an_optimizer_that_cannot_skip_is_refused():
+    with pytest.raises(TypeError, match="SGD cannot skip"):
+        guarded_step(torch.optim.SGD(model().parameters()), 0.1, FINITE)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"name": "adam"}, "did you mean 'adamw'"),
+        ({"beta2": 1.0}, "beta2 is 1.0"),
+        ({"eps": 0.0}, "eps is 0.0"),
+        ({"learning_rate": -1.0}, "learning_rate is -1.0"),
+        ({"clip_norm": -1.0}, "clip_norm is -1.0"),
+        ({"weight_decay": float("nan")}, "weight_decay is nan"),
+    ],
+)
+def test_wrong_options_are_refused(change, message):
+    with pytest.raises(UserError, match=message):
+        replace(OptimizerOptions(), **change)
+
+
+class FakeFusedAdam(torch.optim.Optimizer):
+    """Follows what NVIDIA/apex's FusedAdam does with counters and flags when it is capturable."""
+
+    def __init__(self, params, lr, betas, eps, weight_decay, adam_w_mode, capturable):
+        assert adam_w_mode and capturable
+        defaults = {"lr": torch.tensor(lr), "betas": betas, "eps": eps, "weight_decay": weight_decay}
+        super().__init__(params, defaults)
+        self._step_supports_amp_scaling = True
+        self._dummy_overflow_buf = torch.tensor([0], dtype=torch.int)
+        self.updates = []
+
+    def step(self, grad_scaler=None):
+        for group in self.param_groups:
+            if "step" in group:
+                group["step"] += (self._dummy_overflow_buf != 1).to(torch.int)
+            else:
+                group["step"] = torch.tensor([1], dtype=torch.int)
+            device = group["params"][0].device
+            found = torch.zeros(1) if grad_scaler is None else grad_scaler._check_inf_per_device(self)[device]
+            self._dummy_overflow_buf.copy_(found)
+            assert grad_scaler._get_scale_async().double().reciprocal().float().item() == 1
+            if self._dummy_overflow_buf.item() != 1:
+                self.updates.append((int(group["step"]), float(group["lr"])))
+
+
+@pytest.fixture
+def fake_apex(monkeypatch):
+    def install(available=True):
+        package = types.ModuleType("apex")
+        package.__path__ = []
+        optimizers, apply = types.ModuleType("apex.optimizers"), types.ModuleType("apex.multi_tensor_apply")
+        optimizers.FusedAdam = FakeFusedAdam
+        apply.multi_tensor_applier = types.SimpleNamespace(available=available)
+        for name, module in (("", package), (".optimizers", optimizers), (".multi_tensor_apply", apply)):
+            monkeypatch.setitem(sys.modules, f"apex{name}", module)
+
+    return install
+
+
+def test_apex_is_taken_on_cuda_only(fake_apex):
+    fake_apex()
+    assert type(build_optimizer(model().named_parameters(), OptimizerOptions(), "cuda")) is FakeFusedAdam
+    assert type(build_optimizer(model().named_parameters(), OptimizerOptions(), "cpu")) is torch.optim.AdamW
+
+
+def test_apex_without_its_kernels_is_not_taken(fake_apex):
+    fake_apex(available=False)
+    assert type(build_optimizer(model().named_parameters(), OptimizerOptions(), "cuda")) is torch.optim.AdamW
+
+
+def test_the_other_apex_is_ignored(monkeypatch):
+    """The `apex` on PyPI is a web toolkit: a package without `optimizers`."""
+    package = types.ModuleType("apex")
+    package.__path__ = []
+    monkeypatch.setitem(sys.modules, "apex", package)
+    assert type(build_optimizer(model().named_parameters(), OptimizerOptions(), "cuda")) is torch.optim.AdamW
+
+
+def test_apex_counts_only_updates_that_happen(fake_apex):
+    fake_apex()
+    optimizer = build_optimizer(model().named_parameters(), OptimizerOptions(), "cuda")
+    rates = [group["lr"] for group in optimizer.param_groups]
+    for rate, finite in ((0.5, NOT_FINITE), (0.25, FINITE), (0.125, NOT_FINITE), (1.0, FINITE), (2.0, FINITE)):
+        guarded_step(optimizer, rate, finite)
+    assert optimizer.updates == [(1, 0.25)] * 2 + [(2, 1.0)] * 2 + [(3, 2.0)] * 2
+    # The tensor that the kernel reads is filled, not replaced: nothing is captured or compiled anew.
+    assert all(group["lr"] is rate for group, rate in zip(optimizer.param_groups, rates, strict=True))
+
+
+def test_apex_counters_survive_a_checkpoint(fake_apex):
+    """Apex keeps counter and rate as tensors in the group, not in the state."""
+    fake_apex()
+    optimizer = build_optimizer(model().named_parameters(), OptimizerOptions(), "cuda")
+    for _ in range(3):
+        guarded_step(optimizer, 0.5, FINITE)
+    tensors, rest = flatten_optimizer(optimizer)
+    again = build_optimizer(model().named_parameters(), OptimizerOptions(), "cuda")
+    restore_optimizer(again, tensors, json.loads(json.dumps(rest)))
+    guarded_step(again, 0.25, FINITE)
+    assert again.updates == [(4, 0.25), (4, 0.25)]
+    assert {int(group["step"]) for group in optimizer.param_groups} == {3}
