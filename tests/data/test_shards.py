@@ -80,8 +80,13 @@ def test_missing_and_unfinished_folders(copy: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["train-00001.tokens.npy", "validation-00000.documents.npy", "train-00000.rare.words.npy", "unigram-train.npy"]
-    + ["rare_words.json"],
+    [
+        "train-00001.tokens.npy",
+        "validation-00000.documents.npy",
+        "train-00000.rare.words.npy",
+        "unigram-train.npy",
+        "rare_words.json",
+    ],
 )
 def test_cut_off_flipped_and_missing_files_are_named(copy: Path, name: str) -> None:
     path = copy / name

@@ -94,10 +94,10 @@ def test_autocast():
 def test_threads():
     before = torch.get_num_threads()
     try:
-        setup_machine(MachineOptions(threads=1), CPU)
-        assert torch.get_num_threads() == 1
+        setup_machine(MachineOptions(threads=before + 1), CPU)
+        assert torch.get_num_threads() == before + 1
         setup_machine(MachineOptions(), CPU)
-        assert torch.get_num_threads() == 1
+        assert torch.get_num_threads() == before + 1
     finally:
         torch.set_num_threads(before)
 

@@ -239,8 +239,11 @@ def test_apex_counts_only_updates_that_happen(fake_apex):
     fake_apex()
     optimizer = build_optimizer(model().named_parameters(), OptimizerOptions(), "cuda")
     rates = [group["lr"] for group in optimizer.param_groups]
+    done = 0
     for rate, finite in ((0.5, NOT_FINITE), (0.25, FINITE), (0.125, NOT_FINITE), (1.0, FINITE), (2.0, FINITE)):
         guarded_step(optimizer, rate, finite)
+        done += int(finite)
+        assert [int(group["step"]) for group in optimizer.param_groups] == [done, done]
     assert optimizer.updates == [(1, 0.25)] * 2 + [(2, 1.0)] * 2 + [(3, 2.0)] * 2
     # The tensor that the kernel reads is filled, not replaced: nothing is captured or compiled anew.
     assert all(group["lr"] is rate for group, rate in zip(optimizer.param_groups, rates, strict=True))

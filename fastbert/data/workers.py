@@ -1,0 +1,53 @@
+"""Processes that tokenize: started, fed in order, never more than a few jobs ahead."""
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from multiprocessing import get_context
+from typing import Any
+
+from fastbert.data.encoding import set_encoder, start_worker
+from fastbert.data.tokenizer import WordPiece
+from fastbert.errors import UserError
+
+
+@contextmanager
+def pool(workers: int, wordpiece: WordPiece) -> Iterator[Callable[..., Future]]:
+    """A function that runs another in one of `workers` processes (one worker: in this process) and gives a Future."""
+    if workers == 1:
+        set_encoder(wordpiece)
+        yield _now
+        return
+    # Spawned, not forked: a fork copies the caller's threads' locks, CUDA's and the tokenizer library's among them.
+    with ProcessPoolExecutor(workers, get_context("spawn"), start_worker, (wordpiece,)) as executor:
+        try:
+            yield executor.submit
+        except BrokenProcessPool:
+            raise UserError(
+                "a process that tokenizes was killed, most likely for want of memory; use fewer with --workers"
+            ) from None
+        finally:
+            executor.shutdown(cancel_futures=True)
+
+
+def _now(function: Callable[..., Any], *arguments: Any) -> Future:
+    future: Future = Future()
+    future.set_result(function(*arguments))
+    return future
+
+
+def in_order(jobs: Iterator[tuple[Any, Any, Future]]) -> Iterator[tuple[Any, Any, Any]]:
+    """The jobs with their results, in order. As many are under way as keep every worker busy, and no more."""
+    ahead = 2 * (os.cpu_count() or 1)
+    waiting: deque[tuple[Any, Any, Future]] = deque()
+    for job in jobs:
+        waiting.append(job)
+        if len(waiting) > ahead or waiting[0][2].done():
+            first, second, future = waiting.popleft()
+            yield first, second, future.result()
+    while waiting:
+        first, second, future = waiting.popleft()
+        yield first, second, future.result()

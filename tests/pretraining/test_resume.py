@@ -1,0 +1,168 @@
+"""A run killed at any moment and resumed equals the uninterrupted one, in its metrics and its weights."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from fastbert.cli import main
+
+TIMES = ("tokens_per_second", "mfu")
+
+# Runs a job in a process that kills itself with SIGKILL: before the update of a step, or inside the save of one, with
+# all files written and the folder not yet in its place.
+KILLER = """
+import os, signal, sys
+where, step, arguments = sys.argv[1], int(sys.argv[2]), sys.argv[3:]
+import fastbert.pretraining.loop as loop
+from fastbert.cli import main
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+if where == "step":
+    real = loop.Trainer._step
+    def stepping(self, number):
+        if number == step:
+            die()
+        real(self, number)
+    loop.Trainer._step = stepping
+else:
+    rename = os.rename
+    def renaming(source, target, *rest, **more):
+        if str(target).endswith(f"step-{step:08d}"):
+            die()
+        rename(source, target, *rest, **more)
+    os.rename = renaming
+sys.exit(main(arguments))
+"""
+
+
+def run_and_die(where: str, step: int, arguments: list[str]) -> None:
+    done = subprocess.run([sys.executable, "-c", KILLER, where, str(step), *arguments], capture_output=True, timeout=300)
+    assert done.returncode == -signal.SIGKILL, done.stderr.decode()
+
+
+def metrics(run: Path) -> list[dict]:
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in row.items() if name not in TIMES} for row in rows]
+
+
+def assert_same_run(a: Path, b: Path) -> None:
+    assert metrics(a) == metrics(b)
+    last = sorted(path.name for path in (a / "checkpoints").iterdir())[-1]
+    for name in ("model", "optimizer"):
+        ours, theirs = (load_file(run / "checkpoints" / last / f"{name}.safetensors") for run in (a, b))
+        assert ours.keys() == theirs.keys()
+        for key in ours:
+            assert torch.equal(ours[key], theirs[key]), key
+    exported = [load_file(run / "model" / "model.safetensors") for run in (a, b)]
+    assert all(torch.equal(exported[0][key], exported[1][key]) for key in exported[0])
+
+
+
+
+def test_killed_five_times(flags, tmp_path, capsys) -> None:
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    assert main(["pretrain", *flags, "--out", str(whole)]) == 0
+    assert [row["step"] for row in metrics(whole) if row["split"] == "validation"] == [10, 20, 30]
+    run_and_die("step", 3, ["pretrain", *flags, "--out", str(broken)])  # before the first checkpoint
+    for where, step in (("step", 9), ("save", 14), ("step", 18), ("save", 28)):
+        run_and_die(where, step, ["pretrain", "--resume", str(broken)])
+        leftovers = list((broken / "checkpoints").glob(".*.tmp"))
+        assert bool(leftovers) == (where == "save")
+    assert main(["pretrain", "--resume", str(broken)]) == 0
+    assert not list((broken / "checkpoints").glob(".*.tmp"))
+    assert_same_run(whole, broken)
+    kept = sorted(path.name for path in (broken / "checkpoints").iterdir())
+    assert kept[-2:] == ["step-00000028", "step-00000030"]
+
+
+def test_killed_from_outside_and_by_signals(flags, tmp_path) -> None:
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    flags = [*flags, "--log-every", "1"]
+    assert main(["pretrain", *flags, "--out", str(whole)]) == 0
+    command = [sys.executable, "-m", "fastbert", "pretrain"]
+    for number, code, arguments in (
+        (signal.SIGTERM, 143, [*flags, "--out", str(broken)]),
+        (signal.SIGINT, 130, ["--resume", str(broken)]),
+    ):
+        rows = len(metrics(broken)) if broken.exists() else 0
+        process = subprocess.Popen([*command, *arguments], stderr=subprocess.PIPE, text=True)
+        wait_for_rows(broken / "metrics.jsonl", rows + 3, process)
+        process.send_signal(number)
+        _, said = process.communicate(timeout=120)
+        assert process.returncode == code, said
+        assert f"--resume {broken}" in said
+        last = max((broken / "checkpoints").iterdir())
+        # The checkpoint is of the very step that was reached.
+        assert json.loads((last / "state.json").read_text())["progress"]["step"] == int(last.name.split("-")[1])
+    assert main(["pretrain", "--resume", str(broken)]) == 0
+    assert_same_run(whole, broken)
+
+
+def wait_for_rows(path: Path, count: int, process: subprocess.Popen) -> None:
+    end = time.monotonic() + 120
+    while not path.exists() or path.read_text().count("\n") < count:
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < end
+        time.sleep(0.005)
+
+
+def test_science_is_held_machine_is_free(flags, tmp_path, capsys) -> None:
+    run = tmp_path / "run"
+    assert main(["pretrain", *flags, "--out", str(run), "--steps", "8"]) == 0
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    capsys.readouterr()
+    assert main(["pretrain", "--resume", str(run), "--seed", "3", "--dropout", "0.2"]) == 2
+    said = capsys.readouterr().err
+    assert "another experiment" in said and "seed: 0 -> 3" in said and "dropout: 0.1 -> 0.2" in said
+    assert main(["pretrain", *flags, "--out", str(run), "--resume"]) == 2  # 30 steps asked, 8 stored
+    assert "steps: 8 -> 30" in capsys.readouterr().err
+    assert main(["pretrain", "--resume", str(run), "--tokens", "999"]) == 2
+    assert "fixed when a run starts" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in before} == before  # nothing was touched
+    assert main(["pretrain", "--resume", str(run), "--machine.micro-batch-size", "8", "--eval-every", "2"]) == 0
+    said = capsys.readouterr().err
+    assert "machine.micro_batch_size: 4 -> 8" in said and "eval_every: 10 -> 2" in said
+
+
+def test_a_damaged_checkpoint_is_passed_over_by_name(flags, tmp_path, capsys) -> None:
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    for out in (whole, run):
+        assert main(["pretrain", *flags, "--out", str(out)]) == 0
+    paths = sorted((run / "checkpoints").iterdir())
+    weights = paths[-1] / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-10])
+    capsys.readouterr()
+    assert main(["pretrain", "--resume", str(run)]) == 0
+    said = capsys.readouterr().err
+    assert str(weights) in said and "step-00000028" in said
+    assert_same_run(whole, run)
+    for path in (run / "checkpoints").iterdir():
+        edited = path / "state.json"
+        edited.write_text(edited.read_text().replace('"step": ', '"step": 1'))
+    assert main(["pretrain", "--resume", str(run)]) == 2
+    assert "no checkpoint" in capsys.readouterr().err
+
+
+def test_micro_batches_change_rounding_only(flags, tmp_path) -> None:
+    finals = []
+    for micro in ("8", "3"):
+        run = tmp_path / micro
+        assert main(["pretrain", *flags, "--out", str(run), "--machine.micro-batch-size", micro]) == 0
+        finals.append(metrics(run)[-1]["loss"])
+    assert finals[0] == pytest.approx(finals[1], abs=2e-4)
+
+
+def test_not_a_run(tmp_path, capsys) -> None:
+    assert main(["pretrain", "--resume", str(tmp_path / "none")]) == 2
+    assert "no run to resume" in capsys.readouterr().err
+    assert main(["pretrain", "--resume"]) == 2
+    assert "needs the run's folder" in capsys.readouterr().err
+    assert os.listdir(tmp_path) == []

@@ -1,0 +1,137 @@
+from dataclasses import dataclass, field
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fastbert import config
+from fastbert.errors import UserError
+from fastbert.pretraining.options import PretrainOptions, science
+
+
+@dataclass(frozen=True)
+class Inner:
+    rate: float = 0.1
+    """A rate."""
+
+
+@dataclass(frozen=True)
+class Lifted:
+    layers: int | None = None
+    """Layers."""
+    fast: bool = False
+    """A switch."""
+
+
+@dataclass(frozen=True)
+class Outer:
+    """A job."""
+
+    name: str = "x"
+    """A name."""
+    inner: Inner = field(default_factory=Inner)
+    lifted: Lifted = field(default_factory=Lifted, metadata=config.FLAT)
+    speed: Inner = field(default_factory=Inner, metadata=config.MACHINE)
+
+
+def write(tmp_path, text: str) -> str:
+    path = tmp_path / "x.yaml"
+    path.write_text(text)
+    return str(path)
+
+
+def test_yaml_then_flags(tmp_path) -> None:
+    path = write(tmp_path, "name: y\nlayers: 3\ninner:\n  rate: 1e-3\n")
+    assert config.parse(Outer, [path], "job") == Outer("y", Inner(1e-3), Lifted(3))
+    flags = [path, "--layers", "5", "--inner.rate", "0.5", "--fast"]
+    assert config.parse(Outer, flags, "job") == Outer("y", Inner(0.5), Lifted(5, True))
+    assert config.parse(Outer, [], "job") == Outer()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("nam: y", "x.yaml: unknown option 'nam'; did you mean 'name'"),
+        ("inner:\n  rat: 1", "inner: unknown option 'rat'; did you mean 'rate'"),
+        ("layers: three", r"layers must be a whole number, found text \('three'\)"),
+        ("layers: 3.5", r"layers must be a whole number, found a number \(3.5\)"),
+        ("fast: 1", r"fast must be true or false, found a whole number \(1\)"),
+        ("name: 3", "name must be text"),
+        ("name: [a]", "name must be text, found a list"),
+        ("inner: 3", "expected a mapping of options"),
+        ("- name", "expected a mapping of options, found a list"),
+        ("name: [", "is not valid YAML"),
+    ],
+)
+def test_yaml_that_does_not_fit(tmp_path, text: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        config.parse(Outer, [write(tmp_path, text)], "job")
+
+
+def test_files_that_are_no_yaml(tmp_path) -> None:
+    with pytest.raises(UserError, match="no configuration file"):
+        config.load_yaml(Outer, tmp_path / "none.yaml")
+    with pytest.raises(UserError, match="is a folder"):
+        config.load_yaml(Outer, tmp_path)
+    (tmp_path / "b.yaml").write_bytes(b"\xff\xfe\x00\x01")
+    with pytest.raises(UserError, match="not a text file"):
+        config.load_yaml(Outer, tmp_path / "b.yaml")
+
+
+def test_unknown_flag_exits_with_2_and_names_the_nearest(capsys) -> None:
+    with pytest.raises(SystemExit) as stop:
+        config.parse(PretrainOptions, ["--positon", "tupe-r"], "pretrain")
+    assert stop.value.code == 2
+    assert "--position" in capsys.readouterr().err
+
+
+def test_round_trip_through_yaml(tmp_path) -> None:
+    options = config.parse(PretrainOptions, ["--steps", "5", "--mlm.whole-word", "--optimizer.eps", "1e-7"], "pretrain")
+    path = write(tmp_path, config.to_yaml(options))
+    assert config.load_yaml(PretrainOptions, path) == options
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.floats(allow_nan=False, allow_infinity=False), st.text(max_size=20), st.booleans())
+def test_any_value_survives_yaml(rate: float, name: str, fast: bool) -> None:
+    options = Outer(name, Inner(rate), Lifted(None, fast))
+    assert config.from_dict(Outer, yaml.safe_load(config.to_yaml(options)), "x") == options
+
+
+def test_leaves_have_roles_and_flat_names() -> None:
+    roles = {leaf.name: leaf.role for leaf in config.leaves(Outer())}
+    assert roles == {
+        "name": "science", "inner.rate": "science", "layers": "science", "fast": "science", "speed.rate": "machine",
+    }
+
+
+def options(*flags: str) -> PretrainOptions:
+    return config.parse(PretrainOptions, ["--steps", "10", *flags], "pretrain")
+
+
+@pytest.mark.parametrize(
+    ("flags", "same"),
+    [
+        (["--seed", "1"], False),
+        (["--position", "tupe-r"], False),
+        (["--mlm.mask-rate", "0.3"], False),
+        (["--optimizer.learning-rate", "1e-4"], False),
+        (["--batch-size", "8"], False),
+        (["--machine.micro-batch-size", "8"], True),
+        (["--machine.threads", "1"], True),
+        (["--eval-every", "3"], True),
+        (["--checkpoint-every", "3"], True),
+        (["--cls", "tied"], True),  # without TUPE it has no effect
+        (["--schedule.decay", "0.5"], True),  # nor this without wsd
+    ],
+)
+def test_the_experiments_hash(flags: list[str], same: bool) -> None:
+    before = config.digest(science(options(), "data"))
+    assert (config.digest(science(options(*flags), "data")) == before) == same
+    assert config.digest(science(options(), "other data")) != before
+
+
+def test_cls_counts_with_tupe() -> None:
+    a, b = (options("--position", "tupe-a", "--cls", cls) for cls in ("tied", "untied"))
+    assert config.digest(science(a, "")) != config.digest(science(b, ""))
