@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -67,10 +68,13 @@ def atomic_folder(path: Path | str) -> Iterator[Path]:
         beside.mkdir(parents=True)
         try:
             yield beside
-            for file in beside.rglob("*"):
-                if file.is_file():
-                    with open(file, "rb") as handle:
+            for inside in beside.rglob("*"):
+                if inside.is_dir():
+                    sync_folder(inside)
+                else:
+                    with open(inside, "rb") as handle:
                         os.fsync(handle.fileno())
+            sync_folder(beside)
             if path.exists():
                 old = path.with_name(f".{path.name}.{os.getpid()}.old.tmp")
                 os.rename(path, old)
@@ -84,10 +88,23 @@ def atomic_folder(path: Path | str) -> Iterator[Path]:
         sync_folder(path.parent)
 
 
+_SET_ASIDE = re.compile(r"\.(.+)\.\d+\.old\.tmp")
+
+
 def remove_leftovers(folder: Path | str) -> None:
-    """Removes what a killed process left half written in `folder` (names of `atomic_file` and `atomic_folder`)."""
-    for path in Path(folder).glob(".*.tmp"):
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    """Removes what a killed process left half written in `folder` (names of `atomic_file` and `atomic_folder`).
+
+    A folder that was set aside to be replaced, and whose successor never came, goes back to its place.
+    """
+    folder = Path(folder)
+    for path in folder.glob(".*.tmp"):
+        aside = _SET_ASIDE.fullmatch(path.name)
+        if aside and not (folder / aside[1]).exists():
+            path.rename(folder / aside[1])
+        elif path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
 
 
 def write_json(path: Path | str, value: Any) -> None:

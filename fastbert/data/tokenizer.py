@@ -68,9 +68,7 @@ class WordPiece:
         """The `tokenizers.Tokenizer` that adds [CLS] and [SEP] and takes "[MASK]" in a text as the special token."""
         from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
-        tokenizer = Tokenizer(
-            models.WordPiece(self.ids, unk_token="[UNK]", max_input_chars_per_word=self.longest_word)
-        )
+        tokenizer = Tokenizer(models.WordPiece(self.ids, unk_token="[UNK]", max_input_chars_per_word=self.longest_word))
         tokenizer.normalizer = normalizers.BertNormalizer(
             clean_text=self.clean_text,
             handle_chinese_chars=self.split_chinese,

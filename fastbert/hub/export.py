@@ -1,7 +1,7 @@
 """From our weights to a folder that transformers opens: as its own BERT where that computes the same, else with code.
 
-    config.json  model.safetensors  tokenizer.json ...  README.md
-    configuration_fastbert.py  modeling_fastbert.py       (only if it is no BERT)
+config.json  model.safetensors  tokenizer.json ...  README.md
+configuration_fastbert.py  modeling_fastbert.py       (only if it is no BERT)
 """
 
 import json

@@ -24,7 +24,7 @@ from fastbert.pretraining.finish import finish
 from fastbert.pretraining.loop import Progress, Trainer
 from fastbert.pretraining.options import SOURCE_ONLY, PretrainOptions, science
 from fastbert.pretraining.run import RunFolder, check_same_experiment, merge, new_folder, session, stored_options
-from fastbert.training.checkpoints import Checkpointer, check_space
+from fastbert.training.checkpoints import Checkpointer
 from fastbert.training.hardware import (
     describe_machine,
     peak_flops,
@@ -260,7 +260,7 @@ def train(setup: Setup, run: RunFolder, manifest: dict[str, Any], resumed: bool)
     optimizer = build_optimizer(objective.named_parameters(), options.optimizer, setup.device)
     parameters = objective.parameter_count()
     flops = objective.flops(options.batch_size, options.length)
-    check_space(run.path, (options.keep_checkpoints + 3) * 12 * parameters)  # weights and two moments in fp32
+    run.claim((options.keep_checkpoints + 3) * 12 * parameters)  # weights and two moments in fp32
     if not resumed:
         run.write(options, manifest, setup.dataset.tokenizer)
         checkpointer = Checkpointer(run.checkpoints, options.keep_checkpoints, say)
@@ -272,7 +272,7 @@ def train(setup: Setup, run: RunFolder, manifest: dict[str, Any], resumed: bool)
     say(
         f"{parameters / 1e6:.2f}M parameters ({options.objective}, {setup.config.position}), "
         f"{options.steps} steps of {options.batch_size} x {options.length} tokens, "
-        f"{flops * options.steps:.2e} FLOPs; {setup.device} {setup.precision}, peak {peak / 1e12:.2f} TFLOP/s ({how})"
+        f"{flops * options.steps:.2e} FLOPs; {setup.device} {setup.precision}, peak {peak / 1e9:.0f} GFLOP/s ({how})"
     )
     logbook = Logbook(run.path, options.steps, start_step=start)
     if resumed:

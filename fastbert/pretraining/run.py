@@ -8,6 +8,7 @@ metrics.jsonl, tensorboard/, checkpoints/, model/, report/
 
 import datetime
 import shutil
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from fastbert import config as configuration
 from fastbert.errors import UserError
 from fastbert.files import atomic_file, atomic_folder, disk_errors, write_json
 from fastbert.pretraining.options import PretrainOptions
+from fastbert.training.checkpoints import check_space
 
 
 @dataclass(frozen=True)
@@ -53,14 +55,27 @@ class RunFolder:
     def exists(self) -> bool:
         return self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir()))
 
+    def claim(self, bytes_needed: int) -> None:
+        """Makes the folder, and sees to it that there is room in it.
+
+        Raises:
+            UserError: it cannot be made, or the disk has less room.
+        """
+        with disk_errors(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            check_space(self.path, bytes_needed)
+        except UserError:
+            with suppress(OSError):  # not empty: a resumed run
+                self.path.rmdir()
+            raise
+
     def write(self, options: PretrainOptions, manifest: dict[str, Any], tokenizer: Path) -> None:
         """Puts down what the run is.
 
         Raises:
             UserError: the folder cannot be written.
         """
-        with disk_errors(self.path):
-            self.path.mkdir(parents=True, exist_ok=True)
         with atomic_folder(self.tokenizer) as folder:
             shutil.copytree(tokenizer, folder, dirs_exist_ok=True)
         with atomic_file(self.config, "w") as file:

@@ -32,7 +32,6 @@ from fastbert.files import atomic_folder, disk_errors, read_json, remove_leftove
 
 FORMAT = 1
 _FOLDER = re.compile(r"step-(\d{8,})")
-_LEFT_ASIDE = re.compile(r"\.(step-\d{8,})\.\d+\.old\.tmp")
 _ALIASES = "aliases"  # safetensors metadata: names that share the memory of a stored tensor
 
 
@@ -68,11 +67,6 @@ class Checkpointer:
         self.say = say
         with disk_errors(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
-            # A save that replaces a step sets the old folder aside first; killed right then, the old one goes back.
-            for path in self.folder.glob(".*.tmp"):
-                match = _LEFT_ASIDE.fullmatch(path.name)
-                if match and not (self.folder / match[1]).exists():
-                    path.rename(self.folder / match[1])
             remove_leftovers(self.folder)
 
     def paths(self) -> list[Path]:

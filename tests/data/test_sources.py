@@ -76,9 +76,7 @@ def test_cutting_loses_nothing_but_white_space(text: str, limit: int) -> None:
 
 
 @pytest.mark.parametrize("separator", ["\n", " ", ""])
-def test_a_file_without_blank_lines_is_cut(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, separator: str
-) -> None:
+def test_a_file_without_blank_lines_is_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, separator: str) -> None:
     monkeypatch.setattr(sources, "LONGEST_DOCUMENT", 64)
     text = separator.join(f"wört{n}é😀" for n in range(500))
     (tmp_path / "a.txt").write_text(text, encoding="utf-8")

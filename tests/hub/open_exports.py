@@ -87,11 +87,14 @@ def conventions(folder, batch, remote, scratch):
         "hidden_states": len(output.hidden_states),
         "last_is_last": torch.equal(output.hidden_states[-1], bare(**padded).last_hidden_state),
         "tuple_equal": isinstance(as_tuple, tuple) and torch.equal(as_tuple[0], output.logits),
-        "saved_again_equal": all(torch.equal(a, b) for a, b in zip(
-            model.state_dict().values(),
-            AutoModelForMaskedLM.from_pretrained(scratch, trust_remote_code=remote).state_dict().values(),
-            strict=True,
-        )),
+        "saved_again_equal": all(
+            torch.equal(a, b)
+            for a, b in zip(
+                model.state_dict().values(),
+                AutoModelForMaskedLM.from_pretrained(scratch, trust_remote_code=remote).state_dict().values(),
+                strict=True,
+            )
+        ),
         "lost": sorted(loading["missing_keys"]) + sorted(loading["unexpected_keys"]),
         "tied": tied,
         "resized": list(again(batch["input_ids"]).logits.shape),

@@ -158,7 +158,7 @@ def test_card_has_the_facts_and_leaves_the_licence_open(exports):
     text = (exports / "tupe-r.pre" / "README.md").read_text()
     for fact in ("| data | State of the Union |", "| steps | 7 |", "| command | fastbert pretrain a \\| tee b |"):
         assert fact in text
-    assert 'AutoModel.from_pretrained(folder, trust_remote_code=True)' in text
+    assert "AutoModel.from_pretrained(folder, trust_remote_code=True)" in text
     assert "# license: to be chosen" in text
     assert "trust_remote_code" not in (exports / "absolute.post" / "README.md").read_text()
 
@@ -206,8 +206,10 @@ def test_bad_weights_are_named(tokenizer, tmp_path):
         with pytest.raises(UserError, match=message):
             export_model(config, changed, tokenizer, tmp_path / "out")
 
-    refuses({k: v for k, v in weights.items() if k != "encoder.blocks.1.feed_forward.up.bias"},
-            r"encoder\.blocks\.1\.feed_forward\.up\.bias is missing")
+    refuses(
+        {k: v for k, v in weights.items() if k != "encoder.blocks.1.feed_forward.up.bias"},
+        r"encoder\.blocks\.1\.feed_forward\.up\.bias is missing",
+    )
     refuses({k: v for k, v in weights.items() if k != "head.norm.bias"}, r"head\.norm\.bias is missing")
     refuses(weights | {"encoder.novelty": torch.zeros(1)}, r"encoder\.novelty has no place in it")
     refuses(weights | {"encoder.words.weight": torch.zeros(39, 24)}, r"shape \(39, 24\) instead of \(40, 24\)")

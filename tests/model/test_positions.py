@@ -17,8 +17,17 @@ d = D // H
 
 def config(position: str, **changes) -> EncoderConfig:
     values = {
-        "vocab_size": 30, "layers": 2, "width": D, "heads": H, "ffn": 16, "max_positions": 12, "position": position,
-        "type_vocab_size": 0, "dropout": 0.0, "attention_dropout": 0.0, "norm_eps": 1e-12,
+        "vocab_size": 30,
+        "layers": 2,
+        "width": D,
+        "heads": H,
+        "ffn": 16,
+        "max_positions": 12,
+        "position": position,
+        "type_vocab_size": 0,
+        "dropout": 0.0,
+        "attention_dropout": 0.0,
+        "norm_eps": 1e-12,
     }
     return EncoderConfig(**(values | changes))
 

@@ -74,8 +74,9 @@ def test_every_place_is_chosen_equally_often() -> None:
 def test_shares_of_mask_random_and_kept() -> None:
     ids = torch.full((5000, 40), 7)
     places, valid = choose_places(ids, SPECIAL, keys(5000), 10)
-    new = corrupt(ids, places, valid, keys(5000), mask_id=4, ordinary_ids=ORDINARY, mask_token_share=0.8,
-                  random_token_share=0.1)
+    new = corrupt(
+        ids, places, valid, keys(5000), mask_id=4, ordinary_ids=ORDINARY, mask_token_share=0.8, random_token_share=0.1
+    )
     there = new.gather(1, places)
     n = there.numel()
     masked, kept = int((there == 4).sum()), int((there == 7).sum())

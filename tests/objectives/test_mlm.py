@@ -36,8 +36,15 @@ def test_loss_and_gradients_equal_transformers_bert() -> None:
     """The same weights and the same masked rows in BertForMaskedLM, which computes its head everywhere."""
     ours = build().double()
     config = BertConfig(
-        vocab_size=V, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=128,
-        max_position_embeddings=512, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, hidden_act="gelu",
+        vocab_size=V,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=128,
+        max_position_embeddings=512,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+        hidden_act="gelu",
     )
     theirs = BertForMaskedLM(config).double()
     bert, encoder = theirs.bert, ours.encoder

@@ -44,7 +44,9 @@ sys.exit(main(arguments))
 
 
 def run_and_die(where: str, step: int, arguments: list[str]) -> None:
-    done = subprocess.run([sys.executable, "-c", KILLER, where, str(step), *arguments], capture_output=True, timeout=300)
+    done = subprocess.run(
+        [sys.executable, "-c", KILLER, where, str(step), *arguments], capture_output=True, timeout=300
+    )
     assert done.returncode == -signal.SIGKILL, done.stderr.decode()
 
 
@@ -63,8 +65,6 @@ def assert_same_run(a: Path, b: Path) -> None:
             assert torch.equal(ours[key], theirs[key]), key
     exported = [load_file(run / "model" / "model.safetensors") for run in (a, b)]
     assert all(torch.equal(exported[0][key], exported[1][key]) for key in exported[0])
-
-
 
 
 def test_killed_five_times(flags, tmp_path, capsys) -> None:

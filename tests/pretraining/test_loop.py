@@ -1,0 +1,134 @@
+"""The loop itself: accumulation, skipped updates, divergence, and that nothing in a step waits for the device."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from fastbert.cli import main
+from fastbert.data.batches import Batch
+from fastbert.data.tokenizer import WordPiece
+from fastbert.model.config import EncoderOptions
+from fastbert.objectives.mlm import MLM, MLMOptions
+from fastbert.pretraining import loop
+from fastbert.training.lagged import LaggedScalars
+from fastbert.training.optimizers import OptimizerOptions, build_optimizer, clip_gradients, guarded_step
+
+
+def rows(run: Path, split: str) -> list[dict]:
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    return [row for row in map(json.loads, lines) if row["split"] == split]
+
+
+def poison(monkeypatch, bad_steps: set[int]) -> None:
+    """Makes the loss of some steps infinite."""
+    real = loop.Trainer._step
+
+    def stepping(self, step: int) -> None:
+        forward = self.objective.forward
+        if step in bad_steps:
+            self.objective.forward = lambda drawn: {k: v * float("inf") for k, v in forward(drawn).items()}
+        real(self, step)
+        self.objective.forward = forward
+
+    monkeypatch.setattr(loop.Trainer, "_step", stepping)
+
+
+def test_a_bad_update_is_skipped_and_reported(flags, tmp_path, capsys, monkeypatch) -> None:
+    poison(monkeypatch, {4, 11})
+    run = tmp_path / "run"
+    assert main(["pretrain", *flags, "--out", str(run)]) == 0
+    said = capsys.readouterr().err
+    assert "step 5: loss" in said and "step 12: loss" in said and said.count("update skipped") == 2
+    train = rows(run, "train")
+    assert train[-1]["skipped"] == 2
+    assert all(row["loss"] is not None and row["loss"] < 20 for row in train)
+    assert all(tensor.isfinite().all() for tensor in load_file(run / "model" / "model.safetensors").values())
+
+
+def test_the_skipped_update_leaves_no_trace(flags, tmp_path, monkeypatch) -> None:
+    """With a constant rate, weights after a skipped last step are those of the step before."""
+    constant = ["--schedule.name", "constant", "--schedule.warmup", "0"]
+    for name, steps in (("a", "5"), ("b", "6")):
+        with monkeypatch.context() as patch:
+            if name == "b":
+                poison(patch, {5})
+            assert main(["pretrain", *flags, *constant, "--out", str(tmp_path / name), "--steps", steps]) == 0
+    a, b = (load_file(tmp_path / name / "model" / "model.safetensors") for name in "ab")
+    assert all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_divergence_stops_with_the_last_good_checkpoint(flags, tmp_path, capsys, monkeypatch) -> None:
+    poison(monkeypatch, set(range(22, 30)))
+    run = tmp_path / "run"
+    assert main(["pretrain", *flags, "--out", str(run)]) == 2
+    said = capsys.readouterr().err
+    assert "not finite in 5 steps in a row" in said and "step-00000021" in said and "--optimizer.learning-rate" in said
+    monkeypatch.undo()
+    assert main(["pretrain", "--resume", str(run)]) == 0
+
+
+def test_a_huge_rate_diverges_by_itself(flags, tmp_path, capsys) -> None:
+    more = ["--optimizer.learning-rate", "1e30", "--optimizer.clip-norm", "0", "--norm", "pre"]
+    assert main(["pretrain", *flags, *more, "--out", str(tmp_path / "run")]) == 2
+    assert "not finite" in capsys.readouterr().err
+
+
+class NoWaiting(TorchDispatchMode):
+    """Fails at operations whose result the host has to wait for: values and data-dependent shapes."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function.name()
+        if any(part in name for part in ("_local_scalar_dense", "nonzero", "masked_select", "unique", "is_nonzero")):
+            raise AssertionError(f"{name} waits for the device")
+        return function(*args, **(kwargs or {}))
+
+
+def test_the_guard_of_this_test_works() -> None:
+    with pytest.raises(AssertionError, match="waits"), NoWaiting():
+        torch.ones(1).item()
+
+
+@pytest.mark.parametrize("whole_word", [False, True])
+@pytest.mark.parametrize("position", ["absolute", "tupe-r"])
+def test_a_step_waits_for_nothing(position: str, whole_word: bool) -> None:
+    words = WordPiece(("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "b", "##c"))
+    config = EncoderOptions(layers=1, width=16, heads=2, position=position).resolve(8, 12)
+    objective = MLM(config, MLMOptions(whole_word=whole_word), words).train()
+    optimizer = build_optimizer(objective.named_parameters(), OptimizerOptions(), "cpu")
+    batch = Batch(torch.randint(5, 8, (4, 12)), torch.arange(4))
+    lagged = LaggedScalars()
+    with NoWaiting():
+        drawn = objective.draw(batch, 0, 0)
+        loss = objective(drawn)["mlm"] / drawn.counts["mlm"]
+        loss.backward()
+        norm = clip_gradients(objective.parameters(), 1.0)
+        finite = loss.isfinite() & norm.isfinite()
+        guarded_step(optimizer, 1e-3, finite)
+        objective.after_step([drawn], finite)
+        assert lagged.push(0, {"loss": loss, "finite": finite}) is None
+    assert lagged.pop() == (0, {"loss": pytest.approx(loss.item()), "finite": 1.0})
+    assert lagged.pop() is None
+
+
+def test_lagged_scalars_come_one_step_late() -> None:
+    lagged = LaggedScalars()
+    assert lagged.push(0, {"x": torch.tensor(1.0)}) is None
+    assert lagged.push(1, {"x": torch.tensor(2.0)}) == (0, {"x": 1.0})
+    assert lagged.pop() == (1, {"x": 2.0})
+
+
+def test_validation_is_the_same_for_any_micro_batch_and_seed(flags, tmp_path) -> None:
+    """The same masks whatever the seed; only the weights differ, so an untrained rate shows equal losses."""
+    losses = []
+    for seed, micro in (("0", "4"), ("0", "16"), ("5", "4")):
+        run = tmp_path / f"{seed}-{micro}"
+        more = ["--seed", seed, "--machine.micro-batch-size", micro, "--optimizer.learning-rate", "1e-12"]
+        assert main(["pretrain", *flags, *more, "--out", str(run), "--steps", "1", "--initializer-std", "1e-9"]) == 0
+        losses.append(rows(run, "validation")[-1]["loss"])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+    assert losses[0] == pytest.approx(losses[2], rel=1e-5)
+    assert losses[0] == pytest.approx(torch.tensor(600.0).log().item(), rel=1e-4)  # nothing known: log V
