@@ -95,14 +95,9 @@ def find_words(tokens_file: Path, start: int, stop: int, hashes_file: Path, word
     # Most words are not rare: a table of 22 of the hash's bits spares nearly all of them the binary search.
     hint = np.zeros(2**22, dtype=bool)
     hint[wanted >> np.uint64(42)] = True
-    special = np.zeros(len(wordpiece.tokens), dtype=bool)
-    special[list(wordpiece.special_ids)] = True
     maybe = np.flatnonzero(hint[hashes >> np.uint64(42)])
-    maybe = maybe[~special[tokens[starts[maybe]]]]
-    if not len(wanted):
-        maybe = maybe[:0]
-    place = np.minimum(np.searchsorted(wanted, hashes[maybe]), max(len(wanted) - 1, 0))
-    found = wanted[place] == hashes[maybe] if len(maybe) else np.zeros(0, bool)
+    place = np.minimum(np.searchsorted(wanted, hashes[maybe]), len(wanted) - 1)
+    found = wanted[place] == hashes[maybe]
     rare = maybe[found]
     return Places(
         (starts[rare] + start).astype(np.int64), lengths[rare].astype(np.uint16), place[found].astype(np.int32)

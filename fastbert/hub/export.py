@@ -1,7 +1,7 @@
 """From our weights to a folder that transformers opens: as its own BERT where that computes the same, else with code.
 
-config.json  model.safetensors  tokenizer.json ...  README.md
-configuration_fastbert.py  modeling_fastbert.py       (only if it is no BERT)
+The folder holds config.json, model.safetensors, the tokenizer's files, README.md and, if it is no BERT,
+configuration_fastbert.py and modeling_fastbert.py.
 """
 
 import json
@@ -11,7 +11,7 @@ from typing import Any
 
 import safetensors
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 import fastbert
@@ -56,7 +56,7 @@ def export_model(
         config: of the encoder.
         weights: `encoder.<names of Encoder>` and, if there is one, `head.<names of MLMHead>`, on any device; the
             tied `head.decoder.weight` may be left out.
-        tokenizer: folder with tokenizer.json; its tokenizer files are copied.
+        tokenizer: folder with tokenizer.json or vocab.txt; its tokenizer files are copied.
         out: folder to write.
         card: facts for the table in README.md: data, steps, validation loss, command, ...
 
@@ -80,7 +80,8 @@ def export_model(
         _copy_tokenizer(tokenizer, folder)
         settings = _config_json(config, native, head, vocabulary.ids["[PAD]"], tensors)
         (folder / "config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt", **mark})
+        # Not save_file: that reports a full disk as an error of its own, which atomic_folder does not know.
+        (folder / "model.safetensors").write_bytes(save(tensors, metadata={"format": "pt", **mark}))
         text = model_card(config, out.name, native=native, has_head=head, facts=card or {})
         (folder / "README.md").write_text(text, encoding="utf-8")
         if not native:

@@ -123,6 +123,14 @@ def test_rare_words_against_a_count_in_plain_python(corpus: Path, split: str) ->
     assert figures["occurrences"] == len(want)
 
 
+def test_no_word_is_rare(tmp_path: Path) -> None:
+    write_corpus(tmp_path / "corpus.txt", documents=20)
+    options = options_of(tmp_path, rare_min=10**6, rare_max=10**7)
+    dataset = open_dataset(prepare(options, table=io.StringIO()))
+    stream = dataset.split("train")
+    assert dataset.rare_words == [] and len(stream.rare(0, len(stream)).words) == 0
+
+
 def test_unigrams_and_figures(corpus: Path) -> None:
     dataset = open_dataset(corpus / "out")
     for split in ("train", "validation"):
