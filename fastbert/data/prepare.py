@@ -5,6 +5,8 @@ writes and counts, always in the order of the source, so that the result is the 
 """
 
 import dataclasses
+import hashlib
+import json
 import os
 import shutil
 import sys
@@ -110,6 +112,25 @@ def prepare(options: PrepareOptions, table: IO[str] | None = None) -> Path:
     print(summary(read_json(out / "dataset.json", "dataset")), file=table)
     print(f"wrote {out}", file=table)
     return out
+
+
+def prepared_folder(spec: str, options: PrepareOptions, root: Path | str = "data") -> Path:
+    """The prepared folder that `spec` names, or that of the source `spec`, prepared below `root` if need be.
+
+    Args:
+        options: for a source; its `source` and `out` do not count.
+
+    Raises:
+        UserError: as `prepare`, or `spec` is a folder that is not prepared.
+    """
+    if (Path(spec) / "dataset.json").is_file():
+        return Path(spec)
+    source = open_source(spec, options.text_field)
+    identity = json.dumps([FORMAT_VERSION, source.identity, options.identity()], sort_keys=True)
+    out = Path(root) / f"{source.name}-{hashlib.sha256(identity.encode()).hexdigest()[:8]}"
+    if (out / "dataset.json").is_file():
+        return out
+    return prepare(dataclasses.replace(options, source=spec, out=str(out)), table=sys.stderr)
 
 
 def _finished(out: Path, made_of: dict[str, Any]) -> bool:

@@ -1,12 +1,9 @@
 """A prepared folder, opened: tokens by memory map across shard borders, document starts, rare words, counts."""
 
-import dataclasses
-import hashlib
-import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -15,9 +12,6 @@ from fastbert.data.tokenizer import WordPiece, load_tokenizer
 from fastbert.data.writer import PARTS, file_record, shard_file
 from fastbert.errors import UserError, choose
 from fastbert.files import read_json
-
-if TYPE_CHECKING:
-    from fastbert.data.prepare import PrepareOptions
 
 FORMAT = "fastbert tokens"
 FORMAT_VERSION = 1
@@ -185,30 +179,6 @@ def open_dataset(folder: Path | str) -> Dataset:
     for split in SPLITS:
         _check_types(folder, dataset.split(split), record, split)
     return dataset
-
-
-def prepared_folder(spec: str, options: "PrepareOptions", root: Path | str = "data") -> Path:
-    """The prepared folder that `spec` names, or that of the source `spec`, prepared below `root` if need be.
-
-    Args:
-        options: for a source; its `source` and `out` do not count.
-
-    Raises:
-        UserError: as `prepare`, or `spec` is a folder that is not prepared.
-    """
-    import sys
-
-    from fastbert.data.prepare import prepare
-    from fastbert.data.sources import open_source
-
-    if (Path(spec) / "dataset.json").is_file():
-        return Path(spec)
-    source = open_source(spec, options.text_field)
-    identity = json.dumps([FORMAT_VERSION, source.identity, options.identity()], sort_keys=True)
-    out = Path(root) / f"{source.name}-{hashlib.sha256(identity.encode()).hexdigest()[:8]}"
-    if (out / "dataset.json").is_file():
-        return out
-    return prepare(dataclasses.replace(options, source=spec, out=str(out)), table=sys.stderr)
 
 
 def _files(record: dict[str, Any]) -> dict[str, dict[str, Any]]:

@@ -31,9 +31,6 @@ class EncoderConfig:
     relative_max_distance: int = 128
 
     def __post_init__(self) -> None:
-        from fastbert.model.positions import POSITIONS
-
-        choose("position scheme", self.position, POSITIONS)
         choose("cls", self.cls, ("untied", "tied"))
         choose("norm", self.norm, ("post", "pre"))
         for name in ("vocab_size", "layers", "width", "heads", "ffn", "max_positions"):

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from fastbert_kernels import attention, attention_reference, combine, hash_dropout
 from torch import Tensor, nn
 
+from fastbert.errors import choose
 from fastbert.model.config import EncoderConfig
 from fastbert.model.positions import POSITIONS
 
@@ -88,7 +89,7 @@ class Encoder(nn.Module):
         self.attention_function = ATTENTION[attention]
         self.words = nn.Embedding(config.vocab_size, config.width)
         self.types = nn.Embedding(config.type_vocab_size, config.width) if config.type_vocab_size else None
-        self.positions = POSITIONS[config.position](config)
+        self.positions = POSITIONS[choose("position scheme", config.position, POSITIONS)](config)
         self.embedding_norm = nn.LayerNorm(config.width, eps=config.norm_eps)
         self.embedding_dropout = Dropout(config.dropout, 0)
         self.blocks = nn.ModuleList(Block(config, index) for index in range(config.layers))

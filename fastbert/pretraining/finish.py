@@ -1,24 +1,20 @@
 """What a finished run leaves behind: the export, the curves, and a summary of what it learned."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from torch import nn
 
 from fastbert.files import write_json
+from fastbert.hub.export import export_model
 from fastbert.pretraining.examples import fill_in
 from fastbert.pretraining.loop import Progress
 from fastbert.pretraining.run import RunFolder
+from fastbert.pretraining.setup import Setup
+from fastbert.training.logbook import plot_curves
 
-if TYPE_CHECKING:
-    from fastbert.pretraining.job import Setup
 
-
-def finish(setup: "Setup", objective: nn.Module, run: RunFolder, progress: Progress, seconds: float) -> None:
+def finish(setup: Setup, objective: nn.Module, run: RunFolder, progress: Progress, seconds: float) -> None:
     """Exports the model, draws the curves, prints the summary on standard output and keeps it in report/."""
-    from fastbert.hub.export import export_model
-    from fastbert.training.logbook import plot_curves
-
     validation = setup.dataset.split("validation")
     unigram = validation.unigram_entropy
     final = {name: value for name, value in progress.last_eval.items() if name != "step"}
@@ -82,7 +78,7 @@ def summary(
     return "\n".join(lines)
 
 
-def model_card(setup: "Setup", progress: Progress, final: dict[str, float], unigram: float) -> dict[str, object]:
+def model_card(setup: Setup, progress: Progress, final: dict[str, float], unigram: float) -> dict[str, object]:
     options = setup.options
     return {
         "objective": options.objective,

@@ -6,6 +6,7 @@ from typing import Any
 from fastbert.config import BOOKKEEPING, FLAT, MACHINE, leaves
 from fastbert.errors import UserError, choose
 from fastbert.model.config import EncoderOptions
+from fastbert.model.positions import POSITIONS
 from fastbert.objectives import OBJECTIVES
 from fastbert.objectives.mlm import MLMOptions
 from fastbert.training.hardware import MachineOptions
@@ -70,6 +71,7 @@ class PretrainOptions:
 
     def __post_init__(self) -> None:
         choose("objective", self.objective, OBJECTIVES)
+        choose("position scheme", self.encoder.position, POSITIONS)
         for name in (
             "vocab_size",
             "length",

@@ -22,9 +22,9 @@ from transformers import AutoTokenizer
 
 from fastbert.data import prepare as room
 from fastbert.data.hashing import document_hash
-from fastbert.data.prepare import PrepareOptions, prepare
+from fastbert.data.prepare import PrepareOptions, prepare, prepared_folder
 from fastbert.data.rare import WordCounter
-from fastbert.data.shards import open_dataset, prepared_folder
+from fastbert.data.shards import open_dataset
 from fastbert.data.sources import open_source
 from fastbert.data.writer import SplitWriter
 from fastbert.errors import UserError
