@@ -1,4 +1,5 @@
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 import yaml
@@ -139,3 +140,12 @@ def test_the_experiments_hash(flags: list[str], same: bool) -> None:
 def test_cls_counts_with_tupe() -> None:
     a, b = (options("--position", "tupe-a", "--cls", cls) for cls in ("tied", "untied"))
     assert config.digest(science(a, "")) != config.digest(science(b, ""))
+
+
+@pytest.mark.parametrize(
+    "path", sorted((Path(__file__).parents[1] / "configs" / "pretrain").glob("*.yaml")), ids=lambda path: path.stem
+)
+def test_the_configurations_that_are_shipped(path: Path) -> None:
+    shipped = config.load_yaml(PretrainOptions, path)
+    shipped.encoder.resolve(shipped.vocab_size, shipped.length)
+    assert sum(budget is not None for budget in (shipped.steps, shipped.tokens, shipped.minutes)) == 1

@@ -84,10 +84,14 @@ def check_weights(config: EncoderConfig, weights: dict[str, Tensor], source: str
     """Sees to it that `weights` are those of the encoder `config` describes, and of its MLM head if they hold a head.
 
     Raises:
-        UserError: a weight is missing, too many, of another shape, or no longer tied; names it and `source`.
+        UserError: an encoder of this `config` cannot be built; a weight is missing, too many, of another shape, or no
+            longer tied. Names it and `source`.
     """
     with torch.device("meta"):
-        encoder = Encoder(config)
+        try:
+            encoder = Encoder(config)
+        except UserError as error:  # a position scheme of a newer version, perhaps
+            raise UserError(f"{source}: {error}") from None
         modules: dict[str, nn.Module] = {"encoder": encoder}
         if any(name.startswith("head.") for name in weights):
             modules["head"] = MLMHead(config, encoder.words)

