@@ -22,8 +22,7 @@ from fastbert.hub.names import BERT_OPTIONS, OWN_OPTIONS, TIED, bert_names, chec
 from fastbert.model.config import EncoderConfig
 from fastbert.model.encoder import Encoder
 from fastbert.model.heads import MLMHead
-from fastbert.training.checkpoints import Checkpoint
-from fastbert.training.checkpoints import _read as read_checkpoint
+from fastbert.training.checkpoints import Checkpoint, read_checkpoint, read_newest
 
 # What transformers' BertConfig takes where config.json is silent; sizes it should not be silent about.
 _BERT_DEFAULTS = {
@@ -50,8 +49,6 @@ _UNPICKLING = (
     struct.error,
     pickle.UnpicklingError,
 )
-# The folder of a checkpoint.
-_STEP = re.compile(r"step-\d{8,}")
 # Parts of a BERT that are no weights: buffers of older versions of transformers.
 _BERT_BUFFERS = ("bert.embeddings.position_ids", "bert.embeddings.token_type_ids")
 
@@ -98,7 +95,7 @@ def load_pretrained(path: str | Path) -> Pretrained:
     if (folder / "checkpoints").is_dir():
         return _from_checkpoint(_newest(folder / "checkpoints"))
     if (folder / "manifest.json").is_file() and (folder / "state.json").is_file():
-        return _from_checkpoint(_single(folder))
+        return _from_checkpoint(read_checkpoint(folder))
     raise UserError(
         f"{folder} holds no model: looked for config.json (a Hugging Face BERT or an export of fastbert's), "
         "checkpoints/ (a run) and state.json with manifest.json (a checkpoint of a run)"
@@ -224,29 +221,10 @@ def _tensors(folder: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def _newest(folder: Path) -> Checkpoint:
-    """The newest whole one. Read-only, unlike a `Checkpointer`, which removes half-written saves: the run may still be
-    training."""
-    paths = [path for path in folder.iterdir() if _STEP.fullmatch(path.name)]
-    damaged = []
-    for path in sorted(paths, key=lambda path: int(path.name.removeprefix("step-")), reverse=True):
-        try:
-            checkpoint = read_checkpoint(path)
-        except UserError as error:
-            damaged.append(str(error))
-            continue
-        for problem in damaged:
-            print(f"{problem}; taking {path.name} instead", file=sys.stderr)
-        return checkpoint
-    if damaged:
-        raise UserError(f"no checkpoint in {folder} is whole: {'; '.join(damaged)}. Restore one of them")
-    raise UserError(f"{folder} holds no checkpoint yet; wait for the run's first")
-
-
-def _single(folder: Path) -> Checkpoint:
-    folder = folder.resolve()
-    if not _STEP.fullmatch(folder.name):
-        raise UserError(f"the checkpoint {folder} was renamed; give it its name step-... back")
-    return read_checkpoint(folder)
+    checkpoint = read_newest(folder, say=lambda problem: print(problem, file=sys.stderr))
+    if checkpoint is None:
+        raise UserError(f"{folder} holds no checkpoint yet; wait for the run's first")
+    return checkpoint
 
 
 def _from_checkpoint(checkpoint: Checkpoint) -> Pretrained:

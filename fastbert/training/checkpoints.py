@@ -71,8 +71,7 @@ class Checkpointer:
 
     def paths(self) -> list[Path]:
         """The folders of all checkpoints, whole or not, oldest first."""
-        found = {path: _FOLDER.fullmatch(path.name) for path in self.folder.iterdir()}
-        return sorted((path for path, match in found.items() if match), key=_step_of)
+        return checkpoint_paths(self.folder)
 
     def save(self, step: int, tensors: dict[str, dict[str, Tensor]], state: dict, metric: float | None = None) -> Path:
         """Writes a checkpoint and removes those no longer kept.
@@ -106,43 +105,9 @@ class Checkpointer:
         self._prune(step)
         return path
 
-    def load(self, path: Path | str) -> Checkpoint:
-        """The checkpoint in `path`, verified.
-
-        Raises:
-            UserError: it is missing or damaged; names the file and what to do.
-        """
-        path = Path(path)
-        if not path.is_dir():
-            there = ", ".join(other.name for other in self.paths()) or "none"
-            raise UserError(f"there is no checkpoint {path}; those in {self.folder}: {there}")
-        try:
-            return _read(path)
-        except UserError as error:
-            raise UserError(f"{error}; restore the file, or delete {path} and resume from another checkpoint") from None
-
     def load_latest(self) -> Checkpoint | None:
-        """The newest checkpoint that verifies, or None if there are none at all. Damaged ones are named to `say`.
-
-        Raises:
-            UserError: there are checkpoints and all are damaged.
-        """
-        damaged: list[str] = []
-        for path in reversed(self.paths()):
-            try:
-                checkpoint = _read(path)
-            except UserError as error:
-                damaged.append(str(error))
-                continue
-            for problem in damaged:
-                self.say(f"{problem}; going on from {path.name}")
-            return checkpoint
-        if damaged:
-            raise UserError(
-                f"no checkpoint in {self.folder} is whole: {'; '.join(damaged)}. "
-                "Restore one of them, or move the folder away to start anew"
-            )
-        return None
+        """As `read_newest`, of this folder."""
+        return read_newest(self.folder, self.say)
 
     def _prune(self, step: int) -> None:
         """Judges the checkpoints up to `step` only. Later ones are there if the run went back, because they are damaged
@@ -160,6 +125,54 @@ class Checkpointer:
                     doomed = path.with_name(f".{path.name}.{os.getpid()}.tmp")
                     path.rename(doomed)
                     shutil.rmtree(doomed)
+
+
+def checkpoint_paths(folder: Path) -> list[Path]:
+    """The folders of all checkpoints in `folder`, whole or not, oldest first."""
+    return sorted((path for path in folder.iterdir() if _FOLDER.fullmatch(path.name)), key=_step_of)
+
+
+def read_checkpoint(path: Path | str) -> Checkpoint:
+    """The checkpoint in `path`, verified. Nothing is written or removed: its run may be going on.
+
+    Raises:
+        UserError: it is missing, renamed or damaged; names the file and what to do.
+    """
+    path = Path(path).resolve()
+    if not path.is_dir():
+        there = ", ".join(other.name for other in checkpoint_paths(path.parent)) if path.parent.is_dir() else ""
+        raise UserError(f"there is no checkpoint {path}; those in {path.parent}: {there or 'none'}")
+    if not _FOLDER.fullmatch(path.name):
+        raise UserError(f"the checkpoint {path} was renamed; give it its name step-... back")
+    try:
+        return _read(path)
+    except UserError as error:
+        raise UserError(f"{error}; restore the file, or delete {path} and take another checkpoint") from None
+
+
+def read_newest(folder: Path, say: Callable[[str], None]) -> Checkpoint | None:
+    """The newest checkpoint in `folder` that verifies, or None if there are none at all. Damaged ones are named to
+    `say`. Nothing is written or removed.
+
+    Raises:
+        UserError: there are checkpoints and all are damaged.
+    """
+    damaged: list[str] = []
+    for path in reversed(checkpoint_paths(folder)):
+        try:
+            checkpoint = _read(path)
+        except UserError as error:
+            damaged.append(str(error))
+            continue
+        for problem in damaged:
+            say(f"{problem}; going on from {path.name}")
+        return checkpoint
+    if damaged:
+        raise UserError(
+            f"no checkpoint in {folder} is whole: {'; '.join(damaged)}. "
+            "Restore one of them, or move the folder away to start anew"
+        )
+    return None
 
 
 def check_space(folder: Path | str, bytes_needed: int) -> None:

@@ -100,7 +100,7 @@ def test_going_on_from_a_run_starts_where_it_ended(run, flags, tmp_path, capsys)
     """With a rate of almost nothing, the first validation is the last of the run it starts from."""
     out = tmp_path / "on"
     flags = [flag for flag in flags if flag not in ("--position", "tupe-r")]
-    flags = replaced(flags, steps="1") + ["--init-from", str(run), "--eval-sequences", "64", "--dropout", "0"]
+    flags = [*replaced(flags, steps="1"), "--init-from", str(run), "--eval-sequences", "64", "--dropout", "0"]
     assert main(["pretrain", *flags, "--out", str(out), "--optimizer.learning-rate", "1e-12"]) == 0
     last = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()][-1]
     first = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()][-1]
