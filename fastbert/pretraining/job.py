@@ -17,7 +17,7 @@ from fastbert.pretraining.options import PretrainOptions, science
 from fastbert.pretraining.run import RunFolder, check_same_experiment, merge, new_folder, session, stored_options
 from fastbert.pretraining.setup import Setup, data_fingerprint, prepare_setup, say
 from fastbert.training.checkpoints import Checkpointer
-from fastbert.training.hardware import describe_machine, peak_flops
+from fastbert.training.hardware import autocast, describe_machine, peak_flops
 from fastbert.training.interrupts import Interrupts
 from fastbert.training.logbook import Logbook
 from fastbert.training.optimizers import build_optimizer
@@ -91,7 +91,8 @@ def steps_in(setup: Setup, seconds: float) -> int:
         before = time.perf_counter()
         for batch in batches.at(len(times)):
             drawn = objective.draw(batch, setup.options.seed, 0)
-            sums = objective(drawn)
+            with autocast(setup.device, setup.precision):
+                sums = objective(drawn)
             sum(sums[name] / drawn.counts[name] for name in objective.loss_weights).backward()
         optimizer.step()
         optimizer.zero_grad()

@@ -1,0 +1,116 @@
+"""Every variant trains, resumes, exports and evaluates through the one loop."""
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from transformers import AutoModelForMaskedLM
+
+from fastbert.cli import main
+from fastbert.model.positions import POSITIONS
+
+VARIANTS = {
+    **{position: ["--position", position] for position in POSITIONS},
+    "tied-pre-norm": ["--position", "tupe-r", "--cls", "tied", "--norm", "pre"],
+    "document-mask": ["--document-mask"],
+    "whole-word": ["--mlm.whole-word", "--mlm.mask-rate", "0.3"],
+    "segments": ["--position", "tupe-a", "--type-vocab-size", "2"],
+    "cosine": ["--schedule.name", "cosine", "--schedule.final", "0.1"],
+    "wsd": ["--schedule.name", "wsd"],
+    "reference-attention": ["--machine.attention", "reference"],
+    "bf16": ["--machine.precision", "bf16"],
+}
+
+
+def losses(run: Path) -> list[float]:
+    return [json.loads(line)["loss"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def plain(prepared, tmp_path_factory) -> dict[str, list[float]]:
+    return {}
+
+
+@pytest.mark.parametrize("name", list(VARIANTS))
+def test_variant(name: str, flags, corpus, tmp_path, capsys, plain) -> None:
+    run = tmp_path / "run"
+    given = [*flags, "--steps", "6", "--eval-every", "3", "--checkpoint-every", "3", "--log-every", "1"]
+    assert main(["pretrain", *given, *VARIANTS[name], "--out", str(run)]) == 0
+    measured = losses(run)
+    assert len(measured) == 8 and all(0 < loss < 10 for loss in measured)
+    plain[name] = measured
+    # Resumed from the middle it ends the same.
+    for path in (run / "checkpoints").glob("step-00000006/*.safetensors"):
+        path.unlink()
+    assert main(["pretrain", "--resume", str(run)]) == 0
+    assert losses(run) == measured
+    capsys.readouterr()
+    assert main(["evaluate", "--model", str(run / "model"), "--source", str(corpus), "--length", "32", "--json"]) == 0
+    assert 0 < json.loads(capsys.readouterr().out)["loss"] < 10
+    assert AutoModelForMaskedLM.from_pretrained(run / "model", trust_remote_code=True).num_parameters() > 10_000
+
+
+def test_variants_differ_and_machine_options_do_not(plain) -> None:
+    """Runs behind the variants: science changes the losses, machine options only their last digits."""
+    if len(plain) < len(VARIANTS):
+        pytest.skip("needs all variants in the same process")
+    same = {"reference-attention", "bf16"}
+    for name in set(VARIANTS) - same - {"tupe-r"}:
+        assert plain[name] != plain["tupe-r"], name
+    assert plain["reference-attention"] == pytest.approx(plain["tupe-r"], rel=1e-5)
+    assert plain["bf16"] == pytest.approx(plain["tupe-r"], rel=2e-2)
+    assert plain["bf16"] != plain["tupe-r"]
+
+
+def test_budget_in_minutes(flags, tmp_path) -> None:
+    """Turned into steps once, and kept."""
+    run = tmp_path / "run"
+    place = flags.index("--steps")
+    timed = [*flags[:place], *flags[place + 2 :], "--minutes", "0.1", "--eval-every", "10000", "--log-every", "100"]
+    start = time.monotonic()
+    assert main(["pretrain", *timed, "--out", str(run)]) == 0
+    assert time.monotonic() - start < 30
+    kept = yaml.safe_load((run / "config.yaml").read_text())
+    assert kept["minutes"] == 0.1 and kept["steps"] > 10
+    assert json.loads((run / "report" / "summary.json").read_text())["step"] == kept["steps"]
+    assert main(["pretrain", "--resume", str(run)]) == 0
+    assert main(["pretrain", "--resume", str(run), "--minutes", "5"]) == 2
+
+
+def test_budget_in_tokens(flags, tmp_path) -> None:
+    run = tmp_path / "run"
+    place = flags.index("--steps")
+    flags = [*flags[:place], *flags[place + 2 :], "--tokens", str(8 * 32 * 4 + 5)]
+    assert main(["pretrain", *flags, "--out", str(run)]) == 0
+    assert json.loads((run / "report" / "summary.json").read_text())["step"] == 4
+
+
+def test_what_a_run_leaves(flags, tmp_path, capsys) -> None:
+    run = tmp_path / "run"
+    capsys.readouterr()
+    assert main(["pretrain", *flags, "--out", str(run)]) == 0
+    said = capsys.readouterr()
+    for words in ("unigram entropy", "masked loss", "masked accuracy", str(run / "model"), "curves.png"):
+        assert words in said.out
+    assert "step 30/30" in said.err and "tokens/s" in said.err and "MFU" in said.err and "left" in said.err
+    names = {path.name for path in run.iterdir()}
+    assert names == {
+        *("config.yaml", "manifest.json", "metrics.jsonl", "tensorboard", "tokenizer", "checkpoints", "model", "report")
+    }
+    manifest = json.loads((run / "manifest.json").read_text())
+    assert len(manifest["experiment"]) == 8
+    session = manifest["sessions"][0]
+    assert session["machine"]["versions"]["torch"] and session["resolved"]["precision"] in ("fp32", "bf16")
+    row = json.loads((run / "metrics.jsonl").read_text().splitlines()[0])
+    assert {"step", "split", "loss", "lr", "tokens", "tokens_per_second", "mfu", "grad_norm", "skipped"} == row.keys()
+    assert (run / "report" / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_second_run_of_the_same_file_gets_its_own_folder(flags, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "one.yaml").write_text("seed: 3\n")
+    for expected in ("one", "one-2"):
+        assert main(["pretrain", "one.yaml", *flags, "--steps", "1"]) == 0
+        assert (tmp_path / "runs" / expected / "model").is_dir()
