@@ -20,17 +20,20 @@ def prepare(arguments: list[str]) -> int:
 
 
 def pretrain(arguments: list[str]) -> int:
-    from fastbert.config import parse
+    from fastbert.config import load_yaml, parse
     from fastbert.pretraining.job import pretrain as run
-    from fastbert.pretraining.options import PretrainOptions
+    from fastbert.pretraining.options import BUDGETS, PretrainOptions
     from fastbert.pretraining.run import stored_options
 
+    name, default = "pretrain", None
+    if arguments and not arguments[0].startswith("-"):
+        default, name = load_yaml(PretrainOptions, arguments[0]), Path(arguments[0]).stem
+        arguments = arguments[1:]
     arguments = name_resumed_run(arguments)
-    has_yaml = bool(arguments) and not arguments[0].startswith("-")
-    name = Path(arguments[0]).stem if has_yaml else "pretrain"
-    default = None
-    if "--resume" in arguments and not has_yaml and not {"-h", "--help"} & set(arguments):
+    if "--resume" in arguments and default is None and not {"-h", "--help"} & set(arguments):
         default = replace(stored_options(value_of("--out", arguments)), resume=True)
+    elif default is not None and any(value_of(f"--{budget}", arguments) for budget in BUDGETS):
+        default = replace(default, **dict.fromkeys(BUDGETS))  # a budget given by a flag replaces that of the file
     return run(parse(PretrainOptions, arguments, "pretrain", default), name)
 
 

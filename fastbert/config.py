@@ -11,7 +11,7 @@ import re
 import types
 import typing
 from collections.abc import Sequence
-from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
+from dataclasses import MISSING, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -27,23 +27,19 @@ _FLOAT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
 
 
 def parse(cls: type[Options], arguments: Sequence[str], job: str, default: Options | None = None) -> Options:
-    """Options from `arguments`: an optional YAML file first, then flags.
+    """Options from flags.
 
     Args:
         cls: the job's dataclass.
-        arguments: what stands behind `fastbert <job>`.
+        arguments: what stands behind `fastbert <job>`, without a YAML file.
         job: its name, for the help.
-        default: values to start from where no YAML is given.
+        default: values to start from, such as those of a YAML file.
 
     Raises:
-        UserError: a YAML file that is missing, malformed or does not fit `cls`.
         SystemExit: with 0 after --help, with 2 after a flag that does not fit.
     """
     import tyro
 
-    arguments = list(arguments)
-    if arguments and not arguments[0].startswith("-"):
-        default = load_yaml(cls, arguments.pop(0))
     _lift_flat_flags(cls)
     required = {f.name for f in fields(cls) if f.default is MISSING and f.default_factory is MISSING}
     if default is None and not required:
@@ -200,20 +196,3 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
         for name in dict.fromkeys([*old, *new])
         if old.get(name) != new.get(name)
     ]
-
-
-__all__ = [
-    "BOOKKEEPING",
-    "FLAT",
-    "MACHINE",
-    "Leaf",
-    "differences",
-    "digest",
-    "from_dict",
-    "leaves",
-    "load_yaml",
-    "parse",
-    "replace",
-    "to_dict",
-    "to_yaml",
-]

@@ -113,6 +113,8 @@ def test_shapes(capsys, flags, tmp_path) -> None:
     assert "length 32 is longer than the 16 positions" in refused(
         capsys, "pretrain", *flags, *out, "--max-positions", "16"
     )
+    longer = ("--length", "30000", "--batch-size", "1")
+    assert "for validation, less than one sequence of 30000" in refused(capsys, "pretrain", *flags, *out, *longer)
     assert "less than one batch of 100000" in refused(capsys, "pretrain", *flags, *out, "--batch-size", "100000")
     assert not (tmp_path / "run").exists()
 

@@ -44,9 +44,9 @@ def write(tmp_path, text: str) -> str:
 
 def test_yaml_then_flags(tmp_path) -> None:
     path = write(tmp_path, "name: y\nlayers: 3\ninner:\n  rate: 1e-3\n")
-    assert config.parse(Outer, [path], "job") == Outer("y", Inner(1e-3), Lifted(3))
-    flags = [path, "--layers", "5", "--inner.rate", "0.5", "--fast"]
-    assert config.parse(Outer, flags, "job") == Outer("y", Inner(0.5), Lifted(5, True))
+    assert config.parse(Outer, [], "job", config.load_yaml(Outer, path)) == Outer("y", Inner(1e-3), Lifted(3))
+    flags = ["--layers", "5", "--inner.rate", "0.5", "--fast"]
+    assert config.parse(Outer, flags, "job", config.load_yaml(Outer, path)) == Outer("y", Inner(0.5), Lifted(5, True))
     assert config.parse(Outer, [], "job") == Outer()
 
 
@@ -67,7 +67,7 @@ def test_yaml_then_flags(tmp_path) -> None:
 )
 def test_yaml_that_does_not_fit(tmp_path, text: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        config.parse(Outer, [write(tmp_path, text)], "job")
+        config.load_yaml(Outer, write(tmp_path, text))
 
 
 def test_files_that_are_no_yaml(tmp_path) -> None:

@@ -1,6 +1,6 @@
 """What an encoder is made of: the user's options, the presets they start from, and the numbers that result."""
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from fastbert.errors import UserError, choose, nearest
@@ -95,6 +95,26 @@ class EncoderOptions:
     """Dropout on attention probabilities."""
     initializer_std: float = 0.02
     """Standard deviation of the initial weights."""
+
+    def like(self, given: EncoderConfig) -> "EncoderOptions":
+        """These options with the shape of `given`, an encoder whose weights are to be taken.
+
+        Raises:
+            UserError: an option was set to something else.
+        """
+        if self.size != EncoderOptions.size and SIZES.get(self.size) != (given.layers, given.width):
+            raise UserError(f"size {self.size} is not that of the given weights: leave it out with --init-from")
+        shape = {}
+        for field in fields(self):
+            if field.name in ("size", "dropout", "attention_dropout", "initializer_std"):
+                continue
+            asked, shape[field.name] = getattr(self, field.name), getattr(given, field.name)
+            if asked not in (field.default, shape[field.name]):
+                raise UserError(
+                    f"{field.name} {asked} does not fit the given weights, which have {shape[field.name]}; "
+                    "leave it out with --init-from"
+                )
+        return replace(self, size=EncoderOptions.size, **shape)
 
     def resolve(self, vocab_size: int, length: int) -> EncoderConfig:
         """All numbers, for a vocabulary and the longest sequence of a run.

@@ -62,7 +62,7 @@ def summary(
         "",
         "Held-out documents",
         f"  unigram entropy   {unigram:.3f} nats   (guessing words by their frequency)",
-        f"  masked loss       {final['loss']:.3f} nats   ({unigram - final['loss']:+.3f} nats better)",
+        f"  masked loss       {final['loss']:.3f} nats   ({compared(unigram - final['loss'])})",
     ]
     if "accuracy" in final:
         lines.append(f"  masked accuracy   {100 * final['accuracy']:.1f} %")
@@ -76,6 +76,10 @@ def summary(
         f"Run     {run.path}   (tensorboard --logdir {run.path / 'tensorboard'})",
     ]
     return "\n".join(lines)
+
+
+def compared(gain: float) -> str:
+    return f"{gain:.3f} nats under it" if gain > 0 else f"{-gain:.3f} nats over it: nothing learned yet"
 
 
 def model_card(setup: Setup, progress: Progress, final: dict[str, float], unigram: float) -> dict[str, object]:

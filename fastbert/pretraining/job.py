@@ -12,11 +12,11 @@ from fastbert.errors import UserError
 from fastbert.files import read_json, write_json
 from fastbert.model.config import EncoderConfig
 from fastbert.pretraining.finish import finish
-from fastbert.pretraining.loop import Progress, Trainer
-from fastbert.pretraining.options import PretrainOptions, science
+from fastbert.pretraining.loop import Trainer
+from fastbert.pretraining.options import BUDGETS, PretrainOptions, science
 from fastbert.pretraining.run import RunFolder, check_same_experiment, merge, new_folder, session, stored_options
 from fastbert.pretraining.setup import Setup, data_fingerprint, prepare_setup, say
-from fastbert.training.checkpoints import Checkpointer
+from fastbert.training.checkpoints import Checkpointer, check_space
 from fastbert.training.hardware import autocast, describe_machine, peak_flops
 from fastbert.training.interrupts import Interrupts
 from fastbert.training.logbook import Logbook
@@ -36,7 +36,7 @@ def pretrain(asked: PretrainOptions, name: str) -> int:
     """
     if asked.resume:
         return resume(asked)
-    given = [budget for budget in ("steps", "tokens", "minutes") if getattr(asked, budget) is not None]
+    given = [budget for budget in BUDGETS if getattr(asked, budget) is not None]
     if len(given) != 1:
         raise UserError(f"give one of --steps, --tokens and --minutes, not {' and '.join(given) or 'none'}")
     run = new_folder(asked.out, name)
@@ -118,37 +118,59 @@ def describe_experiment(setup: Setup, experiment: dict[str, Any]) -> dict[str, A
 
 
 def train(setup: Setup, run: RunFolder, manifest: dict[str, Any], resumed: bool) -> int:
-    """Builds the trainer, trains, and writes what the run leaves behind."""
+    """Builds the trainer, trains, and writes what the run leaves behind; returns the exit code."""
+    with run.locked():
+        trainer = build_trainer(setup, run, manifest, resumed)
+        start = time.perf_counter()
+        with trainer.logbook, Interrupts() as interrupts:
+            trainer.run(interrupts)
+        seconds = time.perf_counter() - start
+        if trainer.progress.step < trainer.steps:
+            say(
+                f"stopped at step {trainer.progress.step} of {trainer.steps}; "
+                f"go on with: fastbert pretrain --resume {run.path}"
+            )
+            return interrupts.exit_code
+        finish(setup, trainer.objective, run, trainer.progress, seconds)
+    return 0
+
+
+def build_trainer(setup: Setup, run: RunFolder, manifest: dict[str, Any], resumed: bool) -> Trainer:
+    """The trainer, at its start or at the newest checkpoint; the run's folder is written or brought up to date.
+
+    Raises:
+        UserError: too few sequences, too little space on the disk, no checkpoint that is whole.
+    """
     options = setup.options
     batches = setup.batches()
-    checkpoint = None
-    if resumed:
-        checkpointer = Checkpointer(run.checkpoints, options.keep_checkpoints, say)
-        checkpoint = checkpointer.load_latest()
+    checkpointer = Checkpointer(run.checkpoints, options.keep_checkpoints, say) if resumed else None
+    checkpoint = checkpointer.load_latest() if checkpointer else None
     objective = setup.objective(initial=checkpoint is None)
-    optimizer = build_optimizer(objective.named_parameters(), options.optimizer, setup.device)
-    parameters = objective.parameter_count()
-    flops = objective.flops(options.batch_size, options.length)
-    run.claim((options.keep_checkpoints + 3) * 12 * parameters)  # weights and two moments in fp32
-    if not resumed:
+    check_space(run.path, (options.keep_checkpoints + 3) * 12 * objective.parameter_count())  # weights, two moments
+    if checkpointer is None:
         run.write(options, manifest, setup.dataset.tokenizer)
         checkpointer = Checkpointer(run.checkpoints, options.keep_checkpoints, say)
-    start = checkpoint.step if checkpoint else 0
+    step = checkpoint.step if checkpoint else 0
     peak, how = peak_flops(setup.device, setup.precision)
-    resolved = {"device": str(setup.device), "precision": setup.precision, "threads": torch.get_num_threads()}
-    manifest["sessions"].append(session(start, describe_machine(), resolved))
+    speed = {
+        "flops_per_step": objective.flops(options.batch_size, options.length),
+        "peak_flops": peak,
+        "peak_from": how,
+    }
+    resolved = {"device": str(setup.device), "precision": setup.precision, "threads": torch.get_num_threads(), **speed}
+    manifest["sessions"].append(session(step, describe_machine(), resolved))
     write_json(run.manifest, manifest)
     say(
-        f"{parameters / 1e6:.2f}M parameters ({options.objective}, {setup.config.position}), "
+        f"{objective.parameter_count() / 1e6:.2f}M parameters ({options.objective}, {setup.config.position}), "
         f"{options.steps} steps of {options.batch_size} x {options.length} tokens, "
-        f"{flops * options.steps:.2e} FLOPs; {setup.device} {setup.precision}, peak {peak / 1e9:.0f} GFLOP/s ({how})"
+        f"{speed['flops_per_step'] * options.steps:.2e} FLOPs; "
+        f"{setup.device} {setup.precision}, peak {peak / 1e9:.0f} GFLOP/s ({how})"
     )
-    logbook = Logbook(run.path, options.steps, start_step=start)
     if resumed:
-        logbook.say(f"resuming {run.path} at step {start} of {options.steps}")
+        say(f"resuming {run.path} at step {step} of {options.steps}")
     trainer = Trainer(
         objective=objective,
-        optimizer=optimizer,
+        optimizer=build_optimizer(objective.named_parameters(), options.optimizer, setup.device),
         batches=batches,
         steps=options.steps,
         seed=options.seed,
@@ -156,26 +178,14 @@ def train(setup: Setup, run: RunFolder, manifest: dict[str, Any], resumed: bool)
         schedule=options.schedule,
         precision=setup.precision,
         checkpointer=checkpointer,
-        logbook=logbook,
+        logbook=Logbook(run.path, options.steps, start_step=step),
         validate=lambda: setup.validate(objective),
         eval_every=options.eval_every,
         checkpoint_every=options.checkpoint_every,
         log_every=options.log_every,
         peak_flops=peak,
         state={"encoder": setup.config.to_dict(), "objective": options.objective, "science": manifest["science"]},
-        progress=Progress(),
     )
     if checkpoint:
         trainer.restore(checkpoint)
-    seconds = time.perf_counter()
-    with logbook, Interrupts() as interrupts:
-        trainer.run(interrupts)
-    seconds = time.perf_counter() - seconds
-    if trainer.progress.step < options.steps:
-        say(
-            f"stopped at step {trainer.progress.step} of {options.steps}; "
-            f"go on with: fastbert pretrain --resume {run.path}"
-        )
-        return interrupts.exit_code
-    finish(setup, objective, run, trainer.progress, seconds)
-    return 0
+    return trainer

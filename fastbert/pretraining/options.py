@@ -92,6 +92,7 @@ class PretrainOptions:
             raise UserError(f"validation_share must lie between 0 and 1, not {self.validation_share}")
 
 
+BUDGETS = ("steps", "tokens", "minutes")
 SOURCE_ONLY = ("vocab_size", "tokenizer", "lowercase", "validation_share")  # spoken for by the data's own hash
 
 

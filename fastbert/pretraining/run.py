@@ -7,17 +7,19 @@ metrics.jsonl, tensorboard/, checkpoints/, model/, report/
 """
 
 import datetime
+import fcntl
 import shutil
-from contextlib import suppress
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from fastbert import config as configuration
 from fastbert.errors import UserError
 from fastbert.files import atomic_file, atomic_folder, disk_errors, write_json
+from fastbert.model.config import EncoderOptions
 from fastbert.pretraining.options import PretrainOptions
-from fastbert.training.checkpoints import check_space
 
 
 @dataclass(frozen=True)
@@ -53,22 +55,37 @@ class RunFolder:
         return self.path / "report"
 
     def exists(self) -> bool:
-        return self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir()))
+        """Whether something is there; a lock alone is nothing."""
+        return self.path.exists() and (
+            not self.path.is_dir() or any(path.name != ".lock" for path in self.path.iterdir())
+        )
 
-    def claim(self, bytes_needed: int) -> None:
-        """Makes the folder, and sees to it that there is room in it.
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Makes the folder and keeps other processes from training in it; if nothing was written, it goes again.
+
+        The lock is the process's, so it ends with it, however that ends.
 
         Raises:
-            UserError: it cannot be made, or the disk has less room.
+            UserError: it cannot be made, or another process trains there.
         """
         with disk_errors(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
+            lock = open(self.path / ".lock", "w")  # noqa: SIM115 (closed below)
         try:
-            check_space(self.path, bytes_needed)
-        except UserError:
-            with suppress(OSError):  # not empty: a resumed run
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.close()
+            raise UserError(
+                f"another process is training in {self.path}; wait for it, or choose another --out"
+            ) from None
+        try:
+            yield
+        finally:
+            lock.close()
+            if [path.name for path in self.path.iterdir()] == [".lock"]:
+                (self.path / ".lock").unlink()
                 self.path.rmdir()
-            raise
 
     def write(self, options: PretrainOptions, manifest: dict[str, Any], tokenizer: Path) -> None:
         """Puts down what the run is.
@@ -136,6 +153,9 @@ def merge(stored: PretrainOptions, asked: PretrainOptions) -> tuple[PretrainOpti
     machine = asked.machine
     if machine.micro_batch_size is None:
         machine = replace(machine, micro_batch_size=stored.machine.micro_batch_size)
+    if stored.init_from is not None:  # the encoder's shape came with the weights
+        untouched = [f.name for f in fields(EncoderOptions) if getattr(asked.encoder, f.name) == f.default]
+        filled["encoder"] = replace(asked.encoder, **{name: getattr(stored.encoder, name) for name in untouched})
     merged = replace(
         asked, **filled, machine=machine, out=stored.out, resume=False, tokens=stored.tokens, minutes=stored.minutes
     )

@@ -93,9 +93,16 @@ def prepare_setup(options: PretrainOptions, config: EncoderConfig | None = None)
     dataset = open_dataset(folder)
     vocabulary = dataset.wordpiece
     if config is None:
+        if pretrained is not None:
+            options = replace(options, encoder=options.encoder.like(pretrained.config))
         config = options.encoder.resolve(dataset.vocab_size, options.length)
         if pretrained is not None:
             config = initial_config(options, config, pretrained.config)
+    if not len(rows := Rows(dataset.split("validation"), options.length, 0, 0)):
+        raise UserError(
+            f"{folder} holds {len(rows.stream)} tokens for validation, less than one sequence of {options.length}; "
+            "lower --length, or prepare it with a larger --validation-share"
+        )
     return Setup(options, dataset, vocabulary, config, device, precision)
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
@@ -124,6 +125,14 @@ def test_init_from_a_real_bert(corpus, flags, prepared, tmp_path, capsys) -> Non
     name = "encoder.layer.5.output.dense.weight"
     torch.testing.assert_close(ours[f"bert.{name}"], theirs[name].float(), rtol=0, atol=1e-10)
     assert AutoTokenizer.from_pretrained(out / "model").get_vocab() == AutoTokenizer.from_pretrained(folder).get_vocab()
+    kept = yaml.safe_load((out / "config.yaml").read_text())
+    assert (kept["layers"], kept["width"], kept["heads"], kept["norm"]) == (6, 384, 12, "post")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path)
+        assert main(["pretrain", *flags, *more, "--out", str(out), "--resume"]) == 0
+        capsys.readouterr()
+        assert main(["pretrain", *flags, *more, "--out", str(tmp_path / "x"), "--layers", "4"]) == 2
+        assert "layers 4 does not fit the given weights, which have 6" in capsys.readouterr().err
     # Without its own MLM head it cannot be evaluated.
     assert main(["evaluate", "--model", str(folder), "--source", str(corpus)]) == 2
     assert "has no MLM head" in capsys.readouterr().err

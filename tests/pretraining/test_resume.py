@@ -160,6 +160,34 @@ def test_micro_batches_change_rounding_only(flags, tmp_path) -> None:
     assert finals[0] == pytest.approx(finals[1], abs=2e-4)
 
 
+def test_two_processes_in_one_run(flags, tmp_path, capsys) -> None:
+    run = tmp_path / "run"
+    process = subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "fastbert",
+            "pretrain",
+            *flags,
+            "--steps",
+            "5000",
+            "--log-every",
+            "1",
+            "--out",
+            str(run),
+        ],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        wait_for_rows(run / "metrics.jsonl", 2, process)
+        assert main(["pretrain", "--resume", str(run)]) == 2
+        assert "another process is training" in capsys.readouterr().err
+    finally:
+        process.kill()
+        process.communicate()
+
+
 def test_not_a_run(tmp_path, capsys) -> None:
     assert main(["pretrain", "--resume", str(tmp_path / "none")]) == 2
     assert "no run to resume" in capsys.readouterr().err

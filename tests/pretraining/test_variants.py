@@ -97,7 +97,17 @@ def test_what_a_run_leaves(flags, tmp_path, capsys) -> None:
     assert "step 30/30" in said.err and "tokens/s" in said.err and "MFU" in said.err and "left" in said.err
     names = {path.name for path in run.iterdir()}
     assert names == {
-        *("config.yaml", "manifest.json", "metrics.jsonl", "tensorboard", "tokenizer", "checkpoints", "model", "report")
+        *(
+            ".lock",
+            "config.yaml",
+            "manifest.json",
+            "metrics.jsonl",
+            "tensorboard",
+            "tokenizer",
+            "checkpoints",
+            "model",
+            "report",
+        )
     }
     manifest = json.loads((run / "manifest.json").read_text())
     assert len(manifest["experiment"]) == 8
@@ -114,3 +124,12 @@ def test_a_second_run_of_the_same_file_gets_its_own_folder(flags, tmp_path, monk
     for expected in ("one", "one-2"):
         assert main(["pretrain", "one.yaml", *flags, "--steps", "1"]) == 0
         assert (tmp_path / "runs" / expected / "model").is_dir()
+
+
+def test_a_flag_replaces_the_budget_of_the_file(flags, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "one.yaml").write_text("steps: 100000\n")
+    place = flags.index("--steps")
+    given = [*flags[:place], *flags[place + 2 :], "--tokens", str(8 * 32 * 3)]
+    assert main(["pretrain", "one.yaml", *given]) == 0
+    assert json.loads((tmp_path / "runs" / "one" / "report" / "summary.json").read_text())["step"] == 3
