@@ -5,7 +5,7 @@ draw, because the place counts through the global batch.
 """
 
 import torch
-from fastbert_kernels.hashing import combine, mix, signed
+from fastbert_kernels.hashing import combine, signed
 from torch import Tensor
 
 PURPOSES = {"dropout": 1, "mask": 2, "validation-mask": 3, "order": 4, "generator-dropout": 5, "sample": 6}
@@ -36,12 +36,12 @@ def permute(index: Tensor, count: int, seed: int, epoch: int) -> Tensor:
         raise ValueError(f"cannot permute {count} rows")
     half = max(1, ((count - 1).bit_length() + 1) // 2)
     low = (1 << half) - 1
-    keys = row_keys(seed, "order", epoch, torch.arange(6))
+    keys = row_keys(seed, "order", epoch, torch.arange(4))  # four rounds: Luby and Rackoff 1988
 
     def rounds(x: Tensor) -> Tensor:
         left, right = x >> half, x & low
         for key in keys:
-            left, right = right, left ^ (mix(combine(key, right.to(torch.int32))).long() & low)
+            left, right = right, left ^ (combine(key, right.to(torch.int32)).long() & low)
         return (left << half) | right
 
     out = rounds(index)

@@ -39,7 +39,8 @@ def choose_places(
     place = torch.arange(length, dtype=torch.int32, device=input_ids.device)
     ordinary = ~special[input_ids]
     if continuation is None:
-        score = torch.where(ordinary, combine(keys[:, None], place).long(), LAST)
+        # Special tokens come last and in order, so that even the places that are not used are the same everywhere.
+        score = torch.where(ordinary, combine(keys[:, None], place).long(), LAST + place)
         chosen = torch.topk(score, count, dim=1, largest=False).indices
         chosen = chosen.sort(dim=1).values
         return chosen, ordinary.gather(1, chosen)

@@ -9,7 +9,7 @@ from fastbert.hub.export import export_model
 from fastbert.pretraining.examples import fill_in
 from fastbert.pretraining.loop import Progress
 from fastbert.pretraining.run import RunFolder
-from fastbert.pretraining.setup import Setup
+from fastbert.pretraining.setup import Setup, say
 from fastbert.training.logbook import plot_curves
 
 
@@ -25,13 +25,13 @@ def finish(setup: Setup, objective: nn.Module, run: RunFolder, progress: Progres
         run.model,
         card=model_card(setup, progress, final, unigram),
     )
-    plot = run.report / "curves.png"
-    plot_curves(
-        run.metrics,
-        plot,
-        title=f"{run.path.name}: {setup.config.position}, {setup.options.objective}",
-        baseline=unigram,
-    )
+    plot: Path | None = run.report / "curves.png"
+    try:
+        title = f"{run.path.name}: {setup.config.position}, {setup.options.objective}"
+        plot_curves(run.metrics, plot, title=title, baseline=unigram)
+    except ImportError:
+        say("matplotlib is not installed: no curves are drawn; metrics.jsonl has the figures")
+        plot = None
     examples = fill_in(objective, validation, setup.vocabulary)
     write_json(
         run.report / "summary.json",
@@ -54,7 +54,7 @@ def summary(
     unigram: float,
     seconds: float,
     examples: list[str],
-    plot: Path,
+    plot: Path | None,
 ) -> str:
     lines = [
         "",
@@ -72,7 +72,7 @@ def summary(
     lines += [
         "",
         f"Model   {run.model}   (transformers opens it: AutoModelForMaskedLM.from_pretrained)",
-        f"Curves  {plot}",
+        *([f"Curves  {plot}"] if plot else []),
         f"Run     {run.path}   (tensorboard --logdir {run.path / 'tensorboard'})",
     ]
     return "\n".join(lines)

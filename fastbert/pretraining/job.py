@@ -20,7 +20,7 @@ from fastbert.training.checkpoints import Checkpointer, check_space
 from fastbert.training.hardware import autocast, describe_machine, peak_flops
 from fastbert.training.interrupts import Interrupts
 from fastbert.training.logbook import Logbook
-from fastbert.training.optimizers import build_optimizer
+from fastbert.training.optimizers import build_optimizer, clip_gradients, guarded_step
 from fastbert.training.schedules import learning_rate_factor
 
 
@@ -94,7 +94,8 @@ def steps_in(setup: Setup, seconds: float) -> int:
             with autocast(setup.device, setup.precision):
                 sums = objective(drawn)
             sum(sums[name] / drawn.counts[name] for name in objective.loss_weights).backward()
-        optimizer.step()
+        norm = clip_gradients(objective.parameters(), setup.options.optimizer.clip_norm)
+        guarded_step(optimizer, 0.0, norm.isfinite())
         optimizer.zero_grad()
         if setup.device.type == "cuda":
             torch.cuda.synchronize()

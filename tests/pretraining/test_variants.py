@@ -1,6 +1,7 @@
 """Every variant trains, resumes, exports and evaluates through the one loop."""
 
 import json
+import sys
 import time
 from pathlib import Path
 
@@ -133,3 +134,12 @@ def test_a_flag_replaces_the_budget_of_the_file(flags, tmp_path, monkeypatch) ->
     given = [*flags[:place], *flags[place + 2 :], "--tokens", str(8 * 32 * 3)]
     assert main(["pretrain", "one.yaml", *given]) == 0
     assert json.loads((tmp_path / "runs" / "one" / "report" / "summary.json").read_text())["step"] == 3
+
+
+def test_without_matplotlib_only_the_curves_are_missing(flags, tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    run = tmp_path / "run"
+    assert main(["pretrain", *flags, "--steps", "2", "--out", str(run)]) == 0
+    said = capsys.readouterr()
+    assert "matplotlib is not installed" in said.err and "masked loss" in said.out and "curves" not in said.out.lower()
+    assert [path.name for path in (run / "report").iterdir()] == ["summary.json"]
