@@ -40,7 +40,7 @@ def choose_places(
     ordinary = ~special[input_ids]
     if continuation is None:
         # Special tokens come last and in order, so that even the places that are not used are the same everywhere.
-        score = torch.where(ordinary, combine(keys[:, None], place).long(), LAST + place)
+        score = torch.where(ordinary, combine(keys[:, None], place).long(), LAST + place.long())
         chosen = torch.topk(score, count, dim=1, largest=False).indices
         chosen = chosen.sort(dim=1).values
         return chosen, ordinary.gather(1, chosen)
