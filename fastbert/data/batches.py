@@ -26,6 +26,19 @@ class Stream(Protocol):
     def read(self, start: int, stop: int) -> np.ndarray: ...
 
 
+class InMemory:
+    """A stream of tokens that lie in memory."""
+
+    def __init__(self, tokens: np.ndarray) -> None:
+        self.tokens = tokens
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        return self.tokens[start:stop]
+
+
 @dataclass(frozen=True)
 class Batch:
     """Rows of a micro-batch."""

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from fastbert.config import MACHINE
-from fastbert.data.batches import Rows, validation_batches
+from fastbert.data.batches import InMemory, Rows, validation_batches
 from fastbert.data.encoding import Encoder
 from fastbert.data.shards import unigram_entropy
 from fastbert.data.sources import open_source
@@ -41,19 +41,6 @@ class EvaluateOptions:
     machine: MachineOptions = field(default_factory=MachineOptions, metadata=MACHINE)
 
 
-class Held:
-    """Tokens in memory, with the interface of a prepared split."""
-
-    def __init__(self, tokens: np.ndarray) -> None:
-        self.tokens = tokens
-
-    def __len__(self) -> int:
-        return len(self.tokens)
-
-    def read(self, start: int, stop: int) -> np.ndarray:
-        return self.tokens[start:stop]
-
-
 def evaluate_text(options: EvaluateOptions) -> dict[str, Any]:
     """Prints the figures and returns them.
 
@@ -73,7 +60,7 @@ def evaluate_text(options: EvaluateOptions) -> dict[str, Any]:
         )
     vocabulary = load_tokenizer(pretrained.tokenizer)
     tokens, size = read_tokens(options, vocabulary)
-    rows = Rows(Held(tokens), options.length, vocabulary.ids["[CLS]"], vocabulary.ids["[SEP]"])
+    rows = Rows(InMemory(tokens), options.length, vocabulary.ids["[CLS]"], vocabulary.ids["[SEP]"])
     if not len(rows):
         raise UserError(f"{options.source} has {len(tokens)} tokens, less than one sequence of {options.length}")
     masks = MLMOptions(mask_rate=options.mask_rate)

@@ -4,26 +4,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastbert.data.batches import Rows, TrainingBatches, documents_of, validation_batches
+from fastbert.data.batches import InMemory, Rows, TrainingBatches, documents_of, validation_batches
 from fastbert.errors import UserError
 
 CPU = torch.device("cpu")
 CLS, SEP = 2, 3
 
 
-class Memory:
-    def __init__(self, tokens: np.ndarray) -> None:
-        self.tokens = tokens
-
-    def __len__(self) -> int:
-        return len(self.tokens)
-
-    def read(self, start: int, stop: int) -> np.ndarray:
-        return self.tokens[start:stop]
-
-
 def rows(tokens: int = 1000, length: int = 10, **options) -> Rows:
-    return Rows(Memory(np.arange(5, 5 + tokens, dtype=np.uint16)), length, CLS, SEP, **options)
+    return Rows(InMemory(np.arange(5, 5 + tokens, dtype=np.uint16)), length, CLS, SEP, **options)
 
 
 def test_no_token_is_dropped_but_the_last_few() -> None:

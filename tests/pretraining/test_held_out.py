@@ -11,14 +11,13 @@ from safetensors.torch import load_file
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 from fastbert.cli import main
-from fastbert.data.batches import Rows, validation_batches
+from fastbert.data.batches import InMemory, Rows, validation_batches
 from fastbert.data.encoding import Encoder
 from fastbert.data.sources import open_source
 from fastbert.data.tokenizer import load_tokenizer
 from fastbert.model.config import EncoderOptions
 from fastbert.objectives.mlm import MLM, MLMOptions
 from fastbert.pretraining.evaluation import evaluate
-from fastbert.pretraining.held_out import Held
 
 
 def replaced(flags: list[str], **values: str) -> list[str]:
@@ -92,7 +91,7 @@ def test_figures_against_transformers(run, corpus, capsys) -> None:
 
 
 def batches(rows: torch.Tensor, words):
-    stream = Held(rows[:, 1:].flatten().numpy())
+    stream = InMemory(rows[:, 1:].flatten().numpy())
     packed = Rows(stream, 32, words.ids["[CLS]"], words.ids["[SEP]"])
     return validation_batches(packed, len(packed), 32, torch.device("cpu"))
 
@@ -141,7 +140,7 @@ def test_init_from_a_real_bert(corpus, flags, prepared, tmp_path, capsys) -> Non
 def test_evaluation_leaves_the_mode_alone() -> None:
     words = load_words()
     objective = MLM(EncoderOptions(layers=1, width=8, heads=1).resolve(8, 16), MLMOptions(), words).train()
-    rows = Rows(Held(torch.randint(5, 8, (100,)).numpy()), 16, 2, 3)
+    rows = Rows(InMemory(torch.randint(5, 8, (100,)).numpy()), 16, 2, 3)
     values = evaluate(objective, validation_batches(rows, 6, 4, torch.device("cpu")), "fp32")
     assert objective.training
     assert values.keys() == {"loss", "accuracy"}
