@@ -30,13 +30,13 @@ from fastbert_kernels import keep_mask
 from torch import Tensor, nn
 
 from fastbert.config import from_dict, to_dict
+from fastbert.data.batches import InMemory
 from fastbert.data.shards import open_dataset
 from fastbert.data.tokenizer import SPECIAL_TOKENS, WordPiece
 from fastbert.files import atomic_file, write_json
 from fastbert.hub.names import BERT_OPTIONS
 from fastbert.model.positions import POSITIONS
 from fastbert.pretraining import job
-from fastbert.pretraining.held_out import Held
 from fastbert.pretraining.loop import Trainer
 from fastbert.pretraining.options import PretrainOptions
 from fastbert.pretraining.setup import Setup, say
@@ -58,12 +58,12 @@ CONTESTANTS = ("fastbert absolute", "fastbert tupe-r", "eager", "compiled")
 ROUNDS, RACE_SECONDS, COMPILE_SECONDS = 5, 40, 150  # with less time left no race, no compilation begins
 
 
-def random_text(vocab_size: int) -> tuple[Held, WordPiece]:
+def random_text(vocab_size: int) -> tuple[InMemory, WordPiece]:
     """Random words in documents of about 40, with the interface of a prepared dataset and of its splits."""
     draw = np.random.default_rng(0)
     tokens = draw.integers(len(SPECIAL_TOKENS), vocab_size, 64 * vocab_size)
     tokens[draw.random(len(tokens)) < 1 / 40] = SPECIAL_TOKENS.index("[SEP]")
-    text = Held(tokens)
+    text = InMemory(tokens)
     text.split = lambda name: text
     pieces = (f"##w{i}" if i % 3 == 0 else f"w{i}" for i in range(vocab_size - len(SPECIAL_TOKENS)))
     return text, WordPiece((*SPECIAL_TOKENS, *pieces))
