@@ -1,5 +1,6 @@
 """A few held-out sentences with a word masked, and what the model puts there: for people to look at."""
 
+import itertools
 from dataclasses import dataclass
 
 import torch
@@ -9,8 +10,8 @@ from fastbert.data.batches import Stream
 from fastbert.data.tokenizer import WordPiece
 from fastbert.randomness import row_keys
 
-READ = 20_000  # tokens looked at
-SHORTEST, LONGEST = 8, 32  # tokens of a sentence
+WINDOW = 2000  # tokens looked at for a sentence
+SHORTEST = 8  # tokens of a sentence
 
 
 @dataclass(frozen=True)
@@ -26,28 +27,24 @@ class Filled:
         return f"{self.before} [{self.answer}] {self.after}\n      -> {guesses}"
 
 
-def sentences(stream: Stream, vocabulary: WordPiece) -> list[list[int]]:
-    """Whole sentences from the beginning of a split, by their full stops."""
+def sentence(ids: list[int], vocabulary: WordPiece, longest: int) -> list[int] | None:
+    """The first whole sentence in a stretch of tokens, by its full stops; None if there is none that fits."""
     unk, sep = vocabulary.ids["[UNK]"], vocabulary.ids["[SEP]"]
     stop = vocabulary.ids.get(".", sep)
-    ids = stream.read(0, min(READ, len(stream))).tolist()
-    out: list[list[int]] = []
-    current: list[int] = []
-    for index in ids:
-        current.append(index)
-        if index in (stop, sep):
-            plain = sep not in current and unk not in current
-            if plain and SHORTEST <= len(current) <= LONGEST:
-                out.append(current)
-            current = []
-    return out
+    ends = [place for place, index in enumerate(ids) if index in (stop, sep)]
+    for before, end in itertools.pairwise(ends):
+        found = ids[before + 1 : end + 1]
+        if SHORTEST <= len(found) <= longest and unk not in found and sep not in found:
+            return found
+    return None
 
 
 @torch.no_grad()
-def fill_in(objective: nn.Module, stream: Stream, vocabulary: WordPiece, count: int = 5) -> list[Filled]:
-    """Masks one whole word in each of `count` sentences spread over the beginning of a split."""
-    found = sentences(stream, vocabulary)
-    found = [found[i * len(found) // count] for i in range(min(count, len(found)))]
+def fill_in(objective: nn.Module, stream: Stream, vocabulary: WordPiece, length: int, count: int = 5) -> list[Filled]:
+    """Masks one whole word in each of up to `count` sentences spread over a split; none is longer than `length`."""
+    starts = [number * len(stream) // count for number in range(count)]
+    stretches = [stream.read(start, min(start + WINDOW, len(stream))).tolist() for start in starts]
+    found = [ids for stretch in stretches if (ids := sentence(stretch, vocabulary, length - 2))]
     training = objective.training
     objective.eval()
     device = next(objective.parameters()).device

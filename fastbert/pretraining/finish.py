@@ -32,7 +32,7 @@ def finish(setup: Setup, objective: nn.Module, run: RunFolder, progress: Progres
     except ImportError:
         say("matplotlib is not installed: no curves are drawn; metrics.jsonl has the figures")
         plot = None
-    examples = fill_in(objective, validation, setup.vocabulary)
+    examples = [str(example) for example in fill_in(objective, validation, setup.vocabulary, setup.options.length)]
     write_json(
         run.report / "summary.json",
         {
@@ -41,10 +41,11 @@ def finish(setup: Setup, objective: nn.Module, run: RunFolder, progress: Progres
             "validation": final,
             "unigram_entropy": unigram,
             "skipped_updates": progress.skipped,
+            "filled_in": examples,
             "seconds_of_last_session": round(seconds, 1),
         },
     )
-    print(summary(run, progress, final, unigram, seconds, [str(example) for example in examples], plot))
+    print(summary(run, progress, final, unigram, seconds, examples, plot))
 
 
 def summary(
