@@ -12,7 +12,7 @@ import torch
 from transformers import AutoModel, AutoTokenizer
 
 folder = "{name}"  # the path of this folder
-tokenizer = AutoTokenizer.from_pretrained(folder)
+tokenizer = AutoTokenizer.from_pretrained(folder{trust})
 model = AutoModel.from_pretrained(folder{trust})
 
 batch = tokenizer(["A sentence.", "Another, longer one."], padding=True, return_tensors="pt")

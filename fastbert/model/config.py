@@ -86,7 +86,7 @@ class EncoderOptions:
     norm: str = "post"
     """LayerNorm after each residual sum (post, as BERT) or before each sublayer (pre)."""
     max_positions: int | None = None
-    """Longest sequence the position table holds (default: the run's length, at least 512)."""
+    """Longest sequence the position table holds (default: the run's length; what lies beyond is never trained)."""
     type_vocab_size: int | None = None
     """Token types (segments) for pairs (default: 2, with TUPE 0, as in its paper)."""
     dropout: float = 0.1
@@ -125,7 +125,7 @@ class EncoderOptions:
         layers, width = SIZES[choose("size", self.size, SIZES)]
         width = self.width if self.width is not None else width
         tupe = self.position.startswith("tupe")
-        max_positions = self.max_positions if self.max_positions is not None else max(length, 512)
+        max_positions = self.max_positions if self.max_positions is not None else length
         if length > max_positions:
             raise UserError(
                 f"length {length} is longer than the {max_positions} positions; raise --max-positions or lower --length"

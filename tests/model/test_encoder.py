@@ -105,7 +105,6 @@ def test_initial_values_depend_on_name_and_seed_alone() -> None:
     ("changes", "message"),
     [
         ({"size": "bass"}, "did you mean 'base'"),
-        ({"position": "tupe-x"}, "did you mean 'tupe-"),
         ({"heads": 5}, "heads 5 do not divide width 32"),
         ({"norm": "middle"}, "unknown norm 'middle'"),
         ({"cls": "tide"}, "did you mean 'tied'"),
@@ -117,6 +116,11 @@ def test_initial_values_depend_on_name_and_seed_alone() -> None:
 def test_options_that_do_not_fit_are_refused(changes: dict, message: str) -> None:
     with pytest.raises(UserError, match=message):
         dataclasses.replace(SMALL, **changes).resolve(50, 16)
+
+
+def test_an_unknown_scheme_is_refused_by_the_encoder() -> None:
+    with pytest.raises(UserError, match="unknown position scheme 'tupe-x'; did you mean 'tupe-"):
+        Encoder(dataclasses.replace(SMALL, position="tupe-x").resolve(50, 16))
 
 
 def test_config_round_trip_and_unknown_key() -> None:
