@@ -41,7 +41,7 @@ def test_loss_and_gradients_equal_transformers_bert() -> None:
         num_hidden_layers=2,
         num_attention_heads=2,
         intermediate_size=128,
-        max_position_embeddings=512,
+        max_position_embeddings=16,
         hidden_dropout_prob=0.0,
         attention_probs_dropout_prob=0.0,
         hidden_act="gelu",
