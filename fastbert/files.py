@@ -1,6 +1,7 @@
 """Files written whole or not at all: write beside, flush to the disk, rename. Every room writes through here."""
 
 import errno
+import fcntl
 import json
 import os
 import re
@@ -86,6 +87,36 @@ def atomic_folder(path: Path | str) -> Iterator[Path]:
             shutil.rmtree(beside, ignore_errors=True)
             raise
         sync_folder(path.parent)
+
+
+LOCK = ".lock"
+
+
+@contextmanager
+def locked_folder(folder: Path | str) -> Iterator[None]:
+    """Makes the folder and keeps other processes from training in it; if nothing was written, it goes again.
+
+    The lock is the process's, so it ends with it, however that ends.
+
+    Raises:
+        UserError: it cannot be made, or another process trains there.
+    """
+    folder = Path(folder)
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = open(folder / LOCK, "w")  # noqa: SIM115 (closed below)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.close()
+        raise UserError(f"another process is training in {folder}; wait for it, or choose another --out") from None
+    try:
+        yield
+    finally:
+        lock.close()
+        if [path.name for path in folder.iterdir()] == [LOCK]:
+            (folder / LOCK).unlink()
+            folder.rmdir()
 
 
 _SET_ASIDE = re.compile(r"\.(.+)\.\d+\.old\.tmp")

@@ -9,7 +9,7 @@ import torch
 
 from fastbert import config as configuration
 from fastbert.errors import UserError
-from fastbert.files import read_json, write_json
+from fastbert.files import locked_folder, read_json, write_json
 from fastbert.model.config import EncoderConfig
 from fastbert.pretraining.finish import finish
 from fastbert.pretraining.loop import Trainer
@@ -120,7 +120,7 @@ def describe_experiment(setup: Setup, experiment: dict[str, Any]) -> dict[str, A
 
 def train(setup: Setup, run: RunFolder, manifest: dict[str, Any], resumed: bool) -> int:
     """Builds the trainer, trains, and writes what the run leaves behind; returns the exit code."""
-    with run.locked():
+    with locked_folder(run.path):
         trainer = build_trainer(setup, run, manifest, resumed)
         start = time.perf_counter()
         with trainer.logbook, Interrupts() as interrupts:

@@ -7,17 +7,14 @@ metrics.jsonl, tensorboard/, checkpoints/, model/, report/
 """
 
 import datetime
-import fcntl
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from fastbert import config as configuration
 from fastbert.errors import UserError
-from fastbert.files import atomic_file, atomic_folder, disk_errors, write_json
+from fastbert.files import LOCK, atomic_file, atomic_folder, write_json
 from fastbert.model.config import EncoderOptions
 from fastbert.pretraining.options import PretrainOptions
 
@@ -56,36 +53,7 @@ class RunFolder:
 
     def exists(self) -> bool:
         """Whether something is there; a lock alone is nothing."""
-        return self.path.exists() and (
-            not self.path.is_dir() or any(path.name != ".lock" for path in self.path.iterdir())
-        )
-
-    @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Makes the folder and keeps other processes from training in it; if nothing was written, it goes again.
-
-        The lock is the process's, so it ends with it, however that ends.
-
-        Raises:
-            UserError: it cannot be made, or another process trains there.
-        """
-        with disk_errors(self.path):
-            self.path.mkdir(parents=True, exist_ok=True)
-            lock = open(self.path / ".lock", "w")  # noqa: SIM115 (closed below)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.close()
-            raise UserError(
-                f"another process is training in {self.path}; wait for it, or choose another --out"
-            ) from None
-        try:
-            yield
-        finally:
-            lock.close()
-            if [path.name for path in self.path.iterdir()] == [".lock"]:
-                (self.path / ".lock").unlink()
-                self.path.rmdir()
+        return self.path.exists() and (not self.path.is_dir() or any(path.name != LOCK for path in self.path.iterdir()))
 
     def write(self, options: PretrainOptions, manifest: dict[str, Any], tokenizer: Path) -> None:
         """Puts down what the run is.
