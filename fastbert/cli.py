@@ -46,6 +46,26 @@ def evaluate(arguments: list[str]) -> int:
     return 0
 
 
+def finetune(arguments: list[str]) -> int:
+    from fastbert.config import load_yaml, parse
+    from fastbert.finetuning.job import finetune as run
+    from fastbert.finetuning.options import FinetuneOptions
+
+    default = None
+    if arguments and not arguments[0].startswith("-"):
+        default, arguments = load_yaml(FinetuneOptions, arguments[0]), arguments[1:]
+    return run(parse(FinetuneOptions, arguments, "finetune", default))
+
+
+def predict(arguments: list[str]) -> int:
+    from fastbert.config import parse
+    from fastbert.finetuning.predict import PredictOptions
+    from fastbert.finetuning.predict import predict as run
+
+    run(parse(PredictOptions, arguments, "predict"))
+    return 0
+
+
 def export(arguments: list[str]) -> int:
     from fastbert.config import parse
     from fastbert.hub.job import ExportOptions
@@ -62,6 +82,8 @@ JOBS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     "prepare": (prepare, "raw text -> tokenizer and memory-mapped shards"),
     "pretrain": (pretrain, "train an encoder, or resume a run"),
     "evaluate": (evaluate, "masked loss, accuracy and bits per byte on held-out text"),
+    "finetune": (finetune, "fine-tune on GLUE or one's own task, over several seeds"),
+    "predict": (predict, "labels and probabilities of a fine-tuned model"),
     "export": (export, "a run as a Hugging Face folder"),
 }
 

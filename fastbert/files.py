@@ -94,7 +94,7 @@ LOCK = ".lock"
 
 @contextmanager
 def locked_folder(folder: Path | str) -> Iterator[None]:
-    """Makes the folder and keeps other processes from training in it; if nothing was written, it goes again.
+    """Makes the folder and keeps other processes from training in it; if nothing was written, it is as it was.
 
     The lock is the process's, so it ends with it, however that ends.
 
@@ -104,6 +104,7 @@ def locked_folder(folder: Path | str) -> Iterator[None]:
     folder = Path(folder)
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
+        before = set(os.listdir(folder))
         lock = open(folder / LOCK, "w")  # noqa: SIM115 (closed below)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -114,9 +115,10 @@ def locked_folder(folder: Path | str) -> Iterator[None]:
         yield
     finally:
         lock.close()
-        if [path.name for path in folder.iterdir()] == [LOCK]:
+        if set(os.listdir(folder)) == before | {LOCK} and LOCK not in before:
             (folder / LOCK).unlink()
-            folder.rmdir()
+            if not before:
+                folder.rmdir()
 
 
 _SET_ASIDE = re.compile(r"\.(.+)\.\d+\.old\.tmp")

@@ -30,7 +30,7 @@ def refused(capsys, *arguments: object) -> str:
 def test_help_of_every_job(capsys) -> None:
     assert main(["--help"]) == 0
     listed = capsys.readouterr().out
-    for job in ("prepare", "pretrain", "evaluate", "export"):
+    for job in ("prepare", "pretrain", "evaluate", "finetune", "predict", "export"):
         assert job in listed
         with pytest.raises(SystemExit) as stop:
             main([job, "--help"])

@@ -1,0 +1,1 @@
+"""Fine-tuning: tasks, metrics, the loop, prediction and GLUE's submission files."""

@@ -1,0 +1,170 @@
+"""Examples to batches: pairs cut as BERT cuts them, batches of like length, padded no further than they need.
+
+The order is a function of (seed, epoch): a keyed permutation, within whose stretches examples are sorted by length.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastbert.data.tokenizer import WordPiece
+from fastbert.randomness import permute
+
+if TYPE_CHECKING:
+    from fastbert.finetuning.tasks import Example
+
+POOL = 50  # batches that are sorted by length together
+PAD_TO = 8  # a padded length is a multiple of this: whole vector registers, few distinct shapes
+TEXTS_AT_A_TIME = 4096  # handed to the tokenizer, so that its objects for a large task never all exist at once
+
+# "epochs" of the keyed permutation that no training reaches, for other orders of the same rows
+_BATCH_ORDER = 1 << 40
+_SUBSETS = 1 << 41
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B examples, padded on the right to T tokens."""
+
+    input_ids: Tensor
+    """int64 [B, T]."""
+    attention_mask: Tensor
+    """bool [B, T], true for tokens."""
+    token_type_ids: Tensor | None
+    """int64 [B, T], 1 from the second text of a pair on; None where there are no pairs."""
+    labels: Tensor | None
+    """int64 [B] classes or float32 [B] numbers."""
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A split of a task as ids, [CLS] and [SEP] included, one example after the other."""
+
+    tokens: np.ndarray
+    """int32 [sum of lengths]."""
+    starts: np.ndarray
+    """int64 [N + 1]: where each example begins."""
+    firsts: np.ndarray
+    """int64 [N]: tokens of type 0; those after them are of type 1."""
+    labels: np.ndarray | None
+    """int64 or float32 [N]; None where the split has no labels."""
+    truncated: int
+    """Examples that were cut to `max_length`."""
+    max_length: int
+    pad: int
+    """The id of [PAD]."""
+    is_pair: bool
+
+    def __len__(self) -> int:
+        return len(self.starts) - 1
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """int64 [N]."""
+        return np.diff(self.starts)
+
+    def batch(self, rows: np.ndarray, device: torch.device | str = "cpu") -> Batch:
+        """The examples `rows` (int64 [B]), in that order."""
+        lengths = self.lengths[rows]
+        longest = int(lengths.max())
+        width = max(longest, min(-(-longest // PAD_TO) * PAD_TO, self.max_length))
+        place = np.arange(width)
+        real = place < lengths[:, None]
+        ids = np.full((len(rows), width), self.pad, dtype=np.int64)
+        ids[real] = np.concatenate([self.tokens[self.starts[row] : self.starts[row + 1]] for row in rows])
+        types = (place >= self.firsts[rows][:, None]) & real if self.is_pair else None
+
+        def put(values: np.ndarray | None) -> Tensor | None:
+            return None if values is None else torch.from_numpy(values).to(device, non_blocking=True)
+
+        return Batch(
+            put(ids),
+            put(real),
+            put(None if types is None else types.astype(np.int64)),
+            put(None if self.labels is None else self.labels[rows]),
+        )
+
+
+def kept_lengths(first: int, second: int, room: int) -> tuple[int, int]:
+    """How many tokens of each text of a pair stay within `room`: BERT takes them from the end of the longer text, one
+    by one, from the second where both are equally long. In closed form."""
+    if first + second > room:
+        second_kept = max(min(second, room // 2), room - first)
+        return min(first, room - second_kept), second_kept
+    return first, second
+
+
+def encode(examples: Sequence["Example"], vocabulary: WordPiece, max_length: int, *, numbers: bool) -> Encoded:
+    """[CLS] text [SEP], or [CLS] text [SEP] pair [SEP], each at most `max_length` tokens.
+
+    Args:
+        examples: all with a pair or none; all with a label or none.
+        numbers: labels are numbers, not classes.
+    """
+    tokenizer = vocabulary.build()
+    cls, sep = vocabulary.ids["[CLS]"], vocabulary.ids["[SEP]"]
+    is_pair = bool(examples) and examples[0].pair is not None
+    pieces, lengths, firsts, truncated = [], [], [], 0
+    for at in range(0, len(examples), TEXTS_AT_A_TIME):
+        part = examples[at : at + TEXTS_AT_A_TIME]
+        texts = tokenizer.encode_batch_fast([example.text for example in part], add_special_tokens=False)
+        pairs = (
+            tokenizer.encode_batch_fast([example.pair for example in part], add_special_tokens=False)
+            if is_pair
+            else [None] * len(part)
+        )
+        for text, pair in zip(texts, pairs, strict=True):
+            a, b = text.ids, [] if pair is None else pair.ids
+            first, second = kept_lengths(len(a), len(b), max_length - (3 if is_pair else 2))
+            truncated += first + second < len(a) + len(b)
+            ids = [cls, *a[:first], sep]
+            firsts.append(len(ids))
+            if is_pair:
+                ids += [*b[:second], sep]
+            lengths.append(len(ids))
+            pieces.append(np.array(ids, dtype=np.int32))
+    labelled = bool(examples) and examples[0].label is not None
+    return Encoded(
+        tokens=np.concatenate(pieces) if pieces else np.zeros(0, np.int32),
+        starts=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+        firsts=np.array(firsts, dtype=np.int64),
+        labels=np.array([e.label for e in examples], np.float32 if numbers else np.int64) if labelled else None,
+        truncated=truncated,
+        max_length=max_length,
+        pad=vocabulary.ids["[PAD]"],
+        is_pair=is_pair,
+    )
+
+
+def training_order(lengths: np.ndarray, batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:
+    """The batches of an epoch, as rows: every row once, one batch smaller if need be.
+
+    Stretches of `POOL` batches of the permuted rows are sorted by length and cut into batches, whose order is permuted
+    in turn: like lengths meet, yet in every epoch other rows.
+    """
+    count = len(lengths)
+    order = permute(torch.arange(count), count, seed, epoch).numpy()
+    batches = []
+    for at in range(0, count, POOL * batch_size):
+        pool = order[at : at + POOL * batch_size]
+        pool = pool[np.argsort(lengths[pool], kind="stable")]
+        batches += [pool[start : start + batch_size] for start in range(0, len(pool), batch_size)]
+    return [batches[place] for place in permute(torch.arange(len(batches)), len(batches), seed, epoch + _BATCH_ORDER)]
+
+
+def reading_order(lengths: np.ndarray, batch_size: int) -> Iterator[np.ndarray]:
+    """Batches for prediction, the longest rows first, so that a memory too small shows at once."""
+    order = np.argsort(-lengths, kind="stable")
+    for at in range(0, len(order), batch_size):
+        yield order[at : at + batch_size]
+
+
+def subset(count: int, fraction: float) -> np.ndarray:
+    """The rows of a share of a training split, sorted: the first of one permutation that no seed changes, so a smaller
+    share lies within every larger one."""
+    size = max(1, round(fraction * count))
+    return np.sort(permute(torch.arange(count), count, 0, _SUBSETS).numpy()[:size])

@@ -1,0 +1,297 @@
+"""GLUE's tasks: where the official archive and the `datasets` layout keep them, and how many rows each split has.
+
+Label words stand in the order of `datasets` (nyu-mll/glue), whose files hold their places: the same id means the same.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from fastbert.errors import UserError
+from fastbert.finetuning.own import Row, column_rows, make_row, pick, read_parquet, tsv_fields
+
+HUB = "nyu-mll/glue"
+"""Read through `datasets` where no folder is given."""
+BINARY = ("0", "1")
+TWO_WAY = ("entailment", "not_entailment")
+THREE_WAY = ("entailment", "neutral", "contradiction")
+
+
+@dataclass(frozen=True)
+class GlueTask:
+    """What is fixed about one task."""
+
+    title: str
+    """As papers and the official folders spell it."""
+    labels: tuple[str, ...]
+    """Label words in the order of their ids; empty for numbers."""
+    metrics: tuple[str, ...]
+    columns: tuple[str, ...]
+    """Text, or both texts, and label in the official files."""
+    hub_columns: tuple[str, ...]
+    """The texts in `datasets`, whose label is always `label`."""
+    rows: dict[str, int]
+    """Official rows of every split."""
+    majority: str
+    """The most frequent label of train (of AX: of the published shares), or the mean score: a placeholder."""
+    folders: tuple[str, ...] = ()
+    """Further folder names."""
+    headers: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """Columns of the splits whose official files have no header."""
+    symmetric: bool = False
+    ragged: bool = False
+    """The official rows are known to be uneven, or could not be seen: rows that lack fields are skipped and counted,
+    as the readers do that give the official counts, and an empty text is let through."""
+
+
+def _sizes(train: int, dev: int, test: int) -> dict[str, int]:
+    return {"train": train, "dev": dev, "test": test}
+
+
+_SENTENCES = ("sentence1", "sentence2")
+_NO_HEADER = ("source", "label", "note", "sentence")
+_MNLI_ROWS = {
+    "train": 392_702,
+    "dev_matched": 9_815,
+    "dev_mismatched": 9_832,
+    "test_matched": 9_796,
+    "test_mismatched": 9_847,
+}
+
+GLUE: dict[str, GlueTask] = {
+    "cola": GlueTask(
+        "CoLA",
+        BINARY,
+        ("matthews",),
+        columns=("sentence", "label"),
+        hub_columns=("sentence",),
+        rows=_sizes(8_551, 1_043, 1_063),
+        majority="1",
+        headers={"train": _NO_HEADER, "dev": _NO_HEADER},
+    ),
+    "sst2": GlueTask(
+        "SST-2",
+        BINARY,
+        ("accuracy",),
+        columns=("sentence", "label"),
+        hub_columns=("sentence",),
+        rows=_sizes(67_349, 872, 1_821),
+        majority="1",
+        folders=("sst",),
+    ),
+    "mrpc": GlueTask(
+        "MRPC",
+        BINARY,
+        ("accuracy", "f1"),
+        columns=("#1 String", "#2 String", "Quality"),
+        hub_columns=_SENTENCES,
+        rows=_sizes(3_668, 408, 1_725),
+        majority="1",
+        symmetric=True,
+    ),
+    "stsb": GlueTask(
+        "STS-B",
+        (),
+        ("pearson", "spearman"),
+        columns=(*_SENTENCES, "score"),
+        hub_columns=_SENTENCES,
+        rows=_sizes(5_749, 1_500, 1_379),
+        majority="2.701",
+        folders=("sts",),
+        symmetric=True,
+    ),
+    "qqp": GlueTask(
+        "QQP",
+        BINARY,
+        ("accuracy", "f1"),
+        columns=("question1", "question2", "is_duplicate"),
+        hub_columns=("question1", "question2"),
+        rows=_sizes(363_846, 40_430, 390_965),
+        majority="0",
+        symmetric=True,
+        ragged=True,
+    ),
+    "mnli": GlueTask(
+        "MNLI",
+        THREE_WAY,
+        ("accuracy",),
+        columns=(*_SENTENCES, "gold_label"),
+        hub_columns=("premise", "hypothesis"),
+        rows=_MNLI_ROWS,
+        majority="contradiction",
+        ragged=True,
+    ),
+    "qnli": GlueTask(
+        "QNLI",
+        TWO_WAY,
+        ("accuracy",),
+        columns=("question", "sentence", "label"),
+        hub_columns=("question", "sentence"),
+        rows=_sizes(104_743, 5_463, 5_463),
+        majority="not_entailment",
+        folders=("qnliv2",),
+    ),
+    "rte": GlueTask(
+        "RTE",
+        TWO_WAY,
+        ("accuracy",),
+        columns=(*_SENTENCES, "label"),
+        hub_columns=_SENTENCES,
+        rows=_sizes(2_490, 277, 3_000),
+        majority="entailment",
+    ),
+    "wnli": GlueTask(
+        "WNLI",
+        BINARY,
+        ("accuracy",),
+        columns=(*_SENTENCES, "label"),
+        hub_columns=_SENTENCES,
+        rows=_sizes(635, 71, 146),
+        majority="0",
+    ),
+    "ax": GlueTask(
+        "AX",
+        THREE_WAY,
+        ("matthews",),
+        columns=(*_SENTENCES, "label"),
+        hub_columns=("premise", "hypothesis"),
+        rows={"test": 1_104},
+        majority="entailment",
+        folders=("diagnostic",),
+    ),
+}
+
+
+def plain(name: str) -> str:
+    """`name` as the registry spells it: SST-2, sst_2 and sst2 are one."""
+    return "".join(c for c in name.lower() if c.isalnum())
+
+
+class GlueSource:
+    """One task out of a GLUE folder, official TSV or the Parquet of `datasets`; without a folder, out of `datasets`."""
+
+    def __init__(self, name: str, folder: str | None, subset: bool) -> None:
+        """
+        Args:
+            name: a key of `GLUE`.
+            folder: holds a folder for each task.
+            subset: fewer rows than the official ones are meant.
+
+        Raises:
+            UserError: the folder is not there or holds nothing for this task.
+        """
+        self.name, self.task, self.subset = name, GLUE[name], subset
+        self.root = None if folder is None else Path(folder)
+        self.folders = [] if self.root is None else self._task_folders(self.root)
+
+    def _task_folders(self, root: Path) -> list[Path]:
+        if not root.is_dir():
+            raise UserError(f"no GLUE folder {root}; give the folder that holds CoLA, SST-2, ... with --glue-dir")
+        names = (self.name, *self.task.folders)
+        folders = [folder for folder in sorted(root.iterdir()) if folder.is_dir() and plain(folder.name) in names]
+        if not folders:
+            inside = ", ".join(sorted(path.name for path in root.iterdir())[:20]) or "nothing"
+            raise UserError(f"{root} has no folder {self.task.title}; it holds {inside}; mend --glue-dir")
+        return sorted(folders, key=lambda folder: names.index(plain(folder.name)))
+
+    def places(self) -> dict[str, str]:
+        """Where each split comes from; of those that are not there, where it should be."""
+        return {split: ", ".join(str(path) for path in self._paths(split)) or HUB for split in self.task.rows}
+
+    def _paths(self, split: str) -> list[Path]:
+        for folder in self.folders:
+            if (path := folder / self._official(split)).is_file():
+                return [path]
+            if paths := sorted(
+                [*folder.glob(f"{_hub_split(split)}-*.parquet"), *folder.glob(f"{_hub_split(split)}.parquet")]
+            ):
+                return paths
+        return [self.folders[0] / self._official(split)] if self.folders else []
+
+    def _official(self, split: str) -> str:
+        return "diagnostic.tsv" if self.name == "ax" else f"{split}.tsv"
+
+    def rows(self, split: str, notes: list[str]) -> Iterator[Row]:
+        """The rows of a split, labels as words or numbers, those of test None; what was skipped goes to `notes`.
+
+        Raises:
+            UserError: names file, line and remedy; at the end, fewer rows than the official ones.
+        """
+        paths = self._paths(split)
+        if not paths:
+            found = self._hub_rows(split)
+        elif paths[0].suffix == ".parquet":
+            found = chain.from_iterable(self._parquet_rows(path, split) for path in paths)
+        else:
+            found = self._tsv_rows(paths[0], split, notes)
+        count, official = 0, self.task.rows[split]
+        for row in found:
+            count += 1
+            yield row
+        where = paths[0] if len(paths) == 1 else self.places()[split]
+        if count < official and not self.subset:
+            raise UserError(
+                f"{where} holds {count:,} usable rows, and {self.task.title}'s {split} has {official:,}; "
+                "fetch it again, or say that a subset is meant with --glue-subset"
+            )
+        if count > official:
+            notes.append(f"{where} holds {count:,} rows, more than the official {official:,}")
+
+    def _tsv_rows(self, path: Path, split: str, notes: list[str]) -> Iterator[Row]:
+        task, labelled = self.task, not split.startswith("test")
+        texts = task.columns[:-1]
+        wanted = task.columns if labelled else texts
+        header, ragged = task.headers.get(split), task.ragged
+        skipped = empty = 0
+        for line, values in pick(path, tsv_fields(path), wanted, header=header, ragged=ragged):
+            if values is None or (ragged and labelled and not values[-1]):
+                if not labelled:  # a submission needs an answer for every row
+                    raise UserError(f"{path}, line {line} lacks fields; fetch the file again")
+                skipped += 1
+                continue
+            row = make_row(f"{path}, line {line}", texts, values if labelled else [*values, None], task.ragged)
+            empty += not (row.text.strip() and (row.pair is None or row.pair.strip()))
+            yield row
+        if skipped:
+            notes.append(f"{path}: {skipped} rows lack fields and were skipped, as the official counts have it")
+        if empty:
+            notes.append(f"{path}: {empty} rows have an empty text and were kept, as the official counts have it")
+
+    def _parquet_rows(self, path: Path, split: str) -> Iterator[Row]:
+        return self._numbered(path, split, read_parquet(path, [*self.task.hub_columns, "label"], None))
+
+    def _hub_rows(self, split: str) -> Iterator[Row]:
+        import datasets
+
+        try:
+            table = datasets.load_dataset(HUB, self.name, split=_hub_split(split))
+        except OSError as error:  # not found, no connection, offline
+            raise UserError(
+                f"{HUB} ({self.name}) could not be read through datasets: {error}; "
+                "give a folder that holds GLUE with --glue-dir"
+            ) from error
+        batches = table.with_format("arrow").iter(batch_size=10_000)
+        rows = column_rows(HUB, table.column_names, batches, [*self.task.hub_columns, "label"], None)
+        return self._numbered(f"{HUB} {self.name} {split}", split, rows)
+
+    def _numbered(self, where: Path | str, split: str, rows: Iterator[tuple[int, list[Any]]]) -> Iterator[Row]:
+        """Rows of `datasets`, whose labels are places in the list of labels, and -1 in test."""
+        for number, values in rows:
+            here = f"{where}, row {number}"
+            label = values[-1]
+            if split.startswith("test"):
+                label = None
+            elif self.task.labels:
+                if not isinstance(label, int) or not 0 <= label < len(self.task.labels):
+                    raise UserError(
+                        f"{here}: the label {label!r} is not a whole number from 0 to {len(self.task.labels) - 1}; "
+                        f"take the file from {HUB}"
+                    )
+                label = self.task.labels[label]
+            yield make_row(here, self.task.hub_columns, [*values[:-1], label], self.task.ragged)
+
+
+def _hub_split(split: str) -> str:
+    return split.replace("dev", "validation")

@@ -1,0 +1,179 @@
+"""Metrics as GLUE's server computes them, by scikit-learn and SciPy, and the choice of what each one reads.
+
+A new metric is one function, one line in `METRICS`, and its place in the sets that say which tasks it fits.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from fastbert.errors import UserError, choose
+
+if TYPE_CHECKING:
+    from fastbert.finetuning.tasks import Task
+
+
+def accuracy(predictions: np.ndarray, labels: np.ndarray) -> float:
+    """Share of label ids [N] that are right."""
+    return float(np.mean(predictions == labels))
+
+
+def f1(predictions: np.ndarray, labels: np.ndarray) -> float:
+    """F1 of label 1 of two, ids [N]; 0 where neither predictions nor labels hold it (scikit-learn's value too)."""
+    from sklearn.metrics import f1_score
+
+    return float(f1_score(labels, predictions, pos_label=1, zero_division=0))
+
+
+def macro_f1(predictions: np.ndarray, labels: np.ndarray) -> float:
+    """Mean of the F1 of every label that predictions or labels [N] hold."""
+    from sklearn.metrics import f1_score
+
+    return float(f1_score(labels, predictions, average="macro", zero_division=0))
+
+
+def matthews(predictions: np.ndarray, labels: np.ndarray) -> float:
+    """Matthews' correlation of label ids [N]; 0 where all predictions, or all labels, are the same."""
+    from sklearn.metrics import matthews_corrcoef
+
+    if _constant(predictions) or _constant(labels):
+        return 0.0  # scikit-learn's value too, which it gives with a warning
+    return float(matthews_corrcoef(labels, predictions))
+
+
+def pearson(predictions: np.ndarray, labels: np.ndarray) -> float:
+    """Pearson's correlation of numbers [N]. Where either is constant it is undefined (SciPy: nan) and counts as 0.
+
+    So a model that has learned nothing gets the worst sensible score and not one that no comparison can order.
+    """
+    from scipy.stats import pearsonr
+
+    if _constant(predictions) or _constant(labels):
+        return 0.0
+    return float(pearsonr(predictions.astype(np.float64), labels.astype(np.float64)).statistic)
+
+
+def spearman(predictions: np.ndarray, labels: np.ndarray) -> float:
+    """Spearman's rank correlation of numbers [N]; 0 where either is constant, as for `pearson`."""
+    from scipy.stats import spearmanr
+
+    if _constant(predictions) or _constant(labels):
+        return 0.0
+    return float(spearmanr(predictions, labels).statistic)
+
+
+def auc(predictions: np.ndarray, labels: np.ndarray) -> float:
+    """Area under the ROC curve of scores [N] for label 1 of ids [N].
+
+    Raises:
+        UserError: the labels are all the same, which leaves it undefined.
+    """
+    from sklearn.metrics import roc_auc_score
+
+    if _constant(labels):
+        raise UserError(f"AUC needs examples of both labels, and all {len(labels)} have the same; give more examples")
+    return float(roc_auc_score(labels, predictions))
+
+
+def pairwise_accuracy(predictions: np.ndarray, labels: np.ndarray) -> float:
+    """Share of the pairs of examples with different labels whose scores [N] have the same order, ties for a half.
+
+    Of P pairs in order, Q against it and T tied in score alone, it is (P + T/2) / (P + Q + T). Kendall's tau-b is
+    (P - Q) / sqrt((P + Q + T) (P + Q + U)) with U the pairs tied in label alone, and is known in n log n steps.
+
+    Raises:
+        UserError: the labels are all the same, so there is no such pair.
+    """
+    from scipy.stats import kendalltau
+
+    if _constant(labels):
+        raise UserError(
+            f"pairwise accuracy needs examples with different labels, and all {len(labels)} have the same; "
+            "give more examples"
+        )
+    if _constant(predictions):
+        return 0.5
+    different_labels, different_scores = _different_pairs(labels), _different_pairs(predictions)
+    tau = kendalltau(predictions, labels).statistic
+    return 0.5 + 0.5 * float(tau) * (different_scores / different_labels) ** 0.5
+
+
+def _constant(values: np.ndarray) -> bool:
+    return bool((values == values[0]).all())
+
+
+def _different_pairs(values: np.ndarray) -> int:
+    """Pairs of places whose values differ."""
+    counts = np.unique(values, return_counts=True)[1]
+    return (len(values) * (len(values) - 1) - int((counts * (counts - 1)).sum())) // 2
+
+
+METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
+    "accuracy": accuracy,
+    "f1": f1,
+    "macro_f1": macro_f1,
+    "matthews": matthews,
+    "pearson": pearson,
+    "spearman": spearman,
+    "auc": auc,
+    "pairwise_accuracy": pairwise_accuracy,
+}
+OF_NUMBERS = ("pearson", "spearman", "pairwise_accuracy")
+OF_CLASSES = ("accuracy", "f1", "macro_f1", "matthews", "auc", "pairwise_accuracy")
+OF_TWO_CLASSES = ("f1", "auc", "pairwise_accuracy")
+OF_SCORES = ("auc", "pairwise_accuracy")  # for classes these read a score, the others the likeliest label
+
+
+def check_metrics(names: Sequence[str], kind: str, labels: Sequence[str]) -> None:
+    """Sees that the metrics fit a task of this kind ("classes" or "number") and these label words.
+
+    Raises:
+        UserError: a metric is unknown or does not fit, or none is named.
+    """
+    if not names:
+        raise UserError(f"a task needs a metric; name one of: {', '.join(METRICS)}")
+    fitting = OF_NUMBERS if kind == "number" else OF_CLASSES
+    for name in names:
+        choose("metric", name, METRICS)
+        if name not in fitting:
+            what = "numbers" if kind == "number" else "classes"
+            raise UserError(f"the metric {name} does not fit labels that are {what}; give one of: {', '.join(fitting)}")
+        if kind == "classes" and name in OF_TWO_CLASSES and len(labels) != 2:
+            others = ", ".join(other for other in OF_CLASSES if other not in OF_TWO_CLASSES)
+            raise UserError(f"the metric {name} is for two labels, and there are {len(labels)}; give one of: {others}")
+
+
+def compute(task: "Task", scores: np.ndarray, labels: Sequence[int | float | None] | np.ndarray) -> dict[str, float]:
+    """Every metric of the task.
+
+    Args:
+        task: says which metrics, and of what.
+        scores: [N, L] logits or probabilities of the L labels, or [N] numbers.
+        labels: [N] label ids or numbers.
+
+    Raises:
+        UserError: there is no example, one has no label, a score is not finite, or a metric is undefined (AUC and
+            pairwise accuracy with a single label).
+    """
+    scores = np.asarray(scores, dtype=np.float64)
+    missing = sum(label is None for label in labels)
+    if missing:
+        raise UserError(
+            f"task {task.name}: {missing} of {len(labels)} examples have no label, so they can be predicted but not "
+            "scored; score a split with labels (GLUE keeps those of its test splits)"
+        )
+    targets = np.asarray(labels)
+    expected = (len(targets),) if task.kind == "number" else (len(targets), len(task.labels))
+    if scores.shape != expected:
+        raise ValueError(f"scores of shape {scores.shape} for labels and task that need {expected}")
+    if len(targets) == 0:
+        raise UserError(f"task {task.name}: there is no example to score; give a split with examples")
+    if not np.isfinite(scores).all():
+        raise UserError(
+            f"task {task.name}: the model's scores are not finite, training diverged; lower the learning rate"
+        )
+    if task.kind == "number":
+        return {name: METRICS[name](scores, targets) for name in task.metrics}
+    chosen, margin = scores.argmax(axis=1), scores[:, 1] - scores[:, 0]
+    return {name: METRICS[name](margin if name in OF_SCORES else chosen, targets) for name in task.metrics}

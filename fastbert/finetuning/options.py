@@ -1,0 +1,152 @@
+"""What `fastbert finetune` takes, and what the papers recommend for each task."""
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from fastbert.config import BOOKKEEPING, MACHINE, leaves
+from fastbert.errors import UserError
+from fastbert.finetuning.own import OwnTaskOptions
+from fastbert.finetuning.tasks import Task
+from fastbert.training.hardware import MachineOptions
+from fastbert.training.optimizers import OptimizerOptions
+from fastbert.training.schedules import ScheduleOptions
+
+# Learning rate and epochs. TUPE (arXiv 2006.15595) trains MNLI, QQP and QNLI for 5 epochs and all others for 10, at
+# 2e-5 to 5e-5, whichever is best on dev; it names no rate for a task. So the middle of that range for the large tasks,
+# its upper end for the small ones, which get few updates. Batch 32 and a warm-up of 6 % are its too.
+TASK_DEFAULTS: dict[str, tuple[float, int]] = {
+    **dict.fromkeys(("mnli", "qqp", "qnli"), (3e-5, 5)),
+    "sst2": (3e-5, 10),
+    **dict.fromkeys(("cola", "mrpc", "stsb", "rte", "wnli"), (5e-5, 10)),
+}
+OWN_DEFAULTS = (5e-5, 5)
+
+
+@dataclass(frozen=True)
+class FinetuneOptions:
+    """Fine-tune an encoder: `fastbert finetune [configs/finetune/x.yaml] [options]`; options win over the file."""
+
+    model: str | None = field(default=None, metadata=BOOKKEEPING)
+    """A run, a checkpoint, an export, a Hugging Face BERT folder, or a model fine-tuned on another task: its encoder is
+    taken, the head is new."""
+    task: str | None = None
+    """A GLUE task (cola, sst2, mrpc, stsb, qqp, mnli, qnli, rte, wnli), the YAML file of one's own task, or any name
+    for the one that --own... flags give."""
+    glue_dir: str | None = field(default=None, metadata=BOOKKEEPING)
+    """Folder of the official GLUE archive, or of Parquet files (default: nyu-mll/glue through `datasets`)."""
+    glue_subset: bool = field(default=False, metadata=BOOKKEEPING)
+    """Take GLUE files that have fewer rows than the official ones."""
+    out: str | None = field(default=None, metadata=BOOKKEEPING)
+    """Folder for results.json and one folder a seed. Seeds that are finished there are not trained again."""
+    own: OwnTaskOptions = field(default_factory=OwnTaskOptions, metadata=BOOKKEEPING)
+
+    seeds: int = field(default=5, metadata=BOOKKEEPING)
+    """Runs, each with a seed of its own: of the head's first weights, the order and dropout."""
+    first_seed: int = field(default=0, metadata=BOOKKEEPING)
+    """The first of the seeds; the others follow it."""
+    train_fraction: str = field(default="1.0", metadata=BOOKKEEPING)
+    """Shares of the training split, such as 0.1,0.3,1.0: each is trained on, the smaller within the larger."""
+
+    epochs: int | None = None
+    """Passes over the training split (default: the task's)."""
+    batch_size: int = 32
+    """Examples in one optimizer step."""
+    max_length: int | None = None
+    """Longest input in tokens; longer ones are cut, a pair at its longer text (default: the model's positions)."""
+    learning_rate: float | None = None
+    """Peak learning rate (default: the task's)."""
+    layer_decay: float = 1.0
+    """Factor on the learning rate from each layer to the one below (arXiv 2003.10555: 0.8); 1 gives all the same."""
+    weight_decay: float = 0.01
+    """Decoupled weight decay of the matrices."""
+    beta2: float = 0.999
+    """Decay of AdamW's running mean of the squared gradient."""
+    eps: float = 1e-6
+    """Added to the root of AdamW's second moment."""
+    clip_norm: float = 1.0
+    """Largest norm of all gradients together; 0 turns clipping off."""
+    schedule: ScheduleOptions = field(default_factory=ScheduleOptions)
+    dropout: float = 0.1
+    """Dropout on embeddings, sublayer outputs and the head's input."""
+    attention_dropout: float = 0.1
+    """Dropout on attention probabilities."""
+    symmetric: bool = False
+    """Predict the mean of a pair's two orders, where the task does not care which text comes first."""
+
+    worst: int = field(default=50, metadata=BOOKKEEPING)
+    """Dev examples with the highest loss, kept in errors.jsonl."""
+    save_model: bool = field(default=True, metadata=BOOKKEEPING)
+    """Keep each seed's best epoch as a model; without it only the figures are kept."""
+    log_every: int = field(default=20, metadata=BOOKKEEPING)
+    """Steps a logged training loss is the mean of."""
+    machine: MachineOptions = field(default_factory=MachineOptions, metadata=MACHINE)
+
+    def __post_init__(self) -> None:
+        for name in ("seeds", "epochs", "batch_size", "log_every"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"{name} must be at least 1, not {value}")
+        if self.first_seed < 0 or self.worst < 0:
+            name = "first_seed" if self.first_seed < 0 else "worst"
+            raise UserError(f"{name} cannot be negative, but is {getattr(self, name)}")
+        if self.max_length is not None and self.max_length < 8:
+            raise UserError(f"max_length must be at least 8, not {self.max_length}")
+        if not 0.0 < self.layer_decay <= 1.0:
+            raise UserError(f"layer_decay must lie in (0, 1], not {self.layer_decay}")
+        self.fractions()
+        self.optimizer(0.1 if self.learning_rate is None else self.learning_rate)
+
+    def fractions(self) -> list[float]:
+        """The shares of `train_fraction`, in the order given.
+
+        Raises:
+            UserError: one is no number, lies outside (0, 1], or comes twice.
+        """
+        try:
+            fractions = [float(part) for part in self.train_fraction.split(",")]
+        except ValueError:
+            raise UserError(
+                f"train_fraction is {self.train_fraction!r}; give numbers with commas between, such as 0.1,0.3,1.0"
+            ) from None
+        if not all(0.0 < fraction <= 1.0 for fraction in fractions) or len(set(fractions)) < len(fractions):
+            raise UserError(f"train_fraction is {self.train_fraction!r}; give different shares above 0 and up to 1")
+        return fractions
+
+    def steps(self, examples: int) -> int:
+        """Updates in a training on so many examples, with the epochs resolved."""
+        return self.epochs * -(-examples // self.batch_size)
+
+    def optimizer(self, learning_rate: float) -> OptimizerOptions:
+        return OptimizerOptions(
+            learning_rate=learning_rate,
+            beta2=self.beta2,
+            eps=self.eps,
+            weight_decay=self.weight_decay,
+            clip_norm=self.clip_norm,
+        )
+
+    def resolved(self, task: Task, positions: int) -> "FinetuneOptions":
+        """These options with the task's defaults and the model's length filled in.
+
+        Raises:
+            UserError: `max_length` is over the positions, or `symmetric` is asked of a task that is not.
+        """
+        if self.max_length is not None and self.max_length > positions:
+            raise UserError(f"max_length {self.max_length} is longer than the {positions} positions of {self.model}")
+        if self.symmetric and not (task.symmetric and task.is_pair):
+            raise UserError(f"the order of the texts matters in the task {task.name}: leave --symmetric out")
+        learning_rate, epochs = TASK_DEFAULTS.get(task.name, OWN_DEFAULTS)
+        return replace(
+            self,
+            learning_rate=self.learning_rate or learning_rate,
+            epochs=self.epochs or epochs,
+            max_length=self.max_length or positions,
+        )
+
+
+def science(options: FinetuneOptions) -> dict[str, Any]:
+    """The options that define the experiment, by dotted name; those without effect in this combination are left out."""
+    idle = {"schedule.decay"} if options.schedule.name != "wsd" else set()
+    if options.schedule.name == "constant":
+        idle.add("schedule.final")
+    return {leaf.name: leaf.value for leaf in leaves(options) if leaf.role == "science" and leaf.name not in idle}

@@ -1,0 +1,167 @@
+"""`fastbert predict`: labels and probabilities of a fine-tuned model, for a task's split or for new text."""
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from fastbert.config import MACHINE
+from fastbert.data.tokenizer import WordPiece
+from fastbert.errors import UserError, choose
+from fastbert.files import atomic_file
+from fastbert.finetuning.batches import Encoded, encode, reading_order
+from fastbert.finetuning.metrics import compute
+from fastbert.finetuning.model import Classifier, TaskRecord, load_classifier, scores
+from fastbert.finetuning.own import OwnSource, OwnTaskOptions
+from fastbert.finetuning.tasks import Example, Task, open_task
+from fastbert.training.hardware import MachineOptions, autocast, resolve_device, resolve_precision, setup_machine
+
+BATCH = 64  # examples in one forward pass, unless machine.micro_batch_size says otherwise
+
+
+@dataclass(frozen=True)
+class PredictOptions:
+    """Labels and probabilities of a fine-tuned model, one JSON object a line."""
+
+    model: str
+    """Folder of a fine-tuned model: that of a seed of `fastbert finetune`, or the model/ in it."""
+    out: str
+    """JSONL to write."""
+    task: str | None = None
+    """A GLUE task or a YAML file of one's own, whose --split is predicted; give this or --source."""
+    split: str | None = None
+    """Split of the task (default: its first for development)."""
+    glue_dir: str | None = None
+    """Folder of the official GLUE archive, or of Parquet files (default: nyu-mll/glue through `datasets`)."""
+    glue_subset: bool = False
+    """Take GLUE files that have fewer rows than the official ones."""
+    own: OwnTaskOptions = field(default_factory=OwnTaskOptions)
+    source: str | None = None
+    """New text in JSONL, CSV, TSV or Parquet, with the columns --own.text and, for a model of pairs, --own.pair (or
+    pair)."""
+    machine: MachineOptions = field(default_factory=MachineOptions, metadata=MACHINE)
+
+    def __post_init__(self) -> None:
+        if (self.task is None) == (self.source is None):
+            raise UserError("give one of --task and --source")
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """A split as a model reads it: once, or in both orders of its pairs."""
+
+    examples: Sequence[Example]
+    orders: tuple[Encoded, ...]
+
+    @property
+    def truncated(self) -> int:
+        return self.orders[0].truncated
+
+
+def encode_inputs(examples: Sequence[Example], vocabulary: WordPiece, record: TaskRecord) -> Inputs:
+    settings = {"vocabulary": vocabulary, "max_length": record.max_length, "numbers": record.numbers}
+    orders = [encode(examples, **settings)]
+    if record.both_orders:
+        orders.append(encode([replace(e, text=e.pair, pair=e.text) for e in examples], **settings))
+    return Inputs(examples, tuple(orders))
+
+
+@torch.no_grad()
+def predict_scores(
+    model: Classifier, inputs: Inputs, *, numbers: bool, precision: str, batch_size: int = BATCH
+) -> np.ndarray:
+    """Probabilities float64 [N, L], or numbers float64 [N]; the mean over the orders that are read."""
+    device = model.classifier.weight.device
+    out = np.zeros(len(inputs.examples) if numbers else (len(inputs.examples), model.classifier.out_features))
+    for encoded in inputs.orders:
+        for rows in reading_order(encoded.lengths, batch_size):
+            with autocast(device, precision):
+                logits = model(encoded.batch(rows, device))
+            out[rows] += scores(logits, numbers=numbers).cpu().numpy() / len(inputs.orders)
+    return out
+
+
+def predict(options: PredictOptions) -> dict[str, Any]:
+    """Writes a line for each example; prints, and returns, where and, if the split has labels, how good they are.
+
+    Raises:
+        UserError: no such model, task or text; a task with other labels than the model's; a pair that is missing.
+    """
+    device = resolve_device(options.machine.device)
+    precision, warning = resolve_precision(options.machine.precision, device)
+    if warning:
+        print(warning, file=sys.stderr)
+    setup_machine(options.machine, device)
+    tuned = load_classifier(options.model, options.machine.attention)
+    record = tuned.record
+    task = None
+    if options.source is not None:
+        split, examples = options.source, read_source(options, record)
+    else:
+        task = open_task(options.task, glue_dir=options.glue_dir, own=options.own, glue_subset=options.glue_subset)
+        check_fits(task, record, options.model)
+        split = choose("split", options.split, task.splits) if options.split else (*task.dev_splits, *task.splits)[0]
+        examples = task.examples(split)
+        for note in task.notes:
+            print(note, file=sys.stderr)
+    inputs = encode_inputs(examples, tuned.vocabulary, record)
+    batch_size = options.machine.micro_batch_size or BATCH
+    model = tuned.model.to(device)
+    values = predict_scores(model, inputs, numbers=record.numbers, precision=precision, batch_size=batch_size)
+    write_predictions(Path(options.out), examples, values, record)
+    result = {"out": options.out, "examples": len(examples), "truncated": inputs.truncated}
+    if task is not None and all(example.label is not None for example in examples):
+        result |= compute(task, values, np.array([example.label for example in examples]))
+    figures = "  ".join(f"{k} {v:.4f}" for k, v in result.items() if k not in ("out", "examples", "truncated"))
+    print(f"{options.out}: {len(examples)} predictions for {split}" + (f"  {figures}" if figures else ""))
+    if inputs.truncated:
+        print(f"{inputs.truncated} inputs were cut to {record.max_length} tokens", file=sys.stderr)
+    return result
+
+
+def check_fits(task: Task, record: TaskRecord, model: str) -> None:
+    """Raises a UserError if the model's answers are not those of the task."""
+    for what, theirs, ours in (
+        ("predicts", task.kind, record.kind),
+        ("has the labels", task.labels, record.labels),
+        ("reads pairs:", task.is_pair, record.is_pair),
+    ):
+        if theirs != ours:
+            raise UserError(
+                f"{model} was trained on {record.task} and does not fit the task {task.name}, which {what} {theirs}, "
+                f"the model {ours}"
+            )
+
+
+def read_source(options: PredictOptions, record: TaskRecord) -> list[Example]:
+    """The texts in the file --source; labels in it are passed over.
+
+    Raises:
+        UserError: names the line and what is wrong with it.
+    """
+    pair = (options.own.pair or "pair") if record.is_pair else None
+    rows = OwnSource(replace(options.own, test=options.source, pair=pair)).rows("test", [])
+    examples = [Example(index, row.text, row.pair, None) for index, row in enumerate(rows)]
+    if not examples:
+        raise UserError(f"{options.source} holds no text")
+    return examples
+
+
+def write_predictions(path: Path, examples: Sequence[Example], values: np.ndarray, record: TaskRecord) -> None:
+    """index, and label with probabilities by label, or value."""
+    with atomic_file(path, "w") as file:
+        for example, value in zip(examples, values, strict=True):
+            file.write(json.dumps({"index": example.index, **answer(value, record)}, ensure_ascii=False) + "\n")
+
+
+def answer(value: np.ndarray, record: TaskRecord) -> dict[str, Any]:
+    """The prediction for one example, as JSON."""
+    if record.numbers:
+        return {"value": float(value)}
+    shares = {label: float(share) for label, share in zip(record.labels, value, strict=True)}
+    return {"label": record.labels[int(np.argmax(value))], "probabilities": shares}

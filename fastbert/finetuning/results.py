@@ -1,0 +1,111 @@
+"""The results of a fine-tuning over its seeds: results.json, a table for people, and a learning curve."""
+
+import statistics
+import sys
+from pathlib import Path
+from typing import Any
+
+from fastbert.files import atomic_file, write_json
+from fastbert.finetuning.options import FinetuneOptions
+from fastbert.finetuning.tasks import Task
+
+Figures = dict[str, dict[str, float]]
+"""dev split -> metric -> value; the mean loss too."""
+
+
+def write_results(
+    options: FinetuneOptions, task: Task, precision: str, out: Path, results: dict[float, list[dict[str, Any]]]
+) -> None:
+    """results.json, the learning curve, and the table on standard output.
+
+    Args:
+        options: resolved.
+        results: share of the training split -> what each seed's result.json holds.
+    """
+    fractions = [
+        {
+            "fraction": fraction,
+            "train_examples": seeds[0]["train_examples"],
+            "summary": {epoch: summary([seed[epoch]["dev"] for seed in seeds]) for epoch in ("best", "last")},
+            "seeds": seeds,
+        }
+        for fraction, seeds in results.items()
+    ]
+    write_json(
+        out / "results.json",
+        {
+            "task": task.name,
+            "model": options.model,
+            "metrics": list(task.metrics),
+            "learning_rate": options.learning_rate,
+            "batch_size": options.batch_size,
+            "epochs": options.epochs,
+            "precision": precision,
+            "fractions": fractions,
+        },
+    )
+    lines = [f"{task.name}, {options.model}: dev at the best epoch, over {options.seeds} seeds"]
+    lines.append(f"  {'train':>8}  {'split':<14} {'metric':<18} {'median':>8} {'mean':>8} {'std':>8} {'max':>8}")
+    for part in fractions:
+        for split, metrics in part["summary"]["best"].items():
+            for name in task.metrics:
+                cells = " ".join(cell(metrics[name][key]) for key in ("median", "mean", "std", "max"))
+                lines.append(f"  {part['train_examples']:>8}  {split:<14} {name:<18} {cells}")
+    truncated = results[options.fractions()[0]][0]["truncated"]
+    if any(truncated.values()):
+        cut = ", ".join(f"{count} of {split}" for split, count in truncated.items() if count)
+        lines.append(f"  cut to {options.max_length} tokens: {cut}")
+    if len(fractions) > 1:
+        plot = learning_curve(out / "learning_curve.png", task, options.model, fractions)
+        lines += [f"  {plot}"] if plot else []
+    print("\n".join([*lines, f"  {out / 'results.json'}"]))
+
+
+def summary(seeds: list[Figures]) -> dict[str, dict[str, dict[str, float | None]]]:
+    """dev split -> metric -> median, mean, std (of a sample; None for one seed) and max over the seeds."""
+    out: dict[str, dict[str, dict[str, float | None]]] = {}
+    for split in seeds[0]:
+        out[split] = {}
+        for name in seeds[0][split]:
+            values = [seed[split][name] for seed in seeds]
+            out[split][name] = {
+                "median": statistics.median(values),
+                "mean": statistics.fmean(values),
+                "std": statistics.stdev(values) if len(values) > 1 else None,
+                "max": max(values),
+            }
+    return out
+
+
+def cell(value: float | None) -> str:
+    return f"{'-':>8}" if value is None else f"{value:>8.4f}"
+
+
+def learning_curve(path: Path, task: Task, model: str, fractions: list[dict[str, Any]]) -> Path | None:
+    """Draws the first metric against the number of training examples: each seed a point, the median a line."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        print("matplotlib is not installed: no learning curve is drawn; results.json has the figures", file=sys.stderr)
+        return None
+    metric = task.metrics[0]
+    parts = sorted(fractions, key=lambda part: part["train_examples"])
+    figure = Figure(figsize=(6, 4), layout="constrained", dpi=150)
+    panel = figure.subplots()
+    for place, split in enumerate(parts[0]["summary"]["best"]):
+        color = f"C{place}"
+        medians = []
+        for part in parts:
+            size = part["train_examples"]
+            values = [seed["best"]["dev"][split][metric] for seed in part["seeds"]]
+            panel.plot([size] * len(values), values, "o", color=color, alpha=0.4, markersize=4)
+            medians.append((size, statistics.median(values)))
+        panel.plot(*zip(*medians, strict=True), "-", color=color, label=f"{split}, median of the seeds")
+    panel.set(xscale="log", xlabel="training examples", ylabel=metric)
+    panel.set_title(f"{task.name}: {model}", loc="left", fontsize=10)
+    panel.grid(color="0.9", linewidth=0.7)
+    panel.spines[["top", "right"]].set_visible(False)
+    panel.legend(frameon=False)
+    with atomic_file(path) as file:
+        figure.savefig(file, format="png")
+    return path

@@ -1,0 +1,97 @@
+"""A random tiny BERT, and tasks that it can learn: which of two words is in a text, whether a pair shares its word,
+how often a word occurs."""
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+
+from fastbert.data.tokenizer import SPECIAL_TOKENS, WordPiece
+from fastbert.hub.export import export_model
+from fastbert.model.config import EncoderConfig
+from fastbert.model.encoder import Encoder, initialize
+
+SENTENCE = "the a of and to in is was he she it that with as on at by this had not"
+FILLERS = tuple(SENTENCE.split())
+WORDS = (*SPECIAL_TOKENS, *FILLERS, "good", "bad", "##s")
+LABELS = ("bad", "good")
+
+
+def tiny_config(**choices) -> EncoderConfig:
+    sizes = {"vocab_size": len(WORDS), "layers": 2, "width": 32, "heads": 2, "ffn": 64, "max_positions": 30}
+    return EncoderConfig(**(sizes | {"initializer_std": 0.1} | choices))
+
+
+def tiny_model(folder: Path, **choices) -> Path:
+    """An export with random weights."""
+    config = tiny_config(**choices)
+    encoder = Encoder(config)
+    initialize(encoder, 0, config.initializer_std)
+    WordPiece(WORDS).save(folder / "tokenizer")
+    weights = {f"encoder.{name}": tensor for name, tensor in encoder.state_dict().items()}
+    export_model(config, weights, folder / "tokenizer", folder / "model")
+    return folder / "model"
+
+
+@pytest.fixture(scope="session")
+def bert(tmp_path_factory) -> Path:
+    return tiny_model(tmp_path_factory.mktemp("bert"))
+
+
+@pytest.fixture(scope="session")
+def tupe(tmp_path_factory) -> Path:
+    return tiny_model(tmp_path_factory.mktemp("tupe"), position="tupe-r", norm="pre", type_vocab_size=0)
+
+
+def sentence(rng: random.Random, word: str, longest: int = 14) -> str:
+    words = rng.choices(FILLERS, k=rng.randint(1, longest))
+    words.insert(rng.randint(0, len(words)), word)
+    return " ".join(words)
+
+
+def write_rows(path: Path, rows: list[dict]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def make_task(folder: Path, kind: str, train: int = 160, dev: int = 60) -> list[str]:
+    """Writes train.jsonl and dev.jsonl and returns the flags of the task: words, pairs or numbers."""
+    rng = random.Random(kind)
+    for split, count in (("train", train), ("dev", dev)):
+        rows = []
+        for _ in range(count):
+            label = rng.choice(LABELS)
+            row = {"text": sentence(rng, label), "label": label}
+            if kind == "pairs":
+                other = rng.choice(LABELS)
+                row |= {"pair": sentence(rng, other, 6), "label": "same" if other == label else "different"}
+            if kind == "numbers":
+                words = rng.choices(FILLERS, k=6)
+                often = rng.randint(0, 4)
+                row = {"text": " ".join(rng.sample(words + ["good"] * often, 6 + often)), "label": often / 2}
+            rows.append(row)
+        write_rows(folder / f"{split}.jsonl", rows)
+    flags = ["--task", kind, "--own.train", str(folder / "train.jsonl"), "--own.dev", str(folder / "dev.jsonl")]
+    more = {"words": [], "pairs": ["--own.pair", "pair", "--own.symmetric"], "numbers": ["--own.kind", "number"]}
+    return [*flags, *more[kind]]
+
+
+@pytest.fixture(scope="session")
+def words(tmp_path_factory) -> list[str]:
+    return make_task(tmp_path_factory.mktemp("words"), "words")
+
+
+@pytest.fixture(scope="session")
+def pairs(tmp_path_factory) -> list[str]:
+    return make_task(tmp_path_factory.mktemp("pairs"), "pairs")
+
+
+@pytest.fixture(scope="session")
+def numbers(tmp_path_factory) -> list[str]:
+    return make_task(tmp_path_factory.mktemp("numbers"), "numbers")
+
+
+FAST = (
+    *("--machine.threads", "1", "--machine.precision", "fp32", "--machine.device", "cpu"),
+    *("--learning-rate", "3e-3", "--epochs", "4", "--seeds", "1", "--batch-size", "16", "--dropout", "0.1"),
+)

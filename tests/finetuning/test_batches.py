@@ -1,0 +1,117 @@
+"""Texts as BERT cuts them, an order that is a function of seed and epoch, and padding that ends with the batch."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fastbert.data.tokenizer import WordPiece
+from fastbert.finetuning.batches import encode, kept_lengths, reading_order, subset, training_order
+from fastbert.finetuning.tasks import Example
+from tests.finetuning.conftest import WORDS, tiny_model
+
+VOCABULARY = WordPiece(WORDS)
+
+
+def longest_first(first: int, second: int, room: int) -> tuple[int, int]:
+    """As in BERT's own run_classifier.py."""
+    while first + second > room:
+        if first > second:
+            first -= 1
+        else:
+            second -= 1
+    return first, second
+
+
+@given(st.integers(0, 60), st.integers(0, 60), st.integers(0, 80))
+def test_pairs_are_cut_as_bert_cuts_them(first: int, second: int, room: int) -> None:
+    assert kept_lengths(first, second, room) == longest_first(first, second, room)
+
+
+def test_ids_types_and_counts() -> None:
+    ids = VOCABULARY.ids
+    examples = [Example(0, "good the", "bads", 1), Example(1, "the a of and to", "in is", 0)]
+    data = encode(examples, VOCABULARY, 9, numbers=False)
+    batch = data.batch(np.array([1, 0]))
+    the, a, of, and_, to, in_ = (ids[word] for word in ("the", "a", "of", "and", "to", "in"))
+    cls, sep, pad = ids["[CLS]"], ids["[SEP]"], ids["[PAD]"]
+    assert batch.input_ids.tolist() == [
+        [cls, the, a, of, and_, sep, in_, ids["is"], sep],
+        [cls, ids["good"], the, sep, ids["bad"], ids["##s"], sep, pad, pad],
+    ]
+    assert batch.token_type_ids.tolist() == [[0] * 6 + [1] * 3, [0] * 4 + [1] * 3 + [0] * 2]
+    assert batch.attention_mask.sum(1).tolist() == [9, 7]
+    assert batch.labels.tolist() == [0, 1] and batch.labels.dtype == torch.int64
+    assert data.truncated == 1
+    assert to not in batch.input_ids
+
+
+def test_a_single_text_has_no_types_and_numbers_are_floats() -> None:
+    data = encode([Example(0, "good the", None, 2.5)], VOCABULARY, 30, numbers=True)
+    batch = data.batch(np.array([0]))
+    assert batch.token_type_ids is None
+    assert batch.labels.tolist() == [2.5] and batch.labels.dtype == torch.float32
+    assert encode([Example(0, "good", None, None)], VOCABULARY, 30, numbers=True).batch(np.array([0])).labels is None
+
+
+def test_the_ids_are_those_of_transformers(tmp_path) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model(tmp_path))
+    texts, pairs = ["the good of", "he was", "bad bad"], ["a", "she is not bad", "it, that"]
+    examples = [Example(i, text, pair, None) for i, (text, pair) in enumerate(zip(texts, pairs, strict=True))]
+    ours = encode(examples, VOCABULARY, 30, numbers=False).batch(np.arange(3))
+    theirs = tokenizer(texts, pairs, padding=True, pad_to_multiple_of=8, return_tensors="pt")
+    assert torch.equal(ours.input_ids, theirs["input_ids"])
+    assert torch.equal(ours.token_type_ids, theirs["token_type_ids"])
+    assert torch.equal(ours.attention_mask.long(), theirs["attention_mask"])
+
+
+def test_padding_ends_at_a_multiple_of_eight_or_the_positions() -> None:
+    texts = ["good", " ".join(["the"] * 9), " ".join(["the"] * 27)]
+    data = encode([Example(i, text, None, 0) for i, text in enumerate(texts)], VOCABULARY, 30, numbers=False)
+    widths = [data.batch(np.array(rows)).input_ids.shape[1] for rows in ([0], [0, 1], [2, 0])]
+    assert widths == [8, 16, 30]
+
+
+@given(st.integers(1, 300), st.integers(1, 40), st.integers(0, 3), st.integers(0, 3))
+def test_every_row_once_and_one_batch_smaller(count: int, batch_size: int, seed: int, epoch: int) -> None:
+    lengths = np.random.default_rng(count).integers(3, 40, count)
+    batches = training_order(lengths, batch_size, seed, epoch)
+    assert sorted(np.concatenate(batches)) == list(range(count))
+    assert sorted(len(batch) for batch in batches)[1:] == [batch_size] * (len(batches) - 1)
+    again = training_order(lengths, batch_size, seed, epoch)
+    assert all((a == b).all() for a, b in zip(batches, again, strict=True))
+
+
+def test_order_depends_on_seed_and_epoch_and_saves_padding() -> None:
+    lengths = np.random.default_rng(0).integers(3, 120, 4000)
+    orders = [np.concatenate(training_order(lengths, 32, seed, epoch)) for seed, epoch in ((0, 0), (0, 1), (1, 0))]
+    assert not (orders[0] == orders[1]).all() and not (orders[0] == orders[2]).all()
+    batches = training_order(lengths, 32, 0, 0)
+    padded = sum(len(rows) * lengths[rows].max() for rows in batches)
+    assert padded < 1.06 * lengths.sum()
+    heads = [lengths[rows].mean() for rows in batches]
+    assert abs(np.corrcoef(heads, np.arange(len(heads)))[0, 1]) < 0.3  # short and long batches come mixed
+    other = {frozenset(rows) for rows in training_order(lengths, 32, 0, 1)}
+    assert not other & {frozenset(rows) for rows in batches}  # other companions in every epoch
+
+
+def test_reading_order_is_longest_first() -> None:
+    lengths = np.array([5, 9, 5, 30, 7])
+    assert [rows.tolist() for rows in reading_order(lengths, 2)] == [[3, 1], [4, 0], [2]]
+
+
+@given(st.integers(1, 500))
+def test_fractions_are_nested(count: int) -> None:
+    small, middle, whole = (subset(count, fraction) for fraction in (0.1, 0.3, 1.0))
+    assert set(small) <= set(middle) <= set(whole)
+    assert whole.tolist() == list(range(count))
+    assert len(middle) == max(1, round(0.3 * count))
+
+
+@pytest.mark.parametrize("fraction", [0.2, 0.5])
+def test_a_fraction_is_spread_over_the_file(fraction: float) -> None:
+    rows = subset(10_000, fraction)
+    assert rows.mean() == pytest.approx(5000, rel=0.05)

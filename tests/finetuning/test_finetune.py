@@ -1,0 +1,359 @@
+"""`fastbert finetune`: transformers' own losses, tasks that are learned, equal bits, seeds that go on, and refusals."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from fastbert.cli import main
+from fastbert.data.tokenizer import load_tokenizer
+from fastbert.finetuning.batches import encode, training_order
+from fastbert.finetuning.loop import build_scaled_optimizer
+from fastbert.finetuning.model import Classifier, TaskRecord, load_encoder, new_classifier, save_classifier
+from fastbert.finetuning.options import FinetuneOptions
+from fastbert.finetuning.own import OwnTaskOptions
+from fastbert.finetuning.tasks import open_task
+from fastbert.training.optimizers import OptimizerOptions, guarded_step
+from tests.finetuning.conftest import FAST, make_task, tiny_config, tiny_model
+
+CPU = torch.device("cpu")
+
+
+def records(folder: Path, split: str) -> list[dict]:
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [row for row in rows if row["split"] == split]
+
+
+def results(out: Path) -> dict:
+    return json.loads((out / "results.json").read_text())
+
+
+def finetune(model: Path, task: list[str], out: Path, *more: str) -> int:
+    return main(["finetune", "--model", str(model), *task, *FAST, "--out", str(out), *more])
+
+
+@pytest.mark.parametrize("kind", ["pairs", "numbers"])
+def test_losses_are_those_of_transformers(kind, bert, pairs, numbers, tmp_path) -> None:
+    """Same weights, same batches, no dropout: BertForSequenceClassification, torch's AdamW and a linear schedule."""
+    from transformers import AutoModelForSequenceClassification, get_linear_schedule_with_warmup
+
+    task_flags = pairs if kind == "pairs" else numbers
+    exact = ("--dropout", "0", "--attention-dropout", "0", "--schedule.warmup", "0", "--eps", "1e-8")
+    more = ("--epochs", "2", "--learning-rate", "1e-3", "--log-every", "1")
+    out = tmp_path / "out"
+    assert finetune(bert, task_flags, out, *exact, *more) == 0
+    ours = [row["loss"] for row in records(out / "seed-0", "train")]
+    assert len(ours) == 20
+
+    pair = "pair" if kind == "pairs" else None
+    own = OwnTaskOptions(train=task_flags[3], dev=task_flags[5], pair=pair, kind="classes" if pair else "number")
+    task = open_task(kind, own=own)
+    pretrained = load_encoder(bert)
+    outputs = len(task.labels) or 1
+    first = new_classifier(pretrained, outputs, 0, dropout=0.0, attention_dropout=0.0, attention="auto")
+    record = TaskRecord(kind, task.kind, task.labels, task.is_pair, False, 30, 0, {})
+    save_classifier(first, record, pretrained.tokenizer, tmp_path / "first")
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "first").train()
+    norms = [p for name, p in model.named_parameters() if name.endswith("bias") or "LayerNorm" in name]
+    others = [p for p in model.parameters() if not any(p is norm for norm in norms)]
+    groups = [{"params": others, "weight_decay": 0.01}, {"params": norms, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=1e-3, eps=1e-8, fused=False)
+    schedule = get_linear_schedule_with_warmup(optimizer, 0, 20)
+    data = encode(task.examples("train"), load_tokenizer(pretrained.tokenizer), 30, numbers=kind == "numbers")
+    theirs = []
+    for epoch in range(2):
+        for rows in training_order(data.lengths, 16, 0, epoch):
+            batch = data.batch(rows)
+            inputs = {"attention_mask": batch.attention_mask.long(), "labels": batch.labels}
+            if batch.token_type_ids is not None:
+                inputs["token_type_ids"] = batch.token_type_ids
+            loss = model(batch.input_ids, **inputs).loss
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad()
+            theirs.append(loss.item())
+    assert np.abs(np.array(ours) - np.array(theirs)).max() < 1e-5
+    assert max(theirs) - min(theirs) > 0.05
+
+
+def test_learns_words_with_several_seeds(bert, words, tmp_path, capsys) -> None:
+    out = tmp_path / "out"
+    assert finetune(bert, words, out, "--seeds", "3") == 0
+    found = results(out)
+    (whole,) = found["fractions"]
+    assert [seed["seed"] for seed in whole["seeds"]] == [0, 1, 2]
+    best = [seed["best"]["dev"]["dev"]["accuracy"] for seed in whole["seeds"]]
+    assert min(best) > 0.9
+    summary = whole["summary"]["best"]["dev"]["accuracy"]
+    assert summary == {
+        "median": pytest.approx(np.median(best)),
+        "mean": pytest.approx(np.mean(best)),
+        "std": pytest.approx(np.std(best, ddof=1)),
+        "max": pytest.approx(max(best)),
+    }
+    assert set(whole["summary"]["last"]["dev"]) == {"accuracy", "loss"}
+    assert f"{np.median(best):.4f}" in capsys.readouterr().out
+    heads = [load_file(out / f"seed-{seed}" / "model" / "model.safetensors")["classifier.weight"] for seed in range(3)]
+    assert not torch.equal(heads[0], heads[1]) and not torch.equal(heads[1], heads[2])
+    seed = out / "seed-1"
+    dev = records(seed, "dev")
+    assert [row["epoch"] for row in dev] == [1, 2, 3, 4]
+    result = json.loads((seed / "result.json").read_text())
+    accuracies = [row["accuracy"] for row in dev]
+    assert result["best"]["epoch"] == 1 + accuracies.index(max(accuracies))  # the earliest of equals
+    assert result["last"]["dev"]["dev"]["accuracy"] == accuracies[-1]
+
+
+def test_learns_numbers(bert, numbers, tmp_path) -> None:
+    assert finetune(bert, numbers, tmp_path / "out", "--epochs", "8") == 0
+    (seed,) = results(tmp_path / "out")["fractions"][0]["seeds"]
+    assert seed["best"]["dev"]["dev"]["pearson"] > 0.9
+    assert set(seed["best"]["dev"]["dev"]) == {"pearson", "spearman", "loss"}
+
+
+def test_equal_options_give_equal_bits_and_micro_batches_equal_results(tupe, pairs, tmp_path) -> None:
+    short = ("--epochs", "2", "--log-every", "1")
+    runs = {"a": [], "b": [], "micro": ["--machine.micro-batch-size", "5"], "seed": ["--first-seed", "1"]}
+    for name, more in runs.items():
+        assert finetune(tupe, pairs, tmp_path / name, *short, *more) == 0
+    folders = {name: tmp_path / name / ("seed-1" if name == "seed" else "seed-0") for name in runs}
+    weights = {name: load_file(folder / "model" / "model.safetensors") for name, folder in folders.items()}
+    assert all(torch.equal(weights["a"][name], weights["b"][name]) for name in weights["a"])
+    losses = {name: np.array([row["loss"] for row in records(folder, "train")]) for name, folder in folders.items()}
+    assert (losses["a"] == losses["b"]).all()
+    assert np.abs(losses["a"] - losses["micro"]).max() < 1e-4
+    assert np.abs(losses["a"] - losses["seed"]).max() > 1e-2
+
+
+def test_options_change_the_training(bert, words, tmp_path) -> None:
+    base = ("--epochs", "1", "--log-every", "1", "--no-save-model")
+    changes = {
+        "base": [],
+        "dropout": ["--dropout", "0.3"],
+        "attention": ["--attention-dropout", "0.3"],
+        "rate": ["--learning-rate", "1e-3"],
+        "decay": ["--layer-decay", "0.5"],
+        "weight": ["--weight-decay", "0.5"],
+        "beta": ["--beta2", "0.9"],
+        "eps": ["--eps", "1e-2"],
+        "clip": ["--clip-norm", "0.01"],
+        "warmup": ["--schedule.warmup", "0.5"],
+        "batch": ["--batch-size", "8"],
+        "length": ["--max-length", "8"],
+    }
+    curves = {}
+    for name, more in changes.items():
+        assert finetune(bert, words, tmp_path / name, *base, *more) == 0
+        curves[name] = [row["loss"] for row in records(tmp_path / name / "seed-0", "train")]
+        assert not (tmp_path / name / "seed-0" / "model").exists()
+    assert all(curves[name] != curves["base"] for name in curves if name != "base")
+    cut = results(tmp_path / "length")["fractions"][0]["seeds"][0]["truncated"]
+    assert 0 < cut["train"] < 160 and 0 < cut["dev"] < 60
+
+
+def test_each_layer_has_its_rate() -> None:
+    """Half for each layer below the head, and with plain gradients Adam's first step is the rate itself."""
+    config = tiny_config(layers=3, norm="pre", position="tupe-a", type_vocab_size=0)
+    model = Classifier(config, 2)
+    options = OptimizerOptions(weight_decay=0.0, eps=1e-12)
+    optimizer = build_scaled_optimizer(model.named_parameters(), config, options, 0.5, CPU)
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    for step in (1, 2):
+        before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+        guarded_step(optimizer, 0.1 / step, torch.tensor(True))
+        for name, parameter in model.named_parameters():
+            exponent = {"words": 4, "positions": 4, "embedding_norm": 4, "final_norm": 1}.get(name.split(".")[1], 0)
+            if name.startswith("encoder.blocks."):
+                exponent = 3 - int(name.split(".")[2])
+            moved = before[name] - parameter.detach()
+            assert torch.allclose(moved, torch.full_like(moved, 0.1 / step * 0.5**exponent), rtol=1e-3), name
+
+
+def test_without_decay_there_is_one_rate() -> None:
+    model = Classifier(tiny_config(), 2)
+    optimizer = build_scaled_optimizer(model.named_parameters(), tiny_config(), OptimizerOptions(), 1.0, CPU)
+    assert len(optimizer.param_groups) == 2
+    assert all(parameter.ndim < 2 for parameter in optimizer.param_groups[1]["params"])
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.01, 0.0]
+
+
+def test_a_bad_update_is_skipped_and_too_many_end_the_training(bert, words, tmp_path, capsys, monkeypatch) -> None:
+    import fastbert.finetuning.loop as loop
+
+    real, calls, bad = loop.losses, [], {3}
+
+    def poisoned(logits, labels):
+        calls.append(1)
+        return real(logits, labels) * (float("inf") if len(calls) - 1 in bad else 1.0)
+
+    monkeypatch.setattr(loop, "losses", poisoned)
+    assert finetune(bert, words, tmp_path / "a", "--epochs", "1") == 0
+    assert "step 4: loss inf" in capsys.readouterr().err
+    assert results(tmp_path / "a")["fractions"][0]["seeds"][0]["skipped_updates"] == 1
+    calls.clear()
+    bad |= set(range(3, 9))
+    assert finetune(bert, words, tmp_path / "b", "--epochs", "1") == 2
+    said = capsys.readouterr().err
+    assert "not finite in 5 steps in a row, up to step 8" in said and "--learning-rate" in said
+
+
+def test_fractions_are_nested_and_drawn(bert, words, tmp_path, capsys) -> None:
+    out = tmp_path / "out"
+    more = ("--epochs", "1", "--seeds", "2", "--no-save-model")
+    assert finetune(bert, words, out, *more, "--train-fraction", "0.25,1.0") == 0
+    sizes = [(part["fraction"], part["train_examples"]) for part in results(out)["fractions"]]
+    assert sizes == [(0.25, 40), (1.0, 160)]
+    assert (out / "learning_curve.png").read_bytes().startswith(b"\x89PNG")
+    assert (out / "fraction-0.25" / "seed-1" / "metrics.jsonl").is_file() and (out / "seed-1").is_dir()
+    assert "learning_curve.png" in capsys.readouterr().out
+    whole = tmp_path / "whole"
+    assert finetune(bert, words, whole, *more) == 0
+    last = [results(folder)["fractions"][-1]["seeds"][1]["last"] for folder in (out, whole)]
+    assert last[0] == last[1]  # other fractions beside it change nothing
+
+
+def test_goes_on_with_the_seeds_that_are_missing(bert, words, tmp_path, capsys) -> None:
+    out = tmp_path / "out"
+    assert finetune(bert, words, out, "--epochs", "1") == 0
+    stamp = (out / "seed-0" / "result.json").stat().st_mtime_ns
+    assert finetune(bert, words, out, "--epochs", "1", "--seeds", "2") == 0
+    assert (out / "seed-0" / "result.json").stat().st_mtime_ns == stamp
+    assert len(results(out)["fractions"][0]["seeds"]) == 2
+    (out / "seed-1" / "result.json").unlink()  # as if killed before its end
+    (out / "seed-1" / "stale").write_text("left over")
+    before = results(out)
+    assert finetune(bert, words, out, "--epochs", "1", "--seeds", "2") == 0
+    seeds = [
+        [{**seed, "examples_per_second": 0} for seed in r["fractions"][0]["seeds"]] for r in (before, results(out))
+    ]
+    assert seeds[0] == seeds[1]
+    assert not (out / "seed-1" / "stale").exists()
+    capsys.readouterr()
+    assert finetune(bert, words, out, "--epochs", "2", "--layer-decay", "0.9") == 2
+    said = capsys.readouterr().err
+    assert "another experiment" in said and "epochs: 1 -> 2" in said and "layer_decay: 1.0 -> 0.9" in said
+    assert results(out)["epochs"] == 1
+
+
+def test_another_model_or_data_is_another_experiment(bert, words, tmp_path, capsys) -> None:
+    out, other = tmp_path / "out", tiny_model(tmp_path / "other", width=16)
+    assert finetune(bert, words, out, "--epochs", "1", "--no-save-model") == 0
+    assert finetune(other, words, out, "--epochs", "1", "--no-save-model") == 2
+    assert "model: '" in capsys.readouterr().err
+    (tmp_path / "data").mkdir()
+    changed = make_task(tmp_path / "data", "words", train=150)
+    assert finetune(bert, changed, out, "--epochs", "1", "--no-save-model") == 2
+    assert "data: '" in capsys.readouterr().err
+
+
+def test_interrupted_and_continued_equals_uninterrupted(bert, words, tmp_path, capsys) -> None:
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    more = ("--seeds", "2", "--epochs", "5", "--log-every", "1")
+    assert finetune(bert, words, whole, *more) == 0
+    command = ["finetune", "--model", str(bert), *words, *FAST, *more, "--out", str(broken)]
+    process = subprocess.Popen([sys.executable, "-m", "fastbert", *command], stderr=subprocess.PIPE, text=True)
+    end = time.monotonic() + 120
+    metrics = broken / "seed-1" / "metrics.jsonl"
+    while not metrics.exists() or metrics.read_text().count("\n") < 3:
+        assert process.poll() is None and time.monotonic() < end
+        time.sleep(0.005)
+    os.kill(process.pid, signal.SIGSTOP)  # so that it is still there
+    assert main(command) == 2
+    assert "another process is training" in capsys.readouterr().err
+    os.kill(process.pid, signal.SIGTERM)
+    os.kill(process.pid, signal.SIGCONT)
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == 143 and "the same command goes on" in said
+    assert not (broken / "results.json").exists()
+    assert main(command) == 0
+    for seed in ("seed-0", "seed-1"):
+        a, b = (load_file(run / seed / "model" / "model.safetensors") for run in (whole, broken))
+        assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_a_fine_tuned_model_gives_its_encoder_and_not_its_head(bert, words, pairs, tmp_path) -> None:
+    assert finetune(bert, words, tmp_path / "first", "--epochs", "1") == 0
+    first = tmp_path / "first" / "seed-0"
+    taken, own = load_encoder(first), load_file(first / "model" / "model.safetensors")
+    assert torch.equal(taken.weights["encoder.words.weight"], own["bert.embeddings.word_embeddings.weight"])
+    assert not any("classifier" in name or "pooler" in name for name in taken.weights)
+    assert finetune(first, pairs, tmp_path / "second", "--epochs", "1", "--learning-rate", "1e-12") == 0
+    second = load_file(tmp_path / "second" / "seed-0" / "model" / "model.safetensors")
+    name = "bert.encoder.layer.0.output.dense.weight"
+    assert torch.allclose(second[name], own[name], atol=1e-9)
+    assert not torch.allclose(second["classifier.weight"], own["classifier.weight"], atol=1e-3)
+
+
+def test_yaml_gives_options_and_flags_win(bert, words, tmp_path) -> None:
+    path = tmp_path / "x.yaml"
+    path.write_text("seeds: 3\nepochs: 1\nworst: 4\nschedule:\n  warmup: 0.2\n")
+    out = tmp_path / "out"
+    assert main(["finetune", str(path), "--model", str(bert), *words, "--seeds", "1", "--out", str(out)]) == 0
+    stored = (out / "config.yaml").read_text()
+    assert "seeds: 1" in stored and "epochs: 1" in stored and "warmup: 0.2" in stored
+    assert "learning_rate: 5.0e-05" in stored and "max_length: 30" in stored  # what was worked out is written too
+    assert len((out / "seed-0" / "errors.jsonl").read_text().splitlines()) == 4
+    assert "train_fraction: '1.0'" in (out / "seed-0" / "config.yaml").read_text()
+
+
+def test_the_defaults_of_a_task() -> None:
+    class FakeTask:
+        name, symmetric, is_pair = "mnli", False, True
+
+    resolved = FinetuneOptions(model="m").resolved(FakeTask, 512)
+    assert (resolved.learning_rate, resolved.epochs, resolved.max_length) == (3e-5, 5, 512)
+    FakeTask.name = "rte"
+    resolved = FinetuneOptions(model="m", epochs=2).resolved(FakeTask, 64)
+    assert (resolved.learning_rate, resolved.epochs, resolved.max_length) == (5e-5, 2, 64)
+
+
+def test_refusals(bert, words, tmp_path, capsys) -> None:
+    def refuses(message: str, *more: str, model: Path | str = bert, task: list[str] = words) -> None:
+        assert finetune(model, task, tmp_path / "out", *more) == 2
+        said = capsys.readouterr().err
+        assert message in said, said
+        assert not (tmp_path / "out").exists()
+
+    refuses("unknown task 'colla'; did you mean 'cola'?", task=["--task", "colla"])
+    refuses("the task x has no dev split", task=["--task", "x", *words[2:4]])
+    refuses("seeds must be at least 1, not 0", "--seeds", "0")
+    refuses("epochs must be at least 1, not 0", "--epochs", "0")
+    refuses("layer_decay must lie in (0, 1], not 1.5", "--layer-decay", "1.5")
+    refuses("learning_rate is -1.0; it must be greater than 0", "--learning-rate", "-1")
+    refuses("train_fraction is '0.1;0.2'; give numbers", "--train-fraction", "0.1;0.2")
+    refuses("give different shares above 0 and up to 1", "--train-fraction", "0.1,2")
+    refuses("max_length 31 is longer than the 30 positions", "--max-length", "31")
+    refuses("max_length must be at least 8, not 3", "--max-length", "3")
+    refuses("first_seed cannot be negative, but is -1", "--first-seed", "-1")
+    refuses("the order of the texts matters in the task words", "--symmetric")
+    refuses("a warm-up of 5000 steps does not fit a run of 40", "--schedule.warmup", "5000")
+    refuses("there is no folder", model=tmp_path / "nowhere")
+
+    bare = tiny_model(tmp_path / "bare")
+    for name in ("tokenizer.json", "vocab.txt"):
+        (bare / name).unlink()
+    refuses("holds no tokenizer", model=bare)
+    large = tiny_model(tmp_path / "large", vocab_size=40)
+    settings = json.loads((large / "tokenizer.json").read_text())
+    settings["model"]["vocab"] |= {f"more{place}": 28 + place for place in range(20)}
+    (large / "tokenizer.json").write_text(json.dumps(settings))
+    refuses("tokens and", model=large)
+
+    assert main(["finetune", *words, "--out", str(tmp_path / "out")]) == 2
+    assert "--model is missing" in capsys.readouterr().err
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter.txt").write_text("years of work")
+    assert finetune(bert, words, tmp_path / "thesis") == 2
+    assert "holds no results of fastbert finetune" in capsys.readouterr().err
+    assert os.listdir(tmp_path / "thesis") == ["chapter.txt"]

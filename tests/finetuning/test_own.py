@@ -1,0 +1,189 @@
+"""One's own files give the same examples in every format; what is wrong in a file or a declaration is named."""
+
+import csv
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fastbert import config
+from fastbert.errors import UserError
+from fastbert.finetuning.tasks import Example, OwnTaskOptions, open_task
+
+
+def write(path: Path, text: str) -> Path:
+    path.write_bytes(text.encode())
+    return path
+
+
+def write_own(path: Path, rows: Sequence[dict[str, Any]]) -> str:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".parquet":
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(list(rows)), path)
+    elif path.suffix == ".jsonl":
+        path.write_text("\n".join(json.dumps(row) for row in rows))
+    elif path.suffix == ".csv":
+        with open(path, "w", newline="") as file:
+            writer = csv.DictWriter(file, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+    else:
+        path.write_text("\n".join("\t".join(map(str, row)) for row in [list(rows[0]), *(r.values() for r in rows)]))
+    return str(path)
+
+
+FORMATS = (".jsonl", ".csv", ".tsv", ".parquet")
+TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\0\r\n\t"), min_size=1, max_size=12).filter(str.strip)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.tuples(TEXT, TEXT, st.sampled_from(["no", "yes", "Zwölf, 12"])), min_size=1, max_size=5))
+def test_every_format_gives_the_same_examples(tmp_path_factory: pytest.TempPathFactory, rows: list) -> None:
+    folder = tmp_path_factory.mktemp("own")
+    rows = [*rows, ("a", "b", "no"), ("c", "d", "yes")]
+    table = [{"id": str(place), "one": a, "two": b, "gold": c} for place, (a, b, c) in enumerate(rows)]
+    words = sorted({word for _, _, word in rows})
+    for suffix in FORMATS:
+        own = OwnTaskOptions(train=write_own(folder / f"t{suffix}", table), text="one", pair="two", label="gold")
+        task = open_task("mine", own=own)
+        assert task.labels == tuple(words) and task.name == "mine" and task.metrics == ("accuracy",)
+        assert task.examples("train") == [Example(n, a, b, words.index(c)) for n, (a, b, c) in enumerate(rows)]
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_numbers_in_every_format(tmp_path: Path, suffix: str) -> None:
+    path = write_own(tmp_path / f"t{suffix}", [{"text": "a", "label": 0.5}, {"text": "b", "label": -2.0}])
+    task = open_task("mine", own=OwnTaskOptions(train=path, kind="number"))
+    assert task.examples("train") == [Example(0, "a", None, 0.5), Example(1, "b", None, -2.0)]
+    assert task.kind == "number" and task.labels == () and task.metrics == ("pearson", "spearman")
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_a_test_file_may_lack_labels_and_others_may_not(tmp_path: Path, suffix: str) -> None:
+    path = write_own(tmp_path / f"t{suffix}", [{"text": "a"}, {"text": "b"}])
+    task = open_task("mine", own=OwnTaskOptions(test=path, labels="x, y"))
+    assert task.examples("test") == [Example(0, "a", None, None), Example(1, "b", None, None)]
+    with pytest.raises(UserError, match="has no column 'label'"):
+        open_task("mine", own=OwnTaskOptions(dev=path, labels="x, y")).examples("dev")
+
+
+def test_a_csv_holds_quotes_commas_and_lines(tmp_path: Path) -> None:
+    path = write(tmp_path / "t.csv", '\ufefftext,label\r\n"a, ""b""\r\nc",1\r\n\r\nd,2\r\nd,word\r\n')
+    task = open_task("mine", own=OwnTaskOptions(dev=str(path), labels="1,2"))
+    with pytest.raises(UserError, match=r"t\.csv, line 6: unknown label 'word'"):
+        task.examples("dev")
+    path.write_bytes(path.read_bytes().replace(b"d,word\r\n", b""))
+    assert task.examples("dev") == [Example(0, 'a, "b"\nc', None, 0), Example(1, "d", None, 1)]
+
+
+@pytest.mark.parametrize(
+    ("found", "words"),
+    [
+        (["10", "9", "-1"], ("-1", "9", "10")),
+        ([10, 9, 10], ("9", "10")),
+        ([1.0, 0.0], ("0", "1")),
+        ([True, False], ("false", "true")),
+        (["b", "a", "1"], ("1", "a", "b")),
+    ],
+)
+def test_labels_are_learned_in_order(tmp_path: Path, found: list, words: tuple) -> None:
+    path = write_own(tmp_path / "t.jsonl", [{"text": "a", "label": label} for label in found])
+    task = open_task("mine", own=OwnTaskOptions(train=path))
+    assert task.labels == words
+    assert [words[e.label] for e in task.examples("train")] == [
+        str(label).lower().removesuffix(".0") for label in found
+    ]
+
+
+def test_yaml_and_flags_declare_a_task(tmp_path: Path) -> None:
+    write_own(tmp_path / "data/t.jsonl", [{"one": "a", "two": "b", "gold": "x"}, {"one": "c", "two": "d", "gold": "y"}])
+    text = "train: data/t.jsonl\ndev: data/t.jsonl\ntext: one\npair: two\nlabel: gold\nlabels: y, x\n"
+    path = write(tmp_path / "pairs.yaml", text + "metrics: f1, auc\nsymmetric: true\n")
+    task = open_task(str(path))
+    assert (task.name, task.labels, task.metrics, task.symmetric) == ("pairs", ("y", "x"), ("f1", "auc"), True)
+    assert list(task.splits) == ["train", "dev"] and task.dev_splits == ("dev",) and task.test_splits == ()
+    assert task.examples("train") == [Example(0, "a", "b", 1), Example(1, "c", "d", 0)]
+    flags = ["--metrics", "accuracy", "--name", "other", "--symmetric"]
+    over = open_task(str(path), own=config.parse(OwnTaskOptions, flags, "finetune"))
+    assert (over.name, over.metrics, over.labels) == ("other", ("accuracy",), ("y", "x"))
+    with pytest.raises(UserError, match=r"pairs\.yaml: unknown option 'metric'; did you mean 'metrics'\?"):
+        open_task(str(write(path, "metric: f1\n")))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "an own task needs files"),
+        ({"train": "nowhere.jsonl"}, "nowhere.jsonl does not exist"),
+        ({"train": "t.txt"}, r"t\.txt: the suffix says what is in a file; give one of .jsonl, .csv, .tsv, .parquet"),
+        ({"train": "folder.csv"}, "folder.csv is a folder; name a file"),
+        ({"text": "x", "label": "x"}, "text and label are both the column 'x'"),
+        ({"pair": "text"}, "text and pair are both the column 'text'"),
+        ({"pair": "label"}, "pair and label are both the column 'label'"),
+        ({"symmetric": True}, "symmetric is for pairs"),
+        ({"kind": "numbers"}, "unknown kind of labels 'numbers'; did you mean 'number'"),
+        ({"kind": "number", "labels": "a,b"}, "labels are given, but kind is number"),
+        ({"test": "t.jsonl"}, "without a train file to learn them from, give the labels"),
+        ({"test": "t.jsonl", "labels": "a,b,a"}, "give two or more different words"),
+        ({"test": "t.jsonl", "labels": "a,b", "metrics": "f2"}, "unknown metric 'f2'; did you mean 'f1'"),
+    ],
+)
+def test_declarations_that_do_not_fit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict, message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder.csv").mkdir()
+    with pytest.raises(UserError, match=message):
+        open_task(str(write(tmp_path / "t.yaml", json.dumps(options))))
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("t.jsonl", '{"text": "a", "label": "x"}\n{"text": "a"}\n', r"line 2 has no column 'label'"),
+        ("t.jsonl", '{"text": "a", "label": "x"}\n\n{"text": "a", "label": null}\n', r"line 3 has no label"),
+        ("t.jsonl", '{"text": 5, "label": "x"}\n', r"line 1: 'text' is of type int, not text"),
+        ("t.jsonl", '{"text": null, "label": "x"}\n', r"line 1: 'text' is missing"),
+        ("t.jsonl", '{"text": "\\n", "label": "x"}\n', r"line 1: the text 'text' is empty"),
+        ("t.jsonl", '{"text": "a", "label": ["x"]}\n', r"line 1: the label \['x'\] is no class"),
+        ("t.jsonl", '{"text": "a", "label": 0.5}\n', r"line 1: the label 0.5 is no class; set kind: number"),
+        ("t.jsonl", '{"text": "a", "label": "x"}\n', r"holds 1 label\(s\) \(x\); a task needs two"),
+        ("t.jsonl", '["a"]\n', r"line 1 is a JSON list, not an object"),
+        ("t.jsonl", '{"text": "a",\n', r"line 1 is not JSON"),
+        ("t.jsonl", '{"text": "a \\ud83d", "label": "x"}', r"line 1: 'text' holds half of a surrogate pair"),
+        ("t.csv", "text,label\na,2\na,0.5\n", r"line 3: the label '0.5' is a number, no class; set kind: number"),
+        ("t.csv", "text,label\na,b,c\n", r"line 2 has 3 fields, not 2; mend the row$"),
+        ("t.csv", 'text,label\na,b\n"a"b,c\n', r"line 3 is not CSV"),
+        ("t.csv", 'text,label\na,b\n"a,c\n', r"line 3 is not CSV"),
+        ("t.csv", "text,text,label\na,b,c\n", r"line 1: 2 columns are called 'text'; rename one"),
+        ("t.csv", "Text,label\na,b\n", r"has no column 'text'; did you mean 'Text'\?"),
+        ("t.tsv", "text\tlabel\na\tb\tc\n", r"line 2 has 3 fields, not 2.*read without quoting"),
+        ("t.tsv", "PAR1", r"is a Parquet file, not text"),
+        ("t.parquet", "text", r"is damaged or no Parquet file"),
+    ],
+)
+def test_what_is_wrong_in_an_own_file(tmp_path: Path, name: str, text: str, message: str) -> None:
+    path = write(tmp_path / name, text)
+    with pytest.raises(UserError, match=message):
+        open_task("mine", own=OwnTaskOptions(train=str(path))).examples("train")
+
+
+@pytest.mark.parametrize("word", ["good", "nan", "inf", 10**400, True, ["1"]])
+def test_a_number_must_be_one(tmp_path: Path, word: Any) -> None:
+    rows = [{"text": "a", "label": "1.5"}, {"text": "b", "label": word}]
+    path = write_own(tmp_path / "t.jsonl", rows)
+    with pytest.raises(UserError, match=r"t\.jsonl, line 2: the label .* is no number"):
+        open_task("mine", own=OwnTaskOptions(dev=path, kind="number")).examples("dev")
+
+
+def test_a_label_that_train_does_not_have(tmp_path: Path) -> None:
+    train = write_own(tmp_path / "train.jsonl", [{"text": "a", "label": "x"}, {"text": "b", "label": "y"}])
+    dev = write_own(tmp_path / "dev.parquet", [{"text": "a", "label": "x"}, {"text": "b", "label": "z"}])
+    with pytest.raises(UserError, match=r"dev\.parquet, row 2: unknown label 'z'; .*known: x, y"):
+        open_task("mine", own=OwnTaskOptions(train=train, dev=dev)).examples("dev")

@@ -1,0 +1,162 @@
+"""New text through a fine-tuned model: the same scores as on dev, as transformers gives, in either order of a pair."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from fastbert.cli import main
+from fastbert.finetuning.model import load_classifier
+from fastbert.finetuning.predict import encode_inputs, predict_scores
+from fastbert.finetuning.tasks import Example
+from tests.finetuning.conftest import FAST, write_rows
+
+PRECISE = ("--machine.precision", "fp32", "--machine.threads", "1")
+
+
+def lines(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def tuned(request, bert, tupe, words, pairs, numbers, tmp_path_factory) -> dict[str, Path]:
+    out = tmp_path_factory.mktemp("tuned")
+    for name, model, task in (("words", bert, words), ("pairs", tupe, pairs), ("numbers", bert, numbers)):
+        more = ["--symmetric"] if name == "pairs" else []
+        assert main(["finetune", "--model", str(model), *task, *FAST, *more, "--out", str(out / name)]) == 0
+    return {name: out / name / "seed-0" for name in ("words", "pairs", "numbers")}
+
+
+@pytest.mark.parametrize("name", ["words", "pairs", "numbers"])
+def test_predictions_on_dev_are_those_of_training(name, tuned, words, pairs, numbers, tmp_path, capsys) -> None:
+    task = {"words": words, "pairs": pairs, "numbers": numbers}[name]
+    capsys.readouterr()
+    out = tmp_path / "dev.jsonl"
+    assert main(["predict", "--model", str(tuned[name]), *task, "--out", str(out), *PRECISE]) == 0
+    best = json.loads((tuned[name] / "result.json").read_text())["best"]["dev"]["dev"]
+    said = capsys.readouterr().out
+    for metric, value in best.items():
+        if metric != "loss":
+            assert f"{metric} {value:.4f}" in said
+    rows, errors = lines(out), lines(tuned[name] / "errors.jsonl")
+    assert [row["index"] for row in rows] == list(range(60))
+    assert len(errors) == 50 and errors == sorted(errors, key=lambda row: -row["loss"])
+    for error in errors:  # bit for bit
+        row = rows[error["index"]]
+        assert all(error[key] == row[key] for key in row)
+
+
+@pytest.mark.parametrize("name", ["words", "numbers"])
+def test_transformers_opens_a_native_model_and_agrees(name, tuned, tmp_path) -> None:
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    folder = tuned[name] / "model"
+    model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    assert type(model).__name__ == "BertForSequenceClassification"
+    texts = ["the good of", "he was bad at it", "not good, not bad"]
+    inputs = AutoTokenizer.from_pretrained(folder)(texts, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        logits = model(**inputs).logits
+    tuned_model = load_classifier(folder)
+    examples = [Example(i, text, None, None) for i, text in enumerate(texts)]
+    inputs = encode_inputs(examples, tuned_model.vocabulary, tuned_model.record)
+    ours = predict_scores(tuned_model.model, inputs, numbers=name == "numbers", precision="fp32")
+    theirs = logits[:, 0] if name == "numbers" else logits.softmax(-1)
+    assert np.abs(ours - theirs.numpy()).max() < 1e-5
+    expected = {0: "score"} if name == "numbers" else {0: "bad", 1: "good"}
+    assert model.config.id2label == expected
+    assert model.config.problem_type == ("regression" if name == "numbers" else "single_label_classification")
+
+
+def test_transformers_opens_ours_with_its_code_and_without_fastbert(tuned, tmp_path) -> None:
+    script = """
+import sys, torch
+sys.modules["fastbert"] = sys.modules["fastbert_kernels"] = None
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+folder = sys.argv[1]
+model = AutoModelForSequenceClassification.from_pretrained(folder, trust_remote_code=True).eval()
+tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
+inputs = tokenizer(["the good of"], ["bad she"], return_tensors="pt")
+with torch.no_grad():
+    print(model.config.id2label[0], *model(**inputs).logits.softmax(-1)[0].tolist())
+"""
+    folder = tuned["pairs"] / "model"
+    environment = {"HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(folder)], capture_output=True, text=True, env=environment, cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    label, *shares = done.stdout.split()
+    ours = load_classifier(folder)
+    inputs = encode_inputs([Example(0, "the good of", "bad she", None)], ours.vocabulary, ours.record)
+    inputs = type(inputs)(inputs.examples, inputs.orders[:1])
+    values = predict_scores(ours.model, inputs, numbers=False, precision="fp32")[0]
+    assert label == ours.record.labels[0] == "different"
+    assert np.abs(values - np.array(shares, dtype=float)).max() < 1e-5
+
+
+def test_both_orders_give_the_mean_and_do_not_depend_on_the_order(tuned) -> None:
+    ours = load_classifier(tuned["pairs"])
+    assert ours.record.both_orders
+    there, back = (Example(0, "the good of", "bad she", None), Example(0, "bad she", "the good of", None))
+    values = {}
+    for name, example in (("there", there), ("back", back)):
+        inputs = encode_inputs([example], ours.vocabulary, ours.record)
+        assert len(inputs.orders) == 2
+        values[name] = predict_scores(ours.model, inputs, numbers=False, precision="fp32")
+        single = [type(inputs)(inputs.examples, (order,)) for order in inputs.orders]
+        each = [predict_scores(ours.model, one, numbers=False, precision="fp32") for one in single]
+        assert np.allclose(values[name], (each[0] + each[1]) / 2, atol=1e-12)
+        assert np.abs(each[0] - each[1]).max() > 1e-4
+    assert np.allclose(values["there"], values["back"], atol=1e-12)
+
+
+def test_padding_and_batches_change_rounding_only(tuned, pairs) -> None:
+    ours = load_classifier(tuned["words"])
+    texts = ["good", "the " * 25 + "bad", "he was good at it", "bad bad", "a"]
+    examples = [Example(i, text, None, None) for i, text in enumerate(texts)]
+    inputs = encode_inputs(examples, ours.vocabulary, ours.record)
+    together, alone = (
+        predict_scores(ours.model, inputs, numbers=False, precision="fp32", batch_size=size) for size in (5, 1)
+    )
+    assert np.abs(together - alone).max() < 1e-6
+    assert together.sum(1) == pytest.approx(np.ones(5), abs=1e-12)
+
+
+def test_new_text(tuned, tmp_path, capsys) -> None:
+    source, out = tmp_path / "new.jsonl", tmp_path / "out.jsonl"
+    write_rows(source, [{"text": "he was good\u2028at it"}, {"text": "the " * 40 + "bad"}])
+    command = ["predict", "--model", str(tuned["words"] / "model"), "--source", str(source), "--out", str(out)]
+    assert main([*command, *PRECISE]) == 0
+    first, second = lines(out)
+    assert first["label"] == "good" and sum(first["probabilities"].values()) == pytest.approx(1.0)
+    assert set(second["probabilities"]) == {"bad", "good"}
+    assert "1 inputs were cut to 30 tokens" in capsys.readouterr().err
+    command[2] = str(tuned["numbers"])
+    assert main([*command, *PRECISE]) == 0
+    assert set(lines(out)[0]) == {"index", "value"}
+
+
+def test_refusals(tuned, bert, words, pairs, tmp_path, capsys) -> None:
+    source = tmp_path / "new.jsonl"
+    write_rows(source, [{"text": "good"}])
+    out = ["--out", str(tmp_path / "out.jsonl")]
+
+    def refuses(arguments: list[str], message: str) -> None:
+        assert main(["predict", *arguments, *out]) == 2
+        said = capsys.readouterr().err
+        assert message in said, said
+
+    refuses(["--model", str(bert), "--source", str(source)], "is not a fine-tuned model: there is no task.json")
+    refuses(["--model", str(tuned["words"])], "give one of --task and --source")
+    refuses(["--model", str(tuned["pairs"]), "--source", str(source)], "has no column 'pair'")
+    refuses(["--model", str(tuned["words"]), "--source", str(tmp_path / "no.jsonl")], "does not exist")
+    refuses(["--model", str(tuned["words"]), *pairs], "was trained on words and does not fit the task pairs")
+    refuses(["--model", str(tuned["words"]), *words, "--split", "tets"], "unknown split 'tets'; known: dev, train")
+    (tmp_path / "empty.jsonl").write_text("")
+    refuses(["--model", str(tuned["words"]), "--source", str(tmp_path / "empty.jsonl")], "holds no text")
+    assert not (tmp_path / "out.jsonl").exists()
