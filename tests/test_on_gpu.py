@@ -115,7 +115,10 @@ def part(tmp_path: Path):
 def test_the_rule_finds_an_attention_that_is_a_little_wrong(part, monkeypatch) -> None:
     script, work = part
     right = encoder.ATTENTION["auto"]
-    wrong = lambda q, k, v, bias, **more: right(q, k, v, None if bias is None else 1.01 * bias, **more)  # noqa: E731
+
+    def wrong(q, k, v, bias, **more):
+        return right(q, k, v, None if bias is None else 1.01 * bias, **more)
+
     for function, expected in ((right, "holds"), (wrong, "fails: over the bound")):
         monkeypatch.setitem(encoder.ATTENTION, "auto", function)
         fp32, _ = script.accuracy(work, {"position": "tupe-r", "norm": "pre", "dropout": 0.0})

@@ -206,12 +206,13 @@ def load_classifier(path: str | Path, attention: str = "auto") -> FineTuned:
     model.encoder.load_state_dict(_encoder_weights(pretrained))
     native = is_bert(pretrained.config)
     with safe_open(folder / "model.safetensors", "pt") as file, torch.no_grad():
+        there = set(file.keys())
         for name, parameter in model.named_parameters():
             module, _, kind = name.partition(".")
             if module == "encoder":
                 continue
             theirs = f"{_BERT_HEAD[module] if native else module}.{kind}"
-            if theirs not in file.keys() or tuple(file.get_slice(theirs).get_shape()) != tuple(parameter.shape):  # noqa: SIM118
+            if theirs not in there or tuple(file.get_slice(theirs).get_shape()) != tuple(parameter.shape):
                 raise UserError(f"{folder} is damaged: its weight {theirs} is missing or does not fit {TASK_FILE}")
             parameter.copy_(file.get_tensor(theirs))
     return FineTuned(model, load_tokenizer(folder), record)

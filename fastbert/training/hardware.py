@@ -37,7 +37,7 @@ class MachineOptions:
     attention: str = "auto"
     """auto (the fastest kernel on this machine) or reference (plain PyTorch)."""
     workers: int = 0
-    """Processes that prepare batches; 0 does it in the training process."""
+    """Processes that tokenize, where --data is a source; 0 is one for each core."""
 
     def __post_init__(self) -> None:
         choose("precision", self.precision, ("auto", "fp32", "bf16"))
