@@ -39,8 +39,17 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(config.width, 3 * config.width)
         self.out = nn.Linear(config.width, config.width)
 
-    def forward(self, x_BTD: Tensor, function, scale: float, bias, allowed, row_keys) -> Tensor:
-        q, k, v = self.qkv(x_BTD).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # each [B, H, T, K]
+    def forward(self, x_BTD: Tensor, function, scale: float, bias, allowed, row_keys, first_only=False) -> Tensor:
+        if first_only:  # one query a row, all keys and values
+            width = x_BTD.shape[-1]
+            q = F.linear(x_BTD[:, :1], self.qkv.weight[:width], self.qkv.bias[:width])
+            kv = F.linear(x_BTD, self.qkv.weight[width:], self.qkv.bias[width:])
+            q = q.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            k, v = kv.unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
+            bias = None if bias is None else bias[:, :, :1]
+            allowed = None if allowed is None else allowed[:, :, :1]
+        else:
+            q, k, v = self.qkv(x_BTD).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # each [B, H, T, K]
         dropout = {}
         if row_keys is not None and self.dropout_p:
             dropout = {"dropout_p": self.dropout_p, "dropout_keys": combine(row_keys, self.site)}
@@ -70,12 +79,15 @@ class Block(nn.Module):
         self.attention_dropout = Dropout(config.dropout, site + 1)
         self.feed_forward_dropout = Dropout(config.dropout, site + 2)
 
-    def forward(self, x: Tensor, function, scale: float, bias, allowed, row_keys) -> Tensor:
+    def forward(self, x: Tensor, function, scale: float, bias, allowed, row_keys, first_only=False) -> Tensor:
+        """[B, T, D], or with `first_only` [B, 1, D]: the first token's, for which the others need no more than keys and
+        values. Dropout hashes places, so it drops the same either way."""
+        y = self.attention_norm(x) if self.pre else x
+        y = self.attention(y, function, scale, bias, allowed, row_keys, first_only)
+        x = x[:, :1] if first_only else x
         if self.pre:
-            y = self.attention(self.attention_norm(x), function, scale, bias, allowed, row_keys)
             x = x + self.attention_dropout(y, row_keys)
             return x + self.feed_forward_dropout(self.feed_forward(self.feed_forward_norm(x)), row_keys)
-        y = self.attention(x, function, scale, bias, allowed, row_keys)
         x = self.attention_norm(x + self.attention_dropout(y, row_keys))
         return self.feed_forward_norm(x + self.feed_forward_dropout(self.feed_forward(x), row_keys))
 
@@ -104,8 +116,9 @@ class Encoder(nn.Module):
         position_ids: Tensor | None = None,
         token_type_ids: Tensor | None = None,
         row_keys: Tensor | None = None,
+        first_only: bool = False,
     ) -> Tensor:
-        """Hidden states [B, T, D].
+        """Hidden states [B, T, D], or with `first_only` [B, 1, D].
 
         Args:
             input_ids: integer [B, T]; position 0 of a sequence is its [CLS].
@@ -115,6 +128,7 @@ class Encoder(nn.Module):
             token_type_ids: integer [B, T], the segment of a pair, 0 if None; without effect where the encoder has no
                 token types (TUPE's default).
             row_keys: int32 [B], the dropout keys of the rows (`fastbert.randomness.row_keys`); no dropout if None.
+            first_only: [CLS] alone is wanted, and the last block computes no more than that.
 
         Raises:
             ValueError: a sequence longer than the positions.
@@ -130,8 +144,9 @@ class Encoder(nn.Module):
         x = self.embedding_dropout(self.embedding_norm(x), row_keys)
         bias = self.positions.bias(length, position_ids)
         allowed = allowed_pairs(attention_mask, document_ids)
-        for block in self.blocks:
-            x = block(x, self.attention_function, self.positions.score_scale, bias, allowed, row_keys)
+        scale, last = self.positions.score_scale, len(self.blocks) - 1
+        for index, block in enumerate(self.blocks):
+            x = block(x, self.attention_function, scale, bias, allowed, row_keys, first_only and index == last)
         return x if self.final_norm is None else self.final_norm(x)
 
 

@@ -134,3 +134,31 @@ def test_too_long_a_sequence() -> None:
     encoder = Encoder(dataclasses.replace(SMALL, max_positions=16).resolve(50, 16))
     with pytest.raises(ValueError, match="17 tokens is longer than the 16 positions"):
         encoder(torch.zeros(1, 17, dtype=torch.long))
+
+
+@pytest.mark.parametrize("norm", ["post", "pre"])
+@pytest.mark.parametrize("position", list(POSITIONS))
+@pytest.mark.parametrize("attention", ["auto", "reference"])
+def test_first_only_is_the_first_token_of_the_whole(position: str, norm: str, attention: str) -> None:
+    """Values and every gradient, with padding, documents and dropout."""
+    options = dataclasses.replace(SMALL, position=position, norm=norm, dropout=0.2, attention_dropout=0.3)
+    encoder = Encoder(options.resolve(50, 9), attention).double()
+    initialize(encoder, 0, 0.2)
+    ids = torch.arange(27).reshape(3, 9)
+    mask = torch.ones(3, 9, dtype=torch.bool)
+    mask[1, 6:] = False
+    documents = torch.tensor([[0] * 4 + [1] * 5, [0] * 9, [0] * 9])
+    keys = row_keys(0, "dropout", 0, torch.arange(3))
+    results = []
+    for first_only in (False, True):
+        hidden = encoder(ids, attention_mask=mask, document_ids=documents, row_keys=keys, first_only=first_only)
+        encoder.zero_grad()
+        hidden[:, 0].square().sum().backward()
+        gradients = {name: p.grad.clone() for name, p in encoder.named_parameters() if p.grad is not None}
+        results.append((hidden, gradients))
+    (whole, expected), (first, found) = results
+    assert first.shape == (3, 1, 32)
+    torch.testing.assert_close(first, whole[:, :1], rtol=1e-12, atol=1e-12)
+    assert found.keys() == expected.keys()
+    for name in expected:
+        torch.testing.assert_close(found[name], expected[name], rtol=1e-10, atol=1e-12)
