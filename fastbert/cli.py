@@ -1,6 +1,7 @@
 """`fastbert <job>`: parsing and calling, nothing else. Exit codes: 0 done, 2 the user's mistake, 1 ours, 130 and 143
-interrupted."""
+interrupted, 141 when whoever read standard output went away."""
 
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -48,8 +49,8 @@ def evaluate(arguments: list[str]) -> int:
 
 def finetune(arguments: list[str]) -> int:
     from fastbert.config import load_yaml, parse
-    from fastbert.finetuning.job import finetune as run
     from fastbert.finetuning.options import FinetuneOptions
+    from fastbert.finetuning.several import finetune as run
 
     default = None
     if arguments and not arguments[0].startswith("-"):
@@ -66,6 +67,15 @@ def predict(arguments: list[str]) -> int:
     return 0
 
 
+def submit(arguments: list[str]) -> int:
+    from fastbert.config import parse
+    from fastbert.finetuning.submit import SubmitOptions
+    from fastbert.finetuning.submit import submit as run
+
+    run(parse(SubmitOptions, arguments, "submit"))
+    return 0
+
+
 def export(arguments: list[str]) -> int:
     from fastbert.config import parse
     from fastbert.hub.job import ExportOptions
@@ -78,12 +88,43 @@ def export(arguments: list[str]) -> int:
     return 0
 
 
+def sweep(arguments: list[str]) -> int:
+    from fastbert.config import parse
+    from fastbert.experiments.options import SweepOptions, load_sweep
+
+    file = arguments[0] if arguments and not arguments[0].startswith("-") else None
+    axes, default = (None, None) if file is None else load_sweep(file)
+    options = parse(SweepOptions, arguments if file is None else arguments[1:], "sweep", default)
+    if axes is None:
+        raise UserError("fastbert sweep needs a YAML file first, such as configs/sweep/glue.yaml")
+    from fastbert.experiments.sweep import sweep as run
+
+    return run(axes, options)
+
+
+def ablate(arguments: list[str]) -> int:
+    from fastbert.config import parse
+    from fastbert.experiments.ablate_options import AblateOptions, load_ablation
+
+    file = arguments[0] if arguments and not arguments[0].startswith("-") else None
+    ablation, default = (None, None) if file is None else load_ablation(file)
+    options = parse(AblateOptions, arguments if file is None else arguments[1:], "ablate", default)
+    if ablation is None:
+        raise UserError("fastbert ablate needs a YAML file first, such as configs/ablate/tiny.yaml")
+    from fastbert.experiments.ablate import ablate as run
+
+    return run(ablation, options)
+
+
 JOBS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     "prepare": (prepare, "raw text -> tokenizer and memory-mapped shards"),
     "pretrain": (pretrain, "train an encoder, or resume a run"),
+    "ablate": (ablate, "a baseline and its variants at equal cost, and what share of it each needs"),
     "evaluate": (evaluate, "masked loss, accuracy and bits per byte on held-out text"),
-    "finetune": (finetune, "fine-tune on GLUE or one's own task, over several seeds"),
+    "finetune": (finetune, "fine-tune on GLUE or one's own tasks, over several seeds"),
+    "sweep": (sweep, "fine-tune checkpoints on tasks over settings and seeds, and compare them"),
     "predict": (predict, "labels and probabilities of a fine-tuned model"),
+    "submit": (submit, "the archive GLUE's server takes, or a check of one"),
     "export": (export, "a run as a Hugging Face folder"),
 }
 
@@ -124,7 +165,12 @@ def main(arguments: list[str] | None = None) -> int:
         print(__version__)
         return 0
     try:
-        return JOBS[choose("job", arguments[0], JOBS)][0](arguments[1:])
+        code = JOBS[choose("job", arguments[0], JOBS)][0](arguments[1:])
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # such as `| head`: nothing more can be said there, not by the interpreter's end either
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

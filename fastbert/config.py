@@ -67,6 +67,15 @@ def load_yaml(cls: type[Options], path: str | Path) -> Options:
     Raises:
         UserError: names the file, the key, and what was expected.
     """
+    return from_dict(cls, read_yaml(path), where=str(path))
+
+
+def read_yaml(path: str | Path) -> Any:
+    """What a YAML file holds; an empty one holds no options.
+
+    Raises:
+        UserError: there is no such file, or it is not YAML.
+    """
     import yaml
 
     path = Path(path)
@@ -82,9 +91,7 @@ def load_yaml(cls: type[Options], path: str | Path) -> Options:
         values = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise UserError(f"{path} is not valid YAML: {error}") from None
-    if values is None:
-        values = {}
-    return from_dict(cls, values, where=str(path))
+    return {} if values is None else values
 
 
 def from_dict(cls: type[Options], values: Any, where: str) -> Options:

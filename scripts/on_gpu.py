@@ -39,12 +39,12 @@ from fastbert.model.positions import POSITIONS
 from fastbert.pretraining import job
 from fastbert.pretraining.loop import Trainer
 from fastbert.pretraining.options import PretrainOptions
-from fastbert.pretraining.setup import Setup, say
+from fastbert.pretraining.setup import Setup
 from fastbert.randomness import permute, row_keys
 from fastbert.training.checkpoints import Checkpoint, Checkpointer, flatten_optimizer, read_checkpoint
 from fastbert.training.hardware import autocast, describe_machine, peak_flops, resolve_device, resolve_precision
 from fastbert.training.interrupts import Interrupts
-from fastbert.training.logbook import Logbook, read_metrics
+from fastbert.training.logbook import Logbook, read_metrics, say
 from fastbert.training.optimizers import build_optimizer
 
 LATE, NEEDS_CUDA = "not measured: time was up", "not measured: needs CUDA"

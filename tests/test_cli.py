@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from fastbert.cli import main
+from fastbert.cli import JOBS, main
 from fastbert.errors import UserError, choose
 
 
@@ -30,8 +30,8 @@ def refused(capsys, *arguments: object) -> str:
 def test_help_of_every_job(capsys) -> None:
     assert main(["--help"]) == 0
     listed = capsys.readouterr().out
-    for job in ("prepare", "pretrain", "evaluate", "finetune", "predict", "export"):
-        assert job in listed
+    for job in JOBS:
+        assert f"  {job} " in listed
         with pytest.raises(SystemExit) as stop:
             main([job, "--help"])
         assert stop.value.code == 0
@@ -44,6 +44,14 @@ def test_the_installed_command_and_its_exit_code(tmp_path) -> None:
     assert done.returncode == 2
     assert done.stderr.startswith("error: unknown job 'pretrian'; did you mean 'pretrain'?")
     assert subprocess.run([command], capture_output=True).returncode == 2
+
+
+def test_a_reader_that_goes_away_gets_no_traceback(tmp_path) -> None:
+    code = "import sys; from fastbert import cli; cli.JOBS['export'] = (lambda _: print('x' * 2**20) or 0, ''); sys.exit(cli.main(['export']))"
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 141
 
 
 def test_our_own_faults_keep_their_traceback(monkeypatch) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastbert.data.noted import NotedWords, Occurrences, StepWords
 from fastbert.errors import UserError
 from fastbert.randomness import permute
 
@@ -51,26 +52,45 @@ class Batch:
     """int64 [B, T] with the document mask: which document of its row a token belongs to."""
     position_ids: Tensor | None = None
     """int64 [B, T] with the document mask: positions that start again in every document."""
+    noted: Occurrences | None = None
+    """Where the words that have notes stand; None without notes."""
 
 
 class Rows:
     """A stream cut into rows of T tokens."""
 
-    def __init__(self, stream: Stream, length: int, cls_id: int, sep_id: int, document_mask: bool = False) -> None:
+    def __init__(
+        self,
+        stream: Stream,
+        length: int,
+        cls_id: int,
+        sep_id: int,
+        document_mask: bool = False,
+        noted: NotedWords | None = None,
+    ) -> None:
         """
+        Args:
+            noted: the words of the stream that have notes, in rows of the same length.
+
         Raises:
             UserError: a length under 2.
         """
         if length < 2:
             raise UserError(f"length must be at least 2, [CLS] and a word, not {length}")
         self.stream, self.length = stream, length
-        self.cls_id, self.sep_id, self.document_mask = cls_id, sep_id, document_mask
+        self.cls_id, self.sep_id, self.document_mask, self.noted = cls_id, sep_id, document_mask, noted
 
     def __len__(self) -> int:
         return len(self.stream) // (self.length - 1)
 
-    def read(self, indices: np.ndarray, places: np.ndarray, device: torch.device) -> Batch:
-        """The rows `indices`, on `device`; `places` are their places in the global batch."""
+    def read(
+        self, indices: np.ndarray, places: np.ndarray, device: torch.device, step_words: StepWords | None = None
+    ) -> Batch:
+        """The rows `indices`, on `device`; `places` are their places in the global batch.
+
+        Args:
+            step_words: where words have notes, those of the global batch; if None, `indices` are all of it.
+        """
         ids = np.empty((len(indices), self.length), dtype=np.int64)
         ids[:, 0] = self.cls_id
         width = self.length - 1
@@ -81,9 +101,11 @@ class Rows:
             input_ids, place = input_ids.pin_memory(), place.pin_memory()
         input_ids = input_ids.to(device, non_blocking=True)
         place = place.to(device, non_blocking=True)
-        if not self.document_mask:
-            return Batch(input_ids, place)
-        return Batch(input_ids, place, *documents_of(input_ids, self.sep_id))
+        documents = documents_of(input_ids, self.sep_id) if self.document_mask else (None, None)
+        noted = None
+        if self.noted is not None:
+            noted = self.noted.read(indices, step_words or self.noted.step_words(indices), device)
+        return Batch(input_ids, place, *documents, noted)
 
 
 def documents_of(input_ids: Tensor, sep_id: int) -> tuple[Tensor, Tensor]:
@@ -122,9 +144,12 @@ class TrainingBatches:
 
     def at(self, step: int) -> Iterator[Batch]:
         """The micro-batches of `step` (from 0)."""
+        places = np.arange(self.batch_size)
+        indices = self.order(step * self.batch_size + places)
+        step_words = None if self.rows.noted is None else self.rows.noted.step_words(indices)
         for start in range(0, self.batch_size, self.micro_batch_size):
-            places = np.arange(start, min(start + self.micro_batch_size, self.batch_size))
-            yield self.rows.read(self.order(step * self.batch_size + places), places, self.device)
+            part = slice(start, start + self.micro_batch_size)
+            yield self.rows.read(indices[part], places[part], self.device, step_words)
 
     def order(self, drawn: np.ndarray) -> np.ndarray:
         """Row indices for the run's `drawn`-th sequences, int64."""

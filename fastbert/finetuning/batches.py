@@ -4,7 +4,7 @@ The order is a function of (seed, epoch): a keyed permutation, within whose stre
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,13 +12,15 @@ import torch
 from torch import Tensor
 
 from fastbert.data.tokenizer import WordPiece
-from fastbert.randomness import permute
+from fastbert.randomness import permute, row_keys
 
 if TYPE_CHECKING:
     from fastbert.finetuning.tasks import Example
 
 POOL = 50  # batches that are sorted by length together
-PAD_TO = 8  # a padded length is a multiple of this: whole vector registers, few distinct shapes
+# A padded length is a multiple of this on a GPU: tensor cores, few distinct shapes. A CPU's time grows with the tokens
+# alone, and of SST-2's the rounding up would be a fifth.
+PAD_TO = 8
 TEXTS_AT_A_TIME = 4096  # handed to the tokenizer, so that its objects for a large task never all exist at once
 
 # "epochs" of the keyed permutation that no training reaches, for other orders of the same rows
@@ -71,7 +73,8 @@ class Encoded:
         """The examples `rows` (int64 [B]), in that order."""
         lengths = self.lengths[rows]
         longest = int(lengths.max())
-        width = max(longest, min(-(-longest // PAD_TO) * PAD_TO, self.max_length))
+        multiple = 1 if torch.device(device).type == "cpu" else PAD_TO
+        width = max(longest, min(-(-longest // multiple) * multiple, self.max_length))
         place = np.arange(width)
         real = place < lengths[:, None]
         ids = np.full((len(rows), width), self.pad, dtype=np.int64)
@@ -154,6 +157,24 @@ def training_order(lengths: np.ndarray, batch_size: int, seed: int, epoch: int) 
         pool = pool[np.argsort(lengths[pool], kind="stable")]
         batches += [pool[start : start + batch_size] for start in range(0, len(pool), batch_size)]
     return [batches[place] for place in permute(torch.arange(len(batches)), len(batches), seed, epoch + _BATCH_ORDER)]
+
+
+def draw_orders(orders: Sequence[Encoded], seed: int, epoch: int) -> Encoded:
+    """The split as an epoch reads it: of each pair's two orders the one that a hash of (seed, epoch, row) draws.
+
+    Args:
+        orders: the split encoded once, or in both orders of its pairs. A pair has the same length in both, cut or not
+            (`kept_lengths` fills the room), so the rows begin at the same places.
+    """
+    if len(orders) == 1:
+        return orders[0]
+    first, second = orders
+    turned = (row_keys(seed, "pair", epoch, torch.arange(len(first))) & 1).bool().numpy()
+    return replace(
+        first,
+        tokens=np.where(np.repeat(turned, first.lengths), second.tokens, first.tokens),
+        firsts=np.where(turned, second.firsts, first.firsts),
+    )
 
 
 def reading_order(lengths: np.ndarray, batch_size: int) -> Iterator[np.ndarray]:

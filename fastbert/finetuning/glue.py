@@ -200,6 +200,10 @@ class GlueSource:
         """Where each split comes from; of those that are not there, where it should be."""
         return {split: ", ".join(str(path) for path in self._paths(split)) or HUB for split in self.task.rows}
 
+    def has(self, split: str) -> bool:
+        """Whether the files of a split are there; of `datasets` it is taken for granted."""
+        return not self.folders or all(path.is_file() for path in self._paths(split))
+
     def _paths(self, split: str) -> list[Path]:
         for folder in self.folders:
             if (path := folder / self._official(split)).is_file():

@@ -12,7 +12,6 @@ import hashlib
 import json
 import shutil
 import statistics
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -25,23 +24,26 @@ from fastbert import config as configuration
 from fastbert.data.tokenizer import WordPiece, load_tokenizer
 from fastbert.errors import UserError
 from fastbert.files import LOCK, atomic_file, disk_errors, locked_folder, read_json, write_json
-from fastbert.finetuning.batches import encode, subset
+from fastbert.finetuning.batches import subset
 from fastbert.finetuning.loop import Tuner
-from fastbert.finetuning.metrics import compute
-from fastbert.finetuning.model import Classifier, TaskRecord, load_encoder, new_classifier, save_classifier
+from fastbert.finetuning.metrics import check_scorable, compute
+from fastbert.finetuning.model import (
+    Classifier,
+    TaskRecord,
+    fine_tuned_folder,
+    load_encoder,
+    new_classifier,
+    save_classifier,
+)
 from fastbert.finetuning.options import FinetuneOptions, science
 from fastbert.finetuning.predict import BATCH, Inputs, answer, encode_inputs, predict_scores
-from fastbert.finetuning.results import Figures, write_results
+from fastbert.finetuning.results import Figures, seed_folder, tuned_folder, write_results
 from fastbert.finetuning.tasks import Example, Task, open_task
 from fastbert.hub.load import Pretrained
 from fastbert.training.hardware import describe_machine, resolve_device, resolve_precision, setup_machine
 from fastbert.training.interrupts import Interrupts
-from fastbert.training.logbook import Logbook
+from fastbert.training.logbook import Logbook, say
 from fastbert.training.schedules import learning_rate_factor
-
-
-def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 @dataclass
@@ -56,6 +58,8 @@ class Setup:
     dev: dict[str, Inputs]
     device: torch.device
     precision: str
+    notes: list[str]
+    """What the user should know before it starts."""
 
     @property
     def numbers(self) -> bool:
@@ -81,10 +85,10 @@ def finetune(asked: FinetuneOptions) -> int:
     Raises:
         UserError: anything the user can mend, before training starts if it can be seen then.
     """
-    for name in ("model", "task", "out"):
-        if getattr(asked, name) is None:
-            raise UserError(f"--{name} is missing; see fastbert finetune --help")
+    check_given(asked)
     setup = prepare_setup(asked)
+    for note in setup.notes:
+        say(note)
     out = Path(asked.out)
     results: dict[float, list[dict[str, Any]]] = {}
     with locked_folder(out), Interrupts() as interrupts:
@@ -104,12 +108,34 @@ def finetune(asked: FinetuneOptions) -> int:
     return 0
 
 
+def check_given(asked: FinetuneOptions) -> None:
+    """Raises a UserError where an option is missing that has no default."""
+    for name, value in (("model (or --init-from)", asked.start), ("task", asked.task), ("out", asked.out)):
+        if value is None:
+            raise UserError(f"--{name} is missing; see fastbert finetune --help")
+
+
+def open_encoder(asked: FinetuneOptions) -> Pretrained:
+    """The encoder to start from.
+
+    Raises:
+        UserError: there is none, or --init-from names no fine-tuned model.
+    """
+    if asked.init_from is None:
+        return load_encoder(asked.model)
+    folder = tuned_folder(Path(asked.init_from))
+    if fine_tuned_folder(folder) is None:
+        raise UserError(
+            f"{folder} holds no fine-tuned model; give the folder of a seed of fastbert finetune, or its --out, with "
+            "--init-from, and a pretrained encoder with --model"
+        )
+    return load_encoder(folder)
+
+
 def prepare_setup(asked: FinetuneOptions) -> Setup:
     """Machine, model, task and texts; everything that can be refused is refused here."""
     device = resolve_device(asked.machine.device)
     precision, warning = resolve_precision(asked.machine.precision, device)
-    if warning:
-        say(warning)
     setup_machine(asked.machine, device)
     task = open_task(asked.task, glue_dir=asked.glue_dir, own=asked.own, glue_subset=asked.glue_subset)
     if "train" not in task.splits or not task.dev_splits:
@@ -117,35 +143,36 @@ def prepare_setup(asked: FinetuneOptions) -> Setup:
         raise UserError(
             f"the task {task.name} has no {lacking} split; fine-tuning needs one to train on and one for dev"
         )
-    pretrained = load_encoder(asked.model)
+    pretrained = open_encoder(asked)
     vocabulary = load_tokenizer(pretrained.tokenizer)
     if len(vocabulary.tokens) > pretrained.config.vocab_size:
         raise UserError(
-            f"the tokenizer in {pretrained.tokenizer} has {len(vocabulary.tokens)} tokens and {asked.model} "
+            f"the tokenizer in {pretrained.tokenizer} has {len(vocabulary.tokens)} tokens and {asked.start} "
             f"{pretrained.config.vocab_size}; give the model with the tokenizer it was trained with"
         )
     options = asked.resolved(task, pretrained.config.max_positions)
     record = task_record(options, task, 0, {})
     train = task.examples("train")
     dev = {split: encode_inputs(task.examples(split), vocabulary, record) for split in task.dev_splits}
-    for note in task.notes:
-        say(note)
+    for inputs in dev.values():
+        check_scorable(task, [example.label for example in inputs.examples])
     for fraction in options.fractions():  # refuses a warm-up longer than the training
         learning_rate_factor(options.schedule, 0, options.steps(len(subset(len(train), fraction))))
-    return Setup(options, task, pretrained, vocabulary, train, dev, device, precision)
+    notes = [*([warning] if warning else []), *task.notes]
+    if len(vocabulary.tokens) < pretrained.config.vocab_size:
+        notes.append(
+            f"the tokenizer in {pretrained.tokenizer} has {len(vocabulary.tokens)} tokens and {asked.start} "
+            f"{pretrained.config.vocab_size}: is it the one the model was trained with?"
+        )
+    return Setup(options, task, pretrained, vocabulary, train, dev, device, precision, notes)
 
 
 # --- the folder
 
 
-def open_folder(out: Path, setup: Setup) -> None:
-    """Writes what the experiment is, or sees to it that the one in `out` is the same.
-
-    Raises:
-        UserError: `out` holds another experiment, or something else.
-    """
-    manifest_path = out / "manifest.json"
-    experiment = {
+def describe_experiment(setup: Setup) -> dict[str, Any]:
+    """What the results depend on, by name."""
+    return {
         **science(setup.options),
         "labels": list(setup.task.labels),
         "metrics": list(setup.task.metrics),
@@ -158,6 +185,15 @@ def open_folder(out: Path, setup: Setup) -> None:
             }
         ),
     }
+
+
+def check_folder(out: Path, experiment: dict[str, Any]) -> None:
+    """Sees to it that results of `experiment` may go to `out`, which is there.
+
+    Raises:
+        UserError: it holds another experiment, or something else.
+    """
+    manifest_path = out / "manifest.json"
     if manifest_path.is_file():
         changed = configuration.differences(read_json(manifest_path, "the manifest")["science"], experiment)
         if changed:
@@ -168,6 +204,12 @@ def open_folder(out: Path, setup: Setup) -> None:
             )
     elif any(path.name != LOCK for path in out.iterdir()):
         raise UserError(f"{out} is not empty and holds no results of fastbert finetune; choose another --out")
+
+
+def open_folder(out: Path, setup: Setup) -> None:
+    """Writes what the experiment is, if `out` may take it (see `check_folder`)."""
+    experiment = describe_experiment(setup)
+    check_folder(out, experiment)
     write_options(out, setup.options)
     manifest = {
         "experiment": configuration.digest(experiment),
@@ -176,7 +218,7 @@ def open_folder(out: Path, setup: Setup) -> None:
         "machine": describe_machine(),
         "resolved": {"device": str(setup.device), "precision": setup.precision, "threads": torch.get_num_threads()},
     }
-    write_json(manifest_path, manifest)
+    write_json(out / "manifest.json", manifest)
 
 
 def write_options(folder: Path, options: FinetuneOptions) -> None:
@@ -192,10 +234,6 @@ def fingerprint_of_weights(pretrained: Pretrained) -> str:
             digest.update(name.encode())
             digest.update(pretrained.weights[name].contiguous().view(torch.uint8).numpy())
     return digest.hexdigest()[:8]
-
-
-def seed_folder(out: Path, fraction: float, seed: int) -> Path:
-    return (out if fraction == 1.0 else out / f"fraction-{fraction}") / f"seed-{seed}"
 
 
 def finished(folder: Path) -> dict[str, Any] | None:
@@ -216,7 +254,7 @@ def train_seed(setup: Setup, folder: Path, fraction: float, seed: int, interrupt
     own = replace(options, seeds=1, first_seed=seed, train_fraction=str(fraction), out=str(folder))
     write_options(folder, own)
     examples = [setup.train[row] for row in subset(len(setup.train), fraction)]
-    data = encode(examples, setup.vocabulary, options.max_length, numbers=setup.numbers)
+    data = encode_inputs(examples, setup.vocabulary, task_record(options, setup.task, seed, {}))
     model = new_classifier(
         setup.pretrained,
         1 if setup.numbers else len(setup.task.labels),
@@ -225,13 +263,13 @@ def train_seed(setup: Setup, folder: Path, fraction: float, seed: int, interrupt
         attention_dropout=options.attention_dropout,
         attention=options.machine.attention,
     ).to(setup.device)
-    steps = options.steps(len(data))
-    say(f"{setup.task.name}, seed {seed}: {len(data)} examples, {steps} steps; {setup.device} {setup.precision}")
+    steps = options.steps(len(examples))
+    say(f"{setup.task.name}, seed {seed}: {len(examples)} examples, {steps} steps; {setup.device} {setup.precision}")
     with Logbook(folder, steps) as logbook:
         epochs = Epochs(setup, model, folder, seed, logbook)
         tuner = Tuner(
             model=model,
-            data=data,
+            orders=data.orders,
             options=options,
             seed=seed,
             device=setup.device,
@@ -246,10 +284,10 @@ def train_seed(setup: Setup, folder: Path, fraction: float, seed: int, interrupt
         "seed": seed,
         "best": epochs.best,
         "last": epochs.last,
-        "train_examples": len(data),
+        "train_examples": len(examples),
         "truncated": {"train": data.truncated, **{split: inputs.truncated for split, inputs in setup.dev.items()}},
         "skipped_updates": tuner.skipped,
-        "examples_per_second": round(len(data) * options.epochs / tuner.seconds, 1),
+        "examples_per_second": round(len(examples) * options.epochs / tuner.seconds, 1),
         "model": str(folder / "model") if options.save_model else None,
     }
     write_json(folder / "result.json", result)

@@ -5,19 +5,19 @@ device, and everything random is a function of (seed, step, place): the same opt
 """
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import nn
 
-from fastbert.errors import UserError
-from fastbert.finetuning.batches import Encoded, training_order
+from fastbert.finetuning.batches import Encoded, draw_orders, training_order
 from fastbert.finetuning.model import Classifier, losses
 from fastbert.finetuning.options import FinetuneOptions
 from fastbert.model.config import EncoderConfig
 from fastbert.randomness import row_keys
+from fastbert.training.divergence import guard
 from fastbert.training.hardware import autocast
 from fastbert.training.interrupts import Interrupts
 from fastbert.training.lagged import LaggedScalars
@@ -25,7 +25,7 @@ from fastbert.training.logbook import Logbook
 from fastbert.training.optimizers import OPTIMIZERS, OptimizerOptions, clip_gradients, guarded_step
 from fastbert.training.schedules import learning_rate_factor
 
-PATIENCE = 5  # updates in a row that may be skipped before the training stops
+ADVICE = ". Try a lower --learning-rate, a longer --schedule.warmup, or --machine.precision fp32"
 
 
 def layer_scale(name: str, layers: int, decay: float) -> float:
@@ -83,12 +83,13 @@ class Tuner:
     """One training of one seed: the parts, and the loop over them.
 
     Args:
+        orders: the training split encoded once, or in both orders of its pairs: each epoch then draws one for each.
         options: with rate, epochs and length resolved.
         after_epoch: is called with the epochs and the steps done.
     """
 
     model: Classifier
-    data: Encoded
+    orders: Sequence[Encoded]
     options: FinetuneOptions
     seed: int
     device: torch.device
@@ -98,15 +99,15 @@ class Tuner:
     step: int = 0
     """Updates done or skipped."""
     skipped: int = 0
+    skipped_in_row: int = 0
     seconds: float = 0.0
     """In training, without what `after_epoch` took."""
-    _skipped_in_row: int = 0
     _window: list[float] = field(default_factory=list)
     _lagged: LaggedScalars = field(default_factory=LaggedScalars)
 
     def __post_init__(self) -> None:
         options = self.options
-        self.steps = options.steps(len(self.data))
+        self.steps = options.steps(len(self.orders[0]))
         self._constants = options.optimizer(options.learning_rate)
         self.optimizer = build_scaled_optimizer(
             self.model.named_parameters(), self.model.encoder.config, self._constants, options.layer_decay, self.device
@@ -120,10 +121,11 @@ class Tuner:
         """
         for epoch in range(self.options.epochs):
             start = time.perf_counter()
-            for rows in training_order(self.data.lengths, self.options.batch_size, self.seed, epoch):
+            data = draw_orders(self.orders, self.seed, epoch)
+            for rows in training_order(data.lengths, self.options.batch_size, self.seed, epoch):
                 if interrupts.caught is not None:
                     return False
-                self._step(rows)
+                self._step(data, rows)
             self._book(self._lagged.pop())
             self.seconds += time.perf_counter() - start
             self.after_epoch(epoch + 1, self.step)
@@ -132,13 +134,13 @@ class Tuner:
     def _rate(self, step: int) -> float:
         return self._constants.learning_rate * learning_rate_factor(self.options.schedule, step, self.steps)
 
-    def _step(self, rows: np.ndarray) -> None:
+    def _step(self, data: Encoded, rows: np.ndarray) -> None:
         """One update: the gradient of the mean loss over the batch, whatever the micro-batches."""
         micro = self.options.machine.micro_batch_size or len(rows)
         keys = row_keys(self.seed, "dropout", self.step, torch.arange(len(rows))).to(self.device)
         total = 0.0
         for at in range(0, len(rows), micro):
-            batch = self.data.batch(rows[at : at + micro], self.device)
+            batch = data.batch(rows[at : at + micro], self.device)
             with autocast(self.device, self.precision):
                 logits = self.model(batch, keys[at : at + micro])
             loss = losses(logits, batch.labels).sum() / len(rows)
@@ -157,20 +159,8 @@ class Tuner:
         if scalars is None:
             return
         step, values = scalars
-        if values["finite"]:
-            self._skipped_in_row = 0
+        if guard(self, step, values, self.logbook.say, lambda: ADVICE):
             self._window.append(values["loss"])
-        else:
-            self.skipped += 1
-            self._skipped_in_row += 1
-            self.logbook.say(
-                f"step {step + 1}: loss {values['loss']:.4g}, gradient norm {values['norm']:.4g}; update skipped"
-            )
-            if self._skipped_in_row >= PATIENCE:
-                raise UserError(
-                    f"loss or gradient was not finite in {PATIENCE} steps in a row, up to step {step + 1}. Try a lower "
-                    "--learning-rate, a longer --schedule.warmup, or --machine.precision fp32"
-                )
         done = step + 1
         if done % self.options.log_every == 0 or done == self.steps:
             mean = sum(self._window) / len(self._window) if self._window else float("nan")

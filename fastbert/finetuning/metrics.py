@@ -144,6 +144,16 @@ def check_metrics(names: Sequence[str], kind: str, labels: Sequence[str]) -> Non
             raise UserError(f"the metric {name} is for two labels, and there are {len(labels)}; give one of: {others}")
 
 
+def check_scorable(task: "Task", labels: Sequence[int | float]) -> None:
+    """Sees, before any work, that the metrics of a split with these labels are defined.
+
+    Raises:
+        UserError: they are not, see `compute`.
+    """
+    answers = np.asarray(labels, dtype=np.float64) if task.kind == "number" else np.eye(len(task.labels))[list(labels)]
+    compute(task, answers, labels)
+
+
 def compute(task: "Task", scores: np.ndarray, labels: Sequence[int | float | None] | np.ndarray) -> dict[str, float]:
     """Every metric of the task.
 

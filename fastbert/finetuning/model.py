@@ -82,10 +82,11 @@ def _encoder_weights(pretrained: Pretrained) -> dict[str, Tensor]:
 
 
 def losses(logits: Tensor, labels: Tensor) -> Tensor:
-    """float32 [B]: cross-entropy where `labels` are integers, else the squared error of the one number."""
+    """[B], float32 at least: cross-entropy where `labels` are integers, else the squared error of the one number."""
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     if labels.is_floating_point():
-        return (logits.float().squeeze(-1) - labels).square()
-    return F.cross_entropy(logits.float(), labels, reduction="none")
+        return (logits.squeeze(-1) - labels).square()
+    return F.cross_entropy(logits, labels, reduction="none")
 
 
 def scores(logits: Tensor, *, numbers: bool) -> Tensor:
@@ -142,7 +143,8 @@ def save_classifier(model: Classifier, record: TaskRecord, tokenizer: Path, out:
         path.write_bytes(save(tensors | head, metadata=header(path)))
         settings = read_json(folder / "config.json", "model configuration") | settings
         (folder / "config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-        (folder / TASK_FILE).write_text(json.dumps(asdict(record), indent=2) + "\n", encoding="utf-8")
+        facts = asdict(record) | {"tokenizer": load_tokenizer(folder).fingerprint}
+        (folder / TASK_FILE).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
         (folder / "README.md").write_text(_card(record, native), encoding="utf-8")
 
 
@@ -185,6 +187,24 @@ class FineTuned:
     record: TaskRecord
 
 
+def read_record(folder: Path) -> tuple[TaskRecord, WordPiece]:
+    """What a fine-tuned model was trained for, and its tokenizer.
+
+    Raises:
+        UserError: the record is damaged, or the tokenizer is not the one the model was trained with.
+    """
+    values, vocabulary = read_json(folder / TASK_FILE, "task record"), load_tokenizer(folder)
+    try:
+        record = {"tokenizer": vocabulary.fingerprint, **values, "labels": tuple(values["labels"])}
+        trained_with = record.pop("tokenizer")
+        record = TaskRecord(**record)
+    except (TypeError, KeyError) as error:
+        raise UserError(f"the task record {folder / TASK_FILE} is damaged: {error}") from None
+    if trained_with != vocabulary.fingerprint:
+        raise UserError(f"{folder} holds another tokenizer than its model was trained with; put that one back")
+    return record, vocabulary
+
+
 def load_classifier(path: str | Path, attention: str = "auto") -> FineTuned:
     """A fine-tuned model, bit for bit as it was trained, from its folder or its seed's.
 
@@ -197,11 +217,7 @@ def load_classifier(path: str | Path, attention: str = "auto") -> FineTuned:
             f"{path} is not a fine-tuned model: there is no {TASK_FILE} in it or in its model/; give the folder of a "
             "seed of `fastbert finetune`"
         )
-    values = read_json(folder / TASK_FILE, "task record")
-    try:
-        record = TaskRecord(**(values | {"labels": tuple(values["labels"])}))
-    except (TypeError, KeyError) as error:
-        raise UserError(f"the task record {folder / TASK_FILE} is damaged: {error}") from None
+    record, vocabulary = read_record(folder)
     pretrained = load_pretrained(folder)
     model = Classifier(pretrained.config, 1 if record.numbers else len(record.labels), attention)
     model.encoder.load_state_dict(_encoder_weights(pretrained))
@@ -216,9 +232,12 @@ def load_classifier(path: str | Path, attention: str = "auto") -> FineTuned:
             if theirs not in there or tuple(file.get_slice(theirs).get_shape()) != tuple(parameter.shape):
                 raise UserError(f"{folder} is damaged: its weight {theirs} is missing or does not fit {TASK_FILE}")
             parameter.copy_(file.get_tensor(theirs))
-    return FineTuned(model, load_tokenizer(folder), record)
+    return FineTuned(model, vocabulary, record)
 
 
 def load_encoder(path: str | Path) -> Pretrained:
     """As `load_pretrained`, and a seed's folder of `fastbert finetune` stands for the model in it."""
-    return load_pretrained(fine_tuned_folder(path) or path)
+    folder = fine_tuned_folder(path)
+    if folder is not None:
+        read_record(folder)  # refuses another tokenizer
+    return load_pretrained(folder or path)

@@ -27,11 +27,14 @@ class FinetuneOptions:
     """Fine-tune an encoder: `fastbert finetune [configs/finetune/x.yaml] [options]`; options win over the file."""
 
     model: str | None = field(default=None, metadata=BOOKKEEPING)
-    """A run, a checkpoint, an export, a Hugging Face BERT folder, or a model fine-tuned on another task: its encoder is
-    taken, the head is new."""
+    """A run, a checkpoint, an export, or a Hugging Face BERT folder: its encoder is taken, the head is new."""
+    init_from: str | None = field(default=None, metadata=BOOKKEEPING)
+    """Instead of --model: a model that `fastbert finetune` has trained on another task, such as MNLI before RTE. The
+    folder of a seed, or an --out, whose best seed on dev is taken. The head is new."""
     task: str | None = None
     """A GLUE task (cola, sst2, mrpc, stsb, qqp, mnli, qnli, rte, wnli), the YAML file of one's own task, or any name
-    for the one that --own... flags give."""
+    for the one that --own... flags give. Several with commas between, or glue for the eight of the GLUE table: each is
+    trained in a folder of --out, and a table ends the call."""
     glue_dir: str | None = field(default=None, metadata=BOOKKEEPING)
     """Folder of the official GLUE archive, or of Parquet files (default: nyu-mll/glue through `datasets`)."""
     glue_subset: bool = field(default=False, metadata=BOOKKEEPING)
@@ -71,7 +74,8 @@ class FinetuneOptions:
     attention_dropout: float = 0.1
     """Dropout on attention probabilities."""
     symmetric: bool = False
-    """Predict the mean of a pair's two orders, where the task does not care which text comes first."""
+    """Read pairs in both orders, where the task does not care which text comes first: training draws one for each pair
+    and epoch, at no cost, and predictions are the mean of both."""
 
     worst: int = field(default=50, metadata=BOOKKEEPING)
     """Dev examples with the highest loss, kept in errors.jsonl."""
@@ -81,7 +85,14 @@ class FinetuneOptions:
     """Steps a logged training loss is the mean of."""
     machine: MachineOptions = field(default_factory=MachineOptions, metadata=MACHINE)
 
+    @property
+    def start(self) -> str:
+        """Where the encoder comes from, as the user gave it."""
+        return self.model or self.init_from
+
     def __post_init__(self) -> None:
+        if self.model is not None and self.init_from is not None:
+            raise UserError("give --model (a pretrained encoder) or --init-from (a fine-tuned model), not both")
         for name in ("seeds", "epochs", "batch_size", "log_every"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -132,7 +143,7 @@ class FinetuneOptions:
             UserError: `max_length` is over the positions, or `symmetric` is asked of a task that is not.
         """
         if self.max_length is not None and self.max_length > positions:
-            raise UserError(f"max_length {self.max_length} is longer than the {positions} positions of {self.model}")
+            raise UserError(f"max_length {self.max_length} is longer than the {positions} positions of {self.start}")
         if self.symmetric and not (task.symmetric and task.is_pair):
             raise UserError(f"the order of the texts matters in the task {task.name}: leave --symmetric out")
         learning_rate, epochs = TASK_DEFAULTS.get(task.name, OWN_DEFAULTS)

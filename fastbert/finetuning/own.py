@@ -43,7 +43,7 @@ class OwnTaskOptions:
     """Names of metrics, a comma between them; the first chooses the best epoch (default: accuracy, or for numbers
     pearson, spearman)."""
     symmetric: bool = False
-    """The order of the two texts means nothing, so that --symmetric may predict the mean of both."""
+    """The order of the two texts means nothing, so that --symmetric may read both."""
 
     def __post_init__(self) -> None:
         choose("kind of labels", self.kind, KINDS)

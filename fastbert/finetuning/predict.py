@@ -1,7 +1,6 @@
 """`fastbert predict`: labels and probabilities of a fine-tuned model, for a task's split or for new text."""
 
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,11 +14,12 @@ from fastbert.data.tokenizer import WordPiece
 from fastbert.errors import UserError, choose
 from fastbert.files import atomic_file
 from fastbert.finetuning.batches import Encoded, encode, reading_order
-from fastbert.finetuning.metrics import compute
+from fastbert.finetuning.metrics import check_scorable, compute
 from fastbert.finetuning.model import Classifier, TaskRecord, load_classifier, scores
 from fastbert.finetuning.own import OwnSource, OwnTaskOptions
 from fastbert.finetuning.tasks import Example, Task, open_task
 from fastbert.training.hardware import MachineOptions, autocast, resolve_device, resolve_precision, setup_machine
+from fastbert.training.logbook import say
 
 BATCH = 64  # examples in one forward pass, unless machine.micro_batch_size says otherwise
 
@@ -95,10 +95,11 @@ def predict(options: PredictOptions) -> dict[str, Any]:
     device = resolve_device(options.machine.device)
     precision, warning = resolve_precision(options.machine.precision, device)
     if warning:
-        print(warning, file=sys.stderr)
+        say(warning)
     setup_machine(options.machine, device)
     tuned = load_classifier(options.model, options.machine.attention)
     record = tuned.record
+    check_file(Path(options.out))
     task = None
     if options.source is not None:
         split, examples = options.source, read_source(options, record)
@@ -108,20 +109,29 @@ def predict(options: PredictOptions) -> dict[str, Any]:
         split = choose("split", options.split, task.splits) if options.split else (*task.dev_splits, *task.splits)[0]
         examples = task.examples(split)
         for note in task.notes:
-            print(note, file=sys.stderr)
+            say(note)
+    labelled = task is not None and all(example.label is not None for example in examples)
+    if labelled:
+        check_scorable(task, [example.label for example in examples])
     inputs = encode_inputs(examples, tuned.vocabulary, record)
     batch_size = options.machine.micro_batch_size or BATCH
     model = tuned.model.to(device)
     values = predict_scores(model, inputs, numbers=record.numbers, precision=precision, batch_size=batch_size)
     write_predictions(Path(options.out), examples, values, record)
     result = {"out": options.out, "examples": len(examples), "truncated": inputs.truncated}
-    if task is not None and all(example.label is not None for example in examples):
+    if labelled:
         result |= compute(task, values, np.array([example.label for example in examples]))
     figures = "  ".join(f"{k} {v:.4f}" for k, v in result.items() if k not in ("out", "examples", "truncated"))
     print(f"{options.out}: {len(examples)} predictions for {split}" + (f"  {figures}" if figures else ""))
     if inputs.truncated:
-        print(f"{inputs.truncated} inputs were cut to {record.max_length} tokens", file=sys.stderr)
+        say(f"{inputs.truncated} inputs were cut to {record.max_length} tokens")
     return result
+
+
+def check_file(out: Path) -> None:
+    """Raises a UserError if `out` cannot be a file, before hours of work for it."""
+    if out.is_dir():
+        raise UserError(f"{out} is a folder; give --out a file in it")
 
 
 def check_fits(task: Task, record: TaskRecord, model: str) -> None:

@@ -5,7 +5,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from fastbert.files import atomic_file, write_json
+from fastbert.errors import UserError
+from fastbert.files import atomic_file, read_json, write_json
+from fastbert.finetuning.model import fine_tuned_folder
 from fastbert.finetuning.options import FinetuneOptions
 from fastbert.finetuning.tasks import Task
 
@@ -35,7 +37,7 @@ def write_results(
         out / "results.json",
         {
             "task": task.name,
-            "model": options.model,
+            "model": options.start,
             "metrics": list(task.metrics),
             "learning_rate": options.learning_rate,
             "batch_size": options.batch_size,
@@ -44,21 +46,52 @@ def write_results(
             "fractions": fractions,
         },
     )
-    lines = [f"{task.name}, {options.model}: dev at the best epoch, over {options.seeds} seeds"]
+    plural = "s" if options.seeds > 1 else ""
+    lines = [f"{task.name}, {options.start}: dev at the best epoch, over {options.seeds} seed{plural}"]
     lines.append(f"  {'train':>8}  {'split':<14} {'metric':<18} {'median':>8} {'mean':>8} {'std':>8} {'max':>8}")
     for part in fractions:
         for split, metrics in part["summary"]["best"].items():
             for name in task.metrics:
                 cells = " ".join(cell(metrics[name][key]) for key in ("median", "mean", "std", "max"))
                 lines.append(f"  {part['train_examples']:>8}  {split:<14} {name:<18} {cells}")
-    truncated = results[options.fractions()[0]][0]["truncated"]
+    truncated = results[max(results)][0]["truncated"]
     if any(truncated.values()):
         cut = ", ".join(f"{count} of {split}" for split, count in truncated.items() if count)
         lines.append(f"  cut to {options.max_length} tokens: {cut}")
     if len(fractions) > 1:
-        plot = learning_curve(out / "learning_curve.png", task, options.model, fractions)
+        plot = learning_curve(out / "learning_curve.png", task, options.start, fractions)
         lines += [f"  {plot}"] if plot else []
     print("\n".join([*lines, f"  {out / 'results.json'}"]))
+
+
+def seed_folder(out: Path, fraction: float, seed: int) -> Path:
+    return (out if fraction == 1.0 else out / f"fraction-{fraction}") / f"seed-{seed}"
+
+
+def tuned_folder(path: Path) -> Path:
+    """`path` itself, or the best seed in it if it is the --out of a fine-tuning."""
+    return best_seed(path) if fine_tuned_folder(path) is None and (path / "results.json").is_file() else path
+
+
+def best_seed(out: Path) -> Path:
+    """The folder of the seed with the best epoch on dev, by the task's first metric and the mean of its dev splits; of
+    several shares of train, the largest is looked at.
+
+    Raises:
+        UserError: there are no results, or no model of that seed was kept.
+    """
+    results = read_json(out / "results.json", "the results of fastbert finetune")
+    metric = results["metrics"][0]
+    part = max(results["fractions"], key=lambda part: part["fraction"])
+    values = [statistics.fmean(split[metric] for split in seed["best"]["dev"].values()) for seed in part["seeds"]]
+    value = max(values)
+    folder = seed_folder(out, part["fraction"], part["seeds"][values.index(value)]["seed"])
+    if not (folder / "model").is_dir():
+        raise UserError(
+            f"{folder} is the best seed of {out} ({metric} {value:.4f}) and its model was not kept; train it again "
+            "without --no-save-model, or name another seed"
+        )
+    return folder
 
 
 def summary(seeds: list[Figures]) -> dict[str, dict[str, dict[str, float | None]]]:
@@ -98,10 +131,13 @@ def learning_curve(path: Path, task: Task, model: str, fractions: list[dict[str,
         for part in parts:
             size = part["train_examples"]
             values = [seed["best"]["dev"][split][metric] for seed in part["seeds"]]
-            panel.plot([size] * len(values), values, "o", color=color, alpha=0.4, markersize=4)
+            panel.plot([size] * len(values), values, "o", color=color, alpha=0.5, markersize=4)
             medians.append((size, statistics.median(values)))
-        panel.plot(*zip(*medians, strict=True), "-", color=color, label=f"{split}, median of the seeds")
+        panel.plot(*zip(*medians, strict=True), "-", color=color, label=f"{split}: each seed, and the median")
     panel.set(xscale="log", xlabel="training examples", ylabel=metric)
+    sizes = [part["train_examples"] for part in parts]
+    panel.set_xticks(sizes, [f"{size:,}" for size in sizes])
+    panel.minorticks_off()
     panel.set_title(f"{task.name}: {model}", loc="left", fontsize=10)
     panel.grid(color="0.9", linewidth=0.7)
     panel.spines[["top", "right"]].set_visible(False)

@@ -25,7 +25,6 @@ FILES: dict[str, tuple[str, str]] = {
     "AX.tsv": ("ax", "test"),
 }
 """Name in the archive -> task and split."""
-ARCHIVE = "submission.zip"
 HEADER = "index\tprediction"
 LOWEST, HIGHEST = 0.0, 5.0  # scores of STS-B
 LONGEST_FILE = 2**26  # bytes; QQP's, the largest, has 4 MB
@@ -41,11 +40,11 @@ class Submission:
 
 
 def write_submission(
-    folder: Path | str,
+    path: Path | str,
     predictions: Mapping[str, Mapping[str, Sequence[str | float]]],
     fill_missing: bool = False,
 ) -> Submission:
-    """Writes `submission.zip` into `folder`; the same predictions give the same bytes.
+    """Writes the zip file `path`; the same predictions give the same bytes.
 
     Args:
         predictions: task -> test split -> label words in the order of the split (numbers for STS-B, which are clipped
@@ -73,7 +72,7 @@ def write_submission(
             raise UserError(f"{file}: {len(given):,} predictions, and {name}'s {split} has {count:,} rows; predict all")
         cells = [_cell(value, task, f"{file}, prediction {index}") for index, value in enumerate(given)]
         contents[file] = "\n".join([HEADER, *(f"{index}\t{cell}" for index, cell in enumerate(cells)), ""])
-    path = Path(folder) / ARCHIVE
+    path = Path(path)
     with atomic_file(path) as out, zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
         for file, text in contents.items():
             entry = zipfile.ZipInfo(file)  # of a fixed date, where writestr by name takes today's
@@ -106,8 +105,6 @@ def validate(path: Path | str) -> dict[str, int]:
         UserError: every file that is wrong, with its first wrong line; or the archive cannot be read.
     """
     path = Path(path)
-    if (path / ARCHIVE).is_file():  # the folder that `write_submission` was given
-        path = path / ARCHIVE
     contents = _contents(path)
     problems = [f"{path}/{file} does not belong in a submission; take it out" for file in contents if file not in FILES]
     rows = {}

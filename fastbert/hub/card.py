@@ -5,7 +5,7 @@ from typing import Any
 
 from fastbert import __version__
 from fastbert.model.config import EncoderConfig
-from fastbert.model.flops import encoder_parameters, mlm_head_parameters
+from fastbert.model.flops import encoder_parameters, mlm_head_parameters, replaced_head_parameters
 
 _SNIPPET = """```python
 import torch
@@ -26,14 +26,19 @@ in `configuration_fastbert.py` and `modeling_fastbert.py`. It imports torch and 
 """
 
 
-def model_card(config: EncoderConfig, name: str, *, native: bool, has_head: bool, facts: dict[str, Any]) -> str:
+AUTO_CLASSES = {None: "AutoModel", "mlm": "AutoModelForMaskedLM", "replaced": "AutoModelForPreTraining"}
+"""What opens an export with its head, if it has one."""
+_HEAD_PARAMETERS = {"mlm": mlm_head_parameters, "replaced": replaced_head_parameters}
+
+
+def model_card(config: EncoderConfig, name: str, *, native: bool, head: str | None, facts: dict[str, Any]) -> str:
     """Markdown.
 
     Args:
         config: of the encoder.
         name: of the exported folder.
-        native: whether transformers opens it as its own BERT.
-        has_head: whether the MLM head is in it.
+        native: whether transformers opens it as its own BERT or ELECTRA.
+        head: which head is in it: mlm, replaced or None.
         facts: rows of the table on its pretraining, in order.
     """
     encoder = {
@@ -45,10 +50,10 @@ def model_card(config: EncoderConfig, name: str, *, native: bool, has_head: bool
         "attention heads": config.heads,
         "vocabulary": config.vocab_size,
         "longest sequence": config.max_positions,
-        "parameters": encoder_parameters(config) + (mlm_head_parameters(config) if has_head else 0),
+        "parameters": encoder_parameters(config) + (_HEAD_PARAMETERS[head](config) if head else 0),
     }
-    classes = ["AutoModel", *(["AutoModelForMaskedLM"] if has_head else []), "AutoModelForSequenceClassification"]
-    front = ["---", "library_name: transformers", *(["pipeline_tag: fill-mask"] if has_head else []), "tags:"]
+    classes = ["AutoModel", *([AUTO_CLASSES[head]] if head else []), "AutoModelForSequenceClassification"]
+    front = ["---", "library_name: transformers", *(["pipeline_tag: fill-mask"] if head == "mlm" else []), "tags:"]
     trust = "" if native else ", trust_remote_code=True"
     parts = [
         "\n".join([*front, "- fastbert", "# license: to be chosen by whoever publishes this model", "---"]),

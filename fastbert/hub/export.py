@@ -1,6 +1,7 @@
-"""From our weights to a folder that transformers opens: as its own BERT where that computes the same, else with code.
+"""From our weights to a folder that transformers opens: as its own BERT (or, with the head of a discriminator, its
+own ELECTRA) where that computes the same, else with code.
 
-The folder holds config.json, model.safetensors, the tokenizer's files, README.md and, if it is no BERT,
+The folder holds config.json, model.safetensors, the tokenizer's files, README.md and, if it is none of these,
 configuration_fastbert.py and modeling_fastbert.py.
 """
 
@@ -19,7 +20,7 @@ from fastbert.data.tokenizer import load_tokenizer
 from fastbert.errors import UserError
 from fastbert.files import atomic_folder, read_json
 from fastbert.hub.card import model_card
-from fastbert.hub.names import BERT_OPTIONS, OWN_OPTIONS, TIED, bert_names, check_weights, is_bert
+from fastbert.hub.names import BERT_OPTIONS, OWN_OPTIONS, TIED, bert_names, check_weights, head_of, is_bert
 from fastbert.model.config import EncoderConfig
 
 CODE = ("configuration_fastbert.py", "modeling_fastbert.py")
@@ -27,8 +28,13 @@ AUTO_MAP = {
     "AutoConfig": "configuration_fastbert.FastBertConfig",
     "AutoModel": "modeling_fastbert.FastBertModel",
     "AutoModelForMaskedLM": "modeling_fastbert.FastBertForMaskedLM",
+    "AutoModelForPreTraining": "modeling_fastbert.FastBertForPreTraining",
     "AutoModelForSequenceClassification": "modeling_fastbert.FastBertForSequenceClassification",
 }
+# By the head that is exported, if any.
+FAMILIES = {None: "bert", "mlm": "bert", "replaced": "electra"}
+NATIVE_CLASSES = {None: "BertModel", "mlm": "BertForMaskedLM", "replaced": "ElectraForPreTraining"}
+OWN_CLASSES = {None: "FastBertModel", "mlm": "FastBertForMaskedLM", "replaced": "FastBertForPreTraining"}
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -49,13 +55,13 @@ def export_model(
 ) -> None:
     """Writes the folder `out`, whole or not at all; an earlier export there is replaced.
 
-    Absolute positions with post-norm become a BERT of transformers' own. Everything else comes with the two files of
-    code it needs and is opened with `trust_remote_code=True`, without fastbert.
+    Absolute positions with post-norm become a BERT of transformers' own, with ELECTRA's head an ELECTRA. Everything
+    else comes with the two files of code it needs and is opened with `trust_remote_code=True`, without fastbert.
 
     Args:
         config: of the encoder.
-        weights: `encoder.<names of Encoder>` and, if there is one, `head.<names of MLMHead>`, on any device; the
-            tied `head.decoder.weight` may be left out.
+        weights: `encoder.<names of Encoder>` and, if there is one, `head.<names of MLMHead or ReplacedHead>`, on any
+            device; the tied `head.decoder.weight` may be left out.
         tokenizer: folder with tokenizer.json or vocab.txt; its tokenizer files are copied.
         out: folder to write.
         card: facts for the table in README.md: data, steps, validation loss, command, ...
@@ -73,7 +79,7 @@ def export_model(
             f"the tokenizer in {tokenizer} has {len(vocabulary.tokens)} tokens and the model {config.vocab_size}; "
             "give the folder of the tokenizer it was trained with"
         )
-    native, head = is_bert(config), "head.decoder.bias" in weights
+    native, head = is_bert(config), head_of(weights)
     tensors = _bert_weights(config, weights, head) if native else _own_weights(weights, head)
     mark = {MARK: fastbert.__version__} | ({NO_TYPES: "true"} if native and not config.type_vocab_size else {})
     with atomic_folder(out) as folder:
@@ -82,7 +88,7 @@ def export_model(
         (folder / "config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
         # Not save_file: that reports a full disk as an error of its own, which atomic_folder does not know.
         (folder / "model.safetensors").write_bytes(save(tensors, metadata={"format": "pt", **mark}))
-        text = model_card(config, out.name, native=native, has_head=head, facts=card or {})
+        text = model_card(config, out.name, native=native, head=head, facts=card or {})
         (folder / "README.md").write_text(text, encoding="utf-8")
         if not native:
             for name in CODE:
@@ -112,37 +118,40 @@ def _check_out(out: Path) -> None:
         raise UserError(f"{out} is not empty and is not an export of fastbert's; choose another folder")
 
 
-def _bert_weights(config: EncoderConfig, weights: dict[str, Tensor], head: bool) -> dict[str, Tensor]:
-    names = bert_names(config.layers, config.type_vocab_size > 0, head)
+def _bert_weights(config: EncoderConfig, weights: dict[str, Tensor], head: str | None) -> dict[str, Tensor]:
+    family = FAMILIES[head]
+    names = bert_names(config.layers, config.type_vocab_size > 0, head, family)
     tensors = {}
     for ours, theirs in names.items():
         for name, part in zip(theirs, weights[ours].detach().cpu().chunk(len(theirs)), strict=True):
             tensors[name] = part.contiguous()
     if not config.type_vocab_size:
         # BERT adds a type to every token. Two, since tokenizers number the segments of a pair 0 and 1.
-        words = tensors["bert.embeddings.word_embeddings.weight"]
-        tensors["bert.embeddings.token_type_embeddings.weight"] = torch.zeros(2, config.width, dtype=words.dtype)
+        words = tensors[f"{family}.embeddings.word_embeddings.weight"]
+        tensors[f"{family}.embeddings.token_type_embeddings.weight"] = torch.zeros(2, config.width, dtype=words.dtype)
     # BertModel's own names have no prefix.
     return tensors if head else {name.removeprefix("bert."): tensor for name, tensor in tensors.items()}
 
 
-def _own_weights(weights: dict[str, Tensor], head: bool) -> dict[str, Tensor]:
+def _own_weights(weights: dict[str, Tensor], head: str | None) -> dict[str, Tensor]:
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items() if name != TIED}
     return tensors if head else {name.removeprefix("encoder."): tensor for name, tensor in tensors.items()}
 
 
 def _config_json(
-    config: EncoderConfig, native: bool, head: bool, pad: int, tensors: dict[str, Tensor]
+    config: EncoderConfig, native: bool, head: str | None, pad: int, tensors: dict[str, Tensor]
 ) -> dict[str, Any]:
     dtype = str(next(iter(tensors.values())).dtype).removeprefix("torch.")
     values = {theirs: getattr(config, ours) for ours, theirs in BERT_OPTIONS.items()}
     shared = {"classifier_dropout": None, "pad_token_id": pad, "tie_word_embeddings": True, "dtype": dtype}
     if native:
         values["type_vocab_size"] = config.type_vocab_size or 2
-        kind = {"architectures": ["BertForMaskedLM" if head else "BertModel"], "model_type": "bert"}
+        if FAMILIES[head] == "electra":
+            values["embedding_size"] = config.width
+        kind = {"architectures": [NATIVE_CLASSES[head]], "model_type": FAMILIES[head]}
         return kind | values | shared | {"hidden_act": "gelu", "position_embedding_type": "absolute"}
     values |= {theirs: getattr(config, ours) for ours, theirs in OWN_OPTIONS.items()}
-    kind = {"architectures": ["FastBertForMaskedLM" if head else "FastBertModel"], "model_type": "fastbert"}
+    kind = {"architectures": [OWN_CLASSES[head]], "model_type": "fastbert"}
     return kind | {"auto_map": AUTO_MAP} | values | shared
 
 

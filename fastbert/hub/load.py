@@ -1,4 +1,5 @@
-"""A pretrained encoder from whatever folder it lies in: a Hugging Face BERT, one of our exports, a run, a checkpoint.
+"""A pretrained encoder from whatever folder it lies in: a Hugging Face BERT or ELECTRA, one of our exports, a run, a
+checkpoint.
 
 No code of the folder is executed and nothing is unpickled.
 """
@@ -18,7 +19,7 @@ from torch import Tensor
 from fastbert.errors import UserError
 from fastbert.files import read_json
 from fastbert.hub.export import NO_TYPES, header
-from fastbert.hub.names import BERT_OPTIONS, OWN_OPTIONS, TIED, bert_names, check_weights, some
+from fastbert.hub.names import BERT_OPTIONS, OWN_OPTIONS, TIED, bert_names, check_weights, head_of, kept, some
 from fastbert.model.config import EncoderConfig
 from fastbert.model.encoder import Encoder
 from fastbert.model.heads import MLMHead
@@ -50,7 +51,7 @@ _UNPICKLING = (
     pickle.UnpicklingError,
 )
 # Parts of a BERT that are no weights: buffers of older versions of transformers.
-_BERT_BUFFERS = ("bert.embeddings.position_ids", "bert.embeddings.token_type_ids")
+_BERT_BUFFERS = ("embeddings.position_ids", "embeddings.token_type_ids")
 
 
 @dataclass(frozen=True)
@@ -59,8 +60,8 @@ class Pretrained:
 
     config: EncoderConfig
     weights: dict[str, Tensor]
-    """`encoder.<names of Encoder>` and, if there is a head, `head.<names of MLMHead>`; on the CPU, in the file's
-    precision. The tied word embedding is there under both its names."""
+    """`encoder.<names of Encoder>` and, if there is a head, `head.<names of MLMHead or ReplacedHead>`; on the CPU, in
+    the file's precision. The tied word embedding is there under both its names."""
     tokenizer: Path
     """Folder of its tokenizer. Whether one is in it is found out when it is opened."""
     source: str
@@ -70,18 +71,20 @@ class Pretrained:
 
     @property
     def has_head(self) -> bool:
-        return "head.decoder.bias" in self.weights
+        """Whether it has an MLM head."""
+        return head_of(self.weights) == "mlm"
 
 
 def load_pretrained(path: str | Path) -> Pretrained:
     """Reads a folder of any of these kinds:
 
-    - a Hugging Face BERT: config.json with `model_type: bert`, and model.safetensors or pytorch_model.bin;
+    - a Hugging Face BERT, or an ELECTRA whose embedding is as wide as its hidden states: config.json with
+      `model_type: bert` or `electra`, and model.safetensors or pytorch_model.bin;
     - an export of fastbert's;
     - a run of `fastbert pretrain`: its newest whole checkpoint is taken;
     - one checkpoint of a run.
 
-    Heads other than the MLM head (poolers, classifiers) are left aside.
+    Heads other than the MLM head and ELECTRA's discriminator's (poolers, classifiers) are left aside.
 
     Raises:
         UserError: the folder does not exist or is none of these; its configuration is not one fastbert can express; a
@@ -135,10 +138,12 @@ def _no_folder(path: Path) -> str:
 def _from_hub(folder: Path) -> Pretrained:
     settings = read_json(folder / "config.json", "model configuration")
     kind = settings.get("model_type") if isinstance(settings, dict) else None
-    if kind not in ("bert", "fastbert"):
-        raise UserError(f"{folder / 'config.json'} has model_type {kind!r}; fastbert reads bert and its own exports")
+    if kind not in ("bert", "electra", "fastbert"):
+        raise UserError(
+            f"{folder / 'config.json'} has model_type {kind!r}; fastbert reads bert, electra and its own exports"
+        )
     tensors, metadata = _tensors(folder)
-    if kind == "bert":
+    if kind != "fastbert":
         config = _config(folder, _BERT_DEFAULTS | settings, BERT_OPTIONS)
         config, weights = _from_bert(folder, config, settings, tensors, untyped=NO_TYPES in metadata)
     else:
@@ -147,7 +152,7 @@ def _from_hub(folder: Path) -> Pretrained:
         prefix = "" if any(name.startswith("encoder.") for name in tensors) else "encoder."
         named = {prefix + name: tensor for name, tensor in tensors.items()}
         weights = {name: tensor for name, tensor in named.items() if name.startswith(("encoder.", "head."))}
-    kinds = {"bert": "the BERT", "fastbert": "the fastbert model"}
+    kinds = {"bert": "the BERT", "electra": "the ELECTRA", "fastbert": "the fastbert model"}
     return _pretrained(config, weights, folder, f"{kinds[kind]} in {folder}")
 
 
@@ -164,36 +169,45 @@ def _config(folder: Path, settings: dict[str, Any], names: dict[str, str]) -> En
 def _from_bert(
     folder: Path, config: EncoderConfig, settings: dict[str, Any], tensors: dict[str, Tensor], untyped: bool
 ) -> tuple[EncoderConfig, dict[str, Tensor]]:
+    family = settings["model_type"]
     for name, value in _BERT_ONLY.items():
         if settings.get(name, value) != value:
             raise UserError(
                 f"{folder / 'config.json'} has {name} {settings[name]!r}; fastbert reads BERTs with {value!r} only"
             )
-    there = {_modern(name): tensor for name, tensor in tensors.items() if _modern(name) not in _BERT_BUFFERS}
+    if family == "electra" and (size := settings.get("embedding_size", 128)) != config.width:
+        raise UserError(
+            f"{folder / 'config.json'} has embedding_size {size} and hidden_size {config.width}; fastbert reads "
+            "ELECTRAs in which the two are equal (base and large, not small)"
+        )
+    there = {_modern(name, family): tensor for name, tensor in tensors.items()}
+    there = {name: tensor for name, tensor in there.items() if name.removeprefix(f"{family}.") not in _BERT_BUFFERS}
     if untyped:
-        del there["bert.embeddings.token_type_embeddings.weight"]
+        del there[f"{family}.embeddings.token_type_embeddings.weight"]
         config = replace(config, type_vocab_size=0)
     decoder = there.pop("cls.predictions.decoder.weight", None)
     if "cls.predictions.decoder.bias" in there:
         there["cls.predictions.bias"] = there.pop("cls.predictions.decoder.bias")
-    head = any(name.startswith("cls.predictions.") for name in there)
-    names = bert_names(config.layers, types=not untyped, head=head)
+    heads = {"cls.predictions.": "mlm", "discriminator_predictions.": "replaced"}
+    head = next((head for prefix, head in heads.items() if any(name.startswith(prefix) for name in there)), None)
+    names = bert_names(config.layers, types=not untyped, head=head, family=family)
     wanted = {theirs for group in names.values() for theirs in group}
     if missing := sorted(wanted - there.keys()):
         raise UserError(f"the weights in {folder} lack {some(missing)}")
-    rest = [name for name in there if name.startswith(("bert.embeddings.", "bert.encoder.")) and name not in wanted]
+    parts = (f"{family}.embeddings.", f"{family}.encoder.")
+    rest = [name for name in there if name.startswith(parts) and name not in wanted]
     if rest:
         raise UserError(f"the weights in {folder} hold {some(rest)}, which a BERT of this configuration does not have")
     weights = {ours: torch.cat([there[name] for name in theirs]) for ours, theirs in names.items()}
-    if head and decoder is not None:
+    if head == "mlm" and decoder is not None:
         weights[TIED] = decoder
     return config, weights
 
 
-def _modern(name: str) -> str:
+def _modern(name: str, family: str) -> str:
     """The name that transformers 5 has for a weight of a BERT: TensorFlow's gamma and beta, and models saved bare."""
     name = name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
-    return f"bert.{name}" if name.startswith(("embeddings.", "encoder.", "pooler.")) else name
+    return f"{family}.{name}" if name.startswith(("embeddings.", "encoder.", "pooler.")) else name
 
 
 def _tensors(folder: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -235,14 +249,14 @@ def _from_checkpoint(checkpoint: Checkpoint) -> Pretrained:
         config = EncoderConfig.from_dict(checkpoint.state["encoder"])
     except UserError as error:
         raise UserError(f"{path / 'state.json'}: {error}") from None
-    # An objective's other networks stay where they are, and so does a head of another kind.
-    prefixes = ("encoder.", "head.") if "head.decoder.bias" in checkpoint.tensors["model"] else ("encoder.",)
-    weights = {name: tensor for name, tensor in checkpoint.tensors["model"].items() if name.startswith(prefixes)}
+    weights = kept(checkpoint.tensors["model"])
+    objective = checkpoint.state.get("objective")
+    kind = " (nats)" if objective in (None, "mlm") else ""  # else a weighted sum of several losses
     facts = {
-        "objective": checkpoint.state.get("objective"),
+        "objective": objective,
         "steps": checkpoint.step,
         "tokens": checkpoint.state.get("progress", {}).get("tokens"),
-        "validation loss (nats)": checkpoint.metric,
+        f"validation loss{kind}": checkpoint.metric,
     }
     known = {name: value for name, value in facts.items() if value is not None}
     return _pretrained(config, weights, path.parent.parent / "tokenizer", f"the checkpoint {path}", known)
@@ -256,6 +270,6 @@ def _pretrained(
     facts: dict[str, Any] | None = None,
 ) -> Pretrained:
     check_weights(config, weights, source)
-    if any(name.startswith("head.") for name in weights):
+    if head_of(weights) == "mlm":
         weights[TIED] = weights["encoder.words.weight"]
     return Pretrained(config, weights, tokenizer, source, facts or {})

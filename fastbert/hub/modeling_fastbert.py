@@ -13,7 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers import PreTrainedModel
-from transformers.modeling_outputs import BaseModelOutput, MaskedLMOutput, SequenceClassifierOutput
+from transformers.modeling_outputs import (
+    BaseModelOutput,
+    MaskedLMOutput,
+    SequenceClassifierOutput,
+    TokenClassifierOutput,
+)
 from transformers.utils import can_return_tuple
 
 from .configuration_fastbert import FastBertConfig
@@ -245,7 +250,7 @@ class FastBertModel(FastBertPreTrainedModel):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Heads: words for masked places, labels for texts.
+# Heads: words for masked places, whether tokens were replaced, labels for texts.
 
 
 class FastBertMLMHead(nn.Module):
@@ -298,6 +303,53 @@ class FastBertForMaskedLM(FastBertPreTrainedModel):
         if labels is not None:
             loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten())
         return MaskedLMOutput(loss=loss, logits=logits, hidden_states=outputs.hidden_states)
+
+
+class FastBertReplacedHead(nn.Module):
+    """dense, GELU, one number: how likely a token was replaced."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        self.output = nn.Linear(config.hidden_size, 1)
+
+    def forward(self, hidden):
+        return self.output(F.gelu(self.dense(hidden)))[..., 0]
+
+
+class FastBertForPreTraining(FastBertPreTrainedModel):
+    """ELECTRA's discriminator (arXiv 2003.10555): which tokens of a text are not its own."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.encoder = FastBertModel(config)
+        self.head = FastBertReplacedHead(config)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids,
+        attention_mask=None,
+        token_type_ids=None,
+        position_ids=None,
+        labels=None,
+        output_hidden_states=None,
+    ):
+        """Logits [B, T] of "replaced"; with `labels` ([B, T], 1 where a token was replaced, else 0) their mean binary
+        cross-entropy over the tokens that are not padding.
+
+        The other arguments are those of `FastBertModel.forward`.
+        """
+        outputs = self.encoder(
+            input_ids, attention_mask, token_type_ids, position_ids, output_hidden_states, return_dict=True
+        )
+        logits = self.head(outputs[0])
+        loss = None
+        if labels is not None:
+            real = ... if attention_mask is None else attention_mask == 1
+            loss = F.binary_cross_entropy_with_logits(logits[real], labels[real].to(logits.dtype))
+        return TokenClassifierOutput(loss=loss, logits=logits, hidden_states=outputs.hidden_states)
 
 
 class FastBertForSequenceClassification(FastBertPreTrainedModel):

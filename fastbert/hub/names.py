@@ -1,12 +1,14 @@
 """What fastbert's options and weights are called in transformers: one table for each, read in both directions."""
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor, nn
 
 from fastbert.errors import UserError
 from fastbert.model.config import EncoderConfig
 from fastbert.model.encoder import Encoder
-from fastbert.model.heads import MLMHead
+from fastbert.model.heads import MLMHead, ReplacedHead
 
 # Fields of EncoderConfig -> keys of a BERT config.json.
 BERT_OPTIONS = {
@@ -44,31 +46,52 @@ _BLOCK = {
 }
 
 
+HEADS = {"mlm": "head.decoder.bias", "replaced": "head.output.bias"}
+"""Heads that are kept with an encoder: the weight that tells each apart."""
+
+
+def head_of(weights: Iterable[str]) -> str | None:
+    """Which of HEADS there is among the names of weights."""
+    there = set(weights)
+    return next((kind for kind, mark in HEADS.items() if mark in there), None)
+
+
+def kept(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Of an objective's weights those of its encoder and, if it is one of HEADS, of its head. The second network, other
+    heads and notes stay behind."""
+    prefixes = ("encoder.", "head.") if head_of(weights) else ("encoder.",)
+    return {name: tensor for name, tensor in weights.items() if name.startswith(prefixes)}
+
+
 def is_bert(config: EncoderConfig) -> bool:
     """Whether transformers' own BERT computes what this encoder does."""
     return config.position == "absolute" and config.norm == "post"
 
 
-def bert_names(layers: int, types: bool, head: bool) -> dict[str, tuple[str, ...]]:
-    """Our name of each weight -> BERT's, as in a `BertForMaskedLM`; several are the parts of ours along dimension 0."""
+def bert_names(layers: int, types: bool, head: str | None, family: str = "bert") -> dict[str, tuple[str, ...]]:
+    """Our name of each weight -> BERT's, as in a `BertForMaskedLM`, or in the family "electra" ELECTRA's, as in an
+    `ElectraForPreTraining`; several are the parts of ours along dimension 0."""
     modules = {
-        "encoder.embedding_norm": ("bert.embeddings.LayerNorm",),
+        "encoder.embedding_norm": (f"{family}.embeddings.LayerNorm",),
         **{
-            f"encoder.blocks.{index}.{ours}": tuple(f"bert.encoder.layer.{index}.{name}" for name in theirs)
+            f"encoder.blocks.{index}.{ours}": tuple(f"{family}.encoder.layer.{index}.{name}" for name in theirs)
             for index in range(layers)
             for ours, theirs in _BLOCK.items()
         },
     }
     names = {
-        "encoder.words.weight": ("bert.embeddings.word_embeddings.weight",),
-        "encoder.positions.table.weight": ("bert.embeddings.position_embeddings.weight",),
+        "encoder.words.weight": (f"{family}.embeddings.word_embeddings.weight",),
+        "encoder.positions.table.weight": (f"{family}.embeddings.position_embeddings.weight",),
     }
     if types:
-        names["encoder.types.weight"] = ("bert.embeddings.token_type_embeddings.weight",)
-    if head:
+        names["encoder.types.weight"] = (f"{family}.embeddings.token_type_embeddings.weight",)
+    if head == "mlm":
         modules["head.dense"] = ("cls.predictions.transform.dense",)
         modules["head.norm"] = ("cls.predictions.transform.LayerNorm",)
         names["head.decoder.bias"] = ("cls.predictions.bias",)
+    elif head == "replaced":
+        modules["head.dense"] = ("discriminator_predictions.dense",)
+        modules["head.output"] = ("discriminator_predictions.dense_prediction",)
     for ours, theirs in modules.items():
         for kind in ("weight", "bias"):
             names[f"{ours}.{kind}"] = tuple(f"{name}.{kind}" for name in theirs)
@@ -81,7 +104,7 @@ def some(items: list[str], separator: str = ", ") -> str:
 
 
 def check_weights(config: EncoderConfig, weights: dict[str, Tensor], source: str) -> None:
-    """Sees to it that `weights` are those of the encoder `config` describes, and of its MLM head if they hold a head.
+    """Sees to it that `weights` are those of the encoder `config` describes, and of its head if they hold one.
 
     Raises:
         UserError: an encoder of this `config` cannot be built; a weight is missing, too many, of another shape, or no
@@ -94,7 +117,8 @@ def check_weights(config: EncoderConfig, weights: dict[str, Tensor], source: str
             raise UserError(f"{source}: {error}") from None
         modules: dict[str, nn.Module] = {"encoder": encoder}
         if any(name.startswith("head.") for name in weights):
-            modules["head"] = MLMHead(config, encoder.words)
+            replaced = head_of(weights) == "replaced"
+            modules["head"] = ReplacedHead(config) if replaced else MLMHead(config, encoder.words)
     shapes = {
         f"{prefix}.{name}": tuple(tensor.shape)
         for prefix, module in modules.items()

@@ -52,6 +52,14 @@ class EncoderConfig:
     def head_size(self) -> int:
         return self.width // self.heads
 
+    def small(self, width: int, layers: int | None = None) -> "EncoderConfig":
+        """The numbers of a second network beside this one, of `width`: as many layers unless `layers` are given, the
+        inner width in proportion, and the head size as near to this one's as a divisor of the width allows."""
+        wanted = width * self.heads / self.width
+        heads = min((h for h in range(1, width + 1) if width % h == 0), key=lambda h: (abs(h - wanted), h))
+        ffn = max(1, round(width * self.ffn / self.width))
+        return replace(self, width=width, layers=layers or self.layers, heads=heads, ffn=ffn)
+
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 

@@ -4,6 +4,7 @@ Shapes: B batch, T tokens, D width, H heads, K head size, V vocabulary.
 """
 
 import hashlib
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -117,6 +118,7 @@ class Encoder(nn.Module):
         token_type_ids: Tensor | None = None,
         row_keys: Tensor | None = None,
         first_only: bool = False,
+        edit_words: Callable[[Tensor], Tensor] | None = None,
     ) -> Tensor:
         """Hidden states [B, T, D], or with `first_only` [B, 1, D].
 
@@ -129,6 +131,7 @@ class Encoder(nn.Module):
                 token types (TUPE's default).
             row_keys: int32 [B], the dropout keys of the rows (`fastbert.randomness.row_keys`); no dropout if None.
             first_only: [CLS] alone is wanted, and the last block computes no more than that.
+            edit_words: from the word embeddings [B, T, D], as they are looked up, to those that are used instead.
 
         Raises:
             ValueError: a sequence longer than the positions.
@@ -136,18 +139,34 @@ class Encoder(nn.Module):
         length = input_ids.shape[1]
         if length > self.config.max_positions:
             raise ValueError(f"a sequence of {length} tokens is longer than the {self.config.max_positions} positions")
-        x = self.words(input_ids)
-        if (places := self.positions.embed(length, position_ids)) is not None:
-            x = x + places
-        if self.types is not None:
-            x = x + (self.types.weight[0] if token_type_ids is None else self.types(token_type_ids))
-        x = self.embedding_dropout(self.embedding_norm(x), row_keys)
+        x = self.embed(input_ids, position_ids, token_type_ids, row_keys, edit_words)
         bias = self.positions.bias(length, position_ids)
         allowed = allowed_pairs(attention_mask, document_ids)
         scale, last = self.positions.score_scale, len(self.blocks) - 1
         for index, block in enumerate(self.blocks):
             x = block(x, self.attention_function, scale, bias, allowed, row_keys, first_only and index == last)
         return x if self.final_norm is None else self.final_norm(x)
+
+    def embed(
+        self,
+        input_ids: Tensor,
+        position_ids: Tensor | None,
+        token_type_ids: Tensor | None,
+        row_keys: Tensor | None,
+        edit_words: Callable[[Tensor], Tensor] | None,
+    ) -> Tensor:
+        """What the first block reads, [B, T, D]; arguments as for `forward`."""
+        x = self.embed_words(input_ids, edit_words)
+        if (places := self.positions.embed(input_ids.shape[1], position_ids)) is not None:
+            x = x + places
+        if self.types is not None:
+            x = x + (self.types.weight[0] if token_type_ids is None else self.types(token_type_ids))
+        return self.embedding_dropout(self.embedding_norm(x), row_keys)
+
+    def embed_words(self, input_ids: Tensor, edit_words: Callable[[Tensor], Tensor] | None) -> Tensor:
+        """[B, T, D], nothing but words."""
+        x = self.words(input_ids)
+        return x if edit_words is None else edit_words(x)
 
 
 def allowed_pairs(attention_mask: Tensor | None, document_ids: Tensor | None) -> Tensor | None:

@@ -20,6 +20,10 @@ def mlm_head_parameters(config: EncoderConfig) -> int:
     return config.width**2 + config.width + 2 * config.width + config.vocab_size
 
 
+def replaced_head_parameters(config: EncoderConfig) -> int:
+    return config.width**2 + config.width + config.width + 1
+
+
 def encoder_flops(config: EncoderConfig, batch: int, length: int) -> int:
     """One forward pass over [B, T]; the position bias is computed once for the batch."""
     d, f, t = config.width, config.ffn, length

@@ -9,13 +9,31 @@ from fastbert.model.config import EncoderConfig
 class MLMHead(nn.Module):
     """Words from hidden states: dense, GELU, LayerNorm, then the tied embedding and a bias for each word."""
 
-    def __init__(self, config: EncoderConfig, words: nn.Embedding) -> None:
+    def __init__(self, config: EncoderConfig, words: nn.Embedding, hidden_width: int | None = None) -> None:
+        """
+        Args:
+            words: [V, D], tied.
+            hidden_width: of the hidden states, D if None.
+        """
         super().__init__()
-        self.dense = nn.Linear(config.width, config.width)
+        self.dense = nn.Linear(hidden_width or config.width, config.width)
         self.norm = nn.LayerNorm(config.width, eps=config.norm_eps)
         self.decoder = nn.Linear(config.width, config.vocab_size)
         self.decoder.weight = words.weight
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """[..., D] -> logits [..., V]."""
+        """[..., hidden width] -> logits [..., V]."""
         return self.decoder(self.norm(F.gelu(self.dense(hidden))))
+
+
+class ReplacedHead(nn.Module):
+    """Whether each token was replaced: dense, GELU, one number (ELECTRA's discriminator)."""
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        self.dense = nn.Linear(config.width, config.width)
+        self.output = nn.Linear(config.width, 1)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """[..., D] -> logits [...]."""
+        return self.output(F.gelu(self.dense(hidden)))[..., 0]

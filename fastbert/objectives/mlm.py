@@ -20,6 +20,7 @@ from fastbert.model.config import EncoderConfig
 from fastbert.model.encoder import Encoder
 from fastbert.model.flops import TRAINING, encoder_flops, encoder_parameters, mlm_head_flops, mlm_head_parameters
 from fastbert.model.heads import MLMHead
+from fastbert.model.notes import Notes, Taken
 from fastbert.objectives.masking import choose_places, corrupt, masked_places
 from fastbert.randomness import row_keys
 
@@ -66,6 +67,8 @@ class Masked:
     """int32 [B]; None where nothing is dropped."""
     counts: dict[str, Tensor]
     """What each sum is a mean over."""
+    noted: Taken | None = None
+    """What is read from and written to notes."""
 
 
 class MLM(nn.Module):
@@ -74,10 +77,15 @@ class MLM(nn.Module):
     loss_weights: ClassVar = {"mlm": 1.0}
 
     def __init__(
-        self, config: EncoderConfig, options: MLMOptions, vocabulary: WordPiece, attention: str = "auto"
+        self,
+        config: EncoderConfig,
+        options: MLMOptions,
+        vocabulary: WordPiece,
+        attention: str = "auto",
+        notes: Notes | None = None,
     ) -> None:
         super().__init__()
-        self.config, self.options = config, options
+        self.config, self.options, self.notes = config, options, notes
         self.mask_id = vocabulary.ids["[MASK]"]
         self.encoder = Encoder(config, attention)
         self.head = MLMHead(config, self.encoder.words)
@@ -124,7 +132,8 @@ class MLM(nn.Module):
         counts = {"mlm": valid.sum()}
         if not self.training:
             counts["accuracy"] = counts["mlm"]
-        return Masked(corrupted, places, targets, batch.document_ids, batch.position_ids, dropout_keys, counts)
+        noted = self.notes.take(batch.noted, places, valid, ids.shape[1]) if self.notes is not None else None
+        return Masked(corrupted, places, targets, batch.document_ids, batch.position_ids, dropout_keys, counts, noted)
 
     def forward(self, drawn: Masked) -> dict[str, Tensor]:
         """Sums over the masked places: of the loss, and outside training of the right answers."""
@@ -142,17 +151,22 @@ class MLM(nn.Module):
             document_ids=drawn.document_ids,
             position_ids=drawn.position_ids,
             row_keys=drawn.dropout_keys,
+            edit_words=drawn.noted.edit if drawn.noted else None,
         )
+        if drawn.noted and self.training:
+            drawn.noted.collect(hidden)
         row = torch.arange(hidden.shape[0], device=hidden.device)[:, None]
         return self.head(hidden[row, drawn.places].flatten(0, 1))
 
-    def after_step(self, drawn: Sequence[Masked], updated: Tensor) -> None:
-        """Nothing: MLM keeps no state beside its weights."""
+    def after_step(self, drawn: Sequence[Masked], updated: Tensor) -> dict[str, Tensor]:
+        """Writes the notes, if there are any."""
+        return {} if self.notes is None else self.notes.write([part.noted for part in drawn], updated)
 
     def flops(self, batch: int, length: int) -> int:
         """Of one training step over [B, T], by the closed forms of `fastbert.model.flops`."""
         places = batch * masked_places(length, self.options.mask_rate)
-        return TRAINING * (encoder_flops(self.config, batch, length) + mlm_head_flops(self.config, places))
+        networks = TRAINING * (encoder_flops(self.config, batch, length) + mlm_head_flops(self.config, places))
+        return networks + (self.notes.flops(batch * length) if self.notes is not None else 0)
 
     def parameter_count(self) -> int:
         return encoder_parameters(self.config) + mlm_head_parameters(self.config)

@@ -26,8 +26,9 @@ def evaluate(objective: torch.nn.Module, batches: Iterable[Batch], precision: st
         with autocast(batch.input_ids.device, precision):
             parts = objective(drawn)
         for name, value in parts.items():
+            value, count = value if isinstance(value, tuple) else (value, drawn.counts[name])
             sums[name] = sums.get(name, 0) + value.double()
-            counts[name] = counts.get(name, 0) + drawn.counts[name]
+            counts[name] = counts.get(name, 0) + count
     objective.train(training)
     means = {name: (sums[name] / counts[name]).item() for name in sums}
     loss = math.fsum(weight * means[name] for name, weight in objective.loss_weights.items())

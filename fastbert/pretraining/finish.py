@@ -5,12 +5,14 @@ from pathlib import Path
 from torch import nn
 
 from fastbert.files import write_json
+from fastbert.hub.card import AUTO_CLASSES
 from fastbert.hub.export import export_model
-from fastbert.pretraining.examples import fill_in
+from fastbert.hub.names import head_of, kept
+from fastbert.pretraining.examples import examples_of
 from fastbert.pretraining.loop import Progress
 from fastbert.pretraining.run import RunFolder
-from fastbert.pretraining.setup import Setup, say
-from fastbert.training.logbook import plot_curves
+from fastbert.pretraining.setup import Setup
+from fastbert.training.logbook import plot_curves, say
 
 
 def finish(setup: Setup, objective: nn.Module, run: RunFolder, progress: Progress, seconds: float) -> None:
@@ -18,9 +20,10 @@ def finish(setup: Setup, objective: nn.Module, run: RunFolder, progress: Progres
     validation = setup.dataset.split("validation")
     unigram = validation.unigram_entropy
     final = {name: value for name, value in progress.last_eval.items() if name != "step"}
+    weights = kept(objective.state_dict())
     export_model(
         setup.config,
-        objective.state_dict(),
+        weights,
         run.tokenizer,
         run.model,
         card=model_card(setup, progress, final, unigram),
@@ -28,11 +31,12 @@ def finish(setup: Setup, objective: nn.Module, run: RunFolder, progress: Progres
     plot: Path | None = run.report / "curves.png"
     try:
         title = f"{run.path.name}: {setup.config.position}, {setup.options.objective}"
-        plot_curves(run.metrics, plot, title=title, baseline=unigram)
+        plot_curves(run.metrics, plot, title=title, baseline=unigram if setup.options.objective == "mlm" else None)
     except ImportError:
         say("matplotlib is not installed: no curves are drawn; metrics.jsonl has the figures")
         plot = None
-    examples = [str(example) for example in fill_in(objective, validation, setup.vocabulary, setup.options.length)]
+    heading, found = examples_of(objective, validation, setup.vocabulary, setup.options.length)
+    examples = [str(example) for example in found]
     write_json(
         run.report / "summary.json",
         {
@@ -41,11 +45,12 @@ def finish(setup: Setup, objective: nn.Module, run: RunFolder, progress: Progres
             "validation": final,
             "unigram_entropy": unigram,
             "skipped_updates": progress.skipped,
-            "filled_in": examples,
+            "examples": examples,
             "seconds_of_last_session": round(seconds, 1),
         },
     )
-    print(summary(run, progress, final, unigram, seconds, examples, plot))
+    opens = AUTO_CLASSES[head_of(weights)]
+    print(summary(run, progress, final, unigram, seconds, heading, examples, plot, opens))
 
 
 def summary(
@@ -54,8 +59,10 @@ def summary(
     final: dict[str, float],
     unigram: float,
     seconds: float,
+    heading: str,
     examples: list[str],
     plot: Path | None,
+    opens: str,
 ) -> str:
     lines = [
         "",
@@ -63,16 +70,20 @@ def summary(
         "",
         "Held-out documents",
         f"  unigram entropy   {unigram:.3f} nats   (guessing words by their frequency)",
-        f"  masked loss       {final['loss']:.3f} nats   ({compared(unigram - final['loss'])})",
     ]
+    masked = final.get("mlm_loss", final["loss"])
     if "accuracy" in final:
+        lines.append(f"  masked loss       {masked:.3f} nats   ({compared(unigram - masked)})")
         lines.append(f"  masked accuracy   {100 * final['accuracy']:.1f} %")
+    else:
+        lines.append(f"  small network     {masked:.3f} nats   ({compared(unigram - masked)})")
+        lines += [f"  {name:<17} {value:.4f}" for name, value in final.items() if name != "mlm_loss"]
     if examples:
-        lines += ["", "Held-out sentences, the masked word in brackets, and the model's guesses"]
+        lines += ["", heading]
         lines += [f"  {number}. {example}" for number, example in enumerate(examples, 1)]
     lines += [
         "",
-        f"Model   {run.model}   (transformers opens it: AutoModelForMaskedLM.from_pretrained)",
+        f"Model   {run.model}   (transformers opens it: {opens}.from_pretrained)",
         *([f"Curves  {plot}"] if plot else []),
         f"Run     {run.path}   (tensorboard --logdir {run.path / 'tensorboard'})",
     ]
@@ -85,13 +96,14 @@ def compared(gain: float) -> str:
 
 def model_card(setup: Setup, progress: Progress, final: dict[str, float], unigram: float) -> dict[str, object]:
     options = setup.options
+    kind = "nats" if options.objective == "mlm" else "weighted sum of the objective's"
     return {
         "objective": options.objective,
         "data": options.data,
         "steps": progress.step,
         "tokens": progress.tokens,
         "batch": f"{options.batch_size} sequences of {options.length} tokens",
-        "validation loss (nats)": round(final["loss"], 4),
+        f"validation loss ({kind})": round(final["loss"], 4),
         "unigram entropy of the same text (nats)": round(unigram, 4),
         "seed": options.seed,
     }

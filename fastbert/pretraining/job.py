@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from fastbert import config as configuration
 from fastbert.errors import UserError
@@ -15,11 +16,11 @@ from fastbert.pretraining.finish import finish
 from fastbert.pretraining.loop import Trainer
 from fastbert.pretraining.options import BUDGETS, PretrainOptions, science
 from fastbert.pretraining.run import RunFolder, check_same_experiment, merge, new_folder, session, stored_options
-from fastbert.pretraining.setup import Setup, data_fingerprint, prepare_setup, say
+from fastbert.pretraining.setup import Setup, data_fingerprint, prepare_setup
 from fastbert.training.checkpoints import Checkpointer, check_space
 from fastbert.training.hardware import autocast, describe_machine, peak_flops
 from fastbert.training.interrupts import Interrupts
-from fastbert.training.logbook import Logbook
+from fastbert.training.logbook import Logbook, say
 from fastbert.training.optimizers import build_optimizer, clip_gradients, guarded_step
 from fastbert.training.schedules import learning_rate_factor
 
@@ -82,29 +83,37 @@ def resolve_steps(setup: Setup) -> PretrainOptions:
 
 def steps_in(setup: Setup, seconds: float) -> int:
     """How many steps fit, by timing a few on networks that are then thrown away, ten validations included."""
-    objective, batches = setup.objective(), setup.batches()
+    start = time.perf_counter()
+    objective = setup.objective()
+    step = seconds_per_step(setup, objective, 0.03 * seconds)
+    before = time.perf_counter()
+    setup.validate(objective)
+    validation = time.perf_counter() - before
+    return max(1, int((seconds - 10 * validation - (time.perf_counter() - start)) / step))
+
+
+def seconds_per_step(setup: Setup, objective: nn.Module, seconds: float) -> float:
+    """The median time of a training step on `objective`, over at least 3 and at most 29, in about `seconds`."""
+    batches = setup.batches()
     optimizer = build_optimizer(objective.named_parameters(), setup.options.optimizer, setup.device)
     objective.train()
     times = []
     start = time.perf_counter()
-    while len(times) < 4 or (len(times) < 30 and time.perf_counter() - start < 0.03 * seconds):
+    while len(times) < 4 or (len(times) < 30 and time.perf_counter() - start < seconds):
         before = time.perf_counter()
-        for batch in batches.at(len(times)):
-            drawn = objective.draw(batch, setup.options.seed, 0)
+        drawn = [objective.draw(batch, setup.options.seed, 0) for batch in batches.at(len(times))]
+        for part in drawn:
             with autocast(setup.device, setup.precision):
-                sums = objective(drawn)
-            sum(sums[name] / drawn.counts[name] for name in objective.loss_weights).backward()
+                sums = objective(part)
+            sum(sums[name] / part.counts[name] for name in objective.loss_weights).backward()
         norm = clip_gradients(objective.parameters(), setup.options.optimizer.clip_norm)
         guarded_step(optimizer, 0.0, norm.isfinite())
+        objective.after_step(drawn, norm.isfinite())
         optimizer.zero_grad()
         if setup.device.type == "cuda":
             torch.cuda.synchronize()
         times.append(time.perf_counter() - before)
-    before = time.perf_counter()
-    setup.validate(objective)
-    validation = time.perf_counter() - before
-    step = sorted(times[1:])[len(times[1:]) // 2]
-    return max(1, int((seconds - 10 * validation - (time.perf_counter() - start)) / step))
+    return sorted(times[1:])[len(times[1:]) // 2]
 
 
 def describe_experiment(setup: Setup, experiment: dict[str, Any]) -> dict[str, Any]:
@@ -144,13 +153,17 @@ def build_trainer(setup: Setup, run: RunFolder, manifest: dict[str, Any], resume
     """
     options = setup.options
     batches = setup.batches()
-    checkpointer = Checkpointer(run.checkpoints, options.keep_checkpoints, say) if resumed else None
+    milestones = options.milestone_steps()
+    keep = (options.keep_checkpoints, say, milestones)
+    checkpointer = Checkpointer(run.checkpoints, *keep) if resumed else None
     checkpoint = checkpointer.load_latest() if checkpointer else None
     objective = setup.objective(initial=checkpoint is None)
-    check_space(run.path, (options.keep_checkpoints + 3) * 12 * objective.parameter_count())  # weights, two moments
+    state = sum(buffer.numel() * buffer.element_size() for buffer in objective.buffers())
+    size = 12 * objective.parameter_count() + state  # weights and two moments, and what is no parameter
+    check_space(run.path, (options.keep_checkpoints + len(milestones) + 3) * size)
     if checkpointer is None:
         run.write(options, manifest, setup.dataset.tokenizer)
-        checkpointer = Checkpointer(run.checkpoints, options.keep_checkpoints, say)
+        checkpointer = Checkpointer(run.checkpoints, *keep)
     step = checkpoint.step if checkpoint else 0
     peak, how = peak_flops(setup.device, setup.precision)
     speed = {
@@ -167,6 +180,8 @@ def build_trainer(setup: Setup, run: RunFolder, manifest: dict[str, Any], resume
         f"{speed['flops_per_step'] * options.steps:.2e} FLOPs; "
         f"{setup.device} {setup.precision}, peak {peak / 1e9:.0f} GFLOP/s ({how})"
     )
+    for line in setup.noted.summary(options.steps * options.batch_size) if setup.noted else ():
+        say(line)
     if resumed:
         say(f"resuming {run.path} at step {step} of {options.steps}")
     trainer = Trainer(
@@ -184,6 +199,7 @@ def build_trainer(setup: Setup, run: RunFolder, manifest: dict[str, Any], resume
         eval_every=options.eval_every,
         checkpoint_every=options.checkpoint_every,
         log_every=options.log_every,
+        milestones=milestones,
         peak_flops=peak,
         state={"encoder": setup.config.to_dict(), "objective": options.objective, "science": manifest["science"]},
     )

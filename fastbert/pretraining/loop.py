@@ -17,14 +17,13 @@ from torch import nn
 from fastbert.data.batches import TrainingBatches
 from fastbert.errors import UserError
 from fastbert.training.checkpoints import Checkpoint, Checkpointer, flatten_optimizer, restore_optimizer
+from fastbert.training.divergence import guard
 from fastbert.training.hardware import autocast
 from fastbert.training.interrupts import Interrupts
 from fastbert.training.lagged import LaggedScalars
 from fastbert.training.logbook import Logbook
 from fastbert.training.optimizers import OptimizerOptions, clip_gradients, guarded_step
 from fastbert.training.schedules import ScheduleOptions, learning_rate_factor
-
-PATIENCE = 5  # updates in a row that may be skipped before the run stops
 
 
 @dataclass
@@ -41,6 +40,8 @@ class Progress:
     window_loss: float = 0.0
     """Sum of the losses since the last logged row."""
     window_steps: int = 0
+    window_measured: dict[str, float] = field(default_factory=dict)
+    """Sums of what else the objective measured."""
     best: float | None = None
     """Lowest validation loss."""
     last_eval: dict[str, Any] = field(default_factory=dict)
@@ -52,6 +53,7 @@ class Trainer:
 
     Args:
         validate: () -> name -> value, with at least `loss`.
+        milestones: steps after which there is a logged row, a validation and a checkpoint, as after the last.
         state: what else belongs into a checkpoint, as JSON.
         peak_flops: of the machine, for MFU.
     """
@@ -72,6 +74,7 @@ class Trainer:
     log_every: int
     peak_flops: float
     state: dict[str, Any]
+    milestones: frozenset[int] = frozenset()
     progress: Progress = field(default_factory=Progress)
     _lagged: LaggedScalars = field(default_factory=LaggedScalars)
     _clock: float = 0.0
@@ -86,11 +89,11 @@ class Trainer:
             self._step(progress.step)
             progress.step += 1
             progress.tokens += self.batches.batch_size * self.batches.rows.length
-            last = progress.step == self.steps
+            marked = progress.step == self.steps or progress.step in self.milestones
             best = False
-            if last or progress.step % self.eval_every == 0:
+            if marked or progress.step % self.eval_every == 0:
                 best = self._validate()
-            if last or best or progress.step % self.checkpoint_every == 0:
+            if marked or best or progress.step % self.checkpoint_every == 0:
                 self._checkpoint()
         if interrupts.caught is not None and progress.step < self.steps:
             self._checkpoint()
@@ -111,9 +114,9 @@ class Trainer:
         norm = clip_gradients(objective.parameters(), self.optimizer_options.clip_norm)
         finite = total.isfinite() & norm.isfinite()
         guarded_step(self.optimizer, learning_rate, finite)
-        objective.after_step(drawn, finite)
+        measured = objective.after_step(drawn, finite)
         self.optimizer.zero_grad(set_to_none=True)
-        self._book(self._lagged.push(step, {"loss": total, "norm": norm, "finite": finite}))
+        self._book(self._lagged.push(step, {"loss": total, "norm": norm, "finite": finite, **measured}))
 
     def _book(self, scalars: tuple[int, dict[str, float]] | None) -> None:
         """Takes in the scalars of a step: the running mean, the logged row, the guard against divergence."""
@@ -121,20 +124,13 @@ class Trainer:
             return
         step, values = scalars
         progress = self.progress
-        if values["finite"]:
-            progress.skipped_in_row = 0
+        if guard(progress, step, values, self.logbook.say, self._advice):
             progress.window_loss += values["loss"]
             progress.window_steps += 1
-        else:
-            progress.skipped += 1
-            progress.skipped_in_row += 1
-            self.logbook.say(
-                f"step {step + 1}: loss {values['loss']:.4g}, gradient norm {values['norm']:.4g}; update skipped"
-            )
-            if progress.skipped_in_row >= PATIENCE:
-                raise UserError(self._divergence(step + 1))
+            for name in sorted(values.keys() - {"loss", "norm", "finite"}):
+                progress.window_measured[name] = progress.window_measured.get(name, 0.0) + values[name]
         done = step + 1
-        if done % self.log_every == 0 or done == self.steps:
+        if done % self.log_every == 0 or done == self.steps or done in self.milestones:
             mean = progress.window_loss / progress.window_steps if progress.window_steps else float("nan")
             now = time.perf_counter()
             per_step = (now - self._clock) / max(1, done - self._clock_step)
@@ -145,11 +141,12 @@ class Trainer:
                 "grad_norm": values["norm"],
                 "tokens": done * batch * length,
                 "skipped": progress.skipped,
+                **{name: total / progress.window_steps for name, total in progress.window_measured.items()},
                 "tokens_per_second": round(batch * length / per_step, 1),
                 "mfu": round(self.objective.flops(batch, length) / per_step / self.peak_flops, 4),
             }
             self.logbook.log(done, "train", row)
-            progress.window_loss, progress.window_steps = 0.0, 0
+            progress.window_loss, progress.window_steps, progress.window_measured = 0.0, 0, {}
             self._clock, self._clock_step = now, done
 
     def _start_clock(self) -> None:
@@ -197,10 +194,11 @@ class Trainer:
         restore_optimizer(self.optimizer, checkpoint.tensors["optimizer"], checkpoint.state["optimizer"])
         self.progress = Progress(**checkpoint.state["progress"])
 
-    def _divergence(self, step: int) -> str:
+    def _advice(self) -> str:
+        """How to go on after a divergence."""
         good = self.checkpointer.paths()
         where = f"the last good checkpoint is {good[-1]}" if good else "no checkpoint had been written yet"
         return (
-            f"loss or gradient was not finite in {PATIENCE} steps in a row, up to step {step}; {where}. Try a lower "
-            "--optimizer.learning-rate, a longer --schedule.warmup, --machine.precision fp32, or --norm pre"
+            f"; {where}. Try a lower --optimizer.learning-rate, a longer --schedule.warmup, --machine.precision fp32, "
+            "or --norm pre"
         )

@@ -6,12 +6,28 @@ from typing import Any
 from fastbert.config import BOOKKEEPING, FLAT, MACHINE, leaves
 from fastbert.errors import UserError, choose
 from fastbert.model.config import EncoderOptions
+from fastbert.model.notes import NotesOptions
 from fastbert.model.positions import POSITIONS
 from fastbert.objectives import OBJECTIVES
+from fastbert.objectives.electra import ElectraOptions
 from fastbert.objectives.mlm import MLMOptions
+from fastbert.objectives.multiple_choice import MultipleChoiceOptions
 from fastbert.training.hardware import MachineOptions
 from fastbert.training.optimizers import OptimizerOptions
 from fastbert.training.schedules import ScheduleOptions
+
+
+@dataclass(frozen=True)
+class PretrainMachineOptions(MachineOptions):
+    """The machine of a pretraining, which may prepare its data first."""
+
+    workers: int = 0
+    """Processes that tokenize, where --data is a source; 0 is one for each core."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.workers < 0:
+            raise UserError(f"workers is {self.workers}; it cannot be negative")
 
 
 @dataclass(frozen=True)
@@ -36,7 +52,8 @@ class PretrainOptions:
     """Start from the weights of a run, an export, or a Hugging Face BERT folder."""
 
     objective: str = "mlm"
-    """What is learned: mlm."""
+    """What is learned: mlm (BERT), electra (replaced tokens, arXiv 2003.10555) or multiple-choice (with a meta
+    controller, arXiv 2006.05744)."""
     encoder: EncoderOptions = field(default_factory=EncoderOptions, metadata=FLAT)
     length: int = 128
     """Tokens in a sequence, [CLS] included."""
@@ -61,13 +78,18 @@ class PretrainOptions:
     """Steps between checkpoints (default: a fifth of the run, at most 1000)."""
     keep_checkpoints: int = field(default=2, metadata=BOOKKEEPING)
     """Newest checkpoints that are kept; the best by validation loss is kept besides."""
+    milestones: str | None = field(default=None, metadata=BOOKKEEPING)
+    """Steps with commas between, such as 1000,3000: logged and validated, and their checkpoints kept besides."""
     log_every: int = field(default=20, metadata=BOOKKEEPING)
     """Steps a logged training loss is the mean of."""
 
     mlm: MLMOptions = field(default_factory=MLMOptions)
+    electra: ElectraOptions = field(default_factory=ElectraOptions)
+    multiple_choice: MultipleChoiceOptions = field(default_factory=MultipleChoiceOptions)
+    notes: NotesOptions = field(default_factory=NotesOptions)
     optimizer: OptimizerOptions = field(default_factory=OptimizerOptions)
     schedule: ScheduleOptions = field(default_factory=ScheduleOptions)
-    machine: MachineOptions = field(default_factory=MachineOptions, metadata=MACHINE)
+    machine: PretrainMachineOptions = field(default_factory=PretrainMachineOptions, metadata=MACHINE)
 
     def __post_init__(self) -> None:
         choose("objective", self.objective, OBJECTIVES)
@@ -90,6 +112,26 @@ class PretrainOptions:
                 raise UserError(f"{name} must be greater than 0, not {value}")
         if not 0.0 < self.validation_share < 1.0:
             raise UserError(f"validation_share must lie between 0 and 1, not {self.validation_share}")
+        self.milestone_steps()
+
+    def milestone_steps(self) -> frozenset[int]:
+        """The steps of `milestones`.
+
+        Raises:
+            UserError: one is no whole number from 1, or lies beyond the run.
+        """
+        parts = [] if self.milestones is None else [part.strip() for part in self.milestones.split(",")]
+        if not all(part.isdecimal() and int(part) for part in parts):
+            raise UserError(f"milestones is {self.milestones!r}; give steps with commas between, such as 1000,3000")
+        steps = frozenset(map(int, parts))
+        if self.steps is not None and steps and max(steps) > self.steps:
+            raise UserError(f"milestone {max(steps)} lies beyond the {self.steps} steps of the run; leave it out")
+        return steps
+
+
+def objective_options(options: PretrainOptions) -> Any:
+    """Those of the objective that is chosen."""
+    return getattr(options, options.objective.replace("-", "_"))
 
 
 BUDGETS = ("steps", "tokens", "minutes")
@@ -108,5 +150,11 @@ def science(options: PretrainOptions, data_fingerprint: str) -> dict[str, Any]:
         idle.add("schedule.decay")
     if options.schedule.name == "constant":
         idle.add("schedule.final")
+    for objective in OBJECTIVES:
+        if objective != options.objective:
+            group = objective.replace("-", "_")
+            idle |= {f"{group}.{leaf.name}" for leaf in leaves(getattr(options, group))}
+    if not options.notes.enabled:
+        idle |= {f"notes.{leaf.name}" for leaf in leaves(options.notes)}
     values = {leaf.name: leaf.value for leaf in leaves(options) if leaf.role == "science" and leaf.name not in idle}
     return {**values, "data": data_fingerprint}

@@ -1,7 +1,7 @@
 """What a run is made of before its first step: data, vocabulary, encoder, machine; most refusals happen here."""
 
-import sys
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -16,13 +16,12 @@ from fastbert.hub.load import load_pretrained
 from fastbert.model.config import EncoderConfig
 from fastbert.model.encoder import initialize
 from fastbert.objectives import OBJECTIVES
+from fastbert.objectives.multiple_choice import MultipleChoiceOptions
 from fastbert.pretraining.evaluation import evaluate
-from fastbert.pretraining.options import SOURCE_ONLY, PretrainOptions
+from fastbert.pretraining.notes import NotedCorpus, find_noted, rare_band
+from fastbert.pretraining.options import SOURCE_ONLY, PretrainOptions, objective_options
 from fastbert.training.hardware import resolve_device, resolve_precision, setup_machine
-
-
-def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+from fastbert.training.logbook import say
 
 
 @dataclass
@@ -35,12 +34,15 @@ class Setup:
     config: EncoderConfig
     device: torch.device
     precision: str
+    noted: NotedCorpus | None = None
+    """The words that have notes; None without notes."""
 
     def objective(self, initial: bool = True) -> nn.Module:
         """The networks on the device; with the weights of --init-from, if that is given and they are wanted."""
         options = self.options
+        notes = self.noted.notes(self.config.width, options.seed, self.device) if self.noted else None
         objective = OBJECTIVES[options.objective](
-            self.config, getattr(options, options.objective), self.vocabulary, options.machine.attention
+            self.config, objective_options(options), self.vocabulary, options.machine.attention, notes
         )
         initialize(objective, options.seed, self.config.initializer_std)
         if initial and options.init_from is not None:
@@ -49,7 +51,8 @@ class Setup:
 
     def rows(self, split: str) -> Rows:
         options, ids = self.options, self.vocabulary.ids
-        return Rows(self.dataset.split(split), options.length, ids["[CLS]"], ids["[SEP]"], options.document_mask)
+        stream, noted = self.dataset.split(split), self.noted.split[split] if self.noted else None
+        return Rows(stream, options.length, ids["[CLS]"], ids["[SEP]"], options.document_mask, noted)
 
     def batches(self) -> TrainingBatches:
         options = self.options
@@ -80,16 +83,7 @@ def prepare_setup(options: PretrainOptions, config: EncoderConfig | None = None)
     if options.init_from is not None and config is None:
         pretrained = load_pretrained(options.init_from)
         tokenizer = tokenizer or str(pretrained.tokenizer)
-    folder = prepared_folder(
-        options.data,
-        PrepareOptions(
-            source=options.data,
-            out="",
-            tokenizer=tokenizer,
-            workers=options.machine.workers,
-            **{name: getattr(options, name) for name in SOURCE_ONLY if name != "tokenizer"},
-        ),
-    )
+    folder = data_folder(options, tokenizer)
     dataset = open_dataset(folder)
     vocabulary = dataset.wordpiece
     if config is None:
@@ -103,7 +97,26 @@ def prepare_setup(options: PretrainOptions, config: EncoderConfig | None = None)
             f"{folder} holds {len(rows.stream)} tokens for validation, less than one sequence of {options.length}; "
             "lower --length, or prepare it with a larger --validation-share"
         )
-    return Setup(options, dataset, vocabulary, config, device, precision)
+    if isinstance(chosen := objective_options(options), MultipleChoiceOptions):
+        for remark in chosen.remarks(config):
+            say(remark)
+    noted = find_noted(options.notes, dataset, options.length) if options.notes.enabled else None
+    return Setup(options, dataset, vocabulary, config, device, precision, noted)
+
+
+def data_folder(options: PretrainOptions, tokenizer: str | None) -> Path:
+    """The prepared folder of --data, prepared now if it is a source."""
+    return prepared_folder(
+        options.data,
+        PrepareOptions(
+            source=options.data,
+            out="",
+            tokenizer=tokenizer,
+            workers=options.machine.workers,
+            **rare_band(options.notes),
+            **{name: getattr(options, name) for name in SOURCE_ONLY if name != "tokenizer"},
+        ),
+    )
 
 
 def initial_config(options: PretrainOptions, config: EncoderConfig, given: EncoderConfig) -> EncoderConfig:
@@ -126,12 +139,19 @@ def initial_config(options: PretrainOptions, config: EncoderConfig, given: Encod
 
 
 def load_initial(objective: nn.Module, source: str) -> None:
-    """Copies the weights of `source` into the objective; what it lacks keeps its initial value, and this is said."""
-    weights = load_pretrained(source).weights
-    missing, unexpected = objective.load_state_dict(weights, strict=False)
+    """Copies the weights of `source` into the objective; what it lacks keeps its initial value, and this is said.
+
+    A head is taken only if it is of the objective's own kind.
+    """
+    weights, own = load_pretrained(source).weights, objective.state_dict()
+    heads = [{name for name in names if name.startswith("head.")} for names in (weights, own)]
+    if heads[0] != heads[1]:
+        weights = {name: tensor for name, tensor in weights.items() if name not in heads[0]}
+    _, unexpected = objective.load_state_dict(weights, strict=False)
     if unexpected:
         raise UserError(f"{source} has weights this run has no place for: {', '.join(unexpected[:5])}")
-    missing = [name for name in missing if name != "head.decoder.weight"]
+    given = {own[name].data_ptr() for name in weights}  # a weight that two modules share is there under either name
+    missing = [name for name, tensor in own.items() if tensor.data_ptr() not in given]
     if missing:
         say(f"not in {source}, so freshly initialised: {', '.join(missing)}")
 

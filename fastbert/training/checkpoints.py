@@ -54,17 +54,21 @@ class Checkpointer:
         folder: the run's `checkpoints` folder; made if need be. What killed saves left in it is removed.
         keep_last: number of newest checkpoints kept, at least 1; the one with the lowest metric is kept besides.
         say: is called with warnings.
+        keep: steps whose checkpoints are kept too.
 
     Raises:
         UserError: the folder cannot be made or written, or `keep_last` is below 1.
     """
 
-    def __init__(self, folder: Path | str, keep_last: int, say: Callable[[str], None]):
+    def __init__(
+        self, folder: Path | str, keep_last: int, say: Callable[[str], None], keep: frozenset[int] = frozenset()
+    ):
         if keep_last < 1:
             raise UserError(f"keep_last is {keep_last}; at least one checkpoint must be kept")
         self.folder = Path(folder)
         self.keep_last = keep_last
         self.say = say
+        self.keep = keep
         with disk_errors(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
             remove_leftovers(self.folder)
@@ -114,7 +118,7 @@ class Checkpointer:
         perhaps: they must not push out the one just saved, and the run may yet replace them."""
         paths = [path for path in self.paths() if _step_of(path) <= step]
         metrics = {path: _metric_of(path) for path in paths}
-        keep = set(paths[-self.keep_last :])
+        keep = {*paths[-self.keep_last :], *(path for path in paths if _step_of(path) in self.keep)}
         measured = [path for path in paths if metrics[path] is not None]
         if measured:
             keep.add(min(measured, key=lambda path: metrics[path]))  # the earliest of equals

@@ -36,15 +36,12 @@ class MachineOptions:
     """Sequences in one forward pass; smaller ones are accumulated to the batch. Default: the whole batch."""
     attention: str = "auto"
     """auto (the fastest kernel on this machine) or reference (plain PyTorch)."""
-    workers: int = 0
-    """Processes that tokenize, where --data is a source; 0 is one for each core."""
 
     def __post_init__(self) -> None:
         choose("precision", self.precision, ("auto", "fp32", "bf16"))
         choose("attention", self.attention, ("auto", "reference"))
-        for name in ("threads", "workers"):
-            if getattr(self, name) < 0:
-                raise UserError(f"{name} is {getattr(self, name)}; it cannot be negative")
+        if self.threads < 0:
+            raise UserError(f"threads is {self.threads}; it cannot be negative")
         if self.micro_batch_size is not None and self.micro_batch_size < 1:
             raise UserError(f"micro_batch_size is {self.micro_batch_size}; it must be at least 1")
 
@@ -114,6 +111,20 @@ def setup_machine(options: MachineOptions, device: torch.device) -> None:
         m_mmap_threshold, m_trim_threshold = -3, -1  # malloc.h
         libc.mallopt(m_mmap_threshold, 2**31 - 1)
         libc.mallopt(m_trim_threshold, -1)  # -1: never trim
+
+
+def available_memory(device: torch.device) -> int:
+    """Bytes that can still be had on `device`: what the kernel says, or less where a control group has a limit."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if sys.platform == "linux":
+        fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+        free = 1024 * int(fields["MemAvailable"].split()[0])
+        limit, used = (Path("/sys/fs/cgroup") / name for name in ("memory.max", "memory.current"))
+        if limit.is_file() and used.is_file() and (most := limit.read_text().strip()) != "max":
+            free = min(free, int(most) - int(used.read_text()))
+    return free
 
 
 def describe_machine() -> dict[str, object]:

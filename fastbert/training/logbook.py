@@ -24,6 +24,11 @@ Column = float | int | str | bool | None
 SECONDS_BETWEEN_LINES = 5.0  # of plain progress, where there is no terminal
 
 
+def say(text: str) -> None:
+    """A message for people where no logbook is open: a line on standard error."""
+    print(text, file=sys.stderr, flush=True)
+
+
 class Logbook:
     """The records and the progress of one run. Only one process of a run has one.
 
@@ -112,7 +117,7 @@ class Logbook:
         if self._bar is not None:
             self._bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
         else:
-            print(text, file=sys.stderr, flush=True)
+            say(text)
 
     def sync(self) -> None:
         """Puts all records on the disk; to be called before a checkpoint, which must not be ahead of them."""

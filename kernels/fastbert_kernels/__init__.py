@@ -6,5 +6,17 @@ The package knows nothing of fastbert: anyone with another model can use it.
 from fastbert_kernels.attention import attention, attention_reference
 from fastbert_kernels.dropout import hash_dropout, keep_mask
 from fastbert_kernels.hashing import combine, mix
+from fastbert_kernels.sampling import draw_distinct, sample_candidates
+from fastbert_kernels.scores import candidate_scores
 
-__all__ = ["attention", "attention_reference", "combine", "hash_dropout", "keep_mask", "mix"]
+__all__ = [
+    "attention",
+    "attention_reference",
+    "candidate_scores",
+    "combine",
+    "draw_distinct",
+    "hash_dropout",
+    "keep_mask",
+    "mix",
+    "sample_candidates",
+]

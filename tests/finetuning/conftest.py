@@ -3,11 +3,13 @@ how often a word occurs."""
 
 import json
 import random
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from fastbert.data.tokenizer import SPECIAL_TOKENS, WordPiece
+from fastbert.finetuning.glue import GLUE
 from fastbert.hub.export import export_model
 from fastbert.model.config import EncoderConfig
 from fastbert.model.encoder import Encoder, initialize
@@ -95,3 +97,24 @@ FAST = (
     *("--machine.threads", "1", "--machine.precision", "fp32", "--machine.device", "cpu"),
     *("--learning-rate", "3e-3", "--epochs", "4", "--seeds", "1", "--batch-size", "16", "--dropout", "0.1"),
 )
+
+
+def make_glue(folder: Path, names: Sequence[str], train: int = 48, dev: int = 24, test: int = 6) -> Path:
+    """A small GLUE folder as the official archive lays it out: whether two texts share their word, or which word it is;
+    for STS-B a number."""
+    for name in names:
+        task = GLUE[name]
+        rng = random.Random(name)
+        for split in task.rows:
+            labelled = not split.startswith("test")
+            columns = task.columns if labelled else task.columns[:-1]
+            rows = []
+            for _ in range({"train": train}.get(split, dev) if labelled else test):
+                words = rng.choices(("bad", "good"), k=len(task.columns) - 1)
+                texts = [sentence(rng, word, 8) for word in words]
+                same = int(len(set(words)) == 1 and words[-1] == "good")
+                rows.append([*texts, task.labels[same] if task.labels else f"{2.5 * same:.3f}"][: len(columns)])
+            path = folder / task.title / ("diagnostic.tsv" if name == "ax" else f"{split}.tsv")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text("".join("\t".join(row) + "\n" for row in [columns, *rows]))
+    return folder

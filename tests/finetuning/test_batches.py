@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastbert.data.tokenizer import WordPiece
-from fastbert.finetuning.batches import encode, kept_lengths, reading_order, subset, training_order
+from fastbert.finetuning.batches import draw_orders, encode, kept_lengths, reading_order, subset, training_order
 from fastbert.finetuning.tasks import Example
 from tests.finetuning.conftest import WORDS, tiny_model
 
@@ -24,6 +24,7 @@ def longest_first(first: int, second: int, room: int) -> tuple[int, int]:
     return first, second
 
 
+@settings(deadline=None)
 @given(st.integers(0, 60), st.integers(0, 60), st.integers(0, 80))
 def test_pairs_are_cut_as_bert_cuts_them(first: int, second: int, room: int) -> None:
     assert kept_lengths(first, second, room) == longest_first(first, second, room)
@@ -62,19 +63,21 @@ def test_the_ids_are_those_of_transformers(tmp_path) -> None:
     texts, pairs = ["the good of", "he was", "bad bad"], ["a", "she is not bad", "it, that"]
     examples = [Example(i, text, pair, None) for i, (text, pair) in enumerate(zip(texts, pairs, strict=True))]
     ours = encode(examples, VOCABULARY, 30, numbers=False).batch(np.arange(3))
-    theirs = tokenizer(texts, pairs, padding=True, pad_to_multiple_of=8, return_tensors="pt")
+    theirs = tokenizer(texts, pairs, padding=True, return_tensors="pt")
     assert torch.equal(ours.input_ids, theirs["input_ids"])
     assert torch.equal(ours.token_type_ids, theirs["token_type_ids"])
     assert torch.equal(ours.attention_mask.long(), theirs["attention_mask"])
 
 
-def test_padding_ends_at_a_multiple_of_eight_or_the_positions() -> None:
+def test_padding_ends_with_the_batch_and_on_a_gpu_at_a_multiple_of_eight_or_the_positions() -> None:
     texts = ["good", " ".join(["the"] * 9), " ".join(["the"] * 27)]
     data = encode([Example(i, text, None, 0) for i, text in enumerate(texts)], VOCABULARY, 30, numbers=False)
-    widths = [data.batch(np.array(rows)).input_ids.shape[1] for rows in ([0], [0, 1], [2, 0])]
-    assert widths == [8, 16, 30]
+    groups = [np.array(rows) for rows in ([0], [0, 1], [2, 0])]
+    assert [data.batch(rows).input_ids.shape[1] for rows in groups] == [3, 11, 29]
+    assert [data.batch(rows, "meta").input_ids.shape[1] for rows in groups] == [8, 16, 30]
 
 
+@settings(deadline=None)
 @given(st.integers(1, 300), st.integers(1, 40), st.integers(0, 3), st.integers(0, 3))
 def test_every_row_once_and_one_batch_smaller(count: int, batch_size: int, seed: int, epoch: int) -> None:
     lengths = np.random.default_rng(count).integers(3, 40, count)
@@ -98,11 +101,55 @@ def test_order_depends_on_seed_and_epoch_and_saves_padding() -> None:
     assert not other & {frozenset(rows) for rows in batches}  # other companions in every epoch
 
 
+def both_orders(pairs: list[tuple[str, str]], max_length: int) -> list:
+    return [
+        encode([Example(i, *pair[::way], i) for i, pair in enumerate(pairs)], VOCABULARY, max_length, numbers=False)
+        for way in (1, -1)
+    ]
+
+
+def row_of(data, row: int) -> tuple:
+    return data.tokens[data.starts[row] : data.starts[row + 1]].tolist(), int(data.firsts[row])
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(1, 12), st.integers(1, 12)), min_size=1, max_size=40),
+    st.integers(8, 20),
+    st.integers(0, 3),
+    st.integers(0, 3),
+)
+def test_each_pair_is_read_in_one_of_its_orders(sizes: list, max_length: int, seed: int, epoch: int) -> None:
+    orders = both_orders([("good " * first, "the " * second) for first, second in sizes], max_length)
+    drawn = draw_orders(orders, seed, epoch)
+    assert (drawn.starts == orders[0].starts).all() and (drawn.labels == orders[0].labels).all()
+    for row in range(len(sizes)):
+        assert row_of(drawn, row) in (row_of(orders[0], row), row_of(orders[1], row))
+
+
+def test_both_orders_occur_and_depend_on_seed_and_epoch() -> None:
+    orders = both_orders([("good", "the bad")] * 400, 30)
+
+    def turned(seed: int, epoch: int) -> np.ndarray:
+        drawn = draw_orders(orders, seed, epoch)
+        assert {row_of(drawn, row) == row_of(orders[1], row) for row in range(400)} == {False, True}
+        return drawn.firsts == orders[1].firsts
+
+    first, again, later, other = turned(0, 0), turned(0, 0), turned(0, 1), turned(1, 0)
+    assert (first == again).all()
+    for one in (first, later, other):
+        assert 160 < one.sum() < 240
+    for one in (later, other):
+        assert 150 < (first == one).sum() < 250  # as of independent coins
+    assert draw_orders(orders[:1], 0, 0) is orders[0]
+
+
 def test_reading_order_is_longest_first() -> None:
     lengths = np.array([5, 9, 5, 30, 7])
     assert [rows.tolist() for rows in reading_order(lengths, 2)] == [[3, 1], [4, 0], [2]]
 
 
+@settings(deadline=None)
 @given(st.integers(1, 500))
 def test_fractions_are_nested(count: int) -> None:
     small, middle, whole = (subset(count, fraction) for fraction in (0.1, 0.3, 1.0))

@@ -15,14 +15,15 @@ from safetensors.torch import load_file
 
 from fastbert.cli import main
 from fastbert.data.tokenizer import load_tokenizer
-from fastbert.finetuning.batches import encode, training_order
+from fastbert.finetuning.batches import draw_orders, encode, training_order
 from fastbert.finetuning.loop import build_scaled_optimizer
 from fastbert.finetuning.model import Classifier, TaskRecord, load_encoder, new_classifier, save_classifier
 from fastbert.finetuning.options import FinetuneOptions
 from fastbert.finetuning.own import OwnTaskOptions
+from fastbert.finetuning.predict import encode_inputs
 from fastbert.finetuning.tasks import open_task
 from fastbert.training.optimizers import OptimizerOptions, guarded_step
-from tests.finetuning.conftest import FAST, make_task, tiny_config, tiny_model
+from tests.finetuning.conftest import FAST, make_glue, make_task, tiny_config, tiny_model, write_rows
 
 CPU = torch.device("cpu")
 
@@ -282,17 +283,63 @@ def test_interrupted_and_continued_equals_uninterrupted(bert, words, tmp_path, c
         assert all(torch.equal(a[name], b[name]) for name in a)
 
 
-def test_a_fine_tuned_model_gives_its_encoder_and_not_its_head(bert, words, pairs, tmp_path) -> None:
-    assert finetune(bert, words, tmp_path / "first", "--epochs", "1") == 0
-    first = tmp_path / "first" / "seed-0"
-    taken, own = load_encoder(first), load_file(first / "model" / "model.safetensors")
-    assert torch.equal(taken.weights["encoder.words.weight"], own["bert.embeddings.word_embeddings.weight"])
-    assert not any("classifier" in name or "pooler" in name for name in taken.weights)
-    assert finetune(first, pairs, tmp_path / "second", "--epochs", "1", "--learning-rate", "1e-12") == 0
-    second = load_file(tmp_path / "second" / "seed-0" / "model" / "model.safetensors")
-    name = "bert.encoder.layer.0.output.dense.weight"
-    assert torch.allclose(second[name], own[name], atol=1e-9)
-    assert not torch.allclose(second["classifier.weight"], own["classifier.weight"], atol=1e-3)
+def test_symmetric_pairs_are_trained_in_both_orders(bert, pairs, tmp_path) -> None:
+    """The loss of the first step, whose weights are known: that of the batch in the orders that were drawn."""
+    out, flags = tmp_path / "out", ("--dropout", "0", "--attention-dropout", "0", "--log-every", "1", "--epochs", "2")
+    assert finetune(bert, pairs, out, *flags, "--symmetric") == 0
+    assert finetune(bert, pairs, tmp_path / "one", *flags) == 0
+    task = open_task("pairs", own=OwnTaskOptions(train=pairs[3], dev=pairs[5], pair="pair", symmetric=True))
+    pretrained = load_encoder(bert)
+    model = new_classifier(pretrained, 2, 0, dropout=0.0, attention_dropout=0.0, attention="auto")
+    vocabulary = load_tokenizer(pretrained.tokenizer)
+    record = TaskRecord("pairs", task.kind, task.labels, True, True, 30, 0, {})
+    orders = encode_inputs(task.examples("train"), vocabulary, record).orders
+    rows = training_order(orders[0].lengths, 16, 0, 0)[0]
+    first = {}
+    for name, data in (("drawn", draw_orders(orders, 0, 0)), ("straight", orders[0])):
+        batch = data.batch(rows)
+        first[name] = torch.nn.functional.cross_entropy(model(batch), batch.labels).item()
+    logged = {name: records(tmp_path / name / "seed-0", "train") for name in ("out", "one")}
+    assert logged["out"][0]["loss"] == pytest.approx(first["drawn"], abs=1e-5)
+    assert logged["one"][0]["loss"] == pytest.approx(first["straight"], abs=1e-5)
+    assert abs(first["drawn"] - first["straight"]) > 1e-4
+    assert len(logged["out"]) == len(logged["one"])  # no more steps: each pair once an epoch
+
+
+def test_bf16(bert, words, tmp_path) -> None:
+    curves = {}
+    for precision in ("fp32", "bf16"):
+        more = ("--machine.precision", precision, "--log-every", "1", "--epochs", "3")
+        assert finetune(bert, words, tmp_path / precision, *more) == 0
+        assert results(tmp_path / precision)["precision"] == precision
+        curves[precision] = np.array([row["loss"] for row in records(tmp_path / precision / "seed-0", "train")])
+    apart = np.abs(curves["bf16"] - curves["fp32"])
+    assert 1e-5 < apart[0] < 0.02 and apart.max() < 0.3
+    weights = load_file(tmp_path / "bf16" / "seed-0" / "model" / "model.safetensors")
+    assert {tensor.dtype for tensor in weights.values()} == {torch.float32}
+    (seed,) = results(tmp_path / "bf16")["fractions"][0]["seeds"]
+    assert seed["best"]["dev"]["dev"]["accuracy"] > 0.8
+
+
+def test_fewer_rows_than_the_official_ones_must_be_meant(bert, tmp_path, capsys) -> None:
+    glue = make_glue(tmp_path / "glue", ["rte"])
+    task = ["--task", "rte", "--glue-dir", str(glue)]
+    assert finetune(bert, task, tmp_path / "out", "--epochs", "1") == 2
+    assert "holds 48 usable rows, and RTE's train has 2,490" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    assert finetune(bert, task, tmp_path / "out", "--epochs", "1", "--glue-subset") == 0
+    assert results(tmp_path / "out")["fractions"][0]["train_examples"] == 48
+    predict = ["predict", "--model", str(tmp_path / "out" / "seed-0"), *task, "--out", str(tmp_path / "p.jsonl")]
+    capsys.readouterr()
+    assert main(predict) == 2
+    assert "--glue-subset" in capsys.readouterr().err
+    assert main([*predict, "--glue-subset"]) == 0
+
+
+def test_the_machine_has_no_workers_here(bert, words, tmp_path, capsys) -> None:
+    with pytest.raises(SystemExit):
+        finetune(bert, words, tmp_path / "out", "--machine.workers", "2")
+    assert "--machine.workers" in capsys.readouterr().err
 
 
 def test_yaml_gives_options_and_flags_win(bert, words, tmp_path) -> None:
@@ -349,9 +396,12 @@ def test_refusals(bert, words, tmp_path, capsys) -> None:
     settings["model"]["vocab"] |= {f"more{place}": 28 + place for place in range(20)}
     (large / "tokenizer.json").write_text(json.dumps(settings))
     refuses("tokens and", model=large)
+    write_rows(tmp_path / "same.jsonl", [{"text": "good", "label": "good"}] * 3)
+    same = [*words[:4], "--own.dev", str(tmp_path / "same.jsonl"), "--own.metrics", "accuracy,auc"]
+    refuses("AUC needs examples of both labels", task=same)
 
     assert main(["finetune", *words, "--out", str(tmp_path / "out")]) == 2
-    assert "--model is missing" in capsys.readouterr().err
+    assert "--model (or --init-from) is missing" in capsys.readouterr().err
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.txt").write_text("years of work")
     assert finetune(bert, words, tmp_path / "thesis") == 2

@@ -12,7 +12,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from fastbert.errors import UserError
-from fastbert.finetuning.metrics import METRICS, compute
+from fastbert.finetuning.metrics import METRICS, check_scorable, compute
 from fastbert.finetuning.tasks import Task
 
 NUMBER = st.floats(-100, 100, allow_nan=False, width=32)
@@ -128,6 +128,18 @@ def test_compute_reads_labels_or_scores_as_each_metric_does() -> None:
     assert compute(task("auc", "accuracy"), probabilities, labels) == {"auc": 1.0, "accuracy": 0.75}
     numbers = np.array([0.0, 1.0, 3.0])
     assert compute(task("pearson", kind="number"), numbers, [0.0, 2.0, 6.0])["pearson"] == pytest.approx(1.0)
+
+
+def test_whether_labels_can_be_scored_is_known_before_there_are_scores() -> None:
+    check_scorable(task("auc", "accuracy", labels=("a", "b")), [0, 1])
+    check_scorable(task("accuracy", "matthews", labels=("a", "b", "c")), [2, 2])
+    check_scorable(task("pearson", "pairwise_accuracy", kind="number"), [0.5, 7.0])
+    for made, labels in (
+        (task("accuracy", "auc"), [1, 1]),
+        (task("pearson", "pairwise_accuracy", kind="number"), [0.5, 0.5]),
+    ):
+        with pytest.raises(UserError):
+            check_scorable(made, labels)
 
 
 def test_splits_that_cannot_be_scored() -> None:

@@ -1,6 +1,7 @@
 """New text through a fine-tuned model: the same scores as on dev, as transformers gives, in either order of a pair."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -159,4 +160,44 @@ def test_refusals(tuned, bert, words, pairs, tmp_path, capsys) -> None:
     refuses(["--model", str(tuned["words"]), *words, "--split", "tets"], "unknown split 'tets'; known: dev, train")
     (tmp_path / "empty.jsonl").write_text("")
     refuses(["--model", str(tuned["words"]), "--source", str(tmp_path / "empty.jsonl")], "holds no text")
+    words_model = ["--model", str(tuned["words"]), "--source", str(source)]
+    assert main(["predict", *words_model, "--out", str(tmp_path)]) == 2
+    assert "is a folder; give --out a file in it" in capsys.readouterr().err
+    write_rows(tmp_path / "same.jsonl", [{"text": "good", "label": "good"}] * 3)
+    same = [*words[:4], "--own.dev", str(tmp_path / "same.jsonl"), "--own.metrics", "auc"]
+    refuses(["--model", str(tuned["words"]), *same], "AUC needs examples of both labels, and all 3 have the same")
     assert not (tmp_path / "out.jsonl").exists()
+
+
+def swap_tokens(folder: Path) -> None:
+    """The same size, other tokens."""
+    path = folder / "tokenizer.json"
+    content = json.loads(path.read_text())
+    ids = content["model"]["vocab"]
+    ids["good"], ids["bad"] = ids["bad"], ids["good"]
+    path.write_text(json.dumps(content))
+
+
+def test_another_tokenizer_and_damaged_records_are_refused(tuned, words, tmp_path, capsys) -> None:
+    def copy(name: str) -> Path:
+        return Path(shutil.copytree(tuned["words"] / "model", tmp_path / name))
+
+    def refuses(message: str, *arguments: object) -> None:
+        assert main([*map(str, arguments), "--out", str(tmp_path / "out")]) == 2
+        assert message in capsys.readouterr().err
+        assert not (tmp_path / "out").exists()
+
+    swapped = copy("swapped")
+    swap_tokens(swapped)
+    refuses("holds another tokenizer than its model was trained with", "predict", "--model", swapped, *words)
+    refuses("holds another tokenizer than its model was trained with", "finetune", "--init-from", swapped, *words)
+    for content in ("[1]", "{}", '{"labels": 3}'):
+        damaged = copy("damaged")
+        (damaged / "task.json").write_text(content)
+        refuses("task.json is damaged", "predict", "--model", damaged, *words)
+        shutil.rmtree(damaged)
+    old = copy("old")  # models of before the tokenizer was recorded
+    facts = json.loads((old / "task.json").read_text())
+    del facts["tokenizer"]
+    (old / "task.json").write_text(json.dumps(facts))
+    assert load_classifier(old).record == load_classifier(tuned["words"]).record

@@ -10,8 +10,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastbert.cli import main
 from fastbert.data.batches import Batch
+from fastbert.data.noted import Occurrences
 from fastbert.data.tokenizer import WordPiece
 from fastbert.model.config import EncoderOptions
+from fastbert.model.notes import Notes, NotesOptions
 from fastbert.objectives.mlm import MLM, MLMOptions
 from fastbert.pretraining import loop
 from fastbert.training.lagged import LaggedScalars
@@ -94,12 +96,17 @@ def test_the_guard_of_this_test_works() -> None:
 
 @pytest.mark.parametrize("whole_word", [False, True])
 @pytest.mark.parametrize("position", ["absolute", "tupe-r"])
-def test_a_step_waits_for_nothing(position: str, whole_word: bool) -> None:
+@pytest.mark.parametrize("with_notes", [False, True])
+def test_a_step_waits_for_nothing(position: str, whole_word: bool, with_notes: bool) -> None:
     words = WordPiece(("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "b", "##c"))
     config = EncoderOptions(layers=1, width=16, heads=2, position=position).resolve(8, 12)
-    objective = MLM(config, MLMOptions(whole_word=whole_word), words).train()
+    notes = Notes(NotesOptions(), 3, 16, 0) if with_notes else None
+    objective = MLM(config, MLMOptions(whole_word=whole_word), words, notes=notes).train()
     optimizer = build_optimizer(objective.named_parameters(), OptimizerOptions(), "cpu")
-    batch = Batch(torch.randint(5, 8, (4, 12)), torch.arange(4))
+    # Word 2 of the dictionary at place 3 of the first row, two pieces long, and what is padding.
+    arrays = ([2, 0], [1, 0], [0, 1], [3, 0], [2, 0], [1, 0], [6, 0], [3, 4, 0], [0, 0, 1])
+    noted = Occurrences(*map(torch.tensor, arrays), longest_window=8)
+    batch = Batch(torch.randint(5, 8, (4, 12)), torch.arange(4), noted=noted)
     lagged = LaggedScalars()
     with NoWaiting():
         drawn = objective.draw(batch, 0, 0)
@@ -108,10 +115,11 @@ def test_a_step_waits_for_nothing(position: str, whole_word: bool) -> None:
         norm = clip_gradients(objective.parameters(), 1.0)
         finite = loss.isfinite() & norm.isfinite()
         guarded_step(optimizer, 1e-3, finite)
-        objective.after_step([drawn], finite)
+        measured = objective.after_step([drawn], finite)
         assert lagged.push(0, {"loss": loss, "finite": finite}) is None
     assert lagged.pop() == (0, {"loss": pytest.approx(loss.item()), "finite": 1.0})
     assert lagged.pop() is None
+    assert len(measured) == 4 * with_notes and (notes is None or notes.writes.tolist() == [0, 0, 1])
 
 
 def test_lagged_scalars_come_one_step_late() -> None:

@@ -126,7 +126,6 @@ def test_glibc_accepts_both_settings():
         ({"precision": "fp16"}, "unknown precision 'fp16'"),
         ({"attention": "flash"}, "unknown attention 'flash'"),
         ({"threads": -1}, "threads is -1"),
-        ({"workers": -1}, "workers is -1"),
         ({"micro_batch_size": 0}, "micro_batch_size is 0"),
     ],
 )

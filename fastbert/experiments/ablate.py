@@ -1,0 +1,204 @@
+"""`fastbert ablate`: a baseline and its variants with equal data, order and seeds at equal cost, and one report.
+
+out/ablation.json    the variants, the ids of their jobs, and the times that minutes were turned into steps with
+out/results.jsonl    an object for each job that has ended, done or failed; rewritten whole whenever one ends
+out/jobs/<id>/       log.txt, and run/ as `fastbert pretrain` or `fastbert finetune` writes it
+out/report/          report.md, report.html, drawings
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+from fastbert.config import leaves
+from fastbert.experiments.ablate_options import AblateOptions, Ablation
+from fastbert.experiments.ablate_plan import Plan, plan
+from fastbert.experiments.ablate_report import planned_table, printed, write_report
+from fastbert.experiments.ablate_results import Results
+from fastbert.experiments.comparison import Row
+from fastbert.experiments.jobs import LOG, Job
+from fastbert.experiments.live import Board, scored
+from fastbert.experiments.local import Event, run_local
+from fastbert.experiments.sweep import (
+    RESULTS,
+    check_out,
+    circumstances,
+    is_done,
+    open_folder,
+    place_of,
+    read_results,
+    result_row,
+    say_failures,
+    until_stopped,
+    write_results,
+)
+from fastbert.experiments.sweep_report import plural
+from fastbert.files import locked_folder, read_json
+from fastbert.pretraining.options import science
+from fastbert.pretraining.setup import data_fingerprint
+from fastbert.training.interrupts import Interrupts
+from fastbert.training.logbook import say
+
+ABLATION = "ablation"
+BESIDE = "beside-others"  # an empty file in the folder of a job that ran beside another one
+
+
+def ablate(ablation: Ablation, options: AblateOptions) -> int:
+    """Runs the jobs that are not done yet, then writes and prints the report.
+
+    Returns:
+        0, or 1 if a job failed; 130 or 143 if a signal ended it: the same command goes on.
+
+    Raises:
+        UserError: anything the user can mend, before a job starts if it can be seen then.
+    """
+    name = Path(ablation.path).stem
+    out = Path(options.out or f"runs/{name}")
+    with locked_folder(out):
+        check_out(out, ABLATION)
+        record = out / f"{ABLATION}.json"
+        known = read_json(record, "the record of the ablation")["seconds"] if record.is_file() else {}
+        study = plan(ablation, options, out, known)
+        jobs = study.jobs
+        open_folder(out, ABLATION, describe(ablation, study), jobs, seconds={**known, **study.seconds})
+        rows = read_results(out / RESULTS)
+        for job in jobs:
+            if job.id in rows:
+                rows[job.id] |= place_of(job, out)  # names in the YAML file and --out may have changed
+        left = [job for job in jobs if not is_done(rows, job)]
+        say(planned_table(study, ablation).plain())
+        say(counted(study, len(jobs) - len(left), sum(job.id in rows for job in left)))
+        say(f"what a job says while it runs: {out / 'jobs' / '<id>' / LOG}")
+        stopped = run_left(study, left, rows, ablation.threads, options.workers, out) if left else 0
+        ended = [rows[job.id] for job in jobs if job.id in rows]
+        if stopped:
+            say(f"stopped; {len(ended)} of {len(jobs)} jobs have ended, the same command goes on")
+            return stopped
+        write_results(out / RESULTS, rows, jobs)
+        return finish(out, name, ablation, Results(study, rows), ended)
+
+
+def describe(ablation: Ablation, study: Plan) -> dict[str, Any]:
+    """The axes by name, flat, for the record and for differences."""
+    found: dict[str, Any] = {}
+    for variant in study.variants:
+        options = variant.setup.options
+        for name, value in science(options, data_fingerprint(variant.setup.dataset)).items():
+            if name not in ("seed", "steps"):
+                found[f"{variant.name}: {name}"] = value
+        found[f"{variant.name}: steps"] = variant.steps
+    found["machine"] = {leaf.name: leaf.value for leaf in leaves(options) if leaf.role == "machine"}
+    tasks = [entry.task for entry in ablation.axes.tasks]
+    return {
+        **found,
+        **{name: list(getattr(ablation, name)) for name in ("seeds", "points")},
+        "anneal": ablation.anneal,
+        "threads": ablation.threads,
+        "tasks": tasks,
+        "finetune": ablation.axes.finetune,
+    }
+
+
+def counted(study: Plan, done: int, failed: int) -> str:
+    """How many jobs there are, and of what."""
+    kinds = [job.kind for job in study.jobs]
+    names = {"pretrain": "pretraining", "branch": "annealing", "finetune": "fine-tuning"}
+    parts = [plural(kinds.count(kind), name) for kind, name in names.items() if kind in kinds]
+    before = f"; {done} done before" if done else ""
+    again = f"; {failed} failed before and run again" if failed else ""
+    return f"{plural(len(kinds), 'job')}: {', '.join(parts)}{before}{again}"
+
+
+# --- running
+
+
+def run_left(study: Plan, left: list[Job], rows: dict[str, Row], threads: int, workers: int, out: Path) -> int:
+    """Runs the jobs that are left, each when the one it needs is done, and puts their rows into `rows` and
+    results.jsonl.
+
+    Returns:
+        0, or the exit code after a signal.
+    """
+    done = [rows[job.id] for job in study.jobs if is_done(rows, job)]
+    with (
+        Interrupts() as interrupts,
+        closing(beside_marked(run_local(startable(left, rows), workers, threads, out / "jobs"), out)) as events,
+        Board(study.jobs, done, measured=measured) as board,
+    ):
+        for job in left:
+            rows.pop(job.id, None)  # it failed before, and what needs it waits for it again
+        for job, outcome in until_stopped(events, interrupts, board):
+            rows[job.id] = row_of(job, outcome, out)
+            write_results(out / RESULTS, rows, study.jobs)
+            board.ended(job, rows[job.id])
+    return interrupts.exit_code
+
+
+def startable(left: list[Job], rows: dict[str, Row]) -> Iterator[Job | None]:
+    """The jobs in their order, each once the one it needs is done; None where all that are left must wait. Those that
+    need one that failed are left out."""
+    waiting, lost = list(left), set()
+    while waiting:
+        for job in waiting:  # what a job needs stands before it
+            if job.after in lost or (job.after in rows and rows[job.after]["status"] == "failed"):
+                lost.add(job.id)
+        waiting = [job for job in waiting if job.id not in lost]
+        found = next((job for job in waiting if job.after is None or job.after in rows), None)
+        if found:
+            waiting.remove(found)
+        if waiting or found:
+            yield found
+
+
+def beside_marked(events: Iterator[Event], out: Path) -> Iterator[Event]:
+    """The events, while jobs that run at the same time as others are marked: their minutes are not those of a job
+    alone."""
+    running: set[str] = set()
+    with closing(events):
+        for event in events:
+            job, outcome = event or (None, None)
+            if job and outcome is None:
+                running.add(job.id)
+                for other in running if len(running) > 1 else ():
+                    folder = out / "jobs" / other
+                    folder.mkdir(parents=True, exist_ok=True)
+                    (folder / BESIDE).touch()
+            elif job:
+                running.discard(job.id)
+            yield event
+
+
+def measured(row: Row) -> tuple[str, float]:
+    """What is shown of a finished job while others run."""
+    return scored(row) if "metrics" in row else ("validation loss", row["validations"][-1]["loss"])
+
+
+def row_of(job: Job, outcome: dict[str, Any], out: Path) -> Row:
+    """The line of results.jsonl."""
+    folder = out / "jobs" / job.id
+    where = {"beside_others": (folder / BESIDE).exists(), "load": round(os.getloadavg()[0], 2)}
+    row = result_row(job, {"metrics": None, **outcome}, out)
+    if job.kind != "finetune":
+        row.pop("metrics", None)
+    return {"id": row.pop("id"), "kind": job.kind, **row, **where}
+
+
+# --- the end
+
+
+def finish(out: Path, name: str, ablation: Ablation, results: Results, rows: list[Row]) -> int:
+    """The report, what failed, and the shares on standard output."""
+    done = [row for row in rows if row["status"] == "done"]
+    failed = [row for row in rows if row["status"] == "failed"]
+    (out / "report").mkdir(exist_ok=True)
+    about = circumstances(ablation.path, ablation.threads, done)
+    write_report(out / "report", name, ablation, results, failed, about)
+    if done:
+        print(printed(results))
+    print(f"{out / RESULTS}\n{out / 'report' / 'report.html'}")
+    missing = len(results.plan.jobs) - len(rows)
+    if missing:
+        say(f"{plural(missing, 'job')} could not start, because what they need has failed")
+    return say_failures(failed, len(results.plan.jobs), lambda row: f"seed {row['seed']}")

@@ -1,0 +1,111 @@
+"""One pretraining of an ablation, run or gone on with by `fastbert pretrain`'s own road, and what is read off it.
+
+A branch begins as a folder with a checkpoint of another run and a schedule of its own; from there it is a run that is
+resumed. Up to that checkpoint both schedules give the same rates, so it ends as a run would that had its schedule from
+the first step.
+"""
+
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from fastbert.config import digest, from_dict
+from fastbert.errors import UserError
+from fastbert.experiments.jobs import RUN, ended, failure
+from fastbert.files import atomic_folder, read_json
+from fastbert.pretraining.job import pretrain
+from fastbert.pretraining.options import PretrainOptions, science
+from fastbert.pretraining.run import RunFolder
+from fastbert.training.logbook import read_metrics
+
+_NO_FIGURES = ("step", "split", "tokens")
+
+
+def pretrain_job(job: dict[str, Any], out: Path) -> dict[str, Any]:
+    """Trains or goes on, to the end.
+
+    Args:
+        job: of `Job.to_dict`, kind pretrain or branch.
+        out: the run's folder.
+
+    Returns:
+        The outcome, as `run_job`'s.
+    """
+    options = from_dict(PretrainOptions, job["options"] | {"out": str(out)}, where="the ablation's job")
+    begun = (out / "manifest.json").is_file()  # written after the options
+    if not begun:
+        shutil.rmtree(out, ignore_errors=True)
+        if job["kind"] == "branch":
+            branch(out.parent.parent / job["after"] / RUN, job["identity"]["start"], options, out)
+            begun = True
+    code = pretrain(replace(options, resume=begun), "ablate")
+    if code:
+        return ended(code)
+    manifest = read_json(out / "manifest.json", "the job's manifest")
+    if manifest["science"]["data"] != job["identity"]["data"]:
+        return failure("the data changed after the ablation had started", "run it again when nothing writes there")
+    last = manifest["sessions"][-1]
+    records = read_metrics(out / "metrics.jsonl")
+    tokens = options.batch_size * options.length
+    return {
+        "status": "done",
+        "precision": last["resolved"]["precision"],
+        "result": {
+            "objective": options.objective,
+            "validations": [
+                {
+                    "step": record["step"],
+                    "minutes": training_seconds(records, record["step"], tokens) / 60,
+                    **{name: value for name, value in record.items() if name not in _NO_FIGURES},
+                }
+                for record in records
+                if record["split"] == "validation"
+            ],
+            "unigram_entropy": read_json(out / "report" / "summary.json", "the job's summary")["unigram_entropy"],
+            "device": last["resolved"]["device"],
+        },
+    }
+
+
+def branch(trunk: Path, step: int, options: PretrainOptions, out: Path) -> None:
+    """Makes the folder of a run that has done its first steps as `trunk` did, ready to be resumed.
+
+    Args:
+        trunk: folder of a run with a checkpoint at `step`.
+        options: of the new run, whose learning rate up to `step` is that of the trunk.
+        out: folder to write, whole or not at all.
+
+    Raises:
+        UserError: there is no such checkpoint.
+    """
+    source = RunFolder(trunk)
+    checkpoint = source.checkpoints / f"step-{step:08d}"
+    if not checkpoint.is_dir():
+        raise UserError(f"there is no checkpoint {checkpoint} to branch off from; remove {trunk} to have it run again")
+    manifest = read_json(source.manifest, "the run's manifest")
+    described = science(options, manifest["data"]["fingerprint"])
+    manifest |= {"experiment": digest(described), "science": described, "sessions": []}
+    with atomic_folder(out) as folder:
+        # The files of a checkpoint are never written again, so both runs may have the same ones.
+        shutil.copytree(checkpoint, folder / "checkpoints" / checkpoint.name, copy_function=os.link)
+        shutil.copy(source.metrics, folder)  # later records are dropped when it is resumed
+        RunFolder(folder).write(options, manifest, source.tokenizer)
+
+
+def training_seconds(records: Sequence[dict[str, Any]], step: int, tokens: int) -> float:
+    """The time that the first `step` steps took by the logged rates, without validations and checkpoints.
+
+    Args:
+        records: of a run's metrics.jsonl.
+        tokens: in a step.
+    """
+    seconds, before = 0.0, 0
+    for record in records:
+        if record["split"] != "train" or before >= step:
+            continue
+        seconds += (min(record["step"], step) - before) * tokens / record["tokens_per_second"]
+        before = min(record["step"], step)
+    return seconds

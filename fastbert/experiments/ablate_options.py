@@ -1,0 +1,315 @@
+"""What `fastbert ablate` takes: a YAML file with a baseline, its variants and their budget, read strictly, and a few
+flags that say where and how to run.
+
+A variant is a change of the base's options of `fastbert pretrain`. What an ablation holds equal cannot be changed by
+one: the data, its vocabulary, the order and shape of the batches, and the rows of the validation.
+"""
+
+from dataclasses import dataclass, fields
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from fastbert.config import Options, from_dict, read_yaml, to_dict
+from fastbert.errors import UserError, choose, nearest
+from fastbert.experiments.options import (
+    AXES,
+    Axes,
+    merged,
+    read_axis,
+    read_finetune,
+    read_list,
+    read_seeds,
+    read_task,
+    shown,
+)
+from fastbert.pretraining.options import BUDGETS, PretrainOptions
+
+UNITS = ("steps", "flops", "minutes")
+
+POINTS = (0.1, 0.2, 0.4, 0.6, 0.8, 1.0)
+
+_DATA = "an ablation compares variants on the same data; give it under base, for all of them"
+_BATCHES = "an ablation compares variants on the same batches in the same order; give it under base, for all of them"
+_FIXED = {
+    **dict.fromkeys(("data", "vocab_size", "tokenizer", "lowercase", "validation_share"), _DATA),
+    **dict.fromkeys(("length", "batch_size"), _BATCHES),
+    "eval_sequences": "an ablation compares variants on the same validation set; give it under base, for all of them",
+    "machine": "give it under base, for all variants: their times are compared",
+}
+_TAKEN = {
+    **dict.fromkeys(BUDGETS, "give it under budget"),
+    "seed": "give seeds beside variants",
+    "out": "a job's folder lies in the ablation's; give --out",
+    "resume": "the same command goes on with what was stopped",
+    "milestones": "give checkpoints beside variants, as shares of the budget",
+}
+
+
+@dataclass(frozen=True)
+class AblateOptions:
+    """A baseline and its variants at equal cost: `fastbert ablate configs/ablate/x.yaml [options]`.
+
+    The YAML file names base (options of `fastbert pretrain`, with file: those of a YAML file), variants (changes of
+    these; the first is the baseline, or the one that baseline: names), and may give budget, seeds, threads (of each
+    job; 1), checkpoints or anneal (when to measure), and tasks (fine-tuning as the measure, as in a sweep). The flags
+    below may stand in it too. The same command goes on with an ablation that was stopped, and runs again what failed.
+    """
+
+    out: str | None = None
+    """Folder for results.jsonl, report/ and jobs/ (default: runs/<name of the YAML file>)."""
+    workers: int = 1
+    """Jobs at a time, each a process with the YAML file's threads. Scores and losses do not depend on it; minutes that
+    were measured beside other jobs are marked."""
+    glue_dir: str | None = None
+    """Folder of the official GLUE archive, or of Parquet files (default: nyu-mll/glue through `datasets`)."""
+
+    def __post_init__(self) -> None:
+        if self.workers < 1:
+            raise UserError(f"workers must be at least 1, not {self.workers}")
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What all variants get equal, and how much of it the baseline gets, in one unit of the four."""
+
+    equal: str = "steps"
+    """steps, flops or minutes."""
+    steps: int | None = None
+    tokens: int | None = None
+    flops: float | None = None
+    minutes: float | None = None
+
+    def __post_init__(self) -> None:
+        choose("unit of equality", self.equal, UNITS)
+        given = [name for name in SIZES if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise UserError(f"give the size of the baseline's budget once, not as {' and as '.join(given)}")
+        for name in given:
+            if not getattr(self, name) > 0:
+                raise UserError(f"{name} must be greater than 0, not {getattr(self, name)}")
+
+
+SIZES = tuple(field.name for field in fields(Budget) if field.name != "equal")
+
+
+@dataclass(frozen=True)
+class Variant:
+    """Options of `fastbert pretrain` but for budget, seed and folder, under the name they have in tables."""
+
+    name: str
+    options: PretrainOptions
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """What an ablation's YAML file says."""
+
+    variants: tuple[Variant, ...]
+    """The baseline first."""
+    seeds: tuple[int, ...]
+    threads: int
+    budget: Budget
+    points: tuple[float, ...]
+    """Shares of the budget at which the measure is taken, ascending, the last 1."""
+    anneal: float | None
+    """None: each variant's own schedule, measured on the way. Else the rate is constant after the warm-up, and at every
+    point p a training branches off whose rate falls to 0 within this share of the steps up to p."""
+    axes: Axes
+    """The tasks, without models."""
+    trials: int
+    """Fine-tunings of a checkpoint on each task, at each setting."""
+    path: str
+    """The file, for errors."""
+
+    @property
+    def baseline(self) -> str:
+        return self.variants[0].name
+
+
+def load_ablation(path: str | Path) -> tuple[Ablation, AblateOptions]:
+    """The ablation in a YAML file, and the flags' defaults it gives.
+
+    Raises:
+        UserError: names the file, the key, and what was expected.
+    """
+    where = str(path)
+    values = _mapping(read_yaml(path), where, "base and variants")
+    flags = {f.name for f in fields(AblateOptions)}
+    tasks = {"tasks", "finetune", "trials", *AXES}
+    known = {"base", "variants", "baseline", "budget", "seeds", "threads", "checkpoints", "anneal", *tasks, *flags}
+    for key in values:
+        if key not in known:
+            hint = "put it under base" if key in _pretrain_names() else nearest(key, known)
+            raise UserError(f"{where}: unknown option {key!r}; {_TAKEN.get(key, hint)}")
+    options = _made(AblateOptions, {key: value for key, value in values.items() if key in flags}, where)
+    threads, trials = (_count(values, name, where) for name in ("threads", "trials"))
+    points, anneal = _points(values, where)
+    base = _base(values.get("base", {}), Path(path), where)
+    axes = _axes(values, threads, where)
+    if not axes.tasks and "trials" in values:
+        raise UserError(f"{where}: trials counts fine-tunings, but there are no tasks; name some, or leave it out")
+    return (
+        Ablation(
+            variants=_variants(values, base, threads, anneal is not None, where),
+            seeds=read_seeds(values.get("seeds", 1), where),
+            threads=threads,
+            budget=_budget(values.get("budget", {}), base, where),
+            points=points,
+            anneal=anneal,
+            axes=axes,
+            trials=trials,
+            path=where,
+        ),
+        options,
+    )
+
+
+def _mapping(values: Any, where: str, what: str) -> dict[str, Any]:
+    """A mapping with the keys' names as the options have them, in its groups too."""
+    if not isinstance(values, dict):
+        raise UserError(f"{where}: expected a mapping with {what}, found {shown(values)}")
+    named = {str(key).replace("-", "_"): value for key, value in values.items()}
+    return {
+        key: {str(k).replace("-", "_"): v for k, v in value.items()}
+        if isinstance(value, dict) and key != "variants"
+        else value
+        for key, value in named.items()
+    }
+
+
+def _count(values: dict[str, Any], name: str, where: str) -> int:
+    value = values.get(name, 1)
+    if type(value) is not int or value < 1:
+        raise UserError(f"{where}: {name} must be a whole number from 1, found {shown(value)}")
+    return value
+
+
+def _points(values: dict[str, Any], where: str) -> tuple[tuple[float, ...], float | None]:
+    """When the measure is taken, and the length of the annealings."""
+    if "anneal" not in values:
+        return _shares(values.get("checkpoints", list(POINTS)), f"{where}: checkpoints"), None
+    if "checkpoints" in values:
+        raise UserError(f"{where}: give checkpoints or anneal, not both: anneal has points of its own")
+    where = f"{where}: anneal"
+    given = _mapping(values["anneal"], where, "points and share")
+    for key in given:
+        if key not in ("points", "share"):
+            raise UserError(f"{where}: unknown key {key!r}; {nearest(key, ('points', 'share'))}")
+    share = given.get("share", 0.1)
+    if not isinstance(share, int | float) or not 0 < share <= 1:
+        raise UserError(f"{where}: share must be a number in (0, 1], such as 0.1, found {shown(share)}")
+    return _shares(given.get("points", [0.2, 0.4, 0.6, 0.8, 1.0]), f"{where}: points"), float(share)
+
+
+def _shares(values: Any, where: str) -> tuple[float, ...]:
+    numbers = values if isinstance(values, list) else [values]
+    if not numbers or any(type(value) not in (int, float) or not 0 < value <= 1 for value in numbers):
+        raise UserError(f"{where} must be shares of the budget in (0, 1], such as 0.4, found {shown(values)}")
+    if any(b <= a for a, b in pairwise(numbers)) or numbers[-1] != 1:
+        raise UserError(f"{where} must ascend and end with 1.0, where the final quality is measured; found {values}")
+    return tuple(float(value) for value in numbers)
+
+
+# --- the base and its variants
+
+
+def _base(given: Any, path: Path, where: str) -> dict[str, Any]:
+    """The options of the base: those of its file, and those in place over them."""
+    where = f"{where}: base"
+    given = _mapping({"file": given} if isinstance(given, str) else given, where, "options of fastbert pretrain")
+    values: dict[str, Any] = {}
+    if "file" in given:
+        if not isinstance(given["file"], str):
+            raise UserError(f"{where}: file must be a text, found {shown(given['file'])}")
+        file = path.parent / given.pop("file")
+        values = _mapping(read_yaml(file), str(file), "options of fastbert pretrain")
+        _made(PretrainOptions, values, str(file))
+        if any(budget in given for budget in BUDGETS):
+            values = {key: value for key, value in values.items() if key not in BUDGETS}
+        values = {key: value for key, value in values.items() if key in BUDGETS or key not in _TAKEN}
+    for key in given:
+        if key in _TAKEN and key not in BUDGETS:
+            raise UserError(f"{where}: {key} is not free here; {_TAKEN[key]}")
+    if "threads" in _group(given, "machine"):
+        raise UserError(f"{where}: machine: threads is not free here; give threads beside base, for all jobs")
+    values = merged(values, given)
+    _made(PretrainOptions, values, where)
+    return values
+
+
+def _variants(
+    values: dict[str, Any], base: dict[str, Any], threads: int, annealed: bool, where: str
+) -> tuple[Variant, ...]:
+    """The variants, the baseline first."""
+    given = values.get("variants")
+    if not isinstance(given, dict) or not given:
+        raise UserError(f"{where}: variants must be a mapping of names to changes of the base, found {shown(given)}")
+    machine = {"machine": {**_group(base, "machine"), "threads": threads}}
+    common = {key: value for key, value in base.items() if key not in BUDGETS} | machine
+    found: dict[str, Variant] = {}
+    for name, changes in given.items():
+        here = f"{where}: variants: {name}"
+        if not isinstance(name, str) or not name:
+            raise UserError(f"{here}: the name of a variant must be a text; put it in quotes")
+        changes = _mapping({} if changes is None else changes, here, "options of fastbert pretrain")
+        for key in changes:
+            if reason := (_FIXED | _TAKEN).get(key):
+                raise UserError(f"{here}: {key} is not free here: {reason}")
+        if annealed and (idle := _group(changes, "schedule").keys() - {"warmup"}):
+            raise UserError(
+                f"{here}: schedule: {min(idle)} has no effect with anneal, which sets the schedule; only warmup is free"
+            )
+        found[name] = Variant(name, _made(PretrainOptions, merged(common, changes), here))
+    first = values.get("baseline", next(iter(found)))
+    if first not in found:
+        raise UserError(f"{where}: baseline: there is no variant {first!r}; {nearest(first, found)}")
+    variants = [found.pop(first), *found.values()]
+    for place, variant in enumerate(variants):
+        for other in variants[:place]:
+            if other.options == variant.options:
+                raise UserError(f"{where}: variants: {variant.name} and {other.name} have the same options")
+    return tuple(variants)
+
+
+def _group(values: dict[str, Any], name: str) -> dict[str, Any]:
+    return values[name] if isinstance(values.get(name), dict) else {}
+
+
+def _made(cls: type[Options], values: Any, where: str) -> Options:
+    """Options from a mapping; what they refuse says where they came from."""
+    try:
+        return from_dict(cls, values, where)
+    except UserError as error:
+        raise UserError(str(error) if str(error).startswith(where) else f"{where}: {error}") from None
+
+
+def _pretrain_names() -> set[str]:
+    return set(to_dict(PretrainOptions()))
+
+
+def _budget(given: Any, base: dict[str, Any], where: str) -> Budget:
+    """The budget with its size: its own, or else that of the base."""
+    where = f"{where}: budget"
+    budget = _made(Budget, given, where)
+    if any(getattr(budget, name) is not None for name in SIZES):
+        return budget
+    sizes = {name: base[name] for name in BUDGETS if base.get(name) is not None}
+    if not sizes:
+        raise UserError(f"{where}: give the size of the baseline's budget: {', '.join(SIZES[:-1])} or {SIZES[-1]}")
+    return _made(Budget, {"equal": budget.equal, **sizes}, where)
+
+
+# --- the tasks
+
+
+def _axes(values: dict[str, Any], threads: int, where: str) -> Axes:
+    """The tasks with their settings."""
+    fixed = read_finetune(values.get("finetune", {}), f"{where}: finetune")
+    common = {axis: read_axis(values[axis], axis, where) for axis in AXES if axis in values}
+    entries = read_list(values, "tasks", where) if values.get("tasks") else []
+    idle = [key for key in ("finetune", *AXES) if key in values]
+    if idle and not entries:
+        raise UserError(f"{where}: {idle[0]} is for fine-tuning, but there are no tasks; name some, or leave it out")
+    tasks = tuple(read_task(entry, common, fixed, where) for entry in entries)
+    return Axes(models=(), tasks=tasks, seeds=(), threads=threads, finetune=fixed, path=where)

@@ -1,0 +1,375 @@
+"""From an ablation's YAML file to its jobs: data prepared, all options checked and budgets turned into steps once,
+before the first job starts.
+"""
+
+import statistics
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from fastbert.config import digest, to_dict
+from fastbert.errors import UserError
+from fastbert.experiments.ablate_options import AblateOptions, Ablation, Budget
+from fastbert.experiments.jobs import RUN, Job
+from fastbert.experiments.options import ModelEntry, TaskEntry
+from fastbert.finetuning import job as finetuning
+from fastbert.finetuning.batches import subset
+from fastbert.hub.export import export_model
+from fastbert.hub.load import load_pretrained
+from fastbert.hub.names import kept
+from fastbert.model.notes import NotesOptions
+from fastbert.pretraining.job import resolve_steps, seconds_per_step
+from fastbert.pretraining.options import PretrainOptions, objective_options, science
+from fastbert.pretraining.setup import Setup, data_fingerprint, data_folder, prepare_setup
+from fastbert.training.checkpoints import check_space
+from fastbert.training.logbook import say
+from fastbert.training.schedules import ScheduleOptions, learning_rate_factor, warmup_steps
+
+PRETRAINING, ANNEALING = "pretraining", "annealing"  # in the place of a task's name
+ROUNDS, ROUND_SECONDS = 3, 3.0  # of timing
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A variant with its numbers."""
+
+    name: str
+    setup: Setup
+    flops: int
+    """Of a step, in closed form, all networks."""
+    parameters: int
+    """Of all networks."""
+    checkpoint_bytes: int
+    steps: int = 0
+    """Its budget; with annealing, that of the trunk."""
+
+    @property
+    def questions(self) -> tuple[Any, ...]:
+        """What the validation asks: losses are comparable where this is equal."""
+        options = self.setup.options
+        chosen = objective_options(options)
+        masks = (chosen.mask_rate, chosen.whole_word)
+        return (options.objective, masks if options.objective == "mlm" else chosen)
+
+
+@dataclass(frozen=True)
+class Place:
+    """A point at which a pretraining is measured."""
+
+    share: float
+    """Of the budget."""
+    steps: int
+    """What it cost: steps up to it and, with annealing, of its branch."""
+    job: str
+    """Id of the pretraining, or of the branch, whose state after `steps` steps it is."""
+    seed: int
+
+
+@dataclass
+class Plan:
+    """The jobs of an ablation, and what they share."""
+
+    variants: list[Planned]
+    """The baseline first."""
+    unigram_entropy: float
+    """Nats, of the validation text."""
+    seconds: dict[str, float]
+    """Seconds of a step by `timing_key`, where they were needed."""
+    jobs: list[Job] = field(default_factory=list)
+    """Seed by seed and variant by variant; a job comes after the one it needs."""
+    places: dict[str, list[Place]] = field(default_factory=dict)
+    """Variant -> its points of all seeds."""
+
+
+def plan(ablation: Ablation, options: AblateOptions, out: Path, known: Mapping[str, float]) -> Plan:
+    """Everything an ablation will run.
+
+    Args:
+        known: `Plan.seconds` of an earlier call, so that minutes give the same steps again.
+
+    Raises:
+        UserError: a variant, a task or a point that no job could be run with.
+    """
+    folder = prepared(ablation)
+    variants = []
+    for variant in ablation.variants:
+        with named(f"{ablation.path}: variants: {variant.name}"):
+            variants.append(planned(variant.name, replace(variant.options, data=str(folder))))
+    first = variants[0].setup
+    unigram = first.dataset.split("validation").unigram_entropy
+    seconds = step_seconds(variants, known) if needs_time(ablation.budget) else {}
+    result = Plan(variants, unigram, seconds)
+    steps = equal_steps(ablation.budget, variants, [seconds.get(timing_key(v.setup), 0.0) for v in variants])
+    result.variants = [replace(variant, steps=count) for variant, count in zip(variants, steps, strict=True)]
+    tasks = check_tasks(ablation, options, result.variants)
+    for seed in ablation.seeds:
+        there: dict[str, str] = {}
+        for variant in result.variants:
+            with named(f"{ablation.path}: variants: {variant.name}"):
+                jobs, places = pretrainings(ablation, variant, seed)
+            if (other := there.setdefault(jobs[0].id, variant.name)) != variant.name:
+                raise UserError(
+                    f"{ablation.path}: variants: {other} and {variant.name} would be the same training: what differs "
+                    "between them has no effect with the rest of their options; leave one of them out"
+                )
+            result.jobs += jobs
+            result.places[variant.name] = result.places.get(variant.name, []) + places
+            for place in places:
+                result.jobs += finetunings(ablation, options, variant, tasks, place, out)
+    ends = 1 if ablation.anneal is None else len(ablation.points) + 1
+    every = len(ablation.seeds) * (len(ablation.points) + 2 * ends)
+    check_space(out, every * sum(variant.checkpoint_bytes for variant in variants))
+    return result
+
+
+@contextmanager
+def named(where: str) -> Iterator[None]:
+    """Says of a refusal whose it is."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
+
+
+# --- data and variants
+
+
+def prepared(ablation: Ablation) -> Path:
+    """The folder of the data, absolute, with the rare words that any variant has notes for."""
+    base = ablation.variants[0].options
+    notes = [variant.options.notes for variant in ablation.variants if variant.options.notes.enabled]
+    if notes:
+        least, most = min(band.least for band in notes), max(band.most for band in notes)
+        base = replace(base, notes=NotesOptions(enabled=True, least=least, most=most))
+    tokenizer = base.tokenizer
+    if tokenizer is None and base.init_from is not None:
+        tokenizer = str(load_pretrained(base.init_from).tokenizer)
+    with named(ablation.path):
+        return data_folder(base, tokenizer).resolve()
+
+
+def planned(name: str, options: PretrainOptions) -> Planned:
+    """Opens a variant as its jobs will."""
+    setup = prepare_setup(options)
+    setup.batches()  # refuses a corpus of less than one batch
+    objective = setup.objective()
+    state = sum(buffer.numel() * buffer.element_size() for buffer in objective.buffers())
+    parameters = objective.parameter_count()
+    return Planned(
+        name=name,
+        setup=setup,
+        flops=objective.flops(options.batch_size, options.length),
+        parameters=parameters,
+        checkpoint_bytes=12 * parameters + state,
+    )
+
+
+# --- the budget
+
+
+def needs_time(budget: Budget) -> bool:
+    return budget.equal == "minutes" or budget.minutes is not None
+
+
+def equal_steps(budget: Budget, variants: list[Planned], seconds: list[float]) -> list[int]:
+    """The steps of each variant, the baseline first, such that all cost what the baseline does.
+
+    Args:
+        seconds: of a step of each variant; only looked at where minutes are asked for.
+    """
+    first = variants[0]
+    options = first.setup.options
+    steps = {
+        "steps": lambda: budget.steps,
+        "tokens": lambda: budget.tokens / (options.batch_size * options.length),
+        "flops": lambda: budget.flops / first.flops,
+        "minutes": lambda: 60 * budget.minutes / seconds[0],
+    }
+    (size,) = [name for name in steps if getattr(budget, name) is not None]
+    costs = {"steps": [1] * len(variants), "flops": [v.flops for v in variants], "minutes": seconds}[budget.equal]
+    count = max(1, round(steps[size]()))
+    return [max(1, round(count * costs[0] / cost)) for cost in costs]
+
+
+def timing_key(setup: Setup) -> str:
+    """Names what the time of a step depends on."""
+    options = setup.options
+    machine = {"threads": options.machine.threads, "device": str(setup.device), "precision": setup.precision}
+    micro = options.machine.micro_batch_size or options.batch_size
+    return digest(science(options, data_fingerprint(setup.dataset)) | machine | {"micro_batch_size": micro})
+
+
+def step_seconds(variants: Iterable[Planned], known: Mapping[str, float]) -> dict[str, float]:
+    """Seconds of a step of each variant: those that are known, else the median of a few rounds, in turn."""
+    found = {timing_key(v.setup): known[timing_key(v.setup)] for v in variants if timing_key(v.setup) in known}
+    left = [variant for variant in variants if timing_key(variant.setup) not in found]
+    times: dict[str, list[float]] = {}
+    for _ in range(ROUNDS):
+        for variant in left:
+            took = seconds_per_step(variant.setup, variant.setup.objective(), ROUND_SECONDS)
+            times.setdefault(timing_key(variant.setup), []).append(took)
+    for variant in left:
+        found[timing_key(variant.setup)] = statistics.median(times[timing_key(variant.setup)])
+        say(f"{variant.name}: {1000 * found[timing_key(variant.setup)]:.1f} ms a step")
+    return found
+
+
+# --- pretraining
+
+
+def pretrainings(ablation: Ablation, variant: Planned, seed: int) -> tuple[list[Job], list[Place]]:
+    """The training of a variant and a seed, with its branches, and where they are measured."""
+    at = [max(1, round(point * variant.steps)) for point in ablation.points]
+    if len(set(at)) < len(at):
+        raise UserError(
+            f"a budget of {variant.steps} steps is too short for the points {', '.join(map(str, ablation.points))}: "
+            "two of them are the same step"
+        )
+    setup = replace(variant.setup, options=replace(variant.setup.options, seed=seed, steps=variant.steps))
+    options = resolve_steps(setup)
+    if ablation.anneal is not None:
+        warmup = float(warmup_steps(replace(options.schedule, name="constant"), variant.steps))
+        options = replace(options, schedule=ScheduleOptions("constant", warmup))
+    learning_rate_factor(options.schedule, 0, variant.steps)  # refuses a warm-up longer than the run
+    trunk = _pretraining(variant, seed, replace(options, milestones=",".join(map(str, at))), "pretrain")
+    if ablation.anneal is None:
+        return [trunk], [Place(p, n, trunk.id, seed) for p, n in zip(ablation.points, at, strict=True)]
+    jobs, places = [trunk], []
+    for point, start in zip(ablation.points, at, strict=True):
+        length = max(1, round(ablation.anneal * start))
+        end = start + length
+        schedule = replace(options.schedule, name="wsd", decay=length / end)
+        learning_rate_factor(schedule, 0, end)  # refuses a warm-up that goes beyond the point
+        branch = _pretraining(variant, seed, replace(options, steps=end, schedule=schedule), "branch", trunk, start)
+        jobs.append(branch)
+        places.append(Place(point, end, branch.id, seed))
+    return jobs, places
+
+
+def _pretraining(
+    variant: Planned, seed: int, options: PretrainOptions, kind: str, trunk: Job | None = None, start: int = 0
+) -> Job:
+    machine = options.machine
+    identity = science(options, data_fingerprint(variant.setup.dataset)) | {
+        "eval_sequences": options.eval_sequences,
+        "threads": machine.threads,
+        "precision": machine.precision,
+        "milestones": options.milestones,
+        "start": start,
+    }
+    return Job(
+        id=digest(identity),
+        model=variant.name,
+        task=PRETRAINING if trunk is None else ANNEALING,
+        seed=seed,
+        setting={"steps": options.steps} if trunk is None else {"from step": start, "steps": options.steps},
+        identity=identity,
+        options=_plain(to_dict(options)),
+        folder=str(Path.cwd()),
+        cost=float(variant.flops * (options.steps - start)),
+        kind=kind,
+        after=trunk and trunk.id,
+    )
+
+
+def _plain(options: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in options.items() if key not in ("out", "resume", "tokens", "minutes")}
+
+
+# --- fine-tuning
+
+
+@dataclass(frozen=True)
+class OpenTask:
+    """A task as it was checked for a variant."""
+
+    entry: TaskEntry
+    name: str
+    described: dict[str, Any]
+    """What its results depend on besides setting, seed and encoder."""
+    settings: list[dict[str, Any]]
+    """Learning rate, batch size and epochs, as they come out of defaults and axes."""
+    work: float
+    """FLOPs of an epoch, roughly."""
+
+
+def check_tasks(ablation: Ablation, options: AblateOptions, variants: list[Planned]) -> dict[str, list[OpenTask]]:
+    """Opens every task as the fine-tunings of each variant will, with an encoder that has not learned anything.
+
+    Returns:
+        variant -> its tasks.
+    """
+    found: dict[str, list[OpenTask]] = {}
+    for variant in variants if ablation.axes.tasks else ():
+        with tempfile.TemporaryDirectory() as folder:
+            model = Path(folder) / "model"
+            setup = variant.setup
+            export_model(setup.config, kept(setup.objective().state_dict()), setup.dataset.tokenizer, model)
+            for entry in ablation.axes.tasks:
+                with named(f"{ablation.path}: {variant.name}, {entry.name or entry.task}"):
+                    found.setdefault(variant.name, []).append(_open(ablation, options, variant, entry, model))
+        names = [task.name for task in found[variant.name]]
+        for name in names:
+            if names.count(name) > 1:
+                raise UserError(f"{ablation.path}: tasks: {name} is there twice; give one of them a name: of its own")
+    return found
+
+
+def _open(ablation: Ablation, options: AblateOptions, variant: Planned, entry: TaskEntry, model: Path) -> OpenTask:
+    given = ModelEntry(variant.name, str(model))
+    asked = ablation.axes.options(given, entry, options.glue_dir, **entry.settings[0])
+    setup = finetuning.prepare_setup(asked)
+    settings = []
+    for setting in entry.settings:
+        asked = ablation.axes.options(given, entry, options.glue_dir, **setting)
+        resolved = asked.resolved(setup.task, setup.pretrained.config.max_positions)
+        (fraction,) = resolved.fractions()
+        rows = subset(len(setup.train), fraction)
+        learning_rate_factor(resolved.schedule, 0, resolved.steps(len(rows)))
+        settings.append({name: getattr(resolved, name) for name in ("learning_rate", "batch_size", "epochs")})
+    described = finetuning.describe_experiment(setup) | {"task": setup.task.name, "fraction": fraction}
+    del described["model"]  # the random encoder's
+    characters = sum(len(setup.train[row].text) + len(setup.train[row].pair or "") for row in rows)
+    weights = setup.pretrained.weights
+    parameters = sum(weights[key].numel() for key in weights if key.startswith("encoder.blocks."))
+    return OpenTask(entry, entry.name or setup.task.name, described, settings, 6.0 * parameters * characters / 4)
+
+
+def finetunings(
+    ablation: Ablation,
+    options: AblateOptions,
+    variant: Planned,
+    tasks: Mapping[str, list[OpenTask]],
+    place: Place,
+    out: Path,
+) -> list[Job]:
+    """Those of one checkpoint: every task, setting and trial, the same for all variants."""
+    run = out.resolve() / "jobs" / place.job / RUN
+    checkpoint = ModelEntry(variant.name, str(run / "checkpoints" / f"step-{place.steps:08d}"))
+    jobs = []
+    for task in tasks.get(variant.name, ()):
+        for given, setting in zip(task.entry.settings, task.settings, strict=True):
+            asked = ablation.axes.options(checkpoint, task.entry, options.glue_dir, **given)
+            for trial in range(ablation.trials):
+                seed = place.seed * ablation.trials + trial  # no two seeds of a variant share a head
+                identity = task.described | setting
+                identity |= {"threads": ablation.threads, "precision": asked.machine.precision, "seed": seed}
+                identity |= {"pretraining": place.job, "step": place.steps}
+                jobs.append(
+                    Job(
+                        id=digest(identity),
+                        model=variant.name,
+                        task=task.name,
+                        seed=place.seed,
+                        setting={**setting, "at": place.share, "trial": trial},
+                        identity=identity,
+                        options=_plain(to_dict(replace(asked, first_seed=seed))),
+                        folder=str(Path.cwd()),
+                        cost=task.work * setting["epochs"],
+                        after=place.job,
+                    )
+                )
+    return jobs

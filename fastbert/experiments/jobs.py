@@ -1,0 +1,204 @@
+"""One job of a sweep or an ablation: a training of one seed, run to its end or to a failure that is explained.
+
+`run_job` is a plain function of plain values, so that a process of this machine and a node of a cluster run the same.
+"""
+
+import errno
+import os
+import shutil
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from fastbert.errors import UserError
+from fastbert.files import read_json
+
+LOG, RUN = "log.txt", "run"
+TAIL = 15  # lines of a log that a failure shows
+SAVE_MEMORY = (
+    "run fewer --workers, or give less to a job: a smaller machine: micro_batch_size (the results stay the same), for "
+    "fine-tuning a shorter max_length"
+)
+_NO_MEMORY = ("can't allocate memory", "out of memory", "cannot allocate memory", "bad_alloc", "bad alloc")
+
+
+@dataclass(frozen=True)
+class Job:
+    """A training of one seed and where it stands in the sweep. All values are JSON."""
+
+    id: str
+    """Hash of `identity`: eight hexadecimal digits."""
+    model: str
+    """Its name in tables."""
+    task: str
+    """Its name in tables."""
+    seed: int
+    setting: dict[str, float | int]
+    """Learning rate, batch size and epochs."""
+    identity: dict[str, Any]
+    """All that defines the result: the active options, the fingerprints of weights, tokenizer and examples."""
+    options: dict[str, Any]
+    """Of `fastbert finetune`, or of `fastbert pretrain`, but for `out`."""
+    folder: str
+    """Where paths in `options` start from."""
+    cost: float
+    """Expected work, in a unit of its own."""
+    kind: str = "finetune"
+    """finetune, pretrain, or branch (a pretraining that starts from the checkpoint of another one)."""
+    after: str | None = None
+    """Id of the job that must be done before it, if there is one."""
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def title(job: Job) -> str:
+    setting = ", ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in job.setting.items())
+    return f"{job.task}, {job.model}, {setting}, seed {job.seed}"
+
+
+def thread_variables(threads: int) -> dict[str, str]:
+    """The environment of a process that runs jobs: what a result may depend on besides its options."""
+    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS")
+    return {**dict.fromkeys(names, str(threads)), "TOKENIZERS_PARALLELISM": "false"}
+
+
+def run_job(job: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Trains; a failure is an outcome too, and what was written before it stays in `folder`.
+
+    Args:
+        job: of `Job.to_dict`.
+        folder: gets log.txt (all that the job says) and run/ (what `fastbert finetune` writes).
+
+    Returns:
+        status "done" with `result` (the seed's result.json), precision and seconds, or "failed" with `reason`,
+        `mend` and `log` (the last lines).
+    """
+    start = time.perf_counter()
+    folder = folder.resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    with _said_in(folder / LOG):
+        try:
+            outcome = _train(job, folder / RUN)
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+            outcome = failure(str(error), "")
+        except Exception as error:  # whatever it is, it ends this job only, and the user is told
+            traceback.print_exc()
+            outcome = _explained(error)
+    if outcome["status"] == "failed":
+        outcome["log"] = tail(folder / LOG)
+    return outcome | {"seconds": round(time.perf_counter() - start, 2)}
+
+
+def _train(job: dict[str, Any], out: Path) -> dict[str, Any]:
+    if not Path(job["folder"]).is_dir():
+        raise UserError(f"the folder {job['folder']} of the sweep is not there; every node needs the same paths")
+    os.chdir(job["folder"])
+    if job["kind"] == "finetune":
+        return _finetune(job, out)
+    from fastbert.experiments.ablate_jobs import pretrain_job
+
+    return pretrain_job(job, out)
+
+
+def _finetune(job: dict[str, Any], out: Path) -> dict[str, Any]:
+    from fastbert.config import from_dict
+    from fastbert.finetuning.job import finetune
+    from fastbert.finetuning.options import FinetuneOptions
+
+    shutil.rmtree(out, ignore_errors=True)  # what an unfinished attempt left
+    code = finetune(from_dict(FinetuneOptions, job["options"] | {"out": str(out)}, where="the sweep's job"))
+    if code:
+        return ended(code)
+    science = read_json(out / "manifest.json", "the job's manifest")["science"]
+    for name in ("model", "tokenizer", "data"):
+        if science[name] != job["identity"].get(name, science[name]):
+            return failure(f"the {name} changed after the sweep had started", "run it again when nothing writes there")
+    results = read_json(out / "results.json", "the job's results")
+    return {
+        "status": "done",
+        "precision": results["precision"],
+        "metrics": results["metrics"],
+        "result": results["fractions"][0]["seeds"][0],
+    }
+
+
+@contextmanager
+def _said_in(path: Path) -> Iterator[None]:
+    """All that this process writes to standard output and error goes to a file, also from C++."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    kept = [os.dup(1), os.dup(2)]
+    with open(path, "w", encoding="utf-8") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        for number, copy in enumerate(kept, 1):
+            os.dup2(copy, number)
+            os.close(copy)
+
+
+# --- failures
+
+
+def failure(reason: str, mend: str) -> dict[str, Any]:
+    return {"status": "failed", "reason": reason, "mend": mend}
+
+
+def ended(code: int) -> dict[str, Any]:
+    """The outcome of a training that returned with an exit code other than 0."""
+    return failure(f"it was ended by {_signal(code - 128) if code > 128 else f'exit code {code}'}", "run it again")
+
+
+def _explained(error: Exception) -> dict[str, Any]:
+    said = (str(error).strip().splitlines() or [""])[0]
+    no_memory = isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
+    if no_memory or any(words in str(error).lower() for words in _NO_MEMORY):
+        return failure(f"it ran out of memory ({type(error).__name__}: {said})", SAVE_MEMORY)
+    return failure(f"{type(error).__name__}: {said}", "the traceback is in its log")
+
+
+def explained_death(code: int, log: Path) -> dict[str, Any]:
+    """The outcome of a job whose process ended under it.
+
+    Args:
+        code: of the process; -N where signal N ended it.
+        log: the job's log, if it wrote one.
+    """
+    lines = tail(log)
+    if code == -signal.SIGKILL:
+        reason = "its process was killed by SIGKILL, most likely by the system for want of memory"
+        return failure(reason, SAVE_MEMORY) | {"log": lines}
+    if any(words in "\n".join(lines).lower() for words in _NO_MEMORY):
+        return failure(f"its process ran out of memory and ended by {_ending(code)}", SAVE_MEMORY) | {"log": lines}
+    return failure(f"its process was ended by {_ending(code)}", "see its log; run it again") | {"log": lines}
+
+
+def _ending(code: int) -> str:
+    return _signal(-code) if code < 0 else f"exit code {code}"
+
+
+def _signal(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+def tail(path: Path) -> list[str]:
+    """The last lines of a log; none if there is no log."""
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").splitlines()[-TAIL:]
+    except FileNotFoundError:
+        return []

@@ -1,0 +1,117 @@
+"""`fastbert finetune` with several tasks: each by the road of one task, in a folder of its own; then the GLUE table.
+
+out/config.yaml   the options as given
+out/<task>/       as job.py writes it for one task
+out/glue.md       the table
+"""
+
+from dataclasses import replace
+from pathlib import Path
+
+from fastbert.errors import UserError
+from fastbert.files import LOCK, atomic_file, read_json
+from fastbert.finetuning import job
+from fastbert.finetuning.options import FinetuneOptions
+from fastbert.finetuning.own import OwnTaskOptions
+from fastbert.finetuning.table import COLUMNS, Summary, glue_table
+from fastbert.finetuning.tasks import open_task
+from fastbert.training.logbook import say
+
+ALL = "glue"  # as the name of a task: those of the table
+TABLE = "glue.md"
+
+
+def finetune(asked: FinetuneOptions) -> int:
+    """Trains the task, or the tasks, of `asked`; returns the exit code.
+
+    A further call with the same --out trains what is missing: seeds that were interrupted, and tasks that are added.
+
+    Raises:
+        UserError: anything the user can mend; before the first task is trained if it can be seen then.
+    """
+    names = task_names(asked.task)
+    if names is None:
+        return job.finetune(asked)
+    job.check_given(asked)
+    if asked.own != OwnTaskOptions():
+        raise UserError("--own... describes one task; among several, give a task of your own as a YAML file")
+    out = Path(asked.out)
+    check_out(out)
+    parts = check_tasks(asked, names)
+    job.write_options(out, asked)
+    for place, options in enumerate(parts, 1):
+        say(f"task {place} of {len(parts)}: {options.task}")
+        code = job.finetune(options)
+        if code:
+            return code
+    table = glue_table(table_rows(asked.start, [Path(options.out) for options in parts]), asked.seeds)
+    with atomic_file(out / TABLE, "w") as file:
+        file.write(table)
+    print(f"\n{table}\n  {out / TABLE}")
+    return 0
+
+
+def task_names(task: str | None) -> list[str] | None:
+    """The several tasks that --task names, or None if it names one."""
+    if task == ALL:
+        return list(COLUMNS)
+    if task is None or "," not in task or Path(task).is_file():
+        return None
+    return [name.strip() for name in task.split(",") if name.strip()]
+
+
+def check_out(out: Path) -> None:
+    """Raises a UserError if `out` holds something else than the results of several tasks."""
+    if not out.is_dir():
+        return
+    if (out / "manifest.json").is_file():
+        raise UserError(f"{out} holds the results of one task; choose another --out for several")
+    if not (out / "config.yaml").is_file() and any(path.name != LOCK for path in out.iterdir()):
+        raise UserError(f"{out} is not empty and holds no results of fastbert finetune; choose another --out")
+
+
+def check_tasks(asked: FinetuneOptions, names: list[str]) -> list[FinetuneOptions]:
+    """The options of each task, after all has been read once that will be trained on: hours may pass before the last
+    task begins.
+
+    Raises:
+        UserError: names every task that cannot be trained and why, and the others.
+    """
+    job.open_encoder(asked)
+    parts: dict[str, FinetuneOptions] = {}
+    problems: dict[str, str] = {}
+    for name in names:
+        try:
+            task = open_task(name, glue_dir=asked.glue_dir, glue_subset=asked.glue_subset)
+            if task.name in parts:
+                raise UserError(f"a task called {task.name} comes twice; leave it out, or rename one in its YAML file")
+            if Path(task.name).name != task.name:
+                raise UserError(f"{task.name!r} is no name for a folder; rename the task in its YAML file")
+            folder = Path(asked.out) / task.name
+            symmetric = asked.symmetric and task.symmetric and task.is_pair
+            options = replace(asked, task=name, out=str(folder), symmetric=symmetric)
+            setup = job.prepare_setup(options)
+            if folder.is_dir():
+                job.check_folder(folder, job.describe_experiment(setup))
+            parts[task.name] = options
+        except UserError as error:
+            problems[name] = str(error)
+    if problems:
+        lines = "\n".join(f"  {name}: {problem}" for name, problem in problems.items())
+        rest = ",".join(name for name in names if name not in problems)
+        remedy = f"\nMend that, or train the others: --task {rest}" if rest else ""
+        raise UserError(f"{len(problems)} of {len(names)} tasks cannot be trained:\n{lines}{remedy}")
+    if asked.symmetric and not any(options.symmetric for options in parts.values()):
+        raise UserError("the order of the texts matters in all of these tasks: leave --symmetric out")
+    return list(parts.values())
+
+
+def table_rows(model: str, folders: list[Path]) -> dict[str, dict[str, Summary]]:
+    """The rows of the table from the results in `folders`: one for each share of the training splits."""
+    rows: dict[str, dict[str, Summary]] = {}
+    for folder in folders:
+        results = read_json(folder / "results.json", "the task's results")
+        for part in results["fractions"]:
+            share = "" if part["fraction"] == 1.0 else f", {100 * part['fraction']:g} % of train"
+            rows.setdefault(model + share, {})[results["task"]] = part["summary"]["best"]
+    return rows

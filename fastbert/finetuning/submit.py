@@ -1,0 +1,186 @@
+"""`fastbert submit`: the archive GLUE's server takes, predicted by fine-tuned models, or a check of one."""
+
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from fastbert.config import MACHINE
+from fastbert.errors import UserError, choose
+from fastbert.files import read_json
+from fastbert.finetuning.glue import GLUE, GlueSource
+from fastbert.finetuning.model import FineTuned, load_classifier
+from fastbert.finetuning.predict import BATCH, answer, check_file, check_fits, encode_inputs, predict_scores
+from fastbert.finetuning.results import best_seed, tuned_folder
+from fastbert.finetuning.submission import FILES, validate, write_submission
+from fastbert.finetuning.tasks import open_task
+from fastbert.training.hardware import MachineOptions, resolve_device, resolve_precision, setup_machine
+from fastbert.training.logbook import say
+
+
+@dataclass(frozen=True)
+class SubmitOptions:
+    """The archive that GLUE's server takes, from fine-tuned models; or a check of one."""
+
+    models: tuple[str, ...] = ()
+    """Fine-tuned models as task=folder, such as cola=results/cola/seed-0 rte=results/rte: the folder of a seed, or an
+    --out of `fastbert finetune`, whose best seed on dev is taken. That of mnli answers ax too, unless ax has one."""
+    results: str | None = None
+    """--out of `fastbert finetune`, with one task or several: of each task the seed that is best on dev is taken, where
+    --models names none."""
+    glue_dir: str | None = None
+    """Folder of the official GLUE archive, or of Parquet files (default: nyu-mll/glue through `datasets`)."""
+    out: str | None = None
+    """Zip file to write."""
+    fill: bool = False
+    """Give tasks without a model or test split the majority label in every row: the server takes only all files."""
+    check: str | None = None
+    """Instead: an archive, or a folder with its files, to hold against the server's rules and row counts."""
+    machine: MachineOptions = field(default_factory=MachineOptions, metadata=MACHINE)
+
+
+@dataclass(frozen=True)
+class Part:
+    """One file of the archive."""
+
+    file: str
+    task: str
+    split: str
+    model: Path | None
+    """None: the majority label is written."""
+    why: str = ""
+    """There is no model."""
+
+
+def submit(options: SubmitOptions) -> None:
+    """Writes and validates an archive, or validates the one of --check; prints what is in it.
+
+    Raises:
+        UserError: a model or a test split is missing or does not fit, before anything is predicted; or the archive of
+            --check is not what the server takes.
+    """
+    if options.check is not None:
+        if options.models or options.results or options.out:
+            raise UserError("--check only looks at an archive; leave --models, --results and --out out")
+        rows = validate(options.check)
+        print("\n".join([f"{options.check}: GLUE's server takes it", *(f"  {f:<11} {n:>9,}" for f, n in rows.items())]))
+        return
+    if options.out is None:
+        raise UserError("--out is missing: the zip file to write, such as glue.zip")
+    check_file(Path(options.out))
+    device = resolve_device(options.machine.device)
+    precision, warning = resolve_precision(options.machine.precision, device)
+    if warning:
+        say(warning)
+    setup_machine(options.machine, device)
+    parts = plan(options)
+    predictions: dict[str, dict[str, list]] = {}
+    for folder in dict.fromkeys(part.model for part in parts if part.model is not None):
+        tuned = load_classifier(folder, options.machine.attention)
+        tuned.model.to(device)
+        for part in parts:
+            if part.model == folder:
+                words = predict_part(part, tuned, options, precision)
+                predictions.setdefault(part.task, {})[part.split] = words
+    path = write_submission(Path(options.out), predictions, options.fill).path
+    rows = validate(path)
+    lines = [f"{path}: {len(rows)} files, as GLUE's server takes them"]
+    for part in parts:
+        filler = "majority label" if GLUE[part.task].labels else "mean score"
+        source = part.model or f"{filler} {GLUE[part.task].majority} in every row: {part.why}"
+        lines.append(f"  {part.file:<11} {rows[part.file]:>9,}  {source}")
+    print("\n".join(lines))
+
+
+def plan(options: SubmitOptions) -> list[Part]:
+    """What each file will hold, after every model's record and every test split has been looked at.
+
+    Raises:
+        UserError: see `submit`.
+    """
+    models = chosen_models(options)
+    if not models:
+        raise UserError("give models with --models task=folder or --results, or an archive to look at with --check")
+    for name, folder in models.items():
+        record = load_classifier(folder).record
+        if record.task != name and (name, record.task) != ("ax", "mnli"):
+            raise UserError(f"{folder} was trained on {record.task}, not on {name}; name the model of {name}")
+    parts = []
+    for file, (name, split) in FILES.items():
+        folder, why = models.get(name), "no model"
+        if folder is None and name == "ax":
+            folder = models.get("mnli")
+        if folder is not None and options.fill and (why := missing_split(name, split, options.glue_dir)):
+            folder = None
+        if folder is not None:
+            check_split(folder, name, split, options.glue_dir)
+        parts.append(Part(file, name, split, folder, why))
+    if all(part.model is None for part in parts):
+        raise UserError(f"{options.glue_dir} holds no test split of {', '.join(models)}; mend --glue-dir")
+    missing = [part.file for part in parts if part.model is None]
+    if missing and not options.fill:
+        raise UserError(
+            f"no model for {', '.join(missing)}, and GLUE's server takes only all {len(FILES)} files; give more "
+            "--models, or --fill to put the majority label in their place"
+        )
+    return parts
+
+
+def chosen_models(options: SubmitOptions) -> dict[str, Path]:
+    """Task -> folder of its model, from --results and --models."""
+    chosen: dict[str, Path] = {}
+    if options.results is not None:
+        root = Path(options.results)
+        found = sorted([*root.glob("results.json"), *root.glob("*/results.json")])
+        if not found:
+            raise UserError(f"{root} holds no results.json, nor does a folder in it; give an --out of finetune")
+        for path in found:
+            name = read_json(path, "the task's results")["task"]
+            if name not in GLUE:
+                print(f"{path.parent}: {name} is no GLUE task, left out", file=sys.stderr)
+            else:
+                chosen[name] = best_seed(path.parent)
+    named: set[str] = set()
+    for text in options.models:
+        name, equals, folder = text.partition("=")
+        if not equals or not folder:
+            raise UserError(f"--models takes task=folder, such as cola=results/cola/seed-0, not {text!r}")
+        name = choose("GLUE task", name, GLUE)
+        if name in named:
+            raise UserError(f"--models names two models for {name}; give one")
+        named.add(name)
+        chosen[name] = tuned_folder(Path(folder))
+    return chosen
+
+
+def missing_split(name: str, split: str, glue_dir: str | None) -> str | None:
+    """Why there is no test split to predict; None if there is one."""
+    if glue_dir is None or not Path(glue_dir).is_dir():  # in `datasets`, or a mistake that is not to be filled over
+        return None
+    try:
+        source = GlueSource(name, glue_dir, subset=True)
+    except UserError:
+        return f"{glue_dir} has no folder {GLUE[name].title}"
+    return None if source.has(split) else f"{source.places()[split]} is not there"
+
+
+def check_split(folder: Path, name: str, split: str, glue_dir: str | None) -> None:
+    """Raises a UserError if the model's answers are not the task's, or the test split has not the official rows."""
+    task = open_task(name, glue_dir=glue_dir, glue_subset=True)
+    check_fits(task, load_classifier(folder).record, str(folder))
+    count, official = len(task.examples(split)), GLUE[name].rows[split]
+    if count != official:
+        raise UserError(
+            f"{task.splits[split]} holds {count:,} rows, and GLUE's server expects {official:,}; fetch the file again"
+        )
+
+
+def predict_part(part: Part, tuned: FineTuned, options: SubmitOptions, precision: str) -> list[str | float]:
+    """The label words, or numbers, of a test split."""
+    record = tuned.record
+    task = open_task(part.task, glue_dir=options.glue_dir, glue_subset=True)
+    inputs = encode_inputs(task.examples(part.split), tuned.vocabulary, record)
+    cut = f", {inputs.truncated:,} of them cut to {record.max_length} tokens" if inputs.truncated else ""
+    say(f"{part.file}: predicting {len(inputs.examples):,} rows{cut} with {part.model}")
+    batch_size = options.machine.micro_batch_size or BATCH
+    values = predict_scores(tuned.model, inputs, numbers=record.numbers, precision=precision, batch_size=batch_size)
+    return [answer(value, record)["value" if record.numbers else "label"] for value in values]

@@ -1,0 +1,125 @@
+"""The GLUE table as papers print it: a row for each model, a column for each task, as Markdown that reads well in a
+terminal too."""
+
+import statistics
+from collections.abc import Mapping, Sequence
+
+from fastbert.finetuning.glue import GLUE
+
+Summary = Mapping[str, Mapping[str, Mapping[str, float | None]]]
+"""dev split -> metric -> median, mean, std and max: `fractions[...].summary.best` of results.json."""
+
+COLUMNS = {
+    "mnli": "MNLI-m/mm",
+    "qqp": "QQP",
+    "qnli": "QNLI",
+    "sst2": "SST-2",
+    "cola": "CoLA",
+    "stsb": "STS-B",
+    "mrpc": "MRPC",
+    "rte": "RTE",
+}
+"""Task -> heading, in the order papers print them, and the tasks of the mean: WNLI and AX are left out of it."""
+_FIGURES = {"qqp": ("f1", "accuracy"), "mrpc": ("f1", "accuracy")}  # where papers turn the registry's order around
+_MEANINGS = {
+    "mnli": "matched/mismatched accuracy",
+    "qqp": "F1/accuracy",
+    "cola": "Matthews",
+    "stsb": "Pearson/Spearman",
+    "mrpc": "F1/accuracy",
+}
+NOTHING = "–"
+
+
+def glue_table(rows: Mapping[str, Mapping[str, Summary]], seeds: int | None = None) -> str:
+    """Markdown: a table with the figures on dev x 100, and below it what they are.
+
+    A cell is the median over the seeds ± the standard deviation, both figures of a task beside each other. The mean is
+    over the tasks that every row has, as means over different tasks cannot be compared; a task with two figures counts
+    by their mean. Tasks that are not GLUE's (and WNLI) stand behind the mean, with all their metrics.
+
+    Args:
+        rows: name of the model -> task -> its summary.
+        seeds: how many there were, to be said below the table.
+    """
+    found = list(dict.fromkeys(task for tasks in rows.values() for task in tasks))
+    columns = [task for task in COLUMNS if task in found]
+    others = [task for task in found if task not in COLUMNS]
+    shared = [task for task in columns if all(task in tasks for tasks in rows.values())]
+    over = f" of {len(shared)}" if 0 < len(shared) < len(COLUMNS) else ""
+    mean_head = [f"Mean{over}"] if columns else []
+    head = ["Model", *(COLUMNS[task] for task in columns), *mean_head, *(_heading(task, rows) for task in others)]
+    lines = []
+    for model, tasks in rows.items():
+        means = [statistics.fmean(median for median, _ in _figures(task, tasks[task])) for task in shared]
+        mean = f"{100 * statistics.fmean(means):.1f}" if means else NOTHING
+        cells = {task: _cell(_figures(task, summary)) for task, summary in tasks.items()}
+        lines.append(
+            [
+                model.replace("|", "\\|"),
+                *(cells.get(task, NOTHING) for task in columns),
+                *([mean] if columns else []),
+                *(cells.get(task, NOTHING) for task in others),
+            ]
+        )
+    return "\n".join([*_markdown(head, lines), "", *_legend(columns, shared, others, seeds)]) + "\n"
+
+
+def _figures(task: str, summary: Summary) -> list[tuple[float, float | None]]:
+    """(median, standard deviation) of each figure of a task, in the order they are printed."""
+    return [
+        (metrics[name]["median"], metrics[name]["std"])
+        for metrics in summary.values()
+        for name in _names(task, metrics)
+    ]
+
+
+def _names(task: str, metrics: Mapping[str, object]) -> Sequence[str]:
+    known = _FIGURES.get(task) or (GLUE[task].metrics if task in GLUE else ())
+    return known or [name for name in metrics if name != "loss"]
+
+
+def _cell(figures: list[tuple[float, float | None]]) -> str:
+    values = "/".join(f"{100 * median:.1f}" for median, _ in figures)
+    spreads = "/".join(f"{100 * std:.1f}" for _, std in figures if std is not None)
+    return f"{values} ± {spreads}" if spreads else values
+
+
+def _heading(task: str, rows: Mapping[str, Mapping[str, Summary]]) -> str:
+    """Of a column behind the mean: the task with the names of its metrics."""
+    summary = next(tasks[task] for tasks in rows.values() if task in tasks)
+    names = "/".join(_names(task, next(iter(summary.values()))))
+    return f"{GLUE[task].title if task in GLUE else task} ({names})".replace("|", "\\|")
+
+
+def _markdown(head: list[str], lines: list[list[str]]) -> list[str]:
+    widths = [max(len(row[place]) for row in (head, *lines)) for place in range(len(head))]
+    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
+    rows = [
+        [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
+        for row in (head, rule, *lines)
+    ]
+    return [f"| {' | '.join(row)} |" for row in rows]
+
+
+def _legend(columns: list[str], shared: list[str], others: list[str], seeds: int | None) -> list[str]:
+    over = "the seeds" if seeds is None else f"{seeds} seeds"
+    what = "the one seed" if seeds == 1 else f"the median over {over} ± the standard deviation"
+    meanings = [f"{GLUE[task].title}: {_MEANINGS[task]}" for task in columns if task in _MEANINGS]
+    if len(meanings) < len(columns):
+        meanings.append("the others: accuracy" if meanings else "All tasks: accuracy")
+    lines = [f"Dev at the best epoch, x 100; {what}."]
+    if not columns:
+        return lines
+    lines.append(f"{'; '.join(meanings)}.")
+    titles = ", ".join(GLUE[task].title for task in shared)
+    if not shared:
+        lines.append("There is no mean: every row has other tasks.")
+    elif len(shared) < len(COLUMNS):
+        why = "" if len(shared) == len(columns) else ", as not every row has the others"
+        lines.append(f"The mean is over {len(shared)} of GLUE's {len(COLUMNS)} tasks: {titles}{why}.")
+    else:
+        lines.append(f"The mean is over GLUE's {len(COLUMNS)} tasks.")
+    if others:
+        lines.append("Columns behind the mean do not count in it.")
+    return lines

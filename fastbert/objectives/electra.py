@@ -1,0 +1,104 @@
+"""ELECTRA: replaced token detection (Clark et al., ICLR 2020, arXiv 2003.10555).
+
+    L = L_MLM(generator) + 50 L_RTD
+    L_RTD = mean over all tokens of the binary cross-entropy of "x^R_i differs from x_i"
+
+Words, positions that are added to them, token types and their LayerNorm are shared. Shapes as in `replacement`.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastbert.data.tokenizer import WordPiece
+from fastbert.errors import UserError
+from fastbert.model.config import EncoderConfig
+from fastbert.model.encoder import Encoder
+from fastbert.model.flops import TRAINING, encoder_flops, encoder_parameters
+from fastbert.model.heads import MLMHead, ReplacedHead
+from fastbert.model.notes import Notes
+from fastbert.model.small import SharedEmbeddings
+from fastbert.objectives.masking import masked_places
+from fastbert.objectives.replacement import Corrupted, Replacement, ReplacementOptions
+
+
+@dataclass(frozen=True)
+class ElectraOptions(ReplacementOptions):
+    """ELECTRA: replaced token detection (arXiv 2003.10555)."""
+
+    group: ClassVar[str] = "electra"
+
+    generator_scale: float = 0.25
+    """Width, inner width and heads of the generator as a share of the main network's; it has as many layers. The width
+    is rounded to a multiple of 8."""
+    weight: float = 50.0
+    """Of the detection loss beside the generator's."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0.0 < self.generator_scale <= 1.0:
+            raise UserError(f"electra.generator_scale must lie in (0, 1], not {self.generator_scale}")
+
+
+class Electra(Replacement):
+    """A generator that fills masks, and the encoder, which tells for every token whether it is a replacement."""
+
+    main = "rtd"
+
+    def __init__(
+        self,
+        config: EncoderConfig,
+        options: ElectraOptions,
+        vocabulary: WordPiece,
+        attention: str = "auto",
+        notes: Notes | None = None,
+    ) -> None:
+        super().__init__(config, options, vocabulary, notes)
+        width = config.width
+        if options.generator_scale < 1.0:
+            width = min(width, max(8, 8 * round(width * options.generator_scale / 8)))
+        self.small_config = config.small(width)
+        self.encoder = Encoder(config, attention)
+        self.head = ReplacedHead(config)
+        self.small = SharedEmbeddings(self.small_config, self.encoder, attention)
+        self.small_head = MLMHead(config, self.encoder.words, width)
+
+    def word_logits(self, hidden: Tensor) -> Tensor:
+        """The generator's, [..., S] -> [..., V]."""
+        return self.small_head(hidden)
+
+    def main_loss(self, drawn: Corrupted, read: Tensor, small_hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """The sum of the binary cross-entropies; bool [B, T], where the likelier answer is right."""
+        logits = self.replaced_logits(drawn, read)
+        replaced = read != drawn.original
+        loss = F.binary_cross_entropy_with_logits(logits, replaced.to(logits.dtype), reduction="sum")
+        return loss, (logits.detach() > 0) == replaced
+
+    def judge(self, drawn: Corrupted, read: Tensor, small_hidden: Tensor) -> tuple[Tensor, None]:
+        """The discriminator's probabilities [B, T]."""
+        return self.replaced_logits(drawn, read).sigmoid(), None
+
+    def replaced_logits(self, drawn: Corrupted, read: Tensor) -> Tensor:
+        """[B, T], in at least float32."""
+        logits = self.head(self.main_hidden(drawn, read))
+        return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+    def flops(self, batch: int, length: int) -> int:
+        """Of one training step over [B, T]: both networks and their heads."""
+        config, tokens = self.config, batch * length
+        places = batch * masked_places(length, self.options.mask_rate)
+        main = encoder_flops(config, batch, length) + 2 * tokens * (config.width**2 + config.width)
+        small = SharedEmbeddings.flops(self.small_config, config, batch, length)
+        head = 2 * places * config.width * (self.small_config.width + config.vocab_size)
+        notes = self.notes.flops(tokens) if self.notes is not None else 0
+        return TRAINING * (main + small + head) + notes
+
+    def parameter_count(self) -> int:
+        d, s = self.config.width, self.small_config.width
+        head = (d + 1) * d + d + 1
+        small_head = (s + 1) * d + 2 * d + self.config.vocab_size
+        small = SharedEmbeddings.parameters_of(self.small_config, self.config)
+        return encoder_parameters(self.config) + head + small + small_head

@@ -1,0 +1,205 @@
+"""Multiple choice with a meta controller (MC-BERT: Xu et al., arXiv 2006.05744).
+
+    L = L_MLM(controller) + 20 L_choice
+    L_choice = mean over all tokens i of the cross-entropy of the right one among k candidates
+
+The main network reads x^R. Its candidates at i are words drawn without replacement from the controller's distribution
+there, never x_i itself and never a special token, and [NOTA], "none of the above":
+
+    where x^R_i = x_i     k - 1 such words and [NOTA]; [NOTA] is right
+    where it differs      k - 2 such words, x_i and [NOTA]; x_i is right
+
+    score(c) = <h_i, embedding(c)> + bias(c), with h = LayerNorm(GELU(dense(hidden))); [NOTA] has a row of its own
+
+The words are shared through a learned matrix W from D to S, which gives the controller its output too: its logits are
+h (E W)^T + b. Shapes as in `replacement`; k choices.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from fastbert_kernels.sampling import BLOCK, sample_candidates
+from fastbert_kernels.scores import candidate_scores
+from torch import Tensor, nn
+
+from fastbert.data.tokenizer import WordPiece
+from fastbert.errors import UserError
+from fastbert.model.config import EncoderConfig
+from fastbert.model.encoder import Encoder
+from fastbert.model.flops import TRAINING, encoder_flops, encoder_parameters
+from fastbert.model.notes import Notes
+from fastbert.model.small import SharedWords
+from fastbert.objectives.masking import masked_places
+from fastbert.objectives.replacement import CANDIDATES, Corrupted, Replacement, ReplacementOptions
+
+
+@dataclass(frozen=True)
+class MultipleChoiceOptions(ReplacementOptions):
+    """Multiple choice with a meta controller (MC-BERT, arXiv 2006.05744)."""
+
+    group: ClassVar[str] = "multiple_choice"
+
+    choices: int = 10
+    """Candidates at every token, [NOTA] included: the paper's k."""
+    controller_layers: int | None = None
+    """Blocks of the controller (default: as many as the encoder has)."""
+    controller_width: int | None = None
+    """Hidden size of the controller (default: a quarter of the encoder's, a multiple of 8)."""
+    weight: float = 20.0
+    """Of the choice loss beside the controller's: the paper's lambda."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.choices < 2:
+            raise UserError(f"multiple_choice.choices must be at least 2, a word and [NOTA], not {self.choices}")
+        for name in ("controller_layers", "controller_width"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"multiple_choice.{name} must be at least 1, not {value}")
+
+    def controller(self, config: EncoderConfig) -> EncoderConfig:
+        """The controller's numbers beside an encoder of `config`."""
+        width = self.controller_width or min(config.width, max(8, 8 * round(config.width / 32)))
+        return config.small(width, self.controller_layers)
+
+    def remarks(self, config: EncoderConfig) -> list[str]:
+        """What a user should hear before training an encoder of `config`."""
+        width = self.controller(config).width
+        if width <= config.width:
+            return []
+        return [
+            f"the controller (width {width}) is wider than the encoder (width {config.width}): it is meant to be the "
+            "small network, and is dropped after training; lower --multiple-choice.controller-width"
+        ]
+
+
+class ChoiceHead(nn.Module):
+    """Scores of candidate words and of [NOTA]: dense, GELU, LayerNorm, then the embedding of each and a bias."""
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        self.dense = nn.Linear(config.width, config.width)
+        self.norm = nn.LayerNorm(config.width, eps=config.norm_eps)
+        self.bias = nn.Parameter(torch.zeros(config.vocab_size))
+        self.none = nn.Linear(config.width, 1)
+
+    def forward(self, hidden: Tensor, words: Tensor, ids: Tensor) -> Tensor:
+        """[N, D], the embedding [V, D] and candidates [N, k - 1] -> scores [N, k], [NOTA]'s last."""
+        hidden = self.norm(F.gelu(self.dense(hidden)))
+        scores = candidate_scores(hidden, words, ids) + F.embedding(ids, self.bias[:, None])[..., 0]
+        return torch.cat([scores, self.none(hidden).to(scores.dtype)], dim=1)
+
+
+class ControllerHead(nn.Module):
+    """dense, GELU, LayerNorm at the controller's width; the words are handed in."""
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        self.dense = nn.Linear(config.width, config.width)
+        self.norm = nn.LayerNorm(config.width, eps=config.norm_eps)
+        self.bias = nn.Parameter(torch.zeros(config.vocab_size))
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """[..., S] -> [..., S], to be multiplied with the words."""
+        return self.norm(F.gelu(self.dense(hidden)))
+
+
+class MultipleChoice(Replacement):
+    """A controller that fills masks and proposes candidates, and the encoder, which chooses among them everywhere."""
+
+    main = "choice"
+
+    def __init__(
+        self,
+        config: EncoderConfig,
+        options: MultipleChoiceOptions,
+        vocabulary: WordPiece,
+        attention: str = "auto",
+        notes: Notes | None = None,
+    ) -> None:
+        """
+        Raises:
+            UserError: more choices than the vocabulary has words.
+        """
+        super().__init__(config, options, vocabulary, notes)
+        if options.choices > len(self.ordinary_ids):
+            raise UserError(
+                f"multiple_choice.choices {options.choices} is more than the {len(self.ordinary_ids)} words of the "
+                "vocabulary; lower it"
+            )
+        self.small_config = options.controller(config)
+        self.encoder = Encoder(config, attention)
+        self.head = ChoiceHead(config)
+        self.small = SharedWords(self.small_config, self.encoder, attention)
+        self.small_head = ControllerHead(self.small_config)
+
+    def word_logits(self, hidden: Tensor) -> Tensor:
+        """The controller's, [..., S] -> [..., V]."""
+        return F.linear(self.small_head(hidden), self.small.vocabulary(), self.small_head.bias)
+
+    def main_loss(self, drawn: Corrupted, read: Tensor, small_hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """The sum of the cross-entropies; bool [B, T], where the choice is right."""
+        ids, answers = self.candidates(drawn, read, small_hidden)
+        scores = self.scores(drawn, read, ids)
+        loss = F.cross_entropy(scores, answers, reduction="sum")
+        return loss, (scores.detach().argmax(-1) == answers).view_as(read)
+
+    def judge(self, drawn: Corrupted, read: Tensor, small_hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """What [NOTA] leaves to the candidates [B, T], and the best of them."""
+        ids, _ = self.candidates(drawn, read, small_hidden)
+        scores = self.scores(drawn, read, ids)
+        best = ids.gather(1, scores[:, :-1].argmax(1, keepdim=True))
+        return (1 - scores.softmax(-1)[:, -1]).view_as(read), best.view_as(read)
+
+    def scores(self, drawn: Corrupted, read: Tensor, ids: Tensor) -> Tensor:
+        """[B T, k] for candidates [B T, k - 1] and [NOTA], in at least float32."""
+        hidden = self.main_hidden(drawn, read).flatten(0, 1)
+        return self.head(hidden, self.encoder.words.weight, ids)
+
+    @torch.no_grad()
+    def candidates(self, drawn: Corrupted, read: Tensor, small_hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """The choices at every token.
+
+        Args:
+            read: [B, T], x^R.
+            small_hidden: [B, T, S], of the controller.
+
+        Returns:
+            ids, int64 [B T, k - 1]: words in the order drawn, where x_i was replaced with x_i in the last column;
+            answers, int64 [B T]: k - 1, [NOTA], or where x_i was replaced k - 2.
+        """
+        original, choices = drawn.original.flatten(), self.options.choices
+        ids, _ = sample_candidates(
+            self.small_head(small_hidden.flatten(0, 1)),
+            self.small.vocabulary(),
+            choices - 1,
+            keys=drawn.token_keys(CANDIDATES).flatten(),
+            bias=self.small_head.bias,
+            forbidden=self.special_ids,
+            excluded=original,
+        )
+        replaced = read.flatten() != original
+        ids[:, -1] = torch.where(replaced, original, ids[:, -1])
+        return ids, torch.where(replaced, choices - 2, choices - 1)
+
+    def flops(self, batch: int, length: int) -> int:
+        """Of one training step over [B, T]: both networks, their heads, and the forward pass that proposes candidates
+        (the vocabulary in whole blocks, as it is sampled)."""
+        config, tokens = self.config, batch * length
+        d, s, v = config.width, self.small_config.width, config.vocab_size
+        places = batch * masked_places(length, self.options.mask_rate)
+        main = encoder_flops(config, batch, length) + 2 * tokens * (d * d + self.options.choices * d)
+        small = SharedWords.flops(self.small_config, config, batch, length) + 2 * places * (s * s + s * v)
+        vocabulary = 2 * v * d * s if s != d else 0
+        candidates = vocabulary + 2 * tokens * (s * s + s * -(-v // BLOCK) * BLOCK)
+        notes = self.notes.flops(tokens) if self.notes is not None else 0
+        return TRAINING * (main + small) + candidates + notes
+
+    def parameter_count(self) -> int:
+        d, s, v = self.config.width, self.small_config.width, self.config.vocab_size
+        head = (d + 1) * d + 2 * d + v + d + 1
+        small_head = (s + 1) * s + 2 * s + v
+        small = SharedWords.parameters_of(self.small_config, self.config)
+        return encoder_parameters(self.config) + head + small + small_head

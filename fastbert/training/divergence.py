@@ -1,0 +1,46 @@
+"""The guard against a training that diverges: updates that were skipped are counted and said, too many end it."""
+
+from collections.abc import Callable, Mapping
+from typing import Protocol
+
+from fastbert.errors import UserError
+
+PATIENCE = 5  # updates in a row that may be skipped before the training stops
+
+
+class SkipCounts(Protocol):
+    """What keeps the counts, so that a checkpoint may hold them."""
+
+    skipped: int
+    """Updates skipped so far."""
+    skipped_in_row: int
+
+
+def guard(
+    counts: SkipCounts,
+    step: int,
+    values: Mapping[str, float],
+    say: Callable[[str], None],
+    advice: Callable[[], str],
+) -> bool:
+    """Takes in what is known of an update, and returns whether it was made.
+
+    Args:
+        step: of the update, from 0.
+        values: its `loss`, the gradient's `norm`, and whether both were `finite`.
+        advice: how to mend it, as the end of the message; asked for only if the training ends here.
+
+    Raises:
+        UserError: `PATIENCE` updates in a row were skipped.
+    """
+    if values["finite"]:
+        counts.skipped_in_row = 0
+        return True
+    counts.skipped += 1
+    counts.skipped_in_row += 1
+    say(f"step {step + 1}: loss {values['loss']:.4g}, gradient norm {values['norm']:.4g}; update skipped")
+    if counts.skipped_in_row >= PATIENCE:
+        raise UserError(
+            f"loss or gradient was not finite in {PATIENCE} steps in a row, up to step {step + 1}{advice()}"
+        )
+    return False

@@ -1,0 +1,49 @@
+"""Scores of a few candidate words for each row: products with gathered rows of the embedding, which are never kept.
+
+Plain indexing would hold N x K x D numbers for the backward pass and write as many gradients. Here both gradients are
+sums of weighted rows, which an embedding bag makes without writing its summands, always in the same order.
+
+Shapes: N rows, K candidates, D width, V vocabulary.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+ROWS = {"cpu": 256, "cuda": 8192}
+"""Rows whose candidates are gathered at a time."""
+
+
+def candidate_scores(hidden: Tensor, embedding: Tensor, ids: Tensor) -> Tensor:
+    """score[n, j] = <hidden[n], embedding[ids[n, j]]>, differentiable in both factors.
+
+    Args:
+        hidden: [N, D].
+        embedding: [V, D]; its precision is that of the result.
+        ids: int64 [N, K].
+
+    Returns:
+        [N, K].
+    """
+    return _CandidateScores.apply(hidden.to(embedding.dtype), embedding, ids)
+
+
+class _CandidateScores(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, hidden: Tensor, embedding: Tensor, ids: Tensor) -> Tensor:
+        ctx.save_for_backward(hidden, embedding, ids)
+        size = ROWS[hidden.device.type]
+        chunks = zip(hidden.split(size), ids.split(size), strict=True)
+        return torch.cat([(F.embedding(some, embedding) @ rows[:, :, None])[..., 0] for rows, some in chunks])
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        hidden, embedding, ids = ctx.saved_tensors
+        grad = grad.to(embedding.dtype).contiguous()
+        to_hidden = F.embedding_bag(ids, embedding, mode="sum", per_sample_weights=grad)
+        words, order = ids.flatten().sort(stable=True)
+        # One bag a word: the rows it was a candidate of.
+        starts = torch.searchsorted(words, torch.arange(len(embedding), device=ids.device))
+        rows, weights = order // ids.shape[1], grad.flatten()[order]
+        to_embedding = F.embedding_bag(rows, hidden, starts, mode="sum", per_sample_weights=weights)
+        return to_hidden, to_embedding, None

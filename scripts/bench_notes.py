@@ -1,0 +1,120 @@
+"""Step time with and without notes, for dictionaries of several sizes, in turns on one machine.
+
+    OMP_NUM_THREADS=1 python scripts/bench_notes.py --words 1000 1000000
+
+A step is the loop's: draw, forward, backward, clip, AdamW, after_step. The text is random; its words with notes are
+laid out so that 20 % of the sequences hold one, each another row of the dictionary. Prints, for each dictionary, the
+median over rounds of the ratio of a round's two times, and their quartiles.
+"""
+
+import argparse
+import statistics
+import time
+
+import numpy as np
+import torch
+
+from fastbert.data.batches import Rows, TrainingBatches
+from fastbert.data.noted import NotedWords
+from fastbert.data.shards import RareWords
+from fastbert.data.tokenizer import WordPiece
+from fastbert.model.config import EncoderOptions
+from fastbert.model.encoder import initialize
+from fastbert.model.notes import Notes, NotesOptions
+from fastbert.objectives.mlm import MLM, MLMOptions
+from fastbert.training.hardware import MachineOptions, setup_machine
+from fastbert.training.optimizers import OptimizerOptions, build_optimizer, clip_gradients, guarded_step
+
+
+class Text:
+    """Random tokens in documents of 300; a word of two pieces in `share` of the rows."""
+
+    def __init__(self, rows: int, length: int, vocab: int, words: int, share: float) -> None:
+        random = np.random.default_rng(0)
+        self.tokens = random.integers(5, vocab, rows * (length - 1))
+        self.documents = np.arange(0, len(self.tokens), 300)
+        self.tokens[self.documents[1:] - 1] = 3
+        here = np.sort(random.choice(rows, int(share * rows), replace=False))
+        positions = here * (length - 1) + random.integers(0, length - 3, len(here))
+        number = random.integers(0, words, len(here)).astype(np.int32)
+        self.places = RareWords(positions, np.full(len(here), 2, np.uint16), number)
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        return self.tokens[start:stop]
+
+    def rare(self, start: int, stop: int) -> RareWords:
+        a, b = np.searchsorted(self.places.positions, [start, stop])
+        return RareWords(self.places.positions[a:b], self.places.lengths[a:b], self.places.words[a:b])
+
+
+class Run:
+    """A training that makes one step when it is called, and returns its seconds."""
+
+    def __init__(self, arguments: argparse.Namespace, words: int, device: torch.device) -> None:
+        vocabulary = WordPiece(
+            ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *map(str, range(arguments.vocab_size - 5)))
+        )
+        config = EncoderOptions(layers=arguments.layers, width=arguments.width).resolve(
+            arguments.vocab_size, arguments.length
+        )
+        text = Text(arguments.batch_size * 50, arguments.length, arguments.vocab_size, max(1, words), arguments.share)
+        numbers = np.arange(words, dtype=np.int32)
+        noted = NotedWords(text, numbers, arguments.length, 16) if words else None
+        rows = Rows(text, arguments.length, 2, 3, noted=noted)
+        self.batches = TrainingBatches(rows, arguments.batch_size, arguments.batch_size, 0, device)
+        notes = Notes(NotesOptions(), words, config.width, 0) if words else None
+        self.objective = MLM(config, MLMOptions(), vocabulary, notes=notes)
+        initialize(self.objective, 0, 0.02)
+        self.objective.to(device).train()
+        self.optimizer = build_optimizer(self.objective.named_parameters(), OptimizerOptions(), device)
+        self.step, self.device = 0, device
+
+    def __call__(self) -> float:
+        start = time.perf_counter()
+        drawn = [self.objective.draw(batch, 0, self.step) for batch in self.batches.at(self.step)]
+        for part in drawn:
+            loss = self.objective(part)["mlm"] / part.counts["mlm"]
+            loss.backward()
+        finite = loss.isfinite() & clip_gradients(self.objective.parameters(), 1.0).isfinite()
+        guarded_step(self.optimizer, 1e-4, finite)
+        self.objective.after_step(drawn, finite)
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+        self.step += 1
+        return time.perf_counter() - start
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--words", type=int, nargs="+", default=[1000, 1000000])
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--width", type=int, default=256)
+    parser.add_argument("--vocab-size", type=int, default=8192)
+    parser.add_argument("--length", type=int, default=128)
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--share", type=float, default=0.2)
+    parser.add_argument("--device", default="cpu")
+    arguments = parser.parse_args()
+    device = torch.device(arguments.device)
+    setup_machine(MachineOptions(), device)
+    plain = Run(arguments, 0, device)
+    for words in arguments.words:
+        noted = Run(arguments, words, device)
+        plain(), noted()
+        ratios = []
+        for turn in range(arguments.rounds):
+            pair = [None, None]
+            for which in ((0, 1), (1, 0))[turn % 2]:
+                pair[which] = (plain, noted)[which]()
+            ratios.append(pair[1] / pair[0])
+        low, middle, high = statistics.quantiles(ratios, n=4)
+        print(f"{words:>9,} words: {middle:.3f} of the step time without notes (quartiles {low:.3f} to {high:.3f})")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,224 @@
+"""Words with notes: which are chosen, where they stand in a batch, and what is said where there are none."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fastbert.data.batches import Rows, TrainingBatches
+from fastbert.data.noted import NotedWords, choose_words
+from fastbert.data.prepare import PrepareOptions, prepare
+from fastbert.data.shards import RareWords, open_dataset
+from fastbert.errors import UserError
+
+CPU = torch.device("cpu")
+CLS, SEP = 2, 3
+
+
+class Words:
+    """A stream of documents given as lists of words, a word a tuple of ids; every word is listed as rare."""
+
+    def __init__(self, documents: list[list[tuple[int, ...]]]) -> None:
+        tokens, starts, positions, lengths, words = [], [], [], [], []
+        self.known = sorted({word for document in documents for word in document})
+        for document in documents:
+            starts.append(len(tokens))
+            for word in document:
+                positions.append(len(tokens))
+                lengths.append(len(word))
+                words.append(self.known.index(word))
+                tokens += word
+            tokens.append(SEP)
+        self.tokens = np.array(tokens, np.uint16)
+        self.documents = np.array(starts, np.int64)
+        self.places = RareWords(np.array(positions, np.int64), np.array(lengths, np.uint16), np.array(words, np.int32))
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        return self.tokens[start:stop]
+
+    def rare(self, start: int, stop: int) -> RareWords:
+        here = (self.places.positions >= start) & (self.places.positions < stop)
+        return RareWords(self.places.positions[here], self.places.lengths[here], self.places.words[here])
+
+
+def by_hand(ids: list[list[int]], noted: list[tuple[int, ...]], half_window: int, cut: list[bool]) -> list[tuple]:
+    """(row, first, pieces, window's first, window's end, word) from the rows' ids alone: ids of 100 and more continue a
+    word. `cut` says of a row that its last word goes on in the next."""
+    found = []
+    for number, row in enumerate(ids):
+        place = 1
+        while place < len(row):
+            stop = place + 1
+            while stop < len(row) and row[stop] >= 100:
+                stop += 1
+            word = tuple(row[place:stop])
+            if word in noted and not (stop == len(row) and cut[number]):
+                left, right = place, stop
+                while left > 1 and row[left - 1] != SEP and place - left < half_window:
+                    left -= 1
+                while right < len(row) and row[right] != SEP and right - stop < half_window:
+                    right += 1
+                found.append((number, place, stop - place, left, right, noted.index(word)))
+            place = stop
+    return found
+
+
+WORD = st.builds(lambda a, rest: (a, *rest), st.integers(5, 9), st.lists(st.integers(100, 102), max_size=3))
+DOCUMENTS = st.lists(st.lists(WORD, max_size=12), min_size=1, max_size=6)
+
+
+@settings(deadline=None, max_examples=150)
+@given(DOCUMENTS, st.integers(2, 14), st.integers(0, 5), st.integers(0, 2**32), st.integers(1, 5))
+def test_occurrences_are_those_one_finds_by_hand(documents, length, half_window, coin, micro) -> None:
+    stream = Words(documents)
+    row_of_word = np.full(len(stream.known), -1, np.int32)
+    noted = [word for number, word in enumerate(stream.known) if coin >> number % 32 & 1]
+    for number, word in enumerate(noted):
+        row_of_word[stream.known.index(word)] = number
+    index = NotedWords(stream, row_of_word, length, half_window)
+    rows = Rows(stream, length, CLS, SEP, noted=index)
+    if not len(rows):
+        return
+    indices = np.random.default_rng(coin).integers(0, len(rows), 5)
+    step = index.step_words(indices)
+    width, seen = length - 1, []
+    for start in range(0, 5, micro):
+        part = indices[start : start + micro]
+        batch = rows.read(part, part, CPU, step)
+        ends = [(int(row) + 1) * width for row in part]
+        cut = [end < len(stream) and stream.tokens[end] >= 100 for end in ends]
+        expected = by_hand(batch.input_ids.tolist(), noted, half_window, cut)
+        seen += [word for *_, word in expected]
+        here = batch.noted
+        real = len(expected)
+        assert len(here.lengths) % 64 == len(here.tokens) % 64 == len(here.words) % 64 == 0
+        assert (here.lengths[real:] == 0).all() and (here.window_lengths[real:] == 0).all() and len(here.lengths) > real
+        found = zip(
+            *(
+                part[:real].tolist()
+                for part in (
+                    here.firsts // length,
+                    here.firsts % length,
+                    here.lengths,
+                    here.window_firsts - here.firsts // length * length,
+                    here.window_firsts - here.firsts // length * length + here.window_lengths,
+                    here.words[here.slots],
+                )
+            ),
+            strict=True,
+        )
+        assert list(found) == expected
+        pieces = [
+            (row * length + first + i, n) for n, (row, first, size, *_) in enumerate(expected) for i in range(size)
+        ]
+        assert list(zip(here.tokens.tolist(), here.owners.tolist(), strict=True))[: len(pieces)] == pieces
+        assert (here.lengths[here.owners[len(pieces) :]] == 0).all()
+        assert (here.counts[here.slots[real:]] == 0).all()
+        assert here.longest_window >= here.window_lengths.max()
+    words, counts = np.unique(seen, return_counts=True) if seen else ([], [])
+    assert here.words[: len(words)].tolist() == list(words) and here.counts[: len(words)].tolist() == list(counts)
+    assert not here.counts[len(words) :].any() and len(here.counts) > len(words)
+
+
+def test_every_occurrence_that_is_whole_is_met_in_an_epoch() -> None:
+    """Through the shuffled micro-batches of steps; the global batch's words are in each of them."""
+    stream = Words([[(5,), (6, 100)] * 40, [(7,)] * 33, [(5,), (8, 100, 100)] * 21])
+    index = NotedWords(stream, np.arange(4, dtype=np.int32), 12, 2)
+    batches = TrainingBatches(Rows(stream, 12, CLS, SEP, noted=index), 4, 3, 0, CPU)
+    met = 0
+    for step in range(index.rows // 4):
+        first, second = batches.at(step)
+        assert torch.equal(first.noted.words, second.noted.words)
+        assert torch.equal(first.noted.counts, second.noted.counts)
+        here = sum(int((part.noted.lengths > 0).sum()) for part in (first, second))
+        assert here == first.noted.counts.sum()
+        met += here
+    left = index.step_words(batches.order(np.arange(index.rows // 4 * 4, index.rows))).counts.sum()
+    assert met + left == len(index.positions)
+
+
+def test_without_notes_a_batch_carries_nothing(prepared: Path) -> None:
+    rows = Rows(open_dataset(prepared).split("train"), 32, CLS, SEP)
+    assert rows.read(np.arange(2), np.arange(2), CPU).noted is None
+
+
+def touched(dataset, chosen: np.ndarray, length: int) -> set[int]:
+    """Rows with a chosen word that is whole in them, one occurrence at a time."""
+    stream = dataset.split("train")
+    width = length - 1
+    rare = stream.rare(0, len(stream))
+    rows = set()
+    for position, size, word in zip(rare.positions, rare.lengths, rare.words, strict=True):
+        row = int(position) // width
+        if chosen[word] and row == (int(position) + int(size) - 1) // width and row < len(stream) // width:
+            rows.add(row)
+    return rows
+
+
+@pytest.mark.parametrize("length", [16, 33])
+@pytest.mark.parametrize("share", [0.01, 0.2, 0.6])
+def test_words_are_taken_until_the_share_is_reached(prepared: Path, share: float, length: int) -> None:
+    dataset = open_dataset(prepared)
+    rows = len(dataset.split("train")) // (length - 1)
+    row_of_word = choose_words(dataset, 50, 500, share, length)
+    chosen = row_of_word >= 0
+    assert row_of_word[chosen].tolist() == list(range(chosen.sum()))
+    covered = touched(dataset, chosen, length)
+    assert len(covered) >= share * rows
+    # The set is minimal in the order of the hashes: that some word can be left out is what its last one is for.
+    fewer = []
+    for word in np.flatnonzero(chosen):
+        without = chosen.copy()
+        without[word] = False
+        fewer.append(len(touched(dataset, without, length)))
+    assert min(fewer) < share * rows
+    assert np.array_equal(row_of_word, choose_words(open_dataset(prepared), 50, 500, share, length))
+    more = choose_words(dataset, 50, 500, min(1.0, 2 * share), length) >= 0
+    assert (more | ~chosen).all() and more.sum() >= chosen.sum() + (share == 0.2)
+    index = NotedWords(dataset.split("train"), row_of_word, length, 4)
+    assert (index.rows, index.rows_touched) == (rows, len(covered))
+
+
+def test_a_band_is_kept_to(prepared: Path) -> None:
+    dataset = open_dataset(prepared)
+    everything = choose_words(dataset, 50, 500, 1.0, 32) >= 0
+    assert everything.all()
+    some = choose_words(dataset, 60, 100, 1.0, 32) >= 0
+    assert np.array_equal(some, (dataset.rare_counts >= 60) & (dataset.rare_counts <= 100)) and some.any()
+
+
+def test_a_band_that_was_not_prepared(prepared: Path) -> None:
+    with pytest.raises(UserError, match=r"20 to 600 times.*50 to 500 times.*--rare-min 20 --rare-max 600"):
+        choose_words(open_dataset(prepared), 20, 600, 0.2, 32)
+
+
+def test_a_band_without_words_names_one_that_has_some(prepared: Path) -> None:
+    dataset = open_dataset(prepared)
+    dataset.rare_counts = dataset.rare_counts.copy()
+    dataset.rare_counts[:] = 120
+    with pytest.raises(
+        UserError, match=rf"{len(dataset.rare_words)} words occur 53 to 160 times: --notes.least 53"
+    ) as error:
+        choose_words(dataset, 53, 80, 0.2, 32)
+    assert "--rare-min" not in str(error.value)
+
+
+def test_a_corpus_without_rare_words_names_a_band(tmp_path: Path) -> None:
+    source = tmp_path / "text.txt"
+    source.write_text("\n\n".join(" ".join(["north", "south"] * 6) for _ in range(3)))
+    options = PrepareOptions(str(source), str(tmp_path / "data"), vocab_size=256, validation_share=0.3, workers=1)
+    dataset = open_dataset(prepare(options))
+    count = 6 * dataset.record["splits"]["train"]["documents"]
+    with pytest.raises(UserError) as error:
+        choose_words(dataset, 50, 500, 0.2, 8)
+    low, high = (int(word) for word in str(error.value).split("--notes.least ")[1].split(" --notes.most "))
+    assert low <= count <= high and "2 words occur" in str(error.value)
+    again = replace(options, out=str(tmp_path / "again"), rare_min=low, rare_max=high)
+    assert (choose_words(open_dataset(prepare(again)), low, high, 0.2, 8) >= 0).any()  # what it says helps

@@ -1,0 +1,277 @@
+"""What an ablation will run, before it runs: equal costs, jobs that are named by what they are, refusals, and the
+report of curves that are known in closed form."""
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import yaml
+
+from fastbert.errors import UserError
+from fastbert.experiments import ablate_plan
+from fastbert.experiments.ablate import finish, startable
+from fastbert.experiments.ablate_options import AblateOptions, Budget, load_ablation
+from fastbert.experiments.ablate_plan import equal_steps, plan
+from fastbert.experiments.ablate_results import Results
+
+SMALL = {"vocab_size": 600, "layers": 1, "width": 16, "heads": 2, "length": 16, "batch_size": 8, "eval_sequences": 8}
+VARIANTS = {"absolute": None, "tupe-r": {"position": "tupe-r"}, "electra": {"objective": "electra"}}
+
+
+@pytest.fixture
+def planned(prepared, tmp_path):
+    """Changes of the YAML file -> its ablation and plan."""
+    (tmp_path / "out").mkdir()
+
+    def make(known=None, **changes):
+        base = {"data": str(prepared), **SMALL, **changes.pop("base", {})}
+        values = {"base": base, "variants": VARIANTS, "budget": {"steps": 40}} | changes
+        path = tmp_path / "x.yaml"
+        path.write_text(yaml.safe_dump(values, sort_keys=False))
+        ablation, _ = load_ablation(path)
+        return ablation, plan(ablation, AblateOptions(), tmp_path / "out", known or {})
+
+    return make
+
+
+def test_equal_flops_are_steps_in_inverse_proportion(planned) -> None:
+    _, study = planned(budget={"equal": "flops", "steps": 4000})
+    first = study.variants[0]
+    for variant in study.variants:
+        # Of the objective itself, networks and heads.
+        flops = variant.setup.objective().flops(8, 16)
+        assert variant.flops == flops and variant.steps == round(4000 * first.flops / flops)
+        assert variant.steps * flops == pytest.approx(4000 * first.flops, rel=1e-3)
+        assert study.places[variant.name][-1].steps == variant.steps
+    assert study.variants[2].steps < first.steps == 4000
+    _, study = planned(budget={"equal": "flops", "flops": 1e9})
+    assert study.variants[0].steps == round(1e9 / first.flops)
+
+
+def test_budgets_in_every_unit(planned) -> None:
+    _, study = planned()
+    variants, seconds = study.variants, [0.5, 1.0, 2.0]
+    assert equal_steps(Budget("minutes", minutes=2), variants, seconds) == [240, 120, 60]
+    assert equal_steps(Budget("minutes", steps=100), variants, seconds) == [100, 50, 25]
+    assert equal_steps(Budget("steps", minutes=2), variants, seconds) == [240, 240, 240]
+    assert equal_steps(Budget("steps", tokens=128_000), variants, []) == [1000, 1000, 1000]
+    assert study.seconds == {}
+
+
+def test_minutes_are_measured_once(planned, monkeypatch) -> None:
+    """In rounds, the variants in turn; an earlier call's times are taken again."""
+    asked = []
+
+    def timed(setup, objective, seconds) -> float:
+        asked.append(setup.options.objective)
+        return 0.01 * len(asked)
+
+    monkeypatch.setattr(ablate_plan, "seconds_per_step", timed)
+    variants = {"a": None, "e": {"objective": "electra"}}
+    _, study = planned(variants=variants, budget={"equal": "minutes", "minutes": 0.1})
+    assert asked == ["mlm", "electra"] * 3 and sorted(study.seconds.values()) == pytest.approx([0.03, 0.04])
+    assert [v.steps for v in study.variants] == [200, 150]
+    _, again = planned(study.seconds, variants=variants, budget={"equal": "minutes", "minutes": 0.2})
+    assert len(asked) == 6 and [v.steps for v in again.variants] == [400, 300]
+
+
+def test_annealing(planned) -> None:
+    """At 20 and 40 of 40 steps a branch of a quarter of that; the trunk is shared and its warm-up counted in steps."""
+    base = {"schedule": {"name": "cosine", "warmup": 0.1}}
+    _, study = planned(
+        base=base, variants={"a": None, "b": {"norm": "pre"}}, anneal={"points": [0.5, 1], "share": 0.25}
+    )
+    trunk, early, late = study.jobs[:3]
+    assert [job.kind for job in study.jobs] == ["pretrain", "branch", "branch"] * 2
+    assert trunk.options["schedule"] | {"name": "constant", "warmup": 4.0} == trunk.options["schedule"]
+    assert trunk.options["milestones"] == "20,40" and trunk.options["steps"] == 40
+    for branch, start, steps in ((early, 20, 25), (late, 40, 50)):
+        assert branch.after == trunk.id and branch.identity["start"] == start and branch.options["steps"] == steps
+        schedule = branch.options["schedule"]
+        assert schedule["name"] == "wsd" and schedule["warmup"] == 4.0 and schedule["final"] == 0.0
+        assert round(schedule["decay"] * steps) == steps - start
+    assert [place.steps for place in study.places["a"]] == [25, 50]
+    assert late.cost == 10 * study.variants[0].flops
+
+
+def test_jobs_are_named_by_what_they_are(planned) -> None:
+    """Names, idle options and how many workers there are change nothing; seeds, points and active options do."""
+
+    def ids(**changes) -> list[str]:
+        return [job.id for job in planned(**changes)[1].jobs]
+
+    two = {"a": None, "b": {"position": "tupe-r"}}
+    same = ids(variants=two)
+    assert len(set(same)) == 2
+    assert ids(variants={"first": None, "second": {"position": "tupe-r"}}) == same
+    assert ids(variants=two, base={"cls": "untied", "electra": {"weight": 9.0}}) == same
+    more = ids(variants={**two, "c": {"norm": "pre"}}, seeds=[1, 0])
+    assert more[3:5] == same and len(set(more)) == 6
+    for changes in (
+        {"base": {"dropout": 0.3}},
+        {"budget": {"steps": 41}},
+        {"threads": 2},
+        {"checkpoints": [1.0]},
+        {"base": {"eval_sequences": 9}},
+    ):
+        assert not set(ids(variants=two, **changes)) & set(same)
+
+
+def test_what_shows_in_the_plan_only(planned, tmp_path) -> None:
+    def said(**changes) -> str:
+        with pytest.raises(UserError) as caught:
+            planned(**changes)
+        assert str(tmp_path / "x.yaml") in str(caught.value)
+        return str(caught.value)
+
+    text = said(variants={"a": None, "b": {"cls": "tied"}})
+    assert "a and b would be the same training" in text  # of absolute positions
+    assert "two of them are the same step" in said(budget={"steps": 4})
+    assert "variants: b: " in said(variants={"a": None, "b": {"heads": 3}})
+    assert "heads 3 do not divide" in said(variants={"a": None, "b": {"heads": 3}})
+    late = {"schedule": {"warmup": 15}}
+    text = said(variants={"a": None, "b": late}, anneal={"points": [0.2, 1.0]})
+    assert "variants: b: a warm-up of 15" in text
+    assert "x.yaml: a, nowhere.yaml: " in said(variants={"a": None}, tasks=["nowhere.yaml"])
+    assert "less than one batch" in said(base={"batch_size": 100_000})
+
+
+def test_all_variants_read_the_same_data(corpus, planned, tmp_path, monkeypatch) -> None:
+    """Rare words are listed for the widest band, so that bands of notes do not make different data."""
+    monkeypatch.chdir(tmp_path)
+    bands = {"a": {"least": 20, "most": 90}, "b": {"least": 5, "most": 60}}
+    variants = {"plain": None, **{name: {"notes": {"enabled": True, **band}} for name, band in bands.items()}}
+    base = {"data": str(corpus), "validation_share": 0.1}
+    _, study = planned(base=base, variants=variants)
+    assert len({variant.setup.dataset.folder for variant in study.variants}) == 1
+    assert len({job.identity["data"] for job in study.jobs}) == 1
+    assert study.variants[2].setup.noted.rarest >= 5 and study.variants[1].setup.noted.commonest > 60
+
+
+def test_jobs_wait_for_what_they_need(planned) -> None:
+    _, study = planned(variants={"a": None, "b": {"norm": "pre"}}, anneal={"points": [0.5, 1.0]})
+    rows: dict[str, dict] = {}
+    last = replace(study.jobs[1], id="last", after=study.jobs[1].id)  # needs a branch of the first trunk
+    queue = startable([*study.jobs, last], rows)
+    trunks = [job for job in study.jobs if job.kind == "pretrain"]
+    assert [next(queue), next(queue), next(queue)] == [*trunks, None]
+    rows[trunks[1].id] = {"status": "done"}
+    assert [next(queue).after, next(queue).after] == [trunks[1].id] * 2
+    assert next(queue) is None
+    rows[trunks[0].id] = {"status": "failed"}
+    assert next(queue, "the end") == "the end"
+
+
+# --- from rows to a report
+
+
+def losses(study, decay: dict[str, float], gap: float = 0.0) -> dict[str, dict]:
+    """Rows as if every training's loss had been 1 + gap + 4 exp(-steps / (40 decay)), a little more with every seed."""
+    rows = {}
+    for job in study.jobs:
+        slow = decay[job.model]
+        ends = [place for place in study.places[job.model] if place.job == job.id]
+        validations = [
+            {
+                "step": place.steps,
+                "minutes": place.steps * 0.1 * (3 if job.model == "tupe-r" else 1),
+                "loss": 1 + gap + 4 * math.exp(-place.steps / (40 * slow)) + 1e-7 * slow * job.seed**2,
+            }
+            for place in ends
+        ]
+        rows[job.id] = {"id": job.id, "kind": job.kind, "status": "done", "model": job.model, "task": job.task}
+        rows[job.id] |= {"seed": job.seed, "validations": validations, "precision": "fp32", "seconds": 1.0}
+        rows[job.id] |= {"load": 1.0, "beside_others": job.model == "tupe-r", "folder": "", "steps": 40}
+    return rows
+
+
+def test_a_report_of_known_curves(planned, tmp_path, capsys) -> None:
+    """tupe-r learns twice as fast at three times the time a step, pre-norm half as fast."""
+    variants = {**VARIANTS, "pre": {"norm": "pre"}}
+    points = [round(0.05 * place, 2) for place in range(1, 21)]
+    ablation, study = planned(variants=variants, seeds=3, checkpoints=points, budget={"steps": 200})
+    rows = losses(study, {"absolute": 4.0, "tupe-r": 2.0, "electra": 1.0, "pre": 8.0})
+    results = Results(study, rows)
+    (measure,) = results.measures
+    assert list(measure.curves) == ["absolute", "tupe-r", "pre"] and not results.hardly_learned
+    assert finish(tmp_path / "out", "known", ablation, results, list(rows.values())) == 0
+    said = capsys.readouterr().out
+    (line,) = [line for line in said.splitlines() if line.startswith("tupe-r")]
+    flops = 50 * study.variants[1].flops / study.variants[0].flops
+    assert line.split() == ["tupe-r", "3", "50", "%", f"{flops:.0f}", "%", "150", "%", "reached"]
+    assert next(line for line in said.splitlines() if line.startswith("pre")).count("not reached") == 4
+    assert "electra" not in said
+    report = (tmp_path / "out" / "report" / "report.md").read_text()
+    assert "The losses of electra are not comparable" in report and "* other jobs of this ablation ran" in report
+    assert "`tupe-r`: position: 'absolute' to 'tupe-r'" in report
+    assert {"curves-0.png", "shares.png", "report.html"} <= {p.name for p in (tmp_path / "out" / "report").iterdir()}
+    assert 'src="data:image/png;base64,' in (tmp_path / "out" / "report" / "report.html").read_text()
+
+
+def test_a_baseline_that_has_hardly_learned(planned, tmp_path, capsys) -> None:
+    ablation, study = planned(variants={"a": None, "b": {"norm": "pre"}}, seeds=2)
+    gap = study.unigram_entropy - 1 - 1.4 - 4 * math.exp(-1)
+    rows = losses(study, {"a": 1.0, "b": 0.1}, gap)
+    results = Results(study, rows)
+    assert results.hardly_learned and results.masked_loss == pytest.approx(study.unigram_entropy - 1.4, abs=1e-3)
+    assert not Results(study, losses(study, {"a": 1.0, "b": 0.1}, gap - 0.11)).hardly_learned
+    finish(tmp_path / "out", "plateau", ablation, results, list(rows.values()))
+    assert "undecided: the baseline has hardly learned" in capsys.readouterr().out
+
+
+def test_a_measure_that_stands_still_is_remarked_on(planned, tmp_path) -> None:
+    ablation, study = planned(variants={"a": None, "b": {"norm": "pre"}}, seeds=2, checkpoints=[0.5, 1.0])
+    rows = losses(study, {"a": 1.0, "b": 0.5})
+    out = tmp_path / "out"
+    finish(out, "moves", ablation, Results(study, rows), list(rows.values()))
+    assert "The baseline itself is at its final value" not in (out / "report" / "report.md").read_text()
+    for row in rows.values():
+        for values in row["validations"]:
+            values["loss"] = 2.0
+    finish(out, "still", ablation, Results(study, rows), list(rows.values()))
+    text = "The baseline itself is at its final value from at most 50 % of its steps on"
+    assert text in (out / "report" / "report.md").read_text()
+
+
+def test_a_baseline_of_two_networks_is_judged_by_the_small_one(planned, tmp_path) -> None:
+    variants = {"e": {"objective": "electra"}, "t": {"objective": "electra", "position": "tupe-r"}}
+    ablation, study = planned(variants=variants)
+    rows = losses(study, {"e": 1.0, "t": 1.0}, gap=20.0)
+    for row in rows.values():
+        for values in row["validations"]:
+            values["mlm_loss"] = 3.0
+    results = Results(study, rows)
+    assert results.masked_loss == 3.0 and not results.hardly_learned and len(results.measures) == 1
+    finish(tmp_path / "out", "small", ablation, results, list(rows.values()))
+    report = (tmp_path / "out" / "report" / "report.md").read_text()
+    assert "The masked loss of the baseline's small network" in report and "may also mean easier ones" in report
+
+
+def test_masks_decide_what_is_comparable(planned) -> None:
+    variants = {
+        "a": None,
+        "same": {"mlm": {"mask_token_share": 1.0, "random_token_share": 0.0}},  # of training only
+        "other": {"mlm": {"mask_rate": 0.3}},
+        "words": {"mlm": {"whole_word": True}},
+    }
+    _, study = planned(variants=variants)
+    first, *others = (variant.questions for variant in study.variants)
+    assert [questions == first for questions in others] == [True, False, False]
+
+
+def test_failures_are_reported(planned, tmp_path, capsys) -> None:
+    ablation, study = planned(variants={"a": None, "b": {"norm": "pre"}}, anneal={"points": [0.5, 1.0]}, seeds=2)
+    rows = losses(study, {"a": 1.0, "b": 0.5})
+    broken = next(job for job in study.jobs if job.model == "b" and job.seed == 1)
+    rows[broken.id] |= {"status": "failed", "reason": "it diverged", "mend": "", "log": ["the end"], "load": 0.0}
+    for job in study.jobs:
+        if job.after == broken.id:
+            del rows[job.id]
+    results = Results(study, rows)
+    assert finish(tmp_path / "out", "broken", ablation, results, list(rows.values())) == 1
+    captured = capsys.readouterr()
+    assert "FAILED pretraining, b, seed 1\n  it diverged" in captured.err and "2 jobs could not start" in captured.err
+    report = (tmp_path / "out" / "report" / "report.md").read_text()
+    assert "it diverged" in report and "2 more jobs could not start" in report
+    assert sorted(results.measures[0].finals("b")) == [0] and Path(tmp_path / "out" / "report" / "report.html").exists()

@@ -1,0 +1,47 @@
+"""Which seed of a fine-tuning is the best, by results.json alone."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from fastbert.errors import UserError
+from fastbert.finetuning.results import best_seed, tuned_folder
+
+
+def write_results(out: Path, dev: dict[float, list[list[float]]]) -> None:
+    """Share of train -> for each seed the accuracies on two dev splits; f1 says the contrary."""
+    out.mkdir(exist_ok=True)
+    fractions = []
+    for fraction, seeds in dev.items():
+        part = {"fraction": fraction, "seeds": []}
+        for seed, values in enumerate(seeds, 3):
+            splits = {f"dev_{place}": {"accuracy": v, "f1": -v, "loss": v} for place, v in enumerate(values)}
+            part["seeds"].append({"seed": seed, "best": {"epoch": 1, "dev": splits}})
+            folder = (out if fraction == 1.0 else out / f"fraction-{fraction}") / f"seed-{seed}"
+            (folder / "model").mkdir(parents=True, exist_ok=True)
+        fractions.append(part)
+    (out / "results.json").write_text(json.dumps({"metrics": ["accuracy", "f1"], "fractions": fractions}))
+
+
+def test_the_mean_of_the_dev_splits_by_the_first_metric_on_the_largest_share(tmp_path) -> None:
+    write_results(tmp_path, {1.0: [[0.9, 0.1], [0.5, 0.6], [0.4, 0.4]], 0.5: [[0.99, 0.99], [0, 0], [0, 0]]})
+    assert best_seed(tmp_path) == tuned_folder(tmp_path) == tmp_path / "seed-4"
+    write_results(tmp_path, {0.1: [[0.9, 0.9], [1, 1]], 0.5: [[-0.1, -0.2], [-0.3, -0.2]]})
+    assert best_seed(tmp_path) == tmp_path / "fraction-0.5" / "seed-3"
+
+
+def test_a_seed_stands_for_itself(tmp_path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "task.json").write_text("{}")
+    assert tuned_folder(tmp_path) == tmp_path
+    assert tuned_folder(tmp_path / "nowhere") == tmp_path / "nowhere"
+
+
+def test_what_is_missing(tmp_path) -> None:
+    with pytest.raises(UserError, match=r"results\.json does not exist"):
+        best_seed(tmp_path)
+    write_results(tmp_path, {1.0: [[0.1, 0.2]]})
+    (tmp_path / "seed-3" / "model").rmdir()
+    with pytest.raises(UserError, match=r"seed-3 is the best seed .*accuracy 0\.1500.* was not kept"):
+        best_seed(tmp_path)

@@ -1,0 +1,174 @@
+"""Candidates follow the law of drawing without replacement, enumerated; and nothing but their keys decides them."""
+
+import itertools
+
+import pytest
+import torch
+from fastbert_kernels import sampling
+from fastbert_kernels.sampling import draw_distinct, sample_candidates
+from scipy.stats import chisquare
+from torch.utils._python_dispatch import TorchDispatchMode
+
+ROWS = 40_000
+
+
+def keys(count: int, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(-(2**31), 2**31, (count,), generator=generator).to(torch.int32)
+
+
+def assert_law(drawn: torch.Tensor, probabilities: list[float]) -> None:
+    """Chi-square of the ordered draws [N, K] against p(a) p(b) / (1 - p(a)) ...; rare outcomes are thrown together."""
+    outcomes = {}
+    for words in itertools.permutations([w for w, p in enumerate(probabilities) if p], drawn.shape[1]):
+        share, left = 1.0, [p for w, p in enumerate(probabilities)]
+        for word in words:
+            share *= left[word] / sum(left)
+            left[word] = 0.0
+        outcomes[words] = share
+    seen = {words: 0 for words in outcomes}
+    for words, count in zip(*torch.unique(drawn, dim=0, return_counts=True), strict=True):
+        seen[tuple(words.tolist())] += int(count)  # a KeyError is a draw that has no probability
+    common = [words for words in outcomes if outcomes[words] * len(drawn) >= 10]
+    expected = [outcomes[words] * len(drawn) for words in common]
+    observed = [seen[words] for words in common]
+    rest = len(drawn) - sum(expected)
+    if rest > 10:
+        expected, observed = [*expected, rest], [*observed, len(drawn) - sum(observed)]
+    else:
+        assert len(drawn) - sum(observed) < rest + 20
+        expected = [value * sum(observed) / sum(expected) for value in expected]
+    assert chisquare(observed, expected).pvalue > 1e-4
+
+
+PEAKED = [0.9999, *(0.0001 * 2.0**-i for i in range(1, 8))]
+LAWS = {
+    "one of thirty": ([float(i % 7 + 1) for i in range(30)], 1),
+    "two of thirty": ([1.0 / (i + 1) for i in range(30)], 2),
+    "three of six": ([0.4, 0.25, 0.15, 0.1, 0.07, 0.03], 3),
+    "all three": ([0.7, 0.2, 0.1], 3),
+    "peaked": (PEAKED, 2),
+    "peaked twice": ([0.9999, 0.0000999, *[0.00000002] * 5], 3),
+    "sharper than float32": ([1.0, 3e-15, 2e-15, 1e-15], 2),
+    "near the floor": ([1.0, 4e-33, 3e-33, 2e-33, 1e-33], 3),
+}
+
+
+@pytest.mark.parametrize("block", [4, 64])
+@pytest.mark.parametrize("name", LAWS)
+def test_the_law(name: str, block: int, monkeypatch) -> None:
+    monkeypatch.setattr(sampling, "BLOCK", block)
+    weights, k = LAWS[name]
+    logits = torch.tensor(weights, dtype=torch.float64).log().float()
+    rows = ROWS if block == 4 else ROWS // 4
+    ids, log_probabilities = draw_distinct(logits.expand(rows, -1), k, keys(rows))
+    assert_law(ids, [w / sum(weights) for w in weights])
+    torch.testing.assert_close(log_probabilities[:100], logits.log_softmax(-1)[ids[:100]], rtol=2e-6, atol=2e-6)
+
+
+@pytest.mark.parametrize("block", [4, 64])
+def test_the_law_with_forbidden_and_excluded_words(block: int, monkeypatch) -> None:
+    """Each row lacks a word of its own, likelier than all others together; the law is that of the rest."""
+    monkeypatch.setattr(sampling, "BLOCK", block)
+    weights = torch.tensor([50.0, 5, 4, 3, 2, 1, 100, 0.5])
+    excluded = torch.arange(ROWS) % 3  # one of 0, 1, 2
+    ids, log_probabilities = draw_distinct(
+        weights.log().expand(ROWS, -1), 2, keys(ROWS), forbidden=torch.tensor([6]), excluded=excluded
+    )
+    assert not (ids == 6).any() and not (ids == excluded[:, None]).any()
+    for word in range(3):
+        rest = weights.tolist()
+        rest[word] = rest[6] = 0.0
+        mine = excluded == word
+        assert_law(ids[mine], [w / sum(rest) for w in rest])
+        torch.testing.assert_close(
+            log_probabilities[mine][:50], (torch.tensor(rest) / sum(rest)).log()[ids[mine][:50]], rtol=1e-5, atol=1e-5
+        )
+
+
+@pytest.mark.parametrize("block", [4, 64])
+def test_a_hundred_thousand_draws_are_distinct_and_allowed_whatever_the_distribution(block: int, monkeypatch) -> None:
+    """Flat rows, peaked ones, and ones with a single word above what float32 can hold beside it."""
+    monkeypatch.setattr(sampling, "BLOCK", block)
+    generator = torch.Generator().manual_seed(1)
+    scale = torch.tensor([0.1, 10.0, 100.0, 3000.0]).repeat(5000)[:, None]
+    logits = torch.randn(20_000, 30, generator=generator) * scale
+    forbidden = torch.arange(4)
+    excluded = torch.randint(0, 30, (20_000,), generator=generator)
+    logits[torch.arange(20_000), excluded] += 50
+    ids, log_probabilities = draw_distinct(logits, 5, keys(20_000), forbidden=forbidden, excluded=excluded)
+    assert (ids >= 4).all() and (ids < 30).all() and not (ids == excluded[:, None]).any()
+    ordered = ids.sort(1).values
+    assert (ordered[:, 1:] > ordered[:, :-1]).all()
+    assert log_probabilities.isfinite().all()
+    # As many as there are: 26 words, less the excluded one where it is among them.
+    few = slice(4000)
+    every = draw_distinct(logits[few], 25, keys(4000), forbidden=forbidden, excluded=excluded[few])[0].sort(1).values
+    assert (every[:, 1:] > every[:, :-1]).all() and (every >= 4).all() and not (every == excluded[few, None]).any()
+
+
+def problem(rows: int = 60, vocabulary: int = 300, width: int = 8, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(2)
+    hidden = torch.randn(rows, width, generator=generator, dtype=dtype)
+    embedding = torch.randn(vocabulary, width, generator=generator, dtype=dtype)
+    bias = torch.randn(vocabulary, generator=generator, dtype=dtype)
+    forbidden = torch.randperm(vocabulary, generator=generator)[:60]
+    excluded = torch.randint(0, vocabulary, (rows,), generator=generator)
+    return hidden, embedding, {"bias": bias, "forbidden": forbidden, "excluded": excluded}
+
+
+def test_chunks_and_the_order_of_rows_change_nothing() -> None:
+    hidden, embedding, more = problem()
+    k = keys(60)
+    whole = draw_distinct(
+        hidden @ embedding.T + more["bias"], 6, k, forbidden=more["forbidden"], excluded=more["excluded"]
+    )
+    for rows in (1, 7, 60, 1000, None):
+        ids, log_probabilities = sample_candidates(hidden, embedding, 6, keys=k, rows=rows, **more)
+        assert torch.equal(ids, whole[0])
+        torch.testing.assert_close(log_probabilities, whole[1])
+    order = torch.randperm(60, generator=torch.Generator().manual_seed(3))
+    shuffled = {**more, "excluded": more["excluded"][order]}
+    assert torch.equal(sample_candidates(hidden[order], embedding, 6, keys=k[order], **shuffled)[0], whole[0][order])
+    # The first draws do not depend on how many follow; other keys give other draws.
+    assert torch.equal(sample_candidates(hidden, embedding, 2, keys=k, **more)[0], whole[0][:, :2])
+    assert (sample_candidates(hidden, embedding, 6, keys=keys(60, 9), **more)[0] != whole[0]).any(1).all()
+
+
+def test_temperature_divides_the_logits() -> None:
+    hidden, embedding, more = problem()
+    some = {"forbidden": more["forbidden"], "excluded": more["excluded"]}
+    warm = sample_candidates(hidden, embedding, 4, keys=keys(60), temperature=2.5, **more)
+    by_hand = draw_distinct((hidden @ embedding.T + more["bias"]) / 2.5, 4, keys(60), **some)
+    assert torch.equal(warm[0], by_hand[0])
+    torch.testing.assert_close(warm[1], by_hand[1])
+    assert not torch.equal(warm[0], sample_candidates(hidden, embedding, 4, keys=keys(60), **more)[0])
+
+
+class Largest(TorchDispatchMode):
+    """Notes the size of the largest floating-point tensor that an operation gives."""
+
+    size = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        for tensor in out if isinstance(out, tuple | list) else (out,):
+            if isinstance(tensor, torch.Tensor) and tensor.is_floating_point():
+                self.size = max(self.size, tensor.numel())
+        return out
+
+
+def test_the_logits_of_all_rows_are_never_there_at_once() -> None:
+    hidden, embedding, more = problem(rows=512, dtype=torch.float32)
+    with Largest() as largest:
+        sample_candidates(hidden, embedding, 3, keys=keys(512), rows=32, **more)
+    assert largest.size == 32 * 320  # the vocabulary in whole blocks
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_no_gradient_and_any_precision(dtype: torch.dtype) -> None:
+    hidden, embedding, more = problem(dtype=torch.float32)
+    hidden, embedding = hidden.to(dtype).requires_grad_(), embedding.requires_grad_()
+    ids, log_probabilities = sample_candidates(hidden, embedding, 5, keys=keys(60), **more)
+    assert not log_probabilities.requires_grad and log_probabilities.dtype == torch.float32
+    assert not torch.isin(ids, more["forbidden"]).any() and not (ids == more["excluded"][:, None]).any()

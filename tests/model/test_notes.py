@@ -1,0 +1,312 @@
+"""The dictionary against one written out by hand in float64, and what must not change where notes do nothing."""
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from fastbert.data.batches import Batch, Rows, TrainingBatches
+from fastbert.data.noted import NotedWords
+from fastbert.data.shards import RareWords
+from fastbert.data.tokenizer import WordPiece
+from fastbert.errors import UserError
+from fastbert.model.config import EncoderOptions
+from fastbert.model.encoder import initialize
+from fastbert.model.notes import Notes, NotesOptions
+from fastbert.objectives.mlm import MLM, MLMOptions
+
+CPU = torch.device("cpu")
+PLAIN, CONTINUING = 8, 4
+VOCABULARY = WordPiece(
+    (
+        "[PAD]",
+        "[UNK]",
+        "[CLS]",
+        "[SEP]",
+        "[MASK]",
+        *(f"w{i}" for i in range(PLAIN)),
+        *(f"##{i}" for i in range(CONTINUING)),
+    )
+)
+V, CLS, SEP = len(VOCABULARY.tokens), 2, 3
+T, ROWS, K = 16, 8, 3
+NOTED = [(5,), (6, 13), (7, 13, 14), (8, 15), (9, 13)]
+
+
+class Text:
+    """2000 tokens of documents of 1 to 40 words, of which those of NOTED are listed."""
+
+    def __init__(self) -> None:
+        random = np.random.default_rng(0)
+        tokens, starts, places = [], [], []
+        while len(tokens) < 2000:
+            starts.append(len(tokens))
+            for _ in range(random.integers(1, 40)):
+                word = NOTED[random.integers(len(NOTED))] if random.random() < 0.15 else (int(random.integers(10, 13)),)
+                if word in NOTED:
+                    places.append((len(tokens), len(word), NOTED.index(word)))
+                tokens += word
+            tokens.append(SEP)
+        self.tokens, self.documents = np.array(tokens), np.array(starts)
+        self.places = [np.array(column) for column in zip(*places, strict=True)]
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        return self.tokens[start:stop]
+
+    def rare(self, start: int, stop: int) -> RareWords:
+        here = (self.places[0] >= start) & (self.places[0] < stop)
+        return RareWords(*(column[here] for column in self.places))
+
+
+def batches(micro: int, document_mask: bool = False, half_window: int = K) -> TrainingBatches:
+    text = Text()
+    noted = NotedWords(text, np.arange(len(NOTED), dtype=np.int32), T, half_window)
+    return TrainingBatches(Rows(text, T, CLS, SEP, document_mask, noted), ROWS, micro, 3, CPU)
+
+
+def build(options: NotesOptions | None, dropout: float = 0.0, masks: MLMOptions | None = None) -> MLM:
+    """TUPE: what its embedding norm is given are the words alone."""
+    config = EncoderOptions(
+        layers=1, width=16, heads=2, position="tupe-a", dropout=dropout, attention_dropout=dropout
+    ).resolve(V, T)
+    notes = Notes(options, len(NOTED), 16, 7) if options is not None else None
+    objective = MLM(config, masks or MLMOptions(mask_rate=0.2), VOCABULARY, notes=notes)
+    initialize(objective, 0, 0.3)
+    return objective.double().train()
+
+
+class Seen:
+    """The encoder's input and output of each forward pass."""
+
+    def __init__(self, objective: MLM) -> None:
+        self.inputs: list[Tensor] = []
+        self.outputs: list[Tensor] = []
+        encoder = objective.encoder
+        encoder.embedding_norm.register_forward_pre_hook(lambda _, given: self.inputs.append(given[0].detach().clone()))
+        encoder.register_forward_hook(lambda *given: self.outputs.append(given[-1].detach().clone()))
+
+
+def step(objective: MLM, parts: list[Batch], number: int, optimizer: torch.optim.Optimizer) -> tuple[list, dict]:
+    """As the loop's."""
+    drawn = [objective.draw(part, 5, number) for part in parts]
+    count = sum(part.counts["mlm"] for part in drawn)
+    for part in drawn:
+        (objective(part)["mlm"] / count).backward()
+    optimizer.step()
+    measured = objective.after_step(drawn, torch.tensor(True))
+    optimizer.zero_grad()
+    return drawn, measured
+
+
+def words_of(row: list[int]) -> list[tuple[int, int, int]]:
+    """(first, stop, number) of the noted words of a row's ids."""
+    found, place = [], 1
+    while place < len(row):
+        stop = place + 1
+        while stop < len(row) and row[stop] >= 5 + PLAIN:
+            stop += 1
+        if tuple(row[place:stop]) in NOTED:
+            found.append((place, stop, NOTED.index(tuple(row[place:stop]))))
+        place = stop
+    return found
+
+
+@pytest.mark.parametrize("document_mask", [False, True])
+@pytest.mark.parametrize("leak", [False, True])
+@pytest.mark.parametrize("micro", [8, 4, 2, 3])
+def test_ten_steps_against_a_dictionary_written_by_hand(micro: int, leak: bool, document_mask: bool) -> None:
+    options = NotesOptions(half_window=K, gamma=0.3, weight=0.4, leak=leak)
+    # Masked in whole words some of the places are not used, and stand on words all the same.
+    objective = build(options, dropout=0.1, masks=MLMOptions(mask_rate=0.2, whole_word=document_mask))
+    optimizer = torch.optim.SGD(objective.parameters(), 0.3)
+    seen = Seen(objective)
+    theirs = {number: note.clone() for number, note in enumerate(objective.notes.table)}
+    met: set[int] = set()
+    again_within = again_across = hidden = at_border = 0
+    for number in range(10):
+        embedding = objective.encoder.words.weight.detach().clone()
+        parts = list(batches(micro, document_mask).at(number))
+        seen.inputs.clear(), seen.outputs.clear()
+        drawn, measured = step(objective, parts, number, optimizer)
+        contexts: dict[int, list[Tensor]] = {}
+        got = 0
+        for part, masked, used, output in zip(parts, drawn, seen.inputs, seen.outputs, strict=True):
+            before = {word: len(found) for word, found in contexts.items()}
+            expected = embedding[masked.input_ids]
+            for row, ids in enumerate(part.input_ids.tolist()):
+                chosen = masked.places[row][masked.targets[row] != -100].tolist()
+                for first, stop, word in words_of(ids):
+                    # A word that the next row goes on with stands here as another; the text has none that begin NOTED.
+                    window = list(range(first, stop))
+                    while len(window) < stop - first + K and window[0] > 1 and ids[window[0] - 1] != SEP:
+                        window.insert(0, window[0] - 1)
+                    right = stop
+                    while right < T and ids[right] != SEP and right - stop < K:
+                        window.append(right)
+                        right += 1
+                    at_border += len(window) < stop - first + 2 * K
+                    contexts.setdefault(word, []).append(output[row, window].mean(0))
+                    if not leak and any(place in chosen for place in range(first, stop)):
+                        hidden += 1
+                        continue
+                    for place in range(first, stop):
+                        own, note = expected[row, place], theirs[word]
+                        expected[row, place] = 0.6 * own + 0.4 * note * own.norm() / note.norm()
+                        got += 1
+            torch.testing.assert_close(used, expected, rtol=1e-11, atol=1e-12)
+            again_across += sum(before[word] < len(contexts[word]) for word in before)
+        again_within += sum(len(found) > 1 for found in contexts.values())
+        drift, norm = [], []
+        for word, found in contexts.items():
+            new = 0.7 * theirs[word] + 0.3 * torch.stack(found).mean(0)
+            drift.append((new - theirs[word]).norm())
+            norm.append(new.norm())
+            theirs[word] = new
+        met |= contexts.keys()
+        torch.testing.assert_close(objective.notes.table, torch.stack([*theirs.values()]), rtol=1e-11, atol=1e-12)
+        assert measured["notes_words"].item() == pytest.approx(len(met) / len(NOTED))
+        assert measured["notes_tokens"].item() == pytest.approx(got / (ROWS * T))
+        assert measured["notes_norm"].item() == pytest.approx(torch.stack(norm).mean().item())
+        assert measured["notes_drift"].item() == pytest.approx(torch.stack(drift).mean().item())
+    assert again_within and at_border and (hidden or leak) and (again_across or micro == ROWS)
+
+
+def test_accumulation_changes_the_order_of_sums_only() -> None:
+    tables = []
+    for micro in (8, 4, 2):
+        objective = build(NotesOptions(half_window=K), dropout=0.1)
+        optimizer = torch.optim.SGD(objective.parameters(), 0.3)
+        for number in range(10):
+            step(objective, list(batches(micro).at(number)), number, optimizer)
+        tables.append(objective.notes.table)
+    assert (tables[0] != build(NotesOptions()).notes.table).all(1).all()
+    torch.testing.assert_close(tables[0], tables[1], rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(tables[0], tables[2], rtol=1e-10, atol=1e-12)
+
+
+def test_a_step_reads_what_stood_there_at_its_start() -> None:
+    """Nothing is written between the micro-batches, nor if the update was skipped, nor outside training."""
+    objective = build(NotesOptions())
+    before = {name: tensor.clone() for name, tensor in objective.notes.state_dict().items()}
+    drawn = [objective.draw(part, 0, 0) for part in batches(2).at(0)]
+    for part in drawn:
+        objective(part)
+    objective.eval()
+    for part in batches(2).at(1):
+        objective(objective.draw(part, 0, 0, "validation-mask"))
+    drawn[0].noted.contexts[:] = float("nan")  # as a step that is skipped may have it
+    assert objective.after_step(drawn, torch.tensor(False))["notes_drift"] == 0
+    for name, tensor in objective.notes.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+
+
+def test_validation_reads_notes() -> None:
+    objective = build(NotesOptions()).eval()
+    drawn = objective.draw(next(iter(batches(8).at(0))), 0, 0, "validation-mask")
+    first = objective(drawn)["mlm"]
+    objective.notes.table.normal_()
+    assert objective(drawn)["mlm"] != first
+
+
+def test_no_gradient_reaches_the_dictionary() -> None:
+    objective = build(NotesOptions())
+    assert not any("notes" in name for name, _ in objective.named_parameters())
+    assert not any(buffer.requires_grad for buffer in objective.notes.buffers())
+    drawn = objective.draw(next(iter(batches(8).at(0))), 0, 0)
+    objective(drawn)["mlm"].backward()
+    assert not drawn.noted.contexts.requires_grad and objective.notes.table.grad is None
+
+
+def test_the_gradient_is_that_of_the_mixture() -> None:
+    """(1 - lambda) at a piece with a note, as it is elsewhere; the norm that scales the note is a constant."""
+    objective = build(NotesOptions(weight=0.25, leak=True))
+    drawn = objective.draw(next(iter(batches(8).at(0))), 0, 0)
+    words = torch.randn(ROWS, T, 16, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn_like(words)
+    (drawn.noted.edit(words) * weight).sum().backward()
+    share = torch.ones(ROWS * T, 1, dtype=torch.float64)
+    share[drawn.noted.where.tokens[drawn.noted.shown[:, 0]]] = 0.75
+    torch.testing.assert_close(words.grad, weight * share.view(ROWS, T, 1), rtol=1e-12, atol=0)
+    assert 0 < (share < 1).sum() < ROWS * T / 2
+
+
+def test_no_weight_is_no_notes_to_the_bit() -> None:
+    """Over ten steps in float32: losses, weights; the dictionary is written all the same."""
+    runs = []
+    for options in (None, NotesOptions(weight=0.0)):
+        objective = build(options, dropout=0.1).float()
+        optimizer = torch.optim.AdamW(objective.parameters(), 1e-2)
+        for number in range(10):
+            step(objective, list(batches(4).at(number)), number, optimizer)
+        runs.append(objective)
+    assert all(torch.equal(a, b) for a, b in zip(*(run.parameters() for run in runs), strict=True))
+    assert runs[1].notes.writes.sum() > 10
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"half_window": 1}, {"gamma": 0.5}, {"weight": 0.9}, {"initial_std": 1.0}, {"initial_std": 0.0}, {"leak": True}],
+)
+def test_each_option_changes_the_training(changes: dict) -> None:
+    losses = []
+    for options in (NotesOptions(half_window=K), NotesOptions(**{"half_window": K, **changes})):
+        objective = build(options)
+        optimizer = torch.optim.SGD(objective.parameters(), 0.3)
+        for number in range(2):
+            drawn, _ = step(objective, list(batches(8, half_window=options.half_window).at(number)), number, optimizer)
+        losses.append(objective(drawn[0])["mlm"].item())
+    assert losses[0] != losses[1]
+
+
+def test_initial_notes() -> None:
+    options = NotesOptions(initial_std=0.5)
+    tables = [Notes(options, 400, 100, seed).table for seed in (0, 0, 1)]
+    assert torch.equal(tables[0], tables[1]) and not torch.equal(tables[0], tables[2])
+    assert tables[0].std().item() == pytest.approx(0.5, rel=0.02) and abs(tables[0].mean().item()) < 0.01
+    assert not Notes(NotesOptions(initial_std=0.0), 4, 100, 0).table.any()
+
+
+def test_zero_notes_are_read_without_a_division_by_zero() -> None:
+    objective = build(NotesOptions(initial_std=0.0, leak=True))
+    drawn = objective.draw(next(iter(batches(8).at(0))), 0, 0)
+    words = torch.zeros(ROWS, T, 16, dtype=torch.float64)
+    assert torch.equal(drawn.noted.edit(words), words)
+    edited = drawn.noted.edit(words + 1)
+    assert set(edited.unique().tolist()) == {0.5, 1.0}
+
+
+def test_flops_are_those_of_the_text() -> None:
+    """The mean over the text, borders of windows left out."""
+    rows = batches(8).rows
+    noted, tokens = rows.noted, len(rows) * T
+    notes = Notes(NotesOptions(half_window=K), len(NOTED), 16, 0, len(noted.positions) / tokens, noted.tokens / tokens)
+    every = noted.read(np.arange(len(rows)), noted.step_words(np.arange(len(rows))), CPU)
+    whole = (every.lengths + 2 * K)[every.lengths > 0].sum().item()
+    assert every.window_lengths.sum() < whole
+    expected = 2 * 16 * (whole + 3 * noted.tokens + 2 * len(noted.positions))
+    assert notes.flops(tokens) == pytest.approx(expected, rel=1e-6) and expected > 0
+    plain, objective = build(None), build(NotesOptions())
+    objective.notes = notes
+    assert objective.flops(8, T) - plain.flops(8, T) == notes.flops(8 * T) > 0
+    assert objective.parameter_count() == sum(p.numel() for p in objective.parameters())
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"half_window": -1},
+        {"gamma": 0.0},
+        {"gamma": 1.5},
+        {"weight": -0.1},
+        {"share": 0.0},
+        {"least": 0},
+        {"least": 9, "most": 8},
+        {"initial_std": -1.0},
+    ],
+)
+def test_options_out_of_range(changes: dict) -> None:
+    with pytest.raises(UserError, match=r"notes\."):
+        NotesOptions(**changes)

@@ -1,0 +1,147 @@
+"""ELECTRA against transformers' own generator and discriminator, on copied weights and the same replaced tokens."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from transformers import ElectraConfig, ElectraForMaskedLM, ElectraForPreTraining
+
+from fastbert.errors import UserError
+from fastbert.model.config import EncoderOptions
+from fastbert.model.encoder import Encoder
+from fastbert.objectives.electra import Electra, ElectraOptions
+from tests.objectives.conftest import VOCABULARY, V, batch, build
+
+_BLOCK = {
+    "attention.output.dense": "attention.out",
+    "attention.output.LayerNorm": "attention_norm",
+    "intermediate.dense": "feed_forward.up",
+    "output.dense": "feed_forward.down",
+    "output.LayerNorm": "feed_forward_norm",
+}
+
+
+def theirs_of(ours: Electra) -> tuple[ElectraForMaskedLM, ElectraForPreTraining]:
+    """transformers' two models with shared embeddings, as the paper has them."""
+    sizes = {"vocab_size": V, "embedding_size": 32, "max_position_embeddings": 16, "num_hidden_layers": 2}
+    none = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "attn_implementation": "eager"}
+    models = []
+    for kind, config in ((ElectraForMaskedLM, ours.small_config), (ElectraForPreTraining, ours.config)):
+        more = {
+            "hidden_size": config.width,
+            "num_attention_heads": config.heads,
+            "intermediate_size": config.ffn,
+        }
+        models.append(kind(ElectraConfig(**sizes, **none, **more, pad_token_id=None)).double())
+    generator, discriminator = models
+    generator.electra.embeddings = discriminator.electra.embeddings
+    generator.generator_lm_head.weight = discriminator.electra.embeddings.word_embeddings.weight
+    return generator, discriminator
+
+
+def pairs_of(
+    ours: Electra, generator: ElectraForMaskedLM, discriminator: ElectraForPreTraining
+) -> list[tuple[torch.nn.Parameter, list[torch.nn.Parameter]]]:
+    """Each of our parameters with theirs, several where ours is their concatenation."""
+    embeddings, out = discriminator.electra.embeddings, []
+
+    def module(mine, *others) -> None:
+        for kind in ("weight", "bias"):
+            out.append((getattr(mine, kind), [getattr(other, kind) for other in others]))
+
+    def blocks(mine: Encoder, theirs) -> None:
+        for layer, block in zip(theirs.encoder.layer, mine.blocks, strict=True):
+            attention = layer.attention.self
+            module(block.attention.qkv, attention.query, attention.key, attention.value)
+            for name, own in _BLOCK.items():
+                module(block.get_submodule(own), layer.get_submodule(name))
+
+    out.append((ours.encoder.words.weight, [embeddings.word_embeddings.weight]))
+    out.append((ours.encoder.positions.table.weight, [embeddings.position_embeddings.weight]))
+    out.append((ours.encoder.types.weight, [embeddings.token_type_embeddings.weight]))
+    module(ours.encoder.embedding_norm, embeddings.LayerNorm)
+    blocks(ours.encoder, discriminator.electra)
+    module(ours.head.dense, discriminator.discriminator_predictions.dense)
+    module(ours.head.output, discriminator.discriminator_predictions.dense_prediction)
+    blocks(ours.small, generator.electra)
+    if ours.small.projection is not None:
+        module(ours.small.projection, generator.electra.embeddings_project)
+    module(ours.small_head.dense, generator.generator_predictions.dense)
+    module(ours.small_head.norm, generator.generator_predictions.LayerNorm)
+    out.append((ours.small_head.decoder.bias, [generator.generator_lm_head.bias]))
+    return out
+
+
+@pytest.mark.parametrize("scale", [0.5, 1.0])
+def test_losses_and_gradients_equal_transformers_electra(scale: float) -> None:
+    ours = build("electra", options=ElectraOptions(generator_scale=scale, mask_rate=0.4)).double()
+    generator, discriminator = theirs_of(ours)
+    pairs = pairs_of(ours, generator, discriminator)
+    assert len(pairs) == len(list(ours.parameters()))
+    draws = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for mine, theirs in pairs:  # biases and norms too: a parameter that is mixed up shows
+            mine += 0.1 * torch.randn(mine.shape, generator=draws, dtype=torch.float64)
+            for other, part in zip(theirs, mine.chunk(len(theirs)), strict=True):
+                other.copy_(part)
+
+    drawn = ours.draw(batch(), seed=1, step=2)
+    with torch.no_grad():
+        read, suspicion, _ = ours.show(drawn)
+    replaced = read != drawn.original
+    assert 0 < replaced.sum() <= drawn.places.numel()
+    labels = torch.full_like(read, -100).scatter(1, drawn.places, drawn.targets)
+    mlm = generator(input_ids=drawn.input_ids, labels=labels).loss
+    logits = discriminator(input_ids=read).logits
+    rtd = F.binary_cross_entropy_with_logits(logits, replaced.double())  # as theirs, which ends in float32
+    torch.testing.assert_close(discriminator(input_ids=read, labels=replaced.double()).loss, rtd.float())
+    sums = ours(drawn)
+    torch.testing.assert_close(sums["mlm"] / drawn.counts["mlm"], mlm, rtol=1e-10, atol=0)
+    torch.testing.assert_close(sums["rtd"] / drawn.counts["rtd"], rtd, rtol=1e-10, atol=0)
+    torch.testing.assert_close(suspicion, logits.sigmoid(), rtol=1e-10, atol=0)
+
+    sum(weight * sums[name] / drawn.counts[name] for name, weight in ours.loss_weights.items()).backward()
+    (mlm + 50.0 * rtd).backward()
+    for mine, theirs in pairs:
+        torch.testing.assert_close(mine.grad, torch.cat([other.grad for other in theirs]), rtol=1e-7, atol=1e-11)
+
+
+def test_a_sample_that_is_the_word_itself_counts_as_original() -> None:
+    """A generator that is certain of one word, in rows of that word alone: nothing is replaced."""
+    objective = build("electra")
+    with torch.no_grad():
+        objective.small_head.decoder.bias[7] = 100.0
+    rows = batch()
+    rows.input_ids[:, 1:] = 7
+    drawn = objective.draw(rows, 0, 0)
+    sums = objective(drawn)
+    assert sums["replaced"][0] == 0 and sums["accuracy_kept"][1] == rows.input_ids.numel()
+    rows.input_ids[:, 1:] = 8
+    drawn = objective.draw(rows, 0, 0)
+    read, suspicion, _ = objective.show(drawn)
+    replaced, tokens = objective(drawn)["replaced"]
+    assert replaced == (read == 7).sum() == drawn.places.numel() and tokens == rows.input_ids.numel()
+    sums = objective(drawn)
+    right = (suspicion > 0.5) == (read != drawn.original)
+    assert sums["accuracy_replaced"][0] == right[read == 7].sum()
+    assert sums["accuracy_kept"][0] == right[read != 7].sum()
+
+
+def test_sizes_of_the_generator() -> None:
+    for width, scale, expected in (
+        (256, 0.25, (64, 1, 256)),
+        (768, 1 / 3, (256, 4, 1024)),
+        (1024, 0.25, (256, 4, 1024)),
+        (128, 1.0, (128, 2, 512)),
+    ):
+        config = EncoderOptions(layers=3, width=width).resolve(V, 16)
+        small = Electra(config, ElectraOptions(generator_scale=scale), VOCABULARY).small_config
+        assert (small.width, small.heads, small.ffn) == expected and small.layers == 3
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"generator_scale": 0.0}, {"generator_scale": 1.5}, {"weight": 0.0}, {"mask_rate": 0.95}, {"mask_token_share": 2}],
+)
+def test_refused(changes: dict) -> None:
+    with pytest.raises(UserError, match="electra." + next(iter(changes))):
+        ElectraOptions(**changes)

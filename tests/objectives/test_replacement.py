@@ -1,0 +1,229 @@
+"""What both objectives of two networks promise: sharing, counting, micro-batches, randomness, and that they learn."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from fastbert.data.batches import documents_of
+from fastbert.data.tokenizer import WordPiece
+from fastbert.model.positions import POSITIONS
+from fastbert.objectives.electra import ElectraOptions
+from fastbert.objectives.multiple_choice import MultipleChoiceOptions
+from tests.objectives.conftest import OPTIONS, V, batch, build, loss_of
+from tests.pretraining.test_loop import NoWaiting
+
+OBJECTIVES = list(OPTIONS)
+
+
+@pytest.mark.parametrize("position", list(POSITIONS))
+@pytest.mark.parametrize("norm", ["post", "pre"])
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_parameters_are_shared_and_counted_once(name: str, norm: str, position: str) -> None:
+    objective = build(name, position, norm=norm)
+    assert objective.parameter_count() == sum(p.numel() for p in objective.parameters())
+    assert objective.small.words is objective.encoder.words
+    shared = {n for n, p in objective.encoder.named_parameters() for q in objective.small.parameters() if p is q}
+    embeddings = {"words.weight"}
+    if name == "electra":
+        embeddings |= {"embedding_norm.weight", "embedding_norm.bias"}
+        embeddings |= {"types.weight"} if objective.encoder.types is not None else set()
+        embeddings |= {"positions.table.weight"} if position in ("absolute", "relative") else set()
+    assert shared == embeddings
+    # Words of the main network come first, under the name they have with every objective.
+    assert "encoder.words.weight" in dict(objective.named_parameters())
+
+
+@pytest.mark.parametrize("scale", ["small", "equal"])
+@pytest.mark.parametrize("position", ["absolute", "tupe-r"])
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_flops_are_those_that_torch_counts(name: str, position: str, scale: str) -> None:
+    words = WordPiece(("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"w{i}" for i in range(251))))
+    options = OPTIONS[name]()
+    if scale == "equal":
+        options = (
+            ElectraOptions(generator_scale=1.0) if name == "electra" else MultipleChoiceOptions(controller_width=32)
+        )
+    objective = build(name, position, options=options, vocabulary=words, vocab_size=256)
+    drawn = objective.draw(batch(), 0, 0)
+    with FlopCounterMode(display=False) as counter:
+        loss_of(objective, drawn).backward()
+    # The candidates' scores are multiplied once more for each of two gradients, in embedding bags that it cannot count.
+    bags = 2 * 2 * 4 * 16 * 9 * 32 if name == "multiple-choice" else 0
+    assert counter.get_total_flops() + bags == objective.flops(4, 16)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.2])
+@pytest.mark.parametrize("sizes", [[1, 3], [2, 2], [1, 1, 1, 1]])
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_micro_batches_add_up_to_the_large_batch(name: str, sizes: list[int], dropout: float) -> None:
+    """The same samples and candidates, and so the same gradients and measures, even where rows have unequal masks."""
+    results = []
+    for split in ([4], sizes):
+        objective = build(name, "tupe-r", dropout, OPTIONS[name](mask_rate=0.3)).double()
+        drawn, place = [], 0
+        for rows in split:
+            part = batch(rows, first_place=place)
+            part.input_ids[part.places == 2, 3:] = 3  # a row with two words only
+            drawn.append(objective.draw(part, seed=5, step=7))
+            place += rows
+        counts = {key: sum(part.counts[key] for part in drawn) for key in objective.loss_weights}
+        for part in drawn:
+            sums = objective(part)
+            sum(weight * sums[key] / counts[key] for key, weight in objective.loss_weights.items()).backward()
+        measured = objective.after_step(drawn, torch.tensor(True))
+        results.append(([p.grad for p in objective.parameters()], measured))
+    for whole, parts in zip(results[0][0], results[1][0], strict=True):
+        torch.testing.assert_close(whole, parts, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(results[0][1], results[1][1])
+    assert 0 < results[0][1]["replaced"] < 1 and 3 < results[0][1]["entropy"] < 3.7
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_samples_depend_on_seed_step_and_place(name: str) -> None:
+    objective = build(name, options=OPTIONS[name](mask_rate=0.5)).eval()
+
+    def read(seed: int = 0, step: int = 0, first: int = 0) -> torch.Tensor:
+        rows = batch(4, first_place=first)
+        rows.input_ids[:] = batch(1).input_ids  # equal rows: what differs is drawn
+        return objective.show(objective.draw(rows, seed, step))[0]
+
+    assert torch.equal(read(), read())
+    for other in (read(seed=1), read(step=1), read(first=4)):
+        assert not torch.equal(read(), other)
+    assert not torch.equal(read()[0], read()[1])
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_no_gradient_flows_through_the_sampling(name: str) -> None:
+    """The main loss reaches nothing that is the small network's alone, and the small loss nothing of the main one's."""
+    objective = build(name)
+    main_only = {id(p) for p in (*objective.encoder.parameters(), *objective.head.parameters())}
+    small_only = {id(p) for p in (*objective.small.parameters(), *objective.small_head.parameters())}
+    shared = main_only & small_only
+    for key, reached in ((objective.main, main_only), ("mlm", small_only)):
+        objective.zero_grad()
+        objective(objective.draw(batch(), 0, 0))[key].backward()
+        got = {id(p) for p in objective.parameters() if p.grad is not None and p.grad.abs().sum() > 0}
+        assert got <= reached and shared & got and got - shared
+
+
+@pytest.mark.parametrize("position", list(POSITIONS))
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_overfits_one_batch(name: str, position: str) -> None:
+    """Both losses fall on one batch with one draw of masks; the samples follow the small network as it changes."""
+    few = {"choices": 4} if name == "multiple-choice" else {}
+    objective = build(name, position, options=OPTIONS[name](mask_rate=0.2, mask_token_share=1.0, **few))
+    drawn = objective.draw(batch(4), seed=0, step=0)
+    optimizer = torch.optim.AdamW(objective.parameters(), 1e-2)
+    first = {}
+    for _ in range(80):
+        sums = objective(drawn)
+        first = first or {key: sums[key].item() for key in objective.loss_weights}
+        loss = sum(weight * sums[key] / drawn.counts[key] for key, weight in objective.loss_weights.items())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert all(sums[key].item() < first[key] / 2 for key in first)
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_validation_masks_everything_and_drops_nothing(name: str) -> None:
+    objective = build(name, dropout=0.1, options=OPTIONS[name](mask_token_share=0.0)).eval()
+    drawn = objective.draw(batch(), 0, 0, "validation-mask")
+    assert drawn.dropout_keys is None and drawn.small_dropout_keys is None
+    assert (drawn.input_ids.gather(1, drawn.places) == 4).all()
+    assert torch.equal(objective(drawn)["mlm"], objective(drawn)["mlm"])
+    drawn = objective.train().draw(batch(), 0, 0)
+    assert (drawn.input_ids != 4).all() and torch.equal(drawn.input_ids, drawn.original)
+    # Each network drops by keys of its own.
+    assert not torch.equal(drawn.dropout_keys, drawn.small_dropout_keys)
+    networks = {
+        "small_dropout_keys": objective.small_hidden,
+        "dropout_keys": lambda d: objective.main_hidden(d, d.original),
+    }
+    for own, network in networks.items():
+        for keys in networks:
+            same = torch.equal(network(drawn), network(replace(drawn, **{keys: None})))
+            assert same == (keys != own)
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_special_tokens_stay_where_a_row_has_fewer_words_than_places(name: str) -> None:
+    objective = build(name, options=OPTIONS[name](mask_rate=0.9))
+    rows = batch()
+    rows.input_ids[:, 3:] = 3
+    drawn = objective.draw(rows, 0, 0)
+    read = objective.show(drawn)[0]
+    assert (read[:, 3:] == 3).all() and (read[:, 0] == 2).all() and (read[:, 1:3] != drawn.original[:, 1:3]).any()
+    assert drawn.counts["mlm"] == 8 and drawn.counts[objective.main] == 64
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_the_document_mask_reaches_both_networks(name: str) -> None:
+    """What stands in another document changes nothing in this one, in neither network."""
+    objective = build(name, "tupe-r").eval()
+    rows = batch(2)
+    rows.input_ids[:, 8] = 3
+    documents, positions = documents_of(rows.input_ids, 3)
+    drawn = objective.draw(replace(rows, document_ids=documents, position_ids=positions), 0, 0)
+    other = drawn.original.clone()
+    other[:, 9:] = 5
+    for hidden in (
+        lambda ids: objective.small_hidden(replace(drawn, input_ids=ids)),
+        lambda ids: objective.main_hidden(drawn, ids),
+    ):
+        a, b = hidden(drawn.original), hidden(other)
+        torch.testing.assert_close(a[:, :9], b[:, :9])
+        assert (a[:, 9:] - b[:, 9:]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_both_networks_read_notes_and_the_main_one_writes_them(name: str) -> None:
+    """`Taken` is stood in for: the words are edited at the main network's width, also where the small one is narrow."""
+
+    class Shifted:
+        widths, collected = [], []
+
+        def edit(self, words: torch.Tensor) -> torch.Tensor:
+            self.widths.append(words.shape[-1])
+            return words.roll(1, 1)
+
+        def collect(self, hidden: torch.Tensor) -> None:
+            self.collected.append(hidden.shape)
+
+    objective = build(name, "tupe-a")
+    drawn = objective.draw(batch(), 0, 0)
+    noted = replace(drawn, noted=Shifted())
+    for network in (objective.small_hidden, lambda some: objective.main_hidden(some, some.original)):
+        assert (network(drawn) - network(noted)).abs().max() > 1e-3
+    assert Shifted.widths == [32, 32] and Shifted.collected == [(4, 16, 32)]
+
+
+@pytest.mark.parametrize("whole_word", [False, True])
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_a_step_waits_for_nothing(name: str, whole_word: bool) -> None:
+    words = WordPiece(("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"w{i}" for i in range(V - 6)), "##x"))
+    options = OPTIONS[name](whole_word=whole_word)
+    objective = build(name, "tupe-r", 0.1, options=options, vocabulary=words)
+    rows = batch()
+    with NoWaiting():
+        drawn = objective.draw(rows, 0, 0)
+        loss_of(objective, drawn).backward()
+        measured = objective.after_step([drawn], torch.tensor(True))
+    accuracies = {"accuracy_replaced", "accuracy_kept"}
+    assert measured.keys() == {"mlm_loss", f"{objective.main}_loss", "replaced", "entropy"} | accuracies
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_options_change_what_is_learned(name: str) -> None:
+    default = build(name)
+    assert masks(default) == 8 and masks(build(name, options=OPTIONS[name](mask_rate=0.5))) == 32
+    weight = build(name, options=OPTIONS[name](weight=3.0))
+    assert weight.loss_weights == {"mlm": 1.0, weight.main: 3.0}
+    assert default.loss_weights == {"mlm": 1.0, default.main: {"electra": 50.0, "multiple-choice": 20.0}[name]}
+
+
+def masks(objective) -> int:
+    return objective.draw(batch(), 0, 0).places.numel()

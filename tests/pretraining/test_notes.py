@@ -1,0 +1,182 @@
+"""Runs that take notes: resumed to the bit, exported without them, refused before they start where they cannot be."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from fastbert.cli import main
+from fastbert.config import digest, leaves, load_yaml
+from fastbert.data.shards import open_dataset
+from fastbert.pretraining import notes as notes_of_run
+from fastbert.pretraining.options import PretrainOptions, science
+from fastbert.training.hardware import describe_machine
+
+NOTES = ["--notes.enabled", "--notes.half-window", "4", "--notes.share", "1"]
+FIGURES = {"notes_words", "notes_tokens", "notes_norm", "notes_drift"}
+# Runs a job in a process that kills itself before the update of a step.
+KILLER = """
+import os, signal, sys
+import fastbert.pretraining.loop as loop
+from fastbert.cli import main
+real, step = loop.Trainer._step, int(sys.argv[1])
+def stepping(self, number):
+    if number == step:
+        os.kill(os.getpid(), signal.SIGKILL)
+    real(self, number)
+loop.Trainer._step = stepping
+sys.exit(main(sys.argv[2:]))
+"""
+
+
+def rows(run: Path) -> list[dict]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{name: row[name] for name in row.keys() - {"tokens_per_second", "mfu"}} for row in lines]
+
+
+def last_checkpoint(run: Path) -> dict[str, torch.Tensor]:
+    return load_file(max((run / "checkpoints").iterdir()) / "model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def finished(prepared: Path, tmp_path_factory) -> dict[str, Path]:
+    """The same run without notes, with notes, and with notes of no weight."""
+    flags = [
+        *("--data", str(prepared), "--layers", "2", "--width", "32", "--heads", "2", "--length", "32"),
+        *("--position", "tupe-r", "--batch-size", "8", "--machine.micro-batch-size", "4", "--machine.threads", "1"),
+        *("--steps", "12", "--eval-every", "6", "--checkpoint-every", "5", "--log-every", "3"),
+        *("--eval-sequences", "16", "--optimizer.learning-rate", "3e-3"),
+    ]
+    runs = {"off": [], "on": NOTES, "zero": [*NOTES, "--notes.weight", "0"]}
+    out = tmp_path_factory.mktemp("runs")
+    for name, more in runs.items():
+        assert main(["pretrain", *flags, *more, "--out", str(out / name)]) == 0
+    return {name: out / name for name in runs}
+
+
+def test_no_weight_is_no_notes_to_the_bit(finished) -> None:
+    off, zero, on = (rows(finished[name]) for name in ("off", "zero", "on"))
+    assert off == [{name: row[name] for name in row.keys() - FIGURES} for row in zero]
+    assert off != [{name: row[name] for name in row.keys() - FIGURES} for row in on]
+    ours, theirs = (last_checkpoint(finished[name]) for name in ("off", "zero"))
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
+    assert theirs.keys() - ours.keys() == {"notes.table", "notes.writes", "notes.written"}
+
+
+def test_off_it_leaves_no_trace(finished) -> None:
+    assert not any("notes" in name for name in last_checkpoint(finished["off"]))
+    assert not any(FIGURES & row.keys() for row in rows(finished["off"]))
+    manifest = json.loads((finished["off"] / "manifest.json").read_text())
+    assert not any("notes" in name for name in manifest["science"])
+    options = load_yaml(PretrainOptions, finished["off"] / "config.yaml")
+    assert {leaf.name for leaf in leaves(options) if leaf.name.startswith("notes.")} > {"notes.gamma"}
+    assert manifest["experiment"] == digest(science(options, manifest["data"]["fingerprint"]))
+
+
+def test_what_is_logged(finished) -> None:
+    train = [row for row in rows(finished["on"]) if row["split"] == "train"]
+    assert len(train) == 4 and all(row.keys() >= FIGURES for row in train)
+    words = [row["notes_words"] for row in train]
+    assert 0 < words[0] < words[-1] <= 1 and words == sorted(words)
+    assert all(0 < row["notes_tokens"] < 0.3 and row["notes_drift"] > 0 for row in train)
+    dictionary = last_checkpoint(finished["on"])
+    assert dictionary["notes.written"] == (dictionary["notes.writes"] > 0).sum()
+    assert train[-1]["notes_norm"] > 0.3  # hidden states by now: a note of its beginning has 0.02 sqrt(32) = 0.11
+
+
+def test_a_killed_run_resumes_to_the_bit(finished, tmp_path) -> None:
+    whole, broken = finished["on"], tmp_path / "broken"
+    config = (whole / "config.yaml").read_text().replace(f"out: {whole}", f"out: {broken}")
+    (tmp_path / "run.yaml").write_text(config)
+    command = [sys.executable, "-c", KILLER, "8", "pretrain", str(tmp_path / "run.yaml")]
+    done = subprocess.run(command, capture_output=True, timeout=120)
+    assert done.returncode == -signal.SIGKILL, done.stderr.decode()
+    assert main(["pretrain", "--resume", str(broken)]) == 0
+    assert rows(whole) == rows(broken)
+    ours, theirs = last_checkpoint(whole), last_checkpoint(broken)
+    assert ours.keys() == theirs.keys() and "notes.table" in ours
+    for name, tensor in ours.items():
+        assert torch.equal(tensor, theirs[name]), name
+
+
+def test_export_and_what_starts_from_it_have_none(finished, corpus, tmp_path, capsys) -> None:
+    run = finished["on"]
+    ours, theirs = (load_file(finished[name] / "model" / "model.safetensors") for name in ("on", "off"))
+    assert ours.keys() == theirs.keys()
+    held_out = ["--source", str(corpus), "--length", "32", "--max-tokens", "2000", "--json"]
+    losses = []
+    for model in (run / "model", run):  # the export, and the checkpoint that holds the dictionary
+        capsys.readouterr()
+        assert main(["evaluate", "--model", str(model), *held_out]) == 0
+        losses.append(json.loads(capsys.readouterr().out)["loss"])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+    assert main(["export", str(run), "--out", str(tmp_path / "again")]) == 0
+    assert load_file(tmp_path / "again" / "model.safetensors").keys() == ours.keys()
+
+
+def test_a_run_goes_on_from_the_weights_of_another_with_notes_of_its_own(finished, prepared, tmp_path, capsys) -> None:
+    flags = ["--data", str(prepared), "--length", "32", "--batch-size", "4", "--steps", "1", "--eval-sequences", "4"]
+    out = tmp_path / "run"
+    assert main(["pretrain", *flags, *NOTES, "--init-from", str(finished["on"]), "--out", str(out)]) == 0
+    assert "freshly initialised: notes.table" in capsys.readouterr().err
+    assert last_checkpoint(out)["notes.writes"].max() == 1
+
+
+def test_other_notes_are_another_experiment(finished, capsys) -> None:
+    before = rows(finished["on"])
+    for flag, said in (("--notes.gamma", "notes.gamma: 0.1 -> 0.5"), ("--notes.share", "notes.share: 1.0 -> 0.5")):
+        assert main(["pretrain", "--resume", str(finished["on"]), flag, "0.5"]) == 2
+        assert said in capsys.readouterr().err
+    assert main(["pretrain", "--resume", str(finished["off"]), "--notes.gamma", "0.5"]) == 0  # idle there
+    assert rows(finished["on"]) == before
+
+
+def refused(flags: list[str], tmp_path: Path, capsys) -> str:
+    out = tmp_path / "run"
+    capsys.readouterr()
+    assert main(["pretrain", *flags, *NOTES, "--out", str(out)]) == 2
+    assert not out.exists() or os.listdir(out) in ([], [".lock"])
+    return capsys.readouterr().err
+
+
+def test_what_is_refused(flags, tmp_path, capsys, monkeypatch) -> None:
+    said = refused([*flags, "--notes.least", "20"], tmp_path, capsys)
+    assert "--rare-min 20 --rare-max 500" in said
+    said = refused([*flags, "--notes.least", "499"], tmp_path, capsys)
+    assert "no word" in said and "words occur" in said and "--notes.least" in said
+    monkeypatch.setattr(notes_of_run, "available_memory", lambda device: 1000)
+    said = refused(flags, tmp_path, capsys)
+    assert "0.00 GB left" in said and "notes of 32 numbers" in said and "--notes.share" in said
+
+
+def test_a_source_is_prepared_with_the_band_that_is_asked_for(corpus, tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    flags = ["--layers", "1", "--width", "16", "--heads", "1", "--length", "32", "--batch-size", "4", "--steps", "1"]
+    source = ["--data", str(corpus), "--vocab-size", "600", "--validation-share", "0.1", "--eval-sequences", "4"]
+    given = [*flags, *source, *NOTES, "--notes.least", "20", "--notes.most", "700", "--out", "run"]
+    assert main(["pretrain", *given]) == 0
+    (folder,) = (tmp_path / "data").iterdir()
+    options = open_dataset(folder).record["options"]
+    assert (options["rare_min"], options["rare_max"]) == (20, 700)
+    said = capsys.readouterr().err
+    assert "words that occur 2" in said and "of the sequences hold one" in said and "mostly noise" in said
+
+
+def test_room_for_the_dictionary_is_seen_to(flags, tmp_path, capsys, monkeypatch) -> None:
+    asked = []
+    monkeypatch.setattr("fastbert.pretraining.job.check_space", lambda folder, size: asked.append(size))
+    for more in ([], NOTES):
+        assert main(["pretrain", *flags, *more, "--steps", "1", "--out", str(tmp_path / str(bool(more)))]) == 0
+    words = len(last_checkpoint(tmp_path / "True")["notes.table"])
+    assert asked[1] - asked[0] >= 3 * words * 4 * 32
+
+
+def test_available_memory_is_part_of_the_machines() -> None:
+    free = notes_of_run.available_memory(torch.device("cpu"))
+    assert 2**20 < free < describe_machine()["memory_bytes"]

@@ -1,0 +1,130 @@
+"""ELECTRA and multiple choice through the one loop: trained, killed, resumed, exported, evaluated, fine-tuned."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModel, ElectraForPreTraining
+
+from fastbert.cli import main
+from fastbert.hub.load import load_pretrained
+from fastbert.model.positions import POSITIONS
+from tests.finetuning.conftest import FAST, make_task
+from tests.pretraining.test_resume import assert_same_run, metrics, run_and_die
+
+OBJECTIVES = ("electra", "multiple-choice")
+MEASURED = {"mlm_loss", "replaced", "accuracy_replaced", "accuracy_kept", "entropy"}
+
+
+@pytest.fixture
+def short(flags) -> list[str]:
+    return [*flags, "--steps", "8", "--eval-every", "4", "--checkpoint-every", "3", "--log-every", "2"]
+
+
+@pytest.mark.parametrize("position", list(POSITIONS))
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_trains_resumes_and_exports(objective: str, position: str, short, tmp_path, capsys) -> None:
+    run = tmp_path / "run"
+    chosen = ["--objective", objective, "--position", position]
+    assert main(["pretrain", *short, *chosen, "--out", str(run)]) == 0
+    said = capsys.readouterr().out
+    assert "small network" in said and "accuracy_replaced" in said and "Held-out sentences" in said
+    rows, weights = metrics(run), load_file(run / "checkpoints" / "step-00000008" / "model.safetensors")
+    part = {"electra": "rtd_loss", "multiple-choice": "choice_loss"}[objective]
+    weight = {"electra": 50, "multiple-choice": 20}[objective]
+    for row in rows:
+        assert row.keys() > MEASURED | {part}
+        assert row["loss"] == pytest.approx(row["mlm_loss"] + weight * row[part], rel=1e-5)
+        assert 0.1 < row["replaced"] < 0.2
+    # A table that two networks and a head share is stored once.
+    tables = [name for name, tensor in weights.items() if tuple(tensor.shape) == (600, 32)]
+    assert tables == ["encoder.words.weight"]
+    # Resumed from the middle, within a window of the log, it ends the same.
+    for path in (run / "checkpoints").glob("step-00000008/*.safetensors"):
+        path.unlink()
+    assert main(["pretrain", "--resume", str(run)]) == 0
+    assert metrics(run) == rows
+    again = load_file(run / "checkpoints" / "step-00000008" / "model.safetensors")
+    assert all(torch.equal(weights[name], again[name]) for name in weights)
+    # The main network is what is left; it can be gone on with and opened.
+    pretrained = load_pretrained(run)
+    parts = {"electra": {"encoder", "head"}, "multiple-choice": {"encoder"}}[objective]
+    assert {name.split(".")[0] for name in pretrained.weights} == parts
+    exported = load_pretrained(run / "model")
+    assert all(torch.equal(exported.weights[name], pretrained.weights[name]) for name in pretrained.weights)
+    model = AutoModel.from_pretrained(run / "model", trust_remote_code=True)
+    family = "Electra" if objective == "electra" else "Bert"
+    assert type(model).__name__ == (f"{family}Model" if position == "absolute" else "FastBertModel")
+    capsys.readouterr()
+    assert main(["evaluate", "--model", str(run), "--source", "sotu"]) == 2
+    assert "has no MLM head" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_killed_and_resumed_to_the_bit(objective: str, short, tmp_path) -> None:
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    chosen = [*short, "--objective", objective, "--document-mask"]
+    assert main(["pretrain", *chosen, "--out", str(whole)]) == 0
+    run_and_die("step", 5, ["pretrain", *chosen, "--out", str(broken)])
+    assert main(["pretrain", "--resume", str(broken)]) == 0
+    assert_same_run(whole, broken)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_notes_and_low_precision(objective: str, short, tmp_path) -> None:
+    """Notes are written by the main network and resumed; samples and scores work under autocast."""
+    run = tmp_path / "run"
+    notes = ["--notes.enabled", "--notes.half-window", "4", "--notes.share", "1", "--machine.precision", "bf16"]
+    assert main(["pretrain", *short, "--objective", objective, *notes, "--out", str(run)]) == 0
+    rows, last = metrics(run), run / "checkpoints" / "step-00000008" / "model.safetensors"
+    train = [row for row in rows if row["split"] == "train"]
+    assert 0 < train[0]["notes_words"] < train[-1]["notes_words"] and train[-1]["notes_drift"] > 0
+    table = load_file(last)["notes.table"]
+    last.unlink()
+    assert main(["pretrain", "--resume", str(run)]) == 0
+    assert metrics(run) == rows and torch.equal(load_file(last)["notes.table"], table)
+    assert not any("notes" in name for name in load_file(run / "model" / "model.safetensors"))
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_fine_tunes_and_can_be_gone_on_with(objective: str, short, tmp_path, capsys) -> None:
+    run = tmp_path / "run"
+    assert main(["pretrain", *short, "--objective", objective, "--position", "absolute", "--out", str(run)]) == 0
+    task = make_task(tmp_path, "words", train=32, dev=16)
+    for model in (run, run / "model"):
+        out = tmp_path / f"tuned-{model.name}"
+        assert main(["finetune", "--model", str(model), *task, *FAST, "--epochs", "1", "--out", str(out)]) == 0
+    if objective == "electra":
+        assert ElectraForPreTraining.from_pretrained(run / "model").config.embedding_size == 32
+    capsys.readouterr()
+    # Its encoder, but not its head, goes into a run with another objective; all that is kept into one with its own.
+    place = short.index("--layers")
+    shapeless = [*short[:place], *short[place + 6 :]]
+    shapeless = [word for i, word in enumerate(shapeless) if word != "--position" and shapeless[i - 1] != "--position"]
+    for other, new in (("mlm", "head.dense.weight"), (objective, "small.blocks.0")):
+        on = ["--objective", other, "--init-from", str(run), "--out", str(tmp_path / other), "--steps", "2"]
+        assert main(["pretrain", *shapeless, *on]) == 0
+        said = next(line for line in capsys.readouterr().err.splitlines() if "freshly initialised" in line)
+        assert new in said and "words.weight" not in said and "encoder." not in said.replace("small.", "")
+
+
+def test_refused_before_anything_is_written(flags, tmp_path, capsys) -> None:
+    run = ["pretrain", *flags, "--objective", "multiple-choice", "--out", str(tmp_path / "run")]
+    assert main([*run, "--multiple-choice.choices", "1"]) == 2
+    assert "at least 2" in capsys.readouterr().err
+    assert main([*run, "--multiple-choice.choices", "601"]) == 2
+    assert "more than the 595 words" in capsys.readouterr().err
+    assert not (tmp_path / "run" / "config.yaml").exists()
+    more = ["--steps", "1", "--multiple-choice.controller-width", "64"]
+    assert main([*run, *more]) == 0
+    assert "wider than the encoder" in capsys.readouterr().err
+
+
+def test_options_of_another_objective_name_no_other_experiment(flags, tmp_path) -> None:
+    names = []
+    for number, more in enumerate(([], ["--electra.weight", "7"], ["--mlm.mask-rate", "0.3"])):
+        run = tmp_path / str(number)
+        assert main(["pretrain", *flags, "--steps", "1", *more, "--out", str(run)]) == 0
+        names.append(json.loads((run / "manifest.json").read_text())["experiment"])
+    assert names[0] == names[1] != names[2]

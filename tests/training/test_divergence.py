@@ -1,0 +1,41 @@
+"""Updates that were skipped are counted and said, and the fifth in a row ends the training with advice."""
+
+from dataclasses import dataclass
+
+import pytest
+
+from fastbert.errors import UserError
+from fastbert.training.divergence import guard
+
+
+@dataclass
+class Counts:
+    skipped: int = 0
+    skipped_in_row: int = 0
+
+
+GOOD = {"loss": 1.0, "norm": 2.0, "finite": 1.0}
+BAD = {"loss": float("inf"), "norm": 3.0, "finite": 0.0}
+
+
+def test_good_updates_end_a_row_of_bad_ones() -> None:
+    counts, said = Counts(), []
+    made = [guard(counts, step, BAD if step % 5 else GOOD, said.append, lambda: "") for step in range(20)]
+    assert made == [step % 5 == 0 for step in range(20)]
+    assert (counts.skipped, counts.skipped_in_row) == (16, 4)
+    assert len(said) == 16 and said[0] == "step 2: loss inf, gradient norm 3; update skipped"
+
+
+def test_five_in_a_row_end_the_training() -> None:
+    counts, said, asked = Counts(skipped=7), [], []
+
+    def advice() -> str:
+        asked.append(1)
+        return "; rest a while"
+
+    for step in range(4):
+        assert not guard(counts, step, BAD, said.append, advice)
+    assert not asked
+    with pytest.raises(UserError, match=r"not finite in 5 steps in a row, up to step 5; rest a while$"):
+        guard(counts, 4, BAD, said.append, advice)
+    assert counts.skipped == 12 and len(said) == 5
