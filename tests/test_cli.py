@@ -47,8 +47,13 @@ def test_the_installed_command_and_its_exit_code(tmp_path) -> None:
 
 
 def test_a_reader_that_goes_away_gets_no_traceback(tmp_path) -> None:
-    code = "import sys; from fastbert import cli; cli.JOBS['export'] = (lambda _: print('x' * 2**20) or 0, ''); sys.exit(cli.main(['export']))"
-    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+    code = (
+        "import sys; from fastbert import cli\n"
+        "cli.JOBS['export'] = (lambda _: print('x' * 2**20) or 0, '')\n"
+        "sys.exit(cli.main(['export']))"
+    )
+    command = [sys.executable, "-c", code]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         process.stdout.close()
         assert process.stderr.read() == b""
     assert process.returncode == 141

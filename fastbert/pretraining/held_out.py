@@ -52,8 +52,10 @@ def evaluate_text(options: EvaluateOptions) -> dict[str, Any]:
     setup_machine(options.machine, device)
     pretrained = load_pretrained(options.model)
     if not pretrained.has_head:
-        raise UserError(f"{options.model} has no MLM head (only the objective mlm leaves one), so it cannot fill "
-            "blanks; give a model that has")
+        raise UserError(
+            f"{options.model} has no MLM head (only the objective mlm leaves one), so it cannot fill "
+            "blanks; give a model that has"
+        )
     length = options.length or min(512, pretrained.config.max_positions)
     if length > pretrained.config.max_positions:
         raise UserError(
