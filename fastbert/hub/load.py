@@ -95,14 +95,25 @@ def load_pretrained(path: str | Path) -> Pretrained:
         raise UserError(_no_folder(folder))
     if (folder / "config.json").is_file():
         return _from_hub(folder)
-    if (folder / "checkpoints").is_dir():
-        return _from_checkpoint(_newest(folder / "checkpoints"))
-    if (folder / "manifest.json").is_file() and (folder / "state.json").is_file():
-        return _from_checkpoint(read_checkpoint(folder))
+    if (checkpoint := find_checkpoint(folder)) is not None:
+        return _from_checkpoint(checkpoint)
     raise UserError(
         f"{folder} holds no model: looked for config.json (a Hugging Face BERT or an export of fastbert's), "
         "checkpoints/ (a run) and state.json with manifest.json (a checkpoint of a run)"
     )
+
+
+def find_checkpoint(folder: Path) -> Checkpoint | None:
+    """The newest whole checkpoint of a run, or the checkpoint itself; None if the folder is neither.
+
+    Raises:
+        UserError: a run without a whole checkpoint; a damaged checkpoint.
+    """
+    if (folder / "checkpoints").is_dir():
+        return _newest(folder / "checkpoints")
+    if (folder / "manifest.json").is_file() and (folder / "state.json").is_file():
+        return read_checkpoint(folder)
+    return None
 
 
 def build_encoder(pretrained: Pretrained) -> tuple[Encoder, MLMHead | None]:

