@@ -169,6 +169,7 @@ def test_two_networks(corpus, flags, tmp_path, capsys) -> None:
     weights = load_file(run / "checkpoints" / "step-00000040" / "model.safetensors")
     capsys.readouterr()
     evaluated = ["evaluate", "--source", str(corpus), "--length", "32", "--mask-rate", "0.2"]
+    evaluated += ["--machine.threads", "1", "--machine.precision", "fp32"]
     assert main([*evaluated, "--model", str(run), "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
 
@@ -185,6 +186,7 @@ def test_two_networks(corpus, flags, tmp_path, capsys) -> None:
     for name, value in values.items():
         assert result[name] == pytest.approx(value, rel=1e-9)
     assert main([*evaluated, "--model", str(run)]) == 0
-    assert f"rtd_loss          {result['rtd_loss']:.4f}" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"rtd_loss           {result['rtd_loss']:.4f}" in said, said
     assert main([*evaluated, "--model", str(run / "model")]) == 2
     assert "still has both networks" in capsys.readouterr().err
