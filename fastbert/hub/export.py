@@ -48,6 +48,8 @@ MARK = "fastbert"
 on training and saved elsewhere is not taken for an export that may be replaced."""
 NO_TYPES = "no_token_types"
 """Key in that header: the token types of the native BERT are zeros, ours has none."""
+TOKENIZER = "tokenizer"
+"""Key in that header: the fingerprint of the vocabulary that the weights belong to."""
 
 
 def export_model(
@@ -81,7 +83,8 @@ def export_model(
         )
     native, head = is_bert(config), head_of(weights)
     tensors = _bert_weights(config, weights, head) if native else _own_weights(weights, head)
-    mark = {MARK: fastbert.__version__} | ({NO_TYPES: "true"} if native and not config.type_vocab_size else {})
+    mark = {MARK: fastbert.__version__, TOKENIZER: vocabulary.fingerprint}
+    mark |= {NO_TYPES: "true"} if native and not config.type_vocab_size else {}
     with atomic_folder(out) as folder:
         _copy_tokenizer(tokenizer, folder)
         settings = _config_json(config, native, head, vocabulary.ids["[PAD]"], tensors)

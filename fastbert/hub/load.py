@@ -16,9 +16,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from fastbert.data.tokenizer import load_tokenizer
 from fastbert.errors import UserError
 from fastbert.files import read_json
-from fastbert.hub.export import NO_TYPES, header
+from fastbert.hub.export import NO_TYPES, TOKENIZER, header
 from fastbert.hub.names import BERT_OPTIONS, OWN_OPTIONS, TIED, bert_names, check_weights, head_of, kept, some
 from fastbert.model.config import EncoderConfig
 from fastbert.model.encoder import Encoder
@@ -88,7 +89,7 @@ def load_pretrained(path: str | Path) -> Pretrained:
 
     Raises:
         UserError: the folder does not exist or is none of these; its configuration is not one fastbert can express; a
-            file is missing or damaged; weights are missing or do not fit.
+            file is missing or damaged; weights are missing or do not fit; its tokenizer was exchanged.
     """
     folder = Path(path)
     if not folder.is_dir():
@@ -154,6 +155,7 @@ def _from_hub(folder: Path) -> Pretrained:
             f"{folder / 'config.json'} has model_type {kind!r}; fastbert reads bert, electra and its own exports"
         )
     tensors, metadata = _tensors(folder)
+    _check_tokenizer(folder, metadata.get(TOKENIZER), f"the model in {folder}")
     if kind != "fastbert":
         config = _config(folder, _BERT_DEFAULTS | settings, BERT_OPTIONS)
         config, weights = _from_bert(folder, config, settings, tensors, untyped=NO_TYPES in metadata)
@@ -165,6 +167,17 @@ def _from_hub(folder: Path) -> Pretrained:
         weights = {name: tensor for name, tensor in named.items() if name.startswith(("encoder.", "head."))}
     kinds = {"bert": "the BERT", "electra": "the ELECTRA", "fastbert": "the fastbert model"}
     return _pretrained(config, weights, folder, f"{kinds[kind]} in {folder}")
+
+
+def _check_tokenizer(folder: Path, trained_with: str | None, model: str) -> None:
+    """Sees to it that the tokenizer in `folder`, if one is there, is that of a model which says what it was trained
+    with."""
+    there = any((folder / name).is_file() for name in ("tokenizer.json", "vocab.txt"))
+    if trained_with and there and load_tokenizer(folder).fingerprint != trained_with:
+        raise UserError(
+            f"the tokenizer in {folder} is not the one that {model} was trained with, so its words would mean others; "
+            "put the original tokenizer back"
+        )
 
 
 def _config(folder: Path, settings: dict[str, Any], names: dict[str, str]) -> EncoderConfig:
@@ -260,6 +273,8 @@ def _from_checkpoint(checkpoint: Checkpoint) -> Pretrained:
         config = EncoderConfig.from_dict(checkpoint.state["encoder"])
     except UserError as error:
         raise UserError(f"{path / 'state.json'}: {error}") from None
+    tokenizer = path.parent.parent / "tokenizer"
+    _check_tokenizer(tokenizer, checkpoint.state.get("tokenizer"), f"the checkpoint {path}")
     weights = kept(checkpoint.tensors["model"])
     objective = checkpoint.state.get("objective")
     kind = " (nats)" if objective in (None, "mlm") else ""  # else a weighted sum of several losses
@@ -270,7 +285,7 @@ def _from_checkpoint(checkpoint: Checkpoint) -> Pretrained:
         f"validation loss{kind}": checkpoint.metric,
     }
     known = {name: value for name, value in facts.items() if value is not None}
-    return _pretrained(config, weights, path.parent.parent / "tokenizer", f"the checkpoint {path}", known)
+    return _pretrained(config, weights, tokenizer, f"the checkpoint {path}", known)
 
 
 def _pretrained(

@@ -201,7 +201,12 @@ def build_trainer(setup: Setup, run: RunFolder, manifest: dict[str, Any], resume
         log_every=options.log_every,
         milestones=milestones,
         peak_flops=peak,
-        state={"encoder": setup.config.to_dict(), "objective": options.objective, "science": manifest["science"]},
+        state={
+            "encoder": setup.config.to_dict(),
+            "objective": options.objective,
+            "tokenizer": setup.dataset.fingerprint,
+            "science": manifest["science"],
+        },
     )
     if checkpoint:
         trainer.restore(checkpoint)

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoTokenizer, BertConfig, BertForMaskedLM, BertModel, logging
 
+from fastbert.data.tokenizer import SPECIAL_TOKENS, WordPiece, load_tokenizer
 from fastbert.errors import UserError
 from fastbert.hub.export import export_model
 from fastbert.hub.job import ExportOptions, export
@@ -323,6 +324,27 @@ def test_the_job_exports_a_run(run, tmp_path, capsys):
     assert_weights_of(10, tmp_path / "out")
     card = (tmp_path / "out" / "README.md").read_text()
     assert "| steps | 10 |" in card and "step-00000010 |" in card
+
+
+@pytest.mark.parametrize("position", ["absolute", "tupe-r"])
+def test_an_exchanged_tokenizer_is_told(position, run, tokenizer, tmp_path):
+    """One with as many words, in another order, would be read without a word about it."""
+    words = load_tokenizer(tokenizer)
+    other = WordPiece((*SPECIAL_TOKENS, *reversed(words.tokens[len(SPECIAL_TOKENS) :])))
+    assert len(other.tokens) == len(words.tokens) and other.tokens != words.tokens
+    out, config = tmp_path / "out", small_config(position=position)
+    export_model(config, named(*random_models(config)), tokenizer, out)
+    load_pretrained(out)
+    other.save(out)
+    with pytest.raises(UserError, match=f"the tokenizer in {out} is not the one that the model"):
+        load_pretrained(out)
+
+    state = {"encoder": config.to_dict(), "tokenizer": words.fingerprint}
+    Checkpointer(run / "checkpoints", 9, print).save(20, {"model": named(*random_models(config))}, state)
+    load_pretrained(run)
+    other.save(run / "tokenizer")
+    with pytest.raises(UserError, match=r"is not the one that the checkpoint .*step-00000020 was trained with"):
+        load_pretrained(run)
 
 
 # --- no model at all
