@@ -176,13 +176,14 @@ def quality(arguments: argparse.Namespace) -> None:
     for place, (seed, task, system) in enumerate(todo):
         start = time.perf_counter()
         with tempfile.TemporaryDirectory() as out:
-            options = recipe(arguments, task, seed, f"{out}/run", epochs=arguments.epochs)
+            chosen = {name: getattr(arguments, name) for name in ("epochs", "learning_rate", "precision")}
+            options = recipe(arguments, task, seed, f"{out}/run", **chosen)
             if system == "fastbert":
                 result = train_fastbert(options)
             else:
                 result = train_trainer(options, "group_by_length")
         row = {"seed": seed, "task": task, "system": system, "dev": result["last"]["dev"]}
-        row |= {"epochs": options.epochs, "seconds": round(time.perf_counter() - start, 1)}
+        row |= {**chosen, "seconds": round(time.perf_counter() - start, 1)}
         with arguments.out.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
         seconds = sum(expected(read_lines(arguments.out), *later) for later in todo[place + 1 :])
@@ -291,7 +292,9 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     tuned = command(quality, "dev metrics of both over several seeds; goes on where the JSONL in --out ends")
     training(tuned, "JSONL to append to")
     tuned.add_argument("--seeds", type=int, default=5, help="seeds 0, 1, ... (default: 5)")
-    tuned.add_argument("--epochs", type=int, default=2, help="passes over the training split (default: 2)")
+    tuned.add_argument("--epochs", type=int, default=1, help="passes over the training split (default: 1)")
+    tuned.add_argument("--learning-rate", type=float, default=1e-4, help="default: 1e-4")
+    tuned.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="default: fp32")
     tuned.add_argument("--tasks", nargs="+", default=QUALITY_TASKS, help="default: rte mrpc cola stsb")
     tuned.add_argument("--systems", nargs="+", choices=SYSTEMS, default=SYSTEMS, help="default: both")
 

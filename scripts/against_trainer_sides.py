@@ -35,7 +35,9 @@ from fastbert.randomness import permute
 from fastbert.training.hardware import MachineOptions
 
 
-def recipe(arguments: argparse.Namespace, task: str, seed: int, out: str, **changes: Any) -> FinetuneOptions:
+def recipe(
+    arguments: argparse.Namespace, task: str, seed: int, out: str, precision: str = "fp32", **changes: Any
+) -> FinetuneOptions:
     """The hyperparameters of both sides: those of transformers' GLUE example (rate, length), with BERT's dropout,
     weight decay and clipping and the warm-up of 6 %; the models are not kept."""
     common = FinetuneOptions(
@@ -52,7 +54,7 @@ def recipe(arguments: argparse.Namespace, task: str, seed: int, out: str, **chan
         learning_rate=5e-5,
         save_model=False,
         worst=0,
-        machine=MachineOptions(device="cpu", precision="fp32", threads=arguments.threads),
+        machine=MachineOptions(device="cpu", precision=precision, threads=arguments.threads),
     )
     return replace(common, **changes)
 
@@ -126,6 +128,7 @@ def training_arguments(options: FinetuneOptions, folder: str, **changes: Any):
         "adam_epsilon": options.eps,
         "max_grad_norm": options.clip_norm,
         "seed": options.first_seed,
+        "bf16": options.machine.precision == "bf16",
     }
     machine = {"use_cpu": True, "report_to": "none", "save_strategy": "no", "disable_tqdm": True}
     return TrainingArguments(folder, **(chosen | machine | changes))
