@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastbert_kernels.hashing import combine
+from fastbert_kernels.hashing import combine, mix, signed
 
 BLOCK = 64
 """Words in a block. It is part of the function: another size draws other words from the same keys."""
@@ -30,11 +30,12 @@ def sample_candidates(
     embedding: Tensor,
     k: int,
     *,
-    keys: Tensor,
+    temperature: float = 1.0,
+    seed: int | None = None,
+    keys: Tensor | None = None,
     bias: Tensor | None = None,
     forbidden: Tensor | None = None,
     excluded: Tensor | None = None,
-    temperature: float = 1.0,
     rows: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """`draw_distinct` from the logits (hidden embedding^T + bias) / temperature, which are never there for all rows.
@@ -43,17 +44,31 @@ def sample_candidates(
         hidden: [N, D].
         embedding: [V, D].
         k: words to draw for each row, at most those it may draw.
-        keys: int32 [N], one hashed key for each row.
+        temperature: above 0.
+        seed: of the noise, with the row's number; or give
+        keys: int32 [N], one hashed key for each row, so that a row draws the same words wherever it stands.
         bias: [V].
         forbidden: int64 [F], words that no row may draw.
         excluded: int64 [N], a word that the row may not draw besides.
-        temperature: above 0.
         rows: R (default: by CELLS). Changes nothing beyond rounding.
 
     Returns:
         ids, int64 [N, K] in the order drawn; log_probabilities [N, K] under the softmax over the words the row may
         draw. No gradient flows through either.
+
+    Raises:
+        ValueError: shapes that do not fit, more words than a row may draw, neither or both of seed and keys.
     """
+    if hidden.dim() != 2 or embedding.dim() != 2 or hidden.shape[1] != embedding.shape[1]:
+        raise ValueError(f"hidden {tuple(hidden.shape)} and embedding {tuple(embedding.shape)} must be [N, D], [V, D]")
+    if not temperature > 0:
+        raise ValueError(f"temperature must be above 0, not {temperature}")
+    if (seed is None) == (keys is None):
+        raise ValueError("give either seed or keys")
+    if keys is None:
+        start = torch.full((1,), signed(seed), dtype=torch.int32, device=hidden.device)
+        keys = combine(mix(start), torch.arange(len(hidden), dtype=torch.int32, device=hidden.device))
+    _check_count(k, len(embedding), forbidden, excluded)
     dtype, device, padding = hidden.dtype, hidden.device, -len(embedding) % BLOCK
     shift = torch.zeros(len(embedding), dtype=dtype, device=device) if bias is None else bias / temperature
     forbidden = _with_padding(forbidden, len(embedding), device)
@@ -92,11 +107,22 @@ def draw_distinct(
 
     Returns:
         As `sample_candidates`.
+
+    Raises:
+        ValueError: more words than a row may draw.
     """
+    _check_count(k, logits.shape[1], forbidden, excluded)
     forbidden = _with_padding(forbidden, logits.shape[1], logits.device)
     logits = F.pad(logits, (0, -logits.shape[1] % BLOCK)).index_fill(1, forbidden, -torch.inf)
     weights = torch.empty_like(logits, dtype=torch.promote_types(logits.dtype, torch.float32))
     return _draw(logits, weights, k, keys, forbidden, excluded)
+
+
+def _check_count(k: int, vocabulary: int, forbidden: Tensor | None, excluded: Tensor | None) -> None:
+    """Without looking at values: `forbidden` is taken to name each word once, and `excluded` none of these."""
+    most = vocabulary - (0 if forbidden is None else len(forbidden)) - (excluded is not None)
+    if not 1 <= k <= most:
+        raise ValueError(f"cannot draw {k} distinct words from the {most} that a row may draw")
 
 
 def _with_padding(forbidden: Tensor | None, vocabulary: int, device: torch.device) -> Tensor:

@@ -135,6 +135,33 @@ def test_chunks_and_the_order_of_rows_change_nothing() -> None:
     assert (sample_candidates(hidden, embedding, 6, keys=keys(60, 9), **more)[0] != whole[0]).any(1).all()
 
 
+def test_a_seed_stands_for_a_key_a_row() -> None:
+    hidden, embedding, more = problem()
+    ids, _ = sample_candidates(hidden, embedding, 4, seed=7, **more)
+    assert torch.equal(ids, sample_candidates(hidden, embedding, 4, seed=7, rows=11, **more)[0])
+    assert (ids != sample_candidates(hidden, embedding, 4, seed=8, **more)[0]).any(1).all()
+    # Rows with equal logits draw for themselves.
+    same = torch.zeros(ROWS, 2)
+    drawn, _ = sample_candidates(same, torch.zeros(5, 2), 2, seed=2**40 + 1)
+    assert_law(drawn, [0.2] * 5)
+
+
+def test_refused() -> None:
+    hidden, embedding, more = problem()
+    for wrong in ({}, {"seed": 1, "keys": keys(60)}):
+        with pytest.raises(ValueError, match="either seed or keys"):
+            sample_candidates(hidden, embedding, 4, **wrong, **more)
+    most = len(embedding) - len(more["forbidden"]) - 1
+    assert sample_candidates(hidden, embedding, most, seed=1, **more)[0].shape == (60, most)
+    for k in (0, most + 1):
+        with pytest.raises(ValueError, match=f"cannot draw {k} distinct words from the {most}"):
+            sample_candidates(hidden, embedding, k, seed=1, **more)
+    with pytest.raises(ValueError, match=r"hidden \(60, \d+\) and embedding"):
+        sample_candidates(hidden, embedding[:, 1:], 4, seed=1, **more)
+    with pytest.raises(ValueError, match="temperature must be above 0"):
+        sample_candidates(hidden, embedding, 4, seed=1, temperature=0.0, **more)
+
+
 def test_temperature_divides_the_logits() -> None:
     hidden, embedding, more = problem()
     some = {"forbidden": more["forbidden"], "excluded": more["excluded"]}
