@@ -75,7 +75,9 @@ def _draw_shares(panel: Any, rows: Sequence[Compared]) -> None:
         missed = sum(map(math.isinf, row.shares["steps"].values)) if row.shares else 0
         if missed:
             text = f"not reached: {missed} of {len(row.seeds)} seeds"
-            panel.text(0.02, place - 0.36, text, fontsize=7, color="0.35", transform=panel.get_yaxis_transform())
+            height = place if missed == len(row.seeds) else place - 0.36
+            style = {"fontsize": 7, "color": "0.35", "verticalalignment": "center"}
+            panel.text(0.02, height, text, **style, transform=panel.get_yaxis_transform())
     panel.axvline(100, color="0.35", linestyle=":", linewidth=1)
     panel.set_yticks(range(len(rows)), [row.variant for row in rows], fontsize=8)
     panel.set_ylim(len(rows) - 0.5, -0.5)
