@@ -15,7 +15,15 @@ from triton.compiler import ASTSource
 from fastbert_kernels import triton_attention
 
 POINTERS = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"}
-_OF_THEIR_OWN = {"LSE": "*fp32", "DELTA": "*fp32", "DBIAS": "*fp32", "CU": "*i32", "KEYS": "*i32", "PAD": "*i8"}
+_OF_THEIR_OWN = {
+    "LSE": "*fp32",
+    "DELTA": "*fp32",
+    "DBIAS": "*fp32",
+    "CU": "*i32",
+    "KEYS": "*i32",
+    "PAD": "*i8",
+    "SEG": "*i32",
+}
 _INNER = ("stride_qk", "stride_kk", "stride_vk", "stride_ok", "stride_bn", "stride_dk", "stride_dn")  # 1 for rows
 
 
@@ -43,6 +51,7 @@ def attention_resources(
     bias: bool = True,
     packed: bool = False,
     padded: bool = False,
+    segmented: bool = False,
     dropout: bool = False,
 ) -> Resources:
     """Compiles one of `triton_attention.KERNELS` in the configuration that a call with such tensors would get.
@@ -52,7 +61,8 @@ def attention_resources(
     """
     chosen = triton_attention.blocks(kernel, head_size, dtype)
     options = {name: chosen.pop(name) for name in ("num_warps", "num_stages")}
-    switches = {"HAS_BIAS": bias, "VARLEN": packed, "PADDED": padded, "DROPOUT": dropout, "UPCAST": False}
+    switches = {"HAS_BIAS": bias, "VARLEN": packed, "PADDED": padded, "DROPOUT": dropout}
+    switches |= {"SEGMENTED": segmented, "UPCAST": False}
     constants = {"H": heads, "K": head_size, **switches, **chosen, **dict.fromkeys(_INNER, 1)}
     function = triton_attention.KERNELS[kernel]
     names = function.arg_names

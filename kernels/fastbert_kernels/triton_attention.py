@@ -93,8 +93,8 @@ def _product(a, b, UPCAST: tl.constexpr):
 
 @triton.jit
 def _scores(
-    q, k, BIAS, PAD, m, n, length, scale, b, stride_bm, stride_bn, stride_pb, stride_pn,
-    HAS_BIAS: tl.constexpr, PADDED: tl.constexpr, UPCAST: tl.constexpr,
+    q, k, BIAS, PAD, SEG, m, n, length, scale, b, stride_bm, stride_bn, stride_pb, stride_pn, stride_sb, stride_sn,
+    HAS_BIAS: tl.constexpr, PADDED: tl.constexpr, SEGMENTED: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
     """log2(e) times the scores [m, n], -inf where a key may not be seen."""
     s = _product(q, tl.trans(k), UPCAST) * (scale * _LOG2E)
@@ -105,6 +105,10 @@ def _scores(
     if PADDED:
         real = tl.load(PAD + b * stride_pb + n * stride_pn, mask=n < length, other=0)
         seen = seen & (real[None, :] != 0)
+    if SEGMENTED:
+        of_query = tl.load(SEG + b * stride_sb + m * stride_sn, mask=m < length, other=0)
+        of_key = tl.load(SEG + b * stride_sb + n * stride_sn, mask=n < length, other=0)
+        seen = seen & (of_query[:, None] == of_key[None, :])
     return tl.where(seen, s, float("-inf"))
 
 
@@ -120,12 +124,13 @@ def _dropped(x, KEYS, b, h, m, n, limit, kept_scale):
 
 @triton.jit
 def forward_kernel(
-    Q, KEY, V, BIAS, OUT, LSE, CU, PAD, KEYS, scale, limit, kept_scale, T,
+    Q, KEY, V, BIAS, OUT, LSE, CU, PAD, SEG, KEYS, scale, limit, kept_scale, T,
     stride_qb, stride_qh, stride_qt, stride_qk, stride_kb, stride_kh, stride_kt, stride_kk,
     stride_vb, stride_vh, stride_vt, stride_vk, stride_ob, stride_oh, stride_ot, stride_ok,
-    stride_bb, stride_bh, stride_bm, stride_bn, stride_lb, stride_lh, stride_pb, stride_pn,
+    stride_bb, stride_bh, stride_bm, stride_bn, stride_lb, stride_lh, stride_pb, stride_pn, stride_sb, stride_sn,
     H: tl.constexpr, K: tl.constexpr, HAS_BIAS: tl.constexpr, VARLEN: tl.constexpr, PADDED: tl.constexpr,
-    DROPOUT: tl.constexpr, UPCAST: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    SEGMENTED: tl.constexpr, DROPOUT: tl.constexpr, UPCAST: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """A block of BLOCK_M queries of one sequence and head."""
     first, bh = tl.program_id(0) * BLOCK_M, tl.program_id(1)
@@ -148,23 +153,9 @@ def forward_kernel(
         n = begin + tl.arange(0, BLOCK_N)
         k = _rows(KEY, n, column, length, stride_kt, stride_kk, K)
         s = _scores(
-            q,
-            k,
-            BIAS,
-            PAD,
-            m,
-            n,
-            length,
-            scale,
-            b,
-            stride_bm,
-            stride_bn,
-            stride_pb,
-            stride_pn,
-            HAS_BIAS,
-            PADDED,
-            UPCAST,
-        )
+            q, k, BIAS, PAD, SEG, m, n, length, scale, b, stride_bm, stride_bn, stride_pb, stride_pn,
+            stride_sb, stride_sn, HAS_BIAS, PADDED, SEGMENTED, UPCAST,
+        )  # fmt: skip
         higher = tl.maximum(top, tl.max(s, 1))
         level = tl.where(higher == float("-inf"), 0.0, higher)
         shrink, p = tl.exp2(top - level), tl.exp2(s - level[:, None])
@@ -185,14 +176,15 @@ def forward_kernel(
 
 @triton.jit
 def _ds(
-    q, k, v, do, lse, delta, BIAS, PAD, KEYS, m, n, length, scale, limit, kept_scale, b, h,
-    stride_bm, stride_bn, stride_pb, stride_pn,
-    HAS_BIAS: tl.constexpr, PADDED: tl.constexpr, DROPOUT: tl.constexpr, UPCAST: tl.constexpr,
+    q, k, v, do, lse, delta, BIAS, PAD, SEG, KEYS, m, n, length, scale, limit, kept_scale, b, h,
+    stride_bm, stride_bn, stride_pb, stride_pn, stride_sb, stride_sn,
+    HAS_BIAS: tl.constexpr, PADDED: tl.constexpr, SEGMENTED: tl.constexpr, DROPOUT: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
     """drop(P) and dS, [m, n]."""
     s = _scores(
-        q, k, BIAS, PAD, m, n, length, scale, b, stride_bm, stride_bn, stride_pb, stride_pn, HAS_BIAS, PADDED, UPCAST
-    )
+        q, k, BIAS, PAD, SEG, m, n, length, scale, b, stride_bm, stride_bn, stride_pb, stride_pn, stride_sb, stride_sn,
+        HAS_BIAS, PADDED, SEGMENTED, UPCAST,
+    )  # fmt: skip
     p = tl.exp2(s - lse[:, None])
     dp = _product(do, tl.trans(v), UPCAST)
     dropped = p
@@ -204,13 +196,14 @@ def _ds(
 
 @triton.jit
 def keys_kernel(
-    Q, KEY, V, BIAS, DO, LSE, DELTA, DK, DV, CU, PAD, KEYS, scale, limit, kept_scale, T,
+    Q, KEY, V, BIAS, DO, LSE, DELTA, DK, DV, CU, PAD, SEG, KEYS, scale, limit, kept_scale, T,
     stride_qb, stride_qh, stride_qt, stride_qk, stride_kb, stride_kh, stride_kt, stride_kk,
     stride_vb, stride_vh, stride_vt, stride_vk, stride_ob, stride_oh, stride_ot, stride_ok,
-    stride_bb, stride_bh, stride_bm, stride_bn, stride_lb, stride_lh, stride_pb, stride_pn,
+    stride_bb, stride_bh, stride_bm, stride_bn, stride_lb, stride_lh, stride_pb, stride_pn, stride_sb, stride_sn,
     stride_db, stride_dh, stride_dt, stride_dk,
     H: tl.constexpr, K: tl.constexpr, HAS_BIAS: tl.constexpr, VARLEN: tl.constexpr, PADDED: tl.constexpr,
-    DROPOUT: tl.constexpr, UPCAST: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    SEGMENTED: tl.constexpr, DROPOUT: tl.constexpr, UPCAST: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """dK and dV of a block of BLOCK_N keys of one sequence and head."""
     first, bh = tl.program_id(0) * BLOCK_N, tl.program_id(1)
@@ -239,8 +232,9 @@ def keys_kernel(
         lse = tl.load(LSE + m, mask=m < length, other=float("inf"))
         delta = tl.load(DELTA + m, mask=m < length, other=0.0)
         dropped, ds = _ds(
-            q, k, v, do, lse, delta, BIAS, PAD, KEYS, m, n, length, scale, limit, kept_scale, b, h,
-            stride_bm, stride_bn, stride_pb, stride_pn, HAS_BIAS, PADDED, DROPOUT, UPCAST,
+            q, k, v, do, lse, delta, BIAS, PAD, SEG, KEYS, m, n, length, scale, limit, kept_scale, b, h,
+            stride_bm, stride_bn, stride_pb, stride_pn, stride_sb, stride_sn,
+            HAS_BIAS, PADDED, SEGMENTED, DROPOUT, UPCAST,
         )  # fmt: skip
         dv += _product(tl.trans(dropped.to(do.dtype)), do, UPCAST)
         dk += _product(tl.trans(ds.to(q.dtype)), q, UPCAST)
@@ -252,13 +246,14 @@ def keys_kernel(
 
 @triton.jit
 def queries_kernel(
-    Q, KEY, V, BIAS, DO, LSE, DELTA, DQ, CU, PAD, KEYS, scale, limit, kept_scale, T,
+    Q, KEY, V, BIAS, DO, LSE, DELTA, DQ, CU, PAD, SEG, KEYS, scale, limit, kept_scale, T,
     stride_qb, stride_qh, stride_qt, stride_qk, stride_kb, stride_kh, stride_kt, stride_kk,
     stride_vb, stride_vh, stride_vt, stride_vk, stride_ob, stride_oh, stride_ot, stride_ok,
-    stride_bb, stride_bh, stride_bm, stride_bn, stride_lb, stride_lh, stride_pb, stride_pn,
+    stride_bb, stride_bh, stride_bm, stride_bn, stride_lb, stride_lh, stride_pb, stride_pn, stride_sb, stride_sn,
     stride_db, stride_dh, stride_dt, stride_dk,
     H: tl.constexpr, K: tl.constexpr, HAS_BIAS: tl.constexpr, VARLEN: tl.constexpr, PADDED: tl.constexpr,
-    DROPOUT: tl.constexpr, UPCAST: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    SEGMENTED: tl.constexpr, DROPOUT: tl.constexpr, UPCAST: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """dQ of a block of BLOCK_M queries of one sequence and head."""
     first, bh = tl.program_id(0) * BLOCK_M, tl.program_id(1)
@@ -285,8 +280,9 @@ def queries_kernel(
         k = _rows(KEY, n, column, length, stride_kt, stride_kk, K)
         v = _rows(V, n, column, length, stride_vt, stride_vk, K)
         _, ds = _ds(
-            q, k, v, do, lse, delta, BIAS, PAD, KEYS, m, n, length, scale, limit, kept_scale, b, h,
-            stride_bm, stride_bn, stride_pb, stride_pn, HAS_BIAS, PADDED, DROPOUT, UPCAST,
+            q, k, v, do, lse, delta, BIAS, PAD, SEG, KEYS, m, n, length, scale, limit, kept_scale, b, h,
+            stride_bm, stride_bn, stride_pb, stride_pn, stride_sb, stride_sn,
+            HAS_BIAS, PADDED, SEGMENTED, DROPOUT, UPCAST,
         )  # fmt: skip
         dq += _product(ds.to(k.dtype), k, UPCAST)
     inside = (m[:, None] < length) & (column[None, :] < K)
@@ -296,13 +292,14 @@ def queries_kernel(
 
 @triton.jit
 def bias_kernel(
-    Q, KEY, V, BIAS, DO, LSE, DELTA, DBIAS, CU, PAD, KEYS, scale, limit, kept_scale, T, COUNT,
+    Q, KEY, V, BIAS, DO, LSE, DELTA, DBIAS, CU, PAD, SEG, KEYS, scale, limit, kept_scale, T, COUNT,
     stride_qb, stride_qh, stride_qt, stride_qk, stride_kb, stride_kh, stride_kt, stride_kk,
     stride_vb, stride_vh, stride_vt, stride_vk, stride_ob, stride_oh, stride_ot, stride_ok,
-    stride_bb, stride_bh, stride_bm, stride_bn, stride_lb, stride_lh, stride_pb, stride_pn,
+    stride_bb, stride_bh, stride_bm, stride_bn, stride_lb, stride_lh, stride_pb, stride_pn, stride_sb, stride_sn,
     stride_db, stride_dh, stride_dm, stride_dn,
     H: tl.constexpr, K: tl.constexpr, HAS_BIAS: tl.constexpr, VARLEN: tl.constexpr, PADDED: tl.constexpr,
-    DROPOUT: tl.constexpr, UPCAST: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    SEGMENTED: tl.constexpr, DROPOUT: tl.constexpr, UPCAST: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """A tile of the bias's gradient, summed over COUNT sequences from the first of its row on, in their order."""
     h, one = tl.program_id(2) % H, tl.program_id(2) // H
@@ -324,8 +321,9 @@ def bias_kernel(
         lse = tl.load(LSE + place, mask=m < length, other=float("inf"))
         delta = tl.load(DELTA + place, mask=m < length, other=0.0)
         _, ds = _ds(
-            q, k, v, do, lse, delta, BIAS, PAD, KEYS, m, n, length, scale, limit, kept_scale, b, h,
-            stride_bm, stride_bn, stride_pb, stride_pn, HAS_BIAS, PADDED, DROPOUT, UPCAST,
+            q, k, v, do, lse, delta, BIAS, PAD, SEG, KEYS, m, n, length, scale, limit, kept_scale, b, h,
+            stride_bm, stride_bn, stride_pb, stride_pn, stride_sb, stride_sn,
+            HAS_BIAS, PADDED, SEGMENTED, DROPOUT, UPCAST,
         )  # fmt: skip
         acc += ds
     inside = (m[:, None] < T) & (n[None, :] < T)
@@ -357,7 +355,7 @@ KERNELS = {"forward": forward_kernel, "keys": keys_kernel, "queries": queries_ke
 class _Launch:
     """What all four kernels are given, by name."""
 
-    def __init__(self, q, k, v, out, bias, cu_seqlens, key_padding, keys, scale, dropout_p, longest) -> None:
+    def __init__(self, q, k, v, out, bias, cu_seqlens, key_padding, segments, keys, scale, dropout_p, longest) -> None:
         self.q = q
         self.packed = cu_seqlens is not None
         self.batch = len(cu_seqlens) - 1 if self.packed else len(q)
@@ -368,6 +366,7 @@ class _Launch:
             "BIAS": none if bias is None else bias,
             "CU": none if cu_seqlens is None else cu_seqlens,
             "PAD": none if key_padding is None else key_padding.view(torch.int8),
+            "SEG": none if segments is None else segments,
             "KEYS": none if keys is None else keys,
         }
         self.numbers = {
@@ -386,12 +385,15 @@ class _Launch:
         self.strides |= {"stride_lb": q.shape[1] * q.shape[2], "stride_lh": q.shape[2]}
         pad = (0, 0) if key_padding is None else key_padding.stride()
         self.strides |= {"stride_pb": pad[0], "stride_pn": pad[1]}
+        of = (0, 0) if segments is None else segments.stride()
+        self.strides |= {"stride_sb": of[0], "stride_sn": of[1]}
         self.switches = {
             "H": self.heads,
             "K": self.head_size,
             "HAS_BIAS": bias is not None,
             "VARLEN": self.packed,
             "PADDED": key_padding is not None,
+            "SEGMENTED": segments is not None,
             "DROPOUT": dropout_p > 0,
             "UPCAST": INTERPRETED,
         }
@@ -416,21 +418,35 @@ def attention_forward(
     bias: Tensor | None,
     cu_seqlens: Tensor | None,
     key_padding: Tensor | None,
+    segments: Tensor | None,
     keys: Tensor | None,
     scale: float,
     dropout_p: float,
     longest: int,
 ) -> tuple[Tensor, Tensor]:
-    """O, and L float32 [B, H, T]."""
+    """The forward kernel.
+
+    Args:
+        q, k, v: [B, H, T, K], of any strides.
+        bias: [1 or B, H, T, T]; with `cu_seqlens` T is the longest sequence.
+        cu_seqlens: int32 [sequences + 1], where each sequence of a B of 1 begins, and the end of the last.
+        key_padding: bool [B, T], False for keys that no query may see; not with `cu_seqlens`.
+        segments: int32 [B, T]; a query sees keys of its own segment; not with `cu_seqlens`.
+        keys: int32 [B or sequences], of the dropout.
+        longest: the length of the longest sequence, with `cu_seqlens`.
+
+    Returns:
+        O; L, float32 [B, H, T].
+    """
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
     lse = torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)
-    launch = _Launch(q, k, v, out, bias, cu_seqlens, key_padding, keys, scale, dropout_p, longest)
+    launch = _Launch(q, k, v, out, bias, cu_seqlens, key_padding, segments, keys, scale, dropout_p, longest)
     launch("forward", launch.over_rows("forward", "M"), Q=q, KEY=k, V=v, OUT=out, LSE=lse)
     return out, lse
 
 
 @attention_forward.register_fake
-def _(q, k, v, bias, cu_seqlens, key_padding, keys, scale, dropout_p, longest):
+def _(q, k, v, bias, cu_seqlens, key_padding, segments, keys, scale, dropout_p, longest):
     return torch.empty_like(q, memory_format=torch.contiguous_format), q.new_empty(q.shape[:3], dtype=torch.float32)
 
 
@@ -445,6 +461,7 @@ def attention_backward(
     lse: Tensor,
     cu_seqlens: Tensor | None,
     key_padding: Tensor | None,
+    segments: Tensor | None,
     keys: Tensor | None,
     scale: float,
     dropout_p: float,
@@ -455,7 +472,7 @@ def attention_backward(
     grad = grad.contiguous()
     delta = (grad.float() * out.float()).sum(-1)
     dq, dk, dv = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
-    launch = _Launch(q, k, v, grad, bias, cu_seqlens, key_padding, keys, scale, dropout_p, longest)
+    launch = _Launch(q, k, v, grad, bias, cu_seqlens, key_padding, segments, keys, scale, dropout_p, longest)
     common = {"Q": q, "KEY": k, "V": v, "DO": grad, "LSE": lse, "DELTA": delta}
     strides = dict(zip(("stride_db", "stride_dh", "stride_dt", "stride_dk"), dq.stride(), strict=True))
     launch("keys", launch.over_rows("keys", "N"), **common, DK=dk, DV=dv, **strides)
@@ -472,7 +489,7 @@ def attention_backward(
 
 @attention_backward.register_fake
 def _(
-    grad, q, k, v, bias, out, lse, cu_seqlens, key_padding, keys, scale, dropout_p, longest, bias_needs_grad
+    grad, q, k, v, bias, out, lse, cu_seqlens, key_padding, segments, keys, scale, dropout_p, longest, bias_needs_grad
 ):  # fmt: skip
     dq, dk, dv = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
     dbias = torch.empty_like(bias, memory_format=torch.contiguous_format) if bias_needs_grad else q.new_empty(0)
@@ -480,16 +497,18 @@ def _(
 
 
 def _setup(ctx, inputs, output) -> None:
-    q, k, v, bias, cu_seqlens, key_padding, keys, ctx.scale, ctx.dropout_p, ctx.longest = inputs
-    ctx.save_for_backward(q, k, v, bias, *output, cu_seqlens, key_padding, keys)
+    q, k, v, bias, cu_seqlens, key_padding, segments, keys, ctx.scale, ctx.dropout_p, ctx.longest = inputs
+    ctx.save_for_backward(q, k, v, bias, *output, cu_seqlens, key_padding, segments, keys)
 
 
 def _backward(ctx, grad, _):
-    q, k, v, bias, out, lse, cu_seqlens, key_padding, keys = ctx.saved_tensors
+    q, k, v, bias, out, lse, cu_seqlens, key_padding, segments, keys = ctx.saved_tensors
     needed = bias is not None and ctx.needs_input_grad[3]
     numbers = (ctx.scale, ctx.dropout_p, ctx.longest, needed)
-    dq, dk, dv, dbias = attention_backward(grad, q, k, v, bias, out, lse, cu_seqlens, key_padding, keys, *numbers)
-    return dq, dk, dv, dbias if needed else None, *[None] * 6
+    dq, dk, dv, dbias = attention_backward(
+        grad, q, k, v, bias, out, lse, cu_seqlens, key_padding, segments, keys, *numbers
+    )
+    return dq, dk, dv, dbias if needed else None, *[None] * 7
 
 
 attention_forward.register_autograd(_backward, setup_context=_setup)

@@ -24,8 +24,11 @@ def poisoned(x: Tensor) -> Tensor:
     return part.copy_(x).requires_grad_()
 
 
-def dense(q, k, v, bias, padding, drop, dropout_p):
+def dense(q, k, v, bias, padding, segments, drop, dropout_p):
     allowed = None if padding is None else padding[:, None, None, :]
+    if segments is not None:
+        same = (segments[:, :, None] == segments[:, None, :])[:, None]
+        allowed = same if allowed is None else allowed & same
     return attention_reference(q, k, v, bias, allowed=allowed, dropout_p=dropout_p, dropout_keys=drop)
 
 
@@ -68,17 +71,20 @@ def random(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.randn(shape, generator=GENERATOR).to(dtype)
 
 
-def run_dense(dtype: torch.dtype, length: int, size: int, biases: int | None, pad: bool, p: float) -> None:
+def run_dense(
+    dtype: torch.dtype, length: int, size: int, biases: int | None, pad: bool, p: float, parts: bool = False
+) -> None:
     tensors = [poisoned(random(2, 2, length, size, dtype=dtype)) for _ in range(3)]
     tensors.append(None if biases is None else poisoned(random(biases, 2, length, length, dtype=dtype)))
     padding = torch.rand(2, length, generator=GENERATOR) < 0.7 if pad else None
     if pad:
         padding[1] = False  # no query of this row sees a key
+    segments = (torch.rand(2, length, generator=GENERATOR) < 0.1).cumsum(1).int() if parts else None
     drop, scale = keys(2) if p else None, size**-0.5
     run(
-        f"{dtype} T {length} K {size} bias {biases} padding {pad} dropout {p}",
-        lambda q, k, v, b: attention_forward(q, k, v, b, None, padding, drop, scale, p, 0)[0],
-        lambda q, k, v, b: dense(q, k, v, b, padding, drop, p),
+        f"{dtype} T {length} K {size} bias {biases} padding {pad} dropout {p} segments {parts}",
+        lambda q, k, v, b: attention_forward(q, k, v, b, None, padding, segments, drop, scale, p, 0)[0],
+        lambda q, k, v, b: dense(q, k, v, b, padding, segments, drop, p),
         tensors,
         random(2, 2, length, size, dtype=dtype),
     )
@@ -92,7 +98,7 @@ def run_packed(ends: list[int], has_bias: bool, p: float) -> None:
     drop = keys(len(ends)) if p else None
     run(
         f"packed {ends} bias {has_bias} dropout {p}",
-        lambda q, k, v, b: attention_forward(q, k, v, b, cu_seqlens, None, drop, 0.25, p, longest)[0],
+        lambda q, k, v, b: attention_forward(q, k, v, b, cu_seqlens, None, None, drop, 0.25, p, longest)[0],
         lambda q, k, v, b: packed(q, k, v, b, cu_seqlens, drop, p),
         tensors,
         random(1, 2, ends[-1], 16),
@@ -103,6 +109,8 @@ def main() -> None:
     options = [(None, False, 0.0), (None, True, 0.2), (1, False, 0.2), (1, True, 0.0), (2, True, 0.2), (2, False, 0.0)]
     for biases, pad, p in options:
         run_dense(torch.float32, 37, 24, biases, pad, p)
+    run_dense(torch.float32, 70, 16, 1, True, 0.1, parts=True)
+    run_dense(torch.float32, 40, 16, None, False, 0.0, parts=True)
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
         run_dense(dtype, 70, 64, 1, True, 0.1)
     for length, size in ((1, 16), (33, 128), (65, 8)):
