@@ -17,6 +17,7 @@ from unittest import mock
 import numpy as np
 import torch
 import torch.nn.functional as F
+from fastbert_kernels.attention import allowed_pairs
 
 from fastbert.data.tokenizer import load_tokenizer
 from fastbert.files import read_json
@@ -197,8 +198,9 @@ def random_order(lengths: np.ndarray, batch_size: int, seed: int, epoch: int) ->
     return [order[at : at + batch_size] for at in range(0, len(order), batch_size)]
 
 
-def torch_attention(q, k, v, bias=None, *, allowed=None, scale=None, dropout_p=0.0, dropout_keys=None):
+def torch_attention(q, k, v, bias=None, *, key_padding, segments, scale=None, dropout_p=0.0, keys=None):
     """PyTorch's own, which transformers takes by default, in place of `attention`; of a BERT there is no bias."""
+    allowed = allowed_pairs(key_padding, segments, q.shape[2])
     return F.scaled_dot_product_attention(q, k, v, attn_mask=allowed, scale=scale, dropout_p=dropout_p)
 
 

@@ -125,14 +125,12 @@ def test_every_variant_changes_what_it_names_and_is_taken_back(script, common, c
         assert not torch.equal(model.hash_dropout(x, keys, 0.5), model.hash_dropout(x, keys, 0.5))
     assert torch.equal(model.hash_dropout(x, keys, 0.5), hashed)
     q, k, v = torch.randn(3, 2, 2, 7, 4)
-    allowed = torch.tensor([True] * 5 + [False] * 2)[None, None, None]
+    masks = {"key_padding": torch.tensor([[True] * 5 + [False] * 2] * 2), "segments": None}
     ours = encoder.ATTENTION["auto"]
     with script.VARIANTS["PyTorch's attention"]():
         theirs = encoder.ATTENTION["auto"]
     assert theirs is not ours and encoder.ATTENTION["auto"] is ours
-    assert torch.allclose(
-        theirs(q, k, v, allowed=allowed, scale=0.3), ours(q, k, v, allowed=allowed, scale=0.3), atol=1e-6
-    )
+    assert torch.allclose(theirs(q, k, v, **masks, scale=0.3), ours(q, k, v, **masks, scale=0.3), atol=1e-6)
     config = encoder.EncoderConfig(vocab_size=20, layers=2, width=8, heads=2, ffn=16, max_positions=9)
     tiny, ids = encoder.Encoder(config), torch.arange(9)[None]
     with script.VARIANTS["last block for all tokens"]():

@@ -40,7 +40,7 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(config.width, 3 * config.width)
         self.out = nn.Linear(config.width, config.width)
 
-    def forward(self, x_BTD: Tensor, function, scale: float, bias, allowed, row_keys, first_only=False) -> Tensor:
+    def forward(self, x_BTD: Tensor, function, scale: float, bias, masks, row_keys, first_only=False) -> Tensor:
         if first_only:  # one query a row, all keys and values
             width = x_BTD.shape[-1]
             q = F.linear(x_BTD[:, :1], self.qkv.weight[:width], self.qkv.bias[:width])
@@ -48,13 +48,12 @@ class Attention(nn.Module):
             q = q.unflatten(-1, (self.heads, -1)).transpose(1, 2)
             k, v = kv.unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
             bias = None if bias is None else bias[:, :, :1]
-            allowed = None if allowed is None else allowed[:, :, :1]
         else:
             q, k, v = self.qkv(x_BTD).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # each [B, H, T, K]
         dropout = {}
         if row_keys is not None and self.dropout_p:
-            dropout = {"dropout_p": self.dropout_p, "dropout_keys": combine(row_keys, self.site)}
-        context_BHTK = function(q, k, v, bias, allowed=allowed, scale=scale, **dropout)
+            dropout = {"dropout_p": self.dropout_p, "keys": combine(row_keys, self.site)}
+        context_BHTK = function(q, k, v, bias, **masks, scale=scale, **dropout)
         return self.out(context_BHTK.transpose(1, 2).flatten(2))
 
 
@@ -80,11 +79,11 @@ class Block(nn.Module):
         self.attention_dropout = Dropout(config.dropout, site + 1)
         self.feed_forward_dropout = Dropout(config.dropout, site + 2)
 
-    def forward(self, x: Tensor, function, scale: float, bias, allowed, row_keys, first_only=False) -> Tensor:
+    def forward(self, x: Tensor, function, scale: float, bias, masks, row_keys, first_only=False) -> Tensor:
         """[B, T, D], or with `first_only` [B, 1, D]: the first token's, for which the others need no more than keys and
         values. Dropout hashes places, so it drops the same either way."""
         y = self.attention_norm(x) if self.pre else x
-        y = self.attention(y, function, scale, bias, allowed, row_keys, first_only)
+        y = self.attention(y, function, scale, bias, masks, row_keys, first_only)
         x = x[:, :1] if first_only else x
         if self.pre:
             x = x + self.attention_dropout(y, row_keys)
@@ -141,10 +140,11 @@ class Encoder(nn.Module):
             raise ValueError(f"a sequence of {length} tokens is longer than the {self.config.max_positions} positions")
         x = self.embed(input_ids, position_ids, token_type_ids, row_keys, edit_words)
         bias = self.positions.bias(length, position_ids)
-        allowed = allowed_pairs(attention_mask, document_ids)
+        padding = None if attention_mask is None else attention_mask.bool()
+        masks = {"key_padding": padding, "segments": document_ids}
         scale, last = self.positions.score_scale, len(self.blocks) - 1
         for index, block in enumerate(self.blocks):
-            x = block(x, self.attention_function, scale, bias, allowed, row_keys, first_only and index == last)
+            x = block(x, self.attention_function, scale, bias, masks, row_keys, first_only and index == last)
         return x if self.final_norm is None else self.final_norm(x)
 
     def embed(
@@ -167,17 +167,6 @@ class Encoder(nn.Module):
         """[B, T, D], nothing but words."""
         x = self.words(input_ids)
         return x if edit_words is None else edit_words(x)
-
-
-def allowed_pairs(attention_mask: Tensor | None, document_ids: Tensor | None) -> Tensor | None:
-    """bool [B, 1, 1 or T, T]: keys that are no padding and of the query's document; None if all are."""
-    allowed = None
-    if attention_mask is not None:
-        allowed = attention_mask.bool()[:, None, None, :]
-    if document_ids is not None:
-        same = (document_ids[:, :, None] == document_ids[:, None, :])[:, None]
-        allowed = same if allowed is None else allowed & same
-    return allowed
 
 
 @torch.no_grad()

@@ -1,31 +1,142 @@
 """Exact attention with an additive, learned bias.
 
-Shapes: B batch, H heads, T queries and keys, K head size.
+Shapes: B batch, H heads, T queries and keys, K head size. Sequences of unequal lengths that are packed one after the
+other are a batch of one whose T is their whole length; T in the bias is then the length of the longest.
 """
+
+import importlib.util
+import itertools
+import warnings
+from functools import cache
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from fastbert_kernels.dropout import hash_dropout
-from fastbert_kernels.hashing import combine
+from fastbert_kernels.hashing import combine, mix, signed
+
+HEAD_SIZES = (16, 128)
+"""From, to: what the Triton kernel takes."""
 
 
-def _check(q: Tensor, k: Tensor, v: Tensor, bias, allowed, dropout_p: float, keys) -> None:
-    if not q.dim() == k.dim() == v.dim() == 4:
-        raise ValueError(f"q, k, v must be [B, H, T, K], not {tuple(q.shape)}, {tuple(k.shape)}, {tuple(v.shape)}")
-    if q.shape[:2] != k.shape[:2] or q.shape[3] != k.shape[3] or k.shape[:3] != v.shape[:3]:
-        raise ValueError(f"q {tuple(q.shape)}, k {tuple(k.shape)} and v {tuple(v.shape)} do not fit each other")
-    scores = (q.shape[0], q.shape[1], q.shape[2], k.shape[2])
-    for name, x, heads in (("bias", bias, scores[1]), ("allowed", allowed, 1)):
-        if x is not None and (x.dim() != 4 or x.shape[0] not in (1, scores[0]) or x.shape[1] not in (1, heads)):
-            raise ValueError(f"{name} {tuple(x.shape)} does not fit scores [B, H, T, T] {scores}")
-    if allowed is not None and allowed.dtype != torch.bool:
-        raise ValueError(f"allowed must be bool, not {allowed.dtype}")
-    if not 0.0 <= dropout_p < 1.0:
-        raise ValueError(f"dropout_p must lie in [0, 1), not {dropout_p}")
-    if dropout_p and (keys is None or keys.shape != q.shape[:1]):
-        raise ValueError("dropout needs one int32 key for each row of the batch")
+def attention_reference(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias: Tensor | None = None,
+    *,
+    cu_seqlens: Tensor | None = None,
+    key_padding: Tensor | None = None,
+    segments: Tensor | None = None,
+    scale: float | None = None,
+    dropout_p: float = 0.0,
+    seed: int | None = None,
+    keys: Tensor | None = None,
+) -> Tensor:
+    """What `attention` means, in plain products and a softmax in at least float32.
+
+        softmax(scale q k^T + bias, over the keys that may be seen) v
+
+    Args:
+        q: [B, H, T, K], or another number of queries.
+        k, v: [B, H, T, K].
+        bias: [1 or B, 1 or H, queries, T], added to the scaled scores.
+        cu_seqlens: int32 [sequences + 1], where each packed sequence begins, and the end of the last; B is 1 then, the
+            bias is by place in the sequence, and tokens see their own sequence.
+        key_padding: bool [B, T], False for keys that no query may see.
+        segments: int [B, T]; a query sees the keys of its own segment, such as its document; fewer queries than keys
+            are the first tokens.
+        scale: of the scores, K ** -0.5 if None.
+        dropout_p: share of the probabilities that is dropped.
+        seed: of the dropout, with the row's number; or give
+        keys: int32 [B or sequences], a hashed key for each, so that a row drops the same wherever it stands.
+
+    Returns:
+        [B, H, queries, K]; zeros where a query sees no key.
+
+    Raises:
+        ValueError: shapes or types that do not fit, named.
+    """
+    _check(q, k, v, bias, cu_seqlens, key_padding, segments, dropout_p, seed, keys)
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    keys = _keys(q, cu_seqlens, dropout_p, seed, keys)
+    if cu_seqlens is None:
+        return _plain(q, k, v, bias, allowed_pairs(key_padding, segments, q.shape[2]), scale, dropout_p, keys)
+    parts = []
+    for number, (start, end) in enumerate(itertools.pairwise(cu_seqlens.tolist())):
+        q_, k_, v_ = (x[:, :, start:end] for x in (q, k, v))
+        local = None if bias is None else bias[:, :, : end - start, : end - start]
+        own = None if keys is None else keys[number : number + 1]
+        parts.append(_plain(q_, k_, v_, local, None, scale, dropout_p, own))
+    return torch.cat(parts, 2)
+
+
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias: Tensor | None = None,
+    *,
+    cu_seqlens: Tensor | None = None,
+    key_padding: Tensor | None = None,
+    segments: Tensor | None = None,
+    scale: float | None = None,
+    dropout_p: float = 0.0,
+    seed: int | None = None,
+    keys: Tensor | None = None,
+) -> Tensor:
+    """`attention_reference` by the fastest way this machine has; arguments and result as there.
+
+    On a GPU that is the Triton kernel, whose gradient of the bias is summed over the batch without atomics; where it
+    has none for these tensors, PyTorch's fused attention. On CPUs plain products are as fast as that or faster.
+    """
+    given = {"cu_seqlens": cu_seqlens, "key_padding": key_padding, "segments": segments, "dropout_p": dropout_p}
+    if q.device.type != "cuda":
+        return attention_reference(q, k, v, bias, **given, scale=scale, seed=seed, keys=keys)
+    _check(q, k, v, bias, cu_seqlens, key_padding, segments, dropout_p, seed, keys)
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    if q.shape[2] == k.shape[2] and q.shape[3] == v.shape[3]:
+        if (why := _no_kernel(q)) is None:
+            keys = _keys(q, cu_seqlens, dropout_p, seed, keys)
+            return triton_attention(q, k, v, bias, **given, scale=scale, keys=keys)
+        _warn(why)
+    if dropout_p or cu_seqlens is not None:
+        return attention_reference(q, k, v, bias, **given, scale=scale, seed=seed, keys=keys)
+    return _fused(q, k, v, bias, allowed_pairs(key_padding, segments, q.shape[2]), scale)
+
+
+def triton_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias: Tensor | None = None,
+    *,
+    cu_seqlens: Tensor | None = None,
+    key_padding: Tensor | None = None,
+    segments: Tensor | None = None,
+    scale: float,
+    dropout_p: float = 0.0,
+    keys: Tensor | None = None,
+) -> Tensor:
+    """By the Triton kernel, whatever the device (on a CPU it needs TRITON_INTERPRET=1)."""
+    from fastbert_kernels.triton_attention import attention_forward
+
+    longest = q.shape[2] if bias is None else bias.shape[2]
+    if bias is not None:
+        bias = bias.expand(-1, q.shape[1], -1, -1)
+    segments = None if segments is None else segments.to(torch.int32)
+    out, _ = attention_forward(q, k, v, bias, cu_seqlens, key_padding, segments, keys, scale, dropout_p, longest)
+    return out
+
+
+def allowed_pairs(key_padding: Tensor | None, segments: Tensor | None, queries: int) -> Tensor | None:
+    """bool [B, 1, 1 or queries, T]: which keys the first `queries` tokens may see; None for all."""
+    allowed = None if key_padding is None else key_padding[:, None, None, :]
+    if segments is None:
+        return allowed
+    same = (segments[:, :queries, None] == segments[:, None, :])[:, None]
+    return same if allowed is None else allowed & same
 
 
 def dropout_row_keys(keys: Tensor, heads: int, length: int) -> Tensor:
@@ -35,37 +146,8 @@ def dropout_row_keys(keys: Tensor, heads: int, length: int) -> Tensor:
     return combine(combine(keys[:, None], head)[:, :, None], query)
 
 
-def attention_reference(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    bias: Tensor | None = None,
-    *,
-    allowed: Tensor | None = None,
-    scale: float | None = None,
-    dropout_p: float = 0.0,
-    dropout_keys: Tensor | None = None,
-) -> Tensor:
-    """What `attention` means, in plain products and a softmax in at least float32.
-
-        softmax(scale q k^T + bias, over the allowed keys) v
-
-    Args:
-        q, k, v: [B, H, T, K].
-        bias: [1 or B, 1 or H, T, T], added to the scaled scores.
-        allowed: bool [1 or B, 1, 1 or T, T], which keys a query may see; a query with none gives zeros.
-        scale: of the scores, K ** -0.5 if None.
-        dropout_p: share of the probabilities that is dropped.
-        dropout_keys: int32 [B], one key for each row of the batch; needed for dropout.
-
-    Returns:
-        [B, H, T, K].
-
-    Raises:
-        ValueError: shapes that do not fit, named.
-    """
-    _check(q, k, v, bias, allowed, dropout_p, dropout_keys)
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
+def _plain(q, k, v, bias, allowed, scale: float, dropout_p: float, keys) -> Tensor:
+    """One batch of sequences of equal length."""
     # The scale goes to the queries: T x K numbers instead of T x T.
     scores = (q * scale) @ k.transpose(-1, -2)
     if bias is not None:
@@ -77,32 +159,61 @@ def attention_reference(
     if allowed is not None:
         probabilities = probabilities * allowed.any(-1, keepdim=True)
     if dropout_p:
-        keys = dropout_row_keys(dropout_keys, q.shape[1], q.shape[2])
-        probabilities = hash_dropout(probabilities, keys, dropout_p)
+        probabilities = hash_dropout(probabilities, dropout_row_keys(keys, q.shape[1], q.shape[2]), dropout_p)
     return probabilities.to(v.dtype) @ v
 
 
-def attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    bias: Tensor | None = None,
-    *,
-    allowed: Tensor | None = None,
-    scale: float | None = None,
-    dropout_p: float = 0.0,
-    dropout_keys: Tensor | None = None,
-) -> Tensor:
-    """`attention_reference` by the fastest way this machine has; arguments and result as there.
+def _keys(q: Tensor, cu_seqlens: Tensor | None, dropout_p: float, seed: int | None, keys: Tensor | None):
+    """A key for each row of the batch, or each packed sequence; None without dropout."""
+    if not dropout_p or keys is not None:
+        return keys if dropout_p else None
+    count = len(q) if cu_seqlens is None else len(cu_seqlens) - 1
+    start = torch.full((1,), signed(seed), dtype=torch.int32, device=q.device)
+    return combine(mix(start), torch.arange(count, dtype=torch.int32, device=q.device))
 
-    On a GPU and without dropout that is PyTorch's fused attention. On CPUs plain products are as fast or faster, and
-    PyTorch's own dropout is not reproducible, so everything else takes the reference's way.
-    """
-    if q.device.type != "cuda" or dropout_p:
-        return attention_reference(
-            q, k, v, bias, allowed=allowed, scale=scale, dropout_p=dropout_p, dropout_keys=dropout_keys
+
+def _check(q, k, v, bias, cu_seqlens, key_padding, segments, dropout_p: float, seed, keys) -> None:
+    if not q.dim() == k.dim() == v.dim() == 4:
+        raise ValueError(f"q, k, v must be [B, H, T, K], not {tuple(q.shape)}, {tuple(k.shape)}, {tuple(v.shape)}")
+    if q.shape[:2] != k.shape[:2] or q.shape[3] != k.shape[3] or k.shape[:3] != v.shape[:3]:
+        raise ValueError(f"q {tuple(q.shape)}, k {tuple(k.shape)} and v {tuple(v.shape)} do not fit each other")
+    if not q.dtype == k.dtype == v.dtype or not q.device == k.device == v.device:
+        raise ValueError(
+            f"q ({q.dtype}, {q.device}), k ({k.dtype}, {k.device}) and v ({v.dtype}, {v.device}) must be alike"
         )
-    _check(q, k, v, bias, allowed, dropout_p, dropout_keys)
+    if segments is not None and q.shape[2] > k.shape[2]:
+        raise ValueError(f"with segments there cannot be more queries ({q.shape[2]}) than keys ({k.shape[2]})")
+    batch, heads, queries, _ = q.shape
+    length = k.shape[2]
+    if bias is not None:
+        fits = bias.dim() == 4 and bias.shape[0] in (1, batch) and bias.shape[1] in (1, heads)
+        if not fits or (cu_seqlens is None and bias.shape[2:] != (queries, length)):
+            scores = (batch, heads, queries, length)
+            raise ValueError(f"bias {tuple(bias.shape)} does not fit scores [B, H, T, T] {scores}")
+    for name, x, kind in (("key_padding", key_padding, "bool"), ("segments", segments, "int")):
+        if x is None:
+            continue
+        if x.shape != (batch, length):
+            raise ValueError(f"{name} {tuple(x.shape)} must be [B, T] {(batch, length)}")
+        if (x.dtype == torch.bool) != (kind == "bool") or x.is_floating_point():
+            raise ValueError(f"{name} must be {kind}, not {x.dtype}")
+    if cu_seqlens is not None:
+        if batch != 1 or queries != length or key_padding is not None or segments is not None:
+            raise ValueError("with cu_seqlens, B must be 1, and there is no key_padding, segments or shorter q")
+        if cu_seqlens.dim() != 1 or len(cu_seqlens) < 2 or cu_seqlens.dtype != torch.int32:
+            raise ValueError(
+                f"cu_seqlens must be int32 [sequences + 1], not {cu_seqlens.dtype} {tuple(cu_seqlens.shape)}"
+            )
+    if not 0.0 <= dropout_p < 1.0:
+        raise ValueError(f"dropout_p must lie in [0, 1), not {dropout_p}")
+    if dropout_p:
+        rows = batch if cu_seqlens is None else len(cu_seqlens) - 1
+        if (seed is None) == (keys is None) or (keys is not None and keys.shape != (rows,)):
+            raise ValueError(f"dropout needs a seed, or one int32 key for each of the {rows} rows")
+
+
+def _fused(q, k, v, bias, allowed, scale: float) -> Tensor:
+    """PyTorch's fused attention, without dropout, whose own is not reproducible."""
     mask = None if bias is None else bias.to(q.dtype)
     if allowed is not None:
         zeros = mask if mask is not None else torch.zeros((), dtype=q.dtype, device=q.device)
@@ -111,3 +222,25 @@ def attention(
         mask = mask.expand(q.shape[0], q.shape[1], q.shape[2], k.shape[2])
     out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
     return out if allowed is None else out * allowed.any(-1, keepdim=True)
+
+
+def _no_kernel(q: Tensor) -> str | None:
+    """Why the Triton kernel cannot take these; None if it can."""
+    if not _has_triton():
+        return "Triton is not installed"
+    if q.dtype not in (torch.float16, torch.bfloat16, torch.float32):
+        return f"the kernel has no {q.dtype}"
+    if not HEAD_SIZES[0] <= q.shape[3] <= HEAD_SIZES[1]:
+        return f"the kernel takes heads of {HEAD_SIZES[0]} to {HEAD_SIZES[1]}, not of {q.shape[3]}"
+    return None
+
+
+@cache
+def _has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
+@cache
+def _warn(why: str) -> None:
+    """Once for each reason."""
+    warnings.warn(f"attention takes PyTorch's own form on this GPU: {why}", stacklevel=3)

@@ -2,12 +2,11 @@
 errors of values and gradients against the float64 reference, each beside that of the reference in the same precision.
 To be run with TRITON_INTERPRET=1."""
 
-import itertools
 import json
 
 import torch
-from fastbert_kernels import attention_reference, combine
-from fastbert_kernels.triton_attention import attention_forward
+from fastbert_kernels.attention import attention_reference, triton_attention
+from fastbert_kernels.hashing import combine
 from torch import Tensor
 
 NAMES = ("out", "q", "k", "v", "bias")
@@ -22,26 +21,6 @@ def poisoned(x: Tensor) -> Tensor:
     whole = torch.full([size + 3 for size in x.shape], torch.nan, dtype=x.dtype)
     part = whole[tuple(slice(1, size + 1) for size in x.shape)]
     return part.copy_(x).requires_grad_()
-
-
-def dense(q, k, v, bias, padding, segments, drop, dropout_p):
-    allowed = None if padding is None else padding[:, None, None, :]
-    if segments is not None:
-        same = (segments[:, :, None] == segments[:, None, :])[:, None]
-        allowed = same if allowed is None else allowed & same
-    return attention_reference(q, k, v, bias, allowed=allowed, dropout_p=dropout_p, dropout_keys=drop)
-
-
-def packed(q, k, v, bias, cu_seqlens, drop, dropout_p):
-    """Sequence by sequence."""
-    out = []
-    for number, (start, end) in enumerate(itertools.pairwise(cu_seqlens.tolist())):
-        part = [x[:, :, start:end] for x in (q, k, v)]
-        local = None if bias is None else bias[:, :, : end - start, : end - start]
-        if end > start:
-            own = None if drop is None else drop[number : number + 1]
-            out.append(attention_reference(*part, local, dropout_p=dropout_p, dropout_keys=own))
-    return torch.cat(out, 2)
 
 
 def run(case: str, function, reference, tensors: list[Tensor | None], grad: Tensor) -> None:
@@ -80,11 +59,11 @@ def run_dense(
     if pad:
         padding[1] = False  # no query of this row sees a key
     segments = (torch.rand(2, length, generator=GENERATOR) < 0.1).cumsum(1).int() if parts else None
-    drop, scale = keys(2) if p else None, size**-0.5
+    given = {"key_padding": padding, "segments": segments, "dropout_p": p, "keys": keys(2) if p else None}
     run(
         f"{dtype} T {length} K {size} bias {biases} padding {pad} dropout {p} segments {parts}",
-        lambda q, k, v, b: attention_forward(q, k, v, b, None, padding, segments, drop, scale, p, 0)[0],
-        lambda q, k, v, b: dense(q, k, v, b, padding, segments, drop, p),
+        lambda q, k, v, b: triton_attention(q, k, v, b, **given, scale=size**-0.5),
+        lambda q, k, v, b: attention_reference(q, k, v, b, **given),
         tensors,
         random(2, 2, length, size, dtype=dtype),
     )
@@ -95,11 +74,11 @@ def run_packed(ends: list[int], has_bias: bool, p: float) -> None:
     longest = int(cu_seqlens.diff().max())
     tensors = [poisoned(random(1, 2, ends[-1], 16)) for _ in range(3)]
     tensors.append(poisoned(random(1, 2, longest, longest)) if has_bias else None)
-    drop = keys(len(ends)) if p else None
+    given = {"cu_seqlens": cu_seqlens, "dropout_p": p, "keys": keys(len(ends)) if p else None}
     run(
         f"packed {ends} bias {has_bias} dropout {p}",
-        lambda q, k, v, b: attention_forward(q, k, v, b, cu_seqlens, None, None, drop, 0.25, p, longest)[0],
-        lambda q, k, v, b: packed(q, k, v, b, cu_seqlens, drop, p),
+        lambda q, k, v, b: triton_attention(q, k, v, b, **given, scale=0.25),
+        lambda q, k, v, b: attention_reference(q, k, v, b, **given),
         tensors,
         random(1, 2, ends[-1], 16),
     )

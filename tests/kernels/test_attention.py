@@ -37,10 +37,10 @@ def test_default_scale_and_no_bias() -> None:
 
 def test_a_query_without_keys_gives_zeros_and_no_nan() -> None:
     q, k, v, bias = inputs()
-    allowed = torch.ones(B, 1, T, T, dtype=torch.bool)
-    allowed[1, :, 2] = False
-    out = attention(q, k, v, bias, allowed=allowed)
-    assert (out[1, :, 2] == 0).all()
+    padding, segments = torch.ones(B, T, dtype=torch.bool), torch.zeros(B, T, dtype=torch.int32)
+    segments[1, 2], padding[1, 2] = 1, False  # alone in its segment, and no key itself
+    out = attention(q, k, v, bias, key_padding=padding, segments=segments)
+    assert (out[1, :, 2] == 0).all() and (out[0] != 0).all()
     gradients = torch.autograd.grad(out.sum(), (q, k, v, bias))
     assert all(g.isfinite().all() for g in gradients)
     assert (gradients[0][1, :, 2] == 0).all()
@@ -48,9 +48,9 @@ def test_a_query_without_keys_gives_zeros_and_no_nan() -> None:
 
 def test_forbidden_keys_do_not_matter() -> None:
     q, k, v, bias = inputs()
-    allowed = torch.ones(B, 1, 1, T, dtype=torch.bool)
-    allowed[:, :, :, -2:] = False
-    out = attention(q, k, v, bias, allowed=allowed)
+    padding = torch.ones(B, T, dtype=torch.bool)
+    padding[:, -2:] = False
+    out = attention(q, k, v, bias, key_padding=padding)
     other = attention(q[:, :, :, :], k[:, :, :-2], v[:, :, :-2], bias[:, :, :, :-2])
     torch.testing.assert_close(out, other, rtol=1e-12, atol=1e-12)
 
@@ -58,20 +58,24 @@ def test_forbidden_keys_do_not_matter() -> None:
 def test_dropout_is_the_documented_mask() -> None:
     q, k, v, bias = inputs()
     keys = combine(torch.tensor(3, dtype=torch.int32), torch.arange(B, dtype=torch.int32))
-    out = attention(q, k, v, bias, dropout_p=0.4, dropout_keys=keys)
+    out = attention(q, k, v, bias, dropout_p=0.4, keys=keys)
     probabilities = (q @ k.transpose(-1, -2) / math.sqrt(K) + bias).softmax(-1)
     keep = keep_mask(dropout_row_keys(keys, H, T), T, 0.4)
     torch.testing.assert_close(out, (probabilities * keep / 0.6) @ v, rtol=1e-12, atol=1e-12)
     assert 0 < keep.double().mean() < 1
-    torch.testing.assert_close(out[1:2], attention(q[1:2], k[1:2], v[1:2], bias, dropout_p=0.4, dropout_keys=keys[1:2]))
+    torch.testing.assert_close(out[1:2], attention(q[1:2], k[1:2], v[1:2], bias, dropout_p=0.4, keys=keys[1:2]))
 
 
 def test_gradcheck() -> None:
     q, k, v, bias = inputs()
     keys = torch.arange(B, dtype=torch.int32)
-    allowed = torch.rand(B, 1, T, T, generator=torch.Generator().manual_seed(1)) < 0.7
+    generator = torch.Generator().manual_seed(1)
+    masks = {
+        "key_padding": torch.rand(B, T, generator=generator) < 0.7,
+        "segments": torch.randint(0, 2, (B, T), generator=generator),
+    }
     torch.autograd.gradcheck(
-        lambda q, k, v, b: attention(q, k, v, b, allowed=allowed, dropout_p=0.2, dropout_keys=keys), (q, k, v, bias)
+        lambda q, k, v, b: attention(q, k, v, b, **masks, dropout_p=0.2, keys=keys), (q, k, v, bias)
     )
 
 
@@ -94,5 +98,43 @@ def test_shapes_that_do_not_fit_are_named() -> None:
         attention(q, k, v, torch.zeros(3, 7, 7))
     with pytest.raises(ValueError, match="dropout needs"):
         attention(q, k, v, dropout_p=0.1)
-    with pytest.raises(ValueError, match="bool"):
-        attention(q, k, v, allowed=torch.ones(B, 1, T, T))
+    for wrong, message in (
+        ({"key_padding": torch.ones(B, T)}, "key_padding must be bool"),
+        ({"key_padding": torch.ones(B, 1, T, dtype=torch.bool)}, r"key_padding \(3, 1, 7\) must be \[B, T\] \(3, 7\)"),
+        ({"segments": torch.ones(B, T, dtype=torch.bool)}, "segments must be int"),
+        ({"cu_seqlens": torch.tensor([0, T], dtype=torch.int32)}, "B must be 1"),
+        ({"dropout_p": 1.0, "seed": 1}, "must lie in"),
+        ({"dropout_p": 0.1, "seed": 1, "keys": torch.zeros(B, dtype=torch.int32)}, "dropout needs"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            attention(q, k, v, **wrong)
+    with pytest.raises(ValueError, match="must be alike"):
+        attention(q, k.float(), v)
+
+
+def test_segments_and_packed_sequences_are_the_same_attention() -> None:
+    """Sequences one after the other, by their bounds, by segments with a bias of their own, and one by one."""
+    generator = torch.Generator().manual_seed(2)
+    sizes = [3, 1, 5]
+    q, k, v = (torch.randn(1, H, sum(sizes), K, generator=generator, dtype=torch.float64) for _ in range(3))
+    bias = torch.randn(1, H, max(sizes), max(sizes), generator=generator, dtype=torch.float64)
+    bounds = torch.tensor([0, 3, 4, 9], dtype=torch.int32)
+    packed = attention(q, k, v, bias, cu_seqlens=bounds)
+    segments = torch.repeat_interleave(torch.arange(3), torch.tensor(sizes))[None]
+    places = torch.cat([torch.arange(size) for size in sizes])
+    gathered = bias[:, :, places[:, None], places]
+    torch.testing.assert_close(attention(q, k, v, gathered, segments=segments), packed, rtol=1e-12, atol=1e-12)
+    for start, size in ((0, 3), (3, 1), (4, 5)):
+        alone = [x[:, :, start : start + size] for x in (q, k, v)]
+        one = F.scaled_dot_product_attention(*alone, attn_mask=bias[:, :, :size, :size])
+        torch.testing.assert_close(packed[:, :, start : start + size], one, rtol=1e-12, atol=1e-12)
+
+
+def test_a_seed_stands_for_a_key_a_row() -> None:
+    q, k, v, _ = inputs()
+    dropped = attention(q, k, v, dropout_p=0.5, seed=5)
+    assert torch.equal(dropped, attention(q, k, v, dropout_p=0.5, seed=5))
+    assert not torch.equal(dropped, attention(q, k, v, dropout_p=0.5, seed=6))
+    same = [x[:1].expand(B, -1, -1, -1) for x in (q, k, v)]
+    rows = attention(*same, dropout_p=0.5, seed=5)
+    assert not torch.equal(rows[0], rows[1])
