@@ -1,12 +1,13 @@
 """Runs the attention kernels of `fastbert_kernels.triton_attention` over ragged cases and prints, as JSON, the largest
-errors of values and gradients against the float64 reference, each beside that of the reference in the same precision.
-To be run with TRITON_INTERPRET=1."""
+errors of values and gradients against the float64 reference, each beside that of the reference in the same precision;
+fails if the operators are not what PyTorch wants of them. To be run with TRITON_INTERPRET=1."""
 
 import json
 
 import torch
 from fastbert_kernels.attention import attention_reference, triton_attention
 from fastbert_kernels.hashing import combine
+from fastbert_kernels.triton_attention import attention_forward
 from torch import Tensor
 
 NAMES = ("out", "q", "k", "v", "bias")
@@ -84,7 +85,22 @@ def run_packed(ends: list[int], has_bias: bool, p: float) -> None:
     )
 
 
+def check_operators() -> None:
+    """PyTorch's own checks of a custom operator, and one graph under torch.compile."""
+    q, k, v = (random(2, 2, 9, 16).requires_grad_() for _ in range(3))
+    bias, given = random(1, 2, 9, 9).requires_grad_(), {"dropout_p": 0.1, "keys": keys(2)}
+    torch.library.opcheck(attention_forward, (q, k, v, bias, None, None, None, keys(2), 0.25, 0.1, 9))
+    bounds = torch.tensor([0, 4, 9], dtype=torch.int32)
+    one = [x.detach()[:1].requires_grad_() for x in (q, k, v)]
+    torch.library.opcheck(attention_forward, (*one, bias, bounds, None, None, None, 0.25, 0.0, 9))
+    compiled = torch.compile(triton_attention, backend="aot_eager", fullgraph=True)
+    out, plain = (function(q, k, v, bias, scale=0.25, **given) for function in (compiled, triton_attention))
+    assert torch.equal(out, plain)
+    assert torch.equal(*(torch.autograd.grad(x.sum(), bias)[0] for x in (out, plain)))
+
+
 def main() -> None:
+    check_operators()
     options = [(None, False, 0.0), (None, True, 0.2), (1, False, 0.2), (1, True, 0.0), (2, True, 0.2), (2, False, 0.0)]
     for biases, pad, p in options:
         run_dense(torch.float32, 37, 24, biases, pad, p)
