@@ -334,19 +334,19 @@ def bias_kernel(
 # --- from tensors to launches
 
 
-TILES = {"forward": (128, 64, 8), "keys": (64, 64, 4), "queries": (128, 64, 8), "bias": (64, 64, 8)}
-"""Of each kernel, for 16-bit heads of up to 64: queries, keys, warps."""
+TILES = {"forward": (128, 64, 8, 2), "keys": (64, 64, 4, 2), "queries": (128, 64, 8, 2), "bias": (64, 64, 8, 2)}
+"""Of each kernel, for 16-bit heads of up to 64: queries, keys, warps, stages."""
 
 
 def blocks(kernel: str, head_size: int, dtype: torch.dtype) -> dict[str, int]:
     """Tiles, warps and stages."""
-    queries, keys, warps = TILES[kernel]
+    queries, keys, warps, stages = TILES[kernel]
     if dtype == torch.float32:
-        queries, keys, warps = 32, 32, 4
+        queries, keys, warps, stages = 32, 32, 4, 2
     elif head_size > 64:
-        queries, keys, warps = 64, 64, 8
+        queries, keys, warps, stages = 64, 64, 8, 2
     block_k = max(16, triton.next_power_of_2(head_size))
-    return {"BLOCK_M": queries, "BLOCK_N": keys, "BLOCK_K": block_k, "num_warps": warps, "num_stages": 2}
+    return {"BLOCK_M": queries, "BLOCK_N": keys, "BLOCK_K": block_k, "num_warps": warps, "num_stages": stages}
 
 
 KERNELS = {"forward": forward_kernel, "keys": keys_kernel, "queries": queries_kernel, "bias": bias_kernel}
