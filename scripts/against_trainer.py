@@ -107,13 +107,17 @@ def different_ids(options: FinetuneOptions, task: Task) -> int:
     return sum(row["input_ids"] != ids.tolist() for row, ids in pairs)
 
 
+def new_double_classifier(*parts: Any, **settings: Any) -> torch.nn.Module:
+    """`new_classifier` in float64."""
+    return new_classifier(*parts, **settings).double()
+
+
 def fastbert_losses(options: FinetuneOptions, double: bool, own_warmup: bool) -> list[float]:
     """Of every step of `fastbert finetune`, in float64 if `double`; with the warm-up of transformers, unless
     `own_warmup`: it begins at 0 and has its peak one step later, the one difference between the two schedules."""
     with ExitStack() as stack:
         if double:
-            new = lambda *parts, **settings: new_classifier(*parts, **settings).double()  # noqa: E731
-            stack.enter_context(mock.patch.object(job, "new_classifier", new))
+            stack.enter_context(mock.patch.object(job, "new_classifier", new_double_classifier))
         if not own_warmup:
             stack.enter_context(mock.patch.object(loop, "learning_rate_factor", transformers_factor))
         train_fastbert(options)

@@ -4,7 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from fastbert_kernels.linear_cross_entropy import linear_cross_entropy
-from torch.utils._python_dispatch import TorchDispatchMode
+
+from tests.kernels.largest import Largest
 
 N, V, D = 23, 37, 8
 
@@ -69,19 +70,6 @@ def test_low_precision_is_no_worse_than_plain() -> None:
             errors.append([(a.double() - b).abs().max() for a, b in zip(found, reference, strict=True)])
         for mine, plain in zip(*errors, strict=True):
             assert mine <= 2 * plain + 1e-5
-
-
-class Largest(TorchDispatchMode):
-    """Notes the size of the largest floating-point tensor that an operation gives."""
-
-    size = 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        out = function(*args, **(kwargs or {}))
-        for tensor in out if isinstance(out, tuple | list) else (out,):
-            if isinstance(tensor, torch.Tensor) and tensor.is_floating_point():
-                self.size = max(self.size, tensor.numel())
-        return out
 
 
 def test_the_logits_of_all_rows_are_never_there_at_once() -> None:

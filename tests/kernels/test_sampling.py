@@ -7,7 +7,8 @@ import torch
 from fastbert_kernels import sampling
 from fastbert_kernels.sampling import draw_distinct, sample_candidates
 from scipy.stats import chisquare
-from torch.utils._python_dispatch import TorchDispatchMode
+
+from tests.kernels.largest import Largest
 
 ROWS = 40_000
 
@@ -170,19 +171,6 @@ def test_temperature_divides_the_logits() -> None:
     assert torch.equal(warm[0], by_hand[0])
     torch.testing.assert_close(warm[1], by_hand[1])
     assert not torch.equal(warm[0], sample_candidates(hidden, embedding, 4, keys=keys(60), **more)[0])
-
-
-class Largest(TorchDispatchMode):
-    """Notes the size of the largest floating-point tensor that an operation gives."""
-
-    size = 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        out = function(*args, **(kwargs or {}))
-        for tensor in out if isinstance(out, tuple | list) else (out,):
-            if isinstance(tensor, torch.Tensor) and tensor.is_floating_point():
-                self.size = max(self.size, tensor.numel())
-        return out
 
 
 def test_the_logits_of_all_rows_are_never_there_at_once() -> None:
