@@ -6,8 +6,10 @@ The package knows nothing of fastbert: anyone with another model can use it.
 from fastbert_kernels.attention import attention, attention_reference
 from fastbert_kernels.dropout import hash_dropout, keep_mask
 from fastbert_kernels.hashing import combine, mix
+from fastbert_kernels.linear_cross_entropy import linear_cross_entropy, linear_cross_entropy_reference
 from fastbert_kernels.sampling import draw_distinct, sample_candidates
 from fastbert_kernels.scores import candidate_scores
+from fastbert_kernels.untied import untied_attention, untied_attention_reference
 
 __all__ = [
     "attention",
@@ -17,6 +19,10 @@ __all__ = [
     "draw_distinct",
     "hash_dropout",
     "keep_mask",
+    "linear_cross_entropy",
+    "linear_cross_entropy_reference",
     "mix",
     "sample_candidates",
+    "untied_attention",
+    "untied_attention_reference",
 ]

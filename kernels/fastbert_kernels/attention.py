@@ -126,8 +126,9 @@ def triton_attention(
     if bias is not None:
         bias = bias.expand(-1, q.shape[1], -1, -1)
     segments = None if segments is None else segments.to(torch.int32)
-    out, _ = attention_forward(q, k, v, bias, cu_seqlens, key_padding, segments, keys, scale, dropout_p, longest)
-    return out
+    untied = (None, None, None, None)
+    masks = (cu_seqlens, key_padding, segments)
+    return attention_forward(q, k, v, bias, *untied, *masks, keys, scale, dropout_p, longest)[0]
 
 
 def allowed_pairs(key_padding: Tensor | None, segments: Tensor | None, queries: int) -> Tensor | None:

@@ -10,10 +10,49 @@ Shapes: N rows, V words, D width, R rows held at a time.
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-CELLS = {"cpu": 1 << 21, "cuda": 1 << 25}
-"""Logits held at a time."""
+from fastbert_kernels.backend import runs_kernels
+
+CELLS = 1 << 25
+"""Logits held at a time, or as many as the embedding has numbers if that is more: each chunk reads and writes the
+embedding's gradient once, which with fewer rows than the embedding is wide would be the larger part of the traffic."""
+FEW = 1 << 24
+"""Without the kernel, so many logits or fewer are kept: plain PyTorch is as fast then (docs/lab-notes.md)."""
+ALIGNMENT = 16
+"""Rows of logits are padded to a multiple of so many for the kernel: cuBLAS is slow at rows that begin anywhere."""
+
+
+def linear_cross_entropy_reference(
+    hidden: Tensor,
+    embedding: Tensor,
+    bias: Tensor | None,
+    target: Tensor,
+    *,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+) -> Tensor:
+    """What `linear_cross_entropy` means: a product, and the softmax's loss in at least float32.
+
+    Args:
+        hidden: floating [N, D].
+        embedding: floating [V, D].
+        bias: floating [V].
+        target: int64 [N], words or `ignore_index`.
+        ignore_index: a target that does not count.
+        reduction: mean (over the rows that count; NaN if none does) or sum.
+
+    Returns:
+        a number in at least float32.
+
+    Raises:
+        ValueError: shapes, types or devices that do not fit, named; another reduction.
+    """
+    _check(hidden, embedding, bias, target, reduction)
+    logits = F.linear(hidden, embedding, bias)
+    wide = torch.promote_types(logits.dtype, torch.float32)
+    return F.cross_entropy(logits.to(wide), target, ignore_index=ignore_index, reduction=reduction)
 
 
 def linear_cross_entropy(
@@ -26,80 +65,160 @@ def linear_cross_entropy(
     reduction: str = "mean",
     rows: int | None = None,
 ) -> Tensor:
-    """`F.cross_entropy(F.linear(hidden, embedding, bias), target)` without [N, V] in memory.
+    """`linear_cross_entropy_reference` without [N, V] in memory; arguments and errors as there.
 
-    Under autocast the products are in its precision, as those of `F.linear` are; the softmax and the sums over rows are
-    in at least float32.
+    Products are in hidden's type, or in autocast's as those of `F.linear` are; the softmax and the sums over chunks in
+    at least float32. On a GPU a Triton kernel turns logits into losses and slopes, elsewhere PyTorch's operations do.
 
     Args:
-        hidden: [N, D].
-        embedding: [V, D].
-        bias: [V].
-        target: int64 [N].
-        ignore_index: a target that does not count.
-        reduction: mean (over the rows that count; NaN if none does) or sum.
-        rows: R (default: by CELLS). Changes nothing beyond rounding.
+        rows: R at most (default: by CELLS). Changes nothing beyond rounding.
 
     Returns:
-        a number in at least float32, differentiable once in hidden, embedding and bias.
-
-    Raises:
-        ValueError: shapes that do not fit, another reduction.
+        a number in at least float32, differentiable once in hidden, embedding and bias. A target that is neither a word
+        nor `ignore_index` makes it NaN on a GPU, where the reference stops the program, and is an error elsewhere.
     """
+    _check(hidden, embedding, bias, target, reduction)
+    if rows is None and len(hidden) * len(embedding) <= FEW and not _has_kernel(hidden):
+        given = {"ignore_index": ignore_index, "reduction": reduction}
+        return linear_cross_entropy_reference(hidden, embedding, bias, target, **given)
+    kind, dtype = hidden.device.type, hidden.dtype
+    if torch.is_autocast_enabled(kind) and dtype != torch.float64:  # which autocast lets be
+        dtype = torch.get_autocast_dtype(kind)
+    parameters = (hidden, embedding, bias)
+    wanted = [torch.is_grad_enabled() and x is not None and x.requires_grad for x in parameters]
+    with torch.autocast(kind, enabled=False):
+        total, *_ = operator(*parameters, target, ignore_index, rows, dtype, wanted)
+    return total if reduction == "sum" else total / (target != ignore_index).sum()
+
+
+def losses_and_gradients(
+    hidden: Tensor,
+    embedding: Tensor,
+    bias: Tensor | None,
+    target: Tensor,
+    ignore_index: int,
+    rows: int | None,
+    dtype: torch.dtype,
+    wanted: list[bool],
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The sum of the losses, and of its gradients those that are wanted; empty tensors for the others.
+
+    Args:
+        dtype: of the products.
+        wanted: of hidden, embedding, bias.
+    """
+    wide = torch.promote_types(dtype, torch.float32)
+    h, e, b = (None if x is None else x.to(dtype) for x in (hidden, embedding, bias))
+    target, count, words, width = target.contiguous(), len(h), *e.shape
+    # Chunks of about equal size: a short one at the end would read the whole embedding for a few rows.
+    chunks = -(-count // (rows or max(width, CELLS // words)))
+    rows, padded, losses_and_slopes = -(-count // max(1, chunks)), words, _losses_and_slopes
+    if _has_kernel(h):
+        from fastbert_kernels.triton_cross_entropy import losses_and_slopes
+
+        padded = -(-words // ALIGNMENT) * ALIGNMENT
+    buffer, losses = h.new_empty(rows, padded), h.new_empty(count, dtype=wide)
+    to_hidden = h.new_empty(h.shape if wanted[0] else 0)
+    to_embedding = None if wanted[1] and count else h.new_zeros(e.shape if wanted[1] else 0, dtype=_kept(dtype))
+    to_bias = h.new_zeros(words if wanted[2] else 0, dtype=wide)
+    for start in range(0, count, max(1, rows)):
+        part = slice(start, start + rows)
+        logits = buffer[: len(h[part]), :words]
+        if b is None:
+            torch.mm(h[part], e.T, out=logits)
+        else:
+            torch.addmm(b, h[part], e.T, out=logits)
+        losses_and_slopes(logits, target[part], ignore_index, losses[part], any(wanted))
+        if wanted[0]:
+            torch.mm(logits, e, out=to_hidden[part])
+        if wanted[1]:
+            to_embedding = _add(to_embedding, logits, h[part], _kept(dtype) if chunks == 1 else wide)
+        if wanted[2]:
+            to_bias += logits.sum(0, dtype=wide if h.is_cuda else None)  # on a CPU that would copy all of them
+    return losses.sum(), to_hidden, to_embedding.to(_kept(dtype)), to_bias
+
+
+def _has_kernel(x: Tensor) -> bool:
+    return x.dtype in (torch.float32, torch.bfloat16, torch.float16) and runs_kernels(x, "linear_cross_entropy")
+
+
+def _kept(dtype: torch.dtype) -> torch.dtype:
+    """How the embedding's gradient waits for the backward pass: in the products' type, as that of `F.linear` is, but
+    for float16, which a sum over all rows could overflow."""
+    return torch.float32 if dtype == torch.float16 else dtype
+
+
+def _add(total: Tensor | None, slopes: Tensor, hidden: Tensor, dtype: torch.dtype) -> Tensor:
+    """total + slopes^T hidden, in `dtype`."""
+    if total is not None and hidden.dtype == dtype:
+        return total.addmm_(slopes.T, hidden)
+    if hidden.is_cuda and hidden.dtype != dtype:  # no other backend has 16-bit products that end in float32
+        product = torch.mm(slopes.T, hidden, out_dtype=dtype)
+    else:
+        product = torch.mm(slopes.T, hidden).to(dtype)
+    return product if total is None else total.add_(product)
+
+
+def _losses_and_slopes(logits: Tensor, target: Tensor, ignore_index: int, losses: Tensor, slopes: bool) -> None:
+    """`triton_cross_entropy.losses_and_slopes` by PyTorch's operations, for any floating type."""
+    counted = (target != ignore_index)[:, None]
+    answer = torch.where(counted, target[:, None], 0)
+    wide = logits.to(losses.dtype)
+    given, top = wide.gather(1, answer), wide.amax(1, keepdim=True)
+    softmax = torch.softmax(wide, 1, out=wide)  # every implementation reads a number before it writes it
+    # The largest probability is 1 / sum(exp(x - top)), which gives the sum without a pass of its own.
+    found = top - given - softmax.amax(1, keepdim=True).log()
+    losses.copy_(torch.where(counted, found, torch.zeros_like(found))[:, 0])
+    if slopes:
+        softmax.scatter_add_(1, answer, torch.full_like(given, -1.0)).mul_(counted)
+        if softmax is not logits:
+            logits.copy_(softmax)
+
+
+operator = torch.library.custom_op("fastbert_kernels::linear_cross_entropy", losses_and_gradients, mutates_args=())
+"""`losses_and_gradients` as an operator that PyTorch knows, so that `torch.compile` need not look into it."""
+
+
+@operator.register_fake
+def _(hidden, embedding, bias, target, ignore_index, rows, dtype, wanted):
+    wide = torch.promote_types(dtype, torch.float32)
+    shapes = (x.shape if needed else (0,) for x, needed in zip((hidden, embedding, bias), wanted, strict=True))
+    made = zip(shapes, (dtype, _kept(dtype), wide), strict=True)
+    return hidden.new_empty((), dtype=wide), *(hidden.new_empty(shape, dtype=kept) for shape, kept in made)
+
+
+def _setup(ctx, inputs, output) -> None:
+    *_, ctx.wanted = inputs
+    ctx.dtypes = [None if x is None else x.dtype for x in inputs[:3]]
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.save_for_backward(*output[1:])
+
+
+@torch.autograd.function.once_differentiable
+def _backward(ctx, grad: Tensor, *_):
+    # The product is in grad's type: a 0-dimensional factor of a 16-bit tensor would be rounded to 16 bits itself.
+    made = zip(ctx.saved_tensors, ctx.dtypes, ctx.wanted, strict=True)
+    return *((x.to(grad.dtype) * grad).to(dtype) if wanted else None for x, dtype, wanted in made), *[None] * 5
+
+
+operator.register_autograd(_backward, setup_context=_setup)
+
+
+def _check(hidden: Tensor, embedding: Tensor, bias: Tensor | None, target: Tensor, reduction: str) -> None:
     if hidden.dim() != 2 or embedding.dim() != 2 or hidden.shape[1] != embedding.shape[1]:
         raise ValueError(f"hidden {tuple(hidden.shape)} and embedding {tuple(embedding.shape)} must be [N, D], [V, D]")
     if target.shape != hidden.shape[:1]:
         raise ValueError(f"target {tuple(target.shape)} must be [N] for hidden {tuple(hidden.shape)}")
     if bias is not None and bias.shape != embedding.shape[:1]:
         raise ValueError(f"bias {tuple(bias.shape)} must be [V] for embedding {tuple(embedding.shape)}")
+    if target.dtype != torch.int64:
+        raise ValueError(f"target must be int64, not {target.dtype}")
+    for name, x in (("hidden", hidden), ("embedding", embedding), ("bias", bias), ("target", target)):
+        if x is None:
+            continue
+        if x is not target and not x.is_floating_point():
+            raise ValueError(f"{name} must be floating, not {x.dtype}")
+        if x.device != hidden.device:
+            raise ValueError(f"{name} is on {x.device} and hidden on {hidden.device}; they must be on one device")
     if reduction not in ("mean", "sum"):
         raise ValueError(f"reduction must be mean or sum, not {reduction!r}")
-    kind = hidden.device.type
-    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
-    rows = rows or max(1, CELLS[kind] // len(embedding))
-    with torch.autocast(kind, enabled=False):
-        total = _LinearCrossEntropy.apply(hidden, embedding, bias, target, ignore_index, rows, dtype)
-    return total if reduction == "sum" else total / (target != ignore_index).sum()
-
-
-class _LinearCrossEntropy(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, hidden, embedding, bias, target, ignore_index: int, rows: int, dtype: torch.dtype) -> Tensor:
-        wide = torch.promote_types(dtype, torch.float32)
-        h, e = hidden.to(dtype), embedding.to(dtype)
-        b = None if bias is None else bias.to(dtype)
-        counted = target != ignore_index
-        answers = torch.where(counted, target, 0)[:, None]
-        total = torch.zeros((), dtype=wide, device=h.device)
-        wanted = any(ctx.needs_input_grad[:3])
-        if wanted:
-            to_hidden = torch.empty_like(h)
-            to_embedding = torch.zeros(e.shape, dtype=wide, device=h.device)
-            to_bias = torch.zeros(len(e), dtype=wide, device=h.device)
-        for start in range(0, len(h), rows):
-            part = slice(start, start + rows)
-            logits = (h[part] @ e.T if b is None else torch.addmm(b, h[part], e.T)).to(wide)
-            answer, counts = answers[part], counted[part][:, None]
-            sums = logits.logsumexp(1, keepdim=True)
-            total += ((sums - logits.gather(1, answer)) * counts).sum()
-            if not wanted:
-                continue
-            slope = logits.sub_(sums).exp_().mul_(counts)  # of the logits
-            slope.scatter_add_(1, answer, -counts.to(wide))
-            to_bias += slope.sum(0)
-            slope = slope.to(dtype)
-            torch.mm(slope, e, out=to_hidden[part])
-            if dtype == wide:
-                to_embedding.addmm_(slope.T, h[part])
-            else:
-                to_embedding += slope.T @ h[part]
-        if wanted:
-            ctx.save_for_backward(to_hidden, to_embedding, to_bias)
-            ctx.dtypes = hidden.dtype, embedding.dtype, None if bias is None else bias.dtype
-        return total
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, grad: Tensor):
-        made = zip(ctx.saved_tensors, ctx.dtypes, ctx.needs_input_grad, strict=False)
-        return *((x * grad).to(dtype) if needed else None for x, dtype, needed in made), None, None, None, None

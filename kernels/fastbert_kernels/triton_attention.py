@@ -1,93 +1,105 @@
-"""From tensors to launches of the Triton kernels: tiles, strides, and the operators that PyTorch knows.
+"""From tensors to launches of the attention kernels, as operators that PyTorch knows.
 
-Shapes as in `triton_attention_kernels`.
+Shapes as in `triton_tiles`. With `bounds` the row of all sequences one after the other is B = 1, and T in a bias is the
+length of the longest.
 """
 
-import os
+from typing import Any
 
 import torch
 import triton
 from torch import Tensor
 
+from fastbert_kernels.backend import INTERPRETED
+from fastbert_kernels.configurations import KINDS, kind, tiles
 from fastbert_kernels.hashing import threshold
-from fastbert_kernels.triton_attention_kernels import bias_kernel, forward_kernel, keys_kernel, queries_kernel
+from fastbert_kernels.relative import add_diagonals
+from fastbert_kernels.triton_backward import bias_kernel, delta_kernel, keys_kernel, queries_kernel, short_kernel
+from fastbert_kernels.triton_forward import forward_kernel
+from fastbert_kernels.triton_tiles import Bias, Dropout, Masks, Numbers, Rows, Untied
 
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-
-TILES = {"forward": (128, 64, 8, 2), "keys": (64, 64, 4, 2), "queries": (128, 64, 8, 2), "bias": (64, 64, 8, 2)}
-"""Of each kernel, for 16-bit heads of up to 64: queries, keys, warps, stages."""
-
-
-def blocks(kernel: str, head_size: int, dtype: torch.dtype) -> dict[str, int]:
-    """Tiles, warps and stages."""
-    queries, keys, warps, stages = TILES[kernel]
-    if dtype == torch.float32:
-        queries, keys, warps, stages = 32, 32, 4, 2
-    elif head_size > 64:
-        queries, keys, warps, stages = 64, 64, 8, 2
-    block_k = max(16, triton.next_power_of_2(head_size))
-    return {"BLOCK_M": queries, "BLOCK_N": keys, "BLOCK_K": block_k, "num_warps": warps, "num_stages": stages}
-
-
-KERNELS = {"forward": forward_kernel, "keys": keys_kernel, "queries": queries_kernel, "bias": bias_kernel}
+KERNELS = {
+    "forward": forward_kernel,
+    "keys": keys_kernel,
+    "queries": queries_kernel,
+    "bias": bias_kernel,
+    "short": short_kernel,
+}
+SHORT = (64, 128)
+"""Sizes of the tile with which `short_kernel` holds a whole sequence."""
+PROGRAMS = 528
+"""As many are wanted at least where sequences are summed: four for each multiprocessor of an H100. A constant, since
+the number of groups decides the order of summation."""
+STRIPE_CELLS = 1 << 24
+"""Cells of a bias's gradient that are there at a time where it is only needed for its parts."""
 
 
-class _Launch:
-    """What all four kernels are given, by name."""
+class _Call:
+    """What the kernels of one call are given."""
 
-    def __init__(self, q, k, v, out, bias, cu_seqlens, key_padding, segments, keys, scale, dropout_p, longest) -> None:
+    def __init__(self, q, bias, untied, bounds, key_padding, segments, keys, scale, dropout_p, longest) -> None:
         self.q = q
-        self.packed = cu_seqlens is not None
-        self.batch = len(cu_seqlens) - 1 if self.packed else len(q)
-        self.heads, self.head_size = q.shape[1], q.shape[3]
+        self.packed, self.heads, self.head_size = bounds is not None, q.shape[1], q.shape[3]
+        self.kind = kind(self.head_size, q.dtype)
+        self.batch = len(bounds) - 1 if self.packed else len(q)
         self.longest = longest if self.packed else q.shape[2]
-        none = q  # a pointer that is not followed
-        self.pointers = {
-            "BIAS": none if bias is None else bias,
-            "CU": none if cu_seqlens is None else cu_seqlens,
-            "PAD": none if key_padding is None else key_padding.view(torch.int8),
-            "SEG": none if segments is None else segments,
-            "KEYS": none if keys is None else keys,
-        }
-        self.numbers = {
-            "scale": scale,
-            "limit": threshold(dropout_p),
-            "kept_scale": 1.0 / (1.0 - dropout_p),
-            "T": self.longest,
-        }
-        self.strides = {}
-        for name, x in (("q", q), ("k", k), ("v", v), ("o", out)):
-            self.strides |= dict(zip((f"stride_{name}{axis}" for axis in "bhtk"), x.stride(), strict=True))
-        whole = (0, 0, 0, 0) if bias is None else bias.stride()
-        if bias is not None and bias.shape[0] == 1:
-            whole = (0, *whole[1:])
-        self.strides |= dict(zip(("stride_bb", "stride_bh", "stride_bm", "stride_bn"), whole, strict=True))
-        self.strides |= {"stride_lb": q.shape[1] * q.shape[2], "stride_lh": q.shape[2]}
-        pad = (0, 0) if key_padding is None else key_padding.stride()
-        self.strides |= {"stride_pb": pad[0], "stride_pn": pad[1]}
-        of = (0, 0) if segments is None else segments.stride()
-        self.strides |= {"stride_sb": of[0], "stride_sn": of[1]}
-        self.switches = {
-            "H": self.heads,
-            "K": self.head_size,
-            "HAS_BIAS": bias is not None,
-            "VARLEN": self.packed,
-            "PADDED": key_padding is not None,
-            "SEGMENTED": segments is not None,
-            "DROPOUT": dropout_p > 0,
-            "UPCAST": INTERPRETED,
-        }
+        self.block_k = max(16, triton.next_power_of_2(self.head_size))
+        masks = None
+        if key_padding is not None or segments is not None:
+            real = (None, 0, 0) if key_padding is None else (key_padding.view(torch.int8), *key_padding.stride())
+            masks = Masks(*real, *((None, 0, 0) if segments is None else (segments, *segments.stride())))
+        dropout = Dropout(keys, threshold(dropout_p), 1.0 / (1.0 - dropout_p)) if dropout_p else None
+        self.short = self.longest <= SHORT[-1] and self.kind == KINDS[0]
+        self.tensors = {"bias": None, "untied": untied, "bounds": bounds, "masks": masks, "dropout": dropout}
+        if bias is not None:
+            strides = [0 if size == 1 else stride for size, stride in zip(bias.shape, bias.stride(), strict=True)]
+            self.tensors["bias"] = Bias(bias, *strides)
+        self.numbers = {"scale": scale, "T": self.longest, "B": self.batch, "H": self.heads, "K": self.head_size}
 
-    def blocks(self, kernel: str) -> dict[str, int]:
-        return blocks(kernel, self.head_size, self.q.dtype)
+    def __call__(self, name: str, programs: int, blocks: dict[str, int], warps: int, stages: int, **own: Any) -> None:
+        given = {**self.tensors, **self.numbers, **own}
+        even = not self.packed and all(self.longest % size == 0 for size in blocks.values())
+        options = {"EVEN": even, "UPCAST": INTERPRETED, "num_warps": warps, "num_stages": stages}
+        with torch.cuda.device_of(self.q):
+            KERNELS[name][(programs,)](**given, **options, **blocks, BLOCK_K=self.block_k)
 
-    def over_rows(self, kernel: str, axis: str) -> tuple[int, int]:
-        """The grid of a kernel with a program for each block of queries (M) or keys (N)."""
-        return triton.cdiv(self.longest, self.blocks(kernel)[f"BLOCK_{axis}"]), self.batch * self.heads
+    def walk(self, name: str, axis: str, **own: Any) -> None:
+        """A kernel with a program for each block of queries ("M") or keys ("N") of each sequence and head."""
+        chosen = tiles(name, self.kind, self.tensors["untied"] is not None)
+        keys = next(size for size in SHORT if self.longest <= size) if name == "short" else chosen.keys
+        blocks = {"BLOCK_M": chosen.queries, "BLOCK_N": keys}
+        programs = triton.cdiv(self.longest, blocks[f"BLOCK_{axis}"]) * self.batch * self.heads
+        self(name, programs, blocks, chosen.warps, chosen.stages, **own)
 
-    def __call__(self, name: str, grid, **tensors) -> None:
-        common = {**self.pointers, **self.numbers, **self.strides, **self.switches, **self.blocks(name)}
-        KERNELS[name][grid](**tensors, **common)
+    def bias_gradient(self, biases: int, first_row: int, rows: int, device, **own: Any) -> Tensor:
+        """float32 [biases, H, rows, T]: dS of some rows, summed over the sequences or (with B biases) not."""
+        chosen = tiles("bias", self.kind, self.tensors["untied"] is not None)
+        blocks = {"BLOCK_M": chosen.queries, "BLOCK_N": chosen.keys}
+        down, across = triton.cdiv(rows, chosen.queries), triton.cdiv(self.longest, chosen.keys)
+        groups, count = self.groups(biases, down * across * self.heads)
+        out = torch.empty(groups, self.heads, rows, self.longest, dtype=torch.float32, device=device)
+        more = {"dbias": Bias(out, *out.stride()), "first_row": first_row, "rows": rows, "count": count}
+        self("bias", down * across * self.heads * groups, blocks, chosen.warps, chosen.stages, **own, **more)
+        return out if biases > 1 else out.sum(0, keepdim=True)
+
+    def groups(self, biases: int, programs: int) -> tuple[int, int]:
+        """In how many groups the sequences are summed, and how many there are in each."""
+        if biases > 1:
+            return self.batch, 1
+        count = triton.cdiv(self.batch, triton.cdiv(PROGRAMS, programs))
+        return triton.cdiv(self.batch, count), count
+
+
+def _rows(x: Tensor) -> Rows:
+    return Rows(x, *x.stride())
+
+
+def _numbers(x: Tensor) -> Numbers:
+    return Numbers(x, *x.stride()[:2])
+
+
+def _untied(place_q, place_k, theta, relative) -> Untied | None:
+    return None if place_q is None else Untied(place_q, place_k, theta, relative, place_q.shape[1])
 
 
 @torch.library.custom_op("fastbert_kernels::attention_forward", mutates_args=())
@@ -96,7 +108,11 @@ def attention_forward(
     k: Tensor,
     v: Tensor,
     bias: Tensor | None,
-    cu_seqlens: Tensor | None,
+    place_q: Tensor | None,
+    place_k: Tensor | None,
+    theta: Tensor | None,
+    relative: Tensor | None,
+    bounds: Tensor | None,
     key_padding: Tensor | None,
     segments: Tensor | None,
     keys: Tensor | None,
@@ -108,87 +124,127 @@ def attention_forward(
 
     Args:
         q, k, v: [B, H, T, K], of any strides.
-        bias: [1 or B, H, T, T]; with `cu_seqlens` T is the longest sequence.
-        cu_seqlens: int32 [sequences + 1], where each sequence of a B of 1 begins, and the end of the last.
-        key_padding: bool [B, T], False for keys that no query may see; not with `cu_seqlens`.
-        segments: int32 [B, T]; a query sees keys of its own segment; not with `cu_seqlens`.
+        bias: [1 or B, H, T, T]; or, instead of it,
+        place_q, place_k: [H, P, K], contiguous, of q's type, P at least the longest sequence, with
+        theta: float32 [H, 2], contiguous, and
+        relative: float32 [H, 2 P - 1], contiguous, or None.
+        bounds: int32 [sequences + 1], where each sequence of a B of 1 begins, and the end of the last.
+        key_padding: bool [B, T], False for keys that no query may see; not with `bounds`.
+        segments: int32 [B, T]; a query sees keys of its own segment; not with `bounds`.
         keys: int32 [B or sequences], of the dropout.
-        longest: the length of the longest sequence, with `cu_seqlens`.
+        longest: the length of the longest sequence, with `bounds`.
 
     Returns:
-        O; L, float32 [B, H, T].
+        O, of q's order of strides; L, float32 [B, H, T].
     """
-    out = torch.empty_like(q, memory_format=torch.contiguous_format)
+    out = torch.empty_like(q)
     lse = torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)
-    launch = _Launch(q, k, v, out, bias, cu_seqlens, key_padding, segments, keys, scale, dropout_p, longest)
-    launch("forward", launch.over_rows("forward", "M"), Q=q, KEY=k, V=v, OUT=out, LSE=lse)
+    untied = _untied(place_q, place_k, theta, relative)
+    call = _Call(q, bias, untied, bounds, key_padding, segments, keys, scale, dropout_p, longest)
+    call.walk("forward", "M", q=_rows(q), k=_rows(k), v=_rows(v), out=_rows(out), lse=_numbers(lse))
     return out, lse
 
 
 @attention_forward.register_fake
-def _(q, k, v, bias, cu_seqlens, key_padding, segments, keys, scale, dropout_p, longest):
-    return torch.empty_like(q, memory_format=torch.contiguous_format), q.new_empty(q.shape[:3], dtype=torch.float32)
+def _(q, *more):
+    return torch.empty_like(q), q.new_empty(q.shape[:3], dtype=torch.float32)
 
 
 @torch.library.custom_op("fastbert_kernels::attention_backward", mutates_args=())
 def attention_backward(
     grad: Tensor,
+    out: Tensor,
+    lse: Tensor,
     q: Tensor,
     k: Tensor,
     v: Tensor,
     bias: Tensor | None,
-    out: Tensor,
-    lse: Tensor,
-    cu_seqlens: Tensor | None,
+    place_q: Tensor | None,
+    place_k: Tensor | None,
+    theta: Tensor | None,
+    relative: Tensor | None,
+    bounds: Tensor | None,
     key_padding: Tensor | None,
     segments: Tensor | None,
     keys: Tensor | None,
     scale: float,
     dropout_p: float,
     longest: int,
-    bias_needs_grad: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """dQ, dK, dV, dB; dB is empty where it is not needed."""
-    grad = grad.contiguous()
-    delta = (grad.float() * out.float()).sum(-1)
-    dq, dk, dv = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
-    launch = _Launch(q, k, v, grad, bias, cu_seqlens, key_padding, segments, keys, scale, dropout_p, longest)
-    common = {"Q": q, "KEY": k, "V": v, "DO": grad, "LSE": lse, "DELTA": delta}
-    strides = dict(zip(("stride_db", "stride_dh", "stride_dt", "stride_dk"), dq.stride(), strict=True))
-    launch("keys", launch.over_rows("keys", "N"), **common, DK=dk, DV=dv, **strides)
-    launch("queries", launch.over_rows("queries", "M"), **common, DQ=dq, **strides)
-    if not bias_needs_grad:
-        return dq, dk, dv, q.new_empty(0)
-    dbias = torch.empty_like(bias, dtype=torch.float32, memory_format=torch.contiguous_format)
-    strides = dict(zip(("stride_db", "stride_dh", "stride_dm", "stride_dn"), dbias.stride(), strict=True))
-    rows, columns = (launch.over_rows("bias", axis)[0] for axis in "MN")
-    count = launch.batch if len(bias) == 1 else 1
-    launch("bias", (rows, columns, len(bias) * launch.heads), **common, DBIAS=dbias, COUNT=count, **strides)
-    return dq, dk, dv, dbias.to(bias.dtype)
+    bias_wanted: bool,
+) -> list[Tensor]:
+    """dQ, dK, dV; behind them, if `bias_wanted`, the gradient of the bias or those of its four parts that are there."""
+    dq, dk, dv = (torch.empty_like(x) for x in (q, k, v))
+    untied = _untied(place_q, place_k, theta, relative)
+    call = _Call(q, bias, untied, bounds, key_padding, segments, keys, scale, dropout_p, longest)
+    delta = torch.empty_like(lse)
+    common = {"q": _rows(q), "k": _rows(k), "v": _rows(v), "do": _rows(grad), "lse": _numbers(lse)}
+    common["delta"] = _numbers(delta)
+    if call.short:
+        call.walk("short", "N", **common, dq=_rows(dq), dk=_rows(dk), dv=_rows(dv))
+    else:
+        block = {"BLOCK_M": 32, "BLOCK_K": call.block_k}
+        programs = triton.cdiv(q.shape[2], 32) * q.shape[0] * q.shape[1]
+        sizes = {"T": q.shape[2], "H": call.heads, "K": call.head_size}
+        with torch.cuda.device_of(q):
+            delta_kernel[(programs,)](_rows(out), _rows(grad), _numbers(delta), **sizes, **block)
+        call.walk("keys", "N", **common, dk=_rows(dk), dv=_rows(dv))
+        call.walk("queries", "M", **common, dq=_rows(dq))
+    if not bias_wanted:
+        return [dq, dk, dv]
+    if bias is not None:
+        whole = call.bias_gradient(len(bias), 0, call.longest, q.device, **common)
+        return [dq, dk, dv, whole.to(bias.dtype)]
+    return [dq, dk, dv, *_parts_gradients(call, place_q, place_k, theta, relative, scale, q.device, common)]
+
+
+def _parts_gradients(call: _Call, place_q, place_k, theta, relative, scale: float, device, common) -> list[Tensor]:
+    """Of the bias's parts, from stripes of the bias's gradient."""
+    wide = [x.float() for x in (place_q, place_k)]
+    sums = [torch.zeros_like(x, dtype=torch.float32) for x in (place_q, place_k, theta, relative) if x is not None]
+    length = call.longest
+    step = max(128, STRIPE_CELLS // (call.heads * length) // 128 * 128)
+    for first in range(0, length, step):
+        rows = min(step, length - first)
+        stripe = call.bias_gradient(1, first, rows, device, **common)[0]  # [H, rows, T]
+        if first == 0:
+            sums[2][:, 0] = stripe[:, 0].sum(1)
+            stripe[:, 0] = 0.0
+        sums[2][:, 1] += stripe[:, :, 0].sum(1)
+        stripe[:, :, 0] = 0.0
+        sums[0][:, first : first + rows] = scale * stripe @ wide[1][:, :length]
+        sums[1][:, :length] += scale * stripe.transpose(1, 2) @ wide[0][:, first : first + rows]
+        if relative is not None:
+            add_diagonals(sums[3], stripe, first)
+    given = [x for x in (place_q, place_k, theta, relative) if x is not None]
+    return [total.to(x.dtype) for total, x in zip(sums, given, strict=True)]
 
 
 @attention_backward.register_fake
-def _(
-    grad, q, k, v, bias, out, lse, cu_seqlens, key_padding, segments, keys, scale, dropout_p, longest, bias_needs_grad
-):  # fmt: skip
-    dq, dk, dv = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
-    dbias = torch.empty_like(bias, memory_format=torch.contiguous_format) if bias_needs_grad else q.new_empty(0)
-    return dq, dk, dv, dbias
+def _(grad, out, lse, q, k, v, bias, place_q, place_k, theta, relative, *more):
+    made = [torch.empty_like(x) for x in (q, k, v)]
+    if more[-1]:
+        of_bias = [torch.empty_like(x) for x in (place_q, place_k, theta, relative) if x is not None]
+        if bias is not None:
+            of_bias = [torch.empty_like(bias, memory_format=torch.contiguous_format)]
+        made += of_bias
+    return made
 
 
 def _setup(ctx, inputs, output) -> None:
-    q, k, v, bias, cu_seqlens, key_padding, segments, keys, ctx.scale, ctx.dropout_p, ctx.longest = inputs
-    ctx.save_for_backward(q, k, v, bias, *output, cu_seqlens, key_padding, segments, keys)
+    *tensors, ctx.scale, ctx.dropout_p, ctx.longest = inputs
+    ctx.save_for_backward(*output, *tensors)
 
 
 def _backward(ctx, grad, _):
-    q, k, v, bias, out, lse, cu_seqlens, key_padding, segments, keys = ctx.saved_tensors
-    needed = bias is not None and ctx.needs_input_grad[3]
-    numbers = (ctx.scale, ctx.dropout_p, ctx.longest, needed)
-    dq, dk, dv, dbias = attention_backward(
-        grad, q, k, v, bias, out, lse, cu_seqlens, key_padding, segments, keys, *numbers
-    )
-    return dq, dk, dv, dbias if needed else None, *[None] * 7
+    out, lse, *tensors = ctx.saved_tensors
+    wanted = any(ctx.needs_input_grad[3:8])
+    dq, dk, dv, *of_bias = attention_backward(grad, out, lse, *tensors, ctx.scale, ctx.dropout_p, ctx.longest, wanted)
+    made = [None] * 5
+    if wanted:
+        places = [0] if tensors[3] is not None else [i for i in range(1, 5) if tensors[3 + i] is not None]
+        for place, value in zip(places, of_bias, strict=True):
+            made[place] = value if ctx.needs_input_grad[3 + place] else None
+    return dq, dk, dv, *made, *[None] * 7
 
 
 attention_forward.register_autograd(_backward, setup_context=_setup)

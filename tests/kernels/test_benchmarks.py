@@ -1,4 +1,4 @@
-"""The script for a GPU that is lent is rehearsed where there is none."""
+"""The benchmarks for a GPU that is lent are rehearsed where there is none."""
 
 import json
 import subprocess
@@ -8,20 +8,64 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("triton")
-SCRIPT = Path(__file__).parents[2] / "kernels" / "benchmarks" / "attention.py"
+from fastbert_kernels.benchmarks import compiled
+from fastbert_kernels.benchmarks.__main__ import main
+from fastbert_kernels.benchmarks.measuring import Settings
+from fastbert_kernels.benchmarks.report import report
+
+SCRIPT = Path(__file__).parents[2] / "scripts" / "kernels_on_gpu.py"
 
 
 def test_rehearsal(tmp_path) -> None:
-    for what in ("tune", "bench"):
-        more = ["--tiles", str(tmp_path / "attention-tune.json")] if what == "bench" else []
-        command = [sys.executable, SCRIPT, what, "--toy", "--heads", "2", "--head-size", "16", "--rounds", "2"]
-        done = subprocess.run([*command, *more, "--out", tmp_path], capture_output=True, text=True, timeout=200)
-        assert done.returncode == 0, done.stderr
-    tuned, benched = (
-        json.loads((tmp_path / f"attention-{name}.json").read_text())["rows"] for name in ("tune", "bench")
+    command = [sys.executable, SCRIPT, "--toy", "--commit", "abc123", "--out", tmp_path]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr + "".join(x.read_text() for x in tmp_path.glob("*.txt"))
+    tuned, benched, words = (
+        json.loads((tmp_path / f"{name}.json").read_text()) for name in ("attention-tune", "attention", "vocabulary")
     )
-    assert tuned[-1]["best"].keys() == {"forward", "keys", "queries", "bias"}
-    assert all(row["right"] for row in tuned[:-1])
-    assert {row["contestant"] for row in benched} >= {"fastbert", "fastbert, no bias", "plain"}
-    for row in benched:
+    assert tuned["rows"][-1]["best"].keys() == {"forward", "keys", "queries", "bias", "short"}
+    assert all(row["right"] for row in tuned["rows"][:-1])
+    assert benched["tiles"] == tuned["rows"][-1]["best"] and benched["ceilings"]["tflops"] > 0
+    named = {row["contestant"] for row in benched["rows"]}
+    assert named >= {"fastbert", "fastbert, no bias", "plain", "fastbert, packed", "TUPE-R as a matrix"}
+    for row in benched["rows"]:
         assert "refused" not in row and row["both"]["ms"] > 0
+    assert {(row["operation"], row["contestant"]) for row in words["rows"]} >= {
+        ("loss", "fastbert"),
+        ("loss", "compiled"),
+        ("candidates", "fastbert"),
+        ("candidates", "compiled"),
+    }
+    written = {path.name for path in tmp_path.iterdir()}
+    assert written >= {"attention.md", "attention.png", "attention-tune.md", "vocabulary.md"}
+    text = (tmp_path / "attention.md").read_text()
+    assert "a rehearsal with tiny shapes" in text and "- commit: abc123" in text and "| fastbert, packed |" in text
+
+
+def test_what_compiling_tells(tmp_path, monkeypatch) -> None:
+    """One case, and a configuration that does not fit."""
+    everything = list(compiled.calls())
+    assert {one[3] for one in everything if one[1] == "forward"} == set(compiled.CANDIDATES["forward"])
+    big = compiled.Tiles(128, 128, 8, 4)
+    cases = [one for one in everything if one[0] == "16-bit, to 64, T 512"] + [
+        (
+            "too large",
+            "forward",
+            compiled.KINDS[0],
+            big,
+            lambda: compiled.attend(512, *compiled.OF_KIND[compiled.KINDS[0]]),
+        )
+    ]
+    monkeypatch.setattr(compiled, "calls", lambda: iter(cases))
+    rows = compiled.compiled(Settings(tmp_path, toy=True)).rows
+    assert [row["kernel"] for row in rows[:-1]] == ["forward_kernel", "delta_kernel", "keys_kernel", "queries_kernel"]
+    assert all(row["spilled"] == 0 for row in rows[:-1]) and "shared memory" in rows[-1]["refused"]
+    report(tmp_path)
+    table = (tmp_path / "kernels-compiled.md").read_text()
+    assert "| forward | too large | 128 128 8 4 | does not fit |" in table
+
+
+def test_without_a_gpu_it_says_so(tmp_path, capsys) -> None:
+    with pytest.raises(SystemExit) as error:
+        main(["attention", "--out", str(tmp_path)])
+    assert error.value.code == 2 and "there is no GPU here; --toy rehearses" in capsys.readouterr().err

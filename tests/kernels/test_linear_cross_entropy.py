@@ -1,9 +1,12 @@
 """The loss without logits against torch's own, values and gradients, in every precision and chunk."""
 
+import sys
+
 import pytest
 import torch
 import torch.nn.functional as F
-from fastbert_kernels.linear_cross_entropy import linear_cross_entropy
+from fastbert_kernels import linear_cross_entropy, linear_cross_entropy_reference
+from fastbert_kernels.linear_cross_entropy import FEW, losses_and_gradients, operator
 
 from tests.kernels.largest import Largest
 
@@ -38,16 +41,17 @@ def test_equals_torch(rows: int | None, reduction: str) -> None:
 def test_gradcheck_and_part_of_the_gradients() -> None:
     hidden, embedding, bias, target = problem()
     torch.autograd.gradcheck(lambda h, e, b: linear_cross_entropy(h, e, b, target, rows=6), (hidden, embedding, bias))
-    loss = linear_cross_entropy(hidden, embedding.detach(), bias.detach(), target)
-    loss.backward()
-    assert hidden.grad is not None and embedding.grad is None
+    for chosen in range(3):
+        given = [x.detach().requires_grad_(place == chosen) for place, x in enumerate((hidden, embedding, bias))]
+        linear_cross_entropy(*given, target, rows=6).backward()
+        assert [x.grad is not None for x in given] == [place == chosen for place in range(3)]
     with torch.no_grad():
-        assert not linear_cross_entropy(hidden, embedding, bias, target).requires_grad
+        assert not linear_cross_entropy(hidden, embedding, bias, target, rows=6).requires_grad
 
 
 def test_another_target_that_does_not_count() -> None:
     hidden, embedding, bias, target = problem()
-    ours = linear_cross_entropy(hidden, embedding, bias, target.clamp(min=0), ignore_index=0)
+    ours = linear_cross_entropy(hidden, embedding, bias, target.clamp(min=0), ignore_index=0, rows=9)
     theirs = F.cross_entropy(F.linear(hidden, embedding, bias), target.clamp(min=0), ignore_index=0)
     torch.testing.assert_close(ours, theirs)
 
@@ -61,9 +65,9 @@ def test_low_precision_is_no_worse_than_plain() -> None:
         for ours in (True, False):
             with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
                 if ours:
-                    loss = linear_cross_entropy(*given, rows=7)
+                    loss = linear_cross_entropy(*given, rows=12)
                 else:
-                    loss = F.cross_entropy(F.linear(*given[:3]).float(), given[3])
+                    loss = linear_cross_entropy_reference(*given)
             assert loss.dtype == torch.float32
             found = torch.autograd.grad(loss, given[:3])
             assert [x.dtype for x in found] == [x.dtype for x in given[:3]]
@@ -73,10 +77,65 @@ def test_low_precision_is_no_worse_than_plain() -> None:
 
 
 def test_the_logits_of_all_rows_are_never_there_at_once() -> None:
+    hidden, embedding, bias, target = (x.detach() for x in problem())
+    with Largest() as largest:  # which does not look into the operator
+        losses_and_gradients(hidden, embedding, bias, target, -100, 3, torch.float64, [True, True, True])
+    assert largest.size == V * D  # the embedding; the logits have N * V
+
+
+def test_many_logits_are_not_kept(monkeypatch) -> None:
+    """Few are: plain PyTorch is as fast then, and a test below this size without `rows` would test nothing else."""
+    calls = []
+    module = sys.modules[losses_and_gradients.__module__]
+    monkeypatch.setattr(module, "operator", lambda *given: calls.append(given) or operator(*given))
+    hidden, embedding, bias, target = problem(torch.float32)
+    linear_cross_entropy(hidden, embedding, bias, target)
+    assert not calls
+    monkeypatch.setattr(module, "FEW", N * V - 1)
+    linear_cross_entropy(hidden, embedding, bias, target)
+    assert len(calls) == 1 and FEW >= N * V
+
+
+def test_no_rows() -> None:
     hidden, embedding, bias, target = problem()
-    with Largest() as largest:
-        linear_cross_entropy(hidden, embedding, bias, target, rows=3).backward()
-    assert largest.size == V * D  # a gradient; the logits have 3 * V
+    loss = linear_cross_entropy(hidden[:0], embedding, bias, target[:0], reduction="sum", rows=5)
+    assert loss == 0
+    assert all(not x.any() for x in torch.autograd.grad(loss, (hidden, embedding, bias)))
+    assert linear_cross_entropy(hidden, embedding, bias, torch.full_like(target, -100), rows=5).isnan()
+
+
+def test_large_logits() -> None:
+    """No digit is lost to the sum's logarithm, and nothing overflows."""
+    hidden, embedding = torch.full((2, 1), 1e4), torch.tensor([[1.0], [0.9999], [-1.0]])
+    target = torch.tensor([1, 2])
+    exact = linear_cross_entropy_reference(hidden.double(), embedding.double(), None, target, reduction="sum")
+    loss = linear_cross_entropy(hidden, embedding, None, target, reduction="sum", rows=1)
+    torch.testing.assert_close(loss.double(), exact, rtol=1e-6, atol=1e-3)
+
+
+def test_pytorch_accepts_the_operator() -> None:
+    hidden, embedding, bias, target = problem(torch.float32)
+    torch.library.opcheck(operator, (hidden, embedding, bias, target, -100, 6, torch.float32, [True, True, True]))
+    less = (hidden, embedding.detach(), None, target, -100, None, torch.bfloat16, [True, False, False])
+    torch.library.opcheck(operator, less)
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_one_graph(autocast: bool) -> None:
+    hidden, embedding, bias, target = problem(torch.float32)
+    compiled = torch.compile(linear_cross_entropy, backend="aot_eager", fullgraph=True)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        both = [function(hidden, embedding, bias, target, rows=6) for function in (compiled, linear_cross_entropy)]
+    found = [torch.autograd.grad(loss, (hidden, embedding, bias)) for loss in both]
+    assert torch.equal(*both) and all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+def test_a_second_derivative_is_refused() -> None:
+    hidden, embedding, bias, target = problem()
+    loss = linear_cross_entropy(hidden, embedding, bias, target, rows=6)
+    (slope,) = torch.autograd.grad(loss * hidden.sum(), hidden, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        slope.sum().backward()
 
 
 def test_refused() -> None:
@@ -85,8 +144,13 @@ def test_refused() -> None:
         ((hidden[:, 1:], embedding, bias, target), "hidden"),
         ((hidden, embedding, bias[1:], target), "bias"),
         ((hidden, embedding, bias, target[1:]), "target"),
+        ((hidden, embedding, bias, target.int()), "target must be int64, not torch.int32"),
+        ((hidden, embedding.int(), bias, target), "embedding must be floating, not torch.int32"),
+        ((hidden, embedding, bias.to("meta"), target), "bias is on meta and hidden on cpu"),
     ):
-        with pytest.raises(ValueError, match=message):
-            linear_cross_entropy(*wrong)
-    with pytest.raises(ValueError, match="reduction"):
-        linear_cross_entropy(hidden, embedding, bias, target, reduction="none")
+        for function in (linear_cross_entropy, linear_cross_entropy_reference):
+            with pytest.raises(ValueError, match=message):
+                function(*wrong)
+    for function in (linear_cross_entropy, linear_cross_entropy_reference):
+        with pytest.raises(ValueError, match="reduction"):
+            function(hidden, embedding, bias, target, reduction="none")

@@ -1,25 +1,11 @@
 """BERT-R: absolute positions and, in every layer, T5's learned bias for the distance of tokens (arXiv 1910.10683)."""
 
-import math
-
 import torch
+from fastbert_kernels.relative import from_diagonals, relative_bucket
 from torch import Tensor, nn
 
 from fastbert.model.config import EncoderConfig
 from fastbert.model.positions.absolute import Absolute
-
-
-def relative_bucket(distance: Tensor, buckets: int = 32, max_distance: int = 128) -> Tensor:
-    """T5's bucket of a distance j - i, both directions: half the buckets each, a quarter exact, a quarter logarithmic.
-
-    Buckets from buckets/2 on belong to j > i; buckets/2 itself is never produced.
-    """
-    side = buckets // 2
-    exact = side // 2
-    steps = distance.abs()
-    ratio = torch.log(steps.clamp(min=1).float() / exact) / math.log(max_distance / exact)
-    far = (exact + (ratio * (side - exact)).long()).clamp(max=side - 1)
-    return torch.where(steps < exact, steps, far) + side * (distance > 0)
 
 
 class RelativeBias(nn.Module):
@@ -34,8 +20,7 @@ class RelativeBias(nn.Module):
         """[H, T, T] for positions 0 to T - 1."""
         distance = torch.arange(1 - length, length, device=self.table.weight.device)
         by_distance = self.table(relative_bucket(distance, self.buckets, self.max_distance)).T  # [H, 2T - 1]
-        # Row i holds the distances -i .. T-1-i: windows of the diagonal values, the last window first.
-        return by_distance.unfold(-1, length, 1).flip(1)
+        return from_diagonals(by_distance, 0, length, length)
 
 
 def gather_pairs(bias: Tensor, position_ids: Tensor) -> Tensor:

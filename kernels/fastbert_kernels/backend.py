@@ -1,0 +1,59 @@
+"""Where the Triton kernels run: on CUDA devices, and under TRITON_INTERPRET=1 on any, interpreted.
+
+Without Triton, or for tensors that a kernel does not take, the public functions fall back to PyTorch and say so once.
+"""
+
+import importlib.util
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+
+from torch import Tensor
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+"""Whether Triton interprets kernels, which it decides when it is imported."""
+TESTED = ("3.6", "3.7")
+"""Versions of Triton that the kernels were compiled with in the tests."""
+
+
+_pretended = 0
+
+
+@contextmanager
+def pretending() -> Iterator[None]:
+    """Within it, kernels are taken on any device: `fastbert_kernels.compilation` sees to it that they do not run."""
+    global _pretended
+    _pretended += 1
+    try:
+        yield
+    finally:
+        _pretended -= 1
+
+
+def runs_kernels(x: Tensor, what: str) -> bool:
+    """Whether kernels can take tensors of x's device; a warning, once, if `what` has to do without them on a GPU."""
+    if x.device.type != "cuda" and not INTERPRETED and not _pretended:
+        return False
+    version = _triton_version()
+    if version is None:
+        warn_once(f"{what} takes PyTorch's own form on this GPU: Triton is not installed (pip install triton)")
+        return False
+    if not version.startswith(tuple(f"{tested}." for tested in TESTED)):
+        warn_once(f"Triton {version} is not among the tested versions of fastbert_kernels: {', '.join(TESTED)}")
+    return True
+
+
+@cache
+def _triton_version() -> str | None:
+    if importlib.util.find_spec("triton") is None:
+        return None
+    import triton
+
+    return triton.__version__
+
+
+@cache
+def warn_once(text: str) -> None:
+    warnings.warn(text, stacklevel=4)

@@ -1,0 +1,113 @@
+"""Rows of results that survive whatever comes after them, times by the device's own clock, and a machine's ceilings."""
+
+import json
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+from triton.runtime.errors import TritonError
+
+REFUSALS = (RuntimeError, TritonError)
+"""What a contestant raises that cannot do a case: a result, and a row."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Of one benchmark."""
+
+    out: Path
+    seconds: float = 480.0
+    """No new row after this."""
+    rounds: int = 20
+    toy: bool = False
+    """Tiny shapes, on any machine, to rehearse: times without meaning."""
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+class Rows:
+    """A JSON file of rows that grows, and the clock that ends it."""
+
+    def __init__(self, name: str, settings: Settings, **about: Any) -> None:
+        settings.out.mkdir(parents=True, exist_ok=True)
+        self.path, self.end, self.rows = settings.out / f"{name}.json", time.monotonic() + settings.seconds, []
+        cuda = settings.device.type == "cuda"
+        self.about = {
+            "benchmark": name,
+            "date": time.strftime("%Y-%m-%d", time.gmtime()),
+            "device": torch.cuda.get_device_name() if cuda else f"{platform.machine()} CPU",
+            "torch": torch.__version__,
+            "triton": triton.__version__,
+            "toy": settings.toy,
+            **about,
+        }
+
+    def add(self, **row: Any) -> None:
+        self.rows.append(row)
+        shown = {name: value for name, value in row.items() if not isinstance(value, list)}
+        print(json.dumps(shown), file=sys.stderr, flush=True)
+        beside = self.path.with_suffix(f".{os.getpid()}")
+        beside.write_text(json.dumps({**self.about, "rows": self.rows}, indent=1) + "\n")
+        beside.replace(self.path)
+
+    @property
+    def over(self) -> bool:
+        return time.monotonic() > self.end
+
+
+def refusal(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0][:200]
+
+
+def timed(function: Callable[[], Any], device: torch.device, rounds: int) -> dict[str, float]:
+    """Milliseconds: median, least and most over rounds, after three to warm up, with a cold L2 cache on a GPU."""
+    for _ in range(3):
+        function()
+    times = []
+    if device.type != "cuda":
+        for _ in range(rounds):
+            start = time.perf_counter()
+            function()
+            times.append(1000 * (time.perf_counter() - start))
+    else:
+        flush = torch.empty(1 << 26, dtype=torch.int32, device=device)  # 256 MiB, more than the L2 cache
+        marks = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(rounds)]
+        for start, stop in marks:
+            flush.zero_()
+            start.record()
+            function()
+            stop.record()
+        torch.cuda.synchronize()
+        times = [start.elapsed_time(stop) for start, stop in marks]
+    return {"ms": round(statistics.median(times), 4), "least": round(min(times), 4), "most": round(max(times), 4)}
+
+
+def peak_mib(function: Callable[[], Any], device: torch.device) -> float | None:
+    """What a call takes at its peak beyond what was there; None where the device does not count."""
+    if device.type != "cuda":
+        return None
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    function()
+    return round((torch.cuda.max_memory_allocated() - before) / 2**20, 1)
+
+
+def ceilings(device: torch.device, toy: bool) -> dict[str, float]:
+    """TFLOP/s of a large product of random bfloat16 matrices, and TB/s of a copy, counting both directions."""
+    size, cells = (64, 1 << 10) if toy else (8192, 1 << 29)
+    a, b = (torch.randn(size, size, device=device, dtype=torch.bfloat16) for _ in range(2))
+    product = timed(lambda: a @ b, device, 5)["ms"]
+    x = torch.empty(cells, dtype=torch.float32, device=device)
+    copy = timed(lambda: x.clone(), device, 5)["ms"]
+    return {"tflops": float(f"{2 * size**3 / product / 1e9:.4g}"), "tbytes": float(f"{8 * cells / copy / 1e9:.4g}")}
