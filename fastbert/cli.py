@@ -116,6 +116,18 @@ def ablate(arguments: list[str]) -> int:
     return run(ablation, options)
 
 
+def bench(arguments: list[str]) -> int:
+    from fastbert.config import parse
+    from fastbert.experiments.bench import BenchKernelsOptions, bench_kernels
+
+    topics = {"kernels": (BenchKernelsOptions, bench_kernels)}
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(f"usage: fastbert bench {'|'.join(topics)} [options]\n\nfastbert bench kernels --help shows its options.")
+        return 0 if arguments else 2
+    options, run = topics[choose("benchmark", arguments[0], topics)]
+    return run(parse(options, arguments[1:], f"bench {arguments[0]}"))
+
+
 JOBS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     "prepare": (prepare, "raw text -> tokenizer and memory-mapped shards"),
     "pretrain": (pretrain, "train an encoder, or resume a run"),
@@ -126,6 +138,7 @@ JOBS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     "predict": (predict, "labels and probabilities of a fine-tuned model"),
     "submit": (submit, "the archive GLUE's server takes, or a check of one"),
     "export": (export, "a run as a Hugging Face folder"),
+    "bench": (bench, "the kernels beside their peers, or what they take when compiled"),
 }
 
 

@@ -32,6 +32,7 @@ from fastbert.finetuning.results import seed_folder
 from fastbert.finetuning.tasks import Example, Task, open_task
 from fastbert.model import encoder
 from fastbert.model.encoder import Encoder
+from fastbert.model.kernels import KERNELS
 from fastbert.randomness import permute
 from fastbert.training.hardware import MachineOptions
 
@@ -90,7 +91,7 @@ def first_model(options: FinetuneOptions, task: Task):
 
     pretrained = load_encoder(options.model)
     dropout = {"dropout": options.dropout, "attention_dropout": options.attention_dropout}
-    ours = new_classifier(pretrained, len(task.labels) or 1, options.first_seed, attention="auto", **dropout)
+    ours = new_classifier(pretrained, len(task.labels) or 1, options.first_seed, kernels="auto", **dropout)
     record = TaskRecord(task.name, task.kind, tuple(task.labels), task.is_pair, False, options.max_length, 0, {})
     with tempfile.TemporaryDirectory() as folder:
         save_classifier(ours, record, pretrained.tokenizer, Path(folder) / "model")
@@ -224,7 +225,9 @@ def torch_dropout() -> AbstractContextManager:
 VARIANTS: dict[str, Callable[[], AbstractContextManager]] = {
     "random order": lambda: mock.patch.object(loop, "training_order", random_order),
     "last block for all tokens": whole_last_block,
-    "PyTorch's attention": lambda: mock.patch.dict(encoder.ATTENTION, {"auto": torch_attention}),
+    "PyTorch's attention": lambda: mock.patch.dict(
+        KERNELS, {"auto": replace(KERNELS["auto"], attention=torch_attention)}
+    ),
     "PyTorch's dropout": torch_dropout,
     "glibc's allocator as it comes": lambda: mock.patch.object(
         job, "setup_machine", lambda machine, device: torch.set_num_threads(machine.threads or torch.get_num_threads())

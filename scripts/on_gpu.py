@@ -145,7 +145,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 def correctness(part: Part) -> None:
     """Accuracy: relative errors of norms against float64 on the CPU over 6 batches, with the same hash dropout. Rule:
     hidden states, losses at the masked places and each gradient err at most twice as much as with plain PyTorch
-    attention ("reference") on this device, plus 1e-5; `worst` lies nearest to that bound or beyond it."""
+    ("reference") on this device, plus 1e-5; `worst` lies nearest to that bound or beyond it."""
     part.attempt(same_bits, aspect="random bits as on the CPU")
     for case, length in (("plain", 128), ("packed", 100), ("packed, dropout", 111)):
         for position, norm in itertools.product(POSITIONS, ("post", "pre")):
@@ -189,7 +189,7 @@ def accuracy(part: Part, options: dict[str, Any]) -> Iterator[dict[str, Any]]:
     true = outcome(part, options, "cpu", "fp32", "reference", torch.float64)
     for precision in ("fp32", "bf16"):
         here = (part, options, str(part.device), precision)
-        found = [outcome(*here, attention, torch.float32) for attention in ("auto", "reference")]
+        found = [outcome(*here, kernels, torch.float32) for kernels in ("auto", "reference")]
         ours, plain = ({name: float((x[name] - t).norm() / t.norm()) for name, t in true.items()} for x in found)
         share = {name: float(np.nan_to_num(ours[name] / (2 * plain[name] + 1e-5), nan=np.inf)) for name in true}
         worst = max(share, key=share.__getitem__)
@@ -198,9 +198,9 @@ def accuracy(part: Part, options: dict[str, Any]) -> Iterator[dict[str, Any]]:
         yield {**row, "result": "holds" if share[worst] <= 1 else "fails: over the bound"}
 
 
-def outcome(part: Part, options: dict, device: str, precision: str, attention: str, dtype: torch.dtype) -> dict:
+def outcome(part: Part, options: dict, device: str, precision: str, kernels: str, dtype: torch.dtype) -> dict:
     """Hidden states, losses and gradients of 6 batches, strung together, in float64 on the CPU."""
-    setup = part.setup({**COMPARED, **options, "machine": {"attention": attention}}, device, precision)
+    setup = part.setup({**COMPARED, **options, "machine": {"kernels": kernels}}, device, precision)
     objective, rows, found, values = setup.objective().train(), np.arange(setup.options.batch_size), {}, {}
     objective.to(dtype).encoder.register_forward_hook(lambda module, given, out: values.update(hidden=out))
     for step in range(2 if part.toy else 6):

@@ -118,6 +118,7 @@ def test_every_variant_changes_what_it_names_and_is_taken_back(script, common, c
 
     model, names = script.encoded.__globals__["classifier"], set(script.VARIANTS)
     from fastbert.model import encoder
+    from fastbert.model.kernels import KERNELS
 
     keys, x = torch.zeros(2, dtype=torch.int32), torch.ones(2, 100)
     hashed = model.hash_dropout(x, keys, 0.5)
@@ -126,10 +127,10 @@ def test_every_variant_changes_what_it_names_and_is_taken_back(script, common, c
     assert torch.equal(model.hash_dropout(x, keys, 0.5), hashed)
     q, k, v = torch.randn(3, 2, 2, 7, 4)
     masks = {"key_padding": torch.tensor([[True] * 5 + [False] * 2] * 2), "segments": None}
-    ours = encoder.ATTENTION["auto"]
+    ours = KERNELS["auto"].attention
     with script.VARIANTS["PyTorch's attention"]():
-        theirs = encoder.ATTENTION["auto"]
-    assert theirs is not ours and encoder.ATTENTION["auto"] is ours
+        theirs = KERNELS["auto"].attention
+    assert theirs is not ours and KERNELS["auto"].attention is ours
     assert torch.allclose(theirs(q, k, v, **masks, scale=0.3), ours(q, k, v, **masks, scale=0.3), atol=1e-6)
     config = encoder.EncoderConfig(vocab_size=20, layers=2, width=8, heads=2, ffn=16, max_positions=9)
     tiny, ids = encoder.Encoder(config), torch.arange(9)[None]

@@ -6,12 +6,13 @@ import os
 import subprocess
 import sys
 from argparse import Namespace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from fastbert.model import encoder
+from fastbert.model.kernels import KERNELS
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "scripts" / "on_gpu.py"
@@ -114,13 +115,13 @@ def part(tmp_path: Path):
 
 def test_the_rule_finds_an_attention_that_is_a_little_wrong(part, monkeypatch) -> None:
     script, work = part
-    right = encoder.ATTENTION["auto"]
+    right = KERNELS["auto"].attention
 
     def wrong(q, k, v, bias, **more):
         return right(q, k, v, None if bias is None else 1.01 * bias, **more)
 
     for function, expected in ((right, "holds"), (wrong, "fails: over the bound")):
-        monkeypatch.setitem(encoder.ATTENTION, "auto", function)
+        monkeypatch.setitem(KERNELS, "auto", replace(KERNELS["auto"], attention=function))
         fp32, _ = script.accuracy(work, {"position": "tupe-r", "norm": "pre", "dropout": 0.0})
         assert fp32["result"] == expected
 

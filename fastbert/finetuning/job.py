@@ -261,7 +261,7 @@ def train_seed(setup: Setup, folder: Path, fraction: float, seed: int, interrupt
         seed,
         dropout=options.dropout,
         attention_dropout=options.attention_dropout,
-        attention=options.machine.attention,
+        kernels=options.machine.kernels,
     ).to(setup.device)
     steps = options.steps(len(examples))
     say(f"{setup.task.name}, seed {seed}: {len(examples)} examples, {steps} steps; {setup.device} {setup.precision}")

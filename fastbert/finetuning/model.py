@@ -41,9 +41,9 @@ class Classifier(nn.Module):
         outputs: classes, or 1 for a number.
     """
 
-    def __init__(self, config: EncoderConfig, outputs: int, attention: str = "auto") -> None:
+    def __init__(self, config: EncoderConfig, outputs: int, kernels: str = "auto") -> None:
         super().__init__()
-        self.encoder = Encoder(config, attention)
+        self.encoder = Encoder(config, kernels)
         self.pooler = nn.Linear(config.width, config.width)
         self.classifier = nn.Linear(config.width, outputs)
 
@@ -63,14 +63,14 @@ class Classifier(nn.Module):
 
 
 def new_classifier(
-    pretrained: Pretrained, outputs: int, seed: int, *, dropout: float, attention_dropout: float, attention: str
+    pretrained: Pretrained, outputs: int, seed: int, *, dropout: float, attention_dropout: float, kernels: str
 ) -> Classifier:
     """The pretrained encoder under a head whose first weights depend on (seed, name) alone.
 
     A pooler that the pretrained model may have had is not taken: it was trained for another purpose, if at all.
     """
     config = replace(pretrained.config, dropout=dropout, attention_dropout=attention_dropout)
-    model = Classifier(config, outputs, attention)
+    model = Classifier(config, outputs, kernels)
     model.encoder.load_state_dict(_encoder_weights(pretrained))
     initialize(nn.ModuleDict({"pooler": model.pooler, "classifier": model.classifier}), seed, config.initializer_std)
     return model
@@ -205,7 +205,7 @@ def read_record(folder: Path) -> tuple[TaskRecord, WordPiece]:
     return record, vocabulary
 
 
-def load_classifier(path: str | Path, attention: str = "auto") -> FineTuned:
+def load_classifier(path: str | Path, kernels: str = "auto") -> FineTuned:
     """A fine-tuned model, bit for bit as it was trained, from its folder or its seed's.
 
     Raises:
@@ -219,7 +219,7 @@ def load_classifier(path: str | Path, attention: str = "auto") -> FineTuned:
         )
     record, vocabulary = read_record(folder)
     pretrained = load_pretrained(folder)
-    model = Classifier(pretrained.config, 1 if record.numbers else len(record.labels), attention)
+    model = Classifier(pretrained.config, 1 if record.numbers else len(record.labels), kernels)
     model.encoder.load_state_dict(_encoder_weights(pretrained))
     native = is_bert(pretrained.config)
     with safe_open(folder / "model.safetensors", "pt") as file, torch.no_grad():

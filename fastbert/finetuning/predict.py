@@ -97,7 +97,7 @@ def predict(options: PredictOptions) -> dict[str, Any]:
     if warning:
         say(warning)
     setup_machine(options.machine, device)
-    tuned = load_classifier(options.model, options.machine.attention)
+    tuned = load_classifier(options.model, options.machine.kernels)
     record = tuned.record
     check_file(Path(options.out))
     task = None

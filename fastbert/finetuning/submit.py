@@ -75,7 +75,7 @@ def submit(options: SubmitOptions) -> None:
     parts = plan(options)
     predictions: dict[str, dict[str, list]] = {}
     for folder in dict.fromkeys(part.model for part in parts if part.model is not None):
-        tuned = load_classifier(folder, options.machine.attention)
+        tuned = load_classifier(folder, options.machine.kernels)
         tuned.model.to(device)
         for part in parts:
             if part.model == folder:

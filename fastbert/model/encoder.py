@@ -8,14 +8,13 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from fastbert_kernels import attention, attention_reference, combine, hash_dropout
+from fastbert_kernels import combine, hash_dropout
 from torch import Tensor, nn
 
 from fastbert.errors import choose
 from fastbert.model.config import EncoderConfig
+from fastbert.model.kernels import KERNELS
 from fastbert.model.positions import POSITIONS
-
-ATTENTION = {"auto": attention, "reference": attention_reference}
 
 
 class Dropout(nn.Module):
@@ -95,10 +94,10 @@ class Block(nn.Module):
 class Encoder(nn.Module):
     """A BERT-class encoder with the position scheme that `config` names."""
 
-    def __init__(self, config: EncoderConfig, attention: str = "auto") -> None:
+    def __init__(self, config: EncoderConfig, kernels: str = "auto") -> None:
         super().__init__()
         self.config = config
-        self.attention_function = ATTENTION[attention]
+        self.kernels = KERNELS[kernels]
         self.words = nn.Embedding(config.vocab_size, config.width)
         self.types = nn.Embedding(config.type_vocab_size, config.width) if config.type_vocab_size else None
         self.positions = POSITIONS[choose("position scheme", config.position, POSITIONS)](config)
@@ -144,7 +143,7 @@ class Encoder(nn.Module):
         masks = {"key_padding": padding, "segments": document_ids}
         scale, last = self.positions.score_scale, len(self.blocks) - 1
         for index, block in enumerate(self.blocks):
-            x = block(x, self.attention_function, scale, bias, masks, row_keys, first_only and index == last)
+            x = block(x, self.kernels.attention, scale, bias, masks, row_keys, first_only and index == last)
         return x if self.final_norm is None else self.final_norm(x)
 
     def embed(

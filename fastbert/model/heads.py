@@ -23,7 +23,11 @@ class MLMHead(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """[..., hidden width] -> logits [..., V]."""
-        return self.decoder(self.norm(F.gelu(self.dense(hidden))))
+        return self.decoder(self.transform(hidden))
+
+    def transform(self, hidden: Tensor) -> Tensor:
+        """[..., hidden width] -> [..., D], what `decoder` multiplies."""
+        return self.norm(F.gelu(self.dense(hidden)))
 
 
 class ReplacedHead(nn.Module):

@@ -23,8 +23,8 @@ from fastbert.model.positions.absolute import Absolute
 class SharedEmbeddings(Encoder):
     """An encoder of width S on the embeddings of `main`."""
 
-    def __init__(self, config: EncoderConfig, main: Encoder, attention: str = "auto") -> None:
-        super().__init__(config, attention)
+    def __init__(self, config: EncoderConfig, main: Encoder, kernels: str = "auto") -> None:
+        super().__init__(config, kernels)
         self.words, self.types, self.embedding_norm = main.words, main.types, main.embedding_norm
         if isinstance(self.positions, Absolute):
             self.positions.table = main.positions.table
@@ -54,8 +54,8 @@ class SharedEmbeddings(Encoder):
 class SharedWords(Encoder):
     """An encoder of width S on the word embeddings of `main`."""
 
-    def __init__(self, config: EncoderConfig, main: Encoder, attention: str = "auto") -> None:
-        super().__init__(config, attention)
+    def __init__(self, config: EncoderConfig, main: Encoder, kernels: str = "auto") -> None:
+        super().__init__(config, kernels)
         self.words = main.words
         width = main.config.width
         self.projection = nn.Linear(width, config.width, bias=False) if width != config.width else None

@@ -53,7 +53,7 @@ class Electra(Replacement):
         config: EncoderConfig,
         options: ElectraOptions,
         vocabulary: WordPiece,
-        attention: str = "auto",
+        kernels: str = "auto",
         notes: Notes | None = None,
     ) -> None:
         super().__init__(config, options, vocabulary, notes)
@@ -61,9 +61,9 @@ class Electra(Replacement):
         if options.generator_scale < 1.0:
             width = min(width, max(8, 8 * round(width * options.generator_scale / 8)))
         self.small_config = config.small(width)
-        self.encoder = Encoder(config, attention)
+        self.encoder = Encoder(config, kernels)
         self.head = ReplacedHead(config)
-        self.small = SharedEmbeddings(self.small_config, self.encoder, attention)
+        self.small = SharedEmbeddings(self.small_config, self.encoder, kernels)
         self.small_head = MLMHead(config, self.encoder.words, width)
 
     def word_logits(self, hidden: Tensor) -> Tensor:

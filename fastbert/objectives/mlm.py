@@ -81,13 +81,13 @@ class MLM(nn.Module):
         config: EncoderConfig,
         options: MLMOptions,
         vocabulary: WordPiece,
-        attention: str = "auto",
+        kernels: str = "auto",
         notes: Notes | None = None,
     ) -> None:
         super().__init__()
         self.config, self.options, self.notes = config, options, notes
         self.mask_id = vocabulary.ids["[MASK]"]
-        self.encoder = Encoder(config, attention)
+        self.encoder = Encoder(config, kernels)
         self.head = MLMHead(config, self.encoder.words)
         special = torch.zeros(config.vocab_size, dtype=torch.bool)
         special[list(vocabulary.special_ids)] = True
@@ -137,15 +137,21 @@ class MLM(nn.Module):
 
     def forward(self, drawn: Masked) -> dict[str, Tensor]:
         """Sums over the masked places: of the loss, and outside training of the right answers."""
+        if self.training:
+            hidden, decoder = self.head.transform(self.masked_hidden(drawn)), self.head.decoder
+            loss = self.encoder.kernels.linear_cross_entropy
+            return {"mlm": loss(hidden, decoder.weight, decoder.bias, drawn.targets.flatten(), reduction="sum")}
         logits, targets = self.logits(drawn), drawn.targets.flatten()
         wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        sums = {"mlm": F.cross_entropy(wide, targets, ignore_index=-100, reduction="sum")}
-        if not self.training:
-            sums["accuracy"] = (logits.argmax(-1) == targets).sum()
-        return sums
+        loss = F.cross_entropy(wide, targets, reduction="sum")
+        return {"mlm": loss, "accuracy": (logits.argmax(-1) == targets).sum()}
 
     def logits(self, drawn: Masked) -> Tensor:
         """[B M, V] at the masked places."""
+        return self.head(self.masked_hidden(drawn))
+
+    def masked_hidden(self, drawn: Masked) -> Tensor:
+        """[B M, D], the encoder's at the masked places; in training it writes notes."""
         hidden = self.encoder(
             drawn.input_ids,
             document_ids=drawn.document_ids,
@@ -156,7 +162,7 @@ class MLM(nn.Module):
         if drawn.noted and self.training:
             drawn.noted.collect(hidden)
         row = torch.arange(hidden.shape[0], device=hidden.device)[:, None]
-        return self.head(hidden[row, drawn.places].flatten(0, 1))
+        return hidden[row, drawn.places].flatten(0, 1)
 
     def after_step(self, drawn: Sequence[Masked], updated: Tensor) -> dict[str, Tensor]:
         """Writes the notes, if there are any."""

@@ -20,7 +20,7 @@ from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
-from fastbert_kernels.sampling import BLOCK, sample_candidates
+from fastbert_kernels.sampling import BLOCK
 from fastbert_kernels.scores import candidate_scores
 from torch import Tensor, nn
 
@@ -116,7 +116,7 @@ class MultipleChoice(Replacement):
         config: EncoderConfig,
         options: MultipleChoiceOptions,
         vocabulary: WordPiece,
-        attention: str = "auto",
+        kernels: str = "auto",
         notes: Notes | None = None,
     ) -> None:
         """
@@ -130,9 +130,9 @@ class MultipleChoice(Replacement):
                 "vocabulary; lower it"
             )
         self.small_config = options.controller(config)
-        self.encoder = Encoder(config, attention)
+        self.encoder = Encoder(config, kernels)
         self.head = ChoiceHead(config)
-        self.small = SharedWords(self.small_config, self.encoder, attention)
+        self.small = SharedWords(self.small_config, self.encoder, kernels)
         self.small_head = ControllerHead(self.small_config)
 
     def word_logits(self, hidden: Tensor) -> Tensor:
@@ -171,7 +171,7 @@ class MultipleChoice(Replacement):
             answers, int64 [B T]: k - 1, [NOTA], or where x_i was replaced k - 2.
         """
         original, choices = drawn.original.flatten(), self.options.choices
-        ids, _ = sample_candidates(
+        ids, _ = self.encoder.kernels.sample_candidates(
             self.small_head(small_hidden.flatten(0, 1)),
             self.small.vocabulary(),
             choices - 1,

@@ -16,7 +16,6 @@ from typing import ClassVar
 import torch
 import torch.nn.functional as F
 from fastbert_kernels import combine
-from fastbert_kernels.sampling import draw_distinct
 from torch import Tensor, nn
 
 from fastbert.data.batches import Batch
@@ -211,6 +210,8 @@ class Replacement(nn.Module):
 
     def masked_log_probabilities(self, drawn: Corrupted, hidden: Tensor) -> Tensor:
         """[B M, V]: what the small network, with hidden states [B, T, S], expects at the masked places."""
+        # No linear_cross_entropy: samples and entropy need the logits of these places, so a loss that makes its own and
+        # drops them would be a product more and save no memory.
         row = torch.arange(hidden.shape[0], device=hidden.device)[:, None]
         logits = self.word_logits(hidden[row, drawn.places].flatten(0, 1))
         return logits.log_softmax(-1, dtype=torch.promote_types(logits.dtype, torch.float32))
@@ -223,9 +224,9 @@ class Replacement(nn.Module):
             log_p: [B M, V], of the small network.
         """
         keys = drawn.token_keys(REPLACEMENT).gather(1, drawn.places).flatten()
-        sampled = draw_distinct(log_p, 1, keys, forbidden=self.special_ids)[0].view_as(drawn.places)
+        sampled, _ = self.encoder.kernels.draw_distinct(log_p, 1, keys, forbidden=self.special_ids)
         kept = drawn.original.gather(1, drawn.places)
-        return drawn.original.scatter(1, drawn.places, torch.where(drawn.targets != -100, sampled, kept))
+        return drawn.original.scatter(1, drawn.places, torch.where(drawn.targets != -100, sampled.view_as(kept), kept))
 
     def show(self, drawn: Corrupted) -> tuple[Tensor, Tensor, Tensor | None]:
         """x^R, and what `judge` says of it."""

@@ -97,9 +97,9 @@ def trained_objective(options: EvaluateOptions, pretrained: Pretrained, vocabula
     Raises:
         UserError: the model cannot be asked for masked words, and the network that poses its questions is not there.
     """
-    attention = options.machine.attention
+    kernels = options.machine.kernels
     if pretrained.has_head:
-        objective = MLM(pretrained.config, MLMOptions(mask_rate=options.mask_rate), vocabulary, attention)
+        objective = MLM(pretrained.config, MLMOptions(mask_rate=options.mask_rate), vocabulary, kernels)
         objective.load_state_dict(pretrained.weights)
         return objective
     checkpoint = find_checkpoint(Path(options.model))
@@ -110,7 +110,7 @@ def trained_objective(options: EvaluateOptions, pretrained: Pretrained, vocabula
         )
     trained = load_yaml(PretrainOptions, checkpoint.path.parent.parent / "config.yaml")
     asked = replace(objective_options(trained), mask_rate=options.mask_rate)
-    objective = OBJECTIVES[trained.objective](pretrained.config, asked, vocabulary, attention)
+    objective = OBJECTIVES[trained.objective](pretrained.config, asked, vocabulary, kernels)
     weights = checkpoint.tensors["model"].items()
     objective.load_state_dict({name: tensor for name, tensor in weights if not name.startswith("notes.")})
     return objective

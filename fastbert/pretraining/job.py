@@ -20,6 +20,7 @@ from fastbert.pretraining.setup import Setup, data_fingerprint, prepare_setup
 from fastbert.training.checkpoints import Checkpointer, check_space
 from fastbert.training.hardware import autocast, describe_machine, peak_flops
 from fastbert.training.interrupts import Interrupts
+from fastbert.training.kernels import fix_kernels
 from fastbert.training.logbook import Logbook, say
 from fastbert.training.optimizers import build_optimizer, clip_gradients, guarded_step
 from fastbert.training.schedules import learning_rate_factor
@@ -172,6 +173,8 @@ def build_trainer(setup: Setup, run: RunFolder, manifest: dict[str, Any], resume
         "peak_from": how,
     }
     resolved = {"device": str(setup.device), "precision": setup.precision, "threads": torch.get_num_threads(), **speed}
+    if kernels := fix_kernels(setup.device, manifest["sessions"]):
+        resolved["kernels"] = kernels
     manifest["sessions"].append(session(step, describe_machine(), resolved))
     write_json(run.manifest, manifest)
     say(

@@ -42,7 +42,7 @@ class Setup:
         options = self.options
         notes = self.noted.notes(self.config.width, options.seed, self.device) if self.noted else None
         objective = OBJECTIVES[options.objective](
-            self.config, objective_options(options), self.vocabulary, options.machine.attention, notes
+            self.config, objective_options(options), self.vocabulary, options.machine.kernels, notes
         )
         initialize(objective, options.seed, self.config.initializer_std)
         if initial and options.init_from is not None:

@@ -34,12 +34,12 @@ class MachineOptions:
     """CPU threads of one operation; 0 leaves torch's default."""
     micro_batch_size: int | None = None
     """Sequences in one forward pass; smaller ones are accumulated to the batch. Default: the whole batch."""
-    attention: str = "auto"
-    """auto (the fastest kernel on this machine) or reference (plain PyTorch)."""
+    kernels: str = "auto"
+    """Of attention, loss and sampling: auto (the fastest on this machine) or reference (plain PyTorch)."""
 
     def __post_init__(self) -> None:
         choose("precision", self.precision, ("auto", "fp32", "bf16"))
-        choose("attention", self.attention, ("auto", "reference"))
+        choose("kernels", self.kernels, ("auto", "reference"))
         if self.threads < 0:
             raise UserError(f"threads is {self.threads}; it cannot be negative")
         if self.micro_batch_size is not None and self.micro_batch_size < 1:

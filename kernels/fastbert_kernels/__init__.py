@@ -7,7 +7,7 @@ from fastbert_kernels.attention import attention, attention_reference
 from fastbert_kernels.dropout import hash_dropout, keep_mask
 from fastbert_kernels.hashing import combine, mix
 from fastbert_kernels.linear_cross_entropy import linear_cross_entropy, linear_cross_entropy_reference
-from fastbert_kernels.sampling import draw_distinct, sample_candidates
+from fastbert_kernels.sampling import draw_distinct, sample_candidates, sample_candidates_reference
 from fastbert_kernels.scores import candidate_scores
 from fastbert_kernels.untied import untied_attention, untied_attention_reference
 
@@ -23,6 +23,7 @@ __all__ = [
     "linear_cross_entropy_reference",
     "mix",
     "sample_candidates",
+    "sample_candidates_reference",
     "untied_attention",
     "untied_attention_reference",
 ]

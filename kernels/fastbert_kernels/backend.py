@@ -3,6 +3,7 @@
 Without Triton, or for tensors that a kernel does not take, the public functions fall back to PyTorch and say so once.
 """
 
+import importlib.metadata
 import importlib.util
 import os
 import warnings
@@ -21,6 +22,21 @@ TESTED = ("3.6", "3.7")
 _pretended = 0
 
 
+def _version() -> str | None:
+    if importlib.util.find_spec("triton") is None:
+        return None
+    try:
+        return importlib.metadata.version("triton")
+    except importlib.metadata.PackageNotFoundError:  # under another name, as in PyTorch's nightly builds
+        import triton
+
+        return triton.__version__
+
+
+TRITON = _version()
+"""Triton's version; None without it."""
+
+
 @contextmanager
 def pretending() -> Iterator[None]:
     """Within it, kernels are taken on any device: `fastbert_kernels.compilation` sees to it that they do not run."""
@@ -36,22 +52,12 @@ def runs_kernels(x: Tensor, what: str) -> bool:
     """Whether kernels can take tensors of x's device; a warning, once, if `what` has to do without them on a GPU."""
     if x.device.type != "cuda" and not INTERPRETED and not _pretended:
         return False
-    version = _triton_version()
-    if version is None:
+    if TRITON is None:
         warn_once(f"{what} takes PyTorch's own form on this GPU: Triton is not installed (pip install triton)")
         return False
-    if not version.startswith(tuple(f"{tested}." for tested in TESTED)):
-        warn_once(f"Triton {version} is not among the tested versions of fastbert_kernels: {', '.join(TESTED)}")
+    if not TRITON.startswith(tuple(f"{tested}." for tested in TESTED)):
+        warn_once(f"Triton {TRITON} is not among the tested versions of fastbert_kernels: {', '.join(TESTED)}")
     return True
-
-
-@cache
-def _triton_version() -> str | None:
-    if importlib.util.find_spec("triton") is None:
-        return None
-    import triton
-
-    return triton.__version__
 
 
 @cache

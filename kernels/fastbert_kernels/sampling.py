@@ -8,10 +8,14 @@ Gumbel noise would cost a hash and two logarithms a word.
 Shapes: N rows, V words, D width, K words drawn for each row, F words that are never drawn, R rows held at a time.
 """
 
+import functools
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastbert_kernels.backend import runs_kernels
 from fastbert_kernels.hashing import combine, mix, signed
 
 BLOCK = 64
@@ -20,8 +24,11 @@ FLOOR = 2.0**-900
 """Added to the weight of every word that may be drawn, so that there is always one left."""
 OUT = -1.0
 """The weight of a word that may not be drawn any more."""
-CELLS = {"cpu": 1 << 22, "cuda": 1 << 26}
-"""Logits that `sample_candidates` holds at a time."""
+CELLS = {"cpu": 1 << 21, "cuda": 1 << 26}
+"""Logits that `sample_candidates` holds at a time: on a CPU about what its caches hold, on a GPU enough that no step of
+a chunk leaves multiprocessors idle (docs/kernels.md)."""
+MOST_WORDS, MOST_DRAWS = 1 << 18, 1 << 10
+"""What the kernels take at most: they hold the weights of a row's blocks and the words drawn from it in registers."""
 
 
 @torch.no_grad()
@@ -40,52 +47,52 @@ def sample_candidates(
 ) -> tuple[Tensor, Tensor]:
     """`draw_distinct` from the logits (hidden embedding^T + bias) / temperature, which are never there for all rows.
 
+    On a GPU the draws are Triton kernels', from the same noise: the words are `sample_candidates_reference`'s but where
+    rounding moves the bound between two words past the noise.
+
     Args:
-        hidden: [N, D].
-        embedding: [V, D].
+        hidden: floating [N, D]; the products are in its type.
+        embedding: floating [V, D].
         k: words to draw for each row, at most those it may draw.
         temperature: above 0.
         seed: of the noise, with the row's number; or give
         keys: int32 [N], one hashed key for each row, so that a row draws the same words wherever it stands.
-        bias: [V].
+        bias: floating [V].
         forbidden: int64 [F], words that no row may draw.
         excluded: int64 [N], a word that the row may not draw besides.
         rows: R (default: by CELLS). Changes nothing beyond rounding.
 
     Returns:
-        ids, int64 [N, K] in the order drawn; log_probabilities [N, K] under the softmax over the words the row may
-        draw. No gradient flows through either.
+        ids, int64 [N, K] in the order drawn; log_probabilities [N, K], in at least float32, under the softmax over the
+        words the row may draw. No gradient flows through either.
 
     Raises:
-        ValueError: shapes that do not fit, more words than a row may draw, neither or both of seed and keys.
+        ValueError: shapes, types or devices that do not fit, named; more words than a row may draw; neither or both of
+            seed and keys.
     """
-    if hidden.dim() != 2 or embedding.dim() != 2 or hidden.shape[1] != embedding.shape[1]:
-        raise ValueError(f"hidden {tuple(hidden.shape)} and embedding {tuple(embedding.shape)} must be [N, D], [V, D]")
-    if not temperature > 0:
-        raise ValueError(f"temperature must be above 0, not {temperature}")
-    if (seed is None) == (keys is None):
-        raise ValueError("give either seed or keys")
-    if keys is None:
-        start = torch.full((1,), signed(seed), dtype=torch.int32, device=hidden.device)
-        keys = combine(mix(start), torch.arange(len(hidden), dtype=torch.int32, device=hidden.device))
-    _check_count(k, len(embedding), forbidden, excluded)
-    dtype, device, padding = hidden.dtype, hidden.device, -len(embedding) % BLOCK
-    shift = torch.zeros(len(embedding), dtype=dtype, device=device) if bias is None else bias / temperature
-    forbidden = _with_padding(forbidden, len(embedding), device)
-    shift = F.pad(shift, (0, padding)).to(dtype).index_fill(0, forbidden, -torch.inf)
-    hidden, embedding = hidden / temperature, F.pad(embedding.to(dtype), (0, 0, 0, padding))
-    rows = rows or max(1, CELLS[device.type] // len(embedding))
-    logits = torch.empty(min(rows, len(hidden)), len(embedding), dtype=dtype, device=device)
-    weights = torch.empty_like(logits, dtype=torch.promote_types(dtype, torch.float32))
-    parts = []
-    for start in range(0, len(hidden), rows):
-        chunk = slice(start, start + rows)
-        size = len(hidden[chunk])
-        torch.addmm(shift, hidden[chunk], embedding.T, out=logits[:size])
-        without = None if excluded is None else excluded[chunk]
-        parts.append(_draw(logits[:size], weights[:size], k, keys[chunk], forbidden, without))
-    ids, log_probabilities = zip(*parts, strict=True)
-    return torch.cat(ids), torch.cat(log_probabilities)
+    keys = _checked_keys(hidden, embedding, temperature, seed, keys, bias, rows)
+    _check(hidden, len(embedding), k, keys, forbidden, excluded)
+    return sampling_operator(hidden, embedding, bias, keys, forbidden, excluded, k, temperature, rows)
+
+
+@torch.no_grad()
+def sample_candidates_reference(
+    hidden: Tensor,
+    embedding: Tensor,
+    k: int,
+    *,
+    temperature: float = 1.0,
+    seed: int | None = None,
+    keys: Tensor | None = None,
+    bias: Tensor | None = None,
+    forbidden: Tensor | None = None,
+    excluded: Tensor | None = None,
+    rows: int | None = None,
+) -> tuple[Tensor, Tensor]:
+    """What `sample_candidates` means, in PyTorch's operations on any device; arguments, results and errors as there."""
+    keys = _checked_keys(hidden, embedding, temperature, seed, keys, bias, rows)
+    _check(hidden, len(embedding), k, keys, forbidden, excluded)
+    return _sample(hidden, embedding, bias, keys, forbidden, excluded, k, temperature, rows, kernels=False)
 
 
 @torch.no_grad()
@@ -96,10 +103,11 @@ def draw_distinct(
 
     The first is a with probability p(a), the next b with p(b) / (1 - p(a)), and so on: the law of drawing with
     replacement and discarding repeats. A word's probability is right to rounding relative to itself, as long as it is
-    above 1e-37 of that of the likeliest; words further down are drawn last, in an order of no meaning.
+    above 1e-37 of that of the likeliest; words further down are drawn last, in an order of no meaning. On a GPU Triton
+    kernels draw, as for `sample_candidates`.
 
     Args:
-        logits: floating [N, V].
+        logits: floating [N, V], not changed.
         k: at most the words a row may draw.
         keys: int32 [N], one hashed key for each row.
         forbidden: int64 [F], words that no row may draw.
@@ -109,20 +117,127 @@ def draw_distinct(
         As `sample_candidates`.
 
     Raises:
-        ValueError: more words than a row may draw.
+        ValueError: shapes, types or devices that do not fit, named; more words than a row may draw.
     """
-    _check_count(k, logits.shape[1], forbidden, excluded)
-    forbidden = _with_padding(forbidden, logits.shape[1], logits.device)
-    logits = F.pad(logits, (0, -logits.shape[1] % BLOCK)).index_fill(1, forbidden, -torch.inf)
-    weights = torch.empty_like(logits, dtype=torch.promote_types(logits.dtype, torch.float32))
-    return _draw(logits, weights, k, keys, forbidden, excluded)
+    if logits.dim() != 2:
+        raise ValueError(f"logits {tuple(logits.shape)} must be [N, V]")
+    _check_floating(logits=logits)
+    _check(logits, logits.shape[1], k, keys, forbidden, excluded)
+    return drawing_operator(logits, keys, forbidden, excluded, k)
 
 
-def _check_count(k: int, vocabulary: int, forbidden: Tensor | None, excluded: Tensor | None) -> None:
-    """Without looking at values: `forbidden` is taken to name each word once, and `excluded` none of these."""
+def _checked_keys(
+    hidden: Tensor, embedding: Tensor, temperature: float, seed: int | None, keys: Tensor | None, bias, rows: int | None
+) -> Tensor:
+    """The rows' keys, once what only `sample_candidates` has is known to fit."""
+    if hidden.dim() != 2 or embedding.dim() != 2 or hidden.shape[1] != embedding.shape[1]:
+        raise ValueError(f"hidden {tuple(hidden.shape)} and embedding {tuple(embedding.shape)} must be [N, D], [V, D]")
+    if bias is not None and bias.shape != embedding.shape[:1]:
+        raise ValueError(f"bias {tuple(bias.shape)} must be [V] for embedding {tuple(embedding.shape)}")
+    _check_floating(hidden=hidden, embedding=embedding, bias=bias)
+    _check_device(hidden, embedding=embedding, bias=bias)
+    if not temperature > 0:
+        raise ValueError(f"temperature must be above 0, not {temperature}")
+    if rows is not None and rows < 1:
+        raise ValueError(f"rows must be at least 1, not {rows}")
+    if (seed is None) == (keys is None):
+        raise ValueError("give either seed or keys")
+    if keys is not None:
+        return keys
+    start = torch.full((1,), signed(seed), dtype=torch.int32, device=hidden.device)
+    return combine(mix(start), torch.arange(len(hidden), dtype=torch.int32, device=hidden.device))
+
+
+def _check(x: Tensor, vocabulary: int, k: int, keys: Tensor, forbidden: Tensor | None, excluded: Tensor | None) -> None:
+    """That the rest fits the rows of `x`, without looking at values: `forbidden` is taken to name each word once, and
+    `excluded` none of these."""
+    if keys.shape != x.shape[:1] or keys.dtype != torch.int32:
+        raise ValueError(f"keys must be int32 [N], N = {len(x)}, not {keys.dtype} {tuple(keys.shape)}")
+    if forbidden is not None and (forbidden.dim() != 1 or forbidden.dtype != torch.int64):
+        raise ValueError(f"forbidden must be int64 [F], not {forbidden.dtype} {tuple(forbidden.shape)}")
+    if excluded is not None and (excluded.shape != x.shape[:1] or excluded.dtype != torch.int64):
+        raise ValueError(f"excluded must be int64 [N], N = {len(x)}, not {excluded.dtype} {tuple(excluded.shape)}")
+    _check_device(x, keys=keys, forbidden=forbidden, excluded=excluded)
     most = vocabulary - (0 if forbidden is None else len(forbidden)) - (excluded is not None)
     if not 1 <= k <= most:
         raise ValueError(f"cannot draw {k} distinct words from the {most} that a row may draw")
+
+
+def _check_floating(**tensors: Tensor | None) -> None:
+    for name, x in tensors.items():
+        if x is not None and not x.is_floating_point():
+            raise ValueError(f"{name} must be floating, not {x.dtype}")
+
+
+def _check_device(rows: Tensor, **tensors: Tensor | None) -> None:
+    for name, x in tensors.items():
+        if x is not None and x.device != rows.device:
+            raise ValueError(f"{name} is on {x.device}, but the rows are on {rows.device}")
+
+
+def _sample(
+    hidden: Tensor,
+    embedding: Tensor,
+    bias: Tensor | None,
+    keys: Tensor,
+    forbidden: Tensor | None,
+    excluded: Tensor | None,
+    k: int,
+    temperature: float,
+    rows: int | None,
+    kernels: bool = True,
+) -> tuple[Tensor, Tensor]:
+    """`sample_candidates` for a key a row, by the kernels if these are wanted and to be had."""
+    dtype, device, padding = hidden.dtype, hidden.device, -len(embedding) % BLOCK
+    shift = torch.zeros(len(embedding), dtype=dtype, device=device) if bias is None else bias / temperature
+    barred = _with_padding(forbidden, len(embedding), device)
+    shift = F.pad(shift, (0, padding)).to(dtype).index_fill(0, barred, -torch.inf)
+    hidden, embedding = hidden / temperature, F.pad(embedding.to(dtype), (0, 0, 0, padding))
+    rows = min(rows or max(1, CELLS.get(device.type, CELLS["cpu"]) // len(embedding)), len(hidden))
+    logits = hidden.new_empty(rows, len(embedding))
+    draw = _by_kernels(logits, k, barred) if kernels else None
+    if draw is None:
+        draw = functools.partial(_draw, k=k, barred=barred, weights=_wide_like(logits))
+    ids, log_probabilities = _results(hidden, k)
+    for start in range(0, len(hidden), max(1, rows)):
+        chunk = slice(start, start + rows)
+        mine = logits[: len(hidden[chunk])]
+        torch.addmm(shift, hidden[chunk], embedding.T, out=mine)
+        ids[chunk], log_probabilities[chunk] = draw(mine, keys[chunk], None if excluded is None else excluded[chunk])
+    return ids, log_probabilities
+
+
+def _draw_from(
+    logits: Tensor, keys: Tensor, forbidden: Tensor | None, excluded: Tensor | None, k: int, kernels: bool = True
+) -> tuple[Tensor, Tensor]:
+    """`draw_distinct`, by the kernels if these are wanted and to be had."""
+    barred = _with_padding(forbidden, logits.shape[1], logits.device)
+    draw = _by_kernels(logits, k, barred) if kernels else None
+    if draw is not None:
+        return draw(logits, keys, excluded)
+    logits = F.pad(logits, (0, -logits.shape[1] % BLOCK)).index_fill_(1, barred, -torch.inf)
+    return _draw(logits, keys, excluded, k=k, barred=barred, weights=_wide_like(logits))
+
+
+def _results(rows: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Memory for the ids and log-probabilities of these rows."""
+    wide = torch.promote_types(rows.dtype, torch.float32)
+    return rows.new_empty(len(rows), k, dtype=torch.int64), rows.new_empty(len(rows), k, dtype=wide)
+
+
+sampling_operator = torch.library.custom_op("fastbert_kernels::sample_candidates", _sample, mutates_args=())
+drawing_operator = torch.library.custom_op("fastbert_kernels::draw_distinct", _draw_from, mutates_args=())
+"""Both as operators that PyTorch knows, so that `torch.compile` need not look into them."""
+
+
+@sampling_operator.register_fake
+def _(hidden, embedding, bias, keys, forbidden, excluded, k, temperature, rows, kernels=True):
+    return _results(hidden, k)
+
+
+@drawing_operator.register_fake
+def _(logits, keys, forbidden, excluded, k, kernels=True):
+    return _results(logits, k)
 
 
 def _with_padding(forbidden: Tensor | None, vocabulary: int, device: torch.device) -> Tensor:
@@ -131,23 +246,50 @@ def _with_padding(forbidden: Tensor | None, vocabulary: int, device: torch.devic
     return padding if forbidden is None else torch.cat([forbidden, padding])
 
 
-def _draw(
-    logits: Tensor, weights: Tensor, k: int, keys: Tensor, forbidden: Tensor, excluded: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """`draw_distinct` where V is a multiple of BLOCK and the logits of what is forbidden are -inf already.
+def _by_kernels(logits: Tensor, k: int, barred: Tensor) -> Callable[..., tuple[Tensor, Tensor]] | None:
+    """What draws from logits like these by kernels, given the logits, keys and excluded words; None without kernels."""
+    words, low = logits.shape[1], (torch.float32, torch.bfloat16, torch.float16)
+    if logits.dtype not in low or words > MOST_WORDS or k > MOST_DRAWS or not runs_kernels(logits, "sample_candidates"):
+        return None
+    from fastbert_kernels.triton_sampling import draw
 
-    `logits` and `weights` [N, V] are overwritten.
+    floors = _floors(words + -words % BLOCK, barred)
+    return functools.partial(draw, k=k, drawable=(floors > 0).to(torch.int8), floors=floors.view(-1, BLOCK).sum(1))
+
+
+def _floors(words: int, barred: Tensor) -> Tensor:
+    """float64 [words], what is added to each word's weight."""
+    return torch.full((words,), FLOOR, dtype=torch.float64, device=barred.device).index_fill_(0, barred, 0.0)
+
+
+def _wide_like(logits: Tensor) -> Tensor:
+    """Where the weights for these logits can stand: in their own place if that is wide enough."""
+    wide = torch.promote_types(logits.dtype, torch.float32)
+    return logits if wide == logits.dtype else torch.empty_like(logits, dtype=wide)
+
+
+def _draw(
+    logits: Tensor, keys: Tensor, excluded: Tensor | None, *, k: int, barred: Tensor, weights: Tensor
+) -> tuple[Tensor, Tensor]:
+    """`draw_distinct` where V is a multiple of BLOCK and the logits of what is barred are -inf already.
+
+    Args:
+        logits: [N, V].
+        barred: int64, the words that no row may draw.
+        weights: memory for [N, V] or more rows, overwritten: the logits' own, or of a wider type.
     """
-    count, device = len(logits), logits.device
+    count, device, weights = len(logits), logits.device, weights[: len(logits)]
+    if weights.dtype != logits.dtype:
+        weights.copy_(logits)
     if excluded is not None:
         excluded = excluded[:, None]
-        logits.scatter_(1, excluded, -torch.inf)
-    torch.softmax(logits, -1, dtype=weights.dtype, out=weights)
+        weights.scatter_(1, excluded, -torch.inf)
+    torch.softmax(weights, -1, out=weights)  # every implementation reads a number before it writes it
     blocks = weights.view(-1, BLOCK)  # [N V / BLOCK, BLOCK]
-    floors = torch.full((logits.shape[1],), FLOOR, dtype=torch.float64, device=device).index_fill_(0, forbidden, 0.0)
-    sums = blocks.sum(1).view(count, -1) + floors.view(-1, BLOCK).sum(1)
+    floors = _floors(logits.shape[1], barred)
+    sums = blocks.sum(1).view(count, logits.shape[1] // BLOCK) + floors.view(-1, BLOCK).sum(1)
     first = torch.arange(count, device=device)[:, None] * sums.shape[1]  # the first of each row's blocks
-    weights.index_fill_(1, forbidden, OUT)
+    weights.index_fill_(1, barred, OUT)
     if excluded is not None:
         weights.scatter_(1, excluded, OUT)
         sums.scatter_add_(1, excluded // BLOCK, -floors[excluded])

@@ -168,8 +168,8 @@ def bias_kernel(
         )  # fmt: skip
         acc += p * (dp - deltas[:, None])
     inside = (m[:, None] < first_row + rows) & (m[:, None] < T) & (n[None, :] < T)
-    place = group.to(tl.int64) * dbias.b + h * dbias.h + (m[:, None] - first_row) * dbias.m + n[None, :] * dbias.n
-    tl.store(dbias.at + place, acc, mask=inside)
+    at = dbias.at + group.to(tl.int64) * dbias.b + h.to(tl.int64) * dbias.h
+    tl.store(at + (m[:, None] - first_row) * dbias.m + n[None, :] * dbias.n, acc, mask=inside)
 
 
 @triton.jit(do_not_specialize=["T", "B"])

@@ -93,7 +93,7 @@ def sequence(bounds, b, T):
 @triton.jit
 def part(x, row, h, start):
     """Where a head's part of a sequence begins in a tensor of `Rows`."""
-    return x.at + row * x.b + h * x.h + start * x.t
+    return x.at + row * x.b + h.to(tl.int64) * x.h + start * x.t
 
 
 @triton.jit
@@ -173,7 +173,7 @@ def scores(
         s += product(place_a, tl.trans(place_b), UPCAST)
     s = s * (scale * LOG2E)
     if bias is not None:
-        place = bias.at + sequence.to(tl.int64) * bias.b + h * bias.h + (m * bias.m + n * bias.n)
+        place = bias.at + sequence.to(tl.int64) * bias.b + h.to(tl.int64) * bias.h + (m * bias.m + n * bias.n)
         if EVEN:
             s += tl.load(place).to(tl.float32) * LOG2E
         else:

@@ -59,7 +59,7 @@ def test_losses_are_those_of_transformers(kind, bert, pairs, numbers, tmp_path) 
     task = open_task(kind, own=own)
     pretrained = load_encoder(bert)
     outputs = len(task.labels) or 1
-    first = new_classifier(pretrained, outputs, 0, dropout=0.0, attention_dropout=0.0, attention="auto")
+    first = new_classifier(pretrained, outputs, 0, dropout=0.0, attention_dropout=0.0, kernels="auto")
     record = TaskRecord(kind, task.kind, task.labels, task.is_pair, False, 30, 0, {})
     save_classifier(first, record, pretrained.tokenizer, tmp_path / "first")
     model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "first").train()
@@ -290,7 +290,7 @@ def test_symmetric_pairs_are_trained_in_both_orders(bert, pairs, tmp_path) -> No
     assert finetune(bert, pairs, tmp_path / "one", *flags) == 0
     task = open_task("pairs", own=OwnTaskOptions(train=pairs[3], dev=pairs[5], pair="pair", symmetric=True))
     pretrained = load_encoder(bert)
-    model = new_classifier(pretrained, 2, 0, dropout=0.0, attention_dropout=0.0, attention="auto")
+    model = new_classifier(pretrained, 2, 0, dropout=0.0, attention_dropout=0.0, kernels="auto")
     vocabulary = load_tokenizer(pretrained.tokenizer)
     record = TaskRecord("pairs", task.kind, task.labels, True, True, 30, 0, {})
     orders = encode_inputs(task.examples("train"), vocabulary, record).orders

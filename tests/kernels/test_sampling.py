@@ -1,11 +1,18 @@
 """Candidates follow the law of drawing without replacement, enumerated; and nothing but their keys decides them."""
 
 import itertools
+import re
 
 import pytest
 import torch
 from fastbert_kernels import sampling
-from fastbert_kernels.sampling import draw_distinct, sample_candidates
+from fastbert_kernels.sampling import (
+    draw_distinct,
+    drawing_operator,
+    sample_candidates,
+    sample_candidates_reference,
+    sampling_operator,
+)
 from scipy.stats import chisquare
 
 from tests.kernels.largest import Largest
@@ -163,6 +170,71 @@ def test_refused() -> None:
         sample_candidates(hidden, embedding, 4, seed=1, temperature=0.0, **more)
 
 
+def test_what_does_not_fit_is_named() -> None:
+    hidden, embedding, more = problem()
+    logits, k = hidden @ embedding.T, keys(60)
+    of_both = {
+        "keys must be int32 [N], N = 60, not torch.int64 (60,)": {"keys": k.long()},
+        "keys must be int32 [N], N = 60, not torch.int32 (59,)": {"keys": k[1:]},
+        "forbidden must be int64 [F], not torch.int32 (2,)": {"forbidden": torch.zeros(2, dtype=torch.int32)},
+        "forbidden must be int64 [F], not torch.int64 (1, 2)": {"forbidden": torch.zeros(1, 2, dtype=torch.int64)},
+        "excluded must be int64 [N], N = 60, not torch.int64 (60, 1)": {"excluded": more["excluded"][:, None]},
+        "excluded must be int64 [N], N = 60, not torch.int32 (60,)": {"excluded": more["excluded"].int()},
+        "keys is on meta, but the rows are on cpu": {"keys": k.to("meta")},
+        "forbidden is on meta": {"forbidden": more["forbidden"].to("meta")},
+        "excluded is on meta": {"excluded": more["excluded"].to("meta")},
+    }
+    of_samples = {
+        "bias (299,) must be [V] for embedding (300, 8)": {"bias": more["bias"][1:]},
+        "hidden must be floating, not torch.int64": {"hidden": hidden.long()},
+        "embedding must be floating, not torch.int64": {"embedding": embedding.long()},
+        "bias must be floating, not torch.int64": {"bias": more["bias"].long()},
+        "embedding is on meta": {"embedding": embedding.to("meta")},
+        "bias is on meta": {"bias": more["bias"].to("meta")},
+        "hidden (480,) and embedding (300, 8) must be [N, D], [V, D]": {"hidden": hidden.flatten()},
+        "rows must be at least 1, not 0": {"rows": 0},
+    }
+    for said, wrong in {**of_both, **of_samples}.items():
+        for function in (sample_candidates, sample_candidates_reference):
+            with pytest.raises(ValueError, match=re.escape(said)):
+                function(**{"hidden": hidden, "embedding": embedding, "k": 4, "keys": k, **wrong})
+    of_logits = {
+        "logits (18000,) must be [N, V]": {"logits": logits.flatten()},
+        "logits must be floating, not torch.int64": {"logits": logits.long()},
+        "cannot draw 301 distinct words from the 300": {"k": 301},
+    }
+    for said, wrong in {**of_both, **of_logits}.items():
+        with pytest.raises(ValueError, match=re.escape(said)):
+            draw_distinct(**{"logits": logits, "k": 4, "keys": k, **wrong})
+
+
+def test_the_reference_and_the_operators() -> None:
+    hidden, embedding, more = problem(dtype=torch.float32)
+    ours, plain = (f(hidden, embedding, 4, seed=3, **more) for f in (sample_candidates, sample_candidates_reference))
+    assert torch.equal(ours[0], plain[0]) and torch.equal(ours[1], plain[1])
+    words = more["forbidden"], more["excluded"]
+    torch.library.opcheck(sampling_operator, (hidden, embedding, more["bias"], keys(60), *words, 4, 1.0, 50))
+    torch.library.opcheck(sampling_operator, (hidden, embedding, None, keys(60), None, None, 4, 2.0, None))
+    torch.library.opcheck(drawing_operator, (hidden @ embedding.T, keys(60), *words, 4))
+    compiled = torch.compile(sample_candidates, backend="aot_eager", fullgraph=True)
+    assert torch.equal(compiled(hidden.requires_grad_(), embedding, 4, seed=3, **more)[0], ours[0])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("words", [300, 320])  # ragged and in whole blocks
+def test_the_logits_given_are_not_changed(words: int, dtype: torch.dtype) -> None:
+    hidden, embedding, more = problem(vocabulary=words, dtype=dtype)
+    logits = hidden @ embedding.T
+    before = logits.clone()
+    draw_distinct(logits, 3, keys(60), forbidden=more["forbidden"], excluded=more["excluded"])
+    assert torch.equal(logits, before)
+
+
+def test_no_rows() -> None:
+    ids, log_probabilities = sample_candidates(torch.zeros(0, 8), torch.zeros(70, 8), 3, seed=1)
+    assert ids.shape == log_probabilities.shape == draw_distinct(torch.zeros(0, 70), 3, keys(0))[0].shape == (0, 3)
+
+
 def test_temperature_divides_the_logits() -> None:
     hidden, embedding, more = problem()
     some = {"forbidden": more["forbidden"], "excluded": more["excluded"]}
@@ -175,8 +247,8 @@ def test_temperature_divides_the_logits() -> None:
 
 def test_the_logits_of_all_rows_are_never_there_at_once() -> None:
     hidden, embedding, more = problem(rows=512, dtype=torch.float32)
-    with Largest() as largest:
-        sample_candidates(hidden, embedding, 3, keys=keys(512), rows=32, **more)
+    with Largest() as largest:  # which does not look into the operator
+        sample_candidates_reference(hidden, embedding, 3, keys=keys(512), rows=32, **more)
     assert largest.size == 32 * 320  # the vocabulary in whole blocks
 
 

@@ -7,10 +7,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 pytest.importorskip("triton")
+from fastbert_kernels.compilation import pretended_gpu
+from fastbert_kernels.triton_cross_entropy import losses_and_slopes
 
-CASES = Path(__file__).parent / "interpreted_cross_entropy.py"
+CASES = Path(__file__).parent / "cross_entropy_cases.py"
 
 
 def test_values_and_gradients() -> None:
@@ -23,3 +26,14 @@ def test_values_and_gradients() -> None:
     for row in rows:
         for name, (ours, plain) in row["errors"].items():
             assert ours <= 2 * plain + 1e-5, (row["case"], name)
+
+
+def test_nothing_that_changes_from_chunk_to_chunk_compiles_again() -> None:
+    logits, target, losses = torch.zeros(40, 5008)[:, :5000], torch.zeros(40, dtype=torch.int64), torch.zeros(40)
+    with pretended_gpu(90) as compiled:
+        for start, rows, ignore_index in ((0, 16, -100), (1, 16, 1), (17, 1, 0), (24, 16, -(2**31))):
+            part = slice(start, start + rows)
+            losses_and_slopes(logits[part], target[part], ignore_index, losses[part], True)
+        assert len(compiled.kernels()) == 1
+        losses_and_slopes(logits, target, -100, losses, False)
+        assert len(compiled.kernels()) == 2

@@ -138,11 +138,11 @@ def test_too_long_a_sequence() -> None:
 
 @pytest.mark.parametrize("norm", ["post", "pre"])
 @pytest.mark.parametrize("position", list(POSITIONS))
-@pytest.mark.parametrize("attention", ["auto", "reference"])
-def test_first_only_is_the_first_token_of_the_whole(position: str, norm: str, attention: str) -> None:
+@pytest.mark.parametrize("kernels", ["auto", "reference"])
+def test_first_only_is_the_first_token_of_the_whole(position: str, norm: str, kernels: str) -> None:
     """Values and every gradient, with padding, documents and dropout."""
     options = dataclasses.replace(SMALL, position=position, norm=norm, dropout=0.2, attention_dropout=0.3)
-    encoder = Encoder(options.resolve(50, 9), attention).double()
+    encoder = Encoder(options.resolve(50, 9), kernels).double()
     initialize(encoder, 0, 0.2)
     ids = torch.arange(27).reshape(3, 9)
     mask = torch.ones(3, 9, dtype=torch.bool)

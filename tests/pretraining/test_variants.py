@@ -19,7 +19,7 @@ VARIANTS = {
     "segments": ["--position", "tupe-a", "--type-vocab-size", "2"],
     "cosine": ["--schedule.name", "cosine", "--schedule.final", "0.1"],
     "wsd": ["--schedule.name", "wsd"],
-    "reference-attention": ["--machine.attention", "reference"],
+    "reference-kernels": ["--machine.kernels", "reference"],
     "bf16": ["--machine.precision", "bf16"],
 }
 
@@ -57,10 +57,10 @@ def test_variants_differ_and_machine_options_do_not(plain) -> None:
     """Runs behind the variants: science changes the losses, machine options only their last digits."""
     if len(plain) < len(VARIANTS):
         pytest.skip("only a selection of the variants was run")
-    same = {"reference-attention", "bf16"}
+    same = {"reference-kernels", "bf16"}
     for name in set(VARIANTS) - same - {"tupe-r"}:
         assert plain[name] != plain["tupe-r"], name
-    assert plain["reference-attention"] == pytest.approx(plain["tupe-r"], rel=1e-5)
+    assert plain["reference-kernels"] == pytest.approx(plain["tupe-r"], rel=1e-5)
     assert plain["bf16"] == pytest.approx(plain["tupe-r"], rel=2e-2)
     assert plain["bf16"] != plain["tupe-r"]
 

@@ -124,7 +124,7 @@ def test_glibc_accepts_both_settings():
     ("change", "message"),
     [
         ({"precision": "fp16"}, "unknown precision 'fp16'"),
-        ({"attention": "flash"}, "unknown attention 'flash'"),
+        ({"kernels": "flash"}, "unknown kernels 'flash'"),
         ({"threads": -1}, "threads is -1"),
         ({"micro_batch_size": 0}, "micro_batch_size is 0"),
     ],

@@ -71,10 +71,12 @@ def calls() -> Iterator[tuple[str, str, str, Tiles | None, Callable[[], None]]]:
 
 def compiled(settings: Settings) -> Rows:
     """Compiles them all; a configuration that a GPU has not the shared memory for is a row too."""
-    rows = Rows("kernels-compiled", settings, warps="per block", spilled="bytes of local memory a thread")
-    for capability in CAPABILITIES[1:2] if settings.toy else CAPABILITIES:
+    capabilities = CAPABILITIES[1:2] if settings.toy else CAPABILITIES
+    rows = Rows("kernels-compiled", settings, steps=len(capabilities) * sum(1 for _ in calls()))
+    for capability in capabilities:
         for case, kernel, of, tiles, call in calls():
-            if rows.over or (settings.toy and of not in ("", KINDS[0])):
+            rows.step()
+            if rows.over:
                 continue
             if tiles is not None:
                 configurations.use({kernel: {of: tiles}})

@@ -36,11 +36,13 @@ class Settings:
 
 
 class Rows:
-    """A JSON file of rows that grows, and the clock that ends it."""
+    """A JSON file of rows that grows, and the clock that ends it. Each row is also said on standard error."""
 
-    def __init__(self, name: str, settings: Settings, **about: Any) -> None:
+    def __init__(self, name: str, settings: Settings, steps: int | None = None, **about: Any) -> None:
+        """`steps`: how many `step`s there will be, if that is known, for the time left."""
         settings.out.mkdir(parents=True, exist_ok=True)
-        self.path, self.end, self.rows = settings.out / f"{name}.json", time.monotonic() + settings.seconds, []
+        self.path, self.start, self.rows = settings.out / f"{name}.json", time.monotonic(), []
+        self.end, self.steps, self.done = self.start + settings.seconds, steps, 0
         cuda = settings.device.type == "cuda"
         self.about = {
             "benchmark": name,
@@ -54,15 +56,31 @@ class Rows:
 
     def add(self, **row: Any) -> None:
         self.rows.append(row)
-        shown = {name: value for name, value in row.items() if not isinstance(value, list)}
-        print(json.dumps(shown), file=sys.stderr, flush=True)
+        said = [_said(name, value) for name, value in row.items() if name != "errors"]
+        print(f"{self.clock()}  {', '.join(said)}", file=sys.stderr, flush=True)
         beside = self.path.with_suffix(f".{os.getpid()}")
         beside.write_text(json.dumps({**self.about, "rows": self.rows}, indent=1) + "\n")
         beside.replace(self.path)
 
+    def step(self) -> None:
+        self.done += 1
+
+    def clock(self) -> str:
+        passed = time.monotonic() - self.start
+        if not self.steps or not self.done:
+            return f"{passed:4.0f} s"
+        left = passed / self.done * (self.steps - self.done)
+        return f"{passed:4.0f} s, {self.done} of {self.steps}, {left:.0f} s left"
+
     @property
     def over(self) -> bool:
         return time.monotonic() > self.end
+
+
+def _said(name: str, value: Any) -> str:
+    if isinstance(value, dict) and "ms" in value:
+        return f"{name} {value['ms']} ms"
+    return str(value) if isinstance(value, str) else f"{name} {value}"
 
 
 def refusal(error: Exception) -> str:

@@ -1,15 +1,17 @@
 """Runs `linear_cross_entropy` with its Triton kernel over ragged cases and prints, as JSON, the errors (norms) of loss
 and gradients against the float64 definition, each beside that of the definition in the same precision; fails if the
-operator is not what PyTorch wants of it. To be run with TRITON_INTERPRET=1."""
+operator is not what PyTorch wants of it. Runs on a GPU or, with TRITON_INTERPRET=1, on the CPU."""
 
 import json
 
 import torch
 from fastbert_kernels import triton_cross_entropy
+from fastbert_kernels.backend import INTERPRETED
 from fastbert_kernels.linear_cross_entropy import linear_cross_entropy, linear_cross_entropy_reference, operator
 from torch import Tensor
 
-GENERATOR = torch.Generator().manual_seed(0)
+torch.set_default_device("cuda" if torch.cuda.is_available() and not INTERPRETED else "cpu")
+GENERATOR = torch.Generator(torch.get_default_device()).manual_seed(0)
 TYPES = (torch.float32, torch.bfloat16, torch.float16)
 calls = 0
 

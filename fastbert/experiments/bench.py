@@ -1,0 +1,82 @@
+"""`fastbert bench kernels`: what the kernels take when compiled, which configuration is fastest here, how fast they are
+beside their peers. The benchmarks are those of `fastbert_kernels.benchmarks`."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from fastbert.errors import UserError
+from fastbert.training.hardware import MachineOptions, describe_machine, setup_machine
+from fastbert.training.logbook import say
+
+
+@dataclass(frozen=True)
+class BenchKernelsOptions:
+    """The kernels beside their peers: on a GPU with what PyTorch and its compiler have, on a CPU with PyTorch's own
+    attentions. Writes JSON, tables and pictures."""
+
+    out: str = "bench/kernels"
+    """Folder for the results."""
+    compile_only: bool = False
+    """Compile every kernel and configuration for GPUs of capability 8.0, 9.0 and 10.0, which need not be there, and
+    list what they take: registers, spills, shared memory, tensor-core instructions."""
+    tune: bool = False
+    """Check and time every configuration on this GPU, and keep the fastest for trainings on it."""
+    seconds: float = 480.0
+    """No new case is begun after this."""
+    rounds: int = 20
+    """Timed rounds of each case; their median, least and most are shown."""
+    json: bool = False
+    """One JSON object on standard output instead of the tables."""
+
+    def __post_init__(self) -> None:
+        if self.rounds < 1:
+            raise UserError(f"rounds must be at least 1, not {self.rounds}")
+        if not self.seconds > 0:
+            raise UserError(f"seconds must be above 0, not {self.seconds}")
+        if self.compile_only and self.tune:
+            raise UserError("give --compile-only or --tune, not both")
+
+
+def bench_kernels(options: BenchKernelsOptions) -> int:
+    """Runs what is asked for and prints it; returns the exit code.
+
+    Raises:
+        UserError: no Triton where it is needed, no GPU to tune for, a folder that cannot be written.
+    """
+    cuda = torch.cuda.is_available()
+    if options.tune and not cuda:
+        raise UserError("--tune times configurations on a GPU, and torch finds none; --compile-only needs none")
+    try:
+        import triton  # noqa: F401
+    except ImportError:
+        raise UserError("fastbert bench kernels needs Triton: pip install triton") from None
+    from fastbert_kernels.benchmarks import attention, attention_cpu, compiled, vocabulary
+    from fastbert_kernels.benchmarks.measuring import Settings
+    from fastbert_kernels.benchmarks.report import report
+
+    settings = Settings(Path(options.out), options.seconds, options.rounds)
+    try:
+        settings.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write to {options.out}: {error.strerror}; choose another --out") from None
+    if options.compile_only:
+        done = [compiled.compiled(settings)]
+    elif options.tune:
+        done = [attention.tune(settings, keep=True)]
+    elif cuda:
+        done = [attention.bench(settings), vocabulary.vocabulary(settings)]
+    else:
+        setup_machine(MachineOptions(), torch.device("cpu"))
+        done = [attention_cpu.bench(settings)]
+    machine = describe_machine()
+    written = report(settings.out, machine["commit"])
+    if options.json:
+        print(json.dumps({"machine": machine, "results": [json.loads(rows.path.read_text()) for rows in done]}))
+    else:
+        for rows in done:
+            print(rows.path.with_suffix(".md").read_text())
+    say(f"wrote {', '.join(map(str, [*(rows.path for rows in done), *written]))}")
+    return 0

@@ -1,0 +1,41 @@
+"""The functions behind `machine.kernels`: for each choice what computes attention, the loss and samples."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from fastbert_kernels import (
+    attention,
+    attention_reference,
+    draw_distinct,
+    linear_cross_entropy,
+    linear_cross_entropy_reference,
+    sample_candidates,
+)
+from fastbert_kernels.sampling import drawing_operator, sample_candidates_reference
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """Functions of `fastbert_kernels`, or others of the same signatures."""
+
+    attention: Callable[..., Tensor]
+    linear_cross_entropy: Callable[..., Tensor]
+    sample_candidates: Callable[..., tuple[Tensor, Tensor]]
+    draw_distinct: Callable[..., tuple[Tensor, Tensor]]
+
+
+def draw_distinct_reference(
+    logits: Tensor, k: int, keys: Tensor, *, forbidden: Tensor | None = None, excluded: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """`draw_distinct` in PyTorch's operations on any device."""
+    return drawing_operator(logits, keys, forbidden, excluded, k, kernels=False)
+
+
+KERNELS = {
+    "auto": Kernels(attention, linear_cross_entropy, sample_candidates, draw_distinct),
+    "reference": Kernels(
+        attention_reference, linear_cross_entropy_reference, sample_candidates_reference, draw_distinct_reference
+    ),
+}
+"""auto: the fastest that the machine has. reference: the plain PyTorch that defines it."""

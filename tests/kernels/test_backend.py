@@ -1,0 +1,46 @@
+import warnings
+
+import pytest
+import torch
+from fastbert_kernels import backend
+
+
+class OnGPU:
+    device = torch.device("cuda")
+
+
+@pytest.fixture(autouse=True)
+def once():
+    backend.warn_once.cache_clear()
+
+
+def test_a_cpu_runs_no_kernels() -> None:
+    assert not backend.runs_kernels(torch.zeros(1), "attention")
+    with backend.pretending():
+        assert backend.runs_kernels(torch.zeros(1), "attention")
+    assert not backend.runs_kernels(torch.zeros(1), "attention")
+
+
+def test_a_missing_triton_is_said_once(monkeypatch) -> None:
+    monkeypatch.setattr(backend, "TRITON", None)
+    with pytest.warns(UserWarning, match="attention takes PyTorch's own form on this GPU: Triton is not installed"):
+        assert not backend.runs_kernels(OnGPU(), "attention")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert not backend.runs_kernels(OnGPU(), "attention")
+
+
+@pytest.mark.parametrize(("version", "tested"), [("3.6.0", True), ("3.7.1", True), ("3.70.0", False), ("4.0", False)])
+def test_an_untested_triton_is_said_once(version: str, tested: bool, monkeypatch) -> None:
+    monkeypatch.setattr(backend, "TRITON", version)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        assert backend.runs_kernels(OnGPU(), "attention") and backend.runs_kernels(OnGPU(), "the loss")
+    assert [str(one.message) for one in said] == (
+        [] if tested else [f"Triton {version} is not among the tested versions of fastbert_kernels: 3.6, 3.7"]
+    )
+
+
+def test_the_installed_triton_is_tested() -> None:
+    pytest.importorskip("triton")
+    assert backend.TRITON.rpartition(".")[0] in backend.TESTED

@@ -1,0 +1,42 @@
+"""A training with the Triton kernels, interpreted, gives the curve of one with their references."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("triton")
+
+
+def losses(prepared: Path, out: Path, kernels: str, *more: str) -> np.ndarray:
+    """Of every step, from a process that interprets kernels, where `kernels` is auto, or has none."""
+    shape = ["--layers", "1", "--width", "32", "--heads", "2", "--length", "24", "--batch-size", "4"]
+    flags = [*shape, "--position", "tupe-r", "--optimizer.learning-rate", "3e-3", "--log-every", "1", *more]
+    flags += ["--machine.precision", "fp32", "--machine.threads", "1", "--eval-sequences", "4"]
+    command = [sys.executable, "-m", "fastbert", "pretrain", "--data", str(prepared), *flags, "--out", str(out)]
+    environment = {**os.environ, "TRITON_INTERPRET": "1" if kernels == "auto" else "0"}
+    command += ["--machine.kernels", kernels]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=400)
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return np.array([row["loss"] for row in rows if row["split"] == "train"])
+
+
+def test_fifty_steps(prepared: Path, tmp_path: Path) -> None:
+    """With dropout, which is the same in the kernels."""
+    ours, theirs = (losses(prepared, tmp_path / kernels, kernels, "--steps", "50") for kernels in ("auto", "reference"))
+    assert len(ours) == 50 and ours[-5:].mean() < ours[:5].mean() - 0.5
+    np.testing.assert_allclose(ours, theirs, rtol=1e-4)
+    assert (ours != theirs).any()  # sums in another order: the kernels did run
+
+
+def test_multiple_choice(prepared: Path, tmp_path: Path) -> None:
+    """The same words are drawn as candidates."""
+    more = ["--steps", "4", "--objective", "multiple-choice", "--multiple-choice.choices", "4"]
+    ours, theirs = (losses(prepared, tmp_path / kernels, kernels, *more) for kernels in ("auto", "reference"))
+    np.testing.assert_allclose(ours, theirs, rtol=1e-4)
+    assert (ours != theirs).any()
