@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
 CASES = {
     "attention_cases.py": ("check_operators", "dense", "low", "packed", "untied"),
     "cross_entropy_cases.py": (),
-    "sampling_cases.py": (),
+    "sampling_cases.py": ("check_operators", "draws", "shapes_of_rows", "samples"),
 }
 SHARES = {"tune": 0.3, "attention": 0.45, "vocabulary": 0.1}
 """Of the time that is left after the cases."""
@@ -49,9 +49,7 @@ def check(out: Path, end: float) -> list[dict]:
             command = [sys.executable, ROOT / "tests" / "kernels" / name, *([group] if group else [])]
             failed = run(command, min(120.0, end - time.monotonic()), said)
             found = [json.loads(line) for line in said.read_text().splitlines() if line.startswith("{")]
-            over = [
-                row["case"] for row in found if any(ours > 2 * plain + 1e-5 for ours, plain in pairs(row["errors"]))
-            ]
+            over = [row["case"] for row in found if wrong(row)]
             rows.append(
                 {"cases": f"{name} {group}".strip(), "count": len(found), "over the bound": over, "failed": failed}
             )
@@ -62,8 +60,12 @@ def check(out: Path, end: float) -> list[dict]:
     return rows
 
 
-def pairs(errors: list | dict) -> list[list[float]]:
-    return list(errors.values()) if isinstance(errors, dict) else errors
+def wrong(row: dict) -> bool:
+    """Errors over twice plain PyTorch's and 1e-5; or other words than the reference's in more than a rare row."""
+    if "errors" not in row:
+        return row["other"] > 0.1 or row["error"] > 1e-5
+    errors = row["errors"].values() if isinstance(row["errors"], dict) else row["errors"]
+    return any(ours > 2 * plain + 1e-5 for ours, plain in errors)
 
 
 def main() -> int:

@@ -24,7 +24,7 @@ FLOOR = 2.0**-900
 """Added to the weight of every word that may be drawn, so that there is always one left."""
 OUT = -1.0
 """The weight of a word that may not be drawn any more."""
-CELLS = {"cpu": 1 << 21, "cuda": 1 << 26}
+CELLS = {"cpu": 1 << 22, "cuda": 1 << 26}
 """Logits that `sample_candidates` holds at a time: on a CPU about what its caches hold, on a GPU enough that no step of
 a chunk leaves multiprocessors idle (docs/kernels.md)."""
 MOST_WORDS, MOST_DRAWS = 1 << 18, 1 << 10

@@ -16,7 +16,7 @@ from fastbert_kernels.sampling import MOST_DRAWS, MOST_WORDS
 
 from tests.kernels.test_sampling import assert_law
 
-CASES = Path(__file__).parent / "interpreted_sampling.py"
+CASES = Path(__file__).parent / "sampling_cases.py"
 
 
 def interpreted(group: str) -> list[dict]:

@@ -1,19 +1,21 @@
 """Runs the sampling kernels on ragged vocabularies beside the reference and prints, as JSON, which share of the rows
 drew other words and by how much the log-probabilities of the same words differ; fails if words repeat, may not be drawn
-or have no finite log-probability, or if the operators are not what PyTorch wants of them. To be run with
-TRITON_INTERPRET=1, with the name of a group of cases."""
+or have no finite log-probability, or if the operators are not what PyTorch wants of them. Runs with the name of a
+group of cases, on a GPU or, with TRITON_INTERPRET=1, on the CPU."""
 
 import json
 import sys
 
 import torch
 from fastbert_kernels import draw_distinct, sample_candidates, sample_candidates_reference
+from fastbert_kernels.backend import INTERPRETED
 from fastbert_kernels.hashing import combine
 from fastbert_kernels.sampling import _draw_from, drawing_operator, sampling_operator
 from torch import Tensor
 
-GENERATOR = torch.Generator().manual_seed(0)
-torch.use_deterministic_algorithms(True)  # fresh memory is full of NaN, so that whatever reads it shows
+torch.set_default_device("cuda" if torch.cuda.is_available() and not INTERPRETED else "cpu")
+GENERATOR = torch.Generator(torch.get_default_device()).manual_seed(0)
+torch.use_deterministic_algorithms(True, warn_only=True)  # fresh memory is full of NaN, so that whatever reads it shows
 
 
 def keys(count: int) -> Tensor:

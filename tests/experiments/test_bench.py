@@ -1,0 +1,40 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+from fastbert_kernels.benchmarks import compiled
+
+from fastbert.cli import main
+
+
+def test_compile_only(tmp_path: Path, monkeypatch, capsys) -> None:
+    """One case of each capability; tables or JSON on standard output, the clock on standard error."""
+    one = next(compiled.calls())
+    monkeypatch.setattr(compiled, "calls", lambda: iter([one]))
+    out = str(tmp_path / "kernels")
+    assert main(["bench", "kernels", "--compile-only", "--out", out]) == 0
+    said = capsys.readouterr()
+    assert "| kernel | case | tiles | 8.0 | 9.0 | 10.0 |" in said.out and "| forward |" in said.out
+    assert "3 of 3, 0 s left" in said.err and f"wrote {out}/kernels-compiled.json" in said.err
+    assert main(["bench", "kernels", "--compile-only", "--json", "--out", out]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert {row["capability"] for row in found["results"][0]["rows"]} == {80, 90, 100}
+    assert found["machine"]["versions"]["torch"] == torch.__version__
+
+
+def test_mistakes(tmp_path: Path, capsys) -> None:
+    (tmp_path / "file").write_text("")
+    for arguments, message in (
+        ([], "usage: fastbert bench kernels"),
+        (["kernel"], "did you mean 'kernels'"),
+        (["kernels", "--rounds", "0"], "rounds must be at least 1"),
+        (["kernels", "--tune"], "torch finds none; --compile-only needs none"),
+        (["kernels", "--tune", "--compile-only"], "not both"),
+        (["kernels", "--out", str(tmp_path / "file" / "x")], "choose another --out"),
+    ):
+        assert main(["bench", *arguments]) == 2
+        said = capsys.readouterr()
+        assert message in said.out + said.err and "Traceback" not in said.err
