@@ -4,15 +4,13 @@ Shapes: B batch, H heads, T queries and keys, K head size. Sequences of unequal 
 other are a batch of one whose T is their whole length; T in the bias is then the length of the longest.
 """
 
-import importlib.util
 import itertools
-import warnings
-from functools import cache
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastbert_kernels.backend import runs_kernels, warn_once
 from fastbert_kernels.dropout import hash_dropout
 from fastbert_kernels.hashing import combine, mix, signed
 
@@ -60,11 +58,14 @@ def attention_reference(
     """
     _check(q, k, v, bias, cu_seqlens, key_padding, segments, dropout_p, seed, keys)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    keys = _keys(q, cu_seqlens, dropout_p, seed, keys)
+    keys = row_keys(q, cu_seqlens, dropout_p, seed, keys)
     if cu_seqlens is None:
         return _plain(q, k, v, bias, allowed_pairs(key_padding, segments, q.shape[2]), scale, dropout_p, keys)
     parts = []
-    for number, (start, end) in enumerate(itertools.pairwise(cu_seqlens.tolist())):
+    bounds = cu_seqlens.tolist()
+    if bounds != sorted(bounds) or bounds[0] != 0 or bounds[-1] != q.shape[2]:
+        raise ValueError(f"cu_seqlens must rise from 0 to the {q.shape[2]} tokens, not {bounds[:3]} ... {bounds[-1]}")
+    for number, (start, end) in enumerate(itertools.pairwise(bounds)):
         q_, k_, v_ = (x[:, :, start:end] for x in (q, k, v))
         local = None if bias is None else bias[:, :, : end - start, : end - start]
         own = None if keys is None else keys[number : number + 1]
@@ -85,22 +86,29 @@ def attention(
     dropout_p: float = 0.0,
     seed: int | None = None,
     keys: Tensor | None = None,
+    max_seqlen: int | None = None,
 ) -> Tensor:
-    """`attention_reference` by the fastest way this machine has; arguments and result as there.
+    """`attention_reference` by the fastest way this machine has; arguments and result as there, and
+
+        max_seqlen: with `cu_seqlens`, the length of the longest sequence: a bias tells it, and without one the kernels
+            would else begin as many programs as if one sequence had all tokens.
 
     On a GPU that is the Triton kernel, whose gradient of the bias is summed over the batch without atomics; where it
     has none for these tensors, PyTorch's fused attention. On CPUs plain products are as fast as that or faster.
     """
     given = {"cu_seqlens": cu_seqlens, "key_padding": key_padding, "segments": segments, "dropout_p": dropout_p}
+    same = q.shape[2:3] == k.shape[2:3] and q.shape[3:] == v.shape[3:]
+    if same and runs_kernels(q, "attention"):
+        _check(q, k, v, bias, cu_seqlens, key_padding, segments, dropout_p, seed, keys)
+        if (why := no_kernel(q)) is None:
+            scale = q.shape[-1] ** -0.5 if scale is None else scale
+            keys = row_keys(q, cu_seqlens, dropout_p, seed, keys)
+            return triton_attention(q, k, v, bias, **given, scale=scale, keys=keys, max_seqlen=max_seqlen)
+        warn_once(f"attention takes PyTorch's own form: {why}")
     if q.device.type != "cuda":
         return attention_reference(q, k, v, bias, **given, scale=scale, seed=seed, keys=keys)
     _check(q, k, v, bias, cu_seqlens, key_padding, segments, dropout_p, seed, keys)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    if q.shape[2] == k.shape[2] and q.shape[3] == v.shape[3]:
-        if (why := _no_kernel(q)) is None:
-            keys = _keys(q, cu_seqlens, dropout_p, seed, keys)
-            return triton_attention(q, k, v, bias, **given, scale=scale, keys=keys)
-        _warn(why)
     if dropout_p or cu_seqlens is not None:
         return attention_reference(q, k, v, bias, **given, scale=scale, seed=seed, keys=keys)
     return _fused(q, k, v, bias, allowed_pairs(key_padding, segments, q.shape[2]), scale)
@@ -118,11 +126,12 @@ def triton_attention(
     scale: float,
     dropout_p: float = 0.0,
     keys: Tensor | None = None,
+    max_seqlen: int | None = None,
 ) -> Tensor:
     """By the Triton kernel, whatever the device (on a CPU it needs TRITON_INTERPRET=1)."""
     from fastbert_kernels.triton_attention import attention_forward
 
-    longest = q.shape[2] if bias is None else bias.shape[2]
+    longest = bias.shape[2] if bias is not None else max_seqlen or q.shape[2]
     if bias is not None:
         bias = bias.expand(-1, q.shape[1], -1, -1)
     segments = None if segments is None else segments.to(torch.int32)
@@ -164,7 +173,7 @@ def _plain(q, k, v, bias, allowed, scale: float, dropout_p: float, keys) -> Tens
     return probabilities.to(v.dtype) @ v
 
 
-def _keys(q: Tensor, cu_seqlens: Tensor | None, dropout_p: float, seed: int | None, keys: Tensor | None):
+def row_keys(q: Tensor, cu_seqlens: Tensor | None, dropout_p: float, seed: int | None, keys: Tensor | None):
     """A key for each row of the batch, or each packed sequence; None without dropout."""
     if not dropout_p or keys is not None:
         return keys if dropout_p else None
@@ -225,23 +234,10 @@ def _fused(q, k, v, bias, allowed, scale: float) -> Tensor:
     return out if allowed is None else out * allowed.any(-1, keepdim=True)
 
 
-def _no_kernel(q: Tensor) -> str | None:
+def no_kernel(q: Tensor) -> str | None:
     """Why the Triton kernel cannot take these; None if it can."""
-    if not _has_triton():
-        return "Triton is not installed"
     if q.dtype not in (torch.float16, torch.bfloat16, torch.float32):
         return f"the kernel has no {q.dtype}"
     if not HEAD_SIZES[0] <= q.shape[3] <= HEAD_SIZES[1]:
         return f"the kernel takes heads of {HEAD_SIZES[0]} to {HEAD_SIZES[1]}, not of {q.shape[3]}"
     return None
-
-
-@cache
-def _has_triton() -> bool:
-    return importlib.util.find_spec("triton") is not None
-
-
-@cache
-def _warn(why: str) -> None:
-    """Once for each reason."""
-    warnings.warn(f"attention takes PyTorch's own form on this GPU: {why}", stacklevel=3)

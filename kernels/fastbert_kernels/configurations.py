@@ -83,9 +83,9 @@ def kind(head_size: int, dtype: torch.dtype) -> str:
 
 def tiles(kernel: str, of: str, parts: bool = False) -> Tiles:
     """The configuration in use of a kernel for a kind of tensors; with the `parts` of a bias it holds two tiles more,
-    for which capabilities 8 and 12 have room in a single stage only."""
+    for which capabilities 8 and 12 have room in a single stage of fewer queries only."""
     found = _chosen.get(kernel, {}).get(of) or default(kernel, of)
-    return found._replace(stages=1) if parts and _major() == 8 else found
+    return found._replace(queries=min(64, found.queries), stages=1) if parts and _major() == 8 else found
 
 
 def default(kernel: str, of: str) -> Tiles:

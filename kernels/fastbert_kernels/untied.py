@@ -19,12 +19,12 @@ from torch.utils.checkpoint import checkpoint
 
 from fastbert_kernels.attention import (
     _check,
-    _keys,
-    _no_kernel,
     allowed_pairs,
     attention,
     attention_reference,
     dropout_row_keys,
+    no_kernel,
+    row_keys,
 )
 from fastbert_kernels.backend import runs_kernels
 from fastbert_kernels.dropout import hash_dropout
@@ -80,7 +80,7 @@ def untied_attention(
         raise ValueError(f"q {tuple(q.shape)}, k {tuple(k.shape)} and v {tuple(v.shape)} must have the same shape")
     parts = _parts(q, pos_q, pos_k, cls_to_all, all_to_cls, relative_table, cu_seqlens is not None, max_distance)
     places = parts[0].shape[1]
-    if runs_kernels(q, "untied_attention") and _no_kernel(q) is None and 4 * len(cls_to_all) * places**2 > BIAS_BYTES:
+    if runs_kernels(q, "untied_attention") and no_kernel(q) is None and 4 * len(cls_to_all) * places**2 > BIAS_BYTES:
         return by_kernels(q, k, v, parts, **given)
     if q.device.type == "cuda" or len(q) * q.shape[1] * places**2 <= CELLS:
         return by_matrix(q, k, v, parts, **given)
@@ -139,7 +139,7 @@ def by_kernels(q, k, v, parts, *, cu_seqlens, key_padding, segments, scale, drop
     numbers = theta.float().contiguous(), None if by_distance is None else by_distance.float().contiguous()
     longest = q.shape[2] if cu_seqlens is None else pos_q.shape[1]
     segments = None if segments is None else segments.to(torch.int32)
-    keys = _keys(q, cu_seqlens, dropout_p, seed, keys)
+    keys = row_keys(q, cu_seqlens, dropout_p, seed, keys)
     masks = (cu_seqlens, key_padding, segments)
     return attention_forward(q, k, v, None, *places, *numbers, *masks, keys, scale, dropout_p, longest)[0]
 
@@ -153,7 +153,7 @@ def by_matrix(q, k, v, parts, *, scale, **given) -> Tensor:
 
 def by_stripes(q, k, v, parts, *, cu_seqlens, key_padding, segments, scale, dropout_p, seed, keys) -> Tensor:
     """By plain products for some queries at a time."""
-    keys = _keys(q, cu_seqlens, dropout_p, seed, keys)
+    keys = row_keys(q, cu_seqlens, dropout_p, seed, keys)
     if cu_seqlens is None:
         return _striped(q, k, v, parts, key_padding, segments, scale, dropout_p, keys)
     out = []
@@ -171,14 +171,14 @@ def _striped(q, k, v, parts, key_padding, segments, scale: float, dropout_p: flo
     batch, heads, length, _ = q.shape
     rows = max(1, CELLS // (batch * heads * length))
     allowed = None if segments is not None else allowed_pairs(key_padding, None, length)
-    row_keys = dropout_row_keys(keys, heads, length) if dropout_p else None
+    cells = dropout_row_keys(keys, heads, length) if dropout_p else None
     out = []
     for first in range(0, length, rows):
         part = slice(first, first + rows)
         if segments is not None:
             allowed = (segments[:, part, None] == segments[:, None, :])[:, None]
             allowed = allowed if key_padding is None else allowed & key_padding[:, None, None, :]
-        own = None if row_keys is None else row_keys[:, :, part]
+        own = None if cells is None else cells[:, :, part]
         out.append(
             checkpoint(_stripe, q[:, :, part], k, v, parts, allowed, own, scale, dropout_p, first, use_reentrant=False)
         )

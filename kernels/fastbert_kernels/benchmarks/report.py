@@ -34,7 +34,11 @@ def compiled_table(found: dict[str, Any]) -> str:
         place = cells.setdefault(key, {})
         place[row["capability"]] = f"{place[row['capability']]}; {text}" if row["capability"] in place else text
     rows = ([*key, *(texts.get(c, "-") for c in capabilities)] for key, texts in cells.items())
-    return table(["kernel", "case", "tiles", *(f"{c // 10}.{c % 10}" for c in capabilities)], rows)
+    legend = (
+        "Cells: registers a thread / bytes spilled a thread / KiB of shared memory a block / tensor-core instructions."
+    )
+    head = ["kernel", "case", "tiles", *(f"{c // 10}.{c % 10}" for c in capabilities)]
+    return f"{legend} Tiles: queries, keys, warps, stages.\n\n{table(head, rows)}"
 
 
 def share(row: dict[str, Any], kind: str, found: dict[str, Any]) -> float:
