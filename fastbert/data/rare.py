@@ -57,6 +57,14 @@ class WordCounter:
         self._merge()
         return len(self._hashes)
 
+    def state(self) -> dict[str, np.ndarray]:
+        """Arrays from which `restore` goes on. It merges, so where words are too many, its calls decide."""
+        self._merge()
+        return {"hashes": self._hashes, "counts": self._counts, "lacking": np.array(self.lacking)}
+
+    def restore(self, arrays: dict[str, np.ndarray]) -> None:
+        self._hashes, self._counts, self.lacking = arrays["hashes"], arrays["counts"], int(arrays["lacking"])
+
     def _merge(self) -> None:
         if not self._pending:
             return

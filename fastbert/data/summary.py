@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from typing import Any
 
+from fastbert.data import shares
+
 
 def summary(dataset: dict[str, Any]) -> str:
     """A plain table of a dataset.json: one column a split."""
@@ -29,4 +31,6 @@ def summary(dataset: dict[str, Any]) -> str:
     )
     if lack := rare["counts_may_lack"]:
         lines.append(f"counts of words may fall short by up to {lack}: too many distinct ones to hold")
+    if len(sources := dataset.get("sources", [])) > 1:
+        lines += ["", *shares.table(sources)]
     return "\n".join(lines)

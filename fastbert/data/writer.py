@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import os
 from pathlib import Path
 from typing import IO, Any
 
@@ -71,6 +72,24 @@ class SplitWriter:
         """Finishes the last shard."""
         if self._file is not None:
             self._finish_shard()
+
+    def state(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        """JSON and arrays from which `restore` goes on; what was written so far is on the disk when this returns."""
+        if self._file is not None:
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        record = {"documents": self.documents, "bytes": self.bytes, "shards": self.shards, "tokens": self._tokens}
+        starts = np.concatenate([np.zeros(0, np.int64), *self._starts])
+        return record, {"unigrams": self.unigrams, "starts": starts}
+
+    def restore(self, record: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
+        """Goes on from `state()`; what was written after it is cut off or, in later shards, written over."""
+        self.documents, self.bytes, self.shards = record["documents"], record["bytes"], list(record["shards"])
+        self.unigrams, self._starts, self._tokens = arrays["unigrams"], [arrays["starts"]], record["tokens"]
+        if self._tokens:
+            self._file = (self.folder / shard_file(self.split, len(self.shards), "tokens")).open("r+b")
+            self._file.truncate(HEADER_BYTES + self._tokens * self.dtype.itemsize)
+            self._file.seek(0, os.SEEK_END)
 
     def _write_long(self, tokens: np.ndarray) -> None:
         starts = np.zeros(1, np.int64)

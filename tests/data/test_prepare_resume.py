@@ -1,0 +1,297 @@
+"""`prepare` with every kind of source: equal bytes for any number of workers, and after kill -9 at any place."""
+
+import dataclasses
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from fastbert.cli import main
+from fastbert.data import corpus as room
+from fastbert.data import prepare as prepare_room
+from fastbert.data.prepare import PrepareOptions, prepare
+from fastbert.data.shards import open_dataset
+from fastbert.data.sources import open_source
+from fastbert.errors import UserError
+from tests.data.test_prepare import contents, write_corpus
+
+SMALL = {"BATCH_CHARACTERS": 1_500, "STATE_BATCHES": 3}
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same documents as text and Parquet, others as JSONL and as a folder that datasets saved."""
+    folder = tmp_path_factory.mktemp("texts")
+    documents = write_corpus(folder / "a.txt", 250, seed=1)
+    pq.write_table(pa.table({"text": documents}), folder / "a.parquet", row_group_size=30)
+    others = write_corpus(folder / "b.txt", 200, seed=2)
+    (folder / "b.jsonl").write_text("\n".join(json.dumps({"body": text}) for text in others))
+    datasets.disable_progress_bars()
+    datasets.Dataset.from_dict({"text": others}).save_to_disk(folder / "saved")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in SMALL.items():
+        monkeypatch.setattr(room, name, value)
+
+
+KINDS = {
+    "text": {"source": "{0}/a.txt"},
+    "parquet": {"source": "{0}/a.parquet"},
+    "list": {"source": "{0}/a.parquet,{0}/b.jsonl", "column": "text,body"},
+    "mixture": {"source": "{0}/a.parquet,{0}/b.txt,hf:{0}/saved", "weights": "0.5,0.3,0.2"},
+}
+
+
+def options_of(texts: Path, kind: str, out: Path, **changes: object) -> PrepareOptions:
+    given = {name: value.format(texts) for name, value in KINDS[kind].items()}
+    usual = {"vocab_size": 300, "validation_share": 0.2, "rare_min": 3, "rare_max": 20, "workers": 1}
+    return PrepareOptions(**{"out": str(out), "shard_tokens": 4096, **usual, **given, **changes})
+
+
+@pytest.fixture(scope="module")
+def finished(texts: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Each kind, prepared without interruption, with states at the same places."""
+    out = tmp_path_factory.mktemp("finished")
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in SMALL.items():
+            patch.setattr(room, name, value)
+        return {kind: prepare(options_of(texts, kind, out / kind), table=io.StringIO()) for kind in KINDS}
+
+
+def test_parquet_and_text_give_the_same_corpus(finished: dict[str, Path]) -> None:
+    one, other = contents(finished["text"]), contents(finished["parquet"])
+    assert {**one, "dataset.json": b""} == {**other, "dataset.json": b""}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_workers_and_states_leave_no_trace(
+    texts: Path, finished: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    usual = contents(finished[kind])
+    assert not [name for name in usual if Path(name).name.startswith(".")]
+    assert contents(prepare(options_of(texts, kind, tmp_path / "two", workers=2), table=io.StringIO())) == usual
+    monkeypatch.setattr(room, "BATCH_CHARACTERS", 2**21)
+    assert contents(prepare(options_of(texts, kind, tmp_path / "one"), table=io.StringIO())) == usual
+    assert sorted(os.listdir(tmp_path)) == ["one", "two"]
+
+
+DIES = """
+import os, signal
+import fastbert.data.corpus as room, fastbert.data.partial as partial, fastbert.data.rare, fastbert.data.prepare as job
+room.BATCH_CHARACTERS, room.STATE_BATCHES = {batch}, {state}
+
+def dying(function):
+    calls = 0
+    def call(*arguments, **keywords):
+        nonlocal calls
+        calls += 1
+        if calls > {calls}:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return function(*arguments, **keywords)
+    return call
+
+if __name__ == "__main__":
+    {place} = dying({place})
+    job.prepare(job.{options!r})
+"""
+
+
+def run_and_die(folder: Path, options: PrepareOptions, place: str, calls: int) -> None:
+    code = DIES.format(
+        batch=SMALL["BATCH_CHARACTERS"], state=SMALL["STATE_BATCHES"], place=place, calls=calls, options=options
+    )
+    (folder / "run.py").write_text(code)
+    environment = {**os.environ, "PYTHONPATH": os.getcwd()}
+    run = subprocess.run([sys.executable, folder / "run.py"], env=environment, capture_output=True, text=True)
+    assert run.returncode == -signal.SIGKILL, run.stderr
+    assert not Path(options.out).exists()
+    (folder / "run.py").unlink()
+
+
+@pytest.mark.parametrize(
+    ("place", "calls", "least"),
+    [
+        ("job._train", 0, 0),  # nothing is there yet
+        ("room.Corpus.add", 1, 0),  # the tokenizer
+        ("room.Corpus.add", 11, 9),  # three states
+        ("partial.os.replace", 9, 3),  # within a later save
+        ("job.write_rare", 0, 20),  # all is tokenized
+        ("job._record", 1, 20),
+        ("partial.os.rename", 1, 20),  # whole, but for its name
+    ],
+)
+def test_killed_and_gone_on(
+    texts: Path,
+    finished: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    place: str,
+    calls: int,
+    least: int,
+) -> None:
+    """`least`: batches that need not be tokenized again."""
+    options = options_of(texts, "mixture", tmp_path / "out", workers=2 if place == "room.Corpus.add" else 1)
+    run_and_die(tmp_path, options, place, calls)
+    trained, encoded = [], []
+    train, encode = prepare_room._train, room.encode_in_worker
+    monkeypatch.setattr(prepare_room, "_train", lambda *a: trained.append(1) or train(*a))
+    monkeypatch.setattr(room, "encode_in_worker", lambda *a: encoded.append(1) or encode(*a))
+    out = prepare(dataclasses.replace(options, workers=1), table=io.StringIO())
+    assert contents(out) == contents(finished["mixture"])
+    assert len(trained) == (place == "job._train")
+    total = len(list(room._batches(open_source(options.source, weights=options.weights))))
+    assert total > 20 and len(encoded) <= total - least and (len(encoded) == 0) == (least == 20)
+    assert os.listdir(tmp_path) == ["out"]
+
+
+def test_killed_again_and_again(texts: Path, finished: dict[str, Path], tmp_path: Path) -> None:
+    options = options_of(texts, "list", tmp_path / "out")
+    for calls in (7, 5, 4):
+        run_and_die(tmp_path, options, "room.Corpus.add", calls)
+    record = json.loads(np.load(tmp_path / ".out.partial" / ".state.npz")["record"].tobytes())
+    assert record["batches"] == 6 + 3 + 3
+    assert contents(prepare(options, table=io.StringIO())) == contents(finished["list"])
+
+
+def test_another_source_or_option_begins_anew(texts: Path, finished: dict[str, Path], tmp_path: Path) -> None:
+    run_and_die(tmp_path, options_of(texts, "text", tmp_path / "out", seed=5), "room.Corpus.add", 8)
+    out = prepare(options_of(texts, "text", tmp_path / "out"), table=io.StringIO())
+    assert contents(out) == contents(finished["text"]) and os.listdir(tmp_path) == ["out"]
+
+
+def test_a_damaged_state_is_named(texts: Path, tmp_path: Path) -> None:
+    options = options_of(texts, "text", tmp_path / "out")
+    run_and_die(tmp_path, options, "room.Corpus.add", 8)
+    state = tmp_path / ".out.partial" / ".state.npz"
+    state.write_bytes(state.read_bytes()[:500])
+    with pytest.raises(UserError, match=r"\.state\.npz is damaged .*; remove .*\.out\.partial to begin anew"):
+        prepare(options, table=io.StringIO())
+
+
+def test_interrupted_and_gone_on(
+    texts: Path,
+    finished: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    options = options_of(texts, "text", tmp_path / "out")
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(prepare_room, "write_rare", interrupt)
+        prepare(options)
+    assert "the same command goes on from there" in capsys.readouterr().err
+    assert contents(prepare(options)) == contents(finished["text"])
+    assert "going on with what an interrupted call left" in capsys.readouterr().err
+
+
+def test_two_processes_prepare_one_folder(texts: Path, finished: dict[str, Path], tmp_path: Path) -> None:
+    """The second waits and uses what the first made."""
+    options = options_of(texts, "text", tmp_path / "out")
+    code = (
+        "import time, fastbert.data.prepare as job\n"
+        "write = job.write_rare\n"
+        "job.write_rare = lambda *a: (time.sleep(2), write(*a))[1]\n"
+        f"job.prepare(job.{options!r})\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.getcwd()}
+    first = subprocess.Popen([sys.executable, "-c", code], env=environment, stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 60
+    while not (tmp_path / ".out.partial" / ".state.npz").exists():
+        assert first.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    before = time.time_ns()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(prepare_room, "_write", None)
+        prepare(options, table=io.StringIO())
+    assert first.communicate()[1] and first.returncode == 0
+    assert (tmp_path / "out" / "dataset.json").stat().st_mtime_ns > before
+    assert contents(tmp_path / "out") == contents(finished["text"]) and os.listdir(tmp_path) == ["out"]
+
+
+def test_workers_end_with_a_killed_parent(texts: Path, tmp_path: Path) -> None:
+    options = options_of(texts, "text", tmp_path / "out", workers=2)
+    code = (
+        "import time, fastbert.data.prepare as job\n"
+        "if __name__ == '__main__':\n"
+        "    job.write_rare = lambda *a: time.sleep(60)\n"
+        f"    job.prepare(job.{options!r})\n"
+    )
+    (tmp_path / "run.py").write_text(code)
+    run = subprocess.Popen([sys.executable, tmp_path / "run.py"], env={**os.environ, "PYTHONPATH": os.getcwd()})
+    deadline = time.monotonic() + 60
+    while not (tmp_path / ".out.partial" / ".state.npz").exists():
+        assert run.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    children = Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()
+    run.send_signal(signal.SIGKILL)
+    run.wait()
+    while any(Path(f"/proc/{child}/cmdline").exists() and _alive(child) for child in children):
+        assert time.monotonic() < deadline, "a worker outlived its parent"
+        time.sleep(0.05)
+
+
+def _alive(pid: str) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def test_the_table_shows_each_source(
+    texts: Path, finished: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    record = open_dataset(finished["mixture"]).record
+    parts = record["sources"]
+    assert [part["weight"] for part in parts] == [0.5, 0.3, 0.2] and [p["ran_out"] for p in parts].count(True) == 1
+    for split, figures in record["splits"].items():
+        for figure in ("documents", "bytes", "tokens"):
+            assert sum(part[split][figure] for part in parts) == figures[figure]
+    size = {part["source"]: sum(part[split]["bytes"] for split in record["splits"]) for part in parts}
+    for part in parts:
+        assert size[part["source"]] / sum(size.values()) == pytest.approx(part["weight"], abs=0.02)
+    arguments = ["--source", KINDS["mixture"]["source"].format(texts), "--weights", "0.50,0.3,0.2"]
+    usual = ["--vocab-size", "300", "--validation-share", "0.2", "--rare-min", "3", "--rare-max", "20"]
+    more = ["--shard-tokens", "4096", "--streamed", "--out", str(finished["mixture"])]
+    assert main(["prepare", *arguments, *usual, *more]) == 0
+    shown = capsys.readouterr()
+    assert "already prepared" in shown.err and "50.00%" in shown.out and "a.parquet" in shown.out
+    assert "has no more documents" in shown.out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--source", "a.parquet,b.txt", "--weights", "2,1"], "sum to 3, not to 1; for these proportions write"),
+        (["--source", "a.parquet", "--column", "body"], "has no column 'body'"),
+        (["--source", "hf:saved::test"], "has no split 'test'"),
+        (["--source", "hf:no/where"], "give a local copy"),
+    ],
+)
+def test_refusals_come_before_any_work(
+    texts: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    message: str,
+) -> None:
+    monkeypatch.chdir(texts)
+    assert main(["prepare", *arguments, "--out", str(tmp_path / "out")]) == 2
+    assert message in capsys.readouterr().err and not os.listdir(tmp_path)
