@@ -35,7 +35,8 @@ class PretrainOptions:
     """Pretrain an encoder: `fastbert pretrain [configs/pretrain/x.yaml] [options]`; options win over the file."""
 
     data: str = field(default="sotu", metadata=BOOKKEEPING)
-    """A prepared folder (fastbert prepare), or a source to prepare first: sotu, text files, globs, JSONL."""
+    """A prepared folder (fastbert prepare), or a source to prepare first: sotu, text files, globs, JSONL, Parquet,
+    hf:NAME of a dataset."""
     vocab_size: int = 32768
     """Words of the tokenizer that is trained where --data is a source."""
     tokenizer: str | None = None

@@ -5,6 +5,7 @@ other are a batch of one whose T is their whole length; T in the bias is then th
 """
 
 import itertools
+import math
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +15,8 @@ from fastbert_kernels.backend import runs_kernels, warn_once
 from fastbert_kernels.dropout import hash_dropout
 from fastbert_kernels.hashing import combine, mix, signed
 
+SMALL = 1 << 20
+"""Fewer scores than these are faster by the reference on a CPU: the calls take longer than the numbers."""
 HEAD_SIZES = (16, 128)
 """From, to: what the Triton kernel takes."""
 
@@ -94,7 +97,8 @@ def attention(
             would else begin as many programs as if one sequence had all tokens.
 
     On a GPU that is the Triton kernel, whose gradient of the bias is summed over the batch without atomics; where it
-    has none for these tensors, PyTorch's fused attention. On CPUs plain products are as fast as that or faster.
+    has none for these tensors, PyTorch's fused attention. On a CPU it is plain products, chunk by chunk in the cache,
+    with gradients that have none themselves; few scores, and graphs that are traced or compiled, take the reference.
     """
     given = {"cu_seqlens": cu_seqlens, "key_padding": key_padding, "segments": segments, "dropout_p": dropout_p}
     same = q.shape[2:3] == k.shape[2:3] and q.shape[3:] == v.shape[3:]
@@ -105,10 +109,15 @@ def attention(
             keys = row_keys(q, cu_seqlens, dropout_p, seed, keys)
             return triton_attention(q, k, v, bias, **given, scale=scale, keys=keys, max_seqlen=max_seqlen)
         warn_once(f"attention takes PyTorch's own form: {why}")
-    if q.device.type != "cuda":
+    by_chunks = q.device.type == "cpu" and _worth_chunks(q, k)
+    if q.device.type != "cuda" and not by_chunks:
         return attention_reference(q, k, v, bias, **given, scale=scale, seed=seed, keys=keys)
     _check(q, k, v, bias, cu_seqlens, key_padding, segments, dropout_p, seed, keys)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
+    if by_chunks:
+        from fastbert_kernels.cpu_attention import cpu_attention
+
+        return cpu_attention(q, k, v, bias, **given, scale=scale, keys=row_keys(q, cu_seqlens, dropout_p, seed, keys))
     if dropout_p or cu_seqlens is not None:
         return attention_reference(q, k, v, bias, **given, scale=scale, seed=seed, keys=keys)
     return _fused(q, k, v, bias, allowed_pairs(key_padding, segments, q.shape[2]), scale)
@@ -232,6 +241,13 @@ def _fused(q, k, v, bias, allowed, scale: float) -> Tensor:
         mask = mask.expand(q.shape[0], q.shape[1], q.shape[2], k.shape[2])
     out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
     return out if allowed is None else out * allowed.any(-1, keepdim=True)
+
+
+def _worth_chunks(q: Tensor, k: Tensor) -> bool:
+    """Whether there are enough scores and nothing records the operations; what is wrong with q and k is found later."""
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return False
+    return math.prod(q.shape[:-1]) * math.prod(k.shape[-2:-1]) >= SMALL
 
 
 def no_kernel(q: Tensor) -> str | None:

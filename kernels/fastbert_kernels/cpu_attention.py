@@ -2,23 +2,23 @@
 
 The softmax takes powers of 2 without subtracting the largest score first. That is exact as long as the sums stay far
 from the ends of float32, which is looked up afterwards; chunks where they do not are computed again the usual way. What
-a training step keeps is one matrix of probabilities, whose signs say what dropout dropped, or nothing where that would be
-too large: then the backward pass computes it again.
+a training step keeps is one matrix of probabilities, whose signs say what dropout dropped, or nothing where that would
+be too large: then the backward pass computes it again.
 
-Shapes: B batch, H heads, T tokens, K head size. Letters of matrices as in docs/kernels.md: S scores, P probabilities.
+Shapes: B batch, H heads, T tokens, K head size. Matrices as in docs/kernels.md: S scores, P probabilities.
 """
 
-import functools
 import math
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import cache
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from fastbert_kernels.attention import dropout_row_keys
+from fastbert_kernels.attention import attention_reference, dropout_row_keys
 from fastbert_kernels.cpu_plan import Chunk, Packing, Plan, plan
 from fastbert_kernels.hashing import GOLDEN, LIGHT, combine, threshold
 
@@ -26,9 +26,9 @@ SAVED_BYTES = 256 << 20
 """Probabilities of one call beyond this are computed again in the backward pass."""
 RANGE = (2.0**-60, 2.0**60)
 """Sums of powers of 2 within it are as exact as with the largest score subtracted."""
-ONEDNN_SIZE = 1 << 22
-"""Multiplications from which on a float32 product of two matrices is made by oneDNN, which has AVX-512 for every CPU;
-MKL keeps AMD's to AVX2. Below, a batched product saves more."""
+SINGLE = 1 << 16
+"""Scores from which on float32 products are made by oneDNN, one matrix at a time. It has AVX-512 for every CPU, while
+MKL keeps AMD's to AVX2; for smaller ones a call each costs more than that saves."""
 
 
 def cpu_attention(
@@ -49,141 +49,159 @@ def cpu_attention(
     Args as there, but `scale` is given, and so are `keys` if there is dropout.
 
     Returns:
-        [B, H, queries, K], laid out as [B, queries, H, K]. Its gradients can be taken once.
+        [B, H, queries, K]. Its gradients can be taken once: they have none themselves.
     """
-    call = _Call(q, k, bias, cu_seqlens, key_padding, segments, scale, dropout_p, keys)
+    masks = {"cu_seqlens": cu_seqlens, "key_padding": key_padding, "segments": segments}
     with torch.autocast("cpu", enabled=False):
         if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (q, k, v, bias)):
-            return _Attention.apply(q, k, v, bias, call)
+            return _Attention.apply(q, k, v, bias, _Call(q, k, **masks, scale=scale, dropout_p=dropout_p, keys=keys))
+        # Short sequences in float32: what is copied here costs more than the cache saves.
+        if q.dtype == torch.float32 and cu_seqlens is not None and int(cu_seqlens.diff().max()) ** 2 < SINGLE:
+            return attention_reference(q, k, v, bias, **masks, scale=scale, dropout_p=dropout_p, keys=keys)
+        bare = bias is None and dropout_p == 0 and all(x is None for x in masks.values())
+        if q.dtype == torch.float32 and bare and q.shape[2] * k.shape[2] < SINGLE:
+            return F.scaled_dot_product_attention(q, k, v, scale=scale)
+        call = _Call(q, k, **masks, scale=scale, dropout_p=dropout_p, keys=keys)
         return call.forward(q, k, v, bias, save=False)[0]
 
 
 class _Attention(torch.autograd.Function):
     @staticmethod
     def forward(ctx, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, call: "_Call") -> Tensor:
-        out, saved = call.forward(q, k, v, bias, save=call.cells * q.element_size() <= SAVED_BYTES)
-        ctx.save_for_backward(q, k, v, bias, *saved)
-        ctx.call = call
+        ctx.call, ctx.save = call, call.cells * q.element_size() <= SAVED_BYTES
+        out, matrices, probabilities = call.forward(q, k, v, bias, ctx.save)
+        ctx.save_for_backward(bias, *matrices, *probabilities)
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor):
-        q, k, v, bias, *saved = ctx.saved_tensors
+        bias, *saved = ctx.saved_tensors
+        count = 3 * len(ctx.call.groups)
         with torch.autocast("cpu", enabled=False):
-            return *ctx.call.backward(grad, q, k, v, bias, saved, ctx.needs_input_grad), None
+            made = ctx.call.backward(grad, bias, saved[:count], saved[count:], ctx.needs_input_grad)
+        return *made, None
 
 
 class _Call:
     """What a call is given besides its tensors, as groups of sequences of equal length."""
 
-    def __init__(self, q, k, bias, cu_seqlens, key_padding, segments, scale, dropout_p, keys) -> None:
-        self.packing = None if cu_seqlens is None else Packing(cu_seqlens)
-        single = q.dtype == torch.float32 and _onednn() is not None
+    def __init__(self, q, k, cu_seqlens, key_padding, segments, scale: float, dropout_p: float, keys) -> None:
+        heads = q.shape[1]
+        self.packing = None if cu_seqlens is None else Packing(cu_seqlens, heads)
         if self.packing is None:
-            found = [(q.shape[0], q.shape[2], k.shape[2], key_padding, slice(None))]
+            shapes = [(len(q), q.shape[2], k.shape[2], key_padding, slice(None))]
         else:
-            groups = zip(self.packing.groups, self.packing.padding(), strict=True)
-            found = [(len(numbers), length, length, padding, numbers) for (length, numbers), padding in groups]
+            shapes = self.packing.shapes()
+        single = SINGLE if q.dtype == torch.float32 and _onednn() is not None else math.inf
         self.groups = []
-        for batch, queries, length, padding, numbers in found:
-            chunks = plan((batch, q.shape[1], queries, length), padding, segments, single)
+        for batch, queries, length, padding, numbers in shapes:
+            chunks = plan((batch, heads, queries, length), padding, segments, single)
             dropout = None
-            if dropout_p and threshold(dropout_p) > -(2**31):
-                dropout = _Dropout(dropout_row_keys(keys[numbers], q.shape[1], queries), length, dropout_p)
+            if dropout_p and threshold(dropout_p) > threshold(0.0):
+                dropout = _Dropout(dropout_row_keys(keys[numbers], heads, queries), length, dropout_p)
             self.groups.append(_Group(chunks, scale, dropout, q.dtype))
         self.cells = sum(group.plan.cells for group in self.groups)
 
     def split(self, x: Tensor, gradient: bool = False) -> list[Tensor]:
-        return [x] if self.packing is None else list(self.packing.split(x, gradient))
+        """Of each group the contiguous matrices [B H, T, K]."""
+        parts = [x] if self.packing is None else self.packing.split(x, gradient)
+        return [part.contiguous().flatten(0, 1) for part in parts]
 
-    def join(self, parts: list[Tensor]) -> Tensor:
+    def join(self, parts: list[Tensor], heads: int) -> Tensor:
+        parts = [part.unflatten(0, (-1, heads)) for part in parts]
         return parts[0] if self.packing is None else self.packing.join(parts)
 
-    def forward(self, q, k, v, bias, save: bool) -> tuple[Tensor, list[Tensor]]:
+    def forward(self, q, k, v, bias, save: bool) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        """The output; what the backward pass wants: q, k, v by group, and with `save` the chunks' probabilities."""
+        matrices = [x for qkv in zip(*map(self.split, (q, k, v)), strict=True) for x in qkv]
         outs, saved = [], []
-        for group, *qkv in zip(self.groups, *(self.split(x) for x in (q, k, v)), strict=True):
-            out, kept = group.forward(*qkv, bias, save)
+        for group, first in zip(self.groups, range(0, len(matrices), 3), strict=True):
+            out, kept = group.forward(*matrices[first : first + 3], bias, save)
             outs.append(out)
             saved += kept
-        return self.join(outs), saved
+        return self.join(outs, q.shape[1]), matrices, saved
 
-    def backward(self, grad, q, k, v, bias, saved: list[Tensor], wanted) -> list[Tensor | None]:
-        wide = torch.promote_types(q.dtype, torch.float32)
-        dbias = None if bias is None or not wanted[3] else torch.zeros(bias.shape, dtype=wide)
-        parts = []
-        rest = iter(saved)
-        tensors_of = self.split(grad, gradient=True), *(self.split(x) for x in (q, k, v))
-        for group, *tensors in zip(self.groups, *tensors_of, strict=True):
-            own = [next(rest, None) for _ in group.plan.chunks]
-            parts.append(group.backward(*tensors, bias, own, dbias, wanted))
-        made = [None if part[0] is None else self.join(list(part)) for part in zip(*parts, strict=True)]
-        return [*made, None if dbias is None else dbias.to(bias.dtype)]
+    def backward(self, grad, bias, matrices: list[Tensor], saved: list[Tensor], wanted) -> list[Tensor | None]:
+        dbias = None
+        if bias is not None and wanted[3]:
+            dbias = torch.zeros(bias.shape, dtype=torch.promote_types(grad.dtype, torch.float32))
+        made, rest = [], iter(saved)
+        for group, own, first in zip(self.groups, self.split(grad, True), range(0, len(matrices), 3), strict=True):
+            kept = [next(rest, None) for _ in group.plan.chunks]
+            made.append(group.backward(own, *matrices[first : first + 3], bias, kept, dbias, wanted))
+        joined = [None if parts[0] is None else self.join(parts, grad.shape[1]) for parts in zip(*made, strict=True)]
+        return [*joined, None if dbias is None else dbias.to(bias.dtype)]
+
+
+class _Work:
+    """Memory that the chunks of a pass use one after the other, by name."""
+
+    def __init__(self) -> None:
+        self.flat: dict[str, Tensor] = {}
+        self.views: dict[tuple, Tensor] = {}
+        self.bias_place: tuple[slice, ...] | None = None
+        """Of which chunk the bias is there."""
+
+    def __call__(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        key = name, dtype, *shape
+        if key not in self.views:
+            count = math.prod(shape)
+            if name not in self.flat or len(self.flat[name]) < count * dtype.itemsize:
+                self.flat[name] = torch.empty(count * dtype.itemsize, dtype=torch.uint8)
+            self.views[key] = self.flat[name][: count * dtype.itemsize].view(dtype).view(shape)
+        return self.views[key]
+
+    def times(self, name: str, a: Tensor, b: Tensor, alpha: float = 1.0, out: Tensor | None = None) -> Tensor:
+        """alpha a b for a [N, I, J] and b [N, J, L]: [N, I, L], in `out` if given; without `name` in new memory."""
+        if (
+            a.dtype == torch.float32
+            and len(a) == 1
+            and a.shape[1] * max(a.shape[2], b.shape[2]) >= SINGLE
+            and _onednn()
+        ):
+            made = self.single(a[0], b[0], alpha)[None]
+        else:
+            made = out
+            if out is None or not out.is_contiguous():
+                shape = (len(a), a.shape[1], b.shape[2])
+                made = self(name, shape, a.dtype) if name else torch.empty(shape, dtype=a.dtype)
+            torch.baddbmm(made, a, b, beta=0, alpha=alpha, out=made)
+        return made if out is None or made is out else out.copy_(made)
+
+    @staticmethod
+    def single(a: Tensor, b: Tensor, alpha: float) -> Tensor:
+        """alpha a b by oneDNN, for matrices in float32."""
+        if alpha != 1.0:  # on the smaller one
+            a, b = (a * alpha, b) if a.numel() < b.numel() else (a, b * alpha)
+        if a.stride(1) == 1:
+            return _onednn()(a, b.t())
+        return _onednn()(b.t().contiguous(), a).t()  # it would copy a
 
 
 class _Dropout:
-    """The hash of `keep_mask`, for some cells at a time."""
+    """The hash of `keep_mask`, for a chunk at a time."""
 
     def __init__(self, row_keys: Tensor, columns: int, p: float) -> None:
         self.row_keys, self.threshold, self.scale = row_keys, threshold(p), 1.0 / (1.0 - p)
         self.columns = combine(torch.arange(columns, dtype=torch.int32), 0)
 
-    def keep(self, p: Tensor, chunk: Chunk, work: "_Work") -> Tensor:
+    def keep(self, p: Tensor, chunk: Chunk, work: _Work) -> Tensor:
         """`p` [rows, H, queries, keys] with zeros where cells are dropped."""
         words, other = (work(name, p.shape, torch.int32) for name in ("words", "shifted"))
         rows = self.row_keys[chunk.rows, chunk.heads, chunk.queries, None]
-        torch.bitwise_xor(rows, self.columns[chunk.keys], out=words)
-        words.mul_(GOLDEN)
+        torch.bitwise_xor(rows, self.columns[chunk.keys], out=words).mul_(GOLDEN)
         torch.bitwise_right_shift(words, 15, out=other)
         words.bitwise_xor_(other.bitwise_and_(0x1FFFF)).mul_(LIGHT)
-        # The fastest selection there is on a CPU copies numbers where others exceed a bound; both are int32 here.
-        kept = work("kept", p.shape, p.dtype)
+        # The fastest selection there is on a CPU copies numbers where others exceed a bound; here both are integers.
         bits = torch.int32 if p.dtype == torch.float32 else torch.int64
-        torch.ops.aten.threshold_backward(p.view(bits), words.to(bits), self.threshold - 1, grad_input=kept.view(bits))
-        return kept
-
-
-class _Work:
-    """Memory that the chunks of a pass use one after the other, by name, and what is written to it."""
-
-    def __init__(self) -> None:
-        self.flat: dict[tuple[str, torch.dtype], Tensor] = {}
-        self.bias: tuple[tuple[slice, slice], Tensor] | None = None
-        """The bias that chunks one after the other share."""
-
-    def __call__(self, name: str, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-        count = math.prod(shape)
-        flat = self.flat.get((name, dtype))
-        if flat is None or len(flat) < count:
-            flat = self.flat[name, dtype] = torch.empty(count, dtype=dtype)
-        return flat[:count].view(shape)
-
-    def load(self, name: str, x: Tensor, chunk: Chunk, tokens: slice) -> Tensor:
-        """A chunk's part of x [B, H, T, K], as contiguous matrices [rows H, tokens, K]."""
-        part = x[chunk.rows, chunk.heads, tokens]
-        if not part.is_contiguous():
-            part = self(name, part.shape, part.dtype).copy_(part)
-        return part.flatten(0, 1)
-
-    def times(self, name: str, a: Tensor, b: Tensor, alpha: float = 1.0, out: Tensor | None = None) -> Tensor:
-        """alpha a b for matrices a [N, I, J] and b [N, J, L], in `out` [N, I, L] if given, in new memory without `name`."""
-        size = math.prod(a.shape) * b.shape[2]
-        if a.dtype == torch.float32 and len(a) == 1 and size >= ONEDNN_SIZE and (linear := _onednn()) is not None:
-            if alpha != 1.0:  # on the smaller operand
-                a, b = (a * alpha, b) if b.shape[2] > a.shape[2] else (a, b * alpha)
-            if a.stride(2) == 1:
-                made = linear(a[0], b[0].t())
-            else:  # oneDNN would copy a large matrix
-                made = linear(b[0].t().contiguous(), a[0]).t()
-            return made[None] if out is None else out.copy_(made[None])
-        if out is None:
-            shape = (len(a), a.shape[1], b.shape[2])
-            out = self(name, shape, a.dtype) if name else torch.empty(shape, dtype=a.dtype)
-        return torch.baddbmm(out, a, b, beta=0, alpha=alpha, out=out)
+        kept = work("kept", p.shape, bits)
+        torch.ops.aten.threshold_backward(p.view(bits), words.to(bits), self.threshold - 1, grad_input=kept)
+        return kept.view(p.dtype)
 
 
 class _Group:
-    """Attention of sequences of equal length."""
+    """Attention of sequences of equal length; q, k, v and what is made of them are contiguous matrices [B H, T, K]."""
 
     def __init__(self, plan: Plan, scale: float, dropout: _Dropout | None, dtype: torch.dtype) -> None:
         self.plan, self.scale, self.dropout = plan, scale, dropout
@@ -194,18 +212,16 @@ class _Group:
     def forward(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, save: bool) -> tuple[Tensor, list[Tensor]]:
         """The output, and if they are to be saved the signed probabilities of each chunk."""
         work, saved = _Work(), [None] * len(self.plan.chunks)
-        batch, heads, queries, _ = q.shape
-        out = torch.empty(batch, queries, heads, v.shape[3], dtype=self.dtype).transpose(1, 2)
-        sums = torch.empty(batch * heads * queries, dtype=self.wide)
+        out = torch.empty(*q.shape[:2], v.shape[2], dtype=self.dtype)
+        sums = torch.empty(q.shape[0] * q.shape[1], dtype=self.wide)
         sums_of = sums.split([math.prod(chunk.shape[:3]) for chunk in self.plan.chunks])
         scale = 1.0 if self.dropout is None else -self.dropout.scale
 
         def run(number: int) -> None:
             chunk = self.plan.chunks[number]
             signed, used = self.probabilities(q, k, bias, number, work, save, sums_of[number])
-            saved[number] = signed if save else None
-            made = work.times("o", used.flatten(0, 1), work.load("v", v, chunk, chunk.keys), scale)
-            out[chunk.rows, chunk.heads, chunk.queries] = made.view(*chunk.shape[:3], -1)
+            saved[number] = signed
+            work.times("o", used, v[chunk.matrices, chunk.keys], scale, out[chunk.matrices, chunk.queries])
 
         for number in range(len(saved)):
             run(number)
@@ -218,121 +234,102 @@ class _Group:
         return out, saved if save else []
 
     def probabilities(
-        self,
-        q: Tensor,
-        k: Tensor,
-        bias: Tensor | None,
-        number: int,
-        work: _Work,
-        keep: bool,
-        sums: Tensor | None = None,
+        self, q: Tensor, k: Tensor, bias: Tensor | None, number: int, work: _Work, keep: bool, sums: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """P of a chunk [rows, H, queries, keys], negative where dropped, and what V is multiplied by: P without dropout,
+        """P of a chunk [rows H, queries, keys], negative where dropped, and what V is multiplied by: P without dropout,
         else -P where it is kept and 0 elsewhere. With `keep` the first is memory of its own."""
         chunk = self.plan.chunks[number]
-        matrices = (chunk.shape[0] * chunk.shape[1], *chunk.shape[2:])
         narrow = self.dtype != self.wide
-        own = torch.empty(matrices, dtype=self.dtype) if keep and narrow else None
-        rows = work.load("q", q, chunk, chunk.queries)
-        columns = work.load("k", k, chunk, chunk.keys)
-        s = work.times("s" if narrow or not keep else "", rows, columns.mT, self.scale / math.log(2), own)
+        columns = k[chunk.matrices, chunk.keys].mT
+        s = work.times("" if keep else "s", q[chunk.matrices, chunk.queries], columns, self.scale / math.log(2))
+        p = s
         if narrow:
-            s = work("s", matrices, self.wide).copy_(s)
-        s = s.view(chunk.shape)
+            s = work("wide", s.shape, self.wide).copy_(s)
+        cells = s.view(chunk.shape)
         if bias is not None:
-            s.add_(self.bias(bias, chunk, work))
+            cells.add_(self.bias(bias, chunk, work))
         if self.exact[number]:
             if chunk.allowed is not None:
-                s.masked_fill_(~chunk.allowed, torch.finfo(s.dtype).min)
+                cells.masked_fill_(~chunk.allowed, torch.finfo(s.dtype).min)
             s.sub_(s.amax(-1, keepdim=True))
         s.exp2_()
         if chunk.allowed is not None:
-            s.mul_(work("allowed", chunk.allowed.shape, self.wide).copy_(chunk.allowed))
-        sums = work("sums", chunk.shape[:3], self.wide) if sums is None else sums.view(chunk.shape[:3])
-        factor = torch.sum(s, -1, out=sums).clamp_min(torch.finfo(s.dtype).tiny).reciprocal_()[..., None]
+            cells.mul_(work("allowed", chunk.allowed.shape, self.wide).copy_(chunk.allowed))
+        sums = torch.sum(s, -1, keepdim=True, out=sums.view(*s.shape[:2], 1))
+        factor = sums.clamp_min(torch.finfo(s.dtype).tiny).reciprocal_()
         if self.dropout is None:
             s.mul_(factor)
-            p = (work("p", matrices, self.dtype) if own is None else own).view(chunk.shape).copy_(s) if narrow else s
-            return p, p
-        used = self.dropout.keep(s.mul_(factor.neg_()), chunk, work)
+            return (p.copy_(s),) * 2 if narrow else (s, s)
+        used = self.dropout.keep(cells.mul_(factor.neg_().view(*chunk.shape[:3], 1)), chunk, work).view(s.shape)
         s.add_(used, alpha=-2.0)
-        if not narrow:
-            return s, used
-        p = (work("p", matrices, self.dtype) if own is None else own).view(chunk.shape).copy_(s)
-        return p, work("used", chunk.shape, self.dtype).copy_(used)
+        return (p.copy_(s), work("used", s.shape, self.dtype).copy_(used)) if narrow else (s, used)
 
     def bias(self, bias: Tensor, chunk: Chunk, work: _Work) -> Tensor:
         """A chunk's part, times log2 e."""
-        rows, heads = (slice(None) if bias.shape[i] == 1 else part for i, part in enumerate((chunk.rows, chunk.heads)))
-        place = (heads, chunk.queries)
-        if len(bias) > 1 or work.bias is None or work.bias[0] != place:
-            part = bias[rows, heads, chunk.queries]
-            work.bias = place, work("bias", part.shape, self.wide).copy_(part).mul_(1 / math.log(2))
-        return work.bias[1][..., chunk.keys]
+        part = _of_bias(bias, chunk)
+        made = work("bias", part.shape, self.wide)
+        place = chunk.heads, chunk.queries, chunk.keys
+        if len(bias) > 1 or work.bias_place != place:
+            made.copy_(part).mul_(1 / math.log(2))
+            work.bias_place = place
+        return made
 
     def backward(
         self, grad, q, k, v, bias, saved: list[Tensor | None], dbias: Tensor | None, wanted
     ) -> list[Tensor | None]:
         """dQ, dK, dV where wanted; adds the gradient of the bias to `dbias` [1 or B, 1 or H, queries, T]."""
-        work, whole = _Work(), self.plan.whole
+        work = _Work()
         scale = 1.0 if self.dropout is None else self.dropout.scale
-        dq = torch.empty(q.shape, dtype=self.dtype) if wanted[0] else None
-        # Sums over blocks of queries, in at least float32.
-        make = (
-            functools.partial(torch.empty, dtype=self.dtype)
-            if whole
-            else functools.partial(torch.zeros, dtype=self.wide)
-        )
-        dk, dv = make(k.shape) if wanted[1] else None, make(v.shape) if wanted[2] else None
-        in_wide = dbias is not None and bias.dtype == self.wide != self.dtype
+        dq = torch.empty_like(q) if wanted[0] else None
+        dk, dv = (self.total(x) if want else None for x, want in zip((k, v), wanted[1:], strict=False))
         for number, chunk in enumerate(self.plan.chunks):
+            q_, k_, v_ = q[chunk.matrices, chunk.queries], k[chunk.matrices, chunk.keys], v[chunk.matrices, chunk.keys]
             p = saved[number]
             if p is None:
-                p, _ = self.probabilities(q, k, bias, number, work, keep=False)
-            used = p = p.flatten(0, 1)
-            do = work.load("do", grad, chunk, chunk.queries)
-            dp = work.times("dp", do, work.load("v", v, chunk, chunk.keys).mT, scale)
+                sums = work("sums", chunk.shape[:3], self.wide)
+                p, _ = self.probabilities(q, k, bias, number, work, False, sums)
+            used, do = p, grad[chunk.matrices, chunk.queries]
+            dp = work.times("dp", do, v_.mT, scale)
             if self.dropout is not None:
                 used = torch.clamp(p, min=0.0, out=work("used", p.shape, p.dtype))
                 torch.ops.aten.threshold_backward(dp, p, 0.0, grad_input=dp)
                 p = torch.abs(p, out=work("abs", p.shape, p.dtype))
             if dv is not None:
-                _add(dv, chunk, chunk.keys, whole, work, used.mT, do, scale)
-            if in_wide:
-                dp, p = (work(f"{name} wide", x.shape, self.wide).copy_(x) for name, x in (("dp", dp), ("p", p)))
+                self.add(dv[chunk.matrices, chunk.keys], used.mT, do, scale, work)
             ds = torch.ops.aten._softmax_backward_data(dp, p, -1, p.dtype, grad_input=dp)
             if dbias is not None:
-                _add_bias(dbias, chunk, ds.view(chunk.shape))
-            ds = work("ds", ds.shape, self.dtype).copy_(ds) if in_wide else ds
+                _add_bias(_of_bias(dbias, chunk), ds.view(chunk.shape))
             if dq is not None:
-                _add(dq, chunk, chunk.queries, whole, work, ds, work.load("k", k, chunk, chunk.keys), self.scale)
+                work.times("dq", ds, k_, self.scale, dq[chunk.matrices, chunk.queries])
             if dk is not None:
-                _add(dk, chunk, chunk.keys, whole, work, ds.mT, work.load("q", q, chunk, chunk.queries), self.scale)
+                self.add(dk[chunk.matrices, chunk.keys], ds.mT, q_, self.scale, work)
         return [None if x is None else x.to(self.dtype) for x in (dq, dk, dv)]
 
+    def total(self, x: Tensor) -> Tensor:
+        """For a gradient that each chunk writes, or to which several add, in at least float32."""
+        return torch.empty_like(x) if self.plan.whole else torch.zeros_like(x, dtype=self.wide)
 
-def _add(
-    total: Tensor, chunk: Chunk, tokens: slice, whole: bool, work: _Work, a: Tensor, b: Tensor, alpha: float
-) -> None:
-    """Adds alpha a b to a chunk's part of `total` [B, H, T, K], or writes it where it is all there is."""
-    part = total[chunk.rows, chunk.heads, tokens]
-    if whole:
-        work.times("", a, b, alpha, part.flatten(0, 1))
-    else:
-        made = work.times("gradient", a, b, alpha).view(part.shape)
-        part.add_(made) if total.dtype != a.dtype or tokens is chunk.keys else part.copy_(made)
+    def add(self, total: Tensor, a: Tensor, b: Tensor, alpha: float, work: _Work) -> None:
+        if self.plan.whole:
+            work.times("gradient", a, b, alpha, total)
+        else:
+            total.add_(work.times("gradient", a, b, alpha))
 
 
-def _add_bias(total: Tensor, chunk: Chunk, ds: Tensor) -> None:
-    rows, heads = (slice(None) if total.shape[i] == 1 else part for i, part in enumerate((chunk.rows, chunk.heads)))
-    part = total[rows, heads, chunk.queries, chunk.keys]
-    if total.shape[1] == 1 < ds.shape[1]:
-        ds = ds.sum(1, keepdim=True, dtype=total.dtype)
-    for number, one in enumerate(ds):
-        part[0 if len(part) == 1 else number].add_(one)
+def _of_bias(bias: Tensor, chunk: Chunk) -> Tensor:
+    """A chunk's part [1 or rows, 1 or H, queries, keys] of what has the shape of the bias."""
+    rows, heads = (slice(None) if bias.shape[i] == 1 else part for i, part in enumerate((chunk.rows, chunk.heads)))
+    return bias[rows, heads, chunk.queries, chunk.keys]
+
+
+def _add_bias(total: Tensor, ds: Tensor) -> None:
+    """Adds dS [rows, H, queries, keys] to [1 or rows, 1 or H, queries, keys]."""
+    summed = [i for i in (0, 1) if total.shape[i] < ds.shape[i]]
+    total.add_(ds.sum(summed, keepdim=True, dtype=total.dtype) if summed else ds)
 
 
 def _in_range(chunk: Chunk, sums: Tensor) -> bool:
+    """Whether those of all queries that see a key are."""
     sums = sums.view(chunk.shape[:3])
     good = (sums >= RANGE[0]) & (sums <= RANGE[1])
     if chunk.allowed is not None:

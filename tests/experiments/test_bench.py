@@ -5,7 +5,7 @@ import pytest
 import torch
 
 pytest.importorskip("triton")
-from fastbert_kernels.benchmarks import compiled
+from fastbert_kernels.benchmarks import attention_cpu, compiled
 
 from fastbert.cli import main
 
@@ -23,6 +23,16 @@ def test_compile_only(tmp_path: Path, monkeypatch, capsys) -> None:
     found = json.loads(capsys.readouterr().out)
     assert {row["capability"] for row in found["results"][0]["rows"]} == {80, 90, 100}
     assert found["machine"]["versions"]["torch"] == torch.__version__
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU has benchmarks of its own")
+def test_on_a_cpu(tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(attention_cpu, "SHAPES", attention_cpu.TOY)
+    assert main(["bench", "kernels", "--rounds", "2", "--json", "--out", str(tmp_path)]) == 0
+    rows = json.loads(capsys.readouterr().out)["results"][0]["rows"]
+    assert len(rows) == 2 * 2 * (4 + 3) and all(row["least"] <= row["ms"] <= row["most"] for row in rows)
+    assert all(row["over"] == 1 for row in rows if row["contestant"] == "fastbert")
+    assert "SDPA, concatenated" in (tmp_path / "attention-cpu.md").read_text()
 
 
 def test_mistakes(tmp_path: Path, capsys) -> None:

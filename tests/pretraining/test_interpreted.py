@@ -14,8 +14,8 @@ pytest.importorskip("triton")
 
 def losses(prepared: Path, out: Path, kernels: str) -> np.ndarray:
     """Of every step, from a process that interprets kernels, where `kernels` is auto, or has none."""
-    shape = ["--layers", "1", "--width", "32", "--heads", "2", "--length", "24", "--batch-size", "4"]
-    flags = [*shape, "--position", "tupe-r", "--optimizer.learning-rate", "3e-3", "--log-every", "1", "--steps", "50"]
+    shape = ["--layers", "1", "--width", "32", "--heads", "2", "--length", "20", "--batch-size", "2"]
+    flags = [*shape, "--position", "tupe-r", "--optimizer.learning-rate", "1e-2", "--log-every", "1", "--steps", "50"]
     flags += ["--machine.precision", "fp32", "--machine.threads", "1", "--eval-sequences", "4"]
     command = [sys.executable, "-m", "fastbert", "pretrain", "--data", str(prepared), *flags, "--out", str(out)]
     environment = {**os.environ, "TRITON_INTERPRET": "1" if kernels == "auto" else "0"}
@@ -29,6 +29,6 @@ def losses(prepared: Path, out: Path, kernels: str) -> np.ndarray:
 def test_fifty_steps(prepared: Path, tmp_path: Path) -> None:
     """With dropout, which is the same in the kernels."""
     ours, theirs = (losses(prepared, tmp_path / kernels, kernels) for kernels in ("auto", "reference"))
-    assert len(ours) == 50 and ours[-5:].mean() < ours[:5].mean() - 0.5
+    assert len(ours) == 50 and ours[-5:].mean() < ours[:5].mean() - 0.1
     np.testing.assert_allclose(ours, theirs, rtol=1e-4)
     assert (ours != theirs).any()  # sums in another order: the kernels did run

@@ -12,7 +12,7 @@ def table(header: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
 
 
 def about(found: dict[str, Any]) -> str:
-    names = ("date", "device", "torch", "triton", "tiles", "ceilings", "commit")
+    names = ("date", "device", "threads", "torch", "triton", "tiles", "ceilings", "commit")
     lines = [f"- {name}: {found[name]}" for name in names if name in found]
     return "\n".join([*lines, *(["- a rehearsal with tiny shapes: times without meaning"] if found["toy"] else [])])
 
@@ -107,7 +107,27 @@ def vocabulary_table(found: dict[str, Any]) -> str:
     return table(names, ([row.get(name) for name in names] for row in found["rows"]))
 
 
+def cpu_table(found: dict[str, Any]) -> str:
+    head = [
+        "B",
+        "H",
+        "T",
+        "K",
+        "dtype",
+        "bias",
+        "passes",
+        "contestant",
+        "ms",
+        "least",
+        "most",
+        "its time over fastbert's",
+    ]
+    names = ("dtype", "bias", "passes", "contestant", "ms", "least", "most", "over")
+    return table(head, ([*row["shape"], *(row[name] for name in names)] for row in found["rows"]))
+
+
 TABLES = {
+    "attention-cpu": cpu_table,
     "kernels-compiled": compiled_table,
     "attention-tune": tune_table,
     "attention": attention_tables,
