@@ -298,7 +298,7 @@ class _Group:
                 self.add(dv[chunk.matrices, chunk.keys], used.mT, do, scale, work)
             ds = torch.ops.aten._softmax_backward_data(dp, p, -1, p.dtype, grad_input=dp)
             if dbias is not None:
-                _add_bias(_of_bias(dbias, chunk), ds.view(chunk.shape))
+                _add_bias(_of_bias(dbias, chunk), ds.view(chunk.shape), work)
             if dq is not None:
                 work.times("dq", ds, k_, self.scale, dq[chunk.matrices, chunk.queries])
             if dk is not None:
@@ -322,10 +322,13 @@ def _of_bias(bias: Tensor, chunk: Chunk) -> Tensor:
     return bias[rows, heads, chunk.queries, chunk.keys]
 
 
-def _add_bias(total: Tensor, ds: Tensor) -> None:
+def _add_bias(total: Tensor, ds: Tensor, work: _Work) -> None:
     """Adds dS [rows, H, queries, keys] to [1 or rows, 1 or H, queries, keys]."""
-    summed = [i for i in (0, 1) if total.shape[i] < ds.shape[i]]
-    total.add_(ds.sum(summed, keepdim=True, dtype=total.dtype) if summed else ds)
+    if summed := [i for i in (0, 1) if total.shape[i] < ds.shape[i]]:
+        # `sum` itself would cast to fresh memory, whose pages cost more than the sum.
+        wide = ds if ds.dtype == total.dtype else work("wide", ds.shape, total.dtype).copy_(ds)
+        ds = torch.sum(wide, summed, keepdim=True, out=work("sum of dS", total.shape, total.dtype))
+    total.add_(ds)
 
 
 def _in_range(chunk: Chunk, sums: Tensor) -> bool:
