@@ -22,7 +22,7 @@ from fastbert_kernels.attention import attention_reference, dropout_row_keys
 from fastbert_kernels.cpu_plan import Chunk, Packing, Plan, plan
 from fastbert_kernels.hashing import GOLDEN, LIGHT, combine, threshold
 
-SAVED_BYTES = 256 << 20
+SAVED_BYTES = 1 << 30
 """Probabilities of one call beyond this are computed again in the backward pass."""
 RANGE = (2.0**-60, 2.0**60)
 """Sums of powers of 2 within it are as exact as with the largest score subtracted."""
@@ -220,7 +220,7 @@ class _Group:
         def run(number: int) -> None:
             chunk = self.plan.chunks[number]
             signed, used = self.probabilities(q, k, bias, number, work, save, sums_of[number])
-            saved[number] = signed
+            saved[number] = signed if save else None
             work.times("o", used, v[chunk.matrices, chunk.keys], scale, out[chunk.matrices, chunk.queries])
 
         for number in range(len(saved)):

@@ -148,6 +148,6 @@ class Packing:
 
 
 def _rounded(size: int) -> int:
-    """Up to a multiple of 16, or of an eighth of the next power of two: few groups, little padding."""
-    step = max(16, (1 << (size - 1).bit_length()) // 8)
+    """Up to a multiple of 16, or of a 32nd of the next power of two: little padding, and few sizes of products."""
+    step = max(16, (1 << (size - 1).bit_length()) // 32)
     return -(-size // step) * step
