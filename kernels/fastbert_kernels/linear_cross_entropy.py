@@ -18,8 +18,11 @@ from fastbert_kernels.backend import runs_kernels
 CELLS = 1 << 25
 """Logits held at a time, or as many as the embedding has numbers if that is more: each chunk reads and writes the
 embedding's gradient once, which with fewer rows than the embedding is wide would be the larger part of the traffic."""
-FEW = 1 << 24
-"""Without the kernel, so many logits or fewer are kept: plain PyTorch is as fast then (docs/lab-notes.md)."""
+FEW = 1 << 20
+"""Without the kernel, so many logits or fewer are kept: an operator of one's own costs more than it saves there
+(docs/lab-notes.md)."""
+BLOCK = 1 << 18
+"""Logits whose softmax is taken at a time without the kernel: 1 MiB in float32."""
 ALIGNMENT = 16
 """Rows of logits are padded to a multiple of so many for the kernel: cuBLAS is slow at rows that begin anywhere."""
 
@@ -160,19 +163,28 @@ def _add(total: Tensor | None, slopes: Tensor, hidden: Tensor, dtype: torch.dtyp
 
 
 def _losses_and_slopes(logits: Tensor, target: Tensor, ignore_index: int, losses: Tensor, slopes: bool) -> None:
-    """`triton_cross_entropy.losses_and_slopes` by PyTorch's operations, for any floating type."""
+    """`triton_cross_entropy.losses_and_slopes` by PyTorch's operations, for any floating type; a few rows at a time,
+    which stay in a CPU's cache from the softmax to the slopes."""
     counted = (target != ignore_index)[:, None]
-    answer = torch.where(counted, target[:, None], 0)
-    wide = logits.to(losses.dtype)
-    given, top = wide.gather(1, answer), wide.amax(1, keepdim=True)
-    softmax = torch.softmax(wide, 1, out=wide)  # every implementation reads a number before it writes it
-    # The largest probability is 1 / sum(exp(x - top)), which gives the sum without a pass of its own.
-    found = top - given - softmax.amax(1, keepdim=True).log()
-    losses.copy_(torch.where(counted, found, torch.zeros_like(found))[:, 0])
-    if slopes:
-        softmax.scatter_add_(1, answer, torch.full_like(given, -1.0)).mul_(counted)
-        if softmax is not logits:
-            logits.copy_(softmax)
+    answers = torch.where(counted, target[:, None], 0)
+    rows = max(1, BLOCK // logits.shape[1])
+    work = losses.new_empty(0 if logits.dtype == losses.dtype else min(rows, len(logits)), logits.shape[1])
+    for start in range(0, len(logits), rows):
+        here = slice(start, start + rows)
+        part, answer, found = logits[here], answers[here], losses[here, None]
+        wide = part if logits.dtype == losses.dtype else work[: len(part)].copy_(part)
+        given, top = wide.gather(1, answer), wide.amax(1, keepdim=True)
+        softmax = torch.softmax(wide, 1, out=wide)  # every implementation reads a number before it writes it
+        # The largest probability is 1 / sum(exp(x - top)), which gives the sum without a pass of its own.
+        found.copy_(top - given - softmax.amax(1, keepdim=True).log())
+        if slopes:
+            softmax.scatter_add_(1, answer, torch.full_like(given, -1.0))
+            if softmax is not part:
+                part.copy_(softmax)
+    ignored = ~counted[:, 0]
+    losses.masked_fill_(ignored, 0.0)
+    if slopes and bool(ignored.any()):
+        logits.masked_fill_(ignored[:, None], 0.0)
 
 
 operator = torch.library.custom_op("fastbert_kernels::linear_cross_entropy", losses_and_gradients, mutates_args=())

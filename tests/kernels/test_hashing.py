@@ -81,7 +81,8 @@ def test_light_mix_broadcasts() -> None:
 
 def test_threshold_ends() -> None:
     assert threshold(0.0) == -(2**31)
-    assert threshold(1.0) == 2**31 - 1
+    assert threshold(1.0) == 2**31 - 2
+    assert all(threshold(p) % 2 == 0 for p in (0.1, 1 / 3, 0.5, 0.9))
 
 
 def test_dropout_value_and_gradient() -> None:
@@ -94,3 +95,28 @@ def test_dropout_value_and_gradient() -> None:
     assert hash_dropout(x, keys, 0.0) is x
     with pytest.raises(ValueError, match="without the last"):
         hash_dropout(x, mix(words(5)), 0.3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_dropout_is_the_mask_in_every_type(dtype: torch.dtype) -> None:
+    """Bit masks of CPUs drop what the comparison drops, also of tensors that are not contiguous and of infinities."""
+    keys = mix(words(4000)).view(20, 200)
+    keep = keep_mask(keys, 48, 0.1)
+    x = torch.randn(20, 48, 200).to(dtype).transpose(1, 2).requires_grad_()
+    out = hash_dropout(x, keys, 0.1)
+    assert torch.equal(out, torch.where(keep, x, 0) * (1 / 0.9))
+    grad = torch.randn(200, 20, 48).to(dtype).transpose(0, 1)
+    (found,) = torch.autograd.grad(out, x, grad)
+    assert torch.equal(found, torch.where(keep, grad, 0) * (1 / 0.9))
+    assert not hash_dropout(torch.full_like(x, torch.inf), keys, 0.1)[~keep].any()
+
+
+def test_words_of_numpy_and_of_torch_are_equal() -> None:
+    """On a CPU numpy hashes; a subclass of Tensor takes PyTorch's operations, as devices and compilers do."""
+
+    class Other(torch.Tensor):
+        pass
+
+    given = torch.cat([words(1000), torch.tensor([-(2**31), 2**31 - 1, -1, 0], dtype=torch.int32)])
+    assert torch.equal(mix(given.as_subclass(Other)).as_subclass(torch.Tensor), mix(given))
+    assert mix(given[0]).shape == () and torch.equal(mix(given[::2]), mix(given)[::2])
