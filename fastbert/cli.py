@@ -119,12 +119,24 @@ def ablate(arguments: list[str]) -> int:
 def bench(arguments: list[str]) -> int:
     from fastbert.config import parse
     from fastbert.experiments.bench import BenchKernelsOptions, bench_kernels
+    from fastbert.experiments.bench_data import BenchDataOptions, bench_data
+    from fastbert.experiments.bench_throughput import BenchThroughputOptions, bench_throughput
 
-    topics = {"kernels": (BenchKernelsOptions, bench_kernels)}
+    topics = {
+        "throughput": (BenchThroughputOptions, bench_throughput, "the training loop beside transformers' BERT"),
+        "data": (BenchDataOptions, bench_data, "preparing and drawing text beside the tokenizers library"),
+        "kernels": (
+            BenchKernelsOptions,
+            bench_kernels,
+            "the kernels beside PyTorch's, or what they take when compiled",
+        ),
+    }
     if not arguments or arguments[0] in ("-h", "--help"):
-        print(f"usage: fastbert bench {'|'.join(topics)} [options]\n\nfastbert bench kernels --help shows its options.")
+        lines = "\n".join(f"  {name:<11} {what}" for name, (*_, what) in topics.items())
+        print(f"usage: fastbert bench <benchmark> [options]\n\nbenchmarks:\n{lines}\n")
+        print("fastbert bench <benchmark> --help shows its options.")
         return 0 if arguments else 2
-    options, run = topics[choose("benchmark", arguments[0], topics)]
+    options, run, _ = topics[choose("benchmark", arguments[0], topics)]
     return run(parse(options, arguments[1:], f"bench {arguments[0]}"))
 
 
@@ -138,7 +150,7 @@ JOBS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     "predict": (predict, "labels and probabilities of a fine-tuned model"),
     "submit": (submit, "the archive GLUE's server takes, or a check of one"),
     "export": (export, "a run as a Hugging Face folder"),
-    "bench": (bench, "the kernels beside their peers, or what they take when compiled"),
+    "bench": (bench, "throughput, data or kernels beside their peers"),
 }
 
 

@@ -37,9 +37,11 @@ def parse(cls: type[Options], arguments: Sequence[str], job: str, default: Optio
 
     Raises:
         SystemExit: with 0 after --help, with 2 after a flag that does not fit.
+        UserError: a flag is given twice.
     """
     import tyro
 
+    refuse_repeated(arguments)
     _lift_flat_flags(cls)
     required = {f.name for f in fields(cls) if f.default is MISSING and f.default_factory is MISSING}
     if default is None and not required:
@@ -50,6 +52,25 @@ def parse(cls: type[Options], arguments: Sequence[str], job: str, default: Optio
         args=arguments,
         **({} if default is None else {"default": default}),
     )
+
+
+def refuse_repeated(arguments: Sequence[str]) -> None:
+    """No option takes several values, and of two the parser would drop the first in silence.
+
+    `--flag value`, `--flag=value`, `--some_flag`, and `--no-flag` of a switch are one flag; no value begins with --.
+
+    Raises:
+        UserError: names the flag.
+    """
+    seen: dict[str, str] = {}
+    for argument in arguments:
+        if argument.startswith("--"):
+            flag = argument.partition("=")[0].replace("_", "-")
+            name = re.sub(r"(--|\.)no-", r"\1", flag)
+            if name in seen:
+                twice = flag if flag == seen[name] else f"{seen[name]} with {flag}, which is the same option,"
+                raise UserError(f"{twice} is given twice; it takes one value: leave one of them out")
+            seen[name] = flag
 
 
 def _lift_flat_flags(cls: type) -> None:
@@ -167,7 +188,10 @@ def to_dict(options: Any) -> dict[str, Any]:
 def to_yaml(options: Any) -> str:
     import yaml
 
-    return yaml.safe_dump(to_dict(options), sort_keys=False, allow_unicode=True)
+    text = yaml.safe_dump(to_dict(options), sort_keys=False, allow_unicode=True)
+    if re.search("[\x85\u2028\u2029]", text):  # line breaks to YAML's reader, plain characters to its writer
+        return yaml.safe_dump(to_dict(options), sort_keys=False)
+    return text
 
 
 @dataclass(frozen=True)

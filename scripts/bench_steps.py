@@ -19,6 +19,7 @@ import torch
 from fastbert.data.batches import Rows, TrainingBatches
 from fastbert.data.noted import NotedWords
 from fastbert.data.shards import RareWords
+from fastbert.data.stages import Plan
 from fastbert.data.tokenizer import SPECIAL_TOKENS, WordPiece
 from fastbert.model.config import EncoderOptions
 from fastbert.model.encoder import initialize
@@ -68,7 +69,8 @@ class Run:
         noted = NotedWords(text, numbers, arguments.length, 16) if words else None
         rows = Rows(text, arguments.length, 2, 3, noted=noted)
         self.device, self.precision, self.step = arguments.device, arguments.precision, 0
-        self.batches = TrainingBatches(rows, arguments.batch_size, arguments.batch_size, 0, self.device)
+        plan = Plan.constant(arguments.batch_size, arguments.length)
+        self.batches = TrainingBatches({arguments.length: rows}, plan, arguments.batch_size, 0, self.device)
         notes = Notes(NotesOptions(), words, config.width, 0) if words else None
         options = {
             "mlm": MLMOptions(),

@@ -1,6 +1,7 @@
 """What only a GPU can tell: are the results right there, how fast are the steps, does a pretraining learn.
 
     PYTHONPATH=.:kernels python3 scripts/on_gpu.py --parts correctness --out $OUT --commit abc1234
+    PYTHONPATH=.:kernels python3 scripts/on_gpu.py --parts throughput,composition --out $OUT --commit abc1234
     PYTHONPATH=.:kernels python3 scripts/on_gpu.py --parts pretrain --out $OUT --data data/wiki --minutes 6
 
 Each part writes PART.json and PART.md after every result, so that a run cut short keeps what it had, and ends within
@@ -9,7 +10,6 @@ Each part writes PART.json and PART.md after every result, so that a run cut sho
 
 import argparse
 import faulthandler
-import gc
 import importlib.metadata
 import itertools
 import shlex
@@ -17,8 +17,7 @@ import signal
 import sys
 import tempfile
 import time
-import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,119 +26,25 @@ import numpy as np
 import torch
 import yaml
 from fastbert_kernels import keep_mask
+from on_gpu_part import NEEDS_CUDA, TOY, Part, table
+from on_gpu_throughput import composition, throughput
 from torch import Tensor, nn
 
 from fastbert.config import from_dict, to_dict
-from fastbert.data.batches import InMemory
 from fastbert.data.shards import open_dataset
-from fastbert.data.tokenizer import SPECIAL_TOKENS, WordPiece
-from fastbert.files import atomic_file, write_json
-from fastbert.hub.names import BERT_OPTIONS
 from fastbert.model.positions import POSITIONS
 from fastbert.pretraining import job
-from fastbert.pretraining.loop import Trainer
 from fastbert.pretraining.options import PretrainOptions
-from fastbert.pretraining.setup import Setup
 from fastbert.randomness import permute, row_keys
-from fastbert.training.checkpoints import Checkpoint, Checkpointer, flatten_optimizer, read_checkpoint
-from fastbert.training.hardware import autocast, describe_machine, peak_flops, resolve_device, resolve_precision
+from fastbert.training.checkpoints import Checkpoint, flatten_optimizer, read_checkpoint
+from fastbert.training.hardware import autocast, describe_machine
 from fastbert.training.interrupts import Interrupts
-from fastbert.training.logbook import Logbook, read_metrics, say
-from fastbert.training.optimizers import build_optimizer
+from fastbert.training.logbook import read_metrics
 
-LATE, NEEDS_CUDA = "not measured: time was up", "not measured: needs CUDA"
 LONGEST, GRACE = 500, 30  # seconds of a part, and those behind them after which one that hangs is killed
 COMPARED = {"layers": 2, "width": 256, "batch_size": 4, "initializer_std": 0.06}  # attention far from uniform
 TRAINED = {"layers": 4, "width": 256, "batch_size": 64, "machine": {"micro_batch_size": 32}}
-TOY = {"layers": 1, "width": 16, "heads": 2, "length": 24, "batch_size": 4}
-SHAPES = (("base", 128, (256, 1024, 64)), ("base", 512, (64, 256, 16)), ("large", 128, (128, 512, 32)))
 VARIANTS = [{"position": "tupe-r"}, {"position": "absolute"}]
-CONTESTANTS = ("fastbert absolute", "fastbert tupe-r", "eager", "compiled")
-ROUNDS, RACE_SECONDS, COMPILE_SECONDS = 5, 40, 150  # with less time left no race, no compilation begins
-
-
-def random_text(vocab_size: int) -> tuple[InMemory, WordPiece]:
-    """Random words in documents of about 40, with the interface of a prepared dataset and of its splits."""
-    draw = np.random.default_rng(0)
-    tokens = draw.integers(len(SPECIAL_TOKENS), vocab_size, 64 * vocab_size)
-    tokens[draw.random(len(tokens)) < 1 / 40] = SPECIAL_TOKENS.index("[SEP]")
-    text = InMemory(tokens)
-    text.split = lambda name: text
-    pieces = (f"##w{i}" if i % 3 == 0 else f"w{i}" for i in range(vocab_size - len(SPECIAL_TOKENS)))
-    return text, WordPiece((*SPECIAL_TOKENS, *pieces))
-
-
-class Part:
-    """One part's results, on the disk after every one of them; its device, and the jobs that are built for it."""
-
-    def __init__(self, work: Callable[["Part"], None], args: argparse.Namespace, header: dict, folder: Path) -> None:
-        self.name, self.args, self.toy, self.header = work.__name__, args, args.toy, {**header, "note": work.__doc__}
-        self.folders = (folder / f"{self.name}-{number}" for number in itertools.count())  # for what runs write
-        self.rows, self.deadline = [], time.monotonic() + args.seconds
-        self.device, self.cuda = resolve_device("auto"), torch.cuda.is_available()
-        self.precision = resolve_precision("auto", self.device)[0] if self.cuda else "fp32"
-
-    def add(self, **row: Any) -> None:
-        self.rows.append({k: str(v) if isinstance(v, float) and not np.isfinite(v) else v for k, v in row.items()})
-        print(table(self.rows[-1:]).splitlines()[-1], file=sys.stderr, flush=True)
-        write_json(self.args.out / f"{self.name}.json", {**self.header, "rows": self.rows})
-        with atomic_file(self.args.out / f"{self.name}.md", "w") as file:
-            header = [f"- {name}: {value}" for name, value in self.header.items()]
-            file.write("\n".join([f"# {self.name}", "", *header, "", table(self.rows), ""]))
-
-    def attempt(self, check: Callable[..., Iterable[dict[str, Any]]], *options: Any, **what: Any) -> None:
-        """Adds the rows of `check`; what it has no time for and what it raises become rows too."""
-        try:
-            if time.monotonic() > self.deadline:
-                raise KeyboardInterrupt
-            for row in check(self, *options) or ():
-                self.add(**what, **row)
-        except KeyboardInterrupt:
-            self.add(**what, result=LATE)
-        except Exception as error:  # with its traceback in the report: time on the device must not end at one fault
-            self.add(**what, **failure(error))
-
-    def setup(self, options: dict[str, Any], device: str = "", precision: str = "") -> Setup:
-        """A pretraining job on random text; a rehearsal shrinks it."""
-        text, words = random_text(96 if self.toy else 8192 if "layers" in options else 32768)
-        options = {"eval_sequences": 8, "attention_dropout": options.get("dropout", 0.1), **options}
-        asked = from_dict(PretrainOptions, options | (TOY if self.toy else {}), "on_gpu.py")
-        config = asked.encoder.resolve(len(words.tokens), asked.length)
-        return Setup(asked, text, words, config, torch.device(device or self.device), precision or self.precision)
-
-    def trainer(self, setup: Setup, steps: int, log_every: int) -> Trainer:
-        """As `job.train` builds it."""
-        options, folder, objective = setup.options, next(self.folders), setup.objective().train()
-        optimizer = build_optimizer(objective.named_parameters(), options.optimizer, setup.device)
-        parts = {"objective": objective, "optimizer": optimizer, "batches": setup.batches()}
-        asked = {"seed": options.seed, "optimizer_options": options.optimizer, "schedule": options.schedule}
-        every = {"steps": steps, "eval_every": steps, "checkpoint_every": 5, "log_every": log_every}
-        books = {"checkpointer": Checkpointer(folder, 3, say), "logbook": Logbook(folder, steps, quiet=True)}
-        checks = {"validate": lambda: setup.validate(objective), "precision": setup.precision}
-        return Trainer(**parts, **asked, **every, **books, **checks, peak_flops=1.0, state={})
-
-    def seconds(self, step: Callable[[], None], count: int) -> float:
-        wait = torch.cuda.synchronize if self.cuda else torch.cpu.synchronize
-        wait()
-        start = time.perf_counter()
-        for _ in range(count):
-            step()
-        wait()
-        return time.perf_counter() - start
-
-
-def failure(error: Exception) -> dict[str, Any]:
-    traceback.print_exception(error)
-    short = "out of memory" if isinstance(error, torch.OutOfMemoryError) else f"error: {type(error).__name__}: {error}"
-    return {"result": short, "traceback": traceback.format_exception(error)}
-
-
-def table(rows: list[dict[str, Any]]) -> str:
-    """Markdown; lists and mappings are for the JSON alone."""
-    names = dict.fromkeys(name for row in rows for name, value in row.items() if not isinstance(value, list | dict))
-    cells = [[row.get(name, "") for name in names] for row in rows]
-    texts = [[f"{x:.4g}" if isinstance(x, float) else str(x).partition("\n")[0] for x in line] for line in cells]
-    return "\n".join(f"| {' | '.join(line)} |" for line in [list(names), ["---"] * len(names), *texts])
 
 
 def correctness(part: Part) -> None:
@@ -258,81 +163,6 @@ def repeats(part: Part, options: dict[str, Any]) -> Iterator[dict[str, Any]]:
     yield {"part": "resumed at 5", "result": differing(late, run(10, options, read_checkpoint(halfway))[1])}
 
 
-def throughput(part: Part) -> None:
-    """Whole training steps on random text, no accumulation; contestants in turn, median of 5 rounds of a second.
-    fastbert reads rows and draws masks in its step; eager and compiled are transformers' BertForMaskedLM (SDPA, torch's
-    fused AdamW, clipping), given masked batches on the device. GiB: added at the peak. x: speed over that peer's."""
-    peak, how = peak_flops(part.device, part.precision)
-    part.header["MFU"] = f"products (the head's at masked places) of {peak / 1e12:.4g} TFLOP/s {part.precision} ({how})"
-    for turn, dropout, (size, length, batches) in itertools.product(range(3), (0.1, 0.0), SHAPES):
-        options = {"size": size, "length": length, "batch_size": batches[turn], "dropout": dropout}
-        case = "toy" if part.toy else f"{size}, T {length}, batch {batches[turn]}, dropout {dropout}"
-        if not (part.toy and part.rows):
-            part.attempt(race, options, CONTESTANTS[: 4 - (turn > 0)], peak, case=case)
-
-
-def race(part: Part, options: dict[str, Any], names: tuple[str, ...], peak: float) -> Iterator[dict[str, Any]]:
-    """One shape: fastbert's encoders beside their peer, eager and compiled."""
-    if time.monotonic() + (COMPILE_SECONDS if "compiled" in names else RACE_SECONDS) > part.deadline:
-        raise KeyboardInterrupt
-    ready, gib, flops, speeds = {}, {}, {}, {name: [] for name in names}
-    for name in names:
-        step = trainer = None  # what failed before gives its memory back
-        gc.collect()
-        torch.cuda.empty_cache()
-        before = torch.cuda.memory_allocated()
-        setup = part.setup({**options, "position": "tupe-r" if "tupe-r" in name else "absolute"})
-        size = setup.options.batch_size, setup.options.length
-        try:
-            if name.startswith("fastbert"):
-                trainer = part.trainer(setup, 10**6, log_every=10**9)
-                flops |= {name: trainer.objective.flops(*size)}
-                step = map(trainer._step, itertools.count()).__next__
-            else:
-                step = peer_step(part, setup, name == "compiled")
-            if part.cuda:
-                torch.cuda.reset_peak_memory_stats()
-            part.seconds(step, 3)
-            gib[name] = (torch.cuda.max_memory_allocated() - before) / 2**30 if part.cuda else NEEDS_CUDA
-            ready[name] = step, min(50, max(1, round((0.05 if part.toy else 1.0) / part.seconds(step, 1))))
-        except Exception as error:  # a contestant that fails (out of memory, say) is a row; the others still race
-            yield {"contestant": name, **failure(error)}
-    for _, (name, (step, count)) in itertools.product(range(ROUNDS), ready.items()):
-        speeds[name].append(round(count * size[0] * size[1] / part.seconds(step, count)))
-    median = {name: int(np.median(speeds[name])) for name in ready}
-    for name, speed in median.items():
-        row = {"contestant": name, "tokens/s": speed, "least": min(speeds[name]), "most": max(speeds[name])}
-        row |= {f"x {peer}": speed / median[peer] for peer in ("eager", "compiled") if peer in median}
-        mfu = speed / (size[0] * size[1]) * flops.get(name, flops[CONTESTANTS[0]]) / peak
-        yield {**row, "MFU": mfu, "GiB": gib[name], "rounds": speeds[name], "result": "measured"}
-
-
-def peer_step(part: Part, setup: Setup, compiled: bool) -> Callable[[], None]:
-    """A training step of transformers' BERT of the same shape, on a few batches masked before."""
-    from transformers import BertConfig, BertForMaskedLM
-
-    objective = replace(setup, config=replace(setup.config, layers=1)).objective().train()
-    drawn = [objective.draw(batch, 0, step) for step in range(4) for batch in setup.batches().at(step)]
-    labels = [torch.full_like(d.input_ids, -100).scatter(1, d.places, d.targets) for d in drawn]
-    given = zip(itertools.cycle(d.input_ids for d in drawn), itertools.cycle(labels), strict=True)
-    options = {theirs: getattr(setup.config, ours) for ours, theirs in BERT_OPTIONS.items()}
-    model = BertForMaskedLM(BertConfig(**options, attn_implementation="sdpa")).to(part.device).train()
-    optimizer = torch.optim.AdamW(model.parameters(), 1e-4, fused=True)
-    torch._dynamo.reset()
-    call = torch.compile(model, dynamic=False, backend="eager" if part.toy else "inductor") if compiled else model
-
-    def step() -> None:
-        input_ids, label = next(given)
-        with autocast(part.device, setup.precision):
-            loss = call(input_ids=input_ids, labels=label).loss
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-
-    return step
-
-
 def pretrain(part: Part) -> None:
     """Jobs of `fastbert pretrain` on the same data, each with the same share of --minutes; losses of held-out text."""
     args = part.args
@@ -363,7 +193,7 @@ def run_job(part: Part, options: PretrainOptions) -> Iterator[dict[str, Any]]:
 
 
 def main() -> int:
-    works = {work.__name__: work for work in (correctness, throughput, pretrain)}
+    works = {work.__name__: work for work in (correctness, throughput, composition, pretrain)}
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--parts", type=lambda names: [works[name] for name in names.split(",")], required=True)
     parser.add_argument("--out", type=Path, required=True)

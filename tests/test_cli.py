@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from fastbert.cli import JOBS, main
+from fastbert.cli import JOBS
 from fastbert.errors import UserError, choose
+from tests.flags import main
 
 
 def refused(capsys, *arguments: object) -> str:
@@ -32,7 +33,7 @@ def test_help_of_every_job(capsys) -> None:
     listed = capsys.readouterr().out
     for job in JOBS:
         assert f"  {job} " in listed
-        for more in ([], ["kernels"]) if job == "bench" else ([],):
+        for more in ([], ["throughput"], ["data"], ["kernels"]) if job == "bench" else ([],):
             assert code_of([job, *more, "--help"]) == 0
             assert " ".join(["fastbert", job, *more]) in capsys.readouterr().out
 

@@ -51,6 +51,28 @@ def test_yaml_then_flags(tmp_path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--name", "a", "--name", "b"], "--name is given twice"),
+        (["--name=a", "--name", "a"], "--name is given twice"),
+        (["--inner.rate", "1", "--layers", "2", "--inner.rate=1"], "--inner.rate is given twice"),
+        (["--fast", "--no-fast"], "--fast with --no-fast"),
+        (["--some_name", "x", "--some-name=y"], "--some-name is given twice"),
+    ],
+)
+def test_a_flag_given_twice_is_refused(flags, message) -> None:
+    with pytest.raises(UserError, match=message):
+        config.parse(Outer, flags, "job")
+
+
+def test_values_are_no_flags() -> None:
+    """Nor are flags of other groups that end alike."""
+    assert config.parse(Outer, ["--name", "name", "--layers", "-1"], "job") == Outer("name", lifted=Lifted(-1))
+    flags = ["--inner.rate", "1", "--speed.rate", "1", "--name", "--name=x".removeprefix("--")]
+    assert config.parse(Outer, flags, "job") == Outer("name=x", Inner(1.0), speed=Inner(1.0))
+
+
+@pytest.mark.parametrize(
     ("text", "message"),
     [
         ("nam: y", "x.yaml: unknown option 'nam'; did you mean 'name'"),
@@ -127,7 +149,10 @@ def options(*flags: str) -> PretrainOptions:
         (["--machine.threads", "1"], True),
         (["--eval-every", "3"], True),
         (["--checkpoint-every", "3"], True),
+        (["--feed-forward", "geglu"], False),
+        (["--no-bias"], False),
         (["--cls", "tied"], True),  # without TUPE it has no effect
+        (["--rope-base", "500"], True),  # nor this without rope
         (["--schedule.decay", "0.5"], True),  # nor this without wsd
     ],
 )
@@ -139,6 +164,11 @@ def test_the_experiments_hash(flags: list[str], same: bool) -> None:
 
 def test_cls_counts_with_tupe() -> None:
     a, b = (options("--position", "tupe-a", "--cls", cls) for cls in ("tied", "untied"))
+    assert config.digest(science(a, "")) != config.digest(science(b, ""))
+
+
+def test_the_base_counts_with_rope() -> None:
+    a, b = (options("--position", "rope", "--rope-base", base) for base in ("10000", "160000"))
     assert config.digest(science(a, "")) != config.digest(science(b, ""))
 
 

@@ -13,6 +13,8 @@ import pytest
 import torch
 
 from fastbert.model.kernels import KERNELS
+from fastbert.model.positions import POSITIONS
+from fastbert.pretraining.loop import Trainer
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "scripts" / "on_gpu.py"
@@ -30,6 +32,7 @@ class Finder:
         return getattr(self.finder, name)
 sys.meta_path[:] = [Finder(finder) for finder in sys.meta_path]
 sys.argv = sys.argv[1:]
+sys.path.insert(0, sys.argv[0].rpartition("/")[0])
 try:
     runpy.run_path(sys.argv[0], run_name="__main__")
 finally:
@@ -54,11 +57,13 @@ def read(out: Path, part: str) -> dict:
 @pytest.fixture(scope="module")
 def rehearsal(prepared: Path, tmp_path_factory) -> tuple[Path, str]:
     out = tmp_path_factory.mktemp("gpu") / "out"
-    done = run(out, "--parts", "correctness,throughput,pretrain", "--data", str(prepared), "--minutes", "0.15")
+    done = run(
+        out, "--parts", "correctness,throughput,composition,pretrain", "--data", str(prepared), "--minutes", "0.15"
+    )
     assert done.returncode == 0, done.stderr
     assert "IMPORTED []" in done.stderr
     assert sorted(path.name for path in out.iterdir()) == sorted(
-        f"{part}.{kind}" for part in ("correctness", "throughput", "pretrain") for kind in ("json", "md")
+        f"{part}.{kind}" for part in ("correctness", "throughput", "composition", "pretrain") for kind in ("json", "md")
     )
     return out, done.stdout
 
@@ -66,7 +71,7 @@ def rehearsal(prepared: Path, tmp_path_factory) -> tuple[Path, str]:
 def test_correctness(rehearsal) -> None:
     rows = read(rehearsal[0], "correctness")["rows"]
     accuracy = [row for row in rows if row["aspect"] == "accuracy"]
-    assert len(accuracy) == 3 * 4 * 2 * 2 and {row["precision"] for row in accuracy} == {"fp32", "bf16"}
+    assert len(accuracy) == 3 * len(POSITIONS) * 2 * 2 and {row["precision"] for row in accuracy} == {"fp32", "bf16"}
     for row in accuracy:
         assert row["result"] == "holds" and row["of the bound"] <= 1
         # float64 tells the two precisions apart, so it is what both are held against.
@@ -84,6 +89,15 @@ def test_throughput(rehearsal) -> None:
         assert row["result"] == "measured" and row["case"] == "toy" and row["GiB"] == "not measured: needs CUDA"
         assert 0 < row["least"] <= row["tokens/s"] <= row["most"] and len(row["rounds"]) == 5 and 0 < row["MFU"] < 1
         assert row["x eager"] == pytest.approx(row["tokens/s"] / rows[2]["tokens/s"])
+
+
+def test_composition(rehearsal) -> None:
+    rows = read(rehearsal[0], "composition")["rows"]
+    assert [row["case"] for row in rows] == ["tupe-r, toy", "absolute, toy"]
+    for row in rows:
+        assert row["result"] == "measured" and row["forward: attention"] > 0 and row["optimizer"] > 0
+        known = sum(ms for name, ms in row.items() if isinstance(ms, float) and name != "step")
+        assert known == pytest.approx(row["step"], rel=0.02) and row["operators"][0]["ms"] > 0
 
 
 def test_pretrain(rehearsal) -> None:
@@ -105,7 +119,8 @@ def test_what_there_is_no_time_for_is_not_measured(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def part(tmp_path: Path):
+def part(tmp_path: Path, monkeypatch):
+    monkeypatch.syspath_prepend(str(SCRIPT.parent))
     spec = importlib.util.spec_from_file_location("on_gpu", SCRIPT)
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
@@ -128,14 +143,14 @@ def test_the_rule_finds_an_attention_that_is_a_little_wrong(part, monkeypatch) -
 
 def test_a_step_that_does_not_repeat_is_named(part, monkeypatch) -> None:
     script, work = part
-    real = script.Trainer._step
+    real = Trainer._step
 
     def noisy(self, step: int) -> None:
         real(self, step)
         with torch.no_grad():
             self.objective.head.dense.bias.add_(1e-6 * torch.rand(()))
 
-    monkeypatch.setattr(script.Trainer, "_step", noisy)
+    monkeypatch.setattr(Trainer, "_step", noisy)
     one, ten, resumed = script.repeats(work, {})
     assert one["result"].startswith("fails: 1 of") and one["result"].endswith("differ: model head.dense.bias")
     assert all(row["result"].startswith("fails") for row in (ten, resumed))

@@ -1,12 +1,13 @@
 """Rows and batches from a stream of tokens: [CLS], then the next T - 1 tokens, documents joined by [SEP].
 
 No token is dropped but the stream's last few. The order is a keyed permutation of the rows, new in every epoch and a
-function of (seed, place in the run), so any batch can be drawn without those before it.
+function of (seed, place in the run), so any batch can be drawn without those before it. Where a run has sequences of
+two lengths, the stream is cut anew for the second, which has permutations of its own from its first epoch on.
 
 Shapes: B rows, T tokens.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from fastbert.data.noted import NotedWords, Occurrences, StepWords
+from fastbert.data.stages import Plan
 from fastbert.errors import UserError
 from fastbert.randomness import permute
 
@@ -129,35 +131,46 @@ def documents_of(input_ids: Tensor, sep_id: int) -> tuple[Tensor, Tensor]:
 class TrainingBatches:
     """The rows of each optimizer step, in micro-batches."""
 
-    def __init__(self, rows: Rows, batch_size: int, micro_batch_size: int, seed: int, device: torch.device) -> None:
+    def __init__(
+        self, rows: Mapping[int, Rows], plan: Plan, micro_batch_size: int, seed: int, device: torch.device
+    ) -> None:
         """
+        Args:
+            rows: length -> the stream cut into rows of it, for each of the plan's lengths.
+            micro_batch_size: rows of the plan's last length; of shorter ones as many more as have the same tokens.
+
         Raises:
             UserError: the corpus has fewer rows than one batch.
         """
-        if len(rows) < batch_size:
-            raise UserError(
-                f"the corpus has {len(rows)} sequences of {rows.length} tokens, less than one batch of {batch_size}; "
-                "lower --batch-size or --length, or add text"
-            )
-        self.rows, self.batch_size, self.micro_batch_size = rows, batch_size, micro_batch_size
+        for stage in plan.stages:
+            if len(rows[stage.length]) < stage.batch_size:
+                raise UserError(
+                    f"the corpus has {len(rows[stage.length])} sequences of {stage.length} tokens, less than one batch "
+                    f"of {stage.batch_size}; lower --batch-size or --length, or add text"
+                )
+        self.rows, self.plan, self.micro_batch_size = rows, plan, micro_batch_size
         self.seed, self.device = seed, device
 
     def at(self, step: int) -> Iterator[Batch]:
         """The micro-batches of `step` (from 0)."""
-        places = np.arange(self.batch_size)
-        indices = self.order(step * self.batch_size + places)
-        step_words = None if self.rows.noted is None else self.rows.noted.step_words(indices)
-        for start in range(0, self.batch_size, self.micro_batch_size):
-            part = slice(start, start + self.micro_batch_size)
-            yield self.rows.read(indices[part], places[part], self.device, step_words)
+        stage = self.plan.at(step)
+        rows = self.rows[stage.length]
+        places = np.arange(stage.batch_size)
+        indices = self.order(self.plan.drawn(step) + places, stage.length)
+        step_words = None if rows.noted is None else rows.noted.step_words(indices)
+        micro = max(1, self.micro_batch_size * self.plan.lengths[-1] // stage.length)
+        for start in range(0, stage.batch_size, micro):
+            part = slice(start, start + micro)
+            yield rows.read(indices[part], places[part], self.device, step_words)
 
-    def order(self, drawn: np.ndarray) -> np.ndarray:
-        """Row indices for the run's `drawn`-th sequences, int64."""
-        epoch, within = np.divmod(drawn, len(self.rows))
+    def order(self, drawn: np.ndarray, length: int) -> np.ndarray:
+        """Row indices for the run's `drawn`-th sequences of `length`, int64."""
+        count, cut = len(self.rows[length]), self.plan.lengths.index(length)
+        epoch, within = np.divmod(drawn, count)
         out = np.empty(len(drawn), dtype=np.int64)
         for e in np.unique(epoch):
             here = epoch == e
-            out[here] = permute(torch.from_numpy(within[here]), len(self.rows), self.seed, int(e)).numpy()
+            out[here] = permute(torch.from_numpy(within[here]), count, self.seed, (cut << 32) + int(e)).numpy()
         return out
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from fastbert.config import digest, from_dict
+from fastbert.data.stages import Plan, make_plan
 from fastbert.errors import UserError
 from fastbert.experiments.jobs import RUN, ended, failure
 from fastbert.files import atomic_folder, read_json
@@ -21,7 +22,7 @@ from fastbert.pretraining.options import PretrainOptions, science
 from fastbert.pretraining.run import RunFolder
 from fastbert.training.logbook import read_metrics
 
-_NO_FIGURES = ("step", "split", "tokens")
+_NO_FIGURES = ("step", "split", "tokens", "length")
 
 
 def pretrain_job(job: dict[str, Any], out: Path) -> dict[str, Any]:
@@ -49,7 +50,7 @@ def pretrain_job(job: dict[str, Any], out: Path) -> dict[str, Any]:
         return failure("the data changed after the ablation had started", "run it again when nothing writes there")
     last = manifest["sessions"][-1]
     records = read_metrics(out / "metrics.jsonl")
-    tokens = options.batch_size * options.length
+    plan = make_plan(options.stages, options.batch_size, options.length, options.steps)
     return {
         "status": "done",
         "precision": last["resolved"]["precision"],
@@ -58,7 +59,7 @@ def pretrain_job(job: dict[str, Any], out: Path) -> dict[str, Any]:
             "validations": [
                 {
                     "step": record["step"],
-                    "minutes": training_seconds(records, record["step"], tokens) / 60,
+                    "minutes": training_seconds(records, record["step"], plan) / 60,
                     **{name: value for name, value in record.items() if name not in _NO_FIGURES},
                 }
                 for record in records
@@ -95,17 +96,17 @@ def branch(trunk: Path, step: int, options: PretrainOptions, out: Path) -> None:
         RunFolder(folder).write(options, manifest, source.tokenizer)
 
 
-def training_seconds(records: Sequence[dict[str, Any]], step: int, tokens: int) -> float:
+def training_seconds(records: Sequence[dict[str, Any]], step: int, plan: Plan) -> float:
     """The time that the first `step` steps took by the logged rates, without validations and checkpoints.
 
     Args:
         records: of a run's metrics.jsonl.
-        tokens: in a step.
+        plan: of that run.
     """
     seconds, before = 0.0, 0
     for record in records:
         if record["split"] != "train" or before >= step:
             continue
-        seconds += (min(record["step"], step) - before) * tokens / record["tokens_per_second"]
+        seconds += plan.tokens(before, min(record["step"], step)) / record["tokens_per_second"]
         before = min(record["step"], step)
     return seconds

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fastbert.config import digest, to_dict
+from fastbert.data import stages as batches
 from fastbert.errors import UserError
 from fastbert.experiments.ablate_options import AblateOptions, Ablation, Budget
 from fastbert.experiments.jobs import RUN, Job
@@ -38,13 +39,22 @@ class Planned:
 
     name: str
     setup: Setup
-    flops: int
-    """Of a step, in closed form, all networks."""
+    flops: float
+    """Of a step, in closed form, all networks; where stages differ, their mean over a run."""
     parameters: int
     """Of all networks."""
     checkpoint_bytes: int
+    step_flops: dict[tuple[int, int], int]
+    """(batch_size, length) -> FLOPs of a step."""
     steps: int = 0
     """Its budget; with annealing, that of the trunk."""
+
+    def plan(self) -> batches.Plan:
+        return self.setup.plan(self.steps)
+
+    def cost(self, steps: int) -> float:
+        """FLOPs of the first `steps` of its training."""
+        return self.plan().total(lambda *shape: self.step_flops[shape], 0, steps)
 
     @property
     def questions(self) -> tuple[Any, ...]:
@@ -52,7 +62,9 @@ class Planned:
         options = self.setup.options
         chosen = objective_options(options)
         masks = (chosen.mask_rate, chosen.whole_word)
-        return (options.objective, masks if options.objective == "mlm" else chosen)
+        stages = options.stages
+        lengths = None if stages.first_length is None else (stages.first_length, stages.first_share)
+        return (options.objective, masks if options.objective == "mlm" else chosen, lengths)
 
 
 @dataclass(frozen=True)
@@ -155,13 +167,14 @@ def planned(name: str, options: PretrainOptions) -> Planned:
     """Opens a variant as its jobs will."""
     setup = prepare_setup(options)
     setup.batches()  # refuses a corpus of less than one batch
-    objective = setup.objective()
+    objective, steps = setup.objective(), batches.NOMINAL_STEPS
     state = sum(buffer.numel() * buffer.element_size() for buffer in objective.buffers())
     parameters = objective.parameter_count()
     return Planned(
         name=name,
         setup=setup,
-        flops=objective.flops(options.batch_size, options.length),
+        flops=setup.plan(steps).total(objective.flops, 0, steps) / steps,
+        step_flops={shape: objective.flops(*shape) for shape in setup.shapes()},
         parameters=parameters,
         checkpoint_bytes=12 * parameters + state,
     )
@@ -181,10 +194,12 @@ def equal_steps(budget: Budget, variants: list[Planned], seconds: list[float]) -
         seconds: of a step of each variant; only looked at where minutes are asked for.
     """
     first = variants[0]
-    options = first.setup.options
+    setup = first.setup
     steps = {
         "steps": lambda: budget.steps,
-        "tokens": lambda: budget.tokens / (options.batch_size * options.length),
+        "tokens": lambda: batches.steps_within(
+            budget.tokens, lambda count: setup.plan(count).tokens(0, count), setup.options.stages.least_steps
+        ),
         "flops": lambda: budget.flops / first.flops,
         "minutes": lambda: 60 * budget.minutes / seconds[0],
     }
@@ -231,6 +246,11 @@ def pretrainings(ablation: Ablation, variant: Planned, seed: int) -> tuple[list[
     setup = replace(variant.setup, options=replace(variant.setup.options, seed=seed, steps=variant.steps))
     options = resolve_steps(setup)
     if ablation.anneal is not None:
+        if options.stages.first_length or options.stages.batch_start:
+            raise UserError(
+                "with anneal a branch is longer than its trunk, which moves the stages of first_length and "
+                "batch_start; leave them or anneal out"
+            )
         warmup = float(warmup_steps(replace(options.schedule, name="constant"), variant.steps))
         options = replace(options, schedule=ScheduleOptions("constant", warmup))
     learning_rate_factor(options.schedule, 0, variant.steps)  # refuses a warm-up longer than the run
@@ -269,7 +289,7 @@ def _pretraining(
         identity=identity,
         options=_plain(to_dict(options)),
         folder=str(Path.cwd()),
-        cost=float(variant.flops * (options.steps - start)),
+        cost=float(variant.cost(options.steps) - variant.cost(start)),
         kind=kind,
         after=trunk and trunk.id,
     )

@@ -30,7 +30,7 @@ def planned_table(plan: Plan, ablation: Ablation) -> Table:
             f"{variant.parameters / 1e6:.2f}M",
             f"{variant.flops:.3g}",
             f"{variant.steps}",
-            f"{plan.places[variant.name][-1].steps * variant.flops:.3g}",
+            f"{variant.cost(plan.places[variant.name][-1].steps):.3g}",
         ]
         for variant in plan.variants
     ]
@@ -305,16 +305,15 @@ def _costs(report: Report, results: Results) -> None:
             continue
         minutes, steps = statistics.median(found.values()), ends[0].steps
         beside = MARK if any((variant.name, seed) in marked for seed in found) else ""
-        options = variant.setup.options
         rows.append(
             [
                 variant.name,
                 f"{steps}",
-                f"{steps * variant.flops:.3g}",
+                f"{variant.cost(steps):.3g}",
                 f"{minutes:.2f}{beside}",
                 f"{min(found.values()):.2f} to {max(found.values()):.2f}",
                 f"{60e3 * minutes / steps:.1f}",
-                f"{steps * options.batch_size * options.length / (60 * minutes):.0f}",
+                f"{variant.plan().tokens(0, steps) / (60 * minutes):.0f}",
             ]
         )
     report.table(Table(["variant", "steps", "FLOPs", "minutes", "over seeds", "ms a step", "tokens/s"], rows))

@@ -58,7 +58,7 @@ class Results:
         for place in self.plan.places[variant.name]:
             at, measured = self.validation(place), value(place)
             if at is not None and measured is not None:
-                point = Point(place.steps, place.steps * variant.flops, at["minutes"], measured)
+                point = Point(place.steps, variant.cost(place.steps), at["minutes"], measured)
                 curves.setdefault(place.seed, []).append(point)
         last = {place.seed: place.steps for place in self.plan.places[variant.name]}
         return {seed: curve for seed, curve in curves.items() if curve[-1].steps == last[seed]}

@@ -44,7 +44,10 @@ def model_card(config: EncoderConfig, name: str, *, native: bool, head: str | No
     encoder = {
         "position scheme": config.position,
         **({"[CLS] attention": config.cls} if config.position.startswith("tupe") else {}),
+        **({"rotation's base": config.rope_base} if config.position == "rope" else {}),
         "layer norm": config.norm,
+        "feed-forward": config.feed_forward,
+        "biases": "yes" if config.bias else "no",
         "layers": config.layers,
         "width": config.width,
         "attention heads": config.heads,

@@ -11,15 +11,19 @@ class FastBertConfig(PretrainedConfig):
 
     Args:
         position: absolute (BERT), relative (BERT with T5's bias, arXiv 1910.10683), tupe-a or tupe-r (positions untied
-            from words, arXiv 2006.15595).
+            from words, arXiv 2006.15595), rope (queries and keys rotated, arXiv 2104.09864) or alibi (scores lowered by
+            distance, arXiv 2108.12409).
         cls_attention: with TUPE, untied gives [CLS] two attention values of its own, tied treats it as a word.
         norm: LayerNorm after each residual sum (post, as BERT) or before each sublayer (pre).
         relative_buckets: of the distances, both directions together.
         relative_max_distance: from which on all distances share a bucket.
         type_vocab_size: token types (segments); 0 for an encoder that has none.
+        feed_forward: gelu (BERT) or geglu (arXiv 2002.05202), of `intermediate_size`.
+        bias: whether linear layers and LayerNorms have biases; the outputs of heads always do.
+        rope_base: with rope, of its wavelengths.
 
     Raises:
-        ValueError: a `position`, `cls_attention` or `norm` that does not exist.
+        ValueError: a `position`, `cls_attention`, `norm` or `feed_forward` that does not exist.
     """
 
     model_type = "fastbert"
@@ -43,14 +47,18 @@ class FastBertConfig(PretrainedConfig):
         norm="post",
         relative_buckets=32,
         relative_max_distance=128,
+        feed_forward="gelu",
+        bias=True,
+        rope_base=10000.0,
         pad_token_id=0,
         **kwargs,
     ):
         super().__init__(**kwargs)
         for name, value, known in (
-            ("position", position, ("absolute", "relative", "tupe-a", "tupe-r")),
+            ("position", position, ("absolute", "relative", "tupe-a", "tupe-r", "rope", "alibi")),
             ("cls_attention", cls_attention, ("untied", "tied")),
             ("norm", norm, ("post", "pre")),
+            ("feed_forward", feed_forward, ("gelu", "geglu")),
         ):
             if value not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, not {value!r}")
@@ -71,5 +79,8 @@ class FastBertConfig(PretrainedConfig):
         self.norm = norm
         self.relative_buckets = relative_buckets
         self.relative_max_distance = relative_max_distance
+        self.feed_forward = feed_forward
+        self.bias = bias
+        self.rope_base = rope_base
         self.pad_token_id = pad_token_id
         self.tie_word_embeddings = True

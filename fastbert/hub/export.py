@@ -57,8 +57,9 @@ def export_model(
 ) -> None:
     """Writes the folder `out`, whole or not at all; an earlier export there is replaced.
 
-    Absolute positions with post-norm become a BERT of transformers' own, with ELECTRA's head an ELECTRA. Everything
-    else comes with the two files of code it needs and is opened with `trust_remote_code=True`, without fastbert.
+    What BERT computes (absolute positions, post-norm, GELU, biases) becomes a BERT of transformers' own, with ELECTRA's
+    head an ELECTRA. Everything else comes with the two files of code it needs and is opened with
+    `trust_remote_code=True`, without fastbert.
 
     Args:
         config: of the encoder.

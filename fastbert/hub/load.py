@@ -34,6 +34,8 @@ _BERT_DEFAULTS = {
     "layer_norm_eps": 1e-12,
     "initializer_range": 0.02,
 }
+# What exports are silent about that are older than the options.
+_OWN_DEFAULTS = {name: getattr(EncoderConfig, name) for name in ("feed_forward", "bias", "rope_base")}
 # Where a BERT's config.json says otherwise, its hidden states would not be ours.
 _BERT_ONLY = {
     "hidden_act": "gelu",
@@ -160,7 +162,7 @@ def _from_hub(folder: Path) -> Pretrained:
         config = _config(folder, _BERT_DEFAULTS | settings, BERT_OPTIONS)
         config, weights = _from_bert(folder, config, settings, tensors, untyped=NO_TYPES in metadata)
     else:
-        config = _config(folder, settings, BERT_OPTIONS | OWN_OPTIONS)
+        config = _config(folder, _OWN_DEFAULTS | settings, BERT_OPTIONS | OWN_OPTIONS)
         # A FastBertModel is saved without the prefix.
         prefix = "" if any(name.startswith("encoder.") for name in tensors) else "encoder."
         named = {prefix + name: tensor for name, tensor in tensors.items()}

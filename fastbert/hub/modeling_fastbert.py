@@ -1,8 +1,9 @@
 """fastbert's encoder for transformers, from the word embeddings to a classifier, in one file and in reading order.
 
-It is BERT (arXiv 1810.04805) except for three choices of the configuration: how word order enters (`position`), whether
-[CLS] has attention values of its own (`cls_attention`), and where the LayerNorms stand (`norm`). Weights bear the
-names they had in pretraining, so nothing is translated.
+It is BERT (arXiv 1810.04805) except for five choices of the configuration: how word order enters (`position`), whether
+[CLS] has attention values of its own (`cls_attention`), where the LayerNorms stand (`norm`), what the feed-forward
+layers compute (`feed_forward`), and whether there are biases (`bias`). Weights bear the names they had in pretraining,
+so nothing is translated.
 
 Shapes: B batch, T tokens, D width, H heads, K head size, V vocabulary, L labels.
 """
@@ -26,6 +27,10 @@ from .configuration_fastbert import FastBertConfig
 # Added to the scores of padding. Its exponential is 0 in every floating-point type, and unlike the least number of
 # float32 it is still finite after a cast to float16 (autocast does that): a row of padding alone gives no NaN.
 PADDING_SCORE = -3e4
+
+
+def layer_norm(config):
+    return nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps, bias=config.bias)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -59,14 +64,33 @@ class FastBertRelativeBias(nn.Module):
         return by_distance.unfold(-1, length, 1).flip(1)
 
 
+def alibi_slopes(heads, device):
+    """[H]: with m heads, a power of two, 2^(-8/m), 2^(-16/m), ..., 2^-8. Other numbers of heads take those of the power
+    of two below and then every second one of the power above, from the first."""
+    m = 2 ** (heads.bit_length() - 1)
+    steps = [*range(2, 2 * m + 1, 2), *range(1, 2 * m, 2)][:heads]
+    return torch.exp2(torch.tensor(steps, device=device).float() * (-4 / m))
+
+
+def rotate(x, rotation):
+    """x [B, H, T, K], in which the numbers n and n + K/2 are a point in a plane, turned by its angle."""
+    cos, sin = rotation
+    a, b = x.chunk(2, dim=-1)
+    return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1).to(x.dtype)
+
+
 class FastBertPositions(nn.Module):
-    """Position vectors that are added to the words, or a bias that is added to the attention scores, or both.
+    """Position vectors that are added to the words, or a bias that is added to the attention scores, or both; or angles
+    by which queries and keys are rotated.
 
     absolute   a vector for each position, added to the word embeddings.
     relative   the same, and a bias b for the distance of two tokens.
     tupe-a     words and positions do not mix (arXiv 2006.15595): with x the words, p the positions, d the head size,
                scores_ij = (x_i Wq)(x_j Wk)^T / sqrt(2d) + (p_i Uq)(p_j Uk)^T / sqrt(2d).
     tupe-r     the same, and the bias b.
+    rope       each pair of numbers n, n + d/2 of a query or key at position p is turned by p base^(-2n/d), so that
+               scores depend on the distance (arXiv 2104.09864).
+    alibi      -slope_h |i - j| is added to the scores of head h (arXiv 2108.12409).
 
     In TUPE, `cls_attention: untied` replaces all of the bias in the row of [CLS] by theta1 and in its column by theta2,
     one number each for a head, since [CLS] stands for the whole text and has no place in it.
@@ -76,25 +100,41 @@ class FastBertPositions(nn.Module):
         super().__init__()
         width, rows = config.hidden_size, config.max_position_embeddings
         self.heads, self.max_positions = config.num_attention_heads, rows
+        self.position, self.rope_base = config.position, config.rope_base
         self.tupe = config.position in ("tupe-a", "tupe-r")
         self.reset_cls = self.tupe and config.cls_attention == "untied"
-        head_size = width // config.num_attention_heads
-        self.score_scale = (2 * head_size if self.tupe else head_size) ** -0.5
-        self.table = nn.Embedding(rows + 2 * self.reset_cls, width)  # the last two rows make theta1 and theta2
+        self.head_size = width // config.num_attention_heads
+        self.score_scale = (2 * self.head_size if self.tupe else self.head_size) ** -0.5
+        if config.position not in ("rope", "alibi"):
+            self.table = nn.Embedding(rows + 2 * self.reset_cls, width)  # the last two rows make theta1 and theta2
         if self.tupe:
-            self.norm = nn.LayerNorm(width, eps=1e-5)
-            self.query = nn.Linear(width, width)
-            self.key = nn.Linear(width, width)
+            self.norm = nn.LayerNorm(width, eps=1e-5, bias=config.bias)
+            self.query = nn.Linear(width, width, bias=config.bias)
+            self.key = nn.Linear(width, width, bias=config.bias)
         self.relative = FastBertRelativeBias(config) if config.position in ("relative", "tupe-r") else None
 
     def embed(self, length, position_ids):
         """[1 or B, T, D] to add to the word embeddings, or None."""
-        if self.tupe:
+        if self.position not in ("absolute", "relative"):
             return None
         return self.table.weight[None, :length] if position_ids is None else self.table(position_ids)
 
-    def bias(self, length, position_ids):
+    def rotation(self, length, position_ids, device):
+        """cos and sin, each [1 or B, 1, T, K / 2] in float32, to rotate queries and keys of every layer by; or None."""
+        if self.position != "rope":
+            return None
+        places = torch.arange(length, device=device)[None] if position_ids is None else position_ids
+        evens = torch.arange(0, self.head_size, 2, device=device)
+        frequencies = 1.0 / self.rope_base ** (evens.float() / self.head_size)
+        angles = (places.float()[..., None] * frequencies)[:, None]
+        return angles.cos(), angles.sin()
+
+    def bias(self, length, position_ids, device):
         """[1 or B, H, T, T] to add to the scores of every layer, or None."""
+        if self.position == "alibi":
+            places = torch.arange(length, device=device)[None] if position_ids is None else position_ids
+            distances = (places[:, None, :, None] - places[:, None, None, :]).abs()
+            return -alibi_slopes(self.heads, device)[:, None, None] * distances
         if position_ids is None:
             bias = self._bias(length)
             return None if bias is None else bias[None]
@@ -131,12 +171,14 @@ class FastBertAttention(nn.Module):
     def __init__(self, config):
         super().__init__()
         self.heads, self.dropout_p = config.num_attention_heads, config.attention_probs_dropout_prob
-        self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size)
-        self.out = nn.Linear(config.hidden_size, config.hidden_size)
+        self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size, bias=config.bias)
+        self.out = nn.Linear(config.hidden_size, config.hidden_size, bias=config.bias)
 
-    def forward(self, x, scale, bias):
+    def forward(self, x, scale, bias, rotation):
         """softmax(scale q k^T + bias) v, for x [B, T, D] and bias [1 or B, 1 or H, 1 or T, T] or None."""
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # each [B, H, T, K]
+        if rotation is not None:
+            q, k = rotate(q, rotation), rotate(k, rotation)
         mask = None if bias is None else bias.to(q.dtype).expand(-1, -1, x.shape[1], -1)
         dropout_p = self.dropout_p if self.training else 0.0
         context = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout_p, scale=scale)
@@ -144,13 +186,21 @@ class FastBertAttention(nn.Module):
 
 
 class FastBertFeedForward(nn.Module):
+    """gelu(x W) W2, or geglu: (gelu(x W) * x V) W2, with W and V in one matrix (arXiv 2002.05202)."""
+
     def __init__(self, config):
         super().__init__()
-        self.up = nn.Linear(config.hidden_size, config.intermediate_size)
-        self.down = nn.Linear(config.intermediate_size, config.hidden_size)
+        self.gated = config.feed_forward == "geglu"
+        inner = config.intermediate_size
+        self.up = nn.Linear(config.hidden_size, 2 * inner if self.gated else inner, bias=config.bias)
+        self.down = nn.Linear(inner, config.hidden_size, bias=config.bias)
 
     def forward(self, x):
-        return self.down(F.gelu(self.up(x)))
+        inner = self.up(x)
+        if not self.gated:
+            return self.down(F.gelu(inner))
+        inner, gate = inner.chunk(2, dim=-1)
+        return self.down(F.gelu(inner) * gate)
 
 
 class FastBertBlock(nn.Module):
@@ -158,16 +208,16 @@ class FastBertBlock(nn.Module):
         super().__init__()
         self.pre = config.norm == "pre"
         self.attention = FastBertAttention(config)
-        self.attention_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.attention_norm = layer_norm(config)
         self.feed_forward = FastBertFeedForward(config)
-        self.feed_forward_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.feed_forward_norm = layer_norm(config)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
-    def forward(self, x, scale, bias):
+    def forward(self, x, scale, bias, rotation):
         if self.pre:
-            x = x + self.dropout(self.attention(self.attention_norm(x), scale, bias))
+            x = x + self.dropout(self.attention(self.attention_norm(x), scale, bias, rotation))
             return x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
-        x = self.attention_norm(x + self.dropout(self.attention(x, scale, bias)))
+        x = self.attention_norm(x + self.dropout(self.attention(x, scale, bias, rotation)))
         return self.feed_forward_norm(x + self.dropout(self.feed_forward(x)))
 
 
@@ -188,10 +238,10 @@ class FastBertModel(FastBertPreTrainedModel):
         self.words = nn.Embedding(config.vocab_size, config.hidden_size)
         self.types = nn.Embedding(config.type_vocab_size, config.hidden_size) if config.type_vocab_size else None
         self.positions = FastBertPositions(config)
-        self.embedding_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.embedding_norm = layer_norm(config)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
         self.blocks = nn.ModuleList(FastBertBlock(config) for _ in range(config.num_hidden_layers))
-        self.final_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps) if config.norm == "pre" else None
+        self.final_norm = layer_norm(config) if config.norm == "pre" else None
         self.post_init()
 
     def get_input_embeddings(self):
@@ -216,7 +266,7 @@ class FastBertModel(FastBertPreTrainedModel):
             output_hidden_states: also give those of the embeddings and of every block.
 
         Raises:
-            ValueError: a row is longer than the position table.
+            ValueError: a row is longer than the positions.
         """
         length = input_ids.shape[1]
         if length > self.config.max_position_embeddings:
@@ -230,7 +280,8 @@ class FastBertModel(FastBertPreTrainedModel):
             x = x + (self.types.weight[0] if token_type_ids is None else self.types(token_type_ids))
         x = self.dropout(self.embedding_norm(x))
 
-        bias = self.positions.bias(length, position_ids)
+        bias = self.positions.bias(length, position_ids, x.device)
+        rotation = self.positions.rotation(length, position_ids, x.device)
         if attention_mask is not None:
             padding = (attention_mask == 0)[:, None, None, :]
             bias = x.new_zeros(()) if bias is None else bias
@@ -239,7 +290,7 @@ class FastBertModel(FastBertPreTrainedModel):
             output_hidden_states = self.config.output_hidden_states
         hidden_states = [x]
         for block in self.blocks:
-            x = block(x, self.positions.score_scale, bias)
+            x = block(x, self.positions.score_scale, bias, rotation)
             if output_hidden_states:
                 hidden_states.append(x)
         if self.final_norm is not None:
@@ -258,8 +309,8 @@ class FastBertMLMHead(nn.Module):
 
     def __init__(self, config):
         super().__init__()
-        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
-        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size, bias=config.bias)
+        self.norm = layer_norm(config)
         self.decoder = nn.Linear(config.hidden_size, config.vocab_size)
 
     def forward(self, hidden):
@@ -310,7 +361,7 @@ class FastBertReplacedHead(nn.Module):
 
     def __init__(self, config):
         super().__init__()
-        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size, bias=config.bias)
         self.output = nn.Linear(config.hidden_size, 1)
 
     def forward(self, hidden):

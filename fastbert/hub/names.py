@@ -31,6 +31,9 @@ OWN_OPTIONS = {
     "norm": "norm",
     "relative_buckets": "relative_buckets",
     "relative_max_distance": "relative_max_distance",
+    "feed_forward": "feed_forward",
+    "bias": "bias",
+    "rope_base": "rope_base",
 }
 
 TIED = "head.decoder.weight"
@@ -65,7 +68,8 @@ def kept(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def is_bert(config: EncoderConfig) -> bool:
     """Whether transformers' own BERT computes what this encoder does."""
-    return config.position == "absolute" and config.norm == "post"
+    bert = {"position": "absolute", "norm": "post", "feed_forward": "gelu", "bias": True}
+    return all(getattr(config, name) == value for name, value in bert.items())
 
 
 def bert_names(layers: int, types: bool, head: str | None, family: str = "bert") -> dict[str, tuple[str, ...]]:

@@ -1,5 +1,6 @@
 """What an encoder is made of: the user's options, the presets they start from, and the numbers that result."""
 
+import math
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
@@ -7,6 +8,8 @@ from fastbert.errors import UserError, choose, nearest
 
 # The sizes of BERT's own releases (Devlin et al. 2019; the small ones Turc et al. 2019): layers, width.
 SIZES = {"tiny": (2, 128), "mini": (4, 256), "small": (4, 512), "base": (12, 768), "large": (24, 1024)}
+# Position schemes without a table of positions.
+TABLELESS = ("rope", "alibi")
 
 
 @dataclass(frozen=True)
@@ -29,10 +32,14 @@ class EncoderConfig:
     initializer_std: float = 0.02
     relative_buckets: int = 32
     relative_max_distance: int = 128
+    feed_forward: str = "gelu"
+    bias: bool = True
+    rope_base: float = 10000.0
 
     def __post_init__(self) -> None:
         choose("cls", self.cls, ("untied", "tied"))
         choose("norm", self.norm, ("post", "pre"))
+        choose("feed_forward", self.feed_forward, ("gelu", "geglu"))
         for name in ("vocab_size", "layers", "width", "heads", "ffn", "max_positions"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} must be at least 1, not {getattr(self, name)}")
@@ -48,15 +55,39 @@ class EncoderConfig:
         if self.relative_max_distance <= self.relative_buckets // 4:
             raise UserError(f"relative_max_distance must exceed {self.relative_buckets // 4}, a quarter of the buckets")
 
+        if not 1.0 < self.rope_base < math.inf:
+            raise UserError(f"rope_base must be a number greater than 1, not {self.rope_base}")
+        if self.position == "rope" and self.head_size % 2:
+            raise UserError(
+                f"position rope turns pairs of numbers, so it takes heads of even size, and width {self.width} with "
+                f"heads {self.heads} makes {self.head_size}; choose another width or other heads"
+            )
+
     @property
     def head_size(self) -> int:
         return self.width // self.heads
 
+    def linear_parameters(self, inputs: int, outputs: int) -> int:
+        """Of a linear layer, with biases if the encoder has them."""
+        return inputs * outputs + (outputs if self.bias else 0)
+
+    def norm_parameters(self) -> int:
+        """Of a LayerNorm over the width."""
+        return self.width * (2 if self.bias else 1)
+
     def small(self, width: int, layers: int | None = None) -> "EncoderConfig":
         """The numbers of a second network beside this one, of `width`: as many layers unless `layers` are given, the
-        inner width in proportion, and the head size as near to this one's as a divisor of the width allows."""
+        inner width in proportion, and the head size as near to this one's as a divisor of the width allows (with rope
+        an even one).
+
+        Raises:
+            UserError: with rope, an odd width.
+        """
         wanted = width * self.heads / self.width
-        heads = min((h for h in range(1, width + 1) if width % h == 0), key=lambda h: (abs(h - wanted), h))
+        divisors = [heads for heads in range(1, width + 1) if width % heads == 0]
+        if self.position == "rope":
+            divisors = [heads for heads in divisors if width // heads % 2 == 0] or divisors
+        heads = min(divisors, key=lambda heads: (abs(heads - wanted), heads))
         ffn = max(1, round(width * self.ffn / self.width))
         return replace(self, width=width, layers=layers or self.layers, heads=heads, ffn=ffn)
 
@@ -85,16 +116,25 @@ class EncoderOptions:
     heads: int | None = None
     """Attention heads (default: one for every 64 of width)."""
     ffn: int | None = None
-    """Inner size of the feed-forward layers (default: 4 times the width)."""
+    """Inner size of the feed-forward layers (default: 4 times the width; with geglu, whose third matrix would make it
+    half as large again, 8/3 of the width, rounded up to a multiple of 64, or of 8 where the width is less than 64)."""
+    feed_forward: str = "gelu"
+    """Inner layer: gelu(x W) (gelu, as BERT) or gelu(x W) * x V (geglu, arXiv 2002.05202)."""
+    bias: bool = True
+    """Biases in linear layers and LayerNorms. Without, as in ModernBERT, the outputs of heads alone keep theirs."""
     position: str = "absolute"
     """Where word order enters: absolute (BERT), relative (BERT with T5's bias, arXiv 1910.10683), tupe-a or tupe-r
-    (positions untied from words, arXiv 2006.15595)."""
+    (positions untied from words, arXiv 2006.15595), rope (queries and keys rotated, arXiv 2104.09864) or alibi (scores
+    lowered by distance, arXiv 2108.12409)."""
+    rope_base: float = 10000.0
+    """With rope: the base of its wavelengths, from 2 pi to about 2 pi times it; ModernBERT takes 160000."""
     cls: str = "untied"
     """With TUPE: untied gives [CLS] its own two attention values (the paper's reset), tied treats it as a word."""
     norm: str = "post"
     """LayerNorm after each residual sum (post, as BERT) or before each sublayer (pre)."""
     max_positions: int | None = None
-    """Longest sequence the position table holds (default: the run's length; what lies beyond is never trained)."""
+    """Longest sequence the encoder takes (default: the run's length; what lies beyond is never trained). With rope and
+    alibi no weight depends on it."""
     type_vocab_size: int | None = None
     """Token types (segments) for pairs (default: 2, with TUPE 0, as in its paper)."""
     dropout: float = 0.1
@@ -116,6 +156,8 @@ class EncoderOptions:
         for field in fields(self):
             if field.name in ("size", "dropout", "attention_dropout", "initializer_std"):
                 continue
+            if field.name == "max_positions" and given.position in TABLELESS and self.max_positions is not None:
+                continue  # no weight depends on it
             asked, shape[field.name] = getattr(self, field.name), getattr(given, field.name)
             if asked not in (field.default, shape[field.name]):
                 raise UserError(
@@ -143,7 +185,7 @@ class EncoderOptions:
             layers=self.layers if self.layers is not None else layers,
             width=width,
             heads=self.heads if self.heads is not None else max(1, width // 64),
-            ffn=self.ffn if self.ffn is not None else 4 * width,
+            ffn=self.ffn if self.ffn is not None else default_ffn(width, self.feed_forward),
             max_positions=max_positions,
             type_vocab_size=self.type_vocab_size if self.type_vocab_size is not None else (0 if tupe else 2),
             position=self.position,
@@ -152,4 +194,15 @@ class EncoderOptions:
             dropout=self.dropout,
             attention_dropout=self.attention_dropout,
             initializer_std=self.initializer_std,
+            feed_forward=self.feed_forward,
+            bias=self.bias,
+            rope_base=self.rope_base,
         )
+
+
+def default_ffn(width: int, feed_forward: str) -> int:
+    """The inner size that makes about 8 width^2 weights: of two matrices with gelu, of three with geglu."""
+    if feed_forward != "geglu":
+        return 4 * width
+    step = 64 if width >= 64 else 8
+    return -(-8 * width // (3 * step)) * step

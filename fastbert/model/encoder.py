@@ -5,16 +5,19 @@ Shapes: B batch, T tokens, D width, H heads, K head size, V vocabulary.
 
 import hashlib
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from fastbert_kernels import combine, hash_dropout
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from fastbert.errors import choose
 from fastbert.model.config import EncoderConfig
 from fastbert.model.kernels import KERNELS
 from fastbert.model.positions import POSITIONS
+from fastbert.model.positions.rotary import rotate
 
 
 class Dropout(nn.Module):
@@ -22,7 +25,8 @@ class Dropout(nn.Module):
 
     def __init__(self, p: float, site: int) -> None:
         super().__init__()
-        self.p, self.site = p, site
+        self.p = p
+        self.register_buffer("site", site_number(site), persistent=False)
 
     def forward(self, x: Tensor, row_keys: Tensor | None) -> Tensor:
         """x [B, T, D], row_keys int32 [B] or None (no dropout)."""
@@ -32,23 +36,37 @@ class Dropout(nn.Module):
         return hash_dropout(x, combine(combine(row_keys, self.site)[:, None], place), self.p)
 
 
+def site_number(site: int) -> Tensor:
+    """A site of dropout as a tensor, so that all blocks are one program to a compiler."""
+    return torch.tensor(site, dtype=torch.int32)
+
+
+def layer_norm(config: EncoderConfig) -> nn.LayerNorm:
+    """Over the width."""
+    return nn.LayerNorm(config.width, eps=config.norm_eps, bias=config.bias)
+
+
 class Attention(nn.Module):
     def __init__(self, config: EncoderConfig, site: int) -> None:
         super().__init__()
-        self.heads, self.site, self.dropout_p = config.heads, site, config.attention_dropout
-        self.qkv = nn.Linear(config.width, 3 * config.width)
-        self.out = nn.Linear(config.width, config.width)
+        self.heads, self.dropout_p = config.heads, config.attention_dropout
+        self.register_buffer("site", site_number(site), persistent=False)
+        self.qkv = nn.Linear(config.width, 3 * config.width, bias=config.bias)
+        self.out = nn.Linear(config.width, config.width, bias=config.bias)
 
-    def forward(self, x_BTD: Tensor, function, scale: float, bias, masks, row_keys, first_only=False) -> Tensor:
+    def forward(self, x_BTD: Tensor, function, scale: float, bias, rotation, masks, row_keys, first_only=False):
         if first_only:  # one query a row, all keys and values
-            width = x_BTD.shape[-1]
-            q = F.linear(x_BTD[:, :1], self.qkv.weight[:width], self.qkv.bias[:width])
-            kv = F.linear(x_BTD, self.qkv.weight[width:], self.qkv.bias[width:])
+            parts = [x_BTD.shape[-1], 2 * x_BTD.shape[-1]]
+            weights = self.qkv.weight.split(parts)
+            biases = (None, None) if self.qkv.bias is None else self.qkv.bias.split(parts)
+            q, kv = F.linear(x_BTD[:, :1], weights[0], biases[0]), F.linear(x_BTD, weights[1], biases[1])
             q = q.unflatten(-1, (self.heads, -1)).transpose(1, 2)
             k, v = kv.unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
             bias = None if bias is None else bias[:, :, :1]
         else:
             q, k, v = self.qkv(x_BTD).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # each [B, H, T, K]
+        if rotation is not None:
+            q, k = rotate(q, rotation), rotate(k, rotation)
         dropout = {}
         if row_keys is not None and self.dropout_p:
             dropout = {"dropout_p": self.dropout_p, "keys": combine(row_keys, self.site)}
@@ -57,13 +75,20 @@ class Attention(nn.Module):
 
 
 class FeedForward(nn.Module):
+    """gelu(x W) W2, or GeGLU (Shazeer 2020, arXiv 2002.05202): (gelu(x W) * x V) W2, with W and V in one matrix."""
+
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
-        self.up = nn.Linear(config.width, config.ffn)
-        self.down = nn.Linear(config.ffn, config.width)
+        self.gated = config.feed_forward == "geglu"
+        self.up = nn.Linear(config.width, config.ffn * (2 if self.gated else 1), bias=config.bias)
+        self.down = nn.Linear(config.ffn, config.width, bias=config.bias)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        return self.down(F.gelu(self.up(x_BTD)))
+        inner = self.up(x_BTD)
+        if not self.gated:
+            return self.down(F.gelu(inner))
+        inner, gate = inner.chunk(2, dim=-1)
+        return self.down(F.gelu(inner) * gate)
 
 
 class Block(nn.Module):
@@ -72,17 +97,17 @@ class Block(nn.Module):
         site = 1 + 3 * index
         self.pre = config.norm == "pre"
         self.attention = Attention(config, site)
-        self.attention_norm = nn.LayerNorm(config.width, eps=config.norm_eps)
+        self.attention_norm = layer_norm(config)
         self.feed_forward = FeedForward(config)
-        self.feed_forward_norm = nn.LayerNorm(config.width, eps=config.norm_eps)
+        self.feed_forward_norm = layer_norm(config)
         self.attention_dropout = Dropout(config.dropout, site + 1)
         self.feed_forward_dropout = Dropout(config.dropout, site + 2)
 
-    def forward(self, x: Tensor, function, scale: float, bias, masks, row_keys, first_only=False) -> Tensor:
+    def forward(self, x: Tensor, function, scale: float, bias, rotation, masks, row_keys, first_only=False) -> Tensor:
         """[B, T, D], or with `first_only` [B, 1, D]: the first token's, for which the others need no more than keys and
         values. Dropout hashes places, so it drops the same either way."""
         y = self.attention_norm(x) if self.pre else x
-        y = self.attention(y, function, scale, bias, masks, row_keys, first_only)
+        y = self.attention(y, function, scale, bias, rotation, masks, row_keys, first_only)
         x = x[:, :1] if first_only else x
         if self.pre:
             x = x + self.attention_dropout(y, row_keys)
@@ -101,10 +126,12 @@ class Encoder(nn.Module):
         self.words = nn.Embedding(config.vocab_size, config.width)
         self.types = nn.Embedding(config.type_vocab_size, config.width) if config.type_vocab_size else None
         self.positions = POSITIONS[choose("position scheme", config.position, POSITIONS)](config)
-        self.embedding_norm = nn.LayerNorm(config.width, eps=config.norm_eps)
+        self.embedding_norm = layer_norm(config)
         self.embedding_dropout = Dropout(config.dropout, 0)
         self.blocks = nn.ModuleList(Block(config, index) for index in range(config.layers))
-        self.final_norm = nn.LayerNorm(config.width, eps=config.norm_eps) if config.norm == "pre" else None
+        self.final_norm = layer_norm(config) if config.norm == "pre" else None
+        self.compiled = self.checkpointing = False
+        """Whether blocks are compiled, and whether the backward pass computes them again (`adapt`)."""
 
     def forward(
         self,
@@ -139,11 +166,14 @@ class Encoder(nn.Module):
             raise ValueError(f"a sequence of {length} tokens is longer than the {self.config.max_positions} positions")
         x = self.embed(input_ids, position_ids, token_type_ids, row_keys, edit_words)
         bias = self.positions.bias(length, position_ids)
+        rotation = self.positions.rotation(length, position_ids)
         padding = None if attention_mask is None else attention_mask.bool()
         masks = {"key_padding": padding, "segments": document_ids}
         scale, last = self.positions.score_scale, len(self.blocks) - 1
         for index, block in enumerate(self.blocks):
-            x = block(x, self.kernels.attention, scale, bias, masks, row_keys, first_only and index == last)
+            if self.checkpointing and torch.is_grad_enabled():
+                block = partial(checkpoint, block, use_reentrant=False, preserve_rng_state=False)
+            x = block(x, self.kernels.attention, scale, bias, rotation, masks, row_keys, first_only and index == last)
         return x if self.final_norm is None else self.final_norm(x)
 
     def embed(
@@ -166,6 +196,18 @@ class Encoder(nn.Module):
         """[B, T, D], nothing but words."""
         x = self.words(input_ids)
         return x if edit_words is None else edit_words(x)
+
+
+def adapt(module: nn.Module, compiled: bool, checkpointing: bool) -> None:
+    """Makes the encoders in `module` compile their blocks when they first run, or keep no more of a block for the
+    backward pass than its input (Chen et al. 2016, arXiv 1604.06174). Neither changes a result beyond rounding: what
+    dropout drops is a function of keys, so a block computed again is the same block."""
+    for encoder in module.modules():
+        if isinstance(encoder, Encoder):
+            encoder.compiled, encoder.checkpointing = compiled, checkpointing
+            if compiled:
+                for block in encoder.blocks:
+                    block.compile()
 
 
 @torch.no_grad()

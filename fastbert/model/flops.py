@@ -9,25 +9,32 @@ from fastbert.model.positions import POSITIONS
 
 def encoder_parameters(config: EncoderConfig) -> int:
     d, f = config.width, config.ffn
-    block = (3 * d * d + 3 * d) + (d * d + d) + (d * f + f) + (f * d + d) + 4 * d
-    norms = 2 * d + (2 * d if config.norm == "pre" else 0)
+    linear, norm, up = config.linear_parameters, config.norm_parameters(), _ups(config) * f
+    block = linear(d, 3 * d) + linear(d, d) + linear(d, up) + linear(f, d) + 2 * norm
+    norms = norm * (2 if config.norm == "pre" else 1)
     embeddings = (config.vocab_size + config.type_vocab_size) * d
     return embeddings + norms + config.layers * block + POSITIONS[config.position].parameters_of(config)
 
 
-def mlm_head_parameters(config: EncoderConfig) -> int:
-    """Without the tied embedding."""
-    return config.width**2 + config.width + 2 * config.width + config.vocab_size
+def _ups(config: EncoderConfig) -> int:
+    """Matrices that bring the width to the inner size."""
+    return 2 if config.feed_forward == "geglu" else 1
+
+
+def mlm_head_parameters(config: EncoderConfig, hidden_width: int | None = None) -> int:
+    """Without the tied embedding, on hidden states of `hidden_width`, D if None."""
+    dense = config.linear_parameters(hidden_width or config.width, config.width)
+    return dense + config.norm_parameters() + config.vocab_size
 
 
 def replaced_head_parameters(config: EncoderConfig) -> int:
-    return config.width**2 + config.width + config.width + 1
+    return config.linear_parameters(config.width, config.width) + config.width + 1
 
 
 def encoder_flops(config: EncoderConfig, batch: int, length: int) -> int:
     """One forward pass over [B, T]; the position bias is computed once for the batch."""
     d, f, t = config.width, config.ffn, length
-    block = 2 * t * (4 * d * d + 2 * d * f) + 4 * t * t * d
+    block = 2 * t * (4 * d * d + (_ups(config) + 1) * d * f) + 4 * t * t * d
     return batch * config.layers * block + POSITIONS[config.position].flops(config, length)
 
 

@@ -1,9 +1,10 @@
-"""Heads on top of the encoder."""
+"""Heads on top of the encoder. Where it has no biases their hidden layers have none; their outputs keep theirs."""
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastbert.model.config import EncoderConfig
+from fastbert.model.encoder import layer_norm
 
 
 class MLMHead(nn.Module):
@@ -16,8 +17,8 @@ class MLMHead(nn.Module):
             hidden_width: of the hidden states, D if None.
         """
         super().__init__()
-        self.dense = nn.Linear(hidden_width or config.width, config.width)
-        self.norm = nn.LayerNorm(config.width, eps=config.norm_eps)
+        self.dense = nn.Linear(hidden_width or config.width, config.width, bias=config.bias)
+        self.norm = layer_norm(config)
         self.decoder = nn.Linear(config.width, config.vocab_size)
         self.decoder.weight = words.weight
 
@@ -35,7 +36,7 @@ class ReplacedHead(nn.Module):
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
-        self.dense = nn.Linear(config.width, config.width)
+        self.dense = nn.Linear(config.width, config.width, bias=config.bias)
         self.output = nn.Linear(config.width, 1)
 
     def forward(self, hidden: Tensor) -> Tensor:

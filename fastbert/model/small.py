@@ -29,7 +29,7 @@ class SharedEmbeddings(Encoder):
         if isinstance(self.positions, Absolute):
             self.positions.table = main.positions.table
         width = main.config.width
-        self.projection = nn.Linear(width, config.width) if width != config.width else None
+        self.projection = nn.Linear(width, config.width, bias=config.bias) if width != config.width else None
 
     def embed(self, *arguments, **named) -> Tensor:
         """[B, T, S]."""
@@ -39,10 +39,10 @@ class SharedEmbeddings(Encoder):
     @staticmethod
     def parameters_of(config: EncoderConfig, main: EncoderConfig) -> int:
         """Those that are its own."""
-        shared = (config.vocab_size + config.type_vocab_size + 2) * config.width
+        shared = (config.vocab_size + config.type_vocab_size) * config.width + config.norm_parameters()
         if issubclass(POSITIONS[config.position], Absolute):
             shared += config.max_positions * config.width
-        projection = (main.width + 1) * config.width if main.width != config.width else 0
+        projection = config.linear_parameters(main.width, config.width) if main.width != config.width else 0
         return encoder_parameters(config) - shared + projection
 
     @staticmethod

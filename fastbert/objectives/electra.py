@@ -17,7 +17,13 @@ from fastbert.data.tokenizer import WordPiece
 from fastbert.errors import UserError
 from fastbert.model.config import EncoderConfig
 from fastbert.model.encoder import Encoder
-from fastbert.model.flops import TRAINING, encoder_flops, encoder_parameters
+from fastbert.model.flops import (
+    TRAINING,
+    encoder_flops,
+    encoder_parameters,
+    mlm_head_parameters,
+    replaced_head_parameters,
+)
 from fastbert.model.heads import MLMHead, ReplacedHead
 from fastbert.model.notes import Notes
 from fastbert.model.small import SharedEmbeddings
@@ -97,8 +103,6 @@ class Electra(Replacement):
         return TRAINING * (main + small + head) + notes
 
     def parameter_count(self) -> int:
-        d, s = self.config.width, self.small_config.width
-        head = (d + 1) * d + d + 1
-        small_head = (s + 1) * d + 2 * d + self.config.vocab_size
-        small = SharedEmbeddings.parameters_of(self.small_config, self.config)
-        return encoder_parameters(self.config) + head + small + small_head
+        config, small_config = self.config, self.small_config
+        heads = replaced_head_parameters(config) + mlm_head_parameters(config, small_config.width)
+        return encoder_parameters(config) + SharedEmbeddings.parameters_of(small_config, config) + heads

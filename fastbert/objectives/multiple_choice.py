@@ -27,8 +27,8 @@ from torch import Tensor, nn
 from fastbert.data.tokenizer import WordPiece
 from fastbert.errors import UserError
 from fastbert.model.config import EncoderConfig
-from fastbert.model.encoder import Encoder
-from fastbert.model.flops import TRAINING, encoder_flops, encoder_parameters
+from fastbert.model.encoder import Encoder, layer_norm
+from fastbert.model.flops import TRAINING, encoder_flops, encoder_parameters, mlm_head_parameters
 from fastbert.model.notes import Notes
 from fastbert.model.small import SharedWords
 from fastbert.objectives.masking import masked_places
@@ -80,8 +80,8 @@ class ChoiceHead(nn.Module):
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
-        self.dense = nn.Linear(config.width, config.width)
-        self.norm = nn.LayerNorm(config.width, eps=config.norm_eps)
+        self.dense = nn.Linear(config.width, config.width, bias=config.bias)
+        self.norm = layer_norm(config)
         self.bias = nn.Parameter(torch.zeros(config.vocab_size))
         self.none = nn.Linear(config.width, 1)
 
@@ -97,8 +97,8 @@ class ControllerHead(nn.Module):
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
-        self.dense = nn.Linear(config.width, config.width)
-        self.norm = nn.LayerNorm(config.width, eps=config.norm_eps)
+        self.dense = nn.Linear(config.width, config.width, bias=config.bias)
+        self.norm = layer_norm(config)
         self.bias = nn.Parameter(torch.zeros(config.vocab_size))
 
     def forward(self, hidden: Tensor) -> Tensor:
@@ -198,8 +198,7 @@ class MultipleChoice(Replacement):
         return TRAINING * (main + small) + candidates + notes
 
     def parameter_count(self) -> int:
-        d, s, v = self.config.width, self.small_config.width, self.config.vocab_size
-        head = (d + 1) * d + 2 * d + v + d + 1
-        small_head = (s + 1) * s + 2 * s + v
-        small = SharedWords.parameters_of(self.small_config, self.config)
-        return encoder_parameters(self.config) + head + small + small_head
+        config, small_config = self.config, self.small_config
+        none = config.width + 1
+        heads = mlm_head_parameters(config) + none + mlm_head_parameters(small_config)
+        return encoder_parameters(config) + SharedWords.parameters_of(small_config, config) + heads

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from fastbert.files import write_json
@@ -12,6 +13,7 @@ from fastbert.pretraining.examples import examples_of
 from fastbert.pretraining.loop import Progress
 from fastbert.pretraining.run import RunFolder
 from fastbert.pretraining.setup import Setup
+from fastbert.training.hardware import describe_machine
 from fastbert.training.logbook import plot_curves, say
 
 
@@ -26,7 +28,7 @@ def finish(setup: Setup, objective: nn.Module, run: RunFolder, progress: Progres
         weights,
         run.tokenizer,
         run.model,
-        card=model_card(setup, progress, final, unigram),
+        card=model_card(setup, progress, final, unigram, seconds),
     )
     plot: Path | None = run.report / "curves.png"
     try:
@@ -35,7 +37,8 @@ def finish(setup: Setup, objective: nn.Module, run: RunFolder, progress: Progres
     except ImportError:
         say("matplotlib is not installed: no curves are drawn; metrics.jsonl has the figures")
         plot = None
-    heading, found = examples_of(objective, validation, setup.vocabulary, setup.options.length)
+    with torch.compiler.set_stance("force_eager"):  # no sentence is as long as another
+        heading, found = examples_of(objective, validation, setup.vocabulary, setup.options.length)
     examples = [str(example) for example in found]
     write_json(
         run.report / "summary.json",
@@ -94,15 +97,25 @@ def compared(gain: float) -> str:
     return f"{gain:.3f} nats under it" if gain > 0 else f"{-gain:.3f} nats over it: nothing learned yet"
 
 
-def model_card(setup: Setup, progress: Progress, final: dict[str, float], unigram: float) -> dict[str, object]:
-    options = setup.options
+def model_card(
+    setup: Setup, progress: Progress, final: dict[str, float], unigram: float, seconds: float
+) -> dict[str, object]:
+    options, machine = setup.options, describe_machine()
+    optimizer, schedule = options.optimizer, options.schedule
+    on_gpu = setup.device.type == "cuda"
     kind = "nats" if options.objective == "mlm" else "weighted sum of the objective's"
     return {
         "objective": options.objective,
         "data": options.data,
         "steps": progress.step,
         "tokens": progress.tokens,
-        "batch": f"{options.batch_size} sequences of {options.length} tokens",
+        "batches": setup.plan().describe(progress.step),
+        "optimizer": f"{optimizer.name}, learning rate {optimizer.learning_rate:g}, weight decay "
+        f"{optimizer.weight_decay:g}, betas {optimizer.beta1:g} and {optimizer.beta2:g}, clip {optimizer.clip_norm:g}",
+        "schedule": f"{schedule.name}, warm-up {schedule.warmup:g}, final share {schedule.final:g}",
+        "machine": f"{torch.cuda.get_device_name(setup.device) if on_gpu else machine['cpu']}, {setup.precision}",
+        "minutes (of the last session)": round(seconds / 60, 1),
+        "commit and torch": f"{machine['commit']}, {machine['versions']['torch']}",
         f"validation loss ({kind})": round(final["loss"], 4),
         "unigram entropy of the same text (nats)": round(unigram, 4),
         "seed": options.seed,

@@ -1,7 +1,10 @@
 """`fastbert pretrain`: from options to a run folder with a trained encoder, its curves and its export."""
 
 import time
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -9,15 +12,18 @@ import torch
 from torch import nn
 
 from fastbert import config as configuration
+from fastbert.data.stages import NOMINAL_STEPS, Plan, steps_within
 from fastbert.errors import UserError
 from fastbert.files import locked_folder, read_json, write_json
 from fastbert.model.config import EncoderConfig
+from fastbert.pretraining.dry_run import dry_run
 from fastbert.pretraining.finish import finish
 from fastbert.pretraining.loop import Trainer
-from fastbert.pretraining.options import BUDGETS, PretrainOptions, science
+from fastbert.pretraining.options import BUDGETS, OF_ONE_CALL, PretrainOptions, science
+from fastbert.pretraining.profiling import check_room, profiled
 from fastbert.pretraining.run import RunFolder, check_same_experiment, merge, new_folder, session, stored_options
 from fastbert.pretraining.setup import Setup, data_fingerprint, prepare_setup
-from fastbert.training.checkpoints import Checkpointer, check_space
+from fastbert.training.checkpoints import Checkpointer, check_space, read_newest
 from fastbert.training.hardware import autocast, describe_machine, peak_flops
 from fastbert.training.interrupts import Interrupts
 from fastbert.training.kernels import fix_kernels
@@ -42,11 +48,14 @@ def pretrain(asked: PretrainOptions, name: str) -> int:
     if len(given) != 1:
         raise UserError(f"give one of --steps, --tokens and --minutes, not {' and '.join(given) or 'none'}")
     run = new_folder(asked.out, name)
-    setup = prepare_setup(replace(asked, out=str(run.path)))
+    setup = prepare_setup(replace(asked, **OF_ONE_CALL, out=str(run.path)))
     setup.options = resolve_steps(setup)
+    setup.plan()  # refuses a batch that grows for longer than the run
     learning_rate_factor(setup.options.schedule, 0, setup.options.steps)  # refuses a warm-up longer than the run
     manifest = describe_experiment(setup, science(setup.options, data_fingerprint(setup.dataset)))
-    return train(setup, run, manifest, resumed=False)
+    if asked.dry_run:
+        return rehearse(setup, run, manifest, resumed=False)
+    return train(setup, run, manifest, resumed=False, profile=asked.profile)
 
 
 def resume(asked: PretrainOptions) -> int:
@@ -61,7 +70,9 @@ def resume(asked: PretrainOptions) -> int:
     check_same_experiment(run, manifest, science(setup.options, data_fingerprint(setup.dataset)))
     for line in notes:
         say(f"resumed with another {line}")
-    return train(setup, run, manifest, resumed=True)
+    if asked.dry_run:
+        return rehearse(setup, run, manifest, resumed=True)
+    return train(setup, run, manifest, resumed=True, profile=asked.profile)
 
 
 def resolve_steps(setup: Setup) -> PretrainOptions:
@@ -70,7 +81,8 @@ def resolve_steps(setup: Setup) -> PretrainOptions:
     micro = options.machine.micro_batch_size or options.batch_size
     steps = options.steps
     if options.tokens is not None:
-        steps = max(1, options.tokens // (options.batch_size * options.length))
+        least = options.stages.least_steps
+        steps = steps_within(options.tokens, lambda steps: setup.plan(steps).tokens(0, steps), least)
     elif options.minutes is not None:
         steps = steps_in(setup, options.minutes * 60.0)
     return replace(
@@ -86,16 +98,31 @@ def steps_in(setup: Setup, seconds: float) -> int:
     """How many steps fit, by timing a few on networks that are then thrown away, ten validations included."""
     start = time.perf_counter()
     objective = setup.objective()
-    step = seconds_per_step(setup, objective, 0.03 * seconds)
+    timed = stage_timer(setup, objective, 0.03 * seconds)
+    setup.plan(NOMINAL_STEPS).total(timed, 0, NOMINAL_STEPS)  # times what there is in any but the shortest runs
     before = time.perf_counter()
     setup.validate(objective)
     validation = time.perf_counter() - before
-    return max(1, int((seconds - 10 * validation - (time.perf_counter() - start)) / step))
+    left = seconds - 10 * validation - (time.perf_counter() - start)
+    return steps_within(left, lambda steps: setup.plan(steps).total(timed, 0, steps), setup.options.stages.least_steps)
 
 
 def seconds_per_step(setup: Setup, objective: nn.Module, seconds: float) -> float:
+    """The time of a training step on `objective`, measured in about `seconds`; where stages differ, their mean over a
+    run."""
+    steps = setup.options.steps or NOMINAL_STEPS
+    return setup.plan(steps).total(stage_timer(setup, objective, seconds), 0, steps) / steps
+
+
+def stage_timer(setup: Setup, objective: nn.Module, seconds: float) -> Callable[[int, int], float]:
+    """(batch_size, length) -> the time of a step, measured when it is first asked for; about `seconds` for all."""
+    each = seconds / len(setup.plan(NOMINAL_STEPS).stages)
+    return cache(lambda batch_size, length: timed_step(setup, objective, each, Plan.constant(batch_size, length)))
+
+
+def timed_step(setup: Setup, objective: nn.Module, seconds: float, plan: Plan) -> float:
     """The median time of a training step on `objective`, over at least 3 and at most 29, in about `seconds`."""
-    batches = setup.batches()
+    batches = setup.batches(plan)
     optimizer = build_optimizer(objective.named_parameters(), setup.options.optimizer, setup.device)
     objective.train()
     times = []
@@ -128,12 +155,28 @@ def describe_experiment(setup: Setup, experiment: dict[str, Any]) -> dict[str, A
     }
 
 
-def train(setup: Setup, run: RunFolder, manifest: dict[str, Any], resumed: bool) -> int:
+def rehearse(setup: Setup, run: RunFolder, manifest: dict[str, Any], resumed: bool) -> int:
+    """What `train` would take, from the newest checkpoint if the run is `resumed`; returns the exit code."""
+    newest = read_newest(run.checkpoints, say) if resumed else None
+    if newest is not None:
+        setup.options = replace(setup.options, init_from=None)  # speed does not depend on the weights
+    return dry_run(
+        setup,
+        run,
+        newest.step if newest else 0,
+        lambda folder: build_trainer(setup, RunFolder(folder), manifest, resumed=False, quiet=True),
+    )
+
+
+def train(setup: Setup, run: RunFolder, manifest: dict[str, Any], resumed: bool, profile: bool) -> int:
     """Builds the trainer, trains, and writes what the run leaves behind; returns the exit code."""
+    if profile:
+        check_room(run.profile, setup)
     with locked_folder(run.path):
         trainer = build_trainer(setup, run, manifest, resumed)
         start = time.perf_counter()
-        with trainer.logbook, Interrupts() as interrupts:
+        profiling = profiled(trainer, run.profile) if profile else nullcontext()
+        with trainer.logbook, Interrupts() as interrupts, profiling:
             trainer.run(interrupts)
         seconds = time.perf_counter() - start
         if trainer.progress.step < trainer.steps:
@@ -146,7 +189,9 @@ def train(setup: Setup, run: RunFolder, manifest: dict[str, Any], resumed: bool)
     return 0
 
 
-def build_trainer(setup: Setup, run: RunFolder, manifest: dict[str, Any], resumed: bool) -> Trainer:
+def build_trainer(
+    setup: Setup, run: RunFolder, manifest: dict[str, Any], resumed: bool, quiet: bool = False
+) -> Trainer:
     """The trainer, at its start or at the newest checkpoint; the run's folder is written or brought up to date.
 
     Raises:
@@ -168,7 +213,7 @@ def build_trainer(setup: Setup, run: RunFolder, manifest: dict[str, Any], resume
     step = checkpoint.step if checkpoint else 0
     peak, how = peak_flops(setup.device, setup.precision)
     speed = {
-        "flops_per_step": objective.flops(options.batch_size, options.length),
+        "flops_per_step": batches.plan.total(objective.flops, 0, options.steps) / options.steps,
         "peak_flops": peak,
         "peak_from": how,
     }
@@ -179,11 +224,12 @@ def build_trainer(setup: Setup, run: RunFolder, manifest: dict[str, Any], resume
     write_json(run.manifest, manifest)
     say(
         f"{objective.parameter_count() / 1e6:.2f}M parameters ({options.objective}, {setup.config.position}), "
-        f"{options.steps} steps of {options.batch_size} x {options.length} tokens, "
+        f"{batches.plan.describe(options.steps)}, "
         f"{speed['flops_per_step'] * options.steps:.2e} FLOPs; "
         f"{setup.device} {setup.precision}, peak {peak / 1e9:.0f} GFLOP/s ({how})"
     )
-    for line in setup.noted.summary(options.steps * options.batch_size) if setup.noted else ():
+    sequences = batches.plan.tokens(0, options.steps) // options.length
+    for line in setup.noted.summary(sequences) if setup.noted else ():
         say(line)
     if resumed:
         say(f"resuming {run.path} at step {step} of {options.steps}")
@@ -197,8 +243,8 @@ def build_trainer(setup: Setup, run: RunFolder, manifest: dict[str, Any], resume
         schedule=options.schedule,
         precision=setup.precision,
         checkpointer=checkpointer,
-        logbook=Logbook(run.path, options.steps, start_step=step),
-        validate=lambda: setup.validate(objective),
+        logbook=Logbook(run.path, options.steps, start_step=step, quiet=quiet),
+        validate=lambda length: setup.validate(objective, length),
         eval_every=options.eval_every,
         checkpoint_every=options.checkpoint_every,
         log_every=options.log_every,

@@ -7,12 +7,14 @@ repeats the uninterrupted one bit for bit.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
 from torch import nn
+from torch.profiler import record_function
 
 from fastbert.data.batches import TrainingBatches
 from fastbert.errors import UserError
@@ -52,9 +54,11 @@ class Trainer:
     """One training: the parts, and the loop over them.
 
     Args:
-        validate: () -> name -> value, with at least `loss`.
+        batches: what each step draws, and the plan of how much that is.
+        validate: length of a sequence -> name -> value, with at least `loss`.
         milestones: steps after which there is a logged row, a validation and a checkpoint, as after the last.
         state: what else belongs into a checkpoint, as JSON.
+        around: step -> a context to run it in, such as a profiler's.
         peak_flops: of the machine, for MFU.
     """
 
@@ -68,13 +72,14 @@ class Trainer:
     precision: str
     checkpointer: Checkpointer
     logbook: Logbook
-    validate: Callable[[], dict[str, float]]
+    validate: Callable[[int], dict[str, float]]
     eval_every: int
     checkpoint_every: int
     log_every: int
     peak_flops: float
     state: dict[str, Any]
     milestones: frozenset[int] = frozenset()
+    around: Callable[[int], AbstractContextManager] = lambda step: nullcontext()
     progress: Progress = field(default_factory=Progress)
     _lagged: LaggedScalars = field(default_factory=LaggedScalars)
     _clock: float = 0.0
@@ -86,9 +91,10 @@ class Trainer:
         self.objective.train()
         self._start_clock()
         while progress.step < self.steps and interrupts.caught is None:
-            self._step(progress.step)
+            with self.around(progress.step):
+                self._step(progress.step)
             progress.step += 1
-            progress.tokens += self.batches.batch_size * self.batches.rows.length
+            progress.tokens += self.batches.plan.tokens(progress.step - 1, progress.step)
             marked = progress.step == self.steps or progress.step in self.milestones
             best = False
             if marked or progress.step % self.eval_every == 0:
@@ -102,21 +108,27 @@ class Trainer:
         """One optimizer step: the gradient of the mean loss over the global batch, whatever the micro-batches."""
         objective = self.objective
         learning_rate = self.optimizer_options.learning_rate * learning_rate_factor(self.schedule, step, self.steps)
-        drawn = [objective.draw(batch, self.seed, step) for batch in self.batches.at(step)]
-        counts = {name: sum(part.counts[name] for part in drawn) for name in objective.loss_weights}
+        with record_function("data"):
+            drawn = [objective.draw(batch, self.seed, step) for batch in self.batches.at(step)]
+            counts = {name: sum(part.counts[name] for part in drawn) for name in objective.loss_weights}
         total = 0.0
         for part in drawn:
-            with autocast(part.input_ids.device, self.precision):
+            with record_function("forward"), autocast(part.input_ids.device, self.precision):
                 sums = objective(part)
             loss = sum(weight * sums[name] / counts[name] for name, weight in objective.loss_weights.items())
-            loss.backward()
+            with record_function("backward"):
+                loss.backward()
             total = total + loss.detach()
-        norm = clip_gradients(objective.parameters(), self.optimizer_options.clip_norm)
-        finite = total.isfinite() & norm.isfinite()
-        guarded_step(self.optimizer, learning_rate, finite)
-        measured = objective.after_step(drawn, finite)
-        self.optimizer.zero_grad(set_to_none=True)
-        self._book(self._lagged.push(step, {"loss": total, "norm": norm, "finite": finite, **measured}))
+        with record_function("clipping"):
+            norm = clip_gradients(objective.parameters(), self.optimizer_options.clip_norm)
+            finite = total.isfinite() & norm.isfinite()
+        with record_function("optimizer"):
+            guarded_step(self.optimizer, learning_rate, finite)
+        with record_function("after the step"):
+            measured = objective.after_step(drawn, finite)
+            self.optimizer.zero_grad(set_to_none=True)
+        with record_function("logging"):
+            self._book(self._lagged.push(step, {"loss": total, "norm": norm, "finite": finite, **measured}))
 
     def _book(self, scalars: tuple[int, dict[str, float]] | None) -> None:
         """Takes in the scalars of a step: the running mean, the logged row, the guard against divergence."""
@@ -132,35 +144,53 @@ class Trainer:
         done = step + 1
         if done % self.log_every == 0 or done == self.steps or done in self.milestones:
             mean = progress.window_loss / progress.window_steps if progress.window_steps else float("nan")
-            now = time.perf_counter()
-            per_step = (now - self._clock) / max(1, done - self._clock_step)
-            length, batch = self.batches.rows.length, self.batches.batch_size
+            now, plan = time.perf_counter(), self.batches.plan
+            seconds, first = now - self._clock, min(self._clock_step, step)
             row = {
                 "loss": mean,
                 "lr": self.optimizer_options.learning_rate * learning_rate_factor(self.schedule, step, self.steps),
                 "grad_norm": values["norm"],
-                "tokens": done * batch * length,
+                "tokens": plan.tokens(0, done),
                 "skipped": progress.skipped,
                 **{name: total / progress.window_steps for name, total in progress.window_measured.items()},
-                "tokens_per_second": round(batch * length / per_step, 1),
-                "mfu": round(self.objective.flops(batch, length) / per_step / self.peak_flops, 4),
+                **self._length_of(step),
+                "tokens_per_second": round(plan.tokens(first, done) / seconds, 1),
+                "mfu": round(plan.total(self.objective.flops, first, done) / seconds / self.peak_flops, 4),
             }
             self.logbook.log(done, "train", row)
             progress.window_loss, progress.window_steps, progress.window_measured = 0.0, 0, {}
             self._clock, self._clock_step = now, done
 
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """What is done in this context does not count in the logged rate."""
+        before = time.perf_counter()
+        yield
+        self._clock += time.perf_counter() - before
+
+    def _of_last_length(self, step: int) -> bool:
+        plan = self.batches.plan
+        return plan.at(step).length == plan.lengths[-1]
+
+    def _length_of(self, step: int) -> dict[str, int]:
+        """For the log, where sequences change their length in the run."""
+        plan = self.batches.plan
+        return {"length": plan.at(step).length} if len(plan.lengths) > 1 else {}
+
     def _start_clock(self) -> None:
         self._clock, self._clock_step = time.perf_counter(), self.progress.step
 
     def _validate(self) -> bool:
-        """Logs the held-out losses; returns whether they are the lowest so far."""
+        """Logs the held-out losses on sequences as long as those just trained on; returns whether they are the lowest
+        so far. Those of a length that is not the run's last are another question's, and count for nothing."""
         self._book(self._lagged.pop())
         paused = time.perf_counter()
-        values = self.validate()
-        progress = self.progress
-        self.logbook.log(progress.step, "validation", {**values, "tokens": progress.tokens})
+        progress, last = self.progress, max(0, self.progress.step - 1)
+        values = self.validate(self.batches.plan.at(last).length)
+        row = {**values, "tokens": progress.tokens, **self._length_of(last)}
+        self.logbook.log(progress.step, "validation", row)
         progress.last_eval = {"step": progress.step, **values}
-        best = progress.best is None or values["loss"] < progress.best
+        best = self._of_last_length(last) and (progress.best is None or values["loss"] < progress.best)
         if best:
             progress.best = values["loss"]
         self._clock += time.perf_counter() - paused
@@ -172,7 +202,7 @@ class Trainer:
         progress = self.progress
         self.logbook.sync()
         optimizer_tensors, optimizer_state = flatten_optimizer(self.optimizer)
-        measured = progress.last_eval.get("step") == progress.step
+        measured = progress.last_eval.get("step") == progress.step and self._of_last_length(progress.step - 1)
         self.checkpointer.save(
             progress.step,
             {"model": self.objective.state_dict(), "optimizer": optimizer_tensors},

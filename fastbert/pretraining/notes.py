@@ -1,6 +1,7 @@
 """Notes in a run: the words that get one, whether their dictionary fits in memory, and what is said of them."""
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -25,7 +26,14 @@ class NotedCorpus:
     rarest: int
     """Occurrences in the training text of the rarest of them."""
     commonest: int
-    split: dict[str, NotedWords]
+    split: dict[tuple[str, int], NotedWords]
+    """(split, length of a sequence) -> where they stand."""
+    length: int
+    """Of the run's longest sequences: what is said and counted is of those."""
+
+    @property
+    def train(self) -> NotedWords:
+        return self.split["train", self.length]
 
     def notes(self, width: int, seed: int, device: torch.device) -> Notes:
         """A dictionary for hidden states of `width`, as it is before training.
@@ -41,13 +49,13 @@ class NotedCorpus:
                     f"has {free / 1e9:.2f} GB left; lower --notes.share, narrow --notes.least to --notes.most, or "
                     "lower --width"
                 )
-        train = self.split["train"]
+        train = self.train
         tokens = train.rows * (train.width + 1)
         return Notes(self.options, self.words, width, seed, len(train.positions) / tokens, train.tokens / tokens)
 
     def summary(self, sequences: int) -> list[str]:
         """What is said before a training over so many sequences."""
-        train = self.split["train"]
+        train = self.train
         epochs = sequences / train.rows
         lines = [
             f"notes for {self.words:,} words that occur {self.rarest} to {self.commonest} times: "
@@ -75,8 +83,12 @@ def rare_band(options: NotesOptions) -> dict[str, int]:
     }
 
 
-def find_noted(options: NotesOptions, dataset: Dataset, length: int) -> NotedCorpus:
+def find_noted(options: NotesOptions, dataset: Dataset, length: int, lengths: Iterable[int]) -> NotedCorpus:
     """Chooses the words and finds them in both splits.
+
+    Args:
+        length: of the sequences that the words are chosen by.
+        lengths: all that there are in the run.
 
     Raises:
         UserError: no such words in the corpus, or not listed when it was prepared.
@@ -88,5 +100,10 @@ def find_noted(options: NotesOptions, dataset: Dataset, length: int) -> NotedCor
         len(counts),
         int(counts.min()),
         int(counts.max()),
-        {split: NotedWords(dataset.split(split), row_of_word, length, options.half_window) for split in SPLITS},
+        {
+            (split, each): NotedWords(dataset.split(split), row_of_word, each, options.half_window)
+            for split in SPLITS
+            for each in lengths
+        },
+        length,
     )

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fastbert.config import BOOKKEEPING, FLAT, MACHINE, leaves
+from fastbert.data.stages import StageOptions
 from fastbert.errors import UserError, choose
 from fastbert.model.config import EncoderOptions
 from fastbert.model.notes import NotesOptions
@@ -23,9 +24,15 @@ class PretrainMachineOptions(MachineOptions):
 
     workers: int = 0
     """Processes that tokenize, where --data is a source; 0 is one for each core."""
+    compile: str = "auto"
+    """torch.compile the encoder's blocks: on, off, or auto (on a GPU; on a CPU it was measured to be slower)."""
+    activation_checkpointing: bool = False
+    """Compute each block again in the backward pass instead of keeping what is in it: less memory, about a third more
+    time."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        choose("compile", self.compile, ("auto", "on", "off"))
         if self.workers < 0:
             raise UserError(f"workers is {self.workers}; it cannot be negative")
 
@@ -60,6 +67,7 @@ class PretrainOptions:
     """Tokens in a sequence, [CLS] included."""
     batch_size: int = 256
     """Sequences in one optimizer step."""
+    stages: StageOptions = field(default_factory=StageOptions, metadata=FLAT)
     document_mask: bool = False
     """Let tokens see only their own document of a packed sequence."""
     steps: int | None = None
@@ -83,6 +91,10 @@ class PretrainOptions:
     """Steps with commas between, such as 1000,3000: logged and validated, and their checkpoints kept besides."""
     log_every: int = field(default=20, metadata=BOOKKEEPING)
     """Steps a logged training loss is the mean of."""
+    dry_run: bool = field(default=False, metadata=BOOKKEEPING)
+    """Show parameters, FLOPs, memory and the time expected, and stop. Only data that has to be prepared is kept."""
+    profile: bool = field(default=False, metadata=BOOKKEEPING)
+    """Write where the time of a few steps goes to profile/ of the run, with a trace for ui.perfetto.dev."""
 
     mlm: MLMOptions = field(default_factory=MLMOptions)
     electra: ElectraOptions = field(default_factory=ElectraOptions)
@@ -111,8 +123,11 @@ class PretrainOptions:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise UserError(f"{name} must be greater than 0, not {value}")
+        self.stages.check(self.batch_size, self.length)
         if not 0.0 < self.validation_share < 1.0:
             raise UserError(f"validation_share must lie between 0 and 1, not {self.validation_share}")
+        if self.dry_run and self.profile:
+            raise UserError("give --dry-run or --profile, not both: a dry run leaves no folder to write a profile to")
         self.milestone_steps()
 
     def milestone_steps(self) -> frozenset[int]:
@@ -135,6 +150,7 @@ def objective_options(options: PretrainOptions) -> Any:
     return getattr(options, options.objective.replace("-", "_"))
 
 
+OF_ONE_CALL = {"resume": False, "dry_run": False, "profile": False}  # what config.yaml keeps of these
 BUDGETS = ("steps", "tokens", "minutes")
 SOURCE_ONLY = ("vocab_size", "tokenizer", "lowercase", "validation_share")  # spoken for by the data's own hash
 
@@ -147,6 +163,14 @@ def science(options: PretrainOptions, data_fingerprint: str) -> dict[str, Any]:
     idle = {"tokens", *SOURCE_ONLY}
     if not options.encoder.position.startswith("tupe"):
         idle.add("cls")
+    if options.encoder.position != "rope":
+        idle.add("rope_base")
+    if options.stages.first_length is None:
+        idle |= {"first_length", "first_share"}
+    if options.stages.batch_start is None:
+        idle |= {"batch_start", "batch_warmup"}
+    if options.optimizer.name != "muon":
+        idle.add("optimizer.momentum")
     if options.schedule.name != "wsd":
         idle.add("schedule.decay")
     if options.schedule.name == "constant":

@@ -3,7 +3,7 @@
 config.yaml      all options, complete
 manifest.json    the experiment's name and science, data, model, and each session's machine
 tokenizer/       the tokenizer of its data
-metrics.jsonl, tensorboard/, checkpoints/, model/, report/
+metrics.jsonl, tensorboard/, checkpoints/, model/, report/, with --profile profile/
 """
 
 import datetime
@@ -16,7 +16,7 @@ from fastbert import config as configuration
 from fastbert.errors import UserError
 from fastbert.files import LOCK, atomic_file, atomic_folder, write_json
 from fastbert.model.config import EncoderOptions
-from fastbert.pretraining.options import PretrainOptions
+from fastbert.pretraining.options import OF_ONE_CALL, PretrainOptions
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,10 @@ class RunFolder:
     @property
     def model(self) -> Path:
         return self.path / "model"
+
+    @property
+    def profile(self) -> Path:
+        return self.path / "profile"
 
     @property
     def report(self) -> Path:
@@ -125,7 +129,13 @@ def merge(stored: PretrainOptions, asked: PretrainOptions) -> tuple[PretrainOpti
         untouched = [f.name for f in fields(EncoderOptions) if getattr(asked.encoder, f.name) == f.default]
         filled["encoder"] = replace(asked.encoder, **{name: getattr(stored.encoder, name) for name in untouched})
     merged = replace(
-        asked, **filled, machine=machine, out=stored.out, resume=False, tokens=stored.tokens, minutes=stored.minutes
+        asked,
+        **filled,
+        **OF_ONE_CALL,
+        machine=machine,
+        out=stored.out,
+        tokens=stored.tokens,
+        minutes=stored.minutes,
     )
     roles = {leaf.name: leaf.role for leaf in configuration.leaves(merged)}
     old = {leaf.name: leaf.value for leaf in configuration.leaves(stored)}

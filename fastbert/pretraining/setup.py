@@ -10,11 +10,12 @@ from fastbert import config as configuration
 from fastbert.data.batches import Rows, TrainingBatches, validation_batches
 from fastbert.data.prepare import PrepareOptions, prepared_folder
 from fastbert.data.shards import Dataset, open_dataset
+from fastbert.data.stages import NOMINAL_STEPS, Plan, all_shapes, make_plan
 from fastbert.data.tokenizer import WordPiece
 from fastbert.errors import UserError
 from fastbert.hub.load import load_pretrained
 from fastbert.model.config import EncoderConfig
-from fastbert.model.encoder import initialize
+from fastbert.model.encoder import adapt, initialize
 from fastbert.objectives import OBJECTIVES
 from fastbert.objectives.multiple_choice import MultipleChoiceOptions
 from fastbert.pretraining.evaluation import evaluate
@@ -47,22 +48,39 @@ class Setup:
         initialize(objective, options.seed, self.config.initializer_std)
         if initial and options.init_from is not None:
             load_initial(objective, options.init_from)
+        machine = options.machine
+        compiled = machine.compile == "on" or (machine.compile == "auto" and self.device.type == "cuda")
+        adapt(objective, compiled, machine.activation_checkpointing)
         return objective.to(self.device)
 
-    def rows(self, split: str) -> Rows:
+    def plan(self, steps: int | None = None) -> Plan:
+        """What each step takes, in a run of so many; if None, as many as the options say, or many if they say none."""
+        options = self.options
+        return make_plan(options.stages, options.batch_size, options.length, steps or options.steps or NOMINAL_STEPS)
+
+    def shapes(self) -> set[tuple[int, int]]:
+        """All (batch_size, length) that a step can have, whatever the number of steps."""
+        return all_shapes(self.options.stages, self.options.batch_size, self.options.length)
+
+    def rows(self, split: str, length: int | None = None) -> Rows:
+        """The split in sequences of `length`, or of the run's if None."""
         options, ids = self.options, self.vocabulary.ids
-        stream, noted = self.dataset.split(split), self.noted.split[split] if self.noted else None
-        return Rows(stream, options.length, ids["[CLS]"], ids["[SEP]"], options.document_mask, noted)
+        length = length or options.length
+        stream, noted = self.dataset.split(split), self.noted.split[split, length] if self.noted else None
+        return Rows(stream, length, ids["[CLS]"], ids["[SEP]"], options.document_mask, noted)
 
-    def batches(self) -> TrainingBatches:
+    def batches(self, plan: Plan | None = None) -> TrainingBatches:
+        """Those of `plan`, or of the run's if None."""
+        options, plan = self.options, plan or self.plan()
+        micro = options.machine.micro_batch_size or options.batch_size
+        rows = {length: self.rows("train", length) for length in plan.lengths}
+        return TrainingBatches(rows, plan, micro, options.seed, self.device)
+
+    def validate(self, objective: nn.Module, length: int | None = None) -> dict[str, float]:
+        """Losses on held-out sequences of `length`, or of the run's if None."""
         options = self.options
         micro = options.machine.micro_batch_size or options.batch_size
-        return TrainingBatches(self.rows("train"), options.batch_size, micro, options.seed, self.device)
-
-    def validate(self, objective: nn.Module) -> dict[str, float]:
-        options = self.options
-        micro = options.machine.micro_batch_size or options.batch_size
-        batches = validation_batches(self.rows("validation"), options.eval_sequences, micro, self.device)
+        batches = validation_batches(self.rows("validation", length), options.eval_sequences, micro, self.device)
         return evaluate(objective, batches, self.precision)
 
 
@@ -100,7 +118,8 @@ def prepare_setup(options: PretrainOptions, config: EncoderConfig | None = None)
     if isinstance(chosen := objective_options(options), MultipleChoiceOptions):
         for remark in chosen.remarks(config):
             say(remark)
-    noted = find_noted(options.notes, dataset, options.length) if options.notes.enabled else None
+    lengths = {options.length, options.stages.first_length or options.length}
+    noted = find_noted(options.notes, dataset, options.length, lengths) if options.notes.enabled else None
     return Setup(options, dataset, vocabulary, config, device, precision, noted)
 
 
@@ -120,7 +139,7 @@ def data_folder(options: PretrainOptions, tokenizer: str | None) -> Path:
 
 
 def initial_config(options: PretrainOptions, config: EncoderConfig, given: EncoderConfig) -> EncoderConfig:
-    """The shape of the encoder `given` by --init-from, with this run's dropout.
+    """The shape of the encoder `given` by --init-from, with this run's dropout and longest sequence.
 
     Raises:
         UserError: its vocabulary or positions do not fit the data.
@@ -130,12 +149,12 @@ def initial_config(options: PretrainOptions, config: EncoderConfig, given: Encod
             f"the vocabulary of {options.data} has {config.vocab_size} words, larger than the embedding of "
             f"{options.init_from} with {given.vocab_size}; prepare the data with --tokenizer {options.init_from}"
         )
-    if given.max_positions < options.length:
-        raise UserError(
-            f"length {options.length} is longer than the {given.max_positions} positions of {options.init_from}; "
-            "lower --length"
-        )
-    return replace(given, dropout=config.dropout, attention_dropout=config.attention_dropout)
+    return replace(
+        given,
+        dropout=config.dropout,
+        attention_dropout=config.attention_dropout,
+        max_positions=config.max_positions,  # another than given's only where no weight depends on it
+    )
 
 
 def load_initial(objective: nn.Module, source: str) -> None:

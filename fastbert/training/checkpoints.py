@@ -179,21 +179,36 @@ def read_newest(folder: Path, say: Callable[[str], None]) -> Checkpoint | None:
     return None
 
 
-def check_space(folder: Path | str, bytes_needed: int) -> None:
+def check_space(
+    folder: Path | str, bytes_needed: int, what: str = "checkpoints need", mend: str = "keep fewer checkpoints"
+) -> None:
     """Sees to it, before work starts, that `bytes_needed` can be written below `folder`, which need not exist yet.
+
+    Args:
+        what, mend: for the error: who needs it, and what else can be done about it.
 
     Raises:
         UserError: the disk has less room.
     """
+    free = free_space(folder)
+    if free < bytes_needed:
+        raise UserError(
+            f"{what} {bytes_needed / 1e9:.2f} GB and the disk of {folder} has {free / 1e9:.2f} GB left; "
+            f"free some space, choose another folder, or {mend}"
+        )
+
+
+def free_space(folder: Path | str) -> int:
+    """Bytes left on the disk of `folder`, which need not exist yet."""
+    return shutil.disk_usage(existing(folder)).free
+
+
+def existing(folder: Path | str) -> Path:
+    """`folder`, or what is there of the path to it."""
     there = Path(folder).absolute()
     while not there.exists():
         there = there.parent
-    free = shutil.disk_usage(there).free
-    if free < bytes_needed:
-        raise UserError(
-            f"checkpoints need {bytes_needed / 1e9:.2f} GB and the disk of {folder} has {free / 1e9:.2f} GB left; "
-            "free some space, choose another folder, or keep fewer checkpoints"
-        )
+    return there
 
 
 def flatten_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict]:

@@ -197,13 +197,18 @@ _DATASHEET: tuple[tuple[str, float | None, float], ...] = (
 )
 
 
-def peak_flops(device: torch.device, precision: str) -> tuple[float, str]:
+def peak_flops(device: torch.device, precision: str, again: bool = False) -> tuple[float, str]:
     """The peak that MFU is a share of, in floating-point operations per second, and how it is known.
 
     It is the datasheet's dense figure for known GPUs. For CPUs and other GPUs it is the best of a few square matrix
     products, timed once (a fraction of a second) with the threads set now: such an MFU is a share of what a product
     reaches here.
+
+    Args:
+        again: time them anew.
     """
+    if again:
+        _measured_flops.cache_clear()
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
         for pattern, bf16, fp32 in _DATASHEET:

@@ -10,6 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from fastbert.errors import UserError, choose
+from fastbert.training.hardware import resolve_precision
+from fastbert.training.lamb import LAMB
+from fastbert.training.matrices import is_hidden, matrix_counts
+from fastbert.training.muon import Muon
 
 
 @dataclass(frozen=True)
@@ -17,9 +21,12 @@ class OptimizerOptions:
     """The optimizer and its constants."""
 
     name: str = "adamw"
-    """Optimizer: adamw (https://arxiv.org/abs/1711.05101), NVIDIA apex's fused one where that is installed."""
+    """Optimizer: adamw (arXiv 1711.05101; NVIDIA apex's fused one where that is installed), muon (arXiv 2502.16982) for
+    the matrices of the blocks with adamw for the rest, or lamb (arXiv 1904.00962) for large batches."""
     learning_rate: float = 1e-3
-    """Peak learning rate; the schedule scales it."""
+    """Peak learning rate; the schedule scales it. Muon's updates are scaled such that adamw's rate serves it too."""
+    momentum: float = 0.95
+    """Of muon: decay of the running mean of the gradient of the blocks' matrices."""
     beta1: float = 0.9
     """Decay of the running mean of the gradient."""
     beta2: float = 0.98
@@ -33,7 +40,7 @@ class OptimizerOptions:
 
     def __post_init__(self) -> None:
         choose("optimizer", self.name, OPTIMIZERS)
-        for name in ("beta1", "beta2"):
+        for name in ("momentum", "beta1", "beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}; it lies in [0, 1)")
         for name in ("learning_rate", "eps"):
@@ -56,7 +63,8 @@ def build_optimizer(
 
     Returns:
         An optimizer with one group of matrices (decayed) and one of vectors and scalars (not decayed), each in the
-        order given and with the names under "param_names".
+        order given and with the names under "param_names"; with muon the matrices of the blocks come first, in a group
+        of their own.
     """
     seen: set[int] = set()
     decayed, plain = [], []
@@ -104,7 +112,7 @@ def guarded_step(optimizer: torch.optim.Optimizer, learning_rate: float, finite:
         _apex_step(optimizer, skip)
     elif getattr(optimizer, "_step_supports_amp_scaling", False):
         # What torch's GradScaler does: the fused kernels return at once where found_inf is 1, and the step counters,
-        # which were advanced before, are taken back by it.
+        # which were advanced before, are taken back by it. Muon and LAMB keep to it too.
         optimizer.found_inf = skip.float()
         try:
             optimizer.step()
@@ -162,7 +170,37 @@ def _adamw(groups: list[dict], options: OptimizerOptions, device: torch.device) 
     return optimizer
 
 
+def _muon(groups: list[dict], options: OptimizerOptions, device: torch.device) -> torch.optim.Optimizer:
+    hidden, others = [], []
+    for group in groups:
+        counts = matrix_counts(group["params"])
+        for share, mine in ((hidden, True), (others, False)):
+            members = [(name, parameter) for name, parameter in group["params"] if is_hidden(name, parameter) is mine]
+            if members:
+                matrices = {"matrices": [counts[name] for name, _ in members]} if mine else {}
+                share.append({**group, **matrices, "params": members})
+    precision, _ = resolve_precision("auto", device)
+    return Muon(
+        [*hidden, *others],
+        lr=options.learning_rate,
+        momentum=options.momentum,
+        betas=(options.beta1, options.beta2),
+        eps=options.eps,
+        dtype=torch.bfloat16 if precision == "bf16" else torch.float32,
+    )
+
+
+def _lamb(groups: list[dict], options: OptimizerOptions, device: torch.device) -> torch.optim.Optimizer:
+    for group in groups:
+        if group["params"][0][1].ndim >= 2:
+            counts = matrix_counts(group["params"])
+            group["matrices"] = [counts[name] for name, _ in group["params"]]
+    return LAMB(groups, lr=options.learning_rate, betas=(options.beta1, options.beta2), eps=options.eps)
+
+
 # (parameter groups, options, device) -> an optimizer that `guarded_step` can drive
 OPTIMIZERS: dict[str, Callable[[list[dict], OptimizerOptions, torch.device], torch.optim.Optimizer]] = {
     "adamw": _adamw,
+    "muon": _muon,
+    "lamb": _lamb,
 }

@@ -31,6 +31,7 @@ SINGLE = 1 << 16
 MKL keeps AMD's to AVX2; for smaller ones a call each costs more than that saves."""
 
 
+@torch.compiler.disable  # unrolled, its chunks would take a compiler minutes
 def cpu_attention(
     q: Tensor,
     k: Tensor,

@@ -5,6 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastbert.data.batches import InMemory, Rows, TrainingBatches, documents_of, validation_batches
+from fastbert.data.stages import Plan, Stage
 from fastbert.errors import UserError
 
 CPU = torch.device("cpu")
@@ -13,6 +14,10 @@ CLS, SEP = 2, 3
 
 def rows(tokens: int = 1000, length: int = 10, **options) -> Rows:
     return Rows(InMemory(np.arange(5, 5 + tokens, dtype=np.uint16)), length, CLS, SEP, **options)
+
+
+def batches(batch_size: int, micro: int, seed: int) -> TrainingBatches:
+    return TrainingBatches({10: rows()}, Plan.constant(batch_size, 10), micro, seed, CPU)
 
 
 def test_no_token_is_dropped_but_the_last_few() -> None:
@@ -26,9 +31,8 @@ def test_no_token_is_dropped_but_the_last_few() -> None:
 @settings(deadline=None, max_examples=30)
 @given(st.integers(1, 20), st.integers(1, 20), st.integers(0, 5))
 def test_an_epoch_sees_every_row_once(batch_size: int, micro: int, seed: int) -> None:
-    packed = rows(1000, 10)
-    batches = TrainingBatches(packed, batch_size, micro, seed, CPU)
-    seen = np.concatenate([batches.order(np.arange(e * 111, (e + 1) * 111)) for e in range(2)])
+    order = batches(batch_size, micro, seed).order
+    seen = np.concatenate([order(np.arange(e * 111, (e + 1) * 111), 10) for e in range(2)])
     assert sorted(seen[:111].tolist()) == sorted(seen[111:].tolist()) == list(range(111))
     assert seen[:111].tolist() != seen[111:].tolist()
 
@@ -36,15 +40,42 @@ def test_an_epoch_sees_every_row_once(batch_size: int, micro: int, seed: int) ->
 def test_micro_batches_cut_the_same_global_batch() -> None:
     """Across the border of two epochs too."""
     for step in (0, 6, 7):
-        whole = list(TrainingBatches(rows(), 16, 16, 3, CPU).at(step))
-        parts = list(TrainingBatches(rows(), 16, 5, 3, CPU).at(step))
+        whole = list(batches(16, 16, 3).at(step))
+        parts = list(batches(16, 5, 3).at(step))
         assert [len(part.places) for part in parts] == [5, 5, 5, 1]
         assert torch.cat([part.input_ids for part in parts]).tolist() == whole[0].input_ids.tolist()
         assert torch.cat([part.places for part in parts]).tolist() == list(range(16))
 
 
+def test_stages_draw_all_rows_of_a_length_before_one_comes_again() -> None:
+    """Across the stages of a growing batch, and in an order of its own for the second length."""
+    plan = Plan((Stage(0, 4, 10), Stage(5, 8, 10), Stage(20, 6, 25), Stage(27, 12, 25)))
+    drawn = TrainingBatches({length: rows(1000, length) for length in (10, 25)}, plan, 4, 3, CPU)
+    for length, steps in ((10, range(20)), (25, range(20, 28))):
+        found = [list(drawn.at(step)) for step in steps]
+        micro = {len(batch.places) for step in found for batch in step[:-1]}
+        assert micro == ({4} if length == 25 else set())
+        assert all(batch.input_ids.shape[1] == length for step in found for batch in step)
+        first = [int(row[1]) for step in found for batch in step for row in batch.input_ids]
+        count, width = len(drawn.rows[length]), length - 1
+        assert sorted(first[:count]) == [5 + width * row for row in range(count)]
+        assert len(set(first[count:])) == len(first[count:]) > 0
+    for step in (3, 7, 19, 20, 28):
+        whole = TrainingBatches(drawn.rows, plan, 100, 3, CPU)
+        (batch,) = whole.at(step)
+        assert torch.cat([part.input_ids for part in drawn.at(step)]).equal(batch.input_ids)
+        assert batch.places.tolist() == list(range(plan.at(step).batch_size))
+
+
+def test_the_second_length_is_another_permutation() -> None:
+    same = {length: rows(count, length) for length, count in ((10, 999), (11, 1110))}
+    assert len(same[10]) == len(same[11]) == 111
+    drawn = TrainingBatches(same, Plan((Stage(0, 4, 10), Stage(1, 4, 11))), 4, 0, CPU)
+    assert drawn.order(np.arange(111), 10).tolist() != drawn.order(np.arange(111), 11).tolist()
+
+
 def test_order_depends_on_the_seed() -> None:
-    a, b = (TrainingBatches(rows(), 16, 16, seed, CPU).order(np.arange(50)) for seed in (0, 1))
+    a, b = (batches(16, 16, seed).order(np.arange(50), 10) for seed in (0, 1))
     assert a.tolist() != b.tolist()
 
 
@@ -65,6 +96,6 @@ def test_validation_rows_are_spread_and_fixed() -> None:
 
 def test_a_corpus_shorter_than_a_batch() -> None:
     with pytest.raises(UserError, match="111 sequences of 10 tokens, less than one batch of 112"):
-        TrainingBatches(rows(), 112, 16, 0, CPU)
+        batches(112, 16, 0)
     with pytest.raises(UserError, match="length must be at least 2"):
         rows(length=1)

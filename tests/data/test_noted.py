@@ -13,6 +13,7 @@ from fastbert.data.batches import Rows, TrainingBatches
 from fastbert.data.noted import NotedWords, choose_words
 from fastbert.data.prepare import PrepareOptions, prepare
 from fastbert.data.shards import RareWords, open_dataset
+from fastbert.data.stages import Plan
 from fastbert.errors import UserError
 
 CPU = torch.device("cpu")
@@ -131,7 +132,7 @@ def test_every_occurrence_that_is_whole_is_met_in_an_epoch() -> None:
     """Through the shuffled micro-batches of steps; the global batch's words are in each of them."""
     stream = Words([[(5,), (6, 100)] * 40, [(7,)] * 33, [(5,), (8, 100, 100)] * 21])
     index = NotedWords(stream, np.arange(4, dtype=np.int32), 12, 2)
-    batches = TrainingBatches(Rows(stream, 12, CLS, SEP, noted=index), 4, 3, 0, CPU)
+    batches = TrainingBatches({12: Rows(stream, 12, CLS, SEP, noted=index)}, Plan.constant(4, 12), 3, 0, CPU)
     met = 0
     for step in range(index.rows // 4):
         first, second = batches.at(step)
@@ -140,7 +141,7 @@ def test_every_occurrence_that_is_whole_is_met_in_an_epoch() -> None:
         here = sum(int((part.noted.lengths > 0).sum()) for part in (first, second))
         assert here == first.noted.counts.sum()
         met += here
-    left = index.step_words(batches.order(np.arange(index.rows // 4 * 4, index.rows))).counts.sum()
+    left = index.step_words(batches.order(np.arange(index.rows // 4 * 4, index.rows), 12)).counts.sum()
     assert met + left == len(index.positions)
 
 

@@ -59,6 +59,24 @@ def test_budgets_in_every_unit(planned) -> None:
     assert study.seconds == {}
 
 
+def test_stages_cost_what_their_steps_do(planned) -> None:
+    """A variant with short sequences first: its points and its budget are sums over its steps."""
+    variants = {"all long": None, "short first": {"first_length": 4, "first_share": 0.5}}
+    _, study = planned(variants=variants, budget={"equal": "flops", "steps": 100}, checkpoints=[0.25, 1.0])
+    long, short = study.variants
+    flops = short.setup.objective().flops
+    assert short.cost(short.steps) == pytest.approx(100 * long.flops, rel=0.01) and short.steps != 100
+    half = round(0.5 * short.steps)
+    assert short.cost(half + 3) == half * flops(32, 4) + 3 * flops(8, 16)
+    assert long.cost(7) == 7 * flops(8, 16)
+    assert short.plan().tokens(0, short.steps) == 8 * 16 * short.steps
+    assert long.questions != short.questions  # at the first point they are asked of other sequences
+    _, study = planned(variants=variants, budget={"tokens": 12800})
+    assert [variant.steps for variant in study.variants] == [100, 100]
+    with pytest.raises(UserError, match="leave them or anneal out"):
+        planned(variants=variants, anneal={"points": [0.5, 1.0], "share": 0.2})
+
+
 def test_minutes_are_measured_once(planned, monkeypatch) -> None:
     """In rounds, the variants in turn; an earlier call's times are taken again."""
     asked = []

@@ -38,7 +38,7 @@ def test_on_a_cpu(tmp_path: Path, monkeypatch, capsys) -> None:
 def test_mistakes(tmp_path: Path, capsys) -> None:
     (tmp_path / "file").write_text("")
     for arguments, message in (
-        ([], "usage: fastbert bench kernels"),
+        ([], "usage: fastbert bench <benchmark>"),
         (["kernel"], "did you mean 'kernels'"),
         (["kernels", "--rounds", "0"], "rounds must be at least 1"),
         (["kernels", "--tune"], "torch finds none; --compile-only needs none"),

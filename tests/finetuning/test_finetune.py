@@ -13,7 +13,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fastbert.cli import main
 from fastbert.data.tokenizer import load_tokenizer
 from fastbert.finetuning.batches import draw_orders, encode, training_order
 from fastbert.finetuning.loop import build_scaled_optimizer
@@ -24,6 +23,7 @@ from fastbert.finetuning.predict import encode_inputs
 from fastbert.finetuning.tasks import open_task
 from fastbert.training.optimizers import OptimizerOptions, guarded_step
 from tests.finetuning.conftest import FAST, make_glue, make_task, tiny_config, tiny_model, write_rows
+from tests.flags import last_given, main
 
 CPU = torch.device("cpu")
 
@@ -262,7 +262,7 @@ def test_interrupted_and_continued_equals_uninterrupted(bert, words, tmp_path, c
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     more = ("--seeds", "2", "--epochs", "5", "--log-every", "1")
     assert finetune(bert, words, whole, *more) == 0
-    command = ["finetune", "--model", str(bert), *words, *FAST, *more, "--out", str(broken)]
+    command = last_given(["finetune", "--model", str(bert), *words, *FAST, *more, "--out", str(broken)])
     process = subprocess.Popen([sys.executable, "-m", "fastbert", *command], stderr=subprocess.PIPE, text=True)
     end = time.monotonic() + 120
     metrics = broken / "seed-1" / "metrics.jsonl"

@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from fastbert.cli import main
 from fastbert.finetuning.model import load_encoder
 from tests.finetuning.conftest import FAST, make_glue, sentence, tiny_model, write_rows
+from tests.flags import main
 
 
 def results(out: Path) -> dict:

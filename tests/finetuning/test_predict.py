@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from fastbert.cli import main
 from fastbert.finetuning.model import load_classifier
 from fastbert.finetuning.predict import encode_inputs, predict_scores
 from fastbert.finetuning.tasks import Example
 from tests.finetuning.conftest import FAST, write_rows
+from tests.flags import main
 
 PRECISE = ("--machine.precision", "fp32", "--machine.threads", "1")
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from fastbert.cli import main
 from fastbert.finetuning.several import task_names
 from tests.finetuning.conftest import FAST, make_glue
 from tests.finetuning.test_table import rows_of
+from tests.flags import main
 
 SHORT = (*FAST, "--epochs", "1", "--no-save-model")
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from fastbert.cli import main
 from fastbert.finetuning.glue import GLUE
 from fastbert.finetuning.submission import FILES, validate
 from tests.finetuning.conftest import FAST, make_glue
+from tests.flags import main
 
 ROWS = 6
 TASKS = ("rte", "stsb", "mnli")

@@ -24,6 +24,8 @@ VARIANTS = {
     "relative": {"position": "relative"},
     "tupe-a": {"position": "tupe-a", "cls": "tied"},
     "tupe-r": {"position": "tupe-r", "type_vocab_size": 0},
+    "alibi": {"position": "alibi"},
+    "rope": {"position": "rope", "feed_forward": "geglu", "bias": False},
 }
 
 

@@ -13,16 +13,20 @@ from safetensors.torch import load_file, save_file
 from fastbert.errors import UserError
 from fastbert.hub.export import export_model
 from fastbert.hub.load import build_encoder, load_pretrained
+from fastbert.model.positions import POSITIONS
 from tests.hub.conftest import named, random_models, small_batch, small_config
 
 VARIANTS = {
     f"{position}.{norm}{'.tied' if cls == 'tied' else ''}": {"position": position, "norm": norm, "cls": cls}
-    for position in ("absolute", "relative", "tupe-a", "tupe-r")
+    for position in POSITIONS
     for norm in ("post", "pre")
     for cls in (("untied", "tied") if position.startswith("tupe") else ("untied",))
 } | {
     "absolute.untyped": {"type_vocab_size": 0},
     "tupe-r.untyped": {"position": "tupe-r", "type_vocab_size": 0},
+    "absolute.geglu": {"feed_forward": "geglu"},
+    "tupe-r.unbiased": {"position": "tupe-r", "bias": False},
+    "rope.modern": {"position": "rope", "rope_base": 50.0, "feed_forward": "geglu", "bias": False, "norm": "pre"},
 }
 NATIVE = ("absolute.post", "absolute.untyped")
 CARD = {"data": "State of the Union", "steps": 7, "validation loss": 2.5, "command": "fastbert pretrain a | tee b"}
@@ -168,6 +172,15 @@ def test_card_has_the_facts_and_leaves_the_licence_open(exports):
     for fact in ("| data | State of the Union |", "| steps | 7 |", "| command | fastbert pretrain a \\| tee b |"):
         assert fact in text
     assert "AutoModel.from_pretrained(folder, trust_remote_code=True)" in text
+    assert "| feed-forward | gelu |" in text and "| biases | yes |" in text
+    modern = (exports / "rope.modern" / "README.md").read_text()
+    for fact in (
+        "| position scheme | rope |",
+        "| rotation's base | 50.0 |",
+        "| feed-forward | geglu |",
+        "| biases | no |",
+    ):
+        assert fact in modern
     assert "# license: to be chosen" in text
     assert "trust_remote_code" not in (exports / "absolute.post" / "README.md").read_text()
 

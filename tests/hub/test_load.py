@@ -239,6 +239,23 @@ def test_code_in_a_folder_is_never_run(tokenizer, tmp_path):
         load_pretrained(tmp_path / "out")
 
 
+@pytest.mark.parametrize("position", ["absolute", "tupe-r"])
+def test_exports_and_runs_that_are_older_than_an_option_load(position, tokenizer, tmp_path):
+    """What was written before there was a choice is what there was."""
+    later, config = ("feed_forward", "bias", "rope_base"), small_config(position=position, norm="pre")
+    weights = named(*random_models(config))
+    export_model(config, weights, tokenizer, tmp_path / "out")
+    change_settings(tmp_path / "out", **dict.fromkeys(later, ...))
+    assert load_pretrained(tmp_path / "out").config == config
+    opened = AutoModel.from_pretrained(tmp_path / "out", trust_remote_code=True)
+    assert torch.equal(
+        opened.state_dict()["blocks.0.feed_forward.up.bias"], weights["encoder.blocks.0.feed_forward.up.bias"]
+    )
+    encoder = {name: value for name, value in config.to_dict().items() if name not in later}
+    path = Checkpointer(tmp_path / "run" / "checkpoints", 3, print).save(5, {"model": weights}, {"encoder": encoder})
+    assert load_pretrained(path).config == config
+
+
 # --- runs and checkpoints
 
 

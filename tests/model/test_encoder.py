@@ -1,4 +1,5 @@
 import dataclasses
+import math
 
 import pytest
 import torch
@@ -6,21 +7,34 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import BertConfig, BertModel
 
 from fastbert.errors import UserError
-from fastbert.model.config import SIZES, EncoderConfig, EncoderOptions
+from fastbert.model.config import SIZES, TABLELESS, EncoderConfig, EncoderOptions
 from fastbert.model.encoder import Encoder, initialize
-from fastbert.model.flops import encoder_flops, encoder_parameters, mlm_head_flops, mlm_head_parameters
-from fastbert.model.heads import MLMHead
+from fastbert.model.flops import (
+    encoder_flops,
+    encoder_parameters,
+    mlm_head_flops,
+    mlm_head_parameters,
+    replaced_head_parameters,
+)
+from fastbert.model.heads import MLMHead, ReplacedHead
 from fastbert.model.positions import POSITIONS
 from fastbert.randomness import row_keys
 
 SMALL = EncoderOptions(layers=2, width=32, heads=4, dropout=0.0, attention_dropout=0.0)
 
 
-@pytest.mark.parametrize("norm", ["post", "pre"])
-@pytest.mark.parametrize("position", list(POSITIONS))
-@pytest.mark.parametrize("cls", ["untied", "tied"])
-def test_closed_forms_equal_modules_and_torchs_flop_counter(position: str, norm: str, cls: str) -> None:
-    config = dataclasses.replace(SMALL, position=position, norm=norm, cls=cls).resolve(50, 16)
+SHAPES = [
+    {"position": position, "norm": norm, "cls": cls, "feed_forward": feed_forward, "bias": bias}
+    for position in POSITIONS
+    for norm in ("post", "pre")
+    for cls in (("untied", "tied") if position.startswith("tupe") else ("untied",))
+    for feed_forward, bias in (("gelu", True), ("geglu", False))
+]
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: "-".join(map(str, shape.values())))
+def test_closed_forms_equal_modules_and_torchs_flop_counter(shape: dict) -> None:
+    config = dataclasses.replace(SMALL, **shape).resolve(50, 16)
     encoder = Encoder(config, "reference")
     head = MLMHead(config, encoder.words)
     assert sum(p.numel() for p in encoder.parameters()) == encoder_parameters(config)
@@ -36,6 +50,35 @@ def test_closed_forms_equal_modules_and_torchs_flop_counter(position: str, norm:
     with FlopCounterMode(display=False) as counter:
         logits.sum().backward()
     assert counter.get_total_flops() == 2 * (encoder_flops(config, 3, 16) + mlm_head_flops(config, 15))
+    replaced = ReplacedHead(config)
+    assert sum(p.numel() for p in replaced.parameters()) == replaced_head_parameters(config)
+
+
+@pytest.mark.parametrize("width", [*range(8, 256, 8), 512, 768, 1024])
+def test_geglu_has_about_as_many_weights_as_gelu(width: int) -> None:
+    gelu, geglu = (
+        EncoderOptions(width=width, heads=1, feed_forward=name).resolve(50, 16) for name in ("gelu", "geglu")
+    )
+    assert gelu.ffn == 4 * width and geglu.ffn % (64 if width >= 64 else 8) == 0
+    assert 0 <= 3 * geglu.ffn - 2 * gelu.ffn < 3 * (64 if width >= 64 else 8)
+    assert EncoderOptions(width=width, heads=1, feed_forward="geglu", ffn=40).resolve(50, 16).ffn == 40
+
+
+def test_without_biases_only_the_outputs_of_heads_have_one() -> None:
+    for position in POSITIONS:
+        config = dataclasses.replace(SMALL, position=position, norm="pre", bias=False).resolve(50, 16)
+        encoder = Encoder(config)
+        heads = torch.nn.ModuleDict({"mlm": MLMHead(config, encoder.words), "replaced": ReplacedHead(config)})
+        assert not [name for name, _ in encoder.named_parameters() if name.endswith("bias")], position
+        named = [name for name, _ in heads.named_parameters() if name.endswith("bias")]
+        assert named == ["mlm.decoder.bias", "replaced.output.bias"]
+
+
+def test_a_second_network_of_rope_has_heads_of_even_size() -> None:
+    config = dataclasses.replace(SMALL, position="rope", width=48, heads=8).resolve(50, 16)
+    assert config.small(24).head_size == 6 and config.small(10).head_size in (2, 10)
+    with pytest.raises(UserError, match="heads of even size, and width 9 with heads 1 makes 9"):
+        config.small(9)
 
 
 def test_presets_are_berts() -> None:
@@ -111,6 +154,10 @@ def test_initial_values_depend_on_name_and_seed_alone() -> None:
         ({"max_positions": 10}, "length 16 is longer than the 10 positions"),
         ({"dropout": 1.0}, r"dropout must lie in \[0, 1\)"),
         ({"layers": 0}, "layers must be at least 1"),
+        ({"feed_forward": "gegl"}, "unknown feed_forward 'gegl'; did you mean 'geglu'"),
+        ({"position": "rope", "heads": 32}, "heads of even size, and width 32 with heads 32 makes 1; choose another"),
+        ({"rope_base": 1.0}, "rope_base must be a number greater than 1, not 1.0"),
+        ({"rope_base": math.nan}, "rope_base must be a number greater than 1, not nan"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(changes: dict, message: str) -> None:
@@ -124,10 +171,31 @@ def test_an_unknown_scheme_is_refused_by_the_encoder() -> None:
 
 
 def test_config_round_trip_and_unknown_key() -> None:
-    config = SMALL.resolve(50, 16)
+    config = dataclasses.replace(SMALL, feed_forward="geglu", bias=False, rope_base=50.0).resolve(50, 16)
     assert EncoderConfig.from_dict(config.to_dict()) == config
     with pytest.raises(UserError, match="did you mean 'width'"):
         EncoderConfig.from_dict(config.to_dict() | {"widht": 3})
+
+
+@pytest.mark.parametrize("position", list(POSITIONS))
+def test_options_like_a_given_encoder_resolve_to_it(position: str) -> None:
+    """All that --init-from takes over; where there is a table of positions its length cannot change."""
+    shape = {"feed_forward": "geglu", "bias": False, "norm": "pre", "rope_base": 50.0, "type_vocab_size": 3}
+    given = dataclasses.replace(SMALL, position=position, **shape).resolve(50, 16)
+    plain = EncoderOptions(dropout=0.0, attention_dropout=0.0)
+    assert plain.like(given).resolve(50, 16) == given
+    for changes, message in (
+        ({"rope_base": 70.0}, "rope_base 70.0 does not fit the given weights, which have 50.0"),
+        ({"feed_forward": "gegul"}, "feed_forward gegul does not fit the given weights, which have geglu"),
+    ):
+        with pytest.raises(UserError, match=message):
+            dataclasses.replace(plain, **changes).like(given)
+    longer = dataclasses.replace(plain, max_positions=40)
+    if position in TABLELESS:
+        assert longer.like(given).resolve(50, 30) == dataclasses.replace(given, max_positions=40)
+    else:
+        with pytest.raises(UserError, match="max_positions 40 does not fit the given weights, which have 16"):
+            longer.like(given)
 
 
 def test_too_long_a_sequence() -> None:
@@ -136,12 +204,12 @@ def test_too_long_a_sequence() -> None:
         encoder(torch.zeros(1, 17, dtype=torch.long))
 
 
-@pytest.mark.parametrize("norm", ["post", "pre"])
+@pytest.mark.parametrize(("norm", "bias"), [("post", True), ("pre", False)])
 @pytest.mark.parametrize("position", list(POSITIONS))
 @pytest.mark.parametrize("kernels", ["auto", "reference"])
-def test_first_only_is_the_first_token_of_the_whole(position: str, norm: str, kernels: str) -> None:
+def test_first_only_is_the_first_token_of_the_whole(position: str, norm: str, bias: bool, kernels: str) -> None:
     """Values and every gradient, with padding, documents and dropout."""
-    options = dataclasses.replace(SMALL, position=position, norm=norm, dropout=0.2, attention_dropout=0.3)
+    options = dataclasses.replace(SMALL, position=position, norm=norm, bias=bias, dropout=0.2, attention_dropout=0.3)
     encoder = Encoder(options.resolve(50, 9), kernels).double()
     initialize(encoder, 0, 0.2)
     ids = torch.arange(27).reshape(3, 9)

@@ -8,6 +8,7 @@ from torch import Tensor
 from fastbert.data.batches import Batch, Rows, TrainingBatches
 from fastbert.data.noted import NotedWords
 from fastbert.data.shards import RareWords
+from fastbert.data.stages import Plan
 from fastbert.data.tokenizer import WordPiece
 from fastbert.errors import UserError
 from fastbert.model.config import EncoderOptions
@@ -64,7 +65,8 @@ class Text:
 def batches(micro: int, document_mask: bool = False, half_window: int = K) -> TrainingBatches:
     text = Text()
     noted = NotedWords(text, np.arange(len(NOTED), dtype=np.int32), T, half_window)
-    return TrainingBatches(Rows(text, T, CLS, SEP, document_mask, noted), ROWS, micro, 3, CPU)
+    rows = Rows(text, T, CLS, SEP, document_mask, noted)
+    return TrainingBatches({T: rows}, Plan.constant(ROWS, T), micro, 3, CPU)
 
 
 def build(options: NotesOptions | None, dropout: float = 0.0, masks: MLMOptions | None = None) -> MLM:
@@ -280,7 +282,7 @@ def test_zero_notes_are_read_without_a_division_by_zero() -> None:
 
 def test_flops_are_those_of_the_text() -> None:
     """The mean over the text, borders of windows left out."""
-    rows = batches(8).rows
+    rows = batches(8).rows[T]
     noted, tokens = rows.noted, len(rows) * T
     notes = Notes(NotesOptions(half_window=K), len(NOTED), 16, 0, len(noted.positions) / tokens, noted.tokens / tokens)
     every = noted.read(np.arange(len(rows)), noted.step_words(np.arange(len(rows))), CPU)

@@ -4,12 +4,17 @@ import math
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers.models.bloom.modeling_bloom import _get_alibi_slopes
 from transformers.models.t5.modeling_t5 import T5Attention
 
-from fastbert.model.config import EncoderConfig
+from fastbert.model.config import TABLELESS, EncoderConfig
 from fastbert.model.encoder import Encoder, initialize
 from fastbert.model.positions import POSITIONS
+from fastbert.model.positions.alibi import Alibi
 from fastbert.model.positions.relative import relative_bucket
+from fastbert.model.positions.rotary import Rotary, rotate
 
 T, H, D = 9, 2, 8
 d = D // H
@@ -62,11 +67,14 @@ def relative_by_hand(table: torch.Tensor, i: int, j: int) -> torch.Tensor:
     return table[bucket + (16 if j > i else 0)]
 
 
+def linear(module, y: torch.Tensor) -> torch.Tensor:
+    return y @ module.weight.T + (0 if module.bias is None else module.bias)
+
+
 def tupe_by_hand(scheme, length: int, cls: str) -> torch.Tensor:
     """reset((p_i Uq)(p_j Uk)^T / sqrt(2d) [+ b]), one entry at a time."""
     p = torch.nn.functional.layer_norm(scheme.table.weight, (D,), scheme.norm.weight, scheme.norm.bias, 1e-5)
-    q = p @ scheme.query.weight.T + scheme.query.bias
-    k = p @ scheme.key.weight.T + scheme.key.bias
+    q, k = linear(scheme.query, p), linear(scheme.key, p)
     rows = []
     for h in range(H):
         part = slice(h * d, (h + 1) * d)
@@ -85,12 +93,20 @@ def tupe_by_hand(scheme, length: int, cls: str) -> torch.Tensor:
     return torch.stack(rows).view(H, length, length)
 
 
+def turned_by_hand(x: torch.Tensor, base: float) -> torch.Tensor:
+    """RoPE for one head [T, d], as complex numbers: x_n + i x_(n + d/2) times e^(i p base^(-2n/d))."""
+    exponents = torch.arange(d // 2) * (2 / d)
+    angles = torch.arange(len(x))[:, None] * base**-exponents
+    turned = torch.complex(x[:, : d // 2], x[:, d // 2 :]) * torch.polar(torch.ones_like(angles), angles)
+    return torch.cat([turned.real, turned.imag], -1)
+
+
 def encoder_by_hand(encoder: Encoder, ids: torch.Tensor) -> torch.Tensor:
     """The whole encoder from its equations, one head at a time."""
     c, layer_norm = encoder.config, torch.nn.functional.layer_norm
     tupe, length = c.position.startswith("tupe"), len(ids)
     x = encoder.words.weight[ids]
-    if not tupe:
+    if c.position in ("absolute", "relative"):
         x = x + encoder.positions.table.weight[:length]
     x = layer_norm(x, (D,), encoder.embedding_norm.weight, encoder.embedding_norm.bias, c.norm_eps)
     bias = torch.zeros(H, length, length, dtype=torch.float64)
@@ -100,23 +116,29 @@ def encoder_by_hand(encoder: Encoder, ids: torch.Tensor) -> torch.Tensor:
         table = encoder.positions.relative.table.weight
         bias = torch.stack([torch.stack([relative_by_hand(table, i, j) for j in range(length)]) for i in range(length)])
         bias = bias.permute(2, 0, 1)
+    elif c.position == "alibi":
+        place = torch.arange(length)
+        bias = torch.stack([-(2.0 ** (-8 * (h + 1) / H)) * (place[:, None] - place).abs() for h in range(H)])
 
     def norm(module, y):
         return layer_norm(y, (D,), module.weight, module.bias, c.norm_eps)
 
     def attend(block, y):
-        q, k, v = (y @ block.attention.qkv.weight.T + block.attention.qkv.bias).split(D, -1)
+        q, k, v = linear(block.attention.qkv, y).split(D, -1)
         heads = []
         for h in range(H):
             part = slice(h * d, (h + 1) * d)
-            scores = q[:, part] @ k[:, part].T / math.sqrt(2 * d if tupe else d) + bias[h]
+            q_, k_ = q[:, part], k[:, part]
+            if c.position == "rope":
+                q_, k_ = turned_by_hand(q_, c.rope_base), turned_by_hand(k_, c.rope_base)
+            scores = q_ @ k_.T / math.sqrt(2 * d if tupe else d) + bias[h]
             heads.append(scores.softmax(-1) @ v[:, part])
-        return torch.cat(heads, -1) @ block.attention.out.weight.T + block.attention.out.bias
+        return linear(block.attention.out, torch.cat(heads, -1))
 
     def feed(block, y):
-        inner = y @ block.feed_forward.up.weight.T + block.feed_forward.up.bias
-        inner = inner * 0.5 * (1 + torch.erf(inner / math.sqrt(2)))
-        return inner @ block.feed_forward.down.weight.T + block.feed_forward.down.bias
+        inner = linear(block.feed_forward.up, y)
+        inner, gate = inner.split(c.ffn, -1) if c.feed_forward == "geglu" else (inner, 1)
+        return linear(block.feed_forward.down, inner * 0.5 * (1 + torch.erf(inner / math.sqrt(2))) * gate)
 
     for block in encoder.blocks:
         if c.norm == "pre":
@@ -128,17 +150,19 @@ def encoder_by_hand(encoder: Encoder, ids: torch.Tensor) -> torch.Tensor:
     return norm(encoder.final_norm, x) if c.norm == "pre" else x
 
 
-VARIANTS = [(p, "untied", n) for p in POSITIONS for n in ("post", "pre")]
-VARIANTS += [("tupe-a", "tied", "post"), ("tupe-r", "tied", "post")]
+VARIANTS = [{"position": p, "norm": n} for p in POSITIONS for n in ("post", "pre")]
+VARIANTS += [{"position": "tupe-a", "cls": "tied"}, {"position": "tupe-r", "cls": "tied"}]
+VARIANTS += [{"position": p, "feed_forward": "geglu", "bias": False, "rope_base": 50.0} for p in POSITIONS]
 
 
-@pytest.mark.parametrize(("position", "cls", "norm"), VARIANTS)
-def test_encoder_equals_its_equations(position: str, cls: str, norm: str) -> None:
-    encoder = build(position, cls=cls, norm=norm)
+@pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: "-".join(map(str, variant.values())))
+def test_encoder_equals_its_equations(variant: dict) -> None:
+    encoder = build(**variant)
     ids = torch.randint(0, 30, (2, T), generator=torch.Generator().manual_seed(3))
     ours = encoder(ids)
     theirs = torch.stack([encoder_by_hand(encoder, row) for row in ids])
-    torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
+    close = 1e-10 if encoder.config.position != "rope" else 1e-5  # its angles are float32
+    torch.testing.assert_close(ours, theirs, rtol=close, atol=close)
     direction = torch.randn(ours.shape, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
     names, parameters = zip(*encoder.named_parameters(), strict=True)
     mine = torch.autograd.grad((ours * direction).sum(), parameters, allow_unused=True)
@@ -146,7 +170,9 @@ def test_encoder_equals_its_equations(position: str, cls: str, norm: str) -> Non
     for name, a, b in zip(names, mine, by_hand, strict=True):
         assert (a is None) == (b is None), name
         if a is not None:
-            torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9, msg=lambda text, name=name: f"{name}: {text}")
+            torch.testing.assert_close(
+                a, b, rtol=10 * close, atol=10 * close, msg=lambda text, name=name: f"{name}: {text}"
+            )
 
 
 def test_reset_rows_and_columns() -> None:
@@ -162,6 +188,61 @@ def test_tupe_a_is_low_rank(position: str, cls: str) -> None:
     wide = build(position, cls=cls, max_positions=40)
     bias = wide.positions.bias(40, None)[0]
     assert (torch.linalg.matrix_rank(bias) <= d + 2).all()
+
+
+@pytest.mark.parametrize("power", [1, 2, 4, 8, 16])
+def test_slopes_of_alibi(power: int) -> None:
+    """As bloom has them, for all head counts up to the next power of two; and as in the paper where it is one."""
+    for heads in range(power, 2 * power):
+        found = Alibi(config("alibi", heads=heads, width=heads)).slopes()
+        torch.testing.assert_close(found, _get_alibi_slopes(heads, torch.device("cpu")), rtol=1e-6, atol=0)
+        if heads == power:
+            assert found.tolist() == pytest.approx([2 ** (-8 * (h + 1) / heads) for h in range(heads)])
+
+
+def test_alibi_counts_steps_between_positions() -> None:
+    scheme = Alibi(config("alibi"))
+    whole, restarted = scheme.bias(4, None), scheme.bias(4, torch.tensor([[0, 1, 2, 1], [0, 1, 2, 3]]))
+    assert whole.shape == (1, H, 4, 4) and restarted.shape == (2, H, 4, 4) and not whole.requires_grad
+    assert torch.equal(restarted[1], whole[0])
+    assert restarted[0, 0, 0].tolist() == [0, -1 / 16, -2 / 16, -1 / 16]
+    assert restarted[0, 1, 3].tolist() == [-1 / 256, 0, -1 / 256, 0]
+
+
+@given(st.integers(0, 300), st.integers(0, 300), st.integers(0, 300), st.sampled_from([2.0, 1e4, 1.6e5]))
+def test_scores_of_rope_depend_on_the_distance_alone(i: int, j: int, shift: int, base: float) -> None:
+    scheme, generator = Rotary(config("rope", width=16, rope_base=base)), torch.Generator().manual_seed(0)
+    q, k = torch.randn(2, 1, 2, 1, 8, generator=generator).double()
+
+    def score(i: int, j: int) -> torch.Tensor:
+        turn_q, turn_k = (scheme.rotation(1, torch.tensor([[place]])) for place in (i, j))
+        return (rotate(q, turn_q) * rotate(k, turn_k)).sum(-1)
+
+    torch.testing.assert_close(score(i, j), score(i + shift, j + shift), rtol=0, atol=5e-4)  # angles to 600 in float32
+    if i == j:
+        torch.testing.assert_close(score(i, j), (q * k).sum(-1), rtol=0, atol=1e-5)
+    elif abs(i - j) < 100:
+        assert ((score(i, j) - (q * k).sum(-1)).abs() > 1e-4).all()
+
+
+@pytest.mark.parametrize("position", TABLELESS)
+def test_schemes_without_a_table_have_no_weights_and_read_longer_texts(position: str) -> None:
+    assert [name for name, scheme in POSITIONS.items() if not scheme.parameters_of(config(name))] == list(TABLELESS)
+    short, long = build(position), build(position, max_positions=50)
+    assert short.positions.state_dict() == {} and not list(short.positions.parameters())
+    long.load_state_dict(short.state_dict())
+    ids = torch.randint(0, 30, (1, 40), generator=torch.Generator().manual_seed(6))
+    assert torch.equal(long(ids[:, :12]), short(ids[:, :12]))
+    assert long(ids).isfinite().all()
+    with pytest.raises(ValueError, match="40 tokens is longer than the 12 positions"):
+        short(ids)
+
+
+@pytest.mark.parametrize("position", ["rope", "alibi"])
+def test_no_cast_rounds_angles_and_slopes(position: str) -> None:
+    schemes = POSITIONS[position](config(position)), POSITIONS[position](config(position)).to(torch.bfloat16)
+    parts = [scheme.rotation(T, None) if position == "rope" else (scheme.bias(T, None),) for scheme in schemes]
+    assert all(torch.equal(a, b) and a.dtype == torch.float32 for a, b in zip(*parts, strict=True))
 
 
 @pytest.mark.parametrize("position", list(POSITIONS))

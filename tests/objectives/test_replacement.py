@@ -19,16 +19,16 @@ OBJECTIVES = list(OPTIONS)
 
 
 @pytest.mark.parametrize("position", list(POSITIONS))
-@pytest.mark.parametrize("norm", ["post", "pre"])
+@pytest.mark.parametrize(("norm", "bias"), [("post", True), ("pre", True), ("pre", False)])
 @pytest.mark.parametrize("name", OBJECTIVES)
-def test_parameters_are_shared_and_counted_once(name: str, norm: str, position: str) -> None:
-    objective = build(name, position, norm=norm)
+def test_parameters_are_shared_and_counted_once(name: str, norm: str, bias: bool, position: str) -> None:
+    objective = build(name, position, norm=norm, bias=bias)
     assert objective.parameter_count() == sum(p.numel() for p in objective.parameters())
     assert objective.small.words is objective.encoder.words
     shared = {n for n, p in objective.encoder.named_parameters() for q in objective.small.parameters() if p is q}
     embeddings = {"words.weight"}
     if name == "electra":
-        embeddings |= {"embedding_norm.weight", "embedding_norm.bias"}
+        embeddings |= {"embedding_norm.weight", "embedding_norm.bias"} if bias else {"embedding_norm.weight"}
         embeddings |= {"types.weight"} if objective.encoder.types is not None else set()
         embeddings |= {"positions.table.weight"} if position in ("absolute", "relative") else set()
     assert shared == embeddings
@@ -37,16 +37,16 @@ def test_parameters_are_shared_and_counted_once(name: str, norm: str, position: 
 
 
 @pytest.mark.parametrize("scale", ["small", "equal"])
-@pytest.mark.parametrize("position", ["absolute", "tupe-r"])
+@pytest.mark.parametrize(("position", "inner"), [("absolute", "gelu"), ("tupe-r", "gelu"), ("rope", "geglu")])
 @pytest.mark.parametrize("name", OBJECTIVES)
-def test_flops_are_those_that_torch_counts(name: str, position: str, scale: str) -> None:
+def test_flops_are_those_that_torch_counts(name: str, position: str, inner: str, scale: str) -> None:
     words = WordPiece(("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"w{i}" for i in range(251))))
     options = OPTIONS[name]()
     if scale == "equal":
         options = (
             ElectraOptions(generator_scale=1.0) if name == "electra" else MultipleChoiceOptions(controller_width=32)
         )
-    objective = build(name, position, options=options, vocabulary=words, vocab_size=256)
+    objective = build(name, position, options=options, vocabulary=words, vocab_size=256, feed_forward=inner)
     objective.encoder.kernels = KERNELS["reference"]  # torch cannot look into operators of our own
     drawn = objective.draw(batch(), 0, 0)
     with FlopCounterMode(display=False) as counter:

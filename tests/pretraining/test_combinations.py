@@ -3,6 +3,7 @@ fine-tuned, and overfitted to one batch."""
 
 import json
 import math
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
@@ -11,7 +12,6 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModel
 
-from fastbert.cli import main
 from fastbert.config import from_dict
 from fastbert.hub.load import load_pretrained
 from fastbert.model.positions import POSITIONS
@@ -19,9 +19,12 @@ from fastbert.objectives import OBJECTIVES
 from fastbert.pretraining.options import PretrainOptions
 from fastbert.pretraining.setup import prepare_setup
 from tests.finetuning.conftest import FAST, make_task
+from tests.flags import main
 from tests.pretraining.test_resume import metrics
 
 COMBINATIONS = list(product(POSITIONS, OBJECTIVES, (False, True)))
+BESIDE = {"rope": {"feed_forward": "geglu", "bias": False, "norm": "pre"}, "alibi": {"document_mask": True}}
+"""What else is chosen with a scheme: the rest of a ModernBERT, and positions that start again."""
 NOTES = ["--notes.enabled", "--notes.half-window", "4", "--notes.share", "1"]
 MEASURED = {"mlm_loss", "replaced", "accuracy_replaced", "accuracy_kept", "entropy"}
 MAIN = {"electra": ("rtd_loss", 50), "multiple-choice": ("choice_loss", 20)}
@@ -33,6 +36,7 @@ def test_combination(position: str, objective: str, notes: bool, flags, corpus, 
     run = tmp_path / "run"
     short = ["--steps", "6", "--eval-every", "3", "--checkpoint-every", "4", "--log-every", "2"]
     chosen = ["--objective", objective, "--position", position, *(NOTES if notes else ())]
+    chosen += flags_of(BESIDE.get(position, {}))
     assert main(["pretrain", *flags, *short, *chosen, "--out", str(run)]) == 0
     capsys.readouterr()
     rows, weights = metrics(run), last_weights(run)
@@ -73,6 +77,14 @@ def test_combination(position: str, objective: str, notes: bool, flags, corpus, 
     task = make_task(tmp_path, "words", train=32, dev=16)
     tuned = ["finetune", "--model", str(run / "model"), *task, *FAST, "--epochs", "1", "--out", str(tmp_path / "tuned")]
     assert main(tuned) == 0
+
+
+def flags_of(options: dict) -> list[str]:
+    flags = []
+    for name, value in options.items():
+        dashed = name.replace("_", "-")
+        flags += [f"--{dashed}" if value else f"--no-{dashed}"] if isinstance(value, bool) else [f"--{dashed}", value]
+    return flags
 
 
 def last_weights(run: Path) -> dict[str, torch.Tensor]:
@@ -119,10 +131,25 @@ def options_of(prepared: Path, position: str, objective: str, notes: bool) -> Pr
         "objective": objective,
         "position": position,
         **{"layers": 2, "width": 32, "heads": 2, "length": 32, "batch_size": 4, "steps": 1},
-        **{"dropout": 0.0, "attention_dropout": 0.0},
+        **{"dropout": 0.0, "attention_dropout": 0.0, **BESIDE.get(position, {})},
         "electra": {"mask_rate": 0.2, "mask_token_share": 1.0},
         "multiple_choice": {"mask_rate": 0.2, "mask_token_share": 1.0, "choices": 4},
         "notes": {"enabled": notes, "half_window": 4, "share": 1.0},
         "machine": {"threads": 1},
     }
     return from_dict(PretrainOptions, values, "the test")
+
+
+@pytest.mark.parametrize(("position", "code"), [("rope", 0), ("relative", 2)])
+def test_longer_sequences_from_given_weights(position: str, code: int, flags, tmp_path, capsys) -> None:
+    """Without a table of positions the longest sequence may grow; the export keeps the new one."""
+    first, second = tmp_path / "first", tmp_path / "second"
+    short = ["--steps", "1", "--position", position, *flags_of(BESIDE.get(position, {}))]
+    assert main(["pretrain", *flags, *short, "--out", str(first)]) == 0
+    longer = ["--init-from", str(first), "--length", "64", "--max-positions", "80", "--out", str(second)]
+    assert main(["pretrain", *flags, *short, *longer]) == code
+    if code:
+        assert "max_positions 80 does not fit the given weights, which have 32" in capsys.readouterr().err
+        return
+    exported = load_pretrained(second / "model")
+    assert exported.config == replace(load_pretrained(first).config, max_positions=80)

@@ -11,7 +11,6 @@ import yaml
 from safetensors.torch import load_file
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
-from fastbert.cli import main
 from fastbert.data.batches import InMemory, Rows, validation_batches
 from fastbert.data.encoding import Encoder
 from fastbert.data.sources import open_source
@@ -21,6 +20,7 @@ from fastbert.model.config import EncoderOptions
 from fastbert.objectives.electra import Electra, ElectraOptions
 from fastbert.objectives.mlm import MLM, MLMOptions
 from fastbert.pretraining.evaluation import evaluate
+from tests.flags import main
 
 
 def replaced(flags: list[str], **values: str) -> list[str]:

@@ -8,7 +8,6 @@ import torch
 from safetensors.torch import load_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fastbert.cli import main
 from fastbert.data.batches import Batch
 from fastbert.data.noted import Occurrences
 from fastbert.data.tokenizer import WordPiece
@@ -18,6 +17,7 @@ from fastbert.objectives.mlm import MLM, MLMOptions
 from fastbert.pretraining import loop
 from fastbert.training.lagged import LaggedScalars
 from fastbert.training.optimizers import OptimizerOptions, build_optimizer, clip_gradients, guarded_step
+from tests.flags import main
 
 
 def rows(run: Path, split: str) -> list[dict]:
@@ -95,14 +95,16 @@ def test_the_guard_of_this_test_works() -> None:
 
 
 @pytest.mark.parametrize("whole_word", [False, True])
-@pytest.mark.parametrize("position", ["absolute", "tupe-r"])
+@pytest.mark.parametrize(
+    ("position", "optimizer"), [("absolute", "adamw"), ("tupe-r", "adamw"), ("tupe-r", "muon"), ("tupe-r", "lamb")]
+)
 @pytest.mark.parametrize("with_notes", [False, True])
-def test_a_step_waits_for_nothing(position: str, whole_word: bool, with_notes: bool) -> None:
+def test_a_step_waits_for_nothing(position: str, optimizer: str, whole_word: bool, with_notes: bool) -> None:
     words = WordPiece(("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "b", "##c"))
     config = EncoderOptions(layers=1, width=16, heads=2, position=position).resolve(8, 12)
     notes = Notes(NotesOptions(), 3, 16, 0) if with_notes else None
     objective = MLM(config, MLMOptions(whole_word=whole_word), words, notes=notes).train()
-    optimizer = build_optimizer(objective.named_parameters(), OptimizerOptions(), "cpu")
+    optimizer = build_optimizer(objective.named_parameters(), OptimizerOptions(optimizer), "cpu")
     # Word 2 of the dictionary at place 3 of the first row, two pieces long, and what is padding.
     arrays = ([2, 0], [1, 0], [0, 1], [3, 0], [2, 0], [1, 0], [6, 0], [3, 4, 0], [0, 0, 1])
     noted = Occurrences(*map(torch.tensor, arrays), longest_window=8)

@@ -11,12 +11,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fastbert.cli import main
 from fastbert.config import digest, leaves, load_yaml
 from fastbert.data.shards import open_dataset
 from fastbert.pretraining import notes as notes_of_run
 from fastbert.pretraining.options import PretrainOptions, science
 from fastbert.training.hardware import describe_machine
+from tests.flags import main
 
 NOTES = ["--notes.enabled", "--notes.half-window", "4", "--notes.share", "1"]
 FIGURES = {"notes_words", "notes_tokens", "notes_norm", "notes_drift"}

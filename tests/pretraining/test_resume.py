@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fastbert.cli import main
+from tests.flags import last_given, main
 
 TIMES = ("tokens_per_second", "mfu")
 
@@ -45,7 +45,7 @@ sys.exit(main(arguments))
 
 def run_and_die(where: str, step: int, arguments: list[str]) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", KILLER, where, str(step), *arguments], capture_output=True, timeout=300
+        [sys.executable, "-c", KILLER, where, str(step), *last_given(arguments)], capture_output=True, timeout=300
     )
     assert done.returncode == -signal.SIGKILL, done.stderr.decode()
 
@@ -85,7 +85,7 @@ def test_killed_five_times(flags, tmp_path, capsys) -> None:
 
 def test_killed_from_outside_and_by_signals(flags, tmp_path) -> None:
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    flags = [*flags, "--log-every", "1"]
+    flags = last_given([*flags, "--log-every", "1"])
     assert main(["pretrain", *flags, "--out", str(whole)]) == 0
     command = [sys.executable, "-m", "fastbert", "pretrain"]
     for number, code, arguments in (
@@ -162,23 +162,9 @@ def test_micro_batches_change_rounding_only(flags, tmp_path) -> None:
 
 def test_two_processes_in_one_run(flags, tmp_path, capsys) -> None:
     run = tmp_path / "run"
-    process = subprocess.Popen(
-        [
-            sys.executable,
-            "-m",
-            "fastbert",
-            "pretrain",
-            *flags,
-            "--steps",
-            "5000",
-            "--log-every",
-            "1",
-            "--out",
-            str(run),
-        ],
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    long = last_given([*flags, "--steps", "5000", "--log-every", "1", "--out", str(run)])
+    command = [sys.executable, "-m", "fastbert", "pretrain", *long]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     try:
         wait_for_rows(run / "metrics.jsonl", 2, process)
         assert main(["pretrain", "--resume", str(run)]) == 2

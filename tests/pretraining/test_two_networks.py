@@ -7,8 +7,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import ElectraForPreTraining
 
-from fastbert.cli import main
 from tests.finetuning.conftest import FAST, make_task
+from tests.flags import main
 from tests.pretraining.test_resume import assert_same_run, metrics, run_and_die
 
 OBJECTIVES = ("electra", "multiple-choice")

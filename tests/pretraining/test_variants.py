@@ -8,8 +8,8 @@ import pytest
 import yaml
 from transformers import AutoModelForMaskedLM
 
-from fastbert.cli import main
 from fastbert.model.positions import POSITIONS
+from tests.flags import main
 
 VARIANTS = {
     **{position: ["--position", position] for position in POSITIONS},

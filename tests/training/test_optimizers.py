@@ -1,6 +1,7 @@
-"""The optimizer against torch's plain AdamW, its groups, and updates that are skipped on the device."""
+"""What all optimizers promise (groups, updates that are skipped on the device, resuming), and AdamW against torch's."""
 
 import copy
+import itertools
 import json
 import sys
 import types
@@ -11,8 +12,16 @@ import torch
 from torch import nn
 
 from fastbert.errors import UserError
+from fastbert.model.config import EncoderOptions
+from fastbert.model.encoder import Encoder, initialize
 from fastbert.training.checkpoints import flatten_optimizer, restore_optimizer
-from fastbert.training.optimizers import OptimizerOptions, build_optimizer, clip_gradients, guarded_step
+from fastbert.training.optimizers import (
+    OPTIMIZERS,
+    OptimizerOptions,
+    build_optimizer,
+    clip_gradients,
+    guarded_step,
+)
 
 FINITE, NOT_FINITE = torch.tensor(True), torch.tensor(False)
 
@@ -20,6 +29,23 @@ FINITE, NOT_FINITE = torch.tensor(True), torch.tensor(False)
 def model():
     torch.manual_seed(0)
     return nn.Sequential(nn.Embedding(11, 6), nn.LayerNorm(6), nn.Linear(6, 5))
+
+
+def encoder():
+    """Has what the optimizers tell apart: matrices in blocks, one of them fused, tables, and vectors."""
+    module = Encoder(EncoderOptions(layers=2, width=8, heads=2, position="tupe-r").resolve(11, 6))
+    initialize(module, seed=0, std=0.02)
+    return module
+
+
+def built(module, name, **options):
+    return build_optimizer(module.named_parameters(), OptimizerOptions(name=name, **options), "cpu")
+
+
+def counters(optimizer):
+    """Updates made, as the optimizer counts them."""
+    states = [*optimizer.state.values(), *optimizer.param_groups]
+    return {float(state["step"]) for state in states if "step" in state}
 
 
 def fill_gradients(module, seed):
@@ -67,10 +93,11 @@ def test_matches_plain_adamw_step_by_step():
             torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("name", OPTIMIZERS)
 @pytest.mark.parametrize("steps_before", [0, 3])
-def test_skipped_update_changes_no_bit(steps_before):
-    module = model()
-    optimizer = build_optimizer(module.named_parameters(), OptimizerOptions(), "cpu")
+def test_skipped_update_changes_no_bit(name, steps_before):
+    module = encoder()
+    optimizer = built(module, name)
     guarded_step(optimizer, 0.01, FINITE)  # makes no state: there are no gradients yet
     fill_gradients(module, 0)
     guarded_step(optimizer, 0.01, NOT_FINITE)  # makes the state
@@ -78,16 +105,47 @@ def test_skipped_update_changes_no_bit(steps_before):
         fill_gradients(module, step)
         guarded_step(optimizer, 0.01, FINITE)
     before = snapshot(module, optimizer)
-    for parameter in module.parameters():
-        parameter.grad.fill_(torch.nan)
+    for parameter, bad in zip(module.parameters(), itertools.cycle((torch.nan, torch.inf, 1.0)), strict=False):
+        parameter.grad.fill_(bad)
     guarded_step(optimizer, 0.01, NOT_FINITE)
     assert_identical(snapshot(module, optimizer), before)
-    assert {float(state["step"]) for state in optimizer.state.values()} == {steps_before}
+    assert counters(optimizer) == {steps_before}
     fill_gradients(module, 9)
     guarded_step(optimizer, 0.01, FINITE)
-    assert {float(state["step"]) for state in optimizer.state.values()} == {steps_before + 1}
+    assert counters(optimizer) == {steps_before + 1}
     assert not any(torch.equal(before[0][name], value) for name, value in module.state_dict().items())
     assert all(value.isfinite().all() for value in module.state_dict().values())
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_goes_on_from_a_checkpoint_bit_for_bit(name):
+    """Also if the first update was skipped, and with options that are not those of the run."""
+
+    def train(module, optimizer, steps):
+        for step in steps:
+            fill_gradients(module, step)
+            guarded_step(optimizer, 0.01 / (step + 1), FINITE if step else NOT_FINITE)
+
+    whole, broken = encoder(), encoder()
+    train(whole, built(whole, name), range(6))
+    optimizer = built(broken, name)
+    train(broken, optimizer, range(3))
+    tensors, rest = flatten_optimizer(optimizer)
+    tensors = {key: tensor.clone() for key, tensor in tensors.items()}
+    again = built(broken, name, momentum=0.5, beta1=0.5, weight_decay=0.5)
+    restore_optimizer(again, tensors, json.loads(json.dumps(rest)))
+    train(broken, again, range(3, 6))
+    assert_identical(whole.state_dict(), broken.state_dict())
+    assert counters(again) == {5}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_checkpoint_of_another_optimizer_is_refused(name):
+    module = encoder()
+    tensors, rest = flatten_optimizer(built(module, name))
+    for other in OPTIMIZERS.keys() - {name}:
+        with pytest.raises(UserError, match="the checkpoint's optimizer has"):
+            restore_optimizer(built(module, other), tensors, rest)
 
 
 def test_update_reads_nothing_back():
@@ -124,9 +182,10 @@ def test_groups_hold_every_parameter_once_in_order():
     assert decayed["fused"] and plain["fused"]
 
 
-def test_weight_decay_leaves_vectors_alone():
-    module = model()
-    optimizer = build_optimizer(module.named_parameters(), OptimizerOptions(weight_decay=0.5), "cpu")
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_weight_decay_leaves_vectors_alone(name):
+    module = encoder()
+    optimizer = built(module, name, weight_decay=0.5)
     before = copy.deepcopy(module.state_dict())
     for parameter in module.parameters():
         parameter.grad = torch.zeros_like(parameter)
@@ -165,6 +224,7 @@ def test_an_optimizer_that_cannot_skip_is_refused():
     ("change", "message"),
     [
         ({"name": "adam"}, "did you mean 'adamw'"),
+        ({"momentum": 1.0}, "momentum is 1.0"),
         ({"beta2": 1.0}, "beta2 is 1.0"),
         ({"eps": 0.0}, "eps is 0.0"),
         ({"learning_rate": -1.0}, "learning_rate is -1.0"),

@@ -3,24 +3,17 @@
 from torch import Tensor, nn
 
 from fastbert.model.config import EncoderConfig
+from fastbert.model.positions.scheme import Scheme
 
 
-class Absolute(nn.Module):
+class Absolute(Scheme):
     def __init__(self, config: EncoderConfig) -> None:
-        super().__init__()
-        self.score_scale = config.head_size**-0.5
+        super().__init__(config)
         self.table = nn.Embedding(config.max_positions, config.width)
 
     def embed(self, length: int, position_ids: Tensor | None) -> Tensor:
         return self.table.weight[None, :length] if position_ids is None else self.table(position_ids)
 
-    def bias(self, length: int, position_ids: Tensor | None) -> None:
-        return None
-
     @staticmethod
     def parameters_of(config: EncoderConfig) -> int:
         return config.max_positions * config.width
-
-    @staticmethod
-    def flops(config: EncoderConfig, length: int) -> int:
-        return 0

@@ -15,22 +15,20 @@ from torch import Tensor, nn
 
 from fastbert.model.config import EncoderConfig
 from fastbert.model.positions.relative import RelativeBias, gather_pairs
+from fastbert.model.positions.scheme import Scheme
 
 
-class TupeAbsolute(nn.Module):
+class TupeAbsolute(Scheme):
     def __init__(self, config: EncoderConfig) -> None:
-        super().__init__()
+        super().__init__(config)
         self.heads, self.max_positions = config.heads, config.max_positions
         self.untied = config.cls == "untied"
         self.score_scale = (2 * config.head_size) ** -0.5
         # Rows: the positions, then (if untied) those of theta1, [CLS] to all, and theta2, all to [CLS].
         self.table = nn.Embedding(config.max_positions + 2 * self.untied, config.width)
-        self.norm = nn.LayerNorm(config.width, eps=1e-5)
-        self.query = nn.Linear(config.width, config.width)
-        self.key = nn.Linear(config.width, config.width)
-
-    def embed(self, length: int, position_ids: Tensor | None) -> None:
-        return None
+        self.norm = nn.LayerNorm(config.width, eps=1e-5, bias=config.bias)
+        self.query = nn.Linear(config.width, config.width, bias=config.bias)
+        self.key = nn.Linear(config.width, config.width, bias=config.bias)
 
     def bias(self, length: int, position_ids: Tensor | None) -> Tensor:
         if position_ids is None:
@@ -62,8 +60,8 @@ class TupeAbsolute(nn.Module):
 
     @staticmethod
     def parameters_of(config: EncoderConfig) -> int:
-        rows = config.max_positions + 2 * (config.cls == "untied")
-        return rows * config.width + 2 * config.width + 2 * (config.width**2 + config.width)
+        rows, d = config.max_positions + 2 * (config.cls == "untied"), config.width
+        return rows * d + config.norm_parameters() + 2 * config.linear_parameters(d, d)
 
     @staticmethod
     def flops(config: EncoderConfig, length: int) -> int:

@@ -1,0 +1,201 @@
+"""How many sequences of how many tokens each optimizer step takes, where that changes in a run.
+
+Two options change it: short sequences first and long ones at the end, as BERT was trained, and a batch that grows. Both
+are worked out before the first step, as a list of stages that is a function of the options and the number of steps
+alone; so what a step draws does not depend on where a run was resumed.
+"""
+
+import math
+from bisect import bisect_right
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+from fastbert.errors import UserError
+
+GROWTH_STAGES = 8  # in which a batch grows, at most
+NOMINAL_STEPS = 10**6  # stands for a run whose steps are not known yet
+
+
+@dataclass(frozen=True)
+class StageOptions:
+    """Sequences that are short at first, and a batch that is small at first."""
+
+    first_length: int | None = None
+    """Tokens in a sequence in the first part of the run, before those of --length; a step takes more sequences then, so
+    that it keeps its number of tokens (BERT: 128, then 512)."""
+    first_share: float = 0.9
+    """Share of the steps that sequences of the first length take."""
+    batch_start: int | None = None
+    """Sequences in a step at the start, from where the batch grows to --batch-size in equal parts."""
+    batch_warmup: float = 0.1
+    """In what the batch grows: a share of all steps if below 1, else a number of steps."""
+
+    def __post_init__(self) -> None:
+        for name in ("first_length", "batch_start"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"{name} must be greater than 0, not {value}")
+        if not 0 < self.first_share < 1:
+            raise UserError(f"first_share is {self.first_share}; it is a share of the steps between 0 and 1")
+        warmup = self.batch_warmup
+        if not 0 < warmup < math.inf or (warmup >= 1 and warmup != int(warmup)):
+            raise UserError(f"batch_warmup is {warmup}; give a share of the steps in (0, 1) or a whole number of steps")
+
+    def check(self, batch_size: int, length: int) -> None:
+        """
+        Raises:
+            UserError: the first length is not the shorter one, the first batch not the smaller one, or one does not
+                divide what it has to.
+        """
+        first, start = self.first_length, self.batch_start
+        if first is not None and first >= length:
+            raise UserError(
+                f"first_length {first} is not shorter than length {length}: sequences grow in a run; give the longest "
+                "as --length and the shorter one as --first-length"
+            )
+        if start is not None and (start >= batch_size or batch_size % start):
+            raise UserError(
+                f"batch_start {start} is no part of batch_size {batch_size}: the batch grows in multiples of its "
+                "start; give a smaller number that divides it"
+            )
+        if first is not None and (start or batch_size) * length % first:
+            raise UserError(
+                f"{start or batch_size} sequences of {length} tokens cannot be cut into whole sequences of {first}; "
+                "choose a first_length that divides length"
+            )
+
+    @property
+    def least_steps(self) -> int:
+        """No run can be shorter."""
+        return int(self.batch_warmup) if self.batch_start is not None and self.batch_warmup >= 1 else 1
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Steps that are alike."""
+
+    first: int
+    """Its first step."""
+    batch_size: int
+    """Sequences in a step."""
+    length: int
+    """Tokens in a sequence."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.batch_size, self.length
+
+    @property
+    def tokens(self) -> int:
+        """In a step."""
+        return self.batch_size * self.length
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The stages of a run, the first from step 0; the last goes on without an end."""
+
+    stages: tuple[Stage, ...]
+
+    @classmethod
+    def constant(cls, batch_size: int, length: int) -> "Plan":
+        return cls((Stage(0, batch_size, length),))
+
+    @cached_property
+    def lengths(self) -> tuple[int, ...]:
+        """Each length once, in the order of the run."""
+        return tuple(dict.fromkeys(stage.length for stage in self.stages))
+
+    def spans(self, start: int, stop: int) -> Iterator[tuple[Stage, int]]:
+        """Each stage that has steps of start ... stop - 1, and how many."""
+        ends = [*(stage.first for stage in self.stages[1:]), stop]
+        for stage, end in zip(self.stages, ends, strict=True):
+            if (count := min(stop, end) - max(start, stage.first)) > 0:
+                yield stage, count
+
+    def at(self, step: int) -> Stage:
+        return next(stage for stage, _ in self.spans(step, step + 1))
+
+    def tokens(self, start: int, stop: int) -> int:
+        """In the steps start ... stop - 1."""
+        return sum(stage.tokens * count for stage, count in self.spans(start, stop))
+
+    def drawn(self, step: int) -> int:
+        """Sequences of the length of `step` that the steps before it took."""
+        length = self.at(step).length
+        return sum(stage.batch_size * count for stage, count in self.spans(0, step) if stage.length == length)
+
+    def sequences(self, steps: int) -> dict[int, int]:
+        """Length -> sequences of it in the first `steps` steps."""
+        found = dict.fromkeys(self.lengths, 0)
+        for stage, count in self.spans(0, steps):
+            found[stage.length] += stage.batch_size * count
+        return found
+
+    def total(self, cost: Callable[[int, int], float], start: int, stop: int) -> float:
+        """Of the steps start ... stop - 1; `cost` (batch_size, length) is that of one."""
+        return sum(cost(*stage.shape) * count for stage, count in self.spans(start, stop))
+
+    def describe(self, steps: int) -> str:
+        """Such as "1000 steps: 900 of 256 x 128 tokens, 100 of 64 x 512 tokens"."""
+        parts = [(count, f"of {stage.batch_size} x {stage.length} tokens") for stage, count in self.spans(0, steps)]
+        if len(parts) == 1:
+            return f"{steps} steps {parts[0][1]}"
+        return f"{steps} steps: " + ", ".join(f"{count} {what}" for count, what in parts)
+
+
+def make_plan(options: StageOptions, batch_size: int, length: int, steps: int) -> Plan:
+    """The plan of a run of `steps` steps.
+
+    A batch that grows from b to B = k b sequences goes through n = min(k - 1, 8) sizes before B, each for an n-th of
+    the warm-up: b (1 + (k - 1) i // n) for i = 0 ... n - 1. Sequences of the first length take the first share of the
+    steps; a step then has batch x length / first length of them, so its tokens are those it would have without.
+
+    Raises:
+        UserError: the batch grows for longer than the run.
+    """
+    sizes = growth(options, batch_size, steps)
+    lengths = [(0, length)]
+    if options.first_length is not None and steps > 1:
+        lengths = [(0, options.first_length), (min(max(round(options.first_share * steps), 1), steps - 1), length)]
+    stages = []
+    for first in sorted({begin for begin, _ in (*sizes, *lengths)}):
+        size, tokens = (max(pair for pair in pairs if pair[0] <= first)[1] for pairs in (sizes, lengths))
+        stages.append(Stage(first, size * length // tokens, tokens))
+    return Plan(tuple(stages))
+
+
+def growth(options: StageOptions, batch_size: int, steps: int) -> list[tuple[int, int]]:
+    """(first step, sequences of the run's `length` in a step), in order."""
+    if options.batch_start is None:
+        return [(0, batch_size)]
+    warmup = int(options.batch_warmup) if options.batch_warmup >= 1 else round(options.batch_warmup * steps)
+    if warmup > steps:
+        raise UserError(
+            f"the batch grows for {warmup} steps, longer than the run of {steps}; lower --batch-warmup or raise --steps"
+        )
+    times = batch_size // options.batch_start
+    count = min(times - 1, GROWTH_STAGES)
+    # Of stages that begin at one step, those without a step of their own, the last counts.
+    begins = {warmup * i // count: options.batch_start * (1 + (times - 1) * i // count) for i in range(count + 1)}
+    return list(begins.items())
+
+
+def all_shapes(options: StageOptions, batch_size: int, length: int) -> set[tuple[int, int]]:
+    """(sequences in a step, tokens in a sequence): all that there can be, whatever the number of steps."""
+    sizes = [size for _, size in growth(options, batch_size, NOMINAL_STEPS)]
+    return {(size * length // tokens, tokens) for size in sizes for tokens in (options.first_length or length, length)}
+
+
+def steps_within(budget: float, cost: Callable[[int], float], least: int) -> int:
+    """The most steps that cost no more than `budget`, or `least`, if that is more.
+
+    Args:
+        cost: steps -> what a run of so many costs; rises with them.
+        least: steps of the shortest run.
+    """
+    most = 2 * least
+    while cost(most) <= budget:
+        most *= 2
+    return max(least, least - 1 + bisect_right(range(least, most), budget, key=cost))

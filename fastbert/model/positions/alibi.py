@@ -1,0 +1,37 @@
+"""ALiBi: the further apart two tokens are, the lower their score (Press, Smith, Lewis, ICLR 2022, arXiv 2108.12409).
+
+    scores_ij = q_i k_j / sqrt(d) - slope_h |i - j|
+
+The paper's tokens see only what lies before them; with |i - j| both sides are alike, as in MosaicBERT (arXiv
+2312.17482). With m heads, a power of two, the slopes are 2^(-8/m), 2^(-16/m), ..., 2^-8. Other head counts take, as the
+released code does, those of the power of two m below and then every second one of 2m, from the first: 2^(-4/m),
+2^(-12/m), ...
+
+Shapes: B batch, T tokens, H heads.
+"""
+
+import torch
+from torch import Tensor
+
+from fastbert.model.config import EncoderConfig
+from fastbert.model.positions.scheme import Scheme
+
+
+class Alibi(Scheme):
+    """No parameters and no table; nothing of it is learned."""
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__(config)
+        self.power = 2 ** (config.heads.bit_length() - 1)  # m
+        steps = [*range(2, 2 * self.power + 1, 2), *range(1, 2 * self.power, 2)][: config.heads]
+        # Exponents in units of -4/m: whole numbers, so that no cast of the module rounds them.
+        self.register_buffer("steps", torch.tensor(steps), persistent=False)
+
+    def slopes(self) -> Tensor:
+        """[H]."""
+        return torch.exp2(self.steps.float() * (-4 / self.power))
+
+    def bias(self, length: int, position_ids: Tensor | None) -> Tensor:
+        places = torch.arange(length, device=self.steps.device)[None] if position_ids is None else position_ids
+        distances = (places[:, None, :, None] - places[:, None, None, :]).abs()  # [1 or B, 1, T, T]
+        return -self.slopes()[:, None, None] * distances

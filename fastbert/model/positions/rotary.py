@@ -1,0 +1,40 @@
+"""RoPE: queries and keys are turned by their positions (RoFormer: Su et al., arXiv 2104.09864), in every layer.
+
+With d the size of a head, numbers n and n + d/2 of a query or key at position p are a point in a plane that is turned:
+
+    (x_n, x_n+d/2) -> (x_n cos a - x_n+d/2 sin a, x_n+d/2 cos a + x_n sin a)    a = p base^(-2n/d), n = 0 .. d/2 - 1
+
+so that the score of tokens i and j depends on what they are and on i - j alone. The paper pairs neighbours, 2n and
+2n + 1; transformers' models pair the halves, as here. The two differ by the order of the rows of Wq and Wk.
+
+Shapes: B batch, T tokens, H heads, K head size.
+"""
+
+import torch
+from torch import Tensor
+
+from fastbert.model.config import EncoderConfig
+from fastbert.model.positions.scheme import Scheme
+
+
+def rotate(x_BHTK: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
+    """Queries or keys, the first T of the sequence, turned by `rotation`: cos and sin [1 or B, 1, T or more, K / 2]."""
+    cos, sin = (part[:, :, : x_BHTK.shape[2]] for part in rotation)
+    a, b = x_BHTK.chunk(2, dim=-1)
+    return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1).to(x_BHTK.dtype)
+
+
+class Rotary(Scheme):
+    """No parameters and no table: the angles are computed, in float32 whatever the encoder's own precision."""
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__(config)
+        self.base, self.head_size = config.rope_base, config.head_size
+        # Whole numbers, so that no cast of the module rounds them.
+        self.register_buffer("evens", torch.arange(0, config.head_size, 2), persistent=False)
+
+    def rotation(self, length: int, position_ids: Tensor | None) -> tuple[Tensor, Tensor]:
+        places = torch.arange(length, device=self.evens.device)[None] if position_ids is None else position_ids
+        frequencies = 1.0 / self.base ** (self.evens.float() / self.head_size)
+        angles = (places.float()[..., None] * frequencies)[:, None]  # [1 or B, 1, T, K / 2]
+        return angles.cos(), angles.sin()

@@ -1,0 +1,273 @@
+"""`fastbert pretrain --dry-run`: what a run would take. Its first steps, a validation, a checkpoint and the export are
+made for real in a temporary folder beside the run's, timed, and removed."""
+
+import contextlib
+import datetime
+import io
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from fastbert.data.stages import Plan
+from fastbert.errors import UserError
+from fastbert.files import disk_errors
+from fastbert.pretraining.finish import finish
+from fastbert.pretraining.loop import Trainer
+from fastbert.pretraining.options import PretrainOptions
+from fastbert.pretraining.run import RunFolder
+from fastbert.pretraining.setup import Setup
+from fastbert.training.checkpoints import existing, flatten_optimizer, free_space
+from fastbert.training.interrupts import Interrupts
+from fastbert.training.logbook import say
+from fastbert.training.memory import PeakMemory
+
+Result = TypeVar("Result")
+Shape = tuple[int, int]  # sequences in a step, tokens in a sequence
+
+WARM_UP, LEAST, MOST = 2, 4, 200  # steps of each shape
+SECONDS = 12.0  # of timed steps, of all shapes together
+
+PARTS = {
+    "embeddings": ("encoder.words.", "encoder.types.", "encoder.embedding_norm."),
+    "positions": ("encoder.positions.",),
+    "blocks": ("encoder.blocks.", "encoder.final_norm."),
+    "head": ("head.",),
+    "small network": ("small.", "small_head."),
+}
+"""Of the parameters, by how their names begin."""
+
+
+class Timed(NamedTuple):
+    """Steps of one shape."""
+
+    seconds: float
+    """Of one."""
+    count: int
+
+
+@dataclass(frozen=True)
+class Taken:
+    """What a rehearsal took: seconds and bytes."""
+
+    start: float
+    steps: dict[Shape, Timed]
+    validation: float
+    checkpoint: float
+    finish: float
+    weights: int
+    """Bytes; the gradients take as many."""
+    optimizer: int
+    peak: int
+    peak_kind: str
+    checkpoint_bytes: int
+    export_bytes: int
+
+
+def dry_run(setup: Setup, run: RunFolder, done: int, build: Callable[[Path], Trainer]) -> int:
+    """Prints what the steps after `done` would take; returns the exit code.
+
+    Args:
+        setup: with all intervals set.
+        run: the folder that is not written.
+        build: makes the trainer in a folder, at its first step.
+
+    Raises:
+        UserError: whatever stands in the way of the run itself.
+    """
+    with Interrupts() as interrupts, _scratch(run.path) as folder:
+        taken, trainer = rehearse(setup, RunFolder(folder), done, build, interrupts)
+    if taken is None or interrupts.caught is not None:
+        return interrupts.exit_code
+    print("\n".join(report(setup, run, done, taken, trainer)))
+    return 0
+
+
+@contextlib.contextmanager
+def _scratch(path: Path) -> Iterator[Path]:
+    """A folder on the disk of `path`, for as long as the context lasts. Errors name `path` in its stead."""
+    beside = existing(path.parent)
+    with disk_errors(beside):
+        folder = tempfile.TemporaryDirectory(prefix=f".{path.name}.", suffix=".tmp", dir=beside)
+    with folder:
+        try:
+            yield Path(folder.name)
+        except UserError as error:
+            raise UserError(str(error).replace(folder.name, str(path))) from None
+
+
+def rehearse(
+    setup: Setup, run: RunFolder, done: int, build: Callable[[Path], Trainer], interrupts: Interrupts
+) -> tuple[Taken | None, Trainer]:
+    """A run from its start to its end, with few of the steps after `done` between; None if it is interrupted."""
+    start, trainer = seconds(lambda: build(run.path), setup.device)
+    weights, memory = _bytes(trainer.objective.parameters()), PeakMemory(setup.device)
+    with trainer.logbook:
+        say("dry run: timing some steps, a validation, a checkpoint and the export")
+        times = time_steps(trainer, done, setup.device, interrupts)
+        if interrupts.caught is not None:
+            return None, trainer
+        peak = weights + memory.growth()
+        trainer.progress.step = trainer.steps
+        validation = min(seconds(trainer._validate, setup.device)[0] for _ in range(2))
+        checkpoint, _ = seconds(trainer._checkpoint, setup.device)
+    with contextlib.redirect_stdout(io.StringIO()):
+        ended, _ = seconds(lambda: finish(setup, trainer.objective, run, trainer.progress, 0.0), setup.device)
+    taken = Taken(
+        start=start,
+        steps=times,
+        validation=validation,
+        checkpoint=checkpoint,
+        finish=ended,
+        weights=weights,
+        optimizer=_bytes(flatten_optimizer(trainer.optimizer)[0].values()),
+        peak=peak,
+        peak_kind=memory.kind,
+        checkpoint_bytes=_on_disk(run.checkpoints),
+        export_bytes=_on_disk(run.model),
+    )
+    return taken, trainer
+
+
+def seconds(work: Callable[[], Result], device: torch.device) -> tuple[float, Result]:
+    """How long `work` takes, and what it gives."""
+    before = time.perf_counter()
+    result = work()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - before, result
+
+
+def time_steps(trainer: Trainer, done: int, device: torch.device, interrupts: Interrupts) -> dict[Shape, Timed]:
+    """The steps after `done`, a few of each shape that they have."""
+    plan, times = trainer.batches.plan, {}
+    spans = list(plan.spans(done, trainer.steps)) or [(plan.stages[-1], 1)]
+    shapes = {stage.shape: range(max(stage.first, done), max(stage.first, done) + count) for stage, count in spans}
+    trainer.objective.train()
+    for shape, steps in shapes.items():
+        seconds(lambda: _steps(trainer, steps, WARM_UP, 0.0, interrupts), device)  # noqa: B023 (called at once)
+        spent, count = seconds(lambda: _steps(trainer, steps, LEAST, SECONDS / len(shapes), interrupts), device)  # noqa: B023
+        times[shape] = Timed(spent / max(1, count), count)
+    return times
+
+
+def _steps(trainer: Trainer, steps: range, least: int, most_seconds: float, interrupts: Interrupts) -> int:
+    """Trains for at least so many steps, and until so many seconds are over; returns how many it were."""
+    end, count = time.perf_counter() + most_seconds, 0
+    while (count < least or time.perf_counter() < end) and count < MOST and interrupts.caught is None:
+        trainer._step(steps[min(count, len(steps) - 1)])  # there may be fewer than this
+        count += 1
+    return count
+
+
+def _bytes(tensors: Iterable[Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def _on_disk(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def parameters_by_part(objective: nn.Module) -> dict[str, int]:
+    """How many parameters each part has; a shared one counts where it comes first."""
+    counts = dict.fromkeys((*PARTS, "other"), 0)
+    for name, parameter in objective.named_parameters():
+        part = next((part for part, begins in PARTS.items() if name.startswith(begins)), "other")
+        counts[part] += parameter.numel()
+    return {part: count for part, count in counts.items() if count}
+
+
+def saves(options: PretrainOptions, done: int) -> tuple[int, int]:
+    """Validations and checkpoints after step `done`; each validation is taken for the best so far, and is then kept."""
+    marked = {options.steps, *options.milestone_steps()}
+    validated = marked | set(range(options.eval_every, options.steps + 1, options.eval_every))
+    kept = validated | set(range(options.checkpoint_every, options.steps + 1, options.checkpoint_every))
+    return sum(step > done for step in validated), sum(step > done for step in kept)
+
+
+def report(setup: Setup, run: RunFolder, done: int, taken: Taken, trainer: Trainer) -> list[str]:
+    """Lines for people."""
+    options, objective = setup.options, trainer.objective
+    plan, rows = trainer.batches.plan, trainer.batches.rows[options.length]
+    left = options.steps - done
+    tokens, flops = plan.tokens(done, options.steps), plan.total(objective.flops, done, options.steps)
+    parts = parameters_by_part(objective)
+    of_parts = ", ".join(f"{part} {_count(count)}" for part, count in parts.items())
+    shapes = plan.describe(options.steps)
+    copies = options.keep_checkpoints + len(options.milestone_steps()) + 1
+    needed = copies * taken.checkpoint_bytes + taken.export_bytes
+    rest = max(0, taken.peak - 2 * taken.weights - taken.optimizer)
+    spans = time_spans(options, done, taken, plan)
+    total = sum(spans.values())
+    end = datetime.datetime.now().astimezone() + datetime.timedelta(seconds=total)
+    table = {
+        "parameters": f"{_count(sum(parts.values()))}: {of_parts}",
+        "data": f"{setup.dataset.folder}: {len(rows):,} rows of {options.length} tokens",
+        "steps": f"{f'the {left} left of ' if done else ''}{shapes}\n{_count(tokens)} tokens, "
+        f"{tokens / len(rows) / options.length:.2g} epochs",
+        "FLOPs": f"{flops / max(1, left):.3g} a step, {flops:.3g} in all",
+        "memory": f"{_size(taken.peak)} at the peak ({taken.peak_kind})\nweights {_size(taken.weights)}, "
+        f"gradients {_size(taken.weights)}, optimizer {_size(taken.optimizer)}, "
+        f"activations and the rest {_size(rest)}",
+        "disk": f"{copies} checkpoints of {_size(taken.checkpoint_bytes)} and a model of {_size(taken.export_bytes)}: "
+        f"{_size(needed)}; free {_size(free_space(run.path))}",
+        **speeds(setup, taken, trainer),
+        "time": f"{_time(total)}, until {end:%Y-%m-%d %H:%M} if it starts now\n"
+        + ", ".join(f"{name} {_time(span)}" for name, span in spans.items()),
+    }
+    return [
+        f"Dry run: nothing is written to {run.path}",
+        *(f"  {name:<11} {text}".replace("\n", f"\n{'':14}") for name, text in table.items()),
+    ]
+
+
+def time_spans(options: PretrainOptions, done: int, taken: Taken, plan: Plan) -> dict[str, float]:
+    """What the run's time is made of, in seconds."""
+    validations, checkpoints = saves(options, done)
+    steps = plan.total(lambda *shape: taken.steps[shape].seconds, done, options.steps)
+    return {
+        "start": taken.start,
+        f"{options.steps - done} steps": steps,
+        f"{validations} validations": validations * taken.validation,
+        f"{checkpoints} checkpoints": checkpoints * taken.checkpoint,
+        "export and curves": taken.finish,
+    }
+
+
+def speeds(setup: Setup, taken: Taken, trainer: Trainer) -> dict[str, str]:
+    """A line for each shape of a step."""
+    found = {}
+    for (batch_size, length), (step, count) in taken.steps.items():
+        name = "speed" if len(taken.steps) == 1 else f"{batch_size} x {length}"
+        mfu = trainer.objective.flops(batch_size, length) / step / trainer.peak_flops
+        found[name] = (
+            f"{step:.3g} s a step, {batch_size * length / step:,.0f} tokens/s, MFU {100 * mfu:.0f} % "
+            f"({count} steps timed on {setup.device}, {setup.precision})"
+        )
+    return found
+
+
+def _count(value: float) -> str:
+    for size, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= size:
+            return f"{value / size:.4g}{letter}"
+    return f"{value:.0f}"
+
+
+def _size(value: float) -> str:
+    for size, name in ((1e9, "GB"), (1e6, "MB")):
+        if value >= size:
+            return f"{value / size:.3g} {name}"
+    return f"{value / 1e3:.3g} kB"
+
+
+def _time(value: float) -> str:
+    if value < 60:
+        return f"{value:.2g} s" if value < 10 else f"{value:.0f} s"
+    minutes, rest = divmod(round(value), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{rest:02} h" if minutes >= 60 else f"{minutes}:{rest:02} min"

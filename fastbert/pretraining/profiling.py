@@ -1,0 +1,289 @@
+"""`fastbert pretrain --profile`: where the time of a step goes, by parts that a person knows and by operators.
+
+The loop marks its own parts with `record_function`, which costs next to nothing while no profiler listens. For the
+profiled steps, hooks on the modules mark the parts of the forward pass; the backward pass is told apart by autograd's
+sequence numbers, which each of its nodes shares with the forward operator that made it.
+"""
+
+import gzip
+import os
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile, record_function
+
+from fastbert.files import atomic_folder
+from fastbert.model.encoder import Attention, Block, Encoder, FeedForward
+from fastbert.pretraining.loop import Trainer
+from fastbert.pretraining.setup import Setup
+from fastbert.pretraining.spans import Span, operators, parts
+from fastbert.training.checkpoints import check_space
+
+FIRST, COUNT = 10, 5  # steps before those that are profiled; how many these are
+SHOWN = 15  # operators in the table
+SPACE = 50_000_000  # bytes for a profile, and for each block of each micro-batch:
+SPACE_OF_BLOCK = 1_000_000
+
+MODULES = {Encoder: "embedding", Block: "norms, dropout, sums", Attention: "attention", FeedForward: "feed-forward"}
+"""Marks of the forward pass: what a module does itself, without the marked ones in it."""
+
+
+def check_room(folder: Path, setup: Setup) -> None:
+    """
+    Raises:
+        UserError: the disk of `folder` has no room for a profile.
+    """
+    options = setup.options
+    passes = -(-options.batch_size // (options.machine.micro_batch_size or options.batch_size))
+    networks = 1 if options.objective == "mlm" else 2
+    space = SPACE + passes * networks * setup.config.layers * SPACE_OF_BLOCK
+    check_space(folder, space, "--profile needs", "leave --profile out")
+
+
+@dataclass(frozen=True)
+class Profile:
+    """What was found out about some steps."""
+
+    steps: int
+    seconds: float
+    """Of a step, under the profiler."""
+    device: torch.device
+    parts: list[dict[str, Any]]
+    """`part`, `ms` of a step, and `share` of it; on a GPU it is the GPU's time."""
+    operators: list[dict[str, Any]]
+    """`operator`, `calls` in a step, `ms` of its own and `share`, the largest first."""
+
+    def table(self) -> str:
+        """The parts, as Markdown."""
+        clock = "the GPU's time" if self.device.type == "cuda" else "the processor's time"
+        return "\n".join(
+            [
+                f"A step of {1000 * self.seconds:.1f} ms, the mean of {self.steps} under the profiler; {clock}.",
+                "",
+                _markdown(self.parts),
+            ]
+        )
+
+    def document(self, note: str) -> str:
+        """All of it, as Markdown."""
+        operators = _markdown(self.operators[:SHOWN])
+        return f"# Where a step's time goes\n\n{note}\n\n{self.table()}\n\n## The largest operators\n\n{operators}\n"
+
+
+def _markdown(rows: list[dict[str, Any]]) -> str:
+    names = list(rows[0]) if rows else []
+    lines = [f"| {' | '.join(names)} |", "|---" + "|--:" * (len(names) - 1) + "|"]
+    for row in rows:
+        cells = [f"{100 * row[name]:.1f} %" if name == "share" else str(row[name]) for name in names]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+class StepProfiler:
+    """Profiles steps of a trainer: `start`, then `step` around each, then `stop` and `found`."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        self.trainer, self.count = trainer, 0
+        # Kineto itself prints when it starts and stops, and would tear the progress bar; at this level it does not.
+        os.environ.setdefault("KINETO_LOG_LEVEL", "6")
+        self.device = next(trainer.objective.parameters()).device
+        activities = [ProfilerActivity.CPU]
+        if self.device.type == "cuda":
+            activities.append(ProfilerActivity.CUDA)
+        self.profile = profile(activities=activities)
+        self._hooks: list[Any] = []
+
+    def start(self) -> None:
+        self._hooks = mark_modules(self.trainer.objective)
+        self.profile.start()
+
+    @contextmanager
+    def step(self) -> Iterator[None]:
+        """A step; it ends when the device has done it."""
+        with record_function("step"):
+            yield
+            if self.device.type == "cuda":
+                torch.cuda.synchronize(self.device)
+        self.count += 1
+
+    def stop(self) -> None:
+        """May be called twice."""
+        if self._hooks:
+            self.profile.stop()
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
+
+    def found(self) -> Profile:
+        """What the steps between `start` and `stop` were made of."""
+        spans = spans_of(self.profile.profiler.kineto_results.events())
+        cuda = self.device.type == "cuda"
+        seconds = sum(span.end - span.start for span in spans if span.name == "step") / 1e6 / self.count
+        return Profile(
+            self.count, seconds, self.device, parts(spans, self.count, cuda), operators(spans, self.count, cuda)
+        )
+
+
+def spans_of(events: Iterable[Any]) -> list[Span]:
+    """What ran on the host, from kineto's events, each with the time of the kernels it started itself.
+
+    `torch.profiler`'s own list says the same, but takes seconds to build. A mark of the host comes back from the device
+    as an event over all its kernels, which is no kernel.
+    """
+    events = list(events)
+    host = [event for event in events if event.device_type() == DeviceType.CPU and not _hidden(event)]
+    marks = {event.name() for event in host if event.is_user_annotation()}
+    kernels: Counter[int] = Counter()
+    for event in events:
+        if event.device_type() != DeviceType.CPU and event.name() not in marks:
+            kernels[event.linked_correlation_id()] += event.end_ns() - event.start_ns()
+    return [
+        Span(
+            event.name(),
+            event.start_thread_id(),
+            event.start_ns() / 1000,
+            event.end_ns() / 1000,
+            event.sequence_nr(),
+            kernels[event.correlation_id()] / 1000,
+            event.is_async() or event.start_thread_id() != event.end_thread_id(),
+        )
+        for event in host
+    ]
+
+
+def _hidden(event: Any) -> bool:
+    """A call of the driver, or what newer versions of torch do not show."""
+    return event.linked_correlation_id() > 0 or getattr(event, "is_hidden_event", lambda: False)()
+
+
+def mark_modules(objective: nn.Module) -> list[Any]:
+    """Hooks that mark the parts of the forward pass; `remove` takes each off.
+
+    A second network is one part; what it shares with the first counts as the first's only there. Compiled blocks are
+    left alone: a hook would have them compiled again.
+    """
+    hooks = []
+    compiled = any(isinstance(module, Encoder) and module.compiled for module in objective.modules())
+    for name, module in objective.named_modules():
+        mark = MODULES.get(type(module))
+        if compiled and isinstance(module, Block | Attention | FeedForward):
+            continue
+        if name == "small":
+            mark = "small network"
+        elif name.startswith("small."):
+            continue
+        elif name.endswith("final_norm"):
+            mark = MODULES[Block]
+        if mark is not None:
+            hooks += _mark(module, mark)
+    return hooks
+
+
+def _mark(module: nn.Module, name: str) -> list[Any]:
+    opened: list[record_function] = []
+
+    def before(*_: object) -> None:
+        opened.append(record_function(name))
+        opened[-1].__enter__()
+
+    def after(*_: object) -> None:
+        opened.pop().__exit__(None, None, None)
+
+    return [module.register_forward_pre_hook(before), module.register_forward_hook(after, always_call=True)]
+
+
+def profile_steps(trainer: Trainer, steps: int = COUNT, warm_up: int = 2) -> Profile:
+    """What the next steps of `trainer` are made of. They are made: its weights change, its progress does not."""
+    trainer.objective.train()
+    first = trainer.progress.step
+    for step in range(first, first + warm_up):
+        trainer._step(step)
+    profiler = StepProfiler(trainer)
+    profiler.start()
+    try:
+        for step in range(first + warm_up, first + warm_up + steps):
+            with profiler.step():
+                trainer._step(step)
+    finally:
+        profiler.stop()
+    return profiler.found()
+
+
+@contextmanager
+def profiled(trainer: Trainer, folder: Path) -> Iterator[None]:
+    """While the trainer runs in this context, some of its steps are profiled, and `folder` is written."""
+    start, pauses = trainer.progress.step, (trainer.eval_every, trainer.checkpoint_every)
+    chosen = choose_steps(start, trainer.steps, pauses, trainer.milestones)
+    if not chosen:
+        trainer.logbook.say("--profile: no step is left to profile")
+        yield
+        return
+    if chosen.start - start < FIRST:
+        trainer.logbook.say(
+            f"--profile: with {trainer.steps - start} steps left there are only {chosen.start - start} to warm up "
+            f"before the {len(chosen)} that are profiled"
+        )
+    profiler = StepProfiler(trainer)
+    trainer.around = _around(profiler, chosen, folder)
+    try:
+        yield
+    finally:
+        with suppress(RuntimeError):  # interrupted while it was on
+            profiler.stop()
+
+
+def choose_steps(start: int, stop: int, intervals: tuple[int, ...], milestones: frozenset[int]) -> range:
+    """The steps to profile of start ... stop - 1: the first COUNT behind FIRST others that have no validation or
+    checkpoint between them; fewer, or behind fewer, where there are none."""
+    firsts = sorted(
+        range(start, min(stop, start + FIRST + 1000)), key=lambda first: (-min(first, start + FIRST), first)
+    )
+    for count in range(COUNT, 0, -1):
+        for first in firsts:
+            between = range(first + 1, first + count)  # steps done when there might be one
+            paused = any(done in milestones or any(done % every == 0 for every in intervals) for done in between)
+            if first + count <= stop and not paused:
+                return range(first, first + count)
+    return range(0)
+
+
+def _around(profiler: StepProfiler, chosen: range, folder: Path) -> Callable[[int], Any]:
+    """For `Trainer.around`: profiles the `chosen` steps, then writes `folder`."""
+    trainer = profiler.trainer
+
+    @contextmanager
+    def around(step: int) -> Iterator[None]:
+        if step not in chosen:
+            yield
+            return
+        if step == chosen[0]:
+            with trainer.paused():
+                profiler.start()
+        with profiler.step():
+            yield
+        if step == chosen[-1]:
+            with trainer.paused():
+                profiler.stop()
+                _write(profiler, folder, f"Steps {chosen.start + 1} to {chosen.stop} of the run.")
+
+    return around
+
+
+def _write(profiler: StepProfiler, folder: Path, note: str) -> None:
+    found = profiler.found()
+    with atomic_folder(folder) as inside:
+        (inside / "profile.md").write_text(found.document(note), encoding="utf-8")
+        profiler.profile.export_chrome_trace(str(inside / "trace.json"))
+        with open(inside / "trace.json", "rb") as plain, gzip.open(inside / "trace.json.gz", "wb", 5) as packed:
+            shutil.copyfileobj(plain, packed, 2**20)
+        (inside / "trace.json").unlink()
+    trainer = profiler.trainer
+    trainer.logbook.say(f"{note} {found.table()}\n\nwrote {folder}: trace.json.gz opens in https://ui.perfetto.dev")

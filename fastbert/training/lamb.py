@@ -1,0 +1,89 @@
+"""LAMB (You et al., ICLR 2020, arXiv 1904.00962): Adam's update, scaled for each weight by the norm of the weight.
+
+NVIDIA apex has it fused, but FusedLAMB counts its steps on the host and takes no flag that says to skip an update; and
+it would take the norm of a fused weight as one. So it stands here, in torch's foreach operations.
+"""
+
+import torch
+from torch import Tensor
+
+
+class LAMB(torch.optim.Optimizer):
+    """For a weight w with the gradient g, rate eta and weight decay lambda, at update t:
+
+        m  <-  beta1 m + (1 - beta1) g                  v  <-  beta2 v + (1 - beta2) g^2
+        u   =  m / (1 - beta1^t) / (sqrt(v / (1 - beta2^t)) + eps)  +  lambda w
+        w  <-  w - eta |w| / |u| u
+
+    |w| / |u|, the trust ratio, is 1 where either norm is 0, and everywhere in groups without "matrices": the vectors,
+    as in the authors' code. It is taken for each matrix of a fused weight.
+
+    Driven by `guarded_step`, as torch's fused optimizers are: where `found_inf` is 1, nothing changes.
+    """
+
+    _step_supports_amp_scaling = True  # reads `found_inf`
+
+    def __init__(self, groups: list[dict], *, lr: float, betas: tuple[float, float], eps: float) -> None:
+        """
+        Args:
+            groups: parameter groups. One with "matrices" gets trust ratios: for each of its parameters, how many
+                matrices lie one below the other in it.
+        """
+        super().__init__(groups, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": 0.0})
+        for group in self.param_groups:
+            group["step"] = torch.zeros((), device=group["params"][0].device)  # updates made
+
+    @torch.no_grad()
+    def step(self) -> None:
+        for group in self.param_groups:
+            self._step_group(group, self.found_inf != 0)
+
+    def _step_group(self, group: dict, skip: Tensor) -> None:
+        """The update of a group, or none where `skip`, a boolean scalar on the device, is true."""
+        parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
+        if not parameters:
+            return
+        gradients = [parameter.grad for parameter in parameters]
+        for parameter in parameters:
+            if not self.state[parameter]:
+                self.state[parameter] = {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
+        first, second = (
+            [self.state[parameter][name] for parameter in parameters] for name in ("exp_avg", "exp_avg_sq")
+        )
+        for gradient in gradients:  # not finite perhaps, and 0 NaN would be NaN
+            gradient.masked_fill_(skip, 0.0)
+        beta1, beta2 = group["betas"]
+        group["step"] += skip.logical_not()
+        torch._foreach_mul_(first, torch.where(skip, 1.0, beta1))
+        torch._foreach_add_(first, gradients, alpha=1 - beta1)
+        torch._foreach_mul_(second, torch.where(skip, 1.0, beta2))
+        torch._foreach_addcmul_(second, gradients, gradients, value=1 - beta2)
+
+        step = group["step"].double().clamp(min=1)  # 0 if all updates were skipped
+        updates = torch._foreach_mul(second, (1 / (1 - beta2**step)).float())
+        torch._foreach_sqrt_(updates)
+        torch._foreach_add_(updates, group["eps"])
+        torch._foreach_reciprocal_(updates)
+        torch._foreach_mul_(updates, first)
+        torch._foreach_mul_(updates, (1 / (1 - beta1**step)).float())
+        torch._foreach_add_(updates, parameters, alpha=group["weight_decay"])
+        if "matrices" in group:
+            counts = [n for p, n in zip(group["params"], group["matrices"], strict=True) if p.grad is not None]
+            trust(updates, parameters, counts)
+        torch._foreach_mul_(updates, torch.where(skip, 0.0, -group["lr"]))
+        torch._foreach_add_(parameters, updates)
+
+
+def trust(updates: list[Tensor], weights: list[Tensor], counts: list[int]) -> None:
+    """Scales each matrix of `updates` to the norm of that of `weights`, unless one of both norms is 0.
+
+    Args:
+        counts: how many matrices lie one below the other in each weight.
+    """
+    parts = [
+        [part for tensor, count in zip(tensors, counts, strict=True) for part in tensor.chunk(count)]
+        for tensors in (updates, weights)
+    ]
+    of_updates, of_weights = (torch.stack(torch._foreach_norm(tensors)) for tensors in parts)
+    ratios = torch.where((of_updates > 0) & (of_weights > 0), of_weights / of_updates, 1.0)
+    torch._foreach_mul_(parts[0], list(ratios.unbind()))

@@ -1,0 +1,135 @@
+"""Muon (Jordan 2024, https://kellerjordan.github.io/posts/muon; Liu et al. 2025, arXiv 2502.16982) for the matrices of
+the blocks, with torch's fused AdamW for everything else.
+
+torch.optim.Muon takes whole weights, one after the other, and cannot skip an update on the device; so the update stands
+here, and torch's is what the tests hold it against.
+
+Shapes: N matrices of one shape, R rows, C columns.
+"""
+
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+NEWTON_SCHULZ_STEPS = 5
+COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+EPS = 1e-7  # the least norm that is divided by
+MATCH_ADAMW = 0.2
+STACKED = 2**25  # numbers that are orthogonalized together, at most
+
+
+class Muon(torch.optim.Optimizer):
+    """For a matrix W [R, C] with the gradient G, momentum mu, rate eta and weight decay lambda:
+
+        B  <-  mu B + (1 - mu) G
+        U   =  mu B + (1 - mu) G                                    (Nesterov)
+        W  <-  W - eta lambda W - 0.2 eta sqrt(max(R, C)) orthogonalized(U)
+
+    An orthogonal matrix has entries of root mean square 1 / sqrt(max(R, C)), so with that factor an update is as large
+    as one of AdamW usually is, about 0.2 eta, and the one learning rate serves both.
+
+    Driven by `guarded_step`, as torch's fused optimizers are: where `found_inf` is 1, nothing changes.
+    """
+
+    _step_supports_amp_scaling = True  # reads `found_inf`
+
+    def __init__(
+        self,
+        groups: list[dict],
+        *,
+        lr: float,
+        momentum: float,
+        betas: tuple[float, float],
+        eps: float,
+        dtype: torch.dtype,
+    ) -> None:
+        """
+        Args:
+            groups: parameter groups. One with "matrices" is updated by Muon: for each of its parameters, how many
+                matrices of equal shape lie one below the other in it. The others, at least one, are AdamW's.
+            betas, eps: AdamW's.
+            dtype: of the products in the Newton-Schulz iteration.
+        """
+        super().__init__(groups, {"lr": lr})
+        for group in self._hidden():
+            group["momentum"] = momentum
+        self.dtype = dtype
+        self._adamw = torch.optim.AdamW(self._others(), lr=lr, betas=betas, eps=eps, fused=True)
+
+    def _hidden(self) -> list[dict]:
+        return [group for group in self.param_groups if "matrices" in group]
+
+    def _others(self) -> list[dict]:
+        return [group for group in self.param_groups if "matrices" not in group]
+
+    @torch.no_grad()
+    def step(self) -> None:
+        # Loading a state replaces both; AdamW works on the same groups and moments.
+        self._adamw.param_groups, self._adamw.state = self._others(), self.state
+        self._adamw.found_inf = self.found_inf
+        self._adamw.step()
+        for group in self._hidden():
+            self._step_hidden(group, self.found_inf != 0)
+
+    def _step_hidden(self, group: dict, skip: Tensor) -> None:
+        """The update of a group, or none where `skip`, a boolean scalar on the device, is true."""
+        here = [(p, n) for p, n in zip(group["params"], group["matrices"], strict=True) if p.grad is not None]
+        if not here:
+            return
+        parameters, counts = (list(column) for column in zip(*here, strict=True))
+        gradients = [parameter.grad for parameter in parameters]
+        for parameter in parameters:
+            if "momentum_buffer" not in self.state[parameter]:
+                self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+        buffers = [self.state[parameter]["momentum_buffer"] for parameter in parameters]
+        momentum, rate = group["momentum"], group["lr"]
+        for gradient in gradients:  # not finite perhaps, and 0 NaN would be NaN
+            gradient.masked_fill_(skip, 0.0)
+        torch._foreach_mul_(buffers, torch.where(skip, 1.0, momentum))
+        torch._foreach_add_(buffers, gradients, alpha=1 - momentum)
+        updates = torch._foreach_lerp(gradients, buffers, momentum)
+        for stack in stacks(updates, counts):
+            matrices_NRC = torch.cat(stack)
+            scale = torch.where(skip, 0.0, -MATCH_ADAMW * rate * math.sqrt(max(matrices_NRC.shape[1:])))
+            directions = orthogonalized(matrices_NRC, self.dtype).to(matrices_NRC.dtype).mul_(scale)
+            torch._foreach_copy_(stack, directions.split([len(part) for part in stack]))
+        torch._foreach_mul_(parameters, torch.where(skip, 1.0, 1 - rate * group["weight_decay"]))
+        torch._foreach_add_(parameters, updates)
+
+
+def stacks(weights: list[Tensor], counts: list[int]) -> Iterator[list[Tensor]]:
+    """Views [n, R, C] of the n = `counts` matrices in each weight; of one shape, at most STACKED numbers together."""
+    by_shape: dict[torch.Size, list[Tensor]] = {}
+    for weight, count in zip(weights, counts, strict=True):
+        view = weight.unflatten(0, (count, -1))
+        by_shape.setdefault(view.shape[1:], []).append(view)
+    for views in by_shape.values():
+        stack: list[Tensor] = []
+        for view in views:
+            if stack and sum(part.numel() for part in stack) + view.numel() > STACKED:
+                yield stack
+                stack = []
+            stack.append(view)
+        yield stack
+
+
+def orthogonalized(matrices_NRC: Tensor, dtype: torch.dtype) -> Tensor:
+    """Near U V^T of the singular value decomposition U S V^T of each matrix, by five steps of
+
+        X  <-  a X + (b X X^T + c (X X^T)^2) X,        X = G / |G|  at first,
+
+    which send every singular value that is not tiny to somewhere between 0.7 and 1.2. Matrices of zeros stay that.
+
+    Args:
+        dtype: of the products and of the result.
+    """
+    a, b, c = COEFFICIENTS
+    tall = matrices_NRC.shape[1] > matrices_NRC.shape[2]
+    x = matrices_NRC.mT if tall else matrices_NRC  # the smaller of the two products X X^T
+    x = (x / x.norm(dim=(1, 2), keepdim=True).clamp(min=EPS)).to(dtype)
+    for _ in range(NEWTON_SCHULZ_STEPS):
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.mT if tall else x

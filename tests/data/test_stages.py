@@ -1,0 +1,119 @@
+"""Plans of batches: what any plan promises, the recipes written out, and budgets."""
+
+import math
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fastbert.data.stages import GROWTH_STAGES, Plan, Stage, StageOptions, all_shapes, make_plan, steps_within
+from fastbert.errors import UserError
+
+
+@st.composite
+def runs(draw):
+    """(options, batch_size, length, steps) of all kinds."""
+    start, times = draw(st.integers(1, 6)), draw(st.integers(2, 40))
+    first, longer = draw(st.integers(2, 30)), draw(st.integers(2, 5))
+    warmup = draw(st.one_of(st.floats(0.01, 0.99), st.integers(1, 50)))
+    options = StageOptions(
+        draw(st.sampled_from((None, first))),
+        draw(st.floats(0.01, 0.99)),
+        draw(st.sampled_from((None, start))),
+        float(warmup),
+    )
+    options.check(start * times, first * longer)
+    return options, start * times, first * longer, draw(st.integers(options.least_steps, 400))
+
+
+@settings(deadline=None)
+@given(runs())
+def test_sums_are_those_of_the_single_steps(run) -> None:
+    options, batch_size, length, steps = run
+    plan = make_plan(options, batch_size, length, steps)
+    stages = [plan.at(step) for step in range(steps)]
+    half = steps // 3
+    assert plan.tokens(half, steps) == sum(stage.batch_size * stage.length for stage in stages[half:])
+    assert plan.total(lambda batch, length: batch**2 + length, half, steps) == sum(
+        stage.batch_size**2 + stage.length for stage in stages[half:]
+    )
+    drawn = dict.fromkeys(plan.lengths, 0)
+    for step, stage in enumerate(stages):
+        assert plan.drawn(step) == drawn[stage.length]  # each sequence follows the one before it
+        drawn[stage.length] += stage.batch_size
+
+
+@settings(deadline=None)
+@given(runs())
+def test_batches_and_lengths_only_grow_to_what_was_asked(run) -> None:
+    options, batch_size, length, steps = run
+    stages = [make_plan(options, batch_size, length, steps).at(step) for step in range(steps)]
+    lengths = [stage.length for stage in stages]
+    assert lengths == sorted(lengths) and lengths[-1] == length
+    if options.first_length is not None and steps > 1:
+        assert abs(lengths.count(options.first_length) - options.first_share * steps) <= 1
+    tokens = [stage.tokens for stage in stages]  # no step of the first length has others than it would have without
+    assert tokens == sorted(tokens) and all(count % length == 0 for count in tokens)
+    assert len(set(tokens)) <= GROWTH_STAGES + 1
+    assert {stage.shape for stage in stages} <= all_shapes(options, batch_size, length)
+    if options.batch_start is None:
+        assert set(tokens) == {batch_size * length}
+    else:
+        warmup = options.batch_warmup if options.batch_warmup >= 1 else options.batch_warmup * steps
+        small = [count // length for count in tokens if count < batch_size * length]
+        assert abs(len(small) - warmup) <= 0.5 and all(count % options.batch_start == 0 for count in small)
+
+
+@settings(deadline=None, max_examples=50)
+@given(runs(), st.integers(1, 10**6))
+def test_a_budget_in_tokens_is_used_up_but_for_less_than_a_step(run, budget) -> None:
+    options, batch_size, length, _ = run
+
+    def tokens(steps: int) -> int:
+        return make_plan(options, batch_size, length, steps).tokens(0, steps)
+
+    steps = steps_within(budget, tokens, options.least_steps)
+    assert tokens(steps) <= budget or steps == options.least_steps
+    assert tokens(steps + 1) > budget
+
+
+def test_the_recipe_of_bert() -> None:
+    plan = make_plan(StageOptions(first_length=128), 64, 512, 1000)
+    assert plan.stages == (Stage(0, 256, 128), Stage(900, 64, 512))
+    assert plan.describe(1000) == "1000 steps: 900 of 256 x 128 tokens, 100 of 64 x 512 tokens"
+    assert plan.describe(900) == "900 steps of 256 x 128 tokens"
+    assert [plan.drawn(step) for step in (0, 1, 899, 900, 901)] == [0, 256, 899 * 256, 0, 64]
+
+
+def test_a_batch_grows_in_equal_parts() -> None:
+    plan = make_plan(StageOptions(batch_start=2, batch_warmup=90.0), 20, 16, 1000)
+    assert [stage.batch_size for stage in plan.stages] == [2, 4, 6, 8, 10, 12, 14, 16, 20]
+    assert [stage.first for stage in plan.stages] == [90 * i // 8 for i in range(9)]
+    both = make_plan(StageOptions(8, 0.5, 10, 0.7), 20, 16, 10)
+    assert both.stages == (Stage(0, 20, 8), Stage(5, 10, 16), Stage(7, 20, 16))
+    assert make_plan(StageOptions(), 20, 16, 10) == Plan.constant(20, 16)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"first_length": 16}, "first_length 16 is not shorter than length 16"),
+        ({"first_length": 99}, "give the longest as --length"),
+        ({"first_length": 7}, "cannot be cut into whole sequences of 7"),
+        ({"first_length": 0}, "first_length must be greater than 0"),
+        ({"first_share": 1.0}, "between 0 and 1"),
+        ({"first_share": math.nan}, "between 0 and 1"),
+        ({"batch_start": 8}, "batch_start 8 is no part of batch_size 8"),
+        ({"batch_start": 3}, "batch_start 3 is no part of batch_size 8"),
+        ({"batch_warmup": 1.5}, "whole number of steps"),
+        ({"batch_warmup": 0.0}, "whole number of steps"),
+    ],
+)
+def test_wrong_options_are_refused(options, message) -> None:
+    with pytest.raises(UserError, match=message):
+        StageOptions(**options).check(8, 16)
+
+
+def test_a_batch_that_grows_beyond_the_run_is_refused() -> None:
+    with pytest.raises(UserError, match="grows for 11 steps, longer than the run of 10"):
+        make_plan(StageOptions(batch_start=4, batch_warmup=11.0), 8, 16, 10)

@@ -1,0 +1,140 @@
+"""Options under `machine` change speed and memory, never the result beyond rounding: each against plain PyTorch in
+float32."""
+
+import shutil
+from dataclasses import fields, replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from fastbert.errors import UserError
+from fastbert.model.config import EncoderOptions
+from fastbert.model.encoder import Block, Encoder, adapt
+from fastbert.pretraining.job import build_trainer
+from fastbert.pretraining.options import PretrainMachineOptions, PretrainOptions
+from fastbert.pretraining.run import RunFolder
+from fastbert.pretraining.setup import prepare_setup
+from fastbert.training.interrupts import Interrupts
+from fastbert.training.logbook import read_metrics
+from fastbert.training.optimizers import OptimizerOptions
+from tests.kernels.largest import Largest
+
+REFERENCE = PretrainMachineOptions(device="cpu", precision="fp32", kernels="reference", compile="off", threads=1)
+VARIANTS = {
+    "kernels": {"kernels": "auto"},
+    "micro_batch_size": {"micro_batch_size": 3},
+    "activation_checkpointing": {"activation_checkpointing": True},
+    "threads": {"threads": 2},
+    "compile": {"compile": "on"},
+    "all": {"kernels": "auto", "micro_batch_size": 4, "activation_checkpointing": True, "compile": "on"},
+    "precision": {"precision": "bf16"},
+}
+
+
+def losses(prepared: Path, folder: Path, machine: PretrainMachineOptions, **changes) -> torch.Tensor:
+    """Loss and gradient norm of each of six steps, and the validation's losses."""
+    options = PretrainOptions(
+        data=str(prepared),
+        encoder=EncoderOptions(layers=2, width=32, heads=2, position="tupe-r", norm="pre"),
+        **{"length": 32, "batch_size": 8, "steps": 6, "eval_every": 6, "eval_sequences": 8, "checkpoint_every": 6},
+        log_every=1,
+        optimizer=OptimizerOptions(learning_rate=3e-3),
+        machine=replace(machine, micro_batch_size=machine.micro_batch_size or 8),
+        **changes,
+    )
+    threads = torch.get_num_threads()
+    try:
+        setup = prepare_setup(options)
+        trainer = build_trainer(setup, RunFolder(folder), {"science": {}, "sessions": []}, resumed=False, quiet=True)
+        with trainer.logbook:
+            trainer.run(Interrupts())
+    finally:
+        torch.set_num_threads(threads)
+    rows = read_metrics(folder / "metrics.jsonl")
+    found = [row[name] for row in rows for name in ("loss", "grad_norm") if name in row]
+    assert len(found) == 13
+    return torch.tensor(found, dtype=torch.float64)
+
+
+@pytest.fixture(scope="module")
+def references(prepared: Path, tmp_path_factory) -> dict[str, torch.Tensor]:
+    folder = tmp_path_factory.mktemp("reference")
+    return {name: losses(prepared, folder / name, REFERENCE, objective=name) for name in ("mlm", "electra")}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("objective", ["mlm", "electra"])
+def test_the_losses_are_the_same(name: str, objective: str, references, prepared, tmp_path, monkeypatch) -> None:
+    """The compiler's front half runs here; what it generates is in the test below."""
+    torch.compiler.reset()
+    monkeypatch.setattr(Block, "compile", lambda self: nn.Module.compile(self, backend="aot_eager"))
+    found = losses(prepared, tmp_path / "run", replace(REFERENCE, **VARIANTS[name]), objective=objective)
+    rounding = 2e-2 if name == "precision" else 2e-5
+    torch.testing.assert_close(found, references[objective], rtol=rounding, atol=0)
+
+
+def test_every_machine_option_is_tested() -> None:
+    tested = {option for change in VARIANTS.values() for option in change}
+    elsewhere = {"device", "workers"}  # a GPU in scripts/on_gpu.py; the bytes of any number of workers in test_prepare
+    assert {field.name for field in fields(PretrainMachineOptions)} == tested | elsewhere
+
+
+@pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++"))), reason="the compiler needs one for C++")
+def test_compiled_code() -> None:
+    torch.compiler.reset()
+    config = EncoderOptions(layers=1, width=16, heads=2, norm="pre").resolve(50, 12)
+    encoder = Encoder(config, "auto").train()
+    ids, keys = torch.arange(24).view(2, 12), torch.tensor([5, 6], dtype=torch.int32)
+    found = []
+    for compiled in (False, True):
+        adapt(encoder, compiled, checkpointing=False)
+        hidden = encoder(ids, row_keys=keys)
+        found.append([hidden, *torch.autograd.grad(hidden.square().sum(), list(encoder.blocks.parameters()))])
+    for ours, eager in zip(*found, strict=True):
+        torch.testing.assert_close(ours, eager, rtol=1e-5, atol=1e-5)
+
+
+def test_blocks_are_one_program(prepared: Path, tmp_path: Path) -> None:
+    """However many there are: what differs between them, the number of a site of dropout, is a tensor."""
+    torch.compiler.reset()
+    config = EncoderOptions(layers=5, width=16, heads=2).resolve(50, 12)
+    encoder = Encoder(config, "reference").train()
+    programs = []
+
+    def backend(graph, inputs):
+        programs.append(graph)
+        return graph
+
+    for block in encoder.blocks:
+        nn.Module.compile(block, backend=backend)
+    keys = torch.arange(3, dtype=torch.int32)
+    for batch in (3, 3):
+        encoder(torch.ones(batch, 12, dtype=torch.long), row_keys=keys)
+    assert len(programs) == 1
+
+
+def test_checkpointing_keeps_less_and_gives_the_same_bits() -> None:
+    config = EncoderOptions(layers=3, width=32, heads=2).resolve(50, 64)
+    encoder = Encoder(config, "reference").train()
+    ids, keys = torch.arange(128).view(2, 64) % 50, torch.tensor([5, 6], dtype=torch.int32)
+    gradients, kept = [], []
+    for checkpointing in (False, True):
+        adapt(encoder, compiled=False, checkpointing=checkpointing)
+        sizes = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda x: sizes.append(x.numel()) or x, lambda x: x):  # noqa: B023
+            loss = encoder(ids, row_keys=keys).square().mean()
+        gradients.append(torch.autograd.grad(loss, list(encoder.parameters()), allow_unused=True))
+        kept.append(sum(sizes))
+    assert kept[1] < kept[0] / 3
+    for a, b in zip(*gradients, strict=True):
+        assert (a is None and b is None) or torch.equal(a, b)
+    adapt(encoder, compiled=False, checkpointing=True)
+    with torch.no_grad(), Largest():
+        assert encoder(ids).shape == (2, 64, 32)  # nothing to compute again
+
+
+def test_mistake() -> None:
+    with pytest.raises(UserError, match="unknown compile 'yes'"):
+        PretrainMachineOptions(compile="yes")

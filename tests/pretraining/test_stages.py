@@ -1,0 +1,179 @@
+"""Runs whose batches change: what is logged, exact resume in and between stages, budgets, and what is refused."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from fastbert import pretraining
+from fastbert.config import load_yaml
+from fastbert.pretraining import job, loop
+from fastbert.pretraining.options import PretrainOptions, science
+from fastbert.pretraining.setup import prepare_setup
+from tests.flags import main
+
+# Phase 1: steps 0 to 7, of which the batch grows in the first 4, from 2 to 4 sequences of 32 tokens; phase 2: 8 to 11.
+STAGED = [
+    *("--steps", "12", "--length", "32", "--batch-size", "4", "--machine.micro-batch-size", "2"),
+    *("--first-length", "16", "--first-share", "0.67", "--batch-start", "2", "--batch-warmup", "4"),
+    *("--eval-every", "4", "--checkpoint-every", "1", "--keep-checkpoints", "20", "--log-every", "3"),
+]
+SHAPES = [(4, 16)] * 4 + [(8, 16)] * 4 + [(4, 32)] * 4
+NOTES = ["--notes.enabled", "--notes.half-window", "4", "--notes.share", "1"]
+
+
+def metrics(run: Path) -> list[dict]:
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in row.items() if name not in ("tokens_per_second", "mfu")} for row in rows]
+
+
+def stop_before(monkeypatch, step: int) -> None:
+    real = loop.Trainer._step
+
+    def stepping(self, number: int) -> None:
+        if number == step:
+            raise KeyboardInterrupt
+        real(self, number)
+
+    monkeypatch.setattr(loop.Trainer, "_step", stepping)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        ["--optimizer.name", "muon", "--objective", "electra", *NOTES],
+        ["--optimizer.name", "lamb", "--position", "absolute", "--document-mask"],
+    ],
+    ids=["muon", "lamb"],
+)
+def test_resumes_exactly_within_and_between_stages(flags, tmp_path, monkeypatch, more) -> None:
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    drawn: list[tuple[int, int]] = []
+    real = loop.Trainer._step
+
+    def stepping(self, step: int) -> None:
+        batches = list(self.batches.at(step))
+        assert {len(batch.input_ids) for batch in batches} == {64 // batches[0].input_ids.shape[1]}  # micro-batches
+        drawn.append((sum(len(batch.input_ids) for batch in batches), batches[0].input_ids.shape[1]))
+        real(self, step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.Trainer, "_step", stepping)
+        assert main(["pretrain", *flags, *STAGED, *more, "--out", str(whole)]) == 0
+    assert drawn == SHAPES
+    arguments = [*flags, *STAGED, *more, "--out", str(broken)]
+    for step in (2, 4, 6, 8, 10):  # within a stage, and at the first step of one
+        with monkeypatch.context() as patch:
+            stop_before(patch, step)
+            assert main(["pretrain", *arguments]) == 130
+        arguments = ["--resume", str(broken)]
+    assert main(["pretrain", *arguments]) == 0
+    assert metrics(whole) == metrics(broken)
+    for name in ("model", "optimizer"):
+        file = Path("checkpoints", "step-00000012", f"{name}.safetensors")
+        ours, theirs = load_file(whole / file), load_file(broken / file)
+        assert all(tensor.equal(theirs[key]) for key, tensor in ours.items()) and ours.keys() == theirs.keys()
+
+
+def test_what_is_logged(flags, tmp_path, capsys, monkeypatch) -> None:
+    """Tokens, and the rates across borders of stages: at a second a step they are those of the window's steps."""
+    monkeypatch.setattr(loop.time, "perf_counter", lambda: 0.0)
+    run = tmp_path / "run"
+    real = loop.Trainer._book
+
+    def booking(self, scalars) -> None:
+        if scalars is not None:
+            now = float(scalars[0] + 1)
+            monkeypatch.setattr(loop.time, "perf_counter", lambda: now)
+        real(self, scalars)
+
+    monkeypatch.setattr(loop.Trainer, "_book", booking)
+    assert main(["pretrain", *flags, *STAGED, "--out", str(run)]) == 0
+    assert "12 steps: 4 of 4 x 16 tokens, 4 of 8 x 16 tokens, 4 of 4 x 32 tokens" in capsys.readouterr().err
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    train, validation = ([row for row in rows if row["split"] == split] for split in ("train", "validation"))
+    tokens = [batch * length for batch, length in SHAPES]
+    assert [(row["step"], row["tokens"]) for row in train] == [(done, sum(tokens[:done])) for done in (3, 6, 9, 12)]
+    rates = [round(sum(tokens[done - 3 : done]) / 3, 1) for done in (3, 6, 9, 12)]
+    assert [row["tokens_per_second"] for row in train] == rates
+    assert [(row["step"], row["length"]) for row in train] == [(3, 16), (6, 16), (9, 32), (12, 32)]
+    assert [(row["step"], row["length"], row["tokens"]) for row in validation] == [
+        (done, length, sum(tokens[:done])) for done, length in ((4, 16), (8, 16), (12, 32))
+    ]
+
+
+def test_the_best_checkpoint_is_of_the_last_length(flags, tmp_path, monkeypatch) -> None:
+    """Though the losses of the first length be lower."""
+    monkeypatch.setattr(pretraining.setup.Setup, "validate", lambda self, objective, length: {"loss": float(length)})
+    run = tmp_path / "run"
+    more = ["--keep-checkpoints", "1", "--eval-every", "2", "--checkpoint-every", "2"]
+    assert main(["pretrain", *flags, *STAGED, *more, "--out", str(run)]) == 0
+    kept = sorted(path.name for path in (run / "checkpoints").iterdir())
+    assert kept == ["step-00000010", "step-00000012"]
+    state = json.loads((run / "checkpoints" / kept[0] / "state.json").read_text())
+    assert state["progress"]["best"] == 32.0
+
+
+def options(prepared: Path, **changes) -> PretrainOptions:
+    given = PretrainOptions(data=str(prepared), batch_size=4, length=32, steps=10)
+    encoder = replace(given.encoder, layers=1, width=16, heads=2)
+    stages = replace(given.stages, **{name: changes.pop(name) for name in list(changes) if hasattr(given.stages, name)})
+    return replace(given, **{"encoder": encoder, "stages": stages, **changes})
+
+
+def test_budgets_count_every_stage(prepared, monkeypatch) -> None:
+    staged = {"first_length": 16, "first_share": 0.5, "batch_start": 2, "batch_warmup": 0.25}
+    setup = prepare_setup(options(prepared, steps=None, tokens=112 * 128, **staged))
+    found = job.resolve_steps(setup)
+    assert found.steps == 128  # 32 steps of 64 tokens, then 128
+    # A second a step with 8 sequences of 16, three with 4 of 32, half a one while the batch grows.
+    seconds = {(4, 16): 0.5, (8, 16): 1.0, (4, 32): 3.0}
+    monkeypatch.setattr(job, "timed_step", lambda setup, objective, seconds_, plan: seconds[plan.stages[0].shape])
+    monkeypatch.setattr(job.time, "perf_counter", lambda: 0.0)
+    setup = prepare_setup(options(prepared, steps=None, minutes=750 / 60, **staged))
+    assert job.resolve_steps(setup).steps == 400  # 100 / 2 + 100 + 3 x 200
+    assert job.seconds_per_step(setup, None, 1.0) == pytest.approx(750 / 400)
+
+
+def test_only_active_options_name_the_experiment(prepared) -> None:
+    plain = options(prepared)
+    for idle in ({"first_share": 0.5}, {"batch_warmup": 0.5}):
+        assert science(options(prepared, **idle), "data") == science(plain, "data")
+    for active in ({"first_length": 16}, {"batch_start": 2}):
+        assert science(options(prepared, **active), "data") != science(plain, "data")
+    muon = replace(plain, optimizer=replace(plain.optimizer, name="muon"))
+    momentum = [replace(some, optimizer=replace(some.optimizer, momentum=0.5)) for some in (plain, muon)]
+    assert science(momentum[0], "data") == science(plain, "data") and science(momentum[1], "data") != science(muon, "")
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--first-length", "64"], "first_length 64 is not shorter than length 32"),
+        (["--first-length", "12"], "choose a first_length that divides length"),
+        (["--batch-start", "3"], "batch_start 3 is no part of batch_size 4"),
+        (["--batch-warmup", "13"], "the batch grows for 13 steps, longer than the run of 12"),
+        (["--first-share", "1.5"], "first_share is 1.5"),
+        (["--first-length", "2", "--batch-size", "65536", "--batch-start", "32768"], "less than one batch of"),
+        (["--optimizer.name", "mun"], "did you mean 'muon'"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_anything_is_written(flags, tmp_path, capsys, more, message) -> None:
+    staged = {flag: value for flag, value in zip(STAGED[::2], STAGED[1::2], strict=True)}
+    staged |= dict(zip(more[::2], more[1::2], strict=True))
+    plain = dict(zip(flags[::2], flags[1::2], strict=True))
+    arguments = [word for pair in (plain | staged).items() for word in pair]
+    assert main(["pretrain", *arguments, "--out", str(tmp_path / "run")]) == 2
+    assert message in capsys.readouterr().err and not (tmp_path / "run").exists()
+
+
+def test_yaml_and_resume_keep_the_stages(flags, tmp_path, capsys) -> None:
+    file, run = tmp_path / "x.yaml", tmp_path / "run"
+    file.write_text("first_length: 16\nfirst-share: 0.5\nbatch_size: 4\n")
+    assert main(["pretrain", str(file), *flags, "--steps", "4", "--batch-size", "4", "--out", str(run)]) == 0
+    stored = load_yaml(PretrainOptions, run / "config.yaml")
+    assert (stored.stages.first_length, stored.stages.first_share) == (16, 0.5)
+    assert main(["pretrain", "--resume", str(run), "--first-share", "0.75"]) == 2
+    assert "first_share: 0.5 -> 0.75" in capsys.readouterr().err
