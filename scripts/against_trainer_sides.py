@@ -31,7 +31,7 @@ from fastbert.finetuning.predict import BATCH
 from fastbert.finetuning.results import seed_folder
 from fastbert.finetuning.tasks import Example, Task, open_task
 from fastbert.model import encoder
-from fastbert.model.encoder import Encoder
+from fastbert.model.encoder import Encoder, Places
 from fastbert.model.kernels import KERNELS
 from fastbert.randomness import permute
 from fastbert.training.hardware import MachineOptions
@@ -208,7 +208,7 @@ def torch_attention(q, k, v, bias=None, *, key_padding, segments, scale=None, dr
 def whole_last_block() -> AbstractContextManager:
     forward = Encoder.forward
 
-    def without(self, *parts, first_only: bool = False, **settings):
+    def without(self, *parts, only: Places = None, **settings):
         return forward(self, *parts, **settings)
 
     return mock.patch.object(Encoder, "forward", without)

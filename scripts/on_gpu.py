@@ -57,9 +57,15 @@ def correctness(part: Part) -> None:
             options = {"position": position, "norm": norm, "document_mask": "packed" in case, "length": length}
             options["dropout"] = 0.1 * ("dropout" in case)
             part.attempt(accuracy, options, aspect="accuracy", case=f"{case}, {position}, {norm}")
+    for position in ("absolute", "tupe-r"):
+        options = {"position": position, "norm": "pre", "length": 111, "dropout": 0.1}
+        part.attempt(accuracy, options, True, aspect="accuracy", case=f"compiled, dropout, {position}, pre")
     for position, packed, dropout in itertools.product(("absolute", "tupe-r"), (False, True), (0.0, 0.1)):
         options = {"position": position, "document_mask": packed, "mlm": {"whole_word": packed}, "dropout": dropout}
+        compiled = part.cuda and position == "tupe-r" and dropout > 0
+        options["machine"] = {**TRAINED["machine"], "compile": "on" if compiled else "off"}
         case = f"{'packed, whole words' if packed else 'plain'}, {position}, dropout {dropout}, {part.precision}"
+        case += ", compiled" if compiled else ""
         part.attempt(steps, options, aspect="steps", case=case)
         part.attempt(repeats, options, aspect="repeats", case=case)
 
@@ -89,23 +95,25 @@ def same_bits(part: Part) -> Iterator[dict[str, Any]]:
     yield {"case": ", ".join(found[0]), "result": differing(*found) if part.cuda else NEEDS_CUDA}
 
 
-def accuracy(part: Part, options: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """The rule for one encoder, in both precisions."""
-    true = outcome(part, options, "cpu", "fp32", "reference", torch.float64)
+def accuracy(part: Part, options: dict[str, Any], compiled: bool = False) -> Iterator[dict[str, Any]]:
+    """The rule for one encoder, in both precisions; `compiled`, on a GPU, is ours but not the plain one."""
+    plain = {"kernels": "reference", "compile": "off"}
+    ours = {"kernels": "auto", "compile": "on" if compiled and part.cuda else "off"}
+    true = outcome(part, options, "cpu", "fp32", plain, torch.float64)
     for precision in ("fp32", "bf16"):
         here = (part, options, str(part.device), precision)
-        found = [outcome(*here, kernels, torch.float32) for kernels in ("auto", "reference")]
-        ours, plain = ({name: float((x[name] - t).norm() / t.norm()) for name, t in true.items()} for x in found)
-        share = {name: float(np.nan_to_num(ours[name] / (2 * plain[name] + 1e-5), nan=np.inf)) for name in true}
+        found = [outcome(*here, machine, torch.float32) for machine in (ours, plain)]
+        mine, other = ({name: float((x[name] - t).norm() / t.norm()) for name, t in true.items()} for x in found)
+        share = {name: float(np.nan_to_num(mine[name] / (2 * other[name] + 1e-5), nan=np.inf)) for name in true}
         worst = max(share, key=share.__getitem__)
-        row = {"precision": precision, "hidden": ours["hidden"], "losses": ours["losses"], "worst": worst}
-        row |= {"its error": ours[worst], "plain's": plain[worst], "of the bound": share[worst]}
+        row = {"precision": precision, "hidden": mine["hidden"], "losses": mine["losses"], "worst": worst}
+        row |= {"its error": mine[worst], "plain's": other[worst], "of the bound": share[worst]}
         yield {**row, "result": "holds" if share[worst] <= 1 else "fails: over the bound"}
 
 
-def outcome(part: Part, options: dict, device: str, precision: str, kernels: str, dtype: torch.dtype) -> dict:
+def outcome(part: Part, options: dict, device: str, precision: str, machine: dict, dtype: torch.dtype) -> dict:
     """Hidden states, losses and gradients of 6 batches, strung together, in float64 on the CPU."""
-    setup = part.setup({**COMPARED, **options, "machine": {"kernels": kernels}}, device, precision)
+    setup = part.setup({**COMPARED, **options, "machine": machine}, device, precision)
     objective, rows, found, values = setup.objective().train(), np.arange(setup.options.batch_size), {}, {}
     objective.to(dtype).encoder.register_forward_hook(lambda module, given, out: values.update(hidden=out))
     for step in range(2 if part.toy else 6):

@@ -135,8 +135,8 @@ def test_every_variant_changes_what_it_names_and_is_taken_back(script, common, c
     config = encoder.EncoderConfig(vocab_size=20, layers=2, width=8, heads=2, ffn=16, max_positions=9)
     tiny, ids = encoder.Encoder(config), torch.arange(9)[None]
     with script.VARIANTS["last block for all tokens"]():
-        whole = tiny(ids, first_only=True)
-    assert whole.shape == (1, 9, 8) and torch.allclose(tiny(ids, first_only=True), whole[:, :1], atol=1e-6)
+        whole = tiny(ids, only=slice(1))
+    assert whole.shape == (1, 9, 8) and torch.allclose(tiny(ids, only=slice(1)), whole[:, :1], atol=1e-6)
     assert names == {"random order", "last block for all tokens", "PyTorch's attention", "PyTorch's dropout"} | {
         "glibc's allocator as it comes"
     }

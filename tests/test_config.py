@@ -167,6 +167,12 @@ def test_cls_counts_with_tupe() -> None:
     assert config.digest(science(a, "")) != config.digest(science(b, ""))
 
 
+def test_berts_experiments_keep_their_names() -> None:
+    """Options that came later count only where they are used, so that runs from before them can be resumed."""
+    later = {"feed_forward", "bias", "rope_base", "first_length", "first_share", "batch_start", "batch_warmup"}
+    assert not {*later, "optimizer.momentum"} & science(options(), "").keys()
+
+
 def test_the_base_counts_with_rope() -> None:
     a, b = (options("--position", "rope", "--rope-base", base) for base in ("10000", "160000"))
     assert config.digest(science(a, "")) != config.digest(science(b, ""))

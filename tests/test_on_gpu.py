@@ -71,7 +71,10 @@ def rehearsal(prepared: Path, tmp_path_factory) -> tuple[Path, str]:
 def test_correctness(rehearsal) -> None:
     rows = read(rehearsal[0], "correctness")["rows"]
     accuracy = [row for row in rows if row["aspect"] == "accuracy"]
-    assert len(accuracy) == 3 * len(POSITIONS) * 2 * 2 and {row["precision"] for row in accuracy} == {"fp32", "bf16"}
+    assert len(accuracy) == (3 * len(POSITIONS) * 2 + 2) * 2 and {row["precision"] for row in accuracy} == {
+        "fp32",
+        "bf16",
+    }
     for row in accuracy:
         assert row["result"] == "holds" and row["of the bound"] <= 1
         # float64 tells the two precisions apart, so it is what both are held against.

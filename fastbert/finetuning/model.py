@@ -54,7 +54,7 @@ class Classifier(nn.Module):
             attention_mask=batch.attention_mask,
             token_type_ids=batch.token_type_ids,
             row_keys=row_keys,
-            first_only=True,
+            only=slice(1),
         )
         pooled = torch.tanh(self.pooler(hidden[:, 0]))
         if row_keys is not None:

@@ -19,6 +19,22 @@ from fastbert.model.kernels import KERNELS
 from fastbert.model.positions import POSITIONS
 from fastbert.model.positions.rotary import rotate
 
+Places = Tensor | slice | None
+"""Tokens of each row: int64 [B, M], the same first ones of all rows, or (None) all of them."""
+
+FORBIDDEN = -1e30
+"""A score that leaves nothing of a key, in every type but float16."""
+
+
+def select(x: Tensor, only: Places) -> Tensor:
+    """[1 or B, T, ...] -> [B, M, ...], the tokens at the places `only`."""
+    if only is None or isinstance(only, slice):
+        return x if only is None else x[:, only]
+    batch = torch.arange(len(only), device=x.device)[:, None] if len(x) > 1 else torch.zeros_like(only[:, :1])
+    if x.device.type == "cuda":  # whose index_select has a backward pass that does not repeat
+        return x[batch, only]
+    return x.flatten(0, 1).index_select(0, (only + x.shape[1] * batch).flatten()).unflatten(0, only.shape)
+
 
 class Dropout(nn.Module):
     """Dropout at one site of the network, by the hash of each row's key, the site and the token's place in the row."""
@@ -28,11 +44,14 @@ class Dropout(nn.Module):
         self.p = p
         self.register_buffer("site", site_number(site), persistent=False)
 
-    def forward(self, x: Tensor, row_keys: Tensor | None) -> Tensor:
-        """x [B, T, D], row_keys int32 [B] or None (no dropout)."""
+    def forward(self, x: Tensor, row_keys: Tensor | None, only: Places = None) -> Tensor:
+        """x [B, T, D], or [B, M, D] of the places `only`; row_keys int32 [B] or None (no dropout)."""
         if row_keys is None or self.p == 0:
             return x
-        place = torch.arange(x.shape[1], dtype=torch.int32, device=x.device)
+        if isinstance(only, Tensor):
+            place = only.int()
+        else:
+            place = torch.arange(x.shape[1], dtype=torch.int32, device=x.device)
         return hash_dropout(x, combine(combine(row_keys, self.site)[:, None], place), self.p)
 
 
@@ -54,24 +73,41 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(config.width, 3 * config.width, bias=config.bias)
         self.out = nn.Linear(config.width, config.width, bias=config.bias)
 
-    def forward(self, x_BTD: Tensor, function, scale: float, bias, rotation, masks, row_keys, first_only=False):
-        if first_only:  # one query a row, all keys and values
+    def forward(self, x_BTD: Tensor, function, scale: float, bias, rotation, masks, row_keys, only: Places = None):
+        """[B, T, D], or [B, M, D] of the queries at the places `only`, which see all keys."""
+        turn_q = rotation
+        if only is None:
+            q, k, v = self.qkv(x_BTD).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # each [B, H, T, K]
+        else:
             parts = [x_BTD.shape[-1], 2 * x_BTD.shape[-1]]
             weights = self.qkv.weight.split(parts)
             biases = (None, None) if self.qkv.bias is None else self.qkv.bias.split(parts)
-            q, kv = F.linear(x_BTD[:, :1], weights[0], biases[0]), F.linear(x_BTD, weights[1], biases[1])
-            q = q.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            q = F.linear(select(x_BTD, only), weights[0], biases[0]).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            kv = F.linear(x_BTD, weights[1], biases[1])
             k, v = kv.unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
-            bias = None if bias is None else bias[:, :, :1]
-        else:
-            q, k, v = self.qkv(x_BTD).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # each [B, H, T, K]
+            bias, masks = rows_of(bias, masks, only)
+            if rotation is not None:
+                turn_q = tuple(select(part.transpose(1, 2), only).transpose(1, 2) for part in rotation)
         if rotation is not None:
-            q, k = rotate(q, rotation), rotate(k, rotation)
+            q, k = rotate(q, turn_q), rotate(k, rotation)
         dropout = {}
         if row_keys is not None and self.dropout_p:
             dropout = {"dropout_p": self.dropout_p, "keys": combine(row_keys, self.site)}
         context_BHTK = function(q, k, v, bias, **masks, scale=scale, **dropout)
         return self.out(context_BHTK.transpose(1, 2).flatten(2))
+
+
+def rows_of(bias: Tensor | None, masks: dict[str, Tensor | None], only: Tensor | slice):
+    """Bias [1 or B, H, T, T] and masks for the queries at the places `only`: a bias [1 or B, H, M, T], and masks by
+    keys alone where places differ from row to row; which segments see each other is in the bias then."""
+    if bias is not None:
+        bias = select(bias.transpose(1, 2), only).transpose(1, 2)
+    segments = masks["segments"]
+    if segments is None or isinstance(only, slice):
+        return bias, masks
+    other = (select(segments, only)[:, :, None] != segments[:, None])[:, None]  # [B, 1, M, T]
+    bias = torch.zeros((), device=segments.device) if bias is None else bias
+    return torch.where(other, FORBIDDEN, bias), {**masks, "segments": None}
 
 
 class FeedForward(nn.Module):
@@ -103,17 +139,19 @@ class Block(nn.Module):
         self.attention_dropout = Dropout(config.dropout, site + 1)
         self.feed_forward_dropout = Dropout(config.dropout, site + 2)
 
-    def forward(self, x: Tensor, function, scale: float, bias, rotation, masks, row_keys, first_only=False) -> Tensor:
-        """[B, T, D], or with `first_only` [B, 1, D]: the first token's, for which the others need no more than keys and
-        values. Dropout hashes places, so it drops the same either way."""
+    def forward(
+        self, x: Tensor, function, scale: float, bias, rotation, masks, row_keys, only: Places = None
+    ) -> Tensor:
+        """[B, T, D], or [B, M, D] of the places `only`, for which the others need no more than keys and values. Dropout
+        hashes places, so it drops the same either way; that of the attention hashes a query's number among `only`."""
         y = self.attention_norm(x) if self.pre else x
-        y = self.attention(y, function, scale, bias, rotation, masks, row_keys, first_only)
-        x = x[:, :1] if first_only else x
+        y = self.attention(y, function, scale, bias, rotation, masks, row_keys, only)
+        x = select(x, only)
         if self.pre:
-            x = x + self.attention_dropout(y, row_keys)
-            return x + self.feed_forward_dropout(self.feed_forward(self.feed_forward_norm(x)), row_keys)
-        x = self.attention_norm(x + self.attention_dropout(y, row_keys))
-        return self.feed_forward_norm(x + self.feed_forward_dropout(self.feed_forward(x), row_keys))
+            x = x + self.attention_dropout(y, row_keys, only)
+            return x + self.feed_forward_dropout(self.feed_forward(self.feed_forward_norm(x)), row_keys, only)
+        x = self.attention_norm(x + self.attention_dropout(y, row_keys, only))
+        return self.feed_forward_norm(x + self.feed_forward_dropout(self.feed_forward(x), row_keys, only))
 
 
 class Encoder(nn.Module):
@@ -142,10 +180,10 @@ class Encoder(nn.Module):
         position_ids: Tensor | None = None,
         token_type_ids: Tensor | None = None,
         row_keys: Tensor | None = None,
-        first_only: bool = False,
+        only: Places = None,
         edit_words: Callable[[Tensor], Tensor] | None = None,
     ) -> Tensor:
-        """Hidden states [B, T, D], or with `first_only` [B, 1, D].
+        """Hidden states [B, T, D], or [B, M, D] of the places `only`.
 
         Args:
             input_ids: integer [B, T]; position 0 of a sequence is its [CLS].
@@ -155,7 +193,7 @@ class Encoder(nn.Module):
             token_type_ids: integer [B, T], the segment of a pair, 0 if None; without effect where the encoder has no
                 token types (TUPE's default).
             row_keys: int32 [B], the dropout keys of the rows (`fastbert.randomness.row_keys`); no dropout if None.
-            first_only: [CLS] alone is wanted, and the last block computes no more than that.
+            only: the tokens that are wanted, such as slice(1) for [CLS]; the last block computes no more than those.
             edit_words: from the word embeddings [B, T, D], as they are looked up, to those that are used instead.
 
         Raises:
@@ -173,7 +211,9 @@ class Encoder(nn.Module):
         for index, block in enumerate(self.blocks):
             if self.checkpointing and torch.is_grad_enabled():
                 block = partial(checkpoint, block, use_reentrant=False, preserve_rng_state=False)
-            x = block(x, self.kernels.attention, scale, bias, rotation, masks, row_keys, first_only and index == last)
+            x = block(
+                x, self.kernels.attention, scale, bias, rotation, masks, row_keys, only if index == last else None
+            )
         return x if self.final_norm is None else self.final_norm(x)
 
     def embed(

@@ -31,11 +31,20 @@ def replaced_head_parameters(config: EncoderConfig) -> int:
     return config.linear_parameters(config.width, config.width) + config.width + 1
 
 
-def encoder_flops(config: EncoderConfig, batch: int, length: int) -> int:
-    """One forward pass over [B, T]; the position bias is computed once for the batch."""
-    d, f, t = config.width, config.ffn, length
-    block = 2 * t * (4 * d * d + (_ups(config) + 1) * d * f) + 4 * t * t * d
-    return batch * config.layers * block + POSITIONS[config.position].flops(config, length)
+def encoder_flops(config: EncoderConfig, batch: int, length: int, last: int | None = None) -> int:
+    """One forward pass over [B, T]; the position bias is computed once for the batch.
+
+    Args:
+        last: tokens of a row that the last block is computed for, all if None: the others are its keys and values.
+    """
+    t = length
+
+    def block(queries: int) -> int:
+        d, f = config.width, config.ffn
+        return 2 * queries * (2 * d * d + (_ups(config) + 1) * d * f) + 4 * t * d * d + 4 * queries * t * d
+
+    blocks = (config.layers - 1) * block(t) + block(t if last is None else last)
+    return batch * blocks + POSITIONS[config.position].flops(config, length)
 
 
 def mlm_head_flops(config: EncoderConfig, places: int) -> int:

@@ -17,7 +17,7 @@ from fastbert.data.batches import Batch
 from fastbert.data.tokenizer import WordPiece
 from fastbert.errors import UserError
 from fastbert.model.config import EncoderConfig
-from fastbert.model.encoder import Encoder
+from fastbert.model.encoder import Encoder, select
 from fastbert.model.flops import TRAINING, encoder_flops, encoder_parameters, mlm_head_flops, mlm_head_parameters
 from fastbert.model.heads import MLMHead
 from fastbert.model.notes import Notes, Taken
@@ -157,12 +157,14 @@ class MLM(nn.Module):
             document_ids=drawn.document_ids,
             position_ids=drawn.position_ids,
             row_keys=drawn.dropout_keys,
+            only=None if drawn.noted else drawn.places,
             edit_words=drawn.noted.edit if drawn.noted else None,
         )
-        if drawn.noted and self.training:
-            drawn.noted.collect(hidden)
-        row = torch.arange(hidden.shape[0], device=hidden.device)[:, None]
-        return hidden[row, drawn.places].flatten(0, 1)
+        if drawn.noted:  # whose contexts are around the places too
+            if self.training:
+                drawn.noted.collect(hidden)
+            hidden = select(hidden, drawn.places)
+        return hidden.flatten(0, 1)
 
     def after_step(self, drawn: Sequence[Masked], updated: Tensor) -> dict[str, Tensor]:
         """Writes the notes, if there are any."""
@@ -170,8 +172,9 @@ class MLM(nn.Module):
 
     def flops(self, batch: int, length: int) -> int:
         """Of one training step over [B, T], by the closed forms of `fastbert.model.flops`."""
-        places = batch * masked_places(length, self.options.mask_rate)
-        networks = TRAINING * (encoder_flops(self.config, batch, length) + mlm_head_flops(self.config, places))
+        masked = masked_places(length, self.options.mask_rate)
+        encoder = encoder_flops(self.config, batch, length, masked if self.notes is None else None)
+        networks = TRAINING * (encoder + mlm_head_flops(self.config, batch * masked))
         return networks + (self.notes.flops(batch * length) if self.notes is not None else 0)
 
     def parameter_count(self) -> int:

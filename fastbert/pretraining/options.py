@@ -165,6 +165,11 @@ def science(options: PretrainOptions, data_fingerprint: str) -> dict[str, Any]:
         idle.add("cls")
     if options.encoder.position != "rope":
         idle.add("rope_base")
+    # Runs from before these options were there are BERT's and keep their names.
+    if options.encoder.feed_forward == "gelu":
+        idle.add("feed_forward")
+    if options.encoder.bias:
+        idle.add("bias")
     if options.stages.first_length is None:
         idle |= {"first_length", "first_share"}
     if options.stages.batch_start is None:

@@ -45,6 +45,9 @@ def test_closed_forms_equal_modules_and_torchs_flop_counter(shape: dict) -> None
         hidden = encoder(ids)
     assert counter.get_total_flops() == encoder_flops(config, 3, 16)
     with FlopCounterMode(display=False) as counter:
+        encoder(ids, only=torch.tensor([[1, 4, 5]] * 3))
+    assert counter.get_total_flops() == encoder_flops(config, 3, 16, last=3) < encoder_flops(config, 3, 16)
+    with FlopCounterMode(display=False) as counter:
         logits = head(hidden[:, :5])
     assert counter.get_total_flops() == mlm_head_flops(config, 15)
     with FlopCounterMode(display=False) as counter:
@@ -204,29 +207,50 @@ def test_too_long_a_sequence() -> None:
         encoder(torch.zeros(1, 17, dtype=torch.long))
 
 
+PLACES = {"first": slice(1), "chosen": torch.tensor([[5, 1, 0], [3, 3, 2], [8, 4, 7]])}
+
+
 @pytest.mark.parametrize(("norm", "bias"), [("post", True), ("pre", False)])
 @pytest.mark.parametrize("position", list(POSITIONS))
 @pytest.mark.parametrize("kernels", ["auto", "reference"])
-def test_first_only_is_the_first_token_of_the_whole(position: str, norm: str, bias: bool, kernels: str) -> None:
-    """Values and every gradient, with padding, documents and dropout."""
-    options = dataclasses.replace(SMALL, position=position, norm=norm, bias=bias, dropout=0.2, attention_dropout=0.3)
+@pytest.mark.parametrize("places", PLACES)
+def test_only_some_places_are_those_of_the_whole(position: str, norm: str, bias: bool, kernels: str, places) -> None:
+    """Values and every gradient, with padding, documents and dropout; that of the attention only where a query keeps
+    its number."""
+    dropped = 0.3 if places == "first" else 0.0
+    options = dataclasses.replace(
+        SMALL, position=position, norm=norm, bias=bias, dropout=0.2, attention_dropout=dropped
+    )
     encoder = Encoder(options.resolve(50, 9), kernels).double()
     initialize(encoder, 0, 0.2)
     ids = torch.arange(27).reshape(3, 9)
     mask = torch.ones(3, 9, dtype=torch.bool)
     mask[1, 6:] = False
     documents = torch.tensor([[0] * 4 + [1] * 5, [0] * 9, [0] * 9])
+    positions = torch.tensor([[0, 1, 2, 3, 1, 2, 3, 4, 5], list(range(9)), list(range(9))])
     keys = row_keys(0, "dropout", 0, torch.arange(3))
+    only = PLACES[places]
     results = []
-    for first_only in (False, True):
-        hidden = encoder(ids, attention_mask=mask, document_ids=documents, row_keys=keys, first_only=first_only)
+    for given in (None, only):
+        masks = {"attention_mask": mask, "document_ids": documents, "position_ids": positions, "row_keys": keys}
+        hidden = encoder(ids, **masks, only=given)
+        if given is None:
+            hidden = hidden[:, only] if isinstance(only, slice) else hidden[torch.arange(3)[:, None], only]
         encoder.zero_grad()
-        hidden[:, 0].square().sum().backward()
+        hidden.square().sum().backward()
         gradients = {name: p.grad.clone() for name, p in encoder.named_parameters() if p.grad is not None}
         results.append((hidden, gradients))
-    (whole, expected), (first, found) = results
-    assert first.shape == (3, 1, 32)
-    torch.testing.assert_close(first, whole[:, :1], rtol=1e-12, atol=1e-12)
+    (whole, expected), (some, found) = results
+    torch.testing.assert_close(some, whole, rtol=1e-12, atol=1e-12)
     assert found.keys() == expected.keys()
     for name in expected:
-        torch.testing.assert_close(found[name], expected[name], rtol=1e-10, atol=1e-12)
+        torch.testing.assert_close(found[name], expected[name], rtol=1e-10, atol=1e-11)
+
+
+@pytest.mark.parametrize("position", ["absolute", "tupe-r", "rope"])
+def test_only_some_places_without_masks(position: str) -> None:
+    encoder = Encoder(dataclasses.replace(SMALL, position=position).resolve(50, 9)).double()
+    ids, only = torch.arange(27).reshape(3, 9), PLACES["chosen"]
+    expected = encoder(ids)[torch.arange(3)[:, None], only]
+    torch.testing.assert_close(encoder(ids, only=only), expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(encoder(ids[:1], only=only[:1]), expected[:1], rtol=1e-12, atol=1e-12)

@@ -58,7 +58,8 @@ def test_run_checkpoint_and_export_give_the_same(run, corpus, capsys, tmp_path) 
 
 def test_figures_against_transformers(run, corpus, capsys) -> None:
     """Loss, accuracy, entropy and bits per byte recomputed with AutoModelForMaskedLM and AutoTokenizer."""
-    ours = figures(capsys, "--model", run, "--source", corpus, "--length", 32, "--max-tokens", 6000)
+    given = ["--length", 32, "--max-tokens", 6000, "--machine.precision", "fp32"]
+    ours = figures(capsys, "--model", run, "--source", corpus, *given)
     tokenizer = AutoTokenizer.from_pretrained(run / "model")
     model = AutoModelForMaskedLM.from_pretrained(run / "model").eval()
     ids, size = [], 0

@@ -57,12 +57,24 @@ def test_variants_differ_and_machine_options_do_not(plain) -> None:
     """Runs behind the variants: science changes the losses, machine options only their last digits."""
     if len(plain) < len(VARIANTS):
         pytest.skip("only a selection of the variants was run")
-    same = {"reference-kernels", "bf16"}
+    same = {"reference-kernels", "bf16", "document-mask"}  # these texts have one border in six steps
     for name in set(VARIANTS) - same - {"tupe-r"}:
         assert plain[name] != plain["tupe-r"], name
     assert plain["reference-kernels"] == pytest.approx(plain["tupe-r"], rel=1e-5)
     assert plain["bf16"] == pytest.approx(plain["tupe-r"], rel=2e-2)
     assert plain["bf16"] != plain["tupe-r"]
+
+
+def test_the_document_mask_counts_where_documents_are_short(flags, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)  # where the text is prepared
+    text, found = tmp_path / "text.txt", []
+    text.write_text("\n\n".join(f"document {n} says that {n % 7} and {n % 5} are {n % 3}" for n in range(2000)))
+    given = ["--data", str(text), "--vocab-size", "300", *flags[2:], "--steps", "2", "--eval-every", "2"]
+    for more in ([], ["--document-mask"]):
+        run = tmp_path / f"run{len(found)}"
+        assert main(["pretrain", *given, "--machine.precision", "fp32", *more, "--out", str(run)]) == 0
+        found.append(losses(run))
+    assert abs(found[0][0] / found[1][0] - 1) > 1e-5
 
 
 def test_budget_in_minutes(flags, tmp_path) -> None:
