@@ -22,9 +22,6 @@ from fastbert.model.positions.rotary import rotate
 Places = Tensor | slice | None
 """Tokens of each row: int64 [B, M], the same first ones of all rows, or (None) all of them."""
 
-FORBIDDEN = -1e30
-"""A score that leaves nothing of a key, in every type but float16."""
-
 
 def select(x: Tensor, only: Places) -> Tensor:
     """[1 or B, T, ...] -> [B, M, ...], the tokens at the places `only`."""
@@ -85,7 +82,10 @@ class Attention(nn.Module):
             q = F.linear(select(x_BTD, only), weights[0], biases[0]).unflatten(-1, (self.heads, -1)).transpose(1, 2)
             kv = F.linear(x_BTD, weights[1], biases[1])
             k, v = kv.unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
-            bias, masks = rows_of(bias, masks, only)
+            if bias is not None:
+                bias = select(bias.transpose(1, 2), only).transpose(1, 2)
+            if isinstance(only, Tensor):
+                masks = {**masks, "places": only}
             if rotation is not None:
                 turn_q = tuple(select(part.transpose(1, 2), only).transpose(1, 2) for part in rotation)
         if rotation is not None:
@@ -95,19 +95,6 @@ class Attention(nn.Module):
             dropout = {"dropout_p": self.dropout_p, "keys": combine(row_keys, self.site)}
         context_BHTK = function(q, k, v, bias, **masks, scale=scale, **dropout)
         return self.out(context_BHTK.transpose(1, 2).flatten(2))
-
-
-def rows_of(bias: Tensor | None, masks: dict[str, Tensor | None], only: Tensor | slice):
-    """Bias [1 or B, H, T, T] and masks for the queries at the places `only`: a bias [1 or B, H, M, T], and masks by
-    keys alone where places differ from row to row; which segments see each other is in the bias then."""
-    if bias is not None:
-        bias = select(bias.transpose(1, 2), only).transpose(1, 2)
-    segments = masks["segments"]
-    if segments is None or isinstance(only, slice):
-        return bias, masks
-    other = (select(segments, only)[:, :, None] != segments[:, None])[:, None]  # [B, 1, M, T]
-    bias = torch.zeros((), device=segments.device) if bias is None else bias
-    return torch.where(other, FORBIDDEN, bias), {**masks, "segments": None}
 
 
 class FeedForward(nn.Module):
@@ -143,7 +130,7 @@ class Block(nn.Module):
         self, x: Tensor, function, scale: float, bias, rotation, masks, row_keys, only: Places = None
     ) -> Tensor:
         """[B, T, D], or [B, M, D] of the places `only`, for which the others need no more than keys and values. Dropout
-        hashes places, so it drops the same either way; that of the attention hashes a query's number among `only`."""
+        hashes places, so it drops the same either way."""
         y = self.attention_norm(x) if self.pre else x
         y = self.attention(y, function, scale, bias, rotation, masks, row_keys, only)
         x = select(x, only)

@@ -34,6 +34,7 @@ def attention_reference(
     dropout_p: float = 0.0,
     seed: int | None = None,
     keys: Tensor | None = None,
+    places: Tensor | None = None,
 ) -> Tensor:
     """What `attention` means, in plain products and a softmax in at least float32.
 
@@ -46,12 +47,12 @@ def attention_reference(
         cu_seqlens: int32 [sequences + 1], where each packed sequence begins, and the end of the last; B is 1 then, the
             bias is by place in the sequence, and tokens see their own sequence.
         key_padding: bool [B, T], False for keys that no query may see.
-        segments: int [B, T]; a query sees the keys of its own segment, such as its document; fewer queries than keys
-            are the first tokens.
+        segments: int [B, T]; a query sees the keys of its own segment, such as its document.
         scale: of the scores, K ** -0.5 if None.
         dropout_p: share of the probabilities that is dropped.
         seed: of the dropout, with the row's number; or give
         keys: int32 [B or sequences], a hashed key for each, so that a row drops the same wherever it stands.
+        places: int64 [B, queries], which tokens the queries are: segments and dropout go by it. The first ones if None.
 
     Returns:
         [B, H, queries, K]; zeros where a query sees no key.
@@ -59,11 +60,12 @@ def attention_reference(
     Raises:
         ValueError: shapes or types that do not fit, named.
     """
-    _check(q, k, v, bias, cu_seqlens, key_padding, segments, dropout_p, seed, keys)
+    _check(q, k, v, bias, cu_seqlens, key_padding, segments, dropout_p, seed, keys, places)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     keys = row_keys(q, cu_seqlens, dropout_p, seed, keys)
     if cu_seqlens is None:
-        return _plain(q, k, v, bias, allowed_pairs(key_padding, segments, q.shape[2]), scale, dropout_p, keys)
+        allowed = allowed_pairs(key_padding, segments, q.shape[2], places)
+        return _plain(q, k, v, bias, allowed, scale, dropout_p, keys, places)
     parts = []
     bounds = cu_seqlens.tolist()
     if bounds != sorted(bounds) or bounds[0] != 0 or bounds[-1] != q.shape[2]:
@@ -89,6 +91,7 @@ def attention(
     dropout_p: float = 0.0,
     seed: int | None = None,
     keys: Tensor | None = None,
+    places: Tensor | None = None,
     max_seqlen: int | None = None,
 ) -> Tensor:
     """`attention_reference` by the fastest way this machine has; arguments and result as there, and
@@ -99,7 +102,11 @@ def attention(
     On a GPU that is the Triton kernel, whose gradient of the bias is summed over the batch without atomics; where it
     has none for these tensors, PyTorch's fused attention. On a CPU it is plain products, chunk by chunk in the cache,
     with gradients that have none themselves; few scores, and graphs that are traced or compiled, take the reference.
+    So do queries at `places`, of which there are few.
     """
+    if places is not None:
+        masks = {"cu_seqlens": cu_seqlens, "key_padding": key_padding, "segments": segments, "places": places}
+        return attention_reference(q, k, v, bias, **masks, scale=scale, dropout_p=dropout_p, seed=seed, keys=keys)
     given = {"cu_seqlens": cu_seqlens, "key_padding": key_padding, "segments": segments, "dropout_p": dropout_p}
     same = q.shape[2:3] == k.shape[2:3] and q.shape[3:] == v.shape[3:]
     if same and runs_kernels(q, "attention"):
@@ -149,23 +156,26 @@ def triton_attention(
     return attention_forward(q, k, v, bias, *untied, *masks, keys, scale, dropout_p, longest)[0]
 
 
-def allowed_pairs(key_padding: Tensor | None, segments: Tensor | None, queries: int) -> Tensor | None:
-    """bool [B, 1, 1 or queries, T]: which keys the first `queries` tokens may see; None for all."""
+def allowed_pairs(
+    key_padding: Tensor | None, segments: Tensor | None, queries: int, places: Tensor | None = None
+) -> Tensor | None:
+    """bool [B, 1, 1 or queries, T]: which keys the tokens at `places`, or the first `queries`, see; None for all."""
     allowed = None if key_padding is None else key_padding[:, None, None, :]
     if segments is None:
         return allowed
-    same = (segments[:, :queries, None] == segments[:, None, :])[:, None]
+    own = segments[:, :queries] if places is None else segments.gather(1, places)
+    same = (own[:, :, None] == segments[:, None, :])[:, None]
     return same if allowed is None else allowed & same
 
 
-def dropout_row_keys(keys: Tensor, heads: int, length: int) -> Tensor:
+def dropout_row_keys(keys: Tensor, heads: int, length: int, places: Tensor | None = None) -> Tensor:
     """int32 [B, H, T]: the hashed key of each row of the attention matrix, from one key for each row of the batch."""
     head = torch.arange(heads, dtype=torch.int32, device=keys.device)
-    query = torch.arange(length, dtype=torch.int32, device=keys.device)
+    query = torch.arange(length, dtype=torch.int32, device=keys.device) if places is None else places.int()[:, None]
     return combine(combine(keys[:, None], head)[:, :, None], query)
 
 
-def _plain(q, k, v, bias, allowed, scale: float, dropout_p: float, keys) -> Tensor:
+def _plain(q, k, v, bias, allowed, scale: float, dropout_p: float, keys, places=None) -> Tensor:
     """One batch of sequences of equal length."""
     # The scale goes to the queries: T x K numbers instead of T x T.
     scores = (q * scale) @ k.transpose(-1, -2)
@@ -178,7 +188,8 @@ def _plain(q, k, v, bias, allowed, scale: float, dropout_p: float, keys) -> Tens
     if allowed is not None:
         probabilities = probabilities * allowed.any(-1, keepdim=True)
     if dropout_p:
-        probabilities = hash_dropout(probabilities, dropout_row_keys(keys, q.shape[1], q.shape[2]), dropout_p)
+        rows = dropout_row_keys(keys, q.shape[1], q.shape[2], places)
+        probabilities = hash_dropout(probabilities, rows, dropout_p)
     return probabilities.to(v.dtype) @ v
 
 
@@ -191,7 +202,7 @@ def row_keys(q: Tensor, cu_seqlens: Tensor | None, dropout_p: float, seed: int |
     return combine(mix(start), torch.arange(count, dtype=torch.int32, device=q.device))
 
 
-def _check(q, k, v, bias, cu_seqlens, key_padding, segments, dropout_p: float, seed, keys) -> None:
+def _check(q, k, v, bias, cu_seqlens, key_padding, segments, dropout_p: float, seed, keys, places=None) -> None:
     if not q.dim() == k.dim() == v.dim() == 4:
         raise ValueError(f"q, k, v must be [B, H, T, K], not {tuple(q.shape)}, {tuple(k.shape)}, {tuple(v.shape)}")
     if q.shape[:2] != k.shape[:2] or q.shape[3] != k.shape[3] or k.shape[:3] != v.shape[:3]:
@@ -200,7 +211,11 @@ def _check(q, k, v, bias, cu_seqlens, key_padding, segments, dropout_p: float, s
         raise ValueError(
             f"q ({q.dtype}, {q.device}), k ({k.dtype}, {k.device}) and v ({v.dtype}, {v.device}) must be alike"
         )
-    if segments is not None and q.shape[2] > k.shape[2]:
+    if places is not None and (cu_seqlens is not None or places.shape != (len(q), q.shape[2])):
+        raise ValueError(
+            f"places {tuple(places.shape)} must be [B, queries] {(len(q), q.shape[2])}, without cu_seqlens"
+        )
+    if segments is not None and places is None and q.shape[2] > k.shape[2]:
         raise ValueError(f"with segments there cannot be more queries ({q.shape[2]}) than keys ({k.shape[2]})")
     batch, heads, queries, _ = q.shape
     length = k.shape[2]

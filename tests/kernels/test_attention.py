@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from fastbert_kernels import attention, attention_reference, combine
+from fastbert_kernels import attention, attention_reference, combine, mix
 from fastbert_kernels.attention import dropout_row_keys
 from fastbert_kernels.dropout import keep_mask
 
@@ -138,3 +138,28 @@ def test_a_seed_stands_for_a_key_a_row() -> None:
     same = [x[:1].expand(B, -1, -1, -1) for x in (q, k, v)]
     rows = attention(*same, dropout_p=0.5, seed=5)
     assert not torch.equal(rows[0], rows[1])
+
+
+@pytest.mark.parametrize("function", [attention, attention_reference])
+def test_queries_at_places_are_those_rows_of_the_whole(function) -> None:
+    """With segments, padding, a bias and dropout, values and gradients."""
+    generator = torch.Generator().manual_seed(1)
+    q, k, v = (torch.randn(3, 2, 11, 4, generator=generator, dtype=torch.float64).requires_grad_() for _ in range(3))
+    bias = torch.randn(3, 2, 11, 11, generator=generator, dtype=torch.float64)
+    places = torch.tensor([[10, 0, 3], [4, 4, 7], [1, 2, 9]])
+    row = torch.arange(3)[:, None]
+    masks = {
+        "segments": (torch.rand(3, 11, generator=generator) < 0.2).cumsum(1),
+        "key_padding": torch.rand(3, 11, generator=generator) < 0.9,
+        "keys": mix(torch.arange(3, dtype=torch.int32)),
+        "dropout_p": 0.3,
+    }
+    whole = function(q, k, v, bias, **masks).transpose(1, 2)[row, places].transpose(1, 2)
+    some_q, some_bias = (x.transpose(1, 2)[row, places].transpose(1, 2) for x in (q, bias))
+    some = function(some_q, k, v, some_bias, **masks, places=places)
+    torch.testing.assert_close(some, whole, rtol=1e-12, atol=1e-14)
+    grad = torch.randn(whole.shape, generator=generator, dtype=torch.float64)
+    for ours, theirs in zip(*(torch.autograd.grad(out, (q, k, v), grad) for out in (some, whole)), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-13)
+    with pytest.raises(ValueError, match=r"places \(3, 2\) must be \[B, queries\] \(3, 3\)"):
+        function(some_q, k, v, some_bias, places=places[:, :2])
