@@ -285,9 +285,30 @@ def _from_checkpoint(checkpoint: Checkpoint) -> Pretrained:
         "steps": checkpoint.step,
         "tokens": checkpoint.state.get("progress", {}).get("tokens"),
         f"validation loss{kind}": checkpoint.metric,
+        **_recipe(checkpoint.state.get("science", {})),
     }
     known = {name: value for name, value in facts.items() if value is not None}
     return _pretrained(config, weights, tokenizer, f"the checkpoint {path}", known)
+
+
+def _recipe(science: dict[str, Any]) -> dict[str, str]:
+    """Lines of the model card from the options that defined the run (names with _ for .), as far as they are there."""
+    lines = {
+        "batch": "{batch_size} sequences of {length} tokens",
+        "optimizer": "{optimizer_name}, learning rate {optimizer_learning_rate:g}, weight decay "
+        "{optimizer_weight_decay:g}, betas {optimizer_beta1:g} and {optimizer_beta2:g}",
+        "schedule": "{schedule_name}, warm-up {schedule_warmup:g}",
+        "seed": "{seed}",
+        "data (fingerprint of its tokens)": "{data}",
+    }
+    values = {name.replace(".", "_"): value for name, value in science.items()}
+    found = {}
+    for name, line in lines.items():
+        try:
+            found[name] = line.format(**values)
+        except KeyError:
+            continue  # a run from before there was such an option
+    return found
 
 
 def _pretrained(

@@ -127,6 +127,18 @@ def test_what_a_run_leaves(flags, tmp_path, capsys) -> None:
     row = json.loads((run / "metrics.jsonl").read_text().splitlines()[0])
     assert {"step", "split", "loss", "lr", "tokens", "tokens_per_second", "mfu", "grad_norm", "skipped"} == row.keys()
     assert (run / "report" / "curves.png").read_bytes().startswith(b"\x89PNG")
+    cards = [run / "model" / "README.md", tmp_path / "export" / "README.md"]
+    assert main(["export", str(run), "--out", str(tmp_path / "export")]) == 0
+    for card in (path.read_text() for path in cards):
+        for fact in (
+            "| steps | 30 |",
+            "| tokens | 7680 |",
+            "| optimizer | adamw, learning rate 0.003, ",
+            "| seed | 0 |",
+        ):
+            assert fact in card
+        assert "| schedule | linear, warm-up 0.06" in card and "## Licence" in card
+    assert "| commit and torch | " in cards[0].read_text() and "| batch | 8 sequences of 32 " in cards[1].read_text()
 
 
 def test_a_second_run_of_the_same_file_gets_its_own_folder(flags, tmp_path, monkeypatch) -> None:
