@@ -129,7 +129,8 @@ def test_the_other_contestants(job: PretrainOptions) -> None:
     assert BenchThroughputOptions(peers="none").chosen_peers == []
 
 
-def test_mistakes(job: PretrainOptions, tmp_path: Path) -> None:
+def test_mistakes(job: PretrainOptions, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)  # where the text is prepared
     for wrong in ({"rounds": 0}, {"length": 1}, {"seconds": 0.0}, {"batch_size": 0}):
         with pytest.raises(UserError, match=f"{next(iter(wrong))} must be"):
             BenchThroughputOptions(**wrong)
