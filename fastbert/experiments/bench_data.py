@@ -1,6 +1,7 @@
 """`fastbert bench data`: how fast text becomes shards beside the tokenizers library, and what drawing batches costs
 beside the training step they are for. Contestants take turns, each time in a process of its own."""
 
+import io
 import json
 import os
 import shutil
@@ -19,6 +20,7 @@ from fastbert.data.prepare import PrepareOptions, prepare
 from fastbert.data.sources import open_source
 from fastbert.data.tokenizer import load_tokenizer
 from fastbert.errors import UserError
+from fastbert.experiments.rounds import measured_on, told
 from fastbert.files import atomic_file, disk_errors, write_json
 from fastbert.model.config import EncoderOptions
 from fastbert.training.hardware import describe_machine
@@ -78,7 +80,7 @@ def bench_data(options: BenchDataOptions) -> int:
         folder = Path(scratch.name)
         text, size = write_text(options, folder / "text.txt")
         prepared = prepare_options(options, text, folder / "prepared", tokenizer=None)
-        prepare(prepared, table=open(os.devnull, "w"))  # noqa: SIM115 (no table here)
+        prepare(prepared, table=io.StringIO())
         tokenizer = folder / "prepared" / "tokenizer"
         contestants: dict[str, Callable[[], dict[str, float]]] = {
             "prepare": lambda: apart(time_prepare, prepare_options(options, text, folder / "again", str(tokenizer))),
@@ -101,13 +103,6 @@ def bench_data(options: BenchDataOptions) -> int:
     print(json.dumps(found) if options.json else document(found))
     say(f"wrote {out / 'data.json'}, {out / 'data.md'}")
     return 0
-
-
-def told(rounds: int) -> Iterator[int]:
-    start = time.monotonic()
-    for number in range(rounds):
-        say(f"round {number + 1} of {rounds}, after {time.monotonic() - start:.0f} s")
-        yield number
 
 
 def write_text(options: BenchDataOptions, path: Path) -> tuple[Path, int]:
@@ -146,8 +141,7 @@ def apart(function: Callable[..., dict[str, float]], *arguments: Any) -> dict[st
 def time_prepare(options: PrepareOptions) -> dict[str, float]:
     """From a file of text to a folder of shards, its own start of workers and rare words included."""
     start = time.perf_counter()
-    with open(os.devnull, "w") as table:
-        prepare(options, table=table)
+    prepare(options, table=io.StringIO())
     seconds = time.perf_counter() - start
     shutil.rmtree(options.out)
     return {"seconds": seconds}
@@ -225,14 +219,11 @@ def spread(what: str, unit: str, values: list[float]) -> dict[str, Any]:
 
 def document(found: dict[str, Any]) -> str:
     """Markdown."""
-    machine, options = found["machine"], found["options"]
-    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
-    device = ", ".join(machine["gpus"]) or machine["cpu"]
+    options = found["options"]
     lines = [
         "# Data",
         "",
-        f"- date: {found['date']}, commit {machine['commit']}{' with changes' if machine['dirty'] else ''}",
-        f"- machine: {device}, {found['cores']} cores; {versions}",
+        *measured_on(found, f"{found['cores']} cores"),
         f"- text: {found['text_bytes'] / 1e6:.1f} MB of {options['data']}, {options['vocab_size']} words",
         f"- steps: {options['batch_size']} x {options['length']} tokens; {options['rounds']} rounds, in turns",
         "",

@@ -4,7 +4,6 @@ text, in turns, and what a step of the first is made of."""
 import json
 import statistics
 import time
-from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -16,6 +15,7 @@ from fastbert.config import MACHINE
 from fastbert.data.shards import open_dataset
 from fastbert.errors import UserError, choose
 from fastbert.experiments.contestants import STEPS, Contestant, Runner
+from fastbert.experiments.rounds import measured_on, told
 from fastbert.files import atomic_file, disk_errors, write_json
 from fastbert.model.config import EncoderOptions
 from fastbert.model.positions import POSITIONS
@@ -198,13 +198,6 @@ def race(
     return rows, parts, (peak, how)
 
 
-def told(rounds: int) -> Iterator[int]:
-    start = time.monotonic()
-    for number in range(rounds):
-        say(f"round {number + 1} of {rounds}, after {time.monotonic() - start:.0f} s")
-        yield number
-
-
 def ratio(ours: list[float], theirs: list[float]) -> list[float]:
     """Median, least and most of the rounds' ratios."""
     ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
@@ -213,15 +206,12 @@ def ratio(ours: list[float], theirs: list[float]) -> list[float]:
 
 def document(found: dict[str, Any]) -> str:
     """Markdown."""
-    machine, options = found["machine"], found["options"]
-    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
-    device = ", ".join(machine["gpus"]) or f"{machine['cpu']}, {found['threads']} threads"
+    options = found["options"]
     held = list(dict.fromkeys(name for row in found["rows"] for name in row["over"]))
     lines = [
         "# Throughput",
         "",
-        f"- date: {found['date']}, commit {machine['commit']}{' with changes' if machine['dirty'] else ''}",
-        f"- machine: {device}; {versions}",
+        *measured_on(found, f"{found['threads']} threads"),
         f"- encoder: {options['layers']} layers of {options['width']}, {found['vocabulary']:,} words; steps of "
         f"{options['batch_size']} x {options['length']} tokens; dropout 0.1, 15 % masks, clipping",
         f"- {options['rounds']} rounds of {options['seconds']:g} s in turns; medians of tokens/s with least and most, "

@@ -107,7 +107,7 @@ class Runner:
 
 def _serve(contestant: Contestant, pipe: Connection) -> None:
     """Answers questions until the other end is closed; what is said meanwhile goes nowhere."""
-    sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (for the life of the process)
+    sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (the process ends with it; faults go through the pipe)
     try:
         with tempfile.TemporaryDirectory(prefix="fastbert-bench-") as folder:
             setup = (_bare_setup if contestant.peer else prepare_setup)(contestant.options)
@@ -140,7 +140,7 @@ def _serve(contestant: Contestant, pipe: Connection) -> None:
         return
     except UserError as error:
         pipe.send(("mistake", str(error)))
-    except Exception:
+    except Exception:  # of whatever kind: the other process raises it, with this traceback
         pipe.send(("fault", traceback.format_exc()))
 
 

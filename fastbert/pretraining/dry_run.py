@@ -8,6 +8,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -150,8 +151,8 @@ def time_steps(trainer: Trainer, done: int, device: torch.device, interrupts: In
     shapes = {stage.shape: range(max(stage.first, done), max(stage.first, done) + count) for stage, count in spans}
     trainer.objective.train()
     for shape, steps in shapes.items():
-        seconds(lambda: _steps(trainer, steps, WARM_UP, 0.0, interrupts), device)  # noqa: B023 (called at once)
-        spent, count = seconds(lambda: _steps(trainer, steps, LEAST, SECONDS / len(shapes), interrupts), device)  # noqa: B023
+        seconds(partial(_steps, trainer, steps, WARM_UP, 0.0, interrupts), device)
+        spent, count = seconds(partial(_steps, trainer, steps, LEAST, SECONDS / len(shapes), interrupts), device)
         times[shape] = Timed(spent / max(1, count), count)
     return times
 

@@ -19,7 +19,6 @@ from fastbert.pretraining.setup import prepare_setup
 from fastbert.training.interrupts import Interrupts
 from fastbert.training.logbook import read_metrics
 from fastbert.training.optimizers import OptimizerOptions
-from tests.kernels.largest import Largest
 
 REFERENCE = PretrainMachineOptions(device="cpu", precision="fp32", kernels="reference", compile="off", threads=1)
 VARIANTS = {
@@ -123,16 +122,13 @@ def test_checkpointing_keeps_less_and_gives_the_same_bits() -> None:
     for checkpointing in (False, True):
         adapt(encoder, compiled=False, checkpointing=checkpointing)
         sizes = []
-        with torch.autograd.graph.saved_tensors_hooks(lambda x: sizes.append(x.numel()) or x, lambda x: x):  # noqa: B023
+        with torch.autograd.graph.saved_tensors_hooks(lambda x: sizes.append(x.numel()) or x, lambda x: x):  # noqa: B023 (called within)
             loss = encoder(ids, row_keys=keys).square().mean()
         gradients.append(torch.autograd.grad(loss, list(encoder.parameters()), allow_unused=True))
         kept.append(sum(sizes))
     assert kept[1] < kept[0] / 3
     for a, b in zip(*gradients, strict=True):
         assert (a is None and b is None) or torch.equal(a, b)
-    adapt(encoder, compiled=False, checkpointing=True)
-    with torch.no_grad(), Largest():
-        assert encoder(ids).shape == (2, 64, 32)  # nothing to compute again
 
 
 def test_mistake() -> None:
