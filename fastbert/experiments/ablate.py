@@ -6,7 +6,6 @@ out/jobs/<id>/       log.txt, and run/ as `fastbert pretrain` or `fastbert finet
 out/report/          report.md, report.html, drawings
 """
 
-import os
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -18,9 +17,9 @@ from fastbert.experiments.ablate_plan import Plan, plan
 from fastbert.experiments.ablate_report import planned_table, printed, write_report
 from fastbert.experiments.ablate_results import Results
 from fastbert.experiments.comparison import Row
-from fastbert.experiments.jobs import LOG, Job
+from fastbert.experiments.jobs import LOG, RUN, Job
 from fastbert.experiments.live import Board, scored
-from fastbert.experiments.local import Event, run_local
+from fastbert.experiments.local import run_local
 from fastbert.experiments.sweep import (
     RESULTS,
     check_out,
@@ -42,14 +41,14 @@ from fastbert.training.interrupts import Interrupts
 from fastbert.training.logbook import say
 
 ABLATION = "ablation"
-BESIDE = "beside-others"  # an empty file in the folder of a job that ran beside another one
 
 
 def ablate(ablation: Ablation, options: AblateOptions) -> int:
     """Runs the jobs that are not done yet, then writes and prints the report.
 
     Returns:
-        0, or 1 if a job failed; 130 or 143 if a signal ended it: the same command goes on.
+        0, or 1 if a job failed; 130 or 143 if a signal ended it: the report is of what was done until then, and the
+        same command goes on.
 
     Raises:
         UserError: anything the user can mend, before a job starts if it can be seen then.
@@ -67,17 +66,18 @@ def ablate(ablation: Ablation, options: AblateOptions) -> int:
         for job in jobs:
             if job.id in rows:
                 rows[job.id] |= place_of(job, out)  # names in the YAML file and --out may have changed
+        forget_lost(rows, jobs, out)
         left = [job for job in jobs if not is_done(rows, job)]
         say(planned_table(study, ablation).plain())
         say(counted(study, len(jobs) - len(left), sum(job.id in rows for job in left)))
         say(f"what a job says while it runs: {out / 'jobs' / '<id>' / LOG}")
         stopped = run_left(study, left, rows, ablation.threads, options.workers, out) if left else 0
         ended = [rows[job.id] for job in jobs if job.id in rows]
+        write_results(out / RESULTS, rows, jobs)
+        code = finish(out, name, ablation, Results(study, rows), ended)
         if stopped:
             say(f"stopped; {len(ended)} of {len(jobs)} jobs have ended, the same command goes on")
-            return stopped
-        write_results(out / RESULTS, rows, jobs)
-        return finish(out, name, ablation, Results(study, rows), ended)
+        return stopped or code
 
 
 def describe(ablation: Ablation, study: Plan) -> dict[str, Any]:
@@ -99,6 +99,20 @@ def describe(ablation: Ablation, study: Plan) -> dict[str, Any]:
         "tasks": tasks,
         "finetune": ablation.axes.finetune,
     }
+
+
+def forget_lost(rows: dict[str, Row], jobs: list[Job], out: Path) -> None:
+    """Takes away the rows of trainings whose checkpoints are gone, if a job that starts from one is left: they are run
+    again."""
+    needed, lost = set(), 0
+    for job in reversed(jobs):  # what a job needs stands before it
+        if job.id in needed and is_done(rows, job) and not (out / "jobs" / job.id / RUN / "checkpoints").is_dir():
+            del rows[job.id]
+            lost += 1
+        if job.after and not is_done(rows, job):
+            needed.add(job.after)
+    if lost:
+        say(f"{plural(lost, 'training')} of an earlier call left no checkpoints here and will be run again")
 
 
 def counted(study: Plan, done: int, failed: int) -> str:
@@ -124,7 +138,7 @@ def run_left(study: Plan, left: list[Job], rows: dict[str, Row], threads: int, w
     done = [rows[job.id] for job in study.jobs if is_done(rows, job)]
     with (
         Interrupts() as interrupts,
-        closing(beside_marked(run_local(startable(left, rows), workers, threads, out / "jobs"), out)) as events,
+        closing(run_local(startable(left, rows), workers, threads, out / "jobs")) as events,
         Board(study.jobs, done, measured=measured) as board,
     ):
         for job in left:
@@ -152,24 +166,6 @@ def startable(left: list[Job], rows: dict[str, Row]) -> Iterator[Job | None]:
             yield found
 
 
-def beside_marked(events: Iterator[Event], out: Path) -> Iterator[Event]:
-    """The events, while jobs that run at the same time as others are marked: their minutes are not those of a job
-    alone."""
-    running: set[str] = set()
-    with closing(events):
-        for event in events:
-            job, outcome = event or (None, None)
-            if job and outcome is None:
-                running.add(job.id)
-                for other in running if len(running) > 1 else ():
-                    folder = out / "jobs" / other
-                    folder.mkdir(parents=True, exist_ok=True)
-                    (folder / BESIDE).touch()
-            elif job:
-                running.discard(job.id)
-            yield event
-
-
 def measured(row: Row) -> tuple[str, float]:
     """What is shown of a finished job while others run."""
     return scored(row) if "metrics" in row else ("validation loss", row["validations"][-1]["loss"])
@@ -177,12 +173,10 @@ def measured(row: Row) -> tuple[str, float]:
 
 def row_of(job: Job, outcome: dict[str, Any], out: Path) -> Row:
     """The line of results.jsonl."""
-    folder = out / "jobs" / job.id
-    where = {"beside_others": (folder / BESIDE).exists(), "load": round(os.getloadavg()[0], 2)}
     row = result_row(job, {"metrics": None, **outcome}, out)
     if job.kind != "finetune":
         row.pop("metrics", None)
-    return {"id": row.pop("id"), "kind": job.kind, **row, **where}
+    return {"id": row.pop("id"), "kind": job.kind, **row}
 
 
 # --- the end
@@ -199,6 +193,6 @@ def finish(out: Path, name: str, ablation: Ablation, results: Results, rows: lis
         print(printed(results))
     print(f"{out / RESULTS}\n{out / 'report' / 'report.html'}")
     missing = len(results.plan.jobs) - len(rows)
-    if missing:
-        say(f"{plural(missing, 'job')} could not start, because what they need has failed")
+    if missing and failed:
+        say(f"{plural(missing, 'job')} did not run: what they need has failed, or it was stopped")
     return say_failures(failed, len(results.plan.jobs), lambda row: f"seed {row['seed']}")

@@ -7,13 +7,11 @@ the first step.
 
 import os
 import shutil
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from fastbert.config import digest, from_dict
-from fastbert.data.stages import Plan, make_plan
 from fastbert.errors import UserError
 from fastbert.experiments.jobs import RUN, ended, failure
 from fastbert.files import atomic_folder, read_json
@@ -22,7 +20,7 @@ from fastbert.pretraining.options import PretrainOptions, science
 from fastbert.pretraining.run import RunFolder
 from fastbert.training.logbook import read_metrics
 
-_NO_FIGURES = ("step", "split", "tokens", "length")
+_NO_FIGURES = ("split", "tokens", "length")
 
 
 def pretrain_job(job: dict[str, Any], out: Path) -> dict[str, Any]:
@@ -50,18 +48,13 @@ def pretrain_job(job: dict[str, Any], out: Path) -> dict[str, Any]:
         return failure("the data changed after the ablation had started", "run it again when nothing writes there")
     last = manifest["sessions"][-1]
     records = read_metrics(out / "metrics.jsonl")
-    plan = make_plan(options.stages, options.batch_size, options.length, options.steps)
     return {
         "status": "done",
         "precision": last["resolved"]["precision"],
         "result": {
             "objective": options.objective,
             "validations": [
-                {
-                    "step": record["step"],
-                    "minutes": training_seconds(records, record["step"], plan) / 60,
-                    **{name: value for name, value in record.items() if name not in _NO_FIGURES},
-                }
+                {name: value for name, value in record.items() if name not in _NO_FIGURES}
                 for record in records
                 if record["split"] == "validation"
             ],
@@ -94,19 +87,3 @@ def branch(trunk: Path, step: int, options: PretrainOptions, out: Path) -> None:
         shutil.copytree(checkpoint, folder / "checkpoints" / checkpoint.name, copy_function=os.link)
         shutil.copy(source.metrics, folder)  # later records are dropped when it is resumed
         RunFolder(folder).write(options, manifest, source.tokenizer)
-
-
-def training_seconds(records: Sequence[dict[str, Any]], step: int, plan: Plan) -> float:
-    """The time that the first `step` steps took by the logged rates, without validations and checkpoints.
-
-    Args:
-        records: of a run's metrics.jsonl.
-        plan: of that run.
-    """
-    seconds, before = 0.0, 0
-    for record in records:
-        if record["split"] != "train" or before >= step:
-            continue
-        seconds += plan.tokens(before, min(record["step"], step)) / record["tokens_per_second"]
-        before = min(record["step"], step)
-    return seconds

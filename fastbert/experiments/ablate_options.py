@@ -52,15 +52,15 @@ class AblateOptions:
 
     The YAML file names base (options of `fastbert pretrain`, with file: those of a YAML file), variants (changes of
     these; the first is the baseline, or the one that baseline: names), and may give budget, seeds, threads (of each
-    job; 1), checkpoints or anneal (when to measure), and tasks (fine-tuning as the measure, as in a sweep). The flags
-    below may stand in it too. The same command goes on with an ablation that was stopped, and runs again what failed.
+    job; 1), checkpoints or anneal (when to measure), and tasks (fine-tuning as the measure, as in a sweep; tasks_at:
+    at which of the points). The flags below may stand in it too. The same command goes on with an ablation that was
+    stopped, and runs again what failed.
     """
 
     out: str | None = None
     """Folder for results.jsonl, report/ and jobs/ (default: runs/<name of the YAML file>)."""
     workers: int = 1
-    """Jobs at a time, each a process with the YAML file's threads. Scores and losses do not depend on it; minutes that
-    were measured beside other jobs are marked."""
+    """Jobs at a time, each a process with the YAML file's threads. No result depends on it."""
     glue_dir: str | None = None
     """Folder of the official GLUE archive, or of Parquet files (default: nyu-mll/glue through `datasets`)."""
 
@@ -114,9 +114,11 @@ class Ablation:
     """Shares of the budget at which the measure is taken, ascending, the last 1."""
     anneal: float | None
     """None: each variant's own schedule, measured on the way. Else the rate is constant after the warm-up, and at every
-    point p a training branches off whose rate falls to 0 within this share of the steps up to p."""
+    point p it falls to 0 within this share of the steps up to p, in a training that branches off."""
     axes: Axes
     """The tasks, without models."""
+    tasks_at: tuple[float, ...]
+    """Those of the points at which the tasks are measured."""
     trials: int
     """Fine-tunings of a checkpoint on each task, at each setting."""
     path: str
@@ -136,7 +138,7 @@ def load_ablation(path: str | Path) -> tuple[Ablation, AblateOptions]:
     where = str(path)
     values = _mapping(read_yaml(path), where, "base and variants")
     flags = {f.name for f in fields(AblateOptions)}
-    tasks = {"tasks", "finetune", "trials", *AXES}
+    tasks = {"tasks", "tasks_at", "finetune", "trials", *AXES}
     known = {"base", "variants", "baseline", "budget", "seeds", "threads", "checkpoints", "anneal", *tasks, *flags}
     for key in values:
         if key not in known:
@@ -147,8 +149,12 @@ def load_ablation(path: str | Path) -> tuple[Ablation, AblateOptions]:
     points, anneal = _points(values, where)
     base = _base(values.get("base", {}), Path(path), where)
     axes = _axes(values, threads, where)
-    if not axes.tasks and "trials" in values:
-        raise UserError(f"{where}: trials counts fine-tunings, but there are no tasks; name some, or leave it out")
+    for key in ("tasks_at", "trials"):
+        if not axes.tasks and key in values:
+            raise UserError(f"{where}: {key} is for fine-tuning, but there are no tasks; name some, or leave it out")
+    tasks_at = _shares(values.get("tasks_at", list(points)), f"{where}: tasks_at")
+    if further := sorted(set(tasks_at) - set(points)):
+        raise UserError(f"{where}: tasks_at: {further[0]} is none of the points, {', '.join(map(str, points))}")
     return (
         Ablation(
             variants=_variants(values, base, threads, anneal is not None, where),
@@ -158,6 +164,7 @@ def load_ablation(path: str | Path) -> tuple[Ablation, AblateOptions]:
             points=points,
             anneal=anneal,
             axes=axes,
+            tasks_at=tasks_at,
             trials=trials,
             path=where,
         ),

@@ -4,7 +4,7 @@ before the first job starts.
 
 import statistics
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,13 +16,14 @@ from fastbert.errors import UserError
 from fastbert.experiments.ablate_options import AblateOptions, Ablation, Budget
 from fastbert.experiments.jobs import RUN, Job
 from fastbert.experiments.options import ModelEntry, TaskEntry
+from fastbert.experiments.sweep_report import plural
 from fastbert.finetuning import job as finetuning
 from fastbert.finetuning.batches import subset
 from fastbert.hub.export import export_model
 from fastbert.hub.load import load_pretrained
 from fastbert.hub.names import kept
 from fastbert.model.notes import NotesOptions
-from fastbert.pretraining.job import resolve_steps, seconds_per_step
+from fastbert.pretraining.job import resolve_steps, timed_step
 from fastbert.pretraining.options import PretrainOptions, objective_options, science
 from fastbert.pretraining.setup import Setup, data_fingerprint, data_folder, prepare_setup
 from fastbert.training.checkpoints import check_space
@@ -30,7 +31,9 @@ from fastbert.training.logbook import say
 from fastbert.training.schedules import ScheduleOptions, learning_rate_factor, warmup_steps
 
 PRETRAINING, ANNEALING = "pretraining", "annealing"  # in the place of a task's name
-ROUNDS, ROUND_SECONDS = 3, 3.0  # of timing
+ROUNDS, ROUND_SECONDS = 5, 2.0  # of timing
+
+Shape = tuple[int, int]  # (sequences in a step, tokens in a sequence)
 
 
 @dataclass(frozen=True)
@@ -39,22 +42,38 @@ class Planned:
 
     name: str
     setup: Setup
-    flops: float
-    """Of a step, in closed form, all networks; where stages differ, their mean over a run."""
     parameters: int
     """Of all networks."""
     checkpoint_bytes: int
-    step_flops: dict[tuple[int, int], int]
-    """(batch_size, length) -> FLOPs of a step."""
+    step_flops: dict[Shape, int]
+    """Of a step, in closed form, all networks."""
+    step_seconds: dict[Shape, float] = field(default_factory=dict)
+    """Of a step, as measured."""
     steps: int = 0
-    """Its budget; with annealing, that of the trunk."""
+    """Its budget; with annealing, without that at the end."""
 
-    def plan(self) -> batches.Plan:
-        return self.setup.plan(self.steps)
+    def total(self, costs: Mapping[Shape, float], steps: int, options: PretrainOptions) -> float:
+        """Of the first `steps` of a training with `options`."""
+        return replace(self.setup, options=options).plan().total(lambda *shape: costs[shape], 0, steps)
 
-    def cost(self, steps: int) -> float:
-        """FLOPs of the first `steps` of its training."""
-        return self.plan().total(lambda *shape: self.step_flops[shape], 0, steps)
+    def flops_to(self, place: "Place") -> float:
+        return self.total(self.step_flops, place.steps, place.options)
+
+    def minutes_to(self, place: "Place") -> float:
+        """Each step at its measured time."""
+        return self.total(self.step_seconds, place.steps, place.options) / 60
+
+    def mean(self, costs: Mapping[Shape, float]) -> float:
+        """Of a step; where stages differ, over a run."""
+        return (
+            self.setup.plan(batches.NOMINAL_STEPS).total(lambda *shape: costs[shape], 0, batches.NOMINAL_STEPS)
+            / batches.NOMINAL_STEPS
+        )
+
+    @property
+    def flops(self) -> float:
+        """Of a step; where stages differ, their mean over a run."""
+        return self.mean(self.step_flops)
 
     @property
     def questions(self) -> tuple[Any, ...]:
@@ -78,6 +97,8 @@ class Place:
     job: str
     """Id of the pretraining, or of the branch, whose state after `steps` steps it is."""
     seed: int
+    options: PretrainOptions
+    """Of that training."""
 
 
 @dataclass
@@ -88,19 +109,19 @@ class Plan:
     """The baseline first."""
     unigram_entropy: float
     """Nats, of the validation text."""
-    seconds: dict[str, float]
-    """Seconds of a step by `timing_key`, where they were needed."""
+    seconds: dict[str, list[float]] = field(default_factory=dict)
+    """By `timing_key`, seconds of a step, in each round of timing."""
     jobs: list[Job] = field(default_factory=list)
     """Seed by seed and variant by variant; a job comes after the one it needs."""
     places: dict[str, list[Place]] = field(default_factory=dict)
     """Variant -> its points of all seeds."""
 
 
-def plan(ablation: Ablation, options: AblateOptions, out: Path, known: Mapping[str, float]) -> Plan:
+def plan(ablation: Ablation, options: AblateOptions, out: Path, known: Mapping[str, list[float]]) -> Plan:
     """Everything an ablation will run.
 
     Args:
-        known: `Plan.seconds` of an earlier call, so that minutes give the same steps again.
+        known: `Plan.seconds` of an earlier call, so that minutes stay what they were.
 
     Raises:
         UserError: a variant, a task or a point that no job could be run with.
@@ -109,14 +130,16 @@ def plan(ablation: Ablation, options: AblateOptions, out: Path, known: Mapping[s
     variants = []
     for variant in ablation.variants:
         with named(f"{ablation.path}: variants: {variant.name}"):
-            variants.append(planned(variant.name, replace(variant.options, data=str(folder))))
+            asked = replace(variant.options, data=str(folder))
+            variants.append(planned(variant.name, shared(asked, ablation.anneal)))
     first = variants[0].setup
     unigram = first.dataset.split("validation").unigram_entropy
-    seconds = step_seconds(variants, known) if needs_time(ablation.budget) else {}
-    result = Plan(variants, unigram, seconds)
-    steps = equal_steps(ablation.budget, variants, [seconds.get(timing_key(v.setup), 0.0) for v in variants])
-    result.variants = [replace(variant, steps=count) for variant, count in zip(variants, steps, strict=True)]
-    tasks = check_tasks(ablation, options, result.variants)
+    tasks = check_tasks(ablation, options, variants)
+    if needs_time(ablation.budget):
+        variants, known = timed(variants, known)
+    steps = equal_steps(ablation.budget, variants)
+    variants = [replace(variant, steps=count) for variant, count in zip(variants, steps, strict=True)]
+    result = Plan(variants, unigram)
     for seed in ablation.seeds:
         there: dict[str, str] = {}
         for variant in result.variants:
@@ -129,11 +152,12 @@ def plan(ablation: Ablation, options: AblateOptions, out: Path, known: Mapping[s
                 )
             result.jobs += jobs
             result.places[variant.name] = result.places.get(variant.name, []) + places
-            for place in places:
+            for place in (place for place in places if place.share in ablation.tasks_at):
                 result.jobs += finetunings(ablation, options, variant, tasks, place, out)
-    ends = 1 if ablation.anneal is None else len(ablation.points) + 1
-    every = len(ablation.seeds) * (len(ablation.points) + 2 * ends)
+    trainings = 1 if ablation.anneal is None else len(ablation.points)
+    every = len(ablation.seeds) * (len(ablation.points) + 2 * trainings)
     check_space(out, every * sum(variant.checkpoint_bytes for variant in variants))
+    result.variants, result.seconds = timed(variants, known)
     return result
 
 
@@ -163,20 +187,26 @@ def prepared(ablation: Ablation) -> Path:
         return data_folder(base, tokenizer).resolve()
 
 
+def shared(options: PretrainOptions, anneal: float | None) -> PretrainOptions:
+    """With annealing, sequences of a first length last until it begins."""
+    if anneal is None:
+        return options
+    return replace(options, stages=replace(options.stages, first_share=1 / (1 + anneal)))
+
+
 def planned(name: str, options: PretrainOptions) -> Planned:
     """Opens a variant as its jobs will."""
     setup = prepare_setup(options)
     setup.batches()  # refuses a corpus of less than one batch
-    objective, steps = setup.objective(), batches.NOMINAL_STEPS
+    objective = setup.objective()
     state = sum(buffer.numel() * buffer.element_size() for buffer in objective.buffers())
     parameters = objective.parameter_count()
     return Planned(
         name=name,
         setup=setup,
-        flops=setup.plan(steps).total(objective.flops, 0, steps) / steps,
-        step_flops={shape: objective.flops(*shape) for shape in setup.shapes()},
         parameters=parameters,
         checkpoint_bytes=12 * parameters + state,
+        step_flops={shape: objective.flops(*shape) for shape in setup.shapes()},
     )
 
 
@@ -187,12 +217,9 @@ def needs_time(budget: Budget) -> bool:
     return budget.equal == "minutes" or budget.minutes is not None
 
 
-def equal_steps(budget: Budget, variants: list[Planned], seconds: list[float]) -> list[int]:
-    """The steps of each variant, the baseline first, such that all cost what the baseline does.
-
-    Args:
-        seconds: of a step of each variant; only looked at where minutes are asked for.
-    """
+def equal_steps(budget: Budget, variants: list[Planned]) -> list[int]:
+    """The steps of each variant, the baseline first, such that all cost what the baseline does. Where minutes are asked
+    for, the variants must have been timed."""
     first = variants[0]
     setup = first.setup
     steps = {
@@ -201,35 +228,51 @@ def equal_steps(budget: Budget, variants: list[Planned], seconds: list[float]) -
             budget.tokens, lambda count: setup.plan(count).tokens(0, count), setup.options.stages.least_steps
         ),
         "flops": lambda: budget.flops / first.flops,
-        "minutes": lambda: 60 * budget.minutes / seconds[0],
+        "minutes": lambda: 60 * budget.minutes / first.mean(first.step_seconds),
     }
     (size,) = [name for name in steps if getattr(budget, name) is not None]
-    costs = {"steps": [1] * len(variants), "flops": [v.flops for v in variants], "minutes": seconds}[budget.equal]
+    of_a_step = {
+        "steps": lambda variant: 1,
+        "flops": lambda variant: variant.flops,
+        "minutes": lambda variant: variant.mean(variant.step_seconds),
+    }
+    costs = list(map(of_a_step[budget.equal], variants))
     count = max(1, round(steps[size]()))
     return [max(1, round(count * costs[0] / cost)) for cost in costs]
 
 
-def timing_key(setup: Setup) -> str:
+def timing_key(setup: Setup, shape: Shape) -> str:
     """Names what the time of a step depends on."""
     options = setup.options
     machine = {"threads": options.machine.threads, "device": str(setup.device), "precision": setup.precision}
     micro = options.machine.micro_batch_size or options.batch_size
-    return digest(science(options, data_fingerprint(setup.dataset)) | machine | {"micro_batch_size": micro})
+    described = science(options, data_fingerprint(setup.dataset)) | machine | {"micro_batch_size": micro}
+    return digest(described | {"first_share": None, "shape": shape})
 
 
-def step_seconds(variants: Iterable[Planned], known: Mapping[str, float]) -> dict[str, float]:
-    """Seconds of a step of each variant: those that are known, else the median of a few rounds, in turn."""
-    found = {timing_key(v.setup): known[timing_key(v.setup)] for v in variants if timing_key(v.setup) in known}
-    left = [variant for variant in variants if timing_key(variant.setup) not in found]
-    times: dict[str, list[float]] = {}
-    for _ in range(ROUNDS):
-        for variant in left:
-            took = seconds_per_step(variant.setup, variant.setup.objective(), ROUND_SECONDS)
-            times.setdefault(timing_key(variant.setup), []).append(took)
-    for variant in left:
-        found[timing_key(variant.setup)] = statistics.median(times[timing_key(variant.setup)])
-        say(f"{variant.name}: {1000 * found[timing_key(variant.setup)]:.1f} ms a step")
+def step_seconds(variants: Iterable[Planned], known: Mapping[str, list[float]]) -> dict[str, list[float]]:
+    """Seconds of a step of each variant and shape: those that are known, else measured in rounds, the variants in
+    turn."""
+    wanted = {timing_key(v.setup, shape): (v, shape) for v in variants for shape in sorted(v.step_flops)}
+    found = {key: known[key] for key in wanted if key in known}
+    left = {key: value for key, value in wanted.items() if key not in found}
+    if left:
+        say(f"timing the steps of {plural(len({v.name for v, _ in left.values()}), 'variant')}, in {ROUNDS} rounds")
+    for _ in range(ROUNDS if left else 0):
+        for key, (variant, shape) in left.items():
+            plan = batches.Plan.constant(*shape)
+            took = timed_step(variant.setup, variant.setup.objective(), ROUND_SECONDS, plan)
+            found.setdefault(key, []).append(took)
     return found
+
+
+def timed(variants: list[Planned], known: Mapping[str, list[float]]) -> tuple[list[Planned], dict[str, list[float]]]:
+    """The variants with the times of their steps, the medians of the rounds; and these."""
+    seconds, found = step_seconds(variants, known), []
+    for variant in variants:
+        rounds = {shape: seconds[timing_key(variant.setup, shape)] for shape in variant.step_flops}
+        found.append(replace(variant, step_seconds={shape: statistics.median(rounds[shape]) for shape in rounds}))
+    return found, seconds
 
 
 # --- pretraining
@@ -245,28 +288,42 @@ def pretrainings(ablation: Ablation, variant: Planned, seed: int) -> tuple[list[
         )
     setup = replace(variant.setup, options=replace(variant.setup.options, seed=seed, steps=variant.steps))
     options = resolve_steps(setup)
-    if ablation.anneal is not None:
-        if options.stages.first_length or options.stages.batch_start:
-            raise UserError(
-                "with anneal a branch is longer than its trunk, which moves the stages of first_length and "
-                "batch_start; leave them or anneal out"
-            )
-        warmup = float(warmup_steps(replace(options.schedule, name="constant"), variant.steps))
-        options = replace(options, schedule=ScheduleOptions("constant", warmup))
     learning_rate_factor(options.schedule, 0, variant.steps)  # refuses a warm-up longer than the run
-    trunk = _pretraining(variant, seed, replace(options, milestones=",".join(map(str, at))), "pretrain")
     if ablation.anneal is None:
-        return [trunk], [Place(p, n, trunk.id, seed) for p, n in zip(ablation.points, at, strict=True)]
-    jobs, places = [trunk], []
-    for point, start in zip(ablation.points, at, strict=True):
-        length = max(1, round(ablation.anneal * start))
-        end = start + length
-        schedule = replace(options.schedule, name="wsd", decay=length / end)
-        learning_rate_factor(schedule, 0, end)  # refuses a warm-up that goes beyond the point
-        branch = _pretraining(variant, seed, replace(options, steps=end, schedule=schedule), "branch", trunk, start)
-        jobs.append(branch)
-        places.append(Place(point, end, branch.id, seed))
-    return jobs, places
+        ends = [options] * len(at)
+        jobs = [_pretraining(variant, seed, replace(options, milestones=_joined(at)), "pretrain")]
+        trainings = jobs * len(at)
+    elif options.stages.batch_start:
+        raise UserError(
+            "with anneal every point has a training of its own length, and batch_start would grow the batch of each "
+            "at other steps; leave batch_start or anneal out"
+        )
+    else:
+        ends = [annealed(options, start, ablation.anneal, variant.steps) for start in at]
+        trunk = _pretraining(variant, seed, replace(ends[-1], milestones=_joined(at[:-1])), "pretrain")
+        branches = zip(ends[:-1], at[:-1], strict=True)
+        jobs = [trunk, *(_pretraining(variant, seed, end, "branch", trunk, start) for end, start in branches)]
+        trainings, at = [*jobs[1:], trunk], [end.steps for end in ends]
+    made = zip(ablation.points, at, trainings, ends, strict=True)
+    return jobs, [Place(point, steps, job.id, seed, end) for point, steps, job, end in made]
+
+
+def annealed(options: PretrainOptions, start: int, share: float, steps: int) -> PretrainOptions:
+    """A training whose rate is constant after the warm-up until `start` and falls to 0 in `share` of as many steps.
+    Sequences of a first length last until `start` too, so that up to there all such trainings are the same.
+
+    Args:
+        steps: that a warm-up which is a share is a share of.
+    """
+    end = start + max(1, round(share * start))
+    warmup = float(warmup_steps(replace(options.schedule, name="constant"), steps))
+    schedule = ScheduleOptions("wsd", warmup, decay=(end - start) / end)
+    learning_rate_factor(schedule, 0, end)  # refuses a warm-up that goes beyond the point
+    return replace(options, steps=end, schedule=schedule, stages=replace(options.stages, first_share=start / end))
+
+
+def _joined(steps: Sequence[int]) -> str | None:
+    return ",".join(map(str, steps)) or None
 
 
 def _pretraining(
@@ -289,7 +346,8 @@ def _pretraining(
         identity=identity,
         options=_plain(to_dict(options)),
         folder=str(Path.cwd()),
-        cost=float(variant.cost(options.steps) - variant.cost(start)),
+        cost=variant.total(variant.step_flops, options.steps, options)
+        - variant.total(variant.step_flops, start, options),
         kind=kind,
         after=trunk and trunk.id,
     )

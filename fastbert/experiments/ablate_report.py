@@ -3,13 +3,14 @@
 import math
 import statistics
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from fastbert.config import differences, leaves
 from fastbert.experiments.ablate_analysis import LEARNED, Compared, Measure, Share, compare, noise
 from fastbert.experiments.ablate_options import UNITS, Ablation
-from fastbert.experiments.ablate_plan import Plan
+from fastbert.experiments.ablate_plan import Plan, timing_key
 from fastbert.experiments.ablate_results import Results
 from fastbert.experiments.comparison import Row, shown_setting
 from fastbert.experiments.report import Report, Table
@@ -17,7 +18,6 @@ from fastbert.experiments.statistics import summary
 from fastbert.experiments.sweep_report import SETTING, draw, p_value, plural
 from fastbert.finetuning.table import NOTHING
 
-MARK = "*"  # minutes measured beside other jobs
 SATURATED = 0.7  # share of its own steps below which a baseline that is at its final value is remarked on
 
 
@@ -30,7 +30,7 @@ def planned_table(plan: Plan, ablation: Ablation) -> Table:
             f"{variant.parameters / 1e6:.2f}M",
             f"{variant.flops:.3g}",
             f"{variant.steps}",
-            f"{variant.cost(plan.places[variant.name][-1].steps):.3g}",
+            f"{variant.flops_to(plan.places[variant.name][-1]):.3g}",
         ]
         for variant in plan.variants
     ]
@@ -64,7 +64,7 @@ def shares_table(rows: Sequence[Compared]) -> Table:
     return Table(["variant", "seeds", *("of its " + name for name in ("steps", "FLOPs", "minutes")), "verdict"], body)
 
 
-def seeds_table(measure: Measure, rows: Sequence[Compared], marked: set[tuple[str, int]]) -> Table:
+def seeds_table(measure: Measure, rows: Sequence[Compared]) -> Table:
     """Every seed: final value, and the shares whatever the verdict says of them."""
     body = []
     for row in rows:
@@ -73,9 +73,7 @@ def seeds_table(measure: Measure, rows: Sequence[Compared], marked: set[tuple[st
             cells = []
             for unit in UNITS:
                 share = row.shares[unit]
-                cell = ("≤ " if share.at_most[place] else "") + shown_share(share.values[place])
-                beside = {(row.variant, seed), (rows[0].variant, seed)} & marked
-                cells.append(cell + (MARK if unit == "minutes" and beside else ""))
+                cells.append(("≤ " if share.at_most[place] else "") + shown_share(share.values[place]))
             body.append([row.variant, str(seed), value_of(measure, finals[seed]), *cells])
     return Table(["variant", "seed", "final", *("of its " + name for name in ("steps", "FLOPs", "minutes"))], body)
 
@@ -172,9 +170,9 @@ def _question(report: Report, ablation: Ablation, results: Results) -> None:
         )
     else:
         points = (
-            "Measured at the ends of branches: the rate is constant after the warm-up, and at each point a training "
-            f"branches off whose rate falls to 0 within {100 * ablation.anneal:g} % of the steps done so far. The cost "
-            "of a point is that up to it and of its annealing."
+            "Measured after annealing: the rate is constant after the warm-up, and at each point it falls to 0 within "
+            f"{100 * ablation.anneal:g} % of the steps done so far, in a training that branches off. The cost of a "
+            "point is that up to it and of its annealing."
         )
     shown = ", ".join(f"{100 * point:g}" for point in ablation.points)
     report.text(f"{points} Points: {shown} % of the budget.")
@@ -238,7 +236,7 @@ def _measure(
             "Each variant's own small network poses the questions here, so that a lower loss may also mean easier ones."
         )
     report.text("Seed by seed, whatever the verdict:")
-    report.table(seeds_table(measure, rows, marked_trainings(results)))
+    report.table(seeds_table(measure, rows))
 
 
 def _noise(results: Results, measure: Measure) -> str:
@@ -270,7 +268,7 @@ def _validation(report: Report, results: Results) -> None:
         found = [at for place in ends if (at := results.validation(place)) is not None]
         if not found:
             continue
-        names = [name for name in found[0] if name not in ("step", "minutes")]
+        names = [name for name in found[0] if name != "step"]
         medians = {name: statistics.median(at[name] for at in found) for name in names}
         figures = ", ".join(f"{name} {value:.4f}" for name, value in medians.items())
         rows.append([variant.name, variant.setup.options.objective, str(len(found)), figures])
@@ -285,44 +283,33 @@ def _validation(report: Report, results: Results) -> None:
         report.text("Where a variant has notes, its validation reads them; exports and fine-tuning do without.")
 
 
-def marked_trainings(results: Results) -> set[tuple[str, int]]:
-    """(Variant, seed) of trainings that ran beside other jobs, the branches counted with their trunk."""
-    marked = set()
-    for job in results.plan.jobs:
-        if job.kind != "finetune" and results.done.get(job.id, {}).get("beside_others"):
-            marked.add((job.model, job.seed))
-    return marked
-
-
 def _costs(report: Report, results: Results) -> None:
     report.heading("Cost")
-    marked = marked_trainings(results)
     rows = []
     for variant in results.plan.variants:
-        ends = [place for place in results.plan.places[variant.name] if place.share == 1]
-        found = {place.seed: at["minutes"] for place in ends if (at := results.validation(place)) is not None}
-        if not found:
-            continue
-        minutes, steps = statistics.median(found.values()), ends[0].steps
-        beside = MARK if any((variant.name, seed) in marked for seed in found) else ""
+        end, setup = results.plan.places[variant.name][-1], variant.setup
+        minutes = variant.minutes_to(end)
+        tokens = replace(setup, options=end.options).plan().tokens(0, end.steps)
+        rounds = [results.plan.seconds[timing_key(setup, shape)] for shape in variant.step_flops]
+        spread = max(max(times) / min(times) for times in rounds) - 1
         rows.append(
             [
                 variant.name,
-                f"{steps}",
-                f"{variant.cost(steps):.3g}",
-                f"{minutes:.2f}{beside}",
-                f"{min(found.values()):.2f} to {max(found.values()):.2f}",
-                f"{60e3 * minutes / steps:.1f}",
-                f"{variant.plan().tokens(0, steps) / (60 * minutes):.0f}",
+                f"{end.steps}",
+                f"{tokens:.3g}",
+                f"{variant.flops_to(end):.3g}",
+                f"{minutes:.2f}",
+                f"{60e3 * minutes / end.steps:.1f}",
+                f"{100 * spread:.0f} %",
+                f"{tokens / (60 * minutes):.0f}",
             ]
         )
-    report.table(Table(["variant", "steps", "FLOPs", "minutes", "over seeds", "ms a step", "tokens/s"], rows))
-    loads = [row["load"] for row in results.done.values() if row["kind"] != "finetune"]
+    head = ["variant", "steps", "tokens", "FLOPs", "minutes", "ms a step", "spread", "tokens/s"]
+    report.table(Table(head, rows))
     report.text(
-        "FLOPs are the closed form of all networks, forward and backward. Minutes are wall time of training alone, "
-        "without validations and checkpoints, at the end of the budget: medians over the seeds."
-        + (f" {MARK} other jobs of this ablation ran at the same time." if marked else "")
-        + f" The machine's load average when a training ended: {min(loads):.1f} to {max(loads):.1f}."
+        "At the end of the budget. FLOPs are the closed form of all networks, forward and backward. Minutes are steps "
+        "at the time of a step that was measured before the first job, alone on the machine, the variants in turn: the "
+        f"median of {plural(len(rounds[0]), 'round')}; spread: the slowest round over the fastest."
     )
 
 
@@ -332,9 +319,10 @@ def _failed(report: Report, results: Results, failed: Sequence[Row]) -> None:
         rows = [[row["task"], row["model"], str(row["seed"]), row["reason"]] for row in failed]
         report.table(Table(["job", "variant", "seed", "what happened"], rows))
     waiting = len(results.plan.jobs) - len(results.done) - len(failed)
+    more = f"{plural(waiting, 'more job')} did not run: what they need has failed, or it was stopped. "
     report.text(
-        (f"{plural(waiting, 'more job')} could not start, because what they need has failed. " if waiting else "")
-        + "The same command runs them again. Seeds without a final value are left out above."
+        (more if waiting else "")
+        + "The same command runs what is missing. Seeds without a final value are left out above."
     )
 
 

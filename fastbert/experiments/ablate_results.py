@@ -48,7 +48,7 @@ class Results:
     # --- validation
 
     def validation(self, place: Place) -> dict[str, Any] | None:
-        """Minutes and losses at a point; None if the training has not come there."""
+        """Losses at a point; None if the training has not come there."""
         found = self.done.get(place.job, {"validations": []})["validations"]
         return next((row for row in found if row["step"] == place.steps), None)
 
@@ -58,7 +58,7 @@ class Results:
         for place in self.plan.places[variant.name]:
             at, measured = self.validation(place), value(place)
             if at is not None and measured is not None:
-                point = Point(place.steps, variant.cost(place.steps), at["minutes"], measured)
+                point = Point(place.steps, variant.flops_to(place), variant.minutes_to(place), measured)
                 curves.setdefault(place.seed, []).append(point)
         last = {place.seed: place.steps for place in self.plan.places[variant.name]}
         return {seed: curve for seed, curve in curves.items() if curve[-1].steps == last[seed]}

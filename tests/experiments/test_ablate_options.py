@@ -123,6 +123,9 @@ def test_variants_may_not_change_what_is_held_equal(tmp_path, key, value, reason
         ({"workers": 0}, "at least 1"),
         ({"learning_rates": [1e-4]}, "there are no tasks"),
         ({"trials": 3}, "there are no tasks"),
+        ({"tasks_at": [1.0]}, "there are no tasks"),
+        ({"tasks": ["cola"], "tasks_at": [0.3, 1.0]}, "0.3 is none of the points, 0.1, 0.2"),
+        ({"tasks": ["cola"], "tasks_at": [0.2]}, "end with 1.0"),
         ({"tasks": [{"task": "cola", "epoch": 3}]}, "unknown option 'epoch'"),
     ],
 )

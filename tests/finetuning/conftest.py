@@ -116,5 +116,8 @@ def make_glue(folder: Path, names: Sequence[str], train: int = 48, dev: int = 24
                 rows.append([*texts, task.labels[same] if task.labels else f"{2.5 * same:.3f}"][: len(columns)])
             path = folder / task.title / ("diagnostic.tsv" if name == "ax" else f"{split}.tsv")
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text("".join("\t".join(row) + "\n" for row in [columns, *rows]))
+            lines = [columns, *rows]
+            if header := task.headers.get(split):  # columns of a file that does not name them
+                lines = [[dict(zip(columns, row, strict=True)).get(name, "-") for name in header] for row in rows]
+            path.write_text("".join("\t".join(line) + "\n" for line in lines))
     return folder
