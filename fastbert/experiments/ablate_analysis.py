@@ -44,6 +44,12 @@ class Measure:
     curves: Mapping[str, Mapping[int, Curve]]
     """Variant -> seed -> curve; the baseline first. Trainings without a final value are left out."""
 
+    @property
+    def along(self) -> bool:
+        """Whether it was taken at more than the last point, so that shares of cost can be told."""
+        baseline = next(iter(self.curves.values()))
+        return any(len(curve) > 1 for curve in baseline.values())
+
     def finals(self, variant: str) -> dict[int, float]:
         """Final values by seed."""
         return {seed: curve[-1].value for seed, curve in self.curves[variant].items()}

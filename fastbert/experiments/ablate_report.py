@@ -18,6 +18,7 @@ from fastbert.experiments.statistics import summary
 from fastbert.experiments.sweep_report import SETTING, draw, p_value, plural
 from fastbert.finetuning.table import NOTHING
 
+UNIT_NAMES = {"steps": "steps", "flops": "FLOPs", "minutes": "minutes"}
 SATURATED = 0.7  # share of its own steps below which a baseline that is at its final value is remarked on
 
 
@@ -61,21 +62,22 @@ def shares_table(rows: Sequence[Compared]) -> Table:
         else:
             cells = [share_cell(row.shares[unit]) for unit in UNITS]
         body.append([row.variant, str(len(row.seeds)), *cells, row.verdict])
-    return Table(["variant", "seeds", *("of its " + name for name in ("steps", "FLOPs", "minutes")), "verdict"], body)
+    return Table(["variant", "seeds", *(f"of its {UNIT_NAMES[unit]}" for unit in UNITS), "verdict"], body)
 
 
 def seeds_table(measure: Measure, rows: Sequence[Compared]) -> Table:
     """Every seed: final value, and the shares whatever the verdict says of them."""
+    units = UNITS if measure.along else ()
     body = []
     for row in rows:
         finals = measure.finals(row.variant)
         for place, seed in enumerate(row.seeds):
             cells = []
-            for unit in UNITS:
+            for unit in units:
                 share = row.shares[unit]
                 cells.append(("≤ " if share.at_most[place] else "") + shown_share(share.values[place]))
             body.append([row.variant, str(seed), value_of(measure, finals[seed]), *cells])
-    return Table(["variant", "seed", "final", *("of its " + name for name in ("steps", "FLOPs", "minutes"))], body)
+    return Table(["variant", "seed", "final", *(f"of its {UNIT_NAMES[unit]}" for unit in units)], body)
 
 
 def value_of(measure: Measure, value: float | None, sign: str = "") -> str:
@@ -111,11 +113,15 @@ def finals_table(measure: Measure, rows: Sequence[Compared]) -> Table:
 
 
 def printed(results: Results) -> str:
-    """Shares by every measure, for a terminal."""
+    """Shares by every measure, or where there is only a final value this, for a terminal."""
     lines = []
     for measure in results.measures:
-        lines.append(f"Share of {results.baseline.name}'s cost at which its final quality is reached: {measure.name}")
-        lines += [shares_table(compare(measure, results.hardly_learned)).plain(), ""]
+        rows = compare(measure, results.hardly_learned)
+        if measure.along:
+            what = f"Share of {results.baseline.name}'s cost at which its final quality is reached: {measure.name}"
+            lines += [what, shares_table(rows).plain(), ""]
+        else:
+            lines += [f"At the end: {measure.name}", finals_table(measure, rows).plain(), ""]
     return "\n".join(lines) or "no variant can be compared yet: the baseline has no final value"
 
 
@@ -134,8 +140,11 @@ def write_report(
     report = Report(f"Ablation {name}")
     _question(report, ablation, results)
     compared = {measure.name: compare(measure, results.hardly_learned) for measure in results.measures}
-    if compared:
-        _shares(report, folder, ablation, results, compared)
+    along = {measure.name: compared[measure.name] for measure in results.measures if measure.along}
+    if along:
+        _shares(report, folder, along)
+    if at_end := [measure for measure in results.measures if not measure.along]:
+        _at_end(report, folder, at_end, compared)
     for place, measure in enumerate(results.measures):
         _measure(report, folder, f"curves-{place}.png", results, measure, compared[measure.name])
     if results.done:
@@ -150,10 +159,9 @@ def write_report(
 
 def _question(report: Report, ablation: Ablation, results: Results) -> None:
     plan = results.plan
-    equal = {"steps": "steps", "flops": "FLOPs", "minutes": "minutes"}[ablation.budget.equal]
     report.text(
         f"{results.baseline.name} is the baseline; {plural(len(plan.variants) - 1, 'variant')} with the same data, "
-        f"order and {plural(len(ablation.seeds), 'seed')}, at equal {equal}."
+        f"order and {plural(len(ablation.seeds), 'seed')}, at equal {UNIT_NAMES[ablation.budget.equal]}."
     )
     first = _options(plan.variants[0])
     lines = []
@@ -193,9 +201,7 @@ def _options(variant: Any) -> dict[str, Any]:
     return {leaf.name: leaf.value for leaf in leaves(variant.setup.options)}
 
 
-def _shares(
-    report: Report, folder: Path, ablation: Ablation, results: Results, compared: dict[str, list[Compared]]
-) -> None:
+def _shares(report: Report, folder: Path, compared: dict[str, list[Compared]]) -> None:
     report.heading("Share of the baseline's cost to reach its final quality")
     for name, rows in compared.items():
         report.text(f"By {name}:")
@@ -213,18 +219,37 @@ def _shares(
         report.image(drawing, "Shares by seed, the median as a bar; hollow where it is undecided")
 
 
+def _at_end(report: Report, folder: Path, measures: Sequence[Measure], compared: dict[str, list[Compared]]) -> None:
+    """What was measured at the last point alone."""
+    report.heading("Quality at the end of the budget")
+    scores = {m.name: {name: list(m.finals(name).values()) for name in m.curves} for m in measures}
+    if drawing := draw("finals.png", folder, _draw_finals, scores):
+        report.image(drawing, "Every seed a point, the median a bar")
+    body = []
+    for measure in measures:
+        for row in compared[measure.name]:
+            if row.result is not None:
+                better = value_of(measure, row.result.mean, "+")
+                body.append([measure.name, row.variant, str(row.result.n), better, p_value(row.p), row.verdict])
+    report.table(Table(["measure", "variant", "seeds", "better by", "Holm", "verdict"], body))
+    report.text(
+        "`reached`: better than the baseline at the end of the budget; the rule is that of the verdicts on shares: a "
+        "difference beyond the noise of the measure (below), and a paired t-test adjusted over the variants."
+    )
+
+
 def _measure(
     report: Report, folder: Path, drawing: str, results: Results, measure: Measure, rows: list[Compared]
 ) -> None:
     report.heading(f"By {measure.name}")
     loss, mlm = not measure.higher, results.baseline.setup.options.objective == "mlm"
     floor = results.plan.unigram_entropy if loss and mlm else None
-    if found := draw(drawing, folder, _draw_curves, measure, floor):
+    if measure.along and (found := draw(drawing, folder, _draw_curves, measure, floor)):
         dashed = ", the unigram entropy dashed" if floor is not None else ""
         report.image(found, f"Every seed thin, medians thick, the baseline's final median dotted{dashed}")
     report.table(finals_table(measure, rows))
     own = rows[0].shares["steps"]
-    if own.median < SATURATED:
+    if measure.along and own.median < SATURATED:
         start = ("at most " if own.median_at_most else "") + shown_share(own.median)
         report.text(
             f"The baseline itself is at its final value from {start} of its steps on: by this measure it learns no "
@@ -330,6 +355,12 @@ def _draw_curves(path: Path, measure: Measure, floor: float | None) -> None:
     from fastbert.experiments.ablate_plots import draw_curves
 
     draw_curves(path, measure, floor)
+
+
+def _draw_finals(path: Path, scores: dict[str, dict[str, list[float]]]) -> None:
+    from fastbert.experiments.plots import draw_scores
+
+    draw_scores(path, scores, dict.fromkeys(scores, ""))
 
 
 def _draw_shares(path: Path, compared: dict[str, list[Compared]]) -> None:

@@ -18,14 +18,15 @@ def draw_scores(path: Path, panels: Scores, labels: Mapping[str, str]) -> None:
         labels: panel -> what its axis says.
     """
     names = list(dict.fromkeys(name for scores in panels.values() for name in scores))
-    figure, axes = panels_of(len(panels), 1.4 + 0.55 * len(names))
+    figure, axes = panels_of(len(panels), min(1.4 + 0.55 * len(names), 5.0))
     for panel, (title, scores) in zip(axes, panels.items(), strict=True):
         for place, name in enumerate(names):
             if values := scores.get(name):
                 spread = [place + 0.16 * (2 * (at + 0.5) / len(values) - 1) for at in range(len(values))]
                 panel.plot(spread, values, "o", color=f"C{place}", alpha=0.6, markersize=5, markeredgewidth=0)
                 panel.hlines(statistics.median(values), place - 0.3, place + 0.3, color=f"C{place}", linewidth=2.5)
-        panel.set_xticks(range(len(names)), names, rotation=20 if max(map(len, names)) > 8 else 0, fontsize=8)
+        tilted = {"rotation": 30, "ha": "right"} if max(map(len, names)) > 8 else {}
+        panel.set_xticks(range(len(names)), names, fontsize=8, **tilted)
         panel.set_xlim(-0.6, len(names) - 0.4)
         panel.set_ylabel(labels[title], fontsize=9)
         panel.set_title(title, loc="left", fontsize=10, fontweight="bold")

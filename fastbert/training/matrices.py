@@ -5,11 +5,12 @@ from collections.abc import Iterable
 
 from torch import Tensor
 
-_HIDDEN = re.compile(r"(?:.*\.)?blocks\.\d+\.(?:attention|feed_forward)\.\w+\.weight")
+_HIDDEN = re.compile(r"(?:.*\.)?(?:blocks\.\d+\.(?:attention|feed_forward)\.\w+|positions\.(?:query|key))\.weight")
 
 
 def is_hidden(name: str, parameter: Tensor) -> bool:
-    """Whether it is a matrix of attention or feed-forward in a block, of any of an objective's networks."""
+    """Whether it is a matrix of attention or feed-forward in a block, or one of TUPE's that make queries and keys of
+    positions, of any of an objective's networks."""
     return parameter.ndim == 2 and _HIDDEN.fullmatch(name) is not None
 
 

@@ -1,5 +1,5 @@
 """Muon (Jordan 2024, https://kellerjordan.github.io/posts/muon; Liu et al. 2025, arXiv 2502.16982) for the matrices of
-the blocks, with torch's fused AdamW for everything else.
+the blocks and TUPE's two, with torch's fused AdamW for everything else.
 
 torch.optim.Muon takes whole weights, one after the other, and cannot skip an update on the device; so the update stands
 here, and torch's is what the tests hold it against.

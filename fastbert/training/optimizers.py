@@ -22,11 +22,11 @@ class OptimizerOptions:
 
     name: str = "adamw"
     """Optimizer: adamw (arXiv 1711.05101; NVIDIA apex's fused one where that is installed), muon (arXiv 2502.16982) for
-    the matrices of the blocks with adamw for the rest, or lamb (arXiv 1904.00962) for large batches."""
+    the matrices of the blocks and TUPE's two with adamw for the rest, or lamb (arXiv 1904.00962) for large batches."""
     learning_rate: float = 1e-3
     """Peak learning rate; the schedule scales it. Muon's updates are scaled such that adamw's rate serves it too."""
     momentum: float = 0.95
-    """Of muon: decay of the running mean of the gradient of the blocks' matrices."""
+    """Of muon: decay of the running mean of the gradient of its matrices."""
     beta1: float = 0.9
     """Decay of the running mean of the gradient."""
     beta2: float = 0.98
@@ -63,7 +63,7 @@ def build_optimizer(
 
     Returns:
         An optimizer with one group of matrices (decayed) and one of vectors and scalars (not decayed), each in the
-        order given and with the names under "param_names"; with muon the matrices of the blocks come first, in a group
+        order given and with the names under "param_names"; with muon its matrices come first, in a group
         of their own.
     """
     seen: set[int] = set()

@@ -135,7 +135,13 @@ def test_finished_jobs_are_not_run_again(toy, whole, prepared, words, tmp_path, 
     assert "tied" in (whole / "report" / "report.md").read_text()
     last = write(tmp_path / "last", prepared, words, tasks_at=[1.0])
     assert main(["ablate", last, "--out", str(whole)]) == 0
-    assert "6 jobs: 2 pretrainings, 2 annealings, 2 fine-tunings; 6 done before" in capsys.readouterr().err
+    captured = capsys.readouterr()
+    assert "6 jobs: 2 pretrainings, 2 annealings, 2 fine-tunings; 6 done before" in captured.err
+    assert "At the end: words, accuracy x 100" in captured.out and "quality is reached: words" not in captured.out
+    report = (whole / "report" / "report.md").read_text()
+    assert "## Quality at the end of the budget" in report and "| words, accuracy x 100 | tupe-r " in report
+    assert "By validation loss:" in report and "By words, accuracy x 100:" not in report
+    assert (whole / "report" / "finals.png").is_file()
     assert {path: path.stat().st_mtime_ns for path in before} == before
     other = write(tmp_path / "other", prepared, words, budget={"steps": 31})
     assert main(["ablate", other, "--out", str(whole)]) == 2

@@ -77,18 +77,21 @@ def test_a_gated_unit_is_two_matrices(rows: int) -> None:
     assert optimizer.param_groups[0]["matrices"] == [rows // 20, 1]
 
 
-def test_the_matrices_of_all_blocks_and_nothing_else() -> None:
+def test_the_matrices_of_all_blocks_and_of_tupe_and_nothing_else() -> None:
     vocabulary = WordPiece(("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "b", "##c"))
     config = EncoderOptions(layers=1, width=16, heads=2, position="tupe-r").resolve(8, 12)
     objective = Electra(config, ElectraOptions(), vocabulary)
     optimizer = build_optimizer(objective.named_parameters(), OptimizerOptions("muon", weight_decay=0.2), "cpu")
     hidden, others, plain = optimizer.param_groups
-    assert hidden["param_names"] == [
-        f"{network}.blocks.0.{name}.weight"
-        for network in ("encoder", "small")
-        for name in ("attention.qkv", "attention.out", "feed_forward.up", "feed_forward.down")
+    of_a_block = [
+        f"blocks.0.{name}" for name in ("attention.qkv", "attention.out", "feed_forward.up", "feed_forward.down")
     ]
-    assert hidden["matrices"] == [3, 1, 1, 1] * 2
+    wanted = {
+        f"{network}.{name}.weight": 3 if name.endswith("qkv") else 1
+        for network in ("encoder", "small")
+        for name in (*of_a_block, "positions.query", "positions.key")
+    }
+    assert dict(zip(hidden["param_names"], hidden["matrices"], strict=True)) == wanted
     assert (hidden["weight_decay"], others["weight_decay"], plain["weight_decay"]) == (0.2, 0.2, 0.0)
     named = dict(objective.named_parameters())
     assert {*hidden["param_names"], *others["param_names"], *plain["param_names"]} == named.keys()
