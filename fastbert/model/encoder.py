@@ -169,6 +169,7 @@ class Encoder(nn.Module):
         row_keys: Tensor | None = None,
         only: Places = None,
         edit_words: Callable[[Tensor], Tensor] | None = None,
+        show: Callable[[Tensor], None] | None = None,
     ) -> Tensor:
         """Hidden states [B, T, D], or [B, M, D] of the places `only`.
 
@@ -182,6 +183,7 @@ class Encoder(nn.Module):
             row_keys: int32 [B], the dropout keys of the rows (`fastbert.randomness.row_keys`); no dropout if None.
             only: the tokens that are wanted, such as slice(1) for [CLS]; the last block computes no more than those.
             edit_words: from the word embeddings [B, T, D], as they are looked up, to those that are used instead.
+            show: is called with the hidden states of all tokens, [B, T, D] without gradient, whatever `only` says.
 
         Raises:
             ValueError: a sequence longer than the positions.
@@ -195,13 +197,20 @@ class Encoder(nn.Module):
         padding = None if attention_mask is None else attention_mask.bool()
         masks = {"key_padding": padding, "segments": document_ids}
         scale, last = self.positions.score_scale, len(self.blocks) - 1
+        given = (self.kernels.attention, scale, bias, rotation, masks, row_keys)
         for index, block in enumerate(self.blocks):
+            run, before = block, x
             if self.checkpointing and torch.is_grad_enabled():
-                block = partial(checkpoint, block, use_reentrant=False, preserve_rng_state=False)
-            x = block(
-                x, self.kernels.attention, scale, bias, rotation, masks, row_keys, only if index == last else None
-            )
-        return x if self.final_norm is None else self.final_norm(x)
+                run = partial(checkpoint, block, use_reentrant=False, preserve_rng_state=False)
+            x = run(x, *given, only if index == last else None)
+        hidden = x if self.final_norm is None else self.final_norm(x)
+        if show is not None:
+            with torch.no_grad():  # after the passes with a gradient: autocast keeps the casts of the first
+                if only is not None:
+                    x = block(before, *given)
+                    hidden_BTD = x if self.final_norm is None else self.final_norm(x)
+                show(hidden if only is None else hidden_BTD)
+        return hidden
 
     def embed(
         self,

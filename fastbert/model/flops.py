@@ -37,14 +37,15 @@ def encoder_flops(config: EncoderConfig, batch: int, length: int, last: int | No
     Args:
         last: tokens of a row that the last block is computed for, all if None: the others are its keys and values.
     """
-    t = length
-
-    def block(queries: int) -> int:
-        d, f = config.width, config.ffn
-        return 2 * queries * (2 * d * d + (_ups(config) + 1) * d * f) + 4 * t * d * d + 4 * queries * t * d
-
-    blocks = (config.layers - 1) * block(t) + block(t if last is None else last)
+    blocks = (config.layers - 1) * block_flops(config, length, length)
+    blocks += block_flops(config, length, length if last is None else last)
     return batch * blocks + POSITIONS[config.position].flops(config, length)
+
+
+def block_flops(config: EncoderConfig, length: int, queries: int) -> int:
+    """One forward pass of one block over a row, for so many of its tokens; the others are keys and values."""
+    d, f = config.width, config.ffn
+    return 2 * queries * (2 * d * d + (_ups(config) + 1) * d * f) + 4 * length * d * d + 4 * queries * length * d
 
 
 def mlm_head_flops(config: EncoderConfig, places: int) -> int:

@@ -17,8 +17,15 @@ from fastbert.data.batches import Batch
 from fastbert.data.tokenizer import WordPiece
 from fastbert.errors import UserError
 from fastbert.model.config import EncoderConfig
-from fastbert.model.encoder import Encoder, select
-from fastbert.model.flops import TRAINING, encoder_flops, encoder_parameters, mlm_head_flops, mlm_head_parameters
+from fastbert.model.encoder import Encoder
+from fastbert.model.flops import (
+    TRAINING,
+    block_flops,
+    encoder_flops,
+    encoder_parameters,
+    mlm_head_flops,
+    mlm_head_parameters,
+)
 from fastbert.model.heads import MLMHead
 from fastbert.model.notes import Notes, Taken
 from fastbert.objectives.masking import choose_places, corrupt, masked_places
@@ -157,13 +164,10 @@ class MLM(nn.Module):
             document_ids=drawn.document_ids,
             position_ids=drawn.position_ids,
             row_keys=drawn.dropout_keys,
-            only=None if drawn.noted else drawn.places,
+            only=drawn.places,
             edit_words=drawn.noted.edit if drawn.noted else None,
+            show=drawn.noted.collect if drawn.noted and self.training else None,
         )
-        if drawn.noted:  # whose contexts are around the places too
-            if self.training:
-                drawn.noted.collect(hidden)
-            hidden = select(hidden, drawn.places)
         return hidden.flatten(0, 1)
 
     def after_step(self, drawn: Sequence[Masked], updated: Tensor) -> dict[str, Tensor]:
@@ -173,9 +177,12 @@ class MLM(nn.Module):
     def flops(self, batch: int, length: int) -> int:
         """Of one training step over [B, T], by the closed forms of `fastbert.model.flops`."""
         masked = masked_places(length, self.options.mask_rate)
-        encoder = encoder_flops(self.config, batch, length, masked if self.notes is None else None)
+        encoder = encoder_flops(self.config, batch, length, masked)
         networks = TRAINING * (encoder + mlm_head_flops(self.config, batch * masked))
-        return networks + (self.notes.flops(batch * length) if self.notes is not None else 0)
+        if self.notes is None:
+            return networks
+        contexts = batch * block_flops(self.config, length, length)  # the last block of all tokens, forward alone
+        return networks + contexts + self.notes.flops(batch * length)
 
     def parameter_count(self) -> int:
         return encoder_parameters(self.config) + mlm_head_parameters(self.config)
