@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from fastbert.data.batches import Batch, Rows, TrainingBatches
 from fastbert.data.noted import NotedWords
@@ -14,6 +15,7 @@ from fastbert.errors import UserError
 from fastbert.model.config import EncoderOptions
 from fastbert.model.encoder import Encoder, initialize
 from fastbert.model.flops import TRAINING, encoder_flops, mlm_head_flops
+from fastbert.model.kernels import KERNELS
 from fastbert.model.notes import Notes, NotesOptions
 from fastbert.objectives.masking import masked_places
 from fastbert.objectives.mlm import MLM, MLMOptions
@@ -286,6 +288,17 @@ def test_zero_notes_are_read_without_a_division_by_zero() -> None:
     assert torch.equal(drawn.noted.edit(words), words)
     edited = drawn.noted.edit(words + 1)
     assert set(edited.unique().tolist()) == {0.5, 1.0}
+
+
+def test_products_are_those_that_torch_counts() -> None:
+    """The contexts' block among them, once forward; what notes add besides are sums."""
+    objective = build(NotesOptions(half_window=K))
+    objective.encoder.kernels = KERNELS["reference"]  # torch cannot look into operators of our own
+    drawn = objective.draw(next(iter(batches(8).at(0))), 0, 0)
+    with FlopCounterMode(display=False) as counter:
+        objective(drawn)["mlm"].backward()
+    assert drawn.noted.contexts.abs().sum() > 0
+    assert counter.get_total_flops() == objective.flops(ROWS, T) - objective.notes.flops(ROWS * T)
 
 
 def test_flops_are_those_of_the_text() -> None:
