@@ -9,8 +9,9 @@ from typing import Any
 
 from fastbert.config import differences, leaves
 from fastbert.experiments.ablate_analysis import LEARNED, Compared, Measure, Share, compare, noise
+from fastbert.experiments.ablate_budget import timing_key
 from fastbert.experiments.ablate_options import UNITS, Ablation
-from fastbert.experiments.ablate_plan import Plan, timing_key
+from fastbert.experiments.ablate_plan import Plan
 from fastbert.experiments.ablate_results import Results
 from fastbert.experiments.comparison import Row, shown_setting
 from fastbert.experiments.report import Report, Table

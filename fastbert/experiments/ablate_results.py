@@ -9,7 +9,8 @@ from functools import cached_property
 from typing import Any
 
 from fastbert.experiments.ablate_analysis import LEARNED, Curve, Measure, Point
-from fastbert.experiments.ablate_plan import Place, Plan, Planned
+from fastbert.experiments.ablate_budget import Place, Planned
+from fastbert.experiments.ablate_plan import Plan
 from fastbert.experiments.comparison import Row, Setting, score, setting_of
 
 

@@ -12,10 +12,11 @@ import yaml
 from fastbert.config import from_dict
 from fastbert.data.stages import make_plan
 from fastbert.errors import UserError
-from fastbert.experiments import ablate_plan
+from fastbert.experiments import ablate_budget
 from fastbert.experiments.ablate import finish, startable
+from fastbert.experiments.ablate_budget import equal_steps
 from fastbert.experiments.ablate_options import AblateOptions, Budget, load_ablation
-from fastbert.experiments.ablate_plan import equal_steps, plan
+from fastbert.experiments.ablate_plan import plan
 from fastbert.experiments.ablate_results import Results
 from fastbert.pretraining.options import PretrainOptions
 
@@ -47,7 +48,7 @@ def timed(monkeypatch) -> None:
         (stage,) = plan.stages
         return stage.length * (0.3 if setup.options.encoder.position == "tupe-r" else 0.1)
 
-    monkeypatch.setattr(ablate_plan, "timed_step", seconds)
+    monkeypatch.setattr(ablate_budget, "timed_step", seconds)
 
 
 def test_equal_flops_are_steps_in_inverse_proportion(planned) -> None:
@@ -116,7 +117,7 @@ def test_minutes_are_measured_once(planned, monkeypatch) -> None:
         asked.append(setup.options.objective)
         return 0.01 * len(asked)
 
-    monkeypatch.setattr(ablate_plan, "timed_step", timed)
+    monkeypatch.setattr(ablate_budget, "timed_step", timed)
     variants = {"a": None, "e": {"objective": "electra"}}
     _, study = planned(variants=variants, budget={"equal": "minutes", "minutes": 0.1})
     assert asked == ["mlm", "electra"] * 5
