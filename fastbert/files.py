@@ -28,7 +28,29 @@ def disk_errors(path: Path | str) -> Iterator[None]:
             raise UserError(f"{path} lies on a read-only file system; choose another folder") from error
         if error.errno in (errno.ENOTDIR, errno.EEXIST):
             raise UserError(f"cannot write {path}: part of that path is a file; choose another folder") from error
+        if error.errno == errno.ENAMETOOLONG:
+            raise UserError(f"cannot write {path}: a name in that path is too long; choose a shorter one") from error
         raise
+
+
+@contextmanager
+def folder_errors(path: Path | str) -> Iterator[None]:
+    """`disk_errors` while a folder is made; where there can be none, as below /proc, that is said too."""
+    with disk_errors(path):
+        try:
+            yield
+        except FileNotFoundError as error:
+            raise UserError(f"no folder can be made at {path}; choose another place") from error
+
+
+def make_folder(path: Path) -> None:
+    """Makes a folder and those above it, if they are not there.
+
+    Raises:
+        UserError: it cannot be made.
+    """
+    with folder_errors(path):
+        path.mkdir(parents=True, exist_ok=True)
 
 
 def sync_folder(folder: Path) -> None:
@@ -45,8 +67,8 @@ def atomic_file(path: Path | str, mode: str = "wb") -> Iterator[IO[Any]]:
     """A file that appears under `path` only when the block ends without an error."""
     path = Path(path)
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    make_folder(path.parent)
     with disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with open(beside, mode, encoding=None if "b" in mode else "utf-8") as file:
                 yield file
@@ -66,7 +88,7 @@ def atomic_folder(path: Path | str) -> Iterator[Path]:
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with disk_errors(path):
         shutil.rmtree(beside, ignore_errors=True)
-        beside.mkdir(parents=True)
+        make_folder(beside)
         try:
             yield beside
             for inside in beside.rglob("*"):
@@ -102,8 +124,8 @@ def locked_folder(folder: Path | str) -> Iterator[None]:
         UserError: it cannot be made, or another process trains there.
     """
     folder = Path(folder)
+    make_folder(folder)
     with disk_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
         before = set(os.listdir(folder))
         lock = open(folder / LOCK, "w")  # noqa: SIM115 (closed below)
     try:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from fastbert.errors import UserError
-from fastbert.files import atomic_file, disk_errors, read_json, remove_leftovers, sync_folder, write_json
+from fastbert.files import atomic_file, disk_errors, make_folder, read_json, remove_leftovers, sync_folder, write_json
 
 LOCK, MADE_OF, STATE = ".lock", ".made_of.json", ".state.npz"
 
@@ -81,7 +81,7 @@ def partial_folder(out: Path, made_of: dict[str, Any]) -> Iterator[Partial | Non
 def _lock(folder: Path, out: Path) -> Any:
     """The lock of `folder`, an open file; None if another process held it and has made `out`."""
     while True:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         try:
             lock = open(folder / LOCK, "w")  # noqa: SIM115 (the caller closes it)
         except FileNotFoundError:  # the folder was renamed just now

@@ -21,7 +21,7 @@ from fastbert.data.sources import open_source
 from fastbert.data.tokenizer import load_tokenizer
 from fastbert.errors import UserError
 from fastbert.experiments.rounds import measured_on, told
-from fastbert.files import atomic_file, disk_errors, write_json
+from fastbert.files import atomic_file, disk_errors, make_folder, write_json
 from fastbert.model.config import EncoderOptions
 from fastbert.training.hardware import describe_machine
 from fastbert.training.logbook import say
@@ -73,8 +73,8 @@ def bench_data(options: BenchDataOptions) -> int:
         UserError: no such text, too little of it, a folder that cannot be written.
     """
     out = Path(options.out)
+    make_folder(out)
     with disk_errors(out):
-        out.mkdir(parents=True, exist_ok=True)
         scratch = tempfile.TemporaryDirectory(prefix=".bench-data-", dir=out)
     with scratch:
         folder = Path(scratch.name)

@@ -16,7 +16,7 @@ from fastbert.data.shards import open_dataset
 from fastbert.errors import UserError, choose
 from fastbert.experiments.contestants import STEPS, Contestant, Runner
 from fastbert.experiments.rounds import measured_on, told
-from fastbert.files import atomic_file, disk_errors, write_json
+from fastbert.files import atomic_file, make_folder, write_json
 from fastbert.model.config import EncoderOptions
 from fastbert.model.positions import POSITIONS
 from fastbert.pretraining.options import PretrainMachineOptions, PretrainOptions
@@ -91,8 +91,7 @@ def bench_throughput(options: BenchThroughputOptions) -> int:
         UserError: data that cannot be used, a folder that cannot be written, a contestant that fails.
     """
     out = Path(options.out)
-    with disk_errors(out):
-        out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     job = job_options(options)
     folder = data_folder(job, None)
     have = open_dataset(folder).vocab_size

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from fastbert.data.stages import Plan
 from fastbert.errors import UserError
-from fastbert.files import disk_errors
+from fastbert.files import folder_errors
 from fastbert.pretraining.finish import finish
 from fastbert.pretraining.loop import Trainer
 from fastbert.pretraining.options import PretrainOptions
@@ -93,7 +93,7 @@ def dry_run(setup: Setup, run: RunFolder, done: int, build: Callable[[Path], Tra
 def _scratch(path: Path) -> Iterator[Path]:
     """A folder on the disk of `path`, for as long as the context lasts. Errors name `path` in its stead."""
     beside = existing(path.parent)
-    with disk_errors(beside):
+    with folder_errors(path):
         folder = tempfile.TemporaryDirectory(prefix=f".{path.name}.", suffix=".tmp", dir=beside)
     with folder:
         try:

@@ -14,7 +14,7 @@ from typing import Any
 
 from fastbert import config as configuration
 from fastbert.errors import UserError
-from fastbert.files import LOCK, atomic_file, atomic_folder, write_json
+from fastbert.files import LOCK, atomic_file, atomic_folder, disk_errors, write_json
 from fastbert.model.config import EncoderOptions
 from fastbert.pretraining.options import OF_ONE_CALL, PretrainOptions
 
@@ -80,7 +80,9 @@ def new_folder(out: str | None, name: str) -> RunFolder:
     """
     if out is not None:
         run = RunFolder(Path(out))
-        if run.exists():
+        with disk_errors(out):
+            taken = run.exists()
+        if taken:
             what = "a run" if run.config.exists() else "other files"
             raise UserError(f"{out} already holds {what}; go on with --resume {out}, or choose another --out")
         return run

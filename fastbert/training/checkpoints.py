@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from fastbert.errors import UserError
-from fastbert.files import atomic_folder, disk_errors, read_json, remove_leftovers
+from fastbert.files import atomic_folder, disk_errors, make_folder, read_json, remove_leftovers
 
 FORMAT = 1
 _FOLDER = re.compile(r"step-(\d{8,})")
@@ -69,8 +69,8 @@ class Checkpointer:
         self.keep_last = keep_last
         self.say = say
         self.keep = keep
+        make_folder(self.folder)
         with disk_errors(self.folder):
-            self.folder.mkdir(parents=True, exist_ok=True)
             remove_leftovers(self.folder)
 
     def paths(self) -> list[Path]:

@@ -417,3 +417,13 @@ def test_skipped_update_survives_a_checkpoint():
     again = MAKERS["fused adamw"](module)
     restore_optimizer(again, *flatten_optimizer(optimizer))
     assert {float(state["step"]) for state in again.state.values()} == {0.0}
+
+
+def test_a_place_without_folders():
+    with pytest.raises(UserError, match="no folder can be made at /proc/fastbert/checkpoints"):
+        Checkpointer("/proc/fastbert/checkpoints", 1, print)
+
+
+def test_a_name_too_long(tmp_path):
+    with pytest.raises(UserError, match="a name in that path is too long"):
+        Checkpointer(tmp_path / ("a" * 300), 1, print)
