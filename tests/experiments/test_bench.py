@@ -43,7 +43,7 @@ def test_mistakes(tmp_path: Path, capsys) -> None:
         (["kernels", "--rounds", "0"], "rounds must be at least 1"),
         (["kernels", "--tune"], "torch finds none; --compile-only needs none"),
         (["kernels", "--tune", "--compile-only"], "not both"),
-        (["kernels", "--out", str(tmp_path / "file" / "x")], "choose another --out"),
+        (["kernels", "--out", str(tmp_path / "file" / "x")], "part of that path is a file; choose another folder"),
     ):
         assert main(["bench", *arguments]) == 2
         said = capsys.readouterr()
