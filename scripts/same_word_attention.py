@@ -9,7 +9,6 @@ length of the input, so that 1 is a head which looks everywhere alike; the mean 
 
 import argparse
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -58,32 +57,30 @@ def same_word_attention(encoder: Encoder, pairs: list[tuple[list[int], int]], sp
             types = [0] * second + [1] * (len(ids) - second)
             rows, columns = (torch.tensor(places) for places in zip(*twins, strict=True))
             found.append(len(ids) * attentions(encoder, ids, types)[:, :, rows, columns])
+    if not found:
+        raise UserError("no pair that fits into the model's positions has a word in common; try more --pairs")
     return torch.cat(found, dim=-1).mean(-1)
-
-
-def read_pairs(examples: list, encode: Callable[[str, str], object], room: int) -> list[tuple[list[int], int]]:
-    """Ids of the pairs that fit into `room` tokens."""
-    found = []
-    for example in examples:
-        encoded = encode(example.text, example.pair)
-        if len(encoded.ids) <= room:
-            found.append((encoded.ids, encoded.type_ids.index(1)))
-    return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("task")
+    parser.add_argument("task", help="a GLUE task of pairs, or the YAML file of one's own")
     parser.add_argument("models", nargs="+", metavar="MODEL")
-    parser.add_argument("--glue-dir")
-    parser.add_argument("--pairs", type=int, default=500)
+    parser.add_argument("--glue-dir", help="folder of the official GLUE archive, or of Parquet files")
+    parser.add_argument("--pairs", type=int, default=500, help="how many of the dev split, from its start (500)")
     given = parser.parse_args()
-    examples = open_task(given.task, glue_dir=given.glue_dir).examples("dev")[: given.pairs]
+    task = open_task(given.task, glue_dir=given.glue_dir)
+    if not task.is_pair:
+        raise UserError(f"{given.task} has single sentences; name a task of pairs, such as stsb")
+    examples = task.examples("dev")[: given.pairs]
     for model in given.models:
         pretrained = load_pretrained(model)
         encoder, _ = build_encoder(pretrained)
         vocabulary = load_tokenizer(pretrained.tokenizer)
-        pairs = read_pairs(examples, vocabulary.build().encode, encoder.config.max_positions)
+        tokenizer = vocabulary.build()
+        encoded = [tokenizer.encode(example.text, example.pair) for example in examples]
+        room = encoder.config.max_positions
+        pairs = [(pair.ids, pair.type_ids.index(1)) for pair in encoded if len(pair.ids) <= room]
         table = same_word_attention(encoder.eval(), pairs, set(vocabulary.special_ids))
         print(f"{model}: highest {table.max():.1f}")
         for layer, heads in enumerate(table.tolist(), 1):
@@ -94,4 +91,5 @@ if __name__ == "__main__":
     try:
         main()
     except UserError as error:
-        sys.exit(f"error: {error}")
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -61,6 +61,21 @@ def test_it_is_the_attention_of_transformers(model) -> None:
     assert len({f"{value:.1f}" for layer in expected for value in layer}) > 1
 
 
-def test_a_task_that_is_not_there(model) -> None:
-    done = run(model[0], "nothing.yaml")
-    assert done.returncode == 1 and "nothing.yaml" in done.stderr and "Traceback" not in done.stderr
+@pytest.mark.parametrize(
+    ("task", "row", "said"),
+    [
+        ("nothing.yaml", "", "nothing.yaml"),
+        ("single.yaml", "", "single.yaml has single sentences"),
+        ("apart.yaml", "pair: two\n", "no pair that fits into the model's positions has a word in common"),
+    ],
+)
+def test_mistakes(model, task, row, said) -> None:
+    folder = model[0]
+    (folder / "apart.jsonl").write_text(
+        '{"one": "a", "two": "b", "label": "x"}\n{"one": "c", "two": "b", "label": "y"}\n'
+    )
+    if task != "nothing.yaml":
+        head = f"name: apart\ntrain: apart.jsonl\ndev: apart.jsonl\ntext: one\n{row}label: label\nlabels: x,y\n"
+        (folder / task).write_text(head)
+    done = run(folder, task)
+    assert done.returncode == 2 and said in done.stderr and "Traceback" not in done.stderr
