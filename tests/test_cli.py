@@ -232,3 +232,29 @@ def test_choose_names_the_nearest() -> None:
     assert choose("fruit", "pear", ["pear", "apple"]) == "pear"
     with pytest.raises(UserError, match="unknown fruit 'peer'; did you mean 'pear'\\? known: apple, pear"):
         choose("fruit", "peer", ["pear", "apple"])
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, "1000 None False"),
+        ({"GOMP_SPINCOUNT": "7"}, "7 None False"),
+        ({"OMP_WAIT_POLICY": "active"}, "None active False"),
+    ],
+)
+def test_openmp_threads_spin_shortly_unless_the_user_decides(given: dict[str, str], expected: str) -> None:
+    script = """
+import os, sys
+from fastbert import cli
+def show(arguments):
+    print(os.environ.get("GOMP_SPINCOUNT"), os.environ.get("OMP_WAIT_POLICY"), "torch" in sys.modules)
+    return 0
+cli.JOBS["show"] = (show, "")
+sys.argv = ["fastbert", "show"]
+cli.console_script()
+"""
+    inherited = {k: v for k, v in os.environ.items() if k not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=inherited | given, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == expected.split()
