@@ -102,7 +102,7 @@ class Trainer:
         try:
             self._run(interrupts)
         except NotFiniteError as error:
-            raise UserError(f"{error}; training stops{self._advice()}") from None
+            raise UserError(f"{error}; it is not saved, and training stops{self._advice()}") from None
 
     def _run(self, interrupts: Interrupts) -> None:
         progress = self.progress
@@ -260,6 +260,8 @@ class Trainer:
             self._tensors(),
             {**self.state, "progress": asdict(progress), "optimizer": optimizer_state},
             metric=progress.last_eval["loss"] if measured else None,
+            # While updates are skipped the weights may be finite and yet lost: those before stay until one is made.
+            prune=progress.skipped_in_row == 0,
         )
         self._clock += time.perf_counter() - paused
 
@@ -283,8 +285,9 @@ class Trainer:
         if newest is None:
             return f"; there is no checkpoint before it. Start a new run with {REMEDIES}"
         return (
-            f"; the newest finite checkpoint is {newest}, from which fastbert pretrain --resume {run} continues. If it "
-            f"stops there again, start a new run with {REMEDIES}"
+            f"; the newest finite checkpoint is {newest}; continue from it with: fastbert pretrain --resume {run}. If "
+            "training stops there again, delete that checkpoint to resume from the one before, or start a new run with "
+            f"{REMEDIES}"
         )
 
     def _advice_after_skips(self) -> str:

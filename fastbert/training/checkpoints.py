@@ -79,7 +79,14 @@ class Checkpointer:
         """The folders of all checkpoints, whole or not, oldest first."""
         return checkpoint_paths(self.folder)
 
-    def save(self, step: int, tensors: dict[str, dict[str, Tensor]], state: dict, metric: float | None = None) -> Path:
+    def save(
+        self,
+        step: int,
+        tensors: dict[str, dict[str, Tensor]],
+        state: dict,
+        metric: float | None = None,
+        prune: bool = True,
+    ) -> Path:
         """Writes a checkpoint and removes those no longer kept.
 
         Args:
@@ -88,6 +95,7 @@ class Checkpointer:
                 once if they are the same view of it, else each for itself.
             state: must fit JSON, which has neither NaN nor infinities.
             metric: lower is better; None and NaN are never the best.
+            prune: whether those no longer kept are removed now, or only after a later save.
 
         Returns:
             The checkpoint's folder, durable on the disk.
@@ -111,7 +119,8 @@ class Checkpointer:
             manifest = {"format": FORMAT, "step": step, "metric": metric, "files": files}
             manifest["seal"] = _seal(manifest)
             (folder / "manifest.json").write_text(json.dumps(manifest, indent=1, allow_nan=False), encoding="utf-8")
-        self._prune(step)
+        if prune:
+            self._prune(step)
         return path
 
     def load_latest(self) -> Checkpoint | None:

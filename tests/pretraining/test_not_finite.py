@@ -1,0 +1,190 @@
+"""What is not finite is never kept: no weight, moment or note in a checkpoint or an export, no loss as the best, and no
+NaN in a JSON file. The run stops, names the newest finite checkpoint, and resumes from it to the bit."""
+
+import json
+import math
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from fastbert.errors import UserError
+from fastbert.hub.load import load_pretrained
+from fastbert.pretraining import loop, setup
+from fastbert.training import checkpoints
+from fastbert.training.checkpoints import Checkpointer, read_checkpoint
+from tests.flags import main
+from tests.pretraining.test_loop import poison
+from tests.pretraining.test_resume import assert_same_run
+
+NAN, INF = math.nan, math.inf
+
+
+@pytest.fixture
+def short(flags) -> list[str]:
+    return [*flags, "--layers", "1", "--steps", "20", "--eval-every", "20", "--eval-sequences", "4"]
+
+
+def inject(monkeypatch, done: int, change: Callable[[loop.Trainer], None]) -> None:
+    """Calls `change` with the trainer after this many steps."""
+    real = loop.Trainer._step
+
+    def stepping(self, step: int) -> None:
+        real(self, step)
+        if step + 1 == done:
+            with torch.no_grad():
+                change(self)
+
+    monkeypatch.setattr(loop.Trainer, "_step", stepping)
+
+
+def in_weight(value: float) -> Callable[[loop.Trainer], None]:
+    return lambda trainer: trainer.objective.encoder.words.weight[7, :1].fill_(value)
+
+
+def in_moment(name: str, value: float) -> Callable[[loop.Trainer], None]:
+    return lambda trainer: trainer.optimizer.state[trainer.objective.encoder.words.weight][name][7, 0].fill_(value)
+
+
+def in_note(trainer: loop.Trainer) -> None:
+    trainer.objective.notes.table[-1, -1] = NAN
+
+
+def names(run: Path) -> list[str]:
+    return sorted(path.name for path in (run / "checkpoints").iterdir())
+
+
+def assert_strict_json(folder: Path) -> None:
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} in {path}")
+
+    for path in [*folder.rglob("*.json"), *folder.rglob("*.jsonl")]:
+        text = path.read_text()
+        for part in text.splitlines() if path.suffix == ".jsonl" else [text]:
+            json.loads(part, parse_constant=refuse)
+
+
+def assert_stopped(run: Path, said: str, newest: str) -> None:
+    assert "not finite" in said and f"newest finite checkpoint is {run}/checkpoints/{newest}" in said, said
+    assert f"fastbert pretrain --resume {run}" in said and "--optimizer.learning-rate" in said
+    assert names(run)[-1] == newest and not (run / "model").exists()
+    for path in run.glob("checkpoints/*/*.safetensors"):
+        assert all(tensor.isfinite().all() for tensor in load_file(path).values()), path
+    assert_strict_json(run)
+
+
+NOTES = ["--notes.enabled", "--notes.half-window", "4", "--notes.share", "1"]
+EVERY = ["--checkpoint-every", "1", "--keep-checkpoints", "2"]
+FIVE = ["--checkpoint-every", "5"]
+CASES = {
+    "weight": (in_weight(NAN), FIVE, "step-00000010", "model encoder.words.weight"),
+    "infinite weight": (in_weight(INF), EVERY, "step-00000011", "model encoder.words.weight"),
+    "moment": (in_moment("exp_avg", NAN), FIVE, "step-00000010", "optimizer state."),
+    "second moment": (in_moment("exp_avg_sq", INF), EVERY, "step-00000011", "optimizer state."),
+    "note": (in_note, [*FIVE, *NOTES], "step-00000010", "model notes.table"),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_stops_and_resumes_from_the_newest_finite_checkpoint(case: str, short, tmp_path, capsys, monkeypatch) -> None:
+    change, more, newest, name = CASES[case]
+    whole, run = tmp_path / "whole", tmp_path / "a run"
+    command = ["pretrain", *short, "--log-every", "100", *more]
+    with monkeypatch.context() as patch:
+        inject(patch, 12, change)
+        assert main([*command, "--out", str(run)]) == 2
+    said = capsys.readouterr().err.replace(f"'{run}'", str(run))  # quoted for the shell
+    assert_stopped(run, said, newest)
+    assert name in said and "after step 1" in said
+    assert main(["pretrain", "--resume", str(run)]) == 0
+    assert main([*command, "--out", str(whole)]) == 0
+    assert_same_run(whole, run)
+
+
+def test_noticed_at_the_next_row_though_nothing_is_to_be_saved(short, tmp_path, capsys, monkeypatch) -> None:
+    """A moment that no update has used yet, such as that of a word no batch holds, leaves the losses finite."""
+    inject(monkeypatch, 12, lambda trainer: trainer.objective.notes.table[-1].fill_(NAN))
+    run = tmp_path / "run"
+    more = ["--checkpoint-every", "1000", "--log-every", "4", *NOTES, "--notes.weight", "0"]
+    assert main(["pretrain", *short, *more, "--steps", "400", "--eval-every", "400", "--out", str(run)]) == 2
+    said = capsys.readouterr().err
+    assert "after step 16 holds numbers that are not finite: model notes.table" in said
+    assert "there is no checkpoint before it" in said and names(run) == []
+
+
+@pytest.mark.parametrize("done", [12, 20])
+def test_stopped_by_a_signal_or_done(done: int, short, tmp_path, capsys, monkeypatch) -> None:
+    """Neither the checkpoint of an interrupted run nor the export of a finished one."""
+
+    def change(trainer: loop.Trainer) -> None:
+        in_weight(NAN)(trainer)
+        if done < 20:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    inject(monkeypatch, done, change)
+    run = tmp_path / "run"
+    assert main(["pretrain", *short, "--checkpoint-every", "7", "--out", str(run)]) == 2
+    assert_stopped(run, capsys.readouterr().err, "step-00000007" if done < 20 else "step-00000014")
+
+
+def test_checkpoints_from_before_skipped_updates_stay(short, tmp_path, capsys, monkeypatch) -> None:
+    """Finite weights that give no finite loss must not push out those that did."""
+    poison(monkeypatch, set(range(10, 20)))
+    run = tmp_path / "run"
+    assert main(["pretrain", *short, *EVERY, "--out", str(run)]) == 2
+    assert "5 steps in a row" in capsys.readouterr().err
+    assert [int(name[5:]) for name in names(run)] == [9, 10, 11, 12, 13, 14]
+    monkeypatch.undo()
+    assert main(["pretrain", "--resume", str(run)]) == 0
+    assert names(run) == ["step-00000019", "step-00000020"]
+
+
+@pytest.mark.parametrize("bad", [{1}, {1, 2, 3}])
+def test_a_validation_loss_that_is_not_finite(bad: set[int], short, tmp_path, capsys, monkeypatch) -> None:
+    real, calls = setup.evaluate, []
+
+    def evaluating(*arguments, **more):
+        calls.append(1)
+        values = real(*arguments, **more)
+        return values | {"loss": (-INF, NAN)[len(calls) % 2]} if len(calls) in bad else values
+
+    monkeypatch.setattr(setup, "evaluate", evaluating)
+    run = tmp_path / "run"
+    more = ["--eval-every", "7", "--checkpoint-every", "7", "--keep-checkpoints", "9"]
+    assert main(["pretrain", *short, *more, "--out", str(run)]) == 0
+    printed = capsys.readouterr()
+    assert printed.err.count("validation loss is not finite") == len(bad)
+    assert ("masked loss       not finite" in printed.out) == (3 in bad)
+    assert_strict_json(run)
+    for number, path in enumerate(map(read_checkpoint, sorted((run / "checkpoints").iterdir())), 1):
+        assert (path.metric is None) == (number in bad)
+        assert (path.state["progress"]["best"] is None) == (set(range(1, number + 1)) <= bad)
+    assert (json.loads((run / "report" / "summary.json").read_text())["validation"]["loss"] is None) == (3 in bad)
+    assert ("not finite" in (run / "model" / "README.md").read_text()) == (3 in bad)
+
+
+def test_checkpoints_of_older_versions(short, tmp_path, capsys, monkeypatch) -> None:
+    """They may be NaN: passed over by name where the newest is wanted, refused where one is named."""
+    run, whole = tmp_path / "run", tmp_path / "whole"
+    for out in (run, whole):
+        assert main(["pretrain", *short, *FIVE, "--keep-checkpoints", "3", "--out", str(out)]) == 0
+    last = read_checkpoint(run / "checkpoints" / "step-00000020")
+    last.tensors["optimizer"][next(name for name in last.tensors["optimizer"] if "exp_avg" in name)][0] = NAN
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints, "require_finite", lambda *arguments: None)
+        Checkpointer(run / "checkpoints", 3, print).save(20, last.tensors, last.state, last.metric)
+    with pytest.raises(UserError, match=r"step-00000020 holds numbers.* not finite: optimizer state.*earlier"):
+        read_checkpoint(last.path)
+    assert "step-00000015" in load_pretrained(run).source
+    capsys.readouterr()
+    for job in (["export", str(last.path)], ["pretrain", *short, "--init-from", str(last.path)]):
+        assert main([*job, "--out", str(tmp_path / "new")]) == 2
+        assert "not finite" in capsys.readouterr().err and not (tmp_path / "new").exists()
+    assert main(["pretrain", "--resume", str(run)]) == 0
+    said = capsys.readouterr().err
+    assert f"{last.path} holds numbers" in said and "step-00000015" in said
+    assert_same_run(whole, run)
