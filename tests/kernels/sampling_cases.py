@@ -105,18 +105,17 @@ def shapes_of_rows() -> None:
 
 def rows_without_a_distribution() -> None:
     """NaN and infinities, in all logits or in one: distinct words that may be drawn, and other rows are as ever."""
-    forbidden, excluded = torch.arange(60, 140), torch.arange(9)
-    for dtype in (torch.float32, torch.bfloat16):
-        logits = normal(9, 200, 2.0, dtype)
-        alone, _ = draw_distinct(logits, 20, keys(9), forbidden=forbidden, excluded=excluded)
-        for row, bad in enumerate((torch.nan, torch.inf, -torch.inf)):
-            logits[row] = bad
-            logits[row + 3, 150] = bad
-        ours, _ = draw_distinct(logits, 20, keys(9), forbidden=forbidden, excluded=excluded)
-        reference, _ = _draw_from(logits, keys(9), forbidden, excluded, 20, kernels=False)
-        for ids in (ours, reference):
-            check(ids, torch.zeros(ids.shape), 200, forbidden, excluded)
-        assert torch.equal(ours[6:], alone[6:])
+    forbidden, excluded = torch.arange(80), torch.arange(100, 107)  # nothing of the first block may be drawn
+    logits = normal(7, 200, 2.0)
+    alone, _ = draw_distinct(logits, 6, keys(7), forbidden=forbidden, excluded=excluded)
+    for row, bad in enumerate((torch.nan, torch.inf, -torch.inf)):
+        logits[row] = bad
+        logits[row + 3, 150] = bad
+    ours, _ = draw_distinct(logits, 6, keys(7), forbidden=forbidden, excluded=excluded)
+    reference, _ = _draw_from(logits, keys(7), forbidden, excluded, 6, kernels=False)
+    for ids in (ours, reference):
+        check(ids, torch.zeros(ids.shape), 200, forbidden, excluded)
+    assert torch.equal(ours[6:], alone[6:])
 
 
 def samples() -> None:
