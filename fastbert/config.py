@@ -7,6 +7,7 @@ are science: they define the experiment.
 
 import hashlib
 import json
+import math
 import re
 import types
 import typing
@@ -37,7 +38,7 @@ def parse(cls: type[Options], arguments: Sequence[str], job: str, default: Optio
 
     Raises:
         SystemExit: with 0 after --help, with 2 after a flag that does not fit.
-        UserError: a flag is given twice.
+        UserError: a flag is given twice, or a number is not finite.
     """
     import tyro
 
@@ -46,12 +47,16 @@ def parse(cls: type[Options], arguments: Sequence[str], job: str, default: Optio
     required = {f.name for f in fields(cls) if f.default is MISSING and f.default_factory is MISSING}
     if default is None and not required:
         default = cls()
-    return tyro.cli(
+    options = tyro.cli(
         cls,
         prog=f"fastbert {job}",
         args=arguments,
         **({} if default is None else {"default": default}),
     )
+    for leaf in leaves(options):
+        if isinstance(leaf.value, float) and not math.isfinite(leaf.value):
+            raise UserError(f"--{leaf.name.replace('_', '-')} is {leaf.value}; give a finite number")
+    return options
 
 
 def refuse_repeated(arguments: Sequence[str]) -> None:
@@ -152,13 +157,15 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
             return None
         hint = next(arm for arm in typing.get_args(hint) if arm is not types.NoneType)
     if hint is float and isinstance(value, str) and _FLOAT.fullmatch(value):
-        return float(value)  # YAML 1.1 reads 1e-3, which has no point, as text
+        value = float(value)  # YAML 1.1 reads 1e-3, which has no point, as text
     if hint is float and type(value) is int:
         return float(value)
     if hint is int and isinstance(value, float) and value.is_integer():
         return int(value)
     if type(value) is not hint:
         raise UserError(f"{where} must be {_NAMES.get(hint, hint)}, found {_kind(value)}")
+    if hint is float and not math.isfinite(value):
+        raise UserError(f"{where} must be a finite number, found {value}")
     return value
 
 

@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import json
+import math
 import os
 import re
 import shutil
@@ -163,9 +164,29 @@ def remove_leftovers(folder: Path | str) -> None:
 
 
 def write_json(path: Path | str, value: Any) -> None:
+    """Writes `value` as `json_text` has it."""
     with atomic_file(path, "w") as file:
-        json.dump(value, file, indent=2)
-        file.write("\n")
+        file.write(json_text(value, indent=2) + "\n")
+
+
+def json_text(value: Any, **options: Any) -> str:
+    """`value` as JSON in which null stands for what is not finite: JSON has no NaN and no infinity.
+
+    Args:
+        options: of `json.dumps`.
+    """
+    return json.dumps(finite_or_none(value), allow_nan=False, **options)
+
+
+def finite_or_none(value: Any) -> Any:
+    """`value`, of what JSON can hold, with None for every number that is not finite."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {finite_or_none(key): finite_or_none(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite_or_none(item) for item in value]
+    return value
 
 
 def read_json(path: Path | str, what: str) -> Any:

@@ -39,7 +39,7 @@ from against_trainer_sides import (
 )
 
 from fastbert.errors import UserError
-from fastbert.files import write_json
+from fastbert.files import json_text, write_json
 from fastbert.finetuning import job, loop
 from fastbert.finetuning.batches import training_order
 from fastbert.finetuning.model import new_classifier
@@ -189,9 +189,9 @@ def quality(arguments: argparse.Namespace) -> None:
         row = {"seed": seed, "task": task, "system": system, "dev": result["last"]["dev"]}
         row |= {**chosen, "seconds": round(time.perf_counter() - start, 1)}
         with arguments.out.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+            file.write(json_text(row) + "\n")
         seconds = sum(expected(read_lines(arguments.out), *later) for later in todo[place + 1 :])
-        say(f"{json.dumps(row)}\n{len(todo) - place - 1} runs to go, about {seconds / 3600:.1f} h")
+        say(f"{json_text(row)}\n{len(todo) - place - 1} runs to go, about {seconds / 3600:.1f} h")
 
 
 def key(row: dict[str, Any]) -> tuple[int, str, str]:
@@ -233,7 +233,7 @@ def one(arguments: argparse.Namespace) -> None:
     examples = result["train_examples"]
     row = {"case": arguments.case, "task": arguments.task, "examples": examples, "peak_mib": peak}
     row |= {"examples_per_second": result["examples_per_second"], "threads": torch.get_num_threads()}
-    print(json.dumps(row | {"tokens_per_example": round(result["padded_tokens"] / examples, 2)}))
+    print(json_text(row | {"tokens_per_example": round(result["padded_tokens"] / examples, 2)}))
 
 
 def peak_memory() -> float:
@@ -262,7 +262,7 @@ def speed(arguments: argparse.Namespace) -> None:
                 if done.returncode:
                     raise SystemExit(f"{case} on {task} failed:\n{done.stderr}")
                 runs.append(json.loads(done.stdout.splitlines()[-1]) | {"round": turn})
-                say(json.dumps(runs[-1]))
+                say(json_text(runs[-1]))
                 write_json(arguments.out, {**note, "load_after": os.getloadavg()[0], "runs": runs})
 
 

@@ -80,7 +80,7 @@ def compare(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     for row in rows:
         for metrics in row["dev"].values():
             for metric, value in metrics.items():
-                if metric != "loss":
+                if metric != "loss" and value is not None:  # None: training diverged
                     systems = values.setdefault((row["task"], metric), {})
                     systems.setdefault(row["system"], {})[row["seed"]] = 100 * value
     found = []

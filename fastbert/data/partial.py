@@ -28,7 +28,7 @@ class Partial:
     def save(self, record: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
         """Keeps JSON and arrays, whole or not at all, in place of what was kept before."""
         with atomic_file(self.folder / STATE) as file:
-            np.savez(file, record=np.frombuffer(json.dumps(record).encode(), np.uint8), **arrays)
+            np.savez(file, record=np.frombuffer(json.dumps(record, allow_nan=False).encode(), np.uint8), **arrays)
 
     def load(self) -> tuple[dict[str, Any], dict[str, np.ndarray]] | None:
         """What was saved last; None if nothing was."""

@@ -48,16 +48,19 @@ def pretrain_job(job: dict[str, Any], out: Path) -> dict[str, Any]:
         return failure("the data changed after the ablation had started", "run it again when nothing writes there")
     last = manifest["sessions"][-1]
     records = read_metrics(out / "metrics.jsonl")
+    validations = [
+        {name: value for name, value in record.items() if name not in _NO_FIGURES}
+        for record in records
+        if record["split"] == "validation"
+    ]
+    if validations[-1]["loss"] is None:
+        return failure("its last validation loss is not finite", "give the variant a lower learning rate")
     return {
         "status": "done",
         "precision": last["resolved"]["precision"],
         "result": {
             "objective": options.objective,
-            "validations": [
-                {name: value for name, value in record.items() if name not in _NO_FIGURES}
-                for record in records
-                if record["split"] == "validation"
-            ],
+            "validations": validations,
             "unigram_entropy": read_json(out / "report" / "summary.json", "the job's summary")["unigram_entropy"],
             "device": last["resolved"]["device"],
         },

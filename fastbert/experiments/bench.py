@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from fastbert.errors import UserError
-from fastbert.files import make_folder
+from fastbert.files import json_text, make_folder
 from fastbert.training.hardware import MachineOptions, describe_machine, setup_machine
 from fastbert.training.logbook import say
 
@@ -72,7 +72,7 @@ def bench_kernels(options: BenchKernelsOptions) -> int:
     machine = describe_machine()
     written = report(settings.out, machine["commit"])
     if options.json:
-        print(json.dumps({"machine": machine, "results": [json.loads(rows.path.read_text()) for rows in done]}))
+        print(json_text({"machine": machine, "results": [json.loads(rows.path.read_text()) for rows in done]}))
     else:
         for rows in done:
             print(rows.path.with_suffix(".md").read_text())

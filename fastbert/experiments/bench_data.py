@@ -2,7 +2,6 @@
 beside the training step they are for. Contestants take turns, each time in a process of its own."""
 
 import io
-import json
 import os
 import shutil
 import statistics
@@ -21,7 +20,7 @@ from fastbert.data.sources import open_source
 from fastbert.data.tokenizer import load_tokenizer
 from fastbert.errors import UserError
 from fastbert.experiments.rounds import measured_on, told
-from fastbert.files import atomic_file, disk_errors, make_folder, write_json
+from fastbert.files import atomic_file, disk_errors, json_text, make_folder, write_json
 from fastbert.model.config import EncoderOptions
 from fastbert.training.hardware import describe_machine
 from fastbert.training.logbook import say
@@ -100,7 +99,7 @@ def bench_data(options: BenchDataOptions) -> int:
     write_json(out / "data.json", found)
     with atomic_file(out / "data.md", "w") as file:
         file.write(document(found))
-    print(json.dumps(found) if options.json else document(found))
+    print(json_text(found) if options.json else document(found))
     say(f"wrote {out / 'data.json'}, {out / 'data.md'}")
     return 0
 

@@ -1,7 +1,6 @@
 """`fastbert bench throughput`: tokens a second of fastbert's own loop and of transformers' BERT, side by side on real
 text, in turns, and what a step of the first is made of."""
 
-import json
 import statistics
 import time
 from contextlib import ExitStack
@@ -16,7 +15,7 @@ from fastbert.data.shards import open_dataset
 from fastbert.errors import UserError, choose
 from fastbert.experiments.contestants import STEPS, Contestant, Runner
 from fastbert.experiments.rounds import measured_on, told
-from fastbert.files import atomic_file, make_folder, write_json
+from fastbert.files import atomic_file, json_text, make_folder, write_json
 from fastbert.model.config import EncoderOptions
 from fastbert.model.positions import POSITIONS
 from fastbert.pretraining.options import PretrainMachineOptions, PretrainOptions
@@ -117,7 +116,7 @@ def bench_throughput(options: BenchThroughputOptions) -> int:
     write_json(out / "throughput.json", found)
     with atomic_file(out / "throughput.md", "w") as file:
         file.write(document(found))
-    print(json.dumps(found) if options.json else document(found))
+    print(json_text(found) if options.json else document(found))
     say(f"wrote {out / 'throughput.json'}, {out / 'throughput.md'}")
     return 0
 

@@ -18,9 +18,11 @@ Setting = tuple[float, int, int]
 """Learning rate, batch size, epochs."""
 
 
-def score(row: Row, epoch: str = "best") -> float:
-    """The task's first metric at the best or the last epoch, the mean over its dev splits."""
-    return statistics.fmean(metrics[row["metrics"][0]] for metrics in row[epoch]["dev"].values())
+def score(row: Row, epoch: str = "best") -> float | None:
+    """The task's first metric at the best or the last epoch, the mean over its dev splits; None if it was not finite,
+    which the best epoch's always is."""
+    values = [metrics[row["metrics"][0]] for metrics in row[epoch]["dev"].values()]
+    return None if None in values else statistics.fmean(values)
 
 
 def setting_of(row: Row) -> Setting:

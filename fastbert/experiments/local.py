@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fastbert.experiments.jobs import LOG, Job, explained_death, thread_variables
+from fastbert.files import json_text
 
 TICK = 0.5  # seconds
 _NO_MORE = object()
@@ -28,7 +29,7 @@ class _Worker:
     def send(self, job: Job, folder: Path) -> None:
         self.job = job
         with contextlib.suppress(BrokenPipeError):  # it has died; its standard output says so at the next look
-            self.process.stdin.write(json.dumps({"job": job.to_dict(), "folder": str(folder / job.id)}) + "\n")
+            self.process.stdin.write(json_text({"job": job.to_dict(), "folder": str(folder / job.id)}) + "\n")
             self.process.stdin.flush()
 
     def end(self, patience: float = 0.0) -> int:

@@ -21,7 +21,16 @@ from fastbert.experiments.local import Event, run_local
 from fastbert.experiments.options import Axes, SweepOptions
 from fastbert.experiments.plan import plan
 from fastbert.experiments.sweep_report import plural, printed, shown_job, write_report
-from fastbert.files import LOCK, atomic_file, disk_errors, locked_folder, read_json, remove_leftovers, write_json
+from fastbert.files import (
+    LOCK,
+    atomic_file,
+    disk_errors,
+    json_text,
+    locked_folder,
+    read_json,
+    remove_leftovers,
+    write_json,
+)
 from fastbert.training.hardware import describe_machine
 from fastbert.training.interrupts import Interrupts
 from fastbert.training.logbook import say
@@ -198,7 +207,7 @@ def write_results(path: Path, rows: dict[str, Row], jobs: list[Job]) -> None:
     ids = [job.id for job in jobs if job.id in rows]
     with atomic_file(path, "w") as file:
         for key in dict.fromkeys([*ids, *rows]):
-            file.write(json.dumps(rows[key], ensure_ascii=False) + "\n")
+            file.write(json_text(rows[key], ensure_ascii=False) + "\n")
 
 
 def is_done(rows: dict[str, Row], job: Job) -> bool:

@@ -56,6 +56,7 @@ def scores_table(comparison: Comparison) -> Table:
     for task in comparison.tasks:
         for trials in comparison.of_task(task):
             figures = summary(trials.scores(trials.best))
+            last = trials.scores(trials.best, "last")
             rows.append(
                 [
                     task,
@@ -66,7 +67,7 @@ def scores_table(comparison: Comparison) -> Table:
                     f"{len(trials.settings)}",
                     f"{len(trials.settings[trials.best])}",
                     *(percent(figures[name]) for name in ("median", "mean", "std", "max")),
-                    percent(summary(trials.scores(trials.best, "last"))["median"]),
+                    percent(None if None in last else summary(last)["median"]),  # None: a seed diverged after its best
                 ]
             )
     return Table(head, rows)

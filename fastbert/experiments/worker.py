@@ -13,6 +13,7 @@ import threading
 from pathlib import Path
 
 from fastbert.experiments.jobs import run_job
+from fastbert.files import json_text
 
 
 def main() -> None:
@@ -24,7 +25,7 @@ def main() -> None:
     while True:
         asked = json.loads(jobs.get())
         outcome = run_job(asked["job"], Path(asked["folder"]))
-        answers.write(json.dumps(outcome) + "\n")
+        answers.write(json_text(outcome) + "\n")
         answers.flush()
 
 

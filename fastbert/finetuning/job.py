@@ -23,9 +23,18 @@ import torch
 from fastbert import config as configuration
 from fastbert.data.tokenizer import WordPiece, load_tokenizer
 from fastbert.errors import UserError
-from fastbert.files import LOCK, atomic_file, disk_errors, locked_folder, read_json, write_json
+from fastbert.files import (
+    LOCK,
+    atomic_file,
+    disk_errors,
+    finite_or_none,
+    json_text,
+    locked_folder,
+    read_json,
+    write_json,
+)
 from fastbert.finetuning.batches import subset
-from fastbert.finetuning.loop import Tuner
+from fastbert.finetuning.loop import ADVICE, Tuner
 from fastbert.finetuning.metrics import check_scorable, compute
 from fastbert.finetuning.model import (
     Classifier,
@@ -40,6 +49,7 @@ from fastbert.finetuning.predict import BATCH, Inputs, answer, encode_inputs, pr
 from fastbert.finetuning.results import Figures, seed_folder, tuned_folder, write_results
 from fastbert.finetuning.tasks import Example, Task, open_task
 from fastbert.hub.load import Pretrained
+from fastbert.training.finite import all_finite
 from fastbert.training.hardware import describe_machine, resolve_device, resolve_precision, setup_machine
 from fastbert.training.interrupts import Interrupts
 from fastbert.training.logbook import Logbook, say
@@ -279,6 +289,11 @@ def train_seed(setup: Setup, folder: Path, fraction: float, seed: int, interrupt
         )
         if not tuner.run(interrupts):
             return None
+    if not epochs.best:
+        raise UserError(
+            f"{setup.task.name}, seed {seed}: training diverged, in none of {options.epochs} epochs were weights and "
+            f"scores on dev finite{ADVICE}"
+        )
     write_errors(folder / "errors.jsonl", setup, epochs.best_scores)
     result = {
         "seed": seed,
@@ -308,27 +323,34 @@ class Epochs:
     best_scores: dict[str, np.ndarray] = field(default_factory=dict)
 
     def measure(self, epoch: int, step: int) -> None:
-        """Scores dev, logs it, and keeps the model if it is the best so far."""
+        """Scores dev, logs it, and keeps the model if it is the best so far. An epoch whose weights, scores or metrics
+        are not finite is no candidate."""
         setup, scores, figures = self.setup, {}, {}
+        finite = bool(all_finite(self.model.state_dict().values()))
         batch_size = setup.options.machine.micro_batch_size or BATCH
         for split, inputs in setup.dev.items():
             scores[split] = predict_scores(
                 self.model, inputs, numbers=setup.numbers, precision=setup.precision, batch_size=batch_size
             )
             figures[split] = dev_figures(setup.task, scores[split], inputs.examples)
+            finite = finite and None not in figures[split].values()
             self.logbook.log(step, split, {**figures[split], "epoch": epoch})
         self.last = {"epoch": epoch, "dev": figures}
-        if not self.best or value_of(setup.task, figures) > value_of(setup.task, self.best["dev"]):
+        if not finite:
+            self.logbook.say(f"epoch {epoch}: weights or scores on dev are not finite; it does not count as best")
+        elif not self.best or value_of(setup.task, figures) > value_of(setup.task, self.best["dev"]):
             self.best, self.best_scores = self.last, scores
             if setup.options.save_model:
                 record = task_record(setup.options, setup.task, self.seed, figures)
                 save_classifier(self.model, record, setup.pretrained.tokenizer, self.folder / "model")
 
 
-def dev_figures(task: Task, scores: np.ndarray, examples: Sequence[Example]) -> dict[str, float]:
-    """The task's metrics, and the mean loss."""
+def dev_figures(task: Task, scores: np.ndarray, examples: Sequence[Example]) -> dict[str, float | None]:
+    """The task's metrics, and the mean loss; None for what is not finite, and for all where a score is not."""
+    if not np.isfinite(scores).all():
+        return dict.fromkeys((*task.metrics, "loss"))
     labels = np.array([example.label for example in examples])
-    return {**compute(task, scores, labels), "loss": float(dev_losses(scores, labels).mean())}
+    return finite_or_none({**compute(task, scores, labels), "loss": float(dev_losses(scores, labels).mean())})
 
 
 def dev_losses(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -360,4 +382,4 @@ def write_errors(path: Path, setup: Setup, scores: dict[str, np.ndarray]) -> Non
             row = {"split": split, "index": example.index, "loss": round(loss, 4), "expected": label}
             row |= {**answer(value, record), "text": example.text}
             row |= {} if example.pair is None else {"pair": example.pair}
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            file.write(json_text(row, ensure_ascii=False) + "\n")

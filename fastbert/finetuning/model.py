@@ -4,7 +4,6 @@ That folder is a model of transformers' own kind (`AutoModelForSequenceClassific
 `trust_remote_code=True` unless the encoder is a BERT), and `task.json` beside it says what it was trained for.
 """
 
-import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -18,13 +17,14 @@ from torch import Tensor, nn
 from fastbert import __version__
 from fastbert.data.tokenizer import WordPiece, load_tokenizer
 from fastbert.errors import UserError
-from fastbert.files import atomic_folder, read_json
+from fastbert.files import atomic_folder, json_text, read_json
 from fastbert.finetuning.batches import Batch
 from fastbert.hub.export import export_model, header
 from fastbert.hub.load import Pretrained, load_pretrained
 from fastbert.hub.names import is_bert
 from fastbert.model.config import EncoderConfig
 from fastbert.model.encoder import Encoder, initialize
+from fastbert.training.finite import require_finite
 
 TASK_FILE = "task.json"
 HEAD_SITE = -1  # of dropout; those of the encoder count from 0
@@ -118,7 +118,7 @@ def save_classifier(model: Classifier, record: TaskRecord, tokenizer: Path, out:
     """Writes the folder `out`, whole or not at all; an older one is replaced.
 
     Raises:
-        UserError: no space, no permission.
+        UserError: no space, no permission; weights that are not finite.
     """
     config = model.encoder.config
     native = is_bert(config)
@@ -135,6 +135,7 @@ def save_classifier(model: Classifier, record: TaskRecord, tokenizer: Path, out:
         "label2id": {label: int(place) for place, label in labels.items()},
         "problem_type": "regression" if record.numbers else "single_label_classification",
     }
+    require_finite({"head": head}, "the model to save")  # export_model looks at the encoder
     with atomic_folder(out) as folder:
         export_model(config, encoder, tokenizer, folder)
         path = folder / "model.safetensors"
@@ -142,9 +143,9 @@ def save_classifier(model: Classifier, record: TaskRecord, tokenizer: Path, out:
         tensors = {f"{prefix}{name}": tensor for name, tensor in load_file(path).items()}
         path.write_bytes(save(tensors | head, metadata=header(path)))
         settings = read_json(folder / "config.json", "model configuration") | settings
-        (folder / "config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+        (folder / "config.json").write_text(json_text(settings, indent=2) + "\n", encoding="utf-8")
         facts = asdict(record) | {"tokenizer": load_tokenizer(folder).fingerprint}
-        (folder / TASK_FILE).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+        (folder / TASK_FILE).write_text(json_text(facts, indent=2) + "\n", encoding="utf-8")
         (folder / "README.md").write_text(_card(record, native), encoding="utf-8")
 
 
@@ -232,6 +233,8 @@ def load_classifier(path: str | Path, kernels: str = "auto") -> FineTuned:
             if theirs not in there or tuple(file.get_slice(theirs).get_shape()) != tuple(parameter.shape):
                 raise UserError(f"{folder} is damaged: its weight {theirs} is missing or does not fit {TASK_FILE}")
             parameter.copy_(file.get_tensor(theirs))
+            if not parameter.isfinite().all():
+                raise UserError(f"{folder}: its weight {theirs} holds numbers that are not finite; train it again")
     return FineTuned(model, vocabulary, record)
 
 

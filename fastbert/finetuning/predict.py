@@ -1,6 +1,5 @@
 """`fastbert predict`: labels and probabilities of a fine-tuned model, for a task's split or for new text."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,7 +11,7 @@ import torch
 from fastbert.config import MACHINE
 from fastbert.data.tokenizer import WordPiece
 from fastbert.errors import UserError, choose
-from fastbert.files import atomic_file
+from fastbert.files import atomic_file, json_text
 from fastbert.finetuning.batches import Encoded, encode, reading_order
 from fastbert.finetuning.metrics import check_scorable, compute
 from fastbert.finetuning.model import Classifier, TaskRecord, load_classifier, scores
@@ -90,7 +89,8 @@ def predict(options: PredictOptions) -> dict[str, Any]:
     """Writes a line for each example; prints, and returns, where and, if the split has labels, how good they are.
 
     Raises:
-        UserError: no such model, task or text; a task with other labels than the model's; a pair that is missing.
+        UserError: no such model, task or text; a task with other labels than the model's; a pair that is missing;
+            scores that are not finite.
     """
     device = resolve_device(options.machine.device)
     precision, warning = resolve_precision(options.machine.precision, device)
@@ -117,6 +117,7 @@ def predict(options: PredictOptions) -> dict[str, Any]:
     batch_size = options.machine.micro_batch_size or BATCH
     model = tuned.model.to(device)
     values = predict_scores(model, inputs, numbers=record.numbers, precision=precision, batch_size=batch_size)
+    check_finite(values, options.model, precision)
     write_predictions(Path(options.out), examples, values, record)
     result = {"out": options.out, "examples": len(examples), "truncated": inputs.truncated}
     if labelled:
@@ -132,6 +133,14 @@ def check_file(out: Path) -> None:
     """Raises a UserError if `out` cannot be a file, before hours of work for it."""
     if out.is_dir():
         raise UserError(f"{out} is a folder; give --out a file in it")
+
+
+def check_finite(values: np.ndarray, model: str | Path, precision: str) -> None:
+    """Raises a UserError if not all scores are finite: they would be neither labels nor numbers."""
+    bad = int((~np.isfinite(values)).any(axis=tuple(range(1, values.ndim))).sum())
+    if bad:
+        remedy = "use another model" if precision == "fp32" else "try --machine.precision fp32"
+        raise UserError(f"the scores of {model} are not finite for {bad} of {len(values)} examples; {remedy}")
 
 
 def check_fits(task: Task, record: TaskRecord, model: str) -> None:
@@ -166,7 +175,7 @@ def write_predictions(path: Path, examples: Sequence[Example], values: np.ndarra
     """index, and label with probabilities by label, or value."""
     with atomic_file(path, "w") as file:
         for example, value in zip(examples, values, strict=True):
-            file.write(json.dumps({"index": example.index, **answer(value, record)}, ensure_ascii=False) + "\n")
+            file.write(json_text({"index": example.index, **answer(value, record)}, ensure_ascii=False) + "\n")
 
 
 def answer(value: np.ndarray, record: TaskRecord) -> dict[str, Any]:

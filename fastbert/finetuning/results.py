@@ -11,8 +11,8 @@ from fastbert.finetuning.model import fine_tuned_folder
 from fastbert.finetuning.options import FinetuneOptions
 from fastbert.finetuning.tasks import Task
 
-Figures = dict[str, dict[str, float]]
-"""dev split -> metric -> value; the mean loss too."""
+Figures = dict[str, dict[str, float | None]]
+"""dev split -> metric -> value; the mean loss too. None for what was not finite, which the best epoch never has."""
 
 
 def write_results(
@@ -95,12 +95,16 @@ def best_seed(out: Path) -> Path:
 
 
 def summary(seeds: list[Figures]) -> dict[str, dict[str, dict[str, float | None]]]:
-    """dev split -> metric -> median, mean, std (of a sample; None for one seed) and max over the seeds."""
+    """dev split -> metric -> median, mean, std (of a sample; None for one seed) and max over the seeds; all None
+    where a seed's value was not finite."""
     out: dict[str, dict[str, dict[str, float | None]]] = {}
     for split in seeds[0]:
         out[split] = {}
         for name in seeds[0][split]:
             values = [seed[split][name] for seed in seeds]
+            if None in values:
+                out[split][name] = dict.fromkeys(("median", "mean", "std", "max"))
+                continue
             out[split][name] = {
                 "median": statistics.median(values),
                 "mean": statistics.fmean(values),

@@ -9,7 +9,15 @@ from fastbert.errors import UserError, choose
 from fastbert.files import read_json
 from fastbert.finetuning.glue import GLUE, GlueSource
 from fastbert.finetuning.model import FineTuned, load_classifier
-from fastbert.finetuning.predict import BATCH, answer, check_file, check_fits, encode_inputs, predict_scores
+from fastbert.finetuning.predict import (
+    BATCH,
+    answer,
+    check_file,
+    check_finite,
+    check_fits,
+    encode_inputs,
+    predict_scores,
+)
 from fastbert.finetuning.results import best_seed, tuned_folder
 from fastbert.finetuning.submission import FILES, validate, write_submission
 from fastbert.finetuning.tasks import open_task
@@ -183,4 +191,5 @@ def predict_part(part: Part, tuned: FineTuned, options: SubmitOptions, precision
     say(f"{part.file}: predicting {len(inputs.examples):,} rows{cut} with {part.model}")
     batch_size = options.machine.micro_batch_size or BATCH
     values = predict_scores(tuned.model, inputs, numbers=record.numbers, precision=precision, batch_size=batch_size)
+    check_finite(values, part.model, precision)
     return [answer(value, record)["value" if record.numbers else "label"] for value in values]

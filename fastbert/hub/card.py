@@ -1,9 +1,9 @@
 """The README.md of an exported model: what it is, where it came from, how to open it. Facts only."""
 
-import json
 from typing import Any
 
 from fastbert import __version__
+from fastbert.files import json_text
 from fastbert.model.config import EncoderConfig
 from fastbert.model.flops import encoder_parameters, mlm_head_parameters, replaced_head_parameters
 
@@ -75,6 +75,6 @@ def model_card(config: EncoderConfig, name: str, *, native: bool, head: str | No
 def _table(facts: dict[str, Any]) -> str:
     rows = ["| | |", "|---|---|"]
     for key, value in facts.items():
-        text = value if isinstance(value, str) else json.dumps(value)
+        text = value if isinstance(value, str) else json_text(value)
         rows.append(f"| {key} | {text.replace('|', chr(92) + '|').replace(chr(10), '<br>')} |")
     return "\n".join(rows)

@@ -5,7 +5,6 @@ The folder holds config.json, model.safetensors, the tokenizer's files, README.m
 configuration_fastbert.py and modeling_fastbert.py.
 """
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from torch import Tensor
 import fastbert
 from fastbert.data.tokenizer import load_tokenizer
 from fastbert.errors import UserError
-from fastbert.files import atomic_folder, read_json
+from fastbert.files import atomic_folder, json_text, read_json
 from fastbert.hub.card import model_card
 from fastbert.hub.names import BERT_OPTIONS, OWN_OPTIONS, TIED, bert_names, check_weights, head_of, is_bert
 from fastbert.model.config import EncoderConfig
@@ -89,7 +88,7 @@ def export_model(
     with atomic_folder(out) as folder:
         _copy_tokenizer(tokenizer, folder)
         settings = _config_json(config, native, head, vocabulary.ids["[PAD]"], tensors)
-        (folder / "config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+        (folder / "config.json").write_text(json_text(settings, indent=2) + "\n", encoding="utf-8")
         # Not save_file: that reports a full disk as an error of its own, which atomic_folder does not know.
         (folder / "model.safetensors").write_bytes(save(tensors, metadata={"format": "pt", **mark}))
         text = model_card(config, out.name, native=native, head=head, facts=card or {})
@@ -167,5 +166,5 @@ def _copy_tokenizer(tokenizer: Path, folder: Path) -> None:
     values = read_json(settings, "tokenizer configuration") if settings.exists() else {}
     if "tokenizer_class" not in values:
         # Without it AutoTokenizer asks the model's configuration, and would want to run code to read ours.
-        text = json.dumps(values | {"tokenizer_class": "BertTokenizer"}, indent=2)
+        text = json_text(values | {"tokenizer_class": "BertTokenizer"}, indent=2)
         settings.write_text(text + "\n", encoding="utf-8")

@@ -9,6 +9,7 @@ from fastbert.errors import UserError
 from fastbert.model.config import EncoderConfig
 from fastbert.model.encoder import Encoder
 from fastbert.model.heads import MLMHead, ReplacedHead
+from fastbert.training.finite import not_finite
 
 # Fields of EncoderConfig -> keys of a BERT config.json.
 BERT_OPTIONS = {
@@ -111,8 +112,8 @@ def check_weights(config: EncoderConfig, weights: dict[str, Tensor], source: str
     """Sees to it that `weights` are those of the encoder `config` describes, and of its head if they hold one.
 
     Raises:
-        UserError: an encoder of this `config` cannot be built; a weight is missing, too many, of another shape, or no
-            longer tied. Names it and `source`.
+        UserError: an encoder of this `config` cannot be built; a weight is missing, too many, of another shape, not
+            finite, or no longer tied. Names it and `source`.
     """
     with torch.device("meta"):
         try:
@@ -136,5 +137,10 @@ def check_weights(config: EncoderConfig, weights: dict[str, Tensor], source: str
             problems.append(f"{name} has shape {tuple(tensor.shape)} instead of {shapes[name]}")
     if problems:
         raise UserError(f"the weights of {source} do not fit its configuration: {some(problems, '; ')}")
+    if bad := not_finite(weights):
+        raise UserError(
+            f"the weights of {source} hold numbers that are not finite, in {some(bad)}: its training has diverged, or "
+            "a file is damaged; use an earlier checkpoint, or export or download it again"
+        )
     if TIED in weights and not torch.equal(weights[TIED], weights["encoder.words.weight"]):
         raise UserError(f"the output embedding of {source} is not its word embedding; fastbert's MLM head ties the two")

@@ -16,6 +16,8 @@ from fastbert.pretraining.setup import Setup
 from fastbert.training.hardware import describe_machine
 from fastbert.training.logbook import plot_curves, say
 
+NOT_FINITE = "not finite"  # in place of a figure
+
 
 def finish(setup: Setup, objective: nn.Module, run: RunFolder, progress: Progress, seconds: float) -> None:
     """Exports the model, draws the curves, prints the summary on standard output and keeps it in report/."""
@@ -59,7 +61,7 @@ def finish(setup: Setup, objective: nn.Module, run: RunFolder, progress: Progres
 def summary(
     run: RunFolder,
     progress: Progress,
-    final: dict[str, float],
+    final: dict[str, float | None],
     unigram: float,
     seconds: float,
     heading: str,
@@ -75,12 +77,14 @@ def summary(
         f"  unigram entropy   {unigram:.3f} nats   (guessing words by their frequency)",
     ]
     masked = final.get("mlm_loss", final["loss"])
+    nats = NOT_FINITE if masked is None else f"{masked:.3f} nats   ({compared(unigram - masked)})"
     if "accuracy" in final:
-        lines.append(f"  masked loss       {masked:.3f} nats   ({compared(unigram - masked)})")
+        lines.append(f"  masked loss       {nats}")
         lines.append(f"  masked accuracy   {100 * final['accuracy']:.1f} %")
     else:
-        lines.append(f"  small network     {masked:.3f} nats   ({compared(unigram - masked)})")
-        lines += [f"  {name:<17} {value:.4f}" for name, value in final.items() if name != "mlm_loss"]
+        lines.append(f"  small network     {nats}")
+        shown = {name: NOT_FINITE if value is None else f"{value:.4f}" for name, value in final.items()}
+        lines += [f"  {name:<17} {value}" for name, value in shown.items() if name != "mlm_loss"]
     if examples:
         lines += ["", heading]
         lines += [f"  {number}. {example}" for number, example in enumerate(examples, 1)]
@@ -98,7 +102,7 @@ def compared(gain: float) -> str:
 
 
 def model_card(
-    setup: Setup, progress: Progress, final: dict[str, float], unigram: float, seconds: float
+    setup: Setup, progress: Progress, final: dict[str, float | None], unigram: float, seconds: float
 ) -> dict[str, object]:
     options, machine = setup.options, describe_machine()
     optimizer, schedule = options.optimizer, options.schedule
@@ -116,7 +120,7 @@ def model_card(
         "machine": f"{torch.cuda.get_device_name(setup.device) if on_gpu else machine['cpu']}, {setup.precision}",
         "minutes (of the last session)": round(seconds / 60, 1),
         "commit and torch": f"{machine['commit']}, {machine['versions']['torch']}",
-        f"validation loss ({kind})": round(final["loss"], 4),
+        f"validation loss ({kind})": NOT_FINITE if final["loss"] is None else round(final["loss"], 4),
         "unigram entropy of the same text (nats)": round(unigram, 4),
         "seed": options.seed,
     }

@@ -2,7 +2,6 @@
 with two networks, all that its objective measures.
 """
 
-import json
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
@@ -19,6 +18,7 @@ from fastbert.data.shards import unigram_entropy
 from fastbert.data.sources import open_source
 from fastbert.data.tokenizer import WordPiece, load_tokenizer
 from fastbert.errors import UserError
+from fastbert.files import json_text
 from fastbert.hub.load import Pretrained, find_checkpoint, load_pretrained
 from fastbert.objectives import OBJECTIVES
 from fastbert.objectives.mlm import MLM, MLMOptions
@@ -87,7 +87,7 @@ def evaluate_text(options: EvaluateOptions) -> dict[str, Any]:
     }
     if isinstance(objective, MLM):
         result["bits_per_byte"] = values["loss"] * len(words) / size / math.log(2)
-    print(json.dumps(result) if options.json else report(result, values))
+    print(json_text(result) if options.json else report(result, values))
     return result
 
 

@@ -6,26 +6,32 @@ not finite is skipped on the device. Everything random is a function of the step
 repeats the uninterrupted one bit for bit.
 """
 
+import shlex
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
+from itertools import chain
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.profiler import record_function
 
 from fastbert.data.batches import TrainingBatches
 from fastbert.errors import UserError
+from fastbert.files import finite_or_none
 from fastbert.training.checkpoints import Checkpoint, Checkpointer, flatten_optimizer, restore_optimizer
 from fastbert.training.divergence import guard
+from fastbert.training.finite import NotFiniteError, all_finite, require_finite
 from fastbert.training.hardware import autocast
 from fastbert.training.interrupts import Interrupts
 from fastbert.training.lagged import LaggedScalars
 from fastbert.training.logbook import Logbook
 from fastbert.training.optimizers import OptimizerOptions, clip_gradients, guarded_step
 from fastbert.training.schedules import ScheduleOptions, learning_rate_factor
+
+REMEDIES = "a lower --optimizer.learning-rate, a longer --schedule.warmup, --machine.precision fp32, or --norm pre"
 
 
 @dataclass
@@ -42,11 +48,12 @@ class Progress:
     window_loss: float = 0.0
     """Sum of the losses since the last logged row."""
     window_steps: int = 0
-    window_measured: dict[str, float] = field(default_factory=dict)
-    """Sums of what else the objective measured."""
+    window_measured: dict[str, float | None] = field(default_factory=dict)
+    """Sums of what else the objective measured; None where a summand was not finite."""
     best: float | None = None
     """Lowest validation loss."""
     last_eval: dict[str, Any] = field(default_factory=dict)
+    """The step of the last validation and what it measured; None for what was not finite."""
 
 
 @dataclass
@@ -86,7 +93,18 @@ class Trainer:
     _clock_step: int = 0
 
     def run(self, interrupts: Interrupts) -> None:
-        """Trains until the last step or until a signal is caught; either way the last state is in a checkpoint."""
+        """Trains until the last step or until a signal is caught; either way the last state is in a checkpoint.
+
+        Raises:
+            UserError: too many updates in a row were skipped, or weights or moments are not finite; names the newest
+                checkpoint, which is finite.
+        """
+        try:
+            self._run(interrupts)
+        except NotFiniteError as error:
+            raise UserError(f"{error}; it is not saved, and training stops{self._advice()}") from None
+
+    def _run(self, interrupts: Interrupts) -> None:
         progress = self.progress
         self.objective.train()
         self._start_clock()
@@ -128,7 +146,26 @@ class Trainer:
             measured = objective.after_step(drawn, finite)
             self.optimizer.zero_grad(set_to_none=True)
         with record_function("logging"):
-            self._book(self._lagged.push(step, {"loss": total, "norm": norm, "finite": finite, **measured}))
+            scalars = {"loss": total, "norm": norm, "finite": finite, **measured}
+            if self._has_row(step + 1):
+                scalars["state_finite"] = all_finite(chain(*(group.values() for group in self._tensors().values())))
+            self._book(self._lagged.push(step, scalars))
+
+    def _has_row(self, done: int) -> bool:
+        """Whether a row is logged after `done` steps."""
+        return done % self.log_every == 0 or done == self.steps or done in self.milestones
+
+    def _tensors(self) -> dict[str, dict[str, Tensor]]:
+        """What a checkpoint holds: weights and buffers of the objective, moments and counters of the optimizer."""
+        return {"model": self.objective.state_dict(), "optimizer": flatten_optimizer(self.optimizer)[0]}
+
+    def _require_finite(self) -> None:
+        """Waits for the device.
+
+        Raises:
+            NotFiniteError: what a checkpoint would hold now is not finite.
+        """
+        require_finite(self._tensors(), f"the state after step {self.progress.step}")
 
     def _book(self, scalars: tuple[int, dict[str, float]] | None) -> None:
         """Takes in the scalars of a step: the running mean, the logged row, the guard against divergence."""
@@ -136,13 +173,17 @@ class Trainer:
             return
         step, values = scalars
         progress = self.progress
-        if guard(progress, step, values, self.logbook.say, self._advice):
+        if guard(progress, step, values, self.logbook.say, self._advice_after_skips):
             progress.window_loss += values["loss"]
             progress.window_steps += 1
-            for name in sorted(values.keys() - {"loss", "norm", "finite"}):
-                progress.window_measured[name] = progress.window_measured.get(name, 0.0) + values[name]
+            for name in sorted(values.keys() - {"loss", "norm", "finite", "state_finite"}):
+                total = progress.window_measured.get(name, 0.0)
+                total = None if total is None else finite_or_none(total + values[name])
+                progress.window_measured[name] = total
+        if not values.get("state_finite", True):
+            self._require_finite()  # what is not finite stays so: it names what that is
         done = step + 1
-        if done % self.log_every == 0 or done == self.steps or done in self.milestones:
+        if self._has_row(done):
             mean = progress.window_loss / progress.window_steps if progress.window_steps else float("nan")
             now, plan = time.perf_counter(), self.batches.plan
             seconds, first = now - self._clock, min(self._clock_step, step)
@@ -152,7 +193,10 @@ class Trainer:
                 "grad_norm": values["norm"],
                 "tokens": plan.tokens(0, done),
                 "skipped": progress.skipped,
-                **{name: total / progress.window_steps for name, total in progress.window_measured.items()},
+                **{
+                    name: None if total is None else total / progress.window_steps
+                    for name, total in progress.window_measured.items()
+                },
                 **self._length_of(step),
                 "tokens_per_second": round(plan.tokens(first, done) / seconds, 1),
                 "mfu": round(plan.total(self.objective.flops, first, done) / seconds / self.peak_flops, 4),
@@ -182,17 +226,25 @@ class Trainer:
 
     def _validate(self) -> bool:
         """Logs the held-out losses on sequences as long as those just trained on; returns whether they are the lowest
-        so far. Those of a length that is not the run's last are another question's, and count for nothing."""
+        so far. Those of a length that is not the run's last are another question's, and count for nothing; neither
+        does a loss that is not finite."""
         self._book(self._lagged.pop())
         paused = time.perf_counter()
+        self._require_finite()
         progress, last = self.progress, max(0, self.progress.step - 1)
         values = self.validate(self.batches.plan.at(last).length)
         row = {**values, "tokens": progress.tokens, **self._length_of(last)}
         self.logbook.log(progress.step, "validation", row)
-        progress.last_eval = {"step": progress.step, **values}
-        best = self._of_last_length(last) and (progress.best is None or values["loss"] < progress.best)
+        progress.last_eval = finite_or_none({"step": progress.step, **values})
+        loss = progress.last_eval["loss"]
+        if loss is None:
+            self.logbook.say(
+                f"step {progress.step}: the validation loss is not finite, though all weights are: it does not count "
+                "as best"
+            )
+        best = self._of_last_length(last) and loss is not None and (progress.best is None or loss < progress.best)
         if best:
-            progress.best = values["loss"]
+            progress.best = loss
         self._clock += time.perf_counter() - paused
         return best
 
@@ -201,13 +253,15 @@ class Trainer:
         paused = time.perf_counter()
         progress = self.progress
         self.logbook.sync()
-        optimizer_tensors, optimizer_state = flatten_optimizer(self.optimizer)
+        _, optimizer_state = flatten_optimizer(self.optimizer)
         measured = progress.last_eval.get("step") == progress.step and self._of_last_length(progress.step - 1)
         self.checkpointer.save(
             progress.step,
-            {"model": self.objective.state_dict(), "optimizer": optimizer_tensors},
+            self._tensors(),
             {**self.state, "progress": asdict(progress), "optimizer": optimizer_state},
             metric=progress.last_eval["loss"] if measured else None,
+            # While updates are skipped the weights may be finite and yet lost: those before stay until one is made.
+            prune=progress.skipped_in_row == 0,
         )
         self._clock += time.perf_counter() - paused
 
@@ -222,13 +276,24 @@ class Trainer:
         except RuntimeError as error:
             raise UserError(f"checkpoint {checkpoint.path} does not fit this run: {error}") from None
         restore_optimizer(self.optimizer, checkpoint.tensors["optimizer"], checkpoint.state["optimizer"])
-        self.progress = Progress(**checkpoint.state["progress"])
+        # Older versions wrote NaN where there is None now.
+        self.progress = Progress(**finite_or_none(checkpoint.state["progress"]))
 
     def _advice(self) -> str:
-        """How to go on after a divergence."""
-        good = self.checkpointer.paths()
-        where = f"the last good checkpoint is {good[-1]}" if good else "no checkpoint had been written yet"
+        """How to continue after a divergence."""
+        newest, run = self.checkpointer.newest_whole(), shlex.quote(str(self.checkpointer.folder.parent))
+        if newest is None:
+            return f"; there is no checkpoint before it. Start a new run with {REMEDIES}"
         return (
-            f"; {where}. Try a lower --optimizer.learning-rate, a longer --schedule.warmup, --machine.precision fp32, "
-            "or --norm pre"
+            f"; the newest finite checkpoint is {newest}; continue from it with: fastbert pretrain --resume {run}. If "
+            "training stops there again, delete that checkpoint to resume from the one before, or start a new run with "
+            f"{REMEDIES}"
         )
+
+    def _advice_after_skips(self) -> str:
+        """As `_advice`; names weights and moments that are not finite, which no further update would change."""
+        try:
+            self._require_finite()
+        except NotFiniteError as error:
+            return f"; {error}{self._advice()}"
+        return self._advice()

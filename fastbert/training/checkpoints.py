@@ -6,7 +6,8 @@
         manifest.json           format, step, metric, and size and SHA-256 of each file
 
 A save is written beside and renamed, old checkpoints are removed only after it, and loading verifies before it reads:
-neither a killed save nor a damaged file costs more than one interval. Nothing is unpickled.
+neither a killed save nor a damaged file costs more than one interval. Tensors that are not finite are neither saved nor
+loaded. Nothing is unpickled.
 """
 
 import errno
@@ -29,6 +30,7 @@ from torch import Tensor
 
 from fastbert.errors import UserError
 from fastbert.files import atomic_folder, disk_errors, make_folder, read_json, remove_leftovers
+from fastbert.training.finite import NotFiniteError, require_finite
 
 FORMAT = 1
 _FOLDER = re.compile(r"step-(\d{8,})")
@@ -77,41 +79,62 @@ class Checkpointer:
         """The folders of all checkpoints, whole or not, oldest first."""
         return checkpoint_paths(self.folder)
 
-    def save(self, step: int, tensors: dict[str, dict[str, Tensor]], state: dict, metric: float | None = None) -> Path:
+    def save(
+        self,
+        step: int,
+        tensors: dict[str, dict[str, Tensor]],
+        state: dict,
+        metric: float | None = None,
+        prune: bool = True,
+    ) -> Path:
         """Writes a checkpoint and removes those no longer kept.
 
         Args:
             step: updates done.
             tensors: file name without ending -> name -> tensor, on any device. Tensors that share memory are stored
                 once if they are the same view of it, else each for itself.
-            state: must fit JSON; NaN and infinities may occur.
+            state: must fit JSON, which has neither NaN nor infinities.
             metric: lower is better; None and NaN are never the best.
+            prune: whether those no longer kept are removed now, or only after a later save.
 
         Returns:
             The checkpoint's folder, durable on the disk.
 
         Raises:
-            UserError: no space or no permission. Older checkpoints are as they were.
+            NotFiniteError: a tensor holds NaN or an infinity.
+            UserError: no space or no permission. In both cases older checkpoints are as they were.
+            ValueError: `state` holds NaN or an infinity.
         """
         path = self.folder / f"step-{step:08d}"
+        require_finite(tensors, f"the state after step {step}")
         if metric is not None and not math.isfinite(metric):
             metric = None
         with atomic_folder(path) as folder:
             for name, group in tensors.items():
                 _write_tensors(folder / f"{name}.safetensors", group)
-            (folder / "state.json").write_text(json.dumps(state, indent=1), encoding="utf-8")
+            (folder / "state.json").write_text(json.dumps(state, indent=1, allow_nan=False), encoding="utf-8")
             files = {
                 file.name: {"bytes": file.stat().st_size, "sha256": _sha256(file)} for file in sorted(folder.iterdir())
             }
             manifest = {"format": FORMAT, "step": step, "metric": metric, "files": files}
             manifest["seal"] = _seal(manifest)
-            (folder / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
-        self._prune(step)
+            (folder / "manifest.json").write_text(json.dumps(manifest, indent=1, allow_nan=False), encoding="utf-8")
+        if prune:
+            self._prune(step)
         return path
 
     def load_latest(self) -> Checkpoint | None:
         """As `read_newest`, of this folder."""
         return read_newest(self.folder, self.say)
+
+    def newest_whole(self) -> Path | None:
+        """The folder of the checkpoint that a resumed run would start from; None if there is none."""
+        for path in reversed(self.paths()):
+            try:
+                return _read(path).path
+            except UserError:  # it is named when the run is resumed
+                continue
+        return None
 
     def _prune(self, step: int) -> None:
         """Judges the checkpoints up to `step` only. Later ones are there if the run went back, because they are damaged
@@ -140,7 +163,7 @@ def read_checkpoint(path: Path | str) -> Checkpoint:
     """The checkpoint in `path`, verified. Nothing is written or removed: its run may be going on.
 
     Raises:
-        UserError: it is missing, renamed or damaged; names the file and what to do.
+        UserError: it is missing, renamed or damaged, or its tensors are not finite; names the file and what to do.
     """
     path = Path(path).resolve()
     if not path.is_dir():
@@ -150,16 +173,18 @@ def read_checkpoint(path: Path | str) -> Checkpoint:
         raise UserError(f"the checkpoint {path} was renamed; give it its name step-... back")
     try:
         return _read(path)
+    except NotFiniteError as error:
+        raise NotFiniteError(f"{error}; use an earlier checkpoint") from None
     except UserError as error:
         raise UserError(f"{error}; restore the file, or delete {path} and take another checkpoint") from None
 
 
 def read_newest(folder: Path, say: Callable[[str], None]) -> Checkpoint | None:
-    """The newest checkpoint in `folder` that verifies, or None if there are none at all. Damaged ones are named to
-    `say`. Nothing is written or removed.
+    """The newest checkpoint in `folder` that verifies and is finite, or None if there are none at all. The others are
+    named to `say`. Nothing is written or removed.
 
     Raises:
-        UserError: there are checkpoints and all are damaged.
+        UserError: there are checkpoints, and none of them is whole and finite.
     """
     damaged: list[str] = []
     for path in reversed(checkpoint_paths(folder)):
@@ -342,7 +367,7 @@ def _read_manifest(path: Path) -> dict:
 
 
 def _read(path: Path) -> Checkpoint:
-    """Verifies sizes, then hashes, then reads."""
+    """Verifies sizes, then hashes, then reads, and verifies that the numbers are finite."""
     manifest = _read_manifest(path)
     files = {path / name: expected for name, expected in manifest["files"].items()}
     for file, expected in files.items():
@@ -355,6 +380,7 @@ def _read(path: Path) -> Checkpoint:
         if _sha256(file) != expected["sha256"]:
             raise UserError(f"the checkpoint file {file} is damaged: its SHA-256 does not fit")
     tensors = {file.stem: _read_tensors(file) for file in files if file.suffix == ".safetensors"}
+    require_finite(tensors, f"the checkpoint {path}")
     state = read_json(path / "state.json", "the checkpoint's state")
     return Checkpoint(path, manifest["step"], tensors, state, manifest["metric"])
 
@@ -377,7 +403,7 @@ def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
         stored[name] = stored[name].cpu().contiguous()
         storages.add(storage)
     with _safetensors_errors():
-        safetensors.torch.save_file(stored, path, metadata={_ALIASES: json.dumps(aliases)})
+        safetensors.torch.save_file(stored, path, metadata={_ALIASES: json.dumps(aliases, allow_nan=False)})
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fastbert.errors import UserError
-from fastbert.files import atomic_file, disk_errors
+from fastbert.files import atomic_file, disk_errors, json_text
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -82,11 +82,9 @@ class Logbook:
         Raises:
             UserError: the disk is full.
         """
-        record = {"step": step, "split": split}
-        for name, value in columns.items():
-            record[name] = None if isinstance(value, float) and not math.isfinite(value) else value
+        record = {"step": step, "split": split, **columns}
         with disk_errors(self.path):
-            self._file.write(json.dumps(record, allow_nan=False) + "\n")
+            self._file.write(json_text(record) + "\n")
             self._file.flush()
         if self._board is not None:
             for name, value in columns.items():
@@ -168,7 +166,7 @@ def _keep_until(path: Path, step: int) -> None:
     records = [record for record in read_metrics(path) if record["step"] <= step] if step else []
     with atomic_file(path, "w") as file:
         for record in records:
-            file.write(json.dumps(record) + "\n")
+            file.write(json_text(record) + "\n")
 
 
 def _progress_bar(console: "Console | None", total_steps: int, start_step: int):

@@ -141,7 +141,9 @@ def keep(choice: Mapping[str, Mapping[str, Any]], device_name: str) -> Path:
     path = file_of(device_name)
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_suffix(f".{os.getpid()}")
-    beside.write_text(json.dumps({"device": device_name, "triton": _triton(), "kernels": choice}, indent=1))
+    beside.write_text(
+        json.dumps({"device": device_name, "triton": _triton(), "kernels": choice}, indent=1, allow_nan=False)
+    )
     beside.replace(path)
     return path
 

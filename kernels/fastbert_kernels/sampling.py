@@ -103,8 +103,9 @@ def draw_distinct(
 
     The first is a with probability p(a), the next b with p(b) / (1 - p(a)), and so on: the law of drawing with
     replacement and discarding repeats. A word's probability is right to rounding relative to itself, as long as it is
-    above 1e-37 of that of the likeliest; words further down are drawn last, in an order of no meaning. On a GPU Triton
-    kernels draw, as for `sample_candidates`.
+    above 1e-37 of that of the likeliest; words further down are drawn last, in an order of no meaning. A row whose
+    logits define no distribution, with NaN or an infinity among them, draws distinct words that it may draw, of no
+    meaning and with log-probabilities of none. On a GPU Triton kernels draw, as for `sample_candidates`.
 
     Args:
         logits: floating [N, V], not changed.
@@ -287,7 +288,8 @@ def _draw(
     torch.softmax(weights, -1, out=weights)  # every implementation reads a number before it writes it
     blocks = weights.view(-1, BLOCK)  # [N V / BLOCK, BLOCK]
     floors = _floors(logits.shape[1], barred)
-    sums = blocks.sum(1).view(count, logits.shape[1] // BLOCK) + floors.view(-1, BLOCK).sum(1)
+    # Softmax makes NaN of a row that holds NaN or an infinity; as zeros they leave each word its floor.
+    sums = blocks.sum(1).nan_to_num_(nan=0.0).view(count, logits.shape[1] // BLOCK) + floors.view(-1, BLOCK).sum(1)
     first = torch.arange(count, device=device)[:, None] * sums.shape[1]  # the first of each row's blocks
     weights.index_fill_(1, barred, OUT)
     if excluded is not None:
@@ -298,7 +300,8 @@ def _draw(
     ids, probabilities = [], []
     for draw in range(k):
         block, share = _invert(sums.cumsum(1), noise[:, draw : draw + 1])
-        inside = blocks.index_select(0, (first + block)[:, 0]).double().add_(FLOOR).clamp_(min=0.0)  # [N, BLOCK]
+        inside = blocks.index_select(0, (first + block)[:, 0]).double().nan_to_num_(nan=0.0)  # [N, BLOCK]
+        inside.add_(FLOOR).clamp_(min=0.0)
         place, _ = _invert(inside.cumsum(1), share)
         ids.append(block * BLOCK + place)
         probabilities.append(inside.gather(1, place))

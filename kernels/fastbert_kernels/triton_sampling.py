@@ -110,6 +110,7 @@ def draw_kernel(
     top = tl.where(top == float("-inf"), 0.0, top)
     b_w = tl.load(p_sum + row * B + o_b, mask=m_b, other=0.0).to(tl.float64)
     b_w *= tl.exp2((b_top - top) * _LOG2E).to(tl.float64)  # [BLOCKS]
+    b_w = tl.where(b_w >= 0.0, b_w, 0.0)  # NaN is nothing: what may be drawn is down to its floor
     log_total = tl.log(tl.sum(b_w, 0))
     b_w += tl.load(p_floor + o_b, mask=m_b, other=0.0)
     excluded = _excluded(p_excluded, row)
@@ -125,7 +126,8 @@ def draw_kernel(
         # A bit for each word of the block that is gone; the words are distinct, so their bits add up.
         gone = tl.sum(tl.where(b_id // BLOCK == block, tl.full([], 1, tl.int64) << (b_id % BLOCK), 0), 0)
         b_drawable &= ((gone >> o_w) & 1) == 0
-        b_inside = tl.where(b_drawable, tl.exp2((b_x - top) * _LOG2E).to(tl.float64) + _FLOOR, 0.0)
+        b_inside = tl.exp2((b_x - top) * _LOG2E).to(tl.float64)
+        b_inside = tl.where(b_drawable, tl.where(b_inside >= 0.0, b_inside, 0.0) + _FLOOR, 0.0)
         place, _ = _invert(b_inside, share, o_w, BLOCK)
         b_id = tl.where(o_k == draw, block * BLOCK + place, b_id)
         b_w = tl.where(o_b == block, tl.sum(tl.where(o_w == place, 0.0, b_inside), 0), b_w)

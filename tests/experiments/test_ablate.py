@@ -9,6 +9,9 @@ import pytest
 import yaml
 
 from fastbert.cli import main
+from fastbert.data.shards import open_dataset
+from fastbert.experiments.ablate_jobs import pretrain_job
+from fastbert.pretraining import setup
 from tests.experiments.conftest import FINETUNE, command_of, read_rows, workers_of
 from tests.experiments.test_ends import start, wait_for
 
@@ -164,6 +167,15 @@ def test_a_failure_stays_alone(prepared, words, tmp_path, capsys) -> None:
     assert rows.pop(("mad", "pretrain")) == "failed" and set(rows.values()) == {"done"} and len(rows) == 3
     report = (out / "report" / "report.md").read_text()
     assert re.search(r"pretraining \| mad .*not finite", report) and "3 more jobs did not run" in report
+
+
+def test_a_pretraining_without_a_final_loss_has_failed(prepared, tmp_path, monkeypatch) -> None:
+    """Its weights may be finite: nothing can be compared with it."""
+    monkeypatch.setattr(setup, "evaluate", lambda *arguments: {"loss": float("nan"), "accuracy": 0.5})
+    options = BASE | {"data": str(prepared), "steps": 2, "schedule": {"warmup": 0.5}}
+    identity = {"data": setup.data_fingerprint(open_dataset(prepared))}
+    outcome = pretrain_job({"kind": "pretrain", "options": options, "identity": identity}, tmp_path / "run")
+    assert outcome["status"] == "failed" and outcome["reason"] == "its last validation loss is not finite"
 
 
 def test_a_run_keeps_its_milestones(flags, tmp_path) -> None:

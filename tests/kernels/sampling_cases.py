@@ -99,9 +99,23 @@ def shapes_of_rows() -> None:
     run(poisoned(logits), 14, excluded=torch.arange(180, 186), case="words of no probability at all:")
     ids, log_probabilities = draw_distinct(torch.full((3, 70), -torch.inf), 5, keys(3))
     check(ids, log_probabilities, 70, None, None)
-    ids, _ = draw_distinct(torch.full((2, 70), torch.nan), 3, keys(2))
-    assert (ids >= 0).all() and (ids < 70).all()  # words of no meaning, but words
+    rows_without_a_distribution()
     assert draw_distinct(torch.zeros(0, 70), 3, keys(0))[0].shape == (0, 3)
+
+
+def rows_without_a_distribution() -> None:
+    """NaN and infinities, in all logits or in one: distinct words that may be drawn, and other rows are as ever."""
+    forbidden, excluded = torch.arange(80), torch.arange(100, 107)  # nothing of the first block may be drawn
+    logits = normal(7, 200, 2.0)
+    alone, _ = draw_distinct(logits, 6, keys(7), forbidden=forbidden, excluded=excluded)
+    for row, bad in enumerate((torch.nan, torch.inf, -torch.inf)):
+        logits[row] = bad
+        logits[row + 3, 150] = bad
+    ours, _ = draw_distinct(logits, 6, keys(7), forbidden=forbidden, excluded=excluded)
+    reference, _ = _draw_from(logits, keys(7), forbidden, excluded, 6, kernels=False)
+    for ids in (ours, reference):
+        check(ids, torch.zeros(ids.shape), 200, forbidden, excluded)
+    assert torch.equal(ours[6:], alone[6:])
 
 
 def samples() -> None:

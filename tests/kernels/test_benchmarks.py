@@ -1,6 +1,8 @@
 """The benchmarks for a GPU that is lent are rehearsed where there is none."""
 
+import importlib.util
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -69,3 +71,22 @@ def test_without_a_gpu_it_says_so(tmp_path, capsys) -> None:
     with pytest.raises(SystemExit) as error:
         main(["attention", "--out", str(tmp_path)])
     assert error.value.code == 2 and "there is no GPU here; --toy rehearses" in capsys.readouterr().err
+
+
+def test_errors_that_are_not_finite(tmp_path, monkeypatch) -> None:
+    """A kernel that gives NaN is over the bound; in JSON null stands for its error, infinite in the table."""
+    from fastbert_kernels.benchmarks.measuring import Rows
+    from fastbert_kernels.benchmarks.report import attention_tables
+
+    spec = importlib.util.spec_from_file_location("kernels_on_gpu", SCRIPT)
+    spec.loader.exec_module(script := importlib.util.module_from_spec(spec))
+    for error, wrong in ((0.0, False), (1.0, True), (math.nan, True), (math.inf, True)):
+        assert script.wrong({"errors": {"q": [error, 1e-6]}}) is script.wrong({"other": 0.0, "error": error}) is wrong
+    rows = Rows("attention", Settings(tmp_path))
+    timed = {"ms": 1.0, "least": 1.0, "most": 1.0, "tflops": 1.0}
+    row = {"case": "batch", "contestant": "fastbert", "length": 8, "errors": {"q": [math.nan, 1e-6]}, "peak_mib": 1}
+    rows.add(**row, forward=timed, backward=timed, both=timed)
+    found = json.loads(rows.path.read_text())
+    assert found["rows"][0]["errors"] == {"q": [None, 1e-6]}
+    monkeypatch.setattr("fastbert_kernels.benchmarks.report.share", lambda *arguments: 1.0)
+    assert "| inf" in attention_tables(found).replace("  ", " ")

@@ -259,3 +259,19 @@ def test_no_gradient_and_any_precision(dtype: torch.dtype) -> None:
     ids, log_probabilities = sample_candidates(hidden, embedding, 5, keys=keys(60), **more)
     assert not log_probabilities.requires_grad and log_probabilities.dtype == torch.float32
     assert not torch.isin(ids, more["forbidden"]).any() and not (ids == more["excluded"][:, None]).any()
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+def test_rows_without_a_distribution(bad: float) -> None:
+    """Distinct words that may be drawn, whatever is not finite; the rows around them draw as ever."""
+    forbidden, excluded = torch.arange(80), torch.arange(100, 106)  # nothing of the first block may be drawn
+    more = {"keys": keys(6), "forbidden": forbidden, "excluded": excluded}
+    hidden, embedding = torch.randn(6, 8), torch.randn(200, 8)
+    alone, _ = sample_candidates(hidden, embedding, 119, **more)
+    hidden[1], hidden[4, 3] = bad, bad
+    logits = hidden @ embedding.T
+    logits[3, 150] = bad
+    for ids in (sample_candidates(hidden, embedding, 119, **more)[0], draw_distinct(logits, 119, **more)[0]):
+        assert all(len(set(row)) == 119 for row in ids.tolist())
+        assert ((ids >= 0) & (ids < 200) & ~torch.isin(ids, forbidden) & (ids != excluded[:, None])).all()
+        assert torch.equal(ids[::5], alone[::5])

@@ -15,6 +15,8 @@ from fastbert.model.config import EncoderOptions
 from fastbert.model.notes import Notes, NotesOptions
 from fastbert.objectives.mlm import MLM, MLMOptions
 from fastbert.pretraining import loop
+from fastbert.training.checkpoints import flatten_optimizer
+from fastbert.training.finite import all_finite
 from fastbert.training.lagged import LaggedScalars
 from fastbert.training.optimizers import OptimizerOptions, build_optimizer, clip_gradients, guarded_step
 from tests.flags import main
@@ -118,8 +120,9 @@ def test_a_step_waits_for_nothing(position: str, optimizer: str, whole_word: boo
         finite = loss.isfinite() & norm.isfinite()
         guarded_step(optimizer, 1e-3, finite)
         measured = objective.after_step([drawn], finite)
-        assert lagged.push(0, {"loss": loss, "finite": finite}) is None
-    assert lagged.pop() == (0, {"loss": pytest.approx(loss.item()), "finite": 1.0})
+        state = [*objective.state_dict().values(), *flatten_optimizer(optimizer)[0].values()]
+        assert lagged.push(0, {"loss": loss, "finite": finite, "state_finite": all_finite(state)}) is None
+    assert lagged.pop() == (0, {"loss": pytest.approx(loss.item()), "finite": 1.0, "state_finite": 1.0})
     assert lagged.pop() is None
     assert len(measured) == 4 * with_notes and (notes is None or notes.writes.tolist() == [0, 0, 1])
 

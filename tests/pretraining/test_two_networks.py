@@ -45,6 +45,16 @@ def test_notes_and_low_precision(objective: str, short, tmp_path) -> None:
     assert not any("notes" in name for name in load_file(run / "model" / "model.safetensors"))
 
 
+@pytest.mark.parametrize("more", [[], ["--notes.enabled", "--notes.share", "1"]])
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_divergence_is_reported(objective: str, more: list[str], short, tmp_path, capsys) -> None:
+    """Samples from NaN are words of no meaning, the loss is NaN, and the run ends as one of MLM does."""
+    huge = ["--optimizer.learning-rate", "1e9", "--schedule.warmup", "0", *more]
+    assert main(["pretrain", *short, "--objective", objective, *huge, "--out", str(tmp_path / "run")]) == 2
+    said = capsys.readouterr().err
+    assert said.count("update skipped") == 5 and "not finite in 5 steps in a row, up to step" in said
+
+
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_fine_tunes_and_can_be_gone_on_with(objective: str, short, tmp_path, capsys) -> None:
     run = tmp_path / "run"

@@ -25,6 +25,7 @@ from fastbert.training.checkpoints import (
     read_checkpoint,
     restore_optimizer,
 )
+from fastbert.training.finite import NotFiniteError
 from fastbert.training.optimizers import OptimizerOptions, build_optimizer, guarded_step
 
 
@@ -53,22 +54,46 @@ def assert_same(left, right):
         for name, tensor in left[file].items():
             assert tensor.dtype == right[file][name].dtype and tensor.shape == right[file][name].shape
             raw, other = (t.contiguous().flatten().view(torch.uint8) for t in (tensor, right[file][name]))
-            assert torch.equal(raw, other)  # NaN payloads and signed zeros included
+            assert torch.equal(raw, other)  # signed zeros included
 
 
 def test_round_trip_is_exact(checkpointer):
     saved = tensors()
-    saved["model"]["odd"] = torch.tensor([math.nan, -0.0, math.inf, 1e-45])
+    saved["model"]["odd"] = torch.tensor([3.4e38, -0.0, -3.4e38, 1e-45])
     saved["empty"] = {}
     saved["hollow"] = {"a": torch.zeros(0, 3), "b": torch.zeros(0, 3)}
-    state = {"seed": 3, "nested": [1, {"x": 0.1}], "nan": math.nan, "word": "Übung"}
+    state = {"seed": 3, "nested": [1, {"x": 0.1}], "nothing": None, "word": "Übung"}
     path = checkpointer.save(123, saved, state, metric=2.5)
     assert path.name == "step-00000123"
     loaded = checkpointer.load_latest()
     assert (loaded.step, loaded.metric, loaded.path) == (123, 2.5, path)
     assert_same(loaded.tensors, saved)
-    assert math.isnan(loaded.state.pop("nan")) and math.isnan(state.pop("nan")) and loaded.state == state
+    assert loaded.state == state
     assert read_checkpoint(path).step == 123
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_what_is_not_finite_is_not_saved(checkpointer, bad):
+    """Neither are its metric and its state, which is JSON; what is there stays as it was."""
+    checkpointer.save(1, tensors(), {}, bad)
+    before = {path: path.read_bytes() for path in checkpointer.folder.rglob("*") if path.is_file()}
+    for group, name in (("model", "b"), ("optimizer", "0.step")):
+        broken = tensors()
+        broken[group][name].view(-1)[-1] = bad
+        with pytest.raises(NotFiniteError, match=f"the state after step 2 holds numbers .*: {group} {name}$"):
+            checkpointer.save(2, broken, {})
+    with pytest.raises(ValueError, match="JSON"):
+        checkpointer.save(2, tensors(), {"loss": bad})
+    assert {path: path.read_bytes() for path in checkpointer.folder.rglob("*") if path.is_file()} == before
+    assert checkpointer.newest_whole() == checkpointer.paths()[0] and checkpointer.load_latest().metric is None
+
+
+def test_pruning_can_wait(checkpointer):
+    for step in range(1, 8):
+        checkpointer.save(step, {}, {}, prune=step < 5)
+    assert len(checkpointer.paths()) == 6
+    checkpointer.save(8, {}, {})
+    assert [path.name[-1] for path in checkpointer.paths()] == ["6", "7", "8"]
 
 
 def test_shared_and_strided_tensors(checkpointer):

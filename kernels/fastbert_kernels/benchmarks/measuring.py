@@ -1,6 +1,7 @@
 """Rows of results that survive whatever comes after them, times by the device's own clock, and a machine's ceilings."""
 
 import json
+import math
 import os
 import platform
 import statistics
@@ -59,7 +60,7 @@ class Rows:
         said = [_said(name, value) for name, value in row.items() if name != "errors"]
         print(f"{self.clock()}  {', '.join(said)}", file=sys.stderr, flush=True)
         beside = self.path.with_suffix(f".{os.getpid()}")
-        beside.write_text(json.dumps({**self.about, "rows": self.rows}, indent=1) + "\n")
+        beside.write_text(json_text({**self.about, "rows": self.rows}, indent=1) + "\n")
         beside.replace(self.path)
 
     def step(self) -> None:
@@ -75,6 +76,19 @@ class Rows:
     @property
     def over(self) -> bool:
         return time.monotonic() > self.end
+
+
+def json_text(value: Any, indent: int | None = None) -> str:
+    """`value` as JSON in which null stands for what is not finite, such as the error of a kernel that gives NaN."""
+
+    def finite(value: Any) -> Any:
+        if isinstance(value, float):
+            return value if math.isfinite(value) else None
+        if isinstance(value, dict):
+            return {key: finite(item) for key, item in value.items()}
+        return [finite(item) for item in value] if isinstance(value, list | tuple) else value
+
+    return json.dumps(finite(value), indent=indent, allow_nan=False)
 
 
 def _said(name: str, value: Any) -> str:

@@ -1,6 +1,7 @@
 """From the rows of the benchmarks to Markdown tables and pictures, on any machine."""
 
 import json
+import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -70,7 +71,8 @@ def attention_tables(found: dict[str, Any]) -> str:
             times = [f"{row[k]['ms']} ({row[k]['least']} to {row[k]['most']})" for k in kinds]
             speed = [row["both"]["tflops"], f"{share(row, 'both', found):.2f}"]
             times_ours = f"{row['both']['ms'] / ours[length]['both']['ms']:.2f}" if length in ours else None
-            worst = max((a / (2 * b + 1e-5) for a, b in row.get("errors", {}).values()), default=None)
+            errors = row.get("errors", {}).values()
+            worst = max((math.inf if None in (a, b) else a / (2 * b + 1e-5) for a, b in errors), default=None)
             rows.append([row["contestant"], *times, *speed, times_ours, row["peak_mib"], worst and f"{worst:.2f}"])
         head = ["contestant", *(f"{k}, ms" for k in kinds), "TFLOP/s", "of the roofline", "its time over fastbert's"]
         parts += [f"### T = {length}", "", table([*head, "MiB", "error over the bound"], rows), ""]

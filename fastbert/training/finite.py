@@ -1,0 +1,72 @@
+"""Whether weights and optimizer moments are finite: what is not is never saved, exported or trained from.
+
+A number that is not finite never becomes finite again: an update multiplies and adds. So it is enough to look now and
+then, and before everything that is kept.
+"""
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor
+
+from fastbert.errors import UserError
+
+SHOWN = 3  # names in a message
+
+
+class NotFiniteError(UserError):
+    """Weights, buffers or moments hold NaN or an infinity."""
+
+
+def all_finite(tensors: Iterable[Tensor]) -> Tensor:
+    """Whether all numbers of `tensors` are finite, as a bool scalar on the device of the first; nothing waits for it.
+
+    Tensors of integers and booleans, and empty ones, are finite.
+    """
+    tensors = [tensor.detach() for tensor in tensors]
+    home = tensors[0].device if tensors else torch.device("cpu")
+    groups: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
+    for tensor in tensors:
+        if tensor.is_floating_point() and tensor.numel():
+            groups.setdefault((tensor.device, tensor.dtype), []).append(tensor)
+    found = torch.ones((), dtype=torch.bool, device=home)
+    for (device, _), members in groups.items():
+        bounds = foreach_bounds(members) if device.type == "cuda" else extremes(members)
+        found = found & torch.stack(bounds).isfinite().all().to(home)
+    return found
+
+
+def foreach_bounds(tensors: list[Tensor]) -> list[Tensor]:
+    """The largest absolute number of each tensor, NaN if it holds one; a few launches on a GPU, slow on a CPU.
+
+    Unlike a sum or a Euclidean norm it never overflows where all numbers are finite.
+    """
+    return list(torch._foreach_norm(tensors, ord=float("inf")))
+
+
+def extremes(tensors: list[Tensor]) -> list[Tensor]:
+    """The least and the largest number of each tensor, NaN if it holds one; a launch for each, vectorized on a CPU."""
+    return [bound for tensor in tensors for bound in tensor.aminmax()]
+
+
+def not_finite(named: Mapping[str, Tensor]) -> list[str]:
+    """The names of the tensors that hold NaN or an infinity. Waits for the device."""
+    if all_finite(named.values()):
+        return []
+    return [name for name, tensor in named.items() if not all_finite([tensor])]
+
+
+def require_finite(groups: Mapping[str, Mapping[str, Tensor]], what: str) -> None:
+    """Sees to it that all numbers are finite. Waits for the device.
+
+    Args:
+        groups: such as "model" and "optimizer" -> name -> tensor.
+        what: whose numbers they are, for the message.
+
+    Raises:
+        NotFiniteError: names the first of the tensors that hold NaN or an infinity.
+    """
+    bad = [f"{group} {name}" for group, named in groups.items() for name in not_finite(named)]
+    if bad:
+        more = f" and {len(bad) - SHOWN} more" if len(bad) > SHOWN else ""
+        raise NotFiniteError(f"{what} holds numbers that are not finite: {', '.join(bad[:SHOWN])}{more}")
