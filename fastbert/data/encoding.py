@@ -21,6 +21,7 @@ from fastbert.data.tokenizer import WordPiece
 
 TABLE_ENTRIES = 2**19  # distinct chunks a process remembers; then it starts afresh
 TABLE_CHARACTERS = 2**25
+MUCH_UNKNOWN = 0.01  # the fraction of [UNK] among the tokens of a text above which a warning is printed
 # str.split() separates at these too, but for BERT they are control characters or part of a word.
 ODD_SPACE = re.compile("[\x0b\x0c\x1c-\x1f\x85]")
 PLAIN_SPACE = re.compile("[ \t\n\r]+")
@@ -113,6 +114,7 @@ class Encoder:
         self._special = np.zeros(len(wordpiece.tokens), dtype=bool)
         self._special[list(wordpiece.special_ids)] = True
         self._separator = wordpiece.ids["[SEP]"]
+        self._unknown = wordpiece.ids["[UNK]"]
         self._dtype = token_dtype(len(wordpiece.tokens))
         self._forget()
 
@@ -140,6 +142,12 @@ class Encoder:
         often = np.bincount(rows[np.repeat(np.asarray(counted, dtype=bool), chunks_per_document)])
         used = np.flatnonzero(often)
         return Encoded(tokens, np.diff(ends, prepend=0) + 1, sizes, *self._words(used, often[used]))
+
+    def unknown_bytes(self, text: str) -> int:
+        """UTF-8 bytes of the words of `text` that become [UNK]; slow, by the library's offsets."""
+        encoding = self._library.encode(text, add_special_tokens=False)
+        spans = (span for index, span in zip(encoding.ids, encoding.offsets, strict=True) if index == self._unknown)
+        return sum(len(text[start:stop].encode()) for start, stop in spans)
 
     def _learn(self) -> None:
         """Lets the library encode the chunks that are new, and appends them to the table."""

@@ -95,7 +95,7 @@ class Electra(Replacement):
     def flops(self, batch: int, length: int) -> int:
         """Of one training step over [B, T]: both networks and their heads."""
         config, tokens = self.config, batch * length
-        places = batch * masked_places(length, self.options.mask_rate)
+        places = batch * masked_places(length, self.options.mask_rate, self.options.whole_word)
         main = encoder_flops(config, batch, length) + 2 * tokens * (config.width**2 + config.width)
         small = SharedEmbeddings.flops(self.small_config, config, batch, length)
         head = 2 * places * config.width * (self.small_config.width + config.vocab_size)

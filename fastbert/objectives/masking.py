@@ -1,7 +1,7 @@
 """Which places of a row are masked and what stands there instead: hashes of the rows' keys, on the device.
 
 Every row has the same number of places M, so shapes are static and nothing waits for the device. Where a row has fewer
-words than places, the rest are marked invalid.
+masked tokens than places, the rest are marked invalid.
 
 Shapes: B rows, T tokens, M masked places, V vocabulary.
 """
@@ -12,11 +12,14 @@ from fastbert_kernels.hashing import threshold, uniform
 from torch import Tensor
 
 LAST = 1 << 40  # sorts after every hash word
+OVERHANG = 7  # positions for the end of a whole word that begins within the budget
+WINDOW = 3  # what a row's key is combined with for the start of its window; `corrupt` takes 1 and 2
 
 
-def masked_places(length: int, rate: float) -> int:
-    """M for rows of `length` tokens."""
-    return max(1, round(rate * length))
+def masked_places(length: int, rate: float, whole_word: bool = False) -> int:
+    """M for rows of `length` tokens; with whole words it is more than the number that is masked on average."""
+    count = max(1, round(rate * length))
+    return min(length, count + OVERHANG) if whole_word else count
 
 
 def choose_places(
@@ -28,12 +31,12 @@ def choose_places(
         input_ids: [B, T].
         special: bool [V], the tokens that are never masked.
         keys: int32 [B].
-        count: M.
-        continuation: bool [V], the pieces that continue a word; if given, words are drawn whole. A word that no longer
-            fits into the M places ends the draw, and the places left over are invalid.
+        count: tokens to mask in a row; of whole words the expected number.
+        continuation: bool [V], the pieces that continue a word; if given, words are masked whole.
 
     Returns:
-        places, int64 [B, M] in ascending order among the valid; valid, bool [B, M].
+        places, int64 [B, M] in ascending order among the valid; valid, bool [B, M]. M is `count`; with whole words
+        `masked_places` has it.
     """
     length = input_ids.shape[1]
     place = torch.arange(length, dtype=torch.int32, device=input_ids.device)
@@ -52,14 +55,42 @@ def choose_places(
     size = torch.zeros_like(word).scatter_add_(1, word, ordinary.long())
     score = torch.where(ordinary, combine(keys[:, None], place).long().gather(1, word), LAST)
     # Pieces of one word share a score; a stable sort keeps them together and in order.
-    order = score.sort(dim=1, stable=True).indices[:, :count]
-    rank = torch.arange(count, device=input_ids.device)
-    offset = order - word.gather(1, order)
-    fits = rank - offset + size.gather(1, word.gather(1, order)) <= count
-    valid = fits & ordinary.gather(1, order)
+    order = score.sort(dim=1, stable=True).indices
+    valid = _in_window(order, word.gather(1, order), size.gather(1, word), ordinary, keys, count)
     # Ascending among the valid; the invalid stand behind them.
-    chosen = torch.where(valid, order, order + length).sort(dim=1).values
+    chosen = torch.where(valid, order, order + length).sort(dim=1).values[:, : min(length, count + OVERHANG)]
     return chosen % length, chosen < length
+
+
+def _in_window(order: Tensor, first: Tensor, size: Tensor, ordinary: Tensor, keys: Tensor, count: int) -> Tensor:
+    """Which tokens are masked when words are masked whole: bool [B, T], in the order of `order`.
+
+    Every word must have the same probability, whatever its number of pieces. Filling a budget until a word does not
+    fit, or passing over the words that do not fit (BERT's released code), prefers short words. Here the N ordinary
+    tokens of a row, sorted by the hashes of their words, lie on a circle, and a window of `count` of them starts at a
+    uniform offset. A word is masked if its first piece lies in the window. That piece is one of N tokens, so
+
+        P(word is masked) = count / N        exactly, and E[masked tokens] = count
+
+    The last word of the window may end up to OVERHANG tokens beyond it. If it has more pieces than that, the first
+    words of the window make room for it. A word of more than count + OVERHANG pieces is never masked.
+
+    Args:
+        order: int64 [B, T], the tokens sorted by word, special ones last.
+        first: int64 [B, T], in this order: where each token's word starts.
+        size: int64 [B, T], in the order of the row: the pieces of each token's word.
+        ordinary: bool [B, T], in the order of the row.
+    """
+    length = order.shape[1]
+    room = min(length, count + OVERHANG)
+    tokens = ordinary.sum(1, keepdim=True)  # N
+    window = uniform(combine(combine(keys, WINDOW), 0)[:, None], tokens)
+    rank = torch.arange(length, device=order.device)
+    position = (rank - (order - first) - window).remainder(tokens.clamp(min=1))  # of the word's first piece
+    size = size.gather(1, order)
+    inside = ordinary.gather(1, order) & (position < count) & (size <= room)
+    end = torch.where(inside, position + size, 0).amax(1, keepdim=True)
+    return inside & (end - position <= room)
 
 
 def corrupt(

@@ -176,7 +176,7 @@ class MLM(nn.Module):
 
     def flops(self, batch: int, length: int) -> int:
         """Of one training step over [B, T], by the closed forms of `fastbert.model.flops`."""
-        masked = masked_places(length, self.options.mask_rate)
+        masked = masked_places(length, self.options.mask_rate, self.options.whole_word)
         encoder = encoder_flops(self.config, batch, length, masked)
         networks = TRAINING * (encoder + mlm_head_flops(self.config, batch * masked))
         if self.notes is None:

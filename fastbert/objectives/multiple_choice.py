@@ -189,7 +189,7 @@ class MultipleChoice(Replacement):
         (the vocabulary in whole blocks, as it is sampled)."""
         config, tokens = self.config, batch * length
         d, s, v = config.width, self.small_config.width, config.vocab_size
-        places = batch * masked_places(length, self.options.mask_rate)
+        places = batch * masked_places(length, self.options.mask_rate, self.options.whole_word)
         main = encoder_flops(config, batch, length) + 2 * tokens * (d * d + self.options.choices * d)
         small = SharedWords.flops(self.small_config, config, batch, length) + 2 * places * (s * s + s * v)
         vocabulary = 2 * v * d * s if s != d else 0

@@ -1,8 +1,9 @@
-"""`fastbert evaluate`: how well a model fills blanks in unseen text; bits per byte compare across tokenizers. Of a run
-with two networks, all that its objective measures.
+"""`fastbert evaluate`: how well a model fills blanks in unseen text, in nats a token and in bits a byte. Of a run with
+two networks, all that its objective measures.
 """
 
 import math
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from torch import nn
 
 from fastbert.config import MACHINE, load_yaml
 from fastbert.data.batches import InMemory, Rows, validation_batches
-from fastbert.data.encoding import Encoder
+from fastbert.data.encoding import MUCH_UNKNOWN, Encoder
 from fastbert.data.shards import unigram_entropy
 from fastbert.data.sources import open_source
 from fastbert.data.tokenizer import WordPiece, load_tokenizer
@@ -30,7 +31,12 @@ from fastbert.training.hardware import MachineOptions, resolve_device, resolve_p
 @dataclass(frozen=True)
 class EvaluateOptions:
     """Masked loss, accuracy and bits per byte of a model on held-out text; of a run with ELECTRA or multiple choice,
-    what its objective measures."""
+    what its objective measures.
+
+    Bits per byte are (loss / ln 2 * W + 8 * U) / B: loss in nats, the mean over the masked positions; W, the tokens of
+    the text that are not special; U, the UTF-8 bytes of what became [UNK], which is never masked; B, the UTF-8 bytes of
+    all of the text. Compare them between models with the same normalization (case, accents) and the same --mask-rate
+    only."""
 
     model: str
     """A run, a checkpoint, an export, or a Hugging Face BERT folder with an MLM head. Of ELECTRA and multiple choice a
@@ -42,9 +48,9 @@ class EvaluateOptions:
     length: int | None = None
     """Tokens in a sequence, [CLS] included (default: the model's positions, at most 512)."""
     max_tokens: int = 1_000_000
-    """Tokens of the text that are used, from its beginning."""
+    """Documents are read from the beginning of the text until they have this many tokens."""
     mask_rate: float = 0.15
-    """Share of the tokens of a sequence that are masked; all of them show [MASK]."""
+    """Fraction of the tokens of a sequence that are masked; all of them show [MASK]."""
     json: bool = False
     """One JSON object on standard output instead of lines."""
     machine: MachineOptions = field(default_factory=MachineOptions, metadata=MACHINE)
@@ -54,7 +60,8 @@ def evaluate_text(options: EvaluateOptions) -> dict[str, Any]:
     """Prints the figures and returns them.
 
     Raises:
-        UserError: no such model or text, a model without an MLM head, too little text, sequences over its positions.
+        UserError: no such model or text, a model without an MLM head, too little text, sequences over its positions,
+            no token that could be masked.
     """
     device = resolve_device(options.machine.device)
     precision, _ = resolve_precision(options.machine.precision, device)
@@ -67,26 +74,45 @@ def evaluate_text(options: EvaluateOptions) -> dict[str, Any]:
             f"{options.model}; lower --length"
         )
     vocabulary = load_tokenizer(pretrained.tokenizer)
-    tokens, size = read_tokens(options, vocabulary)
+    text = read_text(options, vocabulary)
+    tokens = text.tokens
     rows = Rows(InMemory(tokens), length, vocabulary.ids["[CLS]"], vocabulary.ids["[SEP]"])
     if not len(rows):
         raise UserError(f"{options.source} has {len(tokens)} tokens, less than one sequence of {length}")
     objective = trained_objective(options, pretrained, vocabulary).to(device)
-    micro = options.machine.micro_batch_size or 32
-    values = evaluate(objective, validation_batches(rows, len(rows), micro, device), precision)
-    words = tokens[~np.isin(tokens, vocabulary.special_ids)]
+    ordinary = ~np.isin(tokens, vocabulary.special_ids)
+    words = tokens[ordinary]
+    fraction = text.unk_tokens / max(1, text.unk_tokens + len(words))
+    if fraction > MUCH_UNKNOWN:
+        print(
+            f"warning: {fraction:.1%} of the tokens of {options.source} are [UNK], which the tokenizer of "
+            f"{options.model} has no pieces for: loss and accuracy leave them out, bits per byte counts 8 for each of "
+            "their bytes",
+            file=sys.stderr,
+        )
+    if ordinary[: len(rows) * (length - 1)].any():
+        micro = options.machine.micro_batch_size or 32
+        values = evaluate(objective, validation_batches(rows, len(rows), micro, device), precision)
+    elif isinstance(objective, MLM) and not len(words):
+        values = {"loss": None, "accuracy": None}  # nothing can be masked; all of the text costs 8 bits a byte
+    else:
+        raise UserError(f"{options.source} has no token that can be masked: all are [UNK]; give more or other text")
     result = {
         "model": options.model,
         "source": options.source,
         "tokens": len(rows) * length,
         "length": length,
-        "bytes": size,
+        "bytes": text.size,
+        "unk_tokens": text.unk_tokens,
+        "unk_fraction": fraction,
+        "unk_bytes": text.unk_bytes,
         **values,
         "unigram_entropy": unigram_entropy(np.bincount(words, minlength=len(vocabulary.tokens)), vocabulary),
         "mask_rate": options.mask_rate,
     }
     if isinstance(objective, MLM):
-        result["bits_per_byte"] = values["loss"] * len(words) / size / math.log(2)
+        bits = (values["loss"] or 0.0) * len(words) / math.log(2) + 8 * text.unk_bytes
+        result["bits_per_byte"] = bits / text.size
     print(json_text(result) if options.json else report(result, values))
     return result
 
@@ -116,18 +142,34 @@ def trained_objective(options: EvaluateOptions, pretrained: Pretrained, vocabula
     return objective
 
 
-def read_tokens(options: EvaluateOptions, vocabulary: WordPiece) -> tuple[np.ndarray, int]:
-    """The first tokens of the text, each document closed by [SEP], and the UTF-8 bytes they were read from."""
-    encoder = Encoder(vocabulary)
+@dataclass(frozen=True)
+class HeldOut:
+    """Text as a model reads it."""
+
+    tokens: np.ndarray
+    """int64, each document closed by [SEP]."""
+    size: int
+    """UTF-8 bytes of the text."""
+    unk_tokens: int
+    unk_bytes: int
+    """UTF-8 bytes of the text that the [UNK] stand for."""
+
+
+def read_text(options: EvaluateOptions, vocabulary: WordPiece) -> HeldOut:
+    """The first documents of the source, until they have `max_tokens` tokens."""
+    encoder, unk = Encoder(vocabulary), vocabulary.ids["[UNK]"]
     parts: list[np.ndarray] = []
-    count = size = 0
+    count = size = unk_bytes = 0
     for text in open_source(options.source, options.column).documents():
         encoded = encoder.encode([text], [False])
         parts.append(encoded.tokens)
         count, size = count + len(encoded.tokens), size + int(encoded.sizes[0])
+        if (encoded.tokens == unk).any():
+            unk_bytes += encoder.unknown_bytes(text)
         if count >= options.max_tokens:
             break
-    return np.concatenate(parts).astype(np.int64), size
+    tokens = np.concatenate(parts).astype(np.int64)
+    return HeldOut(tokens, size, int((tokens == unk).sum()), unk_bytes)
 
 
 def report(result: dict[str, Any], told: Iterable[str] = ()) -> str:
@@ -138,13 +180,15 @@ def report(result: dict[str, Any], told: Iterable[str] = ()) -> str:
     lines = [
         f"{result['model']} on {result['source']}: {result['tokens']} tokens, {result['bytes']} bytes",
         f"  unigram entropy   {result['unigram_entropy']:.4f} nats",
+        f"  [UNK]             {result['unk_fraction']:.2%} of the tokens, {result['unk_bytes']} bytes",
     ]
     if "bits_per_byte" in result:
-        lines += [
-            f"  masked loss       {result['loss']:.4f} nats",
-            f"  masked accuracy   {100 * result['accuracy']:.2f} %",
-            f"  bits per byte     {result['bits_per_byte']:.4f}",
-        ]
+        if result["loss"] is not None:
+            lines += [
+                f"  masked loss       {result['loss']:.4f} nats",
+                f"  masked accuracy   {100 * result['accuracy']:.2f} %",
+            ]
+        lines.append(f"  bits per byte     {result['bits_per_byte']:.4f}")
     else:
         lines.append(f"  small network     {result['mlm_loss']:.4f} nats at masked places")
         told = [

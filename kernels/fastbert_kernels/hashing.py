@@ -52,7 +52,7 @@ def combine(key: Tensor, value: Tensor | int) -> Tensor:
     return mix(mix(key + GOLDEN) ^ value)
 
 
-def uniform(words: Tensor, count: int) -> Tensor:
+def uniform(words: Tensor, count: int | Tensor) -> Tensor:
     """Integers in [0, count) from int32 hash words, int64, by multiply and shift (bias under count / 2^32)."""
     return ((words.long() & 0xFFFFFFFF) * count) >> 32
 

@@ -290,9 +290,10 @@ def test_zero_notes_are_read_without_a_division_by_zero() -> None:
     assert set(edited.unique().tolist()) == {0.5, 1.0}
 
 
-def test_products_are_those_that_torch_counts() -> None:
+@pytest.mark.parametrize("whole_word", [False, True])
+def test_products_are_those_that_torch_counts(whole_word: bool) -> None:
     """The contexts' block among them, once forward; what notes add besides are sums."""
-    objective = build(NotesOptions(half_window=K))
+    objective = build(NotesOptions(half_window=K), masks=MLMOptions(mask_rate=0.2, whole_word=whole_word))
     objective.encoder.kernels = KERNELS["reference"]  # torch cannot look into operators of our own
     drawn = objective.draw(next(iter(batches(8).at(0))), 0, 0)
     with FlopCounterMode(display=False) as counter:

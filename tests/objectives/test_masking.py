@@ -1,10 +1,12 @@
+import hashlib
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from fastbert.objectives.masking import choose_places, corrupt, masked_places
+from fastbert.objectives.masking import OVERHANG, choose_places, corrupt, masked_places
 from fastbert.randomness import row_keys
 
 V = 20  # ids 0 to 4 are special, 15 to 19 continue a word
@@ -28,7 +30,8 @@ def test_places_are_distinct_ordered_and_never_special(rows, count, whole) -> No
     ids = torch.tensor(rows)
     count = min(count, ids.shape[1])
     places, valid = choose_places(ids, SPECIAL, keys(len(rows)), count, CONTINUES if whole else None)
-    assert places.shape == valid.shape == (len(rows), count)
+    room = min(ids.shape[1], count + OVERHANG) if whole else count
+    assert places.shape == valid.shape == (len(rows), room)
     for row, chosen, good in zip(ids, places, valid, strict=True):
         real = chosen[good].tolist()
         assert len(set(real)) == len(real)
@@ -57,9 +60,61 @@ def test_whole_words_are_whole(rows, count) -> None:
                 words.append(word)
         for word in words:
             assert not real & set(word) or real >= set(word)
-        if len(real) < count:  # only a word too long for the rest may leave places over
-            rest = [word for word in words if not real & set(word)]
-            assert not rest or max(map(len, rest)) > count - len(real)
+        if count >= sum(map(len, words)):
+            assert real == {place for word in words for place in word}
+
+
+def rows_of_words(rows: int, length: int, sizes: list[int]) -> torch.Tensor:
+    """[CLS], then words of random sizes, the last of which the row may cut: int64 [rows, length]."""
+    generator = torch.Generator().manual_seed(0)
+    chosen = torch.tensor(sizes)[torch.randint(len(sizes), (rows, length), generator=generator)]
+    starts = chosen.cumsum(1) - chosen
+    ids = torch.full((rows, length + max(sizes) * length), 16).scatter_(1, starts, 7)[:, : length - 1]
+    return torch.nn.functional.pad(ids, (1, 0), value=2)
+
+
+@pytest.mark.parametrize(
+    ("length", "rows", "sizes"),
+    [
+        (32, 20_000, [1, 5]),
+        (32, 20_000, [1, 2, 3, 4, 5, 6, 7, 8]),
+        (128, 4_000, [1, 1, 1, 2, 3, 5, 8]),
+        (64, 8_000, [1] * 100 + [12, 16]),  # rare words with more pieces than fit behind the window
+    ],
+)
+def test_words_of_all_sizes_are_masked_equally_often(length: int, rows: int, sizes: list[int]) -> None:
+    ids = rows_of_words(rows, length, sizes)
+    count = masked_places(length, 0.15)
+    places, valid = choose_places(ids, SPECIAL, keys(rows), count, CONTINUES)
+    masked = torch.zeros_like(ids).scatter_(1, places, valid.long())
+    starts = ids == 7
+    word = torch.where(starts, torch.arange(length), 0).cummax(1).values
+    size = torch.zeros_like(ids).scatter_add_(1, word, (ids != 2).long())
+    share = count / (length - 1)
+    long = max(sizes) > OVERHANG + 1
+    for pieces in range(1, max(sizes) + 1):
+        trials = int((starts & (size == pieces)).sum())
+        tolerance = 4.5 * (share * (1 - share) / max(trials, 1)) ** 0.5 + 0.01 * long
+        rate = masked[starts & (size == pieces)].double().mean().item()
+        assert not trials or rate == pytest.approx(share, abs=tolerance), f"words of {pieces} pieces"
+    assert masked.double().mean().item() == pytest.approx(count / length, abs=0.002 + 0.01 * long)
+
+
+def test_a_word_longer_than_all_masked_positions_costs_the_others_nothing() -> None:
+    ids = torch.full((4_000, 41), 16)
+    ids[:, 0], ids[:, 1], ids[:, 21:] = 2, 7, 7  # a word of 20 pieces, 20 of one
+    places, valid = choose_places(ids, SPECIAL, keys(4_000), 6, CONTINUES)
+    masked = torch.zeros_like(ids).scatter_(1, places, valid.long()).double().mean(0)
+    assert masked[:21].sum() == 0
+    assert masked[21:].mean().item() == pytest.approx(6 / 40, abs=0.006)
+
+
+def test_single_pieces_are_masked_as_they_always_were() -> None:
+    """Runs without whole words keep their masks to the bit."""
+    ids = torch.randint(0, V, (64, 48), generator=torch.Generator().manual_seed(0))
+    places, valid = choose_places(ids, SPECIAL, keys(64), masked_places(48, 0.15))
+    found = hashlib.sha256(places.numpy().tobytes() + valid.numpy().tobytes()).hexdigest()
+    assert found == "d427a9c4aa6f85a33bdf94e2db173268892b89c34883bf49214946ad67ee3370"
 
 
 def test_every_place_is_chosen_equally_often() -> None:
@@ -109,6 +164,9 @@ def test_masks_depend_on_the_place_in_the_global_batch_alone() -> None:
     assert (whole != other).any()
 
 
-@pytest.mark.parametrize(("length", "rate", "count"), [(128, 0.15, 19), (64, 0.3, 19), (2, 0.15, 1)])
-def test_number_of_places(length: int, rate: float, count: int) -> None:
+@pytest.mark.parametrize(
+    ("length", "rate", "count", "whole"), [(128, 0.15, 19, 26), (64, 0.3, 19, 26), (2, 0.15, 1, 2)]
+)
+def test_number_of_places(length: int, rate: float, count: int, whole: int) -> None:
     assert masked_places(length, rate) == count
+    assert masked_places(length, rate, whole_word=True) == whole

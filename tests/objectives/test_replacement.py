@@ -10,8 +10,6 @@ from fastbert.data.batches import documents_of
 from fastbert.data.tokenizer import WordPiece
 from fastbert.model.kernels import KERNELS
 from fastbert.model.positions import POSITIONS
-from fastbert.objectives.electra import ElectraOptions
-from fastbert.objectives.multiple_choice import MultipleChoiceOptions
 from tests.objectives.conftest import OPTIONS, V, batch, build, loss_of
 from tests.pretraining.test_loop import NoWaiting
 
@@ -41,11 +39,8 @@ def test_parameters_are_shared_and_counted_once(name: str, norm: str, bias: bool
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_flops_are_those_that_torch_counts(name: str, position: str, inner: str, scale: str) -> None:
     words = WordPiece(("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"w{i}" for i in range(251))))
-    options = OPTIONS[name]()
-    if scale == "equal":
-        options = (
-            ElectraOptions(generator_scale=1.0) if name == "electra" else MultipleChoiceOptions(controller_width=32)
-        )
+    equal = {"electra": {"generator_scale": 1.0}, "multiple-choice": {"controller_width": 32}}[name]
+    options = OPTIONS[name](whole_word=position == "rope", **(equal if scale == "equal" else {}))
     objective = build(name, position, options=options, vocabulary=words, vocab_size=256, feed_forward=inner)
     objective.encoder.kernels = KERNELS["reference"]  # torch cannot look into operators of our own
     drawn = objective.draw(batch(), 0, 0)

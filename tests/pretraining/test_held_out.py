@@ -20,6 +20,7 @@ from fastbert.model.config import EncoderOptions
 from fastbert.objectives.electra import Electra, ElectraOptions
 from fastbert.objectives.mlm import MLM, MLMOptions
 from fastbert.pretraining.evaluation import evaluate
+from fastbert.pretraining.held_out import EvaluateOptions, read_text
 from tests.flags import main
 
 
@@ -92,6 +93,54 @@ def test_figures_against_transformers(run, corpus, capsys) -> None:
     shares = torch.bincount(torch.tensor(plain)).double()
     shares = shares[shares > 0] / shares.sum()
     assert ours["unigram_entropy"] == pytest.approx(-(shares * shares.log()).sum().item(), rel=1e-9)
+
+
+def test_unknown_words_are_not_free(run, corpus, capsys, tmp_path) -> None:
+    """Every second word replaced by one of as many bytes that the tokenizer does not know."""
+    words = corpus.read_text().replace("\n\n", "\n").split()[:6000]
+    unknown = [
+        "ʘ" * (len(word.encode()) // 2) + "x" * (len(word.encode()) % 2) if n % 2 and len(word) > 1 else word
+        for n, word in enumerate(words)
+    ]
+    (tmp_path / "plain.txt").write_text(" ".join(words))
+    (tmp_path / "unknown.txt").write_text(" ".join(unknown))
+    given = ("--model", run, "--length", 32, "--source")
+    plain, replaced = (figures(capsys, *given, tmp_path / f"{name}.txt") for name in ("plain", "unknown"))
+    assert replaced["bytes"] == plain["bytes"]
+    assert replaced["bits_per_byte"] > plain["bits_per_byte"]
+    changed = [word for word, old in zip(unknown, words, strict=True) if word != old]
+    assert replaced["unk_tokens"] == plain["unk_tokens"] + len(changed)
+    assert replaced["unk_bytes"] == plain["unk_bytes"] + sum(len(word.encode()) for word in changed)
+    ordinary = replaced["unk_tokens"] / replaced["unk_fraction"] - replaced["unk_tokens"]
+    bits = replaced["loss"] / math.log(2) * ordinary + 8 * replaced["unk_bytes"]
+    assert replaced["bits_per_byte"] == pytest.approx(bits / replaced["bytes"], rel=1e-12)
+
+
+def test_a_text_of_unknown_words(run, capsys, tmp_path) -> None:
+    """Nothing can be masked: each byte of its words costs 8 bits."""
+    (tmp_path / "text.txt").write_text("ʘʘʘ ʘ\n" * 40)
+    capsys.readouterr()
+    assert main(["evaluate", "--model", str(run), "--source", str(tmp_path / "text.txt"), "--json"]) == 0
+    shown = capsys.readouterr()
+    result = json.loads(shown.out)
+    assert result["loss"] is None and result["unk_fraction"] == 1.0
+    assert result["bits_per_byte"] == pytest.approx(8 * 8 * 40 / (10 * 40 - 1), rel=1e-12)
+    assert "warning: 100.0% of the tokens of" in shown.err and "are [UNK]" in shown.err
+    assert main(["evaluate", "--model", str(run), "--source", str(tmp_path / "text.txt")]) == 0
+    assert "bits per byte" in capsys.readouterr().out
+    (tmp_path / "text.txt").write_text("ʘ " * 40 + "nation")  # the only word lies behind the last whole sequence
+    assert main(["evaluate", "--model", str(run), "--source", str(tmp_path / "text.txt"), "--length", "32"]) == 2
+    assert "no token that can be masked" in capsys.readouterr().err
+
+
+def test_bytes_of_unknown_words_are_those_of_the_text(tmp_path) -> None:
+    (tmp_path / "text.txt").write_text("a xyz bc\n\nÉÉ 東a [UNK]\n\nnever read", encoding="utf-8")
+    options = EvaluateOptions(model="", source=str(tmp_path / "text.txt"), max_tokens=6)
+    text = read_text(options, load_words())
+    #                            a  xyz b ##c       ÉÉ 東 a [ UNK ]
+    assert text.tokens.tolist() == [5, 1, 6, 7, 3, 1, 1, 5, 1, 1, 1, 3]
+    assert (text.size, text.unk_tokens) == (8 + 15, 6)
+    assert text.unk_bytes == 3 + 4 + 3 + 5
 
 
 def batches(rows: torch.Tensor, words):
