@@ -16,7 +16,7 @@ from fastbert_kernels.hashing import threshold
 from fastbert_kernels.relative import add_diagonals
 from fastbert_kernels.triton_backward import bias_kernel, delta_kernel, keys_kernel, queries_kernel, short_kernel
 from fastbert_kernels.triton_forward import forward_kernel
-from fastbert_kernels.triton_tiles import Bias, Dropout, Masks, Numbers, Rows, Untied
+from fastbert_kernels.triton_tiles import Bias, Cells, Dropout, Numbers, Rows, Untied
 
 KERNELS = {
     "forward": forward_kernel,
@@ -37,20 +37,21 @@ STRIPE_CELLS = 1 << 24
 class _Call:
     """What the kernels of one call are given."""
 
-    def __init__(self, q, bias, untied, bounds, key_padding, segments, keys, scale, dropout_p, longest) -> None:
+    def __init__(
+        self, q, bias, untied, relative, bounds, key_padding, segments, keys, scale, dropout_p, longest
+    ) -> None:
         self.q = q
         self.packed, self.heads, self.head_size = bounds is not None, q.shape[1], q.shape[3]
         self.kind = kind(self.head_size, q.dtype)
         self.batch = len(bounds) - 1 if self.packed else len(q)
         self.longest = longest if self.packed else q.shape[2]
         self.block_k = max(16, triton.next_power_of_2(self.head_size))
-        masks = None
-        if key_padding is not None or segments is not None:
-            real = (None, 0, 0) if key_padding is None else (key_padding.view(torch.int8), *key_padding.stride())
-            masks = Masks(*real, *((None, 0, 0) if segments is None else (segments, *segments.stride())))
+        padding = None if key_padding is None else _cells(key_padding.view(torch.int8))
+        segments = None if segments is None else _cells(segments)
         dropout = Dropout(keys, threshold(dropout_p), 1.0 / (1.0 - dropout_p)) if dropout_p else None
         self.short = self.longest <= SHORT[-1] and self.kind == KINDS[0]
-        self.tensors = {"bias": None, "untied": untied, "bounds": bounds, "masks": masks, "dropout": dropout}
+        self.tensors = {"bias": None, "untied": untied, "relative": relative, "bounds": bounds, "dropout": dropout}
+        self.tensors |= {"padding": padding, "segments": segments}
         if bias is not None:
             strides = [0 if size == 1 else stride for size, stride in zip(bias.shape, bias.stride(), strict=True)]
             self.tensors["bias"] = Bias(bias, *strides)
@@ -98,8 +99,12 @@ def _numbers(x: Tensor) -> Numbers:
     return Numbers(x, *x.stride()[:2])
 
 
-def _untied(place_q, place_k, theta, relative) -> Untied | None:
-    return None if place_q is None else Untied(place_q, place_k, theta, relative, place_q.shape[1])
+def _cells(x: Tensor) -> Cells:
+    return Cells(x, *x.stride())
+
+
+def _untied(place_q, place_k, theta) -> Untied | None:
+    return None if place_q is None else Untied(place_q, place_k, theta, place_q.shape[1])
 
 
 @torch.library.custom_op("fastbert_kernels::attention_forward", mutates_args=())
@@ -139,8 +144,8 @@ def attention_forward(
     """
     out = torch.empty_like(q)
     lse = torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)
-    untied = _untied(place_q, place_k, theta, relative)
-    call = _Call(q, bias, untied, bounds, key_padding, segments, keys, scale, dropout_p, longest)
+    untied = _untied(place_q, place_k, theta)
+    call = _Call(q, bias, untied, relative, bounds, key_padding, segments, keys, scale, dropout_p, longest)
     call.walk("forward", "M", q=_rows(q), k=_rows(k), v=_rows(v), out=_rows(out), lse=_numbers(lse))
     return out, lse
 
@@ -174,8 +179,8 @@ def attention_backward(
 ) -> list[Tensor]:
     """dQ, dK, dV; behind them, if `bias_wanted`, the gradient of the bias or those of its four parts that are there."""
     dq, dk, dv = (torch.empty_like(x) for x in (q, k, v))
-    untied = _untied(place_q, place_k, theta, relative)
-    call = _Call(q, bias, untied, bounds, key_padding, segments, keys, scale, dropout_p, longest)
+    untied = _untied(place_q, place_k, theta)
+    call = _Call(q, bias, untied, relative, bounds, key_padding, segments, keys, scale, dropout_p, longest)
     delta = torch.empty_like(lse)
     common = {"q": _rows(q), "k": _rows(k), "v": _rows(v), "do": _rows(grad), "lse": _numbers(lse)}
     common["delta"] = _numbers(delta)
