@@ -44,10 +44,11 @@ class _Call:
         self.packed, self.heads, self.head_size = bounds is not None, q.shape[1], q.shape[3]
         self.kind = kind(self.head_size, q.dtype)
         self.batch = len(bounds) - 1 if self.packed else len(q)
+        bounds, keys = (None if x is None else x.contiguous() for x in (bounds, keys))
         self.longest = longest if self.packed else q.shape[2]
         self.block_k = max(16, triton.next_power_of_2(self.head_size))
         padding = None if key_padding is None else _cells(key_padding.view(torch.int8))
-        segments = None if segments is None else _cells(segments)
+        segments = None if segments is None else _cells(segments if segments.dtype == torch.int64 else segments.int())
         dropout = Dropout(keys, threshold(dropout_p), 1.0 / (1.0 - dropout_p)) if dropout_p else None
         self.short = self.longest <= SHORT[-1] and self.kind == KINDS[0]
         self.tensors = {"bias": None, "untied": untied, "relative": relative, "bounds": bounds, "dropout": dropout}
@@ -135,7 +136,7 @@ def attention_forward(
         relative: float32 [H, 2 P - 1], contiguous, or None.
         bounds: int32 [sequences + 1], where each sequence of a B of 1 begins, and the end of the last.
         key_padding: bool [B, T], False for keys that no query may see; not with `bounds`.
-        segments: int32 [B, T]; a query sees keys of its own segment; not with `bounds`.
+        segments: integers [B, T]; a query sees keys of its own segment; not with `bounds`.
         keys: int32 [B or sequences], of the dropout.
         longest: the length of the longest sequence, with `bounds`.
 

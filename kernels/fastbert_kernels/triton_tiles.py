@@ -161,7 +161,7 @@ def scores(
         place_a, place_b: with `untied`, what `load_places` gave for the same.
         relative: float32 [H, 2 P - 1], with `untied`: a number for each distance, by key - query + P - 1; or None.
         padding: `Cells` of int8, 0 for keys that nobody sees; or None.
-        segments: `Cells` of int32, of which a query sees its own; or None.
+        segments: `Cells` of int32 or int64, of which a query sees its own; or None.
         m, n: the places of the queries and the keys, [M, 1] and [1, N], or [1, M] and [N, 1].
         CHECKED: keys beyond the sequence's length are -inf too; elsewhere what they give is never used.
         EVEN: the tile lies within the sequence.

@@ -27,8 +27,9 @@ def test_values_and_gradients(group: str) -> None:
             assert ours <= 2 * plain + 1e-5, (row["case"], number)
 
 
-def test_operators() -> None:
-    assert interpreted("check_operators") == []
+@pytest.mark.parametrize("group", ["check_operators", "check_edges"])
+def test_operators(group: str) -> None:
+    assert interpreted(group) == []
 
 
 def interpreted(group: str) -> list[dict]:
