@@ -126,7 +126,7 @@ class Trainer:
             guarded_step(self.optimizer, learning_rate, finite)
         with record_function("after the step"):
             measured = objective.after_step(drawn, finite)
-            self.optimizer.zero_grad(set_to_none=True)
+            self.optimizer.zero_grad()
         with record_function("logging"):
             self._book(self._lagged.push(step, {"loss": total, "norm": norm, "finite": finite, **measured}))
 
