@@ -40,7 +40,6 @@ class _Call:
     def __init__(
         self, q, bias, untied, relative, bounds, key_padding, segments, keys, scale, dropout_p, longest
     ) -> None:
-        self.q = q
         self.packed, self.heads, self.head_size = bounds is not None, q.shape[1], q.shape[3]
         self.kind = kind(self.head_size, q.dtype)
         self.batch = len(bounds) - 1 if self.packed else len(q)
@@ -62,8 +61,7 @@ class _Call:
         given = {**self.tensors, **self.numbers, **own}
         even = not self.packed and all(self.longest % size == 0 for size in blocks.values())
         options = {"EVEN": even, "UPCAST": INTERPRETED, "num_warps": warps, "num_stages": stages}
-        with torch.cuda.device_of(self.q):
-            KERNELS[name][(programs,)](**given, **options, **blocks, BLOCK_K=self.block_k)
+        KERNELS[name][(programs,)](**given, **options, **blocks, BLOCK_K=self.block_k)
 
     def walk(self, name: str, axis: str, **own: Any) -> None:
         """A kernel with a program for each block of queries ("M") or keys ("N") of each sequence and head."""
@@ -147,7 +145,8 @@ def attention_forward(
     lse = torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)
     untied = _untied(place_q, place_k, theta)
     call = _Call(q, bias, untied, relative, bounds, key_padding, segments, keys, scale, dropout_p, longest)
-    call.walk("forward", "M", q=_rows(q), k=_rows(k), v=_rows(v), out=_rows(out), lse=_numbers(lse))
+    with torch.cuda.device_of(q):  # Triton launches on the current device, and tiles are chosen for it
+        call.walk("forward", "M", q=_rows(q), k=_rows(k), v=_rows(v), out=_rows(out), lse=_numbers(lse))
     return out, lse
 
 
@@ -185,22 +184,22 @@ def attention_backward(
     delta = torch.empty_like(lse)
     common = {"q": _rows(q), "k": _rows(k), "v": _rows(v), "do": _rows(grad), "lse": _numbers(lse)}
     common["delta"] = _numbers(delta)
-    if call.short:
-        call.walk("short", "N", **common, dq=_rows(dq), dk=_rows(dk), dv=_rows(dv))
-    else:
-        block = {"BLOCK_M": 32, "BLOCK_K": call.block_k}
-        programs = triton.cdiv(q.shape[2], 32) * q.shape[0] * q.shape[1]
-        sizes = {"T": q.shape[2], "H": call.heads, "K": call.head_size}
-        with torch.cuda.device_of(q):
+    with torch.cuda.device_of(q):
+        if call.short:
+            call.walk("short", "N", **common, dq=_rows(dq), dk=_rows(dk), dv=_rows(dv))
+        else:
+            block = {"BLOCK_M": 32, "BLOCK_K": call.block_k}
+            programs = triton.cdiv(q.shape[2], 32) * q.shape[0] * q.shape[1]
+            sizes = {"T": q.shape[2], "H": call.heads, "K": call.head_size}
             delta_kernel[(programs,)](_rows(out), _rows(grad), _numbers(delta), **sizes, **block)
-        call.walk("keys", "N", **common, dk=_rows(dk), dv=_rows(dv))
-        call.walk("queries", "M", **common, dq=_rows(dq))
-    if not bias_wanted:
-        return [dq, dk, dv]
-    if bias is not None:
-        whole = call.bias_gradient(len(bias), 0, call.longest, q.device, **common)
-        return [dq, dk, dv, whole.to(bias.dtype)]
-    return [dq, dk, dv, *_parts_gradients(call, place_q, place_k, theta, relative, scale, q.device, common)]
+            call.walk("keys", "N", **common, dk=_rows(dk), dv=_rows(dv))
+            call.walk("queries", "M", **common, dq=_rows(dq))
+        if not bias_wanted:
+            return [dq, dk, dv]
+        if bias is not None:
+            whole = call.bias_gradient(len(bias), 0, call.longest, q.device, **common)
+            return [dq, dk, dv, whole.to(bias.dtype)]
+        return [dq, dk, dv, *_parts_gradients(call, place_q, place_k, theta, relative, scale, q.device, common)]
 
 
 def _parts_gradients(call: _Call, place_q, place_k, theta, relative, scale: float, device, common) -> list[Tensor]:
