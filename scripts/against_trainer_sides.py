@@ -34,7 +34,7 @@ from fastbert.model import encoder
 from fastbert.model.encoder import Encoder, Places
 from fastbert.model.kernels import KERNELS
 from fastbert.randomness import permute
-from fastbert.training.hardware import MachineOptions
+from fastbert.training.hardware import TrainingMachineOptions
 
 
 def recipe(
@@ -56,7 +56,7 @@ def recipe(
         learning_rate=5e-5,
         save_model=False,
         worst=0,
-        machine=MachineOptions(device="cpu", precision=precision, threads=arguments.threads),
+        machine=TrainingMachineOptions(device="cpu", precision=precision, threads=arguments.threads),
     )
     return replace(common, **changes)
 

@@ -95,9 +95,9 @@ class Run:
         finite = loss.isfinite() & clip_gradients(self.objective.parameters(), 1.0).isfinite()
         guarded_step(self.optimizer, 1e-4, finite)
         self.objective.after_step(drawn, finite)
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad()
         if self.device.type == "cuda":
-            torch.cuda.synchronize()
+            torch.cuda.synchronize(self.device)
         self.step += 1
         return time.perf_counter() - start
 

@@ -22,7 +22,6 @@ from fastbert.pretraining.setup import Setup
 from fastbert.training.checkpoints import Checkpointer
 from fastbert.training.hardware import resolve_device, resolve_precision
 from fastbert.training.logbook import Logbook, say
-from fastbert.training.optimizers import build_optimizer
 
 LATE, NEEDS_CUDA = "not measured: time was up", "not measured: needs CUDA"
 TOY = {"layers": 1, "width": 16, "heads": 2, "length": 24, "batch_size": 4}
@@ -80,8 +79,7 @@ class Part:
     def trainer(self, setup: Setup, steps: int, log_every: int) -> Trainer:
         """As `job.train` builds it."""
         options, folder, objective = setup.options, next(self.folders), setup.objective().train()
-        optimizer = build_optimizer(objective.named_parameters(), options.optimizer, setup.device)
-        parts = {"objective": objective, "optimizer": optimizer, "batches": setup.batches()}
+        parts = {"objective": objective, "optimizer": setup.optimizer(objective), "batches": setup.batches()}
         asked = {"seed": options.seed, "optimizer_options": options.optimizer, "schedule": options.schedule}
         every = {"steps": steps, "eval_every": steps, "checkpoint_every": 5, "log_every": log_every}
         books = {"checkpointer": Checkpointer(folder, 3, say), "logbook": Logbook(folder, steps, quiet=True)}

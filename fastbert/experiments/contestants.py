@@ -14,6 +14,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -30,7 +31,7 @@ from fastbert.pretraining.options import PretrainOptions
 from fastbert.pretraining.profiling import profile_steps
 from fastbert.pretraining.run import RunFolder
 from fastbert.pretraining.setup import Setup, data_folder, prepare_setup
-from fastbert.training.hardware import autocast, peak_flops, resolve_device, resolve_precision
+from fastbert.training.hardware import autocast, peak_flops, resolve_device, resolve_precision, use_device
 from fastbert.training.memory import PeakMemory
 
 STEPS = 10**6  # planned; as many are made as there is time for
@@ -113,7 +114,8 @@ def _serve(contestant: Contestant, pipe: Connection) -> None:
             setup = (_bare_setup if contestant.peer else prepare_setup)(contestant.options)
             memory = PeakMemory(setup.device)
             step, facts, profile = (_peer if contestant.peer else _own)(setup, contestant, Path(folder))
-            wait = torch.cuda.synchronize if setup.device.type == "cuda" else torch.cpu.synchronize
+            on_gpu = setup.device.type == "cuda"
+            wait = partial(torch.cuda.synchronize, setup.device) if on_gpu else torch.cpu.synchronize
 
             def steps(count: int) -> float:
                 wait()
@@ -147,6 +149,7 @@ def _serve(contestant: Contestant, pipe: Connection) -> None:
 def _bare_setup(options: PretrainOptions) -> Setup:
     """Data and shape without what fastbert sets about a process, such as how it allocates memory."""
     device = resolve_device(options.machine.device)
+    use_device(device)
     if options.machine.threads:
         torch.set_num_threads(options.machine.threads)
     dataset = open_dataset(data_folder(options, options.tokenizer))

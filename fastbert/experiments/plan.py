@@ -48,7 +48,7 @@ def _open(axes: Axes, options: SweepOptions, model: ModelEntry, task: TaskEntry)
     """Model and task as a job opens them. On a cluster it is the nodes that must have the device."""
     asked = axes.options(model, task, options.glue_dir, **task.settings[0])
     if options.backend == "ray":
-        asked = replace(asked, machine=replace(asked.machine, device="cpu"))
+        asked = replace(asked, machine=replace(asked.machine, device="cpu", apex=False))
     try:
         return prepare_setup(asked)
     except UserError as error:

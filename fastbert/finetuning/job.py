@@ -49,10 +49,12 @@ from fastbert.finetuning.predict import BATCH, Inputs, answer, encode_inputs, pr
 from fastbert.finetuning.results import Figures, seed_folder, tuned_folder, write_results
 from fastbert.finetuning.tasks import Example, Task, open_task
 from fastbert.hub.load import Pretrained
+from fastbert.training.apex import check_apex, fused_adam
 from fastbert.training.finite import all_finite
 from fastbert.training.hardware import describe_machine, resolve_device, resolve_precision, setup_machine
 from fastbert.training.interrupts import Interrupts
 from fastbert.training.logbook import Logbook, say
+from fastbert.training.optimizers import implementation
 from fastbert.training.schedules import learning_rate_factor
 
 
@@ -146,6 +148,8 @@ def prepare_setup(asked: FinetuneOptions) -> Setup:
     """Machine, model, task and texts; everything that can be refused is refused here."""
     device = resolve_device(asked.machine.device)
     precision, warning = resolve_precision(asked.machine.precision, device)
+    if asked.machine.apex:
+        check_apex("adamw", device)
     setup_machine(asked.machine, device)
     task = open_task(asked.task, glue_dir=asked.glue_dir, own=asked.own, glue_subset=asked.glue_subset)
     if "train" not in task.splits or not task.dev_splits:
@@ -226,7 +230,12 @@ def open_folder(out: Path, setup: Setup) -> None:
         "science": experiment,
         "model": setup.pretrained.source,
         "machine": describe_machine(),
-        "resolved": {"device": str(setup.device), "precision": setup.precision, "threads": torch.get_num_threads()},
+        "resolved": {
+            "device": str(setup.device),
+            "precision": setup.precision,
+            "threads": torch.get_num_threads(),
+            "optimizer": implementation(fused_adam() if setup.options.machine.apex else torch.optim.AdamW),
+        },
     }
     write_json(out / "manifest.json", manifest)
 

@@ -22,7 +22,7 @@ from fastbert.training.hardware import autocast
 from fastbert.training.interrupts import Interrupts
 from fastbert.training.lagged import LaggedScalars
 from fastbert.training.logbook import Logbook
-from fastbert.training.optimizers import OPTIMIZERS, OptimizerOptions, clip_gradients, guarded_step
+from fastbert.training.optimizers import OptimizerOptions, clip_gradients, guarded_step, make_optimizer
 from fastbert.training.schedules import learning_rate_factor
 
 ADVICE = ". Try a lower --learning-rate, a longer --schedule.warmup, or --machine.precision fp32"
@@ -52,6 +52,7 @@ def build_scaled_optimizer(
     options: OptimizerOptions,
     layer_decay: float,
     device: torch.device,
+    apex: bool = False,
 ) -> torch.optim.Optimizer:
     """An optimizer for `guarded_step` whose groups each keep the share of the rate they take, under "lr_scale".
 
@@ -67,7 +68,7 @@ def build_scaled_optimizer(
         {"params": group, "lr_scale": scale, "weight_decay": weight_decay}
         for (scale, weight_decay), group in members.items()
     ]
-    optimizer = OPTIMIZERS[options.name](groups, options, device)
+    optimizer = make_optimizer(groups, options, device, apex)
     optimizer.register_step_pre_hook(scale_rates)
     return optimizer
 
@@ -110,7 +111,12 @@ class Tuner:
         self.steps = options.steps(len(self.orders[0]))
         self._constants = options.optimizer(options.learning_rate)
         self.optimizer = build_scaled_optimizer(
-            self.model.named_parameters(), self.model.encoder.config, self._constants, options.layer_decay, self.device
+            self.model.named_parameters(),
+            self.model.encoder.config,
+            self._constants,
+            options.layer_decay,
+            self.device,
+            options.machine.apex,
         )
 
     def run(self, interrupts: Interrupts) -> bool:
@@ -149,7 +155,7 @@ class Tuner:
         norm = clip_gradients(self.model.parameters(), self._constants.clip_norm)
         finite = total.isfinite() & norm.isfinite()
         guarded_step(self.optimizer, self._rate(self.step), finite)
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad()
         before = self._lagged.push(self.step, {"loss": total, "norm": norm, "finite": finite})
         self.step += 1
         self._book(before)

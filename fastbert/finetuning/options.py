@@ -7,7 +7,7 @@ from fastbert.config import BOOKKEEPING, MACHINE, leaves
 from fastbert.errors import UserError
 from fastbert.finetuning.own import OwnTaskOptions
 from fastbert.finetuning.tasks import Task
-from fastbert.training.hardware import MachineOptions
+from fastbert.training.hardware import TrainingMachineOptions
 from fastbert.training.optimizers import OptimizerOptions
 from fastbert.training.schedules import ScheduleOptions
 
@@ -83,7 +83,7 @@ class FinetuneOptions:
     """Keep each seed's best epoch as a model; without it only the figures are kept."""
     log_every: int = field(default=20, metadata=BOOKKEEPING)
     """Steps a logged training loss is the mean of."""
-    machine: MachineOptions = field(default_factory=MachineOptions, metadata=MACHINE)
+    machine: TrainingMachineOptions = field(default_factory=TrainingMachineOptions, metadata=MACHINE)
 
     @property
     def start(self) -> str:

@@ -28,7 +28,7 @@ from fastbert.training.hardware import autocast, describe_machine, peak_flops
 from fastbert.training.interrupts import Interrupts
 from fastbert.training.kernels import fix_kernels
 from fastbert.training.logbook import Logbook, say
-from fastbert.training.optimizers import build_optimizer, clip_gradients, guarded_step
+from fastbert.training.optimizers import clip_gradients, guarded_step, implementation
 from fastbert.training.schedules import learning_rate_factor
 
 
@@ -123,7 +123,7 @@ def stage_timer(setup: Setup, objective: nn.Module, seconds: float) -> Callable[
 def timed_step(setup: Setup, objective: nn.Module, seconds: float, plan: Plan) -> float:
     """The median time of a training step on `objective`, over at least 3 and at most 29, in about `seconds`."""
     batches = setup.batches(plan)
-    optimizer = build_optimizer(objective.named_parameters(), setup.options.optimizer, setup.device)
+    optimizer = setup.optimizer(objective)
     objective.train()
     times = []
     start = time.perf_counter()
@@ -139,7 +139,7 @@ def timed_step(setup: Setup, objective: nn.Module, seconds: float, plan: Plan) -
         objective.after_step(drawn, norm.isfinite())
         optimizer.zero_grad()
         if setup.device.type == "cuda":
-            torch.cuda.synchronize()
+            torch.cuda.synchronize(setup.device)
         times.append(time.perf_counter() - before)
     return sorted(times[1:])[len(times[1:]) // 2]
 
@@ -217,7 +217,9 @@ def build_trainer(
         "peak_flops": peak,
         "peak_from": how,
     }
+    optimizer = setup.optimizer(objective)
     resolved = {"device": str(setup.device), "precision": setup.precision, "threads": torch.get_num_threads(), **speed}
+    resolved["optimizer"] = implementation(type(optimizer))
     if kernels := fix_kernels(setup.device, manifest["sessions"]):
         resolved["kernels"] = kernels
     manifest["sessions"].append(session(step, describe_machine(), resolved))
@@ -235,7 +237,7 @@ def build_trainer(
         say(f"resuming {run.path} at step {step} of {options.steps}")
     trainer = Trainer(
         objective=objective,
-        optimizer=build_optimizer(objective.named_parameters(), options.optimizer, setup.device),
+        optimizer=optimizer,
         batches=batches,
         steps=options.steps,
         seed=options.seed,

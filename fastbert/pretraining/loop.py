@@ -144,7 +144,7 @@ class Trainer:
             guarded_step(self.optimizer, learning_rate, finite)
         with record_function("after the step"):
             measured = objective.after_step(drawn, finite)
-            self.optimizer.zero_grad(set_to_none=True)
+            self.optimizer.zero_grad()
         with record_function("logging"):
             scalars = {"loss": total, "norm": norm, "finite": finite, **measured}
             if self._has_row(step + 1):

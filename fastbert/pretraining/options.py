@@ -13,13 +13,13 @@ from fastbert.objectives import OBJECTIVES
 from fastbert.objectives.electra import ElectraOptions
 from fastbert.objectives.mlm import MLMOptions
 from fastbert.objectives.multiple_choice import MultipleChoiceOptions
-from fastbert.training.hardware import MachineOptions
+from fastbert.training.hardware import TrainingMachineOptions
 from fastbert.training.optimizers import OptimizerOptions
 from fastbert.training.schedules import ScheduleOptions
 
 
 @dataclass(frozen=True)
-class PretrainMachineOptions(MachineOptions):
+class PretrainMachineOptions(TrainingMachineOptions):
     """The machine of a pretraining, which may prepare its data first."""
 
     workers: int = 0

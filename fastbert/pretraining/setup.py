@@ -21,8 +21,10 @@ from fastbert.objectives.multiple_choice import MultipleChoiceOptions
 from fastbert.pretraining.evaluation import evaluate
 from fastbert.pretraining.notes import NotedCorpus, find_noted, rare_band
 from fastbert.pretraining.options import SOURCE_ONLY, PretrainOptions, objective_options
+from fastbert.training.apex import check_apex
 from fastbert.training.hardware import resolve_device, resolve_precision, setup_machine
 from fastbert.training.logbook import say
+from fastbert.training.optimizers import build_optimizer
 
 
 @dataclass
@@ -52,6 +54,11 @@ class Setup:
         compiled = machine.compile == "on" or (machine.compile == "auto" and self.device.type == "cuda")
         adapt(objective, compiled, machine.activation_checkpointing)
         return objective.to(self.device)
+
+    def optimizer(self, objective: nn.Module) -> torch.optim.Optimizer:
+        """Over all parameters of the networks."""
+        options = self.options
+        return build_optimizer(objective.named_parameters(), options.optimizer, self.device, options.machine.apex)
 
     def plan(self, steps: int | None = None) -> Plan:
         """What each step takes, in a run of so many; if None, as many as the options say, or many if they say none."""
@@ -94,6 +101,8 @@ def prepare_setup(options: PretrainOptions, config: EncoderConfig | None = None)
     precision, warning = resolve_precision(options.machine.precision, device)
     if warning:
         say(warning)
+    if options.machine.apex:
+        check_apex(options.optimizer.name, device)
     setup_machine(options.machine, device)
     options.encoder.resolve(vocab_size=1, length=options.length)  # a wrong encoder shows before the data is prepared
     tokenizer = options.tokenizer

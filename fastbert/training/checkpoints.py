@@ -30,6 +30,7 @@ from torch import Tensor
 
 from fastbert.errors import UserError
 from fastbert.files import atomic_folder, disk_errors, make_folder, read_json, remove_leftovers
+from fastbert.training.apex import translate
 from fastbert.training.finite import NotFiniteError, require_finite
 
 FORMAT = 1
@@ -282,6 +283,10 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tenso
         return [join(item) for item in content] if kind == "list" else tuple(join(item) for item in content)
 
     state = {"state": join(rest["state"]), "param_groups": join(rest["param_groups"])}
+    kind = type(optimizer).__name__
+    if {rest["kind"], kind} == {"AdamW", "FusedAdam"}:  # the same with and without machine.apex
+        translate(state, optimizer)
+        rest = {**rest, "kind": kind}
     _check_same(optimizer, state["param_groups"], rest)
     for own, saved in zip(optimizer.param_groups, state["param_groups"], strict=True):
         for key, value in own.items():

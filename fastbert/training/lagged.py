@@ -29,7 +29,7 @@ class LaggedScalars:
             host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
             host.copy_(values, non_blocking=True)
             ready = torch.cuda.Event()
-            ready.record()
+            ready.record(torch.cuda.current_stream(values.device))  # the copy's, whatever the current device
             values = host
         self._pending = _Pending(step, list(scalars), values, ready)
         return before

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fastbert.errors import UserError, choose
+from fastbert.training.apex import apex_step, build_fused_adam
 from fastbert.training.hardware import resolve_precision
 from fastbert.training.lamb import LAMB
 from fastbert.training.matrices import is_hidden, matrix_counts
@@ -21,8 +22,8 @@ class OptimizerOptions:
     """The optimizer and its constants."""
 
     name: str = "adamw"
-    """Optimizer: adamw (arXiv 1711.05101; NVIDIA apex's fused one where that is installed), muon (arXiv 2502.16982) for
-    the matrices of the blocks and TUPE's two with adamw for the rest, or lamb (arXiv 1904.00962) for large batches."""
+    """Optimizer: adamw (arXiv 1711.05101), muon (arXiv 2502.16982) for the matrices of the blocks and TUPE's two with
+    adamw for the rest, or lamb (arXiv 1904.00962) for large batches."""
     learning_rate: float = 1e-3
     """Peak learning rate; the schedule scales it. Muon's updates are scaled such that adamw's rate serves it too."""
     momentum: float = 0.95
@@ -52,7 +53,10 @@ class OptimizerOptions:
 
 
 def build_optimizer(
-    named_parameters: Iterable[tuple[str, nn.Parameter]], options: OptimizerOptions, device: torch.device | str
+    named_parameters: Iterable[tuple[str, nn.Parameter]],
+    options: OptimizerOptions,
+    device: torch.device | str,
+    apex: bool = False,
 ) -> torch.optim.Optimizer:
     """The optimizer over all parameters that require a gradient, to be stepped with `guarded_step`.
 
@@ -60,6 +64,7 @@ def build_optimizer(
         named_parameters: such as `model.named_parameters()`, or several chained. A tied parameter that comes under two
             names is taken once, under the first.
         device: where the parameters live.
+        apex: take NVIDIA apex's FusedAdam for adamw (`check_apex` refuses what cannot have it).
 
     Returns:
         An optimizer with one group of matrices (decayed) and one of vectors and scalars (not decayed), each in the
@@ -77,7 +82,19 @@ def build_optimizer(
         for group, weight_decay in ((decayed, options.weight_decay), (plain, 0.0))
         if group
     ]
-    return OPTIMIZERS[options.name](groups, options, torch.device(device))
+    return make_optimizer(groups, options, torch.device(device), apex)
+
+
+def make_optimizer(
+    groups: list[dict], options: OptimizerOptions, device: torch.device, apex: bool
+) -> torch.optim.Optimizer:
+    """The optimizer over groups of named parameters, as `build_optimizer` makes them."""
+    return build_fused_adam(groups, _constants(options)) if apex else OPTIMIZERS[options.name](groups, options, device)
+
+
+def implementation(optimizer: type[torch.optim.Optimizer]) -> str:
+    """Its full name, for manifests, such as torch.optim.adamw.AdamW or apex.optimizers.fused_adam.FusedAdam."""
+    return f"{optimizer.__module__}.{optimizer.__qualname__}"
 
 
 def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> Tensor:
@@ -109,7 +126,7 @@ def guarded_step(optimizer: torch.optim.Optimizer, learning_rate: float, finite:
             group["lr"] = learning_rate
     skip = finite.logical_not()
     if hasattr(optimizer, "_dummy_overflow_buf"):
-        _apex_step(optimizer, skip)
+        apex_step(optimizer, skip)
     elif getattr(optimizer, "_step_supports_amp_scaling", False):
         # What torch's GradScaler does: the fused kernels return at once where found_inf is 1, and the step counters,
         # which were advanced before, are taken back by it. Muon and LAMB keep to it too.
@@ -122,52 +139,18 @@ def guarded_step(optimizer: torch.optim.Optimizer, learning_rate: float, finite:
         raise TypeError(f"{type(optimizer).__name__} cannot skip an update on the device")
 
 
-class _ApexFlag:
-    """Stands where apex expects a GradScaler: the only road by which FusedAdam takes a skip flag from outside."""
-
-    def __init__(self, skip: Tensor):
-        self.skip = skip.float().reshape(1)
-
-    def _check_inf_per_device(self, optimizer: torch.optim.Optimizer) -> dict[torch.device, Tensor]:
-        return {self.skip.device: self.skip}
-
-    def _get_scale_async(self) -> Tensor:
-        return torch.ones_like(self.skip)
-
-
-def _apex_step(optimizer: torch.optim.Optimizer, skip: Tensor) -> None:
-    """Apex overwrites its skip buffer with the scaler's answer, but only after the first group's counter has been
-    advanced by the buffer's old content; so the buffer is set first and the scaler repeats it."""
-    flag = _ApexFlag(skip)
-    optimizer._dummy_overflow_buf.copy_(flag.skip)
-    optimizer.step(grad_scaler=flag)
-
-
-def _apex_fused_adam() -> type[torch.optim.Optimizer] | None:
-    """NVIDIA apex's FusedAdam if it is installed with its CUDA kernels; PyPI's `apex` is a web toolkit without it."""
-    try:
-        from apex.multi_tensor_apply import multi_tensor_applier
-        from apex.optimizers import FusedAdam
-    except ImportError:
-        return None
-    return FusedAdam if multi_tensor_applier.available else None
-
-
-def _adamw(groups: list[dict], options: OptimizerOptions, device: torch.device) -> torch.optim.Optimizer:
-    constants = {
+def _constants(options: OptimizerOptions) -> dict:
+    """Of AdamW, by the names that torch and apex give them."""
+    return {
         "lr": options.learning_rate,
         "betas": (options.beta1, options.beta2),
         "eps": options.eps,
         "weight_decay": options.weight_decay,
     }
-    fused_adam = _apex_fused_adam() if device.type == "cuda" else None
-    if fused_adam is None:
-        return torch.optim.AdamW(groups, fused=True, **constants)
-    optimizer = fused_adam(groups, adam_w_mode=True, capturable=True, **constants)
-    for group in optimizer.param_groups:
-        # Left out, apex starts its counter at 1 in the first step even if that step is skipped.
-        group["step"] = torch.zeros(1, dtype=torch.int, device=group["params"][0].device)
-    return optimizer
+
+
+def _adamw(groups: list[dict], options: OptimizerOptions, device: torch.device) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(groups, fused=True, **_constants(options))
 
 
 def _muon(groups: list[dict], options: OptimizerOptions, device: torch.device) -> torch.optim.Optimizer:

@@ -108,6 +108,8 @@ def attention(
         masks = {"cu_seqlens": cu_seqlens, "key_padding": key_padding, "segments": segments, "places": places}
         return attention_reference(q, k, v, bias, **masks, scale=scale, dropout_p=dropout_p, seed=seed, keys=keys)
     given = {"cu_seqlens": cu_seqlens, "key_padding": key_padding, "segments": segments, "dropout_p": dropout_p}
+    if q.numel() == 0:  # nothing to launch a kernel for
+        return attention_reference(q, k, v, bias, **given, scale=scale, seed=seed, keys=keys)
     same = q.shape[2:3] == k.shape[2:3] and q.shape[3:] == v.shape[3:]
     if same and runs_kernels(q, "attention"):
         _check(q, k, v, bias, cu_seqlens, key_padding, segments, dropout_p, seed, keys)
@@ -150,7 +152,6 @@ def triton_attention(
     longest = bias.shape[2] if bias is not None else max_seqlen or q.shape[2]
     if bias is not None:
         bias = bias.expand(-1, q.shape[1], -1, -1)
-    segments = None if segments is None else segments.to(torch.int32)
     untied = (None, None, None, None)
     masks = (cu_seqlens, key_padding, segments)
     return attention_forward(q, k, v, bias, *untied, *masks, keys, scale, dropout_p, longest)[0]
@@ -217,19 +218,29 @@ def _check(q, k, v, bias, cu_seqlens, key_padding, segments, dropout_p: float, s
         )
     if segments is not None and places is None and q.shape[2] > k.shape[2]:
         raise ValueError(f"with segments there cannot be more queries ({q.shape[2]}) than keys ({k.shape[2]})")
-    batch, heads, queries, _ = q.shape
+    batch, heads, queries, size = q.shape
     length = k.shape[2]
+    if size == 0:
+        raise ValueError(f"q {tuple(q.shape)} must be [B, H, T, K] with K at least 1")
     if bias is not None:
         fits = bias.dim() == 4 and bias.shape[0] in (1, batch) and bias.shape[1] in (1, heads)
         if not fits or (cu_seqlens is None and bias.shape[2:] != (queries, length)):
             scores = (batch, heads, queries, length)
             raise ValueError(f"bias {tuple(bias.shape)} does not fit scores [B, H, T, T] {scores}")
+        if bias.shape[2] != bias.shape[3] and cu_seqlens is not None:
+            raise ValueError(f"bias {tuple(bias.shape)} must be square for packed sequences, by place in the longest")
+        if not bias.is_floating_point():
+            raise ValueError(f"bias must be floating-point, not {bias.dtype}")
+    others = {"bias": bias, "cu_seqlens": cu_seqlens, "key_padding": key_padding, "segments": segments, "keys": keys}
+    for name, x in {**others, "places": places}.items():
+        if x is not None and x.device != q.device:
+            raise ValueError(f"{name} is on {x.device} and q on {q.device}; they must be on one device")
     for name, x, kind in (("key_padding", key_padding, "bool"), ("segments", segments, "int")):
         if x is None:
             continue
         if x.shape != (batch, length):
             raise ValueError(f"{name} {tuple(x.shape)} must be [B, T] {(batch, length)}")
-        if (x.dtype == torch.bool) != (kind == "bool") or x.is_floating_point():
+        if (x.dtype == torch.bool) != (kind == "bool") or x.is_floating_point() or x.is_complex():
             raise ValueError(f"{name} must be {kind}, not {x.dtype}")
     if cu_seqlens is not None:
         if batch != 1 or queries != length or key_padding is not None or segments is not None:
@@ -244,6 +255,8 @@ def _check(q, k, v, bias, cu_seqlens, key_padding, segments, dropout_p: float, s
         rows = batch if cu_seqlens is None else len(cu_seqlens) - 1
         if (seed is None) == (keys is None) or (keys is not None and keys.shape != (rows,)):
             raise ValueError(f"dropout needs a seed, or one int32 key for each of the {rows} rows")
+        if keys is not None and keys.dtype != torch.int32:
+            raise ValueError(f"keys must be int32, not {keys.dtype}")
 
 
 def _fused(q, k, v, bias, allowed, scale: float) -> Tensor:

@@ -11,13 +11,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 
+import torch
 from torch import Tensor
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 """Whether Triton interprets kernels, which it decides when it is imported."""
 TESTED = ("3.6", "3.7")
 """Versions of Triton that the kernels were compiled with in the tests."""
-
+LEAST_CAPABILITY = (8, 0)
+"""Of GPUs that Triton supports. It compiles 16-bit products for older ones too, but not for their shared memory."""
 
 _pretended = 0
 
@@ -55,9 +57,18 @@ def runs_kernels(x: Tensor, what: str) -> bool:
     if TRITON is None:
         warn_once(f"{what} takes PyTorch's own form on this GPU: Triton is not installed (pip install triton)")
         return False
+    if not INTERPRETED and not _pretended and (found := _capability(x.device)) < LEAST_CAPABILITY:
+        least, found = (".".join(map(str, pair)) for pair in (LEAST_CAPABILITY, found))
+        warn_once(f"{what} takes PyTorch's own form on this GPU: Triton needs compute capability {least}, not {found}")
+        return False
     if not TRITON.startswith(tuple(f"{tested}." for tested in TESTED)):
         warn_once(f"Triton {TRITON} is not among the tested versions of fastbert_kernels: {', '.join(TESTED)}")
     return True
+
+
+@torch.compiler.assume_constant_result
+def _capability(device: torch.device) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(device)
 
 
 @cache

@@ -16,7 +16,12 @@ def keep_mask(row_keys: Tensor, columns: int, p: float) -> Tensor:
 
     Returns:
         bool [..., columns].
+
+    Raises:
+        ValueError: `row_keys` are not int32.
     """
+    if row_keys.dtype != torch.int32:
+        raise ValueError(f"row_keys must be int32, not {row_keys.dtype}")
     index = torch.arange(columns, dtype=torch.int32, device=row_keys.device)
     return light_mix(row_keys[..., None], combine(index, 0)) >= threshold(p)
 
@@ -58,7 +63,17 @@ class _HashDropout(torch.autograd.Function):
 
 
 def hash_dropout(x: Tensor, row_keys: Tensor, p: float) -> Tensor:
-    """Inverted dropout of `x` [..., D] by `row_keys` int32 [...], the shape of `x` without its last dimension."""
+    """Inverted dropout of `x` [..., D] by `row_keys` int32 [...], the shape of `x` without its last dimension.
+
+    Raises:
+        ValueError: shapes, types or devices that do not fit, named; a probability outside [0, 1).
+    """
+    if not 0.0 <= p < 1.0:
+        raise ValueError(f"p must lie in [0, 1), not {p}")
+    if not x.is_floating_point() or row_keys.dtype != torch.int32:
+        raise ValueError(f"x must be floating-point and row_keys int32, not {x.dtype} and {row_keys.dtype}")
+    if x.device != row_keys.device:
+        raise ValueError(f"row_keys are on {row_keys.device} and x on {x.device}; they must be on one device")
     if row_keys.shape != x.shape[:-1]:
         raise ValueError(f"row_keys {tuple(row_keys.shape)} must have the shape of x {tuple(x.shape)} without the last")
     return x if p == 0 else _HashDropout.apply(x, row_keys, p)

@@ -23,8 +23,12 @@ def signed(value: int) -> int:
 def mix(x: Tensor) -> Tensor:
     """A bijection of int32 words in which every input bit flips every output bit with probability near one half.
 
+    Other integers are refused: their words would be others, and differ between devices.
+
     Multipliers and shifts are those of Wellons' search, known as lowbias32.
     """
+    if x.dtype != torch.int32:
+        raise ValueError(f"words to hash must be int32, not {x.dtype}")
     if x.device.type == "cpu" and type(x) is Tensor and not torch.compiler.is_compiling():
         return _mix_on_cpu(x)
     x = x ^ ((x >> 16) & 0xFFFF)

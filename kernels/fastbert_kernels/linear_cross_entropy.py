@@ -50,7 +50,7 @@ def linear_cross_entropy_reference(
         a number in at least float32.
 
     Raises:
-        ValueError: shapes, types or devices that do not fit, named; another reduction.
+        ValueError: shapes, types or devices that do not fit, named; an empty vocabulary; another reduction.
     """
     _check(hidden, embedding, bias, target, reduction)
     logits = F.linear(hidden, embedding, bias)
@@ -78,9 +78,11 @@ def linear_cross_entropy(
 
     Returns:
         a number in at least float32, differentiable once in hidden, embedding and bias. A target that is neither a word
-        nor `ignore_index` makes it NaN on a GPU, where the reference stops the program, and is an error elsewhere.
+        nor `ignore_index` makes it NaN by the kernel, and is an error elsewhere.
     """
     _check(hidden, embedding, bias, target, reduction)
+    if rows is not None and rows < 1:
+        raise ValueError(f"rows must be at least 1, not {rows}")
     if rows is None and len(hidden) * len(embedding) <= FEW and not _has_kernel(hidden):
         given = {"ignore_index": ignore_index, "reduction": reduction}
         return linear_cross_entropy_reference(hidden, embedding, bias, target, **given)
@@ -219,6 +221,8 @@ operator.register_autograd(_backward, setup_context=_setup)
 def _check(hidden: Tensor, embedding: Tensor, bias: Tensor | None, target: Tensor, reduction: str) -> None:
     if hidden.dim() != 2 or embedding.dim() != 2 or hidden.shape[1] != embedding.shape[1]:
         raise ValueError(f"hidden {tuple(hidden.shape)} and embedding {tuple(embedding.shape)} must be [N, D], [V, D]")
+    if len(embedding) == 0:
+        raise ValueError(f"embedding {tuple(embedding.shape)} must be [V, D] with V at least 1")
     if target.shape != hidden.shape[:1]:
         raise ValueError(f"target {tuple(target.shape)} must be [N] for hidden {tuple(hidden.shape)}")
     if bias is not None and bias.shape != embedding.shape[:1]:

@@ -24,7 +24,20 @@ def candidate_scores(hidden: Tensor, embedding: Tensor, ids: Tensor) -> Tensor:
 
     Returns:
         [N, K].
+
+    Raises:
+        ValueError: shapes, types or devices that do not fit, named.
     """
+    if hidden.dim() != 2 or embedding.dim() != 2 or hidden.shape[1] != embedding.shape[1]:
+        raise ValueError(f"hidden {tuple(hidden.shape)} and embedding {tuple(embedding.shape)} must be [N, D], [V, D]")
+    if ids.dim() != 2 or len(ids) != len(hidden) or ids.dtype != torch.int64:
+        raise ValueError(f"ids must be int64 [N, K], N = {len(hidden)}, not {ids.dtype} {tuple(ids.shape)}")
+    if not hidden.is_floating_point() or not embedding.is_floating_point():
+        raise ValueError(f"hidden and embedding must be floating-point, not {hidden.dtype} and {embedding.dtype}")
+    if not hidden.device == embedding.device == ids.device:
+        raise ValueError(
+            f"hidden ({hidden.device}), embedding ({embedding.device}) and ids ({ids.device}) must be on one device"
+        )
     return _CandidateScores.apply(hidden.to(embedding.dtype), embedding, ids)
 
 
@@ -32,13 +45,15 @@ class _CandidateScores(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden: Tensor, embedding: Tensor, ids: Tensor) -> Tensor:
         ctx.save_for_backward(hidden, embedding, ids)
-        size = ROWS[hidden.device.type]
+        size = ROWS.get(hidden.device.type, ROWS["cuda"])
         chunks = zip(hidden.split(size), ids.split(size), strict=True)
         return torch.cat([(F.embedding(some, embedding) @ rows[:, :, None])[..., 0] for rows, some in chunks])
 
     @staticmethod
     def backward(ctx, grad: Tensor):
         hidden, embedding, ids = ctx.saved_tensors
+        if ids.numel() == 0:
+            return torch.zeros_like(hidden), torch.zeros_like(embedding), None
         grad = grad.to(embedding.dtype).contiguous()
         to_hidden = F.embedding_bag(ids, embedding, mode="sum", per_sample_weights=grad)
         words, order = ids.flatten().sort(stable=True)

@@ -16,7 +16,7 @@ from fastbert_kernels.hashing import threshold
 from fastbert_kernels.relative import add_diagonals
 from fastbert_kernels.triton_backward import bias_kernel, delta_kernel, keys_kernel, queries_kernel, short_kernel
 from fastbert_kernels.triton_forward import forward_kernel
-from fastbert_kernels.triton_tiles import Bias, Dropout, Masks, Numbers, Rows, Untied
+from fastbert_kernels.triton_tiles import Bias, Cells, Dropout, Numbers, Rows, Untied
 
 KERNELS = {
     "forward": forward_kernel,
@@ -37,20 +37,21 @@ STRIPE_CELLS = 1 << 24
 class _Call:
     """What the kernels of one call are given."""
 
-    def __init__(self, q, bias, untied, bounds, key_padding, segments, keys, scale, dropout_p, longest) -> None:
-        self.q = q
+    def __init__(
+        self, q, bias, untied, relative, bounds, key_padding, segments, keys, scale, dropout_p, longest
+    ) -> None:
         self.packed, self.heads, self.head_size = bounds is not None, q.shape[1], q.shape[3]
         self.kind = kind(self.head_size, q.dtype)
         self.batch = len(bounds) - 1 if self.packed else len(q)
+        bounds, keys = (None if x is None else x.contiguous() for x in (bounds, keys))
         self.longest = longest if self.packed else q.shape[2]
         self.block_k = max(16, triton.next_power_of_2(self.head_size))
-        masks = None
-        if key_padding is not None or segments is not None:
-            real = (None, 0, 0) if key_padding is None else (key_padding.view(torch.int8), *key_padding.stride())
-            masks = Masks(*real, *((None, 0, 0) if segments is None else (segments, *segments.stride())))
+        padding = None if key_padding is None else _cells(key_padding.view(torch.int8))
+        segments = None if segments is None else _cells(segments if segments.dtype == torch.int64 else segments.int())
         dropout = Dropout(keys, threshold(dropout_p), 1.0 / (1.0 - dropout_p)) if dropout_p else None
         self.short = self.longest <= SHORT[-1] and self.kind == KINDS[0]
-        self.tensors = {"bias": None, "untied": untied, "bounds": bounds, "masks": masks, "dropout": dropout}
+        self.tensors = {"bias": None, "untied": untied, "relative": relative, "bounds": bounds, "dropout": dropout}
+        self.tensors |= {"padding": padding, "segments": segments}
         if bias is not None:
             strides = [0 if size == 1 else stride for size, stride in zip(bias.shape, bias.stride(), strict=True)]
             self.tensors["bias"] = Bias(bias, *strides)
@@ -60,8 +61,7 @@ class _Call:
         given = {**self.tensors, **self.numbers, **own}
         even = not self.packed and all(self.longest % size == 0 for size in blocks.values())
         options = {"EVEN": even, "UPCAST": INTERPRETED, "num_warps": warps, "num_stages": stages}
-        with torch.cuda.device_of(self.q):
-            KERNELS[name][(programs,)](**given, **options, **blocks, BLOCK_K=self.block_k)
+        KERNELS[name][(programs,)](**given, **options, **blocks, BLOCK_K=self.block_k)
 
     def walk(self, name: str, axis: str, **own: Any) -> None:
         """A kernel with a program for each block of queries ("M") or keys ("N") of each sequence and head."""
@@ -98,8 +98,12 @@ def _numbers(x: Tensor) -> Numbers:
     return Numbers(x, *x.stride()[:2])
 
 
-def _untied(place_q, place_k, theta, relative) -> Untied | None:
-    return None if place_q is None else Untied(place_q, place_k, theta, relative, place_q.shape[1])
+def _cells(x: Tensor) -> Cells:
+    return Cells(x, *x.stride())
+
+
+def _untied(place_q, place_k, theta) -> Untied | None:
+    return None if place_q is None else Untied(place_q, place_k, theta, place_q.shape[1])
 
 
 @torch.library.custom_op("fastbert_kernels::attention_forward", mutates_args=())
@@ -130,7 +134,7 @@ def attention_forward(
         relative: float32 [H, 2 P - 1], contiguous, or None.
         bounds: int32 [sequences + 1], where each sequence of a B of 1 begins, and the end of the last.
         key_padding: bool [B, T], False for keys that no query may see; not with `bounds`.
-        segments: int32 [B, T]; a query sees keys of its own segment; not with `bounds`.
+        segments: integers [B, T]; a query sees keys of its own segment; not with `bounds`.
         keys: int32 [B or sequences], of the dropout.
         longest: the length of the longest sequence, with `bounds`.
 
@@ -139,9 +143,10 @@ def attention_forward(
     """
     out = torch.empty_like(q)
     lse = torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)
-    untied = _untied(place_q, place_k, theta, relative)
-    call = _Call(q, bias, untied, bounds, key_padding, segments, keys, scale, dropout_p, longest)
-    call.walk("forward", "M", q=_rows(q), k=_rows(k), v=_rows(v), out=_rows(out), lse=_numbers(lse))
+    untied = _untied(place_q, place_k, theta)
+    call = _Call(q, bias, untied, relative, bounds, key_padding, segments, keys, scale, dropout_p, longest)
+    with torch.cuda.device_of(q):  # Triton launches on the current device, and tiles are chosen for it
+        call.walk("forward", "M", q=_rows(q), k=_rows(k), v=_rows(v), out=_rows(out), lse=_numbers(lse))
     return out, lse
 
 
@@ -174,27 +179,27 @@ def attention_backward(
 ) -> list[Tensor]:
     """dQ, dK, dV; behind them, if `bias_wanted`, the gradient of the bias or those of its four parts that are there."""
     dq, dk, dv = (torch.empty_like(x) for x in (q, k, v))
-    untied = _untied(place_q, place_k, theta, relative)
-    call = _Call(q, bias, untied, bounds, key_padding, segments, keys, scale, dropout_p, longest)
+    untied = _untied(place_q, place_k, theta)
+    call = _Call(q, bias, untied, relative, bounds, key_padding, segments, keys, scale, dropout_p, longest)
     delta = torch.empty_like(lse)
     common = {"q": _rows(q), "k": _rows(k), "v": _rows(v), "do": _rows(grad), "lse": _numbers(lse)}
     common["delta"] = _numbers(delta)
-    if call.short:
-        call.walk("short", "N", **common, dq=_rows(dq), dk=_rows(dk), dv=_rows(dv))
-    else:
-        block = {"BLOCK_M": 32, "BLOCK_K": call.block_k}
-        programs = triton.cdiv(q.shape[2], 32) * q.shape[0] * q.shape[1]
-        sizes = {"T": q.shape[2], "H": call.heads, "K": call.head_size}
-        with torch.cuda.device_of(q):
+    with torch.cuda.device_of(q):
+        if call.short:
+            call.walk("short", "N", **common, dq=_rows(dq), dk=_rows(dk), dv=_rows(dv))
+        else:
+            block = {"BLOCK_M": 32, "BLOCK_K": call.block_k}
+            programs = triton.cdiv(q.shape[2], 32) * q.shape[0] * q.shape[1]
+            sizes = {"T": q.shape[2], "H": call.heads, "K": call.head_size}
             delta_kernel[(programs,)](_rows(out), _rows(grad), _numbers(delta), **sizes, **block)
-        call.walk("keys", "N", **common, dk=_rows(dk), dv=_rows(dv))
-        call.walk("queries", "M", **common, dq=_rows(dq))
-    if not bias_wanted:
-        return [dq, dk, dv]
-    if bias is not None:
-        whole = call.bias_gradient(len(bias), 0, call.longest, q.device, **common)
-        return [dq, dk, dv, whole.to(bias.dtype)]
-    return [dq, dk, dv, *_parts_gradients(call, place_q, place_k, theta, relative, scale, q.device, common)]
+            call.walk("keys", "N", **common, dk=_rows(dk), dv=_rows(dv))
+            call.walk("queries", "M", **common, dq=_rows(dq))
+        if not bias_wanted:
+            return [dq, dk, dv]
+        if bias is not None:
+            whole = call.bias_gradient(len(bias), 0, call.longest, q.device, **common)
+            return [dq, dk, dv, whole.to(bias.dtype)]
+        return [dq, dk, dv, *_parts_gradients(call, place_q, place_k, theta, relative, scale, q.device, common)]
 
 
 def _parts_gradients(call: _Call, place_q, place_k, theta, relative, scale: float, device, common) -> list[Tensor]:

@@ -40,12 +40,17 @@ def delta_kernel(out, do, delta, T, H: tl.constexpr, K: tl.constexpr, BLOCK_M: t
 
 
 @triton.jit
-def _probabilities(a, b, c, d, place_a, place_b, bias, untied, masks, dropout, lse, sequence, h, m, n, length, scale,
+def _probabilities(
+    a, b, c, d, place_a, place_b, bias, untied, relative,
+    padding, segments, dropout, lse, sequence, h, m, n, length, scale,
     CHECKED: tl.constexpr, EVEN: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
     """P, drop(P) and drop(c d^T) of a tile: the last is dP where c and d are dO and V, as a and b are Q and K, or V and
     dO, as a and b are K and Q. `lse` is as m is."""
-    s = scores(a, b, place_a, place_b, bias, untied, masks, sequence, h, m, n, length, scale, CHECKED, EVEN, UPCAST)
+    s = scores(
+        a, b, place_a, place_b, bias, untied, relative,
+        padding, segments, sequence, h, m, n, length, scale, CHECKED, EVEN, UPCAST,
+    )  # fmt: skip
     p = tl.exp2(s - lse)
     dp = product(c, tl.trans(d), UPCAST)
     dropped = p
@@ -57,7 +62,7 @@ def _probabilities(a, b, c, d, place_a, place_b, bias, untied, masks, dropout, l
 
 @triton.jit(do_not_specialize=["T", "B"])
 def keys_kernel(
-    q, k, v, bias, untied, do, lse, delta, dk, dv, bounds, masks, dropout, scale, T, B,
+    q, k, v, bias, untied, relative, do, lse, delta, dk, dv, bounds, padding, segments, dropout, scale, T, B,
     H: tl.constexpr, K: tl.constexpr, EVEN: tl.constexpr, UPCAST: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
@@ -87,8 +92,8 @@ def keys_kernel(
         sums = load_numbers(lse, row, h, start, m, length, float("inf"), EVEN)
         deltas = load_numbers(delta, row, h, start, m, length, 0.0, EVEN)
         p, dropped, dp = _probabilities(
-            k_tile, q_tile, v_tile, do_tile, place_k, place_q, bias, untied, masks, dropout, sums[None, :], b, h,
-            m[None, :], n[:, None], length, scale, False, EVEN, UPCAST,
+            k_tile, q_tile, v_tile, do_tile, place_k, place_q, bias, untied, relative,
+            padding, segments, dropout, sums[None, :], b, h, m[None, :], n[:, None], length, scale, False, EVEN, UPCAST,
         )  # fmt: skip
         dv_tile += product(lowered(dropped, do_tile.dtype, UPCAST), do_tile, UPCAST)
         dk_tile += product(lowered(p * (dp - deltas[None, :]), q_tile.dtype, UPCAST), q_tile, UPCAST)
@@ -98,7 +103,7 @@ def keys_kernel(
 
 @triton.jit(do_not_specialize=["T", "B"])
 def queries_kernel(
-    q, k, v, bias, untied, do, lse, delta, dq, bounds, masks, dropout, scale, T, B,
+    q, k, v, bias, untied, relative, do, lse, delta, dq, bounds, padding, segments, dropout, scale, T, B,
     H: tl.constexpr, K: tl.constexpr, EVEN: tl.constexpr, UPCAST: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
@@ -126,8 +131,8 @@ def queries_kernel(
         if untied is not None:
             place_k = load_places(untied.k, h, n, column, untied.count, K)
         p, _, dp = _probabilities(
-            q_tile, k_tile, do_tile, v_tile, place_q, place_k, bias, untied, masks, dropout, sums[:, None], b, h,
-            m[:, None], n[None, :], length, scale, True, EVEN, UPCAST,
+            q_tile, k_tile, do_tile, v_tile, place_q, place_k, bias, untied, relative,
+            padding, segments, dropout, sums[:, None], b, h, m[:, None], n[None, :], length, scale, True, EVEN, UPCAST,
         )  # fmt: skip
         dq_tile += product(lowered(p * (dp - deltas[:, None]), k_tile.dtype, UPCAST), k_tile, UPCAST)
     store_rows(part(dq, row, h, start), dq, m, column, length, dq_tile * scale, K, UPCAST)
@@ -135,7 +140,8 @@ def queries_kernel(
 
 @triton.jit(do_not_specialize=["T", "B", "first_row", "rows", "count"])
 def bias_kernel(
-    q, k, v, bias, untied, do, lse, delta, dbias, bounds, masks, dropout, scale, T, B, first_row, rows, count,
+    q, k, v, bias, untied, relative, do, lse, delta, dbias, bounds, padding, segments, dropout, scale, T, B,
+    first_row, rows, count,
     H: tl.constexpr, K: tl.constexpr, EVEN: tl.constexpr, UPCAST: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
@@ -163,8 +169,8 @@ def bias_kernel(
         sums = load_numbers(lse, row, h, start, m, length, float("inf"), EVEN)
         deltas = load_numbers(delta, row, h, start, m, length, 0.0, EVEN)
         p, _, dp = _probabilities(
-            q_tile, k_tile, do_tile, v_tile, place_q, place_k, bias, untied, masks, dropout, sums[:, None], b, h,
-            m[:, None], n[None, :], length, scale, True, EVEN, UPCAST,
+            q_tile, k_tile, do_tile, v_tile, place_q, place_k, bias, untied, relative,
+            padding, segments, dropout, sums[:, None], b, h, m[:, None], n[None, :], length, scale, True, EVEN, UPCAST,
         )  # fmt: skip
         acc += p * (dp - deltas[:, None])
     inside = (m[:, None] < first_row + rows) & (m[:, None] < T) & (n[None, :] < T)
@@ -174,7 +180,7 @@ def bias_kernel(
 
 @triton.jit(do_not_specialize=["T", "B"])
 def short_kernel(
-    q, k, v, bias, untied, do, lse, delta, dq, dk, dv, bounds, masks, dropout, scale, T, B,
+    q, k, v, bias, untied, relative, do, lse, delta, dq, dk, dv, bounds, padding, segments, dropout, scale, T, B,
     H: tl.constexpr, K: tl.constexpr, EVEN: tl.constexpr, UPCAST: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
@@ -203,8 +209,8 @@ def short_kernel(
             place_q = load_places(untied.q, h, m, column, untied.count, K)
         sums = load_numbers(lse, row, h, start, m, length, float("inf"), EVEN)
         p, dropped, dp = _probabilities(
-            k_tile, q_tile, v_tile, do_tile, place_k, place_q, bias, untied, masks, dropout, sums[None, :], b, h,
-            m[None, :], n[:, None], length, scale, True, EVEN, UPCAST,
+            k_tile, q_tile, v_tile, do_tile, place_k, place_q, bias, untied, relative,
+            padding, segments, dropout, sums[None, :], b, h, m[None, :], n[:, None], length, scale, True, EVEN, UPCAST,
         )  # fmt: skip
         dv_tile += product(lowered(dropped, do_tile.dtype, UPCAST), do_tile, UPCAST)
         deltas = tl.sum(p * dp, 0)

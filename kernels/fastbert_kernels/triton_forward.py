@@ -18,7 +18,7 @@ from fastbert_kernels.triton_tiles import (
 
 @triton.jit(do_not_specialize=["T", "B"])
 def forward_kernel(
-    q, k, v, bias, untied, out, lse, bounds, masks, dropout, scale, T, B,
+    q, k, v, bias, untied, relative, out, lse, bounds, padding, segments, dropout, scale, T, B,
     H: tl.constexpr, K: tl.constexpr, EVEN: tl.constexpr, UPCAST: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
@@ -47,8 +47,8 @@ def forward_kernel(
         if untied is not None:
             place_k = load_places(untied.k, h, n, column, untied.count, K)
         s = scores(
-            q_tile, k_tile, place_q, place_k, bias, untied, masks, b, h, m[:, None], n[None, :], length, scale,
-            True, EVEN, UPCAST,
+            q_tile, k_tile, place_q, place_k, bias, untied, relative,
+            padding, segments, b, h, m[:, None], n[None, :], length, scale, True, EVEN, UPCAST,
         )  # fmt: skip
         higher = tl.maximum(top, tl.max(s, 1))
         level = tl.where(higher == float("-inf"), 0.0, higher)

@@ -2,7 +2,10 @@
 
 Shapes: B batch (or sequences), H heads, T queries and keys (of the longest sequence), K head size, M queries and N
 keys of a tile. Sequences packed one after the other are a B of 1 with their bounds [sequences + 1]; places, and with
-them the bias, are by sequence. A group of tensors that a call does not have is None, and its code is not compiled.
+them the bias, are by sequence.
+
+A group of tensors that a call does not have is None, and its code is not compiled. None is always an argument of its
+own, never a field of a group: Triton 3.6 cannot compare such a field with None.
 """
 
 from typing import Any, NamedTuple
@@ -44,31 +47,23 @@ class Bias(NamedTuple):
 
 
 class Untied(NamedTuple):
-    """TUPE's bias by its parts, by place: scale q k^T without the first row and column, `theta` there, and beside it a
-    number for each distance."""
+    """TUPE's bias by its parts, by place: scale q k^T without the first row and column, `theta` there."""
 
     q: Any
     """[H, P, K], contiguous."""
     k: Any
     theta: Any
     """float32 [H, 2]: of the first query with every key, of every other query with the first key."""
-    relative: Any
-    """float32 [H, 2 P - 1], by key - query + P - 1; or None."""
     count: Any
     """P."""
 
 
-class Masks(NamedTuple):
-    """Which keys a query may see."""
+class Cells(NamedTuple):
+    """A tensor [B, T] that says which keys a query may see, and its strides."""
 
-    real: Any
-    """int8 [B, T], 0 for keys that nobody sees; or None."""
-    real_b: Any
-    real_t: Any
-    segment: Any
-    """int32 [B, T], of which a query sees its own; or None."""
-    segment_b: Any
-    segment_t: Any
+    at: Any
+    b: Any
+    t: Any
 
 
 class Dropout(NamedTuple):
@@ -155,7 +150,7 @@ def product(a, b, UPCAST: tl.constexpr):
 
 @triton.jit
 def scores(
-    a, b, place_a, place_b, bias, untied, masks, sequence, h, m, n, length, scale,
+    a, b, place_a, place_b, bias, untied, relative, padding, segments, sequence, h, m, n, length, scale,
     CHECKED: tl.constexpr, EVEN: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
     """log2(e) times the scores of a tile, -inf where a key may not be seen: [M, N], or [N, M] where the products behind
@@ -164,6 +159,9 @@ def scores(
     Args:
         a, b: queries and keys [M, K] and [N, K], or keys and queries.
         place_a, place_b: with `untied`, what `load_places` gave for the same.
+        relative: float32 [H, 2 P - 1], with `untied`: a number for each distance, by key - query + P - 1; or None.
+        padding: `Cells` of int8, 0 for keys that nobody sees; or None.
+        segments: `Cells` of int32 or int64, of which a query sees its own; or None.
         m, n: the places of the queries and the keys, [M, 1] and [1, N], or [1, M] and [N, 1].
         CHECKED: keys beyond the sequence's length are -inf too; elsewhere what they give is never used.
         EVEN: the tile lies within the sequence.
@@ -181,22 +179,21 @@ def scores(
     if untied is not None:
         first = untied.theta + h * 2
         beside = tl.where(n == 0, tl.load(first + 1), 0.0)
-        if untied.relative is not None:
+        if relative is not None:
             distance = n - m + untied.count - 1
             known = (distance >= 0) & (distance < 2 * untied.count - 1) & (n > 0)
-            beside += tl.load(untied.relative + h * (2 * untied.count - 1) + distance, mask=known, other=0.0)
+            beside += tl.load(relative + h * (2 * untied.count - 1) + distance, mask=known, other=0.0)
         s += tl.where(m == 0, tl.load(first), beside) * LOG2E
     if CHECKED and not EVEN:
         s = tl.where(n < length, s, float("-inf"))
-    if masks is not None:
-        if masks.real is not None:
-            real = tl.load(masks.real + sequence * masks.real_b + n * masks.real_t, mask=n < length, other=0)
-            s = tl.where(real != 0, s, float("-inf"))
-        if masks.segment is not None:
-            start = masks.segment + sequence * masks.segment_b
-            of_query = tl.load(start + m * masks.segment_t, mask=m < length, other=0)
-            of_key = tl.load(start + n * masks.segment_t, mask=n < length, other=0)
-            s = tl.where(of_query == of_key, s, float("-inf"))
+    if padding is not None:
+        real = tl.load(padding.at + sequence * padding.b + n * padding.t, mask=n < length, other=0)
+        s = tl.where(real != 0, s, float("-inf"))
+    if segments is not None:
+        start = segments.at + sequence * segments.b
+        of_query = tl.load(start + m * segments.t, mask=m < length, other=0)
+        of_key = tl.load(start + n * segments.t, mask=n < length, other=0)
+        s = tl.where(of_query == of_key, s, float("-inf"))
     return s
 
 

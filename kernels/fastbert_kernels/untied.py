@@ -80,7 +80,8 @@ def untied_attention(
         raise ValueError(f"q {tuple(q.shape)}, k {tuple(k.shape)} and v {tuple(v.shape)} must have the same shape")
     parts = _parts(q, pos_q, pos_k, cls_to_all, all_to_cls, relative_table, cu_seqlens is not None, max_distance)
     places = parts[0].shape[1]
-    if runs_kernels(q, "untied_attention") and no_kernel(q) is None and 4 * len(cls_to_all) * places**2 > BIAS_BYTES:
+    large = q.numel() and 4 * len(cls_to_all) * places**2 > BIAS_BYTES
+    if large and runs_kernels(q, "untied_attention") and no_kernel(q) is None:
         return by_kernels(q, k, v, parts, **given)
     if q.device.type == "cuda" or len(q) * q.shape[1] * places**2 <= CELLS:
         return by_matrix(q, k, v, parts, **given)
@@ -138,7 +139,6 @@ def by_kernels(q, k, v, parts, *, cu_seqlens, key_padding, segments, scale, drop
     places = pos_q.to(q.dtype).contiguous(), pos_k.to(q.dtype).contiguous()
     numbers = theta.float().contiguous(), None if by_distance is None else by_distance.float().contiguous()
     longest = q.shape[2] if cu_seqlens is None else pos_q.shape[1]
-    segments = None if segments is None else segments.to(torch.int32)
     keys = row_keys(q, cu_seqlens, dropout_p, seed, keys)
     masks = (cu_seqlens, key_padding, segments)
     return attention_forward(q, k, v, None, *places, *numbers, *masks, keys, scale, dropout_p, longest)[0]
@@ -206,6 +206,8 @@ def _parts(q, pos_q, pos_k, cls_to_all, all_to_cls, relative_table, packed: bool
         ValueError: what does not fit.
     """
     heads, length, size = q.shape[1:]
+    if length == 0:
+        raise ValueError(f"q {tuple(q.shape)} must be [B, H, T, K] with T at least 1")
     for name, x in (("pos_q", pos_q), ("pos_k", pos_k)):
         if x.dim() != 3 or x.shape[0] != heads or x.shape[2] != size or (not packed and x.shape[1] < length):
             raise ValueError(

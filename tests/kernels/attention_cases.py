@@ -9,11 +9,12 @@ from collections.abc import Callable, Sequence
 
 import torch
 from fastbert_kernels import triton_attention as launches
+from fastbert_kernels import untied as parts_of_tupe
 from fastbert_kernels.attention import attention, attention_reference, triton_attention
 from fastbert_kernels.backend import INTERPRETED
 from fastbert_kernels.hashing import combine
 from fastbert_kernels.triton_attention import attention_forward
-from fastbert_kernels.untied import _parts, by_kernels, untied_attention_reference
+from fastbert_kernels.untied import _parts, by_kernels, untied_attention, untied_attention_reference
 from torch import Tensor
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() and not INTERPRETED else "cpu")
@@ -94,7 +95,7 @@ def run_packed(ends: list[int], has_bias: bool, p: float, dtype: torch.dtype = t
 
 
 def run_untied(
-    dtype: torch.dtype, length: int, relative: bool, p=0.0, pad=False, ends: list[int] | None = None
+    dtype: torch.dtype, length: int, relative: bool, p=0.0, pad=False, ends: list[int] | None = None, parts=False
 ) -> None:
     batch, size, buckets = 1 if ends else 2, 16, 8
     tensors = [poisoned(random(batch, 2, length, size, dtype=dtype)) for _ in range(3)]
@@ -104,7 +105,9 @@ def run_untied(
     if relative:
         tensors.append(poisoned(random(buckets, 2, dtype=dtype)))
     padding = chances(batch, length) < 0.7 if pad else None
+    segments = (chances(batch, length) < 0.1).cumsum(1) if parts else None
     given = {
+        "segments": segments,
         "cu_seqlens": torch.tensor([0, *ends], dtype=torch.int32, device=DEVICE) if ends else None,
         "key_padding": padding,
     }
@@ -112,13 +115,14 @@ def run_untied(
 
     def kernels(q, k, v, pos_q, pos_k, first, other, table=None):
         made = _parts(q, pos_q, pos_k, first, other, table, ends is not None, 20)
-        return by_kernels(q, k, v, made, **given, segments=None, scale=0.2, seed=None)
+        return by_kernels(q, k, v, made, **given, scale=0.2, seed=None)
 
     def plain(*tensors):
         return untied_attention_reference(*tensors, **given, scale=0.2, max_distance=20)
 
     grad = random(batch, 2, length, size, dtype=dtype)
-    run(f"untied {dtype} T {length} {relative} padding {pad} dropout {p} {ends}", kernels, plain, tensors, grad)
+    case = f"untied {dtype} T {length} {relative} padding {pad} segments {parts} dropout {p} {ends}"
+    run(case, kernels, plain, tensors, grad)
 
 
 def check_operators() -> None:
@@ -141,12 +145,50 @@ def check_operators() -> None:
     assert attention(*views, bias).transpose(1, 2).is_contiguous()
 
 
+def check_edges() -> None:
+    """Empty batches and sequences; keys, bounds and segments that are no rows of int32; tensors that are expanded."""
+    parts_of_tupe.BIAS_BYTES = 0  # TUPE's parts go to the kernels
+    q, k, v = (random(2, 2, 9, 16).requires_grad_() for _ in range(3))
+    bias, scattered = random(1, 2, 9, 9).requires_grad_(), keys(4)[::2]
+    vectors = [random(2, 9, 16).requires_grad_() for _ in range(2)]
+    numbers = [random(2).requires_grad_() for _ in range(2)]
+    for none in (slice(0), (slice(None), slice(None), slice(0))):
+        empty = [x[none] for x in (q, k, v)]
+        own = bias if none == slice(0) else bias[:, :, :0, :0]
+        out = attention(*empty, own, dropout_p=0.1, seed=1)
+        assert out.shape == empty[0].shape
+        assert not torch.autograd.grad(out.sum(), bias)[0].any()
+    out = untied_attention(*(x[:0] for x in (q, k, v)), *vectors, *numbers)
+    assert out.shape == (0, 2, 9, 16)
+    assert not any(x.any() for x in torch.autograd.grad(out.sum(), vectors + numbers))
+
+    def both(**given) -> None:
+        for function in (attention, untied_attention):
+            more = (bias,) if function is attention else (*vectors, *numbers)
+            reference = attention_reference if function is attention else untied_attention_reference
+            own = [x[:1].detach().requires_grad_() for x in (q, k, v)] if "cu_seqlens" in given else [q, k, v]
+            ours, plain = (form(*own, *more, **given) for form in (function, reference))
+            torch.testing.assert_close(ours, plain, rtol=1e-5, atol=1e-5)
+            found = (torch.autograd.grad(x.sum(), (*own, *more)) for x in (ours, plain))  # the gradient is expanded
+            for a, b in zip(*found, strict=True):
+                torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+
+    both(dropout_p=0.3, keys=scattered)
+    bounds = torch.tensor([0, 7, 4, 7, 9, 7], dtype=torch.int32, device=DEVICE)[::2]
+    both(cu_seqlens=bounds, dropout_p=0.3, keys=scattered)
+    far = torch.tensor([0, 2**32, 5, 0, 5 - 2**32, 5, 2**32, 0, 0], device=DEVICE)
+    both(segments=far.expand(2, 9), key_padding=(torch.arange(18, device=DEVICE) % 5 > 0).view(9, 2).T)
+    odd = random(2, 2, 17, 9).transpose(2, 3)
+    pieces = odd, odd.flip(2), random(1, 2, 9, 17).expand(2, -1, -1, -1)
+    torch.testing.assert_close(attention(*pieces), attention_reference(*pieces), rtol=1e-5, atol=1e-5)
+
+
 def dense() -> None:
     options = [(None, True, 0.2), (1, False, 0.2), (1, True, 0.0), (2, True, 0.2)]
     for biases, pad, p in options:
         run_dense(torch.float32, 2, 37, 24, biases, p, pad)
     run_dense(torch.float32, 2, 70, 16, 1, 0.1, pad=True, parts=True)
-    run_dense(torch.float32, 2, 40, 16, None, parts=True)
+    run_dense(torch.float32, 2, 40, 17, 2, parts=True)
     for length, size in ((1, 16), (33, 128), (64, 8)):
         run_dense(torch.float32, 2, length, size, 1)
     launches.PROGRAMS = 8  # two groups of sequences, the second smaller, instead of one for each
@@ -170,13 +212,13 @@ def packed() -> None:
 
 
 def untied() -> None:
-    run_untied(torch.float32, 37, False)
+    run_untied(torch.float32, 37, False, pad=True, parts=True)
     run_untied(torch.float32, 64, True, pad=True)
     launches.STRIPE_CELLS = 1  # stripes of 128 queries
     run_untied(torch.bfloat16, 150, True, pad=True)
-    run_untied(torch.bfloat16, 70, False, p=0.1)
+    run_untied(torch.bfloat16, 70, False, p=0.1, parts=True)
     run_untied(torch.float32, 55, True, p=0.1, ends=[5, 38, 38, 55])
 
 
 if __name__ == "__main__":
-    {f.__name__: f for f in (check_operators, dense, low, packed, untied)}[sys.argv[1]]()
+    {f.__name__: f for f in (check_operators, check_edges, dense, low, packed, untied)}[sys.argv[1]]()

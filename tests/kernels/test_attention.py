@@ -105,11 +105,41 @@ def test_shapes_that_do_not_fit_are_named() -> None:
         ({"cu_seqlens": torch.tensor([0, T], dtype=torch.int32)}, "B must be 1"),
         ({"dropout_p": 1.0, "seed": 1}, "must lie in"),
         ({"dropout_p": 0.1, "seed": 1, "keys": torch.zeros(B, dtype=torch.int32)}, "dropout needs"),
+        ({"dropout_p": 0.1, "keys": torch.zeros(B, dtype=torch.int64)}, "keys must be int32, not torch.int64"),
+        ({"dropout_p": 0.1, "keys": torch.zeros(B, dtype=torch.int32, device="meta")}, "keys is on meta and q on cpu"),
+        ({"key_padding": torch.ones(B, T, dtype=torch.bool, device="meta")}, "key_padding is on meta"),
+        ({"segments": torch.ones(B, T, dtype=torch.int32, device="meta")}, "segments is on meta"),
+        ({"bias": torch.zeros(1, H, T, T, device="meta")}, "bias is on meta"),
+        ({"bias": torch.zeros(1, H, T, T, dtype=torch.int64)}, "bias must be floating-point, not torch.int64"),
     ):
-        with pytest.raises(ValueError, match=message):
-            attention(q, k, v, **wrong)
+        for function in (attention, attention_reference):
+            with pytest.raises(ValueError, match=message):
+                function(q, k, v, **wrong)
     with pytest.raises(ValueError, match="must be alike"):
         attention(q, k.float(), v)
+    with pytest.raises(ValueError, match=r"q \(3, 2, 7, 0\) must be \[B, H, T, K\] with K at least 1"):
+        attention(*(x[..., :0] for x in (q, k, v)), scale=1.0)
+    packed = {"cu_seqlens": torch.tensor([0, T], dtype=torch.int32)}
+    with pytest.raises(ValueError, match=r"bias \(1, 2, 7, 6\) must be square"):
+        attention(q[:1], k[:1], v[:1], torch.zeros(1, H, T, T - 1), **packed)
+
+
+@pytest.mark.parametrize("empty", ["batch", "tokens", "pack"])
+def test_nothing_gives_nothing(empty: str) -> None:
+    q, k, v, bias = inputs()
+    masks = {"key_padding": torch.ones(B, T, dtype=torch.bool), "segments": torch.ones(B, T, dtype=torch.int32)}
+    if empty == "pack":
+        q, k, v, masks = q[:1, :, :0], k[:1, :, :0], v[:1, :, :0], {"cu_seqlens": torch.zeros(3, dtype=torch.int32)}
+    elif empty == "tokens":
+        q, k, v, bias = q[:, :, :0], k[:, :, :0], v[:, :, :0], bias[:, :, :0, :0]
+        masks = {name: mask[:, :0] for name, mask in masks.items()}
+    else:
+        q, k, v = q[:0], k[:0], v[:0]
+        masks = {name: mask[:0] for name, mask in masks.items()}
+    out = attention(q, k, v, bias, **masks, dropout_p=0.1, seed=1)
+    assert out.shape == q.shape
+    gradients = torch.autograd.grad(out.sum(), (q, bias), allow_unused=True)
+    assert gradients[0].shape == q.shape and (gradients[1] is None or not gradients[1].any())
 
 
 def test_segments_and_packed_sequences_are_the_same_attention() -> None:

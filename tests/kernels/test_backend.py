@@ -10,8 +10,9 @@ class OnGPU:
 
 
 @pytest.fixture(autouse=True)
-def once():
+def once(monkeypatch):
     backend.warn_once.cache_clear()
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
 
 
 def test_a_cpu_runs_no_kernels() -> None:
@@ -39,6 +40,24 @@ def test_an_untested_triton_is_said_once(version: str, tested: bool, monkeypatch
     assert [str(one.message) for one in said] == (
         [] if tested else [f"Triton {version} is not among the tested versions of fastbert_kernels: 3.6, 3.7"]
     )
+
+
+@pytest.mark.parametrize(("capability", "taken"), [((7, 0), False), ((7, 5), False), ((8, 0), True), ((12, 0), True)])
+def test_a_gpu_that_triton_does_not_support_runs_no_kernels(capability, taken: bool, monkeypatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        assert backend.runs_kernels(OnGPU(), "attention") is taken
+        assert backend.runs_kernels(OnGPU(), "attention") is taken
+    version = ".".join(map(str, capability))
+    assert [str(one.message) for one in said] == [
+        "attention takes PyTorch's own form on this GPU: Triton needs compute capability 8.0, not " + version
+    ] * (not taken)
+
+
+def test_the_capability_is_a_constant_to_the_compiler() -> None:
+    compiled = torch.compile(lambda x: x + backend._capability(x.device)[0], backend="eager", fullgraph=True)
+    assert compiled(torch.zeros(1)) == 9
 
 
 def test_the_installed_triton_is_tested() -> None:

@@ -120,3 +120,25 @@ def test_words_of_numpy_and_of_torch_are_equal() -> None:
     given = torch.cat([words(1000), torch.tensor([-(2**31), 2**31 - 1, -1, 0], dtype=torch.int32)])
     assert torch.equal(mix(given.as_subclass(Other)).as_subclass(torch.Tensor), mix(given))
     assert mix(given[0]).shape == () and torch.equal(mix(given[::2]), mix(given)[::2])
+
+
+def test_refused() -> None:
+    """int64 would give other words, and others again on another device."""
+    keys = words(3)
+    for call, message in (
+        (lambda: mix(torch.arange(3)), "words to hash must be int32, not torch.int64"),
+        (lambda: combine(keys.long(), 1), "must be int32"),
+        (lambda: combine(keys, torch.arange(3)), "must be int32"),
+        (lambda: keep_mask(keys.long(), 4, 0.5), "must be int32"),
+        (lambda: hash_dropout(torch.ones(3, 4), keys.long(), 0.5), "row_keys int32, not torch.float32 and torch.int64"),
+        (lambda: hash_dropout(torch.ones(3, 4).long(), keys, 0.5), "x must be floating-point"),
+        (lambda: hash_dropout(torch.ones(3, 4), keys, 1.0), r"p must lie in \[0, 1\), not 1.0"),
+        (lambda: hash_dropout(torch.ones(3, 4), keys.to("meta"), 0.5), "row_keys are on meta and x on cpu"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call()
+
+
+def test_dropout_of_nothing() -> None:
+    for shape in ((0, 4), (3, 0)):
+        assert hash_dropout(torch.ones(shape), words(shape[0]), 0.5).shape == shape

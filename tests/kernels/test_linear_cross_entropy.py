@@ -147,10 +147,14 @@ def test_refused() -> None:
         ((hidden, embedding, bias, target.int()), "target must be int64, not torch.int32"),
         ((hidden, embedding.int(), bias, target), "embedding must be floating, not torch.int32"),
         ((hidden, embedding, bias.to("meta"), target), "bias is on meta and hidden on cpu"),
+        ((hidden, embedding[:0], bias[:0], target), "with V at least 1"),
     ):
         for function in (linear_cross_entropy, linear_cross_entropy_reference):
             with pytest.raises(ValueError, match=message):
                 function(*wrong)
+    for rows in (0, -1):
+        with pytest.raises(ValueError, match=f"rows must be at least 1, not {rows}"):
+            linear_cross_entropy(hidden, embedding, bias, target, rows=rows)
     for function in (linear_cross_entropy, linear_cross_entropy_reference):
         with pytest.raises(ValueError, match="reduction"):
             function(hidden, embedding, bias, target, reduction="none")

@@ -36,3 +36,26 @@ def test_hidden_states_of_less_precision() -> None:
     assert out.dtype == torch.float32
     F.cross_entropy(out, torch.zeros(6, dtype=torch.int64)).backward()
     assert half.grad.dtype == torch.bfloat16 and embedding.grad.dtype == torch.float32
+
+
+@pytest.mark.parametrize(("rows", "candidates"), [(0, 4), (3, 0), (0, 0)])
+def test_no_rows_or_no_candidates(rows: int, candidates: int) -> None:
+    hidden, embedding, ids = problem(rows)
+    out = candidate_scores(hidden, embedding, ids[:, :candidates])
+    assert out.shape == (rows, candidates)
+    for gradient, x in zip(torch.autograd.grad(out.sum(), (hidden, embedding)), (hidden, embedding), strict=True):
+        assert gradient.shape == x.shape and not gradient.any()
+
+
+def test_refused() -> None:
+    hidden, embedding, ids = problem(3)
+    for wrong, message in (
+        ((hidden[:, 1:], embedding, ids), r"hidden \(3, 4\) and embedding \(11, 5\) must be \[N, D\], \[V, D\]"),
+        ((hidden, embedding, ids[1:]), r"ids must be int64 \[N, K\], N = 3, not torch.int64 \(2, 4\)"),
+        ((hidden, embedding, ids.int()), "not torch.int32"),
+        ((hidden, embedding, ids[0]), r"\(4,\)"),
+        ((hidden, embedding.long(), ids), "must be floating-point"),
+        ((hidden, embedding, ids.to("meta")), r"ids \(meta\) must be on one device"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            candidate_scores(*wrong)

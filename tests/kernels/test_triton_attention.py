@@ -5,13 +5,15 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
 
 pytest.importorskip("triton")
-from fastbert_kernels import configurations
+from fastbert_kernels import configurations, triton_attention
 from fastbert_kernels.compilation import SHARED_LIMIT, Resources, pretended_gpu
 from fastbert_kernels.triton_attention import attention_forward
 
@@ -27,8 +29,9 @@ def test_values_and_gradients(group: str) -> None:
             assert ours <= 2 * plain + 1e-5, (row["case"], number)
 
 
-def test_operators() -> None:
-    assert interpreted("check_operators") == []
+@pytest.mark.parametrize("group", ["check_operators", "check_edges"])
+def test_operators(group: str) -> None:
+    assert interpreted(group) == []
 
 
 def interpreted(group: str) -> list[dict]:
@@ -91,6 +94,33 @@ def test_other_batches_and_lengths_of_a_bucket_compile_nothing_new() -> None:
         once = compiled(90, (2, lengths[0]))
         shapes = [(batch, length) for length, batch in zip(lengths, (1, 3, 5), strict=True)]
         assert len(compiled(90, *shapes)) == len(once)
+
+
+def test_everything_is_asked_of_the_tensors_own_gpu(monkeypatch) -> None:
+    """The tiles and the launches of forward and backward; another GPU may be the current one."""
+    inside, seen = [], []
+
+    @contextmanager
+    def device_of(x: torch.Tensor) -> Iterator[None]:
+        inside.append(x)
+        yield
+        inside.pop()
+
+    class Launch:
+        def __getitem__(self, grid: tuple[int]):
+            return lambda *given, **more: seen.append(bool(inside))
+
+    monkeypatch.setattr(torch.cuda, "device_of", device_of)
+    monkeypatch.setattr(configurations, "_capability", lambda: seen.append(bool(inside)) or 90)
+    launches = triton_attention.KERNELS
+    monkeypatch.setattr(triton_attention, "KERNELS", dict.fromkeys(launches, Launch()))
+    monkeypatch.setattr(triton_attention, "delta_kernel", Launch())
+    q, k, v = torch.zeros(3, 1, 2, 200, 16, dtype=torch.bfloat16, requires_grad=True)
+    bias = torch.zeros(1, 2, 200, 200, requires_grad=True)
+    out, _ = attention_forward(q, k, v, bias, *[None] * 8, 0.1, 0.0, 200)
+    assert len(seen) == 2 and all(seen)
+    out.sum().backward()
+    assert len(seen) == 9 and all(seen)
 
 
 def test_a_tuned_choice_is_kept_and_used(tmp_path, monkeypatch) -> None:

@@ -144,9 +144,14 @@ def test_refused() -> None:
         (7, good[7].T, r"relative_table \(3, 8\) must be \[R, H\]"),
         (7, torch.zeros(R, H, dtype=torch.int64), "relative_table .* must be floating-point"),
         (1, good[1][:, :, :-1], "must have the same shape|do not fit"),
+        (3, good[3].to("meta"), "pos_q .* on q's device"),
     ):
         with pytest.raises(ValueError, match=message):
             untied_attention(*good[:place], wrong, *good[place + 1 :])
+    with pytest.raises(ValueError, match="with T at least 1"):
+        untied_attention(*(x[:, :, :0] for x in good[:3]), *good[3:])
+    with pytest.raises(ValueError, match="keys must be int32"):
+        untied_attention(*good, dropout_p=0.5, keys=torch.zeros(B, dtype=torch.int64))
     with pytest.raises(ValueError, match="max_distance 2 must exceed"):
         untied_attention(*good, max_distance=2)
     with pytest.raises(ValueError, match="dropout needs a seed"):

@@ -76,7 +76,8 @@ def test_the_losses_are_the_same(name: str, objective: str, references, prepared
 
 def test_every_machine_option_is_tested() -> None:
     tested = {option for change in VARIANTS.values() for option in change}
-    elsewhere = {"device", "workers"}  # a GPU in scripts/on_gpu.py; the bytes of any number of workers in test_prepare
+    # A GPU in scripts/on_gpu.py; the bytes of any number of workers in test_prepare; training/test_apex.py.
+    elsewhere = {"device", "workers", "apex"}
     assert {field.name for field in fields(PretrainMachineOptions)} == tested | elsewhere
 
 

@@ -1,6 +1,7 @@
 """Device, precision, threads, the description of the machine and the peak for MFU."""
 
 import ctypes
+import importlib.metadata
 import platform
 import subprocess
 import time
@@ -52,6 +53,17 @@ def test_device_without_a_gpu(monkeypatch):
     assert resolve_device("auto") == CPU
     with pytest.raises(UserError, match=r"no CUDA GPU.*--machine.device cpu"):
         resolve_device("cuda")
+
+
+def test_the_device_is_the_current_one(monkeypatch):
+    """Whatever a library asks of torch.cuda without naming a device then goes to it."""
+    current = []
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
+    setup_machine(MachineOptions(), torch.device("cuda:1"))
+    assert current == [torch.device("cuda:1")]
+    for device in (CPU, CUDA):  # `cuda` is the current one
+        setup_machine(MachineOptions(), device)
+    assert len(current) == 1
 
 
 def test_unknown_device_names_the_nearest():
@@ -183,6 +195,7 @@ def test_description_is_json_and_names_the_versions():
     described = describe_machine()
     assert json.loads(json.dumps(described)) == described
     assert described["versions"]["torch"] == torch.__version__
+    assert described["versions"]["triton"] == importlib.metadata.version("triton")
     assert described["cores"] >= 1 and described["memory_bytes"] > 2**28 and described["cpu"]
 
 

@@ -3,8 +3,6 @@
 import copy
 import itertools
 import json
-import sys
-import types
 from dataclasses import replace
 
 import pytest
@@ -235,89 +233,3 @@ def test_an_optimizer_that_cannot_skip_is_refused():
 def test_wrong_options_are_refused(change, message):
     with pytest.raises(UserError, match=message):
         replace(OptimizerOptions(), **change)
-
-
-class FakeFusedAdam(torch.optim.Optimizer):
-    """Follows what NVIDIA/apex's FusedAdam does with counters and flags when it is capturable."""
-
-    def __init__(self, params, lr, betas, eps, weight_decay, adam_w_mode, capturable):
-        assert adam_w_mode and capturable
-        defaults = {"lr": torch.tensor(lr), "betas": betas, "eps": eps, "weight_decay": weight_decay}
-        super().__init__(params, defaults)
-        self._step_supports_amp_scaling = True
-        self._dummy_overflow_buf = torch.tensor([0], dtype=torch.int)
-        self.updates = []
-
-    def step(self, grad_scaler=None):
-        for group in self.param_groups:
-            if "step" in group:
-                group["step"] += (self._dummy_overflow_buf != 1).to(torch.int)
-            else:
-                group["step"] = torch.tensor([1], dtype=torch.int)
-            device = group["params"][0].device
-            found = torch.zeros(1) if grad_scaler is None else grad_scaler._check_inf_per_device(self)[device]
-            self._dummy_overflow_buf.copy_(found)
-            assert grad_scaler._get_scale_async().double().reciprocal().float().item() == 1
-            if self._dummy_overflow_buf.item() != 1:
-                self.updates.append((int(group["step"]), float(group["lr"])))
-
-
-@pytest.fixture
-def fake_apex(monkeypatch):
-    def install(available=True):
-        package = types.ModuleType("apex")
-        package.__path__ = []
-        optimizers, apply = types.ModuleType("apex.optimizers"), types.ModuleType("apex.multi_tensor_apply")
-        optimizers.FusedAdam = FakeFusedAdam
-        apply.multi_tensor_applier = types.SimpleNamespace(available=available)
-        for name, module in (("", package), (".optimizers", optimizers), (".multi_tensor_apply", apply)):
-            monkeypatch.setitem(sys.modules, f"apex{name}", module)
-
-    return install
-
-
-def test_apex_is_taken_on_cuda_only(fake_apex):
-    fake_apex()
-    assert type(build_optimizer(model().named_parameters(), OptimizerOptions(), "cuda")) is FakeFusedAdam
-    assert type(build_optimizer(model().named_parameters(), OptimizerOptions(), "cpu")) is torch.optim.AdamW
-
-
-def test_apex_without_its_kernels_is_not_taken(fake_apex):
-    fake_apex(available=False)
-    assert type(build_optimizer(model().named_parameters(), OptimizerOptions(), "cuda")) is torch.optim.AdamW
-
-
-def test_the_other_apex_is_ignored(monkeypatch):
-    """The `apex` on PyPI is a web toolkit: a package without `optimizers`."""
-    package = types.ModuleType("apex")
-    package.__path__ = []
-    monkeypatch.setitem(sys.modules, "apex", package)
-    assert type(build_optimizer(model().named_parameters(), OptimizerOptions(), "cuda")) is torch.optim.AdamW
-
-
-def test_apex_counts_only_updates_that_happen(fake_apex):
-    fake_apex()
-    optimizer = build_optimizer(model().named_parameters(), OptimizerOptions(), "cuda")
-    rates = [group["lr"] for group in optimizer.param_groups]
-    done = 0
-    for rate, finite in ((0.5, NOT_FINITE), (0.25, FINITE), (0.125, NOT_FINITE), (1.0, FINITE), (2.0, FINITE)):
-        guarded_step(optimizer, rate, finite)
-        done += int(finite)
-        assert [int(group["step"]) for group in optimizer.param_groups] == [done, done]
-    assert optimizer.updates == [(1, 0.25)] * 2 + [(2, 1.0)] * 2 + [(3, 2.0)] * 2
-    # The tensor that the kernel reads is filled, not replaced: nothing is captured or compiled anew.
-    assert all(group["lr"] is rate for group, rate in zip(optimizer.param_groups, rates, strict=True))
-
-
-def test_apex_counters_survive_a_checkpoint(fake_apex):
-    """Apex keeps counter and rate as tensors in the group, not in the state."""
-    fake_apex()
-    optimizer = build_optimizer(model().named_parameters(), OptimizerOptions(), "cuda")
-    for _ in range(3):
-        guarded_step(optimizer, 0.5, FINITE)
-    tensors, rest = flatten_optimizer(optimizer)
-    again = build_optimizer(model().named_parameters(), OptimizerOptions(), "cuda")
-    restore_optimizer(again, tensors, json.loads(json.dumps(rest)))
-    guarded_step(again, 0.25, FINITE)
-    assert again.updates == [(4, 0.25), (4, 0.25)]
-    assert {int(group["step"]) for group in optimizer.param_groups} == {3}
