@@ -17,9 +17,9 @@ from fastbert.data.batches import InMemory, Rows, validation_batches
 from fastbert.data.encoding import Encoder
 from fastbert.data.shards import unigram_entropy
 from fastbert.data.sources import open_source
-from fastbert.data.tokenizer import WordPiece, load_tokenizer
+from fastbert.data.tokenizer import WordPiece
 from fastbert.errors import UserError
-from fastbert.hub.load import Pretrained, find_checkpoint, load_pretrained
+from fastbert.hub.load import Pretrained, find_checkpoint, load_pretrained, tokenizer_of
 from fastbert.objectives import OBJECTIVES
 from fastbert.objectives.mlm import MLM, MLMOptions
 from fastbert.pretraining.evaluation import evaluate
@@ -66,7 +66,7 @@ def evaluate_text(options: EvaluateOptions) -> dict[str, Any]:
             f"length {length} is longer than the {pretrained.config.max_positions} positions of "
             f"{options.model}; lower --length"
         )
-    vocabulary = load_tokenizer(pretrained.tokenizer)
+    vocabulary = tokenizer_of(pretrained)
     tokens, size = read_tokens(options, vocabulary)
     rows = Rows(InMemory(tokens), length, vocabulary.ids["[CLS]"], vocabulary.ids["[SEP]"])
     if not len(rows):
