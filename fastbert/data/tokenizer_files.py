@@ -69,7 +69,7 @@ def interpret(folder: Path) -> Interpreted:
     config: dict[str, Any] = {}
     for name, what, read in (
         (CONFIG, "tokenizer configuration", _read_config),
-        (SPECIAL_MAP, "map of special tokens", _read_tokens),
+        (SPECIAL_MAP, "map of special tokens", _read_map),
     ):
         if (folder / name).is_file():
             contents[name] = read(_object(folder / name, what), folder / name)
@@ -188,43 +188,40 @@ def _read_config(values: dict[str, Any], path: Path) -> dict[str, Any]:
         decoder = values["added_tokens_decoder"]
         if not isinstance(decoder, dict) or not all(key.isdecimal() for key in decoder):
             raise UserError(f"{path}: added_tokens_decoder does not map ids to tokens")
-        read["added_tokens_decoder"] = {key: _token(value, path) for key, value in decoder.items()}
-    return read | _read_tokens(values, path)
+        read["added_tokens_decoder"] = {key: _flagged(value, path) for key, value in decoder.items()}
+    tokens = _read_map(values, path)
+    return read | {key: {"__type": "AddedToken", **v} if isinstance(v, dict) else v for key, v in tokens.items()}
 
 
-def _read_tokens(values: dict[str, Any], path: Path) -> dict[str, Any]:
-    """The special tokens by name, and the lists of further ones."""
+def _read_map(values: dict[str, Any], path: Path) -> dict[str, Any]:
+    """The special tokens by name, with flags where they have some, and the lists of further ones."""
     read: dict[str, Any] = {}
     for key, value in values.items():
-        if key.endswith("_token") and isinstance(value, str | dict):
-            read[key] = _token(value, path)
-        elif key in _LISTS and isinstance(value, dict):
-            read[key] = {name: _token(token, path) for name, token in value.items()}
-        elif key in _LISTS and value is not None:
-            if not isinstance(value, list):
+        if key in _LISTS and value is not None:
+            if not isinstance(value, list | dict):
                 raise UserError(f"{path}: {key} is {value!r}, which it cannot be")
-            read[key] = [_token(token, path) for token in value]
+            tokens = value.values() if isinstance(value, dict) else value
+            read[key] = [t if isinstance(t, str) else _flagged(t, path)["content"] for t in tokens]
+        elif key.endswith("_token") and isinstance(value, str | dict):
+            read[key] = value if isinstance(value, str) else _flagged(value, path)
     return read
 
 
-def _token(value: Any, path: Path) -> str | dict[str, Any]:
-    """A token as a string, or with its flags."""
-    if isinstance(value, str):
-        return value
+def _flagged(value: Any, path: Path) -> dict[str, Any]:
+    """The content and the flags of an added token."""
     if not isinstance(value, dict) or not isinstance(value.get("content"), str):
         raise UserError(f"{path}: {value!r} is no token")
-    flags = {flag: value[flag] for flag in _FLAGS if flag in value}
-    return {"__type": "AddedToken", "content": value["content"], **_typed(flags, bool, path)}
+    return {"content": value["content"], **_typed({f: value[f] for f in _FLAGS if f in value}, bool, path)}
 
 
 def _mentioned(contents: dict[str, Any]) -> Iterator[str]:
-    """Every token in what `_read_config` or `_read_tokens` returned."""
+    """Every token in what `_read_config` or `_read_map` returned."""
     for key, value in contents.items():
         if key in _SETTINGS:
             continue
-        tokens: Iterable[Any] = [value]
-        if key in _LISTS or key == "added_tokens_decoder":
-            tokens = value.values() if isinstance(value, dict) else value
+        tokens: Iterable[Any] = value if key in _LISTS else [value]
+        if key == "added_tokens_decoder":
+            tokens = value.values()
         yield from (token if isinstance(token, str) else token["content"] for token in tokens)
 
 
@@ -333,9 +330,7 @@ def _added_tokens(tokens: Any, path: Path) -> list[dict[str, Any]]:
         raise UserError(f"tokenizer {path} is damaged: added_tokens is no list")
     read = []
     for value in tokens:
-        token = _token(value, path)
-        if isinstance(token, str):
-            raise UserError(f"tokenizer {path} is damaged: the added token {token!r} has no id")
+        token = _flagged(value, path)
         number = _member(value, "id", (int,), path)
         read.append({"id": number, "content": token["content"], **{flag: token.get(flag, False) for flag in _FLAGS}})
     _check_added(path, [token["content"] for token in read])
