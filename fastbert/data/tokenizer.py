@@ -16,14 +16,24 @@ import numpy as np
 
 from fastbert.data.hashing import document_hash
 from fastbert.data.sources import cut
+from fastbert.data.tokenizer_check import check_folder
+from fastbert.data.tokenizer_files import (
+    ADDED,
+    CONFIG,
+    JSON,
+    PREFIX,
+    SPECIAL_MAP,
+    SPECIAL_TOKENS,
+    VOCABULARY,
+    Interpreted,
+    interpret,
+)
 from fastbert.errors import UserError
 from fastbert.files import atomic_file, read_json, write_json
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-PREFIX = "##"
 SAMPLE_BYTES = 64 * 2**20  # UTF-8 text a tokenizer is trained on, at most
 SMALLEST_VOCABULARY = 256
 LARGEST_ALPHABET = 1000
@@ -57,12 +67,16 @@ class WordPiece:
         """bool [V]: whether an id goes on with a word (a `##` piece)."""
         return np.array([token.startswith(PREFIX) and token != PREFIX for token in self.tokens])
 
+    @property
+    def settings(self) -> tuple[bool, bool, bool, bool, int]:
+        """All that decides about ids beyond the vocabulary: lower case, accents, Chinese, clean text, longest word."""
+        accents = self.lowercase if self.strip_accents is None else self.strip_accents
+        return self.lowercase, accents, self.split_chinese, self.clean_text, self.longest_word
+
     @cached_property
     def fingerprint(self) -> str:
         """sha256 over the vocabulary and all settings that decide about ids."""
-        accents = self.lowercase if self.strip_accents is None else self.strip_accents
-        settings = [self.lowercase, accents, self.split_chinese, self.clean_text, self.longest_word]
-        return hashlib.sha256(json.dumps([self.tokens, settings]).encode()).hexdigest()
+        return hashlib.sha256(json.dumps([self.tokens, self.settings]).encode()).hexdigest()
 
     def build(self) -> "Tokenizer":
         """The `tokenizers.Tokenizer` that adds [CLS] and [SEP] and takes "[MASK]" in a text as the special token."""
@@ -85,31 +99,44 @@ class WordPiece:
         tokenizer.add_special_tokens(list(SPECIAL_TOKENS))
         return tokenizer
 
-    def save(self, folder: Path | str, max_length: int = 512) -> None:
+    def save(self, folder: Path | str, max_length: int | None = None) -> None:
         """Writes a Hugging Face folder that `transformers.AutoTokenizer.from_pretrained` opens with equal ids.
 
         Args:
-            max_length: tokens; becomes `model_max_length`.
+            max_length: tokens, becomes `model_max_length`; None where there is no model that limits it.
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        with atomic_file(folder / "tokenizer.json", "w") as file:
+        for name in (SPECIAL_MAP, ADDED, VOCABULARY):  # an earlier tokenizer's, which transformers would read too
+            (folder / name).unlink(missing_ok=True)
+        with atomic_file(folder / JSON, "w") as file:
             file.write(self.build().to_str(pretty=True))
-        with atomic_file(folder / "vocab.txt", "w") as file:
-            file.writelines(token + "\n" for token in self.tokens)
+        if all(token == token.rstrip() and "\n" not in token for token in self.tokens) and self.tokens[-1]:
+            with atomic_file(folder / VOCABULARY, "w") as file:
+                file.writelines(token + "\n" for token in self.tokens)
+        write_json(folder / CONFIG, self._config() | ({} if max_length is None else {"model_max_length": max_length}))
+
+    def _config(self) -> dict[str, Any]:
+        """tokenizer_config.json, without `model_max_length`."""
         # transformers builds a BertTokenizer anew from the vocabulary, with BERT's own values for these two.
         usual = self.clean_text and self.longest_word == 100
-        write_json(
-            folder / "tokenizer_config.json",
-            {
-                "tokenizer_class": "BertTokenizer" if usual else "PreTrainedTokenizerFast",
-                "do_lower_case": self.lowercase,
-                "strip_accents": self.strip_accents,
-                "tokenize_chinese_chars": self.split_chinese,
-                "model_max_length": max_length,
-                **{f"{token[1:-1].lower()}_token": token for token in SPECIAL_TOKENS},
-            },
-        )
+        return {
+            "tokenizer_class": "BertTokenizer" if usual else "PreTrainedTokenizerFast",
+            "do_lower_case": self.lowercase,
+            "strip_accents": self.strip_accents,
+            "tokenize_chinese_chars": self.split_chinese,
+            **{f"{token[1:-1].lower()}_token": token for token in SPECIAL_TOKENS},
+        }
+
+    def wrote(self, folder: Path) -> bool:
+        """Whether the files in `folder` are, entry by entry, what `save` writes."""
+        if not (folder / JSON).is_file() or not (folder / CONFIG).is_file():
+            return False
+        if (folder / SPECIAL_MAP).exists() or (folder / ADDED).exists():
+            return False
+        config = read_json(folder / CONFIG, "tokenizer configuration")
+        config.pop("model_max_length", None)
+        return config == self._config() and read_json(folder / JSON, "tokenizer") == json.loads(self.build().to_str())
 
 
 def sample_documents(documents: Iterable[str], limit: int = SAMPLE_BYTES) -> list[str]:
@@ -166,76 +193,37 @@ def train_tokenizer(documents: Iterable[str], vocab_size: int, lowercase: bool =
 
 
 def load_tokenizer(folder: Path | str) -> WordPiece:
-    """The tokenizer of a Hugging Face BERT folder (tokenizer.json, else vocab.txt) or of a prepared folder.
+    """The tokenizer of a Hugging Face BERT folder (tokenizer.json, else vocab.txt), a prepared folder or a run.
 
-    Truncation and padding that a tokenizer.json may carry are dropped.
+    A folder that is not as `WordPiece.save` writes it is compared with what transformers makes of it. Truncation and
+    padding that a tokenizer.json may carry are dropped.
 
     Raises:
-        UserError: no tokenizer, a damaged one, one that is not BERT's kind of WordPiece, or lacks a special token.
+        UserError: no tokenizer, a damaged one, one that is not BERT's kind of WordPiece, lacks a special token, or is
+            read differently by transformers.
     """
     folder = Path(folder)
-    if (folder / "dataset.json").is_file():
+    if (folder / "dataset.json").is_file() or (folder / "checkpoints").is_dir():
         folder = folder / "tokenizer"
-    if (folder / "tokenizer.json").is_file():
-        path = folder / "tokenizer.json"
-        tokenizer = _from_json(read_json(path, "tokenizer"), path)
-    elif (folder / "vocab.txt").is_file():
-        path = folder / "vocab.txt"
-        tokenizer = _from_vocabulary(folder)
-    else:
-        raise UserError(f"{folder} holds no tokenizer; give a folder with tokenizer.json or vocab.txt")
-    missing = [token for token in SPECIAL_TOKENS if token not in tokenizer.ids]
+    files = interpret(folder)
+    wordpiece = _from_files(files)
+    if not wordpiece.wrote(folder):
+        key = hashlib.sha256(json.dumps(files.contents, sort_keys=True).encode()).digest()
+        if key not in _compared:
+            check_folder(wordpiece, files)
+            _compared.add(key)
+    return wordpiece
+
+
+_compared: set[bytes] = set()  # contents that transformers reads as we do: a job opens the same folder several times
+
+
+def _from_files(files: Interpreted) -> WordPiece:
+    wordpiece = WordPiece(tuple(sorted(files.vocabulary, key=files.vocabulary.__getitem__)), **files.settings)
+    missing = [token for token in SPECIAL_TOKENS if token not in wordpiece.ids]
     if missing:
-        raise UserError(f"tokenizer {path} lacks {', '.join(missing)}; give one with {', '.join(SPECIAL_TOKENS)}")
-    return tokenizer
-
-
-def _from_json(content: Any, path: Path) -> WordPiece:
-    kinds = {"model": "WordPiece", "normalizer": "BertNormalizer", "pre_tokenizer": "BertPreTokenizer"}
-    for part, kind in kinds.items():
-        found = content.get(part) if isinstance(content, dict) else None
-        if not isinstance(found, dict) or found.get("type", kind) != kind:
-            name = found.get("type") if isinstance(found, dict) else found
-            raise UserError(f"tokenizer {path}: its {part} is {name}, not {kind}; give a BERT tokenizer")
-    model, normalizer = content["model"], content["normalizer"]
-    if not isinstance(model.get("vocab"), dict) or model.get("continuing_subword_prefix") != PREFIX:
-        raise UserError(f"tokenizer {path}: its model has another prefix than {PREFIX!r}; give a BERT tokenizer")
-    vocabulary = dict(model["vocab"])
-    for added in content.get("added_tokens", []):
-        if not added["special"]:
-            raise UserError(f"tokenizer {path} has an added token {added['content']!r}, which only special ones may be")
-        vocabulary.setdefault(added["content"], added["id"])
-    if sorted(vocabulary.values()) != list(range(len(vocabulary))):
-        raise UserError(f"tokenizer {path}: its ids are not 0 to {len(vocabulary) - 1}; give one without gaps")
-    return WordPiece(
-        tuple(sorted(vocabulary, key=vocabulary.__getitem__)),
-        lowercase=normalizer["lowercase"],
-        strip_accents=normalizer["strip_accents"],
-        split_chinese=normalizer["handle_chinese_chars"],
-        clean_text=normalizer["clean_text"],
-        longest_word=model["max_input_chars_per_word"],
-    )
-
-
-def _from_vocabulary(folder: Path) -> WordPiece:
-    path = folder / "vocab.txt"
-    try:
-        tokens = path.read_text(encoding="utf-8").splitlines(keepends=False)
-    except UnicodeDecodeError as error:
-        raise UserError(f"vocabulary {path} is not UTF-8 text: {error}") from None
-    seen: set[str] = set()
-    for number, token in enumerate(tokens, 1):
-        if token in seen:
-            raise UserError(f"vocabulary {path}: line {number} repeats {token!r}; every line must be another token")
-        seen.add(token)
-    config_path = folder / "tokenizer_config.json"
-    config = read_json(config_path, "tokenizer configuration") if config_path.is_file() else {}
-    return WordPiece(
-        tuple(tokens),
-        lowercase=config.get("do_lower_case", True),
-        strip_accents=config.get("strip_accents"),
-        split_chinese=config.get("tokenize_chinese_chars", True),
-    )
+        raise UserError(f"tokenizer {files.path} lacks {', '.join(missing)}; give one with {', '.join(SPECIAL_TOKENS)}")
+    return wordpiece
 
 
 def _alphabet(sample: list[str], tokenizer: "Tokenizer", limit: int) -> tuple[list[str], list[str]]:

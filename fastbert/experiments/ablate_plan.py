@@ -23,7 +23,7 @@ from fastbert.hub.names import kept
 from fastbert.model.notes import NotesOptions
 from fastbert.pretraining.job import resolve_steps
 from fastbert.pretraining.options import PretrainOptions, science
-from fastbert.pretraining.setup import data_fingerprint, data_folder, prepare_setup
+from fastbert.pretraining.setup import data_fingerprint, data_folder, prepare_setup, tokenizer_to_prepare
 from fastbert.training.checkpoints import check_space
 from fastbert.training.schedules import ScheduleOptions, learning_rate_factor, warmup_steps
 
@@ -109,11 +109,9 @@ def prepared(ablation: Ablation) -> Path:
     if notes:
         least, most = min(band.least for band in notes), max(band.most for band in notes)
         base = replace(base, notes=NotesOptions(enabled=True, least=least, most=most))
-    tokenizer = base.tokenizer
-    if tokenizer is None and base.init_from is not None:
-        tokenizer = str(load_pretrained(base.init_from).tokenizer)
     with named(ablation.path):
-        return data_folder(base, tokenizer).resolve()
+        pretrained = load_pretrained(base.init_from) if base.init_from is not None else None
+        return data_folder(base, tokenizer_to_prepare(base, pretrained)).resolve()
 
 
 def shared(options: PretrainOptions, anneal: float | None) -> PretrainOptions:

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from fastbert import config as configuration
-from fastbert.data.tokenizer import WordPiece, load_tokenizer
+from fastbert.data.tokenizer import WordPiece
 from fastbert.errors import UserError
 from fastbert.files import (
     LOCK,
@@ -48,7 +48,7 @@ from fastbert.finetuning.options import FinetuneOptions, science
 from fastbert.finetuning.predict import BATCH, Inputs, answer, encode_inputs, predict_scores
 from fastbert.finetuning.results import Figures, seed_folder, tuned_folder, write_results
 from fastbert.finetuning.tasks import Example, Task, open_task
-from fastbert.hub.load import Pretrained
+from fastbert.hub.load import Pretrained, tokenizer_of
 from fastbert.training.apex import check_apex, fused_adam
 from fastbert.training.finite import all_finite
 from fastbert.training.hardware import describe_machine, resolve_device, resolve_precision, setup_machine
@@ -158,12 +158,7 @@ def prepare_setup(asked: FinetuneOptions) -> Setup:
             f"the task {task.name} has no {lacking} split; fine-tuning needs one to train on and one for dev"
         )
     pretrained = open_encoder(asked)
-    vocabulary = load_tokenizer(pretrained.tokenizer)
-    if len(vocabulary.tokens) > pretrained.config.vocab_size:
-        raise UserError(
-            f"the tokenizer in {pretrained.tokenizer} has {len(vocabulary.tokens)} tokens and {asked.start} "
-            f"{pretrained.config.vocab_size}; give the model with the tokenizer it was trained with"
-        )
+    vocabulary = tokenizer_of(pretrained)
     options = asked.resolved(task, pretrained.config.max_positions)
     record = task_record(options, task, 0, {})
     train = task.examples("train")

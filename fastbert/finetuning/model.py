@@ -137,7 +137,7 @@ def save_classifier(model: Classifier, record: TaskRecord, tokenizer: Path, out:
     }
     require_finite({"head": head}, "the model to save")  # export_model looks at the encoder
     with atomic_folder(out) as folder:
-        export_model(config, encoder, tokenizer, folder)
+        export_model(config, encoder, tokenizer, folder, max_length=record.max_length)
         path = folder / "model.safetensors"
         prefix = "bert." if native else "encoder."
         tensors = {f"{prefix}{name}": tensor for name, tensor in load_file(path).items()}

@@ -16,8 +16,10 @@ from torch import Tensor
 
 import fastbert
 from fastbert.data.tokenizer import load_tokenizer
+from fastbert.data.tokenizer_check import check_folder
+from fastbert.data.tokenizer_files import interpret
 from fastbert.errors import UserError
-from fastbert.files import atomic_folder, json_text, read_json
+from fastbert.files import atomic_folder, json_text
 from fastbert.hub.card import model_card
 from fastbert.hub.names import BERT_OPTIONS, OWN_OPTIONS, TIED, bert_names, check_weights, head_of, is_bert
 from fastbert.model.config import EncoderConfig
@@ -34,14 +36,6 @@ AUTO_MAP = {
 FAMILIES = {None: "bert", "mlm": "bert", "replaced": "electra"}
 NATIVE_CLASSES = {None: "BertModel", "mlm": "BertForMaskedLM", "replaced": "ElectraForPreTraining"}
 OWN_CLASSES = {None: "FastBertModel", "mlm": "FastBertForMaskedLM", "replaced": "FastBertForPreTraining"}
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.txt",
-)
-
 MARK = "fastbert"
 """Key in the header of our model.safetensors. `save_pretrained` does not copy it, so that a model which somebody went
 on training and saved elsewhere is not taken for an export that may be replaced."""
@@ -52,7 +46,13 @@ TOKENIZER = "tokenizer"
 
 
 def export_model(
-    config: EncoderConfig, weights: dict[str, Tensor], tokenizer: Path, out: Path, *, card: dict[str, Any] | None = None
+    config: EncoderConfig,
+    weights: dict[str, Tensor],
+    tokenizer: Path,
+    out: Path,
+    *,
+    card: dict[str, Any] | None = None,
+    max_length: int | None = None,
 ) -> None:
     """Writes the folder `out`, whole or not at all; an earlier export there is replaced.
 
@@ -64,9 +64,11 @@ def export_model(
         config: of the encoder.
         weights: `encoder.<names of Encoder>` and, if there is one, `head.<names of MLMHead or ReplacedHead>`, on any
             device; the tied `head.decoder.weight` may be left out.
-        tokenizer: folder with tokenizer.json or vocab.txt; its tokenizer files are copied.
+        tokenizer: folder with tokenizer.json or vocab.txt. Its files are not copied but written anew, from what was
+            read of them, and compared with what transformers reads.
         out: folder to write.
         card: facts for the table in README.md: data, steps, validation loss, command, ...
+        max_length: tokens, `model_max_length` of the tokenizer; None for the model's positions.
 
     Raises:
         UserError: `out` holds something else; the weights do not fit `config`; the tokenizer is missing, damaged or
@@ -86,9 +88,10 @@ def export_model(
     mark = {MARK: fastbert.__version__, TOKENIZER: vocabulary.fingerprint}
     mark |= {NO_TYPES: "true"} if native and not config.type_vocab_size else {}
     with atomic_folder(out) as folder:
-        _copy_tokenizer(tokenizer, folder)
         settings = _config_json(config, native, head, vocabulary.ids["[PAD]"], tensors)
         (folder / "config.json").write_text(json_text(settings, indent=2) + "\n", encoding="utf-8")
+        vocabulary.save(folder, max_length or config.max_positions)
+        check_folder(vocabulary, interpret(folder))
         # Not save_file: that reports a full disk as an error of its own, which atomic_folder does not know.
         (folder / "model.safetensors").write_bytes(save(tensors, metadata={"format": "pt", **mark}))
         text = model_card(config, out.name, native=native, head=head, facts=card or {})
@@ -156,15 +159,3 @@ def _config_json(
     values |= {theirs: getattr(config, ours) for ours, theirs in OWN_OPTIONS.items()}
     kind = {"architectures": [OWN_CLASSES[head]], "model_type": "fastbert"}
     return kind | {"auto_map": AUTO_MAP} | values | shared
-
-
-def _copy_tokenizer(tokenizer: Path, folder: Path) -> None:
-    for name in TOKENIZER_FILES:
-        if (tokenizer / name).is_file():
-            shutil.copyfile(tokenizer / name, folder / name)
-    settings = folder / "tokenizer_config.json"
-    values = read_json(settings, "tokenizer configuration") if settings.exists() else {}
-    if "tokenizer_class" not in values:
-        # Without it AutoTokenizer asks the model's configuration, and would want to run code to read ours.
-        text = json_text(values | {"tokenizer_class": "BertTokenizer"}, indent=2)
-        settings.write_text(text + "\n", encoding="utf-8")

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from fastbert.data.tokenizer import load_tokenizer
+from fastbert.data.tokenizer import WordPiece, load_tokenizer
 from fastbert.errors import UserError
 from fastbert.files import read_json
 from fastbert.hub.export import NO_TYPES, TOKENIZER, header
@@ -119,6 +119,31 @@ def find_checkpoint(folder: Path) -> Checkpoint | None:
     return None
 
 
+def tokenizer_of(pretrained: Pretrained) -> WordPiece:
+    """The tokenizer that lies with the weights.
+
+    Raises:
+        UserError: there is none, it cannot be used, or it has more tokens than the embedding.
+    """
+    folder = pretrained.tokenizer
+    if not _has_tokenizer(folder):
+        raise UserError(
+            f"{folder} holds no tokenizer, so it is not known which ids the words have in {pretrained.source}; copy "
+            "there the tokenizer.json or vocab.txt that it was trained with"
+        )
+    vocabulary = load_tokenizer(folder)
+    if len(vocabulary.tokens) > pretrained.config.vocab_size:
+        raise UserError(
+            f"the tokenizer in {folder} has {len(vocabulary.tokens)} tokens and {pretrained.source} "
+            f"{pretrained.config.vocab_size}; give the model with the tokenizer it was trained with"
+        )
+    return vocabulary
+
+
+def _has_tokenizer(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in ("tokenizer.json", "vocab.txt"))
+
+
 def build_encoder(pretrained: Pretrained) -> tuple[Encoder, MLMHead | None]:
     """The encoder with its weights, in float32 and in training mode as every new module, and the MLM head if there is
     one, tied to it."""
@@ -174,8 +199,7 @@ def _from_hub(folder: Path) -> Pretrained:
 def _check_tokenizer(folder: Path, trained_with: str | None, model: str) -> None:
     """Sees to it that the tokenizer in `folder`, if one is there, is that of a model which says what it was trained
     with."""
-    there = any((folder / name).is_file() for name in ("tokenizer.json", "vocab.txt"))
-    if trained_with and there and load_tokenizer(folder).fingerprint != trained_with:
+    if trained_with and _has_tokenizer(folder) and load_tokenizer(folder).fingerprint != trained_with:
         raise UserError(
             f"the tokenizer in {folder} is not the one that {model} was trained with, so its words would mean others; "
             "put the original tokenizer back"

@@ -17,10 +17,10 @@ from fastbert.data.batches import InMemory, Rows, validation_batches
 from fastbert.data.encoding import MUCH_UNKNOWN, Encoder
 from fastbert.data.shards import unigram_entropy
 from fastbert.data.sources import open_source
-from fastbert.data.tokenizer import WordPiece, load_tokenizer
+from fastbert.data.tokenizer import WordPiece
 from fastbert.errors import UserError
 from fastbert.files import json_text
-from fastbert.hub.load import Pretrained, find_checkpoint, load_pretrained
+from fastbert.hub.load import Pretrained, find_checkpoint, load_pretrained, tokenizer_of
 from fastbert.objectives import OBJECTIVES
 from fastbert.objectives.mlm import MLM, MLMOptions
 from fastbert.pretraining.evaluation import evaluate
@@ -73,7 +73,7 @@ def evaluate_text(options: EvaluateOptions) -> dict[str, Any]:
             f"length {length} is longer than the {pretrained.config.max_positions} positions of "
             f"{options.model}; lower --length"
         )
-    vocabulary = load_tokenizer(pretrained.tokenizer)
+    vocabulary = tokenizer_of(pretrained)
     text = read_text(options, vocabulary)
     tokens = text.tokens
     rows = Rows(InMemory(tokens), length, vocabulary.ids["[CLS]"], vocabulary.ids["[SEP]"])

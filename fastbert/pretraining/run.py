@@ -7,12 +7,12 @@ metrics.jsonl, tensorboard/, checkpoints/, model/, report/, with --profile profi
 """
 
 import datetime
-import shutil
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from fastbert import config as configuration
+from fastbert.data.tokenizer import load_tokenizer
 from fastbert.errors import UserError
 from fastbert.files import LOCK, atomic_file, atomic_folder, disk_errors, write_json
 from fastbert.model.config import EncoderOptions
@@ -66,7 +66,7 @@ class RunFolder:
             UserError: the folder cannot be written.
         """
         with atomic_folder(self.tokenizer) as folder:
-            shutil.copytree(tokenizer, folder, dirs_exist_ok=True)
+            load_tokenizer(tokenizer).save(folder)
         with atomic_file(self.config, "w") as file:
             file.write(configuration.to_yaml(options))
         write_json(self.manifest, manifest)

@@ -11,9 +11,10 @@ from fastbert.data.batches import Rows, TrainingBatches, validation_batches
 from fastbert.data.prepare import PrepareOptions, prepared_folder
 from fastbert.data.shards import Dataset, open_dataset
 from fastbert.data.stages import NOMINAL_STEPS, Plan, all_shapes, make_plan
-from fastbert.data.tokenizer import WordPiece
+from fastbert.data.tokenizer import WordPiece, load_tokenizer
+from fastbert.data.tokenizer_check import differences
 from fastbert.errors import UserError
-from fastbert.hub.load import load_pretrained
+from fastbert.hub.load import Pretrained, load_pretrained, tokenizer_of
 from fastbert.model.config import EncoderConfig
 from fastbert.model.encoder import adapt, initialize
 from fastbert.objectives import OBJECTIVES
@@ -105,12 +106,10 @@ def prepare_setup(options: PretrainOptions, config: EncoderConfig | None = None)
         check_apex(options.optimizer.name, device)
     setup_machine(options.machine, device)
     options.encoder.resolve(vocab_size=1, length=options.length)  # a wrong encoder shows before the data is prepared
-    tokenizer = options.tokenizer
     pretrained = None
     if options.init_from is not None and config is None:
         pretrained = load_pretrained(options.init_from)
-        tokenizer = tokenizer or str(pretrained.tokenizer)
-    folder = data_folder(options, tokenizer)
+    folder = data_folder(options, tokenizer_to_prepare(options, pretrained))
     dataset = open_dataset(folder)
     vocabulary = dataset.wordpiece
     if config is None:
@@ -119,6 +118,7 @@ def prepare_setup(options: PretrainOptions, config: EncoderConfig | None = None)
         config = options.encoder.resolve(dataset.vocab_size, options.length)
         if pretrained is not None:
             config = initial_config(options, config, pretrained.config)
+            check_tokenizer(pretrained, vocabulary, str(folder))
     if not len(rows := Rows(dataset.split("validation"), options.length, 0, 0)):
         raise UserError(
             f"{folder} holds {len(rows.stream)} tokens for validation, less than one sequence of {options.length}; "
@@ -130,6 +130,21 @@ def prepare_setup(options: PretrainOptions, config: EncoderConfig | None = None)
     lengths = {options.length, options.stages.first_length or options.length}
     noted = find_noted(options.notes, dataset, options.length, lengths) if options.notes.enabled else None
     return Setup(options, dataset, vocabulary, config, device, precision, noted)
+
+
+def tokenizer_to_prepare(options: PretrainOptions, pretrained: Pretrained | None) -> str | None:
+    """Folder of the tokenizer for a source of text: --tokenizer, or else that of the weights of --init-from.
+
+    Raises:
+        UserError: --tokenizer is not that of the weights; found before any text is prepared with it.
+    """
+    if pretrained is None:
+        return options.tokenizer
+    if options.tokenizer is None:
+        return str(pretrained.tokenizer)
+    if not (Path(options.data) / "dataset.json").is_file():  # else the option has no effect
+        check_tokenizer(pretrained, load_tokenizer(options.tokenizer), options.tokenizer)
+    return options.tokenizer
 
 
 def data_folder(options: PretrainOptions, tokenizer: str | None) -> Path:
@@ -147,6 +162,26 @@ def data_folder(options: PretrainOptions, tokenizer: str | None) -> Path:
     )
 
 
+def check_tokenizer(pretrained: Pretrained, vocabulary: WordPiece, where: str) -> None:
+    """Compares the tokenizer of the data with that of the weights which --init-from gives, id by id.
+
+    Weights without a tokenizer are refused: which words their ids mean cannot be found out.
+
+    Args:
+        vocabulary: the data's.
+        where: it comes from.
+
+    Raises:
+        UserError: they differ. Names settings and the first ids.
+    """
+    found = differences(vocabulary, tokenizer_of(pretrained), (where, str(pretrained.tokenizer)))
+    if found:
+        raise UserError(
+            f"the tokenizer of {where} is not that of {pretrained.source}, so its ids would mean other words: "
+            f"{'; '.join(found)}. Prepare the data with `fastbert prepare --tokenizer {pretrained.tokenizer}`"
+        )
+
+
 def initial_config(options: PretrainOptions, config: EncoderConfig, given: EncoderConfig) -> EncoderConfig:
     """The shape of the encoder `given` by --init-from, with this run's dropout and longest sequence.
 
@@ -156,7 +191,8 @@ def initial_config(options: PretrainOptions, config: EncoderConfig, given: Encod
     if given.vocab_size < config.vocab_size:
         raise UserError(
             f"the vocabulary of {options.data} has {config.vocab_size} words, larger than the embedding of "
-            f"{options.init_from} with {given.vocab_size}; prepare the data with --tokenizer {options.init_from}"
+            f"{options.init_from} with {given.vocab_size}; prepare the data with `fastbert prepare --tokenizer "
+            f"{options.init_from}`"
         )
     return replace(
         given,

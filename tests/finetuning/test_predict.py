@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from fastbert.finetuning.model import load_classifier
+from fastbert.data.tokenizer import SPECIAL_TOKENS, WordPiece
+from fastbert.finetuning.model import Classifier, TaskRecord, load_classifier, save_classifier
 from fastbert.finetuning.predict import encode_inputs, predict_scores
 from fastbert.finetuning.tasks import Example
-from tests.finetuning.conftest import FAST, write_rows
+from tests.finetuning.conftest import FAST, tiny_config, write_rows
 from tests.flags import main
 
 PRECISE = ("--machine.precision", "fp32", "--machine.threads", "1")
@@ -71,6 +72,37 @@ def test_transformers_opens_a_native_model_and_agrees(name, tuned, tmp_path) -> 
     expected = {0: "score"} if name == "numbers" else {0: "bad", 1: "good"}
     assert model.config.id2label == expected
     assert model.config.problem_type == ("regression" if name == "numbers" else "single_label_classification")
+
+
+def test_a_cased_model_predicts_the_same_in_transformers(tmp_path) -> None:
+    """Of a BERT with nothing but a cased tokenizer.json: 40 of 40 predictions, on texts in which case decides. A text
+    over the training length is cut to it."""
+    from transformers import AutoTokenizer, pipeline
+
+    words = (*SPECIAL_TOKENS, *(word for n in range(20) for word in (f"word{n}", f"Word{n}")))
+    config = tiny_config(vocab_size=len(words))
+    source = tmp_path / "in"
+    cased = WordPiece(words, lowercase=False)
+    cased.save(source)
+    (source / "tokenizer_config.json").unlink()
+    (source / "vocab.txt").unlink()
+    record = TaskRecord("words", "class", ("bad", "good"), False, False, 12, 0, {})
+    inputs = encode_inputs([Example(n, word, None, None) for n, word in enumerate(words[5:])], cased, record)
+    model = Classifier(config, 2)
+    torch.manual_seed(0)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    scores = predict_scores(model, inputs, numbers=False, precision="fp32")
+    with torch.no_grad():  # each class is predicted for half of the words
+        model.classifier.bias[1] -= float(np.median(np.log(scores[:, 1] / scores[:, 0])))
+    ours = predict_scores(model, inputs, numbers=False, precision="fp32").argmax(1)
+    assert ours.sum() == 20 and (ours[::2] != ours[1::2]).sum() > 5
+    save_classifier(model, record, source, tmp_path / "out")
+    classify = pipeline("text-classification", model=str(tmp_path / "out"), device="cpu")
+    theirs = [record.labels.index(found["label"]) for found in classify(list(words[5:]))]
+    assert len(theirs) == 40 and theirs == ours.tolist()
+    assert AutoTokenizer.from_pretrained(tmp_path / "out").model_max_length == 12
+    assert classify("word1 " * 60, truncation=True)[0]["label"] in record.labels
 
 
 def test_transformers_opens_ours_with_its_code_and_without_fastbert(tuned, tmp_path) -> None:

@@ -1,0 +1,150 @@
+"""fastbert and transformers read every tokenizer folder alike, before and after an export, or it is refused."""
+
+import functools
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tokenizers import Tokenizer
+from transformers import AutoTokenizer, BertForMaskedLM, pipeline
+
+from fastbert.data.encoding import Encoder
+from fastbert.data.tokenizer import WordPiece, load_tokenizer
+from fastbert.errors import UserError
+from fastbert.hub.export import export_model
+from fastbert.hub.load import load_pretrained
+from fastbert.model.config import EncoderConfig
+from tests.data.tokenizer_folders import BERT, READABLE, REFUSED, WORDS, put, texts, tokenizer_json
+from tests.hub.conftest import named, random_models, small_config
+
+TEXTS = texts()
+
+
+def ids(tokenizer: Any) -> list[list[int]]:
+    """What a tokenizer of transformers or of the library makes of the texts, alone and in pairs."""
+    if isinstance(tokenizer, Tokenizer):
+        found = [*tokenizer.encode_batch(TEXTS), *tokenizer.encode_batch(list(itertools.pairwise(TEXTS)))]
+        return [encoding.ids + encoding.type_ids for encoding in found]
+    found = [tokenizer(TEXTS, return_token_type_ids=True), tokenizer(TEXTS[:-1], TEXTS[1:], return_token_type_ids=True)]
+    return [a + b for part in found for a, b in zip(part["input_ids"], part["token_type_ids"], strict=True)]
+
+
+@functools.cache
+def model(position: str) -> tuple[EncoderConfig, dict[str, torch.Tensor]]:
+    config = small_config(vocab_size=256, layers=1, position=position)
+    return config, named(*random_models(config))
+
+
+def exported(tokenizer: Path, out: Path, position: str = "absolute") -> Path:
+    export_model(*model(position), tokenizer, out)
+    return out
+
+
+@pytest.mark.parametrize("name", READABLE)
+def test_both_read_a_folder_alike_and_its_export_too(name: str, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = put(tmp_path / "in", **READABLE[name])
+    ours = load_tokenizer(folder)
+    expected = ids(ours.build())
+    assert ids(AutoTokenizer.from_pretrained(folder, trust_remote_code=False)) == expected
+    position = "tupe-r" if len(name) % 2 else "absolute"  # an export with code, or one that transformers knows
+    out = exported(folder, tmp_path / "out", position=position)
+    opened = AutoTokenizer.from_pretrained(out, trust_remote_code=True)
+    assert ids(opened) == expected and opened.model_max_length == 30
+    assert load_tokenizer(out).fingerprint == ours.fingerprint
+    assert "hostile" not in (out / "tokenizer_config.json").read_text()
+    assert not (out / "hostile.py").exists() and not (tmp_path / "ran").exists()
+    # "[MASK]" in a corpus is text; split_special_tokens is transformers' name for that.
+    split, encoder = (
+        AutoTokenizer.from_pretrained(out, trust_remote_code=True, split_special_tokens=True),
+        Encoder(ours),
+    )
+    encoded = encoder.encode(TEXTS, [True] * len(TEXTS))
+    theirs = split(TEXTS, add_special_tokens=False)["input_ids"]
+    assert encoded.tokens.tolist() == [token for text in theirs for token in (*text, ours.ids["[SEP]"])]
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_the_two_read_differently_is_refused(name: str, tmp_path: Path) -> None:
+    message, files = REFUSED[name]
+    folder = put(tmp_path / "in", **files)
+    with pytest.raises(UserError, match=f"(?s){message}"):
+        load_tokenizer(folder)
+    with pytest.raises(UserError, match=f"(?s){message}"):
+        exported(folder, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_cased_tokenizer_json_alone_is_taken_as_it_is(tmp_path: Path, capsys) -> None:
+    """transformers lower-cases it next to a BERT's config.json; fastbert reads what is in it, and so is its export."""
+    folder = put(tmp_path / "in", tokenizer__json=tokenizer_json(lowercase=False), config__json=BERT)
+    assert not load_tokenizer(folder).lowercase
+    said = capsys.readouterr().err
+    assert "do_lower_case is False in fastbert and True in transformers" in said and "no tokenizer_config.json" in said
+    library = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    assert ids(AutoTokenizer.from_pretrained(exported(folder, tmp_path / "out"))) == ids(library)
+
+
+@pytest.mark.parametrize(
+    "change", [{"do_lower_case": True}, {"additional_special_tokens": ["[E1]"]}, {"strip_accents": 1}]
+)
+def test_an_export_whose_tokenizer_was_changed_is_refused(change: dict[str, Any], tmp_path: Path) -> None:
+    folder = put(tmp_path / "in", tokenizer__json=tokenizer_json(lowercase=False))
+    out = exported(folder, tmp_path / "out")
+    load_pretrained(out)
+    path = out / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(UserError, match=f"{next(iter(change))}|E1"):
+        load_pretrained(out)
+
+
+def test_an_export_states_its_positions_so_truncation_works(tmp_path: Path) -> None:
+    WordPiece(WORDS).save(tmp_path / "in")
+    assert AutoTokenizer.from_pretrained(tmp_path / "in").model_max_length > 1e20  # no model, no limit
+    out = exported(tmp_path / "in", tmp_path / "out")
+    tokenizer, text = AutoTokenizer.from_pretrained(out), "a [MASK] " * 50
+    batch = tokenizer(text, truncation=True, return_tensors="pt")
+    assert batch["input_ids"].shape == (1, 30)
+    with torch.no_grad():
+        assert BertForMaskedLM.from_pretrained(out)(**batch).logits.shape == (1, 30, 256)
+    fill = pipeline("fill-mask", model=str(out), tokenizer=str(out), device="cpu")
+    assert fill("a [MASK] " + "a " * 100, tokenizer_kwargs={"truncation": True})
+
+
+def test_vocabularies_that_vocab_txt_cannot_hold_are_exported_without_it(tmp_path: Path) -> None:
+    odd = WordPiece((*WORDS, "a\nb", "c "))
+    odd.save(tmp_path / "in")
+    assert not (tmp_path / "in" / "vocab.txt").exists()
+    opened = AutoTokenizer.from_pretrained(exported(tmp_path / "in", tmp_path / "out"))
+    assert ids(opened) == ids(odd.build()) and opened.get_vocab() == odd.ids
+
+
+def test_files_that_are_damaged_are_named(tmp_path: Path) -> None:
+    for number, (files, message) in enumerate(
+        (
+            ({"tokenizer__json": []}, r"tokenizer .*tokenizer\.json is damaged: it holds no JSON object"),
+            ({"tokenizer__json": tokenizer_json(lambda c: c["normalizer"].pop("lowercase"))}, "it lacks lowercase"),
+            (
+                {"tokenizer__json": tokenizer_json(lambda c: c["model"]["vocab"].update(a="5"))},
+                "a is '5', which it cannot",
+            ),
+            ({"tokenizer__json": tokenizer_json(lambda c: c.update(added_tokens=[3]))}, "3 is no token"),
+            (
+                {"tokenizer__json": tokenizer_json(lambda c: c["added_tokens"][0].update(id=7))},
+                "has the id 7 and another",
+            ),
+            (
+                {"tokenizer__json": tokenizer_json(), "tokenizer_config__json": "{"},
+                r"tokenizer_config\.json is damaged",
+            ),
+            ({"tokenizer__json": tokenizer_json(), "tokenizer_config__json": {"vocab": {"a": 0}}}, "has vocab, which"),
+            ({"tokenizer__json": tokenizer_json(), "added_tokens__json": {"a": "b"}}, "a is 'b', which it cannot be"),
+            ({"tokenizer__json": tokenizer_json(), "special_tokens_map__json": {"cls_token": {}}}, "{} is no token"),
+            ({"vocab__txt": "[PAD]", "tokenizer_config__json": {"tokenizer_class": "TokenizersBackend"}}, "needs"),
+        )
+    ):
+        with pytest.raises(UserError, match=message):
+            load_tokenizer(put(tmp_path / str(number), **files))
