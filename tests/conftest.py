@@ -1,14 +1,24 @@
 """One thread a test process (the suite runs in two), nothing fetched from a hub, and a small prepared corpus."""
 
+import atexit
 import importlib.util
 import os
+import shutil
+import tempfile
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+# What fastbert remembers goes to a cache of this process; matplotlib's fonts and the hub's files stay where they are.
+_user_cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+os.environ.setdefault("MPLCONFIGDIR", str(_user_cache / "matplotlib"))
+os.environ.setdefault("HF_HOME", str(_user_cache / "huggingface"))
+os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="fastbert-tests-")
 
 import pytest
 import torch
+
+atexit.register(shutil.rmtree, os.environ["XDG_CACHE_HOME"], ignore_errors=True)
 
 torch.set_num_threads(1)
 

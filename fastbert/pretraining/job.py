@@ -48,7 +48,7 @@ def pretrain(asked: PretrainOptions, name: str) -> int:
     if len(given) != 1:
         raise UserError(f"give one of --steps, --tokens and --minutes, not {' and '.join(given) or 'none'}")
     run = new_folder(asked.out, name)
-    setup = prepare_setup(replace(asked, **OF_ONE_CALL, out=str(run.path)))
+    setup = prepare_setup(replace(asked, **OF_ONE_CALL, out=str(run.path)), verify_data=asked.verify_data)
     setup.options = resolve_steps(setup)
     setup.plan()  # refuses a batch that grows for longer than the run
     learning_rate_factor(setup.options.schedule, 0, setup.options.steps)  # refuses a warm-up longer than the run

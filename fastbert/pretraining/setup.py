@@ -84,11 +84,14 @@ class Setup:
         return evaluate(objective, batches, self.precision)
 
 
-def prepare_setup(options: PretrainOptions, config: EncoderConfig | None = None) -> Setup:
+def prepare_setup(
+    options: PretrainOptions, config: EncoderConfig | None = None, verify_data: bool | None = None
+) -> Setup:
     """Data, vocabulary, encoder and machine for `options`; everything that can be refused is refused here.
 
     Args:
         config: of a run that is resumed.
+        verify_data: as the option, which counts if this is None.
     """
     device = resolve_device(options.machine.device)
     precision, warning = resolve_precision(options.machine.precision, device)
@@ -102,7 +105,7 @@ def prepare_setup(options: PretrainOptions, config: EncoderConfig | None = None)
         pretrained = load_pretrained(options.init_from)
         tokenizer = tokenizer or str(pretrained.tokenizer)
     folder = data_folder(options, tokenizer)
-    dataset = open_dataset(folder)
+    dataset = open_dataset(folder, options.verify_data if verify_data is None else verify_data)
     vocabulary = dataset.wordpiece
     if config is None:
         if pretrained is not None:

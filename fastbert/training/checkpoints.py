@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from fastbert.errors import UserError
-from fastbert.files import atomic_folder, disk_errors, make_folder, read_json, remove_leftovers
+from fastbert.files import atomic_folder, disk_errors, make_folder, read_json, remove_leftovers, seal_of
 
 FORMAT = 1
 _FOLDER = re.compile(r"step-(\d{8,})")
@@ -104,7 +104,7 @@ class Checkpointer:
                 file.name: {"bytes": file.stat().st_size, "sha256": _sha256(file)} for file in sorted(folder.iterdir())
             }
             manifest = {"format": FORMAT, "step": step, "metric": metric, "files": files}
-            manifest["seal"] = _seal(manifest)
+            manifest["seal"] = seal_of(manifest)
             (folder / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
         self._prune(step)
         return path
@@ -318,12 +318,6 @@ def _metric_of(path: Path) -> float | None:
         return None
 
 
-def _seal(manifest: dict) -> str:
-    """The manifest's own hash: no other file holds it."""
-    bare = {key: value for key, value in manifest.items() if key != "seal"}
-    return hashlib.sha256(json.dumps(bare, sort_keys=True).encode()).hexdigest()
-
-
 def _sha256(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
@@ -334,7 +328,7 @@ def _read_manifest(path: Path) -> dict:
     manifest = read_json(file, "the checkpoint's manifest")
     if isinstance(manifest, dict) and manifest.get("format", FORMAT) != FORMAT:
         raise UserError(f"{file} has format {manifest['format']}, and this version of fastbert reads {FORMAT}")
-    if not isinstance(manifest, dict) or manifest.get("seal") != _seal(manifest):
+    if not isinstance(manifest, dict) or manifest.get("seal") != seal_of(manifest):
         raise UserError(f"the checkpoint's manifest {file} is damaged: its hash does not fit")
     if manifest["step"] != _step_of(path):
         raise UserError(f"the checkpoint {path} was renamed: it is from step {manifest['step']}")
