@@ -206,7 +206,7 @@ class Trainer:
         self.checkpointer.save(
             progress.step,
             {"model": self.objective.state_dict(), "optimizer": optimizer_tensors},
-            {**self.state, "progress": asdict(progress), "optimizer": optimizer_state},
+            {**self.state, "progress": asdict(progress), "metrics": self.logbook.tally(), "optimizer": optimizer_state},
             metric=progress.last_eval["loss"] if measured else None,
         )
         self._clock += time.perf_counter() - paused

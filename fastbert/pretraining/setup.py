@@ -37,6 +37,8 @@ class Setup:
     precision: str
     noted: NotedCorpus | None = None
     """The words that have notes; None without notes."""
+    started: PretrainOptions | None = None
+    """The options in config.yaml, of a run that is resumed."""
 
     def objective(self, initial: bool = True) -> nn.Module:
         """The networks on the device; with the weights of --init-from, if that is given and they are wanted."""

@@ -179,6 +179,18 @@ def read_newest(folder: Path, say: Callable[[str], None]) -> Checkpoint | None:
     return None
 
 
+def read_state(path: Path) -> tuple[int, dict]:
+    """Step and state of the checkpoint in `path`; of its files only these are read.
+
+    Raises:
+        UserError: they are missing or damaged.
+    """
+    manifest, file = _read_manifest(path), path / "state.json"
+    if not file.is_file() or _sha256(file) != manifest["files"]["state.json"]["sha256"]:
+        raise UserError(f"the checkpoint file {file} is damaged: its SHA-256 does not fit")
+    return manifest["step"], read_json(file, "the checkpoint's state")
+
+
 def check_space(
     folder: Path | str, bytes_needed: int, what: str = "checkpoints need", mend: str = "keep fewer checkpoints"
 ) -> None:
