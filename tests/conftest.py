@@ -10,9 +10,8 @@ from pathlib import Path
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 # What fastbert remembers goes to a cache of this process; matplotlib's fonts and the hub's files stay where they are.
-_user_cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-os.environ.setdefault("MPLCONFIGDIR", str(_user_cache / "matplotlib"))
-os.environ.setdefault("HF_HOME", str(_user_cache / "huggingface"))
+os.environ["MPLCONFIGDIR"] = os.environ.get("MPLCONFIGDIR") or str(Path.home() / ".cache" / "matplotlib")
+os.environ["HF_HOME"] = os.environ.get("HF_HOME") or str(Path.home() / ".cache" / "huggingface")
 os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="fastbert-tests-")
 
 import pytest

@@ -149,9 +149,7 @@ def read_config(run: RunFolder) -> PretrainOptions:
         UserError: it is missing or damaged.
     """
     if not run.config.exists():
-        raise UserError(
-            f"there is no run to resume in {run.path} (no {run.config}); leave --resume out to start one"
-        )
+        raise UserError(f"there is no run to resume in {run.path} (no {run.config}); leave --resume out to start one")
     return configuration.load_yaml(PretrainOptions, run.config)
 
 
