@@ -8,7 +8,15 @@ from typing import Any
 import numpy as np
 
 from fastbert.data.encoding import token_dtype
-from fastbert.data.integrity import FileRecord, ascending_within, compare, remember, unverified
+from fastbert.data.integrity import (
+    HEADER_BYTES,
+    FileRecord,
+    ascending_within,
+    compare,
+    npy_header,
+    remember,
+    unverified,
+)
 from fastbert.data.tokenizer import WordPiece, load_tokenizer
 from fastbert.data.writer import PARTS, shard_file
 from fastbert.errors import UserError, choose
@@ -17,6 +25,7 @@ from fastbert.files import read_json, seal_of
 FORMAT = "fastbert tokens"
 FORMAT_VERSION = 2
 SPLITS = ("train", "validation")
+NUMBERS = ("i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f4", "f8")
 BLOCK = 2**22  # numbers whose range is checked at once
 RARE = ("positions", "lengths", "words")
 AGAIN = "prepare it again (fastbert prepare) after removing the folder"
@@ -54,15 +63,15 @@ class TokenStream:
         self.split, self._folder, self._record = split, folder, record
         self._vocab_size, self._rare_words = len(wordpiece.tokens), rare
         self._borders = np.cumsum([0] + [shard["tokens"] for shard in record["shards"]])
+        dtypes = {"tokens": token_dtype(self._vocab_size), "rare.lengths": np.uint16, "rare.words": np.int32}
         self._parts = {
             part: [
-                # As a plain array: slices of a numpy.memmap take longer.
-                np.load(folder / shard_file(split, number, part), mmap_mode="r", allow_pickle=False).view(np.ndarray)
+                map_array(folder / shard_file(split, number, part), np.dtype(dtypes.get(part, np.int64)))
                 for number in range(len(record["shards"]))
             ]
             for part in PARTS
         }
-        self.unigrams: np.ndarray = np.load(folder / f"unigram-{split}.npy", allow_pickle=False)
+        self.unigrams = np.array(map_array(folder / f"unigram-{split}.npy", np.dtype(np.int64)))
         """int64 [V]: how often each id occurs."""
         self.unigram_entropy = unigram_entropy(self.unigrams, wordpiece)
         """Nats, special tokens left out: the loss of a model that knows only how frequent each token is."""
@@ -255,9 +264,10 @@ def open_dataset(folder: Path | str, verify: bool = False) -> Dataset:
     wordpiece = load_tokenizer(folder)
     if wordpiece.fingerprint != record["tokenizer"] or len(wordpiece.tokens) != record["vocab_size"]:
         raise UserError(other)
-    streams = _mapped(folder, record, wordpiece)
+    rare = record["rare_words"]["words"]
+    streams = {split: TokenStream(folder, split, record["splits"][split], wordpiece, rare) for split in SPLITS}
     for split in SPLITS:
-        _check_types(folder, streams[split], record, split)
+        _check_sizes(folder, streams[split], record, split)
     _verify(folder, record, streams, verify)
     return Dataset(folder, record, wordpiece, streams)
 
@@ -285,22 +295,25 @@ def _files(record: dict[str, Any]) -> dict[str, FileRecord]:
     return files
 
 
-def _mapped(folder: Path, record: dict[str, Any], wordpiece: WordPiece) -> dict[str, TokenStream]:
-    try:
-        return {
-            split: TokenStream(folder, split, record["splits"][split], wordpiece, record["rare_words"]["words"])
-            for split in SPLITS
-        }
-    except (ValueError, EOFError, TypeError, OverflowError, SyntaxError) as error:  # numpy's, for a header that is none
-        raise UserError(f"{folder} has a damaged .npy file ({error}); {AGAIN}") from None
+def map_array(path: Path, dtype: np.dtype) -> np.ndarray:
+    """The one-dimensional array in a .npy file, mapped into memory, read-only.
+
+    Raises:
+        UserError: its header is not that of numbers of type `dtype` that fill the file.
+    """
+    length = max(0, path.stat().st_size - HEADER_BYTES) // dtype.itemsize
+    with open(path, "rb") as file:
+        header = file.read(HEADER_BYTES)
+    if header != npy_header(dtype, length):
+        for other in map(np.dtype, NUMBERS):
+            if header == npy_header(other, length * dtype.itemsize // other.itemsize):
+                raise UserError(f"{path} holds {other}, not {dtype}; {AGAIN}")
+        raise UserError(f"{path} is a damaged .npy file: its header is not that of {length} {dtype}; {AGAIN}")
+    # As a plain array: slices of a numpy.memmap take longer.
+    return np.memmap(path, dtype, "r", HEADER_BYTES, (length,)).view(np.ndarray) if length else np.zeros(0, dtype)
 
 
-def _check_types(folder: Path, stream: TokenStream, record: dict[str, Any], split: str) -> None:
-    dtypes = {"tokens": token_dtype(record["vocab_size"]), "rare.lengths": np.uint16, "rare.words": np.int32}
-    for part in PARTS:
-        for number, array in enumerate(stream._parts[part]):
-            if array.dtype != dtypes.get(part, np.int64) or array.ndim != 1:
-                raise UserError(f"{folder / shard_file(split, number, part)} holds {array.dtype}; {AGAIN}")
+def _check_sizes(folder: Path, stream: TokenStream, record: dict[str, Any], split: str) -> None:
     for number, shard in enumerate(record["splits"][split]["shards"]):
         sizes = {part: len(stream._parts[part][number]) for part in PARTS}
         if sizes["tokens"] != shard["tokens"] or len({sizes[f"rare.{part}"] for part in RARE}) > 1:

@@ -227,10 +227,8 @@ def _config(folder: Path, settings: dict[str, Any], names: dict[str, str], tenso
         kind, value = _KINDS[ours], settings[theirs]
         if type(value) is not kind and not (kind is float and type(value) is int):
             raise UserError(f"{folder / 'config.json'} has {theirs} {value!r}, which must be of type {kind.__name__}")
-    if settings[names["layers"]] > len(tensors):  # before as many are built
-        raise UserError(
-            f"{folder / 'config.json'} has {names['layers']} {settings[names['layers']]}, and the weights lack those layers"
-        )
+    if (layers := settings[names["layers"]]) > len(tensors):  # before as many are built
+        raise UserError(f"{folder / 'config.json'} has {names['layers']} {layers}, and the weights lack those layers")
     try:
         return EncoderConfig(**{ours: settings[theirs] for ours, theirs in names.items()})
     except UserError as error:
