@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import hashlib
 import json
 import math
 import os
@@ -200,5 +201,11 @@ def read_json(path: Path | str, what: str) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{what} {path} does not exist") from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # not JSON or not UTF-8; nested too deep
         raise UserError(f"{what} {path} is damaged: {error}") from None
+
+
+def seal_of(record: dict[str, Any]) -> str:
+    """SHA-256 over a JSON object but for its key `seal`, which is where a file keeps the hash of its own content."""
+    bare = {key: value for key, value in record.items() if key != "seal"}
+    return hashlib.sha256(json.dumps(bare, sort_keys=True).encode()).hexdigest()

@@ -1,14 +1,23 @@
 """One thread a test process (the suite runs in two), nothing fetched from a hub, and a small prepared corpus."""
 
+import atexit
 import importlib.util
 import os
+import shutil
+import tempfile
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+# What fastbert remembers goes to a cache of this process; matplotlib's fonts and the hub's files stay where they are.
+os.environ["MPLCONFIGDIR"] = os.environ.get("MPLCONFIGDIR") or str(Path.home() / ".cache" / "matplotlib")
+os.environ["HF_HOME"] = os.environ.get("HF_HOME") or str(Path.home() / ".cache" / "huggingface")
+os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="fastbert-tests-")
 
 import pytest
 import torch
+
+atexit.register(shutil.rmtree, os.environ["XDG_CACHE_HOME"], ignore_errors=True)
 
 torch.set_num_threads(1)
 

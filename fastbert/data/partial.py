@@ -4,8 +4,10 @@ import fcntl
 import json
 import os
 import shutil
+import struct
 import sys
 import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +18,20 @@ import numpy as np
 from fastbert.errors import UserError
 from fastbert.files import atomic_file, disk_errors, make_folder, read_json, remove_leftovers, sync_folder, write_json
 
-LOCK, MADE_OF, STATE = ".lock", ".made_of.json", ".state.npz"
+LOCK, MADE_OF, TOKENIZER, STATE = ".lock", ".made_of.json", ".tokenizer.json", ".state.npz"
+# What numpy and zipfile raise over a damaged archive, found by flipping each of its bits.
+_UNZIPPING = (
+    ValueError,
+    LookupError,
+    EOFError,
+    OSError,
+    RuntimeError,
+    OverflowError,
+    SyntaxError,
+    struct.error,
+    zlib.error,
+    zipfile.BadZipFile,
+)
 
 
 class Partial:
@@ -38,7 +53,7 @@ class Partial:
             with np.load(self.folder / STATE, allow_pickle=False) as data:
                 arrays = dict(data)
                 return json.loads(arrays.pop("record").tobytes()), arrays
-        except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        except _UNZIPPING as error:
             raise UserError(f"{self.folder / STATE} is damaged ({error}); remove {self.folder} to begin anew") from None
 
     def forget(self) -> None:
@@ -129,7 +144,7 @@ def _finish(folder: Path, out: Path) -> None:
     if out.is_dir():  # an empty one: others are refused before any work
         out.rmdir()
     os.rename(folder, out)
-    for name in (STATE, MADE_OF, LOCK):
+    for name in (STATE, TOKENIZER, MADE_OF, LOCK):
         (out / name).unlink(missing_ok=True)
     sync_folder(out)
     sync_folder(out.parent)

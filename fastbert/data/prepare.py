@@ -15,21 +15,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-import numpy as np
-
 from fastbert.data.corpus import Corpus, tokenize, workers_for
 from fastbert.data.encoding import token_dtype
-from fastbert.data.partial import Partial, partial_folder
+from fastbert.data.integrity import FileRecord, compare, file_record, save_array
+from fastbert.data.partial import TOKENIZER, Partial, partial_folder
 from fastbert.data.progress import progress
 from fastbert.data.rare import write_rare
-from fastbert.data.shards import FORMAT, FORMAT_VERSION, SPLITS, unigram_entropy
+from fastbert.data.shards import FORMAT, FORMAT_VERSION, SPLITS, read_record, unigram_entropy
 from fastbert.data.sources import Source, open_source
 from fastbert.data.summary import summary
 from fastbert.data.tokenizer import WordPiece, load_tokenizer, train_tokenizer
 from fastbert.data.workers import pool
-from fastbert.data.writer import PARTS, SplitWriter, file_record, shard_file
+from fastbert.data.writer import SplitWriter
 from fastbert.errors import UserError
-from fastbert.files import atomic_folder, read_json, write_json
+from fastbert.files import atomic_folder, read_json, seal_of, write_json
 
 
 @dataclass(frozen=True)
@@ -122,7 +121,7 @@ def prepare(options: PrepareOptions, table: IO[str] | None = None) -> Path:
                 _finished(out, made_of)
             else:
                 _write(partial, source, options, made_of)
-    print(summary(read_json(out / "dataset.json", "dataset")), file=table)
+    print(summary(read_record(out)), file=table)
     print(f"wrote {out}", file=table)
     return out
 
@@ -161,9 +160,7 @@ def _finished(out: Path, made_of: dict[str, Any]) -> bool:
         return False
     if not (out / "dataset.json").is_file():
         raise UserError(f"{out} exists and is no prepared folder; choose another --out or remove it")
-    found = read_json(out / "dataset.json", "dataset")
-    if found.get("format_version") != FORMAT_VERSION:
-        raise UserError(f"{out} is of format {found.get('format_version')}, not {FORMAT_VERSION}; choose another --out")
+    found = read_record(out)
     for what, now in made_of.items():
         differing = [key for key in now if found.get(what, {}).get(key) != now[key]]
         if differing:
@@ -195,36 +192,51 @@ def _watched(source: Source, report: Callable[[int], None]) -> Iterator[str]:
 def _write(partial: Partial, source: Source, options: PrepareOptions, made_of: dict[str, Any]) -> None:
     """Fills the folder, from where it stands."""
     folder = partial.folder
-    if not (folder / "tokenizer").exists():
-        wordpiece = load_tokenizer(options.tokenizer) if options.tokenizer else _train(source, options)
-        with atomic_folder(folder / "tokenizer") as inside:
-            wordpiece.save(inside)
-    wordpiece = load_tokenizer(folder / "tokenizer")
+    wordpiece, tokenizer_files = _tokenizer(folder, source, options)
     with pool(workers_for(source, options.workers), wordpiece) as submit:
         corpus = _tokenize(partial, source, wordpiece, options, submit)
         hashes, counts = corpus.counter.between(options.rare_min, options.rare_max)
         shards = {split: corpus.writers[split].shards for split in SPLITS}
-        rare = write_rare(folder, shards, wordpiece, hashes, counts, submit)
-    splits = {split: _record(folder, corpus.writers[split], wordpiece, rare[split]) for split in SPLITS}
-    write_json(
-        folder / "dataset.json",
-        {
-            "format": FORMAT,
-            "format_version": FORMAT_VERSION,
-            **made_of,
-            "tokenizer": wordpiece.fingerprint,
-            "vocab_size": len(wordpiece.tokens),
-            "dtype": token_dtype(len(wordpiece.tokens)).name,
-            "sources": corpus.shares.record(source),
-            "splits": splits,
-            "rare_words": {
-                "words": len(hashes),
-                "distinct_words": len(corpus.counter),
-                "counts_may_lack": corpus.counter.lacking,
-                "file": file_record(folder / "rare_words.json"),
-            },
+        rare, rare_files, rare_list = write_rare(folder, shards, wordpiece, hashes, counts, submit)
+    splits = {
+        split: _record(folder, corpus.writers[split], wordpiece, rare[split], rare_files[split]) for split in SPLITS
+    }
+    record = {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        **made_of,
+        "tokenizer": wordpiece.fingerprint,
+        "tokenizer_files": tokenizer_files,
+        "vocab_size": len(wordpiece.tokens),
+        "dtype": token_dtype(len(wordpiece.tokens)).name,
+        "sources": corpus.shares.record(source),
+        "splits": splits,
+        "rare_words": {
+            "words": len(hashes),
+            "distinct_words": len(corpus.counter),
+            "counts_may_lack": corpus.counter.lacking,
+            "file": rare_list,
         },
-    )
+    }
+    write_json(folder / "dataset.json", {**record, "seal": seal_of(record)})
+
+
+def _tokenizer(folder: Path, source: Source, options: PrepareOptions) -> tuple[WordPiece, dict[str, FileRecord]]:
+    """The tokenizer in the folder, put there if it is not, and the records of its files.
+
+    Raises:
+        UserError: an interrupted call left it, and it was damaged since.
+    """
+    note = folder / TOKENIZER
+    if not note.is_file():
+        wordpiece = load_tokenizer(options.tokenizer) if options.tokenizer else _train(source, options)
+        with atomic_folder(folder / "tokenizer") as inside:
+            wordpiece.save(inside)
+            files = {f"tokenizer/{path.name}": file_record(path) for path in sorted(inside.iterdir())}
+        write_json(note, files)
+    files = read_json(note, "the partial tokenizer's record")
+    compare(folder, files, f"it is not what the interrupted call wrote; remove {folder} to begin anew")
+    return load_tokenizer(folder / "tokenizer"), files
 
 
 def _tokenize(
@@ -259,10 +271,10 @@ def _tokenize(
             file.unlink()
 
 
-def _record(folder: Path, writer: SplitWriter, wordpiece: WordPiece, rare: dict[str, int]) -> dict[str, Any]:
-    """What dataset.json says of a split."""
-    unigram_file = folder / f"unigram-{writer.split}.npy"
-    np.save(unigram_file, writer.unigrams, allow_pickle=False)
+def _record(
+    folder: Path, writer: SplitWriter, wordpiece: WordPiece, rare: dict[str, int], files: list[dict[str, FileRecord]]
+) -> dict[str, Any]:
+    """What dataset.json says of a split; `files` are the records of the rare words' files."""
     words = writer.unigrams[~wordpiece.continuing].sum() - writer.unigrams[wordpiece.ids["[SEP]"]]
     return {
         "documents": writer.documents,
@@ -270,16 +282,10 @@ def _record(folder: Path, writer: SplitWriter, wordpiece: WordPiece, rare: dict[
         "tokens": sum(writer.shards),
         "bytes": writer.bytes,
         "unigram_entropy": unigram_entropy(writer.unigrams, wordpiece),
-        "unigram_file": file_record(unigram_file),
+        "unigram_file": save_array(folder / f"unigram-{writer.split}.npy", writer.unigrams),
         "rare": rare,
         "shards": [
-            {
-                "tokens": size,
-                "files": {
-                    name: file_record(folder / name)
-                    for name in (shard_file(writer.split, number, part) for part in PARTS)
-                },
-            }
-            for number, size in enumerate(writer.shards)
+            {"tokens": size, "files": written | of_rare}
+            for size, written, of_rare in zip(writer.shards, writer.files, files, strict=True)
         ],
     }

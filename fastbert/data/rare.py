@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 
 from fastbert.data.encoding import hash_words, sum_by_key, word_starts
+from fastbert.data.integrity import FileRecord, compare, save_array, save_json
 from fastbert.data.tokenizer import PREFIX, WordPiece
 from fastbert.data.workers import in_order
 from fastbert.data.writer import shard_file
-from fastbert.files import write_json
 
 MOST_WORDS = 2**23  # distinct words held while counting: 128 MB, three times that while two tables are merged
 PENDING = 2**20
@@ -126,7 +126,7 @@ def write_rare(
     hashes: np.ndarray,
     counts: np.ndarray,
     submit: Callable[..., Future],
-) -> dict[str, dict[str, int]]:
+) -> tuple[dict[str, dict[str, int]], dict[str, list[dict[str, FileRecord]]], FileRecord]:
     """Writes the list of rare words and their places in every shard.
 
     Args:
@@ -135,13 +135,14 @@ def write_rare(
         submit: runs a function with arguments elsewhere.
 
     Returns:
-        For each split its occurrences of rare words, its sequences, and how many of these have such a word.
+        For each split its occurrences of rare words, its sequences, and how many of these have such a word; for each
+        shard of each split the records of its files; the record of the list.
     """
     hashes_file = folder / "hashes.npy"
     np.save(hashes_file, hashes, allow_pickle=False)
     words = [""] * len(hashes)
     unseen = np.ones(len(hashes), dtype=bool)
-    figures = {}
+    figures, files = {}, {split: [] for split in shards}
     for split, sizes in shards.items():
         occurrences = touched = sequences = 0
         for number, size in enumerate(sizes):
@@ -156,8 +157,9 @@ def write_rare(
                 position = places.positions[place]
                 words[word] = spell(tokens[position : position + places.lengths[place]], wordpiece)
             unseen[new] = False
-            for part in dataclasses.fields(Places):
-                np.save(folder / shard_file(split, number, f"rare.{part.name}"), getattr(places, part.name))
+            names = {part.name: shard_file(split, number, f"rare.{part.name}") for part in dataclasses.fields(Places)}
+            saved = {name: save_array(folder / name, getattr(places, part)) for part, name in names.items()}
+            files[split].append(saved)
             occurrences += len(places.words)
             row = SEQUENCE_TOKENS - 1  # [CLS] takes the first place
             ends = places.positions + np.maximum(places.lengths, 1) - 1
@@ -169,14 +171,13 @@ def write_rare(
     order = sorted(range(len(words)), key=lambda i: (-counts[i], words[i]))
     number_of = np.empty(len(words), np.int32)
     number_of[order] = np.arange(len(words))
-    for split, sizes in shards.items():
-        for number in range(len(sizes)):
-            path = folder / shard_file(split, number, "rare.words")
-            np.save(path, number_of[np.load(path, allow_pickle=False)])
-    write_json(
-        folder / "rare_words.json", {"words": [words[i] for i in order], "counts": [int(counts[i]) for i in order]}
-    )
-    return figures
+    for split, saved in files.items():
+        for number, records in enumerate(saved):
+            name = shard_file(split, number, "rare.words")
+            compare(folder, {name: records[name]}, "it changed after it was written; check the disk")
+            records[name] = save_array(folder / name, number_of[np.load(folder / name, allow_pickle=False)])
+    listed = {"words": [words[i] for i in order], "counts": [int(counts[i]) for i in order]}
+    return figures, files, save_json(folder / "rare_words.json", listed)
 
 
 def _blocks(documents: np.ndarray, size: int) -> Iterator[tuple[int, int]]:

@@ -8,14 +8,26 @@ from typing import Any
 import numpy as np
 
 from fastbert.data.encoding import token_dtype
+from fastbert.data.integrity import (
+    HEADER_BYTES,
+    FileRecord,
+    ascending_within,
+    compare,
+    npy_header,
+    remember,
+    unverified,
+)
 from fastbert.data.tokenizer import WordPiece, load_tokenizer
-from fastbert.data.writer import PARTS, file_record, shard_file
+from fastbert.data.writer import PARTS, shard_file
 from fastbert.errors import UserError, choose
-from fastbert.files import read_json
+from fastbert.files import read_json, seal_of
 
 FORMAT = "fastbert tokens"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 SPLITS = ("train", "validation")
+NUMBERS = ("i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f4", "f8")
+BLOCK = 2**22  # numbers whose range is checked at once
+RARE = ("positions", "lengths", "words")
 AGAIN = "prepare it again (fastbert prepare) after removing the folder"
 
 
@@ -42,17 +54,24 @@ class RareWords:
 class TokenStream:
     """A split: documents one after the other, each followed by one [SEP]; no [CLS]."""
 
-    def __init__(self, folder: Path, split: str, record: dict[str, Any], wordpiece: WordPiece) -> None:
+    def __init__(self, folder: Path, split: str, record: dict[str, Any], wordpiece: WordPiece, rare: int) -> None:
+        """
+        Args:
+            record: of the split, in dataset.json.
+            rare: number of words in the list of rare words.
+        """
         self.split, self._folder, self._record = split, folder, record
+        self._vocab_size, self._rare_words = len(wordpiece.tokens), rare
         self._borders = np.cumsum([0] + [shard["tokens"] for shard in record["shards"]])
+        dtypes = {"tokens": token_dtype(self._vocab_size), "rare.lengths": np.uint16, "rare.words": np.int32}
         self._parts = {
             part: [
-                np.load(folder / shard_file(split, number, part), mmap_mode="r", allow_pickle=False)
+                map_array(folder / shard_file(split, number, part), np.dtype(dtypes.get(part, np.int64)))
                 for number in range(len(record["shards"]))
             ]
             for part in PARTS
         }
-        self.unigrams: np.ndarray = np.load(folder / f"unigram-{split}.npy", allow_pickle=False)
+        self.unigrams = np.array(map_array(folder / f"unigram-{split}.npy", np.dtype(np.int64)))
         """int64 [V]: how often each id occurs."""
         self.unigram_entropy = unigram_entropy(self.unigrams, wordpiece)
         """Nats, special tokens left out: the loss of a model that knows only how frequent each token is."""
@@ -68,14 +87,21 @@ class TokenStream:
 
         Raises:
             IndexError: not 0 <= start <= stop <= len(self).
+            UserError: an id that is not in the vocabulary.
         """
         self._check(start, stop)
-        stretches = [self._parts["tokens"][n][a:b] for n, a, b in self._stretches(start, stop)]
+        stretches = [self._tokens(n, a, b) for n, a, b in self._stretches(start, stop)]
         return np.concatenate(stretches) if len(stretches) > 1 else stretches[0]
 
     @cached_property
     def documents(self) -> np.ndarray:
-        """int64, ascending: the position of every document's first token."""
+        """int64, ascending: the position of every document's first token.
+
+        Raises:
+            UserError: they do not ascend within their shard.
+        """
+        for number, starts in enumerate(self._parts["documents"]):
+            self._check_documents(number, starts)
         parts = zip(self._parts["documents"], self._borders[:-1], strict=True)
         return np.concatenate([starts + border for starts, border in parts])
 
@@ -84,14 +110,58 @@ class TokenStream:
 
         Raises:
             IndexError: as in `read`.
+            UserError: positions, lengths or words out of their range.
         """
         self._check(start, stop)
         found = []
         for number, first, last in self._stretches(start, stop):
             a, b = np.searchsorted(self._parts["rare.positions"][number], [first, last])
-            positions = self._parts["rare.positions"][number][a:b] + self._borders[number]
-            found.append((positions, *(self._parts[f"rare.{x}"][number][a:b] for x in ("lengths", "words"))))
+            positions, lengths, words = self._rare(number, int(a), int(b))
+            found.append((positions + self._borders[number], lengths, words))
         return RareWords(*map(np.concatenate, zip(*found, strict=True)))
+
+    def check_ranges(self) -> None:
+        """Reads all shards and sees to it that every number is in its range, whatever the hashes say.
+
+        Raises:
+            UserError: names the file with one that is not.
+        """
+        for number, starts in enumerate(self._parts["documents"]):
+            self._check_documents(number, starts)
+            for first in range(0, len(self._parts["tokens"][number]), BLOCK):
+                self._tokens(number, first, first + BLOCK)
+            positions = self._parts["rare.positions"][number]
+            for first in range(0, len(positions), BLOCK):
+                self._rare(number, max(0, first - 1), min(first + BLOCK, len(positions)))
+
+    def _tokens(self, number: int, first: int, last: int) -> np.ndarray:
+        """Tokens first ... last - 1 of a shard, in the vocabulary."""
+        tokens = self._parts["tokens"][number][first:last]
+        if len(tokens) and (largest := np.maximum.reduce(tokens)) >= self._vocab_size:
+            problem = f"the token id {largest}, beyond the vocabulary of {self._vocab_size}"
+            raise self._out_of_range("tokens", number, problem)
+        return tokens
+
+    def _check_documents(self, number: int, starts: np.ndarray) -> None:
+        size = len(self._parts["tokens"][number])
+        if not ascending_within((starts[a : a + BLOCK] for a in range(0, len(starts), BLOCK)), size):
+            raise self._out_of_range("documents", number, f"starts that do not ascend from 0 to below {size}")
+
+    def _rare(self, number: int, a: int, b: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Positions, lengths and words of the rare words a ... b - 1 of a shard, each in its range."""
+        positions, lengths, words = (self._parts[f"rare.{part}"][number][a:b] for part in RARE)
+        size = len(self._parts["tokens"][number])
+        if not ascending_within((positions,), size):
+            raise self._out_of_range("rare.positions", number, f"positions that do not ascend from 0 to below {size}")
+        if len(lengths) and (positions + lengths).max() > size:
+            raise self._out_of_range("rare.lengths", number, "a word that ends beyond the shard")
+        if len(words) and (words.min() < 0 or words.max() >= self._rare_words):
+            raise self._out_of_range("rare.words", number, f"a word beyond the list of {self._rare_words}")
+        return positions, lengths, words
+
+    def _out_of_range(self, part: str, number: int, problem: str) -> UserError:
+        file = self._folder / shard_file(self.split, number, part)
+        return UserError(f"{file} is damaged: it holds {problem}; {AGAIN}")
 
     def _check(self, start: int, stop: int) -> None:
         if not 0 <= start <= stop <= len(self):
@@ -111,20 +181,22 @@ class TokenStream:
 class Dataset:
     """A prepared folder. Use `open_dataset`."""
 
-    def __init__(self, folder: Path, record: dict[str, Any], wordpiece: WordPiece) -> None:
-        self.folder, self.record, self.wordpiece = folder, record, wordpiece
+    def __init__(
+        self, folder: Path, record: dict[str, Any], wordpiece: WordPiece, streams: dict[str, TokenStream]
+    ) -> None:
+        self.folder, self.record, self.wordpiece, self._streams = folder, record, wordpiece, streams
         self.tokenizer = folder / "tokenizer"
         """A Hugging Face folder."""
         self.fingerprint: str = record["tokenizer"]
         """Of the tokenizer."""
         self.vocab_size: int = record["vocab_size"]
-        self._streams = {split: TokenStream(folder, split, record["splits"][split], wordpiece) for split in SPLITS}
-        self.rare_words: list[str] = []
-        """By descending count in the training split, then by spelling."""
-        self.rare_counts = np.zeros(0, np.int64)
-        """int64: how often each occurs in the training split."""
         rare = read_json(folder / "rare_words.json", "list of rare words")
-        self.rare_words, self.rare_counts = rare["words"], np.array(rare["counts"], dtype=np.int64)
+        self.rare_words: list[str] = rare["words"]
+        """By descending count in the training split, then by spelling."""
+        self.rare_counts = np.array(rare["counts"], dtype=np.int64)
+        """int64: how often each occurs in the training split."""
+        if not len(self.rare_words) == len(self.rare_counts) == record["rare_words"]["words"]:
+            raise UserError(f"{folder / 'rare_words.json'} does not fit dataset.json; {AGAIN}")
 
     def split(self, name: str) -> TokenStream:
         """The stream of `train` or `validation`.
@@ -135,23 +207,20 @@ class Dataset:
         return self._streams[choose("split", name, SPLITS)]
 
     def verify(self) -> None:
-        """Reads every file and compares it with its sha256.
+        """Reads every file and compares it with its SHA-256, whatever is remembered of an earlier verification.
 
         Raises:
             UserError: names the damaged file.
         """
-        for name, expected in _files(self.record).items():
-            if file_record(self.folder / name)["sha256"] != expected["sha256"]:
-                raise UserError(f"{self.folder / name} is damaged: its sha256 is not that of dataset.json; {AGAIN}")
+        _verify(self.folder, self.record, self._streams, always=True)
 
 
-def open_dataset(folder: Path | str) -> Dataset:
-    """Opens a prepared folder and checks whatever can be checked without reading the tokens.
+def read_record(folder: Path) -> dict[str, Any]:
+    """dataset.json of a prepared folder, with its seal intact.
 
     Raises:
-        UserError: missing or unfinished folder, another format, another tokenizer, a missing, cut off or mistyped file.
+        UserError: missing or unfinished folder, another format, a damaged file.
     """
-    folder = Path(folder)
     path = folder / "dataset.json"
     if not folder.is_dir():
         raise UserError(f"dataset {folder} does not exist; write it with fastbert prepare --out {folder}")
@@ -163,27 +232,62 @@ def open_dataset(folder: Path | str) -> Dataset:
     if record.get("format_version") != FORMAT_VERSION:
         raise UserError(
             f"{folder} is of format {record.get('format_version')}, this version reads {FORMAT_VERSION}; "
-            "prepare it again or use the version that wrote it"
+            "prepare it again with another --out, or use the version that wrote it"
         )
-    wordpiece = load_tokenizer(folder)
-    if wordpiece.fingerprint != record["tokenizer"]:
-        raise UserError(f"{folder} holds shards of another tokenizer than {folder / 'tokenizer'}; {AGAIN}")
+    if record.get("seal") != seal_of(record):
+        raise UserError(f"{path} is damaged: its seal does not fit its content; {AGAIN}")
+    return record
+
+
+def open_dataset(folder: Path | str, verify: bool = False) -> Dataset:
+    """Opens a prepared folder. Its files are compared with their hashes once per machine, and again when one of them
+    was touched since; those that are read as a whole are compared each time.
+
+    Args:
+        verify: compare all files again, whatever is remembered.
+
+    Raises:
+        UserError: missing or unfinished folder, another format, another tokenizer, a file that is missing, cut off,
+            mistyped or damaged.
+    """
+    folder = Path(folder)
+    record = read_record(folder)
     for name, expected in _files(record).items():
         file = folder / name
         if not file.is_file():
             raise UserError(f"{file} is missing; {AGAIN}")
         size = file.stat().st_size
-        if size != expected["bytes"]:
+        if size != expected["bytes"] and name not in record["tokenizer_files"]:
             raise UserError(f"{file} has {size:,} bytes, not {expected['bytes']:,}: it was cut off or changed; {AGAIN}")
-    dataset = _mapped(folder, record, wordpiece)
+    other = f"{folder} holds shards of another tokenizer than {folder / 'tokenizer'}; {AGAIN}"
+    compare(folder, record["tokenizer_files"], other)
+    wordpiece = load_tokenizer(folder)
+    if wordpiece.fingerprint != record["tokenizer"] or len(wordpiece.tokens) != record["vocab_size"]:
+        raise UserError(other)
+    rare = record["rare_words"]["words"]
+    streams = {split: TokenStream(folder, split, record["splits"][split], wordpiece, rare) for split in SPLITS}
     for split in SPLITS:
-        _check_types(folder, dataset.split(split), record, split)
-    return dataset
+        _check_sizes(folder, streams[split], record, split)
+    _verify(folder, record, streams, verify)
+    return Dataset(folder, record, wordpiece, streams)
 
 
-def _files(record: dict[str, Any]) -> dict[str, dict[str, Any]]:
+def _verify(folder: Path, record: dict[str, Any], streams: dict[str, TokenStream], always: bool) -> None:
+    """Compares the files of a folder with their hashes, the shards only if they are not known to be whole."""
+    why, files = f"its SHA-256 is not that of dataset.json; {AGAIN}", _files(record)
+    shards = {name: one for name, one in files.items() if name.startswith(tuple(f"{split}-" for split in SPLITS))}
+    compare(folder, {name: one for name, one in files.items() if name not in shards}, why)
+    left, marks = unverified(folder, shards, always)
+    if left:
+        compare(folder, {name: shards[name] for name in left}, why)
+        for stream in streams.values():
+            stream.check_ranges()
+        remember(folder, marks)
+
+
+def _files(record: dict[str, Any]) -> dict[str, FileRecord]:
     """Name -> bytes and sha256 of the files that dataset.json vouches for."""
-    files = {"rare_words.json": record["rare_words"]["file"]}
+    files = {**record["tokenizer_files"], "rare_words.json": record["rare_words"]["file"]}
     for split, content in record["splits"].items():
         files[f"unigram-{split}.npy"] = content["unigram_file"]
         for shard in content["shards"]:
@@ -191,19 +295,29 @@ def _files(record: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return files
 
 
-def _mapped(folder: Path, record: dict[str, Any], wordpiece: WordPiece) -> Dataset:
-    try:
-        return Dataset(folder, record, wordpiece)
-    except ValueError as error:  # numpy's word for a header that is none
-        raise UserError(f"{folder} has a damaged .npy file ({error}); {AGAIN}") from None
+def map_array(path: Path, dtype: np.dtype) -> np.ndarray:
+    """The one-dimensional array in a .npy file, mapped into memory, read-only.
+
+    Raises:
+        UserError: its header is not that of numbers of type `dtype` that fill the file.
+    """
+    length = max(0, path.stat().st_size - HEADER_BYTES) // dtype.itemsize
+    with open(path, "rb") as file:
+        header = file.read(HEADER_BYTES)
+    if header != npy_header(dtype, length):
+        for other in map(np.dtype, NUMBERS):
+            if header == npy_header(other, length * dtype.itemsize // other.itemsize):
+                raise UserError(f"{path} holds {other}, not {dtype}; {AGAIN}")
+        raise UserError(f"{path} is a damaged .npy file: its header is not that of {length} {dtype}; {AGAIN}")
+    # As a plain array: slices of a numpy.memmap take longer.
+    return np.memmap(path, dtype, "r", HEADER_BYTES, (length,)).view(np.ndarray) if length else np.zeros(0, dtype)
 
 
-def _check_types(folder: Path, stream: TokenStream, record: dict[str, Any], split: str) -> None:
-    dtypes = {"tokens": token_dtype(record["vocab_size"]), "rare.lengths": np.uint16, "rare.words": np.int32}
-    for part in PARTS:
-        for number, array in enumerate(stream._parts[part]):
-            if array.dtype != dtypes.get(part, np.int64) or array.ndim != 1:
-                raise UserError(f"{folder / shard_file(split, number, part)} holds {array.dtype}; {AGAIN}")
-    # Counted while the tokens were written: that they add up also says that no id is outside of the vocabulary.
+def _check_sizes(folder: Path, stream: TokenStream, record: dict[str, Any], split: str) -> None:
+    for number, shard in enumerate(record["splits"][split]["shards"]):
+        sizes = {part: len(stream._parts[part][number]) for part in PARTS}
+        if sizes["tokens"] != shard["tokens"] or len({sizes[f"rare.{part}"] for part in RARE}) > 1:
+            name = shard_file(split, number, "tokens")
+            raise UserError(f"{folder / name} and the files next to it differ in length from dataset.json; {AGAIN}")
     if stream.unigrams.shape != (record["vocab_size"],) or stream.unigrams.sum() != len(stream):
         raise UserError(f"{folder / f'unigram-{split}.npy'} does not fit the tokens; {AGAIN}")

@@ -1,7 +1,6 @@
 """Writes the shards of one split: plain .npy files that numpy maps into memory."""
 
 import hashlib
-import io
 import os
 from pathlib import Path
 from typing import IO, Any
@@ -9,9 +8,10 @@ from typing import IO, Any
 import numpy as np
 
 from fastbert.data.encoding import token_dtype
+from fastbert.data.integrity import HEADER_BYTES, FileRecord, compare, hash_of, npy_header, save_array
+from fastbert.errors import UserError
 
 PARTS = ("tokens", "documents", "rare.positions", "rare.lengths", "rare.words")
-HEADER_BYTES = 128  # of a one-dimensional .npy file, whatever its length
 
 
 def shard_file(split: str, number: int, part: str) -> str:
@@ -19,14 +19,9 @@ def shard_file(split: str, number: int, part: str) -> str:
     return f"{split}-{number:05d}.{part}.npy"
 
 
-def file_record(path: Path) -> dict[str, Any]:
-    """What dataset.json notes of a file: its bytes and sha256."""
-    with open(path, "rb") as file:
-        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
-
-
 class SplitWriter:
-    """Takes a split's documents in order and writes token files of at most `shard_tokens` tokens.
+    """Takes a split's documents in order and writes token files of at most `shard_tokens` tokens, hashing what it
+    writes.
 
     A document is cut, before a word, only if it alone exceeds a shard.
     """
@@ -39,7 +34,11 @@ class SplitWriter:
         self.documents = self.bytes = 0
         self.shards: list[int] = []
         """Tokens of each finished shard."""
+        self.files: list[dict[str, FileRecord]] = []
+        """Name -> record of the files of each finished shard."""
         self._file: IO[bytes] | None = None
+        self._sha = hashlib.sha256()
+        self._durable = 0  # shards that are known to be on the disk
         self._tokens = 0
         self._starts: list[np.ndarray] = []
 
@@ -74,21 +73,39 @@ class SplitWriter:
             self._finish_shard()
 
     def state(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-        """JSON and arrays from which `restore` goes on; what was written so far is on the disk when this returns."""
+        """JSON and arrays from which `restore` resumes; what was written so far is on the disk when this returns."""
         if self._file is not None:
             self._file.flush()
             os.fsync(self._file.fileno())
-        record = {"documents": self.documents, "bytes": self.bytes, "shards": self.shards, "tokens": self._tokens}
+        for name in (name for files in self.files[self._durable :] for name in files):
+            with open(self.folder / name, "rb") as file:
+                os.fsync(file.fileno())
+        self._durable = len(self.files)
+        record = {"documents": self.documents, "bytes": self.bytes, "shards": self.shards, "files": self.files}
+        record |= {"tokens": self._tokens, "sha256": self._sha.hexdigest()}
         starts = np.concatenate([np.zeros(0, np.int64), *self._starts])
         return record, {"unigrams": self.unigrams, "starts": starts}
 
     def restore(self, record: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
-        """Goes on from `state()`; what was written after it is cut off or, in later shards, written over."""
+        """Resumes from `state()`; what was written after it is cut off or, in later shards, written over.
+
+        Raises:
+            UserError: the files are not those that were written up to then.
+        """
+        why = f"it is not what the interrupted call wrote; remove {self.folder} to begin anew"
         self.documents, self.bytes, self.shards = record["documents"], record["bytes"], list(record["shards"])
         self.unigrams, self._starts, self._tokens = arrays["unigrams"], [arrays["starts"]], record["tokens"]
+        self.files = list(record["files"])
+        self._durable = len(self.files)
+        compare(self.folder, {name: one for files in self.files for name, one in files.items()}, why)
         if self._tokens:
-            self._file = (self.folder / shard_file(self.split, len(self.shards), "tokens")).open("r+b")
-            self._file.truncate(HEADER_BYTES + self._tokens * self.dtype.itemsize)
+            path = self.folder / shard_file(self.split, len(self.shards), "tokens")
+            end = HEADER_BYTES + self._tokens * self.dtype.itemsize
+            self._sha = hash_of(path, stop=end)
+            if self._sha.hexdigest() != record["sha256"]:
+                raise UserError(f"{path} is damaged: {why}")
+            self._file = path.open("r+b")
+            self._file.truncate(end)
             self._file.seek(0, os.SEEK_END)
 
     def _write_long(self, tokens: np.ndarray) -> None:
@@ -107,20 +124,21 @@ class SplitWriter:
             self._file = (self.folder / shard_file(self.split, len(self.shards), "tokens")).open("wb")
             self._file.write(bytes(HEADER_BYTES))
         self._starts.append(starts + self._tokens)
-        self._file.write(np.ascontiguousarray(tokens, self.dtype).data)
+        data = np.ascontiguousarray(tokens, self.dtype)
+        self._file.write(data.data)
+        self._sha.update(data)
         self._tokens += len(tokens)
 
     def _finish_shard(self) -> None:
         assert self._file is not None
-        header = io.BytesIO()
-        np.lib.format.write_array_header_1_0(
-            header, {"descr": self.dtype.str, "fortran_order": False, "shape": (self._tokens,)}
-        )
-        assert len(header.getvalue()) == HEADER_BYTES
+        tokens, documents = (shard_file(self.split, len(self.shards), part) for part in ("tokens", "documents"))
+        header = npy_header(self.dtype, self._tokens)
         self._file.seek(0)
-        self._file.write(header.getvalue())
+        self._file.write(header)
         self._file.close()
-        name = shard_file(self.split, len(self.shards), "documents")
-        np.save(self.folder / name, np.concatenate(self._starts).astype(np.int64), allow_pickle=False)
+        self._sha.update(header)
+        size = HEADER_BYTES + self._tokens * self.dtype.itemsize
+        starts = save_array(self.folder / documents, np.concatenate(self._starts).astype(np.int64))
+        self.files.append({tokens: {"bytes": size, "sha256": self._sha.hexdigest()}, documents: starts})
         self.shards.append(self._tokens)
-        self._file, self._tokens, self._starts = None, 0, []
+        self._file, self._sha, self._tokens, self._starts = None, hashlib.sha256(), 0, []

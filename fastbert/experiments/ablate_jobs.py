@@ -18,6 +18,7 @@ from fastbert.files import atomic_folder, read_json
 from fastbert.pretraining.job import pretrain
 from fastbert.pretraining.options import PretrainOptions, science
 from fastbert.pretraining.run import RunFolder
+from fastbert.training.checkpoints import read_state
 from fastbert.training.logbook import read_metrics
 
 _NO_FIGURES = ("split", "tokens", "length")
@@ -84,7 +85,9 @@ def branch(trunk: Path, step: int, options: PretrainOptions, out: Path) -> None:
         raise UserError(f"there is no checkpoint {checkpoint} to branch off from; remove {trunk} to have it run again")
     manifest = read_json(source.manifest, "the run's manifest")
     described = science(options, manifest["data"]["fingerprint"])
-    manifest |= {"experiment": digest(described), "science": described, "sessions": []}
+    # The checkpoint's state is sealed and says what the trunk is: the branch says that it knows.
+    begins = {"step": step, "science": read_state(checkpoint)[1].get("science")}
+    manifest |= {"experiment": digest(described), "science": described, "branch": begins, "sessions": []}
     with atomic_folder(out) as folder:
         # The files of a checkpoint are never written again, so both runs may have the same ones.
         shutil.copytree(checkpoint, folder / "checkpoints" / checkpoint.name, copy_function=os.link)

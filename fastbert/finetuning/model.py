@@ -4,6 +4,7 @@ That folder is a model of transformers' own kind (`AutoModelForSequenceClassific
 `trust_remote_code=True` unless the encoder is a BERT), and `task.json` beside it says what it was trained for.
 """
 
+import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -11,22 +12,25 @@ import torch
 import torch.nn.functional as F
 from fastbert_kernels import combine, hash_dropout
 from safetensors import safe_open
-from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from fastbert import __version__
+from fastbert.config import differences
 from fastbert.data.tokenizer import WordPiece, load_tokenizer
 from fastbert.errors import UserError
 from fastbert.files import atomic_folder, json_text, read_json
 from fastbert.finetuning.batches import Batch
-from fastbert.hub.export import export_model, header
+from fastbert.hub.export import export_model, write_model
 from fastbert.hub.load import Pretrained, load_pretrained
 from fastbert.hub.names import is_bert
 from fastbert.model.config import EncoderConfig
 from fastbert.model.encoder import Encoder, initialize
 from fastbert.training.finite import require_finite
+from fastbert.training.tensors import read_metadata, read_tensors
 
 TASK_FILE = "task.json"
+TASK = "task"
+"""Key in the metadata of the weights: task.json as it was written."""
 HEAD_SITE = -1  # of dropout; those of the encoder count from 0
 
 # Names of ours -> of transformers, for the head of a native BERT; our own class has ours.
@@ -138,13 +142,12 @@ def save_classifier(model: Classifier, record: TaskRecord, tokenizer: Path, out:
     require_finite({"head": head}, "the model to save")  # export_model looks at the encoder
     with atomic_folder(out) as folder:
         export_model(config, encoder, tokenizer, folder, max_length=record.max_length)
-        path = folder / "model.safetensors"
+        encoder, mark = read_tensors(folder / "model.safetensors")
         prefix = "bert." if native else "encoder."
-        tensors = {f"{prefix}{name}": tensor for name, tensor in load_file(path).items()}
-        path.write_bytes(save(tensors | head, metadata=header(path)))
+        tensors = {f"{prefix}{name}": tensor for name, tensor in encoder.items()}
         settings = read_json(folder / "config.json", "model configuration") | settings
-        (folder / "config.json").write_text(json_text(settings, indent=2) + "\n", encoding="utf-8")
         facts = asdict(record) | {"tokenizer": load_tokenizer(folder).fingerprint}
+        write_model(folder, settings, tensors | head, mark | {TASK: json_text(facts, sort_keys=True)})
         (folder / TASK_FILE).write_text(json_text(facts, indent=2) + "\n", encoding="utf-8")
         (folder / "README.md").write_text(_card(record, native), encoding="utf-8")
 
@@ -201,6 +204,10 @@ def read_record(folder: Path) -> tuple[TaskRecord, WordPiece]:
         record = TaskRecord(**record)
     except (TypeError, KeyError) as error:
         raise UserError(f"the task record {folder / TASK_FILE} is damaged: {error}") from None
+    weights = folder / "model.safetensors"
+    written = json.loads(read_metadata(weights).get(TASK, "{}")) if weights.is_file() else {}
+    if changed := differences(*({key: facts[key] for key in written.keys() & values} for facts in (written, values))):
+        raise UserError(f"{folder / TASK_FILE} was changed since it was written ({'; '.join(changed)}); put that back")
     if trained_with != vocabulary.fingerprint:
         raise UserError(f"{folder} holds another tokenizer than its model was trained with; put that one back")
     return record, vocabulary

@@ -5,13 +5,12 @@ The folder holds config.json, model.safetensors, the tokenizer's files, README.m
 configuration_fastbert.py and modeling_fastbert.py.
 """
 
+import functools
 import shutil
 from pathlib import Path
 from typing import Any
 
-import safetensors
 import torch
-from safetensors.torch import save
 from torch import Tensor
 
 import fastbert
@@ -23,6 +22,7 @@ from fastbert.files import atomic_folder, json_text
 from fastbert.hub.card import model_card
 from fastbert.hub.names import BERT_OPTIONS, OWN_OPTIONS, TIED, bert_names, check_weights, head_of, is_bert
 from fastbert.model.config import EncoderConfig
+from fastbert.training.tensors import read_metadata, serialized
 
 CODE = ("configuration_fastbert.py", "modeling_fastbert.py")
 AUTO_MAP = {
@@ -43,6 +43,8 @@ NO_TYPES = "no_token_types"
 """Key in that header: the token types of the native BERT are zeros, ours has none."""
 TOKENIZER = "tokenizer"
 """Key in that header: the fingerprint of the vocabulary that the weights belong to."""
+SETTINGS = "config"
+"""Key in that header: config.json as it was written, so that a value which changed there is noticed."""
 
 
 def export_model(
@@ -85,15 +87,15 @@ def export_model(
         )
     native, head = is_bert(config), head_of(weights)
     tensors = _bert_weights(config, weights, head) if native else _own_weights(weights, head)
+    dtype = functools.reduce(torch.promote_types, (tensor.dtype for tensor in tensors.values()))
+    tensors = {name: tensor.to(dtype) for name, tensor in tensors.items()}  # config.json names one for all
     mark = {MARK: fastbert.__version__, TOKENIZER: vocabulary.fingerprint}
     mark |= {NO_TYPES: "true"} if native and not config.type_vocab_size else {}
+    settings = _config_json(config, native, head, vocabulary.ids["[PAD]"], tensors)
     with atomic_folder(out) as folder:
-        settings = _config_json(config, native, head, vocabulary.ids["[PAD]"], tensors)
-        (folder / "config.json").write_text(json_text(settings, indent=2) + "\n", encoding="utf-8")
+        write_model(folder, settings, tensors, mark)
         vocabulary.save(folder, max_length or config.max_positions)
         check_folder(vocabulary, interpret(folder))
-        # Not save_file: that reports a full disk as an error of its own, which atomic_folder does not know.
-        (folder / "model.safetensors").write_bytes(save(tensors, metadata={"format": "pt", **mark}))
         text = model_card(config, out.name, native=native, head=head, facts=card or {})
         (folder / "README.md").write_text(text, encoding="utf-8")
         if not native:
@@ -101,17 +103,12 @@ def export_model(
                 shutil.copyfile(Path(__file__).with_name(name), folder / name)
 
 
-def header(path: Path) -> dict[str, str]:
-    """The metadata in a safetensors file.
-
-    Raises:
-        UserError: the file is truncated or damaged.
-    """
-    try:
-        with safetensors.safe_open(path, "pt") as file:
-            return file.metadata() or {}
-    except safetensors.SafetensorError as error:
-        raise UserError(f"{path} is damaged ({error}); copy, download or export it again") from None
+def write_model(folder: Path, settings: dict[str, Any], tensors: dict[str, Tensor], mark: dict[str, str]) -> None:
+    """Writes config.json and model.safetensors, which know each other."""
+    (folder / "config.json").write_text(json_text(settings, indent=2) + "\n", encoding="utf-8")
+    metadata = {"format": "pt", **mark, SETTINGS: json_text(settings, sort_keys=True)}
+    # Not save_file: that reports a full disk as an error of its own, which atomic_folder does not know.
+    (folder / "model.safetensors").write_bytes(serialized(tensors, metadata))
 
 
 def _check_out(out: Path) -> None:
@@ -120,7 +117,7 @@ def _check_out(out: Path) -> None:
     if not out.is_dir() or not any(out.iterdir()):
         return
     model = out / "model.safetensors"
-    if not model.is_file() or MARK not in header(model):
+    if not model.is_file() or MARK not in read_metadata(model):
         raise UserError(f"{out} is not empty and is not an export of fastbert's; choose another folder")
 
 

@@ -4,27 +4,29 @@ checkpoint.
 No code of the folder is executed and nothing is unpickled.
 """
 
+import json
 import pickle
 import re
 import struct
 import sys
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
+from fastbert.config import differences
 from fastbert.data.tokenizer import WordPiece, load_tokenizer
 from fastbert.errors import UserError
 from fastbert.files import read_json
-from fastbert.hub.export import NO_TYPES, TOKENIZER, header
+from fastbert.hub.export import NO_TYPES, SETTINGS, TOKENIZER
 from fastbert.hub.names import BERT_OPTIONS, OWN_OPTIONS, TIED, bert_names, check_weights, head_of, kept, some
 from fastbert.model.config import EncoderConfig
 from fastbert.model.encoder import Encoder
 from fastbert.model.heads import MLMHead
 from fastbert.training.checkpoints import Checkpoint, read_checkpoint, read_newest
+from fastbert.training.tensors import read_tensors
 
 # What transformers' BertConfig takes where config.json is silent; sizes it should not be silent about.
 _BERT_DEFAULTS = {
@@ -36,6 +38,7 @@ _BERT_DEFAULTS = {
 }
 # What exports are silent about that are older than the options.
 _OWN_DEFAULTS = {name: getattr(EncoderConfig, name) for name in ("feed_forward", "bias", "rope_base")}
+_KINDS = {field.name: field.type for field in fields(EncoderConfig)}
 # Where a BERT's config.json says otherwise, its hidden states would not be ours.
 _BERT_ONLY = {
     "hidden_act": "gelu",
@@ -183,17 +186,51 @@ def _from_hub(folder: Path) -> Pretrained:
         )
     tensors, metadata = _tensors(folder)
     _check_tokenizer(folder, metadata.get(TOKENIZER), f"the model in {folder}")
-    if kind != "fastbert":
-        config = _config(folder, _BERT_DEFAULTS | settings, BERT_OPTIONS)
-        config, weights = _from_bert(folder, config, settings, tensors, untyped=NO_TYPES in metadata)
-    else:
-        config = _config(folder, _OWN_DEFAULTS | settings, BERT_OPTIONS | OWN_OPTIONS)
-        # A FastBertModel is saved without the prefix.
-        prefix = "" if any(name.startswith("encoder.") for name in tensors) else "encoder."
-        named = {prefix + name: tensor for name, tensor in tensors.items()}
-        weights = {name: tensor for name, tensor in named.items() if name.startswith(("encoder.", "head."))}
+    changed = _changed_settings(folder, settings, metadata)
     kinds = {"bert": "the BERT", "electra": "the ELECTRA", "fastbert": "the fastbert model"}
-    return _pretrained(config, weights, folder, f"{kinds[kind]} in {folder}")
+    try:
+        if kind != "fastbert":
+            config = _config(folder, _BERT_DEFAULTS | settings, BERT_OPTIONS, tensors)
+            config, weights = _from_bert(folder, config, settings, tensors, untyped=NO_TYPES in metadata)
+        else:
+            config = _config(folder, _OWN_DEFAULTS | settings, BERT_OPTIONS | OWN_OPTIONS, tensors)
+            # A FastBertModel is saved without the prefix.
+            prefix = "" if any(name.startswith("encoder.") for name in tensors) else "encoder."
+            named = {prefix + name: tensor for name, tensor in tensors.items()}
+            weights = {name: tensor for name, tensor in named.items() if name.startswith(("encoder.", "head."))}
+        pretrained = _pretrained(config, weights, folder, f"{kinds[kind]} in {folder}")
+    except UserError as error:
+        raise UserError(f"{changed}: {error}" if changed else str(error)) from None
+    if changed:
+        raise UserError(f"{changed}; put that back, or export the model again")
+    if (folder / "model.safetensors").is_file():
+        _check_dtype(folder, settings, weights)
+    return pretrained
+
+
+def _changed_settings(folder: Path, settings: dict[str, Any], metadata: dict[str, str]) -> str:
+    """How config.json differs from what our export was written with. A key may be missing where that means its default,
+    and others may be added, but not both: that is a key with a damaged name."""
+    if SETTINGS not in metadata:
+        return ""
+    written = json.loads(metadata[SETTINGS])
+    defaults = _OWN_DEFAULTS if written.get("model_type") == "fastbert" else _BERT_DEFAULTS
+    settings = settings if settings.keys() - written.keys() else defaults | settings
+    changed = differences(written, {key: value for key, value in settings.items() if key in written})
+    return f"{folder / 'config.json'} was changed since it was written ({some(changed)})" if changed else ""
+
+
+def _check_dtype(folder: Path, settings: dict[str, Any], weights: dict[str, Tensor]) -> None:
+    """Sees to it that the weights have the precision that config.json names, if it names one."""
+    stated = settings.get("dtype", settings.get("torch_dtype"))
+    if stated is None or stated == "auto":
+        return
+    for name, tensor in weights.items():
+        if (found := str(tensor.dtype)) != f"torch.{str(stated).removeprefix('torch.')}":
+            raise UserError(
+                f"{folder / 'config.json'} names the dtype {stated}, and {name} in model.safetensors has {found[6:]}; "
+                "restore the file that was changed, or name the dtype of the weights"
+            )
 
 
 def _check_tokenizer(folder: Path, trained_with: str | None, model: str) -> None:
@@ -206,10 +243,16 @@ def _check_tokenizer(folder: Path, trained_with: str | None, model: str) -> None
         )
 
 
-def _config(folder: Path, settings: dict[str, Any], names: dict[str, str]) -> EncoderConfig:
+def _config(folder: Path, settings: dict[str, Any], names: dict[str, str], tensors: dict[str, Tensor]) -> EncoderConfig:
     missing = [theirs for theirs in names.values() if theirs not in settings]
     if missing:
         raise UserError(f"{folder / 'config.json'} lacks {', '.join(missing)}")
+    for ours, theirs in names.items():
+        kind, value = _KINDS[ours], settings[theirs]
+        if type(value) is not kind and not (kind is float and type(value) is int):
+            raise UserError(f"{folder / 'config.json'} has {theirs} {value!r}, which must be of type {kind.__name__}")
+    if (layers := settings[names["layers"]]) > len(tensors):  # before as many are built
+        raise UserError(f"{folder / 'config.json'} has {names['layers']} {layers}, and the weights lack those layers")
     try:
         return EncoderConfig(**{ours: settings[theirs] for ours, theirs in names.items()})
     except UserError as error:
@@ -264,8 +307,7 @@ def _tensors(folder: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The weights in a Hugging Face folder, and the metadata beside them."""
     path = folder / "model.safetensors"
     if path.is_file():
-        metadata = header(path)  # names a damaged file
-        return load_file(path), metadata
+        return read_tensors(path)
     path = folder / "pytorch_model.bin"
     if not path.is_file():
         raise UserError(f"{folder} has neither model.safetensors nor pytorch_model.bin (weights in one file)")

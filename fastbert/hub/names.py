@@ -112,8 +112,8 @@ def check_weights(config: EncoderConfig, weights: dict[str, Tensor], source: str
     """Sees to it that `weights` are those of the encoder `config` describes, and of its head if they hold one.
 
     Raises:
-        UserError: an encoder of this `config` cannot be built; a weight is missing, too many, of another shape, not
-            finite, or no longer tied. Names it and `source`.
+        UserError: an encoder of this `config` cannot be built; a weight is missing, too many, of another shape, not of
+            floating-point numbers, not finite, or no longer tied. Names it and `source`.
     """
     with torch.device("meta"):
         try:
@@ -135,6 +135,10 @@ def check_weights(config: EncoderConfig, weights: dict[str, Tensor], source: str
             problems.append(f"{name} has no place in it")
         elif tuple(tensor.shape) != shapes[name]:
             problems.append(f"{name} has shape {tuple(tensor.shape)} instead of {shapes[name]}")
+        elif not tensor.is_floating_point():
+            problems.append(
+                f"{name} holds {str(tensor.dtype).removeprefix('torch.')} instead of floating-point numbers"
+            )
     if problems:
         raise UserError(f"the weights of {source} do not fit its configuration: {some(problems, '; ')}")
     if bad := not_finite(weights):

@@ -43,6 +43,11 @@ class EncoderConfig:
         for name in ("vocab_size", "layers", "width", "heads", "ffn", "max_positions"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.type_vocab_size < 0:
+            raise UserError(f"type_vocab_size cannot be negative, as {self.type_vocab_size} is")
+        for name in ("norm_eps", "initializer_std"):
+            if not 0.0 <= getattr(self, name) < math.inf:
+                raise UserError(f"{name} must be a number from 0, not {getattr(self, name)}")
         if self.width % self.heads:
             raise UserError(
                 f"heads {self.heads} do not divide width {self.width}; choose heads among the divisors of the width"

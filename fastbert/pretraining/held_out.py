@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from fastbert.config import MACHINE, load_yaml
+from fastbert.config import MACHINE, from_dict, load_yaml
 from fastbert.data.batches import InMemory, Rows, validation_batches
 from fastbert.data.encoding import MUCH_UNKNOWN, Encoder
 from fastbert.data.shards import unigram_entropy
@@ -134,7 +134,10 @@ def trained_objective(options: EvaluateOptions, pretrained: Pretrained, vocabula
             f"{options.model} has no MLM head (only the objective mlm leaves one), so it cannot fill blanks; give a "
             "model that has, or the run it came from, which still has both networks"
         )
-    trained = load_yaml(PretrainOptions, checkpoint.path.parent.parent / "config.yaml")
+    if "options" in checkpoint.state:  # sealed, as config.yaml is not
+        trained = from_dict(PretrainOptions, checkpoint.state["options"], f"{checkpoint.path}/state.json")
+    else:
+        trained = load_yaml(PretrainOptions, checkpoint.path.parent.parent / "config.yaml")
     asked = replace(objective_options(trained), mask_rate=options.mask_rate)
     objective = OBJECTIVES[trained.objective](pretrained.config, asked, vocabulary, kernels)
     weights = checkpoint.tensors["model"].items()

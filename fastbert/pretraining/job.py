@@ -14,14 +14,23 @@ from torch import nn
 from fastbert import config as configuration
 from fastbert.data.stages import NOMINAL_STEPS, Plan, steps_within
 from fastbert.errors import UserError
-from fastbert.files import locked_folder, read_json, write_json
+from fastbert.files import locked_folder, write_json
 from fastbert.model.config import EncoderConfig
 from fastbert.pretraining.dry_run import dry_run
 from fastbert.pretraining.finish import finish
 from fastbert.pretraining.loop import Trainer
 from fastbert.pretraining.options import BUDGETS, OF_ONE_CALL, PretrainOptions, science
 from fastbert.pretraining.profiling import check_room, profiled
-from fastbert.pretraining.run import RunFolder, check_same_experiment, merge, new_folder, session, stored_options
+from fastbert.pretraining.run import (
+    RunFolder,
+    check_against_checkpoint,
+    check_same_experiment,
+    merge,
+    new_folder,
+    read_config,
+    session,
+    stored_options,
+)
 from fastbert.pretraining.setup import Setup, data_fingerprint, prepare_setup
 from fastbert.training.checkpoints import Checkpointer, check_space, read_newest
 from fastbert.training.hardware import autocast, describe_machine, peak_flops
@@ -48,7 +57,7 @@ def pretrain(asked: PretrainOptions, name: str) -> int:
     if len(given) != 1:
         raise UserError(f"give one of --steps, --tokens and --minutes, not {' and '.join(given) or 'none'}")
     run = new_folder(asked.out, name)
-    setup = prepare_setup(replace(asked, **OF_ONE_CALL, out=str(run.path)))
+    setup = prepare_setup(replace(asked, **OF_ONE_CALL, out=str(run.path)), verify_data=asked.verify_data)
     setup.options = resolve_steps(setup)
     setup.plan()  # refuses a batch that grows for longer than the run
     learning_rate_factor(setup.options.schedule, 0, setup.options.steps)  # refuses a warm-up longer than the run
@@ -59,20 +68,32 @@ def pretrain(asked: PretrainOptions, name: str) -> int:
 
 
 def resume(asked: PretrainOptions) -> int:
-    """Goes on with the run in `asked.out`, if `asked` is the same experiment."""
+    """Resumes the run in `asked.out`, if `asked` is the same experiment. What the run is, its newest checkpoint says;
+    its other files are compared with that."""
     stored = stored_options(asked.out)
     run = RunFolder(Path(asked.out))
-    manifest = read_json(run.manifest, "the run's manifest")
+    sealed = run.sealed()
+    manifest, remarks = check_against_checkpoint(run, stored, sealed)
     options, notes = merge(stored, asked)
-    if options.data == stored.data and Path(manifest["data"]["folder"]).is_dir():
-        options = replace(options, data=manifest["data"]["folder"])  # the source itself may be gone by now
-    setup = prepare_setup(options, EncoderConfig.from_dict(manifest["encoder"]))
-    check_same_experiment(run, manifest, science(setup.options, data_fingerprint(setup.dataset)))
-    for line in notes:
-        say(f"resumed with another {line}")
+    folder = manifest["data"]["folder"] if manifest else ""
+    if options.data == stored.data and folder and Path(folder).is_dir():
+        options = replace(options, data=folder)  # the source itself may be gone by now
+    # Without a checkpoint the encoder is what it was at the start: it follows from the options and the data.
+    config = EncoderConfig.from_dict(sealed.state["encoder"]) if sealed else None
+    setup = prepare_setup(options, config, asked.verify_data)
+    setup.started = stored
+    fingerprint = data_fingerprint(setup.dataset)
+    found = describe_experiment(setup, science(setup.options, fingerprint))
+    if manifest is not None:
+        check_same_experiment(run, manifest["science"], found["science"], science(stored, fingerprint))
+        if changed := configuration.differences(found["encoder"], manifest["encoder"]):
+            remarks.append(f"the encoder in {run.manifest} is not that of the run's options: {'; '.join(changed)}")
+        found = manifest | {name: found[name] for name in ("data", "encoder")}
+    for line in (*remarks, *(f"resumed with another {line}" for line in notes)):
+        say(line)
     if asked.dry_run:
-        return rehearse(setup, run, manifest, resumed=True)
-    return train(setup, run, manifest, resumed=True, profile=asked.profile)
+        return rehearse(setup, run, found, resumed=True)
+    return train(setup, run, found, resumed=True, profile=asked.profile)
 
 
 def resolve_steps(setup: Setup) -> PretrainOptions:
@@ -210,6 +231,12 @@ def build_trainer(
     if checkpointer is None:
         run.write(options, manifest, setup.dataset.tokenizer)
         checkpointer = Checkpointer(run.checkpoints, *keep)
+    started = setup.started or options
+    if resumed:
+        try:
+            read_config(run)
+        except UserError:  # reported before
+            run.write_config(started)
     step = checkpoint.step if checkpoint else 0
     peak, how = peak_flops(setup.device, setup.precision)
     speed = {
@@ -245,7 +272,13 @@ def build_trainer(
         schedule=options.schedule,
         precision=setup.precision,
         checkpointer=checkpointer,
-        logbook=Logbook(run.path, options.steps, start_step=step, quiet=quiet),
+        logbook=Logbook(
+            run.path,
+            options.steps,
+            start_step=step,
+            expected=checkpoint.state.get("metrics") if checkpoint else None,
+            quiet=quiet,
+        ),
         validate=lambda length: setup.validate(objective, length),
         eval_every=options.eval_every,
         checkpoint_every=options.checkpoint_every,
@@ -257,6 +290,7 @@ def build_trainer(
             "objective": options.objective,
             "tokenizer": setup.dataset.fingerprint,
             "science": manifest["science"],
+            "options": configuration.to_dict(replace(started, out=None)),
         },
     )
     if checkpoint:

@@ -258,7 +258,7 @@ class Trainer:
         self.checkpointer.save(
             progress.step,
             self._tensors(),
-            {**self.state, "progress": asdict(progress), "optimizer": optimizer_state},
+            {**self.state, "progress": asdict(progress), "metrics": self.logbook.tally(), "optimizer": optimizer_state},
             metric=progress.last_eval["loss"] if measured else None,
             # While updates are skipped the weights may be finite and yet lost: those before stay until one is made.
             prune=progress.skipped_in_row == 0,

@@ -93,6 +93,8 @@ class PretrainOptions:
     """Steps a logged training loss is the mean of."""
     dry_run: bool = field(default=False, metadata=BOOKKEEPING)
     """Show parameters, FLOPs, memory and the time expected, and stop. Only data that has to be prepared is kept."""
+    verify_data: bool = field(default=False, metadata=BOOKKEEPING)
+    """Compare all data with its hashes, even what this machine has verified before and was not touched since."""
     profile: bool = field(default=False, metadata=BOOKKEEPING)
     """Write where the time of a few steps goes to profile/ of the run, with a trace for ui.perfetto.dev."""
 
@@ -150,7 +152,8 @@ def objective_options(options: PretrainOptions) -> Any:
     return getattr(options, options.objective.replace("-", "_"))
 
 
-OF_ONE_CALL = {"resume": False, "dry_run": False, "profile": False}  # what config.yaml keeps of these
+# What config.yaml keeps of these.
+OF_ONE_CALL = {"resume": False, "dry_run": False, "verify_data": False, "profile": False}
 BUDGETS = ("steps", "tokens", "minutes")
 SOURCE_ONLY = ("vocab_size", "tokenizer", "lowercase", "validation_share")  # spoken for by the data's own hash
 

@@ -14,9 +14,10 @@ from typing import Any
 from fastbert import config as configuration
 from fastbert.data.tokenizer import load_tokenizer
 from fastbert.errors import UserError
-from fastbert.files import LOCK, atomic_file, atomic_folder, disk_errors, write_json
+from fastbert.files import LOCK, atomic_file, atomic_folder, disk_errors, read_json, write_json
 from fastbert.model.config import EncoderOptions
 from fastbert.pretraining.options import OF_ONE_CALL, PretrainOptions
+from fastbert.training.checkpoints import checkpoint_paths, read_state
 
 
 @dataclass(frozen=True)
@@ -67,9 +68,38 @@ class RunFolder:
         """
         with atomic_folder(self.tokenizer) as folder:
             load_tokenizer(tokenizer).save(folder)
+        self.write_config(options)
+        write_json(self.manifest, manifest)
+
+    def write_config(self, options: PretrainOptions) -> None:
         with atomic_file(self.config, "w") as file:
             file.write(configuration.to_yaml(options))
-        write_json(self.manifest, manifest)
+
+    def sealed(self) -> "Sealed | None":
+        """What the newest checkpoint with a whole state says of the run; None if there is none."""
+        for path in reversed(checkpoint_paths(self.checkpoints)) if self.checkpoints.is_dir() else ():
+            try:
+                step, state = read_state(path)
+            except UserError:  # reported when the checkpoint is loaded
+                continue
+            if {"encoder", "science"} <= state.keys():
+                return Sealed(path, step, state)
+        return None
+
+
+@dataclass(frozen=True)
+class Sealed:
+    """What a run is, by the state of a checkpoint, which is sealed by hashes. config.yaml and manifest.json are not."""
+
+    path: Path
+    step: int
+    state: dict[str, Any]
+
+    def options(self, out: str) -> PretrainOptions | None:
+        """The options the run was started with, for its folder `out`; None in checkpoints that do not hold them."""
+        if "options" not in self.state:
+            return None
+        return configuration.from_dict(PretrainOptions, self.state["options"] | {"out": out}, f"{self.path}/state.json")
 
 
 def new_folder(out: str | None, name: str) -> RunFolder:
@@ -94,17 +124,102 @@ def new_folder(out: str | None, name: str) -> RunFolder:
 
 
 def stored_options(out: str | None) -> PretrainOptions:
-    """The options of the run to resume.
+    """The options of the run to resume, from config.yaml, or where that is missing or damaged from a checkpoint.
 
     Raises:
-        UserError: there is no such run.
+        UserError: there is no such run, or neither has them.
     """
     if out is None:
         raise UserError("--resume needs the run's folder: --resume runs/x, or --out runs/x --resume")
     run = RunFolder(Path(out))
+    try:
+        return read_config(run)
+    except UserError:
+        sealed = run.sealed()
+        options = sealed.options(out) if sealed else None
+        if options is None:
+            raise
+        return options
+
+
+def read_config(run: RunFolder) -> PretrainOptions:
+    """The options in config.yaml.
+
+    Raises:
+        UserError: it is missing or damaged.
+    """
     if not run.config.exists():
-        raise UserError(f"there is no run to resume in {out} (no {run.config}); leave --resume out to start one")
+        raise UserError(f"there is no run to resume in {run.path} (no {run.config}); leave --resume out to start one")
     return configuration.load_yaml(PretrainOptions, run.config)
+
+
+def read_manifest(run: RunFolder) -> tuple[dict[str, Any] | None, str]:
+    """
+    Returns:
+        The manifest, or None and what is wrong with it.
+    """
+    try:
+        manifest = read_json(run.manifest, "the run's manifest")
+    except UserError as error:
+        return None, str(error)
+    kinds = {"science": dict, "encoder": dict, "data": dict, "sessions": list}
+    if not isinstance(manifest, dict) or any(not isinstance(manifest.get(key), kind) for key, kind in kinds.items()):
+        return None, f"the run's manifest {run.manifest} is damaged: it lacks one of {', '.join(kinds)}"
+    if not isinstance(manifest["data"].get("folder"), str):
+        return None, f"the run's manifest {run.manifest} is damaged: it does not name the folder of the data"
+    return manifest, ""
+
+
+def check_against_checkpoint(
+    run: RunFolder, stored: PretrainOptions, sealed: Sealed | None
+) -> tuple[dict[str, Any] | None, list[str]]:
+    """The manifest with the encoder and science of the checkpoint, which are sealed and fit its weights.
+
+    Args:
+        stored: the options that are resumed with.
+        sealed: the run's checkpoint, if it has one.
+
+    Returns:
+        The manifest, None if there is neither manifest nor checkpoint to make it from; and what was found to differ.
+    """
+    manifest, problem = read_manifest(run)
+    if sealed is None:
+        return manifest, [f"{problem}; it is written anew"] if problem else []
+    remarks = []
+    if manifest is None:
+        remarks.append(f"{problem}; it is written anew from {sealed.path}, but without the records of earlier sessions")
+        manifest = {"data": {"folder": "", "fingerprint": sealed.state["science"].get("data")}, "sessions": []}
+    true = {name: sealed.state[name] for name in ("encoder", "science")}
+    branch = manifest.get("branch")  # of a run that began with a checkpoint of another, whose science was another's
+    branched = isinstance(branch, dict) and branch == {"step": sealed.step, "science": true["science"]}
+    if branched and isinstance(manifest.get("science"), dict):
+        true["science"] = manifest["science"]
+    for name, value in true.items():
+        if name in manifest and (changed := configuration.differences(value, manifest[name])):
+            remarks.append(
+                f"the {name} in {run.manifest} is not that of {sealed.path}, which is used: {'; '.join(changed)}"
+            )
+    manifest |= {**true, "experiment": configuration.digest(true["science"])}
+    if not branched:
+        remarks += _config_differences(run, stored, sealed)
+    return manifest, remarks
+
+
+def _config_differences(run: RunFolder, stored: PretrainOptions, sealed: Sealed) -> list[str]:
+    """How config.yaml differs from the options that the run was started with. The science is checked elsewhere."""
+    started = sealed.options(str(run.path))
+    if started is None:
+        return []
+    try:
+        read_config(run)
+    except UserError as error:
+        return [f"{error}; the options are those in {sealed.path}, and {run.config} is written anew"]
+    old, new = (
+        {leaf.name: leaf.value for leaf in configuration.leaves(options) if leaf.role != "science"}
+        for options in (started, stored)
+    )
+    changed = configuration.differences(old | {"out": None}, new | {"out": None})
+    return [f"{run.config} was changed after the run was started: {'; '.join(changed)}"] if changed else []
 
 
 def merge(stored: PretrainOptions, asked: PretrainOptions) -> tuple[PretrainOptions, list[str]]:
@@ -146,19 +261,33 @@ def merge(stored: PretrainOptions, asked: PretrainOptions) -> tuple[PretrainOpti
     return merged, configuration.differences({n: old[n] for n in changed}, {n: new[n] for n in changed})
 
 
-def check_same_experiment(run: RunFolder, manifest: dict[str, Any], science: dict[str, Any]) -> None:
-    """Sees to it that the science of the stored manifest is `science`.
+def check_same_experiment(
+    run: RunFolder, expected: dict[str, Any], science: dict[str, Any], stored: dict[str, Any]
+) -> None:
+    """Sees to it that `science` is that of the run.
+
+    Args:
+        expected: the run's.
+        stored: that of the options in config.yaml.
 
     Raises:
         UserError: shows what differs.
     """
-    changed = configuration.differences(manifest["science"], science)
-    if changed:
-        lines = "\n  ".join(changed)
-        raise UserError(
-            f"the run in {run.path} is another experiment; resuming would mix the two. What differs:\n  {lines}\n"
-            "Resume with the run's own options (--resume alone takes them), or start a new run with another --out"
-        )
+    changed = configuration.differences(expected, science)
+    if not changed:
+        return
+    lines = "\n  ".join(changed)
+    edited = [name for name in science if name != "data" and science[name] == stored.get(name) != expected.get(name)]
+    if edited:
+        fix = f"{run.config} was changed after the run was started: put back {', '.join(edited)}"
+    elif expected.get("data") != science.get("data") and len(changed) == 1:
+        fix = "The data was prepared anew or exchanged: resume with --data and the folder that the run was started with"
+    else:
+        fix = "Resume with the run's own options (--resume alone takes them)"
+    raise UserError(
+        f"the run in {run.path} is another experiment; resuming would mix the two. What differs:\n  {lines}\n"
+        f"{fix}, or start a new run with another --out"
+    )
 
 
 def session(step: int, machine: dict[str, Any], resolved: dict[str, Any]) -> dict[str, Any]:

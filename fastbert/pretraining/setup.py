@@ -40,6 +40,8 @@ class Setup:
     precision: str
     noted: NotedCorpus | None = None
     """The words that have notes; None without notes."""
+    started: PretrainOptions | None = None
+    """The options in config.yaml, of a run that is resumed."""
 
     def objective(self, initial: bool = True) -> nn.Module:
         """The networks on the device; with the weights of --init-from, if that is given and they are wanted."""
@@ -92,11 +94,14 @@ class Setup:
         return evaluate(objective, batches, self.precision)
 
 
-def prepare_setup(options: PretrainOptions, config: EncoderConfig | None = None) -> Setup:
+def prepare_setup(
+    options: PretrainOptions, config: EncoderConfig | None = None, verify_data: bool | None = None
+) -> Setup:
     """Data, vocabulary, encoder and machine for `options`; everything that can be refused is refused here.
 
     Args:
         config: of a run that is resumed.
+        verify_data: as the option, which counts if this is None.
     """
     device = resolve_device(options.machine.device)
     precision, warning = resolve_precision(options.machine.precision, device)
@@ -110,7 +115,7 @@ def prepare_setup(options: PretrainOptions, config: EncoderConfig | None = None)
     if options.init_from is not None and config is None:
         pretrained = load_pretrained(options.init_from)
     folder = data_folder(options, tokenizer_to_prepare(options, pretrained))
-    dataset = open_dataset(folder)
+    dataset = open_dataset(folder, options.verify_data if verify_data is None else verify_data)
     vocabulary = dataset.wordpiece
     if config is None:
         if pretrained is not None:

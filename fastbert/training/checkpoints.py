@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from fastbert.errors import UserError
-from fastbert.files import atomic_folder, disk_errors, make_folder, read_json, remove_leftovers
+from fastbert.files import atomic_folder, disk_errors, make_folder, read_json, remove_leftovers, seal_of
 from fastbert.training.apex import translate
 from fastbert.training.finite import NotFiniteError, require_finite
 
@@ -118,7 +118,7 @@ class Checkpointer:
                 file.name: {"bytes": file.stat().st_size, "sha256": _sha256(file)} for file in sorted(folder.iterdir())
             }
             manifest = {"format": FORMAT, "step": step, "metric": metric, "files": files}
-            manifest["seal"] = _seal(manifest)
+            manifest["seal"] = seal_of(manifest)
             (folder / "manifest.json").write_text(json.dumps(manifest, indent=1, allow_nan=False), encoding="utf-8")
         if prune:
             self._prune(step)
@@ -203,6 +203,18 @@ def read_newest(folder: Path, say: Callable[[str], None]) -> Checkpoint | None:
             "Restore one of them, or move the folder away to start anew"
         )
     return None
+
+
+def read_state(path: Path) -> tuple[int, dict]:
+    """Step and state of the checkpoint in `path`; of its files only these are read.
+
+    Raises:
+        UserError: they are missing or damaged.
+    """
+    manifest, file = _read_manifest(path), path / "state.json"
+    if not file.is_file() or _sha256(file) != manifest["files"]["state.json"]["sha256"]:
+        raise UserError(f"the checkpoint file {file} is damaged: its SHA-256 does not fit")
+    return manifest["step"], read_json(file, "the checkpoint's state")
 
 
 def check_space(
@@ -348,12 +360,6 @@ def _metric_of(path: Path) -> float | None:
         return None
 
 
-def _seal(manifest: dict) -> str:
-    """The manifest's own hash: no other file holds it."""
-    bare = {key: value for key, value in manifest.items() if key != "seal"}
-    return hashlib.sha256(json.dumps(bare, sort_keys=True).encode()).hexdigest()
-
-
 def _sha256(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
@@ -364,7 +370,7 @@ def _read_manifest(path: Path) -> dict:
     manifest = read_json(file, "the checkpoint's manifest")
     if isinstance(manifest, dict) and manifest.get("format", FORMAT) != FORMAT:
         raise UserError(f"{file} has format {manifest['format']}, and this version of fastbert reads {FORMAT}")
-    if not isinstance(manifest, dict) or manifest.get("seal") != _seal(manifest):
+    if not isinstance(manifest, dict) or manifest.get("seal") != seal_of(manifest):
         raise UserError(f"the checkpoint's manifest {file} is damaged: its hash does not fit")
     if manifest["step"] != _step_of(path):
         raise UserError(f"the checkpoint {path} was renamed: it is from step {manifest['step']}")

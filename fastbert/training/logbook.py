@@ -3,15 +3,17 @@
 The loop calls `log`; nothing here touches a GPU tensor. `plot_curves` draws metrics.jsonl.
 """
 
+import hashlib
 import json
 import math
 import os
 import sys
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fastbert.errors import UserError
 from fastbert.files import atomic_file, disk_errors, json_text
@@ -37,6 +39,8 @@ class Logbook:
         total_steps: updates planned.
         start_step: updates already done. Records of later steps, left by the run that is resumed, are dropped, and so
             is a line cut off by a crash; at 0 the records start empty.
+        expected: `tally()` of the records up to `start_step`, from the checkpoint. Where the file differs, that is
+            reported with the numbers of the lines.
         quiet: no progress; messages by `say` still come out.
         console: the rich console to draw the bar on; by default standard error, if that is a terminal.
 
@@ -50,19 +54,29 @@ class Logbook:
         total_steps: int,
         *,
         start_step: int = 0,
+        expected: Mapping[str, Any] | None = None,
         quiet: bool = False,
         console: "Console | None" = None,
     ):
         self.path = Path(folder) / "metrics.jsonl"
         self.total_steps = total_steps
         self.quiet = quiet
-        _keep_until(self.path, start_step)
+        kept, problems = _intact(self.path, start_step, expected) if start_step else ([], [])
+        with atomic_file(self.path) as file:
+            file.writelines(kept)
+        self._records, self._sha = len(kept), hashlib.sha256(b"".join(kept))
         with disk_errors(self.path):
             self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115
         self._clock: deque[tuple[int, float]] = deque([(start_step, time.monotonic())], maxlen=20)
         self._last_line = -math.inf
         self._bar = None if quiet else _progress_bar(console, total_steps, start_step)
         self._board = self._tensorboard(Path(folder) / "tensorboard", start_step)
+        if problems:
+            found = "; ".join(problems)
+            self.say(
+                f"{self.path} is not as it was logged up to step {start_step}: {found}. "
+                "Training is not affected; the curves show what is left"
+            )
 
     def _tensorboard(self, folder: Path, start_step: int):
         try:
@@ -82,10 +96,12 @@ class Logbook:
         Raises:
             UserError: the disk is full.
         """
-        record = {"step": step, "split": split, **columns}
+        line = json_text({"step": step, "split": split, **columns}) + "\n"
         with disk_errors(self.path):
-            self._file.write(json_text(record) + "\n")
+            self._file.write(line)
             self._file.flush()
+        self._records += 1
+        self._sha.update(line.encode())
         if self._board is not None:
             for name, value in columns.items():
                 if isinstance(value, int | float) and not isinstance(value, bool):
@@ -117,6 +133,10 @@ class Logbook:
         else:
             say(text)
 
+    def tally(self) -> dict[str, Any]:
+        """Number and SHA-256 of all records so far, by which a resumed run knows them again."""
+        return {"records": self._records, "sha256": self._sha.hexdigest()}
+
     def sync(self) -> None:
         """Puts all records on the disk; to be called before a checkpoint, which must not be ahead of them."""
         with disk_errors(self.path):
@@ -145,28 +165,73 @@ class Logbook:
 
 
 def read_metrics(path: Path | str) -> list[dict]:
-    """The records in a metrics.jsonl, in order; lines cut off by a crash are left out. No file: no records."""
-    records = []
+    """The records in a metrics.jsonl, in order; damaged lines are left out. No file: no records."""
+    return [record for line in _lines(Path(path)) if (record := _record(line)) is not None]
+
+
+def _lines(path: Path) -> list[bytes]:
     try:
-        text = Path(path).read_text(encoding="utf-8", errors="replace")
+        content = path.read_bytes()
     except FileNotFoundError:
-        return records
-    for line in text.splitlines():
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        if isinstance(record, dict) and isinstance(record.get("step"), int):
-            records.append(record)
-    return records
+        return []
+    return [line + b"\n" for line in content.removesuffix(b"\n").split(b"\n")] if content else []
 
 
-def _keep_until(path: Path, step: int) -> None:
-    """Rewrites the records at once, with those up to `step` only; none at all for a run that starts at 0."""
-    records = [record for record in read_metrics(path) if record["step"] <= step] if step else []
-    with atomic_file(path, "w") as file:
-        for record in records:
-            file.write(json_text(record) + "\n")
+def _record(line: bytes) -> dict[str, Any] | None:
+    """The record in a line; None if it is damaged."""
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    whole = isinstance(record, dict) and type(record.get("step")) is int and isinstance(record.get("split"), str)
+    return record if whole else None
+
+
+def _intact(path: Path, step: int, expected: Mapping[str, Any] | None) -> tuple[list[bytes], list[str]]:
+    """The lines of the records up to `step`, each once, and what is wrong with them."""
+    lines = _lines(path)
+    if expected is not None:
+        logged = lines[: expected["records"]]
+        if hashlib.sha256(b"".join(logged)).hexdigest() == expected["sha256"]:
+            return logged, []
+    kept: list[tuple[int, dict[str, Any]]] = []
+    damaged, repeated, seen = [], [], set()
+    for number, line in enumerate(lines, 1):
+        record = _record(line)
+        if record is None:
+            damaged.append(number)
+        elif record["step"] <= step:
+            key = record["step"], record["split"]
+            (repeated if key in seen else kept).append((number, record))
+            seen.add(key)
+    # What is damaged after the last record that counts was being written when the run was killed.
+    last = max([0 if expected is None else expected["records"], *(number for number, _ in kept + repeated)])
+    problems = []
+    if damaged := [number for number in damaged if number <= last]:
+        problems.append(f"damaged: {_numbered(damaged)}")
+    if repeated:
+        problems.append(f"repeated: {_numbered([number for number, _ in repeated])}")
+    if expected is not None and (missing := expected["records"] - len(kept)) > 0:
+        problems.append(f"missing: {missing} of {expected['records']} records{_gaps(kept, step)}")
+    if expected is not None and not problems:
+        problems.append(f"changed: some of the lines 1 to {last}")
+    return [lines[number - 1] for number, _ in kept], problems
+
+
+def _numbered(numbers: list[int]) -> str:
+    more = f" and {len(numbers) - 10} more" if numbers[10:] else ""
+    return f"line{'s' if numbers[1:] else ''} {', '.join(map(str, numbers[:10]))}{more}"
+
+
+def _gaps(kept: list[tuple[int, dict[str, Any]]], step: int) -> str:
+    """Where records may be missing: where a split's steps are further apart than usual."""
+    found = []
+    for split in dict.fromkeys(record["split"] for _, record in kept):
+        rows = [(number, record["step"]) for number, record in kept if record["split"] == split]
+        rows = [(0, 0), *rows, (len(kept), step)]
+        usual = Counter(b - a for (_, a), (_, b) in pairwise(rows[:-1])).most_common(1)[0][0]
+        found += [f"{split} after line {n} (step {a})" for (n, a), (_, b) in pairwise(rows) if b - a > usual]
+    return f", by the steps: {', '.join(found[:5])}" if found else ""
 
 
 def _progress_bar(console: "Console | None", total_steps: int, start_step: int):

@@ -1,0 +1,189 @@
+"""Hashes of a prepared folder's files: taken while they are written, compared when the folder is opened.
+
+Every file is hashed once per machine. That it was is remembered in the user's cache directory, by the file's size, time
+of change and inode, so that opening a folder again costs a `stat` of each file; a file that is touched is hashed again.
+Content that changes while all three stay, as by a fault of the disk, is found only by a verification that is forced.
+"""
+
+import functools
+import hashlib
+import io
+import json
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fastbert.data.progress import progress
+from fastbert.errors import UserError
+from fastbert.files import atomic_file
+
+HEADER_BYTES = 128  # of a one-dimensional .npy file, whatever its length
+CHUNK = 2**20
+THREADS = 4  # SHA-256 of one thread is 2 GB/s where the processor has instructions for it, a fifth of that elsewhere
+NOTICEABLE = 2**28  # bytes from which on a progress bar is shown
+
+FileRecord = dict[str, Any]
+"""`bytes` and `sha256` of a file, as dataset.json has them. A .npy file is hashed in the order in which it is written:
+what follows its header, then the header, which holds the length and is known last."""
+
+
+def npy_header(dtype: np.dtype, length: int) -> bytes:
+    """The HEADER_BYTES with which numpy begins a file of `length` numbers."""
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": dtype.str, "fortran_order": False, "shape": (length,)})
+    assert len(header.getvalue()) == HEADER_BYTES
+    return header.getvalue()
+
+
+def save_array(path: Path, array: np.ndarray) -> FileRecord:
+    """Writes a one-dimensional array as numpy.save does; returns the record of its bytes."""
+    data = np.ascontiguousarray(array)
+    header = npy_header(data.dtype, len(data))
+    with open(path, "wb") as file:
+        file.write(header)
+        file.write(data.data)
+    sha = hashlib.sha256(data)
+    sha.update(header)
+    return {"bytes": HEADER_BYTES + data.nbytes, "sha256": sha.hexdigest()}
+
+
+def save_json(path: Path, value: Any) -> FileRecord:
+    """Writes JSON, whole or not at all; returns the record of its bytes."""
+    content = (json.dumps(value, indent=2) + "\n").encode()
+    with atomic_file(path) as file:
+        file.write(content)
+    return {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+
+
+def file_record(path: Path) -> FileRecord:
+    """The record of a file on the disk.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    return {"bytes": path.stat().st_size, "sha256": hash_of(path).hexdigest()}
+
+
+def hash_of(path: Path, report: Callable[[int], None] = lambda count: None, stop: int | None = None) -> Any:
+    """SHA-256 over a file, in the order of FileRecord.
+
+    Args:
+        report: is called with the number of bytes hashed since the last call.
+        stop: of an unfinished .npy file only the bytes up to here, and no header.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    sha, buffer = hashlib.sha256(), memoryview(bytearray(CHUNK))
+    first = HEADER_BYTES if path.suffix == ".npy" else 0
+    try:
+        with open(path, "rb", buffering=0) as file:
+            place = file.seek(first)
+            while count := file.readinto(buffer if stop is None else buffer[: max(0, stop - place)]):
+                sha.update(buffer[:count])
+                place += count
+                report(count)
+            if stop is None:
+                file.seek(0)
+                sha.update(file.read(first))
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}; restore it or check the disk") from None
+    return sha
+
+
+def compare(folder: Path, files: Mapping[str, FileRecord], why: str) -> None:
+    """Hashes files of `folder` and compares them with their records.
+
+    Args:
+        files: name -> record.
+        why: for the error, what it means that one differs and how to fix it.
+
+    Raises:
+        UserError: names the files that differ or cannot be read.
+    """
+    total, done, lock = sum(record["bytes"] for record in files.values()), 0, threading.Lock()
+    shown = progress(f"verifying {folder}", total) if total >= NOTICEABLE else nullcontext(lambda done: None)
+    with shown as report, ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1)) as threads:
+
+        def advance(count: int) -> None:
+            nonlocal done
+            with lock:
+                done += count
+                report(done)
+
+        found = threads.map(lambda name: hash_of(folder / name, advance).hexdigest(), files)
+        damaged = [name for name, sha in zip(files, found, strict=True) if sha != files[name]["sha256"]]
+    if damaged:
+        others = f" (and {len(damaged) - 1} more, such as {damaged[1]})" if damaged[1:] else ""
+        raise UserError(f"{folder / damaged[0]} is damaged{others}: {why}")
+
+
+# --- what was verified on this machine
+
+
+def unverified(folder: Path, files: Mapping[str, FileRecord], always: bool) -> tuple[list[str], dict[str, Any]]:
+    """
+    Returns:
+        The names of the files that are not known to be whole, all of them with `always`; and what `remember` takes.
+    """
+    known = {} if always else _remembered(folder)
+    marks = {}
+    for name, record in files.items():
+        found = (folder / name).stat()
+        marks[name] = [found.st_size, found.st_mtime_ns, found.st_ino, record["sha256"]]
+    return [name for name in files if known.get(name) != marks[name]], marks
+
+
+def remember(folder: Path, marks: dict[str, Any]) -> None:
+    """Notes that the files were verified while they were as in `marks`. Where nothing can be noted, that is reported
+    once, and they are verified every time."""
+    try:
+        path = record_file(folder)
+        with atomic_file(path, "w") as file:
+            json.dump({"folder": str(folder.resolve()), "files": marks}, file)
+    except (UserError, OSError, RuntimeError) as error:
+        _report_once(f"data is verified at every start, because what was verified cannot be remembered: {error}")
+
+
+def record_file(folder: Path) -> Path:
+    """Where it is noted what of `folder` was verified.
+
+    Raises:
+        RuntimeError: the user has no home directory.
+    """
+    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    name = hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:32]
+    return Path(root) / "fastbert" / "verified" / f"{name}.json"
+
+
+def _remembered(folder: Path) -> dict[str, Any]:
+    """What was noted last. A note that is missing, damaged or of another folder only costs a verification."""
+    try:
+        noted = json.loads(record_file(folder).read_text(encoding="utf-8"))
+        files = noted["files"] if noted["folder"] == str(folder.resolve()) else {}
+    except (OSError, RuntimeError, ValueError, KeyError, TypeError):
+        return {}
+    return files if isinstance(files, dict) else {}
+
+
+@functools.cache
+def _report_once(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+def ascending_within(parts: Iterable[np.ndarray], stop: int) -> bool:
+    """Whether the numbers, given in parts, ascend strictly from 0 or more and stay below `stop`."""
+    last = -1
+    for part in parts:
+        if len(part):
+            if part[0] <= last or part[-1] >= stop or not (part[1:] > part[:-1]).all():
+                return False
+            last = part[-1]
+    return True
