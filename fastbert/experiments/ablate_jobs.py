@@ -46,11 +46,13 @@ def pretrain_job(job: dict[str, Any], out: Path) -> dict[str, Any]:
     manifest = read_json(out / "manifest.json", "the job's manifest")
     if manifest["science"]["data"] != job["identity"]["data"]:
         return failure("the data changed after the ablation had started", "run it again when nothing writes there")
-    last = manifest["sessions"][-1]
+    first, last = manifest["sessions"][0], manifest["sessions"][-1]
     records = read_metrics(out / "metrics.jsonl")
     return {
         "status": "done",
         "precision": last["resolved"]["precision"],
+        # Of the sessions before this one; a branch begins with its trunk's.
+        "seconds": last.get("from_seconds", 0.0) - first.get("from_seconds", 0.0),
         "result": {
             "objective": options.objective,
             "validations": [

@@ -334,8 +334,9 @@ def _costs(report: Report, results: Results) -> None:
     report.table(Table(head, rows))
     report.text(
         "At the end of the budget. FLOPs are the closed form of all networks, forward and backward. Minutes are steps "
-        "at the time of a step that was measured before the first job, alone on the machine, the variants in turn: the "
-        f"median of {plural(len(rounds[0]), 'round')}; spread: the slowest round over the fastest."
+        "at the time of a step that was measured before the first job, alone on the machine, the variants in turn: "
+        f"the fastest of {plural(len(rounds[0]), 'round')}, because other work on the machine only makes steps slower; "
+        "spread: the slowest round over the fastest."
     )
 
 

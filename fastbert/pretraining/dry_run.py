@@ -114,7 +114,7 @@ def rehearse(
         validation = undisturbed([seconds(trainer._validate, setup.device)[0] for _ in range(3)])
         checkpoint, _ = seconds(trainer._checkpoint, setup.device)
     with contextlib.redirect_stdout(io.StringIO()):
-        ended, _ = seconds(lambda: finish(setup, trainer.objective, run, trainer.progress, 0.0), setup.device)
+        ended, _ = seconds(lambda: finish(setup, trainer.objective, run, trainer.progress), setup.device)
     taken = Taken(
         start=start,
         steps=times,

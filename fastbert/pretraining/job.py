@@ -110,7 +110,7 @@ def steps_in(setup: Setup, seconds: float) -> int:
     window = timing_window(seconds)
     timed = stage_timer(setup, objective, window)
     setup.plan(NOMINAL_STEPS).total(timed, 0, NOMINAL_STEPS)  # times what there is in any but the shortest runs
-    folder = existing(Path(setup.options.out or "runs").absolute().parent)
+    folder = existing(setup.options.out or "runs")
     size = checkpoint_size(objective)
     costs = Costs(
         start=built,  # the networks are built again
@@ -144,8 +144,9 @@ def stage_timer(setup: Setup, objective: nn.Module, seconds: float) -> Callable[
     return cache(lambda batch_size, length: timed_step(setup, objective, each, Plan.constant(batch_size, length)))
 
 
-def timed_step(setup: Setup, objective: nn.Module, seconds: float, plan: Plan) -> float:
-    """The time of a training step on `objective` while nothing else runs, measured in about `seconds`."""
+def timed_step(setup: Setup, objective: nn.Module, seconds: float, plan: Plan, most: int = MOST_TIMED) -> float:
+    """The time of a training step on `objective` while nothing else runs, measured in about `seconds` over `most` steps
+    at most."""
     batches = setup.batches(plan)
     optimizer = build_optimizer(objective.named_parameters(), setup.options.optimizer, setup.device)
     objective.train()
@@ -167,7 +168,7 @@ def timed_step(setup: Setup, objective: nn.Module, seconds: float, plan: Plan) -
     wait = torch.cuda.synchronize if setup.device.type == "cuda" else torch.cpu.synchronize
     step()  # to warm up
     wait()
-    found = time_in_groups(step, wait, seconds, least=LEAST_TIMED, most=MOST_TIMED)
+    found = time_in_groups(step, wait, seconds, least=LEAST_TIMED, most=most)
     if found.disturbed:
         say(
             f"other work disturbed the timing of steps: they took {found.seconds:.3g} s, but half of the time "
@@ -212,18 +213,16 @@ def train(setup: Setup, run: RunFolder, manifest: dict[str, Any], resumed: bool,
         check_room(run.profile, setup)
     with locked_folder(run.path):
         trainer = build_trainer(setup, run, manifest, resumed)
-        start = time.perf_counter()
         profiling = profiled(trainer, run.profile) if profile else nullcontext()
         with trainer.logbook, Interrupts() as interrupts, profiling:
             trainer.run(interrupts)
-        seconds = time.perf_counter() - start
         if trainer.progress.step < trainer.steps:
             say(
                 f"stopped at step {trainer.progress.step} of {trainer.steps}; "
                 f"go on with: fastbert pretrain --resume {run.path}"
             )
             return interrupts.exit_code
-        finish(setup, trainer.objective, run, trainer.progress, seconds)
+        finish(setup, trainer.objective, run, trainer.progress)
     return 0
 
 
@@ -247,6 +246,7 @@ def build_trainer(
         run.write(options, manifest, setup.dataset.tokenizer)
         checkpointer = Checkpointer(run.checkpoints, *keep)
     step = checkpoint.step if checkpoint else 0
+    before = checkpoint.state["progress"].get("seconds") if checkpoint else 0.0
     peak, how = peak_flops(setup.device, setup.precision)
     speed = {
         "flops_per_step": batches.plan.total(objective.flops, 0, options.steps) / options.steps,
@@ -256,7 +256,7 @@ def build_trainer(
     resolved = {"device": str(setup.device), "precision": setup.precision, "threads": torch.get_num_threads(), **speed}
     if kernels := fix_kernels(setup.device, manifest["sessions"]):
         resolved["kernels"] = kernels
-    manifest["sessions"].append(session(step, describe_machine(), resolved))
+    manifest["sessions"].append(session(step, before or 0.0, describe_machine(), resolved))
     write_json(run.manifest, manifest)
     say(
         f"{objective.parameter_count() / 1e6:.2f}M parameters ({options.objective}, {setup.config.position}), "
@@ -269,6 +269,8 @@ def build_trainer(
         say(line)
     if resumed:
         say(f"resuming {run.path} at step {step} of {options.steps}")
+        if before is None:
+            say("its earlier sessions did not keep their time: the minutes reported at the end are those from here on")
     trainer = Trainer(
         objective=objective,
         optimizer=build_optimizer(objective.named_parameters(), options.optimizer, setup.device),

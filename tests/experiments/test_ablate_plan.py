@@ -110,18 +110,21 @@ def test_short_sequences_last_until_the_annealing(planned, timed) -> None:
 
 
 def test_minutes_are_measured_once(planned, monkeypatch) -> None:
-    """In rounds, the variants in turn; an earlier call's times are taken again."""
+    """In rounds, the variants in turn; an earlier call's times are taken again. What disturbs three rounds of five, one
+    variant more than the other, changes no plan."""
     asked = []
 
     def timed(setup, objective, seconds, plan) -> float:
         asked.append(setup.options.objective)
-        return 0.01 * len(asked)
+        took = 0.05 if setup.options.objective == "mlm" else 0.06
+        return took * (1 + len(asked) if len(asked) < 7 else 1)
 
     monkeypatch.setattr(ablate_budget, "timed_step", timed)
     variants = {"a": None, "e": {"objective": "electra"}}
     _, study = planned(variants=variants, budget={"equal": "minutes", "minutes": 0.1})
     assert asked == ["mlm", "electra"] * 5
-    assert [statistics.median(rounds) for rounds in study.seconds.values()] == pytest.approx([0.05, 0.06])
+    assert [min(rounds) for rounds in study.seconds.values()] == pytest.approx([0.05, 0.06])
+    assert [statistics.median(rounds) for rounds in study.seconds.values()] == pytest.approx([0.1, 0.18])
     assert [v.steps for v in study.variants] == [120, 100]
     _, again = planned(study.seconds, variants=variants, budget={"equal": "minutes", "minutes": 0.2})
     assert len(asked) == 10 and [v.steps for v in again.variants] == [240, 200]
@@ -254,7 +257,7 @@ def test_a_report_of_known_curves(planned, timed, tmp_path, capsys) -> None:
     assert next(line for line in said.splitlines() if line.startswith("pre")).count("not reached") == 4
     assert "electra" not in said
     report = (tmp_path / "out" / "report" / "report.md").read_text()
-    assert "The losses of electra are not comparable" in report and "the median of 5 rounds" in report
+    assert "The losses of electra are not comparable" in report and "the fastest of 5 rounds" in report
     assert "`tupe-r`: position: 'absolute' to 'tupe-r'" in report
     assert {"curves-0.png", "shares.png", "report.html"} <= {p.name for p in (tmp_path / "out" / "report").iterdir()}
     assert 'src="data:image/png;base64,' in (tmp_path / "out" / "report" / "report.html").read_text()
