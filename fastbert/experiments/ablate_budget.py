@@ -2,16 +2,16 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from torch import nn
 
 from fastbert.config import digest
 from fastbert.data import stages as batches
 from fastbert.experiments.ablate_options import Budget
+from fastbert.experiments.ablate_questions import Questions, questions
 from fastbert.experiments.sweep_report import plural
 from fastbert.pretraining import job
-from fastbert.pretraining.options import PretrainOptions, objective_options, science
+from fastbert.pretraining.options import PretrainOptions, science
 from fastbert.pretraining.setup import Setup, data_fingerprint
 from fastbert.training.logbook import say
 from fastbert.training.timing import undisturbed
@@ -36,6 +36,8 @@ class Planned:
     """Of a step, as measured."""
     steps: int = 0
     """Its budget; with annealing, without that at the end."""
+    lengths: tuple[int, ...] = ()
+    """Tokens in a sequence of the validation at each point."""
 
     def total(self, costs: Mapping[Shape, float], steps: int, options: PretrainOptions) -> float:
         """Of the first `steps` of a training with `options`."""
@@ -47,6 +49,10 @@ class Planned:
     def minutes_to(self, place: "Place") -> float:
         """Each step at its measured time."""
         return self.total(self.step_seconds, place.steps, place.options) / 60
+
+    def length_at(self, place: "Place") -> int:
+        """Tokens in a sequence of the validation there."""
+        return replace(self.setup, options=place.options).plan().at(place.steps - 1).length
 
     def mean(self, costs: Mapping[Shape, float]) -> float:
         """Of a step; where stages differ, over a run."""
@@ -61,14 +67,9 @@ class Planned:
         return self.mean(self.step_flops)
 
     @property
-    def questions(self) -> tuple[Any, ...]:
+    def questions(self) -> Questions:
         """What the validation asks: losses are comparable where this is equal."""
-        options = self.setup.options
-        chosen = objective_options(options)
-        masks = (chosen.mask_rate, chosen.whole_word)
-        stages = options.stages
-        lengths = None if stages.first_length is None else (stages.first_length, stages.first_share)
-        return (options.objective, masks if options.objective == "mlm" else chosen, lengths)
+        return questions(self.setup.options, self.lengths)
 
 
 @dataclass(frozen=True)
