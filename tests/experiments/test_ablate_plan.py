@@ -398,7 +398,7 @@ def test_no_variant_leaves_a_report_unnamed(planned, timed, words, tmp_path, cap
     finish(tmp_path / "out", "gaps", ablation, Results(study, rows), list(rows.values()))
     report = (tmp_path / "out" / "report" / "report.md").read_text()
     assert "| words, accuracy x 100 | gone    |     0 |         – |    – | undecided: no common seed" in report
-    assert re.search(r"\| gone +\| mlm +\| +0 \| +– \| –", report)
+    assert re.search(r"\| gone +\| mlm +\| +0 \| +– \| +–", report)
     rows = {key: row for key, row in rows.items() if row["kind"] != "finetune"}
     capsys.readouterr()
     finish(tmp_path / "out", "gaps", ablation, Results(study, rows), list(rows.values()))
