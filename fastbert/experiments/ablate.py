@@ -16,7 +16,7 @@ from fastbert.config import leaves
 from fastbert.experiments.ablate_options import AblateOptions, Ablation
 from fastbert.experiments.ablate_plan import Plan, plan
 from fastbert.experiments.ablate_questions import check_measure, incomparable, planned_questions
-from fastbert.experiments.ablate_report import planned_table, printed, write_report
+from fastbert.experiments.ablate_report import OWN_QUESTIONS, planned_table, printed, write_report
 from fastbert.experiments.ablate_results import Results
 from fastbert.experiments.comparison import Row
 from fastbert.experiments.jobs import LOG, RUN, Job
@@ -205,6 +205,8 @@ def finish(out: Path, name: str, ablation: Ablation, results: Results, rows: lis
         print(printed(results))
         for line in results.left_out:
             say(line)
+        if results.validation_loss and results.baseline.setup.options.objective != "mlm":
+            say(f"validation loss: {OWN_QUESTIONS}")
     print(f"{out / RESULTS}\n{out / 'report' / 'report.html'}")
     missing = len(results.plan.jobs) - len(rows)
     if missing and failed:

@@ -20,6 +20,10 @@ from fastbert.experiments.sweep_report import SETTING, draw, p_value, plural, wr
 from fastbert.finetuning.table import NOTHING
 
 UNIT_NAMES = {"steps": "steps", "flops": "FLOPs", "minutes": "minutes"}
+OWN_QUESTIONS = (
+    "Each variant's own generator or meta controller poses the questions here, so that a lower loss may also mean "
+    "easier ones."
+)
 SATURATED = 0.7  # share of its own steps below which a baseline that is at its final value is remarked on
 
 
@@ -270,9 +274,7 @@ def _measure(
         )
     report.text(_noise(results, measure))
     if loss and not mlm:
-        report.text(
-            "Each variant's own small network poses the questions here, so that a lower loss may also mean easier ones."
-        )
+        report.text(OWN_QUESTIONS)
     report.text("Seed by seed, whatever the verdict:")
     report.table(seeds_table(measure, rows))
 

@@ -308,7 +308,7 @@ def test_a_measure_that_stands_still_is_remarked_on(planned, tmp_path) -> None:
     assert text in (out / "report" / "report.md").read_text()
 
 
-def test_a_baseline_of_two_networks_is_judged_by_the_small_one(planned, tmp_path) -> None:
+def test_a_baseline_of_two_networks_is_judged_by_the_small_one(planned, tmp_path, capsys) -> None:
     variants = {"e": {"objective": "electra"}, "t": {"objective": "electra", "position": "tupe-r"}}
     ablation, study = planned(variants=variants)
     rows = losses(study, {"e": 1.0, "t": 1.0}, gap=20.0)
@@ -320,6 +320,7 @@ def test_a_baseline_of_two_networks_is_judged_by_the_small_one(planned, tmp_path
     finish(tmp_path / "out", "small", ablation, results, list(rows.values()))
     report = (tmp_path / "out" / "report" / "report.md").read_text()
     assert "The masked loss of the baseline's small network" in report and "may also mean easier ones" in report
+    assert "may also mean easier ones" in capsys.readouterr().err
 
 
 def test_masks_decide_what_is_comparable(planned) -> None:
