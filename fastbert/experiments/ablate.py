@@ -6,15 +6,17 @@ out/jobs/<id>/       log.txt, and run/ as `fastbert pretrain` or `fastbert finet
 out/report/          report.md, report.html, drawings
 """
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from fastbert.config import leaves
 from fastbert.experiments.ablate_options import AblateOptions, Ablation
 from fastbert.experiments.ablate_plan import Plan, plan
-from fastbert.experiments.ablate_report import planned_table, printed, write_report
+from fastbert.experiments.ablate_questions import check_measure, incomparable, planned_questions
+from fastbert.experiments.ablate_report import OWN_QUESTIONS, planned_table, printed, write_report
 from fastbert.experiments.ablate_results import Results
 from fastbert.experiments.comparison import Row
 from fastbert.experiments.jobs import LOG, RUN, Job
@@ -55,11 +57,13 @@ def ablate(ablation: Ablation, options: AblateOptions) -> int:
     """
     name = Path(ablation.path).stem
     out = Path(options.out or f"runs/{name}")
+    check_measure(ablation, incomparable(planned_questions(ablation)))
     with locked_folder(out):
         check_out(out, ABLATION)
         record = out / f"{ABLATION}.json"
         known = read_json(record, "the record of the ablation")["seconds"] if record.is_file() else {}
         study = plan(ablation, options, out, known)
+        check_measure(ablation, study.incomparable)
         jobs = study.jobs
         open_folder(out, ABLATION, describe(ablation, study), jobs, seconds={**known, **study.seconds})
         rows = read_results(out / RESULTS)
@@ -136,10 +140,11 @@ def run_left(study: Plan, left: list[Job], rows: dict[str, Row], threads: int, w
         0, or the exit code after a signal.
     """
     done = [rows[job.id] for job in study.jobs if is_done(rows, job)]
+    apart = study.incomparable
     with (
         Interrupts() as interrupts,
         closing(run_local(startable(left, rows), workers, threads, out / "jobs")) as events,
-        Board(study.jobs, done, measured=measured) as board,
+        Board(study.jobs, done, measured=partial(measured, apart=apart), apart=apart) as board,
     ):
         for job in left:
             rows.pop(job.id, None)  # it failed before, and what needs it waits for it again
@@ -166,9 +171,16 @@ def startable(left: list[Job], rows: dict[str, Row]) -> Iterator[Job | None]:
             yield found
 
 
-def measured(row: Row) -> tuple[str, float]:
-    """What is shown of a finished job while others run."""
-    return scored(row) if "metrics" in row else ("validation loss", row["validations"][-1]["loss"])
+def measured(row: Row, apart: Container[str] = ()) -> tuple[str, float]:
+    """What is shown of a finished job while others run.
+
+    Args:
+        apart: variants whose losses cannot be compared with the baseline's.
+    """
+    if "metrics" in row:
+        return scored(row)
+    name = f"loss of its own ({row['objective']})" if row["model"] in apart else "validation loss"
+    return name, row["validations"][-1]["loss"]
 
 
 def row_of(job: Job, outcome: dict[str, Any], out: Path) -> Row:
@@ -191,6 +203,10 @@ def finish(out: Path, name: str, ablation: Ablation, results: Results, rows: lis
     write_report(out / "report", name, ablation, results, failed, about)
     if done:
         print(printed(results))
+        for line in results.left_out:
+            say(line)
+        if results.validation_loss and results.baseline.setup.options.objective != "mlm":
+            say(f"validation loss: {OWN_QUESTIONS}")
     print(f"{out / RESULTS}\n{out / 'report' / 'report.html'}")
     missing = len(results.plan.jobs) - len(rows)
     if missing and failed:

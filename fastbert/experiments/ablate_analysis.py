@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from fastbert.experiments.ablate_options import UNITS
-from fastbert.experiments.statistics import LEVEL, Paired, holm, paired
+from fastbert.experiments.statistics import LEVEL, Paired, flip_limits, holm, paired
 
 LEARNED = 1.5  # nats under the unigram entropy that a baseline must be for a verdict
 
@@ -119,6 +119,8 @@ class Compared:
     itself and without common seeds."""
     p: float | None
     """Of the paired t-test, adjusted over the variants by Holm's method."""
+    p_flip: float | None
+    """Of the sign-flip test, adjusted likewise."""
     verdict: str
     """reached, not reached, or undecided and why."""
 
@@ -138,14 +140,21 @@ def compare(measure: Measure, hardly_learned: bool) -> list[Compared]:
     results = {name: _differences(measure, baseline, name, shared[name]) for name in variants if shared[name]}
     tested = {name: result.p_t for name, result in results.items() if result.p_t is not None}
     p = holm(tested)
+    p_flip = holm({name: result.p_flip for name, result in results.items()})
     scatter = noise(measure)
     found = []
     for name, seeds in shared.items():
         result = results.get(name)
         shares = {unit: _share(measure, baseline, name, seeds, unit) for unit in UNITS} if seeds else {}
         verdict = "baseline" if name == baseline else _verdict(result, p.get(name), scatter, hardly_learned)
-        found.append(Compared(name, tuple(seeds), shares, result, p.get(name), verdict))
+        found.append(Compared(name, tuple(seeds), shares, result, p.get(name), p_flip.get(name), verdict))
     return found
+
+
+def limits(rows: Sequence[Compared]) -> str:
+    """What the numbers of pairs in a comparison cannot show; empty where there is nothing to say."""
+    pairs = [row.result.n for row in rows if row.result is not None]
+    return flip_limits(pairs, len(pairs))
 
 
 def _differences(measure: Measure, baseline: str, variant: str, seeds: Sequence[int]) -> Paired:

@@ -1,20 +1,22 @@
 """What the variants of an ablation cost, in steps, FLOPs and minutes, and the steps that make them cost the same."""
 
-import statistics
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+
+from torch import nn
 
 from fastbert.config import digest
 from fastbert.data import stages as batches
 from fastbert.experiments.ablate_options import Budget
+from fastbert.experiments.ablate_questions import Questions, questions
 from fastbert.experiments.sweep_report import plural
-from fastbert.pretraining.job import timed_step
-from fastbert.pretraining.options import PretrainOptions, objective_options, science
+from fastbert.pretraining import job
+from fastbert.pretraining.options import PretrainOptions, science
 from fastbert.pretraining.setup import Setup, data_fingerprint
 from fastbert.training.logbook import say
+from fastbert.training.timing import undisturbed
 
-ROUNDS, ROUND_SECONDS = 5, 2.0  # of timing
+ROUNDS, ROUND_SECONDS, ROUND_STEPS = 5, 2.0, 30  # of timing; in a round at most
 
 Shape = tuple[int, int]  # (sequences in a step, tokens in a sequence)
 
@@ -34,6 +36,8 @@ class Planned:
     """Of a step, as measured."""
     steps: int = 0
     """Its budget; with annealing, without that at the end."""
+    lengths: tuple[int, ...] = ()
+    """Tokens in a sequence of the validation at each point."""
 
     def total(self, costs: Mapping[Shape, float], steps: int, options: PretrainOptions) -> float:
         """Of the first `steps` of a training with `options`."""
@@ -45,6 +49,10 @@ class Planned:
     def minutes_to(self, place: "Place") -> float:
         """Each step at its measured time."""
         return self.total(self.step_seconds, place.steps, place.options) / 60
+
+    def length_at(self, place: "Place") -> int:
+        """Tokens in a sequence of the validation there."""
+        return replace(self.setup, options=place.options).plan().at(place.steps - 1).length
 
     def mean(self, costs: Mapping[Shape, float]) -> float:
         """Of a step; where stages differ, over a run."""
@@ -59,14 +67,9 @@ class Planned:
         return self.mean(self.step_flops)
 
     @property
-    def questions(self) -> tuple[Any, ...]:
+    def questions(self) -> Questions:
         """What the validation asks: losses are comparable where this is equal."""
-        options = self.setup.options
-        chosen = objective_options(options)
-        masks = (chosen.mask_rate, chosen.whole_word)
-        stages = options.stages
-        lengths = None if stages.first_length is None else (stages.first_length, stages.first_share)
-        return (options.objective, masks if options.objective == "mlm" else chosen, lengths)
+        return questions(self.setup.options, self.lengths)
 
 
 @dataclass(frozen=True)
@@ -121,6 +124,11 @@ def timing_key(setup: Setup, shape: Shape) -> str:
     return digest(described | {"first_share": None, "shape": shape})
 
 
+def timed_step(setup: Setup, objective: nn.Module, seconds: float, plan: batches.Plan) -> float:
+    """The time of a step in one round."""
+    return job.timed_step(setup, objective, seconds, plan, ROUND_STEPS)
+
+
 def step_seconds(variants: Iterable[Planned], known: Mapping[str, list[float]]) -> dict[str, list[float]]:
     """Seconds of a step of each variant and shape: those that are known, else measured in rounds, the variants in
     turn."""
@@ -138,9 +146,9 @@ def step_seconds(variants: Iterable[Planned], known: Mapping[str, list[float]]) 
 
 
 def timed(variants: list[Planned], known: Mapping[str, list[float]]) -> tuple[list[Planned], dict[str, list[float]]]:
-    """The variants with the times of their steps, the medians of the rounds; and these."""
+    """The variants with the times of their steps, those of the fastest rounds; and all rounds."""
     seconds, found = step_seconds(variants, known), []
     for variant in variants:
         rounds = {shape: seconds[timing_key(variant.setup, shape)] for shape in variant.step_flops}
-        found.append(replace(variant, step_seconds={shape: statistics.median(rounds[shape]) for shape in rounds}))
+        found.append(replace(variant, step_seconds={shape: undisturbed(rounds[shape]) for shape in rounds}))
     return found, seconds

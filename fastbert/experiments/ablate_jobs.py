@@ -47,7 +47,7 @@ def pretrain_job(job: dict[str, Any], out: Path) -> dict[str, Any]:
     manifest = read_json(out / "manifest.json", "the job's manifest")
     if manifest["science"]["data"] != job["identity"]["data"]:
         return failure("the data changed after the ablation had started", "run it again when nothing writes there")
-    last = manifest["sessions"][-1]
+    first, last = manifest["sessions"][0], manifest["sessions"][-1]
     records = read_metrics(out / "metrics.jsonl")
     validations = [
         {name: value for name, value in record.items() if name not in _NO_FIGURES}
@@ -59,6 +59,8 @@ def pretrain_job(job: dict[str, Any], out: Path) -> dict[str, Any]:
     return {
         "status": "done",
         "precision": last["resolved"]["precision"],
+        # Of the sessions before this one; a branch begins with its trunk's.
+        "seconds": last.get("from_seconds", 0.0) - first.get("from_seconds", 0.0),
         "result": {
             "objective": options.objective,
             "validations": validations,

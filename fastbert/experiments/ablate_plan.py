@@ -13,6 +13,7 @@ from fastbert.config import digest, to_dict
 from fastbert.errors import UserError
 from fastbert.experiments.ablate_budget import Place, Planned, equal_steps, needs_time, timed
 from fastbert.experiments.ablate_options import AblateOptions, Ablation
+from fastbert.experiments.ablate_questions import incomparable
 from fastbert.experiments.jobs import RUN, Job
 from fastbert.experiments.options import ModelEntry, TaskEntry
 from fastbert.finetuning import job as finetuning
@@ -44,6 +45,11 @@ class Plan:
     """Seed by seed and variant by variant; a job comes after the one it needs."""
     places: dict[str, list[Place]] = field(default_factory=dict)
     """Variant -> its points of all seeds."""
+
+    @property
+    def incomparable(self) -> dict[str, str]:
+        """The variants whose validation losses cannot be compared with the baseline's, and why."""
+        return incomparable((variant.name, variant.questions) for variant in self.variants)
 
 
 def plan(ablation: Ablation, options: AblateOptions, out: Path, known: Mapping[str, list[float]]) -> Plan:
@@ -84,6 +90,7 @@ def plan(ablation: Ablation, options: AblateOptions, out: Path, known: Mapping[s
             for place in (place for place in places if place.share in ablation.tasks_at):
                 result.jobs += finetunings(ablation, options, variant, tasks, place, out)
     trainings = 1 if ablation.anneal is None else len(ablation.points)
+    variants = [replace(variant, lengths=lengths_at(variant, result.places[variant.name])) for variant in variants]
     every = len(ablation.seeds) * (len(ablation.points) + 2 * trainings)
     check_space(out, every * sum(variant.checkpoint_bytes for variant in variants))
     result.variants, result.seconds = timed(variants, known)
@@ -168,6 +175,11 @@ def pretrainings(ablation: Ablation, variant: Planned, seed: int) -> tuple[list[
         trainings, at = [*jobs[1:], trunk], [end.steps for end in ends]
     made = zip(ablation.points, at, trainings, ends, strict=True)
     return jobs, [Place(point, steps, job.id, seed, end) for point, steps, job, end in made]
+
+
+def lengths_at(variant: Planned, places: Sequence[Place]) -> tuple[int, ...]:
+    """Tokens in a sequence of the validation at each point, which are the same for all seeds."""
+    return tuple(variant.length_at(place) for place in places if place.seed == places[0].seed)
 
 
 def annealed(options: PretrainOptions, start: int, share: float, steps: int) -> PretrainOptions:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fastbert.config import differences, leaves
-from fastbert.experiments.ablate_analysis import LEARNED, Compared, Measure, Share, compare, noise
+from fastbert.experiments.ablate_analysis import LEARNED, Compared, Measure, Share, compare, limits, noise
 from fastbert.experiments.ablate_budget import timing_key
 from fastbert.experiments.ablate_options import UNITS, Ablation
 from fastbert.experiments.ablate_plan import Plan
@@ -16,10 +16,14 @@ from fastbert.experiments.ablate_results import Results
 from fastbert.experiments.comparison import Row, shown_setting
 from fastbert.experiments.report import Report, Table
 from fastbert.experiments.statistics import summary
-from fastbert.experiments.sweep_report import SETTING, draw, p_value, plural
+from fastbert.experiments.sweep_report import SETTING, draw, p_value, plural, wrapped
 from fastbert.finetuning.table import NOTHING
 
 UNIT_NAMES = {"steps": "steps", "flops": "FLOPs", "minutes": "minutes"}
+OWN_QUESTIONS = (
+    "Each variant's own generator or meta controller poses the questions here, so that a lower loss may also mean "
+    "easier ones."
+)
 SATURATED = 0.7  # share of its own steps below which a baseline that is at its final value is remarked on
 
 
@@ -88,12 +92,13 @@ def value_of(measure: Measure, value: float | None, sign: str = "") -> str:
 
 def finals_table(measure: Measure, rows: Sequence[Compared]) -> Table:
     """Values at the end of the budget, and differences to the baseline."""
-    head = ["variant", "seeds", "median", "mean", "std", "better by", "95 % interval", "p (t)", "Holm"]
+    head = ["variant", "seeds", "median", "mean", "std", "better by", "95 % interval"]
+    head += ["p (t)", "Holm", "p (sign flips)", "Holm"]
     body = []
     for row in rows:
         values = list(measure.finals(row.variant).values())
         if not values:
-            body.append([row.variant, "0", *[NOTHING] * 7])
+            body.append([row.variant, "0", *[NOTHING] * (len(head) - 2)])
             continue
         figures, result = summary(values), row.result
         interval = NOTHING
@@ -108,6 +113,8 @@ def finals_table(measure: Measure, rows: Sequence[Compared]) -> Table:
                 interval,
                 p_value(result and result.p_t),
                 p_value(row.p),
+                p_value(result and result.p_flip),
+                p_value(row.p_flip),
             ]
         )
     return Table(head, body)
@@ -123,6 +130,8 @@ def printed(results: Results) -> str:
             lines += [what, shares_table(rows).plain(), ""]
         else:
             lines += [f"At the end: {measure.name}", finals_table(measure, rows).plain(), ""]
+        if limit := limits(rows):
+            lines[-1:] = [*wrapped(limit), ""]
     return "\n".join(lines) or "no variant can be compared yet: the baseline has no final value"
 
 
@@ -146,6 +155,9 @@ def write_report(
         _shares(report, folder, along)
     if at_end := [measure for measure in results.measures if not measure.along]:
         _at_end(report, folder, at_end, compared)
+    if results.left_out:
+        report.heading("Not compared")
+        report.points(results.left_out)
     for place, measure in enumerate(results.measures):
         _measure(report, folder, f"curves-{place}.png", results, measure, compared[measure.name])
     if results.done:
@@ -207,6 +219,8 @@ def _shares(report: Report, folder: Path, compared: dict[str, list[Compared]]) -
     for name, rows in compared.items():
         report.text(f"By {name}:")
         report.table(shares_table(rows))
+        if limit := limits(rows):
+            report.text(limit)
     report.text(
         "The median over the seeds, in brackets the least and the most. Each seed is held against the baseline's "
         "training of the same seed: its final value is the target, its final cost the whole. A curve, with straight "
@@ -228,11 +242,13 @@ def _at_end(report: Report, folder: Path, measures: Sequence[Measure], compared:
         report.image(drawing, "Every seed a point, the median a bar")
     body = []
     for measure in measures:
-        for row in compared[measure.name]:
-            if row.result is not None:
-                better = value_of(measure, row.result.mean, "+")
-                body.append([measure.name, row.variant, str(row.result.n), better, p_value(row.p), row.verdict])
+        for row in compared[measure.name][1:]:
+            better = value_of(measure, row.result and row.result.mean, "+")
+            body.append([measure.name, row.variant, str(len(row.seeds)), better, p_value(row.p), row.verdict])
     report.table(Table(["measure", "variant", "seeds", "better by", "Holm", "verdict"], body))
+    for limit in dict.fromkeys(limits(compared[measure.name]) for measure in measures):
+        if limit:
+            report.text(limit)
     report.text(
         "`reached`: better than the baseline at the end of the budget; the rule is that of the verdicts on shares: a "
         "difference beyond the noise of the measure (below), and a paired t-test adjusted over the variants."
@@ -258,9 +274,7 @@ def _measure(
         )
     report.text(_noise(results, measure))
     if loss and not mlm:
-        report.text(
-            "Each variant's own small network poses the questions here, so that a lower loss may also mean easier ones."
-        )
+        report.text(OWN_QUESTIONS)
     report.text("Seed by seed, whatever the verdict:")
     report.table(seeds_table(measure, rows))
 
@@ -286,24 +300,29 @@ def _noise(results: Results, measure: Measure) -> str:
 
 
 def _validation(report: Report, results: Results) -> None:
-    """The held-out figures of every variant, also where they cannot be compared."""
+    """The held-out figures of every variant. Losses that cannot be compared with the baseline's are in no column with
+    it."""
     report.heading("Validation at the end")
-    rows = []
+    apart, rows = results.plan.incomparable, []
     for variant in results.plan.variants:
         ends = [place for place in results.plan.places[variant.name] if place.share == 1]
         found = [at for place in ends if (at := results.validation(place)) is not None]
-        if not found:
-            continue
-        names = [name for name in found[0] if name != "step"]
-        medians = {name: statistics.median(at[name] for at in found) for name in names}
-        figures = ", ".join(f"{name} {value:.4f}" for name, value in medians.items())
-        rows.append([variant.name, variant.setup.options.objective, str(len(found)), figures])
-    report.table(Table(["variant", "objective", "seeds", "medians"], rows))
-    other = [v.name for v in results.plan.variants if v.questions != results.baseline.questions]
-    if other:
+        objective = variant.setup.options.objective
+        names = [name for name in found[0] if name != "step"] if found else []
+        medians = {name: f"{statistics.median(at[name] for at in found):.4f}" for name in names}
+        loss = medians.pop("loss", NOTHING)
+        if found and variant.name in apart:
+            medians, loss = {f"loss of its own ({objective})": loss, **medians}, NOTHING
+        figures = ", ".join(f"{name} {value}" for name, value in medians.items()) or NOTHING
+        rows.append([variant.name, objective, str(len(found)), loss, figures])
+    what = results.baseline.setup.options.objective
+    column = "masked loss" if what == "mlm" else f"{what} loss"
+    report.table(Table(["variant", "objective", "seeds", column, "other medians"], rows))
+    if apart:
         report.text(
-            f"The losses of {', '.join(other)} are not comparable with the baseline's: their validation asks other "
-            "questions (objective, masks, or the networks that pose them). Across objectives only fine-tuning compares."
+            f"The losses of {', '.join(apart)} are not comparable with the baseline's: their validation asks other "
+            "questions (objective, masks, lengths, or the networks that pose them). Across objectives only fine-tuning "
+            "compares."
         )
     if any(variant.setup.noted for variant in results.plan.variants):
         report.text("Where a variant has notes, its validation reads them; exports and fine-tuning do without.")
@@ -334,8 +353,9 @@ def _costs(report: Report, results: Results) -> None:
     report.table(Table(head, rows))
     report.text(
         "At the end of the budget. FLOPs are the closed form of all networks, forward and backward. Minutes are steps "
-        "at the time of a step that was measured before the first job, alone on the machine, the variants in turn: the "
-        f"median of {plural(len(rounds[0]), 'round')}; spread: the slowest round over the fastest."
+        "at the time of a step that was measured before the first job, alone on the machine, the variants in turn: "
+        f"the fastest of {plural(len(rounds[0]), 'round')}, because other work on the machine only makes steps slower; "
+        "spread: the slowest round over the fastest."
     )
 
 

@@ -70,7 +70,7 @@ class Results:
     @cached_property
     def validation_loss(self) -> Measure | None:
         """Of the variants whose validation asks what the baseline's asks; None if there is no other one."""
-        same = [variant for variant in self.plan.variants if variant.questions == self.baseline.questions]
+        same = [variant for variant in self.plan.variants if variant.name not in self.plan.incomparable]
         if len(same) < 2:
             return None
         return Measure("validation loss", False, {variant.name: self.losses(variant) for variant in same})
@@ -135,6 +135,18 @@ class Results:
         """All that have a final value of the baseline: scores of tasks first."""
         found = [*self.task_measures, *([self.validation_loss] if self.validation_loss else [])]
         return [measure for measure in found if measure.curves[self.baseline.name]]
+
+    @property
+    def left_out(self) -> list[str]:
+        """What is in no comparison, and why."""
+        lines = [
+            f"{name} is not compared by validation loss, because its validation asks something else: {reason}"
+            for name, reason in self.plan.incomparable.items()
+        ]
+        for measure in [*self.task_measures, *([self.validation_loss] if self.validation_loss else [])]:
+            if not measure.curves[self.baseline.name]:
+                lines.append(f"no variant is compared by {measure.name}: {self.baseline.name} has no final value")
+        return lines
 
     def trial_noise(self, measure_task: str) -> float | None:
         """Standard deviation over trials of one checkpoint at one setting, pooled, x 100; None without repetitions."""

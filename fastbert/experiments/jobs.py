@@ -77,8 +77,8 @@ def run_job(job: dict[str, Any], folder: Path) -> dict[str, Any]:
         folder: gets log.txt (all that the job says) and run/ (what `fastbert finetune` writes).
 
     Returns:
-        status "done" with `result` (the seed's result.json), precision and seconds, or "failed" with `reason`,
-        `mend` and `log` (the last lines).
+        status "done" with `result` (the seed's result.json), precision and seconds (those of interrupted attempts that
+        it continued too), or "failed" with `reason`, `mend` and `log` (the last lines).
     """
     start = time.perf_counter()
     folder = folder.resolve()
@@ -94,7 +94,7 @@ def run_job(job: dict[str, Any], folder: Path) -> dict[str, Any]:
             outcome = _explained(error)
     if outcome["status"] == "failed":
         outcome["log"] = tail(folder / LOG)
-    return outcome | {"seconds": round(time.perf_counter() - start, 2)}
+    return outcome | {"seconds": round(outcome.get("seconds", 0.0) + time.perf_counter() - start, 2)}
 
 
 def _train(job: dict[str, Any], out: Path) -> dict[str, Any]:

@@ -4,7 +4,7 @@ that ends."""
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from fastbert.experiments.comparison import Row, score
@@ -27,6 +27,8 @@ class Board:
         jobs: all there are.
         rows: of the jobs that have finished before.
         measured: row -> name and value of what is shown of a finished job.
+        apart: models whose pretrainings are measured by something else than the first one's: the table has no values of
+            them.
         console: the rich console of the table; by default standard error, if that is a terminal.
     """
 
@@ -36,8 +38,9 @@ class Board:
         rows: Iterable[Row],
         console: "Console | None" = None,
         measured: Callable[[Row], tuple[str, float]] = scored,
+        apart: Container[str] = (),
     ) -> None:
-        self.jobs, self.measured = jobs, measured
+        self.jobs, self.measured, self.apart = jobs, measured, apart
         self.done: dict[str, Row] = {row["id"]: row for row in rows}
         self.failed: list[Job] = []
         self.running: dict[str, tuple[Job, float]] = {}
@@ -128,10 +131,11 @@ class Board:
         here = [job for job in self.jobs if job.model == model and job.task == task]
         done = [self.measured(self.done[job.id])[1] for job in here if job.id in self.done]
         failed = sum(job in self.failed for job in here)
+        shown = done and (model not in self.apart or here[0].kind == "finetune")
         return (
             f"{len(done)}/{len(here)}"
             + (f" {failed} failed" if failed else "")
-            + (f"  {statistics.median(done):.4f}" if done else "")
+            + (f"  {statistics.median(done):.4f}" if shown else "")
         )
 
 

@@ -2,7 +2,7 @@
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -60,6 +60,29 @@ def sign_flip(differences: np.ndarray) -> float:
         return float(np.mean(np.abs(sums) >= least))
     signs = np.random.default_rng(0).choice((-1.0, 1.0), size=(_DRAWS, n))
     return float((np.sum(np.abs(signs @ differences) >= least) + 1) / (_DRAWS + 1))
+
+
+def flip_limits(pairs: Iterable[int], tests: int = 1) -> str:
+    """The sentence on the least p that a sign-flip test of this few pairs can have, 2^(1 - n) for n pairs; empty where
+    all of them can be below the level.
+
+    Args:
+        pairs: how many there are, of one comparison or several.
+        tests: that Holm's adjustment is over.
+    """
+    limits = []
+    for n in sorted(set(pairs)):
+        least = 2.0 ** (1 - n)
+        adjusted = min(1.0, tests * least)
+        if adjusted >= LEVEL:
+            after = f" ({adjusted:.3g} adjusted over {tests})" if tests > 1 else ""
+            limits.append(f"with {n} seed{'' if n == 1 else 's'} it cannot be less than {least:.3g}{after}")
+    if not limits:
+        return ""
+    return (
+        f"Few pairs limit the p of a sign-flip test: {'; '.join(limits)}. So it can confirm no difference there, and a "
+        "verdict rests on the t-test alone, which takes the differences for normally distributed."
+    )
 
 
 def holm(values: Mapping[str, float]) -> dict[str, float]:

@@ -1,12 +1,13 @@
 """The report of a sweep: scores with their spread, checkpoints held against the first, and all that was tried."""
 
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fastbert.experiments.comparison import Comparison, Row, Trials, shown_setting
+from fastbert.experiments.comparison import Compared, Comparison, Row, Trials, shown_setting
 from fastbert.experiments.report import Report, Table
-from fastbert.experiments.statistics import Paired, summary
+from fastbert.experiments.statistics import Paired, flip_limits, summary
 from fastbert.finetuning import results
 from fastbert.finetuning.glue import GLUE
 from fastbert.finetuning.table import COLUMNS, NOTHING, glue_table
@@ -17,6 +18,11 @@ SETTING = "learning rate, batch, epochs"
 
 def plural(count: int, what: str) -> str:
     return f"{count} {what}" + ("" if count == 1 else "s")
+
+
+def wrapped(text: str) -> list[str]:
+    """Lines for a terminal."""
+    return textwrap.wrap(text, 100)
 
 
 def percent(value: float | None) -> str:
@@ -41,6 +47,7 @@ def printed(comparison: Comparison) -> str:
             for line in found
         ]
         lines.append(Table(["task", "seeds", "difference", "95 % interval", "verdict"], rows).plain())
+        lines += [line for text in (_limits(found), _not_compared(comparison, found)) for line in wrapped(text)]
     return "\n".join([*lines, ""])
 
 
@@ -211,20 +218,30 @@ def _compared(report: Report, folder: Path, comparison: Comparison) -> None:
             report.text("They have no task with a common seed and setting.")
             continue
         report.table(compared_table(comparison, other))
-        seeds = sorted({line.result.n for line in found})
-        floors = "; ".join(f"with {plural(n, 'seed')} it cannot be less than {2.0 ** (1 - n):.3g}" for n in seeds)
         report.text(
             f"The difference is the mean of {other} minus {first} over pairs of the same seed, at the same setting: "
             "the one with the highest mean of the two medians. p (t) and the interval are of the paired t-test, which "
             "takes the differences for normally distributed; p (sign flips) is of the exact permutation test over "
-            f"their signs, which does not: {floors}. Holm: adjusted over {plural(len(found), 'task')}. A difference is "
-            "undecided unless the adjusted p (t) is below 0.05."
+            f"their signs, which does not. {_limits(found)}Holm: adjusted over {plural(len(found), 'task')}. A "
+            f"difference is undecided unless the adjusted p (t) is below 0.05.{_not_compared(comparison, found)}"
         )
         for line in found:
             result = line.result
             lines.append((f"{line.task}: {other}", 100 * result.mean, *_scaled(result.low, result.high)))
     if lines and (drawing := draw("differences.png", folder, _draw_differences, lines, first)):
         report.image(drawing, "Mean differences over seeds with 95 % intervals")
+
+
+def _limits(found: Sequence[Compared]) -> str:
+    """What the numbers of pairs cannot show, with a space behind it."""
+    limit = flip_limits((line.result.n for line in found), len(found))
+    return limit and f"{limit} "
+
+
+def _not_compared(comparison: Comparison, found: Sequence[Compared]) -> str:
+    """The tasks that are missing among `found`, with a space before it."""
+    missing = [task for task in comparison.tasks if task not in {line.task for line in found}]
+    return f" Not compared, without a common seed and setting: {', '.join(missing)}." if missing else ""
 
 
 def _scaled(low: float | None, high: float | None) -> tuple[float | None, float | None]:

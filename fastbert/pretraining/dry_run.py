@@ -9,8 +9,9 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain, repeat
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,8 @@ from torch import Tensor, nn
 from fastbert.data.stages import Plan
 from fastbert.errors import UserError
 from fastbert.files import folder_errors
+from fastbert.pretraining.budget import Costs, saves_between, shown_spans
+from fastbert.pretraining.budget import shown_time as _time
 from fastbert.pretraining.finish import finish
 from fastbert.pretraining.loop import Trainer
 from fastbert.pretraining.options import PretrainOptions
@@ -27,11 +30,12 @@ from fastbert.training.checkpoints import existing, flatten_optimizer, free_spac
 from fastbert.training.interrupts import Interrupts
 from fastbert.training.logbook import say
 from fastbert.training.memory import PeakMemory
+from fastbert.training.timing import Timed, time_in_groups, undisturbed
 
 Result = TypeVar("Result")
 Shape = tuple[int, int]  # sequences in a step, tokens in a sequence
 
-WARM_UP, LEAST, MOST = 2, 4, 200  # steps of each shape
+WARM_UP, LEAST, MOST = 2, 4, 2000  # steps of each shape
 SECONDS = 12.0  # of timed steps, of all shapes together
 
 PARTS = {
@@ -42,14 +46,6 @@ PARTS = {
     "small network": ("small.", "small_head."),
 }
 """Of the parameters, by how their names begin."""
-
-
-class Timed(NamedTuple):
-    """Steps of one shape."""
-
-    seconds: float
-    """Of one."""
-    count: int
 
 
 @dataclass(frozen=True)
@@ -115,10 +111,10 @@ def rehearse(
             return None, trainer
         peak = weights + memory.growth()
         trainer.progress.step = trainer.steps
-        validation = min(seconds(trainer._validate, setup.device)[0] for _ in range(2))
+        validation = undisturbed([seconds(trainer._validate, setup.device)[0] for _ in range(3)])
         checkpoint, _ = seconds(trainer._checkpoint, setup.device)
     with contextlib.redirect_stdout(io.StringIO()):
-        ended, _ = seconds(lambda: finish(setup, trainer.objective, run, trainer.progress, 0.0), setup.device)
+        ended, _ = seconds(lambda: finish(setup, trainer.objective, run, trainer.progress), setup.device)
     taken = Taken(
         start=start,
         steps=times,
@@ -150,20 +146,21 @@ def time_steps(trainer: Trainer, done: int, device: torch.device, interrupts: In
     spans = list(plan.spans(done, trainer.steps)) or [(plan.stages[-1], 1)]
     shapes = {stage.shape: range(max(stage.first, done), max(stage.first, done) + count) for stage, count in spans}
     trainer.objective.train()
+    wait = torch.cuda.synchronize if device.type == "cuda" else torch.cpu.synchronize
     for shape, steps in shapes.items():
-        seconds(partial(_steps, trainer, steps, WARM_UP, 0.0, interrupts), device)
-        spent, count = seconds(partial(_steps, trainer, steps, LEAST, SECONDS / len(shapes), interrupts), device)
-        times[shape] = Timed(spent / max(1, count), count)
+        step = partial(_next_step, trainer, chain(steps, repeat(steps[-1])))  # there may be fewer than are timed
+        for _ in range(WARM_UP):
+            step()
+        wait()
+        window = SECONDS / len(shapes)
+        times[shape] = time_in_groups(
+            step, wait, window, least=LEAST, most=MOST, stopped=lambda: interrupts.caught is not None
+        )
     return times
 
 
-def _steps(trainer: Trainer, steps: range, least: int, most_seconds: float, interrupts: Interrupts) -> int:
-    """Trains for at least so many steps, and until so many seconds are over; returns how many it were."""
-    end, count = time.perf_counter() + most_seconds, 0
-    while (count < least or time.perf_counter() < end) and count < MOST and interrupts.caught is None:
-        trainer._step(steps[min(count, len(steps) - 1)])  # there may be fewer than this
-        count += 1
-    return count
+def _next_step(trainer: Trainer, steps: Iterator[int]) -> None:
+    trainer._step(next(steps))
 
 
 def _bytes(tensors: Iterable[Tensor]) -> int:
@@ -184,11 +181,8 @@ def parameters_by_part(objective: nn.Module) -> dict[str, int]:
 
 
 def saves(options: PretrainOptions, done: int) -> tuple[int, int]:
-    """Validations and checkpoints after step `done`; each validation is taken for the best so far, and is then kept."""
-    marked = {options.steps, *options.milestone_steps()}
-    validated = marked | set(range(options.eval_every, options.steps + 1, options.eval_every))
-    kept = validated | set(range(options.checkpoint_every, options.steps + 1, options.checkpoint_every))
-    return sum(step > done for step in validated), sum(step > done for step in kept)
+    """Validations and checkpoints after step `done`."""
+    return saves_between(options, done, options.steps)
 
 
 def report(setup: Setup, run: RunFolder, done: int, taken: Taken, trainer: Trainer) -> list[str]:
@@ -218,8 +212,7 @@ def report(setup: Setup, run: RunFolder, done: int, taken: Taken, trainer: Train
         "disk": f"{copies} checkpoints of {_size(taken.checkpoint_bytes)} and a model of {_size(taken.export_bytes)}: "
         f"{_size(needed)}; free {_size(free_space(run.path))}",
         **speeds(setup, taken, trainer),
-        "time": f"{_time(total)}, until {end:%Y-%m-%d %H:%M} if it starts now\n"
-        + ", ".join(f"{name} {_time(span)}" for name, span in spans.items()),
+        "time": f"{_time(total)}, until {end:%Y-%m-%d %H:%M} if it starts now\n" + shown_spans(spans),
     }
     return [
         f"Dry run: nothing is written to {run.path}",
@@ -229,26 +222,23 @@ def report(setup: Setup, run: RunFolder, done: int, taken: Taken, trainer: Train
 
 def time_spans(options: PretrainOptions, done: int, taken: Taken, plan: Plan) -> dict[str, float]:
     """What the run's time is made of, in seconds."""
-    validations, checkpoints = saves(options, done)
-    steps = plan.total(lambda *shape: taken.steps[shape].seconds, done, options.steps)
-    return {
-        "start": taken.start,
-        f"{options.steps - done} steps": steps,
-        f"{validations} validations": validations * taken.validation,
-        f"{checkpoints} checkpoints": checkpoints * taken.checkpoint,
-        "export and curves": taken.finish,
-    }
+    costs = Costs(
+        taken.start, lambda *shape: taken.steps[shape].seconds, taken.validation, taken.checkpoint, taken.finish
+    )
+    return costs.spans(plan, options, done, options.steps)
 
 
 def speeds(setup: Setup, taken: Taken, trainer: Trainer) -> dict[str, str]:
     """A line for each shape of a step."""
     found = {}
-    for (batch_size, length), (step, count) in taken.steps.items():
+    for (batch_size, length), timed in taken.steps.items():
         name = "speed" if len(taken.steps) == 1 else f"{batch_size} x {length}"
+        step = timed.seconds
         mfu = trainer.objective.flops(batch_size, length) / step / trainer.peak_flops
+        busy = f"; other work made half of them take {timed.half:.3g} s or more" if timed.disturbed else ""
         found[name] = (
             f"{step:.3g} s a step, {batch_size * length / step:,.0f} tokens/s, MFU {100 * mfu:.0f} % "
-            f"({count} steps timed on {setup.device}, {setup.precision})"
+            f"({timed.count} steps timed on {setup.device}, {setup.precision}{busy})"
         )
     return found
 
@@ -265,10 +255,3 @@ def _size(value: float) -> str:
         if value >= size:
             return f"{value / size:.3g} {name}"
     return f"{value / 1e3:.3g} kB"
-
-
-def _time(value: float) -> str:
-    if value < 60:
-        return f"{value:.2g} s" if value < 10 else f"{value:.0f} s"
-    minutes, rest = divmod(round(value), 60)
-    return f"{minutes // 60}:{minutes % 60:02}:{rest:02} h" if minutes >= 60 else f"{minutes}:{rest:02} min"

@@ -19,7 +19,7 @@ from fastbert.training.logbook import plot_curves, say
 NOT_FINITE = "not finite"  # in place of a figure
 
 
-def finish(setup: Setup, objective: nn.Module, run: RunFolder, progress: Progress, seconds: float) -> None:
+def finish(setup: Setup, objective: nn.Module, run: RunFolder, progress: Progress) -> None:
     """Exports the model, draws the curves, prints the summary on standard output and keeps it in report/."""
     validation = setup.dataset.split("validation")
     unigram = validation.unigram_entropy
@@ -30,7 +30,7 @@ def finish(setup: Setup, objective: nn.Module, run: RunFolder, progress: Progres
         weights,
         run.tokenizer,
         run.model,
-        card=model_card(setup, progress, final, unigram, seconds),
+        card=model_card(setup, progress, final, unigram),
     )
     plot: Path | None = run.report / "curves.png"
     try:
@@ -51,11 +51,12 @@ def finish(setup: Setup, objective: nn.Module, run: RunFolder, progress: Progres
             "unigram_entropy": unigram,
             "skipped_updates": progress.skipped,
             "examples": examples,
-            "seconds_of_last_session": round(seconds, 1),
+            "seconds": round(progress.seconds, 1),
+            "sessions": progress.sessions,
         },
     )
     opens = AUTO_CLASSES[head_of(weights)]
-    print(summary(run, progress, final, unigram, seconds, heading, examples, plot, opens))
+    print(summary(run, progress, final, unigram, heading, examples, plot, opens))
 
 
 def summary(
@@ -63,7 +64,6 @@ def summary(
     progress: Progress,
     final: dict[str, float | None],
     unigram: float,
-    seconds: float,
     heading: str,
     examples: list[str],
     plot: Path | None,
@@ -71,7 +71,8 @@ def summary(
 ) -> str:
     lines = [
         "",
-        f"Trained {progress.step} steps on {progress.tokens / 1e6:.2f}M tokens in {seconds / 60:.1f} minutes.",
+        f"Trained {progress.step} steps on {progress.tokens / 1e6:.2f}M tokens in {minutes(progress)} minutes"
+        f"{f' over {progress.sessions} sessions' if progress.sessions > 1 else ''}.",
         "",
         "Held-out documents",
         f"  unigram entropy   {unigram:.3f} nats   (guessing words by their frequency)",
@@ -97,13 +98,16 @@ def summary(
     return "\n".join(lines)
 
 
+def minutes(progress: Progress) -> str:
+    """Of all sessions."""
+    return f"{progress.seconds / 60:.1f}"
+
+
 def compared(gain: float) -> str:
     return f"{gain:.3f} nats under it" if gain > 0 else f"{-gain:.3f} nats over it: nothing learned yet"
 
 
-def model_card(
-    setup: Setup, progress: Progress, final: dict[str, float | None], unigram: float, seconds: float
-) -> dict[str, object]:
+def model_card(setup: Setup, progress: Progress, final: dict[str, float | None], unigram: float) -> dict[str, object]:
     options, machine = setup.options, describe_machine()
     optimizer, schedule = options.optimizer, options.schedule
     on_gpu = setup.device.type == "cuda"
@@ -118,7 +122,7 @@ def model_card(
         f"{optimizer.weight_decay:g}, betas {optimizer.beta1:g} and {optimizer.beta2:g}, clip {optimizer.clip_norm:g}",
         "schedule": f"{schedule.name}, warm-up {schedule.warmup:g}, final share {schedule.final:g}",
         "machine": f"{torch.cuda.get_device_name(setup.device) if on_gpu else machine['cpu']}, {setup.precision}",
-        "minutes (of the last session)": round(seconds / 60, 1),
+        "minutes": minutes(progress),
         "commit and torch": f"{machine['commit']}, {machine['versions']['torch']}",
         f"validation loss ({kind})": NOT_FINITE if final["loss"] is None else round(final["loss"], 4),
         "unigram entropy of the same text (nats)": round(unigram, 4),

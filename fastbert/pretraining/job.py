@@ -1,10 +1,11 @@
 """`fastbert pretrain`: from options to a run folder with a trained encoder, its curves and its export."""
 
+import itertools
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from fastbert.data.stages import NOMINAL_STEPS, Plan, steps_within
 from fastbert.errors import UserError
 from fastbert.files import locked_folder, write_json
 from fastbert.model.config import EncoderConfig
+from fastbert.pretraining.budget import Costs, intervals, shown_spans, shown_time, timing_window
 from fastbert.pretraining.dry_run import dry_run
 from fastbert.pretraining.finish import finish
 from fastbert.pretraining.loop import Trainer
@@ -32,13 +34,17 @@ from fastbert.pretraining.run import (
     stored_options,
 )
 from fastbert.pretraining.setup import Setup, data_fingerprint, prepare_setup
-from fastbert.training.checkpoints import Checkpointer, check_space, read_newest
+from fastbert.training.checkpoints import Checkpointer, check_space, existing, read_newest
 from fastbert.training.hardware import autocast, describe_machine, peak_flops
 from fastbert.training.interrupts import Interrupts
 from fastbert.training.kernels import fix_kernels
+from fastbert.training.lagged import LaggedScalars
 from fastbert.training.logbook import Logbook, say
 from fastbert.training.optimizers import clip_gradients, guarded_step, implementation
 from fastbert.training.schedules import learning_rate_factor
+from fastbert.training.timing import repeat_in, time_in_groups, writing_seconds
+
+LEAST_TIMED, MOST_TIMED = 4, 2000  # steps
 
 
 def pretrain(asked: PretrainOptions, name: str) -> int:
@@ -106,26 +112,44 @@ def resolve_steps(setup: Setup) -> PretrainOptions:
         steps = steps_within(options.tokens, lambda steps: setup.plan(steps).tokens(0, steps), least)
     elif options.minutes is not None:
         steps = steps_in(setup, options.minutes * 60.0)
+    eval_every, checkpoint_every = intervals(options, steps)
     return replace(
         options,
         steps=steps,
-        eval_every=options.eval_every or max(1, steps // 10),
-        checkpoint_every=options.checkpoint_every or min(1000, max(1, steps // 5)),
+        eval_every=eval_every,
+        checkpoint_every=checkpoint_every,
         machine=replace(options.machine, micro_batch_size=micro),
     )
 
 
 def steps_in(setup: Setup, seconds: float) -> int:
-    """How many steps fit, by timing a few on networks that are then thrown away, ten validations included."""
-    start = time.perf_counter()
+    """The steps of a run that takes about `seconds`, planned by timing a few on networks that are then thrown away, and
+    its other parts. Prints the plan."""
+    begin = time.perf_counter()
     objective = setup.objective()
-    timed = stage_timer(setup, objective, 0.03 * seconds)
+    built = time.perf_counter() - begin
+    window = timing_window(seconds)
+    timed = stage_timer(setup, objective, window)
     setup.plan(NOMINAL_STEPS).total(timed, 0, NOMINAL_STEPS)  # times what there is in any but the shortest runs
-    before = time.perf_counter()
-    setup.validate(objective)
-    validation = time.perf_counter() - before
-    left = seconds - 10 * validation - (time.perf_counter() - start)
-    return steps_within(left, lambda steps: setup.plan(steps).total(timed, 0, steps), setup.options.stages.least_steps)
+    folder = existing(setup.options.out or "runs")
+    size = checkpoint_size(objective)
+    costs = Costs(
+        start=built,  # the networks are built again
+        step=timed,
+        validation=repeat_in(window / 2, lambda: setup.validate(objective)),
+        checkpoint=writing_seconds(folder, size),
+        finish=writing_seconds(folder, size // 3),  # the export: weights without moments
+    )
+    spent = time.perf_counter() - begin
+    steps = costs.steps_in(seconds - spent, setup.plan, setup.options)
+    plan = setup.plan(steps)
+    spans = {"timing": spent, **costs.spans(plan, setup.options, 0, steps)}
+    total = sum(spans.values())
+    say(
+        f"planned for {seconds / 60:g} minutes: {plan.describe(steps)}, "
+        f"{plan.total(timed, 0, steps) / steps:.3g} s a step; expected {shown_time(total)}: {shown_spans(spans)}"
+    )
+    return steps
 
 
 def seconds_per_step(setup: Setup, objective: nn.Module, seconds: float) -> float:
@@ -141,16 +165,17 @@ def stage_timer(setup: Setup, objective: nn.Module, seconds: float) -> Callable[
     return cache(lambda batch_size, length: timed_step(setup, objective, each, Plan.constant(batch_size, length)))
 
 
-def timed_step(setup: Setup, objective: nn.Module, seconds: float, plan: Plan) -> float:
-    """The median time of a training step on `objective`, over at least 3 and at most 29, in about `seconds`."""
+def timed_step(setup: Setup, objective: nn.Module, seconds: float, plan: Plan, most: int = MOST_TIMED) -> float:
+    """The time of a training step on `objective` while nothing else runs, measured in about `seconds` over `most` steps
+    at most."""
     batches = setup.batches(plan)
     optimizer = setup.optimizer(objective)
     objective.train()
-    times = []
-    start = time.perf_counter()
-    while len(times) < 4 or (len(times) < 30 and time.perf_counter() - start < seconds):
-        before = time.perf_counter()
-        drawn = [objective.draw(batch, setup.options.seed, 0) for batch in batches.at(len(times))]
+    lagged, numbers = LaggedScalars(), itertools.count()
+
+    def step() -> None:
+        number = next(numbers)
+        drawn = [objective.draw(batch, setup.options.seed, 0) for batch in batches.at(number)]
         for part in drawn:
             with autocast(setup.device, setup.precision):
                 sums = objective(part)
@@ -159,10 +184,24 @@ def timed_step(setup: Setup, objective: nn.Module, seconds: float, plan: Plan) -
         guarded_step(optimizer, 0.0, norm.isfinite())
         objective.after_step(drawn, norm.isfinite())
         optimizer.zero_grad()
-        if setup.device.type == "cuda":
-            torch.cuda.synchronize(setup.device)
-        times.append(time.perf_counter() - before)
-    return sorted(times[1:])[len(times[1:]) // 2]
+        lagged.push(number, {"norm": norm})  # as in training, the host is one step ahead of the device
+
+    wait = partial(torch.cuda.synchronize, setup.device) if setup.device.type == "cuda" else torch.cpu.synchronize
+    step()  # to warm up
+    wait()
+    found = time_in_groups(step, wait, seconds, least=LEAST_TIMED, most=most)
+    if found.disturbed:
+        say(
+            f"other work disturbed the timing of steps: they took {found.seconds:.3g} s, but half of the time "
+            f"{found.half:.3g} s or more; this counts on {found.seconds:.3g} s"
+        )
+    return found.seconds
+
+
+def checkpoint_size(objective: nn.Module) -> int:
+    """Bytes: weights and two moments, and what is no parameter."""
+    state = sum(buffer.numel() * buffer.element_size() for buffer in objective.buffers())
+    return 12 * objective.parameter_count() + state
 
 
 def describe_experiment(setup: Setup, experiment: dict[str, Any]) -> dict[str, Any]:
@@ -195,18 +234,16 @@ def train(setup: Setup, run: RunFolder, manifest: dict[str, Any], resumed: bool,
         check_room(run.profile, setup)
     with locked_folder(run.path):
         trainer = build_trainer(setup, run, manifest, resumed)
-        start = time.perf_counter()
         profiling = profiled(trainer, run.profile) if profile else nullcontext()
         with trainer.logbook, Interrupts() as interrupts, profiling:
             trainer.run(interrupts)
-        seconds = time.perf_counter() - start
         if trainer.progress.step < trainer.steps:
             say(
                 f"stopped at step {trainer.progress.step} of {trainer.steps}; "
                 f"go on with: fastbert pretrain --resume {run.path}"
             )
             return interrupts.exit_code
-        finish(setup, trainer.objective, run, trainer.progress, seconds)
+        finish(setup, trainer.objective, run, trainer.progress)
     return 0
 
 
@@ -225,9 +262,7 @@ def build_trainer(
     checkpointer = Checkpointer(run.checkpoints, *keep) if resumed else None
     checkpoint = checkpointer.load_latest() if checkpointer else None
     objective = setup.objective(initial=checkpoint is None)
-    state = sum(buffer.numel() * buffer.element_size() for buffer in objective.buffers())
-    size = 12 * objective.parameter_count() + state  # weights and two moments, and what is no parameter
-    check_space(run.path, (options.keep_checkpoints + len(milestones) + 3) * size)
+    check_space(run.path, (options.keep_checkpoints + len(milestones) + 3) * checkpoint_size(objective))
     if checkpointer is None:
         run.write(options, manifest, setup.dataset.tokenizer)
         checkpointer = Checkpointer(run.checkpoints, *keep)
@@ -238,6 +273,7 @@ def build_trainer(
         except UserError:  # reported before
             run.write_config(started)
     step = checkpoint.step if checkpoint else 0
+    before = checkpoint.state["progress"].get("seconds") if checkpoint else 0.0
     peak, how = peak_flops(setup.device, setup.precision)
     speed = {
         "flops_per_step": batches.plan.total(objective.flops, 0, options.steps) / options.steps,
@@ -249,7 +285,7 @@ def build_trainer(
     resolved["optimizer"] = implementation(type(optimizer))
     if kernels := fix_kernels(setup.device, manifest["sessions"]):
         resolved["kernels"] = kernels
-    manifest["sessions"].append(session(step, describe_machine(), resolved))
+    manifest["sessions"].append(session(step, before or 0.0, describe_machine(), resolved))
     write_json(run.manifest, manifest)
     say(
         f"{objective.parameter_count() / 1e6:.2f}M parameters ({options.objective}, {setup.config.position}), "
@@ -262,6 +298,8 @@ def build_trainer(
         say(line)
     if resumed:
         say(f"resuming {run.path} at step {step} of {options.steps}")
+        if before is None:
+            say("its earlier sessions did not keep their time: the minutes reported at the end are those from here on")
     trainer = Trainer(
         objective=objective,
         optimizer=optimizer,

@@ -42,6 +42,11 @@ class Progress:
     """Steps done."""
     tokens: int = 0
     """Tokens seen."""
+    seconds: float = 0.0
+    """In training, validations and checkpoints, over all sessions; what a killed session did after its last checkpoint
+    is trained again and does not count."""
+    sessions: int = 0
+    """That have trained some of the steps."""
     skipped: int = 0
     """Updates skipped so far."""
     skipped_in_row: int = 0
@@ -91,6 +96,8 @@ class Trainer:
     _lagged: LaggedScalars = field(default_factory=LaggedScalars)
     _clock: float = 0.0
     _clock_step: int = 0
+    _origin: float = field(default_factory=time.perf_counter)
+    """When the run would have begun, had all its sessions been one."""
 
     def run(self, interrupts: Interrupts) -> None:
         """Trains until the last step or until a signal is caught; either way the last state is in a checkpoint.
@@ -108,6 +115,7 @@ class Trainer:
         progress = self.progress
         self.objective.train()
         self._start_clock()
+        progress.sessions += progress.step < self.steps
         while progress.step < self.steps and interrupts.caught is None:
             with self.around(progress.step):
                 self._step(progress.step)
@@ -121,6 +129,7 @@ class Trainer:
                 self._checkpoint()
         if interrupts.caught is not None and progress.step < self.steps:
             self._checkpoint()
+        progress.seconds = time.perf_counter() - self._origin
 
     def _step(self, step: int) -> None:
         """One optimizer step: the gradient of the mean loss over the global batch, whatever the micro-batches."""
@@ -223,6 +232,7 @@ class Trainer:
 
     def _start_clock(self) -> None:
         self._clock, self._clock_step = time.perf_counter(), self.progress.step
+        self._origin = self._clock - self.progress.seconds
 
     def _validate(self) -> bool:
         """Logs the held-out losses on sequences as long as those just trained on; returns whether they are the lowest
@@ -253,6 +263,7 @@ class Trainer:
         paused = time.perf_counter()
         progress = self.progress
         self.logbook.sync()
+        progress.seconds = paused - self._origin
         _, optimizer_state = flatten_optimizer(self.optimizer)
         measured = progress.last_eval.get("step") == progress.step and self._of_last_length(progress.step - 1)
         self.checkpointer.save(

@@ -75,7 +75,8 @@ class PretrainOptions:
     tokens: int | None = None
     """Budget in tokens, turned into steps."""
     minutes: float | None = field(default=None, metadata=BOOKKEEPING)
-    """Budget in minutes, turned into steps once, at the start, by timing a few."""
+    """Budget in minutes, turned into steps once, at the start: a twentieth of it goes to timing a few, and the plan is
+    printed. Other work on the machine makes the run longer, not its steps fewer."""
     seed: int = 0
     """Of initial weights, order, masks and dropout."""
 

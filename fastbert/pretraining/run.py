@@ -290,7 +290,7 @@ def check_same_experiment(
     )
 
 
-def session(step: int, machine: dict[str, Any], resolved: dict[str, Any]) -> dict[str, Any]:
-    """A manifest's entry for one start of the run."""
+def session(step: int, seconds: float, machine: dict[str, Any], resolved: dict[str, Any]) -> dict[str, Any]:
+    """A manifest's entry for one start of the run, at `step`, after `seconds` of training in the sessions before."""
     started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    return {"started": started, "from_step": step, "machine": machine, "resolved": resolved}
+    return {"started": started, "from_step": step, "from_seconds": seconds, "machine": machine, "resolved": resolved}

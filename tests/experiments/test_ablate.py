@@ -3,6 +3,7 @@ that fails."""
 
 import json
 import re
+import signal
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,12 @@ import yaml
 
 from fastbert.cli import main
 from fastbert.data.shards import open_dataset
+from fastbert.experiments import ablate_budget
 from fastbert.experiments.ablate_jobs import pretrain_job
-from fastbert.pretraining import setup
+from fastbert.experiments.ablate_options import load_ablation
+from fastbert.experiments.ablate_plan import plan
+from fastbert.experiments.jobs import run_job
+from fastbert.pretraining import job, loop, setup
 from tests.experiments.conftest import FINETUNE, command_of, read_rows, workers_of
 from tests.experiments.test_ends import start, wait_for
 
@@ -124,6 +129,36 @@ def test_killed_and_continued_equals_uninterrupted(toy, whole, tmp_path, capsys)
     assert any(len(json.loads((run / "manifest.json").read_text())["sessions"]) == 2 for run in stopped)
     assert without_times(read_rows(out)) == without_times(read_rows(whole))
     assert hashes(out) == hashes(whole)
+
+
+def test_seconds_of_a_job_are_those_of_all_its_attempts(toy, tmp_path, monkeypatch) -> None:
+    """A step takes a minute by the test's clock: 36 of a training that was stopped after 21, then the 3 of a branch."""
+    now, stops = [0.0], [20]
+    real = loop.Trainer._step
+
+    def stepping(self, step: int) -> None:
+        if stops and step == stops[0]:
+            signal.raise_signal(signal.SIGTERM)
+        now[0] += 60.0
+        real(self, step)
+
+    monkeypatch.setattr(loop.Trainer, "_step", stepping)
+    monkeypatch.setattr(ablate_budget, "timed_step", lambda *given: 0.01)
+    ablation, options = load_ablation(toy)
+    trunk, branch, *_ = plan(ablation, options, tmp_path, {}).jobs
+    monkeypatch.setattr(job, "peak_flops", lambda *given: (1e9, "a test"))
+    monkeypatch.setattr(loop.time, "perf_counter", lambda: now[0])
+
+    def run(part) -> dict:
+        return run_job(part.to_dict(), tmp_path / "jobs" / part.id)
+
+    assert run(trunk)["reason"] == "it was ended by SIGTERM"
+    stops.clear()
+    assert run(trunk)["seconds"] == 36 * 60
+    stops.append(16)
+    assert run(branch)["status"] == "failed"
+    stops.clear()
+    assert run(branch)["seconds"] == 3 * 60
 
 
 def test_finished_jobs_are_not_run_again(toy, whole, prepared, words, tmp_path, capsys) -> None:

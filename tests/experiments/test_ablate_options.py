@@ -133,6 +133,35 @@ def test_refusals(tmp_path, changes, reason) -> None:
     assert reason in said(tmp_path, **changes)
 
 
+@pytest.mark.parametrize(
+    ("base", "variants", "reason"),
+    [
+        ({}, {"a": None, "e": {"objective": "electra"}}, "e: objective: electra instead of mlm"),
+        ({}, {"a": None, "m": {"objective": "multiple-choice"}}, "m: objective: multiple-choice instead of mlm"),
+        ({"objective": "electra"}, {"a": None, "m": {"objective": "mlm"}}, "m: objective: mlm instead of electra"),
+        ({}, {"a": None, "b": {"mlm": {"mask_rate": 0.3}}}, "b: mlm.mask_rate: 0.3 instead of 0.15"),
+        ({}, {"a": {"mlm": {"whole_word": True}}, "b": None}, "b: mlm.whole_word: False instead of True"),
+        (
+            {"objective": "electra"},
+            {"a": None, "b": {"electra": {"generator_scale": 0.5}}},
+            "b: electra.generator_scale: 0.5 instead of 0.25",
+        ),
+        ({}, {"a": None, "b": {"first_length": 8}}, "8, 8, 8, 8, 8, 32 instead of 32, 32, 32, 32, 32, 32"),
+    ],
+)
+def test_losses_that_cannot_be_compared_need_tasks(tmp_path, base, variants, reason, capsys) -> None:
+    """Refused before anything is written or prepared: the data named here is not there."""
+    path = write(tmp_path, base=BASE | base | {"data": "nowhere.txt"}, variants=variants)
+    assert main(["ablate", str(path), "--out", str(tmp_path / "out")]) == 2
+    said = capsys.readouterr().err
+    assert reason in said and "Give tasks:" in said and not (tmp_path / "out").exists()
+    assert ("checkpoints: [1.0]" in said) == ("first_length" in str(variants))
+    for allowed in ({"tasks": ["cola"]}, {"variants": {"a": None, "b": {"position": "tupe-r"}}}):
+        given = {"base": BASE | base | {"data": "nowhere.txt"}, "variants": variants} | allowed
+        assert main(["ablate", str(write(tmp_path, **given)), "--out", str(tmp_path / "out")]) == 2
+        assert "nowhere.txt" in capsys.readouterr().err  # comes as far as the data
+
+
 def test_warm_up_is_free_with_anneal(tmp_path) -> None:
     path = write(tmp_path, anneal={"points": [0.5, 1]}, variants={"a": None, "b": {"schedule": {"warmup": 9}}})
     ablation, _ = load_ablation(path)

@@ -81,7 +81,8 @@ def test_the_figures_of_a_sweep(comparison, tmp_path) -> None:
     assert compared["cola"][6:] == ["0.250", "0.500", "other higher, by the t-test alone"]
     assert compared["own"][-1] == "undecided"
     text = " ".join(lines)
-    assert "with 3 seeds it cannot be less than 0.25" in text and "Trials are equal" in text
+    limit = "with 3 seeds it cannot be less than 0.25 (0.5 adjusted over 2)"
+    assert limit in text and limit in printed(comparison).replace("\n", " ") and "Trials are equal" in text
     assert "18 of 18 jobs have finished" in text
     tried = [c for c in cells if c[0] == "2e-05, 16, 3" and len(c) == 3]
     assert tried == [["2e-05, 16, 3", "-30.00 ± 10.00", "51.00 ± 1.00, best"]]
@@ -114,7 +115,12 @@ def test_what_is_missing_is_said(comparison, tmp_path) -> None:
     write_report(tmp_path, "glue", Comparison(rows, ["first", "other"], ["cola", "own"]), [failed], 18, {})
     text = (tmp_path / "report.md").read_text()
     assert "17 of 18 jobs have finished, 1 failed" in text and "it ran out of memory" in text
-    assert "NOT" in text and "Trials are equal" not in text
+    assert "NOT" in text and "Trials are equal" not in text and "Not compared" not in text
+    rows = [r for r in rows if (r["model"], r["task"]) != ("other", "own")]
+    partly = Comparison(rows, ["first", "other"], ["cola", "own"])
+    write_report(tmp_path, "glue", partly, [failed], 18, {})
+    line = "Not compared, without a common seed and setting: own."
+    assert line in (tmp_path / "report.md").read_text() and line in printed(partly)
 
 
 def test_nothing_finished(tmp_path) -> None:

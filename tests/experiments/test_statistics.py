@@ -8,7 +8,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy.stats import false_discovery_control, permutation_test, ttest_rel
 
-from fastbert.experiments.statistics import holm, paired, sign_flip, summary
+from fastbert.experiments.statistics import flip_limits, holm, paired, sign_flip, summary
 
 # Sixty-fourths are exact in binary: SciPy compares sums that are equal on paper as they come, rounding and all.
 score = st.integers(-30, 30).map(lambda value: value / 64)
@@ -54,6 +54,26 @@ def test_few_seeds_cannot_give_a_small_p() -> None:
         assert paired([0.0] * n, [1.0 + seed / 100 for seed in range(n)]).p_flip == 2.0 ** (1 - n)
     alone = paired([0.5], [0.7])
     assert (alone.n, alone.low, alone.high, alone.p_t) == (1, None, None, None)
+
+
+def test_what_few_pairs_cannot_show() -> None:
+    """The least p by the test itself, for differences of one sign, and by Holm over tests that are all like this."""
+
+    def least(n: int, tests: int) -> float:
+        p = paired([0.0] * n, [1.0 + seed / 100 for seed in range(n)]).p_flip
+        return max(holm({str(number): p for number in range(tests)}).values())
+
+    for n, shown in ((1, "1"), (2, "0.5"), (3, "0.25"), (5, "0.0625")):
+        assert f"{least(n, 1):.3g}" == shown
+        seeds = f"{n} seed{'s' if n > 1 else ''}"
+        assert f": with {seeds} it cannot be less than {shown}. So" in flip_limits([n])
+    assert flip_limits([6]) == flip_limits([6, 9]) == flip_limits([]) == "" and least(6, 1) < 0.05
+    assert "with 6 seeds it cannot be less than 0.0312 (0.0625 adjusted over 2)." in flip_limits([6], 2)
+    assert least(6, 2) == 0.0625 and least(7, 3) < 0.05 and flip_limits([7], 3) == ""
+    assert "less than 0.25 (1 adjusted over 7)" in flip_limits([3, 3, 3], 7)
+    both = flip_limits([9, 3, 5, 3], 1)
+    assert "with 3 seeds it cannot be less than 0.25; with 5 seeds it cannot be less than 0.0625." in both
+    assert "9" not in both and both.count("0.25") == 1
 
 
 def test_signs_are_drawn_where_there_are_too_many_to_try() -> None:

@@ -12,6 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from fastbert.pretraining import job, loop
+from fastbert.training.checkpoints import Checkpointer
 from tests.flags import last_given, main
 
 TIMES = ("tokens_per_second", "mfu")
@@ -173,6 +175,64 @@ def test_two_processes_in_one_run(flags, tmp_path, capsys) -> None:
     finally:
         process.kill()
         process.communicate()
+
+
+def test_minutes_are_those_of_all_sessions(flags, tmp_path, monkeypatch, capsys) -> None:
+    """A step takes a minute by the test's clock. The first session is stopped by a signal, the second dies after steps
+    that are in no checkpoint and are trained again, the third finishes; a fourth has nothing left to train."""
+    now, stop = [0.0], {}
+    real = loop.Trainer._step
+
+    def stepping(self, step: int) -> None:
+        if stop.get("die") == step:
+            raise KeyboardInterrupt
+        if stop.get("signal") == step:
+            signal.raise_signal(signal.SIGTERM)
+        now[0] += 60.0
+        real(self, step)
+
+    monkeypatch.setattr(loop.Trainer, "_step", stepping)
+    monkeypatch.setattr(job, "peak_flops", lambda *given: (1e9, "a test"))
+    monkeypatch.setattr(loop.time, "perf_counter", lambda: now[0])
+    short = ["pretrain", *flags, "--layers", "1", "--steps", "12", "--checkpoint-every", "3", "--eval-every", "12"]
+    run = tmp_path / "run"
+
+    def found(folder: Path) -> tuple[float, int]:
+        summary = json.loads((folder / "report" / "summary.json").read_text())
+        return summary["seconds"], summary["sessions"]
+
+    stop["signal"] = 4
+    assert main([*short, "--out", str(run)]) == 143
+    stop.clear()
+    stop["die"] = 8
+    now[0] += 5000.0  # the break does not count
+    assert main(["pretrain", "--resume", str(run)]) == 130
+    stop.clear()
+    capsys.readouterr()
+    assert main(["pretrain", "--resume", str(run)]) == 0
+    assert "in 12.0 minutes over 3 sessions." in capsys.readouterr().out
+    assert found(run) == (720.0, 3) and "| minutes | 12.0 |" in (run / "model" / "README.md").read_text()
+    assert main(["pretrain", "--resume", str(run)]) == 0
+    assert "in 12.0 minutes over 3 sessions." in capsys.readouterr().out and found(run) == (720.0, 3)
+    sessions = json.loads((run / "manifest.json").read_text())["sessions"]
+    assert [(one["from_step"], one["from_seconds"]) for one in sessions] == [
+        *((0, 0.0), (5, 300.0), (6, 360.0), (12, 720.0))
+    ]
+    load = Checkpointer.load_latest
+
+    def older(self):
+        checkpoint = load(self)
+        del checkpoint.state["progress"]["seconds"], checkpoint.state["progress"]["sessions"]
+        return checkpoint
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpointer, "load_latest", older)
+        assert main(["pretrain", "--resume", str(run)]) == 0
+    assert "earlier sessions did not keep their time" in capsys.readouterr().err
+    whole = tmp_path / "whole"
+    assert main([*short, "--out", str(whole)]) == 0
+    assert "in 12.0 minutes.\n" in capsys.readouterr().out and found(whole) == (720.0, 1)
+    assert_same_run(whole, run)
 
 
 def test_not_a_run(tmp_path, capsys) -> None:

@@ -1,6 +1,8 @@
 """Runs whose batches change: what is logged, exact resume in and between stages, budgets, and what is refused."""
 
+import gc
 import json
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,7 +11,9 @@ from safetensors.torch import load_file
 
 from fastbert import pretraining
 from fastbert.config import load_yaml
+from fastbert.data.stages import make_plan
 from fastbert.pretraining import job, loop
+from fastbert.pretraining.budget import Costs
 from fastbert.pretraining.options import PretrainOptions, science
 from fastbert.pretraining.setup import prepare_setup
 from tests.flags import main
@@ -135,6 +139,62 @@ def test_budgets_count_every_stage(prepared, monkeypatch) -> None:
     setup = prepare_setup(options(prepared, steps=None, minutes=750 / 60, **staged))
     assert job.resolve_steps(setup).steps == 400  # 100 / 2 + 100 + 3 x 200
     assert job.seconds_per_step(setup, None, 1.0) == pytest.approx(750 / 400)
+
+
+def test_minutes_are_planned_as_if_nothing_else_ran(prepared, tmp_path, monkeypatch, capsys) -> None:
+    """Steps of 0.5 s, of 2 s while another process runs in the first 20 of the 30 s that are timed; validations of 2 s,
+    and a disk that takes 1 s for a checkpoint."""
+    now = [0.0]
+
+    def update(*arguments) -> None:
+        now[0] += 2.0 if now[0] < 20 else 0.5
+
+    def validate(setup, objective, length=None) -> dict[str, float]:
+        now[0] += 2.0
+        return {"loss": 1.0}
+
+    monkeypatch.setattr(job.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(job, "guarded_step", update)
+    monkeypatch.setattr(pretraining.setup.Setup, "validate", validate)
+    monkeypatch.setattr(job, "writing_seconds", lambda folder, size: 1.0)
+    setup = prepare_setup(options(prepared, steps=None, minutes=10.0, out=str(tmp_path / "run")))
+    found = job.resolve_steps(setup)
+    steps, spent = found.steps, now[0]
+    validations = {*range(steps // 10, steps + 1, steps // 10), steps}
+    checkpoints = validations | set(range(steps // 5, steps + 1, steps // 5))
+    total = spent + 0.5 * steps + 2.0 * len(validations) + len(checkpoints) + 1.0  # the export too
+    assert spent < 40 and 595 < total <= 600
+    assert (found.eval_every, found.checkpoint_every) == (steps // 10, steps // 5)
+    said = capsys.readouterr().err
+    assert f"planned for 10 minutes: {steps} steps of 4 x 32 tokens, 0.5 s a step; expected " in said
+    assert f"{len(validations)} validations" in said and f"{len(checkpoints)} checkpoints" in said
+    assert "other work disturbed the timing of steps" in said
+    assert not (tmp_path / "run").exists()
+
+
+def test_short_budgets_have_the_most_steps_that_fit(prepared) -> None:
+    """Though 19 steps have 19 validations, and 20 have ten."""
+    asked = options(prepared, steps=None)
+    costs = Costs(0.0, lambda batch_size, length: 1.0, 2.0, 0.0, 0.0)
+    for budget in (15.0, 39.0, 45.0, 57.0, 300.0):
+        steps = costs.steps_in(budget, lambda count: make_plan(asked.stages, 4, 32, count), asked)
+        costly = {n: n + 2.0 * len({*range(max(1, n // 10), n + 1, max(1, n // 10)), n}) for n in range(1, 400)}
+        assert steps == max(n for n, seconds in costly.items() if seconds <= budget)
+
+
+def test_networks_that_were_timed_are_gone(prepared, tmp_path, monkeypatch) -> None:
+    made = []
+    real = pretraining.setup.Setup.objective
+
+    def objective(self, initial: bool = True):
+        built = real(self, initial)
+        made.append(weakref.ref(built))
+        return built
+
+    monkeypatch.setattr(pretraining.setup.Setup, "objective", objective)
+    job.resolve_steps(prepare_setup(options(prepared, steps=None, minutes=0.001, out=str(tmp_path / "run"))))
+    gc.collect()
+    assert [reference() for reference in made] == [None]
 
 
 def test_only_active_options_name_the_experiment(prepared) -> None:
