@@ -19,7 +19,7 @@ import numpy as np
 
 from fastbert.data.corpus import Corpus, tokenize, workers_for
 from fastbert.data.encoding import token_dtype
-from fastbert.data.partial import Partial, partial_folder
+from fastbert.data.partial import Partial, is_free, partial_folder
 from fastbert.data.progress import progress
 from fastbert.data.rare import write_rare
 from fastbert.data.shards import FORMAT, FORMAT_VERSION, SPLITS, unigram_entropy
@@ -29,7 +29,8 @@ from fastbert.data.tokenizer import WordPiece, load_tokenizer, train_tokenizer
 from fastbert.data.workers import pool
 from fastbert.data.writer import PARTS, SplitWriter, file_record, shard_file
 from fastbert.errors import UserError
-from fastbert.files import atomic_folder, read_json, write_json
+from fastbert.files import atomic_folder, disk_errors, read_json, write_json
+from fastbert.outputs import check_output_folder
 
 
 @dataclass(frozen=True)
@@ -112,6 +113,7 @@ def prepare(options: PrepareOptions, table: IO[str] | None = None) -> Path:
     """
     table = table or sys.stdout
     out = Path(options.out)
+    _check_out(out)
     source = _open(options)
     made_of = {"source": source.identity, "options": options.identity()}
     if _finished(out, made_of):
@@ -120,7 +122,7 @@ def prepare(options: PrepareOptions, table: IO[str] | None = None) -> Path:
         with partial_folder(out, {**made_of, "format_version": FORMAT_VERSION}) as partial:
             if partial is None:
                 _finished(out, made_of)
-            else:
+            elif not partial.complete:
                 _write(partial, source, options, made_of)
     print(summary(read_json(out / "dataset.json", "dataset")), file=table)
     print(f"wrote {out}", file=table)
@@ -151,16 +153,26 @@ def _open(options: PrepareOptions) -> Source:
     return open_source(options.source, options.column, options.weights, options.streamed)
 
 
+def _check_out(out: Path) -> None:
+    """Raises a UserError, before any work, if `out` is not a finished result and none can be written there."""
+    with disk_errors(out):
+        if (out / "dataset.json").is_file():
+            return
+        free = is_free(out)
+    if not free:
+        raise UserError(f"{out} exists and is no prepared folder; choose another --out or remove it")
+    check_output_folder(out)
+
+
 def _finished(out: Path, made_of: dict[str, Any]) -> bool:
     """Whether `out` is the finished result already.
 
     Raises:
         UserError: it is something else.
     """
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        return False
     if not (out / "dataset.json").is_file():
-        raise UserError(f"{out} exists and is no prepared folder; choose another --out or remove it")
+        _check_out(out)
+        return False
     found = read_json(out / "dataset.json", "dataset")
     if found.get("format_version") != FORMAT_VERSION:
         raise UserError(f"{out} is of format {found.get('format_version')}, not {FORMAT_VERSION}; choose another --out")

@@ -5,7 +5,6 @@
 
 import errno
 import os
-import shutil
 import signal
 import sys
 import time
@@ -14,10 +13,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from fastbert.errors import UserError
-from fastbert.files import read_json
+from fastbert.files import disk_errors, make_folder, no_link, read_json, remove
 
 LOG, RUN = "log.txt", "run"
 TAIL = 15  # lines of a log that a failure shows
@@ -82,8 +81,13 @@ def run_job(job: dict[str, Any], folder: Path) -> dict[str, Any]:
     """
     start = time.perf_counter()
     folder = folder.resolve()
-    folder.mkdir(parents=True, exist_ok=True)
-    with _said_in(folder / LOG):
+    try:
+        make_folder(folder)
+        with disk_errors(folder):
+            log = open(folder / LOG, "w", encoding="utf-8", opener=no_link)  # noqa: SIM115 (closed below)
+    except UserError as error:
+        return failure(str(error), "") | {"log": [], "seconds": 0.0}
+    with _said_in(log):
         try:
             outcome = _train(job, folder / RUN)
         except UserError as error:
@@ -113,7 +117,7 @@ def _finetune(job: dict[str, Any], out: Path) -> dict[str, Any]:
     from fastbert.finetuning.job import finetune
     from fastbert.finetuning.options import FinetuneOptions
 
-    shutil.rmtree(out, ignore_errors=True)  # what an unfinished attempt left
+    remove(out)  # what an unfinished attempt left
     code = finetune(from_dict(FinetuneOptions, job["options"] | {"out": str(out)}, where="the sweep's job"))
     if code:
         return ended(code)
@@ -131,12 +135,12 @@ def _finetune(job: dict[str, Any], out: Path) -> dict[str, Any]:
 
 
 @contextmanager
-def _said_in(path: Path) -> Iterator[None]:
-    """All that this process writes to standard output and error goes to a file, also from C++."""
+def _said_in(file: IO[str]) -> Iterator[None]:
+    """All that this process writes to standard output and error goes to the file, also from C++."""
     sys.stdout.flush()
     sys.stderr.flush()
     kept = [os.dup(1), os.dup(2)]
-    with open(path, "w", encoding="utf-8") as file:
+    with file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     try:

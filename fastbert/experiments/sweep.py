@@ -21,7 +21,7 @@ from fastbert.experiments.local import Event, run_local
 from fastbert.experiments.options import Axes, SweepOptions
 from fastbert.experiments.plan import plan
 from fastbert.experiments.sweep_report import plural, printed, shown_job, write_report
-from fastbert.files import LOCK, atomic_file, disk_errors, locked_folder, read_json, remove_leftovers, write_json
+from fastbert.files import atomic_file, contents, disk_errors, locked_folder, read_json, remove_leftovers, write_json
 from fastbert.training.hardware import describe_machine
 from fastbert.training.interrupts import Interrupts
 from fastbert.training.logbook import say
@@ -134,7 +134,7 @@ def counted(jobs: list[Job], done: int, failed: int) -> str:
 
 def check_out(out: Path, what: str) -> None:
     """Raises a UserError if `out`, which is there, holds something else than a `what` (a sweep or an ablation)."""
-    if not (out / f"{what}.json").is_file() and any(path.name != LOCK for path in out.iterdir()):
+    if not (out / f"{what}.json").is_file() and contents(out):
         raise UserError(f"{out} is not empty and holds no {what}; choose another --out")
 
 

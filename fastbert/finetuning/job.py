@@ -10,7 +10,6 @@ out/fraction-0.1/seed-0/    the same for a share below the whole
 
 import hashlib
 import json
-import shutil
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -23,7 +22,7 @@ import torch
 from fastbert import config as configuration
 from fastbert.data.tokenizer import WordPiece, load_tokenizer
 from fastbert.errors import UserError
-from fastbert.files import LOCK, atomic_file, disk_errors, locked_folder, read_json, write_json
+from fastbert.files import LOCK, atomic_file, contents, disk_errors, locked_folder, read_json, remove, write_json
 from fastbert.finetuning.batches import subset
 from fastbert.finetuning.loop import Tuner
 from fastbert.finetuning.metrics import check_scorable, compute
@@ -40,6 +39,7 @@ from fastbert.finetuning.predict import BATCH, Inputs, answer, encode_inputs, pr
 from fastbert.finetuning.results import Figures, seed_folder, tuned_folder, write_results
 from fastbert.finetuning.tasks import Example, Task, open_task
 from fastbert.hub.load import Pretrained
+from fastbert.outputs import check_output_folder
 from fastbert.training.hardware import describe_machine, resolve_device, resolve_precision, setup_machine
 from fastbert.training.interrupts import Interrupts
 from fastbert.training.logbook import Logbook, say
@@ -86,6 +86,7 @@ def finetune(asked: FinetuneOptions) -> int:
         UserError: anything the user can mend, before training starts if it can be seen then.
     """
     check_given(asked)
+    check_output_folder(asked.out)
     setup = prepare_setup(asked)
     for note in setup.notes:
         say(note)
@@ -202,7 +203,7 @@ def check_folder(out: Path, experiment: dict[str, Any]) -> None:
                 f"{out} holds the results of another experiment. What differs:\n  {lines}\n"
                 "Give the same options to go on with it, or choose another --out"
             )
-    elif any(path.name != LOCK for path in out.iterdir()):
+    elif contents(out) - ({"config.yaml"} if (out / LOCK).is_file() else set()):  # killed before the manifest
         raise UserError(f"{out} is not empty and holds no results of fastbert finetune; choose another --out")
 
 
@@ -249,7 +250,7 @@ def train_seed(setup: Setup, folder: Path, fraction: float, seed: int, interrupt
     """Trains one seed into its folder and returns its result; None if a signal ended it."""
     options = setup.options
     with disk_errors(folder):
-        shutil.rmtree(folder, ignore_errors=True)  # what an unfinished seed left
+        remove(folder)  # what an unfinished seed left
         folder.mkdir(parents=True)
     own = replace(options, seeds=1, first_seed=seed, train_fraction=str(fraction), out=str(folder))
     write_options(folder, own)

@@ -6,6 +6,7 @@ configuration_fastbert.py and modeling_fastbert.py.
 """
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,11 @@ from torch import Tensor
 import fastbert
 from fastbert.data.tokenizer import load_tokenizer
 from fastbert.errors import UserError
-from fastbert.files import atomic_folder, read_json
+from fastbert.files import contents, disk_errors, read_json
 from fastbert.hub.card import model_card
 from fastbert.hub.names import BERT_OPTIONS, OWN_OPTIONS, TIED, bert_names, check_weights, head_of, is_bert
 from fastbert.model.config import EncoderConfig
+from fastbert.outputs import check_output_folder, output_folder, resolved
 
 CODE = ("configuration_fastbert.py", "modeling_fastbert.py")
 AUTO_MAP = {
@@ -73,7 +75,7 @@ def export_model(
         UserError: `out` holds something else; the weights do not fit `config`; the tokenizer is missing, damaged or
             larger than the vocabulary of the model; no space or no permission.
     """
-    out, tokenizer = Path(out).resolve(), Path(tokenizer)
+    out, tokenizer = resolved(out), Path(tokenizer)
     _check_out(out)
     check_weights(config, weights, "the model to export")
     vocabulary = load_tokenizer(tokenizer)
@@ -86,11 +88,11 @@ def export_model(
     tensors = _bert_weights(config, weights, head) if native else _own_weights(weights, head)
     mark = {MARK: fastbert.__version__, TOKENIZER: vocabulary.fingerprint}
     mark |= {NO_TYPES: "true"} if native and not config.type_vocab_size else {}
-    with atomic_folder(out) as folder:
+    with output_folder(out, first="model.safetensors", last="config.json") as folder:
         _copy_tokenizer(tokenizer, folder)
         settings = _config_json(config, native, head, vocabulary.ids["[PAD]"], tensors)
         (folder / "config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-        # Not save_file: that reports a full disk as an error of its own, which atomic_folder does not know.
+        # Not save_file: that reports a full disk as an error of its own, which output_folder does not know.
         (folder / "model.safetensors").write_bytes(save(tensors, metadata={"format": "pt", **mark}))
         text = model_card(config, out.name, native=native, head=head, facts=card or {})
         (folder / "README.md").write_text(text, encoding="utf-8")
@@ -113,10 +115,12 @@ def header(path: Path) -> dict[str, str]:
 
 
 def _check_out(out: Path) -> None:
-    if out.is_file():
+    if os.path.lexists(out) and not out.is_dir():
         raise UserError(f"cannot export to {out}: it is a file; choose a folder")
-    if not out.is_dir() or not any(out.iterdir()):
-        return
+    check_output_folder(out)
+    with disk_errors(out):
+        if not out.is_dir() or not contents(out):
+            return
     model = out / "model.safetensors"
     if not model.is_file() or MARK not in header(model):
         raise UserError(f"{out} is not empty and is not an export of fastbert's; choose another folder")

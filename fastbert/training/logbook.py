@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fastbert.errors import UserError
-from fastbert.files import atomic_file, disk_errors
+from fastbert.files import atomic_file, disk_errors, no_link
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -58,7 +58,7 @@ class Logbook:
         self.quiet = quiet
         _keep_until(self.path, start_step)
         with disk_errors(self.path):
-            self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115
+            self._file = open(self.path, "a", encoding="utf-8", opener=no_link)  # noqa: SIM115
         self._clock: deque[tuple[int, float]] = deque([(start_step, time.monotonic())], maxlen=20)
         self._last_line = -math.inf
         self._bar = None if quiet else _progress_bar(console, total_steps, start_step)
