@@ -7,6 +7,7 @@ are science: they define the experiment.
 
 import hashlib
 import json
+import math
 import re
 import types
 import typing
@@ -37,7 +38,7 @@ def parse(cls: type[Options], arguments: Sequence[str], job: str, default: Optio
 
     Raises:
         SystemExit: with 0 after --help, with 2 after a flag that does not fit.
-        UserError: a flag is given twice.
+        UserError: a flag is given twice, or a number is infinite.
     """
     import tyro
 
@@ -46,12 +47,22 @@ def parse(cls: type[Options], arguments: Sequence[str], job: str, default: Optio
     required = {f.name for f in fields(cls) if f.default is MISSING and f.default_factory is MISSING}
     if default is None and not required:
         default = cls()
-    return tyro.cli(
+    options = tyro.cli(
         cls,
         prog=f"fastbert {job}",
         args=arguments,
         **({} if default is None else {"default": default}),
     )
+    for leaf in leaves(options):
+        if isinstance(leaf.value, float):
+            check_finite(leaf.value, leaf.name)
+    return options
+
+
+def check_finite(value: float, where: str) -> None:
+    """Raises a UserError for NaN and infinities: no option means anything with them."""
+    if not math.isfinite(value):
+        raise UserError(f"{where} must be a finite number, not {value}")
 
 
 def refuse_repeated(arguments: Sequence[str]) -> None:
@@ -159,6 +170,8 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
         return int(value)
     if type(value) is not hint:
         raise UserError(f"{where} must be {_NAMES.get(hint, hint)}, found {_kind(value)}")
+    if hint is float:
+        check_finite(value, where)
     return value
 
 

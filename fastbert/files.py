@@ -100,9 +100,10 @@ def remove_empty(folders: list[Path]) -> None:
         try:
             folder.rmdir()
         except OSError as error:
-            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT, errno.EBUSY):
+            if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.EBUSY):
+                return
+            if error.errno != errno.ENOENT:
                 raise
-            return
 
 
 def contents(folder: Path) -> set[str]:

@@ -87,6 +87,8 @@ class PrepareOptions:
             raise UserError(f"validation_share must lie between 0 and 1, not {self.validation_share}")
         if not 1 <= self.rare_min <= self.rare_max:
             raise UserError(f"1 <= rare_min <= rare_max does not hold: {self.rare_min}, {self.rare_max}")
+        if self.seed < 0:
+            raise UserError(f"seed cannot be negative, but is {self.seed}")
         if self.workers < 0:
             raise UserError(f"workers must be 0 (all cores) or more, not {self.workers}")
         if self.shard_tokens < 1024:

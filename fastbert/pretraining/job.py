@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from fastbert import config as configuration
-from fastbert.data.stages import NOMINAL_STEPS, Plan, steps_within
+from fastbert.data.stages import NOMINAL_STEPS, Plan, make_plan, steps_within
 from fastbert.errors import UserError
 from fastbert.files import locked_folder, read_json, write_json
 from fastbert.model.config import EncoderConfig
@@ -48,6 +48,7 @@ def pretrain(asked: PretrainOptions, name: str) -> int:
     if len(given) != 1:
         raise UserError(f"give one of --steps, --tokens and --minutes, not {' and '.join(given) or 'none'}")
     run = new_folder(asked.out, name)
+    check_steps(asked)
     setup = prepare_setup(replace(asked, **OF_ONE_CALL, out=str(run.path)))
     setup.options = resolve_steps(setup)
     setup.plan()  # refuses a batch that grows for longer than the run
@@ -75,16 +76,31 @@ def resume(asked: PretrainOptions) -> int:
     return train(setup, run, manifest, resumed=True, profile=asked.profile)
 
 
+def check_steps(options: PretrainOptions) -> None:
+    """Refuses, before data is prepared, stages and a schedule that do not fit the number of steps."""
+    steps = steps_of(options)
+    if steps is not None:
+        replace(options, steps=steps).milestone_steps()
+        make_plan(options.stages, options.batch_size, options.length, steps)
+        learning_rate_factor(options.schedule, 0, steps)
+
+
+def steps_of(options: PretrainOptions) -> int | None:
+    """The number of steps; None for a budget in minutes."""
+    if options.tokens is None:
+        return options.steps
+
+    def tokens(steps: int) -> int:
+        return make_plan(options.stages, options.batch_size, options.length, steps).tokens(0, steps)
+
+    return steps_within(options.tokens, tokens, options.stages.least_steps)
+
+
 def resolve_steps(setup: Setup) -> PretrainOptions:
     """The options with a budget in tokens or minutes turned into steps, and with all intervals set."""
     options = setup.options
     micro = options.machine.micro_batch_size or options.batch_size
-    steps = options.steps
-    if options.tokens is not None:
-        least = options.stages.least_steps
-        steps = steps_within(options.tokens, lambda steps: setup.plan(steps).tokens(0, steps), least)
-    elif options.minutes is not None:
-        steps = steps_in(setup, options.minutes * 60.0)
+    steps = steps_in(setup, options.minutes * 60.0) if options.minutes is not None else steps_of(options)
     return replace(
         options,
         steps=steps,
@@ -207,7 +223,8 @@ def build_trainer(
     state = sum(buffer.numel() * buffer.element_size() for buffer in objective.buffers())
     size = 12 * objective.parameter_count() + state  # weights and two moments, and what is no parameter
     check_space(run.path, (options.keep_checkpoints + len(milestones) + 3) * size)
-    if checkpointer is None:
+    optimizer = build_optimizer(objective.named_parameters(), options.optimizer, setup.device)
+    if checkpointer is None:  # nothing is refused any more
         run.write(options, manifest, setup.dataset.tokenizer)
         checkpointer = Checkpointer(run.checkpoints, *keep)
     step = checkpoint.step if checkpoint else 0
@@ -235,7 +252,7 @@ def build_trainer(
         say(f"resuming {run.path} at step {step} of {options.steps}")
     trainer = Trainer(
         objective=objective,
-        optimizer=build_optimizer(objective.named_parameters(), options.optimizer, setup.device),
+        optimizer=optimizer,
         batches=batches,
         steps=options.steps,
         seed=options.seed,

@@ -95,18 +95,18 @@ def prepare_setup(options: PretrainOptions, config: EncoderConfig | None = None)
     if warning:
         say(warning)
     setup_machine(options.machine, device)
-    options.encoder.resolve(vocab_size=1, length=options.length)  # a wrong encoder shows before the data is prepared
+    check_networks(options)
     tokenizer = options.tokenizer
     pretrained = None
     if options.init_from is not None and config is None:
         pretrained = load_pretrained(options.init_from)
+        options = replace(options, encoder=options.encoder.like(pretrained.config))
+        check_networks(options)
         tokenizer = tokenizer or str(pretrained.tokenizer)
     folder = data_folder(options, tokenizer)
     dataset = open_dataset(folder)
     vocabulary = dataset.wordpiece
     if config is None:
-        if pretrained is not None:
-            options = replace(options, encoder=options.encoder.like(pretrained.config))
         config = options.encoder.resolve(dataset.vocab_size, options.length)
         if pretrained is not None:
             config = initial_config(options, config, pretrained.config)
@@ -121,6 +121,13 @@ def prepare_setup(options: PretrainOptions, config: EncoderConfig | None = None)
     lengths = {options.length, options.stages.first_length or options.length}
     noted = find_noted(options.notes, dataset, options.length, lengths) if options.notes.enabled else None
     return Setup(options, dataset, vocabulary, config, device, precision, noted)
+
+
+def check_networks(options: PretrainOptions) -> None:
+    """Refuses wrong networks before the data is prepared."""
+    config = options.encoder.resolve(vocab_size=1, length=options.length)
+    if isinstance(chosen := objective_options(options), MultipleChoiceOptions):
+        chosen.controller(config)
 
 
 def data_folder(options: PretrainOptions, tokenizer: str | None) -> Path:

@@ -1,7 +1,6 @@
 """Rows of results that survive whatever comes after them, times by the device's own clock, and a machine's ceilings."""
 
 import json
-import os
 import platform
 import statistics
 import sys
@@ -14,6 +13,8 @@ from typing import Any
 import torch
 import triton
 from triton.runtime.errors import TritonError
+
+from fastbert_kernels.configurations import write_whole
 
 REFUSALS = (RuntimeError, TritonError)
 """What a contestant raises that cannot do a case: a result, and a row."""
@@ -58,9 +59,7 @@ class Rows:
         self.rows.append(row)
         said = [_said(name, value) for name, value in row.items() if name != "errors"]
         print(f"{self.clock()}  {', '.join(said)}", file=sys.stderr, flush=True)
-        beside = self.path.with_suffix(f".{os.getpid()}")
-        beside.write_text(json.dumps({**self.about, "rows": self.rows}, indent=1) + "\n")
-        beside.replace(self.path)
+        write_whole(self.path, json.dumps({**self.about, "rows": self.rows}, indent=1) + "\n")
 
     def step(self) -> None:
         self.done += 1
