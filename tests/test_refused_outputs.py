@@ -58,7 +58,7 @@ CASES = {
     "fine-tuning's rate": (*FINETUNE, "--learning-rate", "nan"),
     "fine-tuning's weight decay": (*FINETUNE, "--weight-decay", "inf"),
     "fine-tuning's device": (*FINETUNE, "--machine.device", "cuda:99"),
-    "several tasks, one of them wrong": ("finetune", "--model", MODEL, "--task", "{task},none.yaml", "--out", "results"),
+    "several tasks, one of them wrong": ("finetune", "--model", MODEL, "--task", TASK + ",none.yaml", "--out", "x"),
     "sweep": ("sweep", "{sweep}"),
     "sweep with a wrong option": ("sweep", "{sweep-dropout}"),
     "ablation": ("ablate", "{ablation}"),
