@@ -10,7 +10,7 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -91,14 +91,20 @@ def run_job(job: dict[str, Any], folder: Path) -> dict[str, Any]:
         try:
             outcome = _train(job, folder / RUN)
         except UserError as error:
-            print(f"error: {error}", file=sys.stderr)
+            _put_down(f"error: {error}")
             outcome = failure(str(error), "")
         except Exception as error:  # whatever it is, it ends this job only, and the user is told
-            traceback.print_exc()
+            _put_down(traceback.format_exc())
             outcome = _explained(error)
     if outcome["status"] == "failed":
         outcome["log"] = tail(folder / LOG)
     return outcome | {"seconds": round(time.perf_counter() - start, 2)}
+
+
+def _put_down(text: str) -> None:
+    """Writes to the log."""
+    with suppress(OSError):  # a full disk; the outcome names it too
+        print(text, file=sys.stderr, flush=True)
 
 
 def _train(job: dict[str, Any], out: Path) -> dict[str, Any]:
@@ -146,8 +152,9 @@ def _said_in(file: IO[str]) -> Iterator[None]:
     try:
         yield
     finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
+        with suppress(OSError):  # a full disk: what the log lacks goes to standard error with the next flush
+            sys.stdout.flush()
+            sys.stderr.flush()
         for number, copy in enumerate(kept, 1):
             os.dup2(copy, number)
             os.close(copy)

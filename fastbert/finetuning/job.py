@@ -87,6 +87,7 @@ def finetune(asked: FinetuneOptions) -> int:
     """
     check_given(asked)
     check_output_folder(asked.out)
+    check_others(Path(asked.out))
     setup = prepare_setup(asked)
     for note in setup.notes:
         say(note)
@@ -203,7 +204,15 @@ def check_folder(out: Path, experiment: dict[str, Any]) -> None:
                 f"{out} holds the results of another experiment. What differs:\n  {lines}\n"
                 "Give the same options to go on with it, or choose another --out"
             )
-    elif contents(out) - ({"config.yaml"} if (out / LOCK).is_file() else set()):  # killed before the manifest
+    check_others(out)
+
+
+def check_others(out: Path) -> None:
+    """Raises a UserError if `out` holds what no fine-tuning wrote. It may have been killed before its manifest: then
+    the options are there, and the lock; so this is called before there is one, too."""
+    if not out.is_dir() or (out / "manifest.json").is_file():
+        return
+    if contents(out) - ({"config.yaml"} if (out / LOCK).is_file() else set()):
         raise UserError(f"{out} is not empty and holds no results of fastbert finetune; choose another --out")
 
 
