@@ -19,7 +19,7 @@ from fastbert.pretraining.options import PretrainOptions, science
 from fastbert.pretraining.run import RunFolder, new_folder, stored_options
 from fastbert.pretraining.setup import data_fingerprint, prepare_setup
 from tests.finetuning.conftest import make_task, tiny_model
-from tests.killing import kills
+from tests.processes import kills
 from tests.test_cli import refused
 
 

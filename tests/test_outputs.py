@@ -7,7 +7,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import threading
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -30,7 +29,7 @@ from fastbert.files import (
 )
 from fastbert.outputs import check_output_file, check_output_folder, output_file, output_folder
 from fastbert.training.logbook import Logbook
-from tests.killing import in_child, killed_before, kills
+from tests.processes import in_child, killed_before, kills, reading
 
 
 def write(path: Path | str, text: str = "new") -> None:
@@ -63,16 +62,12 @@ def test_a_link_stays_and_its_target_has_the_text(tmp_path, there: bool) -> None
 @pytest.mark.parametrize("linked", [False, True])
 def test_a_fifo_is_written_into(tmp_path, linked: bool) -> None:
     fifo = out = tmp_path / "fifo"
-    os.mkfifo(fifo)
     if linked:
         out = tmp_path / "link"
         out.symlink_to(fifo)
-    got: list[str] = []
-    reader = threading.Thread(target=lambda: got.append(fifo.read_text()), daemon=True)
-    reader.start()
-    write(out, "new\n" * 50_000)
-    reader.join(10)
-    assert got == ["new\n" * 50_000] and fifo.is_fifo() and out.is_symlink() == linked
+    with reading(fifo) as got:
+        write(out, "new\n" * 50_000)
+    assert got == [b"new\n" * 50_000] and fifo.is_fifo() and out.is_symlink() == linked
 
 
 def test_a_character_device_is_written_into(tmp_path) -> None:
@@ -83,8 +78,12 @@ def test_a_character_device_is_written_into(tmp_path) -> None:
         write(out, "new\n")
         assert os.read(ours, 100) == b"new\r\n"
     assert link.is_symlink() and Path(device).is_char_device()
-    with pytest.raises(UserError, match="the disk is full, writing /dev/full"):
-        write("/dev/full")
+
+
+def test_a_device_that_is_full(tmp_path) -> None:
+    with open("/dev/full", "w") as full:  # not by its name, which a fault here would replace
+        with pytest.raises(UserError, match="the disk is full, writing /dev/fd/"):
+            write(f"/dev/fd/{full.fileno()}")
 
 
 def test_an_open_descriptor_keeps_its_offset(tmp_path) -> None:

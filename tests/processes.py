@@ -1,11 +1,14 @@
-"""Real kills at every operation on files: a forked process ends itself by SIGKILL just before the n-th."""
+"""Real kills at every operation on files: a forked process ends itself by SIGKILL just before the n-th. And a reader of
+a FIFO, which ends with the test."""
 
 import itertools
 import os
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -51,3 +54,14 @@ def kills(action: Callable[[], object], below: Path) -> Iterator[int]:
             assert code == 0
             return
         yield number
+
+
+@contextmanager
+def reading(fifo: Path) -> Iterator[list[bytes]]:
+    """Makes a FIFO; after the block the list holds what was written to it, if anything was."""
+    os.mkfifo(fifo)
+    got: list[bytes] = []
+    reader = threading.Thread(target=lambda: got.append(fifo.read_bytes()), daemon=True)
+    reader.start()
+    yield got
+    reader.join(5)
