@@ -81,9 +81,10 @@ def test_a_character_device_is_written_into(tmp_path) -> None:
 
 
 def test_a_device_that_is_full(tmp_path) -> None:
-    with open("/dev/full", "w") as full:  # not by its name, which a fault here would replace
-        with pytest.raises(UserError, match="the disk is full, writing /dev/fd/"):
-            write(f"/dev/fd/{full.fileno()}")
+    full = os.open("/dev/full", os.O_WRONLY)  # not by its name, which a fault here would replace
+    with pytest.raises(UserError, match="the disk is full, writing /dev/fd/"):
+        write(f"/dev/fd/{full}")
+    os.close(full)
 
 
 def test_an_open_descriptor_keeps_its_offset(tmp_path) -> None:
