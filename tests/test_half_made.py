@@ -81,6 +81,15 @@ def test_the_users_own_files_are_no_half_made_run(tmp_path) -> None:
         new_folder(str(tmp_path / "locked"), "name")
 
 
+def test_a_run_that_another_process_has_begun_meanwhile(flags, tmp_path, monkeypatch, capsys) -> None:
+    def late(*parts: object) -> dict:
+        (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+        return {}
+
+    monkeypatch.setattr("fastbert.pretraining.job.describe_experiment", late)
+    assert "another process began a run" in refused(capsys, "pretrain", *flags, "--out", tmp_path / "run")
+
+
 def test_a_fine_tuning(tmp_path, capsys) -> None:
     flags = ["--model", str(tiny_model(tmp_path)), *make_task(tmp_path, "words", 16, 8), "--machine.threads", "1"]
     out = tmp_path / "outs" / "out"

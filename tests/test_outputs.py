@@ -13,11 +13,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fastbert_kernels import configurations
 
 from fastbert import outputs
 from fastbert.data import partial
 from fastbert.data.prepare import PrepareOptions, prepare
 from fastbert.errors import UserError
+from fastbert.experiments.jobs import LOG, run_job
 from fastbert.files import (
     LOCK,
     atomic_file,
@@ -54,6 +56,8 @@ def test_a_link_stays_and_its_target_has_the_text(tmp_path, there: bool) -> None
         raise ZeroDivisionError
     assert target.read_text() == "old" if there else not target.exists()
     write(link)
+    (tmp_path / "plain").touch()
+    assert target.stat().st_mode == (tmp_path / "plain").stat().st_mode
     assert link.is_symlink() and (tmp_path / "between").is_symlink()
     assert target.read_text() == "new"
     assert sorted(path.name for path in (tmp_path / "far").iterdir()) == ["target"]
@@ -328,6 +332,23 @@ def test_files_of_a_run_are_not_written_through_links(tmp_path, target) -> None:
         file.write("new")
     assert target.read_text() == "precious"
     assert "loss" in (tmp_path / "run" / "metrics.jsonl").read_text()
+
+
+def test_a_jobs_log_is_not_written_through_a_link(tmp_path, target) -> None:
+    (tmp_path / LOG).symlink_to(target)
+    outcome = run_job({"folder": "nowhere", "kind": "finetune"}, tmp_path)
+    assert outcome["status"] == "failed" and "a link in that path is not followed" in outcome["reason"]
+    assert target.read_text() == "precious"
+
+
+def test_what_was_tuned_is_not_written_through_a_link(tmp_path, target, monkeypatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    path = configurations.file_of("GPU")
+    path.parent.mkdir()
+    path.with_suffix(f".{os.getpid()}").symlink_to(target)
+    path.symlink_to(target)
+    assert configurations.keep({}, "GPU") == path
+    assert target.read_text() == "precious" and '"device": "GPU"' in path.read_text()
 
 
 def test_a_link_in_the_place_of_a_folder_is_replaced(tmp_path) -> None:

@@ -21,7 +21,16 @@ from fastbert.experiments.local import Event, run_local
 from fastbert.experiments.options import Axes, SweepOptions
 from fastbert.experiments.plan import plan
 from fastbert.experiments.sweep_report import plural, printed, shown_job, write_report
-from fastbert.files import atomic_file, contents, disk_errors, locked_folder, read_json, remove_leftovers, write_json
+from fastbert.files import (
+    atomic_file,
+    contents,
+    disk_errors,
+    locked_folder,
+    make_folder,
+    read_json,
+    remove_leftovers,
+    write_json,
+)
 from fastbert.training.hardware import describe_machine
 from fastbert.training.interrupts import Interrupts
 from fastbert.training.logbook import say
@@ -230,7 +239,7 @@ def finish(out: Path, name: str, axes: Axes, rows: list[Row], total: int) -> int
     failed = [row for row in rows if row["status"] == "failed"]
     tasks = list(dict.fromkeys(row["task"] for row in rows))
     comparison = Comparison(done, [model.name for model in axes.models], tasks)
-    (out / "report").mkdir(exist_ok=True)
+    make_folder(out / "report")
     write_report(out / "report", name, comparison, failed, total, circumstances(axes.path, axes.threads, done))
     if done:
         print(printed(comparison))

@@ -189,6 +189,8 @@ def train(setup: Setup, run: RunFolder, manifest: dict[str, Any], resumed: bool,
     if profile:
         check_room(run.profile, setup)
     with locked_folder(run.path):
+        if not resumed and run.exists():
+            raise UserError(f"another process began a run in {run.path} meanwhile; choose another --out")
         trainer = build_trainer(setup, run, manifest, resumed)
         start = time.perf_counter()
         profiling = profiled(trainer, run.profile) if profile else nullcontext()
