@@ -54,9 +54,15 @@ def parse(cls: type[Options], arguments: Sequence[str], job: str, default: Optio
         **({} if default is None else {"default": default}),
     )
     for leaf in leaves(options):
-        if isinstance(leaf.value, float) and not math.isfinite(leaf.value):
-            raise UserError(f"--{leaf.name.replace('_', '-')} is {leaf.value}; give a finite number")
+        if isinstance(leaf.value, float):
+            check_finite(leaf.value, leaf.name)
     return options
+
+
+def check_finite(value: float, where: str) -> None:
+    """Raises a UserError for NaN and infinities: no option means anything with them."""
+    if not math.isfinite(value):
+        raise UserError(f"{where} must be a finite number, not {value}")
 
 
 def refuse_repeated(arguments: Sequence[str]) -> None:
@@ -164,8 +170,8 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
         return int(value)
     if type(value) is not hint:
         raise UserError(f"{where} must be {_NAMES.get(hint, hint)}, found {_kind(value)}")
-    if hint is float and not math.isfinite(value):
-        raise UserError(f"{where} must be a finite number, found {value}")
+    if hint is float:
+        check_finite(value, where)
     return value
 
 

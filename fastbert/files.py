@@ -1,4 +1,16 @@
-"""Files written whole or not at all: write beside, flush to the disk, rename. Every room writes through here."""
+"""Files and folders written whole or not at all: written under a temporary name in the same folder, flushed to the
+disk, renamed. Everything that fastbert writes goes through here.
+
+Two classes of outputs differ in what a link means:
+
+- Files and folders inside a folder of fastbert's (config.yaml, model/): `atomic_file` and `atomic_folder`. A link under
+  that name may have been planted by somebody else, so it is replaced and never followed.
+- What the user names with --out: see `fastbert.outputs`, which follows links and writes into devices and mount points.
+
+Temporary names are new ones, made with O_EXCL, and the process that writes holds a lock on them. So they follow no
+link either, and what a killed process left is told apart from what another one is writing: the next write of the same
+name removes it.
+"""
 
 import errno
 import fcntl
@@ -7,13 +19,24 @@ import json
 import math
 import os
 import re
+import secrets
 import shutil
-from collections.abc import Iterator
+import stat
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
 from fastbert.errors import UserError
+
+LOCK = ".lock"
+LOST_AND_FOUND = "lost+found"  # lies in the root folder of many file systems
+_TEMPORARY = re.compile(r"\.(.+)\.[0-9a-f]+(\.old)?\.tmp")
+_SHORT_WRITE = re.compile(r"\d+ requested and \d+ written")  # numpy's words, without an error number
+_NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EBADF, errno.EINVAL)  # file systems without flock
+
+
+# --- errors
 
 
 @contextmanager
@@ -24,12 +47,21 @@ def disk_errors(path: Path | str) -> Iterator[None]:
     except PermissionError as error:
         raise UserError(f"no permission to write {path}; choose another folder or change its permissions") from error
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in (errno.ENOSPC, errno.EDQUOT) or (error.errno is None and _SHORT_WRITE.search(str(error))):
             raise UserError(f"the disk is full, writing {path}; free some space or choose another folder") from error
+        if error.errno == errno.EFBIG:
+            raise UserError(
+                f"a file is larger than the limit (ulimit -f, or its file system's), writing {path}; raise the limit "
+                "or choose another folder"
+            ) from error
         if error.errno == errno.EROFS:
             raise UserError(f"{path} lies on a read-only file system; choose another folder") from error
         if error.errno in (errno.ENOTDIR, errno.EEXIST):
             raise UserError(f"cannot write {path}: part of that path is a file; choose another folder") from error
+        if error.errno == errno.EISDIR:
+            raise UserError(f"cannot write {path}: it is a folder; choose another name or remove it") from error
+        if error.errno == errno.ELOOP:
+            raise UserError(f"cannot write {path}: a link in that path is not followed; remove it") from error
         if error.errno == errno.ENAMETOOLONG:
             raise UserError(f"cannot write {path}: a name in that path is too long; choose a shorter one") from error
         raise
@@ -37,7 +69,7 @@ def disk_errors(path: Path | str) -> Iterator[None]:
 
 @contextmanager
 def folder_errors(path: Path | str) -> Iterator[None]:
-    """`disk_errors` while a folder is made; where there can be none, as below /proc, that is said too."""
+    """`disk_errors` while a folder is made; where there can be none, as below /proc, that is reported too."""
     with disk_errors(path):
         try:
             yield
@@ -45,14 +77,44 @@ def folder_errors(path: Path | str) -> Iterator[None]:
             raise UserError(f"no folder can be made at {path}; choose another place") from error
 
 
-def make_folder(path: Path) -> None:
-    """Makes a folder and those above it, if they are not there.
+# --- folders
+
+
+def make_folder(path: Path) -> list[Path]:
+    """Makes a folder and those above it, if they are not there. Of a link that leads nowhere, the target is made.
+
+    Returns:
+        The folders that were made, the outermost first.
 
     Raises:
         UserError: it cannot be made.
     """
     with folder_errors(path):
-        path.mkdir(parents=True, exist_ok=True)
+        real = Path(os.path.realpath(path))
+        missing = [folder for folder in (real, *real.parents) if not folder.exists()]
+        real.mkdir(parents=True, exist_ok=True)
+    return missing[::-1]
+
+
+def remove_empty(folders: list[Path]) -> None:
+    """Removes the empty ones among folders that lie in each other, the outermost first: what `make_folder` made."""
+    for folder in reversed(folders):
+        try:
+            folder.rmdir()
+        except OSError as error:
+            if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.EBUSY):
+                return
+            if error.errno != errno.ENOENT:
+                raise
+
+
+def contents(folder: Path) -> set[str]:
+    """The names in `folder`, without those that are no content: a lock, what a killed process left, lost+found."""
+    return {name for name in os.listdir(folder) if name not in (LOCK, LOST_AND_FOUND) and not is_temporary(name)}
+
+
+def is_temporary(name: str) -> bool:
+    return _TEMPORARY.fullmatch(name) is not None
 
 
 def sync_folder(folder: Path) -> None:
@@ -64,61 +126,178 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
+def sync_tree(folder: Path) -> None:
+    """Makes all that lies in `folder` durable."""
+    for inside in folder.rglob("*"):
+        if inside.is_dir():
+            sync_folder(inside)
+        else:
+            with open(inside, "rb") as handle:
+                os.fsync(handle.fileno())
+    sync_folder(folder)
+
+
+def remove(path: Path) -> None:
+    """Removes a file, a link (not what it leads to), or a folder with all that is in it; nothing if there is none."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+# --- files and folders that appear when they are complete
+
+
 @contextmanager
-def atomic_file(path: Path | str, mode: str = "wb") -> Iterator[IO[Any]]:
-    """A file that appears under `path` only when the block ends without an error."""
+def atomic_file(
+    path: Path | str, mode: str = "wb", *, replace: Callable[[Path, Path], None] | None = None
+) -> Iterator[IO[Any]]:
+    """A file that appears under `path` only when the block ends without an error. A link there is replaced.
+
+    Args:
+        replace: (temporary file, path): what puts the complete file into place; by default a rename.
+
+    Raises:
+        UserError: no space, no permission, or `path` is a folder, a device or the like.
+    """
     path = Path(path)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    make_folder(path.parent)
+    made = make_folder(path.parent)
     with disk_errors(path):
+        refuse_special(path)
+        remove_leftovers(path.parent, path.name)
+        beside, handle = _new_file(path)
         try:
-            with open(beside, mode, encoding=None if "b" in mode else "utf-8") as file:
+            with open(handle, mode, encoding=None if "b" in mode else "utf-8") as file:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
-            os.replace(beside, path)
+                (replace or os.replace)(beside, path)
         except BaseException:
             beside.unlink(missing_ok=True)
+            remove_empty(made)
             raise
         sync_folder(path.parent)
 
 
 @contextmanager
 def atomic_folder(path: Path | str) -> Iterator[Path]:
-    """A folder that appears under `path` only when the block ends without an error; an older one is replaced."""
+    """A folder that appears under `path` only when the block ends without an error. An older one, or a link, is
+    replaced."""
     path = Path(path)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    made = make_folder(path.parent)
     with disk_errors(path):
-        shutil.rmtree(beside, ignore_errors=True)
-        make_folder(beside)
+        remove_leftovers(path.parent, path.name)
+        beside, handle = new_folder(path)
+        old = path.with_name(_temporary(path.name, ".old.tmp"))
         try:
             yield beside
-            for inside in beside.rglob("*"):
-                if inside.is_dir():
-                    sync_folder(inside)
-                else:
-                    with open(inside, "rb") as handle:
-                        os.fsync(handle.fileno())
-            sync_folder(beside)
-            if path.exists():
-                old = path.with_name(f".{path.name}.{os.getpid()}.old.tmp")
+            sync_tree(beside)
+            if os.path.lexists(path):
                 os.rename(path, old)
-                os.rename(beside, path)
-                shutil.rmtree(old)
-            else:
-                os.rename(beside, path)
+            os.rename(beside, path)
         except BaseException:
             shutil.rmtree(beside, ignore_errors=True)
+            if os.path.lexists(old) and not os.path.lexists(path):
+                os.rename(old, path)
+            remove_empty(made)
             raise
+        finally:
+            os.close(handle)
+        remove(old)
         sync_folder(path.parent)
 
 
-LOCK = ".lock"
+def refuse_special(path: Path) -> None:
+    """Raises a UserError if `path` is there and is neither a file nor a link: a rename would destroy a device."""
+    if os.path.lexists(path):
+        mode = os.lstat(path).st_mode
+        if stat.S_ISDIR(mode):
+            raise UserError(f"cannot write {path}: it is a folder; choose another name or remove it")
+        if not stat.S_ISREG(mode) and not stat.S_ISLNK(mode):
+            raise UserError(f"cannot write {path}: it is neither a file nor a folder; choose another name or remove it")
+
+
+def _temporary(name: str, ending: str = ".tmp") -> str:
+    return f".{shortened(name)}.{secrets.token_hex(4)}{ending}"
+
+
+def shortened(name: str) -> str:
+    """`name`, with room for what `_temporary` adds: a name has at most 255 bytes."""
+    return name.encode(errors="surrogateescape")[:230].decode(errors="ignore")
+
+
+def _new_file(path: Path) -> tuple[Path, int]:
+    """A temporary file in the folder of `path`, which is locked, and its descriptor."""
+    while True:
+        beside = path.with_name(_temporary(path.name))
+        handle = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+        if _lock(handle) is not False and os.path.lexists(beside):
+            return beside, handle
+        os.close(handle)  # taken for a leftover by another process, in the moment before it was locked
+
+
+def new_folder(path: Path) -> tuple[Path, int]:
+    """A temporary folder next to `path`, which is locked, and its descriptor, to be closed when it is renamed."""
+    while True:
+        beside = path.with_name(_temporary(path.name))
+        beside.mkdir()
+        handle = os.open(beside, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        if _lock(handle) is not False and os.path.lexists(beside):
+            return beside, handle
+        os.close(handle)
+
+
+def no_link(path: str, flags: int) -> int:
+    """For `open(..., opener=no_link)`: fails where `path` is a link, so that nothing is written to what it leads to."""
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+
+
+# --- locks and leftovers
+
+
+def _lock(handle: int) -> bool | None:
+    """Locks an open file or folder; False if another process holds it, None where the file system has no locks."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        return None
+    return True
+
+
+def open_lock(path: Path) -> int:
+    """The descriptor of a lock file, made if need be. It is not truncated, and a link under that name not followed.
+
+    Raises:
+        UserError: `path` is a link or no file.
+    """
+    try:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise UserError(f"the lock {path} is a link; remove it") from None
+        raise
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise UserError(f"the lock {path} is not a file; remove it")
+    return handle
+
+
+def is_open_as(handle: int, path: Path) -> bool:
+    """Whether `path` is still the file that was opened as `handle`."""
+    try:
+        return os.path.samestat(os.fstat(handle), os.lstat(path))
+    except FileNotFoundError:
+        return False
 
 
 @contextmanager
 def locked_folder(folder: Path | str) -> Iterator[None]:
-    """Makes the folder and keeps other processes from training in it; if nothing was written, it is as it was.
+    """Makes the folder and keeps other processes from training in it. If nothing was written, what was made for it is
+    removed again.
 
     The lock is the process's, so it ends with it, however that ends.
 
@@ -126,42 +305,66 @@ def locked_folder(folder: Path | str) -> Iterator[None]:
         UserError: it cannot be made, or another process trains there.
     """
     folder = Path(folder)
-    make_folder(folder)
-    with disk_errors(folder):
-        before = set(os.listdir(folder))
-        lock = open(folder / LOCK, "w")  # noqa: SIM115 (closed below)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        lock.close()
-        raise UserError(f"another process is training in {folder}; wait for it, or choose another --out") from None
+    while True:
+        made = make_folder(folder)
+        with disk_errors(folder):
+            before = set(os.listdir(folder))
+            handle = open_lock(folder / LOCK)
+        if _lock(handle) is False:
+            os.close(handle)
+            raise UserError(f"another process is training in {folder}; wait for it, or choose another --out")
+        if is_open_as(handle, folder / LOCK):
+            break
+        os.close(handle)  # removed by a process that wrote nothing, between the two calls
     try:
         yield
     finally:
-        lock.close()
         if set(os.listdir(folder)) == before | {LOCK} and LOCK not in before:
             (folder / LOCK).unlink()
-            if not before:
-                folder.rmdir()
+            remove_empty(made)
+        os.close(handle)
 
 
-_SET_ASIDE = re.compile(r"\.(.+)\.\d+\.old\.tmp")
-
-
-def remove_leftovers(folder: Path | str) -> None:
-    """Removes what a killed process left half written in `folder` (names of `atomic_file` and `atomic_folder`).
+def remove_leftovers(folder: Path | str, name: str | None = None) -> None:
+    """Removes what killed processes left half written in `folder` (temporary names of `atomic_file`, `atomic_folder`).
+    What another process is writing stays, and links are neither followed nor removed.
 
     A folder that was set aside to be replaced, and whose successor never came, goes back to its place.
+
+    Args:
+        name: removes those of this file or folder only; `folder` may be the user's.
     """
     folder = Path(folder)
-    for path in folder.glob(".*.tmp"):
-        aside = _SET_ASIDE.fullmatch(path.name)
-        if aside and not (folder / aside[1]).exists():
-            path.rename(folder / aside[1])
-        elif path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
+    with os.scandir(folder) as entries:
+        found = [entry for entry in entries if entry.name.startswith(".") and entry.name.endswith(".tmp")]
+    for entry in found:
+        parts = _TEMPORARY.fullmatch(entry.name)
+        if name is not None and (parts is None or parts[1] != shortened(name)):
+            continue
+        if not (entry.is_file(follow_symlinks=False) or entry.is_dir(follow_symlinks=False)):
+            continue
+        path = Path(entry.path)
+        try:
+            handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        except (FileNotFoundError, PermissionError):  # just renamed, or another user's
+            continue
+        try:
+            free = _lock(handle)
+            # Where there are no locks, a folder of fastbert's has but one writer, and others are left as they are.
+            if free is False or (free is None and name is not None) or not is_open_as(handle, path):
+                continue
+            if parts and parts[2] and not os.path.lexists(folder / parts[1]):
+                path.rename(folder / parts[1])
+            else:
+                remove(path)
+        except PermissionError:  # another user's, in a folder such as /tmp
+            if name is None:
+                raise
+        finally:
+            os.close(handle)
+
+
+# --- JSON
 
 
 def write_json(path: Path | str, value: Any) -> None:

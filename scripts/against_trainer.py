@@ -39,12 +39,13 @@ from against_trainer_sides import (
 )
 
 from fastbert.errors import UserError
-from fastbert.files import json_text, write_json
+from fastbert.files import json_text
 from fastbert.finetuning import job, loop
 from fastbert.finetuning.batches import training_order
 from fastbert.finetuning.model import new_classifier
 from fastbert.finetuning.options import FinetuneOptions
 from fastbert.finetuning.tasks import Task, open_task
+from fastbert.outputs import check_output_file, output_file
 from fastbert.training.hardware import describe_machine
 from fastbert.training.logbook import read_metrics, say
 
@@ -93,9 +94,15 @@ def parity(arguments: argparse.Namespace) -> None:
         "learning_rate": 5e-5,
         "machine": describe_machine(),
     }
-    write_json(arguments.out, {**note, "cases": cases})
+    write_results(arguments.out, {**note, "cases": cases})
     if any(case["largest_difference"] > TOLERANCE[name[:7]] for name, case in cases.items() if name != CONTROL):
         raise SystemExit(f"the losses are not equal to {TOLERANCE}")
+
+
+def write_results(path: Path, results: dict[str, Any]) -> None:
+    with output_file(path, "w") as file:
+        json.dump(results, file, indent=2, allow_nan=False)
+        file.write("\n")
 
 
 def different_ids(options: FinetuneOptions, task: Task) -> int:
@@ -263,7 +270,7 @@ def speed(arguments: argparse.Namespace) -> None:
                     raise SystemExit(f"{case} on {task} failed:\n{done.stderr}")
                 runs.append(json.loads(done.stdout.splitlines()[-1]) | {"round": turn})
                 say(json_text(runs[-1]))
-                write_json(arguments.out, {**note, "load_after": os.getloadavg()[0], "runs": runs})
+                write_results(arguments.out, {**note, "load_after": os.getloadavg()[0], "runs": runs})
 
 
 # --- command line
@@ -329,6 +336,8 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
 def main() -> None:
     arguments = parse()
     try:
+        if "out" in arguments:
+            check_output_file(arguments.out)
         arguments.function(arguments)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -14,6 +14,7 @@ import numpy as np
 
 from fastbert.errors import UserError
 from fastbert.files import atomic_file, read_json
+from fastbert.outputs import output_file
 
 SYSTEMS = ("fastbert", "trainer")
 LEVEL = 0.05  # of the tests, all rows together
@@ -34,7 +35,7 @@ def report(arguments: argparse.Namespace) -> None:
             raise UserError(f"{doc} has no <!-- {name} --> ... <!-- end --> to put the table in")
         body = table(path) if path.exists() else "(not measured yet)\n"
         text = re.sub(pattern, lambda match, body=body: f"{match[1]}{body}{match[2]}", text, flags=re.DOTALL)
-    with atomic_file(doc, "w") as file:
+    with output_file(doc, "w") as file:
         file.write(text)
     path = doc.with_name(f"{doc.stem}-quality.jsonl")
     if path.exists():

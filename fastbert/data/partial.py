@@ -1,4 +1,6 @@
-"""The folder `prepare` works in: beside its result, for one process at a time, and still of use after a kill."""
+"""The folder `prepare` works in, for one process at a time, and still of use after a kill. It lies next to the result
+and is renamed; where the result's folder must stay the folder it is (see `fastbert.outputs`), it lies within, and what
+is in it is moved out, dataset.json last."""
 
 import fcntl
 import json
@@ -16,9 +18,29 @@ from typing import Any
 import numpy as np
 
 from fastbert.errors import UserError
-from fastbert.files import atomic_file, disk_errors, make_folder, read_json, remove_leftovers, sync_folder, write_json
+from fastbert.files import (
+    LOCK,
+    atomic_file,
+    contents,
+    disk_errors,
+    is_open_as,
+    make_folder,
+    open_lock,
+    read_json,
+    remove,
+    remove_empty,
+    remove_leftovers,
+    shortened,
+    sync_folder,
+    sync_tree,
+    write_json,
+)
+from fastbert.outputs import move_contents, ordered, resolved
 
-LOCK, MADE_OF, TOKENIZER, STATE = ".lock", ".made_of.json", ".tokenizer.json", ".state.npz"
+MADE_OF, TOKENIZER, STATE = ".made_of.json", ".tokenizer.json", ".state.npz"
+MOVED = ".moved.json"  # names of all that the result consists of; there from when it is complete
+WITHIN = ".partial"
+DATASET = "dataset.json"
 # What numpy and zipfile raise over a damaged archive, found by flipping each of its bits.
 _UNZIPPING = (
     ValueError,
@@ -39,6 +61,11 @@ class Partial:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+
+    @property
+    def complete(self) -> bool:
+        """Whether nothing is left to do but to put it into place, as after a kill in the midst of that."""
+        return (self.folder / MOVED).is_file()
 
     def save(self, record: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
         """Keeps JSON and arrays, whole or not at all, in place of what was kept before."""
@@ -61,6 +88,13 @@ class Partial:
         (self.folder / STATE).unlink(missing_ok=True)
 
 
+def is_free(out: Path) -> bool:
+    """Whether a result may be written to `out`: it is not there, or empty, or a killed call was moving one there."""
+    if not out.exists():
+        return True
+    return out.is_dir() and (not contents(out) - {WITHIN} or (out / WITHIN / MOVED).is_file())
+
+
 @contextmanager
 def partial_folder(out: Path, made_of: dict[str, Any]) -> Iterator[Partial | None]:
     """A folder to fill, which becomes `out` when the block ends without an error; None if `out` came meanwhile.
@@ -68,53 +102,66 @@ def partial_folder(out: Path, made_of: dict[str, Any]) -> Iterator[Partial | Non
     If the process is killed or interrupted, or fails after a `save`, the folder stays, and the next call with the same
     `made_of` (JSON) gets it as it is; with another it starts anew. Where another process fills it, this one waits.
     """
-    folder = out.with_name(f".{out.name}.partial")
+    out = resolved(out)
+    folder = out / WITHIN if out.is_dir() else out.with_name(f".{shortened(out.name)}.partial")
     with disk_errors(out):
-        lock = _lock(folder, out)
-        if lock is None:
+        handle, made = _lock(folder, out)
+        if handle is None:
             yield None
             return
-        with lock:
+        try:
             _clean(folder)
             if not (folder / MADE_OF).is_file() or read_json(folder / MADE_OF, "leftover") != made_of:
-                _empty(folder)
+                _empty(folder, out)
                 write_json(folder / MADE_OF, made_of)
             elif (folder / "tokenizer").is_dir():
                 print(f"going on with what an interrupted call left in {folder}", file=sys.stderr)
+            partial = Partial(folder)
             try:
-                yield Partial(folder)
+                yield partial
                 _finish(folder, out)
             except BaseException as error:
                 interrupted = not isinstance(error, Exception) and (folder / "tokenizer").is_dir()
-                if interrupted or (folder / STATE).is_file():
+                if interrupted or partial.complete or (folder / STATE).is_file():
                     print(f"what was done stays in {folder}; the same command goes on from there", file=sys.stderr)
                 else:
                     shutil.rmtree(folder)
+                    remove_empty(made)
                 raise
+        finally:
+            os.close(handle)
 
 
-def _lock(folder: Path, out: Path) -> Any:
-    """The lock of `folder`, an open file; None if another process held it and has made `out`."""
+def _lock(folder: Path, out: Path) -> tuple[int | None, list[Path]]:
+    """The lock of `folder`, an open descriptor, or None if another process held it and has made `out`; and the folders
+    that were made for it.
+
+    Raises:
+        UserError: `folder` is a link: what it leads to may be anybody's.
+    """
+    made: list[Path] = []
     while True:
-        make_folder(folder)
+        if folder.is_symlink():
+            raise UserError(f"{folder}, where the work would be kept, is a link; remove it or choose another --out")
+        made += make_folder(folder)
         try:
-            lock = open(folder / LOCK, "w")  # noqa: SIM115 (the caller closes it)
+            handle = open_lock(folder / LOCK)
         except FileNotFoundError:  # the folder was renamed just now
             continue
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             print(f"another process prepares {out}; waiting for it", file=sys.stderr)
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        same = (folder / LOCK).exists() and os.path.samestat(os.fstat(lock.fileno()), os.stat(folder / LOCK))
-        if (out / "dataset.json").is_file():  # it was not there when this process began
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        same = is_open_as(handle, folder / LOCK)
+        if (out / DATASET).is_file():  # it was not there when this process began
             if same:
                 shutil.rmtree(folder)
-            lock.close()
-            return None
+            os.close(handle)
+            return None, made
         if same:
-            return lock
-        lock.close()  # of a folder that was removed while this process waited
+            return handle, made
+        os.close(handle)  # of a folder that was removed while this process waited
 
 
 def _clean(folder: Path) -> None:
@@ -124,27 +171,29 @@ def _clean(folder: Path) -> None:
         remove_leftovers(folder / "tokenizer")
 
 
-def _empty(folder: Path) -> None:
+def _empty(folder: Path, out: Path) -> None:
+    """Removes what another call left in `folder`, and what it had moved to `out`."""
+    if (folder / MOVED).is_file():
+        for name in read_json(folder / MOVED, "leftover"):
+            remove(out / name)
     for path in folder.iterdir():
-        if path.is_dir():
-            shutil.rmtree(path)
-        elif path.name != LOCK:
-            path.unlink()
+        if path.name != LOCK:
+            remove(path)
 
 
 def _finish(folder: Path, out: Path) -> None:
-    """Makes `folder` durable and renames it."""
-    for path in folder.rglob("*"):
-        if path.is_dir():
-            sync_folder(path)
-        else:
-            with open(path, "rb") as file:
-                os.fsync(file.fileno())
-    sync_folder(folder)
-    if out.is_dir():  # an empty one: others are refused before any work
-        out.rmdir()
+    """Makes `folder` durable and puts it into place."""
+    if not (folder / MOVED).is_file():
+        sync_tree(folder)
+        write_json(folder / MOVED, sorted(contents(folder) - {STATE, TOKENIZER, MADE_OF, MOVED}))
+    (folder / STATE).unlink(missing_ok=True)
+    names = read_json(folder / MOVED, "leftover")
+    if out.is_dir():
+        names = ordered([name for name in names if os.path.lexists(folder / name)], first="", last=DATASET)
+        move_contents(folder, out, names)
+        return
     os.rename(folder, out)
-    for name in (STATE, TOKENIZER, MADE_OF, LOCK):
+    for name in (STATE, TOKENIZER, MADE_OF, MOVED, LOCK):
         (out / name).unlink(missing_ok=True)
     sync_folder(out)
     sync_folder(out.parent)

@@ -18,7 +18,7 @@ from typing import IO, Any
 from fastbert.data.corpus import Corpus, tokenize, workers_for
 from fastbert.data.encoding import token_dtype
 from fastbert.data.integrity import FileRecord, compare, file_record, save_array
-from fastbert.data.partial import TOKENIZER, Partial, partial_folder
+from fastbert.data.partial import TOKENIZER, Partial, is_free, partial_folder
 from fastbert.data.progress import progress
 from fastbert.data.rare import write_rare
 from fastbert.data.shards import FORMAT, FORMAT_VERSION, SPLITS, read_record, unigram_entropy
@@ -28,7 +28,8 @@ from fastbert.data.tokenizer import WordPiece, load_tokenizer, train_tokenizer
 from fastbert.data.workers import pool
 from fastbert.data.writer import SplitWriter
 from fastbert.errors import UserError
-from fastbert.files import atomic_folder, read_json, seal_of, write_json
+from fastbert.files import atomic_folder, disk_errors, read_json, seal_of, write_json
+from fastbert.outputs import check_output_folder
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,8 @@ class PrepareOptions:
             raise UserError(f"validation_share must lie between 0 and 1, not {self.validation_share}")
         if not 1 <= self.rare_min <= self.rare_max:
             raise UserError(f"1 <= rare_min <= rare_max does not hold: {self.rare_min}, {self.rare_max}")
+        if self.seed < 0:
+            raise UserError(f"seed cannot be negative, but is {self.seed}")
         if self.workers < 0:
             raise UserError(f"workers must be 0 (all cores) or more, not {self.workers}")
         if self.shard_tokens < 1024:
@@ -111,6 +114,7 @@ def prepare(options: PrepareOptions, table: IO[str] | None = None) -> Path:
     """
     table = table or sys.stdout
     out = Path(options.out)
+    _check_out(out)
     source = _open(options)
     made_of = {"source": source.identity, "options": options.identity()}
     if _finished(out, made_of):
@@ -119,7 +123,7 @@ def prepare(options: PrepareOptions, table: IO[str] | None = None) -> Path:
         with partial_folder(out, {**made_of, "format_version": FORMAT_VERSION}) as partial:
             if partial is None:
                 _finished(out, made_of)
-            else:
+            elif not partial.complete:
                 _write(partial, source, options, made_of)
     print(summary(read_record(out)), file=table)
     print(f"wrote {out}", file=table)
@@ -150,16 +154,26 @@ def _open(options: PrepareOptions) -> Source:
     return open_source(options.source, options.column, options.weights, options.streamed)
 
 
+def _check_out(out: Path) -> None:
+    """Raises a UserError, before any work, if `out` is not a finished result and none can be written there."""
+    with disk_errors(out):
+        if (out / "dataset.json").is_file():
+            return
+        free = is_free(out)
+    if not free:
+        raise UserError(f"{out} exists and is no prepared folder; choose another --out or remove it")
+    check_output_folder(out)
+
+
 def _finished(out: Path, made_of: dict[str, Any]) -> bool:
     """Whether `out` is the finished result already.
 
     Raises:
         UserError: it is something else.
     """
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        return False
     if not (out / "dataset.json").is_file():
-        raise UserError(f"{out} exists and is no prepared folder; choose another --out or remove it")
+        _check_out(out)
+        return False
     found = read_record(out)
     for what, now in made_of.items():
         differing = [key for key in now if found.get(what, {}).get(key) != now[key]]

@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 
 from fastbert.errors import UserError
-from fastbert.files import json_text, make_folder
+from fastbert.files import json_text
+from fastbert.outputs import check_output_folder
 from fastbert.training.hardware import MachineOptions, describe_machine, setup_machine
 from fastbert.training.logbook import say
 
@@ -59,7 +60,7 @@ def bench_kernels(options: BenchKernelsOptions) -> int:
     from fastbert_kernels.benchmarks.report import report
 
     settings = Settings(Path(options.out), options.seconds, options.rounds)
-    make_folder(settings.out)
+    check_output_folder(settings.out)
     if options.compile_only:
         done = [compiled.compiled(settings)]
     elif options.tune:

@@ -9,6 +9,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -20,7 +21,7 @@ from fastbert.data.sources import open_source
 from fastbert.data.tokenizer import load_tokenizer
 from fastbert.errors import UserError
 from fastbert.experiments.rounds import measured_on, told
-from fastbert.files import atomic_file, disk_errors, json_text, make_folder, write_json
+from fastbert.files import atomic_file, disk_errors, json_text, make_folder, remove_empty, write_json
 from fastbert.model.config import EncoderOptions
 from fastbert.training.hardware import describe_machine
 from fastbert.training.logbook import say
@@ -72,11 +73,7 @@ def bench_data(options: BenchDataOptions) -> int:
         UserError: no such text, too little of it, a folder that cannot be written.
     """
     out = Path(options.out)
-    make_folder(out)
-    with disk_errors(out):
-        scratch = tempfile.TemporaryDirectory(prefix=".bench-data-", dir=out)
-    with scratch:
-        folder = Path(scratch.name)
+    with scratch_folder(out) as folder:
         text, size = write_text(options, folder / "text.txt")
         prepared = prepare_options(options, text, folder / "prepared", tokenizer=None)
         prepare(prepared, table=io.StringIO())
@@ -102,6 +99,18 @@ def bench_data(options: BenchDataOptions) -> int:
     print(json_text(found) if options.json else document(found))
     say(f"wrote {out / 'data.json'}, {out / 'data.md'}")
     return 0
+
+
+@contextmanager
+def scratch_folder(out: Path) -> Iterator[Path]:
+    """A folder in `out` for this block; if that ends with an error, what was made of the path to `out` is removed."""
+    made = make_folder(out)
+    try:
+        with disk_errors(out), tempfile.TemporaryDirectory(prefix=".bench-data-", dir=out) as folder:
+            yield Path(folder)
+    except BaseException:
+        remove_empty(made)
+        raise
 
 
 def write_text(options: BenchDataOptions, path: Path) -> tuple[Path, int]:

@@ -15,9 +15,10 @@ from fastbert.data.shards import open_dataset
 from fastbert.errors import UserError, choose
 from fastbert.experiments.contestants import STEPS, Contestant, Runner
 from fastbert.experiments.rounds import measured_on, told
-from fastbert.files import atomic_file, json_text, make_folder, write_json
+from fastbert.files import atomic_file, json_text, write_json
 from fastbert.model.config import EncoderOptions
 from fastbert.model.positions import POSITIONS
+from fastbert.outputs import check_output_folder
 from fastbert.pretraining.options import PretrainMachineOptions, PretrainOptions
 from fastbert.pretraining.setup import data_folder
 from fastbert.training.hardware import MachineOptions, describe_machine, resolve_device
@@ -90,7 +91,7 @@ def bench_throughput(options: BenchThroughputOptions) -> int:
         UserError: data that cannot be used, a folder that cannot be written, a contestant that fails.
     """
     out = Path(options.out)
-    make_folder(out)
+    check_output_folder(out)
     job = job_options(options)
     folder = data_folder(job, None)
     have = open_dataset(folder).vocab_size

@@ -5,19 +5,18 @@
 
 import errno
 import os
-import shutil
 import signal
 import sys
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from fastbert.errors import UserError
-from fastbert.files import read_json
+from fastbert.files import disk_errors, make_folder, no_link, read_json, remove
 
 LOG, RUN = "log.txt", "run"
 TAIL = 15  # lines of a log that a failure shows
@@ -82,19 +81,30 @@ def run_job(job: dict[str, Any], folder: Path) -> dict[str, Any]:
     """
     start = time.perf_counter()
     folder = folder.resolve()
-    folder.mkdir(parents=True, exist_ok=True)
-    with _said_in(folder / LOG):
+    try:
+        make_folder(folder)
+        with disk_errors(folder):
+            log = open(folder / LOG, "w", encoding="utf-8", opener=no_link)  # noqa: SIM115 (closed below)
+    except UserError as error:
+        return failure(str(error), "") | {"log": [], "seconds": 0.0}
+    with _said_in(log):
         try:
             outcome = _train(job, folder / RUN)
         except UserError as error:
-            print(f"error: {error}", file=sys.stderr)
+            _put_down(f"error: {error}")
             outcome = failure(str(error), "")
         except Exception as error:  # whatever it is, it ends this job only, and the user is told
-            traceback.print_exc()
+            _put_down(traceback.format_exc())
             outcome = _explained(error)
     if outcome["status"] == "failed":
         outcome["log"] = tail(folder / LOG)
     return outcome | {"seconds": round(outcome.get("seconds", 0.0) + time.perf_counter() - start, 2)}
+
+
+def _put_down(text: str) -> None:
+    """Writes to the log."""
+    with suppress(OSError):  # a full disk; the outcome names it too
+        print(text, file=sys.stderr, flush=True)
 
 
 def _train(job: dict[str, Any], out: Path) -> dict[str, Any]:
@@ -113,7 +123,7 @@ def _finetune(job: dict[str, Any], out: Path) -> dict[str, Any]:
     from fastbert.finetuning.job import finetune
     from fastbert.finetuning.options import FinetuneOptions
 
-    shutil.rmtree(out, ignore_errors=True)  # what an unfinished attempt left
+    remove(out)  # what an unfinished attempt left
     code = finetune(from_dict(FinetuneOptions, job["options"] | {"out": str(out)}, where="the sweep's job"))
     if code:
         return ended(code)
@@ -131,19 +141,20 @@ def _finetune(job: dict[str, Any], out: Path) -> dict[str, Any]:
 
 
 @contextmanager
-def _said_in(path: Path) -> Iterator[None]:
-    """All that this process writes to standard output and error goes to a file, also from C++."""
+def _said_in(file: IO[str]) -> Iterator[None]:
+    """All that this process writes to standard output and error goes to the file, also from C++."""
     sys.stdout.flush()
     sys.stderr.flush()
     kept = [os.dup(1), os.dup(2)]
-    with open(path, "w", encoding="utf-8") as file:
+    with file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     try:
         yield
     finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
+        with suppress(OSError):  # a full disk: what the log lacks goes to standard error with the next flush
+            sys.stdout.flush()
+            sys.stderr.flush()
         for number, copy in enumerate(kept, 1):
             os.dup2(copy, number)
             os.close(copy)

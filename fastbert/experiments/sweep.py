@@ -22,11 +22,12 @@ from fastbert.experiments.options import Axes, SweepOptions
 from fastbert.experiments.plan import plan
 from fastbert.experiments.sweep_report import plural, printed, shown_job, write_report
 from fastbert.files import (
-    LOCK,
     atomic_file,
+    contents,
     disk_errors,
     json_text,
     locked_folder,
+    make_folder,
     read_json,
     remove_leftovers,
     write_json,
@@ -143,7 +144,7 @@ def counted(jobs: list[Job], done: int, failed: int) -> str:
 
 def check_out(out: Path, what: str) -> None:
     """Raises a UserError if `out`, which is there, holds something else than a `what` (a sweep or an ablation)."""
-    if not (out / f"{what}.json").is_file() and any(path.name != LOCK for path in out.iterdir()):
+    if not (out / f"{what}.json").is_file() and contents(out):
         raise UserError(f"{out} is not empty and holds no {what}; choose another --out")
 
 
@@ -239,7 +240,7 @@ def finish(out: Path, name: str, axes: Axes, rows: list[Row], total: int) -> int
     failed = [row for row in rows if row["status"] == "failed"]
     tasks = list(dict.fromkeys(row["task"] for row in rows))
     comparison = Comparison(done, [model.name for model in axes.models], tasks)
-    (out / "report").mkdir(exist_ok=True)
+    make_folder(out / "report")
     write_report(out / "report", name, comparison, failed, total, circumstances(axes.path, axes.threads, done))
     if done:
         print(printed(comparison))

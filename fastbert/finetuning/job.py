@@ -10,7 +10,6 @@ out/fraction-0.1/seed-0/    the same for a share below the whole
 
 import hashlib
 import json
-import shutil
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -26,11 +25,13 @@ from fastbert.errors import UserError
 from fastbert.files import (
     LOCK,
     atomic_file,
+    contents,
     disk_errors,
     finite_or_none,
     json_text,
     locked_folder,
     read_json,
+    remove,
     write_json,
 )
 from fastbert.finetuning.batches import subset
@@ -49,6 +50,7 @@ from fastbert.finetuning.predict import BATCH, Inputs, answer, encode_inputs, pr
 from fastbert.finetuning.results import Figures, seed_folder, tuned_folder, write_results
 from fastbert.finetuning.tasks import Example, Task, open_task
 from fastbert.hub.load import Pretrained, tokenizer_of
+from fastbert.outputs import check_output_folder
 from fastbert.training.apex import check_apex, fused_adam
 from fastbert.training.finite import all_finite
 from fastbert.training.hardware import describe_machine, resolve_device, resolve_precision, setup_machine
@@ -98,6 +100,8 @@ def finetune(asked: FinetuneOptions) -> int:
         UserError: anything the user can mend, before training starts if it can be seen then.
     """
     check_given(asked)
+    check_output_folder(asked.out)
+    check_others(Path(asked.out))
     setup = prepare_setup(asked)
     for note in setup.notes:
         say(note)
@@ -211,7 +215,15 @@ def check_folder(out: Path, experiment: dict[str, Any]) -> None:
                 f"{out} holds the results of another experiment. What differs:\n  {lines}\n"
                 "Give the same options to go on with it, or choose another --out"
             )
-    elif any(path.name != LOCK for path in out.iterdir()):
+    check_others(out)
+
+
+def check_others(out: Path) -> None:
+    """Raises a UserError if `out` holds what no fine-tuning wrote. It may have been killed before its manifest: then
+    the options are there, and the lock; so this is called before there is one, too."""
+    if not out.is_dir() or (out / "manifest.json").is_file():
+        return
+    if contents(out) - ({"config.yaml"} if (out / LOCK).is_file() else set()):
         raise UserError(f"{out} is not empty and holds no results of fastbert finetune; choose another --out")
 
 
@@ -263,7 +275,7 @@ def train_seed(setup: Setup, folder: Path, fraction: float, seed: int, interrupt
     """Trains one seed into its folder and returns its result; None if a signal ended it."""
     options = setup.options
     with disk_errors(folder):
-        shutil.rmtree(folder, ignore_errors=True)  # what an unfinished seed left
+        remove(folder)  # what an unfinished seed left
         folder.mkdir(parents=True)
     own = replace(options, seeds=1, first_seed=seed, train_fraction=str(fraction), out=str(folder))
     write_options(folder, own)

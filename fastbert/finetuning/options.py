@@ -102,6 +102,9 @@ class FinetuneOptions:
             raise UserError(f"{name} cannot be negative, but is {getattr(self, name)}")
         if self.max_length is not None and self.max_length < 8:
             raise UserError(f"max_length must be at least 8, not {self.max_length}")
+        for name in ("dropout", "attention_dropout"):
+            if not 0.0 <= getattr(self, name) < 1.0:
+                raise UserError(f"{name} must lie in [0, 1), not {getattr(self, name)}")
         if not 0.0 < self.layer_decay <= 1.0:
             raise UserError(f"layer_decay must lie in (0, 1], not {self.layer_decay}")
         self.fractions()

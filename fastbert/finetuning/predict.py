@@ -11,12 +11,13 @@ import torch
 from fastbert.config import MACHINE
 from fastbert.data.tokenizer import WordPiece
 from fastbert.errors import UserError, choose
-from fastbert.files import atomic_file, json_text
+from fastbert.files import json_text
 from fastbert.finetuning.batches import Encoded, encode, reading_order
 from fastbert.finetuning.metrics import check_scorable, compute
 from fastbert.finetuning.model import Classifier, TaskRecord, load_classifier, scores
 from fastbert.finetuning.own import OwnSource, OwnTaskOptions
 from fastbert.finetuning.tasks import Example, Task, open_task
+from fastbert.outputs import check_output_file, is_standard_output, output_file
 from fastbert.training.hardware import MachineOptions, autocast, resolve_device, resolve_precision, setup_machine
 from fastbert.training.logbook import say
 
@@ -30,7 +31,7 @@ class PredictOptions:
     model: str
     """Folder of a fine-tuned model: that of a seed of `fastbert finetune`, or the model/ in it."""
     out: str
-    """JSONL to write."""
+    """JSONL to write: a file, or /dev/stdout, a FIFO or the like, which is written into."""
     task: str | None = None
     """A GLUE task or a YAML file of one's own, whose --split is predicted; give this or --source."""
     split: str | None = None
@@ -97,9 +98,9 @@ def predict(options: PredictOptions) -> dict[str, Any]:
     if warning:
         say(warning)
     setup_machine(options.machine, device)
+    check_output_file(options.out)
     tuned = load_classifier(options.model, options.machine.kernels)
     record = tuned.record
-    check_file(Path(options.out))
     task = None
     if options.source is not None:
         split, examples = options.source, read_source(options, record)
@@ -123,16 +124,11 @@ def predict(options: PredictOptions) -> dict[str, Any]:
     if labelled:
         result |= compute(task, values, np.array([example.label for example in examples]))
     figures = "  ".join(f"{k} {v:.4f}" for k, v in result.items() if k not in ("out", "examples", "truncated"))
-    print(f"{options.out}: {len(examples)} predictions for {split}" + (f"  {figures}" if figures else ""))
+    tell = say if is_standard_output(options.out) else print  # nothing else among the predictions
+    tell(f"{options.out}: {len(examples)} predictions for {split}" + (f"  {figures}" if figures else ""))
     if inputs.truncated:
         say(f"{inputs.truncated} inputs were cut to {record.max_length} tokens")
     return result
-
-
-def check_file(out: Path) -> None:
-    """Raises a UserError if `out` cannot be a file, before hours of work for it."""
-    if out.is_dir():
-        raise UserError(f"{out} is a folder; give --out a file in it")
 
 
 def check_finite(values: np.ndarray, model: str | Path, precision: str) -> None:
@@ -173,7 +169,7 @@ def read_source(options: PredictOptions, record: TaskRecord) -> list[Example]:
 
 def write_predictions(path: Path, examples: Sequence[Example], values: np.ndarray, record: TaskRecord) -> None:
     """index, and label with probabilities by label, or value."""
-    with atomic_file(path, "w") as file:
+    with output_file(path, "w") as file:
         for example, value in zip(examples, values, strict=True):
             file.write(json_text({"index": example.index, **answer(value, record)}, ensure_ascii=False) + "\n")
 

@@ -9,12 +9,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from fastbert.errors import UserError
-from fastbert.files import LOCK, atomic_file, read_json
+from fastbert.files import atomic_file, contents, read_json
 from fastbert.finetuning import job
 from fastbert.finetuning.options import FinetuneOptions
 from fastbert.finetuning.own import OwnTaskOptions
 from fastbert.finetuning.table import COLUMNS, Summary, glue_table
 from fastbert.finetuning.tasks import open_task
+from fastbert.outputs import check_output_folder
 from fastbert.training.logbook import say
 
 ALL = "glue"  # as the name of a task: those of the table
@@ -61,12 +62,13 @@ def task_names(task: str | None) -> list[str] | None:
 
 
 def check_out(out: Path) -> None:
-    """Raises a UserError if `out` holds something else than the results of several tasks."""
+    """Raises a UserError if `out` cannot be written, or holds something else than the results of several tasks."""
+    check_output_folder(out)
     if not out.is_dir():
         return
     if (out / "manifest.json").is_file():
         raise UserError(f"{out} holds the results of one task; choose another --out for several")
-    if not (out / "config.yaml").is_file() and any(path.name != LOCK for path in out.iterdir()):
+    if not (out / "config.yaml").is_file() and contents(out):
         raise UserError(f"{out} is not empty and holds no results of fastbert finetune; choose another --out")
 
 

@@ -1,15 +1,17 @@
 """The archive that GLUE's server takes: eleven TSV files in a zip, written whole and checked line by line."""
 
+import io
 import math
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from fastbert.errors import UserError, choose, nearest
-from fastbert.files import atomic_file
 from fastbert.finetuning.glue import GLUE, GlueTask
+from fastbert.outputs import output_file
 
 FILES: dict[str, tuple[str, str]] = {
     "CoLA.tsv": ("cola", "test"),
@@ -37,6 +39,8 @@ class Submission:
     path: Path
     placeholders: tuple[str, ...]
     """Files that hold the majority label in every row because there were no predictions; say so to the user."""
+    rows: dict[str, int]
+    """Of each file."""
 
 
 def write_submission(
@@ -44,7 +48,7 @@ def write_submission(
     predictions: Mapping[str, Mapping[str, Sequence[str | float]]],
     fill_missing: bool = False,
 ) -> Submission:
-    """Writes the zip file `path`; the same predictions give the same bytes.
+    """Writes the zip file `path`, after it was checked as `validate` does; the same predictions give the same bytes.
 
     Args:
         predictions: task -> test split -> label words in the order of the split (numbers for STS-B, which are clipped
@@ -72,13 +76,16 @@ def write_submission(
             raise UserError(f"{file}: {len(given):,} predictions, and {name}'s {split} has {count:,} rows; predict all")
         cells = [_cell(value, task, f"{file}, prediction {index}") for index, value in enumerate(given)]
         contents[file] = "\n".join([HEADER, *(f"{index}\t{cell}" for index, cell in enumerate(cells)), ""])
-    path = Path(path)
-    with atomic_file(path) as out, zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
+    path, made = Path(path), io.BytesIO()  # some megabytes; what is written to a FIFO cannot be read back
+    with zipfile.ZipFile(made, "w", zipfile.ZIP_DEFLATED) as archive:
         for file, text in contents.items():
             entry = zipfile.ZipInfo(file)  # of a fixed date, where writestr by name takes today's
             entry.external_attr = 0o644 << 16  # without it they unpack as files that nobody may read
             archive.writestr(entry, text, zipfile.ZIP_DEFLATED)
-    return Submission(path, missing)
+    rows = _checked(path, _unzipped(made, path))
+    with output_file(path) as out:
+        out.write(made.getbuffer())
+    return Submission(path, missing, rows)
 
 
 def _cell(value: str | float, task: GlueTask, where: str) -> str:
@@ -105,7 +112,11 @@ def validate(path: Path | str) -> dict[str, int]:
         UserError: every file that is wrong, with its first wrong line; or the archive cannot be read.
     """
     path = Path(path)
-    contents = _contents(path)
+    return _checked(path, _contents(path))
+
+
+def _checked(path: Path, contents: Mapping[str, bytes]) -> dict[str, int]:
+    """The rows of each file, by name; raises a UserError, which names `path`, if the server would not take them."""
     problems = [f"{path}/{file} does not belong in a submission; take it out" for file in contents if file not in FILES]
     rows = {}
     for file, (name, split) in FILES.items():
@@ -123,8 +134,13 @@ def validate(path: Path | str) -> dict[str, int]:
 def _contents(path: Path) -> dict[str, bytes]:
     if path.is_dir():
         return {file.name: file.read_bytes() for file in sorted(path.iterdir()) if file.is_file()}
+    return _unzipped(path, path)
+
+
+def _unzipped(archive: Path | IO[bytes], path: Path) -> dict[str, bytes]:
+    """The files in `archive`, by name; errors name `path`."""
     try:
-        with zipfile.ZipFile(path) as archive:
+        with zipfile.ZipFile(archive) as archive:
             large = [entry.filename for entry in archive.infolist() if entry.file_size > LONGEST_FILE]
             if large:
                 raise UserError(f"{path}/{large[0]} is larger than any submission file; make the archive again")

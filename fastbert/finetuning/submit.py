@@ -9,18 +9,11 @@ from fastbert.errors import UserError, choose
 from fastbert.files import read_json
 from fastbert.finetuning.glue import GLUE, GlueSource
 from fastbert.finetuning.model import FineTuned, load_classifier
-from fastbert.finetuning.predict import (
-    BATCH,
-    answer,
-    check_file,
-    check_finite,
-    check_fits,
-    encode_inputs,
-    predict_scores,
-)
+from fastbert.finetuning.predict import BATCH, answer, check_finite, check_fits, encode_inputs, predict_scores
 from fastbert.finetuning.results import best_seed, tuned_folder
 from fastbert.finetuning.submission import FILES, validate, write_submission
 from fastbert.finetuning.tasks import open_task
+from fastbert.outputs import check_output_file, is_standard_output
 from fastbert.training.hardware import MachineOptions, resolve_device, resolve_precision, setup_machine
 from fastbert.training.logbook import say
 
@@ -74,7 +67,7 @@ def submit(options: SubmitOptions) -> None:
         return
     if options.out is None:
         raise UserError("--out is missing: the zip file to write, such as glue.zip")
-    check_file(Path(options.out))
+    check_output_file(options.out)
     device = resolve_device(options.machine.device)
     precision, warning = resolve_precision(options.machine.precision, device)
     if warning:
@@ -89,14 +82,15 @@ def submit(options: SubmitOptions) -> None:
             if part.model == folder:
                 words = predict_part(part, tuned, options, precision)
                 predictions.setdefault(part.task, {})[part.split] = words
-    path = write_submission(Path(options.out), predictions, options.fill).path
-    rows = validate(path)
-    lines = [f"{path}: {len(rows)} files, as GLUE's server takes them"]
+    written = write_submission(options.out, predictions, options.fill)
+    rows = written.rows
+    lines = [f"{options.out}: {len(rows)} files, as GLUE's server takes them"]
     for part in parts:
         filler = "majority label" if GLUE[part.task].labels else "mean score"
         source = part.model or f"{filler} {GLUE[part.task].majority} in every row: {part.why}"
         lines.append(f"  {part.file:<11} {rows[part.file]:>9,}  {source}")
-    print("\n".join(lines))
+    tell = say if is_standard_output(options.out) else print  # nothing else in the archive
+    tell("\n".join(lines))
 
 
 def plan(options: SubmitOptions) -> list[Part]:

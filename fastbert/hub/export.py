@@ -6,6 +6,7 @@ configuration_fastbert.py and modeling_fastbert.py.
 """
 
 import functools
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,11 @@ from fastbert.data.tokenizer import load_tokenizer
 from fastbert.data.tokenizer_check import check_folder
 from fastbert.data.tokenizer_files import interpret
 from fastbert.errors import UserError
-from fastbert.files import atomic_folder, json_text
+from fastbert.files import contents, disk_errors, json_text
 from fastbert.hub.card import model_card
 from fastbert.hub.names import BERT_OPTIONS, OWN_OPTIONS, TIED, bert_names, check_weights, head_of, is_bert
 from fastbert.model.config import EncoderConfig
+from fastbert.outputs import check_output_folder, output_folder, resolved
 from fastbert.training.tensors import read_metadata, serialized
 
 CODE = ("configuration_fastbert.py", "modeling_fastbert.py")
@@ -76,7 +78,7 @@ def export_model(
         UserError: `out` holds something else; the weights do not fit `config`; the tokenizer is missing, damaged or
             larger than the vocabulary of the model; no space or no permission.
     """
-    out, tokenizer = Path(out).resolve(), Path(tokenizer)
+    out, tokenizer = resolved(out), Path(tokenizer)
     _check_out(out)
     check_weights(config, weights, "the model to export")
     vocabulary = load_tokenizer(tokenizer)
@@ -92,7 +94,7 @@ def export_model(
     mark = {MARK: fastbert.__version__, TOKENIZER: vocabulary.fingerprint}
     mark |= {NO_TYPES: "true"} if native and not config.type_vocab_size else {}
     settings = _config_json(config, native, head, vocabulary.ids["[PAD]"], tensors)
-    with atomic_folder(out) as folder:
+    with output_folder(out, first="model.safetensors", last="config.json") as folder:
         write_model(folder, settings, tensors, mark)
         vocabulary.save(folder, max_length or config.max_positions)
         check_folder(vocabulary, interpret(folder))
@@ -112,10 +114,12 @@ def write_model(folder: Path, settings: dict[str, Any], tensors: dict[str, Tenso
 
 
 def _check_out(out: Path) -> None:
-    if out.is_file():
+    if os.path.lexists(out) and not out.is_dir():
         raise UserError(f"cannot export to {out}: it is a file; choose a folder")
-    if not out.is_dir() or not any(out.iterdir()):
-        return
+    check_output_folder(out)
+    with disk_errors(out):
+        if not out.is_dir() or not contents(out):
+            return
     model = out / "model.safetensors"
     if not model.is_file() or MARK not in read_metadata(model):
         raise UserError(f"{out} is not empty and is not an export of fastbert's; choose another folder")

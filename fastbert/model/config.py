@@ -55,6 +55,10 @@ class EncoderConfig:
         for name in ("dropout", "attention_dropout"):
             if not 0.0 <= getattr(self, name) < 1.0:
                 raise UserError(f"{name} must lie in [0, 1), not {getattr(self, name)}")
+        if self.type_vocab_size < 0:
+            raise UserError(f"type_vocab_size cannot be negative, but is {self.type_vocab_size}")
+        if not 0.0 <= self.initializer_std < math.inf:
+            raise UserError(f"initializer_std must be a number from 0, not {self.initializer_std}")
         if self.relative_buckets < 4 or self.relative_buckets % 4:
             raise UserError(f"relative_buckets must be a multiple of 4, not {self.relative_buckets}")
         if self.relative_max_distance <= self.relative_buckets // 4:

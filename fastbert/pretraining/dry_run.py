@@ -4,7 +4,8 @@ made for real in a temporary folder beside the run's, timed, and removed."""
 import contextlib
 import datetime
 import io
-import tempfile
+import os
+import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -18,7 +19,8 @@ from torch import Tensor, nn
 
 from fastbert.data.stages import Plan
 from fastbert.errors import UserError
-from fastbert.files import folder_errors
+from fastbert.files import folder_errors, new_folder, remove_leftovers
+from fastbert.outputs import is_filled_within, resolved
 from fastbert.pretraining.budget import Costs, saves_between, shown_spans
 from fastbert.pretraining.budget import shown_time as _time
 from fastbert.pretraining.finish import finish
@@ -88,14 +90,19 @@ def dry_run(setup: Setup, run: RunFolder, done: int, build: Callable[[Path], Tra
 @contextlib.contextmanager
 def _scratch(path: Path) -> Iterator[Path]:
     """A folder on the disk of `path`, for as long as the context lasts. Errors name `path` in its stead."""
-    beside = existing(path.parent)
+    path = resolved(path)
+    # Next to a mount point is another disk.
+    within = (path if is_filled_within(path) else existing(path.parent)) / path.name
     with folder_errors(path):
-        folder = tempfile.TemporaryDirectory(prefix=f".{path.name}.", suffix=".tmp", dir=beside)
-    with folder:
-        try:
-            yield Path(folder.name)
-        except UserError as error:
-            raise UserError(str(error).replace(folder.name, str(path))) from None
+        remove_leftovers(within.parent, within.name)
+        folder, handle = new_folder(within)
+    try:
+        yield folder
+    except UserError as error:
+        raise UserError(str(error).replace(str(folder), str(path))) from None
+    finally:
+        shutil.rmtree(folder)
+        os.close(handle)
 
 
 def rehearse(

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from fastbert import config as configuration
-from fastbert.data.stages import NOMINAL_STEPS, Plan, steps_within
+from fastbert.data.stages import NOMINAL_STEPS, Plan, make_plan, steps_within
 from fastbert.errors import UserError
 from fastbert.files import locked_folder, write_json
 from fastbert.model.config import EncoderConfig
@@ -63,6 +63,7 @@ def pretrain(asked: PretrainOptions, name: str) -> int:
     if len(given) != 1:
         raise UserError(f"give one of --steps, --tokens and --minutes, not {' and '.join(given) or 'none'}")
     run = new_folder(asked.out, name)
+    check_steps(asked)
     setup = prepare_setup(replace(asked, **OF_ONE_CALL, out=str(run.path)), verify_data=asked.verify_data)
     setup.options = resolve_steps(setup)
     setup.plan()  # refuses a batch that grows for longer than the run
@@ -102,16 +103,31 @@ def resume(asked: PretrainOptions) -> int:
     return train(setup, run, found, resumed=True, profile=asked.profile)
 
 
+def check_steps(options: PretrainOptions) -> None:
+    """Refuses, before data is prepared, stages and a schedule that do not fit the number of steps."""
+    steps = steps_of(options)
+    if steps is not None:
+        replace(options, steps=steps).milestone_steps()
+        make_plan(options.stages, options.batch_size, options.length, steps)
+        learning_rate_factor(options.schedule, 0, steps)
+
+
+def steps_of(options: PretrainOptions) -> int | None:
+    """The number of steps; None for a budget in minutes."""
+    if options.tokens is None:
+        return options.steps
+
+    def tokens(steps: int) -> int:
+        return make_plan(options.stages, options.batch_size, options.length, steps).tokens(0, steps)
+
+    return steps_within(options.tokens, tokens, options.stages.least_steps)
+
+
 def resolve_steps(setup: Setup) -> PretrainOptions:
     """The options with a budget in tokens or minutes turned into steps, and with all intervals set."""
     options = setup.options
     micro = options.machine.micro_batch_size or options.batch_size
-    steps = options.steps
-    if options.tokens is not None:
-        least = options.stages.least_steps
-        steps = steps_within(options.tokens, lambda steps: setup.plan(steps).tokens(0, steps), least)
-    elif options.minutes is not None:
-        steps = steps_in(setup, options.minutes * 60.0)
+    steps = steps_in(setup, options.minutes * 60.0) if options.minutes is not None else steps_of(options)
     eval_every, checkpoint_every = intervals(options, steps)
     return replace(
         options,
@@ -233,6 +249,8 @@ def train(setup: Setup, run: RunFolder, manifest: dict[str, Any], resumed: bool,
     if profile:
         check_room(run.profile, setup)
     with locked_folder(run.path):
+        if not resumed and run.exists():
+            raise UserError(f"another process began a run in {run.path} meanwhile; choose another --out")
         trainer = build_trainer(setup, run, manifest, resumed)
         profiling = profiled(trainer, run.profile) if profile else nullcontext()
         with trainer.logbook, Interrupts() as interrupts, profiling:
@@ -263,7 +281,8 @@ def build_trainer(
     checkpoint = checkpointer.load_latest() if checkpointer else None
     objective = setup.objective(initial=checkpoint is None)
     check_space(run.path, (options.keep_checkpoints + len(milestones) + 3) * checkpoint_size(objective))
-    if checkpointer is None:
+    optimizer = setup.optimizer(objective)
+    if checkpointer is None:  # nothing is refused any more
         run.write(options, manifest, setup.dataset.tokenizer)
         checkpointer = Checkpointer(run.checkpoints, *keep)
     started = setup.started or options
@@ -280,7 +299,6 @@ def build_trainer(
         "peak_flops": peak,
         "peak_from": how,
     }
-    optimizer = setup.optimizer(objective)
     resolved = {"device": str(setup.device), "precision": setup.precision, "threads": torch.get_num_threads(), **speed}
     resolved["optimizer"] = implementation(type(optimizer))
     if kernels := fix_kernels(setup.device, manifest["sessions"]):

@@ -126,6 +126,10 @@ class PretrainOptions:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise UserError(f"{name} must be greater than 0, not {value}")
+        if self.length < 2:
+            raise UserError(f"length must be at least 2, [CLS] and a word, not {self.length}")
+        if self.seed < 0:
+            raise UserError(f"seed cannot be negative, but is {self.seed}")
         self.stages.check(self.batch_size, self.length)
         if not 0.0 < self.validation_share < 1.0:
             raise UserError(f"validation_share must lie between 0 and 1, not {self.validation_share}")

@@ -14,8 +14,9 @@ from typing import Any
 from fastbert import config as configuration
 from fastbert.data.tokenizer import load_tokenizer
 from fastbert.errors import UserError
-from fastbert.files import LOCK, atomic_file, atomic_folder, disk_errors, read_json, write_json
+from fastbert.files import LOCK, atomic_file, atomic_folder, contents, disk_errors, read_json, write_json
 from fastbert.model.config import EncoderOptions
+from fastbert.outputs import check_output_folder
 from fastbert.pretraining.options import OF_ONE_CALL, PretrainOptions
 from fastbert.training.checkpoints import checkpoint_paths, read_state
 
@@ -57,11 +58,19 @@ class RunFolder:
         return self.path / "report"
 
     def exists(self) -> bool:
-        """Whether something is there; a lock alone is nothing."""
-        return self.path.exists() and (not self.path.is_dir() or any(path.name != LOCK for path in self.path.iterdir()))
+        """Whether something is there that a new run must not touch."""
+        if not self.path.is_dir():
+            return self.path.exists()
+        return bool(contents(self.path)) and not self.is_half_made()
+
+    def is_half_made(self) -> bool:
+        """Whether a call was killed, or ran out of space, while it wrote what the run is: a folder that fastbert has
+        locked, without the manifest, which is written last."""
+        there = contents(self.path)
+        return bool(there) and there <= {self.config.name, self.tokenizer.name} and (self.path / LOCK).is_file()
 
     def write(self, options: PretrainOptions, manifest: dict[str, Any], tokenizer: Path) -> None:
-        """Puts down what the run is.
+        """Writes what the run is, the manifest last: see `is_half_made`.
 
         Raises:
             UserError: the folder cannot be written.
@@ -106,7 +115,7 @@ def new_folder(out: str | None, name: str) -> RunFolder:
     """The folder for a new run: `out`, or runs/`name`, numbered if that is taken.
 
     Raises:
-        UserError: `out` holds something already.
+        UserError: `out` holds something already, or cannot be written.
     """
     if out is not None:
         run = RunFolder(Path(out))
@@ -115,11 +124,12 @@ def new_folder(out: str | None, name: str) -> RunFolder:
         if taken:
             what = "a run" if run.config.exists() else "other files"
             raise UserError(f"{out} already holds {what}; go on with --resume {out}, or choose another --out")
-        return run
-    number, run = 1, RunFolder(Path("runs") / name)
-    while run.exists():
-        number += 1
-        run = RunFolder(Path("runs") / f"{name}-{number}")
+    else:
+        number, run = 1, RunFolder(Path("runs") / name)
+        while run.exists():
+            number += 1
+            run = RunFolder(Path("runs") / f"{name}-{number}")
+    check_output_folder(run.path)
     return run
 
 
@@ -132,6 +142,11 @@ def stored_options(out: str | None) -> PretrainOptions:
     if out is None:
         raise UserError("--resume needs the run's folder: --resume runs/x, or --out runs/x --resume")
     run = RunFolder(Path(out))
+    if run.path.is_dir() and run.is_half_made():
+        raise UserError(
+            f"the run in {out} was stopped while its folder was being made, before its first step; start it again with "
+            "the same command and --out, without --resume"
+        )
     try:
         return read_config(run)
     except UserError:

@@ -110,16 +110,16 @@ def prepare_setup(
     if options.machine.apex:
         check_apex(options.optimizer.name, device)
     setup_machine(options.machine, device)
-    options.encoder.resolve(vocab_size=1, length=options.length)  # a wrong encoder shows before the data is prepared
+    check_networks(options)
     pretrained = None
     if options.init_from is not None and config is None:
         pretrained = load_pretrained(options.init_from)
+        options = replace(options, encoder=options.encoder.like(pretrained.config))
+        check_networks(options)
     folder = data_folder(options, tokenizer_to_prepare(options, pretrained))
     dataset = open_dataset(folder, options.verify_data if verify_data is None else verify_data)
     vocabulary = dataset.wordpiece
     if config is None:
-        if pretrained is not None:
-            options = replace(options, encoder=options.encoder.like(pretrained.config))
         config = options.encoder.resolve(dataset.vocab_size, options.length)
         if pretrained is not None:
             config = initial_config(options, config, pretrained.config)
@@ -150,6 +150,13 @@ def tokenizer_to_prepare(options: PretrainOptions, pretrained: Pretrained | None
     if not (Path(options.data) / "dataset.json").is_file():  # else the option has no effect
         check_tokenizer(pretrained, load_tokenizer(options.tokenizer), options.tokenizer)
     return options.tokenizer
+
+
+def check_networks(options: PretrainOptions) -> None:
+    """Refuses wrong networks before the data is prepared."""
+    config = options.encoder.resolve(vocab_size=1, length=options.length)
+    if isinstance(chosen := objective_options(options), MultipleChoiceOptions):
+        chosen.controller(config)
 
 
 def data_folder(options: PretrainOptions, tokenizer: str | None) -> Path:

@@ -156,7 +156,9 @@ class Checkpointer:
 
 
 def checkpoint_paths(folder: Path) -> list[Path]:
-    """The folders of all checkpoints in `folder`, whole or not, oldest first."""
+    """The folders of all checkpoints in `folder`, whole or not, oldest first; none where there is no such folder."""
+    if not folder.is_dir():
+        return []
     return sorted((path for path in folder.iterdir() if _FOLDER.fullmatch(path.name)), key=_step_of)
 
 

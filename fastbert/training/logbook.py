@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastbert.errors import UserError
-from fastbert.files import atomic_file, disk_errors, json_text
+from fastbert.files import atomic_file, disk_errors, json_text, no_link
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -66,7 +66,7 @@ class Logbook:
             file.writelines(kept)
         self._records, self._sha = len(kept), hashlib.sha256(b"".join(kept))
         with disk_errors(self.path):
-            self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115
+            self._file = open(self.path, "a", encoding="utf-8", opener=no_link)  # noqa: SIM115
         self._clock: deque[tuple[int, float]] = deque([(start_step, time.monotonic())], maxlen=20)
         self._last_line = -math.inf
         self._bar = None if quiet else _progress_bar(console, total_steps, start_step)

@@ -11,6 +11,7 @@ they fit into the 99 KiB of shared memory of its smallest members.
 import json
 import os
 import re
+import secrets
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -140,12 +141,21 @@ def keep(choice: Mapping[str, Mapping[str, Any]], device_name: str) -> Path:
     """Writes what was tuned on a GPU with this Triton to its file; returns the path."""
     path = file_of(device_name)
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_suffix(f".{os.getpid()}")
-    beside.write_text(
-        json.dumps({"device": device_name, "triton": _triton(), "kernels": choice}, indent=1, allow_nan=False)
-    )
-    beside.replace(path)
+    choice = {"device": device_name, "triton": _triton(), "kernels": choice}
+    write_whole(path, json.dumps(choice, indent=1, allow_nan=False))
     return path
+
+
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Writes a file whole or not at all: under a new name, which can be nobody's link, and then renamed."""
+    beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        with open(beside, "xb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+        beside.replace(path)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
 
 
 def kept(device_name: str) -> dict[str, dict[str, list[int]]] | None:

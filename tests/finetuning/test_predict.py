@@ -16,6 +16,7 @@ from fastbert.finetuning.predict import encode_inputs, predict_scores
 from fastbert.finetuning.tasks import Example
 from tests.finetuning.conftest import FAST, tiny_config, write_rows
 from tests.flags import main
+from tests.processes import reading
 
 PRECISE = ("--machine.precision", "fp32", "--machine.threads", "1")
 
@@ -233,3 +234,34 @@ def test_another_tokenizer_and_damaged_records_are_refused(tuned, words, tmp_pat
     del facts["tokenizer"]
     (old / "task.json").write_text(json.dumps(facts))
     assert load_classifier(old).record == load_classifier(tuned["words"]).record
+
+
+def test_links_fifos_and_standard_output(tuned, words, tmp_path, capfd) -> None:
+    """They stay what they are; on standard output there are predictions alone."""
+
+    def predicted(out: Path | str) -> str:
+        capfd.readouterr()
+        assert main(["predict", "--model", str(tuned["words"]), *words, "--out", str(out), *PRECISE]) == 0
+        return capfd.readouterr().out
+
+    printed = predicted(tmp_path / "file")
+    assert "accuracy" in printed
+    expected = (tmp_path / "file").read_text()
+    link, target, fifo = tmp_path / "link", tmp_path / "target", tmp_path / "fifo"
+    target.write_text("old")
+    link.symlink_to(target)
+    predicted(link)
+    assert link.is_symlink() and target.read_text() == expected
+    with reading(fifo) as got:
+        predicted(fifo)
+    assert got == [expected.encode()] and fifo.is_fifo()
+    assert predicted("/dev/fd/1") == expected
+    assert {path.name for path in tmp_path.iterdir()} == {"file", "link", "target", "fifo"}
+
+
+def test_an_output_that_cannot_be_is_refused_before_the_work(tuned, words, tmp_path, capsys, monkeypatch) -> None:
+    monkeypatch.setattr("fastbert.finetuning.predict.load_classifier", None)
+    (tmp_path / "file").touch()
+    for out, message in ((tmp_path, "is a folder"), (tmp_path / "file" / "x", "is a file"), ("x" * 300, "too long")):
+        assert main(["predict", "--model", str(tuned["words"]), *words, "--out", str(out), *PRECISE]) == 2
+        assert message in capsys.readouterr().err

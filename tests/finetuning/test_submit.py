@@ -11,6 +11,7 @@ from fastbert.finetuning.glue import GLUE
 from fastbert.finetuning.submission import FILES, validate
 from tests.finetuning.conftest import FAST, make_glue
 from tests.flags import main
+from tests.processes import reading
 
 ROWS = 6
 TASKS = ("rte", "stsb", "mnli")
@@ -150,3 +151,16 @@ def test_a_best_seed_whose_model_was_not_kept(bert, glue, tmp_path, capsys) -> N
     assert main(["finetune", "--model", str(bert), *FAST, *more]) == 0
     assert submit("--results", tmp_path / "r", "--glue-dir", glue, "--out", tmp_path / "x.zip", "--fill") == 2
     assert "its model was not kept" in capsys.readouterr().err
+
+
+def test_an_archive_into_a_fifo_and_through_a_link(trained, glue, tmp_path, capfd) -> None:
+    more = ("--models", f"rte={trained / 'rte'}", "--glue-dir", glue, "--fill")
+    assert submit(*more, "--out", tmp_path / "file.zip") == 0
+    expected = (tmp_path / "file.zip").read_bytes()
+    fifo, link = tmp_path / "fifo", tmp_path / "link.zip"
+    link.symlink_to("target.zip")
+    assert submit(*more, "--out", link) == 0
+    assert link.is_symlink() and (tmp_path / "target.zip").read_bytes() == expected
+    with reading(fifo) as got:
+        assert submit(*more, "--out", fifo) == 0
+    assert got == [expected] and fifo.is_fifo()

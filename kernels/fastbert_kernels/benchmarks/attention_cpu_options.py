@@ -26,6 +26,7 @@ from torch.profiler import ProfilerActivity, profile
 from fastbert_kernels.attention import allowed_pairs, attention, attention_reference
 from fastbert_kernels.benchmarks.measuring import Rows, Settings, json_text
 from fastbert_kernels.benchmarks.report import about, table
+from fastbert_kernels.configurations import write_whole
 
 SHAPES = ((64, 4, 128, 64), (16, 12, 512, 64), (4, 12, 2048, 64))
 TOY = ((2, 2, 16, 8), (1, 2, 24, 8))
@@ -168,8 +169,8 @@ def main(arguments: list[str] | None = None) -> int:
         libc.mallopt(-3, 2**31 - 1), libc.mallopt(-1, -1)  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD of malloc.h
     rows = bench(Settings(args.out, args.seconds, args.rounds, args.toy))
     found = {**rows.about, "rows": rows.rows}
-    rows.path.write_text(json_text(found, indent=1) + "\n")
-    rows.path.with_suffix(".md").write_text(text(found))
+    write_whole(rows.path, json_text(found, indent=1) + "\n")
+    write_whole(rows.path.with_suffix(".md"), text(found))
     print(json_text(found) if args.json else text(found))
     return 0
 

@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import platform
 import statistics
 import sys
@@ -15,6 +14,8 @@ from typing import Any
 import torch
 import triton
 from triton.runtime.errors import TritonError
+
+from fastbert_kernels.configurations import write_whole
 
 REFUSALS = (RuntimeError, TritonError)
 """What a contestant raises that cannot do a case: a result, and a row."""
@@ -59,9 +60,7 @@ class Rows:
         self.rows.append(row)
         said = [_said(name, value) for name, value in row.items() if name != "errors"]
         print(f"{self.clock()}  {', '.join(said)}", file=sys.stderr, flush=True)
-        beside = self.path.with_suffix(f".{os.getpid()}")
-        beside.write_text(json_text({**self.about, "rows": self.rows}, indent=1) + "\n")
-        beside.replace(self.path)
+        write_whole(self.path, json_text({**self.about, "rows": self.rows}, indent=1) + "\n")
 
     def step(self) -> None:
         self.done += 1

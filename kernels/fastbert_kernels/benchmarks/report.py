@@ -1,10 +1,13 @@
 """From the rows of the benchmarks to Markdown tables and pictures, on any machine."""
 
+import io
 import json
 import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+
+from fastbert_kernels.configurations import write_whole
 
 
 def table(header: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
@@ -164,7 +167,9 @@ def plot(found: dict[str, Any], path: Path) -> None:
     axes[0].legend(fontsize="small")
     heads, size, tokens = found["shape"].values()
     figure.suptitle(f"Attention, {tokens:,} tokens, {heads} heads of {size}, bfloat16, {found['device']}")
-    figure.savefig(path, dpi=110)
+    drawn = io.BytesIO()
+    figure.savefig(drawn, dpi=110, format="png")
+    write_whole(path, drawn.getvalue())
     plt.close(figure)
 
 
@@ -182,6 +187,6 @@ def report(folder: Path, commit: str | None = None) -> list[Path]:
             plot(found, folder / "attention.png")
             written.append(folder / "attention.png")
             text[4:4] = ["![TFLOP/s by length](attention.png)", ""]
-        (folder / f"{name}.md").write_text("\n".join(text))
+        write_whole(folder / f"{name}.md", "\n".join(text))
         written.append(folder / f"{name}.md")
     return written
