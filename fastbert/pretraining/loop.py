@@ -121,6 +121,8 @@ class Trainer:
                 self._checkpoint()
         if interrupts.caught is not None and progress.step < self.steps:
             self._checkpoint()
+        if progress.skipped == self.steps:  # fewer than end a longer run
+            raise UserError(f"loss or gradient was not finite in any of the {self.steps} steps{self._advice()}")
 
     def _step(self, step: int) -> None:
         """One optimizer step: the gradient of the mean loss over the global batch, whatever the micro-batches."""
