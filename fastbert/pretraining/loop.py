@@ -129,6 +129,8 @@ class Trainer:
                 self._checkpoint()
         if interrupts.caught is not None and progress.step < self.steps:
             self._checkpoint()
+        if progress.skipped == self.steps:  # fewer than end a longer run
+            raise UserError(f"loss or gradient was not finite in any of the {self.steps} steps{self._advice()}")
         progress.seconds = time.perf_counter() - self._origin
 
     def _step(self, step: int) -> None:

@@ -161,6 +161,13 @@ def test_checkpoints_from_before_skipped_updates_stay(short, tmp_path, capsys, m
     assert names(run) == ["step-00000015", "step-00000016"]
 
 
+def test_a_run_without_any_update(short, tmp_path, capsys, monkeypatch) -> None:
+    poison(monkeypatch, {0, 1, 2})
+    run = tmp_path / "run"
+    assert main(["pretrain", *short, "--steps", "3", "--out", str(run)]) == 2
+    assert "not finite in any of the 3 steps" in capsys.readouterr().err and not (run / "model").exists()
+
+
 @pytest.mark.parametrize("bad", [{1}, {2, 3}])
 def test_a_validation_loss_that_is_not_finite(bad: set[int], short, tmp_path, capsys, monkeypatch) -> None:
     real, calls = setup.evaluate, []
