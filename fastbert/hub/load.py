@@ -26,7 +26,7 @@ from fastbert.model.config import EncoderConfig
 from fastbert.model.encoder import Encoder
 from fastbert.model.heads import MLMHead
 from fastbert.training.checkpoints import Checkpoint, read_checkpoint, read_newest
-from fastbert.training.tensors import read_tensors
+from fastbert.training.tensors import HASH, read_tensors
 
 # What transformers' BertConfig takes where config.json is silent; sizes it should not be silent about.
 _BERT_DEFAULTS = {
@@ -215,8 +215,10 @@ def _changed_settings(folder: Path, settings: dict[str, Any], metadata: dict[str
         return ""
     written = json.loads(metadata[SETTINGS])
     defaults = _OWN_DEFAULTS if written.get("model_type") == "fastbert" else _BERT_DEFAULTS
-    settings = settings if settings.keys() - written.keys() else defaults | settings
-    changed = differences(written, {key: value for key, value in settings.items() if key in written})
+    if not settings.keys() - written.keys():
+        settings = dict.fromkeys(written) | defaults | settings
+    found = {key: settings.get(key, "missing") for key in written}
+    changed = differences(written, found)
     return f"{folder / 'config.json'} was changed since it was written ({some(changed)})" if changed else ""
 
 
@@ -251,7 +253,7 @@ def _config(folder: Path, settings: dict[str, Any], names: dict[str, str], tenso
         kind, value = _KINDS[ours], settings[theirs]
         if type(value) is not kind and not (kind is float and type(value) is int):
             raise UserError(f"{folder / 'config.json'} has {theirs} {value!r}, which must be of type {kind.__name__}")
-    if (layers := settings[names["layers"]]) > len(tensors):  # before as many are built
+    if (layers := settings[names["layers"]]) > 1000 + len(tensors):  # before that many are built
         raise UserError(f"{folder / 'config.json'} has {names['layers']} {layers}, and the weights lack those layers")
     try:
         return EncoderConfig(**{ours: settings[theirs] for ours, theirs in names.items()})
@@ -307,7 +309,10 @@ def _tensors(folder: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The weights in a Hugging Face folder, and the metadata beside them."""
     path = folder / "model.safetensors"
     if path.is_file():
-        return read_tensors(path)
+        tensors, metadata = read_tensors(path)
+        if SETTINGS in metadata and HASH not in metadata:  # they were written together
+            raise UserError(f"{path} is damaged (its hash is missing); copy, download or export it again")
+        return tensors, metadata
     path = folder / "pytorch_model.bin"
     if not path.is_file():
         raise UserError(f"{folder} has neither model.safetensors nor pytorch_model.bin (weights in one file)")

@@ -72,6 +72,34 @@ def test_resume_drops_later_and_cut_records(tmp_path):
     assert len(lines(tmp_path)) == 1  # a run from 0 starts empty
 
 
+def test_records_that_are_not_what_was_logged_are_reported(tmp_path, capsys):
+    def resumed(content, expected):
+        (tmp_path / "metrics.jsonl").write_bytes(b"".join(content))
+        capsys.readouterr()
+        with Logbook(tmp_path, 100, start_step=5, quiet=True, expected=expected) as book:
+            assert book.tally()["records"] == len(read_metrics(tmp_path / "metrics.jsonl"))
+        return capsys.readouterr().err
+
+    with Logbook(tmp_path, 100, quiet=True) as book:
+        tallies = []
+        for step in range(1, 9):
+            book.log(step, "train", {"loss": 10.0 - step, "note": "\u2028"})
+            tallies.append(book.tally())
+    whole, logged = (tmp_path / "metrics.jsonl").read_bytes().splitlines(keepends=True), tallies[4]
+    for later in ([], whole[5:], [*whole[5:], b'{"step": 9, "sp']):  # what a killed run left after its checkpoint
+        assert resumed(whole[:5] + later, logged) == ""
+    assert resumed([*whole[:4], whole[4].rstrip()], logged) == ""  # all of it is there
+    assert "changed: some of the lines 1 to 5" in resumed([whole[0].replace(b"9", b"7"), *whole[1:]], logged)
+    missing = "missing: 1 of 5 records, by the steps: train after line 2 (step 2)"
+    assert missing in resumed(whole[:2] + whole[3:], logged)
+    assert "missing: 2 of 5 records, by the steps: train after line 3 (step 3)" in resumed(whole[:3], logged)
+    assert "missing: 5 of 5 records" in resumed([], logged)
+    assert "damaged: lines 1, 3; missing: 2 of 5" in resumed([b"\xff\n", whole[1], b"[]\n", *whole[3:]], logged)
+    assert "repeated: line 2" in resumed([whole[0], *whole], logged)
+    # Checkpoints of before have no tally: then what can be seen is reported.
+    assert resumed(whole, None) == "" and "damaged: line 2." in resumed([whole[0], b"{\n", *whole[2:]], None)
+
+
 def test_rewriting_is_atomic(tmp_path, monkeypatch):
     fill(tmp_path, range(1, 9))
     before = lines(tmp_path)

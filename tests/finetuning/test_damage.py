@@ -1,0 +1,57 @@
+"""A fine-tuned model that was damaged in its weights, its settings or its task's record is refused by name."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from fastbert.errors import UserError
+from fastbert.finetuning.model import Classifier, TaskRecord, load_classifier, load_encoder, save_classifier
+from fastbert.model.encoder import initialize
+from tests.finetuning.conftest import tiny_config
+from tests.hub.test_load import change_settings
+
+RECORD = TaskRecord("words", "single", ("bad", "good"), False, False, 16, 0, {"dev": {"accuracy": 0.5}})
+
+
+@pytest.fixture(scope="module", params=["absolute", "tupe-r"])
+def model(request: pytest.FixtureRequest, bert: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    classifier = Classifier(tiny_config(position=request.param), 2)
+    initialize(classifier, 0, 0.1)
+    folder = tmp_path_factory.mktemp("tuned")
+    for name in ("model", "again"):
+        save_classifier(classifier, RECORD, bert, folder / name)
+    return folder / "model"
+
+
+def test_equal_models_are_equal_bytes(model: Path) -> None:
+    for path in model.iterdir():
+        assert path.read_bytes() == (model.parent / "again" / path.name).read_bytes(), path.name
+    assert load_classifier(model).record == RECORD
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "task.json"])
+def test_a_flipped_bit_is_refused_by_name(model: Path, tmp_path: Path, name: str) -> None:
+    copy = Path(shutil.copytree(model, tmp_path / "copy"))
+    whole = (copy / name).read_bytes()
+    end = len(whole) - 1  # without its last line's end JSON is whole
+    places = torch.randint(0, end, (25,), generator=torch.Generator().manual_seed(0)).tolist()
+    for number, place in enumerate([*places, end - 2]):
+        flipped = bytes([*whole[:place], whole[place] ^ 1 << number % 8, *whole[place + 1 :]])
+        for content, load in ((flipped, load_classifier), (whole[:place], load_encoder)):
+            (copy / name).write_bytes(content)
+            with pytest.raises(UserError, match=name):
+                load(copy)
+
+
+def test_what_the_task_record_says_is_compared(model: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(model, tmp_path / "copy"))
+    text = (copy / "task.json").read_text()
+    (copy / "task.json").write_text(text.replace('"max_length": 16', '"max_length": 18'))
+    with pytest.raises(UserError, match=r"task\.json was changed since it was written \(max_length: 16 -> 18\)"):
+        load_classifier(copy)
+    (copy / "task.json").write_text(text)
+    change_settings(copy, hidden_dropout_prob=0.3)
+    with pytest.raises(UserError, match=r"config\.json was changed .*hidden_dropout_prob: 0\.1 -> 0\.3"):
+        load_classifier(copy)
