@@ -22,6 +22,18 @@ COUNTING = (JSON, VOCABULARY, CONFIG, SPECIAL_MAP, ADDED, MODEL)
 # Classes that transformers 5 opens as BERT's tokenizer, and those that take tokenizer.json as it is.
 _BERTS = ("Bert", "Electra", "DistilBert", "MobileBert", "ConvBert", "SqueezeBert", "LayoutLM")
 _AS_IT_IS = ("PreTrainedTokenizer", "TokenizersBackend")
+# Model types for which it takes BERT's tokenizer where no class is declared, and ours.
+_MODELS = (
+    "bert",
+    "electra",
+    "distilbert",
+    "mobilebert",
+    "convbert",
+    "squeezebert",
+    "layoutlm",
+    "megatron-bert",
+    "fastbert",
+)
 # Entries of tokenizer_config.json that transformers hands to its tokenizer, and what they may be.
 _SETTINGS: dict[str, tuple[type, ...]] = {
     "do_lower_case": (bool,),
@@ -239,7 +251,15 @@ def _check_added(path: Path, added: list[str]) -> None:
 def _check_class(folder: Path, contents: dict[str, Any]) -> None:
     """Refuses classes other than BERT's; a vocab.txt alone is BERT's."""
     config = contents.get(CONFIG, {})
-    declared = config.get("tokenizer_class") or contents.get(MODEL, {}).get("tokenizer_class")
+    model = contents.get(MODEL, {})
+    declared = config.get("tokenizer_class") or model.get("tokenizer_class")
+    if model.get("model_type", "bert") not in _MODELS:
+        if declared is None:
+            raise UserError(
+                f"{folder / MODEL} has model_type {model['model_type']!r}, for which transformers takes another "
+                f'tokenizer; if this is a BERT tokenizer, put "tokenizer_class": "BertTokenizer" into {CONFIG}'
+            )
+        del model["model_type"]  # the declared class counts
     name = (declared or "BertTokenizer").removesuffix("Fast")
     as_it_is = name in _AS_IT_IS
     if not as_it_is and name not in [f"{family}Tokenizer" for family in _BERTS]:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from tokenizers import Tokenizer
-from transformers import AutoTokenizer, BertForMaskedLM, pipeline
+from transformers import AutoModelForMaskedLM, AutoTokenizer, pipeline
 
 from fastbert.data.encoding import Encoder
 from fastbert.data.tokenizer import WordPiece, load_tokenizer
@@ -101,16 +101,18 @@ def test_an_export_whose_tokenizer_was_changed_is_refused(change: dict[str, Any]
         load_pretrained(out)
 
 
-def test_an_export_states_its_positions_so_truncation_works(tmp_path: Path) -> None:
+@pytest.mark.parametrize("position", ["absolute", "tupe-r"])
+def test_an_export_states_its_positions_so_truncation_works(position: str, tmp_path: Path) -> None:
     WordPiece(WORDS).save(tmp_path / "in")
     assert AutoTokenizer.from_pretrained(tmp_path / "in").model_max_length > 1e20  # no model, no limit
-    out = exported(tmp_path / "in", tmp_path / "out")
-    tokenizer, text = AutoTokenizer.from_pretrained(out), "a [MASK] " * 50
+    out = exported(tmp_path / "in", tmp_path / "out", position)
+    trust = {"trust_remote_code": position != "absolute"}
+    tokenizer, text = AutoTokenizer.from_pretrained(out, **trust), "a [MASK] " * 50
     batch = tokenizer(text, truncation=True, return_tensors="pt")
     assert batch["input_ids"].shape == (1, 30)
     with torch.no_grad():
-        assert BertForMaskedLM.from_pretrained(out)(**batch).logits.shape == (1, 30, 256)
-    fill = pipeline("fill-mask", model=str(out), tokenizer=str(out), device="cpu")
+        assert AutoModelForMaskedLM.from_pretrained(out, **trust)(**batch).logits.shape == (1, 30, 256)
+    fill = pipeline("fill-mask", model=str(out), tokenizer=tokenizer, device="cpu", **trust)
     assert fill("a [MASK] " + "a " * 100, tokenizer_kwargs={"truncation": True})
 
 
