@@ -296,6 +296,10 @@ def _from_json(content: dict[str, Any], path: Path) -> tuple[dict[str, int], dic
     if model.get("unk_token") != "[UNK]":
         raise UserError(f"tokenizer {path}: its unk_token is {model.get('unk_token')!r}, not '[UNK]'")
     vocabulary = dict(_typed(model["vocab"], int, path))
+    try:
+        "".join(vocabulary).encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"tokenizer {path} is damaged: a token is not Unicode text ({error.reason})") from None
     added = _added_tokens(content.get("added_tokens") or [], path)
     for token in added:
         if vocabulary.setdefault(token["content"], token["id"]) != token["id"]:
@@ -312,6 +316,8 @@ def _from_json(content: dict[str, Any], path: Path) -> tuple[dict[str, int], dic
         )
     }
     longest = _member(model, "max_input_chars_per_word", (int,), path)
+    if not 0 < longest < 2**31:
+        raise UserError(f"tokenizer {path}: its max_input_chars_per_word is {longest}, which it cannot be")
     settings = {
         "lowercase": normalizer["lowercase"],
         "strip_accents": normalizer["strip_accents"],
