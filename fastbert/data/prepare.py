@@ -59,7 +59,8 @@ class PrepareOptions:
     local cache; twice if a tokenizer is trained. The result
     does not depend on it."""
     tokenizer: str | None = None
-    """A folder with a BERT tokenizer to use (Hugging Face or prepared); without it one is trained on the source."""
+    """A folder with a BERT tokenizer to use (Hugging Face, prepared or a run); without it one is trained on the
+    source."""
     vocab_size: int = 32768
     """Entries of the tokenizer that is trained, special tokens included."""
     lowercase: bool = True

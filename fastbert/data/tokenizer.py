@@ -114,9 +114,9 @@ class WordPiece:
         if all(token == token.rstrip() and "\n" not in token for token in self.tokens) and self.tokens[-1]:
             with atomic_file(folder / VOCABULARY, "w") as file:
                 file.writelines(token + "\n" for token in self.tokens)
-        write_json(folder / CONFIG, self._config() | ({} if max_length is None else {"model_max_length": max_length}))
+        write_json(folder / CONFIG, self.config() | ({} if max_length is None else {"model_max_length": max_length}))
 
-    def _config(self) -> dict[str, Any]:
+    def config(self) -> dict[str, Any]:
         """tokenizer_config.json, without `model_max_length`."""
         # transformers builds a BertTokenizer anew from the vocabulary, with BERT's own values for these two.
         usual = self.clean_text and self.longest_word == 100
@@ -136,7 +136,7 @@ class WordPiece:
             return False
         config = read_json(folder / CONFIG, "tokenizer configuration")
         config.pop("model_max_length", None)
-        return config == self._config() and read_json(folder / JSON, "tokenizer") == json.loads(self.build().to_str())
+        return config == self.config() and read_json(folder / JSON, "tokenizer") == json.loads(self.build().to_str())
 
 
 def sample_documents(documents: Iterable[str], limit: int = SAMPLE_BYTES) -> list[str]:

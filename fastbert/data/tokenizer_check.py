@@ -66,10 +66,11 @@ def check_folder(wordpiece: "WordPiece", files: Interpreted) -> None:
     if found is None and (stated := contradictions(contents)):
         found = "; ".join(stated)
     if found is not None:
+        config = contents.get(CONFIG, {})
+        right = {key: value for key, value in wordpiece.config().items() if config.get(key, ...) != value}
         raise UserError(
-            f"transformers and fastbert read the tokenizer in {folder} differently: {found}. Make {CONFIG} and {JSON} "
-            "say what the model was trained with (with "
-            '"tokenizer_class": "PreTrainedTokenizerFast" transformers takes all settings from tokenizer.json)'
+            f"transformers and fastbert read the tokenizer in {folder} differently: {found}. If {files.path.name} is "
+            f"what the model was trained with, put {json.dumps(right)} into {CONFIG}"
         )
 
 

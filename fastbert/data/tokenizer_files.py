@@ -22,6 +22,18 @@ COUNTING = (JSON, VOCABULARY, CONFIG, SPECIAL_MAP, ADDED, MODEL)
 # Classes that transformers 5 opens as BERT's tokenizer, and those that take tokenizer.json as it is.
 _BERTS = ("Bert", "Electra", "DistilBert", "MobileBert", "ConvBert", "SqueezeBert", "LayoutLM")
 _AS_IT_IS = ("PreTrainedTokenizer", "TokenizersBackend")
+# Model types for which it takes BERT's tokenizer where no class is declared, and ours.
+_MODELS = (
+    "bert",
+    "electra",
+    "distilbert",
+    "mobilebert",
+    "convbert",
+    "squeezebert",
+    "layoutlm",
+    "megatron-bert",
+    "fastbert",
+)
 # Entries of tokenizer_config.json that transformers hands to its tokenizer, and what they may be.
 _SETTINGS: dict[str, tuple[type, ...]] = {
     "do_lower_case": (bool,),
@@ -239,7 +251,15 @@ def _check_added(path: Path, added: list[str]) -> None:
 def _check_class(folder: Path, contents: dict[str, Any]) -> None:
     """Refuses classes other than BERT's; a vocab.txt alone is BERT's."""
     config = contents.get(CONFIG, {})
-    declared = config.get("tokenizer_class") or contents.get(MODEL, {}).get("tokenizer_class")
+    model = contents.get(MODEL, {})
+    declared = config.get("tokenizer_class") or model.get("tokenizer_class")
+    if model.get("model_type", "bert") not in _MODELS:
+        if declared is None:
+            raise UserError(
+                f"{folder / MODEL} has model_type {model['model_type']!r}, for which transformers takes another "
+                f'tokenizer; if this is a BERT tokenizer, put "tokenizer_class": "BertTokenizer" into {CONFIG}'
+            )
+        del model["model_type"]  # the declared class counts
     name = (declared or "BertTokenizer").removesuffix("Fast")
     as_it_is = name in _AS_IT_IS
     if not as_it_is and name not in [f"{family}Tokenizer" for family in _BERTS]:
@@ -276,6 +296,10 @@ def _from_json(content: dict[str, Any], path: Path) -> tuple[dict[str, int], dic
     if model.get("unk_token") != "[UNK]":
         raise UserError(f"tokenizer {path}: its unk_token is {model.get('unk_token')!r}, not '[UNK]'")
     vocabulary = dict(_typed(model["vocab"], int, path))
+    try:
+        "".join(vocabulary).encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"tokenizer {path} is damaged: a token is not Unicode text ({error.reason})") from None
     added = _added_tokens(content.get("added_tokens") or [], path)
     for token in added:
         if vocabulary.setdefault(token["content"], token["id"]) != token["id"]:
@@ -292,6 +316,8 @@ def _from_json(content: dict[str, Any], path: Path) -> tuple[dict[str, int], dic
         )
     }
     longest = _member(model, "max_input_chars_per_word", (int,), path)
+    if not 0 < longest < 2**31:
+        raise UserError(f"tokenizer {path}: its max_input_chars_per_word is {longest}, which it cannot be")
     settings = {
         "lowercase": normalizer["lowercase"],
         "strip_accents": normalizer["strip_accents"],

@@ -94,7 +94,7 @@ def load_pretrained(path: str | Path) -> Pretrained:
 
     Raises:
         UserError: the folder does not exist or is none of these; its configuration is not one fastbert can express; a
-            file is missing or damaged; weights are missing or do not fit; its tokenizer was exchanged.
+            file is missing or damaged; weights are missing or do not fit; its tokenizer is unusable or was exchanged.
     """
     folder = Path(path)
     if not folder.is_dir():
@@ -236,9 +236,9 @@ def _check_dtype(folder: Path, settings: dict[str, Any], weights: dict[str, Tens
 
 
 def _check_tokenizer(folder: Path, trained_with: str | None, model: str) -> None:
-    """Sees to it that the tokenizer in `folder`, if one is there, is that of a model which says what it was trained
-    with."""
-    if trained_with and _has_tokenizer(folder) and load_tokenizer(folder).fingerprint != trained_with:
+    """Sees to it that the tokenizer in `folder`, if one is there, is usable, and that it is that of a model which says
+    what it was trained with."""
+    if _has_tokenizer(folder) and load_tokenizer(folder).fingerprint != trained_with and trained_with:
         raise UserError(
             f"the tokenizer in {folder} is not the one that {model} was trained with, so its words would mean others; "
             "put the original tokenizer back"

@@ -181,6 +181,11 @@ READABLE: dict[str, dict[str, Any]] = {
         | {"added_tokens_decoder": _decoder(*SPECIAL_TOKENS), "bos_token": "[CLS]", "never_split": None},
     },
     "BertProcessing": {"tokenizer__json": tokenizer_json(_bert_processing), "tokenizer_config__json": FAST},
+    "another model with BERT's class": {
+        "vocab__txt": vocabulary(),
+        "tokenizer_config__json": CLASS,
+        "config__json": {"model_type": "blip"},
+    },
     "a model without a type": {"tokenizer__json": UNTYPED, "tokenizer_config__json": CLASS | CASED},
     "hostile code": {
         "tokenizer__json": tokenizer_json(),
@@ -289,6 +294,10 @@ REFUSED: dict[str, tuple[str, dict[str, Any]]] = {
     "another class": (
         "is a RobertaTokenizer, not a BertTokenizer",
         {"tokenizer__json": tokenizer_json(), "tokenizer_config__json": {"tokenizer_class": "RobertaTokenizer"}},
+    ),
+    "another model": (
+        "has model_type 'roberta', for which transformers takes another tokenizer",
+        {"tokenizer__json": tokenizer_json(), "config__json": {"model_type": "roberta"}},
     ),
     "a file for other versions": (
         "has fast_tokenizer_files, which fastbert does not read",

@@ -14,7 +14,7 @@ from fastbert.data.tokenizer import SPECIAL_TOKENS, WordPiece, load_tokenizer
 from fastbert.errors import UserError
 from fastbert.hub.export import export_model
 from fastbert.hub.job import ExportOptions, export
-from fastbert.hub.load import build_encoder, load_pretrained
+from fastbert.hub.load import build_encoder, load_pretrained, tokenizer_of
 from fastbert.training.checkpoints import Checkpointer
 from tests.hub.conftest import named, random_models, small_batch, small_config
 
@@ -362,6 +362,23 @@ def test_an_exchanged_tokenizer_is_told(position, run, tokenizer, tmp_path):
     other.save(run / "tokenizer")
     with pytest.raises(UserError, match=r"is not the one that the checkpoint .*step-00000020 was trained with"):
         load_pretrained(run)
+
+
+def test_tokenizers_of_hugging_face_folders_are_checked(bert, capsys):
+    """transformers' weights do not say what tokenizer they were trained with."""
+    folder, words = bert[0], (*SPECIAL_TOKENS, *(f"w{n}" for n in range(36)))
+    with pytest.raises(UserError, match="holds no tokenizer, so it is not known which ids the words have"):
+        tokenizer_of(load_pretrained(folder))
+    WordPiece(words).save(folder)
+    with pytest.raises(UserError, match=r"has 41 tokens and the BERT in .* 40; give the model with the tokenizer"):
+        tokenizer_of(load_pretrained(folder))
+    WordPiece(words[:-1], lowercase=False).save(folder)
+    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "BertTokenizer"}')
+    with pytest.raises(UserError, match="do_lower_case is False in fastbert and True in transformers"):
+        load_pretrained(folder)
+    (folder / "tokenizer_config.json").unlink()
+    assert not tokenizer_of(load_pretrained(folder)).lowercase
+    assert "is read as tokenizer.json says" in capsys.readouterr().err
 
 
 # --- no model at all

@@ -3,13 +3,14 @@
 import functools
 import itertools
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from tokenizers import Tokenizer
-from transformers import AutoTokenizer, BertForMaskedLM, pipeline
+from transformers import AutoModelForMaskedLM, AutoTokenizer, pipeline
 
 from fastbert.data.encoding import Encoder
 from fastbert.data.tokenizer import WordPiece, load_tokenizer
@@ -88,6 +89,17 @@ def test_a_cased_tokenizer_json_alone_is_taken_as_it_is(tmp_path: Path, capsys) 
     assert ids(AutoTokenizer.from_pretrained(exported(folder, tmp_path / "out"))) == ids(library)
 
 
+def test_the_refusal_names_a_fix_that_works(tmp_path: Path) -> None:
+    for name in ("another case", "BERT's case by default", "other accents", "control characters", "longest word"):
+        folder = put(tmp_path / name, **REFUSED[name][1])
+        with pytest.raises(UserError, match=r"put (\{.*\}) into tokenizer_config\.json") as caught:
+            load_tokenizer(folder)
+        fix = json.loads(re.search(r"put (\{.*\}) into", str(caught.value))[1])
+        path = folder / "tokenizer_config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | fix))
+        assert ids(AutoTokenizer.from_pretrained(folder)) == ids(load_tokenizer(folder).build())
+
+
 @pytest.mark.parametrize(
     "change", [{"do_lower_case": True}, {"additional_special_tokens": ["[E1]"]}, {"strip_accents": 1}]
 )
@@ -101,16 +113,18 @@ def test_an_export_whose_tokenizer_was_changed_is_refused(change: dict[str, Any]
         load_pretrained(out)
 
 
-def test_an_export_states_its_positions_so_truncation_works(tmp_path: Path) -> None:
+@pytest.mark.parametrize("position", ["absolute", "tupe-r"])
+def test_an_export_states_its_positions_so_truncation_works(position: str, tmp_path: Path) -> None:
     WordPiece(WORDS).save(tmp_path / "in")
     assert AutoTokenizer.from_pretrained(tmp_path / "in").model_max_length > 1e20  # no model, no limit
-    out = exported(tmp_path / "in", tmp_path / "out")
-    tokenizer, text = AutoTokenizer.from_pretrained(out), "a [MASK] " * 50
+    out = exported(tmp_path / "in", tmp_path / "out", position)
+    trust = {"trust_remote_code": position != "absolute"}
+    tokenizer, text = AutoTokenizer.from_pretrained(out, **trust), "a [MASK] " * 50
     batch = tokenizer(text, truncation=True, return_tensors="pt")
     assert batch["input_ids"].shape == (1, 30)
     with torch.no_grad():
-        assert BertForMaskedLM.from_pretrained(out)(**batch).logits.shape == (1, 30, 256)
-    fill = pipeline("fill-mask", model=str(out), tokenizer=str(out), device="cpu")
+        assert AutoModelForMaskedLM.from_pretrained(out, **trust)(**batch).logits.shape == (1, 30, 256)
+    fill = pipeline("fill-mask", model=str(out), tokenizer=tokenizer, device="cpu", **trust)
     assert fill("a [MASK] " + "a " * 100, tokenizer_kwargs={"truncation": True})
 
 
@@ -132,6 +146,14 @@ def test_files_that_are_damaged_are_named(tmp_path: Path) -> None:
                 "a is '5', which it cannot",
             ),
             ({"tokenizer__json": tokenizer_json(lambda c: c.update(added_tokens=[3]))}, "3 is no token"),
+            (
+                {"tokenizer__json": tokenizer_json(lambda c: c["model"]["vocab"].update({"\ud800": 999}))},
+                "not Unicode text",
+            ),
+            (
+                {"tokenizer__json": tokenizer_json(lambda c: c["model"].update(max_input_chars_per_word=-1))},
+                "is -1, which",
+            ),
             (
                 {"tokenizer__json": tokenizer_json(lambda c: c["added_tokens"][0].update(id=7))},
                 "has the id 7 and another",
