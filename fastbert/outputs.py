@@ -182,7 +182,7 @@ def _check_room(folder: Path, asked: Path | str, name: str = "") -> None:
         names.append(there.name)
         there = there.parent
     if not there.is_dir():
-        raise UserError(f"cannot write {asked}: {there} is a file; choose another folder")
+        raise UserError(f"cannot write {asked}: part of that path is a file; choose another folder")
     if max(len(os.fsencode(name)) for name in names) > os.pathconf(there, "PC_NAME_MAX"):
         raise UserError(f"cannot write {asked}: a name in that path is too long; choose a shorter one")
     if os.statvfs(there).f_flag & os.ST_RDONLY:

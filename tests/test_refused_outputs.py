@@ -62,6 +62,8 @@ CASES = {
     "sweep": ("sweep", "{sweep}"),
     "sweep with a wrong option": ("sweep", "{sweep-dropout}"),
     "ablation": ("ablate", "{ablation}"),
+    "ablation of unprepared text, heads": ("ablate", "{ablation-heads}"),
+    "ablation of unprepared text, warm-up": ("ablate", "{ablation-warmup}"),
     "export": ("export", "none", "--out", "exported/x"),
     "predict": ("predict", "--model", MODEL, "--source", TEXT, "--out", "predicted/x.jsonl"),
     "submit": ("submit", "--results", "none", "--out", "submitted/glue.zip"),
@@ -91,6 +93,9 @@ def given(corpus: Path, prepared: Path, tmp_path_factory) -> dict[str, str]:
         "sweep-dropout": sweep | {"finetune": {"dropout": 1.5}},
         "ablation": {"base": base, "variants": {"a": {}, "b": {"seed": 1}}, "budget": {"steps": 3}},
     }
+    text = {"base": base | {"data": found["text"], "batch_size": 8}, "budget": {"steps": 3}}
+    files["ablation-heads"] = text | {"variants": {"a": {}, "b": {"heads": 5}}}
+    files["ablation-warmup"] = text | {"variants": {"a": {}, "b": {"schedule": {"warmup": 9}}}}
     for name, content in files.items():
         found[name] = str(folder / f"{name}.yaml")
         Path(found[name]).write_text(yaml.safe_dump(content))

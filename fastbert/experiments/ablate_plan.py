@@ -22,9 +22,15 @@ from fastbert.hub.export import export_model
 from fastbert.hub.load import load_pretrained
 from fastbert.hub.names import kept
 from fastbert.model.notes import NotesOptions
-from fastbert.pretraining.job import resolve_steps
+from fastbert.pretraining.job import check_steps, resolve_steps
 from fastbert.pretraining.options import PretrainOptions, science
-from fastbert.pretraining.setup import data_fingerprint, data_folder, prepare_setup, tokenizer_to_prepare
+from fastbert.pretraining.setup import (
+    check_networks,
+    data_fingerprint,
+    data_folder,
+    prepare_setup,
+    tokenizer_to_prepare,
+)
 from fastbert.training.checkpoints import check_space
 from fastbert.training.schedules import ScheduleOptions, learning_rate_factor, warmup_steps
 
@@ -61,6 +67,11 @@ def plan(ablation: Ablation, options: AblateOptions, out: Path, known: Mapping[s
     Raises:
         UserError: a variant, a task or a point that no job could be run with.
     """
+    for variant in ablation.variants:  # before the data is prepared
+        with named(f"{ablation.path}: variants: {variant.name}"):
+            check_networks(variant.options)
+            if ablation.budget.equal == "steps" and ablation.anneal is None:
+                check_steps(replace(variant.options, steps=ablation.budget.steps))
     folder = prepared(ablation)
     variants = []
     for variant in ablation.variants:

@@ -20,7 +20,7 @@ from fastbert.model.config import EncoderOptions
 from fastbert.model.positions import POSITIONS
 from fastbert.outputs import check_output_folder
 from fastbert.pretraining.options import PretrainMachineOptions, PretrainOptions
-from fastbert.pretraining.setup import data_folder
+from fastbert.pretraining.setup import check_networks, data_folder
 from fastbert.training.hardware import MachineOptions, describe_machine, resolve_device
 from fastbert.training.logbook import say
 
@@ -93,6 +93,7 @@ def bench_throughput(options: BenchThroughputOptions) -> int:
     out = Path(options.out)
     check_output_folder(out)
     job = job_options(options)
+    check_networks(job)
     folder = data_folder(job, None)
     have = open_dataset(folder).vocab_size
     if str(folder) != options.data and have < options.vocab_size:
