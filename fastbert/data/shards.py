@@ -14,7 +14,7 @@ from fastbert.errors import UserError, choose
 from fastbert.files import read_json
 
 FORMAT = "fastbert tokens"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 SPLITS = ("train", "validation")
 AGAIN = "prepare it again (fastbert prepare) after removing the folder"
 
