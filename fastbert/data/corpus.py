@@ -129,6 +129,7 @@ def tokenize(
     seed: int,
     drop_duplicates: bool,
     moved: dict[int, bool],
+    apart: bool,
     partial: Partial,
     submit: Callable[..., Future],
     report: Report,
@@ -139,6 +140,7 @@ def tokenize(
         share, seed: of the documents, this share goes to validation, by a hash of (seed, text).
         drop_duplicates: leave out documents whose text occurred before.
         moved: hash -> whether documents with this hash go to validation, whatever `share` is.
+        apart: the first document does not go where its copies go.
         partial: keeps the state now and then, unless documents are moved.
         submit: runs a function with arguments elsewhere.
     """
@@ -158,13 +160,15 @@ def tokenize(
             training = keys >= bound
             for key, validation in moved.items():
                 training[keys == np.uint64(key)] = not validation
+            if apart and number == 0:
+                training[0] = not training[0]
             batch = (keys, training, parts, int(repeated.sum()), new)
             yield batch, source.position, submit(encode_in_worker, texts, training)
 
     for batch, position, encoded in in_order(jobs()):
         corpus.add(*batch, encoded)
         report(position)
-        if corpus.batches % STATE_BATCHES == 0 and not moved:
+        if corpus.batches % STATE_BATCHES == 0 and not moved and not apart:
             corpus.save(partial, source)
     corpus.close()
     if told := told_end(source):

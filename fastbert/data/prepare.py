@@ -241,32 +241,41 @@ def _write(partial: Partial, source: Source, options: PrepareOptions, made_of: d
 def _tokenize(
     partial: Partial, source: Source, wordpiece: WordPiece, options: PrepareOptions, submit: Callable[..., Future]
 ) -> Corpus:
-    """Both splits, written; each has a document at least, and equal documents are all in one.
+    """Both splits, written; each has a document at least. Equal documents are all in one, unless there are no others.
 
     Raises:
-        UserError: the source is a single document, or copies of one.
+        UserError: the source is a single document, with `drop_duplicates` also copies of one.
     """
     moved: dict[int, bool] = {}
+    apart = False
     while True:
         corpus = Corpus(partial.folder, wordpiece, options.shard_tokens, len(source.parts))
         corpus.restore(partial, source)
         if not corpus.complete:
             with progress("tokenizing", source.size) as report:
                 asked = (options.validation_share, options.seed, options.drop_duplicates)
-                tokenize(corpus, source, *asked, moved, partial, submit, report)
+                tokenize(corpus, source, *asked, moved, apart, partial, submit, report)
         if all(writer.documents for writer in corpus.writers.values()):
-            if not moved:
+            if not moved and not apart:
                 corpus.save(partial, source)
             return corpus
-        smallest, largest = corpus.smallest, corpus.largest
-        if smallest == largest:
+        if corpus.smallest == corpus.largest and (options.drop_duplicates or not corpus.duplicates):
             copies = f" ({corpus.duplicates + 1:,} copies of it)" if corpus.duplicates else ""
             raise UserError(
                 f"source {options.source!r} is a single document{copies}, but training and validation need one each; "
                 "put a blank line between documents"
             )
         # So few documents that the hash put all on one side: the nearest to the other side goes there.
-        moved = {smallest: True} if not corpus.writers["validation"].documents else {largest: False}
+        if apart := corpus.smallest == corpus.largest:
+            print(
+                f"warning: the {corpus.duplicates + 1:,} documents of {options.source!r} are copies of one, so "
+                "validation has the text of training",
+                file=sys.stderr,
+            )
+        elif not corpus.writers["validation"].documents:
+            moved = {corpus.smallest: True}
+        else:
+            moved = {corpus.largest: False}
         corpus.keys.close()
         partial.forget()
         for file in partial.folder.glob("*.npy"):

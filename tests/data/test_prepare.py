@@ -312,10 +312,17 @@ def test_a_single_document_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"is a single document, but.*put a blank line between documents"):
         prepare(options_of(tmp_path))
     (tmp_path / "corpus.txt").write_text("one document\n\n" * 30)
-    for drop in (False, True):
-        with pytest.raises(UserError, match=r"is a single document \(30 copies of it\), but"):
-            prepare(options_of(tmp_path, drop_duplicates=drop))
+    with pytest.raises(UserError, match=r"is a single document \(30 copies of it\), but"):
+        prepare(options_of(tmp_path, drop_duplicates=True))
     assert os.listdir(tmp_path) == ["corpus.txt"]
+
+
+@pytest.mark.parametrize("share", [1e-9, 0.999999])
+def test_copies_of_a_single_document_get_both_splits(tmp_path: Path, capsys, share: float) -> None:
+    (tmp_path / "corpus.txt").write_text("one document\n\n" * 30)
+    record = open_dataset(prepare(options_of(tmp_path, validation_share=share))).record
+    assert sorted(split["documents"] for split in record["splits"].values()) == [1, 29]
+    assert "are copies of one, so validation has the text of training" in capsys.readouterr().err
 
 
 def test_finished_folders_are_reused_and_others_refused(corpus: Path, capsys: pytest.CaptureFixture[str]) -> None:

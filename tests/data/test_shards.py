@@ -124,5 +124,5 @@ def test_other_formats_types_and_tokenizers(copy: Path) -> None:
     tokenizer = load_tokenizer(copy)
     WordPiece(tokenizer.tokens, lowercase=False).save(copy / "tokenizer")
     assert "holds shards of another tokenizer" in error_of(copy)
-    edit(copy, format_version=2)
-    assert "is of format 2, this version reads 1" in error_of(copy)
+    edit(copy, format_version=9)
+    assert "is of format 9, this version reads 2" in error_of(copy)
