@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from fastbert.data.duplicates import COUNTED, KeyFile, Seen
 from fastbert.data.encoding import Encoded, encode_in_worker
-from fastbert.data.hashing import document_hash
+from fastbert.data.hashing import text_hash
 from fastbert.data.partial import Partial
 from fastbert.data.progress import Report
 from fastbert.data.rare import WordCounter
@@ -28,6 +29,7 @@ from fastbert.data.writer import SplitWriter
 BATCH_CHARACTERS = 2**21
 BYTES_PER_WORKER = 2**23  # a process takes half a second to start: less text than this is not worth one
 STATE_BATCHES = 128  # between two states that are kept: 270 MB of text, some ten seconds
+COUNTS = ("batches", "complete", "smallest", "largest", "duplicates")  # of a Corpus: JSON in its state
 
 
 class Corpus:
@@ -38,27 +40,45 @@ class Corpus:
         self.counter, self.shares = WordCounter(), Shares(parts)
         self.batches = 0
         self.complete = False
-        self.smallest, self.largest = (2**64, -1), (-1, -1)
-        """(hash, index) of the documents at either end of the order that splits them."""
+        self.smallest, self.largest = 2**64, -1
+        """Hashes of the documents at either end of the order that splits them."""
+        self.duplicates = 0
+        """Documents whose text occurred before; a lower bound unless `counted_all`."""
+        self.keys = KeyFile(folder / ".keys")
 
-    def add(self, first: int, keys: np.ndarray, training: np.ndarray, parts: np.ndarray, encoded: Encoded) -> None:
+    def add(
+        self,
+        keys: np.ndarray,
+        training: np.ndarray,
+        parts: np.ndarray,
+        duplicates: int,
+        new: np.ndarray,
+        encoded: Encoded,
+    ) -> None:
         """Writes and counts a batch of documents.
 
         Args:
-            first: the index of the first in the source.
             keys: uint64 [documents], their hashes.
             training: bool [documents], whether each is for training.
             parts: int64 [documents], the part of the source each came from.
+            duplicates: documents of the batch that occurred before, whether they are still in it or not.
+            new: uint64, the hashes to remember.
         """
-        low, high = int(keys.argmin()), int(keys.argmax())
-        self.smallest = min(self.smallest, (int(keys[low]), first + low))
-        self.largest = max(self.largest, (int(keys[high]), first + high))
+        self.duplicates += duplicates
+        self.keys.write(new)
+        if len(keys):
+            self.smallest, self.largest = min(self.smallest, int(keys.min())), max(self.largest, int(keys.max()))
         self.shares.add(parts, training, encoded.sizes, encoded.lengths)
         of_tokens = np.repeat(training, encoded.lengths)
         for split, here, tokens in (("train", training, of_tokens), ("validation", ~training, ~of_tokens)):
             self.writers[split].write(encoded.tokens[tokens], encoded.lengths[here], int(encoded.sizes[here].sum()))
         self.counter.add(encoded.word_hashes, encoded.word_counts)
         self.batches += 1
+
+    @property
+    def counted_all(self) -> bool:
+        """Whether `duplicates` is exact where duplicates are not dropped."""
+        return self.keys.count < COUNTED
 
     def close(self) -> None:
         """Finishes the last shards."""
@@ -69,8 +89,13 @@ class Corpus:
     def save(self, partial: Partial, source: Source) -> None:
         """Keeps all that `restore` needs."""
         states = {split: writer.state() for split, writer in self.writers.items()}
-        record: dict[str, Any] = {name: getattr(self, name) for name in ("batches", "complete", "smallest", "largest")}
-        record |= {"writers": {split: state[0] for split, state in states.items()}, "ended_by": source.ended_by}
+        self.keys.sync()
+        record: dict[str, Any] = {name: getattr(self, name) for name in COUNTS}
+        record |= {
+            "keys": self.keys.count,
+            "writers": {split: state[0] for split, state in states.items()},
+            "ended_by": source.ended_by,
+        }
         arrays = {f"{split}.{name}": array for split, state in states.items() for name, array in state[1].items()}
         arrays |= {f"counter.{name}": array for name, array in self.counter.state().items()}
         partial.save(record, {**arrays, "shares": self.shares.counts})
@@ -84,8 +109,12 @@ class Corpus:
         def group(name: str) -> dict[str, np.ndarray]:
             return {key.removeprefix(f"{name}."): a for key, a in arrays.items() if key.startswith(f"{name}.")}
 
-        self.batches, self.complete = record["batches"], record["complete"]
-        self.smallest, self.largest = tuple(record["smallest"]), tuple(record["largest"])
+        for name in COUNTS:
+            setattr(self, name, record[name])
+        if self.complete:
+            self.keys.count = record["keys"]
+        else:
+            self.keys.restore(record["keys"])
         for split, writer in self.writers.items():
             writer.restore(record["writers"][split], group(split))
         self.counter.restore(group("counter"))
@@ -98,7 +127,9 @@ def tokenize(
     source: Source,
     share: float,
     seed: int,
+    drop_duplicates: bool,
     moved: dict[int, bool],
+    apart: bool,
     partial: Partial,
     submit: Callable[..., Future],
     report: Report,
@@ -106,31 +137,38 @@ def tokenize(
     """Writes the source into `corpus`, from where that stands to the end.
 
     Args:
-        share, seed: of the documents, this share goes to validation, by a hash of (seed, index).
-        moved: documents that go to validation (True) or training whatever their hash is.
+        share, seed: of the documents, this share goes to validation, by a hash of (seed, text).
+        drop_duplicates: leave out documents whose text occurred before.
+        moved: hash -> whether documents with this hash go to validation, whatever `share` is.
+        apart: the first document does not go where its copies go.
         partial: keeps the state now and then, unless documents are moved.
         submit: runs a function with arguments elsewhere.
     """
     bound = np.uint64(int(share * 2**64))
     known = corpus.batches
+    seen = Seen(corpus.keys.read(), None if drop_duplicates else COUNTED)
 
-    def jobs() -> Iterator[tuple[tuple[int, np.ndarray, np.ndarray, np.ndarray], int, Future]]:
-        index = 0
+    def jobs() -> Iterator[tuple[tuple[np.ndarray, np.ndarray, np.ndarray, int, np.ndarray], int, Future]]:
         for number, (texts, parts) in enumerate(_batches(source)):
-            first, index = index, index + len(texts)
             if number < known:
                 continue
-            keys = document_hash(seed, first, len(texts))
+            keys = text_hash(seed, texts)
+            repeated, new = seen.add(keys)
+            if drop_duplicates and repeated.any():
+                texts = [text for text, again in zip(texts, repeated, strict=True) if not again]
+                parts, keys = parts[~repeated], keys[~repeated]
             training = keys >= bound
-            for document, validation in moved.items():
-                if first <= document < index:
-                    training[document - first] = not validation
-            yield (first, keys, training, parts), source.position, submit(encode_in_worker, texts, training)
+            for key, validation in moved.items():
+                training[keys == np.uint64(key)] = not validation
+            if apart and number == 0:
+                training[0] = not training[0]
+            batch = (keys, training, parts, int(repeated.sum()), new)
+            yield batch, source.position, submit(encode_in_worker, texts, training)
 
     for batch, position, encoded in in_order(jobs()):
         corpus.add(*batch, encoded)
         report(position)
-        if corpus.batches % STATE_BATCHES == 0 and not moved:
+        if corpus.batches % STATE_BATCHES == 0 and not moved and not apart:
             corpus.save(partial, source)
     corpus.close()
     if told := told_end(source):

@@ -1,5 +1,8 @@
 """The integer hash behind every choice that `prepare` makes: which document goes where, and which word is which."""
 
+import hashlib
+from collections.abc import Sequence
+
 import numpy as np
 
 
@@ -9,6 +12,12 @@ def mix(x: np.ndarray) -> np.ndarray:
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))
+
+
+def text_hash(seed: int, texts: Sequence[str]) -> np.ndarray:
+    """uint64 [texts]: the hash of (seed, text), equal for equal texts and, but for one in 2^64, for no others."""
+    digests = b"".join(hashlib.blake2b(text.encode(), digest_size=8).digest() for text in texts)
+    return mix(mix(np.array([seed % 2**64], dtype=np.uint64)) ^ np.frombuffer(digests, "<u8").astype(np.uint64))
 
 
 def document_hash(seed: int, first: int, count: int) -> np.ndarray:

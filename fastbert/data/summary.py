@@ -4,14 +4,18 @@ from collections.abc import Callable
 from typing import Any
 
 from fastbert.data import shares
+from fastbert.data.encoding import MUCH_UNKNOWN
 
 
 def summary(dataset: dict[str, Any]) -> str:
     """A plain table of a dataset.json: one column a split."""
+    tokens = sum(split["tokens"] for split in dataset["splits"].values())
     rows: dict[str, Callable[[dict[str, Any]], str]] = {
         "documents": lambda s: f"{s['documents']:,}",
         "words (and marks)": lambda s: f"{s['words']:,}",
         "tokens": lambda s: f"{s['tokens']:,}",
+        "of all tokens": lambda s: f"{s['tokens'] / tokens:.2%}",
+        "[UNK] of the tokens": lambda s: f"{unknown(s):.3%}",
         "tokens a word": lambda s: f"{s['tokens'] / max(s['words'], 1):.3f}",
         "bytes a token": lambda s: f"{s['bytes'] / s['tokens']:.2f}",
         "rare words' occurrences": lambda s: f"{s['rare']['occurrences']:,}",
@@ -31,6 +35,45 @@ def summary(dataset: dict[str, Any]) -> str:
     )
     if lack := rare["counts_may_lack"]:
         lines.append(f"counts of words may fall short by up to {lack}: too many distinct ones to hold")
+    if count := dataset["duplicates"]["documents"]:
+        number = f"{count:,}" if dataset["duplicates"]["counted_all"] else f"at least {count:,}"
+        dropped = "which were dropped" if options["drop_duplicates"] else "which --drop-duplicates leaves out"
+        lines.append(f"{number} exact duplicates of earlier documents, {dropped}")
     if len(sources := dataset.get("sources", [])) > 1:
         lines += ["", *shares.table(sources)]
     return "\n".join(lines)
+
+
+def warnings(dataset: dict[str, Any]) -> list[str]:
+    """What a user should know of a dataset.json before training on it."""
+    options, splits = dataset["options"], dataset["splits"]
+    found = []
+    worst = max(splits, key=lambda name: unknown(splits[name]))
+    if unknown(splits[worst]) > MUCH_UNKNOWN:
+        fix = "raise --vocab-size" if options["tokenizer"] is None else "give another --tokenizer, or none to train one"
+        found.append(
+            f"{unknown(splits[worst]):.1%} of the {worst} tokens are [UNK]: the tokenizer has no pieces for these "
+            f"words, and nothing is learned of them; {fix}"
+        )
+    asked = options["validation_share"]
+    documents, tokens = (
+        splits["validation"][what] / sum(split[what] for split in splits.values()) for what in ("documents", "tokens")
+    )
+    if any(not 0.5 <= _odds(fraction) / _odds(asked) <= 2 for fraction in (documents, tokens)):
+        count = sum(split["documents"] for split in splits.values())
+        found.append(
+            f"validation has {tokens:.2%} of the tokens and {documents:.2%} of the documents; {asked:.2%} was "
+            f"asked for: documents are not split, and these {count:,} are too few, of unequal length or copies of "
+            "each other; give more or shorter ones (text files: a blank line between them), or another --seed or "
+            "--validation-share"
+        )
+    return found
+
+
+def unknown(split: dict[str, Any]) -> float:
+    """The fraction of [UNK] among the tokens of a split, [SEP] left out."""
+    return split["unk_tokens"] / max(1, split["tokens"] - split["documents"])
+
+
+def _odds(fraction: float) -> float:
+    return fraction / (1 - fraction)

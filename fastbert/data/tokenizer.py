@@ -36,7 +36,8 @@ if TYPE_CHECKING:
 
 SAMPLE_BYTES = 64 * 2**20  # UTF-8 text a tokenizer is trained on, at most
 SMALLEST_VOCABULARY = 256
-LARGEST_ALPHABET = 1000
+COMMON_CHARACTERS = 1000  # of these many, at most, even the rare ones are in a trained vocabulary
+WORTH = 50  # a further character is, if it makes up 1 / (WORTH * vocab_size) of the text
 
 
 @dataclass(frozen=True)
@@ -166,30 +167,33 @@ def sample_documents(documents: Iterable[str], limit: int = SAMPLE_BYTES) -> lis
 def train_tokenizer(documents: Iterable[str], vocab_size: int, lowercase: bool = True) -> WordPiece:
     """Trains WordPiece on a bounded sample of `documents`; the result depends on nothing but the text and arguments.
 
-    Returns: at most `vocab_size` entries, fewer if the text has not enough pieces that occur twice. The special tokens
-    have the ids 0 to 4.
+    The alphabet has the most frequent characters, an eighth of the vocabulary and at most COMMON_CHARACTERS, and all
+    others that are frequent enough to be worth an entry (Chinese has thousands, and a character without an entry makes
+    its word [UNK]), up to the whole vocabulary. Where entries are left in the end, the rarest characters get them.
+
+    Returns: at most `vocab_size` entries, fewer if the sample has no other character and no other piece that occurs
+    twice. The special tokens have the ids 0 to 4.
 
     Raises:
         UserError: `vocab_size` is too small for the alphabet.
     """
-    from tokenizers import trainers
-
     if vocab_size < SMALLEST_VOCABULARY:
         raise UserError(f"vocab_size {vocab_size} is too small; use at least {SMALLEST_VOCABULARY}")
     sample = sample_documents(documents)
     tokenizer = WordPiece(SPECIAL_TOKENS, lowercase=lowercase).build()
-    alphabet, continuations = _alphabet(sample, tokenizer, limit=max(64, min(LARGEST_ALPHABET, vocab_size // 8)))
-    trainer = trainers.WordPieceTrainer(
-        vocab_size=vocab_size,
-        min_frequency=2,
-        special_tokens=[*SPECIAL_TOKENS, *(PREFIX + c for c in continuations)],
-        initial_alphabet=alphabet,
-        limit_alphabet=len(alphabet),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(_pieces(sample), trainer)
-    vocabulary = tokenizer.get_vocab()
-    return WordPiece(tuple(sorted(vocabulary, key=vocabulary.__getitem__)), lowercase=lowercase)
+    counts = _count_characters(sample, tokenizer)
+    ranked = sorted(counts, key=lambda c: (-counts[c], c))
+    inner = {c for c in ranked if _occurs_within_words(c, tokenizer)}
+    worth = sum(counts.values()) / (WORTH * vocab_size)
+    wanted = max(64, min(COMMON_CHARACTERS, vocab_size // 8), sum(count >= worth for count in counts.values()))
+    alphabet = _fitting(ranked[:wanted], inner, vocab_size - len(SPECIAL_TOKENS))
+    tokens = _train(sample, tokenizer, alphabet, inner, vocab_size)
+    if more := _fitting(ranked[len(alphabet) :], inner, vocab_size - len(tokens)):
+        alphabet += more
+        tokens = _train(sample, tokenizer, alphabet, inner, vocab_size)
+    # A character that occurs within words needs two entries; one may be left over, for the beginning of a word.
+    tokens += ranked[len(alphabet) :][: vocab_size - len(tokens)]
+    return WordPiece(tuple(tokens), lowercase=lowercase)
 
 
 def load_tokenizer(folder: Path | str) -> WordPiece:
@@ -226,8 +230,8 @@ def _from_files(files: Interpreted) -> WordPiece:
     return wordpiece
 
 
-def _alphabet(sample: list[str], tokenizer: "Tokenizer", limit: int) -> tuple[list[str], list[str]]:
-    """The `limit` most frequent normalized characters, and those of them that can stand within a word."""
+def _count_characters(sample: list[str], tokenizer: "Tokenizer") -> dict[str, int]:
+    """How often each normalized character occurs."""
     counts = np.zeros(0x110000, dtype=np.int64)
     for text in sample:
         found, often = np.unique(np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32), return_counts=True)
@@ -237,8 +241,42 @@ def _alphabet(sample: list[str], tokenizer: "Tokenizer", limit: int) -> tuple[li
         for c in tokenizer.normalizer.normalize_str(chr(code)):
             if not c.isspace():
                 normalized[c] = normalized.get(c, 0) + int(counts[code])
-    alphabet = sorted(sorted(normalized, key=lambda c: (-normalized[c], c))[:limit])
-    return alphabet, [c for c in alphabet if len(tokenizer.pre_tokenizer.pre_tokenize_str("a" + c)) == 1]
+    return normalized
+
+
+def _occurs_within_words(character: str, tokenizer: "Tokenizer") -> bool:
+    """False of punctuation and, by the normalizer, of Chinese characters: each is a word."""
+    text = tokenizer.normalizer.normalize_str("a" + character)
+    return len(tokenizer.pre_tokenizer.pre_tokenize_str(text)) == 1
+
+
+def _fitting(characters: list[str], inner: set[str], entries: int) -> list[str]:
+    """The first `characters` that fit into `entries`: those that occur within words need a `##` form too."""
+    for number, c in enumerate(characters):
+        entries -= 1 + (c in inner)
+        if entries < 0:
+            return characters[:number]
+    return characters
+
+
+def _train(
+    sample: list[str], tokenizer: "Tokenizer", alphabet: list[str], inner: set[str], vocab_size: int
+) -> list[str]:
+    """At most `vocab_size` tokens in the order of their ids: the special ones, the alphabet, pieces."""
+    from tokenizers import trainers
+
+    alphabet = sorted(alphabet)
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=vocab_size,
+        min_frequency=2,
+        special_tokens=[*SPECIAL_TOKENS, *(PREFIX + c for c in alphabet if c in inner)],
+        initial_alphabet=alphabet,
+        limit_alphabet=len(alphabet),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(_pieces(sample), trainer)
+    vocabulary = tokenizer.get_vocab()
+    return sorted(vocabulary, key=vocabulary.__getitem__)
 
 
 def _pieces(sample: list[str]) -> Iterator[str]:

@@ -43,7 +43,7 @@ class MLMOptions:
     random_token_share: float = 0.1
     """Of those, the share that shows a random word; the rest shows the word itself."""
     whole_word: bool = False
-    """Mask all pieces of a word together."""
+    """Mask all pieces of a word together; every word has the same probability, whatever its number of pieces."""
 
     def __post_init__(self) -> None:
         if not 0.0 < self.mask_rate <= 0.9:

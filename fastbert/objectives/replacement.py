@@ -41,7 +41,7 @@ class ReplacementOptions:
     mask_token_share: float = 0.85
     """Of those, the share that shows it [MASK]; the rest shows the word itself."""
     whole_word: bool = False
-    """Mask all pieces of a word together."""
+    """Mask all pieces of a word together; every word has the same probability, whatever its number of pieces."""
 
     def __post_init__(self) -> None:
         if not 0.0 < self.mask_rate <= 0.9:

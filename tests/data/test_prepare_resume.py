@@ -53,10 +53,11 @@ KINDS = {
     "list": {"source": "{0}/a.parquet,{0}/b.jsonl", "column": "text,body"},
     "mixture": {"source": "{0}/a.parquet,{0}/b.txt,hf:{0}/saved", "weights": "0.5,0.3,0.2"},
 }
+KINDS["copies"] = {**KINDS["mixture"], "drop_duplicates": True}  # what datasets saved is in b.txt too
 
 
 def options_of(texts: Path, kind: str, out: Path, **changes: object) -> PrepareOptions:
-    given = {name: value.format(texts) for name, value in KINDS[kind].items()}
+    given = {name: value.format(texts) if isinstance(value, str) else value for name, value in KINDS[kind].items()}
     usual = {"vocab_size": 300, "validation_share": 0.2, "rare_min": 3, "rare_max": 20, "workers": 1}
     return PrepareOptions(**{"out": str(out), "shard_tokens": 4096, **usual, **given, **changes})
 
@@ -143,14 +144,15 @@ def test_killed_and_gone_on(
     least: int,
 ) -> None:
     """`least`: batches that need not be tokenized again."""
-    options = options_of(texts, "mixture", tmp_path / "out", workers=2 if place == "room.Corpus.add" else 1)
+    options = options_of(texts, "copies", tmp_path / "out", workers=2 if place == "room.Corpus.add" else 1)
     run_and_die(tmp_path, options, place, calls)
     trained, encoded = [], []
     train, encode = prepare_room._train, room.encode_in_worker
     monkeypatch.setattr(prepare_room, "_train", lambda *a: trained.append(1) or train(*a))
     monkeypatch.setattr(room, "encode_in_worker", lambda *a: encoded.append(1) or encode(*a))
     out = prepare(dataclasses.replace(options, workers=1), table=io.StringIO())
-    assert contents(out) == contents(finished["mixture"])
+    assert contents(out) == contents(finished["copies"])
+    assert open_dataset(out).record["duplicates"]["documents"] > 50
     assert len(trained) == (place == "job._train")
     total = len(list(room._batches(open_source(options.source, weights=options.weights))))
     assert total > 20 and len(encoded) <= total - least and (len(encoded) == 0) == (least == 20)

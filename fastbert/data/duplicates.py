@@ -1,0 +1,87 @@
+"""Which documents occurred before, by a 64-bit hash of their text.
+
+Among n distinct documents two share a hash with a probability of n^2 / 2^65: 3e-4 for 100 million. A hash takes 8 bytes
+of memory and, while the corpus is prepared, 8 of disk.
+"""
+
+import os
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+
+COUNTED = 2**24  # distinct documents remembered where duplicates are only counted: 128 MB
+
+
+class Seen:
+    """A growing set of uint64 keys: sorted arrays, each at least twice as long as the next."""
+
+    def __init__(self, keys: np.ndarray, most: int | None) -> None:
+        """
+        Args:
+            keys: distinct ones to begin with.
+            most: keys that are remembered; None is all.
+        """
+        self.most = most
+        self._sorted = [np.sort(keys)]
+        self._held = len(keys)
+
+    def add(self, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Remembers `keys`.
+
+        Returns:
+            repeated, bool [keys]: whether each was there before, in an earlier call or further ahead in this one;
+            new, uint64: those that are remembered from now on, in their order.
+        """
+        repeated = np.ones(len(keys), dtype=bool)
+        repeated[np.unique(keys, return_index=True)[1]] = False
+        for known in self._sorted:
+            place = np.minimum(np.searchsorted(known, keys), max(len(known) - 1, 0))
+            repeated |= known[place] == keys if len(known) else False
+        new = keys[~repeated][: None if self.most is None else max(0, self.most - self._held)]
+        self._held += len(new)
+        self._sorted.append(np.sort(new))
+        while len(self._sorted) > 1 and len(self._sorted[-2]) < 2 * len(self._sorted[-1]):
+            last = self._sorted.pop()
+            self._sorted[-1] = np.sort(np.concatenate([self._sorted[-1], last]), kind="stable")
+        return repeated, new
+
+
+class KeyFile:
+    """The keys that are remembered, on the disk: what a call that continues begins with."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.count = path, 0
+        self._file: IO[bytes] | None = None
+
+    def write(self, keys: np.ndarray) -> None:
+        if self._file is None:
+            self._file = self.path.open("wb")
+        self._file.write(keys.astype("<u8").tobytes())
+        self.count += len(keys)
+
+    def sync(self) -> None:
+        """Returns when what was written is on the disk."""
+        if self._file is not None:
+            self._file.flush()
+            os.fsync(self._file.fileno())
+
+    def restore(self, count: int) -> None:
+        """Continues after the first `count` keys; what was written behind them is cut off."""
+        self.count = count
+        if count:
+            self._file = self.path.open("r+b")
+            self._file.truncate(8 * count)
+            self._file.seek(0, os.SEEK_END)
+
+    def read(self) -> np.ndarray:
+        """uint64: all of them."""
+        self.sync()
+        return np.fromfile(self.path, "<u8").astype(np.uint64) if self.count else np.zeros(0, np.uint64)
+
+    def close(self) -> None:
+        """Removes the file."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+        self.path.unlink(missing_ok=True)
