@@ -33,7 +33,7 @@ from fastbert.training.lagged import LaggedScalars
 from fastbert.training.logbook import Logbook, say
 from fastbert.training.optimizers import build_optimizer, clip_gradients, guarded_step
 from fastbert.training.schedules import learning_rate_factor
-from fastbert.training.timing import repeat_in, time_in_groups, writing_seconds
+from fastbert.training.timing import Timed, repeat_in, time_in_groups, writing_seconds
 
 LEAST_TIMED, MOST_TIMED = 4, 2000  # steps
 
@@ -144,9 +144,19 @@ def stage_timer(setup: Setup, objective: nn.Module, seconds: float) -> Callable[
     return cache(lambda batch_size, length: timed_step(setup, objective, each, Plan.constant(batch_size, length)))
 
 
-def timed_step(setup: Setup, objective: nn.Module, seconds: float, plan: Plan, most: int = MOST_TIMED) -> float:
-    """The time of a training step on `objective` while nothing else runs, measured in about `seconds` over `most` steps
-    at most."""
+def timed_step(setup: Setup, objective: nn.Module, seconds: float, plan: Plan) -> float:
+    """The time of a training step on `objective` while nothing else runs, measured in about `seconds`."""
+    found = time_training(setup, objective, seconds, plan, MOST_TIMED)
+    if found.disturbed:
+        say(
+            f"other work disturbed the timing of steps: they took {found.mean:.3g} s on average and "
+            f"{found.seconds:.3g} s at the 10th percentile, which is used"
+        )
+    return found.seconds
+
+
+def time_training(setup: Setup, objective: nn.Module, seconds: float, plan: Plan, most: int) -> Timed:
+    """Times training steps on `objective` in about `seconds`, `most` of them at most."""
     batches = setup.batches(plan)
     optimizer = build_optimizer(objective.named_parameters(), setup.options.optimizer, setup.device)
     objective.train()
@@ -168,13 +178,7 @@ def timed_step(setup: Setup, objective: nn.Module, seconds: float, plan: Plan, m
     wait = torch.cuda.synchronize if setup.device.type == "cuda" else torch.cpu.synchronize
     step()  # to warm up
     wait()
-    found = time_in_groups(step, wait, seconds, least=LEAST_TIMED, most=most)
-    if found.disturbed:
-        say(
-            f"other work disturbed the timing of steps: they took {found.seconds:.3g} s, but half of the time "
-            f"{found.half:.3g} s or more; this counts on {found.seconds:.3g} s"
-        )
-    return found.seconds
+    return time_in_groups(step, wait, seconds, least=LEAST_TIMED, most=most)
 
 
 def checkpoint_size(objective: nn.Module) -> int:
