@@ -107,17 +107,16 @@ def steps_in(setup: Setup, seconds: float) -> int:
     begin = time.perf_counter()
     objective = setup.objective()
     built = time.perf_counter() - begin
+    writing = writing_seconds(existing(setup.options.out or "runs"), checkpoint_size(objective))
     window = timing_window(seconds)
     timed = stage_timer(setup, objective, window)
     setup.plan(NOMINAL_STEPS).total(timed, 0, NOMINAL_STEPS)  # times what there is in any but the shortest runs
-    folder = existing(setup.options.out or "runs")
-    size = checkpoint_size(objective)
     costs = Costs(
         start=built,  # the networks are built again
         step=timed,
         validation=repeat_in(window / 2, lambda: setup.validate(objective)),
-        checkpoint=writing_seconds(folder, size),
-        finish=writing_seconds(folder, size // 3),  # the export: weights without moments
+        checkpoint=writing,
+        finish=writing / 3,  # the export: weights without moments
     )
     spent = time.perf_counter() - begin
     steps = costs.steps_in(seconds - spent, setup.plan, setup.options)
