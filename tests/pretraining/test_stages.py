@@ -191,7 +191,8 @@ def test_networks_that_were_timed_are_gone(prepared, tmp_path, monkeypatch) -> N
         return built
 
     monkeypatch.setattr(pretraining.setup.Setup, "objective", objective)
-    job.resolve_steps(prepare_setup(options(prepared, steps=None, minutes=0.001, out=str(tmp_path / "run"))))
+    setup = prepare_setup(options(prepared, steps=None, minutes=0.001, out=str(tmp_path / "run")))
+    setup.options = job.resolve_steps(setup)
     assert [reference() for reference in made] == [None]
 
 
