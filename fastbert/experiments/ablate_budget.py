@@ -126,7 +126,7 @@ def timing_key(setup: Setup, shape: Shape) -> str:
 
 def timed_step(setup: Setup, objective: nn.Module, seconds: float, plan: batches.Plan) -> float:
     """The time of a step in one round."""
-    return job.timed_step(setup, objective, seconds, plan, ROUND_STEPS)
+    return job.time_training(setup, objective, seconds, plan, ROUND_STEPS).seconds
 
 
 def step_seconds(variants: Iterable[Planned], known: Mapping[str, list[float]]) -> dict[str, list[float]]:

@@ -242,7 +242,7 @@ def speeds(setup: Setup, taken: Taken, trainer: Trainer) -> dict[str, str]:
         name = "speed" if len(taken.steps) == 1 else f"{batch_size} x {length}"
         step = timed.seconds
         mfu = trainer.objective.flops(batch_size, length) / step / trainer.peak_flops
-        busy = f"; other work made half of them take {timed.half:.3g} s or more" if timed.disturbed else ""
+        busy = f"; disturbed by other work, {timed.mean:.3g} s on average" if timed.disturbed else ""
         found[name] = (
             f"{step:.3g} s a step, {batch_size * length / step:,.0f} tokens/s, MFU {100 * mfu:.0f} % "
             f"({timed.count} steps timed on {setup.device}, {setup.precision}{busy})"

@@ -42,7 +42,7 @@ from fastbert.training.lagged import LaggedScalars
 from fastbert.training.logbook import Logbook, say
 from fastbert.training.optimizers import clip_gradients, guarded_step, implementation
 from fastbert.training.schedules import learning_rate_factor
-from fastbert.training.timing import repeat_in, time_in_groups, writing_seconds
+from fastbert.training.timing import Timed, repeat_in, time_in_groups, writing_seconds
 
 LEAST_TIMED, MOST_TIMED = 4, 2000  # steps
 
@@ -144,17 +144,16 @@ def steps_in(setup: Setup, seconds: float) -> int:
     begin = time.perf_counter()
     objective = setup.objective()
     built = time.perf_counter() - begin
+    writing = writing_seconds(existing(setup.options.out or "runs"), checkpoint_size(objective))
     window = timing_window(seconds)
     timed = stage_timer(setup, objective, window)
     setup.plan(NOMINAL_STEPS).total(timed, 0, NOMINAL_STEPS)  # times what there is in any but the shortest runs
-    folder = existing(setup.options.out or "runs")
-    size = checkpoint_size(objective)
     costs = Costs(
         start=built,  # the networks are built again
         step=timed,
         validation=repeat_in(window / 2, lambda: setup.validate(objective)),
-        checkpoint=writing_seconds(folder, size),
-        finish=writing_seconds(folder, size // 3),  # the export: weights without moments
+        checkpoint=writing,
+        finish=writing / 3,  # the export: weights without moments
     )
     spent = time.perf_counter() - begin
     steps = costs.steps_in(seconds - spent, setup.plan, setup.options)
@@ -181,9 +180,19 @@ def stage_timer(setup: Setup, objective: nn.Module, seconds: float) -> Callable[
     return cache(lambda batch_size, length: timed_step(setup, objective, each, Plan.constant(batch_size, length)))
 
 
-def timed_step(setup: Setup, objective: nn.Module, seconds: float, plan: Plan, most: int = MOST_TIMED) -> float:
-    """The time of a training step on `objective` while nothing else runs, measured in about `seconds` over `most` steps
-    at most."""
+def timed_step(setup: Setup, objective: nn.Module, seconds: float, plan: Plan) -> float:
+    """The time of a training step on `objective` while nothing else runs, measured in about `seconds`."""
+    found = time_training(setup, objective, seconds, plan, MOST_TIMED)
+    if found.disturbed:
+        say(
+            f"other work disturbed the timing of steps: they took {found.mean:.3g} s on average and "
+            f"{found.seconds:.3g} s at the 10th percentile, which is used"
+        )
+    return found.seconds
+
+
+def time_training(setup: Setup, objective: nn.Module, seconds: float, plan: Plan, most: int) -> Timed:
+    """Times training steps on `objective` in about `seconds`, `most` of them at most."""
     batches = setup.batches(plan)
     optimizer = setup.optimizer(objective)
     objective.train()
@@ -205,13 +214,7 @@ def timed_step(setup: Setup, objective: nn.Module, seconds: float, plan: Plan, m
     wait = partial(torch.cuda.synchronize, setup.device) if setup.device.type == "cuda" else torch.cpu.synchronize
     step()  # to warm up
     wait()
-    found = time_in_groups(step, wait, seconds, least=LEAST_TIMED, most=most)
-    if found.disturbed:
-        say(
-            f"other work disturbed the timing of steps: they took {found.seconds:.3g} s, but half of the time "
-            f"{found.half:.3g} s or more; this counts on {found.seconds:.3g} s"
-        )
-    return found.seconds
+    return time_in_groups(step, wait, seconds, least=LEAST_TIMED, most=most)
 
 
 def checkpoint_size(objective: nn.Module) -> int:
