@@ -18,7 +18,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 CASES = {
-    "attention_cases.py": ("check_operators", "dense", "low", "packed", "untied"),
+    "attention_cases.py": ("check_operators", "check_edges", "dense", "low", "packed", "untied"),
     "cross_entropy_cases.py": (),
     "sampling_cases.py": ("check_operators", "draws", "shapes_of_rows", "samples"),
 }

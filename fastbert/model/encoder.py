@@ -52,6 +52,12 @@ class Dropout(nn.Module):
         return hash_dropout(x, combine(combine(row_keys, self.site)[:, None], place), self.p)
 
 
+PROGRAMS = 1024
+"""Programs of a block in one process, at most. A network has up to five for each kind of shape (training and validation
+of the last block and of the others, and contexts for notes), and a run up to five of those (the first, other batches,
+other lengths, and one row of either); a process may train several networks one after the other."""
+
+
 def site_number(site: int) -> Tensor:
     """A site of dropout as a tensor, so that all blocks are one program to a compiler."""
     return torch.tensor(site, dtype=torch.int32)
@@ -234,6 +240,16 @@ class Encoder(nn.Module):
         return x if edit_words is None else edit_words(x)
 
 
+def raise_program_limit() -> None:
+    """Lets torch.compile keep PROGRAMS programs of a block. At its own limit, 8, it would compile no more and run every
+    further shape eagerly, with one warning."""
+    import torch._dynamo  # takes a second, and is needed by those who compile alone
+
+    settings = torch._dynamo.config
+    for name in ("recompile_limit", "accumulated_recompile_limit"):
+        setattr(settings, name, max(getattr(settings, name), PROGRAMS))
+
+
 def adapt(module: nn.Module, compiled: bool, checkpointing: bool) -> None:
     """Makes the encoders in `module` compile their blocks when they first run, or keep no more of a block for the
     backward pass than its input (Chen et al. 2016, arXiv 1604.06174). Neither changes a result beyond rounding: what
@@ -242,6 +258,7 @@ def adapt(module: nn.Module, compiled: bool, checkpointing: bool) -> None:
         if isinstance(encoder, Encoder):
             encoder.compiled, encoder.checkpointing = compiled, checkpointing
             if compiled:
+                raise_program_limit()
                 for block in encoder.blocks:
                     block.compile()
 

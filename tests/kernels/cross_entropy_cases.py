@@ -96,6 +96,8 @@ def check_operator() -> None:
     torch.library.opcheck(operator, (hidden, embedding, bias, target, -100, 4, torch.float32, [True, True, True]))
     less = (hidden, embedding.detach(), None, target, -100, None, torch.bfloat16, [True, False, False])
     torch.library.opcheck(operator, less)
+    nothing = linear_cross_entropy(hidden[:0], embedding, bias, target[:0], reduction="sum")
+    assert nothing == 0 and not any(x.any() for x in torch.autograd.grad(nothing, (hidden, embedding, bias)))
     compiled = torch.compile(linear_cross_entropy, backend="aot_eager", fullgraph=True)
     both = [function(hidden, embedding, bias, target, rows=4) for function in (compiled, linear_cross_entropy)]
     assert torch.equal(*both)

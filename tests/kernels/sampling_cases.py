@@ -126,6 +126,7 @@ def samples() -> None:
         excluded, given = torch.randint(0, words, (rows,), generator=GENERATOR), keys(rows)
         whole = sample_candidates(hidden, embedding, 5, keys=given, excluded=excluded, **more)
         check(*whole, words, more["forbidden"], excluded)
+        assert sample_candidates(hidden[:0], embedding, 5, keys=given[:0], **more)[0].shape == (0, 5)
         reference = sample_candidates_reference(hidden, embedding, 5, keys=given, excluded=excluded, **more)
         compare(f"candidates {dtype}", whole, reference)
         order = torch.randperm(rows, generator=GENERATOR)

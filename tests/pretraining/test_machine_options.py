@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from fastbert.data.stages import StageOptions, all_shapes
 from fastbert.errors import UserError
 from fastbert.model.config import EncoderOptions
 from fastbert.model.encoder import Block, Encoder, adapt
@@ -113,6 +114,33 @@ def test_blocks_are_one_program(prepared: Path, tmp_path: Path) -> None:
     for batch in (3, 3):
         encoder(torch.ones(batch, 12, dtype=torch.long), row_keys=keys)
     assert len(programs) == 1
+
+
+def test_no_shape_of_a_run_is_left_to_eager_code() -> None:
+    """All shapes that a run with stages has, trained on and validated: two lengths, batches that grow, what is left for
+    the last micro-batch. Every call of a block is a call of one of its programs, whose number is known."""
+    torch.compiler.reset()
+    config = EncoderOptions(layers=1, width=8, heads=1).resolve(50, 16)
+    encoder = Encoder(config, "reference")
+    programs, calls = [], []
+
+    def backend(graph, inputs):
+        programs.append(graph)
+        return lambda *given: calls.append(graph) or graph(*given)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Block, "compile", lambda self: nn.Module.compile(self, backend=backend))
+        adapt(encoder, compiled=True, checkpointing=False)
+    shapes = all_shapes(StageOptions(first_length=8, batch_start=2), batch_size=4, length=16)
+    assert shapes == {(4, 8), (8, 8), (2, 16), (4, 16)}
+    parts = {(rows, length) for batch, length in shapes for rows in (min(3, batch), batch % 3 or 3)}
+    for rows, length in sorted(parts, key=lambda part: (part[1], -part[0])):
+        ids, only = torch.ones(rows, length, dtype=torch.long), torch.zeros(rows, 2, dtype=torch.long)
+        encoder.train()(ids, row_keys=torch.arange(rows, dtype=torch.int32), only=only).sum().backward()
+        with torch.no_grad():
+            encoder.eval()(ids, only=only)
+    assert len(calls) == 2 * len(parts)
+    assert len(programs) == 2 * 5  # first, other batch, one row; other length, one row of it
 
 
 def test_checkpointing_keeps_less_and_gives_the_same_bits() -> None:

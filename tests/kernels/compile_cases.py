@@ -1,0 +1,126 @@
+"""Compiles the kernels with every combination of what they can be given, for GPUs that are not here, and prints as JSON
+the version of Triton and how many variants of each kernel that made. Runs with the Triton that comes first on the path;
+nothing is taken from a cache."""
+
+import itertools
+import json
+import os
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import triton
+from fastbert_kernels import configurations, draw_distinct, linear_cross_entropy, sample_candidates
+from fastbert_kernels.compilation import pretended_gpu
+from fastbert_kernels.triton_attention import attention_forward
+from triton.backends.nvidia.compiler import CUDABackend
+
+PARTS = ("none", "bias", "untied", "relative")
+MASKS = tuple(itertools.product((False, True), repeat=2))
+"""Padding, segments."""
+LENGTHS = {True: (37, 150), False: (64, 160)}
+"""Ragged or whole tiles: a length that fits `short_kernel`, and one that does not."""
+HEADS, BATCH = 2, 3
+found: dict[str, dict[str, int]] = {}
+
+
+@contextmanager
+def as_far_as_ptx() -> Iterator[None]:
+    """Without the assembler, which is a third of the time and is NVIDIA's, not Triton's."""
+    assemble = CUDABackend.make_cubin
+    CUDABackend.make_cubin = lambda *given: b""
+    try:
+        yield
+    finally:
+        CUDABackend.make_cubin = assemble
+
+
+@contextmanager
+def gpu(name: str, capability: int) -> Iterator[None]:
+    """What is compiled in this context is counted under `name`."""
+    with pretended_gpu(capability) as compiled:
+        yield
+        found[name] = Counter(kernel.name for kernel in compiled.kernels())
+
+
+def attend(
+    length: int,
+    parts: str,
+    padding: bool = False,
+    segments: bool = False,
+    p: float = 0.0,
+    packed: bool = False,
+    dtype: torch.dtype = torch.bfloat16,
+    size: int = 16,
+) -> None:
+    """Forward and backward."""
+    rows, tokens = (1, BATCH * length) if packed else (BATCH, length)
+    q, k, v = torch.zeros(rows, tokens, 3, HEADS, size, dtype=dtype, requires_grad=True).permute(2, 0, 3, 1, 4)
+    bias = torch.zeros(1, HEADS, length, length, requires_grad=True) if parts == "bias" else None
+    untied = [None] * 4
+    if parts in ("untied", "relative"):
+        untied = [torch.zeros(HEADS, length, size, dtype=dtype, requires_grad=True) for _ in range(2)]
+        untied += [torch.zeros(HEADS, 2), torch.zeros(HEADS, 2 * length - 1) if parts == "relative" else None]
+    masks = [
+        torch.arange(0, tokens + 1, length, dtype=torch.int32) if packed else None,
+        torch.ones(rows, tokens, dtype=torch.bool) if padding else None,
+        torch.ones(rows, tokens, dtype=torch.int32) if segments else None,
+    ]
+    keys = torch.zeros(BATCH, dtype=torch.int32) if p else None
+    try:
+        out, _ = attention_forward(q, k, v, bias, *untied, *masks, keys, 0.1, p, length)
+        out.backward(torch.zeros_like(out))
+    except Exception as error:
+        error.add_note(f"T {length}, {parts}, padding {padding}, segments {segments}, dropout {p}, packed {packed}")
+        raise
+
+
+def attention() -> None:
+    """Every combination for 9.0; for other GPUs and numbers each part and each mask once. In small tiles, which compile
+    fast, and a training's calls in those that are in use."""
+    kernels = ("forward", "keys", "queries", "bias")
+    small = {kernel: {kind: [16, 16, 1, 1] for kind in configurations.KINDS} for kernel in kernels}
+    configurations.use({**small, "short": {configurations.KINDS[0]: [16, 64, 1, 1]}})
+    with as_far_as_ptx(), gpu("all", 90):
+        for (i, parts), (j, (padding, segments)) in itertools.product(enumerate(PARTS), enumerate(MASKS)):
+            for length in (*LENGTHS[True], *LENGTHS[False]):
+                attend(length, parts, padding, segments, p=0.1 * ((i + j) % 2))
+    with as_far_as_ptx(), gpu("packed", 90):
+        for (i, parts), length in itertools.product(enumerate(PARTS), LENGTHS[True]):
+            attend(length, parts, p=0.1 * (i % 2), packed=True)
+    for capability, dtype, size in ((80, torch.bfloat16, 16), (100, torch.float16, 24), (90, torch.float32, 16)):
+        with as_far_as_ptx(), gpu(f"{capability} {dtype} {size}", capability):
+            for parts, masks in zip(PARTS, MASKS, strict=True):
+                for length in LENGTHS[True]:
+                    attend(length, parts, *masks, p=0.1 * (parts == "bias"), dtype=dtype, size=size)
+    configurations.use({})
+    with gpu("default tiles", 90):
+        for length in (128, 512):
+            attend(length, "bias", padding=True, p=0.1, size=64)
+
+
+def vocabulary() -> None:
+    """Losses and draws for vocabularies that are no multiple of 16, of a block or of a tile; for one row and more."""
+    cases = ((torch.float32, 37, 1), (torch.bfloat16, 5001, 3), (torch.float16, 5001, 1), (torch.bfloat16, 37, 1))
+    with gpu("loss", 90):
+        for dtype, words, rows in cases:
+            hidden, embedding, bias = (torch.zeros(size, dtype=dtype) for size in ((rows, 4), (words, 4), words))
+            target = torch.zeros(rows, dtype=torch.int64)
+            linear_cross_entropy(hidden, embedding, bias, target)
+            linear_cross_entropy(hidden.requires_grad_(), embedding, None, target)
+    with gpu("draws", 90):
+        for dtype, words, rows in cases[:3]:
+            hidden, embedding = (torch.zeros(size, dtype=dtype) for size in ((rows, 4), (words, 4)))
+            keys, excluded = torch.zeros(rows, dtype=torch.int32), torch.zeros(rows, dtype=torch.int64)
+            sample_candidates(hidden, embedding, 3, keys=keys)
+            draw_distinct(torch.zeros(rows, words, dtype=dtype), 3, keys, excluded=excluded)
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory(prefix="fastbert-compile-") as folder:
+        os.environ["TRITON_CACHE_DIR"] = folder
+        attention()
+        vocabulary()
+    print(json.dumps({"triton": triton.__version__, "variants": found}))

@@ -1,0 +1,47 @@
+"""Every combination of what the kernels can be given compiles, with the oldest Triton they promise and the newest."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton")
+from fastbert_kernels.backend import TESTED
+
+CASES = Path(__file__).parent / "compile_cases.py"
+
+
+def attention(combinations: int, with_bias: int, short: bool = True, deltas: int = 1) -> dict[str, int]:
+    """Variants of each kernel: one for each combination, and of the bias's where there is one. Delta has no options."""
+    walks = ("forward_kernel", "keys_kernel", "queries_kernel", *(("short_kernel",) if short else ()))
+    return {**dict.fromkeys(walks, combinations), "bias_kernel": with_bias, "delta_kernel": deltas}
+
+
+VARIANTS = {
+    "all": attention(4 * 4 * 2, 3 * 4 * 2, deltas=2),  # parts, masks, ragged or whole tiles
+    "packed": attention(4, 3),
+    "80 torch.bfloat16 16": attention(4, 3),
+    "100 torch.float16 24": attention(4, 3),
+    "90 torch.float32 16": attention(4, 3, short=False),  # which is for 16-bit numbers
+    "default tiles": attention(1, 1),
+    "loss": {"rows_kernel": 4 * 2},  # with and without gradients
+    "draws": {"block_kernel": 3 * 2, "draw_kernel": 3 * 2},  # with and without an excluded word
+}
+
+
+@pytest.mark.parametrize("version", [TESTED[0], TESTED[-1]])
+def test_every_combination(version: str) -> None:
+    path = os.environ.get("PYTHONPATH", "")
+    if version == TESTED[0]:
+        oldest = Path(sys.prefix) / f"triton-{version}"
+        assert (oldest / "triton").is_dir(), f"there is no {oldest}: ./run_tests.sh puts Triton {version} there"
+        path = os.pathsep.join([str(oldest), *filter(None, [path])])
+    environment = {**os.environ, "PYTHONPATH": path}
+    done = subprocess.run([sys.executable, CASES], capture_output=True, text=True, env=environment, timeout=600)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["triton"].startswith(f"{version}.")
+    assert found["variants"] == VARIANTS
