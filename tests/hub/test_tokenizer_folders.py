@@ -89,6 +89,14 @@ def test_a_cased_tokenizer_json_alone_is_taken_as_it_is(tmp_path: Path, capsys) 
     assert ids(AutoTokenizer.from_pretrained(exported(folder, tmp_path / "out"))) == ids(library)
 
 
+def test_an_export_that_transformers_would_read_differently_is_not_written(tmp_path: Path, monkeypatch) -> None:
+    folder = put(tmp_path / "in", tokenizer__json=tokenizer_json(lowercase=False))
+    monkeypatch.setattr(WordPiece, "config", lambda words: {"tokenizer_class": "BertTokenizer"})
+    with pytest.raises(UserError, match="do_lower_case is False in fastbert and True in transformers"):
+        exported(folder, tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]
+
+
 def test_the_refusal_names_a_fix_that_works(tmp_path: Path) -> None:
     for name in ("another case", "BERT's case by default", "other accents", "control characters", "longest word"):
         folder = put(tmp_path / name, **REFUSED[name][1])
