@@ -220,6 +220,24 @@ def test_a_folder_stays_the_folder_it_is(tmp_path, monkeypatch, place: str, olde
     assert not [path for path in tmp_path.rglob("*") if path.name.endswith(".tmp")]
 
 
+def test_a_link_to_nothing_as_the_folder_of_a_run(tmp_path) -> None:
+    link = tmp_path / "link"
+    link.symlink_to("far/real")
+    with locked_folder(link):
+        pass
+    assert os.listdir(tmp_path) == ["link"]
+    with locked_folder(link):
+        (link / "written").touch()
+    assert link.is_symlink() and (tmp_path / "far" / "real" / "written").exists()
+
+
+@pytest.mark.parametrize("write", [atomic_file, atomic_folder, lambda path: output_folder(path, "a", "b")])
+def test_folders_made_for_what_failed_are_removed(tmp_path, write) -> None:
+    with pytest.raises(ZeroDivisionError), write(tmp_path / "a" / "b" / "c"):
+        raise ZeroDivisionError
+    assert os.listdir(tmp_path) == []
+
+
 @pytest.mark.parametrize("older", [False, True])
 def test_killed_while_a_folder_is_filled_from_within(tmp_path, monkeypatch, older: bool) -> None:
     """Without its last file unless it is whole, recognized by its first, and filled by the next call."""
