@@ -23,9 +23,9 @@ def attention(combinations: int, with_bias: int, short: bool = True, deltas: int
 VARIANTS = {
     "all": attention(4 * 4 * 2, 3 * 4 * 2, deltas=2),  # parts, masks, ragged or whole tiles
     "packed": attention(4, 3),
-    "80 torch.bfloat16 16": attention(4, 3),
-    "100 torch.float16 24": attention(4, 3),
-    "90 torch.float32 16": attention(4, 3, short=False),  # which is for 16-bit numbers
+    "80 torch.bfloat16 16": attention(2, 2),
+    "100 torch.float16 24": attention(2, 2),
+    "90 torch.float32 16": attention(2, 2, short=False),  # which is for 16-bit numbers
     "default tiles": attention(1, 1),
     "loss": {"rows_kernel": 4 * 2},  # with and without gradients
     "draws": {"block_kernel": 3 * 2, "draw_kernel": 3 * 2},  # with and without an excluded word
