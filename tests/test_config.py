@@ -112,11 +112,11 @@ def test_unknown_flag_exits_with_2_and_names_the_nearest(capsys) -> None:
 @pytest.mark.parametrize("number", ["inf", "-inf", "nan"])
 def test_numbers_are_finite(number: str, tmp_path) -> None:
     """An infinity is above any least value, and would end as Infinity in JSON."""
-    said = "--optimizer.clip-norm is inf; give a finite number" if number == "inf" else "it cannot be negative"
+    said = "optimizer.clip_norm must be a finite number, not inf" if number == "inf" else "it cannot be negative"
     with pytest.raises(UserError, match=said):
         config.parse(PretrainOptions, [f"--optimizer.clip-norm={number}"], "pretrain")
     path = write(tmp_path, f"optimizer: {{clip_norm: {number.replace('inf', '.inf').replace('nan', '.nan')}}}")
-    with pytest.raises(UserError, match=rf"optimizer: clip_norm must be a finite number, found {number}"):
+    with pytest.raises(UserError, match=rf"optimizer: clip_norm must be a finite number, not {number}"):
         config.load_yaml(PretrainOptions, path)
 
 

@@ -22,7 +22,7 @@ import numpy as np
 
 from fastbert.data.progress import progress
 from fastbert.errors import UserError
-from fastbert.files import atomic_file
+from fastbert.files import atomic_file, json_text
 
 HEADER_BYTES = 128  # of a one-dimensional .npy file, whatever its length
 CHUNK = 2**20
@@ -56,7 +56,7 @@ def save_array(path: Path, array: np.ndarray) -> FileRecord:
 
 def save_json(path: Path, value: Any) -> FileRecord:
     """Writes JSON, whole or not at all; returns the record of its bytes."""
-    content = (json.dumps(value, indent=2) + "\n").encode()
+    content = (json_text(value, indent=2) + "\n").encode()
     with atomic_file(path) as file:
         file.write(content)
     return {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
@@ -147,7 +147,7 @@ def remember(folder: Path, marks: dict[str, Any]) -> None:
     try:
         path = record_file(folder)
         with atomic_file(path, "w") as file:
-            json.dump({"folder": str(folder.resolve()), "files": marks}, file)
+            file.write(json_text({"folder": str(folder.resolve()), "files": marks}))
     except (UserError, OSError, RuntimeError) as error:
         _report_once(f"data is verified at every start, because what was verified cannot be remembered: {error}")
 

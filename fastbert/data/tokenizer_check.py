@@ -4,7 +4,6 @@ transformers never sees the folder itself, only a copy of the entries that `inte
 run. Importing it takes about half a second next to torch, so it happens here, where a folder is compared.
 """
 
-import json
 import string
 import sys
 import tempfile
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastbert.data.tokenizer_files import CONFIG, JSON, MODEL, SPECIAL_TOKENS, Interpreted, contradictions
 from fastbert.errors import UserError
+from fastbert.files import json_text
 
 if TYPE_CHECKING:
     from fastbert.data.tokenizer import WordPiece
@@ -70,7 +70,7 @@ def check_folder(wordpiece: "WordPiece", files: Interpreted) -> None:
         right = {key: value for key, value in wordpiece.config().items() if config.get(key, ...) != value}
         raise UserError(
             f"transformers and fastbert read the tokenizer in {folder} differently: {found}. If {files.path.name} is "
-            f"what the model was trained with, put {json.dumps(right)} into {CONFIG}"
+            f"what the model was trained with, put {json_text(right)} into {CONFIG}"
         )
 
 
@@ -83,7 +83,7 @@ def open_in_transformers(contents: dict[str, Any]) -> Any:
     try:
         with tempfile.TemporaryDirectory() as folder:
             for name, content in contents.items():
-                text = content if isinstance(content, str) else json.dumps(content)
+                text = content if isinstance(content, str) else json_text(content)
                 (Path(folder) / name).write_text(text, encoding="utf-8", newline="")
             return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     finally:

@@ -37,7 +37,7 @@ def serialized(tensors: dict[str, Tensor], metadata: Mapping[str, str]) -> bytes
     end = 8 + int.from_bytes(content[:8], "little")
     entries = json.loads(content[8:end])
     entries["__metadata__"] = dict(sorted(metadata.items()))
-    header = json.dumps(entries, separators=(",", ":")).encode()
+    header = json.dumps(entries, separators=(",", ":"), allow_nan=False).encode()
     header += b" " * (-len(header) % 8)  # the tensors stay aligned
     return len(header).to_bytes(8, "little") + header + content[end:]
 
