@@ -239,6 +239,13 @@ def test_folders_made_for_what_failed_are_removed(tmp_path, write) -> None:
     assert os.listdir(tmp_path) == []
 
 
+@pytest.mark.parametrize("name", ["x" * 256, "x" * 256 + "/c"])
+def test_folders_made_above_one_that_cannot_be_are_removed(tmp_path, name: str) -> None:
+    with pytest.raises(UserError), locked_folder(tmp_path / "a" / "b" / name):
+        pass
+    assert os.listdir(tmp_path) == []
+
+
 @pytest.mark.parametrize("older", [False, True])
 def test_killed_while_a_folder_is_filled_from_within(tmp_path, monkeypatch, older: bool) -> None:
     """Without its last file unless it is whole, recognized by its first, and filled by the next call."""
