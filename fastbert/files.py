@@ -94,6 +94,7 @@ def make_folder(path: Path) -> list[Path]:
         missing = [folder for folder in (real, *real.parents) if not os.path.lexists(folder)][::-1]
         try:
             real.mkdir(parents=True, exist_ok=True)
+            os.stat(path)  # "a/../b" leads nowhere without an a
         except OSError:
             remove_empty([folder for folder in missing if os.path.isdir(folder)])
             raise
