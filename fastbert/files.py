@@ -87,13 +87,18 @@ def make_folder(path: Path) -> list[Path]:
         The folders that were made, the outermost first.
 
     Raises:
-        UserError: it cannot be made.
+        UserError: it cannot be made; those above it are not left behind.
     """
     with folder_errors(path):
         real = Path(os.path.realpath(path))
-        missing = [folder for folder in (real, *real.parents) if not folder.exists()]
-        real.mkdir(parents=True, exist_ok=True)
-    return missing[::-1]
+        missing = [folder for folder in (real, *real.parents) if not os.path.lexists(folder)][::-1]
+        try:
+            real.mkdir(parents=True, exist_ok=True)
+            os.stat(path)  # "a/../b" leads nowhere without an a
+        except OSError:
+            remove_empty([folder for folder in missing if os.path.isdir(folder)])
+            raise
+    return missing
 
 
 def remove_empty(folders: list[Path]) -> None:

@@ -1,6 +1,7 @@
 """Links, devices, mount points and folders that are there stay what they are; nothing planted is followed."""
 
 import errno
+import json
 import os
 import resource
 import shutil
@@ -238,6 +239,13 @@ def test_folders_made_for_what_failed_are_removed(tmp_path, write) -> None:
     assert os.listdir(tmp_path) == []
 
 
+@pytest.mark.parametrize("name", ["x" * 256, "x" * 256 + "/c", "nothing/../c"])
+def test_folders_made_above_one_that_cannot_be_are_removed(tmp_path, name: str) -> None:
+    with pytest.raises(UserError), locked_folder(tmp_path / "a" / "b" / name):
+        pass
+    assert os.listdir(tmp_path) == []
+
+
 @pytest.mark.parametrize("older", [False, True])
 def test_killed_while_a_folder_is_filled_from_within(tmp_path, monkeypatch, older: bool) -> None:
     """Without its last file unless it is whole, recognized by its first, and filled by the next call."""
@@ -297,9 +305,16 @@ def test_prepare_killed_while_it_fills_a_folder(corpus, tmp_path, number: int, s
     assert in_child(killed) == -signal.SIGKILL
     assert (out / "dataset.json").exists() == (number > 15)
     prepare(replace(options, seed=seed))
-    found = read_bytes(out)
-    assert found == read_bytes(expected) | {name: found[name] for name in found if name.startswith(".partial/")}
-    assert number > 15 or sorted(os.listdir(out)) == sorted(os.listdir(expected))
+    assert read_bytes(out) == read_bytes(expected) and sorted(os.listdir(out)) == sorted(os.listdir(expected))
+
+
+def test_traces_of_a_prepare_that_was_killed_at_its_end(corpus, prepared, tmp_path) -> None:
+    out = Path(shutil.copytree(prepared, tmp_path / "out"))
+    (out / partial.WITHIN).mkdir()
+    for name in (*partial.INNER, f"{partial.WITHIN}/.lock"):
+        (out / name).touch()
+    prepare(PrepareOptions(str(corpus), str(out), vocab_size=600, validation_share=0.1, workers=1))
+    assert sorted(os.listdir(out)) == sorted(os.listdir(prepared))
 
 
 def read_bytes(path: Path) -> dict[str, bytes]:
@@ -387,6 +402,47 @@ def test_prepare_does_not_work_in_a_planted_folder(corpus, tmp_path) -> None:
     with pytest.raises(UserError, match=r"\.out\.partial, where the work would be kept, is a link"):
         prepare(PrepareOptions(str(corpus), str(tmp_path / "out"), vocab_size=600, workers=1))
     assert (tmp_path / "theirs" / "file").read_text() == "precious"
+
+
+@pytest.mark.parametrize("names", [["../target"], ["{}/target"], [".."], ["."], [""], [1], {"target": 1}, "target"])
+@pytest.mark.parametrize("same", [False, True])
+def test_names_that_a_killed_prepare_noted_lead_nowhere_else(tmp_path, target, names, same: bool) -> None:
+    """They are moved, or with other options removed."""
+    out = tmp_path / "out"
+    folder = out / partial.WITHIN
+    folder.mkdir(parents=True)
+    (folder / "target").write_text("moved")
+    names = (
+        [name.format(tmp_path) if isinstance(name, str) else name for name in names] if type(names) is list else names
+    )
+    (folder / partial.MOVED).write_text(json.dumps(names))
+    (folder / partial.MADE_OF).write_text(json.dumps({"seed": 0}))
+    with (
+        pytest.raises(UserError, match=r"moved\.json is damaged: .*; remove .*partial to begin anew"),
+        partial.partial_folder(out, {"seed": 0 if same else 1}),
+    ):
+        pass
+    assert target.read_text() == "precious" and out.is_dir()
+
+
+@pytest.mark.parametrize("name", [".keys", "train-00000.tokens.npy", ".state.npz", "tokenizer", "tokenizer/vocab.txt"])
+@pytest.mark.parametrize("plant", [os.symlink, os.link])
+def test_prepare_does_not_resume_among_planted_links(tmp_path, target, plant, name: str) -> None:
+    folder = tmp_path / ".out.partial"
+    (folder / "tokenizer").mkdir(parents=True)
+    (folder / partial.MADE_OF).write_text("{}")
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    (theirs / ".x.0123abcd.tmp").write_text("precious")
+    if name == "tokenizer":
+        (folder / name).rmdir()
+        (folder / name).symlink_to(theirs)
+    else:
+        plant(target, folder / name)
+    with partial.partial_folder(tmp_path / "out", {}) as found:
+        assert sorted(os.listdir(found.folder)) == [LOCK, partial.MADE_OF]
+        (found.folder / "new").touch()
+    assert target.read_text() == (theirs / ".x.0123abcd.tmp").read_text() == "precious"
 
 
 def test_leftovers_of_killed_processes_go_and_living_ones_stay(tmp_path) -> None:

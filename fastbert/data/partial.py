@@ -5,7 +5,9 @@ is in it is moved out, dataset.json last."""
 import fcntl
 import json
 import os
+import re
 import shutil
+import stat
 import struct
 import sys
 import zipfile
@@ -39,8 +41,10 @@ from fastbert.outputs import move_contents, ordered, resolved
 
 MADE_OF, TOKENIZER, STATE = ".made_of.json", ".tokenizer.json", ".state.npz"
 MOVED = ".moved.json"  # names of all that the result consists of; there from when it is complete
+INNER = (STATE, TOKENIZER, MADE_OF, MOVED, LOCK)  # names of what is no part of the result
 WITHIN = ".partial"
 DATASET = "dataset.json"
+_PLAIN_NAME = re.compile(r"\w[\w.-]*", re.ASCII)
 # What numpy and zipfile raise over a damaged archive, found by flipping each of its bits.
 _UNZIPPING = (
     ValueError,
@@ -110,6 +114,8 @@ def partial_folder(out: Path, made_of: dict[str, Any]) -> Iterator[Partial | Non
             yield None
             return
         try:
+            if _is_planted(folder):
+                _empty(folder, out)
             _clean(folder)
             if not (folder / MADE_OF).is_file() or read_json(folder / MADE_OF, "leftover") != made_of:
                 _empty(folder, out)
@@ -130,6 +136,24 @@ def partial_folder(out: Path, made_of: dict[str, Any]) -> Iterator[Partial | Non
                 raise
         finally:
             os.close(handle)
+
+
+def remove_traces(out: Path) -> None:
+    """Removes from a finished folder what a call did not come to remove which was killed when all was in place."""
+    if not os.access(out, os.W_OK | os.X_OK):
+        return
+    folder = out / WITHIN
+    if folder.is_dir() and not folder.is_symlink():
+        handle = open_lock(folder / LOCK)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:  # that call has not ended yet
+            return
+        finally:
+            os.close(handle)
+        shutil.rmtree(folder)
+    for name in INNER:
+        (out / name).unlink(missing_ok=True)
 
 
 def _lock(folder: Path, out: Path) -> tuple[int | None, list[Path]]:
@@ -164,6 +188,19 @@ def _lock(folder: Path, out: Path) -> tuple[int | None, list[Path]]:
         os.close(handle)  # of a folder that was removed while this process waited
 
 
+def _is_planted(folder: Path) -> bool:
+    """Whether `folder` or its tokenizer holds what `prepare` never puts there: links, second names of files that lie
+    elsewhere, FIFOs. What the work would write under such a name would go elsewhere."""
+    for path in folder.iterdir():
+        found = path.lstat()
+        if stat.S_ISDIR(found.st_mode):
+            if path.name == "tokenizer" and _is_planted(path):
+                return True
+        elif not stat.S_ISREG(found.st_mode) or (found.st_nlink > 1 and path.name != LOCK):
+            return True
+    return False
+
+
 def _clean(folder: Path) -> None:
     """Removes files and folders that a kill left half written."""
     remove_leftovers(folder)
@@ -174,26 +211,40 @@ def _clean(folder: Path) -> None:
 def _empty(folder: Path, out: Path) -> None:
     """Removes what another call left in `folder`, and what it had moved to `out`."""
     if (folder / MOVED).is_file():
-        for name in read_json(folder / MOVED, "leftover"):
+        for name in _moved(folder):
             remove(out / name)
     for path in folder.iterdir():
         if path.name != LOCK:
             remove(path)
 
 
+def _moved(folder: Path) -> list[str]:
+    """The names of all that the result in `folder` consists of. They are renamed and removed, so none may lead
+    elsewhere.
+
+    Raises:
+        UserError: it is not what `_finish` wrote.
+    """
+    names = read_json(folder / MOVED, "leftover")
+    plain = isinstance(names, list) and all(isinstance(name, str) and _PLAIN_NAME.fullmatch(name) for name in names)
+    if not plain:
+        raise UserError(f"{folder / MOVED} is damaged: it holds no list of names; remove {folder} to begin anew")
+    return names
+
+
 def _finish(folder: Path, out: Path) -> None:
     """Makes `folder` durable and puts it into place."""
     if not (folder / MOVED).is_file():
         sync_tree(folder)
-        write_json(folder / MOVED, sorted(contents(folder) - {STATE, TOKENIZER, MADE_OF, MOVED}))
+        write_json(folder / MOVED, sorted(name for name in contents(folder) if _PLAIN_NAME.fullmatch(name)))
     (folder / STATE).unlink(missing_ok=True)
-    names = read_json(folder / MOVED, "leftover")
+    names = _moved(folder)
     if out.is_dir():
         names = ordered([name for name in names if os.path.lexists(folder / name)], first="", last=DATASET)
         move_contents(folder, out, names)
         return
     os.rename(folder, out)
-    for name in (STATE, TOKENIZER, MADE_OF, MOVED, LOCK):
+    for name in INNER:
         (out / name).unlink(missing_ok=True)
     sync_folder(out)
     sync_folder(out.parent)

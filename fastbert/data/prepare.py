@@ -18,7 +18,7 @@ from typing import IO, Any
 from fastbert.data.corpus import Corpus, tokenize, workers_for
 from fastbert.data.encoding import token_dtype
 from fastbert.data.integrity import FileRecord, compare, file_record, save_array
-from fastbert.data.partial import TOKENIZER, Partial, is_free, partial_folder
+from fastbert.data.partial import TOKENIZER, Partial, is_free, partial_folder, remove_traces
 from fastbert.data.progress import progress
 from fastbert.data.rare import write_rare
 from fastbert.data.shards import FORMAT, FORMAT_VERSION, SPLITS, read_record, unigram_entropy
@@ -122,6 +122,8 @@ def prepare(options: PrepareOptions, table: IO[str] | None = None) -> Path:
     source = _open(options)
     made_of = {"source": source.identity, "options": options.identity()}
     if _finished(out, made_of):
+        with disk_errors(out):
+            remove_traces(out)
         print(f"{out} is already prepared from this source with these options", file=sys.stderr)
     else:
         with partial_folder(out, {**made_of, "format_version": FORMAT_VERSION}) as partial:

@@ -291,6 +291,8 @@ class Trainer:
         restore_optimizer(self.optimizer, checkpoint.tensors["optimizer"], checkpoint.state["optimizer"])
         # Older versions wrote NaN where there is None now.
         self.progress = Progress(**finite_or_none(checkpoint.state["progress"]))
+        if self.progress.skipped_in_row == 0:  # as after its save, which may have been killed before it came to that
+            self.checkpointer.prune(checkpoint.step)
 
     def _advice(self) -> str:
         """How to continue after a divergence."""

@@ -121,7 +121,7 @@ class Checkpointer:
             manifest["seal"] = seal_of(manifest)
             (folder / "manifest.json").write_text(json.dumps(manifest, indent=1, allow_nan=False), encoding="utf-8")
         if prune:
-            self._prune(step)
+            self.prune(step)
         return path
 
     def load_latest(self) -> Checkpoint | None:
@@ -137,9 +137,12 @@ class Checkpointer:
                 continue
         return None
 
-    def _prune(self, step: int) -> None:
-        """Judges the checkpoints up to `step` only. Later ones are there if the run went back, because they are damaged
-        perhaps: they must not push out the one just saved, and the run may yet replace them."""
+    def prune(self, step: int) -> None:
+        """Removes the checkpoints no longer kept.
+
+        Judges those up to `step` only. Later ones are there if the run went back, because they are damaged perhaps:
+        they must not push out the one just saved, and the run may yet replace them.
+        """
         paths = [path for path in self.paths() if _step_of(path) <= step]
         metrics = {path: _metric_of(path) for path in paths}
         keep = {*paths[-self.keep_last :], *(path for path in paths if _step_of(path) in self.keep)}

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.flags import main
-from tests.pretraining.test_resume import assert_same_run
+from tests.pretraining.test_resume import assert_same_run, metrics
 
 
 @pytest.fixture(scope="module")
@@ -131,3 +131,14 @@ def test_records_that_are_damaged_or_missing_are_reported(whole: Path, run: Path
     shutil.rmtree(run / "checkpoints" / "step-00000008")  # the next checkpoint knows what is left
     assert "metrics.jsonl is not as" not in resumed(run, capsys)
     assert (run / "model" / "model.safetensors").read_bytes() == (whole / "model" / "model.safetensors").read_bytes()
+
+
+def test_checkpoints_that_a_killed_save_did_not_come_to_remove(whole: Path, run: Path, capsys) -> None:
+    """All are written, and the newest is the run's last: no save follows that would remove the older ones."""
+    last = "step-00000012"
+    shutil.copytree(whole / "checkpoints" / last, run / "checkpoints" / last)
+    best = min(row["loss"] for row in metrics(whole) if row["split"] == "validation")
+    kept = sorted(os.listdir(whole / "checkpoints"))
+    assert metrics(whole)[-1]["loss"] == best and "step-00000008" in kept
+    resumed(run, capsys, "--keep-checkpoints", "1")
+    assert os.listdir(run / "checkpoints") == [last]
