@@ -56,6 +56,23 @@ _UNZIPPING = (
 )
 
 
+class DamagedWorkError(UserError):
+    """What an interrupted call left is not what it wrote."""
+
+
+@contextmanager
+def left_behind(folder: Path) -> Iterator[None]:
+    """What is read back of an interrupted call's work in `folder`: where it is damaged, that is how to continue.
+
+    Raises:
+        DamagedWorkError: the block raised a UserError.
+    """
+    try:
+        yield
+    except UserError as error:
+        raise DamagedWorkError(f"{error}; remove {folder} to begin anew") from None
+
+
 class Partial:
     """A result in the making: `folder`, and the state of the work at its last `save`."""
 
@@ -73,7 +90,11 @@ class Partial:
             np.savez(file, record=np.frombuffer(json.dumps(record, allow_nan=False).encode(), np.uint8), **arrays)
 
     def load(self) -> tuple[dict[str, Any], dict[str, np.ndarray]] | None:
-        """What was saved last; None if nothing was."""
+        """What was saved last; None if nothing was.
+
+        Raises:
+            UserError: it is damaged.
+        """
         if not (self.folder / STATE).is_file():
             return None
         try:
@@ -81,7 +102,7 @@ class Partial:
                 arrays = dict(data)
                 return json.loads(arrays.pop("record").tobytes()), arrays
         except _UNZIPPING as error:
-            raise UserError(f"{self.folder / STATE} is damaged ({error}); remove {self.folder} to begin anew") from None
+            raise UserError(f"{self.folder / STATE} is damaged ({error})") from None
 
     def forget(self) -> None:
         """Drops what was saved."""
@@ -111,7 +132,9 @@ def partial_folder(out: Path, made_of: dict[str, Any]) -> Iterator[Partial | Non
             return
         try:
             _clean(folder)
-            if not (folder / MADE_OF).is_file() or read_json(folder / MADE_OF, "leftover") != made_of:
+            with left_behind(folder):
+                same = (folder / MADE_OF).is_file() and read_json(folder / MADE_OF, "leftover") == made_of
+            if not same:
                 _empty(folder, out)
                 write_json(folder / MADE_OF, made_of)
             elif (folder / "tokenizer").is_dir():
@@ -120,6 +143,8 @@ def partial_folder(out: Path, made_of: dict[str, Any]) -> Iterator[Partial | Non
             try:
                 yield partial
                 _finish(folder, out)
+            except DamagedWorkError:  # the same command would find the same
+                raise
             except BaseException as error:
                 interrupted = not isinstance(error, Exception) and (folder / "tokenizer").is_dir()
                 if interrupted or partial.complete or (folder / STATE).is_file():
