@@ -131,3 +131,17 @@ def test_records_that_are_damaged_or_missing_are_reported(whole: Path, run: Path
     shutil.rmtree(run / "checkpoints" / "step-00000008")  # the next checkpoint knows what is left
     assert "metrics.jsonl is not as" not in resumed(run, capsys)
     assert (run / "model" / "model.safetensors").read_bytes() == (whole / "model" / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "vocab.txt and tokenizer.json"])
+def test_the_tokenizer_of_the_run(name: str, whole: Path, run: Path, capsys) -> None:
+    """Damaged, or another one of equal size: the export has the one that the weights were trained with."""
+    if name == "tokenizer.json":
+        (run / "tokenizer" / name).write_bytes(b"{")
+    else:
+        (run / "tokenizer" / "tokenizer.json").unlink()
+        tokens = (run / "tokenizer" / "vocab.txt").read_text().split("\n")
+        (run / "tokenizer" / "vocab.txt").write_text("\n".join([*tokens[:5], *tokens[-2:4:-1], ""]))
+    assert "tokenizer" in (said := resumed(run, capsys)) and "it is written anew" in said
+    for path in ("tokenizer/tokenizer.json", "model/tokenizer.json", "model/model.safetensors"):
+        assert (run / path).read_bytes() == (whole / path).read_bytes()
