@@ -413,6 +413,33 @@ def read_json(path: Path | str, what: str) -> Any:
         raise UserError(f"{what} {path} is damaged: {error}") from None
 
 
+def write_sealed(path: Path | str, record: dict[str, Any]) -> None:
+    """Writes a JSON object with its seal, for `read_sealed`."""
+    record = finite_or_none(record)
+    write_json(path, {**record, "seal": seal_of(record)})
+
+
+def read_sealed(path: Path | str, what: str, kinds: dict[str, type], fix: str) -> dict[str, Any]:
+    """The JSON object that `write_sealed` wrote, without its seal. Older versions wrote none: then only `kinds` count.
+
+    Args:
+        what: names the file in errors.
+        kinds: what must be there, and its type.
+        fix: of a damaged file, as the end of the message.
+
+    Raises:
+        UserError: the file is missing or damaged.
+    """
+    try:
+        record = read_json(path, what)
+    except UserError as error:
+        raise UserError(f"{error}; {fix}") from None
+    whole = isinstance(record, dict) and all(isinstance(record.get(key), kind) for key, kind in kinds.items())
+    if not whole or record.pop("seal", None) not in (None, seal_of(record)):
+        raise UserError(f"{what} {path} is damaged or was changed since it was written; {fix}")
+    return record
+
+
 def seal_of(record: dict[str, Any]) -> str:
     """SHA-256 over a JSON object but for its key `seal`, which is where a file keeps the hash of its own content."""
     bare = {key: value for key, value in record.items() if key != "seal"}

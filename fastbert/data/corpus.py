@@ -16,7 +16,7 @@ import numpy as np
 from fastbert.data.duplicates import COUNTED, KeyFile, Seen
 from fastbert.data.encoding import Encoded, encode_in_worker
 from fastbert.data.hashing import text_hash
-from fastbert.data.partial import Partial
+from fastbert.data.partial import Partial, left_behind
 from fastbert.data.progress import Report
 from fastbert.data.rare import WordCounter
 from fastbert.data.shards import SPLITS
@@ -92,7 +92,7 @@ class Corpus:
         self.keys.sync()
         record: dict[str, Any] = {name: getattr(self, name) for name in COUNTS}
         record |= {
-            "keys": self.keys.count,
+            "keys": self.keys.state(),
             "writers": {split: state[0] for split, state in states.items()},
             "ended_by": source.ended_by,
         }
@@ -101,20 +101,23 @@ class Corpus:
         partial.save(record, {**arrays, "shares": self.shares.counts})
 
     def restore(self, partial: Partial, source: Source) -> None:
-        """Goes on from the state that was kept last, if there is one."""
-        if (kept := partial.load()) is None:
-            return
-        record, arrays = kept
+        """Goes on from the state that was kept last, if there is one.
+
+        Raises:
+            DamagedWorkError: state or files are not what was written.
+        """
+        with left_behind(partial.folder):
+            if (kept := partial.load()) is not None:
+                self._restore(*kept, source)
+
+    def _restore(self, record: dict[str, Any], arrays: dict[str, np.ndarray], source: Source) -> None:
 
         def group(name: str) -> dict[str, np.ndarray]:
             return {key.removeprefix(f"{name}."): a for key, a in arrays.items() if key.startswith(f"{name}.")}
 
         for name in COUNTS:
             setattr(self, name, record[name])
-        if self.complete:
-            self.keys.count = record["keys"]
-        else:
-            self.keys.restore(record["keys"])
+        self.keys.restore(record["keys"], needed=not self.complete)
         for split, writer in self.writers.items():
             writer.restore(record["writers"][split], group(split))
         self.counter.restore(group("counter"))

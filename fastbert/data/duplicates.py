@@ -4,11 +4,15 @@ Among n distinct documents two share a hash with a probability of n^2 / 2^65: 3e
 of memory and, while the corpus is prepared, 8 of disk.
 """
 
+import hashlib
 import os
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
+
+from fastbert.data.integrity import hash_of
+from fastbert.errors import UserError
 
 COUNTED = 2**24  # distinct documents remembered where duplicates are only counted: 128 MB
 
@@ -51,13 +55,15 @@ class KeyFile:
     """The keys that are remembered, on the disk: what a call that continues begins with."""
 
     def __init__(self, path: Path) -> None:
-        self.path, self.count = path, 0
+        self.path, self.count, self._sha = path, 0, hashlib.sha256()
         self._file: IO[bytes] | None = None
 
     def write(self, keys: np.ndarray) -> None:
         if self._file is None:
             self._file = self.path.open("wb")
-        self._file.write(keys.astype("<u8").tobytes())
+        content = keys.astype("<u8").tobytes()
+        self._file.write(content)
+        self._sha.update(content)
         self.count += len(keys)
 
     def sync(self) -> None:
@@ -66,12 +72,26 @@ class KeyFile:
             self._file.flush()
             os.fsync(self._file.fileno())
 
-    def restore(self, count: int) -> None:
-        """Continues after the first `count` keys; what was written behind them is cut off."""
-        self.count = count
-        if count:
+    def state(self) -> dict[str, Any]:
+        """JSON from which `restore` continues."""
+        return {"count": self.count, "sha256": self._sha.hexdigest()}
+
+    def restore(self, state: dict[str, Any], needed: bool) -> None:
+        """Continues after the keys of `state`; what was written behind them is cut off.
+
+        Args:
+            needed: whether keys are read or written again; else only their number counts.
+
+        Raises:
+            UserError: the file does not begin with them.
+        """
+        self.count = state["count"]
+        if needed and self.count:
+            self._sha = hash_of(self.path, stop=8 * self.count)
+            if self._sha.hexdigest() != state["sha256"]:
+                raise UserError(f"{self.path} is damaged: it is not what the interrupted call wrote")
             self._file = self.path.open("r+b")
-            self._file.truncate(8 * count)
+            self._file.truncate(8 * self.count)
             self._file.seek(0, os.SEEK_END)
 
     def read(self) -> np.ndarray:

@@ -34,6 +34,11 @@ FileRecord = dict[str, Any]
 what follows its header, then the header, which holds the length and is known last."""
 
 
+def is_record(value: Any) -> bool:
+    """Whether `value`, from a JSON file, is a FileRecord."""
+    return isinstance(value, dict) and {"bytes": int, "sha256": str} == {key: type(one) for key, one in value.items()}
+
+
 def npy_header(dtype: np.dtype, length: int) -> bytes:
     """The HEADER_BYTES with which numpy begins a file of `length` numbers."""
     header = io.BytesIO()

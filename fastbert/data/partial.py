@@ -60,6 +60,23 @@ _UNZIPPING = (
 )
 
 
+class DamagedWorkError(UserError):
+    """What an interrupted call left is not what it wrote."""
+
+
+@contextmanager
+def left_behind(folder: Path) -> Iterator[None]:
+    """What is read back of an interrupted call's work in `folder`: where it is damaged, that is how to continue.
+
+    Raises:
+        DamagedWorkError: the block raised a UserError.
+    """
+    try:
+        yield
+    except UserError as error:
+        raise DamagedWorkError(f"{error}; remove {folder} to begin anew") from None
+
+
 class Partial:
     """A result in the making: `folder`, and the state of the work at its last `save`."""
 
@@ -77,7 +94,11 @@ class Partial:
             np.savez(file, record=np.frombuffer(json.dumps(record, allow_nan=False).encode(), np.uint8), **arrays)
 
     def load(self) -> tuple[dict[str, Any], dict[str, np.ndarray]] | None:
-        """What was saved last; None if nothing was."""
+        """What was saved last; None if nothing was.
+
+        Raises:
+            UserError: it is damaged.
+        """
         if not (self.folder / STATE).is_file():
             return None
         try:
@@ -85,7 +106,7 @@ class Partial:
                 arrays = dict(data)
                 return json.loads(arrays.pop("record").tobytes()), arrays
         except _UNZIPPING as error:
-            raise UserError(f"{self.folder / STATE} is damaged ({error}); remove {self.folder} to begin anew") from None
+            raise UserError(f"{self.folder / STATE} is damaged ({error})") from None
 
     def forget(self) -> None:
         """Drops what was saved."""
@@ -117,7 +138,9 @@ def partial_folder(out: Path, made_of: dict[str, Any]) -> Iterator[Partial | Non
             if _is_planted(folder):
                 _empty(folder, out)
             _clean(folder)
-            if not (folder / MADE_OF).is_file() or read_json(folder / MADE_OF, "leftover") != made_of:
+            with left_behind(folder):
+                same = (folder / MADE_OF).is_file() and read_json(folder / MADE_OF, "leftover") == made_of
+            if not same:
                 _empty(folder, out)
                 write_json(folder / MADE_OF, made_of)
             elif (folder / "tokenizer").is_dir():
@@ -126,6 +149,8 @@ def partial_folder(out: Path, made_of: dict[str, Any]) -> Iterator[Partial | Non
             try:
                 yield partial
                 _finish(folder, out)
+            except DamagedWorkError:  # the same command would find the same
+                raise
             except BaseException as error:
                 interrupted = not isinstance(error, Exception) and (folder / "tokenizer").is_dir()
                 if interrupted or partial.complete or (folder / STATE).is_file():

@@ -17,8 +17,8 @@ from typing import IO, Any
 
 from fastbert.data.corpus import Corpus, tokenize, workers_for
 from fastbert.data.encoding import token_dtype
-from fastbert.data.integrity import FileRecord, compare, file_record, save_array
-from fastbert.data.partial import TOKENIZER, Partial, is_free, partial_folder, remove_traces
+from fastbert.data.integrity import FileRecord, compare, file_record, is_record, save_array
+from fastbert.data.partial import TOKENIZER, Partial, is_free, left_behind, partial_folder, remove_traces
 from fastbert.data.progress import progress
 from fastbert.data.rare import write_rare
 from fastbert.data.shards import FORMAT, FORMAT_VERSION, SPLITS, read_record, unigram_entropy
@@ -262,8 +262,11 @@ def _tokenizer(folder: Path, source: Source, options: PrepareOptions) -> tuple[W
             wordpiece.save(inside)
             files = {f"tokenizer/{path.name}": file_record(path) for path in sorted(inside.iterdir())}
         write_json(note, files)
-    files = read_json(note, "the partial tokenizer's record")
-    compare(folder, files, f"it is not what the interrupted call wrote; remove {folder} to begin anew")
+    with left_behind(folder):
+        files = read_json(note, "the record of the tokenizer's files")
+        if not isinstance(files, dict) or not all(map(is_record, files.values())):
+            raise UserError(f"the record of the tokenizer's files {note} is damaged")
+        compare(folder, files, "it is not what the interrupted call wrote")
     return load_tokenizer(folder / "tokenizer"), files
 
 

@@ -190,13 +190,11 @@ class Dataset:
         self.fingerprint: str = record["tokenizer"]
         """Of the tokenizer."""
         self.vocab_size: int = record["vocab_size"]
-        rare = read_json(folder / "rare_words.json", "list of rare words")
-        self.rare_words: list[str] = rare["words"]
+        words, counts = _rare_words(folder, record["rare_words"]["words"])
+        self.rare_words: list[str] = words
         """By descending count in the training split, then by spelling."""
-        self.rare_counts = np.array(rare["counts"], dtype=np.int64)
+        self.rare_counts = counts
         """int64: how often each occurs in the training split."""
-        if not len(self.rare_words) == len(self.rare_counts) == record["rare_words"]["words"]:
-            raise UserError(f"{folder / 'rare_words.json'} does not fit dataset.json; {AGAIN}")
 
     def split(self, name: str) -> TokenStream:
         """The stream of `train` or `validation`.
@@ -279,6 +277,8 @@ def _verify(folder: Path, record: dict[str, Any], streams: dict[str, TokenStream
     compare(folder, {name: one for name, one in files.items() if name not in shards}, why)
     left, marks = unverified(folder, shards, always)
     if left:
+        if always:
+            remember(folder, {})  # if it fails now, it must not pass the next time
         compare(folder, {name: shards[name] for name in left}, why)
         for stream in streams.values():
             stream.check_ranges()
@@ -311,6 +311,23 @@ def map_array(path: Path, dtype: np.dtype) -> np.ndarray:
         raise UserError(f"{path} is a damaged .npy file: its header is not that of {length} {dtype}; {AGAIN}")
     # As a plain array: slices of a numpy.memmap take longer.
     return np.memmap(path, dtype, "r", HEADER_BYTES, (length,)).view(np.ndarray) if length else np.zeros(0, dtype)
+
+
+def _rare_words(folder: Path, number: int) -> tuple[list[str], np.ndarray]:
+    """Words and counts in rare_words.json.
+
+    Raises:
+        UserError: they are not `number` words with a count each.
+    """
+    path = folder / "rare_words.json"
+    rare = read_json(path, "list of rare words")
+    words, counts = (rare.get(key) if isinstance(rare, dict) else None for key in ("words", "counts"))
+    for values, kind in ((words, str), (counts, int)):
+        if not isinstance(values, list) or len(values) != number or not all(type(value) is kind for value in values):
+            raise UserError(f"{path} does not fit dataset.json: it does not hold {number} words and counts; {AGAIN}")
+    if counts and not 0 <= min(counts) <= max(counts) < 2**63:
+        raise UserError(f"{path} is damaged: it holds a count out of its range; {AGAIN}")
+    return words, np.array(counts, dtype=np.int64)
 
 
 def _check_sizes(folder: Path, stream: TokenStream, record: dict[str, Any], split: str) -> None:

@@ -47,6 +47,7 @@ _SETTINGS: dict[str, tuple[type, ...]] = {
 # Entries that would replace the vocabulary or the template; no BERT tokenizer has them.
 _REFUSED = ("init_inputs", "vocab", "merges", "tokenizer_object", "post_processor")
 _LISTS = ("additional_special_tokens", "extra_special_tokens", "model_specific_special_tokens")
+_ROLES = tuple(f"{token[1:-1].lower()}_token" for token in SPECIAL_TOKENS)
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 # What Rust's `trim_end` removes, with which the tokenizers library reads vocab.txt; str.rstrip removes more.
 _WHITE_SPACE = "\t\n\x0b\x0c\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(map(chr, range(0x2000, 0x200B)))
@@ -214,6 +215,8 @@ def _read_map(values: dict[str, Any], path: Path) -> dict[str, Any]:
                 raise UserError(f"{path}: {key} is {value!r}, which it cannot be")
             tokens = value.values() if isinstance(value, dict) else value
             read[key] = [t if isinstance(t, str) else _flagged(t, path)["content"] for t in tokens]
+        elif key in _ROLES and not isinstance(value, str | dict):
+            raise UserError(f"{path}: {key} is {value!r}, which it cannot be; a BERT tokenizer has all five")
         elif key.endswith("_token") and isinstance(value, str | dict):
             read[key] = value if isinstance(value, str) else _flagged(value, path)
     return read
@@ -295,6 +298,10 @@ def _from_json(content: dict[str, Any], path: Path) -> tuple[dict[str, int], dic
         raise UserError(f"tokenizer {path}: its model has another prefix than {PREFIX!r}; give a BERT tokenizer")
     if model.get("unk_token") != "[UNK]":
         raise UserError(f"tokenizer {path}: its unk_token is {model.get('unk_token')!r}, not '[UNK]'")
+    for part in ("truncation", "padding"):
+        found = content.get(part)
+        if isinstance(found, dict) and found.get("direction", "Right") != "Right":
+            raise UserError(f"tokenizer {path}: its {part} is not on the right as fastbert's; set its direction there")
     vocabulary = dict(_typed(model["vocab"], int, path))
     try:
         "".join(vocabulary).encode()

@@ -92,7 +92,7 @@ class SplitWriter:
         Raises:
             UserError: the files are not those that were written up to then.
         """
-        why = f"it is not what the interrupted call wrote; remove {self.folder} to begin anew"
+        why = "it is not what the interrupted call wrote"
         self.documents, self.bytes, self.shards = record["documents"], record["bytes"], list(record["shards"])
         self.unigrams, self._starts, self._tokens = arrays["unigrams"], [arrays["starts"]], record["tokens"]
         self.files = list(record["files"])

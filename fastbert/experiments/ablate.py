@@ -29,6 +29,7 @@ from fastbert.experiments.sweep import (
     is_done,
     open_folder,
     place_of,
+    read_described,
     read_results,
     result_row,
     say_failures,
@@ -36,7 +37,7 @@ from fastbert.experiments.sweep import (
     write_results,
 )
 from fastbert.experiments.sweep_report import plural
-from fastbert.files import locked_folder, make_folder, read_json
+from fastbert.files import locked_folder, make_folder
 from fastbert.pretraining.options import science
 from fastbert.pretraining.setup import data_fingerprint
 from fastbert.training.interrupts import Interrupts
@@ -61,7 +62,7 @@ def ablate(ablation: Ablation, options: AblateOptions) -> int:
     with locked_folder(out):
         check_out(out, ABLATION)
         record = out / f"{ABLATION}.json"
-        known = read_json(record, "the record of the ablation")["seconds"] if record.is_file() else {}
+        known = read_described(record, ABLATION)["seconds"] if record.is_file() else {}
         study = plan(ablation, options, out, known)
         check_measure(ablation, study.incomparable)
         jobs = study.jobs

@@ -122,6 +122,7 @@ def _finetune(job: dict[str, Any], out: Path) -> dict[str, Any]:
     from fastbert.config import from_dict
     from fastbert.finetuning.job import finetune
     from fastbert.finetuning.options import FinetuneOptions
+    from fastbert.finetuning.results import read_results
 
     remove(out)  # what an unfinished attempt left
     code = finetune(from_dict(FinetuneOptions, job["options"] | {"out": str(out)}, where="the sweep's job"))
@@ -131,7 +132,7 @@ def _finetune(job: dict[str, Any], out: Path) -> dict[str, Any]:
     for name in ("model", "tokenizer", "data"):
         if science[name] != job["identity"].get(name, science[name]):
             return failure(f"the {name} changed after the sweep had started", "run it again when nothing writes there")
-    results = read_json(out / "results.json", "the job's results")
+    results = read_results(out)
     return {
         "status": "done",
         "precision": results["precision"],

@@ -25,12 +25,14 @@ from fastbert.files import (
     atomic_file,
     contents,
     disk_errors,
+    finite_or_none,
     json_text,
     locked_folder,
     make_folder,
-    read_json,
+    read_sealed,
     remove_leftovers,
-    write_json,
+    seal_of,
+    write_sealed,
 )
 from fastbert.training.hardware import describe_machine
 from fastbert.training.interrupts import Interrupts
@@ -172,7 +174,7 @@ def open_folder(out: Path, what: str, description: dict[str, Any], jobs: list[Jo
     ids = [job.id for job in jobs]
     record = out / f"{what}.json"
     if record.is_file():
-        before = read_json(record, f"the record of the {what}")
+        before = read_described(record, what)
         if not set(ids) & {*before["jobs"], *read_results(out / RESULTS)}:
             changed = "\n  ".join(differences(before["axes"], description))
             raise UserError(
@@ -180,7 +182,17 @@ def open_folder(out: Path, what: str, description: dict[str, Any], jobs: list[Jo
                 "Give the same file to go on with it, or choose another --out"
             )
     remove_leftovers(out)
-    write_json(record, {"axes": description, "jobs": ids, **more, "machine": describe_machine()})
+    write_sealed(record, {"axes": description, "jobs": ids, **more, "machine": describe_machine()})
+
+
+def read_described(record: Path, what: str) -> dict[str, Any]:
+    """What `open_folder` wrote.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    kinds = {"axes": dict, "jobs": list}
+    return read_sealed(record, f"the record of the {what}", kinds, "restore it, or choose another --out")
 
 
 def read_results(path: Path) -> dict[str, Row]:
@@ -193,13 +205,18 @@ def read_results(path: Path) -> dict[str, Row]:
     if not path.is_file():
         return rows
     with disk_errors(path):
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_bytes().split(b"\n")
     for number, line in enumerate(lines, 1):
+        if not line:
+            continue
         try:
             row = json.loads(line)
+            whole = isinstance(row["status"], str) and row.pop("seal", None) in (None, seal_of(row))  # None: older
             rows[row["id"]] = row
-        except (json.JSONDecodeError, KeyError, TypeError):
-            raise UserError(f"{path}, line {number} is damaged; delete the line, and its job is run again") from None
+        except (ValueError, KeyError, TypeError, AttributeError):
+            whole = False
+        if not whole:
+            raise UserError(f"{path}, line {number} is damaged; delete the line, and its job is run again")
     return rows
 
 
@@ -208,7 +225,8 @@ def write_results(path: Path, rows: dict[str, Row], jobs: list[Job]) -> None:
     ids = [job.id for job in jobs if job.id in rows]
     with atomic_file(path, "w") as file:
         for key in dict.fromkeys([*ids, *rows]):
-            file.write(json_text(rows[key], ensure_ascii=False) + "\n")
+            row = finite_or_none(rows[key])
+            file.write(json_text({**row, "seal": seal_of(row)}, ensure_ascii=False) + "\n")
 
 
 def is_done(rows: dict[str, Row], job: Job) -> bool:

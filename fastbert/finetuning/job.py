@@ -30,9 +30,9 @@ from fastbert.files import (
     finite_or_none,
     json_text,
     locked_folder,
-    read_json,
+    read_sealed,
     remove,
-    write_json,
+    write_sealed,
 )
 from fastbert.finetuning.batches import subset
 from fastbert.finetuning.loop import ADVICE, Tuner
@@ -208,7 +208,8 @@ def check_folder(out: Path, experiment: dict[str, Any]) -> None:
     """
     manifest_path = out / "manifest.json"
     if manifest_path.is_file():
-        changed = configuration.differences(read_json(manifest_path, "the manifest")["science"], experiment)
+        manifest = read_sealed(manifest_path, "the manifest", {"science": dict}, "restore it, or choose another --out")
+        changed = configuration.differences(manifest["science"], experiment)
         if changed:
             lines = "\n  ".join(changed)
             raise UserError(
@@ -244,7 +245,7 @@ def open_folder(out: Path, setup: Setup) -> None:
             "optimizer": implementation(fused_adam() if setup.options.machine.apex else torch.optim.AdamW),
         },
     }
-    write_json(out / "manifest.json", manifest)
+    write_sealed(out / "manifest.json", manifest)
 
 
 def write_options(folder: Path, options: FinetuneOptions) -> None:
@@ -263,9 +264,16 @@ def fingerprint_of_weights(pretrained: Pretrained) -> str:
 
 
 def finished(folder: Path) -> dict[str, Any] | None:
-    """The result of a seed that was trained to its end; it is written last."""
+    """The result of a seed that was trained to its end; it is written last.
+
+    Raises:
+        UserError: it is damaged.
+    """
     path = folder / "result.json"
-    return read_json(path, "the seed's result") if path.is_file() else None
+    if not path.is_file():
+        return None
+    kinds = {"seed": int, "best": dict, "last": dict, "train_examples": int, "truncated": dict}
+    return read_sealed(path, "the seed's result", kinds, f"remove {folder} to train the seed again")
 
 
 # --- one seed
@@ -321,7 +329,7 @@ def train_seed(setup: Setup, folder: Path, fraction: float, seed: int, interrupt
         "examples_per_second": round(len(examples) * options.epochs / tuner.seconds, 1),
         "model": str(folder / "model") if options.save_model else None,
     }
-    write_json(folder / "result.json", result)
+    write_sealed(folder / "result.json", result)
     return result
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from fastbert.errors import UserError
-from fastbert.files import atomic_file, read_json, write_json
+from fastbert.files import atomic_file, read_sealed, write_sealed
 from fastbert.finetuning.model import fine_tuned_folder
 from fastbert.finetuning.options import FinetuneOptions
 from fastbert.finetuning.tasks import Task
@@ -33,7 +33,7 @@ def write_results(
         }
         for fraction, seeds in results.items()
     ]
-    write_json(
+    write_sealed(
         out / "results.json",
         {
             "task": task.name,
@@ -64,6 +64,17 @@ def write_results(
     print("\n".join([*lines, f"  {out / 'results.json'}"]))
 
 
+def read_results(out: Path) -> dict[str, Any]:
+    """What `write_results` wrote to results.json in `out`.
+
+    Raises:
+        UserError: it is missing or damaged.
+    """
+    kinds = {"task": str, "metrics": list, "fractions": list}
+    fix = "run fastbert finetune again with the same --out: it trains no seed twice, and writes the file anew"
+    return read_sealed(out / "results.json", "the results of fastbert finetune", kinds, fix)
+
+
 def seed_folder(out: Path, fraction: float, seed: int) -> Path:
     return (out if fraction == 1.0 else out / f"fraction-{fraction}") / f"seed-{seed}"
 
@@ -80,7 +91,7 @@ def best_seed(out: Path) -> Path:
     Raises:
         UserError: there are no results, or no model of that seed was kept.
     """
-    results = read_json(out / "results.json", "the results of fastbert finetune")
+    results = read_results(out)
     metric = results["metrics"][0]
     part = max(results["fractions"], key=lambda part: part["fraction"])
     values = [statistics.fmean(split[metric] for split in seed["best"]["dev"].values()) for seed in part["seeds"]]

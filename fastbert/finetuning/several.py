@@ -9,10 +9,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from fastbert.errors import UserError
-from fastbert.files import atomic_file, contents, read_json
+from fastbert.files import atomic_file, contents
 from fastbert.finetuning import job
 from fastbert.finetuning.options import FinetuneOptions
 from fastbert.finetuning.own import OwnTaskOptions
+from fastbert.finetuning.results import read_results
 from fastbert.finetuning.table import COLUMNS, Summary, glue_table
 from fastbert.finetuning.tasks import open_task
 from fastbert.outputs import check_output_folder
@@ -112,7 +113,7 @@ def table_rows(model: str, folders: list[Path]) -> dict[str, dict[str, Summary]]
     """The rows of the table from the results in `folders`: one for each share of the training splits."""
     rows: dict[str, dict[str, Summary]] = {}
     for folder in folders:
-        results = read_json(folder / "results.json", "the task's results")
+        results = read_results(folder)
         for part in results["fractions"]:
             share = "" if part["fraction"] == 1.0 else f", {100 * part['fraction']:g} % of train"
             rows.setdefault(model + share, {})[results["task"]] = part["summary"]["best"]

@@ -6,11 +6,10 @@ from pathlib import Path
 
 from fastbert.config import MACHINE
 from fastbert.errors import UserError, choose
-from fastbert.files import read_json
 from fastbert.finetuning.glue import GLUE, GlueSource
 from fastbert.finetuning.model import FineTuned, load_classifier
 from fastbert.finetuning.predict import BATCH, answer, check_finite, check_fits, encode_inputs, predict_scores
-from fastbert.finetuning.results import best_seed, tuned_folder
+from fastbert.finetuning.results import best_seed, read_results, tuned_folder
 from fastbert.finetuning.submission import FILES, validate, write_submission
 from fastbert.finetuning.tasks import open_task
 from fastbert.outputs import check_output_file, is_standard_output
@@ -136,7 +135,7 @@ def chosen_models(options: SubmitOptions) -> dict[str, Path]:
         if not found:
             raise UserError(f"{root} holds no results.json, nor does a folder in it; give an --out of finetune")
         for path in found:
-            name = read_json(path, "the task's results")["task"]
+            name = read_results(path.parent)["task"]
             if name not in GLUE:
                 print(f"{path.parent}: {name} is no GLUE task, left out", file=sys.stderr)
             else:

@@ -25,6 +25,8 @@ def finish(setup: Setup, objective: nn.Module, run: RunFolder, progress: Progres
     unigram = validation.unigram_entropy
     final = {name: value for name, value in progress.last_eval.items() if name != "step"}
     weights = kept(objective.state_dict())
+    if problem := run.restore_tokenizer(setup.vocabulary):  # damaged during the run
+        say(problem)
     export_model(
         setup.config,
         weights,

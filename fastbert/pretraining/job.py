@@ -294,6 +294,8 @@ def build_trainer(
             read_config(run)
         except UserError:  # reported before
             run.write_config(started)
+        if problem := run.restore_tokenizer(setup.vocabulary):
+            say(problem)
     step = checkpoint.step if checkpoint else 0
     before = checkpoint.state["progress"].get("seconds") if checkpoint else 0.0
     peak, how = peak_flops(setup.device, setup.precision)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fastbert import config as configuration
-from fastbert.data.tokenizer import load_tokenizer
+from fastbert.data.tokenizer import WordPiece, load_tokenizer
 from fastbert.errors import UserError
 from fastbert.files import LOCK, atomic_file, atomic_folder, contents, disk_errors, read_json, write_json
 from fastbert.model.config import EncoderOptions
@@ -79,6 +79,19 @@ class RunFolder:
             load_tokenizer(tokenizer).save(folder)
         self.write_config(options)
         write_json(self.manifest, manifest)
+
+    def restore_tokenizer(self, vocabulary: WordPiece) -> str | None:
+        """Writes the tokenizer anew unless it is `vocabulary`, which the checkpoints were trained with; returns what
+        was wrong."""
+        try:
+            if load_tokenizer(self.tokenizer).fingerprint == vocabulary.fingerprint:
+                return None
+            problem = f"{self.tokenizer} is another tokenizer than that of the data"
+        except UserError as error:
+            problem = str(error)
+        with atomic_folder(self.tokenizer) as folder:
+            vocabulary.save(folder)
+        return f"{problem}; it is written anew"
 
     def write_config(self, options: PretrainOptions) -> None:
         with atomic_file(self.config, "w") as file:

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from fastbert.errors import UserError
-from fastbert.files import atomic_folder, disk_errors, make_folder, read_json, remove_leftovers, seal_of
+from fastbert.files import atomic_folder, disk_errors, finite_or_none, make_folder, read_json, remove_leftovers, seal_of
 from fastbert.training.apex import translate
 from fastbert.training.finite import NotFiniteError, require_finite
 
@@ -379,7 +379,7 @@ def _read_manifest(path: Path) -> dict:
         raise UserError(f"the checkpoint's manifest {file} is damaged: its hash does not fit")
     if manifest["step"] != _step_of(path):
         raise UserError(f"the checkpoint {path} was renamed: it is from step {manifest['step']}")
-    return manifest
+    return finite_or_none(manifest)  # older versions wrote NaN as a metric
 
 
 def _read(path: Path) -> Checkpoint:

@@ -101,6 +101,8 @@ def test_shards_are_hashed_once_per_machine(copy: Path, hashed: list[str]) -> No
     for forced in (lambda: open_dataset(copy, verify=True), open_dataset(copy).verify):
         with pytest.raises(UserError, match=r"train-00001\.tokens\.npy is damaged: its SHA-256 is not that of dataset"):
             forced()
+    with pytest.raises(UserError, match=r"train-00001\.tokens\.npy is damaged"):  # it is not forgotten
+        open_dataset(copy)
     flip(touched, -1, unnoticed=True)
     hashed.clear()
     shutil.copytree(copy, copy.with_name("another"))  # elsewhere it is not known
@@ -187,6 +189,26 @@ def test_ranges_are_checked_where_numbers_are_used(copy: Path) -> None:
         _ = stream.documents
     with pytest.raises(UserError, match=r"train-00000\.rare\.positions\.npy is damaged"):
         stream.rare(0, len(stream))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda rare: rare.pop("counts"),
+        lambda rare: rare["counts"].__setitem__(0, "5"),
+        lambda rare: rare["counts"].__setitem__(0, 2**63),
+        lambda rare: rare["words"].__setitem__(0, None),
+    ],
+)
+def test_rare_words_are_checked_whatever_the_hash_says(copy: Path, change) -> None:
+    rare = json.loads((copy / "rare_words.json").read_text())
+    change(rare)
+    (copy / "rare_words.json").write_text(json.dumps(rare))
+    record = json.loads((copy / "dataset.json").read_text())
+    record["rare_words"]["file"] = file_record(copy / "rare_words.json")
+    (copy / "dataset.json").write_text(json.dumps(record | {"seal": seal_of(record)}))
+    with pytest.raises(UserError, match=r"rare_words\.json (does not fit dataset\.json|is damaged)"):
+        open_dataset(copy)
 
 
 def test_lengths_that_differ_from_dataset_json(copy: Path) -> None:

@@ -174,13 +174,26 @@ def test_another_source_or_option_begins_anew(texts: Path, finished: dict[str, P
     assert contents(out) == contents(finished["text"]) and os.listdir(tmp_path) == ["out"]
 
 
-def test_a_damaged_state_is_named(texts: Path, tmp_path: Path) -> None:
+def test_what_is_damaged_is_named(texts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """And the only advice is how to begin anew."""
     options = options_of(texts, "text", tmp_path / "out")
     run_and_die(tmp_path, options, "room.Corpus.add", 8)
-    state = tmp_path / ".out.partial" / ".state.npz"
-    state.write_bytes(state.read_bytes()[:500])
-    with pytest.raises(UserError, match=r"\.state\.npz is damaged .*; remove .*\.out\.partial to begin anew"):
-        prepare(options, table=io.StringIO())
+    partial = tmp_path / ".out.partial"
+    for name, change in {
+        ".state.npz": lambda content: content[:500],
+        ".keys": lambda content: bytes([content[0] ^ 1]) + content[1:],
+        "/.keys": lambda content: content[:-8],  # or zeros would stand there
+        "//.keys": None,
+        ".tokenizer.json": lambda content: content.replace(b"bytes", b"cytes", 1),
+        ".made_of.json": lambda content: content[1:],
+    }.items():
+        path = partial / name.strip("/")
+        whole = path.read_bytes()
+        path.unlink() if change is None else path.write_bytes(change(whole))
+        with pytest.raises(UserError, match=rf"{path.name}.*; remove {partial} to begin anew"):
+            prepare(options, table=io.StringIO())
+        assert "the same command" not in capsys.readouterr().err
+        path.write_bytes(whole)
 
 
 def test_interrupted_and_gone_on(

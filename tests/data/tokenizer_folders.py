@@ -91,6 +91,11 @@ def _cut(content: dict[str, Any]) -> None:
     content["padding"] = {**padding, "pad_id": 1, "pad_type_id": 0, "pad_token": "[PAD]"}
 
 
+def _cut_left(content: dict[str, Any]) -> None:
+    _cut(content)
+    content["truncation"]["direction"] = "Left"
+
+
 def _bert_processing(content: dict[str, Any]) -> None:
     content["post_processor"] = {"type": "BertProcessing", "sep": ["[SEP]", 3], "cls": ["[CLS]", 2]}
 
@@ -278,6 +283,14 @@ REFUSED: dict[str, tuple[str, dict[str, Any]]] = {
     "padding on the left": (
         "padding_side is left in transformers and right in fastbert",
         {"tokenizer__json": tokenizer_json(), "tokenizer_config__json": CLASS | {"padding_side": "left"}},
+    ),
+    "truncation on the left in tokenizer.json": (
+        "its truncation is not on the right",
+        {"tokenizer__json": tokenizer_json(_cut_left), "tokenizer_config__json": CLASS},
+    ),
+    "no [UNK]": (
+        "unk_token is None, which it cannot be",
+        {"vocab__txt": vocabulary(), "tokenizer_config__json": CLASS | {"unk_token": None}},
     ),
     "truncation on the left": (
         "truncation_side is left in transformers",

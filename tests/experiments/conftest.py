@@ -63,7 +63,7 @@ def read_rows(out: Path) -> list[dict]:
 
 def without_times(rows: list[dict]) -> list[dict]:
     """Rows without what depends on the clock and on the folder."""
-    times = ("seconds", "examples_per_second", "folder")
+    times = ("seconds", "examples_per_second", "folder", "seal")
     return [{key: value for key, value in row.items() if key not in times} for row in rows]
 
 

@@ -77,13 +77,15 @@ def test_other_folders_are_refused(axes, finished, models, words, tmp_path, caps
 
 def test_a_damaged_line_is_named(axes, finished, tmp_path, capsys) -> None:
     path, results = write_sweep(tmp_path, axes), finished / "results.jsonl"
-    kept = results.read_text()
-    results.write_text(kept[:-40])
-    try:
-        assert main(["sweep", path, "--out", str(finished)]) == 2
-        assert "results.jsonl, line 4 is damaged" in capsys.readouterr().err
-    finally:
-        results.write_text(kept)
+    kept = results.read_bytes()
+    digit = kept.rindex(b'"accuracy": 0.') + 14
+    for damaged in (kept[:-40], bytes([*kept[:digit], kept[digit] ^ 1, *kept[digit + 1 :]]), kept[:-9] + b"\xff\n"):
+        results.write_bytes(damaged)
+        try:
+            assert main(["sweep", path, "--out", str(finished)]) == 2
+            assert "results.jsonl, line 4 is damaged" in capsys.readouterr().err
+        finally:
+            results.write_bytes(kept)
 
 
 def test_the_example(tmp_path) -> None:

@@ -9,7 +9,8 @@ import torch
 from fastbert.errors import UserError
 from fastbert.finetuning.model import Classifier, TaskRecord, load_classifier, load_encoder, save_classifier
 from fastbert.model.encoder import initialize
-from tests.finetuning.conftest import tiny_config
+from tests.finetuning.conftest import FAST, make_task, tiny_config
+from tests.flags import main
 from tests.hub.test_load import change_settings
 
 RECORD = TaskRecord("words", "single", ("bad", "good"), False, False, 16, 0, {"dev": {"accuracy": 0.5}})
@@ -55,3 +56,27 @@ def test_what_the_task_record_says_is_compared(model: Path, tmp_path: Path) -> N
     change_settings(copy, hidden_dropout_prob=0.3)
     with pytest.raises(UserError, match=r"config\.json was changed .*hidden_dropout_prob: 0\.1 -> 0\.3"):
         load_classifier(copy)
+
+
+def test_damaged_results_are_refused_by_name(bert: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of a fine-tuning that is continued or started from: flipped bits, and JSON of another form."""
+    task = make_task(tmp_path, "words", train=32, dev=16)
+    command = ["finetune", "--model", str(bert), *task, *FAST, "--epochs", "1", "--out", str(tmp_path / "out")]
+    assert main(command) == 0
+    first = ["finetune", "--init-from", str(tmp_path / "out"), *task, *FAST, "--out", str(tmp_path / "next")]
+    for name, asked in (("manifest.json", command), ("seed-0/result.json", command), ("results.json", first)):
+        path = tmp_path / "out" / name
+        whole = path.read_bytes()
+        score = whole.rindex(b"0.")  # a digit of it
+        for content in (
+            bytes([*whole[: score + 2], whole[score + 2] ^ 1, *whole[score + 3 :]]),
+            b"[]",
+            b"{}",
+            whole[: len(whole) // 2],
+        ):
+            path.write_bytes(content)
+            assert main(asked) == 2, (name, content)
+            said = capsys.readouterr().err
+            assert f"{path} is damaged" in said and "Traceback" not in said
+        path.write_bytes(whole)
+    assert main(command) == 0

@@ -85,7 +85,7 @@ def test_a_huge_rate(bert, small, tmp_path, capsys) -> None:
 
 
 def damage(folder: Path, name: str) -> None:
-    """NaN in one number of one weight."""
+    """NaN in one number of one weight, with the hash that fits."""
     path = folder / "model.safetensors"
     tensors, metadata = read_tensors(path)
     tensors[name].view(-1)[3] = math.nan

@@ -142,3 +142,17 @@ def test_checkpoints_that_a_killed_save_did_not_come_to_remove(whole: Path, run:
     assert metrics(whole)[-1]["loss"] == best and "step-00000008" in kept
     resumed(run, capsys, "--keep-checkpoints", "1")
     assert os.listdir(run / "checkpoints") == [last]
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "vocab.txt and tokenizer.json"])
+def test_the_tokenizer_of_the_run(name: str, whole: Path, run: Path, capsys) -> None:
+    """Damaged, or another one of equal size: the export has the one that the weights were trained with."""
+    if name == "tokenizer.json":
+        (run / "tokenizer" / name).write_bytes(b"{")
+    else:
+        (run / "tokenizer" / "tokenizer.json").unlink()
+        tokens = (run / "tokenizer" / "vocab.txt").read_text().split("\n")
+        (run / "tokenizer" / "vocab.txt").write_text("\n".join([*tokens[:5], *tokens[-2:4:-1], ""]))
+    assert "tokenizer" in (said := resumed(run, capsys)) and "it is written anew" in said
+    for path in ("tokenizer/tokenizer.json", "model/tokenizer.json", "model/model.safetensors"):
+        assert (run / path).read_bytes() == (whole / path).read_bytes()

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from fastbert.errors import UserError
+from fastbert.files import seal_of
 from fastbert.training.checkpoints import (
     Checkpointer,
     check_space,
@@ -138,6 +139,17 @@ def test_last_ones_and_best_are_kept(tmp_path_factory, metrics, keep_last):
     assert kept == expected
     assert {path.name for path in folder.iterdir()} == {f"step-{step:08d}" for step in kept}
     shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize("metric", [math.nan, -math.inf])
+def test_a_metric_of_an_older_version_is_never_the_best(metric, checkpointer):
+    path = checkpointer.save(1, {}, {}, 5.0)
+    manifest = json.loads((path / "manifest.json").read_text()) | {"metric": metric}
+    (path / "manifest.json").write_text(json.dumps(manifest | {"seal": seal_of(manifest)}))
+    assert checkpointer.load_latest().metric is None
+    for step in range(2, 6):
+        checkpointer.save(step, {}, {}, step)
+    assert checkpointer.paths()[0].name == "step-00000002"
 
 
 def truncate(path):
