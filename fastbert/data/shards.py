@@ -32,11 +32,12 @@ AGAIN = "prepare it again (fastbert prepare) after removing the folder"
 
 
 def unigram_entropy(unigrams: np.ndarray, wordpiece: WordPiece) -> float:
-    """The entropy, in nats, of the distribution of tokens with the counts `unigrams` [V], special tokens left out."""
+    """The entropy, in nats, of the distribution of tokens with the counts `unigrams` [V], special tokens left out; 0
+    where there are no others."""
     counts = unigrams.astype(np.float64)
     counts[list(wordpiece.special_ids)] = 0
     p = counts[counts > 0] / max(counts.sum(), 1)
-    return float(-(p * np.log(p)).sum())
+    return float((p * -np.log(p)).sum())
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from fastbert.data.shards import SPLITS
 from fastbert.data.sources import Source
 
 FIGURES = ("documents", "bytes", "tokens")
+FAR = 0.05  # between a fraction and a weight: more than what whole documents explain in a corpus of many
 
 
 class Shares:
@@ -51,6 +52,16 @@ def told_end(source: Source) -> str | None:
         if number != source.ended_by
     ]
     return f"the mixture ends where {source.parts[source.ended_by].spec} has no more documents; {', '.join(rest)}"
+
+
+def far_off(sources: list[dict[str, Any]]) -> str:
+    """Names a source of a dataset.json whose fraction of the bytes is more than FAR from its weight; empty if there is
+    none."""
+    given = [sum(source[split]["bytes"] for split in SPLITS) for source in sources]
+    for source, size in zip(sources, given, strict=True):
+        if source["weight"] is not None and abs(size / sum(given) - source["weight"]) > FAR:
+            return f"{source['source']} has {size / sum(given):.1%} of the bytes, {source['weight']:.1%} was asked for"
+    return ""
 
 
 def table(sources: list[dict[str, Any]]) -> list[str]:

@@ -67,6 +67,12 @@ def warnings(dataset: dict[str, Any]) -> list[str]:
             "each other; give more or shorter ones (text files: a blank line between them), or another --seed or "
             "--validation-share"
         )
+    dropped = options["drop_duplicates"] and dataset["duplicates"]["documents"]
+    if dropped and (off := shares.far_off(dataset.get("sources", []))):
+        found.append(
+            f"{off}: duplicates are dropped after the sources are mixed, so what the sources share counts for the one "
+            "in which it occurs first; drop it in the files themselves, or choose --weights that allow for it"
+        )
     return found
 
 

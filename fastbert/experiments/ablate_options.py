@@ -269,6 +269,10 @@ def _variants(
             )
         found[name] = Variant(name, _made(PretrainOptions, merged(common, changes), here))
     first = values.get("baseline", next(iter(found)))
+    if not isinstance(first, str):
+        raise UserError(
+            f"{where}: baseline must be the name of a variant, found {shown(first)}; options of all variants are base"
+        )
     if first not in found:
         raise UserError(f"{where}: baseline: there is no variant {first!r}; {nearest(first, found)}")
     variants = [found.pop(first), *found.values()]

@@ -70,8 +70,8 @@ def flip_limits(pairs: Iterable[int], tests: int = 1) -> str:
         pairs: how many there are, of one comparison or several.
         tests: that Holm's adjustment is over.
     """
-    limits = []
-    for n in sorted(set(pairs)):
+    limits, pairs = [], set(pairs)
+    for n in sorted(pairs):
         least = 2.0 ** (1 - n)
         adjusted = min(1.0, tests * least)
         if adjusted >= LEVEL:
@@ -79,9 +79,10 @@ def flip_limits(pairs: Iterable[int], tests: int = 1) -> str:
             limits.append(f"with {n} seed{'' if n == 1 else 's'} it cannot be less than {least:.3g}{after}")
     if not limits:
         return ""
+    single = "; with 1 seed there is no test, and nothing is decided" if 1 in pairs else ""
     return (
         f"Few pairs limit the p of a sign-flip test: {'; '.join(limits)}. So it can confirm no difference there, and a "
-        "verdict rests on the t-test alone, which takes the differences for normally distributed."
+        f"verdict rests on the t-test alone, which takes the differences for normally distributed{single}."
     )
 
 

@@ -1,11 +1,13 @@
 """Several sources: their order, their shares in every stretch, where a mixture ends, and what is refused."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from fastbert.data.prepare import PrepareOptions, prepare
 from fastbert.data.sources import open_source
 from fastbert.data.sources.several import Mixture, parse_weights
 from fastbert.data.sources.source import Source
@@ -54,6 +56,18 @@ def test_a_mixture_ends_where_a_source_does(tmp_path: Path) -> None:
     documents = list(mixture.documents())
     assert documents.count("bbbb") == 10 and documents.count("aaaa") == 31 and mixture.ended_by == 1
     assert mixture.name == "a+b"
+
+
+def test_dropped_duplicates_that_change_the_fractions_are_reported(tmp_path: Path, capsys) -> None:
+    documents = [f"{chr(97 + n % 26) * 40} {n}" for n in range(60)]
+    (tmp_path / "a.txt").write_text("\n\n".join(documents))
+    (tmp_path / "b.txt").write_text("\n\n".join(documents[:40] + [f"{n} {'z' * 40}" for n in range(20)]))
+    source = f"{tmp_path}/a.txt,{tmp_path}/b.txt"
+    options = PrepareOptions(source, str(tmp_path / "out"), vocab_size=256, weights="0.5,0.5", workers=1)
+    for drop in (False, True):
+        prepare(replace(options, drop_duplicates=drop, out=f"{options.out}-{drop}"))
+        printed = capsys.readouterr().err
+        assert ("a.txt has 75.1% of the bytes, 50.0% was asked for" in printed) == drop, printed
 
 
 def test_a_list_is_read_one_after_the_other(tmp_path: Path) -> None:

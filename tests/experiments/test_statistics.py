@@ -67,6 +67,7 @@ def test_what_few_pairs_cannot_show() -> None:
         assert f"{least(n, 1):.3g}" == shown
         seeds = f"{n} seed{'s' if n > 1 else ''}"
         assert f": with {seeds} it cannot be less than {shown}. So" in flip_limits([n])
+        assert ("with 1 seed there is no test" in flip_limits([n, 5])) == (n == 1)
     assert flip_limits([6]) == flip_limits([6, 9]) == flip_limits([]) == "" and least(6, 1) < 0.05
     assert "with 6 seeds it cannot be less than 0.0312 (0.0625 adjusted over 2)." in flip_limits([6], 2)
     assert least(6, 2) == 0.0625 and least(7, 3) < 0.05 and flip_limits([7], 3) == ""

@@ -124,6 +124,7 @@ def test_a_text_of_unknown_words(run, capsys, tmp_path) -> None:
     shown = capsys.readouterr()
     result = json.loads(shown.out)
     assert result["loss"] is None and result["unk_fraction"] == 1.0
+    assert str(result["unigram_entropy"]) == "0.0"
     assert result["bits_per_byte"] == pytest.approx(8 * 8 * 40 / (10 * 40 - 1), rel=1e-12)
     assert "warning: 100.0% of the tokens of" in shown.err and "are [UNK]" in shown.err
     assert main(["evaluate", "--model", str(run), "--source", str(tmp_path / "text.txt")]) == 0
