@@ -66,9 +66,9 @@ class PrepareOptions:
     lowercase: bool = True
     """Whether the tokenizer that is trained ignores case and accents."""
     validation_share: float = 0.01
-    """Fraction of the documents that are held out for validation,
-    by a hash of their text: copies of a document are all on
-    one side."""
+    """Fraction of the documents held out for validation, by a
+    hash of their text: copies of a document are all on one
+    side."""
     drop_duplicates: bool = False
     """Leave out documents whose text, to the byte, occurred before; 8 bytes of memory for each document."""
     rare_min: int = 50

@@ -55,6 +55,10 @@ class EvaluateOptions:
     """One JSON object on standard output instead of lines."""
     machine: MachineOptions = field(default_factory=MachineOptions, metadata=MACHINE)
 
+    def __post_init__(self) -> None:
+        if self.max_tokens < 1:
+            raise UserError(f"max_tokens must be at least 1, not {self.max_tokens}")
+
 
 def evaluate_text(options: EvaluateOptions) -> dict[str, Any]:
     """Prints the figures and returns them.
@@ -131,8 +135,8 @@ def trained_objective(options: EvaluateOptions, pretrained: Pretrained, vocabula
     checkpoint = find_checkpoint(Path(options.model))
     if checkpoint is None:
         raise UserError(
-            f"{options.model} has no MLM head (only the objective mlm leaves one), so it cannot fill blanks; give a "
-            "model that has, or the run it came from, which still has both networks"
+            f"{options.model} has no MLM head, so it cannot fill blanks; give a model that has one or, of an export of "
+            "ELECTRA or multiple choice, the run it came from, which still has both networks"
         )
     if "options" in checkpoint.state:  # sealed, as config.yaml is not
         trained = from_dict(PretrainOptions, checkpoint.state["options"], f"{checkpoint.path}/state.json")

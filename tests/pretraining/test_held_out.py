@@ -127,6 +127,8 @@ def test_a_text_of_unknown_words(run, capsys, tmp_path) -> None:
     assert str(result["unigram_entropy"]) == "0.0"
     assert result["bits_per_byte"] == pytest.approx(8 * 8 * 40 / (10 * 40 - 1), rel=1e-12)
     assert "warning: 100.0% of the tokens of" in shown.err and "are [UNK]" in shown.err
+    assert main(["evaluate", "--model", str(run), "--source", str(tmp_path / "text.txt"), "--max-tokens", "0"]) == 2
+    assert "max_tokens must be at least 1, not 0" in capsys.readouterr().err
     assert main(["evaluate", "--model", str(run), "--source", str(tmp_path / "text.txt")]) == 0
     assert "bits per byte" in capsys.readouterr().out
     (tmp_path / "text.txt").write_text("ʘ " * 40 + "nation")  # the only word lies behind the last whole sequence
