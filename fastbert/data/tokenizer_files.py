@@ -16,8 +16,6 @@ SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 PREFIX = "##"
 JSON, VOCABULARY, CONFIG = "tokenizer.json", "vocab.txt", "tokenizer_config.json"
 SPECIAL_MAP, ADDED, MODEL = "special_tokens_map.json", "added_tokens.json", "config.json"
-COUNTING = (JSON, VOCABULARY, CONFIG, SPECIAL_MAP, ADDED, MODEL)
-"""Names of the files that decide about ids."""
 
 # Classes that transformers 5 opens as BERT's tokenizer, and those that take tokenizer.json as it is.
 _BERTS = ("Bert", "Electra", "DistilBert", "MobileBert", "ConvBert", "SqueezeBert", "LayoutLM")

@@ -14,7 +14,7 @@ from fastbert.pretraining.loop import Progress
 from fastbert.pretraining.run import RunFolder
 from fastbert.pretraining.setup import Setup
 from fastbert.training.hardware import describe_machine
-from fastbert.training.logbook import plot_curves, say
+from fastbert.training.logbook import NothingToDrawError, plot_curves, say
 
 NOT_FINITE = "not finite"  # in place of a figure
 
@@ -40,6 +40,9 @@ def finish(setup: Setup, objective: nn.Module, run: RunFolder, progress: Progres
         plot_curves(run.metrics, plot, title=title, baseline=unigram if setup.options.objective == "mlm" else None)
     except ImportError:
         say("matplotlib is not installed: no curves are drawn; metrics.jsonl has the figures")
+        plot = None
+    except NothingToDrawError as error:  # records may be lost between two sessions
+        say(f"no curves are drawn: {error}")
         plot = None
     with torch.compiler.set_stance("force_eager"):  # no sentence is as long as another
         heading, found = examples_of(objective, validation, setup.vocabulary, setup.options.length)

@@ -286,6 +286,10 @@ def _thousands(value: float) -> str:
     return f"{value:.0f}"
 
 
+class NothingToDrawError(UserError):
+    """Records without a loss."""
+
+
 def plot_curves(metrics_path: Path | str, out_png: Path | str, *, title: str, baseline: float | None = None) -> None:
     """Draws training and validation loss against steps and, if validation has an `accuracy`, that below.
 
@@ -293,7 +297,8 @@ def plot_curves(metrics_path: Path | str, out_png: Path | str, *, title: str, ba
         baseline: the loss of guessing words by their frequency (unigram entropy, nats), drawn as a dotted line.
 
     Raises:
-        UserError: there is no loss in `metrics_path`, or `out_png` cannot be written.
+        NothingToDrawError: there is no loss in `metrics_path`.
+        UserError: `out_png` cannot be written.
     """
     from matplotlib.figure import Figure
 
@@ -302,7 +307,7 @@ def plot_curves(metrics_path: Path | str, out_png: Path | str, *, title: str, ba
     validation = _series(records, "validation", "loss")
     accuracy = _series(records, "validation", "accuracy")
     if not train and not validation:
-        raise UserError(f"there is no loss to draw in {metrics_path}; give the metrics.jsonl of a run")
+        raise NothingToDrawError(f"there is no loss to draw in {metrics_path}; give the metrics.jsonl of a run")
 
     # A Figure of its own, without pyplot: no display is needed and no global state is left. PNG is drawn by Agg.
     figure = Figure(figsize=(8, 6.4 if accuracy else 4.5), layout="constrained", dpi=150)

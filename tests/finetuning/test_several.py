@@ -45,6 +45,7 @@ def test_each_task_is_trained_as_if_alone_and_a_table_ends_the_call(bert, glue, 
     for name in ("rte", "mrpc"):
         alone, together = results(tmp_path / name), results(out / name)
         for run in (alone, together):
+            del run["seal"]
             for seed in run["fractions"][0]["seeds"]:
                 del seed["examples_per_second"]
         assert alone == together

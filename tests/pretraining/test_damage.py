@@ -156,3 +156,14 @@ def test_the_tokenizer_of_the_run(name: str, whole: Path, run: Path, capsys) -> 
     assert "tokenizer" in (said := resumed(run, capsys)) and "it is written anew" in said
     for path in ("tokenizer/tokenizer.json", "model/tokenizer.json", "model/model.safetensors"):
         assert (run / path).read_bytes() == (whole / path).read_bytes()
+
+
+def test_records_that_are_all_lost(whole: Path, tmp_path: Path, capsys) -> None:
+    """After the last checkpoint, so that no further one is logged: the run ends all the same, without curves."""
+    run = Path(shutil.copytree(whole, tmp_path / "run"))
+    (run / "metrics.jsonl").unlink()
+    shutil.rmtree(run / "model")
+    shutil.rmtree(run / "report")
+    said = resumed(run, capsys)
+    assert "missing: 9 of 9 records" in said and "no curves are drawn: there is no loss to draw in" in said
+    assert (run / "model" / "model.safetensors").is_file() and os.listdir(run / "report") == ["summary.json"]
