@@ -101,6 +101,25 @@ def make_folder(path: Path) -> list[Path]:
     return missing
 
 
+def make_inner_folder(path: Path) -> None:
+    """Makes a folder within one of fastbert's, if it is not there.
+
+    Raises:
+        UserError: it cannot be made, or is a link.
+    """
+    refuse_link(path)
+    make_folder(path)
+
+
+def refuse_link(path: Path) -> None:
+    """Raises a UserError if a folder within one of fastbert's is a link: what that leads to may be anybody's."""
+    if path.is_symlink():
+        raise UserError(
+            f"{path} is a link, which is not followed: put the folder it leads to in its place, or give --out a folder "
+            "on the other disk"
+        )
+
+
 def remove_empty(folders: list[Path]) -> None:
     """Removes the empty ones among folders that lie in each other, the outermost first: what `make_folder` made."""
     for folder in reversed(folders):
@@ -409,6 +428,8 @@ def read_json(path: Path | str, what: str) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{what} {path} does not exist") from None
+    except (IsADirectoryError, NotADirectoryError) as error:
+        raise UserError(f"{what} {path} is damaged: {error.strerror}") from None
     except (ValueError, RecursionError) as error:  # not JSON or not UTF-8; nested too deep
         raise UserError(f"{what} {path} is damaged: {error}") from None
 
