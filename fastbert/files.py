@@ -113,7 +113,7 @@ def make_inner_folder(path: Path) -> None:
 
 def refuse_link(path: Path) -> None:
     """Raises a UserError if a folder within one of fastbert's is a link: what that leads to may be anybody's."""
-    if path.is_symlink():
+    if os.path.islink(path):
         raise UserError(
             f"{path} is a link, which is not followed: put the folder it leads to in its place, or give --out a folder "
             "on the other disk"
