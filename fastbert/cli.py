@@ -1,6 +1,7 @@
 """`fastbert <job>`: parsing and calling, nothing else. Exit codes: 0 done, 2 the user's mistake, 1 ours, 130 and 143
 interrupted, 141 when whoever read standard output went away."""
 
+import errno
 import os
 import sys
 from collections.abc import Callable
@@ -181,6 +182,11 @@ def name_resumed_run(arguments: list[str]) -> list[str]:
     return list(arguments)
 
 
+def _give_up_standard_output() -> None:
+    """What is left to be written there is dropped, so that the interpreter's end does not try again."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     if not arguments or arguments[0] in ("-h", "--help", "help"):
@@ -194,8 +200,14 @@ def main(arguments: list[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except BrokenPipeError:  # such as `| head`: nothing more can be said there, not by the interpreter's end either
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _give_up_standard_output()
         return 141
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        _give_up_standard_output()  # of any other file it would be a UserError
+        print("error: the disk is full, writing standard output; free some space", file=sys.stderr)
+        return 2
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

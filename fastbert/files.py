@@ -4,7 +4,8 @@ disk, renamed. Everything that fastbert writes goes through here.
 Two classes of outputs differ in what a link means:
 
 - Files and folders inside a folder of fastbert's (config.yaml, model/): `atomic_file` and `atomic_folder`. A link under
-  that name may have been planted by somebody else, so it is replaced and never followed.
+  that name may have been planted by somebody else, so it is replaced and never followed; in the place of a folder that
+  grows (checkpoints/, tensorboard/, report/) it is refused.
 - What the user names with --out: see `fastbert.outputs`, which follows links and writes into devices and mount points.
 
 Temporary names are new ones, made with O_EXCL, and the process that writes holds a lock on them. So they follow no
@@ -99,6 +100,25 @@ def make_folder(path: Path) -> list[Path]:
             remove_empty([folder for folder in missing if os.path.isdir(folder)])
             raise
     return missing
+
+
+def make_inner_folder(path: Path) -> None:
+    """Makes a folder within one of fastbert's, if it is not there.
+
+    Raises:
+        UserError: it cannot be made, or is a link.
+    """
+    refuse_link(path)
+    make_folder(path)
+
+
+def refuse_link(path: Path) -> None:
+    """Raises a UserError if a folder within one of fastbert's is a link: what that leads to may be anybody's."""
+    if os.path.islink(path):
+        raise UserError(
+            f"{path} is a link, which is not followed: put the folder it leads to in its place, or give --out a folder "
+            "on the other disk"
+        )
 
 
 def remove_empty(folders: list[Path]) -> None:
@@ -409,6 +429,8 @@ def read_json(path: Path | str, what: str) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{what} {path} does not exist") from None
+    except (IsADirectoryError, NotADirectoryError) as error:
+        raise UserError(f"{what} {path} is damaged: {error.strerror}") from None
     except (ValueError, RecursionError) as error:  # not JSON or not UTF-8; nested too deep
         raise UserError(f"{what} {path} is damaged: {error}") from None
 

@@ -66,6 +66,19 @@ def test_a_reader_that_goes_away_gets_no_traceback(tmp_path) -> None:
     assert process.returncode == 141
 
 
+@pytest.mark.parametrize("size", [1, 2**20])  # fails when it is flushed, and when it is printed
+def test_a_full_disk_under_standard_output(size: int) -> None:
+    code = (
+        "import sys; from fastbert import cli\n"
+        f"cli.JOBS['export'] = (lambda _: print('x' * {size}) or 0, '')\n"
+        "sys.exit(cli.main(['export']))"
+    )
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([sys.executable, "-c", code], stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 2
+    assert done.stderr == "error: the disk is full, writing standard output; free some space\n"
+
+
 def test_our_own_faults_keep_their_traceback(monkeypatch) -> None:
     monkeypatch.setattr("fastbert.pretraining.job.pretrain", lambda *_: 1 // 0)
     with pytest.raises(ZeroDivisionError):

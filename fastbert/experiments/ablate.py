@@ -37,7 +37,7 @@ from fastbert.experiments.sweep import (
     write_results,
 )
 from fastbert.experiments.sweep_report import plural
-from fastbert.files import locked_folder, make_folder
+from fastbert.files import locked_folder, make_inner_folder
 from fastbert.pretraining.options import science
 from fastbert.pretraining.setup import data_fingerprint
 from fastbert.training.interrupts import Interrupts
@@ -199,7 +199,7 @@ def finish(out: Path, name: str, ablation: Ablation, results: Results, rows: lis
     """The report, what failed, and the shares on standard output."""
     done = [row for row in rows if row["status"] == "done"]
     failed = [row for row in rows if row["status"] == "failed"]
-    make_folder(out / "report")
+    make_inner_folder(out / "report")
     about = circumstances(ablation.path, ablation.threads, done)
     write_report(out / "report", name, ablation, results, failed, about)
     if done:

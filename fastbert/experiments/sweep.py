@@ -28,7 +28,7 @@ from fastbert.files import (
     finite_or_none,
     json_text,
     locked_folder,
-    make_folder,
+    make_inner_folder,
     read_sealed,
     remove_leftovers,
     seal_of,
@@ -258,7 +258,7 @@ def finish(out: Path, name: str, axes: Axes, rows: list[Row], total: int) -> int
     failed = [row for row in rows if row["status"] == "failed"]
     tasks = list(dict.fromkeys(row["task"] for row in rows))
     comparison = Comparison(done, [model.name for model in axes.models], tasks)
-    make_folder(out / "report")
+    make_inner_folder(out / "report")
     write_report(out / "report", name, comparison, failed, total, circumstances(axes.path, axes.threads, done))
     if done:
         print(printed(comparison))

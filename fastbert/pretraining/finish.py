@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from fastbert.files import write_json
+from fastbert.files import make_inner_folder, write_json
 from fastbert.hub.card import AUTO_CLASSES
 from fastbert.hub.export import export_model
 from fastbert.hub.names import head_of, kept
@@ -34,6 +34,7 @@ def finish(setup: Setup, objective: nn.Module, run: RunFolder, progress: Progres
         run.model,
         card=model_card(setup, progress, final, unigram),
     )
+    make_inner_folder(run.report)
     plot: Path | None = run.report / "curves.png"
     try:
         title = f"{run.path.name}: {setup.config.position}, {setup.options.objective}"

@@ -15,7 +15,7 @@ from torch import nn
 from fastbert import config as configuration
 from fastbert.data.stages import NOMINAL_STEPS, Plan, make_plan, steps_within
 from fastbert.errors import UserError
-from fastbert.files import locked_folder, write_json
+from fastbert.files import locked_folder, refuse_link, write_json
 from fastbert.model.config import EncoderConfig
 from fastbert.pretraining.budget import Costs, intervals, shown_spans, shown_time, timing_window
 from fastbert.pretraining.dry_run import dry_run
@@ -254,6 +254,8 @@ def train(setup: Setup, run: RunFolder, manifest: dict[str, Any], resumed: bool,
     with locked_folder(run.path):
         if not resumed and run.exists():
             raise UserError(f"another process began a run in {run.path} meanwhile; choose another --out")
+        for written_last in (run.model, run.report):
+            refuse_link(written_last)
         trainer = build_trainer(setup, run, manifest, resumed)
         profiling = profiled(trainer, run.profile) if profile else nullcontext()
         with trainer.logbook, Interrupts() as interrupts, profiling:

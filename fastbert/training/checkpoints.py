@@ -29,7 +29,16 @@ import torch
 from torch import Tensor
 
 from fastbert.errors import UserError
-from fastbert.files import atomic_folder, disk_errors, finite_or_none, make_folder, read_json, remove_leftovers, seal_of
+from fastbert.files import (
+    atomic_folder,
+    disk_errors,
+    finite_or_none,
+    make_inner_folder,
+    read_json,
+    remove,
+    remove_leftovers,
+    seal_of,
+)
 from fastbert.training.apex import translate
 from fastbert.training.finite import NotFiniteError, require_finite
 
@@ -72,7 +81,7 @@ class Checkpointer:
         self.keep_last = keep_last
         self.say = say
         self.keep = keep
-        make_folder(self.folder)
+        make_inner_folder(self.folder)
         with disk_errors(self.folder):
             remove_leftovers(self.folder)
 
@@ -155,7 +164,7 @@ class Checkpointer:
                     # Renamed first: killed halfway, it is a leftover and not a damaged checkpoint.
                     doomed = path.with_name(f".{path.name}.{os.getpid()}.tmp")
                     path.rename(doomed)
-                    shutil.rmtree(doomed)
+                    remove(doomed)
 
 
 def checkpoint_paths(folder: Path) -> list[Path]:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastbert.errors import UserError
-from fastbert.files import atomic_file, disk_errors, json_text, no_link
+from fastbert.files import atomic_file, disk_errors, json_text, make_inner_folder, no_link
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -84,6 +84,7 @@ class Logbook:
         except ImportError:
             self.say("tensorboard is not installed: the curves are only in metrics.jsonl")
             return None
+        make_inner_folder(folder)
         with disk_errors(folder):
             return SummaryWriter(str(folder), purge_step=start_step + 1 if start_step else None)
 
@@ -172,7 +173,7 @@ def read_metrics(path: Path | str) -> list[dict]:
 def _lines(path: Path) -> list[bytes]:
     try:
         content = path.read_bytes()
-    except FileNotFoundError:
+    except (FileNotFoundError, IsADirectoryError):  # a folder is refused when the records are to be written
         return []
     return [line + b"\n" for line in content.removesuffix(b"\n").split(b"\n")] if content else []
 

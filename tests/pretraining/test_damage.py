@@ -116,6 +116,34 @@ def test_a_damaged_config_is_overruled_or_refused(whole: Path, run: Path, capsys
         shutil.rmtree(run / "checkpoints" / "step-00000012")
 
 
+@pytest.mark.parametrize("name", ["checkpoints", "tensorboard", "report", "model"])
+def test_folders_of_a_run_that_were_replaced_by_links(run: Path, capsys, name: str) -> None:
+    theirs = run.parent / "theirs"
+    theirs.mkdir()
+    (theirs / ".x.0123abcd.tmp").touch()
+    shutil.rmtree(run / name)
+    (run / name).symlink_to(theirs)
+    before = (run / "metrics.jsonl").stat().st_mtime_ns
+    assert f"{run / name} is a link, which is not followed" in resumed(run, capsys, code=2)
+    assert os.listdir(theirs) == [".x.0123abcd.tmp"]
+    assert name == "tensorboard" or (run / "metrics.jsonl").stat().st_mtime_ns == before
+
+
+def test_files_of_a_run_that_were_replaced_by_folders(whole: Path, run: Path, capsys) -> None:
+    for name in ("manifest.json", "config.yaml"):
+        (run / name).unlink()
+        (run / name).symlink_to(run.parent)
+    (run / "checkpoints" / "step-00000020").touch()
+    (run / "checkpoints" / "step-00000004").symlink_to(run.parent)
+    report = resumed(run, capsys)
+    assert "manifest.json is damaged: Is a directory" in report and "step-00000020/manifest.json is damaged" in report
+    assert_same_run(whole, run)
+    assert (run.parent / "data").is_dir()
+    (run / "metrics.jsonl").unlink()
+    (run / "metrics.jsonl").mkdir()
+    assert "metrics.jsonl: it is a folder" in resumed(run, capsys, code=2)
+
+
 def test_records_that_are_damaged_or_missing_are_reported(whole: Path, run: Path, capsys) -> None:
     metrics = run / "metrics.jsonl"
     lines = metrics.read_text().splitlines(keepends=True)
