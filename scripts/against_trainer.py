@@ -194,7 +194,7 @@ def quality(arguments: argparse.Namespace) -> None:
             else:
                 result = train_trainer(options, "group_by_length")
         row = {"seed": seed, "task": task, "system": system, "dev": result["last"]["dev"]}
-        row |= {**chosen, "seconds": round(time.perf_counter() - start, 1)}
+        row |= {**chosen, "seconds": round(time.perf_counter() - start, 3)}
         with arguments.out.open("a", encoding="utf-8") as file:
             file.write(json_text(row) + "\n")
         seconds = sum(expected(read_lines(arguments.out), *later) for later in todo[place + 1 :])

@@ -21,7 +21,7 @@ def write_results(out: Path, dev: dict[float, list[list[float]]]) -> None:
             folder = (out if fraction == 1.0 else out / f"fraction-{fraction}") / f"seed-{seed}"
             (folder / "model").mkdir(parents=True, exist_ok=True)
         fractions.append(part)
-    (out / "results.json").write_text(json.dumps({"metrics": ["accuracy", "f1"], "fractions": fractions}))
+    (out / "results.json").write_text(json.dumps({"task": "t", "metrics": ["accuracy", "f1"], "fractions": fractions}))
 
 
 def test_the_mean_of_the_dev_splits_by_the_first_metric_on_the_largest_share(tmp_path) -> None:

@@ -90,7 +90,8 @@ def test_a_flipped_bit_or_a_cut_is_refused(copy: Path, name: str) -> None:
     @given(st.one_of(st.integers(0, header - 1), st.integers(0, len(whole) - 1)), st.integers(0, 7))
     def check(place: int, bit: int) -> None:
         refused(bytes([*whole[:place], whole[place] ^ 1 << bit, *whole[place + 1 :]]))
-        refused(whole[:place])
+        if whole[:place].rstrip() != whole.rstrip():  # a line break at the end means nothing in JSON
+            refused(whole[:place])
 
     check()
 
