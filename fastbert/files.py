@@ -15,9 +15,6 @@ name removes it.
 
 import errno
 import fcntl
-import hashlib
-import json
-import math
 import os
 import re
 import secrets
@@ -190,15 +187,15 @@ def atomic_file(
     with disk_errors(path):
         refuse_special(path)
         remove_leftovers(path.parent, path.name)
-        beside, handle = _new_file(path)
+        temporary, handle = _new_file(path)
         try:
             with open(handle, mode, encoding=None if "b" in mode else "utf-8") as file:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
-                (replace or os.replace)(beside, path)
+                (replace or os.replace)(temporary, path)
         except BaseException:
-            beside.unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
             remove_empty(made)
             raise
         sync_folder(path.parent)
@@ -212,16 +209,16 @@ def atomic_folder(path: Path | str) -> Iterator[Path]:
     made = make_folder(path.parent)
     with disk_errors(path):
         remove_leftovers(path.parent, path.name)
-        beside, handle = new_folder(path)
+        temporary, handle = new_folder(path)
         old = path.with_name(_temporary(path.name, ".old.tmp"))
         try:
-            yield beside
-            sync_tree(beside)
+            yield temporary
+            sync_tree(temporary)
             if os.path.lexists(path):
                 os.rename(path, old)
-            os.rename(beside, path)
+            os.rename(temporary, path)
         except BaseException:
-            shutil.rmtree(beside, ignore_errors=True)
+            shutil.rmtree(temporary, ignore_errors=True)
             if os.path.lexists(old) and not os.path.lexists(path):
                 os.rename(old, path)
             remove_empty(made)
@@ -254,21 +251,21 @@ def shortened(name: str) -> str:
 def _new_file(path: Path) -> tuple[Path, int]:
     """A temporary file in the folder of `path`, which is locked, and its descriptor."""
     while True:
-        beside = path.with_name(_temporary(path.name))
-        handle = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
-        if _lock(handle) is not False and os.path.lexists(beside):
-            return beside, handle
+        temporary = path.with_name(_temporary(path.name))
+        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+        if _lock(handle) is not False and os.path.lexists(temporary):
+            return temporary, handle
         os.close(handle)  # taken for a leftover by another process, in the moment before it was locked
 
 
 def new_folder(path: Path) -> tuple[Path, int]:
     """A temporary folder next to `path`, which is locked, and its descriptor, to be closed when it is renamed."""
     while True:
-        beside = path.with_name(_temporary(path.name))
-        beside.mkdir()
-        handle = os.open(beside, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        if _lock(handle) is not False and os.path.lexists(beside):
-            return beside, handle
+        temporary = path.with_name(_temporary(path.name))
+        temporary.mkdir()
+        handle = os.open(temporary, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        if _lock(handle) is not False and os.path.lexists(temporary):
+            return temporary, handle
         os.close(handle)
 
 
@@ -387,82 +384,3 @@ def remove_leftovers(folder: Path | str, name: str | None = None) -> None:
                 raise
         finally:
             os.close(handle)
-
-
-# --- JSON
-
-
-def write_json(path: Path | str, value: Any) -> None:
-    """Writes `value` as `json_text` has it."""
-    with atomic_file(path, "w") as file:
-        file.write(json_text(value, indent=2) + "\n")
-
-
-def json_text(value: Any, **options: Any) -> str:
-    """`value` as JSON in which null stands for what is not finite: JSON has no NaN and no infinity.
-
-    Args:
-        options: of `json.dumps`.
-    """
-    return json.dumps(finite_or_none(value), allow_nan=False, **options)
-
-
-def finite_or_none(value: Any) -> Any:
-    """`value`, of what JSON can hold, with None for every number that is not finite."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {finite_or_none(key): finite_or_none(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite_or_none(item) for item in value]
-    return value
-
-
-def read_json(path: Path | str, what: str) -> Any:
-    """The JSON in `path`; `what` names it in errors.
-
-    Raises:
-        UserError: the file is missing or is not JSON.
-    """
-    path = Path(path)
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{what} {path} does not exist") from None
-    except (IsADirectoryError, NotADirectoryError) as error:
-        raise UserError(f"{what} {path} is damaged: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:  # not JSON or not UTF-8; nested too deep
-        raise UserError(f"{what} {path} is damaged: {error}") from None
-
-
-def write_sealed(path: Path | str, record: dict[str, Any]) -> None:
-    """Writes a JSON object with its seal, for `read_sealed`."""
-    record = finite_or_none(record)
-    write_json(path, {**record, "seal": seal_of(record)})
-
-
-def read_sealed(path: Path | str, what: str, kinds: dict[str, type], fix: str) -> dict[str, Any]:
-    """The JSON object that `write_sealed` wrote, without its seal. Older versions wrote none: then only `kinds` count.
-
-    Args:
-        what: names the file in errors.
-        kinds: what must be there, and its type.
-        fix: of a damaged file, as the end of the message.
-
-    Raises:
-        UserError: the file is missing or damaged.
-    """
-    try:
-        record = read_json(path, what)
-    except UserError as error:
-        raise UserError(f"{error}; {fix}") from None
-    whole = isinstance(record, dict) and all(isinstance(record.get(key), kind) for key, kind in kinds.items())
-    if not whole or record.pop("seal", None) not in (None, seal_of(record)):
-        raise UserError(f"{what} {path} is damaged or was changed since it was written; {fix}")
-    return record
-
-
-def seal_of(record: dict[str, Any]) -> str:
-    """SHA-256 over a JSON object but for its key `seal`, which is where a file keeps the hash of its own content."""
-    bare = {key: value for key, value in record.items() if key != "seal"}
-    return hashlib.sha256(json.dumps(bare, sort_keys=True).encode()).hexdigest()

@@ -39,13 +39,13 @@ from against_trainer_sides import (
 )
 
 from fastbert.errors import UserError
-from fastbert.files import json_text
 from fastbert.finetuning import job, loop
 from fastbert.finetuning.batches import training_order
 from fastbert.finetuning.model import new_classifier
 from fastbert.finetuning.options import FinetuneOptions
 from fastbert.finetuning.tasks import Task, open_task
 from fastbert.outputs import check_output_file, output_file
+from fastbert.records import json_text
 from fastbert.training.hardware import describe_machine
 from fastbert.training.logbook import read_metrics, say
 

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from fastbert.errors import UserError
-from fastbert.files import atomic_file, read_json
+from fastbert.files import atomic_file
 from fastbert.outputs import output_file
+from fastbert.records import read_json
 
 SYSTEMS = ("fastbert", "trainer")
 LEVEL = 0.05  # of the tests, all rows together

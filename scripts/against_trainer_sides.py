@@ -20,7 +20,6 @@ import torch.nn.functional as F
 from fastbert_kernels.attention import allowed_pairs
 
 from fastbert.data.tokenizer import load_tokenizer
-from fastbert.files import read_json
 from fastbert.finetuning import job, loop
 from fastbert.finetuning import model as classifier
 from fastbert.finetuning.batches import Encoded, encode, subset
@@ -34,6 +33,7 @@ from fastbert.model import encoder
 from fastbert.model.encoder import Encoder, Places
 from fastbert.model.kernels import KERNELS
 from fastbert.randomness import permute
+from fastbert.records import read_json
 from fastbert.training.hardware import TrainingMachineOptions
 
 

@@ -15,10 +15,11 @@ import torch
 from fastbert.config import from_dict
 from fastbert.data.batches import InMemory
 from fastbert.data.tokenizer import SPECIAL_TOKENS, WordPiece
-from fastbert.files import atomic_file, write_json
+from fastbert.files import atomic_file
 from fastbert.pretraining.loop import Trainer
 from fastbert.pretraining.options import PretrainOptions
 from fastbert.pretraining.setup import Setup
+from fastbert.records import write_json
 from fastbert.training.checkpoints import Checkpointer
 from fastbert.training.hardware import resolve_device, resolve_precision
 from fastbert.training.logbook import Logbook, say

@@ -21,15 +21,7 @@ from fastbert.data import partial
 from fastbert.data.prepare import PrepareOptions, prepare
 from fastbert.errors import UserError
 from fastbert.experiments.jobs import LOG, run_job
-from fastbert.files import (
-    LOCK,
-    atomic_file,
-    atomic_folder,
-    disk_errors,
-    locked_folder,
-    new_folder,
-    remove_leftovers,
-)
+from fastbert.files import LOCK, atomic_file, atomic_folder, disk_errors, locked_folder, new_folder, remove_leftovers
 from fastbert.outputs import check_output_file, check_output_folder, output_file, output_folder
 from fastbert.training.logbook import Logbook
 from tests.processes import in_child, killed_before, kills, reading

@@ -22,7 +22,8 @@ import numpy as np
 
 from fastbert.data.progress import progress
 from fastbert.errors import UserError
-from fastbert.files import atomic_file, json_text
+from fastbert.files import atomic_file
+from fastbert.records import json_text
 
 HEADER_BYTES = 128  # of a one-dimensional .npy file, whatever its length
 CHUNK = 2**20

@@ -28,16 +28,15 @@ from fastbert.files import (
     is_open_as,
     make_folder,
     open_lock,
-    read_json,
     remove,
     remove_empty,
     remove_leftovers,
     shortened,
     sync_folder,
     sync_tree,
-    write_json,
 )
 from fastbert.outputs import move_contents, ordered, resolved
+from fastbert.records import read_json, write_json
 
 MADE_OF, TOKENIZER, STATE = ".made_of.json", ".tokenizer.json", ".state.npz"
 MOVED = ".moved.json"  # names of all that the result consists of; there from when it is complete

@@ -28,8 +28,9 @@ from fastbert.data.tokenizer import WordPiece, load_tokenizer, train_tokenizer
 from fastbert.data.workers import pool
 from fastbert.data.writer import SplitWriter
 from fastbert.errors import UserError
-from fastbert.files import atomic_folder, disk_errors, read_json, seal_of, write_json
+from fastbert.files import atomic_folder, disk_errors
 from fastbert.outputs import check_output_folder
+from fastbert.records import read_json, seal_of, write_json
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from fastbert.data.integrity import (
 from fastbert.data.tokenizer import WordPiece, load_tokenizer
 from fastbert.data.writer import PARTS, shard_file
 from fastbert.errors import UserError, choose
-from fastbert.files import read_json, seal_of
+from fastbert.records import read_json, seal_of
 
 FORMAT = "fastbert tokens"
 FORMAT_VERSION = 2

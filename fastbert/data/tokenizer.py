@@ -29,7 +29,8 @@ from fastbert.data.tokenizer_files import (
     interpret,
 )
 from fastbert.errors import UserError
-from fastbert.files import atomic_file, read_json, write_json
+from fastbert.files import atomic_file
+from fastbert.records import read_json, write_json
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastbert.data.tokenizer_files import CONFIG, JSON, MODEL, SPECIAL_TOKENS, Interpreted, contradictions
 from fastbert.errors import UserError
-from fastbert.files import json_text
+from fastbert.records import json_text
 
 if TYPE_CHECKING:
     from fastbert.data.tokenizer import WordPiece

@@ -14,10 +14,11 @@ from typing import Any
 from fastbert.config import digest, from_dict
 from fastbert.errors import UserError
 from fastbert.experiments.jobs import RUN, ended, failure
-from fastbert.files import atomic_folder, read_json
+from fastbert.files import atomic_folder
 from fastbert.pretraining.job import pretrain
 from fastbert.pretraining.options import PretrainOptions, science
 from fastbert.pretraining.run import RunFolder
+from fastbert.records import read_json
 from fastbert.training.checkpoints import read_state
 from fastbert.training.logbook import read_metrics
 

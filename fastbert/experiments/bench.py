@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 
 from fastbert.errors import UserError
-from fastbert.files import json_text
 from fastbert.outputs import check_output_folder
+from fastbert.records import json_text
 from fastbert.training.hardware import MachineOptions, describe_machine, setup_machine
 from fastbert.training.logbook import say
 

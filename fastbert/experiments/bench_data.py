@@ -21,8 +21,9 @@ from fastbert.data.sources import open_source
 from fastbert.data.tokenizer import load_tokenizer
 from fastbert.errors import UserError
 from fastbert.experiments.rounds import measured_on, told
-from fastbert.files import atomic_file, disk_errors, json_text, make_folder, remove_empty, write_json
+from fastbert.files import atomic_file, disk_errors, make_folder, remove_empty
 from fastbert.model.config import EncoderOptions
+from fastbert.records import json_text, write_json
 from fastbert.training.hardware import describe_machine
 from fastbert.training.logbook import say
 

@@ -15,12 +15,13 @@ from fastbert.data.shards import open_dataset
 from fastbert.errors import UserError, choose
 from fastbert.experiments.contestants import STEPS, Contestant, Runner
 from fastbert.experiments.rounds import measured_on, told
-from fastbert.files import atomic_file, json_text, write_json
+from fastbert.files import atomic_file
 from fastbert.model.config import EncoderOptions
 from fastbert.model.positions import POSITIONS
 from fastbert.outputs import check_output_folder
 from fastbert.pretraining.options import PretrainMachineOptions, PretrainOptions
 from fastbert.pretraining.setup import check_networks, data_folder
+from fastbert.records import json_text, write_json
 from fastbert.training.hardware import MachineOptions, describe_machine, resolve_device
 from fastbert.training.logbook import say
 

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from fastbert.errors import UserError
-from fastbert.files import disk_errors, make_folder, no_link, read_json, remove
+from fastbert.files import disk_errors, make_folder, no_link, remove
+from fastbert.records import read_json
 
 LOG, RUN = "log.txt", "run"
 TAIL = 15  # lines of a log that a failure shows

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fastbert.experiments.jobs import LOG, Job, explained_death, thread_variables
-from fastbert.files import json_text
+from fastbert.records import json_text
 
 TICK = 0.5  # seconds
 _NO_MORE = object()

@@ -21,19 +21,8 @@ from fastbert.experiments.local import Event, run_local
 from fastbert.experiments.options import Axes, SweepOptions
 from fastbert.experiments.plan import plan
 from fastbert.experiments.sweep_report import plural, printed, shown_job, write_report
-from fastbert.files import (
-    atomic_file,
-    contents,
-    disk_errors,
-    finite_or_none,
-    json_text,
-    locked_folder,
-    make_inner_folder,
-    read_sealed,
-    remove_leftovers,
-    seal_of,
-    write_sealed,
-)
+from fastbert.files import atomic_file, contents, disk_errors, locked_folder, make_inner_folder, remove_leftovers
+from fastbert.records import finite_or_none, json_text, read_sealed, seal_of, write_sealed
 from fastbert.training.hardware import describe_machine
 from fastbert.training.interrupts import Interrupts
 from fastbert.training.logbook import say

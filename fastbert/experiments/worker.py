@@ -13,7 +13,7 @@ import threading
 from pathlib import Path
 
 from fastbert.experiments.jobs import run_job
-from fastbert.files import json_text
+from fastbert.records import json_text
 
 
 def main() -> None:

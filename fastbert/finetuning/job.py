@@ -22,18 +22,7 @@ import torch
 from fastbert import config as configuration
 from fastbert.data.tokenizer import WordPiece
 from fastbert.errors import UserError
-from fastbert.files import (
-    LOCK,
-    atomic_file,
-    contents,
-    disk_errors,
-    finite_or_none,
-    json_text,
-    locked_folder,
-    read_sealed,
-    remove,
-    write_sealed,
-)
+from fastbert.files import LOCK, atomic_file, contents, disk_errors, locked_folder, remove
 from fastbert.finetuning.batches import subset
 from fastbert.finetuning.loop import ADVICE, Tuner
 from fastbert.finetuning.metrics import check_scorable, compute
@@ -51,6 +40,7 @@ from fastbert.finetuning.results import Figures, seed_folder, tuned_folder, writ
 from fastbert.finetuning.tasks import Example, Task, open_task
 from fastbert.hub.load import Pretrained, tokenizer_of
 from fastbert.outputs import check_output_folder
+from fastbert.records import finite_or_none, json_text, read_sealed, write_sealed
 from fastbert.training.apex import check_apex, fused_adam
 from fastbert.training.finite import all_finite
 from fastbert.training.hardware import describe_machine, resolve_device, resolve_precision, setup_machine

@@ -18,13 +18,14 @@ from fastbert import __version__
 from fastbert.config import differences
 from fastbert.data.tokenizer import WordPiece, load_tokenizer
 from fastbert.errors import UserError
-from fastbert.files import atomic_folder, json_text, read_json
+from fastbert.files import atomic_folder
 from fastbert.finetuning.batches import Batch
 from fastbert.hub.export import export_model, write_model
 from fastbert.hub.load import Pretrained, load_pretrained
 from fastbert.hub.names import is_bert
 from fastbert.model.config import EncoderConfig
 from fastbert.model.encoder import Encoder, initialize
+from fastbert.records import json_text, read_json
 from fastbert.training.finite import require_finite
 from fastbert.training.tensors import read_metadata, read_tensors
 

@@ -11,13 +11,13 @@ import torch
 from fastbert.config import MACHINE
 from fastbert.data.tokenizer import WordPiece
 from fastbert.errors import UserError, choose
-from fastbert.files import json_text
 from fastbert.finetuning.batches import Encoded, encode, reading_order
 from fastbert.finetuning.metrics import check_scorable, compute
 from fastbert.finetuning.model import Classifier, TaskRecord, load_classifier, scores
 from fastbert.finetuning.own import OwnSource, OwnTaskOptions
 from fastbert.finetuning.tasks import Example, Task, open_task
 from fastbert.outputs import check_output_file, is_standard_output, output_file
+from fastbert.records import json_text
 from fastbert.training.hardware import MachineOptions, autocast, resolve_device, resolve_precision, setup_machine
 from fastbert.training.logbook import say
 

@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from fastbert.errors import UserError
-from fastbert.files import atomic_file, read_sealed, write_sealed
+from fastbert.files import atomic_file
 from fastbert.finetuning.model import fine_tuned_folder
 from fastbert.finetuning.options import FinetuneOptions
 from fastbert.finetuning.tasks import Task
+from fastbert.records import read_sealed, write_sealed
 
 Figures = dict[str, dict[str, float | None]]
 """dev split -> metric -> value; the mean loss too. None for what was not finite, which the best epoch never has."""

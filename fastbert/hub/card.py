@@ -3,9 +3,9 @@
 from typing import Any
 
 from fastbert import __version__
-from fastbert.files import json_text
 from fastbert.model.config import EncoderConfig
 from fastbert.model.flops import encoder_parameters, mlm_head_parameters, replaced_head_parameters
+from fastbert.records import json_text
 
 _SNIPPET = """```python
 import torch

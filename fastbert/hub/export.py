@@ -19,11 +19,12 @@ from fastbert.data.tokenizer import load_tokenizer
 from fastbert.data.tokenizer_check import check_folder
 from fastbert.data.tokenizer_files import interpret
 from fastbert.errors import UserError
-from fastbert.files import contents, disk_errors, json_text
+from fastbert.files import contents, disk_errors
 from fastbert.hub.card import model_card
 from fastbert.hub.names import BERT_OPTIONS, OWN_OPTIONS, TIED, bert_names, check_weights, head_of, is_bert
 from fastbert.model.config import EncoderConfig
 from fastbert.outputs import check_output_folder, output_folder, resolved
+from fastbert.records import json_text
 from fastbert.training.tensors import read_metadata, serialized
 
 CODE = ("configuration_fastbert.py", "modeling_fastbert.py")

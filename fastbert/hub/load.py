@@ -19,12 +19,12 @@ from torch import Tensor
 from fastbert.config import differences
 from fastbert.data.tokenizer import WordPiece, load_tokenizer
 from fastbert.errors import UserError
-from fastbert.files import read_json
 from fastbert.hub.export import NO_TYPES, SETTINGS, TOKENIZER
 from fastbert.hub.names import BERT_OPTIONS, OWN_OPTIONS, TIED, bert_names, check_weights, head_of, kept, some
 from fastbert.model.config import EncoderConfig
 from fastbert.model.encoder import Encoder
 from fastbert.model.heads import MLMHead
+from fastbert.records import read_json
 from fastbert.training.checkpoints import Checkpoint, read_checkpoint, read_newest
 from fastbert.training.tensors import HASH, read_tensors
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from fastbert.files import make_inner_folder, write_json
+from fastbert.files import make_inner_folder
 from fastbert.hub.card import AUTO_CLASSES
 from fastbert.hub.export import export_model
 from fastbert.hub.names import head_of, kept
@@ -13,6 +13,7 @@ from fastbert.pretraining.examples import examples_of
 from fastbert.pretraining.loop import Progress
 from fastbert.pretraining.run import RunFolder
 from fastbert.pretraining.setup import Setup
+from fastbert.records import write_json
 from fastbert.training.hardware import describe_machine
 from fastbert.training.logbook import NothingToDrawError, plot_curves, say
 

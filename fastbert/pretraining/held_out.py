@@ -19,12 +19,12 @@ from fastbert.data.shards import unigram_entropy
 from fastbert.data.sources import open_source
 from fastbert.data.tokenizer import WordPiece
 from fastbert.errors import UserError
-from fastbert.files import json_text
 from fastbert.hub.load import Pretrained, find_checkpoint, load_pretrained, tokenizer_of
 from fastbert.objectives import OBJECTIVES
 from fastbert.objectives.mlm import MLM, MLMOptions
 from fastbert.pretraining.evaluation import evaluate
 from fastbert.pretraining.options import PretrainOptions, objective_options
+from fastbert.records import json_text
 from fastbert.training.hardware import MachineOptions, resolve_device, resolve_precision, setup_machine
 
 

@@ -15,7 +15,7 @@ from torch import nn
 from fastbert import config as configuration
 from fastbert.data.stages import NOMINAL_STEPS, Plan, make_plan, steps_within
 from fastbert.errors import UserError
-from fastbert.files import locked_folder, refuse_link, write_json
+from fastbert.files import locked_folder, refuse_link
 from fastbert.model.config import EncoderConfig
 from fastbert.pretraining.budget import Costs, intervals, shown_spans, shown_time, timing_window
 from fastbert.pretraining.dry_run import dry_run
@@ -34,6 +34,7 @@ from fastbert.pretraining.run import (
     stored_options,
 )
 from fastbert.pretraining.setup import Setup, data_fingerprint, prepare_setup
+from fastbert.records import write_json
 from fastbert.training.checkpoints import Checkpointer, check_space, existing, read_newest
 from fastbert.training.hardware import autocast, describe_machine, peak_flops
 from fastbert.training.interrupts import Interrupts

@@ -20,7 +20,7 @@ from torch.profiler import record_function
 
 from fastbert.data.batches import TrainingBatches
 from fastbert.errors import UserError
-from fastbert.files import finite_or_none
+from fastbert.records import finite_or_none
 from fastbert.training.checkpoints import Checkpoint, Checkpointer, flatten_optimizer, restore_optimizer
 from fastbert.training.divergence import guard
 from fastbert.training.finite import NotFiniteError, all_finite, require_finite

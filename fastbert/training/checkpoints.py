@@ -29,16 +29,8 @@ import torch
 from torch import Tensor
 
 from fastbert.errors import UserError
-from fastbert.files import (
-    atomic_folder,
-    disk_errors,
-    finite_or_none,
-    make_inner_folder,
-    read_json,
-    remove,
-    remove_leftovers,
-    seal_of,
-)
+from fastbert.files import atomic_folder, disk_errors, make_inner_folder, remove, remove_leftovers
+from fastbert.records import finite_or_none, read_json, seal_of
 from fastbert.training.apex import translate
 from fastbert.training.finite import NotFiniteError, require_finite
 

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastbert.errors import UserError
-from fastbert.files import atomic_file, disk_errors, json_text, make_inner_folder, no_link
+from fastbert.files import atomic_file, disk_errors, make_inner_folder, no_link
+from fastbert.records import json_text
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -19,7 +19,7 @@ from fastbert.data.prepare import PrepareOptions, prepare
 from fastbert.data.shards import open_dataset, read_record
 from fastbert.data.stages import Plan
 from fastbert.errors import UserError
-from fastbert.files import seal_of
+from fastbert.records import seal_of
 
 
 @pytest.fixture(scope="module")

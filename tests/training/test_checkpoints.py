@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from fastbert.errors import UserError
-from fastbert.files import seal_of
+from fastbert.records import seal_of
 from fastbert.training.checkpoints import (
     Checkpointer,
     check_space,
