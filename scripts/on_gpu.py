@@ -36,10 +36,11 @@ from fastbert.model.positions import POSITIONS
 from fastbert.pretraining import job
 from fastbert.pretraining.options import PretrainOptions
 from fastbert.randomness import permute, row_keys
-from fastbert.training.checkpoints import Checkpoint, flatten_optimizer, read_checkpoint
+from fastbert.training.checkpoints import Checkpoint, read_checkpoint
 from fastbert.training.hardware import autocast, describe_machine
 from fastbert.training.interrupts import Interrupts
 from fastbert.training.logbook import read_metrics
+from fastbert.training.optimizer_state import flatten_optimizer
 
 LONGEST, GRACE = 500, 30  # seconds of a part, and those behind them after which one that hangs is killed
 COMPARED = {"layers": 2, "width": 256, "batch_size": 4, "initializer_std": 0.06}  # attention far from uniform

@@ -21,13 +21,14 @@ from torch.profiler import record_function
 from fastbert.data.batches import TrainingBatches
 from fastbert.errors import UserError
 from fastbert.records import finite_or_none
-from fastbert.training.checkpoints import Checkpoint, Checkpointer, flatten_optimizer, restore_optimizer
+from fastbert.training.checkpoints import Checkpoint, Checkpointer
 from fastbert.training.divergence import guard
 from fastbert.training.finite import NotFiniteError, all_finite, require_finite
 from fastbert.training.hardware import autocast
 from fastbert.training.interrupts import Interrupts
 from fastbert.training.lagged import LaggedScalars
 from fastbert.training.logbook import Logbook
+from fastbert.training.optimizer_state import flatten_optimizer, restore_optimizer
 from fastbert.training.optimizers import OptimizerOptions, clip_gradients, guarded_step
 from fastbert.training.schedules import ScheduleOptions, learning_rate_factor
 

@@ -15,9 +15,9 @@ from fastbert.model.config import EncoderOptions
 from fastbert.model.notes import Notes, NotesOptions
 from fastbert.objectives.mlm import MLM, MLMOptions
 from fastbert.pretraining import loop
-from fastbert.training.checkpoints import flatten_optimizer
 from fastbert.training.finite import all_finite
 from fastbert.training.lagged import LaggedScalars
+from fastbert.training.optimizer_state import flatten_optimizer
 from fastbert.training.optimizers import OptimizerOptions, build_optimizer, clip_gradients, guarded_step
 from tests.flags import main
 

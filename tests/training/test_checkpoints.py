@@ -19,14 +19,9 @@ from torch import nn
 
 from fastbert.errors import UserError
 from fastbert.records import seal_of
-from fastbert.training.checkpoints import (
-    Checkpointer,
-    check_space,
-    flatten_optimizer,
-    read_checkpoint,
-    restore_optimizer,
-)
+from fastbert.training.checkpoints import Checkpointer, check_space, read_checkpoint
 from fastbert.training.finite import NotFiniteError
+from fastbert.training.optimizer_state import flatten_optimizer, restore_optimizer
 from fastbert.training.optimizers import OptimizerOptions, build_optimizer, guarded_step
 
 

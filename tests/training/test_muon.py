@@ -10,7 +10,7 @@ from fastbert.data.tokenizer import WordPiece
 from fastbert.model.config import EncoderOptions
 from fastbert.objectives.electra import Electra, ElectraOptions
 from fastbert.training import muon
-from fastbert.training.checkpoints import flatten_optimizer
+from fastbert.training.optimizer_state import flatten_optimizer
 from fastbert.training.optimizers import OptimizerOptions, build_optimizer, guarded_step
 
 FINITE = torch.tensor(True)

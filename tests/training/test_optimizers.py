@@ -12,7 +12,7 @@ from torch import nn
 from fastbert.errors import UserError
 from fastbert.model.config import EncoderOptions
 from fastbert.model.encoder import Encoder, initialize
-from fastbert.training.checkpoints import flatten_optimizer, restore_optimizer
+from fastbert.training.optimizer_state import flatten_optimizer, restore_optimizer
 from fastbert.training.optimizers import (
     OPTIMIZERS,
     OptimizerOptions,
