@@ -21,7 +21,15 @@ from fastbert.experiments.local import Event, run_local
 from fastbert.experiments.options import Axes, SweepOptions
 from fastbert.experiments.plan import plan
 from fastbert.experiments.sweep_report import plural, printed, shown_job, write_report
-from fastbert.files import atomic_file, contents, disk_errors, locked_folder, make_inner_folder, remove_leftovers
+from fastbert.files import (
+    atomic_file,
+    contents,
+    disk_errors,
+    locked_folder,
+    make_inner_folder,
+    refuse_link,
+    remove_leftovers,
+)
 from fastbert.records import finite_or_none, json_text, read_sealed, seal_of, write_sealed
 from fastbert.training.hardware import describe_machine
 from fastbert.training.interrupts import Interrupts
@@ -158,8 +166,9 @@ def open_folder(out: Path, what: str, description: dict[str, Any], jobs: list[Jo
         more: to be kept besides.
 
     Raises:
-        UserError: `out` holds another one.
+        UserError: `out` holds another one, or a link in the place of its jobs.
     """
+    refuse_link(out / "jobs")
     ids = [job.id for job in jobs]
     record = out / f"{what}.json"
     if record.is_file():

@@ -4,10 +4,13 @@ import json
 import os
 from pathlib import Path
 
+import pytest
 import yaml
 
 from fastbert.cli import main
+from fastbert.errors import UserError
 from fastbert.experiments.options import load_sweep
+from fastbert.experiments.sweep import open_folder
 from tests.experiments.conftest import FINETUNE, read_rows, without_times, write_sweep
 
 
@@ -95,3 +98,12 @@ def test_the_example(tmp_path) -> None:
     assert [task.task for task in axes.tasks] == ["cola", "rte", "mrpc", "stsb", "sst2"]
     assert axes.tasks[-1].overrides == {"train_fraction": "0.1"} and axes.seeds == (0, 1, 2)
     assert len(yaml.safe_load(path.read_text())["models"]) == 2
+
+
+@pytest.mark.parametrize("what", ["sweep", "ablation"])
+def test_a_link_in_the_place_of_the_jobs_is_not_followed(what: str, tmp_path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "jobs").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match="jobs is a link, which is not followed"):
+        open_folder(tmp_path, what, {}, [])
+    assert sorted(os.listdir(tmp_path)) == ["elsewhere", "jobs"]
