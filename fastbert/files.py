@@ -9,8 +9,8 @@ Two classes of outputs differ in what a link means:
 - What the user names with --out: see `fastbert.outputs`, which follows links and writes into devices and mount points.
 
 Temporary names are new ones, made with O_EXCL, and the process that writes holds a lock on them. So they follow no
-link either, and what a killed process left is told apart from what another one is writing: the next write of the same
-name removes it.
+link either, and leftovers of a killed process can be distinguished from what another one is writing: the next write of
+the same name removes them.
 """
 
 import errno

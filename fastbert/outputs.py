@@ -138,19 +138,19 @@ def _target(path: Path) -> Path:
     return Path(os.path.realpath(path))
 
 
-def _replace(beside: Path, path: Path) -> None:
+def _replace(temporary: Path, path: Path) -> None:
     """Puts a complete file into place; where that is a mount point, by writing into it."""
     try:
-        os.replace(beside, path)
+        os.replace(temporary, path)
     except OSError as error:
         if error.errno not in (errno.EBUSY, errno.EXDEV):
             raise
-        with open(beside, "rb") as source, open(path, "r+b") as file:
+        with open(temporary, "rb") as source, open(path, "r+b") as file:
             file.truncate()
             shutil.copyfileobj(source, file, 2**20)
             file.flush()
             os.fsync(file.fileno())
-        beside.unlink()
+        temporary.unlink()
 
 
 # --- folders

@@ -148,13 +148,13 @@ def keep(choice: Mapping[str, Mapping[str, Any]], device_name: str) -> Path:
 
 def write_whole(path: Path, content: str | bytes) -> None:
     """Writes a file whole or not at all: under a new name, which can be nobody's link, and then renamed."""
-    beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
-        with open(beside, "xb") as file:
+        with open(temporary, "xb") as file:
             file.write(content.encode() if isinstance(content, str) else content)
-        beside.replace(path)
+        temporary.replace(path)
     except BaseException:
-        beside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
 
 

@@ -83,7 +83,7 @@ def attend(
     try:
         out, _ = attention_forward(q, k, v, bias, *untied, *masks, keys, 0.1, p, length)
         out.backward(torch.zeros_like(out))
-    except Exception as error:
+    except Exception as error:  # raised again, with the combination that does not compile
         error.add_note(f"T {length}, {parts}, padding {padding}, segments {segments}, dropout {p}, packed {packed}")
         raise
 
