@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 from fastbert.errors import UserError, nearest
+from fastbert.inputs import read_text_input
 
 Options = TypeVar("Options")
 
@@ -24,6 +25,7 @@ FLAT = {"flat": True}
 MACHINE = {"role": "machine"}
 BOOKKEEPING = {"role": "bookkeeping"}
 
+LARGEST_YAML = 2**20  # bytes
 _FLOAT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
 
 
@@ -110,15 +112,7 @@ def read_yaml(path: str | Path) -> Any:
     """
     import yaml
 
-    path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise UserError(f"no configuration file {path}; give a YAML file first, then options with --") from None
-    except IsADirectoryError:
-        raise UserError(f"{path} is a folder; give a YAML file") from None
-    except UnicodeDecodeError:
-        raise UserError(f"{path} is not a text file; give a YAML file") from None
+    text = read_text_input(path, "configuration file", LARGEST_YAML)
     try:
         values = yaml.safe_load(text)
     except yaml.YAMLError as error:

@@ -1,19 +1,37 @@
 """What a user can put right is a `UserError`: the command line prints it without a traceback and exits with 2."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
+
+MOST_LISTED = 50  # names in a message
+LONGEST_SHOWN = 200  # characters of a value or a name in a message
 
 
 class UserError(Exception):
-    """A mistake the user can mend. The message says what is wrong, where, and how to mend it."""
+    """A user error: the message says what is wrong, where, and how to fix it."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """A hint for an unknown `name`: the closest of `known`, then all of them, as the end of a sentence."""
     known = sorted(known)
-    close = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
-    hint = f"did you mean {close[0]!r}? " if close else ""
-    return f"{hint}known: {', '.join(known)}"
+    close = closest(name, known)
+    hint = f"did you mean {close!r}? " if close else ""
+    listed = ", ".join(brief(one, str) for one in known[:MOST_LISTED])
+    more = f" and {len(known) - MOST_LISTED:,} more" if len(known) > MOST_LISTED else ""
+    return f"{hint}known: {listed}{more}"
+
+
+def closest(name: str, known: Iterable[str]) -> str | None:
+    """The one of `known` that `name` may have been meant to be."""
+    close = difflib.get_close_matches(str(name)[:LONGEST_SHOWN], known, n=1, cutoff=0.5)
+    return brief(close[0], str) if close else None
+
+
+def brief(value: Any, text: Callable[[Any], str] = repr) -> str:
+    """`value` for a message: whole, or its beginning where it is long."""
+    shown = text(value[: LONGEST_SHOWN + 1]) if isinstance(value, str | bytes) else text(value)
+    return shown if len(shown) <= LONGEST_SHOWN else f"{shown[:LONGEST_SHOWN]}..."
 
 
 def choose(what: str, name: str, known: Iterable[str]) -> str:

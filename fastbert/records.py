@@ -3,11 +3,13 @@
 import hashlib
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
 from fastbert.errors import UserError
 from fastbert.files import atomic_file
+from fastbert.inputs import read_text_input
 
 
 def write_json(path: Path | str, value: Any) -> None:
@@ -43,13 +45,14 @@ def read_json(path: Path | str, what: str) -> Any:
         UserError: the file is missing or is not JSON.
     """
     path = Path(path)
+    if not os.path.lexists(path):  # callers say what happens then
+        raise UserError(f"{what} {path} does not exist")
+    if path.is_dir():
+        raise UserError(f"{what} {path} is damaged: it is a folder")
+    text = read_text_input(path, what)
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{what} {path} does not exist") from None
-    except (IsADirectoryError, NotADirectoryError) as error:
-        raise UserError(f"{what} {path} is damaged: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:  # not JSON or not UTF-8; nested too deep
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:  # not JSON; nested too deep
         raise UserError(f"{what} {path} is damaged: {error}") from None
 
 

@@ -104,7 +104,7 @@ def test_yaml(capsys, tmp_path) -> None:
     assert "c.yaml: layers must be a whole number, found text ('many')" in refused(capsys, "pretrain", path)
     path.write_text("optimizer:\n  learning_rat: 1\n")
     assert "did you mean 'learning_rate'" in refused(capsys, "pretrain", path)
-    assert "no configuration file" in refused(capsys, "pretrain", tmp_path / "none.yaml")
+    assert "configuration file" in refused(capsys, "pretrain", tmp_path / "none.yaml")
 
 
 def test_budgets(capsys, flags, tmp_path) -> None:

@@ -93,12 +93,12 @@ def test_yaml_that_does_not_fit(tmp_path, text: str, message: str) -> None:
 
 
 def test_files_that_are_no_yaml(tmp_path) -> None:
-    with pytest.raises(UserError, match="no configuration file"):
+    with pytest.raises(UserError, match="configuration file"):
         config.load_yaml(Outer, tmp_path / "none.yaml")
     with pytest.raises(UserError, match="is a folder"):
         config.load_yaml(Outer, tmp_path)
     (tmp_path / "b.yaml").write_bytes(b"\xff\xfe\x00\x01")
-    with pytest.raises(UserError, match="not a text file"):
+    with pytest.raises(UserError, match="not UTF-8 text"):
         config.load_yaml(Outer, tmp_path / "b.yaml")
 
 

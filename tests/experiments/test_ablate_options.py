@@ -60,7 +60,7 @@ def test_the_base_from_a_file(tmp_path) -> None:
     again = load_ablation(write(tmp_path, base=own | {"tokens": 5000}, budget={"equal": "flops"}))[0].budget
     assert (again.equal, again.steps, again.tokens) == ("flops", None, 5000)
     assert load_ablation(write(tmp_path, base="run.yaml"))[0].budget.steps == 40
-    with pytest.raises(UserError, match=r"no configuration file .*nowhere\.yaml"):
+    with pytest.raises(UserError, match=r"configuration file .*nowhere\.yaml does not exist"):
         load_ablation(write(tmp_path, base="nowhere.yaml"))
     (tmp_path / "run.yaml").write_text("widht: 3")
     with pytest.raises(UserError, match=r"run\.yaml: unknown option 'widht'; did you mean 'width'"):

@@ -136,7 +136,9 @@ def test_files_of_a_run_that_were_replaced_by_folders(whole: Path, run: Path, ca
     (run / "checkpoints" / "step-00000020").touch()
     (run / "checkpoints" / "step-00000004").symlink_to(run.parent)
     report = resumed(run, capsys)
-    assert "manifest.json is damaged: Is a directory" in report and "step-00000020/manifest.json is damaged" in report
+    assert (
+        "manifest.json is damaged: it is a folder" in report and "step-00000020/manifest.json does not exist" in report
+    )
     assert_same_run(whole, run)
     assert (run.parent / "data").is_dir()
     (run / "metrics.jsonl").unlink()

@@ -1,0 +1,122 @@
+"""Files that somebody names as an input, opened and read in one way: what cannot be read is a UserError that says why,
+nothing waits for a pipe that nobody fills, and a file read whole has a limit."""
+
+import errno
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+from fastbert.errors import UserError, brief, closest
+
+LARGEST_TEXT = 64 * 2**20  # bytes of a configuration file, a record or a vocabulary that is read whole
+NEAR_NAMES = 200  # a folder with more names is not searched for the one that was meant
+
+
+def open_input(path: Path | str, what: str = "") -> IO[bytes]:
+    """The regular file `path`, open for reading bytes.
+
+    Args:
+        what: names the file in errors, such as "configuration file".
+
+    Raises:
+        UserError: there is no such file, no permission to read it, or it is a folder, a pipe or a device.
+    """
+    with input_errors(path, what):
+        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+        try:
+            mode = os.fstat(handle).st_mode
+            if stat.S_ISDIR(mode):
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+            if not stat.S_ISREG(mode):
+                raise UserError(
+                    f"{named(path, what)} is a pipe or a device, not a file; write what it gives into a file first"
+                )
+            return os.fdopen(handle, "rb")
+        except BaseException:
+            os.close(handle)
+            raise
+
+
+def read_input(path: Path | str, what: str = "", most: int = LARGEST_TEXT) -> bytes:
+    """The content of the regular file `path`.
+
+    Raises:
+        UserError: as `open_input`, or the file has more than `most` bytes.
+    """
+    with open_input(path, what) as file, input_errors(path, what):
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise UserError(f"{named(path, what)} has more than {most:,} bytes, which is too large for such a file")
+    return content
+
+
+def read_text_input(path: Path | str, what: str = "", most: int = LARGEST_TEXT) -> str:
+    """The UTF-8 text in the regular file `path`, without a byte order mark.
+
+    Raises:
+        UserError: as `read_input`, or the text is not UTF-8.
+    """
+    content = read_input(path, what, most)
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise not_utf8(path, what, content, error.start) from None
+
+
+def not_utf8(path: Path | str, what: str, content: bytes, start: int) -> UserError:
+    """The error for `content`, from the beginning of a file, whose byte `start` is no UTF-8."""
+    line = content.count(b"\n", 0, start) + 1
+    return UserError(
+        f"{named(path, what)} is not UTF-8 text (byte 0x{content[start]:02x}, line {line}); "
+        "convert it, for example with: iconv -f latin1 -t utf-8"
+    )
+
+
+def named(path: Path | str, what: str = "") -> str:
+    return f"{what} {path}" if what else f"{path}"
+
+
+@contextmanager
+def input_errors(path: Path | str, what: str = "") -> Iterator[None]:
+    """Turns what the operating system reports while `path`, a file or a folder, is read into a UserError."""
+    name = named(path, what)
+    try:
+        yield
+    except FileNotFoundError:
+        raise UserError(f"{name} does not exist{near_name(Path(path)) or '; check the path'}") from None
+    except IsADirectoryError:
+        raise UserError(f"{name} is a folder; give a file") from None
+    except NotADirectoryError:
+        raise UserError(f"{name} does not exist: part of that path is a file; check the path") from None
+    except PermissionError:
+        raise UserError(f"no permission to read {name}; change its permissions or give another") from None
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise UserError(f"{name} is a link that leads back to itself; remove it or give another") from None
+        if error.errno == errno.ENAMETOOLONG:
+            raise UserError(f"{brief(name, str)}: a name in that path is too long; check the path") from None
+        if error.errno == errno.ENXIO:
+            raise UserError(f"{name} is a socket or a device, not a file; give a file") from None
+        if error.errno in (errno.EMFILE, errno.ENFILE):
+            raise UserError(f"too many files are open to read {name}; raise the limit (ulimit -n)") from None
+        if error.errno in (errno.EIO, errno.ESTALE, errno.ENODEV, errno.ETIMEDOUT):
+            raise UserError(f"{name} cannot be read: {error.strerror}; check its disk") from None
+        raise
+    except ValueError as error:
+        if "null byte" not in str(error):
+            raise
+        raise UserError(f"{name!r} is no path: it holds a zero byte") from None
+
+
+def near_name(path: Path) -> str:
+    """A name in the folder of `path` that may be meant, as "; did you mean ...?"; empty if there is none."""
+    try:
+        with os.scandir(path.parent) as entries:
+            names = [entry.name for _, entry in zip(range(NEAR_NAMES), entries, strict=False)]
+    except OSError:
+        return ""
+    close = closest(path.name, names) if len(names) < NEAR_NAMES else None
+    return f"; did you mean {close!r}?" if close else ""
