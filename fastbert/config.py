@@ -7,17 +7,18 @@ are science: they define the experiment.
 
 import hashlib
 import json
-import math
 import re
 import types
 import typing
 from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-from fastbert.errors import UserError, nearest
+from fastbert.errors import OptionError, UserError, brief, nearest
 from fastbert.inputs import read_text_input
+from fastbert.ranges import hints_of, problem_of
 
 Options = TypeVar("Options")
 
@@ -26,7 +27,7 @@ MACHINE = {"role": "machine"}
 BOOKKEEPING = {"role": "bookkeeping"}
 
 LARGEST_YAML = 2**20  # bytes
-_FLOAT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
+_FLOAT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?", re.ASCII)
 
 
 def parse(cls: type[Options], arguments: Sequence[str], job: str, default: Options | None = None) -> Options:
@@ -40,31 +41,103 @@ def parse(cls: type[Options], arguments: Sequence[str], job: str, default: Optio
 
     Raises:
         SystemExit: with 0 after --help, with 2 after a flag that does not fit.
-        UserError: a flag is given twice, or a number is not finite.
+        UserError: a flag is given twice, or its value does not fit.
     """
     import tyro
 
     refuse_repeated(arguments)
+    check_flags(cls, arguments)
     _lift_flat_flags(cls)
     required = {f.name for f in fields(cls) if f.default is MISSING and f.default_factory is MISSING}
     if default is None and not required:
         default = cls()
-    options = tyro.cli(
-        cls,
-        prog=f"fastbert {job}",
-        args=arguments,
-        **({} if default is None else {"default": default}),
-    )
-    for leaf in leaves(options):
-        if isinstance(leaf.value, float):
-            check_finite(leaf.value, leaf.name)
-    return options
+    try:
+        return tyro.cli(
+            cls,
+            prog=f"fastbert {job}",
+            args=arguments,
+            **({} if default is None else {"default": default}),
+        )
+    except OptionError as error:
+        raise UserError(f"{_flag_of_group(cls, error.group)}{error.name.replace('_', '-')} {error.problem}") from None
 
 
-def check_finite(value: float, where: str) -> None:
-    """Raises a UserError for NaN and infinities: no option means anything with them."""
-    if not math.isfinite(value):
-        raise UserError(f"{where} must be a finite number, not {value}")
+def check_flags(cls: type, arguments: Sequence[str]) -> None:
+    """Compares the values of known flags with the types and ranges of their options.
+
+    Raises:
+        UserError: names the flag and what was expected.
+    """
+    hints = flag_hints(cls)
+    for index, argument in enumerate(arguments):
+        flag, assigned, text = argument.partition("=")
+        flag = flag.replace("_", "-")
+        if not argument.startswith("--") or flag not in hints:
+            continue
+        kind = _plain(hints[flag])
+        if not assigned and kind is not bool:
+            values = list(takewhile(lambda value: not value.startswith("--"), arguments[index + 1 :]))
+            if not values:
+                raise UserError(f"{flag} has no value; give one after it")
+            text = values[0] if typing.get_origin(kind) is not tuple else tuple(values)
+        if text == "None" and _takes_none(hints[flag]):
+            continue
+        value = _number(text, kind, flag) if kind in (int, float) else text
+        if kind is not bool and (problem := problem_of(value, hints[flag])):
+            raise UserError(f"{flag} {problem}")
+
+
+def flag_hints(cls: type, prefix: str = "") -> dict[str, Any]:
+    """Flag, such as --optimizer.learning-rate -> the type hint of its option, with what it declares."""
+    out: dict[str, Any] = {}
+    hints = hints_of(cls)
+    for field in fields(cls):
+        name = field.name.replace("_", "-")
+        group = _plain(hints[field.name])
+        if is_dataclass(group):
+            out |= flag_hints(group, prefix if field.metadata.get("flat") else f"{prefix}{name}.")
+        else:
+            out[f"--{prefix}{name}"] = hints[field.name]
+    return out
+
+
+def _flag_of_group(cls: type, group: type) -> str:
+    """How the flags of a group of the job `cls` begin."""
+    for field in fields(cls):
+        if _plain(hints_of(cls)[field.name]) is group and not field.metadata.get("flat"):
+            return f"--{field.name.replace('_', '-')}."
+    return "--"
+
+
+def _plain(hint: Any) -> Any:
+    """The type of an option without `| None` and what it declares besides."""
+    if typing.get_origin(hint) is Annotated:
+        return _plain(typing.get_args(hint)[0])
+    if typing.get_origin(hint) in (types.UnionType, typing.Union):
+        return next(_plain(arm) for arm in typing.get_args(hint) if arm is not types.NoneType)
+    return hint
+
+
+def _takes_none(hint: Any) -> bool:
+    return types.NoneType in typing.get_args(hint) or any(map(_takes_none, typing.get_args(hint)))
+
+
+_WHOLE = re.compile(r"[-+]?\d+(_\d+)*", re.ASCII)
+_LONGEST_NUMBER = 400  # characters; what is longer is beyond every limit
+
+
+def _number(text: str, kind: type, name: str) -> int | float:
+    """The number that a flag's text is.
+
+    Raises:
+        UserError: it is none.
+    """
+    if kind is float and re.fullmatch(r"[-+]?(inf(inity)?|nan)", text.strip().lower()):
+        raise UserError(f"{name} must be a finite number, not {text.strip()}")
+    form = _WHOLE if kind is int else _FLOAT
+    if not form.fullmatch(text) or len(text) > _LONGEST_NUMBER:
+        raise UserError(f"{name} must be {_NAMES[kind]}, not {brief(text)}")
+    return kind(text)
 
 
 def refuse_repeated(arguments: Sequence[str]) -> None:
@@ -120,52 +193,76 @@ def read_yaml(path: str | Path) -> Any:
     return {} if values is None else values
 
 
+def option_keys(values: dict[Any, Any], where: str) -> dict[str, Any]:
+    """A mapping of a file with its keys as fields are named: - is _ in them.
+
+    Raises:
+        UserError: two keys are the same option.
+    """
+    out: dict[str, Any] = {}
+    written: dict[str, Any] = {}
+    for key, value in values.items():
+        name = str(key).replace("-", "_")
+        if name in out:
+            raise UserError(f"{where}: {written[name]} and {key} are the same option; leave one of them out")
+        out[name], written[name] = value, key
+    return out
+
+
 def from_dict(cls: type[Options], values: Any, where: str) -> Options:
     """The dataclass `cls` from nested mappings, strictly typed; `where` names their origin in errors."""
     if not isinstance(values, dict):
         raise UserError(f"{where}: expected a mapping of options, found {_kind(values)}")
-    hints = typing.get_type_hints(cls)
-    values = {str(key).replace("-", "_"): value for key, value in values.items()}
+    hints = hints_of(cls)
+    values = option_keys(values, where)
     known: dict[str, str | None] = {}  # key in the file -> the flat group it belongs to
     for field in fields(cls):
         if field.metadata.get("flat"):
-            known.update({name: field.name for name in (f.name for f in fields(hints[field.name]))})
+            known.update({name: field.name for name in (f.name for f in fields(_plain(hints[field.name])))})
         else:
             known[field.name] = None
     for key in values:
         if key not in known:
-            raise UserError(f"{where}: unknown option {key!r}; {nearest(key, known)}")
+            raise UserError(f"{where}: unknown option {brief(key)}; {nearest(key, known)}")
     arguments = {}
     for field in fields(cls):
+        hint = hints[field.name]
         if field.metadata.get("flat"):
             group = {key: value for key, value in values.items() if known[key] == field.name}
-            arguments[field.name] = from_dict(hints[field.name], group, where)
+            arguments[field.name] = from_dict(_plain(hint), group, where)
         elif field.name in values:
-            hint, value = hints[field.name], values[field.name]
-            if is_dataclass(hint):
-                arguments[field.name] = from_dict(hint, value, f"{where}: {field.name}")
+            value = values[field.name]
+            if is_dataclass(_plain(hint)):
+                arguments[field.name] = from_dict(_plain(hint), value, f"{where}: {field.name}")
             else:
                 arguments[field.name] = _convert(value, hint, f"{where}: {field.name}")
         elif field.default is MISSING and field.default_factory is MISSING:
             raise UserError(f"{where}: the option {field.name!r} is missing")
-    return cls(**arguments)
+    try:
+        return cls(**arguments)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
 
 
 def _convert(value: Any, hint: Any, where: str) -> Any:
-    if isinstance(hint, types.UnionType):
-        if value is None:
-            return None
-        hint = next(arm for arm in typing.get_args(hint) if arm is not types.NoneType)
-    if hint is float and isinstance(value, str) and _FLOAT.fullmatch(value):
+    """`value`, as a file has it, as the option that is declared as `hint` takes it.
+
+    Raises:
+        UserError: it does not fit.
+    """
+    if value is None and _takes_none(hint):
+        return None
+    kind = _plain(hint)
+    if kind is float and isinstance(value, str) and _FLOAT.fullmatch(value):
         value = float(value)  # YAML 1.1 reads 1e-3, which has no point, as text
-    if hint is float and type(value) is int:
-        return float(value)
-    if hint is int and isinstance(value, float) and value.is_integer():
-        return int(value)
-    if type(value) is not hint:
-        raise UserError(f"{where} must be {_NAMES.get(hint, hint)}, found {_kind(value)}")
-    if hint is float:
-        check_finite(value, where)
+    if kind is float and type(value) is int and value.bit_length() < 1000:
+        value = float(value)
+    if kind is int and isinstance(value, float) and value.is_integer() and abs(value) <= 2**53:
+        value = int(value)
+    if isinstance(kind, type) and type(value) is not kind:
+        raise UserError(f"{where} must be {_NAMES.get(kind, kind)}, found {_kind(value)}")
+    if problem := problem_of(value, hint):
+        raise UserError(f"{where} {problem}")
     return value
 
 
@@ -173,11 +270,13 @@ _NAMES = {int: "a whole number", float: "a number", str: "text", bool: "true or 
 
 
 def _kind(value: Any) -> str:
+    if value is None:
+        return "nothing"
     if isinstance(value, dict):
         return "a mapping"
     if isinstance(value, list):
         return "a list"
-    return f"{_NAMES.get(type(value), type(value).__name__)} ({value!r})"
+    return f"{_NAMES.get(type(value), type(value).__name__)} ({brief(value)})"
 
 
 def to_dict(options: Any) -> dict[str, Any]:

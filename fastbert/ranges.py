@@ -1,0 +1,139 @@
+"""The values that an option can have: declared next to it, checked in one function, refused in one form of message.
+
+    warmup: Annotated[float, Range(0, below=1)] = 0.06
+    steps: Count | None = None
+
+Fields that declare nothing have the limits of their type: whole numbers of 32 bits, finite numbers that 32-bit
+arithmetic can hold, and text that can stand in a path and in one line of a message.
+"""
+
+import math
+import typing
+import unicodedata
+from dataclasses import dataclass, is_dataclass
+from functools import cache
+from typing import Annotated, Any
+
+from fastbert.errors import OptionError, brief
+
+LARGEST = 2**31 - 1
+"""Of a count: steps, sequences, tokens in a file."""
+LARGEST_SEED = 2**63 - 1
+"""The hashes take 64 bits of a seed, and records hold whole numbers of 64 bits with a sign."""
+SMALLEST_FLOAT, LARGEST_FLOAT = 1e-30, 1e30
+"""Of any number but 0: their squares are still apart from 0 and from infinity in float32 or in a sum of float64."""
+LONGEST_TEXT = 4096
+"""Characters, the longest path of Linux."""
+
+
+@dataclass(frozen=True)
+class Range:
+    """An interval; a bound that is None is that of the type."""
+
+    least: float | None = None
+    most: float | None = None
+    above: float | None = None
+    below: float | None = None
+
+    def problem(self, value: float) -> str | None:
+        """Why `value` does not lie in it, as the end of a sentence; None if it does."""
+        if isinstance(value, float) and not math.isfinite(value):
+            return f"must be a finite number, not {value}"
+        if self._contains(value):
+            return _limits(value, self)
+        return f"must {self}, not {brief(value)}"
+
+    def _contains(self, value: float) -> bool:
+        return (
+            (self.least is None or value >= self.least)
+            and (self.most is None or value <= self.most)
+            and (self.above is None or value > self.above)
+            and (self.below is None or value < self.below)
+        )
+
+    def __str__(self) -> str:
+        low = f"[{self.least:,}" if self.above is None and self.least is not None else f"({self.above}"
+        high = f"{self.most:,}]" if self.below is None and self.most is not None else f"{self.below})"
+        if self.most is None and self.below is None:
+            return f"be at least {self.least:,}" if self.above is None else f"be greater than {self.above}"
+        if self.least is None and self.above is None:
+            return f"be at most {self.most:,}" if self.below is None else f"be less than {self.below}"
+        return f"lie in {low}, {high}"
+
+
+def _limits(value: float, given: Range) -> str | None:
+    """Why a value is beyond what its type can hold, for bounds that are not `given`."""
+    if isinstance(value, int):
+        most = LARGEST if given.most is None else given.most
+        if abs(value) > most:
+            return f"must be at most {most:,}, not {brief(value)}"
+    elif value and not SMALLEST_FLOAT <= abs(value) <= LARGEST_FLOAT:
+        return f"must be 0 or lie between {SMALLEST_FLOAT:g} and {LARGEST_FLOAT:g}, not {brief(value)}"
+    elif not value and math.copysign(1, value) < 0:
+        return "must not be -0.0; write 0"
+    return None
+
+
+ANY = Range()
+Count = Annotated[int, Range(1)]
+Natural = Annotated[int, Range(0)]
+Seed = Annotated[int, Range(0, LARGEST_SEED)]
+Positive = Annotated[float, Range(above=0)]
+NotNegative = Annotated[float, Range(0)]
+Probability = Annotated[float, Range(0, 1)]
+Rate = Annotated[float, Range(0, below=1)]
+Part = Annotated[float, Range(above=0, most=1)]
+
+
+def text_problem(value: str) -> str | None:
+    """Why a text is no value of an option, as the end of a sentence; None if it can be one."""
+    if not value.strip():
+        return "is empty; give a value, or leave the option out"
+    if len(value) > LONGEST_TEXT:
+        return f"has {len(value):,} characters, more than {LONGEST_TEXT:,}"
+    if "\0" in value:
+        return f"holds a zero byte: {brief(value)}"
+    if any(unicodedata.category(character) in ("Cc", "Zl", "Zp") for character in value):
+        return f"holds a line break or another control character: {brief(value)}"
+    if any("\ud800" <= character <= "\udfff" for character in value):
+        return f"is not UTF-8 text: {brief(value)}"
+    return None
+
+
+def problem_of(value: Any, hint: Any) -> str | None:
+    """Why a value of the right type is none of an option declared as `hint`; None if it is one."""
+    if isinstance(value, str):
+        return text_problem(value)
+    if isinstance(value, tuple):
+        return next((problem for one in value if (problem := problem_of(one, hint))), None)
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return range_of(hint).problem(value)
+    return None
+
+
+def range_of(hint: Any) -> Range:
+    """The range that a type hint declares, also within `| None`; ANY if it declares none."""
+    for declared in getattr(hint, "__metadata__", ()):
+        if isinstance(declared, Range):
+            return declared
+    found = (range_of(part) for part in typing.get_args(hint))
+    return next((one for one in found if one is not ANY), ANY)
+
+
+@cache
+def hints_of(cls: type) -> dict[str, Any]:
+    """Name -> type hint of a dataclass, with what it declares."""
+    return typing.get_type_hints(cls, include_extras=True)
+
+
+def check_values(options: Any) -> None:
+    """Compares every field of a dataclass with what it declares; groups check themselves.
+
+    Raises:
+        OptionError: names the first that does not fit.
+    """
+    hints = hints_of(type(options))
+    for name in type(options).__dataclass_fields__:
+        value = getattr(options, name)
+        if not is_dataclass(value) and (problem := problem_of(value, hints[name])):
+            raise OptionError(options, name, problem)
