@@ -64,9 +64,8 @@ class Range:
 def _limits(value: float, given: Range) -> str | None:
     """Why a value is beyond what its type can hold, for bounds that are not `given`."""
     if isinstance(value, int):
-        most = LARGEST if given.most is None else given.most
-        if abs(value) > most:
-            return f"must be at most {most:,}, not {brief(value)}"
+        if given.most is None and abs(value) > LARGEST:
+            return f"must be at {f'most {LARGEST:,}' if value > 0 else f'least -{LARGEST:,}'}, not {brief(value)}"
     elif value and not SMALLEST_FLOAT <= abs(value) <= LARGEST_FLOAT:
         return f"must be 0 or lie between {SMALLEST_FLOAT:g} and {LARGEST_FLOAT:g}, not {brief(value)}"
     elif not value and math.copysign(1, value) < 0:

@@ -52,7 +52,7 @@ REFUSED = [  # flag, text, the end of the message
     ("steps", "0", "must be at least 1, not 0"),
     ("steps", "-3", "must be at least 1, not -3"),
     ("steps", str(10**30), f"must be at most 2,147,483,647, not {10**30}"),
-    ("most-words", str(-(2**31)), f"must be at most 2,147,483,647, not {-(2**31)}"),
+    ("most-words", str(-(2**31)), f"must be at least -2,147,483,647, not {-(2**31)}"),
     ("seed", "-1", "must lie in [0, 9,223,372,036,854,775,807], not -1"),
     ("seed", str(2**64), f"must lie in [0, 9,223,372,036,854,775,807], not {2**64}"),
     ("weight", "nan", "must be a finite number, not nan"),
