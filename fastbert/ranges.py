@@ -8,6 +8,7 @@ arithmetic can hold, and text that can stand in a path and in one line of a mess
 """
 
 import math
+import re
 import typing
 import unicodedata
 from dataclasses import dataclass, is_dataclass
@@ -24,6 +25,8 @@ SMALLEST_FLOAT, LARGEST_FLOAT = 1e-30, 1e30
 """Of any number but 0: their squares are still apart from 0 and from infinity in float32 or in a sum of float64."""
 LONGEST_TEXT = 4096
 """Characters, the longest path of Linux."""
+LONGEST_NAME = 255
+"""Bytes of a name in a path."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +93,8 @@ def text_problem(value: str) -> str | None:
         return "is empty; give a value, or leave the option out"
     if len(value) > LONGEST_TEXT:
         return f"has {len(value):,} characters, more than {LONGEST_TEXT:,}"
+    if any(len(name.encode(errors="replace")) > LONGEST_NAME for name in re.split("[/,]", value)):
+        return f"holds a name of more than {LONGEST_NAME} bytes: {brief(value)}"
     if "\0" in value:
         return f"holds a zero byte: {brief(value)}"
     if any(unicodedata.category(character) in ("Cc", "Zl", "Zp") for character in value):
