@@ -16,7 +16,7 @@ from dataclasses import MISSING, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-from fastbert.errors import UserError, nearest
+from fastbert.errors import UserError, brief, nearest
 from fastbert.inputs import read_text_input
 
 Options = TypeVar("Options")
@@ -110,14 +110,25 @@ def read_yaml(path: str | Path) -> Any:
     Raises:
         UserError: there is no such file, or it is not YAML.
     """
-    import yaml
+    from fastbert.yaml_text import parse_yaml  # yaml is imported where it is needed
 
-    text = read_text_input(path, "configuration file", LARGEST_YAML)
-    try:
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UserError(f"{path} is not valid YAML: {error}") from None
+    values = parse_yaml(read_text_input(path, "configuration file", LARGEST_YAML), str(path))
     return {} if values is None else values
+
+
+def with_underscores(values: dict[str, Any], where: str) -> dict[str, Any]:
+    """`values` under the names that options have in Python: batch-size is batch_size.
+
+    Raises:
+        UserError: an option stands there under both names.
+    """
+    named: dict[str, Any] = {}
+    for key, value in values.items():
+        name = str(key).replace("-", "_")
+        if name in named:
+            raise UserError(f"{where}: {brief(name, str)} is given twice, with - and with _; leave one of them out")
+        named[name] = value
+    return named
 
 
 def from_dict(cls: type[Options], values: Any, where: str) -> Options:
@@ -125,7 +136,7 @@ def from_dict(cls: type[Options], values: Any, where: str) -> Options:
     if not isinstance(values, dict):
         raise UserError(f"{where}: expected a mapping of options, found {_kind(values)}")
     hints = typing.get_type_hints(cls)
-    values = {str(key).replace("-", "_"): value for key, value in values.items()}
+    values = with_underscores(values, where)
     known: dict[str, str | None] = {}  # key in the file -> the flat group it belongs to
     for field in fields(cls):
         if field.metadata.get("flat"):
