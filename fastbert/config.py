@@ -183,30 +183,25 @@ def read_yaml(path: str | Path) -> Any:
     Raises:
         UserError: there is no such file, or it is not YAML.
     """
-    import yaml
+    from fastbert.yaml_text import parse_yaml  # yaml is imported where it is needed
 
-    text = read_text_input(path, "configuration file", LARGEST_YAML)
-    try:
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UserError(f"{path} is not valid YAML: {error}") from None
+    values = parse_yaml(read_text_input(path, "configuration file", LARGEST_YAML), str(path))
     return {} if values is None else values
 
 
-def option_keys(values: dict[Any, Any], where: str) -> dict[str, Any]:
-    """A mapping of a file with its keys as fields are named: - is _ in them.
+def with_underscores(values: dict[str, Any], where: str) -> dict[str, Any]:
+    """`values` under the names that options have in Python: batch-size is batch_size.
 
     Raises:
-        UserError: two keys are the same option.
+        UserError: an option stands there under both names.
     """
-    out: dict[str, Any] = {}
-    written: dict[str, Any] = {}
+    named: dict[str, Any] = {}
     for key, value in values.items():
         name = str(key).replace("-", "_")
-        if name in out:
-            raise UserError(f"{where}: {written[name]} and {key} are the same option; leave one of them out")
-        out[name], written[name] = value, key
-    return out
+        if name in named:
+            raise UserError(f"{where}: {brief(name, str)} is given twice, with - and with _; leave one of them out")
+        named[name] = value
+    return named
 
 
 def from_dict(cls: type[Options], values: Any, where: str) -> Options:
@@ -214,7 +209,7 @@ def from_dict(cls: type[Options], values: Any, where: str) -> Options:
     if not isinstance(values, dict):
         raise UserError(f"{where}: expected a mapping of options, found {_kind(values)}")
     hints = hints_of(cls)
-    values = option_keys(values, where)
+    values = with_underscores(values, where)
     known: dict[str, str | None] = {}  # key in the file -> the flat group it belongs to
     for field in fields(cls):
         if field.metadata.get("flat"):

@@ -10,7 +10,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from fastbert.config import Options, from_dict, read_yaml, to_dict
+from fastbert.config import Options, from_dict, read_yaml, to_dict, with_underscores
 from fastbert.errors import UserError, choose, nearest
 from fastbert.experiments.options import (
     AXES,
@@ -176,12 +176,9 @@ def _mapping(values: Any, where: str, what: str) -> dict[str, Any]:
     """A mapping with the keys' names as the options have them, in its groups too."""
     if not isinstance(values, dict):
         raise UserError(f"{where}: expected a mapping with {what}, found {shown(values)}")
-    named = {str(key).replace("-", "_"): value for key, value in values.items()}
     return {
-        key: {str(k).replace("-", "_"): v for k, v in value.items()}
-        if isinstance(value, dict) and key != "variants"
-        else value
-        for key, value in named.items()
+        key: with_underscores(value, f"{where}: {key}") if isinstance(value, dict) and key != "variants" else value
+        for key, value in with_underscores(values, where).items()
     }
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from fastbert.config import from_dict, read_yaml
+from fastbert.config import from_dict, read_yaml, with_underscores
 from fastbert.errors import UserError, choose, nearest
 from fastbert.finetuning.options import FinetuneOptions
 
@@ -130,7 +130,7 @@ def load_sweep(path: str | Path) -> tuple[Axes, SweepOptions]:
     where = str(path)
     if not isinstance(values, dict):
         raise UserError(f"{where}: expected a mapping with models and tasks, found {shown(values)}")
-    values = {str(key).replace("-", "_"): value for key, value in values.items()}
+    values = with_underscores(values, where)
     flags = {f.name for f in fields(SweepOptions)}
     known = {"models", "tasks", "seeds", "threads", "finetune", *AXES, *flags}
     for key in values:
@@ -251,7 +251,7 @@ def read_finetune(values: Any, where: str, more: Iterable[str] = ()) -> dict[str
     """Options for `fastbert finetune` that a sweep leaves free; `more` are further keys, for the hint."""
     if not isinstance(values, dict):
         raise UserError(f"{where}: expected a mapping of options of fastbert finetune, found {shown(values)}")
-    values = {str(key).replace("-", "_"): value for key, value in values.items()}
+    values = with_underscores(values, where)
     known = _finetune_names()
     free = (known - set(_TAKEN) - {"epochs"}) | set(more)
     for key in values:
