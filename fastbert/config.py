@@ -5,20 +5,19 @@ A field is marked through `dataclasses.field(metadata=...)`: `flat` lifts the fi
 are science: they define the experiment.
 """
 
+import dataclasses
 import hashlib
 import json
+import math
 import re
-import types
-import typing
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import MISSING, dataclass, fields, is_dataclass
-from itertools import takewhile
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Any, TypeVar
 
-from fastbert.errors import OptionError, UserError, brief, nearest
+from fastbert.errors import UserError, brief, nearest
 from fastbert.inputs import read_text_input
-from fastbert.ranges import hints_of, problem_of
+from fastbert.ranges import hints_of, plain, problem_of, takes_none
 
 Options = TypeVar("Options")
 
@@ -27,145 +26,13 @@ MACHINE = {"role": "machine"}
 BOOKKEEPING = {"role": "bookkeeping"}
 
 LARGEST_YAML = 2**20  # bytes
+EXACT = 2**53  # up to here a whole number that is written as a fraction, such as 1e5, is the number that is meant
 _FLOAT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?", re.ASCII)
 
 
-def parse(cls: type[Options], arguments: Sequence[str], job: str, default: Options | None = None) -> Options:
-    """Options from flags.
-
-    Args:
-        cls: the job's dataclass.
-        arguments: what stands behind `fastbert <job>`, without a YAML file.
-        job: its name, for the help.
-        default: values to start from, such as those of a YAML file.
-
-    Raises:
-        SystemExit: with 0 after --help, with 2 after a flag that does not fit.
-        UserError: a flag is given twice, or its value does not fit.
-    """
-    import tyro
-
-    refuse_repeated(arguments)
-    check_flags(cls, arguments)
-    _lift_flat_flags(cls)
-    required = {f.name for f in fields(cls) if f.default is MISSING and f.default_factory is MISSING}
-    if default is None and not required:
-        default = cls()
-    try:
-        return tyro.cli(
-            cls,
-            prog=f"fastbert {job}",
-            args=arguments,
-            **({} if default is None else {"default": default}),
-        )
-    except OptionError as error:
-        raise UserError(f"{_flag_of_group(cls, error.group)}{error.name.replace('_', '-')} {error.problem}") from None
-
-
-def check_flags(cls: type, arguments: Sequence[str]) -> None:
-    """Compares the values of known flags with the types and ranges of their options.
-
-    Raises:
-        UserError: names the flag and what was expected.
-    """
-    hints = flag_hints(cls)
-    for index, argument in enumerate(arguments):
-        flag, assigned, text = argument.partition("=")
-        flag = flag.replace("_", "-")
-        if not argument.startswith("--") or flag not in hints:
-            continue
-        kind = _plain(hints[flag])
-        if not assigned and kind is not bool:
-            values = list(takewhile(lambda value: not value.startswith("--"), arguments[index + 1 :]))
-            if not values:
-                raise UserError(f"{flag} has no value; give one after it")
-            text = values[0] if typing.get_origin(kind) is not tuple else tuple(values)
-        if text == "None" and _takes_none(hints[flag]):
-            continue
-        value = _number(text, kind, flag) if kind in (int, float) else text
-        if kind is not bool and (problem := problem_of(value, hints[flag])):
-            raise UserError(f"{flag} {problem}")
-
-
-def flag_hints(cls: type, prefix: str = "") -> dict[str, Any]:
-    """Flag, such as --optimizer.learning-rate -> the type hint of its option, with what it declares."""
-    out: dict[str, Any] = {}
-    hints = hints_of(cls)
-    for field in fields(cls):
-        name = field.name.replace("_", "-")
-        group = _plain(hints[field.name])
-        if is_dataclass(group):
-            out |= flag_hints(group, prefix if field.metadata.get("flat") else f"{prefix}{name}.")
-        else:
-            out[f"--{prefix}{name}"] = hints[field.name]
-    return out
-
-
-def _flag_of_group(cls: type, group: type) -> str:
-    """How the flags of a group of the job `cls` begin."""
-    for field in fields(cls):
-        if _plain(hints_of(cls)[field.name]) is group and not field.metadata.get("flat"):
-            return f"--{field.name.replace('_', '-')}."
-    return "--"
-
-
-def _plain(hint: Any) -> Any:
-    """The type of an option without `| None` and what it declares besides."""
-    if typing.get_origin(hint) is Annotated:
-        return _plain(typing.get_args(hint)[0])
-    if typing.get_origin(hint) in (types.UnionType, typing.Union):
-        return next(_plain(arm) for arm in typing.get_args(hint) if arm is not types.NoneType)
-    return hint
-
-
-def _takes_none(hint: Any) -> bool:
-    return types.NoneType in typing.get_args(hint) or any(map(_takes_none, typing.get_args(hint)))
-
-
-_WHOLE = re.compile(r"[-+]?\d+(_\d+)*", re.ASCII)
-_LONGEST_NUMBER = 400  # characters; what is longer is beyond every limit
-
-
-def _number(text: str, kind: type, name: str) -> int | float:
-    """The number that a flag's text is.
-
-    Raises:
-        UserError: it is none.
-    """
-    if kind is float and re.fullmatch(r"[-+]?(inf(inity)?|nan)", text.strip().lower()):
-        raise UserError(f"{name} must be a finite number, not {text.strip()}")
-    form = _WHOLE if kind is int else _FLOAT
-    if not form.fullmatch(text) or len(text) > _LONGEST_NUMBER:
-        raise UserError(f"{name} must be {_NAMES[kind]}, not {brief(text)}")
-    return kind(text)
-
-
-def refuse_repeated(arguments: Sequence[str]) -> None:
-    """No option takes several values, and of two the parser would drop the first in silence.
-
-    `--flag value`, `--flag=value`, `--some_flag`, and `--no-flag` of a switch are one flag; no value begins with --.
-
-    Raises:
-        UserError: names the flag.
-    """
-    seen: dict[str, str] = {}
-    for argument in arguments:
-        if argument.startswith("--"):
-            flag = argument.partition("=")[0].replace("_", "-")
-            name = re.sub(r"(--|\.)no-", r"\1", flag)
-            if name in seen:
-                twice = flag if flag == seen[name] else f"{seen[name]} with {flag}, which is the same option,"
-                raise UserError(f"{twice} is given twice; it takes one value: leave one of them out")
-            seen[name] = flag
-
-
-def _lift_flat_flags(cls: type) -> None:
-    """Tells tyro to leave the name of flat groups out of their flags; done here so that only parsing needs tyro."""
-    import tyro
-
-    for field in fields(cls):
-        if field.metadata.get("flat") and not hasattr(cls.__annotations__[field.name], "__metadata__"):
-            cls.__annotations__[field.name] = Annotated[field.type, tyro.conf.arg(name="")]
+def choice(default: str, choices: Iterable[str], what: str | None = None, **metadata: Any) -> Any:
+    """A field that takes one of `choices`, for `check_values` and the help; `what` names it in errors."""
+    return dataclasses.field(default=default, metadata={**metadata, "choices": choices, "what": what})
 
 
 def load_yaml(cls: type[Options], path: str | Path) -> Options:
@@ -213,7 +80,7 @@ def from_dict(cls: type[Options], values: Any, where: str) -> Options:
     known: dict[str, str | None] = {}  # key in the file -> the flat group it belongs to
     for field in fields(cls):
         if field.metadata.get("flat"):
-            known.update({name: field.name for name in (f.name for f in fields(_plain(hints[field.name])))})
+            known.update({name: field.name for name in (f.name for f in fields(plain(hints[field.name])))})
         else:
             known[field.name] = None
     for key in values:
@@ -224,11 +91,11 @@ def from_dict(cls: type[Options], values: Any, where: str) -> Options:
         hint = hints[field.name]
         if field.metadata.get("flat"):
             group = {key: value for key, value in values.items() if known[key] == field.name}
-            arguments[field.name] = from_dict(_plain(hint), group, where)
+            arguments[field.name] = from_dict(plain(hint), group, where)
         elif field.name in values:
             value = values[field.name]
-            if is_dataclass(_plain(hint)):
-                arguments[field.name] = from_dict(_plain(hint), value, f"{where}: {field.name}")
+            if is_dataclass(plain(hint)):
+                arguments[field.name] = from_dict(plain(hint), value, f"{where}: {field.name}")
             else:
                 arguments[field.name] = _convert(value, hint, f"{where}: {field.name}")
         elif field.default is MISSING and field.default_factory is MISSING:
@@ -245,20 +112,43 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
     Raises:
         UserError: it does not fit.
     """
-    if value is None and _takes_none(hint):
+    if value is None and takes_none(hint):
         return None
-    kind = _plain(hint)
+    kind = plain(hint)
     if kind is float and isinstance(value, str) and _FLOAT.fullmatch(value):
         value = float(value)  # YAML 1.1 reads 1e-3, which has no point, as text
+    if kind is int and isinstance(value, str) and "e" in value.lower() and _FLOAT.fullmatch(value):
+        value = float(value)
     if kind is float and type(value) is int and value.bit_length() < 1000:
         value = float(value)
-    if kind is int and isinstance(value, float) and value.is_integer() and abs(value) <= 2**53:
+    if kind is int and isinstance(value, float) and value.is_integer() and abs(value) <= EXACT:
         value = int(value)
     if isinstance(kind, type) and type(value) is not kind:
         raise UserError(f"{where} must be {_NAMES.get(kind, kind)}, found {_kind(value)}")
     if problem := problem_of(value, hint):
         raise UserError(f"{where} {problem}")
     return value
+
+
+def convert_text(text: str, kind: type) -> Any:
+    """The value of type `kind` that a flag's `text` stands for.
+
+    Raises:
+        ValueError: it stands for none.
+    """
+    if kind is bool and text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    if kind is str:
+        return text
+    if kind is int and re.fullmatch(r"[-+]?[0-9]{1,40}", text):
+        return int(text)
+    if kind in (int, float) and _FLOAT.fullmatch(text):
+        value = float(text)
+        if kind is float and math.isfinite(value):
+            return value
+        if kind is int and value.is_integer() and abs(value) <= EXACT:
+            return int(value)
+    raise ValueError(f"must be {'a finite number' if kind is float else _NAMES[kind]}, not {brief(text)}")
 
 
 _NAMES = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}

@@ -9,13 +9,14 @@ arithmetic can hold, and text that can stand in a path and in one line of a mess
 
 import math
 import re
+import types
 import typing
 import unicodedata
-from dataclasses import dataclass, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from functools import cache
 from typing import Annotated, Any
 
-from fastbert.errors import OptionError, brief
+from fastbert.errors import OptionError, brief, choose
 
 LARGEST = 2**31 - 1
 """Of a count: steps, sequences, tokens in a file."""
@@ -44,7 +45,7 @@ class Range:
             return f"must be a finite number, not {value}"
         if self._contains(value):
             return _limits(value, self)
-        return f"must {self}, not {brief(value)}"
+        return f"must {self._violated(value)}, not {brief(value)}"
 
     def _contains(self, value: float) -> bool:
         return (
@@ -54,14 +55,18 @@ class Range:
             and (self.below is None or value < self.below)
         )
 
-    def __str__(self) -> str:
-        low = f"[{self.least:,}" if self.above is None and self.least is not None else f"({self.above}"
-        high = f"{self.most:,}]" if self.below is None and self.most is not None else f"{self.below})"
-        if self.most is None and self.below is None:
-            return f"be at least {self.least:,}" if self.above is None else f"be greater than {self.above}"
-        if self.least is None and self.above is None:
-            return f"be at most {self.most:,}" if self.below is None else f"be less than {self.below}"
-        return f"lie in {low}, {high}"
+    def _violated(self, value: float) -> str:
+        """The bound that `value` violates; for fractions both, as an interval."""
+        low, high = (
+            (self.least if self.above is None else self.above),
+            (self.most if self.below is None else self.below),
+        )
+        if low is not None and high is not None and high <= 1:
+            opening, closing = "[" if self.above is None else "(", "]" if self.below is None else ")"
+            return f"lie in {opening}{low}, {high}{closing}"
+        if low is not None and value <= low:
+            return f"be at least {low:,}" if self.above is None else f"be greater than {low:,}"
+        return f"be at most {high:,}" if self.below is None else f"be less than {high:,}"
 
 
 def _limits(value: float, given: Range) -> str | None:
@@ -85,6 +90,15 @@ NotNegative = Annotated[float, Range(0)]
 Probability = Annotated[float, Range(0, 1)]
 Rate = Annotated[float, Range(0, below=1)]
 Part = Annotated[float, Range(above=0, most=1)]
+"""A fraction of something that cannot be none of it."""
+Fraction = Annotated[float, Range(above=0, below=1)]
+"""A fraction that leaves some of both sides."""
+Workers = Annotated[int, Range(0, 4096)]
+"""Processes or threads; more would not help on any machine."""
+Vocabulary = Annotated[int, Range(256, 2**20)]
+"""Words of a tokenizer that is trained: its trainer reserves memory for all of them."""
+Length = Annotated[int, Range(2, 2**20)]
+"""Tokens in a sequence, [CLS] and one more at least."""
 
 
 def text_problem(value: str) -> str | None:
@@ -130,14 +144,30 @@ def hints_of(cls: type) -> dict[str, Any]:
     return typing.get_type_hints(cls, include_extras=True)
 
 
+def plain(hint: Any) -> Any:
+    """A type hint without `| None` and without what it declares."""
+    if typing.get_origin(hint) is Annotated:
+        return plain(typing.get_args(hint)[0])
+    if typing.get_origin(hint) in (types.UnionType, typing.Union):
+        return next(plain(arm) for arm in typing.get_args(hint) if arm is not types.NoneType)
+    return hint
+
+
+def takes_none(hint: Any) -> bool:
+    """Whether a type hint allows None."""
+    return any(arm is types.NoneType or takes_none(arm) for arm in typing.get_args(hint))
+
+
 def check_values(options: Any) -> None:
-    """Compares every field of a dataclass with what it declares; groups check themselves.
+    """Compares every field of a dataclass with what it declares, as a type or as a `choice`; groups check themselves.
 
     Raises:
-        OptionError: names the first that does not fit.
+        UserError: names the first that does not fit.
     """
     hints = hints_of(type(options))
-    for name in type(options).__dataclass_fields__:
-        value = getattr(options, name)
-        if not is_dataclass(value) and (problem := problem_of(value, hints[name])):
-            raise OptionError(options, name, problem)
+    for field in fields(options):
+        value = getattr(options, field.name)
+        if choices := field.metadata.get("choices"):
+            choose(field.metadata["what"] or field.name, value, choices)
+        elif not is_dataclass(value) and (problem := problem_of(value, hints[field.name])):
+            raise OptionError(options, field.name, problem)

@@ -112,7 +112,7 @@ def test_budgets(capsys, flags, tmp_path) -> None:
     out = ("--out", tmp_path / "run")
     assert "give one of --steps, --tokens and --minutes, not none" in refused(capsys, "pretrain", *given, *out)
     assert "not steps and tokens" in refused(capsys, "pretrain", *flags, *out, "--tokens", "5")
-    assert "steps must be greater than 0" in refused(capsys, "pretrain", *given, *out, "--steps", "0")
+    assert "--steps must be at least 1, not 0" in refused(capsys, "pretrain", *given, *out, "--steps", "0")
     assert "warm-up of 40 steps does not fit a run of 30" in refused(
         capsys, "pretrain", *flags, *out, "--schedule.warmup", "40"
     )

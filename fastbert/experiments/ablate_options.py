@@ -8,7 +8,7 @@ one: the data, its vocabulary, the order and shape of the batches, and the rows 
 from dataclasses import dataclass, fields
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from fastbert.config import Options, from_dict, read_yaml, to_dict, with_underscores
 from fastbert.errors import UserError, choose, nearest
@@ -24,6 +24,7 @@ from fastbert.experiments.options import (
     shown,
 )
 from fastbert.pretraining.options import BUDGETS, PretrainOptions
+from fastbert.ranges import Count, Positive, Range, check_values
 
 UNITS = ("steps", "flops", "minutes")
 
@@ -59,14 +60,13 @@ class AblateOptions:
 
     out: str | None = None
     """Folder for results.jsonl, report/ and jobs/ (default: runs/<name of the YAML file>)."""
-    workers: int = 1
+    workers: Annotated[int, Range(1, 4096)] = 1
     """Jobs at a time, each a process with the YAML file's threads. No result depends on it."""
     glue_dir: str | None = None
     """Folder of the official GLUE archive, or of Parquet files (default: nyu-mll/glue through `datasets`)."""
 
     def __post_init__(self) -> None:
-        if self.workers < 1:
-            raise UserError(f"workers must be at least 1, not {self.workers}")
+        check_values(self)
 
 
 @dataclass(frozen=True)
@@ -75,19 +75,17 @@ class Budget:
 
     equal: str = "steps"
     """steps, flops or minutes."""
-    steps: int | None = None
-    tokens: int | None = None
-    flops: float | None = None
-    minutes: float | None = None
+    steps: Count | None = None
+    tokens: Annotated[int, Range(1, 2**53)] | None = None
+    flops: Positive | None = None
+    minutes: Annotated[float, Range(above=0, most=5_256_000)] | None = None
 
     def __post_init__(self) -> None:
+        check_values(self)
         choose("unit of equality", self.equal, UNITS)
         given = [name for name in SIZES if getattr(self, name) is not None]
         if len(given) > 1:
             raise UserError(f"give the size of the baseline's budget once, not as {' and as '.join(given)}")
-        for name in given:
-            if not getattr(self, name) > 0:
-                raise UserError(f"{name} must be greater than 0, not {getattr(self, name)}")
 
 
 SIZES = tuple(field.name for field in fields(Budget) if field.name != "equal")

@@ -6,11 +6,12 @@ Axes are checked value by value through `FinetuneOptions`, so a sweep refuses wh
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from fastbert.config import from_dict, read_yaml, with_underscores
-from fastbert.errors import UserError, choose, nearest
+from fastbert.config import choice, from_dict, read_yaml, with_underscores
+from fastbert.errors import UserError, nearest
 from fastbert.finetuning.options import FinetuneOptions
+from fastbert.ranges import Range, check_values
 
 BACKENDS = ("local", "ray")
 
@@ -44,9 +45,9 @@ class SweepOptions:
 
     out: str | None = None
     """Folder for results.jsonl, report/ and jobs/ (default: runs/<name of the YAML file>)."""
-    workers: int = 1
+    workers: Annotated[int, Range(1, 4096)] = 1
     """Jobs at a time, each a process with the YAML file's threads. Results do not depend on it."""
-    backend: str = "local"
+    backend: str = choice("local", BACKENDS, "back end")
     """local (processes of this machine) or ray."""
     ray_address: str | None = None
     """host:port of a Ray cluster that runs; without it a Ray is started here for this sweep. Its nodes need fastbert,
@@ -55,9 +56,7 @@ class SweepOptions:
     """Folder of the official GLUE archive, or of Parquet files (default: nyu-mll/glue through `datasets`)."""
 
     def __post_init__(self) -> None:
-        choose("back end", self.backend, BACKENDS)
-        if self.workers < 1:
-            raise UserError(f"workers must be at least 1, not {self.workers}")
+        check_values(self)
         if self.ray_address is not None and self.backend != "ray":
             raise UserError("a Ray address is given, but the back end is local; add --backend ray or drop the address")
 

@@ -1,15 +1,14 @@
 """What `fastbert finetune` takes, and what the papers recommend for each task."""
 
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Annotated, Any
 
-from fastbert.config import BOOKKEEPING, MACHINE, leaves
-from fastbert.errors import UserError
+from fastbert.config import BOOKKEEPING, MACHINE, convert_text, leaves
+from fastbert.errors import OptionError, UserError, brief
 from fastbert.finetuning.own import OwnTaskOptions
 from fastbert.finetuning.tasks import Task
-from fastbert.training.hardware import TrainingMachineOptions
-from fastbert.training.optimizers import OptimizerOptions
-from fastbert.training.schedules import ScheduleOptions
+from fastbert.ranges import LARGEST_SEED, Count, Natural, NotNegative, Part, Positive, Range, Rate, Seed, check_values
+from fastbert.training.options import MachineOptions, OptimizerOptions, ScheduleOptions, TrainingMachineOptions
 
 # Learning rate and epochs. TUPE (arXiv 2006.15595) trains MNLI, QQP and QNLI for 5 epochs and all others for 10, at
 # 2e-5 to 5e-5, whichever is best on dev; it names no rate for a task. So the middle of that range for the large tasks,
@@ -43,45 +42,45 @@ class FinetuneOptions:
     """Folder for results.json and one folder a seed. Seeds that are finished there are not trained again."""
     own: OwnTaskOptions = field(default_factory=OwnTaskOptions, metadata=BOOKKEEPING)
 
-    seeds: int = field(default=5, metadata=BOOKKEEPING)
+    seeds: Count = field(default=5, metadata=BOOKKEEPING)
     """Runs, each with a seed of its own: of the head's first weights, the order and dropout."""
-    first_seed: int = field(default=0, metadata=BOOKKEEPING)
+    first_seed: Seed = field(default=0, metadata=BOOKKEEPING)
     """The first of the seeds; the others follow it."""
     train_fraction: str = field(default="1.0", metadata=BOOKKEEPING)
     """Shares of the training split, such as 0.1,0.3,1.0: each is trained on, the smaller within the larger."""
 
-    epochs: int | None = None
+    epochs: Count | None = None
     """Passes over the training split (default: the task's)."""
-    batch_size: int = 32
+    batch_size: Count = 32
     """Examples in one optimizer step."""
-    max_length: int | None = None
+    max_length: Annotated[int, Range(8, 2**20)] | None = None
     """Longest input in tokens; longer ones are cut, a pair at its longer text (default: the model's positions)."""
-    learning_rate: float | None = None
+    learning_rate: Positive | None = None
     """Peak learning rate (default: the task's)."""
-    layer_decay: float = 1.0
+    layer_decay: Part = 1.0
     """Factor on the learning rate from each layer to the one below (arXiv 2003.10555: 0.8); 1 gives all the same."""
-    weight_decay: float = 0.01
+    weight_decay: NotNegative = 0.01
     """Decoupled weight decay of the matrices."""
-    beta2: float = 0.999
+    beta2: Rate = 0.999
     """Decay of AdamW's running mean of the squared gradient."""
-    eps: float = 1e-6
+    eps: Positive = 1e-6
     """Added to the root of AdamW's second moment."""
-    clip_norm: float = 1.0
+    clip_norm: NotNegative = 1.0
     """Largest norm of all gradients together; 0 turns clipping off."""
     schedule: ScheduleOptions = field(default_factory=ScheduleOptions)
-    dropout: float = 0.1
+    dropout: Rate = 0.1
     """Dropout on embeddings, sublayer outputs and the head's input."""
-    attention_dropout: float = 0.1
+    attention_dropout: Rate = 0.1
     """Dropout on attention probabilities."""
     symmetric: bool = False
     """Read pairs in both orders, where the task does not care which text comes first: training draws one for each pair
     and epoch, at no cost, and predictions are the mean of both."""
 
-    worst: int = field(default=50, metadata=BOOKKEEPING)
+    worst: Natural = field(default=50, metadata=BOOKKEEPING)
     """Dev examples with the highest loss, kept in errors.jsonl."""
     save_model: bool = field(default=True, metadata=BOOKKEEPING)
     """Keep each seed's best epoch as a model; without it only the figures are kept."""
-    log_every: int = field(default=20, metadata=BOOKKEEPING)
+    log_every: Count = field(default=20, metadata=BOOKKEEPING)
     """Steps a logged training loss is the mean of."""
     machine: TrainingMachineOptions = field(default_factory=TrainingMachineOptions, metadata=MACHINE)
 
@@ -91,24 +90,12 @@ class FinetuneOptions:
         return self.model or self.init_from
 
     def __post_init__(self) -> None:
+        check_values(self)
         if self.model is not None and self.init_from is not None:
             raise UserError("give --model (a pretrained encoder) or --init-from (a fine-tuned model), not both")
-        for name in ("seeds", "epochs", "batch_size", "log_every"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UserError(f"{name} must be at least 1, not {value}")
-        if self.first_seed < 0 or self.worst < 0:
-            name = "first_seed" if self.first_seed < 0 else "worst"
-            raise UserError(f"{name} cannot be negative, but is {getattr(self, name)}")
-        if self.max_length is not None and self.max_length < 8:
-            raise UserError(f"max_length must be at least 8, not {self.max_length}")
-        for name in ("dropout", "attention_dropout"):
-            if not 0.0 <= getattr(self, name) < 1.0:
-                raise UserError(f"{name} must lie in [0, 1), not {getattr(self, name)}")
-        if not 0.0 < self.layer_decay <= 1.0:
-            raise UserError(f"layer_decay must lie in (0, 1], not {self.layer_decay}")
+        if self.first_seed > (most := LARGEST_SEED - (self.seeds - 1)):
+            raise OptionError(self, "first_seed", f"must be at most {most:,}, as the other seeds follow it")
         self.fractions()
-        self.optimizer(0.1 if self.learning_rate is None else self.learning_rate)
 
     def fractions(self) -> list[float]:
         """The shares of `train_fraction`, in the order given.
@@ -117,13 +104,13 @@ class FinetuneOptions:
             UserError: one is no number, lies outside (0, 1], or comes twice.
         """
         try:
-            fractions = [float(part) for part in self.train_fraction.split(",")]
+            fractions = [convert_text(part.strip(), float) for part in self.train_fraction.split(",")]
         except ValueError:
-            raise UserError(
-                f"train_fraction is {self.train_fraction!r}; give numbers with commas between, such as 0.1,0.3,1.0"
-            ) from None
+            problem = f"must be numbers with commas between, such as 0.1,0.3,1.0, not {brief(self.train_fraction)}"
+            raise OptionError(self, "train_fraction", problem) from None
         if not all(0.0 < fraction <= 1.0 for fraction in fractions) or len(set(fractions)) < len(fractions):
-            raise UserError(f"train_fraction is {self.train_fraction!r}; give different shares above 0 and up to 1")
+            problem = f"must be different fractions above 0 and up to 1, not {brief(self.train_fraction)}"
+            raise OptionError(self, "train_fraction", problem)
         return fractions
 
     def steps(self, examples: int) -> int:
@@ -156,6 +143,58 @@ class FinetuneOptions:
             epochs=self.epochs or epochs,
             max_length=self.max_length or positions,
         )
+
+
+@dataclass(frozen=True)
+class PredictOptions:
+    """Labels and probabilities of a fine-tuned model, one JSON object a line."""
+
+    model: str
+    """Folder of a fine-tuned model: that of a seed of `fastbert finetune`, or the model/ in it."""
+    out: str
+    """JSONL to write: a file, or /dev/stdout, a FIFO or the like, which is written into."""
+    task: str | None = None
+    """A GLUE task or a YAML file of one's own, whose --split is predicted; give this or --source."""
+    split: str | None = None
+    """Split of the task (default: its first for development)."""
+    glue_dir: str | None = None
+    """Folder of the official GLUE archive, or of Parquet files (default: nyu-mll/glue through `datasets`)."""
+    glue_subset: bool = False
+    """Take GLUE files that have fewer rows than the official ones."""
+    own: OwnTaskOptions = field(default_factory=OwnTaskOptions)
+    source: str | None = None
+    """New text in JSONL, CSV, TSV or Parquet, with the columns --own.text and, for a model of pairs, --own.pair (or
+    pair)."""
+    machine: MachineOptions = field(default_factory=MachineOptions, metadata=MACHINE)
+
+    def __post_init__(self) -> None:
+        check_values(self)
+        if (self.task is None) == (self.source is None):
+            raise UserError("give one of --task and --source")
+
+
+@dataclass(frozen=True)
+class SubmitOptions:
+    """The archive that GLUE's server takes, from fine-tuned models; or a check of one."""
+
+    models: tuple[str, ...] = ()
+    """Fine-tuned models as task=folder, such as cola=results/cola/seed-0 rte=results/rte: the folder of a seed, or an
+    --out of `fastbert finetune`, whose best seed on dev is taken. That of mnli answers ax too, unless ax has one."""
+    results: str | None = None
+    """--out of `fastbert finetune`, with one task or several: of each task the seed that is best on dev is taken, where
+    --models names none."""
+    glue_dir: str | None = None
+    """Folder of the official GLUE archive, or of Parquet files (default: nyu-mll/glue through `datasets`)."""
+    out: str | None = None
+    """Zip file to write."""
+    fill: bool = False
+    """Give tasks without a model or test split the majority label in every row: the server takes only all files."""
+    check: str | None = None
+    """Instead: an archive, or a folder with its files, to hold against the server's rules and row counts."""
+    machine: MachineOptions = field(default_factory=MachineOptions, metadata=MACHINE)
+
+    def __post_init__(self) -> None:
+        check_values(self)
 
 
 def science(options: FinetuneOptions) -> dict[str, Any]:

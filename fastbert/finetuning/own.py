@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from fastbert.config import choice
 from fastbert.data.sources import BOM, MAGIC
-from fastbert.errors import UserError, choose, nearest
+from fastbert.errors import UserError, nearest
+from fastbert.ranges import check_values
 
 KINDS = ("classes", "number")
 
@@ -34,7 +36,7 @@ class OwnTaskOptions:
     """Column of the second text of a pair."""
     label: str = "label"
     """Column of the label."""
-    kind: str = "classes"
+    kind: str = choice("classes", KINDS, "kind of labels")
     """What the labels are: classes or number."""
     labels: str | None = None
     """Label words in their order, a comma between them (default: those of train, sorted). With two labels, the second
@@ -46,7 +48,7 @@ class OwnTaskOptions:
     """The order of the two texts means nothing, so that --symmetric may read both."""
 
     def __post_init__(self) -> None:
-        choose("kind of labels", self.kind, KINDS)
+        check_values(self)
 
     def check(self) -> None:
         """Sees that the options fit each other; apart from their making, for flags alone need not be a whole task.

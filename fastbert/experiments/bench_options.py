@@ -1,0 +1,122 @@
+"""The options of `fastbert bench`."""
+
+import os
+from dataclasses import dataclass, field
+from typing import Annotated
+
+from fastbert.config import MACHINE
+from fastbert.errors import UserError, choose
+from fastbert.model.positions import POSITIONS
+from fastbert.ranges import Count, Length, Positive, Range, Vocabulary, Workers, check_values
+from fastbert.training.options import MachineOptions
+
+PEERS = ("fp32", "bf16", "compiled")
+
+
+@dataclass(frozen=True)
+class BenchThroughputOptions:
+    """fastbert's training loop beside transformers' BertForMaskedLM on the same rows: dropout 0.1, 15 % masks, clipping
+    and logging on either side. Writes JSON and a table."""
+
+    data: str = "sotu"
+    """A prepared folder, or a source to prepare first."""
+    vocab_size: Vocabulary = 8192
+    """Words of the tokenizer that is trained where --data is a source."""
+    layers: Annotated[int, Range(1, 1000)] = 4
+    """Transformer blocks."""
+    width: Annotated[int, Range(1, 2**16)] = 256
+    """Hidden size; heads of 64, feed-forward layers of 4 times the width."""
+    length: Length = 128
+    """Tokens in a sequence."""
+    batch_size: Count = 64
+    """Sequences in a step."""
+    positions: str = "absolute,tupe-r"
+    """fastbert's position schemes; the peer is held against each, and each against the first."""
+    peers: str | None = None
+    """transformers' in fp32, in bf16 (autocast), and compiled (in bf16), with commas between, or none (default:
+    fp32,bf16 on a CPU, bf16,compiled on a GPU)."""
+    rounds: Count = 5
+    """In each, every contestant trains for --seconds; the median, the least and the most are shown."""
+    seconds: Positive = 4.0
+    """Of training in a round, at least one step."""
+    machine: MachineOptions = field(default_factory=MachineOptions, metadata=MACHINE)
+    """Of fastbert's contestants; the peer takes its device and threads."""
+    out: str = "bench/throughput"
+    """Folder for the results."""
+    json: bool = False
+    """One JSON object on standard output instead of the table."""
+
+    def __post_init__(self) -> None:
+        check_values(self)
+        for position in self.schemes:
+            choose("position scheme", position, POSITIONS)
+        for peer in self.chosen_peers or ():
+            choose("peer", peer, PEERS)
+
+    @property
+    def schemes(self) -> list[str]:
+        return [name.strip() for name in self.positions.split(",")]
+
+    @property
+    def chosen_peers(self) -> list[str] | None:
+        """None: the default, which depends on the device."""
+        if self.peers is None:
+            return None
+        return [] if self.peers == "none" else [name.strip() for name in self.peers.split(",")]
+
+
+@dataclass(frozen=True)
+class BenchDataOptions:
+    """Preparing text beside the tokenizers library, and drawing batches beside a training step of a 4 x 256 encoder.
+    Writes JSON and a table."""
+
+    data: str = "sotu"
+    """Where the text is, as for fastbert prepare --source."""
+    megabytes: Positive = 60.0
+    """How much of it is used, if it has more."""
+    vocab_size: Vocabulary = 8192
+    """Words of the tokenizer, trained on the text first."""
+    length: Length = 128
+    """Tokens in a sequence."""
+    batch_size: Count = 64
+    """Sequences in a step."""
+    rounds: Count = 5
+    """In each, every contestant runs once; the median, the least and the most are shown."""
+    workers: Workers = 0
+    """Processes and threads that tokenize; 0 is one for each core."""
+    out: str = "bench/data"
+    """Folder for the results."""
+    json: bool = False
+    """One JSON object on standard output instead of the table."""
+
+    def __post_init__(self) -> None:
+        check_values(self)
+
+    @property
+    def cores(self) -> int:
+        return self.workers or len(os.sched_getaffinity(0))
+
+
+@dataclass(frozen=True)
+class BenchKernelsOptions:
+    """The kernels beside their peers: on a GPU with what PyTorch and its compiler have, on a CPU with PyTorch's own
+    attentions. Writes JSON, tables and pictures."""
+
+    out: str = "bench/kernels"
+    """Folder for the results."""
+    compile_only: bool = False
+    """Compile every kernel and configuration for GPUs of capability 8.0, 9.0 and 10.0, which need not be there, and
+    list what they take: registers, spills, shared memory, tensor-core instructions."""
+    tune: bool = False
+    """Check and time every configuration on this GPU, and keep the fastest for trainings on it."""
+    seconds: Positive = 480.0
+    """No new case is begun after this."""
+    rounds: Count = 20
+    """Timed rounds of each case; their median, least and most are shown."""
+    json: bool = False
+    """One JSON object on standard output instead of the tables."""
+
+    def __post_init__(self) -> None:
+        check_values(self)
+        if self.compile_only and self.tune:
+            raise UserError("give --compile-only or --tune, not both")

@@ -1,0 +1,88 @@
+"""The user's options of each objective."""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from fastbert.errors import OptionError
+from fastbert.model.config import EncoderConfig
+from fastbert.ranges import Part, Positive, Probability, Range, check_values
+
+MaskRate = Annotated[float, Range(above=0, most=0.9)]
+
+
+@dataclass(frozen=True)
+class MLMOptions:
+    """Masked language modelling."""
+
+    mask_rate: MaskRate = 0.15
+    """Share of the tokens of a row that are predicted; newer recipes take 0.2 to 0.4 (arXiv 2202.08005)."""
+    mask_token_share: Probability = 0.8
+    """Of those, the share that shows [MASK]."""
+    random_token_share: Probability = 0.1
+    """Of those, the share that shows a random word; the rest shows the word itself."""
+    whole_word: bool = False
+    """Mask all pieces of a word together; every word has the same probability, whatever its number of pieces."""
+
+    def __post_init__(self) -> None:
+        check_values(self)
+        if self.mask_token_share + self.random_token_share > 1.0:
+            raise OptionError(
+                self,
+                "random_token_share",
+                f"must be at most 1 less mask_token_share {self.mask_token_share}, not {self.random_token_share}",
+            )
+
+
+@dataclass(frozen=True)
+class ReplacementOptions:
+    """Options of both objectives."""
+
+    mask_rate: MaskRate = 0.15
+    """Share of the tokens of a row that the small network fills."""
+    mask_token_share: Probability = 0.85
+    """Of those, the share that shows it [MASK]; the rest shows the word itself."""
+    whole_word: bool = False
+    """Mask all pieces of a word together; every word has the same probability, whatever its number of pieces."""
+
+    def __post_init__(self) -> None:
+        check_values(self)
+
+
+@dataclass(frozen=True)
+class ElectraOptions(ReplacementOptions):
+    """ELECTRA: replaced token detection (arXiv 2003.10555)."""
+
+    generator_scale: Part = 0.25
+    """Width, inner width and heads of the generator as a share of the main network's; it has as many layers. The width
+    is rounded to a multiple of 8."""
+    weight: Positive = 50.0
+    """Of the detection loss beside the generator's."""
+
+
+@dataclass(frozen=True)
+class MultipleChoiceOptions(ReplacementOptions):
+    """Multiple choice with a meta controller (MC-BERT, arXiv 2006.05744)."""
+
+    choices: Annotated[int, Range(2)] = 10
+    """Candidates at every token, [NOTA] included: the paper's k."""
+    controller_layers: Annotated[int, Range(1, 1000)] | None = None
+    """Blocks of the controller (default: as many as the encoder has)."""
+    controller_width: Annotated[int, Range(1, 2**16)] | None = None
+    """Hidden size of the controller (default: a quarter of the encoder's, a multiple of 8)."""
+    weight: Positive = 20.0
+    """Of the choice loss beside the controller's: the paper's lambda."""
+
+    def controller(self, config: EncoderConfig) -> EncoderConfig:
+        """The controller's numbers beside an encoder of `config`."""
+        width = self.controller_width or min(config.width, max(8, 8 * round(config.width / 32)))
+        return config.small(width, self.controller_layers)
+
+    def remarks(self, config: EncoderConfig) -> list[str]:
+        """What a user should hear before training an encoder of `config`."""
+        width = self.controller(config).width
+        if width <= config.width:
+            return []
+        return [
+            f"the controller (width {width}) is wider than the encoder (width {config.width}): it is meant to be the "
+            "small network, and is dropped after training; lower --multiple-choice.controller-width"
+        ]
