@@ -75,7 +75,8 @@ def _limits(value: float, given: Range) -> str | None:
         if given.most is None and abs(value) > LARGEST:
             return f"must be at {f'most {LARGEST:,}' if value > 0 else f'least -{LARGEST:,}'}, not {brief(value)}"
     elif value and not SMALLEST_FLOAT <= abs(value) <= LARGEST_FLOAT:
-        return f"must be 0 or lie between {SMALLEST_FLOAT:g} and {LARGEST_FLOAT:g}, not {brief(value)}"
+        zero = "be 0 or " if given._contains(0.0) else ""
+        return f"must {zero}lie between {SMALLEST_FLOAT:g} and {LARGEST_FLOAT:g}, not {brief(value)}"
     elif not value and math.copysign(1, value) < 0:
         return "must not be -0.0; write 0"
     return None
