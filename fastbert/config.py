@@ -138,7 +138,7 @@ def convert_text(text: str, kind: type) -> Any:
         value = float(text)
         if kind is float and math.isfinite(value):
             return value
-        if kind is int and value.is_integer():
+        if kind is int and value.is_integer() and abs(value) < 2**53:  # written as 1e6
             return int(value)
     raise ValueError(f"must be {'a finite number' if kind is float else _NAMES[kind]}, not {brief(text)}")
 
