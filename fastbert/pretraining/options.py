@@ -142,6 +142,10 @@ class PretrainOptions:
         given = [budget for budget in BUDGETS if getattr(self, budget) is not None]
         if len(given) != 1:
             raise UserError(f"give one of --steps, --tokens and --minutes, not {' and '.join(given) or 'none'}")
+        self.check_sources()
+
+    def check_sources(self) -> None:
+        """Checks that data, tokenizer and weights are there; raises a UserError if one is not."""
         if not (Path(self.data) / "dataset.json").is_file():
             check_source(self.data)
             if self.tokenizer is not None:
