@@ -85,7 +85,10 @@ def from_dict(cls: type[Options], values: Any, where: str) -> Options:
             known[field.name] = None
     for key in values:
         if key not in known:
-            raise UserError(f"{where}: unknown option {brief(key)}; {nearest(key, known)}")
+            kinds = {name: plain(hint) for name, hint in hints.items()}
+            groups = [name for name, kind in kinds.items() if is_dataclass(kind) and key in kind.__dataclass_fields__]
+            hint = f"it belongs under {' or '.join(groups)}" if groups else nearest(key, known)
+            raise UserError(f"{where}: unknown option {brief(key)}; {hint}")
     arguments = {}
     for field in fields(cls):
         hint = hints[field.name]
@@ -146,7 +149,7 @@ def convert_text(text: str, kind: type) -> Any:
         value = float(text)
         if kind is float and math.isfinite(value):
             return value
-        if kind is int and value.is_integer() and abs(value) <= EXACT:
+        if kind is int and value.is_integer() and abs(value) <= EXACT:  # written as 1e6
             return int(value)
     raise ValueError(f"must be {'a finite number' if kind is float else _NAMES[kind]}, not {brief(text)}")
 

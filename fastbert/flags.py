@@ -38,7 +38,7 @@ class Flag:
     """Its type, with the range that it declares."""
     help: str
     group: str
-    """The first sentence of its group's docstring; empty for the job's own."""
+    """The docstring of its group; empty for the job's own."""
 
     @property
     def kind(self) -> type:
@@ -102,7 +102,7 @@ def flags_of(cls: type, prefix: str = "", path: tuple[str, ...] = (), group: str
         hint, here = hints[field.name], (*path, field.name)
         if is_dataclass(hint):
             flat = field.metadata.get("flat")
-            title = group if flat else inspect.getdoc(hint).partition("\n\n")[0].partition(": `")[0]
+            title = group if flat else inspect.getdoc(hint).partition("\n\n")[0]
             inner = prefix if flat else f"{prefix}{field.name}.".replace("_", "-")
             yield from flags_of(hint, inner, here, title)
         else:
@@ -264,7 +264,8 @@ def _parser(cls: type, flags: Sequence[Flag], job: str, default: Any) -> argpars
     groups: dict[str, Any] = {"": parser}
     for flag in flags:
         if flag.group not in groups:
-            groups[flag.group] = parser.add_argument_group(flag.group)
+            title = f"--{flag.name.rpartition('.')[0]}..."
+            groups[flag.group] = parser.add_argument_group(title, flag.group)
         text = help_of(flag, default).replace("%", "%%")
         add = groups[flag.group].add_argument
         if flag.is_switch:

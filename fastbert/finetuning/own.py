@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from fastbert.config import choice
 from fastbert.data.sources import BOM, MAGIC
 from fastbert.errors import UserError, nearest
+from fastbert.inputs import open_input
 from fastbert.ranges import check_values
 
 KINDS = ("classes", "number")
@@ -106,6 +107,12 @@ class OwnSource:
         unit = "row" if path.suffix.lower() == ".parquet" else "line"
         for number, values in _reader(path)(path, [*texts, options.label], optional):
             yield make_row(f"{path}, {unit} {number}", texts, values)
+
+
+def check_own_file(path: Path) -> None:
+    """Raises a UserError if `path` is no file that can be read, or of no format that is."""
+    _reader(path)
+    open_input(path).close()
 
 
 def make_row(where: str, columns: Sequence[str], values: Sequence[Any], may_be_empty: bool = False) -> Row:

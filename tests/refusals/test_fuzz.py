@@ -84,31 +84,7 @@ TEXT += [
 KINDS = {int: WHOLE, float: REAL, str: TEXT, bool: [True, False]}
 
 
-class _Found(Exception):
-    """Carries a job's options."""
-
-
-def options_of(job: list[str], folder: Path) -> type:
-    """The dataclass that `fastbert <job>` fills."""
-
-    def parse(cls: type, *_: Any) -> None:
-        raise _Found(cls)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(command_line, "parse", parse)
-        with pytest.raises(_Found) as found:
-            cli.main(job)
-    return found.value.args[0]
-
-
-def jobs(folder: Path) -> dict[str, type]:
-    names = [[job] for job in cli.JOBS if job != "bench"] + [
-        ["bench", topic] for topic in ("throughput", "data", "kernels")
-    ]
-    return {" ".join(name): options_of(name, folder) for name in names}
-
-
-JOBS = jobs(Path("."))
+JOBS = dict(cli.OPTIONS)
 
 # What each job needs to come as far as it can without real work.
 GIVEN = {
