@@ -5,6 +5,7 @@ A new file format is one reader and one line in `READERS`.
 
 import csv
 import json
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any, NamedTuple
 
 from fastbert.config import choice
 from fastbert.data.sources import BOM, MAGIC
-from fastbert.errors import UserError, nearest
+from fastbert.errors import UserError, brief, nearest
 from fastbert.inputs import open_input
 from fastbert.ranges import check_values
 
@@ -143,8 +144,17 @@ def label_word(row: Row) -> str | None:
         return str(label).lower()
     if isinstance(label, int) or (isinstance(label, float) and label.is_integer()):
         return str(int(label))  # a table with a gap holds its whole numbers as 1.0
+    if isinstance(label, float) and not math.isfinite(label):
+        raise not_a_label(row.where, label)
     hint = "set kind: number, or " if isinstance(label, float) else ""
-    raise UserError(f"{row.where}: the label {label!r} is no class; {hint}give a word or a whole number")
+    raise UserError(f"{row.where}: the label {brief(label)} is no class; {hint}give a word or a whole number")
+
+
+def not_a_label(where: str, label: Any) -> UserError:
+    """The error for NaN and infinities, which no kind of task can learn."""
+    return UserError(
+        f"{where}: the label {brief(label)} is no number that can be learned and no class; fill it in or drop the row"
+    )
 
 
 def learn_labels(rows: Iterable[Row]) -> tuple[str, ...]:
@@ -163,6 +173,8 @@ def learn_labels(rows: Iterable[Row]) -> tuple[str, ...]:
         raise UserError(f"the training file holds {len(found)} label(s) ({', '.join(found)}); a task needs two or more")
     numbers = [_number(word) for word in found]
     if None not in numbers:
+        if bad := [word for word, number in zip(found, numbers, strict=True) if not math.isfinite(number)]:
+            raise not_a_label(found[bad[0]], bad[0])  # a gap among numbers, not a word
         if all(number.is_integer() for number in numbers):
             return tuple(sorted(found, key=lambda word: (float(word), word)))
         word = next(word for word in found if not float(word).is_integer())

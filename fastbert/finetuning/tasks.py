@@ -7,10 +7,18 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from fastbert.config import load_yaml
-from fastbert.errors import UserError, choose, nearest
+from fastbert.errors import UserError, brief, choose, nearest
 from fastbert.finetuning.glue import GLUE, GlueSource, plain
 from fastbert.finetuning.metrics import check_metrics
-from fastbert.finetuning.own import OwnSource, OwnTaskOptions, Row, check_own_file, label_word, learn_labels
+from fastbert.finetuning.own import (
+    OwnSource,
+    OwnTaskOptions,
+    Row,
+    check_own_file,
+    label_word,
+    learn_labels,
+    not_a_label,
+)
 from fastbert.finetuning.table import COLUMNS
 
 ALL = "glue"  # as the name of a task: those of the table
@@ -102,14 +110,20 @@ def _class(row: Row, ids: dict[str, int]) -> int | None:
 
 
 def _number(row: Row) -> float | None:
-    if row.label is None or (isinstance(row.label, str) and not row.label.strip()):
+    label = row.label
+    if label is None or (isinstance(label, str) and not label.strip()):
         return None
     try:
-        number = math.nan if isinstance(row.label, bool) else float(row.label)
-    except (TypeError, ValueError, OverflowError):
-        number = math.nan
+        number = None if isinstance(label, bool) else float(label)
+    except OverflowError:
+        number = math.inf
+    except (TypeError, ValueError):
+        number = None
+    if number is None:
+        hint = ", or set kind: classes" if isinstance(label, str | bool) else ""
+        raise UserError(f"{row.where}: the label {brief(label)} is no number; fix it{hint}")
     if not math.isfinite(number):
-        raise UserError(f"{row.where}: the label {row.label!r} is no number; mend it, or set kind: classes")
+        raise not_a_label(row.where, label)
     return number
 
 
