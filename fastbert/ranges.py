@@ -109,7 +109,7 @@ def text_problem(value: str) -> str | None:
     if len(value) > LONGEST_TEXT:
         return f"has {len(value):,} characters, more than {LONGEST_TEXT:,}"
     if any(len(name.encode(errors="replace")) > LONGEST_NAME for name in re.split("[/,]", value)):
-        return f"holds a name of more than {LONGEST_NAME} bytes: {brief(value)}"
+        return f"holds a name that is too long, of more than {LONGEST_NAME} bytes: {brief(value)}"
     if "\0" in value:
         return f"holds a zero byte: {brief(value)}"
     if any(unicodedata.category(character) in ("Cc", "Zl", "Zp") for character in value):

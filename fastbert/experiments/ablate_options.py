@@ -24,7 +24,7 @@ from fastbert.experiments.options import (
     read_task,
     shown,
 )
-from fastbert.pretraining.options import BUDGETS, PretrainOptions
+from fastbert.pretraining.options import BUDGETS, SOURCE_ONLY, PretrainOptions
 from fastbert.ranges import Count, Positive, Range, check_values
 
 UNITS = ("steps", "flops", "minutes")
@@ -34,7 +34,7 @@ POINTS = (0.1, 0.2, 0.4, 0.6, 0.8, 1.0)
 _DATA = "an ablation compares variants on the same data; give it under base, for all of them"
 _BATCHES = "an ablation compares variants on the same batches in the same order; give it under base, for all of them"
 _FIXED = {
-    **dict.fromkeys(("data", "vocab_size", "tokenizer", "lowercase", "validation_share"), _DATA),
+    **dict.fromkeys(("data", *SOURCE_ONLY), _DATA),
     **dict.fromkeys(("length", "batch_size"), _BATCHES),
     "eval_sequences": "an ablation compares variants on the same validation set; give it under base, for all of them",
     "machine": "give it under base, for all variants: their times are compared",

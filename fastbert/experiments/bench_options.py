@@ -20,6 +20,8 @@ class BenchThroughputOptions:
 
     data: str = "sotu"
     """A prepared folder, or a source to prepare first."""
+    column: str = "text"
+    """Column or field of the text, where --data is a source."""
     vocab_size: Vocabulary = 8192
     """Words of the tokenizer that is trained where --data is a source."""
     layers: Annotated[int, Range(1, 1000)] = 4
@@ -72,6 +74,8 @@ class BenchDataOptions:
 
     data: str = "sotu"
     """Where the text is, as for fastbert prepare --source."""
+    column: str = "text"
+    """Column or field of the text."""
     megabytes: Positive = 60.0
     """How much of it is used, if it has more."""
     vocab_size: Vocabulary = 8192

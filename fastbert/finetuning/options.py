@@ -154,7 +154,9 @@ class FinetuneOptions:
             UserError: `max_length` is over the positions, or `symmetric` is asked of a task that is not.
         """
         if self.max_length is not None and self.max_length > positions:
-            raise UserError(f"max_length {self.max_length} is longer than the {positions} positions of {self.start}")
+            raise UserError(
+                f"max_length {self.max_length} is longer than the {positions} positions of {self.start}; lower it"
+            )
         if self.symmetric and not (task.symmetric and task.is_pair):
             raise UserError(f"the order of the texts matters in the task {task.name}: leave --symmetric out")
         learning_rate, epochs = TASK_DEFAULTS.get(task.name, OWN_DEFAULTS)
@@ -192,6 +194,10 @@ class PredictOptions:
         check_values(self)
         if (self.task is None) == (self.source is None):
             raise UserError("give one of --task and --source")
+        if self.source is not None:
+            for name in ("split", "glue_dir", "glue_subset"):
+                if getattr(self, name) not in (None, False):
+                    raise OptionError(self, name, "belongs to a --task; leave it out with --source")
 
     def check_inputs(self) -> None:
         """Checks, before torch is imported, that the model and what it predicts are there.

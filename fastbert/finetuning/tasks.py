@@ -145,6 +145,7 @@ def check_task(name: str, own: OwnTaskOptions) -> None:
     if Path(name).suffix.lower() in (".yaml", ".yml"):
         source = OwnSource(declared(name, own), Path(name).parent)
     elif plain(name) in GLUE:
+        _refuse_own(name, own)
         return
     elif own == OwnTaskOptions():
         raise UserError(f"unknown task {name!r}; {nearest(name, GLUE)}; for an own task give a YAML file or flags")
@@ -152,6 +153,12 @@ def check_task(name: str, own: OwnTaskOptions) -> None:
         source = OwnSource(own)
     for path in source.paths.values():
         check_own_file(path)
+
+
+def _refuse_own(name: str, own: OwnTaskOptions | None) -> None:
+    """Raises a UserError if options of a custom task are given for the GLUE task `name`."""
+    if chosen := given_in(own):
+        raise UserError(f"{name} is a GLUE task and takes no {', '.join(chosen)}; give the own task another name")
 
 
 def declared(path: str, own: OwnTaskOptions) -> OwnTaskOptions:
@@ -186,10 +193,7 @@ def open_task(
         path = Path(name_or_yaml)
         return _own_task(declared(path, own), path.stem, path.parent)
     if plain(name_or_yaml) in GLUE:
-        if chosen:
-            raise UserError(
-                f"{name_or_yaml} is a GLUE task and takes no {', '.join(chosen)}; give the own task another name"
-            )
+        _refuse_own(name_or_yaml, own)
         return _glue_task(plain(name_or_yaml), glue_dir, glue_subset)
     if not chosen:
         raise UserError(

@@ -38,6 +38,10 @@ class PretrainOptions:
     data: str = field(default="sotu", metadata=BOOKKEEPING)
     """A prepared folder (fastbert prepare), or a source to prepare first: sotu, text files, globs, JSONL, Parquet,
     hf:NAME of a dataset."""
+    column: str = "text"
+    """Column or field of the text where --data is a source; with commas, one for each source of a list."""
+    streamed: bool = field(default=False, metadata=BOOKKEEPING)
+    """Read a dataset (hf:) where it lies, without a copy in the local cache, where --data is one."""
     vocab_size: Vocabulary = 32768
     """Words of the tokenizer that is trained where --data is a source."""
     tokenizer: str | None = None
@@ -122,7 +126,7 @@ class PretrainOptions:
     def check_sources(self) -> None:
         """Checks that data, tokenizer and weights are there; raises a UserError if one is not."""
         if not (Path(self.data) / "dataset.json").is_file():
-            check_source(self.data)
+            check_source(self.data, self.column)
             if self.tokenizer is not None:
                 check_folder(self.tokenizer, "tokenizer")
         if self.init_from is not None:
@@ -192,7 +196,8 @@ def objective_options(options: PretrainOptions) -> Any:
 # What config.yaml keeps of these.
 OF_ONE_CALL = {"resume": False, "dry_run": False, "verify_data": False, "profile": False}
 BUDGETS = ("steps", "tokens", "minutes")
-SOURCE_ONLY = ("vocab_size", "tokenizer", "lowercase", "validation_share")  # spoken for by the data's own hash
+# What counts where --data is a source; the data's own hash speaks for it.
+SOURCE_ONLY = ("column", "streamed", "vocab_size", "tokenizer", "lowercase", "validation_share")
 
 
 def science(options: PretrainOptions, data_fingerprint: str) -> dict[str, Any]:
