@@ -74,7 +74,7 @@ def _limits(value: float, given: Range) -> str | None:
     if isinstance(value, int):
         if given.most is None and abs(value) > LARGEST:
             return f"must be at {f'most {LARGEST:,}' if value > 0 else f'least -{LARGEST:,}'}, not {brief(value)}"
-    elif value and not SMALLEST_FLOAT <= abs(value) <= LARGEST_FLOAT:
+    elif value and given.most is None and given.below is None and not SMALLEST_FLOAT <= abs(value) <= LARGEST_FLOAT:
         zero = "be 0 or " if given._contains(0.0) else ""
         return f"must {zero}lie between {SMALLEST_FLOAT:g} and {LARGEST_FLOAT:g}, not {brief(value)}"
     elif not value and math.copysign(1, value) < 0:

@@ -174,7 +174,7 @@ def test_an_interval_is_what_its_message_says(value, low, high, opened, closed) 
     inside = (low is None or value > low or (value == low and not opened)) and (
         high is None or value < high or (value == high and closed)
     )
-    small = isinstance(value, float) and (0 < abs(value) < 1e-30 or str(value) == "-0.0")
+    small = isinstance(value, float) and ((0 < abs(value) < 1e-30 and high is None) or str(value) == "-0.0")
     assert (found is None) == (inside and not small)
     if not inside:
         violated = [bound for bound in (low, high) if bound is not None and str(bound) in found]

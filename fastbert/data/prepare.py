@@ -91,7 +91,7 @@ class PrepareOptions:
         """
         check_values(self)
         if self.rare_min > self.rare_max:
-            raise OptionError(self, "rare_min", f"must be at most rare_max, {self.rare_max}, not {self.rare_min}")
+            raise OptionError(self, "rare_min", f"must not be above rare_max, {self.rare_max}, but is {self.rare_min}")
 
     def identity(self) -> dict[str, Any]:
         """The options that decide about the result; a given tokenizer by its fingerprint."""

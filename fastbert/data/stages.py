@@ -9,9 +9,10 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Annotated
 
 from fastbert.errors import OptionError, UserError
-from fastbert.ranges import Count, Fraction, Length, Positive, check_values
+from fastbert.ranges import LARGEST, Count, Fraction, Length, Range, check_values
 
 GROWTH_STAGES = 8  # in which a batch grows, at most
 NOMINAL_STEPS = 10**6  # stands for a run whose steps are not known yet
@@ -28,7 +29,7 @@ class StageOptions:
     """Share of the steps that sequences of the first length take."""
     batch_start: Count | None = None
     """Sequences in a step at the start, from where the batch grows to --batch-size in equal parts."""
-    batch_warmup: Positive = 0.1
+    batch_warmup: Annotated[float, Range(above=0, most=LARGEST)] = 0.1
     """In what the batch grows: a share of all steps if below 1, else a number of steps."""
 
     def __post_init__(self) -> None:

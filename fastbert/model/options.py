@@ -144,4 +144,4 @@ class NotesOptions:
     def __post_init__(self) -> None:
         check_values(self)
         if self.least > self.most:
-            raise OptionError(self, "least", f"must be at most most, {self.most}, not {self.least}")
+            raise OptionError(self, "least", f"must not be above most, {self.most}, but is {self.least}")

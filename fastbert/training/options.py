@@ -2,10 +2,21 @@
 
 import re
 from dataclasses import dataclass
+from typing import Annotated
 
 from fastbert.config import choice
 from fastbert.errors import OptionError, choose
-from fastbert.ranges import Count, NotNegative, Positive, Probability, Rate, Workers, check_values
+from fastbert.ranges import (
+    LARGEST,
+    Count,
+    NotNegative,
+    Positive,
+    Probability,
+    Range,
+    Rate,
+    Workers,
+    check_values,
+)
 from fastbert.registry import Registry
 
 # Each takes (parameter groups, options, device) and gives an optimizer that `guarded_step` can drive.
@@ -52,7 +63,7 @@ class ScheduleOptions:
 
     name: str = choice("linear", SCHEDULES, "schedule")
     """Shape after the warm-up: linear, cosine, constant, or wsd (stable, then decay; arxiv.org/abs/2404.06395)."""
-    warmup: NotNegative = 0.06
+    warmup: Annotated[float, Range(0, LARGEST)] = 0.06
     """Linear warm-up: a share of all steps if below 1, else a number of steps."""
     final: Probability = 0.0
     """Share of the peak reached at the end (linear, cosine, and the decay of wsd)."""
