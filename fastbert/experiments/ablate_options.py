@@ -15,9 +15,11 @@ from fastbert.errors import UserError, choose, nearest
 from fastbert.experiments.options import (
     AXES,
     Axes,
+    Repeats,
     merged,
     prefixed,
     read_axis,
+    read_count,
     read_finetune,
     read_list,
     read_seeds,
@@ -25,7 +27,7 @@ from fastbert.experiments.options import (
     shown,
 )
 from fastbert.pretraining.options import BUDGETS, SOURCE_ONLY, PretrainOptions
-from fastbert.ranges import Count, Positive, Range, check_values
+from fastbert.ranges import Count, Positive, Range, Workers, check_values, text_problem
 
 UNITS = ("steps", "flops", "minutes")
 
@@ -155,7 +157,7 @@ def load_ablation(path: str | Path) -> tuple[Ablation, AblateOptions]:
             hint = "put it under base" if key in _pretrain_names() else nearest(key, known)
             raise UserError(f"{where}: unknown option {key!r}; {_TAKEN.get(key, hint)}")
     options = _made(AblateOptions, {key: value for key, value in values.items() if key in flags}, where)
-    threads, trials = (_count(values, name, where) for name in ("threads", "trials"))
+    threads, trials = read_count(values, "threads", where, Workers), read_count(values, "trials", where, Repeats)
     points, anneal = _points(values, where)
     base = _base(values.get("base", {}), Path(path), where)
     axes = _axes(values, threads, where)
@@ -192,13 +194,6 @@ def _mapping(values: Any, where: str, what: str) -> dict[str, Any]:
     }
 
 
-def _count(values: dict[str, Any], name: str, where: str) -> int:
-    value = values.get(name, 1)
-    if type(value) is not int or value < 1:
-        raise UserError(f"{where}: {name} must be a whole number from 1, found {shown(value)}")
-    return value
-
-
 def _points(values: dict[str, Any], where: str) -> tuple[tuple[float, ...], float | None]:
     """When the measure is taken, and the length of the annealings."""
     if "anneal" not in values:
@@ -211,7 +206,7 @@ def _points(values: dict[str, Any], where: str) -> tuple[tuple[float, ...], floa
         if key not in ("points", "share"):
             raise UserError(f"{where}: unknown key {key!r}; {nearest(key, ('points', 'share'))}")
     share = given.get("share", 0.1)
-    if not isinstance(share, int | float) or not 0 < share <= 1:
+    if type(share) not in (int, float) or not 0 < share <= 1:
         raise UserError(f"{where}: share must be a number in (0, 1], such as 0.1, found {shown(share)}")
     return _shares(given.get("points", [0.2, 0.4, 0.6, 0.8, 1.0]), f"{where}: points"), float(share)
 
@@ -266,6 +261,8 @@ def _variants(
         here = f"{where}: variants: {name}"
         if not isinstance(name, str) or not name:
             raise UserError(f"{here}: the name of a variant must be a text; put it in quotes")
+        if problem := text_problem(name):
+            raise UserError(f"{where}: variants: the name of one {problem}")
         changes = _mapping({} if changes is None else changes, here, "options of fastbert pretrain")
         for key in changes:
             if reason := (_FIXED | _TAKEN).get(key):

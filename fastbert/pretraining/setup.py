@@ -116,8 +116,8 @@ def prepare_setup(
     pretrained = None
     if options.init_from is not None and config is None:
         pretrained = load_pretrained(options.init_from)
-        check_positions(options, pretrained.config)
         options = replace(options, encoder=options.encoder.like(pretrained.config))
+        check_positions(options, pretrained.config)
         check_networks(options, device)
     folder = data_folder(options, tokenizer_to_prepare(options, pretrained))
     dataset = open_dataset(folder, options.verify_data if verify_data is None else verify_data)
