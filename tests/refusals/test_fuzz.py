@@ -189,6 +189,15 @@ def test_every_value_of_every_option_is_taken_or_refused_alike() -> None:
     assert tried > 3000
 
 
+# A dry run that is accepted times few steps, and neither the machine nor the export.
+FAST = {
+    "fastbert.pretraining.dry_run.SECONDS": 0.0,
+    "fastbert.pretraining.dry_run.finish": lambda *_: None,
+    "fastbert.pretraining.job.peak_flops": lambda *_: (1e12, "the test"),
+    "fastbert.pretraining.budget.MOST": 0.05,
+}
+
+
 @pytest.fixture(scope="module")
 def folder(prepared: Path, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("fuzz")
@@ -214,7 +223,7 @@ def clean(folder: Path, before: set[tuple[str, int]]) -> None:
 
 
 @settings(
-    max_examples=LONG or 100,
+    max_examples=LONG or 60,
     derandomize=not LONG,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
@@ -224,7 +233,8 @@ def clean(folder: Path, before: set[tuple[str, int]]) -> None:
 def test_any_command_line_ends_with_0_or_2(case, as_file: bool, folder: Path, monkeypatch, capfd) -> None:
     job, name, value = case
     monkeypatch.chdir(folder)
-    monkeypatch.setattr("fastbert.pretraining.dry_run.SECONDS", 0.0)
+    for name, value_of_test in FAST.items():
+        monkeypatch.setattr(name, value_of_test)
     before = tree(folder)
     values = values_of(job, name, value)
     arguments = job.split()
@@ -243,5 +253,7 @@ def test_any_command_line_ends_with_0_or_2(case, as_file: bool, folder: Path, mo
     if code == 2:
         assert "Traceback" not in printed.err, (arguments, printed)
         assert printed.err.rstrip("\n").splitlines()[-1].startswith("error: "), (arguments, printed)
-        assert tree(folder) == before, (arguments, printed)
+        # Text that was prepared is kept, and may turn out too short only then.
+        left = {path for path, _ in tree(folder) - before if not path.startswith(str(folder / "data"))}
+        assert not left and before <= tree(folder), (arguments, printed)
     clean(folder, before)
