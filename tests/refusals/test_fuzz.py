@@ -65,7 +65,7 @@ TEXT += [
     "~",
     ".",
     "..",
-    "/",
+    "/nowhere",
     "/dev/null",
     "folder",
     "file.txt",
@@ -163,8 +163,19 @@ def values_for(kind: Any) -> list[Any]:
     return KINDS.get(kind, TEXT)
 
 
+def works(job: str, name: tuple[str, ...], value: Any) -> bool:
+    """Whether an accepted value would begin real work, which takes long."""
+    if job == "prepare":
+        return name == ("workers",) and value not in (1, -1)
+    return (job, name) in {("bench kernels", ("tune",)), ("bench data", ("data",)), ("pretrain", ("dry_run",))}
+
+
 EVERY = [
-    (job, name, value) for job, cls in JOBS.items() for name, kind in plain_options(cls) for value in values_for(kind)
+    (job, name, value)
+    for job, cls in JOBS.items()
+    for name, kind in plain_options(cls)
+    for value in values_for(kind)
+    if not works(job, name, value)
 ]
 
 
