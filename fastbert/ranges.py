@@ -23,7 +23,7 @@ LARGEST = 2**31 - 1
 LARGEST_SEED = 2**63 - 1
 """The hashes take 64 bits of a seed, and records hold whole numbers of 64 bits with a sign."""
 SMALLEST_FLOAT, LARGEST_FLOAT = 1e-30, 1e30
-"""Of any number but 0: their squares are still apart from 0 and from infinity in float32 or in a sum of float64."""
+"""Magnitudes of numbers without bounds of their own: float32 holds them, and what they are multiplied with."""
 LONGEST_TEXT = 4096
 """Characters, the longest path of Linux."""
 LONGEST_NAME = 255
@@ -57,10 +57,8 @@ class Range:
 
     def _violated(self, value: float) -> str:
         """The bound that `value` violates; for fractions both, as an interval."""
-        low, high = (
-            (self.least if self.above is None else self.above),
-            (self.most if self.below is None else self.below),
-        )
+        low = self.least if self.above is None else self.above
+        high = self.most if self.below is None else self.below
         if low is not None and high is not None and high <= 1:
             opening, closing = "[" if self.above is None else "(", "]" if self.below is None else ")"
             return f"lie in {opening}{low}, {high}{closing}"

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Annotated
 
 from fastbert.config import MACHINE
-from fastbert.errors import UserError, choose
+from fastbert.errors import OptionError, UserError, brief, choose
 from fastbert.model.positions import POSITIONS
 from fastbert.ranges import Count, Length, Positive, Range, Vocabulary, Workers, check_values
 from fastbert.training.options import MachineOptions
@@ -50,10 +50,14 @@ class BenchThroughputOptions:
 
     def __post_init__(self) -> None:
         check_values(self)
-        for position in self.schemes:
-            choose("position scheme", position, POSITIONS)
-        for peer in self.chosen_peers or ():
-            choose("peer", peer, PEERS)
+        for name, chosen, what, known in (
+            ("positions", self.schemes, "position scheme", POSITIONS),
+            ("peers", self.chosen_peers or [], "peer", PEERS),
+        ):
+            for one in chosen:
+                choose(what, one, known)
+            if len(set(chosen)) < len(chosen):
+                raise OptionError(self, name, f"must be different ones, not {brief(getattr(self, name))}")
 
     @property
     def schemes(self) -> list[str]:

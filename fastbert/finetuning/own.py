@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from fastbert.config import choice
 from fastbert.data.sources import BOM, MAGIC
-from fastbert.errors import UserError, brief, nearest
+from fastbert.errors import OptionError, UserError, brief, nearest
 from fastbert.inputs import open_input
 from fastbert.ranges import check_values
 
@@ -51,6 +51,10 @@ class OwnTaskOptions:
 
     def __post_init__(self) -> None:
         check_values(self)
+        for name in ("labels", "metrics"):
+            value = getattr(self, name)
+            if value is not None and not all(word.strip() for word in value.split(",")):
+                raise OptionError(self, name, f"must be names with a comma between them, not {brief(value)}")
 
     def check(self) -> None:
         """Sees that the options fit each other; apart from their making, for flags alone need not be a whole task.

@@ -8,9 +8,9 @@ from typing import Annotated, Any
 from fastbert.config import BOOKKEEPING, FLAT, MACHINE, choice, leaves
 from fastbert.data.sources import check_source
 from fastbert.data.stages import StageOptions
+from fastbert.downloads import check_downloaded
 from fastbert.errors import OptionError, UserError, brief
 from fastbert.hub.folders import check_model_folder
-from fastbert.inputs import check_folder
 from fastbert.model.options import EncoderOptions, NotesOptions
 from fastbert.objectives import OBJECTIVES
 from fastbert.objectives.options import ElectraOptions, MaskRate, MLMOptions, MultipleChoiceOptions
@@ -128,7 +128,7 @@ class PretrainOptions:
         if not (Path(self.data) / "dataset.json").is_file():
             check_source(self.data, self.column)
             if self.tokenizer is not None:
-                check_folder(self.tokenizer, "tokenizer")
+                check_downloaded(self.tokenizer, "tokenizer", "a Hugging Face tokenizer, prepared data or a run")
         if self.init_from is not None:
             check_model_folder(self.init_from)
 
