@@ -231,6 +231,8 @@ def _base(given: Any, path: Path, where: str) -> dict[str, Any]:
     if "file" in given:
         if not isinstance(given["file"], str):
             raise UserError(f"{where}: file must be a text, found {shown(given['file'])}")
+        if problem := text_problem(given["file"]):
+            raise UserError(f"{where}: file {problem}")
         file = path.parent / given.pop("file")
         values = _mapping(read_yaml(file), str(file), "options of fastbert pretrain")
         _made(PretrainOptions, values, str(file))

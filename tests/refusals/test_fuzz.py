@@ -7,6 +7,7 @@ suite, and others every time.
 import contextlib
 import dataclasses
 import os
+import tempfile
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -20,6 +21,8 @@ from hypothesis import strategies as st
 from fastbert import cli, config
 from fastbert import flags as command_line
 from fastbert.errors import UserError
+from fastbert.experiments.ablate_options import load_ablation
+from fastbert.experiments.options import load_sweep
 from fastbert.ranges import hints_of, plain
 
 LONG = int(os.environ.get("FASTBERT_FUZZ", "0"))
@@ -65,7 +68,7 @@ TEXT += [
     "~",
     ".",
     "..",
-    "/nowhere",
+    "/sys/none",
     "/dev/null",
     "folder",
     "file.txt",
@@ -234,7 +237,7 @@ def clean(folder: Path, before: set[tuple[str, int]]) -> None:
 
 
 @settings(
-    max_examples=LONG or 60,
+    max_examples=LONG or 50,
     derandomize=not LONG,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
@@ -268,3 +271,33 @@ def test_any_command_line_ends_with_0_or_2(case, as_file: bool, folder: Path, mo
         left = {path for path, _ in tree(folder) - before if not path.startswith(str(folder / "data"))}
         assert not left and before <= tree(folder), (arguments, printed)
     clean(folder, before)
+
+
+SWEEP = {"models": ["m"], "tasks": ["task.yaml"]}
+ABLATION = {"base": {"steps": 9}, "variants": {"a": {}}, "tasks": ["task.yaml"]}
+LISTS = [
+    *[(load_sweep, SWEEP, (key,)) for key in ("models", "tasks", "seeds", "threads", "workers", "out")],
+    *[(load_sweep, SWEEP, (key,)) for key in ("learning_rates", "batch_sizes", "epochs", "finetune")],
+    *[(load_sweep, SWEEP, ("finetune", key)) for key in ("train_fraction", "dropout", "machine", "save_model")],
+    *[(load_ablation, ABLATION, (key,)) for key in ("base", "variants", "baseline", "seeds", "checkpoints", "trials")],
+    *[(load_ablation, ABLATION, ("anneal", key)) for key in ("share", "points")],
+    *[(load_ablation, ABLATION, ("budget", key)) for key in ("equal", "steps", "tokens", "flops", "minutes")],
+    *[(load_ablation, ABLATION, ("variants", "a", key)) for key in ("optimizer", "layers", "dropout")],
+]
+
+
+@settings(max_examples=LONG or 150, derandomize=not LONG, deadline=None)
+@given(
+    case=st.sampled_from(LISTS),
+    values=st.lists(st.sampled_from([*WHOLE, *REAL, *TEXT, None, True, {}, {"a": 1}, [], [1]]), min_size=1, max_size=2),
+    alone=st.booleans(),
+)
+def test_any_entry_of_a_sweep_or_an_ablation_is_read_or_refused(case, values: list, alone: bool) -> None:
+    load, given_values, name = case
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "x.yaml")
+        path.write_text(yaml.safe_dump(with_value(given_values, name, values[0] if alone else values)))
+        try:
+            load(path)
+        except UserError as error:
+            assert "\n" not in str(error)
