@@ -112,6 +112,8 @@ class FinetuneOptions:
                 raise UserError(f"--{name} is missing; see fastbert finetune --help")
         check_model_folder(self.start)
         names = task_names(self.task)
+        if names is not None and self.own != OwnTaskOptions():
+            raise UserError("--own... describes one task; among several, give a task of your own as a YAML file")
         for name in names or [self.task]:
             try:
                 check_task(name, self.own)
