@@ -66,9 +66,9 @@ def read_text_input(path: Path | str, what: str = "", most: int = LARGEST_TEXT) 
         raise not_utf8(path, what, content, error.start) from None
 
 
-def not_utf8(path: Path | str, what: str, content: bytes, start: int) -> UserError:
-    """The error for `content`, from the beginning of a file, whose byte `start` is no UTF-8."""
-    line = content.count(b"\n", 0, start) + 1
+def not_utf8(path: Path | str, what: str, content: bytes, start: int, first: int = 1) -> UserError:
+    """The error for `content`, from the beginning or from line `first` of a file, whose byte `start` is no UTF-8."""
+    line = content.count(b"\n", 0, start) + first
     return UserError(
         f"{named(path, what)} is not UTF-8 text (byte 0x{content[start]:02x}, line {line}); "
         "convert it, for example with: iconv -f latin1 -t utf-8"

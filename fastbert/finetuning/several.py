@@ -5,6 +5,7 @@ out/<task>/       as job.py writes it for one task
 out/glue.md       the table
 """
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from fastbert.finetuning.own import OwnTaskOptions
 from fastbert.finetuning.results import read_results
 from fastbert.finetuning.table import COLUMNS, Summary, glue_table
 from fastbert.finetuning.tasks import open_task
+from fastbert.lists import paths
 from fastbert.outputs import check_output_folder
 from fastbert.training.logbook import say
 
@@ -59,7 +61,7 @@ def task_names(task: str | None) -> list[str] | None:
         return list(COLUMNS)
     if task is None or "," not in task or Path(task).is_file():
         return None
-    return [name.strip() for name in task.split(",") if name.strip()]
+    return paths(task, os.path.isfile)
 
 
 def check_out(out: Path) -> None:

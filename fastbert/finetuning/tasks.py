@@ -11,6 +11,8 @@ from fastbert.errors import UserError, choose, nearest
 from fastbert.finetuning.glue import GLUE, GlueSource, plain
 from fastbert.finetuning.metrics import check_metrics
 from fastbert.finetuning.own import OwnSource, OwnTaskOptions, Row, label_word, learn_labels
+from fastbert.inputs import open_input
+from fastbert.lists import words
 
 __all__ = ["GLUE", "Example", "OwnTaskOptions", "Task", "open_task"]
 
@@ -123,7 +125,8 @@ def open_task(
         glue_subset: GLUE files with fewer rows than the official ones are meant.
 
     Raises:
-        UserError: no such task, file, folder or column; for learned labels also what is wrong in the training file.
+        UserError: no such task, file (of any split), folder or column; for learned labels also what is wrong in the
+            training file.
     """
     chosen = (
         {} if own is None else {f.name: getattr(own, f.name) for f in fields(own) if getattr(own, f.name) != f.default}
@@ -162,25 +165,24 @@ def _own_task(options: OwnTaskOptions, name: str, folder: Path | None) -> Task:
     source = OwnSource(options, folder)
     labels: tuple[str, ...] = ()
     if options.kind == "classes":
-        labels = _words(options.labels or "")
+        labels = tuple(words(options.labels or ""))
         if len(set(labels)) != len(labels) or len(labels) == 1:
             raise UserError(f"labels {options.labels!r}: give two or more different words, a comma between them")
         if not labels:
             if "train" not in source.paths:
                 raise UserError(f"task {name}: without a train file to learn them from, give the labels")
-            labels = learn_labels(source.rows("train", []))
+            labels = source.class_names() or learn_labels(source.rows("train", []))
     usual = ("accuracy",) if options.kind == "classes" else ("pearson", "spearman")
-    return Task(
+    task = Task(
         name=options.name or name,
         kind=options.kind,
         labels=labels,
         is_pair=options.pair is not None,
-        metrics=_words(options.metrics or "") or usual,
+        metrics=tuple(words(options.metrics or "")) or usual,
         symmetric=options.symmetric,
         splits={split: str(path) for split, path in source.paths.items()},
         source=source,
     )
-
-
-def _words(text: str) -> tuple[str, ...]:
-    return tuple(word.strip() for word in text.split(",") if word.strip())
+    for path in source.paths.values():
+        open_input(path).close()  # all are needed at some time, perhaps in hours
+    return task

@@ -99,7 +99,7 @@ def error_of(spec: object) -> str:
         (b"", "holds no text"),
         (b" \n\n \n", "holds no text"),
         (b"fine\nab\0cd", r"zero byte at byte 7, line 2"),
-        (b"fine\n\nd\xe9j\xe0", r"not UTF-8 text: byte 7 (0xe9), line 3"),
+        (b"fine\n\nd\xe9j\xe0", r"is not UTF-8 text (byte 0xe9, line 3)"),
         (gzip.compress(b"text", mtime=0), "is a gzip file, not text"),
     ],
 )
@@ -113,11 +113,11 @@ def test_bad_text(tmp_path: Path, content: bytes, message: str) -> None:
     ("line", "message"),
     [
         ('{"text": "a"', "line 2 is not JSON"),
-        ('{"texts": "a", "id": 1}', "line 2 has no field 'text'; did you mean 'texts'? known: id, texts"),
-        ('{"text": 7}', "line 2: the field 'text' is of type int, not a string"),
+        ('{"texts": "a", "id": 1}', "line 2 has no column 'text'; did you mean 'texts'? known: id, texts"),
+        ('{"text": 7}', "line 2: the column 'text' is of type int, not text"),
         ('["text"]', "line 2 is a JSON list"),
-        ('{"text": "\\ud83d"}', "line 2: the field 'text' holds half of a surrogate pair"),
-        ("\udce9", "line 2 is not JSON"),
+        ('{"text": "\\ud83d"}', "line 2: 'text' holds half of a surrogate pair"),
+        ("\udce9", "is not UTF-8 text (byte 0xe9, line 2)"),
     ],
 )
 def test_bad_jsonl(tmp_path: Path, line: str, message: str) -> None:

@@ -121,8 +121,11 @@ def test_yaml_and_flags_declare_a_task(tmp_path: Path) -> None:
     [
         ({}, "an own task needs files"),
         ({"train": "nowhere.jsonl"}, "nowhere.jsonl does not exist"),
-        ({"train": "t.txt"}, r"t\.txt: the suffix says what is in a file; give one of .jsonl, .csv, .tsv, .parquet"),
-        ({"train": "folder.csv"}, "folder.csv is a folder; name a file"),
+        (
+            {"train": "t.txt"},
+            r"t\.txt: the suffix says what is in a file; give one of .jsonl, .ndjson, .json, .csv, .tsv, .parquet",
+        ),
+        ({"train": "folder.csv"}, "folder.csv is a folder; give a file"),
         ({"text": "x", "label": "x"}, "text and label are both the column 'x'"),
         ({"pair": "text"}, "text and pair are both the column 'text'"),
         ({"pair": "label"}, "pair and label are both the column 'label'"),
@@ -158,14 +161,14 @@ def test_declarations_that_do_not_fit(
         ("t.jsonl", '{"text": "a",\n', r"line 1 is not JSON"),
         ("t.jsonl", '{"text": "a \\ud83d", "label": "x"}', r"line 1: 'text' holds half of a surrogate pair"),
         ("t.csv", "text,label\na,2\na,0.5\n", r"line 3: the label '0.5' is a number, no class; set kind: number"),
-        ("t.csv", "text,label\na,b,c\n", r"line 2 has 3 fields, not 2; mend the row$"),
+        ("t.csv", "text,label\na,b,c\n", r"line 2 has 3 fields, not 2; fix the row"),
         ("t.csv", 'text,label\na,b\n"a"b,c\n', r"line 3 is not CSV"),
         ("t.csv", 'text,label\na,b\n"a,c\n', r"line 3 is not CSV"),
         ("t.csv", "text,text,label\na,b,c\n", r"line 1: 2 columns are called 'text'; rename one"),
         ("t.csv", "Text,label\na,b\n", r"has no column 'text'; did you mean 'Text'\?"),
         ("t.tsv", "text\tlabel\na\tb\tc\n", r"line 2 has 3 fields, not 2.*read without quoting"),
         ("t.tsv", "PAR1", r"is a Parquet file, not text"),
-        ("t.parquet", "text", r"is damaged or no Parquet file"),
+        ("t.parquet", "text", r"damaged or no Parquet file"),
     ],
 )
 def test_what_is_wrong_in_an_own_file(tmp_path: Path, name: str, text: str, message: str) -> None:

@@ -6,9 +6,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fastbert.data.columns import Columns
+from fastbert.data.parquet import ROWS, cells_of, check_schema
 from fastbert.data.sources.files import file_identity
-from fastbert.data.sources.parquet import ROWS, check_column, texts_of
 from fastbert.data.sources.source import Source, text_bytes
+from fastbert.data.text import clean
 from fastbert.errors import UserError, nearest
 
 if TYPE_CHECKING:
@@ -140,7 +142,7 @@ def _check(dataset: "Dataset | IterableDataset", column: str, spec: str) -> None
     if features is None:  # a stream of which nobody knows the columns before its first row
         with _refusals(spec):
             features = dataset._resolve_features().features
-    check_column(features.arrow_schema, column, f"source {spec!r}")
+    check_schema(features.arrow_schema, Columns((column,)), f"source {spec!r}")
 
 
 def _read(
@@ -150,10 +152,11 @@ def _read(
     with _refusals(spec):
         # Nothing but the one column is decoded, and that as Arrow: pictures beside the text cost nothing.
         for batch in dataset.select_columns([column]).with_format("arrow").iter(ROWS):
-            texts = texts_of(batch.column(column), f"source {spec!r}, column {column!r}", done)
-            done += len(texts)
+            texts = cells_of(batch.column(column), f"source {spec!r}, column {column!r}", done)
             for text in texts:
+                done += 1
                 if text is not None:
+                    text = clean(text, f"source {spec!r}, row {done}")
                     held += text_bytes(text)
                     yield (size * min(done, rows) // rows if size else held), text
 

@@ -28,6 +28,8 @@ class Source:
     part: int = 0
     """Which of `parts` gave the document last yielded."""
 
+    warnings: Sequence[str] = ()
+    """What the user should know of it before it is read."""
     ended_by: int | None = None
     """In a mixture that was read to its end, the part that ran out."""
 
@@ -62,6 +64,23 @@ def cut(text: str, limit: int) -> Iterator[str]:
 
     White space at their ends and empty pieces are dropped.
     """
+    for piece in _pieces(text.strip(), limit):
+        if piece := piece.strip():
+            yield piece
+
+
+def cut_early(beginning: str) -> list[str]:
+    """The pieces of `cut` at LONGEST_DOCUMENT that do not depend on what follows `beginning` in its document, and the
+    rest of it, without which `cut` of the whole would give the same."""
+    beginning = beginning.lstrip()
+    shown = beginning.rstrip()  # the white space may be the end, which is no reason to cut
+    *ready, rest = _pieces(shown, LONGEST_DOCUMENT)
+    space = beginning[len(shown) :]
+    excess = max(0, len(space) // LONGEST_DOCUMENT - 2)  # white space is cut into pieces of this size, all dropped
+    return [*ready, rest + space[: len(space) - excess * LONGEST_DOCUMENT]]
+
+
+def _pieces(text: str, limit: int) -> Iterator[str]:
     start = 0
     while len(text) - start > limit:
         end = text.rfind("\n", start, start + limit) + 1
@@ -69,11 +88,9 @@ def cut(text: str, limit: int) -> Iterator[str]:
             end = text.rfind(" ", start, start + limit) + 1
         if end <= start:
             end = start + limit
-        if piece := text[start:end].strip():
-            yield piece
+        yield text[start:end]
         start = end
-    if piece := text[start:].strip():
-        yield piece
+    yield text[start:]
 
 
 def text_bytes(text: str) -> int:
