@@ -24,6 +24,7 @@ from fastbert.data.rare import write_rare
 from fastbert.data.shards import FORMAT, FORMAT_VERSION, SPLITS, read_record, unigram_entropy
 from fastbert.data.sources import Source, open_source
 from fastbert.data.summary import summary, warnings
+from fastbert.data.text import READING
 from fastbert.data.tokenizer import WordPiece, load_tokenizer, train_tokenizer
 from fastbert.data.workers import pool
 from fastbert.data.writer import SplitWriter
@@ -122,13 +123,15 @@ def prepare(options: PrepareOptions, table: IO[str] | None = None) -> Path:
     out = Path(options.out)
     _check_out(out)
     source = _open(options)
+    for warning in source.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
     made_of = {"source": source.identity, "options": options.identity()}
     if _finished(out, made_of):
         with disk_errors(out):
             remove_traces(out)
         print(f"{out} is already prepared from this source with these options", file=sys.stderr)
     else:
-        with partial_folder(out, {**made_of, "format_version": FORMAT_VERSION}) as partial:
+        with partial_folder(out, {**made_of, "format_version": FORMAT_VERSION, "reading": READING}) as partial:
             if partial is None:
                 _finished(out, made_of)
             elif not partial.complete:

@@ -11,6 +11,7 @@ from fastbert.data.formats import refuse_magic
 from fastbert.errors import UserError
 from fastbert.inputs import not_utf8
 
+READING = 2  # changes with the rules here: what an interrupted `prepare` has read by others is not continued
 BOM = b"\xef\xbb\xbf"
 PIECE = 2**20  # bytes of a line that are read at a time
 LONGEST_ROW = 2**26  # characters of a row of a table, which is held whole

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from fastbert.config import MACHINE
+from fastbert.data.tables import check_table
 from fastbert.data.tokenizer import WordPiece
 from fastbert.errors import UserError, choose
 from fastbert.finetuning.batches import Encoded, encode, reading_order
@@ -16,6 +17,7 @@ from fastbert.finetuning.metrics import check_scorable, compute
 from fastbert.finetuning.model import Classifier, TaskRecord, load_classifier, scores
 from fastbert.finetuning.own import OwnSource, OwnTaskOptions
 from fastbert.finetuning.tasks import Example, Task, open_task
+from fastbert.inputs import open_input
 from fastbert.outputs import check_output_file, is_standard_output, output_file
 from fastbert.records import json_text
 from fastbert.training.hardware import MachineOptions, autocast, resolve_device, resolve_precision, setup_machine
@@ -42,8 +44,8 @@ class PredictOptions:
     """Take GLUE files that have fewer rows than the official ones."""
     own: OwnTaskOptions = field(default_factory=OwnTaskOptions)
     source: str | None = None
-    """New text in JSONL, CSV, TSV or Parquet, with the columns --own.text and, for a model of pairs, --own.pair (or
-    pair)."""
+    """New text in JSONL, JSON, CSV, TSV or Parquet, with the columns --own.text and, for a model of pairs, --own.pair
+    (or pair)."""
     machine: MachineOptions = field(default_factory=MachineOptions, metadata=MACHINE)
 
     def __post_init__(self) -> None:
@@ -99,6 +101,9 @@ def predict(options: PredictOptions) -> dict[str, Any]:
         say(warning)
     setup_machine(options.machine, device)
     check_output_file(options.out)
+    if options.source is not None:
+        check_table(Path(options.source))
+        open_input(options.source).close()
     tuned = load_classifier(options.model, options.machine.kernels)
     record = tuned.record
     task = None

