@@ -13,16 +13,17 @@ from fastbert.errors import UserError, choose
 
 
 def prepare(arguments: list[str]) -> int:
-    from fastbert.config import parse
     from fastbert.data.prepare import PrepareOptions
     from fastbert.data.prepare import prepare as run
+    from fastbert.flags import parse
 
     run(parse(PrepareOptions, arguments, "prepare"))
     return 0
 
 
 def pretrain(arguments: list[str]) -> int:
-    from fastbert.config import load_yaml, parse
+    from fastbert.config import load_yaml
+    from fastbert.flags import parse
     from fastbert.pretraining.job import pretrain as run
     from fastbert.pretraining.options import BUDGETS, PretrainOptions
     from fastbert.pretraining.run import stored_options
@@ -40,18 +41,19 @@ def pretrain(arguments: list[str]) -> int:
 
 
 def evaluate(arguments: list[str]) -> int:
-    from fastbert.config import parse
-    from fastbert.pretraining.held_out import EvaluateOptions
+    from fastbert.flags import parse
     from fastbert.pretraining.held_out import evaluate_text as run
+    from fastbert.pretraining.options import EvaluateOptions
 
     run(parse(EvaluateOptions, arguments, "evaluate"))
     return 0
 
 
 def finetune(arguments: list[str]) -> int:
-    from fastbert.config import load_yaml, parse
+    from fastbert.config import load_yaml
     from fastbert.finetuning.options import FinetuneOptions
     from fastbert.finetuning.several import finetune as run
+    from fastbert.flags import parse
 
     default = None
     if arguments and not arguments[0].startswith("-"):
@@ -60,27 +62,27 @@ def finetune(arguments: list[str]) -> int:
 
 
 def predict(arguments: list[str]) -> int:
-    from fastbert.config import parse
-    from fastbert.finetuning.predict import PredictOptions
+    from fastbert.finetuning.options import PredictOptions
     from fastbert.finetuning.predict import predict as run
+    from fastbert.flags import parse
 
     run(parse(PredictOptions, arguments, "predict"))
     return 0
 
 
 def submit(arguments: list[str]) -> int:
-    from fastbert.config import parse
-    from fastbert.finetuning.submit import SubmitOptions
+    from fastbert.finetuning.options import SubmitOptions
     from fastbert.finetuning.submit import submit as run
+    from fastbert.flags import parse
 
     run(parse(SubmitOptions, arguments, "submit"))
     return 0
 
 
 def export(arguments: list[str]) -> int:
-    from fastbert.config import parse
-    from fastbert.hub.job import ExportOptions
+    from fastbert.flags import parse
     from fastbert.hub.job import export as run
+    from fastbert.hub.options import ExportOptions
 
     arguments = list(arguments)
     if arguments and not arguments[0].startswith("-"):
@@ -90,8 +92,8 @@ def export(arguments: list[str]) -> int:
 
 
 def sweep(arguments: list[str]) -> int:
-    from fastbert.config import parse
     from fastbert.experiments.options import SweepOptions, load_sweep
+    from fastbert.flags import parse
 
     file = arguments[0] if arguments and not arguments[0].startswith("-") else None
     axes, default = (None, None) if file is None else load_sweep(file)
@@ -104,8 +106,8 @@ def sweep(arguments: list[str]) -> int:
 
 
 def ablate(arguments: list[str]) -> int:
-    from fastbert.config import parse
     from fastbert.experiments.ablate_options import AblateOptions, load_ablation
+    from fastbert.flags import parse
 
     file = arguments[0] if arguments and not arguments[0].startswith("-") else None
     ablation, default = (None, None) if file is None else load_ablation(file)
@@ -118,10 +120,11 @@ def ablate(arguments: list[str]) -> int:
 
 
 def bench(arguments: list[str]) -> int:
-    from fastbert.config import parse
-    from fastbert.experiments.bench import BenchKernelsOptions, bench_kernels
-    from fastbert.experiments.bench_data import BenchDataOptions, bench_data
-    from fastbert.experiments.bench_throughput import BenchThroughputOptions, bench_throughput
+    from fastbert.experiments.bench import bench_kernels
+    from fastbert.experiments.bench_data import bench_data
+    from fastbert.experiments.bench_options import BenchDataOptions, BenchKernelsOptions, BenchThroughputOptions
+    from fastbert.experiments.bench_throughput import bench_throughput
+    from fastbert.flags import parse
 
     topics = {
         "throughput": (BenchThroughputOptions, bench_throughput, "the training loop beside transformers' BERT"),

@@ -8,8 +8,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from fastbert.config import from_dict, read_yaml
-from fastbert.errors import UserError, choose, nearest
+from fastbert.config import check_choices, choice, from_dict, read_yaml
+from fastbert.errors import UserError, nearest
 from fastbert.finetuning.options import FinetuneOptions
 
 BACKENDS = ("local", "ray")
@@ -46,7 +46,7 @@ class SweepOptions:
     """Folder for results.jsonl, report/ and jobs/ (default: runs/<name of the YAML file>)."""
     workers: int = 1
     """Jobs at a time, each a process with the YAML file's threads. Results do not depend on it."""
-    backend: str = "local"
+    backend: str = choice("local", BACKENDS, "back end")
     """local (processes of this machine) or ray."""
     ray_address: str | None = None
     """host:port of a Ray cluster that runs; without it a Ray is started here for this sweep. Its nodes need fastbert,
@@ -55,7 +55,7 @@ class SweepOptions:
     """Folder of the official GLUE archive, or of Parquet files (default: nyu-mll/glue through `datasets`)."""
 
     def __post_init__(self) -> None:
-        choose("back end", self.backend, BACKENDS)
+        check_choices(self)
         if self.workers < 1:
             raise UserError(f"workers must be at least 1, not {self.workers}")
         if self.ray_address is not None and self.backend != "ray":

@@ -5,11 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from fastbert.config import check_choices, choice
 from fastbert.data.columns import Columns
 from fastbert.data.formats import suffixes
 from fastbert.data.parquet import read_class_names
 from fastbert.data.tables import check_table, read_rows
-from fastbert.errors import UserError, choose
+from fastbert.errors import UserError
 
 KINDS = ("classes", "number")
 
@@ -33,7 +34,7 @@ class OwnTaskOptions:
     """Column of the second text of a pair."""
     label: str = "label"
     """Column of the label."""
-    kind: str = "classes"
+    kind: str = choice("classes", KINDS, "kind of labels")
     """What the labels are: classes or number."""
     labels: str | None = None
     """Label words in their order, a comma between them, double quotes around one with a comma (default: those of train,
@@ -46,7 +47,7 @@ class OwnTaskOptions:
     """The order of the two texts means nothing, so that --symmetric may read both."""
 
     def __post_init__(self) -> None:
-        choose("kind of labels", self.kind, KINDS)
+        check_choices(self)
 
     def check(self) -> None:
         """Sees that the options fit each other; apart from their making, for flags alone need not be a whole task.

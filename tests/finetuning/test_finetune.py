@@ -21,7 +21,8 @@ from fastbert.finetuning.options import FinetuneOptions
 from fastbert.finetuning.own import OwnTaskOptions
 from fastbert.finetuning.predict import encode_inputs
 from fastbert.finetuning.tasks import open_task
-from fastbert.training.optimizers import OptimizerOptions, guarded_step
+from fastbert.training.optimizers import guarded_step
+from fastbert.training.options import OptimizerOptions
 from tests.finetuning.conftest import FAST, make_glue, make_task, tiny_config, tiny_model, write_rows
 from tests.flags import last_given, main
 
