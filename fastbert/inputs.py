@@ -4,7 +4,7 @@ nothing waits for a pipe that nobody fills, and a file read whole has a limit.""
 import errno
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
@@ -66,12 +66,42 @@ def read_text_input(path: Path | str, what: str = "", most: int = LARGEST_TEXT) 
         raise not_utf8(path, what, content, error.start) from None
 
 
-def not_utf8(path: Path | str, what: str, content: bytes, start: int, first: int = 1) -> UserError:
-    """The error for `content`, from the beginning or from line `first` of a file, whose byte `start` is no UTF-8."""
-    line = content.count(b"\n", 0, start) + first
+def not_utf8(
+    path: Path | str, what: str, content: bytes, start: int, line: int = 1, more: Callable[[int], bytes] | None = None
+) -> UserError:
+    """The error for a file that is not UTF-8.
+
+    Args:
+        content: a part of the file, from the beginning of a line; its byte `start` is no UTF-8.
+        line: the number of that line in the file.
+        more: reads up to this many bytes of what follows.
+    """
+    number = line + content.count(b"\n", 0, start)
     return UserError(
-        f"{named(path, what)} is not UTF-8 text (byte 0x{content[start]:02x}, line {line}); "
+        f"{named(path, what)} is not UTF-8 text (byte 0x{content[start]:02x}, line {number}); "
         "convert it, for example with: iconv -f latin1 -t utf-8"
+    )
+
+
+def refuse_zero_bytes(
+    path: Path | str,
+    what: str,
+    content: bytes,
+    line: int = 1,
+    offset: int = 0,
+    more: Callable[[int], bytes] | None = None,
+) -> None:
+    """Raises a UserError if `content` holds a zero byte, as binary files do.
+
+    Args:
+        content, line, more: as for `not_utf8`.
+        offset: bytes of the file before `content`.
+    """
+    if (start := content.find(b"\0")) < 0:
+        return
+    number = line + content.count(b"\n", 0, start)
+    raise UserError(
+        f"{named(path, what)} is binary, not text: a zero byte at byte {offset + start}, line {number}; give UTF-8 text"
     )
 
 

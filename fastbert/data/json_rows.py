@@ -47,9 +47,10 @@ def json_array(stream: IO[bytes], path: Path) -> Iterator[tuple[str, str, dict[s
     """
     window = _Window(pieces(stream, path))
     window.take()  # the bracket
-    number, ended = 0, window.take()
-    if ended != "]":
-        window.at -= len(ended)
+    number, ended = 0, window.next()
+    if ended == "]":
+        window.take()
+    else:
         while ended != "]":
             number += 1
             where = f"{path}, row {number}"
@@ -77,15 +78,20 @@ class _Window:
         self.text, self.at = "", 0
         self._source = source
 
-    def take(self) -> str:
-        """The next character that is not white space; empty at the end of the file."""
+    def next(self) -> str:
+        """The next character that is not white space, at which `at` is now; empty at the end of the file."""
         while True:
             self.at = _SPACE.match(self.text, self.at).end()
             if self.at < len(self.text):
-                self.at += 1
-                return self.text[self.at - 1]
+                return self.text[self.at]
             if not self.more():
                 return ""
+
+    def take(self) -> str:
+        """`next`, and goes past it."""
+        character = self.next()
+        self.at += len(character)
+        return character
 
     def more(self) -> bool:
         """Drops what is parsed and reads as much again as is left, so that long rows cost linear time."""
@@ -100,7 +106,7 @@ class _Window:
 
 def _element(window: _Window, where: str) -> tuple[Any, str]:
     """The next value of an array, and its JSON."""
-    window.at -= len(window.take())
+    window.next()
     while True:
         try:
             row, end = json.JSONDecoder().raw_decode(window.text, window.at)

@@ -9,7 +9,7 @@ from typing import IO
 
 from fastbert.data.formats import refuse_magic
 from fastbert.errors import UserError
-from fastbert.inputs import not_utf8
+from fastbert.inputs import not_utf8, refuse_zero_bytes
 
 READING = 2  # changes with the rules here: what an interrupted `prepare` has read by others is not continued
 BOM = b"\xef\xbb\xbf"
@@ -63,15 +63,11 @@ def pieces(stream: IO[bytes], path: Path) -> Iterator[tuple[int, str]]:
         if read and not line.endswith(b"\n"):
             line, rest = _whole_characters(line)
         if b"\0" in line:
-            before = line.index(b"\0")
-            raise UserError(
-                f"{path} is binary, not text: a zero byte at byte {offset + before}, "
-                f"line {number + _line_ends(line[:before])}; give UTF-8 text"
-            )
+            refuse_zero_bytes(path, "", line + rest, number, offset, stream.read)
         try:
             text = line.decode("utf-8")
         except UnicodeDecodeError as error:
-            raise not_utf8(path, "", line, error.start, number) from None
+            raise not_utf8(path, "", line + rest, error.start, number, stream.read) from None
         offset += len(line)
         if "\r" not in text:
             if text:
@@ -97,10 +93,6 @@ def _whole_characters(line: bytes) -> tuple[bytes, bytes]:
     if end > 0 and line[end - 1] >= 0xC0:
         return line[: end - 1], line[end - 1 :]
     return line, b""
-
-
-def _line_ends(content: bytes) -> int:
-    return content.replace(b"\r\n", b"\n").replace(b"\r", b"\n").count(b"\n")
 
 
 def lines(stream: IO[bytes], path: Path, longest: int = LONGEST_ROW) -> Iterator[tuple[int, str]]:

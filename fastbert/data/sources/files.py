@@ -122,20 +122,22 @@ def read_text(stream: IO[bytes], path: Path) -> Iterator[str]:
         UserError: the file is binary or not UTF-8; names line and byte.
     """
     lines: list[str] = []
-    held, fresh = 0, True
+    held, blank = 0, True
     for _, line in pieces(stream, path):
-        if fresh and line.endswith("\n") and not line.strip():
+        blank = blank and not line.strip()
+        ends = line.endswith("\n")
+        if blank and ends:
             if lines:
                 yield "".join(lines)
             lines, held = [], 0
             continue
-        lines.append(line if lines else line.lstrip("\ufeff"))
+        lines.append(line)
         held += len(line)
         if held > source.LONGEST_DOCUMENT:
             # What `documents()` would cut off the whole text, cut off early: memory stays bounded without blanks.
-            *ready, rest = source.cut_early("".join(lines))
+            ready, rest = source.cut_early("".join(lines))
             yield from ready
             lines, held = [rest], len(rest)
-        fresh = line.endswith("\n")
+        blank = blank or ends
     if lines:
         yield "".join(lines)

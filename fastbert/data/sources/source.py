@@ -1,5 +1,6 @@
 """What a source of documents is: leaves that read a format, and several of them one after the other or mixed."""
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 from fastbert.errors import UserError
 
 LONGEST_DOCUMENT = 2**20  # characters; longer ones are cut at line ends, which bounds everybody's memory
+_LEADING = re.compile(r"[\s\ufeff]*")
 
 
 @dataclass
@@ -62,34 +64,31 @@ class Source:
 def cut(text: str, limit: int) -> Iterator[str]:
     """Pieces of at most `limit` characters, cut at the last line end that fits, else white space, else anywhere.
 
-    White space at their ends and empty pieces are dropped.
+    White space at their ends, byte order marks at their beginning and empty pieces are dropped.
     """
-    for piece in _pieces(text.strip(), limit):
-        if piece := piece.strip():
-            yield piece
+    return filter(None, _pieces(text, limit))
 
 
-def cut_early(beginning: str) -> list[str]:
-    """The pieces of `cut` at LONGEST_DOCUMENT that do not depend on what follows `beginning` in its document, and the
-    rest of it, without which `cut` of the whole would give the same."""
-    beginning = beginning.lstrip()
-    shown = beginning.rstrip()  # the white space may be the end, which is no reason to cut
-    *ready, rest = _pieces(shown, LONGEST_DOCUMENT)
-    space = beginning[len(shown) :]
-    excess = max(0, len(space) // LONGEST_DOCUMENT - 2)  # white space is cut into pieces of this size, all dropped
-    return [*ready, rest + space[: len(space) - excess * LONGEST_DOCUMENT]]
+def cut_early(beginning: str) -> tuple[list[str], str]:
+    """The pieces of `cut` at LONGEST_DOCUMENT that do not depend on what follows `beginning` in its document, and what
+    then stands for the rest of it."""
+    *ready, rest = _pieces(beginning, LONGEST_DOCUMENT)
+    # White space may be the end, which is no reason to cut, or lie between words; more of it makes no difference.
+    return ready, rest + beginning[len(beginning.rstrip()) :][:LONGEST_DOCUMENT]
 
 
 def _pieces(text: str, limit: int) -> Iterator[str]:
-    start = 0
+    """Those of `cut`, the last of which, behind the last cut, may be empty."""
+    text = text.rstrip()
+    start = _LEADING.match(text).end()
     while len(text) - start > limit:
         end = text.rfind("\n", start, start + limit) + 1
         if end <= start:
             end = text.rfind(" ", start, start + limit) + 1
         if end <= start:
             end = start + limit
-        yield text[start:end]
-        start = end
+        yield text[start:end].rstrip()
+        start = _LEADING.match(text, end).end()
     yield text[start:]
 
 
