@@ -26,8 +26,8 @@ def open_hub(spec: str, column: str, streamed: bool) -> Source:
     """The dataset that `hf:NAME[:CONFIG[:SPLIT]]` names; the split is train unless it says otherwise.
 
     NAME is a name on the hub (owner/name; its cached copy serves without a network), a local folder that
-    `datasets.load_dataset` takes (Parquet, JSONL, CSV, text), or one that `save_to_disk` wrote. Code of the dataset's
-    own is never run.
+    `datasets.load_dataset` takes (Parquet, JSONL, CSV, text: a row for each line), or one that `save_to_disk` wrote.
+    Code of the dataset's own is never run.
 
     Args:
         streamed: reads where the data lies, without a copy in the local cache. What is read is the same.
@@ -55,6 +55,8 @@ def open_hub(spec: str, column: str, streamed: bool) -> Source:
             from datasets import load_dataset_builder
 
             builder = load_dataset_builder(name, config or None)
+            if folder.is_dir() and hasattr(builder.config, "keep_default_na"):  # CSV, where NA and null are words too
+                builder = load_dataset_builder(name, config or None, keep_default_na=False)
         split = split or "train"
         dataset = _load(builder, spec, split, streamed)
         identity = {"config": builder.config.name, "split": split, **_files_of(builder, folder)}
