@@ -39,19 +39,24 @@ class PrepareOptions:
     """Tokenizes a source of text into a folder that `fastbert pretrain --data` reads."""
 
     source: str
-    """Where the text is; commas between several places:
+    """Where the text is; commas between several sources (a path
+    that exists may have commas in it):
     - sotu: State of the Union addresses
-    - files, by path or glob: .parquet (a row a document),
-      .jsonl (a line), text (a blank line between documents);
-      .jsonl and text also as .gz, .xz, .zst
+    - tables, by path or glob, a row a document: .parquet, .csv,
+      .tsv (without quoting), .jsonl and .ndjson (an object on
+      each line), .json (an array of objects)
+    - files with any other suffix or none: text, a blank line
+      between documents
+    - both, but for Parquet, also as .gz, .xz, .zst
     - a folder of Parquet files
     - hf:NAME[:CONFIG[:SPLIT]]: a dataset on the hub, or a
       folder of data files or of save_to_disk; split train"""
     out: str
     """The folder to write."""
     column: str = "text"
-    """Column (Parquet, datasets) or field (JSONL) of the text;
-    one for all sources, or with commas one for each."""
+    """Column (of JSON: field) of the text; one for all sources,
+    or with commas one for each, double quotes around one with
+    a comma."""
     weights: str | None = None
     """Mix the sources by these shares of the text's bytes, such
     as 0.7,0.3. Every stretch keeps the shares, so the mixture

@@ -183,10 +183,12 @@ def read_json(stream: IO[bytes], path: Path, columns: Columns) -> Iterator[tuple
 def _cells(
     rows: Iterator[tuple[str, str, dict[str, Any]]], columns: Columns, hint: str = ""
 ) -> Iterator[tuple[str, Cells]]:
+    names = columns.names
     for where, text, row in rows:
-        columns.check(list(row), where, hint)
-        check_cells(row, text, columns.names, where)
-        yield where, [row.get(name) for name in columns.names]
+        if not all(name in row for name in names):
+            columns.check(list(row), where, hint)
+        check_cells(row, text, names, where)
+        yield where, [row.get(name) for name in names]
 
 
 READERS: dict[str, Callable[[IO[bytes], Path, Columns], Iterator[tuple[str, Cells]]]] = {

@@ -95,19 +95,19 @@ def _whole_characters(line: bytes) -> tuple[bytes, bytes]:
     return line, b""
 
 
-def lines(stream: IO[bytes], path: Path, longest: int = LONGEST_ROW) -> Iterator[tuple[int, str]]:
+def lines(stream: IO[bytes], path: Path) -> Iterator[tuple[int, str]]:
     """(number, line) of a file, without line ends.
 
     Raises:
-        UserError: as `pieces`, or a line has more than `longest` characters.
+        UserError: as `pieces`, or a line has more than LONGEST_ROW characters.
     """
     held: list[str] = []
     size = 0
     number = 1
     for number, piece in pieces(stream, path):
         size += len(piece)
-        if size > longest:
-            raise UserError(f"{path}, line {number} has more than {longest:,} characters; put each row on a line")
+        if size > LONGEST_ROW:
+            raise UserError(f"{path}, line {number} has more than {LONGEST_ROW:,} characters; put each row on a line")
         if not piece.endswith("\n"):
             held.append(piece)
             continue

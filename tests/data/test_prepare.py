@@ -1,5 +1,6 @@
 """What `prepare` writes, against the text it came from; and that it is the same however it was made."""
 
+import csv
 import dataclasses
 import io
 import itertools
@@ -17,6 +18,7 @@ from scipy.stats import entropy
 from transformers import AutoTokenizer
 
 from fastbert.data import corpus as corpus_room
+from fastbert.data import prepare as job
 from fastbert.data.duplicates import Seen
 from fastbert.data.hashing import document_hash, text_hash
 from fastbert.data.prepare import PrepareOptions, prepare, prepared_folder
@@ -315,6 +317,38 @@ def test_a_single_document_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"is a single document \(30 copies of it\), but"):
         prepare(options_of(tmp_path, drop_duplicates=True))
     assert os.listdir(tmp_path) == ["corpus.txt"]
+
+
+def test_a_table_gives_the_tokens_of_its_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    texts = write_corpus(tmp_path / "corpus.txt", documents=5)
+    with open(tmp_path / "corpus.csv", "w", newline="") as file:
+        csv.writer(file).writerows([("n", "text"), *enumerate(texts)])
+    for kind in ("txt", "csv"):
+        prepare(options_of(tmp_path, source=f"{tmp_path}/corpus.{kind}", out=f"{tmp_path}/{kind}", rare_min=1))
+    assert "warning" not in capsys.readouterr().err
+    arrays = {path.name: path.read_bytes() for path in (tmp_path / "txt").glob("*.npy")}
+    assert arrays == {path.name: path.read_bytes() for path in (tmp_path / "csv").glob("*.npy")} != {}
+
+
+@pytest.mark.parametrize("other", [False, True])
+def test_what_other_rules_have_read_is_not_continued(tmp_path: Path, monkeypatch, capsys, other: bool) -> None:
+    (tmp_path / "page").write_text("<html>\n\n" + "one\n\ntwo words\n\n" * 30)
+    options = options_of(tmp_path, source=str(tmp_path / "page"))
+    with monkeypatch.context() as patch:
+        patch.setattr(job, "_tokenize", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            prepare(options)
+    if other:
+        monkeypatch.setattr(job, "READING", job.READING + 1)
+    capsys.readouterr()
+    prepare(options)
+    printed = capsys.readouterr().err
+    assert ("what an interrupted call left" in printed) != other
+    assert printed.count("page looks like HTML or XML, but is read as plain text because of its name") == 1
+
+
+def interrupted(*arguments: object) -> None:
+    raise KeyboardInterrupt
 
 
 @pytest.mark.parametrize("share", [1e-9, 0.999999])

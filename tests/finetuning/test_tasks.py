@@ -1,5 +1,6 @@
 """GLUE reads the same from the official files and from Parquet; what is wrong in a file is named with its line."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -211,7 +212,10 @@ def parquet_of(root: Path, name: str, split: str) -> list[dict[str, Any]]:
 
 def write_parquet(path: Path, rows: Sequence[dict[str, Any]]) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(list(rows)), path)
+    # The names of labels are in the files of nyu-mll/glue, whose order is that of `GLUE` anyway.
+    names = {"info": {"features": {"label": {"_type": "ClassLabel", "names": ["one", "two"]}}}}
+    table = pyarrow.Table.from_pylist(list(rows)).replace_schema_metadata({"huggingface": json.dumps(names)})
+    pyarrow.parquet.write_table(table, path)
     return path
 
 

@@ -77,7 +77,8 @@ def open_source(spec: str, column: str = COLUMN, weights: str | None = None, str
 def _exists(spec: str) -> bool:
     """Whether a source with commas in it is one, and no list."""
     if spec.startswith(HUB):
-        return os.path.isdir(spec.removeprefix(HUB).split(":")[0])
+        folder, _, rest = spec.removeprefix(HUB).partition(":")
+        return "," not in rest and os.path.isdir(folder)
     return os.path.lexists(spec) or (glob.has_magic(spec) and next(glob.iglob(spec, recursive=True), None) is not None)
 
 
