@@ -87,7 +87,9 @@ def from_dict(cls: type[Options], values: Any, where: str) -> Options:
             known[field.name] = None
     for key in values:
         if key not in known:
-            raise UserError(f"{where}: unknown option {key!r}; {nearest(key, known)}")
+            groups = [name for name, hint in hints.items() if is_dataclass(hint) and key in hint.__dataclass_fields__]
+            hint = f"it belongs under {' or '.join(groups)}" if groups else nearest(key, known)
+            raise UserError(f"{where}: unknown option {brief(key)}; {hint}")
     arguments = {}
     for field in fields(cls):
         if field.metadata.get("flat"):
@@ -138,7 +140,7 @@ def convert_text(text: str, kind: type) -> Any:
         value = float(text)
         if kind is float and math.isfinite(value):
             return value
-        if kind is int and value.is_integer():
+        if kind is int and value.is_integer() and abs(value) < 2**53:  # written as 1e6
             return int(value)
     raise ValueError(f"must be {'a finite number' if kind is float else _NAMES[kind]}, not {brief(text)}")
 

@@ -22,6 +22,7 @@ from fastbert.errors import UserError, brief, closest
 
 Options = TypeVar("Options")
 
+TAKES_YAML = ("pretrain", "finetune", "sweep", "ablate")  # jobs whose options may stand in a file
 NEAR = 0.7  # likeness of a flag that may be meant: with many flags there is always one that is somewhat alike
 
 
@@ -38,7 +39,7 @@ class Flag:
     """Its type."""
     help: str
     group: str
-    """The first sentence of its group's docstring; empty for the job's own."""
+    """The docstring of its group; empty for the job's own."""
 
     @property
     def kind(self) -> type:
@@ -104,7 +105,7 @@ def flags_of(cls: type, prefix: str = "", path: tuple[str, ...] = (), group: str
         hint, here = hints[field.name], (*path, field.name)
         if is_dataclass(hint):
             flat = field.metadata.get("flat")
-            title = group if flat else inspect.getdoc(hint).partition("\n\n")[0].partition(": `")[0]
+            title = group if flat else inspect.getdoc(hint).partition("\n\n")[0]
             inner = prefix if flat else f"{prefix}{field.name}.".replace("_", "-")
             yield from flags_of(hint, inner, here, title)
         else:
@@ -245,7 +246,7 @@ class _Help(argparse.HelpFormatter):
 def _parser(cls: type, flags: Sequence[Flag], job: str, default: Any) -> argparse.ArgumentParser:
     parser = _Parser(
         f"fastbert {job}",
-        f"fastbert {job} [options]",
+        f"fastbert {job} {'[FILE.yaml] ' if job in TAKES_YAML else ''}[options]",
         description=cls.__doc__,
         formatter_class=_Help,
         allow_abbrev=False,
@@ -254,7 +255,8 @@ def _parser(cls: type, flags: Sequence[Flag], job: str, default: Any) -> argpars
     groups: dict[str, Any] = {"": parser}
     for flag in flags:
         if flag.group not in groups:
-            groups[flag.group] = parser.add_argument_group(flag.group)
+            title = f"--{flag.name.rpartition('.')[0]}..."
+            groups[flag.group] = parser.add_argument_group(title, flag.group)
         text = help_of(flag, default).replace("%", "%%")
         add = groups[flag.group].add_argument
         if flag.is_switch:

@@ -47,6 +47,7 @@ def write(tmp_path, text: str) -> str:
     ("text", "message"),
     [
         ("nam: y", "x.yaml: unknown option 'nam'; did you mean 'name'"),
+        ("rate: 1", "x.yaml: unknown option 'rate'; it belongs under inner or speed"),
         ("inner:\n  rat: 1", "inner: unknown option 'rat'; did you mean 'rate'"),
         ("layers: three", r"layers must be a whole number, found text \('three'\)"),
         ("layers: 3.5", r"layers must be a whole number, found a number \(3.5\)"),

@@ -3,7 +3,8 @@
 Axes are checked value by value through `FinetuneOptions`, so a sweep refuses what `fastbert finetune` would.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ from typing import Any
 from fastbert.config import check_choices, choice, from_dict, read_yaml
 from fastbert.errors import UserError, nearest
 from fastbert.finetuning.options import FinetuneOptions
+from fastbert.finetuning.tasks import OwnTaskOptions, check_task
+from fastbert.hub.folders import check_model_folder
 
 BACKENDS = ("local", "ray")
 
@@ -110,6 +113,28 @@ class Axes:
         }
         values["machine"] = {**values.get("machine", {}), "threads": self.threads}
         return _finetune(values, f"{self.path}: {task.name or task.task}")
+
+    def check_inputs(self) -> None:
+        """Checks, before torch is imported, that models and tasks are there.
+
+        Raises:
+            UserError: one is not.
+        """
+        for model in self.models:
+            with prefixed(f"{self.path}: models"):
+                check_model_folder(model.path)
+        for task in self.tasks:
+            with prefixed(f"{self.path}: tasks"):
+                check_task(task.task, OwnTaskOptions())
+
+
+@contextmanager
+def prefixed(where: str) -> Iterator[None]:
+    """UserErrors say where what they refuse comes from."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
 
 
 def _finetune(values: dict[str, Any], where: str) -> FinetuneOptions:

@@ -1,12 +1,16 @@
 """What `fastbert finetune` takes, and what the papers recommend for each task."""
 
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from fastbert.config import BOOKKEEPING, MACHINE, leaves
-from fastbert.errors import UserError
-from fastbert.finetuning.own import OwnTaskOptions
-from fastbert.finetuning.tasks import Task
+from fastbert.errors import UserError, brief, choose
+from fastbert.finetuning.glue import GLUE
+from fastbert.finetuning.own import OwnTaskOptions, check_own_file
+from fastbert.finetuning.tasks import Task, check_task, task_names
+from fastbert.hub.folders import check_model_folder
+from fastbert.inputs import check_folder, open_input
 from fastbert.training.options import MachineOptions, OptimizerOptions, ScheduleOptions, TrainingMachineOptions
 
 # Learning rate and epochs. TUPE (arXiv 2006.15595) trains MNLI, QQP and QNLI for 5 epochs and all others for 10, at
@@ -108,6 +112,23 @@ class FinetuneOptions:
         self.fractions()
         self.optimizer(0.1 if self.learning_rate is None else self.learning_rate)
 
+    def check_inputs(self) -> None:
+        """Checks, before torch is imported, that model and tasks are there.
+
+        Raises:
+            UserError: they are not, or an option is missing that has no default.
+        """
+        for name, value in (("model (or --init-from)", self.start), ("task", self.task), ("out", self.out)):
+            if value is None:
+                raise UserError(f"--{name} is missing; see fastbert finetune --help")
+        check_model_folder(self.start)
+        names = task_names(self.task)
+        for name in names or [self.task]:
+            try:
+                check_task(name, self.own)
+            except UserError as error:
+                raise UserError(f"{name}: {error}" if names else str(error)) from None
+
     def fractions(self) -> list[float]:
         """The shares of `train_fraction`, in the order given.
 
@@ -182,6 +203,18 @@ class PredictOptions:
         if (self.task is None) == (self.source is None):
             raise UserError("give one of --task and --source")
 
+    def check_inputs(self) -> None:
+        """Checks, before torch is imported, that the model and what it predicts are there.
+
+        Raises:
+            UserError: they are not.
+        """
+        check_model_folder(self.model)
+        if self.task is not None:
+            check_task(self.task, self.own)
+        else:
+            check_own_file(Path(self.source))
+
 
 @dataclass(frozen=True)
 class SubmitOptions:
@@ -202,6 +235,29 @@ class SubmitOptions:
     check: str | None = None
     """Instead: an archive, or a folder with its files, to hold against the server's rules and row counts."""
     machine: MachineOptions = field(default_factory=MachineOptions, metadata=MACHINE)
+
+    def check_inputs(self) -> None:
+        """Checks, before torch is imported, that what is submitted or checked is there.
+
+        Raises:
+            UserError: it is not, or options are missing or contradict each other.
+        """
+        if self.check is not None:
+            if self.models or self.results or self.out:
+                raise UserError("--check only looks at an archive; leave --models, --results and --out out")
+            if not Path(self.check).is_dir():
+                open_input(self.check, "archive").close()
+            return
+        if self.out is None:
+            raise UserError("--out is missing: the zip file to write, such as glue.zip")
+        for text in self.models:
+            name, equals, folder = text.partition("=")
+            if not equals or not folder:
+                raise UserError(f"--models takes task=folder, such as cola=results/cola/seed-0, not {brief(text)}")
+            choose("GLUE task", name, GLUE)
+            check_model_folder(folder)
+        if self.results is not None:
+            check_folder(self.results)
 
 
 def science(options: FinetuneOptions) -> dict[str, Any]:

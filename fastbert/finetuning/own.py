@@ -11,6 +11,7 @@ from fastbert.data.formats import suffixes
 from fastbert.data.parquet import read_class_names
 from fastbert.data.tables import check_table, read_rows
 from fastbert.errors import UserError
+from fastbert.inputs import open_input
 
 KINDS = ("classes", "number")
 
@@ -119,6 +120,12 @@ class OwnSource:
         if suffixes(self.paths["train"])[0] != ".parquet":
             return None
         return read_class_names(self.paths["train"], self.columns("train"))
+
+
+def check_own_file(path: Path) -> None:
+    """Raises a UserError if `path` is no file that can be read, or of no format that is."""
+    check_table(path)
+    open_input(path).close()
 
 
 def make_row(where: str, columns: Sequence[str], values: Sequence[Any], may_be_empty: bool = False) -> Row:

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from fastbert.data.tables import check_table
 from fastbert.data.tokenizer import WordPiece
 from fastbert.errors import UserError, choose
 from fastbert.finetuning.batches import Encoded, encode, reading_order
@@ -17,7 +16,6 @@ from fastbert.finetuning.model import Classifier, TaskRecord, load_classifier, s
 from fastbert.finetuning.options import PredictOptions
 from fastbert.finetuning.own import OwnSource
 from fastbert.finetuning.tasks import Example, Task, open_task
-from fastbert.inputs import open_input
 from fastbert.outputs import check_output_file, is_standard_output, output_file
 from fastbert.records import json_text
 from fastbert.training.hardware import autocast, resolve_device, resolve_precision, setup_machine
@@ -74,9 +72,6 @@ def predict(options: PredictOptions) -> dict[str, Any]:
         say(warning)
     setup_machine(options.machine, device)
     check_output_file(options.out)
-    if options.source is not None:
-        check_table(Path(options.source))
-        open_input(options.source).close()
     tuned = load_classifier(options.model, options.machine.kernels)
     record = tuned.record
     task = None

@@ -1,11 +1,15 @@
 """What `fastbert pretrain` takes: every option with its help; groups of options stand beside the code they steer."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from fastbert.config import BOOKKEEPING, FLAT, MACHINE, check_choices, choice, leaves
+from fastbert.data.sources import check_source
 from fastbert.data.stages import StageOptions
 from fastbert.errors import UserError
+from fastbert.hub.folders import check_model_folder
+from fastbert.inputs import check_folder
 from fastbert.model.options import EncoderOptions, NotesOptions
 from fastbert.objectives import OBJECTIVES
 from fastbert.objectives.options import ElectraOptions, MLMOptions, MultipleChoiceOptions
@@ -129,6 +133,26 @@ class PretrainOptions:
             raise UserError("give --dry-run or --profile, not both: a dry run leaves no folder to write a profile to")
         self.milestone_steps()
 
+    def check_inputs(self) -> None:
+        """Checks, before torch is imported, that what a new run starts from is there.
+
+        Raises:
+            UserError: it is not, or there is no budget, or more than one.
+        """
+        given = [budget for budget in BUDGETS if getattr(self, budget) is not None]
+        if len(given) != 1:
+            raise UserError(f"give one of --steps, --tokens and --minutes, not {' and '.join(given) or 'none'}")
+        self.check_sources()
+
+    def check_sources(self) -> None:
+        """Checks that data, tokenizer and weights are there; raises a UserError if one is not."""
+        if not (Path(self.data) / "dataset.json").is_file():
+            check_source(self.data)
+            if self.tokenizer is not None:
+                check_folder(self.tokenizer, "tokenizer")
+        if self.init_from is not None:
+            check_model_folder(self.init_from)
+
     def milestone_steps(self) -> frozenset[int]:
         """The steps of `milestones`.
 
@@ -174,6 +198,15 @@ class EvaluateOptions:
     def __post_init__(self) -> None:
         if self.max_tokens < 1:
             raise UserError(f"max_tokens must be at least 1, not {self.max_tokens}")
+
+    def check_inputs(self) -> None:
+        """Checks, before torch is imported, that model and text are there.
+
+        Raises:
+            UserError: they are not.
+        """
+        check_model_folder(self.model)
+        check_source(self.source, self.column)
 
 
 def objective_options(options: PretrainOptions) -> Any:

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastbert.errors import UserError
-from fastbert.finetuning.tasks import Example, OwnTaskOptions, open_task
+from fastbert.finetuning.tasks import Example, OwnTaskOptions, check_task, open_task
 from fastbert.flags import parse
 
 
@@ -290,4 +290,4 @@ def test_every_file_is_looked_at_before_work(tmp_path: Path) -> None:
         (tmp_path / "t.html", "t.html is HTML by its suffix"),
     ):
         with pytest.raises(UserError, match=message):
-            open_task("mine", own=OwnTaskOptions(train=train, test=str(test)))
+            check_task("mine", OwnTaskOptions(train=train, test=str(test)))

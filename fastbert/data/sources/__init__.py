@@ -19,7 +19,7 @@ from fastbert.data.text import clean
 from fastbert.errors import UserError, brief
 from fastbert.lists import paths, words
 
-__all__ = ["Source", "cut", "open_source"]
+__all__ = ["Source", "check_source", "cut", "open_source"]
 
 COLUMN = "text"
 HINT = "give a file, a glob, hf:NAME of a dataset, or one of: "
@@ -72,6 +72,12 @@ def open_source(spec: str, column: str = COLUMN, weights: str | None = None, str
     if len(parts) == 1:
         return parts[0]
     return List(spec, parts) if shares is None else Mixture(spec, parts, shares)
+
+
+def check_source(spec: str, column: str = COLUMN) -> None:
+    """Raises the UserErrors of `open_source`, where `spec` names files only; what lies elsewhere takes time to open."""
+    if not any(one in NAMED or one.startswith(HUB) for one in paths(spec, _exists)):
+        open_source(spec, column)
 
 
 def _exists(spec: str) -> bool:
