@@ -91,7 +91,7 @@ def check_name(path: Path) -> None:
     if str(path) == "-":
         raise UserError(
             "- would be standard input, which can be read only once; write it into a file first (cat > text.txt) and "
-            "give that; a file called - is ./-"
+            "give that; a file called - is given by its absolute path"
         )
     kind, compression = suffixes(path)
     if kind in REFUSED:

@@ -12,7 +12,7 @@ from unittest.mock import patch
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from fastbert.data import json_rows, text
@@ -108,7 +108,11 @@ def outcome(path: Path) -> list[str] | str:
         return "no text" if "holds no text" in str(error) else "refused"
 
 
-@settings(max_examples=50, deadline=None)
+@example(["\r\n\ufeff", " \ufeff a"])
+@example(["a" * n + "\r\nb" for n in range(5)])
+@example(["a" + " " * 14 + "b"])
+@example(['"\n\u2028\ufeff\n\u2028\ufeff\n"', '"\n\u2028\u2028\u2028\u2028"\n"'])
+@settings(max_examples=40, deadline=None)
 @given(st.lists(DOCUMENT.filter(is_one_in_text) | st.sampled_from(["", " \t", "a\0b"]), min_size=1, max_size=6))
 def test_every_container_gives_the_same_documents(
     tmp_path_factory: pytest.TempPathFactory, documents: list[str]
