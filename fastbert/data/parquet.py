@@ -176,7 +176,7 @@ def _damage(path: Path) -> Iterator[None]:
     with input_errors(path):
         try:
             yield
-        except (pyarrow.ArrowException, OSError) as error:
+        except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:  # the last one of a column's name
             if isinstance(error, OSError) and error.errno:
                 raise
             said = " ".join(str(error).split())

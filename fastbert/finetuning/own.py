@@ -10,7 +10,7 @@ from fastbert.data.columns import Columns
 from fastbert.data.formats import suffixes
 from fastbert.data.parquet import read_class_names
 from fastbert.data.tables import check_table, read_rows
-from fastbert.errors import UserError
+from fastbert.errors import UserError, brief
 from fastbert.inputs import open_input
 
 KINDS = ("classes", "number")
@@ -157,7 +157,7 @@ def label_word(row: Row) -> str | None:
     if isinstance(label, int) or (isinstance(label, float) and label.is_integer()):
         return str(int(label))  # a table with a gap holds its whole numbers as 1.0
     hint = "set kind: number, or " if isinstance(label, float) else ""
-    raise UserError(f"{row.where}: the label {label!r} is no class; {hint}give a word or a whole number")
+    raise UserError(f"{row.where}: the label {brief(label)} is no class; {hint}give a word or a whole number")
 
 
 def learn_labels(rows: Iterable[Row]) -> tuple[str, ...]:
@@ -173,13 +173,15 @@ def learn_labels(rows: Iterable[Row]) -> tuple[str, ...]:
             raise UserError(f"{row.where} has no label; training needs one in every row")
         found.setdefault(word, row.where)
     if len(found) < 2:
-        raise UserError(f"the training file holds {len(found)} label(s) ({', '.join(found)}); a task needs two or more")
+        raise UserError(
+            f"the training file holds {len(found)} label(s) ({brief(', '.join(found), str)}); a task needs two or more"
+        )
     numbers = [_number(word) for word in found]
     if None not in numbers:
         if all(number.is_integer() for number in numbers):
             return tuple(sorted(found, key=lambda word: (float(word), word)))
         word = next(word for word in found if not float(word).is_integer())
-        raise UserError(f"{found[word]}: the label {word!r} is a number, no class; set kind: number")
+        raise UserError(f"{found[word]}: the label {brief(word)} is a number, no class; set kind: number")
     return tuple(sorted(found))
 
 

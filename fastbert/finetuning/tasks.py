@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from fastbert.config import load_yaml
-from fastbert.errors import UserError, choose, nearest
+from fastbert.errors import UserError, brief, choose, nearest
 from fastbert.finetuning.glue import GLUE, GlueSource, plain
 from fastbert.finetuning.metrics import check_metrics
 from fastbert.finetuning.own import OwnSource, OwnTaskOptions, Row, check_own_file, label_word, learn_labels
@@ -99,7 +99,7 @@ class Task:
 def _class(row: Row, ids: dict[str, int]) -> int | None:
     word = label_word(row)
     if word is not None and word not in ids:
-        raise UserError(f"{row.where}: unknown label {word!r}; {nearest(word, ids)}")
+        raise UserError(f"{row.where}: unknown label {brief(word)}; {nearest(word, ids)}")
     return None if word is None else ids[word]
 
 
@@ -111,7 +111,7 @@ def _number(row: Row) -> float | None:
     except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not math.isfinite(number):
-        raise UserError(f"{row.where}: the label {row.label!r} is no number; mend it, or set kind: classes")
+        raise UserError(f"{row.where}: the label {brief(row.label)} is no number; fix it, or set kind: classes")
     return number
 
 
