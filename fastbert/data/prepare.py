@@ -65,7 +65,10 @@ class PrepareOptions:
     vocab_size: int = 32768
     """Entries of the tokenizer that is trained, special tokens included."""
     lowercase: bool = True
-    """Whether the tokenizer that is trained ignores case and accents."""
+    """Lower-case the text, with the tokenizer that is trained."""
+    strip_accents: bool | None = None
+    """Strip accents, with the tokenizer that is trained: true, false, or none (as lowercase). Give false where they
+    tell words apart, as in German."""
     validation_share: float = 0.01
     """Fraction of the documents held out for validation, by a
     hash of their text: copies of a document are all on one
@@ -106,7 +109,9 @@ class PrepareOptions:
             del options[name]
         if self.tokenizer is not None:
             options["tokenizer"] = load_tokenizer(self.tokenizer).fingerprint
-            del options["vocab_size"], options["lowercase"]
+            del options["vocab_size"], options["lowercase"], options["strip_accents"]
+        elif self.strip_accents is None:
+            del options["strip_accents"]  # as in data from before there was this option
         return options
 
 
@@ -198,7 +203,7 @@ def _finished(out: Path, made_of: dict[str, Any]) -> bool:
 
 def _train(source: Source, options: PrepareOptions) -> WordPiece:
     with progress("reading a sample for the tokenizer", source.size) as report:
-        wordpiece = train_tokenizer(_watched(source, report), options.vocab_size, options.lowercase)
+        wordpiece = train_tokenizer(_watched(source, report), options.vocab_size, options.lowercase, options.strip_accents)
     if len(wordpiece.tokens) < options.vocab_size:
         print(
             f"the tokenizer has {len(wordpiece.tokens):,} entries, not the {options.vocab_size:,} asked for: "

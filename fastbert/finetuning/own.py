@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from fastbert.data.sources import BOM, MAGIC
 from fastbert.errors import UserError, choose, nearest
+from fastbert.inputs import not_utf8, refuse_zero_bytes
 
 KINDS = ("classes", "number")
 
@@ -174,7 +175,7 @@ def text_lines(path: Path) -> Iterator[tuple[int, str]]:
     Raises:
         UserError: the file is missing, a folder, binary, or not UTF-8.
     """
-    number = 0
+    number = earlier = 0
     with _opened(path) as file:
         for raw in file:
             if number == 0:
@@ -182,15 +183,12 @@ def text_lines(path: Path) -> Iterator[tuple[int, str]]:
                 if kind:
                     raise UserError(f"{path} is a {kind} file, not text; unpack it or give it the suffix that says so")
                 raw = raw.removeprefix(BOM)
-            if b"\0" in raw:
-                raise UserError(f"{path}, line {number + 1}: a zero byte; the file is binary, give UTF-8 text")
+            refuse_zero_bytes(path, "", raw, number + 1, file.read)
             try:
                 line = raw.decode("utf-8")
             except UnicodeDecodeError as error:
-                raise UserError(
-                    f"{path}, line {number + 1} is not UTF-8 text (byte 0x{raw[error.start]:02x}); "
-                    "convert it, for example with: iconv -f latin1 -t utf-8"
-                ) from None
+                raise not_utf8(path, "", raw, error.start, number + 1, file.read, earlier) from None
+            earlier += not line.isascii()
             for piece in line.removesuffix("\n").removesuffix("\r").split("\r"):
                 number += 1
                 yield number, piece

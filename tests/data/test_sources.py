@@ -98,8 +98,8 @@ def error_of(spec: object) -> str:
     [
         (b"", "holds no text"),
         (b" \n\n \n", "holds no text"),
-        (b"fine\nab\0cd", r"zero byte at byte 7, line 2"),
-        (b"fine\n\nd\xe9j\xe0", r"not UTF-8 text: byte 7 (0xe9), line 3"),
+        (b"fine\nab\0cd", r"is binary, not text: a zero byte in line 2"),
+        (b"fine\n\nd\xe9j\xe0", r"is not UTF-8 text (byte 0xe9, line 3)"),
         (gzip.compress(b"text", mtime=0), "is a gzip file, not text"),
     ],
 )
@@ -117,7 +117,7 @@ def test_bad_text(tmp_path: Path, content: bytes, message: str) -> None:
         ('{"text": 7}', "line 2: the field 'text' is of type int, not a string"),
         ('["text"]', "line 2 is a JSON list"),
         ('{"text": "\\ud83d"}', "line 2: the field 'text' holds half of a surrogate pair"),
-        ("\udce9", "line 2 is not JSON"),
+        ("\udce9", "a.jsonl is not UTF-8 text (byte 0xe9, line 2)"),
     ],
 )
 def test_bad_jsonl(tmp_path: Path, line: str, message: str) -> None:

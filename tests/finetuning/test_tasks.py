@@ -266,7 +266,7 @@ GLUE_HEAD = "index\tsentence1\tsentence2\tlabel\n0\tA\tB\tentailment\n"
         (GLUE_HEAD + "1\tA\tB\tentailed\n", r"line 3: unknown label 'entailed'; did you mean 'entailment'\?"),
         (GLUE_HEAD + "1\tA\tB\t\n", r"line 3 has no label; train needs one"),
         (GLUE_HEAD + "1\t \tB\tentailment\n", r"line 3: the text 'sentence1' is empty"),
-        (GLUE_HEAD + "1\tA\0\tB\tentailment\n", r"line 3: a zero byte; the file is binary"),
+        (GLUE_HEAD + "1\tA\0\tB\tentailment\n", r"is binary, not text: a zero byte in line 3"),
         ("PK\x03\x04abc", r"is a zip file, not text"),
     ],
 )
@@ -282,7 +282,7 @@ def test_scores_of_stsb_must_be_numbers_and_files_text(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"train\.tsv, line 3: the label 'good' is no number"):
         glue_task("stsb", tmp_path).examples("train")
     path.write_bytes(path.read_bytes().replace("😀".encode(), b"\xff"))
-    with pytest.raises(UserError, match=r"train\.tsv, line 2 is not UTF-8 text \(byte 0xff\)"):
+    with pytest.raises(UserError, match=r"train\.tsv is not UTF-8 text \(byte 0xff, line 2\)"):
         glue_task("stsb", tmp_path).examples("train")
 
 

@@ -18,6 +18,7 @@ from fastbert.data.sources import source
 from fastbert.data.sources.parquet import check_parquet, read_parquet
 from fastbert.data.sources.source import Source
 from fastbert.errors import UserError, nearest
+from fastbert.inputs import not_utf8, refuse_zero_bytes
 
 LONGEST_JSON_LINE = 2**28  # bytes
 BOM = b"\xef\xbb\xbf"
@@ -149,7 +150,7 @@ def read_jsonl(stream: IO[bytes], path: Path, column: str) -> Iterator[str]:
     Raises:
         UserError: names the line that is no JSON object or whose field is missing or not a string.
     """
-    number = 0
+    number = earlier = 0
     while line := stream.readline(LONGEST_JSON_LINE):
         number += 1
         where = f"{path}, line {number}"
@@ -159,9 +160,14 @@ def read_jsonl(stream: IO[bytes], path: Path, column: str) -> Iterator[str]:
             raise UserError(f"{where} is longer than {LONGEST_JSON_LINE:,} bytes; write one object a line")
         if not line.strip():
             continue
+        refuse_zero_bytes(path, "", line, number, stream.read)
         try:
-            row = json.loads(line)
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            decoded = line.decode("utf-8")
+            earlier += not decoded.isascii()
+            row = json.loads(decoded)
+        except UnicodeDecodeError as error:
+            raise not_utf8(path, "", line, error.start, number, stream.read, earlier) from None
+        except json.JSONDecodeError as error:
             raise UserError(f"{where} is not JSON ({error}); write one object a line") from None
         if not isinstance(row, dict):
             raise UserError(f"{where} is a JSON {type(row).__name__}, not an object with the field {column!r}")
@@ -222,7 +228,7 @@ def _decompressed(raw: IO[bytes], path: Path) -> Iterator[IO[bytes]]:
 
 def _text_lines(stream: IO[bytes], path: Path) -> Iterator[str]:
     """Lines with their ends (CRLF becomes LF), in pieces where a line is longer than LONGEST_DOCUMENT bytes."""
-    number, offset, rest = 1, 0, b""
+    number, offset, earlier, rest, before = 1, 0, 0, b"", b""
     while True:
         read = stream.readline(source.LONGEST_DOCUMENT)
         line, rest = rest + read, b""
@@ -241,19 +247,17 @@ def _text_lines(stream: IO[bytes], path: Path) -> Iterator[str]:
                 end -= 1
             if end > 0 and line[end - 1] >= 0xC0:
                 line, rest = line[: end - 1], line[end - 1 :]
-        if b"\0" in line:
-            place = offset + line.index(b"\0")
-            raise UserError(f"{path} is binary, not text: a zero byte at byte {place}, line {number}; give UTF-8 text")
+        refuse_zero_bytes(path, "", line, number, stream.read)
         try:
             text = line.decode("utf-8")
         except UnicodeDecodeError as error:
-            raise UserError(
-                f"{path} is not UTF-8 text: byte {offset + error.start} (0x{line[error.start]:02x}), line {number}; "
-                f"convert it, for example with: iconv -f latin1 -t utf-8"
-            ) from None
+            start = len(before) + error.start
+            raise not_utf8(path, "", before + line, start, number, stream.read, earlier) from None
+        earlier += not text.isascii()
         offset += len(line)
         number += line.endswith(b"\n")
         if text.endswith("\r\n"):
             text = text[:-2] + "\n"
         if text:
             yield text
+        before = line if rest else b""  # for the message, should that character prove to be cut
