@@ -32,7 +32,7 @@ from fastbert.alphabets import (
 LOOKED_AT = 2**16  # bytes from the line of the first wrong one
 MOST_BYTES = 1000  # of those outside ASCII that choose an older encoding
 FEW = 3  # characters outside ASCII, or lines with some, that are not right UTF-8 by chance
-UNLIKELY = -7.0  # the mean log-likelihood of such a byte; below it no encoding is named
+UNLIKELY = -6.0  # the mean log-likelihood of such a byte; below it no encoding is named
 UNUSUAL_SHARE = -4.0  # for few letters of Cyrillic among many of ASCII, or a word of accented letters alone
 LONGEST_SAMPLE = 40  # characters of the text that a message shows
 
@@ -204,7 +204,7 @@ def older(content: bytes) -> Encoding | None:
 def _score(content: bytes, encoding: Encoding) -> float:
     """The log-likelihood of the characters outside ASCII, and of how many of the letters they are, in the best of the
     languages."""
-    text = codecs.getincrementaldecoder(encoding.codec)("replace").decode(content)
+    text = content.decode(encoding.codec, "replace")
     found = Counter(
         (text[max(0, match.start() - 1) : match.start()], match[0], text[match.end() : match.end() + 1])
         for match in _OUTSIDE_ASCII.finditer(text)
