@@ -45,6 +45,7 @@ _SURROGATE = re.compile(rb"\xed[\xa0-\xbf]" + _CONTINUED)
 _HIGH = re.compile(rb"[\x80-\xff]")
 _CONTROL = re.compile(rb"[\x00-\x08\x0e-\x1a\x1c-\x1f\x7f]")
 _ASCII_LETTER = re.compile(r"[A-Za-z]")
+_PRINTABLE = re.compile(rb"[\t\n\r -~]")
 _OUTSIDE_ASCII = re.compile(r"[^\x00-\x7f]")
 _MARKS = (  # the longer ones first: UTF-32's begins with that of UTF-16
     (codecs.BOM_UTF32_LE, "UTF-32", "utf-32-le"),
@@ -119,8 +120,9 @@ def wide(content: bytes) -> Wide | None:
     for mark, name, codec in _MARKS:
         if content.startswith(mark) and _usual(content[len(mark) :], codec) is not None:
             return Wide(name, codec, len(mark))
-    if b"\0" not in content:
-        return None
+    zeros, printable = content.count(b"\0"), len(_PRINTABLE.findall(content))
+    if not zeros or (zeros < len(content) / 5 and printable > 0.9 * (len(content) - zeros)):
+        return None  # without any, or ASCII with some
     for name in ("UTF-32LE", "UTF-32BE"):
         if _usual(content, name):
             return Wide(name, name, 0)
