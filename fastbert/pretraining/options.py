@@ -219,13 +219,8 @@ def objective_options(options: PretrainOptions) -> Any:
 # What config.yaml keeps of these.
 OF_ONE_CALL = {"resume": False, "dry_run": False, "verify_data": False, "profile": False}
 BUDGETS = ("steps", "tokens", "minutes")
-SOURCE_ONLY = (
-    "vocab_size",
-    "tokenizer",
-    "lowercase",
-    "strip_accents",
-    "validation_share",
-)  # spoken for by the data's own hash
+# Spoken for by the data's own hash.
+SOURCE_ONLY = ("vocab_size", "tokenizer", "lowercase", "strip_accents", "validation_share")
 
 
 def science(options: PretrainOptions, data_fingerprint: str) -> dict[str, Any]:
