@@ -279,7 +279,7 @@ def _reads(text: str) -> str:
     first = match.start() if (match := _OUTSIDE_ASCII.search(text)) else 0
     begin = max(text.rfind("\n", 0, first) + 1, first - LONGEST_SAMPLE // 2)
     line = text[begin : begin + LONGEST_SAMPLE].split("\n")[0].strip()
-    shown = "".join(c for c in line if c.isprintable())
+    shown = "".join(c if c.isprintable() else " " for c in line)
     return f"in which it reads {shown!r}"
 
 
