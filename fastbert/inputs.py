@@ -68,9 +68,10 @@ def read_text_input(path: Path | str, what: str = "", most: int = LARGEST_TEXT) 
     """The UTF-8 text in the regular file `path`, without a byte order mark.
 
     Raises:
-        UserError: as `read_input`, or the text is not UTF-8.
+        UserError: as `read_input`, or the text is not UTF-8 or holds a zero byte.
     """
     content = read_input(path, what, most)
+    refuse_zero_bytes(path, what, content)
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -78,19 +79,31 @@ def read_text_input(path: Path | str, what: str = "", most: int = LARGEST_TEXT) 
 
 
 def not_utf8(
-    path: Path | str, what: str, content: bytes, start: int, line: int = 1, more: Callable[[int], bytes] | None = None
+    path: Path | str,
+    what: str,
+    content: bytes,
+    start: int,
+    line: int = 1,
+    more: Callable[[int], bytes] | None = None,
+    earlier: int = 0,
 ) -> UserError:
-    """The error for a file that is not UTF-8.
+    """The error for a file that is not UTF-8: what it probably is, and the command that converts it.
 
     Args:
         content: a part of the file, from the beginning of a line; its byte `start` is no UTF-8.
         line: the number of that line in the file.
-        more: reads up to this many bytes of what follows.
+        more: reads up to this many bytes of what follows, which make the guess better.
+        earlier: lines before it with characters outside ASCII, all of them right.
     """
+    # Imported here, where a file is refused: its tables take longer to make than most files to read.
+    from fastbert.encodings import LOOKED_AT, explain
+
+    if more is not None:
+        content += more(LOOKED_AT)
     number = line + content.count(b"\n", 0, start)
     return UserError(
-        f"{named(path, what)} is not UTF-8 text (byte 0x{content[start]:02x}, line {number}); "
-        "convert it, for example with: iconv -f latin1 -t utf-8"
+        f"{named(path, what)} is not UTF-8 text (byte 0x{content[start]:02x}, line {number}): "
+        f"{explain(content, start, path, earlier)}"
     )
 
 
@@ -99,21 +112,26 @@ def refuse_zero_bytes(
     what: str,
     content: bytes,
     line: int = 1,
-    offset: int = 0,
     more: Callable[[int], bytes] | None = None,
 ) -> None:
-    """Raises a UserError if `content` holds a zero byte, as binary files do.
+    """Raises if `content` holds a zero byte, as binary files do, and UTF-16.
 
     Args:
         content, line, more: as for `not_utf8`.
-        offset: bytes of the file before `content`.
+
+    Raises:
+        UserError: says where, and for UTF-16 and UTF-32 how to convert the file.
     """
     if (start := content.find(b"\0")) < 0:
         return
+    from fastbert.encodings import LOOKED_AT, wide
+
+    if more is not None:
+        content += more(LOOKED_AT)
+    if wide(content):
+        raise not_utf8(path, what, content, start, line)
     number = line + content.count(b"\n", 0, start)
-    raise UserError(
-        f"{named(path, what)} is binary, not text: a zero byte at byte {offset + start}, line {number}; give UTF-8 text"
-    )
+    raise UserError(f"{named(path, what)} is binary, not text: a zero byte in line {number}; give UTF-8 text")
 
 
 def named(path: Path | str, what: str = "") -> str:

@@ -71,7 +71,10 @@ class PrepareOptions:
     vocab_size: int = 32768
     """Entries of the tokenizer that is trained, special tokens included."""
     lowercase: bool = True
-    """Whether the tokenizer that is trained ignores case and accents."""
+    """Lower-case the text, with the tokenizer that is trained."""
+    strip_accents: bool | None = None
+    """Strip accents, with the tokenizer that is trained (default: as lowercase); false where they tell words apart, as
+    in German."""
     validation_share: float = 0.01
     """Fraction of the documents held out for validation, by a
     hash of their text: copies of a document are all on one
@@ -112,7 +115,9 @@ class PrepareOptions:
             del options[name]
         if self.tokenizer is not None:
             options["tokenizer"] = load_tokenizer(self.tokenizer).fingerprint
-            del options["vocab_size"], options["lowercase"]
+            del options["vocab_size"], options["lowercase"], options["strip_accents"]
+        elif self.strip_accents is None:
+            del options["strip_accents"]  # as in data from before there was this option
         return options
 
 
@@ -195,7 +200,8 @@ def _finished(out: Path, made_of: dict[str, Any]) -> bool:
         return False
     found = read_record(out)
     for what, now in made_of.items():
-        differing = [key for key in now if found.get(what, {}).get(key) != now[key]]
+        then = found.get(what, {})
+        differing = [key for key in {**now, **then} if then.get(key) != now.get(key)]
         if differing:
             raise UserError(
                 f"{out} was prepared with another {what[:-1] if what == 'options' else what} ({', '.join(differing)}); "
@@ -206,7 +212,9 @@ def _finished(out: Path, made_of: dict[str, Any]) -> bool:
 
 def _train(source: Source, options: PrepareOptions) -> WordPiece:
     with progress("reading a sample for the tokenizer", source.size) as report:
-        wordpiece = train_tokenizer(_watched(source, report), options.vocab_size, options.lowercase)
+        wordpiece = train_tokenizer(
+            _watched(source, report), options.vocab_size, options.lowercase, options.strip_accents
+        )
     if len(wordpiece.tokens) < options.vocab_size:
         print(
             f"the tokenizer has {len(wordpiece.tokens):,} entries, not the {options.vocab_size:,} asked for: "

@@ -50,25 +50,28 @@ def pieces(stream: IO[bytes], path: Path) -> Iterator[tuple[int, str]]:
     Raises:
         UserError: the file is binary or not UTF-8; names the line.
     """
-    number, offset, rest = 1, 0, b""
+    number, earlier, begun, rest, before = 1, 0, False, b"", b""
     while True:
         read = stream.readline(PIECE)
         line, rest = rest + read, b""
         if not line:
             return
-        if offset == 0:
+        if not begun:
             refuse_magic(line, path)
             if line.startswith(BOM):
-                line, offset = line[3:], 3
+                line, begun = line[len(BOM) :], True
         if read and not line.endswith(b"\n"):
             line, rest = _whole_characters(line)
         if b"\0" in line:
-            refuse_zero_bytes(path, "", line + rest, number, offset, stream.read)
+            refuse_zero_bytes(path, "", line + rest, number, stream.read)
         try:
             text = line.decode("utf-8")
         except UnicodeDecodeError as error:
-            raise not_utf8(path, "", line + rest, error.start, number, stream.read) from None
-        offset += len(line)
+            start = len(before) + error.start
+            raise not_utf8(path, "", before + line + rest, start, number, stream.read, earlier) from None
+        before = line if rest else b""  # for the message, should a character turn out to be cut off
+        earlier += not text.isascii()
+        begun = begun or bool(line)
         if "\r" not in text:
             if text:
                 yield number, text

@@ -33,7 +33,7 @@ POINTS = (0.1, 0.2, 0.4, 0.6, 0.8, 1.0)
 _DATA = "an ablation compares variants on the same data; give it under base, for all of them"
 _BATCHES = "an ablation compares variants on the same batches in the same order; give it under base, for all of them"
 _FIXED = {
-    **dict.fromkeys(("data", "vocab_size", "tokenizer", "lowercase", "validation_share"), _DATA),
+    **dict.fromkeys(("data", "vocab_size", "tokenizer", "lowercase", "strip_accents", "validation_share"), _DATA),
     **dict.fromkeys(("length", "batch_size"), _BATCHES),
     "eval_sequences": "an ablation compares variants on the same validation set; give it under base, for all of them",
     "machine": "give it under base, for all variants: their times are compared",

@@ -47,6 +47,8 @@ class PretrainOptions:
     """Folder of a tokenizer to use instead, where --data is a source (default: that of --init-from, if given)."""
     lowercase: bool = True
     """Lower-case the text, where --data is a source and a tokenizer is trained."""
+    strip_accents: bool | None = None
+    """Strip accents, where --data is a source and a tokenizer is trained (default: as lowercase)."""
     validation_share: float = 0.01
     """Share of the documents held out, where --data is a source."""
     out: str | None = field(default=None, metadata=BOOKKEEPING)
@@ -217,7 +219,8 @@ def objective_options(options: PretrainOptions) -> Any:
 # What config.yaml keeps of these.
 OF_ONE_CALL = {"resume": False, "dry_run": False, "verify_data": False, "profile": False}
 BUDGETS = ("steps", "tokens", "minutes")
-SOURCE_ONLY = ("vocab_size", "tokenizer", "lowercase", "validation_share")  # spoken for by the data's own hash
+# Spoken for by the data's own hash.
+SOURCE_ONLY = ("vocab_size", "tokenizer", "lowercase", "strip_accents", "validation_share")
 
 
 def science(options: PretrainOptions, data_fingerprint: str) -> dict[str, Any]:

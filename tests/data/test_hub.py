@@ -136,6 +136,13 @@ def test_streaming_copies_nothing(files: Path, tmp_path: Path) -> None:
     assert list(tmp_path.glob("cache/**/*.arrow"))
 
 
+@pytest.mark.parametrize("streamed", [False, True])
+def test_files_of_another_encoding(tmp_path: Path, streamed: bool) -> None:
+    (tmp_path / "a.txt").write_bytes("Die Mütter prüfen „Größe“\n".encode("cp1252"))
+    with pytest.raises(UserError, match=r"not UTF-8 text: it is probably Windows-1252.*iconv -f WINDOWS-1252"):
+        list(open_source(f"hf:{tmp_path}", streamed=streamed).documents())
+
+
 def test_what_cannot_be_reached(tmp_path: Path) -> None:
     for streamed in (False, True):
         message = error_of("hf:no-such-owner/no-such-data", streamed=streamed)

@@ -401,6 +401,43 @@ def test_a_given_tokenizer_is_used(corpus: Path) -> None:
     }
 
 
+GERMAN = """Die Mütter sehen die Mutter; schon ist es schön. Äpfel und Apfel, über und Ober.
+
+Es war schön, und die Mütter aßen Äpfel über Äpfel. Die Mutter ißt schon den Apfel.
+
+MÜTTER, MUTTER, SCHÖN, SCHON: die Tochter und die Töchter, der Bruder und die Brüder."""
+
+
+@pytest.mark.parametrize("strip_accents", [False, True, None])
+def test_accents_with_lower_case(tmp_path: Path, capsys, strip_accents: bool | None) -> None:
+    """Oracle: transformers, on the text and on its words."""
+    (tmp_path / "corpus.txt").write_text(GERMAN, encoding="utf-8")
+    options = options_of(tmp_path, strip_accents=strip_accents)
+    dataset = open_dataset(prepare(options, table=io.StringIO()))
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out" / "tokenizer")
+    streams = [dataset.split(split) for split in ("train", "validation")]
+    found = sorted(token for stream in streams for token in stream.read(0, len(stream)).tolist())
+    texts = GERMAN.split("\n\n")
+    ids = [id for text in texts for id in tokenizer(text, add_special_tokens=False)["input_ids"]]
+    assert found == sorted([*ids, *[tokenizer.sep_token_id] * len(texts)])
+    apart = strip_accents is False
+    for one, other in (("Mütter", "Mutter"), ("SCHÖN", "schon"), ("Töchter", "Tochter")):
+        assert (tokenizer(one)["input_ids"] != tokenizer(other)["input_ids"]) == apart
+        assert tokenizer(one)["input_ids"] == tokenizer(one.lower())["input_ids"]
+    # Another value is another corpus; none leaves the record as it was before there was the option.
+    assert ("strip_accents" in options.identity()) == (strip_accents is not None)
+    prepare(options)
+    assert "already prepared" in capsys.readouterr().err
+    for value in {False, True, None} - {strip_accents}:
+        with pytest.raises(UserError, match=r"prepared with another option \(strip_accents\)"):
+            prepare(options_of(tmp_path, strip_accents=value))
+
+
+def test_accents_of_a_given_tokenizer(corpus: Path) -> None:
+    given = [options_of(corpus, tokenizer=str(corpus / "out"), strip_accents=value) for value in (None, False)]
+    assert given[0].identity() == given[1].identity()
+
+
 def test_less_vocabulary_than_asked_for_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_corpus(tmp_path / "corpus.txt", documents=20)
     dataset = open_dataset(prepare(options_of(tmp_path, vocab_size=70_000)))

@@ -99,7 +99,7 @@ def error_of(spec: object) -> str:
     [
         (b"", "holds no text"),
         (b" \n\n \n", "holds no text"),
-        (b"fine\nab\0cd", r"zero byte at byte 7, line 2"),
+        (b"fine\nab\0cd", r"is binary, not text: a zero byte in line 2"),
         (b"fine\n\nd\xe9j\xe0", r"is not UTF-8 text (byte 0xe9, line 3)"),
         (gzip.compress(b"text", mtime=0), "is a gzip file, not text"),
     ],
@@ -118,7 +118,7 @@ def test_bad_text(tmp_path: Path, content: bytes, message: str) -> None:
         ('{"text": 7}', "line 2: the column 'text' is of type int, not text"),
         ('["text"]', "line 2 is a JSON list"),
         ('{"text": "\\ud83d"}', "line 2: 'text' holds half of a surrogate pair"),
-        ("\udce9", "is not UTF-8 text (byte 0xe9, line 2)"),
+        ("\udce9", "a.jsonl is not UTF-8 text (byte 0xe9, line 2)"),
     ],
 )
 def test_bad_jsonl(tmp_path: Path, line: str, message: str) -> None:

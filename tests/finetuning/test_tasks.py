@@ -270,7 +270,7 @@ GLUE_HEAD = "index\tsentence1\tsentence2\tlabel\n0\tA\tB\tentailment\n"
         (GLUE_HEAD + "1\tA\tB\tentailed\n", r"line 3: unknown label 'entailed'; did you mean 'entailment'\?"),
         (GLUE_HEAD + "1\tA\tB\t\n", r"line 3 has no label; train needs one"),
         (GLUE_HEAD + "1\t \tB\tentailment\n", r"line 3: the text 'sentence1' is empty"),
-        (GLUE_HEAD + "1\tA\0\tB\tentailment\n", r"is binary, not text: a zero byte at byte 52, line 3"),
+        (GLUE_HEAD + "1\tA\0\tB\tentailment\n", r"is binary, not text: a zero byte in line 3"),
         ("PK\x03\x04abc", r"is a zip file, not text"),
     ],
 )

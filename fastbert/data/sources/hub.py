@@ -11,6 +11,7 @@ from fastbert.data.parquet import ROWS, cells_of, check_schema
 from fastbert.data.sources.files import file_identity
 from fastbert.data.sources.source import Source, text_bytes
 from fastbert.data.text import clean
+from fastbert.encodings import explain
 from fastbert.errors import UserError, nearest
 
 if TYPE_CHECKING:
@@ -167,10 +168,18 @@ def _read(
 def _refusals(spec: str) -> Iterator[None]:
     """Turns what datasets raises about names, files and networks into a UserError."""
     import pyarrow
+    from datasets.exceptions import DatasetGenerationError
 
     try:
         yield
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError, pyarrow.ArrowException) as error:
+    except (
+        *(OSError, ValueError, RuntimeError, KeyError, TypeError),
+        *(pyarrow.ArrowException, DatasetGenerationError),
+    ) as raised:
+        error = raised.__cause__ if isinstance(raised, DatasetGenerationError) and raised.__cause__ else raised
+        if isinstance(error, UnicodeDecodeError):
+            what = explain(error.object, error.start, None)
+            raise UserError(f"source {spec!r} cannot be read: a file of it is not UTF-8 text: {what}") from raised
         said = " ".join(str(error).split("Example of usage")[0].split())
         if isinstance(error, FileNotFoundError | ConnectionError) and not Path(spec.removeprefix(HUB)).exists():
             said += (
@@ -179,4 +188,4 @@ def _refusals(spec: str) -> Iterator[None]:
             )
         elif "BuilderConfig" in said or "Config name" in said:
             said += f"; write {FORM}, and hf:NAME::SPLIT for a split alone"
-        raise UserError(f"source {spec!r} cannot be read: {said}") from error
+        raise UserError(f"source {spec!r} cannot be read: {said}") from raised
