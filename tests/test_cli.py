@@ -94,7 +94,7 @@ def test_unknown_options_and_variants(capsys, flags, tmp_path) -> None:
     )
     assert "did you mean 'cosine'?" in refused(capsys, "pretrain", *flags, *out, "--schedule.name", "cosin")
     assert "did you mean 'adamw'?" in refused(capsys, "pretrain", *flags, *out, "--optimizer.name", "adam")
-    assert "--layers: must be a whole number, not 'two'" in refused(capsys, "pretrain", *flags, *out, "--layers", "two")
+    assert "--layers must be a whole number, not 'two'" in refused(capsys, "pretrain", *flags, *out, "--layers", "two")
     assert not (tmp_path / "run").exists()
 
 
@@ -112,7 +112,7 @@ def test_budgets(capsys, flags, tmp_path) -> None:
     out = ("--out", tmp_path / "run")
     assert "give one of --steps, --tokens and --minutes, not none" in refused(capsys, "pretrain", *given, *out)
     assert "not steps and tokens" in refused(capsys, "pretrain", *flags, *out, "--tokens", "5")
-    assert "steps must be greater than 0" in refused(capsys, "pretrain", *given, *out, "--steps", "0")
+    assert "--steps must be at least 1, not 0" in refused(capsys, "pretrain", *given, *out, "--steps", "0")
     assert "warm-up of 40 steps does not fit a run of 30" in refused(
         capsys, "pretrain", *flags, *out, "--schedule.warmup", "40"
     )

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Annotated, Any
 
 from fastbert.data.corpus import Corpus, tokenize, workers_for
 from fastbert.data.encoding import token_dtype
@@ -28,9 +28,10 @@ from fastbert.data.text import READING
 from fastbert.data.tokenizer import WordPiece, load_tokenizer, train_tokenizer
 from fastbert.data.workers import pool
 from fastbert.data.writer import SplitWriter
-from fastbert.errors import UserError
+from fastbert.errors import OptionError, UserError
 from fastbert.files import atomic_folder, disk_errors
 from fastbert.outputs import check_output_folder
+from fastbert.ranges import Count, Fraction, Range, Seed, Vocabulary, Workers, check_values
 from fastbert.records import read_json, seal_of, write_json
 
 
@@ -68,28 +69,28 @@ class PrepareOptions:
     tokenizer: str | None = None
     """A folder with a BERT tokenizer to use (Hugging Face, prepared or a run); without it one is trained on the
     source."""
-    vocab_size: int = 32768
+    vocab_size: Vocabulary = 32768
     """Entries of the tokenizer that is trained, special tokens included."""
     lowercase: bool = True
     """Lower-case the text, with the tokenizer that is trained."""
     strip_accents: bool | None = None
     """Strip accents, with the tokenizer that is trained (default: as lowercase); false where they tell words apart, as
     in German."""
-    validation_share: float = 0.01
+    validation_share: Fraction = 0.01
     """Fraction of the documents held out for validation, by a
     hash of their text: copies of a document are all on one
     side."""
     drop_duplicates: bool = False
     """Leave out documents whose text, to the byte, occurred before; 8 bytes of memory for each document."""
-    rare_min: int = 50
+    rare_min: Count = 50
     """A word is rare if it occurs at least this often in the training split ..."""
-    rare_max: int = 500
+    rare_max: Count = 500
     """... and at most this often."""
-    workers: int = 0
+    workers: Workers = 0
     """Processes that tokenize; 0 is one for each core. The result does not depend on it."""
-    seed: int = 0
+    seed: Seed = 0
     """Decides which documents are kept for validation."""
-    shard_tokens: int = 2**27
+    shard_tokens: Annotated[int, Range(1024)] = 2**27
     """Most tokens in one file."""
 
     def __post_init__(self) -> None:
@@ -97,16 +98,9 @@ class PrepareOptions:
         Raises:
             UserError: an option is out of its range.
         """
-        if not 0 < self.validation_share < 1:
-            raise UserError(f"validation_share must lie between 0 and 1, not {self.validation_share}")
-        if not 1 <= self.rare_min <= self.rare_max:
-            raise UserError(f"1 <= rare_min <= rare_max does not hold: {self.rare_min}, {self.rare_max}")
-        if self.seed < 0:
-            raise UserError(f"seed cannot be negative, but is {self.seed}")
-        if self.workers < 0:
-            raise UserError(f"workers must be 0 (all cores) or more, not {self.workers}")
-        if self.shard_tokens < 1024:
-            raise UserError(f"shard_tokens must be at least 1024, not {self.shard_tokens}")
+        check_values(self)
+        if self.rare_min > self.rare_max:
+            raise OptionError(self, "rare_min", f"must not be above rare_max, {self.rare_max}, but is {self.rare_min}")
 
     def identity(self) -> dict[str, Any]:
         """The options that decide about the result; a given tokenizer by its fingerprint."""

@@ -28,6 +28,7 @@ from fastbert.data.tokenizer_files import (
     Interpreted,
     interpret,
 )
+from fastbert.downloads import check_downloaded
 from fastbert.errors import UserError
 from fastbert.files import atomic_file
 from fastbert.records import read_json, write_json
@@ -209,7 +210,7 @@ def load_tokenizer(folder: Path | str) -> WordPiece:
         UserError: no tokenizer, a damaged one, one that is not BERT's kind of WordPiece, lacks a special token, or is
             read differently by transformers.
     """
-    folder = Path(folder)
+    folder = check_downloaded(folder, "tokenizer", "a Hugging Face tokenizer, prepared data or a run")
     if (folder / "dataset.json").is_file() or (folder / "checkpoints").is_dir():
         folder = folder / "tokenizer"
     files = interpret(folder)

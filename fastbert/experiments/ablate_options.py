@@ -8,23 +8,26 @@ one: the data, its vocabulary, the order and shape of the batches, and the rows 
 from dataclasses import dataclass, fields
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from fastbert.config import Options, from_dict, read_yaml, to_dict
+from fastbert.config import Options, from_dict, read_yaml, to_dict, with_underscores
 from fastbert.errors import UserError, choose, nearest
 from fastbert.experiments.options import (
     AXES,
     Axes,
+    Repeats,
     merged,
     prefixed,
     read_axis,
+    read_count,
     read_finetune,
     read_list,
     read_seeds,
     read_task,
     shown,
 )
-from fastbert.pretraining.options import BUDGETS, PretrainOptions
+from fastbert.pretraining.options import BUDGETS, SOURCE_ONLY, PretrainOptions
+from fastbert.ranges import Count, Positive, Range, Workers, check_values, text_problem
 
 UNITS = ("steps", "flops", "minutes")
 
@@ -33,7 +36,7 @@ POINTS = (0.1, 0.2, 0.4, 0.6, 0.8, 1.0)
 _DATA = "an ablation compares variants on the same data; give it under base, for all of them"
 _BATCHES = "an ablation compares variants on the same batches in the same order; give it under base, for all of them"
 _FIXED = {
-    **dict.fromkeys(("data", "vocab_size", "tokenizer", "lowercase", "strip_accents", "validation_share"), _DATA),
+    **dict.fromkeys(("data", *SOURCE_ONLY), _DATA),
     **dict.fromkeys(("length", "batch_size"), _BATCHES),
     "eval_sequences": "an ablation compares variants on the same validation set; give it under base, for all of them",
     "machine": "give it under base, for all variants: their times are compared",
@@ -60,14 +63,13 @@ class AblateOptions:
 
     out: str | None = None
     """Folder for results.jsonl, report/ and jobs/ (default: runs/<name of the YAML file>)."""
-    workers: int = 1
+    workers: Annotated[int, Range(1, 4096)] = 1
     """Jobs at a time, each a process with the YAML file's threads. No result depends on it."""
     glue_dir: str | None = None
     """Folder of the official GLUE archive, or of Parquet files (default: nyu-mll/glue through `datasets`)."""
 
     def __post_init__(self) -> None:
-        if self.workers < 1:
-            raise UserError(f"workers must be at least 1, not {self.workers}")
+        check_values(self)
 
 
 @dataclass(frozen=True)
@@ -76,19 +78,17 @@ class Budget:
 
     equal: str = "steps"
     """steps, flops or minutes."""
-    steps: int | None = None
-    tokens: int | None = None
-    flops: float | None = None
-    minutes: float | None = None
+    steps: Count | None = None
+    tokens: Annotated[int, Range(1, 2**53)] | None = None
+    flops: Positive | None = None
+    minutes: Annotated[float, Range(above=0, most=5_256_000)] | None = None
 
     def __post_init__(self) -> None:
+        check_values(self)
         choose("unit of equality", self.equal, UNITS)
         given = [name for name in SIZES if getattr(self, name) is not None]
         if len(given) > 1:
             raise UserError(f"give the size of the baseline's budget once, not as {' and as '.join(given)}")
-        for name in given:
-            if not getattr(self, name) > 0:
-                raise UserError(f"{name} must be greater than 0, not {getattr(self, name)}")
 
 
 SIZES = tuple(field.name for field in fields(Budget) if field.name != "equal")
@@ -157,7 +157,7 @@ def load_ablation(path: str | Path) -> tuple[Ablation, AblateOptions]:
             hint = "put it under base" if key in _pretrain_names() else nearest(key, known)
             raise UserError(f"{where}: unknown option {key!r}; {_TAKEN.get(key, hint)}")
     options = _made(AblateOptions, {key: value for key, value in values.items() if key in flags}, where)
-    threads, trials = (_count(values, name, where) for name in ("threads", "trials"))
+    threads, trials = read_count(values, "threads", where, Workers), read_count(values, "trials", where, Repeats)
     points, anneal = _points(values, where)
     base = _base(values.get("base", {}), Path(path), where)
     axes = _axes(values, threads, where)
@@ -188,20 +188,10 @@ def _mapping(values: Any, where: str, what: str) -> dict[str, Any]:
     """A mapping with the keys' names as the options have them, in its groups too."""
     if not isinstance(values, dict):
         raise UserError(f"{where}: expected a mapping with {what}, found {shown(values)}")
-    named = {str(key).replace("-", "_"): value for key, value in values.items()}
     return {
-        key: {str(k).replace("-", "_"): v for k, v in value.items()}
-        if isinstance(value, dict) and key != "variants"
-        else value
-        for key, value in named.items()
+        key: with_underscores(value, f"{where}: {key}") if isinstance(value, dict) and key != "variants" else value
+        for key, value in with_underscores(values, where).items()
     }
-
-
-def _count(values: dict[str, Any], name: str, where: str) -> int:
-    value = values.get(name, 1)
-    if type(value) is not int or value < 1:
-        raise UserError(f"{where}: {name} must be a whole number from 1, found {shown(value)}")
-    return value
 
 
 def _points(values: dict[str, Any], where: str) -> tuple[tuple[float, ...], float | None]:
@@ -216,7 +206,7 @@ def _points(values: dict[str, Any], where: str) -> tuple[tuple[float, ...], floa
         if key not in ("points", "share"):
             raise UserError(f"{where}: unknown key {key!r}; {nearest(key, ('points', 'share'))}")
     share = given.get("share", 0.1)
-    if not isinstance(share, int | float) or not 0 < share <= 1:
+    if type(share) not in (int, float) or not 0 < share <= 1:
         raise UserError(f"{where}: share must be a number in (0, 1], such as 0.1, found {shown(share)}")
     return _shares(given.get("points", [0.2, 0.4, 0.6, 0.8, 1.0]), f"{where}: points"), float(share)
 
@@ -271,6 +261,8 @@ def _variants(
         here = f"{where}: variants: {name}"
         if not isinstance(name, str) or not name:
             raise UserError(f"{here}: the name of a variant must be a text; put it in quotes")
+        if problem := text_problem(name):
+            raise UserError(f"{where}: variants: the name of one {problem}")
         changes = _mapping({} if changes is None else changes, here, "options of fastbert pretrain")
         for key in changes:
             if reason := (_FIXED | _TAKEN).get(key):

@@ -82,7 +82,7 @@ def write_text(options: BenchDataOptions, path: Path) -> tuple[Path, int]:
     """The first megabytes of the source as a text file that both contestants read, and its documents' bytes."""
     size, most = 0, options.megabytes * 1e6
     with open(path, "w", encoding="utf-8") as file:
-        for document in open_source(options.data, "text", None, False).documents():
+        for document in open_source(options.data, options.column).documents():
             file.write(f"{document}\n\n")
             size += len(document.encode())
             if size >= most:
@@ -91,7 +91,7 @@ def write_text(options: BenchDataOptions, path: Path) -> tuple[Path, int]:
 
 
 def documents_of(path: Path) -> Iterator[str]:
-    return open_source(str(path), "text", None, False).documents()
+    return open_source(str(path)).documents()
 
 
 def prepare_options(options: BenchDataOptions, text: Path, out: Path, tokenizer: str | None) -> PrepareOptions:

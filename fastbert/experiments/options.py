@@ -3,19 +3,25 @@
 Axes are checked value by value through `FinetuneOptions`, so a sweep refuses what `fastbert finetune` would.
 """
 
+import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from fastbert.config import check_choices, choice, from_dict, read_yaml
-from fastbert.errors import UserError, nearest
+from fastbert.config import choice, from_dict, read_yaml, with_underscores
+from fastbert.errors import UserError, brief, nearest
 from fastbert.finetuning.options import FinetuneOptions
 from fastbert.finetuning.tasks import OwnTaskOptions, check_task
 from fastbert.hub.folders import check_model_folder
+from fastbert.ranges import Range, Seed, Workers, check_values, problem_of, text_problem
 
 BACKENDS = ("local", "ray")
+
+MOST_SETTINGS = 10_000  # of a task
+Repeats = Annotated[int, Range(1, 10_000)]
+"""Trainings of the same that differ by their seed."""
 
 # Axis in the YAML -> the option of a job that it gives.
 AXES = {"learning_rates": "learning_rate", "batch_sizes": "batch_size", "epochs": "epochs"}
@@ -47,7 +53,7 @@ class SweepOptions:
 
     out: str | None = None
     """Folder for results.jsonl, report/ and jobs/ (default: runs/<name of the YAML file>)."""
-    workers: int = 1
+    workers: Annotated[int, Range(1, 4096)] = 1
     """Jobs at a time, each a process with the YAML file's threads. Results do not depend on it."""
     backend: str = choice("local", BACKENDS, "back end")
     """local (processes of this machine) or ray."""
@@ -58,9 +64,7 @@ class SweepOptions:
     """Folder of the official GLUE archive, or of Parquet files (default: nyu-mll/glue through `datasets`)."""
 
     def __post_init__(self) -> None:
-        check_choices(self)
-        if self.workers < 1:
-            raise UserError(f"workers must be at least 1, not {self.workers}")
+        check_values(self)
         if self.ray_address is not None and self.backend != "ray":
             raise UserError("a Ray address is given, but the back end is local; add --backend ray or drop the address")
 
@@ -155,7 +159,7 @@ def load_sweep(path: str | Path) -> tuple[Axes, SweepOptions]:
     where = str(path)
     if not isinstance(values, dict):
         raise UserError(f"{where}: expected a mapping with models and tasks, found {shown(values)}")
-    values = {str(key).replace("-", "_"): value for key, value in values.items()}
+    values = with_underscores(values, where)
     flags = {f.name for f in fields(SweepOptions)}
     known = {"models", "tasks", "seeds", "threads", "finetune", *AXES, *flags}
     for key in values:
@@ -164,9 +168,7 @@ def load_sweep(path: str | Path) -> tuple[Axes, SweepOptions]:
             raise UserError(f"{where}: unknown option {key!r}; {_TAKEN.get(key, hint)}")
     options = from_dict(SweepOptions, {key: value for key, value in values.items() if key in flags}, where)
     fixed = read_finetune(values.get("finetune", {}), f"{where}: finetune")
-    threads = values.get("threads", 1)
-    if type(threads) is not int or threads < 1:
-        raise UserError(f"{where}: threads must be a whole number from 1, found {shown(threads)}")
+    threads = read_count(values, "threads", where, Workers)
     common = {axis: read_axis(values[axis], axis, where) for axis in AXES if axis in values}
     axes = Axes(
         models=tuple(_model(entry, where) for entry in read_list(values, "models", where)),
@@ -195,7 +197,8 @@ def read_list(values: dict[str, Any], axis: str, where: str) -> list[Any]:
 
 
 def _model(entry: Any, where: str) -> ModelEntry:
-    if isinstance(entry, str) and entry:
+    if isinstance(entry, str):
+        _strings({"path": entry}, ("path",), f"{where}: models")
         return ModelEntry(Path(entry).resolve().name, entry)
     values = _strings(entry, ("name", "path"), f"{where}: models")
     if "path" not in values:
@@ -209,16 +212,18 @@ def _strings(entry: Any, keys: Iterable[str], where: str) -> dict[str, str]:
         raise UserError(f"{where}: expected a text or a mapping, found {shown(entry)}")
     for key, value in entry.items():
         if key not in keys:
-            raise UserError(f"{where}: unknown key {key!r}; {nearest(key, keys)}")
-        if not isinstance(value, str) or not value:
+            raise UserError(f"{where}: unknown key {brief(key)}; {nearest(key, keys)}")
+        if not isinstance(value, str):
             raise UserError(f"{where}: {key} must be a text, found {shown(value)}")
+        if problem := text_problem(value):
+            raise UserError(f"{where}: {key} {problem}")
     return entry
 
 
 def read_task(entry: Any, common: dict[str, list[Any]], fixed: dict[str, Any], where: str) -> TaskEntry:
     """An entry of tasks with its settings: its own axes win over those of the sweep."""
     where = f"{where}: tasks"
-    if isinstance(entry, str) and entry:
+    if isinstance(entry, str):
         entry = {"task": entry}
     if not isinstance(entry, dict):
         raise UserError(f"{where}: expected a text or a mapping, found {shown(entry)}")
@@ -230,6 +235,8 @@ def read_task(entry: Any, common: dict[str, list[Any]], fixed: dict[str, Any], w
     rest = {key: value for key, value in entry.items() if key not in (*named, *own)}
     overrides = read_finetune(rest, where, ("task", "name", *AXES))
     axes = common | own
+    if (count := math.prod(map(len, axes.values()))) > MOST_SETTINGS:
+        raise UserError(f"{where}: the axes make {count:,} settings, more than {MOST_SETTINGS:,}; give fewer values")
     settings: list[dict[str, Any]] = [{}]
     for axis, values in axes.items():
         settings = [setting | {AXES[axis]: value} for setting in settings for value in values]
@@ -258,16 +265,29 @@ def read_axis(values: Any, axis: str, where: str) -> list[Any]:
     return taken
 
 
+def read_count(values: dict[str, Any], name: str, where: str, kind: Any) -> int:
+    """The whole number from 1 called `name`, 1 if it is left out; `kind` declares how large it may be."""
+    value = values.get(name, 1)
+    if type(value) is not int or value < 1:
+        raise UserError(f"{where}: {name} must be a whole number from 1, found {shown(value)}")
+    if problem := problem_of(value, kind):
+        raise UserError(f"{where}: {name} {problem}")
+    return value
+
+
 def read_seeds(values: Any, where: str) -> tuple[int, ...]:
     where = f"{where}: seeds"
     if type(values) is int:
-        if values < 1:
-            raise UserError(f"{where} must be at least 1, not {values}")
+        if problem := problem_of(values, Repeats):
+            raise UserError(f"{where} {problem}")
         return tuple(range(values))
-    if not isinstance(values, list) or any(type(value) is not int or value < 0 for value in values):
+    if not isinstance(values, list) or any(type(value) is not int for value in values):
         raise UserError(f"{where} must be how many there are, or a list of whole numbers, found {shown(values)}")
     if not values:
         raise UserError(f"{where} is empty; give how many there are, or list them")
+    for value in values:
+        if problem := problem_of(value, Seed):
+            raise UserError(f"{where}: each {problem}")
     refuse_twice(values, where, "")
     return tuple(values)
 
@@ -276,7 +296,7 @@ def read_finetune(values: Any, where: str, more: Iterable[str] = ()) -> dict[str
     """Options for `fastbert finetune` that a sweep leaves free; `more` are further keys, for the hint."""
     if not isinstance(values, dict):
         raise UserError(f"{where}: expected a mapping of options of fastbert finetune, found {shown(values)}")
-    values = {str(key).replace("-", "_"): value for key, value in values.items()}
+    values = with_underscores(values, where)
     known = _finetune_names()
     free = (known - set(_TAKEN) - {"epochs"}) | set(more)
     for key in values:
@@ -306,9 +326,9 @@ def refuse_twice(values: Iterable[Any], where: str, hint: str) -> None:
     seen = set()
     for value in values:
         if value in seen:
-            raise UserError(f"{where}: {value} is there twice{hint}")
+            raise UserError(f"{where}: {brief(value, str)} is there twice{hint}")
         seen.add(value)
 
 
 def shown(value: Any) -> str:
-    return "nothing" if value is None else repr(value)
+    return "nothing" if value is None else brief(value)

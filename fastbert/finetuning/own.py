@@ -1,17 +1,19 @@
 """Custom tasks: what declares one, and rows of its tables, each with the place it came from."""
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fastbert.config import check_choices, choice
+from fastbert.config import choice
 from fastbert.data.columns import Columns
 from fastbert.data.formats import suffixes
 from fastbert.data.parquet import read_class_names
 from fastbert.data.tables import check_table, read_rows
-from fastbert.errors import UserError, brief
+from fastbert.errors import OptionError, UserError, brief
 from fastbert.inputs import open_input
+from fastbert.ranges import check_values
 
 KINDS = ("classes", "number")
 
@@ -48,7 +50,11 @@ class OwnTaskOptions:
     """The order of the two texts means nothing, so that --symmetric may read both."""
 
     def __post_init__(self) -> None:
-        check_choices(self)
+        check_values(self)
+        for name in ("labels", "metrics"):
+            value = getattr(self, name)
+            if value is not None and not all(word.strip() for word in value.split(",")):
+                raise OptionError(self, name, f"must be names with a comma between them, not {brief(value)}")
 
     def check(self) -> None:
         """Sees that the options fit each other; apart from their making, for flags alone need not be a whole task.
@@ -156,8 +162,17 @@ def label_word(row: Row) -> str | None:
         return str(label).lower()
     if isinstance(label, int) or (isinstance(label, float) and label.is_integer()):
         return str(int(label))  # a table with a gap holds its whole numbers as 1.0
+    if isinstance(label, float) and not math.isfinite(label):
+        raise not_a_label(row.where, label)
     hint = "set kind: number, or " if isinstance(label, float) else ""
     raise UserError(f"{row.where}: the label {brief(label)} is no class; {hint}give a word or a whole number")
+
+
+def not_a_label(where: str, label: Any) -> UserError:
+    """The error for NaN and infinities, which no kind of task can learn."""
+    return UserError(
+        f"{where}: the label {brief(label)} is no number that can be learned and no class; fill it in or drop the row"
+    )
 
 
 def learn_labels(rows: Iterable[Row]) -> tuple[str, ...]:
@@ -178,6 +193,8 @@ def learn_labels(rows: Iterable[Row]) -> tuple[str, ...]:
         )
     numbers = [_number(word) for word in found]
     if None not in numbers:
+        if bad := [word for word, number in zip(found, numbers, strict=True) if not math.isfinite(number)]:
+            raise not_a_label(found[bad[0]], bad[0])  # a gap among numbers, not a word
         if all(number.is_integer() for number in numbers):
             return tuple(sorted(found, key=lambda word: (float(word), word)))
         word = next(word for word in found if not float(word).is_integer())

@@ -11,7 +11,15 @@ from fastbert.config import load_yaml
 from fastbert.errors import UserError, brief, choose, nearest
 from fastbert.finetuning.glue import GLUE, GlueSource, plain
 from fastbert.finetuning.metrics import check_metrics
-from fastbert.finetuning.own import OwnSource, OwnTaskOptions, Row, check_own_file, label_word, learn_labels
+from fastbert.finetuning.own import (
+    OwnSource,
+    OwnTaskOptions,
+    Row,
+    check_own_file,
+    label_word,
+    learn_labels,
+    not_a_label,
+)
 from fastbert.finetuning.table import COLUMNS
 from fastbert.lists import paths, words
 
@@ -104,14 +112,20 @@ def _class(row: Row, ids: dict[str, int]) -> int | None:
 
 
 def _number(row: Row) -> float | None:
-    if row.label is None or (isinstance(row.label, str) and not row.label.strip()):
+    label = row.label
+    if label is None or (isinstance(label, str) and not label.strip()):
         return None
     try:
-        number = math.nan if isinstance(row.label, bool) else float(row.label)
-    except (TypeError, ValueError, OverflowError):
-        number = math.nan
+        number = None if isinstance(label, bool) else float(label)
+    except OverflowError:
+        number = math.inf
+    except (TypeError, ValueError):
+        number = None
+    if number is None:
+        hint = ", or set kind: classes" if isinstance(label, str | bool) else ""
+        raise UserError(f"{row.where}: the label {brief(label)} is no number; fix it{hint}")
     if not math.isfinite(number):
-        raise UserError(f"{row.where}: the label {brief(row.label)} is no number; fix it, or set kind: classes")
+        raise not_a_label(row.where, label)
     return number
 
 
@@ -133,6 +147,7 @@ def check_task(name: str, own: OwnTaskOptions) -> None:
     if Path(name).suffix.lower() in (".yaml", ".yml"):
         source = OwnSource(declared(name, own), Path(name).parent)
     elif plain(name) in GLUE:
+        _refuse_own(name, own)
         return
     elif own == OwnTaskOptions():
         raise UserError(f"unknown task {name!r}; {nearest(name, GLUE)}; for an own task give a YAML file or flags")
@@ -140,6 +155,12 @@ def check_task(name: str, own: OwnTaskOptions) -> None:
         source = OwnSource(own)
     for path in source.paths.values():
         check_own_file(path)
+
+
+def _refuse_own(name: str, own: OwnTaskOptions | None) -> None:
+    """Raises a UserError if options of a custom task are given for the GLUE task `name`."""
+    if chosen := given_in(own):
+        raise UserError(f"{name} is a GLUE task and takes no {', '.join(chosen)}; give the own task another name")
 
 
 def declared(path: str, own: OwnTaskOptions) -> OwnTaskOptions:
@@ -174,10 +195,7 @@ def open_task(
         path = Path(name_or_yaml)
         return _own_task(declared(path, own), path.stem, path.parent)
     if plain(name_or_yaml) in GLUE:
-        if chosen:
-            raise UserError(
-                f"{name_or_yaml} is a GLUE task and takes no {', '.join(chosen)}; give the own task another name"
-            )
+        _refuse_own(name_or_yaml, own)
         return _glue_task(plain(name_or_yaml), glue_dir, glue_subset)
     if not chosen:
         raise UserError(

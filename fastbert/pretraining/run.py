@@ -18,6 +18,7 @@ from fastbert.files import LOCK, atomic_file, atomic_folder, contents, disk_erro
 from fastbert.model.options import EncoderOptions
 from fastbert.outputs import check_output_folder
 from fastbert.pretraining.options import OF_ONE_CALL, PretrainOptions
+from fastbert.ranges import text_problem
 from fastbert.records import read_json, write_json
 from fastbert.training.checkpoints import checkpoint_paths, read_state
 
@@ -155,6 +156,8 @@ def stored_options(out: str | None) -> PretrainOptions:
     """
     if out is None:
         raise UserError("--resume needs the run's folder: --resume runs/x, or --out runs/x --resume")
+    if problem := text_problem(out):
+        raise UserError(f"--out {problem}")
     run = RunFolder(Path(out))
     if run.path.is_dir() and run.is_half_made():
         raise UserError(

@@ -97,6 +97,17 @@ def setup_machine(options: MachineOptions, device: torch.device) -> None:
         libc.mallopt(m_trim_threshold, -1)  # -1: never trim
 
 
+def total_memory(device: torch.device) -> int:
+    """Bytes that `device` has; of a CPU less where a control group has a limit."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[1]
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limit = Path("/sys/fs/cgroup/memory.max")
+    if limit.is_file() and (most := limit.read_text().strip()) != "max":
+        total = min(total, int(most))
+    return total
+
+
 def available_memory(device: torch.device) -> int:
     """Bytes that can still be had on `device`: what the kernel says, or less where a control group has a limit."""
     if device.type == "cuda":

@@ -291,3 +291,17 @@ def test_every_file_is_looked_at_before_work(tmp_path: Path) -> None:
     ):
         with pytest.raises(UserError, match=message):
             check_task("mine", OwnTaskOptions(train=train, test=str(test)))
+
+
+@pytest.mark.parametrize("label", ["NaN", "Infinity", "-Infinity", "1e999"])
+@pytest.mark.parametrize("kind", ["classes", "number"])
+@pytest.mark.parametrize("suffix", ["jsonl", "csv"])
+def test_a_label_that_is_not_finite_is_never_sent_to_the_other_kind(tmp_path, label, kind, suffix) -> None:
+    path = tmp_path / f"t.{suffix}"
+    line = '{{"text": "a", "label": {}}}\n' if suffix == "jsonl" else "a,{}\n"
+    path.write_text("text,label\n" * (suffix == "csv") + "".join(map(line.format, ("1", "0", label))))
+    options = OwnTaskOptions(train=str(path), dev=str(path), kind=kind)
+    with pytest.raises(
+        UserError, match=rf"t\.{suffix}, line \d: the label .* is no number that can be learned and no class"
+    ):
+        open_task("t", own=options).examples("train")
