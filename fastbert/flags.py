@@ -22,6 +22,7 @@ from fastbert.errors import UserError, brief, closest
 
 Options = TypeVar("Options")
 
+TAKES_YAML = ("pretrain", "finetune", "sweep", "ablate")  # jobs whose options may stand in a file
 NEAR = 0.7  # likeness of a flag that may be meant: with many flags there is always one that is somewhat alike
 
 
@@ -245,7 +246,7 @@ class _Help(argparse.HelpFormatter):
 def _parser(cls: type, flags: Sequence[Flag], job: str, default: Any) -> argparse.ArgumentParser:
     parser = _Parser(
         f"fastbert {job}",
-        f"fastbert {job} [options]",
+        f"fastbert {job} {'[FILE.yaml] ' if job in TAKES_YAML else ''}[options]",
         description=cls.__doc__,
         formatter_class=_Help,
         allow_abbrev=False,
