@@ -118,5 +118,5 @@ CASES = [
     (tokenizer("blank"), "vocabulary blank/vocab.txt: line 10 is blank, as line 9 is"),
     (tokenizer("zero"), "vocabulary zero/vocab.txt is binary, not text: a zero byte in line 9"),
     (tokenizer("json"), "iconv -f UTF-16 -t UTF-8 json/tokenizer.json > json/tokenizer.utf8.json"),
-    (f"{prepare('good.txt')} --strip-accents maybe", "--strip-accents: must be true or false, not 'maybe'"),
+    (f"{prepare('good.txt')} --strip-accents maybe", "--strip-accents must be true or false, not 'maybe'"),
 ]
