@@ -11,7 +11,6 @@ from functools import cached_property
 # Typographic characters of every language. A character between two letters is a letter or one of JOINING.
 FREQUENT = "’“”‘„–…«»—\u00a0"
 COMMON = "°·§€•©®™‚›‹×½²³µ±¡¿†‰£¼¾"
-OPENING = "¿¡„‘"  # never at the end of a word
 WORDS = "àáèéêíóôöåÀÁÈÉÍÓÖÅавиксуояэАВИКСУОЯіїєүήηο"  # words of one letter
 JOINING = "’·\u00a0\u00ad"
 SHARE = 0.9  # of the letters outside ASCII, those of the list

@@ -20,7 +20,6 @@ from fastbert.alphabets import (
     BROKEN,
     ENCODINGS,
     JOINING,
-    OPENING,
     RARE,
     SYMBOL,
     UTF8,
@@ -227,19 +226,13 @@ def _likelihood(before: str, character: str, after: str, language: Language, enc
     if not _is_letter(character):
         if follows and precedes and character not in JOINING:
             likelihood *= 0.01
-        if (follows and character in OPENING) or (precedes and not follows and character == "’"):
-            likelihood *= 0.05
         return likelihood
     foreign = (before in ASCII_LETTERS) + (after in ASCII_LETTERS)
     if not follows and not precedes and not language.each:
         return likelihood * (0.05 if character in WORDS else 0.005)
     if character.isupper() and before.islower():
         likelihood *= 0.01
-    if character.islower() and after.isupper():
-        likelihood *= 0.05
-    if not language.latin:
-        return likelihood * 0.05**foreign
-    return likelihood * 0.3 ** (2 - foreign)
+    return likelihood if language.latin else likelihood * 0.05**foreign
 
 
 def _is_letter(character: str) -> bool:

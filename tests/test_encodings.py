@@ -25,6 +25,7 @@ ASCII = "plain words of English come first\n"
 
 ENCODED = [
     *[(text, "cp1252") for text in (GERMAN, FRENCH, "Größe\n", "a café", "naïve\n", "It’s a “quote” – 5 €\n")],
+    *[(text, "cp1252") for text in ("Vai à praia com os amigos\n", "Roma è bella, e la notte è lunga ma è calda\n")],
     *[("Die Mütter essen Käse\n", name) for name in ("latin-1", "mac_roman", "cp850")],
     ("Der Preis ist 5 € für Œuvre und cœur\n", "iso8859-15"),
     *[(text, name) for text in (POLISH, CZECH) for name in ("cp1250", "iso8859-2")],
@@ -35,6 +36,8 @@ ENCODED = [
     (KATAKANA, "cp932"),
     *[(CHINESE, name) for name in ("gb18030", "gbk", "gb2312")],
     *[(TAIWANESE, name) for name in ("big5", "cp950")],
+    *[(text, "big5") for text in ("三月", "瑞典語", "歷史")],
+    ("Найти", "cp1251"),
     *[(KOREAN, name) for name in ("euc_kr", "cp949")],
     ("Türkçe bir cümle yazıyorum, şu ağaç güzel\n", "cp1254"),
     ("שלום לכולם, זה משפט בעברית\n", "cp1255"),
