@@ -48,13 +48,13 @@ def check(out: Path, end: float) -> list[dict]:
             said.unlink(missing_ok=True)
             command = [sys.executable, ROOT / "tests" / "kernels" / name, *([group] if group else [])]
             failed = run(command, min(120.0, end - time.monotonic()), said)
-            found = [json.loads(line) for line in said.read_text().splitlines() if line.startswith("{")]
+            found = [json.loads(line) for line in said.read_text(encoding="utf-8").splitlines() if line.startswith("{")]
             over = [row["case"] for row in found if wrong(row)]
             rows.append(
                 {"cases": f"{name} {group}".strip(), "count": len(found), "over the bound": over, "failed": failed}
             )
             if failed:
-                (out / "failed.txt").open("a").write(said.read_text())
+                (out / "failed.txt").open("a").write(said.read_text(encoding="utf-8"))
             print(json.dumps(rows[-1], allow_nan=False), flush=True)
             (out / "cases.json").write_text(json.dumps(rows, indent=1, allow_nan=False))
     return rows
@@ -85,7 +85,7 @@ def main() -> int:
         command += ["--seconds", f"{share * left:.0f}", *(["--commit", args.commit] if args.commit else [])]
         command += ["--toy", "--rounds", "2"] if args.toy else []
         tuned = args.out / "attention-tune.json"
-        if step == "attention" and tuned.is_file() and "best" in tuned.read_text():
+        if step == "attention" and tuned.is_file() and "best" in tuned.read_text(encoding="utf-8"):
             command += ["--tiles", tuned]
         failed = run(command, min(share * left + 40, end - time.monotonic()), args.out / f"{step}.txt")
         if failed:

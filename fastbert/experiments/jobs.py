@@ -210,8 +210,10 @@ def _signal(number: int) -> str:
 
 
 def tail(path: Path) -> list[str]:
-    """The last lines of a log; none if there is no log."""
+    """The last lines of a log; none if there is no log, or why it cannot be read."""
     try:
         return path.read_text(encoding="utf-8", errors="replace").splitlines()[-TAIL:]
     except FileNotFoundError:
         return []
+    except OSError as error:
+        return [f"({path} cannot be read: {error.strerror})"]

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from fastbert.data.sources import BOM, MAGIC
 from fastbert.errors import UserError, choose, nearest
+from fastbert.inputs import open_input, raise_refusal
 
 KINDS = ("classes", "number")
 
@@ -175,7 +176,7 @@ def text_lines(path: Path) -> Iterator[tuple[int, str]]:
         UserError: the file is missing, a folder, binary, or not UTF-8.
     """
     number = 0
-    with _opened(path) as file:
+    with open_input(path) as file:
         for raw in file:
             if number == 0:
                 kind = next((kind for magic, kind in MAGIC.items() if raw.startswith(magic)), None)
@@ -194,19 +195,6 @@ def text_lines(path: Path) -> Iterator[tuple[int, str]]:
             for piece in line.removesuffix("\n").removesuffix("\r").split("\r"):
                 number += 1
                 yield number, piece
-
-
-def _opened(path: Path) -> Any:
-    try:
-        return open(path, "rb")
-    except FileNotFoundError:
-        beside = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
-        hint = f"; in its folder, {nearest(path.name, beside)}" if 0 < len(beside) < 20 else ""
-        raise UserError(f"{path} does not exist{hint}; check the path") from None
-    except IsADirectoryError:
-        raise UserError(f"{path} is a folder; name a file") from None
-    except PermissionError:
-        raise UserError(f"no permission to read {path}; change its permissions or give another file") from None
 
 
 def tsv_fields(path: Path) -> Iterator[tuple[int, list[str]]]:
@@ -306,11 +294,12 @@ def read_parquet(path: Path, wanted: Sequence[str], optional: str | None) -> Ite
     import pyarrow
     import pyarrow.parquet
 
-    with _opened(path) as file:
+    with open_input(path) as file:
         try:
             table = pyarrow.parquet.ParquetFile(file)
             yield from column_rows(path, table.schema_arrow.names, table.iter_batches(), wanted, optional)
         except (pyarrow.ArrowException, OSError) as error:
+            raise_refusal(error, path)
             raise UserError(f"{path} is damaged or no Parquet file ({error}); fetch it again") from None
 
 

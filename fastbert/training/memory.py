@@ -47,7 +47,7 @@ class PeakMemory:
 def _resident(field: str) -> int:
     """VmRSS or VmHWM of this process in bytes; elsewhere than on Linux its peak so far for both."""
     if sys.platform == "linux":
-        for line in Path("/proc/self/status").read_text().splitlines():
+        for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
             if line.startswith(f"{field}:"):
                 return 1024 * int(line.split()[1])
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -168,7 +168,7 @@ def kept(device_name: str) -> dict[str, dict[str, list[int]]] | None:
     if not path.is_file():
         return None
     try:
-        stored = json.loads(path.read_text())
+        stored = json.loads(path.read_text(encoding="utf-8"))
         return stored["kernels"] if stored["triton"] == _triton() else None
     except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is damaged ({error}); delete it or tune again") from None

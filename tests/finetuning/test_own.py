@@ -122,7 +122,7 @@ def test_yaml_and_flags_declare_a_task(tmp_path: Path) -> None:
         ({}, "an own task needs files"),
         ({"train": "nowhere.jsonl"}, "nowhere.jsonl does not exist"),
         ({"train": "t.txt"}, r"t\.txt: the suffix says what is in a file; give one of .jsonl, .csv, .tsv, .parquet"),
-        ({"train": "folder.csv"}, "folder.csv is a folder; name a file"),
+        ({"train": "folder.csv"}, "folder.csv is a folder; give a file"),
         ({"text": "x", "label": "x"}, "text and label are both the column 'x'"),
         ({"pair": "text"}, "text and pair are both the column 'text'"),
         ({"pair": "label"}, "pair and label are both the column 'label'"),

@@ -18,6 +18,7 @@ from fastbert.data.sources import source
 from fastbert.data.sources.parquet import check_parquet, read_parquet
 from fastbert.data.sources.source import Source
 from fastbert.errors import UserError, nearest
+from fastbert.inputs import open_input, raise_refusal
 
 LONGEST_JSON_LINE = 2**28  # bytes
 BOM = b"\xef\xbb\xbf"
@@ -41,11 +42,7 @@ def open_files(spec: str, column: str, hint: str) -> tuple[Source, list[Path]]:
     """
     paths = find_files(spec, hint)
     for path in paths:
-        try:
-            with open(path, "rb"):
-                pass
-        except PermissionError:
-            raise UserError(f"no permission to read {path}; change its permissions or give another file") from None
+        open_input(path).close()
         if is_parquet(path):
             check_parquet(path, column)
     sizes = [path.stat().st_size for path in paths]
@@ -110,7 +107,7 @@ def read_stream(path: Path, column: str) -> Iterator[tuple[int, str]]:
     kind, compression = suffixes(path)
     if kind == ".parquet":
         raise UserError(f"{path}: Parquet cannot be read through {compression} and is compressed inside; unpack it")
-    with open(path, "rb") as raw, _decompressed(raw, path) as stream:
+    with open_input(path) as raw, _decompressed(raw, path) as stream:
         for text in READERS.get(kind, read_text)(stream, path, column):
             yield raw.tell(), text
 
@@ -215,6 +212,7 @@ def _decompressed(raw: IO[bytes], path: Path) -> Iterator[IO[bytes]]:
         else:
             yield raw
     except (EOFError, OSError, zlib.error, lzma.LZMAError) as error:
+        raise_refusal(error, path)
         if not compression:
             raise UserError(f"{path} cannot be read: {error}") from error
         raise UserError(f"{path} is cut off, damaged or no {compression} file ({error}); fetch it again") from error

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fastbert.errors import UserError, nearest
+from fastbert.inputs import raise_refusal
 
 if TYPE_CHECKING:
     import pyarrow
@@ -105,5 +106,6 @@ def _damage(path: Path) -> Iterator[None]:
     try:
         yield
     except (pyarrow.ArrowException, OSError) as error:
+        raise_refusal(error, path)
         said = " ".join(str(error).split())
         raise UserError(f"{path} is cut off, damaged or no Parquet file ({said}); fetch it again") from error
