@@ -16,7 +16,7 @@ SAVE_MEMORY = (
     "sequences or a smaller model"
 )
 _SHORT_WRITE = re.compile(r"\d+ requested and \d+ written")  # numpy's words, without an error number
-_NO_MEMORY = re.compile(r"(can't|cannot|failed to|unable to) allocate|out of memory|bad[_ ]alloc", re.IGNORECASE)
+NO_MEMORY = re.compile(r"(can't|cannot|failed to|unable to) allocate|out of memory|bad[_ ]alloc", re.IGNORECASE)
 _DISK_FULL = "free some space or choose another folder"
 _CHECK_DISK = "check its disk, or choose another folder"
 REASONS: dict[int, tuple[str, str]] = {
@@ -57,7 +57,7 @@ def out_of_memory(error: BaseException) -> bool:
     """Whether the machine or its GPU has too little memory, which Python, PyTorch and C++ report in several ways."""
     if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
         return True
-    return isinstance(error, RuntimeError) and _NO_MEMORY.search(str(error)) is not None
+    return isinstance(error, RuntimeError) and NO_MEMORY.search(str(error)) is not None
 
 
 def user_error(error: BaseException) -> UserError | None:

@@ -29,7 +29,7 @@ def check_ray(address: str | None) -> None:
     """Raises a UserError if Ray is not installed, or nothing that could be Ray answers at `address`."""
     if importlib.util.find_spec("ray") is None:
         raise UserError(
-            "--backend ray needs Ray, which is not installed: pip install 'fastbert[ray]', or use --backend local"
+            "--backend ray needs Ray, which is not installed: pip install 'ray>=2.50', or use --backend local"
         )
     if address is not None:
         check_answers(address)

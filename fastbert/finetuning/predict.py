@@ -12,10 +12,13 @@ from fastbert.config import MACHINE
 from fastbert.data.tokenizer import WordPiece
 from fastbert.errors import UserError, choose
 from fastbert.finetuning.batches import Encoded, encode, reading_order
+from fastbert.finetuning.glue import check_glue_folder
 from fastbert.finetuning.metrics import check_scorable, compute
 from fastbert.finetuning.model import Classifier, TaskRecord, load_classifier, scores
 from fastbert.finetuning.own import OwnSource, OwnTaskOptions
 from fastbert.finetuning.tasks import Example, Task, open_task
+from fastbert.hub.load import check_model_folder
+from fastbert.inputs import open_input
 from fastbert.outputs import check_output_file, is_standard_output, output_file
 from fastbert.records import json_text
 from fastbert.training.hardware import MachineOptions, autocast, resolve_device, resolve_precision, setup_machine
@@ -93,12 +96,16 @@ def predict(options: PredictOptions) -> dict[str, Any]:
         UserError: no such model, task or text; a task with other labels than the model's; a pair that is missing;
             scores that are not finite.
     """
+    check_model_folder(options.model)
+    check_glue_folder(options.glue_dir)
+    if options.source is not None:
+        open_input(options.source).close()
+    check_output_file(options.out)
     device = resolve_device(options.machine.device)
     precision, warning = resolve_precision(options.machine.precision, device)
     if warning:
         say(warning)
     setup_machine(options.machine, device)
-    check_output_file(options.out)
     tuned = load_classifier(options.model, options.machine.kernels)
     record = tuned.record
     task = None

@@ -6,12 +6,13 @@ from pathlib import Path
 
 from fastbert.config import MACHINE
 from fastbert.errors import UserError, choose
-from fastbert.finetuning.glue import GLUE, GlueSource
+from fastbert.finetuning.glue import GLUE, GlueSource, check_glue_folder
 from fastbert.finetuning.model import FineTuned, load_classifier
 from fastbert.finetuning.predict import BATCH, answer, check_finite, check_fits, encode_inputs, predict_scores
 from fastbert.finetuning.results import best_seed, read_results, tuned_folder
 from fastbert.finetuning.submission import FILES, validate, write_submission
 from fastbert.finetuning.tasks import open_task
+from fastbert.hub.load import check_model_folder
 from fastbert.outputs import check_output_file, is_standard_output
 from fastbert.training.hardware import MachineOptions, resolve_device, resolve_precision, setup_machine
 from fastbert.training.logbook import say
@@ -66,13 +67,17 @@ def submit(options: SubmitOptions) -> None:
         return
     if options.out is None:
         raise UserError("--out is missing: the zip file to write, such as glue.zip")
+    models = chosen_models(options)
+    for folder in models.values():
+        check_model_folder(folder)
+    check_glue_folder(options.glue_dir)
     check_output_file(options.out)
     device = resolve_device(options.machine.device)
     precision, warning = resolve_precision(options.machine.precision, device)
     if warning:
         say(warning)
     setup_machine(options.machine, device)
-    parts = plan(options)
+    parts = plan(options, models)
     predictions: dict[str, dict[str, list]] = {}
     for folder in dict.fromkeys(part.model for part in parts if part.model is not None):
         tuned = load_classifier(folder, options.machine.kernels)
@@ -92,13 +97,12 @@ def submit(options: SubmitOptions) -> None:
     tell("\n".join(lines))
 
 
-def plan(options: SubmitOptions) -> list[Part]:
+def plan(options: SubmitOptions, models: dict[str, Path]) -> list[Part]:
     """What each file will hold, after every model's record and every test split has been looked at.
 
     Raises:
         UserError: see `submit`.
     """
-    models = chosen_models(options)
     if not models:
         raise UserError("give models with --models task=folder or --results, or an archive to look at with --check")
     for name, folder in models.items():

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from fastbert.hub.export import export_model
-from fastbert.hub.load import load_pretrained
+from fastbert.hub.export import check_out, export_model
+from fastbert.hub.load import check_model_folder, load_pretrained
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,8 @@ def export(options: ExportOptions) -> None:
     Raises:
         UserError: see `load_pretrained` and `export_model`.
     """
+    check_model_folder(options.run)
+    check_out(Path(options.out))
     pretrained = load_pretrained(options.run)
     card = {"weights": pretrained.source, **pretrained.facts}
     export_model(pretrained.config, pretrained.weights, pretrained.tokenizer, Path(options.out), card=card)

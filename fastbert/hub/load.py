@@ -97,9 +97,7 @@ def load_pretrained(path: str | Path) -> Pretrained:
         UserError: the folder does not exist or is none of these; its configuration is not one fastbert can express; a
             file is missing or damaged; weights are missing or do not fit; its tokenizer is unusable or was exchanged.
     """
-    folder = Path(path)
-    if not folder.is_dir():
-        raise UserError(_no_folder(folder))
+    folder = check_model_folder(path)
     if (folder / "config.json").is_file():
         return _from_hub(folder)
     if (checkpoint := find_checkpoint(folder)) is not None:
@@ -108,6 +106,18 @@ def load_pretrained(path: str | Path) -> Pretrained:
         f"{folder} holds no model: looked for config.json (a Hugging Face BERT or an export of fastbert's), "
         "checkpoints/ (a run) and state.json with manifest.json (a checkpoint of a run)"
     )
+
+
+def check_model_folder(path: str | Path) -> Path:
+    """`path`; cheap, so that what comes first in a command is refused first.
+
+    Raises:
+        UserError: it is no folder.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        raise UserError(_no_folder(folder))
+    return folder
 
 
 def find_checkpoint(folder: Path) -> Checkpoint | None:

@@ -16,10 +16,10 @@ from fastbert.config import MACHINE, from_dict, load_yaml
 from fastbert.data.batches import InMemory, Rows, validation_batches
 from fastbert.data.encoding import MUCH_UNKNOWN, Encoder
 from fastbert.data.shards import unigram_entropy
-from fastbert.data.sources import open_source
+from fastbert.data.sources import check_source, open_source
 from fastbert.data.tokenizer import WordPiece
 from fastbert.errors import UserError
-from fastbert.hub.load import Pretrained, find_checkpoint, load_pretrained, tokenizer_of
+from fastbert.hub.load import Pretrained, check_model_folder, find_checkpoint, load_pretrained, tokenizer_of
 from fastbert.objectives import OBJECTIVES
 from fastbert.objectives.mlm import MLM, MLMOptions
 from fastbert.pretraining.evaluation import evaluate
@@ -67,6 +67,8 @@ def evaluate_text(options: EvaluateOptions) -> dict[str, Any]:
         UserError: no such model or text, a model without an MLM head, too little text, sequences over its positions,
             no token that could be masked.
     """
+    check_model_folder(options.model)
+    check_source(options.source)
     device = resolve_device(options.machine.device)
     precision, _ = resolve_precision(options.machine.precision, device)
     setup_machine(options.machine, device)

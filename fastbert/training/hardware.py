@@ -20,6 +20,7 @@ from pathlib import Path
 import torch
 from fastbert_kernels.backend import TRITON
 
+from fastbert import __version__
 from fastbert.errors import UserError, choose
 
 
@@ -147,8 +148,8 @@ def available_memory(device: torch.device) -> int:
 
 def describe_machine() -> dict[str, object]:
     """What a result depends on besides the options, for manifest.json: commit, versions, hardware. Values are JSON."""
-    versions = {"python": platform.python_version()}
-    for package in ("fastbert", "torch", "transformers", "tokenizers", "numpy"):
+    versions = {"python": platform.python_version(), "fastbert": __version__}
+    for package in ("torch", "transformers", "tokenizers", "numpy"):
         try:
             versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
