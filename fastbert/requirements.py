@@ -1,6 +1,5 @@
 """What fastbert needs of the machine before a job starts: packages that are not too old, and a process of its own."""
 
-import importlib.metadata
 import re
 from collections.abc import Mapping
 
@@ -17,6 +16,8 @@ _LAUNCHERS = (  # what they set in each process: the number of processes
 
 def check_requirements() -> None:
     """Raises a UserError if a package is too old. One without metadata (a build from source) is taken as it is."""
+    import importlib.metadata  # not for a help screen
+
     for package, oldest in OLDEST.items():
         try:
             found = importlib.metadata.version(package)

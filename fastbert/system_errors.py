@@ -8,6 +8,9 @@ a sweep. Everything else is an internal error and keeps its traceback.
 import errno
 import os
 import re
+import resource
+import sys
+import traceback
 
 from fastbert.errors import UserError, brief
 
@@ -49,7 +52,8 @@ REASONS: dict[int, tuple[str, str]] = {
 def reason(error: OSError) -> tuple[str, str] | None:
     """What is wrong and how to fix it; None where it may be an internal error."""
     if error.errno is None and _SHORT_WRITE.search(str(error)):
-        return REASONS[errno.ENOSPC]
+        limited = resource.getrlimit(resource.RLIMIT_FSIZE)[0] != resource.RLIM_INFINITY
+        return REASONS[errno.EFBIG if limited else errno.ENOSPC]
     return REASONS.get(error.errno)
 
 
@@ -87,10 +91,10 @@ def user_error(error: BaseException) -> UserError | None:
 def _broken_package(error: BaseException) -> str | None:
     """The package that could not be imported, or whose import failed; None if that is fastbert's own."""
     name = getattr(error, "name", None)
-    if not name:  # a library that does not load: the module that asked for it
-        frame = error.__traceback__
-        while frame is not None and frame.tb_next is not None:
-            frame = frame.tb_next
-        name = frame.tb_frame.f_globals.get("__name__") if frame is not None else None
+    if not name:  # a library that does not load: the package that asked for it
+        for frame, _ in traceback.walk_tb(error.__traceback__):
+            module = frame.f_globals.get("__name__", "")
+            if module.split(".")[0] not in sys.stdlib_module_names:
+                name = module
     package = (name or "").split(".")[0]
     return None if package in ("", "__main__", "fastbert", "fastbert_kernels") else package

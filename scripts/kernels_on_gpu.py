@@ -29,7 +29,7 @@ SHARES = {"tune": 0.3, "attention": 0.45, "vocabulary": 0.1}
 def run(command: list[str | Path], seconds: float, log: Path) -> str:
     """Runs a step; "" if it ended well, else how it ended. What it said goes to `log`."""
     environment = {**os.environ, "PYTHONPATH": f"{ROOT / 'kernels'}:{os.environ.get('PYTHONPATH', '')}"}
-    with log.open("a") as file:
+    with log.open("a", encoding="utf-8") as file:
         file.write(f"$ {' '.join(map(str, command))}\n")
         file.flush()
         try:
@@ -54,9 +54,9 @@ def check(out: Path, end: float) -> list[dict]:
                 {"cases": f"{name} {group}".strip(), "count": len(found), "over the bound": over, "failed": failed}
             )
             if failed:
-                (out / "failed.txt").open("a").write(said.read_text(encoding="utf-8"))
+                (out / "failed.txt").open("a", encoding="utf-8").write(said.read_text(encoding="utf-8"))
             print(json.dumps(rows[-1], allow_nan=False), flush=True)
-            (out / "cases.json").write_text(json.dumps(rows, indent=1, allow_nan=False))
+            (out / "cases.json").write_text(json.dumps(rows, indent=1, allow_nan=False), encoding="utf-8")
     return rows
 
 

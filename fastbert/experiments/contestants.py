@@ -119,7 +119,8 @@ class Runner:
 
 def _serve(contestant: Contestant, pipe: Connection) -> None:
     """Answers questions until the other end is closed; what is said meanwhile goes nowhere."""
-    sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (the process ends with it; faults go through the pipe)
+    # Until the process ends; errors go through the pipe.
+    sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     try:
         with tempfile.TemporaryDirectory(prefix="fastbert-bench-") as folder:
             setup = (_bare_setup if contestant.peer else prepare_setup)(contestant.options)

@@ -29,7 +29,8 @@ class PeakMemory:
         if platform.libc_ver()[0] == "glibc":
             ctypes.CDLL(None).malloc_trim(0)
         with suppress(OSError):  # no such file, or not allowed
-            Path("/proc/self/clear_refs").write_text("5")  # proc(5): VmHWM becomes the resident memory of now
+            # proc(5): VmHWM becomes the resident memory of now
+            Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
         self._before = _resident("VmRSS")
 
     def growth(self) -> int:

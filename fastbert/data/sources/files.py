@@ -8,6 +8,7 @@ import gzip
 import io
 import json
 import lzma
+import os
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -70,7 +71,7 @@ def find_files(spec: str, hint: str) -> list[Path]:
     path = Path(spec)
     if path.is_dir():
         return _in_folder(path)
-    if path.exists():
+    if os.path.lexists(path):  # a link that leads nowhere is reported where it is opened
         return [path]
     if glob.has_magic(spec):
         found = [path for path in map(Path, sorted(glob.glob(spec, recursive=True))) if path.is_file()]

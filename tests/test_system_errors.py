@@ -1,0 +1,437 @@
+"""What the operating system, memory and broken installations refuse: user errors with the right name and remedy, and
+nothing that is there is taken for damaged because of it."""
+
+import errno
+import fcntl
+import os
+import re
+import resource
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+
+from fastbert import cli
+from fastbert.data.integrity import hash_of, npy_header
+from fastbert.data.partial import Partial, partial_folder
+from fastbert.data.shards import map_array
+from fastbert.data.sources import open_source
+from fastbert.errors import UserError
+from fastbert.experiments.contestants import Contestant, Runner
+from fastbert.experiments.jobs import run_job
+from fastbert.experiments.sweep import read_results
+from fastbert.files import atomic_file, disk_errors, locked_folder
+from fastbert.finetuning.own import read_parquet, text_lines
+from fastbert.hub.load import _tensors
+from fastbert.inputs import UnreadableError, input_errors, open_input, read_text_input
+from fastbert.pretraining.run import RunFolder
+from fastbert.requirements import OLDEST, check_requirements, refuse_several_processes
+from fastbert.system_errors import user_error
+from fastbert.training.checkpoints import Checkpointer, read_newest
+from fastbert.training.logbook import read_metrics
+from fastbert.training.tensors import read_metadata, read_tensors
+from tests.processes import in_child
+
+ROOT = Path(__file__).parents[1]
+REFUSALS = {
+    "ENOSPC": "the disk is full",
+    "EDQUOT": "quota",
+    "EFBIG": "ulimit -f",
+    "EROFS": "read-only",
+    "EACCES": "no permission",
+    "EPERM": "no permission",
+    "EMFILE": "ulimit -n",
+    "ENFILE": "too many files are open on this machine",
+    "ELOOP": "link",
+    "ENAMETOOLONG": "too long",
+    "EBUSY": "in use",
+    "ETXTBSY": "a program that runs",
+    "EIO": "disk",
+    "ESTALE": "network file system",
+    "ETIMEDOUT": "network file system",
+}
+
+
+def raised(number: int) -> OSError:
+    return OSError(number, os.strerror(number), "some/file")
+
+
+@pytest.mark.parametrize(("name", "message"), REFUSALS.items())
+def test_refusals_are_user_errors(name: str, message: str) -> None:
+    error = raised(getattr(errno, name))
+    found = str(user_error(error))
+    assert message in found and "some/file" in found and "; " in found
+    with (
+        pytest.raises(UserError, match=f"(?s)(the/output.*{message}|{message}.*the/output)"),
+        disk_errors("the/output"),
+    ):
+        raise error
+    with pytest.raises(UserError, match="the/input") as reading, input_errors("the/input"):
+        raise error
+    assert isinstance(reading.value, UnreadableError) == (name not in ("ELOOP", "ENAMETOOLONG", "EIO"))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [raised(errno.ENOENT), raised(errno.EINVAL), BrokenPipeError(errno.EPIPE, "x"), ValueError("out of memory"),
+     RuntimeError("shape"), ImportError("no", name="fastbert.nothing"), OSError("odd")],
+)  # fmt: skip
+def test_internal_errors_are_none(error: Exception) -> None:
+    assert user_error(error) is None
+
+
+def throw(error: Exception) -> None:
+    raise error
+
+
+def too_much() -> Iterator[Callable[[], object]]:
+    yield lambda: np.ones(2**50)
+    yield lambda: torch.ones(2**50)
+    yield lambda: bytearray(2**62)
+    yield partial(throw, raised(errno.ENOMEM))
+    yield partial(throw, torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nMore"))
+
+
+@pytest.mark.parametrize("allocate", list(too_much()))
+def test_too_little_memory(allocate: Callable[[], object], monkeypatch, capsys) -> None:
+    monkeypatch.setitem(cli.JOBS, "pretrain", (lambda _: allocate(), ""))
+    assert cli.main(["pretrain"]) == 2
+    printed = capsys.readouterr().err
+    assert printed.startswith("error: out of memory") and "--machine.micro-batch-size" in printed
+    assert printed.count("\n") == 1
+
+
+def test_the_command_line_prints_refusals_and_raises_the_rest(monkeypatch, capsys) -> None:
+    def job(error: Exception) -> int:
+        def run(_: list[str]) -> int:
+            raise error
+
+        monkeypatch.setitem(cli.JOBS, "pretrain", (run, ""))
+        return cli.main(["pretrain"])
+
+    assert job(raised(errno.EACCES)) == 2
+    assert capsys.readouterr().err == "error: no permission: some/file; change the permissions, or give another path\n"
+    assert job(ModuleNotFoundError("No module named 'rich'", name="rich")) == 2
+    assert "the package rich cannot be imported" in capsys.readouterr().err
+    assert job(OSError("30 requested and 12 written")) == 2
+    assert "the disk is full" in capsys.readouterr().err
+    assert job(RuntimeError("can't start new thread")) == 2
+    assert "ulimit -u" in capsys.readouterr().err
+    for error in (FileNotFoundError(2, "x", "y"), BrokenPipeError(32, "x"), ImportError("x", name="fastbert.cli")):
+        with pytest.raises(type(error)):
+            job(error)
+
+
+def test_a_library_that_does_not_load() -> None:
+    """torch loads CUDA's by ctypes, and their absence has no error number."""
+    code = "import ctypes; ctypes.CDLL('libnothing.so.9')"
+    namespace = {"__name__": "torch._load"}
+    with pytest.raises(OSError, match=r"libnothing\.so\.9") as found:
+        exec(code, namespace)
+    assert str(user_error(found.value)).startswith("the package torch cannot be imported (libnothing.so.9")
+
+
+# --- files without permission
+
+
+def as_nobody(action: Callable[[], object]) -> int:
+    """The exit code of `action` in a process that may read nothing of this one's."""
+    return in_child(action, (lambda: os.setuid(65534)) if os.getuid() == 0 else lambda: None)
+
+
+def test_files_that_may_not_be_read(tmp_path) -> None:
+    import pyarrow.parquet
+
+    (tmp_path / "open").mkdir()
+    folder = tmp_path / "open"
+    for above in (folder, *folder.parents[:3]):
+        above.chmod(0o755)
+    safetensors.torch.save_file({"a": torch.ones(2)}, folder / "model.safetensors")
+    torch.save({"a": torch.ones(2)}, folder / "pytorch_model.bin")
+    (folder / "numbers.npy").write_bytes(npy_header(np.dtype("uint16"), 2) + bytes(4))
+    pyarrow.parquet.write_table(pyarrow.table({"text": ["a"]}), folder / "t.parquet")
+    np.savez(folder / ".state.npz", record=np.zeros(1, np.uint8))
+    for name in ("results.jsonl", "metrics.jsonl", "a.txt", "a.txt.gz", "t.jsonl"):
+        (folder / name).write_text("{}\n")
+
+    def source(path: Path) -> object:
+        return open_source(str(path), "text")
+
+    reads = {
+        "model.safetensors": [read_metadata, read_tensors, lambda path: _tensors(path.parent)],
+        "pytorch_model.bin": [_bare],
+        "numbers.npy": [partial(map_array, dtype=np.dtype("uint16")), hash_of],
+        "t.parquet": [
+            lambda path: list(read_parquet(path, ["text"], None)),
+            source,
+        ],
+        ".state.npz": [lambda path: Partial(path.parent).load()],
+        "results.jsonl": [read_results],
+        "metrics.jsonl": [read_metrics],
+        "a.txt": [read_text_input, source],
+        "a.txt.gz": [source],
+        "t.jsonl": [lambda path: list(text_lines(path))],
+    }
+    assert {path.name for path in folder.iterdir()} == set(reads)
+    for path in folder.iterdir():
+        path.chmod(0)
+
+    def check() -> int:
+        for name, functions in reads.items():
+            for read in functions:
+                try:
+                    read(folder / name)
+                except UnreadableError as error:
+                    assert "no permission to read" in str(error) and name in str(error), error
+                else:
+                    raise AssertionError(f"{name} was read")
+        return 0
+
+    assert as_nobody(check) == 0
+
+
+def _bare(path: Path) -> object:
+    """The weights of a folder that has no safetensors."""
+    real = Path.is_file
+    try:
+        Path.is_file = lambda self: self.name != "model.safetensors" and real(self)
+        return _tensors(path.parent)
+    finally:
+        Path.is_file = real
+
+
+def test_a_folder_that_may_not_be_searched(tmp_path, capfd) -> None:
+    for above in tmp_path.parents[:3]:
+        above.chmod(0o755)
+    (tmp_path / "shut").mkdir()
+    (tmp_path / "shut" / "a.yaml").write_text("seed: 1")
+    (tmp_path / "shut").chmod(0)
+    tmp_path.chmod(0o755)
+    for arguments in (["pretrain", f"{tmp_path}/shut/a.yaml"], ["export", f"{tmp_path}/shut/model", "--out", "/tmp/x"]):
+        assert as_nobody(partial(cli.main, arguments)) == 2
+        assert "no permission" in (printed := capfd.readouterr().err) and printed.count("\n") == 1
+
+
+@contextmanager
+def limited(what: int, most: int) -> Iterator[None]:
+    before = resource.getrlimit(what)
+    resource.setrlimit(what, (most, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(what, before)
+
+
+def test_too_many_open_files(tmp_path) -> None:
+    (tmp_path / "a").write_text("x")
+    with limited(resource.RLIMIT_NOFILE, 3):
+        with pytest.raises(UnreadableError, match=r"too many files are open to read .*ulimit -n"):
+            open_input(tmp_path / "a")
+        with pytest.raises(UserError, match=r"too many files .*ulimit -n"), atomic_file(tmp_path / "b"):
+            pass
+    assert os.listdir(tmp_path) == ["a"]
+
+
+def test_a_file_over_the_limit(tmp_path) -> None:
+    with (
+        limited(resource.RLIMIT_FSIZE, 1000),
+        pytest.raises(UserError, match=r"larger than the limit .*ulimit -f"),
+        atomic_file(tmp_path / "b") as file,
+    ):
+        np.save(file, np.ones(1000))
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_folder_that_was_removed_meanwhile(tmp_path) -> None:
+    (tmp_path / "run").mkdir()
+    with (
+        pytest.raises(UserError, match="its folder was removed meanwhile"),
+        atomic_file(tmp_path / "run" / "a") as file,
+    ):
+        file.write(b"x")
+        file.flush()
+        for path in (tmp_path / "run").iterdir():
+            path.unlink()
+        (tmp_path / "run").rmdir()
+    with pytest.raises(FileNotFoundError), disk_errors(tmp_path / "a"):
+        raise FileNotFoundError(errno.ENOENT, "internal", "b")
+
+
+# --- what cannot be read is not damaged
+
+
+@pytest.fixture
+def run_of_two(tmp_path) -> Checkpointer:
+    checkpointer = Checkpointer(tmp_path / "checkpoints", 1, lambda _: None)
+    for step, loss in ((1, 0.5), (2, 0.9)):
+        checkpointer.save(step, {"model": {"w": torch.ones(2)}}, {}, loss)
+    return checkpointer
+
+
+def refusing(monkeypatch, name: str) -> None:
+    real = os.open
+
+    def refuse(path, *arguments, **more) -> int:
+        if str(path).endswith(name):
+            raise OSError(errno.EMFILE, "Too many open files", str(path))
+        return real(path, *arguments, **more)
+
+    monkeypatch.setattr(os, "open", refuse)
+
+
+def test_checkpoints_that_cannot_be_read_are_neither_passed_over_nor_removed(run_of_two, monkeypatch) -> None:
+    """The one of step 1 is the best, that of step 2 the newest."""
+    with monkeypatch.context() as patch:
+        refusing(patch, "step-00000002/model.safetensors")
+        for find in (partial(read_newest, run_of_two.folder, pytest.fail), run_of_two.newest_whole):
+            with pytest.raises(UnreadableError, match=r"step-00000002/model\.safetensors"):
+                find()
+    with monkeypatch.context() as patch:
+        refusing(patch, "step-00000001/manifest.json")
+        with pytest.raises(UnreadableError):
+            run_of_two.prune(2)
+    assert len(run_of_two.paths()) == 2
+
+
+def test_what_a_run_is_is_not_written_anew(tmp_path, monkeypatch) -> None:
+    run = RunFolder(tmp_path)
+    run.tokenizer.mkdir()
+    (run.tokenizer / "tokenizer.json").write_text("{}")
+    refusing(monkeypatch, "tokenizer.json")
+    with pytest.raises(UnreadableError):
+        run.restore_tokenizer(None)
+    assert (run.tokenizer / "tokenizer.json").stat().st_size == 2
+
+
+def test_what_an_interrupted_preparation_left_is_not_dropped(tmp_path, monkeypatch) -> None:
+    left = tmp_path / ".out.partial"
+    with pytest.raises(KeyboardInterrupt), partial_folder(tmp_path / "out", {"a": 1}) as part:
+        part.save({"b": 2}, {"c": np.ones(3)})
+        raise KeyboardInterrupt
+    with monkeypatch.context() as patch:
+        refusing(patch, ".state.npz")
+        with pytest.raises(UnreadableError), partial_folder(tmp_path / "out", {"a": 1}) as part:
+            part.load()
+    assert (left / ".state.npz").is_file()
+
+
+# --- locks
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo, lambda path: socket.socket(socket.AF_UNIX).bind(str(path))])
+def test_a_lock_that_is_no_file(make: Callable[[Path], object], tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)  # a socket's path is short
+    make(Path(".lock"))
+    with pytest.raises(UserError, match=r"the lock \.lock is not a file; remove it"), locked_folder("."):
+        pass
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EINVAL, errno.ENOSYS])
+def test_file_systems_without_locks(number: int, tmp_path, monkeypatch) -> None:
+    def flock(*_) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with locked_folder(tmp_path / "run"), partial_folder(tmp_path / "out", {}) as part:
+        (part.folder / "a").write_text("x")
+    assert (tmp_path / "out" / "a").read_text() == "x"
+
+
+# --- jobs of a sweep, contestants
+
+
+@pytest.mark.parametrize(
+    ("error", "reason", "traceback"),
+    [
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "it ran out of memory", False),
+        (raised(errno.ENOSPC), "the disk is full", False),
+        (UserError("so"), "so", False),
+        (ZeroDivisionError("x"), "ZeroDivisionError: x", True),
+    ],
+)
+def test_a_failed_job_shows_a_traceback_only_of_internal_errors(
+    error: Exception, reason: str, traceback: bool, tmp_path, monkeypatch
+) -> None:
+    def train(*_) -> None:
+        raise error
+
+    monkeypatch.setattr("fastbert.experiments.jobs._train", train)
+    monkeypatch.setattr(sys, "stderr", open(2, "w", closefd=False))  # noqa: SIM115 (as in a worker)
+    outcome = run_job({}, tmp_path)
+    assert outcome["status"] == "failed" and outcome["reason"].startswith(reason)
+    assert ("Traceback" in "".join(outcome["log"])) == traceback
+    assert outcome["log"]
+
+
+def test_a_contestant_that_was_killed() -> None:
+    class Ended:
+        exitcode = -9
+
+        def join(self) -> None: ...
+
+        def send(self, _: object) -> None:
+            raise BrokenPipeError
+
+        def recv(self) -> None:
+            raise EOFError
+
+    runner = Runner.__new__(Runner)
+    runner.contestant, runner._process, runner._pipe = Contestant("peer", None), Ended(), Ended()
+    with pytest.raises(UserError, match="the process of peer was killed, most likely for want of memory"):
+        runner.seconds(1)
+
+
+# --- launchers and versions
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"},
+        {"OMPI_COMM_WORLD_RANK": "0", "OMPI_COMM_WORLD_SIZE": "4"},
+        {"SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "2"},
+    ],
+)
+def test_several_processes_are_refused(environment: dict[str, str], monkeypatch, capsys) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert cli.main(["pretrain", "--out", "nowhere"]) == 2
+    printed = capsys.readouterr().err
+    assert "fastbert trains in one process, on one GPU" in printed and "--machine.device cuda:N" in printed
+    refuse_several_processes({name: "1" if "0" not in value else "0" for name, value in environment.items()})
+    refuse_several_processes({"WORLD_SIZE": "2"})  # of another program's
+
+
+def test_old_packages_are_refused(monkeypatch, capsys) -> None:
+    check_requirements()
+    required = (ROOT / "setup.py").read_text()
+    for package, oldest in OLDEST.items():
+        assert f'"{package}>={oldest}"' in required
+    monkeypatch.setattr("importlib.metadata.version", lambda package: "2.9.1+cu126" if package == "torch" else "99")
+    assert cli.main(["pretrain"]) == 2
+    assert capsys.readouterr().err.startswith("error: torch 2.9.1+cu126 is too old: fastbert needs 2.11 or newer; pip")
+
+
+def test_an_old_python_is_refused() -> None:
+    code = "import sys; sys.version_info = (3, 10, 2, 'final', 0); import fastbert"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (2, "error: fastbert needs Python 3.11 or newer, and this is 3.10\n")
+
+
+def test_nobody_is_sent_to_another_project() -> None:
+    """What is called fastbert on PyPI is not this."""
+    names = subprocess.run(["git", "-C", ROOT, "ls-files"], capture_output=True, text=True, check=True).stdout
+    wrong = re.compile(r"pip3? [^\n]*\binstall [^\n]*(?<![\w./-])fastbert(?![\w.-])|fastbert\[")
+    for name in names.splitlines():
+        path = ROOT / name
+        if path.suffix in (".py", ".md", ".sh", ".txt", ".yaml") and path != Path(__file__):
+            assert not wrong.search(path.read_text()), name
+    assert 'name="fastbert-pretraining"' in (ROOT / "setup.py").read_text()
