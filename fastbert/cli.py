@@ -10,7 +10,7 @@ from pathlib import Path
 
 from fastbert import __version__
 from fastbert.errors import UserError, choose
-from fastbert.requirements import check_requirements, refuse_several_processes
+from fastbert.requirements import check_requirements, check_text, refuse_several_processes
 from fastbert.streams import give_up_standard_output, prepare_streams, standard_output_fails
 from fastbert.system_errors import reason, user_error
 
@@ -216,6 +216,7 @@ def run_job(arguments: list[str]) -> int:
         if arguments[0] == "--version":
             print(__version__)
             return 0
+        check_text(arguments)
         job, _ = JOBS[choose("job", arguments[0], JOBS)]
         if not {"-h", "--help"} & set(arguments):
             check_requirements()

@@ -1,7 +1,8 @@
-"""What fastbert needs of the machine before a job starts: packages that are not too old, and a process of its own."""
+"""What fastbert needs before a job starts: packages that are not too old, arguments that are text, and one process."""
 
 import re
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
 
 from fastbert.errors import UserError
 
@@ -31,6 +32,18 @@ def check_requirements() -> None:
 
 def _numbers(version: str) -> tuple[int, ...]:
     return tuple(map(int, re.findall(r"\d+", version)[:2]))
+
+
+def check_text(arguments: Sequence[str]) -> None:
+    """Raises a UserError if an argument is no text in this locale: such names fit into no record of a run."""
+    for argument in arguments:
+        try:
+            argument.encode()
+        except UnicodeEncodeError:
+            raise UserError(
+                f"{argument!r} is no text in the encoding of this locale ({sys.getfilesystemencoding()}); rename the "
+                "file, or set LC_ALL=C.UTF-8 if it is named in UTF-8"
+            ) from None
 
 
 def refuse_several_processes(environment: Mapping[str, str]) -> None:

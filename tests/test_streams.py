@@ -6,13 +6,11 @@ import signal
 import subprocess
 import sys
 import textwrap
-from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
 
 from fastbert.experiments.local import _idle
-from fastbert.processes import without_control_c
 
 ROOT = Path(__file__).parents[1]
 
@@ -42,7 +40,8 @@ def closed() -> int:
 @pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["export"]])
 def test_a_reader_that_went_away(arguments: list[str]) -> None:
     write = closed()
-    done = run("print('usage'); raise SystemExit(0)", *arguments, stdout=write)  # as tyro ends after its help
+    job = "print(*['usage'] * 5000, sep='\\n'); raise SystemExit(0)"  # as tyro prints its help
+    done = run(job, *arguments, stdout=write)
     os.close(write)
     assert (done.returncode, done.stderr) == (141, b"")
 
@@ -96,6 +95,15 @@ def test_any_encoding_takes_any_name(environment: dict[str, str]) -> None:
     assert done.stderr.startswith(b"error: ")
 
 
+def test_names_that_are_no_text_are_refused() -> None:
+    environment = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    for name, more in ((b"r\xff", {}), ("\xfc".encode(), {"env": environment})):
+        done = run("1 // 0", "export", name, **more)
+        assert done.returncode == 2 and done.stderr.count(b"\n") == 1
+        assert b"is no text in the encoding of this locale" in done.stderr and b"LC_ALL=C.UTF-8" in done.stderr
+    assert run("return 0", "export", "\xfc").returncode == 0
+
+
 def test_lines_on_standard_error_are_written_at_once() -> None:
     """Else those of several processes would mix within a line."""
     done = run(
@@ -131,12 +139,16 @@ def _is_text(call: ast.Call) -> bool:
 
 
 def test_ctrl_c_does_not_reach_spawned_processes() -> None:
-    with without_control_c():
-        process = get_context("spawn").Process(target=signal.raise_signal, args=(signal.SIGINT,))
-        process.start()
-    process.join()
-    assert process.exitcode == 0
-    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    """The first one starts multiprocessing's resource tracker, so this needs a process without one."""
+    done = run(
+        "import multiprocessing, signal\n"
+        "from fastbert.processes import without_control_c\n"
+        "process = multiprocessing.get_context('spawn').Process(target=signal.raise_signal, args=(signal.SIGINT,))\n"
+        "with without_control_c(): process.start()\n"
+        "process.join(); assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ())\n"
+        "return process.exitcode"
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
 
 
 def test_ctrl_c_does_not_reach_the_workers_of_a_sweep() -> None:
