@@ -19,7 +19,9 @@ SAVE_MEMORY = (
     "sequences or a smaller model"
 )
 _SHORT_WRITE = re.compile(r"\d+ requested and \d+ written")  # numpy's words, without an error number
-NO_MEMORY = re.compile(r"(can't|cannot|failed to|unable to) allocate|out of memory|bad[_ ]alloc", re.IGNORECASE)
+NO_MEMORY = re.compile(
+    r"(can't|cannot|failed to|unable to) allocate|out of memory|bad[_ ]alloc|alloc_failed", re.IGNORECASE
+)
 _DISK_FULL = "free some space or choose another folder"
 _CHECK_DISK = "check its disk, or choose another folder"
 REASONS: dict[int, tuple[str, str]] = {
@@ -47,6 +49,11 @@ REASONS: dict[int, tuple[str, str]] = {
     errno.EAGAIN: ("the limit of processes is reached", "raise it (ulimit -u), or use fewer --workers"),
 }
 """Error number -> what is wrong and how to fix it."""
+_WITHOUT_NUMBER = {
+    "can't start new thread": REASONS[errno.EAGAIN],
+    "No usable temporary directory": ("no folder for temporary files can be written", "set TMPDIR to one that can"),
+    "Could not determine home directory": ("there is no home directory", "set HOME, or XDG_CACHE_HOME to a folder"),
+}
 
 
 def reason(error: OSError) -> tuple[str, str] | None:
@@ -71,9 +78,9 @@ def user_error(error: BaseException) -> UserError | None:
     if out_of_memory(error):
         first = " ".join((str(error).strip().splitlines() or [""])[0].split())
         return UserError(f"out of memory{f' ({brief(first, str)})' if first else ''}; {SAVE_MEMORY}")
-    if isinstance(error, RuntimeError) and "can't start new thread" in str(error):
-        what, remedy = REASONS[errno.EAGAIN]
-        return UserError(f"{what}; {remedy}")
+    for words, (what, remedy) in _WITHOUT_NUMBER.items():
+        if isinstance(error, RuntimeError | FileNotFoundError) and words in str(error):
+            return UserError(f"{what}; {remedy}")
     if isinstance(error, ImportError) or (isinstance(error, OSError) and "shared object" in str(error)):
         package = _broken_package(error)
         if package is not None:

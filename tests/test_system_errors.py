@@ -9,6 +9,7 @@ import resource
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -18,6 +19,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from fastbert_kernels import configurations
 
 from fastbert import cli
 from fastbert.data.integrity import hash_of, npy_header
@@ -125,9 +127,25 @@ def test_the_command_line_prints_refusals_and_raises_the_rest(monkeypatch, capsy
     assert "the disk is full" in capsys.readouterr().err
     assert job(RuntimeError("can't start new thread")) == 2
     assert "ulimit -u" in capsys.readouterr().err
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: ["/proc/nowhere"])
+    with pytest.raises(FileNotFoundError) as found:
+        tempfile.gettempdir()
+    assert job(found.value) == 2
+    assert "set TMPDIR" in capsys.readouterr().err
     for error in (FileNotFoundError(2, "x", "y"), BrokenPipeError(32, "x"), ImportError("x", name="fastbert.cli")):
         with pytest.raises(type(error)):
             job(error)
+
+
+def test_no_home_directory(monkeypatch) -> None:
+    for name in ("HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os, "getuid", lambda: 2**31 - 7)
+    assert configurations.kept("a GPU") is None
+    with pytest.raises(RuntimeError) as found:
+        configurations.file_of("a GPU")
+    assert "set HOME, or XDG_CACHE_HOME" in str(user_error(found.value))
 
 
 def test_a_library_that_does_not_load() -> None:
