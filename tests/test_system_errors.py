@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -29,7 +30,8 @@ from fastbert.data.sources import open_source
 from fastbert.errors import UserError
 from fastbert.experiments.contestants import Contestant, Runner
 from fastbert.experiments.jobs import run_job
-from fastbert.experiments.sweep import read_results
+from fastbert.experiments.ray_backend import _outcome
+from fastbert.experiments.sweep import read_results, say_failures
 from fastbert.files import atomic_file, disk_errors, locked_folder
 from fastbert.finetuning.own import read_parquet, text_lines
 from fastbert.hub.load import _tensors
@@ -387,6 +389,30 @@ def test_a_failed_job_shows_a_traceback_only_of_internal_errors(
     assert outcome["status"] == "failed" and outcome["reason"].startswith(reason)
     assert ("Traceback" in "".join(outcome["log"])) == traceback
     assert outcome["log"]
+
+
+class RayError(Exception):
+    """Stands for those of Ray."""
+
+    cause: Exception | None = None
+
+
+@pytest.mark.parametrize(
+    ("cause", "reason"),
+    [(raised(errno.ENOSPC), "the disk is full: some/file"), (None, "Ray could not run it (RayError: Traceback")],
+)
+def test_a_job_that_ray_could_not_run(cause: Exception | None, reason: str, tmp_path, capsys) -> None:
+    def get(_: object) -> None:
+        error = RayError("Traceback (most recent call last)")
+        error.cause = cause
+        raise error
+
+    exceptions = SimpleNamespace(RayError=RayError, OutOfMemoryError=KeyError, WorkerCrashedError=KeyError)
+    outcome = _outcome(SimpleNamespace(get=get, exceptions=exceptions), None, tmp_path)
+    assert outcome["status"] == "failed" and outcome["reason"].startswith(reason)
+    assert say_failures([{"task": "t", "model": "m", "folder": "f", **outcome}], 1, lambda _: "") == 1
+    printed = capsys.readouterr().err
+    assert reason in printed and "the end of" not in printed
 
 
 def test_a_contestant_that_was_killed() -> None:

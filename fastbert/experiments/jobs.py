@@ -86,7 +86,7 @@ def run_job(job: dict[str, Any], folder: Path) -> dict[str, Any]:
         with disk_errors(folder):
             log = open(folder / LOG, "w", encoding="utf-8", opener=no_link)  # noqa: SIM115 (closed below)
     except UserError as error:
-        return failure(str(error), "") | {"log": [], "seconds": 0.0}
+        return failure(str(error), "") | {"seconds": 0.0}
     with _said_in(log):
         try:
             outcome = _train(job, folder / RUN)
@@ -162,7 +162,7 @@ def _said_in(file: IO[str]) -> Iterator[None]:
 
 
 def failure(reason: str, mend: str) -> dict[str, Any]:
-    return {"status": "failed", "reason": reason, "mend": mend}
+    return {"status": "failed", "reason": reason, "mend": mend, "log": []}
 
 
 def ended(code: int) -> dict[str, Any]:
