@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from fastbert.errors import UserError
 
-OLDEST = {"torch": "2.11", "transformers": "5.0", "tokenizers": "0.22", "numpy": "2.0", "tyro": "1.0"}
+OLDEST = {"torch": "2.11", "transformers": "5.0", "tokenizers": "0.22", "numpy": "2.0"}
 """The packages whose older versions fail in the midst of a job; as in setup.py."""
 _LAUNCHERS = (  # what they set in each process: the number of processes
     ("torchrun", "WORLD_SIZE", "RANK"),

@@ -29,13 +29,20 @@ def prepare_streams() -> None:
         sys.stderr = sys.__stderr__ = _Stream(sys.stderr, _Dropping(2, "w", closefd=False), line_buffering=True)
 
 
+def flush_standard_output() -> None:
+    """Raises the OSError of what could not be written there, also if that was caught, as argparse does."""
+    sys.stdout.flush()
+    if isinstance(sys.stdout, _Stream) and (error := sys.stdout.buffer.raw.failed):
+        raise error
+
+
 def standard_output_fails() -> bool:
     """Whether something could not be written to standard output."""
     try:
-        sys.stdout.flush()
+        flush_standard_output()
     except OSError:
         return True
-    return isinstance(sys.stdout, _Stream) and sys.stdout.buffer.raw.failed
+    return False
 
 
 def give_up_standard_output() -> None:
@@ -57,13 +64,13 @@ class _Stream(io.TextIOWrapper):
 class _Noting(io.FileIO):
     """Notes that something could not be written."""
 
-    failed = False
+    failed: OSError | None = None
 
     def write(self, data: bytes) -> int | None:
         try:
             return super().write(data)
-        except OSError:
-            self.failed = True
+        except OSError as error:
+            self.failed = error
             raise
 
 

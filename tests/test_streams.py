@@ -37,7 +37,7 @@ def closed() -> int:
     return write
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["export"]])
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["export"], ["pretrain", "--help"]])
 def test_a_reader_that_went_away(arguments: list[str]) -> None:
     write = closed()
     job = "print('usage' * 5000); raise SystemExit(0)"  # as tyro prints its help and ends

@@ -24,7 +24,6 @@ from fastbert.data.tokenizer import WordPiece
 from fastbert.errors import UserError
 from fastbert.files import LOCK, atomic_file, contents, disk_errors, locked_folder, remove
 from fastbert.finetuning.batches import subset
-from fastbert.finetuning.glue import check_glue_folder
 from fastbert.finetuning.loop import ADVICE, Tuner
 from fastbert.finetuning.metrics import check_scorable, compute
 from fastbert.finetuning.model import (
@@ -39,7 +38,7 @@ from fastbert.finetuning.options import FinetuneOptions, science
 from fastbert.finetuning.predict import BATCH, Inputs, answer, encode_inputs, predict_scores
 from fastbert.finetuning.results import Figures, seed_folder, tuned_folder, write_results
 from fastbert.finetuning.tasks import Example, Task, open_task
-from fastbert.hub.load import Pretrained, check_model_folder, tokenizer_of
+from fastbert.hub.load import Pretrained, tokenizer_of
 from fastbert.outputs import check_output_folder
 from fastbert.records import finite_or_none, json_text, read_sealed, write_sealed
 from fastbert.training.apex import check_apex, fused_adam
@@ -90,7 +89,7 @@ def finetune(asked: FinetuneOptions) -> int:
     Raises:
         UserError: anything the user can mend, before training starts if it can be seen then.
     """
-    check_given(asked)
+    asked.check_inputs()
     check_output_folder(asked.out)
     check_others(Path(asked.out))
     setup = prepare_setup(asked)
@@ -113,16 +112,6 @@ def finetune(asked: FinetuneOptions) -> int:
                 results[fraction].append(result)
         write_results(setup.options, setup.task, setup.precision, out, results)
     return 0
-
-
-def check_given(asked: FinetuneOptions) -> None:
-    """Raises a UserError where an option is missing that has no default, or the model is no folder."""
-    if asked.start is not None:
-        check_model_folder(asked.start)
-    for name, value in (("model (or --init-from)", asked.start), ("task", asked.task), ("out", asked.out)):
-        if value is None:
-            raise UserError(f"--{name} is missing; see fastbert finetune --help")
-    check_glue_folder(asked.glue_dir)
 
 
 def open_encoder(asked: FinetuneOptions) -> Pretrained:

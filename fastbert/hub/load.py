@@ -6,7 +6,6 @@ No code of the folder is executed and nothing is unpickled.
 
 import json
 import pickle
-import re
 import struct
 import sys
 from dataclasses import dataclass, field, fields, replace
@@ -20,6 +19,7 @@ from fastbert.config import differences
 from fastbert.data.tokenizer import WordPiece, load_tokenizer
 from fastbert.errors import UserError
 from fastbert.hub.export import NO_TYPES, SETTINGS, TOKENIZER
+from fastbert.hub.folders import check_model_folder
 from fastbert.hub.names import BERT_OPTIONS, OWN_OPTIONS, TIED, bert_names, check_weights, head_of, kept, some
 from fastbert.inputs import open_input, raise_refusal
 from fastbert.model.config import EncoderConfig
@@ -108,18 +108,6 @@ def load_pretrained(path: str | Path) -> Pretrained:
     )
 
 
-def check_model_folder(path: str | Path) -> Path:
-    """`path`; cheap, so that what comes first in a command is refused first.
-
-    Raises:
-        UserError: it is no folder.
-    """
-    folder = Path(path)
-    if not folder.is_dir():
-        raise UserError(_no_folder(folder))
-    return folder
-
-
 def find_checkpoint(folder: Path) -> Checkpoint | None:
     """The newest whole checkpoint of a run, or the checkpoint itself; None if the folder is neither.
 
@@ -172,17 +160,6 @@ def build_encoder(pretrained: Pretrained) -> tuple[Encoder, MLMHead | None]:
 
 def _below(prefix: str, weights: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
-
-
-def _no_folder(path: Path) -> str:
-    if path.is_file():
-        return f"{path} is a file; give the folder of the model"
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", str(path)) and not path.parent.is_dir():
-        return (
-            f"there is no folder {path}. If it is a model on the Hugging Face hub, download it first, "
-            f"`hf download {path} --local-dir {path.name}` (huggingface-cli in older versions), and give that folder"
-        )
-    return f"there is no folder {path}; give that of a Hugging Face BERT, an export, a run or a checkpoint"
 
 
 # --- Hugging Face folders

@@ -18,6 +18,7 @@ def files(folder: Path) -> None:
         made.bind("socket.txt")
         os.chdir(here)
     (folder / "a.txt").write_text("words\n")
+    (folder / "a.jsonl").write_text('{"text": "words"}\n')
     (folder / "model").mkdir()
     for name in ("locked", "piped", "linked"):
         (folder / name).mkdir()
@@ -40,7 +41,7 @@ CASES = [
     ("export model --out loop", "cannot export to loop"),
     ("predict --model model --source loop.jsonl --out o", "loop.jsonl is a link that leads back to itself"),
     ("predict --model model --source pipe.jsonl --out o", "pipe.jsonl is a pipe or a device"),
-    ("evaluate --model model --source loop.txt", "model holds no model"),
+    ("evaluate --model model --source loop.txt", "loop.txt is a link that leads back to itself"),
     # locks
     ("sweep sweep.yaml --out locked", "the lock locked/.lock is not a file; remove it"),
     ("sweep sweep.yaml --out piped", "the lock piped/.lock is not a file; remove it"),
@@ -55,7 +56,7 @@ CASES = [
     ("predict --model nothere --source alsonot.jsonl --out o", "there is no folder nothere"),
     ("predict --model model --source alsonot.jsonl --out o", "alsonot.jsonl does not exist"),
     ("predict --model model --task cola --glue-dir nothere --out o", "no GLUE folder nothere"),
-    ("predict --model model --source a.txt --out a.txt/o", "part of that path is a file"),
+    ("predict --model model --source a.jsonl --out a.txt/o", "part of that path is a file"),
     ("evaluate --model nothere --source alsonot.txt", "there is no folder nothere"),
     ("evaluate --model model --source alsonot.txt", "source 'alsonot.txt' does not exist"),
     ("export nothere --out a.txt", "there is no folder nothere"),

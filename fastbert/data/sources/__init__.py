@@ -9,13 +9,13 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from fastbert.data.sources.files import BOM, MAGIC, find_files, open_files
+from fastbert.data.sources.files import BOM, MAGIC, open_files
 from fastbert.data.sources.hub import HUB, open_hub
 from fastbert.data.sources.several import List, Mixture, parse_weights
 from fastbert.data.sources.source import Source, cut
 from fastbert.errors import UserError
 
-__all__ = ["BOM", "MAGIC", "Source", "cut", "open_source"]
+__all__ = ["BOM", "MAGIC", "Source", "check_source", "cut", "open_source"]
 
 HINT = "give a file, a glob, hf:NAME of a dataset, or one of: "
 
@@ -36,7 +36,9 @@ def open_source(spec: str, column: str = "text", weights: str | None = None, str
         UserError: no such corpus, package, dataset, file or match, a file named twice, a column that is missing or
             holds no text, weights that do not fit.
     """
-    specs = _specs(spec)
+    specs = [spec] if os.path.exists(spec) else [part.strip() for part in spec.split(",") if part.strip()]
+    if not specs:
+        raise UserError(f"source {spec!r} names nothing; {HINT}{', '.join(NAMED)}")
     columns = [column] if len(specs) == 1 else [part.strip() for part in column.split(",")]
     if len(columns) not in (1, len(specs)):
         raise UserError(f"{len(columns)} columns for {len(specs)} sources; give --column one name, or one for each")
@@ -62,18 +64,10 @@ def open_source(spec: str, column: str = "text", weights: str | None = None, str
     return List(spec, parts) if shares is None else Mixture(spec, parts, shares)
 
 
-def check_source(spec: str) -> None:
-    """Raises a UserError if a file that `spec` names is not there; reads none."""
-    for one in _specs(spec):
-        if one not in NAMED and not one.startswith(HUB):
-            find_files(one, HINT + ", ".join(NAMED))
-
-
-def _specs(spec: str) -> list[str]:
-    specs = [spec] if os.path.exists(spec) else [part.strip() for part in spec.split(",") if part.strip()]
-    if not specs:
-        raise UserError(f"source {spec!r} names nothing; {HINT}{', '.join(NAMED)}")
-    return specs
+def check_source(spec: str, column: str = "text") -> None:
+    """Raises the UserErrors of `open_source`, where `spec` names files only; what lies elsewhere takes time to open."""
+    if spec not in NAMED and not any(part.strip().startswith(HUB) for part in spec.split(",")):
+        open_source(spec, column)
 
 
 def open_sotu() -> Source:
