@@ -95,7 +95,7 @@ class Runner:
             self._process.kill()
 
     def _ask(self, *question: Any) -> Any:
-        with suppress(BrokenPipeError):  # it has ended, which the answer tells
+        with suppress(BrokenPipeError):  # it has ended, which shows when the answer is read
             self._pipe.send(question)
         return self._answer()
 
