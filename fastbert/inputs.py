@@ -10,9 +10,14 @@ from pathlib import Path
 from typing import IO
 
 from fastbert.errors import UserError, brief, closest
+from fastbert.system_errors import out_of_memory, reason
 
 LARGEST_TEXT = 64 * 2**20  # bytes of a configuration file, a record or a vocabulary that is read whole
 NEAR_NAMES = 200  # a folder with more names is not searched for the one that was meant
+
+
+class UnreadableError(UserError):
+    """What is there cannot be read now, which says nothing of its content: nothing is to be replaced because of it."""
 
 
 def open_input(path: Path | str, what: str = "") -> IO[bytes]:
@@ -151,7 +156,7 @@ def input_errors(path: Path | str, what: str = "") -> Iterator[None]:
     except NotADirectoryError:
         raise UserError(f"{name} does not exist: part of that path is a file; check the path") from None
     except PermissionError:
-        raise UserError(f"no permission to read {name}; change its permissions or give another") from None
+        raise UnreadableError(f"no permission to read {name}; change its permissions or give another") from None
     except OSError as error:
         if error.errno == errno.ELOOP:
             raise UserError(f"{name} is a link that leads back to itself; remove it or give another") from None
@@ -160,14 +165,26 @@ def input_errors(path: Path | str, what: str = "") -> Iterator[None]:
         if error.errno == errno.ENXIO:
             raise UserError(f"{name} is a socket or a device, not a file; give a file") from None
         if error.errno in (errno.EMFILE, errno.ENFILE):
-            raise UserError(f"too many files are open to read {name}; raise the limit (ulimit -n)") from None
-        if error.errno in (errno.EIO, errno.ESTALE, errno.ENODEV, errno.ETIMEDOUT):
+            raise UnreadableError(f"too many files are open to read {name}; raise the limit (ulimit -n)") from None
+        if error.errno == errno.EIO:  # damage, to be treated as such
             raise UserError(f"{name} cannot be read: {error.strerror}; check its disk") from None
-        raise
+        if out_of_memory(error) or (found := reason(error)) is None:
+            raise
+        raise UnreadableError(f"{name} cannot be read: {found[0]}; {found[1]}") from None
     except ValueError as error:
         if "null byte" not in str(error):
             raise
         raise UserError(f"{name!r} is no path: it holds a zero byte") from None
+
+
+def raise_refusal(error: BaseException, path: Path | str, what: str = "") -> None:
+    """Raises `error`, which a library raised while it read `path`, if the system refused to read (a UserError) or ran
+    out of memory. Otherwise the file is damaged, and the caller reports that."""
+    if out_of_memory(error):
+        raise error
+    if isinstance(error, OSError) and reason(error):
+        with input_errors(path, what):
+            raise error
 
 
 def near_name(path: Path) -> str:

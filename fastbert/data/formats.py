@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO
 
 from fastbert.errors import UserError
-from fastbert.inputs import input_errors, open_input
+from fastbert.inputs import open_input, raise_refusal
 
 COMPRESSIONS = (".gz", ".xz", ".zst")
 TABLES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
@@ -123,7 +123,7 @@ def opened(path: Path) -> Iterator[tuple[IO[bytes], IO[bytes]]]:
         UserError: it cannot be opened; damage, wherever in the block it shows.
     """
     compression = suffixes(path)[1]
-    with open_input(path) as raw, input_errors(path):
+    with open_input(path) as raw:
         try:
             if compression == ".gz":
                 with gzip.GzipFile(fileobj=raw) as stream:
@@ -138,8 +138,9 @@ def opened(path: Path) -> Iterator[tuple[IO[bytes], IO[bytes]]]:
             else:
                 yield raw, raw
         except (EOFError, OSError, zlib.error, lzma.LZMAError) as error:
-            if not compression or (isinstance(error, OSError) and error.errno):
-                raise
+            raise_refusal(error, path)
+            if not compression:
+                raise UserError(f"{path} cannot be read: {error}") from error
             raise UserError(f"{path} is cut off, damaged or no {compression} file ({error}); fetch it again") from error
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastbert.data.columns import Columns
 from fastbert.errors import UserError
-from fastbert.inputs import input_errors, open_input
+from fastbert.inputs import open_input, raise_refusal
 
 if TYPE_CHECKING:
     import pyarrow
@@ -173,11 +173,9 @@ def _damage(path: Path) -> Iterator[None]:
     """Turns what Arrow says of a file into a UserError that names it."""
     import pyarrow
 
-    with input_errors(path):
-        try:
-            yield
-        except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:  # the last one of a column's name
-            if isinstance(error, OSError) and error.errno:
-                raise
-            said = " ".join(str(error).split())
-            raise UserError(f"{path} is cut off, damaged or no Parquet file ({said}); fetch it again") from error
+    try:
+        yield
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:  # the last one of a column's name
+        raise_refusal(error, path)
+        said = " ".join(str(error).split())
+        raise UserError(f"{path} is cut off, damaged or no Parquet file ({said}); fetch it again") from error

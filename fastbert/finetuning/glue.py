@@ -191,8 +191,7 @@ class GlueSource:
         self.folders = [] if self.root is None else self._task_folders(self.root)
 
     def _task_folders(self, root: Path) -> list[Path]:
-        if not root.is_dir():
-            raise UserError(f"no GLUE folder {root}; give the folder that holds CoLA, SST-2, ... with --glue-dir")
+        check_glue_folder(root)
         names = (self.name, *self.task.folders)
         folders = [folder for folder in sorted(root.iterdir()) if folder.is_dir() and plain(folder.name) in names]
         if not folders:
@@ -309,3 +308,9 @@ class GlueSource:
 
 def _hub_split(split: str) -> str:
     return split.replace("dev", "validation")
+
+
+def check_glue_folder(folder: str | Path | None) -> None:
+    """Raises a UserError if what --glue-dir names is no folder."""
+    if folder is not None and not Path(folder).is_dir():
+        raise UserError(f"no GLUE folder {folder}; give the folder that holds CoLA, SST-2, ... with --glue-dir")

@@ -73,14 +73,14 @@ def _saved(folder: Path, spec: str, config: str, split: str) -> Path:
         raise UserError(f"source {spec!r}: a saved folder has no configurations; write hf:{folder}::{split or 'SPLIT'}")
     if (folder / "dataset_dict.json").is_file():
         with _refusals(spec):
-            splits = json.loads((folder / "dataset_dict.json").read_text())["splits"]
+            splits = json.loads((folder / "dataset_dict.json").read_text(encoding="utf-8"))["splits"]
         split = split or (splits[0] if len(splits) == 1 else "train")
         if split not in splits:
             raise _no_split(spec, split, splits)
         return folder / split
     if split:
         with _refusals(spec):
-            its_split = json.loads((folder / "state.json").read_text())["_split"]
+            its_split = json.loads((folder / "state.json").read_text(encoding="utf-8"))["_split"]
         if split != its_split:
             raise _no_split(spec, split, [its_split] if its_split else [])
     return folder
