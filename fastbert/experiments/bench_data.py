@@ -23,6 +23,7 @@ from fastbert.experiments.bench_options import BenchDataOptions
 from fastbert.experiments.rounds import measured_on, told
 from fastbert.files import atomic_file, disk_errors, make_folder, remove_empty
 from fastbert.model.options import EncoderOptions
+from fastbert.processes import without_control_c
 from fastbert.records import json_text, write_json
 from fastbert.training.hardware import describe_machine
 from fastbert.training.logbook import say
@@ -108,7 +109,9 @@ def prepare_options(options: BenchDataOptions, text: Path, out: Path, tokenizer:
 def apart(function: Callable[..., dict[str, float]], *arguments: Any) -> dict[str, float]:
     """The function's result from a fresh process."""
     with ProcessPoolExecutor(1, get_context("spawn")) as executor:
-        return executor.submit(function, *arguments).result()
+        with without_control_c():
+            submitted = executor.submit(function, *arguments)
+        return submitted.result()
 
 
 def time_prepare(options: PrepareOptions) -> dict[str, float]:

@@ -24,12 +24,12 @@ from fastbert.experiments.sweep_report import plural, printed, shown_job, write_
 from fastbert.files import (
     atomic_file,
     contents,
-    disk_errors,
     locked_folder,
     make_inner_folder,
     refuse_link,
     remove_leftovers,
 )
+from fastbert.inputs import input_errors, open_input
 from fastbert.records import finite_or_none, json_text, read_sealed, seal_of, write_sealed
 from fastbert.training.hardware import describe_machine
 from fastbert.training.interrupts import Interrupts
@@ -202,8 +202,8 @@ def read_results(path: Path) -> dict[str, Row]:
     rows: dict[str, Row] = {}
     if not path.is_file():
         return rows
-    with disk_errors(path):
-        lines = path.read_bytes().split(b"\n")
+    with open_input(path) as file, input_errors(path):
+        lines = file.read().split(b"\n")
     for number, line in enumerate(lines, 1):
         if not line:
             continue
@@ -288,7 +288,8 @@ def say_failures(failed: list[Row], total: int, shown: Callable[[Row], str]) -> 
         log = "".join(f"\n    {line}" for line in row["log"])
         mend = f"\n  to mend it: {row['mend']}" if row["mend"] else ""
         say(f"\nFAILED {row['task']}, {row['model']}, {shown(row)}\n  {row['reason']}{mend}")
-        say(f"  the end of {Path(row['folder']) / LOG}:{log}")
+        if log:
+            say(f"  the end of {Path(row['folder']) / LOG}:{log}")
     if failed:
         say(f"\n{len(failed)} of {total} jobs failed; the same command runs them again")
     return 1 if failed else 0

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from fastbert.config import BOOKKEEPING, MACHINE, convert_text, leaves
 from fastbert.errors import OptionError, UserError, brief, choose
-from fastbert.finetuning.glue import GLUE
+from fastbert.finetuning.glue import GLUE, check_glue_folder
 from fastbert.finetuning.own import OwnTaskOptions, check_own_file
 from fastbert.finetuning.tasks import Task, check_task, task_names
 from fastbert.hub.folders import check_model_folder
@@ -107,10 +107,11 @@ class FinetuneOptions:
         Raises:
             UserError: they are not, or an option is missing that has no default.
         """
+        if self.start is not None:  # what is wrong with what was given comes before what is missing
+            check_model_folder(self.start)
         for name, value in (("model (or --init-from)", self.start), ("task", self.task), ("out", self.out)):
             if value is None:
                 raise UserError(f"--{name} is missing; see fastbert finetune --help")
-        check_model_folder(self.start)
         names = task_names(self.task)
         if names is not None and self.own != OwnTaskOptions():
             raise UserError("--own... describes one task; among several, give a task of your own as a YAML file")
@@ -119,6 +120,7 @@ class FinetuneOptions:
                 check_task(name, self.own)
             except UserError as error:
                 raise UserError(f"{name}: {error}" if names else str(error)) from None
+        check_glue_folder(self.glue_dir)
 
     def fractions(self) -> list[float]:
         """The shares of `train_fraction`, in the order given.
@@ -188,8 +190,8 @@ class PredictOptions:
     """Take GLUE files that have fewer rows than the official ones."""
     own: OwnTaskOptions = field(default_factory=OwnTaskOptions)
     source: str | None = None
-    """New text in JSONL, CSV, TSV or Parquet, with the columns --own.text and, for a model of pairs, --own.pair (or
-    pair)."""
+    """New text in JSONL, JSON, CSV, TSV or Parquet, with the columns --own.text and, for a model of pairs, --own.pair
+    (or pair)."""
     machine: MachineOptions = field(default_factory=MachineOptions, metadata=MACHINE)
 
     def __post_init__(self) -> None:
@@ -212,6 +214,7 @@ class PredictOptions:
             check_task(self.task, self.own)
         else:
             check_own_file(Path(self.source))
+        check_glue_folder(self.glue_dir)
 
 
 @dataclass(frozen=True)
@@ -259,6 +262,7 @@ class SubmitOptions:
             check_model_folder(folder)
         if self.results is not None:
             check_folder(self.results)
+        check_glue_folder(self.glue_dir)
 
 
 def science(options: FinetuneOptions) -> dict[str, Any]:

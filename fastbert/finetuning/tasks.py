@@ -1,6 +1,7 @@
 """What is learned and predicted: examples with a text or a pair and a label, of GLUE or of one's own files."""
 
 import math
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from fastbert.finetuning.own import (
     not_a_label,
 )
 from fastbert.finetuning.table import COLUMNS
+from fastbert.lists import paths, words
 
 ALL = "glue"  # as the name of a task: those of the table
 
@@ -105,7 +107,7 @@ class Task:
 def _class(row: Row, ids: dict[str, int]) -> int | None:
     word = label_word(row)
     if word is not None and word not in ids:
-        raise UserError(f"{row.where}: unknown label {word!r}; {nearest(word, ids)}")
+        raise UserError(f"{row.where}: unknown label {brief(word)}; {nearest(word, ids)}")
     return None if word is None else ids[word]
 
 
@@ -133,7 +135,7 @@ def task_names(task: str | None) -> list[str] | None:
         return list(COLUMNS)
     if task is None or "," not in task or Path(task).is_file():
         return None
-    return [name.strip() for name in task.split(",") if name.strip()]
+    return paths(task, os.path.isfile)
 
 
 def check_task(name: str, own: OwnTaskOptions) -> None:
@@ -220,25 +222,21 @@ def _own_task(options: OwnTaskOptions, name: str, folder: Path | None) -> Task:
     source = OwnSource(options, folder)
     labels: tuple[str, ...] = ()
     if options.kind == "classes":
-        labels = _words(options.labels or "")
+        labels = tuple(words(options.labels or ""))
         if len(set(labels)) != len(labels) or len(labels) == 1:
             raise UserError(f"labels {options.labels!r}: give two or more different words, a comma between them")
         if not labels:
             if "train" not in source.paths:
                 raise UserError(f"task {name}: without a train file to learn them from, give the labels")
-            labels = learn_labels(source.rows("train", []))
+            labels = source.class_names() or learn_labels(source.rows("train", []))
     usual = ("accuracy",) if options.kind == "classes" else ("pearson", "spearman")
     return Task(
         name=options.name or name,
         kind=options.kind,
         labels=labels,
         is_pair=options.pair is not None,
-        metrics=_words(options.metrics or "") or usual,
+        metrics=tuple(words(options.metrics or "")) or usual,
         symmetric=options.symmetric,
         splits={split: str(path) for split, path in source.paths.items()},
         source=source,
     )
-
-
-def _words(text: str) -> tuple[str, ...]:
-    return tuple(word.strip() for word in text.split(",") if word.strip())

@@ -21,6 +21,7 @@ from fastbert.errors import UserError
 from fastbert.hub.export import NO_TYPES, SETTINGS, TOKENIZER
 from fastbert.hub.folders import check_model_folder
 from fastbert.hub.names import BERT_OPTIONS, OWN_OPTIONS, TIED, bert_names, check_weights, head_of, kept, some
+from fastbert.inputs import open_input, raise_refusal
 from fastbert.model.config import EncoderConfig
 from fastbert.model.encoder import Encoder
 from fastbert.model.heads import MLMHead
@@ -303,9 +304,11 @@ def _tensors(folder: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     path = folder / "pytorch_model.bin"
     if not path.is_file():
         raise UserError(f"{folder} has neither model.safetensors nor pytorch_model.bin (weights in one file)")
+    open_input(path, "weights").close()  # torch reports what the system refuses as damage
     try:
         tensors = torch.load(path, map_location="cpu", weights_only=True)
     except _UNPICKLING as error:
+        raise_refusal(error, path)
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise UserError(
             f"{path} is damaged or holds more than tensors ({reason}); download it again, best as model.safetensors"

@@ -36,10 +36,10 @@ class PretrainOptions:
     """Pretrain an encoder: `fastbert pretrain [configs/pretrain/x.yaml] [options]`; options win over the file."""
 
     data: str = field(default="sotu", metadata=BOOKKEEPING)
-    """A prepared folder (fastbert prepare), or a source to prepare first: sotu, text files, globs, JSONL, Parquet,
-    hf:NAME of a dataset."""
+    """A prepared folder (fastbert prepare), or a source to prepare first: sotu, text files, tables (JSONL, JSON,
+    CSV, TSV, Parquet), globs, hf:NAME of a dataset."""
     column: str = "text"
-    """Column or field of the text where --data is a source; with commas, one for each source of a list."""
+    """Column of the text (of JSON: field) where --data is a source; with commas, one for each source of a list."""
     streamed: bool = field(default=False, metadata=BOOKKEEPING)
     """Read a dataset (hf:) where it lies, without a copy in the local cache, where --data is one."""
     vocab_size: Vocabulary = 32768
@@ -48,6 +48,8 @@ class PretrainOptions:
     """Folder of a tokenizer to use instead, where --data is a source (default: that of --init-from, if given)."""
     lowercase: bool = True
     """Lower-case the text, where --data is a source and a tokenizer is trained."""
+    strip_accents: bool | None = None
+    """Strip accents, where --data is a source and a tokenizer is trained (default: as lowercase)."""
     validation_share: Fraction = 0.01
     """Share of the documents held out, where --data is a source."""
     out: str | None = field(default=None, metadata=BOOKKEEPING)
@@ -162,9 +164,9 @@ class EvaluateOptions:
     """A run, a checkpoint, an export, or a Hugging Face BERT folder with an MLM head. Of ELECTRA and multiple choice a
     run or a checkpoint: an export has the main network alone."""
     source: str
-    """Held-out text, as for prepare: text files, globs, JSONL, Parquet, hf:NAME, sotu."""
+    """Held-out text, as for prepare: text files, tables (JSONL, JSON, CSV, TSV, Parquet), globs, hf:NAME, sotu."""
     column: str = "text"
-    """Column or field that holds the text."""
+    """Column of a table, or field of JSON, that holds the text."""
     length: Length | None = None
     """Tokens in a sequence, [CLS] included (default: the model's positions, at most 512)."""
     max_tokens: Count = 1_000_000
@@ -197,7 +199,7 @@ def objective_options(options: PretrainOptions) -> Any:
 OF_ONE_CALL = {"resume": False, "dry_run": False, "verify_data": False, "profile": False}
 BUDGETS = ("steps", "tokens", "minutes")
 # What counts where --data is a source; the data's own hash speaks for it.
-SOURCE_ONLY = ("column", "streamed", "vocab_size", "tokenizer", "lowercase", "validation_share")
+SOURCE_ONLY = ("column", "streamed", "vocab_size", "tokenizer", "lowercase", "strip_accents", "validation_share")
 
 
 def science(options: PretrainOptions, data_fingerprint: str) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from fastbert import config as configuration
 from fastbert.data.tokenizer import WordPiece, load_tokenizer
 from fastbert.errors import UserError
 from fastbert.files import LOCK, atomic_file, atomic_folder, contents, disk_errors
+from fastbert.inputs import UnreadableError
 from fastbert.model.options import EncoderOptions
 from fastbert.outputs import check_output_folder
 from fastbert.pretraining.options import OF_ONE_CALL, PretrainOptions
@@ -89,6 +90,8 @@ class RunFolder:
             if load_tokenizer(self.tokenizer).fingerprint == vocabulary.fingerprint:
                 return None
             problem = f"{self.tokenizer} is another tokenizer than that of the data"
+        except UnreadableError:
+            raise
         except UserError as error:
             problem = str(error)
         with atomic_folder(self.tokenizer) as folder:
@@ -104,6 +107,8 @@ class RunFolder:
         for path in reversed(checkpoint_paths(self.checkpoints)) if self.checkpoints.is_dir() else ():
             try:
                 step, state = read_state(path)
+            except UnreadableError:
+                raise
             except UserError:  # reported when the checkpoint is loaded
                 continue
             if {"encoder", "science"} <= state.keys():
@@ -166,6 +171,8 @@ def stored_options(out: str | None) -> PretrainOptions:
         )
     try:
         return read_config(run)
+    except UnreadableError:
+        raise
     except UserError:
         sealed = run.sealed()
         options = sealed.options(out) if sealed else None
@@ -192,6 +199,8 @@ def read_manifest(run: RunFolder) -> tuple[dict[str, Any] | None, str]:
     """
     try:
         manifest = read_json(run.manifest, "the run's manifest")
+    except UnreadableError:
+        raise
     except UserError as error:
         return None, str(error)
     kinds = {"science": dict, "encoder": dict, "data": dict, "sessions": list}
@@ -244,6 +253,8 @@ def _config_differences(run: RunFolder, stored: PretrainOptions, sealed: Sealed)
         return []
     try:
         read_config(run)
+    except UnreadableError:
+        raise
     except UserError as error:
         return [f"{error}; the options are those in {sealed.path}, and {run.config} is written anew"]
     old, new = (

@@ -164,11 +164,14 @@ def kept(device_name: str) -> dict[str, dict[str, list[int]]] | None:
     Raises:
         ValueError: the file cannot be read as one of `keep`; it is named.
     """
-    path = file_of(device_name)
+    try:
+        path = file_of(device_name)
+    except RuntimeError:  # no home directory, so nothing was kept there
+        return None
     if not path.is_file():
         return None
     try:
-        stored = json.loads(path.read_text())
+        stored = json.loads(path.read_text(encoding="utf-8"))
         return stored["kernels"] if stored["triton"] == _triton() else None
     except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is damaged ({error}); delete it or tune again") from None

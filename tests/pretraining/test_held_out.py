@@ -131,8 +131,10 @@ def test_a_text_of_unknown_words(run, capsys, tmp_path) -> None:
     assert "warning: 100.0% of the tokens of" in shown.err and "are [UNK]" in shown.err
     assert main(["evaluate", "--model", str(run), "--source", str(tmp_path / "text.txt"), "--max-tokens", "0"]) == 2
     assert "--max-tokens must be at least 1, not 0" in capsys.readouterr().err
+    (tmp_path / "text.txt").write_text("<html>\n" + "ʘʘʘ ʘ\n" * 40)
     assert main(["evaluate", "--model", str(run), "--source", str(tmp_path / "text.txt")]) == 0
-    assert "bits per byte" in capsys.readouterr().out
+    shown = capsys.readouterr()
+    assert "bits per byte" in shown.out and "text.txt looks like HTML or XML" in shown.err
     (tmp_path / "text.txt").write_text("ʘ " * 40 + "nation")  # the only word lies behind the last whole sequence
     assert main(["evaluate", "--model", str(run), "--source", str(tmp_path / "text.txt"), "--length", "32"]) == 2
     assert "no token that can be masked" in capsys.readouterr().err
