@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from fastbert import __version__
-from fastbert.errors import UserError, choose
+from fastbert.errors import UserError, choose, message_of
 
 
 def prepare(arguments: list[str]) -> int:
@@ -209,7 +209,7 @@ def main(arguments: list[str] | None = None) -> int:
         print("error: the disk is full, writing standard output; free some space", file=sys.stderr)
         return 2
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {message_of(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

@@ -145,7 +145,7 @@ def from_dict(cls: type[Options], values: Any, where: str) -> Options:
             known[field.name] = None
     for key in values:
         if key not in known:
-            raise UserError(f"{where}: unknown option {key!r}; {nearest(key, known)}")
+            raise UserError(f"{where}: unknown option {brief(key)}; {nearest(key, known)}")
     arguments = {}
     for field in fields(cls):
         if field.metadata.get("flat"):
@@ -188,7 +188,7 @@ def _kind(value: Any) -> str:
         return "a mapping"
     if isinstance(value, list):
         return "a list"
-    return f"{_NAMES.get(type(value), type(value).__name__)} ({value!r})"
+    return f"{_NAMES.get(type(value), type(value).__name__)} ({brief(value)})"
 
 
 def to_dict(options: Any) -> dict[str, Any]:
@@ -241,7 +241,7 @@ def digest(values: dict[str, Any]) -> str:
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """One line for each value that differs."""
     return [
-        f"{name}: {old.get(name)!r} -> {new.get(name)!r}"
+        f"{brief(name, str)}: {brief(old.get(name))} -> {brief(new.get(name))}"
         for name in dict.fromkeys([*old, *new])
         if old.get(name) != new.get(name)
     ]

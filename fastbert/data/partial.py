@@ -4,6 +4,7 @@ is in it is moved out, dataset.json last."""
 
 import fcntl
 import json
+import math
 import os
 import re
 import shutil
@@ -35,8 +36,9 @@ from fastbert.files import (
     sync_folder,
     sync_tree,
 )
+from fastbert.inputs import open_input
 from fastbert.outputs import move_contents, ordered, resolved
-from fastbert.records import read_json, write_json
+from fastbert.records import parse_json, read_json, write_json
 
 MADE_OF, TOKENIZER, STATE = ".made_of.json", ".tokenizer.json", ".state.npz"
 MOVED = ".moved.json"  # names of all that the result consists of; there from when it is complete
@@ -101,15 +103,38 @@ class Partial:
         if not (self.folder / STATE).is_file():
             return None
         try:
-            with np.load(self.folder / STATE, allow_pickle=False) as data:
-                arrays = dict(data)
-                return json.loads(arrays.pop("record").tobytes()), arrays
+            arrays = _read_arrays(self.folder / STATE)
+            return parse_json(arrays.pop("record").tobytes(), f"the record in {self.folder / STATE}", dict), arrays
         except _UNZIPPING as error:
             raise UserError(f"{self.folder / STATE} is damaged ({error})") from None
 
     def forget(self) -> None:
         """Drops what was saved."""
         (self.folder / STATE).unlink(missing_ok=True)
+
+
+def _read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """What `np.savez` wrote to `path`, which may claim anything: no more memory is taken than the file has bytes."""
+    arrays = {}
+    with open_input(path) as file, zipfile.ZipFile(file) as archive:
+        size = os.fstat(file.fileno()).st_size
+        for entry in archive.infolist():
+            if entry.compress_type != zipfile.ZIP_STORED or entry.file_size > size:
+                raise ValueError(f"{entry.filename} is compressed, or larger than the file")
+            with archive.open(entry) as member:
+                np.lib.format.read_magic(member)
+                shape, fortran, dtype = np.lib.format.read_array_header_1_0(member)
+                if dtype.hasobject or fortran or math.prod(shape) * dtype.itemsize > entry.file_size:
+                    raise ValueError(f"{entry.filename} is not as long as its header says")
+                content = bytearray(math.prod(shape) * dtype.itemsize)
+                place = 0
+                while part := member.read(2**20):
+                    content[place : place + len(part)] = part
+                    place += len(part)
+            if place != len(content) or len(content) != math.prod(shape) * dtype.itemsize:
+                raise ValueError(f"{entry.filename} is not as long as its header says")
+            arrays[entry.filename.removesuffix(".npy")] = np.frombuffer(content, dtype).reshape(shape)
+    return arrays
 
 
 def is_free(out: Path) -> bool:

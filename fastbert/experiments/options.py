@@ -3,14 +3,15 @@
 Axes are checked value by value through `FinetuneOptions`, so a sweep refuses what `fastbert finetune` would.
 """
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from fastbert.config import from_dict, read_yaml, with_underscores
-from fastbert.errors import UserError, choose, nearest
-from fastbert.finetuning.options import FinetuneOptions
+from fastbert.errors import UserError, brief, choose, nearest
+from fastbert.finetuning.options import MOST_TRAININGS, FinetuneOptions
 
 BACKENDS = ("local", "ray")
 
@@ -136,7 +137,7 @@ def load_sweep(path: str | Path) -> tuple[Axes, SweepOptions]:
     for key in values:
         if key not in known:
             hint = "put it under finetune" if key in _finetune_names() - set(_TAKEN) else nearest(key, known)
-            raise UserError(f"{where}: unknown option {key!r}; {_TAKEN.get(key, hint)}")
+            raise UserError(f"{where}: unknown option {brief(key)}; {_TAKEN.get(key, hint)}")
     options = from_dict(SweepOptions, {key: value for key, value in values.items() if key in flags}, where)
     fixed = read_finetune(values.get("finetune", {}), f"{where}: finetune")
     threads = values.get("threads", 1)
@@ -151,6 +152,8 @@ def load_sweep(path: str | Path) -> tuple[Axes, SweepOptions]:
         finetune=fixed,
         path=where,
     )
+    settings = sum(len(task.settings) for task in axes.tasks)
+    refuse_too_many(len(axes.models) * settings * len(axes.seeds), where)
     refuse_twice([model.name for model in axes.models], f"{where}: models", "; give one of them a name: of its own")
     refuse_twice([str(Path(model.path).resolve()) for model in axes.models], f"{where}: models", "")
     return axes, options
@@ -184,7 +187,7 @@ def _strings(entry: Any, keys: Iterable[str], where: str) -> dict[str, str]:
         raise UserError(f"{where}: expected a text or a mapping, found {shown(entry)}")
     for key, value in entry.items():
         if key not in keys:
-            raise UserError(f"{where}: unknown key {key!r}; {nearest(key, keys)}")
+            raise UserError(f"{where}: unknown key {brief(key)}; {nearest(key, keys)}")
         if not isinstance(value, str) or not value:
             raise UserError(f"{where}: {key} must be a text, found {shown(value)}")
     return entry
@@ -205,6 +208,7 @@ def read_task(entry: Any, common: dict[str, list[Any]], fixed: dict[str, Any], w
     rest = {key: value for key, value in entry.items() if key not in (*named, *own)}
     overrides = read_finetune(rest, where, ("task", "name", *AXES))
     axes = common | own
+    refuse_too_many(math.prod(map(len, axes.values())), where)
     settings: list[dict[str, Any]] = [{}]
     for axis, values in axes.items():
         settings = [setting | {AXES[axis]: value} for setting in settings for value in values]
@@ -238,6 +242,7 @@ def read_seeds(values: Any, where: str) -> tuple[int, ...]:
     if type(values) is int:
         if values < 1:
             raise UserError(f"{where} must be at least 1, not {values}")
+        refuse_too_many(values, where)
         return tuple(range(values))
     if not isinstance(values, list) or any(type(value) is not int or value < 0 for value in values):
         raise UserError(f"{where} must be how many there are, or a list of whole numbers, found {shown(values)}")
@@ -260,15 +265,15 @@ def read_finetune(values: Any, where: str, more: Iterable[str] = ()) -> dict[str
         if key in _TAKEN:
             raise UserError(f"{where}: {key} is not free here; {_TAKEN[key]}")
         if key not in known:
-            raise UserError(f"{where}: unknown option {key!r}; {nearest(key, free)}")
+            raise UserError(f"{where}: unknown option {brief(key)}; {nearest(key, free)}")
     if isinstance(values.get("machine"), dict) and "threads" in values["machine"]:
         raise UserError(f"{where}: machine: threads is not free here; give threads beside tasks, for all jobs")
     if isinstance(values.get("train_fraction"), int | float):
         values["train_fraction"] = str(values["train_fraction"])
     if len(_finetune(values, where).fractions()) > 1:
         raise UserError(
-            f"{where}: train_fraction is {values['train_fraction']!r}; a job has one share: for several, list the task "
-            "several times, each with a name"
+            f"{where}: train_fraction is {brief(values['train_fraction'])}; a job has one share: for several, list the "
+            "task several times, each with a name"
         )
     return values
 
@@ -277,13 +282,18 @@ def _finetune_names() -> set[str]:
     return {f.name for f in fields(FinetuneOptions)}
 
 
+def refuse_too_many(jobs: int, where: str) -> None:
+    if jobs > MOST_TRAININGS:
+        raise UserError(f"{where}: {jobs:,} jobs, and the most is {MOST_TRAININGS:,}; give fewer values or seeds")
+
+
 def refuse_twice(values: Iterable[Any], where: str, hint: str) -> None:
     seen = set()
     for value in values:
         if value in seen:
-            raise UserError(f"{where}: {value} is there twice{hint}")
+            raise UserError(f"{where}: {brief(value, str)} is there twice{hint}")
         seen.add(value)
 
 
 def shown(value: Any) -> str:
-    return "nothing" if value is None else repr(value)
+    return "nothing" if value is None else brief(value)

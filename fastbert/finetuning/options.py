@@ -4,7 +4,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fastbert.config import BOOKKEEPING, MACHINE, leaves
-from fastbert.errors import UserError
+from fastbert.errors import UserError, brief
 from fastbert.finetuning.own import OwnTaskOptions
 from fastbert.finetuning.tasks import Task
 from fastbert.training.hardware import TrainingMachineOptions
@@ -20,6 +20,8 @@ TASK_DEFAULTS: dict[str, tuple[float, int]] = {
     **dict.fromkeys(("cola", "mrpc", "stsb", "rte", "wnli"), (5e-5, 10)),
 }
 OWN_DEFAULTS = (5e-5, 5)
+
+MOST_TRAININGS = 10_000  # of one call
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,11 @@ class FinetuneOptions:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"{name} must be at least 1, not {value}")
+        if (trainings := self.seeds * len(self.fractions())) > MOST_TRAININGS:
+            raise UserError(
+                f"seeds {self.seeds} make {trainings:,} trainings; the most is {MOST_TRAININGS:,}: give fewer seeds or "
+                "fewer values of train_fraction"
+            )
         if self.first_seed < 0 or self.worst < 0:
             name = "first_seed" if self.first_seed < 0 else "worst"
             raise UserError(f"{name} cannot be negative, but is {getattr(self, name)}")
@@ -107,7 +114,6 @@ class FinetuneOptions:
                 raise UserError(f"{name} must lie in [0, 1), not {getattr(self, name)}")
         if not 0.0 < self.layer_decay <= 1.0:
             raise UserError(f"layer_decay must lie in (0, 1], not {self.layer_decay}")
-        self.fractions()
         self.optimizer(0.1 if self.learning_rate is None else self.learning_rate)
 
     def fractions(self) -> list[float]:
@@ -120,10 +126,12 @@ class FinetuneOptions:
             fractions = [float(part) for part in self.train_fraction.split(",")]
         except ValueError:
             raise UserError(
-                f"train_fraction is {self.train_fraction!r}; give numbers with commas between, such as 0.1,0.3,1.0"
+                f"train_fraction is {brief(self.train_fraction)}; give numbers with commas between, such as 0.1,0.3,1.0"
             ) from None
         if not all(0.0 < fraction <= 1.0 for fraction in fractions) or len(set(fractions)) < len(fractions):
-            raise UserError(f"train_fraction is {self.train_fraction!r}; give different shares above 0 and up to 1")
+            raise UserError(
+                f"train_fraction is {brief(self.train_fraction)}; give different shares above 0 and up to 1"
+            )
         return fractions
 
     def steps(self, examples: int) -> int:

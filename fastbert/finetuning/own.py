@@ -12,7 +12,9 @@ from typing import Any, NamedTuple
 
 from fastbert.data.sources import BOM, MAGIC
 from fastbert.errors import UserError, choose, nearest
+from fastbert.inputs import open_input
 
+LONGEST_LINE = 2**26  # bytes
 KINDS = ("classes", "number")
 
 
@@ -176,7 +178,9 @@ def text_lines(path: Path) -> Iterator[tuple[int, str]]:
     """
     number = 0
     with _opened(path) as file:
-        for raw in file:
+        while raw := file.readline(LONGEST_LINE):
+            if len(raw) == LONGEST_LINE:
+                raise UserError(f"{path}, line {number + 1} is longer than {LONGEST_LINE:,} bytes; write a row a line")
             if number == 0:
                 kind = next((kind for magic, kind in MAGIC.items() if raw.startswith(magic)), None)
                 if kind:
@@ -197,16 +201,9 @@ def text_lines(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def _opened(path: Path) -> Any:
-    try:
-        return open(path, "rb")
-    except FileNotFoundError:
-        beside = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
-        hint = f"; in its folder, {nearest(path.name, beside)}" if 0 < len(beside) < 20 else ""
-        raise UserError(f"{path} does not exist{hint}; check the path") from None
-    except IsADirectoryError:
-        raise UserError(f"{path} is a folder; name a file") from None
-    except PermissionError:
-        raise UserError(f"no permission to read {path}; change its permissions or give another file") from None
+    if path.is_dir():
+        raise UserError(f"{path} is a folder; name a file")
+    return open_input(path)
 
 
 def tsv_fields(path: Path) -> Iterator[tuple[int, list[str]]]:

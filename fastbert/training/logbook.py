@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastbert.errors import UserError
 from fastbert.files import atomic_file, disk_errors, make_inner_folder, no_link
+from fastbert.inputs import open_input
 from fastbert.records import json_text
 
 if TYPE_CHECKING:
@@ -172,10 +173,10 @@ def read_metrics(path: Path | str) -> list[dict]:
 
 
 def _lines(path: Path) -> list[bytes]:
-    try:
-        content = path.read_bytes()
-    except (FileNotFoundError, IsADirectoryError):  # a folder is refused when the records are to be written
+    if not path.is_file():  # anything else of this name is refused when the records are to be written
         return []
+    with open_input(path) as file:
+        content = file.read()
     return [line + b"\n" for line in content.removesuffix(b"\n").split(b"\n")] if content else []
 
 

@@ -5,8 +5,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastbert.errors import UserError
+from fastbert.errors import UserError, brief
+from fastbert.records import check
 from fastbert.training.apex import translate
+
+_SHAPE = {"kind": str, "shapes": [[int]], "state": dict, "param_groups": dict}
 
 
 def flatten_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict]:
@@ -47,14 +50,24 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tenso
     def join(value: Any) -> Any:
         if not isinstance(value, dict):
             return value
-        ((kind, content),) = value.items()
-        if kind == "tensor":
+        (kind, content), *more = value.items() or [(None, None)]
+        if not more and kind == "tensor" and isinstance(content, str) and content in tensors:
             return tensors[content].clone()
-        if kind == "dict":
-            return {key: join(item) for key, item in content}
-        return [join(item) for item in content] if kind == "list" else tuple(join(item) for item in content)
+        if not more and kind == "dict":
+            check(content, [list], where)
+            if all(len(pair) == 2 and isinstance(pair[0], str | int) for pair in content):
+                return {key: join(item) for key, item in content}
+        if not more and kind in ("list", "tuple"):
+            items = [join(item) for item in check(content, [object], where)]
+            return items if kind == "list" else tuple(items)
+        raise UserError(f"{where} is damaged: {brief(value)} is no part of an optimizer's state")
 
+    where = "the optimizer's state in the checkpoint"
+    check(rest, _SHAPE, where)
     state = {"state": join(rest["state"]), "param_groups": join(rest["param_groups"])}
+    check(state, {"state": {}, "param_groups": [{"params": list, "param_names?": list}]}, where)
+    if any(not isinstance(values, dict) for values in state["state"].values()):
+        raise UserError(f"{where} is damaged: a parameter has no moments by name")
     kind = type(optimizer).__name__
     if {rest["kind"], kind} == {"AdamW", "FusedAdam"}:  # the same with and without machine.apex
         translate(state, optimizer)
@@ -93,7 +106,7 @@ def _check_same(optimizer: torch.optim.Optimizer, saved_groups: list[dict], rest
     def compare(what: str, saved: Any, own: Any) -> None:
         if saved != own:
             raise UserError(
-                f"the checkpoint's optimizer has {what} {saved}, and here it is {own}; "
+                f"the checkpoint's optimizer has {what} {brief(saved, str)}, and here it is {brief(own, str)}; "
                 "resume with the options the run was started with"
             )
 
@@ -105,5 +118,6 @@ def _check_same(optimizer: torch.optim.Optimizer, saved_groups: list[dict], rest
         for saved_name, own_name in zip(saved.get("param_names", ()), own.get("param_names", ()), strict=False):
             compare("the parameter", saved_name, own_name)
     names = [name for group in groups for name in group.get("param_names", group["params"])]
+    compare("this many parameters:", len(rest["shapes"]), len(names))
     for name, saved_shape, own_shape in zip(names, rest["shapes"], _shapes(optimizer), strict=True):
         compare(f"for parameter {name} the shape", saved_shape, own_shape)

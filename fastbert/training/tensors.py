@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from fastbert.errors import UserError
+from fastbert.inputs import open_input
 
 HASH = "sha256"
 """Key in the metadata: SHA-256 over the rest of it and over all tensors: names, dtypes, shapes and bytes."""
@@ -46,8 +47,9 @@ def read_metadata(path: Path) -> dict[str, str]:
     """The metadata in a safetensors file.
 
     Raises:
-        UserError: the file is truncated or damaged.
+        UserError: the file cannot be read, or is truncated or damaged.
     """
+    open_input(path, "weights").close()
     try:
         with safetensors.safe_open(path, "pt") as file:
             return file.metadata() or {}

@@ -17,7 +17,7 @@ from typing import IO, Any
 from fastbert.data.sources import source
 from fastbert.data.sources.parquet import check_parquet, read_parquet
 from fastbert.data.sources.source import Source
-from fastbert.errors import UserError, nearest
+from fastbert.errors import UserError, brief, nearest
 
 LONGEST_JSON_LINE = 2**28  # bytes
 BOM = b"\xef\xbb\xbf"
@@ -161,13 +161,13 @@ def read_jsonl(stream: IO[bytes], path: Path, column: str) -> Iterator[str]:
             continue
         try:
             row = json.loads(line)
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        except (ValueError, RecursionError) as error:  # RecursionError: nested too deep
             raise UserError(f"{where} is not JSON ({error}); write one object a line") from None
         if not isinstance(row, dict):
             raise UserError(f"{where} is a JSON {type(row).__name__}, not an object with the field {column!r}")
         if column not in row:
             hint = nearest(column, row) if row else "the object is empty"
-            raise UserError(f"{where} has no field {column!r}; {hint}; choose with --column")
+            raise UserError(f"{where} has no field {brief(column)}; {hint}; choose with --column")
         text = row[column]
         if not isinstance(text, str):
             raise UserError(

@@ -1,6 +1,5 @@
 """Documents of Hugging Face datasets: from the hub or its cache, a folder of data files, or one that datasets saved."""
 
-import json
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +9,7 @@ from fastbert.data.sources.files import file_identity
 from fastbert.data.sources.parquet import ROWS, check_column, texts_of
 from fastbert.data.sources.source import Source, text_bytes
 from fastbert.errors import UserError, nearest
+from fastbert.records import read_json
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetBuilder, IterableDataset
@@ -67,15 +67,14 @@ def _saved(folder: Path, spec: str, config: str, split: str) -> Path:
     if config:
         raise UserError(f"source {spec!r}: a saved folder has no configurations; write hf:{folder}::{split or 'SPLIT'}")
     if (folder / "dataset_dict.json").is_file():
-        with _refusals(spec):
-            splits = json.loads((folder / "dataset_dict.json").read_text())["splits"]
+        splits = read_json(folder / "dataset_dict.json", "list of splits", {"splits": [str]})["splits"]
         split = split or (splits[0] if len(splits) == 1 else "train")
         if split not in splits:
             raise _no_split(spec, split, splits)
         return folder / split
     if split:
-        with _refusals(spec):
-            its_split = json.loads((folder / "state.json").read_text())["_split"]
+        shape = {"_split": (str, type(None))}
+        its_split = read_json(folder / "state.json", "state of the dataset", shape)["_split"]
         if split != its_split:
             raise _no_split(spec, split, [its_split] if its_split else [])
     return folder

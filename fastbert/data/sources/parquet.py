@@ -75,7 +75,7 @@ def read_parquet(path: Path, column: str) -> Iterator[tuple[int, str]]:
             done += len(texts)
             for text in texts:
                 if text is not None:
-                    yield size * done // rows, text
+                    yield size * min(done, rows) // max(rows, 1), text
 
 
 def texts_of(values: "pyarrow.Array | pyarrow.ChunkedArray", where: str, first: int) -> list[str | None]:
