@@ -378,7 +378,7 @@ def _post_processor(found: Any, vocabulary: dict[str, int], path: Path) -> dict[
     if found not in (template(cls, sep), {"type": "BertProcessing", "sep": ["[SEP]", sep], "cls": ["[CLS]", cls]}):
         name = found.get("type") if isinstance(found, dict) else found
         raise UserError(
-            f"tokenizer {path}: its post_processor ({brief(name, str)}) is not BERT's [CLS] A [SEP] and [CLS] A [SEP] B [SEP]; "
-            "give a BERT tokenizer"
+            f"tokenizer {path}: its post_processor ({brief(name, str)}) is not BERT's [CLS] A [SEP] and [CLS] A [SEP] "
+            "B [SEP]; give a BERT tokenizer"
         )
     return template(cls, sep)

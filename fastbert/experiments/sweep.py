@@ -30,7 +30,7 @@ from fastbert.files import (
 )
 from fastbert.finetuning.results import check_best
 from fastbert.inputs import read_input
-from fastbert.records import check, finite_or_none, json_text, parse_json, read_sealed, seal_of, write_sealed
+from fastbert.records import COUNT, check, finite_or_none, json_text, parse_json, read_sealed, seal_of, write_sealed
 from fastbert.training.hardware import describe_machine
 from fastbert.training.interrupts import Interrupts
 from fastbert.training.logbook import say
@@ -41,7 +41,8 @@ _FIGURES = {"dev": {str: {str: (float, type(None))}}}
 # The rows of finished jobs, for `check`: a fine-tuning's, and an ablation's pretraining's.
 TUNED = {
     **{"model": str, "task": str, "seed": int, "precision": str, "seconds": float, "metrics": [str]},
-    **{"learning_rate": float, "batch_size": int, "epochs": int, "best": _FIGURES, "last": _FIGURES},
+    **{"learning_rate": float, "batch_size": int, "epochs": int, "train_examples": COUNT},
+    **{"best": _FIGURES, "last": _FIGURES},
 }
 TRAINED = {
     **{"model": str, "task": str, "seed": int, "precision": str, "seconds": float, "objective": str},

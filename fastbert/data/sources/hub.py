@@ -67,17 +67,23 @@ def _saved(folder: Path, spec: str, config: str, split: str) -> Path:
     if config:
         raise UserError(f"source {spec!r}: a saved folder has no configurations; write hf:{folder}::{split or 'SPLIT'}")
     if (folder / "dataset_dict.json").is_file():
-        splits = read_json(folder / "dataset_dict.json", "list of splits", {"splits": [str]})["splits"]
+        splits = _stated(folder / "dataset_dict.json", {"splits": [str]}, spec)["splits"]
         split = split or (splits[0] if len(splits) == 1 else "train")
         if split not in splits:
             raise _no_split(spec, split, splits)
         return folder / split
     if split:
-        shape = {"_split": (str, type(None))}
-        its_split = read_json(folder / "state.json", "state of the dataset", shape)["_split"]
+        its_split = _stated(folder / "state.json", {"_split": (str, type(None))}, spec)["_split"]
         if split != its_split:
             raise _no_split(spec, split, [its_split] if its_split else [])
     return folder
+
+
+def _stated(path: Path, shape: dict[str, Any], spec: str) -> dict[str, Any]:
+    try:
+        return read_json(path, "the record of the dataset", shape)
+    except UserError as error:
+        raise UserError(f"source {spec!r} cannot be read: {error}") from None
 
 
 def _load(builder: "DatasetBuilder", spec: str, split: str, streamed: bool) -> "Dataset | IterableDataset":
