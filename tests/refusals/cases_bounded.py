@@ -131,5 +131,8 @@ CASES = [
     ("submit --check plain.zip", "plain.zip is damaged or no zip file"),
     ("submit --check /dev/zero", "submission /dev/zero is a pipe or a device, not a file"),
     ("pretrain --data data --steps 1 --out x", "data is of format [[[["),
-    ("predict --model tuned --source tuned/task.json --out x", "is damaged: more than 64 lists and objects inside each other"),
+    (
+        "predict --model tuned --source tuned/task.json --out x",
+        "is damaged: more than 64 lists and objects inside each other",
+    ),
 ]
