@@ -13,6 +13,7 @@ from fastbert.files import atomic_file
 from fastbert.inputs import LARGEST_TEXT, read_text_input
 
 DEEPEST = 64  # lists and objects inside each other
+MOST_VALUES = 2**21  # in a file, counted by commas: a value takes up to 30 times its bytes in memory
 
 
 def write_json(path: Path | str, value: Any) -> None:
@@ -41,12 +42,15 @@ def finite_or_none(value: Any) -> Any:
     return value
 
 
-def read_json(path: Path | str, what: str, shape: Any = object, most: int = LARGEST_TEXT) -> Any:
+def read_json(
+    path: Path | str, what: str, shape: Any = object, most: int = LARGEST_TEXT, values: int = MOST_VALUES
+) -> Any:
     """The JSON in `path`; `what` names it in errors.
 
     Args:
         shape: what it must look like, for `check`.
         most: bytes.
+        values: how many it may hold.
 
     Raises:
         UserError: the file is missing, too large, not JSON, or not of this shape.
@@ -56,19 +60,22 @@ def read_json(path: Path | str, what: str, shape: Any = object, most: int = LARG
         raise UserError(f"{what} {path} does not exist")
     if path.is_dir():
         raise UserError(f"{what} {path} is damaged: it is a folder")
-    return parse_json(read_text_input(path, what, most), f"{what} {path}", shape)
+    return parse_json(read_text_input(path, what, most), f"{what} {path}", shape, values)
 
 
-def parse_json(text: str | bytes, where: str, shape: Any = object) -> Any:
+def parse_json(text: str | bytes, where: str, shape: Any = object, values: int = MOST_VALUES) -> Any:
     """The value in a JSON text, nested at most `DEEPEST` deep, with whole numbers of at most 64 bits.
 
     Args:
         where: names its origin in errors.
         shape: what it must look like, for `check`.
+        values: how many it may hold.
 
     Raises:
         UserError: it is not such JSON, or not of this shape.
     """
+    if text.count(b"," if isinstance(text, bytes) else ",") >= values:
+        raise UserError(f"{where} holds more than {values:,} values, which is too many for such a file")
     try:
         value = json.loads(text, parse_int=_integer)
         _refuse_odd(value, escapes=(b"\\u" if isinstance(text, bytes) else "\\u") in text)

@@ -211,6 +211,7 @@ def test_shapes_that_fit() -> None:
         ("1" * 5000, "the number 1{100}"),
         ('{"a": "\\ud800"}', "is not Unicode text"),
         ('{"\\udc00": 1}', "is not Unicode text"),
+        ("[" + "0," * 2**21 + "0]", "f holds more than 2,097,152 values"),
         ('{"a": ', "f is damaged: Expecting value"),
         (b'{"a": "\xff"}', "f is damaged: 'utf-8' codec"),
     ],

@@ -346,7 +346,7 @@ def _rare_words(folder: Path, number: int) -> tuple[list[str], np.ndarray]:
         UserError: they are not `number` words with a count each.
     """
     path = folder / "rare_words.json"
-    rare = read_json(path, "list of rare words", dict, LARGEST_RARE)
+    rare = read_json(path, "list of rare words", dict, LARGEST_RARE, 2**25)
     words, counts = rare.get("words"), rare.get("counts")
     for values, kind in ((words, str), (counts, int)):
         if not isinstance(values, list) or len(values) != number or not all(type(value) is kind for value in values):

@@ -66,8 +66,7 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tenso
     check(rest, _SHAPE, where)
     state = {"state": join(rest["state"]), "param_groups": join(rest["param_groups"])}
     check(state, {"state": {}, "param_groups": [{"params": list, "param_names?": list}]}, where)
-    if any(not isinstance(values, dict) for values in state["state"].values()):
-        raise UserError(f"{where} is damaged: a parameter has no moments by name")
+    _check_moments(state["state"], rest["kind"], dict(enumerate(rest["shapes"])), where)
     kind = type(optimizer).__name__
     if {rest["kind"], kind} == {"AdamW", "FusedAdam"}:  # the same with and without machine.apex
         translate(state, optimizer)
@@ -77,6 +76,8 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tenso
         for key, value in own.items():
             if key in ("fused", "foreach", "capturable", "differentiable") or key not in saved:
                 saved[key] = value  # not in the checkpoint: torch has grown a setting since
+            elif not _alike(saved[key], value):
+                raise UserError(f"{where} is damaged: {key} is {brief(saved[key])}, where this optimizer has {value}")
             elif isinstance(value, Tensor):
                 saved[key] = saved[key].to(value.device)
     exact = {index: dict(values) for index, values in state["state"].items()}
@@ -90,6 +91,30 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tenso
             like = parameter if value.shape == parameter.shape else value
             kept = torch.empty_like(like, dtype=exact[index][key].dtype, device=value.device, requires_grad=False)
             optimizer.state[parameter][key] = kept.copy_(exact[index][key])
+
+
+_MOMENTS = {name: ("exp_avg", "exp_avg_sq") for name in ("AdamW", "FusedAdam", "Lamb")}
+
+
+def _check_moments(state: Any, kind: str, shapes: dict[int, list[int]], where: str) -> None:
+    """Raises a UserError if a parameter, by its index, lacks a moment or has one of another shape than its own."""
+    for index, values in check(state, dict, where).items():
+        if not isinstance(values, dict) or index not in shapes:
+            raise UserError(f"{where} is damaged: {brief(index)} is no parameter with moments")
+        for name in _MOMENTS.get(kind, ()):
+            if not isinstance(values.get(name), Tensor) or list(values[name].shape) != shapes[index]:
+                raise UserError(f"{where} is damaged: parameter {index} has no {name}, or one of another shape")
+        if kind == "AdamW" and not (isinstance(values.get("step"), Tensor) and values["step"].numel() == 1):
+            raise UserError(f"{where} is damaged: parameter {index} has no step")
+
+
+def _alike(saved: Any, own: Any) -> bool:
+    """Whether a setting of a parameter group can have come from an optimizer where it is `own`."""
+    if isinstance(own, tuple):
+        return isinstance(saved, tuple) and len(saved) == len(own) and all(map(_alike, saved, own))
+    if isinstance(own, Tensor):
+        return isinstance(saved, Tensor) and saved.shape == own.shape
+    return not isinstance(own, int | float) or isinstance(saved, int | float)
 
 
 def _parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
