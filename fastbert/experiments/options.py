@@ -219,7 +219,8 @@ def read_task(entry: Any, common: dict[str, list[Any]], fixed: dict[str, Any], w
 
 def merged(values: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     """`values` with those of `over` in their place, group by group."""
-    groups = {key: values[key] | value for key, value in over.items() if isinstance(value, dict) and key in values}
+    both = [key for key in over if isinstance(over[key], dict) and isinstance(values.get(key), dict)]
+    groups = {key: values[key] | over[key] for key in both}
     return values | over | groups
 
 

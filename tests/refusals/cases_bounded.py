@@ -50,6 +50,7 @@ def files(folder: Path) -> None:
         "axes": f"models: [a]\ntasks: [rte]\nepochs: {list(range(1, 201))}\nbatch_sizes: {list(range(1, 201))}\n",
         "jobs": f"models: {[f'm{n}' for n in range(60)]}\ntasks: [rte]\nseeds: 200\n",
         "variants": "base: {steps: 10}\nvariants: {a: , b: {norm: pre}}\nseeds: 1000000000\n",
+        "group": "base: {steps: 10, norm: pre}\nvariants: {a: , b: {norm: {a: 1}}}\n",
         "trials": "base: {steps: 10}\nvariants: {a: , b: {norm: pre}}\ntasks: [rte]\ntrials: 1000000000\n",
     }.items():
         (folder / f"{name}.yaml").write_text(text)
@@ -108,6 +109,7 @@ CASES = [
     ("sweep jobs.yaml", "jobs.yaml: 12,000 jobs, and the most is 10,000"),
     ("ablate variants.yaml", "variants.yaml: seeds: 1,000,000,000 jobs"),
     ("ablate trials.yaml", "jobs, and the most is 10,000"),
+    ("ablate group.yaml", "group.yaml: variants: b: norm must be text, found a mapping"),
     ("finetune --seeds 1000000000", "seeds 1000000000 make 1,000,000,000 trainings; the most is 10,000"),
     ("export --run layers --out x", "config.json has num_hidden_layers 1000000000, and the weights lack those layers"),
     ("export --run layers-float --out x", "has num_hidden_layers 1000000000.0, which must be of type int"),
