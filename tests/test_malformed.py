@@ -5,6 +5,7 @@ A seal does not help: whoever changes a file can compute it anew, as is done her
 
 import copy
 import hashlib
+import io
 import json
 import shutil
 import tracemalloc
@@ -16,11 +17,13 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fastbert.data.partial import Partial
 from fastbert.data.shards import open_dataset
 from fastbert.errors import UserError, message_of
 from fastbert.experiments.options import read_seeds
@@ -43,10 +46,10 @@ ODD = (
 )
 
 
-def places(value: Any, at: tuple = ()) -> list[tuple]:
+def paths_in(value: Any, at: tuple = ()) -> list[tuple]:
     """Where in `value` a value stands, outermost first."""
     inner = value.items() if isinstance(value, dict) else enumerate(value[:3]) if isinstance(value, list) else ()
-    return [(*at, key) for key, _ in inner] + [found for key, one in inner for found in places(one, (*at, key))]
+    return [(*at, key) for key, _ in inner] + [found for key, one in inner for found in paths_in(one, (*at, key))]
 
 
 @st.composite
@@ -55,7 +58,7 @@ def changes(draw, value: Any) -> Any:
     value = copy.deepcopy(value)
     for _ in range(draw(st.integers(1, 2))):
         depth = draw(st.integers(1, 6))
-        found = [at for at in places(value) if len(at) <= depth]
+        found = [at for at in paths_in(value) if len(at) <= depth]
         if not found:
             break
         *at, key = draw(st.sampled_from(found))
@@ -246,6 +249,24 @@ def test_what_a_file_claims_takes_no_memory(folder: Path, tmp_path: Path) -> Non
             assert tracemalloc.get_traced_memory()[1] < 2**26
         finally:
             tracemalloc.stop()
+
+
+def test_arrays_of_unfinished_work_that_claim_too_much(tmp_path: Path) -> None:
+    partial = Partial(tmp_path)
+    numbers = np.arange(6, dtype=np.int32).reshape(2, 3)
+    partial.save({"a": 1}, {"numbers": numbers})
+    record, arrays = partial.load()
+    assert record == {"a": 1} and np.array_equal(arrays["numbers"], numbers) and arrays["numbers"].dtype == np.int32
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "<i8", "fortran_order": False, "shape": (2**50,)})
+    for method, content, message in (
+        (zipfile.ZIP_STORED, header.getvalue(), "numbers.npy is not as long as its header says"),
+        (zipfile.ZIP_DEFLATED, bytes(2**20), "it holds more than its bytes"),
+    ):
+        with zipfile.ZipFile(tmp_path / ".state.npz", "w", method) as archive:
+            archive.writestr("numbers.npy", content)
+        with pytest.raises(UserError, match=message):
+            partial.load()
 
 
 def test_messages_for_terminals() -> None:

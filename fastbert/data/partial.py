@@ -118,20 +118,22 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
     arrays = {}
     with open_input(path) as file, zipfile.ZipFile(file) as archive:
         size = os.fstat(file.fileno()).st_size
+        if sum(entry.file_size for entry in archive.infolist()) > size:
+            raise ValueError("it holds more than its bytes")
         for entry in archive.infolist():
-            if entry.compress_type != zipfile.ZIP_STORED or entry.file_size > size:
-                raise ValueError(f"{entry.filename} is compressed, or larger than the file")
+            if entry.compress_type != zipfile.ZIP_STORED:
+                raise ValueError(f"{entry.filename} is compressed")
             with archive.open(entry) as member:
                 np.lib.format.read_magic(member)
                 shape, fortran, dtype = np.lib.format.read_array_header_1_0(member)
                 if dtype.hasobject or fortran or math.prod(shape) * dtype.itemsize > entry.file_size:
                     raise ValueError(f"{entry.filename} is not as long as its header says")
                 content = bytearray(math.prod(shape) * dtype.itemsize)
-                place = 0
+                filled = 0
                 while part := member.read(2**20):
-                    content[place : place + len(part)] = part
-                    place += len(part)
-            if place != len(content) or len(content) != math.prod(shape) * dtype.itemsize:
+                    content[filled : filled + len(part)] = part
+                    filled += len(part)
+            if filled != len(content) or len(content) != math.prod(shape) * dtype.itemsize:
                 raise ValueError(f"{entry.filename} is not as long as its header says")
             arrays[entry.filename.removesuffix(".npy")] = np.frombuffer(content, dtype).reshape(shape)
     return arrays

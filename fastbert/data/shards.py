@@ -38,7 +38,7 @@ RECORD = {
     "tokenizer": str,
     "tokenizer_files": {str: _FILE},
     "vocab_size": COUNT,
-    "splits": dict.fromkeys(SPLITS, _SPLIT),
+    "splits": {str: _SPLIT, **dict.fromkeys(SPLITS, _SPLIT)},
     "rare_words": {"words": COUNT, "file": _FILE},
     "options": {"rare_min": COUNT, "rare_max": COUNT},
 }

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from fastbert.errors import UserError
+from fastbert.errors import UserError, message_of
 from fastbert.files import disk_errors, make_folder, no_link, remove
 from fastbert.records import read_json
 
@@ -92,8 +92,8 @@ def run_job(job: dict[str, Any], folder: Path) -> dict[str, Any]:
         try:
             outcome = _train(job, folder / RUN)
         except UserError as error:
-            _put_down(f"error: {error}")
-            outcome = failure(str(error), "")
+            _put_down(f"error: {message_of(error)}")
+            outcome = failure(message_of(error), "")
         except Exception as error:  # whatever it is, it ends this job only, and the user is told
             _put_down(traceback.format_exc())
             outcome = _explained(error)

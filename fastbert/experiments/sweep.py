@@ -238,6 +238,8 @@ def read_row(line: bytes, where: str) -> Row:
         check(row, TUNED if "metrics" in row else TRAINED, where)
         if "metrics" in row:
             check_best(row, row["metrics"], where)
+            for split, figures in row["last"]["dev"].items():  # null: not finite
+                check(figures, dict.fromkeys(row["metrics"], (float, type(None))), where, f"last.dev.{split}")
         elif not row["validations"]:
             raise UserError(f"{where} is damaged: validations is empty")
     else:

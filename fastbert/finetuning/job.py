@@ -36,7 +36,7 @@ from fastbert.finetuning.model import (
 )
 from fastbert.finetuning.options import FinetuneOptions, science
 from fastbert.finetuning.predict import BATCH, Inputs, answer, encode_inputs, predict_scores
-from fastbert.finetuning.results import SEED, Figures, check_best, seed_folder, tuned_folder, write_results
+from fastbert.finetuning.results import Figures, finished, seed_folder, tuned_folder, write_results
 from fastbert.finetuning.tasks import Example, Task, open_task
 from fastbert.hub.load import Pretrained, tokenizer_of
 from fastbert.outputs import check_output_folder
@@ -251,27 +251,6 @@ def fingerprint_of_weights(pretrained: Pretrained) -> str:
             digest.update(name.encode())
             digest.update(pretrained.weights[name].contiguous().view(torch.uint8).numpy())
     return digest.hexdigest()[:8]
-
-
-def finished(folder: Path, metrics: Sequence[str]) -> dict[str, Any] | None:
-    """The result of a seed that was trained to its end; it is written last.
-
-    Args:
-        metrics: of the task.
-
-    Raises:
-        UserError: it is damaged.
-    """
-    path = folder / "result.json"
-    if not path.is_file():
-        return None
-    fix = f"remove {folder} to train the seed again"
-    result = read_sealed(path, "the seed's result", SEED, fix)
-    try:
-        check_best(result, metrics, f"the seed's result {path}")
-    except UserError as error:
-        raise UserError(f"{error}; {fix}") from None
-    return result
 
 
 # --- one seed

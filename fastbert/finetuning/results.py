@@ -105,6 +105,27 @@ def check_best(result: dict[str, Any], metrics: Sequence[str], where: str) -> No
         check(figures, dict.fromkeys(metrics, float), where, f"best.dev.{split}")
 
 
+def finished(folder: Path, metrics: Sequence[str]) -> dict[str, Any] | None:
+    """The result of a seed that was trained to its end; it is written last.
+
+    Args:
+        metrics: of the task.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    path = folder / "result.json"
+    if not path.is_file():
+        return None
+    fix = f"remove {folder} to train the seed again"
+    result = read_sealed(path, "the seed's result", SEED, fix)
+    try:
+        check_best(result, metrics, f"the seed's result {path}")
+    except UserError as error:
+        raise UserError(f"{error}; {fix}") from None
+    return result
+
+
 def seed_folder(out: Path, fraction: float, seed: int) -> Path:
     return (out if fraction == 1.0 else out / f"fraction-{fraction}") / f"seed-{seed}"
 
