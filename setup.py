@@ -17,7 +17,6 @@ setup(
         "numpy>=2.0",
         "safetensors>=0.5",
         "tensorboard>=2.18",
-        "tyro>=1.0",
         "rich>=14.0",
         "pyyaml>=6.0",
         "scikit-learn>=1.6",

@@ -9,136 +9,160 @@ from dataclasses import replace
 from pathlib import Path
 
 from fastbert import __version__
+from fastbert.config import load_yaml
 from fastbert.errors import UserError, choose, message_of
+from fastbert.flags import parse
+from fastbert.hub.folders import check_model_folder
+from fastbert.registry import Registry
+
+OPTIONS = Registry(
+    {
+        "prepare": "fastbert.data.prepare:PrepareOptions",
+        "pretrain": "fastbert.pretraining.options:PretrainOptions",
+        "evaluate": "fastbert.pretraining.options:EvaluateOptions",
+        "finetune": "fastbert.finetuning.options:FinetuneOptions",
+        "predict": "fastbert.finetuning.options:PredictOptions",
+        "submit": "fastbert.finetuning.options:SubmitOptions",
+        "export": "fastbert.hub.options:ExportOptions",
+        "sweep": "fastbert.experiments.options:SweepOptions",
+        "ablate": "fastbert.experiments.ablate_options:AblateOptions",
+        "bench throughput": "fastbert.experiments.bench_options:BenchThroughputOptions",
+        "bench data": "fastbert.experiments.bench_options:BenchDataOptions",
+        "bench kernels": "fastbert.experiments.bench_options:BenchKernelsOptions",
+    }
+)
+"""What each job takes. These modules import no torch; what does is imported when the options have been checked."""
 
 
 def prepare(arguments: list[str]) -> int:
-    from fastbert.config import parse
-    from fastbert.data.prepare import PrepareOptions
+    options = parse(OPTIONS["prepare"], arguments, "prepare")
     from fastbert.data.prepare import prepare as run
 
-    run(parse(PrepareOptions, arguments, "prepare"))
+    run(options)
     return 0
 
 
 def pretrain(arguments: list[str]) -> int:
-    from fastbert.config import load_yaml, parse
-    from fastbert.pretraining.job import pretrain as run
-    from fastbert.pretraining.options import BUDGETS, PretrainOptions
-    from fastbert.pretraining.run import stored_options
+    from fastbert.pretraining.options import BUDGETS
 
     name, default = "pretrain", None
-    if arguments and not arguments[0].startswith("-"):
-        default, name = load_yaml(PretrainOptions, arguments[0]), Path(arguments[0]).stem
-        arguments = arguments[1:]
+    file, arguments = yaml_file(arguments)
+    if file is not None:
+        default, name = load_yaml(OPTIONS["pretrain"], file), Path(file).stem
     arguments = name_resumed_run(arguments)
     if "--resume" in arguments and default is None and not {"-h", "--help"} & set(arguments):
+        from fastbert.pretraining.run import stored_options
+
         default = replace(stored_options(value_of("--out", arguments)), resume=True)
     elif default is not None and any(value_of(f"--{budget}", arguments) for budget in BUDGETS):
         default = replace(default, **dict.fromkeys(BUDGETS))  # a budget given by a flag replaces that of the file
-    return run(parse(PretrainOptions, arguments, "pretrain", default), name)
+    options = parse(OPTIONS["pretrain"], arguments, "pretrain", default)
+    if not options.resume:
+        options.check_inputs()
+    from fastbert.pretraining.job import pretrain as run
+
+    return run(options, name)
 
 
 def evaluate(arguments: list[str]) -> int:
-    from fastbert.config import parse
-    from fastbert.pretraining.held_out import EvaluateOptions
+    options = parse(OPTIONS["evaluate"], arguments, "evaluate")
+    options.check_inputs()
     from fastbert.pretraining.held_out import evaluate_text as run
 
-    run(parse(EvaluateOptions, arguments, "evaluate"))
+    run(options)
     return 0
 
 
 def finetune(arguments: list[str]) -> int:
-    from fastbert.config import load_yaml, parse
-    from fastbert.finetuning.options import FinetuneOptions
+    file, arguments = yaml_file(arguments)
+    default = None if file is None else load_yaml(OPTIONS["finetune"], file)
+    options = parse(OPTIONS["finetune"], arguments, "finetune", default)
+    options.check_inputs()
     from fastbert.finetuning.several import finetune as run
 
-    default = None
-    if arguments and not arguments[0].startswith("-"):
-        default, arguments = load_yaml(FinetuneOptions, arguments[0]), arguments[1:]
-    return run(parse(FinetuneOptions, arguments, "finetune", default))
+    return run(options)
 
 
 def predict(arguments: list[str]) -> int:
-    from fastbert.config import parse
-    from fastbert.finetuning.predict import PredictOptions
+    options = parse(OPTIONS["predict"], arguments, "predict")
+    options.check_inputs()
     from fastbert.finetuning.predict import predict as run
 
-    run(parse(PredictOptions, arguments, "predict"))
+    run(options)
     return 0
 
 
 def submit(arguments: list[str]) -> int:
-    from fastbert.config import parse
-    from fastbert.finetuning.submit import SubmitOptions
+    options = parse(OPTIONS["submit"], arguments, "submit")
+    options.check_inputs()
     from fastbert.finetuning.submit import submit as run
 
-    run(parse(SubmitOptions, arguments, "submit"))
+    run(options)
     return 0
 
 
 def export(arguments: list[str]) -> int:
-    from fastbert.config import parse
-    from fastbert.hub.job import ExportOptions
-    from fastbert.hub.job import export as run
-
-    arguments = list(arguments)
     if arguments and not arguments[0].startswith("-"):
         arguments = ["--run", *arguments]
-    run(parse(ExportOptions, arguments, "export"))
+    options = parse(OPTIONS["export"], arguments, "export")
+    check_model_folder(options.run)
+    from fastbert.hub.job import export as run
+
+    run(options)
     return 0
 
 
 def sweep(arguments: list[str]) -> int:
-    from fastbert.config import parse
-    from fastbert.experiments.options import SweepOptions, load_sweep
+    from fastbert.experiments.options import load_sweep
 
-    file = arguments[0] if arguments and not arguments[0].startswith("-") else None
+    file, arguments = yaml_file(arguments)
     axes, default = (None, None) if file is None else load_sweep(file)
-    options = parse(SweepOptions, arguments if file is None else arguments[1:], "sweep", default)
+    options = parse(OPTIONS["sweep"], arguments, "sweep", default)
     if axes is None:
         raise UserError("fastbert sweep needs a YAML file first, such as configs/sweep/glue.yaml")
+    axes.check_inputs()
     from fastbert.experiments.sweep import sweep as run
 
     return run(axes, options)
 
 
 def ablate(arguments: list[str]) -> int:
-    from fastbert.config import parse
-    from fastbert.experiments.ablate_options import AblateOptions, load_ablation
+    from fastbert.experiments.ablate_options import load_ablation
 
-    file = arguments[0] if arguments and not arguments[0].startswith("-") else None
+    file, arguments = yaml_file(arguments)
     ablation, default = (None, None) if file is None else load_ablation(file)
-    options = parse(AblateOptions, arguments if file is None else arguments[1:], "ablate", default)
+    options = parse(OPTIONS["ablate"], arguments, "ablate", default)
     if ablation is None:
         raise UserError("fastbert ablate needs a YAML file first, such as configs/ablate/tiny.yaml")
+    ablation.check_inputs()
     from fastbert.experiments.ablate import ablate as run
 
     return run(ablation, options)
 
 
 def bench(arguments: list[str]) -> int:
-    from fastbert.config import parse
-    from fastbert.experiments.bench import BenchKernelsOptions, bench_kernels
-    from fastbert.experiments.bench_data import BenchDataOptions, bench_data
-    from fastbert.experiments.bench_throughput import BenchThroughputOptions, bench_throughput
-
     topics = {
-        "throughput": (BenchThroughputOptions, bench_throughput, "the training loop beside transformers' BERT"),
-        "data": (BenchDataOptions, bench_data, "preparing and drawing text beside the tokenizers library"),
-        "kernels": (
-            BenchKernelsOptions,
-            bench_kernels,
-            "the kernels beside PyTorch's, or what they take when compiled",
-        ),
+        "throughput": "the training loop compared with transformers' BERT",
+        "data": "preparing and reading text compared with the tokenizers library",
+        "kernels": "the kernels compared with PyTorch's, or what they need when compiled",
     }
     if not arguments or arguments[0] in ("-h", "--help"):
-        lines = "\n".join(f"  {name:<11} {what}" for name, (*_, what) in topics.items())
+        lines = "\n".join(f"  {name:<11} {what}" for name, what in topics.items())
         print(f"usage: fastbert bench <benchmark> [options]\n\nbenchmarks:\n{lines}\n")
         print("fastbert bench <benchmark> --help shows its options.")
         return 0 if arguments else 2
-    options, run, _ = topics[choose("benchmark", arguments[0], topics)]
-    return run(parse(options, arguments[1:], f"bench {arguments[0]}"))
+    topic = choose("benchmark", arguments[0], topics)
+    options = parse(OPTIONS[f"bench {topic}"], arguments[1:], f"bench {topic}")
+    return BENCHMARKS[topic](options)
+
+
+BENCHMARKS = Registry(
+    {
+        "throughput": "fastbert.experiments.bench_throughput:bench_throughput",
+        "data": "fastbert.experiments.bench_data:bench_data",
+        "kernels": "fastbert.experiments.bench:bench_kernels",
+    }
+)
 
 
 JOBS: dict[str, tuple[Callable[[list[str]], int], str]] = {
@@ -161,6 +185,13 @@ def usage() -> str:
         f"fastbert {__version__}: pretraining BERT-class encoders at a fraction of the usual cost\n\n"
         f"usage: fastbert <job> [options]\n\njobs:\n{jobs}\n\nfastbert <job> --help shows a job's options."
     )
+
+
+def yaml_file(arguments: list[str]) -> tuple[str | None, list[str]]:
+    """The YAML file that may stand first, and the other arguments."""
+    if arguments and not arguments[0].startswith("-"):
+        return arguments[0], arguments[1:]
+    return None, arguments
 
 
 def value_of(flag: str, arguments: list[str]) -> str | None:

@@ -5,18 +5,19 @@ A field is marked through `dataclasses.field(metadata=...)`: `flat` lifts the fi
 are science: they define the experiment.
 """
 
+import dataclasses
 import hashlib
 import json
 import math
 import re
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Any, TypeVar
 
-from fastbert.errors import UserError, brief, nearest
+from fastbert.errors import UserError, brief, choose, nearest
 from fastbert.inputs import read_text_input
 
 Options = TypeVar("Options")
@@ -29,70 +30,22 @@ LARGEST_YAML = 2**20  # bytes
 _FLOAT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
 
 
-def parse(cls: type[Options], arguments: Sequence[str], job: str, default: Options | None = None) -> Options:
-    """Options from flags.
+def choice(default: str, choices: Iterable[str], what: str | None = None, **metadata: Any) -> Any:
+    """A field that takes one of `choices`, for `check_choices` and the help; `what` names it in errors."""
+    return dataclasses.field(default=default, metadata={**metadata, "choices": choices, "what": what})
 
-    Args:
-        cls: the job's dataclass.
-        arguments: what stands behind `fastbert <job>`, without a YAML file.
-        job: its name, for the help.
-        default: values to start from, such as those of a YAML file.
 
-    Raises:
-        SystemExit: with 0 after --help, with 2 after a flag that does not fit.
-        UserError: a flag is given twice, or a number is not finite.
-    """
-    import tyro
-
-    refuse_repeated(arguments)
-    _lift_flat_flags(cls)
-    required = {f.name for f in fields(cls) if f.default is MISSING and f.default_factory is MISSING}
-    if default is None and not required:
-        default = cls()
-    options = tyro.cli(
-        cls,
-        prog=f"fastbert {job}",
-        args=arguments,
-        **({} if default is None else {"default": default}),
-    )
-    for leaf in leaves(options):
-        if isinstance(leaf.value, float):
-            check_finite(leaf.value, leaf.name)
-    return options
+def check_choices(options: Any) -> None:
+    """Raises a UserError if a field of `choice` holds something else."""
+    for one in fields(options):
+        if choices := one.metadata.get("choices"):
+            choose(one.metadata["what"] or one.name, getattr(options, one.name), choices)
 
 
 def check_finite(value: float, where: str) -> None:
     """Raises a UserError for NaN and infinities: no option means anything with them."""
     if not math.isfinite(value):
         raise UserError(f"{where} must be a finite number, not {value}")
-
-
-def refuse_repeated(arguments: Sequence[str]) -> None:
-    """No option takes several values, and of two the parser would drop the first in silence.
-
-    `--flag value`, `--flag=value`, `--some_flag`, and `--no-flag` of a switch are one flag; no value begins with --.
-
-    Raises:
-        UserError: names the flag.
-    """
-    seen: dict[str, str] = {}
-    for argument in arguments:
-        if argument.startswith("--"):
-            flag = argument.partition("=")[0].replace("_", "-")
-            name = re.sub(r"(--|\.)no-", r"\1", flag)
-            if name in seen:
-                twice = flag if flag == seen[name] else f"{seen[name]} with {flag}, which is the same option,"
-                raise UserError(f"{twice} is given twice; it takes one value: leave one of them out")
-            seen[name] = flag
-
-
-def _lift_flat_flags(cls: type) -> None:
-    """Tells tyro to leave the name of flat groups out of their flags; done here so that only parsing needs tyro."""
-    import tyro
-
-    for field in fields(cls):
-        if field.metadata.get("flat") and not hasattr(cls.__annotations__[field.name], "__metadata__"):
-            cls.__annotations__[field.name] = Annotated[field.type, tyro.conf.arg(name="")]
 
 
 def load_yaml(cls: type[Options], path: str | Path) -> Options:
@@ -145,7 +98,9 @@ def from_dict(cls: type[Options], values: Any, where: str) -> Options:
             known[field.name] = None
     for key in values:
         if key not in known:
-            raise UserError(f"{where}: unknown option {brief(key)}; {nearest(key, known)}")
+            groups = [name for name, hint in hints.items() if is_dataclass(hint) and key in hint.__dataclass_fields__]
+            hint = f"it belongs under {' or '.join(groups)}" if groups else nearest(key, known)
+            raise UserError(f"{where}: unknown option {brief(key)}; {hint}")
     arguments = {}
     for field in fields(cls):
         if field.metadata.get("flat"):
@@ -178,6 +133,27 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
     if hint is float:
         check_finite(value, where)
     return value
+
+
+def convert_text(text: str, kind: type) -> Any:
+    """The value of type `kind` that a flag's `text` stands for.
+
+    Raises:
+        ValueError: it stands for none.
+    """
+    if kind is bool and text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    if kind is str:
+        return text
+    if kind is int and re.fullmatch(r"[-+]?\d{1,30}", text):
+        return int(text)
+    if kind in (int, float) and _FLOAT.fullmatch(text):
+        value = float(text)
+        if kind is float and math.isfinite(value):
+            return value
+        if kind is int and value.is_integer() and abs(value) < 2**53:  # written as 1e6
+            return int(value)
+    raise ValueError(f"must be {'a finite number' if kind is float else _NAMES[kind]}, not {brief(text)}")
 
 
 _NAMES = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}

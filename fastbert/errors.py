@@ -27,9 +27,9 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"{hint}known: {listed}{more}"
 
 
-def closest(name: str, known: Iterable[str]) -> str | None:
-    """The one of `known` that `name` may have been meant to be."""
-    close = difflib.get_close_matches(str(name)[:LONGEST_SHOWN], known, n=1, cutoff=0.5)
+def closest(name: str, known: Iterable[str], likeness: float = 0.5) -> str | None:
+    """The one of `known` that `name` may have been meant to be: the most alike of those that have this `likeness`."""
+    close = difflib.get_close_matches(str(name)[:LONGEST_SHOWN], known, n=1, cutoff=likeness)
     return brief(close[0], str) if close else None
 
 

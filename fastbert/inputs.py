@@ -41,6 +41,17 @@ def open_input(path: Path | str, what: str = "") -> IO[bytes]:
             raise
 
 
+def check_folder(path: Path | str, what: str = "") -> None:
+    """Raises a UserError if there is no folder `path` that can be listed."""
+    with input_errors(path, what):
+        try:
+            os.scandir(path).close()
+        except NotADirectoryError:
+            if not os.path.isfile(path):
+                raise
+            raise UserError(f"{named(path, what)} is a file; give a folder") from None
+
+
 def read_input(path: Path | str, what: str = "", most: int = LARGEST_TEXT) -> bytes:
     """The content of the regular file `path`.
 

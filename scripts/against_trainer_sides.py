@@ -34,7 +34,7 @@ from fastbert.model.encoder import Encoder, Places
 from fastbert.model.kernels import KERNELS
 from fastbert.randomness import permute
 from fastbert.records import read_json
-from fastbert.training.hardware import TrainingMachineOptions
+from fastbert.training.options import TrainingMachineOptions
 
 
 def recipe(

@@ -21,15 +21,14 @@ from fastbert.data.noted import NotedWords
 from fastbert.data.shards import RareWords
 from fastbert.data.stages import Plan
 from fastbert.data.tokenizer import SPECIAL_TOKENS, WordPiece
-from fastbert.model.config import EncoderOptions
 from fastbert.model.encoder import initialize
-from fastbert.model.notes import Notes, NotesOptions
+from fastbert.model.notes import Notes
+from fastbert.model.options import EncoderOptions, NotesOptions
 from fastbert.objectives import OBJECTIVES
-from fastbert.objectives.electra import ElectraOptions
-from fastbert.objectives.mlm import MLMOptions
-from fastbert.objectives.multiple_choice import MultipleChoiceOptions
-from fastbert.training.hardware import MachineOptions, autocast, resolve_precision, setup_machine
-from fastbert.training.optimizers import OptimizerOptions, build_optimizer, clip_gradients, guarded_step
+from fastbert.objectives.options import ElectraOptions, MLMOptions, MultipleChoiceOptions
+from fastbert.training.hardware import autocast, resolve_precision, setup_machine
+from fastbert.training.optimizers import build_optimizer, clip_gradients, guarded_step
+from fastbert.training.options import MachineOptions, OptimizerOptions
 
 
 class Text:

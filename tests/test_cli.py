@@ -94,7 +94,7 @@ def test_unknown_options_and_variants(capsys, flags, tmp_path) -> None:
     )
     assert "did you mean 'cosine'?" in refused(capsys, "pretrain", *flags, *out, "--schedule.name", "cosin")
     assert "did you mean 'adamw'?" in refused(capsys, "pretrain", *flags, *out, "--optimizer.name", "adam")
-    assert "invalid" in refused(capsys, "pretrain", *flags, *out, "--layers", "two").lower()
+    assert "--layers: must be a whole number, not 'two'" in refused(capsys, "pretrain", *flags, *out, "--layers", "two")
     assert not (tmp_path / "run").exists()
 
 

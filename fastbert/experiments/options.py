@@ -4,14 +4,17 @@ Axes are checked value by value through `FinetuneOptions`, so a sweep refuses wh
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from fastbert.config import from_dict, read_yaml, with_underscores
-from fastbert.errors import UserError, brief, choose, nearest
+from fastbert.config import check_choices, choice, from_dict, read_yaml, with_underscores
+from fastbert.errors import UserError, brief, nearest
 from fastbert.finetuning.options import MOST_TRAININGS, FinetuneOptions
+from fastbert.finetuning.tasks import OwnTaskOptions, check_task
+from fastbert.hub.folders import check_model_folder
 
 BACKENDS = ("local", "ray")
 
@@ -47,7 +50,7 @@ class SweepOptions:
     """Folder for results.jsonl, report/ and jobs/ (default: runs/<name of the YAML file>)."""
     workers: int = 1
     """Jobs at a time, each a process with the YAML file's threads. Results do not depend on it."""
-    backend: str = "local"
+    backend: str = choice("local", BACKENDS, "back end")
     """local (processes of this machine) or ray."""
     ray_address: str | None = None
     """host:port of a Ray cluster that runs; without it a Ray is started here for this sweep. Its nodes need fastbert,
@@ -56,7 +59,7 @@ class SweepOptions:
     """Folder of the official GLUE archive, or of Parquet files (default: nyu-mll/glue through `datasets`)."""
 
     def __post_init__(self) -> None:
-        choose("back end", self.backend, BACKENDS)
+        check_choices(self)
         if self.workers < 1:
             raise UserError(f"workers must be at least 1, not {self.workers}")
         if self.ray_address is not None and self.backend != "ray":
@@ -111,6 +114,28 @@ class Axes:
         }
         values["machine"] = {**values.get("machine", {}), "threads": self.threads}
         return _finetune(values, f"{self.path}: {task.name or task.task}")
+
+    def check_inputs(self) -> None:
+        """Checks, before torch is imported, that models and tasks are there.
+
+        Raises:
+            UserError: one is not.
+        """
+        for model in self.models:
+            with prefixed(f"{self.path}: models"):
+                check_model_folder(model.path)
+        for task in self.tasks:
+            with prefixed(f"{self.path}: tasks"):
+                check_task(task.task, OwnTaskOptions())
+
+
+@contextmanager
+def prefixed(where: str) -> Iterator[None]:
+    """UserErrors say where what they refuse comes from."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
 
 
 def _finetune(values: dict[str, Any], where: str) -> FinetuneOptions:

@@ -89,7 +89,7 @@ def finetune(asked: FinetuneOptions) -> int:
     Raises:
         UserError: anything the user can mend, before training starts if it can be seen then.
     """
-    check_given(asked)
+    asked.check_inputs()
     check_output_folder(asked.out)
     check_others(Path(asked.out))
     setup = prepare_setup(asked)
@@ -112,13 +112,6 @@ def finetune(asked: FinetuneOptions) -> int:
                 results[fraction].append(result)
         write_results(setup.options, setup.task, setup.precision, out, results)
     return 0
-
-
-def check_given(asked: FinetuneOptions) -> None:
-    """Raises a UserError where an option is missing that has no default."""
-    for name, value in (("model (or --init-from)", asked.start), ("task", asked.task), ("out", asked.out)):
-        if value is None:
-            raise UserError(f"--{name} is missing; see fastbert finetune --help")
 
 
 def open_encoder(asked: FinetuneOptions) -> Pretrained:

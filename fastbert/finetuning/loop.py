@@ -22,7 +22,8 @@ from fastbert.training.hardware import autocast
 from fastbert.training.interrupts import Interrupts
 from fastbert.training.lagged import LaggedScalars
 from fastbert.training.logbook import Logbook
-from fastbert.training.optimizers import OptimizerOptions, clip_gradients, guarded_step, make_optimizer
+from fastbert.training.optimizers import clip_gradients, guarded_step, make_optimizer
+from fastbert.training.options import OptimizerOptions
 from fastbert.training.schedules import learning_rate_factor
 
 ADVICE = ". Try a lower --learning-rate, a longer --schedule.warmup, or --machine.precision fp32"

@@ -1,15 +1,17 @@
 """What `fastbert finetune` takes, and what the papers recommend for each task."""
 
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from fastbert.config import BOOKKEEPING, MACHINE, leaves
-from fastbert.errors import UserError, brief
-from fastbert.finetuning.own import OwnTaskOptions
-from fastbert.finetuning.tasks import Task
-from fastbert.training.hardware import TrainingMachineOptions
-from fastbert.training.optimizers import OptimizerOptions
-from fastbert.training.schedules import ScheduleOptions
+from fastbert.errors import UserError, brief, choose
+from fastbert.finetuning.glue import GLUE
+from fastbert.finetuning.own import OwnTaskOptions, check_own_file
+from fastbert.finetuning.tasks import Task, check_task, task_names
+from fastbert.hub.folders import check_model_folder
+from fastbert.inputs import check_folder, open_input
+from fastbert.training.options import MachineOptions, OptimizerOptions, ScheduleOptions, TrainingMachineOptions
 
 # Learning rate and epochs. TUPE (arXiv 2006.15595) trains MNLI, QQP and QNLI for 5 epochs and all others for 10, at
 # 2e-5 to 5e-5, whichever is best on dev; it names no rate for a task. So the middle of that range for the large tasks,
@@ -116,6 +118,23 @@ class FinetuneOptions:
             raise UserError(f"layer_decay must lie in (0, 1], not {self.layer_decay}")
         self.optimizer(0.1 if self.learning_rate is None else self.learning_rate)
 
+    def check_inputs(self) -> None:
+        """Checks, before torch is imported, that model and tasks are there.
+
+        Raises:
+            UserError: they are not, or an option is missing that has no default.
+        """
+        for name, value in (("model (or --init-from)", self.start), ("task", self.task), ("out", self.out)):
+            if value is None:
+                raise UserError(f"--{name} is missing; see fastbert finetune --help")
+        check_model_folder(self.start)
+        names = task_names(self.task)
+        for name in names or [self.task]:
+            try:
+                check_task(name, self.own)
+            except UserError as error:
+                raise UserError(f"{name}: {error}" if names else str(error)) from None
+
     def fractions(self) -> list[float]:
         """The shares of `train_fraction`, in the order given.
 
@@ -164,6 +183,89 @@ class FinetuneOptions:
             epochs=self.epochs or epochs,
             max_length=self.max_length or positions,
         )
+
+
+@dataclass(frozen=True)
+class PredictOptions:
+    """Labels and probabilities of a fine-tuned model, one JSON object a line."""
+
+    model: str
+    """Folder of a fine-tuned model: that of a seed of `fastbert finetune`, or the model/ in it."""
+    out: str
+    """JSONL to write: a file, or /dev/stdout, a FIFO or the like, which is written into."""
+    task: str | None = None
+    """A GLUE task or a YAML file of one's own, whose --split is predicted; give this or --source."""
+    split: str | None = None
+    """Split of the task (default: its first for development)."""
+    glue_dir: str | None = None
+    """Folder of the official GLUE archive, or of Parquet files (default: nyu-mll/glue through `datasets`)."""
+    glue_subset: bool = False
+    """Take GLUE files that have fewer rows than the official ones."""
+    own: OwnTaskOptions = field(default_factory=OwnTaskOptions)
+    source: str | None = None
+    """New text in JSONL, CSV, TSV or Parquet, with the columns --own.text and, for a model of pairs, --own.pair (or
+    pair)."""
+    machine: MachineOptions = field(default_factory=MachineOptions, metadata=MACHINE)
+
+    def __post_init__(self) -> None:
+        if (self.task is None) == (self.source is None):
+            raise UserError("give one of --task and --source")
+
+    def check_inputs(self) -> None:
+        """Checks, before torch is imported, that the model and what it predicts are there.
+
+        Raises:
+            UserError: they are not.
+        """
+        check_model_folder(self.model)
+        if self.task is not None:
+            check_task(self.task, self.own)
+        else:
+            check_own_file(Path(self.source))
+
+
+@dataclass(frozen=True)
+class SubmitOptions:
+    """The archive that GLUE's server takes, from fine-tuned models; or a check of one."""
+
+    models: tuple[str, ...] = ()
+    """Fine-tuned models as task=folder, such as cola=results/cola/seed-0 rte=results/rte: the folder of a seed, or an
+    --out of `fastbert finetune`, whose best seed on dev is taken. That of mnli answers ax too, unless ax has one."""
+    results: str | None = None
+    """--out of `fastbert finetune`, with one task or several: of each task the seed that is best on dev is taken, where
+    --models names none."""
+    glue_dir: str | None = None
+    """Folder of the official GLUE archive, or of Parquet files (default: nyu-mll/glue through `datasets`)."""
+    out: str | None = None
+    """Zip file to write."""
+    fill: bool = False
+    """Give tasks without a model or test split the majority label in every row: the server takes only all files."""
+    check: str | None = None
+    """Instead: an archive, or a folder with its files, to hold against the server's rules and row counts."""
+    machine: MachineOptions = field(default_factory=MachineOptions, metadata=MACHINE)
+
+    def check_inputs(self) -> None:
+        """Checks, before torch is imported, that what is submitted or checked is there.
+
+        Raises:
+            UserError: it is not, or options are missing or contradict each other.
+        """
+        if self.check is not None:
+            if self.models or self.results or self.out:
+                raise UserError("--check only looks at an archive; leave --models, --results and --out out")
+            if not Path(self.check).is_dir():
+                open_input(self.check, "archive").close()
+            return
+        if self.out is None:
+            raise UserError("--out is missing: the zip file to write, such as glue.zip")
+        for text in self.models:
+            name, equals, folder = text.partition("=")
+            if not equals or not folder:
+                raise UserError(f"--models takes task=folder, such as cola=results/cola/seed-0, not {brief(text)}")
+            choose("GLUE task", name, GLUE)
+            check_model_folder(folder)
+        if self.results is not None:
+            check_folder(self.results)
 
 
 def science(options: FinetuneOptions) -> dict[str, Any]:

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from fastbert.config import check_choices, choice
 from fastbert.data.sources import BOM, MAGIC
-from fastbert.errors import UserError, choose, nearest
+from fastbert.errors import UserError, nearest
 from fastbert.inputs import open_input
 
 LONGEST_LINE = 2**26  # bytes
@@ -36,7 +37,7 @@ class OwnTaskOptions:
     """Column of the second text of a pair."""
     label: str = "label"
     """Column of the label."""
-    kind: str = "classes"
+    kind: str = choice("classes", KINDS, "kind of labels")
     """What the labels are: classes or number."""
     labels: str | None = None
     """Label words in their order, a comma between them (default: those of train, sorted). With two labels, the second
@@ -48,7 +49,7 @@ class OwnTaskOptions:
     """The order of the two texts means nothing, so that --symmetric may read both."""
 
     def __post_init__(self) -> None:
-        choose("kind of labels", self.kind, KINDS)
+        check_choices(self)
 
     def check(self) -> None:
         """Sees that the options fit each other; apart from their making, for flags alone need not be a whole task.
@@ -106,6 +107,12 @@ class OwnSource:
         unit = "row" if path.suffix.lower() == ".parquet" else "line"
         for number, values in _reader(path)(path, [*texts, options.label], optional):
             yield make_row(f"{path}, {unit} {number}", texts, values)
+
+
+def check_own_file(path: Path) -> None:
+    """Raises a UserError if `path` is no file that can be read, or of no format that is."""
+    _reader(path)
+    open_input(path).close()
 
 
 def make_row(where: str, columns: Sequence[str], values: Sequence[Any], may_be_empty: bool = False) -> Row:

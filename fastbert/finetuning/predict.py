@@ -1,54 +1,27 @@
 """`fastbert predict`: labels and probabilities of a fine-tuned model, for a task's split or for new text."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from fastbert.config import MACHINE
 from fastbert.data.tokenizer import WordPiece
 from fastbert.errors import UserError, choose
 from fastbert.finetuning.batches import Encoded, encode, reading_order
 from fastbert.finetuning.metrics import check_scorable, compute
 from fastbert.finetuning.model import Classifier, TaskRecord, load_classifier, scores
-from fastbert.finetuning.own import OwnSource, OwnTaskOptions
+from fastbert.finetuning.options import PredictOptions
+from fastbert.finetuning.own import OwnSource
 from fastbert.finetuning.tasks import Example, Task, open_task
 from fastbert.outputs import check_output_file, is_standard_output, output_file
 from fastbert.records import json_text
-from fastbert.training.hardware import MachineOptions, autocast, resolve_device, resolve_precision, setup_machine
+from fastbert.training.hardware import autocast, resolve_device, resolve_precision, setup_machine
 from fastbert.training.logbook import say
 
 BATCH = 64  # examples in one forward pass, unless machine.micro_batch_size says otherwise
-
-
-@dataclass(frozen=True)
-class PredictOptions:
-    """Labels and probabilities of a fine-tuned model, one JSON object a line."""
-
-    model: str
-    """Folder of a fine-tuned model: that of a seed of `fastbert finetune`, or the model/ in it."""
-    out: str
-    """JSONL to write: a file, or /dev/stdout, a FIFO or the like, which is written into."""
-    task: str | None = None
-    """A GLUE task or a YAML file of one's own, whose --split is predicted; give this or --source."""
-    split: str | None = None
-    """Split of the task (default: its first for development)."""
-    glue_dir: str | None = None
-    """Folder of the official GLUE archive, or of Parquet files (default: nyu-mll/glue through `datasets`)."""
-    glue_subset: bool = False
-    """Take GLUE files that have fewer rows than the official ones."""
-    own: OwnTaskOptions = field(default_factory=OwnTaskOptions)
-    source: str | None = None
-    """New text in JSONL, CSV, TSV or Parquet, with the columns --own.text and, for a model of pairs, --own.pair (or
-    pair)."""
-    machine: MachineOptions = field(default_factory=MachineOptions, metadata=MACHINE)
-
-    def __post_init__(self) -> None:
-        if (self.task is None) == (self.source is None):
-            raise UserError("give one of --task and --source")
 
 
 @dataclass(frozen=True)

@@ -14,12 +14,11 @@ from fastbert.finetuning import job
 from fastbert.finetuning.options import FinetuneOptions
 from fastbert.finetuning.own import OwnTaskOptions
 from fastbert.finetuning.results import read_results
-from fastbert.finetuning.table import COLUMNS, Summary, glue_table
-from fastbert.finetuning.tasks import open_task
+from fastbert.finetuning.table import Summary, glue_table
+from fastbert.finetuning.tasks import open_task, task_names
 from fastbert.outputs import check_output_folder
 from fastbert.training.logbook import say
 
-ALL = "glue"  # as the name of a task: those of the table
 TABLE = "glue.md"
 
 
@@ -34,7 +33,7 @@ def finetune(asked: FinetuneOptions) -> int:
     names = task_names(asked.task)
     if names is None:
         return job.finetune(asked)
-    job.check_given(asked)
+    asked.check_inputs()
     if asked.own != OwnTaskOptions():
         raise UserError("--own... describes one task; among several, give a task of your own as a YAML file")
     out = Path(asked.out)
@@ -51,15 +50,6 @@ def finetune(asked: FinetuneOptions) -> int:
         file.write(table)
     print(f"\n{table}\n  {out / TABLE}")
     return 0
-
-
-def task_names(task: str | None) -> list[str] | None:
-    """The several tasks that --task names, or None if it names one."""
-    if task == ALL:
-        return list(COLUMNS)
-    if task is None or "," not in task or Path(task).is_file():
-        return None
-    return [name.strip() for name in task.split(",") if name.strip()]
 
 
 def check_out(out: Path) -> None:

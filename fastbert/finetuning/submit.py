@@ -1,41 +1,20 @@
 """`fastbert submit`: the archive GLUE's server takes, predicted by fine-tuned models, or a check of one."""
 
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
-from fastbert.config import MACHINE
 from fastbert.errors import UserError, choose
 from fastbert.finetuning.glue import GLUE, GlueSource
 from fastbert.finetuning.model import FineTuned, load_classifier
+from fastbert.finetuning.options import SubmitOptions
 from fastbert.finetuning.predict import BATCH, answer, check_finite, check_fits, encode_inputs, predict_scores
 from fastbert.finetuning.results import best_seed, read_results, tuned_folder
 from fastbert.finetuning.submission import FILES, validate, write_submission
 from fastbert.finetuning.tasks import open_task
 from fastbert.outputs import check_output_file, is_standard_output
-from fastbert.training.hardware import MachineOptions, resolve_device, resolve_precision, setup_machine
+from fastbert.training.hardware import resolve_device, resolve_precision, setup_machine
 from fastbert.training.logbook import say
-
-
-@dataclass(frozen=True)
-class SubmitOptions:
-    """The archive that GLUE's server takes, from fine-tuned models; or a check of one."""
-
-    models: tuple[str, ...] = ()
-    """Fine-tuned models as task=folder, such as cola=results/cola/seed-0 rte=results/rte: the folder of a seed, or an
-    --out of `fastbert finetune`, whose best seed on dev is taken. That of mnli answers ax too, unless ax has one."""
-    results: str | None = None
-    """--out of `fastbert finetune`, with one task or several: of each task the seed that is best on dev is taken, where
-    --models names none."""
-    glue_dir: str | None = None
-    """Folder of the official GLUE archive, or of Parquet files (default: nyu-mll/glue through `datasets`)."""
-    out: str | None = None
-    """Zip file to write."""
-    fill: bool = False
-    """Give tasks without a model or test split the majority label in every row: the server takes only all files."""
-    check: str | None = None
-    """Instead: an archive, or a folder with its files, to hold against the server's rules and row counts."""
-    machine: MachineOptions = field(default_factory=MachineOptions, metadata=MACHINE)
 
 
 @dataclass(frozen=True)

@@ -4,13 +4,16 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from fastbert.config import load_yaml
 from fastbert.errors import UserError, choose, nearest
 from fastbert.finetuning.glue import GLUE, GlueSource, plain
 from fastbert.finetuning.metrics import check_metrics
-from fastbert.finetuning.own import OwnSource, OwnTaskOptions, Row, label_word, learn_labels
+from fastbert.finetuning.own import OwnSource, OwnTaskOptions, Row, check_own_file, label_word, learn_labels
+from fastbert.finetuning.table import COLUMNS
+
+ALL = "glue"  # as the name of a task: those of the table
 
 __all__ = ["GLUE", "Example", "OwnTaskOptions", "Task", "open_task"]
 
@@ -110,6 +113,45 @@ def _number(row: Row) -> float | None:
     return number
 
 
+def task_names(task: str | None) -> list[str] | None:
+    """The several tasks that --task names, or None if it names one."""
+    if task == ALL:
+        return list(COLUMNS)
+    if task is None or "," not in task or Path(task).is_file():
+        return None
+    return [name.strip() for name in task.split(",") if name.strip()]
+
+
+def check_task(name: str, own: OwnTaskOptions) -> None:
+    """Checks that a task is known, or the YAML file and the files that declare it are there; reads none of them.
+
+    Raises:
+        UserError: they are not.
+    """
+    if Path(name).suffix.lower() in (".yaml", ".yml"):
+        source = OwnSource(declared(name, own), Path(name).parent)
+    elif plain(name) in GLUE:
+        return
+    elif own == OwnTaskOptions():
+        raise UserError(f"unknown task {name!r}; {nearest(name, GLUE)}; for an own task give a YAML file or flags")
+    else:
+        source = OwnSource(own)
+    for path in source.paths.values():
+        check_own_file(path)
+
+
+def declared(path: str, own: OwnTaskOptions) -> OwnTaskOptions:
+    """The task in the YAML file `path`; what differs from the defaults in `own` wins."""
+    return replace(load_yaml(OwnTaskOptions, path), **given_in(own))
+
+
+def given_in(own: OwnTaskOptions | None) -> dict[str, Any]:
+    """The options that differ from the defaults."""
+    return (
+        {} if own is None else {f.name: getattr(own, f.name) for f in fields(own) if getattr(own, f.name) != f.default}
+    )
+
+
 def open_task(
     name_or_yaml: str, *, glue_dir: str | None = None, own: OwnTaskOptions | None = None, glue_subset: bool = False
 ) -> Task:
@@ -125,12 +167,10 @@ def open_task(
     Raises:
         UserError: no such task, file, folder or column; for learned labels also what is wrong in the training file.
     """
-    chosen = (
-        {} if own is None else {f.name: getattr(own, f.name) for f in fields(own) if getattr(own, f.name) != f.default}
-    )
+    chosen = given_in(own)
     if Path(name_or_yaml).suffix.lower() in (".yaml", ".yml"):
         path = Path(name_or_yaml)
-        return _own_task(replace(load_yaml(OwnTaskOptions, path), **chosen), path.stem, path.parent)
+        return _own_task(declared(path, own), path.stem, path.parent)
     if plain(name_or_yaml) in GLUE:
         if chosen:
             raise UserError(

@@ -1,20 +1,10 @@
 """`fastbert export`: a run, a checkpoint or a Hugging Face BERT as a folder that transformers opens."""
 
-from dataclasses import dataclass
 from pathlib import Path
 
 from fastbert.hub.export import export_model
 from fastbert.hub.load import load_pretrained
-
-
-@dataclass(frozen=True)
-class ExportOptions:
-    """A run as a Hugging Face folder."""
-
-    run: str
-    """The run (its newest whole checkpoint is taken), one of its checkpoints, an export, or a Hugging Face BERT."""
-    out: str
-    """Folder to write. An earlier export there is replaced, anything else is not."""
+from fastbert.hub.options import ExportOptions
 
 
 def export(options: ExportOptions) -> None:

@@ -4,7 +4,6 @@ checkpoint.
 No code of the folder is executed and nothing is unpickled.
 """
 
-import re
 import sys
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -16,16 +15,8 @@ from fastbert.config import differences
 from fastbert.data.tokenizer import WordPiece, load_tokenizer
 from fastbert.errors import UserError, brief
 from fastbert.hub.export import NO_TYPES, SETTINGS, TOKENIZER
-from fastbert.hub.names import (
-    BERT_OPTIONS,
-    OWN_OPTIONS,
-    TIED,
-    bert_names,
-    check_weights,
-    head_of,
-    kept,
-    some,
-)
+from fastbert.hub.folders import check_model_folder
+from fastbert.hub.names import BERT_OPTIONS, OWN_OPTIONS, TIED, bert_names, check_weights, head_of, kept, some
 from fastbert.hub.weight_files import joined, read_weights
 from fastbert.model.config import EncoderConfig
 from fastbert.model.encoder import Encoder
@@ -102,9 +93,7 @@ def load_pretrained(path: str | Path) -> Pretrained:
         UserError: the folder does not exist or is none of these; its configuration is not one fastbert can express; a
             file is missing or damaged; weights are missing or do not fit; its tokenizer is unusable or was exchanged.
     """
-    folder = Path(path)
-    if not folder.is_dir():
-        raise UserError(_no_folder(folder))
+    folder = check_model_folder(path)
     if (folder / "config.json").is_file():
         return _from_hub(folder)
     if (checkpoint := find_checkpoint(folder)) is not None:
@@ -167,17 +156,6 @@ def build_encoder(pretrained: Pretrained) -> tuple[Encoder, MLMHead | None]:
 
 def _below(prefix: str, weights: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
-
-
-def _no_folder(path: Path) -> str:
-    if path.is_file():
-        return f"{path} is a file; give the folder of the model"
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", str(path)) and not path.parent.is_dir():
-        return (
-            f"there is no folder {path}. If it is a model on the Hugging Face hub, download it first, "
-            f"`hf download {path} --local-dir {path.name}` (huggingface-cli in older versions), and give that folder"
-        )
-    return f"there is no folder {path}; give that of a Hugging Face BERT, an export, a run or a checkpoint"
 
 
 # --- Hugging Face folders

@@ -15,51 +15,13 @@ Shapes: B rows, T tokens, D width, W words in the dictionary; of a batch U words
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastbert.data.noted import Occurrences
-from fastbert.errors import UserError
-
-
-@dataclass(frozen=True)
-class NotesOptions:
-    """Notes for rare words (arXiv 2008.01466), taken while pretraining and dropped after it."""
-
-    enabled: bool = False
-    """Keep a note for each of some rare words and mix it into their embeddings."""
-    half_window: int = 16
-    """Tokens of context on either side of the word that its note is the mean of."""
-    gamma: float = 0.1
-    """Share of the new context in a note each time its word is met."""
-    weight: float = 0.5
-    """Share of the note in the word's input, the paper's lambda."""
-    least: int = 50
-    """A word has a note only if it occurs at least this often in the training text ..."""
-    most: int = 500
-    """... and at most this often. The words must have been listed when the data was prepared."""
-    share: float = 0.2
-    """Words are taken from that band, in a fixed random order, until this share of the sequences holds one."""
-    initial_std: float = 0.02
-    """Standard deviation of the numbers in a note before its first writing; 0 starts from zeros."""
-    leak: bool = False
-    """Give a word its note where some of its pieces are masked too, and with it what they are."""
-
-    def __post_init__(self) -> None:
-        if self.half_window < 0:
-            raise UserError(f"notes.half_window must be 0 or more, not {self.half_window}")
-        for name in ("gamma", "share"):
-            if not 0.0 < getattr(self, name) <= 1.0:
-                raise UserError(f"notes.{name} must lie in (0, 1], not {getattr(self, name)}")
-        if not 0.0 <= self.weight <= 1.0:
-            raise UserError(f"notes.weight must lie in [0, 1], not {self.weight}")
-        if not 1 <= self.least <= self.most:
-            raise UserError(f"1 <= notes.least <= notes.most does not hold: {self.least}, {self.most}")
-        if not self.initial_std >= 0.0:
-            raise UserError(f"notes.initial_std must be 0 or more, not {self.initial_std}")
+from fastbert.model.options import NotesOptions
 
 
 class Notes(nn.Module):

@@ -16,8 +16,12 @@ Counts are known before any forward pass, so a loss over several micro-batches (
 of them. State that is no parameter is a persistent buffer: it is saved and restored with the weights.
 """
 
-from fastbert.objectives.electra import Electra
-from fastbert.objectives.mlm import MLM
-from fastbert.objectives.multiple_choice import MultipleChoice
+from fastbert.registry import Registry
 
-OBJECTIVES = {"mlm": MLM, "electra": Electra, "multiple-choice": MultipleChoice}
+OBJECTIVES = Registry(
+    {
+        "mlm": "fastbert.objectives.mlm:MLM",
+        "electra": "fastbert.objectives.electra:Electra",
+        "multiple-choice": "fastbert.objectives.multiple_choice:MultipleChoice",
+    }
+)

@@ -6,15 +6,11 @@
 Words, positions that are added to them, token types and their LayerNorm are shared. Shapes as in `replacement`.
 """
 
-from dataclasses import dataclass
-from typing import ClassVar
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from fastbert.data.tokenizer import WordPiece
-from fastbert.errors import UserError
 from fastbert.model.config import EncoderConfig
 from fastbert.model.encoder import Encoder
 from fastbert.model.flops import (
@@ -28,25 +24,8 @@ from fastbert.model.heads import MLMHead, ReplacedHead
 from fastbert.model.notes import Notes
 from fastbert.model.small import SharedEmbeddings
 from fastbert.objectives.masking import masked_places
-from fastbert.objectives.replacement import Corrupted, Replacement, ReplacementOptions
-
-
-@dataclass(frozen=True)
-class ElectraOptions(ReplacementOptions):
-    """ELECTRA: replaced token detection (arXiv 2003.10555)."""
-
-    group: ClassVar[str] = "electra"
-
-    generator_scale: float = 0.25
-    """Width, inner width and heads of the generator as a share of the main network's; it has as many layers. The width
-    is rounded to a multiple of 8."""
-    weight: float = 50.0
-    """Of the detection loss beside the generator's."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0.0 < self.generator_scale <= 1.0:
-            raise UserError(f"electra.generator_scale must lie in (0, 1], not {self.generator_scale}")
+from fastbert.objectives.options import ElectraOptions
+from fastbert.objectives.replacement import Corrupted, Replacement
 
 
 class Electra(Replacement):

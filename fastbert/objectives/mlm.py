@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from fastbert.data.batches import Batch
 from fastbert.data.tokenizer import WordPiece
-from fastbert.errors import UserError
 from fastbert.model.config import EncoderConfig
 from fastbert.model.encoder import Encoder
 from fastbert.model.flops import (
@@ -29,33 +28,8 @@ from fastbert.model.flops import (
 from fastbert.model.heads import MLMHead
 from fastbert.model.notes import Notes, Taken
 from fastbert.objectives.masking import choose_places, corrupt, masked_places
+from fastbert.objectives.options import MLMOptions
 from fastbert.randomness import row_keys
-
-
-@dataclass(frozen=True)
-class MLMOptions:
-    """Masked language modelling."""
-
-    mask_rate: float = 0.15
-    """Share of the tokens of a row that are predicted; newer recipes take 0.2 to 0.4 (arXiv 2202.08005)."""
-    mask_token_share: float = 0.8
-    """Of those, the share that shows [MASK]."""
-    random_token_share: float = 0.1
-    """Of those, the share that shows a random word; the rest shows the word itself."""
-    whole_word: bool = False
-    """Mask all pieces of a word together; every word has the same probability, whatever its number of pieces."""
-
-    def __post_init__(self) -> None:
-        if not 0.0 < self.mask_rate <= 0.9:
-            raise UserError(f"mlm.mask_rate must lie in (0, 0.9], not {self.mask_rate}")
-        for name in ("mask_token_share", "random_token_share"):
-            if not 0.0 <= getattr(self, name) <= 1.0:
-                raise UserError(f"mlm.{name} must lie in [0, 1], not {getattr(self, name)}")
-        if self.mask_token_share + self.random_token_share > 1.0:
-            raise UserError(
-                f"mlm.mask_token_share {self.mask_token_share} and mlm.random_token_share {self.random_token_share} "
-                "add up to more than 1"
-            )
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,6 @@ The words are shared through a learned matrix W from D to S, which gives the con
 h (E W)^T + b. Shapes as in `replacement`; k choices.
 """
 
-from dataclasses import dataclass
-from typing import ClassVar
-
 import torch
 import torch.nn.functional as F
 from fastbert_kernels.sampling import BLOCK
@@ -32,47 +29,8 @@ from fastbert.model.flops import TRAINING, encoder_flops, encoder_parameters, ml
 from fastbert.model.notes import Notes
 from fastbert.model.small import SharedWords
 from fastbert.objectives.masking import masked_places
-from fastbert.objectives.replacement import CANDIDATES, Corrupted, Replacement, ReplacementOptions
-
-
-@dataclass(frozen=True)
-class MultipleChoiceOptions(ReplacementOptions):
-    """Multiple choice with a meta controller (MC-BERT, arXiv 2006.05744)."""
-
-    group: ClassVar[str] = "multiple_choice"
-
-    choices: int = 10
-    """Candidates at every token, [NOTA] included: the paper's k."""
-    controller_layers: int | None = None
-    """Blocks of the controller (default: as many as the encoder has)."""
-    controller_width: int | None = None
-    """Hidden size of the controller (default: a quarter of the encoder's, a multiple of 8)."""
-    weight: float = 20.0
-    """Of the choice loss beside the controller's: the paper's lambda."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.choices < 2:
-            raise UserError(f"multiple_choice.choices must be at least 2, a word and [NOTA], not {self.choices}")
-        for name in ("controller_layers", "controller_width"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UserError(f"multiple_choice.{name} must be at least 1, not {value}")
-
-    def controller(self, config: EncoderConfig) -> EncoderConfig:
-        """The controller's numbers beside an encoder of `config`."""
-        width = self.controller_width or min(config.width, max(8, 8 * round(config.width / 32)))
-        return config.small(width, self.controller_layers)
-
-    def remarks(self, config: EncoderConfig) -> list[str]:
-        """What a user should hear before training an encoder of `config`."""
-        width = self.controller(config).width
-        if width <= config.width:
-            return []
-        return [
-            f"the controller (width {width}) is wider than the encoder (width {config.width}): it is meant to be the "
-            "small network, and is dropped after training; lower --multiple-choice.controller-width"
-        ]
+from fastbert.objectives.options import MultipleChoiceOptions
+from fastbert.objectives.replacement import CANDIDATES, Corrupted, Replacement
 
 
 class ChoiceHead(nn.Module):

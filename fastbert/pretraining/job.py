@@ -21,7 +21,7 @@ from fastbert.pretraining.budget import Costs, intervals, shown_spans, shown_tim
 from fastbert.pretraining.dry_run import dry_run
 from fastbert.pretraining.finish import finish
 from fastbert.pretraining.loop import STATE, Trainer
-from fastbert.pretraining.options import BUDGETS, OF_ONE_CALL, PretrainOptions, science
+from fastbert.pretraining.options import OF_ONE_CALL, PretrainOptions, science
 from fastbert.pretraining.profiling import check_room, profiled
 from fastbert.pretraining.run import (
     RunFolder,
@@ -60,9 +60,7 @@ def pretrain(asked: PretrainOptions, name: str) -> int:
     """
     if asked.resume:
         return resume(asked)
-    given = [budget for budget in BUDGETS if getattr(asked, budget) is not None]
-    if len(given) != 1:
-        raise UserError(f"give one of --steps, --tokens and --minutes, not {' and '.join(given) or 'none'}")
+    asked.check_inputs()
     run = new_folder(asked.out, name)
     check_steps(asked)
     setup = prepare_setup(replace(asked, **OF_ONE_CALL, out=str(run.path)), verify_data=asked.verify_data)

@@ -29,8 +29,9 @@ from fastbert.training.interrupts import Interrupts
 from fastbert.training.lagged import LaggedScalars
 from fastbert.training.logbook import Logbook
 from fastbert.training.optimizer_state import flatten_optimizer, restore_optimizer
-from fastbert.training.optimizers import OptimizerOptions, clip_gradients, guarded_step
-from fastbert.training.schedules import ScheduleOptions, learning_rate_factor
+from fastbert.training.optimizers import clip_gradients, guarded_step
+from fastbert.training.options import OptimizerOptions, ScheduleOptions
+from fastbert.training.schedules import learning_rate_factor
 
 REMEDIES = "a lower --optimizer.learning-rate, a longer --schedule.warmup, --machine.precision fp32, or --norm pre"
 

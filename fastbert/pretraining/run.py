@@ -15,7 +15,7 @@ from fastbert import config as configuration
 from fastbert.data.tokenizer import WordPiece, load_tokenizer
 from fastbert.errors import LINE, UserError
 from fastbert.files import LOCK, atomic_file, atomic_folder, contents, disk_errors
-from fastbert.model.config import EncoderOptions
+from fastbert.model.options import EncoderOptions
 from fastbert.outputs import check_output_folder
 from fastbert.pretraining.options import OF_ONE_CALL, PretrainOptions
 from fastbert.records import check, read_json, write_json

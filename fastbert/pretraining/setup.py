@@ -18,7 +18,7 @@ from fastbert.hub.load import Pretrained, load_pretrained, tokenizer_of
 from fastbert.model.config import EncoderConfig
 from fastbert.model.encoder import adapt, initialize
 from fastbert.objectives import OBJECTIVES
-from fastbert.objectives.multiple_choice import MultipleChoiceOptions
+from fastbert.objectives.options import MultipleChoiceOptions
 from fastbert.pretraining.evaluation import evaluate
 from fastbert.pretraining.notes import NotedCorpus, find_noted, rare_band
 from fastbert.pretraining.options import SOURCE_ONLY, PretrainOptions, objective_options

@@ -13,7 +13,6 @@ import subprocess
 import sys
 import time
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -21,38 +20,7 @@ import torch
 from fastbert_kernels.backend import TRITON
 
 from fastbert.errors import UserError, choose
-
-
-@dataclass(frozen=True)
-class MachineOptions:
-    """What may change speed and memory, never the result beyond rounding."""
-
-    device: str = "auto"
-    """auto (a GPU if there is one), cpu, cuda, or cuda:N."""
-    precision: str = "auto"
-    """auto (bf16 where the machine is fast at it), fp32, or bf16 (autocast; weights and optimizer stay fp32)."""
-    threads: int = 0
-    """CPU threads of one operation; 0 leaves torch's default."""
-    micro_batch_size: int | None = None
-    """Sequences in one forward pass; smaller ones are accumulated to the batch. Default: the whole batch."""
-    kernels: str = "auto"
-    """Of attention, loss and sampling: auto (the fastest on this machine) or reference (plain PyTorch)."""
-
-    def __post_init__(self) -> None:
-        choose("precision", self.precision, ("auto", "fp32", "bf16"))
-        choose("kernels", self.kernels, ("auto", "reference"))
-        if self.threads < 0:
-            raise UserError(f"threads is {self.threads}; it cannot be negative")
-        if self.micro_batch_size is not None and self.micro_batch_size < 1:
-            raise UserError(f"micro_batch_size is {self.micro_batch_size}; it must be at least 1")
-
-
-@dataclass(frozen=True)
-class TrainingMachineOptions(MachineOptions):
-    """The machine of a training."""
-
-    apex: bool = False
-    """Use NVIDIA apex's FusedAdam for adamw, on a GPU; refused where apex or its CUDA extensions are missing."""
+from fastbert.training.options import PRECISIONS, MachineOptions
 
 
 def resolve_device(name: str) -> torch.device:
@@ -63,8 +31,6 @@ def resolve_device(name: str) -> torch.device:
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
-        choose("device", name, ("auto", "cpu", "cuda", "cuda:0"))
     device = torch.device(name)
     if device.type == "cuda":
         if not torch.cuda.is_available():
@@ -81,7 +47,7 @@ def resolve_precision(name: str, device: torch.device) -> tuple[str, str | None]
     Returns:
         "fp32" or "bf16", and a warning if bf16 was asked for where it is slow.
     """
-    choose("precision", name, ("auto", "fp32", "bf16"))
+    choose("precision", name, PRECISIONS)
     if device.type == "cuda":
         fast = torch.cuda.get_device_capability(device) >= (8, 0)
         lacks = "a GPU of compute capability below 8.0"

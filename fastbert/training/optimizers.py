@@ -3,53 +3,17 @@
 An update whose gradients are not finite is skipped on the device itself, so the loop need not read a flag back.
 """
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
 
-from fastbert.errors import UserError, choose
 from fastbert.training.apex import apex_step, build_fused_adam
 from fastbert.training.hardware import resolve_precision
 from fastbert.training.lamb import LAMB
 from fastbert.training.matrices import is_hidden, matrix_counts
 from fastbert.training.muon import Muon
-
-
-@dataclass(frozen=True)
-class OptimizerOptions:
-    """The optimizer and its constants."""
-
-    name: str = "adamw"
-    """Optimizer: adamw (arXiv 1711.05101), muon (arXiv 2502.16982) for the matrices of the blocks and TUPE's two with
-    adamw for the rest, or lamb (arXiv 1904.00962) for large batches."""
-    learning_rate: float = 1e-3
-    """Peak learning rate; the schedule scales it. Muon's updates are scaled such that adamw's rate serves it too."""
-    momentum: float = 0.95
-    """Of muon: decay of the running mean of the gradient of its matrices."""
-    beta1: float = 0.9
-    """Decay of the running mean of the gradient."""
-    beta2: float = 0.98
-    """Decay of the running mean of the squared gradient."""
-    eps: float = 1e-6
-    """Added to the root of the second moment."""
-    weight_decay: float = 0.01
-    """Decoupled weight decay; vectors (biases, LayerNorm weights) are never decayed."""
-    clip_norm: float = 1.0
-    """Largest norm of all gradients together; 0 turns clipping off."""
-
-    def __post_init__(self) -> None:
-        choose("optimizer", self.name, OPTIMIZERS)
-        for name in ("momentum", "beta1", "beta2"):
-            if not 0 <= getattr(self, name) < 1:
-                raise UserError(f"{name} is {getattr(self, name)}; it lies in [0, 1)")
-        for name in ("learning_rate", "eps"):
-            if not getattr(self, name) > 0:
-                raise UserError(f"{name} is {getattr(self, name)}; it must be greater than 0")
-        for name in ("weight_decay", "clip_norm"):
-            if not getattr(self, name) >= 0:
-                raise UserError(f"{name} is {getattr(self, name)}; it cannot be negative")
+from fastbert.training.options import OPTIMIZERS, OptimizerOptions
 
 
 def build_optimizer(
@@ -149,11 +113,11 @@ def _constants(options: OptimizerOptions) -> dict:
     }
 
 
-def _adamw(groups: list[dict], options: OptimizerOptions, device: torch.device) -> torch.optim.Optimizer:
+def build_adamw(groups: list[dict], options: OptimizerOptions, device: torch.device) -> torch.optim.Optimizer:
     return torch.optim.AdamW(groups, fused=True, **_constants(options))
 
 
-def _muon(groups: list[dict], options: OptimizerOptions, device: torch.device) -> torch.optim.Optimizer:
+def build_muon(groups: list[dict], options: OptimizerOptions, device: torch.device) -> torch.optim.Optimizer:
     hidden, others = [], []
     for group in groups:
         counts = matrix_counts(group["params"])
@@ -173,17 +137,9 @@ def _muon(groups: list[dict], options: OptimizerOptions, device: torch.device) -
     )
 
 
-def _lamb(groups: list[dict], options: OptimizerOptions, device: torch.device) -> torch.optim.Optimizer:
+def build_lamb(groups: list[dict], options: OptimizerOptions, device: torch.device) -> torch.optim.Optimizer:
     for group in groups:
         if group["params"][0][1].ndim >= 2:
             counts = matrix_counts(group["params"])
             group["matrices"] = [counts[name] for name, _ in group["params"]]
     return LAMB(groups, lr=options.learning_rate, betas=(options.beta1, options.beta2), eps=options.eps)
-
-
-# (parameter groups, options, device) -> an optimizer that `guarded_step` can drive
-OPTIMIZERS: dict[str, Callable[[list[dict], OptimizerOptions, torch.device], torch.optim.Optimizer]] = {
-    "adamw": _adamw,
-    "muon": _muon,
-    "lamb": _lamb,
-}

@@ -2,32 +2,9 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 
-from fastbert.errors import UserError, choose
-
-
-@dataclass(frozen=True)
-class ScheduleOptions:
-    """The course of the learning rate, as a share of its peak (`OptimizerOptions.learning_rate`)."""
-
-    name: str = "linear"
-    """Shape after the warm-up: linear, cosine, constant, or wsd (stable, then decay; arxiv.org/abs/2404.06395)."""
-    warmup: float = 0.06
-    """Linear warm-up: a share of all steps if below 1, else a number of steps."""
-    final: float = 0.0
-    """Share of the peak reached at the end (linear, cosine, and the decay of wsd)."""
-    decay: float = 0.2
-    """Share of all steps that the linear decay of wsd takes."""
-
-    def __post_init__(self) -> None:
-        choose("schedule", self.name, SHAPES)
-        if not 0 <= self.warmup < math.inf or (self.warmup >= 1 and self.warmup != int(self.warmup)):
-            raise UserError(f"warmup is {self.warmup}; give a share of the steps in [0, 1) or a whole number of steps")
-        if not 0 <= self.final <= 1:
-            raise UserError(f"final is {self.final}; it is a share of the peak learning rate in [0, 1]")
-        if not 0 <= self.decay <= 1:
-            raise UserError(f"decay is {self.decay}; it is a share of the steps in [0, 1]")
+from fastbert.errors import UserError
+from fastbert.training.options import ScheduleOptions
 
 
 def warmup_steps(options: ScheduleOptions, steps: int) -> int:

@@ -153,16 +153,18 @@ def test_refusals(tmp_path, changes, reason) -> None:
     ],
 )
 def test_losses_that_cannot_be_compared_need_tasks(tmp_path, base, variants, reason, capsys) -> None:
-    """Refused before anything is written or prepared: the data named here is not there."""
-    path = write(tmp_path, base=BASE | base | {"data": "nowhere.txt"}, variants=variants)
+    """Refused before anything is written or prepared: the data named here is empty."""
+    (tmp_path / "empty.txt").touch()
+    base = BASE | base | {"data": str(tmp_path / "empty.txt")}
+    path = write(tmp_path, base=base, variants=variants)
     assert main(["ablate", str(path), "--out", str(tmp_path / "out")]) == 2
     said = capsys.readouterr().err
     assert reason in said and "Give tasks:" in said and not (tmp_path / "out").exists()
     assert ("checkpoints: [1.0]" in said) == ("first_length" in str(variants))
     for allowed in ({"tasks": ["cola"]}, {"variants": {"a": None, "b": {"position": "tupe-r"}}}):
-        given = {"base": BASE | base | {"data": "nowhere.txt"}, "variants": variants} | allowed
+        given = {"base": base, "variants": variants} | allowed
         assert main(["ablate", str(write(tmp_path, **given)), "--out", str(tmp_path / "out")]) == 2
-        assert "nowhere.txt" in capsys.readouterr().err  # comes as far as the data
+        assert "empty.txt" in capsys.readouterr().err  # comes as far as the data
 
 
 def test_warm_up_is_free_with_anneal(tmp_path) -> None:

@@ -8,7 +8,8 @@ import pytest
 
 from fastbert.errors import UserError
 from fastbert.experiments import bench_data
-from fastbert.experiments.bench_data import BenchDataOptions, results
+from fastbert.experiments.bench_data import results
+from fastbert.experiments.bench_options import BenchDataOptions
 
 
 def test_shares_are_of_the_same_round() -> None:

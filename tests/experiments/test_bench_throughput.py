@@ -11,7 +11,8 @@ import torch
 from fastbert.cli import main
 from fastbert.errors import UserError
 from fastbert.experiments import bench_throughput
-from fastbert.experiments.bench_throughput import BenchThroughputOptions, contestants, job_options, race
+from fastbert.experiments.bench_options import BenchThroughputOptions
+from fastbert.experiments.bench_throughput import contestants, job_options, race
 from fastbert.experiments.contestants import Contestant, Runner, _bare_setup, _own, _peer
 from fastbert.pretraining.options import PretrainOptions
 from fastbert.pretraining.setup import prepare_setup

@@ -141,7 +141,7 @@ def test_refused_before_any_job_starts(refused, axes, models, words, tmp_path) -
     good = axes["models"]
     assert "there is no folder" in refused(models=[*good, str(tmp_path / "nowhere")])
     assert "none.yaml" in refused(tasks=[words, str(tmp_path / "none.yaml")])
-    assert "tupe, colla: unknown task 'colla'; did you mean 'cola'?" in refused(models=good[1:], tasks=["colla"])
+    assert "tasks: unknown task 'colla'; did you mean 'cola'?" in refused(models=good[1:], tasks=["colla"])
     assert "max_length 31 is longer than the 30 positions" in refused(finetune={"max_length": 31})
     assert "a warm-up of 50 steps does not fit a run of 8" in refused(finetune={"schedule": {"warmup": 50}})
     assert "workers must be at least 1, not 0" in refused("--workers", "0")

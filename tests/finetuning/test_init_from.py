@@ -67,7 +67,7 @@ def test_init_from_a_three_label_task_to_a_two_label_one(bert, tmp_path, capsys)
     capsys.readouterr()
     for arguments, message in (
         (["--init-from", str(bert)], "holds no fine-tuned model"),
-        (["--init-from", str(tmp_path / "nowhere")], "holds no fine-tuned model"),
+        (["--init-from", str(tmp_path / "nowhere")], "there is no folder"),
         (["--init-from", str(best), "--model", str(bert)], "give --model (a pretrained encoder) or --init-from"),
     ):
         assert main([*rte, *arguments, "--out", str(tmp_path / "none")]) == 2

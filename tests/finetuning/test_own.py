@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastbert import config
 from fastbert.errors import UserError
 from fastbert.finetuning.tasks import Example, OwnTaskOptions, open_task
+from fastbert.flags import parse
 
 
 def write(path: Path, text: str) -> Path:
@@ -110,7 +110,7 @@ def test_yaml_and_flags_declare_a_task(tmp_path: Path) -> None:
     assert list(task.splits) == ["train", "dev"] and task.dev_splits == ("dev",) and task.test_splits == ()
     assert task.examples("train") == [Example(0, "a", "b", 1), Example(1, "c", "d", 0)]
     flags = ["--metrics", "accuracy", "--name", "other", "--symmetric"]
-    over = open_task(str(path), own=config.parse(OwnTaskOptions, flags, "finetune"))
+    over = open_task(str(path), own=parse(OwnTaskOptions, flags, "finetune"))
     assert (over.name, over.metrics, over.labels) == ("other", ("accuracy",), ("y", "x"))
     with pytest.raises(UserError, match=r"pairs\.yaml: unknown option 'metric'; did you mean 'metrics'\?"):
         open_task(str(write(path, "metric: f1\n")))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fastbert.finetuning.several import task_names
+from fastbert.finetuning.tasks import task_names
 from tests.finetuning.conftest import FAST, make_glue
 from tests.finetuning.test_table import rows_of
 from tests.flags import main

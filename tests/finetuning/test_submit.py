@@ -141,7 +141,7 @@ def test_refusals(bert, trained, glue, tmp_path, capsys) -> None:
     short = make_glue(tmp_path / "short", ["rte"], test=ROWS - 1)
     refuses("holds 5 rows, and GLUE's server expects 6", "--models", f"rte={rte}", "--out", out, "--fill", where=short)
     assert submit("--check", tmp_path / "none.zip") == 2
-    assert "no submission" in capsys.readouterr().err
+    assert "none.zip does not exist" in capsys.readouterr().err
     assert submit("--check", out, "--out", out) == 2
     assert "--check only looks at an archive" in capsys.readouterr().err
 

@@ -13,8 +13,9 @@ from transformers import AutoModel, AutoTokenizer, BertConfig, BertForMaskedLM, 
 from fastbert.data.tokenizer import SPECIAL_TOKENS, WordPiece, load_tokenizer
 from fastbert.errors import UserError
 from fastbert.hub.export import export_model
-from fastbert.hub.job import ExportOptions, export
+from fastbert.hub.job import export
 from fastbert.hub.load import build_encoder, load_pretrained, tokenizer_of
+from fastbert.hub.options import ExportOptions
 from fastbert.training.checkpoints import Checkpointer
 from tests.hub.conftest import named, random_models, small_batch, small_config
 

@@ -12,13 +12,14 @@ from fastbert.data.shards import RareWords
 from fastbert.data.stages import Plan
 from fastbert.data.tokenizer import WordPiece
 from fastbert.errors import UserError
-from fastbert.model.config import EncoderOptions
 from fastbert.model.encoder import Encoder, initialize
 from fastbert.model.flops import TRAINING, encoder_flops, mlm_head_flops
 from fastbert.model.kernels import KERNELS
-from fastbert.model.notes import Notes, NotesOptions
+from fastbert.model.notes import Notes
+from fastbert.model.options import EncoderOptions, NotesOptions
 from fastbert.objectives.masking import masked_places
-from fastbert.objectives.mlm import MLM, MLMOptions
+from fastbert.objectives.mlm import MLM
+from fastbert.objectives.options import MLMOptions
 
 CPU = torch.device("cpu")
 PLAIN, CONTINUING = 8, 4

@@ -6,11 +6,10 @@ import torch
 
 from fastbert.data.batches import Batch
 from fastbert.data.tokenizer import WordPiece
-from fastbert.model.config import EncoderOptions
 from fastbert.model.encoder import initialize
+from fastbert.model.options import EncoderOptions
 from fastbert.objectives import OBJECTIVES
-from fastbert.objectives.electra import ElectraOptions
-from fastbert.objectives.multiple_choice import MultipleChoiceOptions
+from fastbert.objectives.options import ElectraOptions, MultipleChoiceOptions
 from fastbert.objectives.replacement import Replacement
 
 V = 40

@@ -6,9 +6,10 @@ import torch.nn.functional as F
 from transformers import ElectraConfig, ElectraForMaskedLM, ElectraForPreTraining
 
 from fastbert.errors import UserError
-from fastbert.model.config import EncoderOptions
 from fastbert.model.encoder import Encoder
-from fastbert.objectives.electra import Electra, ElectraOptions
+from fastbert.model.options import EncoderOptions
+from fastbert.objectives.electra import Electra
+from fastbert.objectives.options import ElectraOptions
 from tests.objectives.conftest import VOCABULARY, V, batch, build
 
 _BLOCK = {

@@ -7,10 +7,11 @@ from transformers import BertConfig, BertForMaskedLM
 from fastbert.data.batches import Batch
 from fastbert.data.tokenizer import WordPiece
 from fastbert.errors import UserError
-from fastbert.model.config import EncoderOptions
 from fastbert.model.encoder import initialize
+from fastbert.model.options import EncoderOptions
 from fastbert.model.positions import POSITIONS
-from fastbert.objectives.mlm import MLM, MLMOptions
+from fastbert.objectives.mlm import MLM
+from fastbert.objectives.options import MLMOptions
 
 V = 40
 VOCABULARY = WordPiece(("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"w{i}" for i in range(V - 5))))

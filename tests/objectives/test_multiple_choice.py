@@ -7,8 +7,9 @@ from scipy.stats import chisquare
 
 from fastbert.data.tokenizer import WordPiece
 from fastbert.errors import UserError
-from fastbert.model.config import EncoderOptions
-from fastbert.objectives.multiple_choice import MultipleChoice, MultipleChoiceOptions
+from fastbert.model.options import EncoderOptions
+from fastbert.objectives.multiple_choice import MultipleChoice
+from fastbert.objectives.options import MultipleChoiceOptions
 from tests.objectives.conftest import VOCABULARY, V, batch, build
 
 

@@ -16,11 +16,13 @@ from fastbert.data.encoding import Encoder
 from fastbert.data.sources import open_source
 from fastbert.data.tokenizer import load_tokenizer
 from fastbert.hub.load import load_pretrained
-from fastbert.model.config import EncoderOptions
-from fastbert.objectives.electra import Electra, ElectraOptions
-from fastbert.objectives.mlm import MLM, MLMOptions
+from fastbert.model.options import EncoderOptions
+from fastbert.objectives.electra import Electra
+from fastbert.objectives.mlm import MLM
+from fastbert.objectives.options import ElectraOptions, MLMOptions
 from fastbert.pretraining.evaluation import evaluate
-from fastbert.pretraining.held_out import EvaluateOptions, read_text
+from fastbert.pretraining.held_out import read_text
+from fastbert.pretraining.options import EvaluateOptions
 from tests.flags import main
 
 

@@ -11,14 +11,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from fastbert.data.batches import Batch
 from fastbert.data.noted import Occurrences
 from fastbert.data.tokenizer import WordPiece
-from fastbert.model.config import EncoderOptions
-from fastbert.model.notes import Notes, NotesOptions
-from fastbert.objectives.mlm import MLM, MLMOptions
+from fastbert.model.notes import Notes
+from fastbert.model.options import EncoderOptions, NotesOptions
+from fastbert.objectives.mlm import MLM
+from fastbert.objectives.options import MLMOptions
 from fastbert.pretraining import loop
 from fastbert.training.finite import all_finite
 from fastbert.training.lagged import LaggedScalars
 from fastbert.training.optimizer_state import flatten_optimizer
-from fastbert.training.optimizers import OptimizerOptions, build_optimizer, clip_gradients, guarded_step
+from fastbert.training.optimizers import build_optimizer, clip_gradients, guarded_step
+from fastbert.training.options import OptimizerOptions
 from tests.flags import main
 
 

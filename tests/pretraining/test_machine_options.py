@@ -11,15 +11,15 @@ from torch import nn
 
 from fastbert.data.stages import StageOptions, all_shapes
 from fastbert.errors import UserError
-from fastbert.model.config import EncoderOptions
 from fastbert.model.encoder import Block, Encoder, adapt
+from fastbert.model.options import EncoderOptions
 from fastbert.pretraining.job import build_trainer
 from fastbert.pretraining.options import PretrainMachineOptions, PretrainOptions
 from fastbert.pretraining.run import RunFolder
 from fastbert.pretraining.setup import prepare_setup
 from fastbert.training.interrupts import Interrupts
 from fastbert.training.logbook import read_metrics
-from fastbert.training.optimizers import OptimizerOptions
+from fastbert.training.options import OptimizerOptions
 
 REFERENCE = PretrainMachineOptions(device="cpu", precision="fp32", kernels="reference", compile="off", threads=1)
 VARIANTS = {

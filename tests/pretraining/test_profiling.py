@@ -14,7 +14,7 @@ import yaml
 from safetensors.torch import load_file
 from torch.autograd import DeviceType
 
-from fastbert.model.config import EncoderOptions
+from fastbert.model.options import EncoderOptions
 from fastbert.pretraining import loop
 from fastbert.pretraining.job import build_trainer, describe_experiment, resolve_steps
 from fastbert.pretraining.options import PretrainOptions

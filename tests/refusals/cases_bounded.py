@@ -75,6 +75,7 @@ def files(folder: Path) -> None:
     )
     (folder / "tuned").mkdir()
     (folder / "tuned" / "task.json").write_text("[" * 100 + "]" * 100)
+    (folder / "tuned" / "rows.jsonl").write_text('{"text": "a"}\n')
 
 
 def model(folder: Path, config: str) -> None:
@@ -131,10 +132,10 @@ CASES = [
     ("submit --check zeros.zip", "zeros.zip/CoLA.tsv is larger than any submission file"),
     ("submit --check many.zip", "many.zip holds 1,001 files, and a submission 11"),
     ("submit --check plain.zip", "plain.zip is damaged or no zip file"),
-    ("submit --check /dev/zero", "submission /dev/zero is a pipe or a device, not a file"),
+    ("submit --check /dev/zero", "/dev/zero is a pipe or a device, not a file"),
     ("pretrain --data data --steps 1 --out x", "data is of format [[[["),
     (
-        "predict --model tuned --source tuned/task.json --out x",
+        "predict --model tuned --source tuned/rows.jsonl --out x",
         "is damaged: more than 64 lists and objects inside each other",
     ),
 ]

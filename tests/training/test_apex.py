@@ -12,11 +12,12 @@ from torch import nn
 from fastbert import finetuning, pretraining
 from fastbert.errors import UserError
 from fastbert.finetuning.loop import build_scaled_optimizer
-from fastbert.model.config import EncoderOptions
+from fastbert.model.options import EncoderOptions
 from fastbert.training.apex import check_apex
 from fastbert.training.logbook import read_metrics
 from fastbert.training.optimizer_state import flatten_optimizer, restore_optimizer
-from fastbert.training.optimizers import OptimizerOptions, build_optimizer, guarded_step
+from fastbert.training.optimizers import build_optimizer, guarded_step
+from fastbert.training.options import OptimizerOptions
 from tests.finetuning.conftest import FAST, make_task, tiny_model
 from tests.flags import main
 from tests.training import apex_stand_in

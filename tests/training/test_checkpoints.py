@@ -22,7 +22,8 @@ from fastbert.records import seal_of
 from fastbert.training.checkpoints import Checkpointer, check_space, read_checkpoint
 from fastbert.training.finite import NotFiniteError
 from fastbert.training.optimizer_state import flatten_optimizer, restore_optimizer
-from fastbert.training.optimizers import OptimizerOptions, build_optimizer, guarded_step
+from fastbert.training.optimizers import build_optimizer, guarded_step
+from fastbert.training.options import OptimizerOptions
 
 
 @pytest.fixture

@@ -14,7 +14,6 @@ import torch
 from fastbert.errors import UserError
 from fastbert.training import hardware
 from fastbert.training.hardware import (
-    MachineOptions,
     autocast,
     describe_machine,
     peak_flops,
@@ -22,6 +21,7 @@ from fastbert.training.hardware import (
     resolve_precision,
     setup_machine,
 )
+from fastbert.training.options import MachineOptions
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
@@ -68,7 +68,7 @@ def test_the_device_is_the_current_one(monkeypatch):
 
 def test_unknown_device_names_the_nearest():
     with pytest.raises(UserError, match="unknown device 'cdua'; did you mean 'cuda'"):
-        resolve_device("cdua")
+        MachineOptions(device="cdua")
 
 
 def test_precision_on_gpus(gpu):

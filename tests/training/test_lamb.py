@@ -6,7 +6,8 @@ import torch
 from torch import nn
 
 from fastbert.training.lamb import LAMB, trust
-from fastbert.training.optimizers import OptimizerOptions, build_optimizer, guarded_step
+from fastbert.training.optimizers import build_optimizer, guarded_step
+from fastbert.training.options import OptimizerOptions
 
 FINITE, NOT_FINITE = torch.tensor(True), torch.tensor(False)
 QKV = "blocks.0.attention.qkv.weight"

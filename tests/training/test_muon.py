@@ -7,11 +7,13 @@ import torch
 from torch import nn
 
 from fastbert.data.tokenizer import WordPiece
-from fastbert.model.config import EncoderOptions
-from fastbert.objectives.electra import Electra, ElectraOptions
+from fastbert.model.options import EncoderOptions
+from fastbert.objectives.electra import Electra
+from fastbert.objectives.options import ElectraOptions
 from fastbert.training import muon
 from fastbert.training.optimizer_state import flatten_optimizer
-from fastbert.training.optimizers import OptimizerOptions, build_optimizer, guarded_step
+from fastbert.training.optimizers import build_optimizer, guarded_step
+from fastbert.training.options import OptimizerOptions
 
 FINITE = torch.tensor(True)
 QKV, OUT = "blocks.0.attention.qkv.weight", "blocks.0.attention.out.weight"

@@ -10,16 +10,11 @@ import torch
 from torch import nn
 
 from fastbert.errors import UserError
-from fastbert.model.config import EncoderOptions
 from fastbert.model.encoder import Encoder, initialize
+from fastbert.model.options import EncoderOptions
 from fastbert.training.optimizer_state import flatten_optimizer, restore_optimizer
-from fastbert.training.optimizers import (
-    OPTIMIZERS,
-    OptimizerOptions,
-    build_optimizer,
-    clip_gradients,
-    guarded_step,
-)
+from fastbert.training.optimizers import build_optimizer, clip_gradients, guarded_step
+from fastbert.training.options import OPTIMIZERS, OptimizerOptions
 
 FINITE, NOT_FINITE = torch.tensor(True), torch.tensor(False)
 

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastbert.errors import UserError
-from fastbert.training.schedules import SHAPES, ScheduleOptions, learning_rate_factor, warmup_steps
+from fastbert.training.options import ScheduleOptions
+from fastbert.training.schedules import SHAPES, learning_rate_factor, warmup_steps
 
 
 def transformers_factors(make, steps):

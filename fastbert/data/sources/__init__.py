@@ -15,7 +15,7 @@ from fastbert.data.sources.several import List, Mixture, parse_weights
 from fastbert.data.sources.source import Source, cut
 from fastbert.errors import UserError
 
-__all__ = ["BOM", "MAGIC", "Source", "cut", "open_source"]
+__all__ = ["BOM", "MAGIC", "Source", "check_source", "cut", "open_source"]
 
 HINT = "give a file, a glob, hf:NAME of a dataset, or one of: "
 
@@ -62,6 +62,12 @@ def open_source(spec: str, column: str = "text", weights: str | None = None, str
     if len(parts) == 1:
         return parts[0]
     return List(spec, parts) if shares is None else Mixture(spec, parts, shares)
+
+
+def check_source(spec: str, column: str = "text") -> None:
+    """Raises the UserErrors of `open_source`, where `spec` names files only; what lies elsewhere takes time to open."""
+    if spec not in NAMED and not any(part.strip().startswith(HUB) for part in spec.split(",")):
+        open_source(spec, column)
 
 
 def open_sotu() -> Source:

@@ -12,17 +12,15 @@ A scheme is a `Scheme` built from an `EncoderConfig`, with
 `position_ids` is an integer [B, T], or None for 0 to T - 1 in every row; position 0 belongs to [CLS] alone.
 """
 
-from fastbert.model.positions.absolute import Absolute
-from fastbert.model.positions.alibi import Alibi
-from fastbert.model.positions.relative import Relative
-from fastbert.model.positions.rotary import Rotary
-from fastbert.model.positions.tupe import TupeAbsolute, TupeRelative
+from fastbert.registry import Registry
 
-POSITIONS = {
-    "absolute": Absolute,
-    "relative": Relative,
-    "tupe-a": TupeAbsolute,
-    "tupe-r": TupeRelative,
-    "rope": Rotary,
-    "alibi": Alibi,
-}
+POSITIONS = Registry(
+    {
+        "absolute": "fastbert.model.positions.absolute:Absolute",
+        "relative": "fastbert.model.positions.relative:Relative",
+        "tupe-a": "fastbert.model.positions.tupe:TupeAbsolute",
+        "tupe-r": "fastbert.model.positions.tupe:TupeRelative",
+        "rope": "fastbert.model.positions.rotary:Rotary",
+        "alibi": "fastbert.model.positions.alibi:Alibi",
+    }
+)

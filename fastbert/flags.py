@@ -1,0 +1,331 @@
+"""The command line of a job: a flag for every field of its options dataclass, and the help that lists them.
+
+Fields of a group are `--group.field`, those of a group marked `flat` are `--field`; underscores are dashes. What a flag
+does is the docstring below its field.
+"""
+
+import argparse
+import ast
+import inspect
+import re
+import textwrap
+import types
+import typing
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
+from functools import cache
+from itertools import pairwise
+from typing import Any, TypeVar
+
+from fastbert.config import convert_text
+from fastbert.errors import UserError, brief, closest
+
+Options = TypeVar("Options")
+
+TAKES_YAML = ("pretrain", "finetune", "sweep", "ablate")  # jobs whose options may stand in a file
+NEAR = 0.7  # likeness of a flag that may be meant: with many flags there is always one that is somewhat alike
+
+
+@dataclass(frozen=True)
+class Flag:
+    """One option on the command line."""
+
+    name: str
+    """Without the leading dashes, such as optimizer.learning-rate."""
+    path: tuple[str, ...]
+    """The fields that lead to it from the job's dataclass."""
+    field: Field
+    hint: Any
+    """Its type."""
+    help: str
+    group: str
+    """The docstring of its group; empty for the job's own."""
+
+    @property
+    def kind(self) -> type:
+        """The type of its values, but for None."""
+        if isinstance(self.hint, types.UnionType):
+            return next(arm for arm in typing.get_args(self.hint) if arm is not types.NoneType)
+        return typing.get_args(self.hint)[0] if self.repeats else self.hint
+
+    @property
+    def optional(self) -> bool:
+        return isinstance(self.hint, types.UnionType)
+
+    @property
+    def repeats(self) -> bool:
+        """Whether it takes any number of values."""
+        return typing.get_origin(self.hint) is tuple
+
+    @property
+    def is_switch(self) -> bool:
+        """Whether it stands without a value, and --no-... for its opposite."""
+        return self.hint is bool
+
+    @property
+    def negation(self) -> str:
+        group, dot, name = self.name.rpartition(".")
+        return f"{group}{dot}no-{name}"
+
+    @property
+    def metavar(self) -> str:
+        choices = self.field.metadata.get("choices") or (("true", "false") if self.kind is bool else None)
+        return f"{{{','.join(choices)}}}" if choices else {int: "N", float: "X"}.get(self.kind, "TEXT")
+
+
+def parse(cls: type[Options], arguments: Sequence[str], job: str, default: Options | None = None) -> Options:
+    """Options from flags.
+
+    Args:
+        cls: the job's dataclass.
+        arguments: what stands behind `fastbert <job>`, without a YAML file.
+        job: its name, for the help.
+        default: values to start from, such as those of a YAML file.
+
+    Raises:
+        SystemExit: with 0 after --help.
+        UserError: a flag is unknown, is given twice, lacks its value or has one that does not fit; one is missing.
+    """
+    flags = list(flags_of(cls))
+    arguments = [normalized(argument) for argument in arguments]
+    parser = _parser(cls, flags, job, default)
+    if {"-h", "--help"} & set(arguments):
+        parser.print_help()
+        raise SystemExit(0)
+    refuse_unknown(arguments, flags, job)
+    refuse_repeated(arguments)
+    given = vars(parser.parse_args(arguments))
+    return _build(cls, {flag.path: given[flag.name] for flag in flags if flag.name in given}, default, job)
+
+
+def flags_of(cls: type, prefix: str = "", path: tuple[str, ...] = (), group: str = "") -> Iterator[Flag]:
+    """The flags of a dataclass, in the order of its fields."""
+    hints, docs = typing.get_type_hints(cls), field_docs(cls)
+    for field in fields(cls):
+        hint, here = hints[field.name], (*path, field.name)
+        if is_dataclass(hint):
+            flat = field.metadata.get("flat")
+            title = group if flat else inspect.getdoc(hint).partition("\n\n")[0]
+            inner = prefix if flat else f"{prefix}{field.name}.".replace("_", "-")
+            yield from flags_of(hint, inner, here, title)
+        else:
+            name = f"{prefix}{field.name}".replace("_", "-")
+            yield Flag(name, here, field, hint, docs.get(field.name, ""), group)
+
+
+@cache
+def field_docs(cls: type) -> dict[str, str]:
+    """The docstring below each field of a dataclass, those of its bases included; line ends within a paragraph gone."""
+    docs: dict[str, str] = {}
+    for base in reversed(cls.__mro__):
+        if is_dataclass(base):
+            body = ast.parse(textwrap.dedent(inspect.getsource(base))).body[0].body
+            for statement, following in pairwise(body):
+                is_text = isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant)
+                if isinstance(statement, ast.AnnAssign) and is_text and isinstance(following.value.value, str):
+                    docs[statement.target.id] = unwrapped(following.value.value)
+    return docs
+
+
+def unwrapped(text: str) -> str:
+    """`text` with one line for each paragraph or item (`- `) of a list."""
+    return re.sub(r"\n(?!- |\n)\s*", " ", inspect.cleandoc(text))
+
+
+def normalized(argument: str) -> str:
+    """A flag with dashes for its underscores; its value, and any other argument, as it is."""
+    if not argument.startswith("--"):
+        return argument
+    name, equals, value = argument.partition("=")
+    return name.replace("_", "-") + equals + value
+
+
+# --- what is wrong with a command line
+
+
+def refuse_unknown(arguments: Sequence[str], flags: Sequence[Flag], job: str) -> None:
+    """
+    Raises:
+        UserError: a flag is unknown, or an argument belongs to none.
+    """
+    known = {f"--{flag.name}": flag for flag in flags} | {
+        f"--{flag.negation}": flag for flag in flags if flag.is_switch
+    }
+    free = 0  # values that may follow
+    before = ""
+    for argument in arguments:
+        if argument.startswith("--"):
+            before, equals, _ = argument.partition("=")
+            if before not in known:
+                near = near_flags(before.removeprefix("--"), flags)
+                hint = f"; did you mean {' or '.join(f'--{name}' for name in near)}? See" if near else "; see"
+                raise UserError(f"unknown option {brief(before, str)}{hint} fastbert {job} --help")
+            flag = known[before]
+            free = 0 if equals or flag.is_switch else len(arguments) if flag.repeats else 1
+        elif free:
+            free -= 1
+        else:
+            raise UserError(f"{brief(argument)} belongs to no option{_remedy(argument, known.get(before), job)}")
+
+
+def _remedy(argument: str, before: Flag | None, job: str) -> str:
+    """For an argument where a flag was expected."""
+    if before is not None and before.is_switch:
+        return f": --{before.name} takes no value; leave it out, or give --{before.negation} for the opposite"
+    if argument.endswith((".yaml", ".yml")):
+        return f"; a YAML file comes first: fastbert {job} {brief(argument, str)} [options]"
+    if before is not None:
+        return f": --{before.name} takes one value; put quotes around one that holds spaces"
+    return f"; options begin with --, see fastbert {job} --help"
+
+
+def near_flags(name: str, flags: Sequence[Flag]) -> list[str]:
+    """Up to three flags, of any group, that `name` may have been meant to be: equal but for the group, initials (lr),
+    a beginning, or close in spelling."""
+    bare = name.removeprefix("no-").rpartition(".")[2].lower()
+    last = {flag.name: flag.name.rpartition(".")[2] for flag in flags}
+    for fits in (
+        lambda its: its == bare,
+        lambda its: "".join(word[0] for word in its.split("-")) == bare and "-" in its,
+        lambda its: its.startswith(f"{bare}-") or its.endswith(f"-{bare}"),
+    ):
+        if found := [flag for flag, its in last.items() if fits(its)]:
+            return found[:3]
+    if near := closest(name, last, NEAR):
+        return [near]
+    near = closest(bare, last.values(), NEAR)
+    return [flag for flag, its in last.items() if its == near][:3]
+
+
+def refuse_repeated(arguments: Sequence[str]) -> None:
+    """No flag may stand twice: one of its values would be dropped.
+
+    `--flag value`, `--flag=value`, and `--no-flag` of a switch are one flag; no value begins with --.
+
+    Raises:
+        UserError: names the flag.
+    """
+    seen: dict[str, str] = {}
+    for argument in arguments:
+        if argument.startswith("--"):
+            flag = argument.partition("=")[0]
+            name = re.sub(r"(--|\.)no-", r"\1", flag)
+            if name in seen:
+                twice = flag if flag == seen[name] else f"{seen[name]} with {flag}, which is the same option,"
+                raise UserError(f"{twice} is given twice; it takes one value: leave one of them out")
+            seen[name] = flag
+
+
+# --- parsing and building
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> typing.NoReturn:
+        raise UserError(message.removeprefix("argument ").replace("expected one argument", "a value is missing"))
+
+
+class _Help(argparse.HelpFormatter):
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=22)
+        self._width = min(self._width, 100)
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return [
+            line
+            for paragraph in text.splitlines()
+            for line in textwrap.wrap(paragraph, width, subsequent_indent="  " * paragraph.startswith("- "))
+        ]
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        paragraphs = unwrapped(text).split("\n")
+        return "\n".join(
+            textwrap.fill(part, width, initial_indent=indent, subsequent_indent=indent) for part in paragraphs
+        )
+
+
+def _parser(cls: type, flags: Sequence[Flag], job: str, default: Any) -> argparse.ArgumentParser:
+    parser = _Parser(
+        f"fastbert {job}",
+        f"fastbert {job} {'[FILE.yaml] ' if job in TAKES_YAML else ''}[options]",
+        description=cls.__doc__,
+        formatter_class=_Help,
+        allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,
+    )
+    groups: dict[str, Any] = {"": parser}
+    for flag in flags:
+        if flag.group not in groups:
+            title = f"--{flag.name.rpartition('.')[0]}..."
+            groups[flag.group] = parser.add_argument_group(title, flag.group)
+        text = help_of(flag, default).replace("%", "%%")
+        add = groups[flag.group].add_argument
+        if flag.is_switch:
+            add(f"--{flag.name}", f"--{flag.negation}", dest=flag.name, help=text, action=_Switch, nargs=0)
+        else:
+            several = {"nargs": "*"} if flag.repeats else {}
+            add(f"--{flag.name}", dest=flag.name, help=text, metavar=flag.metavar, type=_reader(flag), **several)
+    return parser
+
+
+class _Switch(argparse.Action):
+    """--group.name for true, --group.no-name for false."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        setattr(namespace, self.dest, option_string == self.option_strings[0])
+
+
+def _reader(flag: Flag) -> Callable[[str], Any]:
+    def read(text: str) -> Any:
+        if flag.optional and text == "None":
+            return None
+        try:
+            return convert_text(text, flag.kind)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return read
+
+
+def help_of(flag: Flag, default: Any) -> str:
+    """The text of a flag with its default, which is shown once: that of an option that is None stands in its text."""
+    value = flag.field.default
+    if flag.field.default_factory is not MISSING:
+        value = flag.field.default_factory()
+    own = value
+    if default is not None:
+        value = default
+        for name in flag.path:
+            value = getattr(value, name)
+    if value is MISSING:
+        return f"{flag.help} (required)"
+    if value is None or value == ():
+        return flag.help
+    word = "default" if value == own else "given"
+    shown = str(value).lower() if isinstance(value, bool) else value
+    return f"{flag.help} ({word}: {shown})"
+
+
+def _build(cls: type, given: dict[tuple[str, ...], Any], default: Any, job: str, prefix: str = "") -> Any:
+    """The dataclass `cls` from the values of flags, by the fields that lead to them."""
+    hints, arguments = typing.get_type_hints(cls), {}
+    missing = []
+    for field in fields(cls):
+        hint = hints[field.name]
+        before = None if default is None else getattr(default, field.name)
+        if is_dataclass(hint):
+            inside = {path[1:]: value for path, value in given.items() if path[0] == field.name}
+            arguments[field.name] = (
+                _build(hint, inside, before, job, f"{prefix}{field.name}.") if inside or default is None else before
+            )
+        elif (field.name,) in given:
+            value = given[(field.name,)]
+            arguments[field.name] = tuple(value) if isinstance(value, list) else value
+        elif default is not None:
+            arguments[field.name] = before
+        elif field.default is MISSING and field.default_factory is MISSING:
+            missing.append(f"--{prefix}{field.name}".replace("_", "-"))
+    if missing:
+        raise UserError(
+            f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing; see fastbert {job} --help"
+        )
+    return cls(**arguments)

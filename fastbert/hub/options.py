@@ -1,0 +1,13 @@
+"""The options of `fastbert export`."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """A run as a Hugging Face folder."""
+
+    run: str
+    """The run (its newest whole checkpoint is taken), one of its checkpoints, an export, or a Hugging Face BERT."""
+    out: str
+    """Folder to write. An earlier export there is replaced, anything else is not."""

@@ -1,0 +1,153 @@
+"""The user's options of an encoder and of its note dictionary."""
+
+from dataclasses import dataclass, fields, replace
+
+from fastbert.config import check_choices, choice
+from fastbert.errors import UserError, choose
+from fastbert.model.config import CLS, FEED_FORWARD, NORM, SIZES, TABLELESS, EncoderConfig
+from fastbert.model.positions import POSITIONS
+
+
+@dataclass(frozen=True)
+class EncoderOptions:
+    """The encoder."""
+
+    size: str = choice("base", SIZES)
+    """Preset of layers and width: tiny 2x128, mini 4x256, small 4x512, base 12x768, large 24x1024."""
+    layers: int | None = None
+    """Transformer blocks (default: the preset's)."""
+    width: int | None = None
+    """Hidden size (default: the preset's)."""
+    heads: int | None = None
+    """Attention heads (default: one for every 64 of width)."""
+    ffn: int | None = None
+    """Inner size of the feed-forward layers (default: 4 times the width; with geglu, whose third matrix would make it
+    half as large again, 8/3 of the width, rounded up to a multiple of 64, or of 8 where the width is less than 64)."""
+    feed_forward: str = choice("gelu", FEED_FORWARD)
+    """Inner layer: gelu(x W) (gelu, as BERT) or gelu(x W) * x V (geglu, arXiv 2002.05202)."""
+    bias: bool = True
+    """Biases in linear layers and LayerNorms. Without, as in ModernBERT, the outputs of heads alone keep theirs."""
+    position: str = choice("absolute", POSITIONS, "position scheme")
+    """Where word order enters: absolute (BERT), relative (BERT with T5's bias, arXiv 1910.10683), tupe-a or tupe-r
+    (positions untied from words, arXiv 2006.15595), rope (queries and keys rotated, arXiv 2104.09864) or alibi (scores
+    lowered by distance, arXiv 2108.12409)."""
+    rope_base: float = 10000.0
+    """With rope: the base of its wavelengths, from 2 pi to about 2 pi times it; ModernBERT takes 160000."""
+    cls: str = choice("untied", CLS)
+    """With TUPE: untied gives [CLS] its own two attention values (the paper's reset), tied treats it as a word."""
+    norm: str = choice("post", NORM)
+    """LayerNorm after each residual sum (post, as BERT) or before each sublayer (pre)."""
+    max_positions: int | None = None
+    """Longest sequence the encoder takes (default: the run's length; what lies beyond is never trained). With rope and
+    alibi no weight depends on it."""
+    type_vocab_size: int | None = None
+    """Token types (segments) for pairs (default: 2, with TUPE 0, as in its paper)."""
+    dropout: float = 0.1
+    """Dropout on embeddings and sublayer outputs."""
+    attention_dropout: float = 0.1
+    """Dropout on attention probabilities."""
+    initializer_std: float = 0.02
+    """Standard deviation of the initial weights."""
+
+    def __post_init__(self) -> None:
+        check_choices(self)
+
+    def like(self, given: EncoderConfig) -> "EncoderOptions":
+        """These options with the shape of `given`, an encoder whose weights are to be taken.
+
+        Raises:
+            UserError: an option was set to something else.
+        """
+        if self.size != EncoderOptions.size and SIZES.get(self.size) != (given.layers, given.width):
+            raise UserError(f"size {self.size} is not that of the given weights: leave it out with --init-from")
+        shape = {}
+        for field in fields(self):
+            if field.name in ("size", "dropout", "attention_dropout", "initializer_std"):
+                continue
+            if field.name == "max_positions" and given.position in TABLELESS and self.max_positions is not None:
+                continue  # no weight depends on it
+            asked, shape[field.name] = getattr(self, field.name), getattr(given, field.name)
+            if asked not in (field.default, shape[field.name]):
+                raise UserError(
+                    f"{field.name} {asked} does not fit the given weights, which have {shape[field.name]}; "
+                    "leave it out with --init-from"
+                )
+        return replace(self, size=EncoderOptions.size, **shape)
+
+    def resolve(self, vocab_size: int, length: int) -> EncoderConfig:
+        """All numbers, for a vocabulary and the longest sequence of a run.
+
+        Raises:
+            UserError: an unknown preset or variant, heads that do not divide the width, a length over the positions.
+        """
+        layers, width = SIZES[choose("size", self.size, SIZES)]
+        width = self.width if self.width is not None else width
+        tupe = self.position.startswith("tupe")
+        max_positions = self.max_positions if self.max_positions is not None else length
+        if length > max_positions:
+            raise UserError(
+                f"length {length} is longer than the {max_positions} positions; raise --max-positions or lower --length"
+            )
+        return EncoderConfig(
+            vocab_size=vocab_size,
+            layers=self.layers if self.layers is not None else layers,
+            width=width,
+            heads=self.heads if self.heads is not None else max(1, width // 64),
+            ffn=self.ffn if self.ffn is not None else default_ffn(width, self.feed_forward),
+            max_positions=max_positions,
+            type_vocab_size=self.type_vocab_size if self.type_vocab_size is not None else (0 if tupe else 2),
+            position=self.position,
+            cls=self.cls,
+            norm=self.norm,
+            dropout=self.dropout,
+            attention_dropout=self.attention_dropout,
+            initializer_std=self.initializer_std,
+            feed_forward=self.feed_forward,
+            bias=self.bias,
+            rope_base=self.rope_base,
+        )
+
+
+def default_ffn(width: int, feed_forward: str) -> int:
+    """The inner size that makes about 8 width^2 weights: of two matrices with gelu, of three with geglu."""
+    if feed_forward != "geglu":
+        return 4 * width
+    step = 64 if width >= 64 else 8
+    return -(-8 * width // (3 * step)) * step
+
+
+@dataclass(frozen=True)
+class NotesOptions:
+    """Notes for rare words (arXiv 2008.01466), taken while pretraining and dropped after it."""
+
+    enabled: bool = False
+    """Keep a note for each of some rare words and mix it into their embeddings."""
+    half_window: int = 16
+    """Tokens of context on either side of the word that its note is the mean of."""
+    gamma: float = 0.1
+    """Share of the new context in a note each time its word is met."""
+    weight: float = 0.5
+    """Share of the note in the word's input, the paper's lambda."""
+    least: int = 50
+    """A word has a note only if it occurs at least this often in the training text ..."""
+    most: int = 500
+    """... and at most this often. The words must have been listed when the data was prepared."""
+    share: float = 0.2
+    """Words are taken from that band, in a fixed random order, until this share of the sequences holds one."""
+    initial_std: float = 0.02
+    """Standard deviation of the numbers in a note before its first writing; 0 starts from zeros."""
+    leak: bool = False
+    """Give a word its note where some of its pieces are masked too, and with it what they are."""
+
+    def __post_init__(self) -> None:
+        if self.half_window < 0:
+            raise UserError(f"notes.half_window must be 0 or more, not {self.half_window}")
+        for name in ("gamma", "share"):
+            if not 0.0 < getattr(self, name) <= 1.0:
+                raise UserError(f"notes.{name} must lie in (0, 1], not {getattr(self, name)}")
+        if not 0.0 <= self.weight <= 1.0:
+            raise UserError(f"notes.weight must lie in [0, 1], not {self.weight}")
+        if not 1 <= self.least <= self.most:
+            raise UserError(f"1 <= notes.least <= notes.most does not hold: {self.least}, {self.most}")
+        if not self.initial_std >= 0.0:
+            raise UserError(f"notes.initial_std must be 0 or more, not {self.initial_std}")

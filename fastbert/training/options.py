@@ -1,0 +1,111 @@
+"""The user's options of the optimizer, the learning rate and the machine."""
+
+import math
+import re
+from dataclasses import dataclass
+
+from fastbert.config import check_choices, choice
+from fastbert.errors import UserError, choose
+from fastbert.registry import Registry
+
+# Each takes (parameter groups, options, device) and gives an optimizer that `guarded_step` can drive.
+OPTIMIZERS = Registry(
+    {
+        "adamw": "fastbert.training.optimizers:build_adamw",
+        "muon": "fastbert.training.optimizers:build_muon",
+        "lamb": "fastbert.training.optimizers:build_lamb",
+    }
+)
+PRECISIONS = ("auto", "fp32", "bf16")
+SCHEDULES = ("linear", "cosine", "constant", "wsd")
+
+
+@dataclass(frozen=True)
+class OptimizerOptions:
+    """The optimizer and its constants."""
+
+    name: str = choice("adamw", OPTIMIZERS, "optimizer")
+    """Optimizer: adamw (arXiv 1711.05101), muon (arXiv 2502.16982) for the matrices of the blocks and TUPE's two with
+    adamw for the rest, or lamb (arXiv 1904.00962) for large batches."""
+    learning_rate: float = 1e-3
+    """Peak learning rate; the schedule scales it. Muon's updates are scaled such that adamw's rate serves it too."""
+    momentum: float = 0.95
+    """Of muon: decay of the running mean of the gradient of its matrices."""
+    beta1: float = 0.9
+    """Decay of the running mean of the gradient."""
+    beta2: float = 0.98
+    """Decay of the running mean of the squared gradient."""
+    eps: float = 1e-6
+    """Added to the root of the second moment."""
+    weight_decay: float = 0.01
+    """Decoupled weight decay; vectors (biases, LayerNorm weights) are never decayed."""
+    clip_norm: float = 1.0
+    """Largest norm of all gradients together; 0 turns clipping off."""
+
+    def __post_init__(self) -> None:
+        check_choices(self)
+        for name in ("momentum", "beta1", "beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UserError(f"{name} is {getattr(self, name)}; it lies in [0, 1)")
+        for name in ("learning_rate", "eps"):
+            if not getattr(self, name) > 0:
+                raise UserError(f"{name} is {getattr(self, name)}; it must be greater than 0")
+        for name in ("weight_decay", "clip_norm"):
+            if not getattr(self, name) >= 0:
+                raise UserError(f"{name} is {getattr(self, name)}; it cannot be negative")
+
+
+@dataclass(frozen=True)
+class ScheduleOptions:
+    """The course of the learning rate, as a share of its peak (`OptimizerOptions.learning_rate`)."""
+
+    name: str = choice("linear", SCHEDULES, "schedule")
+    """Shape after the warm-up: linear, cosine, constant, or wsd (stable, then decay; arxiv.org/abs/2404.06395)."""
+    warmup: float = 0.06
+    """Linear warm-up: a share of all steps if below 1, else a number of steps."""
+    final: float = 0.0
+    """Share of the peak reached at the end (linear, cosine, and the decay of wsd)."""
+    decay: float = 0.2
+    """Share of all steps that the linear decay of wsd takes."""
+
+    def __post_init__(self) -> None:
+        check_choices(self)
+        if not 0 <= self.warmup < math.inf or (self.warmup >= 1 and self.warmup != int(self.warmup)):
+            raise UserError(f"warmup is {self.warmup}; give a share of the steps in [0, 1) or a whole number of steps")
+        if not 0 <= self.final <= 1:
+            raise UserError(f"final is {self.final}; it is a share of the peak learning rate in [0, 1]")
+        if not 0 <= self.decay <= 1:
+            raise UserError(f"decay is {self.decay}; it is a share of the steps in [0, 1]")
+
+
+@dataclass(frozen=True)
+class MachineOptions:
+    """What may change speed and memory, never the result beyond rounding."""
+
+    device: str = "auto"
+    """auto (a GPU if there is one), cpu, cuda, or cuda:N."""
+    precision: str = choice("auto", PRECISIONS)
+    """auto (bf16 where the machine is fast at it), fp32, or bf16 (autocast; weights and optimizer stay fp32)."""
+    threads: int = 0
+    """CPU threads of one operation; 0 leaves torch's default."""
+    micro_batch_size: int | None = None
+    """Sequences in one forward pass; smaller ones are accumulated to the batch. Default: the whole batch."""
+    kernels: str = choice("auto", ("auto", "reference"))
+    """Of attention, loss and sampling: auto (the fastest on this machine) or reference (plain PyTorch)."""
+
+    def __post_init__(self) -> None:
+        check_choices(self)
+        if not re.fullmatch(r"auto|cpu|cuda(:\d{1,4})?", self.device):
+            choose("device", self.device, ("auto", "cpu", "cuda", "cuda:0"))
+        if self.threads < 0:
+            raise UserError(f"threads is {self.threads}; it cannot be negative")
+        if self.micro_batch_size is not None and self.micro_batch_size < 1:
+            raise UserError(f"micro_batch_size is {self.micro_batch_size}; it must be at least 1")
+
+
+@dataclass(frozen=True)
+class TrainingMachineOptions(MachineOptions):
+    """The machine of a training."""
+
+    apex: bool = False
+    """Use NVIDIA apex's FusedAdam for adamw, on a GPU; refused where apex or its CUDA extensions are missing."""
