@@ -20,6 +20,9 @@ LARGEST = {
     "type_vocab_size": 2**20,
     "relative_buckets": 2**16,
     "relative_max_distance": 2**28,
+    "norm_eps": 10**6,
+    "initializer_std": 10**6,
+    "rope_base": 10**12,
 }
 # Position schemes without a table of positions.
 TABLELESS = ("rope", "alibi")
@@ -55,7 +58,7 @@ class EncoderConfig:
         choose("norm", self.norm, NORM)
         choose("feed_forward", self.feed_forward, FEED_FORWARD)
         for name, most in LARGEST.items():
-            if getattr(self, name) < 1 and name != "type_vocab_size":
+            if getattr(self, name) < 1 and name in ("vocab_size", "layers", "width", "heads", "ffn", "max_positions"):
                 raise UserError(f"{name} must be at least 1, not {getattr(self, name)}")
             if getattr(self, name) > most:
                 raise UserError(f"{name} must be at most {most}, not {getattr(self, name)}")
