@@ -65,7 +65,7 @@ class Progress:
 
 _PROGRESS = {  # what versions lack that did not know it has its default
     **{f"{name}?": COUNT for name in ("step", "tokens", "sessions", "skipped", "skipped_in_row", "window_steps")},
-    **{"seconds?": (float, type(None)), "window_loss?": (float, type(None)), "best?": (float, type(None))},
+    **{"seconds?": float, "window_loss?": float, "best?": (float, type(None))},
     "window_measured?": {str: (float, type(None))},
     "last_eval?": {"step?": COUNT, "loss?": (float, type(None))},
 }
