@@ -1,7 +1,7 @@
 from setuptools import find_packages, setup
 
 setup(
-    name="fastbert",
+    name="fastbert-pretraining",  # what is called fastbert on PyPI is another project
     version="0.1.0",
     description="Pretraining BERT-class encoders at a fraction of the usual cost",
     license="Apache-2.0",

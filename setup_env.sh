@@ -20,6 +20,9 @@ wanted=$(cat setup.py constraints.txt setup_env.sh | cksum)
 if [[ ! -f $stamp || $(cat "$stamp") != "$wanted" ]]; then
   echo "installing into .venv (once; a few minutes) ..." >&2
   .venv/bin/python -m pip install --quiet --disable-pip-version-check --upgrade pip
+  # Earlier versions installed themselves as fastbert, the name of another project on PyPI: it would shadow this one.
+  .venv/bin/python -P -m pip -qq --disable-pip-version-check uninstall --yes fastbert
+  rm -rf fastbert.egg-info
   # torch first and by its exact version, so that no other package picks another build.
   .venv/bin/python -m pip install --quiet --disable-pip-version-check "$(grep '^torch==' constraints.txt)"
   .venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[$1]"

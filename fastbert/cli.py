@@ -1,7 +1,7 @@
-"""`fastbert <job>`: parsing and calling, nothing else. Exit codes: 0 done, 2 the user's mistake, 1 ours, 130 and 143
-interrupted, 141 when whoever read standard output went away."""
+"""`fastbert <job>`: parsing and calling, nothing else. Exit codes: 0 done, 2 user error, 1 internal error, 130 and 143
+interrupted, 141 when the reader of standard output is gone. Lost progress and messages end nothing: see
+`fastbert.streams`."""
 
-import errno
 import os
 import sys
 from collections.abc import Callable
@@ -14,6 +14,9 @@ from fastbert.errors import UserError, choose, message_of
 from fastbert.flags import parse
 from fastbert.hub.folders import check_model_folder
 from fastbert.registry import Registry
+from fastbert.requirements import check_requirements, check_text, refuse_several_processes
+from fastbert.streams import flush_standard_output, give_up_standard_output, prepare_streams, standard_output_fails
+from fastbert.system_errors import reason, user_error
 
 OPTIONS = Registry(
     {
@@ -213,38 +216,52 @@ def name_resumed_run(arguments: list[str]) -> list[str]:
     return list(arguments)
 
 
-def _give_up_standard_output() -> None:
-    """What is left to be written there is dropped, so that the interpreter's end does not try again."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
 def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
-    if not arguments or arguments[0] in ("-h", "--help", "help"):
-        print(usage())
-        return 0 if arguments else 2
-    if arguments[0] == "--version":
-        print(__version__)
-        return 0
+    prepare_streams()
     try:
-        code = JOBS[choose("job", arguments[0], JOBS)][0](arguments[1:])
-        sys.stdout.flush()
-        return code
+        try:
+            return run_job(arguments)
+        finally:
+            flush_standard_output()
     except BrokenPipeError:  # such as `| head`: nothing more can be said there, not by the interpreter's end either
-        _give_up_standard_output()
+        if not standard_output_fails():
+            raise
+        give_up_standard_output()
         return 141
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if not standard_output_fails():  # of any other file it would be a UserError
             raise
-        _give_up_standard_output()  # of any other file it would be a UserError
-        print("error: the disk is full, writing standard output; free some space", file=sys.stderr)
+        give_up_standard_output()
+        what, remedy = reason(error) or (error.strerror, "check where it leads to")
+        print(f"error: {what}, writing standard output; {remedy.partition(' or ')[0]}", file=sys.stderr)
         return 2
-    except UserError as error:
-        print(f"error: {message_of(error)}", file=sys.stderr)
-        return 2
+
+
+def run_job(arguments: list[str]) -> int:
+    """Runs the job that `arguments` name; user errors are printed, internal ones raised. Returns the exit code."""
+    try:
+        if not arguments or arguments[0] in ("-h", "--help", "help"):
+            print(usage())
+            return 0 if arguments else 2
+        if arguments[0] == "--version":
+            print(__version__)
+            return 0
+        check_text(arguments)
+        job, _ = JOBS[choose("job", arguments[0], JOBS)]
+        if not {"-h", "--help"} & set(arguments):
+            check_requirements()
+            refuse_several_processes(os.environ)
+        return job(arguments[1:])
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+    except (UserError, OSError, ImportError, MemoryError, RuntimeError) as error:
+        found = None if isinstance(error, OSError) and standard_output_fails() else user_error(error)
+        if found is None:
+            raise
+        print(f"error: {message_of(found)}", file=sys.stderr)
+        return 2
 
 
 def limit_spinning() -> None:

@@ -10,15 +10,14 @@ import hashlib
 import json
 import math
 import re
-import types
-import typing
 from collections.abc import Iterable
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from fastbert.errors import UserError, brief, choose, nearest
+from fastbert.errors import UserError, brief, nearest
 from fastbert.inputs import read_text_input
+from fastbert.ranges import hints_of, plain, problem_of, takes_none
 
 Options = TypeVar("Options")
 
@@ -27,25 +26,13 @@ MACHINE = {"role": "machine"}
 BOOKKEEPING = {"role": "bookkeeping"}
 
 LARGEST_YAML = 2**20  # bytes
-_FLOAT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
+EXACT = 2**53  # up to here a whole number that is written as a fraction, such as 1e5, is the number that is meant
+_FLOAT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?", re.ASCII)
 
 
 def choice(default: str, choices: Iterable[str], what: str | None = None, **metadata: Any) -> Any:
-    """A field that takes one of `choices`, for `check_choices` and the help; `what` names it in errors."""
+    """A field that takes one of `choices`, for `check_values` and the help; `what` names it in errors."""
     return dataclasses.field(default=default, metadata={**metadata, "choices": choices, "what": what})
-
-
-def check_choices(options: Any) -> None:
-    """Raises a UserError if a field of `choice` holds something else."""
-    for one in fields(options):
-        if choices := one.metadata.get("choices"):
-            choose(one.metadata["what"] or one.name, getattr(options, one.name), choices)
-
-
-def check_finite(value: float, where: str) -> None:
-    """Raises a UserError for NaN and infinities: no option means anything with them."""
-    if not math.isfinite(value):
-        raise UserError(f"{where} must be a finite number, not {value}")
 
 
 def load_yaml(cls: type[Options], path: str | Path) -> Options:
@@ -88,50 +75,61 @@ def from_dict(cls: type[Options], values: Any, where: str) -> Options:
     """The dataclass `cls` from nested mappings, strictly typed; `where` names their origin in errors."""
     if not isinstance(values, dict):
         raise UserError(f"{where}: expected a mapping of options, found {_kind(values)}")
-    hints = typing.get_type_hints(cls)
+    hints = hints_of(cls)
     values = with_underscores(values, where)
     known: dict[str, str | None] = {}  # key in the file -> the flat group it belongs to
     for field in fields(cls):
         if field.metadata.get("flat"):
-            known.update({name: field.name for name in (f.name for f in fields(hints[field.name]))})
+            known.update({name: field.name for name in (f.name for f in fields(plain(hints[field.name])))})
         else:
             known[field.name] = None
     for key in values:
         if key not in known:
-            groups = [name for name, hint in hints.items() if is_dataclass(hint) and key in hint.__dataclass_fields__]
+            kinds = {name: plain(hint) for name, hint in hints.items()}
+            groups = [name for name, kind in kinds.items() if is_dataclass(kind) and key in kind.__dataclass_fields__]
             hint = f"it belongs under {' or '.join(groups)}" if groups else nearest(key, known)
             raise UserError(f"{where}: unknown option {brief(key)}; {hint}")
     arguments = {}
     for field in fields(cls):
+        hint = hints[field.name]
         if field.metadata.get("flat"):
             group = {key: value for key, value in values.items() if known[key] == field.name}
-            arguments[field.name] = from_dict(hints[field.name], group, where)
+            arguments[field.name] = from_dict(plain(hint), group, where)
         elif field.name in values:
-            hint, value = hints[field.name], values[field.name]
-            if is_dataclass(hint):
-                arguments[field.name] = from_dict(hint, value, f"{where}: {field.name}")
+            value = values[field.name]
+            if is_dataclass(plain(hint)):
+                arguments[field.name] = from_dict(plain(hint), value, f"{where}: {field.name}")
             else:
                 arguments[field.name] = _convert(value, hint, f"{where}: {field.name}")
         elif field.default is MISSING and field.default_factory is MISSING:
             raise UserError(f"{where}: the option {field.name!r} is missing")
-    return cls(**arguments)
+    try:
+        return cls(**arguments)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
 
 
 def _convert(value: Any, hint: Any, where: str) -> Any:
-    if isinstance(hint, types.UnionType):
-        if value is None:
-            return None
-        hint = next(arm for arm in typing.get_args(hint) if arm is not types.NoneType)
-    if hint is float and isinstance(value, str) and _FLOAT.fullmatch(value):
+    """`value`, as a file has it, as the option that is declared as `hint` takes it.
+
+    Raises:
+        UserError: it does not fit.
+    """
+    if value is None and takes_none(hint):
+        return None
+    kind = plain(hint)
+    if kind is float and isinstance(value, str) and _FLOAT.fullmatch(value):
         value = float(value)  # YAML 1.1 reads 1e-3, which has no point, as text
-    if hint is float and type(value) is int:
-        return float(value)
-    if hint is int and isinstance(value, float) and value.is_integer():
-        return int(value)
-    if type(value) is not hint:
-        raise UserError(f"{where} must be {_NAMES.get(hint, hint)}, found {_kind(value)}")
-    if hint is float:
-        check_finite(value, where)
+    if kind is int and isinstance(value, str) and "e" in value.lower() and _FLOAT.fullmatch(value):
+        value = float(value)
+    if kind is float and type(value) is int and value.bit_length() < 1000:
+        value = float(value)
+    if kind is int and isinstance(value, float) and value.is_integer() and abs(value) <= EXACT:
+        value = int(value)
+    if isinstance(kind, type) and type(value) is not kind:
+        raise UserError(f"{where} must be {_NAMES.get(kind, kind)}, found {_kind(value)}")
+    if problem := problem_of(value, hint):
+        raise UserError(f"{where} {problem}")
     return value
 
 
@@ -145,13 +143,13 @@ def convert_text(text: str, kind: type) -> Any:
         return text.lower() == "true"
     if kind is str:
         return text
-    if kind is int and re.fullmatch(r"[-+]?\d{1,30}", text):
+    if kind is int and re.fullmatch(r"[-+]?[0-9]{1,40}", text):
         return int(text)
     if kind in (int, float) and _FLOAT.fullmatch(text):
         value = float(text)
         if kind is float and math.isfinite(value):
             return value
-        if kind is int and value.is_integer() and abs(value) < 2**53:  # written as 1e6
+        if kind is int and value.is_integer() and abs(value) <= EXACT:  # written as 1e6
             return int(value)
     raise ValueError(f"must be {'a finite number' if kind is float else _NAMES[kind]}, not {brief(text)}")
 
@@ -160,6 +158,8 @@ _NAMES = {int: "a whole number", float: "a number", str: "text", bool: "true or 
 
 
 def _kind(value: Any) -> str:
+    if value is None:
+        return "nothing"
     if isinstance(value, dict):
         return "a mapping"
     if isinstance(value, list):

@@ -17,6 +17,21 @@ class UserError(Exception):
     """A user error: the message says what is wrong, where, and how to fix it."""
 
 
+class OptionError(UserError):
+    """An option has a value that it cannot have. Whoever knows how the user gave it, as a flag or as a key of a file,
+    names it so."""
+
+    def __init__(self, options: Any, name: str, problem: str) -> None:
+        """
+        Args:
+            options: the dataclass whose field it is.
+            name: of the field.
+            problem: the end of the sentence that begins with the name.
+        """
+        super().__init__(f"{name} {problem}")
+        self.group, self.name, self.problem = type(options), name, problem
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """A hint for an unknown `name`: the closest of `known`, then all of them, as the end of a sentence."""
     known = sorted(known)
@@ -35,6 +50,8 @@ def closest(name: str, known: Iterable[str], likeness: float = 0.5) -> str | Non
 
 def brief(value: Any, text: Callable[[Any], str] = repr) -> str:
     """`value` for a message: whole, or its beginning where it is long, without control characters."""
+    if isinstance(value, int) and value.bit_length() > 8 * LONGEST_SHOWN:  # Python refuses to print the longest
+        return f"a whole number of {value.bit_length():,} bits"
     shown = printable(text(value[: LONGEST_SHOWN + 1]) if isinstance(value, str | bytes | list) else text(value))
     return shown if len(shown) <= LONGEST_SHOWN else f"{shown[:LONGEST_SHOWN]}..."
 

@@ -26,11 +26,11 @@ from pathlib import Path
 from typing import IO, Any
 
 from fastbert.errors import UserError
+from fastbert.system_errors import out_of_memory, reason
 
 LOCK = ".lock"
 LOST_AND_FOUND = "lost+found"  # lies in the root folder of many file systems
 _TEMPORARY = re.compile(r"\.(.+)\.[0-9a-f]+(\.old)?\.tmp")
-_SHORT_WRITE = re.compile(r"\d+ requested and \d+ written")  # numpy's words, without an error number
 _NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EBADF, errno.EINVAL)  # file systems without flock
 
 
@@ -44,25 +44,29 @@ def disk_errors(path: Path | str) -> Iterator[None]:
         yield
     except PermissionError as error:
         raise UserError(f"no permission to write {path}; choose another folder or change its permissions") from error
+    except FileNotFoundError as error:
+        if _is_gone(path):
+            raise UserError(f"cannot write {path}: its folder was removed meanwhile; start again") from error
+        raise
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT) or (error.errno is None and _SHORT_WRITE.search(str(error))):
-            raise UserError(f"the disk is full, writing {path}; free some space or choose another folder") from error
-        if error.errno == errno.EFBIG:
-            raise UserError(
-                f"a file is larger than the limit (ulimit -f, or its file system's), writing {path}; raise the limit "
-                "or choose another folder"
-            ) from error
-        if error.errno == errno.EROFS:
-            raise UserError(f"{path} lies on a read-only file system; choose another folder") from error
         if error.errno in (errno.ENOTDIR, errno.EEXIST):
             raise UserError(f"cannot write {path}: part of that path is a file; choose another folder") from error
         if error.errno == errno.EISDIR:
             raise UserError(f"cannot write {path}: it is a folder; choose another name or remove it") from error
+        if error.errno == errno.EROFS:
+            raise UserError(f"{path} lies on a read-only file system; choose another folder") from error
         if error.errno == errno.ELOOP:
             raise UserError(f"cannot write {path}: a link in that path is not followed; remove it") from error
         if error.errno == errno.ENAMETOOLONG:
             raise UserError(f"cannot write {path}: a name in that path is too long; choose a shorter one") from error
-        raise
+        if out_of_memory(error) or (found := reason(error)) is None:
+            raise
+        raise UserError(f"{found[0]}, writing {path}; {found[1]}") from error
+
+
+def _is_gone(path: Path | str) -> bool:
+    """Whether the folder that `path` was to be written to is no longer there."""
+    return not os.path.isdir(os.path.dirname(os.path.abspath(path)))
 
 
 @contextmanager
@@ -253,7 +257,7 @@ def _new_file(path: Path) -> tuple[Path, int]:
     while True:
         temporary = path.with_name(_temporary(path.name))
         handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
-        if _lock(handle) is not False and os.path.lexists(temporary):
+        if lock(handle) is not False and os.path.lexists(temporary):
             return temporary, handle
         os.close(handle)  # taken for a leftover by another process, in the moment before it was locked
 
@@ -264,7 +268,7 @@ def new_folder(path: Path) -> tuple[Path, int]:
         temporary = path.with_name(_temporary(path.name))
         temporary.mkdir()
         handle = os.open(temporary, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        if _lock(handle) is not False and os.path.lexists(temporary):
+        if lock(handle) is not False and os.path.lexists(temporary):
             return temporary, handle
         os.close(handle)
 
@@ -277,10 +281,10 @@ def no_link(path: str, flags: int) -> int:
 # --- locks and leftovers
 
 
-def _lock(handle: int) -> bool | None:
+def lock(handle: int, wait: bool = False) -> bool | None:
     """Locks an open file or folder; False if another process holds it, None where the file system has no locks."""
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except BlockingIOError:
         return False
     except OSError as error:
@@ -294,14 +298,20 @@ def open_lock(path: Path) -> int:
     """The descriptor of a lock file, made if need be. It is not truncated, and a link under that name not followed.
 
     Raises:
-        UserError: `path` is a link or no file.
+        UserError: `path` is a link or no file, or cannot be written.
+        FileNotFoundError: its folder is gone.
     """
     try:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
     except OSError as error:
         if error.errno == errno.ELOOP:
             raise UserError(f"the lock {path} is a link; remove it") from None
-        raise
+        if error.errno in (errno.EISDIR, errno.ENXIO):
+            raise UserError(f"the lock {path} is not a file; remove it") from None
+        if error.errno == errno.ENOENT:
+            raise
+        with disk_errors(path):
+            raise
     if not stat.S_ISREG(os.fstat(handle).st_mode):
         os.close(handle)
         raise UserError(f"the lock {path} is not a file; remove it")
@@ -332,7 +342,7 @@ def locked_folder(folder: Path | str) -> Iterator[None]:
         with disk_errors(folder):
             before = set(os.listdir(folder))
             handle = open_lock(folder / LOCK)
-        if _lock(handle) is False:
+        if lock(handle) is False:
             os.close(handle)
             raise UserError(f"another process is training in {folder}; wait for it, or choose another --out")
         if is_open_as(handle, folder / LOCK):
@@ -371,7 +381,7 @@ def remove_leftovers(folder: Path | str, name: str | None = None) -> None:
         except (FileNotFoundError, PermissionError):  # just renamed, or another user's
             continue
         try:
-            free = _lock(handle)
+            free = lock(handle)
             # Where there are no locks, a folder of fastbert's has but one writer, and others are left as they are.
             if free is False or (free is None and name is not None) or not is_open_as(handle, path):
                 continue

@@ -9,7 +9,6 @@ import ast
 import inspect
 import re
 import textwrap
-import types
 import typing
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
@@ -18,7 +17,8 @@ from itertools import pairwise
 from typing import Any, TypeVar
 
 from fastbert.config import convert_text
-from fastbert.errors import UserError, brief, closest
+from fastbert.errors import OptionError, UserError, brief, closest
+from fastbert.ranges import hints_of, plain, problem_of, takes_none
 
 Options = TypeVar("Options")
 
@@ -36,7 +36,7 @@ class Flag:
     """The fields that lead to it from the job's dataclass."""
     field: Field
     hint: Any
-    """Its type."""
+    """Its type, with the range that it declares."""
     help: str
     group: str
     """The docstring of its group; empty for the job's own."""
@@ -44,23 +44,21 @@ class Flag:
     @property
     def kind(self) -> type:
         """The type of its values, but for None."""
-        if isinstance(self.hint, types.UnionType):
-            return next(arm for arm in typing.get_args(self.hint) if arm is not types.NoneType)
-        return typing.get_args(self.hint)[0] if self.repeats else self.hint
+        return typing.get_args(plain(self.hint))[0] if self.repeats else plain(self.hint)
 
     @property
     def optional(self) -> bool:
-        return isinstance(self.hint, types.UnionType)
+        return takes_none(self.hint)
 
     @property
     def repeats(self) -> bool:
         """Whether it takes any number of values."""
-        return typing.get_origin(self.hint) is tuple
+        return typing.get_origin(plain(self.hint)) is tuple
 
     @property
     def is_switch(self) -> bool:
         """Whether it stands without a value, and --no-... for its opposite."""
-        return self.hint is bool
+        return plain(self.hint) is bool and not self.optional
 
     @property
     def negation(self) -> str:
@@ -94,13 +92,13 @@ def parse(cls: type[Options], arguments: Sequence[str], job: str, default: Optio
         raise SystemExit(0)
     refuse_unknown(arguments, flags, job)
     refuse_repeated(arguments)
-    given = vars(parser.parse_args(arguments))
+    given = vars(parser.parse_args(with_equals(arguments, flags)))
     return _build(cls, {flag.path: given[flag.name] for flag in flags if flag.name in given}, default, job)
 
 
 def flags_of(cls: type, prefix: str = "", path: tuple[str, ...] = (), group: str = "") -> Iterator[Flag]:
     """The flags of a dataclass, in the order of its fields."""
-    hints, docs = typing.get_type_hints(cls), field_docs(cls)
+    hints, docs = hints_of(cls), field_docs(cls)
     for field in fields(cls):
         hint, here = hints[field.name], (*path, field.name)
         if is_dataclass(hint):
@@ -138,6 +136,18 @@ def normalized(argument: str) -> str:
         return argument
     name, equals, value = argument.partition("=")
     return name.replace("_", "-") + equals + value
+
+
+def with_equals(arguments: Sequence[str], flags: Sequence[Flag]) -> list[str]:
+    """Flags and their one value as --flag=value: argparse takes a value such as -1e3 or -inf for a flag."""
+    single = {f"--{flag.name}" for flag in flags if not flag.is_switch and not flag.repeats}
+    out: list[str] = []
+    for argument in arguments:
+        if out and out[-1] in single and not argument.startswith("--"):
+            out[-1] = f"{out[-1]}={argument}"
+        else:
+            out.append(argument)
+    return out
 
 
 # --- what is wrong with a command line
@@ -279,9 +289,12 @@ def _reader(flag: Flag) -> Callable[[str], Any]:
         if flag.optional and text == "None":
             return None
         try:
-            return convert_text(text, flag.kind)
+            value = convert_text(text, flag.kind)
         except ValueError as error:
-            raise argparse.ArgumentTypeError(str(error)) from None
+            raise UserError(f"--{flag.name} {error}") from None
+        if problem := problem_of(value, flag.hint):
+            raise UserError(f"--{flag.name} {problem}")
+        return value
 
     return read
 
@@ -307,25 +320,32 @@ def help_of(flag: Flag, default: Any) -> str:
 
 def _build(cls: type, given: dict[tuple[str, ...], Any], default: Any, job: str, prefix: str = "") -> Any:
     """The dataclass `cls` from the values of flags, by the fields that lead to them."""
-    hints, arguments = typing.get_type_hints(cls), {}
+    hints, arguments = hints_of(cls), {}
     missing = []
     for field in fields(cls):
         hint = hints[field.name]
         before = None if default is None else getattr(default, field.name)
         if is_dataclass(hint):
             inside = {path[1:]: value for path, value in given.items() if path[0] == field.name}
-            arguments[field.name] = (
-                _build(hint, inside, before, job, f"{prefix}{field.name}.") if inside or default is None else before
-            )
+            inner = prefix if field.metadata.get("flat") else f"{prefix}{field.name}."
+            arguments[field.name] = _build(hint, inside, before, job, inner) if inside or default is None else before
         elif (field.name,) in given:
             value = given[(field.name,)]
             arguments[field.name] = tuple(value) if isinstance(value, list) else value
         elif default is not None:
             arguments[field.name] = before
         elif field.default is MISSING and field.default_factory is MISSING:
-            missing.append(f"--{prefix}{field.name}".replace("_", "-"))
+            missing.append(_named(prefix, field.name))
     if missing:
         raise UserError(
             f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing; see fastbert {job} --help"
         )
-    return cls(**arguments)
+    try:
+        return cls(**arguments)
+    except OptionError as error:
+        raise UserError(f"{_named(prefix, error.name)} {error.problem}") from None
+
+
+def _named(prefix: str, name: str) -> str:
+    """The flag of a field."""
+    return f"--{prefix}{name}".replace("_", "-")

@@ -4,16 +4,21 @@ nothing waits for a pipe that nobody fills, and a file read whole has a limit.""
 import errno
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
 from fastbert.errors import UserError, brief, closest
+from fastbert.system_errors import out_of_memory, reason
 
 LARGEST_TEXT = 64 * 2**20  # bytes of a configuration file, a record or a vocabulary that is read whole
 CHUNK = 2**20  # bytes read at once
 NEAR_NAMES = 200  # a folder with more names is not searched for the one that was meant
+
+
+class UnreadableError(UserError):
+    """What is there cannot be read now, which says nothing of its content: nothing is to be replaced because of it."""
 
 
 def open_input(path: Path | str, what: str = "") -> IO[bytes]:
@@ -71,22 +76,70 @@ def read_text_input(path: Path | str, what: str = "", most: int = LARGEST_TEXT) 
     """The UTF-8 text in the regular file `path`, without a byte order mark.
 
     Raises:
-        UserError: as `read_input`, or the text is not UTF-8.
+        UserError: as `read_input`, or the text is not UTF-8 or holds a zero byte.
     """
     content = read_input(path, what, most)
+    refuse_zero_bytes(path, what, content)
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise not_utf8(path, what, content, error.start) from None
 
 
-def not_utf8(path: Path | str, what: str, content: bytes, start: int) -> UserError:
-    """The error for `content`, from the beginning of a file, whose byte `start` is no UTF-8."""
-    line = content.count(b"\n", 0, start) + 1
+def not_utf8(
+    path: Path | str,
+    what: str,
+    content: bytes,
+    start: int,
+    line: int = 1,
+    more: Callable[[int], bytes] | None = None,
+    earlier: int = 0,
+) -> UserError:
+    """The error for a file that is not UTF-8: what it probably is, and the command that converts it.
+
+    Args:
+        content: a part of the file, from the beginning of a line; its byte `start` is no UTF-8.
+        line: the number of that line in the file.
+        more: reads up to this many bytes of what follows, which make the guess better.
+        earlier: lines before it with characters outside ASCII, all of them right.
+    """
+    # Imported here, where a file is refused: its tables take longer to make than most files to read.
+    from fastbert.encodings import LOOKED_AT, explain
+
+    if more is not None:
+        content += more(LOOKED_AT)
+    number = line + content.count(b"\n", 0, start)
     return UserError(
-        f"{named(path, what)} is not UTF-8 text (byte 0x{content[start]:02x}, line {line}); "
-        "convert it, for example with: iconv -f latin1 -t utf-8"
+        f"{named(path, what)} is not UTF-8 text (byte 0x{content[start]:02x}, line {number}): "
+        f"{explain(content, start, path, earlier)}"
     )
+
+
+def refuse_zero_bytes(
+    path: Path | str,
+    what: str,
+    content: bytes,
+    line: int = 1,
+    more: Callable[[int], bytes] | None = None,
+) -> None:
+    """Raises if `content` holds a zero byte, as binary files do, and UTF-16.
+
+    Args:
+        content, line, more: as for `not_utf8`.
+
+    Raises:
+        UserError: says where, and for UTF-16 and UTF-32 how to convert the file.
+    """
+    if (start := content.find(b"\0")) < 0:
+        return
+    from fastbert.encodings import LOOKED_AT, wide
+
+    if more is not None:
+        content += more(LOOKED_AT)
+    if wide(content):
+        raise not_utf8(path, what, content, start, line)
+    number = line + content.count(b"\n", 0, start)
+    raise UserError(f"{named(path, what)} is binary, not text: a zero byte in line {number}; give UTF-8 text")
 
 
 def named(path: Path | str, what: str = "") -> str:
@@ -106,7 +159,7 @@ def input_errors(path: Path | str, what: str = "") -> Iterator[None]:
     except NotADirectoryError:
         raise UserError(f"{name} does not exist: part of that path is a file; check the path") from None
     except PermissionError:
-        raise UserError(f"no permission to read {name}; change its permissions or give another") from None
+        raise UnreadableError(f"no permission to read {name}; change its permissions or give another") from None
     except OSError as error:
         if error.errno == errno.ELOOP:
             raise UserError(f"{name} is a link that leads back to itself; remove it or give another") from None
@@ -115,14 +168,26 @@ def input_errors(path: Path | str, what: str = "") -> Iterator[None]:
         if error.errno == errno.ENXIO:
             raise UserError(f"{name} is a socket or a device, not a file; give a file") from None
         if error.errno in (errno.EMFILE, errno.ENFILE):
-            raise UserError(f"too many files are open to read {name}; raise the limit (ulimit -n)") from None
-        if error.errno in (errno.EIO, errno.ESTALE, errno.ENODEV, errno.ETIMEDOUT):
+            raise UnreadableError(f"too many files are open to read {name}; raise the limit (ulimit -n)") from None
+        if error.errno == errno.EIO:  # damage, to be treated as such
             raise UserError(f"{name} cannot be read: {error.strerror}; check its disk") from None
-        raise
+        if out_of_memory(error) or (found := reason(error)) is None:
+            raise
+        raise UnreadableError(f"{name} cannot be read: {found[0]}; {found[1]}") from None
     except ValueError as error:
         if "null byte" not in str(error):
             raise
         raise UserError(f"{name!r} is no path: it holds a zero byte") from None
+
+
+def raise_refusal(error: BaseException, path: Path | str, what: str = "") -> None:
+    """Raises `error`, which a library raised while it read `path`, if the system refused to read (a UserError) or ran
+    out of memory. Otherwise the file is damaged, and the caller reports that."""
+    if out_of_memory(error):
+        raise error
+    if isinstance(error, OSError) and reason(error):
+        with input_errors(path, what):
+            raise error
 
 
 def near_name(path: Path) -> str:

@@ -181,6 +181,8 @@ def _check_room(folder: Path, asked: Path | str, name: str = "") -> None:
     while not os.path.lexists(there):
         names.append(there.name)
         there = there.parent
+    if there.is_symlink():  # all others are resolved
+        raise UserError(f"cannot write {asked}: a link in that path leads back to itself; remove it")
     if not there.is_dir():
         raise UserError(f"cannot write {asked}: part of that path is a file; choose another folder")
     if max(len(os.fsencode(name)) for name in names) > os.pathconf(there, "PC_NAME_MAX"):

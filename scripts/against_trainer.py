@@ -245,7 +245,7 @@ def one(arguments: argparse.Namespace) -> None:
 
 def peak_memory() -> float:
     """The largest resident set that this process has had, in MiB. (getrusage's would count the parent's too.)"""
-    lines = Path("/proc/self/status").read_text().splitlines()
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return round(int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) / 1024, 1)
 
 

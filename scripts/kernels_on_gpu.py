@@ -29,7 +29,7 @@ SHARES = {"tune": 0.3, "attention": 0.45, "vocabulary": 0.1}
 def run(command: list[str | Path], seconds: float, log: Path) -> str:
     """Runs a step; "" if it ended well, else how it ended. What it said goes to `log`."""
     environment = {**os.environ, "PYTHONPATH": f"{ROOT / 'kernels'}:{os.environ.get('PYTHONPATH', '')}"}
-    with log.open("a") as file:
+    with log.open("a", encoding="utf-8") as file:
         file.write(f"$ {' '.join(map(str, command))}\n")
         file.flush()
         try:
@@ -48,15 +48,15 @@ def check(out: Path, end: float) -> list[dict]:
             said.unlink(missing_ok=True)
             command = [sys.executable, ROOT / "tests" / "kernels" / name, *([group] if group else [])]
             failed = run(command, min(120.0, end - time.monotonic()), said)
-            found = [json.loads(line) for line in said.read_text().splitlines() if line.startswith("{")]
+            found = [json.loads(line) for line in said.read_text(encoding="utf-8").splitlines() if line.startswith("{")]
             over = [row["case"] for row in found if wrong(row)]
             rows.append(
                 {"cases": f"{name} {group}".strip(), "count": len(found), "over the bound": over, "failed": failed}
             )
             if failed:
-                (out / "failed.txt").open("a").write(said.read_text())
+                (out / "failed.txt").open("a", encoding="utf-8").write(said.read_text(encoding="utf-8"))
             print(json.dumps(rows[-1], allow_nan=False), flush=True)
-            (out / "cases.json").write_text(json.dumps(rows, indent=1, allow_nan=False))
+            (out / "cases.json").write_text(json.dumps(rows, indent=1, allow_nan=False), encoding="utf-8")
     return rows
 
 
@@ -85,7 +85,7 @@ def main() -> int:
         command += ["--seconds", f"{share * left:.0f}", *(["--commit", args.commit] if args.commit else [])]
         command += ["--toy", "--rounds", "2"] if args.toy else []
         tuned = args.out / "attention-tune.json"
-        if step == "attention" and tuned.is_file() and "best" in tuned.read_text():
+        if step == "attention" and tuned.is_file() and "best" in tuned.read_text(encoding="utf-8"):
             command += ["--tiles", tuned]
         failed = run(command, min(share * left + 40, end - time.monotonic()), args.out / f"{step}.txt")
         if failed:

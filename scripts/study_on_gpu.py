@@ -66,7 +66,7 @@ def main() -> int:
     args.out.mkdir(parents=True, exist_ok=True)
     if args.toy:
         config = args.out / args.config.name
-        config.write_text(yaml.safe_dump(toy(read_yaml(args.config)), sort_keys=False))
+        config.write_text(yaml.safe_dump(toy(read_yaml(args.config)), sort_keys=False), encoding="utf-8")
     if args.carried and not (folder / RESULTS).exists():
         folder.mkdir(parents=True, exist_ok=True)
         for name in KEPT:

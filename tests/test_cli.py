@@ -94,7 +94,7 @@ def test_unknown_options_and_variants(capsys, flags, tmp_path) -> None:
     )
     assert "did you mean 'cosine'?" in refused(capsys, "pretrain", *flags, *out, "--schedule.name", "cosin")
     assert "did you mean 'adamw'?" in refused(capsys, "pretrain", *flags, *out, "--optimizer.name", "adam")
-    assert "--layers: must be a whole number, not 'two'" in refused(capsys, "pretrain", *flags, *out, "--layers", "two")
+    assert "--layers must be a whole number, not 'two'" in refused(capsys, "pretrain", *flags, *out, "--layers", "two")
     assert not (tmp_path / "run").exists()
 
 
@@ -112,7 +112,7 @@ def test_budgets(capsys, flags, tmp_path) -> None:
     out = ("--out", tmp_path / "run")
     assert "give one of --steps, --tokens and --minutes, not none" in refused(capsys, "pretrain", *given, *out)
     assert "not steps and tokens" in refused(capsys, "pretrain", *flags, *out, "--tokens", "5")
-    assert "steps must be greater than 0" in refused(capsys, "pretrain", *given, *out, "--steps", "0")
+    assert "--steps must be at least 1, not 0" in refused(capsys, "pretrain", *given, *out, "--steps", "0")
     assert "warm-up of 40 steps does not fit a run of 30" in refused(
         capsys, "pretrain", *flags, *out, "--schedule.warmup", "40"
     )
@@ -133,7 +133,7 @@ def test_sources(capsys, tmp_path, monkeypatch) -> None:
     good = json.dumps({"text": "words"}).encode()
     assert "broken.jsonl, line 2 is not JSON" in prepare("broken.jsonl", good + b"\n{oops\n")
     said = prepare("field.jsonl", good + b"\n" + json.dumps({"txt": "a"}).encode())
-    assert "field.jsonl, line 2 has no field 'text'; did you mean 'txt'?" in said
+    assert "field.jsonl, line 2 has no column 'text'; did you mean 'txt'?" in said
     assert not (tmp_path / "out").exists()
     # The same through pretrain, which prepares first.
     assert "does not exist" in refused(capsys, "pretrain", "--data", "none.txt", "--steps", "1")

@@ -8,7 +8,6 @@ from a table, and numpy puts the ids together. This is what worker processes run
 import itertools
 import os
 import re
-import signal
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -185,8 +184,7 @@ _encoder: Encoder | None = None
 
 
 def start_worker(wordpiece: WordPiece) -> None:
-    """Makes this process a worker: one thread, Ctrl-C left to its parent, and an end with it even if that is killed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Makes this process a worker: one thread, and an end with its parent even if that is killed."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     set_encoder(wordpiece)
     parent = parent_process()

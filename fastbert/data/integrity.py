@@ -22,6 +22,7 @@ import numpy as np
 from fastbert.data.progress import progress
 from fastbert.errors import UserError
 from fastbert.files import atomic_file
+from fastbert.inputs import input_errors, open_input
 from fastbert.records import json_text, read_json
 
 HEADER_BYTES = 128  # of a one-dimensional .npy file, whatever its length
@@ -88,18 +89,15 @@ def hash_of(path: Path, report: Callable[[int], None] = lambda count: None, stop
     """
     sha, buffer = hashlib.sha256(), memoryview(bytearray(CHUNK))
     first = HEADER_BYTES if path.suffix == ".npy" else 0
-    try:
-        with open(path, "rb", buffering=0) as file:
-            place = file.seek(first)
-            while count := file.readinto(buffer if stop is None else buffer[: max(0, stop - place)]):
-                sha.update(buffer[:count])
-                place += count
-                report(count)
-            if stop is None:
-                file.seek(0)
-                sha.update(file.read(first))
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}; restore it or check the disk") from None
+    with open_input(path) as file, input_errors(path):
+        place = file.seek(first)
+        while count := file.readinto(buffer if stop is None else buffer[: max(0, stop - place)]):
+            sha.update(buffer[:count])
+            place += count
+            report(count)
+        if stop is None:
+            file.seek(0)
+            sha.update(file.read(first))
     return sha
 
 
@@ -141,7 +139,8 @@ def unverified(folder: Path, files: Mapping[str, FileRecord], always: bool) -> t
     known = {} if always else _remembered(folder)
     marks = {}
     for name, record in files.items():
-        found = (folder / name).stat()
+        with input_errors(folder / name):
+            found = (folder / name).stat()
         marks[name] = [found.st_size, found.st_mtime_ns, found.st_ino, record["sha256"]]
     return [name for name in files if known.get(name) != marks[name]], marks
 

@@ -2,7 +2,6 @@
 and is renamed; where the result's folder must stay the folder it is (see `fastbert.outputs`), it lies within, and what
 is in it is moved out, dataset.json last."""
 
-import fcntl
 import json
 import math
 import os
@@ -27,6 +26,7 @@ from fastbert.files import (
     contents,
     disk_errors,
     is_open_as,
+    lock,
     make_folder,
     open_lock,
     remove,
@@ -36,7 +36,7 @@ from fastbert.files import (
     sync_folder,
     sync_tree,
 )
-from fastbert.inputs import open_input
+from fastbert.inputs import UnreadableError, open_input, raise_refusal
 from fastbert.outputs import move_contents, ordered, resolved
 from fastbert.records import parse_json, read_json, write_json
 
@@ -74,6 +74,8 @@ def left_behind(folder: Path) -> Iterator[None]:
     """
     try:
         yield
+    except UnreadableError:
+        raise
     except UserError as error:
         raise DamagedWorkError(f"{error}; remove {folder} to begin anew") from None
 
@@ -106,6 +108,7 @@ class Partial:
             arrays = _read_arrays(self.folder / STATE)
             return parse_json(arrays.pop("record").tobytes(), f"the record in {self.folder / STATE}", dict), arrays
         except _UNZIPPING as error:
+            raise_refusal(error, self.folder / STATE)
             raise UserError(f"{self.folder / STATE} is damaged ({error})") from None
 
     def forget(self) -> None:
@@ -197,9 +200,8 @@ def remove_traces(out: Path) -> None:
     if folder.is_dir() and not folder.is_symlink():
         handle = open_lock(folder / LOCK)
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:  # that call has not ended yet
-            return
+            if lock(handle) is False:  # that call has not ended yet
+                return
         finally:
             os.close(handle)
         shutil.rmtree(folder)
@@ -223,11 +225,9 @@ def _lock(folder: Path, out: Path) -> tuple[int | None, list[Path]]:
             handle = open_lock(folder / LOCK)
         except FileNotFoundError:  # the folder was renamed just now
             continue
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if lock(handle) is False:
             print(f"another process prepares {out}; waiting for it", file=sys.stderr)
-            fcntl.flock(handle, fcntl.LOCK_EX)
+            lock(handle, wait=True)
         same = is_open_as(handle, folder / LOCK)
         if (out / DATASET).is_file():  # it was not there when this process began
             if same:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Annotated, Any
 
 from fastbert.data.corpus import Corpus, tokenize, workers_for
 from fastbert.data.encoding import token_dtype
@@ -24,12 +24,14 @@ from fastbert.data.rare import write_rare
 from fastbert.data.shards import FORMAT, FORMAT_VERSION, SPLITS, read_record, unigram_entropy
 from fastbert.data.sources import Source, open_source
 from fastbert.data.summary import summary, warnings
+from fastbert.data.text import READING
 from fastbert.data.tokenizer import WordPiece, load_tokenizer, train_tokenizer
 from fastbert.data.workers import pool
 from fastbert.data.writer import SplitWriter
-from fastbert.errors import UserError
+from fastbert.errors import OptionError, UserError
 from fastbert.files import atomic_folder, disk_errors
 from fastbert.outputs import check_output_folder
+from fastbert.ranges import Count, Fraction, Range, Seed, Vocabulary, Workers, check_values
 from fastbert.records import read_json, seal_of, write_json
 
 
@@ -38,19 +40,24 @@ class PrepareOptions:
     """Tokenizes a source of text into a folder that `fastbert pretrain --data` reads."""
 
     source: str
-    """Where the text is; commas between several places:
+    """Where the text is; commas between several sources (a path
+    that exists may have commas in it):
     - sotu: State of the Union addresses
-    - files, by path or glob: .parquet (a row a document),
-      .jsonl (a line), text (a blank line between documents);
-      .jsonl and text also as .gz, .xz, .zst
+    - tables, by path or glob, a row a document: .parquet, .csv,
+      .tsv (without quoting), .jsonl and .ndjson (an object on
+      each line), .json (an array of objects)
+    - files with any other suffix or none: text, a blank line
+      between documents
+    - both, but for Parquet, also as .gz, .xz, .zst
     - a folder of Parquet files
     - hf:NAME[:CONFIG[:SPLIT]]: a dataset on the hub, or a
       folder of data files or of save_to_disk; split train"""
     out: str
     """The folder to write."""
     column: str = "text"
-    """Column (Parquet, datasets) or field (JSONL) of the text;
-    one for all sources, or with commas one for each."""
+    """Column (of JSON: field) of the text; one for all sources,
+    or with commas one for each, double quotes around one with
+    a comma."""
     weights: str | None = None
     """Mix the sources by these shares of the text's bytes, such
     as 0.7,0.3. Every stretch keeps the shares, so the mixture
@@ -62,25 +69,28 @@ class PrepareOptions:
     tokenizer: str | None = None
     """A folder with a BERT tokenizer to use (Hugging Face, prepared or a run); without it one is trained on the
     source."""
-    vocab_size: int = 32768
+    vocab_size: Vocabulary = 32768
     """Entries of the tokenizer that is trained, special tokens included."""
     lowercase: bool = True
-    """Whether the tokenizer that is trained ignores case and accents."""
-    validation_share: float = 0.01
+    """Lower-case the text, with the tokenizer that is trained."""
+    strip_accents: bool | None = None
+    """Strip accents, with the tokenizer that is trained (default: as lowercase); false where they tell words apart, as
+    in German."""
+    validation_share: Fraction = 0.01
     """Fraction of the documents held out for validation, by a
     hash of their text: copies of a document are all on one
     side."""
     drop_duplicates: bool = False
     """Leave out documents whose text, to the byte, occurred before; 8 bytes of memory for each document."""
-    rare_min: int = 50
+    rare_min: Count = 50
     """A word is rare if it occurs at least this often in the training split ..."""
-    rare_max: int = 500
+    rare_max: Count = 500
     """... and at most this often."""
-    workers: int = 0
+    workers: Workers = 0
     """Processes that tokenize; 0 is one for each core. The result does not depend on it."""
-    seed: int = 0
+    seed: Seed = 0
     """Decides which documents are kept for validation."""
-    shard_tokens: int = 2**27
+    shard_tokens: Annotated[int, Range(1024)] = 2**27
     """Most tokens in one file."""
 
     def __post_init__(self) -> None:
@@ -88,16 +98,9 @@ class PrepareOptions:
         Raises:
             UserError: an option is out of its range.
         """
-        if not 0 < self.validation_share < 1:
-            raise UserError(f"validation_share must lie between 0 and 1, not {self.validation_share}")
-        if not 1 <= self.rare_min <= self.rare_max:
-            raise UserError(f"1 <= rare_min <= rare_max does not hold: {self.rare_min}, {self.rare_max}")
-        if self.seed < 0:
-            raise UserError(f"seed cannot be negative, but is {self.seed}")
-        if self.workers < 0:
-            raise UserError(f"workers must be 0 (all cores) or more, not {self.workers}")
-        if self.shard_tokens < 1024:
-            raise UserError(f"shard_tokens must be at least 1024, not {self.shard_tokens}")
+        check_values(self)
+        if self.rare_min > self.rare_max:
+            raise OptionError(self, "rare_min", f"must not be above rare_max, {self.rare_max}, but is {self.rare_min}")
 
     def identity(self) -> dict[str, Any]:
         """The options that decide about the result; a given tokenizer by its fingerprint."""
@@ -106,7 +109,9 @@ class PrepareOptions:
             del options[name]
         if self.tokenizer is not None:
             options["tokenizer"] = load_tokenizer(self.tokenizer).fingerprint
-            del options["vocab_size"], options["lowercase"]
+            del options["vocab_size"], options["lowercase"], options["strip_accents"]
+        elif self.strip_accents is None:
+            del options["strip_accents"]  # as in data from before there was this option
         return options
 
 
@@ -122,13 +127,15 @@ def prepare(options: PrepareOptions, table: IO[str] | None = None) -> Path:
     out = Path(options.out)
     _check_out(out)
     source = _open(options)
+    for warning in source.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
     made_of = {"source": source.identity, "options": options.identity()}
     if _finished(out, made_of):
         with disk_errors(out):
             remove_traces(out)
         print(f"{out} is already prepared from this source with these options", file=sys.stderr)
     else:
-        with partial_folder(out, {**made_of, "format_version": FORMAT_VERSION}) as partial:
+        with partial_folder(out, {**made_of, "format_version": FORMAT_VERSION, "reading": READING}) as partial:
             if partial is None:
                 _finished(out, made_of)
             elif not partial.complete:
@@ -187,7 +194,8 @@ def _finished(out: Path, made_of: dict[str, Any]) -> bool:
         return False
     found = read_record(out)
     for what, now in made_of.items():
-        differing = [key for key in now if found.get(what, {}).get(key) != now[key]]
+        then = found.get(what, {})
+        differing = [key for key in {**now, **then} if then.get(key) != now.get(key)]
         if differing:
             raise UserError(
                 f"{out} was prepared with another {what[:-1] if what == 'options' else what} ({', '.join(differing)}); "
@@ -198,7 +206,9 @@ def _finished(out: Path, made_of: dict[str, Any]) -> bool:
 
 def _train(source: Source, options: PrepareOptions) -> WordPiece:
     with progress("reading a sample for the tokenizer", source.size) as report:
-        wordpiece = train_tokenizer(_watched(source, report), options.vocab_size, options.lowercase)
+        wordpiece = train_tokenizer(
+            _watched(source, report), options.vocab_size, options.lowercase, options.strip_accents
+        )
     if len(wordpiece.tokens) < options.vocab_size:
         print(
             f"the tokenizer has {len(wordpiece.tokens):,} entries, not the {options.vocab_size:,} asked for: "

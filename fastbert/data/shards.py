@@ -20,6 +20,7 @@ from fastbert.data.integrity import (
 from fastbert.data.tokenizer import WordPiece, load_tokenizer
 from fastbert.data.writer import PARTS, shard_file
 from fastbert.errors import UserError, brief, choose
+from fastbert.inputs import input_errors, open_input
 from fastbert.records import COUNT, check, read_json, seal_of
 
 FORMAT = "fastbert tokens"
@@ -328,7 +329,7 @@ def map_array(path: Path, dtype: np.dtype) -> np.ndarray:
         UserError: its header is not that of numbers of type `dtype` that fill the file.
     """
     length = max(0, path.stat().st_size - HEADER_BYTES) // dtype.itemsize
-    with open(path, "rb") as file:
+    with open_input(path) as file, input_errors(path):
         header = file.read(HEADER_BYTES)
     if header != npy_header(dtype, length):
         for other in map(np.dtype, NUMBERS):
@@ -336,7 +337,8 @@ def map_array(path: Path, dtype: np.dtype) -> np.ndarray:
                 raise UserError(f"{path} holds {other}, not {dtype}; {AGAIN}")
         raise UserError(f"{path} is a damaged .npy file: its header is not that of {length} {dtype}; {AGAIN}")
     # As a plain array: slices of a numpy.memmap take longer.
-    return np.memmap(path, dtype, "r", HEADER_BYTES, (length,)).view(np.ndarray) if length else np.zeros(0, dtype)
+    with input_errors(path):
+        return np.memmap(path, dtype, "r", HEADER_BYTES, (length,)).view(np.ndarray) if length else np.zeros(0, dtype)
 
 
 def _rare_words(folder: Path, number: int) -> tuple[list[str], np.ndarray]:

@@ -5,13 +5,14 @@ are worked out before the first step, as a list of stages that is a function of 
 alone; so what a step draws does not depend on where a run was resumed.
 """
 
-import math
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Annotated
 
-from fastbert.errors import UserError
+from fastbert.errors import OptionError, UserError
+from fastbert.ranges import LARGEST, Count, Fraction, Length, Range, check_values
 
 GROWTH_STAGES = 8  # in which a batch grows, at most
 NOMINAL_STEPS = 10**6  # stands for a run whose steps are not known yet
@@ -21,26 +22,22 @@ NOMINAL_STEPS = 10**6  # stands for a run whose steps are not known yet
 class StageOptions:
     """Sequences that are short at first, and a batch that is small at first."""
 
-    first_length: int | None = None
+    first_length: Length | None = None
     """Tokens in a sequence in the first part of the run, before those of --length; a step takes more sequences then, so
     that it keeps its number of tokens (BERT: 128, then 512)."""
-    first_share: float = 0.9
+    first_share: Fraction = 0.9
     """Share of the steps that sequences of the first length take."""
-    batch_start: int | None = None
+    batch_start: Count | None = None
     """Sequences in a step at the start, from where the batch grows to --batch-size in equal parts."""
-    batch_warmup: float = 0.1
+    batch_warmup: Annotated[float, Range(above=0, most=LARGEST)] = 0.1
     """In what the batch grows: a share of all steps if below 1, else a number of steps."""
 
     def __post_init__(self) -> None:
-        for name in ("first_length", "batch_start"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UserError(f"{name} must be greater than 0, not {value}")
-        if not 0 < self.first_share < 1:
-            raise UserError(f"first_share is {self.first_share}; it is a share of the steps between 0 and 1")
+        check_values(self)
         warmup = self.batch_warmup
-        if not 0 < warmup < math.inf or (warmup >= 1 and warmup != int(warmup)):
-            raise UserError(f"batch_warmup is {warmup}; give a share of the steps in (0, 1) or a whole number of steps")
+        if warmup >= 1 and warmup != int(warmup):
+            problem = f"must be a fraction of the steps in (0, 1) or a whole number of steps, not {warmup}"
+            raise OptionError(self, "batch_warmup", problem)
 
     def check(self, batch_size: int, length: int) -> None:
         """

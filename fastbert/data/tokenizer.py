@@ -28,6 +28,7 @@ from fastbert.data.tokenizer_files import (
     Interpreted,
     interpret,
 )
+from fastbert.downloads import check_downloaded
 from fastbert.errors import UserError
 from fastbert.files import atomic_file
 from fastbert.records import read_json, write_json
@@ -113,7 +114,7 @@ class WordPiece:
             (folder / name).unlink(missing_ok=True)
         with atomic_file(folder / JSON, "w") as file:
             file.write(self.build().to_str(pretty=True))
-        if all(token == token.rstrip() and "\n" not in token for token in self.tokens) and self.tokens[-1]:
+        if all(token == token.rstrip() and set(token).isdisjoint("\r\n") for token in self.tokens) and self.tokens[-1]:
             with atomic_file(folder / VOCABULARY, "w") as file:
                 file.writelines(token + "\n" for token in self.tokens)
         write_json(folder / CONFIG, self.config() | ({} if max_length is None else {"model_max_length": max_length}))
@@ -165,7 +166,9 @@ def sample_documents(documents: Iterable[str], limit: int = SAMPLE_BYTES) -> lis
     return [text for _, _, text in kept]
 
 
-def train_tokenizer(documents: Iterable[str], vocab_size: int, lowercase: bool = True) -> WordPiece:
+def train_tokenizer(
+    documents: Iterable[str], vocab_size: int, lowercase: bool = True, strip_accents: bool | None = None
+) -> WordPiece:
     """Trains WordPiece on a bounded sample of `documents`; the result depends on nothing but the text and arguments.
 
     The alphabet has the most frequent characters, an eighth of the vocabulary and at most COMMON_CHARACTERS, and all
@@ -181,7 +184,7 @@ def train_tokenizer(documents: Iterable[str], vocab_size: int, lowercase: bool =
     if vocab_size < SMALLEST_VOCABULARY:
         raise UserError(f"vocab_size {vocab_size} is too small; use at least {SMALLEST_VOCABULARY}")
     sample = sample_documents(documents)
-    tokenizer = WordPiece(SPECIAL_TOKENS, lowercase=lowercase).build()
+    tokenizer = WordPiece(SPECIAL_TOKENS, lowercase=lowercase, strip_accents=strip_accents).build()
     counts = _count_characters(sample, tokenizer)
     ranked = sorted(counts, key=lambda c: (-counts[c], c))
     inner = {c for c in ranked if _occurs_within_words(c, tokenizer)}
@@ -194,7 +197,7 @@ def train_tokenizer(documents: Iterable[str], vocab_size: int, lowercase: bool =
         tokens = _train(sample, tokenizer, alphabet, inner, vocab_size)
     # A character that occurs within words needs two entries; one may be left over, for the beginning of a word.
     tokens += ranked[len(alphabet) :][: vocab_size - len(tokens)]
-    return WordPiece(tuple(tokens), lowercase=lowercase)
+    return WordPiece(tuple(tokens), lowercase=lowercase, strip_accents=strip_accents)
 
 
 def load_tokenizer(folder: Path | str) -> WordPiece:
@@ -207,7 +210,7 @@ def load_tokenizer(folder: Path | str) -> WordPiece:
         UserError: no tokenizer, a damaged one, one that is not BERT's kind of WordPiece, lacks a special token, or is
             read differently by transformers.
     """
-    folder = Path(folder)
+    folder = check_downloaded(folder, "tokenizer", "a Hugging Face tokenizer, prepared data or a run")
     if (folder / "dataset.json").is_file() or (folder / "checkpoints").is_dir():
         folder = folder / "tokenizer"
     files = interpret(folder)

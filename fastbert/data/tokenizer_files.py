@@ -4,12 +4,15 @@ Each entry that decides about ids is interpreted or refused by name. Everything 
 ignored: `Interpreted.contents` holds the entries that count, and nothing but these is shown to transformers.
 """
 
+import re
+import shlex
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fastbert.errors import UserError, brief
+from fastbert.inputs import not_utf8, read_input, refuse_zero_bytes
 from fastbert.records import read_json
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -50,6 +53,7 @@ _ROLES = tuple(f"{token[1:-1].lower()}_token" for token in SPECIAL_TOKENS)
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 # What Rust's `trim_end` removes, with which the tokenizers library reads vocab.txt; str.rstrip removes more.
 _WHITE_SPACE = "\t\n\x0b\x0c\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(map(chr, range(0x2000, 0x200B)))
+_LONE_CR = re.compile(r"\r(?![\r\n]|$)")
 
 
 @dataclass(frozen=True)
@@ -95,8 +99,8 @@ def interpret(folder: Path) -> Interpreted:
         vocabulary, settings, contents[JSON] = _from_json(_object(path, "tokenizer"), path)
     elif (folder / VOCABULARY).is_file():
         path = folder / VOCABULARY
-        vocabulary, settings = read_vocabulary(path), _from_config(config)
-        contents[VOCABULARY] = "".join(f"{token}\n" for token in vocabulary)
+        contents[VOCABULARY] = _vocabulary_text(path)
+        vocabulary, settings = read_vocabulary(contents[VOCABULARY], path), _from_config(config)
     else:
         raise UserError(f"{folder} holds no tokenizer; give a folder with tokenizer.json or vocab.txt")
     for name, tokens in added.items():
@@ -105,24 +109,47 @@ def interpret(folder: Path) -> Interpreted:
     return Interpreted(path, vocabulary, settings, contents)
 
 
-def read_vocabulary(path: Path) -> dict[str, int]:
-    """Token -> id, from a vocab.txt, split as the tokenizers library does: at \\n alone, white space at the end of a
+def _vocabulary_text(path: Path) -> str:
+    """The text of a vocab.txt, which transformers reads as it is: with a byte order mark, and with \\r within a line.
+
+    Raises:
+        UserError: it is not UTF-8 text, or has one of these.
+    """
+    content = read_input(path, "vocabulary")
+    refuse_zero_bytes(path, "vocabulary", content)
+    try:
+        text = content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise not_utf8(path, "vocabulary", content, error.start) from None
+    if text.startswith("\ufeff"):
+        raise UserError(
+            f"vocabulary {path} begins with a byte order mark, which would be a part of its first token; "
+            f"remove it with: sed -i '1s/^\\xef\\xbb\\xbf//' {shlex.quote(str(path))}"
+        )
+    if found := _LONE_CR.search(text):
+        number = text.count("\n", 0, found.start()) + 1
+        raise UserError(
+            f"vocabulary {path}, line {number}: a carriage return (\\r) that is not at the end of a line, at which "
+            r"programs split differently; separate the tokens by \n"
+        )
+    return text
+
+
+def read_vocabulary(text: str, path: Path) -> dict[str, int]:
+    """Token -> id, from the text of a vocab.txt, split as transformers does: at \\n alone, white space at the end of a
     line removed. Blank lines at the end are left out: no text has a piece without letters.
 
     Raises:
-        UserError: it is not UTF-8 text, or a line repeats another.
+        UserError: a line repeats another.
     """
-    try:
-        lines = path.read_bytes().decode("utf-8").split("\n")
-    except UnicodeDecodeError as error:
-        raise UserError(f"vocabulary {path} is not UTF-8 text: {error}") from None
-    tokens = [line.rstrip(_WHITE_SPACE) for line in lines]
+    tokens = [line.rstrip(_WHITE_SPACE) for line in text.split("\n")]
     while tokens and not tokens[-1]:
         del tokens[-1]
     ids: dict[str, int] = {}
     for number, token in enumerate(tokens, 1):
         if token in ids:
-            raise UserError(f"vocabulary {path}: line {number} repeats {token!r}; every line must be another token")
+            what = f"repeats {token!r}, line {ids[token] + 1}" if token else f"is blank, as line {ids[token] + 1} is"
+            raise UserError(f"vocabulary {path}: line {number} {what}; every line must be another token")
         ids[token] = number - 1
     return ids
 

@@ -6,12 +6,14 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from functools import partial
 from multiprocessing import get_context
 from typing import Any
 
 from fastbert.data.encoding import set_encoder, start_worker
 from fastbert.data.tokenizer import WordPiece
 from fastbert.errors import UserError
+from fastbert.processes import without_control_c
 
 
 @contextmanager
@@ -24,13 +26,18 @@ def pool(workers: int, wordpiece: WordPiece) -> Iterator[Callable[..., Future]]:
     # Spawned, not forked: a fork copies the caller's threads' locks, CUDA's and the tokenizer library's among them.
     with ProcessPoolExecutor(workers, get_context("spawn"), start_worker, (wordpiece,)) as executor:
         try:
-            yield executor.submit
+            yield partial(_submitted, executor)
         except BrokenProcessPool:
             raise UserError(
                 "a process that tokenizes was killed, most likely for want of memory; use fewer with --workers"
             ) from None
         finally:
             executor.shutdown(cancel_futures=True)
+
+
+def _submitted(executor: ProcessPoolExecutor, function: Callable[..., Any], *arguments: Any) -> Future:
+    with without_control_c():  # it starts the processes
+        return executor.submit(function, *arguments)
 
 
 def _now(function: Callable[..., Any], *arguments: Any) -> Future:

@@ -8,16 +8,18 @@ one: the data, its vocabulary, the order and shape of the batches, and the rows 
 from dataclasses import dataclass, fields
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from fastbert.config import Options, from_dict, read_yaml, to_dict, with_underscores
 from fastbert.errors import UserError, brief, choose, nearest
 from fastbert.experiments.options import (
     AXES,
     Axes,
+    Repeats,
     merged,
     prefixed,
     read_axis,
+    read_count,
     read_finetune,
     read_list,
     read_seeds,
@@ -25,7 +27,8 @@ from fastbert.experiments.options import (
     refuse_too_many,
     shown,
 )
-from fastbert.pretraining.options import BUDGETS, PretrainOptions
+from fastbert.pretraining.options import BUDGETS, SOURCE_ONLY, PretrainOptions
+from fastbert.ranges import Count, Positive, Range, Workers, check_values, text_problem
 
 UNITS = ("steps", "flops", "minutes")
 
@@ -34,7 +37,7 @@ POINTS = (0.1, 0.2, 0.4, 0.6, 0.8, 1.0)
 _DATA = "an ablation compares variants on the same data; give it under base, for all of them"
 _BATCHES = "an ablation compares variants on the same batches in the same order; give it under base, for all of them"
 _FIXED = {
-    **dict.fromkeys(("data", "vocab_size", "tokenizer", "lowercase", "validation_share"), _DATA),
+    **dict.fromkeys(("data", *SOURCE_ONLY), _DATA),
     **dict.fromkeys(("length", "batch_size"), _BATCHES),
     "eval_sequences": "an ablation compares variants on the same validation set; give it under base, for all of them",
     "machine": "give it under base, for all variants: their times are compared",
@@ -61,14 +64,13 @@ class AblateOptions:
 
     out: str | None = None
     """Folder for results.jsonl, report/ and jobs/ (default: runs/<name of the YAML file>)."""
-    workers: int = 1
+    workers: Annotated[int, Range(1, 4096)] = 1
     """Jobs at a time, each a process with the YAML file's threads. No result depends on it."""
     glue_dir: str | None = None
     """Folder of the official GLUE archive, or of Parquet files (default: nyu-mll/glue through `datasets`)."""
 
     def __post_init__(self) -> None:
-        if self.workers < 1:
-            raise UserError(f"workers must be at least 1, not {self.workers}")
+        check_values(self)
 
 
 @dataclass(frozen=True)
@@ -77,19 +79,17 @@ class Budget:
 
     equal: str = "steps"
     """steps, flops or minutes."""
-    steps: int | None = None
-    tokens: int | None = None
-    flops: float | None = None
-    minutes: float | None = None
+    steps: Count | None = None
+    tokens: Annotated[int, Range(1, 2**53)] | None = None
+    flops: Positive | None = None
+    minutes: Annotated[float, Range(above=0, most=5_256_000)] | None = None
 
     def __post_init__(self) -> None:
+        check_values(self)
         choose("unit of equality", self.equal, UNITS)
         given = [name for name in SIZES if getattr(self, name) is not None]
         if len(given) > 1:
             raise UserError(f"give the size of the baseline's budget once, not as {' and as '.join(given)}")
-        for name in given:
-            if not getattr(self, name) > 0:
-                raise UserError(f"{name} must be greater than 0, not {getattr(self, name)}")
 
 
 SIZES = tuple(field.name for field in fields(Budget) if field.name != "equal")
@@ -158,7 +158,7 @@ def load_ablation(path: str | Path) -> tuple[Ablation, AblateOptions]:
             hint = "put it under base" if key in _pretrain_names() else nearest(key, known)
             raise UserError(f"{where}: unknown option {brief(key)}; {_TAKEN.get(key, hint)}")
     options = _made(AblateOptions, {key: value for key, value in values.items() if key in flags}, where)
-    threads, trials = (_count(values, name, where) for name in ("threads", "trials"))
+    threads, trials = read_count(values, "threads", where, Workers), read_count(values, "trials", where, Repeats)
     points, anneal = _points(values, where)
     base = _base(values.get("base", {}), Path(path), where)
     axes = _axes(values, threads, where)
@@ -200,13 +200,6 @@ def _mapping(values: Any, where: str, what: str) -> dict[str, Any]:
     }
 
 
-def _count(values: dict[str, Any], name: str, where: str) -> int:
-    value = values.get(name, 1)
-    if type(value) is not int or value < 1:
-        raise UserError(f"{where}: {name} must be a whole number from 1, found {shown(value)}")
-    return value
-
-
 def _points(values: dict[str, Any], where: str) -> tuple[tuple[float, ...], float | None]:
     """When the measure is taken, and the length of the annealings."""
     if "anneal" not in values:
@@ -219,7 +212,7 @@ def _points(values: dict[str, Any], where: str) -> tuple[tuple[float, ...], floa
         if key not in ("points", "share"):
             raise UserError(f"{where}: unknown key {brief(key)}; {nearest(key, ('points', 'share'))}")
     share = given.get("share", 0.1)
-    if not isinstance(share, int | float) or not 0 < share <= 1:
+    if type(share) not in (int, float) or not 0 < share <= 1:
         raise UserError(f"{where}: share must be a number in (0, 1], such as 0.1, found {shown(share)}")
     return _shares(given.get("points", [0.2, 0.4, 0.6, 0.8, 1.0]), f"{where}: points"), float(share)
 
@@ -246,6 +239,8 @@ def _base(given: Any, path: Path, where: str) -> dict[str, Any]:
     if "file" in given:
         if not isinstance(given["file"], str):
             raise UserError(f"{where}: file must be a text, found {shown(given['file'])}")
+        if problem := text_problem(given["file"]):
+            raise UserError(f"{where}: file {problem}")
         file = path.parent / given.pop("file")
         values = _mapping(read_yaml(file), str(file), "options of fastbert pretrain")
         _made(PretrainOptions, values, str(file))
@@ -276,6 +271,8 @@ def _variants(
         here = f"{where}: variants: {brief(name, str)}"
         if not isinstance(name, str) or not name:
             raise UserError(f"{here}: the name of a variant must be a text; put it in quotes")
+        if problem := text_problem(name):
+            raise UserError(f"{where}: variants: the name of one {problem}")
         changes = _mapping({} if changes is None else changes, here, "options of fastbert pretrain")
         for key in changes:
             if reason := (_FIXED | _TAKEN).get(key):

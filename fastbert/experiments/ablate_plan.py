@@ -32,6 +32,7 @@ from fastbert.pretraining.setup import (
     tokenizer_to_prepare,
 )
 from fastbert.training.checkpoints import check_space
+from fastbert.training.hardware import resolve_device
 from fastbert.training.options import ScheduleOptions
 from fastbert.training.schedules import learning_rate_factor, warmup_steps
 
@@ -70,7 +71,7 @@ def plan(ablation: Ablation, options: AblateOptions, out: Path, known: Mapping[s
     """
     for variant in ablation.variants:  # before the data is prepared
         with named(f"{ablation.path}: variants: {variant.name}"):
-            check_networks(variant.options)
+            check_networks(variant.options, resolve_device(variant.options.machine.device))
             if ablation.budget.equal == "steps" and ablation.anneal is None:
                 check_steps(replace(variant.options, steps=ablation.budget.steps))
     folder = prepared(ablation)

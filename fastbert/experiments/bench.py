@@ -46,9 +46,13 @@ def bench_kernels(options: BenchKernelsOptions) -> int:
     machine = describe_machine()
     written = report(settings.out, machine["commit"])
     if options.json:
-        print(json_text({"machine": machine, "results": [json.loads(rows.path.read_text()) for rows in done]}))
+        print(
+            json_text(
+                {"machine": machine, "results": [json.loads(rows.path.read_text(encoding="utf-8")) for rows in done]}
+            )
+        )
     else:
         for rows in done:
-            print(rows.path.with_suffix(".md").read_text())
+            print(rows.path.with_suffix(".md").read_text(encoding="utf-8"))
     say(f"wrote {', '.join(map(str, [*(rows.path for rows in done), *written]))}")
     return 0

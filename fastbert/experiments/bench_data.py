@@ -23,6 +23,7 @@ from fastbert.experiments.bench_options import BenchDataOptions
 from fastbert.experiments.rounds import measured_on, told
 from fastbert.files import atomic_file, disk_errors, make_folder, remove_empty
 from fastbert.model.options import EncoderOptions
+from fastbert.processes import without_control_c
 from fastbert.records import json_text, write_json
 from fastbert.training.hardware import describe_machine
 from fastbert.training.logbook import say
@@ -82,7 +83,7 @@ def write_text(options: BenchDataOptions, path: Path) -> tuple[Path, int]:
     """The first megabytes of the source as a text file that both contestants read, and its documents' bytes."""
     size, most = 0, options.megabytes * 1e6
     with open(path, "w", encoding="utf-8") as file:
-        for document in open_source(options.data, "text", None, False).documents():
+        for document in open_source(options.data, options.column).documents():
             file.write(f"{document}\n\n")
             size += len(document.encode())
             if size >= most:
@@ -91,7 +92,7 @@ def write_text(options: BenchDataOptions, path: Path) -> tuple[Path, int]:
 
 
 def documents_of(path: Path) -> Iterator[str]:
-    return open_source(str(path), "text", None, False).documents()
+    return open_source(str(path)).documents()
 
 
 def prepare_options(options: BenchDataOptions, text: Path, out: Path, tokenizer: str | None) -> PrepareOptions:
@@ -108,7 +109,9 @@ def prepare_options(options: BenchDataOptions, text: Path, out: Path, tokenizer:
 def apart(function: Callable[..., dict[str, float]], *arguments: Any) -> dict[str, float]:
     """The function's result from a fresh process."""
     with ProcessPoolExecutor(1, get_context("spawn")) as executor:
-        return executor.submit(function, *arguments).result()
+        with without_control_c():
+            submitted = executor.submit(function, *arguments)
+        return submitted.result()
 
 
 def time_prepare(options: PrepareOptions) -> dict[str, float]:

@@ -2,10 +2,12 @@
 
 import os
 from dataclasses import dataclass, field
+from typing import Annotated
 
 from fastbert.config import MACHINE
-from fastbert.errors import UserError, choose
+from fastbert.errors import OptionError, UserError, brief, choose
 from fastbert.model.positions import POSITIONS
+from fastbert.ranges import Count, Length, Positive, Range, Vocabulary, Workers, check_values
 from fastbert.training.options import MachineOptions
 
 PEERS = ("fp32", "bf16", "compiled")
@@ -18,24 +20,26 @@ class BenchThroughputOptions:
 
     data: str = "sotu"
     """A prepared folder, or a source to prepare first."""
-    vocab_size: int = 8192
+    column: str = "text"
+    """Column or field of the text, where --data is a source."""
+    vocab_size: Vocabulary = 8192
     """Words of the tokenizer that is trained where --data is a source."""
-    layers: int = 4
+    layers: Annotated[int, Range(1, 1000)] = 4
     """Transformer blocks."""
-    width: int = 256
+    width: Annotated[int, Range(1, 2**16)] = 256
     """Hidden size; heads of 64, feed-forward layers of 4 times the width."""
-    length: int = 128
+    length: Length = 128
     """Tokens in a sequence."""
-    batch_size: int = 64
+    batch_size: Count = 64
     """Sequences in a step."""
     positions: str = "absolute,tupe-r"
     """fastbert's position schemes; the peer is held against each, and each against the first."""
     peers: str | None = None
     """transformers' in fp32, in bf16 (autocast), and compiled (in bf16), with commas between, or none (default:
     fp32,bf16 on a CPU, bf16,compiled on a GPU)."""
-    rounds: int = 5
+    rounds: Count = 5
     """In each, every contestant trains for --seconds; the median, the least and the most are shown."""
-    seconds: float = 4.0
+    seconds: Positive = 4.0
     """Of training in a round, at least one step."""
     machine: MachineOptions = field(default_factory=MachineOptions, metadata=MACHINE)
     """Of fastbert's contestants; the peer takes its device and threads."""
@@ -45,17 +49,15 @@ class BenchThroughputOptions:
     """One JSON object on standard output instead of the table."""
 
     def __post_init__(self) -> None:
-        for name in ("vocab_size", "layers", "width", "batch_size", "rounds"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} must be at least 1, not {getattr(self, name)}")
-        if self.length < 2:
-            raise UserError(f"length must be at least 2, not {self.length}")
-        if not self.seconds > 0:
-            raise UserError(f"seconds must be above 0, not {self.seconds}")
-        for position in self.schemes:
-            choose("position scheme", position, POSITIONS)
-        for peer in self.chosen_peers or ():
-            choose("peer", peer, PEERS)
+        check_values(self)
+        for name, chosen, what, known in (
+            ("positions", self.schemes, "position scheme", POSITIONS),
+            ("peers", self.chosen_peers or [], "peer", PEERS),
+        ):
+            for one in chosen:
+                choose(what, one, known)
+            if len(set(chosen)) < len(chosen):
+                raise OptionError(self, name, f"must be different ones, not {brief(getattr(self, name))}")
 
     @property
     def schemes(self) -> list[str]:
@@ -76,17 +78,19 @@ class BenchDataOptions:
 
     data: str = "sotu"
     """Where the text is, as for fastbert prepare --source."""
-    megabytes: float = 60.0
+    column: str = "text"
+    """Column or field of the text."""
+    megabytes: Positive = 60.0
     """How much of it is used, if it has more."""
-    vocab_size: int = 8192
+    vocab_size: Vocabulary = 8192
     """Words of the tokenizer, trained on the text first."""
-    length: int = 128
+    length: Length = 128
     """Tokens in a sequence."""
-    batch_size: int = 64
+    batch_size: Count = 64
     """Sequences in a step."""
-    rounds: int = 5
+    rounds: Count = 5
     """In each, every contestant runs once; the median, the least and the most are shown."""
-    workers: int = 0
+    workers: Workers = 0
     """Processes and threads that tokenize; 0 is one for each core."""
     out: str = "bench/data"
     """Folder for the results."""
@@ -94,11 +98,7 @@ class BenchDataOptions:
     """One JSON object on standard output instead of the table."""
 
     def __post_init__(self) -> None:
-        for name, least in (("rounds", 1), ("vocab_size", 1), ("length", 2), ("batch_size", 1), ("workers", 0)):
-            if getattr(self, name) < least:
-                raise UserError(f"{name} must be at least {least}, not {getattr(self, name)}")
-        if not self.megabytes > 0:
-            raise UserError(f"megabytes must be above 0, not {self.megabytes}")
+        check_values(self)
 
     @property
     def cores(self) -> int:
@@ -117,17 +117,14 @@ class BenchKernelsOptions:
     list what they take: registers, spills, shared memory, tensor-core instructions."""
     tune: bool = False
     """Check and time every configuration on this GPU, and keep the fastest for trainings on it."""
-    seconds: float = 480.0
+    seconds: Positive = 480.0
     """No new case is begun after this."""
-    rounds: int = 20
+    rounds: Count = 20
     """Timed rounds of each case; their median, least and most are shown."""
     json: bool = False
     """One JSON object on standard output instead of the tables."""
 
     def __post_init__(self) -> None:
-        if self.rounds < 1:
-            raise UserError(f"rounds must be at least 1, not {self.rounds}")
-        if not self.seconds > 0:
-            raise UserError(f"seconds must be above 0, not {self.seconds}")
+        check_values(self)
         if self.compile_only and self.tune:
             raise UserError("give --compile-only or --tune, not both")

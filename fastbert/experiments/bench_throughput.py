@@ -36,7 +36,7 @@ def bench_throughput(options: BenchThroughputOptions) -> int:
     out = Path(options.out)
     check_output_folder(out)
     job = job_options(options)
-    check_networks(job)
+    check_networks(job, resolve_device(job.machine.device))
     folder = data_folder(job, None)
     have = open_dataset(folder).vocab_size
     if str(folder) != options.data and have < options.vocab_size:
@@ -71,6 +71,7 @@ def job_options(options: BenchThroughputOptions) -> PretrainOptions:
     machine = PretrainMachineOptions(**{name: getattr(options.machine, name) for name in asdict(options.machine)})
     return PretrainOptions(
         data=options.data,
+        column=options.column,
         vocab_size=options.vocab_size,
         encoder=EncoderOptions(layers=options.layers, width=options.width, position=options.schemes[0]),
         length=options.length,

@@ -8,11 +8,13 @@ Its process is as PyTorch leaves it; fastbert's own settings (`setup_machine`) a
 
 import itertools
 import os
+import signal
 import sys
 import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context
@@ -31,6 +33,8 @@ from fastbert.pretraining.options import PretrainOptions
 from fastbert.pretraining.profiling import profile_steps
 from fastbert.pretraining.run import RunFolder
 from fastbert.pretraining.setup import Setup, data_folder, prepare_setup
+from fastbert.processes import without_control_c
+from fastbert.system_errors import SAVE_MEMORY, user_error
 from fastbert.training.hardware import autocast, peak_flops, resolve_device, resolve_precision, use_device
 from fastbert.training.memory import PeakMemory
 
@@ -62,7 +66,8 @@ class Runner:
         context = get_context("spawn")
         self._pipe, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(contestant, theirs), daemon=True)
-        self._process.start()
+        with without_control_c():
+            self._process.start()
         theirs.close()
         self.facts: dict[str, Any] = self._answer()
         """`tokens` of a step, `precision`, `device`; of fastbert `flops` of a step and `parameters`."""
@@ -90,15 +95,21 @@ class Runner:
             self._process.kill()
 
     def _ask(self, *question: Any) -> Any:
-        self._pipe.send(question)
+        with suppress(BrokenPipeError):  # it has ended, which shows when the answer is read
+            self._pipe.send(question)
         return self._answer()
 
     def _answer(self) -> Any:
         try:
             kind, answer = self._pipe.recv()
-        except EOFError:
+        except (EOFError, ConnectionResetError):
             self._process.join()
-            raise RuntimeError(f"{self.contestant.name} ended with exit code {self._process.exitcode}") from None
+            code = self._process.exitcode
+            if code == -signal.SIGKILL:
+                raise UserError(
+                    f"the process of {self.contestant.name} was killed, most likely for want of memory; {SAVE_MEMORY}"
+                ) from None
+            raise RuntimeError(f"{self.contestant.name} ended with exit code {code}") from None
         if kind == "mistake":
             raise UserError(f"{self.contestant.name}: {answer}")
         if kind == "fault":
@@ -108,7 +119,8 @@ class Runner:
 
 def _serve(contestant: Contestant, pipe: Connection) -> None:
     """Answers questions until the other end is closed; what is said meanwhile goes nowhere."""
-    sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (the process ends with it; faults go through the pipe)
+    # Until the process ends; errors go through the pipe.
+    sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     try:
         with tempfile.TemporaryDirectory(prefix="fastbert-bench-") as folder:
             setup = (_bare_setup if contestant.peer else prepare_setup)(contestant.options)
@@ -140,10 +152,9 @@ def _serve(contestant: Contestant, pipe: Connection) -> None:
                 pipe.send(("answer", questions[question](*given)))
     except EOFError:
         return
-    except UserError as error:
-        pipe.send(("mistake", str(error)))
-    except Exception:  # of whatever kind: the other process raises it, with this traceback
-        pipe.send(("fault", traceback.format_exc()))
+    except Exception as error:  # of whatever kind: the other process raises it, an internal error with this traceback
+        known = user_error(error)
+        pipe.send(("fault", traceback.format_exc()) if known is None else ("mistake", str(known)))
 
 
 def _bare_setup(options: PretrainOptions) -> Setup:

@@ -3,7 +3,6 @@
 `run_job` is a plain function of plain values, so that a process of this machine and a node of a cluster run the same.
 """
 
-import errno
 import os
 import signal
 import sys
@@ -15,9 +14,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from fastbert.errors import UserError, message_of
+from fastbert.errors import UserError
 from fastbert.files import disk_errors, make_folder, no_link, remove
 from fastbert.records import read_json
+from fastbert.system_errors import NO_MEMORY, out_of_memory, user_error
 
 LOG, RUN = "log.txt", "run"
 TAIL = 15  # lines of a log that a failure shows
@@ -25,7 +25,6 @@ SAVE_MEMORY = (
     "run fewer --workers, or give less to a job: a smaller machine: micro_batch_size (the results stay the same), for "
     "fine-tuning a shorter max_length"
 )
-_NO_MEMORY = ("can't allocate memory", "out of memory", "cannot allocate memory", "bad_alloc", "bad alloc")
 
 
 @dataclass(frozen=True)
@@ -87,16 +86,13 @@ def run_job(job: dict[str, Any], folder: Path) -> dict[str, Any]:
         with disk_errors(folder):
             log = open(folder / LOG, "w", encoding="utf-8", opener=no_link)  # noqa: SIM115 (closed below)
     except UserError as error:
-        return failure(str(error), "") | {"log": [], "seconds": 0.0}
+        return failure(str(error), "") | {"seconds": 0.0}
     with _said_in(log):
         try:
             outcome = _train(job, folder / RUN)
-        except UserError as error:
-            _put_down(f"error: {message_of(error)}")
-            outcome = failure(message_of(error), "")
-        except Exception as error:  # whatever it is, it ends this job only, and the user is told
-            _put_down(traceback.format_exc())
+        except Exception as error:  # whatever it is, it ends this job only, and is reported
             outcome = _explained(error)
+            _put_down(f"error: {outcome['reason']}" if user_error(error) else traceback.format_exc())
     if outcome["status"] == "failed":
         outcome["log"] = tail(folder / LOG)
     return outcome | {"seconds": round(outcome.get("seconds", 0.0) + time.perf_counter() - start, 2)}
@@ -166,7 +162,7 @@ def _said_in(file: IO[str]) -> Iterator[None]:
 
 
 def failure(reason: str, mend: str) -> dict[str, Any]:
-    return {"status": "failed", "reason": reason, "mend": mend}
+    return {"status": "failed", "reason": reason, "mend": mend, "log": []}
 
 
 def ended(code: int) -> dict[str, Any]:
@@ -176,9 +172,10 @@ def ended(code: int) -> dict[str, Any]:
 
 def _explained(error: Exception) -> dict[str, Any]:
     said = (str(error).strip().splitlines() or [""])[0]
-    no_memory = isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
-    if no_memory or any(words in str(error).lower() for words in _NO_MEMORY):
+    if out_of_memory(error):
         return failure(f"it ran out of memory ({type(error).__name__}: {said})", SAVE_MEMORY)
+    if known := user_error(error):
+        return failure(str(known), "")
     return failure(f"{type(error).__name__}: {said}", "the traceback is in its log")
 
 
@@ -193,7 +190,7 @@ def explained_death(code: int, log: Path) -> dict[str, Any]:
     if code == -signal.SIGKILL:
         reason = "its process was killed by SIGKILL, most likely by the system for want of memory"
         return failure(reason, SAVE_MEMORY) | {"log": lines}
-    if any(words in "\n".join(lines).lower() for words in _NO_MEMORY):
+    if NO_MEMORY.search("\n".join(lines)):
         return failure(f"its process ran out of memory and ended by {_ending(code)}", SAVE_MEMORY) | {"log": lines}
     return failure(f"its process was ended by {_ending(code)}", "see its log; run it again") | {"log": lines}
 
@@ -210,8 +207,10 @@ def _signal(number: int) -> str:
 
 
 def tail(path: Path) -> list[str]:
-    """The last lines of a log; none if there is no log."""
+    """The last lines of a log; none if there is no log, or why it cannot be read."""
     try:
         return path.read_text(encoding="utf-8", errors="replace").splitlines()[-TAIL:]
     except FileNotFoundError:
         return []
+    except OSError as error:
+        return [f"({path} cannot be read: {error.strerror})"]

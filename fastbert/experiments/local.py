@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fastbert.experiments.jobs import LOG, Job, explained_death, thread_variables
+from fastbert.processes import without_control_c
 from fastbert.records import json_text
 
 TICK = 0.5  # seconds
@@ -93,14 +94,15 @@ def _idle(crew: list[_Worker], workers: int, threads: int, selector: selectors.B
             return worker
     if len(crew) == workers:
         return None
-    process = subprocess.Popen(
-        [sys.executable, "-P", "-m", "fastbert.experiments.worker"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        encoding="utf-8",
-        env={**os.environ, **thread_variables(threads)},
-    )
+    with without_control_c(spawned=False):  # the sweep ends its workers
+        process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "fastbert.experiments.worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            encoding="utf-8",
+            env={**os.environ, **thread_variables(threads)},
+        )
     worker = _Worker(process)
     crew.append(worker)
     selector.register(process.stdout, selectors.EVENT_READ, worker)

@@ -8,15 +8,20 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from fastbert.config import check_choices, choice, from_dict, read_yaml, with_underscores
+from fastbert.config import choice, from_dict, read_yaml, with_underscores
 from fastbert.errors import UserError, brief, nearest
 from fastbert.finetuning.options import MOST_TRAININGS, FinetuneOptions
 from fastbert.finetuning.tasks import OwnTaskOptions, check_task
 from fastbert.hub.folders import check_model_folder
+from fastbert.ranges import Range, Seed, Workers, check_values, problem_of, text_problem
 
 BACKENDS = ("local", "ray")
+
+MOST_SETTINGS = 10_000  # of a task
+Repeats = Annotated[int, Range(1, 10_000)]
+"""Trainings of the same that differ by their seed."""
 
 # Axis in the YAML -> the option of a job that it gives.
 AXES = {"learning_rates": "learning_rate", "batch_sizes": "batch_size", "epochs": "epochs"}
@@ -48,7 +53,7 @@ class SweepOptions:
 
     out: str | None = None
     """Folder for results.jsonl, report/ and jobs/ (default: runs/<name of the YAML file>)."""
-    workers: int = 1
+    workers: Annotated[int, Range(1, 4096)] = 1
     """Jobs at a time, each a process with the YAML file's threads. Results do not depend on it."""
     backend: str = choice("local", BACKENDS, "back end")
     """local (processes of this machine) or ray."""
@@ -59,9 +64,7 @@ class SweepOptions:
     """Folder of the official GLUE archive, or of Parquet files (default: nyu-mll/glue through `datasets`)."""
 
     def __post_init__(self) -> None:
-        check_choices(self)
-        if self.workers < 1:
-            raise UserError(f"workers must be at least 1, not {self.workers}")
+        check_values(self)
         if self.ray_address is not None and self.backend != "ray":
             raise UserError("a Ray address is given, but the back end is local; add --backend ray or drop the address")
 
@@ -165,9 +168,7 @@ def load_sweep(path: str | Path) -> tuple[Axes, SweepOptions]:
             raise UserError(f"{where}: unknown option {brief(key)}; {_TAKEN.get(key, hint)}")
     options = from_dict(SweepOptions, {key: value for key, value in values.items() if key in flags}, where)
     fixed = read_finetune(values.get("finetune", {}), f"{where}: finetune")
-    threads = values.get("threads", 1)
-    if type(threads) is not int or threads < 1:
-        raise UserError(f"{where}: threads must be a whole number from 1, found {shown(threads)}")
+    threads = read_count(values, "threads", where, Workers)
     common = {axis: read_axis(values[axis], axis, where) for axis in AXES if axis in values}
     axes = Axes(
         models=tuple(_model(entry, where) for entry in read_list(values, "models", where)),
@@ -198,7 +199,8 @@ def read_list(values: dict[str, Any], axis: str, where: str) -> list[Any]:
 
 
 def _model(entry: Any, where: str) -> ModelEntry:
-    if isinstance(entry, str) and entry:
+    if isinstance(entry, str):
+        _strings({"path": entry}, ("path",), f"{where}: models")
         return ModelEntry(Path(entry).resolve().name, entry)
     values = _strings(entry, ("name", "path"), f"{where}: models")
     if "path" not in values:
@@ -213,15 +215,17 @@ def _strings(entry: Any, keys: Iterable[str], where: str) -> dict[str, str]:
     for key, value in entry.items():
         if key not in keys:
             raise UserError(f"{where}: unknown key {brief(key)}; {nearest(key, keys)}")
-        if not isinstance(value, str) or not value:
+        if not isinstance(value, str):
             raise UserError(f"{where}: {key} must be a text, found {shown(value)}")
+        if problem := text_problem(value):
+            raise UserError(f"{where}: {key} {problem}")
     return entry
 
 
 def read_task(entry: Any, common: dict[str, list[Any]], fixed: dict[str, Any], where: str) -> TaskEntry:
     """An entry of tasks with its settings: its own axes win over those of the sweep."""
     where = f"{where}: tasks"
-    if isinstance(entry, str) and entry:
+    if isinstance(entry, str):
         entry = {"task": entry}
     if not isinstance(entry, dict):
         raise UserError(f"{where}: expected a text or a mapping, found {shown(entry)}")
@@ -233,7 +237,8 @@ def read_task(entry: Any, common: dict[str, list[Any]], fixed: dict[str, Any], w
     rest = {key: value for key, value in entry.items() if key not in (*named, *own)}
     overrides = read_finetune(rest, where, ("task", "name", *AXES))
     axes = common | own
-    refuse_too_many(math.prod(map(len, axes.values())), where)
+    if (count := math.prod(map(len, axes.values()))) > MOST_SETTINGS:
+        raise UserError(f"{where}: the axes make {count:,} settings, more than {MOST_SETTINGS:,}; give fewer values")
     settings: list[dict[str, Any]] = [{}]
     for axis, values in axes.items():
         settings = [setting | {AXES[axis]: value} for setting in settings for value in values]
@@ -263,17 +268,29 @@ def read_axis(values: Any, axis: str, where: str) -> list[Any]:
     return taken
 
 
+def read_count(values: dict[str, Any], name: str, where: str, kind: Any) -> int:
+    """The whole number from 1 called `name`, 1 if it is left out; `kind` declares how large it may be."""
+    value = values.get(name, 1)
+    if type(value) is not int or value < 1:
+        raise UserError(f"{where}: {name} must be a whole number from 1, found {shown(value)}")
+    if problem := problem_of(value, kind):
+        raise UserError(f"{where}: {name} {problem}")
+    return value
+
+
 def read_seeds(values: Any, where: str) -> tuple[int, ...]:
     where = f"{where}: seeds"
     if type(values) is int:
-        if values < 1:
-            raise UserError(f"{where} must be at least 1, not {values}")
-        refuse_too_many(values, where)
+        if problem := problem_of(values, Repeats):
+            raise UserError(f"{where} {problem}")
         return tuple(range(values))
-    if not isinstance(values, list) or any(type(value) is not int or value < 0 for value in values):
+    if not isinstance(values, list) or any(type(value) is not int for value in values):
         raise UserError(f"{where} must be how many there are, or a list of whole numbers, found {shown(values)}")
     if not values:
         raise UserError(f"{where} is empty; give how many there are, or list them")
+    for value in values:
+        if problem := problem_of(value, Seed):
+            raise UserError(f"{where}: each {problem}")
     refuse_twice(values, where, "")
     return tuple(values)
 

@@ -18,6 +18,7 @@ from fastbert.errors import UserError
 from fastbert.experiments.jobs import SAVE_MEMORY, Job, failure, run_job
 from fastbert.experiments.local import TICK, Event
 from fastbert.files import atomic_file
+from fastbert.system_errors import user_error
 
 OBJECT_STORE = 100 * 2**20  # bytes; Ray takes 30 % of the memory unless it is told
 PATIENCE = 5.0  # seconds for an address to answer
@@ -29,7 +30,7 @@ def check_ray(address: str | None) -> None:
     """Raises a UserError if Ray is not installed, or nothing that could be Ray answers at `address`."""
     if importlib.util.find_spec("ray") is None:
         raise UserError(
-            "--backend ray needs Ray, which is not installed: pip install 'fastbert[ray]', or use --backend local"
+            "--backend ray needs Ray, which is not installed: pip install 'ray>=2.50', or use --backend local"
         )
     if address is not None:
         check_answers(address)
@@ -132,6 +133,9 @@ def _outcome(ray: Any, reference: Any, folder: Path) -> dict[str, Any]:
     try:
         outcome = ray.get(reference)
     except ray.exceptions.RayError as error:
+        known = user_error(cause) if (cause := getattr(error, "cause", None)) is not None else None
+        if known is not None:  # without the traceback that Ray adds
+            return failure(str(known), "")
         said = " ".join(str(error).split())
         killed = isinstance(error, ray.exceptions.OutOfMemoryError | ray.exceptions.WorkerCrashedError)
         why = "its process was killed, most likely for want of memory" if killed else "Ray could not run it"

@@ -317,7 +317,8 @@ def say_failures(failed: list[Row], total: int, shown: Callable[[Row], str]) -> 
         log = "".join(f"\n    {line}" for line in row["log"])
         mend = f"\n  to mend it: {row['mend']}" if row["mend"] else ""
         say(f"\nFAILED {row['task']}, {row['model']}, {shown(row)}\n  {row['reason']}{mend}")
-        say(f"  the end of {Path(row['folder']) / LOG}:{log}")
+        if log:
+            say(f"  the end of {Path(row['folder']) / LOG}:{log}")
     if failed:
         say(f"\n{len(failed)} of {total} jobs failed; the same command runs them again")
     return 1 if failed else 0

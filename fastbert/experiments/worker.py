@@ -7,17 +7,17 @@ sweep is over or was killed, the process ends at once, in the middle of a job to
 import json
 import os
 import queue
-import signal
 import sys
 import threading
 from pathlib import Path
 
 from fastbert.experiments.jobs import run_job
 from fastbert.records import json_text
+from fastbert.streams import prepare_streams
 
 
 def main() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the sweep ends this one
+    prepare_streams()
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # whatever else prints does not disturb the answers
     jobs: queue.Queue[str] = queue.Queue()
@@ -25,8 +25,11 @@ def main() -> None:
     while True:
         asked = json.loads(jobs.get())
         outcome = run_job(asked["job"], Path(asked["folder"]))
-        answers.write(json_text(outcome) + "\n")
-        answers.flush()
+        try:
+            answers.write(json_text(outcome) + "\n")
+            answers.flush()
+        except BrokenPipeError:  # the sweep is gone; it runs the job again
+            os._exit(0)
 
 
 def _listen(jobs: "queue.Queue[str]") -> None:

@@ -9,8 +9,12 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from fastbert.data.columns import Columns
+from fastbert.data.formats import opened
+from fastbert.data.parquet import arrow_rows, check_schema
+from fastbert.data.tables import pick, read_rows, tsv_fields
 from fastbert.errors import UserError
-from fastbert.finetuning.own import Row, column_rows, make_row, pick, read_parquet, tsv_fields
+from fastbert.finetuning.own import Row, make_row
 
 HUB = "nyu-mll/glue"
 """Read through `datasets` where no folder is given."""
@@ -187,8 +191,7 @@ class GlueSource:
         self.folders = [] if self.root is None else self._task_folders(self.root)
 
     def _task_folders(self, root: Path) -> list[Path]:
-        if not root.is_dir():
-            raise UserError(f"no GLUE folder {root}; give the folder that holds CoLA, SST-2, ... with --glue-dir")
+        check_glue_folder(root)
         names = (self.name, *self.task.folders)
         folders = [folder for folder in sorted(root.iterdir()) if folder.is_dir() and plain(folder.name) in names]
         if not folders:
@@ -246,25 +249,30 @@ class GlueSource:
     def _tsv_rows(self, path: Path, split: str, notes: list[str]) -> Iterator[Row]:
         task, labelled = self.task, not split.startswith("test")
         texts = task.columns[:-1]
-        wanted = task.columns if labelled else texts
+        columns = Columns(texts, task.columns[-1] if labelled else None, remedy="fetch the file again")
         header, ragged = task.headers.get(split), task.ragged
         skipped = empty = 0
-        for line, values in pick(path, tsv_fields(path), wanted, header=header, ragged=ragged):
-            if values is None or (ragged and labelled and not values[-1]):
-                if not labelled:  # a submission needs an answer for every row
-                    raise UserError(f"{path}, line {line} lacks fields; fetch the file again")
-                skipped += 1
-                continue
-            row = make_row(f"{path}, line {line}", texts, values if labelled else [*values, None], task.ragged)
-            empty += not (row.text.strip() and (row.pair is None or row.pair.strip()))
-            yield row
+        with opened(path) as (_, stream):
+            for line, values in pick(path, tsv_fields(stream, path), columns, header=header, ragged=ragged):
+                if values is None or (ragged and labelled and not values[-1]):
+                    if not labelled:  # a submission needs an answer for every row
+                        raise UserError(f"{path}, line {line} lacks fields; fetch the file again")
+                    skipped += 1
+                    continue
+                row = make_row(f"{path}, line {line}", texts, values if labelled else [*values, None], task.ragged)
+                empty += not (row.text.strip() and (row.pair is None or row.pair.strip()))
+                yield row
         if skipped:
             notes.append(f"{path}: {skipped} rows lack fields and were skipped, as the official counts have it")
         if empty:
             notes.append(f"{path}: {empty} rows have an empty text and were kept, as the official counts have it")
 
     def _parquet_rows(self, path: Path, split: str) -> Iterator[Row]:
-        return self._numbered(path, split, read_parquet(path, [*self.task.hub_columns, "label"], None))
+        return self._numbered(split, ((where, cells) for _, where, cells in read_rows(path, self._hub_columns)))
+
+    @property
+    def _hub_columns(self) -> Columns:
+        return Columns(self.task.hub_columns, "label", remedy=f"take the file from {HUB}")
 
     def _hub_rows(self, split: str) -> Iterator[Row]:
         import datasets
@@ -276,14 +284,15 @@ class GlueSource:
                 f"{HUB} ({self.name}) could not be read through datasets: {error}; "
                 "give a folder that holds GLUE with --glue-dir"
             ) from error
+        where = f"{HUB} {self.name} {split}"
+        check_schema(table.features.arrow_schema, self._hub_columns, where)
         batches = table.with_format("arrow").iter(batch_size=10_000)
-        rows = column_rows(HUB, table.column_names, batches, [*self.task.hub_columns, "label"], None)
-        return self._numbered(f"{HUB} {self.name} {split}", split, rows)
+        rows = arrow_rows(batches, table.column_names, self._hub_columns, where)
+        return self._numbered(split, ((f"{where}, row {number}", cells) for number, cells in rows))
 
-    def _numbered(self, where: Path | str, split: str, rows: Iterator[tuple[int, list[Any]]]) -> Iterator[Row]:
-        """Rows of `datasets`, whose labels are places in the list of labels, and -1 in test."""
-        for number, values in rows:
-            here = f"{where}, row {number}"
+    def _numbered(self, split: str, rows: Iterator[tuple[str, list[Any]]]) -> Iterator[Row]:
+        """Rows of `datasets`, whose labels are indices into the list of labels, and -1 in test."""
+        for here, values in rows:
             label = values[-1]
             if split.startswith("test"):
                 label = None
@@ -299,3 +308,9 @@ class GlueSource:
 
 def _hub_split(split: str) -> str:
     return split.replace("dev", "validation")
+
+
+def check_glue_folder(folder: str | Path | None) -> None:
+    """Raises a UserError if what --glue-dir names is no folder."""
+    if folder is not None and not Path(folder).is_dir():
+        raise UserError(f"no GLUE folder {folder}; give the folder that holds CoLA, SST-2, ... with --glue-dir")

@@ -22,6 +22,7 @@ from fastbert.finetuning.batches import Batch
 from fastbert.hub.export import export_model, write_model
 from fastbert.hub.load import Pretrained, load_pretrained
 from fastbert.hub.names import is_bert
+from fastbert.inputs import input_errors
 from fastbert.model.config import EncoderConfig
 from fastbert.model.encoder import Encoder, initialize
 from fastbert.records import COUNT, Whole, json_text, parse_json, read_json
@@ -249,7 +250,7 @@ def load_classifier(path: str | Path, kernels: str = "auto") -> FineTuned:
     model = Classifier(pretrained.config, 1 if record.numbers else len(record.labels), kernels)
     model.encoder.load_state_dict(_encoder_weights(pretrained))
     native = is_bert(pretrained.config)
-    with safe_open(folder / "model.safetensors", "pt") as file, torch.no_grad():
+    with input_errors(folder), safe_open(folder / "model.safetensors", "pt") as file, torch.no_grad():
         there = set(file.keys())
         for name, parameter in model.named_parameters():
             module, _, kind = name.partition(".")

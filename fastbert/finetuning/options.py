@@ -2,15 +2,16 @@
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from fastbert.config import BOOKKEEPING, MACHINE, leaves
-from fastbert.errors import UserError, brief, choose
-from fastbert.finetuning.glue import GLUE
+from fastbert.config import BOOKKEEPING, MACHINE, convert_text, leaves
+from fastbert.errors import OptionError, UserError, brief, choose
+from fastbert.finetuning.glue import GLUE, check_glue_folder
 from fastbert.finetuning.own import OwnTaskOptions, check_own_file
 from fastbert.finetuning.tasks import Task, check_task, task_names
 from fastbert.hub.folders import check_model_folder
 from fastbert.inputs import check_folder, open_input
+from fastbert.ranges import LARGEST_SEED, Count, Natural, NotNegative, Part, Positive, Range, Rate, Seed, check_values
 from fastbert.training.options import MachineOptions, OptimizerOptions, ScheduleOptions, TrainingMachineOptions
 
 # Learning rate and epochs. TUPE (arXiv 2006.15595) trains MNLI, QQP and QNLI for 5 epochs and all others for 10, at
@@ -47,45 +48,45 @@ class FinetuneOptions:
     """Folder for results.json and one folder a seed. Seeds that are finished there are not trained again."""
     own: OwnTaskOptions = field(default_factory=OwnTaskOptions, metadata=BOOKKEEPING)
 
-    seeds: int = field(default=5, metadata=BOOKKEEPING)
+    seeds: Count = field(default=5, metadata=BOOKKEEPING)
     """Runs, each with a seed of its own: of the head's first weights, the order and dropout."""
-    first_seed: int = field(default=0, metadata=BOOKKEEPING)
+    first_seed: Seed = field(default=0, metadata=BOOKKEEPING)
     """The first of the seeds; the others follow it."""
     train_fraction: str = field(default="1.0", metadata=BOOKKEEPING)
     """Shares of the training split, such as 0.1,0.3,1.0: each is trained on, the smaller within the larger."""
 
-    epochs: int | None = None
+    epochs: Count | None = None
     """Passes over the training split (default: the task's)."""
-    batch_size: int = 32
+    batch_size: Count = 32
     """Examples in one optimizer step."""
-    max_length: int | None = None
+    max_length: Annotated[int, Range(8, 2**20)] | None = None
     """Longest input in tokens; longer ones are cut, a pair at its longer text (default: the model's positions)."""
-    learning_rate: float | None = None
+    learning_rate: Positive | None = None
     """Peak learning rate (default: the task's)."""
-    layer_decay: float = 1.0
+    layer_decay: Part = 1.0
     """Factor on the learning rate from each layer to the one below (arXiv 2003.10555: 0.8); 1 gives all the same."""
-    weight_decay: float = 0.01
+    weight_decay: NotNegative = 0.01
     """Decoupled weight decay of the matrices."""
-    beta2: float = 0.999
+    beta2: Rate = 0.999
     """Decay of AdamW's running mean of the squared gradient."""
-    eps: float = 1e-6
+    eps: Positive = 1e-6
     """Added to the root of AdamW's second moment."""
-    clip_norm: float = 1.0
+    clip_norm: NotNegative = 1.0
     """Largest norm of all gradients together; 0 turns clipping off."""
     schedule: ScheduleOptions = field(default_factory=ScheduleOptions)
-    dropout: float = 0.1
+    dropout: Rate = 0.1
     """Dropout on embeddings, sublayer outputs and the head's input."""
-    attention_dropout: float = 0.1
+    attention_dropout: Rate = 0.1
     """Dropout on attention probabilities."""
     symmetric: bool = False
     """Read pairs in both orders, where the task does not care which text comes first: training draws one for each pair
     and epoch, at no cost, and predictions are the mean of both."""
 
-    worst: int = field(default=50, metadata=BOOKKEEPING)
+    worst: Natural = field(default=50, metadata=BOOKKEEPING)
     """Dev examples with the highest loss, kept in errors.jsonl."""
     save_model: bool = field(default=True, metadata=BOOKKEEPING)
     """Keep each seed's best epoch as a model; without it only the figures are kept."""
-    log_every: int = field(default=20, metadata=BOOKKEEPING)
+    log_every: Count = field(default=20, metadata=BOOKKEEPING)
     """Steps a logged training loss is the mean of."""
     machine: TrainingMachineOptions = field(default_factory=TrainingMachineOptions, metadata=MACHINE)
 
@@ -95,28 +96,14 @@ class FinetuneOptions:
         return self.model or self.init_from
 
     def __post_init__(self) -> None:
+        check_values(self)
         if self.model is not None and self.init_from is not None:
             raise UserError("give --model (a pretrained encoder) or --init-from (a fine-tuned model), not both")
-        for name in ("seeds", "epochs", "batch_size", "log_every"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UserError(f"{name} must be at least 1, not {value}")
+        if self.first_seed > (most := LARGEST_SEED - (self.seeds - 1)):
+            raise OptionError(self, "first_seed", f"must be at most {most:,}, as the other seeds follow it")
         if (trainings := self.seeds * len(self.fractions())) > MOST_TRAININGS:
-            raise UserError(
-                f"seeds {self.seeds} make {trainings:,} trainings; the most is {MOST_TRAININGS:,}: give fewer seeds or "
-                "fewer values of train_fraction"
-            )
-        if self.first_seed < 0 or self.worst < 0:
-            name = "first_seed" if self.first_seed < 0 else "worst"
-            raise UserError(f"{name} cannot be negative, but is {getattr(self, name)}")
-        if self.max_length is not None and self.max_length < 8:
-            raise UserError(f"max_length must be at least 8, not {self.max_length}")
-        for name in ("dropout", "attention_dropout"):
-            if not 0.0 <= getattr(self, name) < 1.0:
-                raise UserError(f"{name} must lie in [0, 1), not {getattr(self, name)}")
-        if not 0.0 < self.layer_decay <= 1.0:
-            raise UserError(f"layer_decay must lie in (0, 1], not {self.layer_decay}")
-        self.optimizer(0.1 if self.learning_rate is None else self.learning_rate)
+            problem = f"with train_fraction make {trainings:,} trainings, and the most is {MOST_TRAININGS:,}"
+            raise OptionError(self, "seeds", problem)
 
     def check_inputs(self) -> None:
         """Checks, before torch is imported, that model and tasks are there.
@@ -124,16 +111,20 @@ class FinetuneOptions:
         Raises:
             UserError: they are not, or an option is missing that has no default.
         """
+        if self.start is not None:  # what is wrong with what was given comes before what is missing
+            check_model_folder(self.start)
         for name, value in (("model (or --init-from)", self.start), ("task", self.task), ("out", self.out)):
             if value is None:
                 raise UserError(f"--{name} is missing; see fastbert finetune --help")
-        check_model_folder(self.start)
         names = task_names(self.task)
+        if names is not None and self.own != OwnTaskOptions():
+            raise UserError("--own... describes one task; among several, give a task of your own as a YAML file")
         for name in names or [self.task]:
             try:
                 check_task(name, self.own)
             except UserError as error:
                 raise UserError(f"{name}: {error}" if names else str(error)) from None
+        check_glue_folder(self.glue_dir)
 
     def fractions(self) -> list[float]:
         """The shares of `train_fraction`, in the order given.
@@ -142,15 +133,13 @@ class FinetuneOptions:
             UserError: one is no number, lies outside (0, 1], or comes twice.
         """
         try:
-            fractions = [float(part) for part in self.train_fraction.split(",")]
+            fractions = [convert_text(part.strip(), float) for part in self.train_fraction.split(",")]
         except ValueError:
-            raise UserError(
-                f"train_fraction is {brief(self.train_fraction)}; give numbers with commas between, such as 0.1,0.3,1.0"
-            ) from None
+            problem = f"must be numbers with commas between, such as 0.1,0.3,1.0, not {brief(self.train_fraction)}"
+            raise OptionError(self, "train_fraction", problem) from None
         if not all(0.0 < fraction <= 1.0 for fraction in fractions) or len(set(fractions)) < len(fractions):
-            raise UserError(
-                f"train_fraction is {brief(self.train_fraction)}; give different shares above 0 and up to 1"
-            )
+            problem = f"must be different fractions above 0 and up to 1, not {brief(self.train_fraction)}"
+            raise OptionError(self, "train_fraction", problem)
         return fractions
 
     def steps(self, examples: int) -> int:
@@ -173,7 +162,9 @@ class FinetuneOptions:
             UserError: `max_length` is over the positions, or `symmetric` is asked of a task that is not.
         """
         if self.max_length is not None and self.max_length > positions:
-            raise UserError(f"max_length {self.max_length} is longer than the {positions} positions of {self.start}")
+            raise UserError(
+                f"max_length {self.max_length} is longer than the {positions} positions of {self.start}; lower it"
+            )
         if self.symmetric and not (task.symmetric and task.is_pair):
             raise UserError(f"the order of the texts matters in the task {task.name}: leave --symmetric out")
         learning_rate, epochs = TASK_DEFAULTS.get(task.name, OWN_DEFAULTS)
@@ -203,13 +194,18 @@ class PredictOptions:
     """Take GLUE files that have fewer rows than the official ones."""
     own: OwnTaskOptions = field(default_factory=OwnTaskOptions)
     source: str | None = None
-    """New text in JSONL, CSV, TSV or Parquet, with the columns --own.text and, for a model of pairs, --own.pair (or
-    pair)."""
+    """New text in JSONL, JSON, CSV, TSV or Parquet, with the columns --own.text and, for a model of pairs, --own.pair
+    (or pair)."""
     machine: MachineOptions = field(default_factory=MachineOptions, metadata=MACHINE)
 
     def __post_init__(self) -> None:
+        check_values(self)
         if (self.task is None) == (self.source is None):
             raise UserError("give one of --task and --source")
+        if self.source is not None:
+            for name in ("split", "glue_dir", "glue_subset"):
+                if getattr(self, name) not in (None, False):
+                    raise OptionError(self, name, "belongs to a --task; leave it out with --source")
 
     def check_inputs(self) -> None:
         """Checks, before torch is imported, that the model and what it predicts are there.
@@ -222,6 +218,7 @@ class PredictOptions:
             check_task(self.task, self.own)
         else:
             check_own_file(Path(self.source))
+        check_glue_folder(self.glue_dir)
 
 
 @dataclass(frozen=True)
@@ -243,6 +240,9 @@ class SubmitOptions:
     check: str | None = None
     """Instead: an archive, or a folder with its files, to hold against the server's rules and row counts."""
     machine: MachineOptions = field(default_factory=MachineOptions, metadata=MACHINE)
+
+    def __post_init__(self) -> None:
+        check_values(self)
 
     def check_inputs(self) -> None:
         """Checks, before torch is imported, that what is submitted or checked is there.
@@ -266,6 +266,7 @@ class SubmitOptions:
             check_model_folder(folder)
         if self.results is not None:
             check_folder(self.results)
+        check_glue_folder(self.glue_dir)
 
 
 def science(options: FinetuneOptions) -> dict[str, Any]:

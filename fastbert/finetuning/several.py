@@ -12,7 +12,6 @@ from fastbert.errors import LINE, UserError
 from fastbert.files import atomic_file, contents
 from fastbert.finetuning import job
 from fastbert.finetuning.options import FinetuneOptions
-from fastbert.finetuning.own import OwnTaskOptions
 from fastbert.finetuning.results import read_results
 from fastbert.finetuning.table import Summary, glue_table
 from fastbert.finetuning.tasks import open_task, task_names
@@ -34,8 +33,6 @@ def finetune(asked: FinetuneOptions) -> int:
     if names is None:
         return job.finetune(asked)
     asked.check_inputs()
-    if asked.own != OwnTaskOptions():
-        raise UserError("--own... describes one task; among several, give a task of your own as a YAML file")
     out = Path(asked.out)
     check_out(out)
     parts = check_tasks(asked, names)

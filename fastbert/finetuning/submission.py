@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from fastbert.encodings import explain
 from fastbert.errors import LINE, UserError, brief, choose, nearest
 from fastbert.finetuning.glue import GLUE, GlueTask
 from fastbert.inputs import input_errors, open_input, read_input
@@ -193,8 +194,8 @@ def _problem(content: bytes, task: GlueTask, count: int) -> str | None:
     """The first thing wrong with a file: ", line 3: ..."; None where it is right."""
     try:
         lines = content.decode("utf-8").splitlines()
-    except UnicodeDecodeError:
-        return " is binary; write UTF-8 text"
+    except UnicodeDecodeError as error:
+        return f" is not UTF-8 text: {explain(content, error.start, None)}"
     if not lines or lines[0] != HEADER:
         return f", line 1: the header must be {HEADER!r}, not {brief(lines[0] if lines else '')}"
     for index, line in enumerate(lines[1:]):

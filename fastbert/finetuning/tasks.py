@@ -1,17 +1,27 @@
 """What is learned and predicted: examples with a text or a pair and a label, of GLUE or of one's own files."""
 
 import math
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 from fastbert.config import load_yaml
-from fastbert.errors import UserError, choose, nearest
+from fastbert.errors import UserError, brief, choose, nearest
 from fastbert.finetuning.glue import GLUE, GlueSource, plain
 from fastbert.finetuning.metrics import check_metrics
-from fastbert.finetuning.own import OwnSource, OwnTaskOptions, Row, check_own_file, label_word, learn_labels
+from fastbert.finetuning.own import (
+    OwnSource,
+    OwnTaskOptions,
+    Row,
+    check_own_file,
+    label_word,
+    learn_labels,
+    not_a_label,
+)
 from fastbert.finetuning.table import COLUMNS
+from fastbert.lists import paths, words
 
 ALL = "glue"  # as the name of a task: those of the table
 
@@ -97,19 +107,25 @@ class Task:
 def _class(row: Row, ids: dict[str, int]) -> int | None:
     word = label_word(row)
     if word is not None and word not in ids:
-        raise UserError(f"{row.where}: unknown label {word!r}; {nearest(word, ids)}")
+        raise UserError(f"{row.where}: unknown label {brief(word)}; {nearest(word, ids)}")
     return None if word is None else ids[word]
 
 
 def _number(row: Row) -> float | None:
-    if row.label is None or (isinstance(row.label, str) and not row.label.strip()):
+    label = row.label
+    if label is None or (isinstance(label, str) and not label.strip()):
         return None
     try:
-        number = math.nan if isinstance(row.label, bool) else float(row.label)
-    except (TypeError, ValueError, OverflowError):
-        number = math.nan
+        number = None if isinstance(label, bool) else float(label)
+    except OverflowError:
+        number = math.inf
+    except (TypeError, ValueError):
+        number = None
+    if number is None:
+        hint = ", or set kind: classes" if isinstance(label, str | bool) else ""
+        raise UserError(f"{row.where}: the label {brief(label)} is no number; fix it{hint}")
     if not math.isfinite(number):
-        raise UserError(f"{row.where}: the label {row.label!r} is no number; mend it, or set kind: classes")
+        raise not_a_label(row.where, label)
     return number
 
 
@@ -119,7 +135,7 @@ def task_names(task: str | None) -> list[str] | None:
         return list(COLUMNS)
     if task is None or "," not in task or Path(task).is_file():
         return None
-    return [name.strip() for name in task.split(",") if name.strip()]
+    return paths(task, os.path.isfile)
 
 
 def check_task(name: str, own: OwnTaskOptions) -> None:
@@ -131,6 +147,7 @@ def check_task(name: str, own: OwnTaskOptions) -> None:
     if Path(name).suffix.lower() in (".yaml", ".yml"):
         source = OwnSource(declared(name, own), Path(name).parent)
     elif plain(name) in GLUE:
+        _refuse_own(name, own)
         return
     elif own == OwnTaskOptions():
         raise UserError(f"unknown task {name!r}; {nearest(name, GLUE)}; for an own task give a YAML file or flags")
@@ -138,6 +155,12 @@ def check_task(name: str, own: OwnTaskOptions) -> None:
         source = OwnSource(own)
     for path in source.paths.values():
         check_own_file(path)
+
+
+def _refuse_own(name: str, own: OwnTaskOptions | None) -> None:
+    """Raises a UserError if options of a custom task are given for the GLUE task `name`."""
+    if chosen := given_in(own):
+        raise UserError(f"{name} is a GLUE task and takes no {', '.join(chosen)}; give the own task another name")
 
 
 def declared(path: str, own: OwnTaskOptions) -> OwnTaskOptions:
@@ -172,10 +195,7 @@ def open_task(
         path = Path(name_or_yaml)
         return _own_task(declared(path, own), path.stem, path.parent)
     if plain(name_or_yaml) in GLUE:
-        if chosen:
-            raise UserError(
-                f"{name_or_yaml} is a GLUE task and takes no {', '.join(chosen)}; give the own task another name"
-            )
+        _refuse_own(name_or_yaml, own)
         return _glue_task(plain(name_or_yaml), glue_dir, glue_subset)
     if not chosen:
         raise UserError(
@@ -202,25 +222,21 @@ def _own_task(options: OwnTaskOptions, name: str, folder: Path | None) -> Task:
     source = OwnSource(options, folder)
     labels: tuple[str, ...] = ()
     if options.kind == "classes":
-        labels = _words(options.labels or "")
+        labels = tuple(words(options.labels or ""))
         if len(set(labels)) != len(labels) or len(labels) == 1:
             raise UserError(f"labels {options.labels!r}: give two or more different words, a comma between them")
         if not labels:
             if "train" not in source.paths:
                 raise UserError(f"task {name}: without a train file to learn them from, give the labels")
-            labels = learn_labels(source.rows("train", []))
+            labels = source.class_names() or learn_labels(source.rows("train", []))
     usual = ("accuracy",) if options.kind == "classes" else ("pearson", "spearman")
     return Task(
         name=options.name or name,
         kind=options.kind,
         labels=labels,
         is_pair=options.pair is not None,
-        metrics=_words(options.metrics or "") or usual,
+        metrics=tuple(words(options.metrics or "")) or usual,
         symmetric=options.symmetric,
         splits={split: str(path) for split, path in source.paths.items()},
         source=source,
     )
-
-
-def _words(text: str) -> tuple[str, ...]:
-    return tuple(word.strip() for word in text.split(",") if word.strip())

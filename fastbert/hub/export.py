@@ -80,7 +80,7 @@ def export_model(
             larger than the vocabulary of the model; no space or no permission.
     """
     out, tokenizer = resolved(out), Path(tokenizer)
-    _check_out(out)
+    check_out(out)
     check_weights(config, weights, "the model to export")
     vocabulary = load_tokenizer(tokenizer)
     if len(vocabulary.tokens) > config.vocab_size:
@@ -114,7 +114,8 @@ def write_model(folder: Path, settings: dict[str, Any], tensors: dict[str, Tenso
     (folder / "model.safetensors").write_bytes(serialized(tensors, metadata))
 
 
-def _check_out(out: Path) -> None:
+def check_out(out: Path) -> None:
+    """Raises a UserError if no export can be written to `out`, or it holds something else."""
     if os.path.lexists(out) and not out.is_dir():
         raise UserError(f"cannot export to {out}: it is a file; choose a folder")
     check_output_folder(out)

@@ -1,10 +1,8 @@
 """Whether a model can be where the user says it is; imports no torch, so that a wrong name is refused at once."""
 
-import re
 from pathlib import Path
 
-from fastbert.errors import UserError, brief
-from fastbert.inputs import input_errors, near_name
+from fastbert.downloads import check_downloaded
 
 
 def check_model_folder(path: str | Path) -> Path:
@@ -13,29 +11,4 @@ def check_model_folder(path: str | Path) -> Path:
     Raises:
         UserError: there is none; with what to do where `path` is a name on the Hugging Face hub.
     """
-    path = Path(path)
-    with input_errors(path):
-        found = path.is_dir()
-    if found:
-        return path
-    if path.is_file():
-        raise UserError(f"{path} is a file; give the folder of the model")
-    name = brief(path, str)
-    if hub := hub_name(path):
-        raise UserError(
-            f"there is no folder {name}. If it is a model on the Hugging Face hub, download it first, "
-            f"`hf download {hub} --local-dir {path.name}` (huggingface-cli in older versions), and give that folder"
-        )
-    near = near_name(path)
-    raise UserError(
-        f"there is no folder {name}{near}; give that of a Hugging Face BERT, an export, a run or a checkpoint"
-    )
-
-
-def hub_name(path: Path) -> str | None:
-    """The name on the hub that `path`, which is no folder, may be: owner/name, or that of one of BERT's releases."""
-    if re.fullmatch(r"bert-(base|large)-[\w-]+", str(path)):
-        return f"google-bert/{path}"
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", str(path)) and not path.parent.is_dir():
-        return str(path)
-    return None
+    return check_downloaded(path, "model", "a Hugging Face BERT, an export, a run or a checkpoint")

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from fastbert.hub.export import export_model
+from fastbert.hub.export import check_out, export_model
 from fastbert.hub.load import load_pretrained
 from fastbert.hub.options import ExportOptions
 
@@ -13,6 +13,7 @@ def export(options: ExportOptions) -> None:
     Raises:
         UserError: see `load_pretrained` and `export_model`.
     """
+    check_out(Path(options.out))
     pretrained = load_pretrained(options.run)
     card = {"weights": pretrained.source, **pretrained.facts}
     export_model(pretrained.config, pretrained.weights, pretrained.tokenizer, Path(options.out), card=card)

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from fastbert.ranges import check_values
+
 
 @dataclass(frozen=True)
 class ExportOptions:
@@ -11,3 +13,6 @@ class ExportOptions:
     """The run (its newest whole checkpoint is taken), one of its checkpoints, an export, or a Hugging Face BERT."""
     out: str
     """Folder to write. An earlier export there is replaced, anything else is not."""
+
+    def __post_init__(self) -> None:
+        check_values(self)

@@ -12,7 +12,7 @@ from torch import Tensor
 from fastbert.errors import UserError, brief
 from fastbert.hub.export import SETTINGS
 from fastbert.hub.names import FLOATS, FLOATS_ONLY, some
-from fastbert.inputs import open_input
+from fastbert.inputs import open_input, raise_refusal
 from fastbert.training.tensors import HASH, read_tensors
 
 # What torch.load raises over a damaged file, found by damaging some.
@@ -62,6 +62,7 @@ def _unpickled(path: Path) -> dict[str, Tensor]:
             file.seek(0)
             tensors = torch.load(file, map_location="cpu", weights_only=True)
         except _UNPICKLING as error:
+            raise_refusal(error, path)
             reason = brief((str(error) or type(error).__name__).splitlines()[0], str)
             raise UserError(
                 f"{path} is damaged or holds more than tensors ({reason}); download it again, best as model.safetensors"

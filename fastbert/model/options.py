@@ -1,11 +1,13 @@
 """The user's options of an encoder and of its note dictionary."""
 
 from dataclasses import dataclass, fields, replace
+from typing import Annotated
 
-from fastbert.config import check_choices, choice
-from fastbert.errors import UserError, choose
+from fastbert.config import choice
+from fastbert.errors import OptionError, UserError, choose
 from fastbert.model.config import CLS, FEED_FORWARD, NORM, SIZES, TABLELESS, EncoderConfig
 from fastbert.model.positions import POSITIONS
+from fastbert.ranges import Count, NotNegative, Part, Probability, Range, Rate, check_values
 
 
 @dataclass(frozen=True)
@@ -14,13 +16,13 @@ class EncoderOptions:
 
     size: str = choice("base", SIZES)
     """Preset of layers and width: tiny 2x128, mini 4x256, small 4x512, base 12x768, large 24x1024."""
-    layers: int | None = None
+    layers: Annotated[int, Range(1, 1000)] | None = None
     """Transformer blocks (default: the preset's)."""
-    width: int | None = None
+    width: Annotated[int, Range(1, 2**16)] | None = None
     """Hidden size (default: the preset's)."""
-    heads: int | None = None
+    heads: Count | None = None
     """Attention heads (default: one for every 64 of width)."""
-    ffn: int | None = None
+    ffn: Annotated[int, Range(1, 2**20)] | None = None
     """Inner size of the feed-forward layers (default: 4 times the width; with geglu, whose third matrix would make it
     half as large again, 8/3 of the width, rounded up to a multiple of 64, or of 8 where the width is less than 64)."""
     feed_forward: str = choice("gelu", FEED_FORWARD)
@@ -31,26 +33,26 @@ class EncoderOptions:
     """Where word order enters: absolute (BERT), relative (BERT with T5's bias, arXiv 1910.10683), tupe-a or tupe-r
     (positions untied from words, arXiv 2006.15595), rope (queries and keys rotated, arXiv 2104.09864) or alibi (scores
     lowered by distance, arXiv 2108.12409)."""
-    rope_base: float = 10000.0
+    rope_base: Annotated[float, Range(above=1)] = 10000.0
     """With rope: the base of its wavelengths, from 2 pi to about 2 pi times it; ModernBERT takes 160000."""
     cls: str = choice("untied", CLS)
     """With TUPE: untied gives [CLS] its own two attention values (the paper's reset), tied treats it as a word."""
     norm: str = choice("post", NORM)
     """LayerNorm after each residual sum (post, as BERT) or before each sublayer (pre)."""
-    max_positions: int | None = None
+    max_positions: Annotated[int, Range(1, 2**20)] | None = None
     """Longest sequence the encoder takes (default: the run's length; what lies beyond is never trained). With rope and
     alibi no weight depends on it."""
-    type_vocab_size: int | None = None
+    type_vocab_size: Annotated[int, Range(0, 2**16)] | None = None
     """Token types (segments) for pairs (default: 2, with TUPE 0, as in its paper)."""
-    dropout: float = 0.1
+    dropout: Rate = 0.1
     """Dropout on embeddings and sublayer outputs."""
-    attention_dropout: float = 0.1
+    attention_dropout: Rate = 0.1
     """Dropout on attention probabilities."""
-    initializer_std: float = 0.02
+    initializer_std: NotNegative = 0.02
     """Standard deviation of the initial weights."""
 
     def __post_init__(self) -> None:
-        check_choices(self)
+        check_values(self)
 
     def like(self, given: EncoderConfig) -> "EncoderOptions":
         """These options with the shape of `given`, an encoder whose weights are to be taken.
@@ -122,32 +124,24 @@ class NotesOptions:
 
     enabled: bool = False
     """Keep a note for each of some rare words and mix it into their embeddings."""
-    half_window: int = 16
+    half_window: Annotated[int, Range(0, 2**20)] = 16
     """Tokens of context on either side of the word that its note is the mean of."""
-    gamma: float = 0.1
+    gamma: Part = 0.1
     """Share of the new context in a note each time its word is met."""
-    weight: float = 0.5
+    weight: Probability = 0.5
     """Share of the note in the word's input, the paper's lambda."""
-    least: int = 50
+    least: Count = 50
     """A word has a note only if it occurs at least this often in the training text ..."""
-    most: int = 500
+    most: Count = 500
     """... and at most this often. The words must have been listed when the data was prepared."""
-    share: float = 0.2
+    share: Part = 0.2
     """Words are taken from that band, in a fixed random order, until this share of the sequences holds one."""
-    initial_std: float = 0.02
+    initial_std: NotNegative = 0.02
     """Standard deviation of the numbers in a note before its first writing; 0 starts from zeros."""
     leak: bool = False
     """Give a word its note where some of its pieces are masked too, and with it what they are."""
 
     def __post_init__(self) -> None:
-        if self.half_window < 0:
-            raise UserError(f"notes.half_window must be 0 or more, not {self.half_window}")
-        for name in ("gamma", "share"):
-            if not 0.0 < getattr(self, name) <= 1.0:
-                raise UserError(f"notes.{name} must lie in (0, 1], not {getattr(self, name)}")
-        if not 0.0 <= self.weight <= 1.0:
-            raise UserError(f"notes.weight must lie in [0, 1], not {self.weight}")
-        if not 1 <= self.least <= self.most:
-            raise UserError(f"1 <= notes.least <= notes.most does not hold: {self.least}, {self.most}")
-        if not self.initial_std >= 0.0:
-            raise UserError(f"notes.initial_std must be 0 or more, not {self.initial_std}")
+        check_values(self)
+        if self.least > self.most:
+            raise OptionError(self, "least", f"must not be above most, {self.most}, but is {self.least}")

@@ -1,7 +1,9 @@
 """What the time of a run is made of, and the steps that fit into a budget in minutes."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import combinations
 
 from fastbert.data.stages import Plan, steps_within
 from fastbert.pretraining.options import PretrainOptions
@@ -65,10 +67,18 @@ def saves_between(options: PretrainOptions, done: int, steps: int) -> tuple[int,
     """Validations and checkpoints after step `done` of a run of `steps` steps; each validation is taken for the best so
     far, and is then kept."""
     eval_every, checkpoint_every = intervals(options, steps)
-    marked = {steps, *(step for step in options.milestone_steps() if step <= steps)}
-    validated = marked | set(range(eval_every, steps + 1, eval_every))
-    kept = validated | set(range(checkpoint_every, steps + 1, checkpoint_every))
-    return sum(step > done for step in validated), sum(step > done for step in kept)
+    marked = {steps, *options.milestone_steps()}
+
+    def between(*intervals: int) -> int:
+        """The steps in (done, steps] that are marked or a multiple of one of the intervals."""
+        others = sum(done < step <= steps and all(step % interval for interval in intervals) for step in marked)
+        return others + sum(
+            (-1) ** (count + 1) * (steps // math.lcm(*chosen) - min(done, steps) // math.lcm(*chosen))
+            for count in range(1, len(intervals) + 1)
+            for chosen in combinations(intervals, count)
+        )
+
+    return between(eval_every), between(eval_every, checkpoint_every)
 
 
 def shown_spans(spans: dict[str, float]) -> str:

@@ -139,7 +139,10 @@ def read_text(options: EvaluateOptions, vocabulary: WordPiece) -> HeldOut:
     encoder, unk = Encoder(vocabulary), vocabulary.ids["[UNK]"]
     parts: list[np.ndarray] = []
     count = size = unk_bytes = 0
-    for text in open_source(options.source, options.column).documents():
+    source = open_source(options.source, options.column)
+    for warning in source.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    for text in source.documents():
         encoded = encoder.encode([text], [False])
         parts.append(encoded.tokens)
         count, size = count + len(encoded.tokens), size + int(encoded.sizes[0])

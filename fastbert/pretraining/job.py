@@ -16,6 +16,7 @@ from fastbert import config as configuration
 from fastbert.data.stages import NOMINAL_STEPS, Plan, make_plan, steps_within
 from fastbert.errors import UserError
 from fastbert.files import locked_folder, refuse_link
+from fastbert.inputs import UnreadableError
 from fastbert.model.config import EncoderConfig
 from fastbert.pretraining.budget import Costs, intervals, shown_spans, shown_time, timing_window
 from fastbert.pretraining.dry_run import dry_run
@@ -295,6 +296,8 @@ def build_trainer(
     if resumed:
         try:
             read_config(run)
+        except UnreadableError:
+            raise
         except UserError:  # reported before
             run.write_config(started)
         if problem := run.restore_tokenizer(setup.vocabulary):

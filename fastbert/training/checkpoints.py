@@ -28,6 +28,7 @@ from torch import Tensor
 
 from fastbert.errors import UserError, brief
 from fastbert.files import atomic_folder, disk_errors, make_inner_folder, remove, remove_leftovers
+from fastbert.inputs import UnreadableError, input_errors, open_input
 from fastbert.records import COUNT, check, finite_or_none, parse_json, read_json, seal_of
 from fastbert.training.finite import NotFiniteError, require_finite
 from fastbert.training.tensors import read_tensors
@@ -138,6 +139,8 @@ class Checkpointer:
         for path in reversed(self.paths()):
             try:
                 return _read(path).path
+            except UnreadableError:
+                raise
             except UserError:  # it is named when the run is resumed
                 continue
         return None
@@ -186,6 +189,8 @@ def read_checkpoint(path: Path | str) -> Checkpoint:
         return _read(path)
     except NotFiniteError as error:
         raise NotFiniteError(f"{error}; use an earlier checkpoint") from None
+    except UnreadableError:
+        raise
     except UserError as error:
         raise UserError(f"{error}; restore the file, or delete {path} and take another checkpoint") from None
 
@@ -201,6 +206,8 @@ def read_newest(folder: Path, say: Callable[[str], None]) -> Checkpoint | None:
     for path in reversed(checkpoint_paths(folder)):
         try:
             checkpoint = _read(path)
+        except UnreadableError:  # an older one would lose what this one holds
+            raise
         except UserError as error:
             damaged.append(str(error))
             continue
@@ -266,12 +273,14 @@ def _step_of(path: Path) -> int:
 def _metric_of(path: Path) -> float | None:
     try:
         return _read_manifest(path)["metric"]
+    except UnreadableError:  # it may be the best
+        raise
     except UserError:  # a damaged checkpoint is never the best
         return None
 
 
 def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
+    with open_input(path) as file, input_errors(path):
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 from fastbert_kernels.backend import TRITON
 
+from fastbert import __version__
 from fastbert.errors import UserError, choose
 from fastbert.training.options import PRECISIONS, MachineOptions
 
@@ -97,24 +98,35 @@ def setup_machine(options: MachineOptions, device: torch.device) -> None:
         libc.mallopt(m_trim_threshold, -1)  # -1: never trim
 
 
+def total_memory(device: torch.device) -> int:
+    """Bytes that `device` has; of a CPU less where a control group has a limit."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[1]
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limit = Path("/sys/fs/cgroup/memory.max")
+    if limit.is_file() and (most := limit.read_text().strip()) != "max":
+        total = min(total, int(most))
+    return total
+
+
 def available_memory(device: torch.device) -> int:
     """Bytes that can still be had on `device`: what the kernel says, or less where a control group has a limit."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if sys.platform == "linux":
-        fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+        fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text(encoding="utf-8").splitlines())
         free = 1024 * int(fields["MemAvailable"].split()[0])
         limit, used = (Path("/sys/fs/cgroup") / name for name in ("memory.max", "memory.current"))
-        if limit.is_file() and used.is_file() and (most := limit.read_text().strip()) != "max":
-            free = min(free, int(most) - int(used.read_text()))
+        if limit.is_file() and used.is_file() and (most := limit.read_text(encoding="utf-8").strip()) != "max":
+            free = min(free, int(most) - int(used.read_text(encoding="utf-8")))
     return free
 
 
 def describe_machine() -> dict[str, object]:
     """What a result depends on besides the options, for manifest.json: commit, versions, hardware. Values are JSON."""
-    versions = {"python": platform.python_version()}
-    for package in ("fastbert", "torch", "transformers", "tokenizers", "numpy"):
+    versions = {"python": platform.python_version(), "fastbert": __version__}
+    for package in ("torch", "transformers", "tokenizers", "numpy"):
         try:
             versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
@@ -153,7 +165,7 @@ def _commit(root: Path) -> dict[str, object]:
 
 def _cpu_name() -> str:
     if sys.platform == "linux":
-        for line in Path("/proc/cpuinfo").read_text(errors="replace").splitlines():
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()

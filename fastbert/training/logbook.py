@@ -173,9 +173,9 @@ def read_metrics(path: Path | str) -> list[dict]:
 
 
 def _lines(path: Path) -> list[bytes]:
-    if not path.is_file():  # anything else of this name is refused when the records are to be written
+    if not path.is_file():  # a folder is refused when the records are to be written
         return []
-    with open_input(path) as file:
+    with open_input(path, "records") as file:
         content = file.read()
     return [line + b"\n" for line in content.removesuffix(b"\n").split(b"\n")] if content else []
 

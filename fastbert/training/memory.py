@@ -29,7 +29,8 @@ class PeakMemory:
         if platform.libc_ver()[0] == "glibc":
             ctypes.CDLL(None).malloc_trim(0)
         with suppress(OSError):  # no such file, or not allowed
-            Path("/proc/self/clear_refs").write_text("5")  # proc(5): VmHWM becomes the resident memory of now
+            # proc(5): VmHWM becomes the resident memory of now
+            Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
         self._before = _resident("VmRSS")
 
     def growth(self) -> int:
@@ -47,7 +48,7 @@ class PeakMemory:
 def _resident(field: str) -> int:
     """VmRSS or VmHWM of this process in bytes; elsewhere than on Linux its peak so far for both."""
     if sys.platform == "linux":
-        for line in Path("/proc/self/status").read_text().splitlines():
+        for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
             if line.startswith(f"{field}:"):
                 return 1024 * int(line.split()[1])
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -1,11 +1,22 @@
 """The user's options of the optimizer, the learning rate and the machine."""
 
-import math
 import re
 from dataclasses import dataclass
+from typing import Annotated
 
-from fastbert.config import check_choices, choice
-from fastbert.errors import UserError, choose
+from fastbert.config import choice
+from fastbert.errors import OptionError, choose
+from fastbert.ranges import (
+    LARGEST,
+    Count,
+    NotNegative,
+    Positive,
+    Probability,
+    Range,
+    Rate,
+    Workers,
+    check_values,
+)
 from fastbert.registry import Registry
 
 # Each takes (parameter groups, options, device) and gives an optimizer that `guarded_step` can drive.
@@ -27,32 +38,23 @@ class OptimizerOptions:
     name: str = choice("adamw", OPTIMIZERS, "optimizer")
     """Optimizer: adamw (arXiv 1711.05101), muon (arXiv 2502.16982) for the matrices of the blocks and TUPE's two with
     adamw for the rest, or lamb (arXiv 1904.00962) for large batches."""
-    learning_rate: float = 1e-3
+    learning_rate: Positive = 1e-3
     """Peak learning rate; the schedule scales it. Muon's updates are scaled such that adamw's rate serves it too."""
-    momentum: float = 0.95
+    momentum: Rate = 0.95
     """Of muon: decay of the running mean of the gradient of its matrices."""
-    beta1: float = 0.9
+    beta1: Rate = 0.9
     """Decay of the running mean of the gradient."""
-    beta2: float = 0.98
+    beta2: Rate = 0.98
     """Decay of the running mean of the squared gradient."""
-    eps: float = 1e-6
+    eps: Positive = 1e-6
     """Added to the root of the second moment."""
-    weight_decay: float = 0.01
+    weight_decay: NotNegative = 0.01
     """Decoupled weight decay; vectors (biases, LayerNorm weights) are never decayed."""
-    clip_norm: float = 1.0
+    clip_norm: NotNegative = 1.0
     """Largest norm of all gradients together; 0 turns clipping off."""
 
     def __post_init__(self) -> None:
-        check_choices(self)
-        for name in ("momentum", "beta1", "beta2"):
-            if not 0 <= getattr(self, name) < 1:
-                raise UserError(f"{name} is {getattr(self, name)}; it lies in [0, 1)")
-        for name in ("learning_rate", "eps"):
-            if not getattr(self, name) > 0:
-                raise UserError(f"{name} is {getattr(self, name)}; it must be greater than 0")
-        for name in ("weight_decay", "clip_norm"):
-            if not getattr(self, name) >= 0:
-                raise UserError(f"{name} is {getattr(self, name)}; it cannot be negative")
+        check_values(self)
 
 
 @dataclass(frozen=True)
@@ -61,21 +63,18 @@ class ScheduleOptions:
 
     name: str = choice("linear", SCHEDULES, "schedule")
     """Shape after the warm-up: linear, cosine, constant, or wsd (stable, then decay; arxiv.org/abs/2404.06395)."""
-    warmup: float = 0.06
+    warmup: Annotated[float, Range(0, LARGEST)] = 0.06
     """Linear warm-up: a share of all steps if below 1, else a number of steps."""
-    final: float = 0.0
+    final: Probability = 0.0
     """Share of the peak reached at the end (linear, cosine, and the decay of wsd)."""
-    decay: float = 0.2
+    decay: Probability = 0.2
     """Share of all steps that the linear decay of wsd takes."""
 
     def __post_init__(self) -> None:
-        check_choices(self)
-        if not 0 <= self.warmup < math.inf or (self.warmup >= 1 and self.warmup != int(self.warmup)):
-            raise UserError(f"warmup is {self.warmup}; give a share of the steps in [0, 1) or a whole number of steps")
-        if not 0 <= self.final <= 1:
-            raise UserError(f"final is {self.final}; it is a share of the peak learning rate in [0, 1]")
-        if not 0 <= self.decay <= 1:
-            raise UserError(f"decay is {self.decay}; it is a share of the steps in [0, 1]")
+        check_values(self)
+        if self.warmup >= 1 and self.warmup != int(self.warmup):
+            problem = f"must be a fraction of the steps in [0, 1) or a whole number of steps, not {self.warmup}"
+            raise OptionError(self, "warmup", problem)
 
 
 @dataclass(frozen=True)
@@ -86,21 +85,17 @@ class MachineOptions:
     """auto (a GPU if there is one), cpu, cuda, or cuda:N."""
     precision: str = choice("auto", PRECISIONS)
     """auto (bf16 where the machine is fast at it), fp32, or bf16 (autocast; weights and optimizer stay fp32)."""
-    threads: int = 0
+    threads: Workers = 0
     """CPU threads of one operation; 0 leaves torch's default."""
-    micro_batch_size: int | None = None
+    micro_batch_size: Count | None = None
     """Sequences in one forward pass; smaller ones are accumulated to the batch. Default: the whole batch."""
     kernels: str = choice("auto", ("auto", "reference"))
     """Of attention, loss and sampling: auto (the fastest on this machine) or reference (plain PyTorch)."""
 
     def __post_init__(self) -> None:
-        check_choices(self)
+        check_values(self)
         if not re.fullmatch(r"auto|cpu|cuda(:\d{1,4})?", self.device):
             choose("device", self.device, ("auto", "cpu", "cuda", "cuda:0"))
-        if self.threads < 0:
-            raise UserError(f"threads is {self.threads}; it cannot be negative")
-        if self.micro_batch_size is not None and self.micro_batch_size < 1:
-            raise UserError(f"micro_batch_size is {self.micro_batch_size}; it must be at least 1")
 
 
 @dataclass(frozen=True)

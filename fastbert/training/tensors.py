@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fastbert.errors import UserError
-from fastbert.inputs import open_input
+from fastbert.inputs import input_errors, open_input
 
 HASH = "sha256"
 """Key in the metadata: SHA-256 over the rest of it and over all tensors: names, dtypes, shapes and bytes."""
@@ -47,11 +47,11 @@ def read_metadata(path: Path) -> dict[str, str]:
     """The metadata in a safetensors file.
 
     Raises:
-        UserError: the file cannot be read, or is truncated or damaged.
+        UserError: the file cannot be read, is truncated or damaged.
     """
-    open_input(path, "weights").close()
+    open_input(path, "weights").close()  # safetensors reports what the system refuses as damage
     try:
-        with safetensors.safe_open(path, "pt") as file:
+        with input_errors(path), safetensors.safe_open(path, "pt") as file:
             return file.metadata() or {}
     except safetensors.SafetensorError as error:
         raise _damaged(path, str(error)) from None
@@ -61,11 +61,12 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors and metadata of a safetensors file.
 
     Raises:
-        UserError: the file is truncated or damaged, or its content does not have the hash that it holds.
+        UserError: the file cannot be read, is truncated or damaged, or its content lacks the hash that it holds.
     """
     metadata = read_metadata(path)
     try:
-        tensors = safetensors.torch.load_file(path)
+        with input_errors(path):
+            tensors = safetensors.torch.load_file(path)
     except safetensors.SafetensorError as error:
         raise _damaged(path, str(error)) from None
     if HASH in metadata and content_hash(tensors, metadata) != metadata[HASH]:

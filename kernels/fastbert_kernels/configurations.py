@@ -168,7 +168,10 @@ def kept(device_name: str) -> dict[str, dict[str, list[int]]] | None:
     Raises:
         ValueError: the file cannot be read as one of `keep`; it is named.
     """
-    path = file_of(device_name)
+    try:
+        path = file_of(device_name)
+    except RuntimeError:  # no home directory, so nothing was kept there
+        return None
     if not path.is_file():
         return None
     try:

@@ -94,6 +94,27 @@ def test_a_folder_of_jsonl(tmp_path: Path, streamed: bool) -> None:
     assert "has no column 'text'; known: body, n" in error_of(f"hf:{tmp_path}/f", streamed=streamed)
 
 
+@pytest.mark.parametrize("streamed", [False, True])
+def test_text_is_cleaned_as_that_of_files_is(tmp_path: Path, streamed: bool) -> None:
+    rows = ["\ufeffa\r\nb\rc\x85d", "", None, "NA", "null", "x"]
+    datasets.Dataset.from_dict({"text": rows}).save_to_disk(tmp_path / "saved")
+    (tmp_path / "csv").mkdir()
+    (tmp_path / "csv" / "train.csv").write_bytes('text,n\n"\ufeffa\r\nb\rc\x85d",1\n,2\nNA,3\nnull,4\nx,5\n'.encode())
+    want = ["a\nb\nc\x85d", "NA", "null", "x"]
+    assert read(f"hf:{tmp_path}/saved", streamed=streamed) == want
+    assert read(f"hf:{tmp_path}/csv", streamed=streamed) == want == read(f"{tmp_path}/csv/train.csv")
+    datasets.Dataset.from_dict({"text": ["a", "b\0"]}).save_to_disk(tmp_path / "zero")
+    with pytest.raises(UserError, match=r"zero', row 2: a zero character \(NUL\) in the text"):
+        read(f"hf:{tmp_path}/zero", streamed=streamed)
+
+
+def test_a_folder_with_commas(saved: Path, tmp_path: Path) -> None:
+    saved.rename(tmp_path / "a,b")
+    (tmp_path / "c.txt").write_text("c")
+    assert read(f"hf:{tmp_path}/a,b::test") == TEXTS["test"]
+    assert read(f"hf:{tmp_path}/a,b::test, {tmp_path}/c.txt") == [*TEXTS["test"], "c"]
+
+
 def test_streamed_or_not_is_the_same_data_and_the_files_are_its_identity(files: Path) -> None:
     identities = [open_source(f"hf:{files}", streamed=streamed).identity for streamed in (False, True)]
     assert identities[0] == identities[1]
@@ -113,6 +134,13 @@ def test_streaming_copies_nothing(files: Path, tmp_path: Path) -> None:
     assert not list(tmp_path.glob("cache/**/*.arrow"))
     read(f"hf:{files}")
     assert list(tmp_path.glob("cache/**/*.arrow"))
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_files_of_another_encoding(tmp_path: Path, streamed: bool) -> None:
+    (tmp_path / "a.txt").write_bytes("Die Mütter prüfen „Größe“\n".encode("cp1252"))
+    with pytest.raises(UserError, match=r"not UTF-8 text: it is probably Windows-1252.*iconv -f WINDOWS-1252"):
+        list(open_source(f"hf:{tmp_path}", streamed=streamed).documents())
 
 
 def test_what_cannot_be_reached(tmp_path: Path) -> None:

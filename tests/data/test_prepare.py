@@ -1,5 +1,6 @@
 """What `prepare` writes, against the text it came from; and that it is the same however it was made."""
 
+import csv
 import dataclasses
 import io
 import itertools
@@ -17,6 +18,7 @@ from scipy.stats import entropy
 from transformers import AutoTokenizer
 
 from fastbert.data import corpus as corpus_room
+from fastbert.data import prepare as job
 from fastbert.data.duplicates import Seen
 from fastbert.data.hashing import document_hash, text_hash
 from fastbert.data.prepare import PrepareOptions, prepare, prepared_folder
@@ -317,6 +319,38 @@ def test_a_single_document_is_refused(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["corpus.txt"]
 
 
+def test_a_table_gives_the_tokens_of_its_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    texts = write_corpus(tmp_path / "corpus.txt", documents=5)
+    with open(tmp_path / "corpus.csv", "w", newline="") as file:
+        csv.writer(file).writerows([("n", "text"), *enumerate(texts)])
+    for kind in ("txt", "csv"):
+        prepare(options_of(tmp_path, source=f"{tmp_path}/corpus.{kind}", out=f"{tmp_path}/{kind}", rare_min=1))
+    assert "warning" not in capsys.readouterr().err
+    arrays = {path.name: path.read_bytes() for path in (tmp_path / "txt").glob("*.npy")}
+    assert arrays == {path.name: path.read_bytes() for path in (tmp_path / "csv").glob("*.npy")} != {}
+
+
+@pytest.mark.parametrize("other", [False, True])
+def test_what_other_rules_have_read_is_not_continued(tmp_path: Path, monkeypatch, capsys, other: bool) -> None:
+    (tmp_path / "page").write_text("<html>\n\n" + "one\n\ntwo words\n\n" * 30)
+    options = options_of(tmp_path, source=str(tmp_path / "page"))
+    with monkeypatch.context() as patch:
+        patch.setattr(job, "_tokenize", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            prepare(options)
+    if other:
+        monkeypatch.setattr(job, "READING", job.READING + 1)
+    capsys.readouterr()
+    prepare(options)
+    printed = capsys.readouterr().err
+    assert ("what an interrupted call left" in printed) != other
+    assert printed.count("page looks like HTML or XML, but is read as plain text because of its name") == 1
+
+
+def interrupted(*arguments: object) -> None:
+    raise KeyboardInterrupt
+
+
 @pytest.mark.parametrize("share", [1e-9, 0.999999])
 def test_copies_of_a_single_document_get_both_splits(tmp_path: Path, capsys, share: float) -> None:
     (tmp_path / "corpus.txt").write_text("one document\n\n" * 30)
@@ -365,6 +399,43 @@ def test_a_given_tokenizer_is_used(corpus: Path) -> None:
     assert {name: data for name, data in contents(out).items() if name != "dataset.json"} == {
         name: data for name, data in same.items() if name != "dataset.json"
     }
+
+
+GERMAN = """Die Mütter sehen die Mutter; schon ist es schön. Äpfel und Apfel, über und Ober.
+
+Es war schön, und die Mütter aßen Äpfel über Äpfel. Die Mutter ißt schon den Apfel.
+
+MÜTTER, MUTTER, SCHÖN, SCHON: die Tochter und die Töchter, der Bruder und die Brüder."""
+
+
+@pytest.mark.parametrize("strip_accents", [False, True, None])
+def test_accents_with_lower_case(tmp_path: Path, capsys, strip_accents: bool | None) -> None:
+    """Oracle: transformers, on the text and on its words."""
+    (tmp_path / "corpus.txt").write_text(GERMAN, encoding="utf-8")
+    options = options_of(tmp_path, strip_accents=strip_accents)
+    dataset = open_dataset(prepare(options, table=io.StringIO()))
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out" / "tokenizer")
+    streams = [dataset.split(split) for split in ("train", "validation")]
+    found = sorted(token for stream in streams for token in stream.read(0, len(stream)).tolist())
+    texts = GERMAN.split("\n\n")
+    ids = [id for text in texts for id in tokenizer(text, add_special_tokens=False)["input_ids"]]
+    assert found == sorted([*ids, *[tokenizer.sep_token_id] * len(texts)])
+    apart = strip_accents is False
+    for one, other in (("Mütter", "Mutter"), ("SCHÖN", "schon"), ("Töchter", "Tochter")):
+        assert (tokenizer(one)["input_ids"] != tokenizer(other)["input_ids"]) == apart
+        assert tokenizer(one)["input_ids"] == tokenizer(one.lower())["input_ids"]
+    # Another value is another corpus; none leaves the record as it was before there was the option.
+    assert ("strip_accents" in options.identity()) == (strip_accents is not None)
+    prepare(options)
+    assert "already prepared" in capsys.readouterr().err
+    for value in {False, True, None} - {strip_accents}:
+        with pytest.raises(UserError, match=r"prepared with another option \(strip_accents\)"):
+            prepare(options_of(tmp_path, strip_accents=value))
+
+
+def test_accents_of_a_given_tokenizer(corpus: Path) -> None:
+    given = [options_of(corpus, tokenizer=str(corpus / "out"), strip_accents=value) for value in (None, False)]
+    assert given[0].identity() == given[1].identity()
 
 
 def test_less_vocabulary_than_asked_for_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

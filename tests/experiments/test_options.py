@@ -121,10 +121,10 @@ def test_refused_axes(refused, models, words) -> None:
     assert "expected a text or a mapping, found 7" in refused(models=[7])
     assert "threads must be a whole number from 1, found 0" in refused(threads=0)
     assert "learning_rate must be a number, found text ('fast')" in refused(learning_rates=["fast"])
-    assert "sweep.yaml: learning_rates: learning_rate is -1.0; it must be" in refused(learning_rates=[-1.0])
+    assert "learning_rates: learning_rate must be greater than 0, not -1.0" in refused(learning_rates=[-1.0])
     assert "batch_size must be at least 1, not 0" in refused(batch_sizes=[0])
     assert "a job has one share" in refused(tasks=[{"task": words, "train_fraction": "0.1,0.5"}])
-    assert "give different shares above 0" in refused(tasks=[{"task": words, "train_fraction": 7}])
+    assert "different fractions above 0" in refused(tasks=[{"task": words, "train_fraction": 7}])
     # twice
     assert "learning_rates: 0.001 is there twice" in refused(learning_rates=[1e-3, 0.001])
     assert "seeds: 1 is there twice" in refused(seeds=[1, 1])

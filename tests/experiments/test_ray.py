@@ -85,7 +85,7 @@ def test_something_else_than_ray_answers(monkeypatch) -> None:
 def test_ray_is_not_installed(refused, monkeypatch) -> None:
     real = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *more: None if name == "ray" else real(name, *more))
-    assert "pip install 'fastbert[ray]'" in refused()
+    assert "pip install 'ray>=2.50'" in refused()
 
 
 def test_models_stay_on_the_nodes(refused, axes) -> None:

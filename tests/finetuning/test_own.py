@@ -1,11 +1,14 @@
 """One's own files give the same examples in every format; what is wrong in a file or a declaration is named."""
 
 import csv
+import gzip
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pyarrow
 import pyarrow.parquet
 import pytest
@@ -13,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastbert.errors import UserError
-from fastbert.finetuning.tasks import Example, OwnTaskOptions, open_task
+from fastbert.finetuning.tasks import Example, OwnTaskOptions, check_task, open_task
 from fastbert.flags import parse
 
 
@@ -26,10 +29,12 @@ def write_own(path: Path, rows: Sequence[dict[str, Any]]) -> str:
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".parquet":
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist(list(rows)), path)
-    elif path.suffix == ".jsonl":
+    elif path.suffix in (".jsonl", ".ndjson"):
         path.write_text("\n".join(json.dumps(row) for row in rows))
-    elif path.suffix == ".csv":
-        with open(path, "w", newline="") as file:
+    elif path.suffix == ".json":
+        path.write_text(json.dumps(list(rows), indent=1))
+    elif ".csv" in path.suffixes:
+        with gzip.open(path, "wt", newline="") if path.suffix == ".gz" else open(path, "w", newline="") as file:
             writer = csv.DictWriter(file, list(rows[0]))
             writer.writeheader()
             writer.writerows(rows)
@@ -38,7 +43,7 @@ def write_own(path: Path, rows: Sequence[dict[str, Any]]) -> str:
     return str(path)
 
 
-FORMATS = (".jsonl", ".csv", ".tsv", ".parquet")
+FORMATS = (".jsonl", ".ndjson", ".json", ".csv", ".csv.gz", ".tsv", ".parquet")
 TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\0\r\n\t"), min_size=1, max_size=12).filter(str.strip)
 
 
@@ -121,8 +126,11 @@ def test_yaml_and_flags_declare_a_task(tmp_path: Path) -> None:
     [
         ({}, "an own task needs files"),
         ({"train": "nowhere.jsonl"}, "nowhere.jsonl does not exist"),
-        ({"train": "t.txt"}, r"t\.txt: the suffix says what is in a file; give one of .jsonl, .csv, .tsv, .parquet"),
-        ({"train": "folder.csv"}, "folder.csv is a folder; name a file"),
+        (
+            {"train": "t.txt"},
+            r"t\.txt: the suffix says what is in a file; give one of .jsonl, .ndjson, .json, .csv, .tsv, .parquet",
+        ),
+        ({"train": "folder.csv"}, "folder.csv is a folder; give a file"),
         ({"text": "x", "label": "x"}, "text and label are both the column 'x'"),
         ({"pair": "text"}, "text and pair are both the column 'text'"),
         ({"pair": "label"}, "pair and label are both the column 'label'"),
@@ -158,14 +166,14 @@ def test_declarations_that_do_not_fit(
         ("t.jsonl", '{"text": "a",\n', r"line 1 is not JSON"),
         ("t.jsonl", '{"text": "a \\ud83d", "label": "x"}', r"line 1: 'text' holds half of a surrogate pair"),
         ("t.csv", "text,label\na,2\na,0.5\n", r"line 3: the label '0.5' is a number, no class; set kind: number"),
-        ("t.csv", "text,label\na,b,c\n", r"line 2 has 3 fields, not 2; mend the row$"),
+        ("t.csv", "text,label\na,b,c\n", r"line 2 has 3 fields, not 2; fix the row"),
         ("t.csv", 'text,label\na,b\n"a"b,c\n', r"line 3 is not CSV"),
         ("t.csv", 'text,label\na,b\n"a,c\n', r"line 3 is not CSV"),
         ("t.csv", "text,text,label\na,b,c\n", r"line 1: 2 columns are called 'text'; rename one"),
         ("t.csv", "Text,label\na,b\n", r"has no column 'text'; did you mean 'Text'\?"),
         ("t.tsv", "text\tlabel\na\tb\tc\n", r"line 2 has 3 fields, not 2.*read without quoting"),
         ("t.tsv", "PAR1", r"is a Parquet file, not text"),
-        ("t.parquet", "text", r"is damaged or no Parquet file"),
+        ("t.parquet", "text", r"damaged or no Parquet file"),
     ],
 )
 def test_what_is_wrong_in_an_own_file(tmp_path: Path, name: str, text: str, message: str) -> None:
@@ -187,3 +195,113 @@ def test_a_label_that_train_does_not_have(tmp_path: Path) -> None:
     dev = write_own(tmp_path / "dev.parquet", [{"text": "a", "label": "x"}, {"text": "b", "label": "z"}])
     with pytest.raises(UserError, match=r"dev\.parquet, row 2: unknown label 'z'; .*known: x, y"):
         open_task("mine", own=OwnTaskOptions(train=train, dev=dev)).examples("dev")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("t.jsonl", "a\0b", r"line 1: a zero character \(NUL\) in the text"),
+        ("t.json", "a\0b", r"row 1: a zero character \(NUL\) in the text"),
+        ("t.parquet", "a\0b", r"row 1: a zero character \(NUL\) in the text"),
+        ("t.csv", "a\0b", r"is binary, not text: a zero byte in line 2"),
+        ("t.json", None, r"row 1: 'text' is missing"),
+        ("t.json", " ", r"row 1: the text 'text' is empty"),
+        ("t.csv", "", r"line 2: the text 'text' is empty"),
+        (
+            "t.parquet",
+            5,
+            r"t\.parquet: the column 'text' is int64, not text; choose the columns with text,",
+        ),
+    ],
+)
+def test_what_no_container_may_hold(tmp_path: Path, name: str, value: Any, message: str) -> None:
+    path = write_own(tmp_path / name, [{"text": value, "label": "x"}])
+    with pytest.raises(UserError, match=message):
+        open_task("mine", own=OwnTaskOptions(dev=path, labels="x,y")).examples("dev")
+
+
+@pytest.mark.parametrize("suffix", [suffix for suffix in FORMATS if suffix != ".tsv"])
+def test_line_ends_are_the_same_in_every_format(tmp_path: Path, suffix: str) -> None:
+    path = write_own(tmp_path / f"t{suffix}", [{"text": "\ufeffa\r\nb\rc\u2028\x85d", "label": "x"}])
+    task = open_task("mine", own=OwnTaskOptions(dev=path, labels="x,y"))
+    assert task.examples("dev") == [Example(0, "a\nb\nc\u2028\x85d", None, 0)]
+
+
+def test_labels_may_have_commas(tmp_path: Path) -> None:
+    path = write_own(tmp_path / "t.jsonl", [{"text": "a", "label": "Zwölf, 12"}])
+    task = open_task("mine", own=OwnTaskOptions(dev=path, labels='no, "Zwölf, 12"'))
+    assert task.labels == ("no", "Zwölf, 12") and task.examples("dev") == [Example(0, "a", None, 1)]
+
+
+def with_class_names(folder: Path, labels: list[int | None], names: list[str]) -> str:
+    """A Parquet file as `datasets` writes it."""
+    features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=names)})
+    path = folder / f"{len(labels)}.parquet"
+    table = {"text": [f"text {n}" for n in range(len(labels))], "label": labels}
+    datasets.Dataset.from_dict(table, features).to_parquet(path)
+    return str(path)
+
+
+def test_class_names_of_datasets_are_the_labels(tmp_path: Path) -> None:
+    names = ["positive", "negative", "mixed"]
+    train = with_class_names(tmp_path, [1, 0, 1, 0], names)
+    test = with_class_names(tmp_path, [2, -1, None], names)
+    task = open_task("mine", own=OwnTaskOptions(train=train, test=test))
+    assert task.labels == tuple(names)  # in their order, whether they occur or not
+    assert [example.label for example in task.examples("train")] == [1, 0, 1, 0]
+    assert [example.label for example in task.examples("test")] == [2, None, None]
+    words = write_own(tmp_path / "dev.csv", [{"text": "a", "label": "mixed"}])
+    mixed = open_task("mine", own=OwnTaskOptions(train=train, dev=words, labels="negative,positive,mixed"))
+    assert [example.label for example in mixed.examples("train")] == [0, 1, 0, 1]
+    assert [example.label for example in mixed.examples("dev")] == [2]
+    with pytest.raises(UserError, match=r"4\.parquet, row 1 has no label; dev needs one in every row"):
+        missing = with_class_names(tmp_path, [-1, 0, 0, 0], names)
+        open_task("mine", own=OwnTaskOptions(dev=missing, labels="positive,negative")).examples("dev")
+
+
+@pytest.mark.parametrize("noted", ["{", "[]", '{"info": []}', '{"info": {"features": {"label": []}}}'])
+def test_damaged_features_of_datasets_are_refused(tmp_path: Path, noted: str) -> None:
+    table = pyarrow.table({"text": ["a"], "label": [0]}).replace_schema_metadata({"huggingface": noted})
+    pyarrow.parquet.write_table(table, tmp_path / "t.parquet")
+    task = open_task("mine", own=OwnTaskOptions(dev=str(tmp_path / "t.parquet"), labels="0,1"))
+    if noted.endswith("[]}}}"):  # not a ClassLabel: the numbers are the labels
+        assert task.examples("dev")[0].label == 0
+    else:
+        with pytest.raises(UserError, match="the features that datasets put into it are damaged"):
+            task.examples("dev")
+
+
+def test_class_names_and_numbers_that_do_not_fit(tmp_path: Path) -> None:
+    table = pyarrow.table({"text": ["a", "b"], "label": [0, 2]})
+    features = {"info": {"features": {"label": {"_type": "ClassLabel", "names": ["no", "yes"]}}}}
+    path = tmp_path / "t.parquet"
+    pyarrow.parquet.write_table(table.replace_schema_metadata({"huggingface": json.dumps(features)}), path)
+    with pytest.raises(UserError, match=r"row 2: the label 2 is none of the 2 that datasets names in the file"):
+        open_task("mine", own=OwnTaskOptions(dev=str(path), labels="no,yes")).examples("dev")
+
+
+def test_every_file_is_looked_at_before_work(tmp_path: Path) -> None:
+    train = write_own(tmp_path / "t.jsonl", [{"text": "a", "label": "x"}, {"text": "b", "label": "y"}])
+    os.mkfifo(tmp_path / "pipe.csv")
+    for test, message in (
+        (tmp_path / "none.csv", "none.csv does not exist"),
+        (tmp_path / "pipe.csv", "pipe.csv is a pipe or a device"),
+        ("-", "- would be standard input"),
+        (tmp_path / "t.html", "t.html is HTML by its suffix"),
+    ):
+        with pytest.raises(UserError, match=message):
+            check_task("mine", OwnTaskOptions(train=train, test=str(test)))
+
+
+@pytest.mark.parametrize("label", ["NaN", "Infinity", "-Infinity", "1e999"])
+@pytest.mark.parametrize("kind", ["classes", "number"])
+@pytest.mark.parametrize("suffix", ["jsonl", "csv"])
+def test_a_label_that_is_not_finite_is_never_sent_to_the_other_kind(tmp_path, label, kind, suffix) -> None:
+    path = tmp_path / f"t.{suffix}"
+    line = '{{"text": "a", "label": {}}}\n' if suffix == "jsonl" else "a,{}\n"
+    path.write_text("text,label\n" * (suffix == "csv") + "".join(map(line.format, ("1", "0", label))))
+    options = OwnTaskOptions(train=str(path), dev=str(path), kind=kind)
+    with pytest.raises(
+        UserError, match=rf"t\.{suffix}, line \d: the label .* is no number that can be learned and no class"
+    ):
+        open_task("t", own=options).examples("train")

@@ -155,7 +155,8 @@ def test_predictions_that_do_not_fit(tmp_path: Path, short: None, change: dict, 
         ),
         ("STS-B.tsv", lambda text: text.replace("0.123", "nan"), r"STS-B\.tsv, line 3: 'nan' is no number"),
         ("STS-B.tsv", lambda text: text.replace("0.123", "high"), r"STS-B\.tsv, line 3: 'high' is no number"),
-        ("AX.tsv", lambda text: b"\xff\xfe", r"AX\.tsv is binary"),
+        ("AX.tsv", lambda text: text.encode("utf-16"), r"AX\.tsv is not UTF-8 text: it is UTF-16"),
+        ("AX.tsv", lambda text: b"\xff\xd8\x01\x02", r"AX\.tsv is not UTF-8 text: it is binary"),
     ],
 )
 def test_the_validator_names_file_and_line(

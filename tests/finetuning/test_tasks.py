@@ -1,5 +1,6 @@
 """GLUE reads the same from the official files and from Parquet; what is wrong in a file is named with its line."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -211,7 +212,10 @@ def parquet_of(root: Path, name: str, split: str) -> list[dict[str, Any]]:
 
 def write_parquet(path: Path, rows: Sequence[dict[str, Any]]) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(list(rows)), path)
+    # The names of labels are in the files of nyu-mll/glue, whose order is that of `GLUE` anyway.
+    names = {"info": {"features": {"label": {"_type": "ClassLabel", "names": ["one", "two"]}}}}
+    table = pyarrow.Table.from_pylist(list(rows)).replace_schema_metadata({"huggingface": json.dumps(names)})
+    pyarrow.parquet.write_table(table, path)
     return path
 
 
@@ -259,14 +263,14 @@ GLUE_HEAD = "index\tsentence1\tsentence2\tlabel\n0\tA\tB\tentailment\n"
     ("text", "message"),
     [
         ("index\tsentence1\tsentense2\tlabel\n", r"no column 'sentence2'; did you mean 'sentense2'"),
-        ("", r"no column 'sentence1'; it has no columns"),
+        ("", r"is empty; its first line must name the columns"),
         (GLUE_HEAD.split("\n")[0], r"holds no example"),
         (GLUE_HEAD + "1\tA\tB\n", r"line 3 has 3 fields, not 4"),
         (GLUE_HEAD + "1\tA\tB\tC\tentailment\n", r"line 3 has 5 fields, not 4"),
         (GLUE_HEAD + "1\tA\tB\tentailed\n", r"line 3: unknown label 'entailed'; did you mean 'entailment'\?"),
         (GLUE_HEAD + "1\tA\tB\t\n", r"line 3 has no label; train needs one"),
         (GLUE_HEAD + "1\t \tB\tentailment\n", r"line 3: the text 'sentence1' is empty"),
-        (GLUE_HEAD + "1\tA\0\tB\tentailment\n", r"line 3: a zero byte; the file is binary"),
+        (GLUE_HEAD + "1\tA\0\tB\tentailment\n", r"is binary, not text: a zero byte in line 3"),
         ("PK\x03\x04abc", r"is a zip file, not text"),
     ],
 )
@@ -282,7 +286,7 @@ def test_scores_of_stsb_must_be_numbers_and_files_text(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"train\.tsv, line 3: the label 'good' is no number"):
         glue_task("stsb", tmp_path).examples("train")
     path.write_bytes(path.read_bytes().replace("😀".encode(), b"\xff"))
-    with pytest.raises(UserError, match=r"train\.tsv, line 2 is not UTF-8 text \(byte 0xff\)"):
+    with pytest.raises(UserError, match=r"train\.tsv is not UTF-8 text \(byte 0xff, line 2\)"):
         glue_task("stsb", tmp_path).examples("train")
 
 

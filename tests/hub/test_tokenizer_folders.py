@@ -18,7 +18,17 @@ from fastbert.errors import UserError
 from fastbert.hub.export import export_model
 from fastbert.hub.load import load_pretrained
 from fastbert.model.config import EncoderConfig
-from tests.data.tokenizer_folders import BERT, READABLE, REFUSED, WORDS, put, texts, tokenizer_json
+from tests.data.tokenizer_folders import (
+    BERT,
+    CLASS,
+    READABLE,
+    REFUSED,
+    WORDS,
+    put,
+    texts,
+    tokenizer_json,
+    vocabulary,
+)
 from tests.hub.conftest import named, random_models, small_config
 
 TEXTS = texts()
@@ -66,6 +76,30 @@ def test_both_read_a_folder_alike_and_its_export_too(name: str, tmp_path: Path, 
     encoded = encoder.encode(TEXTS, [True] * len(TEXTS))
     theirs = split(TEXTS, add_special_tokens=False)["input_ids"]
     assert encoded.tokens.tolist() == [token for text in theirs for token in (*text, ours.ids["[SEP]"])]
+
+
+VALID = ["ab\n", "ab", "\n", "ab \ncd\t\n", " ab\n", "ab cd\n", "ab\u2028cd\n", "ab\u2028\ncd", "ab\x85cd\nef\x85\n"]
+VALID += ["\nab\n", "ab\xa0\n", "ab\u3000\n", "\x0c\nab\x0b\n", "ab\x1ccd\nef\x1d\n", "ab\u200b\n", "ab\ufeff\n"]
+VALID += ["\u180e\n", "ab\u205f\ncd\u2060\n", "ab\r\r\ncd\n", "ab\r"]
+UNCLEAR = ["ab\rcd\n", "hello\n", "hello \n", "ab\n\n\ncd\n", "[PAD]\n", "ab\0cd\n"]
+
+
+@pytest.mark.parametrize("line", ["\n", "\r\n"])
+def test_a_vocabulary_is_split_as_transformers_splits_it(line: str, tmp_path: Path) -> None:
+    """Its own reader is the oracle: equal ids, but for an empty token at the end, or a refusal."""
+    for number, end in enumerate(VALID):
+        text = vocabulary(end=line) + end
+        folder = put(tmp_path / str(number), vocab__txt=text, tokenizer_config__json=CLASS)
+        theirs = AutoTokenizer.from_pretrained(folder).get_vocab()
+        if theirs.get("") == len(theirs) - 1:
+            del theirs[""]
+        assert load_tokenizer(folder).ids == theirs, repr(end)
+    refused = [vocabulary(end=line) + end for end in UNCLEAR]
+    refused += ["\ufeff" + vocabulary(end=line), vocabulary(end="\r"), vocabulary(end=line).replace(line, "\r", 1)]
+    for number, text in enumerate(refused):
+        folder = put(tmp_path / f"refused {number}", vocab__txt=text, tokenizer_config__json=CLASS)
+        with pytest.raises(UserError, match=r"vocab\.txt"):
+            load_tokenizer(folder)
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -137,6 +171,9 @@ def test_an_export_states_its_positions_so_truncation_works(position: str, tmp_p
 
 
 def test_vocabularies_that_vocab_txt_cannot_hold_are_exported_without_it(tmp_path: Path) -> None:
+    for end in ("a\rb", "c\u2028", ""):
+        WordPiece((*WORDS, end)).save(tmp_path / "other")
+        assert not (tmp_path / "other" / "vocab.txt").exists()
     odd = WordPiece((*WORDS, "a\nb", "c "))
     odd.save(tmp_path / "in")
     assert not (tmp_path / "in" / "vocab.txt").exists()

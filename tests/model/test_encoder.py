@@ -160,8 +160,8 @@ def test_initial_values_depend_on_name_and_seed_alone() -> None:
         ({"layers": 0}, "layers must be at least 1"),
         ({"feed_forward": "gegl"}, "unknown feed_forward 'gegl'; did you mean 'geglu'"),
         ({"position": "rope", "heads": 32}, "heads of even size, and width 32 with heads 32 makes 1; choose another"),
-        ({"rope_base": 1.0}, "rope_base must be a number greater than 1, not 1.0"),
-        ({"rope_base": math.nan}, "rope_base must be a number greater than 1, not nan"),
+        ({"rope_base": 1.0}, "rope_base must be greater than 1, not 1.0"),
+        ({"rope_base": math.nan}, "rope_base must be a finite number, not nan"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(changes: dict, message: str) -> None:

@@ -339,5 +339,5 @@ def test_flops_are_those_of_the_text() -> None:
     ],
 )
 def test_options_out_of_range(changes: dict) -> None:
-    with pytest.raises(UserError, match=r"notes\."):
+    with pytest.raises(UserError, match=f"^{next(iter(changes))} must"):
         NotesOptions(**changes)

@@ -141,7 +141,7 @@ def options_of(prepared: Path, position: str, objective: str, notes: bool) -> Pr
 
 
 @pytest.mark.parametrize(("position", "code"), [("rope", 0), ("relative", 2)])
-def test_longer_sequences_from_given_weights(position: str, code: int, flags, tmp_path, capsys) -> None:
+def test_longer_sequences_from_given_weights(position: str, code: int, flags, prepared, tmp_path, capsys) -> None:
     """Without a table of positions the longest sequence may grow; the export keeps the new one."""
     first, second = tmp_path / "first", tmp_path / "second"
     short = ["--steps", "1", "--position", position, *flags_of(BESIDE.get(position, {}))]
@@ -150,6 +150,11 @@ def test_longer_sequences_from_given_weights(position: str, code: int, flags, tm
     assert main(["pretrain", *flags, *short, *longer]) == code
     if code:
         assert "max_positions 80 does not fit the given weights, which have 32" in capsys.readouterr().err
+        # Without it, as the message says, the advice is not to raise it.
+        assert main(["pretrain", *flags, *short, *longer[:4], "--out", str(second)]) == 2
+        assert f"positions of {first}, which cannot be raised; lower --length to 32 or less" in capsys.readouterr().err
+        options = from_dict(PretrainOptions, {"data": str(prepared), "init_from": str(first), "length": 32}, "the test")
+        assert prepare_setup(options).config.max_positions == 32
         return
     exported = load_pretrained(second / "model")
     assert exported.config == replace(load_pretrained(first).config, max_positions=80)

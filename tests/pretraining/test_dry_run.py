@@ -6,9 +6,12 @@ import signal
 from collections import namedtuple
 from dataclasses import replace
 
+import hypothesis
 import pytest
+from hypothesis import strategies as st
 
 from fastbert.pretraining import dry_run, loop
+from fastbert.pretraining.budget import saves_between
 from fastbert.pretraining.options import PretrainOptions
 from fastbert.training.checkpoints import Checkpointer
 from tests.flags import main
@@ -96,6 +99,25 @@ def test_milestones_count_as_validations_and_checkpoints() -> None:
     options = PretrainOptions(steps=10, eval_every=4, checkpoint_every=3, milestones="1,9")
     assert dry_run.saves(options, 0) == (5, 7)  # 1 4 8 9 10; and 3 6
     assert dry_run.saves(options, 8) == (2, 2)
+
+
+@hypothesis.given(
+    st.integers(1, 40), st.integers(1, 40), st.integers(1, 300), st.integers(0, 300), st.sets(st.integers(1, 300))
+)
+def test_saves_are_counted_without_listing_them(validate: int, save: int, steps: int, done: int, marks: set) -> None:
+    milestones = ",".join(map(str, sorted(mark for mark in marks if mark <= steps))) or None
+    options = PretrainOptions(eval_every=validate, checkpoint_every=save, steps=steps, milestones=milestones)
+    marked = {steps, *options.milestone_steps()}
+    validated = {step for step in range(1, steps + 1) if step in marked or step % validate == 0}
+    kept = {step for step in range(1, steps + 1) if step in validated or step % save == 0}
+    assert saves_between(options, done, steps) == tuple(
+        sum(step > done for step in found) for found in (validated, kept)
+    )
+
+
+def test_the_saves_of_the_longest_run() -> None:
+    options = PretrainOptions(eval_every=1, checkpoint_every=1, steps=2**31 - 1)
+    assert saves_between(options, 0, options.steps) == (options.steps, options.steps)
 
 
 def test_an_interrupted_one_leaves_nothing(flags, tmp_path, monkeypatch) -> None:

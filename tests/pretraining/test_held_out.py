@@ -130,9 +130,11 @@ def test_a_text_of_unknown_words(run, capsys, tmp_path) -> None:
     assert result["bits_per_byte"] == pytest.approx(8 * 8 * 40 / (10 * 40 - 1), rel=1e-12)
     assert "warning: 100.0% of the tokens of" in shown.err and "are [UNK]" in shown.err
     assert main(["evaluate", "--model", str(run), "--source", str(tmp_path / "text.txt"), "--max-tokens", "0"]) == 2
-    assert "max_tokens must be at least 1, not 0" in capsys.readouterr().err
+    assert "--max-tokens must be at least 1, not 0" in capsys.readouterr().err
+    (tmp_path / "text.txt").write_text("<html>\n" + "ʘʘʘ ʘ\n" * 40)
     assert main(["evaluate", "--model", str(run), "--source", str(tmp_path / "text.txt")]) == 0
-    assert "bits per byte" in capsys.readouterr().out
+    shown = capsys.readouterr()
+    assert "bits per byte" in shown.out and "text.txt looks like HTML or XML" in shown.err
     (tmp_path / "text.txt").write_text("ʘ " * 40 + "nation")  # the only word lies behind the last whole sequence
     assert main(["evaluate", "--model", str(run), "--source", str(tmp_path / "text.txt"), "--length", "32"]) == 2
     assert "no token that can be masked" in capsys.readouterr().err
@@ -140,7 +142,7 @@ def test_a_text_of_unknown_words(run, capsys, tmp_path) -> None:
 
 def test_bytes_of_unknown_words_are_those_of_the_text(tmp_path) -> None:
     (tmp_path / "text.txt").write_text("a xyz bc\n\nÉÉ 東a [UNK]\n\nnever read", encoding="utf-8")
-    options = EvaluateOptions(model="", source=str(tmp_path / "text.txt"), max_tokens=6)
+    options = EvaluateOptions(model="none", source=str(tmp_path / "text.txt"), max_tokens=6)
     text = read_text(options, load_words())
     #                            a  xyz b ##c       ÉÉ 東 a [ UNK ]
     assert text.tokens.tolist() == [5, 1, 6, 7, 3, 1, 1, 5, 1, 1, 1, 3]

@@ -214,7 +214,7 @@ def test_only_active_options_name_the_experiment(prepared) -> None:
         (["--first-length", "12"], "choose a first_length that divides length"),
         (["--batch-start", "3"], "batch_start 3 is no part of batch_size 4"),
         (["--batch-warmup", "13"], "the batch grows for 13 steps, longer than the run of 12"),
-        (["--first-share", "1.5"], "first_share is 1.5"),
+        (["--first-share", "1.5"], "--first-share must lie in (0, 1), not 1.5"),
         (["--first-length", "2", "--batch-size", "65536", "--batch-start", "32768"], "less than one batch of"),
         (["--optimizer.name", "mun"], "did you mean 'muon'"),
     ],

@@ -137,8 +137,8 @@ def test_glibc_accepts_both_settings():
     [
         ({"precision": "fp16"}, "unknown precision 'fp16'"),
         ({"kernels": "flash"}, "unknown kernels 'flash'"),
-        ({"threads": -1}, "threads is -1"),
-        ({"micro_batch_size": 0}, "micro_batch_size is 0"),
+        ({"threads": -1}, "threads must be at least 0, not -1"),
+        ({"micro_batch_size": 0}, "micro_batch_size must be at least 1, not 0"),
     ],
 )
 def test_wrong_options_are_refused(change, message):

@@ -217,12 +217,12 @@ def test_an_optimizer_that_cannot_skip_is_refused():
     ("change", "message"),
     [
         ({"name": "adam"}, "did you mean 'adamw'"),
-        ({"momentum": 1.0}, "momentum is 1.0"),
-        ({"beta2": 1.0}, "beta2 is 1.0"),
-        ({"eps": 0.0}, "eps is 0.0"),
-        ({"learning_rate": -1.0}, "learning_rate is -1.0"),
-        ({"clip_norm": -1.0}, "clip_norm is -1.0"),
-        ({"weight_decay": float("nan")}, "weight_decay is nan"),
+        ({"momentum": 1.0}, r"momentum must lie in \[0, 1\), not 1.0"),
+        ({"beta2": 1.0}, r"beta2 must lie in \[0, 1\), not 1.0"),
+        ({"eps": 0.0}, "eps must be greater than 0, not 0.0"),
+        ({"learning_rate": -1.0}, "learning_rate must be greater than 0, not -1.0"),
+        ({"clip_norm": -1.0}, "clip_norm must be at least 0, not -1.0"),
+        ({"weight_decay": float("nan")}, "weight_decay must be a finite number, not nan"),
     ],
 )
 def test_wrong_options_are_refused(change, message):

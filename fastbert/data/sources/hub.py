@@ -5,9 +5,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fastbert.data.columns import Columns
+from fastbert.data.parquet import ROWS, cells_of, check_schema
 from fastbert.data.sources.files import file_identity
-from fastbert.data.sources.parquet import ROWS, check_column, texts_of
 from fastbert.data.sources.source import Source, text_bytes
+from fastbert.data.text import clean
+from fastbert.encodings import explain
 from fastbert.errors import UserError, nearest
 from fastbert.records import read_json
 
@@ -24,8 +27,8 @@ def open_hub(spec: str, column: str, streamed: bool) -> Source:
     """The dataset that `hf:NAME[:CONFIG[:SPLIT]]` names; the split is train unless it says otherwise.
 
     NAME is a name on the hub (owner/name; its cached copy serves without a network), a local folder that
-    `datasets.load_dataset` takes (Parquet, JSONL, CSV, text), or one that `save_to_disk` wrote. Code of the dataset's
-    own is never run.
+    `datasets.load_dataset` takes (Parquet, JSONL, CSV, text: a row for each line), or one that `save_to_disk` wrote.
+    Code of the dataset's own is never run.
 
     Args:
         streamed: reads where the data lies, without a copy in the local cache. What is read is the same.
@@ -53,6 +56,8 @@ def open_hub(spec: str, column: str, streamed: bool) -> Source:
             from datasets import load_dataset_builder
 
             builder = load_dataset_builder(name, config or None)
+            if folder.is_dir() and hasattr(builder.config, "keep_default_na"):  # CSV, where NA and null are words too
+                builder = load_dataset_builder(name, config or None, keep_default_na=False)
         split = split or "train"
         dataset = _load(builder, spec, split, streamed)
         identity = {"config": builder.config.name, "split": split, **_files_of(builder, folder)}
@@ -145,7 +150,7 @@ def _check(dataset: "Dataset | IterableDataset", column: str, spec: str) -> None
     if features is None:  # a stream of which nobody knows the columns before its first row
         with _refusals(spec):
             features = dataset._resolve_features().features
-    check_column(features.arrow_schema, column, f"source {spec!r}")
+    check_schema(features.arrow_schema, Columns((column,)), f"source {spec!r}")
 
 
 def _read(
@@ -155,10 +160,11 @@ def _read(
     with _refusals(spec):
         # Nothing but the one column is decoded, and that as Arrow: pictures beside the text cost nothing.
         for batch in dataset.select_columns([column]).with_format("arrow").iter(ROWS):
-            texts = texts_of(batch.column(column), f"source {spec!r}, column {column!r}", done)
-            done += len(texts)
+            texts = cells_of(batch.column(column), f"source {spec!r}, column {column!r}", done)
             for text in texts:
+                done += 1
                 if text is not None:
+                    text = clean(text, f"source {spec!r}, row {done}")
                     held += text_bytes(text)
                     yield (size * min(done, rows) // rows if size else held), text
 
@@ -167,10 +173,18 @@ def _read(
 def _refusals(spec: str) -> Iterator[None]:
     """Turns what datasets raises about names, files and networks into a UserError."""
     import pyarrow
+    from datasets.exceptions import DatasetGenerationError
 
     try:
         yield
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError, pyarrow.ArrowException) as error:
+    except (
+        *(OSError, ValueError, RuntimeError, KeyError, TypeError),
+        *(pyarrow.ArrowException, DatasetGenerationError),
+    ) as raised:
+        error = raised.__cause__ if isinstance(raised, DatasetGenerationError) and raised.__cause__ else raised
+        if isinstance(error, UnicodeDecodeError):
+            what = explain(error.object, error.start, None)
+            raise UserError(f"source {spec!r} cannot be read: a file of it is not UTF-8 text: {what}") from raised
         said = " ".join(str(error).split("Example of usage")[0].split())
         if isinstance(error, FileNotFoundError | ConnectionError) and not Path(spec.removeprefix(HUB)).exists():
             said += (
@@ -179,4 +193,4 @@ def _refusals(spec: str) -> Iterator[None]:
             )
         elif "BuilderConfig" in said or "Config name" in said:
             said += f"; write {FORM}, and hf:NAME::SPLIT for a split alone"
-        raise UserError(f"source {spec!r} cannot be read: {said}") from error
+        raise UserError(f"source {spec!r} cannot be read: {said}") from raised

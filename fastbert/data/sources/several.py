@@ -15,7 +15,8 @@ class List(Source):
     def __init__(self, spec: str, parts: Sequence[Source]) -> None:
         identity = {"kind": "list", "sources": [part.identity for part in parts]}
         size = sum(part.size for part in parts) if all(part.size for part in parts) else 0
-        super().__init__(spec, _name(parts), identity, size, self._read)
+        warnings = [warning for part in parts for warning in part.warnings]
+        super().__init__(spec, _name(parts), identity, size, self._read, warnings=warnings)
         self._parts = parts
 
     @property

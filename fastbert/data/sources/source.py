@@ -1,5 +1,6 @@
 """What a source of documents is: leaves that read a format, and several of them one after the other or mixed."""
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 from fastbert.errors import UserError
 
 LONGEST_DOCUMENT = 2**20  # characters; longer ones are cut at line ends, which bounds everybody's memory
+_LEADING = re.compile(r"[\s\ufeff]*")
 
 
 @dataclass
@@ -28,6 +30,8 @@ class Source:
     part: int = 0
     """Which of `parts` gave the document last yielded."""
 
+    warnings: Sequence[str] = ()
+    """What the user should know of it before it is read."""
     ended_by: int | None = None
     """In a mixture that was read to its end, the part that ran out."""
 
@@ -60,20 +64,32 @@ class Source:
 def cut(text: str, limit: int) -> Iterator[str]:
     """Pieces of at most `limit` characters, cut at the last line end that fits, else white space, else anywhere.
 
-    White space at their ends and empty pieces are dropped.
+    White space at their ends, byte order marks at their beginning and empty pieces are dropped.
     """
-    start = 0
+    return filter(None, _pieces(text, limit))
+
+
+def cut_early(beginning: str) -> tuple[list[str], str]:
+    """The pieces of `cut` at LONGEST_DOCUMENT that do not depend on what follows `beginning` in its document, and what
+    then stands for the rest of it."""
+    *ready, rest = _pieces(beginning, LONGEST_DOCUMENT)
+    # White space may be the end, which is no reason to cut, or lie between words; more of it makes no difference.
+    return ready, rest + beginning[len(beginning.rstrip()) :][:LONGEST_DOCUMENT]
+
+
+def _pieces(text: str, limit: int) -> Iterator[str]:
+    """Those of `cut`, the last of which, behind the last cut, may be empty."""
+    text = text.rstrip()
+    start = _LEADING.match(text).end()
     while len(text) - start > limit:
         end = text.rfind("\n", start, start + limit) + 1
         if end <= start:
             end = text.rfind(" ", start, start + limit) + 1
         if end <= start:
             end = start + limit
-        if piece := text[start:end].strip():
-            yield piece
-        start = end
-    if piece := text[start:].strip():
-        yield piece
+        yield text[start:end].rstrip()
+        start = _LEADING.match(text, end).end()
+    yield text[start:]
 
 
 def text_bytes(text: str) -> int:

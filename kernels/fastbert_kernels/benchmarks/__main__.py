@@ -38,7 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
     elif args.what == "attention":
         from fastbert_kernels.benchmarks.attention import bench
 
-        rows = json.loads(args.tiles.read_text())["rows"] if args.tiles else []
+        rows = json.loads(args.tiles.read_text(encoding="utf-8"))["rows"] if args.tiles else []
         bench(settings, next((row["best"] for row in rows if "best" in row), None))
     elif args.what == "vocabulary":
         from fastbert_kernels.benchmarks.vocabulary import vocabulary

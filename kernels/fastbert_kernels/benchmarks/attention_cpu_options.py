@@ -122,7 +122,7 @@ def peak_mib(function: Callable[[], Any]) -> float:
 def cpu() -> str:
     """Its name, and whether it multiplies bf16, as far as the system says."""
     path = Path("/proc/cpuinfo")
-    lines = path.read_text().splitlines() if path.is_file() else []
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
     said = dict(line.split(":", 1) for line in reversed(lines) if ":" in line)
     said = {name.strip(): value.strip() for name, value in said.items()}
     fast = "with" if "avx512_bf16" in said.get("flags", "") else "without"

@@ -179,7 +179,7 @@ def report(folder: Path, commit: str | None = None) -> list[Path]:
     for name, make in TABLES.items():
         if not (folder / f"{name}.json").is_file():
             continue
-        found = json.loads((folder / f"{name}.json").read_text())
+        found = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
         if commit:
             found["commit"] = commit
         text = [f"# {name}", "", about(found), "", make(found), ""]

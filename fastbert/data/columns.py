@@ -1,0 +1,42 @@
+"""What is read of a table: columns of text and perhaps one of labels."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from fastbert.errors import UserError, brief, nearest
+
+
+@dataclass(frozen=True)
+class Columns:
+    texts: tuple[str, ...]
+    label: str | None = None
+    """A column of any type."""
+    label_may_lack: bool = False
+    remedy: str = "choose with --column"
+    """The end of the error for a column that is missing or holds no text."""
+    class_names: bool = False
+    """Integers that the features of `datasets` give names to become those names, and -1 a missing label."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All columns, in the order of a row's cells."""
+        return self.texts if self.label is None else (*self.texts, self.label)
+
+    def check(self, found: Sequence[str], where: str, hint: str = "") -> None:
+        """
+        Args:
+            found: the columns there are.
+            where: names the file in errors.
+            hint: replaces the remedy for a missing column.
+
+        Raises:
+            UserError: a column is missing, or is there twice; names the columns there are.
+        """
+        for name in self.names:
+            if name not in found:
+                if name == self.label and self.label_may_lack:
+                    continue
+                known = nearest(name, found) if found else "it has none"
+                raise UserError(f"{where} has no column {brief(name)}; {known}; {hint or self.remedy}")
+            if (count := list(found).count(name)) > 1:
+                raise UserError(f"{where}: {count} columns are called {brief(name)}; rename one, or {self.remedy}")

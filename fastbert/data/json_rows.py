@@ -1,0 +1,161 @@
+"""Rows of JSON files: objects one to a line, or an array of objects, which is read one by one with bounded memory."""
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+from fastbert.data.text import LONGEST_ROW, is_unicode, lines, pieces
+from fastbert.errors import UserError, brief
+
+WINDOW = 2**16  # characters of an array that are read at a time, if its objects fit
+_SPACE = re.compile(r"[ \t\n]*")
+_NEAR = 16  # characters: an object that is cut off within a literal or an escape fails this close to the end
+_UNTERMINATED = "Unterminated string"
+_KINDS = {str: "string", list: "list", bool: "boolean", int: "number", float: "number", type(None): "null"}
+
+
+def json_lines(stream: IO[bytes], path: Path, hint: str) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """(file and line, JSON, object) for each line; blank lines are skipped.
+
+    Args:
+        hint: what to do with a file of another shape.
+
+    Raises:
+        UserError: a line is not JSON, or no object; names it.
+    """
+    for number, line in lines(stream, path):
+        if not line or line.isspace():
+            continue
+        where = f"{path}, line {number}"
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{where} is not JSON ({_reason(error)}); {hint}") from None
+        if not isinstance(row, dict):
+            raise UserError(f"{where} is a JSON {_KINDS[type(row)]}, not an object; {hint}")
+        yield where, line, row
+
+
+def json_array(stream: IO[bytes], path: Path) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """(file and row, JSON, object) for each object of an array, rows counted from 1.
+
+    Raises:
+        UserError: it is not JSON, is cut off, or holds something else than objects; names the row.
+    """
+    window = _Window(pieces(stream, path))
+    window.take()  # the bracket
+    number, ended = 0, window.next()
+    if ended == "]":
+        window.take()
+    else:
+        while ended != "]":
+            number += 1
+            where = f"{path}, row {number}"
+            row, text = _element(window, where)
+            if not isinstance(row, dict):
+                raise UserError(
+                    f"{where} is a JSON {_KINDS[type(row)]}, not an object; write objects, with a name for each column"
+                )
+            yield where, text, row
+            ended = window.take()
+            if ended not in (",", "]"):
+                raise UserError(
+                    f"{path} is not JSON: after row {number} comes {ended!r}, not a comma or the end of the array"
+                    if ended
+                    else f"{path} ends after row {number}, within the array; it is cut off: fetch it again"
+                )
+    if ended := window.take():
+        raise UserError(f"{path} is not JSON: {ended!r} follows the end of its array; remove it")
+
+
+class _Window:
+    """The part of a file that is parsed now, and from `at` on not yet."""
+
+    def __init__(self, source: Iterator[tuple[int, str]]) -> None:
+        self.text, self.at = "", 0
+        self._source = source
+
+    def next(self) -> str:
+        """The next character that is not white space, at which `at` is now; empty at the end of the file."""
+        while True:
+            self.at = _SPACE.match(self.text, self.at).end()
+            if self.at < len(self.text):
+                return self.text[self.at]
+            if not self.more():
+                return ""
+
+    def take(self) -> str:
+        """`next`, and goes past it."""
+        character = self.next()
+        self.at += len(character)
+        return character
+
+    def more(self) -> bool:
+        """Drops what is parsed and reads as much again as is left, so that long rows cost linear time."""
+        parts, size = [self.text[self.at :]], 0
+        most = max(WINDOW, len(parts[0]))
+        while size < most and (piece := next(self._source, None)):
+            parts.append(piece[1])
+            size += len(piece[1])
+        self.text, self.at = "".join(parts), 0
+        return size > 0
+
+
+def _element(window: _Window, where: str) -> tuple[Any, str]:
+    """The next value of an array, and its JSON."""
+    window.next()
+    while True:
+        try:
+            row, end = json.JSONDecoder().raw_decode(window.text, window.at)
+        except json.JSONDecodeError as error:
+            cut = error.pos >= len(window.text) - _NEAR or error.msg.startswith(_UNTERMINATED)
+            if cut and len(window.text) - window.at > LONGEST_ROW:
+                raise UserError(
+                    f"{where} has more than {LONGEST_ROW:,} characters, or a quote that is not closed"
+                ) from None
+            if cut and window.more():
+                continue
+            raise UserError(f"{where} is {'cut off' if cut else 'not JSON'} ({error.msg})") from None
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{where} is not JSON ({_reason(error)})") from None
+        text, window.at = window.text[window.at : end], end
+        return row, text
+
+
+def begins_array(stream: IO[bytes]) -> bool:
+    """Whether the first character of a buffered stream, after white space, is a bracket."""
+    return stream.peek(WINDOW).removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"[")
+
+
+def check_cells(row: dict[str, Any], text: str, names: Sequence[str], where: str) -> None:
+    """
+    Args:
+        text: the JSON of `row`.
+        names: the columns that are read.
+
+    Raises:
+        UserError: one of them is there twice, or holds half of a surrogate pair.
+    """
+    if "\\u" in text:
+        for name in names:
+            if isinstance(row.get(name), str) and not is_unicode(row[name]):
+                raise UserError(f"{where}: {brief(name)} holds half of a surrogate pair, no text; fix the row")
+    if any(text.count(f'"{name}"') > 1 for name in names):
+        counts: Counter[str] = Counter()
+
+        def outermost(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+            counts.clear()  # inner objects are complete before the outer one
+            counts.update(name for name, _ in pairs)
+            return {}
+
+        json.loads(text, object_pairs_hook=outermost)
+        for name in names:
+            if counts[name] > 1:
+                raise UserError(f"{where} has {brief(name)} twice; leave one of them out")
+
+
+def _reason(error: Exception) -> str:
+    return "nested too deeply" if isinstance(error, RecursionError) else brief(str(error), str)

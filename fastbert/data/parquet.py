@@ -1,0 +1,181 @@
+"""Rows of Parquet files and of Arrow tables, read in batches of rows; memory does not follow row groups or files."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fastbert.data.columns import Columns
+from fastbert.errors import UserError
+from fastbert.inputs import open_input, raise_refusal
+
+if TYPE_CHECKING:
+    import pyarrow
+
+# Rows that are decoded at a time: even rows of a megabyte each stay within 64 MB.
+ROWS = 64
+PAGE_BUFFER = 2**20  # bytes of a column read ahead, in place of the whole column of a row group
+FEATURES = b"huggingface"  # where `datasets` puts what it knows of the columns
+
+
+def check_parquet(path: Path, columns: Columns) -> None:
+    """Looks at the file's end, where its columns are named.
+
+    Raises:
+        UserError: damaged, or a column is missing or holds no text.
+    """
+    import pyarrow.parquet
+
+    with _damage(path), open_input(path) as file:
+        schema = pyarrow.parquet.read_schema(file)
+    check_schema(schema, columns, str(path))
+    class_names(schema, columns, str(path))
+
+
+def check_schema(schema: "pyarrow.Schema", columns: Columns, where: str) -> None:
+    """
+    Raises:
+        UserError: a column is missing, named twice, or of another type than text; names the columns there are.
+    """
+    columns.check(schema.names, where)
+    for name in columns.texts:
+        kind = schema.field(name).type
+        if not is_text(kind):
+            known = ", ".join(f"{field.name} ({field.type})" for field in schema)
+            raise UserError(f"{where}: the column {name!r} is {kind}, not text; {columns.remedy}; columns: {known}")
+
+
+def is_text(kind: "pyarrow.DataType") -> bool:
+    """Whether a column of this type holds text, perhaps by way of a dictionary."""
+    import pyarrow.types
+
+    if pyarrow.types.is_dictionary(kind):
+        kind = kind.value_type
+    checks = (pyarrow.types.is_string, pyarrow.types.is_large_string, pyarrow.types.is_string_view)
+    return any(check(kind) for check in checks)
+
+
+def class_names(schema: "pyarrow.Schema", columns: Columns, where: str) -> tuple[str, ...] | None:
+    """The names of a label column's integers, in their order, from the features that `datasets` has put into a file;
+    None if there are none, or `columns` does not ask for them.
+
+    Raises:
+        UserError: these features are damaged.
+    """
+    if not columns.class_names or columns.label is None or FEATURES not in (schema.metadata or {}):
+        return None
+    damaged = UserError(f"{where}: the features that datasets put into it are damaged; write the file again")
+    try:
+        features = json.loads(schema.metadata[FEATURES])
+    except (ValueError, RecursionError):
+        raise damaged from None
+    for key in ("info", "features", columns.label):
+        if not isinstance(features, dict):
+            raise damaged
+        features = features.get(key)
+        if features is None:
+            return None
+    if not isinstance(features, dict) or features.get("_type") != "ClassLabel":
+        return None
+    names = features.get("names")
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise damaged
+    return tuple(names)
+
+
+def read_class_names(path: Path, columns: Columns) -> tuple[str, ...] | None:
+    """`class_names` of a Parquet file.
+
+    Raises:
+        UserError: damaged, or a column is missing.
+    """
+    import pyarrow.parquet
+
+    with _damage(path), open_input(path) as file:
+        schema = pyarrow.parquet.read_schema(file)
+    return class_names(schema, columns, str(path))
+
+
+def parquet_rows(path: Path, columns: Columns) -> Iterator[tuple[int, int, list[Any]]]:
+    """(bytes of the file read, estimated by its rows; row from 1; cells) of every row.
+
+    Raises:
+        UserError: damaged; a column is missing or holds no text; text that is not UTF-8.
+    """
+    import pyarrow.parquet
+
+    size = path.stat().st_size
+    with (
+        _damage(path),
+        open_input(path) as raw,
+        pyarrow.parquet.ParquetFile(raw, buffer_size=PAGE_BUFFER, pre_buffer=False) as file,
+    ):
+        schema = file.schema_arrow
+        check_schema(schema, columns, str(path))
+        names = class_names(schema, columns, str(path))
+        there = [name for name in columns.names if name in schema.names]
+        # One thread: a pool would only hold more of the columns.
+        batches = file.iter_batches(batch_size=ROWS, columns=there, use_threads=False)
+        total = file.metadata.num_rows
+        for number, cells in arrow_rows(batches, there, columns, str(path)):
+            if names is not None:
+                cells[-1] = _name(cells[-1], names, f"{path}, row {number}")
+            yield size * number // total, number, cells
+
+
+def arrow_rows(
+    batches: Iterator["pyarrow.RecordBatch"], there: list[str], columns: Columns, where: str
+) -> Iterator[tuple[int, list[Any]]]:
+    """(row from 1, cells) of Arrow batches that have the columns `there`."""
+    number = 0
+    for batch in batches:
+        cells = [
+            cells_of(batch.column(name), f"{where}, column {name!r}", number)
+            if name in there
+            else [None] * batch.num_rows
+            for name in columns.names
+        ]
+        for row in zip(*cells, strict=True):
+            number += 1
+            yield number, list(row)
+
+
+def cells_of(values: "pyarrow.Array | pyarrow.ChunkedArray", where: str, first: int) -> list[Any]:
+    """The cells of a column; null is None.
+
+    Args:
+        first: rows before these, for errors.
+
+    Raises:
+        UserError: a text that is not UTF-8, which Arrow itself does not look at.
+    """
+    try:
+        return values.to_pylist()
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{where}: a row between {first + 1:,} and {first + len(values):,} is not UTF-8 text ({error}); "
+            "write the file again from text"
+        ) from None
+
+
+def _name(value: Any, names: tuple[str, ...], where: str) -> Any:
+    """The name of a class; None for -1, which says in `datasets` that there is no label."""
+    if not isinstance(value, int) or isinstance(value, bool) or value == -1:
+        return None if value == -1 else value
+    if not 0 <= value < len(names):
+        raise UserError(f"{where}: the label {value} is none of the {len(names)} that datasets names in the file")
+    return names[value]
+
+
+@contextmanager
+def _damage(path: Path) -> Iterator[None]:
+    """Turns what Arrow says of a file into a UserError that names it."""
+    import pyarrow
+
+    try:
+        yield
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:  # the last one of a column's name
+        raise_refusal(error, path)
+        said = " ".join(str(error).split())
+        raise UserError(f"{path} is cut off, damaged or no Parquet file ({said}); fetch it again") from error

@@ -1,0 +1,200 @@
+"""Rows of tables: JSONL, JSON arrays, CSV, TSV and Parquet, for sources of text and for tasks alike.
+
+Text in a cell has been through `fastbert.data.text`, so that it does not matter what it was stored in. A new format is
+one reader and one line in `READERS`.
+"""
+
+import csv
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+from fastbert.data.columns import Columns
+from fastbert.data.formats import TABLES, check_name, opened, suffixes
+from fastbert.data.json_rows import begins_array, check_cells, json_array, json_lines
+from fastbert.data.parquet import check_parquet, parquet_rows
+from fastbert.data.text import LONGEST_ROW, clean, lines
+from fastbert.errors import UserError
+
+JSONL_HINT = "write one object a line; an array of objects is read from a file called .json"
+JSON_HINT = (
+    "a .json file must be an array of objects, or objects one to a line (which jq -c '.NAME[]' makes of an array NAME "
+    "inside an object)"
+)
+
+
+Cells = list[Any]
+Fields = tuple[int, list[str]]
+
+
+def read_rows(path: Path, columns: Columns) -> Iterator[tuple[int, str, Cells]]:
+    """(bytes of the file read, file and row for errors, cells of the texts and the label) of every row.
+
+    A cell that is missing or null is None. Memory does not grow with the file.
+
+    Raises:
+        UserError: names file, line and remedy: another format, damage, a column that is missing, a row with too many or
+            too few fields, text that is none.
+    """
+    check_table(path)
+    kind = suffixes(path)[0]
+    if kind == ".parquet":
+        for position, number, values in parquet_rows(path, columns):
+            where = f"{path}, row {number}"
+            yield position, where, _clean(values, where)
+        return
+    with opened(path) as (raw, stream):
+        for where, values in READERS[kind](stream, path, columns):
+            yield raw.tell(), where, _clean(values, where)
+
+
+def _clean(values: Cells, where: str) -> Cells:
+    return [clean(value, where) if isinstance(value, str) else value for value in values]
+
+
+def check_table(path: Path) -> None:
+    """Raises a UserError if the file is no table by its suffix."""
+    check_name(path)
+    if suffixes(path)[0] not in TABLES:
+        raise UserError(
+            f"{path}: the suffix says what is in a file; give one of {', '.join(TABLES)} (all but the last also with "
+            ".gz, .xz or .zst)"
+        )
+
+
+def check_columns(path: Path, columns: Columns) -> None:
+    """Looks at the first row, or at the end of a Parquet file, where its columns are named.
+
+    Raises:
+        UserError: as `read_rows`.
+    """
+    if suffixes(path)[0] == ".parquet":
+        check_parquet(path, columns)
+    else:
+        next(read_rows(path, columns), None)
+
+
+# --- CSV and TSV
+
+
+def tsv_fields(stream: IO[bytes], path: Path) -> Iterator[Fields]:
+    """(line, fields), quotes being characters like any other; empty lines are skipped."""
+    for number, line in lines(stream, path):
+        if line:
+            yield number, line.split("\t")
+
+
+def csv_fields(stream: IO[bytes], path: Path) -> Iterator[Fields]:
+    """(first line, fields) with double quotes around fields that need them; empty lines are skipped."""
+    start, size = 1, 0
+
+    def counted() -> Iterator[str]:
+        nonlocal size
+        for _, line in lines(stream, path):
+            size += len(line) + 1
+            if size > LONGEST_ROW:
+                most = f"{LONGEST_ROW:,} characters"
+                raise UserError(
+                    f"{path}, line {start}: this row has more than {most}; is one of its quotes not closed?"
+                )
+            yield f"{line}\n"
+
+    csv.field_size_limit(LONGEST_ROW)  # of the whole process, which has no other use of csv; `counted` is the limit
+    reader = csv.reader(counted(), strict=True)
+    try:
+        for fields in reader:
+            if fields:
+                yield start, fields
+            start, size = reader.line_num + 1, 0
+    except csv.Error as error:
+        raise UserError(
+            f'{path}, line {start} is not CSV: {error}; put double quotes around fields, "" within'
+        ) from None
+
+
+def pick(
+    path: Path, rows: Iterator[Fields], columns: Columns, header: Sequence[str] | None = None, ragged: bool = False
+) -> Iterator[tuple[int, Cells | None]]:
+    """(line, the wanted cells) of rows of fields; the first row names the columns unless `header` does.
+
+    Args:
+        ragged: rows with too few fields come as None, and too many are no error.
+
+    Raises:
+        UserError: a column is missing or there twice, a row has another number of fields than the header, or there is
+            not even a header.
+    """
+    first = 0
+    if header is None:
+        first, header = next(rows, (0, None))
+        if header is None:
+            raise UserError(f"{path} is empty; its first line must name the columns")
+    header = [name.strip() for name in header]
+    columns.check(header, f"{path}, line {first}" if first else str(path), _delimiter_hint(header, path))
+    indices = [header.index(name) if name in header else None for name in columns.names]
+    for number, fields in rows:
+        if len(fields) < len(header) and ragged:
+            yield number, None
+            continue
+        if len(fields) != len(header) and not ragged:
+            tsv = "a TSV is read without quoting: no tab or line end in a text"
+            remedy = "double quotes go around a field with a comma" if suffixes(path)[0] == ".csv" else tsv
+            raise UserError(
+                f"{path}, line {number} has {len(fields)} fields, not {len(header)}; fix the row ({remedy})"
+            )
+        yield number, [None if index is None else fields[index] for index in indices]
+
+
+def _delimiter_hint(header: list[str], path: Path) -> str:
+    """What to do if the only column is in truth several, with other separators between; empty if it is not."""
+    if len(header) != 1:
+        return ""
+    separator, name = (",", "commas") if suffixes(path)[0] == ".csv" else ("\t", "tabs")
+    for other, its_name in ((";", "semicolons"), ("\t", "tabs"), (",", "commas"), ("|", "bars")):
+        if other != separator and other in header[0]:
+            return f"its header has {its_name}, and {name} are needed between columns: write the file again with them"
+    return ""
+
+
+def read_csv(stream: IO[bytes], path: Path, columns: Columns) -> Iterator[tuple[str, Cells]]:
+    for number, values in pick(path, csv_fields(stream, path), columns):
+        yield f"{path}, line {number}", values
+
+
+def read_tsv(stream: IO[bytes], path: Path, columns: Columns) -> Iterator[tuple[str, Cells]]:
+    for number, values in pick(path, tsv_fields(stream, path), columns):
+        yield f"{path}, line {number}", values
+
+
+# --- JSON
+
+
+def read_jsonl(stream: IO[bytes], path: Path, columns: Columns) -> Iterator[tuple[str, Cells]]:
+    yield from _cells(json_lines(stream, path, JSONL_HINT), columns)
+
+
+def read_json(stream: IO[bytes], path: Path, columns: Columns) -> Iterator[tuple[str, Cells]]:
+    if begins_array(stream):
+        yield from _cells(json_array(stream, path), columns)
+    else:
+        yield from _cells(json_lines(stream, path, JSON_HINT), columns, f"{columns.remedy}, or {JSON_HINT}")
+
+
+def _cells(
+    rows: Iterator[tuple[str, str, dict[str, Any]]], columns: Columns, hint: str = ""
+) -> Iterator[tuple[str, Cells]]:
+    names = columns.names
+    for where, text, row in rows:
+        if not all(name in row for name in names):
+            columns.check(list(row), where, hint)
+        check_cells(row, text, names, where)
+        yield where, [row.get(name) for name in names]
+
+
+READERS: dict[str, Callable[[IO[bytes], Path, Columns], Iterator[tuple[str, Cells]]]] = {
+    ".jsonl": read_jsonl,
+    ".ndjson": read_jsonl,
+    ".json": read_json,
+    ".csv": read_csv,
+    ".tsv": read_tsv,
+}

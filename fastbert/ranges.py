@@ -1,0 +1,172 @@
+"""The values that an option can have: declared next to it, checked in one function, refused in one form of message.
+
+    warmup: Annotated[float, Range(0, below=1)] = 0.06
+    steps: Count | None = None
+
+Fields that declare nothing have the limits of their type: whole numbers of 32 bits, finite numbers that 32-bit
+arithmetic can hold, and text that can stand in a path and in one line of a message.
+"""
+
+import math
+import re
+import types
+import typing
+import unicodedata
+from dataclasses import dataclass, fields, is_dataclass
+from functools import cache
+from typing import Annotated, Any
+
+from fastbert.errors import OptionError, brief, choose
+
+LARGEST = 2**31 - 1
+"""Of a count: steps, sequences, tokens in a file."""
+LARGEST_SEED = 2**63 - 1
+"""The hashes take 64 bits of a seed, and records hold whole numbers of 64 bits with a sign."""
+SMALLEST_FLOAT, LARGEST_FLOAT = 1e-30, 1e30
+"""Magnitudes of numbers without bounds of their own: float32 holds them, and what they are multiplied with."""
+LONGEST_TEXT = 4096
+"""Characters, the longest path of Linux."""
+LONGEST_NAME = 255
+"""Bytes of a name in a path."""
+
+
+@dataclass(frozen=True)
+class Range:
+    """An interval; a bound that is None is that of the type."""
+
+    least: float | None = None
+    most: float | None = None
+    above: float | None = None
+    below: float | None = None
+
+    def problem(self, value: float) -> str | None:
+        """Why `value` does not lie in it, as the end of a sentence; None if it does."""
+        if isinstance(value, float) and not math.isfinite(value):
+            return f"must be a finite number, not {value}"
+        if self._contains(value):
+            return _limits(value, self)
+        return f"must {self._violated(value)}, not {brief(value)}"
+
+    def _contains(self, value: float) -> bool:
+        return (
+            (self.least is None or value >= self.least)
+            and (self.most is None or value <= self.most)
+            and (self.above is None or value > self.above)
+            and (self.below is None or value < self.below)
+        )
+
+    def _violated(self, value: float) -> str:
+        """The bound that `value` violates; for fractions both, as an interval."""
+        low = self.least if self.above is None else self.above
+        high = self.most if self.below is None else self.below
+        if low is not None and high is not None and high <= 1:
+            opening, closing = "[" if self.above is None else "(", "]" if self.below is None else ")"
+            return f"lie in {opening}{low}, {high}{closing}"
+        if low is not None and value <= low:
+            return f"be at least {low:,}" if self.above is None else f"be greater than {low:,}"
+        return f"be at most {high:,}" if self.below is None else f"be less than {high:,}"
+
+
+def _limits(value: float, given: Range) -> str | None:
+    """Why a value is beyond what its type can hold, for bounds that are not `given`."""
+    if isinstance(value, int):
+        if given.most is None and abs(value) > LARGEST:
+            return f"must be at {f'most {LARGEST:,}' if value > 0 else f'least -{LARGEST:,}'}, not {brief(value)}"
+    elif value and given.most is None and given.below is None and not SMALLEST_FLOAT <= abs(value) <= LARGEST_FLOAT:
+        zero = "be 0 or " if given._contains(0.0) else ""
+        return f"must {zero}lie between {SMALLEST_FLOAT:g} and {LARGEST_FLOAT:g}, not {brief(value)}"
+    elif not value and math.copysign(1, value) < 0:
+        return "must not be -0.0; write 0"
+    return None
+
+
+ANY = Range()
+Count = Annotated[int, Range(1)]
+Natural = Annotated[int, Range(0)]
+Seed = Annotated[int, Range(0, LARGEST_SEED)]
+Positive = Annotated[float, Range(above=0)]
+NotNegative = Annotated[float, Range(0)]
+Probability = Annotated[float, Range(0, 1)]
+Rate = Annotated[float, Range(0, below=1)]
+Part = Annotated[float, Range(above=0, most=1)]
+"""A fraction of something that cannot be none of it."""
+Fraction = Annotated[float, Range(above=0, below=1)]
+"""A fraction that leaves some of both sides."""
+Workers = Annotated[int, Range(0, 4096)]
+"""Processes or threads; more would not help on any machine."""
+Vocabulary = Annotated[int, Range(256, 2**20)]
+"""Words of a tokenizer that is trained: its trainer reserves memory for all of them."""
+Length = Annotated[int, Range(2, 2**20)]
+"""Tokens in a sequence, [CLS] and one more at least."""
+
+
+def text_problem(value: str) -> str | None:
+    """Why a text is no value of an option, as the end of a sentence; None if it can be one."""
+    if not value.strip():
+        return "is empty; give a value, or leave the option out"
+    if len(value) > LONGEST_TEXT:
+        return f"has {len(value):,} characters, more than {LONGEST_TEXT:,}"
+    if any(len(name.encode(errors="replace")) > LONGEST_NAME for name in re.split("[/,]", value)):
+        return f"holds a name that is too long, of more than {LONGEST_NAME} bytes: {brief(value)}"
+    if "\0" in value:
+        return f"holds a zero byte: {brief(value)}"
+    if any(unicodedata.category(character) in ("Cc", "Zl", "Zp") for character in value):
+        return f"holds a line break or another control character: {brief(value)}"
+    if any("\ud800" <= character <= "\udfff" for character in value):
+        return f"is not UTF-8 text: {brief(value)}"
+    return None
+
+
+def problem_of(value: Any, hint: Any) -> str | None:
+    """Why a value of the right type is none of an option declared as `hint`; None if it is one."""
+    if isinstance(value, str):
+        return text_problem(value)
+    if isinstance(value, tuple):
+        return next((problem for one in value if (problem := problem_of(one, hint))), None)
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return range_of(hint).problem(value)
+    return None
+
+
+def range_of(hint: Any) -> Range:
+    """The range that a type hint declares, also within `| None`; ANY if it declares none."""
+    for declared in getattr(hint, "__metadata__", ()):
+        if isinstance(declared, Range):
+            return declared
+    found = (range_of(part) for part in typing.get_args(hint))
+    return next((one for one in found if one is not ANY), ANY)
+
+
+@cache
+def hints_of(cls: type) -> dict[str, Any]:
+    """Name -> type hint of a dataclass, with what it declares."""
+    return typing.get_type_hints(cls, include_extras=True)
+
+
+def plain(hint: Any) -> Any:
+    """A type hint without `| None` and without what it declares."""
+    if typing.get_origin(hint) is Annotated:
+        return plain(typing.get_args(hint)[0])
+    if typing.get_origin(hint) in (types.UnionType, typing.Union):
+        return next(plain(arm) for arm in typing.get_args(hint) if arm is not types.NoneType)
+    return hint
+
+
+def takes_none(hint: Any) -> bool:
+    """Whether a type hint allows None."""
+    return any(arm is types.NoneType or takes_none(arm) for arm in typing.get_args(hint))
+
+
+def check_values(options: Any) -> None:
+    """Compares every field of a dataclass with what it declares, as a type or as a `choice`; groups check themselves.
+
+    Raises:
+        UserError: names the first that does not fit.
+    """
+    hints = hints_of(type(options))
+    for field in fields(options):
+        value = getattr(options, field.name)
+        if choices := field.metadata.get("choices"):
+            choose(field.metadata["what"] or field.name, value, choices)
+        elif not is_dataclass(value) and (problem := problem_of(value, hints[field.name])):
+            raise OptionError(options, field.name, problem)

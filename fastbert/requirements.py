@@ -1,0 +1,57 @@
+"""What fastbert needs before a job starts: packages that are not too old, arguments that are text, and one process."""
+
+import re
+import sys
+from collections.abc import Mapping, Sequence
+
+from fastbert.errors import UserError
+
+OLDEST = {"torch": "2.11", "transformers": "5.0", "tokenizers": "0.22", "numpy": "2.0"}
+"""The packages whose older versions fail in the midst of a job; as in setup.py."""
+_LAUNCHERS = (  # what they set in each process: the number of processes
+    ("torchrun", "WORLD_SIZE", "RANK"),
+    ("mpirun", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),
+    ("srun", "SLURM_STEP_NUM_TASKS", "SLURM_PROCID"),
+)
+
+
+def check_requirements() -> None:
+    """Raises a UserError if a package is too old. One without metadata (a build from source) is taken as it is."""
+    import importlib.metadata  # not for a help screen
+
+    for package, oldest in OLDEST.items():
+        try:
+            found = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+        if _numbers(found) < _numbers(oldest):
+            raise UserError(
+                f"{package} {found} is too old: fastbert needs {oldest} or newer; pip install '{package}>={oldest}'"
+            )
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(map(int, re.findall(r"\d+", version)[:2]))
+
+
+def check_text(arguments: Sequence[str]) -> None:
+    """Raises a UserError if an argument is no text in this locale: such names fit into no record of a run."""
+    for argument in arguments:
+        try:
+            argument.encode()
+        except UnicodeEncodeError:
+            raise UserError(
+                f"{argument!r} is no text in the encoding of this locale ({sys.getfilesystemencoding()}); rename the "
+                "file, or set LC_ALL=C.UTF-8 if it is named in UTF-8"
+            ) from None
+
+
+def refuse_several_processes(environment: Mapping[str, str]) -> None:
+    """Raises a UserError if a launcher has started this process as one of several."""
+    for launcher, size, rank in _LAUNCHERS:
+        processes = environment.get(size, "")
+        if rank in environment and processes.isdecimal() and int(processes) > 1:
+            raise UserError(
+                f"{launcher} started {processes} processes, and fastbert trains in one process, on one GPU; start it "
+                "without a launcher (or as one process), and choose the GPU with --machine.device cuda:N"
+            )

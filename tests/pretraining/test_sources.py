@@ -1,0 +1,55 @@
+"""Data that `fastbert pretrain` prepares itself: the same options lead to the same folder as in `fastbert prepare`."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from fastbert.cli import main
+from fastbert.data import prepare
+from fastbert.data.prepare import PrepareOptions, prepared_folder
+from fastbert.data.shards import open_dataset
+from fastbert.errors import UserError
+from fastbert.pretraining.options import PretrainOptions, science
+from fastbert.pretraining.setup import data_folder, prepare_setup
+
+
+@pytest.fixture
+def source(corpus: Path, tmp_path, monkeypatch) -> str:
+    """A JSONL file with its text under another name."""
+    monkeypatch.chdir(tmp_path)
+    documents = corpus.read_text().split("\n\n")
+    Path("text.jsonl").write_text("".join(json.dumps({"body": document}) + "\n" for document in documents))
+    return "text.jsonl"
+
+
+def test_another_column(source: str, capsys) -> None:
+    assert main(["pretrain", "--data", source, "--steps", "1"]) == 2
+    assert "has no field 'text'" in capsys.readouterr().err
+    options = PretrainOptions(data=source, column="body", vocab_size=600, steps=1)
+    folder = data_folder(options, None)
+    assert open_dataset(folder).vocab_size == 600
+    same = PrepareOptions(source=source, out="x", column="body", vocab_size=600, workers=1)
+    assert prepared_folder(source, same) == folder
+    assert science(options, "data") == science(PretrainOptions(steps=1), "data")  # the data's hash speaks for it
+
+
+def test_a_streamed_dataset(source: str, monkeypatch) -> None:
+    seen = []
+    monkeypatch.setattr(prepare, "open_source", lambda *asked: seen.append(asked) or 1 / 0)
+    for streamed in (False, True):
+        with pytest.raises(ZeroDivisionError):
+            data_folder(PretrainOptions(data="hf:some/dataset", column="body", streamed=streamed, steps=1), None)
+    assert seen == [("hf:some/dataset", "body", None, False), ("hf:some/dataset", "body", None, True)]
+
+
+def test_a_tokenizer_that_prepared_data_does_not_have(prepared: Path, tmp_path) -> None:
+    """It would have no effect."""
+    options = PretrainOptions(data=str(prepared), tokenizer=str(prepared / "tokenizer"), length=32, steps=1)
+    assert prepare_setup(options).vocabulary.fingerprint
+    other = tmp_path / "other"
+    lines = (prepared / "tokenizer" / "vocab.txt").read_text().splitlines()
+    other.mkdir()
+    (other / "vocab.txt").write_text("\n".join([*lines[:-2], lines[-1], lines[-2]]) + "\n")
+    with pytest.raises(UserError, match=f"--tokenizer {other} is not that of {prepared}, which is prepared: .*id 598"):
+        prepare_setup(PretrainOptions(data=str(prepared), tokenizer=str(other), length=32, steps=1))

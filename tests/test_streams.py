@@ -1,0 +1,170 @@
+"""Standard streams that are closed, full, without a reader or of an encoding that lacks characters; Ctrl-C."""
+
+import ast
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from fastbert.experiments.local import _idle
+
+ROOT = Path(__file__).parents[1]
+
+
+def run(job: str, *arguments: str, **streams) -> subprocess.CompletedProcess:
+    """`fastbert export`, with the lines `job` for a job, in a process whose streams are as in `streams`."""
+    code = textwrap.dedent("""
+        import os, sys
+        from fastbert import cli
+        from fastbert.errors import UserError
+        def job(arguments):
+            {}
+        cli.JOBS["export"] = (job, "")
+        sys.exit(cli.main(sys.argv[1:]))
+    """).format(textwrap.indent(textwrap.dedent(job), " " * 4).strip())
+    given = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **streams}
+    return subprocess.run([sys.executable, "-c", code, *(arguments or ("export",))], **given)
+
+
+def closed() -> int:
+    """The writing end of a pipe without a reader."""
+    read, write = os.pipe()
+    os.close(read)
+    return write
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["export"], ["pretrain", "--help"]])
+def test_a_reader_that_went_away(arguments: list[str]) -> None:
+    write = closed()
+    job = "print('usage' * 5000); raise SystemExit(0)"  # as tyro prints its help and ends
+    done = run(job, *arguments, stdout=write)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (141, b"")
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["export"]])
+def test_standard_output_on_a_full_disk(arguments: list[str]) -> None:
+    with open("/dev/full", "w") as full:
+        done = run("print('x'); raise SystemExit(0)", *arguments, stdout=full)
+    assert done.returncode == 2
+    assert done.stderr == b"error: the disk is full, writing standard output; free some space\n"
+
+
+def test_closed_streams_take_no_file(tmp_path) -> None:
+    """What is printed must not go into the next file that is opened."""
+    job = f"""
+        with open({str(tmp_path / "f")!r}, "w") as file:
+            os.write(1, b"lost"); os.write(2, b"lost"); print("lost"); print("lost", file=sys.stderr)
+            assert os.read(0, 1) == b"" and sys.stdin.read() == ""
+            file.write("whole")
+        return 0
+    """
+    assert run(job, preexec_fn=lambda: [os.close(number) for number in range(3)]).returncode == 0
+    assert (tmp_path / "f").read_text() == "whole"
+
+
+@pytest.mark.parametrize(("ending", "code"), [("return 0", 0), ("raise UserError('so')", 2), ("1 // 0", 1)])
+@pytest.mark.parametrize("stream", ["full", "no reader"])
+def test_a_job_continues_without_its_messages(tmp_path, stream: str, ending: str, code: int) -> None:
+    job = f"""
+        for _ in range(3): print("step", "x" * 10000, file=sys.stderr, flush=True)
+        sys.stderr.write("no line end")
+        open({str(tmp_path / "result")!r}, "w").close()
+        {ending}
+    """
+    target = os.open("/dev/full", os.O_WRONLY) if stream == "full" else closed()
+    done = run(job, stderr=target)
+    os.close(target)
+    assert done.returncode == code
+    assert (tmp_path / "result").exists()
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [{"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}, {}],
+)
+def test_any_encoding_takes_any_name(environment: dict[str, str]) -> None:
+    job = r"print('\u2192 Gr\xf6\xdfe', os.fsdecode(b'\xff')); raise UserError('\u2502 \xfc')"
+    done = run(job, env={**os.environ, **environment})
+    assert done.returncode == 2
+    assert done.stdout.endswith(b" \\udcff\n") and (b"\\u2192" in done.stdout or "→ Größe".encode() in done.stdout)
+    assert done.stderr.startswith(b"error: ")
+
+
+def test_names_that_are_no_text_are_refused() -> None:
+    environment = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    for name, more in ((b"r\xff", {}), ("\xfc".encode(), {"env": environment})):
+        done = run("1 // 0", "export", name, **more)
+        assert done.returncode == 2 and done.stderr.count(b"\n") == 1
+        assert b"is no text in the encoding of this locale" in done.stderr and b"LC_ALL=C.UTF-8" in done.stderr
+    assert run("return 0", "export", "\xfc").returncode == 0
+
+
+def test_lines_on_standard_error_are_written_at_once() -> None:
+    """Else those of several processes would mix within a line."""
+    done = run(
+        "import io; sys.stderr.buffer.write = lambda data: done.append(bytes(data)) or len(data)\n"
+        "done = []; print('a', 'b', file=sys.stderr); assert done == [b'a b\\n'], done; return 0"
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_every_text_file_has_an_encoding() -> None:
+    """The locale's must not decide how a file is read or written."""
+    bad = []
+    for path in sorted(path for name in ("fastbert", "kernels", "scripts") for path in (ROOT / name).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and _is_text(node) and "encoding" not in {word.arg for word in node.keywords}:
+                bad.append(f"{path.relative_to(ROOT)}:{node.lineno}: {ast.unparse(node)[:80]}")
+    assert not bad
+
+
+def _is_text(call: ast.Call) -> bool:
+    """Whether `call` opens, reads or writes a file as text."""
+    name = ast.unparse(call.func)
+    if name.endswith((".read_text", ".write_text")):
+        return True
+    if (name != "open" and not name.endswith((".open", ".fdopen"))) or name == "os.open":
+        return False
+    modes = [word.value for word in call.keywords if word.arg == "mode"] + call.args
+    texts = [mode.value for mode in modes if isinstance(mode, ast.Constant) and isinstance(mode.value, str)]
+    return not any("b" in text and len(text) < 4 for text in texts)
+
+
+# --- Ctrl-C
+
+
+def test_ctrl_c_does_not_reach_spawned_processes() -> None:
+    """The first one starts multiprocessing's resource tracker, so this needs a process without one."""
+    done = run(
+        "import multiprocessing, signal\n"
+        "from fastbert.processes import without_control_c\n"
+        "process = multiprocessing.get_context('spawn').Process(target=signal.raise_signal, args=(signal.SIGINT,))\n"
+        "with without_control_c(): process.start()\n"
+        "process.join(); assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ())\n"
+        "return process.exitcode"
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_ctrl_c_does_not_reach_the_workers_of_a_sweep() -> None:
+    class Selector:
+        def register(self, *_) -> None: ...
+
+    process = _idle([], 1, 1, Selector()).process
+    status = Path(f"/proc/{process.pid}/status").read_text()
+    process.kill()
+    process.communicate()
+    blocked = next(line.split()[1] for line in status.splitlines() if line.startswith("SigBlk"))
+    assert int(blocked, 16) >> signal.SIGINT - 1 & 1
+
+
+def test_all_child_processes_are_started_so() -> None:
+    for path in (ROOT / "fastbert").rglob("*.py"):
+        text = path.read_text()
+        if any(f"{start}(" in text for start in ("Popen", "ProcessPoolExecutor", "context.Process")):
+            assert "with without_control_c(" in text, path
