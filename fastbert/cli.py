@@ -10,7 +10,7 @@ from pathlib import Path
 
 from fastbert import __version__
 from fastbert.config import load_yaml
-from fastbert.errors import UserError, choose
+from fastbert.errors import UserError, choose, message_of
 from fastbert.flags import parse
 from fastbert.hub.folders import check_model_folder
 from fastbert.registry import Registry
@@ -260,7 +260,7 @@ def run_job(arguments: list[str]) -> int:
         found = None if isinstance(error, OSError) and standard_output_fails() else user_error(error)
         if found is None:
             raise
-        print(f"error: {found}", file=sys.stderr)
+        print(f"error: {message_of(found)}", file=sys.stderr)
         return 2
 
 

@@ -217,7 +217,7 @@ def digest(values: dict[str, Any]) -> str:
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """One line for each value that differs."""
     return [
-        f"{name}: {old.get(name)!r} -> {new.get(name)!r}"
+        f"{brief(name, str)}: {brief(old.get(name))} -> {brief(new.get(name))}"
         for name in dict.fromkeys([*old, *new])
         if old.get(name) != new.get(name)
     ]

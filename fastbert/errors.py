@@ -1,11 +1,16 @@
 """What a user can put right is a `UserError`: the command line prints it without a traceback and exits with 2."""
 
 import difflib
+import re
 from collections.abc import Callable, Iterable
 from typing import Any
 
 MOST_LISTED = 50  # names in a message
 LONGEST_SHOWN = 200  # characters of a value or a name in a message
+LONGEST_MESSAGE = 2000  # characters
+LINE = "\n  "  # begins a further line of a message; other line breaks come from values and are escaped
+# Control characters, among them those that begin a terminal's commands, other line breaks, and changes of direction.
+_UNSEEN = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 
 
 class UserError(Exception):
@@ -44,11 +49,25 @@ def closest(name: str, known: Iterable[str], likeness: float = 0.5) -> str | Non
 
 
 def brief(value: Any, text: Callable[[Any], str] = repr) -> str:
-    """`value` for a message: whole, or its beginning where it is long."""
+    """`value` for a message: whole, or its beginning where it is long, without control characters."""
     if isinstance(value, int) and value.bit_length() > 8 * LONGEST_SHOWN:  # Python refuses to print the longest
         return f"a whole number of {value.bit_length():,} bits"
-    shown = text(value[: LONGEST_SHOWN + 1]) if isinstance(value, str | bytes) else text(value)
+    shown = printable(text(value[: LONGEST_SHOWN + 1]) if isinstance(value, str | bytes | list) else text(value))
     return shown if len(shown) <= LONGEST_SHOWN else f"{shown[:LONGEST_SHOWN]}..."
+
+
+def printable(text: str) -> str:
+    """`text` with control characters as Python escapes them, such as \\x1b, so that a terminal shows and obeys none."""
+    return _UNSEEN.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+def message_of(error: UserError) -> str:
+    """What is printed of an error: `LONGEST_MESSAGE` characters at most, without the middle if it has more."""
+    text = LINE.join(map(printable, str(error).split(LINE)))
+    if len(text) <= LONGEST_MESSAGE:
+        return text
+    first, last = LONGEST_MESSAGE * 3 // 4, LONGEST_MESSAGE // 5
+    return f"{text[:first]} [... {len(text) - first - last:,} characters ...] {text[-last:]}"
 
 
 def choose(what: str, name: str, known: Iterable[str]) -> str:

@@ -13,6 +13,7 @@ from fastbert.errors import UserError, brief, closest
 from fastbert.system_errors import out_of_memory, reason
 
 LARGEST_TEXT = 64 * 2**20  # bytes of a configuration file, a record or a vocabulary that is read whole
+CHUNK = 2**20  # bytes read at once
 NEAR_NAMES = 200  # a folder with more names is not searched for the one that was meant
 
 
@@ -62,11 +63,13 @@ def read_input(path: Path | str, what: str = "", most: int = LARGEST_TEXT) -> by
     Raises:
         UserError: as `open_input`, or the file has more than `most` bytes.
     """
+    content = bytearray()
     with open_input(path, what) as file, input_errors(path, what):
-        content = file.read(most + 1)
+        while len(content) <= most and (part := file.read(min(CHUNK, most + 1 - len(content)))):
+            content += part
     if len(content) > most:
         raise UserError(f"{named(path, what)} has more than {most:,} bytes, which is too large for such a file")
-    return content
+    return bytes(content)
 
 
 def read_text_input(path: Path | str, what: str = "", most: int = LARGEST_TEXT) -> str:

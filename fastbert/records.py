@@ -4,12 +4,16 @@ import hashlib
 import json
 import math
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fastbert.errors import UserError
+from fastbert.errors import UserError, brief
 from fastbert.files import atomic_file
-from fastbert.inputs import read_text_input
+from fastbert.inputs import LARGEST_TEXT, read_text_input
+
+DEEPEST = 64  # lists and objects inside each other
+MOST_VALUES = 2**21  # in a file, counted by commas: a value takes up to 30 times its bytes in memory
 
 
 def write_json(path: Path | str, value: Any) -> None:
@@ -38,22 +42,159 @@ def finite_or_none(value: Any) -> Any:
     return value
 
 
-def read_json(path: Path | str, what: str) -> Any:
+def read_json(
+    path: Path | str, what: str, shape: Any = object, most: int = LARGEST_TEXT, values: int = MOST_VALUES
+) -> Any:
     """The JSON in `path`; `what` names it in errors.
 
+    Args:
+        shape: what it must look like, for `check`.
+        most: bytes.
+        values: how many it may hold.
+
     Raises:
-        UserError: the file is missing or is not JSON.
+        UserError: the file is missing, too large, not JSON, or not of this shape.
     """
     path = Path(path)
     if not os.path.lexists(path):  # callers say what happens then
         raise UserError(f"{what} {path} does not exist")
     if path.is_dir():
         raise UserError(f"{what} {path} is damaged: it is a folder")
-    text = read_text_input(path, what)
+    return parse_json(read_text_input(path, what, most), f"{what} {path}", shape, values)
+
+
+def parse_json(text: str | bytes, where: str, shape: Any = object, values: int = MOST_VALUES) -> Any:
+    """The value in a JSON text, nested at most `DEEPEST` deep, with whole numbers of at most 64 bits.
+
+    Args:
+        where: names its origin in errors.
+        shape: what it must look like, for `check`.
+        values: how many it may hold.
+
+    Raises:
+        UserError: it is not such JSON, or not of this shape.
+    """
+    if text.count(b"," if isinstance(text, bytes) else ",") >= values:
+        raise UserError(f"{where} holds more than {values:,} values, which is too many for such a file")
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:  # not JSON; nested too deep
-        raise UserError(f"{what} {path} is damaged: {error}") from None
+        value = json.loads(text, parse_int=_integer)
+        _refuse_odd(value, escapes=(b"\\u" if isinstance(text, bytes) else "\\u") in text)
+    except RecursionError:
+        raise UserError(f"{where} is damaged: more than {DEEPEST} lists and objects inside each other") from None
+    except ValueError as error:  # not JSON, not UTF-8
+        raise UserError(f"{where} is damaged: {brief(str(error), str)}") from None
+    return check(value, shape, where)
+
+
+def _integer(digits: str) -> int:
+    if len(digits) > 20:
+        raise ValueError(f"the number {brief(digits, str)} is too large")
+    return int(digits)
+
+
+def _refuse_odd(value: Any, escapes: bool) -> None:
+    """Raises a ValueError for what is nested too deep, and for half of a surrogate pair, which only `escapes` make."""
+    depth, level = 0, [value]
+    while level:
+        if escapes:
+            names = (name for one in level if isinstance(one, dict) for name in one)
+            try:
+                "".join([*names, *(one for one in level if isinstance(one, str))]).encode()
+            except UnicodeEncodeError as error:
+                raise ValueError(f"a text in it is not Unicode text ({error.reason})") from None
+        depth += any(isinstance(one, dict | list) for one in level)
+        if depth > DEEPEST:
+            raise ValueError(f"more than {DEEPEST} lists and objects inside each other")
+        inner = [one.values() if isinstance(one, dict) else one for one in level if isinstance(one, dict | list)]
+        level = [item for items in inner for item in items]
+
+
+@dataclass(frozen=True)
+class Whole:
+    """In a shape: a whole number from `least` to `most`."""
+
+    least: int = 0
+    most: int = 2**63 - 1
+
+
+COUNT = Whole()
+
+
+def check(value: Any, shape: Any, where: str, key: str = "") -> Any:
+    """`value` if it has the shape:
+
+    - str, bool, dict, list, type(None): a value of this type; int: a whole number; float: a finite number; object: any;
+    - `Whole`: a whole number in its range;
+    - a tuple of shapes: one of them;
+    - [shape]: a list of values of that shape;
+    - {str: shape}: an object whose values have that shape;
+    - {"key": shape, "key?": shape}: an object with these keys, those with "?" optional, and perhaps more.
+
+    Args:
+        where: names the value's origin in errors.
+        key: where in it the value stands, for errors.
+
+    Raises:
+        UserError: names the key whose value is missing or has another shape.
+    """
+    if isinstance(shape, tuple):
+        if not any(_fits(value, one) for one in shape):
+            raise _unfit(value, " or ".join(map(_name, shape)), where, key)
+        shape = next(one for one in shape if _fits(value, one))
+    if not _fits(value, shape):
+        raise _unfit(value, _name(shape), where, key)
+    if isinstance(shape, list):
+        for index, item in enumerate(value):
+            check(item, shape[0], where, f"{key}[{index}]")
+    elif isinstance(shape, dict):
+        for name, inner in shape.items():
+            if name is str:
+                for other, item in value.items():
+                    check(item, inner, where, f"{key}.{brief(other, str)}" if key else brief(other, str))
+                continue
+            optional, name = name.endswith("?"), name.removesuffix("?")
+            if name in value:
+                check(value[name], inner, where, f"{key}.{name}" if key else name)
+            elif not optional:
+                raise UserError(f"{where} is damaged: {f'{key}.{name}' if key else name} is missing")
+    return value
+
+
+def _fits(value: Any, shape: Any) -> bool:
+    """Whether `value` has the shape at its outermost level."""
+    if shape is object:
+        return True
+    if isinstance(shape, Whole):
+        return type(value) is int and shape.least <= value <= shape.most
+    if shape is float:
+        return type(value) is int or (type(value) is float and math.isfinite(value))
+    if isinstance(shape, list | dict):
+        return isinstance(value, type(shape))
+    return type(value) is shape
+
+
+_NAMES = {
+    int: "a whole number",
+    float: "a finite number",
+    str: "text",
+    bool: "true or false",
+    dict: "an object",
+    list: "a list",
+    type(None): "null",
+}
+
+
+def _name(shape: Any) -> str:
+    if isinstance(shape, Whole):
+        return f"a whole number from {shape.least} to {shape.most}"
+    return _NAMES[type(shape) if isinstance(shape, list | dict) else shape]
+
+
+def _unfit(value: Any, wanted: str, where: str, key: str) -> UserError:
+    found = {dict: "an object", list: "a list", type(None): "null"}.get(type(value)) or brief(value)
+    if not key and wanted == "an object":
+        return UserError(f"{where} is damaged: it holds no JSON object, but {found}")
+    return UserError(f"{where} is damaged: {f'{key} is' if key else 'it holds'} {found}, not {wanted}")
 
 
 def write_sealed(path: Path | str, record: dict[str, Any]) -> None:
@@ -62,25 +203,24 @@ def write_sealed(path: Path | str, record: dict[str, Any]) -> None:
     write_json(path, {**record, "seal": seal_of(record)})
 
 
-def read_sealed(path: Path | str, what: str, kinds: dict[str, type], fix: str) -> dict[str, Any]:
-    """The JSON object that `write_sealed` wrote, without its seal. Older versions wrote none: then only `kinds` count.
+def read_sealed(path: Path | str, what: str, shape: Any, fix: str) -> dict[str, Any]:
+    """The JSON object that `write_sealed` wrote, without its seal. Older versions wrote none: then only `shape` counts.
 
     Args:
         what: names the file in errors.
-        kinds: what must be there, and its type.
+        shape: what it must look like, for `check`.
         fix: of a damaged file, as the end of the message.
 
     Raises:
         UserError: the file is missing or damaged.
     """
     try:
-        record = read_json(path, what)
+        record = read_json(path, what, dict)
+        if record.pop("seal", None) not in (None, seal_of(record)):
+            raise UserError(f"{what} {path} is damaged or was changed since it was written")
+        return check(record, shape, f"{what} {path}")
     except UserError as error:
         raise UserError(f"{error}; {fix}") from None
-    whole = isinstance(record, dict) and all(isinstance(record.get(key), kind) for key, kind in kinds.items())
-    if not whole or record.pop("seal", None) not in (None, seal_of(record)):
-        raise UserError(f"{what} {path} is damaged or was changed since it was written; {fix}")
-    return record
 
 
 def seal_of(record: dict[str, Any]) -> str:

@@ -1,8 +1,8 @@
 """YAML as options are written in it: texts, numbers, true, false and null, in lists and in mappings with text keys.
 
 The rest of YAML is refused by its line: a key given twice, of which `yaml.safe_load` drops one without a warning, tags
-that make other objects, numbers that are read otherwise than they look, and what is nested or repeated (by aliases)
-beyond any use, so that reading takes bounded time and memory.
+that make other objects, numbers that do not mean what they look like (010 is 8), and what is nested or repeated by
+aliases beyond any use, so that reading takes bounded time and memory.
 """
 
 import re
@@ -40,8 +40,8 @@ def parse_yaml(text: str, where: str) -> Any:
         return reader.document()
     except yaml.MarkedYAMLError as error:
         mark, problem = error.problem_mark or error.context_mark, error.problem or error.context
-        place = "" if mark is None else f"line {mark.line + 1}, column {mark.column + 1}: "
-        raise UserError(f"{where} is not valid YAML: {place}{brief(problem, str)}") from None
+        at = "" if mark is None else f"line {mark.line + 1}, column {mark.column + 1}: "
+        raise UserError(f"{where} is not valid YAML: {at}{brief(problem, str)}") from None
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
         raise UserError(

@@ -8,7 +8,6 @@ Content that changes while all three stay, as by a fault of the disk, is found o
 import functools
 import hashlib
 import io
-import json
 import os
 import sys
 import threading
@@ -24,7 +23,7 @@ from fastbert.data.progress import progress
 from fastbert.errors import UserError
 from fastbert.files import atomic_file
 from fastbert.inputs import input_errors, open_input
-from fastbert.records import json_text
+from fastbert.records import json_text, read_json
 
 HEADER_BYTES = 128  # of a one-dimensional .npy file, whatever its length
 CHUNK = 2**20
@@ -171,11 +170,10 @@ def record_file(folder: Path) -> Path:
 def _remembered(folder: Path) -> dict[str, Any]:
     """What was noted last. A note that is missing, damaged or of another folder only costs a verification."""
     try:
-        noted = json.loads(record_file(folder).read_text(encoding="utf-8"))
-        files = noted["files"] if noted["folder"] == str(folder.resolve()) else {}
-    except (OSError, RuntimeError, ValueError, KeyError, TypeError):
+        noted = read_json(record_file(folder), "note", {"folder": str, "files": dict})
+    except (UserError, OSError, RuntimeError):
         return {}
-    return files if isinstance(files, dict) else {}
+    return noted["files"] if noted["folder"] == str(folder.resolve()) else {}
 
 
 @functools.cache

@@ -3,6 +3,7 @@ and is renamed; where the result's folder must stay the folder it is (see `fastb
 is in it is moved out, dataset.json last."""
 
 import json
+import math
 import os
 import re
 import shutil
@@ -37,7 +38,7 @@ from fastbert.files import (
 )
 from fastbert.inputs import UnreadableError, open_input, raise_refusal
 from fastbert.outputs import move_contents, ordered, resolved
-from fastbert.records import read_json, write_json
+from fastbert.records import parse_json, read_json, write_json
 
 MADE_OF, TOKENIZER, STATE = ".made_of.json", ".tokenizer.json", ".state.npz"
 MOVED = ".moved.json"  # names of all that the result consists of; there from when it is complete
@@ -104,9 +105,8 @@ class Partial:
         if not (self.folder / STATE).is_file():
             return None
         try:
-            with open_input(self.folder / STATE) as file, np.load(file, allow_pickle=False) as data:
-                arrays = dict(data)
-                return json.loads(arrays.pop("record").tobytes()), arrays
+            arrays = _read_arrays(self.folder / STATE)
+            return parse_json(arrays.pop("record").tobytes(), f"the record in {self.folder / STATE}", dict), arrays
         except _UNZIPPING as error:
             raise_refusal(error, self.folder / STATE)
             raise UserError(f"{self.folder / STATE} is damaged ({error})") from None
@@ -114,6 +114,32 @@ class Partial:
     def forget(self) -> None:
         """Drops what was saved."""
         (self.folder / STATE).unlink(missing_ok=True)
+
+
+def _read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """What `np.savez` wrote to `path`, which may claim anything: no more memory is taken than the file has bytes."""
+    arrays = {}
+    with open_input(path) as file, zipfile.ZipFile(file) as archive:
+        size = os.fstat(file.fileno()).st_size
+        if sum(entry.file_size for entry in archive.infolist()) > size:
+            raise ValueError("it holds more than its bytes")
+        for entry in archive.infolist():
+            if entry.compress_type != zipfile.ZIP_STORED:
+                raise ValueError(f"{entry.filename} is compressed")
+            with archive.open(entry) as member:
+                np.lib.format.read_magic(member)
+                shape, fortran, dtype = np.lib.format.read_array_header_1_0(member)
+                if dtype.hasobject or fortran or math.prod(shape) * dtype.itemsize > entry.file_size:
+                    raise ValueError(f"{entry.filename} is not as long as its header says")
+                content = bytearray(math.prod(shape) * dtype.itemsize)
+                filled = 0
+                while part := member.read(2**20):
+                    content[filled : filled + len(part)] = part
+                    filled += len(part)
+            if filled != len(content) or len(content) != math.prod(shape) * dtype.itemsize:
+                raise ValueError(f"{entry.filename} is not as long as its header says")
+            arrays[entry.filename.removesuffix(".npy")] = np.frombuffer(content, dtype).reshape(shape)
+    return arrays
 
 
 def is_free(out: Path) -> bool:

@@ -19,17 +19,31 @@ from fastbert.data.integrity import (
 )
 from fastbert.data.tokenizer import WordPiece, load_tokenizer
 from fastbert.data.writer import PARTS, shard_file
-from fastbert.errors import UserError, choose
+from fastbert.errors import UserError, brief, choose
 from fastbert.inputs import input_errors, open_input
-from fastbert.records import read_json, seal_of
+from fastbert.records import COUNT, check, read_json, seal_of
 
 FORMAT = "fastbert tokens"
 FORMAT_VERSION = 2
 SPLITS = ("train", "validation")
 NUMBERS = ("i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f4", "f8")
+LARGEST_RARE = 2**28  # bytes of rare_words.json
 BLOCK = 2**22  # numbers whose range is checked at once
 RARE = ("positions", "lengths", "words")
 AGAIN = "prepare it again (fastbert prepare) after removing the folder"
+
+
+_FILE = {"bytes": COUNT, "sha256": str}
+_SPLIT = {"bytes": COUNT, "unigram_file": _FILE, "shards": [{"tokens": COUNT, "files": {str: _FILE}}]}
+RECORD = {
+    "tokenizer": str,
+    "tokenizer_files": {str: _FILE},
+    "vocab_size": COUNT,
+    "splits": {str: _SPLIT, **dict.fromkeys(SPLITS, _SPLIT)},
+    "rare_words": {"words": COUNT, "file": _FILE},
+    "options": {"rare_min": COUNT, "rare_max": COUNT},
+}
+"""What of dataset.json is used, as a shape for `check`."""
 
 
 def unigram_entropy(unigrams: np.ndarray, wordpiece: WordPiece) -> float:
@@ -231,11 +245,22 @@ def read_record(folder: Path) -> dict[str, Any]:
         raise UserError(f"{path} does not describe a prepared folder; write one with fastbert prepare")
     if record.get("format_version") != FORMAT_VERSION:
         raise UserError(
-            f"{folder} is of format {record.get('format_version')}, this version reads {FORMAT_VERSION}; "
+            f"{folder} is of format {brief(record.get('format_version'))}, this version reads {FORMAT_VERSION}; "
             "prepare it again with another --out, or use the version that wrote it"
         )
     if record.get("seal") != seal_of(record):
         raise UserError(f"{path} is damaged: its seal does not fit its content; {AGAIN}")
+    try:
+        check(record, RECORD, f"dataset {path}")
+        for split in SPLITS:
+            for number, shard in enumerate(record["splits"][split]["shards"]):
+                names = {shard_file(split, number, part): _FILE for part in PARTS}
+                check(shard["files"], names, f"dataset {path}", f"splits.{split}.shards[{number}].files")
+        for name in _files(record):
+            if Path(name).is_absolute() or ".." in Path(name).parts:
+                raise UserError(f"dataset {path} is damaged: {brief(name)} does not lie in its folder")
+    except UserError as error:
+        raise UserError(f"{error}; {AGAIN}") from None
     return record
 
 
@@ -323,8 +348,8 @@ def _rare_words(folder: Path, number: int) -> tuple[list[str], np.ndarray]:
         UserError: they are not `number` words with a count each.
     """
     path = folder / "rare_words.json"
-    rare = read_json(path, "list of rare words")
-    words, counts = (rare.get(key) if isinstance(rare, dict) else None for key in ("words", "counts"))
+    rare = read_json(path, "list of rare words", dict, LARGEST_RARE, 2**25)
+    words, counts = rare.get("words"), rare.get("counts")
     for values, kind in ((words, str), (counts, int)):
         if not isinstance(values, list) or len(values) != number or not all(type(value) is kind for value in values):
             raise UserError(f"{path} does not fit dataset.json: it does not hold {number} words and counts; {AGAIN}")

@@ -137,7 +137,7 @@ class WordPiece:
             return False
         if (folder / SPECIAL_MAP).exists() or (folder / ADDED).exists():
             return False
-        config = read_json(folder / CONFIG, "tokenizer configuration")
+        config = read_json(folder / CONFIG, "tokenizer configuration", dict)
         config.pop("model_max_length", None)
         return config == self.config() and read_json(folder / JSON, "tokenizer") == json.loads(self.build().to_str())
 

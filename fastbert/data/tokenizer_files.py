@@ -11,12 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fastbert.errors import UserError
+from fastbert.errors import UserError, brief
 from fastbert.inputs import not_utf8, read_input, refuse_zero_bytes
 from fastbert.records import read_json
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 PREFIX = "##"
+LONGEST_WORD = 2000  # characters of a word that may be split into pieces: the time for it grows with their square
 JSON, VOCABULARY, CONFIG = "tokenizer.json", "vocab.txt", "tokenizer_config.json"
 SPECIAL_MAP, ADDED, MODEL = "special_tokens_map.json", "added_tokens.json", "config.json"
 
@@ -200,16 +201,13 @@ def template(cls: int, sep: int) -> dict[str, Any]:
 
 
 def _object(path: Path, what: str) -> dict[str, Any]:
-    content = read_json(path, what)
-    if not isinstance(content, dict):
-        raise UserError(f"{what} {path} is damaged: it holds no JSON object")
-    return content
+    return read_json(path, what, dict)
 
 
 def _typed(values: dict[str, Any], kind: type | tuple[type, ...], path: Path) -> dict[str, Any]:
     for key, value in values.items():
         if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-            raise UserError(f"{path}: {key} is {value!r}, which it cannot be")
+            raise UserError(f"{path}: {brief(key, str)} is {brief(value)}, which it cannot be")
     return values
 
 
@@ -224,7 +222,7 @@ def _read_config(values: dict[str, Any], path: Path) -> dict[str, Any]:
         raise UserError(f"{path} has {key}, which fastbert does not read; remove it if the tokenizer does not need it")
     if "added_tokens_decoder" in values:
         decoder = values["added_tokens_decoder"]
-        if not isinstance(decoder, dict) or not all(key.isdecimal() for key in decoder):
+        if not isinstance(decoder, dict) or not all(key.isdecimal() and len(key) < 20 for key in decoder):
             raise UserError(f"{path}: added_tokens_decoder does not map ids to tokens")
         read["added_tokens_decoder"] = {key: _flagged(value, path) for key, value in decoder.items()}
     tokens = _read_map(values, path)
@@ -237,11 +235,11 @@ def _read_map(values: dict[str, Any], path: Path) -> dict[str, Any]:
     for key, value in values.items():
         if key in _LISTS and value is not None:
             if not isinstance(value, list | dict):
-                raise UserError(f"{path}: {key} is {value!r}, which it cannot be")
+                raise UserError(f"{path}: {key} is {brief(value)}, which it cannot be")
             tokens = value.values() if isinstance(value, dict) else value
             read[key] = [t if isinstance(t, str) else _flagged(t, path)["content"] for t in tokens]
         elif key in _ROLES and not isinstance(value, str | dict):
-            raise UserError(f"{path}: {key} is {value!r}, which it cannot be; a BERT tokenizer has all five")
+            raise UserError(f"{path}: {key} is {brief(value)}, which it cannot be; a BERT tokenizer has all five")
         elif key.endswith("_token") and isinstance(value, str | dict):
             read[key] = value if isinstance(value, str) else _flagged(value, path)
     return read
@@ -250,7 +248,7 @@ def _read_map(values: dict[str, Any], path: Path) -> dict[str, Any]:
 def _flagged(value: Any, path: Path) -> dict[str, Any]:
     """The content and the flags of an added token."""
     if not isinstance(value, dict) or not isinstance(value.get("content"), str):
-        raise UserError(f"{path}: {value!r} is no token")
+        raise UserError(f"{path}: {brief(value)} is no token")
     return {"content": value["content"], **_typed({f: value[f] for f in _FLAGS if f in value}, bool, path)}
 
 
@@ -268,7 +266,7 @@ def _mentioned(contents: dict[str, Any]) -> Iterator[str]:
 def _check_added(path: Path, added: list[str]) -> None:
     tokens = [token for token in dict.fromkeys(added) if token not in SPECIAL_TOKENS]
     if tokens:
-        shown = ", ".join(map(repr, tokens[:5])) + (f" and {len(tokens) - 5} more" if len(tokens) > 5 else "")
+        shown = ", ".join(map(brief, tokens[:5])) + (f" and {len(tokens) - 5} more" if len(tokens) > 5 else "")
         kind = "token" if len(tokens) == 1 else "tokens"
         raise UserError(
             f"{path} has the added {kind} {shown}: transformers keeps these whole wherever they occur, and fastbert "
@@ -284,14 +282,16 @@ def _check_class(folder: Path, contents: dict[str, Any]) -> None:
     if model.get("model_type", "bert") not in _MODELS:
         if declared is None:
             raise UserError(
-                f"{folder / MODEL} has model_type {model['model_type']!r}, for which transformers takes another "
+                f"{folder / MODEL} has model_type {brief(model['model_type'])}, for which transformers takes another "
                 f'tokenizer; if this is a BERT tokenizer, put "tokenizer_class": "BertTokenizer" into {CONFIG}'
             )
         del model["model_type"]  # the declared class counts
     name = (declared or "BertTokenizer").removesuffix("Fast")
     as_it_is = name in _AS_IT_IS
     if not as_it_is and name not in [f"{family}Tokenizer" for family in _BERTS]:
-        raise UserError(f"the tokenizer in {folder} is a {declared}, not a BertTokenizer; give a BERT tokenizer")
+        raise UserError(
+            f"the tokenizer in {folder} is a {brief(declared, str)}, not a BertTokenizer; give a BERT tokenizer"
+        )
     if JSON not in contents:
         if as_it_is:
             raise UserError(f"{folder} has no tokenizer.json, which its tokenizer_class {declared} needs")
@@ -317,12 +317,12 @@ def _from_json(content: dict[str, Any], path: Path) -> tuple[dict[str, int], dic
         found = content.get(part)
         if not isinstance(found, dict) or found.get("type", kind) != kind:
             name = found.get("type") if isinstance(found, dict) else found
-            raise UserError(f"tokenizer {path}: its {part} is {name}, not {kind}; give a BERT tokenizer")
+            raise UserError(f"tokenizer {path}: its {part} is {brief(name, str)}, not {kind}; give a BERT tokenizer")
     model = content["model"]
     if not isinstance(model.get("vocab"), dict) or model.get("continuing_subword_prefix") != PREFIX:
         raise UserError(f"tokenizer {path}: its model has another prefix than {PREFIX!r}; give a BERT tokenizer")
     if model.get("unk_token") != "[UNK]":
-        raise UserError(f"tokenizer {path}: its unk_token is {model.get('unk_token')!r}, not '[UNK]'")
+        raise UserError(f"tokenizer {path}: its unk_token is {brief(model.get('unk_token'))}, not '[UNK]'")
     for part in ("truncation", "padding"):
         found = content.get(part)
         if isinstance(found, dict) and found.get("direction", "Right") != "Right":
@@ -335,7 +335,9 @@ def _from_json(content: dict[str, Any], path: Path) -> tuple[dict[str, int], dic
     added = _added_tokens(content.get("added_tokens") or [], path)
     for token in added:
         if vocabulary.setdefault(token["content"], token["id"]) != token["id"]:
-            raise UserError(f"tokenizer {path}: {token['content']!r} has the id {token['id']} and another in its model")
+            raise UserError(
+                f"tokenizer {path}: {brief(token['content'])} has the id {token['id']} and another in its model"
+            )
     if sorted(vocabulary.values()) != list(range(len(vocabulary))):
         raise UserError(f"tokenizer {path}: its ids are not 0 to {len(vocabulary) - 1}; give one without gaps")
     normalizer = {
@@ -348,7 +350,7 @@ def _from_json(content: dict[str, Any], path: Path) -> tuple[dict[str, int], dic
         )
     }
     longest = _member(model, "max_input_chars_per_word", (int,), path)
-    if not 0 < longest < 2**31:
+    if not 0 < longest <= LONGEST_WORD:
         raise UserError(f"tokenizer {path}: its max_input_chars_per_word is {longest}, which it cannot be")
     settings = {
         "lowercase": normalizer["lowercase"],
@@ -403,7 +405,7 @@ def _post_processor(found: Any, vocabulary: dict[str, int], path: Path) -> dict[
     if found not in (template(cls, sep), {"type": "BertProcessing", "sep": ["[SEP]", sep], "cls": ["[CLS]", cls]}):
         name = found.get("type") if isinstance(found, dict) else found
         raise UserError(
-            f"tokenizer {path}: its post_processor ({name}) is not BERT's [CLS] A [SEP] and [CLS] A [SEP] B [SEP]; "
-            "give a BERT tokenizer"
+            f"tokenizer {path}: its post_processor ({brief(name, str)}) is not BERT's [CLS] A [SEP] and [CLS] A [SEP] "
+            "B [SEP]; give a BERT tokenizer"
         )
     return template(cls, sep)

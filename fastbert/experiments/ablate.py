@@ -62,7 +62,7 @@ def ablate(ablation: Ablation, options: AblateOptions) -> int:
     with locked_folder(out):
         check_out(out, ABLATION)
         record = out / f"{ABLATION}.json"
-        known = read_described(record, ABLATION)["seconds"] if record.is_file() else {}
+        known = read_described(record, ABLATION).get("seconds", {}) if record.is_file() else {}
         study = plan(ablation, options, out, known)
         check_measure(ablation, study.incomparable)
         jobs = study.jobs

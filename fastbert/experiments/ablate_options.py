@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from fastbert.config import Options, from_dict, read_yaml, to_dict, with_underscores
-from fastbert.errors import UserError, choose, nearest
+from fastbert.errors import UserError, brief, choose, nearest
 from fastbert.experiments.options import (
     AXES,
     Axes,
@@ -24,6 +24,7 @@ from fastbert.experiments.options import (
     read_list,
     read_seeds,
     read_task,
+    refuse_too_many,
     shown,
 )
 from fastbert.pretraining.options import BUDGETS, SOURCE_ONLY, PretrainOptions
@@ -155,7 +156,7 @@ def load_ablation(path: str | Path) -> tuple[Ablation, AblateOptions]:
     for key in values:
         if key not in known:
             hint = "put it under base" if key in _pretrain_names() else nearest(key, known)
-            raise UserError(f"{where}: unknown option {key!r}; {_TAKEN.get(key, hint)}")
+            raise UserError(f"{where}: unknown option {brief(key)}; {_TAKEN.get(key, hint)}")
     options = _made(AblateOptions, {key: value for key, value in values.items() if key in flags}, where)
     threads, trials = read_count(values, "threads", where, Workers), read_count(values, "trials", where, Repeats)
     points, anneal = _points(values, where)
@@ -167,10 +168,15 @@ def load_ablation(path: str | Path) -> tuple[Ablation, AblateOptions]:
     tasks_at = _shares(values.get("tasks_at", list(points)), f"{where}: tasks_at")
     if further := sorted(set(tasks_at) - set(points)):
         raise UserError(f"{where}: tasks_at: {further[0]} is none of the points, {', '.join(map(str, points))}")
+    variants = _variants(values, base, threads, anneal is not None, where)
+    seeds = read_seeds(values.get("seeds", 1), where)
+    # Trainings of a variant and seed, and fine-tunings: of each point, setting and trial one.
+    tunings = len(tasks_at) * trials * sum(len(task.settings) for task in axes.tasks)
+    refuse_too_many(len(variants) * len(seeds) * (tunings + len(points)), where)
     return (
         Ablation(
-            variants=_variants(values, base, threads, anneal is not None, where),
-            seeds=read_seeds(values.get("seeds", 1), where),
+            variants=variants,
+            seeds=seeds,
             threads=threads,
             budget=_budget(values.get("budget", {}), base, where),
             points=points,
@@ -204,7 +210,7 @@ def _points(values: dict[str, Any], where: str) -> tuple[tuple[float, ...], floa
     given = _mapping(values["anneal"], where, "points and share")
     for key in given:
         if key not in ("points", "share"):
-            raise UserError(f"{where}: unknown key {key!r}; {nearest(key, ('points', 'share'))}")
+            raise UserError(f"{where}: unknown key {brief(key)}; {nearest(key, ('points', 'share'))}")
     share = given.get("share", 0.1)
     if type(share) not in (int, float) or not 0 < share <= 1:
         raise UserError(f"{where}: share must be a number in (0, 1], such as 0.1, found {shown(share)}")
@@ -216,7 +222,9 @@ def _shares(values: Any, where: str) -> tuple[float, ...]:
     if not numbers or any(type(value) not in (int, float) or not 0 < value <= 1 for value in numbers):
         raise UserError(f"{where} must be shares of the budget in (0, 1], such as 0.4, found {shown(values)}")
     if any(b <= a for a, b in pairwise(numbers)) or numbers[-1] != 1:
-        raise UserError(f"{where} must ascend and end with 1.0, where the final quality is measured; found {values}")
+        raise UserError(
+            f"{where} must ascend and end with 1.0, where the final quality is measured; found {shown(values)}"
+        )
     return tuple(float(value) for value in numbers)
 
 
@@ -260,7 +268,7 @@ def _variants(
     common = {key: value for key, value in base.items() if key not in BUDGETS} | machine
     found: dict[str, Variant] = {}
     for name, changes in given.items():
-        here = f"{where}: variants: {name}"
+        here = f"{where}: variants: {brief(name, str)}"
         if not isinstance(name, str) or not name:
             raise UserError(f"{here}: the name of a variant must be a text; put it in quotes")
         if problem := text_problem(name):
@@ -280,7 +288,7 @@ def _variants(
             f"{where}: baseline must be the name of a variant, found {shown(first)}; options of all variants are base"
         )
     if first not in found:
-        raise UserError(f"{where}: baseline: there is no variant {first!r}; {nearest(first, found)}")
+        raise UserError(f"{where}: baseline: there is no variant {brief(first)}; {nearest(first, found)}")
     variants = [found.pop(first), *found.values()]
     for place, variant in enumerate(variants):
         for other in variants[:place]:

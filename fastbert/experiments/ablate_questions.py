@@ -13,7 +13,7 @@ from dataclasses import asdict
 from typing import Any
 
 from fastbert.data.stages import NOMINAL_STEPS, make_plan
-from fastbert.errors import UserError
+from fastbert.errors import LINE, UserError
 from fastbert.experiments.ablate_options import Ablation
 from fastbert.pretraining.options import PretrainOptions, objective_options
 
@@ -68,12 +68,12 @@ def check_measure(ablation: Ablation, reasons: Mapping[str, str]) -> None:
     """
     if ablation.axes.tasks or not reasons:
         return
-    lines = "".join(f"\n  {name}: {reason}" for name, reason in reasons.items())
+    lines = "".join(f"{LINE}{name}: {reason}" for name, reason in reasons.items())
     lengths = any(reason.startswith(LENGTHS) for reason in reasons.values())
     raise UserError(
         f"{ablation.path}: variants: without tasks the only measure is the validation loss, and there are losses that "
         f"cannot be compared with the baseline's ({ablation.baseline}), because the validation asks something else:"
-        f"{lines}\n"
+        f"{lines}{LINE}"
         "Give tasks: to compare them by fine-tuning, or leave these variants out"
         + ("; lengths are equal with anneal:, or with checkpoints: [1.0]" if lengths else "")
     )

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 from fastbert.config import choice, from_dict, read_yaml, with_underscores
 from fastbert.errors import UserError, brief, nearest
-from fastbert.finetuning.options import FinetuneOptions
+from fastbert.finetuning.options import MOST_TRAININGS, FinetuneOptions
 from fastbert.finetuning.tasks import OwnTaskOptions, check_task
 from fastbert.hub.folders import check_model_folder
 from fastbert.ranges import Range, Seed, Workers, check_values, problem_of, text_problem
@@ -165,7 +165,7 @@ def load_sweep(path: str | Path) -> tuple[Axes, SweepOptions]:
     for key in values:
         if key not in known:
             hint = "put it under finetune" if key in _finetune_names() - set(_TAKEN) else nearest(key, known)
-            raise UserError(f"{where}: unknown option {key!r}; {_TAKEN.get(key, hint)}")
+            raise UserError(f"{where}: unknown option {brief(key)}; {_TAKEN.get(key, hint)}")
     options = from_dict(SweepOptions, {key: value for key, value in values.items() if key in flags}, where)
     fixed = read_finetune(values.get("finetune", {}), f"{where}: finetune")
     threads = read_count(values, "threads", where, Workers)
@@ -178,6 +178,8 @@ def load_sweep(path: str | Path) -> tuple[Axes, SweepOptions]:
         finetune=fixed,
         path=where,
     )
+    settings = sum(len(task.settings) for task in axes.tasks)
+    refuse_too_many(len(axes.models) * settings * len(axes.seeds), where)
     refuse_twice([model.name for model in axes.models], f"{where}: models", "; give one of them a name: of its own")
     refuse_twice([str(Path(model.path).resolve()) for model in axes.models], f"{where}: models", "")
     return axes, options
@@ -247,7 +249,8 @@ def read_task(entry: Any, common: dict[str, list[Any]], fixed: dict[str, Any], w
 
 def merged(values: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     """`values` with those of `over` in their place, group by group."""
-    groups = {key: values[key] | value for key, value in over.items() if isinstance(value, dict) and key in values}
+    both = [key for key in over if isinstance(over[key], dict) and isinstance(values.get(key), dict)]
+    groups = {key: values[key] | over[key] for key in both}
     return values | over | groups
 
 
@@ -305,21 +308,26 @@ def read_finetune(values: Any, where: str, more: Iterable[str] = ()) -> dict[str
         if key in _TAKEN:
             raise UserError(f"{where}: {key} is not free here; {_TAKEN[key]}")
         if key not in known:
-            raise UserError(f"{where}: unknown option {key!r}; {nearest(key, free)}")
+            raise UserError(f"{where}: unknown option {brief(key)}; {nearest(key, free)}")
     if isinstance(values.get("machine"), dict) and "threads" in values["machine"]:
         raise UserError(f"{where}: machine: threads is not free here; give threads beside tasks, for all jobs")
     if isinstance(values.get("train_fraction"), int | float):
         values["train_fraction"] = str(values["train_fraction"])
     if len(_finetune(values, where).fractions()) > 1:
         raise UserError(
-            f"{where}: train_fraction is {values['train_fraction']!r}; a job has one share: for several, list the task "
-            "several times, each with a name"
+            f"{where}: train_fraction is {brief(values['train_fraction'])}; a job has one share: for several, list the "
+            "task several times, each with a name"
         )
     return values
 
 
 def _finetune_names() -> set[str]:
     return {f.name for f in fields(FinetuneOptions)}
+
+
+def refuse_too_many(jobs: int, where: str) -> None:
+    if jobs > MOST_TRAININGS:
+        raise UserError(f"{where}: {jobs:,} jobs, and the most is {MOST_TRAININGS:,}; give fewer values or seeds")
 
 
 def refuse_twice(values: Iterable[Any], where: str, hint: str) -> None:

@@ -6,14 +6,13 @@ out/jobs/<id>/       log.txt, and run/ as `fastbert finetune` writes it
 out/report/          report.md, report.html, drawings
 """
 
-import json
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 from fastbert.config import differences
-from fastbert.errors import UserError
+from fastbert.errors import LINE, UserError
 from fastbert.experiments.comparison import Comparison, Row
 from fastbert.experiments.jobs import LOG, Job
 from fastbert.experiments.live import Board
@@ -29,13 +28,26 @@ from fastbert.files import (
     refuse_link,
     remove_leftovers,
 )
-from fastbert.inputs import input_errors, open_input
-from fastbert.records import finite_or_none, json_text, read_sealed, seal_of, write_sealed
+from fastbert.finetuning.results import check_best
+from fastbert.inputs import read_input
+from fastbert.records import COUNT, check, finite_or_none, json_text, parse_json, read_sealed, seal_of, write_sealed
 from fastbert.training.hardware import describe_machine
 from fastbert.training.interrupts import Interrupts
 from fastbert.training.logbook import say
 
 RESULTS, SWEEP = "results.jsonl", "sweep"
+LARGEST_RESULTS = 2**28  # bytes
+_FIGURES = {"dev": {str: {str: (float, type(None))}}}
+# The rows of finished jobs, for `check`: a fine-tuning's, and an ablation's pretraining's.
+TUNED = {
+    **{"model": str, "task": str, "seed": int, "precision": str, "seconds": float, "metrics": [str]},
+    **{"learning_rate": float, "batch_size": int, "epochs": int, "train_examples": COUNT},
+    **{"best": _FIGURES, "last": _FIGURES},
+}
+TRAINED = {
+    **{"model": str, "task": str, "seed": int, "precision": str, "seconds": float, "objective": str},
+    "validations": [{"step": int, "loss": (float, type(None))}],
+}
 
 
 def sweep(axes: Axes, options: SweepOptions) -> int:
@@ -174,9 +186,9 @@ def open_folder(out: Path, what: str, description: dict[str, Any], jobs: list[Jo
     if record.is_file():
         before = read_described(record, what)
         if not set(ids) & {*before["jobs"], *read_results(out / RESULTS)}:
-            changed = "\n  ".join(differences(before["axes"], description))
+            changed = LINE.join(differences(before["axes"], description))
             raise UserError(
-                f"{out} holds another {what}: no job of it is in this one. What differs:\n  {changed}\n"
+                f"{out} holds another {what}: no job of it is in this one. What differs:{LINE}{changed}{LINE}"
                 "Give the same file to go on with it, or choose another --out"
             )
     remove_leftovers(out)
@@ -189,8 +201,8 @@ def read_described(record: Path, what: str) -> dict[str, Any]:
     Raises:
         UserError: it is damaged.
     """
-    kinds = {"axes": dict, "jobs": list}
-    return read_sealed(record, f"the record of the {what}", kinds, "restore it, or choose another --out")
+    shape = {"axes": dict, "jobs": [str], "seconds?": {str: [float]}}
+    return read_sealed(record, f"the record of the {what}", shape, "restore it, or choose another --out")
 
 
 def read_results(path: Path) -> dict[str, Row]:
@@ -202,20 +214,37 @@ def read_results(path: Path) -> dict[str, Row]:
     rows: dict[str, Row] = {}
     if not path.is_file():
         return rows
-    with open_input(path) as file, input_errors(path):
-        lines = file.read().split(b"\n")
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(read_input(path, most=LARGEST_RESULTS).split(b"\n"), 1):
         if not line:
             continue
         try:
-            row = json.loads(line)
-            whole = isinstance(row["status"], str) and row.pop("seal", None) in (None, seal_of(row))  # None: older
-            rows[row["id"]] = row
-        except (ValueError, KeyError, TypeError, AttributeError):
-            whole = False
-        if not whole:
-            raise UserError(f"{path}, line {number} is damaged; delete the line, and its job is run again")
+            row = read_row(line, f"{path}, line {number}")
+        except UserError as error:
+            raise UserError(f"{error}; delete the line, and its job is run again") from None
+        rows[row["id"]] = row
     return rows
+
+
+def read_row(line: bytes, where: str) -> Row:
+    """The row in a line of results.jsonl, without its seal.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    row = parse_json(line, where, {"id": str, "status": str})
+    if row.pop("seal", None) not in (None, seal_of(row)):  # None: older
+        raise UserError(f"{where} is damaged: its hash does not fit")
+    if row["status"] == "done":
+        check(row, TUNED if "metrics" in row else TRAINED, where)
+        if "metrics" in row:
+            check_best(row, row["metrics"], where)
+            for split, figures in row["last"]["dev"].items():  # null: not finite
+                check(figures, dict.fromkeys(row["metrics"], (float, type(None))), where, f"last.dev.{split}")
+        elif not row["validations"]:
+            raise UserError(f"{where} is damaged: validations is empty")
+    else:
+        check(row, {"reason": str, "mend": str, "log": [str]}, where)
+    return row
 
 
 def write_results(path: Path, rows: dict[str, Row], jobs: list[Job]) -> None:

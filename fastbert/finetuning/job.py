@@ -21,7 +21,7 @@ import torch
 
 from fastbert import config as configuration
 from fastbert.data.tokenizer import WordPiece
-from fastbert.errors import UserError
+from fastbert.errors import LINE, UserError
 from fastbert.files import LOCK, atomic_file, contents, disk_errors, locked_folder, remove
 from fastbert.finetuning.batches import subset
 from fastbert.finetuning.loop import ADVICE, Tuner
@@ -36,7 +36,7 @@ from fastbert.finetuning.model import (
 )
 from fastbert.finetuning.options import FinetuneOptions, science
 from fastbert.finetuning.predict import BATCH, Inputs, answer, encode_inputs, predict_scores
-from fastbert.finetuning.results import Figures, seed_folder, tuned_folder, write_results
+from fastbert.finetuning.results import Figures, finished, seed_folder, tuned_folder, write_results
 from fastbert.finetuning.tasks import Example, Task, open_task
 from fastbert.hub.load import Pretrained, tokenizer_of
 from fastbert.outputs import check_output_folder
@@ -103,7 +103,7 @@ def finetune(asked: FinetuneOptions) -> int:
             results[fraction] = []
             for seed in range(asked.first_seed, asked.first_seed + asked.seeds):
                 folder = seed_folder(out, fraction, seed)
-                result = finished(folder)
+                result = finished(folder, setup.task.metrics)
                 if result is None:
                     result = train_seed(setup, folder, fraction, seed, interrupts)
                 if result is None:
@@ -194,9 +194,9 @@ def check_folder(out: Path, experiment: dict[str, Any]) -> None:
         manifest = read_sealed(manifest_path, "the manifest", {"science": dict}, "restore it, or choose another --out")
         changed = configuration.differences(manifest["science"], experiment)
         if changed:
-            lines = "\n  ".join(changed)
+            lines = LINE.join(changed)
             raise UserError(
-                f"{out} holds the results of another experiment. What differs:\n  {lines}\n"
+                f"{out} holds the results of another experiment. What differs:{LINE}{lines}{LINE}"
                 "Give the same options to go on with it, or choose another --out"
             )
     check_others(out)
@@ -244,19 +244,6 @@ def fingerprint_of_weights(pretrained: Pretrained) -> str:
             digest.update(name.encode())
             digest.update(pretrained.weights[name].contiguous().view(torch.uint8).numpy())
     return digest.hexdigest()[:8]
-
-
-def finished(folder: Path) -> dict[str, Any] | None:
-    """The result of a seed that was trained to its end; it is written last.
-
-    Raises:
-        UserError: it is damaged.
-    """
-    path = folder / "result.json"
-    if not path.is_file():
-        return None
-    kinds = {"seed": int, "best": dict, "last": dict, "train_examples": int, "truncated": dict}
-    return read_sealed(path, "the seed's result", kinds, f"remove {folder} to train the seed again")
 
 
 # --- one seed

@@ -4,8 +4,7 @@ That folder is a model of transformers' own kind (`AutoModelForSequenceClassific
 `trust_remote_code=True` unless the encoder is a BERT), and `task.json` beside it says what it was trained for.
 """
 
-import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 import torch
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 from fastbert import __version__
 from fastbert.config import differences
 from fastbert.data.tokenizer import WordPiece, load_tokenizer
-from fastbert.errors import UserError
+from fastbert.errors import UserError, brief, nearest
 from fastbert.files import atomic_folder
 from fastbert.finetuning.batches import Batch
 from fastbert.hub.export import export_model, write_model
@@ -26,7 +25,7 @@ from fastbert.hub.names import is_bert
 from fastbert.inputs import input_errors
 from fastbert.model.config import EncoderConfig
 from fastbert.model.encoder import Encoder, initialize
-from fastbert.records import json_text, read_json
+from fastbert.records import COUNT, Whole, json_text, parse_json, read_json
 from fastbert.training.finite import require_finite
 from fastbert.training.tensors import read_metadata, read_tensors
 
@@ -120,6 +119,19 @@ class TaskRecord:
         return self.kind == "number"
 
 
+_TASK_SHAPE = {
+    "task": str,
+    "kind": str,
+    "labels": [str],
+    "is_pair": bool,
+    "both_orders": bool,
+    "max_length": Whole(1),
+    "seed": COUNT,
+    "dev": {str: {str: (float, type(None))}},
+    "tokenizer?": str,
+}
+
+
 def save_classifier(model: Classifier, record: TaskRecord, tokenizer: Path, out: Path) -> None:
     """Writes the folder `out`, whole or not at all; an older one is replaced.
 
@@ -199,15 +211,21 @@ def read_record(folder: Path) -> tuple[TaskRecord, WordPiece]:
     Raises:
         UserError: the record is damaged, or the tokenizer is not the one the model was trained with.
     """
-    values, vocabulary = read_json(folder / TASK_FILE, "task record"), load_tokenizer(folder)
-    try:
-        record = {"tokenizer": vocabulary.fingerprint, **values, "labels": tuple(values["labels"])}
-        trained_with = record.pop("tokenizer")
-        record = TaskRecord(**record)
-    except (TypeError, KeyError) as error:
-        raise UserError(f"the task record {folder / TASK_FILE} is damaged: {error}") from None
+    values, vocabulary = read_json(folder / TASK_FILE, "task record", _TASK_SHAPE), load_tokenizer(folder)
+    known = {field.name for field in fields(TaskRecord)} | {"tokenizer"}
+    if unknown := sorted(values.keys() - known):
+        raise UserError(
+            f"the task record {folder / TASK_FILE} has {brief(unknown[0])}, which this version of fastbert does not "
+            f"know; {nearest(unknown[0], known)}"
+        )
+    trained_with = values.get("tokenizer", vocabulary.fingerprint)
+    record = {name: value for name, value in values.items() if name != "tokenizer"}
+    record = TaskRecord(**{**record, "labels": tuple(values["labels"])})
+    if not record.numbers and len(record.labels) < 2:
+        raise UserError(f"the task record {folder / TASK_FILE} is damaged: a task has two labels at least")
     weights = folder / "model.safetensors"
-    written = json.loads(read_metadata(weights).get(TASK, "{}")) if weights.is_file() else {}
+    where = f"the task record in {weights}"
+    written = parse_json(read_metadata(weights).get(TASK, "{}"), where, dict) if weights.is_file() else {}
     if changed := differences(*({key: facts[key] for key in written.keys() & values} for facts in (written, values))):
         raise UserError(f"{folder / TASK_FILE} was changed since it was written ({'; '.join(changed)}); put that back")
     if trained_with != vocabulary.fingerprint:

@@ -24,6 +24,8 @@ TASK_DEFAULTS: dict[str, tuple[float, int]] = {
 }
 OWN_DEFAULTS = (5e-5, 5)
 
+MOST_TRAININGS = 10_000  # of one call
+
 
 @dataclass(frozen=True)
 class FinetuneOptions:
@@ -99,7 +101,9 @@ class FinetuneOptions:
             raise UserError("give --model (a pretrained encoder) or --init-from (a fine-tuned model), not both")
         if self.first_seed > (most := LARGEST_SEED - (self.seeds - 1)):
             raise OptionError(self, "first_seed", f"must be at most {most:,}, as the other seeds follow it")
-        self.fractions()
+        if (trainings := self.seeds * len(self.fractions())) > MOST_TRAININGS:
+            problem = f"with train_fraction make {trainings:,} trainings, and the most is {MOST_TRAININGS:,}"
+            raise OptionError(self, "seeds", problem)
 
     def check_inputs(self) -> None:
         """Checks, before torch is imported, that model and tasks are there.

@@ -2,6 +2,7 @@
 
 import statistics
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,21 @@ from fastbert.files import atomic_file
 from fastbert.finetuning.model import fine_tuned_folder
 from fastbert.finetuning.options import FinetuneOptions
 from fastbert.finetuning.tasks import Task
-from fastbert.records import read_sealed, write_sealed
+from fastbert.records import COUNT, check, read_sealed, write_sealed
 
 Figures = dict[str, dict[str, float | None]]
 """dev split -> metric -> value; the mean loss too. None for what was not finite, which the best epoch never has."""
+
+
+_NUMBER = (float, type(None))
+_EPOCH = {"epoch?": COUNT, "dev": {str: {str: _NUMBER}}}
+SEED = {"seed": COUNT, "best": _EPOCH, "last": _EPOCH, "train_examples": COUNT, "truncated": {str: COUNT}}
+"""The shape of a seed's result.json, for `check`."""
+_SUMMARY = {str: {str: dict.fromkeys(("median", "mean", "std", "max"), _NUMBER)}}
+RESULTS = {
+    **{"task": str, "metrics": [str], "precision?": str},
+    "fractions": [{"fraction": float, "seeds": [{"seed": COUNT, "best": _EPOCH}], "summary?": {"best": _SUMMARY}}],
+}
 
 
 def write_results(
@@ -71,9 +83,47 @@ def read_results(out: Path) -> dict[str, Any]:
     Raises:
         UserError: it is missing or damaged.
     """
-    kinds = {"task": str, "metrics": list, "fractions": list}
     fix = "run fastbert finetune again with the same --out: it trains no seed twice, and writes the file anew"
-    return read_sealed(out / "results.json", "the results of fastbert finetune", kinds, fix)
+    results = read_sealed(out / "results.json", "the results of fastbert finetune", RESULTS, fix)
+    where = f"the results of fastbert finetune {out / 'results.json'}"
+    try:
+        if not results["fractions"] or not all(part["seeds"] for part in results["fractions"]):
+            raise UserError(f"{where} is damaged: it holds no seeds")
+        for part in results["fractions"]:
+            for seed in part["seeds"]:
+                check_best(seed, results["metrics"], f"{where}, seed {seed['seed']},")
+    except UserError as error:
+        raise UserError(f"{error}; {fix}") from None
+    return results
+
+
+def check_best(result: dict[str, Any], metrics: Sequence[str], where: str) -> None:
+    """Raises a UserError if the best epoch in a seed's result lacks one of the task's metrics on dev."""
+    if not metrics or not result["best"]["dev"]:
+        raise UserError(f"{where} is damaged: it holds no metrics on dev")
+    for split, figures in result["best"]["dev"].items():
+        check(figures, dict.fromkeys(metrics, float), where, f"best.dev.{split}")
+
+
+def finished(folder: Path, metrics: Sequence[str]) -> dict[str, Any] | None:
+    """The result of a seed that was trained to its end; it is written last.
+
+    Args:
+        metrics: of the task.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    path = folder / "result.json"
+    if not path.is_file():
+        return None
+    fix = f"remove {folder} to train the seed again"
+    result = read_sealed(path, "the seed's result", SEED, fix)
+    try:
+        check_best(result, metrics, f"the seed's result {path}")
+    except UserError as error:
+        raise UserError(f"{error}; {fix}") from None
+    return result
 
 
 def seed_folder(out: Path, fraction: float, seed: int) -> Path:

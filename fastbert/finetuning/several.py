@@ -8,7 +8,7 @@ out/glue.md       the table
 from dataclasses import replace
 from pathlib import Path
 
-from fastbert.errors import UserError
+from fastbert.errors import LINE, UserError
 from fastbert.files import atomic_file, contents
 from fastbert.finetuning import job
 from fastbert.finetuning.options import FinetuneOptions
@@ -87,10 +87,10 @@ def check_tasks(asked: FinetuneOptions, names: list[str]) -> list[FinetuneOption
         except UserError as error:
             problems[name] = str(error)
     if problems:
-        lines = "\n".join(f"  {name}: {problem}" for name, problem in problems.items())
+        lines = LINE.join(f"{name}: {problem}" for name, problem in problems.items())
         rest = ",".join(name for name in names if name not in problems)
-        remedy = f"\nMend that, or train the others: --task {rest}" if rest else ""
-        raise UserError(f"{len(problems)} of {len(names)} tasks cannot be trained:\n{lines}{remedy}")
+        remedy = f"{LINE}Fix that, or train the others: --task {rest}" if rest else ""
+        raise UserError(f"{len(problems)} of {len(names)} tasks cannot be trained:{LINE}{lines}{remedy}")
     if asked.symmetric and not any(options.symmetric for options in parts.values()):
         raise UserError("the order of the texts matters in all of these tasks: leave --symmetric out")
     return list(parts.values())

@@ -1,7 +1,10 @@
 """The archive that GLUE's server takes: eleven TSV files in a zip, written whole and checked line by line."""
 
 import io
+import lzma
 import math
+import os
+import struct
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
@@ -10,8 +13,9 @@ from pathlib import Path
 from typing import IO
 
 from fastbert.encodings import explain
-from fastbert.errors import UserError, choose, nearest
+from fastbert.errors import LINE, UserError, brief, choose, nearest
 from fastbert.finetuning.glue import GLUE, GlueTask
+from fastbert.inputs import input_errors, open_input, read_input
 from fastbert.outputs import output_file
 
 FILES: dict[str, tuple[str, str]] = {
@@ -30,7 +34,16 @@ FILES: dict[str, tuple[str, str]] = {
 """Name in the archive -> task and split."""
 HEADER = "index\tprediction"
 LOWEST, HIGHEST = 0.0, 5.0  # scores of STS-B
-LONGEST_FILE = 2**26  # bytes; QQP's, the largest, has 4 MB
+MOST_FILES = 1000  # in an archive or a folder that is looked at
+LARGEST_ARCHIVE = LONGEST_FILE = 2**24  # bytes; QQP's, the largest, has 4 MB
+
+
+# What zipfile raises over a damaged archive: RuntimeError for one that is encrypted or compressed in an unknown way,
+# OSError without a number for damaged bz2.
+_UNZIPPING = (
+    *(zipfile.BadZipFile, lzma.LZMAError, zlib.error, struct.error),
+    *(EOFError, OSError, ValueError, RuntimeError),
+)
 
 
 @dataclass(frozen=True)
@@ -92,14 +105,14 @@ def write_submission(
 def _cell(value: str | float, task: GlueTask, where: str) -> str:
     if task.labels:
         if str(value) not in task.labels:
-            raise UserError(f"{where}: {value!r} is no label; {nearest(str(value), task.labels)}")
+            raise UserError(f"{where}: {brief(value)} is no label; {nearest(str(value), task.labels)}")
         return str(value)
     try:
         number = float(value)
     except (TypeError, ValueError):
         number = math.nan
     if not math.isfinite(number):
-        raise UserError(f"{where}: {value!r} is no finite number; predict again")
+        raise UserError(f"{where}: {brief(value)} is no finite number; predict again")
     return f"{min(max(number, LOWEST), HIGHEST):.3f}"
 
 
@@ -118,7 +131,9 @@ def validate(path: Path | str) -> dict[str, int]:
 
 def _checked(path: Path, contents: Mapping[str, bytes]) -> dict[str, int]:
     """The rows of each file, by name; raises a UserError, which names `path`, if the server would not take them."""
-    problems = [f"{path}/{file} does not belong in a submission; take it out" for file in contents if file not in FILES]
+    others = [file for file in contents if file not in FILES]
+    more = f" (and {len(others) - 5:,} more)" if len(others) > 5 else ""
+    problems = [f"{path}/{file} does not belong in a submission; take it out{more}" for file in others[:5]]
     rows = {}
     for file, (name, split) in FILES.items():
         if file not in contents:
@@ -128,28 +143,51 @@ def _checked(path: Path, contents: Mapping[str, bytes]) -> dict[str, int]:
         else:
             rows[file] = GLUE[name].rows[split]
     if problems:
-        raise UserError("\n".join(problems))
+        raise UserError(LINE.join(problems))
     return rows
 
 
 def _contents(path: Path) -> dict[str, bytes]:
-    if path.is_dir():
-        return {file.name: file.read_bytes() for file in sorted(path.iterdir()) if file.is_file()}
-    return _unzipped(path, path)
+    if not path.is_dir():
+        if not path.exists():
+            raise UserError(f"no submission {path}; give a zip file, or a folder with {', '.join(FILES)}")
+        with open_input(path, "submission") as archive:
+            return _unzipped(archive, path)
+    with input_errors(path, "submission"), os.scandir(path) as entries:
+        names = sorted(entry.name for _, entry in zip(range(MOST_FILES), entries, strict=False) if entry.is_file())
+    # Of a file that does not belong there the name is enough.
+    return {name: read_input(path / name, most=LONGEST_FILE) if name in FILES else b"" for name in names}
 
 
-def _unzipped(archive: Path | IO[bytes], path: Path) -> dict[str, bytes]:
-    """The files in `archive`, by name; errors name `path`."""
+def _unzipped(file: IO[bytes], path: Path) -> dict[str, bytes]:
+    """The files in the archive `file`, by name, of those that do not belong there without content; errors name `path`.
+
+    What a member claims of its size is not believed: no more is unpacked than a file of a submission can have.
+    """
     try:
-        with zipfile.ZipFile(archive) as archive:
-            large = [entry.filename for entry in archive.infolist() if entry.file_size > LONGEST_FILE]
-            if large:
-                raise UserError(f"{path}/{large[0]} is larger than any submission file; make the archive again")
-            return {name: archive.read(name) for name in archive.namelist()}
-    except FileNotFoundError:
-        raise UserError(f"no submission {path}; give a zip file, or a folder with {', '.join(FILES)}") from None
-    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:  # RuntimeError: encrypted
-        raise UserError(f"{path} is damaged or no zip file ({error}); make it again") from None
+        if file.seek(0, os.SEEK_END) > LARGEST_ARCHIVE:
+            raise UserError(f"{path} is larger than any submission; make the archive again")
+        contents: dict[str, bytes] = {}
+        with zipfile.ZipFile(file) as archive:
+            if len(archive.infolist()) > MOST_FILES:
+                raise UserError(
+                    f"{path} holds {len(archive.infolist()):,} files, and a submission {len(FILES)}; make it again"
+                )
+            for entry in archive.infolist():
+                name = brief(entry.filename, str)
+                if name in contents:
+                    raise UserError(f"{path} holds {name} twice; make the archive again")
+                contents[name] = b""
+                if entry.filename in FILES:
+                    with archive.open(entry) as member:
+                        contents[name] = member.read(LONGEST_FILE + 1)
+                if len(contents[name]) > LONGEST_FILE:
+                    raise UserError(f"{path}/{name} is larger than any submission file; make the archive again")
+        return contents
+    except _UNZIPPING as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        raise UserError(f"{path} is damaged or no zip file ({brief(error, str)}); make it again") from None
 
 
 def _problem(content: bytes, task: GlueTask, count: int) -> str | None:
@@ -159,7 +197,7 @@ def _problem(content: bytes, task: GlueTask, count: int) -> str | None:
     except UnicodeDecodeError as error:
         return f" is not UTF-8 text: {explain(content, error.start, None)}"
     if not lines or lines[0] != HEADER:
-        return f", line 1: the header must be {HEADER!r}, not {lines[0] if lines else ''!r}"
+        return f", line 1: the header must be {HEADER!r}, not {brief(lines[0] if lines else '')}"
     for index, line in enumerate(lines[1:]):
         where = f", line {index + 2}"
         fields = line.split("\t")
@@ -168,11 +206,11 @@ def _problem(content: bytes, task: GlueTask, count: int) -> str | None:
         if index == count:
             return f"{where}: more than the {count:,} official rows; predict the official test split"
         if fields[0] != str(index):
-            return f"{where}: the index must be {index}, not {fields[0]!r}; keep the order of the test split"
+            return f"{where}: the index must be {index}, not {brief(fields[0])}; keep the order of the test split"
         if task.labels and fields[1] not in task.labels:
-            return f"{where}: {fields[1]!r} is no label; {nearest(fields[1], task.labels)}"
+            return f"{where}: {brief(fields[1])} is no label; {nearest(fields[1], task.labels)}"
         if not task.labels and not _is_score(fields[1]):
-            return f"{where}: {fields[1]!r} is no number from {LOWEST:g} to {HIGHEST:g}"
+            return f"{where}: {brief(fields[1])} is no number from {LOWEST:g} to {HIGHEST:g}"
     if len(lines) - 1 < count:
         return f", line {len(lines) + 1}: the file ends after {len(lines) - 1:,} of {count:,} rows; predict them all"
     return None

@@ -4,31 +4,27 @@ checkpoint.
 No code of the folder is executed and nothing is unpickled.
 """
 
-import json
-import pickle
-import struct
 import sys
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from fastbert.config import differences
 from fastbert.data.tokenizer import WordPiece, load_tokenizer
-from fastbert.errors import UserError
+from fastbert.errors import UserError, brief
 from fastbert.hub.export import NO_TYPES, SETTINGS, TOKENIZER
 from fastbert.hub.folders import check_model_folder
 from fastbert.hub.names import BERT_OPTIONS, OWN_OPTIONS, TIED, bert_names, check_weights, head_of, kept, some
-from fastbert.inputs import open_input, raise_refusal
+from fastbert.hub.weight_files import joined, read_weights
 from fastbert.model.config import EncoderConfig
 from fastbert.model.encoder import Encoder
 from fastbert.model.heads import MLMHead
-from fastbert.records import read_json
+from fastbert.records import COUNT, check, parse_json, read_json
 from fastbert.training.checkpoints import Checkpoint, read_checkpoint, read_newest
-from fastbert.training.tensors import HASH, read_tensors
 
+LARGEST_CONFIG = 2**24  # bytes; labels may be many
 # What transformers' BertConfig takes where config.json is silent; sizes it should not be silent about.
 _BERT_DEFAULTS = {
     "type_vocab_size": 2,
@@ -47,16 +43,16 @@ _BERT_ONLY = {
     "is_decoder": False,
     "add_cross_attention": False,
 }
-# What torch.load raises over a damaged file, found by damaging some.
-_UNPICKLING = (
-    RuntimeError,
-    EOFError,
-    ValueError,
-    LookupError,
-    AssertionError,
-    struct.error,
-    pickle.UnpicklingError,
-)
+# What of a checkpoint's state is used here, where it is there.
+_STATE = {
+    "tokenizer?": str,
+    "objective?": (str, type(None)),
+    "progress?": {"tokens?": COUNT},
+    "science?": {
+        **{f"optimizer.{name}?": float for name in ("learning_rate", "weight_decay", "beta1", "beta2")},
+        "schedule.warmup?": float,
+    },
+}
 # Parts of a BERT that are no weights: buffers of older versions of transformers.
 _BERT_BUFFERS = ("embeddings.position_ids", "embeddings.token_type_ids")
 
@@ -166,13 +162,13 @@ def _below(prefix: str, weights: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _from_hub(folder: Path) -> Pretrained:
-    settings = read_json(folder / "config.json", "model configuration")
-    kind = settings.get("model_type") if isinstance(settings, dict) else None
+    settings = read_json(folder / "config.json", "model configuration", dict, LARGEST_CONFIG)
+    kind = settings.get("model_type")
     if kind not in ("bert", "electra", "fastbert"):
         raise UserError(
-            f"{folder / 'config.json'} has model_type {kind!r}; fastbert reads bert, electra and its own exports"
+            f"{folder / 'config.json'} has model_type {brief(kind)}; fastbert reads bert, electra and its own exports"
         )
-    tensors, metadata = _tensors(folder)
+    tensors, metadata = read_weights(folder)
     _check_tokenizer(folder, metadata.get(TOKENIZER), f"the model in {folder}")
     changed = _changed_settings(folder, settings, metadata)
     kinds = {"bert": "the BERT", "electra": "the ELECTRA", "fastbert": "the fastbert model"}
@@ -201,7 +197,7 @@ def _changed_settings(folder: Path, settings: dict[str, Any], metadata: dict[str
     and others may be added, but not both: that is a key with a damaged name."""
     if SETTINGS not in metadata:
         return ""
-    written = json.loads(metadata[SETTINGS])
+    written = parse_json(metadata[SETTINGS], f"the configuration in {folder / 'model.safetensors'}", dict)
     defaults = _OWN_DEFAULTS if written.get("model_type") == "fastbert" else _BERT_DEFAULTS
     if not settings.keys() - written.keys():
         settings = dict.fromkeys(written) | defaults | settings
@@ -218,8 +214,8 @@ def _check_dtype(folder: Path, settings: dict[str, Any], weights: dict[str, Tens
     for name, tensor in weights.items():
         if (found := str(tensor.dtype)) != f"torch.{str(stated).removeprefix('torch.')}":
             raise UserError(
-                f"{folder / 'config.json'} names the dtype {stated}, and {name} in model.safetensors has {found[6:]}; "
-                "restore the file that was changed, or name the dtype of the weights"
+                f"{folder / 'config.json'} names the dtype {brief(stated, str)}, and {name} in model.safetensors has "
+                f"{found[6:]}; restore the file that was changed, or name the dtype of the weights"
             )
 
 
@@ -240,7 +236,9 @@ def _config(folder: Path, settings: dict[str, Any], names: dict[str, str], tenso
     for ours, theirs in names.items():
         kind, value = _KINDS[ours], settings[theirs]
         if type(value) is not kind and not (kind is float and type(value) is int):
-            raise UserError(f"{folder / 'config.json'} has {theirs} {value!r}, which must be of type {kind.__name__}")
+            raise UserError(
+                f"{folder / 'config.json'} has {theirs} {brief(value)}, which must be of type {kind.__name__}"
+            )
     if (layers := settings[names["layers"]]) > 1000 + len(tensors):  # before that many are built
         raise UserError(f"{folder / 'config.json'} has {names['layers']} {layers}, and the weights lack those layers")
     try:
@@ -256,17 +254,17 @@ def _from_bert(
     for name, value in _BERT_ONLY.items():
         if settings.get(name, value) != value:
             raise UserError(
-                f"{folder / 'config.json'} has {name} {settings[name]!r}; fastbert reads BERTs with {value!r} only"
+                f"{folder / 'config.json'} has {name} {brief(settings[name])}; fastbert reads BERTs with {value!r} only"
             )
     if family == "electra" and (size := settings.get("embedding_size", 128)) != config.width:
         raise UserError(
-            f"{folder / 'config.json'} has embedding_size {size} and hidden_size {config.width}; fastbert reads "
+            f"{folder / 'config.json'} has embedding_size {brief(size)} and hidden_size {config.width}; fastbert reads "
             "ELECTRAs in which the two are equal (base and large, not small)"
         )
     there = {_modern(name, family): tensor for name, tensor in tensors.items()}
     there = {name: tensor for name, tensor in there.items() if name.removeprefix(f"{family}.") not in _BERT_BUFFERS}
     if untyped:
-        del there[f"{family}.embeddings.token_type_embeddings.weight"]
+        there.pop(f"{family}.embeddings.token_type_embeddings.weight", None)
         config = replace(config, type_vocab_size=0)
     decoder = there.pop("cls.predictions.decoder.weight", None)
     if "cls.predictions.decoder.bias" in there:
@@ -281,7 +279,7 @@ def _from_bert(
     rest = [name for name in there if name.startswith(parts) and name not in wanted]
     if rest:
         raise UserError(f"the weights in {folder} hold {some(rest)}, which a BERT of this configuration does not have")
-    weights = {ours: torch.cat([there[name] for name in theirs]) for ours, theirs in names.items()}
+    weights = {ours: joined(there, theirs, folder) for ours, theirs in names.items()}
     if head == "mlm" and decoder is not None:
         weights[TIED] = decoder
     return config, weights
@@ -291,31 +289,6 @@ def _modern(name: str, family: str) -> str:
     """The name that transformers 5 has for a weight of a BERT: TensorFlow's gamma and beta, and models saved bare."""
     name = name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
     return f"{family}.{name}" if name.startswith(("embeddings.", "encoder.", "pooler.")) else name
-
-
-def _tensors(folder: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The weights in a Hugging Face folder, and the metadata beside them."""
-    path = folder / "model.safetensors"
-    if path.is_file():
-        tensors, metadata = read_tensors(path)
-        if SETTINGS in metadata and HASH not in metadata:  # they were written together
-            raise UserError(f"{path} is damaged (its hash is missing); copy, download or export it again")
-        return tensors, metadata
-    path = folder / "pytorch_model.bin"
-    if not path.is_file():
-        raise UserError(f"{folder} has neither model.safetensors nor pytorch_model.bin (weights in one file)")
-    open_input(path, "weights").close()  # torch reports what the system refuses as damage
-    try:
-        tensors = torch.load(path, map_location="cpu", weights_only=True)
-    except _UNPICKLING as error:
-        raise_refusal(error, path)
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise UserError(
-            f"{path} is damaged or holds more than tensors ({reason}); download it again, best as model.safetensors"
-        ) from None
-    if not isinstance(tensors, dict):
-        raise UserError(f"{path} holds a {type(tensors).__name__} and not weights by name; give a model's folder")
-    return tensors, {}
 
 
 # --- runs and their checkpoints
@@ -330,12 +303,13 @@ def _newest(folder: Path) -> Checkpoint:
 
 def _from_checkpoint(checkpoint: Checkpoint) -> Pretrained:
     path = checkpoint.path
-    if "encoder" not in checkpoint.state or "model" not in checkpoint.tensors:
+    if not isinstance(checkpoint.state.get("encoder"), dict) or "model" not in checkpoint.tensors:
         raise UserError(f"the checkpoint {path} is not one of a pretraining run; give the folder of such a run")
     try:
         config = EncoderConfig.from_dict(checkpoint.state["encoder"])
     except UserError as error:
         raise UserError(f"{path / 'state.json'}: {error}") from None
+    check(checkpoint.state, _STATE, f"the checkpoint's state {path / 'state.json'}")
     tokenizer = path.parent.parent / "tokenizer"
     _check_tokenizer(tokenizer, checkpoint.state.get("tokenizer"), f"the checkpoint {path}")
     weights = kept(checkpoint.tensors["model"])

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from fastbert.errors import UserError
+from fastbert.errors import UserError, brief
 from fastbert.model.config import EncoderConfig
 from fastbert.model.encoder import Encoder
 from fastbert.model.heads import MLMHead, ReplacedHead
@@ -103,9 +103,15 @@ def bert_names(layers: int, types: bool, head: str | None, family: str = "bert")
     return names
 
 
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+FLOATS_ONLY = "instead of floating-point numbers of 16, 32 or 64 bits"
+
+
 def some(items: list[str], separator: str = ", ") -> str:
     """The first five of `items`, and how many more there are."""
-    return separator.join(items[:5]) + (f" and {len(items) - 5} more" if len(items) > 5 else "")
+    return separator.join(brief(item, str) for item in items[:5]) + (
+        f" and {len(items) - 5} more" if len(items) > 5 else ""
+    )
 
 
 def check_weights(config: EncoderConfig, weights: dict[str, Tensor], source: str) -> None:
@@ -135,10 +141,8 @@ def check_weights(config: EncoderConfig, weights: dict[str, Tensor], source: str
             problems.append(f"{name} has no place in it")
         elif tuple(tensor.shape) != shapes[name]:
             problems.append(f"{name} has shape {tuple(tensor.shape)} instead of {shapes[name]}")
-        elif not tensor.is_floating_point():
-            problems.append(
-                f"{name} holds {str(tensor.dtype).removeprefix('torch.')} instead of floating-point numbers"
-            )
+        elif tensor.dtype not in FLOATS:
+            problems.append(f"{name} holds {str(tensor.dtype).removeprefix('torch.')} {FLOATS_ONLY}")
     if problems:
         raise UserError(f"the weights of {source} do not fit its configuration: {some(problems, '; ')}")
     if bad := not_finite(weights):

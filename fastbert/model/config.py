@@ -1,13 +1,29 @@
 """What an encoder is made of: the user's options, the presets they start from, and the numbers that result."""
 
 import math
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from typing import Any
 
-from fastbert.errors import UserError, choose, nearest
+from fastbert.errors import UserError, brief, choose, nearest
+from fastbert.records import check
 
 # The sizes of BERT's own releases (Devlin et al. 2019; the small ones Turc et al. 2019): layers, width.
 SIZES = {"tiny": (2, 128), "mini": (4, 256), "small": (4, 512), "base": (12, 768), "large": (24, 1024)}
+# Of each number the most that an encoder can be built with, far beyond those in use: what a file claims has a bound.
+LARGEST = {
+    "vocab_size": 2**28,
+    "layers": 2**12,
+    "width": 2**20,
+    "heads": 2**20,
+    "ffn": 2**24,
+    "max_positions": 2**28,
+    "type_vocab_size": 2**20,
+    "relative_buckets": 2**16,
+    "relative_max_distance": 2**28,
+    "norm_eps": 10**6,
+    "initializer_std": 10**6,
+    "rope_base": 10**12,
+}
 # Position schemes without a table of positions.
 TABLELESS = ("rope", "alibi")
 CLS, NORM, FEED_FORWARD = ("untied", "tied"), ("post", "pre"), ("gelu", "geglu")
@@ -41,9 +57,11 @@ class EncoderConfig:
         choose("cls", self.cls, CLS)
         choose("norm", self.norm, NORM)
         choose("feed_forward", self.feed_forward, FEED_FORWARD)
-        for name in ("vocab_size", "layers", "width", "heads", "ffn", "max_positions"):
-            if getattr(self, name) < 1:
+        for name, most in LARGEST.items():
+            if getattr(self, name) < 1 and name in ("vocab_size", "layers", "width", "heads", "ffn", "max_positions"):
                 raise UserError(f"{name} must be at least 1, not {getattr(self, name)}")
+            if getattr(self, name) > most:
+                raise UserError(f"{name} must be at most {most}, not {getattr(self, name)}")
         if self.type_vocab_size < 0:
             raise UserError(f"type_vocab_size cannot be negative, as {self.type_vocab_size} is")
         for name in ("norm_eps", "initializer_std"):
@@ -56,8 +74,6 @@ class EncoderConfig:
         for name in ("dropout", "attention_dropout"):
             if not 0.0 <= getattr(self, name) < 1.0:
                 raise UserError(f"{name} must lie in [0, 1), not {getattr(self, name)}")
-        if self.type_vocab_size < 0:
-            raise UserError(f"type_vocab_size cannot be negative, but is {self.type_vocab_size}")
         if not 0.0 <= self.initializer_std < math.inf:
             raise UserError(f"initializer_std must be a number from 0, not {self.initializer_std}")
         if self.relative_buckets < 4 or self.relative_buckets % 4:
@@ -106,8 +122,13 @@ class EncoderConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "EncoderConfig":
+        """
+        Raises:
+            UserError: an option is unknown, missing, or has another type or an impossible value.
+        """
         known = {field.name for field in fields(cls)}
         for name in values:
             if name not in known:
-                raise UserError(f"unknown encoder option {name!r}; {nearest(name, known)}")
-        return cls(**values)
+                raise UserError(f"unknown encoder option {brief(name)}; {nearest(name, known)}")
+        shape = {f.name if f.default is MISSING else f"{f.name}?": f.type for f in fields(cls)}
+        return cls(**check(values, shape, "the encoder's configuration"))

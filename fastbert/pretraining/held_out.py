@@ -114,7 +114,10 @@ def trained_objective(options: EvaluateOptions, pretrained: Pretrained, vocabula
     asked = replace(objective_options(trained), mask_rate=options.mask_rate)
     objective = OBJECTIVES[trained.objective](pretrained.config, asked, vocabulary, kernels)
     weights = checkpoint.tensors["model"].items()
-    objective.load_state_dict({name: tensor for name, tensor in weights if not name.startswith("notes.")})
+    try:
+        objective.load_state_dict({name: tensor for name, tensor in weights if not name.startswith("notes.")})
+    except RuntimeError as error:
+        raise UserError(f"checkpoint {checkpoint.path} does not fit its options: {error}") from None
     return objective
 
 

@@ -21,7 +21,7 @@ from fastbert.model.config import EncoderConfig
 from fastbert.pretraining.budget import Costs, intervals, shown_spans, shown_time, timing_window
 from fastbert.pretraining.dry_run import dry_run
 from fastbert.pretraining.finish import finish
-from fastbert.pretraining.loop import Trainer
+from fastbert.pretraining.loop import STATE, Trainer
 from fastbert.pretraining.options import OF_ONE_CALL, PretrainOptions, science
 from fastbert.pretraining.profiling import check_room, profiled
 from fastbert.pretraining.run import (
@@ -35,7 +35,7 @@ from fastbert.pretraining.run import (
     stored_options,
 )
 from fastbert.pretraining.setup import Setup, data_fingerprint, prepare_setup
-from fastbert.records import write_json
+from fastbert.records import check, write_json
 from fastbert.training.checkpoints import Checkpointer, check_space, existing, read_newest
 from fastbert.training.hardware import autocast, describe_machine, peak_flops
 from fastbert.training.interrupts import Interrupts
@@ -284,6 +284,8 @@ def build_trainer(
     keep = (options.keep_checkpoints, say, milestones)
     checkpointer = Checkpointer(run.checkpoints, *keep) if resumed else None
     checkpoint = checkpointer.load_latest() if checkpointer else None
+    if checkpoint:
+        check(checkpoint.state, STATE, f"the checkpoint's state {checkpoint.path / 'state.json'}")
     objective = setup.objective(initial=checkpoint is None)
     check_space(run.path, (options.keep_checkpoints + len(milestones) + 3) * checkpoint_size(objective))
     optimizer = setup.optimizer(objective)

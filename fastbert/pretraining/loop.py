@@ -10,7 +10,7 @@ import shlex
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from itertools import chain
 from typing import Any
 
@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torch.profiler import record_function
 
 from fastbert.data.batches import TrainingBatches
-from fastbert.errors import UserError
-from fastbert.records import finite_or_none
+from fastbert.errors import UserError, brief
+from fastbert.records import COUNT, check, finite_or_none
 from fastbert.training.checkpoints import Checkpoint, Checkpointer
 from fastbert.training.divergence import guard
 from fastbert.training.finite import NotFiniteError, all_finite, require_finite
@@ -61,6 +61,16 @@ class Progress:
     """Lowest validation loss."""
     last_eval: dict[str, Any] = field(default_factory=dict)
     """The step of the last validation and what it measured; None for what was not finite."""
+
+
+_PROGRESS = {  # what versions lack that did not know it has its default
+    **{f"{name}?": COUNT for name in ("step", "tokens", "sessions", "skipped", "skipped_in_row", "window_steps")},
+    **{"seconds?": float, "window_loss?": float, "best?": (float, type(None))},
+    "window_measured?": {str: (float, type(None))},
+    "last_eval?": {"step?": COUNT, "loss?": (float, type(None))},
+}
+STATE = {"progress": dict, "optimizer": dict, "metrics?": {"records": COUNT, "sha256": str}, "encoder?": dict}
+"""The shape of a checkpoint's state that a run resumes from, for `check`."""
 
 
 @dataclass
@@ -290,9 +300,19 @@ class Trainer:
             self.objective.load_state_dict(checkpoint.tensors["model"])
         except RuntimeError as error:
             raise UserError(f"checkpoint {checkpoint.path} does not fit this run: {error}") from None
-        restore_optimizer(self.optimizer, checkpoint.tensors["optimizer"], checkpoint.state["optimizer"])
         # Older versions wrote NaN where there is None now.
-        self.progress = Progress(**finite_or_none(checkpoint.state["progress"]))
+        progress = finite_or_none(checkpoint.state["progress"])
+        where = f"the checkpoint's state {checkpoint.path / 'state.json'}"
+        check(progress, _PROGRESS, where, "progress")
+        if unknown := progress.keys() - {f.name for f in fields(Progress)}:
+            raise UserError(
+                f"{where} has progress.{brief(min(unknown), str)}, which this version of fastbert does not know; "
+                "resume with the version that wrote it"
+            )
+        if "optimizer" not in checkpoint.tensors:
+            raise UserError(f"the checkpoint {checkpoint.path} is damaged: it has no optimizer.safetensors")
+        restore_optimizer(self.optimizer, checkpoint.tensors["optimizer"], checkpoint.state["optimizer"])
+        self.progress = Progress(**progress)
         if self.progress.skipped_in_row == 0:  # as after its save, which may have been killed before it came to that
             self.checkpointer.prune(checkpoint.step)
 

@@ -13,14 +13,14 @@ from typing import Any
 
 from fastbert import config as configuration
 from fastbert.data.tokenizer import WordPiece, load_tokenizer
-from fastbert.errors import UserError
+from fastbert.errors import LINE, UserError
 from fastbert.files import LOCK, atomic_file, atomic_folder, contents, disk_errors
 from fastbert.inputs import UnreadableError
 from fastbert.model.options import EncoderOptions
 from fastbert.outputs import check_output_folder
 from fastbert.pretraining.options import OF_ONE_CALL, PretrainOptions
 from fastbert.ranges import text_problem
-from fastbert.records import read_json, write_json
+from fastbert.records import check, read_json, write_json
 from fastbert.training.checkpoints import checkpoint_paths, read_state
 
 
@@ -112,8 +112,14 @@ class RunFolder:
             except UserError:  # reported when the checkpoint is loaded
                 continue
             if {"encoder", "science"} <= state.keys():
+                check(state, {"encoder": dict, "science": dict, "options?": dict}, f"the state in {path}")
                 return Sealed(path, step, state)
         return None
+
+
+_SESSION = {"resolved?": {"kernels?": ({"device": str, "configurations": dict}, type(None))}}
+MANIFEST = {"science": dict, "encoder": dict, "data": {"folder": str, "fingerprint?": str}, "sessions": [_SESSION]}
+"""The shape of a run's manifest, for `check`."""
 
 
 @dataclass(frozen=True)
@@ -198,17 +204,11 @@ def read_manifest(run: RunFolder) -> tuple[dict[str, Any] | None, str]:
         The manifest, or None and what is wrong with it.
     """
     try:
-        manifest = read_json(run.manifest, "the run's manifest")
+        return read_json(run.manifest, "the run's manifest", MANIFEST), ""
     except UnreadableError:
         raise
     except UserError as error:
         return None, str(error)
-    kinds = {"science": dict, "encoder": dict, "data": dict, "sessions": list}
-    if not isinstance(manifest, dict) or any(not isinstance(manifest.get(key), kind) for key, kind in kinds.items()):
-        return None, f"the run's manifest {run.manifest} is damaged: it lacks one of {', '.join(kinds)}"
-    if not isinstance(manifest["data"].get("folder"), str):
-        return None, f"the run's manifest {run.manifest} is damaged: it does not name the folder of the data"
-    return manifest, ""
 
 
 def check_against_checkpoint(
@@ -319,7 +319,7 @@ def check_same_experiment(
     changed = configuration.differences(expected, science)
     if not changed:
         return
-    lines = "\n  ".join(changed)
+    lines = LINE.join(changed)
     edited = [name for name in science if name != "data" and science[name] == stored.get(name) != expected.get(name)]
     if edited:
         fix = f"{run.config} was changed after the run was started: put back {', '.join(edited)}"
@@ -328,7 +328,7 @@ def check_same_experiment(
     else:
         fix = "Resume with the run's own options (--resume alone takes them)"
     raise UserError(
-        f"the run in {run.path} is another experiment; resuming would mix the two. What differs:\n  {lines}\n"
+        f"the run in {run.path} is another experiment; resuming would mix the two. What differs:{LINE}{lines}{LINE}"
         f"{fix}, or start a new run with another --out"
     )
 

@@ -26,14 +26,21 @@ import safetensors
 import safetensors.torch
 from torch import Tensor
 
-from fastbert.errors import UserError
+from fastbert.errors import UserError, brief
 from fastbert.files import atomic_folder, disk_errors, make_inner_folder, remove, remove_leftovers
 from fastbert.inputs import UnreadableError, input_errors, open_input
-from fastbert.records import finite_or_none, read_json, seal_of
+from fastbert.records import COUNT, check, finite_or_none, parse_json, read_json, seal_of
 from fastbert.training.finite import NotFiniteError, require_finite
+from fastbert.training.tensors import read_tensors
 
 FORMAT = 1
 _FOLDER = re.compile(r"step-(\d{8,})")
+_FILE = re.compile(r"[\w-]+\.(safetensors|json)")
+_MANIFEST = {  # null as the metric for NaN, which older versions wrote
+    "step": COUNT,
+    "metric": (float, type(None)),
+    "files": {str: {"bytes": COUNT, "sha256": str}, "state.json": dict},
+}
 _ALIASES = "aliases"  # safetensors metadata: names that share the memory of a stored tensor
 
 
@@ -224,7 +231,7 @@ def read_state(path: Path) -> tuple[int, dict]:
     manifest, file = _read_manifest(path), path / "state.json"
     if not file.is_file() or _sha256(file) != manifest["files"]["state.json"]["sha256"]:
         raise UserError(f"the checkpoint file {file} is damaged: its SHA-256 does not fit")
-    return manifest["step"], read_json(file, "the checkpoint's state")
+    return manifest["step"], read_json(file, "the checkpoint's state", dict)
 
 
 def check_space(
@@ -279,14 +286,17 @@ def _sha256(path: Path) -> str:
 
 def _read_manifest(path: Path) -> dict:
     file = path / "manifest.json"
-    manifest = read_json(file, "the checkpoint's manifest")
-    if isinstance(manifest, dict) and manifest.get("format", FORMAT) != FORMAT:
-        raise UserError(f"{file} has format {manifest['format']}, and this version of fastbert reads {FORMAT}")
-    if not isinstance(manifest, dict) or manifest.get("seal") != seal_of(manifest):
+    manifest = read_json(file, "the checkpoint's manifest", dict)
+    if manifest.get("format", FORMAT) != FORMAT:
+        raise UserError(f"{file} has format {brief(manifest['format'])}, and this version of fastbert reads {FORMAT}")
+    if manifest.get("seal") != seal_of(manifest):
         raise UserError(f"the checkpoint's manifest {file} is damaged: its hash does not fit")
+    manifest = check(finite_or_none(manifest), _MANIFEST, f"the checkpoint's manifest {file}")
+    if odd := [name for name in manifest["files"] if not _FILE.fullmatch(name)]:
+        raise UserError(f"the checkpoint's manifest {file} is damaged: {brief(odd[0])} is no file of a checkpoint")
     if manifest["step"] != _step_of(path):
         raise UserError(f"the checkpoint {path} was renamed: it is from step {manifest['step']}")
-    return finite_or_none(manifest)  # older versions wrote NaN as a metric
+    return manifest
 
 
 def _read(path: Path) -> Checkpoint:
@@ -304,7 +314,7 @@ def _read(path: Path) -> Checkpoint:
             raise UserError(f"the checkpoint file {file} is damaged: its SHA-256 does not fit")
     tensors = {file.stem: _read_tensors(file) for file in files if file.suffix == ".safetensors"}
     require_finite(tensors, f"the checkpoint {path}")
-    state = read_json(path / "state.json", "the checkpoint's state")
+    state = read_json(path / "state.json", "the checkpoint's state", dict)
     return Checkpoint(path, manifest["step"], tensors, state, manifest["metric"])
 
 
@@ -330,10 +340,11 @@ def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:
-    with input_errors(path), _safetensors_errors():
-        tensors = safetensors.torch.load_file(path)
-    with safetensors.safe_open(path, "pt") as file:
-        aliases = json.loads(file.metadata()[_ALIASES])
+    tensors, metadata = read_tensors(path)
+    where = f"the checkpoint file {path}"
+    aliases = parse_json(metadata.get(_ALIASES, "null"), where, {str: str})
+    if lost := [target for target in aliases.values() if target not in tensors]:
+        raise UserError(f"{where} is damaged: it lacks {brief(lost[0])}")
     return tensors | {name: tensors[target] for name, target in aliases.items()}
 
 

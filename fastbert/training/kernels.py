@@ -26,7 +26,7 @@ def fix_kernels(device: torch.device, sessions: list[dict[str, Any]]) -> dict[st
     from fastbert_kernels import configurations
 
     name = torch.cuda.get_device_name(device)
-    before = (session["resolved"].get("kernels") for session in reversed(sessions))
+    before = (session.get("resolved", {}).get("kernels") for session in reversed(sessions))
     stored = next((found["configurations"] for found in before if found and found["device"] == name), None)
     try:
         configurations.use(stored or configurations.kept(name) or {})

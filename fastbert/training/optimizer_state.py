@@ -5,8 +5,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastbert.errors import UserError
+from fastbert.errors import UserError, brief
+from fastbert.records import check
 from fastbert.training.apex import translate
+
+_SHAPE = {"kind": str, "shapes": [[int]], "state": dict, "param_groups": dict}
 
 
 def flatten_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict]:
@@ -47,14 +50,23 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tenso
     def join(value: Any) -> Any:
         if not isinstance(value, dict):
             return value
-        ((kind, content),) = value.items()
-        if kind == "tensor":
+        (kind, content), *more = value.items() or [(None, None)]
+        if not more and kind == "tensor" and isinstance(content, str) and content in tensors:
             return tensors[content].clone()
-        if kind == "dict":
-            return {key: join(item) for key, item in content}
-        return [join(item) for item in content] if kind == "list" else tuple(join(item) for item in content)
+        if not more and kind == "dict":
+            check(content, [list], where)
+            if all(len(pair) == 2 and isinstance(pair[0], str | int) for pair in content):
+                return {key: join(item) for key, item in content}
+        if not more and kind in ("list", "tuple"):
+            items = [join(item) for item in check(content, [object], where)]
+            return items if kind == "list" else tuple(items)
+        raise UserError(f"{where} is damaged: {brief(value)} is no part of an optimizer's state")
 
+    where = "the optimizer's state in the checkpoint"
+    check(rest, _SHAPE, where)
     state = {"state": join(rest["state"]), "param_groups": join(rest["param_groups"])}
+    check(state, {"state": {}, "param_groups": [{"params": list, "param_names?": list}]}, where)
+    _check_moments(state["state"], rest["kind"], dict(enumerate(rest["shapes"])), where)
     kind = type(optimizer).__name__
     if {rest["kind"], kind} == {"AdamW", "FusedAdam"}:  # the same with and without machine.apex
         translate(state, optimizer)
@@ -64,6 +76,8 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tenso
         for key, value in own.items():
             if key in ("fused", "foreach", "capturable", "differentiable") or key not in saved:
                 saved[key] = value  # not in the checkpoint: torch has grown a setting since
+            elif not _alike(saved[key], value):
+                raise UserError(f"{where} is damaged: {key} is {brief(saved[key])}, where this optimizer has {value}")
             elif isinstance(value, Tensor):
                 saved[key] = saved[key].to(value.device)
     exact = {index: dict(values) for index, values in state["state"].items()}
@@ -77,6 +91,30 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tenso
             like = parameter if value.shape == parameter.shape else value
             kept = torch.empty_like(like, dtype=exact[index][key].dtype, device=value.device, requires_grad=False)
             optimizer.state[parameter][key] = kept.copy_(exact[index][key])
+
+
+_MOMENTS = {name: ("exp_avg", "exp_avg_sq") for name in ("AdamW", "FusedAdam", "Lamb")}
+
+
+def _check_moments(state: Any, kind: str, shapes: dict[int, list[int]], where: str) -> None:
+    """Raises a UserError if a parameter, by its index, lacks a moment or has one of another shape than its own."""
+    for index, values in check(state, dict, where).items():
+        if not isinstance(values, dict) or index not in shapes:
+            raise UserError(f"{where} is damaged: {brief(index)} is no parameter with moments")
+        for name in _MOMENTS.get(kind, ()):
+            if not isinstance(values.get(name), Tensor) or list(values[name].shape) != shapes[index]:
+                raise UserError(f"{where} is damaged: parameter {index} has no {name}, or one of another shape")
+        if kind == "AdamW" and not (isinstance(values.get("step"), Tensor) and values["step"].numel() == 1):
+            raise UserError(f"{where} is damaged: parameter {index} has no step")
+
+
+def _alike(saved: Any, own: Any) -> bool:
+    """Whether a setting of a parameter group can have come from an optimizer where it is `own`."""
+    if isinstance(own, tuple):
+        return isinstance(saved, tuple) and len(saved) == len(own) and all(map(_alike, saved, own))
+    if isinstance(own, Tensor):
+        return isinstance(saved, Tensor) and saved.shape == own.shape
+    return not isinstance(own, int | float) or isinstance(saved, int | float)
 
 
 def _parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
@@ -93,7 +131,7 @@ def _check_same(optimizer: torch.optim.Optimizer, saved_groups: list[dict], rest
     def compare(what: str, saved: Any, own: Any) -> None:
         if saved != own:
             raise UserError(
-                f"the checkpoint's optimizer has {what} {saved}, and here it is {own}; "
+                f"the checkpoint's optimizer has {what} {brief(saved, str)}, and here it is {brief(own, str)}; "
                 "resume with the options the run was started with"
             )
 
@@ -105,5 +143,6 @@ def _check_same(optimizer: torch.optim.Optimizer, saved_groups: list[dict], rest
         for saved_name, own_name in zip(saved.get("param_names", ()), own.get("param_names", ()), strict=False):
             compare("the parameter", saved_name, own_name)
     names = [name for group in groups for name in group.get("param_names", group["params"])]
+    compare("this many parameters:", len(rest["shapes"]), len(names))
     for name, saved_shape, own_shape in zip(names, rest["shapes"], _shapes(optimizer), strict=True):
         compare(f"for parameter {name} the shape", saved_shape, own_shape)

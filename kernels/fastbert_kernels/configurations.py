@@ -12,7 +12,7 @@ import json
 import os
 import re
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +21,7 @@ import torch
 
 from fastbert_kernels.backend import INTERPRETED
 
+LARGEST = 2**20  # bytes of a file of configurations
 KINDS = ("16-bit, to 64", "16-bit, to 128", "32-bit")
 """Tensors that share a configuration: by the bits of their numbers and the size of their heads."""
 
@@ -120,12 +121,15 @@ def use(choice: Mapping[str, Mapping[str, Any]]) -> None:
         ValueError: a kernel, a kind or numbers that there cannot be.
     """
     found: dict[str, dict[str, Tiles]] = {}
+    if not isinstance(choice, Mapping) or not all(isinstance(kinds, Mapping) for kinds in choice.values()):
+        raise ValueError("the configurations of kernels are no mapping of kernels and kinds to numbers")
     for kernel, kinds in choice.items():
         for of, numbers in kinds.items():
             if kernel not in _COMMON or of not in KINDS:
                 raise ValueError(f"there is no kernel {kernel!r} for {of!r} tensors")
-            if len(numbers) != 4 or not all(isinstance(n, int) and n > 0 and n & (n - 1) == 0 for n in numbers[:3]):
-                raise ValueError(f"{kernel}, {of}: {list(numbers)} is not queries, keys, warps and stages")
+            whole = isinstance(numbers, Sequence) and len(numbers) == 4 and all(type(n) is int for n in numbers)
+            if not whole or not all(0 < n <= 2**20 and n & (n - 1) == 0 for n in numbers[:3]):
+                raise ValueError(f"{kernel}, {of}: {str(numbers)[:200]} is not queries, keys, warps and stages")
             found.setdefault(kernel, {})[of] = Tiles(*numbers)
     _chosen.clear()
     _chosen.update(found)
@@ -171,9 +175,10 @@ def kept(device_name: str) -> dict[str, dict[str, list[int]]] | None:
     if not path.is_file():
         return None
     try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
+        with open(path, "rb") as file:
+            stored = json.loads(file.read(LARGEST))
         return stored["kernels"] if stored["triton"] == _triton() else None
-    except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:  # no JSON, or of another shape
         raise ValueError(f"{path} is damaged ({error}); delete it or tune again") from None
 
 

@@ -460,3 +460,24 @@ def test_a_place_without_folders():
 def test_a_name_too_long(tmp_path):
     with pytest.raises(UserError, match="a name in that path is too long"):
         Checkpointer(tmp_path / ("a" * 300), 1, print)
+
+
+def test_a_state_of_an_optimizer_that_lacks_something_is_refused() -> None:
+    """As where keys were renamed from version to version, or a file was made by hand."""
+    module = torch.nn.Linear(3, 2)
+    optimizer = torch.optim.AdamW(module.parameters())
+    module(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    tensors, rest = flatten_optimizer(optimizer)
+    assert restore_optimizer(optimizer, tensors, rest) is None
+    moments = [["step", {"tensor": "state.0.step"}], ["exp_avg", {"tensor": "state.0.exp_avg"}]]
+    for changed, message in (
+        ({key: value for key, value in rest.items() if key != "shapes"}, "shapes is missing"),
+        (rest | {"state": {"dict": [[0, {"dict": moments}]]}}, "parameter 0 has no exp_avg_sq"),
+        (rest | {"state": {"dict": [[9, {"dict": moments}]]}}, "9 is no parameter with moments"),
+        (rest | {"state": {"tensor": "lost"}}, "is no part of an optimizer's state"),
+        (rest | {"state": {"dict": 3}}, "it holds 3, not a list"),
+        (rest | {"param_groups": {"list": [{"dict": [["lr", "fast"], ["params", {"list": [0, 1]}]]}]}}, "lr is 'fast'"),
+    ):
+        with pytest.raises(UserError, match=message):
+            restore_optimizer(optimizer, tensors, changed)

@@ -1,6 +1,5 @@
 """Documents of Hugging Face datasets: from the hub or its cache, a folder of data files, or one that datasets saved."""
 
-import json
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +12,7 @@ from fastbert.data.sources.source import Source, text_bytes
 from fastbert.data.text import clean
 from fastbert.encodings import explain
 from fastbert.errors import UserError, nearest
+from fastbert.records import read_json
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetBuilder, IterableDataset
@@ -72,18 +72,23 @@ def _saved(folder: Path, spec: str, config: str, split: str) -> Path:
     if config:
         raise UserError(f"source {spec!r}: a saved folder has no configurations; write hf:{folder}::{split or 'SPLIT'}")
     if (folder / "dataset_dict.json").is_file():
-        with _refusals(spec):
-            splits = json.loads((folder / "dataset_dict.json").read_text(encoding="utf-8"))["splits"]
+        splits = _stated(folder / "dataset_dict.json", {"splits": [str]}, spec)["splits"]
         split = split or (splits[0] if len(splits) == 1 else "train")
         if split not in splits:
             raise _no_split(spec, split, splits)
         return folder / split
     if split:
-        with _refusals(spec):
-            its_split = json.loads((folder / "state.json").read_text(encoding="utf-8"))["_split"]
+        its_split = _stated(folder / "state.json", {"_split": (str, type(None))}, spec)["_split"]
         if split != its_split:
             raise _no_split(spec, split, [its_split] if its_split else [])
     return folder
+
+
+def _stated(path: Path, shape: dict[str, Any], spec: str) -> dict[str, Any]:
+    try:
+        return read_json(path, "the record of the dataset", shape)
+    except UserError as error:
+        raise UserError(f"source {spec!r} cannot be read: {error}") from None
 
 
 def _load(builder: "DatasetBuilder", spec: str, split: str, streamed: bool) -> "Dataset | IterableDataset":
