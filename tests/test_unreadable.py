@@ -14,14 +14,15 @@ import safetensors.torch
 import torch
 
 from fastbert import cli
+from fastbert.data.columns import Columns
 from fastbert.data.integrity import hash_of, npy_header
 from fastbert.data.partial import Partial, partial_folder
 from fastbert.data.shards import map_array
 from fastbert.data.sources import open_source
+from fastbert.data.tables import read_rows
 from fastbert.errors import UserError
 from fastbert.experiments.sweep import read_results
 from fastbert.files import atomic_file, disk_errors
-from fastbert.finetuning.own import read_parquet, text_lines
 from fastbert.hub.load import _tensors
 from fastbert.inputs import UnreadableError, open_input, read_text_input
 from fastbert.pretraining.run import RunFolder
@@ -38,13 +39,19 @@ def as_nobody(action: Callable[[], object]) -> int:
     return in_child(action, (lambda: os.setuid(65534)) if os.getuid() == 0 else lambda: None)
 
 
+def let_pass(folder: Path) -> None:
+    """Lets every user into `folder`, through those above it that pytest has made."""
+    for above in (folder, *folder.parents):
+        if above.stat().st_mode & 0o005 != 0o005:
+            above.chmod(0o755)
+
+
 def test_files_that_may_not_be_read(tmp_path) -> None:
     import pyarrow.parquet
 
     (tmp_path / "open").mkdir()
     folder = tmp_path / "open"
-    for above in (folder, *folder.parents[:3]):
-        above.chmod(0o755)
+    let_pass(folder)
     safetensors.torch.save_file({"a": torch.ones(2)}, folder / "model.safetensors")
     torch.save({"a": torch.ones(2)}, folder / "pytorch_model.bin")
     (folder / "numbers.npy").write_bytes(npy_header(np.dtype("uint16"), 2) + bytes(4))
@@ -61,7 +68,7 @@ def test_files_that_may_not_be_read(tmp_path) -> None:
         "pytorch_model.bin": [_bare],
         "numbers.npy": [partial(map_array, dtype=np.dtype("uint16")), hash_of],
         "t.parquet": [
-            lambda path: list(read_parquet(path, ["text"], None)),
+            lambda path: list(read_rows(path, Columns(("text",)))),
             source,
         ],
         ".state.npz": [lambda path: Partial(path.parent).load()],
@@ -69,7 +76,7 @@ def test_files_that_may_not_be_read(tmp_path) -> None:
         "metrics.jsonl": [read_metrics],
         "a.txt": [read_text_input, source],
         "a.txt.gz": [source],
-        "t.jsonl": [lambda path: list(text_lines(path))],
+        "t.jsonl": [lambda path: list(read_rows(path, Columns(("text",))))],
     }
     assert {path.name for path in folder.iterdir()} == set(reads)
     for path in folder.iterdir():
@@ -100,8 +107,7 @@ def _bare(path: Path) -> object:
 
 
 def test_a_folder_that_may_not_be_searched(tmp_path, capfd) -> None:
-    for above in tmp_path.parents[:3]:
-        above.chmod(0o755)
+    let_pass(tmp_path)
     (tmp_path / "shut").mkdir()
     (tmp_path / "shut" / "a.yaml").write_text("seed: 1")
     (tmp_path / "shut").chmod(0)

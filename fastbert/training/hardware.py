@@ -104,7 +104,7 @@ def total_memory(device: torch.device) -> int:
         return torch.cuda.mem_get_info(device)[1]
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     limit = Path("/sys/fs/cgroup/memory.max")
-    if limit.is_file() and (most := limit.read_text().strip()) != "max":
+    if limit.is_file() and (most := limit.read_text(encoding="ascii").strip()) != "max":
         total = min(total, int(most))
     return total
 

@@ -100,13 +100,13 @@ def test_a_batch_grows_in_equal_parts() -> None:
         ({"first_length": 16}, "first_length 16 is not shorter than length 16"),
         ({"first_length": 99}, "give the longest as --length"),
         ({"first_length": 7}, "cannot be cut into whole sequences of 7"),
-        ({"first_length": 0}, "first_length must be greater than 0"),
-        ({"first_share": 1.0}, "between 0 and 1"),
-        ({"first_share": math.nan}, "between 0 and 1"),
+        ({"first_length": 0}, "first_length must be at least 2, not 0"),
+        ({"first_share": 1.0}, r"must lie in \(0, 1\), not 1.0"),
+        ({"first_share": math.nan}, "must be a finite number, not nan"),
         ({"batch_start": 8}, "batch_start 8 is no part of batch_size 8"),
         ({"batch_start": 3}, "batch_start 3 is no part of batch_size 8"),
         ({"batch_warmup": 1.5}, "whole number of steps"),
-        ({"batch_warmup": 0.0}, "whole number of steps"),
+        ({"batch_warmup": 0.0}, "must be greater than 0, not 0.0"),
     ],
 )
 def test_wrong_options_are_refused(options, message) -> None:
