@@ -25,7 +25,7 @@ def source(corpus: Path, tmp_path, monkeypatch) -> str:
 
 def test_another_column(source: str, capsys) -> None:
     assert main(["pretrain", "--data", source, "--steps", "1"]) == 2
-    assert "has no field 'text'" in capsys.readouterr().err
+    assert "'text'; known: body; choose with --column" in capsys.readouterr().err
     options = PretrainOptions(data=source, column="body", vocab_size=600, steps=1)
     folder = data_folder(options, None)
     assert open_dataset(folder).vocab_size == 600

@@ -149,17 +149,17 @@ def with_value(values: dict[str, Any], name: tuple[str, ...], value: Any) -> dic
     return values | {name[0]: with_value(values.get(name[0], {}), name[1:], value)}
 
 
-def flags(values: dict[str, Any], prefix: str = "--") -> list[str]:
-    """The command line that gives these options."""
+def flags(values: dict[str, Any], switches: set[str], prefix: str = "") -> list[str]:
+    """The command line that gives these options; `switches` are the flags that stand without a value."""
     out: list[str] = []
     for key, value in values.items():
         name = key.replace("_", "-")
         if isinstance(value, dict):
-            out += flags(value, f"{prefix}{name}.")
-        elif isinstance(value, bool):
-            out.append(f"{prefix}{name}" if value else f"{prefix}no-{name}")
+            out += flags(value, switches, f"{prefix}{name}.")
+        elif f"{prefix}{name}" in switches:
+            out.append(f"--{prefix}{name}" if value else f"--{prefix}no-{name}")
         else:
-            out.append(f"{prefix}{name}={value}")
+            out.append(f"--{prefix}{name}={value}")
     return out
 
 
@@ -253,7 +253,7 @@ def test_any_command_line_ends_with_0_or_2(folder: Path, monkeypatch, capfd) -> 
             (folder.parent / "fuzz.yaml").write_text(yaml.safe_dump(values))
             arguments.append(str(folder.parent / "fuzz.yaml"))
         else:
-            arguments += flags(values)
+            arguments += flags(values, {flag.name for flag in command_line.flags_of(JOBS[job]) if flag.is_switch})
         capfd.readouterr()
         try:
             code = cli.main(arguments)
