@@ -128,7 +128,7 @@ def _is_text(call: ast.Call) -> bool:
     name = ast.unparse(call.func)
     if name.endswith((".read_text", ".write_text")):
         return True
-    if (name != "open" and not name.endswith((".open", ".fdopen"))) or name == "os.open":
+    if (name != "open" and not name.endswith((".open", ".fdopen"))) or name in ("os.open", "archive.open"):
         return False
     modes = [word.value for word in call.keywords if word.arg == "mode"] + call.args
     texts = [mode.value for mode in modes if isinstance(mode, ast.Constant) and isinstance(mode.value, str)]

@@ -23,7 +23,7 @@ from fastbert.data.tables import read_rows
 from fastbert.errors import UserError
 from fastbert.experiments.sweep import read_results
 from fastbert.files import atomic_file, disk_errors
-from fastbert.hub.load import _tensors
+from fastbert.hub.weight_files import read_weights
 from fastbert.inputs import UnreadableError, open_input, read_text_input
 from fastbert.pretraining.run import RunFolder
 from fastbert.training.checkpoints import Checkpointer, read_newest
@@ -64,7 +64,7 @@ def test_files_that_may_not_be_read(tmp_path) -> None:
         return open_source(str(path), "text")
 
     reads = {
-        "model.safetensors": [read_metadata, read_tensors, lambda path: _tensors(path.parent)],
+        "model.safetensors": [read_metadata, read_tensors, lambda path: read_weights(path.parent)],
         "pytorch_model.bin": [_bare],
         "numbers.npy": [partial(map_array, dtype=np.dtype("uint16")), hash_of],
         "t.parquet": [
@@ -101,7 +101,7 @@ def _bare(path: Path) -> object:
     real = Path.is_file
     try:
         Path.is_file = lambda self: self.name != "model.safetensors" and real(self)
-        return _tensors(path.parent)
+        return read_weights(path.parent)
     finally:
         Path.is_file = real
 
