@@ -93,9 +93,14 @@ Part = Annotated[float, Range(above=0, most=1)]
 Fraction = Annotated[float, Range(above=0, below=1)]
 """A fraction that leaves some of both sides."""
 Workers = Annotated[int, Range(0, 4096)]
-"""Processes or threads; more would not help on any machine."""
+"""Processes or threads, 0 for a default; more would not help on any machine."""
+Processes = Annotated[int, Range(1, 4096)]
 Vocabulary = Annotated[int, Range(256, 2**20)]
 """Words of a tokenizer that is trained: its trainer reserves memory for all of them."""
+Layers = Annotated[int, Range(1, 1000)]
+Width = Annotated[int, Range(1, 2**16)]
+Tokens = Annotated[int, Range(1, 2**53)]
+Minutes = Annotated[float, Range(above=0, most=5_256_000)]
 Length = Annotated[int, Range(2, 2**20)]
 """Tokens in a sequence, [CLS] and one more at least."""
 

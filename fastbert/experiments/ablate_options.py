@@ -8,9 +8,9 @@ one: the data, its vocabulary, the order and shape of the batches, and the rows 
 from dataclasses import dataclass, fields
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-from fastbert.config import Options, from_dict, read_yaml, to_dict, with_underscores
+from fastbert.config import from_dict, read_yaml, to_dict, with_underscores
 from fastbert.errors import UserError, brief, choose, nearest
 from fastbert.experiments.options import (
     AXES,
@@ -28,7 +28,7 @@ from fastbert.experiments.options import (
     shown,
 )
 from fastbert.pretraining.options import BUDGETS, SOURCE_ONLY, PretrainOptions
-from fastbert.ranges import Count, Positive, Range, Workers, check_values, text_problem
+from fastbert.ranges import Count, Minutes, Positive, Processes, Tokens, Workers, check_values, text_problem
 
 UNITS = ("steps", "flops", "minutes")
 
@@ -64,7 +64,7 @@ class AblateOptions:
 
     out: str | None = None
     """Folder for results.jsonl, report/ and jobs/ (default: runs/<name of the YAML file>)."""
-    workers: Annotated[int, Range(1, 4096)] = 1
+    workers: Processes = 1
     """Jobs at a time, each a process with the YAML file's threads. No result depends on it."""
     glue_dir: str | None = None
     """Folder of the official GLUE archive, or of Parquet files (default: nyu-mll/glue through `datasets`)."""
@@ -80,9 +80,9 @@ class Budget:
     equal: str = "steps"
     """steps, flops or minutes."""
     steps: Count | None = None
-    tokens: Annotated[int, Range(1, 2**53)] | None = None
+    tokens: Tokens | None = None
     flops: Positive | None = None
-    minutes: Annotated[float, Range(above=0, most=5_256_000)] | None = None
+    minutes: Minutes | None = None
 
     def __post_init__(self) -> None:
         check_values(self)
@@ -157,7 +157,7 @@ def load_ablation(path: str | Path) -> tuple[Ablation, AblateOptions]:
         if key not in known:
             hint = "put it under base" if key in _pretrain_names() else nearest(key, known)
             raise UserError(f"{where}: unknown option {brief(key)}; {_TAKEN.get(key, hint)}")
-    options = _made(AblateOptions, {key: value for key, value in values.items() if key in flags}, where)
+    options = from_dict(AblateOptions, {key: value for key, value in values.items() if key in flags}, where)
     threads, trials = read_count(values, "threads", where, Workers), read_count(values, "trials", where, Repeats)
     points, anneal = _points(values, where)
     base = _base(values.get("base", {}), Path(path), where)
@@ -243,7 +243,7 @@ def _base(given: Any, path: Path, where: str) -> dict[str, Any]:
             raise UserError(f"{where}: file {problem}")
         file = path.parent / given.pop("file")
         values = _mapping(read_yaml(file), str(file), "options of fastbert pretrain")
-        _made(PretrainOptions, values, str(file))
+        from_dict(PretrainOptions, values, str(file))
         if any(budget in given for budget in BUDGETS):
             values = {key: value for key, value in values.items() if key not in BUDGETS}
         values = {key: value for key, value in values.items() if key in BUDGETS or key not in _TAKEN}
@@ -253,7 +253,7 @@ def _base(given: Any, path: Path, where: str) -> dict[str, Any]:
     if "threads" in _group(given, "machine"):
         raise UserError(f"{where}: machine: threads is not free here; give threads beside base, for all jobs")
     values = merged(values, given)
-    _made(PretrainOptions, values, where)
+    from_dict(PretrainOptions, values, where)
     return values
 
 
@@ -281,7 +281,7 @@ def _variants(
             raise UserError(
                 f"{here}: schedule: {min(idle)} has no effect with anneal, which sets the schedule; only warmup is free"
             )
-        found[name] = Variant(name, _made(PretrainOptions, merged(common, changes), here))
+        found[name] = Variant(name, from_dict(PretrainOptions, merged(common, changes), here))
     first = values.get("baseline", next(iter(found)))
     if not isinstance(first, str):
         raise UserError(
@@ -301,14 +301,6 @@ def _group(values: dict[str, Any], name: str) -> dict[str, Any]:
     return values[name] if isinstance(values.get(name), dict) else {}
 
 
-def _made(cls: type[Options], values: Any, where: str) -> Options:
-    """Options from a mapping; what they refuse says where they came from."""
-    try:
-        return from_dict(cls, values, where)
-    except UserError as error:
-        raise UserError(str(error) if str(error).startswith(where) else f"{where}: {error}") from None
-
-
 def _pretrain_names() -> set[str]:
     return set(to_dict(PretrainOptions()))
 
@@ -316,13 +308,13 @@ def _pretrain_names() -> set[str]:
 def _budget(given: Any, base: dict[str, Any], where: str) -> Budget:
     """The budget with its size: its own, or else that of the base."""
     where = f"{where}: budget"
-    budget = _made(Budget, given, where)
+    budget = from_dict(Budget, given, where)
     if any(getattr(budget, name) is not None for name in SIZES):
         return budget
     sizes = {name: base[name] for name in BUDGETS if base.get(name) is not None}
     if not sizes:
         raise UserError(f"{where}: give the size of the baseline's budget: {', '.join(SIZES[:-1])} or {SIZES[-1]}")
-    return _made(Budget, {"equal": budget.equal, **sizes}, where)
+    return from_dict(Budget, {"equal": budget.equal, **sizes}, where)
 
 
 # --- the tasks

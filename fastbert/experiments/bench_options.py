@@ -2,12 +2,11 @@
 
 import os
 from dataclasses import dataclass, field
-from typing import Annotated
 
 from fastbert.config import MACHINE
 from fastbert.errors import OptionError, UserError, brief, choose
 from fastbert.model.positions import POSITIONS
-from fastbert.ranges import Count, Length, Positive, Range, Vocabulary, Workers, check_values
+from fastbert.ranges import Count, Layers, Length, Positive, Vocabulary, Width, Workers, check_values
 from fastbert.training.options import MachineOptions
 
 PEERS = ("fp32", "bf16", "compiled")
@@ -24,9 +23,9 @@ class BenchThroughputOptions:
     """Column or field of the text, where --data is a source."""
     vocab_size: Vocabulary = 8192
     """Words of the tokenizer that is trained where --data is a source."""
-    layers: Annotated[int, Range(1, 1000)] = 4
+    layers: Layers = 4
     """Transformer blocks."""
-    width: Annotated[int, Range(1, 2**16)] = 256
+    width: Width = 256
     """Hidden size; heads of 64, feed-forward layers of 4 times the width."""
     length: Length = 128
     """Tokens in a sequence."""

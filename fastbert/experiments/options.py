@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from fastbert.config import choice, from_dict, read_yaml, with_underscores
+from fastbert.downloads import check_model_folder
 from fastbert.errors import UserError, brief, nearest
 from fastbert.finetuning.options import MOST_TRAININGS, FinetuneOptions
 from fastbert.finetuning.tasks import OwnTaskOptions, check_task
-from fastbert.hub.folders import check_model_folder
-from fastbert.ranges import Range, Seed, Workers, check_values, problem_of, text_problem
+from fastbert.ranges import Processes, Range, Seed, Workers, check_values, problem_of, text_problem
 
 BACKENDS = ("local", "ray")
 
@@ -53,7 +53,7 @@ class SweepOptions:
 
     out: str | None = None
     """Folder for results.jsonl, report/ and jobs/ (default: runs/<name of the YAML file>)."""
-    workers: Annotated[int, Range(1, 4096)] = 1
+    workers: Processes = 1
     """Jobs at a time, each a process with the YAML file's threads. Results do not depend on it."""
     backend: str = choice("local", BACKENDS, "back end")
     """local (processes of this machine) or ray."""
@@ -116,7 +116,7 @@ class Axes:
             **more,
         }
         values["machine"] = {**values.get("machine", {}), "threads": self.threads}
-        return _finetune(values, f"{self.path}: {task.name or task.task}")
+        return from_dict(FinetuneOptions, values, f"{self.path}: {task.name or task.task}")
 
     def check_inputs(self) -> None:
         """Checks, before torch is imported, that models and tasks are there.
@@ -139,14 +139,6 @@ def prefixed(where: str) -> Iterator[None]:
         yield
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
-
-
-def _finetune(values: dict[str, Any], where: str) -> FinetuneOptions:
-    """Options of a job; what they refuse says where they came from."""
-    try:
-        return from_dict(FinetuneOptions, values, where)
-    except UserError as error:
-        raise UserError(str(error) if str(error).startswith(where) else f"{where}: {error}") from None
 
 
 def load_sweep(path: str | Path) -> tuple[Axes, SweepOptions]:
@@ -243,7 +235,7 @@ def read_task(entry: Any, common: dict[str, list[Any]], fixed: dict[str, Any], w
     for axis, values in axes.items():
         settings = [setting | {AXES[axis]: value} for setting in settings for value in values]
     # The options are made once here, for what they refuse: a value out of range, a mapping with an unknown key.
-    _finetune(merged(fixed, overrides), where)
+    from_dict(FinetuneOptions, merged(fixed, overrides), where)
     return TaskEntry(named.get("name"), named["task"], tuple(settings), overrides)
 
 
@@ -263,7 +255,7 @@ def read_axis(values: Any, axis: str, where: str) -> list[Any]:
     for value in values:
         if value is None:
             raise UserError(f"{where} has an empty value; give a number, or leave the axis out for the default")
-    taken = [getattr(_finetune({name: value}, where), name) for value in values]
+    taken = [getattr(from_dict(FinetuneOptions, {name: value}, where), name) for value in values]
     refuse_twice(taken, where, "")
     return taken
 
@@ -313,7 +305,7 @@ def read_finetune(values: Any, where: str, more: Iterable[str] = ()) -> dict[str
         raise UserError(f"{where}: machine: threads is not free here; give threads beside tasks, for all jobs")
     if isinstance(values.get("train_fraction"), int | float):
         values["train_fraction"] = str(values["train_fraction"])
-    if len(_finetune(values, where).fractions()) > 1:
+    if len(from_dict(FinetuneOptions, values, where).fractions()) > 1:
         raise UserError(
             f"{where}: train_fraction is {brief(values['train_fraction'])}; a job has one share: for several, list the "
             "task several times, each with a name"

@@ -13,14 +13,15 @@ from torch import Tensor
 
 from fastbert.config import differences
 from fastbert.data.tokenizer import WordPiece, load_tokenizer
+from fastbert.downloads import check_model_folder
 from fastbert.errors import UserError, brief
 from fastbert.hub.export import NO_TYPES, SETTINGS, TOKENIZER
-from fastbert.hub.folders import check_model_folder
 from fastbert.hub.names import BERT_OPTIONS, OWN_OPTIONS, TIED, bert_names, check_weights, head_of, kept, some
 from fastbert.hub.weight_files import joined, read_weights
 from fastbert.model.config import EncoderConfig
 from fastbert.model.encoder import Encoder
 from fastbert.model.heads import MLMHead
+from fastbert.ranges import plain
 from fastbert.records import COUNT, check, parse_json, read_json
 from fastbert.training.checkpoints import Checkpoint, read_checkpoint, read_newest
 
@@ -35,7 +36,7 @@ _BERT_DEFAULTS = {
 }
 # What exports are silent about that are older than the options.
 _OWN_DEFAULTS = {name: getattr(EncoderConfig, name) for name in ("feed_forward", "bias", "rope_base")}
-_KINDS = {field.name: field.type for field in fields(EncoderConfig)}
+_KINDS = {field.name: plain(field.type) for field in fields(EncoderConfig)}
 # Where a BERT's config.json says otherwise, its hidden states would not be ours.
 _BERT_ONLY = {
     "hidden_act": "gelu",

@@ -1,29 +1,15 @@
-"""What an encoder is made of: the user's options, the presets they start from, and the numbers that result."""
+"""The numbers that an encoder is made of, and the presets of its size."""
 
-import math
 from dataclasses import MISSING, asdict, dataclass, fields, replace
-from typing import Any
+from typing import Annotated, Any
 
-from fastbert.errors import UserError, brief, choose, nearest
+from fastbert.config import choice
+from fastbert.errors import UserError, brief, nearest
+from fastbert.ranges import Range, Rate, check_values, plain
 from fastbert.records import check
 
 # The sizes of BERT's own releases (Devlin et al. 2019; the small ones Turc et al. 2019): layers, width.
 SIZES = {"tiny": (2, 128), "mini": (4, 256), "small": (4, 512), "base": (12, 768), "large": (24, 1024)}
-# Of each number the most that an encoder can be built with, far beyond those in use: what a file claims has a bound.
-LARGEST = {
-    "vocab_size": 2**28,
-    "layers": 2**12,
-    "width": 2**20,
-    "heads": 2**20,
-    "ffn": 2**24,
-    "max_positions": 2**28,
-    "type_vocab_size": 2**20,
-    "relative_buckets": 2**16,
-    "relative_max_distance": 2**28,
-    "norm_eps": 10**6,
-    "initializer_std": 10**6,
-    "rope_base": 10**12,
-}
 # Position schemes without a table of positions.
 TABLELESS = ("rope", "alibi")
 CLS, NORM, FEED_FORWARD = ("untied", "tied"), ("post", "pre"), ("gelu", "geglu")
@@ -31,58 +17,39 @@ CLS, NORM, FEED_FORWARD = ("untied", "tied"), ("post", "pre"), ("gelu", "geglu")
 
 @dataclass(frozen=True)
 class EncoderConfig:
-    """Every number of an encoder; enough, with the weights, to rebuild it."""
+    """Every number of an encoder; enough, with the weights, to rebuild it. The ranges end far beyond what is in use: a
+    file may claim anything."""
 
-    vocab_size: int
-    layers: int
-    width: int
-    heads: int
-    ffn: int
-    max_positions: int
-    type_vocab_size: int = 2
+    vocab_size: Annotated[int, Range(1, 2**28)]
+    layers: Annotated[int, Range(1, 2**12)]
+    width: Annotated[int, Range(1, 2**20)]
+    heads: Annotated[int, Range(1, 2**20)]
+    ffn: Annotated[int, Range(1, 2**24)]
+    max_positions: Annotated[int, Range(1, 2**28)]
+    type_vocab_size: Annotated[int, Range(0, 2**20)] = 2
     position: str = "absolute"
-    cls: str = "untied"
-    norm: str = "post"
-    dropout: float = 0.1
-    attention_dropout: float = 0.1
-    norm_eps: float = 1e-12
-    initializer_std: float = 0.02
-    relative_buckets: int = 32
-    relative_max_distance: int = 128
-    feed_forward: str = "gelu"
+    cls: str = choice("untied", CLS)
+    norm: str = choice("post", NORM)
+    dropout: Rate = 0.1
+    attention_dropout: Rate = 0.1
+    norm_eps: Annotated[float, Range(0, 10**6)] = 1e-12
+    initializer_std: Annotated[float, Range(0, 10**6)] = 0.02
+    relative_buckets: Annotated[int, Range(4, 2**16)] = 32
+    relative_max_distance: Annotated[int, Range(1, 2**28)] = 128
+    feed_forward: str = choice("gelu", FEED_FORWARD)
     bias: bool = True
-    rope_base: float = 10000.0
+    rope_base: Annotated[float, Range(above=1, most=10**12)] = 10000.0
 
     def __post_init__(self) -> None:
-        choose("cls", self.cls, CLS)
-        choose("norm", self.norm, NORM)
-        choose("feed_forward", self.feed_forward, FEED_FORWARD)
-        for name, most in LARGEST.items():
-            if getattr(self, name) < 1 and name in ("vocab_size", "layers", "width", "heads", "ffn", "max_positions"):
-                raise UserError(f"{name} must be at least 1, not {getattr(self, name)}")
-            if getattr(self, name) > most:
-                raise UserError(f"{name} must be at most {most}, not {getattr(self, name)}")
-        if self.type_vocab_size < 0:
-            raise UserError(f"type_vocab_size cannot be negative, as {self.type_vocab_size} is")
-        for name in ("norm_eps", "initializer_std"):
-            if not 0.0 <= getattr(self, name) < math.inf:
-                raise UserError(f"{name} must be a number from 0, not {getattr(self, name)}")
+        check_values(self)
         if self.width % self.heads:
             raise UserError(
                 f"heads {self.heads} do not divide width {self.width}; choose heads among the divisors of the width"
             )
-        for name in ("dropout", "attention_dropout"):
-            if not 0.0 <= getattr(self, name) < 1.0:
-                raise UserError(f"{name} must lie in [0, 1), not {getattr(self, name)}")
-        if not 0.0 <= self.initializer_std < math.inf:
-            raise UserError(f"initializer_std must be a number from 0, not {self.initializer_std}")
-        if self.relative_buckets < 4 or self.relative_buckets % 4:
+        if self.relative_buckets % 4:
             raise UserError(f"relative_buckets must be a multiple of 4, not {self.relative_buckets}")
         if self.relative_max_distance <= self.relative_buckets // 4:
             raise UserError(f"relative_max_distance must exceed {self.relative_buckets // 4}, a quarter of the buckets")
-
-        if not 1.0 < self.rope_base < math.inf:
-            raise UserError(f"rope_base must be a number greater than 1, not {self.rope_base}")
         if self.position == "rope" and self.head_size % 2:
             raise UserError(
                 f"position rope turns pairs of numbers, so it takes heads of even size, and width {self.width} with "
@@ -130,5 +97,5 @@ class EncoderConfig:
         for name in values:
             if name not in known:
                 raise UserError(f"unknown encoder option {brief(name)}; {nearest(name, known)}")
-        shape = {f.name if f.default is MISSING else f"{f.name}?": f.type for f in fields(cls)}
+        shape = {f.name if f.default is MISSING else f"{f.name}?": plain(f.type) for f in fields(cls)}
         return cls(**check(values, shape, "the encoder's configuration"))

@@ -7,7 +7,7 @@ from fastbert.config import choice
 from fastbert.errors import OptionError, UserError, choose
 from fastbert.model.config import CLS, FEED_FORWARD, NORM, SIZES, TABLELESS, EncoderConfig
 from fastbert.model.positions import POSITIONS
-from fastbert.ranges import Count, NotNegative, Part, Probability, Range, Rate, check_values
+from fastbert.ranges import Count, Layers, NotNegative, Part, Probability, Range, Rate, Width, check_values
 
 
 @dataclass(frozen=True)
@@ -16,9 +16,9 @@ class EncoderOptions:
 
     size: str = choice("base", SIZES)
     """Preset of layers and width: tiny 2x128, mini 4x256, small 4x512, base 12x768, large 24x1024."""
-    layers: Annotated[int, Range(1, 1000)] | None = None
+    layers: Layers | None = None
     """Transformer blocks (default: the preset's)."""
-    width: Annotated[int, Range(1, 2**16)] | None = None
+    width: Width | None = None
     """Hidden size (default: the preset's)."""
     heads: Count | None = None
     """Attention heads (default: one for every 64 of width)."""

@@ -5,7 +5,7 @@ from typing import Annotated
 
 from fastbert.errors import OptionError
 from fastbert.model.config import EncoderConfig
-from fastbert.ranges import Part, Positive, Probability, Range, check_values
+from fastbert.ranges import Layers, Part, Positive, Probability, Range, Width, check_values
 
 MaskRate = Annotated[float, Range(above=0, most=0.9)]
 
@@ -65,9 +65,9 @@ class MultipleChoiceOptions(ReplacementOptions):
 
     choices: Annotated[int, Range(2)] = 10
     """Candidates at every token, [NOTA] included: the paper's k."""
-    controller_layers: Annotated[int, Range(1, 1000)] | None = None
+    controller_layers: Layers | None = None
     """Blocks of the controller (default: as many as the encoder has)."""
-    controller_width: Annotated[int, Range(1, 2**16)] | None = None
+    controller_width: Width | None = None
     """Hidden size of the controller (default: a quarter of the encoder's, a multiple of 8)."""
     weight: Positive = 20.0
     """Of the choice loss beside the controller's: the paper's lambda."""

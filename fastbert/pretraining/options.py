@@ -3,18 +3,17 @@
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 from fastbert.config import BOOKKEEPING, FLAT, MACHINE, choice, leaves
 from fastbert.data.sources import check_source
 from fastbert.data.stages import StageOptions
-from fastbert.downloads import check_downloaded
+from fastbert.downloads import check_downloaded, check_model_folder
 from fastbert.errors import OptionError, UserError, brief
-from fastbert.hub.folders import check_model_folder
 from fastbert.model.options import EncoderOptions, NotesOptions
 from fastbert.objectives import OBJECTIVES
 from fastbert.objectives.options import ElectraOptions, MaskRate, MLMOptions, MultipleChoiceOptions
-from fastbert.ranges import Count, Fraction, Length, Range, Seed, Vocabulary, Workers, check_values
+from fastbert.ranges import Count, Fraction, Length, Minutes, Seed, Tokens, Vocabulary, Workers, check_values
 from fastbert.training.options import MachineOptions, OptimizerOptions, ScheduleOptions, TrainingMachineOptions
 
 
@@ -72,9 +71,9 @@ class PretrainOptions:
     """Let tokens see only their own document of a packed sequence."""
     steps: Count | None = None
     """Optimizer steps; give one of --steps, --tokens and --minutes."""
-    tokens: Annotated[int, Range(1, 2**53)] | None = None
+    tokens: Tokens | None = None
     """Budget in tokens, turned into steps."""
-    minutes: Annotated[float, Range(above=0, most=5_256_000)] | None = field(default=None, metadata=BOOKKEEPING)
+    minutes: Minutes | None = field(default=None, metadata=BOOKKEEPING)
     """Budget in minutes, turned into steps once, at the start: a twentieth of it goes to timing a few, and the plan is
     printed. Other work on the machine makes the run longer, not its steps fewer."""
     seed: Seed = 0

@@ -159,8 +159,8 @@ def test_settings_that_were_changed_are_shown(copy: Path) -> None:
         ({"hidden_size": "24"}, "has hidden_size '24', which must be of type int"),
         ({"vocab_size": True}, "has vocab_size True, which must be of type int"),
         ({"layer_norm_eps": [1]}, r"has layer_norm_eps \[1\], which must be of type float"),
-        ({"layer_norm_eps": -1.0}, r"norm_eps must be a number from 0, not -1\.0"),
-        ({"type_vocab_size": -1}, "type_vocab_size cannot be negative"),
+        ({"layer_norm_eps": -1.0}, r"norm_eps must be at least 0, not -1\.0"),
+        ({"type_vocab_size": -1}, "type_vocab_size must be at least 0, not -1"),
         ({"num_hidden_layers": 10**9}, r"has num_hidden_layers 1000000000, and the weights lack those layers"),
     ],
 )

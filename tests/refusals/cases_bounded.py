@@ -123,7 +123,7 @@ CASES = [
     ("export --run escape --out x", r"unknown position scheme '\x1b[2J'"),
     ("export --run long --out x", "unknown position scheme 'xxx"),
     ("export --run type --out x", "has model_type ['xxx"),
-    ("export --run finite --out x", "norm_eps must be a number from 0, not nan"),
+    ("export --run finite --out x", "norm_eps must be a finite number, not nan"),
     ("export --run json-deep --out x", "is damaged: more than 64 lists and objects inside each other"),
     ("export --run json-digits --out x", "is damaged: the number 999"),
     ("export --run json-list --out x", "is damaged: it holds no JSON object, but a list"),
