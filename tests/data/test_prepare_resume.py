@@ -23,7 +23,7 @@ from fastbert.data.prepare import PrepareOptions, prepare
 from fastbert.data.shards import open_dataset
 from fastbert.data.sources import open_source
 from fastbert.errors import UserError
-from tests.data.test_prepare import contents, write_corpus
+from tests.data.small_corpora import contents, write_corpus
 
 SMALL = {"BATCH_CHARACTERS": 1_500, "STATE_BATCHES": 3}
 

@@ -1,0 +1,40 @@
+"""Made-up text and the options that prepare it."""
+
+import dataclasses
+import random
+from pathlib import Path
+
+from fastbert.data.prepare import PrepareOptions
+
+SYLLABLES = [a + b for a in "bcdfglmnprst" for b in "aeiou"]
+
+
+def write_corpus(path: Path, documents: int = 300, seed: int = 0) -> list[str]:
+    """Made-up words with frequencies that fall off as in real text, and characters no tokenizer has seen twice."""
+    draw = random.Random(seed)
+    words = ["".join(draw.choices(SYLLABLES, k=draw.randint(1, 4))) for _ in range(400)]
+    weights = [1 / (n + 1) for n in range(400)]
+    texts = []
+    for n in range(documents):
+        line = " ".join(draw.choices(words, weights, k=draw.randint(5, 80)))
+        texts.append(f"{line.capitalize()}, [MASK] {n} [SEP].\nIt's {line[:20]} {chr(0x3400 + n)}!")
+    path.write_text("\n\n".join(texts), encoding="utf-8")
+    return texts
+
+
+def options_of(folder: Path, **changes: object) -> PrepareOptions:
+    usual = PrepareOptions(
+        source=str(folder / "corpus.txt"),
+        out=str(folder / "out"),
+        vocab_size=300,
+        validation_share=0.2,
+        rare_min=3,
+        rare_max=20,
+        workers=1,
+        shard_tokens=4096,
+    )
+    return dataclasses.replace(usual, **changes)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
