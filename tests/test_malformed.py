@@ -172,7 +172,7 @@ def test_an_encoders_options() -> None:
     assert EncoderConfig.from_dict(config.to_dict()) == config
     with pytest.raises(UserError, match="layers is '1', not a whole number"):
         EncoderConfig.from_dict(config.to_dict() | {"layers": "1"})
-    with pytest.raises(UserError, match="initializer_std must be at most 1000000, not 10000000000000000000"):
+    with pytest.raises(UserError, match="initializer_std must be at most 1,000,000, not 10000000000000000000"):
         EncoderConfig.from_dict(config.to_dict() | {"initializer_std": 10**19})  # torch multiplies by no such number
     with pytest.raises(UserError, match="width is missing"):
         EncoderConfig.from_dict({name: value for name, value in config.to_dict().items() if name != "width"})

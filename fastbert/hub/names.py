@@ -118,14 +118,11 @@ def check_weights(config: EncoderConfig, weights: dict[str, Tensor], source: str
     """Sees to it that `weights` are those of the encoder `config` describes, and of its head if they hold one.
 
     Raises:
-        UserError: an encoder of this `config` cannot be built; a weight is missing, too many, of another shape, not of
-            floating-point numbers, not finite, or no longer tied. Names it and `source`.
+        UserError: a weight is missing, too many, of another shape, not of floating-point numbers, not finite, or no
+            longer tied. Names it and `source`.
     """
     with torch.device("meta"):
-        try:
-            encoder = Encoder(config)
-        except UserError as error:  # a position scheme of a newer version, perhaps
-            raise UserError(f"{source}: {error}") from None
+        encoder = Encoder(config)
         modules: dict[str, nn.Module] = {"encoder": encoder}
         if any(name.startswith("head.") for name in weights):
             replaced = head_of(weights) == "replaced"

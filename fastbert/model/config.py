@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 from fastbert.config import choice
 from fastbert.errors import UserError, brief, nearest
+from fastbert.model.positions import POSITIONS
 from fastbert.ranges import Range, Rate, check_values, plain
 from fastbert.records import check
 
@@ -27,7 +28,7 @@ class EncoderConfig:
     ffn: Annotated[int, Range(1, 2**24)]
     max_positions: Annotated[int, Range(1, 2**28)]
     type_vocab_size: Annotated[int, Range(0, 2**20)] = 2
-    position: str = "absolute"
+    position: str = choice("absolute", POSITIONS, "position scheme")
     cls: str = choice("untied", CLS)
     norm: str = choice("post", NORM)
     dropout: Rate = 0.1

@@ -13,7 +13,6 @@ from fastbert_kernels import combine, hash_dropout
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from fastbert.errors import choose
 from fastbert.model.config import EncoderConfig
 from fastbert.model.kernels import KERNELS
 from fastbert.model.positions import POSITIONS
@@ -156,7 +155,7 @@ class Encoder(nn.Module):
         self.kernels = KERNELS[kernels]
         self.words = nn.Embedding(config.vocab_size, config.width)
         self.types = nn.Embedding(config.type_vocab_size, config.width) if config.type_vocab_size else None
-        self.positions = POSITIONS[choose("position scheme", config.position, POSITIONS)](config)
+        self.positions = POSITIONS[config.position](config)
         self.embedding_norm = layer_norm(config)
         self.embedding_dropout = Dropout(config.dropout, 0)
         self.blocks = nn.ModuleList(Block(config, index) for index in range(config.layers))

@@ -233,7 +233,7 @@ def test_code_in_a_folder_is_never_run(tokenizer, tmp_path):
         (tmp_path / "out" / name).write_text("raise SystemExit('run')")
     assert load_pretrained(tmp_path / "out").config == config
     change_settings(tmp_path / "out", position="rotary")
-    with pytest.raises(UserError, match=r"the fastbert model in .*: unknown position scheme 'rotary'"):
+    with pytest.raises(UserError, match=r"config\.json was changed .*: unknown position scheme 'rotary'"):
         load_pretrained(tmp_path / "out")
     change_settings(tmp_path / "out", position="tupe-r", norm=...)
     with pytest.raises(UserError, match=r"config\.json lacks norm$"):

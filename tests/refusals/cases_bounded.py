@@ -115,7 +115,7 @@ CASES = [
     ("export --run layers --out x", "config.json has num_hidden_layers 1000000000, and the weights lack those layers"),
     ("export --run layers-float --out x", "has num_hidden_layers 1000000000.0, which must be of type int"),
     ("export --run layers-text --out x", "has num_hidden_layers '12', which must be of type int"),
-    ("export --run vocabulary --out x", "config.json: vocab_size must be at most 268435456, not 1000000000000"),
+    ("export --run vocabulary --out x", "config.json: vocab_size must be at most 268,435,456, not 1000000000000"),
     ("export --run width --out x", "config.json: width must be at most"),
     ("export --run positions --out x", "config.json: max_positions must be at most"),
     ("export --run digits --out x", "is damaged: the number 1000000000000000000000000000000 is too large"),
