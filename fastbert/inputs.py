@@ -167,8 +167,6 @@ def input_errors(path: Path | str, what: str = "") -> Iterator[None]:
             raise UserError(f"{brief(name, str)}: a name in that path is too long; check the path") from None
         if error.errno == errno.ENXIO:
             raise UserError(f"{name} is a socket or a device, not a file; give a file") from None
-        if error.errno in (errno.EMFILE, errno.ENFILE):
-            raise UnreadableError(f"too many files are open to read {name}; raise the limit (ulimit -n)") from None
         if error.errno == errno.EIO:  # damage, to be treated as such
             raise UserError(f"{name} cannot be read: {error.strerror}; check its disk") from None
         if out_of_memory(error) or (found := reason(error)) is None:

@@ -191,7 +191,7 @@ def _name(shape: Any) -> str:
 
 
 def _unfit(value: Any, wanted: str, where: str, key: str) -> UserError:
-    found = {dict: "an object", list: "a list", type(None): "null"}.get(type(value)) or brief(value)
+    found = _NAMES[type(value)] if value is None or isinstance(value, dict | list) else brief(value)
     if not key and wanted == "an object":
         return UserError(f"{where} is damaged: it holds no JSON object, but {found}")
     return UserError(f"{where} is damaged: {f'{key} is' if key else 'it holds'} {found}, not {wanted}")

@@ -130,7 +130,7 @@ def limited(what: int, most: int) -> Iterator[None]:
 def test_too_many_open_files(tmp_path) -> None:
     (tmp_path / "a").write_text("x")
     with limited(resource.RLIMIT_NOFILE, 3):
-        with pytest.raises(UnreadableError, match=r"too many files are open to read .*ulimit -n"):
+        with pytest.raises(UnreadableError, match=r"cannot be read: too many files are open; .*ulimit -n"):
             open_input(tmp_path / "a")
         with pytest.raises(UserError, match=r"too many files .*ulimit -n"), atomic_file(tmp_path / "b"):
             pass

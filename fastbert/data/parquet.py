@@ -25,12 +25,16 @@ def check_parquet(path: Path, columns: Columns) -> None:
     Raises:
         UserError: damaged, or a column is missing or holds no text.
     """
+    schema = _schema(path)
+    check_schema(schema, columns, str(path))
+    class_names(schema, columns, str(path))
+
+
+def _schema(path: Path) -> "pyarrow.Schema":
     import pyarrow.parquet
 
     with _damage(path), open_input(path) as file:
-        schema = pyarrow.parquet.read_schema(file)
-    check_schema(schema, columns, str(path))
-    class_names(schema, columns, str(path))
+        return pyarrow.parquet.read_schema(file)
 
 
 def check_schema(schema: "pyarrow.Schema", columns: Columns, where: str) -> None:
@@ -88,13 +92,9 @@ def read_class_names(path: Path, columns: Columns) -> tuple[str, ...] | None:
     """`class_names` of a Parquet file.
 
     Raises:
-        UserError: damaged, or a column is missing.
+        UserError: damaged.
     """
-    import pyarrow.parquet
-
-    with _damage(path), open_input(path) as file:
-        schema = pyarrow.parquet.read_schema(file)
-    return class_names(schema, columns, str(path))
+    return class_names(_schema(path), columns, str(path))
 
 
 def parquet_rows(path: Path, columns: Columns) -> Iterator[tuple[int, int, list[Any]]]:

@@ -26,14 +26,7 @@ _BERTS = ("Bert", "Electra", "DistilBert", "MobileBert", "ConvBert", "SqueezeBer
 _AS_IT_IS = ("PreTrainedTokenizer", "TokenizersBackend")
 # Model types for which it takes BERT's tokenizer where no class is declared, and ours.
 _MODELS = (
-    "bert",
-    "electra",
-    "distilbert",
-    "mobilebert",
-    "convbert",
-    "squeezebert",
-    "layoutlm",
-    "megatron-bert",
+    *("bert", "electra", "distilbert", "mobilebert", "convbert", "squeezebert", "layoutlm", "megatron-bert"),
     "fastbert",
 )
 # Entries of tokenizer_config.json that transformers hands to its tokenizer, and what they may be.
@@ -77,7 +70,7 @@ def interpret(folder: Path) -> Interpreted:
     """
     contents: dict[str, Any] = {}
     if (folder / MODEL).is_file():
-        model = _object(folder / MODEL, "model configuration")
+        model = read_json(folder / MODEL, "model configuration", dict)
         contents[MODEL] = {
             key: model[key] for key in ("model_type", "tokenizer_class") if isinstance(model.get(key), str)
         }
@@ -88,15 +81,15 @@ def interpret(folder: Path) -> Interpreted:
         (SPECIAL_MAP, "map of special tokens", _read_map),
     ):
         if (folder / name).is_file():
-            contents[name] = read(_object(folder / name, what), folder / name)
+            contents[name] = read(read_json(folder / name, what, dict), folder / name)
             added[name] = list(_mentioned(contents[name]))
     config = contents.get(CONFIG, {})
     if (folder / ADDED).is_file():
-        contents[ADDED] = _typed(_object(folder / ADDED, "list of added tokens"), int, folder / ADDED)
+        contents[ADDED] = _typed(read_json(folder / ADDED, "list of added tokens", dict), int, folder / ADDED)
         added[ADDED] = list(contents[ADDED])
     if (folder / JSON).is_file():
         path = folder / JSON
-        vocabulary, settings, contents[JSON] = _from_json(_object(path, "tokenizer"), path)
+        vocabulary, settings, contents[JSON] = _from_json(read_json(path, "tokenizer", dict), path)
     elif (folder / VOCABULARY).is_file():
         path = folder / VOCABULARY
         contents[VOCABULARY] = _vocabulary_text(path)
@@ -198,10 +191,6 @@ def template(cls: int, sep: int) -> dict[str, Any]:
 
 
 # --- the files
-
-
-def _object(path: Path, what: str) -> dict[str, Any]:
-    return read_json(path, what, dict)
 
 
 def _typed(values: dict[str, Any], kind: type | tuple[type, ...], path: Path) -> dict[str, Any]:

@@ -25,66 +25,16 @@ from fastbert.errors import UserError
 from fastbert.experiments.ablate_options import load_ablation
 from fastbert.experiments.options import load_sweep
 from fastbert.ranges import hints_of, plain
+from tests.refusals.test_refusals import tree
 
 LONG = int(os.environ.get("FASTBERT_FUZZ", "0"))
 
 WHOLE = [-(2**64), -(2**31), -1, 0, 1, 2, 3, 7, 8, 100, 2**16, 2**31 - 1, 2**31, 2**32, 2**63 - 1, 2**63, 2**64, 10**30]
-REAL = [
-    -1e308,
-    -1.0,
-    -0.0,
-    0.0,
-    5e-324,
-    1e-30,
-    0.5,
-    1.0,
-    1.5,
-    3.0,
-    1e30,
-    1e308,
-    float("inf"),
-    float("-inf"),
-    float("nan"),
-]
-TEXT = [
-    "",
-    " ",
-    "none",
-    "None",
-    "nan",
-    "-1",
-    "0",
-    "0.3,nan",
-    "1,1",
-    ",",
-    "1e400",
-    "x" * 300,
-    "x" * 5000,
-    "a\nb",
-    "\0",
-    "größe",
-    "\udcff",
-]
-TEXT += [
-    "~",
-    ".",
-    "..",
-    "/sys/none",
-    "/dev/null",
-    "folder",
-    "file.txt",
-    "pipe",
-    "loop",
-    "file.txt/x",
-    "missing",
-    "a/b",
-    "hf:",
-    "*",
-    "[",
-    "%s",
-    "{}",
-    "auto",
-]
+REAL = [-1e308, -1.0, -0.0, 0.0, 5e-324, 1e-30, 0.5, 1.0, 1.5, 3.0, 1e30, 1e308, *map(float, ("inf", "-inf", "nan"))]
+TEXT = ["", " ", "a\nb", "\0", "größe", "\udcff", "x" * 300, "x" * 5000]
+TEXT += ["none", "None", "nan", "-1", "0", "0.3,nan", "1,1", ",", "1e400", "~", ".", "..", "/sys/none", "/dev/null"]
+TEXT += ["folder", "file.txt", "pipe", "loop"]
+TEXT += ["file.txt/x", "missing", "a/b", "hf:", "*", "[", "%s", "{}", "auto"]
 KINDS = {int: WHOLE, float: REAL, str: TEXT, bool: [True, False]}
 
 
@@ -224,10 +174,6 @@ def folder(prepared: Path, tmp_path_factory) -> Path:
     os.mkfifo(folder / "pipe")
     (folder / "loop").symlink_to("loop")
     return folder
-
-
-def tree(folder: Path) -> set[tuple[str, int]]:
-    return {(str(path), path.lstat().st_size) for path in folder.rglob("*")}
 
 
 def clean(folder: Path, before: set[tuple[str, int]]) -> None:
