@@ -1,10 +1,11 @@
+import errno
 import os
 import socket
 
 import pytest
 
 from fastbert.errors import UserError
-from fastbert.inputs import open_input, read_input, read_text_input
+from fastbert.inputs import UnreadableError, input_errors, open_input, read_input, read_text_input
 
 
 @pytest.fixture
@@ -46,6 +47,13 @@ def test_what_cannot_be_read_is_refused(files, path, message):
         open_input(path, "list")
     assert message in str(refused.value)
     assert len(str(refused.value)) < 400
+
+
+@pytest.mark.parametrize(("number", "damaged"), [(errno.EIO, True), (errno.ESTALE, False), (errno.EACCES, False)])
+def test_only_damage_lets_a_file_be_replaced(number, damaged):
+    with pytest.raises(UserError) as refused, input_errors("x"):
+        raise OSError(number, os.strerror(number))
+    assert isinstance(refused.value, UnreadableError) != damaged
 
 
 def test_a_file_read_whole_has_a_limit(files):

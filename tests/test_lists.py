@@ -33,11 +33,12 @@ def test_words_are_read_as_csv_writes_them(names: list[str]) -> None:
 
 def test_paths_that_exist_may_have_commas(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    for name in ("a", "b", "a,b", "c, d", ",e", "1,2,3,4,5,6,7,8,9,10,11"):
+    for name in ("a", "b", "a,b", "c, d", ",e", " f", "1,2,3,4,5,6,7,8,9,10,11"):
         Path(name).touch()
     assert paths("a,x", os.path.exists) == ["a", "x"]
     assert paths("a,b", os.path.exists) == ["a,b"]
     assert paths("b,a,b, a,b,c, d", os.path.exists) == ["b", "a,b", "a,b", "c, d"]
+    assert paths("a, f", os.path.exists) == ["a", " f"]
     assert paths("a,,e,,b", os.path.exists) == ["a", ",e", "b"]
     assert paths("1,2,3,4,5,6,7,8,9,10,11", os.path.exists) == ["1,2,3,4,5,6,7,8,9,10,11"]
     assert paths(" , ", os.path.exists) == []

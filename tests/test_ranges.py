@@ -67,6 +67,8 @@ REFUSED = [  # flag, text, the end of the message
     ("name", "a\nb", "holds a line break or another control character: 'a\\nb'"),
     ("name", "a\0b", "holds a zero byte: 'a\\x00b'"),
     ("name", "\udcff", "is not UTF-8 text: '\\udcff'"),
+    ("name", "a\u2028b", "holds a line break or another control character: 'a\\u2028b'"),
+    ("name", "x" * 256, f"holds a name that is too long, of more than 255 bytes: '{'x' * 199}..."),
     ("name", "x" * 5000, "has 5,000 characters, more than 4,096"),
 ]
 ONLY_IN_FILES = [
@@ -98,6 +100,12 @@ def test_a_flag_that_does_not_fit(flag: str, text: str, problem: str) -> None:
         with pytest.raises(UserError) as error:
             parse(Job, arguments, "job")
         assert str(error.value).startswith(f"--{flag} {problem}")
+
+
+@pytest.mark.parametrize("separator", [",", "/"])
+def test_each_name_of_a_list_or_a_path_may_be_long(separator: str) -> None:
+    text = separator.join(["x" * 200] * 3)
+    assert parse(Job, ["--name", text], "job").name == text
 
 
 @pytest.mark.parametrize(("flag", "text", "problem"), REFUSED + ONLY_IN_FILES)

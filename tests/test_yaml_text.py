@@ -44,6 +44,8 @@ def test_dates_are_text() -> None:
 
 LAUGHS = "a: &a [x, x]\n" + "".join(f"{b}: &{b} [*{a}, *{a}]\n" for a, b in zip("abcdefghijklmn", "bcdefghijklmno"))  # noqa: B905
 
+CHAIN = "a0: &a0 [x]\n" + "".join(f"a{n}: &a{n} [*a{n - 1}]\n" for n in range(1, 40))
+
 
 @pytest.mark.parametrize(
     ("text", "message"),
@@ -68,6 +70,7 @@ LAUGHS = "a: &a [x, x]\n" + "".join(f"{b}: &{b} [*{a}, *{a}]\n" for a, b in zip(
         ("a: " + "9" * 5000, r"the number 9{200}\.\.\. is too large"),
         (f"a: {2**64}", "is too large"),
         ("a: .\nb: " + "[" * 10_000, "line 2: more than 32 lists and mappings inside each other"),
+        (CHAIN, "more than 32 lists and mappings inside each other"),
         (LAUGHS, f"more than {MOST_VALUES:,} values"),
         ("[" + "1," * MOST_VALUES + "]", f"more than {MOST_VALUES:,} values"),
         ("a: [1", "is not valid YAML: line 1, column 6: expected"),
