@@ -88,7 +88,7 @@ def user_error(error: BaseException) -> UserError | None:
                 f"the package {package} cannot be imported ({brief(str(error), str)}); install the requirements again, "
                 "in fastbert's checkout: pip install -e ."
             )
-    if isinstance(error, OSError) and not isinstance(error, BrokenPipeError) and (found := reason(error)):
+    if isinstance(error, OSError) and (found := reason(error)):
         names = [os.fsdecode(name) for name in (error.filename, error.filename2) if isinstance(name, str | bytes)]
         where = f": {' -> '.join(names)}" if names else ""
         return UserError(f"{found[0]}{where}; {found[1]}")

@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 
 from fastbert.experiments.local import _idle
+from fastbert.streams import _Dropping
+from tests.processes import in_child
 
 ROOT = Path(__file__).parents[1]
 
@@ -61,6 +63,7 @@ def test_closed_streams_take_no_file(tmp_path) -> None:
         with open({str(tmp_path / "f")!r}, "w") as file:
             os.write(1, b"lost"); os.write(2, b"lost"); print("lost"); print("lost", file=sys.stderr)
             assert os.read(0, 1) == b"" and sys.stdin.read() == ""
+            assert all(map(os.get_inheritable, range(3)))
             file.write("whole")
         return 0
     """
@@ -82,6 +85,16 @@ def test_a_job_continues_without_its_messages(tmp_path, stream: str, ending: str
     os.close(target)
     assert done.returncode == code
     assert (tmp_path / "result").exists()
+
+
+def test_a_pipe_that_is_full_and_does_not_wait_drops_the_rest() -> None:
+    def write() -> None:
+        signal.alarm(10)
+        _, end = os.pipe()
+        os.set_blocking(end, False)
+        assert _Dropping(end, "w").write(bytes(10**6)) == 10**6
+
+    assert in_child(write) == 0
 
 
 @pytest.mark.parametrize(
