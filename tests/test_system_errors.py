@@ -261,6 +261,8 @@ def test_old_packages_are_refused(monkeypatch, capsys) -> None:
     required = (ROOT / "setup.py").read_text()
     for package, oldest in OLDEST.items():
         assert f'"{package}>={oldest}"' in required
+    monkeypatch.setattr("importlib.metadata.version", OLDEST.get)
+    check_requirements()
     monkeypatch.setattr("importlib.metadata.version", lambda package: "2.9.1+cu126" if package == "torch" else "99")
     assert cli.main(["pretrain"]) == 2
     assert capsys.readouterr().err.startswith("error: torch 2.9.1+cu126 is too old: fastbert needs 2.11 or newer; pip")
