@@ -182,10 +182,7 @@ def to_dict(options: Any) -> dict[str, Any]:
 def to_yaml(options: Any) -> str:
     import yaml
 
-    text = yaml.safe_dump(to_dict(options), sort_keys=False, allow_unicode=True)
-    if re.search("[\x85\u2028\u2029]", text):  # line breaks to YAML's reader, plain characters to its writer
-        return yaml.safe_dump(to_dict(options), sort_keys=False)
-    return text
+    return yaml.safe_dump(to_dict(options), sort_keys=False, allow_unicode=True)
 
 
 @dataclass(frozen=True)

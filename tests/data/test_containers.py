@@ -108,6 +108,23 @@ def outcome(path: Path) -> list[str] | str:
         return "no text" if "holds no text" in str(error) else "refused"
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.json", '\ufeff \n[{"text": "a"}]'),
+        ("a.jsonl", '{"text": "a", "n": {"text": 1, "n": {"text": 2}}}'),  # "text" is in the row once
+        ("a.csv", "n, text \n1,a\n"),
+    ],
+)
+def test_tables_as_people_write_them(tmp_path: Path, name: str, content: str) -> None:
+    (tmp_path / name).write_text(content)
+    assert outcome(tmp_path / name) == ["a"]
+
+
+def test_a_cell_has_no_byte_order_mark() -> None:
+    assert text.clean("\ufeff\ufeffa\r\nb\rc\ufeff", "x") == "a\nb\nc\ufeff"
+
+
 @example(["\r\n\ufeff", " \ufeff a"])
 @example(["a" * n + "\r\nb" for n in range(5)])
 @example(["a" + " " * 14 + "b"])

@@ -17,7 +17,7 @@ from transformers import BertForMaskedLM
 
 from fastbert.cli import main
 from fastbert.errors import UserError
-from fastbert.hub.export import export_model
+from fastbert.hub.export import SETTINGS, export_model
 from fastbert.hub.load import load_pretrained
 from fastbert.training.tensors import HASH, read_tensors, serialized
 from tests.hub.conftest import named, random_models, small_config
@@ -151,6 +151,14 @@ def test_settings_that_were_changed_are_shown(copy: Path) -> None:
         load_pretrained(copy)
     change_settings(copy, layer_norm_eps=0.001, transformers_version="5.0.0")  # what others add is theirs
     load_pretrained(copy)
+
+
+def test_settings_without_their_hash_are_damage(copy: Path) -> None:
+    path = copy / "model.safetensors"
+    tensors, metadata = read_tensors(path)
+    save_file({name: tensor.clone() for name, tensor in tensors.items()}, path, {SETTINGS: metadata[SETTINGS]})
+    with pytest.raises(UserError, match="its hash is missing"):
+        load_pretrained(copy)
 
 
 @pytest.mark.parametrize(

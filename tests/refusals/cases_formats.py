@@ -48,6 +48,7 @@ def files(folder: Path) -> None:
         (folder / name).write_text(text)
     (folder / "inner.txt.gz").write_bytes(gzip.compress(gzip.compress(b"text")))
     (folder / "inner.jsonl.gz").write_bytes(gzip.compress(b"%PDF-1.4"))
+    (folder / "packed.parquet.gz").write_bytes(gzip.compress(b"PAR1"))
     (folder / "cut.csv.gz").write_bytes(gzip.compress(b"text\na\n" * 1000)[:30])
     (folder / "tar.txt").write_bytes(b"name".ljust(257, b"\0") + b"ustar\0")
     pq.write_table(pa.table({"text": pa.array(["a\0b"])}), folder / "zero.parquet")
@@ -61,6 +62,7 @@ def prepare(source: str, *, more: str = "") -> str:
 
 
 CASES = [
+    (prepare("packed.parquet.gz"), "Parquet cannot be read through .gz and is compressed inside; unpack it"),
     (prepare("page.html"), "page.html is HTML by its suffix .html, which is not read; extract its text first"),
     (prepare("book.epub"), "book.epub is a formatted document by its suffix .epub"),
     (prepare("letter.pdf"), "convert it to text first, for example with pandoc or pdftotext"),
