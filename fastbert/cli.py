@@ -10,9 +10,9 @@ from pathlib import Path
 
 from fastbert import __version__
 from fastbert.config import load_yaml
-from fastbert.downloads import check_model_folder
 from fastbert.errors import UserError, choose, message_of
 from fastbert.flags import parse
+from fastbert.hub.folders import check_model_folder
 from fastbert.registry import Registry
 from fastbert.requirements import check_requirements, check_text, refuse_several_processes
 from fastbert.streams import flush_standard_output, give_up_standard_output, prepare_streams, standard_output_fails

@@ -33,11 +33,6 @@ def check_downloaded(path: str | Path, what: str, kinds: str) -> Path:
     raise UserError(f"there is no folder {name}{near_name(path)}; give that of {kinds}")
 
 
-def check_model_folder(path: str | Path) -> Path:
-    """`check_downloaded` of a model."""
-    return check_downloaded(path, "model", "a Hugging Face BERT, an export, a run or a checkpoint")
-
-
 def hub_name(path: Path) -> str | None:
     """The name on the hub that `path`, which is no folder, may be: owner/name, or that of one of BERT's releases."""
     if re.fullmatch(r"bert-(base|large)-[\w-]+", str(path)):

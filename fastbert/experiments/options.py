@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from fastbert.config import choice, from_dict, read_yaml, with_underscores
-from fastbert.downloads import check_model_folder
 from fastbert.errors import UserError, brief, nearest
 from fastbert.finetuning.options import MOST_TRAININGS, FinetuneOptions
 from fastbert.finetuning.tasks import OwnTaskOptions, check_task
+from fastbert.hub.folders import check_model_folder
 from fastbert.ranges import Processes, Range, Seed, Workers, check_values, problem_of, text_problem
 
 BACKENDS = ("local", "ray")

@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from fastbert.config import BOOKKEEPING, MACHINE, convert_text, leaves
-from fastbert.downloads import check_model_folder
 from fastbert.errors import OptionError, UserError, brief, choose
 from fastbert.finetuning.glue import GLUE, check_glue_folder
 from fastbert.finetuning.own import OwnTaskOptions, check_own_file
 from fastbert.finetuning.tasks import Task, check_task, task_names
+from fastbert.hub.folders import check_model_folder
 from fastbert.inputs import check_folder, open_input
 from fastbert.ranges import LARGEST_SEED, Count, Natural, NotNegative, Part, Positive, Range, Rate, Seed, check_values
 from fastbert.training.options import MachineOptions, OptimizerOptions, ScheduleOptions, TrainingMachineOptions

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from fastbert.config import differences
 from fastbert.data.tokenizer import WordPiece, load_tokenizer
-from fastbert.downloads import check_model_folder
 from fastbert.errors import UserError, brief
 from fastbert.hub.export import NO_TYPES, SETTINGS, TOKENIZER
+from fastbert.hub.folders import check_model_folder
 from fastbert.hub.names import BERT_OPTIONS, OWN_OPTIONS, TIED, bert_names, check_weights, head_of, kept, some
 from fastbert.hub.weight_files import joined, read_weights
 from fastbert.model.config import EncoderConfig

@@ -8,8 +8,9 @@ from typing import Any
 from fastbert.config import BOOKKEEPING, FLAT, MACHINE, choice, leaves
 from fastbert.data.sources import check_source
 from fastbert.data.stages import StageOptions
-from fastbert.downloads import check_downloaded, check_model_folder
+from fastbert.downloads import check_downloaded
 from fastbert.errors import OptionError, UserError, brief
+from fastbert.hub.folders import check_model_folder
 from fastbert.model.options import EncoderOptions, NotesOptions
 from fastbert.objectives import OBJECTIVES
 from fastbert.objectives.options import ElectraOptions, MaskRate, MLMOptions, MultipleChoiceOptions
