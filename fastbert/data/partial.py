@@ -168,8 +168,15 @@ def partial_folder(out: Path, made_of: dict[str, Any]) -> Iterator[Partial | Non
                 _empty(folder, out)
             _clean(folder)
             with left_behind(folder):
-                same = (folder / MADE_OF).is_file() and read_json(folder / MADE_OF, "leftover") == made_of
+                left = (folder / MADE_OF).is_file()
+                same = left and read_json(folder / MADE_OF, "leftover") == made_of
             if not same:
+                if left:
+                    print(
+                        f"beginning anew: what an interrupted call left in {folder} is from another source, other "
+                        "options or another version",
+                        file=sys.stderr,
+                    )
                 _empty(folder, out)
                 write_json(folder / MADE_OF, made_of)
             elif (folder / "tokenizer").is_dir():

@@ -168,9 +168,13 @@ def test_killed_again_and_again(texts: Path, finished: dict[str, Path], tmp_path
     assert contents(prepare(options, table=io.StringIO())) == contents(finished["list"])
 
 
-def test_another_source_or_option_begins_anew(texts: Path, finished: dict[str, Path], tmp_path: Path) -> None:
+def test_another_source_or_option_begins_anew(
+    texts: Path, finished: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With a message: the work of hours is dropped."""
     run_and_die(tmp_path, options_of(texts, "text", tmp_path / "out", seed=5), "room.Corpus.add", 8)
     out = prepare(options_of(texts, "text", tmp_path / "out"), table=io.StringIO())
+    assert f"beginning anew: what an interrupted call left in {tmp_path / '.out.partial'}" in capsys.readouterr().err
     assert contents(out) == contents(finished["text"]) and os.listdir(tmp_path) == ["out"]
 
 
