@@ -126,8 +126,8 @@ class Ablation:
     path: str
     """The file, for errors."""
 
-    def check_inputs(self) -> None:
-        """Checks, before torch is imported, that data, weights and tasks are there.
+    def check_inputs(self, glue_dir: str | None) -> None:
+        """Checks, before torch is imported, that data, weights, tasks and the GLUE folder are there.
 
         Raises:
             UserError: one is not.
@@ -135,7 +135,7 @@ class Ablation:
         for variant in self.variants:
             with prefixed(f"{self.path}: {variant.name}"):
                 variant.options.check_sources()
-        self.axes.check_inputs()
+        self.axes.check_inputs(glue_dir)
 
     @property
     def baseline(self) -> str:

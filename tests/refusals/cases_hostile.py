@@ -18,6 +18,10 @@ def files(folder: Path) -> None:
     (folder / "a.txt").write_text("words\n\nmore words\n")
     (folder / "b.txt").write_text("words\n\nmore words\n")
     (folder / "a.zip").write_bytes(b"")
+    (folder / "t.csv").write_text("text,label\na,x\nb,y\n")
+    (folder / "task.yaml").write_text("train: t.csv\ndev: t.csv\n")
+    (folder / "sweep.yaml").write_text("models: [model]\ntasks: [task.yaml]\n")
+    (folder / "ablate.yaml").write_text("base: {data: a.txt, steps: 9}\nvariants: {a: , b: {norm: pre}}\n")
     (folder / "code").mkdir()
     (folder / "code" / "config.json").write_text(json.dumps(CONFIG))
     (folder / "code" / "pytorch_model.bin").write_bytes(pickle.dumps(_Command()))
@@ -29,6 +33,8 @@ CASES = [
     ("prepare --source a.txt,b.txt --weights ٠.٥,٠.٥ --out o", "are not numbers with commas between"),
     ("prepare --source a.txt,b.txt --weights 0.5,0_0.5 --out o", "are not numbers with commas between"),
     ("prepare --source hf:/ --out o", "source 'hf:/' names no dataset"),
+    ("sweep sweep.yaml --glue-dir nothere --out o", "no GLUE folder nothere"),
+    ("ablate ablate.yaml --glue-dir nothere --out o", "no GLUE folder nothere"),
     ("export --run model --out /proc/x", "no folder can be made at /proc/x; choose another place"),
     ("submit --results model --out /proc/x.zip", "no folder can be made at /proc/x.zip; choose another place"),
     ("submit --check a.zip --fill", "--check only looks at an archive; leave all options but --check out"),
