@@ -332,7 +332,7 @@ def _axes(values: dict[str, Any], threads: int, where: str) -> Axes:
     """The tasks with their settings."""
     fixed = read_finetune(values.get("finetune", {}), f"{where}: finetune")
     common = {axis: read_axis(values[axis], axis, where) for axis in AXES if axis in values}
-    entries = read_list(values, "tasks", where) if values.get("tasks") else []
+    entries = read_list(values, "tasks", where) if values.get("tasks") not in (None, []) else []
     idle = [key for key in ("finetune", *AXES) if key in values]
     if idle and not entries:
         raise UserError(f"{where}: {idle[0]} is for fine-tuning, but there are no tasks; name some, or leave it out")

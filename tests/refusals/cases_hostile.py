@@ -22,6 +22,7 @@ def files(folder: Path) -> None:
     (folder / "task.yaml").write_text("train: t.csv\ndev: t.csv\n")
     (folder / "sweep.yaml").write_text("models: [model]\ntasks: [task.yaml]\n")
     (folder / "ablate.yaml").write_text("base: {data: a.txt, steps: 9}\nvariants: {a: , b: {norm: pre}}\n")
+    (folder / "tasks.yaml").write_text("base: {data: a.txt, steps: 9}\nvariants: {a: , b: {norm: pre}}\ntasks: 0\n")
     (folder / "code").mkdir()
     (folder / "code" / "config.json").write_text(json.dumps(CONFIG))
     (folder / "code" / "pytorch_model.bin").write_bytes(pickle.dumps(_Command()))
@@ -35,6 +36,7 @@ CASES = [
     ("prepare --source hf:/ --out o", "source 'hf:/' names no dataset"),
     ("sweep sweep.yaml --glue-dir nothere --out o", "no GLUE folder nothere"),
     ("ablate ablate.yaml --glue-dir nothere --out o", "no GLUE folder nothere"),
+    ("ablate tasks.yaml --out o", "tasks.yaml: tasks must be a list"),
     ("export --run model --out /proc/x", "no folder can be made at /proc/x; choose another place"),
     ("submit --results model --out /proc/x.zip", "no folder can be made at /proc/x.zip; choose another place"),
     ("submit --check a.zip --fill", "--check only looks at an archive; leave all options but --check out"),
