@@ -123,7 +123,7 @@ def sweep(arguments: list[str]) -> int:
     options = parse(OPTIONS["sweep"], arguments, "sweep", default)
     if axes is None:
         raise UserError("fastbert sweep needs a YAML file first, such as configs/sweep/glue.yaml")
-    axes.check_inputs()
+    axes.check_inputs(options.glue_dir)
     from fastbert.experiments.sweep import sweep as run
 
     return run(axes, options)
@@ -137,7 +137,7 @@ def ablate(arguments: list[str]) -> int:
     options = parse(OPTIONS["ablate"], arguments, "ablate", default)
     if ablation is None:
         raise UserError("fastbert ablate needs a YAML file first, such as configs/ablate/tiny.yaml")
-    ablation.check_inputs()
+    ablation.check_inputs(options.glue_dir)
     from fastbert.experiments.ablate import ablate as run
 
     return run(ablation, options)

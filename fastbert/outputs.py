@@ -104,7 +104,7 @@ def _descriptor(path: Path) -> int | None:
     """
     for _ in range(40):  # as many links as Linux follows
         folder = os.path.realpath(path.parent)
-        if path.name.isdecimal() and re.fullmatch(rf"/proc/{os.getpid()}(/task/\d+)?/fd", folder):
+        if re.fullmatch("[0-9]+", path.name) and re.fullmatch(rf"/proc/{os.getpid()}(/task/\d+)?/fd", folder):
             return _writable(int(path.name), path)
         try:
             path = Path(folder, os.readlink(Path(folder, path.name)))
@@ -191,6 +191,11 @@ def _check_room(folder: Path, asked: Path | str, name: str = "") -> None:
         raise UserError(f"{asked} lies on a read-only file system; choose another folder")
     if not os.access(there, os.W_OK | os.X_OK):
         raise UserError(f"no permission to write {asked}; choose another folder or change its permissions")
+    if not os.statvfs(there).f_blocks:  # the kernel's own, such as /proc: what it refuses shows only when it is tried
+        with folder_errors(asked):
+            temporary, handle = new_folder(there / "fastbert")
+        os.close(handle)
+        temporary.rmdir()
 
 
 def is_filled_within(path: Path) -> bool:

@@ -105,6 +105,17 @@ Length = Annotated[int, Range(2, 2**20)]
 """Tokens in a sequence, [CLS] and one more at least."""
 
 
+def number_of(text: str) -> float:
+    """The number that a text from outside stands for. Python alone would also take 1_000 and digits of other scripts.
+
+    Raises:
+        ValueError: it stands for none.
+    """
+    if "_" in text or not text.strip().isascii():
+        raise ValueError(f"{brief(text)} is no number")
+    return float(text)
+
+
 def text_problem(value: str) -> str | None:
     """Why a text is no value of an option, as the end of a sentence; None if it can be one."""
     if not value.strip():

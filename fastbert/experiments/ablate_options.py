@@ -126,8 +126,8 @@ class Ablation:
     path: str
     """The file, for errors."""
 
-    def check_inputs(self) -> None:
-        """Checks, before torch is imported, that data, weights and tasks are there.
+    def check_inputs(self, glue_dir: str | None) -> None:
+        """Checks, before torch is imported, that data, weights, tasks and the GLUE folder are there.
 
         Raises:
             UserError: one is not.
@@ -135,7 +135,7 @@ class Ablation:
         for variant in self.variants:
             with prefixed(f"{self.path}: {variant.name}"):
                 variant.options.check_sources()
-        self.axes.check_inputs()
+        self.axes.check_inputs(glue_dir)
 
     @property
     def baseline(self) -> str:
@@ -324,7 +324,7 @@ def _axes(values: dict[str, Any], threads: int, where: str) -> Axes:
     """The tasks with their settings."""
     fixed = read_finetune(values.get("finetune", {}), f"{where}: finetune")
     common = {axis: read_axis(values[axis], axis, where) for axis in AXES if axis in values}
-    entries = read_list(values, "tasks", where) if values.get("tasks") else []
+    entries = read_list(values, "tasks", where) if values.get("tasks") not in (None, []) else []
     idle = [key for key in ("finetune", *AXES) if key in values]
     if idle and not entries:
         raise UserError(f"{where}: {idle[0]} is for fine-tuning, but there are no tasks; name some, or leave it out")

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 from fastbert.config import choice, from_dict, read_yaml, with_underscores
 from fastbert.errors import UserError, brief, nearest
+from fastbert.finetuning.glue import check_glue_folder
 from fastbert.finetuning.options import MOST_TRAININGS, FinetuneOptions
 from fastbert.finetuning.tasks import OwnTaskOptions, check_task
 from fastbert.hub.folders import check_model_folder
@@ -118,8 +119,8 @@ class Axes:
         values["machine"] = {**values.get("machine", {}), "threads": self.threads}
         return from_dict(FinetuneOptions, values, f"{self.path}: {task.name or task.task}")
 
-    def check_inputs(self) -> None:
-        """Checks, before torch is imported, that models and tasks are there.
+    def check_inputs(self, glue_dir: str | None) -> None:
+        """Checks, before torch is imported, that models, tasks and the GLUE folder are there.
 
         Raises:
             UserError: one is not.
@@ -130,6 +131,7 @@ class Axes:
         for task in self.tasks:
             with prefixed(f"{self.path}: tasks"):
                 check_task(task.task, OwnTaskOptions())
+        check_glue_folder(glue_dir)
 
 
 @contextmanager

@@ -6,6 +6,7 @@ out/jobs/<id>/       log.txt, and run/ as `fastbert finetune` writes it
 out/report/          report.md, report.html, drawings
 """
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -209,10 +210,10 @@ def read_results(path: Path) -> dict[str, Row]:
     """The rows of results.jsonl by the jobs' ids; none if there is no file yet.
 
     Raises:
-        UserError: a line is damaged.
+        UserError: a line is damaged, or it is no file: found here, before any job, and not when its row is written.
     """
     rows: dict[str, Row] = {}
-    if not path.is_file():
+    if not os.path.lexists(path):
         return rows
     for number, line in enumerate(read_input(path, most=LARGEST_RESULTS).split(b"\n"), 1):
         if not line:

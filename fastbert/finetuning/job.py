@@ -212,10 +212,14 @@ def check_others(out: Path) -> None:
 
 
 def open_folder(out: Path, setup: Setup) -> None:
-    """Writes what the experiment is, if `out` may take it (see `check_folder`)."""
+    """Writes what the experiment is, if `out` may take it (see `check_folder`) and no result in it is damaged."""
     experiment = describe_experiment(setup)
     check_folder(out, experiment)
-    write_options(out, setup.options)
+    options = setup.options
+    for fraction in options.fractions():
+        for seed in range(options.first_seed, options.first_seed + options.seeds):
+            finished(seed_folder(out, fraction, seed), setup.task.metrics)
+    write_options(out, options)
     manifest = {
         "experiment": configuration.digest(experiment),
         "science": experiment,

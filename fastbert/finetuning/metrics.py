@@ -136,6 +136,8 @@ def check_metrics(names: Sequence[str], kind: str, labels: Sequence[str]) -> Non
     fitting = OF_NUMBERS if kind == "number" else OF_CLASSES
     for name in names:
         choose("metric", name, METRICS)
+        if names.count(name) > 1:
+            raise UserError(f"the metric {name} is named twice; name each once")
         if name not in fitting:
             what = "numbers" if kind == "number" else "classes"
             raise UserError(f"the metric {name} does not fit labels that are {what}; give one of: {', '.join(fitting)}")

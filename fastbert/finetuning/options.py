@@ -251,8 +251,8 @@ class SubmitOptions:
             UserError: it is not, or options are missing or contradict each other.
         """
         if self.check is not None:
-            if self.models or self.results or self.out:
-                raise UserError("--check only looks at an archive; leave --models, --results and --out out")
+            if self.models or self.results or self.out or self.fill or self.glue_dir:
+                raise UserError("--check only looks at an archive; leave all options but --check out")
             if not Path(self.check).is_dir():
                 open_input(self.check, "archive").close()
             return

@@ -13,7 +13,7 @@ from fastbert.data.parquet import read_class_names
 from fastbert.data.tables import check_table, read_rows
 from fastbert.errors import OptionError, UserError, brief
 from fastbert.inputs import open_input
-from fastbert.ranges import check_values
+from fastbert.ranges import check_values, number_of, text_problem
 
 KINDS = ("classes", "number")
 
@@ -186,6 +186,8 @@ def learn_labels(rows: Iterable[Row]) -> tuple[str, ...]:
         word = label_word(row)
         if word is None:
             raise UserError(f"{row.where} has no label; training needs one in every row")
+        if word not in found and (problem := text_problem(word)):
+            raise UserError(f"{row.where}: the label {problem}; fix the row, or name another column with --own.label")
         found.setdefault(word, row.where)
     if len(found) < 2:
         raise UserError(
@@ -204,6 +206,6 @@ def learn_labels(rows: Iterable[Row]) -> tuple[str, ...]:
 
 def _number(word: str) -> float | None:
     try:
-        return float(word)
+        return number_of(word)
     except ValueError:
         return None

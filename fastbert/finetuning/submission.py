@@ -17,6 +17,7 @@ from fastbert.errors import LINE, UserError, brief, choose, nearest
 from fastbert.finetuning.glue import GLUE, GlueTask
 from fastbert.inputs import input_errors, open_input, read_input
 from fastbert.outputs import output_file
+from fastbert.ranges import number_of
 
 FILES: dict[str, tuple[str, str]] = {
     "CoLA.tsv": ("cola", "test"),
@@ -108,7 +109,7 @@ def _cell(value: str | float, task: GlueTask, where: str) -> str:
             raise UserError(f"{where}: {brief(value)} is no label; {nearest(str(value), task.labels)}")
         return str(value)
     try:
-        number = float(value)
+        number = number_of(value) if isinstance(value, str) else float(value)
     except (TypeError, ValueError):
         number = math.nan
     if not math.isfinite(number):
@@ -218,6 +219,6 @@ def _problem(content: bytes, task: GlueTask, count: int) -> str | None:
 
 def _is_score(text: str) -> bool:
     try:
-        return LOWEST <= float(text) <= HIGHEST
+        return LOWEST <= number_of(text) <= HIGHEST
     except ValueError:
         return False

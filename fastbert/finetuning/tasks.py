@@ -22,6 +22,7 @@ from fastbert.finetuning.own import (
 )
 from fastbert.finetuning.table import COLUMNS
 from fastbert.lists import paths, words
+from fastbert.ranges import number_of
 
 ALL = "glue"  # as the name of a task: those of the table
 
@@ -116,7 +117,7 @@ def _number(row: Row) -> float | None:
     if label is None or (isinstance(label, str) and not label.strip()):
         return None
     try:
-        number = None if isinstance(label, bool) else float(label)
+        number = None if isinstance(label, bool) else number_of(label) if isinstance(label, str) else float(label)
     except OverflowError:
         number = math.inf
     except (TypeError, ValueError):

@@ -3,6 +3,7 @@
 import os
 import pickle
 import struct
+import warnings
 import zipfile
 from pathlib import Path
 
@@ -60,10 +61,13 @@ def _unpickled(path: Path) -> dict[str, Tensor]:
                     if sum(entry.file_size for entry in archive.infolist()) > size:
                         raise UserError(f"{path} is damaged: it holds more than its {size:,} bytes; download it again")
             file.seek(0)
-            tensors = torch.load(file, map_location="cpu", weights_only=True)
+            with warnings.catch_warnings():  # about the pickle protocol, which says nothing to who has the file
+                warnings.simplefilter("ignore")
+                tensors = torch.load(file, map_location="cpu", weights_only=True)
         except _UNPICKLING as error:
             raise_refusal(error, path)
-            reason = brief((str(error) or type(error).__name__).splitlines()[0], str)
+            # The first sentence: those after it advise to load the file with whatever code it holds.
+            reason = brief((str(error) or type(error).__name__).splitlines()[0].split(". ")[0], str)
             raise UserError(
                 f"{path} is damaged or holds more than tensors ({reason}); download it again, best as model.safetensors"
             ) from None

@@ -34,7 +34,7 @@ from fastbert.training.finite import NotFiniteError, require_finite
 from fastbert.training.tensors import read_tensors
 
 FORMAT = 1
-_FOLDER = re.compile(r"step-(\d{8,})")
+_FOLDER = re.compile(r"step-([0-9]{8,})")
 _FILE = re.compile(r"[\w-]+\.(safetensors|json)")
 _MANIFEST = {  # null as the metric for NaN, which older versions wrote
     "step": COUNT,

@@ -94,7 +94,7 @@ class MachineOptions:
 
     def __post_init__(self) -> None:
         check_values(self)
-        if not re.fullmatch(r"auto|cpu|cuda(:\d{1,4})?", self.device):
+        if not re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,4})?", self.device):
             choose("device", self.device, ("auto", "cpu", "cuda", "cuda:0"))
 
 

@@ -33,6 +33,8 @@ def test_on_a_cpu(tmp_path: Path, monkeypatch, capsys) -> None:
     assert len(rows) == 2 * 2 * (4 + 3) and all(row["least"] <= row["ms"] <= row["most"] for row in rows)
     assert all(row["over"] == 1 for row in rows if row["contestant"] == "fastbert")
     assert "SDPA, concatenated" in (tmp_path / "attention-cpu.md").read_text()
+    assert main(["bench", "kernels", "--rounds", "1", "--seconds", "1e-9", "--out", str(tmp_path / "short")]) == 0
+    assert "| SDPA |" in capsys.readouterr().out  # one case at least
 
 
 def test_mistakes(tmp_path: Path, capsys) -> None:

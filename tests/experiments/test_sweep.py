@@ -10,7 +10,7 @@ import yaml
 from fastbert.cli import main
 from fastbert.errors import UserError
 from fastbert.experiments.options import load_sweep
-from fastbert.experiments.sweep import open_folder
+from fastbert.experiments.sweep import open_folder, read_results
 from tests.experiments.conftest import FINETUNE, read_rows, without_times, write_sweep
 
 
@@ -89,6 +89,13 @@ def test_a_damaged_line_is_named(axes, finished, tmp_path, capsys) -> None:
             assert "results.jsonl, line 4 is damaged" in capsys.readouterr().err
         finally:
             results.write_bytes(kept)
+
+
+@pytest.mark.parametrize(("make", "message"), [(Path.mkdir, "is a folder"), (os.mkfifo, "is a pipe or a device")])
+def test_results_that_are_no_file_are_refused_before_any_job(make, message: str, tmp_path) -> None:
+    make(tmp_path / "results.jsonl")
+    with pytest.raises(UserError, match=message):
+        read_results(tmp_path / "results.jsonl")
 
 
 def test_the_example(tmp_path) -> None:

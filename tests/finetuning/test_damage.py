@@ -75,7 +75,9 @@ def test_damaged_results_are_refused_by_name(bert: Path, tmp_path: Path, capsys:
             whole[: len(whole) // 2],
         ):
             path.write_bytes(content)
+            stamp = (tmp_path / "out" / "manifest.json").stat().st_mtime_ns
             assert main(asked) == 2, (name, content)
+            assert (tmp_path / "out" / "manifest.json").stat().st_mtime_ns == stamp  # refused before writing
             said = capsys.readouterr().err
             assert f"{path} is damaged" in said and "Traceback" not in said
         path.write_bytes(whole)

@@ -106,6 +106,20 @@ def test_labels_are_learned_in_order(tmp_path: Path, found: list, words: tuple) 
     ]
 
 
+@pytest.mark.parametrize("label", ["a\x1b[2Jb", "a\nb", "x" * 300])
+def test_labels_that_could_not_be_named(tmp_path: Path, label: str) -> None:
+    path = write_own(tmp_path / "t.jsonl", [{"text": "a", "label": label}, {"text": "b", "label": "c"}])
+    with pytest.raises(UserError, match=r"t\.jsonl, line 1: the label holds .*: '"):
+        open_task("mine", own=OwnTaskOptions(train=path))
+
+
+@pytest.mark.parametrize("label", ["1_000", "٣"])
+def test_numbers_that_python_alone_reads(tmp_path: Path, label: str) -> None:
+    path = write_own(tmp_path / "t.csv", [{"text": "a", "label": label}, {"text": "b", "label": " 2 "}])
+    with pytest.raises(UserError, match=r"line 2: the label .* is no number"):
+        open_task("mine", own=OwnTaskOptions(train=path, kind="number")).examples("train")
+
+
 def test_yaml_and_flags_declare_a_task(tmp_path: Path) -> None:
     write_own(tmp_path / "data/t.jsonl", [{"one": "a", "two": "b", "gold": "x"}, {"one": "c", "two": "d", "gold": "y"}])
     text = "train: data/t.jsonl\ndev: data/t.jsonl\ntext: one\npair: two\nlabel: gold\nlabels: y, x\n"
@@ -140,6 +154,7 @@ def test_yaml_and_flags_declare_a_task(tmp_path: Path) -> None:
         ({"test": "t.jsonl"}, "without a train file to learn them from, give the labels"),
         ({"test": "t.jsonl", "labels": "a,b,a"}, "give two or more different words"),
         ({"test": "t.jsonl", "labels": "a,b", "metrics": "f2"}, "unknown metric 'f2'; did you mean 'f1'"),
+        ({"test": "t.jsonl", "labels": "a,b", "metrics": "f1,auc,f1"}, "the metric f1 is named twice"),
     ],
 )
 def test_declarations_that_do_not_fit(

@@ -37,7 +37,7 @@ def open_hub(spec: str, column: str, streamed: bool) -> Source:
         UserError: it cannot be reached or read; no such configuration, split or column (the known ones are named).
     """
     name, config, split = (*spec.removeprefix(HUB).split(":", 2), "", "")[:3]
-    if not name:
+    if not name.strip("/"):
         raise UserError(f"source {spec!r} names no dataset; write {FORM}")
     folder = Path(name)
     if not folder.is_dir() and (name.startswith(("/", ".", "~")) or name.count("/") > 1):

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 
 from fastbert.data.sources.source import Source, text_bytes
 from fastbert.errors import UserError
+from fastbert.ranges import number_of
 
 SUM_TOLERANCE = 1e-5
 
@@ -77,7 +78,7 @@ def parse_weights(text: str, sources: int) -> list[float]:
     """
     words = [word.strip() for word in text.split(",")]
     try:
-        weights = [float(word) for word in words]
+        weights = [number_of(word) for word in words]
     except ValueError:
         raise UserError(f"weights {text!r} are not numbers with commas between, such as 0.7,0.3") from None
     if len(weights) != sources:

@@ -74,7 +74,7 @@ class Rows:
 
     @property
     def over(self) -> bool:
-        return time.monotonic() > self.end
+        return bool(self.rows) and time.monotonic() > self.end  # one row at least: there is something to report
 
 
 def json_text(value: Any, indent: int | None = None) -> str:
