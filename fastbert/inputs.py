@@ -202,5 +202,5 @@ def near_name(path: Path) -> str:
             names = [entry.name for _, entry in zip(range(NEAR_NAMES), entries, strict=False)]
     except OSError:
         return ""
-    close = closest(path.name, names) if len(names) < NEAR_NAMES else None
+    close = closest(path.name, names, 0.65) if len(names) < NEAR_NAMES else None
     return f"; did you mean {close!r}?" if close else ""

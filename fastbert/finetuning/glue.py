@@ -196,7 +196,10 @@ class GlueSource:
         folders = [folder for folder in sorted(root.iterdir()) if folder.is_dir() and plain(folder.name) in names]
         if not folders:
             inside = ", ".join(sorted(path.name for path in root.iterdir())[:20]) or "nothing"
-            raise UserError(f"{root} has no folder {self.task.title}; it holds {inside}; fix --glue-dir")
+            near = [*(path for path in root.iterdir() if path.is_dir()), root.absolute().parent]
+            found = [path for path in near if (path / self.task.title).is_dir()]
+            remedy = f"did you mean --glue-dir {found[0]}?" if found else "fix --glue-dir"
+            raise UserError(f"{root} has no folder {self.task.title}; it holds {inside}; {remedy}")
         return sorted(folders, key=lambda folder: names.index(plain(folder.name)))
 
     def places(self) -> dict[str, str]:

@@ -142,7 +142,8 @@ def prepare_setup(asked: FinetuneOptions) -> Setup:
     if "train" not in task.splits or not task.dev_splits:
         lacking = "train" if "train" not in task.splits else "dev"
         raise UserError(
-            f"the task {task.name} has no {lacking} split; fine-tuning needs one to train on and one for dev"
+            f"the task {task.name} has no {lacking} split; fine-tuning needs one to train on and one for dev: of a "
+            f"custom task, --own.{lacking}"
         )
     pretrained = open_encoder(asked)
     vocabulary = tokenizer_of(pretrained)

@@ -112,7 +112,7 @@ class FinetuneOptions:
             UserError: they are not, or an option is missing that has no default.
         """
         if self.start is not None:  # what is wrong with what was given comes before what is missing
-            check_model_folder(self.start)
+            check_model_folder(self.start, one=self.model is not None)
         for name, value in (("model (or --init-from)", self.start), ("task", self.task), ("out", self.out)):
             if value is None:
                 raise UserError(f"--{name} is missing; see fastbert finetune --help")
@@ -263,7 +263,7 @@ class SubmitOptions:
             if not equals or not folder:
                 raise UserError(f"--models takes task=folder, such as cola=results/cola/seed-0, not {brief(text)}")
             choose("GLUE task", name, GLUE)
-            check_model_folder(folder)
+            check_model_folder(folder, one=False)
         if self.results is not None:
             check_folder(self.results)
         check_glue_folder(self.glue_dir)

@@ -8,11 +8,13 @@ RUN = "--data text.txt --out new"
 def files(folder: Path) -> None:
     (folder / "text.txt").write_text("a text\n\nanother text\n")
     (folder / "strings.json").write_text('["a", "b"]')
+    (folder / "own.csv").write_text("text;label\na;0\nb;1\n")
     (folder / "bars.csv").write_text("n|body\n1|a\n")
     (folder / "quoted.tsv").write_text('n\ttext\n1\t"a\nb"\n')
-    for name in ("ready", "run/checkpoints"):
+    for name in ("ready", "run/checkpoints", "glue/RTE", "results/seed-0/model"):
         (folder / name).mkdir(parents=True)
     (folder / "ready" / "dataset.json").write_text("{}")
+    (folder / "results" / "seed-0" / "model" / "task.json").write_text("{}")
     for name, text in {
         "pretrain": "data: text.txt\nsteps: 3\n",
         "finetune": "task: rte\nseeds: 3\n",
@@ -61,6 +63,20 @@ CASES = [
     ("finetune pretrain.yaml", "the file looks like one for fastbert pretrain"),
     ("sweep pretrain.yaml", "the file looks like one for fastbert pretrain"),
     ("ablate sweep.yaml", "the file looks like one for fastbert sweep"),
+    ("export --run ready --out new", "ready holds prepared data, no model; fastbert pretrain --data ready trains one"),
+    (
+        "evaluate --model results --source text.txt",
+        "results holds the models of several seeds; give one of them, such as results/seed-0",
+    ),
+    ("predict --model results --source bars.csv --out new", "give one of them, such as results/seed-0"),
+    ("finetune --model run --task rte --glue-dir . --out new", "has no folder RTE; it holds"),
+    ("finetune --model run --task rte --glue-dir . --out new", "did you mean --glue-dir glue?"),
+    (
+        "finetune --model run --task rte --glue-dir glue/RTE --out new",
+        "glue/RTE has no folder RTE; it holds nothing; did you mean --glue-dir",
+    ),
+    ("finetune --model run --task mine --own.train own.csv --out new", "one for dev: of a custom task, --own.dev"),
+    ("prepare --source nothere.csv --out new", "'nothere.csv' does not exist; give a file"),
     (f"pretrain {RUN} --steps 1k", "--steps must be a whole number, not '1k'; write 1000"),
     (f"pretrain {RUN} --tokens 2.5M", "--tokens must be a whole number, not '2.5M'; write 2500000"),
     (f"pretrain {RUN} --steps 1,000", "not '1,000'; write 1000"),
@@ -71,8 +87,8 @@ CASES = [
     ("prepare --source https://a.org/b.txt --out new", "download the file first and give its path"),
     ("prepare --source owner/name --out new", "a dataset on the hub is hf:owner/name"),
     ("prepare --source txet.txt --out new", "'txet.txt' does not exist; did you mean 'text.txt'? Else give a file"),
-    ("prepare --source ready --out new", "ready is prepared already; give it as fastbert pretrain --data ready"),
-    ("pretrain --data run --steps 3", "run is a run, which holds no text; it is resumed with --resume run"),
+    ("prepare --source ready --out new", "ready is prepared data, not text; it is for fastbert pretrain --data ready"),
+    ("pretrain --data run --steps 3", "run is a run, not text; a run is resumed with --resume run"),
     ("prepare --source strings.json --out new", "jq -c '.[] | {text: .}' FILE.json > FILE.jsonl"),
     ("prepare --source bars.csv --out new", "has no column 'text'; known: body, n; choose with"),
     ("prepare --source quoted.tsv --out new", "if this one has quotes around fields, rename it to .csv"),

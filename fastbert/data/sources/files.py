@@ -97,9 +97,9 @@ def _in_folder(folder: Path) -> list[Path]:
     if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
         raise UserError(f"source {folder} is a folder that datasets saved; give it as hf:{folder}")
     if (folder / "dataset.json").is_file():
-        raise UserError(f"source {folder} is prepared already; give it as fastbert pretrain --data {folder}")
+        raise UserError(f"source {folder} is prepared data, not text; it is for fastbert pretrain --data {folder}")
     if (folder / "checkpoints").is_dir():
-        raise UserError(f"source {folder} is a run, which holds no text; it is resumed with --resume {folder}")
+        raise UserError(f"source {folder} is a run, not text; a run is resumed with --resume {folder}")
     raise UserError(f"source {folder} is a folder; name its files, for example '{folder}/*.txt' (there is no Parquet)")
 
 
