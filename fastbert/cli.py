@@ -171,10 +171,10 @@ BENCHMARKS = Registry(
 JOBS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     "prepare": (prepare, "raw text -> tokenizer and memory-mapped shards"),
     "pretrain": (pretrain, "train an encoder, or resume a run"),
-    "ablate": (ablate, "a baseline and its variants at equal cost, and what fraction of it each needs"),
+    "ablate": (ablate, "a baseline and its variants compared at equal cost"),
     "evaluate": (evaluate, "masked loss, accuracy and bits per byte on held-out text"),
     "finetune": (finetune, "fine-tune on GLUE or custom tasks, over several seeds"),
-    "sweep": (sweep, "fine-tune checkpoints on tasks over settings and seeds, and compare them"),
+    "sweep": (sweep, "fine-tune checkpoints on tasks, settings and seeds; compare"),
     "predict": (predict, "labels and probabilities of a fine-tuned model"),
     "submit": (submit, "the archive GLUE's server takes, or a check of one"),
     "export": (export, "a run as a Hugging Face folder"),

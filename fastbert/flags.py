@@ -187,6 +187,8 @@ def refuse_unknown(arguments: Sequence[str], flags: Sequence[Flag], job: str) ->
                 see = f"{hint} See" if hint.endswith("?") else f"{hint}; see" if hint else "see"
                 raise UserError(f"unknown option {brief(before, str)}; {see} fastbert {job} --help")
             flag = known[before]
+            if equals and flag.is_switch:
+                raise UserError(f"--{flag.name} takes no value; give it alone, or --{flag.negation} for the opposite")
             free = 0 if equals or flag.is_switch else len(arguments) if flag.repeats else 1
         elif free:
             free -= 1

@@ -99,6 +99,7 @@ def test_values_are_no_flags() -> None:
         (["--inner.rate", "1.000,5"], r"not '1\.000,5'$"),
         (["--inner.rate", "1e999"], "--inner.rate must be a finite number"),
         (["--fast", "false"], "'false' belongs to no option: --fast takes no value; leave it out, or give --no-fast"),
+        (["--fast=yes"], "--fast takes no value; give it alone, or --no-fast for the opposite"),
         (["--name", "two", "words"], "'words' belongs to no option: --name takes one value; put quotes around"),
         (["x.yaml"], "'x.yaml' belongs to no option; a YAML file comes first"),
         (["-x"], "'-x' belongs to no option; options begin with --"),
