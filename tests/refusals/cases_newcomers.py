@@ -69,7 +69,6 @@ CASES = [
         "results holds the models of several seeds; give one of them, such as results/seed-0",
     ),
     ("predict --model results --source bars.csv --out new", "give one of them, such as results/seed-0"),
-    ("finetune --model run --task rte --glue-dir . --out new", "has no folder RTE; it holds"),
     ("finetune --model run --task rte --glue-dir . --out new", "did you mean --glue-dir glue?"),
     (
         "finetune --model run --task rte --glue-dir glue/RTE --out new",
