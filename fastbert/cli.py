@@ -11,7 +11,7 @@ from pathlib import Path
 from fastbert import __version__
 from fastbert.config import load_yaml
 from fastbert.errors import UserError, choose, message_of
-from fastbert.flags import parse
+from fastbert.flags import EXAMPLES, parse
 from fastbert.hub.folders import check_model_folder
 from fastbert.registry import Registry
 from fastbert.requirements import check_requirements, check_text, refuse_several_processes
@@ -171,14 +171,14 @@ BENCHMARKS = Registry(
 JOBS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     "prepare": (prepare, "raw text -> tokenizer and memory-mapped shards"),
     "pretrain": (pretrain, "train an encoder, or resume a run"),
-    "ablate": (ablate, "a baseline and its variants at equal cost, and what share of it each needs"),
+    "ablate": (ablate, "a baseline and its variants compared at equal cost"),
     "evaluate": (evaluate, "masked loss, accuracy and bits per byte on held-out text"),
-    "finetune": (finetune, "fine-tune on GLUE or one's own tasks, over several seeds"),
-    "sweep": (sweep, "fine-tune checkpoints on tasks over settings and seeds, and compare them"),
+    "finetune": (finetune, "fine-tune on GLUE or custom tasks, over several seeds"),
+    "sweep": (sweep, "fine-tune checkpoints on tasks, settings and seeds; compare"),
     "predict": (predict, "labels and probabilities of a fine-tuned model"),
     "submit": (submit, "the archive GLUE's server takes, or a check of one"),
     "export": (export, "a run as a Hugging Face folder"),
-    "bench": (bench, "throughput, data or kernels beside their peers"),
+    "bench": (bench, "throughput, data or kernels compared with their peers"),
 }
 
 
@@ -186,7 +186,8 @@ def usage() -> str:
     jobs = "\n".join(f"  {name:<10} {what}" for name, (_, what) in JOBS.items())
     return (
         f"fastbert {__version__}: pretraining BERT-class encoders at a fraction of the usual cost\n\n"
-        f"usage: fastbert <job> [options]\n\njobs:\n{jobs}\n\nfastbert <job> --help shows a job's options."
+        f"usage: fastbert <job> [options]\n\njobs:\n{jobs}\n\nfastbert <job> --help shows a job's options.\n"
+        f"example: fastbert prepare {EXAMPLES['prepare']}"
     )
 
 
@@ -240,8 +241,10 @@ def main(arguments: list[str] | None = None) -> int:
 
 def run_job(arguments: list[str]) -> int:
     """Runs the job that `arguments` name; user errors are printed, internal ones raised. Returns the exit code."""
+    if arguments[:1] == ["help"]:
+        arguments = [*arguments[1:], "--help"]
     try:
-        if not arguments or arguments[0] in ("-h", "--help", "help"):
+        if not arguments or arguments[0] in ("-h", "--help"):
             print(usage())
             return 0 if arguments else 2
         if arguments[0] == "--version":

@@ -10,12 +10,14 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import MISSING, dataclass, fields, is_dataclass
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, TypeVar
 
 from fastbert.errors import UserError, brief, nearest
+from fastbert.foreign import foreign_names
 from fastbert.inputs import read_text_input
 from fastbert.ranges import hints_of, plain, problem_of, takes_none
 
@@ -87,7 +89,8 @@ def from_dict(cls: type[Options], values: Any, where: str) -> Options:
         if key not in known:
             kinds = {name: plain(hint) for name, hint in hints.items()}
             groups = [name for name, kind in kinds.items() if is_dataclass(kind) and key in kind.__dataclass_fields__]
-            hint = f"it belongs under {' or '.join(groups)}" if groups else nearest(key, known)
+            other = of_another_job(values, known) if "out" in known else ""  # every job has it, groups do not
+            hint = f"it belongs under {' or '.join(groups)}" if groups else other or meant(key, known)
             raise UserError(f"{where}: unknown option {brief(key)}; {hint}")
     arguments = {}
     for field in fields(cls):
@@ -107,6 +110,31 @@ def from_dict(cls: type[Options], values: Any, where: str) -> Options:
         return cls(**arguments)
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
+
+
+def meant(key: str, known: Collection[str]) -> str:
+    """A hint for an unknown option of a file; `known` are the keys there."""
+    names = [name for name in foreign_names(key) if name.partition(".")[0].replace("-", "_") in known]
+    if names:
+        return "did you mean {}?".format(names[0].replace("-", "_").replace(".", ": "))
+    return nearest(key, known)
+
+
+def of_another_job(values: Collection[str], known: Collection[str]) -> str:
+    """What to do with a file whose options are those of another job; empty where none of them says so.
+
+    Args:
+        values: the options in the file.
+        known: those of the job that reads it.
+    """
+    job = next((job for option, job in MARKS.items() if option in values and option not in known), "")
+    return f"the file looks like one for fastbert {job}" if job else ""
+
+
+MARKS = {"variants": "ablate", "models": "sweep", "task": "finetune", "own": "finetune"} | dict.fromkeys(
+    ("data", "objective", "position", "layers", "size"), "pretrain"
+)
+"""Options of one job alone, which tell for which a file was written."""
 
 
 def _convert(value: Any, hint: Any, where: str) -> Any:
@@ -151,7 +179,26 @@ def convert_text(text: str, kind: type) -> Any:
             return value
         if kind is int and value.is_integer() and abs(value) <= EXACT:  # written as 1e6
             return int(value)
-    raise ValueError(f"must be {'a finite number' if kind is float else _NAMES[kind]}, not {brief(text)}")
+    hint = _spelling(text) if kind in (int, float) else ""
+    raise ValueError(f"must be {'a finite number' if kind is float else _NAMES[kind]}, not {brief(text)}{hint}")
+
+
+def _spelling(text: str) -> str:
+    """How to write a number that has a unit, or a comma or an underscore between its digits; empty if it has none."""
+    found = re.fullmatch(r"([-+]?)(\d{1,12}(?:[.,_]\d{1,12}){0,4})\s*(%|[kKmMgGbB]?)", text, re.ASCII)
+    if found is None:
+        return ""
+    sign, digits, unit = found.groups()
+    if re.fullmatch(r"\d{1,3}(,\d{3})+", digits) and not digits.startswith("0"):
+        digits = digits.replace(",", "")
+    digits = digits.replace("_", "").replace(",", ".")
+    if not _FLOAT.fullmatch(digits):
+        return ""
+    if unit == "m":
+        return "; write it without a unit"  # millions, or minutes
+    factor = {"%": "e-2", "k": "e3", "m": "e6", "g": "e9", "b": "e9", "": ""}[unit.lower()]
+    value = Decimal(f"{sign}{digits}{factor}")
+    return f"; write {value.normalize():f}"
 
 
 _NAMES = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}

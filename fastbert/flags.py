@@ -18,12 +18,28 @@ from typing import Any, TypeVar
 
 from fastbert.config import convert_text
 from fastbert.errors import OptionError, UserError, brief, closest
+from fastbert.foreign import foreign
 from fastbert.ranges import hints_of, plain, problem_of, takes_none
 
 Options = TypeVar("Options")
 
 TAKES_YAML = ("pretrain", "finetune", "sweep", "ablate")  # jobs whose options may stand in a file
 NEAR = 0.7  # likeness of a flag that may be meant: with many flags there is always one that is somewhat alike
+EXAMPLES = {
+    "prepare": "--source 'wiki/*.txt.xz' --out data/wiki",
+    "pretrain": "configs/pretrain/base.yaml --data data/wiki --out runs/base",
+    "evaluate": "--model runs/base --source held-out.txt",
+    "finetune": "--model runs/base --task rte --glue-dir glue --out results/rte",
+    "predict": "--model results/rte/seed-0 --source new.csv --out predictions.jsonl",
+    "submit": "--results results/glue --glue-dir glue --fill --out submission.zip",
+    "export": "--run runs/base --out my-bert",
+    "sweep": "configs/sweep/glue.yaml --workers 2",
+    "ablate": "configs/ablate/study.yaml --workers 2",
+    "bench throughput": "--data data/wiki",
+    "bench data": "--data wiki.txt --megabytes 20",
+    "bench kernels": "--seconds 2",
+}
+"""A command line of each job, without its beginning."""
 
 
 @dataclass(frozen=True)
@@ -167,26 +183,37 @@ def refuse_unknown(arguments: Sequence[str], flags: Sequence[Flag], job: str) ->
         if argument.startswith("--"):
             before, equals, _ = argument.partition("=")
             if before not in known:
-                near = near_flags(before.removeprefix("--"), flags)
-                hint = f"; did you mean {' or '.join(f'--{name}' for name in near)}? See" if near else "; see"
-                raise UserError(f"unknown option {brief(before, str)}{hint} fastbert {job} --help")
+                hint = meant(before.removeprefix("--"), flags)
+                see = f"{hint} See" if hint.endswith("?") else f"{hint}; see" if hint else "see"
+                raise UserError(f"unknown option {brief(before, str)}; {see} fastbert {job} --help")
             flag = known[before]
+            if equals and flag.is_switch:
+                raise UserError(f"--{flag.name} takes no value; give it alone, or --{flag.negation} for the opposite")
             free = 0 if equals or flag.is_switch else len(arguments) if flag.repeats else 1
         elif free:
             free -= 1
         else:
-            raise UserError(f"{brief(argument)} belongs to no option{_remedy(argument, known.get(before), job)}")
+            first = "" if before or argument.startswith("-") else f", such as --{flags[0].name} {brief(argument, str)}"
+            raise UserError(f"{brief(argument)} belongs to no option{_remedy(argument, known.get(before), job, first)}")
 
 
-def _remedy(argument: str, before: Flag | None, job: str) -> str:
-    """For an argument where a flag was expected."""
+def _remedy(argument: str, before: Flag | None, job: str, example: str) -> str:
+    """For an argument where a flag was expected; `example` of one that may be meant, or nothing."""
     if before is not None and before.is_switch:
         return f": --{before.name} takes no value; leave it out, or give --{before.negation} for the opposite"
     if argument.endswith((".yaml", ".yml")):
         return f"; a YAML file comes first: fastbert {job} {brief(argument, str)} [options]"
     if before is not None:
         return f": --{before.name} takes one value; put quotes around one that holds spaces"
-    return f"; options begin with --, see fastbert {job} --help"
+    return f"; options begin with --{example}, see fastbert {job} --help"
+
+
+def meant(name: str, flags: Sequence[Flag]) -> str:
+    """What to use instead of the unknown flag `name`, as a part of a sentence; empty if nothing is like it."""
+    if hint := foreign(name, {flag.name for flag in flags}):
+        return hint
+    near = near_flags(name, flags)
+    return f"did you mean {' or '.join(f'--{one}' for one in near)}?" if near else ""
 
 
 def near_flags(name: str, flags: Sequence[Flag]) -> list[str]:
@@ -194,6 +221,8 @@ def near_flags(name: str, flags: Sequence[Flag]) -> list[str]:
     a beginning, or close in spelling."""
     bare = name.removeprefix("no-").rpartition(".")[2].lower()
     last = {flag.name: flag.name.rpartition(".")[2] for flag in flags}
+    if inside := [flag for flag in last if flag.startswith(f"{bare}.")]:  # a group: what chooses or enables it
+        return [flag for flag in inside if last[flag] in ("name", "enabled")] or inside[:3]
     for fits in (
         lambda its: its == bare,
         lambda its: "".join(word[0] for word in its.split("-")) == bare and "-" in its,
@@ -258,6 +287,7 @@ def _parser(cls: type, flags: Sequence[Flag], job: str, default: Any) -> argpars
         f"fastbert {job}",
         f"fastbert {job} {'[FILE.yaml] ' if job in TAKES_YAML else ''}[options]",
         description=cls.__doc__,
+        epilog=f"example: fastbert {job} {EXAMPLES[job]}" if job in EXAMPLES else None,
         formatter_class=_Help,
         allow_abbrev=False,
         argument_default=argparse.SUPPRESS,

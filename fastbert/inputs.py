@@ -189,11 +189,16 @@ def raise_refusal(error: BaseException, path: Path | str, what: str = "") -> Non
 
 
 def near_name(path: Path) -> str:
-    """A name in the folder of `path` that may be meant, as "; did you mean ...?"; empty if there is none."""
+    """A name in the folder of `path` that may be meant, as "; did you mean ...?", or why the path is none that exists;
+    empty if nothing is known."""
+    if path.parts[:1] == ("~",):
+        return "; ~ is not the home folder within quotes and after =: give the whole path"
+    if path.parts and path.parts[0] in ("http:", "https:", "ftp:", "s3:", "gs:"):
+        return "; it is an address, and nothing is downloaded here: download the file first and give its path"
     try:
         with os.scandir(path.parent) as entries:
             names = [entry.name for _, entry in zip(range(NEAR_NAMES), entries, strict=False)]
     except OSError:
         return ""
-    close = closest(path.name, names) if len(names) < NEAR_NAMES else None
+    close = closest(path.name, names, 0.65) if len(names) < NEAR_NAMES else None
     return f"; did you mean {close!r}?" if close else ""

@@ -1,8 +1,10 @@
 """The command line: values, defaults, errors and help, of a small dataclass and of every job."""
 
+import shlex
 import subprocess
 import sys
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -11,7 +13,8 @@ from hypothesis import strategies as st
 from fastbert import config
 from fastbert.cli import OPTIONS, main
 from fastbert.errors import UserError
-from fastbert.flags import flags_of, help_of, parse
+from fastbert.flags import EXAMPLES, TAKES_YAML, flags_of, help_of, parse
+from fastbert.foreign import NAMES, REMARKS, foreign
 
 
 @dataclass(frozen=True)
@@ -91,9 +94,12 @@ def test_values_are_no_flags() -> None:
         (["--layers", "two"], "--layers must be a whole number, not 'two'"),
         (["--layers", "1.5"], "--layers must be a whole number, not '1.5'"),
         (["--layers", "9" * 31], "--layers must be at most 2,147,483,647, not 999"),
-        (["--inner.rate", "1_0"], "--inner.rate must be a finite number, not '1_0'"),
+        (["--inner.rate", "1_0"], "--inner.rate must be a finite number, not '1_0'; write 10$"),
+        (["--inner.rate", "-1,5e3"], "not '-1,5e3'$"),
+        (["--inner.rate", "1.000,5"], r"not '1\.000,5'$"),
         (["--inner.rate", "1e999"], "--inner.rate must be a finite number"),
         (["--fast", "false"], "'false' belongs to no option: --fast takes no value; leave it out, or give --no-fast"),
+        (["--fast=yes"], "--fast takes no value; give it alone, or --no-fast for the opposite"),
         (["--name", "two", "words"], "'words' belongs to no option: --name takes one value; put quotes around"),
         (["x.yaml"], "'x.yaml' belongs to no option; a YAML file comes first"),
         (["-x"], "'-x' belongs to no option; options begin with --"),
@@ -119,6 +125,21 @@ def test_numbers_as_people_write_them() -> None:
 def test_values_come_through(rate: float, layers: int, name: str) -> None:
     flags = [f"--inner.rate={rate!r}", f"--layers={layers}", f"--name={name}"]
     assert parse(Outer, flags, "job") == Outer(name, Inner(rate), Lifted(layers))
+
+
+def test_names_of_other_programs_lead_to_flags_that_exist() -> None:
+    flags = {flag.name for options in OPTIONS.values() for flag in flags_of(options)}
+    assert all(flag in flags for names in NAMES.values() for flag in names)
+    jobs = [{flag.name for flag in flags_of(options)} for options in OPTIONS.values()]
+    assert all(any(foreign(name, job) for job in jobs) for name in {*NAMES, *REMARKS})
+
+
+@pytest.mark.parametrize("job", OPTIONS)
+def test_the_example_of_a_job_is_a_command_line_of_it(job: str) -> None:
+    arguments = shlex.split(EXAMPLES[job])
+    file = job in TAKES_YAML and not arguments[0].startswith("-")
+    assert not file or (Path(__file__).parents[1] / arguments[0]).is_file()
+    parse(OPTIONS[job], arguments[file:], job)
 
 
 def test_help_shows_each_default_once(capsys) -> None:

@@ -58,7 +58,7 @@ def test_a_run(flags, tmp_path) -> None:
         if (out / "manifest.json").exists():  # then it can be resumed, and not be begun again
             begun.append(True)
             assert stored_options(str(out)) == setup.options
-            with pytest.raises(UserError, match="already holds a run; go on with --resume"):
+            with pytest.raises(UserError, match="already holds a run; resume it with --resume"):
                 new_folder(str(out), "name")
         elif out.exists() and (out / LOCK).exists():
             with pytest.raises(UserError, match=r"without --resume|leave --resume out"):

@@ -57,7 +57,8 @@ def json_array(stream: IO[bytes], path: Path) -> Iterator[tuple[str, str, dict[s
             row, text = _element(window, where)
             if not isinstance(row, dict):
                 raise UserError(
-                    f"{where} is a JSON {_KINDS[type(row)]}, not an object; write objects, with a name for each column"
+                    f"{where} is a JSON {_KINDS[type(row)]}, not an object; write objects with a name for each column, "
+                    "as jq -c '.[] | {text: .}' FILE.json > FILE.jsonl does with an array of texts"
                 )
             yield where, text, row
             ended = window.take()

@@ -190,7 +190,7 @@ def partial_folder(out: Path, made_of: dict[str, Any]) -> Iterator[Partial | Non
             except BaseException as error:
                 interrupted = not isinstance(error, Exception) and (folder / "tokenizer").is_dir()
                 if interrupted or partial.complete or (folder / STATE).is_file():
-                    print(f"what was done stays in {folder}; the same command goes on from there", file=sys.stderr)
+                    print(f"what was done stays in {folder}; the same command continues from there", file=sys.stderr)
                 else:
                     shutil.rmtree(folder)
                     remove_empty(made)
@@ -226,7 +226,7 @@ def _lock(folder: Path, out: Path) -> tuple[int | None, list[Path]]:
     made: list[Path] = []
     while True:
         if folder.is_symlink():
-            raise UserError(f"{folder}, where the work would be kept, is a link; remove it or choose another --out")
+            raise UserError(f"{folder}, where the work would be stored, is a link; remove it or choose another --out")
         made += make_folder(folder)
         try:
             handle = open_lock(folder / LOCK)

@@ -59,8 +59,8 @@ class PrepareOptions:
     or with commas one for each, double quotes around one with
     a comma."""
     weights: str | None = None
-    """Mix the sources by these shares of the text's bytes, such
-    as 0.7,0.3. Every stretch keeps the shares, so the mixture
+    """Mix the sources by these fractions of the text's bytes, such
+    as 0.7,0.3. Every stretch keeps the fractions, so the mixture
     ends where a source runs out."""
     streamed: bool = False
     """Read a dataset (hf:) where it lies, without a copy in the
@@ -89,7 +89,7 @@ class PrepareOptions:
     workers: Workers = 0
     """Processes that tokenize; 0 is one for each core. The result does not depend on it."""
     seed: Seed = 0
-    """Decides which documents are kept for validation."""
+    """Selects the documents held out for validation."""
     shard_tokens: Annotated[int, Range(1024)] = 2**27
     """Most tokens in one file."""
 
@@ -307,7 +307,7 @@ def _tokenize(
             copies = f" ({corpus.duplicates + 1:,} copies of it)" if corpus.duplicates else ""
             raise UserError(
                 f"source {options.source!r} is a single document{copies}, but training and validation need one each; "
-                "put a blank line between documents"
+                "put a blank line between documents (where every line is one: sed G FILE > NEW)"
             )
         # So few documents that the hash put all on one side: the nearest to the other side goes there.
         if apart := corpus.smallest == corpus.largest:

@@ -26,11 +26,11 @@ class StageOptions:
     """Tokens in a sequence in the first part of the run, before those of --length; a step takes more sequences then, so
     that it keeps its number of tokens (BERT: 128, then 512)."""
     first_share: Fraction = 0.9
-    """Share of the steps that sequences of the first length take."""
+    """Fraction of the steps that sequences of the first length take."""
     batch_start: Count | None = None
     """Sequences in a step at the start, from where the batch grows to --batch-size in equal parts."""
     batch_warmup: Annotated[float, Range(above=0, most=LARGEST)] = 0.1
-    """In what the batch grows: a share of all steps if below 1, else a number of steps."""
+    """In what the batch grows: a fraction of all steps if below 1, else a number of steps."""
 
     def __post_init__(self) -> None:
         check_values(self)

@@ -6,6 +6,7 @@ one reader and one line in `READERS`.
 
 import csv
 from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import IO, Any
 
@@ -22,6 +23,8 @@ JSON_HINT = (
     "inside an object)"
 )
 
+
+DELIMITERS = (",", ";", "\t", "|")  # of a CSV
 
 Cells = list[Any]
 Fields = tuple[int, list[str]]
@@ -84,13 +87,16 @@ def tsv_fields(stream: IO[bytes], path: Path) -> Iterator[Fields]:
             yield number, line.split("\t")
 
 
-def csv_fields(stream: IO[bytes], path: Path) -> Iterator[Fields]:
-    """(first line, fields) with double quotes around fields that need them; empty lines are skipped."""
+def csv_fields(stream: IO[bytes], path: Path, columns: Columns) -> Iterator[Fields]:
+    """(first line, fields) with double quotes around fields that need them, and between them what the first line has
+    between the names of `columns`; empty lines are skipped."""
     start, size = 1, 0
+    numbered = lines(stream, path)
+    first = next(((number, line) for number, line in numbered if line), (1, ""))
 
     def counted() -> Iterator[str]:
         nonlocal size
-        for _, line in lines(stream, path):
+        for _, line in chain([first], numbered):
             size += len(line) + 1
             if size > LONGEST_ROW:
                 most = f"{LONGEST_ROW:,} characters"
@@ -100,16 +106,33 @@ def csv_fields(stream: IO[bytes], path: Path) -> Iterator[Fields]:
             yield f"{line}\n"
 
     csv.field_size_limit(LONGEST_ROW)  # of the whole process, which has no other use of csv; `counted` is the limit
-    reader = csv.reader(counted(), strict=True)
+    before = first[0] - 1  # empty lines
+    start += before
+    reader = csv.reader(counted(), strict=True, delimiter=delimiter(first[1], columns))
     try:
         for fields in reader:
             if fields:
                 yield start, fields
-            start, size = reader.line_num + 1, 0
+            start, size = before + reader.line_num + 1, 0
     except csv.Error as error:
         raise UserError(
             f'{path}, line {start} is not CSV: {error}; put double quotes around fields, "" within'
         ) from None
+
+
+def delimiter(header: str, columns: Columns) -> str:
+    """What separates the fields of a CSV: a comma, as the name says, or what spreadsheets of many countries write.
+
+    Another than the comma is it only if it finds a column that a comma does not, or if the line has no comma at all.
+    """
+
+    def names(separator: str) -> list[str]:
+        return [name.strip() for name in next(csv.reader([header], delimiter=separator), [])]
+
+    for separator in DELIMITERS:
+        if all(name in names(separator) for name in columns.texts):
+            return separator
+    return "," if "," in header else next((one for one in DELIMITERS if one in header), ",")
 
 
 def pick(
@@ -130,34 +153,24 @@ def pick(
         if header is None:
             raise UserError(f"{path} is empty; its first line must name the columns")
     header = [name.strip() for name in header]
-    columns.check(header, f"{path}, line {first}" if first else str(path), _delimiter_hint(header, path))
+    separated = suffixes(path)[0] == ".tsv" and len(header) == 1 and ("," in header[0] or ";" in header[0])
+    hint = "its header has no tab; rename it to .csv, in which other delimiters are recognized" if separated else ""
+    columns.check(header, f"{path}, line {first}" if first else str(path), hint)
     indices = [header.index(name) if name in header else None for name in columns.names]
     for number, fields in rows:
         if len(fields) < len(header) and ragged:
             yield number, None
             continue
         if len(fields) != len(header) and not ragged:
-            tsv = "a TSV is read without quoting: no tab or line end in a text"
-            remedy = "double quotes go around a field with a comma" if suffixes(path)[0] == ".csv" else tsv
-            raise UserError(
-                f"{path}, line {number} has {len(fields)} fields, not {len(header)}; fix the row ({remedy})"
-            )
+            tsv = "a TSV is read without quoting; if this one has quotes around fields, rename it to .csv"
+            remedy = "double quotes go around a field with a delimiter" if suffixes(path)[0] == ".csv" else tsv
+            count = f"{len(fields)} field{'s' * (len(fields) != 1)}"
+            raise UserError(f"{path}, line {number} has {count}, not {len(header)}; fix the row ({remedy})")
         yield number, [None if index is None else fields[index] for index in indices]
 
 
-def _delimiter_hint(header: list[str], path: Path) -> str:
-    """What to do if the only column is in truth several, with other separators between; empty if it is not."""
-    if len(header) != 1:
-        return ""
-    separator, name = (",", "commas") if suffixes(path)[0] == ".csv" else ("\t", "tabs")
-    for other, its_name in ((";", "semicolons"), ("\t", "tabs"), (",", "commas"), ("|", "bars")):
-        if other != separator and other in header[0]:
-            return f"its header has {its_name}, and {name} are needed between columns: write the file again with them"
-    return ""
-
-
 def read_csv(stream: IO[bytes], path: Path, columns: Columns) -> Iterator[tuple[str, Cells]]:
-    for number, values in pick(path, csv_fields(stream, path), columns):
+    for number, values in pick(path, csv_fields(stream, path, columns), columns):
         yield f"{path}, line {number}", values
 
 

@@ -81,7 +81,7 @@ def ablate(ablation: Ablation, options: AblateOptions) -> int:
         write_results(out / RESULTS, rows, jobs)
         code = finish(out, name, ablation, Results(study, rows), ended)
         if stopped:
-            say(f"stopped; {len(ended)} of {len(jobs)} jobs have ended, the same command goes on")
+            say(f"stopped; {len(ended)} of {len(jobs)} jobs have ended, the same command continues")
         return stopped or code
 
 

@@ -10,7 +10,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from fastbert.config import from_dict, read_yaml, to_dict, with_underscores
+from fastbert.config import from_dict, of_another_job, read_yaml, to_dict, with_underscores
 from fastbert.errors import UserError, brief, choose, nearest
 from fastbert.experiments.options import (
     AXES,
@@ -44,10 +44,10 @@ _FIXED = {
 }
 _TAKEN = {
     **dict.fromkeys(BUDGETS, "give it under budget"),
-    "seed": "give seeds beside variants",
+    "seed": "give seeds next to variants",
     "out": "a job's folder lies in the ablation's; give --out",
-    "resume": "the same command goes on with what was stopped",
-    "milestones": "give checkpoints beside variants, as shares of the budget",
+    "resume": "the same command continues what was stopped",
+    "milestones": "give checkpoints next to variants, as fractions of the budget",
 }
 
 
@@ -58,7 +58,7 @@ class AblateOptions:
     The YAML file names base (options of `fastbert pretrain`, with file: those of a YAML file), variants (changes of
     these; the first is the baseline, or the one that baseline: names), and may give budget, seeds, threads (of each
     job; 1), checkpoints or anneal (when to measure), and tasks (fine-tuning as the measure, as in a sweep; tasks_at:
-    at which of the points). The flags below may stand in it too. The same command goes on with an ablation that was
+    at which of the points). The flags below may stand in it too. The same command continues an ablation that was
     stopped, and runs again what failed.
     """
 
@@ -155,7 +155,8 @@ def load_ablation(path: str | Path) -> tuple[Ablation, AblateOptions]:
     known = {"base", "variants", "baseline", "budget", "seeds", "threads", "checkpoints", "anneal", *tasks, *flags}
     for key in values:
         if key not in known:
-            hint = "put it under base" if key in _pretrain_names() else nearest(key, known)
+            under = "put it under base" if key in _pretrain_names() else ""
+            hint = under or of_another_job(values, known) or nearest(key, known)
             raise UserError(f"{where}: unknown option {brief(key)}; {_TAKEN.get(key, hint)}")
     options = from_dict(AblateOptions, {key: value for key, value in values.items() if key in flags}, where)
     threads, trials = read_count(values, "threads", where, Workers), read_count(values, "trials", where, Repeats)
@@ -220,7 +221,7 @@ def _points(values: dict[str, Any], where: str) -> tuple[tuple[float, ...], floa
 def _shares(values: Any, where: str) -> tuple[float, ...]:
     numbers = values if isinstance(values, list) else [values]
     if not numbers or any(type(value) not in (int, float) or not 0 < value <= 1 for value in numbers):
-        raise UserError(f"{where} must be shares of the budget in (0, 1], such as 0.4, found {shown(values)}")
+        raise UserError(f"{where} must be fractions of the budget in (0, 1], such as 0.4, found {shown(values)}")
     if any(b <= a for a, b in pairwise(numbers)) or numbers[-1] != 1:
         raise UserError(
             f"{where} must ascend and end with 1.0, where the final quality is measured; found {shown(values)}"
@@ -251,7 +252,7 @@ def _base(given: Any, path: Path, where: str) -> dict[str, Any]:
         if key in _TAKEN and key not in BUDGETS:
             raise UserError(f"{where}: {key} is not free here; {_TAKEN[key]}")
     if "threads" in _group(given, "machine"):
-        raise UserError(f"{where}: machine: threads is not free here; give threads beside base, for all jobs")
+        raise UserError(f"{where}: machine: threads is not free here; give threads next to base, for all jobs")
     values = merged(values, given)
     from_dict(PretrainOptions, values, where)
     return values

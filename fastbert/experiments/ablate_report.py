@@ -222,7 +222,7 @@ def _shares(report: Report, folder: Path, compared: dict[str, list[Compared]]) -
         if limit := limits(rows):
             report.text(limit)
     report.text(
-        "The median over the seeds, in brackets the least and the most. Each seed is held against the baseline's "
+        "The median over the seeds, in brackets the least and the most. Each seed is compared with the baseline's "
         "training of the same seed: its final value is the target, its final cost the whole. A curve, with straight "
         "lines between its points, reaches the target where it comes to it for good: from there on it is never "
         "measured worse. `≤`: it was there at the first point already. A variant is undecided unless its final values "
@@ -286,7 +286,7 @@ def _noise(results: Results, measure: Measure) -> str:
     text = (
         f"Noise of the measure: the final values of a variant scatter over seeds with a standard deviation of "
         f"{value_of(measure, found.std)} (pooled over the variants, {plural(found.freedom, 'degree')} of freedom). "
-        f"Differences below about {value_of(measure, found.visible)} are within the spread of so many seeds."
+        f"Differences below about {value_of(measure, found.visible)} are within the spread of this many seeds."
     )
     task = measure.name.partition(",")[0]
     if task in results.tasks and (trials := results.trial_noise(task)) is not None:

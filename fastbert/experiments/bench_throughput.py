@@ -160,9 +160,9 @@ def document(found: dict[str, Any]) -> str:
         *measured_on(found, f"{found['threads']} threads"),
         f"- encoder: {options['layers']} layers of {options['width']}, {found['vocabulary']:,} words; steps of "
         f"{options['batch_size']} x {options['length']} tokens; dropout 0.1, 15 % masks, clipping",
-        f"- {options['rounds']} rounds of {options['seconds']:g} s in turns; medians of tokens/s with least and most, "
-        "and medians of the rounds' ratios; memory: growth of the peak from before the networks",
-        f"- rate: closed-form FLOPs a second as a share of {found['peak_flops'] / 1e9:.4g} GFLOP/s "
+        f"- {options['rounds']} rounds of {options['seconds']:g} s, alternating; medians of tokens/s with least and "
+        "most, and medians of the rounds' ratios; memory: growth of the peak from before the networks",
+        f"- rate: closed-form FLOPs a second as a fraction of {found['peak_flops'] / 1e9:.4g} GFLOP/s "
         f"({found['peak_from']}, the best of all rounds)",
         "",
         f"| | tokens/s | least to most | ms a step | rate | MiB | {' | '.join(f'x {name}' for name in held)} |",

@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any
 
-from fastbert.config import choice, from_dict, read_yaml, with_underscores
+from fastbert.config import choice, from_dict, of_another_job, read_yaml, with_underscores
 from fastbert.errors import UserError, brief, nearest
 from fastbert.finetuning.glue import check_glue_folder
 from fastbert.finetuning.options import MOST_TRAININGS, FinetuneOptions
@@ -33,11 +33,11 @@ _TAKEN = {
     "task": "give it under tasks",
     "own": "give the YAML file of an own task under tasks",
     "out": "a job's folder lies in the sweep's; give --out",
-    "seeds": "give seeds beside tasks, for all jobs",
-    "first_seed": "give seeds beside tasks, as a list",
+    "seeds": "give seeds next to tasks, for all jobs",
+    "first_seed": "give seeds next to tasks, as a list",
     "learning_rate": "give learning_rates",
     "batch_size": "give batch_sizes",
-    "glue_dir": "give glue_dir beside tasks, for all jobs",
+    "glue_dir": "give glue_dir next to tasks, for all jobs",
 }
 
 
@@ -48,7 +48,7 @@ class SweepOptions:
     The YAML file names models (the first is what the others are compared with) and tasks, and may give learning_rates,
     batch_sizes, epochs (lists, or one value), seeds (how many, or a list), threads (of each job; 1), and under finetune
     any option of `fastbert finetune`; an entry of tasks may be a mapping {task: sst2, train_fraction: 0.1, epochs: 3}
-    with axes and options of its own. The flags below may stand in it too. The same command goes on with a sweep that
+    with axes and options of its own. The flags below may stand in it too. The same command continues a sweep that
     was stopped, and runs again what failed.
     """
 
@@ -158,7 +158,8 @@ def load_sweep(path: str | Path) -> tuple[Axes, SweepOptions]:
     known = {"models", "tasks", "seeds", "threads", "finetune", *AXES, *flags}
     for key in values:
         if key not in known:
-            hint = "put it under finetune" if key in _finetune_names() - set(_TAKEN) else nearest(key, known)
+            under = "put it under finetune" if key in _finetune_names() - set(_TAKEN) else ""
+            hint = under or of_another_job(values, known) or nearest(key, known)
             raise UserError(f"{where}: unknown option {brief(key)}; {_TAKEN.get(key, hint)}")
     options = from_dict(SweepOptions, {key: value for key, value in values.items() if key in flags}, where)
     fixed = read_finetune(values.get("finetune", {}), f"{where}: finetune")
@@ -298,13 +299,13 @@ def read_finetune(values: Any, where: str, more: Iterable[str] = ()) -> dict[str
     free = (known - set(_TAKEN) - {"epochs"}) | set(more)
     for key in values:
         if key == "epochs":
-            raise UserError(f"{where}: epochs is an axis; give it beside tasks, or in the entry of a task")
+            raise UserError(f"{where}: epochs is an axis; give it next to tasks, or in the entry of a task")
         if key in _TAKEN:
             raise UserError(f"{where}: {key} is not free here; {_TAKEN[key]}")
         if key not in known:
             raise UserError(f"{where}: unknown option {brief(key)}; {nearest(key, free)}")
     if isinstance(values.get("machine"), dict) and "threads" in values["machine"]:
-        raise UserError(f"{where}: machine: threads is not free here; give threads beside tasks, for all jobs")
+        raise UserError(f"{where}: machine: threads is not free here; give threads next to tasks, for all jobs")
     if isinstance(values.get("train_fraction"), int | float):
         values["train_fraction"] = str(values["train_fraction"])
     if len(from_dict(FinetuneOptions, values, where).fractions()) > 1:

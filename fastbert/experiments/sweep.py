@@ -55,7 +55,7 @@ def sweep(axes: Axes, options: SweepOptions) -> int:
     """Runs the jobs that are not done yet, then writes and prints the report.
 
     Returns:
-        0, or 1 if a job failed; 130 or 143 if a signal ended it: the same command goes on.
+        0, or 1 if a job failed; 130 or 143 if a signal ended it: the same command continues.
 
     Raises:
         UserError: anything the user can mend, before a job starts if it can be seen then.
@@ -84,7 +84,7 @@ def sweep(axes: Axes, options: SweepOptions) -> int:
         stopped = run_left(jobs, left, rows, axes, options, out) if left else 0
         ended = [rows[job.id] for job in jobs if job.id in rows]
         if stopped:
-            say(f"stopped; {len(ended)} of {len(jobs)} jobs have ended, the same command goes on")
+            say(f"stopped; {len(ended)} of {len(jobs)} jobs have ended, the same command continues")
             return stopped
         write_results(out / RESULTS, rows, jobs)
         return finish(out, name, axes, ended, len(jobs))
@@ -190,7 +190,7 @@ def open_folder(out: Path, what: str, description: dict[str, Any], jobs: list[Jo
             changed = LINE.join(differences(before["axes"], description))
             raise UserError(
                 f"{out} holds another {what}: no job of it is in this one. What differs:{LINE}{changed}{LINE}"
-                "Give the same file to go on with it, or choose another --out"
+                "Give the same file to continue it, or choose another --out"
             )
     remove_leftovers(out)
     write_sealed(record, {"axes": description, "jobs": ids, **more, "machine": describe_machine()})
@@ -316,7 +316,7 @@ def say_failures(failed: list[Row], total: int, shown: Callable[[Row], str]) -> 
     """
     for row in failed:
         log = "".join(f"\n    {line}" for line in row["log"])
-        mend = f"\n  to mend it: {row['mend']}" if row["mend"] else ""
+        mend = f"\n  to fix it: {row['mend']}" if row["mend"] else ""
         say(f"\nFAILED {row['task']}, {row['model']}, {shown(row)}\n  {row['reason']}{mend}")
         if log:
             say(f"  the end of {Path(row['folder']) / LOG}:{log}")

@@ -196,7 +196,10 @@ class GlueSource:
         folders = [folder for folder in sorted(root.iterdir()) if folder.is_dir() and plain(folder.name) in names]
         if not folders:
             inside = ", ".join(sorted(path.name for path in root.iterdir())[:20]) or "nothing"
-            raise UserError(f"{root} has no folder {self.task.title}; it holds {inside}; mend --glue-dir")
+            near = [*(path for path in root.iterdir() if path.is_dir()), root.absolute().parent]
+            found = [path for path in near if (path / self.task.title).is_dir()]
+            remedy = f"did you mean --glue-dir {found[0]}?" if found else "fix --glue-dir"
+            raise UserError(f"{root} has no folder {self.task.title}; it holds {inside}; {remedy}")
         return sorted(folders, key=lambda folder: names.index(plain(folder.name)))
 
     def places(self) -> dict[str, str]:
@@ -265,7 +268,7 @@ class GlueSource:
         if skipped:
             notes.append(f"{path}: {skipped} rows lack fields and were skipped, as the official counts have it")
         if empty:
-            notes.append(f"{path}: {empty} rows have an empty text and were kept, as the official counts have it")
+            notes.append(f"{path}: {empty} rows have an empty text and were retained, as the official counts have it")
 
     def _parquet_rows(self, path: Path, split: str) -> Iterator[Row]:
         return self._numbered(split, ((where, cells) for _, where, cells in read_rows(path, self._hub_columns)))

@@ -107,7 +107,7 @@ def finetune(asked: FinetuneOptions) -> int:
                 if result is None:
                     result = train_seed(setup, folder, fraction, seed, interrupts)
                 if result is None:
-                    say(f"stopped; the same command goes on with {folder}")
+                    say(f"stopped; the same command continues with {folder}")
                     return interrupts.exit_code
                 results[fraction].append(result)
         write_results(setup.options, setup.task, setup.precision, out, results)
@@ -142,7 +142,8 @@ def prepare_setup(asked: FinetuneOptions) -> Setup:
     if "train" not in task.splits or not task.dev_splits:
         lacking = "train" if "train" not in task.splits else "dev"
         raise UserError(
-            f"the task {task.name} has no {lacking} split; fine-tuning needs one to train on and one for dev"
+            f"the task {task.name} has no {lacking} split; fine-tuning needs one to train on and one for dev: of a "
+            f"custom task, --own.{lacking}"
         )
     pretrained = open_encoder(asked)
     vocabulary = tokenizer_of(pretrained)
@@ -197,7 +198,7 @@ def check_folder(out: Path, experiment: dict[str, Any]) -> None:
             lines = LINE.join(changed)
             raise UserError(
                 f"{out} holds the results of another experiment. What differs:{LINE}{lines}{LINE}"
-                "Give the same options to go on with it, or choose another --out"
+                "Give the same options to continue it, or choose another --out"
             )
     check_others(out)
 

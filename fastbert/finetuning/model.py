@@ -243,7 +243,7 @@ def load_classifier(path: str | Path, kernels: str = "auto") -> FineTuned:
     if folder is None:
         raise UserError(
             f"{path} is not a fine-tuned model: there is no {TASK_FILE} in it or in its model/; give the folder of a "
-            "seed of `fastbert finetune`"
+            "seed of `fastbert finetune`, or run that first: fastbert finetune --model MODEL --task TASK --out OUT"
         )
     record, vocabulary = read_record(folder)
     pretrained = load_pretrained(folder)

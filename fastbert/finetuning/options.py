@@ -32,12 +32,12 @@ class FinetuneOptions:
     """Fine-tune an encoder: `fastbert finetune [configs/finetune/x.yaml] [options]`; options win over the file."""
 
     model: str | None = field(default=None, metadata=BOOKKEEPING)
-    """A run, a checkpoint, an export, or a Hugging Face BERT folder: its encoder is taken, the head is new."""
+    """A run, a checkpoint, an export, or a Hugging Face BERT folder: its encoder is used, the head is new."""
     init_from: str | None = field(default=None, metadata=BOOKKEEPING)
     """Instead of --model: a model that `fastbert finetune` has trained on another task, such as MNLI before RTE. The
-    folder of a seed, or an --out, whose best seed on dev is taken. The head is new."""
+    folder of a seed, or an --out, whose best seed on dev is used. The head is new."""
     task: str | None = None
-    """A GLUE task (cola, sst2, mrpc, stsb, qqp, mnli, qnli, rte, wnli), the YAML file of one's own task, or any name
+    """A GLUE task (cola, sst2, mrpc, stsb, qqp, mnli, qnli, rte, wnli), the YAML file of a custom task, or any name
     for the one that --own... flags give. Several with commas between, or glue for the eight of the GLUE table: each is
     trained in a folder of --out, and a table ends the call."""
     glue_dir: str | None = field(default=None, metadata=BOOKKEEPING)
@@ -53,7 +53,7 @@ class FinetuneOptions:
     first_seed: Seed = field(default=0, metadata=BOOKKEEPING)
     """The first of the seeds; the others follow it."""
     train_fraction: str = field(default="1.0", metadata=BOOKKEEPING)
-    """Shares of the training split, such as 0.1,0.3,1.0: each is trained on, the smaller within the larger."""
+    """Fractions of the training split, such as 0.1,0.3,1.0: each is trained on, the smaller within the larger."""
 
     epochs: Count | None = None
     """Passes over the training split (default: the task's)."""
@@ -79,13 +79,13 @@ class FinetuneOptions:
     attention_dropout: Rate = 0.1
     """Dropout on attention probabilities."""
     symmetric: bool = False
-    """Read pairs in both orders, where the task does not care which text comes first: training draws one for each pair
-    and epoch, at no cost, and predictions are the mean of both."""
+    """Read pairs in both orders, where the task does not care which text comes first: training samples one for each
+    pair and epoch, at no cost, and predictions are the mean of both."""
 
     worst: Natural = field(default=50, metadata=BOOKKEEPING)
-    """Dev examples with the highest loss, kept in errors.jsonl."""
+    """Dev examples with the highest loss, written to errors.jsonl."""
     save_model: bool = field(default=True, metadata=BOOKKEEPING)
-    """Keep each seed's best epoch as a model; without it only the figures are kept."""
+    """Keep each seed's best epoch as a model; without it only the figures are written."""
     log_every: Count = field(default=20, metadata=BOOKKEEPING)
     """Steps a logged training loss is the mean of."""
     machine: TrainingMachineOptions = field(default_factory=TrainingMachineOptions, metadata=MACHINE)
@@ -112,7 +112,7 @@ class FinetuneOptions:
             UserError: they are not, or an option is missing that has no default.
         """
         if self.start is not None:  # what is wrong with what was given comes before what is missing
-            check_model_folder(self.start)
+            check_model_folder(self.start, one=self.model is not None)
         for name, value in (("model (or --init-from)", self.start), ("task", self.task), ("out", self.out)):
             if value is None:
                 raise UserError(f"--{name} is missing; see fastbert finetune --help")
@@ -185,7 +185,7 @@ class PredictOptions:
     out: str
     """JSONL to write: a file, or /dev/stdout, a FIFO or the like, which is written into."""
     task: str | None = None
-    """A GLUE task or a YAML file of one's own, whose --split is predicted; give this or --source."""
+    """A GLUE task or the YAML file of a custom task, whose --split is predicted; give this or --source."""
     split: str | None = None
     """Split of the task (default: its first for development)."""
     glue_dir: str | None = None
@@ -227,9 +227,9 @@ class SubmitOptions:
 
     models: tuple[str, ...] = ()
     """Fine-tuned models as task=folder, such as cola=results/cola/seed-0 rte=results/rte: the folder of a seed, or an
-    --out of `fastbert finetune`, whose best seed on dev is taken. That of mnli answers ax too, unless ax has one."""
+    --out of `fastbert finetune`, whose best seed on dev is used. That of mnli answers ax too, unless ax has one."""
     results: str | None = None
-    """--out of `fastbert finetune`, with one task or several: of each task the seed that is best on dev is taken, where
+    """--out of `fastbert finetune`, with one task or several: of each task the seed that is best on dev is used, where
     --models names none."""
     glue_dir: str | None = None
     """Folder of the official GLUE archive, or of Parquet files (default: nyu-mll/glue through `datasets`)."""
@@ -238,7 +238,7 @@ class SubmitOptions:
     fill: bool = False
     """Give tasks without a model or test split the majority label in every row: the server takes only all files."""
     check: str | None = None
-    """Instead: an archive, or a folder with its files, to hold against the server's rules and row counts."""
+    """Instead: an archive, or a folder with its files, to check against the server's rules and row counts."""
     machine: MachineOptions = field(default_factory=MachineOptions, metadata=MACHINE)
 
     def __post_init__(self) -> None:
@@ -263,7 +263,7 @@ class SubmitOptions:
             if not equals or not folder:
                 raise UserError(f"--models takes task=folder, such as cola=results/cola/seed-0, not {brief(text)}")
             choose("GLUE task", name, GLUE)
-            check_model_folder(folder)
+            check_model_folder(folder, one=False)
         if self.results is not None:
             check_folder(self.results)
         check_glue_folder(self.glue_dir)

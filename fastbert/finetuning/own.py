@@ -107,7 +107,7 @@ class OwnSource:
             (options.text,) if options.pair is None else (options.text, options.pair),
             options.label,
             label_may_lack=split == "test",
-            remedy="choose the columns with text, pair and label",
+            remedy="choose the columns with text, pair and label (--own.text, ...)",
             class_names=True,
         )
 

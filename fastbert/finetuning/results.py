@@ -150,7 +150,7 @@ def best_seed(out: Path) -> Path:
     folder = seed_folder(out, part["fraction"], part["seeds"][values.index(value)]["seed"])
     if not (folder / "model").is_dir():
         raise UserError(
-            f"{folder} is the best seed of {out} ({metric} {value:.4f}) and its model was not kept; train it again "
+            f"{folder} is the best seed of {out} ({metric} {value:.4f}) and its model was not saved; train it again "
             "without --no-save-model, or name another seed"
         )
     return folder

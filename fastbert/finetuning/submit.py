@@ -93,7 +93,7 @@ def plan(options: SubmitOptions) -> list[Part]:
             check_split(folder, name, split, options.glue_dir)
         parts.append(Part(file, name, split, folder, why))
     if all(part.model is None for part in parts):
-        raise UserError(f"{options.glue_dir} holds no test split of {', '.join(models)}; mend --glue-dir")
+        raise UserError(f"{options.glue_dir} holds no test split of {', '.join(models)}; fix --glue-dir")
     missing = [part.file for part in parts if part.model is None]
     if missing and not options.fill:
         raise UserError(

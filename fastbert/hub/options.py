@@ -10,7 +10,7 @@ class ExportOptions:
     """A run as a Hugging Face folder."""
 
     run: str
-    """The run (its newest whole checkpoint is taken), one of its checkpoints, an export, or a Hugging Face BERT."""
+    """The run (its newest whole checkpoint is used), one of its checkpoints, an export, or a Hugging Face BERT."""
     out: str
     """Folder to write. An earlier export there is replaced, anything else is not."""
 

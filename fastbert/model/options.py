@@ -120,22 +120,22 @@ def default_ffn(width: int, feed_forward: str) -> int:
 
 @dataclass(frozen=True)
 class NotesOptions:
-    """Notes for rare words (arXiv 2008.01466), taken while pretraining and dropped after it."""
+    """Notes for rare words (arXiv 2008.01466), used while pretraining and dropped after it."""
 
     enabled: bool = False
     """Keep a note for each of some rare words and mix it into their embeddings."""
     half_window: Annotated[int, Range(0, 2**20)] = 16
     """Tokens of context on either side of the word that its note is the mean of."""
     gamma: Part = 0.1
-    """Share of the new context in a note each time its word is met."""
+    """Fraction of the new context in a note each time its word is met."""
     weight: Probability = 0.5
-    """Share of the note in the word's input, the paper's lambda."""
+    """Fraction of the note in the word's input, the paper's lambda."""
     least: Count = 50
     """A word has a note only if it occurs at least this often in the training text ..."""
     most: Count = 500
     """... and at most this often. The words must have been listed when the data was prepared."""
     share: Part = 0.2
-    """Words are taken from that band, in a fixed random order, until this share of the sequences holds one."""
+    """Words are selected from that band, in a fixed random order, until this fraction of the sequences holds one."""
     initial_std: NotNegative = 0.02
     """Standard deviation of the numbers in a note before its first writing; 0 starts from zeros."""
     leak: bool = False

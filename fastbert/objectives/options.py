@@ -15,7 +15,7 @@ class MLMOptions:
     """Masked language modelling."""
 
     mask_rate: MaskRate = 0.15
-    """Share of the tokens of a row that are predicted; newer recipes take 0.2 to 0.4 (arXiv 2202.08005)."""
+    """Fraction of the tokens of a row that are predicted; newer recipes take 0.2 to 0.4 (arXiv 2202.08005)."""
     mask_token_share: Probability = 0.8
     """Of those, the share that shows [MASK]."""
     random_token_share: Probability = 0.1
@@ -38,7 +38,7 @@ class ReplacementOptions:
     """Options of both objectives."""
 
     mask_rate: MaskRate = 0.15
-    """Share of the tokens of a row that the small network fills."""
+    """Fraction of the tokens of a row that the generator or meta controller fills."""
     mask_token_share: Probability = 0.85
     """Of those, the share that shows it [MASK]; the rest shows the word itself."""
     whole_word: bool = False
@@ -53,10 +53,10 @@ class ElectraOptions(ReplacementOptions):
     """ELECTRA: replaced token detection (arXiv 2003.10555)."""
 
     generator_scale: Part = 0.25
-    """Width, inner width and heads of the generator as a share of the main network's; it has as many layers. The width
-    is rounded to a multiple of 8."""
+    """Width, inner width and heads of the generator as a fraction of the main network's; it has as many layers. The
+    width is rounded to a multiple of 8."""
     weight: Positive = 50.0
-    """Of the detection loss beside the generator's."""
+    """Weight of the detection loss next to the generator's."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class MultipleChoiceOptions(ReplacementOptions):
     controller_width: Width | None = None
     """Hidden size of the controller (default: a quarter of the encoder's, a multiple of 8)."""
     weight: Positive = 20.0
-    """Of the choice loss beside the controller's: the paper's lambda."""
+    """Weight of the choice loss next to the controller's: the paper's lambda."""
 
     def controller(self, config: EncoderConfig) -> EncoderConfig:
         """The controller's numbers beside an encoder of `config`."""
@@ -84,5 +84,5 @@ class MultipleChoiceOptions(ReplacementOptions):
             return []
         return [
             f"the controller (width {width}) is wider than the encoder (width {config.width}): it is meant to be the "
-            "small network, and is dropped after training; lower --multiple-choice.controller-width"
+            "smaller network, and is dropped after training; lower --multiple-choice.controller-width"
         ]

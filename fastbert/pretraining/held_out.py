@@ -172,7 +172,7 @@ def report(result: dict[str, Any], told: Iterable[str] = ()) -> str:
             ]
         lines.append(f"  bits per byte     {result['bits_per_byte']:.4f}")
     else:
-        lines.append(f"  small network     {result['mlm_loss']:.4f} nats at masked places")
+        lines.append(f"  small network     {result['mlm_loss']:.4f} nats at masked positions")
         told = [
             name for name in result if name.endswith(("_loss", "replaced", "_kept", "entropy")) and name != "mlm_loss"
         ]

@@ -263,7 +263,7 @@ def train(setup: Setup, run: RunFolder, manifest: dict[str, Any], resumed: bool,
         if trainer.progress.step < trainer.steps:
             say(
                 f"stopped at step {trainer.progress.step} of {trainer.steps}; "
-                f"go on with: fastbert pretrain --resume {run.path}"
+                f"resume with: fastbert pretrain --resume {run.path}"
             )
             return interrupts.exit_code
         finish(setup, trainer.objective, run, trainer.progress)

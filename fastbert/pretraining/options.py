@@ -51,11 +51,11 @@ class PretrainOptions:
     strip_accents: bool | None = None
     """Strip accents, where --data is a source and a tokenizer is trained (default: as lowercase)."""
     validation_share: Fraction = 0.01
-    """Share of the documents held out, where --data is a source."""
+    """Fraction of the documents held out, where --data is a source."""
     out: str | None = field(default=None, metadata=BOOKKEEPING)
     """Folder of the run (default: runs/ and the name of the YAML file, numbered if it is there)."""
     resume: bool = field(default=False, metadata=BOOKKEEPING)
-    """Go on with the run in --out from its newest checkpoint, exactly. `--resume runs/x` names the run too."""
+    """Resume the run in --out from its newest checkpoint, exactly. `--resume runs/x` names the run too."""
     init_from: str | None = None
     """Start from the weights of a run, an export, or a Hugging Face BERT folder."""
 
@@ -87,13 +87,13 @@ class PretrainOptions:
     checkpoint_every: Count | None = field(default=None, metadata=BOOKKEEPING)
     """Steps between checkpoints (default: a fifth of the run, at most 1000)."""
     keep_checkpoints: Count = field(default=2, metadata=BOOKKEEPING)
-    """Newest checkpoints that are kept; the best by validation loss is kept besides."""
+    """Newest checkpoints to retain; the best by validation loss is retained as well."""
     milestones: str | None = field(default=None, metadata=BOOKKEEPING)
-    """Steps with commas between, such as 1000,3000: logged and validated, and their checkpoints kept besides."""
+    """Steps with commas between, such as 1000,3000: logged and validated, and their checkpoints retained as well."""
     log_every: Count = field(default=20, metadata=BOOKKEEPING)
     """Steps a logged training loss is the mean of."""
     dry_run: bool = field(default=False, metadata=BOOKKEEPING)
-    """Show parameters, FLOPs, memory and the time expected, and stop. Only data that has to be prepared is kept."""
+    """Show parameters, FLOPs, memory and the time expected, and stop. Only data that has to be prepared is written."""
     verify_data: bool = field(default=False, metadata=BOOKKEEPING)
     """Compare all data with its hashes, even what this machine has verified before and was not touched since."""
     profile: bool = field(default=False, metadata=BOOKKEEPING)

@@ -149,7 +149,7 @@ def new_folder(out: str | None, name: str) -> RunFolder:
             taken = run.exists()
         if taken:
             what = "a run" if run.config.exists() else "other files"
-            raise UserError(f"{out} already holds {what}; go on with --resume {out}, or choose another --out")
+            raise UserError(f"{out} already holds {what}; resume it with --resume {out}, or choose another --out")
     else:
         number, run = 1, RunFolder(Path("runs") / name)
         while run.exists():

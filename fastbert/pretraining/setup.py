@@ -274,7 +274,7 @@ def load_initial(objective: nn.Module, source: str) -> None:
         weights = {name: tensor for name, tensor in weights.items() if name not in heads[0]}
     _, unexpected = objective.load_state_dict(weights, strict=False)
     if unexpected:
-        raise UserError(f"{source} has weights this run has no place for: {', '.join(unexpected[:5])}")
+        raise UserError(f"{source} has weights that this run does not use: {', '.join(unexpected[:5])}")
     given = {own[name].data_ptr() for name in weights}  # a weight that two modules share is there under either name
     missing = [name for name, tensor in own.items() if tensor.data_ptr() not in given]
     if missing:

@@ -73,7 +73,7 @@ class Checkpointer:
         self, folder: Path | str, keep_last: int, say: Callable[[str], None], keep: frozenset[int] = frozenset()
     ):
         if keep_last < 1:
-            raise UserError(f"keep_last is {keep_last}; at least one checkpoint must be kept")
+            raise UserError(f"keep_last is {keep_last}; at least one checkpoint must be retained")
         self.folder = Path(folder)
         self.keep_last = keep_last
         self.say = say

@@ -59,16 +59,16 @@ class OptimizerOptions:
 
 @dataclass(frozen=True)
 class ScheduleOptions:
-    """The course of the learning rate, as a share of its peak (`OptimizerOptions.learning_rate`)."""
+    """The course of the learning rate, as a fraction of its peak (`OptimizerOptions.learning_rate`)."""
 
     name: str = choice("linear", SCHEDULES, "schedule")
     """Shape after the warm-up: linear, cosine, constant, or wsd (stable, then decay; arxiv.org/abs/2404.06395)."""
     warmup: Annotated[float, Range(0, LARGEST)] = 0.06
-    """Linear warm-up: a share of all steps if below 1, else a number of steps."""
+    """Linear warm-up: a fraction of all steps if below 1, else a number of steps."""
     final: Probability = 0.0
-    """Share of the peak reached at the end (linear, cosine, and the decay of wsd)."""
+    """Fraction of the peak reached at the end (linear, cosine, and the decay of wsd)."""
     decay: Probability = 0.2
-    """Share of all steps that the linear decay of wsd takes."""
+    """Fraction of all steps that the linear decay of wsd takes."""
 
     def __post_init__(self) -> None:
         check_values(self)

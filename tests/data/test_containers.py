@@ -48,6 +48,17 @@ def csv_file(path: Path, documents: list[str]) -> None:
     path.write_bytes(content.getvalue().encode())
 
 
+def spreadsheet(path: Path, documents: list[str], delimiter: str = ";") -> None:
+    content = io.StringIO()
+    rows = [("number, of it", "text"), *((1, one) for one in documents)]
+    csv.writer(content, delimiter=delimiter, lineterminator="\r\n").writerows(rows)
+    path.write_bytes(b"\xef\xbb\xbf" + content.getvalue().encode())
+
+
+def spreadsheet_of_tabs(path: Path, documents: list[str]) -> None:
+    spreadsheet(path, documents, "\t")
+
+
 def parquet(path: Path, documents: list[str]) -> None:
     pq.write_table(pa.table({"n": [1] * len(documents), "text": documents}), path, row_group_size=2)
 
@@ -70,6 +81,8 @@ CONTAINERS: dict[str, Callable[[Path, list[str]], None]] = {
     "g.csv": csv_file,
     "h.csv.GZ": gzipped(csv_file),
     "i.parquet": parquet,
+    "j.csv": spreadsheet,
+    "k.csv": spreadsheet_of_tabs,
 }
 ODD = [
     "\r\n",

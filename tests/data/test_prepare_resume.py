@@ -215,7 +215,7 @@ def test_interrupted_and_gone_on(
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(prepare_room, "write_rare", interrupt)
         prepare(options)
-    assert "the same command goes on from there" in capsys.readouterr().err
+    assert "the same command continues from there" in capsys.readouterr().err
     assert contents(prepare(options)) == contents(finished["text"])
     assert "going on with what an interrupted call left" in capsys.readouterr().err
 

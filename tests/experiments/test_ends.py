@@ -48,7 +48,7 @@ def test_stopped_killed_and_continued_equals_uninterrupted(axes, finished, tmp_p
     os.killpg(process.pid, signal.SIGTERM)
     said = process.communicate(timeout=60)[1]
     assert process.returncode == 143, said
-    assert "the same command goes on" in said and "Traceback" not in said and "FAILED" not in said
+    assert "the same command continues" in said and "Traceback" not in said and "FAILED" not in said
     assert not command_of(worker)
     assert all(row["status"] == "done" for row in (read_rows(out) if rows_so_far(out) else []))
 
@@ -80,7 +80,7 @@ def test_control_c(axes, tmp_path, capsys) -> None:
     assert main(["sweep", path, "--out", str(out)]) == 130
     stop.join()
     said = capsys.readouterr().err
-    assert "stopped; 0 of 4 jobs have ended, the same command goes on" in said
+    assert "stopped; 0 of 4 jobs have ended, the same command continues" in said
     assert not workers_of(os.getpid()) and rows_so_far(out) == 0
 
 
@@ -137,7 +137,7 @@ def test_a_job_that_runs_out_of_memory(axes, tmp_path, capsys) -> None:
     (row,) = read_rows(out)
     assert "it ran out of memory" in row["reason"] and "micro_batch_size" in row["mend"], row
     assert "Traceback" in "\n".join(row["log"]) or "allocate memory" in "\n".join(row["log"])
-    assert "to mend it: run fewer --workers" in said
+    assert "to fix it: run fewer --workers" in said
     assert "it ran out of memory" in (out / "report" / "report.html").read_text()
     machine = axes["finetune"]["machine"] | {"micro_batch_size": 1}  # what the message advises; the same job
     mended = write_sweep(tmp_path, axes, **one, finetune={"machine": machine})

@@ -276,7 +276,7 @@ def test_interrupted_and_continued_equals_uninterrupted(bert, words, tmp_path, c
     os.kill(process.pid, signal.SIGTERM)
     os.kill(process.pid, signal.SIGCONT)
     said = process.communicate(timeout=60)[1]
-    assert process.returncode == 143 and "the same command goes on" in said
+    assert process.returncode == 143 and "the same command continues" in said
     assert not (broken / "results.json").exists()
     assert main(command) == 0
     for seed in ("seed-0", "seed-1"):

@@ -43,5 +43,5 @@ def test_what_is_missing(tmp_path) -> None:
         best_seed(tmp_path)
     write_results(tmp_path, {1.0: [[0.1, 0.2]]})
     (tmp_path / "seed-3" / "model").rmdir()
-    with pytest.raises(UserError, match=r"seed-3 is the best seed .*accuracy 0\.1500.* was not kept"):
+    with pytest.raises(UserError, match=r"seed-3 is the best seed .*accuracy 0\.1500.* was not saved"):
         best_seed(tmp_path)

@@ -150,7 +150,7 @@ def test_a_best_seed_whose_model_was_not_kept(bert, glue, tmp_path, capsys) -> N
     more = ("--task", "rte", "--glue-dir", str(glue), "--epochs", "1", "--no-save-model", "--out", str(tmp_path / "r"))
     assert main(["finetune", "--model", str(bert), *FAST, *more]) == 0
     assert submit("--results", tmp_path / "r", "--glue-dir", glue, "--out", tmp_path / "x.zip", "--fill") == 2
-    assert "its model was not kept" in capsys.readouterr().err
+    assert "its model was not saved" in capsys.readouterr().err
 
 
 def test_an_archive_into_a_fifo_and_through_a_link(trained, glue, tmp_path, capfd) -> None:

@@ -179,7 +179,7 @@ CASES = [
     ("sweep s-fraction.yaml", "s-fraction.yaml: tasks: task.yaml: train_fraction must be numbers with commas between"),
     ("sweep s-settings.yaml", "s-settings.yaml: tasks: task.yaml: the axes make 19,701 settings, more than 10,000"),
     ("ablate a-share.yaml", "a-share.yaml: anneal: share must be a number in (0, 1], such as 0.1, found True"),
-    ("ablate a-points.yaml", "a-points.yaml: checkpoints must be shares of the budget in (0, 1]"),
+    ("ablate a-points.yaml", "a-points.yaml: checkpoints must be fractions of the budget in (0, 1]"),
     ("ablate a-budget.yaml", "a-budget.yaml: budget: minutes must be a finite number, not inf"),
     ("ablate a-base.yaml", "a-base.yaml: base: length must be at least 2, not 0"),
     ("ablate a-variant.yaml", "a-variant.yaml: variants: a: optimizer: eps must be greater than 0, not 0.0"),

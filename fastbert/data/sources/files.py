@@ -2,6 +2,7 @@
 
 import glob
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -76,7 +77,10 @@ def find_files(spec: str, hint: str) -> list[Path]:
             if not found:
                 raise UserError(f"no file matches {brief(spec)}; check the pattern")
             return found
-    raise UserError(f"source {brief(spec)} does not exist{near_name(path)}; {hint}")
+    near = near_name(path)
+    if not near and re.fullmatch(r"[\w.-]+/[\w.-]+", spec) and not path.parent.is_dir():
+        near = f"; a dataset on the hub is hf:{spec}"
+    raise UserError(f"source {brief(spec)} does not exist{near}{' Else' if near.endswith('?') else ';'} {hint}")
 
 
 def _in_folder(folder: Path) -> list[Path]:
@@ -92,6 +96,10 @@ def _in_folder(folder: Path) -> list[Path]:
         return found
     if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
         raise UserError(f"source {folder} is a folder that datasets saved; give it as hf:{folder}")
+    if (folder / "dataset.json").is_file():
+        raise UserError(f"source {folder} is prepared data, not text; it is for fastbert pretrain --data {folder}")
+    if (folder / "checkpoints").is_dir():
+        raise UserError(f"source {folder} is a run, not text; a run is resumed with --resume {folder}")
     raise UserError(f"source {folder} is a folder; name its files, for example '{folder}/*.txt' (there is no Parquet)")
 
 

@@ -1,0 +1,105 @@
+"""Names of options in other programs (transformers' Trainer and its example scripts, nanochat), and what they are
+called here: for the error of an option that is unknown."""
+
+import re
+from collections.abc import Collection
+
+_BATCH = ("batch-size", "machine.micro-batch-size")
+_LENGTH = ("length", "max-length")
+_MODEL = ("model", "init-from", "run", "models")
+_OUT = ("out",)
+_STEPS = ("steps",)
+_TEXT = ("source", "data")
+_WARMUP = ("schedule.warmup",)
+_WORKERS = ("workers", "machine.workers")
+_BUDGET = "the budget is --steps, --tokens or --minutes"
+_ACCUMULATION = (
+    "--batch-size is that of an optimizer step and --machine.micro-batch-size that of a forward pass; the rest follows"
+)
+_JOBS = "training is fastbert pretrain or finetune; what it yields is measured by evaluate and used by predict"
+_ONE_DEVICE = "one process trains on one device, which --machine.device names"
+_METRICS = "metrics are written to metrics.jsonl and as TensorBoard events, below --out"
+
+NAMES: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("model-name-or-path", "model-name", "model-path", "checkpoint", "checkpoint-path"), _MODEL),
+    **dict.fromkeys(("pretrained-model", "pretrained-model-name-or-path", "model", "from-pretrained"), _MODEL),
+    **dict.fromkeys(("output-dir", "output", "output-file", "save-dir", "run-name", "model-tag"), _OUT),
+    **dict.fromkeys(("input", "input-file", "corpus", "text-file", "files", "dataset-name", "dataset"), _TEXT),
+    **dict.fromkeys(("data", "source", "data-path"), _TEXT),
+    **dict.fromkeys(("train-file", "train-data", "train-path"), ("own.train", *_TEXT)),
+    **dict.fromkeys(("validation-file", "eval-file", "dev-file", "valid-file"), ("own.dev", "source")),
+    **dict.fromkeys(("test-file", "predict-file"), ("source", "own.test")),
+    "data-dir": ("glue-dir", *_TEXT),
+    "task-name": ("task",),
+    **dict.fromkeys(("text-column", "text-column-name", "text-field", "column"), ("column", "own.text")),
+    **dict.fromkeys(("label-column", "label-column-name"), ("own.label",)),
+    **dict.fromkeys(("num-train-epochs", "num-epochs", "max-epochs", "n-epochs"), ("epochs",)),
+    **dict.fromkeys(("max-steps", "max-train-steps", "num-iterations", "iterations", "train-steps"), _STEPS),
+    **dict.fromkeys(("train-batch-size", "per-device-train-batch-size", "per-gpu-train-batch-size"), _BATCH),
+    **dict.fromkeys(("eval-batch-size", "per-device-eval-batch-size"), ("machine.micro-batch-size",)),
+    **dict.fromkeys(("device-batch-size", "micro-batch", "mbs"), ("machine.micro-batch-size",)),
+    **dict.fromkeys(("max-seq-length", "max-seq-len", "seq-len", "seq-length", "sequence-length"), _LENGTH),
+    **dict.fromkeys(("block-size", "context-length", "max-length", "length"), _LENGTH),
+    **dict.fromkeys(("warmup-ratio", "warmup-steps", "num-warmup-steps", "warmup-proportion"), _WARMUP),
+    **dict.fromkeys(("lr-scheduler-type", "lr-scheduler", "scheduler"), ("schedule.name",)),
+    **dict.fromkeys(("optim", "optimizer"), ("optimizer.name",)),
+    **dict.fromkeys(("adam-epsilon", "adam-eps", "epsilon"), ("optimizer.eps", "eps")),
+    "adam-beta1": ("optimizer.beta1",),
+    "adam-beta2": ("optimizer.beta2", "beta2"),
+    **dict.fromkeys(("max-grad-norm", "grad-clip", "gradient-clip-val"), ("optimizer.clip-norm", "clip-norm")),
+    **dict.fromkeys(("mlm-probability", "masking-ratio", "mask-prob"), ("mlm.mask-rate", "mask-rate")),
+    **dict.fromkeys(("logging-steps", "log-interval", "log-freq"), ("log-every",)),
+    **dict.fromkeys(("save-steps", "save-interval", "save-every"), ("checkpoint-every",)),
+    **dict.fromkeys(("eval-steps", "eval-interval"), ("eval-every",)),
+    "save-total-limit": ("keep-checkpoints",),
+    **dict.fromkeys(("resume-from-checkpoint", "resume-from"), ("resume",)),
+    **dict.fromkeys(("tokenizer-name", "tokenizer-path", "vocab-file"), ("tokenizer",)),
+    **dict.fromkeys(("do-lower-case", "uncased"), ("lowercase",)),
+    **dict.fromkeys(("depth", "num-layers", "num-hidden-layers", "n-layer", "n-layers"), ("layers",)),
+    **dict.fromkeys(("hidden-size", "hidden-dim", "d-model", "n-embd", "model-dim"), ("width",)),
+    **dict.fromkeys(("num-attention-heads", "num-heads", "n-head", "n-heads"), ("heads",)),
+    "intermediate-size": ("ffn",),
+    **dict.fromkeys(("num-workers", "num-proc", "preprocessing-num-workers", "dataloader-num-workers"), _WORKERS),
+    **dict.fromkeys(("no-cuda", "use-cpu", "cpu", "cuda", "gpu", "use-gpu"), ("machine.device",)),
+    **dict.fromkeys(("fp16", "bf16", "fp32", "amp", "mixed-precision", "dtype"), ("machine.precision",)),
+    "gradient-checkpointing": ("machine.activation-checkpointing",),
+    "random-seed": ("seed", "first-seed"),
+    **dict.fromkeys(("valid-split", "validation-split-percentage", "test-size"), ("validation-share",)),
+}
+"""Name elsewhere -> flags here, the first that a job has being the one."""
+
+REMARKS: dict[str, str] = {
+    **dict.fromkeys(("epochs", "num-train-epochs", "num-epochs", "max-epochs", "n-epochs"), _BUDGET),
+    **dict.fromkeys(("gradient-accumulation-steps", "grad-accum", "grad-accum-steps"), _ACCUMULATION),
+    **dict.fromkeys(("gpus", "num-gpus", "n-gpu", "n-gpus", "devices", "ngpus", "world-size"), _ONE_DEVICE),
+    **dict.fromkeys(("local-rank", "deepspeed", "fsdp", "ddp", "nproc-per-node", "num-processes"), _ONE_DEVICE),
+    **dict.fromkeys(("do-train", "do-eval", "do-predict"), _JOBS),
+    **dict.fromkeys(("report-to", "wandb", "logging-dir", "wandb-project"), _METRICS),
+    **dict.fromkeys(
+        ("overwrite-output-dir", "overwrite", "force"), "nothing is overwritten: remove it or choose another --out"
+    ),
+    **dict.fromkeys(
+        ("encoding", "input-encoding"), "text is UTF-8; for a file in another encoding an iconv command is printed"
+    ),
+    **dict.fromkeys(("delimiter", "sep", "separator"), "the delimiter of a .csv is recognized by its header"),
+}
+"""Name elsewhere -> what to do here; shown where a job has all flags in it."""
+
+
+def foreign(name: str, flags: Collection[str]) -> str:
+    """What an option of another program is called here, as the end of a sentence; empty if it is not known.
+
+    Args:
+        name: without the leading dashes.
+        flags: of the job, without dashes.
+    """
+    for own in foreign_names(name):
+        if own in flags:
+            return f"did you mean --{own}?"
+    remark = REMARKS.get(name.lower(), "")
+    return remark if all(flag in flags for flag in re.findall(r"--([\w.-]+)", remark)) else ""
+
+
+def foreign_names(name: str) -> tuple[str, ...]:
+    """Flags, some of which a job may have, for an option of another program, written with - or _."""
+    return NAMES.get(name.lower().replace("_", "-"), ())

@@ -1,0 +1,94 @@
+"""What people type who come from transformers' Trainer, from nanochat or from a spreadsheet."""
+
+from pathlib import Path
+
+RUN = "--data text.txt --out new"
+
+
+def files(folder: Path) -> None:
+    (folder / "text.txt").write_text("a text\n\nanother text\n")
+    (folder / "strings.json").write_text('["a", "b"]')
+    (folder / "own.csv").write_text("text;label\na;0\nb;1\n")
+    (folder / "bars.csv").write_text("n|body\n1|a\n")
+    (folder / "quoted.tsv").write_text('n\ttext\n1\t"a\nb"\n')
+    for name in ("ready", "run/checkpoints", "glue/RTE", "results/seed-0/model"):
+        (folder / name).mkdir(parents=True)
+    (folder / "ready" / "dataset.json").write_text("{}")
+    (folder / "results" / "seed-0" / "model" / "task.json").write_text("{}")
+    for name, text in {
+        "pretrain": "data: text.txt\nsteps: 3\n",
+        "finetune": "task: rte\nseeds: 3\n",
+        "sweep": "models: [a]\ntasks: [rte]\n",
+        "ablate": "base: {steps: 3}\nvariants: {a: }\n",
+        "trainer": "lr_scheduler_type: linear\n",
+    }.items():
+        (folder / f"{name}.yaml").write_text(text)
+
+
+CASES = [
+    *[
+        (f"pretrain {RUN} --{theirs} 3", f"unknown option --{theirs.replace('_', '-')}; did you mean --{ours}? See")
+        for theirs, ours in {
+            "learning_rate": "optimizer.learning-rate",
+            "per_device_train_batch_size": "batch-size",
+            "device_batch_size": "machine.micro-batch-size",
+            "model_name_or_path": "init-from",
+            "output_dir": "out",
+            "max_seq_length": "length",
+            "warmup_ratio": "schedule.warmup",
+            "mlm_probability": "mlm.mask-rate",
+            "save_steps": "checkpoint-every",
+            "num_iterations": "steps",
+            "depth": "layers",
+            "fp16": "machine.precision",
+            "optimizer": "optimizer.name",
+            "schedule": "schedule.name",
+            "notes": "notes.enabled",
+        }.items()
+    ],
+    (f"pretrain {RUN} --num_train_epochs 3", "--num-train-epochs; the budget is --steps, --tokens or --minutes; see"),
+    (f"pretrain {RUN} --gpus 2", "--gpus; one process trains on one device, which --machine.device names; see"),
+    (f"pretrain {RUN} --overwrite_output_dir", "nothing is overwritten: remove it or choose another --out; see"),
+    ("finetune --num_train_epochs 3", "--num-train-epochs; did you mean --epochs?"),
+    ("finetune --train_file a.csv", "did you mean --own.train?"),
+    ("finetune --task_name rte", "did you mean --task?"),
+    ("prepare --input text.txt", "did you mean --source?"),
+    ("prepare --encoding latin1", "an iconv command is printed"),
+    ("evaluate --data text.txt", "did you mean --source?"),
+    ("export --model a --out b", "did you mean --run?"),
+    ("prepare text.txt", "'text.txt' belongs to no option; options begin with --, such as --source text.txt, see"),
+    ("pretrain trainer.yaml", "unknown option 'lr_scheduler_type'; did you mean schedule: name?"),
+    ("pretrain finetune.yaml", "the file looks like one for fastbert finetune"),
+    ("pretrain ablate.yaml", "the file looks like one for fastbert ablate"),
+    ("finetune pretrain.yaml", "the file looks like one for fastbert pretrain"),
+    ("sweep pretrain.yaml", "the file looks like one for fastbert pretrain"),
+    ("ablate sweep.yaml", "the file looks like one for fastbert sweep"),
+    ("export --run ready --out new", "ready holds prepared data, no model; fastbert pretrain --data ready trains one"),
+    (
+        "evaluate --model results --source text.txt",
+        "results holds the models of several seeds; give one of them, such as results/seed-0",
+    ),
+    ("predict --model results --source bars.csv --out new", "give one of them, such as results/seed-0"),
+    ("finetune --model run --task rte --glue-dir . --out new", "did you mean --glue-dir glue?"),
+    (
+        "finetune --model run --task rte --glue-dir glue/RTE --out new",
+        "glue/RTE has no folder RTE; it holds nothing; did you mean --glue-dir",
+    ),
+    ("finetune --model run --task mine --own.train own.csv --out new", "one for dev: of a custom task, --own.dev"),
+    ("prepare --source nothere.csv --out new", "'nothere.csv' does not exist; give a file"),
+    (f"pretrain {RUN} --steps 1k", "--steps must be a whole number, not '1k'; write 1000"),
+    (f"pretrain {RUN} --tokens 2.5M", "--tokens must be a whole number, not '2.5M'; write 2500000"),
+    (f"pretrain {RUN} --steps 1,000", "not '1,000'; write 1000"),
+    (f"pretrain {RUN} --optimizer.learning-rate 0,001", "not '0,001'; write 0.001"),
+    (f"pretrain {RUN} --mlm.mask-rate 15%", "not '15%'; write 0.15"),
+    (f"pretrain {RUN} --minutes 30m", "not '30m'; write it without a unit"),
+    ("prepare --source '~/text.txt' --out new", "~ is not the home folder within quotes and after =: give the whole"),
+    ("prepare --source https://a.org/b.txt --out new", "download the file first and give its path"),
+    ("prepare --source owner/name --out new", "a dataset on the hub is hf:owner/name"),
+    ("prepare --source txet.txt --out new", "'txet.txt' does not exist; did you mean 'text.txt'? Else give a file"),
+    ("prepare --source ready --out new", "ready is prepared data, not text; it is for fastbert pretrain --data ready"),
+    ("pretrain --data run --steps 3", "run is a run, not text; a run is resumed with --resume run"),
+    ("prepare --source strings.json --out new", "jq -c '.[] | {text: .}' FILE.json > FILE.jsonl"),
+    ("prepare --source bars.csv --out new", "has no column 'text'; known: body, n; choose with"),
+    ("prepare --source quoted.tsv --out new", "if this one has quotes around fields, rename it to .csv"),
+]
