@@ -13,6 +13,7 @@ from fastbert.files import atomic_file
 from fastbert.inputs import LARGEST_TEXT, read_text_input
 
 DEEPEST = 64  # lists and objects inside each other
+MOST_DIGITS = 310  # of a whole number; tokenizer_config.json has one of 31 where transformers knows no longest text
 MOST_VALUES = 2**21  # in a file, counted by commas: a value takes up to 30 times its bytes in memory
 
 
@@ -87,7 +88,7 @@ def parse_json(text: str | bytes, where: str, shape: Any = object, values: int =
 
 
 def _integer(digits: str) -> int:
-    if len(digits) > 20:
+    if len(digits) > MOST_DIGITS:
         raise ValueError(f"the number {brief(digits, str)} is too large")
     return int(digits)
 

@@ -225,6 +225,7 @@ def test_json_beyond_use(text: str | bytes, message: str) -> None:
     with pytest.raises(UserError, match=message):
         parse_json(text, "f")
     assert parse_json("[" * 64 + "]" * 64, "f")
+    assert parse_json(str(int(1e30)), "f") == int(1e30)  # model_max_length, where transformers knows none
     assert parse_json(f'{{"a": {2**64 - 1}, "b": "\\ud83d\\ude00"}}', "f") == {"a": 2**64 - 1, "b": "😀"}
 
 

@@ -92,7 +92,7 @@ def test_prepare_does_not_work_in_a_planted_folder(corpus, tmp_path) -> None:
     (tmp_path / "theirs").mkdir()
     (tmp_path / "theirs" / "file").write_text("precious")
     (tmp_path / ".out.partial").symlink_to("theirs")
-    with pytest.raises(UserError, match=r"\.out\.partial, where the work would be kept, is a link"):
+    with pytest.raises(UserError, match=r"\.out\.partial, where the work would be stored, is a link"):
         prepare(PrepareOptions(str(corpus), str(tmp_path / "out"), vocab_size=600, workers=1))
     assert (tmp_path / "theirs" / "file").read_text() == "precious"
 

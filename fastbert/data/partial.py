@@ -180,7 +180,7 @@ def partial_folder(out: Path, made_of: dict[str, Any]) -> Iterator[Partial | Non
                 _empty(folder, out)
                 write_json(folder / MADE_OF, made_of)
             elif (folder / "tokenizer").is_dir():
-                print(f"going on with what an interrupted call left in {folder}", file=sys.stderr)
+                print(f"continuing what an interrupted call left in {folder}", file=sys.stderr)
             partial = Partial(folder)
             try:
                 yield partial

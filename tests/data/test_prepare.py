@@ -169,7 +169,7 @@ def test_what_other_rules_have_read_is_not_continued(tmp_path: Path, monkeypatch
     capsys.readouterr()
     prepare(options)
     printed = capsys.readouterr().err
-    assert ("what an interrupted call left" in printed) != other
+    assert ("beginning anew" in printed) == other and ("continuing what" in printed) != other
     assert printed.count("page looks like HTML or XML, but is read as plain text because of its name") == 1
 
 

@@ -217,7 +217,7 @@ def test_interrupted_and_gone_on(
         prepare(options)
     assert "the same command continues from there" in capsys.readouterr().err
     assert contents(prepare(options)) == contents(finished["text"])
-    assert "going on with what an interrupted call left" in capsys.readouterr().err
+    assert "continuing what an interrupted call left" in capsys.readouterr().err
 
 
 def test_two_processes_prepare_one_folder(texts: Path, finished: dict[str, Path], tmp_path: Path) -> None:

@@ -118,7 +118,7 @@ CASES = [
     ("export --run vocabulary --out x", "config.json: vocab_size must be at most 268,435,456, not 1000000000000"),
     ("export --run width --out x", "config.json: width must be at most"),
     ("export --run positions --out x", "config.json: max_positions must be at most"),
-    ("export --run digits --out x", "is damaged: the number 1000000000000000000000000000000 is too large"),
+    ("export --run digits --out x", "vocab_size must be at most 268,435,456, not 1000000000000000000000000000000"),
     ("export --run null --out x", "has position None, which must be of type str"),
     ("export --run escape --out x", r"unknown position scheme '\x1b[2J'"),
     ("export --run long --out x", "unknown position scheme 'xxx"),
