@@ -7,15 +7,22 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from fastbert import __version__
 from fastbert.config import load_yaml
-from fastbert.errors import UserError, choose, message_of
-from fastbert.flags import EXAMPLES, parse
+from fastbert.errors import UserError, brief, choose, message_of
+from fastbert.flags import EXAMPLES, normalized, parse
 from fastbert.hub.folders import check_model_folder
 from fastbert.registry import Registry
 from fastbert.requirements import check_requirements, check_text, refuse_several_processes
-from fastbert.streams import flush_standard_output, give_up_standard_output, prepare_streams, standard_output_fails
+from fastbert.streams import (
+    flush_standard_output,
+    give_up_standard_output,
+    prepare_streams,
+    standard_output_fails,
+    warn,
+)
 from fastbert.system_errors import reason, user_error
 
 OPTIONS = Registry(
@@ -62,9 +69,25 @@ def pretrain(arguments: list[str]) -> int:
     options = parse(OPTIONS["pretrain"], arguments, "pretrain", default)
     if not options.resume:
         options.check_inputs()
+    if idle := without_effect(options, arguments):
+        warn(
+            f"{', '.join(idle)} {'have' if len(idle) > 1 else 'has'} no effect, as {brief(options.data, str)} is prepared already"
+        )
     from fastbert.pretraining.job import pretrain as run
 
     return run(options, name)
+
+
+def without_effect(options: Any, arguments: list[str]) -> list[str]:
+    """The flags among `arguments` that only count for a source, where the data of a pretraining is prepared. In a YAML
+    file they are no mistake: it may serve for both."""
+    from fastbert.pretraining.options import SOURCE_ONLY
+
+    if not (Path(options.data) / "dataset.json").is_file():
+        return []
+    names = {flag for name in SOURCE_ONLY for flag in (f"--{name}".replace("_", "-"), f"--no-{name}".replace("_", "-"))}
+    typed = [normalized(argument).partition("=")[0] for argument in arguments if argument.startswith("--")]
+    return [flag for flag in typed if flag in names]
 
 
 def evaluate(arguments: list[str]) -> int:

@@ -61,6 +61,11 @@ def printable(text: str) -> str:
     return _UNSEEN.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
+def visible(text: str) -> str:
+    """`text` of several lines with all other control characters escaped, for whatever prints to a terminal."""
+    return "\n".join(map(printable, text.split("\n")))
+
+
 def message_of(error: UserError) -> str:
     """What is printed of an error: `LONGEST_MESSAGE` characters at most, without the middle if it has more."""
     text = LINE.join(map(printable, str(error).split(LINE)))

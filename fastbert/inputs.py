@@ -142,6 +142,12 @@ def refuse_zero_bytes(
     raise UserError(f"{named(path, what)} is binary, not text: a zero byte in line {number}; give UTF-8 text")
 
 
+def refuse_slash(path: str) -> None:
+    """Raises a UserError if `path` ends with a slash and is a file: `Path` drops the slash that the system refuses."""
+    if path.endswith("/") and os.path.isfile(path.rstrip("/")):
+        raise UserError(f"{path} ends with a slash and is a file, no folder; leave the slash out")
+
+
 def named(path: Path | str, what: str = "") -> str:
     return f"{what} {path}" if what else f"{path}"
 

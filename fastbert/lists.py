@@ -10,10 +10,10 @@ MOST_COMMAS = 8  # in a path of a list; in one that stands alone there is no lim
 
 
 def words(text: str) -> list[str]:
-    """The names in `text` without white space around them; empty ones are left out. `a,"b, c"` are two.
+    """The names in `text` without white space around them. `a,"b, c"` are two.
 
     Raises:
-        UserError: a quote is not closed, or something follows one that is.
+        UserError: a quote is not closed, or something follows one that is; no name stands before or after a comma.
     """
     try:
         rows = list(csv.reader([text], skipinitialspace=True, strict=True))
@@ -21,7 +21,7 @@ def words(text: str) -> list[str]:
         raise UserError(
             f"{brief(text)} is no list of names: put double quotes around a name with a comma, as in 'a,\"b, c\"'"
         ) from None
-    return [word.strip() for row in rows for word in row if word.strip()]
+    return _named([word.strip() for row in rows for word in row], text)
 
 
 def paths(text: str, exists: Callable[[str], bool]) -> list[str]:
@@ -29,6 +29,9 @@ def paths(text: str, exists: Callable[[str], bool]) -> list[str]:
 
     Args:
         exists: whether something is called so.
+
+    Raises:
+        UserError: no path stands before or after a comma.
     """
     if exists(text):
         return [text]
@@ -39,7 +42,15 @@ def paths(text: str, exists: Callable[[str], bool]) -> list[str]:
             name = whole if exists(whole) else whole.strip()
             if end == first + 1 or exists(name):
                 break
-        if name:
-            found.append(name)
+        found.append(name)
         first = end
-    return found
+    return _named(found, text)
+
+
+def _named(names: list[str], text: str) -> list[str]:
+    """`names`, of which none may be empty; no names at all if all of them are."""
+    if not any(names):
+        return []
+    if not all(names):
+        raise UserError(f"{brief(text)} has no name before or after one of its commas; leave that comma out")
+    return names

@@ -14,7 +14,7 @@ import traceback
 
 from fastbert.errors import UserError, brief
 
-SAVE_MEMORY = (
+MEMORY_REMEDY = (
     "give it less: a smaller --machine.micro-batch-size (the results stay the same), fewer --workers, shorter "
     "sequences or a smaller model"
 )
@@ -77,7 +77,7 @@ def user_error(error: BaseException) -> UserError | None:
         return error
     if out_of_memory(error):
         first = " ".join((str(error).strip().splitlines() or [""])[0].split())
-        return UserError(f"out of memory{f' ({brief(first, str)})' if first else ''}; {SAVE_MEMORY}")
+        return UserError(f"out of memory{f' ({brief(first, str)})' if first else ''}; {MEMORY_REMEDY}")
     for words, (what, remedy) in _WITHOUT_NUMBER.items():
         if isinstance(error, RuntimeError | FileNotFoundError) and words in str(error):
             return UserError(f"{what}; {remedy}")

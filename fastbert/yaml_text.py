@@ -20,7 +20,7 @@ _TAG = "tag:yaml.org,2002:"
 _NULL, _BOOL, _INT, _FLOAT, _STR, _MERGE = (_TAG + name for name in ("null", "bool", "int", "float", "str", "merge"))
 _SCALARS = (_NULL, _BOOL, _INT, _FLOAT, _STR)
 _TEXTS = (_TAG + "timestamp", _TAG + "value", _MERGE)  # a date, "=", and << that is no key: as they are written
-_DECIMAL = re.compile(r"[-+]?(0|[1-9][0-9_]*)")  # others are binary, octal, hexadecimal, or minutes and seconds
+_DECIMAL = re.compile(r"[-+]?(0|[1-9][0-9]*)")  # others are binary, octal, hexadecimal, or minutes and seconds
 _UNUSABLE = re.compile("[\0\ud800-\udfff]")  # no path has the first, no UTF-8 the others
 _NAMES = {_NULL: "null", _BOOL: "true or false", _INT: "a number", _FLOAT: "a number"}
 
@@ -137,20 +137,28 @@ class _Values:
             return self.integer(node)
         if tag == _FLOAT and ":" in text:
             raise self.error(node, f"{brief(text)} would be read as minutes and seconds; put text in quotes")
+        if tag == _FLOAT and "_" in text:
+            raise self.underscore(node)
         return self.loader.construct_object(node)
 
     def integer(self, node: yaml.ScalarNode) -> int:
         text = node.value
+        if "_" in text and _DECIMAL.fullmatch(text.replace("_", "")):
+            raise self.underscore(node)
         if not _DECIMAL.fullmatch(text):
             raise self.error(
                 node,
                 f"{brief(text)} would be read as a binary, octal or hexadecimal number or as minutes and seconds; "
                 "write a decimal number without leading zeros, or put text in quotes",
             )
-        digits = text.replace("_", "")
-        if len(digits) > 21 or abs(int(digits)) >= LARGEST_INTEGER:
+        if len(text) > 21 or abs(int(text)) >= LARGEST_INTEGER:
             raise self.error(node, f"the number {brief(text, str)} is too large")
-        return int(digits)
+        return int(text)
+
+    def underscore(self, node: yaml.Node) -> UserError:
+        """A flag with such a number is refused too."""
+        plain = brief(node.value.replace("_", ""), str)
+        return self.error(node, f"{brief(node.value)} has an underscore; write {plain}, or put text in quotes")
 
     def error(self, node: yaml.Node, problem: str) -> UserError:
         return UserError(f"{self.where}: line {node.start_mark.line + 1}: {problem}")

@@ -46,8 +46,9 @@ from fastbert.finetuning.options import FinetuneOptions
 from fastbert.finetuning.tasks import Task, open_task
 from fastbert.outputs import check_output_file, output_file
 from fastbert.records import json_text
+from fastbert.streams import say
 from fastbert.training.hardware import describe_machine
-from fastbert.training.logbook import read_metrics, say
+from fastbert.training.logbook import read_metrics
 
 QUALITY_TASKS = ("rte", "mrpc", "cola", "stsb")
 # Of classes: transformers' loss of numbers does not take float64 scores with float32 labels.

@@ -20,9 +20,10 @@ from fastbert.pretraining.loop import Trainer
 from fastbert.pretraining.options import PretrainOptions
 from fastbert.pretraining.setup import Setup
 from fastbert.records import write_json
+from fastbert.streams import say
 from fastbert.training.checkpoints import Checkpointer
 from fastbert.training.hardware import resolve_device, resolve_precision
-from fastbert.training.logbook import Logbook, say
+from fastbert.training.logbook import Logbook
 
 LATE, NEEDS_CUDA = "not measured: time was up", "not measured: needs CUDA"
 TOY = {"layers": 1, "width": 16, "heads": 2, "length": 24, "batch_size": 4}

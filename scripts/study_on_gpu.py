@@ -25,7 +25,7 @@ from fastbert.errors import UserError
 from fastbert.experiments.ablate import ABLATION, ablate
 from fastbert.experiments.ablate_options import AblateOptions, load_ablation
 from fastbert.experiments.sweep import RESULTS
-from fastbert.training.logbook import say
+from fastbert.streams import say
 
 LONGEST = 500  # seconds, of a part
 STOPPED = 128 + signal.SIGTERM

@@ -1,6 +1,7 @@
 """Standard streams that are closed, full, without a reader or of an encoding that lacks characters; Ctrl-C."""
 
 import ast
+import io
 import os
 import re
 import signal
@@ -10,9 +11,12 @@ import textwrap
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
+from fastbert.cli import main
 from fastbert.experiments.local import _idle
 from fastbert.streams import _Dropping
+from fastbert.training.logbook import Logbook
 from tests.processes import in_child
 
 ROOT = Path(__file__).parents[1]
@@ -116,6 +120,32 @@ def test_names_that_are_no_text_are_refused() -> None:
         assert done.returncode == 2 and done.stderr.count(b"\n") == 1
         assert b"is no text in the encoding of this locale" in done.stderr and b"LC_ALL=C.UTF-8" in done.stderr
     assert run("return 0", "export", "\xfc").returncode == 0
+
+
+def test_names_in_messages_command_no_terminal(tmp_path, capsys) -> None:
+    """Warnings and remarks show control characters of names as escapes, with a bar or a table on the screen too."""
+    source = tmp_path / "a\x1b]0;b\nerror: c\x07.txt"
+    source.write_text('{"text": "a text"}\n\n{"text": "another text"}\n\n{"text": "a third text"}\n')
+    arguments = ["prepare", "--source", str(tmp_path / "a*.txt"), "--out", str(tmp_path / "\x1bout"), "--vocab-size"]
+    for _ in range(2):
+        assert main([*arguments, "300", "--workers", "1"]) == 0
+    printed = capsys.readouterr().err
+    assert "a\\x1b]0;b\\nerror: c\\x07.txt looks like JSON" in printed and "\\x1bout is already prepared" in printed
+    assert not set("\x1b\x07") & set(printed)
+    screen = io.StringIO()
+    console = Console(force_terminal=True, file=screen, color_system=None)
+    with Logbook(tmp_path / "run", 1, console=console) as book:
+        book.say("the task \x1b]0;b")
+    assert "the task \\x1b]0;b" in screen.getvalue()
+
+
+def test_all_messages_are_printed_by_one_function() -> None:
+    printing = {
+        str(path.relative_to(ROOT / "fastbert"))
+        for path in (ROOT / "fastbert").rglob("*.py")
+        if re.search(r"file=sys\.stderr|sys\.stderr\.write\(", path.read_text(encoding="utf-8"))
+    }
+    assert printing == {"streams.py", "cli.py", "__init__.py"}  # cli: the error that ends the call
 
 
 def test_lines_on_standard_error_are_written_at_once() -> None:

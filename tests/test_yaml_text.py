@@ -28,7 +28,7 @@ def test_what_yaml_writes_is_read_equal(value, flow: bool) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        *("", "# nothing", "~", "a", "--- a", "a: !!str 5", "a: !!int 5", "a: yes", "a: 1_000", "a: .5", "a: '010'"),
+        *("", "# nothing", "~", "a", "--- a", "a: !!str 5", "a: !!int 5", "a: yes", "a: .5", "a: '010'"),
         "a: &x {b: 1}\nc: {<<: *x, d: 2}\ne: [*x, *x]",
         "a: &x {b: 1, c: 2}\nd: {c: 3, <<: [{b: 4}, *x]}",
         "a: >\n  folded\n  text\nb: |\n  kept\n  lines\n",
@@ -54,6 +54,9 @@ CHAIN = "a0: &a0 [x]\n" + "".join(f"a{n}: &a{n} [*a{n - 1}]\n" for n in range(1,
         ("a: {b: 1, b: 2}", "line 1: b is given twice"),
         ("a: 010", "line 1: '010' would be read as a binary, octal"),
         ("a: 0x10", "'0x10' would be read as"),
+        ("a: 1_000", "line 1: '1_000' has an underscore; write 1000, or put text in quotes"),
+        ("a: -1_0.5", "'-1_0.5' has an underscore; write -10.5"),
+        ("a: 0x1_0", "'0x1_0' would be read as a binary"),
         ("a: 1:30", "'1:30' would be read as"),
         ("a: 1:30.5", "'1:30.5' would be read as minutes and seconds"),
         ("a: 1\n2024: 3", "line 2: the key 2024 is not text; put it in quotes"),

@@ -5,7 +5,6 @@ was killed shows in the result.
 """
 
 import os
-import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from pathlib import Path
@@ -25,6 +24,7 @@ from fastbert.data.sources import Source
 from fastbert.data.tokenizer import WordPiece
 from fastbert.data.workers import in_order
 from fastbert.data.writer import SplitWriter
+from fastbert.streams import say
 
 BATCH_CHARACTERS = 2**21
 BYTES_PER_WORKER = 2**23  # a process takes half a second to start: less text than this is not worth one
@@ -175,7 +175,7 @@ def tokenize(
             corpus.save(partial, source)
     corpus.close()
     if told := told_end(source):
-        print(told, file=sys.stderr)
+        say(told)
 
 
 def workers_for(source: Source, asked: int) -> int:

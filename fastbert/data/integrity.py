@@ -9,7 +9,6 @@ import functools
 import hashlib
 import io
 import os
-import sys
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +23,7 @@ from fastbert.errors import UserError
 from fastbert.files import atomic_file
 from fastbert.inputs import input_errors, open_input
 from fastbert.records import json_text, read_json
+from fastbert.streams import say
 
 HEADER_BYTES = 128  # of a one-dimensional .npy file, whatever its length
 CHUNK = 2**20
@@ -178,7 +178,7 @@ def _remembered(folder: Path) -> dict[str, Any]:
 
 @functools.cache
 def _report_once(text: str) -> None:
-    print(text, file=sys.stderr)
+    say(text)
 
 
 def ascending_within(parts: Iterable[np.ndarray], stop: int) -> bool:

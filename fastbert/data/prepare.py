@@ -33,6 +33,7 @@ from fastbert.files import atomic_folder, disk_errors
 from fastbert.outputs import check_output_folder
 from fastbert.ranges import Count, Fraction, Range, Seed, Vocabulary, Workers, check_values
 from fastbert.records import read_json, seal_of, write_json
+from fastbert.streams import say, warn
 
 
 @dataclass(frozen=True)
@@ -128,12 +129,12 @@ def prepare(options: PrepareOptions, table: IO[str] | None = None) -> Path:
     _check_out(out)
     source = _open(options)
     for warning in source.warnings:
-        print(f"warning: {warning}", file=sys.stderr)
+        warn(warning)
     made_of = {"source": source.identity, "options": options.identity()}
     if _finished(out, made_of):
         with disk_errors(out):
             remove_traces(out)
-        print(f"{out} is already prepared from this source with these options", file=sys.stderr)
+        say(f"{out} is already prepared from this source with these options")
     else:
         with partial_folder(out, {**made_of, "format_version": FORMAT_VERSION, "reading": READING}) as partial:
             if partial is None:
@@ -143,7 +144,7 @@ def prepare(options: PrepareOptions, table: IO[str] | None = None) -> Path:
     record = read_record(out)
     print(summary(record), file=table)
     for warning in warnings(record):
-        print(f"warning: {warning}", file=sys.stderr)
+        warn(warning)
     print(f"wrote {out}", file=table)
     return out
 
@@ -210,10 +211,9 @@ def _train(source: Source, options: PrepareOptions) -> WordPiece:
             _watched(source, report), options.vocab_size, options.lowercase, options.strip_accents
         )
     if len(wordpiece.tokens) < options.vocab_size:
-        print(
+        say(
             f"the tokenizer has {len(wordpiece.tokens):,} entries, not the {options.vocab_size:,} asked for: "
             "what it was trained on has no other character, and no other piece that occurs twice",
-            file=sys.stderr,
         )
     return wordpiece
 
@@ -311,10 +311,9 @@ def _tokenize(
             )
         # So few documents that the hash put all on one side: the nearest to the other side goes there.
         if apart := corpus.smallest == corpus.largest:
-            print(
-                f"warning: the {corpus.duplicates + 1:,} documents of {options.source!r} are copies of one, so "
+            warn(
+                f"the {corpus.duplicates + 1:,} documents of {options.source!r} are copies of one, so "
                 "validation has the text of training",
-                file=sys.stderr,
             )
         elif not corpus.writers["validation"].documents:
             moved = {corpus.smallest: True}

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
+from fastbert.streams import say
+
 SECONDS_BETWEEN_LINES = 15
 
 
@@ -37,10 +39,10 @@ def progress(what: str, total: int) -> Iterator[Report]:
         last = now
         rate = done / (now - begin)
         if not total:
-            print(f"{what}: {done / 1e6:,.0f} MB, {rate / 1e6:.1f} MB/s", file=sys.stderr)
+            say(f"{what}: {done / 1e6:,.0f} MB, {rate / 1e6:.1f} MB/s")
             return
         left = max(total - done, 0) / rate
-        print(f"{what}: {done / total:.0%}, {rate / 1e6:.1f} MB/s, {left:.0f} s left", file=sys.stderr)
+        say(f"{what}: {done / total:.0%}, {rate / 1e6:.1f} MB/s, {left:.0f} s left")
 
     yield line
-    print(f"{what}: done in {time.monotonic() - begin:.0f} s", file=sys.stderr)
+    say(f"{what}: done in {time.monotonic() - begin:.0f} s")

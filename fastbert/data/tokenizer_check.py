@@ -5,7 +5,6 @@ run. Importing it takes about half a second next to torch, so it happens here, w
 """
 
 import string
-import sys
 import tempfile
 from collections.abc import Iterable, Iterator
 from itertools import zip_longest
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from fastbert.data.tokenizer_files import CONFIG, JSON, MODEL, SPECIAL_TOKENS, Interpreted, contradictions
 from fastbert.errors import UserError
 from fastbert.records import json_text
+from fastbert.streams import say
 
 if TYPE_CHECKING:
     from fastbert.data.tokenizer import WordPiece
@@ -57,10 +57,9 @@ def check_folder(wordpiece: "WordPiece", files: Interpreted) -> None:
     if found is not None and CONFIG not in contents and MODEL in contents:
         rest = {name: content for name, content in contents.items() if name != MODEL}
         if difference(wordpiece, open_in_transformers(rest)) is None:
-            print(
+            say(
                 f"the tokenizer in {folder} is read as {JSON} says. transformers reads it differently as long as there "
                 f"is no {CONFIG}: {found}. fastbert export writes a folder that both read alike",
-                file=sys.stderr,
             )
             found = None
     if found is None and (stated := contradictions(contents)):

@@ -40,8 +40,8 @@ from fastbert.experiments.sweep_report import plural
 from fastbert.files import locked_folder, make_inner_folder
 from fastbert.pretraining.options import science
 from fastbert.pretraining.setup import data_fingerprint
+from fastbert.streams import say
 from fastbert.training.interrupts import Interrupts
-from fastbert.training.logbook import say
 
 ABLATION = "ablation"
 

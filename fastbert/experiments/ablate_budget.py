@@ -13,7 +13,7 @@ from fastbert.experiments.sweep_report import plural
 from fastbert.pretraining import job
 from fastbert.pretraining.options import PretrainOptions, science
 from fastbert.pretraining.setup import Setup, data_fingerprint
-from fastbert.training.logbook import say
+from fastbert.streams import say
 from fastbert.training.timing import undisturbed
 
 ROUNDS, ROUND_SECONDS, ROUND_STEPS = 5, 2.0, 30  # of timing; in a round at most

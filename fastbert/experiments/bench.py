@@ -10,8 +10,8 @@ from fastbert.errors import UserError
 from fastbert.experiments.bench_options import BenchKernelsOptions
 from fastbert.outputs import check_output_folder
 from fastbert.records import json_text
+from fastbert.streams import say
 from fastbert.training.hardware import describe_machine, setup_machine
-from fastbert.training.logbook import say
 from fastbert.training.options import MachineOptions
 
 

@@ -25,8 +25,8 @@ from fastbert.files import atomic_file, disk_errors, make_folder, remove_empty
 from fastbert.model.options import EncoderOptions
 from fastbert.processes import without_control_c
 from fastbert.records import json_text, write_json
+from fastbert.streams import say
 from fastbert.training.hardware import describe_machine
-from fastbert.training.logbook import say
 
 ENCODER = EncoderOptions(layers=4, width=256, heads=4)  # of the training step that reading is held against
 STEPS, STEP_SECONDS = 30, 5.0  # drawn in a round; of timed training

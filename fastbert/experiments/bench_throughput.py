@@ -21,8 +21,8 @@ from fastbert.outputs import check_output_folder
 from fastbert.pretraining.options import PretrainMachineOptions, PretrainOptions
 from fastbert.pretraining.setup import check_networks, data_folder
 from fastbert.records import json_text, write_json
+from fastbert.streams import say
 from fastbert.training.hardware import describe_machine, resolve_device
-from fastbert.training.logbook import say
 
 PEERS = ("fp32", "bf16", "compiled")
 

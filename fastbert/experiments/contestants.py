@@ -34,7 +34,7 @@ from fastbert.pretraining.profiling import profile_steps
 from fastbert.pretraining.run import RunFolder
 from fastbert.pretraining.setup import Setup, data_folder, prepare_setup
 from fastbert.processes import without_control_c
-from fastbert.system_errors import SAVE_MEMORY, user_error
+from fastbert.system_errors import MEMORY_REMEDY, user_error
 from fastbert.training.hardware import autocast, peak_flops, resolve_device, resolve_precision, use_device
 from fastbert.training.memory import PeakMemory
 
@@ -107,7 +107,7 @@ class Runner:
             code = self._process.exitcode
             if code == -signal.SIGKILL:
                 raise UserError(
-                    f"the process of {self.contestant.name} was killed, most likely for want of memory; {SAVE_MEMORY}"
+                    f"the process of {self.contestant.name} was killed, most likely for want of memory; {MEMORY_REMEDY}"
                 ) from None
             raise RuntimeError(f"{self.contestant.name} ended with exit code {code}") from None
         if kind == "mistake":

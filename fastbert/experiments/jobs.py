@@ -14,14 +14,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from fastbert.errors import UserError
+from fastbert.errors import UserError, message_of
 from fastbert.files import disk_errors, make_folder, no_link, remove
 from fastbert.records import read_json
+from fastbert.streams import say
 from fastbert.system_errors import NO_MEMORY, out_of_memory, user_error
 
 LOG, RUN = "log.txt", "run"
 TAIL = 15  # lines of a log that a failure shows
-SAVE_MEMORY = (
+JOB_MEMORY_REMEDY = (
     "run fewer --workers, or give less to a job: a smaller machine: micro_batch_size (the results stay the same), for "
     "fine-tuning a shorter max_length"
 )
@@ -77,7 +78,7 @@ def run_job(job: dict[str, Any], folder: Path) -> dict[str, Any]:
 
     Returns:
         status "done" with `result` (the seed's result.json), precision and seconds (those of interrupted attempts that
-        it continued too), or "failed" with `reason`, `mend` and `log` (the last lines).
+        it continued too), or "failed" with `reason`, `fix` and `log` (the last lines).
     """
     start = time.perf_counter()
     folder = folder.resolve()
@@ -101,7 +102,7 @@ def run_job(job: dict[str, Any], folder: Path) -> dict[str, Any]:
 def _put_down(text: str) -> None:
     """Writes to the log."""
     with suppress(OSError):  # a full disk; the outcome names it too
-        print(text, file=sys.stderr, flush=True)
+        say(text)
 
 
 def _train(job: dict[str, Any], out: Path) -> dict[str, Any]:
@@ -161,8 +162,8 @@ def _said_in(file: IO[str]) -> Iterator[None]:
 # --- failures
 
 
-def failure(reason: str, mend: str) -> dict[str, Any]:
-    return {"status": "failed", "reason": reason, "mend": mend, "log": []}
+def failure(reason: str, fix: str) -> dict[str, Any]:
+    return {"status": "failed", "reason": reason, "fix": fix, "log": []}
 
 
 def ended(code: int) -> dict[str, Any]:
@@ -173,9 +174,9 @@ def ended(code: int) -> dict[str, Any]:
 def _explained(error: Exception) -> dict[str, Any]:
     said = (str(error).strip().splitlines() or [""])[0]
     if out_of_memory(error):
-        return failure(f"it ran out of memory ({type(error).__name__}: {said})", SAVE_MEMORY)
+        return failure(f"it ran out of memory ({type(error).__name__}: {said})", JOB_MEMORY_REMEDY)
     if known := user_error(error):
-        return failure(str(known), "")
+        return failure(message_of(known), "")
     return failure(f"{type(error).__name__}: {said}", "the traceback is in its log")
 
 
@@ -189,9 +190,11 @@ def explained_death(code: int, log: Path) -> dict[str, Any]:
     lines = tail(log)
     if code == -signal.SIGKILL:
         reason = "its process was killed by SIGKILL, most likely by the system for want of memory"
-        return failure(reason, SAVE_MEMORY) | {"log": lines}
+        return failure(reason, JOB_MEMORY_REMEDY) | {"log": lines}
     if NO_MEMORY.search("\n".join(lines)):
-        return failure(f"its process ran out of memory and ended by {_ending(code)}", SAVE_MEMORY) | {"log": lines}
+        return failure(f"its process ran out of memory and ended by {_ending(code)}", JOB_MEMORY_REMEDY) | {
+            "log": lines
+        }
     return failure(f"its process was ended by {_ending(code)}", "see its log; run it again") | {"log": lines}
 
 

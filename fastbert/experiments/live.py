@@ -7,9 +7,10 @@ import time
 from collections.abc import Callable, Container, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from fastbert.errors import visible
 from fastbert.experiments.comparison import Row, score
 from fastbert.experiments.jobs import Job, title
-from fastbert.training.logbook import say
+from fastbert.streams import say
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -96,7 +97,7 @@ class Board:
 
     def _say(self, text: str) -> None:
         if self._live:
-            self._live.console.print(text, markup=False, highlight=False, soft_wrap=True)
+            self._live.console.print(visible(text), markup=False, highlight=False, soft_wrap=True)
         else:
             say(text)
 

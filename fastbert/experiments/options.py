@@ -14,7 +14,7 @@ from fastbert.config import choice, from_dict, of_another_job, read_yaml, with_u
 from fastbert.errors import UserError, brief, nearest
 from fastbert.finetuning.glue import check_glue_folder
 from fastbert.finetuning.options import MOST_TRAININGS, FinetuneOptions
-from fastbert.finetuning.tasks import OwnTaskOptions, check_task
+from fastbert.finetuning.tasks import OwnTaskOptions, check_glue_options, check_task, is_glue
 from fastbert.hub.folders import check_model_folder
 from fastbert.ranges import Processes, Range, Seed, Workers, check_values, problem_of, text_problem
 
@@ -116,6 +116,8 @@ class Axes:
             "seeds": 1,
             **more,
         }
+        if not is_glue(task.task):  # options of GLUE are for the other tasks of the sweep
+            values |= {"glue_dir": None, "glue_subset": False}
         values["machine"] = {**values.get("machine", {}), "threads": self.threads}
         return from_dict(FinetuneOptions, values, f"{self.path}: {task.name or task.task}")
 
@@ -131,6 +133,10 @@ class Axes:
         for task in self.tasks:
             with prefixed(f"{self.path}: tasks"):
                 check_task(task.task, OwnTaskOptions())
+                check_glue_options([task.task], None, bool(task.overrides.get("glue_subset")), dashes="")
+        with prefixed(self.path):
+            tasks = [task.task for task in self.tasks]
+            check_glue_options(tasks, glue_dir, bool(self.finetune.get("glue_subset")), dashes="")
         check_glue_folder(glue_dir)
 
 

@@ -11,7 +11,7 @@ from fastbert.experiments.options import Axes, ModelEntry, SweepOptions, TaskEnt
 from fastbert.finetuning.batches import subset
 from fastbert.finetuning.job import Setup, describe_experiment, prepare_setup
 from fastbert.finetuning.options import science
-from fastbert.training.logbook import say
+from fastbert.streams import say
 from fastbert.training.schedules import learning_rate_factor
 
 

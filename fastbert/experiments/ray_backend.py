@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from fastbert.errors import UserError
-from fastbert.experiments.jobs import SAVE_MEMORY, Job, failure, run_job
+from fastbert.experiments.jobs import JOB_MEMORY_REMEDY, Job, failure, run_job
 from fastbert.experiments.local import TICK, Event
 from fastbert.files import atomic_file
 from fastbert.system_errors import user_error
@@ -139,7 +139,7 @@ def _outcome(ray: Any, reference: Any, folder: Path) -> dict[str, Any]:
         said = " ".join(str(error).split())
         killed = isinstance(error, ray.exceptions.OutOfMemoryError | ray.exceptions.WorkerCrashedError)
         why = "its process was killed, most likely for want of memory" if killed else "Ray could not run it"
-        return failure(f"{why} ({type(error).__name__}: {said[:300]})", SAVE_MEMORY if killed else "run it again")
+        return failure(f"{why} ({type(error).__name__}: {said[:300]})", JOB_MEMORY_REMEDY if killed else "run it again")
     for name, text in outcome.pop("files").items():
         with atomic_file(folder / name, "w") as file:
             file.write(text)

@@ -4,7 +4,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from fastbert.training.logbook import say
+from fastbert.streams import say
 
 
 def told(rounds: int) -> Iterator[int]:

@@ -32,9 +32,9 @@ from fastbert.files import (
 from fastbert.finetuning.results import check_best
 from fastbert.inputs import read_input
 from fastbert.records import COUNT, check, finite_or_none, json_text, parse_json, read_sealed, seal_of, write_sealed
+from fastbert.streams import say
 from fastbert.training.hardware import describe_machine
 from fastbert.training.interrupts import Interrupts
-from fastbert.training.logbook import say
 
 RESULTS, SWEEP = "results.jsonl", "sweep"
 LARGEST_RESULTS = 2**28  # bytes
@@ -244,7 +244,9 @@ def read_row(line: bytes, where: str) -> Row:
         elif not row["validations"]:
             raise UserError(f"{where} is damaged: validations is empty")
     else:
-        check(row, {"reason": str, "mend": str, "log": [str]}, where)
+        if "mend" in row:  # its name in older results
+            row["fix"] = row.pop("mend")
+        check(row, {"reason": str, "fix": str, "log": [str]}, where)
     return row
 
 
@@ -268,7 +270,7 @@ def result_row(job: Job, outcome: dict[str, Any], out: Path) -> Row:
         result = {key: value for key, value in outcome["result"].items() if key not in ("seed", "model")}
         row |= {"metrics": outcome["metrics"], **result, "precision": outcome["precision"]}
     else:
-        row |= {key: outcome[key] for key in ("reason", "mend", "log") if key in outcome}
+        row |= {key: outcome[key] for key in ("reason", "fix", "log") if key in outcome}
     return row | {"seconds": outcome.get("seconds"), "configuration": job.identity}
 
 
@@ -316,8 +318,8 @@ def say_failures(failed: list[Row], total: int, shown: Callable[[Row], str]) -> 
     """
     for row in failed:
         log = "".join(f"\n    {line}" for line in row["log"])
-        mend = f"\n  to fix it: {row['mend']}" if row["mend"] else ""
-        say(f"\nFAILED {row['task']}, {row['model']}, {shown(row)}\n  {row['reason']}{mend}")
+        fix = f"\n  to fix it: {row['fix']}" if row["fix"] else ""
+        say(f"\nFAILED {row['task']}, {row['model']}, {shown(row)}\n  {row['reason']}{fix}")
         if log:
             say(f"  the end of {Path(row['folder']) / LOG}:{log}")
     if failed:

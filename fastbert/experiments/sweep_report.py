@@ -11,7 +11,7 @@ from fastbert.experiments.statistics import Paired, flip_limits, summary
 from fastbert.finetuning import results
 from fastbert.finetuning.glue import GLUE
 from fastbert.finetuning.table import COLUMNS, NOTHING, glue_table
-from fastbert.training.logbook import say
+from fastbert.streams import say
 
 SETTING = "learning rate, batch, epochs"
 

@@ -41,11 +41,12 @@ from fastbert.finetuning.tasks import Example, Task, open_task
 from fastbert.hub.load import Pretrained, tokenizer_of
 from fastbert.outputs import check_output_folder
 from fastbert.records import finite_or_none, json_text, read_sealed, write_sealed
+from fastbert.streams import say
 from fastbert.training.apex import check_apex, fused_adam
 from fastbert.training.finite import all_finite
 from fastbert.training.hardware import describe_machine, resolve_device, resolve_precision, setup_machine
 from fastbert.training.interrupts import Interrupts
-from fastbert.training.logbook import Logbook, say
+from fastbert.training.logbook import Logbook
 from fastbert.training.optimizers import implementation
 from fastbert.training.schedules import learning_rate_factor
 
@@ -184,11 +185,11 @@ def describe_experiment(setup: Setup) -> dict[str, Any]:
     }
 
 
-def check_folder(out: Path, experiment: dict[str, Any]) -> None:
-    """Sees to it that results of `experiment` may go to `out`, which is there.
+def check_folder(out: Path, setup: Setup, experiment: dict[str, Any]) -> None:
+    """Sees to it that results of `experiment`, which is that of `setup`, may go to `out`, which is there.
 
     Raises:
-        UserError: it holds another experiment, or something else.
+        UserError: it holds another experiment, or something else; the result of a finished seed in it is damaged.
     """
     manifest_path = out / "manifest.json"
     if manifest_path.is_file():
@@ -201,6 +202,10 @@ def check_folder(out: Path, experiment: dict[str, Any]) -> None:
                 "Give the same options to continue it, or choose another --out"
             )
     check_others(out)
+    options = setup.options
+    for fraction in options.fractions():
+        for seed in range(options.first_seed, options.first_seed + options.seeds):
+            finished(seed_folder(out, fraction, seed), setup.task.metrics)
 
 
 def check_others(out: Path) -> None:
@@ -213,14 +218,10 @@ def check_others(out: Path) -> None:
 
 
 def open_folder(out: Path, setup: Setup) -> None:
-    """Writes what the experiment is, if `out` may take it (see `check_folder`) and no result in it is damaged."""
+    """Writes what the experiment is, if `out` may take it (see `check_folder`)."""
     experiment = describe_experiment(setup)
-    check_folder(out, experiment)
-    options = setup.options
-    for fraction in options.fractions():
-        for seed in range(options.first_seed, options.first_seed + options.seeds):
-            finished(seed_folder(out, fraction, seed), setup.task.metrics)
-    write_options(out, options)
+    check_folder(out, setup, experiment)
+    write_options(out, setup.options)
     manifest = {
         "experiment": configuration.digest(experiment),
         "science": experiment,

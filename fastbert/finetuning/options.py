@@ -8,9 +8,9 @@ from fastbert.config import BOOKKEEPING, MACHINE, convert_text, leaves
 from fastbert.errors import OptionError, UserError, brief, choose
 from fastbert.finetuning.glue import GLUE, check_glue_folder
 from fastbert.finetuning.own import OwnTaskOptions, check_own_file
-from fastbert.finetuning.tasks import Task, check_task, task_names
+from fastbert.finetuning.tasks import Task, check_glue_options, check_task, task_names
 from fastbert.hub.folders import check_model_folder
-from fastbert.inputs import check_folder, open_input
+from fastbert.inputs import check_folder, open_input, refuse_slash
 from fastbert.ranges import LARGEST_SEED, Count, Natural, NotNegative, Part, Positive, Range, Rate, Seed, check_values
 from fastbert.training.options import MachineOptions, OptimizerOptions, ScheduleOptions, TrainingMachineOptions
 
@@ -124,6 +124,7 @@ class FinetuneOptions:
                 check_task(name, self.own)
             except UserError as error:
                 raise UserError(f"{name}: {error}" if names else str(error)) from None
+        check_glue_options(names or [self.task], self.glue_dir, self.glue_subset)
         check_glue_folder(self.glue_dir)
 
     def fractions(self) -> list[float]:
@@ -216,7 +217,9 @@ class PredictOptions:
         check_model_folder(self.model)
         if self.task is not None:
             check_task(self.task, self.own)
+            check_glue_options([self.task], self.glue_dir, self.glue_subset)
         else:
+            refuse_slash(self.source)
             check_own_file(Path(self.source))
         check_glue_folder(self.glue_dir)
 

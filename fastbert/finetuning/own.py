@@ -12,7 +12,7 @@ from fastbert.data.formats import suffixes
 from fastbert.data.parquet import read_class_names
 from fastbert.data.tables import check_table, read_rows
 from fastbert.errors import OptionError, UserError, brief
-from fastbert.inputs import open_input
+from fastbert.inputs import open_input, refuse_slash
 from fastbert.ranges import check_values, number_of, text_problem
 
 KINDS = ("classes", "number")
@@ -93,6 +93,7 @@ class OwnSource:
         self.paths: dict[str, Path] = {}
         for split in ("train", "dev", "test"):
             if name := getattr(options, split):
+                refuse_slash(name)
                 path = Path(name)
                 beside = folder / path if folder is not None else path
                 self.paths[split] = beside if beside.exists() and not path.exists() else path

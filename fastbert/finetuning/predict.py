@@ -18,8 +18,8 @@ from fastbert.finetuning.own import OwnSource
 from fastbert.finetuning.tasks import Example, Task, open_task
 from fastbert.outputs import check_output_file, is_standard_output, output_file
 from fastbert.records import json_text
+from fastbert.streams import say
 from fastbert.training.hardware import autocast, resolve_device, resolve_precision, setup_machine
-from fastbert.training.logbook import say
 
 BATCH = 64  # examples in one forward pass, unless machine.micro_batch_size says otherwise
 

@@ -1,7 +1,6 @@
 """The results of a fine-tuning over its seeds: results.json, a table for people, and a learning curve."""
 
 import statistics
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from fastbert.finetuning.model import fine_tuned_folder
 from fastbert.finetuning.options import FinetuneOptions
 from fastbert.finetuning.tasks import Task
 from fastbert.records import COUNT, check, read_sealed, write_sealed
+from fastbert.streams import say
 
 Figures = dict[str, dict[str, float | None]]
 """dev split -> metric -> value; the mean loss too. None for what was not finite, which the best epoch never has."""
@@ -185,7 +185,7 @@ def learning_curve(path: Path, task: Task, model: str, fractions: list[dict[str,
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        print("matplotlib is not installed: no learning curve is drawn; results.json has the figures", file=sys.stderr)
+        say("matplotlib is not installed: no learning curve is drawn; results.json has the figures")
         return None
     metric = task.metrics[0]
     parts = sorted(fractions, key=lambda part: part["train_examples"])

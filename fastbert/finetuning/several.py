@@ -14,9 +14,9 @@ from fastbert.finetuning import job
 from fastbert.finetuning.options import FinetuneOptions
 from fastbert.finetuning.results import read_results
 from fastbert.finetuning.table import Summary, glue_table
-from fastbert.finetuning.tasks import open_task, task_names
+from fastbert.finetuning.tasks import is_glue, open_task, task_names
 from fastbert.outputs import check_output_folder
-from fastbert.training.logbook import say
+from fastbert.streams import say
 
 TABLE = "glue.md"
 
@@ -72,17 +72,19 @@ def check_tasks(asked: FinetuneOptions, names: list[str]) -> list[FinetuneOption
     problems: dict[str, str] = {}
     for name in names:
         try:
-            task = open_task(name, glue_dir=asked.glue_dir, glue_subset=asked.glue_subset)
+            its = asked if is_glue(name) else replace(asked, glue_dir=None, glue_subset=False)
+            task = open_task(name, glue_dir=its.glue_dir, glue_subset=its.glue_subset)
             if task.name in parts:
                 raise UserError(f"a task called {task.name} comes twice; leave it out, or rename one in its YAML file")
             if Path(task.name).name != task.name:
                 raise UserError(f"{task.name!r} is no name for a folder; rename the task in its YAML file")
             folder = Path(asked.out) / task.name
             symmetric = asked.symmetric and task.symmetric and task.is_pair
-            options = replace(asked, task=name, out=str(folder), symmetric=symmetric)
+            options = replace(its, task=name, out=str(folder), symmetric=symmetric)
+            check_output_folder(folder)
             setup = job.prepare_setup(options)
             if folder.is_dir():
-                job.check_folder(folder, job.describe_experiment(setup))
+                job.check_folder(folder, setup, job.describe_experiment(setup))
             parts[task.name] = options
         except UserError as error:
             problems[name] = str(error)

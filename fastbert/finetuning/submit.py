@@ -1,6 +1,5 @@
 """`fastbert submit`: the archive GLUE's server takes, predicted by fine-tuned models, or a check of one."""
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,8 +12,8 @@ from fastbert.finetuning.results import best_seed, read_results, tuned_folder
 from fastbert.finetuning.submission import FILES, validate, write_submission
 from fastbert.finetuning.tasks import open_task
 from fastbert.outputs import check_output_file, is_standard_output
+from fastbert.streams import say
 from fastbert.training.hardware import resolve_device, resolve_precision, setup_machine
-from fastbert.training.logbook import say
 
 
 @dataclass(frozen=True)
@@ -114,7 +113,7 @@ def chosen_models(options: SubmitOptions) -> dict[str, Path]:
         for path in found:
             name = read_results(path.parent)["task"]
             if name not in GLUE:
-                print(f"{path.parent}: {name} is no GLUE task, left out", file=sys.stderr)
+                say(f"{path.parent}: {name} is no GLUE task, left out")
             else:
                 chosen[name] = best_seed(path.parent)
     named: set[str] = set()

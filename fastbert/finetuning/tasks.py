@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -158,6 +158,27 @@ def check_task(name: str, own: OwnTaskOptions) -> None:
         check_own_file(path)
 
 
+def is_glue(name: str) -> bool:
+    """Whether --task `name` is one of GLUE's."""
+    return plain(name) in GLUE
+
+
+def check_glue_options(tasks: Sequence[str], glue_dir: str | None, glue_subset: bool, dashes: str = "--") -> None:
+    """
+    Args:
+        dashes: what stands before the name of an option; none in a YAML file.
+
+    Raises:
+        UserError: an option of GLUE is given, and none of the tasks is one of GLUE's.
+    """
+    if not any(map(is_glue, tasks)) and (glue_dir is not None or glue_subset):
+        name = "glue_dir" if glue_dir is not None else "glue_subset"
+        option = f"{dashes}{name.replace('_', '-')}" if dashes else name
+        who = " and ".join(brief(task, str) for task in tasks)
+        none = f"{who} {'are no GLUE tasks' if len(tasks) > 1 else 'is no GLUE task'}" if tasks else "there is no task"
+        raise UserError(f"{option} is for GLUE, and {none}; leave it out")
+
+
 def _refuse_own(name: str, own: OwnTaskOptions | None) -> None:
     """Raises a UserError if options of a custom task are given for the GLUE task `name`."""
     if chosen := given_in(own):
@@ -221,6 +242,9 @@ def _glue_task(name: str, folder: str | None, subset: bool) -> Task:
 
 def _own_task(options: OwnTaskOptions, name: str, folder: Path | None) -> Task:
     source = OwnSource(options, folder)
+    for split, path in source.paths.items():
+        if next(source.rows(split, []), None) is None:
+            raise UserError(f"{path} holds no rows; give a file with rows")
     labels: tuple[str, ...] = ()
     if options.kind == "classes":
         labels = tuple(words(options.labels or ""))

@@ -4,7 +4,6 @@ checkpoint.
 No code of the folder is executed and nothing is unpickled.
 """
 
-import sys
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from fastbert.model.encoder import Encoder
 from fastbert.model.heads import MLMHead
 from fastbert.ranges import plain
 from fastbert.records import COUNT, check, parse_json, read_json
+from fastbert.streams import say
 from fastbert.training.checkpoints import Checkpoint, read_checkpoint, read_newest
 
 LARGEST_CONFIG = 2**24  # bytes; labels may be many
@@ -296,7 +296,7 @@ def _modern(name: str, family: str) -> str:
 
 
 def _newest(folder: Path) -> Checkpoint:
-    checkpoint = read_newest(folder, say=lambda problem: print(problem, file=sys.stderr))
+    checkpoint = read_newest(folder, say=say)
     if checkpoint is None:
         raise UserError(f"{folder} holds no checkpoint yet; wait for the run's first")
     return checkpoint

@@ -28,9 +28,9 @@ from fastbert.pretraining.loop import Trainer
 from fastbert.pretraining.options import PretrainOptions
 from fastbert.pretraining.run import RunFolder
 from fastbert.pretraining.setup import Setup
+from fastbert.streams import say
 from fastbert.training.checkpoints import existing, free_space
 from fastbert.training.interrupts import Interrupts
-from fastbert.training.logbook import say
 from fastbert.training.memory import PeakMemory
 from fastbert.training.optimizer_state import flatten_optimizer
 from fastbert.training.timing import Timed, time_in_groups, undisturbed

@@ -14,8 +14,9 @@ from fastbert.pretraining.loop import Progress
 from fastbert.pretraining.run import RunFolder
 from fastbert.pretraining.setup import Setup
 from fastbert.records import write_json
+from fastbert.streams import say
 from fastbert.training.hardware import describe_machine
-from fastbert.training.logbook import NothingToDrawError, plot_curves, say
+from fastbert.training.logbook import NothingToDrawError, plot_curves
 
 NOT_FINITE = "not finite"  # in place of a figure
 

@@ -3,7 +3,6 @@ two networks, all that its objective measures.
 """
 
 import math
-import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,6 +25,7 @@ from fastbert.objectives.options import MLMOptions
 from fastbert.pretraining.evaluation import evaluate
 from fastbert.pretraining.options import EvaluateOptions, PretrainOptions, objective_options
 from fastbert.records import json_text
+from fastbert.streams import warn
 from fastbert.training.hardware import resolve_device, resolve_precision, setup_machine
 
 
@@ -57,11 +57,10 @@ def evaluate_text(options: EvaluateOptions) -> dict[str, Any]:
     words = tokens[ordinary]
     fraction = text.unk_tokens / max(1, text.unk_tokens + len(words))
     if fraction > MUCH_UNKNOWN:
-        print(
-            f"warning: {fraction:.1%} of the tokens of {options.source} are [UNK], which the tokenizer of "
+        warn(
+            f"{fraction:.1%} of the tokens of {options.source} are [UNK], which the tokenizer of "
             f"{options.model} has no pieces for: loss and accuracy leave them out, bits per byte counts 8 for each of "
             "their bytes",
-            file=sys.stderr,
         )
     if ordinary[: len(rows) * (length - 1)].any():
         micro = options.machine.micro_batch_size or 32
@@ -141,7 +140,7 @@ def read_text(options: EvaluateOptions, vocabulary: WordPiece) -> HeldOut:
     count = size = unk_bytes = 0
     source = open_source(options.source, options.column)
     for warning in source.warnings:
-        print(f"warning: {warning}", file=sys.stderr)
+        warn(warning)
     for text in source.documents():
         encoded = encoder.encode([text], [False])
         parts.append(encoded.tokens)

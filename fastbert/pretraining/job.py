@@ -36,12 +36,13 @@ from fastbert.pretraining.run import (
 )
 from fastbert.pretraining.setup import Setup, data_fingerprint, prepare_setup
 from fastbert.records import check, write_json
+from fastbert.streams import say
 from fastbert.training.checkpoints import Checkpointer, check_space, existing, read_newest
 from fastbert.training.hardware import autocast, describe_machine, peak_flops
 from fastbert.training.interrupts import Interrupts
 from fastbert.training.kernels import fix_kernels
 from fastbert.training.lagged import LaggedScalars
-from fastbert.training.logbook import Logbook, say
+from fastbert.training.logbook import Logbook
 from fastbert.training.optimizers import clip_gradients, guarded_step, implementation
 from fastbert.training.schedules import learning_rate_factor
 from fastbert.training.timing import Timed, repeat_in, time_in_groups, writing_seconds

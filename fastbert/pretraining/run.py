@@ -275,8 +275,8 @@ def merge(stored: PretrainOptions, asked: PretrainOptions) -> tuple[PretrainOpti
         value = getattr(asked, name)
         if value is not None and value != getattr(stored, name):
             raise UserError(
-                f"{name} is fixed when a run starts: this one has {stored.steps} steps; resume without --{name}, "
-                "or start a new run with another --out"
+                f"{name} is fixed when a run starts: this one has {stored.steps} steps; resume without --{name}. "
+                f"{longer(RunFolder(Path(stored.out)))}"
             )
     filled = {}
     for name in ("steps", "eval_every", "checkpoint_every"):
@@ -325,12 +325,20 @@ def check_same_experiment(
         fix = f"{run.config} was changed after the run was started: put back {', '.join(edited)}"
     elif expected.get("data") != science.get("data") and len(changed) == 1:
         fix = "The data was prepared anew or exchanged: resume with --data and the folder that the run was started with"
+    elif expected | {"steps": 0} == science | {"steps": 0}:
+        fix = f"Steps are fixed when a run starts: resume without --steps. {longer(run)}"
     else:
         fix = "Resume with the run's own options (--resume alone takes them)"
+    end = "" if fix.endswith(longer(run)) else ", or start a new run with another --out"
     raise UserError(
         f"the run in {run.path} is another experiment; resuming would mix the two. What differs:{LINE}{lines}{LINE}"
-        f"{fix}, or start a new run with another --out"
+        f"{fix}{end}"
     )
+
+
+def longer(run: RunFolder) -> str:
+    """How to train longer than the run, whose schedule ends with its steps."""
+    return f"To train longer, start a new run from its weights: --init-from {run.path} with another --out"
 
 
 def session(step: int, seconds: float, machine: dict[str, Any], resolved: dict[str, Any]) -> dict[str, Any]:

@@ -24,9 +24,9 @@ from fastbert.objectives.options import MultipleChoiceOptions
 from fastbert.pretraining.evaluation import evaluate
 from fastbert.pretraining.notes import NotedCorpus, find_noted, rare_band
 from fastbert.pretraining.options import SOURCE_ONLY, PretrainOptions, objective_options
+from fastbert.streams import say
 from fastbert.training.apex import check_apex
 from fastbert.training.hardware import resolve_device, resolve_precision, setup_machine, total_memory
-from fastbert.training.logbook import say
 from fastbert.training.optimizers import build_optimizer
 
 

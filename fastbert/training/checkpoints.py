@@ -235,12 +235,12 @@ def read_state(path: Path) -> tuple[int, dict]:
 
 
 def check_space(
-    folder: Path | str, bytes_needed: int, what: str = "checkpoints need", mend: str = "keep fewer checkpoints"
+    folder: Path | str, bytes_needed: int, what: str = "checkpoints need", remedy: str = "keep fewer checkpoints"
 ) -> None:
     """Sees to it, before work starts, that `bytes_needed` can be written below `folder`, which need not exist yet.
 
     Args:
-        what, mend: for the error: who needs it, and what else can be done about it.
+        what, remedy: for the error: who needs it, and what else can be done about it.
 
     Raises:
         UserError: the disk has less room.
@@ -249,7 +249,7 @@ def check_space(
     if free < bytes_needed:
         raise UserError(
             f"{what} {bytes_needed / 1e9:.2f} GB and the disk of {folder} has {free / 1e9:.2f} GB left; "
-            f"free some space, choose another folder, or {mend}"
+            f"free some space, choose another folder, or {remedy}"
         )
 
 

@@ -15,10 +15,11 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fastbert.errors import UserError
+from fastbert.errors import UserError, visible
 from fastbert.files import atomic_file, disk_errors, make_inner_folder, no_link
 from fastbert.inputs import open_input
 from fastbert.records import json_text
+from fastbert.streams import say
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -26,11 +27,6 @@ if TYPE_CHECKING:
 Column = float | int | str | bool | None
 
 SECONDS_BETWEEN_LINES = 5.0  # of plain progress, where there is no terminal
-
-
-def say(text: str) -> None:
-    """A message for people where no logbook is open: a line on standard error."""
-    print(text, file=sys.stderr, flush=True)
 
 
 class Logbook:
@@ -127,12 +123,12 @@ class Logbook:
             self._bar.update(self._bar.task_ids[0], completed=step, status=status)
         elif now - self._last_line >= SECONDS_BETWEEN_LINES or step >= self.total_steps:
             self._last_line = now
-            print(f"step {step}/{self.total_steps}  {status}", file=sys.stderr, flush=True)
+            say(f"step {step}/{self.total_steps}  {status}")
 
     def say(self, text: str) -> None:
         """A message for people: above the bar if there is one, else a line on standard error."""
         if self._bar is not None:
-            self._bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
+            self._bar.console.print(visible(text), markup=False, highlight=False, soft_wrap=True)
         else:
             say(text)
 

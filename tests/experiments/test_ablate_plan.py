@@ -411,7 +411,7 @@ def test_failures_are_reported(planned, tmp_path, capsys) -> None:
     ablation, study = planned(variants={"a": None, "b": {"norm": "pre"}}, anneal={"points": [0.3, 0.5, 1.0]}, seeds=2)
     rows = losses(study, {"a": 1.0, "b": 0.5})
     broken = next(job for job in study.jobs if job.model == "b" and job.seed == 1)
-    rows[broken.id] |= {"status": "failed", "reason": "it diverged", "mend": "", "log": ["the end"]}
+    rows[broken.id] |= {"status": "failed", "reason": "it diverged", "fix": "", "log": ["the end"]}
     for job in study.jobs:
         if job.after == broken.id:
             del rows[job.id]

@@ -104,7 +104,7 @@ def test_failures_stay_alone_and_are_run_again(axes, finished, tmp_path, capsys)
     rows = {row["id"]: row for row in read_rows(out)}
     killed = rows[logs["killed"]]
     assert killed["status"] == "failed" and killed["task"] == "long" and killed["learning_rate"] == 3e-3
-    assert "killed by SIGKILL" in killed["reason"] and "micro_batch_size" in killed["mend"]
+    assert "killed by SIGKILL" in killed["reason"] and "micro_batch_size" in killed["fix"]
     (diverged,) = [row for row in rows.values() if row["learning_rate"] == 1e18]
     assert "not finite" in diverged["reason"] and "not finite" in "".join(diverged["log"])
     (done,) = [row for row in rows.values() if row["status"] == "done"]
@@ -135,7 +135,7 @@ def test_a_job_that_runs_out_of_memory(axes, tmp_path, capsys) -> None:
     thread.join()
     said = capsys.readouterr().err
     (row,) = read_rows(out)
-    assert "it ran out of memory" in row["reason"] and "micro_batch_size" in row["mend"], row
+    assert "it ran out of memory" in row["reason"] and "micro_batch_size" in row["fix"], row
     assert "Traceback" in "\n".join(row["log"]) or "allocate memory" in "\n".join(row["log"])
     assert "to fix it: run fewer --workers" in said
     assert "it ran out of memory" in (out / "report" / "report.html").read_text()

@@ -10,7 +10,8 @@ import yaml
 from fastbert.cli import main
 from fastbert.errors import UserError
 from fastbert.experiments.options import load_sweep
-from fastbert.experiments.sweep import open_folder, read_results
+from fastbert.experiments.sweep import open_folder, read_results, read_row
+from fastbert.records import seal_of
 from tests.experiments.conftest import FINETUNE, read_rows, without_times, write_sweep
 
 
@@ -89,6 +90,12 @@ def test_a_damaged_line_is_named(axes, finished, tmp_path, capsys) -> None:
             assert "results.jsonl, line 4 is damaged" in capsys.readouterr().err
         finally:
             results.write_bytes(kept)
+
+
+def test_rows_of_older_sweeps_are_read() -> None:
+    row = {"id": "a", "status": "failed", "reason": "it diverged", "mend": "lower the rate", "log": []}
+    line = json.dumps({**row, "seal": seal_of(row)}).encode()
+    assert read_row(line, "results.jsonl, line 1")["fix"] == "lower the rate"
 
 
 @pytest.mark.parametrize(("make", "message"), [(Path.mkdir, "is a folder"), (os.mkfifo, "is a pipe or a device")])

@@ -298,6 +298,19 @@ def test_class_names_and_numbers_that_do_not_fit(tmp_path: Path) -> None:
         open_task("mine", own=OwnTaskOptions(dev=str(path), labels="no,yes")).examples("dev")
 
 
+@pytest.mark.parametrize("empty", ["train", "dev", "test"])
+@pytest.mark.parametrize(("suffix", "nothing"), [(".csv", "text,label\n"), (".jsonl", "\n"), (".json", "[]")])
+def test_a_table_without_rows_is_refused_when_the_task_is_opened(
+    tmp_path: Path, empty: str, suffix: str, nothing: str
+) -> None:
+    files = {}
+    for split in ("train", "dev", "test"):
+        files[split] = write_own(tmp_path / f"{split}{suffix}", [{"text": "a", "label": 0}, {"text": "b", "label": 1}])
+    Path(files[empty]).write_text(nothing)
+    with pytest.raises(UserError, match=f"{empty}{suffix} holds no rows; give a file with rows"):
+        open_task("mine", own=OwnTaskOptions(**files))
+
+
 def test_every_file_is_looked_at_before_work(tmp_path: Path) -> None:
     train = write_own(tmp_path / "t.jsonl", [{"text": "a", "label": "x"}, {"text": "b", "label": "y"}])
     os.mkfifo(tmp_path / "pipe.csv")

@@ -1,6 +1,7 @@
 """Several tasks in one call: each as if it were alone, then the table; all that can be refused is refused before."""
 
 import json
+import shutil
 import statistics
 from pathlib import Path
 
@@ -64,19 +65,32 @@ def test_goes_on_and_takes_further_tasks_and_shares(bert, glue, tmp_path) -> Non
     assert found[f"{bert}, 25 % of train"][0] == f"{100 * small:.1f}"
 
 
-def test_own_tasks_by_their_yaml(bert, glue, words, tmp_path) -> None:
+def test_own_tasks_by_their_yaml(bert, glue, words, tmp_path, capsys) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text(f"train: {words[3]}\ndev: {words[5]}\n")
     assert finetune(bert, f"{path},rte", tmp_path / "out", *glue) == 0
     head = rows_of((tmp_path / "out" / "glue.md").read_text())["Model"]
     assert head == ["RTE", "Mean of 1", "mine (accuracy)"]
     assert (tmp_path / "out" / "mine" / "results.json").is_file()
+    # What is damaged in the folder of a later task is found before the first one is trained.
+    result = tmp_path / "out" / "rte" / "seed-0" / "result.json"
+    result.write_text(result.read_text().replace('"seed": 0', '"seed": 1'))
+    shutil.rmtree(tmp_path / "out" / "mine" / "seed-0")
+    capsys.readouterr()
+    assert finetune(bert, f"{path},rte", tmp_path / "out", *glue) == 2
+    printed = capsys.readouterr().err
+    assert "1 of 2 tasks cannot be trained" in printed and f"{result} is damaged" in printed
+    shutil.rmtree(tmp_path / "out" / "rte")
+    (tmp_path / "out" / "rte").write_text("a file")
+    assert finetune(bert, f"{path},rte", tmp_path / "out", *glue) == 2
+    assert f"{tmp_path / 'out' / 'rte'}: part of that path is a file" in capsys.readouterr().err
+    assert not (tmp_path / "out" / "mine" / "seed-0").exists()
 
 
 def test_glue_stands_for_the_eight_of_the_table() -> None:
     assert task_names("glue") == ["mnli", "qqp", "qnli", "sst2", "cola", "stsb", "mrpc", "rte"]
     assert task_names("rte") is None and task_names(None) is None
-    assert task_names("rte, cola,") == ["rte", "cola"]
+    assert task_names("rte, cola") == ["rte", "cola"]
 
 
 def test_refusals_come_before_any_training(bert, glue, words, tmp_path, capsys) -> None:

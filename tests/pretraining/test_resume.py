@@ -125,9 +125,12 @@ def test_science_is_held_machine_is_free(flags, tmp_path, capsys) -> None:
     said = capsys.readouterr().err
     assert "another experiment" in said and "seed: 0 -> 3" in said and "dropout: 0.1 -> 0.2" in said
     assert main(["pretrain", *flags, "--out", str(run), "--resume"]) == 2  # 30 steps asked, 8 stored
-    assert "steps: 8 -> 30" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    longer = f"To train longer, start a new run from its weights: --init-from {run} with another --out\n"
+    assert "steps: 8 -> 30" in said and said.endswith(longer)
     assert main(["pretrain", "--resume", str(run), "--tokens", "999"]) == 2
-    assert "fixed when a run starts" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "fixed when a run starts" in said and said.endswith(longer)
     assert {path: path.read_bytes() for path in before} == before  # nothing was touched
     assert main(["pretrain", "--resume", str(run), "--machine.micro-batch-size", "8", "--eval-every", "2"]) == 0
     said = capsys.readouterr().err

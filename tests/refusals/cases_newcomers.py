@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+MINE = "--model run --task mine --own.train own.csv --own.dev own.csv --out new"
 RUN = "--data text.txt --out new"
 
 
@@ -20,6 +21,12 @@ def files(folder: Path) -> None:
         "finetune": "task: rte\nseeds: 3\n",
         "sweep": "models: [a]\ntasks: [rte]\n",
         "ablate": "base: {steps: 3}\nvariants: {a: }\n",
+        "one": "train: own.csv\ndev: own.csv\n",
+        "two": "train: own.csv\ndev: own.csv\n",
+        "own-sweep": "models: [run]\ntasks: [one.yaml]\n",
+        "subset": "models: [run]\ntasks: [one.yaml]\nfinetune: {glue_subset: true}\n",
+        "entry": "models: [run]\ntasks: [{task: rte}, {task: one.yaml, glue_subset: true}]\n",
+        "own-ablate": "base: {data: text.txt, steps: 3}\nvariants: {a: }\ntasks: [one.yaml]\n",
         "trainer": "lr_scheduler_type: linear\n",
     }.items():
         (folder / f"{name}.yaml").write_text(text)
@@ -75,6 +82,26 @@ CASES = [
         "glue/RTE has no folder RTE; it holds nothing; did you mean --glue-dir",
     ),
     ("finetune --model run --task mine --own.train own.csv --out new", "one for dev: of a custom task, --own.dev"),
+    (
+        "finetune --model run --task cola, --out new",
+        "'cola,' has no name before or after one of its commas; leave that",
+    ),
+    (f"finetune {MINE.replace('csv', 'csv/')}", "own.csv/ ends with a slash and is a file, no folder; leave the slash"),
+    (f"finetune {MINE} --glue-dir glue", "--glue-dir is for GLUE, and mine is no GLUE task; leave it out"),
+    (f"finetune {MINE} --glue-subset", "--glue-subset is for GLUE, and mine is no GLUE task; leave it out"),
+    (
+        "predict --model results/seed-0 --task mine --own.dev own.csv --out new --glue-dir glue",
+        "--glue-dir is for GLUE, and mine is no GLUE task",
+    ),
+    (
+        "finetune --model run --task one.yaml,two.yaml --out new --glue-dir glue",
+        "one.yaml and two.yaml are no GLUE tasks",
+    ),
+    ("sweep own-sweep.yaml --glue-dir glue", "glue_dir is for GLUE, and one.yaml is no GLUE task; leave it out"),
+    ("sweep subset.yaml", "glue_subset is for GLUE, and one.yaml is no GLUE task; leave it out"),
+    ("sweep entry.yaml", "glue_subset is for GLUE, and one.yaml is no GLUE task; leave it out"),
+    ("ablate own-ablate.yaml --glue-dir glue", "glue_dir is for GLUE, and one.yaml is no GLUE task; leave it out"),
+    ("ablate ablate.yaml --glue-dir glue", "glue_dir is for GLUE, and there is no task; leave it out"),
     ("prepare --source nothere.csv --out new", "'nothere.csv' does not exist; give a file"),
     (f"pretrain {RUN} --steps 1k", "--steps must be a whole number, not '1k'; write 1000"),
     (f"pretrain {RUN} --tokens 2.5M", "--tokens must be a whole number, not '2.5M'; write 2500000"),

@@ -51,6 +51,13 @@ def files(folder: Path) -> None:
 
 
 CASES = [
+    # commas without a name, and a slash behind a file
+    ("prepare --source text.txt, --out new", "'text.txt,' has no name before or after one of its commas"),
+    (
+        "prepare --source text.txt/ --out new",
+        "text.txt/ ends with a slash and is a file, no folder; leave",
+    ),
+    ("prepare --source train.tsv/ --out new", "train.tsv/ ends with a slash"),
     # numbers that are not finite, or beyond what can be computed with
     ("pretrain --data text.txt --minutes inf", "--minutes must be a finite number, not 'inf'"),
     ("pretrain --data text.txt --minutes=-inf", "--minutes must be a finite number, not '-inf'"),

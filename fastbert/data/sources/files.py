@@ -14,7 +14,7 @@ from fastbert.data.sources.source import Source
 from fastbert.data.tables import check_columns, read_rows
 from fastbert.data.text import pieces
 from fastbert.errors import UserError, brief
-from fastbert.inputs import input_errors, near_name, open_input
+from fastbert.inputs import input_errors, near_name, open_input, refuse_slash
 
 
 def open_files(spec: str, column: str, hint: str) -> tuple[Source, list[Path]]:
@@ -70,6 +70,7 @@ def find_files(spec: str, hint: str) -> list[Path]:
     with input_errors(spec, "source"):
         if path.is_dir():
             return _in_folder(path)
+        refuse_slash(spec)
         if os.path.lexists(path) or spec == "-":
             return [path]
         if glob.has_magic(spec):
