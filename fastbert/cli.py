@@ -70,9 +70,8 @@ def pretrain(arguments: list[str]) -> int:
     if not options.resume:
         options.check_inputs()
     if idle := without_effect(options, arguments):
-        warn(
-            f"{', '.join(idle)} {'have' if len(idle) > 1 else 'has'} no effect, as {brief(options.data, str)} is prepared already"
-        )
+        have = "have" if len(idle) > 1 else "has"
+        warn(f"{', '.join(idle)} {have} no effect, as {brief(options.data, str)} is prepared already")
     from fastbert.pretraining.job import pretrain as run
 
     return run(options, name)

@@ -300,9 +300,7 @@ def test_class_names_and_numbers_that_do_not_fit(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("empty", ["train", "dev", "test"])
 @pytest.mark.parametrize(("suffix", "nothing"), [(".csv", "text,label\n"), (".jsonl", "\n"), (".json", "[]")])
-def test_a_table_without_rows_is_refused_when_the_task_is_opened(
-    tmp_path: Path, empty: str, suffix: str, nothing: str
-) -> None:
+def test_a_table_without_rows_is_refused(tmp_path: Path, empty: str, suffix: str, nothing: str) -> None:
     files = {}
     for split in ("train", "dev", "test"):
         files[split] = write_own(tmp_path / f"{split}{suffix}", [{"text": "a", "label": 0}, {"text": "b", "label": 1}])
