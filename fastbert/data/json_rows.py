@@ -26,12 +26,18 @@ def json_lines(stream: IO[bytes], path: Path, hint: str) -> Iterator[tuple[str, 
     Raises:
         UserError: a line is not JSON, or no object; names it.
     """
+    name, scan = str(path), json.JSONDecoder().scan_once
     for number, line in lines(stream, path):
         if not line or line.isspace():
             continue
-        where = f"{path}, line {number}"
+        where = f"{name}, line {number}"
         try:
-            row = json.loads(line)
+            try:
+                row, end = scan(line, 0)
+            except StopIteration:  # no value begins here
+                end = None
+            if end != len(line):  # white space around the object, or no JSON
+                row = json.loads(line)
         except (ValueError, RecursionError) as error:
             raise UserError(f"{where} is not JSON ({_reason(error)}); {hint}") from None
         if not isinstance(row, dict):
@@ -131,8 +137,24 @@ def begins_array(stream: IO[bytes]) -> bool:
     return stream.peek(WINDOW).removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"[")
 
 
-def check_cells(row: dict[str, Any], text: str, names: Sequence[str], where: str) -> None:
+def may_be_wrong(text: str, keys: Sequence[str]) -> bool:
+    """Whether `check_cells` may find something in a row; cheap, as it is asked of every row.
+
+    Args:
+        text: the JSON of the row.
+        keys: the columns that are read, in quotes.
     """
+    if "\\u" in text:
+        return True
+    for key in keys:  # noqa: SIM110 (a generator for every row takes longer)
+        if text.count(key) > 1:
+            return True
+    return False
+
+
+def check_cells(row: dict[str, Any], text: str, names: Sequence[str], where: str) -> None:
+    """What `may_be_wrong` has found in the JSON of a row.
+
     Args:
         text: the JSON of `row`.
         names: the columns that are read.

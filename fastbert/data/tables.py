@@ -12,7 +12,7 @@ from typing import IO, Any
 
 from fastbert.data.columns import Columns
 from fastbert.data.formats import TABLES, check_name, opened, suffixes
-from fastbert.data.json_rows import begins_array, check_cells, json_array, json_lines
+from fastbert.data.json_rows import begins_array, check_cells, json_array, json_lines, may_be_wrong
 from fastbert.data.parquet import check_parquet, parquet_rows
 from fastbert.data.text import LONGEST_ROW, clean, lines
 from fastbert.errors import UserError
@@ -52,7 +52,11 @@ def read_rows(path: Path, columns: Columns) -> Iterator[tuple[int, str, Cells]]:
 
 
 def _clean(values: Cells, where: str) -> Cells:
-    return [clean(value, where) if isinstance(value, str) else value for value in values]
+    """`values`, with their texts clean; a loop, as most rows have one cell."""
+    for index, value in enumerate(values):
+        if isinstance(value, str):
+            values[index] = clean(value, where)
+    return values
 
 
 def check_table(path: Path) -> None:
@@ -197,11 +201,14 @@ def _cells(
     rows: Iterator[tuple[str, str, dict[str, Any]]], columns: Columns, hint: str = ""
 ) -> Iterator[tuple[str, Cells]]:
     names = columns.names
+    keys = [f'"{name}"' for name in names]
     for where, text, row in rows:
-        if not all(name in row for name in names):
+        values = [row.get(name) for name in names]
+        if None in values and not all(name in row for name in names):
             columns.check(list(row), where, hint)
-        check_cells(row, text, names, where)
-        yield where, [row.get(name) for name in names]
+        if may_be_wrong(text, keys):
+            check_cells(row, text, names, where)
+        yield where, values
 
 
 READERS: dict[str, Callable[[IO[bytes], Path, Columns], Iterator[tuple[str, Cells]]]] = {

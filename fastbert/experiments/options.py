@@ -134,10 +134,10 @@ class Axes:
             with prefixed(f"{self.path}: tasks"):
                 check_task(task.task, OwnTaskOptions())
                 check_glue_options([task.task], None, bool(task.overrides.get("glue_subset")), dashes="")
+        check_glue_folder(glue_dir)
         with prefixed(self.path):
             tasks = [task.task for task in self.tasks]
             check_glue_options(tasks, glue_dir, bool(self.finetune.get("glue_subset")), dashes="")
-        check_glue_folder(glue_dir)
 
 
 @contextmanager

@@ -122,6 +122,15 @@ class OwnSource:
         for _, where, values in read_rows(self.paths[split], columns):
             yield make_row(where, columns.texts, values)
 
+    def check_rows(self, split: str) -> None:
+        """Looks at the first row of a split.
+
+        Raises:
+            UserError: there is none, or as `rows`.
+        """
+        if next(self.rows(split, []), None) is None:
+            raise UserError(f"{self.paths[split]} holds no rows; give a file with rows")
+
     def class_names(self) -> tuple[str, ...] | None:
         """The names of the labels in their order, where the training file is Parquet and has them."""
         if suffixes(self.paths["train"])[0] != ".parquet":

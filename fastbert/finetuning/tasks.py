@@ -242,9 +242,6 @@ def _glue_task(name: str, folder: str | None, subset: bool) -> Task:
 
 def _own_task(options: OwnTaskOptions, name: str, folder: Path | None) -> Task:
     source = OwnSource(options, folder)
-    for split, path in source.paths.items():
-        if next(source.rows(split, []), None) is None:
-            raise UserError(f"{path} holds no rows; give a file with rows")
     labels: tuple[str, ...] = ()
     if options.kind == "classes":
         labels = tuple(words(options.labels or ""))
@@ -253,9 +250,12 @@ def _own_task(options: OwnTaskOptions, name: str, folder: Path | None) -> Task:
         if not labels:
             if "train" not in source.paths:
                 raise UserError(f"task {name}: without a train file to learn them from, give the labels")
-            labels = source.class_names() or learn_labels(source.rows("train", []))
+            labels = source.class_names() or ()
+        if not labels:
+            source.check_rows("train")
+            labels = learn_labels(source.rows("train", []))
     usual = ("accuracy",) if options.kind == "classes" else ("pearson", "spearman")
-    return Task(
+    task = Task(
         name=options.name or name,
         kind=options.kind,
         labels=labels,
@@ -265,3 +265,6 @@ def _own_task(options: OwnTaskOptions, name: str, folder: Path | None) -> Task:
         splits={split: str(path) for split, path in source.paths.items()},
         source=source,
     )
+    for split in source.paths:
+        source.check_rows(split)
+    return task

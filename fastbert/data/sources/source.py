@@ -1,7 +1,7 @@
 """What a source of documents is: leaves that read a format, and several of them one after the other or mixed."""
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -61,12 +61,16 @@ class Source:
             raise UserError(f"source {self.spec!r} holds no text; give one with documents (a blank line between them)")
 
 
-def cut(text: str, limit: int) -> Iterator[str]:
+def cut(text: str, limit: int) -> Iterable[str]:
     """Pieces of at most `limit` characters, cut at the last line end that fits, else white space, else anywhere.
 
     White space at their ends, byte order marks at their beginning and empty pieces are dropped.
     """
-    return filter(None, _pieces(text, limit))
+    if len(text) > limit:
+        return filter(None, _pieces(text, limit))
+    text = text.rstrip()  # nearly every document, and so without a generator
+    text = text[_LEADING.match(text).end() :]
+    return (text,) if text else ()
 
 
 def cut_early(beginning: str) -> tuple[list[str], str]:
