@@ -124,8 +124,8 @@ class FinetuneOptions:
                 check_task(name, self.own)
             except UserError as error:
                 raise UserError(f"{name}: {error}" if names else str(error)) from None
-        check_glue_options(names or [self.task], self.glue_dir, self.glue_subset)
         check_glue_folder(self.glue_dir)
+        check_glue_options(names or [self.task], self.glue_dir, self.glue_subset)
 
     def fractions(self) -> list[float]:
         """The shares of `train_fraction`, in the order given.
@@ -217,11 +217,12 @@ class PredictOptions:
         check_model_folder(self.model)
         if self.task is not None:
             check_task(self.task, self.own)
-            check_glue_options([self.task], self.glue_dir, self.glue_subset)
         else:
             refuse_slash(self.source)
             check_own_file(Path(self.source))
         check_glue_folder(self.glue_dir)
+        if self.task is not None:
+            check_glue_options([self.task], self.glue_dir, self.glue_subset)
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from fastbert.cli import main
 from fastbert.errors import UserError
 from fastbert.experiments.options import SweepOptions, load_sweep
 from fastbert.experiments.plan import plan
+from fastbert.finetuning.tasks import check_glue_options
 from tests.experiments.conftest import write_sweep
 
 
@@ -62,6 +63,16 @@ def test_what_is_left_out_takes_the_defaults_of_finetune(axes, tmp_path) -> None
     jobs = jobs_of(tmp_path, axes, **left_out)
     assert [job.setting for job in jobs] == [{"learning_rate": 5e-5, "batch_size": 32, "epochs": 5}] * 2
     assert {job.options["machine"]["threads"] for job in jobs} == {1} and {job.seed for job in jobs} == {0}
+
+
+def test_options_of_glue_reach_its_tasks_alone(axes, words, tmp_path) -> None:
+    (tmp_path / "glue" / "RTE").mkdir(parents=True)
+    read, _ = load_sweep(write_sweep(tmp_path, axes, tasks=["rte", words], finetune={"glue_subset": True}))
+    read.check_inputs(glue := str(tmp_path / "glue"))
+    rte, own = (read.options(read.models[0], task, glue) for task in read.tasks)
+    assert (rte.glue_dir, rte.glue_subset, own.glue_dir, own.glue_subset) == (glue, True, None, False)
+    for options in (rte, own):
+        check_glue_options([options.task], options.glue_dir, options.glue_subset)
 
 
 def test_a_job_is_what_defines_its_result(axes, models, words, tmp_path, monkeypatch) -> None:

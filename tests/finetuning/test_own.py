@@ -281,12 +281,12 @@ VALUE = '{"info": {"features": {"label": {"_type": "Value", "dtype": "int64"}}}}
 def test_damaged_features_of_datasets_are_refused(tmp_path: Path, noted: str) -> None:
     table = pyarrow.table({"text": ["a"], "label": [0]}).replace_schema_metadata({"huggingface": noted})
     pyarrow.parquet.write_table(table, tmp_path / "t.parquet")
-    task = open_task("mine", own=OwnTaskOptions(dev=str(tmp_path / "t.parquet"), labels="0,1"))
+    options = OwnTaskOptions(dev=str(tmp_path / "t.parquet"), labels="0,1")
     if "label" in noted:  # not a ClassLabel: the numbers are the labels
-        assert task.examples("dev")[0].label == 0
+        assert open_task("mine", own=options).examples("dev")[0].label == 0
     else:
         with pytest.raises(UserError, match="the features that datasets put into it are damaged"):
-            task.examples("dev")
+            open_task("mine", own=options)
 
 
 def test_class_names_and_numbers_that_do_not_fit(tmp_path: Path) -> None:
