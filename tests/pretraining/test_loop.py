@@ -2,10 +2,13 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import ClassVar
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastbert.data.batches import Batch
@@ -20,7 +23,7 @@ from fastbert.training.finite import all_finite
 from fastbert.training.lagged import LaggedScalars
 from fastbert.training.optimizer_state import flatten_optimizer
 from fastbert.training.optimizers import build_optimizer, clip_gradients, guarded_step
-from fastbert.training.options import OptimizerOptions
+from fastbert.training.options import OptimizerOptions, ScheduleOptions
 from tests.flags import main
 
 
@@ -81,6 +84,77 @@ def test_a_huge_rate_diverges_by_itself(flags, tmp_path, capsys) -> None:
     more = ["--optimizer.learning-rate", "1e30", "--optimizer.clip-norm", "0", "--norm", "pre"]
     assert main(["pretrain", *flags, *more, "--out", str(tmp_path / "run")]) == 2
     assert "not finite" in capsys.readouterr().err
+
+
+class Sums(nn.Module):
+    """Two losses, each the sum of w x over some of a micro-batch's numbers x."""
+
+    loss_weights: ClassVar = {"a": 1.0, "b": 50.0}
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.tensor([2.0]))
+        self.drawn, self.after = [], []
+
+    def draw(self, x: torch.Tensor, seed: int, step: int) -> SimpleNamespace:
+        self.drawn.append((seed, step))
+        return SimpleNamespace(input_ids=x, counts={"a": torch.tensor(len(x)), "b": (x > 1).sum()})
+
+    def forward(self, part: SimpleNamespace) -> dict[str, torch.Tensor]:
+        x = part.input_ids
+        return {"a": (self.w * x).sum(), "b": (self.w * x)[x > 1].sum()}
+
+    def after_step(self, drawn: list, updated: torch.Tensor) -> dict[str, torch.Tensor]:
+        self.after.append(([part.input_ids.tolist() for part in drawn], bool(updated), self.w.item()))
+        return {}
+
+
+class Descent(torch.optim.Optimizer):
+    """Plain gradient descent that skips as torch's fused optimizers do."""
+
+    _step_supports_amp_scaling = True
+
+    @torch.no_grad()
+    def step(self) -> None:
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if not self.found_inf:
+                    parameter -= group["lr"] * parameter.grad
+
+
+def test_a_step_in_closed_form() -> None:
+    """Losses are means over the global batch, not means of the micro-batches' means; the gradient is clipped before the
+    update, whose rate is that of its step, and is gone after it; and the objective learns of the update."""
+    micro_batches = [torch.tensor([1.0, 2.0, 3.0]), torch.tensor([5.0])]
+    gradient = (1 + 2 + 3 + 5) / 4 + 50.0 * (2 + 3 + 5) / 3
+    objective = Sums()
+    options, schedule = OptimizerOptions(learning_rate=0.1, clip_norm=3.0), ScheduleOptions("linear", 4)
+    steps = {"steps": 10, "log_every": 100, "eval_every": 100, "checkpoint_every": 100}
+    parts = dict.fromkeys(("checkpointer", "logbook", "validate", "peak_flops", "state"))
+    trainer = loop.Trainer(
+        objective,
+        Descent(objective.parameters(), {"lr": 1.0}),
+        SimpleNamespace(at=lambda step: micro_batches),
+        seed=7,
+        optimizer_options=options,
+        schedule=schedule,
+        precision="fp32",
+        **steps,
+        **parts,
+    )
+    w = 2.0
+    for step, factor in ((1, 2 / 4), (5, 1 - 1 / 6), (6, 1 - 2 / 6)):
+        objective.drawn.clear()
+        trainer._step(step)
+        expected = {"loss": w * gradient, "norm": gradient, "finite": 1.0}
+        assert trainer._lagged.pop() == (step, pytest.approx(expected, rel=1e-6))
+        w -= 0.1 * factor * 3.0
+        assert objective.w.item() == pytest.approx(w, rel=1e-6)
+        assert objective.drawn == [(7, step)] * 2
+        assert objective.after[-1] == ([[1, 2, 3], [5]], True, objective.w.item())
+    objective.w.register_hook(lambda grad: grad * torch.inf)  # the loss itself stays finite
+    trainer._step(7)
+    assert objective.w.item() == pytest.approx(w, rel=1e-6) and not objective.after[-1][1]
 
 
 class NoWaiting(TorchDispatchMode):
