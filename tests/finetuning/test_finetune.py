@@ -14,13 +14,15 @@ import torch
 from safetensors.torch import load_file
 
 from fastbert.data.tokenizer import load_tokenizer
-from fastbert.finetuning.batches import draw_orders, encode, training_order
+from fastbert.finetuning import model as classifiers
+from fastbert.finetuning.batches import Batch, draw_orders, encode, training_order
 from fastbert.finetuning.loop import build_scaled_optimizer
 from fastbert.finetuning.model import Classifier, TaskRecord, load_encoder, new_classifier, save_classifier
 from fastbert.finetuning.options import FinetuneOptions
 from fastbert.finetuning.own import OwnTaskOptions
 from fastbert.finetuning.predict import encode_inputs
 from fastbert.finetuning.tasks import open_task
+from fastbert.randomness import row_keys
 from fastbert.training.optimizers import guarded_step
 from fastbert.training.options import OptimizerOptions
 from tests.finetuning.conftest import FAST, make_glue, make_task, tiny_config, tiny_model, write_rows
@@ -135,6 +137,33 @@ def test_equal_options_give_equal_bits_and_micro_batches_equal_results(tupe, pai
     assert (losses["a"] == losses["b"]).all()
     assert np.abs(losses["a"] - losses["micro"]).max() < 1e-4
     assert np.abs(losses["a"] - losses["seed"]).max() > 1e-2
+
+
+def test_dropout_is_new_in_every_step_row_and_site(bert, words, tmp_path, monkeypatch) -> None:
+    """Each row of each micro-batch has a key of its own, the same with another micro-batch size; the head drops by
+    none of the encoder's sites."""
+    given: dict[int, list[torch.Tensor]] = {5: [], 16: []}
+    real = Classifier.forward
+    for micro, keys in given.items():
+
+        def forward(self, batch, row_keys=None, keys=keys):
+            keys += [] if row_keys is None else [row_keys]
+            return real(self, batch, row_keys)
+
+        monkeypatch.setattr(Classifier, "forward", forward)
+        more = ("--epochs", "2", "--machine.micro-batch-size", str(micro), "--no-save-model")
+        assert finetune(bert, words, tmp_path / str(micro), *more) == 0
+    expected = torch.cat([row_keys(0, "dropout", step, torch.arange(16)) for step in range(20)])
+    assert [torch.cat(keys).equal(expected) for keys in given.values()] == [True, True]
+    assert expected.unique().numel() == 320
+
+    model = Classifier(tiny_config(dropout=0.5), 2)
+    encoder = {int(module.site) for module in model.encoder.modules() if hasattr(module, "site")}
+    sites = []
+    monkeypatch.setattr(classifiers, "combine", lambda keys, site: sites.append(site) or keys)
+    rows = Batch(torch.zeros(2, 8, dtype=torch.long), torch.ones(2, 8, dtype=torch.bool), None, None)
+    model(rows, torch.arange(2, dtype=torch.int32))
+    assert len(sites) == 1 and not encoder & {*sites}
 
 
 def test_options_change_the_training(bert, words, tmp_path) -> None:
