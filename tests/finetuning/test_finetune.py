@@ -54,7 +54,8 @@ def test_losses_are_those_of_transformers(kind, bert, pairs, numbers, tmp_path) 
     more = ("--epochs", "2", "--learning-rate", "1e-3", "--log-every", "1")
     out = tmp_path / "out"
     assert finetune(bert, task_flags, out, *exact, *more) == 0
-    ours = [row["loss"] for row in records(out / "seed-0", "train")]
+    logged = records(out / "seed-0", "train")
+    ours = [row["loss"] for row in logged]
     assert len(ours) == 20
 
     pair = "pair" if kind == "pairs" else None
@@ -72,7 +73,7 @@ def test_losses_are_those_of_transformers(kind, bert, pairs, numbers, tmp_path) 
     optimizer = torch.optim.AdamW(groups, lr=1e-3, eps=1e-8, fused=False)
     schedule = get_linear_schedule_with_warmup(optimizer, 0, 20)
     data = encode(task.examples("train"), load_tokenizer(pretrained.tokenizer), 30, numbers=kind == "numbers")
-    theirs = []
+    theirs, rates = [], []
     for epoch in range(2):
         for rows in training_order(data.lengths, 16, 0, epoch):
             batch = data.batch(rows)
@@ -83,11 +84,13 @@ def test_losses_are_those_of_transformers(kind, bert, pairs, numbers, tmp_path) 
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
+            rates += schedule.get_last_lr()[:1]
             schedule.step()
             optimizer.zero_grad()
             theirs.append(loss.item())
     assert np.abs(np.array(ours) - np.array(theirs)).max() < 1e-5
     assert max(theirs) - min(theirs) > 0.05
+    assert [row["lr"] for row in logged] == pytest.approx(rates)
 
 
 def test_learns_words_with_several_seeds(bert, words, tmp_path, capsys) -> None:
@@ -151,9 +154,9 @@ def test_dropout_is_new_in_every_step_row_and_site(bert, words, tmp_path, monkey
             return real(self, batch, row_keys)
 
         monkeypatch.setattr(Classifier, "forward", forward)
-        more = ("--epochs", "2", "--machine.micro-batch-size", str(micro), "--no-save-model")
+        more = ("--first-seed", "3", "--epochs", "2", "--machine.micro-batch-size", str(micro), "--no-save-model")
         assert finetune(bert, words, tmp_path / str(micro), *more) == 0
-    expected = torch.cat([row_keys(0, "dropout", step, torch.arange(16)) for step in range(20)])
+    expected = torch.cat([row_keys(3, "dropout", step, torch.arange(16)) for step in range(20)])
     assert [torch.cat(keys).equal(expected) for keys in given.values()] == [True, True]
     assert expected.unique().numel() == 320
 

@@ -1,6 +1,7 @@
 """The loop itself: accumulation, skipped updates, divergence, and that nothing in a step waits for the device."""
 
 import json
+from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
 from typing import ClassVar
@@ -13,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastbert.data.batches import Batch
 from fastbert.data.noted import Occurrences
+from fastbert.data.stages import Plan
 from fastbert.data.tokenizer import WordPiece
 from fastbert.model.notes import Notes
 from fastbert.model.options import EncoderOptions, NotesOptions
@@ -122,31 +124,33 @@ class Descent(torch.optim.Optimizer):
                     parameter -= group["lr"] * parameter.grad
 
 
+MICRO_BATCHES = [torch.tensor([1.0, 2.0, 3.0]), torch.tensor([5.0])]
+GRADIENT = (1 + 2 + 3 + 5) / 4 + 50.0 * (2 + 3 + 5) / 3
+
+
+def trainer_of(objective: nn.Module, optimizer: torch.optim.Optimizer | None = None, **changes) -> loop.Trainer:
+    """Ten steps on MICRO_BATCHES, at 0.1 with four steps of warm-up and a linear descent, clipped to a norm of 3."""
+    values = dict.fromkeys(("checkpointer", "logbook", "validate")) | {
+        "batches": SimpleNamespace(at=lambda step: MICRO_BATCHES, plan=Plan.constant(2, 3)),
+        "optimizer": optimizer or Descent(objective.parameters(), {"lr": 1.0}),
+        "optimizer_options": OptimizerOptions(learning_rate=0.1, clip_norm=3.0),
+        "schedule": ScheduleOptions("linear", 4),
+        **{"steps": 10, "log_every": 100, "eval_every": 100, "checkpoint_every": 100, "peak_flops": 1.0},
+        **{"seed": 7, "precision": "fp32", "state": {}},
+    }
+    return loop.Trainer(objective, **(values | changes))
+
+
 def test_a_step_in_closed_form() -> None:
     """Losses are means over the global batch, not means of the micro-batches' means; the gradient is clipped before the
     update, whose rate is that of its step, and is gone after it; and the objective learns of the update."""
-    micro_batches = [torch.tensor([1.0, 2.0, 3.0]), torch.tensor([5.0])]
-    gradient = (1 + 2 + 3 + 5) / 4 + 50.0 * (2 + 3 + 5) / 3
     objective = Sums()
-    options, schedule = OptimizerOptions(learning_rate=0.1, clip_norm=3.0), ScheduleOptions("linear", 4)
-    steps = {"steps": 10, "log_every": 100, "eval_every": 100, "checkpoint_every": 100}
-    parts = dict.fromkeys(("checkpointer", "logbook", "validate", "peak_flops", "state"))
-    trainer = loop.Trainer(
-        objective,
-        Descent(objective.parameters(), {"lr": 1.0}),
-        SimpleNamespace(at=lambda step: micro_batches),
-        seed=7,
-        optimizer_options=options,
-        schedule=schedule,
-        precision="fp32",
-        **steps,
-        **parts,
-    )
+    trainer = trainer_of(objective)
     w = 2.0
     for step, factor in ((1, 2 / 4), (5, 1 - 1 / 6), (6, 1 - 2 / 6)):
         objective.drawn.clear()
         trainer._step(step)
-        expected = {"loss": w * gradient, "norm": gradient, "finite": 1.0}
+        expected = {"loss": w * GRADIENT, "norm": GRADIENT, "finite": 1.0}
         assert trainer._lagged.pop() == (step, pytest.approx(expected, rel=1e-6))
         w -= 0.1 * factor * 3.0
         assert objective.w.item() == pytest.approx(w, rel=1e-6)
@@ -155,6 +159,66 @@ def test_a_step_in_closed_form() -> None:
     objective.w.register_hook(lambda grad: grad * torch.inf)  # the loss itself stays finite
     trainer._step(7)
     assert objective.w.item() == pytest.approx(w, rel=1e-6) and not objective.after[-1][1]
+
+
+def test_logged_rows_in_closed_form(monkeypatch) -> None:
+    """Each row has the means over its own window, and the rate and the norm of its last step."""
+    objective, rows = Sums(), []
+    monkeypatch.setattr(objective, "after_step", lambda *_: {"w": objective.w.detach()[0].clone()})
+    monkeypatch.setattr(objective, "flops", lambda batch_size, length: 1.0, raising=False)
+    logbook = SimpleNamespace(log=lambda *row: rows.append(row), say=None)
+    trainer = trainer_of(objective, logbook=logbook, steps=8, log_every=3)
+    for step in range(8):
+        trainer._step(step)
+    trainer._book(trainer._lagged.pop())
+    factors = [1 / 4, 2 / 4, 3 / 4, 1, 1, 1 - 1 / 4, 1 - 2 / 4, 1 - 3 / 4]
+    weights = [2.0]
+    for factor in factors:
+        weights.append(weights[-1] - 0.1 * factor * 3.0)
+    assert [(done, split) for done, split, _ in rows] == [(3, "train"), (6, "train"), (8, "train")]
+    for (done, _, row), window in zip(rows, (range(3), range(3, 6), range(6, 8)), strict=True):
+        expected = {
+            "loss": GRADIENT * sum(weights[step] for step in window) / len(window),
+            "w": sum(weights[step + 1] for step in window) / len(window),
+            "lr": 0.1 * factors[done - 1],
+            "grad_norm": GRADIENT,
+            "tokens": 6 * done,
+            "skipped": 0,
+        }
+        assert {name: row[name] for name in expected} == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_checkpoint_keeps_all_of_the_progress(monkeypatch) -> None:
+    """Each counter, and the sums of the log's window."""
+    trained, resumed = Sums(), Sums()
+    saved = {}
+    checkpointer = SimpleNamespace(
+        save=lambda step, tensors, state, **_: saved.update(tensors=tensors, state=json.loads(json.dumps(state))),
+        prune=lambda step: None,
+    )
+    whole, again = (
+        trainer_of(
+            objective,
+            build_optimizer(objective.named_parameters(), OptimizerOptions(), "cpu"),
+            checkpointer=checkpointer,
+            logbook=SimpleNamespace(sync=lambda: None, tally=dict),
+        )
+        for objective in (trained, resumed)
+    )
+    counters = {f.name: 3 + i for i, f in enumerate(fields(loop.Progress)) if f.type in (int, float, "int", "float")}
+    more = {"window_measured": {"w": 0.5}, "best": 1.5, "last_eval": {"step": 2, "loss": 1.75}}
+    whole.progress = loop.Progress(**counters, **more)
+    assert not [
+        f.name for f in fields(loop.Progress) if getattr(whole.progress, f.name) == getattr(again.progress, f.name)
+    ]
+    whole._step(3)
+    whole._start_clock()
+    monkeypatch.setattr(loop.time, "perf_counter", lambda: whole._clock)
+    whole._lagged.pop()
+    whole._checkpoint()
+    again.restore(SimpleNamespace(step=3, path=Path("x"), **saved))
+    assert again.progress == whole.progress
+    assert torch.equal(trained.w, resumed.w) and trained.w != 2.0
 
 
 class NoWaiting(TorchDispatchMode):
