@@ -225,16 +225,20 @@ def test_without_decay_there_is_one_rate() -> None:
 def test_a_bad_update_is_skipped_and_too_many_end_the_training(bert, words, tmp_path, capsys, monkeypatch) -> None:
     import fastbert.finetuning.loop as loop
 
-    real, calls, bad = loop.losses, [], {3}
+    real, calls, bad, steep = loop.losses, [], {3}, {6}
 
     def poisoned(logits, labels):
         calls.append(1)
-        return real(logits, labels) * (float("inf") if len(calls) - 1 in bad else 1.0)
+        found = real(logits, labels) * (float("inf") if len(calls) - 1 in bad else 1.0)
+        if len(calls) - 1 in steep:  # the loss is finite, its gradient is not
+            found.register_hook(lambda gradient: gradient * float("inf"))
+        return found
 
     monkeypatch.setattr(loop, "losses", poisoned)
     assert finetune(bert, words, tmp_path / "a", "--epochs", "1") == 0
-    assert "step 4: loss inf" in capsys.readouterr().err
-    assert results(tmp_path / "a")["fractions"][0]["seeds"][0]["skipped_updates"] == 1
+    said = capsys.readouterr().err
+    assert "step 4: loss inf" in said and "step 7: loss 0." in said and said.count("update skipped") == 2
+    assert results(tmp_path / "a")["fractions"][0]["seeds"][0]["skipped_updates"] == 2
     calls.clear()
     bad |= set(range(3, 9))
     assert finetune(bert, words, tmp_path / "b", "--epochs", "1") == 2
