@@ -156,6 +156,9 @@ def test_initial_values_depend_on_name_and_seed_alone() -> None:
     weight = tensors["absolute"]["blocks.0.feed_forward.up.weight"]
     assert abs(weight.std().item() - 0.02) < 0.001
     assert (weight != tensors["absolute"]["blocks.1.feed_forward.up.weight"]).any()
+    initialize(encoder, 8, 0.02)
+    agreement = (encoder.state_dict()["blocks.0.feed_forward.up.weight"] == weight).double().mean()
+    assert agreement < 0.01
 
 
 @pytest.mark.parametrize(

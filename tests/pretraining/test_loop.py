@@ -188,6 +188,27 @@ def test_logged_rows_in_closed_form(monkeypatch) -> None:
         assert {name: row[name] for name in expected} == pytest.approx(expected, rel=1e-5)
 
 
+def test_only_the_lowest_loss_is_best_and_only_its_own_step_has_it() -> None:
+    losses, saved = iter([3.0, 2.0, 2.5, 2.0, 1.0]), []
+    objective = Sums()
+    trainer = trainer_of(
+        objective,
+        build_optimizer(objective.named_parameters(), OptimizerOptions(), "cpu"),
+        validate=lambda length: {"loss": next(losses)},
+        logbook=SimpleNamespace(log=lambda *row: None, sync=lambda: None, tally=dict),
+        checkpointer=SimpleNamespace(save=lambda step, *_, metric, **__: saved.append((step, metric))),
+    )
+    best = []
+    for step in range(1, 10):
+        trainer.progress.step = step
+        if step % 2:
+            best.append(trainer._validate())
+        trainer._checkpoint()
+    assert best == [True, True, False, False, True] and trainer.progress.best == 1.0
+    measured = {1: 3.0, 3: 2.0, 5: 2.5, 7: 2.0, 9: 1.0}
+    assert saved == [(step, measured.get(step)) for step in range(1, 10)]
+
+
 def test_a_checkpoint_keeps_all_of_the_progress(monkeypatch) -> None:
     """Each counter, and the sums of the log's window."""
     trained, resumed = Sums(), Sums()
