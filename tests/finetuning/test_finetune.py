@@ -142,6 +142,13 @@ def test_equal_options_give_equal_bits_and_micro_batches_equal_results(tupe, pai
     assert np.abs(losses["a"] - losses["seed"]).max() > 1e-2
 
 
+def test_another_seed_is_another_head_on_the_same_encoder(bert) -> None:
+    heads = [new_classifier(load_encoder(bert), 2, n, dropout=0, attention_dropout=0, kernels="auto") for n in (0, 1)]
+    (first, second) = (dict(model.named_parameters()) for model in heads)
+    differing = {name for name in first if not torch.equal(first[name], second[name])}
+    assert differing == {"pooler.weight", "classifier.weight"}
+
+
 def test_dropout_is_new_in_every_step_row_and_site(bert, words, tmp_path, monkeypatch) -> None:
     """Each row of each micro-batch has a key of its own, the same with another micro-batch size; the head drops by
     none of the encoder's sites."""

@@ -167,7 +167,7 @@ def test_logged_rows_in_closed_form(monkeypatch) -> None:
     monkeypatch.setattr(objective, "after_step", lambda *_: {"w": objective.w.detach()[0].clone()})
     monkeypatch.setattr(objective, "flops", lambda batch_size, length: 1.0, raising=False)
     logbook = SimpleNamespace(log=lambda *row: rows.append(row), say=None)
-    trainer = trainer_of(objective, logbook=logbook, steps=8, log_every=3)
+    trainer = trainer_of(objective, logbook=logbook, steps=8, log_every=3, milestones=frozenset({7}))
     for step in range(8):
         trainer._step(step)
     trainer._book(trainer._lagged.pop())
@@ -175,8 +175,8 @@ def test_logged_rows_in_closed_form(monkeypatch) -> None:
     weights = [2.0]
     for factor in factors:
         weights.append(weights[-1] - 0.1 * factor * 3.0)
-    assert [(done, split) for done, split, _ in rows] == [(3, "train"), (6, "train"), (8, "train")]
-    for (done, _, row), window in zip(rows, (range(3), range(3, 6), range(6, 8)), strict=True):
+    assert [(done, split) for done, split, _ in rows] == [(end, "train") for end in (3, 6, 7, 8)]
+    for (done, _, row), window in zip(rows, (range(3), range(3, 6), range(6, 7), range(7, 8)), strict=True):
         expected = {
             "loss": GRADIENT * sum(weights[step] for step in window) / len(window),
             "w": sum(weights[step + 1] for step in window) / len(window),
