@@ -83,6 +83,7 @@ def test_resumes_exactly_within_and_between_stages(flags, tmp_path, monkeypatch,
 
 def test_what_is_logged(flags, tmp_path, capsys, monkeypatch) -> None:
     """Tokens, and the rates across borders of stages: at a second a step they are those of the window's steps."""
+    monkeypatch.setattr(job, "peak_flops", lambda *given: (1e9, "a test"))
     monkeypatch.setattr(loop.time, "perf_counter", lambda: 0.0)
     run = tmp_path / "run"
     real = loop.Trainer._book
