@@ -1,15 +1,32 @@
 """The benchmark of step times runs, in every way it can be called."""
 
+import importlib
 import math
 import subprocess
 import sys
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
+import torch
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "bench_steps.py"
 SIZES = {"rounds": 3, "layers": 1, "width": 64, "vocab-size": 64, "length": 16, "batch-size": 4}
 SMALL = [word for name, size in SIZES.items() for word in (f"--{name}", str(size))]
+
+
+def test_a_timed_step_trains_and_writes_notes(monkeypatch) -> None:
+    monkeypatch.syspath_prepend(SCRIPT.parent)
+    bench_steps = importlib.import_module("bench_steps")
+    sizes = {name.replace("-", "_"): size for name, size in SIZES.items()}
+    run = bench_steps.Run(
+        Namespace(device=torch.device("cpu"), precision="fp32", share=0.5, choices=4, **sizes), words=3
+    )
+    before = [parameter.clone() for parameter in run.objective.parameters()]
+    run()
+    assert run.objective.notes.written == 3
+    pairs = zip(run.objective.parameters(), before, strict=True)
+    assert not any(torch.equal(parameter, old) or parameter.grad is not None for parameter, old in pairs)
 
 
 @pytest.mark.parametrize(

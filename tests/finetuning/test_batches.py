@@ -88,6 +88,13 @@ def test_every_row_once_and_one_batch_smaller(count: int, batch_size: int, seed:
     assert all((a == b).all() for a, b in zip(batches, again, strict=True))
 
 
+def test_batches_come_in_another_order_with_seed_and_epoch() -> None:
+    """Even where they are the same batches: as many rows as are sorted together, each of its own length."""
+    found = [[tuple(rows) for rows in training_order(np.arange(60), 4, *given)] for given in ((0, 0), (0, 1), (1, 0))]
+    assert found[0] != found[1] != found[2] != found[0]
+    assert sorted(found[0]) == sorted(found[1]) == sorted(found[2])
+
+
 def test_order_depends_on_seed_and_epoch_and_saves_padding() -> None:
     lengths = np.random.default_rng(0).integers(3, 120, 4000)
     orders = [np.concatenate(training_order(lengths, 32, seed, epoch)) for seed, epoch in ((0, 0), (0, 1), (1, 0))]

@@ -14,13 +14,15 @@ import torch
 from safetensors.torch import load_file
 
 from fastbert.data.tokenizer import load_tokenizer
-from fastbert.finetuning.batches import draw_orders, encode, training_order
+from fastbert.finetuning import model as classifiers
+from fastbert.finetuning.batches import Batch, draw_orders, encode, training_order
 from fastbert.finetuning.loop import build_scaled_optimizer
 from fastbert.finetuning.model import Classifier, TaskRecord, load_encoder, new_classifier, save_classifier
 from fastbert.finetuning.options import FinetuneOptions
 from fastbert.finetuning.own import OwnTaskOptions
 from fastbert.finetuning.predict import encode_inputs
 from fastbert.finetuning.tasks import open_task
+from fastbert.randomness import row_keys
 from fastbert.training.optimizers import guarded_step
 from fastbert.training.options import OptimizerOptions
 from tests.finetuning.conftest import FAST, make_glue, make_task, tiny_config, tiny_model, write_rows
@@ -52,7 +54,8 @@ def test_losses_are_those_of_transformers(kind, bert, pairs, numbers, tmp_path) 
     more = ("--epochs", "2", "--learning-rate", "1e-3", "--log-every", "1")
     out = tmp_path / "out"
     assert finetune(bert, task_flags, out, *exact, *more) == 0
-    ours = [row["loss"] for row in records(out / "seed-0", "train")]
+    logged = records(out / "seed-0", "train")
+    ours = [row["loss"] for row in logged]
     assert len(ours) == 20
 
     pair = "pair" if kind == "pairs" else None
@@ -70,7 +73,7 @@ def test_losses_are_those_of_transformers(kind, bert, pairs, numbers, tmp_path) 
     optimizer = torch.optim.AdamW(groups, lr=1e-3, eps=1e-8, fused=False)
     schedule = get_linear_schedule_with_warmup(optimizer, 0, 20)
     data = encode(task.examples("train"), load_tokenizer(pretrained.tokenizer), 30, numbers=kind == "numbers")
-    theirs = []
+    theirs, rates = [], []
     for epoch in range(2):
         for rows in training_order(data.lengths, 16, 0, epoch):
             batch = data.batch(rows)
@@ -81,11 +84,13 @@ def test_losses_are_those_of_transformers(kind, bert, pairs, numbers, tmp_path) 
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
+            rates += schedule.get_last_lr()[:1]
             schedule.step()
             optimizer.zero_grad()
             theirs.append(loss.item())
     assert np.abs(np.array(ours) - np.array(theirs)).max() < 1e-5
     assert max(theirs) - min(theirs) > 0.05
+    assert [row["lr"] for row in logged] == pytest.approx(rates)
 
 
 def test_learns_words_with_several_seeds(bert, words, tmp_path, capsys) -> None:
@@ -135,6 +140,40 @@ def test_equal_options_give_equal_bits_and_micro_batches_equal_results(tupe, pai
     assert (losses["a"] == losses["b"]).all()
     assert np.abs(losses["a"] - losses["micro"]).max() < 1e-4
     assert np.abs(losses["a"] - losses["seed"]).max() > 1e-2
+
+
+def test_another_seed_is_another_head_on_the_same_encoder(bert) -> None:
+    heads = [new_classifier(load_encoder(bert), 2, n, dropout=0, attention_dropout=0, kernels="auto") for n in (0, 1)]
+    (first, second) = (dict(model.named_parameters()) for model in heads)
+    differing = {name for name in first if not torch.equal(first[name], second[name])}
+    assert differing == {"pooler.weight", "classifier.weight"}
+
+
+def test_dropout_is_new_in_every_step_row_and_site(bert, words, tmp_path, monkeypatch) -> None:
+    """Each row of each micro-batch has a key of its own, the same with another micro-batch size; the head drops by
+    none of the encoder's sites."""
+    given: dict[int, list[torch.Tensor]] = {5: [], 16: []}
+    real = Classifier.forward
+    for micro, keys in given.items():
+
+        def forward(self, batch, row_keys=None, keys=keys):
+            keys += [] if row_keys is None else [row_keys]
+            return real(self, batch, row_keys)
+
+        monkeypatch.setattr(Classifier, "forward", forward)
+        more = ("--first-seed", "3", "--epochs", "2", "--machine.micro-batch-size", str(micro), "--no-save-model")
+        assert finetune(bert, words, tmp_path / str(micro), *more) == 0
+    expected = torch.cat([row_keys(3, "dropout", step, torch.arange(16)) for step in range(20)])
+    assert [torch.cat(keys).equal(expected) for keys in given.values()] == [True, True]
+    assert expected.unique().numel() == 320
+
+    model = Classifier(tiny_config(dropout=0.5), 2)
+    encoder = {int(module.site) for module in model.encoder.modules() if hasattr(module, "site")}
+    sites = []
+    monkeypatch.setattr(classifiers, "combine", lambda keys, site: sites.append(site) or keys)
+    rows = Batch(torch.zeros(2, 8, dtype=torch.long), torch.ones(2, 8, dtype=torch.bool), None, None)
+    model(rows, torch.arange(2, dtype=torch.int32))
+    assert len(sites) == 1 and not encoder & {*sites}
 
 
 def test_options_change_the_training(bert, words, tmp_path) -> None:
@@ -193,16 +232,20 @@ def test_without_decay_there_is_one_rate() -> None:
 def test_a_bad_update_is_skipped_and_too_many_end_the_training(bert, words, tmp_path, capsys, monkeypatch) -> None:
     import fastbert.finetuning.loop as loop
 
-    real, calls, bad = loop.losses, [], {3}
+    real, calls, bad, steep = loop.losses, [], {3}, {6}
 
     def poisoned(logits, labels):
         calls.append(1)
-        return real(logits, labels) * (float("inf") if len(calls) - 1 in bad else 1.0)
+        found = real(logits, labels) * (float("inf") if len(calls) - 1 in bad else 1.0)
+        if len(calls) - 1 in steep:  # the loss is finite, its gradient is not
+            found.register_hook(lambda gradient: gradient * float("inf"))
+        return found
 
     monkeypatch.setattr(loop, "losses", poisoned)
     assert finetune(bert, words, tmp_path / "a", "--epochs", "1") == 0
-    assert "step 4: loss inf" in capsys.readouterr().err
-    assert results(tmp_path / "a")["fractions"][0]["seeds"][0]["skipped_updates"] == 1
+    said = capsys.readouterr().err
+    assert "step 4: loss inf" in said and "step 7: loss 0." in said and said.count("update skipped") == 2
+    assert results(tmp_path / "a")["fractions"][0]["seeds"][0]["skipped_updates"] == 2
     calls.clear()
     bad |= set(range(3, 9))
     assert finetune(bert, words, tmp_path / "b", "--epochs", "1") == 2

@@ -1,4 +1,5 @@
 import dataclasses
+import itertools
 import math
 
 import pytest
@@ -8,7 +9,7 @@ from transformers import BertConfig, BertModel
 
 from fastbert.errors import UserError
 from fastbert.model.config import SIZES, TABLELESS, EncoderConfig
-from fastbert.model.encoder import Encoder, initialize
+from fastbert.model.encoder import Dropout, Encoder, initialize
 from fastbert.model.flops import (
     encoder_flops,
     encoder_parameters,
@@ -17,6 +18,7 @@ from fastbert.model.flops import (
     replaced_head_parameters,
 )
 from fastbert.model.heads import MLMHead, ReplacedHead
+from fastbert.model.kernels import KERNELS
 from fastbert.model.options import EncoderOptions
 from fastbert.model.positions import POSITIONS
 from fastbert.randomness import row_keys
@@ -121,16 +123,24 @@ def test_dropout_depends_on_keys_alone() -> None:
 
 
 def test_each_dropout_site_draws_its_own_mask() -> None:
-    encoder = Encoder(dataclasses.replace(SMALL, dropout=0.5).resolve(50, 16))
-    sites = [encoder.embedding_dropout]
-    for block in encoder.blocks:
-        sites += [block.attention_dropout, block.feed_forward_dropout]
-    used = [site.site for site in sites] + [block.attention.site for block in encoder.blocks]
-    assert len(set(used)) == len(used)
+    """Masks of two sites agree at half of the elements, and each attention gets keys that nothing else uses."""
+    encoder = Encoder(dataclasses.replace(SMALL, dropout=0.5, attention_dropout=0.5).resolve(50, 16))
+    sites = [module for module in encoder.modules() if isinstance(module, Dropout)]
+    numbers = [module.site.item() for module in encoder.modules() if hasattr(module, "site")]
+    assert len(sites) == 1 + 2 * 2 and len(numbers) == len(set(numbers)) == len(sites) + 2
     ones, keys = torch.ones(2, 16, 32), row_keys(0, "dropout", 0, torch.arange(2))
     masks = [site(ones, keys) for site in sites]
-    agreement = (masks[0] == masks[1]).double().mean()
-    assert 0.4 < agreement < 0.6
+    for one, other in itertools.combinations(masks, 2):
+        assert 0.4 < (one == other).double().mean() < 0.6
+    given = [keys]
+
+    def attention(*arguments, **named):
+        given.append(named["keys"])
+        return KERNELS["reference"].attention(*arguments, **named)
+
+    encoder.kernels = dataclasses.replace(KERNELS["reference"], attention=attention)
+    encoder(torch.zeros(2, 16, dtype=torch.long), row_keys=keys)
+    assert len(given) == 3 and torch.cat(given).unique().numel() == 6
 
 
 def test_initial_values_depend_on_name_and_seed_alone() -> None:
@@ -146,6 +156,9 @@ def test_initial_values_depend_on_name_and_seed_alone() -> None:
     weight = tensors["absolute"]["blocks.0.feed_forward.up.weight"]
     assert abs(weight.std().item() - 0.02) < 0.001
     assert (weight != tensors["absolute"]["blocks.1.feed_forward.up.weight"]).any()
+    initialize(encoder, 8, 0.02)
+    agreement = (encoder.state_dict()["blocks.0.feed_forward.up.weight"] == weight).double().mean()
+    assert agreement < 0.01
 
 
 @pytest.mark.parametrize(

@@ -9,12 +9,13 @@ from fastbert.data.tokenizer import WordPiece
 from fastbert.model.encoder import initialize
 from fastbert.model.options import EncoderOptions
 from fastbert.objectives import OBJECTIVES
-from fastbert.objectives.options import ElectraOptions, MultipleChoiceOptions
+from fastbert.objectives.options import ElectraOptions, MLMOptions, MultipleChoiceOptions
 from fastbert.objectives.replacement import Replacement
 
 V = 40
 VOCABULARY = WordPiece(("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"w{i}" for i in range(V - 5))))
 OPTIONS = {"electra": ElectraOptions, "multiple-choice": MultipleChoiceOptions}
+MLM = {"mlm": MLMOptions}
 
 
 def batch(rows: int = 4, length: int = 16, first_place: int = 0) -> Batch:
@@ -36,7 +37,7 @@ def build(
     config = EncoderOptions(
         layers=2, width=32, heads=2, position=position, dropout=dropout, attention_dropout=dropout, **changes
     ).resolve(vocab_size, 16)
-    objective = OBJECTIVES[name](config, options or OPTIONS[name](), vocabulary)
+    objective = OBJECTIVES[name](config, options or (OPTIONS | MLM)[name](), vocabulary)
     initialize(objective, 0, 0.05)
     return objective.train()
 

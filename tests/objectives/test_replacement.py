@@ -10,6 +10,7 @@ from fastbert.data.batches import documents_of
 from fastbert.data.tokenizer import WordPiece
 from fastbert.model.kernels import KERNELS
 from fastbert.model.positions import POSITIONS
+from fastbert.randomness import row_keys
 from tests.objectives.conftest import OPTIONS, V, batch, build, loss_of
 from tests.pretraining.test_loop import NoWaiting
 
@@ -90,6 +91,43 @@ def test_samples_depend_on_seed_step_and_place(name: str) -> None:
     for other in (read(seed=1), read(step=1), read(first=4)):
         assert not torch.equal(read(), other)
     assert not torch.equal(read()[0], read()[1])
+
+
+@pytest.mark.parametrize("name", ["mlm", *OBJECTIVES])
+def test_every_key_is_of_its_seed_step_place_and_purpose(name: str) -> None:
+    """No two of them are equal, so no mask, sample or dropout of one repeats another's."""
+    objective = build(name, dropout=0.1)
+    found = []
+    for seed, step, first in ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 4)):
+        rows = batch(4, first_place=first)
+        drawn = objective.draw(rows, seed, step)
+        keys = [value for field, value in vars(drawn).items() if field.endswith("_keys")]
+        found += [*keys, row_keys(seed, "mask", step, rows.places)]
+    assert len(found) == 4 * (2 if name == "mlm" else 4)
+    assert torch.cat(found).unique().numel() == 4 * len(found)
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_the_main_loss_gets_no_graph_of_the_small_network(name: str) -> None:
+    """What the main loss and the sampling read of the small network carries no gradient, not even one of zero."""
+    objective = build(name)
+    tracked = []
+
+    def sampler(real):
+        return lambda *given, **named: tracked.append(torch.is_grad_enabled()) or real(*given, **named)
+
+    def main_loss(drawn, read: torch.Tensor, small_hidden: torch.Tensor):
+        tracked.append(small_hidden.requires_grad)
+        return real(drawn, read, small_hidden)
+
+    kernels = objective.encoder.kernels
+    sampling = {key: sampler(getattr(kernels, key)) for key in ("draw_distinct", "sample_candidates")}
+    objective.encoder.kernels = replace(kernels, **sampling)
+    real, objective.main_loss = objective.main_loss, main_loss
+    objective(objective.draw(batch(), 0, 0))[objective.main].backward()
+    assert tracked == [False] * (2 if name == "electra" else 3)
+    main = {id(p) for p in (*objective.encoder.parameters(), *objective.head.parameters())}
+    assert all(p.grad is None for p in objective.parameters() if id(p) not in main)
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)

@@ -1,15 +1,20 @@
 """The loop itself: accumulation, skipped updates, divergence, and that nothing in a step waits for the device."""
 
 import json
+from dataclasses import fields
 from pathlib import Path
+from types import SimpleNamespace
+from typing import ClassVar
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastbert.data.batches import Batch
 from fastbert.data.noted import Occurrences
+from fastbert.data.stages import Plan
 from fastbert.data.tokenizer import WordPiece
 from fastbert.model.notes import Notes
 from fastbert.model.options import EncoderOptions, NotesOptions
@@ -20,7 +25,7 @@ from fastbert.training.finite import all_finite
 from fastbert.training.lagged import LaggedScalars
 from fastbert.training.optimizer_state import flatten_optimizer
 from fastbert.training.optimizers import build_optimizer, clip_gradients, guarded_step
-from fastbert.training.options import OptimizerOptions
+from fastbert.training.options import OptimizerOptions, ScheduleOptions
 from tests.flags import main
 
 
@@ -81,6 +86,160 @@ def test_a_huge_rate_diverges_by_itself(flags, tmp_path, capsys) -> None:
     more = ["--optimizer.learning-rate", "1e30", "--optimizer.clip-norm", "0", "--norm", "pre"]
     assert main(["pretrain", *flags, *more, "--out", str(tmp_path / "run")]) == 2
     assert "not finite" in capsys.readouterr().err
+
+
+class Sums(nn.Module):
+    """Two losses, each the sum of w x over some of a micro-batch's numbers x."""
+
+    loss_weights: ClassVar = {"a": 1.0, "b": 50.0}
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.tensor([2.0]))
+        self.drawn, self.after = [], []
+
+    def draw(self, x: torch.Tensor, seed: int, step: int) -> SimpleNamespace:
+        self.drawn.append((seed, step))
+        return SimpleNamespace(input_ids=x, counts={"a": torch.tensor(len(x)), "b": (x > 1).sum()})
+
+    def forward(self, part: SimpleNamespace) -> dict[str, torch.Tensor]:
+        x = part.input_ids
+        return {"a": (self.w * x).sum(), "b": (self.w * x)[x > 1].sum()}
+
+    def after_step(self, drawn: list, updated: torch.Tensor) -> dict[str, torch.Tensor]:
+        self.after.append(([part.input_ids.tolist() for part in drawn], bool(updated), self.w.item()))
+        return {}
+
+
+class Descent(torch.optim.Optimizer):
+    """Plain gradient descent that skips as torch's fused optimizers do."""
+
+    _step_supports_amp_scaling = True
+
+    @torch.no_grad()
+    def step(self) -> None:
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if not self.found_inf:
+                    parameter -= group["lr"] * parameter.grad
+
+
+MICRO_BATCHES = [torch.tensor([1.0, 2.0, 3.0]), torch.tensor([5.0])]
+GRADIENT = (1 + 2 + 3 + 5) / 4 + 50.0 * (2 + 3 + 5) / 3
+
+
+def trainer_of(objective: nn.Module, optimizer: torch.optim.Optimizer | None = None, **changes) -> loop.Trainer:
+    """Ten steps on MICRO_BATCHES, at 0.1 with four steps of warm-up and a linear descent, clipped to a norm of 3."""
+    values = dict.fromkeys(("checkpointer", "logbook", "validate")) | {
+        "batches": SimpleNamespace(at=lambda step: MICRO_BATCHES, plan=Plan.constant(2, 3)),
+        "optimizer": optimizer or Descent(objective.parameters(), {"lr": 1.0}),
+        "optimizer_options": OptimizerOptions(learning_rate=0.1, clip_norm=3.0),
+        "schedule": ScheduleOptions("linear", 4),
+        **{"steps": 10, "log_every": 100, "eval_every": 100, "checkpoint_every": 100, "peak_flops": 1.0},
+        **{"seed": 7, "precision": "fp32", "state": {}},
+    }
+    return loop.Trainer(objective, **(values | changes))
+
+
+def test_a_step_in_closed_form() -> None:
+    """Losses are means over the global batch, not means of the micro-batches' means; the gradient is clipped before the
+    update, whose rate is that of its step, and is gone after it; and the objective learns of the update."""
+    objective = Sums()
+    trainer = trainer_of(objective)
+    w = 2.0
+    for step, factor in ((1, 2 / 4), (5, 1 - 1 / 6), (6, 1 - 2 / 6)):
+        objective.drawn.clear()
+        trainer._step(step)
+        expected = {"loss": w * GRADIENT, "norm": GRADIENT, "finite": 1.0}
+        assert trainer._lagged.pop() == (step, pytest.approx(expected, rel=1e-6))
+        w -= 0.1 * factor * 3.0
+        assert objective.w.item() == pytest.approx(w, rel=1e-6)
+        assert objective.drawn == [(7, step)] * 2
+        assert objective.after[-1] == ([[1, 2, 3], [5]], True, objective.w.item())
+    objective.w.register_hook(lambda grad: grad * torch.inf)  # the loss itself stays finite
+    trainer._step(7)
+    assert objective.w.item() == pytest.approx(w, rel=1e-6) and not objective.after[-1][1]
+
+
+def test_logged_rows_in_closed_form(monkeypatch) -> None:
+    """Each row has the means over its own window, and the rate and the norm of its last step."""
+    objective, rows = Sums(), []
+    monkeypatch.setattr(objective, "after_step", lambda *_: {"w": objective.w.detach()[0].clone()})
+    monkeypatch.setattr(objective, "flops", lambda batch_size, length: 1.0, raising=False)
+    logbook = SimpleNamespace(log=lambda *row: rows.append(row), say=None)
+    trainer = trainer_of(objective, logbook=logbook, steps=8, log_every=3, milestones=frozenset({7}))
+    for step in range(8):
+        trainer._step(step)
+    trainer._book(trainer._lagged.pop())
+    factors = [1 / 4, 2 / 4, 3 / 4, 1, 1, 1 - 1 / 4, 1 - 2 / 4, 1 - 3 / 4]
+    weights = [2.0]
+    for factor in factors:
+        weights.append(weights[-1] - 0.1 * factor * 3.0)
+    assert [(done, split) for done, split, _ in rows] == [(end, "train") for end in (3, 6, 7, 8)]
+    for (done, _, row), window in zip(rows, (range(3), range(3, 6), range(6, 7), range(7, 8)), strict=True):
+        expected = {
+            "loss": GRADIENT * sum(weights[step] for step in window) / len(window),
+            "w": sum(weights[step + 1] for step in window) / len(window),
+            "lr": 0.1 * factors[done - 1],
+            "grad_norm": GRADIENT,
+            "tokens": 6 * done,
+            "skipped": 0,
+        }
+        assert {name: row[name] for name in expected} == pytest.approx(expected, rel=1e-5)
+
+
+def test_only_the_lowest_loss_is_best_and_only_its_own_step_has_it() -> None:
+    losses, saved = iter([3.0, 2.0, 2.5, 2.0, 1.0]), []
+    objective = Sums()
+    trainer = trainer_of(
+        objective,
+        build_optimizer(objective.named_parameters(), OptimizerOptions(), "cpu"),
+        validate=lambda length: {"loss": next(losses)},
+        logbook=SimpleNamespace(log=lambda *row: None, sync=lambda: None, tally=dict),
+        checkpointer=SimpleNamespace(save=lambda step, *_, metric, **__: saved.append((step, metric))),
+    )
+    best = []
+    for step in range(1, 10):
+        trainer.progress.step = step
+        if step % 2:
+            best.append(trainer._validate())
+        trainer._checkpoint()
+    assert best == [True, True, False, False, True] and trainer.progress.best == 1.0
+    measured = {1: 3.0, 3: 2.0, 5: 2.5, 7: 2.0, 9: 1.0}
+    assert saved == [(step, measured.get(step)) for step in range(1, 10)]
+
+
+def test_a_checkpoint_keeps_all_of_the_progress(monkeypatch) -> None:
+    """Each counter, and the sums of the log's window."""
+    trained, resumed = Sums(), Sums()
+    saved = {}
+    checkpointer = SimpleNamespace(
+        save=lambda step, tensors, state, **_: saved.update(tensors=tensors, state=json.loads(json.dumps(state))),
+        prune=lambda step: None,
+    )
+    whole, again = (
+        trainer_of(
+            objective,
+            build_optimizer(objective.named_parameters(), OptimizerOptions(), "cpu"),
+            checkpointer=checkpointer,
+            logbook=SimpleNamespace(sync=lambda: None, tally=dict),
+        )
+        for objective in (trained, resumed)
+    )
+    counters = {f.name: 3 + i for i, f in enumerate(fields(loop.Progress)) if f.type in (int, float, "int", "float")}
+    more = {"window_measured": {"w": 0.5}, "best": 1.5, "last_eval": {"step": 2, "loss": 1.75}}
+    whole.progress = loop.Progress(**counters, **more)
+    assert not [
+        f.name for f in fields(loop.Progress) if getattr(whole.progress, f.name) == getattr(again.progress, f.name)
+    ]
+    whole._step(3)
+    whole._start_clock()
+    monkeypatch.setattr(loop.time, "perf_counter", lambda: whole._clock)
+    whole._lagged.pop()
+    whole._checkpoint()
+    again.restore(SimpleNamespace(step=3, path=Path("x"), **saved))
+    assert again.progress == whole.progress
+    assert torch.equal(trained.w, resumed.w) and trained.w != 2.0
 
 
 class NoWaiting(TorchDispatchMode):

@@ -6,11 +6,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from fastbert import pretraining
 from fastbert.config import load_yaml
-from fastbert.data.stages import make_plan
+from fastbert.data.stages import Plan, make_plan
 from fastbert.pretraining import job, loop
 from fastbert.pretraining.budget import Costs
 from fastbert.pretraining.options import PretrainOptions, science
@@ -82,6 +83,7 @@ def test_resumes_exactly_within_and_between_stages(flags, tmp_path, monkeypatch,
 
 def test_what_is_logged(flags, tmp_path, capsys, monkeypatch) -> None:
     """Tokens, and the rates across borders of stages: at a second a step they are those of the window's steps."""
+    monkeypatch.setattr(job, "peak_flops", lambda *given: (1e9, "a test"))
     monkeypatch.setattr(loop.time, "perf_counter", lambda: 0.0)
     run = tmp_path / "run"
     real = loop.Trainer._book
@@ -169,6 +171,31 @@ def test_minutes_are_planned_as_if_nothing_else_ran(prepared, tmp_path, monkeypa
     assert f"{len(validations)} validations" in said and f"{len(checkpoints)} checkpoints" in said
     assert "other work disturbed the timing of steps" in said
     assert not (tmp_path / "run").exists()
+
+
+def test_a_timed_step_is_a_whole_training_step(prepared, monkeypatch) -> None:
+    """What a training step does is in the time: each micro-batch forward and backward, clipping, an update, and what
+    the objective does after it. The weights stay."""
+    calls = []
+    machine = replace(PretrainOptions().machine, micro_batch_size=3)
+    setup = prepare_setup(options(prepared, objective="electra", machine=machine))
+    objective = setup.objective().eval()
+    before = {name: tensor.clone() for name, tensor in objective.state_dict().items()}
+
+    def spy(owner: object, name: str, note=lambda *given: None) -> None:
+        real = getattr(owner, name)
+        monkeypatch.setattr(owner, name, lambda *given: calls.append((name, note(*given))) or real(*given))
+
+    spy(objective, "draw", lambda batch, *_: (len(batch.places), objective.training))
+    spy(objective, "forward", lambda drawn: all(p.grad is None for p in objective.parameters()))
+    spy(job, "clip_gradients", lambda *_: all(p.grad is not None for p in objective.parameters()))
+    spy(job, "guarded_step")
+    spy(objective, "after_step", lambda drawn, finite: (len(drawn), bool(finite)))
+    found = job.time_training(setup, objective, 1e-9, Plan.constant(4, 32), 1)
+    assert found.count == 1  # and one to warm up
+    drawn = [("draw", (3, True)), ("draw", (1, True)), ("forward", True), ("forward", False)]
+    assert calls == [*drawn, ("clip_gradients", True), ("guarded_step", None), ("after_step", (2, True))] * 2
+    assert all(torch.equal(tensor, before[name]) for name, tensor in objective.state_dict().items())
 
 
 def test_short_budgets_have_the_most_steps_that_fit(prepared) -> None:
