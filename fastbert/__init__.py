@@ -4,6 +4,8 @@ import sys
 
 __version__ = "0.1.0"
 
-if sys.version_info < (3, 11):  # noqa: UP036 (from a checkout) before anything is imported that an older Python cannot read
-    sys.stderr.write("error: fastbert needs Python 3.11 or newer, and this is %d.%d\n" % sys.version_info[:2])  # noqa: UP031
+# A checkout can be run by any Python: this comes before whatever an older one cannot read, and in words that it can.
+if sys.version_info < (3, 11):  # noqa: UP036 (pip's own check does not see a checkout)
+    message = "error: fastbert needs Python 3.11 or newer, and this is {}.{}\n"
+    sys.stderr.write(message.format(*sys.version_info[:2]))
     sys.exit(2)

@@ -1,4 +1,3 @@
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -10,37 +9,7 @@ from fastbert import config
 from fastbert.errors import UserError
 from fastbert.flags import parse
 from fastbert.pretraining.options import PretrainOptions, science
-
-
-@dataclass(frozen=True)
-class Inner:
-    rate: float = 0.1
-    """A rate."""
-
-
-@dataclass(frozen=True)
-class Lifted:
-    layers: int | None = None
-    """Layers."""
-    fast: bool = False
-    """A switch."""
-
-
-@dataclass(frozen=True)
-class Outer:
-    """A job."""
-
-    name: str = "x"
-    """A name."""
-    inner: Inner = field(default_factory=Inner)
-    lifted: Lifted = field(default_factory=Lifted, metadata=config.FLAT)
-    speed: Inner = field(default_factory=Inner, metadata=config.MACHINE)
-
-
-def write(tmp_path, text: str) -> str:
-    path = tmp_path / "x.yaml"
-    path.write_text(text)
-    return str(path)
+from tests.small_options import Inner, Lifted, Outer, write
 
 
 @pytest.mark.parametrize(
@@ -105,6 +74,7 @@ def test_leaves_have_roles_and_flat_names() -> None:
     roles = {leaf.name: leaf.role for leaf in config.leaves(Outer())}
     assert roles == {
         "name": "science",
+        "long_name": "science",
         "inner.rate": "science",
         "layers": "science",
         "fast": "science",

@@ -51,7 +51,7 @@ ENCODED = [
 
 
 def message(content: bytes, **how: object) -> str:
-    """What is said of a file of this content."""
+    """The error for a file of this content."""
     try:
         refuse_zero_bytes("in.txt", "", content)
         content.decode("utf-8")

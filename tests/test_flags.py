@@ -3,7 +3,6 @@
 import shlex
 import subprocess
 import sys
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -15,39 +14,7 @@ from fastbert.cli import OPTIONS, main
 from fastbert.errors import UserError
 from fastbert.flags import EXAMPLES, TAKES_YAML, flags_of, help_of, parse
 from fastbert.foreign import NAMES, REMARKS, foreign
-
-
-@dataclass(frozen=True)
-class Inner:
-    rate: float = 0.1
-    """A rate."""
-
-
-@dataclass(frozen=True)
-class Lifted:
-    layers: int | None = None
-    """Layers."""
-    fast: bool = False
-    """A switch."""
-
-
-@dataclass(frozen=True)
-class Outer:
-    """A job."""
-
-    name: str = "x"
-    """A name."""
-    inner: Inner = field(default_factory=Inner)
-    lifted: Lifted = field(default_factory=Lifted, metadata=config.FLAT)
-    speed: Inner = field(default_factory=Inner, metadata=config.MACHINE)
-    long_name: str = "long"
-    """Its name has two words."""
-
-
-def write(tmp_path, text: str) -> str:
-    path = tmp_path / "x.yaml"
-    path.write_text(text)
-    return str(path)
+from tests.small_options import Inner, Lifted, Outer, write
 
 
 def test_yaml_then_flags(tmp_path) -> None:

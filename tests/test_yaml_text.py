@@ -1,5 +1,7 @@
 """Options in YAML: equal to `yaml.safe_load` where that is exact, refused by the line where it is not."""
 
+from itertools import pairwise
+
 import pytest
 import yaml
 from hypothesis import given, settings
@@ -42,7 +44,7 @@ def test_dates_are_text() -> None:
     assert parse_yaml("a: 2024-01-01\nb: =", "x.yaml") == {"a": "2024-01-01", "b": "="}
 
 
-LAUGHS = "a: &a [x, x]\n" + "".join(f"{b}: &{b} [*{a}, *{a}]\n" for a, b in zip("abcdefghijklmn", "bcdefghijklmno"))  # noqa: B905
+LAUGHS = "a: &a [x, x]\n" + "".join(f"{b}: &{b} [*{a}, *{a}]\n" for a, b in pairwise("abcdefghijklmno"))
 
 CHAIN = "a0: &a0 [x]\n" + "".join(f"a{n}: &a{n} [*a{n - 1}]\n" for n in range(1, 40))
 

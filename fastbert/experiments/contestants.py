@@ -119,8 +119,7 @@ class Runner:
 
 def _serve(contestant: Contestant, pipe: Connection) -> None:
     """Answers questions until the other end is closed; what is said meanwhile goes nowhere."""
-    # Until the process ends; errors go through the pipe.
-    sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+    sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 (until the process ends; errors go through the pipe)
     try:
         with tempfile.TemporaryDirectory(prefix="fastbert-bench-") as folder:
             setup = (_bare_setup if contestant.peer else prepare_setup)(contestant.options)

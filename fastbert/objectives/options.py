@@ -73,7 +73,7 @@ class MultipleChoiceOptions(ReplacementOptions):
     """Weight of the choice loss next to the controller's: the paper's lambda."""
 
     def controller(self, config: EncoderConfig) -> EncoderConfig:
-        """The controller's numbers beside an encoder of `config`."""
+        """The controller's numbers, for an encoder of `config`."""
         width = self.controller_width or min(config.width, max(8, 8 * round(config.width / 32)))
         return config.small(width, self.controller_layers)
 

@@ -91,7 +91,7 @@ def summary(
         lines.append(f"  masked loss       {nats}")
         lines.append(f"  masked accuracy   {100 * final['accuracy']:.1f} %")
     else:
-        lines.append(f"  small network     {nats}")
+        lines.append(f"  {'generator' if 'rtd_loss' in final else 'meta controller':<17} {nats}")
         shown = {name: NOT_FINITE if value is None else f"{value:.4f}" for name, value in final.items()}
         lines += [f"  {name:<17} {value}" for name, value in shown.items() if name != "mlm_loss"]
     if examples:

@@ -171,7 +171,8 @@ def report(result: dict[str, Any], told: Iterable[str] = ()) -> str:
             ]
         lines.append(f"  bits per byte     {result['bits_per_byte']:.4f}")
     else:
-        lines.append(f"  small network     {result['mlm_loss']:.4f} nats at masked positions")
+        network = "generator" if "rtd_loss" in result else "meta controller"
+        lines.append(f"  {network:<17} {result['mlm_loss']:.4f} nats at masked positions")
         told = [
             name for name in result if name.endswith(("_loss", "replaced", "_kept", "entropy")) and name != "mlm_loss"
         ]

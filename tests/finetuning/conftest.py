@@ -13,6 +13,7 @@ from fastbert.finetuning.glue import GLUE
 from fastbert.hub.export import export_model
 from fastbert.model.config import EncoderConfig
 from fastbert.model.encoder import Encoder, initialize
+from tests.flags import main
 
 SENTENCE = "the a of and to in is was he she it that with as on at by this had not"
 FILLERS = tuple(SENTENCE.split())
@@ -121,3 +122,11 @@ def make_glue(folder: Path, names: Sequence[str], train: int = 48, dev: int = 24
                 lines = [[dict(zip(columns, row, strict=True)).get(name, "-") for name in header] for row in rows]
             path.write_text("".join("\t".join(line) + "\n" for line in lines))
     return folder
+
+
+def results(out: Path) -> dict:
+    return json.loads((out / "results.json").read_text())
+
+
+def finetune(model: Path, task: list[str], out: Path, *more: str) -> int:
+    return main(["finetune", "--model", str(model), *task, *FAST, "--out", str(out), *more])

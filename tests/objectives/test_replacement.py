@@ -108,8 +108,8 @@ def test_every_key_is_of_its_seed_step_place_and_purpose(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
-def test_the_main_loss_gets_no_graph_of_the_small_network(name: str) -> None:
-    """What the main loss and the sampling read of the small network carries no gradient, not even one of zero."""
+def test_the_main_loss_gets_no_graph_of_the_generator(name: str) -> None:
+    """What the main loss and the sampling read of the generator carries no gradient, not even zero."""
     objective = build(name)
     tracked = []
 

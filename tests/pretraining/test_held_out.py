@@ -245,5 +245,6 @@ def test_two_networks(corpus, flags, tmp_path, capsys) -> None:
     assert main([*evaluated, "--model", str(run)]) == 0
     said = capsys.readouterr().out
     assert f"rtd_loss           {result['rtd_loss']:.4f}" in said, said
+    assert f"generator         {result['mlm_loss']:.4f} nats at masked positions" in said
     assert main([*evaluated, "--model", str(run / "model")]) == 2
     assert "still has both networks" in capsys.readouterr().err
