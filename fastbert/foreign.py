@@ -64,7 +64,7 @@ NAMES: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("fp16", "bf16", "fp32", "amp", "mixed-precision", "dtype"), ("machine.precision",)),
     "gradient-checkpointing": ("machine.activation-checkpointing",),
     "random-seed": ("seed", "first-seed"),
-    **dict.fromkeys(("valid-split", "validation-split-percentage", "test-size"), ("validation-share",)),
+    **dict.fromkeys(("valid-split", "validation-split-percentage", "test-size"), ("validation-fraction",)),
 }
 """Name elsewhere -> flags here, the first that a job has being the one."""
 

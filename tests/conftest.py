@@ -40,7 +40,7 @@ def prepared(corpus: Path, tmp_path_factory) -> Path:
     from fastbert.data.prepare import PrepareOptions, prepare
 
     out = tmp_path_factory.mktemp("prepared") / "data"
-    options = PrepareOptions(source=str(corpus), out=str(out), vocab_size=600, validation_share=0.1, workers=1)
+    options = PrepareOptions(source=str(corpus), out=str(out), vocab_size=600, validation_fraction=0.1, workers=1)
     return prepare(options)
 
 

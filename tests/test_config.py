@@ -100,7 +100,7 @@ def options(*flags: str) -> PretrainOptions:
         (["--checkpoint-every", "3"], True),
         (["--feed-forward", "geglu"], False),
         (["--no-bias"], False),
-        (["--cls", "tied"], True),  # without TUPE it has no effect
+        (["--cls-attention", "tied"], True),  # without TUPE it has no effect
         (["--rope-base", "500"], True),  # nor this without rope
         (["--schedule.decay", "0.5"], True),  # nor this without wsd
     ],
@@ -112,13 +112,21 @@ def test_the_experiments_hash(flags: list[str], same: bool) -> None:
 
 
 def test_cls_counts_with_tupe() -> None:
-    a, b = (options("--position", "tupe-a", "--cls", cls) for cls in ("tied", "untied"))
+    a, b = (options("--position", "tupe-a", "--cls-attention", cls) for cls in ("tied", "untied"))
     assert config.digest(science(a, "")) != config.digest(science(b, ""))
 
 
 def test_berts_experiments_keep_their_names() -> None:
     """Options that came later count only where they are used, so that runs from before them can be resumed."""
-    later = {"feed_forward", "bias", "rope_base", "first_length", "first_share", "batch_start", "batch_warmup"}
+    later = {
+        "feed_forward",
+        "bias",
+        "rope_base",
+        "first_length",
+        "first_fraction",
+        "initial_batch_size",
+        "batch_warmup",
+    }
     assert not {*later, "optimizer.momentum"} & science(options(), "").keys()
 
 

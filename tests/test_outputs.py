@@ -264,7 +264,7 @@ def test_prepare_into_a_mounted_volume(corpus, prepared, tmp_path) -> None:
     out = tmp_path / "volume"
     with volume(out):
         (out / "lost+found").mkdir()
-        options = PrepareOptions(str(corpus), str(out), vocab_size=600, validation_share=0.1, workers=1)
+        options = PrepareOptions(str(corpus), str(out), vocab_size=600, validation_fraction=0.1, workers=1)
         prepare(options)
         (out / "lost+found").rmdir()
         assert {name.name for name in out.iterdir()} == {name.name for name in prepared.iterdir()}
@@ -276,7 +276,7 @@ def test_prepare_into_a_mounted_volume(corpus, prepared, tmp_path) -> None:
 def test_prepare_killed_while_it_fills_a_folder(corpus, tmp_path, number: int, seed: int) -> None:
     """The next call finishes it, or with other options leaves nothing of it."""
     out = tmp_path / "out"
-    options = PrepareOptions(str(corpus), str(out), vocab_size=600, validation_share=0.1, workers=1)
+    options = PrepareOptions(str(corpus), str(out), vocab_size=600, validation_fraction=0.1, workers=1)
     expected = prepare(replace(options, out=str(tmp_path / "expected"), seed=seed))
     out.mkdir()
 
@@ -301,7 +301,7 @@ def test_traces_of_a_prepare_that_was_killed_at_its_end(corpus, prepared, tmp_pa
     (out / partial.WITHIN).mkdir()
     for name in (*partial.INNER, f"{partial.WITHIN}/.lock"):
         (out / name).touch()
-    prepare(PrepareOptions(str(corpus), str(out), vocab_size=600, validation_share=0.1, workers=1))
+    prepare(PrepareOptions(str(corpus), str(out), vocab_size=600, validation_fraction=0.1, workers=1))
     assert sorted(os.listdir(out)) == sorted(os.listdir(prepared))
 
 
@@ -333,7 +333,7 @@ def test_prepare_on_a_disk_that_is_full_and_then_is_not(corpus, tmp_path) -> Non
     disk = tmp_path / "disk"
     disk.mkdir()
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=120k", "tmpfs", disk]).returncode == 0
-    options = PrepareOptions(str(corpus), str(disk / "out"), vocab_size=600, validation_share=0.1, workers=1)
+    options = PrepareOptions(str(corpus), str(disk / "out"), vocab_size=600, validation_fraction=0.1, workers=1)
 
     def full() -> None:
         if not mounted:

@@ -78,8 +78,8 @@ def choose_words(dataset: Dataset, least: int, most: int, share: float, length: 
     if least < made["rare_min"] or most > made["rare_max"]:
         raise UserError(
             f"notes are asked for words that occur {least} to {most} times, and {dataset.folder} lists those that "
-            f"occur {made['rare_min']} to {made['rare_max']} times: choose --notes.least and --notes.most within, or "
-            f"prepare it again with --rare-min {min(least, made['rare_min'])} "
+            f"occur {made['rare_min']} to {made['rare_max']} times: choose --notes.min-count and --notes.max-count "
+            f"within, or prepare it again with --rare-min {min(least, made['rare_min'])} "
             f"--rare-max {max(most, made['rare_max'])} and another --out"
         )
     counts = dataset.rare_counts
@@ -130,7 +130,7 @@ def _no_words(dataset: Dataset, least: int, most: int) -> str:
     for low, high in rarer + commoner:
         if some := int(((counts >= low) & (counts <= high)).sum()):
             found = f"{problem}; {some:,} words occur {low} to {high} times"
-            flags = f"--notes.least {low} --notes.most {high}"
+            flags = f"--notes.min-count {low} --notes.max-count {high}"
             if listed:
                 return f"{found}: {flags}"
             return f"{found}: prepare it again with --rare-min {low} --rare-max {high} and another --out, then {flags}"

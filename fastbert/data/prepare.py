@@ -77,7 +77,7 @@ class PrepareOptions:
     strip_accents: bool | None = None
     """Strip accents, with the tokenizer that is trained (default: as lowercase); false where they tell words apart, as
     in German."""
-    validation_share: Fraction = 0.01
+    validation_fraction: Fraction = 0.01
     """Fraction of the documents held out for validation, by a
     hash of their text: copies of a document are all on one
     side."""
@@ -297,7 +297,7 @@ def _tokenize(
         corpus.restore(partial, source)
         if not corpus.complete:
             with progress("tokenizing", source.size) as report:
-                asked = (options.validation_share, options.seed, options.drop_duplicates)
+                asked = (options.validation_fraction, options.seed, options.drop_duplicates)
                 tokenize(corpus, source, *asked, moved, apart, partial, submit, report)
         if all(writer.documents for writer in corpus.writers.values()):
             if not moved and not apart:

@@ -25,9 +25,9 @@ class StageOptions:
     first_length: Length | None = None
     """Tokens in a sequence in the first part of the run, before those of --length; a step takes more sequences then, so
     that it keeps its number of tokens (BERT: 128, then 512)."""
-    first_share: Fraction = 0.9
+    first_fraction: Fraction = 0.9
     """Fraction of the steps that sequences of the first length take."""
-    batch_start: Count | None = None
+    initial_batch_size: Count | None = None
     """Sequences in a step at the start, from where the batch grows to --batch-size in equal parts."""
     batch_warmup: Annotated[float, Range(above=0, most=LARGEST)] = 0.1
     """In what the batch grows: a fraction of all steps if below 1, else a number of steps."""
@@ -45,7 +45,7 @@ class StageOptions:
             UserError: the first length is not the shorter one, the first batch not the smaller one, or one does not
                 divide what it has to.
         """
-        first, start = self.first_length, self.batch_start
+        first, start = self.first_length, self.initial_batch_size
         if first is not None and first >= length:
             raise UserError(
                 f"first_length {first} is not shorter than length {length}: sequences grow in a run; give the longest "
@@ -53,8 +53,8 @@ class StageOptions:
             )
         if start is not None and (start >= batch_size or batch_size % start):
             raise UserError(
-                f"batch_start {start} is no part of batch_size {batch_size}: the batch grows in multiples of its "
-                "start; give a smaller number that divides it"
+                f"initial_batch_size {start} is no part of batch_size {batch_size}: the batch grows in multiples of "
+                "its start; give a smaller number that divides it"
             )
         if first is not None and (start or batch_size) * length % first:
             raise UserError(
@@ -65,7 +65,7 @@ class StageOptions:
     @property
     def least_steps(self) -> int:
         """No run can be shorter."""
-        return int(self.batch_warmup) if self.batch_start is not None and self.batch_warmup >= 1 else 1
+        return int(self.batch_warmup) if self.initial_batch_size is not None and self.batch_warmup >= 1 else 1
 
 
 @dataclass(frozen=True)
@@ -155,7 +155,7 @@ def make_plan(options: StageOptions, batch_size: int, length: int, steps: int) -
     sizes = growth(options, batch_size, steps)
     lengths = [(0, length)]
     if options.first_length is not None and steps > 1:
-        lengths = [(0, options.first_length), (min(max(round(options.first_share * steps), 1), steps - 1), length)]
+        lengths = [(0, options.first_length), (min(max(round(options.first_fraction * steps), 1), steps - 1), length)]
     stages = []
     for first in sorted({begin for begin, _ in (*sizes, *lengths)}):
         size, tokens = (max(pair for pair in pairs if pair[0] <= first)[1] for pairs in (sizes, lengths))
@@ -165,17 +165,19 @@ def make_plan(options: StageOptions, batch_size: int, length: int, steps: int) -
 
 def growth(options: StageOptions, batch_size: int, steps: int) -> list[tuple[int, int]]:
     """(first step, sequences of the run's `length` in a step), in order."""
-    if options.batch_start is None:
+    if options.initial_batch_size is None:
         return [(0, batch_size)]
     warmup = int(options.batch_warmup) if options.batch_warmup >= 1 else round(options.batch_warmup * steps)
     if warmup > steps:
         raise UserError(
             f"the batch grows for {warmup} steps, longer than the run of {steps}; lower --batch-warmup or raise --steps"
         )
-    times = batch_size // options.batch_start
+    times = batch_size // options.initial_batch_size
     count = min(times - 1, GROWTH_STAGES)
     # Of stages that begin at one step, those without a step of their own, the last counts.
-    begins = {warmup * i // count: options.batch_start * (1 + (times - 1) * i // count) for i in range(count + 1)}
+    begins = {
+        warmup * i // count: options.initial_batch_size * (1 + (times - 1) * i // count) for i in range(count + 1)
+    }
     return list(begins.items())
 
 

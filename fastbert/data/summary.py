@@ -55,7 +55,7 @@ def warnings(dataset: dict[str, Any]) -> list[str]:
             f"{unknown(splits[worst]):.1%} of the {worst} tokens are [UNK]: the tokenizer has no pieces for these "
             f"words, and nothing is learned of them; {fix}"
         )
-    asked = options["validation_share"]
+    asked = options["validation_fraction"]
     documents, tokens = (
         splits["validation"][what] / sum(split[what] for split in splits.values()) for what in ("documents", "tokens")
     )
@@ -65,7 +65,7 @@ def warnings(dataset: dict[str, Any]) -> list[str]:
             f"validation has {tokens:.2%} of the tokens and {documents:.2%} of the documents; {asked:.2%} was "
             f"asked for: documents are not split, and these {count:,} are too few, of unequal length or copies of "
             "each other; give more or shorter ones (text files: a blank line between them), or another --seed or "
-            "--validation-share"
+            "--validation-fraction"
         )
     dropped = options["drop_duplicates"] and dataset["duplicates"]["documents"]
     if dropped and (off := shares.far_off(dataset.get("sources", []))):

@@ -121,7 +121,7 @@ def timing_key(setup: Setup, shape: Shape) -> str:
     machine = {"threads": options.machine.threads, "device": str(setup.device), "precision": setup.precision}
     micro = options.machine.micro_batch_size or options.batch_size
     described = science(options, data_fingerprint(setup.dataset)) | machine | {"micro_batch_size": micro}
-    return digest(described | {"first_share": None, "shape": shape})
+    return digest(described | {"first_fraction": None, "shape": shape})
 
 
 def timed_step(setup: Setup, objective: nn.Module, seconds: float, plan: batches.Plan) -> float:

@@ -127,8 +127,8 @@ def prepared(ablation: Ablation) -> Path:
     base = ablation.variants[0].options
     notes = [variant.options.notes for variant in ablation.variants if variant.options.notes.enabled]
     if notes:
-        least, most = min(band.least for band in notes), max(band.most for band in notes)
-        base = replace(base, notes=NotesOptions(enabled=True, least=least, most=most))
+        least, most = min(band.min_count for band in notes), max(band.max_count for band in notes)
+        base = replace(base, notes=NotesOptions(enabled=True, min_count=least, max_count=most))
     with named(ablation.path):
         pretrained = load_pretrained(base.init_from) if base.init_from is not None else None
         return data_folder(base, tokenizer_to_prepare(base, pretrained)).resolve()
@@ -138,7 +138,7 @@ def shared(options: PretrainOptions, anneal: float | None) -> PretrainOptions:
     """With annealing, sequences of a first length last until it begins."""
     if anneal is None:
         return options
-    return replace(options, stages=replace(options.stages, first_share=1 / (1 + anneal)))
+    return replace(options, stages=replace(options.stages, first_fraction=1 / (1 + anneal)))
 
 
 def planned(name: str, options: PretrainOptions) -> Planned:
@@ -175,10 +175,10 @@ def pretrainings(ablation: Ablation, variant: Planned, seed: int) -> tuple[list[
         ends = [options] * len(at)
         jobs = [_pretraining(variant, seed, replace(options, milestones=_joined(at)), "pretrain")]
         trainings = jobs * len(at)
-    elif options.stages.batch_start:
+    elif options.stages.initial_batch_size:
         raise UserError(
-            "with anneal every point has a training of its own length, and batch_start would grow the batch of each "
-            "at other steps; leave batch_start or anneal out"
+            "with anneal every point has a training of its own length, and initial_batch_size would grow the batch of "
+            "each at other steps; leave initial_batch_size or anneal out"
         )
     else:
         ends = [annealed(options, start, ablation.anneal, variant.steps) for start in at]
@@ -206,7 +206,7 @@ def annealed(options: PretrainOptions, start: int, share: float, steps: int) -> 
     warmup = float(warmup_steps(replace(options.schedule, name="constant"), steps))
     schedule = ScheduleOptions("wsd", warmup, decay=(end - start) / end)
     learning_rate_factor(schedule, 0, end)  # refuses a warm-up that goes beyond the point
-    return replace(options, steps=end, schedule=schedule, stages=replace(options.stages, first_share=start / end))
+    return replace(options, steps=end, schedule=schedule, stages=replace(options.stages, first_fraction=start / end))
 
 
 def _joined(steps: Sequence[int]) -> str | None:

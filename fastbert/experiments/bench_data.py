@@ -102,7 +102,7 @@ def prepare_options(options: BenchDataOptions, text: Path, out: Path, tokenizer:
         tokenizer=tokenizer,
         vocab_size=options.vocab_size,
         workers=options.workers,
-        validation_share=0.02,
+        validation_fraction=0.02,
     )
 
 

@@ -43,7 +43,7 @@ def model_card(config: EncoderConfig, name: str, *, native: bool, head: str | No
     """
     encoder = {
         "position scheme": config.position,
-        **({"[CLS] attention": config.cls} if config.position.startswith("tupe") else {}),
+        **({"[CLS] attention": config.cls_attention} if config.position.startswith("tupe") else {}),
         **({"rotation's base": config.rope_base} if config.position == "rope" else {}),
         "layer norm": config.norm,
         "feed-forward": config.feed_forward,

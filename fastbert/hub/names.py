@@ -28,7 +28,7 @@ BERT_OPTIONS = {
 # Those BERT has no word for -> keys of a FastBertConfig, which has all of the others too.
 OWN_OPTIONS = {
     "position": "position",
-    "cls": "cls_attention",
+    "cls_attention": "cls_attention",
     "norm": "norm",
     "relative_buckets": "relative_buckets",
     "relative_max_distance": "relative_max_distance",

@@ -13,7 +13,7 @@ from fastbert.records import check
 SIZES = {"tiny": (2, 128), "mini": (4, 256), "small": (4, 512), "base": (12, 768), "large": (24, 1024)}
 # Position schemes without a table of positions.
 TABLELESS = ("rope", "alibi")
-CLS, NORM, FEED_FORWARD = ("untied", "tied"), ("post", "pre"), ("gelu", "geglu")
+CLS_ATTENTION, NORM, FEED_FORWARD = ("untied", "tied"), ("post", "pre"), ("gelu", "geglu")
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class EncoderConfig:
     max_positions: Annotated[int, Range(1, 2**28)]
     type_vocab_size: Annotated[int, Range(0, 2**20)] = 2
     position: str = choice("absolute", POSITIONS, "position scheme")
-    cls: str = choice("untied", CLS)
+    cls_attention: str = choice("untied", CLS_ATTENTION)
     norm: str = choice("post", NORM)
     dropout: Rate = 0.1
     attention_dropout: Rate = 0.1

@@ -147,7 +147,7 @@ class Taken:
         note = notes.table.index_select(0, rows)
         note = F.normalize(note, dim=1) * pieces.detach().norm(dim=1, keepdim=True)
         # A difference that is added, and not a place that is overwritten: padding adds zero to the first [CLS].
-        share = self.shown.to(note.dtype) * notes.options.weight
+        share = self.shown.to(note.dtype) * notes.options.mix
         return flat.index_add(0, where.tokens, (share * (note - pieces)).to(flat.dtype)).view_as(words_BTD)
 
     @torch.no_grad()

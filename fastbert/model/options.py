@@ -5,7 +5,7 @@ from typing import Annotated
 
 from fastbert.config import choice
 from fastbert.errors import OptionError, UserError, choose
-from fastbert.model.config import CLS, FEED_FORWARD, NORM, SIZES, TABLELESS, EncoderConfig
+from fastbert.model.config import CLS_ATTENTION, FEED_FORWARD, NORM, SIZES, TABLELESS, EncoderConfig
 from fastbert.model.positions import POSITIONS
 from fastbert.ranges import Count, Layers, NotNegative, Part, Probability, Range, Rate, Width, check_values
 
@@ -35,7 +35,7 @@ class EncoderOptions:
     lowered by distance, arXiv 2108.12409)."""
     rope_base: Annotated[float, Range(above=1)] = 10000.0
     """With rope: the base of its wavelengths, from 2 pi to about 2 pi times it; ModernBERT takes 160000."""
-    cls: str = choice("untied", CLS)
+    cls_attention: str = choice("untied", CLS_ATTENTION)
     """With TUPE: untied gives [CLS] its own two attention values (the paper's reset), tied treats it as a word."""
     norm: str = choice("post", NORM)
     """LayerNorm after each residual sum (post, as BERT) or before each sublayer (pre)."""
@@ -99,7 +99,7 @@ class EncoderOptions:
             max_positions=max_positions,
             type_vocab_size=self.type_vocab_size if self.type_vocab_size is not None else (0 if tupe else 2),
             position=self.position,
-            cls=self.cls,
+            cls_attention=self.cls_attention,
             norm=self.norm,
             dropout=self.dropout,
             attention_dropout=self.attention_dropout,
@@ -128,11 +128,11 @@ class NotesOptions:
     """Tokens of context on either side of the word that its note is the mean of."""
     gamma: Part = 0.1
     """Fraction of the new context in a note each time its word is met."""
-    weight: Probability = 0.5
+    mix: Probability = 0.5
     """Fraction of the note in the word's input, the paper's lambda."""
-    least: Count = 50
+    min_count: Count = 50
     """A word has a note only if it occurs at least this often in the training text ..."""
-    most: Count = 500
+    max_count: Count = 500
     """... and at most this often. The words must have been listed when the data was prepared."""
     share: Part = 0.2
     """Words are selected from that band, in a fixed random order, until this fraction of the sequences holds one."""
@@ -143,5 +143,7 @@ class NotesOptions:
 
     def __post_init__(self) -> None:
         check_values(self)
-        if self.least > self.most:
-            raise OptionError(self, "least", f"must not be above most, {self.most}, but is {self.least}")
+        if self.min_count > self.max_count:
+            raise OptionError(
+                self, "min_count", f"must not be above max_count, {self.max_count}, but is {self.min_count}"
+            )

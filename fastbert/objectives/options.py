@@ -55,7 +55,7 @@ class ElectraOptions(ReplacementOptions):
     generator_scale: Part = 0.25
     """Width, inner width and heads of the generator as a fraction of the main network's; it has as many layers. The
     width is rounded to a multiple of 8."""
-    weight: Positive = 50.0
+    loss_weight: Positive = 50.0
     """Weight of the detection loss next to the generator's."""
 
 
@@ -69,7 +69,7 @@ class MultipleChoiceOptions(ReplacementOptions):
     """Blocks of the controller (default: as many as the encoder has)."""
     controller_width: Width | None = None
     """Hidden size of the controller (default: a quarter of the encoder's, a multiple of 8)."""
-    weight: Positive = 20.0
+    loss_weight: Positive = 20.0
     """Weight of the choice loss next to the controller's: the paper's lambda."""
 
     def controller(self, config: EncoderConfig) -> EncoderConfig:

@@ -84,7 +84,7 @@ class Replacement(nn.Module):
     ) -> None:
         super().__init__()
         self.config, self.options, self.notes = config, options, notes
-        self.loss_weights = {"mlm": 1.0, self.main: options.weight}
+        self.loss_weights = {"mlm": 1.0, self.main: options.loss_weight}
         self.mask_id = vocabulary.ids["[MASK]"]
         special = torch.zeros(config.vocab_size, dtype=torch.bool)
         special[list(vocabulary.special_ids)] = True

@@ -47,8 +47,8 @@ class NotedCorpus:
             if size > (free := available_memory(where)):
                 raise UserError(
                     f"a dictionary of {self.words:,} notes of {width} numbers takes {size / 1e9:.2f} GB, and {where} "
-                    f"has {free / 1e9:.2f} GB left; lower --notes.share, narrow --notes.least to --notes.most, or "
-                    "lower --width"
+                    f"has {free / 1e9:.2f} GB left; lower --notes.share, narrow --notes.min-count to --notes.max-count, "
+                    "or lower --width"
                 )
         train = self.train
         tokens = train.rows * (train.width + 1)
@@ -65,11 +65,11 @@ class NotedCorpus:
         ]
         if self.rarest * epochs < ENOUGH:
             least = math.ceil(ENOUGH / epochs)
-            narrower = f", or choose words that are met more often (--notes.least {least})"
+            narrower = f", or choose words that are met more often (--notes.min-count {least})"
             lines.append(
                 f"the rarest of them are met about {self.rarest * epochs:.1f} times in these {epochs:.3f} epochs, and "
                 f"a note of less than {ENOUGH} contexts is mostly noise; train longer"
-                + (narrower if least <= self.options.most else "")
+                + (narrower if least <= self.options.max_count else "")
             )
         return lines
 
@@ -79,8 +79,8 @@ def rare_band(options: NotesOptions) -> dict[str, int]:
     if not options.enabled:
         return {}
     return {
-        "rare_min": min(options.least, PrepareOptions.rare_min),
-        "rare_max": max(options.most, PrepareOptions.rare_max),
+        "rare_min": min(options.min_count, PrepareOptions.rare_min),
+        "rare_max": max(options.max_count, PrepareOptions.rare_max),
     }
 
 
@@ -94,7 +94,7 @@ def find_noted(options: NotesOptions, dataset: Dataset, length: int, lengths: It
     Raises:
         UserError: no such words in the corpus, or not listed when it was prepared.
     """
-    row_of_word = choose_words(dataset, options.least, options.most, options.share, length)
+    row_of_word = choose_words(dataset, options.min_count, options.max_count, options.share, length)
     counts = dataset.rare_counts[row_of_word >= 0]
     return NotedCorpus(
         options,

@@ -50,7 +50,7 @@ class PretrainOptions:
     """Lower-case the text, where --data is a source and a tokenizer is trained."""
     strip_accents: bool | None = None
     """Strip accents, where --data is a source and a tokenizer is trained (default: as lowercase)."""
-    validation_share: Fraction = 0.01
+    validation_fraction: Fraction = 0.01
     """Fraction of the documents held out, where --data is a source."""
     out: str | None = field(default=None, metadata=BOOKKEEPING)
     """Folder of the run (default: runs/ and the name of the YAML file, numbered if it is there)."""
@@ -199,7 +199,7 @@ def objective_options(options: PretrainOptions) -> Any:
 OF_ONE_CALL = {"resume": False, "dry_run": False, "verify_data": False, "profile": False}
 BUDGETS = ("steps", "tokens", "minutes")
 # What counts where --data is a source; the data's own hash speaks for it.
-SOURCE_ONLY = ("column", "streamed", "vocab_size", "tokenizer", "lowercase", "strip_accents", "validation_share")
+SOURCE_ONLY = ("column", "streamed", "vocab_size", "tokenizer", "lowercase", "strip_accents", "validation_fraction")
 
 
 def science(options: PretrainOptions, data_fingerprint: str) -> dict[str, Any]:
@@ -209,7 +209,7 @@ def science(options: PretrainOptions, data_fingerprint: str) -> dict[str, Any]:
     """
     idle = {"tokens", *SOURCE_ONLY}
     if not options.encoder.position.startswith("tupe"):
-        idle.add("cls")
+        idle.add("cls_attention")
     if options.encoder.position != "rope":
         idle.add("rope_base")
     # Runs from before these options were there are BERT's and keep their names.
@@ -218,9 +218,9 @@ def science(options: PretrainOptions, data_fingerprint: str) -> dict[str, Any]:
     if options.encoder.bias:
         idle.add("bias")
     if options.stages.first_length is None:
-        idle |= {"first_length", "first_share"}
-    if options.stages.batch_start is None:
-        idle |= {"batch_start", "batch_warmup"}
+        idle |= {"first_length", "first_fraction"}
+    if options.stages.initial_batch_size is None:
+        idle |= {"initial_batch_size", "batch_warmup"}
     if options.optimizer.name != "muon":
         idle.add("optimizer.momentum")
     if options.schedule.name != "wsd":

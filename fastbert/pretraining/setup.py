@@ -133,7 +133,7 @@ def prepare_setup(
     if not len(rows := Rows(dataset.split("validation"), options.length, 0, 0)):
         raise UserError(
             f"{folder} holds {len(rows.stream)} tokens for validation, less than one sequence of {options.length}; "
-            "lower --length, or prepare it with a larger --validation-share"
+            "lower --length, or prepare it with a larger --validation-fraction"
         )
     if isinstance(chosen := objective_options(options), MultipleChoiceOptions):
         for remark in chosen.remarks(config):

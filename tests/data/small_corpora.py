@@ -27,7 +27,7 @@ def options_of(folder: Path, **changes: object) -> PrepareOptions:
         source=str(folder / "corpus.txt"),
         out=str(folder / "out"),
         vocab_size=300,
-        validation_share=0.2,
+        validation_fraction=0.2,
         rare_min=3,
         rare_max=20,
         workers=1,

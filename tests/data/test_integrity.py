@@ -31,7 +31,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def options_of(source: Path, out: Path) -> PrepareOptions:
-    shape = {"vocab_size": 300, "validation_share": 0.3, "workers": 1, "shard_tokens": 2048, "rare_min": 2}
+    shape = {"vocab_size": 300, "validation_fraction": 0.3, "workers": 1, "shard_tokens": 2048, "rare_min": 2}
     return PrepareOptions(str(source), str(out), **shape)
 
 

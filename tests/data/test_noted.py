@@ -17,7 +17,7 @@ from fastbert.data.stages import Plan
 from fastbert.errors import UserError
 
 CPU = torch.device("cpu")
-CLS, SEP = 2, 3
+CLS_ATTENTION, SEP = 2, 3
 
 
 class Words:
@@ -84,7 +84,7 @@ def test_occurrences_are_those_one_finds_by_hand(documents, length, half_window,
     for number, word in enumerate(noted):
         row_of_word[stream.known.index(word)] = number
     index = NotedWords(stream, row_of_word, length, half_window)
-    rows = Rows(stream, length, CLS, SEP, noted=index)
+    rows = Rows(stream, length, CLS_ATTENTION, SEP, noted=index)
     if not len(rows):
         return
     indices = np.random.default_rng(coin).integers(0, len(rows), 5)
@@ -132,7 +132,7 @@ def test_every_occurrence_that_is_whole_is_met_in_an_epoch() -> None:
     """Through the shuffled micro-batches of steps; the global batch's words are in each of them."""
     stream = Words([[(5,), (6, 100)] * 40, [(7,)] * 33, [(5,), (8, 100, 100)] * 21])
     index = NotedWords(stream, np.arange(4, dtype=np.int32), 12, 2)
-    batches = TrainingBatches({12: Rows(stream, 12, CLS, SEP, noted=index)}, Plan.constant(4, 12), 3, 0, CPU)
+    batches = TrainingBatches({12: Rows(stream, 12, CLS_ATTENTION, SEP, noted=index)}, Plan.constant(4, 12), 3, 0, CPU)
     met = 0
     for step in range(index.rows // 4):
         first, second = batches.at(step)
@@ -146,7 +146,7 @@ def test_every_occurrence_that_is_whole_is_met_in_an_epoch() -> None:
 
 
 def test_without_notes_a_batch_carries_nothing(prepared: Path) -> None:
-    rows = Rows(open_dataset(prepared).split("train"), 32, CLS, SEP)
+    rows = Rows(open_dataset(prepared).split("train"), 32, CLS_ATTENTION, SEP)
     assert rows.read(np.arange(2), np.arange(2), CPU).noted is None
 
 
@@ -205,7 +205,7 @@ def test_a_band_without_words_names_one_that_has_some(prepared: Path) -> None:
     dataset.rare_counts = dataset.rare_counts.copy()
     dataset.rare_counts[:] = 120
     with pytest.raises(
-        UserError, match=rf"{len(dataset.rare_words)} words occur 53 to 160 times: --notes.least 53"
+        UserError, match=rf"{len(dataset.rare_words)} words occur 53 to 160 times: --notes.min-count 53"
     ) as error:
         choose_words(dataset, 53, 80, 0.2, 32)
     assert "--rare-min" not in str(error.value)
@@ -214,12 +214,12 @@ def test_a_band_without_words_names_one_that_has_some(prepared: Path) -> None:
 def test_a_corpus_without_rare_words_names_a_band(tmp_path: Path) -> None:
     source = tmp_path / "text.txt"
     source.write_text("\n\n".join(" ".join(["north", "south"] * 6) for _ in range(3)))
-    options = PrepareOptions(str(source), str(tmp_path / "data"), vocab_size=256, validation_share=0.3, workers=1)
+    options = PrepareOptions(str(source), str(tmp_path / "data"), vocab_size=256, validation_fraction=0.3, workers=1)
     dataset = open_dataset(prepare(options))
     count = 6 * dataset.record["splits"]["train"]["documents"]
     with pytest.raises(UserError) as error:
         choose_words(dataset, 50, 500, 0.2, 8)
-    low, high = (int(word) for word in str(error.value).split("--notes.least ")[1].split(" --notes.most "))
+    low, high = (int(word) for word in str(error.value).split("--notes.min-count ")[1].split(" --notes.max-count "))
     assert low <= count <= high and "2 words occur" in str(error.value)
     again = replace(options, out=str(tmp_path / "again"), rare_min=low, rare_max=high)
     assert (choose_words(open_dataset(prepare(again)), low, high, 0.2, 8) >= 0).any()  # what it says helps

@@ -199,8 +199,8 @@ def test_finished_folders_are_reused_and_others_refused(corpus: Path, capsys: py
 @pytest.mark.parametrize(
     "change",
     [
-        {"validation_share": 0.0},
-        {"validation_share": 1.0},
+        {"validation_fraction": 0.0},
+        {"validation_fraction": 1.0},
         {"rare_min": 9, "rare_max": 8},
         {"workers": -1},
         {"shard_tokens": 100},

@@ -58,7 +58,7 @@ KINDS["copies"] = {**KINDS["mixture"], "drop_duplicates": True}  # what datasets
 
 def options_of(texts: Path, kind: str, out: Path, **changes: object) -> PrepareOptions:
     given = {name: value.format(texts) if isinstance(value, str) else value for name, value in KINDS[kind].items()}
-    usual = {"vocab_size": 300, "validation_share": 0.2, "rare_min": 3, "rare_max": 20, "workers": 1}
+    usual = {"vocab_size": 300, "validation_fraction": 0.2, "rare_min": 3, "rare_max": 20, "workers": 1}
     return PrepareOptions(**{"out": str(out), "shard_tokens": 4096, **usual, **given, **changes})
 
 
@@ -286,7 +286,7 @@ def test_the_table_shows_each_source(
     for part in parts:
         assert size[part["source"]] / sum(size.values()) == pytest.approx(part["weight"], abs=0.02)
     arguments = ["--source", KINDS["mixture"]["source"].format(texts), "--weights", "0.50,0.3,0.2"]
-    usual = ["--vocab-size", "300", "--validation-share", "0.2", "--rare-min", "3", "--rare-max", "20"]
+    usual = ["--vocab-size", "300", "--validation-fraction", "0.2", "--rare-min", "3", "--rare-max", "20"]
     more = ["--shard-tokens", "4096", "--streamed", "--out", str(finished["mixture"])]
     assert main(["prepare", *arguments, *usual, *more]) == 0
     shown = capsys.readouterr()

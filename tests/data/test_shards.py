@@ -22,8 +22,8 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     texts = [f"Document {n} of many: " + " ".join(f"word{n * k % 97}" for k in range(n % 60)) for n in range(300)]
     (folder / "a.txt").write_text("\n\n".join(texts))
     options = PrepareOptions(
-        str(folder / "a.txt"), str(folder / "out"), vocab_size=300, validation_share=0.3, workers=1, shard_tokens=2048,
-        rare_min=2,
+        str(folder / "a.txt"), str(folder / "out"), vocab_size=300, validation_fraction=0.3, workers=1,
+        shard_tokens=2048, rare_min=2,
     )  # fmt: skip
     return prepare(options, table=io.StringIO())
 

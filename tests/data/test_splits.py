@@ -111,7 +111,7 @@ def test_a_validation_split_far_from_its_fraction(
     (tmp_path / "corpus.txt").write_text("\n\n".join(texts))
     seeds = range(300) if max(lengths) > 1000 else [0]
     seed = next(s for s in seeds if max(lengths) < 1000 or text_hash(s, [texts[-1].strip()])[0] < share * 2**64)
-    record = open_dataset(prepare(options_of(tmp_path, validation_share=share, seed=seed, vocab_size=256))).record
+    record = open_dataset(prepare(options_of(tmp_path, validation_fraction=share, seed=seed, vocab_size=256))).record
     tokens = [split["tokens"] for split in record["splits"].values()]
     shown = capsys.readouterr()
     assert ("warning: validation has" in shown.err) == far
@@ -140,7 +140,7 @@ def test_document_hash() -> None:
 @pytest.mark.parametrize("share", [1e-9, 0.999999])
 def test_tiny_corpora_get_both_splits(tmp_path: Path, share: float) -> None:
     write_corpus(tmp_path / "corpus.txt", documents=3)
-    dataset = open_dataset(prepare(options_of(tmp_path, validation_share=share, rare_min=1), table=io.StringIO()))
+    dataset = open_dataset(prepare(options_of(tmp_path, validation_fraction=share, rare_min=1), table=io.StringIO()))
     texts = list(open_source(str(tmp_path / "corpus.txt")).documents())
     keys = text_hash(0, texts)
     assert sorted(dataset.record["splits"][s]["documents"] for s in ("train", "validation")) == [1, 2]
@@ -163,6 +163,6 @@ def test_a_single_document_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("share", [1e-9, 0.999999])
 def test_copies_of_a_single_document_get_both_splits(tmp_path: Path, capsys, share: float) -> None:
     (tmp_path / "corpus.txt").write_text("one document\n\n" * 30)
-    record = open_dataset(prepare(options_of(tmp_path, validation_share=share))).record
+    record = open_dataset(prepare(options_of(tmp_path, validation_fraction=share))).record
     assert sorted(split["documents"] for split in record["splits"].values()) == [1, 29]
     assert "are copies of one, so validation has the text of training" in capsys.readouterr().err

@@ -51,17 +51,17 @@ def test_batches_and_lengths_only_grow_to_what_was_asked(run) -> None:
     lengths = [stage.length for stage in stages]
     assert lengths == sorted(lengths) and lengths[-1] == length
     if options.first_length is not None and steps > 1:
-        assert abs(lengths.count(options.first_length) - options.first_share * steps) <= 1
+        assert abs(lengths.count(options.first_length) - options.first_fraction * steps) <= 1
     tokens = [stage.tokens for stage in stages]  # no step of the first length has others than it would have without
     assert tokens == sorted(tokens) and all(count % length == 0 for count in tokens)
     assert len(set(tokens)) <= GROWTH_STAGES + 1
     assert {stage.shape for stage in stages} <= all_shapes(options, batch_size, length)
-    if options.batch_start is None:
+    if options.initial_batch_size is None:
         assert set(tokens) == {batch_size * length}
     else:
         warmup = options.batch_warmup if options.batch_warmup >= 1 else options.batch_warmup * steps
         small = [count // length for count in tokens if count < batch_size * length]
-        assert abs(len(small) - warmup) <= 0.5 and all(count % options.batch_start == 0 for count in small)
+        assert abs(len(small) - warmup) <= 0.5 and all(count % options.initial_batch_size == 0 for count in small)
 
 
 @settings(deadline=None, max_examples=50)
@@ -86,7 +86,7 @@ def test_the_recipe_of_bert() -> None:
 
 
 def test_a_batch_grows_in_equal_parts() -> None:
-    plan = make_plan(StageOptions(batch_start=2, batch_warmup=90.0), 20, 16, 1000)
+    plan = make_plan(StageOptions(initial_batch_size=2, batch_warmup=90.0), 20, 16, 1000)
     assert [stage.batch_size for stage in plan.stages] == [2, 4, 6, 8, 10, 12, 14, 16, 20]
     assert [stage.first for stage in plan.stages] == [90 * i // 8 for i in range(9)]
     both = make_plan(StageOptions(8, 0.5, 10, 0.7), 20, 16, 10)
@@ -101,10 +101,10 @@ def test_a_batch_grows_in_equal_parts() -> None:
         ({"first_length": 99}, "give the longest as --length"),
         ({"first_length": 7}, "cannot be cut into whole sequences of 7"),
         ({"first_length": 0}, "first_length must be at least 2, not 0"),
-        ({"first_share": 1.0}, r"must lie in \(0, 1\), not 1.0"),
-        ({"first_share": math.nan}, "must be a finite number, not nan"),
-        ({"batch_start": 8}, "batch_start 8 is no part of batch_size 8"),
-        ({"batch_start": 3}, "batch_start 3 is no part of batch_size 8"),
+        ({"first_fraction": 1.0}, r"must lie in \(0, 1\), not 1.0"),
+        ({"first_fraction": math.nan}, "must be a finite number, not nan"),
+        ({"initial_batch_size": 8}, "initial_batch_size 8 is no part of batch_size 8"),
+        ({"initial_batch_size": 3}, "initial_batch_size 3 is no part of batch_size 8"),
         ({"batch_warmup": 1.5}, "whole number of steps"),
         ({"batch_warmup": 0.0}, "must be greater than 0, not 0.0"),
     ],
@@ -116,4 +116,4 @@ def test_wrong_options_are_refused(options, message) -> None:
 
 def test_a_batch_that_grows_beyond_the_run_is_refused() -> None:
     with pytest.raises(UserError, match="grows for 11 steps, longer than the run of 10"):
-        make_plan(StageOptions(batch_start=4, batch_warmup=11.0), 8, 16, 10)
+        make_plan(StageOptions(initial_batch_size=4, batch_warmup=11.0), 8, 16, 10)

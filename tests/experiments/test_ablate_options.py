@@ -73,7 +73,7 @@ def test_the_base_from_a_file(tmp_path) -> None:
         ("data", "other.txt", "same data"),
         ("vocab_size", 900, "same data"),
         ("tokenizer", "elsewhere", "same data"),
-        ("validation-share", 0.3, "same data"),
+        ("validation-fraction", 0.3, "same data"),
         ("length", 64, "same batches in the same order"),
         ("batch_size", 16, "same batches in the same order"),
         ("seed", 1, "give seeds next to variants"),

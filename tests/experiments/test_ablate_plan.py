@@ -85,7 +85,7 @@ def test_budgets_in_every_unit(planned) -> None:
 
 def test_stages_cost_what_their_steps_do(planned) -> None:
     """A variant with short sequences first: its points and its budget are sums over its steps."""
-    variants = {"all long": None, "short first": {"first_length": 4, "first_share": 0.5}}
+    variants = {"all long": None, "short first": {"first_length": 4, "first_fraction": 0.5}}
     _, study = planned(variants=variants, budget={"equal": "flops", "steps": 100}, checkpoints=[0.25, 1.0])
     long, short = study.variants
     flops = short.setup.objective().flops
@@ -100,7 +100,7 @@ def test_stages_cost_what_their_steps_do(planned) -> None:
 
 
 def test_short_sequences_last_until_the_annealing(planned, timed) -> None:
-    """In every training of a variant, whatever first_share says; costs and minutes are sums over its steps."""
+    """In every training of a variant, whatever first_fraction says; costs and minutes are sums over its steps."""
     variants = {"all long": None, "short first": {"first_length": 4}}
     _, study = planned(variants=variants, budget={"steps": 100}, anneal={"points": [0.5, 1.0], "share": 0.2})
     flops = study.variants[1].setup.objective().flops
@@ -112,8 +112,8 @@ def test_short_sequences_last_until_the_annealing(planned, timed) -> None:
         variant = study.variants[1]
         assert variant.flops_to(place) == start * flops(32, 4) + start // 5 * flops(8, 16)
         assert variant.minutes_to(place) == pytest.approx((start * 0.4 + start // 5 * 1.6) / 60)
-    with pytest.raises(UserError, match="leave batch_start or anneal out"):
-        planned(base={"batch_start": 4}, anneal={"points": [0.5, 1.0]})
+    with pytest.raises(UserError, match="leave initial_batch_size or anneal out"):
+        planned(base={"initial_batch_size": 4}, anneal={"points": [0.5, 1.0]})
 
 
 def test_minutes_are_measured_once(planned, monkeypatch) -> None:
@@ -167,7 +167,7 @@ def test_jobs_are_named_by_what_they_are(planned) -> None:
     same = ids(variants=two)
     assert len(set(same)) == 2
     assert ids(variants={"first": None, "second": {"position": "tupe-r"}}) == same
-    assert ids(variants=two, base={"cls": "untied", "electra": {"weight": 9.0}}) == same
+    assert ids(variants=two, base={"cls_attention": "untied", "electra": {"weight": 9.0}}) == same
     more = ids(variants={**two, "c": {"norm": "pre"}}, seeds=[1, 0])
     assert more[3:5] == same and len(set(more)) == 6
     for changes in (
@@ -187,7 +187,7 @@ def test_what_shows_in_the_plan_only(planned, tmp_path) -> None:
         assert str(tmp_path / "x.yaml") in str(caught.value)
         return str(caught.value)
 
-    text = said(variants={"a": None, "b": {"cls": "tied"}})
+    text = said(variants={"a": None, "b": {"cls_attention": "tied"}})
     assert "a and b would be the same training" in text  # of absolute positions
     assert "two of them are the same step" in said(budget={"steps": 4})
     assert "variants: b: " in said(variants={"a": None, "b": {"heads": 3}})
@@ -204,7 +204,7 @@ def test_all_variants_read_the_same_data(corpus, planned, tmp_path, monkeypatch)
     monkeypatch.chdir(tmp_path)
     bands = {"a": {"least": 20, "most": 90}, "b": {"least": 5, "most": 60}}
     variants = {"plain": None, **{name: {"notes": {"enabled": True, **band}} for name, band in bands.items()}}
-    base = {"data": str(corpus), "validation_share": 0.1}
+    base = {"data": str(corpus), "validation_fraction": 0.1}
     _, study = planned(base=base, variants=variants)
     assert len({variant.setup.dataset.folder for variant in study.variants}) == 1
     assert len({job.identity["data"] for job in study.jobs}) == 1
@@ -337,7 +337,7 @@ def test_masks_decide_what_is_comparable(planned) -> None:
 
 def test_lengths_decide_what_is_comparable(planned, timed) -> None:
     """Those of the sequences at the points: with anneal, all are measured at the full length."""
-    variants = {"a": None, "short first": {"first_length": 4, "first_share": 0.5}}
+    variants = {"a": None, "short first": {"first_length": 4, "first_fraction": 0.5}}
     _, study = planned(variants=variants, checkpoints=[0.5, 1.0])
     text = "length of its sequences at the points: 4, 16 instead of 16, 16"
     assert study.incomparable == {"short first": text}

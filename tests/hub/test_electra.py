@@ -22,7 +22,7 @@ VARIANTS = {
     "native, no types": {"type_vocab_size": 0},
     "pre-norm": {"norm": "pre"},
     "relative": {"position": "relative"},
-    "tupe-a": {"position": "tupe-a", "cls": "tied"},
+    "tupe-a": {"position": "tupe-a", "cls_attention": "tied"},
     "tupe-r": {"position": "tupe-r", "type_vocab_size": 0},
     "alibi": {"position": "alibi"},
     "rope": {"position": "rope", "feed_forward": "geglu", "bias": False},

@@ -17,7 +17,7 @@ from fastbert.model.positions import POSITIONS
 from tests.hub.conftest import named, random_models, small_batch, small_config
 
 VARIANTS = {
-    f"{position}.{norm}{'.tied' if cls == 'tied' else ''}": {"position": position, "norm": norm, "cls": cls}
+    f"{position}.{norm}{'.tied' if cls == 'tied' else ''}": {"position": position, "norm": norm, "cls_attention": cls}
     for position in POSITIONS
     for norm in ("post", "pre")
     for cls in (("untied", "tied") if position.startswith("tupe") else ("untied",))

@@ -27,7 +27,7 @@ SMALL = EncoderOptions(layers=2, width=32, heads=4, dropout=0.0, attention_dropo
 
 
 SHAPES = [
-    {"position": position, "norm": norm, "cls": cls, "feed_forward": feed_forward, "bias": bias}
+    {"position": position, "norm": norm, "cls_attention": cls, "feed_forward": feed_forward, "bias": bias}
     for position in POSITIONS
     for norm in ("post", "pre")
     for cls in (("untied", "tied") if position.startswith("tupe") else ("untied",))
@@ -167,7 +167,7 @@ def test_initial_values_depend_on_name_and_seed_alone() -> None:
         ({"size": "bass"}, "did you mean 'base'"),
         ({"heads": 5}, "heads 5 do not divide width 32"),
         ({"norm": "middle"}, "unknown norm 'middle'"),
-        ({"cls": "tide"}, "did you mean 'tied'"),
+        ({"cls_attention": "tide"}, "did you mean 'tied'"),
         ({"max_positions": 10}, "length 16 is longer than the 10 positions"),
         ({"dropout": 1.0}, r"dropout must lie in \[0, 1\)"),
         ({"layers": 0}, "layers must be at least 1"),

@@ -34,7 +34,7 @@ VOCABULARY = WordPiece(
         *(f"##{i}" for i in range(CONTINUING)),
     )
 )
-V, CLS, SEP = len(VOCABULARY.tokens), 2, 3
+V, CLS_ATTENTION, SEP = len(VOCABULARY.tokens), 2, 3
 T, ROWS, K = 16, 8, 3
 NOTED = [(5,), (6, 13), (7, 13, 14), (8, 15), (9, 13)]
 
@@ -70,7 +70,7 @@ class Text:
 def batches(micro: int, document_mask: bool = False, half_window: int = K) -> TrainingBatches:
     text = Text()
     noted = NotedWords(text, np.arange(len(NOTED), dtype=np.int32), T, half_window)
-    rows = Rows(text, T, CLS, SEP, document_mask, noted)
+    rows = Rows(text, T, CLS_ATTENTION, SEP, document_mask, noted)
     return TrainingBatches({T: rows}, Plan.constant(ROWS, T), micro, 3, CPU)
 
 
@@ -131,7 +131,7 @@ def words_of(row: list[int]) -> list[tuple[int, int, int]]:
 @pytest.mark.parametrize("leak", [False, True])
 @pytest.mark.parametrize("micro", [8, 4, 2, 3])
 def test_ten_steps_against_a_dictionary_written_by_hand(micro: int, leak: bool, document_mask: bool) -> None:
-    options = NotesOptions(half_window=K, gamma=0.3, weight=0.4, leak=leak)
+    options = NotesOptions(half_window=K, gamma=0.3, mix=0.4, leak=leak)
     # Masked in whole words some of the places are not used, and stand on words all the same.
     objective = build(options, dropout=0.1, masks=MLMOptions(mask_rate=0.2, whole_word=document_mask))
     optimizer = torch.optim.SGD(objective.parameters(), 0.3)
@@ -235,7 +235,7 @@ def test_no_gradient_reaches_the_dictionary() -> None:
 
 def test_the_gradient_is_that_of_the_mixture() -> None:
     """(1 - lambda) at a piece with a note, as it is elsewhere; the norm that scales the note is a constant."""
-    objective = build(NotesOptions(weight=0.25, leak=True))
+    objective = build(NotesOptions(mix=0.25, leak=True))
     drawn = objective.draw(next(iter(batches(8).at(0))), 0, 0)
     words = torch.randn(ROWS, T, 16, dtype=torch.float64, requires_grad=True)
     weight = torch.randn_like(words)
@@ -249,7 +249,7 @@ def test_the_gradient_is_that_of_the_mixture() -> None:
 def test_no_weight_is_no_notes_to_the_bit() -> None:
     """Over ten steps in float32: losses, weights; the dictionary is written all the same."""
     runs = []
-    for options in (None, NotesOptions(weight=0.0)):
+    for options in (None, NotesOptions(mix=0.0)):
         objective = build(options, dropout=0.1).float()
         optimizer = torch.optim.AdamW(objective.parameters(), 1e-2)
         for number in range(10):
@@ -261,7 +261,7 @@ def test_no_weight_is_no_notes_to_the_bit() -> None:
 
 @pytest.mark.parametrize(
     "changes",
-    [{"half_window": 1}, {"gamma": 0.5}, {"weight": 0.9}, {"initial_std": 1.0}, {"initial_std": 0.0}, {"leak": True}],
+    [{"half_window": 1}, {"gamma": 0.5}, {"mix": 0.9}, {"initial_std": 1.0}, {"initial_std": 0.0}, {"leak": True}],
 )
 def test_each_option_changes_the_training(changes: dict) -> None:
     losses = []
@@ -331,10 +331,10 @@ def test_flops_are_those_of_the_text() -> None:
         {"half_window": -1},
         {"gamma": 0.0},
         {"gamma": 1.5},
-        {"weight": -0.1},
+        {"mix": -0.1},
         {"share": 0.0},
-        {"least": 0},
-        {"least": 9, "most": 8},
+        {"min_count": 0},
+        {"min_count": 9, "max_count": 8},
         {"initial_std": -1.0},
     ],
 )

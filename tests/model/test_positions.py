@@ -111,7 +111,7 @@ def encoder_by_hand(encoder: Encoder, ids: torch.Tensor) -> torch.Tensor:
     x = layer_norm(x, (D,), encoder.embedding_norm.weight, encoder.embedding_norm.bias, c.norm_eps)
     bias = torch.zeros(H, length, length, dtype=torch.float64)
     if tupe:
-        bias = tupe_by_hand(encoder.positions, length, c.cls)
+        bias = tupe_by_hand(encoder.positions, length, c.cls_attention)
     elif c.position == "relative":
         table = encoder.positions.relative.table.weight
         bias = torch.stack([torch.stack([relative_by_hand(table, i, j) for j in range(length)]) for i in range(length)])
@@ -151,7 +151,7 @@ def encoder_by_hand(encoder: Encoder, ids: torch.Tensor) -> torch.Tensor:
 
 
 VARIANTS = [{"position": p, "norm": n} for p in POSITIONS for n in ("post", "pre")]
-VARIANTS += [{"position": "tupe-a", "cls": "tied"}, {"position": "tupe-r", "cls": "tied"}]
+VARIANTS += [{"position": "tupe-a", "cls_attention": "tied"}, {"position": "tupe-r", "cls_attention": "tied"}]
 VARIANTS += [{"position": p, "feed_forward": "geglu", "bias": False, "rope_base": 50.0} for p in POSITIONS]
 
 
@@ -182,10 +182,10 @@ def test_reset_rows_and_columns() -> None:
     assert (bias[:, 0, 0] != bias[:, 1, 0]).all()
 
 
-@pytest.mark.parametrize(("position", "cls"), [("tupe-a", "untied"), ("tupe-a", "tied")])
-def test_tupe_a_is_low_rank(position: str, cls: str) -> None:
+@pytest.mark.parametrize(("position", "cls_attention"), [("tupe-a", "untied"), ("tupe-a", "tied")])
+def test_tupe_a_is_low_rank(position: str, cls_attention: str) -> None:
     """methods/tupe: the bias is an inner product of d + 2 numbers, so its rank is at most that."""
-    wide = build(position, cls=cls, max_positions=40)
+    wide = build(position, cls_attention=cls_attention, max_positions=40)
     bias = wide.positions.bias(40, None)[0]
     assert (torch.linalg.matrix_rank(bias) <= d + 2).all()
 

@@ -141,7 +141,13 @@ def test_sizes_of_the_generator() -> None:
 
 @pytest.mark.parametrize(
     "changes",
-    [{"generator_scale": 0.0}, {"generator_scale": 1.5}, {"weight": 0.0}, {"mask_rate": 0.95}, {"mask_token_share": 2}],
+    [
+        {"generator_scale": 0.0},
+        {"generator_scale": 1.5},
+        {"loss_weight": 0.0},
+        {"mask_rate": 0.95},
+        {"mask_token_share": 2},
+    ],
 )
 def test_refused(changes: dict) -> None:
     with pytest.raises(UserError, match=f"^{next(iter(changes))} must"):

@@ -136,7 +136,7 @@ def test_sizes_of_the_controller() -> None:
 
 
 def test_refused() -> None:
-    for changes in ({"choices": 1}, {"controller_width": 0}, {"controller_layers": 0}, {"weight": -1.0}):
+    for changes in ({"choices": 1}, {"controller_width": 0}, {"controller_layers": 0}, {"loss_weight": -1.0}):
         with pytest.raises(UserError, match=f"^{next(iter(changes))} must"):
             MultipleChoiceOptions(**changes)
     with pytest.raises(UserError, match="choices 36 is more than the 35 words"):

@@ -236,7 +236,7 @@ def test_a_step_waits_for_nothing(name: str, whole_word: bool) -> None:
 def test_options_change_what_is_learned(name: str) -> None:
     default = build(name)
     assert masks(default) == 8 and masks(build(name, options=OPTIONS[name](mask_rate=0.5))) == 32
-    weight = build(name, options=OPTIONS[name](weight=3.0))
+    weight = build(name, options=OPTIONS[name](loss_weight=3.0))
     assert weight.loss_weights == {"mlm": 1.0, weight.main: 3.0}
     assert default.loss_weights == {"mlm": 1.0, default.main: {"electra": 50.0, "multiple-choice": 20.0}[name]}
 

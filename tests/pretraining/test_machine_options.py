@@ -131,7 +131,7 @@ def test_no_shape_of_a_run_is_left_to_eager_code() -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Block, "compile", lambda self: nn.Module.compile(self, backend=backend))
         adapt(encoder, compiled=True, checkpointing=False)
-    shapes = all_shapes(StageOptions(first_length=8, batch_start=2), batch_size=4, length=16)
+    shapes = all_shapes(StageOptions(first_length=8, initial_batch_size=2), batch_size=4, length=16)
     assert shapes == {(4, 8), (8, 8), (2, 16), (4, 16)}
     parts = {(rows, length) for batch, length in shapes for rows in (min(3, batch), batch % 3 or 3)}
     for rows, length in sorted(parts, key=lambda part: (part[1], -part[0])):

@@ -126,7 +126,7 @@ def test_noticed_though_nothing_is_to_be_saved(more, noticed: int, short, tmp_pa
     """By the next logged row or validation, where the losses stay finite: notes that nothing reads."""
     inject(monkeypatch, 12, lambda trainer: trainer.objective.notes.table[-1].fill_(NAN))
     run = tmp_path / "run"
-    rare = ["--checkpoint-every", "1000", "--log-every", "1000", "--eval-every", "1000", *NOTES, "--notes.weight", "0"]
+    rare = ["--checkpoint-every", "1000", "--log-every", "1000", "--eval-every", "1000", *NOTES, "--notes.mix", "0"]
     assert main(["pretrain", *short, "--steps", "400", *rare, *more, "--out", str(run)]) == 2
     said = capsys.readouterr().err
     assert f"after step {noticed} holds numbers that are not finite: model notes.table" in said

@@ -54,7 +54,7 @@ def finished(prepared: Path, tmp_path_factory) -> dict[str, Path]:
         *("--eval-sequences", "16", "--optimizer.learning-rate", "3e-3"),
         *("--machine.precision", "fp32"),
     ]
-    runs = {"off": [], "on": NOTES, "zero": [*NOTES, "--notes.weight", "0"]}
+    runs = {"off": [], "on": NOTES, "zero": [*NOTES, "--notes.mix", "0"]}
     out = tmp_path_factory.mktemp("runs")
     for name, more in runs.items():
         assert main(["pretrain", *flags, *more, "--out", str(out / name)]) == 0
@@ -152,10 +152,10 @@ def refused(flags: list[str], tmp_path: Path, capsys) -> str:
 
 
 def test_what_is_refused(flags, tmp_path, capsys, monkeypatch) -> None:
-    said = refused([*flags, "--notes.least", "20"], tmp_path, capsys)
+    said = refused([*flags, "--notes.min-count", "20"], tmp_path, capsys)
     assert "--rare-min 20 --rare-max 500" in said
-    said = refused([*flags, "--notes.least", "499"], tmp_path, capsys)
-    assert "no word" in said and "words occur" in said and "--notes.least" in said
+    said = refused([*flags, "--notes.min-count", "499"], tmp_path, capsys)
+    assert "no word" in said and "words occur" in said and "--notes.min-count" in said
     monkeypatch.setattr(notes_of_run, "available_memory", lambda device: 1000)
     said = refused(flags, tmp_path, capsys)
     assert "0.00 GB left" in said and "notes of 32 numbers" in said and "--notes.share" in said
@@ -164,8 +164,8 @@ def test_what_is_refused(flags, tmp_path, capsys, monkeypatch) -> None:
 def test_a_source_is_prepared_with_the_band_that_is_asked_for(corpus, tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
     flags = ["--layers", "1", "--width", "16", "--heads", "1", "--length", "32", "--batch-size", "4", "--steps", "1"]
-    source = ["--data", str(corpus), "--vocab-size", "600", "--validation-share", "0.1", "--eval-sequences", "4"]
-    given = [*flags, *source, *NOTES, "--notes.least", "20", "--notes.most", "700", "--out", "run"]
+    source = ["--data", str(corpus), "--vocab-size", "600", "--validation-fraction", "0.1", "--eval-sequences", "4"]
+    given = [*flags, *source, *NOTES, "--notes.min-count", "20", "--notes.max-count", "700", "--out", "run"]
     assert main(["pretrain", *given]) == 0
     (folder,) = (tmp_path / "data").iterdir()
     options = open_dataset(folder).record["options"]

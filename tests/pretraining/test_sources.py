@@ -59,9 +59,9 @@ def test_flags_of_a_source_have_no_effect_on_prepared_data(flags: list[str], tmp
     """Their values in a YAML file are no mistake: it may serve for a source too."""
     monkeypatch.setattr("fastbert.pretraining.job.pretrain", lambda options, name: 0)
     typed = ["--column=body", "--streamed", "--vocab_size", "600", "--no-lowercase", "--strip-accents", "true"]
-    typed += ["--validation-share", "0.2", "--tokenizer", f"{flags[1]}/tokenizer"]
+    typed += ["--validation-fraction", "0.2", "--tokenizer", f"{flags[1]}/tokenizer"]
     assert main(["pretrain", *flags, *typed]) == 0
-    names = "--column, --streamed, --vocab-size, --no-lowercase, --strip-accents, --validation-share, --tokenizer"
+    names = "--column, --streamed, --vocab-size, --no-lowercase, --strip-accents, --validation-fraction, --tokenizer"
     assert f"warning: {names} have no effect, as {flags[1]} is prepared already\n" in capsys.readouterr().err
     assert main(["pretrain", *flags, "--no-streamed"]) == 0
     assert f"warning: --no-streamed has no effect, as {flags[1]} is" in capsys.readouterr().err

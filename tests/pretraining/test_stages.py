@@ -21,7 +21,7 @@ from tests.flags import main
 # Phase 1: steps 0 to 7, of which the batch grows in the first 4, from 2 to 4 sequences of 32 tokens; phase 2: 8 to 11.
 STAGED = [
     *("--steps", "12", "--length", "32", "--batch-size", "4", "--machine.micro-batch-size", "2"),
-    *("--first-length", "16", "--first-share", "0.67", "--batch-start", "2", "--batch-warmup", "4"),
+    *("--first-length", "16", "--first-fraction", "0.67", "--initial-batch-size", "2", "--batch-warmup", "4"),
     *("--eval-every", "4", "--checkpoint-every", "1", "--keep-checkpoints", "20", "--log-every", "3"),
 ]
 SHAPES = [(4, 16)] * 4 + [(8, 16)] * 4 + [(4, 32)] * 4
@@ -129,7 +129,7 @@ def options(prepared: Path, **changes) -> PretrainOptions:
 
 
 def test_budgets_count_every_stage(prepared, monkeypatch) -> None:
-    staged = {"first_length": 16, "first_share": 0.5, "batch_start": 2, "batch_warmup": 0.25}
+    staged = {"first_length": 16, "first_fraction": 0.5, "initial_batch_size": 2, "batch_warmup": 0.25}
     setup = prepare_setup(options(prepared, steps=None, tokens=112 * 128, **staged))
     found = job.resolve_steps(setup)
     assert found.steps == 128  # 32 steps of 64 tokens, then 128
@@ -225,9 +225,9 @@ def test_networks_that_were_timed_are_gone(prepared, tmp_path, monkeypatch) -> N
 
 def test_only_active_options_name_the_experiment(prepared) -> None:
     plain = options(prepared)
-    for idle in ({"first_share": 0.5}, {"batch_warmup": 0.5}):
+    for idle in ({"first_fraction": 0.5}, {"batch_warmup": 0.5}):
         assert science(options(prepared, **idle), "data") == science(plain, "data")
-    for active in ({"first_length": 16}, {"batch_start": 2}):
+    for active in ({"first_length": 16}, {"initial_batch_size": 2}):
         assert science(options(prepared, **active), "data") != science(plain, "data")
     muon = replace(plain, optimizer=replace(plain.optimizer, name="muon"))
     momentum = [replace(some, optimizer=replace(some.optimizer, momentum=0.5)) for some in (plain, muon)]
@@ -239,10 +239,10 @@ def test_only_active_options_name_the_experiment(prepared) -> None:
     [
         (["--first-length", "64"], "first_length 64 is not shorter than length 32"),
         (["--first-length", "12"], "choose a first_length that divides length"),
-        (["--batch-start", "3"], "batch_start 3 is no part of batch_size 4"),
+        (["--initial-batch-size", "3"], "initial_batch_size 3 is no part of batch_size 4"),
         (["--batch-warmup", "13"], "the batch grows for 13 steps, longer than the run of 12"),
-        (["--first-share", "1.5"], "--first-share must lie in (0, 1), not 1.5"),
-        (["--first-length", "2", "--batch-size", "65536", "--batch-start", "32768"], "less than one batch of"),
+        (["--first-fraction", "1.5"], "--first-fraction must lie in (0, 1), not 1.5"),
+        (["--first-length", "2", "--batch-size", "65536", "--initial-batch-size", "32768"], "less than one batch of"),
         (["--optimizer.name", "mun"], "did you mean 'muon'"),
     ],
 )
@@ -257,9 +257,9 @@ def test_what_cannot_be_is_refused_before_anything_is_written(flags, tmp_path, c
 
 def test_yaml_and_resume_keep_the_stages(flags, tmp_path, capsys) -> None:
     file, run = tmp_path / "x.yaml", tmp_path / "run"
-    file.write_text("first_length: 16\nfirst-share: 0.5\nbatch_size: 4\n")
+    file.write_text("first_length: 16\nfirst-fraction: 0.5\nbatch_size: 4\n")
     assert main(["pretrain", str(file), *flags, "--steps", "4", "--batch-size", "4", "--out", str(run)]) == 0
     stored = load_yaml(PretrainOptions, run / "config.yaml")
-    assert (stored.stages.first_length, stored.stages.first_share) == (16, 0.5)
-    assert main(["pretrain", "--resume", str(run), "--first-share", "0.75"]) == 2
-    assert "first_share: 0.5 -> 0.75" in capsys.readouterr().err
+    assert (stored.stages.first_length, stored.stages.first_fraction) == (16, 0.5)
+    assert main(["pretrain", "--resume", str(run), "--first-fraction", "0.75"]) == 2
+    assert "first_fraction: 0.5 -> 0.75" in capsys.readouterr().err

@@ -91,7 +91,7 @@ def test_refused_before_anything_is_written(flags, tmp_path, capsys) -> None:
 
 def test_options_of_another_objective_name_no_other_experiment(flags, tmp_path) -> None:
     names = []
-    for number, more in enumerate(([], ["--electra.weight", "7"], ["--mlm.mask-rate", "0.3"])):
+    for number, more in enumerate(([], ["--electra.loss-weight", "7"], ["--mlm.mask-rate", "0.3"])):
         run = tmp_path / str(number)
         assert main(["pretrain", *flags, "--steps", "1", *more, "--out", str(run)]) == 0
         names.append(json.loads((run / "manifest.json").read_text())["experiment"])

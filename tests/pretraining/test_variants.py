@@ -13,7 +13,7 @@ from tests.flags import main
 
 VARIANTS = {
     **{position: ["--position", position] for position in POSITIONS},
-    "tied-pre-norm": ["--position", "tupe-r", "--cls", "tied", "--norm", "pre"],
+    "tied-pre-norm": ["--position", "tupe-r", "--cls-attention", "tied", "--norm", "pre"],
     "document-mask": ["--document-mask"],
     "whole-word": ["--mlm.whole-word", "--mlm.mask-rate", "0.3"],
     "segments": ["--position", "tupe-a", "--type-vocab-size", "2"],

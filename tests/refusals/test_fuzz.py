@@ -62,12 +62,12 @@ GIVEN = {
 ACTIVE = {
     ("electra",): {"objective": "electra"},
     ("multiple_choice",): {"objective": "multiple-choice"},
-    ("notes",): {"notes": {"enabled": True, "least": 50, "most": 500}},
+    ("notes",): {"notes": {"enabled": True, "min_count": 50, "max_count": 500}},
     ("rope_base",): {"position": "rope"},
     ("schedule", "decay"): {"schedule": {"name": "wsd"}},
     ("optimizer", "momentum"): {"optimizer": {"name": "muon"}},
-    ("first_share",): {"first_length": 8},
-    ("batch_warmup",): {"batch_start": 1},
+    ("first_fraction",): {"first_length": 8},
+    ("batch_warmup",): {"initial_batch_size": 1},
     ("tokens",): {"steps": None},
     ("minutes",): {"steps": None},
 }

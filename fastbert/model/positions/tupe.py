@@ -7,7 +7,7 @@ With d the size of a head, x the input of a layer and p the normalised position 
     reset(v)_ij = theta1 where i is [CLS], theta2 where only j is [CLS], v_ij elsewhere
 
 theta1 and theta2, one value a head, come from two extra rows of the position table. The reset term is the same for
-all layers. `cls: tied` leaves the reset out.
+all layers. `cls_attention: tied` leaves the reset out.
 """
 
 import torch
@@ -22,7 +22,7 @@ class TupeAbsolute(Scheme):
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__(config)
         self.heads, self.max_positions = config.heads, config.max_positions
-        self.untied = config.cls == "untied"
+        self.untied = config.cls_attention == "untied"
         self.score_scale = (2 * config.head_size) ** -0.5
         # Rows: the positions, then (if untied) those of theta1, [CLS] to all, and theta2, all to [CLS].
         self.table = nn.Embedding(config.max_positions + 2 * self.untied, config.width)
@@ -60,12 +60,12 @@ class TupeAbsolute(Scheme):
 
     @staticmethod
     def parameters_of(config: EncoderConfig) -> int:
-        rows, d = config.max_positions + 2 * (config.cls == "untied"), config.width
+        rows, d = config.max_positions + 2 * (config.cls_attention == "untied"), config.width
         return rows * d + config.norm_parameters() + 2 * config.linear_parameters(d, d)
 
     @staticmethod
     def flops(config: EncoderConfig, length: int) -> int:
-        rows = length + 2 * (config.cls == "untied")
+        rows = length + 2 * (config.cls_attention == "untied")
         return 2 * (2 * rows * config.width**2) + 2 * length**2 * config.width
 
 
