@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from fastbert.errors import UserError
-from fastbert.experiments import sweep
 from fastbert.files import LOCK, locked_folder
 from fastbert.finetuning import job as finetuning
 from fastbert.finetuning import several
@@ -18,6 +17,7 @@ from fastbert.pretraining.job import describe_experiment
 from fastbert.pretraining.options import PretrainOptions, science
 from fastbert.pretraining.run import RunFolder, new_folder, stored_options
 from fastbert.pretraining.setup import data_fingerprint, prepare_setup
+from fastbert.studies.sweep import sweep
 from tests.finetuning.conftest import make_task, tiny_model
 from tests.processes import kills
 from tests.test_cli import refused

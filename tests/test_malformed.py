@@ -26,8 +26,6 @@ from hypothesis import strategies as st
 from fastbert.data.partial import Partial
 from fastbert.data.shards import open_dataset
 from fastbert.errors import UserError, message_of
-from fastbert.experiments.options import read_seeds
-from fastbert.experiments.sweep import read_results as read_rows
 from fastbert.finetuning.model import Classifier, TaskRecord, load_classifier, save_classifier
 from fastbert.finetuning.results import best_seed
 from fastbert.finetuning.submission import validate
@@ -36,6 +34,8 @@ from fastbert.inputs import read_input
 from fastbert.model.config import EncoderConfig
 from fastbert.pretraining.loop import STATE, Progress
 from fastbert.records import Whole, check, parse_json, seal_of
+from fastbert.studies.sweep.options import read_seeds
+from fastbert.studies.sweep.sweep import read_results as read_rows
 from fastbert.training.checkpoints import Checkpointer
 from fastbert.yaml_text import parse_yaml
 from tests.finetuning.conftest import tiny_model

@@ -10,8 +10,8 @@ from fastbert_kernels import configurations
 from fastbert.data import partial
 from fastbert.data.prepare import PrepareOptions, prepare
 from fastbert.errors import UserError
-from fastbert.experiments.jobs import LOG, run_job
 from fastbert.files import LOCK, atomic_file, atomic_folder, locked_folder, new_folder, remove_leftovers
+from fastbert.studies.engine.jobs import LOG, run_job
 from fastbert.training.logbook import Logbook
 
 # --- what others have planted

@@ -14,8 +14,8 @@ import pytest
 from rich.console import Console
 
 from fastbert.cli import main
-from fastbert.experiments.local import _idle
 from fastbert.streams import _Dropping
+from fastbert.studies.engine.local import _idle
 from fastbert.training.logbook import Logbook
 from tests.processes import in_child
 

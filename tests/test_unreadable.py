@@ -21,11 +21,11 @@ from fastbert.data.shards import map_array
 from fastbert.data.sources import open_source
 from fastbert.data.tables import read_rows
 from fastbert.errors import UserError
-from fastbert.experiments.sweep import read_results
 from fastbert.files import atomic_file, disk_errors
 from fastbert.hub.weight_files import read_weights
 from fastbert.inputs import UnreadableError, open_input, read_text_input
 from fastbert.pretraining.run import RunFolder
+from fastbert.studies.sweep.sweep import read_results
 from fastbert.training.checkpoints import Checkpointer, read_newest
 from fastbert.training.logbook import read_metrics
 from fastbert.training.tensors import read_metadata, read_tensors
