@@ -5,6 +5,12 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 
+def load(path: str) -> Any:
+    """What "module:attribute" names, imported."""
+    module, _, attribute = path.partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
 class Registry(Mapping[str, Any]):
     """A mapping whose values are imported when they are first asked for.
 
@@ -18,8 +24,7 @@ class Registry(Mapping[str, Any]):
 
     def __getitem__(self, name: str) -> Any:
         if name not in self._loaded:
-            module, _, attribute = self.paths[name].partition(":")
-            self._loaded[name] = getattr(importlib.import_module(module), attribute)
+            self._loaded[name] = load(self.paths[name])
         return self._loaded[name]
 
     def __iter__(self) -> Iterator[str]:

@@ -34,8 +34,9 @@ from fastbert.inputs import read_input
 from fastbert.model.config import EncoderConfig
 from fastbert.pretraining.loop import STATE, Progress
 from fastbert.records import Whole, check, parse_json, seal_of
-from fastbert.studies.sweep.options import read_seeds
-from fastbert.studies.sweep.sweep import read_results as read_rows
+from fastbert.studies.engine.store import read_rows
+from fastbert.studies.shared.finetune_jobs import check_tuned
+from fastbert.studies.shared.grid import read_seeds
 from fastbert.training.checkpoints import Checkpointer
 from fastbert.yaml_text import parse_yaml
 from tests.finetuning.conftest import tiny_model
@@ -136,7 +137,7 @@ def test_results(tmp_path: Path) -> None:
         **{"best": figures, "last": figures, "seal": ""},
     }
     (tmp_path / "results.jsonl").write_text(json.dumps(row))
-    fuzz(tmp_path / "results.jsonl", lambda: read_rows(tmp_path / "results.jsonl"), 60)
+    fuzz(tmp_path / "results.jsonl", lambda: read_rows(tmp_path / "results.jsonl", check_tuned), 60)
 
 
 def test_a_prepared_folder(prepared: Path, tmp_path: Path) -> None:

@@ -26,8 +26,8 @@ from fastbert.files import disk_errors, locked_folder
 from fastbert.inputs import UnreadableError, input_errors
 from fastbert.requirements import OLDEST, check_requirements, refuse_several_processes
 from fastbert.studies.engine.jobs import run_job
-from fastbert.studies.engine.ray_backend import _outcome
-from fastbert.studies.sweep.sweep import say_failures
+from fastbert.studies.engine.outcomes import say_failures
+from fastbert.studies.engine.ray_backend import outcome_of
 from fastbert.system_errors import user_error
 
 ROOT = Path(__file__).parents[1]
@@ -210,7 +210,7 @@ def test_a_job_that_ray_could_not_run(cause: Exception | None, reason: str, tmp_
         raise error
 
     exceptions = SimpleNamespace(RayError=RayError, OutOfMemoryError=KeyError, WorkerCrashedError=KeyError)
-    outcome = _outcome(SimpleNamespace(get=get, exceptions=exceptions), None, tmp_path)
+    outcome = outcome_of(SimpleNamespace(get=get, exceptions=exceptions), None, tmp_path)
     assert outcome["status"] == "failed" and outcome["reason"].startswith(reason)
     assert say_failures([{"task": "t", "model": "m", "folder": "f", **outcome}], 1, lambda _: "") == 1
     printed = capsys.readouterr().err

@@ -20,12 +20,12 @@ from typing import Any
 import torch
 import yaml
 
-from fastbert.config import read_yaml
 from fastbert.errors import UserError
+from fastbert.inheritance import read_yaml
 from fastbert.streams import say
 from fastbert.studies.ablate.ablate import ABLATION, ablate
 from fastbert.studies.ablate.options import AblateOptions, load_ablation
-from fastbert.studies.sweep.sweep import RESULTS
+from fastbert.studies.engine.store import RESULTS
 
 LONGEST = 500  # seconds, of a part
 STOPPED = 128 + signal.SIGTERM
@@ -66,7 +66,7 @@ def main() -> int:
     args.out.mkdir(parents=True, exist_ok=True)
     if args.toy:
         config = args.out / args.config.name
-        config.write_text(yaml.safe_dump(toy(read_yaml(args.config)), sort_keys=False), encoding="utf-8")
+        config.write_text(yaml.safe_dump(toy(read_yaml(args.config)[0]), sort_keys=False), encoding="utf-8")
     if args.carried and not (folder / RESULTS).exists():
         folder.mkdir(parents=True, exist_ok=True)
         for name in KEPT:

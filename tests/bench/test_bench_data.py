@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fastbert.bench import bench_data
+from fastbert.bench import data as bench_data
 from fastbert.bench.data import results
 from fastbert.bench.options import BenchDataOptions
 from fastbert.errors import UserError

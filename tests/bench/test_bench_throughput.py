@@ -8,7 +8,7 @@ from typing import ClassVar
 import pytest
 import torch
 
-from fastbert.bench import bench_throughput
+from fastbert.bench import throughput as bench_throughput
 from fastbert.bench.contestants import Contestant, Runner, _bare_setup, _own, _peer
 from fastbert.bench.options import BenchThroughputOptions
 from fastbert.bench.throughput import contestants, job_options, race

@@ -13,7 +13,7 @@ from fastbert.cli import main
 from fastbert.data.shards import open_dataset
 from fastbert.pretraining import job, loop, setup
 from fastbert.studies.ablate import costs
-from fastbert.studies.ablate.ablation_plan import plan
+from fastbert.studies.ablate.ablation_plan import plan_ablation
 from fastbert.studies.ablate.options import load_ablation
 from fastbert.studies.ablate.pretrain_jobs import pretrain_job
 from fastbert.studies.engine.jobs import run_job
@@ -145,7 +145,7 @@ def test_seconds_of_a_job_are_those_of_all_its_attempts(toy, tmp_path, monkeypat
     monkeypatch.setattr(loop.Trainer, "_step", stepping)
     monkeypatch.setattr(costs, "timed_step", lambda *given: 0.01)
     ablation, options = load_ablation(toy)
-    trunk, branch, *_ = plan(ablation, options, tmp_path, {}).jobs
+    trunk, branch, *_ = plan_ablation(ablation, options.glue_dir, tmp_path, {}).jobs
     monkeypatch.setattr(job, "peak_flops", lambda *given: (1e9, "a test"))
     monkeypatch.setattr(loop.time, "perf_counter", lambda: now[0])
 

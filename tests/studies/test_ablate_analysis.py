@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import ttest_rel
 
-from fastbert.studies.ablate.analysis import Measure, Point, Share, compare, noise, reached
+from fastbert.studies.ablate.analysis import CostFraction, Measure, Point, compare, noise, reached
 
 levels = st.integers(-6, 6)
 
@@ -104,12 +104,12 @@ def test_seeds_are_held_against_the_same_seed() -> None:
 
 
 def test_medians_of_bounds_and_of_what_was_not_reached() -> None:
-    assert Share((0.5, math.inf, 0.7), (False,) * 3).median == 0.7
-    assert Share((0.5, math.inf), (False,) * 2).median == math.inf
-    low = Share((0.1, 0.4, 0.8), (True, False, False))
+    assert CostFraction((0.5, math.inf, 0.7), (False,) * 3).median == 0.7
+    assert CostFraction((0.5, math.inf), (False,) * 2).median == math.inf
+    low = CostFraction((0.1, 0.4, 0.8), (True, False, False))
     assert low.median == 0.4 and not low.median_at_most
-    assert Share((0.1, 0.4), (True, False)).median_at_most
-    assert Share((0.2, 0.1, 0.4), (True, True, False)).median_at_most
+    assert CostFraction((0.1, 0.4), (True, False)).median_at_most
+    assert CostFraction((0.2, 0.1, 0.4), (True, True, False)).median_at_most
 
 
 # --- verdicts

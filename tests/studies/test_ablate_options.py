@@ -50,21 +50,22 @@ def test_a_group_is_changed_option_by_option(tmp_path) -> None:
 
 
 def test_the_base_from_a_file(tmp_path) -> None:
-    """Beside the YAML file; what stands in place wins, and a budget replaces that of the file."""
-    (tmp_path / "run.yaml").write_text(yaml.safe_dump(BASE | {"steps": 900, "seed": 7, "out": "runs/x", "width": 64}))
-    own = {"file": "run.yaml", "width": 16, "heads": 2}
+    """In the folder of the YAML file; what stands in place wins, and null takes a budget back."""
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(BASE | {"steps": 900, "width": 64}))
+    own = {"inherits": "run.yaml", "width": 16, "heads": 2}
     ablation, _ = load_ablation(write(tmp_path, base=own, budget="absent"))
     options = ablation.variants[0].options
     assert (options.encoder.width, options.encoder.layers, options.out, options.seed) == (16, 2, None, 0)
     assert (ablation.budget.equal, ablation.budget.steps, options.steps) == ("steps", 900, None)
-    again = load_ablation(write(tmp_path, base=own | {"tokens": 5000}, budget={"equal": "flops"}))[0].budget
+    again = load_ablation(write(tmp_path, base=own | {"steps": None, "tokens": 5000}, budget={"equal": "flops"}))[0].budget
     assert (again.equal, again.steps, again.tokens) == ("flops", None, 5000)
-    assert load_ablation(write(tmp_path, base="run.yaml"))[0].budget.steps == 40
-    with pytest.raises(UserError, match=r"configuration file .*nowhere\.yaml does not exist"):
-        load_ablation(write(tmp_path, base="nowhere.yaml"))
-    (tmp_path / "run.yaml").write_text("widht: 3")
-    with pytest.raises(UserError, match=r"run\.yaml: unknown option 'widht'; did you mean 'width'"):
-        load_ablation(write(tmp_path, base="run.yaml"))
+    assert load_ablation(write(tmp_path, base={"inherits": "run.yaml"}))[0].budget.steps == 40
+    for base in ("run.yaml", {"file": "run.yaml"}):
+        with pytest.raises(UserError, match=r"file is called inherits now; write base: \{inherits: 'run\.yaml'\}"):
+            load_ablation(write(tmp_path, base=base))
+    (tmp_path / "run.yaml").write_text("seed: 3")
+    with pytest.raises(UserError, match=r"which inherits .*run\.yaml: base: seed is not free here; give seeds next to"):
+        load_ablation(write(tmp_path, base={"inherits": "run.yaml"}))
 
 
 @pytest.mark.parametrize(

@@ -18,13 +18,14 @@ from fastbert.errors import UserError
 from fastbert.pretraining.evaluation import MASK_SEED
 from fastbert.pretraining.options import PretrainOptions
 from fastbert.studies.ablate import costs
-from fastbert.studies.ablate.ablate import finish, measured, startable
-from fastbert.studies.ablate.ablation_plan import plan
+from fastbert.studies.ablate.ablate import finish, measured
+from fastbert.studies.ablate.ablation_plan import plan_ablation
 from fastbert.studies.ablate.costs import equal_steps
-from fastbert.studies.ablate.measures import Results
-from fastbert.studies.ablate.options import AblateOptions, Budget, load_ablation
+from fastbert.studies.ablate.measures import AblationResults
+from fastbert.studies.ablate.options import Budget, load_ablation
 from fastbert.studies.ablate.questions import incomparable, planned_questions
-from fastbert.studies.engine.live_status import Board
+from fastbert.studies.engine.events import startable
+from fastbert.studies.engine.live_status import LiveStatus
 
 SMALL = {"vocab_size": 600, "layers": 1, "width": 16, "heads": 2, "length": 16, "batch_size": 8, "eval_sequences": 8}
 VARIANTS = {"absolute": None, "tupe-r": {"position": "tupe-r"}, "electra": {"objective": "electra"}}
@@ -42,7 +43,7 @@ def planned(prepared, tmp_path, monkeypatch):
         path = tmp_path / "x.yaml"
         path.write_text(yaml.safe_dump(values, sort_keys=False))
         ablation, _ = load_ablation(path)
-        return ablation, plan(ablation, AblateOptions(), tmp_path / "out", known or {})
+        return ablation, plan_ablation(ablation, None, tmp_path / "out", known or {})
 
     return make
 
@@ -167,7 +168,7 @@ def test_jobs_are_named_by_what_they_are(planned) -> None:
     same = ids(variants=two)
     assert len(set(same)) == 2
     assert ids(variants={"first": None, "second": {"position": "tupe-r"}}) == same
-    assert ids(variants=two, base={"cls_attention": "untied", "electra": {"weight": 9.0}}) == same
+    assert ids(variants=two, base={"cls_attention": "untied", "electra": {"loss_weight": 9.0}}) == same
     more = ids(variants={**two, "c": {"norm": "pre"}}, seeds=[1, 0])
     assert more[3:5] == same and len(set(more)) == 6
     for changes in (
@@ -202,7 +203,7 @@ def test_what_shows_in_the_plan_only(planned, tmp_path) -> None:
 def test_all_variants_read_the_same_data(corpus, planned, tmp_path, monkeypatch) -> None:
     """Rare words are listed for the widest band, so that bands of notes do not make different data."""
     monkeypatch.chdir(tmp_path)
-    bands = {"a": {"least": 20, "most": 90}, "b": {"least": 5, "most": 60}}
+    bands = {"a": {"min_count": 20, "max_count": 90}, "b": {"min_count": 5, "max_count": 60}}
     variants = {"plain": None, **{name: {"notes": {"enabled": True, **band}} for name, band in bands.items()}}
     base = {"data": str(corpus), "validation_fraction": 0.1}
     _, study = planned(base=base, variants=variants)
@@ -253,10 +254,10 @@ def test_a_report_of_known_curves(planned, timed, tmp_path, capsys) -> None:
     points = [round(0.05 * place, 2) for place in range(1, 21)]
     ablation, study = planned(variants=variants, seeds=3, checkpoints=points, budget={"steps": 200})
     rows = losses(study, {"absolute": 4.0, "tupe-r": 2.0, "electra": 1.0, "pre": 8.0})
-    results = Results(study, rows)
+    results = AblationResults(study, rows)
     (measure,) = results.measures
     assert list(measure.curves) == ["absolute", "tupe-r", "pre"] and not results.hardly_learned
-    assert finish(tmp_path / "out", "known", ablation, results, list(rows.values())) == 0
+    assert finish(tmp_path / "out", "known", ablation, results) == 0
     said, remarks = capsys.readouterr()
     (line,) = [line for line in said.splitlines() if line.startswith("tupe-r")]
     flops = 50 * study.variants[1].flops / study.variants[0].flops
@@ -287,10 +288,10 @@ def test_a_baseline_that_has_hardly_learned(planned, tmp_path, capsys) -> None:
     ablation, study = planned(variants={"a": None, "b": {"norm": "pre"}}, seeds=2)
     gap = study.unigram_entropy - 1 - 1.4 - 4 * math.exp(-1)
     rows = losses(study, {"a": 1.0, "b": 0.1}, gap)
-    results = Results(study, rows)
+    results = AblationResults(study, rows)
     assert results.hardly_learned and results.masked_loss == pytest.approx(study.unigram_entropy - 1.4, abs=1e-3)
-    assert not Results(study, losses(study, {"a": 1.0, "b": 0.1}, gap - 0.11)).hardly_learned
-    finish(tmp_path / "out", "plateau", ablation, results, list(rows.values()))
+    assert not AblationResults(study, losses(study, {"a": 1.0, "b": 0.1}, gap - 0.11)).hardly_learned
+    finish(tmp_path / "out", "plateau", ablation, results)
     assert "undecided: the baseline has hardly learned" in capsys.readouterr().out
 
 
@@ -298,12 +299,12 @@ def test_a_measure_that_stands_still_is_remarked_on(planned, tmp_path) -> None:
     ablation, study = planned(variants={"a": None, "b": {"norm": "pre"}}, seeds=2, checkpoints=[0.5, 1.0])
     rows = losses(study, {"a": 1.0, "b": 0.5})
     out = tmp_path / "out"
-    finish(out, "moves", ablation, Results(study, rows), list(rows.values()))
+    finish(out, "moves", ablation, AblationResults(study, rows))
     assert "The baseline itself is at its final value" not in (out / "report" / "report.md").read_text()
     for row in rows.values():
         for values in row["validations"]:
             values["loss"] = 2.0
-    finish(out, "still", ablation, Results(study, rows), list(rows.values()))
+    finish(out, "still", ablation, AblationResults(study, rows))
     text = "The baseline itself is at its final value from at most 50 % of its steps on"
     assert text in (out / "report" / "report.md").read_text()
 
@@ -315,9 +316,9 @@ def test_a_baseline_of_two_networks_is_judged_by_the_small_one(planned, tmp_path
     for row in rows.values():
         for values in row["validations"]:
             values["mlm_loss"] = 3.0
-    results = Results(study, rows)
+    results = AblationResults(study, rows)
     assert results.masked_loss == 3.0 and not results.hardly_learned and len(results.measures) == 1
-    finish(tmp_path / "out", "small", ablation, results, list(rows.values()))
+    finish(tmp_path / "out", "small", ablation, results)
     report = (tmp_path / "out" / "report" / "report.md").read_text()
     assert "The masked loss of the baseline's small network" in report and "may also mean easier ones" in report
     assert "may also mean easier ones" in capsys.readouterr().err
@@ -376,7 +377,7 @@ def test_live_values_are_of_what_is_compared(planned, timed, capsys) -> None:
     for job in study.jobs:
         rows[job.id] |= {"objective": "electra" if job.model == "e" else "mlm"}
     shown = partial(measured, apart=study.incomparable)
-    board = Board(study.jobs, [], measured=shown, apart=study.incomparable)
+    board = LiveStatus(study.jobs, {}, shown, {("e", "pretraining")})
     for job in study.jobs:
         board.ended(job, rows[job.id])
     first, second = (f"{rows[job.id]['validations'][-1]['loss']:.4f}" for job in study.jobs)
@@ -396,13 +397,13 @@ def test_no_variant_leaves_a_report_unnamed(planned, timed, words, tmp_path, cap
             rows[job.id] |= {"metrics": ["accuracy"], "best": dev, "last": dev, **job.setting}
         if job.model == "gone":
             del rows[job.id]
-    finish(tmp_path / "out", "gaps", ablation, Results(study, rows), list(rows.values()))
+    finish(tmp_path / "out", "gaps", ablation, AblationResults(study, rows))
     report = (tmp_path / "out" / "report" / "report.md").read_text()
     assert "| words, accuracy x 100 | gone    |     0 |         – |    – | undecided: no common seed" in report
     assert re.search(r"\| gone +\| mlm +\| +0 \| +– \| +–", report)
     rows = {key: row for key, row in rows.items() if row["kind"] != "finetune"}
     capsys.readouterr()
-    finish(tmp_path / "out", "gaps", ablation, Results(study, rows), list(rows.values()))
+    finish(tmp_path / "out", "gaps", ablation, AblationResults(study, rows))
     line = "no variant is compared by words, score x 100: a has no final value"
     assert line in capsys.readouterr().err and line in (tmp_path / "out" / "report" / "report.md").read_text()
 
@@ -415,8 +416,8 @@ def test_failures_are_reported(planned, tmp_path, capsys) -> None:
     for job in study.jobs:
         if job.after == broken.id:
             del rows[job.id]
-    results = Results(study, rows)
-    assert finish(tmp_path / "out", "broken", ablation, results, list(rows.values())) == 1
+    results = AblationResults(study, rows)
+    assert finish(tmp_path / "out", "broken", ablation, results) == 1
     captured = capsys.readouterr()
     assert "FAILED pretraining, b, seed 1\n  it diverged" in captured.err and "2 jobs did not run" in captured.err
     report = (tmp_path / "out" / "report" / "report.md").read_text()

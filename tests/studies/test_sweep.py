@@ -9,9 +9,10 @@ import yaml
 
 from fastbert.cli import main
 from fastbert.errors import UserError
-from fastbert.records import seal_of
+from fastbert.studies.engine.store import ResultStore
+from fastbert.studies.engine.store import read_rows as read_results
+from fastbert.studies.shared.finetune_jobs import check_tuned
 from fastbert.studies.sweep.options import load_sweep
-from fastbert.studies.sweep.sweep import open_folder, read_results, read_row
 from tests.studies.conftest import FINETUNE, read_rows, without_times, write_sweep
 
 
@@ -92,17 +93,11 @@ def test_a_damaged_line_is_named(axes, finished, tmp_path, capsys) -> None:
             results.write_bytes(kept)
 
 
-def test_rows_of_older_sweeps_are_read() -> None:
-    row = {"id": "a", "status": "failed", "reason": "it diverged", "mend": "lower the rate", "log": []}
-    line = json.dumps({**row, "seal": seal_of(row)}).encode()
-    assert read_row(line, "results.jsonl, line 1")["fix"] == "lower the rate"
-
-
 @pytest.mark.parametrize(("make", "message"), [(Path.mkdir, "is a folder"), (os.mkfifo, "is a pipe or a device")])
 def test_results_that_are_no_file_are_refused_before_any_job(make, message: str, tmp_path) -> None:
     make(tmp_path / "results.jsonl")
     with pytest.raises(UserError, match=message):
-        read_results(tmp_path / "results.jsonl")
+        read_results(tmp_path / "results.jsonl", check_tuned)
 
 
 def test_the_example(tmp_path) -> None:
@@ -116,8 +111,9 @@ def test_the_example(tmp_path) -> None:
 
 @pytest.mark.parametrize("what", ["sweep", "ablation"])
 def test_a_link_in_the_place_of_the_jobs_is_not_followed(what: str, tmp_path) -> None:
+    store = ResultStore(tmp_path, what, check_tuned)
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "jobs").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(UserError, match="jobs is a link, which is not followed"):
-        open_folder(tmp_path, what, {}, [])
+        store.open({}, [])
     assert sorted(os.listdir(tmp_path)) == ["elsewhere", "jobs"]

@@ -3,16 +3,12 @@ before the first job starts.
 """
 
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from fastbert.config import digest, to_dict
 from fastbert.errors import UserError
-from fastbert.finetuning import job as finetuning
-from fastbert.finetuning.batches import subset
 from fastbert.hub.export import export_model
 from fastbert.hub.load import load_pretrained
 from fastbert.hub.names import kept
@@ -26,11 +22,14 @@ from fastbert.pretraining.setup import (
     prepare_setup,
     tokenizer_to_prepare,
 )
-from fastbert.studies.ablate.costs import Place, Planned, equal_steps, needs_time, timed
-from fastbert.studies.ablate.options import AblateOptions, Ablation
+from fastbert.studies.ablate.costs import MeasuredPoint, PlannedVariant, equal_steps, needs_time, timed
+from fastbert.studies.ablate.options import Ablation
+from fastbert.studies.ablate.pretrain_jobs import BRANCH, PRETRAIN
 from fastbert.studies.ablate.questions import incomparable
-from fastbert.studies.engine.jobs import RUN, Job
-from fastbert.studies.sweep.options import ModelEntry, TaskEntry
+from fastbert.studies.engine.jobs import Job
+from fastbert.studies.engine.outcomes import RUN
+from fastbert.studies.shared.finetune_jobs import OpenedTask, open_task
+from fastbert.studies.shared.grid import ModelEntry, prefixed
 from fastbert.training.checkpoints import check_space
 from fastbert.training.hardware import resolve_device
 from fastbert.training.options import ScheduleOptions
@@ -40,10 +39,10 @@ PRETRAINING, ANNEALING = "pretraining", "annealing"  # in the place of a task's 
 
 
 @dataclass
-class Plan:
+class AblationPlan:
     """The jobs of an ablation, and what they share."""
 
-    variants: list[Planned]
+    variants: list[PlannedVariant]
     """The baseline first."""
     unigram_entropy: float
     """Nats, of the validation text."""
@@ -51,7 +50,7 @@ class Plan:
     """By `timing_key`, seconds of a step, in each round of timing."""
     jobs: list[Job] = field(default_factory=list)
     """Seed by seed and variant by variant; a job comes after the one it needs."""
-    places: dict[str, list[Place]] = field(default_factory=dict)
+    places: dict[str, list[MeasuredPoint]] = field(default_factory=dict)
     """Variant -> its points of all seeds."""
 
     @property
@@ -60,38 +59,40 @@ class Plan:
         return incomparable((variant.name, variant.questions) for variant in self.variants)
 
 
-def plan(ablation: Ablation, options: AblateOptions, out: Path, known: Mapping[str, list[float]]) -> Plan:
+def plan_ablation(
+    ablation: Ablation, glue_dir: str | None, out: Path, known: Mapping[str, list[float]]
+) -> AblationPlan:
     """Everything an ablation will run.
 
     Args:
-        known: `Plan.seconds` of an earlier call, so that minutes stay what they were.
+        known: `AblationPlan.seconds` of an earlier call, so that minutes stay what they were.
 
     Raises:
         UserError: a variant, a task or a point that no job could be run with.
     """
     for variant in ablation.variants:  # before the data is prepared
-        with named(f"{ablation.path}: variants: {variant.name}"):
+        with prefixed(f"{ablation.path}: variants: {variant.name}"):
             check_networks(variant.options, resolve_device(variant.options.machine.device))
             if ablation.budget.equal == "steps" and ablation.anneal is None:
                 check_steps(replace(variant.options, steps=ablation.budget.steps))
     folder = prepared(ablation)
     variants = []
     for variant in ablation.variants:
-        with named(f"{ablation.path}: variants: {variant.name}"):
+        with prefixed(f"{ablation.path}: variants: {variant.name}"):
             asked = replace(variant.options, data=str(folder))
             variants.append(planned(variant.name, shared(asked, ablation.anneal)))
     first = variants[0].setup
     unigram = first.dataset.split("validation").unigram_entropy
-    tasks = check_tasks(ablation, options, variants)
+    tasks = open_tasks(ablation, glue_dir, variants)
     if needs_time(ablation.budget):
         variants, known = timed(variants, known)
     steps = equal_steps(ablation.budget, variants)
     variants = [replace(variant, steps=count) for variant, count in zip(variants, steps, strict=True)]
-    result = Plan(variants, unigram)
+    result = AblationPlan(variants, unigram)
     for seed in ablation.seeds:
         there: dict[str, str] = {}
         for variant in result.variants:
-            with named(f"{ablation.path}: variants: {variant.name}"):
+            with prefixed(f"{ablation.path}: variants: {variant.name}"):
                 jobs, places = pretrainings(ablation, variant, seed)
             if (other := there.setdefault(jobs[0].id, variant.name)) != variant.name:
                 raise UserError(
@@ -101,22 +102,13 @@ def plan(ablation: Ablation, options: AblateOptions, out: Path, known: Mapping[s
             result.jobs += jobs
             result.places[variant.name] = result.places.get(variant.name, []) + places
             for place in (place for place in places if place.share in ablation.tasks_at):
-                result.jobs += finetunings(ablation, options, variant, tasks, place, out)
+                result.jobs += finetunings(ablation, variant, tasks.get(variant.name, ()), place, out)
     trainings = 1 if ablation.anneal is None else len(ablation.points)
     variants = [replace(variant, lengths=lengths_at(variant, result.places[variant.name])) for variant in variants]
     every = len(ablation.seeds) * (len(ablation.points) + 2 * trainings)
     check_space(out, every * sum(variant.checkpoint_bytes for variant in variants))
     result.variants, result.seconds = timed(variants, known)
     return result
-
-
-@contextmanager
-def named(where: str) -> Iterator[None]:
-    """Says of a refusal whose it is."""
-    try:
-        yield
-    except UserError as error:
-        raise UserError(f"{where}: {error}") from None
 
 
 # --- data and variants
@@ -129,7 +121,7 @@ def prepared(ablation: Ablation) -> Path:
     if notes:
         least, most = min(band.min_count for band in notes), max(band.max_count for band in notes)
         base = replace(base, notes=NotesOptions(enabled=True, min_count=least, max_count=most))
-    with named(ablation.path):
+    with prefixed(ablation.path):
         pretrained = load_pretrained(base.init_from) if base.init_from is not None else None
         return data_folder(base, tokenizer_to_prepare(base, pretrained)).resolve()
 
@@ -141,14 +133,14 @@ def shared(options: PretrainOptions, anneal: float | None) -> PretrainOptions:
     return replace(options, stages=replace(options.stages, first_fraction=1 / (1 + anneal)))
 
 
-def planned(name: str, options: PretrainOptions) -> Planned:
+def planned(name: str, options: PretrainOptions) -> PlannedVariant:
     """Opens a variant as its jobs will."""
     setup = prepare_setup(options)
     setup.batches()  # refuses a corpus of less than one batch
     objective = setup.objective()
     state = sum(buffer.numel() * buffer.element_size() for buffer in objective.buffers())
     parameters = objective.parameter_count()
-    return Planned(
+    return PlannedVariant(
         name=name,
         setup=setup,
         parameters=parameters,
@@ -160,7 +152,7 @@ def planned(name: str, options: PretrainOptions) -> Planned:
 # --- pretraining
 
 
-def pretrainings(ablation: Ablation, variant: Planned, seed: int) -> tuple[list[Job], list[Place]]:
+def pretrainings(ablation: Ablation, variant: PlannedVariant, seed: int) -> tuple[list[Job], list[MeasuredPoint]]:
     """The training of a variant and a seed, with its branches, and where they are measured."""
     at = [max(1, round(point * variant.steps)) for point in ablation.points]
     if len(set(at)) < len(at):
@@ -173,7 +165,7 @@ def pretrainings(ablation: Ablation, variant: Planned, seed: int) -> tuple[list[
     learning_rate_factor(options.schedule, 0, variant.steps)  # refuses a warm-up longer than the run
     if ablation.anneal is None:
         ends = [options] * len(at)
-        jobs = [_pretraining(variant, seed, replace(options, milestones=_joined(at)), "pretrain")]
+        jobs = [_pretraining(variant, seed, replace(options, milestones=_joined(at)))]
         trainings = jobs * len(at)
     elif options.stages.initial_batch_size:
         raise UserError(
@@ -182,15 +174,15 @@ def pretrainings(ablation: Ablation, variant: Planned, seed: int) -> tuple[list[
         )
     else:
         ends = [annealed(options, start, ablation.anneal, variant.steps) for start in at]
-        trunk = _pretraining(variant, seed, replace(ends[-1], milestones=_joined(at[:-1])), "pretrain")
+        trunk = _pretraining(variant, seed, replace(ends[-1], milestones=_joined(at[:-1])))
         branches = zip(ends[:-1], at[:-1], strict=True)
-        jobs = [trunk, *(_pretraining(variant, seed, end, "branch", trunk, start) for end, start in branches)]
+        jobs = [trunk, *(_pretraining(variant, seed, end, trunk, start) for end, start in branches)]
         trainings, at = [*jobs[1:], trunk], [end.steps for end in ends]
     made = zip(ablation.points, at, trainings, ends, strict=True)
-    return jobs, [Place(point, steps, job.id, seed, end) for point, steps, job, end in made]
+    return jobs, [MeasuredPoint(point, steps, job.id, seed, end) for point, steps, job, end in made]
 
 
-def lengths_at(variant: Planned, places: Sequence[Place]) -> tuple[int, ...]:
+def lengths_at(variant: PlannedVariant, places: Sequence[MeasuredPoint]) -> tuple[int, ...]:
     """Tokens in a sequence of the validation at each point, which are the same for all seeds."""
     return tuple(variant.length_at(place) for place in places if place.seed == places[0].seed)
 
@@ -214,7 +206,7 @@ def _joined(steps: Sequence[int]) -> str | None:
 
 
 def _pretraining(
-    variant: Planned, seed: int, options: PretrainOptions, kind: str, trunk: Job | None = None, start: int = 0
+    variant: PlannedVariant, seed: int, options: PretrainOptions, trunk: Job | None = None, start: int = 0
 ) -> Job:
     machine = options.machine
     identity = science(options, data_fingerprint(variant.setup.dataset)) | {
@@ -224,6 +216,8 @@ def _pretraining(
         "milestones": options.milestones,
         "start": start,
     }
+    without = ("out", "resume", "tokens", "minutes")
+    bare = {name: value for name, value in to_dict(options).items() if name not in without}
     return Job(
         id=digest(identity),
         model=variant.name,
@@ -231,51 +225,36 @@ def _pretraining(
         seed=seed,
         setting={"steps": options.steps} if trunk is None else {"from step": start, "steps": options.steps},
         identity=identity,
-        options=_plain(to_dict(options)),
+        options=bare,
         folder=str(Path.cwd()),
         cost=variant.total(variant.step_flops, options.steps, options)
         - variant.total(variant.step_flops, start, options),
-        kind=kind,
+        runner="fastbert.studies.ablate.pretrain_jobs:pretrain_job",
+        kind=PRETRAIN if trunk is None else BRANCH,
+        device=machine.device,
         after=trunk and trunk.id,
     )
-
-
-def _plain(options: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in options.items() if key not in ("out", "resume", "tokens", "minutes")}
 
 
 # --- fine-tuning
 
 
-@dataclass(frozen=True)
-class OpenTask:
-    """A task as it was checked for a variant."""
-
-    entry: TaskEntry
-    name: str
-    described: dict[str, Any]
-    """What its results depend on besides setting, seed and encoder."""
-    settings: list[dict[str, Any]]
-    """Learning rate, batch size and epochs, as they come out of defaults and axes."""
-    work: float
-    """FLOPs of an epoch, roughly."""
-
-
-def check_tasks(ablation: Ablation, options: AblateOptions, variants: list[Planned]) -> dict[str, list[OpenTask]]:
+def open_tasks(ablation: Ablation, glue_dir: str | None, variants: list[PlannedVariant]) -> dict[str, list[OpenedTask]]:
     """Opens every task as the fine-tunings of each variant will, with an encoder that has not learned anything.
 
     Returns:
         variant -> its tasks.
     """
-    found: dict[str, list[OpenTask]] = {}
-    for variant in variants if ablation.axes.tasks else ():
+    found: dict[str, list[OpenedTask]] = {}
+    for variant in variants if ablation.grid.tasks else ():
         with tempfile.TemporaryDirectory() as folder:
             model = Path(folder) / "model"
             setup = variant.setup
             export_model(setup.config, kept(setup.objective().state_dict()), setup.dataset.tokenizer, model)
-            for entry in ablation.axes.tasks:
-                with named(f"{ablation.path}: {variant.name}, {entry.name or entry.task}"):
-                    found.setdefault(variant.name, []).append(_open(ablation, options, variant, entry, model))
+            for entry in ablation.grid.tasks:
+                with prefixed(f"{ablation.path}: {variant.name}, {entry.name or entry.task}"):
+                    task = open_task(ablation.grid, ModelEntry(variant.name, str(model)), entry, glue_dir)
+                    found.setdefault(variant.name, []).append(task)
         names = [task.name for task in found[variant.name]]
         for name in names:
             if names.count(name) > 1:
@@ -283,58 +262,21 @@ def check_tasks(ablation: Ablation, options: AblateOptions, variants: list[Plann
     return found
 
 
-def _open(ablation: Ablation, options: AblateOptions, variant: Planned, entry: TaskEntry, model: Path) -> OpenTask:
-    given = ModelEntry(variant.name, str(model))
-    asked = ablation.axes.options(given, entry, options.glue_dir, **entry.settings[0])
-    setup = finetuning.prepare_setup(asked)
-    settings = []
-    for setting in entry.settings:
-        asked = ablation.axes.options(given, entry, options.glue_dir, **setting)
-        resolved = asked.resolved(setup.task, setup.pretrained.config.max_positions)
-        (fraction,) = resolved.fractions()
-        rows = subset(len(setup.train), fraction)
-        learning_rate_factor(resolved.schedule, 0, resolved.steps(len(rows)))
-        settings.append({name: getattr(resolved, name) for name in ("learning_rate", "batch_size", "epochs")})
-    described = finetuning.describe_experiment(setup) | {"task": setup.task.name, "fraction": fraction}
-    del described["model"]  # the random encoder's
-    characters = sum(len(setup.train[row].text) + len(setup.train[row].pair or "") for row in rows)
-    weights = setup.pretrained.weights
-    parameters = sum(weights[key].numel() for key in weights if key.startswith("encoder.blocks."))
-    return OpenTask(entry, entry.name or setup.task.name, described, settings, 6.0 * parameters * characters / 4)
-
-
 def finetunings(
-    ablation: Ablation,
-    options: AblateOptions,
-    variant: Planned,
-    tasks: Mapping[str, list[OpenTask]],
-    place: Place,
-    out: Path,
+    ablation: Ablation, variant: PlannedVariant, tasks: Sequence[OpenedTask], place: MeasuredPoint, out: Path
 ) -> list[Job]:
-    """Those of one checkpoint: every task, setting and trial, the same for all variants."""
+    """The jobs of one checkpoint: every task, setting and trial, the same for all variants."""
     run = out.resolve() / "jobs" / place.job / RUN
-    checkpoint = ModelEntry(variant.name, str(run / "checkpoints" / f"step-{place.steps:08d}"))
+    checkpoint = str(run / "checkpoints" / f"step-{place.steps:08d}")
     jobs = []
-    for task in tasks.get(variant.name, ()):
-        for given, setting in zip(task.entry.settings, task.settings, strict=True):
-            asked = ablation.axes.options(checkpoint, task.entry, options.glue_dir, **given)
+    for task in tasks:
+        for tuning in task.tunings:
+            its = replace(tuning, options=replace(tuning.options, model=checkpoint))
+            described = {name: value for name, value in tuning.identity.items() if name != "model"}  # a random encoder
             for trial in range(ablation.trials):
                 seed = place.seed * ablation.trials + trial  # no two seeds of a variant share a head
-                identity = task.described | setting
-                identity |= {"threads": ablation.threads, "precision": asked.machine.precision, "seed": seed}
-                identity |= {"pretraining": place.job, "step": place.steps}
-                jobs.append(
-                    Job(
-                        id=digest(identity),
-                        model=variant.name,
-                        task=task.name,
-                        seed=place.seed,
-                        setting={**setting, "at": place.share, "trial": trial},
-                        identity=identity,
-                        options=_plain(to_dict(replace(asked, first_seed=seed))),
-                        folder=str(Path.cwd()),
-                        cost=task.work * setting["epochs"],
-                        after=place.job,
-                    )
-                )
+                identity = described | {"seed": seed, "pretraining": place.job, "step": place.steps}
+                setting = {**tuning.setting, "at": place.share, "trial": trial}
+                job = its.job(variant.name, task.name, seed, identity)
+                jobs.append(replace(job, seed=place.seed, setting=setting, after=place.job))
     return jobs

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fastbert.studies.ablate.analysis import Compared, Curve, Measure
+from fastbert.studies.ablate.analysis import Curve, Measure, VariantComparison
 from fastbert.studies.ablate.options import UNITS
 from fastbert.studies.shared.plots import panels_of, plain, save
 
@@ -52,7 +52,7 @@ def median_curve(curves: Sequence[Curve], unit: str) -> list[tuple[float, float]
     ]
 
 
-def draw_shares(path: Path, measures: Mapping[str, Sequence[Compared]]) -> None:
+def draw_shares(path: Path, measures: Mapping[str, Sequence[VariantComparison]]) -> None:
     """A panel for each measure: for each variant the share of the baseline's steps, FLOPs and minutes, every seed a
     point, the median a bar; hollow where it is undecided. Seeds that have not reached it are counted in words."""
     figure, panels = panels_of(len(measures), 4.2)
@@ -63,7 +63,7 @@ def draw_shares(path: Path, measures: Mapping[str, Sequence[Compared]]) -> None:
     save(figure, path)
 
 
-def _draw_shares(panel: Any, rows: Sequence[Compared]) -> None:
+def _draw_shares(panel: Any, rows: Sequence[VariantComparison]) -> None:
     for place, row in enumerate(rows):
         for number, unit in enumerate(UNITS):
             height = place + 0.22 * (number - 1)

@@ -9,15 +9,14 @@ from typing import Any
 
 from fastbert.config import differences, leaves
 from fastbert.finetuning.table import NOTHING
-from fastbert.studies.ablate.ablation_plan import Plan
-from fastbert.studies.ablate.analysis import LEARNED, Compared, Measure, Share, compare, limits, noise
+from fastbert.studies.ablate.ablation_plan import AblationPlan
+from fastbert.studies.ablate.analysis import LEARNED, CostFraction, Measure, VariantComparison, compare, limits, noise
 from fastbert.studies.ablate.costs import timing_key
-from fastbert.studies.ablate.measures import Results
+from fastbert.studies.ablate.measures import AblationResults
 from fastbert.studies.ablate.options import UNITS, Ablation
-from fastbert.studies.shared.comparison import Row, shown_setting
-from fastbert.studies.shared.report import Report, Table
+from fastbert.studies.shared.comparison import SETTING, shown_setting
+from fastbert.studies.shared.report import Report, Table, draw, p_value, plural, wrapped
 from fastbert.studies.shared.statistics import summary
-from fastbert.studies.sweep.sweep_report import SETTING, draw, p_value, plural, wrapped
 
 UNIT_NAMES = {"steps": "steps", "flops": "FLOPs", "minutes": "minutes"}
 OWN_QUESTIONS = (
@@ -27,7 +26,7 @@ OWN_QUESTIONS = (
 SATURATED = 0.7  # share of its own steps below which a baseline that is at its final value is remarked on
 
 
-def planned_table(plan: Plan, ablation: Ablation) -> Table:
+def planned_table(plan: AblationPlan, ablation: Ablation) -> Table:
     """What each variant costs, before anything runs."""
     end = 1 + (ablation.anneal or 0)
     rows = [
@@ -51,14 +50,14 @@ def shown_share(value: float) -> str:
     return f"{100 * value:.0f} %" if math.isfinite(value) else "not reached"
 
 
-def share_cell(share: Share) -> str:
+def share_cell(share: CostFraction) -> str:
     """The median over seeds and, in brackets, the least and the most."""
     median = ("≤ " if share.median_at_most else "") + shown_share(share.median)
     least, most = (shown_share(value) for value in (min(share.values), max(share.values)))
     return median if least == most else f"{median} ({least} to {most})"
 
 
-def shares_table(rows: Sequence[Compared]) -> Table:
+def shares_table(rows: Sequence[VariantComparison]) -> Table:
     """Variants x units; what is undecided shows no share."""
     body = []
     for row in rows:
@@ -70,7 +69,7 @@ def shares_table(rows: Sequence[Compared]) -> Table:
     return Table(["variant", "seeds", *(f"of its {UNIT_NAMES[unit]}" for unit in UNITS), "verdict"], body)
 
 
-def seeds_table(measure: Measure, rows: Sequence[Compared]) -> Table:
+def seeds_table(measure: Measure, rows: Sequence[VariantComparison]) -> Table:
     """Every seed: final value, and the shares whatever the verdict says of them."""
     units = UNITS if measure.along else ()
     body = []
@@ -90,7 +89,7 @@ def value_of(measure: Measure, value: float | None, sign: str = "") -> str:
     return NOTHING if value is None else f"{value:{sign}.{2 if measure.higher else 4}f}"
 
 
-def finals_table(measure: Measure, rows: Sequence[Compared]) -> Table:
+def finals_table(measure: Measure, rows: Sequence[VariantComparison]) -> Table:
     """Values at the end of the budget, and differences to the baseline."""
     head = ["variant", "seeds", "median", "mean", "std", "better by", "95 % interval"]
     head += ["p (t)", "Holm", "p (sign flips)", "Holm"]
@@ -120,13 +119,15 @@ def finals_table(measure: Measure, rows: Sequence[Compared]) -> Table:
     return Table(head, body)
 
 
-def printed(results: Results) -> str:
+def printed(results: AblationResults) -> str:
     """Shares by every measure, or where there is only a final value this, for a terminal."""
     lines = []
     for measure in results.measures:
         rows = compare(measure, results.hardly_learned)
         if measure.along:
-            what = f"Share of {results.baseline.name}'s cost at which its final quality is reached: {measure.name}"
+            what = (
+                f"CostFraction of {results.baseline.name}'s cost at which its final quality is reached: {measure.name}"
+            )
             lines += [what, shares_table(rows).plain(), ""]
         else:
             lines += [f"At the end: {measure.name}", finals_table(measure, rows).plain(), ""]
@@ -139,12 +140,11 @@ def printed(results: Results) -> str:
 
 
 def write_report(
-    folder: Path, name: str, ablation: Ablation, results: Results, failed: Sequence[Row], about: dict[str, Any]
+    folder: Path, name: str, ablation: Ablation, results: AblationResults, about: dict[str, Any]
 ) -> None:
     """Writes report.md, report.html and the drawings.
 
     Args:
-        failed: rows of failed jobs.
         about: what the last section says: lines by their name.
     """
     report = Report(f"Ablation {name}")
@@ -163,14 +163,14 @@ def write_report(
     if results.done:
         _validation(report, results)
         _costs(report, results)
-    if failed or len(results.done) < len(results.plan.jobs):
-        _failed(report, results, failed)
+    if len(results.done) < len(results.plan.jobs):
+        _failed(report, results)
     report.heading("How it was made")
     report.points([f"{key}: {value}" for key, value in about.items()])
     report.write(folder)
 
 
-def _question(report: Report, ablation: Ablation, results: Results) -> None:
+def _question(report: Report, ablation: Ablation, results: AblationResults) -> None:
     plan = results.plan
     report.text(
         f"{results.baseline.name} is the baseline; {plural(len(plan.variants) - 1, 'variant')} with the same data, "
@@ -214,8 +214,8 @@ def _options(variant: Any) -> dict[str, Any]:
     return {leaf.name: leaf.value for leaf in leaves(variant.setup.options)}
 
 
-def _shares(report: Report, folder: Path, compared: dict[str, list[Compared]]) -> None:
-    report.heading("Share of the baseline's cost to reach its final quality")
+def _shares(report: Report, folder: Path, compared: dict[str, list[VariantComparison]]) -> None:
+    report.heading("CostFraction of the baseline's cost to reach its final quality")
     for name, rows in compared.items():
         report.text(f"By {name}:")
         report.table(shares_table(rows))
@@ -234,7 +234,9 @@ def _shares(report: Report, folder: Path, compared: dict[str, list[Compared]]) -
         report.image(drawing, "Shares by seed, the median as a bar; hollow where it is undecided")
 
 
-def _at_end(report: Report, folder: Path, measures: Sequence[Measure], compared: dict[str, list[Compared]]) -> None:
+def _at_end(
+    report: Report, folder: Path, measures: Sequence[Measure], compared: dict[str, list[VariantComparison]]
+) -> None:
     """What was measured at the last point alone."""
     report.heading("Quality at the end of the budget")
     scores = {m.name: {name: list(m.finals(name).values()) for name in m.curves} for m in measures}
@@ -256,7 +258,12 @@ def _at_end(report: Report, folder: Path, measures: Sequence[Measure], compared:
 
 
 def _measure(
-    report: Report, folder: Path, drawing: str, results: Results, measure: Measure, rows: list[Compared]
+    report: Report,
+    folder: Path,
+    drawing: str,
+    results: AblationResults,
+    measure: Measure,
+    rows: list[VariantComparison],
 ) -> None:
     report.heading(f"By {measure.name}")
     loss, mlm = not measure.higher, results.baseline.setup.options.objective == "mlm"
@@ -279,7 +286,7 @@ def _measure(
     report.table(seeds_table(measure, rows))
 
 
-def _noise(results: Results, measure: Measure) -> str:
+def _noise(results: AblationResults, measure: Measure) -> str:
     found = noise(measure)
     if found is None:
         return "The noise of the measure is not known: no variant has two finished seeds."
@@ -299,7 +306,7 @@ def _noise(results: Results, measure: Measure) -> str:
     return text
 
 
-def _validation(report: Report, results: Results) -> None:
+def _validation(report: Report, results: AblationResults) -> None:
     """The held-out figures of every variant. Losses that cannot be compared with the baseline's are in no column with
     it."""
     report.heading("Validation at the end")
@@ -328,7 +335,7 @@ def _validation(report: Report, results: Results) -> None:
         report.text("Where a variant has notes, its validation reads them; exports and fine-tuning do without.")
 
 
-def _costs(report: Report, results: Results) -> None:
+def _costs(report: Report, results: AblationResults) -> None:
     report.heading("Cost")
     rows = []
     for variant in results.plan.variants:
@@ -359,9 +366,9 @@ def _costs(report: Report, results: Results) -> None:
     )
 
 
-def _failed(report: Report, results: Results, failed: Sequence[Row]) -> None:
+def _failed(report: Report, results: AblationResults) -> None:
     report.heading("What is missing")
-    if failed:
+    if failed := results.failed:
         rows = [[row["task"], row["model"], str(row["seed"]), row["reason"]] for row in failed]
         report.table(Table(["job", "variant", "seed", "what happened"], rows))
     waiting = len(results.plan.jobs) - len(results.done) - len(failed)
@@ -384,7 +391,7 @@ def _draw_finals(path: Path, scores: dict[str, dict[str, list[float]]]) -> None:
     draw_scores(path, scores, dict.fromkeys(scores, ""))
 
 
-def _draw_shares(path: Path, compared: dict[str, list[Compared]]) -> None:
+def _draw_shares(path: Path, compared: dict[str, list[VariantComparison]]) -> None:
     from fastbert.studies.ablate.ablation_plots import draw_shares
 
     draw_shares(path, compared)

@@ -84,7 +84,7 @@ def _between(a: float, b: float, share: float) -> float:
 
 
 @dataclass(frozen=True)
-class Share:
+class CostFraction:
     """A share of the baseline's cost, seed by seed."""
 
     values: tuple[float, ...]
@@ -106,13 +106,13 @@ class Share:
 
 
 @dataclass(frozen=True)
-class Compared:
+class VariantComparison:
     """A variant against the baseline by one measure."""
 
     variant: str
     seeds: tuple[int, ...]
     """That both have finished."""
-    shares: dict[str, Share]
+    shares: dict[str, CostFraction]
     """Unit -> share of the baseline's final cost. Without common seeds there are none."""
     result: Paired | None
     """Of final values, the variant's minus the baseline's, positive where the variant is better; None for the baseline
@@ -129,7 +129,7 @@ class Compared:
         return not self.verdict.startswith("undecided")
 
 
-def compare(measure: Measure, hardly_learned: bool) -> list[Compared]:
+def compare(measure: Measure, hardly_learned: bool) -> list[VariantComparison]:
     """Every variant against the first, the baseline, which comes first itself.
 
     Args:
@@ -147,11 +147,11 @@ def compare(measure: Measure, hardly_learned: bool) -> list[Compared]:
         result = results.get(name)
         shares = {unit: _share(measure, baseline, name, seeds, unit) for unit in UNITS} if seeds else {}
         verdict = "baseline" if name == baseline else _verdict(result, p.get(name), scatter, hardly_learned)
-        found.append(Compared(name, tuple(seeds), shares, result, p.get(name), p_flip.get(name), verdict))
+        found.append(VariantComparison(name, tuple(seeds), shares, result, p.get(name), p_flip.get(name), verdict))
     return found
 
 
-def limits(rows: Sequence[Compared]) -> str:
+def limits(rows: Sequence[VariantComparison]) -> str:
     """What the numbers of pairs in a comparison cannot show; empty where there is nothing to say."""
     pairs = [row.result.n for row in rows if row.result is not None]
     return flip_limits(pairs, len(pairs))
@@ -163,14 +163,14 @@ def _differences(measure: Measure, baseline: str, variant: str, seeds: Sequence[
     return paired([sign * first[seed] for seed in seeds], [sign * other[seed] for seed in seeds])
 
 
-def _share(measure: Measure, baseline: str, variant: str, seeds: Sequence[int], unit: str) -> Share:
+def _share(measure: Measure, baseline: str, variant: str, seeds: Sequence[int], unit: str) -> CostFraction:
     values, at_most = [], []
     for seed in seeds:
         final = measure.curves[baseline][seed][-1]
         there = reached(measure.curves[variant][seed], final.value, measure.higher)
         values.append(getattr(there, unit) / getattr(final, unit) if there else math.inf)
         at_most.append(there is not None and there.at_most)
-    return Share(tuple(values), tuple(at_most))
+    return CostFraction(tuple(values), tuple(at_most))
 
 
 def _verdict(result: Paired | None, p: float | None, scatter: "Noise | None", hardly_learned: bool) -> str:

@@ -13,7 +13,7 @@ from fastbert.pretraining.setup import Setup, data_fingerprint
 from fastbert.streams import say
 from fastbert.studies.ablate.options import Budget
 from fastbert.studies.ablate.questions import Questions, questions
-from fastbert.studies.sweep.sweep_report import plural
+from fastbert.studies.shared.report import plural
 from fastbert.training.timing import undisturbed
 
 ROUNDS, ROUND_SECONDS, ROUND_STEPS = 5, 2.0, 30  # of timing; in a round at most
@@ -22,7 +22,7 @@ Shape = tuple[int, int]  # (sequences in a step, tokens in a sequence)
 
 
 @dataclass(frozen=True)
-class Planned:
+class PlannedVariant:
     """A variant with its numbers."""
 
     name: str
@@ -43,14 +43,14 @@ class Planned:
         """Of the first `steps` of a training with `options`."""
         return replace(self.setup, options=options).plan().total(lambda *shape: costs[shape], 0, steps)
 
-    def flops_to(self, place: "Place") -> float:
+    def flops_to(self, place: "MeasuredPoint") -> float:
         return self.total(self.step_flops, place.steps, place.options)
 
-    def minutes_to(self, place: "Place") -> float:
+    def minutes_to(self, place: "MeasuredPoint") -> float:
         """Each step at its measured time."""
         return self.total(self.step_seconds, place.steps, place.options) / 60
 
-    def length_at(self, place: "Place") -> int:
+    def length_at(self, place: "MeasuredPoint") -> int:
         """Tokens in a sequence of the validation there."""
         return replace(self.setup, options=place.options).plan().at(place.steps - 1).length
 
@@ -73,7 +73,7 @@ class Planned:
 
 
 @dataclass(frozen=True)
-class Place:
+class MeasuredPoint:
     """A point at which a pretraining is measured."""
 
     share: float
@@ -91,7 +91,7 @@ def needs_time(budget: Budget) -> bool:
     return budget.equal == "minutes" or budget.minutes is not None
 
 
-def equal_steps(budget: Budget, variants: list[Planned]) -> list[int]:
+def equal_steps(budget: Budget, variants: list[PlannedVariant]) -> list[int]:
     """The steps of each variant, the baseline first, such that all cost what the baseline does. Where minutes are asked
     for, the variants must have been timed."""
     first = variants[0]
@@ -129,7 +129,7 @@ def timed_step(setup: Setup, objective: nn.Module, seconds: float, plan: batches
     return job.time_training(setup, objective, seconds, plan, ROUND_STEPS).seconds
 
 
-def step_seconds(variants: Iterable[Planned], known: Mapping[str, list[float]]) -> dict[str, list[float]]:
+def step_seconds(variants: Iterable[PlannedVariant], known: Mapping[str, list[float]]) -> dict[str, list[float]]:
     """Seconds of a step of each variant and shape: those that are known, else measured in rounds, the variants in
     turn."""
     wanted = {timing_key(v.setup, shape): (v, shape) for v in variants for shape in sorted(v.step_flops)}
@@ -145,7 +145,9 @@ def step_seconds(variants: Iterable[Planned], known: Mapping[str, list[float]]) 
     return found
 
 
-def timed(variants: list[Planned], known: Mapping[str, list[float]]) -> tuple[list[Planned], dict[str, list[float]]]:
+def timed(
+    variants: list[PlannedVariant], known: Mapping[str, list[float]]
+) -> tuple[list[PlannedVariant], dict[str, list[float]]]:
     """The variants with the times of their steps, those of the fastest rounds; and all rounds."""
     seconds, found = step_seconds(variants, known), []
     for variant in variants:

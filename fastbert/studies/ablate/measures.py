@@ -8,52 +8,59 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from fastbert.studies.ablate.ablation_plan import Plan
+from fastbert.studies.ablate.ablation_plan import AblationPlan
 from fastbert.studies.ablate.analysis import LEARNED, Curve, Measure, Point
-from fastbert.studies.ablate.costs import Place, Planned
-from fastbert.studies.shared.comparison import Row, Setting, score, setting_of
+from fastbert.studies.ablate.costs import MeasuredPoint, PlannedVariant
+from fastbert.studies.engine.store import Row, is_done
+from fastbert.studies.shared.comparison import Setting, score, setting_of
+from fastbert.studies.shared.finetune_jobs import FINETUNE
 
 
 @dataclass(frozen=True)
-class Results:
+class AblationResults:
     """What the finished jobs of an ablation say.
 
     Args:
         rows: all rows by the ids of their jobs.
     """
 
-    plan: Plan
+    plan: AblationPlan
     rows: Mapping[str, Row]
 
     @property
-    def baseline(self) -> Planned:
+    def baseline(self) -> PlannedVariant:
         return self.plan.variants[0]
 
     @cached_property
     def done(self) -> dict[str, Row]:
-        return {job.id: self.rows[job.id] for job in self.plan.jobs if _is_done(self.rows.get(job.id))}
+        return {job.id: self.rows[job.id] for job in self.plan.jobs if is_done(self.rows.get(job.id))}
+
+    @property
+    def failed(self) -> list[Row]:
+        rows = (self.rows.get(job.id) for job in self.plan.jobs)
+        return [row for row in rows if row is not None and not is_done(row)]
 
     @cached_property
     def tunings(self) -> dict[tuple[str, float], list[Row]]:
         """(Id of a pretraining, point) -> rows of its fine-tunings."""
         found: dict[tuple[str, float], list[Row]] = {}
         for job in self.plan.jobs:
-            if job.kind == "finetune" and job.id in self.done:
+            if job.kind == FINETUNE and job.id in self.done:
                 found.setdefault((job.after, job.setting["at"]), []).append(self.done[job.id])
         return found
 
     @property
     def tasks(self) -> list[str]:
-        return list(dict.fromkeys(job.task for job in self.plan.jobs if job.kind == "finetune"))
+        return list(dict.fromkeys(job.task for job in self.plan.jobs if job.kind == FINETUNE))
 
     # --- validation
 
-    def validation(self, place: Place) -> dict[str, Any] | None:
+    def validation(self, place: MeasuredPoint) -> dict[str, Any] | None:
         """Losses at a point; None if the training has not come there."""
         found = self.done.get(place.job, {"validations": []})["validations"]
         return next((row for row in found if row["step"] == place.steps), None)
 
-    def curves(self, variant: Planned, value: Callable[[Place], float | None]) -> dict[int, Curve]:
+    def curves(self, variant: PlannedVariant, value: Callable[[MeasuredPoint], float | None]) -> dict[int, Curve]:
         """By seed, what `value` gives at its points; a curve without its last point is none."""
         curves: dict[int, list[Point]] = {}
         for place in self.plan.places[variant.name]:
@@ -64,7 +71,7 @@ class Results:
         last = {place.seed: place.steps for place in self.plan.places[variant.name]}
         return {seed: curve for seed, curve in curves.items() if curve[-1].steps == last[seed]}
 
-    def losses(self, variant: Planned) -> dict[int, Curve]:
+    def losses(self, variant: PlannedVariant) -> dict[int, Curve]:
         return self.curves(variant, lambda place: (self.validation(place) or {}).get("loss"))
 
     @cached_property
@@ -89,7 +96,7 @@ class Results:
 
     # --- fine-tuning
 
-    def best_setting(self, variant: Planned, task: str) -> Setting | None:
+    def best_setting(self, variant: PlannedVariant, task: str) -> Setting | None:
         """The setting with the highest median over seeds and trials at the end of the budget; it is taken at all
         points."""
         scores: dict[Setting, list[float]] = {}
@@ -101,11 +108,11 @@ class Results:
         full = {setting: values for setting, values in scores.items() if len(values) == most}
         return max(full, key=lambda setting: statistics.median(full[setting]), default=None)
 
-    def task_curves(self, variant: Planned, task: str) -> dict[int, Curve]:
+    def task_curves(self, variant: PlannedVariant, task: str) -> dict[int, Curve]:
         """Points are the mean of the trials, x 100."""
         setting = self.best_setting(variant, task)
 
-        def value(place: Place) -> float | None:
+        def value(place: MeasuredPoint) -> float | None:
             rows = self.tunings.get((place.job, place.share), ())
             scores = [score(row) for row in rows if row["task"] == task and setting_of(row) == setting]
             return 100 * statistics.fmean(scores) if scores else None
@@ -159,12 +166,8 @@ class Results:
         return statistics.fmean(variances) ** 0.5 if variances else None
 
 
-def _is_done(row: Row | None) -> bool:
-    return row is not None and row["status"] == "done"
-
-
-def _by_seed(places: Sequence[Place]) -> dict[int, list[Place]]:
-    found: dict[int, list[Place]] = {}
+def _by_seed(places: Sequence[MeasuredPoint]) -> dict[int, list[MeasuredPoint]]:
+    found: dict[int, list[MeasuredPoint]] = {}
     for place in places:
         found.setdefault(place.seed, []).append(place)
     return found

@@ -10,22 +10,22 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from fastbert.config import from_dict, of_another_job, read_yaml, to_dict, with_underscores
+from fastbert.config import from_dict, to_dict
 from fastbert.errors import UserError, brief, choose, nearest
+from fastbert.inheritance import merged, read_yaml
 from fastbert.pretraining.options import BUDGETS, SOURCE_ONLY, PretrainOptions
-from fastbert.ranges import Count, Minutes, Positive, Processes, Tokens, Workers, check_values, text_problem
-from fastbert.studies.sweep.options import (
+from fastbert.ranges import Count, Minutes, Positive, Tokens, check_values, text_problem
+from fastbert.studies.engine.options import EngineOptions
+from fastbert.studies.shared.grid import (
     AXES,
-    Axes,
+    FinetuneGrid,
     Repeats,
-    merged,
+    check_keys,
     prefixed,
-    read_axis,
     read_count,
-    read_finetune,
-    read_list,
+    read_grid,
+    read_mapping,
     read_seeds,
-    read_task,
     refuse_too_many,
     shown,
 )
@@ -52,25 +52,19 @@ _TAKEN = {
 
 
 @dataclass(frozen=True)
-class AblateOptions:
+class AblateOptions(EngineOptions):
     """A baseline and its variants at equal cost: `fastbert ablate configs/ablate/x.yaml [options]`.
 
-    The YAML file names base (options of `fastbert pretrain`, with file: those of a YAML file), variants (changes of
+    The YAML file names base (options of `fastbert pretrain`; inherits: those of a YAML file), variants (changes of
     these; the first is the baseline, or the one that baseline: names), and may give budget, seeds, threads (of each
     job; 1), checkpoints or anneal (when to measure), and tasks (fine-tuning as the measure, as in a sweep; tasks_at:
     at which of the points). The flags below may stand in it too. The same command continues an ablation that was
-    stopped, and runs again what failed.
+    stopped, and runs again what failed. Its jobs continue from each other's checkpoints: with --backend ray all nodes
+    need --out on one file system. The steps are timed on this machine, which must have the device of the jobs.
     """
 
-    out: str | None = None
-    """Folder for results.jsonl, report/ and jobs/ (default: runs/<name of the YAML file>)."""
-    workers: Processes = 1
-    """Jobs at a time, each a process with the YAML file's threads. No result depends on it."""
     glue_dir: str | None = None
     """Folder of the official GLUE archive, or of Parquet files (default: nyu-mll/glue through `datasets`)."""
-
-    def __post_init__(self) -> None:
-        check_values(self)
 
 
 @dataclass(frozen=True)
@@ -117,7 +111,7 @@ class Ablation:
     anneal: float | None
     """None: each variant's own schedule, measured on the way. Else the rate is constant after the warm-up, and at every
     point p it falls to 0 within this share of the steps up to p, in a training that branches off."""
-    axes: Axes
+    grid: FinetuneGrid
     """The tasks, without models."""
     tasks_at: tuple[float, ...]
     """Those of the points at which the tasks are measured."""
@@ -135,7 +129,7 @@ class Ablation:
         for variant in self.variants:
             with prefixed(f"{self.path}: {variant.name}"):
                 variant.options.check_sources()
-        self.axes.check_inputs(glue_dir)
+        self.grid.check_inputs(glue_dir)
 
     @property
     def baseline(self) -> str:
@@ -148,57 +142,43 @@ def load_ablation(path: str | Path) -> tuple[Ablation, AblateOptions]:
     Raises:
         UserError: names the file, the key, and what was expected.
     """
-    where = str(path)
-    values = _mapping(read_yaml(path), where, "base and variants")
+    values, where = read_yaml(path)
+    values = read_mapping(values, where, "base and variants")
     flags = {f.name for f in fields(AblateOptions)}
     tasks = {"tasks", "tasks_at", "finetune", "trials", *AXES}
     known = {"base", "variants", "baseline", "budget", "seeds", "threads", "checkpoints", "anneal", *tasks, *flags}
-    for key in values:
-        if key not in known:
-            under = "put it under base" if key in _pretrain_names() else ""
-            hint = under or of_another_job(values, known) or nearest(key, known)
-            raise UserError(f"{where}: unknown option {brief(key)}; {_TAKEN.get(key, hint)}")
+    check_keys(values, known, where, "base", set(to_dict(PretrainOptions())), _TAKEN)
     options = from_dict(AblateOptions, {key: value for key, value in values.items() if key in flags}, where)
-    threads, trials = read_count(values, "threads", where, Workers), read_count(values, "trials", where, Repeats)
+    trials = read_count(values, "trials", where, Repeats)
     points, anneal = _points(values, where)
-    base = _base(values.get("base", {}), Path(path), where)
-    axes = _axes(values, threads, where)
+    base = _base(values.get("base", {}), where)
+    grid = read_grid(values, str(path), where)
     for key in ("tasks_at", "trials"):
-        if not axes.tasks and key in values:
+        if not grid.tasks and key in values:
             raise UserError(f"{where}: {key} is for fine-tuning, but there are no tasks; name some, or leave it out")
     tasks_at = _shares(values.get("tasks_at", list(points)), f"{where}: tasks_at")
     if further := sorted(set(tasks_at) - set(points)):
         raise UserError(f"{where}: tasks_at: {further[0]} is none of the points, {', '.join(map(str, points))}")
-    variants = _variants(values, base, threads, anneal is not None, where)
+    variants = _variants(values, base, grid.threads, anneal is not None, where)
     seeds = read_seeds(values.get("seeds", 1), where)
     # Trainings of a variant and seed, and fine-tunings: of each point, setting and trial one.
-    tunings = len(tasks_at) * trials * sum(len(task.settings) for task in axes.tasks)
+    tunings = len(tasks_at) * trials * sum(len(task.settings) for task in grid.tasks)
     refuse_too_many(len(variants) * len(seeds) * (tunings + len(points)), where)
     return (
         Ablation(
             variants=variants,
             seeds=seeds,
-            threads=threads,
+            threads=grid.threads,
             budget=_budget(values.get("budget", {}), base, where),
             points=points,
             anneal=anneal,
-            axes=axes,
+            grid=grid,
             tasks_at=tasks_at,
             trials=trials,
-            path=where,
+            path=str(path),
         ),
         options,
     )
-
-
-def _mapping(values: Any, where: str, what: str) -> dict[str, Any]:
-    """A mapping with the keys' names as the options have them, in its groups too."""
-    if not isinstance(values, dict):
-        raise UserError(f"{where}: expected a mapping with {what}, found {shown(values)}")
-    return {
-        key: with_underscores(value, f"{where}: {key}") if isinstance(value, dict) and key != "variants" else value
-        for key, value in with_underscores(values, where).items()
-    }
 
 
 def _points(values: dict[str, Any], where: str) -> tuple[tuple[float, ...], float | None]:
@@ -208,7 +188,7 @@ def _points(values: dict[str, Any], where: str) -> tuple[tuple[float, ...], floa
     if "checkpoints" in values:
         raise UserError(f"{where}: give checkpoints or anneal, not both: anneal has points of its own")
     where = f"{where}: anneal"
-    given = _mapping(values["anneal"], where, "points and share")
+    given = read_mapping(values["anneal"], where, "points and share")
     for key in given:
         if key not in ("points", "share"):
             raise UserError(f"{where}: unknown key {brief(key)}; {nearest(key, ('points', 'share'))}")
@@ -232,30 +212,21 @@ def _shares(values: Any, where: str) -> tuple[float, ...]:
 # --- the base and its variants
 
 
-def _base(given: Any, path: Path, where: str) -> dict[str, Any]:
-    """The options of the base: those of its file, and those in place over them."""
+def _base(given: Any, where: str) -> dict[str, Any]:
+    """The options of the base."""
     where = f"{where}: base"
-    given = _mapping({"file": given} if isinstance(given, str) else given, where, "options of fastbert pretrain")
-    values: dict[str, Any] = {}
+    if isinstance(given, str):
+        given = {"file": given}
+    given = read_mapping(given, where, "options of fastbert pretrain")
     if "file" in given:
-        if not isinstance(given["file"], str):
-            raise UserError(f"{where}: file must be a text, found {shown(given['file'])}")
-        if problem := text_problem(given["file"]):
-            raise UserError(f"{where}: file {problem}")
-        file = path.parent / given.pop("file")
-        values = _mapping(read_yaml(file), str(file), "options of fastbert pretrain")
-        from_dict(PretrainOptions, values, str(file))
-        if any(budget in given for budget in BUDGETS):
-            values = {key: value for key, value in values.items() if key not in BUDGETS}
-        values = {key: value for key, value in values.items() if key in BUDGETS or key not in _TAKEN}
+        raise UserError(f"{where}: file is called inherits now; write base: {{inherits: {shown(given['file'])}}}")
     for key in given:
         if key in _TAKEN and key not in BUDGETS:
             raise UserError(f"{where}: {key} is not free here; {_TAKEN[key]}")
     if "threads" in _group(given, "machine"):
         raise UserError(f"{where}: machine: threads is not free here; give threads next to base, for all jobs")
-    values = merged(values, given)
-    from_dict(PretrainOptions, values, where)
-    return values
+    from_dict(PretrainOptions, given, where)
+    return given
 
 
 def _variants(
@@ -274,7 +245,7 @@ def _variants(
             raise UserError(f"{here}: the name of a variant must be a text; put it in quotes")
         if problem := text_problem(name):
             raise UserError(f"{where}: variants: the name of one {problem}")
-        changes = _mapping({} if changes is None else changes, here, "options of fastbert pretrain")
+        changes = read_mapping({} if changes is None else changes, here, "options of fastbert pretrain")
         for key in changes:
             if reason := (_FIXED | _TAKEN).get(key):
                 raise UserError(f"{here}: {key} is not free here: {reason}")
@@ -302,10 +273,6 @@ def _group(values: dict[str, Any], name: str) -> dict[str, Any]:
     return values[name] if isinstance(values.get(name), dict) else {}
 
 
-def _pretrain_names() -> set[str]:
-    return set(to_dict(PretrainOptions()))
-
-
 def _budget(given: Any, base: dict[str, Any], where: str) -> Budget:
     """The budget with its size: its own, or else that of the base."""
     where = f"{where}: budget"
@@ -316,18 +283,3 @@ def _budget(given: Any, base: dict[str, Any], where: str) -> Budget:
     if not sizes:
         raise UserError(f"{where}: give the size of the baseline's budget: {', '.join(SIZES[:-1])} or {SIZES[-1]}")
     return from_dict(Budget, {"equal": budget.equal, **sizes}, where)
-
-
-# --- the tasks
-
-
-def _axes(values: dict[str, Any], threads: int, where: str) -> Axes:
-    """The tasks with their settings."""
-    fixed = read_finetune(values.get("finetune", {}), f"{where}: finetune")
-    common = {axis: read_axis(values[axis], axis, where) for axis in AXES if axis in values}
-    entries = read_list(values, "tasks", where) if values.get("tasks") not in (None, []) else []
-    idle = [key for key in ("finetune", *AXES) if key in values]
-    if idle and not entries:
-        raise UserError(f"{where}: {idle[0]} is for fine-tuning, but there are no tasks; name some, or leave it out")
-    tasks = tuple(read_task(entry, common, fixed, where) for entry in entries)
-    return Axes(models=(), tasks=tasks, seeds=(), threads=threads, finetune=fixed, path=where)

@@ -1,4 +1,4 @@
-"""One pretraining of an ablation, run or gone on with by `fastbert pretrain`'s own road, and what is read off it.
+"""One pretraining of an ablation, run or resumed as `fastbert pretrain` does it, and the row that it leaves.
 
 A branch begins as a folder with a checkpoint of another run and a schedule of its own; from there it is a run that is
 resumed. Up to that checkpoint both schedules give the same rates, so it ends as a run would that had its schedule from
@@ -17,29 +17,28 @@ from fastbert.files import atomic_folder
 from fastbert.pretraining.job import pretrain
 from fastbert.pretraining.options import PretrainOptions, science
 from fastbert.pretraining.run import RunFolder
-from fastbert.records import read_json
-from fastbert.studies.engine.jobs import RUN, ended, failure
+from fastbert.records import check, read_json
+from fastbert.studies.engine.outcomes import RUN, ended, failure
+from fastbert.studies.engine.store import Row
+from fastbert.studies.shared.finetune_jobs import FINETUNE, check_tuned
 from fastbert.training.checkpoints import read_state
 from fastbert.training.logbook import read_metrics
 
+PRETRAIN, BRANCH = "pretrain", "branch"  # the kinds of these jobs
 _NO_FIGURES = ("split", "tokens", "length")
+_TRAINED = {
+    **{"model": str, "task": str, "seed": int, "precision": str, "seconds": float, "objective": str},
+    "validations": [{"step": int, "loss": (float, type(None))}],
+}
 
 
 def pretrain_job(job: dict[str, Any], out: Path) -> dict[str, Any]:
-    """Trains or goes on, to the end.
-
-    Args:
-        job: of `Job.to_dict`, kind pretrain or branch.
-        out: the run's folder.
-
-    Returns:
-        The outcome, as `run_job`'s.
-    """
+    """The `Runner` of a pretraining: trains or resumes, to the end."""
     options = from_dict(PretrainOptions, job["options"] | {"out": str(out)}, where="the ablation's job")
     begun = (out / "manifest.json").is_file()  # written after the options
     if not begun:
         shutil.rmtree(out, ignore_errors=True)
-        if job["kind"] == "branch":
+        if job["kind"] == BRANCH:
             branch(out.parent.parent / job["after"] / RUN, job["identity"]["start"], options, out)
             begun = True
     code = pretrain(replace(options, resume=begun), "ablate")
@@ -96,3 +95,13 @@ def branch(trunk: Path, step: int, options: PretrainOptions, out: Path) -> None:
         shutil.copytree(checkpoint, folder / "checkpoints" / checkpoint.name, copy_function=os.link)
         shutil.copy(source.metrics, folder)  # later records are dropped when it is resumed
         RunFolder(folder).write(options, manifest, source.tokenizer)
+
+
+def check_ablation_row(row: Row, where: str) -> None:
+    """`RowCheck` of an ablation's pretrainings and fine-tunings."""
+    if check(row, {"kind": str}, where)["kind"] == FINETUNE:
+        check_tuned(row, where)
+        return
+    check(row, _TRAINED, where)
+    if not row["validations"]:
+        raise UserError(f"{where} is damaged: validations is empty")

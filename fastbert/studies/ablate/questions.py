@@ -66,7 +66,7 @@ def check_measure(ablation: Ablation, reasons: Mapping[str, str]) -> None:
     Raises:
         UserError: names them and why.
     """
-    if ablation.axes.tasks or not reasons:
+    if ablation.grid.tasks or not reasons:
         return
     lines = "".join(f"{LINE}{name}: {reason}" for name, reason in reasons.items())
     lengths = any(reason.startswith(LENGTHS) for reason in reasons.values())

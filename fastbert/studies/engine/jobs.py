@@ -1,36 +1,33 @@
-"""One job of a sweep or an ablation: a training of one seed, run to its end or to a failure that is explained.
+"""One job of a study: a training of one seed, run to its end or to a failure that is explained.
 
-`run_job` is a plain function of plain values, so that a process of this machine and a node of a cluster run the same.
+A job names the function that runs it, so the engine knows no kind of job. `run_job` is a plain function of plain values:
+a process of this machine and a node of a cluster run the same.
 """
 
 import os
-import signal
 import sys
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from fastbert.errors import UserError, message_of
-from fastbert.files import disk_errors, make_folder, no_link, remove
-from fastbert.records import read_json
+from fastbert.errors import UserError
+from fastbert.files import disk_errors, make_folder, no_link
+from fastbert.registry import load
 from fastbert.streams import say
-from fastbert.system_errors import NO_MEMORY, out_of_memory, user_error
+from fastbert.studies.engine.outcomes import LOG, RUN, explained, failure, tail
+from fastbert.system_errors import user_error
 
-LOG, RUN = "log.txt", "run"
-TAIL = 15  # lines of a log that a failure shows
-JOB_MEMORY_REMEDY = (
-    "run fewer --workers, or give less to a job: a smaller machine: micro_batch_size (the results stay the same), for "
-    "fine-tuning a shorter max_length"
-)
+Runner = Callable[[dict[str, Any], Path], dict[str, Any]]
+"""(A job as `Job.to_dict` gives it, the folder of its run) -> its outcome, see `run_job`."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """A training of one seed and where it stands in the sweep. All values are JSON."""
+    """A training of one seed and where it stands in the study. All values are JSON."""
 
     id: str
     """Hash of `identity`: eight hexadecimal digits."""
@@ -40,17 +37,21 @@ class Job:
     """Its name in tables."""
     seed: int
     setting: dict[str, float | int]
-    """Learning rate, batch size and epochs."""
+    """What distinguishes it from others of the same model, task and seed, such as learning rate and epochs."""
     identity: dict[str, Any]
     """All that defines the result: the active options, the fingerprints of weights, tokenizer and examples."""
     options: dict[str, Any]
-    """Of `fastbert finetune`, or of `fastbert pretrain`, but for `out`."""
+    """For its runner, without `out`."""
     folder: str
     """Where paths in `options` start from."""
     cost: float
-    """Expected work, in a unit of its own."""
-    kind: str = "finetune"
-    """finetune, pretrain, or branch (a pretraining that starts from the checkpoint of another one)."""
+    """Expected work, in any unit that all jobs of the study share."""
+    runner: str
+    """`Runner`, as "module:function"."""
+    kind: str
+    """Name of what it does, in results.jsonl."""
+    device: str = "auto"
+    """Its machine.device: auto, cpu, cuda or cuda:N."""
     after: str | None = None
     """Id of the job that must be done before it, if there is one."""
 
@@ -74,11 +75,11 @@ def run_job(job: dict[str, Any], folder: Path) -> dict[str, Any]:
 
     Args:
         job: of `Job.to_dict`.
-        folder: gets log.txt (all that the job says) and run/ (what `fastbert finetune` writes).
+        folder: gets log.txt (all that the job prints) and run/ (what its runner writes).
 
     Returns:
-        status "done" with `result` (the seed's result.json), precision and seconds (those of interrupted attempts that
-        it continued too), or "failed" with `reason`, `fix` and `log` (the last lines).
+        status "done" with what the runner gives (`result`, precision, seconds of interrupted attempts that it continued)
+        and seconds, or "failed" with `reason`, `fix` and `log` (the last lines).
     """
     start = time.perf_counter()
     folder = folder.resolve()
@@ -88,63 +89,32 @@ def run_job(job: dict[str, Any], folder: Path) -> dict[str, Any]:
             log = open(folder / LOG, "w", encoding="utf-8", opener=no_link)  # noqa: SIM115 (closed below)
     except UserError as error:
         return failure(str(error), "") | {"seconds": 0.0}
-    with _said_in(log):
+    with _printed_to(log):
         try:
             outcome = _train(job, folder / RUN)
         except Exception as error:  # whatever it is, it ends this job only, and is reported
-            outcome = _explained(error)
-            _put_down(f"error: {outcome['reason']}" if user_error(error) else traceback.format_exc())
+            outcome = explained(error)
+            with suppress(OSError):  # a full disk; the outcome names it too
+                say(f"error: {outcome['reason']}" if user_error(error) else traceback.format_exc())
     if outcome["status"] == "failed":
         outcome["log"] = tail(folder / LOG)
     return outcome | {"seconds": round(outcome.get("seconds", 0.0) + time.perf_counter() - start, 2)}
 
 
-def _put_down(text: str) -> None:
-    """Writes to the log."""
-    with suppress(OSError):  # a full disk; the outcome names it too
-        say(text)
-
-
 def _train(job: dict[str, Any], out: Path) -> dict[str, Any]:
     if not Path(job["folder"]).is_dir():
-        raise UserError(f"the folder {job['folder']} of the sweep is not there; every node needs the same paths")
+        raise UserError(f"the folder {job['folder']} of the study is not there; every node needs the same paths")
     os.chdir(job["folder"])
-    if job["kind"] == "finetune":
-        return _finetune(job, out)
-    from fastbert.studies.ablate.pretrain_jobs import pretrain_job
-
-    return pretrain_job(job, out)
-
-
-def _finetune(job: dict[str, Any], out: Path) -> dict[str, Any]:
-    from fastbert.config import from_dict
-    from fastbert.finetuning.job import finetune
-    from fastbert.finetuning.options import FinetuneOptions
-    from fastbert.finetuning.results import read_results
-
-    remove(out)  # what an unfinished attempt left
-    code = finetune(from_dict(FinetuneOptions, job["options"] | {"out": str(out)}, where="the sweep's job"))
-    if code:
-        return ended(code)
-    science = read_json(out / "manifest.json", "the job's manifest")["science"]
-    for name in ("model", "tokenizer", "data"):
-        if science[name] != job["identity"].get(name, science[name]):
-            return failure(f"the {name} changed after the sweep had started", "run it again when nothing writes there")
-    results = read_results(out)
-    return {
-        "status": "done",
-        "precision": results["precision"],
-        "metrics": results["metrics"],
-        "result": results["fractions"][0]["seeds"][0],
-    }
+    runner: Runner = load(job["runner"])
+    return runner(job, out)
 
 
 @contextmanager
-def _said_in(file: IO[str]) -> Iterator[None]:
+def _printed_to(file: IO[str]) -> Iterator[None]:
     """All that this process writes to standard output and error goes to the file, also from C++."""
     sys.stdout.flush()
     sys.stderr.flush()
-    kept = [os.dup(1), os.dup(2)]
+    before = [os.dup(1), os.dup(2)]
     with file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
@@ -154,66 +124,6 @@ def _said_in(file: IO[str]) -> Iterator[None]:
         with suppress(OSError):  # a full disk: what the log lacks goes to standard error with the next flush
             sys.stdout.flush()
             sys.stderr.flush()
-        for number, copy in enumerate(kept, 1):
+        for number, copy in enumerate(before, 1):
             os.dup2(copy, number)
             os.close(copy)
-
-
-# --- failures
-
-
-def failure(reason: str, fix: str) -> dict[str, Any]:
-    return {"status": "failed", "reason": reason, "fix": fix, "log": []}
-
-
-def ended(code: int) -> dict[str, Any]:
-    """The outcome of a training that returned with an exit code other than 0."""
-    return failure(f"it was ended by {_signal(code - 128) if code > 128 else f'exit code {code}'}", "run it again")
-
-
-def _explained(error: Exception) -> dict[str, Any]:
-    said = (str(error).strip().splitlines() or [""])[0]
-    if out_of_memory(error):
-        return failure(f"it ran out of memory ({type(error).__name__}: {said})", JOB_MEMORY_REMEDY)
-    if known := user_error(error):
-        return failure(message_of(known), "")
-    return failure(f"{type(error).__name__}: {said}", "the traceback is in its log")
-
-
-def explained_death(code: int, log: Path) -> dict[str, Any]:
-    """The outcome of a job whose process ended under it.
-
-    Args:
-        code: of the process; -N where signal N ended it.
-        log: the job's log, if it wrote one.
-    """
-    lines = tail(log)
-    if code == -signal.SIGKILL:
-        reason = "its process was killed by SIGKILL, most likely by the system for want of memory"
-        return failure(reason, JOB_MEMORY_REMEDY) | {"log": lines}
-    if NO_MEMORY.search("\n".join(lines)):
-        return failure(f"its process ran out of memory and ended by {_ending(code)}", JOB_MEMORY_REMEDY) | {
-            "log": lines
-        }
-    return failure(f"its process was ended by {_ending(code)}", "see its log; run it again") | {"log": lines}
-
-
-def _ending(code: int) -> str:
-    return _signal(-code) if code < 0 else f"exit code {code}"
-
-
-def _signal(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"
-
-
-def tail(path: Path) -> list[str]:
-    """The last lines of a log; none if there is no log, or why it cannot be read."""
-    try:
-        return path.read_text(encoding="utf-8", errors="replace").splitlines()[-TAIL:]
-    except FileNotFoundError:
-        return []
-    except OSError as error:
-        return [f"({path} cannot be read: {error.strerror})"]

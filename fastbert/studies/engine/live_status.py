@@ -1,48 +1,42 @@
-"""What a sweep or an ablation shows while it runs, on standard error: a table on a terminal, else a line for each job
+"""What a study shows while it runs, on standard error: a table on a terminal, else a line for each job
 that ends."""
 
 import statistics
 import sys
 import time
-from collections.abc import Callable, Container, Iterable, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from fastbert.errors import visible
 from fastbert.streams import say
 from fastbert.studies.engine.jobs import Job, title
-from fastbert.studies.shared.comparison import Row, score
+from fastbert.studies.engine.store import Row, is_done
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 
-def scored(row: Row) -> tuple[str, float]:
-    """The task's first metric."""
-    return row["metrics"][0], score(row)
-
-
-class Board:
+class LiveStatus:
     """Counts, rate and time left; used in a `with` block.
 
     Args:
-        jobs: all there are.
-        rows: of the jobs that have finished before.
+        jobs: all of the study.
+        rows: by ids; also of jobs that have finished before.
         measured: row -> name and value of what is shown of a finished job.
-        apart: models whose pretrainings are measured by something else than the first one's: the table has no values of
-            them.
+        apart: (model, task) of the cells without values, because theirs cannot be compared with the others'.
         console: the rich console of the table; by default standard error, if that is a terminal.
     """
 
     def __init__(
         self,
         jobs: Sequence[Job],
-        rows: Iterable[Row],
+        rows: Mapping[str, Row],
+        measured: Callable[[Row], tuple[str, float]],
+        apart: Container[tuple[str, str]] = (),
         console: "Console | None" = None,
-        measured: Callable[[Row], tuple[str, float]] = scored,
-        apart: Container[str] = (),
     ) -> None:
         self.jobs, self.measured, self.apart = jobs, measured, apart
-        self.done: dict[str, Row] = {row["id"]: row for row in rows}
+        self.done: dict[str, Row] = {job.id: rows[job.id] for job in jobs if is_done(rows.get(job.id))}
         self.failed: list[Job] = []
         self.running: dict[str, tuple[Job, float]] = {}
         self._start = time.monotonic()
@@ -58,7 +52,7 @@ class Board:
 
         return Live(console=console or Console(stderr=True), auto_refresh=False)
 
-    def __enter__(self) -> "Board":
+    def __enter__(self) -> "LiveStatus":
         if self._live:
             self._live.start()
             self.tick()
@@ -132,7 +126,7 @@ class Board:
         here = [job for job in self.jobs if job.model == model and job.task == task]
         done = [self.measured(self.done[job.id])[1] for job in here if job.id in self.done]
         failed = sum(job in self.failed for job in here)
-        shown = done and (model not in self.apart or here[0].kind == "finetune")
+        shown = done and (model, task) not in self.apart
         return (
             f"{len(done)}/{len(here)}"
             + (f" {failed} failed" if failed else "")

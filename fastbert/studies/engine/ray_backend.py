@@ -1,7 +1,7 @@
-"""Jobs on Ray: a cluster that runs, by its address, or one started here for the sweep and ended with it.
+"""Jobs on Ray: a cluster that runs, by its address, or one started here for the study and ended with it.
 
-A job is a plain remote function; what it wrote comes back as text with its outcome, so nodes and driver need no
-common file system for results.
+A job is a plain remote function. Where jobs continue from each other's checkpoints they run in the study's own folder,
+so all nodes need one file system. Otherwise what a job wrote comes back as text with its outcome, and they need none.
 """
 
 import importlib.util
@@ -9,15 +9,15 @@ import os
 import signal
 import socket
 import tempfile
-from collections import deque
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from fastbert.errors import UserError
-from fastbert.files import atomic_file
-from fastbert.studies.engine.jobs import JOB_MEMORY_REMEDY, Job, failure, run_job
-from fastbert.studies.engine.local import TICK, Event
+from fastbert.files import atomic_file, make_folder
+from fastbert.studies.engine.events import NO_MORE, TICK, Event
+from fastbert.studies.engine.jobs import Job, run_job
+from fastbert.studies.engine.outcomes import JOB_MEMORY_REMEDY, failure
 from fastbert.system_errors import user_error
 
 OBJECT_STORE = 100 * 2**20  # bytes; Ray takes 30 % of the memory unless it is told
@@ -89,25 +89,36 @@ def check_answers(address: str) -> None:
         raise UserError(f"what answers at {address} is not Ray; give host:port of the head node, by default port 6379")
 
 
-def run_ray(ray: Any, jobs: Iterable[Job], workers: int, threads: int, gpus: int, folder: Path) -> Iterator[Event]:
-    """As `local.run_local`, by a Ray that is connected; closing the generator cancels what runs.
+def run_ray(
+    ray: Any, jobs: Iterable[Job | None], workers: int, threads: int, folder: Path, in_place: bool
+) -> Iterator[Event]:
+    """`local.run_local` by a Ray that is connected; closing the generator cancels what runs. A job gets a GPU if its
+    device asks for one, or is auto and the cluster has GPUs.
 
     Args:
-        gpus: of each job.
+        in_place: whether jobs run in `folder`, which all nodes must have. If not, their text files are written there.
     """
-    remote = ray.remote(num_cpus=threads, num_gpus=gpus, max_retries=0)(run_remotely)
-    waiting = deque(jobs)
+    remote = ray.remote(num_cpus=threads, max_retries=0)(run_remotely)
+    devices = ("auto", "cuda") if has_gpus(ray) else ("cuda",)  # of jobs that get a GPU
+    waiting = iter(jobs)
     running: dict[Any, Job] = {}
+    following = next(waiting, NO_MORE)
     try:
-        while waiting or running:
-            while waiting and len(running) < workers:
-                job = waiting.popleft()
-                running[remote.remote(job.to_dict())] = job
+        while following is not NO_MORE or running:
+            if following is None:
+                following = next(waiting, NO_MORE)
+            while isinstance(following, Job) and len(running) < workers:
+                job, its = following, folder.resolve() / following.id
+                if in_place:
+                    make_folder(its)
+                gpus = int(job.device.startswith(devices))
+                running[remote.options(num_gpus=gpus).remote(job.to_dict(), str(its) if in_place else None)] = job
+                following = next(waiting, NO_MORE)
                 yield job, None
-            ready, _ = ray.wait(list(running), timeout=TICK)
+            ready = ray.wait(list(running), timeout=TICK)[0] if running else []
             for reference in ready:
                 job = running.pop(reference)
-                yield job, _outcome(ray, reference, folder / job.id)
+                yield job, outcome_of(ray, reference, folder / job.id)
             if not ready:
                 yield None
     finally:
@@ -116,20 +127,36 @@ def run_ray(ray: Any, jobs: Iterable[Job], workers: int, threads: int, gpus: int
         ray.shutdown()
 
 
-def run_remotely(job: dict[str, Any]) -> dict[str, Any]:
-    """`run_job` in a folder that is gone afterwards; its text files are in the outcome, under "files"."""
-    with tempfile.TemporaryDirectory(prefix="fastbert-sweep-") as folder:
+def has_gpus(ray: Any) -> bool:
+    return ray.cluster_resources().get("GPU", 0) > 0
+
+
+def run_remotely(job: dict[str, Any], folder: str | None) -> dict[str, Any]:
+    """`run_job` in `folder`, which the driver has made. Without one, in a folder that is gone afterwards; its text files
+    are in the outcome, under "files"."""
+    if folder is not None:
+        if not Path(folder).is_dir():
+            return failure(
+                f"the node {socket.gethostname()} has no folder {folder}: these jobs continue from each other's "
+                "checkpoints, so all nodes need one file system",
+                "give --out on a file system that every node has under this path, or use --backend local",
+            )
         outcome = run_job(job, Path(folder))
+        os.chdir(job["folder"])
+        return outcome
+    with tempfile.TemporaryDirectory(prefix="fastbert-job-") as temporary:
+        outcome = run_job(job, Path(temporary))
         files = {
-            str(path.relative_to(folder)): path.read_text(encoding="utf-8", errors="replace")
-            for path in sorted(Path(folder).rglob("*"))
+            str(path.relative_to(temporary)): path.read_text(encoding="utf-8", errors="replace")
+            for path in sorted(Path(temporary).rglob("*"))
             if path.suffix in _TEXTS
         }
         os.chdir(job["folder"])
     return outcome | {"files": files}
 
 
-def _outcome(ray: Any, reference: Any, folder: Path) -> dict[str, Any]:
+def outcome_of(ray: Any, reference: Any, folder: Path) -> dict[str, Any]:
+    """The outcome of a remote job that has ended, also if Ray could not run it; its files go to `folder`."""
     try:
         outcome = ray.get(reference)
     except ray.exceptions.RayError as error:
@@ -140,7 +167,7 @@ def _outcome(ray: Any, reference: Any, folder: Path) -> dict[str, Any]:
         killed = isinstance(error, ray.exceptions.OutOfMemoryError | ray.exceptions.WorkerCrashedError)
         why = "its process was killed, most likely for want of memory" if killed else "Ray could not run it"
         return failure(f"{why} ({type(error).__name__}: {said[:300]})", JOB_MEMORY_REMEDY if killed else "run it again")
-    for name, text in outcome.pop("files").items():
+    for name, text in outcome.pop("files", {}).items():
         with atomic_file(folder / name, "w") as file:
             file.write(text)
     return outcome

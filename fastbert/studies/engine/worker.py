@@ -1,7 +1,7 @@
 """A process that takes one job after the other: `python -m fastbert.studies.engine.worker`, started by `local`.
 
 Jobs come as lines of JSON on standard input and outcomes leave on standard output. When the input ends, because the
-sweep is over or was killed, the process ends at once, in the middle of a job too.
+study is over or was killed, the process ends at once, in the middle of a job too.
 """
 
 import json
@@ -28,7 +28,7 @@ def main() -> None:
         try:
             answers.write(json_text(outcome) + "\n")
             answers.flush()
-        except BrokenPipeError:  # the sweep is gone; it runs the job again
+        except BrokenPipeError:  # the study is gone; it runs the job again
             os._exit(0)
 
 

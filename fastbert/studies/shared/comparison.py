@@ -1,4 +1,4 @@
-"""From the rows of results.jsonl to what a sweep says: scores, best settings, and checkpoints held against each other.
+"""From rows of fine-tunings to a comparison: scores, best settings, and checkpoints compared with the first one.
 
 A row's score is the task's first metric on dev, the mean of its dev splits. A checkpoint's setting (learning rate,
 batch size, epochs) is the one with the highest median over seeds; two checkpoints are compared at one setting, seed by
@@ -9,13 +9,13 @@ import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
+from fastbert.studies.engine.store import Row
 from fastbert.studies.shared.statistics import LEVEL, Paired, holm, paired
 
-Row = dict[str, Any]
 Setting = tuple[float, int, int]
 """Learning rate, batch size, epochs."""
+SETTING = "learning rate, batch, epochs"  # the head of its column
 
 
 def score(row: Row, epoch: str = "best") -> float | None:
@@ -23,6 +23,11 @@ def score(row: Row, epoch: str = "best") -> float | None:
     which the best epoch's always is."""
     values = [metrics[row["metrics"][0]] for metrics in row[epoch]["dev"].values()]
     return None if None in values else statistics.fmean(values)
+
+
+def scored(row: Row) -> tuple[str, float]:
+    """The task's first metric and its value."""
+    return row["metrics"][0], score(row)
 
 
 def setting_of(row: Row) -> Setting:
@@ -50,8 +55,8 @@ class Trials:
 
 
 @dataclass(frozen=True)
-class Compared:
-    """A checkpoint against the first of the sweep, on one task."""
+class TaskComparison:
+    """A checkpoint compared with the first of the sweep, on one task."""
 
     task: str
     first: str
@@ -117,7 +122,7 @@ class Comparison:
         }
         return max(means, key=means.__getitem__)
 
-    def compared(self, other: str) -> list[Compared]:
+    def compared(self, other: str) -> list[TaskComparison]:
         """`other` against the first checkpoint, on every task that both have finished with a common seed."""
         first = self.models[0]
         found: dict[str, tuple[Setting, Paired]] = {}
@@ -132,7 +137,7 @@ class Comparison:
         p_t = holm({task: result.p_t for task, (_, result) in found.items() if result.p_t is not None})
         p_flip = holm({task: result.p_flip for task, (_, result) in found.items()})
         return [
-            Compared(task, first, other, setting, result, p_t.get(task), p_flip[task])
+            TaskComparison(task, first, other, setting, result, p_t.get(task), p_flip[task])
             for task, (setting, result) in found.items()
         ]
 

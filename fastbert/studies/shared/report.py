@@ -1,14 +1,19 @@
 """A report from blocks: headings, paragraphs, tables, images; written as Markdown and as one HTML page that opens
-without a network, its images inside."""
+without a network, its images inside. And the words and numbers that the reports of all studies have."""
 
 import base64
 import html
 import re
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from fastbert.files import atomic_file
+from fastbert.finetuning.table import NOTHING
+from fastbert.streams import say
+from fastbert.training.hardware import describe_machine
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 64rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
@@ -118,3 +123,43 @@ def _embedded(path: Path, alt: str) -> str:
 
 def _inline(text: str) -> str:
     return re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(text))
+
+
+# --- what all reports have
+
+
+def plural(count: int, what: str) -> str:
+    return f"{count} {what}" + ("" if count == 1 else "s")
+
+
+def wrapped(text: str) -> list[str]:
+    """Lines for a terminal."""
+    return textwrap.wrap(text, 100)
+
+
+def p_value(value: float | None) -> str:
+    return NOTHING if value is None else f"{value:.3f}" if value >= 0.001 else f"{value:.0e}"
+
+
+def draw(name: str, folder: Path, drawing: Callable[..., None], *what: Any) -> str | None:
+    """The drawing's name; None where matplotlib is missing."""
+    try:
+        drawing(folder / name, *what)
+    except ImportError:
+        say(f"matplotlib is not installed: {name} is not drawn; results.jsonl has the figures")
+        return None
+    return name
+
+
+def circumstances(path: str, threads: int, done: Sequence[dict[str, Any]]) -> dict[str, str]:
+    """Lines by name for the end of a report: where and with what the finished jobs were run."""
+    machine = describe_machine()
+    precisions = ", ".join(sorted({row["precision"] for row in done}))
+    return {
+        "axes": f"`{path}`",
+        "machine": f"{machine['cpu']}, {machine['cores']} cores" + "".join(f", {gpu}" for gpu in machine["gpus"]),
+        "versions": ", ".join(f"{package} {version}" for package, version in machine["versions"].items()),
+        "commit": f"{machine['commit']}" + (", with changes" if machine["dirty"] else ""),
+        "a job": f"CPU threads {threads}, precision {precisions or 'unknown'}",
+        "work": f"{sum(row['seconds'] for row in done) / 60:.1f} minutes, summed over the finished jobs",
+    }

@@ -1,6 +1,5 @@
-"""The report of a sweep: scores with their spread, checkpoints held against the first, and all that was tried."""
+"""The report of a sweep: scores with their spread, checkpoints compared with the first one, and all that was tried."""
 
-import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -8,29 +7,14 @@ from typing import Any
 from fastbert.finetuning import results
 from fastbert.finetuning.glue import GLUE
 from fastbert.finetuning.table import COLUMNS, NOTHING, glue_table
-from fastbert.streams import say
-from fastbert.studies.shared.comparison import Compared, Comparison, Row, Trials, shown_setting
-from fastbert.studies.shared.report import Report, Table
+from fastbert.studies.engine.store import Row
+from fastbert.studies.shared.comparison import SETTING, Comparison, TaskComparison, Trials, shown_setting
+from fastbert.studies.shared.report import Report, Table, draw, p_value, plural, wrapped
 from fastbert.studies.shared.statistics import Paired, flip_limits, summary
-
-SETTING = "learning rate, batch, epochs"
-
-
-def plural(count: int, what: str) -> str:
-    return f"{count} {what}" + ("" if count == 1 else "s")
-
-
-def wrapped(text: str) -> list[str]:
-    """Lines for a terminal."""
-    return textwrap.wrap(text, 100)
 
 
 def percent(value: float | None) -> str:
     return NOTHING if value is None else f"{100 * value:.2f}"
-
-
-def p_value(value: float | None) -> str:
-    return NOTHING if value is None else f"{value:.3f}" if value >= 0.001 else f"{value:.0e}"
 
 
 def printed(comparison: Comparison) -> str:
@@ -232,13 +216,13 @@ def _compared(report: Report, folder: Path, comparison: Comparison) -> None:
         report.image(drawing, "Mean differences over seeds with 95 % intervals")
 
 
-def _limits(found: Sequence[Compared]) -> str:
+def _limits(found: Sequence[TaskComparison]) -> str:
     """What the numbers of pairs cannot show, with a space behind it."""
     limit = flip_limits((line.result.n for line in found), len(found))
     return limit and f"{limit} "
 
 
-def _not_compared(comparison: Comparison, found: Sequence[Compared]) -> str:
+def _not_compared(comparison: Comparison, found: Sequence[TaskComparison]) -> str:
     """The tasks that are missing among `found`, with a space before it."""
     missing = [task for task in comparison.tasks if task not in {line.task for line in found}]
     return f" Not compared, without a common seed and setting: {', '.join(missing)}." if missing else ""
@@ -262,16 +246,6 @@ def _tried(report: Report, folder: Path, comparison: Comparison) -> None:
 
 
 # --- drawings
-
-
-def draw(name: str, folder: Path, draw: Any, *what: Any) -> str | None:
-    """The drawing's name; None where matplotlib is missing."""
-    try:
-        draw(folder / name, *what)
-    except ImportError:
-        say(f"matplotlib is not installed: {name} is not drawn; results.jsonl has the figures")
-        return None
-    return name
 
 
 def _draw_scores(path: Path, comparison: Comparison) -> None:
