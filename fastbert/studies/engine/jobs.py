@@ -16,7 +16,7 @@ from typing import IO, Any
 
 from fastbert.errors import UserError
 from fastbert.files import disk_errors, make_folder, no_link
-from fastbert.registry import load
+from fastbert.registry import imported
 from fastbert.streams import say
 from fastbert.studies.engine.outcomes import LOG, RUN, explained, failure, tail
 from fastbert.system_errors import user_error
@@ -105,7 +105,7 @@ def _train(job: dict[str, Any], out: Path) -> dict[str, Any]:
     if not Path(job["folder"]).is_dir():
         raise UserError(f"the folder {job['folder']} of the study is not there; every node needs the same paths")
     os.chdir(job["folder"])
-    runner: Runner = load(job["runner"])
+    runner: Runner = imported(job["runner"])
     return runner(job, out)
 
 
