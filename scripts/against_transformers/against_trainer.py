@@ -1,9 +1,10 @@
 """`fastbert finetune` beside transformers' Trainer: equal losses, equal quality, speed and memory.
 
-    python scripts/against_transformers/against_trainer.py parity --glue-dir data/glue --out docs/results/glue-parity.json
-    python scripts/against_transformers/against_trainer.py quality --glue-dir data/glue --threads 1 --out docs/results/glue-quality.jsonl
-    python scripts/against_transformers/against_trainer.py speed --glue-dir data/glue --threads 2 --out docs/results/glue-speed.json
-    python scripts/against_transformers/against_trainer.py report --doc docs/results/glue.md
+    SCRIPT=scripts/against_transformers/against_trainer.py
+    python $SCRIPT parity --glue-dir data/glue --out docs/results/glue-parity.json
+    python $SCRIPT quality --glue-dir data/glue --threads 1 --out docs/results/glue-quality.jsonl
+    python $SCRIPT speed --glue-dir data/glue --threads 2 --out docs/results/glue-speed.json
+    python $SCRIPT report --doc docs/results/glue.md
 
 Both sides start from the same weights, those that `fastbert finetune` draws for the seed: the encoder of the model, and
 a new pooler and classifier. They read the same examples and have the same hyperparameters; the Trainer tokenizes, pads,

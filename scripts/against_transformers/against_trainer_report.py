@@ -1,4 +1,4 @@
-"""The tables and the plot of docs/results/glue.md, from the files that scripts/against_transformers/against_trainer.py has written.
+"""The tables and the plot of docs/results/glue.md, from the files that against_trainer.py has written.
 
 A table stands between `<!-- NAME -->` and `<!-- end -->` in the document and is made anew from NAME's file beside it.
 """

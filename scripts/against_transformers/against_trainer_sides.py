@@ -1,4 +1,4 @@
-"""The two sides that scripts/against_transformers/against_trainer.py compares: one training by `fastbert finetune`, one by transformers'
+"""The two sides that against_trainer.py compares: one training by `fastbert finetune`, one by transformers'
 Trainer, and what fastbert does differently, each to be switched off."""
 
 import argparse

@@ -1,4 +1,4 @@
-"""What the parts of scripts/gpu/on_gpu.py stand on: results that are on the disk at once, jobs on random text, times."""
+"""What the parts of scripts/gpu/on_gpu.py share: results that are on the disk at once, jobs on random text, times."""
 
 import argparse
 import itertools

@@ -1,12 +1,14 @@
 """A sweep of seconds: two random tiny encoders on a task of their own, two seeds."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 import yaml
 
 from fastbert.cli import main
+from fastbert.studies.engine.jobs import Job
 from tests.finetuning.conftest import make_task, tiny_model
 
 FINETUNE = {"machine": {"device": "cpu", "precision": "fp32"}, "worst": 3}
@@ -49,6 +51,34 @@ def finished(axes: dict, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("finished")
     assert main(["sweep", write_sweep(folder, axes), "--out", str(folder / "out")]) == 0
     return folder / "out"
+
+
+def toy_job(name: str, **fields) -> Job:
+    """A job of `write_toy_runner`."""
+    plain = {"model": "m", "task": "t", "seed": 0, "setting": {}, "identity": {}, "options": {}, "cost": 1.0}
+    return Job(**{"id": name, "folder": os.getcwd(), "runner": "toy_runner:run", "kind": "toy", **plain, **fields})
+
+
+def write_toy_runner(folder: Path, monkeypatch) -> None:
+    """A module with a runner whose results are the environment it sees and the runs of the jobs around it. It fails
+    where the options ask for it."""
+    (folder / "toy_runner.py").write_text(TOY_RUNNER)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")]))
+
+
+TOY_RUNNER = """
+import os
+from fastbert.errors import UserError
+
+def run(job, out):
+    out.mkdir()
+    if job["options"].get("fails"):
+        raise UserError("as asked")
+    before = sorted(path.parent.name for path in out.parents[1].glob("*/run"))
+    names = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")
+    seen = {name: os.environ.get(name) for name in names}
+    return {"status": "done", "precision": "fp32", "result": {"before": before, **seen}}
+"""
 
 
 def write_sweep(folder: Path, axes: dict, **changes) -> str:

@@ -57,14 +57,16 @@ def test_the_base_from_a_file(tmp_path) -> None:
     options = ablation.variants[0].options
     assert (options.encoder.width, options.encoder.layers, options.out, options.seed) == (16, 2, None, 0)
     assert (ablation.budget.equal, ablation.budget.steps, options.steps) == ("steps", 900, None)
-    again = load_ablation(write(tmp_path, base=own | {"steps": None, "tokens": 5000}, budget={"equal": "flops"}))[0].budget
+    again = load_ablation(write(tmp_path, base=own | {"steps": None, "tokens": 5000}, budget={"equal": "flops"}))[
+        0
+    ].budget
     assert (again.equal, again.steps, again.tokens) == ("flops", None, 5000)
     assert load_ablation(write(tmp_path, base={"inherits": "run.yaml"}))[0].budget.steps == 40
     for base in ("run.yaml", {"file": "run.yaml"}):
         with pytest.raises(UserError, match=r"file is called inherits now; write base: \{inherits: 'run\.yaml'\}"):
             load_ablation(write(tmp_path, base=base))
     (tmp_path / "run.yaml").write_text("seed: 3")
-    with pytest.raises(UserError, match=r"which inherits .*run\.yaml: base: seed is not free here; give seeds next to"):
+    with pytest.raises(UserError, match=r"inherits .*run\.yaml: base: seed is not free here; give seeds"):
         load_ablation(write(tmp_path, base={"inherits": "run.yaml"}))
 
 

@@ -1,12 +1,14 @@
-"""Ray itself, started for one sweep, against the processes of this machine; and addresses where no Ray answers."""
+"""Ray itself, started for one study, against the processes of this machine; and addresses where no Ray answers."""
 
 import contextlib
 import importlib.util
+import json
 import signal
 import socket
 import threading
 
 import pytest
+import yaml
 
 from fastbert.cli import main
 from fastbert.errors import UserError
@@ -33,6 +35,23 @@ def test_ray_gives_what_processes_give(axes, finished, tmp_path, capsys, monkeyp
         assert "step" in (out / "jobs" / row["id"] / "log.txt").read_text()
     assert (out / "jobs" / done[0]["id"] / "run" / "seed-0" / "metrics.jsonl").is_file()
     assert "2 of 4 done, 0 running, 2 failed, 0 left" in capsys.readouterr().err
+
+
+def test_an_ablation_on_ray(prepared, tmp_path, capsys) -> None:
+    """The annealing starts from the checkpoint of its trunk, in the folder that all nodes have. What Ray has finished
+    the processes of this machine do not run again."""
+    base = {"layers": 1, "width": 16, "heads": 2, "length": 16, "batch_size": 8, "eval_sequences": 8}
+    values = {"base": base | {"data": str(prepared)}, "variants": {"a": None}, "budget": {"steps": 8}, "backend": "ray"}
+    path, out = tmp_path / "toy.yaml", tmp_path / "out"
+    path.write_text(yaml.safe_dump(values | {"anneal": {"points": [0.5, 1.0]}}))
+    assert main(["ablate", str(path), "--out", str(out)]) == 0
+    trunk, branch = read_rows(out)
+    assert (trunk["kind"], branch["kind"], branch["status"]) == ("pretrain", "branch", "done")
+    assert branch["validations"][-1]["step"] == branch["steps"] == 5
+    manifest = json.loads((out / "jobs" / branch["id"] / "run" / "manifest.json").read_text())
+    assert manifest["branch"]["step"] == 4
+    assert main(["ablate", str(path), "--out", str(out), "--backend", "local"]) == 0
+    assert "; 2 done before" in capsys.readouterr().err
 
 
 @pytest.fixture

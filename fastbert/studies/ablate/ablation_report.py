@@ -139,9 +139,7 @@ def printed(results: AblationResults) -> str:
 # --- the report
 
 
-def write_report(
-    folder: Path, name: str, ablation: Ablation, results: AblationResults, about: dict[str, Any]
-) -> None:
+def write_report(folder: Path, name: str, ablation: Ablation, results: AblationResults, about: dict[str, Any]) -> None:
     """Writes report.md, report.html and the drawings.
 
     Args:

@@ -1,5 +1,5 @@
-"""Running the jobs of a study that are left: in an order that their dependencies allow, until all have ended or a signal
-stops them."""
+"""Running the jobs of a study that are left, in an order that their dependencies allow, until all have ended or a
+signal stops them."""
 
 from collections.abc import Iterator
 from contextlib import closing

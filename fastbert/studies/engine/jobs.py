@@ -1,7 +1,7 @@
 """One job of a study: a training of one seed, run to its end or to a failure that is explained.
 
-A job names the function that runs it, so the engine knows no kind of job. `run_job` is a plain function of plain values:
-a process of this machine and a node of a cluster run the same.
+A job names the function that runs it, so the engine knows no kind of job. `run_job` is a plain function of plain
+values: a process of this machine and a node of a cluster run the same.
 """
 
 import os
@@ -78,8 +78,8 @@ def run_job(job: dict[str, Any], folder: Path) -> dict[str, Any]:
         folder: gets log.txt (all that the job prints) and run/ (what its runner writes).
 
     Returns:
-        status "done" with what the runner gives (`result`, precision, seconds of interrupted attempts that it continued)
-        and seconds, or "failed" with `reason`, `fix` and `log` (the last lines).
+        status "done" with what the runner gives (`result`, `precision`, seconds of interrupted attempts that it
+        continued) and seconds, or "failed" with `reason`, `fix` and `log` (the last lines).
     """
     start = time.perf_counter()
     folder = folder.resolve()

@@ -132,8 +132,8 @@ def has_gpus(ray: Any) -> bool:
 
 
 def run_remotely(job: dict[str, Any], folder: str | None) -> dict[str, Any]:
-    """`run_job` in `folder`, which the driver has made. Without one, in a folder that is gone afterwards; its text files
-    are in the outcome, under "files"."""
+    """`run_job` in `folder`, which the driver has made. Without one, in a folder that is gone afterwards; its text
+    files are in the outcome, under "files"."""
     if folder is not None:
         if not Path(folder).is_dir():
             return failure(

@@ -1,4 +1,4 @@
-"""Fine-tunings as jobs of a study: tasks opened and checked before the first job, the runner, and the rows they leave."""
+"""Fine-tunings as jobs of a study: tasks opened and checked before the first job, the runner, and its rows."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
