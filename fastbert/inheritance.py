@@ -78,8 +78,9 @@ class _Chain:
             return [self.resolved(item, chain) for item in value]
         if not isinstance(value, dict):
             return value
+        beneath = self.inherited(value[INHERITS], chain) if INHERITS in value else {}
         own = {key: self.resolved(item, chain) for key, item in value.items() if key != INHERITS}
-        return merged(self.inherited(value[INHERITS], chain), own) if INHERITS in value else own
+        return merged(beneath, own)
 
     def inherited(self, name: Any, chain: tuple[Path, ...]) -> dict[str, Any]:
         if not isinstance(name, str) or text_problem(name):

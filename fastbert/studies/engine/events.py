@@ -3,14 +3,12 @@ signal stops them."""
 
 from collections.abc import Iterator
 from contextlib import closing
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fastbert.studies.engine.jobs import Job
+from fastbert.studies.engine.live_status import LiveStatus
+from fastbert.studies.engine.store import ResultStore, Row
 from fastbert.training.interrupts import Interrupts
-
-if TYPE_CHECKING:
-    from fastbert.studies.engine.live_status import LiveStatus
-    from fastbert.studies.engine.store import ResultStore, Row
 
 TICK = 0.5  # seconds
 NO_MORE = object()  # in the place of the next job
@@ -19,7 +17,7 @@ Event = tuple[Job, dict[str, Any] | None] | None
 """A job that has begun (None) or ended (its outcome); or None: nothing happened for a while."""
 
 
-def startable(left: list[Job], rows: dict[str, "Row"]) -> Iterator[Job | None]:
+def startable(left: list[Job], rows: dict[str, Row]) -> Iterator[Job | None]:
     """The jobs in their order, each once the one it needs is done; None where all that are left must wait. Those that
     need one that failed are left out."""
     waiting, lost = list(left), set()
@@ -35,7 +33,7 @@ def startable(left: list[Job], rows: dict[str, "Row"]) -> Iterator[Job | None]:
             yield found
 
 
-def run_events(events: Iterator[Event], store: "ResultStore", live: "LiveStatus") -> int:
+def run_events(events: Iterator[Event], store: ResultStore, live: LiveStatus) -> int:
     """Stores the outcome of each job that ends, and shows what happens.
 
     Returns:
