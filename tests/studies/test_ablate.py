@@ -11,7 +11,7 @@ import yaml
 
 from fastbert.cli import main
 from fastbert.data.shards import open_dataset
-from fastbert.pretraining import job, loop, setup
+from fastbert.pretraining import build, loop, setup
 from fastbert.studies.ablate import costs
 from fastbert.studies.ablate.ablation_plan import plan_ablation
 from fastbert.studies.ablate.options import load_ablation
@@ -146,7 +146,7 @@ def test_seconds_of_a_job_are_those_of_all_its_attempts(toy, tmp_path, monkeypat
     monkeypatch.setattr(costs, "timed_step", lambda *given: 0.01)
     ablation, options = load_ablation(toy)
     trunk, branch, *_ = plan_ablation(ablation, options.glue_dir, tmp_path, {}).jobs
-    monkeypatch.setattr(job, "peak_flops", lambda *given: (1e9, "a test"))
+    monkeypatch.setattr(build, "peak_flops", lambda *given: (1e9, "a test"))
     monkeypatch.setattr(loop.time, "perf_counter", lambda: now[0])
 
     def run(part) -> dict:

@@ -14,8 +14,8 @@ from typing import Any
 from fastbert.config import digest, from_dict
 from fastbert.errors import UserError
 from fastbert.files import atomic_folder
-from fastbert.pretraining.job import pretrain
 from fastbert.pretraining.options import PretrainOptions, science
+from fastbert.pretraining.pretrain import pretrain
 from fastbert.pretraining.run import RunFolder
 from fastbert.records import check, read_json
 from fastbert.studies.engine.outcomes import RUN, ended, failure
