@@ -59,8 +59,8 @@ class AblateOptions(EngineOptions):
     these; the first is the baseline, or the one that baseline: names), and may give budget, seeds, threads (of each
     job; 1), checkpoints or anneal (when to measure), and tasks (fine-tuning as the measure, as in a sweep; tasks_at:
     at which of the points). The flags below may stand in it too. The same command continues an ablation that was
-    stopped, and runs again what failed. Its jobs continue from each other's checkpoints: with --backend ray all nodes
-    need --out on one file system. The steps are timed on this machine, which must have the device of the jobs.
+    stopped, and runs again what failed. Its jobs continue from each other's checkpoints: on Ray all nodes need the
+    folder of `out` on one file system. The steps are timed on this machine, which must have the device of the jobs.
     """
 
     glue_dir: str | None = None
