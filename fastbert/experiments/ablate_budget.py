@@ -124,7 +124,7 @@ def timing_key(setup: PretrainSetup, shape: Shape) -> str:
     return digest(described | {"first_fraction": None, "shape": shape})
 
 
-def timed_step(setup: PretrainSetup, objective: nn.Module, seconds: float, plan: batches.Plan) -> float:
+def timed_step(setup: PretrainSetup, objective: nn.Module, seconds: float, plan: batches.BatchPlan) -> float:
     """The time of a step in one round."""
     return time_training(setup, objective, seconds, plan, ROUND_STEPS).seconds
 
@@ -139,7 +139,7 @@ def step_seconds(variants: Iterable[Planned], known: Mapping[str, list[float]]) 
         say(f"timing the steps of {plural(len({v.name for v, _ in left.values()}), 'variant')}, in {ROUNDS} rounds")
     for _ in range(ROUNDS if left else 0):
         for key, (variant, shape) in left.items():
-            plan = batches.Plan.constant(*shape)
+            plan = batches.BatchPlan.constant(*shape)
             took = timed_step(variant.setup, variant.setup.objective(), ROUND_SECONDS, plan)
             found.setdefault(key, []).append(took)
     return found
