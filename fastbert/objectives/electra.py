@@ -22,7 +22,7 @@ from fastbert.model.flops import (
 )
 from fastbert.model.heads import MLMHead, ReplacedHead
 from fastbert.model.notes import Notes
-from fastbert.model.small import SharedEmbeddings
+from fastbert.model.shared_embeddings import SharedEmbeddings
 from fastbert.objectives.masking import masked_places
 from fastbert.objectives.options import ElectraOptions
 from fastbert.objectives.replacement import Corrupted, Replacement

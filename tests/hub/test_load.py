@@ -13,7 +13,7 @@ from transformers import AutoModel, AutoTokenizer, BertConfig, BertForMaskedLM, 
 from fastbert.data.tokenizer import SPECIAL_TOKENS, WordPiece, load_tokenizer
 from fastbert.errors import UserError
 from fastbert.hub.export import export_model
-from fastbert.hub.job import export
+from fastbert.hub.export_run import export_run
 from fastbert.hub.load import build_encoder, load_pretrained, tokenizer_of
 from fastbert.hub.options import ExportOptions
 from fastbert.training.checkpoints import Checkpointer
@@ -337,7 +337,7 @@ def test_checkpoints_that_are_not_of_pretraining_are_named(run):
 
 
 def test_the_job_exports_a_run(run, tmp_path, capsys):
-    export(ExportOptions(str(run), str(tmp_path / "out")))
+    export_run(ExportOptions(str(run), str(tmp_path / "out")))
     assert str(tmp_path / "out") in capsys.readouterr().out
     assert_weights_of(10, tmp_path / "out")
     card = (tmp_path / "out" / "README.md").read_text()
