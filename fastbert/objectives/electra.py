@@ -45,7 +45,7 @@ class Electra(Replacement):
         width = config.width
         if options.generator_scale < 1.0:
             width = min(width, max(8, 8 * round(width * options.generator_scale / 8)))
-        self.small_config = config.small(width)
+        self.small_config = config.scaled(width)
         self.encoder = Encoder(config, kernels)
         self.head = ReplacedHead(config)
         self.small = SharedEmbeddings(self.small_config, self.encoder, kernels)
