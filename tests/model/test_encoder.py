@@ -9,7 +9,7 @@ from transformers import BertConfig, BertModel
 
 from fastbert.errors import UserError
 from fastbert.model.config import SIZES, EncoderConfig
-from fastbert.model.encoder import SiteDropout, Encoder, initialize
+from fastbert.model.encoder import Encoder, SiteDropout, initialize
 from fastbert.model.flops import (
     encoder_flops,
     encoder_parameters,
@@ -172,7 +172,7 @@ def test_initial_values_depend_on_name_and_seed_alone() -> None:
         ({"dropout": 1.0}, r"dropout must lie in \[0, 1\)"),
         ({"layers": 0}, "layers must be at least 1"),
         ({"feed_forward": "gegl"}, "unknown feed_forward 'gegl'; did you mean 'geglu'"),
-        ({"position": "rope", "heads": 32}, "head size that is a multiple of 2, and width 32 with heads 32 makes 1; choose another"),
+        ({"position": "rope", "heads": 32}, "a multiple of 2, and width 32 with heads 32 makes 1; choose another"),
         ({"rope_base": 1.0}, "rope_base must be greater than 1, not 1.0"),
         ({"rope_base": math.nan}, "rope_base must be a finite number, not nan"),
     ],
