@@ -38,6 +38,10 @@ class Registry(Mapping[str, Any]):
         path = self._lines[name].options
         return imported(path) if path else None
 
+    def uses(self, name: str) -> tuple[str, ...]:
+        """The shared options that have an effect with this variant and not with all."""
+        return self._lines[name].uses
+
     def unused(self, name: str) -> set[str]:
         """The shared options that have an effect with other variants only."""
         return {use for line in self._lines.values() for use in line.uses} - set(self._lines[name].uses)

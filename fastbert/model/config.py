@@ -97,6 +97,11 @@ class EncoderConfig:
         Raises:
             UserError: an option is unknown, missing, or has another type or an impossible value.
         """
+        if "cls" in values:  # now cls_attention
+            raise UserError(
+                "the encoder's configuration was written by an older version of fastbert, which had the option cls; "
+                "give the export of that run, the folder model/ in it, or use that version"
+            )
         known = {field.name for field in fields(cls)}
         for name in values:
             if name not in known:

@@ -176,7 +176,7 @@ def test_card_has_the_facts_and_leaves_the_licence_open(exports):
     modern = (exports / "rope.modern" / "README.md").read_text()
     for fact in (
         "| position scheme | rope |",
-        "| rotation's base | 50.0 |",
+        "| rope base | 50.0 |",
         "| feed-forward | geglu |",
         "| biases | no |",
     ):

@@ -1,15 +1,15 @@
 """Position schemes. A new one is one file with a subclass of `scheme.Scheme`, and one line here, which also names the
 shared options that only some schemes read."""
 
-from fastbert.registry import Registry
+from fastbert.registry import Registry, Variant
 
 POSITIONS = Registry(
     {
         "absolute": "fastbert.model.positions.absolute:Absolute",
         "relative": "fastbert.model.positions.relative:Relative",
-        "tupe-a": "fastbert.model.positions.tupe:TupeAbsolute",
-        "tupe-r": "fastbert.model.positions.tupe:TupeRelative",
-        "rope": "fastbert.model.positions.rotary:Rotary",
+        "tupe-a": Variant("fastbert.model.positions.tupe:TupeAbsolute", uses=("cls_attention",)),
+        "tupe-r": Variant("fastbert.model.positions.tupe:TupeRelative", uses=("cls_attention",)),
+        "rope": Variant("fastbert.model.positions.rotary:Rotary", uses=("rope_base",)),
         "alibi": "fastbert.model.positions.alibi:Alibi",
     }
 )
