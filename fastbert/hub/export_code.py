@@ -2,6 +2,7 @@
 that without fastbert, and both compute by one definition."""
 
 import ast
+import hashlib
 import re
 import sys
 from importlib.util import find_spec
@@ -35,7 +36,11 @@ def export_code(position: str) -> dict[str, str]:
     if not line:
         raise RuntimeError(f"{MODEL} lacks the line {IMPORT!r}")
     scheme = scheme_source(position) + f'\nSCHEME = "{position}"\nPosition = {POSITIONS[position].__name__}\n'
-    return {CONFIGURATION: _own_file(CONFIGURATION), MODEL: before + scheme + after}
+    model = before + scheme + after
+    # Transformers names the module of a configuration by a hash of its text and opens with one class of models whatever
+    # has that configuration.
+    mark = f"\n# SHA-256 of {MODEL}: {hashlib.sha256(model.encode()).hexdigest()}\n"
+    return {CONFIGURATION: _own_file(CONFIGURATION) + mark, MODEL: model}
 
 
 def check_exportable(config: EncoderConfig) -> None:
