@@ -15,6 +15,7 @@ from fastbert.data.stages import NOMINAL_STEPS, Plan, all_shapes, make_plan
 from fastbert.data.tokenizer import WordPiece, load_tokenizer
 from fastbert.data.tokenizer_check import differences
 from fastbert.errors import UserError
+from fastbert.hub.export_code import check_exportable
 from fastbert.hub.load import Pretrained, load_pretrained, tokenizer_of
 from fastbert.model.config import EncoderConfig
 from fastbert.model.encoder import adapt, initialize
@@ -169,6 +170,7 @@ def tokenizer_to_prepare(options: PretrainOptions, pretrained: Pretrained | None
 def check_networks(options: PretrainOptions, device: torch.device) -> None:
     """Refuses wrong networks, and ones that `device` cannot hold, before the data is prepared."""
     config = options.encoder.resolve(vocab_size=1, length=options.length)
+    check_exportable(config)
     configs = [config]
     if isinstance(chosen := objective_options(options), MultipleChoiceOptions):
         configs.append(chosen.controller(config))

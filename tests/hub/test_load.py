@@ -325,8 +325,14 @@ def test_checkpoints_that_are_not_of_pretraining_are_named(run):
     encoder = small_config().to_dict()
     with pytest.raises(UserError, match=r"state\.json: unknown encoder option 'layer'; did you mean 'layers'"):
         load_pretrained(checkpointer.save(21, {"model": {"x": torch.zeros(1)}}, {"encoder": encoder | {"layer": 1}}))
+    older = encoder | {"cls": "untied"}
+    older.pop("cls_attention")
+    with pytest.raises(
+        UserError, match=r"state\.json: .* an older version of fastbert, .* give the export"
+    ):
+        load_pretrained(checkpointer.save(22, {"model": {"x": torch.zeros(1)}}, {"encoder": older}))
     with pytest.raises(UserError, match=r"the weights of the checkpoint .* do not fit .*words\.weight is missing"):
-        load_pretrained(checkpointer.save(22, {"model": {"x": torch.zeros(1)}}, {"encoder": encoder}))
+        load_pretrained(checkpointer.save(23, {"model": {"x": torch.zeros(1)}}, {"encoder": encoder}))
     renamed = (run / "checkpoints" / "step-00000005").rename(run / "best")
     with pytest.raises(UserError, match="best was renamed"):
         load_pretrained(renamed)
