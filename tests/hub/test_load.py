@@ -327,9 +327,7 @@ def test_checkpoints_that_are_not_of_pretraining_are_named(run):
         load_pretrained(checkpointer.save(21, {"model": {"x": torch.zeros(1)}}, {"encoder": encoder | {"layer": 1}}))
     older = encoder | {"cls": "untied"}
     older.pop("cls_attention")
-    with pytest.raises(
-        UserError, match=r"state\.json: .* an older version of fastbert, .* give the export"
-    ):
+    with pytest.raises(UserError, match=r"state\.json: .* an older version of fastbert, .* give the export"):
         load_pretrained(checkpointer.save(22, {"model": {"x": torch.zeros(1)}}, {"encoder": older}))
     with pytest.raises(UserError, match=r"the weights of the checkpoint .* do not fit .*words\.weight is missing"):
         load_pretrained(checkpointer.save(23, {"model": {"x": torch.zeros(1)}}, {"encoder": encoder}))
