@@ -16,10 +16,10 @@ import time
 import numpy as np
 import torch
 
-from fastbert.data.batches import Rows, TrainingBatches
+from fastbert.data.batches import PackedRows, TrainingBatches
 from fastbert.data.noted import NotedWords
 from fastbert.data.shards import RareWords
-from fastbert.data.stages import Plan
+from fastbert.data.stages import BatchPlan
 from fastbert.data.tokenizer import SPECIAL_TOKENS, WordPiece
 from fastbert.model.encoder import initialize
 from fastbert.model.notes import Notes
@@ -67,9 +67,9 @@ class Run:
         text = Text(arguments.batch_size * 50, arguments.length, arguments.vocab_size, max(1, words), arguments.share)
         numbers = np.arange(words, dtype=np.int32)
         noted = NotedWords(text, numbers, arguments.length, 16) if words else None
-        rows = Rows(text, arguments.length, 2, 3, noted=noted)
+        rows = PackedRows(text, arguments.length, 2, 3, noted=noted)
         self.device, self.step = arguments.device, 0
-        plan = Plan.constant(arguments.batch_size, arguments.length)
+        plan = BatchPlan.constant(arguments.batch_size, arguments.length)
         self.batches = TrainingBatches({arguments.length: rows}, plan, arguments.batch_size, 0, self.device)
         notes = Notes(NotesOptions(), words, config.width, 0) if words else None
         options = {

@@ -33,8 +33,8 @@ from torch import Tensor, nn
 from fastbert.config import from_dict, to_dict
 from fastbert.data.shards import open_dataset
 from fastbert.model.positions import POSITIONS
-from fastbert.pretraining import job
 from fastbert.pretraining.options import PretrainOptions
+from fastbert.pretraining.pretrain import pretrain as pretrain_job
 from fastbert.randomness import permute, row_keys
 from fastbert.training.checkpoints import Checkpoint, read_checkpoint
 from fastbert.training.hardware import autocast, describe_machine
@@ -187,7 +187,7 @@ def run_job(part: Part, options: PretrainOptions) -> Iterator[dict[str, Any]]:
     """One pretraining with its curves, also if it is cut short."""
     folder, result, start = next(part.folders), "measured", time.monotonic()
     try:
-        job.pretrain(replace(options, out=str(folder)), "on_gpu")
+        pretrain_job(replace(options, out=str(folder)), "on_gpu")
     except KeyboardInterrupt:
         result = "stopped: time was up"
     except ImportError as error:  # at the very end, for the picture of the curves

@@ -16,7 +16,7 @@ from fastbert.experiments.ablate_jobs import pretrain_job
 from fastbert.experiments.ablate_options import load_ablation
 from fastbert.experiments.ablate_plan import plan
 from fastbert.experiments.jobs import run_job
-from fastbert.pretraining import job, loop, setup
+from fastbert.pretraining import build, loop, setup
 from tests.experiments.conftest import FINETUNE, command_of, read_rows, workers_of
 from tests.experiments.test_ends import start, wait_for
 
@@ -146,7 +146,7 @@ def test_seconds_of_a_job_are_those_of_all_its_attempts(toy, tmp_path, monkeypat
     monkeypatch.setattr(ablate_budget, "timed_step", lambda *given: 0.01)
     ablation, options = load_ablation(toy)
     trunk, branch, *_ = plan(ablation, options, tmp_path, {}).jobs
-    monkeypatch.setattr(job, "peak_flops", lambda *given: (1e9, "a test"))
+    monkeypatch.setattr(build, "peak_flops", lambda *given: (1e9, "a test"))
     monkeypatch.setattr(loop.time, "perf_counter", lambda: now[0])
 
     def run(part) -> dict:
