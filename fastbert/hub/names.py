@@ -1,6 +1,7 @@
 """What fastbert's options and weights are called in transformers: one table for each, read in both directions."""
 
 from collections.abc import Iterable
+from dataclasses import fields
 
 import torch
 from torch import Tensor, nn
@@ -27,16 +28,7 @@ BERT_OPTIONS = {
     "initializer_std": "initializer_range",
 }
 # Fields that BERT does not have -> keys of a FastBertConfig, which has all of the others too.
-OWN_OPTIONS = {
-    "position": "position",
-    "cls_attention": "cls_attention",
-    "norm": "norm",
-    "relative_buckets": "relative_buckets",
-    "relative_max_distance": "relative_max_distance",
-    "feed_forward": "feed_forward",
-    "bias": "bias",
-    "rope_base": "rope_base",
-}
+OWN_OPTIONS = {field.name: field.name for field in fields(EncoderConfig) if field.name not in BERT_OPTIONS}
 
 TIED = "head.decoder.weight"
 """Another name of `encoder.words.weight`."""
@@ -62,8 +54,8 @@ def head_of(weights: Iterable[str]) -> str | None:
 
 
 def kept(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Of an objective's weights those of its encoder and, if it is one of HEADS, of its head. The second network, other
-    heads and notes stay behind."""
+    """The weights of an objective's encoder and, if it is one of HEADS, of its head, without those of a generator or meta
+    controller, other heads and notes."""
     prefixes = ("encoder.", "head.") if head_of(weights) else ("encoder.",)
     return {name: tensor for name, tensor in weights.items() if name.startswith(prefixes)}
 

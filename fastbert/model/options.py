@@ -4,7 +4,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Annotated
 
 from fastbert.config import choice
-from fastbert.errors import OptionError, UserError, choose
+from fastbert.errors import OptionError, UserError
 from fastbert.model.config import CLS_ATTENTION, FEED_FORWARD, NORM, SIZES, EncoderConfig
 from fastbert.model.positions import POSITIONS
 from fastbert.ranges import Count, Layers, NotNegative, Part, Probability, Range, Rate, Width, check_values
@@ -79,32 +79,24 @@ class EncoderOptions:
         Raises:
             UserError: an unknown preset or variant, heads that do not divide the width, a length over the positions.
         """
-        layers, width = SIZES[choose("size", self.size, SIZES)]
+        layers, width = SIZES[self.size]
         width = self.width if self.width is not None else width
-        types = POSITIONS[self.position].token_types
-        max_positions = self.max_positions if self.max_positions is not None else length
-        if length > max_positions:
+        defaults = {
+            "layers": layers,
+            "width": width,
+            "heads": max(1, width // 64),
+            "ffn": default_ffn(width, self.feed_forward),
+            "max_positions": length,
+            "type_vocab_size": POSITIONS[self.position].token_types,
+        }
+        given = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "size"}
+        values = {name: defaults[name] if value is None else value for name, value in given.items()}
+        if length > values["max_positions"]:
             raise UserError(
-                f"length {length} is longer than the {max_positions} positions; raise --max-positions or lower --length"
+                f"length {length} is longer than the {values['max_positions']} positions; raise --max-positions or "
+                "lower --length"
             )
-        return EncoderConfig(
-            vocab_size=vocab_size,
-            layers=self.layers if self.layers is not None else layers,
-            width=width,
-            heads=self.heads if self.heads is not None else max(1, width // 64),
-            ffn=self.ffn if self.ffn is not None else default_ffn(width, self.feed_forward),
-            max_positions=max_positions,
-            type_vocab_size=self.type_vocab_size if self.type_vocab_size is not None else types,
-            position=self.position,
-            cls_attention=self.cls_attention,
-            norm=self.norm,
-            dropout=self.dropout,
-            attention_dropout=self.attention_dropout,
-            initializer_std=self.initializer_std,
-            feed_forward=self.feed_forward,
-            bias=self.bias,
-            rope_base=self.rope_base,
-        )
+        return EncoderConfig(vocab_size=vocab_size, **values)
 
 
 def default_ffn(width: int, feed_forward: str) -> int:
