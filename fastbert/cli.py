@@ -131,7 +131,7 @@ def export(arguments: list[str]) -> int:
         arguments = ["--run", *arguments]
     options = parse(OPTIONS["export"], arguments, "export")
     check_model_folder(options.run)
-    from fastbert.hub.job import export as run
+    from fastbert.hub.export_run import export_run as run
 
     run(options)
     return 0

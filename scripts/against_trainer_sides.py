@@ -30,7 +30,7 @@ from fastbert.finetuning.predict import BATCH
 from fastbert.finetuning.results import seed_folder
 from fastbert.finetuning.tasks import Example, Task, open_task
 from fastbert.model import encoder
-from fastbert.model.encoder import Encoder, Places
+from fastbert.model.encoder import Encoder, TokenIndex
 from fastbert.model.kernels import KERNELS
 from fastbert.randomness import permute
 from fastbert.records import read_json
@@ -208,7 +208,7 @@ def torch_attention(q, k, v, bias=None, *, key_padding, segments, scale=None, dr
 def whole_last_block() -> AbstractContextManager:
     forward = Encoder.forward
 
-    def without(self, *parts, only: Places = None, **settings):
+    def without(self, *parts, only: TokenIndex = None, **settings):
         return forward(self, *parts, **settings)
 
     return mock.patch.object(Encoder, "forward", without)

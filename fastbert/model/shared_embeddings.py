@@ -1,11 +1,11 @@
-"""The second, small network of two: an encoder of its own width that reads through the embeddings of the main one.
+"""Encoders of another width that read through the embeddings of the main encoder.
 
 `SharedEmbeddings` is ELECTRA's generator: words, positions that are added to words, token types and their LayerNorm are
-the main network's, and a linear layer brings the sum to its own width. `SharedWords` is the controller of MC-BERT: only
-the words are the main network's, brought to its own width by a matrix that serves its output too. Whatever takes part
-in the attention scores (relative biases, TUPE) is its own in both.
+the main encoder's, and a linear layer brings the sum to its own width. `SharedWords` is the meta controller of MC-BERT:
+only the words are the main encoder's, brought to its own width by a matrix that serves its output too. Whatever takes
+part in the attention scores (relative biases, TUPE) is its own in both.
 
-Shapes: B batch, T tokens, D width of the main network, S of the small one, V vocabulary.
+Shapes: B batch, T tokens, D width of the main encoder, S of this one, V vocabulary.
 """
 
 from collections.abc import Callable
@@ -17,7 +17,6 @@ from fastbert.model.config import EncoderConfig
 from fastbert.model.encoder import Encoder
 from fastbert.model.flops import encoder_flops, encoder_parameters
 from fastbert.model.positions import POSITIONS
-from fastbert.model.positions.absolute import Absolute
 
 
 class SharedEmbeddings(Encoder):
@@ -26,8 +25,8 @@ class SharedEmbeddings(Encoder):
     def __init__(self, config: EncoderConfig, main: Encoder, kernels: str = "auto") -> None:
         super().__init__(config, kernels)
         self.words, self.types, self.embedding_norm = main.words, main.types, main.embedding_norm
-        if isinstance(self.positions, Absolute):
-            self.positions.table = main.positions.table
+        for name in self.positions.shared:
+            setattr(self.positions, name, getattr(main.positions, name))
         width = main.config.width
         self.projection = nn.Linear(width, config.width, bias=config.bias) if width != config.width else None
 
@@ -40,8 +39,8 @@ class SharedEmbeddings(Encoder):
     def parameters_of(config: EncoderConfig, main: EncoderConfig) -> int:
         """Those that are its own."""
         shared = (config.vocab_size + config.type_vocab_size) * config.width + config.norm_parameters()
-        if issubclass(POSITIONS[config.position], Absolute):
-            shared += config.max_positions * config.width
+        scheme = POSITIONS[config.position]
+        shared += scheme.parameters_of(config, scheme.shared)
         projection = config.linear_parameters(main.width, config.width) if main.width != config.width else 0
         return encoder_parameters(config) - shared + projection
 

@@ -7,7 +7,7 @@ from fastbert.hub.load import load_pretrained
 from fastbert.hub.options import ExportOptions
 
 
-def export(options: ExportOptions) -> None:
+def export_run(options: ExportOptions) -> None:
     """Writes the folder and prints how to open it.
 
     Raises:
