@@ -18,8 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from fastbert_kernels.attention import attention_reference, dropout_row_keys
-from fastbert_kernels.cpu_plan import Chunk, Packing, Plan, plan
+from fastbert_kernels.attention.cpu_chunks import Chunk, ChunkPlan, Packing, chunk_plan
+from fastbert_kernels.attention.reference import attention_reference, dropout_row_keys
 from fastbert_kernels.hashing import GOLDEN, LIGHT, combine, threshold
 
 SAVED_BYTES = 1 << 30
@@ -55,20 +55,22 @@ def cpu_attention(
     masks = {"cu_seqlens": cu_seqlens, "key_padding": key_padding, "segments": segments}
     with torch.autocast("cpu", enabled=False):
         if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (q, k, v, bias)):
-            return _Attention.apply(q, k, v, bias, _Call(q, k, **masks, scale=scale, dropout_p=dropout_p, keys=keys))
+            return _Attention.apply(
+                q, k, v, bias, _ChunkedCall(q, k, **masks, scale=scale, dropout_p=dropout_p, keys=keys)
+            )
         # Short sequences in float32: what is copied here costs more than the cache saves.
         if q.dtype == torch.float32 and cu_seqlens is not None and int(cu_seqlens.diff().max()) ** 2 < SINGLE:
             return attention_reference(q, k, v, bias, **masks, scale=scale, dropout_p=dropout_p, keys=keys)
         bare = bias is None and dropout_p == 0 and all(x is None for x in masks.values())
         if q.dtype == torch.float32 and bare and q.shape[2] * k.shape[2] < SINGLE:
             return F.scaled_dot_product_attention(q, k, v, scale=scale)
-        call = _Call(q, k, **masks, scale=scale, dropout_p=dropout_p, keys=keys)
+        call = _ChunkedCall(q, k, **masks, scale=scale, dropout_p=dropout_p, keys=keys)
         return call.forward(q, k, v, bias, save=False)[0]
 
 
 class _Attention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, call: "_Call") -> Tensor:
+    def forward(ctx, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, call: "_ChunkedCall") -> Tensor:
         ctx.call, ctx.save = call, call.cells * q.element_size() <= SAVED_BYTES
         out, matrices, probabilities = call.forward(q, k, v, bias, ctx.save)
         ctx.save_for_backward(bias, *matrices, *probabilities)
@@ -84,7 +86,7 @@ class _Attention(torch.autograd.Function):
         return *made, None
 
 
-class _Call:
+class _ChunkedCall:
     """What a call is given besides its tensors, as groups of sequences of equal length."""
 
     def __init__(self, q, k, cu_seqlens, key_padding, segments, scale: float, dropout_p: float, keys) -> None:
@@ -97,10 +99,10 @@ class _Call:
         single = SINGLE if q.dtype == torch.float32 and _onednn() is not None else math.inf
         self.groups = []
         for batch, queries, length, padding, numbers in shapes:
-            chunks = plan((batch, heads, queries, length), padding, segments, single)
+            chunks = chunk_plan((batch, heads, queries, length), padding, segments, single)
             dropout = None
             if dropout_p and threshold(dropout_p) > threshold(0.0):
-                dropout = _Dropout(dropout_row_keys(keys[numbers], heads, queries), length, dropout_p)
+                dropout = _ChunkDropout(dropout_row_keys(keys[numbers], heads, queries), length, dropout_p)
             self.groups.append(_Group(chunks, scale, dropout, q.dtype))
         self.cells = sum(group.plan.cells for group in self.groups)
 
@@ -180,7 +182,7 @@ class _Work:
         return _onednn()(b.t().contiguous(), a).t()  # it would copy a
 
 
-class _Dropout:
+class _ChunkDropout:
     """The hash of `keep_mask`, for a chunk at a time."""
 
     def __init__(self, row_keys: Tensor, columns: int, p: float) -> None:
@@ -204,7 +206,7 @@ class _Dropout:
 class _Group:
     """Attention of sequences of equal length; q, k, v and what is made of them are contiguous matrices [B H, T, K]."""
 
-    def __init__(self, plan: Plan, scale: float, dropout: _Dropout | None, dtype: torch.dtype) -> None:
+    def __init__(self, plan: ChunkPlan, scale: float, dropout: _ChunkDropout | None, dtype: torch.dtype) -> None:
         self.plan, self.scale, self.dropout = plan, scale, dropout
         self.dtype, self.wide = dtype, torch.promote_types(dtype, torch.float32)
         self.exact = [False] * len(plan.chunks)

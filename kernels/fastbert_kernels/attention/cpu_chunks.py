@@ -36,7 +36,7 @@ class Chunk:
 
 
 @dataclass(frozen=True)
-class Plan:
+class ChunkPlan:
     """Chunks in the order in which they are computed: rows vary fastest, so that a shared bias stays in the cache."""
 
     chunks: list[Chunk]
@@ -48,7 +48,9 @@ class Plan:
         return sum(math.prod(chunk.shape) for chunk in self.chunks)
 
 
-def plan(shape: tuple[int, int, int, int], key_padding: Tensor | None, segments: Tensor | None, single: float) -> Plan:
+def chunk_plan(
+    shape: tuple[int, int, int, int], key_padding: Tensor | None, segments: Tensor | None, single: float
+) -> ChunkPlan:
     """Of scores [B, H, queries, keys]; matrices of at least `single` scores get a chunk each."""
     batch, heads, queries, keys = shape
     by_segments = segments is not None and queries > 2 * BLOCK
@@ -66,7 +68,7 @@ def plan(shape: tuple[int, int, int, int], key_padding: Tensor | None, segments:
         size = tuple(part.stop - part.start for part in (b, h, q, span))
         matrices = slice(b.start * heads + h.start, (b.stop - 1) * heads + h.stop)
         chunks.append(Chunk(matrices, b, h, q, span, size, allowed))
-    return Plan(chunks, len(queries_of) == 1 and all(chunk.shape[3] == keys for chunk in chunks))
+    return ChunkPlan(chunks, len(queries_of) == 1 and all(chunk.shape[3] == keys for chunk in chunks))
 
 
 def _cut(size: int, step: int) -> list[slice]:

@@ -1,24 +1,16 @@
-"""Exact attention with an additive, learned bias.
+"""The definition of attention with an additive, learned bias, in plain products, and what every form of it shares.
 
 Shapes: B batch, H heads, T queries and keys, K head size. Sequences of unequal lengths that are packed one after the
 other are a batch of one whose T is their whole length; T in the bias is then the length of the longest.
 """
 
 import itertools
-import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from fastbert_kernels.backend import runs_kernels, warn_once
 from fastbert_kernels.dropout import hash_dropout
 from fastbert_kernels.hashing import combine, mix, signed
-
-SMALL = 1 << 20
-"""Fewer scores than these are faster by the reference on a CPU: the calls take longer than the numbers."""
-HEAD_SIZES = (16, 128)
-"""From, to: what the Triton kernel takes."""
 
 
 def attention_reference(
@@ -60,9 +52,9 @@ def attention_reference(
     Raises:
         ValueError: shapes or types that do not fit, named.
     """
-    _check(q, k, v, bias, cu_seqlens, key_padding, segments, dropout_p, seed, keys, places)
+    check_inputs(q, k, v, bias, cu_seqlens, key_padding, segments, dropout_p, seed, keys, places)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    keys = row_keys(q, cu_seqlens, dropout_p, seed, keys)
+    keys = dropout_keys(q, cu_seqlens, dropout_p, seed, keys)
     if cu_seqlens is None:
         allowed = allowed_pairs(key_padding, segments, q.shape[2], places)
         return _plain(q, k, v, bias, allowed, scale, dropout_p, keys, places)
@@ -76,85 +68,6 @@ def attention_reference(
         own = None if keys is None else keys[number : number + 1]
         parts.append(_plain(q_, k_, v_, local, None, scale, dropout_p, own))
     return torch.cat(parts, 2)
-
-
-def attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    bias: Tensor | None = None,
-    *,
-    cu_seqlens: Tensor | None = None,
-    key_padding: Tensor | None = None,
-    segments: Tensor | None = None,
-    scale: float | None = None,
-    dropout_p: float = 0.0,
-    seed: int | None = None,
-    keys: Tensor | None = None,
-    places: Tensor | None = None,
-    max_seqlen: int | None = None,
-) -> Tensor:
-    """`attention_reference` by the fastest way this machine has; arguments and result as there, and
-
-        max_seqlen: with `cu_seqlens`, the length of the longest sequence: a bias tells it, and without one the kernels
-            would else begin as many programs as if one sequence had all tokens.
-
-    On a GPU that is the Triton kernel, whose gradient of the bias is summed over the batch without atomics; where it
-    has none for these tensors, PyTorch's fused attention. On a CPU it is plain products, chunk by chunk in the cache,
-    with gradients that have none themselves; few scores, and graphs that are traced or compiled, take the reference.
-    So do queries at `places`, of which there are few.
-    """
-    if places is not None:
-        masks = {"cu_seqlens": cu_seqlens, "key_padding": key_padding, "segments": segments, "places": places}
-        return attention_reference(q, k, v, bias, **masks, scale=scale, dropout_p=dropout_p, seed=seed, keys=keys)
-    given = {"cu_seqlens": cu_seqlens, "key_padding": key_padding, "segments": segments, "dropout_p": dropout_p}
-    if q.numel() == 0:  # nothing to launch a kernel for
-        return attention_reference(q, k, v, bias, **given, scale=scale, seed=seed, keys=keys)
-    same = q.shape[2:3] == k.shape[2:3] and q.shape[3:] == v.shape[3:]
-    if same and runs_kernels(q, "attention"):
-        _check(q, k, v, bias, cu_seqlens, key_padding, segments, dropout_p, seed, keys)
-        if (why := no_kernel(q)) is None:
-            scale = q.shape[-1] ** -0.5 if scale is None else scale
-            keys = row_keys(q, cu_seqlens, dropout_p, seed, keys)
-            return triton_attention(q, k, v, bias, **given, scale=scale, keys=keys, max_seqlen=max_seqlen)
-        warn_once(f"attention takes PyTorch's own form: {why}")
-    by_chunks = q.device.type == "cpu" and _worth_chunks(q, k)
-    if q.device.type != "cuda" and not by_chunks:
-        return attention_reference(q, k, v, bias, **given, scale=scale, seed=seed, keys=keys)
-    _check(q, k, v, bias, cu_seqlens, key_padding, segments, dropout_p, seed, keys)
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
-    if by_chunks:
-        from fastbert_kernels.cpu_attention import cpu_attention
-
-        return cpu_attention(q, k, v, bias, **given, scale=scale, keys=row_keys(q, cu_seqlens, dropout_p, seed, keys))
-    if dropout_p or cu_seqlens is not None:
-        return attention_reference(q, k, v, bias, **given, scale=scale, seed=seed, keys=keys)
-    return _fused(q, k, v, bias, allowed_pairs(key_padding, segments, q.shape[2]), scale)
-
-
-def triton_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    bias: Tensor | None = None,
-    *,
-    cu_seqlens: Tensor | None = None,
-    key_padding: Tensor | None = None,
-    segments: Tensor | None = None,
-    scale: float,
-    dropout_p: float = 0.0,
-    keys: Tensor | None = None,
-    max_seqlen: int | None = None,
-) -> Tensor:
-    """By the Triton kernel, whatever the device (on a CPU it needs TRITON_INTERPRET=1)."""
-    from fastbert_kernels.triton_attention import attention_forward
-
-    longest = bias.shape[2] if bias is not None else max_seqlen or q.shape[2]
-    if bias is not None:
-        bias = bias.expand(-1, q.shape[1], -1, -1)
-    untied = (None, None, None, None)
-    masks = (cu_seqlens, key_padding, segments)
-    return attention_forward(q, k, v, bias, *untied, *masks, keys, scale, dropout_p, longest)[0]
 
 
 def allowed_pairs(
@@ -194,7 +107,7 @@ def _plain(q, k, v, bias, allowed, scale: float, dropout_p: float, keys, places=
     return probabilities.to(v.dtype) @ v
 
 
-def row_keys(q: Tensor, cu_seqlens: Tensor | None, dropout_p: float, seed: int | None, keys: Tensor | None):
+def dropout_keys(q: Tensor, cu_seqlens: Tensor | None, dropout_p: float, seed: int | None, keys: Tensor | None):
     """A key for each row of the batch, or each packed sequence; None without dropout."""
     if not dropout_p or keys is not None:
         return keys if dropout_p else None
@@ -203,7 +116,7 @@ def row_keys(q: Tensor, cu_seqlens: Tensor | None, dropout_p: float, seed: int |
     return combine(mix(start), torch.arange(count, dtype=torch.int32, device=q.device))
 
 
-def _check(q, k, v, bias, cu_seqlens, key_padding, segments, dropout_p: float, seed, keys, places=None) -> None:
+def check_inputs(q, k, v, bias, cu_seqlens, key_padding, segments, dropout_p: float, seed, keys, places=None) -> None:
     if not q.dim() == k.dim() == v.dim() == 4:
         raise ValueError(f"q, k, v must be [B, H, T, K], not {tuple(q.shape)}, {tuple(k.shape)}, {tuple(v.shape)}")
     if q.shape[:2] != k.shape[:2] or q.shape[3] != k.shape[3] or k.shape[:3] != v.shape[:3]:
@@ -257,31 +170,3 @@ def _check(q, k, v, bias, cu_seqlens, key_padding, segments, dropout_p: float, s
             raise ValueError(f"dropout needs a seed, or one int32 key for each of the {rows} rows")
         if keys is not None and keys.dtype != torch.int32:
             raise ValueError(f"keys must be int32, not {keys.dtype}")
-
-
-def _fused(q, k, v, bias, allowed, scale: float) -> Tensor:
-    """PyTorch's fused attention, without dropout, whose own is not reproducible."""
-    mask = None if bias is None else bias.to(q.dtype)
-    if allowed is not None:
-        zeros = mask if mask is not None else torch.zeros((), dtype=q.dtype, device=q.device)
-        mask = zeros.masked_fill(~allowed, torch.finfo(q.dtype).min)
-    if mask is not None:
-        mask = mask.expand(q.shape[0], q.shape[1], q.shape[2], k.shape[2])
-    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
-    return out if allowed is None else out * allowed.any(-1, keepdim=True)
-
-
-def _worth_chunks(q: Tensor, k: Tensor) -> bool:
-    """Whether there are enough scores and nothing records the operations; what is wrong with q and k is found later."""
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():
-        return False
-    return math.prod(q.shape[:-1]) * math.prod(k.shape[-2:-1]) >= SMALL
-
-
-def no_kernel(q: Tensor) -> str | None:
-    """Why the Triton kernel cannot take these; None if it can."""
-    if q.dtype not in (torch.float16, torch.bfloat16, torch.float32):
-        return f"the kernel has no {q.dtype}"
-    if not HEAD_SIZES[0] <= q.shape[3] <= HEAD_SIZES[1]:
-        return f"the kernel takes heads of {HEAD_SIZES[0]} to {HEAD_SIZES[1]}, not of {q.shape[3]}"
-    return None

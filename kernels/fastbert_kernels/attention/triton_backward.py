@@ -13,18 +13,17 @@ with P = 2^(S - L) made again tile by tile and dS = P (drop(dO V^T) - Delta).
 import triton
 import triton.language as tl
 
-from fastbert_kernels.triton_tiles import (
+from fastbert_kernels.attention.triton_tiles import (
     kept_share,
     load_numbers,
     load_places,
     load_rows,
-    lowered,
     part,
-    product,
-    scores,
     sequence,
     store_rows,
+    tile_scores,
 )
+from fastbert_kernels.triton_common import lowered, product
 
 
 @triton.jit(do_not_specialize=["T"])
@@ -47,7 +46,7 @@ def _probabilities(
 ):  # fmt: skip
     """P, drop(P) and drop(c d^T) of a tile: the last is dP where c and d are dO and V, as a and b are Q and K, or V and
     dO, as a and b are K and Q. `lse` is as m is."""
-    s = scores(
+    s = tile_scores(
         a, b, place_a, place_b, bias, untied, relative,
         padding, segments, sequence, h, m, n, length, scale, CHECKED, EVEN, UPCAST,
     )  # fmt: skip

@@ -3,17 +3,16 @@
 import triton
 import triton.language as tl
 
-from fastbert_kernels.triton_tiles import (
+from fastbert_kernels.attention.triton_tiles import (
     kept_share,
     load_places,
     load_rows,
-    lowered,
     part,
-    product,
-    scores,
     sequence,
     store_rows,
+    tile_scores,
 )
+from fastbert_kernels.triton_common import lowered, product
 
 
 @triton.jit(do_not_specialize=["T", "B"])
@@ -46,7 +45,7 @@ def forward_kernel(
         k_tile = load_rows(at_k, k, n, column, length, K, EVEN)
         if untied is not None:
             place_k = load_places(untied.k, h, n, column, untied.count, K)
-        s = scores(
+        s = tile_scores(
             q_tile, k_tile, place_q, place_k, bias, untied, relative,
             padding, segments, b, h, m[:, None], n[None, :], length, scale, True, EVEN, UPCAST,
         )  # fmt: skip

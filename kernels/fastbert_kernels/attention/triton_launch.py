@@ -10,13 +10,19 @@ import torch
 import triton
 from torch import Tensor
 
+from fastbert_kernels.attention.distances import add_diagonals
+from fastbert_kernels.attention.triton_backward import (
+    bias_kernel,
+    delta_kernel,
+    keys_kernel,
+    queries_kernel,
+    short_kernel,
+)
+from fastbert_kernels.attention.triton_forward import forward_kernel
+from fastbert_kernels.attention.triton_tiles import Bias, Cells, HeadRows, KernelDropout, Numbers, Untied
 from fastbert_kernels.backend import INTERPRETED
 from fastbert_kernels.configurations import KINDS, kind, tiles
 from fastbert_kernels.hashing import threshold
-from fastbert_kernels.relative import add_diagonals
-from fastbert_kernels.triton_backward import bias_kernel, delta_kernel, keys_kernel, queries_kernel, short_kernel
-from fastbert_kernels.triton_forward import forward_kernel
-from fastbert_kernels.triton_tiles import Bias, Cells, Dropout, Numbers, Rows, Untied
 
 KERNELS = {
     "forward": forward_kernel,
@@ -34,7 +40,7 @@ STRIPE_CELLS = 1 << 24
 """Cells of a bias's gradient that are there at a time where it is only needed for its parts."""
 
 
-class _Call:
+class _Launches:
     """What the kernels of one call are given."""
 
     def __init__(
@@ -48,7 +54,7 @@ class _Call:
         self.block_k = max(16, triton.next_power_of_2(self.head_size))
         padding = None if key_padding is None else _cells(key_padding.view(torch.int8))
         segments = None if segments is None else _cells(segments if segments.dtype == torch.int64 else segments.int())
-        dropout = Dropout(keys, threshold(dropout_p), 1.0 / (1.0 - dropout_p)) if dropout_p else None
+        dropout = KernelDropout(keys, threshold(dropout_p), 1.0 / (1.0 - dropout_p)) if dropout_p else None
         self.short = self.longest <= SHORT[-1] and self.kind == KINDS[0]
         self.tensors = {"bias": None, "untied": untied, "relative": relative, "bounds": bounds, "dropout": dropout}
         self.tensors |= {"padding": padding, "segments": segments}
@@ -90,8 +96,8 @@ class _Call:
         return triton.cdiv(self.batch, count), count
 
 
-def _rows(x: Tensor) -> Rows:
-    return Rows(x, *x.stride())
+def _rows(x: Tensor) -> HeadRows:
+    return HeadRows(x, *x.stride())
 
 
 def _numbers(x: Tensor) -> Numbers:
@@ -144,7 +150,7 @@ def attention_forward(
     out = torch.empty_like(q)
     lse = torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)
     untied = _untied(place_q, place_k, theta)
-    call = _Call(q, bias, untied, relative, bounds, key_padding, segments, keys, scale, dropout_p, longest)
+    call = _Launches(q, bias, untied, relative, bounds, key_padding, segments, keys, scale, dropout_p, longest)
     with torch.cuda.device_of(q):  # Triton launches on the current device, and tiles are chosen for it
         call.walk("forward", "M", q=_rows(q), k=_rows(k), v=_rows(v), out=_rows(out), lse=_numbers(lse))
     return out, lse
@@ -180,7 +186,7 @@ def attention_backward(
     """dQ, dK, dV; behind them, if `bias_wanted`, the gradient of the bias or those of its four parts that are there."""
     dq, dk, dv = (torch.empty_like(x) for x in (q, k, v))
     untied = _untied(place_q, place_k, theta)
-    call = _Call(q, bias, untied, relative, bounds, key_padding, segments, keys, scale, dropout_p, longest)
+    call = _Launches(q, bias, untied, relative, bounds, key_padding, segments, keys, scale, dropout_p, longest)
     delta = torch.empty_like(lse)
     common = {"q": _rows(q), "k": _rows(k), "v": _rows(v), "do": _rows(grad), "lse": _numbers(lse)}
     common["delta"] = _numbers(delta)
@@ -202,7 +208,7 @@ def attention_backward(
         return [dq, dk, dv, *_parts_gradients(call, place_q, place_k, theta, relative, scale, q.device, common)]
 
 
-def _parts_gradients(call: _Call, place_q, place_k, theta, relative, scale: float, device, common) -> list[Tensor]:
+def _parts_gradients(call: _Launches, place_q, place_k, theta, relative, scale: float, device, common) -> list[Tensor]:
     """Of the bias's parts, from stripes of the bias's gradient."""
     wide = [x.float() for x in (place_q, place_k)]
     sums = [torch.zeros_like(x, dtype=torch.float32) for x in (place_q, place_k, theta, relative) if x is not None]
@@ -253,3 +259,26 @@ def _backward(ctx, grad, _):
 
 
 attention_forward.register_autograd(_backward, setup_context=_setup)
+
+
+def triton_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias: Tensor | None = None,
+    *,
+    cu_seqlens: Tensor | None = None,
+    key_padding: Tensor | None = None,
+    segments: Tensor | None = None,
+    scale: float,
+    dropout_p: float = 0.0,
+    keys: Tensor | None = None,
+    max_seqlen: int | None = None,
+) -> Tensor:
+    """By the Triton kernel, whatever the device (on a CPU it needs TRITON_INTERPRET=1)."""
+    longest = bias.shape[2] if bias is not None else max_seqlen or q.shape[2]
+    if bias is not None:
+        bias = bias.expand(-1, q.shape[1], -1, -1)
+    untied = (None, None, None, None)
+    masks = (cu_seqlens, key_padding, segments)
+    return attention_forward(q, k, v, bias, *untied, *masks, keys, scale, dropout_p, longest)[0]

@@ -13,12 +13,10 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-from fastbert_kernels.triton_hashing import combine, light_mix
-
-LOG2E = tl.constexpr(1.4426950408889634)
+from fastbert_kernels.triton_common import LOG2E, combine, light_mix, lowered, product
 
 
-class Rows(NamedTuple):
+class HeadRows(NamedTuple):
     """A tensor [B, H, T, K]: where it is, and its strides."""
 
     at: Any
@@ -66,7 +64,7 @@ class Cells(NamedTuple):
     t: Any
 
 
-class Dropout(NamedTuple):
+class KernelDropout(NamedTuple):
     keys: Any
     """int32 [B]."""
     limit: Any
@@ -87,7 +85,7 @@ def sequence(bounds, b, T):
 
 @triton.jit
 def part(x, row, h, start):
-    """Where a head's part of a sequence begins in a tensor of `Rows`."""
+    """Where a head's part of a sequence begins in a tensor of `HeadRows`."""
     return x.at + row * x.b + h.to(tl.int64) * x.h + start * x.t
 
 
@@ -131,25 +129,7 @@ def load_places(at, h, offsets, columns, count, K: tl.constexpr):
 
 
 @triton.jit
-def lowered(x, dtype: tl.constexpr, UPCAST: tl.constexpr):
-    """float32 to the tensors' type. The interpreter cuts off bfloat16 instead of rounding, so there it is done here."""
-    if UPCAST and dtype == tl.bfloat16:
-        bits = x.to(tl.int32, bitcast=True)
-        bits = (bits + 0x7FFF + ((bits >> 16) & 1)) & -65536
-        x = bits.to(tl.float32, bitcast=True)
-    return x.to(dtype)
-
-
-@triton.jit
-def product(a, b, UPCAST: tl.constexpr):
-    """a b in float32. The interpreter's products of bfloat16 are wrong, so there the operands are cast up."""
-    if UPCAST:
-        a, b = a.to(tl.float32), b.to(tl.float32)
-    return tl.dot(a, b, input_precision="ieee")
-
-
-@triton.jit
-def scores(
+def tile_scores(
     a, b, place_a, place_b, bias, untied, relative, padding, segments, sequence, h, m, n, length, scale,
     CHECKED: tl.constexpr, EVEN: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
@@ -199,6 +179,6 @@ def scores(
 
 @triton.jit
 def kept_share(dropout, sequence, h, m, n):
-    """What dropout multiplies a tile of probabilities with: 0 or 1 / (1 - p); m and n as in `scores`."""
+    """What dropout multiplies a tile of probabilities with: 0 or 1 / (1 - p); m and n as in `tile_scores`."""
     rows = combine(combine(tl.load(dropout.keys + sequence), h), m)
     return tl.where(light_mix(rows, combine(n, 0)) >= dropout.limit, dropout.scale, 0.0)

@@ -17,18 +17,17 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from fastbert_kernels.attention import (
-    _check,
+from fastbert_kernels.attention.dispatch import attention, no_kernel
+from fastbert_kernels.attention.distances import from_diagonals, relative_bucket
+from fastbert_kernels.attention.reference import (
     allowed_pairs,
-    attention,
     attention_reference,
+    check_inputs,
+    dropout_keys,
     dropout_row_keys,
-    no_kernel,
-    row_keys,
 )
 from fastbert_kernels.backend import runs_kernels
 from fastbert_kernels.dropout import hash_dropout
-from fastbert_kernels.relative import from_diagonals, relative_bucket
 
 BIAS_BYTES = 16 << 20
 """A float32 bias [H, T, T] of up to this size is made as a matrix on a GPU: a third of an H100's L2 cache."""
@@ -75,10 +74,10 @@ def untied_attention(
     scale = (2 * q.shape[-1]) ** -0.5 if scale is None else scale
     given = {"cu_seqlens": cu_seqlens, "key_padding": key_padding, "segments": segments, "dropout_p": dropout_p}
     given |= {"scale": scale, "seed": seed, "keys": keys}
-    _check(q, k, v, None, cu_seqlens, key_padding, segments, dropout_p, seed, keys)
+    check_inputs(q, k, v, None, cu_seqlens, key_padding, segments, dropout_p, seed, keys)
     if q.shape != v.shape or q.shape != k.shape:
         raise ValueError(f"q {tuple(q.shape)}, k {tuple(k.shape)} and v {tuple(v.shape)} must have the same shape")
-    parts = _parts(q, pos_q, pos_k, cls_to_all, all_to_cls, relative_table, cu_seqlens is not None, max_distance)
+    parts = untied_parts(q, pos_q, pos_k, cls_to_all, all_to_cls, relative_table, cu_seqlens is not None, max_distance)
     places = parts[0].shape[1]
     large = q.numel() and 4 * len(cls_to_all) * places**2 > BIAS_BYTES
     if large and runs_kernels(q, "untied_attention") and no_kernel(q) is None:
@@ -93,7 +92,7 @@ def untied_attention_reference(q, k, v, pos_q, pos_k, cls_to_all, all_to_cls, re
     scale = given.pop("scale", None) or (2 * q.shape[-1]) ** -0.5
     packed = given.get("cu_seqlens") is not None
     distance = given.pop("max_distance", 128)
-    parts = _parts(q, pos_q, pos_k, cls_to_all, all_to_cls, relative_table, packed, distance)
+    parts = untied_parts(q, pos_q, pos_k, cls_to_all, all_to_cls, relative_table, packed, distance)
     bias = bias_rows(*parts, scale=scale, first=0, rows=parts[0].shape[1], length=parts[0].shape[1])
     return attention_reference(q, k, v, bias[None], scale=scale, **given)
 
@@ -132,14 +131,14 @@ def bias_rows(
 
 
 def by_kernels(q, k, v, parts, *, cu_seqlens, key_padding, segments, scale, dropout_p, seed, keys) -> Tensor:
-    """By the Triton kernels; `parts` as `_parts` gives them."""
-    from fastbert_kernels.triton_attention import attention_forward
+    """By the Triton kernels; `parts` as `untied_parts` gives them."""
+    from fastbert_kernels.attention.triton_launch import attention_forward
 
     pos_q, pos_k, theta, by_distance = parts
     places = pos_q.to(q.dtype).contiguous(), pos_k.to(q.dtype).contiguous()
     numbers = theta.float().contiguous(), None if by_distance is None else by_distance.float().contiguous()
     longest = q.shape[2] if cu_seqlens is None else pos_q.shape[1]
-    keys = row_keys(q, cu_seqlens, dropout_p, seed, keys)
+    keys = dropout_keys(q, cu_seqlens, dropout_p, seed, keys)
     masks = (cu_seqlens, key_padding, segments)
     return attention_forward(q, k, v, None, *places, *numbers, *masks, keys, scale, dropout_p, longest)[0]
 
@@ -153,7 +152,7 @@ def by_matrix(q, k, v, parts, *, scale, **given) -> Tensor:
 
 def by_stripes(q, k, v, parts, *, cu_seqlens, key_padding, segments, scale, dropout_p, seed, keys) -> Tensor:
     """By plain products for some queries at a time."""
-    keys = row_keys(q, cu_seqlens, dropout_p, seed, keys)
+    keys = dropout_keys(q, cu_seqlens, dropout_p, seed, keys)
     if cu_seqlens is None:
         return _striped(q, k, v, parts, key_padding, segments, scale, dropout_p, keys)
     out = []
@@ -199,7 +198,7 @@ def _stripe(q, k, v, parts, allowed, row_keys, scale: float, dropout_p: float, f
     return probabilities.to(v.dtype) @ v
 
 
-def _parts(q, pos_q, pos_k, cls_to_all, all_to_cls, relative_table, packed: bool, max_distance: int):
+def untied_parts(q, pos_q, pos_k, cls_to_all, all_to_cls, relative_table, packed: bool, max_distance: int):
     """pos_q, pos_k [H, P, K], theta [H, 2], by_distance [H, 2 P - 1] or None; P is T, or with `packed` what is given.
 
     Raises:

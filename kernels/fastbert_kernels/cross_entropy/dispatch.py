@@ -10,52 +10,20 @@ Shapes: N rows, V words, D width, R rows held at a time.
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from fastbert_kernels.backend import runs_kernels
+from fastbert_kernels.cross_entropy.cpu import cpu_losses_and_slopes
+from fastbert_kernels.cross_entropy.reference import check_inputs, linear_cross_entropy_reference
 
 CELLS = 1 << 25
 """Logits held at a time, or as many as the embedding has numbers if that is more: each chunk reads and writes the
 embedding's gradient once, which with fewer rows than the embedding is wide would be the larger part of the traffic."""
 FEW = 1 << 20
-"""Without the kernel, so many logits or fewer are kept: an operator of one's own costs more than it saves there
+"""Without the kernel, up to this many logits are kept: a custom operator costs more than it saves there
 (docs/lab-notes.md)."""
-BLOCK = 1 << 18
-"""Logits whose softmax is taken at a time without the kernel: 1 MiB in float32."""
 ALIGNMENT = 16
-"""Rows of logits are padded to a multiple of so many for the kernel: cuBLAS is slow at rows that begin anywhere."""
-
-
-def linear_cross_entropy_reference(
-    hidden: Tensor,
-    embedding: Tensor,
-    bias: Tensor | None,
-    target: Tensor,
-    *,
-    ignore_index: int = -100,
-    reduction: str = "mean",
-) -> Tensor:
-    """What `linear_cross_entropy` means: a product, and the softmax's loss in at least float32.
-
-    Args:
-        hidden: floating [N, D].
-        embedding: floating [V, D].
-        bias: floating [V].
-        target: int64 [N], words or `ignore_index`.
-        ignore_index: a target that does not count.
-        reduction: mean (over the rows that count; NaN if none does) or sum.
-
-    Returns:
-        a number in at least float32.
-
-    Raises:
-        ValueError: shapes, types or devices that do not fit, named; an empty vocabulary; another reduction.
-    """
-    _check(hidden, embedding, bias, target, reduction)
-    logits = F.linear(hidden, embedding, bias)
-    wide = torch.promote_types(logits.dtype, torch.float32)
-    return F.cross_entropy(logits.to(wide), target, ignore_index=ignore_index, reduction=reduction)
+"""Rows of logits are padded to a multiple of this for the kernel: cuBLAS is slow at rows that begin anywhere."""
 
 
 def linear_cross_entropy(
@@ -80,7 +48,7 @@ def linear_cross_entropy(
         a number in at least float32, differentiable once in hidden, embedding and bias. A target that is neither a word
         nor `ignore_index` makes it NaN by the kernel, and is an error elsewhere.
     """
-    _check(hidden, embedding, bias, target, reduction)
+    check_inputs(hidden, embedding, bias, target, reduction)
     if rows is not None and rows < 1:
         raise ValueError(f"rows must be at least 1, not {rows}")
     if rows is None and len(hidden) * len(embedding) <= FEW and not _has_kernel(hidden):
@@ -92,10 +60,11 @@ def linear_cross_entropy(
     parameters = (hidden, embedding, bias)
     wanted = [torch.is_grad_enabled() and x is not None and x.requires_grad for x in parameters]
     with torch.autocast(kind, enabled=False):
-        total, *_ = operator(*parameters, target, ignore_index, rows, dtype, wanted)
+        total, *_ = losses_and_gradients(*parameters, target, ignore_index, rows, dtype, wanted)
     return total if reduction == "sum" else total / (target != ignore_index).sum()
 
 
+@torch.library.custom_op("fastbert_kernels::linear_cross_entropy", mutates_args=())
 def losses_and_gradients(
     hidden: Tensor,
     embedding: Tensor,
@@ -106,7 +75,8 @@ def losses_and_gradients(
     dtype: torch.dtype,
     wanted: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The sum of the losses, and of its gradients those that are wanted; empty tensors for the others.
+    """The sum of the losses, and of its gradients those that are wanted; empty tensors for the others. An operator that
+    PyTorch knows, so that `torch.compile` need not look into it.
 
     Args:
         dtype: of the products.
@@ -117,14 +87,16 @@ def losses_and_gradients(
     target, count, words, width = target.contiguous(), len(h), *e.shape
     # Chunks of about equal size: a short one at the end would read the whole embedding for a few rows.
     chunks = -(-count // (rows or max(width, CELLS // words)))
-    rows, padded, losses_and_slopes = -(-count // max(1, chunks)), words, _losses_and_slopes
+    rows, padded, losses_and_slopes = -(-count // max(1, chunks)), words, cpu_losses_and_slopes
     if _has_kernel(h):
-        from fastbert_kernels.triton_cross_entropy import losses_and_slopes
+        from fastbert_kernels.cross_entropy.triton_rows import triton_losses_and_slopes as losses_and_slopes
 
         padded = -(-words // ALIGNMENT) * ALIGNMENT
     buffer, losses = h.new_empty(rows, padded), h.new_empty(count, dtype=wide)
     to_hidden = h.new_empty(h.shape if wanted[0] else 0)
-    to_embedding = None if wanted[1] and count else h.new_zeros(e.shape if wanted[1] else 0, dtype=_kept(dtype))
+    to_embedding = (
+        None if wanted[1] and count else h.new_zeros(e.shape if wanted[1] else 0, dtype=_gradient_dtype(dtype))
+    )
     to_bias = h.new_zeros(words if wanted[2] else 0, dtype=wide)
     for start in range(0, count, max(1, rows)):
         part = slice(start, start + rows)
@@ -137,17 +109,17 @@ def losses_and_gradients(
         if wanted[0]:
             torch.mm(logits, e, out=to_hidden[part])
         if wanted[1]:
-            to_embedding = _add(to_embedding, logits, h[part], _kept(dtype) if chunks == 1 else wide)
+            to_embedding = _add(to_embedding, logits, h[part], _gradient_dtype(dtype) if chunks == 1 else wide)
         if wanted[2]:
             to_bias += logits.sum(0, dtype=wide if h.is_cuda else None)  # on a CPU that would copy all of them
-    return losses.sum(), to_hidden, to_embedding.to(_kept(dtype)), to_bias
+    return losses.sum(), to_hidden, to_embedding.to(_gradient_dtype(dtype)), to_bias
 
 
 def _has_kernel(x: Tensor) -> bool:
     return x.dtype in (torch.float32, torch.bfloat16, torch.float16) and runs_kernels(x, "linear_cross_entropy")
 
 
-def _kept(dtype: torch.dtype) -> torch.dtype:
+def _gradient_dtype(dtype: torch.dtype) -> torch.dtype:
     """How the embedding's gradient waits for the backward pass: in the products' type, as that of `F.linear` is, but
     for float16, which a sum over all rows could overflow."""
     return torch.float32 if dtype == torch.float16 else dtype
@@ -164,41 +136,12 @@ def _add(total: Tensor | None, slopes: Tensor, hidden: Tensor, dtype: torch.dtyp
     return product if total is None else total.add_(product)
 
 
-def _losses_and_slopes(logits: Tensor, target: Tensor, ignore_index: int, losses: Tensor, slopes: bool) -> None:
-    """`triton_cross_entropy.losses_and_slopes` by PyTorch's operations, for any floating type; a few rows at a time,
-    which stay in a CPU's cache from the softmax to the slopes."""
-    counted = (target != ignore_index)[:, None]
-    answers = torch.where(counted, target[:, None], 0)
-    rows = max(1, BLOCK // logits.shape[1])
-    work = losses.new_empty(0 if logits.dtype == losses.dtype else min(rows, len(logits)), logits.shape[1])
-    for start in range(0, len(logits), rows):
-        here = slice(start, start + rows)
-        part, answer, found = logits[here], answers[here], losses[here, None]
-        wide = part if logits.dtype == losses.dtype else work[: len(part)].copy_(part)
-        given, top = wide.gather(1, answer), wide.amax(1, keepdim=True)
-        softmax = torch.softmax(wide, 1, out=wide)  # every implementation reads a number before it writes it
-        # The largest probability is 1 / sum(exp(x - top)), which gives the sum without a pass of its own.
-        found.copy_(top - given - softmax.amax(1, keepdim=True).log())
-        if slopes:
-            softmax.scatter_add_(1, answer, torch.full_like(given, -1.0))
-            if softmax is not part:
-                part.copy_(softmax)
-    ignored = ~counted[:, 0]
-    losses.masked_fill_(ignored, 0.0)
-    if slopes and bool(ignored.any()):
-        logits.masked_fill_(ignored[:, None], 0.0)
-
-
-operator = torch.library.custom_op("fastbert_kernels::linear_cross_entropy", losses_and_gradients, mutates_args=())
-"""`losses_and_gradients` as an operator that PyTorch knows, so that `torch.compile` need not look into it."""
-
-
-@operator.register_fake
+@losses_and_gradients.register_fake
 def _(hidden, embedding, bias, target, ignore_index, rows, dtype, wanted):
     wide = torch.promote_types(dtype, torch.float32)
     shapes = (x.shape if needed else (0,) for x, needed in zip((hidden, embedding, bias), wanted, strict=True))
-    made = zip(shapes, (dtype, _kept(dtype), wide), strict=True)
-    return hidden.new_empty((), dtype=wide), *(hidden.new_empty(shape, dtype=kept) for shape, kept in made)
+    made = zip(shapes, (dtype, _gradient_dtype(dtype), wide), strict=True)
+    return hidden.new_empty((), dtype=wide), *(hidden.new_empty(shape, dtype=own) for shape, own in made)
 
 
 def _setup(ctx, inputs, output) -> None:
@@ -215,26 +158,4 @@ def _backward(ctx, grad: Tensor, *_):
     return *((x.to(grad.dtype) * grad).to(dtype) if wanted else None for x, dtype, wanted in made), *[None] * 5
 
 
-operator.register_autograd(_backward, setup_context=_setup)
-
-
-def _check(hidden: Tensor, embedding: Tensor, bias: Tensor | None, target: Tensor, reduction: str) -> None:
-    if hidden.dim() != 2 or embedding.dim() != 2 or hidden.shape[1] != embedding.shape[1]:
-        raise ValueError(f"hidden {tuple(hidden.shape)} and embedding {tuple(embedding.shape)} must be [N, D], [V, D]")
-    if len(embedding) == 0:
-        raise ValueError(f"embedding {tuple(embedding.shape)} must be [V, D] with V at least 1")
-    if target.shape != hidden.shape[:1]:
-        raise ValueError(f"target {tuple(target.shape)} must be [N] for hidden {tuple(hidden.shape)}")
-    if bias is not None and bias.shape != embedding.shape[:1]:
-        raise ValueError(f"bias {tuple(bias.shape)} must be [V] for embedding {tuple(embedding.shape)}")
-    if target.dtype != torch.int64:
-        raise ValueError(f"target must be int64, not {target.dtype}")
-    for name, x in (("hidden", hidden), ("embedding", embedding), ("bias", bias), ("target", target)):
-        if x is None:
-            continue
-        if x is not target and not x.is_floating_point():
-            raise ValueError(f"{name} must be floating, not {x.dtype}")
-        if x.device != hidden.device:
-            raise ValueError(f"{name} is on {x.device} and hidden on {hidden.device}; they must be on one device")
-    if reduction not in ("mean", "sum"):
-        raise ValueError(f"reduction must be mean or sum, not {reduction!r}")
+losses_and_gradients.register_autograd(_backward, setup_context=_setup)

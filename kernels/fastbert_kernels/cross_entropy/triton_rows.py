@@ -17,7 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fastbert_kernels.backend import INTERPRETED
-from fastbert_kernels.triton_tiles import LOG2E, lowered
+from fastbert_kernels.triton_common import LOG2E, lowered
 
 BLOCK = 4096
 """Words of a tile."""
@@ -99,7 +99,7 @@ def rows_kernel(
                 _turn(p_row, whole, V, word, top, 1.0 / total, BLOCK, True, INTERPRETED)
 
 
-def losses_and_slopes(logits: Tensor, target: Tensor, ignore_index: int, losses: Tensor, slopes: bool) -> None:
+def triton_losses_and_slopes(logits: Tensor, target: Tensor, ignore_index: int, losses: Tensor, slopes: bool) -> None:
     """Writes the rows' losses and, if `slopes`, their derivatives over the logits.
 
     Args:

@@ -1,4 +1,4 @@
-"""Distinct words drawn from a softmax over the vocabulary, exactly, with noise that is a function of keys.
+"""Definition of the exact sampling of distinct words from a softmax, with noise that is a function of keys.
 
 A draw inverts the distribution function in two steps: a block of words by the blocks' sums, then a word in the block.
 Drawn words are taken out and their block is summed anew, so what is left is never a small difference of large numbers,
@@ -15,7 +15,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastbert_kernels.backend import runs_kernels
 from fastbert_kernels.hashing import combine, mix, signed
 
 BLOCK = 64
@@ -25,14 +24,12 @@ FLOOR = 2.0**-900
 OUT = -1.0
 """The weight of a word that may not be drawn any more."""
 CELLS = {"cpu": 1 << 22, "cuda": 1 << 26}
-"""Logits that `sample_candidates` holds at a time: on a CPU about what its caches hold, on a GPU enough that no step of
+"""Logits that `sample_rows` holds at a time: on a CPU about what its caches hold, on a GPU enough that no step of
 a chunk leaves multiprocessors idle (docs/kernels.md)."""
-MOST_WORDS, MOST_DRAWS = 1 << 18, 1 << 10
-"""What the kernels take at most: they hold the weights of a row's blocks and the words drawn from it in registers."""
 
 
 @torch.no_grad()
-def sample_candidates(
+def sample_candidates_reference(
     hidden: Tensor,
     embedding: Tensor,
     k: int,
@@ -45,10 +42,7 @@ def sample_candidates(
     excluded: Tensor | None = None,
     rows: int | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """`draw_distinct` from the logits (hidden embedding^T + bias) / temperature, which are never there for all rows.
-
-    On a GPU the draws are Triton kernels', from the same noise: the words are `sample_candidates_reference`'s but where
-    rounding moves the bound between two words past the noise.
+    """`draw_distinct_reference` from the logits (hidden embedding^T + bias) / temperature, made for R rows at a time.
 
     Args:
         hidden: floating [N, D]; the products are in its type.
@@ -70,33 +64,12 @@ def sample_candidates(
         ValueError: shapes, types or devices that do not fit, named; more words than a row may draw; neither or both of
             seed and keys.
     """
-    keys = _checked_keys(hidden, embedding, temperature, seed, keys, bias, rows)
-    _check(hidden, len(embedding), k, keys, forbidden, excluded)
-    return sampling_operator(hidden, embedding, bias, keys, forbidden, excluded, k, temperature, rows)
+    keys = check_candidates(hidden, embedding, k, temperature, seed, keys, bias, forbidden, excluded, rows)
+    return sample_rows(hidden, embedding, bias, keys, forbidden, excluded, k, temperature, rows)
 
 
 @torch.no_grad()
-def sample_candidates_reference(
-    hidden: Tensor,
-    embedding: Tensor,
-    k: int,
-    *,
-    temperature: float = 1.0,
-    seed: int | None = None,
-    keys: Tensor | None = None,
-    bias: Tensor | None = None,
-    forbidden: Tensor | None = None,
-    excluded: Tensor | None = None,
-    rows: int | None = None,
-) -> tuple[Tensor, Tensor]:
-    """What `sample_candidates` means, in PyTorch's operations on any device; arguments, results and errors as there."""
-    keys = _checked_keys(hidden, embedding, temperature, seed, keys, bias, rows)
-    _check(hidden, len(embedding), k, keys, forbidden, excluded)
-    return _sample(hidden, embedding, bias, keys, forbidden, excluded, k, temperature, rows, kernels=False)
-
-
-@torch.no_grad()
-def draw_distinct(
+def draw_distinct_reference(
     logits: Tensor, k: int, keys: Tensor, *, forbidden: Tensor | None = None, excluded: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """Draws `k` words without replacement for each row from the softmax over the words it may draw.
@@ -105,7 +78,7 @@ def draw_distinct(
     replacement and discarding repeats. A word's probability is right to rounding relative to itself, as long as it is
     above 1e-37 of that of the likeliest; words further down are drawn last, in an order of no meaning. A row whose
     logits define no distribution, with NaN or an infinity among them, draws distinct words that it may draw, of no
-    meaning and with log-probabilities of none. On a GPU Triton kernels draw, as for `sample_candidates`.
+    meaning and with log-probabilities of none.
 
     Args:
         logits: floating [N, V], not changed.
@@ -115,22 +88,35 @@ def draw_distinct(
         excluded: int64 [N], a word that the row may not draw besides.
 
     Returns:
-        As `sample_candidates`.
+        As `sample_candidates_reference`.
 
     Raises:
         ValueError: shapes, types or devices that do not fit, named; more words than a row may draw.
     """
+    check_logits(logits, k, keys, forbidden, excluded)
+    return draw_rows(logits, keys, forbidden, excluded, k)
+
+
+def check_logits(logits: Tensor, k: int, keys: Tensor, forbidden: Tensor | None, excluded: Tensor | None) -> None:
     if logits.dim() != 2:
         raise ValueError(f"logits {tuple(logits.shape)} must be [N, V]")
     _check_floating(logits=logits)
     _check(logits, logits.shape[1], k, keys, forbidden, excluded)
-    return drawing_operator(logits, keys, forbidden, excluded, k)
 
 
-def _checked_keys(
-    hidden: Tensor, embedding: Tensor, temperature: float, seed: int | None, keys: Tensor | None, bias, rows: int | None
+def check_candidates(
+    hidden: Tensor,
+    embedding: Tensor,
+    k: int,
+    temperature: float,
+    seed: int | None,
+    keys: Tensor | None,
+    bias: Tensor | None,
+    forbidden: Tensor | None,
+    excluded: Tensor | None,
+    rows: int | None,
 ) -> Tensor:
-    """The rows' keys, once what only `sample_candidates` has is known to fit."""
+    """The rows' keys, once all arguments are known to fit."""
     if hidden.dim() != 2 or embedding.dim() != 2 or hidden.shape[1] != embedding.shape[1]:
         raise ValueError(f"hidden {tuple(hidden.shape)} and embedding {tuple(embedding.shape)} must be [N, D], [V, D]")
     if bias is not None and bias.shape != embedding.shape[:1]:
@@ -143,10 +129,11 @@ def _checked_keys(
         raise ValueError(f"rows must be at least 1, not {rows}")
     if (seed is None) == (keys is None):
         raise ValueError("give either seed or keys")
-    if keys is not None:
-        return keys
-    start = torch.full((1,), signed(seed), dtype=torch.int32, device=hidden.device)
-    return combine(mix(start), torch.arange(len(hidden), dtype=torch.int32, device=hidden.device))
+    if keys is None:
+        start = torch.full((1,), signed(seed), dtype=torch.int32, device=hidden.device)
+        keys = combine(mix(start), torch.arange(len(hidden), dtype=torch.int32, device=hidden.device))
+    _check(hidden, len(embedding), k, keys, forbidden, excluded)
+    return keys
 
 
 def _check(x: Tensor, vocabulary: int, k: int, keys: Tensor, forbidden: Tensor | None, excluded: Tensor | None) -> None:
@@ -176,7 +163,7 @@ def _check_device(rows: Tensor, **tensors: Tensor | None) -> None:
             raise ValueError(f"{name} is on {x.device}, but the rows are on {rows.device}")
 
 
-def _sample(
+def sample_rows(
     hidden: Tensor,
     embedding: Tensor,
     bias: Tensor | None,
@@ -186,20 +173,21 @@ def _sample(
     k: int,
     temperature: float,
     rows: int | None,
-    kernels: bool = True,
+    kernel_for: Callable[[Tensor, int, Tensor], Callable[..., tuple[Tensor, Tensor]] | None] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """`sample_candidates` for a key a row, by the kernels if these are wanted and to be had."""
+    """`sample_candidates_reference` for checked arguments and a key a row, R rows at a time. `kernel_for` gives, for
+    logits, k and the barred words, what draws from such logits instead of `_draw`, or None."""
     dtype, device, padding = hidden.dtype, hidden.device, -len(embedding) % BLOCK
     shift = torch.zeros(len(embedding), dtype=dtype, device=device) if bias is None else bias / temperature
-    barred = _with_padding(forbidden, len(embedding), device)
+    barred = barred_words(forbidden, len(embedding), device)
     shift = F.pad(shift, (0, padding)).to(dtype).index_fill(0, barred, -torch.inf)
     hidden, embedding = hidden / temperature, F.pad(embedding.to(dtype), (0, 0, 0, padding))
     rows = min(rows or max(1, CELLS.get(device.type, CELLS["cpu"]) // len(embedding)), len(hidden))
     logits = hidden.new_empty(rows, len(embedding))
-    draw = _by_kernels(logits, k, barred) if kernels else None
+    draw = kernel_for(logits, k, barred) if kernel_for else None
     if draw is None:
         draw = functools.partial(_draw, k=k, barred=barred, weights=_wide_like(logits))
-    ids, log_probabilities = _results(hidden, k)
+    ids, log_probabilities = empty_draws(hidden, k)
     for start in range(0, len(hidden), max(1, rows)):
         chunk = slice(start, start + rows)
         mine = logits[: len(hidden[chunk])]
@@ -208,57 +196,28 @@ def _sample(
     return ids, log_probabilities
 
 
-def _draw_from(
-    logits: Tensor, keys: Tensor, forbidden: Tensor | None, excluded: Tensor | None, k: int, kernels: bool = True
+def draw_rows(
+    logits: Tensor, keys: Tensor, forbidden: Tensor | None, excluded: Tensor | None, k: int
 ) -> tuple[Tensor, Tensor]:
-    """`draw_distinct`, by the kernels if these are wanted and to be had."""
-    barred = _with_padding(forbidden, logits.shape[1], logits.device)
-    draw = _by_kernels(logits, k, barred) if kernels else None
-    if draw is not None:
-        return draw(logits, keys, excluded)
+    """`draw_distinct_reference` for checked arguments."""
+    barred = barred_words(forbidden, logits.shape[1], logits.device)
     logits = F.pad(logits, (0, -logits.shape[1] % BLOCK)).index_fill_(1, barred, -torch.inf)
     return _draw(logits, keys, excluded, k=k, barred=barred, weights=_wide_like(logits))
 
 
-def _results(rows: Tensor, k: int) -> tuple[Tensor, Tensor]:
+def empty_draws(rows: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Memory for the ids and log-probabilities of these rows."""
     wide = torch.promote_types(rows.dtype, torch.float32)
     return rows.new_empty(len(rows), k, dtype=torch.int64), rows.new_empty(len(rows), k, dtype=wide)
 
 
-sampling_operator = torch.library.custom_op("fastbert_kernels::sample_candidates", _sample, mutates_args=())
-drawing_operator = torch.library.custom_op("fastbert_kernels::draw_distinct", _draw_from, mutates_args=())
-"""Both as operators that PyTorch knows, so that `torch.compile` need not look into them."""
-
-
-@sampling_operator.register_fake
-def _(hidden, embedding, bias, keys, forbidden, excluded, k, temperature, rows, kernels=True):
-    return _results(hidden, k)
-
-
-@drawing_operator.register_fake
-def _(logits, keys, forbidden, excluded, k, kernels=True):
-    return _results(logits, k)
-
-
-def _with_padding(forbidden: Tensor | None, vocabulary: int, device: torch.device) -> Tensor:
+def barred_words(forbidden: Tensor | None, vocabulary: int, device: torch.device) -> Tensor:
     """The words that may not be drawn, with those that fill the vocabulary up to whole blocks."""
     padding = torch.arange(vocabulary, vocabulary + -vocabulary % BLOCK, device=device)
     return padding if forbidden is None else torch.cat([forbidden, padding])
 
 
-def _by_kernels(logits: Tensor, k: int, barred: Tensor) -> Callable[..., tuple[Tensor, Tensor]] | None:
-    """What draws from logits like these by kernels, given the logits, keys and excluded words; None without kernels."""
-    words, low = logits.shape[1], (torch.float32, torch.bfloat16, torch.float16)
-    if logits.dtype not in low or words > MOST_WORDS or k > MOST_DRAWS or not runs_kernels(logits, "sample_candidates"):
-        return None
-    from fastbert_kernels.triton_sampling import draw
-
-    floors = _floors(words + -words % BLOCK, barred)
-    return functools.partial(draw, k=k, drawable=(floors > 0).to(torch.int8), floors=floors.view(-1, BLOCK).sum(1))
-
-
-def _floors(words: int, barred: Tensor) -> Tensor:
+def word_floors(words: int, barred: Tensor) -> Tensor:
     """float64 [words], what is added to each word's weight."""
     return torch.full((words,), FLOOR, dtype=torch.float64, device=barred.device).index_fill_(0, barred, 0.0)
 
@@ -272,7 +231,7 @@ def _wide_like(logits: Tensor) -> Tensor:
 def _draw(
     logits: Tensor, keys: Tensor, excluded: Tensor | None, *, k: int, barred: Tensor, weights: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """`draw_distinct` where V is a multiple of BLOCK and the logits of what is barred are -inf already.
+    """`draw_distinct_reference` where V is a multiple of BLOCK and the logits of what is barred are -inf already.
 
     Args:
         logits: [N, V].
@@ -287,7 +246,7 @@ def _draw(
         weights.scatter_(1, excluded, -torch.inf)
     torch.softmax(weights, -1, out=weights)  # every implementation reads a number before it writes it
     blocks = weights.view(-1, BLOCK)  # [N V / BLOCK, BLOCK]
-    floors = _floors(logits.shape[1], barred)
+    floors = word_floors(logits.shape[1], barred)
     # Softmax makes NaN of a row that holds NaN or an infinity; as zeros they leave each word its floor.
     sums = blocks.sum(1).nan_to_num_(nan=0.0).view(count, logits.shape[1] // BLOCK) + floors.view(-1, BLOCK).sum(1)
     first = torch.arange(count, device=device)[:, None] * sums.shape[1]  # the first of each row's blocks

@@ -1,4 +1,4 @@
-"""The draws of `sampling` by two Triton kernels on a chunk of logits: a pass over all of it, then a few blocks a row.
+"""Draws of distinct words by two Triton kernels on a chunk of logits: a pass over all of it, then a few blocks a row.
 
 `block_kernel` reads every logit once and leaves two numbers for each block of words: its largest logit, and the sum of
 exp(logit - largest). `draw_kernel` has a program for each row. It holds the blocks' weights in registers and in each
@@ -13,13 +13,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastbert_kernels.sampling import BLOCK, FLOOR
-from fastbert_kernels.triton_hashing import combine
+from fastbert_kernels.sampling.reference import BLOCK, FLOOR
+from fastbert_kernels.triton_common import LOG2E, combine
 
 GROUP = 64
 """Blocks of words that a program of `block_kernel` takes at most."""
 _FLOOR = tl.constexpr(FLOOR)
-_LOG2E = tl.constexpr(1.4426950408889634)
 _LEFT_OVER = tl.constexpr(-900 * 0.6931471805599453)  # log FLOOR
 _LARGEST_SHARE = tl.constexpr(1 - 2.0**-52)
 _UNIT = tl.constexpr(2.0**-52)
@@ -58,7 +57,7 @@ def block_kernel(
     b_x, _ = _load(p_logits + row * row_stride, p_drawable, o_v, V, excluded)
     b_top = tl.max(b_x, 1)  # [GROUP]
     level = tl.where(b_top == float("-inf"), 0.0, b_top)
-    b_sum = tl.sum(tl.exp2((b_x - level[:, None]) * _LOG2E), 1)
+    b_sum = tl.sum(tl.exp2((b_x - level[:, None]) * LOG2E), 1)
     tl.store(p_top + row * B + o_b, b_top, mask=m_b)
     tl.store(p_sum + row * B + o_b, b_sum, mask=m_b)
 
@@ -109,7 +108,7 @@ def draw_kernel(
     top = tl.max(b_top, 0)
     top = tl.where(top == float("-inf"), 0.0, top)
     b_w = tl.load(p_sum + row * B + o_b, mask=m_b, other=0.0).to(tl.float64)
-    b_w *= tl.exp2((b_top - top) * _LOG2E).to(tl.float64)  # [BLOCKS]
+    b_w *= tl.exp2((b_top - top) * LOG2E).to(tl.float64)  # [BLOCKS]
     b_w = tl.where(b_w >= 0.0, b_w, 0.0)  # NaN is nothing: what may be drawn is down to its floor
     log_total = tl.log(tl.sum(b_w, 0))
     b_w += tl.load(p_floor + o_b, mask=m_b, other=0.0)
@@ -126,19 +125,19 @@ def draw_kernel(
         # A bit for each word of the block that is gone; the words are distinct, so their bits add up.
         gone = tl.sum(tl.where(b_id // BLOCK == block, tl.full([], 1, tl.int64) << (b_id % BLOCK), 0), 0)
         b_drawable &= ((gone >> o_w) & 1) == 0
-        b_inside = tl.exp2((b_x - top) * _LOG2E).to(tl.float64)
+        b_inside = tl.exp2((b_x - top) * LOG2E).to(tl.float64)
         b_inside = tl.where(b_drawable, tl.where(b_inside >= 0.0, b_inside, 0.0) + _FLOOR, 0.0)
         place, _ = _invert(b_inside, share, o_w, BLOCK)
         b_id = tl.where(o_k == draw, block * BLOCK + place, b_id)
         b_w = tl.where(o_b == block, tl.sum(tl.where(o_w == place, 0.0, b_inside), 0), b_w)
     m_k = o_k < K
     b_x = tl.load(p_row + b_id, mask=m_k, other=0.0).to(tl.float32) - top  # [DRAWS]
-    b_log = tl.where(tl.exp2(b_x * _LOG2E) > 0, b_x - log_total, _LEFT_OVER)
+    b_log = tl.where(tl.exp2(b_x * LOG2E) > 0, b_x - log_total, _LEFT_OVER)
     tl.store(p_ids + row * K + o_k, b_id.to(tl.int64), mask=m_k)
     tl.store(p_logs + row * K + o_k, b_log.to(tl.float32), mask=m_k)
 
 
-def draw(
+def triton_draw(
     logits: Tensor, keys: Tensor, excluded: Tensor | None, *, k: int, drawable: Tensor, floors: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Launches both kernels.

@@ -8,13 +8,18 @@ import sys
 from collections.abc import Callable, Sequence
 
 import torch
-from fastbert_kernels import triton_attention as launches
-from fastbert_kernels import untied as parts_of_tupe
-from fastbert_kernels.attention import attention, attention_reference, triton_attention
+from fastbert_kernels import (
+    attention,
+    attention_reference,
+    combine,
+    untied_attention,
+    untied_attention_reference,
+)
+from fastbert_kernels.attention import triton_launch as launches
+from fastbert_kernels.attention import untied as parts_of_tupe
+from fastbert_kernels.attention.triton_launch import attention_forward, triton_attention
+from fastbert_kernels.attention.untied import by_kernels, untied_parts
 from fastbert_kernels.backend import INTERPRETED
-from fastbert_kernels.hashing import combine
-from fastbert_kernels.triton_attention import attention_forward
-from fastbert_kernels.untied import _parts, by_kernels, untied_attention, untied_attention_reference
 from torch import Tensor
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() and not INTERPRETED else "cpu")
@@ -114,7 +119,7 @@ def run_untied(
     given |= {"dropout_p": p, "keys": keys(len(ends) if ends else batch) if p else None}
 
     def kernels(q, k, v, pos_q, pos_k, first, other, table=None):
-        made = _parts(q, pos_q, pos_k, first, other, table, ends is not None, 20)
+        made = untied_parts(q, pos_q, pos_k, first, other, table, ends is not None, 20)
         return by_kernels(q, k, v, made, **given, scale=0.2, seed=None)
 
     def plain(*tensors):

@@ -3,9 +3,8 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from fastbert_kernels import attention, attention_reference, combine, mix
-from fastbert_kernels.attention import dropout_row_keys
-from fastbert_kernels.dropout import keep_mask
+from fastbert_kernels import attention, attention_reference, combine, keep_mask, mix
+from fastbert_kernels.attention.reference import dropout_row_keys
 
 B, H, T, K = 3, 2, 7, 5
 

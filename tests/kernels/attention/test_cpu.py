@@ -4,9 +4,10 @@ import itertools
 
 import pytest
 import torch
-from fastbert_kernels import attention, attention_reference, cpu_plan
-from fastbert_kernels import cpu_attention as module
-from fastbert_kernels.cpu_attention import cpu_attention
+from fastbert_kernels import attention, attention_reference
+from fastbert_kernels.attention import cpu as module
+from fastbert_kernels.attention import cpu_chunks
+from fastbert_kernels.attention.cpu import cpu_attention
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -40,9 +41,9 @@ def assert_same(ours: list[Tensor], theirs: list[Tensor], tolerance: float = 1e-
 
 @pytest.fixture
 def small_chunks(monkeypatch) -> None:
-    monkeypatch.setattr(cpu_plan, "CELLS", 60)
-    monkeypatch.setattr(cpu_plan, "BLOCK", 4)
-    monkeypatch.setattr(cpu_plan, "STEP", 2)
+    monkeypatch.setattr(cpu_chunks, "CELLS", 60)
+    monkeypatch.setattr(cpu_chunks, "BLOCK", 4)
+    monkeypatch.setattr(cpu_chunks, "STEP", 2)
 
 
 @settings(max_examples=60, deadline=None)
@@ -70,14 +71,14 @@ def test_equals_the_definition(shape, cells, whole, bias, pad, parts, drop, kept
         "keys": torch.arange(batch, dtype=torch.int32) if drop else None,
     }
     names = ("CELLS", "BLOCK", "STEP")
-    before = [getattr(cpu_plan, name) for name in names], module.SAVED_BYTES
-    cpu_plan.CELLS, cpu_plan.BLOCK, cpu_plan.STEP = cells, 4, 2
+    before = [getattr(cpu_chunks, name) for name in names], module.SAVED_BYTES
+    cpu_chunks.CELLS, cpu_chunks.BLOCK, cpu_chunks.STEP = cells, 4, 2
     module.SAVED_BYTES = before[1] if kept else 0
     try:
         ours = results(cpu_attention, tensors, grad, scale=0.7, **options)
     finally:
         for name, value in zip(names, before[0], strict=True):
-            setattr(cpu_plan, name, value)
+            setattr(cpu_chunks, name, value)
         module.SAVED_BYTES = before[1]
     assert_same(ours, results(attention_reference, tensors, grad, scale=0.7, **options))
 

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 import pytest
 import torch
 import torch.nn.functional as F
-from fastbert_kernels import attention_reference, combine, cpu_attention, cpu_plan
-from fastbert_kernels.cpu_attention import cpu_attention as by_chunks
+from fastbert_kernels import attention_reference, combine
+from fastbert_kernels.attention import cpu, cpu_chunks
+from fastbert_kernels.attention.cpu import cpu_attention as by_chunks
 from torch import Tensor
 
 from tests.kernels.largest import Largest
@@ -43,7 +44,7 @@ OPTIONS = {
 
 def cut(monkeypatch: pytest.MonkeyPatch, way: str) -> None:
     for name, value in WAYS[way].items():
-        monkeypatch.setattr(cpu_attention if hasattr(cpu_attention, name) else cpu_plan, name, value)
+        monkeypatch.setattr(cpu if hasattr(cpu, name) else cpu_chunks, name, value)
 
 
 def case(
@@ -174,8 +175,8 @@ def test_short_sequences_in_float32_without_gradients(given: dict) -> None:
 @pytest.mark.parametrize(("limit", "kept"), [(1 << 30, 1), (0, 0)])
 def test_memory(limit: int, kept: int, monkeypatch) -> None:
     """No operation gives all scores, and what is kept is they, once, or nothing of their size."""
-    monkeypatch.setattr(cpu_plan, "CELLS", 1 << 14)
-    monkeypatch.setattr(cpu_attention, "SAVED_BYTES", limit)
+    monkeypatch.setattr(cpu_chunks, "CELLS", 1 << 14)
+    monkeypatch.setattr(cpu, "SAVED_BYTES", limit)
     tensors, options, grad = case(torch.bfloat16, batch=4, queries=120, length=120, bias=(1, H), dropout_p=0.2)
     saved: list[int] = []
     own = [x.detach().requires_grad_() for x in tensors]

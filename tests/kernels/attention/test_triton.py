@@ -13,9 +13,10 @@ import pytest
 import torch
 
 pytest.importorskip("triton")
-from fastbert_kernels import configurations, triton_attention
+from fastbert_kernels import configurations
+from fastbert_kernels.attention import triton_launch
+from fastbert_kernels.attention.triton_launch import attention_forward
 from fastbert_kernels.compilation import SHARED_LIMIT, Resources, pretended_gpu
-from fastbert_kernels.triton_attention import attention_forward
 
 CASES = Path(__file__).parent / "attention_cases.py"
 
@@ -112,9 +113,9 @@ def test_everything_is_asked_of_the_tensors_own_gpu(monkeypatch) -> None:
 
     monkeypatch.setattr(torch.cuda, "device_of", device_of)
     monkeypatch.setattr(configurations, "_capability", lambda: seen.append(bool(inside)) or 90)
-    launches = triton_attention.KERNELS
-    monkeypatch.setattr(triton_attention, "KERNELS", dict.fromkeys(launches, Launch()))
-    monkeypatch.setattr(triton_attention, "delta_kernel", Launch())
+    launches = triton_launch.KERNELS
+    monkeypatch.setattr(triton_launch, "KERNELS", dict.fromkeys(launches, Launch()))
+    monkeypatch.setattr(triton_launch, "delta_kernel", Launch())
     q, k, v = torch.zeros(3, 1, 2, 200, 16, dtype=torch.bfloat16, requires_grad=True)
     bias = torch.zeros(1, 2, 200, 200, requires_grad=True)
     out, _ = attention_forward(q, k, v, bias, *[None] * 8, 0.1, 0.0, 200)
@@ -125,11 +126,11 @@ def test_everything_is_asked_of_the_tensors_own_gpu(monkeypatch) -> None:
 
 def test_a_tuned_choice_is_kept_and_used(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert configurations.kept("NVIDIA H200") is None
-    path = configurations.keep({"keys": {"16-bit, to 64": [32, 64, 4, 1]}}, "NVIDIA H200")
-    assert configurations.kept("NVIDIA H100") is None
+    assert configurations.load_tuned("NVIDIA H200") is None
+    path = configurations.save_tuned({"keys": {"16-bit, to 64": [32, 64, 4, 1]}}, "NVIDIA H200")
+    assert configurations.load_tuned("NVIDIA H100") is None
     try:
-        configurations.use(configurations.kept("NVIDIA H200"))
+        configurations.use(configurations.load_tuned("NVIDIA H200"))
         with pretended_gpu(90):
             used = configurations.in_use()
         keys = next(one for one in compiled(90, (1, 256)) if one.kernel == "keys_kernel")
@@ -138,10 +139,10 @@ def test_a_tuned_choice_is_kept_and_used(tmp_path, monkeypatch) -> None:
     assert used["keys"]["16-bit, to 64"] == [32, 64, 4, 1] and used["forward"]["16-bit, to 64"] == [128, 64, 8, 3]
     assert (keys.warps, keys.stages) == (4, 1)
     path.write_text(path.read_text().replace(configurations._triton(), "1.0"))
-    assert configurations.kept("NVIDIA H200") is None  # another Triton may compile something else
+    assert configurations.load_tuned("NVIDIA H200") is None  # another Triton may compile something else
     path.write_text("{")
     with pytest.raises(ValueError, match=r"kernels-nvidia-h200\.json is damaged"):
-        configurations.kept("NVIDIA H200")
+        configurations.load_tuned("NVIDIA H200")
     for wrong in (
         {"sums": {"32-bit": [32, 32, 4, 1]}},
         {"keys": {"8-bit": [32, 32, 4, 1]}},

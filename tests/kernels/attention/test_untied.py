@@ -3,8 +3,9 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from fastbert_kernels import untied, untied_attention
-from fastbert_kernels.untied import by_matrix, by_stripes
+from fastbert_kernels import untied_attention
+from fastbert_kernels.attention import untied
+from fastbert_kernels.attention.untied import by_matrix, by_stripes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers.models.t5.modeling_t5 import T5Attention
@@ -88,7 +89,7 @@ def test_stripes_equal_the_matrix(length: int, cells: int, relative: bool, pad: 
     before, untied.CELLS = untied.CELLS, cells
 
     def result(form) -> torch.Tensor:
-        made = untied._parts(tensors[0], *tensors[3:7], tensors[7] if relative else None, False, 128)
+        made = untied.untied_parts(tensors[0], *tensors[3:7], tensors[7] if relative else None, False, 128)
         return form(*tensors[:3], made, cu_seqlens=None, scale=0.4, keys=None, **options)
 
     try:

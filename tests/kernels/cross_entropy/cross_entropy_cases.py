@@ -5,9 +5,10 @@ operator is not what PyTorch wants of it. Runs on a GPU or, with TRITON_INTERPRE
 import json
 
 import torch
-from fastbert_kernels import triton_cross_entropy
+from fastbert_kernels import linear_cross_entropy, linear_cross_entropy_reference
 from fastbert_kernels.backend import INTERPRETED
-from fastbert_kernels.linear_cross_entropy import linear_cross_entropy, linear_cross_entropy_reference, operator
+from fastbert_kernels.cross_entropy import triton_rows
+from fastbert_kernels.cross_entropy.dispatch import losses_and_gradients
 from torch import Tensor
 
 torch.set_default_device("cuda" if torch.cuda.is_available() and not INTERPRETED else "cpu")
@@ -73,7 +74,7 @@ def check_rows() -> None:
         target[1] = x[1].isfinite().nonzero()[-1, 0]
         whole = torch.full((7, words + 16), torch.nan, dtype=dtype)
         logits, losses = whole[1:6, :words].copy_(x), torch.full((7,), torch.nan)
-        triton_cross_entropy.losses_and_slopes(logits, target, -100, losses[1:6], True)
+        triton_rows.triton_losses_and_slopes(logits, target, -100, losses[1:6], True)
         exact = x[:4].double()
         wanted = torch.nn.functional.cross_entropy(exact, target[:4], reduction="none")
         torch.testing.assert_close(losses[1:5].double(), wanted, rtol=1e-6, atol=1e-5)
@@ -85,7 +86,7 @@ def check_rows() -> None:
         losses[1:6] = torch.nan
         assert whole.isnan().all() and losses.isnan().all()
     logits, losses = random(2, 40), torch.zeros(2)
-    triton_cross_entropy.losses_and_slopes(logits, torch.tensor([40, -1]), -100, losses, False)
+    triton_rows.triton_losses_and_slopes(logits, torch.tensor([40, -1]), -100, losses, False)
     assert losses.isnan().all(), "a target that is no word"
 
 
@@ -93,9 +94,11 @@ def check_operator() -> None:
     """PyTorch's own checks of a custom operator, and one graph under torch.compile."""
     hidden, embedding, bias = (random(*shape).requires_grad_() for shape in ((9, 6), (20, 6), (20,)))
     target = targets(9, 20, "some")
-    torch.library.opcheck(operator, (hidden, embedding, bias, target, -100, 4, torch.float32, [True, True, True]))
+    torch.library.opcheck(
+        losses_and_gradients, (hidden, embedding, bias, target, -100, 4, torch.float32, [True, True, True])
+    )
     less = (hidden, embedding.detach(), None, target, -100, None, torch.bfloat16, [True, False, False])
-    torch.library.opcheck(operator, less)
+    torch.library.opcheck(losses_and_gradients, less)
     nothing = linear_cross_entropy(hidden[:0], embedding, bias, target[:0], reduction="sum")
     assert nothing == 0 and not any(x.any() for x in torch.autograd.grad(nothing, (hidden, embedding, bias)))
     compiled = torch.compile(linear_cross_entropy, backend="aot_eager", fullgraph=True)
@@ -105,14 +108,14 @@ def check_operator() -> None:
 
 
 def main() -> None:
-    kernel = triton_cross_entropy.losses_and_slopes
+    kernel = triton_rows.triton_losses_and_slopes
 
     def counting(*arguments) -> None:
         global calls
         calls += 1
         kernel(*arguments)
 
-    triton_cross_entropy.losses_and_slopes = counting
+    triton_rows.triton_losses_and_slopes = counting
     check_rows()
     check_operator()
     for dtype in TYPES:

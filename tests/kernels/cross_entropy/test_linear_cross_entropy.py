@@ -1,12 +1,11 @@
 """The loss without logits against torch's own, values and gradients, in every precision and chunk."""
 
-import sys
-
 import pytest
 import torch
 import torch.nn.functional as F
 from fastbert_kernels import linear_cross_entropy, linear_cross_entropy_reference
-from fastbert_kernels.linear_cross_entropy import FEW, losses_and_gradients, operator
+from fastbert_kernels.cross_entropy import dispatch
+from fastbert_kernels.cross_entropy.dispatch import losses_and_gradients
 
 from tests.kernels.largest import Largest
 
@@ -85,15 +84,11 @@ def test_the_logits_of_all_rows_are_never_there_at_once() -> None:
 
 def test_many_logits_are_not_kept(monkeypatch) -> None:
     """Few are: plain PyTorch is as fast then, and a test below this size without `rows` would test nothing else."""
-    calls = []
-    module = sys.modules[losses_and_gradients.__module__]
-    monkeypatch.setattr(module, "operator", lambda *given: calls.append(given) or operator(*given))
-    hidden, embedding, bias, target = problem(torch.float32)
-    linear_cross_entropy(hidden, embedding, bias, target)
-    assert not calls
-    monkeypatch.setattr(module, "FEW", N * V - 1)
-    linear_cross_entropy(hidden, embedding, bias, target)
-    assert len(calls) == 1 and FEW >= N * V
+    assert dispatch.FEW >= N * V
+    for few, custom in ((N * V, False), (N * V - 1, True)):
+        monkeypatch.setattr(dispatch, "FEW", few)
+        loss = linear_cross_entropy(*problem(torch.float32), reduction="sum")
+        assert ("fastbert_kernels" in loss.grad_fn.name()) == custom
 
 
 def test_no_rows() -> None:
@@ -115,9 +110,11 @@ def test_large_logits() -> None:
 
 def test_pytorch_accepts_the_operator() -> None:
     hidden, embedding, bias, target = problem(torch.float32)
-    torch.library.opcheck(operator, (hidden, embedding, bias, target, -100, 6, torch.float32, [True, True, True]))
+    torch.library.opcheck(
+        losses_and_gradients, (hidden, embedding, bias, target, -100, 6, torch.float32, [True, True, True])
+    )
     less = (hidden, embedding.detach(), None, target, -100, None, torch.bfloat16, [True, False, False])
-    torch.library.opcheck(operator, less)
+    torch.library.opcheck(losses_and_gradients, less)
 
 
 @pytest.mark.parametrize("autocast", [False, True])

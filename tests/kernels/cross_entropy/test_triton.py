@@ -11,7 +11,7 @@ import torch
 
 pytest.importorskip("triton")
 from fastbert_kernels.compilation import pretended_gpu
-from fastbert_kernels.triton_cross_entropy import losses_and_slopes
+from fastbert_kernels.cross_entropy.triton_rows import triton_losses_and_slopes
 
 CASES = Path(__file__).parent / "cross_entropy_cases.py"
 
@@ -33,7 +33,7 @@ def test_nothing_that_changes_from_chunk_to_chunk_compiles_again() -> None:
     with pretended_gpu(90) as compiled:
         for start, rows, ignore_index in ((0, 16, -100), (1, 16, 1), (17, 1, 0), (24, 16, -(2**31))):
             part = slice(start, start + rows)
-            losses_and_slopes(logits[part], target[part], ignore_index, losses[part], True)
+            triton_losses_and_slopes(logits[part], target[part], ignore_index, losses[part], True)
         assert len(compiled.kernels()) == 1
-        losses_and_slopes(logits, target, -100, losses, False)
+        triton_losses_and_slopes(logits, target, -100, losses, False)
         assert len(compiled.kernels()) == 2

@@ -7,10 +7,15 @@ import json
 import sys
 
 import torch
-from fastbert_kernels import draw_distinct, sample_candidates, sample_candidates_reference
+from fastbert_kernels import (
+    combine,
+    draw_distinct,
+    draw_distinct_reference,
+    sample_candidates,
+    sample_candidates_reference,
+)
 from fastbert_kernels.backend import INTERPRETED
-from fastbert_kernels.hashing import combine
-from fastbert_kernels.sampling import _draw_from, drawing_operator, sampling_operator
+from fastbert_kernels.sampling.dispatch import drawing_operator, sampling_operator
 from torch import Tensor
 
 torch.set_default_device("cuda" if torch.cuda.is_available() and not INTERPRETED else "cpu")
@@ -57,7 +62,7 @@ def run(logits: Tensor, k: int, forbidden: Tensor | None = None, excluded: Tenso
     check(*ours, logits.shape[1], forbidden, excluded)
     with_words = f"forbidden {forbidden is not None} excluded {excluded is not None}"
     case = f"{case} {logits.dtype} N {len(logits)} V {logits.shape[1]} K {k} {with_words}"
-    compare(case, ours, _draw_from(logits, given, forbidden, excluded, k, kernels=False))
+    compare(case, ours, draw_distinct_reference(logits, k, given, forbidden=forbidden, excluded=excluded))
 
 
 def some(count: int, words: int) -> Tensor:
@@ -112,7 +117,7 @@ def rows_without_a_distribution() -> None:
         logits[row] = bad
         logits[row + 3, 150] = bad
     ours, _ = draw_distinct(logits, 6, keys(7), forbidden=forbidden, excluded=excluded)
-    reference, _ = _draw_from(logits, keys(7), forbidden, excluded, 6, kernels=False)
+    reference, _ = draw_distinct_reference(logits, 6, keys(7), forbidden=forbidden, excluded=excluded)
     for ids in (ours, reference):
         check(ids, torch.zeros(ids.shape), 200, forbidden, excluded)
     assert torch.equal(ours[6:], alone[6:])

@@ -5,14 +5,9 @@ import re
 
 import pytest
 import torch
-from fastbert_kernels import sampling
-from fastbert_kernels.sampling import (
-    draw_distinct,
-    drawing_operator,
-    sample_candidates,
-    sample_candidates_reference,
-    sampling_operator,
-)
+from fastbert_kernels import draw_distinct, sample_candidates, sample_candidates_reference
+from fastbert_kernels.sampling import reference
+from fastbert_kernels.sampling.dispatch import drawing_operator, sampling_operator
 from scipy.stats import chisquare
 
 from tests.kernels.largest import Largest
@@ -65,7 +60,7 @@ LAWS = {
 @pytest.mark.parametrize("block", [4, 64])
 @pytest.mark.parametrize("name", LAWS)
 def test_the_law(name: str, block: int, monkeypatch) -> None:
-    monkeypatch.setattr(sampling, "BLOCK", block)
+    monkeypatch.setattr(reference, "BLOCK", block)
     weights, k = LAWS[name]
     logits = torch.tensor(weights, dtype=torch.float64).log().float()
     rows = ROWS if block == 4 else ROWS // 4
@@ -77,7 +72,7 @@ def test_the_law(name: str, block: int, monkeypatch) -> None:
 @pytest.mark.parametrize("block", [4, 64])
 def test_the_law_with_forbidden_and_excluded_words(block: int, monkeypatch) -> None:
     """Each row lacks a word of its own, likelier than all others together; the law is that of the rest."""
-    monkeypatch.setattr(sampling, "BLOCK", block)
+    monkeypatch.setattr(reference, "BLOCK", block)
     weights = torch.tensor([50.0, 5, 4, 3, 2, 1, 100, 0.5])
     excluded = torch.arange(ROWS) % 3  # one of 0, 1, 2
     ids, log_probabilities = draw_distinct(
@@ -97,7 +92,7 @@ def test_the_law_with_forbidden_and_excluded_words(block: int, monkeypatch) -> N
 @pytest.mark.parametrize("block", [4, 64])
 def test_a_hundred_thousand_draws_are_distinct_and_allowed_whatever_the_distribution(block: int, monkeypatch) -> None:
     """Flat rows, peaked ones, and ones with a single word above what float32 can hold beside it."""
-    monkeypatch.setattr(sampling, "BLOCK", block)
+    monkeypatch.setattr(reference, "BLOCK", block)
     generator = torch.Generator().manual_seed(1)
     scale = torch.tensor([0.1, 10.0, 100.0, 3000.0]).repeat(5000)[:, None]
     logits = torch.randn(20_000, 30, generator=generator) * scale

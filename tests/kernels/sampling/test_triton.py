@@ -12,9 +12,9 @@ import torch
 pytest.importorskip("triton")
 from fastbert_kernels import draw_distinct, sample_candidates
 from fastbert_kernels.compilation import Resources, pretended_gpu
-from fastbert_kernels.sampling import MOST_DRAWS, MOST_WORDS
+from fastbert_kernels.sampling.dispatch import MOST_DRAWS, MOST_WORDS
 
-from tests.kernels.test_sampling import assert_law
+from tests.kernels.sampling.test_sampling import assert_law
 
 CASES = Path(__file__).parent / "sampling_cases.py"
 
