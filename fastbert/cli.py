@@ -72,7 +72,7 @@ def pretrain(arguments: list[str]) -> int:
     if idle := without_effect(options, arguments):
         have = "have" if len(idle) > 1 else "has"
         warn(f"{', '.join(idle)} {have} no effect, as {brief(options.data, str)} is prepared already")
-    from fastbert.pretraining.job import pretrain as run
+    from fastbert.pretraining.pretrain import pretrain as run
 
     return run(options, name)
 

@@ -33,8 +33,8 @@ from torch import Tensor, nn
 from fastbert.config import from_dict, to_dict
 from fastbert.data.shards import open_dataset
 from fastbert.model.positions import POSITIONS
-from fastbert.pretraining import job
 from fastbert.pretraining.options import PretrainOptions
+from fastbert.pretraining.pretrain import pretrain as pretrain_job
 from fastbert.randomness import permute, row_keys
 from fastbert.training.checkpoints import Checkpoint, read_checkpoint
 from fastbert.training.hardware import autocast, describe_machine
@@ -135,7 +135,7 @@ def steps(part: Part, options: dict[str, Any]) -> Iterator[dict[str, Any]]:
     forward, states = trainer.objective.forward, []
     for step, factor in enumerate((1.0, 1.0, np.inf, 1.0)):
         trainer.objective.forward = lambda drawn, f=factor: {name: f * value for name, value in forward(drawn).items()}
-        trainer._step(step)
+        trainer.train_step(step)
         tensors = dict(trainer.objective.named_parameters()) | flatten_optimizer(trainer.optimizer)[0]
         states.append({name: value.detach().clone() for name, value in tensors.items()})
     others = "holds" not in (differing(*states[:2]), differing(*states[2:]))
@@ -144,7 +144,7 @@ def steps(part: Part, options: dict[str, Any]) -> Iterator[dict[str, Any]]:
     try:
         alarm("error")
         for step in range(4, 9):
-            trainer._step(step)
+            trainer.train_step(step)
     finally:
         alarm("default")
     yield {"part": "no step waits", "result": "holds" if part.cuda else NEEDS_CUDA}
@@ -187,7 +187,7 @@ def run_job(part: Part, options: PretrainOptions) -> Iterator[dict[str, Any]]:
     """One pretraining with its curves, also if it is cut short."""
     folder, result, start = next(part.folders), "measured", time.monotonic()
     try:
-        job.pretrain(replace(options, out=str(folder)), "on_gpu")
+        pretrain_job(replace(options, out=str(folder)), "on_gpu")
     except KeyboardInterrupt:
         result = "stopped: time was up"
     except ImportError as error:  # at the very end, for the picture of the curves

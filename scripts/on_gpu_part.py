@@ -18,7 +18,7 @@ from fastbert.data.tokenizer import SPECIAL_TOKENS, WordPiece
 from fastbert.files import atomic_file
 from fastbert.pretraining.loop import Trainer
 from fastbert.pretraining.options import PretrainOptions
-from fastbert.pretraining.setup import Setup
+from fastbert.pretraining.setup import PretrainSetup
 from fastbert.records import write_json
 from fastbert.streams import say
 from fastbert.training.checkpoints import Checkpointer
@@ -70,23 +70,26 @@ class Part:
         except Exception as error:  # with its traceback in the report: time on the device must not end at one fault
             self.add(**what, **failure(error))
 
-    def setup(self, options: dict[str, Any], device: str = "", precision: str = "") -> Setup:
+    def setup(self, options: dict[str, Any], device: str = "", precision: str = "") -> PretrainSetup:
         """A pretraining job on random text; a rehearsal shrinks it."""
         text, words = random_text(96 if self.toy else 8192 if "layers" in options else 32768)
         options = {"eval_sequences": 8, "attention_dropout": options.get("dropout", 0.1), **options}
         asked = from_dict(PretrainOptions, options | (TOY if self.toy else {}), "on_gpu.py")
         config = asked.encoder.resolve(len(words.tokens), asked.length)
-        return Setup(asked, text, words, config, torch.device(device or self.device), precision or self.precision)
+        return PretrainSetup(
+            asked, text, words, config, torch.device(device or self.device), precision or self.precision
+        )
 
-    def trainer(self, setup: Setup, steps: int, log_every: int) -> Trainer:
+    def trainer(self, setup: PretrainSetup, steps: int, log_every: int) -> Trainer:
         """As `job.train` builds it."""
         options, folder, objective = setup.options, next(self.folders), setup.objective().train()
-        parts = {"objective": objective, "optimizer": setup.optimizer(objective), "batches": setup.batches()}
-        asked = {"seed": options.seed, "optimizer_options": options.optimizer, "schedule": options.schedule}
+        parts = {"updater": setup.updater(objective, setup.optimizer(objective)), "batches": setup.batches()}
+        rate = options.optimizer.learning_rate
+        asked = {"seed": options.seed, "learning_rate": rate, "schedule": options.schedule}
         every = {"steps": steps, "eval_every": steps, "checkpoint_every": 5, "log_every": log_every}
         books = {"checkpointer": Checkpointer(folder, 3, say), "logbook": Logbook(folder, steps, quiet=True)}
-        checks = {"validate": lambda length: setup.validate(objective, length), "precision": setup.precision}
-        return Trainer(**parts, **asked, **every, **books, **checks, peak_flops=1.0, state={})
+        checks = {"validate": lambda length: setup.validate(objective, length), "peak_flops": 1.0}
+        return Trainer(**parts, **asked, **every, **books, **checks, state={})
 
     def seconds(self, step: Callable[[], None], count: int) -> float:
         wait = torch.cuda.synchronize if self.cuda else torch.cpu.synchronize

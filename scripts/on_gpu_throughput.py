@@ -14,7 +14,7 @@ from torch import nn
 
 from fastbert.hub.names import BERT_OPTIONS
 from fastbert.pretraining.profiling import profile_steps
-from fastbert.pretraining.setup import Setup
+from fastbert.pretraining.setup import PretrainSetup
 from fastbert.training.hardware import autocast, peak_flops
 
 SHAPES = (
@@ -57,7 +57,7 @@ def race(part: Part, options: dict[str, Any], names: tuple[str, ...], peak: floa
             if name.startswith("fastbert"):
                 trainer = part.trainer(setup, 10**6, log_every=10**9)
                 flops |= {name: trainer.objective.flops(*size)}
-                step = map(trainer._step, itertools.count()).__next__
+                step = map(trainer.train_step, itertools.count()).__next__
             else:
                 step = peer_step(part, setup, name == "compiled")
             if part.cuda:
@@ -77,7 +77,7 @@ def race(part: Part, options: dict[str, Any], names: tuple[str, ...], peak: floa
         yield {**row, "MFU": mfu, "GiB": gib[name], "rounds": speeds[name], "result": "measured"}
 
 
-def peer_step(part: Part, setup: Setup, compiled: bool) -> Callable[[], None]:
+def peer_step(part: Part, setup: PretrainSetup, compiled: bool) -> Callable[[], None]:
     """A training step of transformers' BERT of the same shape, on a few batches masked before."""
     from transformers import BertConfig, BertForMaskedLM
 

@@ -14,7 +14,7 @@ from fastbert.finetuning import job as finetuning
 from fastbert.finetuning import several
 from fastbert.finetuning.options import FinetuneOptions
 from fastbert.flags import parse
-from fastbert.pretraining.job import describe_experiment
+from fastbert.pretraining.build import describe_experiment
 from fastbert.pretraining.options import PretrainOptions, science
 from fastbert.pretraining.run import RunFolder, new_folder, stored_options
 from fastbert.pretraining.setup import data_fingerprint, prepare_setup
@@ -86,7 +86,7 @@ def test_a_run_that_another_process_has_begun_meanwhile(flags, tmp_path, monkeyp
         (tmp_path / "run" / "checkpoints").mkdir(parents=True)
         return {}
 
-    monkeypatch.setattr("fastbert.pretraining.job.describe_experiment", late)
+    monkeypatch.setattr("fastbert.pretraining.pretrain.describe_experiment", late)
     assert "another process began a run" in refused(capsys, "pretrain", *flags, "--out", tmp_path / "run")
 
 

@@ -10,9 +10,9 @@ from fastbert.data import stages as batches
 from fastbert.experiments.ablate_options import Budget
 from fastbert.experiments.ablate_questions import Questions, questions
 from fastbert.experiments.sweep_report import plural
-from fastbert.pretraining import job
+from fastbert.pretraining.budget import time_training
 from fastbert.pretraining.options import PretrainOptions, science
-from fastbert.pretraining.setup import Setup, data_fingerprint
+from fastbert.pretraining.setup import PretrainSetup, data_fingerprint
 from fastbert.streams import say
 from fastbert.training.timing import undisturbed
 
@@ -26,7 +26,7 @@ class Planned:
     """A variant with its numbers."""
 
     name: str
-    setup: Setup
+    setup: PretrainSetup
     parameters: int
     """Of all networks."""
     checkpoint_bytes: int
@@ -115,7 +115,7 @@ def equal_steps(budget: Budget, variants: list[Planned]) -> list[int]:
     return [max(1, round(count * costs[0] / cost)) for cost in costs]
 
 
-def timing_key(setup: Setup, shape: Shape) -> str:
+def timing_key(setup: PretrainSetup, shape: Shape) -> str:
     """Names what the time of a step depends on."""
     options = setup.options
     machine = {"threads": options.machine.threads, "device": str(setup.device), "precision": setup.precision}
@@ -124,9 +124,9 @@ def timing_key(setup: Setup, shape: Shape) -> str:
     return digest(described | {"first_fraction": None, "shape": shape})
 
 
-def timed_step(setup: Setup, objective: nn.Module, seconds: float, plan: batches.Plan) -> float:
+def timed_step(setup: PretrainSetup, objective: nn.Module, seconds: float, plan: batches.BatchPlan) -> float:
     """The time of a step in one round."""
-    return job.time_training(setup, objective, seconds, plan, ROUND_STEPS).seconds
+    return time_training(setup, objective, seconds, plan, ROUND_STEPS).seconds
 
 
 def step_seconds(variants: Iterable[Planned], known: Mapping[str, list[float]]) -> dict[str, list[float]]:
@@ -139,7 +139,7 @@ def step_seconds(variants: Iterable[Planned], known: Mapping[str, list[float]]) 
         say(f"timing the steps of {plural(len({v.name for v, _ in left.values()}), 'variant')}, in {ROUNDS} rounds")
     for _ in range(ROUNDS if left else 0):
         for key, (variant, shape) in left.items():
-            plan = batches.Plan.constant(*shape)
+            plan = batches.BatchPlan.constant(*shape)
             took = timed_step(variant.setup, variant.setup.objective(), ROUND_SECONDS, plan)
             found.setdefault(key, []).append(took)
     return found

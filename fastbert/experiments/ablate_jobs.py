@@ -15,8 +15,8 @@ from fastbert.config import digest, from_dict
 from fastbert.errors import UserError
 from fastbert.experiments.jobs import RUN, ended, failure
 from fastbert.files import atomic_folder
-from fastbert.pretraining.job import pretrain
 from fastbert.pretraining.options import PretrainOptions, science
+from fastbert.pretraining.pretrain import pretrain
 from fastbert.pretraining.run import RunFolder
 from fastbert.records import read_json
 from fastbert.training.checkpoints import read_state

@@ -22,7 +22,7 @@ from fastbert.hub.export import export_model
 from fastbert.hub.load import load_pretrained
 from fastbert.hub.names import kept
 from fastbert.model.options import NotesOptions
-from fastbert.pretraining.job import check_steps, resolve_steps
+from fastbert.pretraining.budget import check_steps, resolve_steps
 from fastbert.pretraining.options import PretrainOptions, science
 from fastbert.pretraining.setup import (
     check_networks,

@@ -145,7 +145,7 @@ def time_library(text: Path, tokenizer: Path, threads: int) -> dict[str, float]:
 
 def time_loader(prepared: Path, options: BenchDataOptions) -> dict[str, float]:
     """Seconds a step: to read the rows, to draw the masks, and to train on them, reading included."""
-    from fastbert.pretraining.job import seconds_per_step
+    from fastbert.pretraining.budget import seconds_per_step
     from fastbert.pretraining.options import PretrainMachineOptions, PretrainOptions
     from fastbert.pretraining.setup import prepare_setup
 

@@ -28,11 +28,11 @@ import torch
 from fastbert.data.shards import open_dataset
 from fastbert.errors import UserError
 from fastbert.hub.names import BERT_OPTIONS
-from fastbert.pretraining.job import build_trainer
+from fastbert.pretraining.build import build_trainer
 from fastbert.pretraining.options import PretrainOptions
 from fastbert.pretraining.profiling import profile_steps
 from fastbert.pretraining.run import RunFolder
-from fastbert.pretraining.setup import Setup, data_folder, prepare_setup
+from fastbert.pretraining.setup import PretrainSetup, data_folder, prepare_setup
 from fastbert.processes import without_control_c
 from fastbert.system_errors import MEMORY_REMEDY, user_error
 from fastbert.training.hardware import autocast, peak_flops, resolve_device, resolve_precision, use_device
@@ -156,7 +156,7 @@ def _serve(contestant: Contestant, pipe: Connection) -> None:
         pipe.send(("fault", traceback.format_exc()) if known is None else ("mistake", str(known)))
 
 
-def _bare_setup(options: PretrainOptions) -> Setup:
+def _bare_setup(options: PretrainOptions) -> PretrainSetup:
     """Data and shape without what fastbert sets about a process, such as how it allocates memory."""
     device = resolve_device(options.machine.device)
     use_device(device)
@@ -165,23 +165,23 @@ def _bare_setup(options: PretrainOptions) -> Setup:
     dataset = open_dataset(data_folder(options, options.tokenizer))
     config = options.encoder.resolve(dataset.vocab_size, options.length)
     precision, _ = resolve_precision(options.machine.precision, device)
-    return Setup(options, dataset, dataset.wordpiece, config, device, precision)
+    return PretrainSetup(options, dataset, dataset.wordpiece, config, device, precision)
 
 
-def _own(setup: Setup, contestant: Contestant, folder: Path) -> tuple[Iterator[None], dict[str, Any], Callable]:
+def _own(setup: PretrainSetup, contestant: Contestant, folder: Path) -> tuple[Iterator[None], dict[str, Any], Callable]:
     """fastbert's loop as `fastbert pretrain` builds it: rows, masks, loss, clipping, update, logged rows."""
     run = RunFolder(folder / "run")
     trainer = build_trainer(setup, run, {"science": {}, "sessions": []}, resumed=False, quiet=True)
     trainer.objective.train()
     size = setup.options.batch_size, setup.options.length
     facts = {"flops": trainer.objective.flops(*size), "parameters": trainer.objective.parameter_count()}
-    return map(trainer._step, itertools.count()), facts, lambda: profile_steps(trainer).parts
+    return map(trainer.train_step, itertools.count()), facts, lambda: profile_steps(trainer).parts
 
 
 class _Sequences(torch.utils.data.Dataset):
     """The rows of a split as a map-style dataset, as run_mlm.py has them."""
 
-    def __init__(self, setup: Setup) -> None:
+    def __init__(self, setup: PretrainSetup) -> None:
         self.rows = setup.rows("train")
 
     def __len__(self) -> int:
@@ -192,7 +192,9 @@ class _Sequences(torch.utils.data.Dataset):
         return {"input_ids": batch.input_ids[0].tolist()}
 
 
-def _peer(setup: Setup, contestant: Contestant, folder: Path) -> tuple[Iterator[None], dict[str, Any], Callable]:
+def _peer(
+    setup: PretrainSetup, contestant: Contestant, folder: Path
+) -> tuple[Iterator[None], dict[str, Any], Callable]:
     """transformers' BERT with SDPA, its collator, torch's fused AdamW and a linear schedule."""
     from transformers import (
         BertConfig,

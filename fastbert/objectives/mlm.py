@@ -26,10 +26,11 @@ from fastbert.model.flops import (
     mlm_head_parameters,
 )
 from fastbert.model.heads import MLMHead
-from fastbert.model.notes import Notes, Taken
+from fastbert.model.notes import NotedTokens, Notes
 from fastbert.objectives.masking import choose_places, corrupt, masked_places
 from fastbert.objectives.options import MLMOptions
 from fastbert.randomness import row_keys
+from fastbert.training.world import ONE_PROCESS, World
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class Masked:
     """int32 [B]; None where nothing is dropped."""
     counts: dict[str, Tensor]
     """What each sum is a mean over."""
-    noted: Taken | None = None
+    noted: NotedTokens | None = None
     """What is read from and written to notes."""
 
 
@@ -144,9 +145,9 @@ class MLM(nn.Module):
         )
         return hidden.flatten(0, 1)
 
-    def after_step(self, drawn: Sequence[Masked], updated: Tensor) -> dict[str, Tensor]:
+    def after_step(self, drawn: Sequence[Masked], updated: Tensor, world: World = ONE_PROCESS) -> dict[str, Tensor]:
         """Writes the notes, if there are any."""
-        return {} if self.notes is None else self.notes.write([part.noted for part in drawn], updated)
+        return {} if self.notes is None else self.notes.write([part.noted for part in drawn], updated, world)
 
     def flops(self, batch: int, length: int) -> int:
         """Of one training step over [B, T], by the closed forms of `fastbert.model.flops`."""

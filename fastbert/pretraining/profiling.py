@@ -23,7 +23,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from fastbert.files import atomic_folder
 from fastbert.model.encoder import Attention, Block, Encoder, FeedForward
 from fastbert.pretraining.loop import Trainer
-from fastbert.pretraining.setup import Setup
+from fastbert.pretraining.setup import PretrainSetup
 from fastbert.pretraining.spans import Span, operators, parts
 from fastbert.training.checkpoints import check_space
 
@@ -36,7 +36,7 @@ MODULES = {Encoder: "embedding", Block: "norms, dropout, sums", Attention: "atte
 """Marks of the forward pass: what a module does itself, without the marked ones in it."""
 
 
-def check_room(folder: Path, setup: Setup) -> None:
+def check_room(folder: Path, setup: PretrainSetup) -> None:
     """
     Raises:
         UserError: the disk of `folder` has no room for a profile.
@@ -205,13 +205,13 @@ def profile_steps(trainer: Trainer, steps: int = COUNT, warm_up: int = 2) -> Pro
     trainer.objective.train()
     first = trainer.progress.step
     for step in range(first, first + warm_up):
-        trainer._step(step)
+        trainer.train_step(step)
     profiler = StepProfiler(trainer)
     profiler.start()
     try:
         for step in range(first + warm_up, first + warm_up + steps):
             with profiler.step():
-                trainer._step(step)
+                trainer.train_step(step)
     finally:
         profiler.stop()
     return profiler.found()

@@ -8,10 +8,10 @@ import torch
 from torch import nn
 
 from fastbert import config as configuration
-from fastbert.data.batches import Rows, TrainingBatches, validation_batches
+from fastbert.data.batches import PackedRows, TrainingBatches, validation_batches
 from fastbert.data.prepare import PrepareOptions, prepared_folder
 from fastbert.data.shards import Dataset, open_dataset
-from fastbert.data.stages import NOMINAL_STEPS, Plan, all_shapes, make_plan
+from fastbert.data.stages import NOMINAL_STEPS, BatchPlan, all_shapes, make_plan
 from fastbert.data.tokenizer import WordPiece, load_tokenizer
 from fastbert.data.tokenizer_check import differences
 from fastbert.errors import UserError
@@ -22,16 +22,18 @@ from fastbert.model.flops import encoder_parameters
 from fastbert.objectives import OBJECTIVES
 from fastbert.objectives.options import MultipleChoiceOptions
 from fastbert.pretraining.evaluation import evaluate
-from fastbert.pretraining.notes import NotedCorpus, find_noted, rare_band
+from fastbert.pretraining.noted_words import NotedCorpus, find_noted, rare_band
 from fastbert.pretraining.options import SOURCE_ONLY, PretrainOptions, objective_options
 from fastbert.streams import say
 from fastbert.training.apex import check_apex
 from fastbert.training.hardware import resolve_device, resolve_precision, setup_machine, total_memory
 from fastbert.training.optimizers import build_optimizer
+from fastbert.training.step import Updater
+from fastbert.training.world import ONE_PROCESS, World
 
 
 @dataclass
-class Setup:
+class PretrainSetup:
     """What a run is made of, before its first step."""
 
     options: PretrainOptions
@@ -44,6 +46,7 @@ class Setup:
     """The words that have notes; None without notes."""
     started: PretrainOptions | None = None
     """The options in config.yaml, of a run that is resumed."""
+    world: World = ONE_PROCESS
 
     def objective(self, initial: bool = True) -> nn.Module:
         """The networks on the device; with the weights of --init-from, if that is given and they are wanted."""
@@ -65,7 +68,11 @@ class Setup:
         options = self.options
         return build_optimizer(objective.named_parameters(), options.optimizer, self.device, options.machine.apex)
 
-    def plan(self, steps: int | None = None) -> Plan:
+    def updater(self, objective: nn.Module, optimizer: torch.optim.Optimizer) -> Updater:
+        """What the steps of a training share."""
+        return Updater(objective, optimizer, self.options.optimizer.clip_norm, self.precision, self.world)
+
+    def plan(self, steps: int | None = None) -> BatchPlan:
         """What each step takes, in a run of so many; if None, as many as the options say, or many if they say none."""
         options = self.options
         return make_plan(options.stages, options.batch_size, options.length, steps or options.steps or NOMINAL_STEPS)
@@ -74,31 +81,32 @@ class Setup:
         """All (batch_size, length) that a step can have, whatever the number of steps."""
         return all_shapes(self.options.stages, self.options.batch_size, self.options.length)
 
-    def rows(self, split: str, length: int | None = None) -> Rows:
+    def rows(self, split: str, length: int | None = None) -> PackedRows:
         """The split in sequences of `length`, or of the run's if None."""
         options, ids = self.options, self.vocabulary.ids
         length = length or options.length
         stream, noted = self.dataset.split(split), self.noted.split[split, length] if self.noted else None
-        return Rows(stream, length, ids["[CLS]"], ids["[SEP]"], options.document_mask, noted)
+        return PackedRows(stream, length, ids["[CLS]"], ids["[SEP]"], options.document_mask, noted)
 
-    def batches(self, plan: Plan | None = None) -> TrainingBatches:
+    def batches(self, plan: BatchPlan | None = None) -> TrainingBatches:
         """Those of `plan`, or of the run's if None."""
         options, plan = self.options, plan or self.plan()
         micro = options.machine.micro_batch_size or options.batch_size
         rows = {length: self.rows("train", length) for length in plan.lengths}
-        return TrainingBatches(rows, plan, micro, options.seed, self.device)
+        return TrainingBatches(rows, plan, micro, options.seed, self.device, self.world)
 
     def validate(self, objective: nn.Module, length: int | None = None) -> dict[str, float]:
         """Losses on held-out sequences of `length`, or of the run's if None."""
         options = self.options
         micro = options.machine.micro_batch_size or options.batch_size
-        batches = validation_batches(self.rows("validation", length), options.eval_sequences, micro, self.device)
-        return evaluate(objective, batches, self.precision)
+        rows = self.rows("validation", length)
+        batches = validation_batches(rows, options.eval_sequences, micro, self.device, self.world)
+        return evaluate(objective, batches, self.precision, self.world)
 
 
 def prepare_setup(
     options: PretrainOptions, config: EncoderConfig | None = None, verify_data: bool | None = None
-) -> Setup:
+) -> PretrainSetup:
     """Data, vocabulary, encoder and machine for `options`; everything that can be refused is refused here.
 
     Args:
@@ -130,7 +138,7 @@ def prepare_setup(
             check_tokenizer(pretrained, vocabulary, str(folder))
         elif options.tokenizer is not None and str(folder) == options.data:
             check_given_tokenizer(options, vocabulary)
-    if not len(rows := Rows(dataset.split("validation"), options.length, 0, 0)):
+    if not len(rows := PackedRows(dataset.split("validation"), options.length, 0, 0)):
         raise UserError(
             f"{folder} holds {len(rows.stream)} tokens for validation, less than one sequence of {options.length}; "
             "lower --length, or prepare it with a larger --validation-fraction"
@@ -140,7 +148,7 @@ def prepare_setup(
             say(remark)
     lengths = {options.length, options.stages.first_length or options.length}
     noted = find_noted(options.notes, dataset, options.length, lengths) if options.notes.enabled else None
-    return Setup(options, dataset, vocabulary, config, device, precision, noted)
+    return PretrainSetup(options, dataset, vocabulary, config, device, precision, noted)
 
 
 def tokenizer_to_prepare(options: PretrainOptions, pretrained: Pretrained | None) -> str | None:

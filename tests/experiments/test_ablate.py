@@ -16,7 +16,7 @@ from fastbert.experiments.ablate_jobs import pretrain_job
 from fastbert.experiments.ablate_options import load_ablation
 from fastbert.experiments.ablate_plan import plan
 from fastbert.experiments.jobs import run_job
-from fastbert.pretraining import job, loop, setup
+from fastbert.pretraining import build, loop, setup
 from tests.experiments.conftest import FINETUNE, command_of, read_rows, workers_of
 from tests.experiments.test_ends import start, wait_for
 
@@ -134,7 +134,7 @@ def test_killed_and_continued_equals_uninterrupted(toy, whole, tmp_path, capsys)
 def test_seconds_of_a_job_are_those_of_all_its_attempts(toy, tmp_path, monkeypatch) -> None:
     """A step takes a minute by the test's clock: 36 of a training that was stopped after 21, then the 3 of a branch."""
     now, stops = [0.0], [20]
-    real = loop.Trainer._step
+    real = loop.Trainer.train_step
 
     def stepping(self, step: int) -> None:
         if stops and step == stops[0]:
@@ -142,11 +142,11 @@ def test_seconds_of_a_job_are_those_of_all_its_attempts(toy, tmp_path, monkeypat
         now[0] += 60.0
         real(self, step)
 
-    monkeypatch.setattr(loop.Trainer, "_step", stepping)
+    monkeypatch.setattr(loop.Trainer, "train_step", stepping)
     monkeypatch.setattr(ablate_budget, "timed_step", lambda *given: 0.01)
     ablation, options = load_ablation(toy)
     trunk, branch, *_ = plan(ablation, options, tmp_path, {}).jobs
-    monkeypatch.setattr(job, "peak_flops", lambda *given: (1e9, "a test"))
+    monkeypatch.setattr(build, "peak_flops", lambda *given: (1e9, "a test"))
     monkeypatch.setattr(loop.time, "perf_counter", lambda: now[0])
 
     def run(part) -> dict:

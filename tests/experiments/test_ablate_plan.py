@@ -167,7 +167,7 @@ def test_jobs_are_named_by_what_they_are(planned) -> None:
     same = ids(variants=two)
     assert len(set(same)) == 2
     assert ids(variants={"first": None, "second": {"position": "tupe-r"}}) == same
-    assert ids(variants=two, base={"cls_attention": "untied", "electra": {"weight": 9.0}}) == same
+    assert ids(variants=two, base={"cls_attention": "untied", "electra": {"loss_weight": 9.0}}) == same
     more = ids(variants={**two, "c": {"norm": "pre"}}, seeds=[1, 0])
     assert more[3:5] == same and len(set(more)) == 6
     for changes in (
@@ -202,7 +202,7 @@ def test_what_shows_in_the_plan_only(planned, tmp_path) -> None:
 def test_all_variants_read_the_same_data(corpus, planned, tmp_path, monkeypatch) -> None:
     """Rare words are listed for the widest band, so that bands of notes do not make different data."""
     monkeypatch.chdir(tmp_path)
-    bands = {"a": {"least": 20, "most": 90}, "b": {"least": 5, "most": 60}}
+    bands = {"a": {"min_count": 20, "max_count": 90}, "b": {"min_count": 5, "max_count": 60}}
     variants = {"plain": None, **{name: {"notes": {"enabled": True, **band}} for name, band in bands.items()}}
     base = {"data": str(corpus), "validation_fraction": 0.1}
     _, study = planned(base=base, variants=variants)

@@ -13,7 +13,7 @@ from fastbert.data.stages import StageOptions, all_shapes
 from fastbert.errors import UserError
 from fastbert.model.encoder import Block, Encoder, adapt
 from fastbert.model.options import EncoderOptions
-from fastbert.pretraining.job import build_trainer
+from fastbert.pretraining.build import build_trainer
 from fastbert.pretraining.options import PretrainMachineOptions, PretrainOptions
 from fastbert.pretraining.run import RunFolder
 from fastbert.pretraining.setup import prepare_setup

@@ -158,7 +158,7 @@ def test_every_value_of_every_option_is_taken_or_refused_alike() -> None:
 FAST = {
     "fastbert.pretraining.dry_run.SECONDS": 0.0,
     "fastbert.pretraining.dry_run.finish": lambda *_: None,
-    "fastbert.pretraining.job.peak_flops": lambda *_: (1e12, "the test"),
+    "fastbert.pretraining.build.peak_flops": lambda *_: (1e12, "the test"),
     "fastbert.pretraining.budget.MOST": 0.05,
 }
 

@@ -3,8 +3,8 @@ import torch
 from fastbert_kernels import configurations
 
 from fastbert.errors import UserError
-from fastbert.training import kernels
-from fastbert.training.kernels import fix_kernels
+from fastbert.training import kernel_configurations
+from fastbert.training.kernel_configurations import fix_kernels
 
 GPU = torch.device("cuda")
 TUNED = {"keys": {"16-bit, to 64": [32, 64, 4, 1]}}
@@ -15,7 +15,7 @@ def gpu(monkeypatch, tmp_path):
     pytest.importorskip("triton")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H200")
-    monkeypatch.setattr(kernels, "runs_kernels", lambda x, what: True)
+    monkeypatch.setattr(kernel_configurations, "runs_kernels", lambda x, what: True)
     monkeypatch.setattr(torch, "empty", lambda *size, device: None)
     monkeypatch.setattr(configurations, "_capability", lambda: 90)
     yield
