@@ -17,7 +17,7 @@ from unittest import mock
 import numpy as np
 import torch
 import torch.nn.functional as F
-from fastbert_kernels.attention import allowed_pairs
+from fastbert_kernels.attention.reference import allowed_pairs
 
 from fastbert.data.tokenizer import load_tokenizer
 from fastbert.finetuning import job, loop
@@ -216,7 +216,7 @@ def whole_last_block() -> AbstractContextManager:
 
 def torch_dropout() -> AbstractContextManager:
     stack = ExitStack()
-    for module in (encoder, classifier, importlib.import_module("fastbert_kernels.attention")):
+    for module in (encoder, classifier, importlib.import_module("fastbert_kernels.attention.reference")):
         stack.enter_context(mock.patch.object(module, "hash_dropout", lambda x, keys, p: F.dropout(x, p)))
     return stack
 

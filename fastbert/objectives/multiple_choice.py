@@ -17,8 +17,8 @@ h (E W)^T + b. Shapes as in `replacement`; k choices.
 
 import torch
 import torch.nn.functional as F
+from fastbert_kernels import candidate_scores
 from fastbert_kernels.sampling import BLOCK
-from fastbert_kernels.scores import candidate_scores
 from torch import Tensor, nn
 
 from fastbert.data.tokenizer import WordPiece
