@@ -74,7 +74,7 @@ def test_what_was_tuned_is_not_written_through_a_link(tmp_path, target, monkeypa
     path.parent.mkdir()
     path.with_suffix(f".{os.getpid()}").symlink_to(target)
     path.symlink_to(target)
-    assert configurations.keep({}, "GPU") == path
+    assert configurations.save_tuned({}, "GPU") == path
     assert target.read_text() == "precious" and '"device": "GPU"' in path.read_text()
 
 

@@ -130,7 +130,7 @@ def test_no_home_directory(monkeypatch) -> None:
     for name in ("HOME", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(os, "getuid", lambda: 2**31 - 7)
-    assert configurations.kept("a GPU") is None
+    assert configurations.load_tuned("a GPU") is None
     with pytest.raises(RuntimeError) as found:
         configurations.file_of("a GPU")
     assert "set HOME, or XDG_CACHE_HOME" in str(user_error(found.value))

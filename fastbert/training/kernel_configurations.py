@@ -29,7 +29,7 @@ def fix_kernels(device: torch.device, sessions: list[dict[str, Any]]) -> dict[st
     before = (session.get("resolved", {}).get("kernels") for session in reversed(sessions))
     stored = next((found["configurations"] for found in before if found and found["device"] == name), None)
     try:
-        configurations.use(stored or configurations.kept(name) or {})
+        configurations.use(stored or configurations.load_tuned(name) or {})
     except ValueError as error:
         raise UserError(str(error)) from None
     return {"device": name, "configurations": configurations.in_use()}

@@ -17,7 +17,7 @@ from unittest import mock
 import numpy as np
 import torch
 import torch.nn.functional as F
-from fastbert_kernels.attention import allowed_pairs
+from fastbert_kernels.attention.reference import allowed_pairs
 
 from fastbert.data.tokenizer import load_tokenizer
 from fastbert.finetuning import job, loop
@@ -30,7 +30,7 @@ from fastbert.finetuning.predict import BATCH
 from fastbert.finetuning.results import seed_folder
 from fastbert.finetuning.tasks import Example, Task, open_task
 from fastbert.model import encoder
-from fastbert.model.encoder import Encoder, Places
+from fastbert.model.encoder import Encoder, TokenIndex
 from fastbert.model.kernels import KERNELS
 from fastbert.randomness import permute
 from fastbert.records import read_json
@@ -208,7 +208,7 @@ def torch_attention(q, k, v, bias=None, *, key_padding, segments, scale=None, dr
 def whole_last_block() -> AbstractContextManager:
     forward = Encoder.forward
 
-    def without(self, *parts, only: Places = None, **settings):
+    def without(self, *parts, only: TokenIndex = None, **settings):
         return forward(self, *parts, **settings)
 
     return mock.patch.object(Encoder, "forward", without)
@@ -216,7 +216,7 @@ def whole_last_block() -> AbstractContextManager:
 
 def torch_dropout() -> AbstractContextManager:
     stack = ExitStack()
-    for module in (encoder, classifier, importlib.import_module("fastbert_kernels.attention")):
+    for module in (encoder, classifier, importlib.import_module("fastbert_kernels.attention.reference")):
         stack.enter_context(mock.patch.object(module, "hash_dropout", lambda x, keys, p: F.dropout(x, p)))
     return stack
 

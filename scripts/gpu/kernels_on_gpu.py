@@ -18,9 +18,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 CASES = {
-    "attention_cases.py": ("check_operators", "check_edges", "dense", "low", "packed", "untied"),
-    "cross_entropy_cases.py": (),
-    "sampling_cases.py": ("check_operators", "draws", "shapes_of_rows", "samples"),
+    "attention/attention_cases.py": ("check_operators", "check_edges", "dense", "low", "packed", "untied"),
+    "cross_entropy/cross_entropy_cases.py": (),
+    "sampling/sampling_cases.py": ("check_operators", "draws", "shapes_of_rows", "samples"),
 }
 SHARES = {"tune": 0.3, "attention": 0.45, "vocabulary": 0.1}
 """Of the time that is left after the cases."""

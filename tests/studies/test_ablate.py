@@ -143,7 +143,7 @@ def test_seconds_of_a_job_are_those_of_all_its_attempts(toy, tmp_path, monkeypat
         real(self, step)
 
     monkeypatch.setattr(loop.Trainer, "train_step", stepping)
-    monkeypatch.setattr(costs, "timed_step", lambda *given: 0.01)
+    monkeypatch.setattr(costs, "timed_round", lambda *given: 0.01)
     ablation, options = load_ablation(toy)
     trunk, branch, *_ = plan_ablation(ablation, options.glue_dir, tmp_path, {}).jobs
     monkeypatch.setattr(build, "peak_flops", lambda *given: (1e9, "a test"))

@@ -29,7 +29,7 @@ def test_without_kernels_there_is_nothing_to_fix() -> None:
 def test_a_run_keeps_the_configurations_it_started_with() -> None:
     first = fix_kernels(GPU, [])
     assert first["device"] == "NVIDIA H200" and first["configurations"]["keys"]["16-bit, to 64"] == [64, 128, 8, 2]
-    configurations.keep(TUNED, "NVIDIA H200")  # tuned in between
+    configurations.save_tuned(TUNED, "NVIDIA H200")  # tuned in between
     sessions = [{"resolved": {"kernels": first}}, {"resolved": {}}]
     assert fix_kernels(GPU, sessions) == first
     assert fix_kernels(GPU, [])["configurations"]["keys"]["16-bit, to 64"] == [32, 64, 4, 1]
@@ -37,7 +37,7 @@ def test_a_run_keeps_the_configurations_it_started_with() -> None:
 
 
 def test_another_gpu_takes_its_own(monkeypatch) -> None:
-    configurations.keep(TUNED, "NVIDIA A100")
+    configurations.save_tuned(TUNED, "NVIDIA A100")
     first = fix_kernels(GPU, [])
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA A100")
     assert fix_kernels(GPU, [{"resolved": {"kernels": first}}])["configurations"]["keys"]["16-bit, to 64"] == [
@@ -49,6 +49,6 @@ def test_another_gpu_takes_its_own(monkeypatch) -> None:
 
 
 def test_a_damaged_file_is_named() -> None:
-    configurations.keep(TUNED, "NVIDIA H200").write_text("{}")
+    configurations.save_tuned(TUNED, "NVIDIA H200").write_text("{}")
     with pytest.raises(UserError, match=r"kernels-nvidia-h200\.json is damaged .* delete it or tune again"):
         fix_kernels(GPU, [])

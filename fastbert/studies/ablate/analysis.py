@@ -129,7 +129,7 @@ class VariantComparison:
         return not self.verdict.startswith("undecided")
 
 
-def compare(measure: Measure, hardly_learned: bool) -> list[VariantComparison]:
+def compare_variants(measure: Measure, hardly_learned: bool) -> list[VariantComparison]:
     """Every variant against the first, the baseline, which comes first itself.
 
     Args:
