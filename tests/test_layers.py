@@ -86,7 +86,7 @@ def test_imports_lead_downwards(graph) -> None:
     ]
     assert not upwards
     seen = {(part(name), part(other)) for name, other in edges}
-    assert {("experiments", "finetuning"), ("data", "errors"), ("model", "fastbert_kernels")} <= seen
+    assert {("studies", "finetuning"), ("data", "errors"), ("model", "fastbert_kernels")} <= seen
 
 
 def test_sweep_and_ablate_stand_on_the_engine_and_not_on_each_other(graph) -> None:

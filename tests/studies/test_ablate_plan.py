@@ -49,7 +49,7 @@ def planned(prepared, tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def timed_variants(planned, monkeypatch) -> None:
+def timed(planned, monkeypatch) -> None:
     """A step takes 0.1 s for each token of a sequence; with tupe-r three times that."""
 
     def seconds(setup, objective, seconds, plan) -> float:

@@ -20,7 +20,7 @@ from tests.studies.conftest import toy_job, write_toy_runner
 def opened(out: Path, jobs: list) -> ResultStore:
     out.mkdir(exist_ok=True)
     store = ResultStore(out, "toy", lambda row, where: None)
-    store.open({}, jobs)
+    store.begin({}, jobs)
     return store
 
 

@@ -114,5 +114,5 @@ def test_a_link_in_the_place_of_the_jobs_is_not_followed(what: str, tmp_path) ->
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "jobs").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(UserError, match="jobs is a link, which is not followed"):
-        store.open({}, [])
+        store.begin({}, [])
     assert sorted(os.listdir(tmp_path)) == ["elsewhere", "jobs"]

@@ -57,7 +57,7 @@ def ablate(ablation: Ablation, options: AblateOptions) -> int:
         known = store.described().get("seconds", {})
         plan = plan_ablation(ablation, options.glue_dir, out, known)
         check_measure(ablation, plan.incomparable)
-        store.open(describe_ablation(ablation, plan), plan.jobs, seconds={**known, **plan.seconds})
+        store.begin(describe_ablation(ablation, plan), plan.jobs, seconds={**known, **plan.seconds})
         forget_lost(store)
         say(planned_table(plan, ablation).plain())
         say(f"{counted_kinds(plan)}{store.done_before}")

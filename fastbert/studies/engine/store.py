@@ -31,7 +31,7 @@ class ResultStore:
         check_done: of the rows of finished jobs.
 
     Attributes:
-        jobs: of this call, once it is open.
+        jobs: of this call, once it has begun.
         rows: by the ids of their jobs; also of jobs that an earlier call had.
 
     Raises:
@@ -60,7 +60,7 @@ class ResultStore:
         shape = {"axes": dict, "jobs": [str], "seconds?": {str: [float]}}
         return read_sealed(self.record, f"the record of the {self.what}", shape, "restore it, or choose another --out")
 
-    def open(self, description: dict[str, Any], jobs: list[Job], **more: Any) -> None:
+    def begin(self, description: dict[str, Any], jobs: list[Job], **more: Any) -> None:
         """Writes what the study is and reads its rows. Its axes may have grown or shrunk since the last call; one that
         shares no job with what is there is another one.
 

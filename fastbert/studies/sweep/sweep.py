@@ -49,7 +49,7 @@ def sweep(grid: FinetuneGrid, options: SweepOptions) -> int:
                 f"{grid.path}: save_model: models do not come back from the nodes of a cluster; drop it, or use "
                 "--backend local"
             )
-        store.open(describe_sweep(grid, jobs), jobs)
+        store.begin(describe_sweep(grid, jobs), jobs)
         say(f"{counted_jobs(jobs)}{store.done_before}")
         if left := sorted(store.left, key=lambda job: -job.cost):
             stopped = run_events(start(options, left, store, grid.threads), store, LiveStatus(jobs, store.rows, scored))
