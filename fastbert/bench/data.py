@@ -1,5 +1,5 @@
-"""`fastbert bench data`: how fast text becomes shards beside the tokenizers library, and what drawing batches costs
-beside the training step they are for. Contestants take turns, each time in a process of its own."""
+"""`fastbert bench data`: how fast text becomes shards compared with the tokenizers library, and what reading batches
+costs compared with the training step they are for. Contestants alternate, each time in a process of its own."""
 
 import io
 import os
@@ -28,7 +28,7 @@ from fastbert.records import json_text, write_json
 from fastbert.streams import say
 from fastbert.training.hardware import describe_machine
 
-ENCODER = EncoderOptions(layers=4, width=256, heads=4)  # of the training step that reading is held against
+ENCODER = EncoderOptions(layers=4, width=256, heads=4)  # of the training step that reading is compared with
 STEPS, STEP_SECONDS = 30, 5.0  # drawn in a round; of timed training
 
 

@@ -208,7 +208,11 @@ def _question(report: ReportPage, ablation: Ablation, results: AblationResults) 
     if results.masked_loss is None:
         return
     gain = plan.unigram_entropy - results.masked_loss
-    of = "of the baseline" if results.baseline.setup.options.objective == "mlm" else "of the baseline's small network"
+    of = (
+        "of the baseline"
+        if results.baseline.setup.options.objective == "mlm"
+        else "of the baseline's generator or meta controller"
+    )
     why = "" if of.endswith("baseline") else " (its objective predicts no masked word with the main network)"
     verdict = f"less than {LEARNED} nats, so nothing is decided" if results.hardly_learned else "enough for a verdict"
     report.text(

@@ -83,7 +83,7 @@ def draw_differences(path: Path, lines: Sequence[tuple[str, float, float | None,
 
 
 def panels_of(count: int, width: float) -> tuple[Any, list[Any]]:
-    """`count` panels, at most four beside each other."""
+    """`count` panels, at most four in a row."""
     from matplotlib.figure import Figure
 
     columns = min(4, count)
