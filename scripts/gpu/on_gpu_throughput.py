@@ -1,4 +1,4 @@
-"""Parts of scripts/gpu/on_gpu.py: how fast training steps are compared with transformers' BERT, and what they are made of."""
+"""Parts of scripts/gpu/on_gpu.py: training steps compared with transformers' BERT in speed, and their parts."""
 
 import gc
 import itertools

@@ -208,12 +208,10 @@ def _question(report: ReportPage, ablation: Ablation, results: AblationResults) 
     if results.masked_loss is None:
         return
     gain = plan.unigram_entropy - results.masked_loss
-    of = (
-        "of the baseline"
-        if results.baseline.setup.options.objective == "mlm"
-        else "of the baseline's generator or meta controller"
-    )
-    why = "" if of.endswith("baseline") else " (its objective predicts no masked word with the main network)"
+    of, why = "of the baseline", ""
+    if results.baseline.setup.options.objective != "mlm":
+        of += "'s generator or meta controller"
+        why = " (its objective predicts no masked word with the main network)"
     verdict = f"less than {LEARNED} nats, so nothing is decided" if results.hardly_learned else "enough for a verdict"
     report.text(
         f"The masked loss {of} at the end{why} is {results.masked_loss:.3f} nats, {abs(gain):.3f} "
