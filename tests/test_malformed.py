@@ -138,6 +138,9 @@ def test_results(tmp_path: Path) -> None:
     }
     (tmp_path / "results.jsonl").write_text(json.dumps(row))
     fuzz(tmp_path / "results.jsonl", lambda: read_result_rows(tmp_path / "results.jsonl", check_tuned), 60)
+    without = row | {"last": {"epoch": 1, "dev": {"dev": {"loss": None}}}}
+    with pytest.raises(UserError, match=r"last\.dev\.dev\.accuracy is missing"):
+        check_tuned(without, "a row")
 
 
 def test_a_prepared_folder(prepared: Path, tmp_path: Path) -> None:

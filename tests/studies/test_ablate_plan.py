@@ -267,11 +267,13 @@ def test_a_report_of_known_curves(planned, timed, tmp_path, capsys) -> None:
         "electra is not compared by validation loss, because its validation asks something else: objective: electra"
     )
     assert "electra" not in said and reason in remarks
+    assert said.startswith("Fraction of absolute's cost at which its final quality is reached: validation loss\n")
     limit = "with 3 seeds it cannot be less than 0.25 (0.5 adjusted over 2)"
     assert limit in said.replace("\n", " ")
     report = (tmp_path / "out" / "report" / "report.md").read_text()
     assert "The losses of electra are not comparable" in report and "the fastest of 5 rounds" in report
     assert "`tupe-r`: position: 'absolute' to 'tupe-r'" in report
+    assert "## Fraction of the baseline's cost to reach its final quality\n" in report
     assert f"## Not compared\n\n- {reason} instead of mlm\n" in report and limit in report
     tables = [[cell.strip() for cell in line.strip("| ").split("|")] for line in report.splitlines() if line[:1] == "|"]
     heads = [number for number, cells in enumerate(tables) if cells[0] == "variant"]

@@ -79,7 +79,7 @@ class ToyRay:
         def decorate(function):
             def options(**more):
                 def call(*given):
-                    self.asked.append(resources | more | {"job": given[0]["id"]})
+                    self.asked.append(resources | more | {"job": given[0]["id"], "folder": given[1]})
                     return (function(*given),)
 
                 return SimpleNamespace(remote=call)
@@ -109,7 +109,8 @@ def test_ray_jobs_ask_for_a_gpu(gpus: int, expected: list[int], tmp_path, monkey
     ended = [outcome for _, outcome in filter(None, run_ray(ray, jobs, 2, 3, tmp_path, in_place=False)) if outcome]
     assert [asked["num_gpus"] for asked in ray.asked] == expected
     assert all(asked["num_cpus"] == 3 and asked["max_retries"] == 0 for asked in ray.asked)
-    assert [outcome["folder"] for outcome in ended] == [None] * 4 and not ray.alive
+    assert [asked["folder"] for asked in ray.asked] == [None] * 4 == [outcome["folder"] for outcome in ended]
+    assert not ray.alive
 
 
 class Outcome(dict):
@@ -130,6 +131,7 @@ def test_ray_jobs_that_continue_from_each_other(tmp_path, monkeypatch) -> None:
     events = start(options, jobs, store, 1, in_place=True, timed_on="cuda")
     assert run_events(events, store, LiveStatus(jobs, {}, lambda row: ("", 0.0))) == 0
     assert [asked["job"] for asked in ray.asked] == ["a", "b"] and set(store.rows) == {"a", "b"}
+    assert [Path(asked["folder"]) for asked in ray.asked] == [tmp_path / "out" / "jobs" / name for name in "ab"]
     assert (tmp_path / "out" / "jobs" / "a").is_dir()
     with pytest.raises(UserError, match="the steps were timed here, where there is no GPU"):
         start(options, jobs, store, 1, in_place=True, timed_on="cpu")

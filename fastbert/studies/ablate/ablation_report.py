@@ -133,9 +133,7 @@ def printed_fractions(results: AblationResults) -> str:
     for measure in results.measures:
         rows = compare_variants(measure, results.hardly_learned)
         if measure.along:
-            what = (
-                f"CostFraction of {results.baseline.name}'s cost at which its final quality is reached: {measure.name}"
-            )
+            what = f"Fraction of {results.baseline.name}'s cost at which its final quality is reached: {measure.name}"
             lines += [what, shares_table(rows).plain(), ""]
         else:
             lines += [f"At the end: {measure.name}", finals_table(measure, rows).plain(), ""]
@@ -225,7 +223,7 @@ def _options(variant: Any) -> dict[str, Any]:
 
 
 def _shares(report: ReportPage, folder: Path, compared: dict[str, list[VariantComparison]]) -> None:
-    report.heading("CostFraction of the baseline's cost to reach its final quality")
+    report.heading("Fraction of the baseline's cost to reach its final quality")
     for name, rows in compared.items():
         report.text(f"By {name}:")
         report.table(shares_table(rows))
