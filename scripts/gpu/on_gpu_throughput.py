@@ -83,7 +83,7 @@ def peer_step(part: Part, setup: PretrainSetup, compiled: bool) -> Callable[[], 
 
     objective = replace(setup, config=replace(setup.config, layers=1)).objective().train()
     drawn = [objective.draw(batch, 0, step) for step in range(4) for batch in setup.batches().at(step)]
-    labels = [torch.full_like(d.input_ids, -100).scatter(1, d.places, d.targets) for d in drawn]
+    labels = [torch.full_like(d.input_ids, -100).scatter(1, d.positions, d.targets) for d in drawn]
     given = zip(itertools.cycle(d.input_ids for d in drawn), itertools.cycle(labels), strict=True)
     options = {theirs: getattr(setup.config, ours) for ours, theirs in BERT_OPTIONS.items()}
     model = BertForMaskedLM(BertConfig(**options, attn_implementation="sdpa")).to(part.device).train()

@@ -14,7 +14,7 @@ from typing import Any
 
 from fastbert.data.stages import NOMINAL_STEPS, make_plan
 from fastbert.errors import LINE, UserError
-from fastbert.pretraining.options import PretrainOptions, objective_options
+from fastbert.pretraining.options import PretrainOptions
 from fastbert.studies.ablate.options import Ablation
 
 Questions = Mapping[str, Any]
@@ -27,7 +27,7 @@ def questions(options: PretrainOptions, lengths: Sequence[int]) -> Questions:
     Args:
         lengths: tokens in a sequence of the validation at each point.
     """
-    chosen = asdict(objective_options(options))
+    chosen = asdict(options.of_objective)
     if options.objective == "mlm":
         chosen = {name: chosen[name] for name in ("mask_rate", "whole_word")}
     group = options.objective.replace("-", "_")
