@@ -27,7 +27,7 @@ from fastbert.studies.shared.grid import (
     read_mapping,
     read_seeds,
     refuse_too_many,
-    shown,
+    shown_option,
 )
 
 UNITS = ("steps", "flops", "minutes")
@@ -194,17 +194,17 @@ def _points(values: dict[str, Any], where: str) -> tuple[tuple[float, ...], floa
             raise UserError(f"{where}: unknown key {brief(key)}; {nearest(key, ('points', 'share'))}")
     share = given.get("share", 0.1)
     if type(share) not in (int, float) or not 0 < share <= 1:
-        raise UserError(f"{where}: share must be a number in (0, 1], such as 0.1, found {shown(share)}")
+        raise UserError(f"{where}: share must be a number in (0, 1], such as 0.1, found {shown_option(share)}")
     return _shares(given.get("points", [0.2, 0.4, 0.6, 0.8, 1.0]), f"{where}: points"), float(share)
 
 
 def _shares(values: Any, where: str) -> tuple[float, ...]:
     numbers = values if isinstance(values, list) else [values]
     if not numbers or any(type(value) not in (int, float) or not 0 < value <= 1 for value in numbers):
-        raise UserError(f"{where} must be fractions of the budget in (0, 1], such as 0.4, found {shown(values)}")
+        raise UserError(f"{where} must be fractions of the budget in (0, 1], such as 0.4, found {shown_option(values)}")
     if any(b <= a for a, b in pairwise(numbers)) or numbers[-1] != 1:
         raise UserError(
-            f"{where} must ascend and end with 1.0, where the final quality is measured; found {shown(values)}"
+            f"{where} must ascend and end with 1.0, where the final quality is measured; found {shown_option(values)}"
         )
     return tuple(float(value) for value in numbers)
 
@@ -219,7 +219,9 @@ def _base(given: Any, where: str) -> dict[str, Any]:
         given = {"file": given}
     given = read_mapping(given, where, "options of fastbert pretrain")
     if "file" in given:
-        raise UserError(f"{where}: file is called inherits now; write base: {{inherits: {shown(given['file'])}}}")
+        raise UserError(
+            f"{where}: file is called inherits now; write base: {{inherits: {shown_option(given['file'])}}}"
+        )
     for key in given:
         if key in _TAKEN and key not in BUDGETS:
             raise UserError(f"{where}: {key} is not free here; {_TAKEN[key]}")
@@ -235,7 +237,9 @@ def _variants(
     """The variants, the baseline first."""
     given = values.get("variants")
     if not isinstance(given, dict) or not given:
-        raise UserError(f"{where}: variants must be a mapping of names to changes of the base, found {shown(given)}")
+        raise UserError(
+            f"{where}: variants must be a mapping of names to changes of the base, found {shown_option(given)}"
+        )
     machine = {"machine": {**_group(base, "machine"), "threads": threads}}
     common = {key: value for key, value in base.items() if key not in BUDGETS} | machine
     found: dict[str, AblationVariant] = {}
@@ -257,7 +261,7 @@ def _variants(
     first = values.get("baseline", next(iter(found)))
     if not isinstance(first, str):
         raise UserError(
-            f"{where}: baseline must be the name of a variant, found {shown(first)}; options of all variants are base"
+            f"{where}: baseline must be the name of a variant, found {shown_option(first)}; options of all variants are base"
         )
     if first not in found:
         raise UserError(f"{where}: baseline: there is no variant {brief(first)}; {nearest(first, found)}")

@@ -122,7 +122,7 @@ def prefixed(where: str) -> Iterator[None]:
 def read_mapping(values: Any, where: str, what: str) -> dict[str, Any]:
     """A mapping with the keys' names as the options have them, in its groups too."""
     if not isinstance(values, dict):
-        raise UserError(f"{where}: expected a mapping with {what}, found {shown(values)}")
+        raise UserError(f"{where}: expected a mapping with {what}, found {shown_option(values)}")
     return {
         key: with_underscores(value, f"{where}: {key}") if isinstance(value, dict) and key != "variants" else value
         for key, value in with_underscores(values, where).items()
@@ -167,7 +167,7 @@ def read_list(values: dict[str, Any], axis: str, where: str) -> list[Any]:
     if isinstance(found, str):
         found = [found]
     if not isinstance(found, list):
-        raise UserError(f"{where}: {axis} must be a list, found {shown(found)}")
+        raise UserError(f"{where}: {axis} must be a list, found {shown_option(found)}")
     if not found:
         raise UserError(f"{where}: {axis} is empty; a sweep needs at least one entry there")
     return found
@@ -180,19 +180,19 @@ def read_model(entry: Any, where: str) -> ModelEntry:
         return ModelEntry(Path(entry).resolve().name, entry)
     values = _strings(entry, ("name", "path"), where)
     if "path" not in values:
-        raise UserError(f"{where}: {shown(entry)} has no path; give the folder of a checkpoint")
+        raise UserError(f"{where}: {shown_option(entry)} has no path; give the folder of a checkpoint")
     return ModelEntry(values.get("name") or Path(values["path"]).resolve().name, values["path"])
 
 
 def _strings(entry: Any, keys: Iterable[str], where: str) -> dict[str, str]:
     """A mapping with some of `keys`, all of them texts."""
     if not isinstance(entry, dict):
-        raise UserError(f"{where}: expected a text or a mapping, found {shown(entry)}")
+        raise UserError(f"{where}: expected a text or a mapping, found {shown_option(entry)}")
     for key, value in entry.items():
         if key not in keys:
             raise UserError(f"{where}: unknown key {brief(key)}; {nearest(key, keys)}")
         if not isinstance(value, str):
-            raise UserError(f"{where}: {key} must be a text, found {shown(value)}")
+            raise UserError(f"{where}: {key} must be a text, found {shown_option(value)}")
         if problem := text_problem(value):
             raise UserError(f"{where}: {key} {problem}")
     return entry
@@ -204,10 +204,10 @@ def read_task(entry: Any, common: dict[str, list[Any]], fixed: dict[str, Any], w
     if isinstance(entry, str):
         entry = {"task": entry}
     if not isinstance(entry, dict):
-        raise UserError(f"{where}: expected a text or a mapping, found {shown(entry)}")
+        raise UserError(f"{where}: expected a text or a mapping, found {shown_option(entry)}")
     named = _strings({key: entry[key] for key in ("task", "name") if key in entry}, ("task", "name"), where)
     if "task" not in named:
-        raise UserError(f"{where}: {shown(entry)} has no task; give a GLUE task or the YAML file of an own one")
+        raise UserError(f"{where}: {shown_option(entry)} has no task; give a GLUE task or the YAML file of an own one")
     where = f"{where}: {named.get('name', named['task'])}"
     own = {axis: read_axis(entry[axis], axis, where) for axis in AXES if axis in entry}
     rest = {key: value for key, value in entry.items() if key not in (*named, *own)}
@@ -241,7 +241,7 @@ def read_count(values: dict[str, Any], name: str, where: str, kind: Any) -> int:
     """The whole number from 1 called `name`, 1 if it is left out; `kind` declares how large it may be."""
     value = values.get(name, 1)
     if type(value) is not int or value < 1:
-        raise UserError(f"{where}: {name} must be a whole number from 1, found {shown(value)}")
+        raise UserError(f"{where}: {name} must be a whole number from 1, found {shown_option(value)}")
     if problem := problem_of(value, kind):
         raise UserError(f"{where}: {name} {problem}")
     return value
@@ -254,7 +254,7 @@ def read_seeds(values: Any, where: str) -> tuple[int, ...]:
             raise UserError(f"{where} {problem}")
         return tuple(range(values))
     if not isinstance(values, list) or any(type(value) is not int for value in values):
-        raise UserError(f"{where} must be how many there are, or a list of whole numbers, found {shown(values)}")
+        raise UserError(f"{where} must be how many there are, or a list of whole numbers, found {shown_option(values)}")
     if not values:
         raise UserError(f"{where} is empty; give how many there are, or list them")
     for value in values:
@@ -267,7 +267,7 @@ def read_seeds(values: Any, where: str) -> tuple[int, ...]:
 def read_finetune(values: Any, where: str, more: Iterable[str] = ()) -> dict[str, Any]:
     """Options for `fastbert finetune` that a sweep leaves free; `more` are further keys, for the hint."""
     if not isinstance(values, dict):
-        raise UserError(f"{where}: expected a mapping of options of fastbert finetune, found {shown(values)}")
+        raise UserError(f"{where}: expected a mapping of options of fastbert finetune, found {shown_option(values)}")
     values = with_underscores(values, where)
     known = {f.name for f in fields(FinetuneOptions)}
     free = (known - set(TAKEN) - {"epochs"}) | set(more)
@@ -303,5 +303,5 @@ def refuse_twice(values: Iterable[Any], where: str, hint: str) -> None:
         seen.add(value)
 
 
-def shown(value: Any) -> str:
+def shown_option(value: Any) -> str:
     return "nothing" if value is None else brief(value)
