@@ -118,7 +118,7 @@ def _train(job: dict[str, Any], out: Path) -> dict[str, Any]:
 
 def _finetune(job: dict[str, Any], out: Path) -> dict[str, Any]:
     from fastbert.config import from_dict
-    from fastbert.finetuning.job import finetune
+    from fastbert.finetuning.finetune import finetune
     from fastbert.finetuning.options import FinetuneOptions
     from fastbert.finetuning.results import read_results
 

@@ -9,7 +9,7 @@ from fastbert.errors import UserError
 from fastbert.experiments.jobs import Job, title
 from fastbert.experiments.options import Axes, ModelEntry, SweepOptions, TaskEntry
 from fastbert.finetuning.batches import subset
-from fastbert.finetuning.job import Setup, describe_experiment, prepare_setup
+from fastbert.finetuning.finetune import Setup, describe_experiment, prepare_setup
 from fastbert.finetuning.options import science
 from fastbert.streams import say
 from fastbert.training.schedules import learning_rate_factor
