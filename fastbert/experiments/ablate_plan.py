@@ -16,7 +16,7 @@ from fastbert.experiments.ablate_options import AblateOptions, Ablation
 from fastbert.experiments.ablate_questions import incomparable
 from fastbert.experiments.jobs import RUN, Job
 from fastbert.experiments.options import ModelEntry, TaskEntry
-from fastbert.finetuning import job as finetuning
+from fastbert.finetuning import setup as finetuning
 from fastbert.finetuning.batches import subset
 from fastbert.hub.export import export_model
 from fastbert.hub.load import load_pretrained

@@ -9,8 +9,8 @@ from fastbert.errors import UserError
 from fastbert.experiments.jobs import Job, title
 from fastbert.experiments.options import Axes, ModelEntry, SweepOptions, TaskEntry
 from fastbert.finetuning.batches import subset
-from fastbert.finetuning.finetune import Setup, describe_experiment, prepare_setup
 from fastbert.finetuning.options import science
+from fastbert.finetuning.setup import FinetuneSetup, describe_experiment, prepare_setup
 from fastbert.streams import say
 from fastbert.training.schedules import learning_rate_factor
 
@@ -30,10 +30,10 @@ def plan(axes: Axes, options: SweepOptions) -> list[Job]:
             name = task.name or setup.task.name
             if names.setdefault(name, task) is not task:
                 raise UserError(f"{axes.path}: tasks: {name} is there twice; give one of them a name: of its own")
-            for note in setup.notes:
-                if note not in said:
-                    say(note)
-                    said.add(note)
+            for warning in setup.warnings:
+                if warning not in said:
+                    say(warning)
+                    said.add(warning)
             for job in _jobs(axes, options, model, task, name, setup):
                 if job.id in jobs:
                     raise UserError(
@@ -44,7 +44,7 @@ def plan(axes: Axes, options: SweepOptions) -> list[Job]:
     return list(jobs.values())
 
 
-def _open(axes: Axes, options: SweepOptions, model: ModelEntry, task: TaskEntry) -> Setup:
+def _open(axes: Axes, options: SweepOptions, model: ModelEntry, task: TaskEntry) -> FinetuneSetup:
     """Model and task as a job opens them. On a cluster it is the nodes that must have the device."""
     asked = axes.options(model, task, options.glue_dir, **task.settings[0])
     if options.backend == "ray":
@@ -55,7 +55,9 @@ def _open(axes: Axes, options: SweepOptions, model: ModelEntry, task: TaskEntry)
         raise UserError(f"{axes.path}: {model.name}, {task.name or task.task}: {error}") from None
 
 
-def _jobs(axes: Axes, options: SweepOptions, model: ModelEntry, task: TaskEntry, name: str, setup: Setup) -> list[Job]:
+def _jobs(
+    axes: Axes, options: SweepOptions, model: ModelEntry, task: TaskEntry, name: str, setup: FinetuneSetup
+) -> list[Job]:
     described = describe_experiment(setup)
     weights = setup.pretrained.weights
     parameters = sum(weights[key].numel() for key in weights if key.startswith("encoder.blocks."))

@@ -104,9 +104,9 @@ def write_submission(
 
 
 def _cell(value: str | float, task: GlueTask, where: str) -> str:
-    if task.labels:
-        if str(value) not in task.labels:
-            raise UserError(f"{where}: {brief(value)} is no label; {nearest(str(value), task.labels)}")
+    if task.kind.labels:
+        if str(value) not in task.kind.labels:
+            raise UserError(f"{where}: {brief(value)} is no label; {nearest(str(value), task.kind.labels)}")
         return str(value)
     try:
         number = number_of(value) if isinstance(value, str) else float(value)
@@ -208,9 +208,9 @@ def _problem(content: bytes, task: GlueTask, count: int) -> str | None:
             return f"{where}: more than the {count:,} official rows; predict the official test split"
         if fields[0] != str(index):
             return f"{where}: the index must be {index}, not {brief(fields[0])}; keep the order of the test split"
-        if task.labels and fields[1] not in task.labels:
-            return f"{where}: {brief(fields[1])} is no label; {nearest(fields[1], task.labels)}"
-        if not task.labels and not _is_score(fields[1]):
+        if task.kind.labels and fields[1] not in task.kind.labels:
+            return f"{where}: {brief(fields[1])} is no label; {nearest(fields[1], task.kind.labels)}"
+        if not task.kind.labels and not _is_score(fields[1]):
             return f"{where}: {brief(fields[1])} is no number from {LOWEST:g} to {HIGHEST:g}"
     if len(lines) - 1 < count:
         return f", line {len(lines) + 1}: the file ends after {len(lines) - 1:,} of {count:,} rows; predict them all"
