@@ -26,9 +26,10 @@ from fastbert.model.notes import Notes
 from fastbert.model.options import EncoderOptions, NotesOptions
 from fastbert.objectives import OBJECTIVES
 from fastbert.objectives.options import ElectraOptions, MLMOptions, MultipleChoiceOptions
-from fastbert.training.hardware import autocast, resolve_precision, setup_machine
-from fastbert.training.optimizers import build_optimizer, clip_gradients, guarded_step
+from fastbert.training.hardware import resolve_precision, setup_machine
+from fastbert.training.optimizers import build_optimizer
 from fastbert.training.options import MachineOptions, OptimizerOptions
+from fastbert.training.step import Updater, objective_step
 
 
 class Text:
@@ -67,7 +68,7 @@ class Run:
         numbers = np.arange(words, dtype=np.int32)
         noted = NotedWords(text, numbers, arguments.length, 16) if words else None
         rows = Rows(text, arguments.length, 2, 3, noted=noted)
-        self.device, self.precision, self.step = arguments.device, arguments.precision, 0
+        self.device, self.step = arguments.device, 0
         plan = Plan.constant(arguments.batch_size, arguments.length)
         self.batches = TrainingBatches({arguments.length: rows}, plan, arguments.batch_size, 0, self.device)
         notes = Notes(NotesOptions(), words, config.width, 0) if words else None
@@ -80,21 +81,12 @@ class Run:
         self.objective = OBJECTIVES[objective](config, options, vocabulary, notes=notes)
         initialize(self.objective, 0, 0.02)
         self.objective.to(self.device).train()
-        self.optimizer = build_optimizer(self.objective.named_parameters(), OptimizerOptions(), self.device)
+        optimizer = build_optimizer(self.objective.named_parameters(), OptimizerOptions(), self.device)
+        self.updater = Updater(self.objective, optimizer, 1.0, arguments.precision)
 
     def __call__(self) -> float:
         start = time.perf_counter()
-        drawn = [self.objective.draw(batch, 0, self.step) for batch in self.batches.at(self.step)]
-        for part in drawn:
-            with autocast(self.device, self.precision):
-                sums = self.objective(part)
-            weights = self.objective.loss_weights.items()
-            loss = sum(weight * sums[name] / part.counts[name] for name, weight in weights)
-            loss.backward()
-        finite = loss.isfinite() & clip_gradients(self.objective.parameters(), 1.0).isfinite()
-        guarded_step(self.optimizer, 1e-4, finite)
-        self.objective.after_step(drawn, finite)
-        self.optimizer.zero_grad()
+        objective_step(self.updater, self.batches.at(self.step), 0, self.step, 1e-4)
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         self.step += 1

@@ -135,7 +135,7 @@ def steps(part: Part, options: dict[str, Any]) -> Iterator[dict[str, Any]]:
     forward, states = trainer.objective.forward, []
     for step, factor in enumerate((1.0, 1.0, np.inf, 1.0)):
         trainer.objective.forward = lambda drawn, f=factor: {name: f * value for name, value in forward(drawn).items()}
-        trainer._step(step)
+        trainer.train_step(step)
         tensors = dict(trainer.objective.named_parameters()) | flatten_optimizer(trainer.optimizer)[0]
         states.append({name: value.detach().clone() for name, value in tensors.items()})
     others = "holds" not in (differing(*states[:2]), differing(*states[2:]))
@@ -144,7 +144,7 @@ def steps(part: Part, options: dict[str, Any]) -> Iterator[dict[str, Any]]:
     try:
         alarm("error")
         for step in range(4, 9):
-            trainer._step(step)
+            trainer.train_step(step)
     finally:
         alarm("default")
     yield {"part": "no step waits", "result": "holds" if part.cuda else NEEDS_CUDA}

@@ -81,12 +81,13 @@ class Part:
     def trainer(self, setup: Setup, steps: int, log_every: int) -> Trainer:
         """As `job.train` builds it."""
         options, folder, objective = setup.options, next(self.folders), setup.objective().train()
-        parts = {"objective": objective, "optimizer": setup.optimizer(objective), "batches": setup.batches()}
-        asked = {"seed": options.seed, "optimizer_options": options.optimizer, "schedule": options.schedule}
+        parts = {"updater": setup.updater(objective, setup.optimizer(objective)), "batches": setup.batches()}
+        rate = options.optimizer.learning_rate
+        asked = {"seed": options.seed, "learning_rate": rate, "schedule": options.schedule}
         every = {"steps": steps, "eval_every": steps, "checkpoint_every": 5, "log_every": log_every}
         books = {"checkpointer": Checkpointer(folder, 3, say), "logbook": Logbook(folder, steps, quiet=True)}
-        checks = {"validate": lambda length: setup.validate(objective, length), "precision": setup.precision}
-        return Trainer(**parts, **asked, **every, **books, **checks, peak_flops=1.0, state={})
+        checks = {"validate": lambda length: setup.validate(objective, length), "peak_flops": 1.0}
+        return Trainer(**parts, **asked, **every, **books, **checks, state={})
 
     def seconds(self, step: Callable[[], None], count: int) -> float:
         wait = torch.cuda.synchronize if self.cuda else torch.cpu.synchronize

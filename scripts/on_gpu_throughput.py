@@ -57,7 +57,7 @@ def race(part: Part, options: dict[str, Any], names: tuple[str, ...], peak: floa
             if name.startswith("fastbert"):
                 trainer = part.trainer(setup, 10**6, log_every=10**9)
                 flops |= {name: trainer.objective.flops(*size)}
-                step = map(trainer._step, itertools.count()).__next__
+                step = map(trainer.train_step, itertools.count()).__next__
             else:
                 step = peer_step(part, setup, name == "compiled")
             if part.cuda:

@@ -19,6 +19,7 @@ from fastbert.data.noted import NotedWords, Occurrences, StepWords
 from fastbert.data.stages import Plan
 from fastbert.errors import UserError
 from fastbert.randomness import permute
+from fastbert.training.world import ONE_PROCESS, World
 
 
 class Stream(Protocol):
@@ -132,7 +133,13 @@ class TrainingBatches:
     """The rows of each optimizer step, in micro-batches."""
 
     def __init__(
-        self, rows: Mapping[int, Rows], plan: Plan, micro_batch_size: int, seed: int, device: torch.device
+        self,
+        rows: Mapping[int, Rows],
+        plan: Plan,
+        micro_batch_size: int,
+        seed: int,
+        device: torch.device,
+        world: World = ONE_PROCESS,
     ) -> None:
         """
         Args:
@@ -149,18 +156,19 @@ class TrainingBatches:
                     f"of {stage.batch_size}; lower --batch-size or --length, or add text"
                 )
         self.rows, self.plan, self.micro_batch_size = rows, plan, micro_batch_size
-        self.seed, self.device = seed, device
+        self.seed, self.device, self.world = seed, device, world
 
     def at(self, step: int) -> Iterator[Batch]:
-        """The micro-batches of `step` (from 0)."""
+        """This rank's micro-batches of `step` (from 0)."""
         stage = self.plan.at(step)
         rows = self.rows[stage.length]
         places = np.arange(stage.batch_size)
         indices = self.order(self.plan.drawn(step) + places, stage.length)
         step_words = None if rows.noted is None else rows.noted.step_words(indices)
         micro = max(1, self.micro_batch_size * self.plan.lengths[-1] // stage.length)
-        for start in range(0, stage.batch_size, micro):
-            part = slice(start, start + micro)
+        mine = self.world.rows(stage.batch_size)
+        for start in range(mine.start, mine.stop, micro):
+            part = slice(start, min(start + micro, mine.stop))
             yield rows.read(indices[part], places[part], self.device, step_words)
 
     def order(self, drawn: np.ndarray, length: int) -> np.ndarray:
@@ -174,10 +182,12 @@ class TrainingBatches:
         return out
 
 
-def validation_batches(rows: Rows, sequences: int, micro_batch_size: int, device: torch.device) -> Iterator[Batch]:
-    """`sequences` rows spread evenly over the split (all if it has fewer), always the same."""
+def validation_batches(
+    rows: Rows, sequences: int, micro_batch_size: int, device: torch.device, world: World = ONE_PROCESS
+) -> Iterator[Batch]:
+    """This rank's rows of `sequences` spread evenly over the split (all if it has fewer), always the same."""
     count = min(sequences, len(rows))
-    indices = np.arange(count) * len(rows) // count
-    for start in range(0, count, micro_batch_size):
+    indices = (np.arange(count) * len(rows) // count)[world.rows(count)]
+    for start in range(0, len(indices), micro_batch_size):
         part = indices[start : start + micro_batch_size]
         yield rows.read(part, part, device)

@@ -175,7 +175,7 @@ def _own(setup: Setup, contestant: Contestant, folder: Path) -> tuple[Iterator[N
     trainer.objective.train()
     size = setup.options.batch_size, setup.options.length
     facts = {"flops": trainer.objective.flops(*size), "parameters": trainer.objective.parameter_count()}
-    return map(trainer._step, itertools.count()), facts, lambda: profile_steps(trainer).parts
+    return map(trainer.train_step, itertools.count()), facts, lambda: profile_steps(trainer).parts
 
 
 class _Sequences(torch.utils.data.Dataset):

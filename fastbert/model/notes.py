@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from fastbert.data.noted import Occurrences
 from fastbert.model.options import NotesOptions
+from fastbert.training.world import ONE_PROCESS, World
 
 
 class Notes(nn.Module):
@@ -81,11 +82,11 @@ class Notes(nn.Module):
         return round(tokens * 2 * self.table.shape[1] * numbers)
 
     @torch.no_grad()
-    def write(self, taken: Sequence["Taken"], updated: Tensor) -> dict[str, Tensor]:
+    def write(self, taken: Sequence["Taken"], updated: Tensor, world: World = ONE_PROCESS) -> dict[str, Tensor]:
         """Writes the notes of a step's words, each once, from all their occurrences.
 
-        The sums [U, D] stand in the order of the global batch's words, which every process knows, as it knows their
-        counts: with several processes they can be all-reduced as they are.
+        The sums [U, D] stand in the order of the global batch's words, which every rank knows, as it knows their
+        counts.
 
         Args:
             taken: of all micro-batches of the step, their hidden states collected.
@@ -99,6 +100,9 @@ class Notes(nn.Module):
         sums = self.table.new_zeros(len(where.words), self.table.shape[1])
         for part in taken:
             add_rows(sums, part.where.slots, part.contexts)
+        sums = world.sum(sums)
+        noted = world.sum(sum(part.tokens for part in taken))
+        tokens = world.sum(torch.full_like(noted, sum(part.size for part in taken)))
         wrote = (where.counts > 0) & updated
         old = self.table.index_select(0, where.words)
         contexts = sums / where.counts.clamp(min=1)[:, None]
@@ -110,7 +114,7 @@ class Notes(nn.Module):
         real = (where.counts > 0).to(change.dtype)
         return {
             "notes_words": self.written / len(self.table),
-            "notes_tokens": sum(part.tokens for part in taken) / sum(part.size for part in taken),
+            "notes_tokens": noted / tokens,
             "notes_norm": (real * (old + change).norm(dim=1)).sum() / real.sum().clamp(min=1),
             "notes_drift": change.norm(dim=1).sum() / real.sum().clamp(min=1),
         }

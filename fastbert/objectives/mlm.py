@@ -30,6 +30,7 @@ from fastbert.model.notes import Notes, Taken
 from fastbert.objectives.masking import choose_places, corrupt, masked_places
 from fastbert.objectives.options import MLMOptions
 from fastbert.randomness import row_keys
+from fastbert.training.world import ONE_PROCESS, World
 
 
 @dataclass(frozen=True)
@@ -144,9 +145,9 @@ class MLM(nn.Module):
         )
         return hidden.flatten(0, 1)
 
-    def after_step(self, drawn: Sequence[Masked], updated: Tensor) -> dict[str, Tensor]:
+    def after_step(self, drawn: Sequence[Masked], updated: Tensor, world: World = ONE_PROCESS) -> dict[str, Tensor]:
         """Writes the notes, if there are any."""
-        return {} if self.notes is None else self.notes.write([part.noted for part in drawn], updated)
+        return {} if self.notes is None else self.notes.write([part.noted for part in drawn], updated, world)
 
     def flops(self, batch: int, length: int) -> int:
         """Of one training step over [B, T], by the closed forms of `fastbert.model.flops`."""

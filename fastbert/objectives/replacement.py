@@ -26,6 +26,7 @@ from fastbert.model.notes import Notes, Taken
 from fastbert.objectives.masking import choose_places, corrupt, masked_places
 from fastbert.objectives.options import ReplacementOptions
 from fastbert.randomness import row_keys
+from fastbert.training.world import ONE_PROCESS, World
 
 REPLACEMENT, CANDIDATES = 0, 1  # what a key of purpose "sample" is for
 
@@ -212,11 +213,11 @@ class Replacement(nn.Module):
         read = self.fill(drawn, self.masked_log_probabilities(drawn, hidden))
         return read, *self.judge(drawn, read, hidden)
 
-    def after_step(self, drawn: Sequence[Corrupted], updated: Tensor) -> dict[str, Tensor]:
+    def after_step(self, drawn: Sequence[Corrupted], updated: Tensor, world: World = ONE_PROCESS) -> dict[str, Tensor]:
         """Writes the notes, if there are any; what the step's forward passes measured."""
         measured = {}
         for name in drawn[0].seen:
-            total, count = (sum(part.seen[name][i] for part in drawn) for i in range(2))
+            total, count = (world.sum(sum(part.seen[name][i] for part in drawn)) for i in range(2))
             measured[name] = total / count.clamp(min=1)
-        notes = {} if self.notes is None else self.notes.write([part.noted for part in drawn], updated)
+        notes = {} if self.notes is None else self.notes.write([part.noted for part in drawn], updated, world)
         return measured | notes

@@ -119,8 +119,8 @@ def rehearse(
             return None, trainer
         peak = weights + memory.growth()
         trainer.progress.step = trainer.steps
-        validation = undisturbed([seconds(trainer._validate, setup.device)[0] for _ in range(3)])
-        checkpoint, _ = seconds(trainer._checkpoint, setup.device)
+        validation = undisturbed([seconds(trainer.run_validation, setup.device)[0] for _ in range(3)])
+        checkpoint, _ = seconds(trainer.save_checkpoint, setup.device)
     with contextlib.redirect_stdout(io.StringIO()):
         ended, _ = seconds(lambda: finish(setup, trainer.objective, run, trainer.progress), setup.device)
     taken = Taken(
@@ -168,7 +168,7 @@ def time_steps(trainer: Trainer, done: int, device: torch.device, interrupts: In
 
 
 def _next_step(trainer: Trainer, steps: Iterator[int]) -> None:
-    trainer._step(next(steps))
+    trainer.train_step(next(steps))
 
 
 def _bytes(tensors: Iterable[Tensor]) -> int:

@@ -7,13 +7,16 @@ import torch
 
 from fastbert.data.batches import Batch
 from fastbert.training.hardware import autocast
+from fastbert.training.world import ONE_PROCESS, World
 
 MASK_SEED = 0  # the same masks for every run, so that seeds and variants are compared on the same questions
 
 
 @torch.no_grad()
-def evaluate(objective: torch.nn.Module, batches: Iterable[Batch], precision: str) -> dict[str, float]:
-    """Means over `batches` of everything the objective measures, and `loss`, their weighted sum.
+def evaluate(
+    objective: torch.nn.Module, batches: Iterable[Batch], precision: str, world: World = ONE_PROCESS
+) -> dict[str, float]:
+    """Means over the `batches` of all ranks of everything the objective measures, and `loss`, their weighted sum.
 
     The objective is left in the mode it was in.
     """
@@ -30,6 +33,6 @@ def evaluate(objective: torch.nn.Module, batches: Iterable[Batch], precision: st
             sums[name] = sums.get(name, 0) + value.double()
             counts[name] = counts.get(name, 0) + count
     objective.train(training)
-    means = {name: (sums[name] / counts[name]).item() for name in sums}
+    means = {name: (world.sum(sums[name]) / world.sum(counts[name])).item() for name in sums}
     loss = math.fsum(weight * means[name] for name, weight in objective.loss_weights.items())
     return {"loss": loss, **{name: value for name, value in means.items() if name not in objective.loss_weights}}

@@ -38,13 +38,14 @@ from fastbert.pretraining.setup import Setup, data_fingerprint, prepare_setup
 from fastbert.records import check, write_json
 from fastbert.streams import say
 from fastbert.training.checkpoints import Checkpointer, check_space, existing, read_newest
-from fastbert.training.hardware import autocast, describe_machine, peak_flops
+from fastbert.training.hardware import describe_machine, peak_flops
 from fastbert.training.interrupts import Interrupts
 from fastbert.training.kernels import fix_kernels
 from fastbert.training.lagged import LaggedScalars
 from fastbert.training.logbook import Logbook
-from fastbert.training.optimizers import clip_gradients, guarded_step, implementation
+from fastbert.training.optimizers import implementation
 from fastbert.training.schedules import learning_rate_factor
+from fastbert.training.step import objective_step
 from fastbert.training.timing import Timed, repeat_in, time_in_groups, writing_seconds
 
 LEAST_TIMED, MOST_TIMED = 4, 2000  # steps
@@ -195,22 +196,14 @@ def timed_step(setup: Setup, objective: nn.Module, seconds: float, plan: Plan) -
 def time_training(setup: Setup, objective: nn.Module, seconds: float, plan: Plan, most: int) -> Timed:
     """Times training steps on `objective` in about `seconds`, `most` of them at most."""
     batches = setup.batches(plan)
-    optimizer = setup.optimizer(objective)
+    updater = setup.updater(objective, setup.optimizer(objective))
     objective.train()
     lagged, numbers = LaggedScalars(), itertools.count()
 
     def step() -> None:
         number = next(numbers)
-        drawn = [objective.draw(batch, setup.options.seed, 0) for batch in batches.at(number)]
-        for part in drawn:
-            with autocast(setup.device, setup.precision):
-                sums = objective(part)
-            sum(sums[name] / part.counts[name] for name in objective.loss_weights).backward()
-        norm = clip_gradients(objective.parameters(), setup.options.optimizer.clip_norm)
-        guarded_step(optimizer, 0.0, norm.isfinite())
-        objective.after_step(drawn, norm.isfinite())
-        optimizer.zero_grad()
-        lagged.push(number, {"norm": norm})  # as in training, the host is one step ahead of the device
+        scalars = objective_step(updater, batches.at(number), setup.options.seed, number, learning_rate=0.0)
+        lagged.push(number, scalars)  # as in training, the host is one step ahead of the device
 
     wait = partial(torch.cuda.synchronize, setup.device) if setup.device.type == "cuda" else torch.cpu.synchronize
     step()  # to warm up
@@ -331,14 +324,12 @@ def build_trainer(
         if before is None:
             say("its earlier sessions did not keep their time: the minutes reported at the end are those from here on")
     trainer = Trainer(
-        objective=objective,
-        optimizer=optimizer,
+        updater=setup.updater(objective, optimizer),
         batches=batches,
         steps=options.steps,
         seed=options.seed,
-        optimizer_options=options.optimizer,
+        learning_rate=options.optimizer.learning_rate,
         schedule=options.schedule,
-        precision=setup.precision,
         checkpointer=checkpointer,
         logbook=Logbook(
             run.path,

@@ -24,14 +24,13 @@ from fastbert.records import COUNT, check, finite_or_none
 from fastbert.training.checkpoints import Checkpoint, Checkpointer
 from fastbert.training.divergence import guard
 from fastbert.training.finite import NotFiniteError, all_finite, require_finite
-from fastbert.training.hardware import autocast
 from fastbert.training.interrupts import Interrupts
 from fastbert.training.lagged import LaggedScalars
 from fastbert.training.logbook import Logbook
 from fastbert.training.optimizer_state import flatten_optimizer, restore_optimizer
-from fastbert.training.optimizers import clip_gradients, guarded_step
-from fastbert.training.options import OptimizerOptions, ScheduleOptions
+from fastbert.training.options import ScheduleOptions
 from fastbert.training.schedules import learning_rate_factor
+from fastbert.training.step import Updater, objective_step
 
 REMEDIES = "a lower --optimizer.learning-rate, a longer --schedule.warmup, --machine.precision fp32, or --norm pre"
 
@@ -78,7 +77,9 @@ class Trainer:
     """One training: the parts, and the loop over them.
 
     Args:
+        updater: objective, optimizer and what else all steps share.
         batches: what each step draws, and the plan of how much that is.
+        learning_rate: at the peak of the schedule.
         validate: length of a sequence -> name -> value, with at least `loss`.
         milestones: steps after which there is a logged row, a validation and a checkpoint, as after the last.
         state: what else belongs into a checkpoint, as JSON.
@@ -86,14 +87,12 @@ class Trainer:
         peak_flops: of the machine, for MFU.
     """
 
-    objective: nn.Module
-    optimizer: torch.optim.Optimizer
+    updater: Updater
     batches: TrainingBatches
     steps: int
     seed: int
-    optimizer_options: OptimizerOptions
+    learning_rate: float
     schedule: ScheduleOptions
-    precision: str
     checkpointer: Checkpointer
     logbook: Logbook
     validate: Callable[[int], dict[str, float]]
@@ -110,6 +109,14 @@ class Trainer:
     _clock_step: int = 0
     _origin: float = field(default_factory=time.perf_counter)
     """When the run would have begun, had all its sessions been one."""
+
+    @property
+    def objective(self) -> nn.Module:
+        return self.updater.module
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        return self.updater.optimizer
 
     def run(self, interrupts: Interrupts) -> None:
         """Trains until the last step or until a signal is caught; either way the last state is in a checkpoint.
@@ -130,49 +137,31 @@ class Trainer:
         progress.sessions += progress.step < self.steps
         while progress.step < self.steps and interrupts.caught is None:
             with self.around(progress.step):
-                self._step(progress.step)
+                self.train_step(progress.step)
             progress.step += 1
             progress.tokens += self.batches.plan.tokens(progress.step - 1, progress.step)
             marked = progress.step == self.steps or progress.step in self.milestones
             best = False
             if marked or progress.step % self.eval_every == 0:
-                best = self._validate()
+                best = self.run_validation()
             if marked or best or progress.step % self.checkpoint_every == 0:
-                self._checkpoint()
+                self.save_checkpoint()
         if interrupts.caught is not None and progress.step < self.steps:
-            self._checkpoint()
+            self.save_checkpoint()
         if progress.skipped == self.steps:  # fewer than end a longer run
             raise UserError(f"loss or gradient was not finite in any of the {self.steps} steps{self._advice()}")
         progress.seconds = time.perf_counter() - self._origin
 
-    def _step(self, step: int) -> None:
+    def train_step(self, step: int) -> None:
         """One optimizer step: the gradient of the mean loss over the global batch, whatever the micro-batches."""
-        objective = self.objective
-        learning_rate = self.optimizer_options.learning_rate * learning_rate_factor(self.schedule, step, self.steps)
-        with record_function("data"):
-            drawn = [objective.draw(batch, self.seed, step) for batch in self.batches.at(step)]
-            counts = {name: sum(part.counts[name] for part in drawn) for name in objective.loss_weights}
-        total = 0.0
-        for part in drawn:
-            with record_function("forward"), autocast(part.input_ids.device, self.precision):
-                sums = objective(part)
-            loss = sum(weight * sums[name] / counts[name] for name, weight in objective.loss_weights.items())
-            with record_function("backward"):
-                loss.backward()
-            total = total + loss.detach()
-        with record_function("clipping"):
-            norm = clip_gradients(objective.parameters(), self.optimizer_options.clip_norm)
-            finite = total.isfinite() & norm.isfinite()
-        with record_function("optimizer"):
-            guarded_step(self.optimizer, learning_rate, finite)
-        with record_function("after the step"):
-            measured = objective.after_step(drawn, finite)
-            self.optimizer.zero_grad()
+        scalars = objective_step(self.updater, self.batches.at(step), self.seed, step, self._learning_rate(step))
         with record_function("logging"):
-            scalars = {"loss": total, "norm": norm, "finite": finite, **measured}
             if self._has_row(step + 1):
                 scalars["state_finite"] = all_finite(chain(*(group.values() for group in self._tensors().values())))
             self._book(self._lagged.push(step, scalars))
+
+    def _learning_rate(self, step: int) -> float:
+        return self.learning_rate * learning_rate_factor(self.schedule, step, self.steps)
 
     def _has_row(self, done: int) -> bool:
         """Whether a row is logged after `done` steps."""
@@ -212,7 +201,7 @@ class Trainer:
             seconds, first = now - self._clock, min(self._clock_step, step)
             row = {
                 "loss": mean,
-                "lr": self.optimizer_options.learning_rate * learning_rate_factor(self.schedule, step, self.steps),
+                "lr": self._learning_rate(step),
                 "grad_norm": values["norm"],
                 "tokens": plan.tokens(0, done),
                 "skipped": progress.skipped,
@@ -248,7 +237,7 @@ class Trainer:
         self._clock, self._clock_step = time.perf_counter(), self.progress.step
         self._origin = self._clock - self.progress.seconds
 
-    def _validate(self) -> bool:
+    def run_validation(self) -> bool:
         """Logs the held-out losses on sequences as long as those just trained on; returns whether they are the lowest
         so far. Those of a length that is not the run's last are another question's, and count for nothing; neither
         does a loss that is not finite."""
@@ -272,7 +261,7 @@ class Trainer:
         self._clock += time.perf_counter() - paused
         return best
 
-    def _checkpoint(self) -> None:
+    def save_checkpoint(self) -> None:
         self._book(self._lagged.pop())
         paused = time.perf_counter()
         progress = self.progress

@@ -47,8 +47,8 @@ class NotedCorpus:
             if size > (free := available_memory(where)):
                 raise UserError(
                     f"a dictionary of {self.words:,} notes of {width} numbers takes {size / 1e9:.2f} GB, and {where} "
-                    f"has {free / 1e9:.2f} GB left; lower --notes.share, narrow --notes.min-count to --notes.max-count, "
-                    "or lower --width"
+                    f"has {free / 1e9:.2f} GB left; lower --notes.share, narrow --notes.min-count to --notes.max-count "
+                    ", or lower --width"
                 )
         train = self.train
         tokens = train.rows * (train.width + 1)

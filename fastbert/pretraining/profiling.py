@@ -205,13 +205,13 @@ def profile_steps(trainer: Trainer, steps: int = COUNT, warm_up: int = 2) -> Pro
     trainer.objective.train()
     first = trainer.progress.step
     for step in range(first, first + warm_up):
-        trainer._step(step)
+        trainer.train_step(step)
     profiler = StepProfiler(trainer)
     profiler.start()
     try:
         for step in range(first + warm_up, first + warm_up + steps):
             with profiler.step():
-                trainer._step(step)
+                trainer.train_step(step)
     finally:
         profiler.stop()
     return profiler.found()

@@ -28,6 +28,8 @@ from fastbert.streams import say
 from fastbert.training.apex import check_apex
 from fastbert.training.hardware import resolve_device, resolve_precision, setup_machine, total_memory
 from fastbert.training.optimizers import build_optimizer
+from fastbert.training.step import Updater
+from fastbert.training.world import ONE_PROCESS, World
 
 
 @dataclass
@@ -44,6 +46,7 @@ class Setup:
     """The words that have notes; None without notes."""
     started: PretrainOptions | None = None
     """The options in config.yaml, of a run that is resumed."""
+    world: World = ONE_PROCESS
 
     def objective(self, initial: bool = True) -> nn.Module:
         """The networks on the device; with the weights of --init-from, if that is given and they are wanted."""
@@ -64,6 +67,10 @@ class Setup:
         """Over all parameters of the networks."""
         options = self.options
         return build_optimizer(objective.named_parameters(), options.optimizer, self.device, options.machine.apex)
+
+    def updater(self, objective: nn.Module, optimizer: torch.optim.Optimizer) -> Updater:
+        """What the steps of a training share."""
+        return Updater(objective, optimizer, self.options.optimizer.clip_norm, self.precision, self.world)
 
     def plan(self, steps: int | None = None) -> Plan:
         """What each step takes, in a run of so many; if None, as many as the options say, or many if they say none."""
@@ -86,14 +93,15 @@ class Setup:
         options, plan = self.options, plan or self.plan()
         micro = options.machine.micro_batch_size or options.batch_size
         rows = {length: self.rows("train", length) for length in plan.lengths}
-        return TrainingBatches(rows, plan, micro, options.seed, self.device)
+        return TrainingBatches(rows, plan, micro, options.seed, self.device, self.world)
 
     def validate(self, objective: nn.Module, length: int | None = None) -> dict[str, float]:
         """Losses on held-out sequences of `length`, or of the run's if None."""
         options = self.options
         micro = options.machine.micro_batch_size or options.batch_size
-        batches = validation_batches(self.rows("validation", length), options.eval_sequences, micro, self.device)
-        return evaluate(objective, batches, self.precision)
+        rows = self.rows("validation", length)
+        batches = validation_batches(rows, options.eval_sequences, micro, self.device, self.world)
+        return evaluate(objective, batches, self.precision, self.world)
 
 
 def prepare_setup(

@@ -9,11 +9,11 @@ from fastbert.data.stages import Plan, Stage
 from fastbert.errors import UserError
 
 CPU = torch.device("cpu")
-CLS_ATTENTION, SEP = 2, 3
+CLS, SEP = 2, 3
 
 
 def rows(tokens: int = 1000, length: int = 10, **options) -> Rows:
-    return Rows(InMemory(np.arange(5, 5 + tokens, dtype=np.uint16)), length, CLS_ATTENTION, SEP, **options)
+    return Rows(InMemory(np.arange(5, 5 + tokens, dtype=np.uint16)), length, CLS, SEP, **options)
 
 
 def batches(batch_size: int, micro: int, seed: int) -> TrainingBatches:
@@ -24,7 +24,7 @@ def test_no_token_is_dropped_but_the_last_few() -> None:
     packed = rows(1000, 10)
     assert len(packed) == 111
     batch = packed.read(np.arange(111), np.arange(111), CPU)
-    assert (batch.input_ids[:, 0] == CLS_ATTENTION).all()
+    assert (batch.input_ids[:, 0] == CLS).all()
     assert batch.input_ids[:, 1:].flatten().tolist() == list(range(5, 5 + 999))
 
 
@@ -80,7 +80,7 @@ def test_order_depends_on_the_seed() -> None:
 
 
 def test_document_mask() -> None:
-    ids = torch.tensor([[CLS_ATTENTION, 7, 8, SEP, 9, SEP, SEP, 7]])
+    ids = torch.tensor([[CLS, 7, 8, SEP, 9, SEP, SEP, 7]])
     document_ids, position_ids = documents_of(ids, SEP)
     assert document_ids.tolist() == [[0, 0, 0, 0, 1, 1, 2, 3]]
     assert position_ids.tolist() == [[0, 1, 2, 3, 1, 2, 1, 1]]

@@ -134,7 +134,7 @@ def test_killed_and_continued_equals_uninterrupted(toy, whole, tmp_path, capsys)
 def test_seconds_of_a_job_are_those_of_all_its_attempts(toy, tmp_path, monkeypatch) -> None:
     """A step takes a minute by the test's clock: 36 of a training that was stopped after 21, then the 3 of a branch."""
     now, stops = [0.0], [20]
-    real = loop.Trainer._step
+    real = loop.Trainer.train_step
 
     def stepping(self, step: int) -> None:
         if stops and step == stops[0]:
@@ -142,7 +142,7 @@ def test_seconds_of_a_job_are_those_of_all_its_attempts(toy, tmp_path, monkeypat
         now[0] += 60.0
         real(self, step)
 
-    monkeypatch.setattr(loop.Trainer, "_step", stepping)
+    monkeypatch.setattr(loop.Trainer, "train_step", stepping)
     monkeypatch.setattr(ablate_budget, "timed_step", lambda *given: 0.01)
     ablation, options = load_ablation(toy)
     trunk, branch, *_ = plan(ablation, options, tmp_path, {}).jobs

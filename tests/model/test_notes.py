@@ -34,7 +34,7 @@ VOCABULARY = WordPiece(
         *(f"##{i}" for i in range(CONTINUING)),
     )
 )
-V, CLS_ATTENTION, SEP = len(VOCABULARY.tokens), 2, 3
+V, CLS, SEP = len(VOCABULARY.tokens), 2, 3
 T, ROWS, K = 16, 8, 3
 NOTED = [(5,), (6, 13), (7, 13, 14), (8, 15), (9, 13)]
 
@@ -70,7 +70,7 @@ class Text:
 def batches(micro: int, document_mask: bool = False, half_window: int = K) -> TrainingBatches:
     text = Text()
     noted = NotedWords(text, np.arange(len(NOTED), dtype=np.int32), T, half_window)
-    rows = Rows(text, T, CLS_ATTENTION, SEP, document_mask, noted)
+    rows = Rows(text, T, CLS, SEP, document_mask, noted)
     return TrainingBatches({T: rows}, Plan.constant(ROWS, T), micro, 3, CPU)
 
 

@@ -121,8 +121,8 @@ def test_the_saves_of_the_longest_run() -> None:
 
 
 def test_an_interrupted_one_leaves_nothing(flags, tmp_path, monkeypatch) -> None:
-    real = loop.Trainer._step
-    monkeypatch.setattr(loop.Trainer, "_step", lambda *some: signal.raise_signal(signal.SIGTERM) or real(*some))
+    real = loop.Trainer.train_step
+    monkeypatch.setattr(loop.Trainer, "train_step", lambda *some: signal.raise_signal(signal.SIGTERM) or real(*some))
     assert main(["pretrain", *flags, "--out", str(tmp_path / "x"), "--dry-run"]) == 143
     assert list(tmp_path.iterdir()) == []
 

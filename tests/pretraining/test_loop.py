@@ -26,6 +26,8 @@ from fastbert.training.lagged import LaggedScalars
 from fastbert.training.optimizer_state import flatten_optimizer
 from fastbert.training.optimizers import build_optimizer, clip_gradients, guarded_step
 from fastbert.training.options import OptimizerOptions, ScheduleOptions
+from fastbert.training.step import Updater
+from fastbert.training.world import World
 from tests.flags import main
 
 
@@ -36,7 +38,7 @@ def rows(run: Path, split: str) -> list[dict]:
 
 def poison(monkeypatch, bad_steps: set[int]) -> None:
     """Makes the loss of some steps infinite."""
-    real = loop.Trainer._step
+    real = loop.Trainer.train_step
 
     def stepping(self, step: int) -> None:
         forward = self.objective.forward
@@ -45,7 +47,7 @@ def poison(monkeypatch, bad_steps: set[int]) -> None:
         real(self, step)
         self.objective.forward = forward
 
-    monkeypatch.setattr(loop.Trainer, "_step", stepping)
+    monkeypatch.setattr(loop.Trainer, "train_step", stepping)
 
 
 def test_a_bad_update_is_skipped_and_reported(flags, tmp_path, capsys, monkeypatch) -> None:
@@ -106,7 +108,7 @@ class Sums(nn.Module):
         x = part.input_ids
         return {"a": (self.w * x).sum(), "b": (self.w * x)[x > 1].sum()}
 
-    def after_step(self, drawn: list, updated: torch.Tensor) -> dict[str, torch.Tensor]:
+    def after_step(self, drawn: list, updated: torch.Tensor, world: World) -> dict[str, torch.Tensor]:
         self.after.append(([part.input_ids.tolist() for part in drawn], bool(updated), self.w.item()))
         return {}
 
@@ -132,13 +134,13 @@ def trainer_of(objective: nn.Module, optimizer: torch.optim.Optimizer | None = N
     """Ten steps on MICRO_BATCHES, at 0.1 with four steps of warm-up and a linear descent, clipped to a norm of 3."""
     values = dict.fromkeys(("checkpointer", "logbook", "validate")) | {
         "batches": SimpleNamespace(at=lambda step: MICRO_BATCHES, plan=Plan.constant(2, 3)),
-        "optimizer": optimizer or Descent(objective.parameters(), {"lr": 1.0}),
-        "optimizer_options": OptimizerOptions(learning_rate=0.1, clip_norm=3.0),
+        "updater": Updater(objective, optimizer or Descent(objective.parameters(), {"lr": 1.0}), 3.0, "fp32"),
+        "learning_rate": 0.1,
         "schedule": ScheduleOptions("linear", 4),
         **{"steps": 10, "log_every": 100, "eval_every": 100, "checkpoint_every": 100, "peak_flops": 1.0},
-        **{"seed": 7, "precision": "fp32", "state": {}},
+        **{"seed": 7, "state": {}},
     }
-    return loop.Trainer(objective, **(values | changes))
+    return loop.Trainer(**(values | changes))
 
 
 def test_a_step_in_closed_form() -> None:
@@ -149,7 +151,7 @@ def test_a_step_in_closed_form() -> None:
     w = 2.0
     for step, factor in ((1, 2 / 4), (5, 1 - 1 / 6), (6, 1 - 2 / 6)):
         objective.drawn.clear()
-        trainer._step(step)
+        trainer.train_step(step)
         expected = {"loss": w * GRADIENT, "norm": GRADIENT, "finite": 1.0}
         assert trainer._lagged.pop() == (step, pytest.approx(expected, rel=1e-6))
         w -= 0.1 * factor * 3.0
@@ -157,7 +159,7 @@ def test_a_step_in_closed_form() -> None:
         assert objective.drawn == [(7, step)] * 2
         assert objective.after[-1] == ([[1, 2, 3], [5]], True, objective.w.item())
     objective.w.register_hook(lambda grad: grad * torch.inf)  # the loss itself stays finite
-    trainer._step(7)
+    trainer.train_step(7)
     assert objective.w.item() == pytest.approx(w, rel=1e-6) and not objective.after[-1][1]
 
 
@@ -169,7 +171,7 @@ def test_logged_rows_in_closed_form(monkeypatch) -> None:
     logbook = SimpleNamespace(log=lambda *row: rows.append(row), say=None)
     trainer = trainer_of(objective, logbook=logbook, steps=8, log_every=3, milestones=frozenset({7}))
     for step in range(8):
-        trainer._step(step)
+        trainer.train_step(step)
     trainer._book(trainer._lagged.pop())
     factors = [1 / 4, 2 / 4, 3 / 4, 1, 1, 1 - 1 / 4, 1 - 2 / 4, 1 - 3 / 4]
     weights = [2.0]
@@ -202,8 +204,8 @@ def test_only_the_lowest_loss_is_best_and_only_its_own_step_has_it() -> None:
     for step in range(1, 10):
         trainer.progress.step = step
         if step % 2:
-            best.append(trainer._validate())
-        trainer._checkpoint()
+            best.append(trainer.run_validation())
+        trainer.save_checkpoint()
     assert best == [True, True, False, False, True] and trainer.progress.best == 1.0
     measured = {1: 3.0, 3: 2.0, 5: 2.5, 7: 2.0, 9: 1.0}
     assert saved == [(step, measured.get(step)) for step in range(1, 10)]
@@ -232,11 +234,11 @@ def test_a_checkpoint_keeps_all_of_the_progress(monkeypatch) -> None:
     assert not [
         f.name for f in fields(loop.Progress) if getattr(whole.progress, f.name) == getattr(again.progress, f.name)
     ]
-    whole._step(3)
+    whole.train_step(3)
     whole._start_clock()
     monkeypatch.setattr(loop.time, "perf_counter", lambda: whole._clock)
     whole._lagged.pop()
-    whole._checkpoint()
+    whole.save_checkpoint()
     again.restore(SimpleNamespace(step=3, path=Path("x"), **saved))
     assert again.progress == whole.progress
     assert torch.equal(trained.w, resumed.w) and trained.w != 2.0

@@ -44,7 +44,7 @@ def uninterrupted() -> dict[str, Path]:
 
 def inject(monkeypatch, done: int, change: Callable[[loop.Trainer], None]) -> None:
     """Calls `change` with the trainer after this many steps."""
-    real = loop.Trainer._step
+    real = loop.Trainer.train_step
 
     def stepping(self, step: int) -> None:
         real(self, step)
@@ -52,7 +52,7 @@ def inject(monkeypatch, done: int, change: Callable[[loop.Trainer], None]) -> No
             with torch.no_grad():
                 change(self)
 
-    monkeypatch.setattr(loop.Trainer, "_step", stepping)
+    monkeypatch.setattr(loop.Trainer, "train_step", stepping)
 
 
 def in_weight(value: float) -> Callable[[loop.Trainer], None]:

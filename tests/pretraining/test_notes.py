@@ -25,12 +25,12 @@ KILLER = """
 import os, signal, sys
 import fastbert.pretraining.loop as loop
 from fastbert.cli import main
-real, step = loop.Trainer._step, int(sys.argv[1])
+real, step = loop.Trainer.train_step, int(sys.argv[1])
 def stepping(self, number):
     if number == step:
         os.kill(os.getpid(), signal.SIGKILL)
     real(self, number)
-loop.Trainer._step = stepping
+loop.Trainer.train_step = stepping
 sys.exit(main(sys.argv[2:]))
 """
 

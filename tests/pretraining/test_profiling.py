@@ -166,10 +166,10 @@ def test_the_run_is_the_same_and_the_profile_is_there(flags, tmp_path, capsys) -
 
 def test_a_resumed_run_is_profiled_after_it(flags, tmp_path, capsys, monkeypatch) -> None:
     run = tmp_path / "run"
-    real = loop.Trainer._step
+    real = loop.Trainer.train_step
     with monkeypatch.context() as patch:  # a signal while the profiler listens: no profile, and the run can go on
         patch.setattr(
-            loop.Trainer, "_step", lambda self, step: (step == 15 and signal.raise_signal(15)) or real(self, step)
+            loop.Trainer, "train_step", lambda self, step: (step == 15 and signal.raise_signal(15)) or real(self, step)
         )
         assert main(["pretrain", *flags, "--out", str(run), "--profile"]) == 143
     assert not (run / "profile").exists()

@@ -28,12 +28,12 @@ from fastbert.cli import main
 def die():
     os.kill(os.getpid(), signal.SIGKILL)
 if where == "step":
-    real = loop.Trainer._step
+    real = loop.Trainer.train_step
     def stepping(self, number):
         if number == step:
             die()
         real(self, number)
-    loop.Trainer._step = stepping
+    loop.Trainer.train_step = stepping
 else:
     rename = os.rename
     def renaming(source, target, *rest, **more):
@@ -184,7 +184,7 @@ def test_minutes_are_those_of_all_sessions(flags, tmp_path, monkeypatch, capsys)
     """A step takes a minute by the test's clock. The first session is stopped by a signal, the second dies after steps
     that are in no checkpoint and are trained again, the third finishes; a fourth has nothing left to train."""
     now, stop = [0.0], {}
-    real = loop.Trainer._step
+    real = loop.Trainer.train_step
 
     def stepping(self, step: int) -> None:
         if stop.get("die") == step:
@@ -194,7 +194,7 @@ def test_minutes_are_those_of_all_sessions(flags, tmp_path, monkeypatch, capsys)
         now[0] += 60.0
         real(self, step)
 
-    monkeypatch.setattr(loop.Trainer, "_step", stepping)
+    monkeypatch.setattr(loop.Trainer, "train_step", stepping)
     monkeypatch.setattr(job, "peak_flops", lambda *given: (1e9, "a test"))
     monkeypatch.setattr(loop.time, "perf_counter", lambda: now[0])
     short = ["pretrain", *flags, "--layers", "1", "--steps", "12", "--checkpoint-every", "3", "--eval-every", "12"]

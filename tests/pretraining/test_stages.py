@@ -16,6 +16,7 @@ from fastbert.pretraining import job, loop
 from fastbert.pretraining.budget import Costs
 from fastbert.pretraining.options import PretrainOptions, science
 from fastbert.pretraining.setup import prepare_setup
+from fastbert.training import step as training_step
 from tests.flags import main
 
 # Phase 1: steps 0 to 7, of which the batch grows in the first 4, from 2 to 4 sequences of 32 tokens; phase 2: 8 to 11.
@@ -34,14 +35,14 @@ def metrics(run: Path) -> list[dict]:
 
 
 def stop_before(monkeypatch, step: int) -> None:
-    real = loop.Trainer._step
+    real = loop.Trainer.train_step
 
     def stepping(self, number: int) -> None:
         if number == step:
             raise KeyboardInterrupt
         real(self, number)
 
-    monkeypatch.setattr(loop.Trainer, "_step", stepping)
+    monkeypatch.setattr(loop.Trainer, "train_step", stepping)
 
 
 @pytest.mark.parametrize(
@@ -55,7 +56,7 @@ def stop_before(monkeypatch, step: int) -> None:
 def test_resumes_exactly_within_and_between_stages(flags, tmp_path, monkeypatch, more) -> None:
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     drawn: list[tuple[int, int]] = []
-    real = loop.Trainer._step
+    real = loop.Trainer.train_step
 
     def stepping(self, step: int) -> None:
         batches = list(self.batches.at(step))
@@ -64,7 +65,7 @@ def test_resumes_exactly_within_and_between_stages(flags, tmp_path, monkeypatch,
         real(self, step)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop.Trainer, "_step", stepping)
+        patch.setattr(loop.Trainer, "train_step", stepping)
         assert main(["pretrain", *flags, *STAGED, *more, "--out", str(whole)]) == 0
     assert drawn == SHAPES
     arguments = [*flags, *STAGED, *more, "--out", str(broken)]
@@ -155,7 +156,7 @@ def test_minutes_are_planned_as_if_nothing_else_ran(prepared, tmp_path, monkeypa
         return {"loss": 1.0}
 
     monkeypatch.setattr(job.time, "perf_counter", lambda: now[0])
-    monkeypatch.setattr(job, "guarded_step", update)
+    monkeypatch.setattr(training_step, "guarded_step", update)
     monkeypatch.setattr(pretraining.setup.Setup, "validate", validate)
     monkeypatch.setattr(job, "writing_seconds", lambda folder, size: 1.0)
     setup = prepare_setup(options(prepared, steps=None, minutes=10.0, out=str(tmp_path / "run")))
@@ -188,9 +189,9 @@ def test_a_timed_step_is_a_whole_training_step(prepared, monkeypatch) -> None:
 
     spy(objective, "draw", lambda batch, *_: (len(batch.places), objective.training))
     spy(objective, "forward", lambda drawn: all(p.grad is None for p in objective.parameters()))
-    spy(job, "clip_gradients", lambda *_: all(p.grad is not None for p in objective.parameters()))
-    spy(job, "guarded_step")
-    spy(objective, "after_step", lambda drawn, finite: (len(drawn), bool(finite)))
+    spy(training_step, "clip_gradients", lambda *_: all(p.grad is not None for p in objective.parameters()))
+    spy(training_step, "guarded_step")
+    spy(objective, "after_step", lambda drawn, finite, world: (len(drawn), bool(finite)))
     found = job.time_training(setup, objective, 1e-9, Plan.constant(4, 32), 1)
     assert found.count == 1  # and one to warm up
     drawn = [("draw", (3, True)), ("draw", (1, True)), ("forward", True), ("forward", False)]

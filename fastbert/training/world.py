@@ -1,0 +1,24 @@
+"""The processes that train one model together. Loop, batches, step, notes and evaluation know no more of them."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class World:
+    """One process: every sum over the ranks is the tensor itself."""
+
+    rank: int = 0
+    size: int = 1
+
+    def rows(self, count: int) -> slice:
+        """The rows of a global batch of `count` that this rank computes."""
+        return slice(self.rank * count // self.size, (self.rank + 1) * count // self.size)
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """The sum over all ranks, on each of them; all must call it in the same order. May write into `tensor`."""
+        return tensor
+
+
+ONE_PROCESS = World()
