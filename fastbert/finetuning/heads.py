@@ -1,6 +1,8 @@
 """What is trained on top of the encoder for one task. A head says which hidden states it reads, and what transformers
 calls its weights."""
 
+from typing import ClassVar
+
 import torch
 from fastbert_kernels import combine, hash_dropout
 from torch import Tensor, nn
@@ -18,7 +20,7 @@ class PooledHead(nn.Module):
 
     reads: slice | None = slice(1)
     """The tokens whose hidden states it reads, from the last block; None for all."""
-    bert_names = {"pooler": "bert.pooler.dense", "classifier": "classifier"}
+    bert_names: ClassVar = {"pooler": "bert.pooler.dense", "classifier": "classifier"}
     """Its layers -> their names in transformers' BERT; our own class for transformers has ours."""
 
     def __init__(self, width: int, outputs: int, dropout: float) -> None:

@@ -66,7 +66,7 @@ def test_numbers_in_every_format(tmp_path: Path, suffix: str) -> None:
     path = write_own(tmp_path / f"t{suffix}", [{"text": "a", "label": 0.5}, {"text": "b", "label": -2.0}])
     task = open_task("mine", own=OwnTaskOptions(train=path, kind="number"))
     assert task.examples("train") == [Example(0, "a", None, 0.5), Example(1, "b", None, -2.0)]
-    assert task.kind == "number" and task.labels == () and task.metrics == ("pearson", "spearman")
+    assert task.kind.name == "number" and task.labels == () and task.metrics == ("pearson", "spearman")
 
 
 @pytest.mark.parametrize("suffix", FORMATS)
