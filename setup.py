@@ -7,7 +7,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     # `kernels/` is only the home of the package fastbert_kernels: transformers probes for a package named `kernels`.
-    packages=[*find_packages(include=["fastbert", "fastbert.*"]), "fastbert_kernels", "fastbert_kernels.benchmarks"],
+    packages=[*find_packages(include=["fastbert", "fastbert.*"]), *find_packages("kernels")],
     package_dir={"fastbert": "fastbert", "fastbert_kernels": "kernels/fastbert_kernels"},
     install_requires=[
         "torch>=2.11",

@@ -80,7 +80,7 @@ def test_a_full_disk_under_standard_output(size: int) -> None:
 
 
 def test_our_own_faults_keep_their_traceback(monkeypatch) -> None:
-    monkeypatch.setattr("fastbert.pretraining.job.pretrain", lambda *_: 1 // 0)
+    monkeypatch.setattr("fastbert.pretraining.pretrain.pretrain", lambda *_: 1 // 0)
     with pytest.raises(ZeroDivisionError):
         main(["pretrain", "--steps", "1"])
 

@@ -8,16 +8,18 @@ from pathlib import Path
 import pytest
 
 from fastbert.errors import UserError
-from fastbert.experiments import sweep
 from fastbert.files import LOCK, locked_folder
 from fastbert.finetuning import folder, several
 from fastbert.finetuning.options import FinetuneOptions
 from fastbert.finetuning.setup import prepare_setup as prepare_finetuning
 from fastbert.flags import parse
-from fastbert.pretraining.job import describe_experiment
+from fastbert.pretraining.build import describe_experiment
 from fastbert.pretraining.options import PretrainOptions, science
 from fastbert.pretraining.run import RunFolder, new_folder, stored_options
 from fastbert.pretraining.setup import data_fingerprint, prepare_setup
+from fastbert.studies.engine import store
+from fastbert.studies.engine.store import ResultStore
+from fastbert.studies.shared.finetune_jobs import check_tuned
 from tests.finetuning.conftest import make_task, tiny_model
 from tests.processes import kills
 from tests.test_cli import refused
@@ -39,7 +41,7 @@ def every_kill(out: Path, make: Callable[[], object], check: Callable[[], object
 @pytest.fixture(autouse=True)
 def machine(monkeypatch) -> None:
     """It takes a while to describe."""
-    for module in (folder, sweep):
+    for module in (folder, store):
         monkeypatch.setattr(module, "describe_machine", dict)
 
 
@@ -86,7 +88,7 @@ def test_a_run_that_another_process_has_begun_meanwhile(flags, tmp_path, monkeyp
         (tmp_path / "run" / "checkpoints").mkdir(parents=True)
         return {}
 
-    monkeypatch.setattr("fastbert.pretraining.job.describe_experiment", late)
+    monkeypatch.setattr("fastbert.pretraining.pretrain.describe_experiment", late)
     assert "another process began a run" in refused(capsys, "pretrain", *flags, "--out", tmp_path / "run")
 
 
@@ -116,8 +118,7 @@ def test_several_fine_tunings_and_a_sweep(tmp_path) -> None:
 
     def open_sweep() -> None:
         with locked_folder(out):
-            sweep.check_out(out, "sweep")
-            sweep.open_folder(out, "sweep", {}, [])
+            ResultStore(out, "sweep", check_tuned).open({}, [])
 
     assert every_kill(out, write_options, lambda: None) > 2
     assert every_kill(out, lambda: open_sweep() if not (out / "sweep.json").exists() else None, lambda: None) > 4

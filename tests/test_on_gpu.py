@@ -17,7 +17,7 @@ from fastbert.model.positions import POSITIONS
 from fastbert.pretraining.loop import Trainer
 
 ROOT = Path(__file__).parents[1]
-SCRIPT = ROOT / "scripts" / "on_gpu.py"
+SCRIPT = ROOT / "scripts" / "gpu" / "on_gpu.py"
 
 # Runs a script as if some packages were not installed: no finder finds them, and neither do probes with find_spec.
 WITHOUT = """
@@ -146,14 +146,14 @@ def test_the_rule_finds_an_attention_that_is_a_little_wrong(part, monkeypatch) -
 
 def test_a_step_that_does_not_repeat_is_named(part, monkeypatch) -> None:
     script, work = part
-    real = Trainer._step
+    real = Trainer.train_step
 
     def noisy(self, step: int) -> None:
         real(self, step)
         with torch.no_grad():
             self.objective.head.dense.bias.add_(1e-6 * torch.rand(()))
 
-    monkeypatch.setattr(Trainer, "_step", noisy)
+    monkeypatch.setattr(Trainer, "train_step", noisy)
     one, ten, resumed = script.repeats(work, {})
     assert one["result"].startswith("fails: 1 of") and one["result"].endswith("differ: model head.dense.bias")
     assert all(row["result"].startswith("fails") for row in (ten, resumed))
@@ -162,7 +162,7 @@ def test_a_step_that_does_not_repeat_is_named(part, monkeypatch) -> None:
 def test_a_skipped_update_that_moves_weights_is_found(part, monkeypatch) -> None:
     script, work = part
     monkeypatch.setattr(
-        "fastbert.pretraining.loop.guarded_step",
+        "fastbert.training.step.guarded_step",
         lambda optimizer, rate, finite: optimizer.step(),
     )
     row = next(script.steps(work, {}))

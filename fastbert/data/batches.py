@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from fastbert.data.noted import NotedWords, Occurrences, StepWords
-from fastbert.data.stages import Plan
+from fastbert.data.stages import BatchPlan
 from fastbert.errors import UserError
 from fastbert.randomness import permute
 from fastbert.training.world import ONE_PROCESS, World
@@ -59,7 +59,7 @@ class Batch:
     """Where the words that have notes stand; None without notes."""
 
 
-class Rows:
+class PackedRows:
     """A stream cut into rows of T tokens."""
 
     def __init__(
@@ -134,8 +134,8 @@ class TrainingBatches:
 
     def __init__(
         self,
-        rows: Mapping[int, Rows],
-        plan: Plan,
+        rows: Mapping[int, PackedRows],
+        plan: BatchPlan,
         micro_batch_size: int,
         seed: int,
         device: torch.device,
@@ -183,7 +183,7 @@ class TrainingBatches:
 
 
 def validation_batches(
-    rows: Rows, sequences: int, micro_batch_size: int, device: torch.device, world: World = ONE_PROCESS
+    rows: PackedRows, sequences: int, micro_batch_size: int, device: torch.device, world: World = ONE_PROCESS
 ) -> Iterator[Batch]:
     """This rank's rows of `sequences` spread evenly over the split (all if it has fewer), always the same."""
     count = min(sequences, len(rows))

@@ -102,7 +102,7 @@ class _Chunks(dict[str, int]):
         return row
 
 
-class Encoder:
+class TextEncoder:
     """Turns documents into ids. "[MASK]" and its like in a text are text."""
 
     def __init__(self, wordpiece: WordPiece) -> None:
@@ -180,7 +180,7 @@ def _split(text: str) -> list[str]:
     return PLAIN_SPACE.split(text) if ODD_SPACE.search(text) else text.split()
 
 
-_encoder: Encoder | None = None
+_encoder: TextEncoder | None = None
 
 
 def start_worker(wordpiece: WordPiece) -> None:
@@ -195,7 +195,7 @@ def start_worker(wordpiece: WordPiece) -> None:
 def set_encoder(wordpiece: WordPiece) -> None:
     """Makes `encode_in_worker` work in this process."""
     global _encoder
-    _encoder = Encoder(wordpiece)
+    _encoder = TextEncoder(wordpiece)
 
 
 def encode_in_worker(documents: Sequence[str], counted: Sequence[bool]) -> Encoded:

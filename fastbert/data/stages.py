@@ -90,13 +90,13 @@ class Stage:
 
 
 @dataclass(frozen=True)
-class Plan:
+class BatchPlan:
     """The stages of a run, the first from step 0; the last goes on without an end."""
 
     stages: tuple[Stage, ...]
 
     @classmethod
-    def constant(cls, batch_size: int, length: int) -> "Plan":
+    def constant(cls, batch_size: int, length: int) -> "BatchPlan":
         return cls((Stage(0, batch_size, length),))
 
     @cached_property
@@ -142,7 +142,7 @@ class Plan:
         return f"{steps} steps: " + ", ".join(f"{count} {what}" for count, what in parts)
 
 
-def make_plan(options: StageOptions, batch_size: int, length: int, steps: int) -> Plan:
+def make_plan(options: StageOptions, batch_size: int, length: int, steps: int) -> BatchPlan:
     """The plan of a run of `steps` steps.
 
     A batch that grows from b to B = k b sequences goes through n = min(k - 1, 8) sizes before B, each for an n-th of
@@ -160,7 +160,7 @@ def make_plan(options: StageOptions, batch_size: int, length: int, steps: int) -
     for first in sorted({begin for begin, _ in (*sizes, *lengths)}):
         size, tokens = (max(pair for pair in pairs if pair[0] <= first)[1] for pairs in (sizes, lengths))
         stages.append(Stage(first, size * length // tokens, tokens))
-    return Plan(tuple(stages))
+    return BatchPlan(tuple(stages))
 
 
 def growth(options: StageOptions, batch_size: int, steps: int) -> list[tuple[int, int]]:

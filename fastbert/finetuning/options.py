@@ -45,7 +45,8 @@ class FinetuneOptions:
     glue_subset: bool = field(default=False, metadata=BOOKKEEPING)
     """Take GLUE files that have fewer rows than the official ones."""
     out: str | None = field(default=None, metadata=BOOKKEEPING)
-    """Folder for results.json and one folder a seed. Seeds that are finished there are not trained again."""
+    """Folder for results.json and one folder a seed. Seeds that are finished there are not trained again, and others
+    continue after their last finished epoch."""
     own: OwnTaskOptions = field(default_factory=OwnTaskOptions, metadata=BOOKKEEPING)
 
     seeds: Count = field(default=5, metadata=BOOKKEEPING)

@@ -7,11 +7,12 @@ from fastbert_kernels import (
     attention,
     attention_reference,
     draw_distinct,
+    draw_distinct_reference,
     linear_cross_entropy,
     linear_cross_entropy_reference,
     sample_candidates,
+    sample_candidates_reference,
 )
-from fastbert_kernels.sampling import drawing_operator, sample_candidates_reference
 from torch import Tensor
 
 
@@ -23,13 +24,6 @@ class Kernels:
     linear_cross_entropy: Callable[..., Tensor]
     sample_candidates: Callable[..., tuple[Tensor, Tensor]]
     draw_distinct: Callable[..., tuple[Tensor, Tensor]]
-
-
-def draw_distinct_reference(
-    logits: Tensor, k: int, keys: Tensor, *, forbidden: Tensor | None = None, excluded: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """`draw_distinct` in PyTorch's operations on any device."""
-    return drawing_operator(logits, keys, forbidden, excluded, k, kernels=False)
 
 
 KERNELS = {

@@ -63,7 +63,7 @@ class Notes(nn.Module):
         self.register_buffer("writes", torch.zeros(words, dtype=torch.int32))  # of each note
         self.register_buffer("written", torch.zeros((), dtype=torch.int64))  # notes written at least once
 
-    def take(self, where: Occurrences, places: Tensor, valid: Tensor, length: int) -> "Taken":
+    def take(self, where: Occurrences, places: Tensor, valid: Tensor, length: int) -> "NotedTokens":
         """What a micro-batch reads and writes.
 
         Args:
@@ -72,7 +72,7 @@ class Notes(nn.Module):
             valid: bool [B, M], which of them are used.
             length: T.
         """
-        return Taken(self, where, places, valid, length)
+        return NotedTokens(self, where, places, valid, length)
 
     def flops(self, tokens: int) -> int:
         """Of a step over so many tokens, on the average over the corpus: a multiply and an add for each number of the
@@ -82,7 +82,7 @@ class Notes(nn.Module):
         return round(tokens * 2 * self.table.shape[1] * numbers)
 
     @torch.no_grad()
-    def write(self, taken: Sequence["Taken"], updated: Tensor, world: World = ONE_PROCESS) -> dict[str, Tensor]:
+    def write(self, taken: Sequence["NotedTokens"], updated: Tensor, world: World = ONE_PROCESS) -> dict[str, Tensor]:
         """Writes the notes of a step's words, each once, from all their occurrences.
 
         The sums [U, D] stand in the order of the global batch's words, which every rank knows, as it knows their
@@ -120,7 +120,7 @@ class Notes(nn.Module):
         }
 
 
-class Taken:
+class NotedTokens:
     """The notes of one micro-batch: what its words read, and the contexts to be written after the step."""
 
     def __init__(self, notes: Notes, where: Occurrences, places: Tensor, valid: Tensor, length: int) -> None:

@@ -26,7 +26,7 @@ from fastbert.model.flops import (
     mlm_head_parameters,
 )
 from fastbert.model.heads import MLMHead
-from fastbert.model.notes import Notes, Taken
+from fastbert.model.notes import NotedTokens, Notes
 from fastbert.objectives.masking import choose_places, corrupt, masked_places
 from fastbert.objectives.options import MLMOptions
 from fastbert.randomness import row_keys
@@ -49,7 +49,7 @@ class Masked:
     """int32 [B]; None where nothing is dropped."""
     counts: dict[str, Tensor]
     """What each sum is a mean over."""
-    noted: Taken | None = None
+    noted: NotedTokens | None = None
     """What is read from and written to notes."""
 
 

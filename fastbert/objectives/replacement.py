@@ -22,7 +22,7 @@ from fastbert.data.batches import Batch
 from fastbert.data.tokenizer import WordPiece
 from fastbert.model.config import EncoderConfig
 from fastbert.model.encoder import Encoder
-from fastbert.model.notes import Notes, Taken
+from fastbert.model.notes import NotedTokens, Notes
 from fastbert.objectives.masking import choose_places, corrupt, masked_places
 from fastbert.objectives.options import ReplacementOptions
 from fastbert.randomness import row_keys
@@ -52,7 +52,7 @@ class Corrupted:
     small_dropout_keys: Tensor | None
     counts: dict[str, Tensor]
     """What each loss is a mean over."""
-    noted: Taken | None
+    noted: NotedTokens | None
     """What is read from and written to notes."""
     seen: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
     """What the forward pass measured: name -> sum and count."""

@@ -1,13 +1,27 @@
 """What the time of a run is made of, and the steps that fit into a budget in minutes."""
 
+import itertools
 import math
+import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache, partial
 from itertools import combinations
 
-from fastbert.data.stages import Plan, steps_within
-from fastbert.pretraining.options import PretrainOptions
+import torch
+from torch import nn
 
+from fastbert.data.stages import NOMINAL_STEPS, BatchPlan, make_plan, steps_within
+from fastbert.pretraining.options import PretrainOptions
+from fastbert.pretraining.setup import PretrainSetup
+from fastbert.streams import say
+from fastbert.training.checkpoints import existing
+from fastbert.training.lagged import LaggedScalars
+from fastbert.training.schedules import learning_rate_factor
+from fastbert.training.step import objective_step
+from fastbert.training.timing import Timed, repeat_in, time_in_groups, writing_seconds
+
+LEAST_TIMED, MOST_TIMED = 4, 2000  # steps
 FRACTION = 0.05  # of a budget in minutes that timing its steps takes
 SHORT = 200  # steps
 LEAST, MOST = 3.0, 60.0  # seconds, of that: the least only where it is below a fifth of the budget
@@ -24,7 +38,7 @@ class Costs:
     checkpoint: float
     finish: float
 
-    def spans(self, plan: Plan, options: PretrainOptions, done: int, steps: int) -> dict[str, float]:
+    def spans(self, plan: BatchPlan, options: PretrainOptions, done: int, steps: int) -> dict[str, float]:
         """The time of the steps after `done` in a run of `steps` steps, part by part, by name."""
         validations, checkpoints = saves_between(options, done, steps)
         return {
@@ -35,7 +49,7 @@ class Costs:
             "export and curves": self.finish,
         }
 
-    def steps_in(self, seconds: float, plan: Callable[[int], Plan], options: PretrainOptions) -> int:
+    def steps_in(self, seconds: float, plan: Callable[[int], BatchPlan], options: PretrainOptions) -> int:
         """The steps of a run that takes about `seconds`, all its parts counted; at least those of the shortest run.
 
         Args:
@@ -90,3 +104,115 @@ def shown_time(value: float) -> str:
         return f"{value:.2g} s" if value < 10 else f"{value:.0f} s"
     minutes, rest = divmod(round(value), 60)
     return f"{minutes // 60}:{minutes % 60:02}:{rest:02} h" if minutes >= 60 else f"{minutes}:{rest:02} min"
+
+
+def check_steps(options: PretrainOptions) -> None:
+    """Refuses, before data is prepared, stages and a schedule that do not fit the number of steps."""
+    steps = steps_of(options)
+    if steps is not None:
+        replace(options, steps=steps).milestone_steps()
+        make_plan(options.stages, options.batch_size, options.length, steps)
+        learning_rate_factor(options.schedule, 0, steps)
+
+
+def steps_of(options: PretrainOptions) -> int | None:
+    """The number of steps; None for a budget in minutes."""
+    if options.tokens is None:
+        return options.steps
+
+    def tokens(steps: int) -> int:
+        return make_plan(options.stages, options.batch_size, options.length, steps).tokens(0, steps)
+
+    return steps_within(options.tokens, tokens, options.stages.least_steps)
+
+
+def resolve_steps(setup: PretrainSetup) -> PretrainOptions:
+    """The options with a budget in tokens or minutes turned into steps, and with all intervals set."""
+    options = setup.options
+    micro = options.machine.micro_batch_size or options.batch_size
+    steps = steps_in(setup, options.minutes * 60.0) if options.minutes is not None else steps_of(options)
+    eval_every, checkpoint_every = intervals(options, steps)
+    return replace(
+        options,
+        steps=steps,
+        eval_every=eval_every,
+        checkpoint_every=checkpoint_every,
+        machine=replace(options.machine, micro_batch_size=micro),
+    )
+
+
+def steps_in(setup: PretrainSetup, seconds: float) -> int:
+    """The steps of a run that takes about `seconds`, planned by timing a few on networks that are then thrown away, and
+    its other parts. Prints the plan."""
+    begin = time.perf_counter()
+    objective = setup.objective()
+    built = time.perf_counter() - begin
+    writing = writing_seconds(existing(setup.options.out or "runs"), checkpoint_size(objective))
+    window = timing_window(seconds)
+    timed = stage_timer(setup, objective, window)
+    setup.plan(NOMINAL_STEPS).total(timed, 0, NOMINAL_STEPS)  # times what there is in any but the shortest runs
+    costs = Costs(
+        start=built,  # the networks are built again
+        step=timed,
+        validation=repeat_in(window / 2, lambda: setup.validate(objective)),
+        checkpoint=writing,
+        finish=writing / 3,  # the export: weights without moments
+    )
+    spent = time.perf_counter() - begin
+    steps = costs.steps_in(seconds - spent, setup.plan, setup.options)
+    plan = setup.plan(steps)
+    spans = {"timing": spent, **costs.spans(plan, setup.options, 0, steps)}
+    total = sum(spans.values())
+    say(
+        f"planned for {seconds / 60:g} minutes: {plan.describe(steps)}, "
+        f"{plan.total(timed, 0, steps) / steps:.3g} s a step; expected {shown_time(total)}: {shown_spans(spans)}"
+    )
+    return steps
+
+
+def seconds_per_step(setup: PretrainSetup, objective: nn.Module, seconds: float) -> float:
+    """The time of a training step on `objective`, measured in about `seconds`; where stages differ, their mean over a
+    run."""
+    steps = setup.options.steps or NOMINAL_STEPS
+    return setup.plan(steps).total(stage_timer(setup, objective, seconds), 0, steps) / steps
+
+
+def stage_timer(setup: PretrainSetup, objective: nn.Module, seconds: float) -> Callable[[int, int], float]:
+    """(batch_size, length) -> the time of a step, measured when it is first asked for; about `seconds` for all."""
+    each = seconds / len(setup.plan(NOMINAL_STEPS).stages)
+    return cache(lambda batch_size, length: timed_step(setup, objective, each, BatchPlan.constant(batch_size, length)))
+
+
+def timed_step(setup: PretrainSetup, objective: nn.Module, seconds: float, plan: BatchPlan) -> float:
+    """The time of a training step on `objective` while nothing else runs, measured in about `seconds`."""
+    found = time_training(setup, objective, seconds, plan, MOST_TIMED)
+    if found.disturbed:
+        say(
+            f"other work disturbed the timing of steps: they took {found.mean:.3g} s on average and "
+            f"{found.seconds:.3g} s at the 10th percentile, which is used"
+        )
+    return found.seconds
+
+
+def time_training(setup: PretrainSetup, objective: nn.Module, seconds: float, plan: BatchPlan, most: int) -> Timed:
+    """Times training steps on `objective` in about `seconds`, `most` of them at most."""
+    batches = setup.batches(plan)
+    updater = setup.updater(objective, setup.optimizer(objective))
+    objective.train()
+    lagged, numbers = LaggedScalars(), itertools.count()
+
+    def step() -> None:
+        number = next(numbers)
+        scalars = objective_step(updater, batches.at(number), setup.options.seed, number, learning_rate=0.0)
+        lagged.push(number, scalars)  # as in training, the host is one step ahead of the device
+
+    wait = partial(torch.cuda.synchronize, setup.device) if setup.device.type == "cuda" else torch.cpu.synchronize
+    step()  # to warm up
+    wait()
+    return time_in_groups(step, wait, seconds, least=LEAST_TIMED, most=most)
+
+
+def checkpoint_size(objective: nn.Module) -> int:
+    """Bytes: weights and two moments, and what is no parameter."""
+    state = sum(buffer.numel() * buffer.element_size() for buffer in objective.buffers())
+    return 12 * objective.parameter_count() + state

@@ -17,7 +17,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from fastbert.data.stages import Plan
+from fastbert.data.stages import BatchPlan
 from fastbert.errors import UserError
 from fastbert.files import folder_errors, new_folder, remove_leftovers
 from fastbert.outputs import is_filled_within, resolved
@@ -27,7 +27,7 @@ from fastbert.pretraining.finish import finish
 from fastbert.pretraining.loop import Trainer
 from fastbert.pretraining.options import PretrainOptions
 from fastbert.pretraining.run import RunFolder
-from fastbert.pretraining.setup import Setup
+from fastbert.pretraining.setup import PretrainSetup
 from fastbert.streams import say
 from fastbert.training.checkpoints import existing, free_space
 from fastbert.training.interrupts import Interrupts
@@ -52,8 +52,8 @@ PARTS = {
 
 
 @dataclass(frozen=True)
-class Taken:
-    """What a rehearsal took: seconds and bytes."""
+class Usage:
+    """What a run costs: seconds and bytes."""
 
     start: float
     steps: dict[Shape, Timed]
@@ -69,7 +69,7 @@ class Taken:
     export_bytes: int
 
 
-def dry_run(setup: Setup, run: RunFolder, done: int, build: Callable[[Path], Trainer]) -> int:
+def dry_run(setup: PretrainSetup, run: RunFolder, done: int, build: Callable[[Path], Trainer]) -> int:
     """Prints what the steps after `done` would take; returns the exit code.
 
     Args:
@@ -81,7 +81,7 @@ def dry_run(setup: Setup, run: RunFolder, done: int, build: Callable[[Path], Tra
         UserError: whatever stands in the way of the run itself.
     """
     with Interrupts() as interrupts, _scratch(run.path) as folder:
-        taken, trainer = rehearse(setup, RunFolder(folder), done, build, interrupts)
+        taken, trainer = measure(setup, RunFolder(folder), done, build, interrupts)
     if taken is None or interrupts.caught is not None:
         return interrupts.exit_code
     print("\n".join(report(setup, run, done, taken, trainer)))
@@ -106,9 +106,9 @@ def _scratch(path: Path) -> Iterator[Path]:
         os.close(handle)
 
 
-def rehearse(
-    setup: Setup, run: RunFolder, done: int, build: Callable[[Path], Trainer], interrupts: Interrupts
-) -> tuple[Taken | None, Trainer]:
+def measure(
+    setup: PretrainSetup, run: RunFolder, done: int, build: Callable[[Path], Trainer], interrupts: Interrupts
+) -> tuple[Usage | None, Trainer]:
     """A run from its start to its end, with few of the steps after `done` between; None if it is interrupted."""
     start, trainer = seconds(lambda: build(run.path), setup.device)
     weights, memory = _bytes(trainer.objective.parameters()), PeakMemory(setup.device)
@@ -123,7 +123,7 @@ def rehearse(
         checkpoint, _ = seconds(trainer.save_checkpoint, setup.device)
     with contextlib.redirect_stdout(io.StringIO()):
         ended, _ = seconds(lambda: finish(setup, trainer.objective, run, trainer.progress), setup.device)
-    taken = Taken(
+    taken = Usage(
         start=start,
         steps=times,
         validation=validation,
@@ -193,7 +193,7 @@ def saves(options: PretrainOptions, done: int) -> tuple[int, int]:
     return saves_between(options, done, options.steps)
 
 
-def report(setup: Setup, run: RunFolder, done: int, taken: Taken, trainer: Trainer) -> list[str]:
+def report(setup: PretrainSetup, run: RunFolder, done: int, taken: Usage, trainer: Trainer) -> list[str]:
     """Lines for people."""
     options, objective = setup.options, trainer.objective
     plan, rows = trainer.batches.plan, trainer.batches.rows[options.length]
@@ -228,7 +228,7 @@ def report(setup: Setup, run: RunFolder, done: int, taken: Taken, trainer: Train
     ]
 
 
-def time_spans(options: PretrainOptions, done: int, taken: Taken, plan: Plan) -> dict[str, float]:
+def time_spans(options: PretrainOptions, done: int, taken: Usage, plan: BatchPlan) -> dict[str, float]:
     """What the run's time is made of, in seconds."""
     costs = Costs(
         taken.start, lambda *shape: taken.steps[shape].seconds, taken.validation, taken.checkpoint, taken.finish
@@ -236,7 +236,7 @@ def time_spans(options: PretrainOptions, done: int, taken: Taken, plan: Plan) ->
     return costs.spans(plan, options, done, options.steps)
 
 
-def speeds(setup: Setup, taken: Taken, trainer: Trainer) -> dict[str, str]:
+def speeds(setup: PretrainSetup, taken: Usage, trainer: Trainer) -> dict[str, str]:
     """A line for each shape of a step."""
     found = {}
     for (batch_size, length), timed in taken.steps.items():

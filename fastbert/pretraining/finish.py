@@ -12,7 +12,7 @@ from fastbert.hub.names import head_of, kept
 from fastbert.pretraining.examples import examples_of
 from fastbert.pretraining.loop import Progress
 from fastbert.pretraining.run import RunFolder
-from fastbert.pretraining.setup import Setup
+from fastbert.pretraining.setup import PretrainSetup
 from fastbert.records import write_json
 from fastbert.streams import say
 from fastbert.training.hardware import describe_machine
@@ -21,7 +21,7 @@ from fastbert.training.logbook import NothingToDrawError, plot_curves
 NOT_FINITE = "not finite"  # in place of a figure
 
 
-def finish(setup: Setup, objective: nn.Module, run: RunFolder, progress: Progress) -> None:
+def finish(setup: PretrainSetup, objective: nn.Module, run: RunFolder, progress: Progress) -> None:
     """Exports the model, draws the curves, prints the summary on standard output and keeps it in report/."""
     validation = setup.dataset.split("validation")
     unigram = validation.unigram_entropy
@@ -115,7 +115,9 @@ def compared(gain: float) -> str:
     return f"{gain:.3f} nats under it" if gain > 0 else f"{-gain:.3f} nats over it: nothing learned yet"
 
 
-def model_card(setup: Setup, progress: Progress, final: dict[str, float | None], unigram: float) -> dict[str, object]:
+def model_card(
+    setup: PretrainSetup, progress: Progress, final: dict[str, float | None], unigram: float
+) -> dict[str, object]:
     options, machine = setup.options, describe_machine()
     optimizer, schedule = options.optimizer, options.schedule
     on_gpu = setup.device.type == "cuda"

@@ -12,8 +12,8 @@ import numpy as np
 from torch import nn
 
 from fastbert.config import from_dict, load_yaml
-from fastbert.data.batches import InMemory, Rows, validation_batches
-from fastbert.data.encoding import MUCH_UNKNOWN, Encoder
+from fastbert.data.batches import InMemory, PackedRows, validation_batches
+from fastbert.data.encoding import MUCH_UNKNOWN, TextEncoder
 from fastbert.data.shards import unigram_entropy
 from fastbert.data.sources import open_source
 from fastbert.data.tokenizer import WordPiece
@@ -49,7 +49,7 @@ def evaluate_text(options: EvaluateOptions) -> dict[str, Any]:
     vocabulary = tokenizer_of(pretrained)
     text = read_text(options, vocabulary)
     tokens = text.tokens
-    rows = Rows(InMemory(tokens), length, vocabulary.ids["[CLS]"], vocabulary.ids["[SEP]"])
+    rows = PackedRows(InMemory(tokens), length, vocabulary.ids["[CLS]"], vocabulary.ids["[SEP]"])
     if not len(rows):
         raise UserError(f"{options.source} has {len(tokens)} tokens, less than one sequence of {length}")
     objective = trained_objective(options, pretrained, vocabulary).to(device)
@@ -135,7 +135,7 @@ class HeldOut:
 
 def read_text(options: EvaluateOptions, vocabulary: WordPiece) -> HeldOut:
     """The first documents of the source, until they have `max_tokens` tokens."""
-    encoder, unk = Encoder(vocabulary), vocabulary.ids["[UNK]"]
+    encoder, unk = TextEncoder(vocabulary), vocabulary.ids["[UNK]"]
     parts: list[np.ndarray] = []
     count = size = unk_bytes = 0
     source = open_source(options.source, options.column)

@@ -23,7 +23,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from fastbert.files import atomic_folder
 from fastbert.model.encoder import Attention, Block, Encoder, FeedForward
 from fastbert.pretraining.loop import Trainer
-from fastbert.pretraining.setup import Setup
+from fastbert.pretraining.setup import PretrainSetup
 from fastbert.pretraining.spans import Span, operators, parts
 from fastbert.training.checkpoints import check_space
 
@@ -36,7 +36,7 @@ MODULES = {Encoder: "embedding", Block: "norms, dropout, sums", Attention: "atte
 """Marks of the forward pass: what a module does itself, without the marked ones in it."""
 
 
-def check_room(folder: Path, setup: Setup) -> None:
+def check_room(folder: Path, setup: PretrainSetup) -> None:
     """
     Raises:
         UserError: the disk of `folder` has no room for a profile.

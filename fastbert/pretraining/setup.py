@@ -8,21 +8,22 @@ import torch
 from torch import nn
 
 from fastbert import config as configuration
-from fastbert.data.batches import Rows, TrainingBatches, validation_batches
+from fastbert.data.batches import PackedRows, TrainingBatches, validation_batches
 from fastbert.data.prepare import PrepareOptions, prepared_folder
 from fastbert.data.shards import Dataset, open_dataset
-from fastbert.data.stages import NOMINAL_STEPS, Plan, all_shapes, make_plan
+from fastbert.data.stages import NOMINAL_STEPS, BatchPlan, all_shapes, make_plan
 from fastbert.data.tokenizer import WordPiece, load_tokenizer
 from fastbert.data.tokenizer_check import differences
 from fastbert.errors import UserError
+from fastbert.hub.export_code import check_exportable
 from fastbert.hub.load import Pretrained, load_pretrained, tokenizer_of
-from fastbert.model.config import TABLELESS, EncoderConfig
+from fastbert.model.config import EncoderConfig
 from fastbert.model.encoder import adapt, initialize
 from fastbert.model.flops import encoder_parameters
 from fastbert.objectives import OBJECTIVES
 from fastbert.objectives.options import MultipleChoiceOptions
 from fastbert.pretraining.evaluation import evaluate
-from fastbert.pretraining.notes import NotedCorpus, find_noted, rare_band
+from fastbert.pretraining.noted_words import NotedCorpus, find_noted, rare_band
 from fastbert.pretraining.options import SOURCE_ONLY, PretrainOptions, objective_options
 from fastbert.streams import say
 from fastbert.training.apex import check_apex
@@ -33,7 +34,7 @@ from fastbert.training.world import ONE_PROCESS, World
 
 
 @dataclass
-class Setup:
+class PretrainSetup:
     """What a run is made of, before its first step."""
 
     options: PretrainOptions
@@ -72,7 +73,7 @@ class Setup:
         """What the steps of a training share."""
         return Updater(objective, optimizer, self.options.optimizer.clip_norm, self.precision, self.world)
 
-    def plan(self, steps: int | None = None) -> Plan:
+    def plan(self, steps: int | None = None) -> BatchPlan:
         """What each step takes, in a run of so many; if None, as many as the options say, or many if they say none."""
         options = self.options
         return make_plan(options.stages, options.batch_size, options.length, steps or options.steps or NOMINAL_STEPS)
@@ -81,14 +82,14 @@ class Setup:
         """All (batch_size, length) that a step can have, whatever the number of steps."""
         return all_shapes(self.options.stages, self.options.batch_size, self.options.length)
 
-    def rows(self, split: str, length: int | None = None) -> Rows:
+    def rows(self, split: str, length: int | None = None) -> PackedRows:
         """The split in sequences of `length`, or of the run's if None."""
         options, ids = self.options, self.vocabulary.ids
         length = length or options.length
         stream, noted = self.dataset.split(split), self.noted.split[split, length] if self.noted else None
-        return Rows(stream, length, ids["[CLS]"], ids["[SEP]"], options.document_mask, noted)
+        return PackedRows(stream, length, ids["[CLS]"], ids["[SEP]"], options.document_mask, noted)
 
-    def batches(self, plan: Plan | None = None) -> TrainingBatches:
+    def batches(self, plan: BatchPlan | None = None) -> TrainingBatches:
         """Those of `plan`, or of the run's if None."""
         options, plan = self.options, plan or self.plan()
         micro = options.machine.micro_batch_size or options.batch_size
@@ -106,7 +107,7 @@ class Setup:
 
 def prepare_setup(
     options: PretrainOptions, config: EncoderConfig | None = None, verify_data: bool | None = None
-) -> Setup:
+) -> PretrainSetup:
     """Data, vocabulary, encoder and machine for `options`; everything that can be refused is refused here.
 
     Args:
@@ -138,7 +139,7 @@ def prepare_setup(
             check_tokenizer(pretrained, vocabulary, str(folder))
         elif options.tokenizer is not None and str(folder) == options.data:
             check_given_tokenizer(options, vocabulary)
-    if not len(rows := Rows(dataset.split("validation"), options.length, 0, 0)):
+    if not len(rows := PackedRows(dataset.split("validation"), options.length, 0, 0)):
         raise UserError(
             f"{folder} holds {len(rows.stream)} tokens for validation, less than one sequence of {options.length}; "
             "lower --length, or prepare it with a larger --validation-fraction"
@@ -148,7 +149,7 @@ def prepare_setup(
             say(remark)
     lengths = {options.length, options.stages.first_length or options.length}
     noted = find_noted(options.notes, dataset, options.length, lengths) if options.notes.enabled else None
-    return Setup(options, dataset, vocabulary, config, device, precision, noted)
+    return PretrainSetup(options, dataset, vocabulary, config, device, precision, noted)
 
 
 def tokenizer_to_prepare(options: PretrainOptions, pretrained: Pretrained | None) -> str | None:
@@ -169,6 +170,7 @@ def tokenizer_to_prepare(options: PretrainOptions, pretrained: Pretrained | None
 def check_networks(options: PretrainOptions, device: torch.device) -> None:
     """Refuses wrong networks, and ones that `device` cannot hold, before the data is prepared."""
     config = options.encoder.resolve(vocab_size=1, length=options.length)
+    check_exportable(config)
     configs = [config]
     if isinstance(chosen := objective_options(options), MultipleChoiceOptions):
         configs.append(chosen.controller(config))
@@ -199,7 +201,7 @@ def check_memory(options: PretrainOptions, configs: Sequence[EncoderConfig], dev
 def check_positions(options: PretrainOptions, given: EncoderConfig) -> None:
     """Raises a UserError if sequences are longer than the positions that the weights of --init-from were trained
     with."""
-    if options.length > given.max_positions and given.position not in TABLELESS:
+    if options.length > given.max_positions and given.has_position_table():
         raise UserError(
             f"length {options.length} is longer than the {given.max_positions} positions of {options.init_from}, "
             f"which cannot be raised; lower --length to {given.max_positions} or less"

@@ -3,13 +3,24 @@
 The package knows nothing of fastbert: anyone with another model can use it.
 """
 
-from fastbert_kernels.attention import attention, attention_reference
+from fastbert_kernels.attention import (
+    attention,
+    attention_reference,
+    from_diagonals,
+    relative_bucket,
+    untied_attention,
+    untied_attention_reference,
+)
+from fastbert_kernels.cross_entropy import linear_cross_entropy, linear_cross_entropy_reference
 from fastbert_kernels.dropout import hash_dropout, keep_mask
 from fastbert_kernels.hashing import combine, mix
-from fastbert_kernels.linear_cross_entropy import linear_cross_entropy, linear_cross_entropy_reference
-from fastbert_kernels.sampling import draw_distinct, sample_candidates, sample_candidates_reference
+from fastbert_kernels.sampling import (
+    draw_distinct,
+    draw_distinct_reference,
+    sample_candidates,
+    sample_candidates_reference,
+)
 from fastbert_kernels.scores import candidate_scores
-from fastbert_kernels.untied import untied_attention, untied_attention_reference
 
 __all__ = [
     "attention",
@@ -17,11 +28,14 @@ __all__ = [
     "candidate_scores",
     "combine",
     "draw_distinct",
+    "draw_distinct_reference",
+    "from_diagonals",
     "hash_dropout",
     "keep_mask",
     "linear_cross_entropy",
     "linear_cross_entropy_reference",
     "mix",
+    "relative_bucket",
     "sample_candidates",
     "sample_candidates_reference",
     "untied_attention",

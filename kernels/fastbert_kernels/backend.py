@@ -66,9 +66,12 @@ def runs_kernels(x: Tensor, what: str) -> bool:
     return True
 
 
-@torch.compiler.assume_constant_result
 def _capability(device: torch.device) -> tuple[int, int]:
     return torch.cuda.get_device_capability(device)
+
+
+# What torch.compiler.assume_constant_result sets. That function imports the compiler, and with it Triton: 0.7 s.
+_capability._dynamo_marked_constant = True
 
 
 @cache

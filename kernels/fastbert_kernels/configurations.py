@@ -141,7 +141,7 @@ def file_of(device_name: str) -> Path:
     return Path(root) / "fastbert" / f"kernels-{re.sub(r'[^A-Za-z0-9]+', '-', device_name).lower()}.json"
 
 
-def keep(choice: Mapping[str, Mapping[str, Any]], device_name: str) -> Path:
+def save_tuned(choice: Mapping[str, Mapping[str, Any]], device_name: str) -> Path:
     """Writes what was tuned on a GPU with this Triton to its file; returns the path."""
     path = file_of(device_name)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -162,11 +162,11 @@ def write_whole(path: Path, content: str | bytes) -> None:
         raise
 
 
-def kept(device_name: str) -> dict[str, dict[str, list[int]]] | None:
+def load_tuned(device_name: str) -> dict[str, dict[str, list[int]]] | None:
     """What was tuned on such a GPU with this version of Triton; None if nothing was.
 
     Raises:
-        ValueError: the file cannot be read as one of `keep`; it is named.
+        ValueError: the file cannot be read as one of `save_tuned`; it is named.
     """
     try:
         path = file_of(device_name)

@@ -4,20 +4,20 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastbert.data.batches import InMemory, Rows, TrainingBatches, documents_of, validation_batches
-from fastbert.data.stages import Plan, Stage
+from fastbert.data.batches import InMemory, PackedRows, TrainingBatches, documents_of, validation_batches
+from fastbert.data.stages import BatchPlan, Stage
 from fastbert.errors import UserError
 
 CPU = torch.device("cpu")
 CLS, SEP = 2, 3
 
 
-def rows(tokens: int = 1000, length: int = 10, **options) -> Rows:
-    return Rows(InMemory(np.arange(5, 5 + tokens, dtype=np.uint16)), length, CLS, SEP, **options)
+def rows(tokens: int = 1000, length: int = 10, **options) -> PackedRows:
+    return PackedRows(InMemory(np.arange(5, 5 + tokens, dtype=np.uint16)), length, CLS, SEP, **options)
 
 
 def batches(batch_size: int, micro: int, seed: int) -> TrainingBatches:
-    return TrainingBatches({10: rows()}, Plan.constant(batch_size, 10), micro, seed, CPU)
+    return TrainingBatches({10: rows()}, BatchPlan.constant(batch_size, 10), micro, seed, CPU)
 
 
 def test_no_token_is_dropped_but_the_last_few() -> None:
@@ -49,7 +49,7 @@ def test_micro_batches_cut_the_same_global_batch() -> None:
 
 def test_stages_draw_all_rows_of_a_length_before_one_comes_again() -> None:
     """Across the stages of a growing batch, and in an order of its own for the second length."""
-    plan = Plan((Stage(0, 4, 10), Stage(5, 8, 10), Stage(20, 6, 25), Stage(27, 12, 25)))
+    plan = BatchPlan((Stage(0, 4, 10), Stage(5, 8, 10), Stage(20, 6, 25), Stage(27, 12, 25)))
     drawn = TrainingBatches({length: rows(1000, length) for length in (10, 25)}, plan, 4, 3, CPU)
     for length, steps in ((10, range(20)), (25, range(20, 28))):
         found = [list(drawn.at(step)) for step in steps]
@@ -70,7 +70,7 @@ def test_stages_draw_all_rows_of_a_length_before_one_comes_again() -> None:
 def test_the_second_length_is_another_permutation() -> None:
     same = {length: rows(count, length) for length, count in ((10, 999), (11, 1110))}
     assert len(same[10]) == len(same[11]) == 111
-    drawn = TrainingBatches(same, Plan((Stage(0, 4, 10), Stage(1, 4, 11))), 4, 0, CPU)
+    drawn = TrainingBatches(same, BatchPlan((Stage(0, 4, 10), Stage(1, 4, 11))), 4, 0, CPU)
     assert drawn.order(np.arange(111), 10).tolist() != drawn.order(np.arange(111), 11).tolist()
 
 

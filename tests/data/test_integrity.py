@@ -13,11 +13,11 @@ import torch
 from fastbert.data import corpus as room
 from fastbert.data import integrity
 from fastbert.data import prepare as prepare_room
-from fastbert.data.batches import Rows, TrainingBatches
+from fastbert.data.batches import PackedRows, TrainingBatches
 from fastbert.data.integrity import HEADER_BYTES, file_record
 from fastbert.data.prepare import PrepareOptions, prepare
 from fastbert.data.shards import open_dataset, read_record
-from fastbert.data.stages import Plan
+from fastbert.data.stages import BatchPlan
 from fastbert.errors import UserError
 from fastbert.records import seal_of
 
@@ -181,10 +181,10 @@ def test_ranges_are_checked_where_numbers_are_used(copy: Path) -> None:
         flip(copy / name, HEADER_BYTES + 8 * 7 + 1, bit=0x80, unnoticed=True)  # the high byte of a token
     dataset = open_dataset(copy)
     stream, cpu = dataset.split("train"), torch.device("cpu")
-    rows = Rows(stream, 16, 2, 3)
+    rows = PackedRows(stream, 16, 2, 3)
     with pytest.raises(UserError, match=r"train-00000\.tokens\.npy is damaged: it holds the token id"):
         for step in range(len(rows) // 8):
-            list(TrainingBatches({16: rows}, Plan.constant(8, 16), 8, 0, cpu).at(step))
+            list(TrainingBatches({16: rows}, BatchPlan.constant(8, 16), 8, 0, cpu).at(step))
     with pytest.raises(UserError, match=r"train-00000\.documents\.npy is damaged"):
         _ = stream.documents
     with pytest.raises(UserError, match=r"train-00000\.rare\.positions\.npy is damaged"):

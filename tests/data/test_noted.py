@@ -9,11 +9,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastbert.data.batches import Rows, TrainingBatches
+from fastbert.data.batches import PackedRows, TrainingBatches
 from fastbert.data.noted import NotedWords, choose_words
 from fastbert.data.prepare import PrepareOptions, prepare
 from fastbert.data.shards import RareWords, open_dataset
-from fastbert.data.stages import Plan
+from fastbert.data.stages import BatchPlan
 from fastbert.errors import UserError
 
 CPU = torch.device("cpu")
@@ -84,7 +84,7 @@ def test_occurrences_are_those_one_finds_by_hand(documents, length, half_window,
     for number, word in enumerate(noted):
         row_of_word[stream.known.index(word)] = number
     index = NotedWords(stream, row_of_word, length, half_window)
-    rows = Rows(stream, length, CLS, SEP, noted=index)
+    rows = PackedRows(stream, length, CLS, SEP, noted=index)
     if not len(rows):
         return
     indices = np.random.default_rng(coin).integers(0, len(rows), 5)
@@ -132,7 +132,7 @@ def test_every_occurrence_that_is_whole_is_met_in_an_epoch() -> None:
     """Through the shuffled micro-batches of steps; the global batch's words are in each of them."""
     stream = Words([[(5,), (6, 100)] * 40, [(7,)] * 33, [(5,), (8, 100, 100)] * 21])
     index = NotedWords(stream, np.arange(4, dtype=np.int32), 12, 2)
-    batches = TrainingBatches({12: Rows(stream, 12, CLS, SEP, noted=index)}, Plan.constant(4, 12), 3, 0, CPU)
+    batches = TrainingBatches({12: PackedRows(stream, 12, CLS, SEP, noted=index)}, BatchPlan.constant(4, 12), 3, 0, CPU)
     met = 0
     for step in range(index.rows // 4):
         first, second = batches.at(step)
@@ -146,7 +146,7 @@ def test_every_occurrence_that_is_whole_is_met_in_an_epoch() -> None:
 
 
 def test_without_notes_a_batch_carries_nothing(prepared: Path) -> None:
-    rows = Rows(open_dataset(prepared).split("train"), 32, CLS, SEP)
+    rows = PackedRows(open_dataset(prepared).split("train"), 32, CLS, SEP)
     assert rows.read(np.arange(2), np.arange(2), CPU).noted is None
 
 

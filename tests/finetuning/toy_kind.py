@@ -1,10 +1,8 @@
-"""A kind of task in one file: one to three stars for a text. Its line in `KINDS` is REGISTERED."""
+"""A kind of task in one file: one to three stars for a text. `register` is its line in `KINDS`."""
 
 from fastbert.finetuning.heads import PooledHead
 from fastbert.finetuning.kinds import KINDS
 from fastbert.finetuning.kinds.number import Number
-
-NAME, PATH = "stars", "tests.finetuning.toy_kind:Stars"
 
 
 class WholeHead(PooledHead):
@@ -18,7 +16,7 @@ class WholeHead(PooledHead):
 
 
 class Stars(Number):
-    name = NAME
+    name = "stars"
     plural = "stars"
     metrics = usual_metrics = ("spearman",)
 
@@ -45,4 +43,4 @@ class Stars(Number):
 
 
 def register() -> None:
-    KINDS.register(NAME, PATH)
+    KINDS.register("stars", "tests.finetuning.toy_kind:Stars")

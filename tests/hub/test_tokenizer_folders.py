@@ -12,7 +12,7 @@ import torch
 from tokenizers import Tokenizer
 from transformers import AutoModelForMaskedLM, AutoTokenizer, pipeline
 
-from fastbert.data.encoding import Encoder
+from fastbert.data.encoding import TextEncoder
 from fastbert.data.tokenizer import WordPiece, load_tokenizer
 from fastbert.errors import UserError
 from fastbert.hub.export import export_model
@@ -71,7 +71,7 @@ def test_both_read_a_folder_alike_and_its_export_too(name: str, tmp_path: Path, 
     # "[MASK]" in a corpus is text; split_special_tokens is transformers' name for that.
     split, encoder = (
         AutoTokenizer.from_pretrained(out, trust_remote_code=True, split_special_tokens=True),
-        Encoder(ours),
+        TextEncoder(ours),
     )
     encoded = encoder.encode(TEXTS, [True] * len(TEXTS))
     theirs = split(TEXTS, add_special_tokens=False)["input_ids"]

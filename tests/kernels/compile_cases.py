@@ -12,8 +12,8 @@ from contextlib import contextmanager
 import torch
 import triton
 from fastbert_kernels import configurations, draw_distinct, linear_cross_entropy, sample_candidates
+from fastbert_kernels.attention.triton_launch import attention_forward
 from fastbert_kernels.compilation import pretended_gpu
-from fastbert_kernels.triton_attention import attention_forward
 from triton.backends.nvidia.compiler import CUDABackend
 
 PARTS = ("none", "bias", "untied", "relative")

@@ -56,8 +56,14 @@ def test_a_gpu_that_triton_does_not_support_runs_no_kernels(capability, taken: b
 
 
 def test_the_capability_is_a_constant_to_the_compiler() -> None:
-    compiled = torch.compile(lambda x: x + backend._capability(x.device)[0], backend="eager", fullgraph=True)
-    assert compiled(torch.zeros(1)) == 9
+    operations = []
+
+    def compiler(module: torch.fx.GraphModule, inputs: list):
+        operations.extend(node.op for node in module.graph.nodes)
+        return module.forward
+
+    compiled = torch.compile(lambda x: x + backend._capability(x.device)[0], backend=compiler, fullgraph=True)
+    assert compiled(torch.zeros(1)) == 9 and operations == ["placeholder", "call_function", "output"]
 
 
 def test_the_installed_triton_is_tested() -> None:

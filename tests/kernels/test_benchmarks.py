@@ -15,7 +15,7 @@ from fastbert_kernels.benchmarks.__main__ import main
 from fastbert_kernels.benchmarks.measuring import Settings
 from fastbert_kernels.benchmarks.report import report
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "kernels_on_gpu.py"
+SCRIPT = Path(__file__).parents[2] / "scripts" / "gpu" / "kernels_on_gpu.py"
 
 
 def test_rehearsal(tmp_path) -> None:
@@ -75,14 +75,14 @@ def test_without_a_gpu_it_says_so(tmp_path, capsys) -> None:
 
 def test_errors_that_are_not_finite(tmp_path, monkeypatch) -> None:
     """A kernel that gives NaN is over the bound; in JSON null stands for its error, infinite in the table."""
-    from fastbert_kernels.benchmarks.measuring import Rows
+    from fastbert_kernels.benchmarks.measuring import ResultRows
     from fastbert_kernels.benchmarks.report import attention_tables
 
     spec = importlib.util.spec_from_file_location("kernels_on_gpu", SCRIPT)
     spec.loader.exec_module(script := importlib.util.module_from_spec(spec))
     for error, wrong in ((0.0, False), (1.0, True), (math.nan, True), (math.inf, True)):
         assert script.wrong({"errors": {"q": [error, 1e-6]}}) is script.wrong({"other": 0.0, "error": error}) is wrong
-    rows = Rows("attention", Settings(tmp_path))
+    rows = ResultRows("attention", Settings(tmp_path))
     timed = {"ms": 1.0, "least": 1.0, "most": 1.0, "tflops": 1.0}
     row = {"case": "batch", "contestant": "fastbert", "length": 8, "errors": {"q": [math.nan, 1e-6]}, "peak_mib": 1}
     rows.add(**row, forward=timed, backward=timed, both=timed)

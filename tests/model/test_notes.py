@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from fastbert.data.batches import Batch, Rows, TrainingBatches
+from fastbert.data.batches import Batch, PackedRows, TrainingBatches
 from fastbert.data.noted import NotedWords
 from fastbert.data.shards import RareWords
-from fastbert.data.stages import Plan
+from fastbert.data.stages import BatchPlan
 from fastbert.data.tokenizer import WordPiece
 from fastbert.errors import UserError
 from fastbert.model.encoder import Encoder, initialize
@@ -70,8 +70,8 @@ class Text:
 def batches(micro: int, document_mask: bool = False, half_window: int = K) -> TrainingBatches:
     text = Text()
     noted = NotedWords(text, np.arange(len(NOTED), dtype=np.int32), T, half_window)
-    rows = Rows(text, T, CLS, SEP, document_mask, noted)
-    return TrainingBatches({T: rows}, Plan.constant(ROWS, T), micro, 3, CPU)
+    rows = PackedRows(text, T, CLS, SEP, document_mask, noted)
+    return TrainingBatches({T: rows}, BatchPlan.constant(ROWS, T), micro, 3, CPU)
 
 
 def build(options: NotesOptions | None, dropout: float = 0.0, masks: MLMOptions | None = None) -> MLM:

@@ -72,15 +72,15 @@ def test_a_resumed_run_is_told_what_is_left(flags, tmp_path, capsys) -> None:
 
 
 def test_the_time_is_the_sum_of_its_parts(flags, tmp_path, capsys, monkeypatch) -> None:
-    real = dry_run.rehearse
+    real = dry_run.measure
 
-    def rehearse(*arguments):
+    def measure(*arguments):
         taken, trainer = real(*arguments)
         times = {"start": 5.0, "validation": 10.0, "checkpoint": 3.0, "finish": 6.0}
         times["steps"] = {(8, 32): dry_run.Timed(2.0, 9)}
         return replace(taken, **times, optimizer=0, weights=0, peak=7_000_000), trainer
 
-    monkeypatch.setattr(dry_run, "rehearse", rehearse)
+    monkeypatch.setattr(dry_run, "measure", measure)
     assert main(["pretrain", *flags, "--out", str(tmp_path / "x"), "--dry-run"]) == 0
     table = lines(capsys.readouterr().out)
     assert table["time"].startswith("2:02 min")  # 5 + 30 * 2 + 3 * 10 + 7 * 3 + 6 = 122 s

@@ -11,8 +11,8 @@ import yaml
 from safetensors.torch import load_file
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
-from fastbert.data.batches import InMemory, Rows, validation_batches
-from fastbert.data.encoding import Encoder
+from fastbert.data.batches import InMemory, PackedRows, validation_batches
+from fastbert.data.encoding import TextEncoder
 from fastbert.data.sources import open_source
 from fastbert.data.tokenizer import load_tokenizer
 from fastbert.hub.load import load_pretrained
@@ -152,7 +152,7 @@ def test_bytes_of_unknown_words_are_those_of_the_text(tmp_path) -> None:
 
 def batches(rows: torch.Tensor, words):
     stream = InMemory(rows[:, 1:].flatten().numpy())
-    packed = Rows(stream, 32, words.ids["[CLS]"], words.ids["[SEP]"])
+    packed = PackedRows(stream, 32, words.ids["[CLS]"], words.ids["[SEP]"])
     return validation_batches(packed, len(packed), 32, torch.device("cpu"))
 
 
@@ -211,7 +211,7 @@ def test_init_from_a_real_bert(corpus, flags, prepared, tmp_path, capsys) -> Non
 def test_evaluation_leaves_the_mode_alone() -> None:
     words = load_words()
     objective = MLM(EncoderOptions(layers=1, width=8, heads=1).resolve(8, 16), MLMOptions(), words).train()
-    rows = Rows(InMemory(torch.randint(5, 8, (100,)).numpy()), 16, 2, 3)
+    rows = PackedRows(InMemory(torch.randint(5, 8, (100,)).numpy()), 16, 2, 3)
     values = evaluate(objective, validation_batches(rows, 6, 4, torch.device("cpu")), "fp32")
     assert objective.training
     assert values.keys() == {"loss", "accuracy"}
@@ -227,7 +227,7 @@ def test_encoder_of_documents_agrees_with_the_library(run, corpus) -> None:
     words = load_tokenizer(run / "model")
     text = next(open_source(str(corpus)).documents())
     theirs = AutoTokenizer.from_pretrained(run / "model")(text, add_special_tokens=False)["input_ids"]
-    assert Encoder(words).encode([text], [False]).tokens.tolist() == [*theirs, 3]
+    assert TextEncoder(words).encode([text], [False]).tokens.tolist() == [*theirs, 3]
 
 
 def test_two_networks(corpus, flags, tmp_path, capsys) -> None:
@@ -246,9 +246,9 @@ def test_two_networks(corpus, flags, tmp_path, capsys) -> None:
     objective = Electra(config, ElectraOptions(mask_rate=0.2), words)
     objective.load_state_dict(weights, strict=False)  # a table that several share is stored once
     tokens = np.concatenate(
-        [Encoder(words).encode([text], [False]).tokens for text in open_source(str(corpus), "text").documents()]
+        [TextEncoder(words).encode([text], [False]).tokens for text in open_source(str(corpus), "text").documents()]
     )
-    rows = Rows(InMemory(tokens.astype(np.int64)), 32, words.ids["[CLS]"], words.ids["[SEP]"])
+    rows = PackedRows(InMemory(tokens.astype(np.int64)), 32, words.ids["[CLS]"], words.ids["[SEP]"])
     values = evaluate(objective, validation_batches(rows, len(rows), 32, torch.device("cpu")), "fp32")
     assert result["tokens"] == 32 * len(rows) and "bits_per_byte" not in result
     for name, value in values.items():

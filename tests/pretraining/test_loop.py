@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastbert.data.batches import Batch
 from fastbert.data.noted import Occurrences
-from fastbert.data.stages import Plan
+from fastbert.data.stages import BatchPlan
 from fastbert.data.tokenizer import WordPiece
 from fastbert.model.notes import Notes
 from fastbert.model.options import EncoderOptions, NotesOptions
@@ -133,7 +133,7 @@ GRADIENT = (1 + 2 + 3 + 5) / 4 + 50.0 * (2 + 3 + 5) / 3
 def trainer_of(objective: nn.Module, optimizer: torch.optim.Optimizer | None = None, **changes) -> loop.Trainer:
     """Ten steps on MICRO_BATCHES, at 0.1 with four steps of warm-up and a linear descent, clipped to a norm of 3."""
     values = dict.fromkeys(("checkpointer", "logbook", "validate")) | {
-        "batches": SimpleNamespace(at=lambda step: MICRO_BATCHES, plan=Plan.constant(2, 3)),
+        "batches": SimpleNamespace(at=lambda step: MICRO_BATCHES, plan=BatchPlan.constant(2, 3)),
         "updater": Updater(objective, optimizer or Descent(objective.parameters(), {"lr": 1.0}), 3.0, "fp32"),
         "learning_rate": 0.1,
         "schedule": ScheduleOptions("linear", 4),

@@ -13,7 +13,7 @@ from fastbert.data.stages import StageOptions, all_shapes
 from fastbert.errors import UserError
 from fastbert.model.encoder import Block, Encoder, adapt
 from fastbert.model.options import EncoderOptions
-from fastbert.pretraining.job import build_trainer
+from fastbert.pretraining.build import build_trainer
 from fastbert.pretraining.options import PretrainMachineOptions, PretrainOptions
 from fastbert.pretraining.run import RunFolder
 from fastbert.pretraining.setup import prepare_setup
@@ -77,7 +77,7 @@ def test_the_losses_are_the_same(name: str, objective: str, references, prepared
 
 def test_every_machine_option_is_tested() -> None:
     tested = {option for change in VARIANTS.values() for option in change}
-    # A GPU in scripts/on_gpu.py; the bytes of any number of workers in test_prepare; training/test_apex.py.
+    # A GPU in scripts/gpu/on_gpu.py; the bytes of any number of workers in test_prepare; training/test_apex.py.
     elsewhere = {"device", "workers", "apex"}
     assert {field.name for field in fields(PretrainMachineOptions)} == tested | elsewhere
 

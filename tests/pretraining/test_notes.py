@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from fastbert.config import digest, leaves, load_yaml
 from fastbert.data.shards import open_dataset
-from fastbert.pretraining import notes as notes_of_run
+from fastbert.pretraining import noted_words
 from fastbert.pretraining.options import PretrainOptions, science
 from fastbert.training.hardware import describe_machine
 from tests.flags import main
@@ -156,7 +156,7 @@ def test_what_is_refused(flags, tmp_path, capsys, monkeypatch) -> None:
     assert "--rare-min 20 --rare-max 500" in said
     said = refused([*flags, "--notes.min-count", "499"], tmp_path, capsys)
     assert "no word" in said and "words occur" in said and "--notes.min-count" in said
-    monkeypatch.setattr(notes_of_run, "available_memory", lambda device: 1000)
+    monkeypatch.setattr(noted_words, "available_memory", lambda device: 1000)
     said = refused(flags, tmp_path, capsys)
     assert "0.00 GB left" in said and "notes of 32 numbers" in said and "--notes.share" in said
 
@@ -176,7 +176,7 @@ def test_a_source_is_prepared_with_the_band_that_is_asked_for(corpus, tmp_path, 
 
 def test_room_for_the_dictionary_is_seen_to(flags, tmp_path, capsys, monkeypatch) -> None:
     asked = []
-    monkeypatch.setattr("fastbert.pretraining.job.check_space", lambda folder, size: asked.append(size))
+    monkeypatch.setattr("fastbert.pretraining.build.check_space", lambda folder, size: asked.append(size))
     for more in ([], NOTES):
         assert main(["pretrain", *flags, *more, "--steps", "1", "--out", str(tmp_path / str(bool(more)))]) == 0
     words = len(last_checkpoint(tmp_path / "True")["notes.table"])
@@ -184,5 +184,5 @@ def test_room_for_the_dictionary_is_seen_to(flags, tmp_path, capsys, monkeypatch
 
 
 def test_available_memory_is_part_of_the_machines() -> None:
-    free = notes_of_run.available_memory(torch.device("cpu"))
+    free = noted_words.available_memory(torch.device("cpu"))
     assert 2**20 < free < describe_machine()["memory_bytes"]

@@ -16,7 +16,8 @@ from torch.autograd import DeviceType
 
 from fastbert.model.options import EncoderOptions
 from fastbert.pretraining import loop
-from fastbert.pretraining.job import build_trainer, describe_experiment, resolve_steps
+from fastbert.pretraining.budget import resolve_steps
+from fastbert.pretraining.build import build_trainer, describe_experiment
 from fastbert.pretraining.options import PretrainOptions
 from fastbert.pretraining.profiling import choose_steps, profile_steps, spans_of
 from fastbert.pretraining.run import RunFolder

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fastbert.pretraining import job, loop
+from fastbert.pretraining import build, loop
 from fastbert.training.checkpoints import Checkpointer
 from tests.flags import last_given, main
 
@@ -195,7 +195,7 @@ def test_minutes_are_those_of_all_sessions(flags, tmp_path, monkeypatch, capsys)
         real(self, step)
 
     monkeypatch.setattr(loop.Trainer, "train_step", stepping)
-    monkeypatch.setattr(job, "peak_flops", lambda *given: (1e9, "a test"))
+    monkeypatch.setattr(build, "peak_flops", lambda *given: (1e9, "a test"))
     monkeypatch.setattr(loop.time, "perf_counter", lambda: now[0])
     short = ["pretrain", *flags, "--layers", "1", "--steps", "12", "--checkpoint-every", "3", "--eval-every", "12"]
     run = tmp_path / "run"

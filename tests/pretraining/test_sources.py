@@ -57,7 +57,7 @@ def test_a_tokenizer_that_prepared_data_does_not_have(prepared: Path, tmp_path) 
 
 def test_flags_of_a_source_have_no_effect_on_prepared_data(flags: list[str], tmp_path, monkeypatch, capsys) -> None:
     """Their values in a YAML file are no mistake: it may serve for a source too."""
-    monkeypatch.setattr("fastbert.pretraining.job.pretrain", lambda options, name: 0)
+    monkeypatch.setattr("fastbert.pretraining.pretrain.pretrain", lambda options, name: 0)
     typed = ["--column=body", "--streamed", "--vocab_size", "600", "--no-lowercase", "--strip-accents", "true"]
     typed += ["--validation-fraction", "0.2", "--tokenizer", f"{flags[1]}/tokenizer"]
     assert main(["pretrain", *flags, *typed]) == 0

@@ -9,13 +9,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fastbert import pretraining
 from fastbert.config import load_yaml
-from fastbert.data.stages import Plan, make_plan
-from fastbert.pretraining import job, loop
+from fastbert.data.stages import BatchPlan, make_plan
+from fastbert.pretraining import budget, build, loop
 from fastbert.pretraining.budget import Costs
 from fastbert.pretraining.options import PretrainOptions, science
-from fastbert.pretraining.setup import prepare_setup
+from fastbert.pretraining.setup import PretrainSetup, prepare_setup
 from fastbert.training import step as training_step
 from tests.flags import main
 
@@ -84,7 +83,7 @@ def test_resumes_exactly_within_and_between_stages(flags, tmp_path, monkeypatch,
 
 def test_what_is_logged(flags, tmp_path, capsys, monkeypatch) -> None:
     """Tokens, and the rates across borders of stages: at a second a step they are those of the window's steps."""
-    monkeypatch.setattr(job, "peak_flops", lambda *given: (1e9, "a test"))
+    monkeypatch.setattr(build, "peak_flops", lambda *given: (1e9, "a test"))
     monkeypatch.setattr(loop.time, "perf_counter", lambda: 0.0)
     run = tmp_path / "run"
     real = loop.Trainer._book
@@ -112,7 +111,7 @@ def test_what_is_logged(flags, tmp_path, capsys, monkeypatch) -> None:
 
 def test_the_best_checkpoint_is_of_the_last_length(flags, tmp_path, monkeypatch) -> None:
     """Though the losses of the first length be lower."""
-    monkeypatch.setattr(pretraining.setup.Setup, "validate", lambda self, objective, length: {"loss": float(length)})
+    monkeypatch.setattr(PretrainSetup, "validate", lambda self, objective, length: {"loss": float(length)})
     run = tmp_path / "run"
     more = ["--keep-checkpoints", "1", "--eval-every", "2", "--checkpoint-every", "2"]
     assert main(["pretrain", *flags, *STAGED, *more, "--out", str(run)]) == 0
@@ -132,15 +131,15 @@ def options(prepared: Path, **changes) -> PretrainOptions:
 def test_budgets_count_every_stage(prepared, monkeypatch) -> None:
     staged = {"first_length": 16, "first_fraction": 0.5, "initial_batch_size": 2, "batch_warmup": 0.25}
     setup = prepare_setup(options(prepared, steps=None, tokens=112 * 128, **staged))
-    found = job.resolve_steps(setup)
+    found = budget.resolve_steps(setup)
     assert found.steps == 128  # 32 steps of 64 tokens, then 128
     # A second a step with 8 sequences of 16, three with 4 of 32, half a one while the batch grows.
     seconds = {(4, 16): 0.5, (8, 16): 1.0, (4, 32): 3.0}
-    monkeypatch.setattr(job, "timed_step", lambda setup, objective, seconds_, plan: seconds[plan.stages[0].shape])
-    monkeypatch.setattr(job.time, "perf_counter", lambda: 0.0)
+    monkeypatch.setattr(budget, "timed_step", lambda setup, objective, seconds_, plan: seconds[plan.stages[0].shape])
+    monkeypatch.setattr(budget.time, "perf_counter", lambda: 0.0)
     setup = prepare_setup(options(prepared, steps=None, minutes=750 / 60, **staged))
-    assert job.resolve_steps(setup).steps == 400  # 100 / 2 + 100 + 3 x 200
-    assert job.seconds_per_step(setup, None, 1.0) == pytest.approx(750 / 400)
+    assert budget.resolve_steps(setup).steps == 400  # 100 / 2 + 100 + 3 x 200
+    assert budget.seconds_per_step(setup, None, 1.0) == pytest.approx(750 / 400)
 
 
 def test_minutes_are_planned_as_if_nothing_else_ran(prepared, tmp_path, monkeypatch, capsys) -> None:
@@ -155,12 +154,12 @@ def test_minutes_are_planned_as_if_nothing_else_ran(prepared, tmp_path, monkeypa
         now[0] += 2.0
         return {"loss": 1.0}
 
-    monkeypatch.setattr(job.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(budget.time, "perf_counter", lambda: now[0])
     monkeypatch.setattr(training_step, "guarded_step", update)
-    monkeypatch.setattr(pretraining.setup.Setup, "validate", validate)
-    monkeypatch.setattr(job, "writing_seconds", lambda folder, size: 1.0)
+    monkeypatch.setattr(PretrainSetup, "validate", validate)
+    monkeypatch.setattr(budget, "writing_seconds", lambda folder, size: 1.0)
     setup = prepare_setup(options(prepared, steps=None, minutes=10.0, out=str(tmp_path / "run")))
-    found = job.resolve_steps(setup)
+    found = budget.resolve_steps(setup)
     steps, spent = found.steps, now[0]
     validations = {*range(steps // 10, steps + 1, steps // 10), steps}
     checkpoints = validations | set(range(steps // 5, steps + 1, steps // 5))
@@ -192,7 +191,7 @@ def test_a_timed_step_is_a_whole_training_step(prepared, monkeypatch) -> None:
     spy(training_step, "clip_gradients", lambda *_: all(p.grad is not None for p in objective.parameters()))
     spy(training_step, "guarded_step")
     spy(objective, "after_step", lambda drawn, finite, world: (len(drawn), bool(finite)))
-    found = job.time_training(setup, objective, 1e-9, Plan.constant(4, 32), 1)
+    found = budget.time_training(setup, objective, 1e-9, BatchPlan.constant(4, 32), 1)
     assert found.count == 1  # and one to warm up
     drawn = [("draw", (3, True)), ("draw", (1, True)), ("forward", True), ("forward", False)]
     assert calls == [*drawn, ("clip_gradients", True), ("guarded_step", None), ("after_step", (2, True))] * 2
@@ -203,24 +202,24 @@ def test_short_budgets_have_the_most_steps_that_fit(prepared) -> None:
     """Though 19 steps have 19 validations, and 20 have ten."""
     asked = options(prepared, steps=None)
     costs = Costs(0.0, lambda batch_size, length: 1.0, 2.0, 0.0, 0.0)
-    for budget in (15.0, 39.0, 45.0, 57.0, 300.0):
-        steps = costs.steps_in(budget, lambda count: make_plan(asked.stages, 4, 32, count), asked)
+    for limit in (15.0, 39.0, 45.0, 57.0, 300.0):
+        steps = costs.steps_in(limit, lambda count: make_plan(asked.stages, 4, 32, count), asked)
         costly = {n: n + 2.0 * len({*range(max(1, n // 10), n + 1, max(1, n // 10)), n}) for n in range(1, 400)}
-        assert steps == max(n for n, seconds in costly.items() if seconds <= budget)
+        assert steps == max(n for n, seconds in costly.items() if seconds <= limit)
 
 
 def test_networks_that_were_timed_are_gone(prepared, tmp_path, monkeypatch) -> None:
     made = []
-    real = pretraining.setup.Setup.objective
+    real = PretrainSetup.objective
 
     def objective(self, initial: bool = True):
         built = real(self, initial)
         made.append(weakref.ref(built))
         return built
 
-    monkeypatch.setattr(pretraining.setup.Setup, "objective", objective)
+    monkeypatch.setattr(PretrainSetup, "objective", objective)
     setup = prepare_setup(options(prepared, steps=None, minutes=0.001, out=str(tmp_path / "run")))
-    setup.options = job.resolve_steps(setup)
+    setup.options = budget.resolve_steps(setup)
     assert [reference() for reference in made] == [None]
 
 

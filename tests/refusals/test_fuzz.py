@@ -22,9 +22,9 @@ from hypothesis import strategies as st
 from fastbert import cli, config
 from fastbert import flags as command_line
 from fastbert.errors import UserError
-from fastbert.experiments.ablate_options import load_ablation
-from fastbert.experiments.options import load_sweep
 from fastbert.ranges import hints_of, plain
+from fastbert.studies.ablate.options import load_ablation
+from fastbert.studies.sweep.options import load_sweep
 from tests.refusals.test_refusals import tree
 
 LONG = int(os.environ.get("FASTBERT_FUZZ", "0"))
@@ -158,7 +158,7 @@ def test_every_value_of_every_option_is_taken_or_refused_alike() -> None:
 FAST = {
     "fastbert.pretraining.dry_run.SECONDS": 0.0,
     "fastbert.pretraining.dry_run.finish": lambda *_: None,
-    "fastbert.pretraining.job.peak_flops": lambda *_: (1e12, "the test"),
+    "fastbert.pretraining.build.peak_flops": lambda *_: (1e12, "the test"),
     "fastbert.pretraining.budget.MOST": 0.05,
 }
 

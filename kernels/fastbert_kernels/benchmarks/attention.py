@@ -14,9 +14,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fastbert_kernels import configurations
 from fastbert_kernels.attention import attention, attention_reference
-from fastbert_kernels.benchmarks.measuring import REFUSALS, Rows, Settings, ceilings, peak_mib, refusal, timed
+from fastbert_kernels.attention.untied import by_kernels, by_matrix, untied_parts
+from fastbert_kernels.benchmarks.measuring import REFUSALS, ResultRows, Settings, ceilings, peak_mib, refusal, timed
 from fastbert_kernels.configurations import CANDIDATES, KINDS, Tiles
-from fastbert_kernels.untied import _parts, by_kernels, by_matrix
 
 HEADS, HEAD_SIZE, TOKENS = 12, 64, 65_536
 LENGTHS = (512, 128, 1024, 2048, 256)
@@ -116,10 +116,10 @@ def within(found: dict[str, list[float]]) -> bool:
 # --- tune
 
 
-def tune(settings: Settings, keep: bool = False) -> Rows:
+def tune(settings: Settings, keep: bool = False) -> ResultRows:
     """Every configuration of every kernel: its errors on ragged and whole tiles, and its time in a forward or backward
     pass with the defaults elsewhere. With `keep`, the fastest right ones are kept for this GPU."""
-    rows = Rows("attention-tune", settings)
+    rows = ResultRows("attention-tune", settings)
     long, short = (64, 32) if settings.toy else (512, 128)
     best: dict[str, tuple[float, Tiles]] = {}
     for kernel, choices in CANDIDATES.items():
@@ -148,21 +148,21 @@ def tune(settings: Settings, keep: bool = False) -> Rows:
     choice = {kernel: {KINDS[0]: list(tiles)} for kernel, (_, tiles) in best.items()}
     rows.add(best=choice)
     if keep and settings.device.type == "cuda":
-        rows.add(kept=str(configurations.keep(choice, torch.cuda.get_device_name())))
+        rows.add(kept=str(configurations.save_tuned(choice, torch.cuda.get_device_name())))
     return rows
 
 
 # --- bench
 
 
-def bench(settings: Settings, tiles: dict | None = None) -> Rows:
+def bench(settings: Settings, tiles: dict | None = None) -> ResultRows:
     """Forward, backward and both, peak memory and errors of every contestant; then packed lengths, and TUPE's parts."""
     if tiles:
         configurations.use(tiles)
     device = settings.device
     heads, size, _, tokens = shape(settings)
     about = {"ceilings": ceilings(device, settings.toy), "tiles": tiles or "default"}
-    rows = Rows("attention", settings, **about, shape={"heads": heads, "head_size": size, "tokens": tokens})
+    rows = ResultRows("attention", settings, **about, shape={"heads": heads, "head_size": size, "tokens": tokens})
     for length in shape(settings)[2]:
         for name, (biased, function) in contestants(device.type == "cuda").items():
             row: dict[str, Any] = {"case": "batch", "length": length, "contestant": name}
@@ -212,7 +212,7 @@ def untied(settings: Settings, length: int) -> Iterator[tuple[str, Callable, lis
     plain |= {"dropout_p": 0.0, "seed": None, "keys": None}
 
     def form(compute: Callable) -> Callable:
-        return lambda q, k, v, *parts: compute(q, k, v, _parts(q, *parts, False, 128), **plain)
+        return lambda q, k, v, *parts: compute(q, k, v, untied_parts(q, *parts, False, 128), **plain)
 
     parts = [pos_q, pos_k, first, other, table]
     yield "TUPE-R as a matrix", form(by_matrix), [q, k, v, *parts], grad

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastbert_kernels.attention import attention, attention_reference
-from fastbert_kernels.benchmarks.measuring import Rows, Settings
+from fastbert_kernels.benchmarks.measuring import ResultRows, Settings
 
 SHAPES = (
     (64, 4, 128, 64),
@@ -44,9 +44,9 @@ def contestants(biased: bool) -> dict[str, Callable]:
     return {**found, "SDPA, concatenated": concatenated} if biased else found
 
 
-def bench(settings: Settings) -> Rows:
+def bench(settings: Settings) -> ResultRows:
     """Milliseconds of each contestant, and its time over fastbert's: the median over rounds of the rounds' ratios."""
-    rows = Rows("attention-cpu", settings, threads=torch.get_num_threads())
+    rows = ResultRows("attention-cpu", settings, threads=torch.get_num_threads())
     for shape in TOY if settings.toy else SHAPES:
         for dtype in (torch.bfloat16, torch.float32):
             for biased in (True, False):
@@ -91,7 +91,7 @@ def calls(given: dict[str, Any], biased: bool, backward: bool) -> dict[str, Call
     return {name: call(name, function) for name, function in contestants(biased).items()}
 
 
-def race(rows: Rows, what: dict[str, Any], functions: dict[str, Callable[[], Any]], rounds: int) -> None:
+def race(rows: ResultRows, what: dict[str, Any], functions: dict[str, Callable[[], Any]], rounds: int) -> None:
     times: dict[str, list[float]] = {name: [] for name in functions}
     for number in range(rounds + 1):
         for name, function in functions.items():

@@ -7,12 +7,12 @@ import torch
 from triton.runtime.errors import OutOfResources
 
 from fastbert_kernels import configurations
-from fastbert_kernels.benchmarks.measuring import Rows, Settings
+from fastbert_kernels.attention.triton_launch import attention_forward
+from fastbert_kernels.benchmarks.measuring import ResultRows, Settings
 from fastbert_kernels.compilation import pretended_gpu
 from fastbert_kernels.configurations import CANDIDATES, KINDS, Tiles
-from fastbert_kernels.linear_cross_entropy import linear_cross_entropy
+from fastbert_kernels.cross_entropy import linear_cross_entropy
 from fastbert_kernels.sampling import sample_candidates
-from fastbert_kernels.triton_attention import attention_forward
 
 CAPABILITIES = (80, 90, 100)
 OF_KIND = {KINDS[0]: (torch.bfloat16, 64), KINDS[1]: (torch.bfloat16, 128), KINDS[2]: (torch.float32, 64)}
@@ -69,10 +69,10 @@ def calls() -> Iterator[tuple[str, str, str, Tiles | None, Callable[[], None]]]:
         yield f"candidates, {name}, V {words}", "", "", None, lambda d=dtype, w=words: sample(d, w)
 
 
-def compiled(settings: Settings) -> Rows:
+def compiled(settings: Settings) -> ResultRows:
     """Compiles them all; a configuration that a GPU has not the shared memory for is a row too."""
     capabilities = CAPABILITIES[1:2] if settings.toy else CAPABILITIES
-    rows = Rows("kernels-compiled", settings, steps=len(capabilities) * sum(1 for _ in calls()))
+    rows = ResultRows("kernels-compiled", settings, steps=len(capabilities) * sum(1 for _ in calls()))
     for capability in capabilities:
         for case, kernel, of, tiles, call in calls():
             rows.step()

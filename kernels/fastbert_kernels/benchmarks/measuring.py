@@ -37,7 +37,7 @@ class Settings:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-class Rows:
+class ResultRows:
     """A JSON file of rows that grows, and the clock that ends it. Each row is also said on standard error."""
 
     def __init__(self, name: str, settings: Settings, steps: int | None = None, **about: Any) -> None:

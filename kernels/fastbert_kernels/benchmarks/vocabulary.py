@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastbert_kernels.benchmarks.measuring import REFUSALS, Rows, Settings, peak_mib, refusal, timed
-from fastbert_kernels.linear_cross_entropy import linear_cross_entropy
+from fastbert_kernels.benchmarks.measuring import REFUSALS, ResultRows, Settings, peak_mib, refusal, timed
+from fastbert_kernels.cross_entropy import linear_cross_entropy
 from fastbert_kernels.sampling import sample_candidates
 
 
@@ -26,9 +26,9 @@ def gumbel(hidden: Tensor, embedding: Tensor, bias: Tensor, k: int) -> tuple[Ten
     return ids, logits.log_softmax(-1).gather(1, ids)
 
 
-def vocabulary(settings: Settings) -> Rows:
+def vocabulary(settings: Settings) -> ResultRows:
     """Times, forward and backward together for the loss, and peak memory."""
-    device, found = settings.device, Rows("vocabulary", settings)
+    device, found = settings.device, ResultRows("vocabulary", settings)
     words, width, small, places, tokens = (300, 16, 16, 64, 32) if settings.toy else (32768, 768, 192, 9728, 65536)
     given = {"generator": torch.Generator(device).manual_seed(0), "device": device, "dtype": torch.bfloat16}
     bias = torch.zeros(words, device=device, dtype=torch.bfloat16)
@@ -57,7 +57,7 @@ def vocabulary(settings: Settings) -> Rows:
     return found
 
 
-def add(found: Rows, settings: Settings, call: Callable, **what: Any) -> None:
+def add(found: ResultRows, settings: Settings, call: Callable, **what: Any) -> None:
     if found.over:
         return
     try:

@@ -1,0 +1,237 @@
+"""The trainings that `fastbert bench throughput` compares, each in a process of its own that makes steps when it is
+asked to: fastbert's own loop, and transformers' BERT as its run_mlm.py example trains it.
+
+The peer gets the same rows, batch, dropout, share of masks and clipping, and a plain loop, which is less than
+transformers' Trainer does around a step: its data collator masks 80/10/10, its model computes the words at every place.
+Its process is as PyTorch leaves it; fastbert's own settings (`setup_machine`) are fastbert's.
+"""
+
+import itertools
+import os
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from fastbert.data.shards import open_dataset
+from fastbert.errors import UserError
+from fastbert.hub.names import BERT_OPTIONS
+from fastbert.pretraining.build import build_trainer
+from fastbert.pretraining.options import PretrainOptions
+from fastbert.pretraining.profiling import profile_steps
+from fastbert.pretraining.run import RunFolder
+from fastbert.pretraining.setup import PretrainSetup, data_folder, prepare_setup
+from fastbert.processes import without_control_c
+from fastbert.system_errors import MEMORY_REMEDY, user_error
+from fastbert.training.hardware import autocast, peak_flops, resolve_device, resolve_precision, use_device
+from fastbert.training.memory import PeakMemory
+
+STEPS = 10**6  # planned; as many are made as there is time for
+WARM_UP = 3
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """One training: `fastbert`, or `transformers` of the same shape, eager or compiled."""
+
+    name: str
+    options: PretrainOptions
+    """Of fastbert's job; of the peer the shape, the data and the machine."""
+    peer: bool = False
+    compiled: bool = False
+
+
+class Runner:
+    """A contestant at work in its own process.
+
+    Raises:
+        UserError: it could not be built, with what it said.
+        RuntimeError: a fault of ours or of the peer, with its traceback.
+    """
+
+    def __init__(self, contestant: Contestant) -> None:
+        self.contestant = contestant
+        context = get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(contestant, theirs), daemon=True)
+        with without_control_c():
+            self._process.start()
+        theirs.close()
+        self.facts: dict[str, Any] = self._answer()
+        """`tokens` of a step, `precision`, `device`; of fastbert `flops` of a step and `parameters`."""
+
+    def seconds(self, steps: int) -> float:
+        """How long so many steps take."""
+        return self._ask("steps", steps)
+
+    def peak(self) -> tuple[float, str]:
+        """Floating-point operations a second that products of matrices reach now, and how that is known."""
+        return self._ask("peak")
+
+    def memory(self) -> int:
+        """Bytes by which the process has grown since it was about to build its networks, at the peak."""
+        return self._ask("memory")
+
+    def profile(self) -> list[dict[str, Any]]:
+        """What a step is made of (fastbert only)."""
+        return self._ask("profile")
+
+    def close(self) -> None:
+        if self._process.is_alive():
+            self._pipe.close()
+            self._process.join(10)
+            self._process.kill()
+
+    def _ask(self, *question: Any) -> Any:
+        with suppress(BrokenPipeError):  # it has ended, which shows when the answer is read
+            self._pipe.send(question)
+        return self._answer()
+
+    def _answer(self) -> Any:
+        try:
+            kind, answer = self._pipe.recv()
+        except (EOFError, ConnectionResetError):
+            self._process.join()
+            code = self._process.exitcode
+            if code == -signal.SIGKILL:
+                raise UserError(
+                    f"the process of {self.contestant.name} was killed, most likely for want of memory; {MEMORY_REMEDY}"
+                ) from None
+            raise RuntimeError(f"{self.contestant.name} ended with exit code {code}") from None
+        if kind == "mistake":
+            raise UserError(f"{self.contestant.name}: {answer}")
+        if kind == "fault":
+            raise RuntimeError(f"{self.contestant.name}:\n{answer}")
+        return answer
+
+
+def _serve(contestant: Contestant, pipe: Connection) -> None:
+    """Answers questions until the other end is closed; what is said meanwhile goes nowhere."""
+    sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 (until the process ends; errors go through the pipe)
+    try:
+        with tempfile.TemporaryDirectory(prefix="fastbert-bench-") as folder:
+            setup = (_bare_setup if contestant.peer else prepare_setup)(contestant.options)
+            memory = PeakMemory(setup.device)
+            step, facts, profile = (_peer if contestant.peer else _own)(setup, contestant, Path(folder))
+            on_gpu = setup.device.type == "cuda"
+            wait = partial(torch.cuda.synchronize, setup.device) if on_gpu else torch.cpu.synchronize
+
+            def steps(count: int) -> float:
+                wait()
+                start = time.perf_counter()
+                for _ in range(count):
+                    next(step)
+                wait()
+                return time.perf_counter() - start
+
+            steps(WARM_UP)
+            questions: dict[str, Callable[..., Any]] = {
+                "steps": steps,
+                "memory": memory.growth,
+                "profile": profile,
+                "peak": lambda: peak_flops(setup.device, setup.precision, again=True),
+            }
+            options = setup.options
+            shape = {"tokens": options.batch_size * options.length, "device": str(setup.device)}
+            pipe.send(("answer", {**shape, "precision": setup.precision, **facts}))
+            while True:
+                question, *given = pipe.recv()
+                pipe.send(("answer", questions[question](*given)))
+    except EOFError:
+        return
+    except Exception as error:  # of whatever kind: the other process raises it, an internal error with this traceback
+        known = user_error(error)
+        pipe.send(("fault", traceback.format_exc()) if known is None else ("mistake", str(known)))
+
+
+def _bare_setup(options: PretrainOptions) -> PretrainSetup:
+    """Data and shape without what fastbert sets about a process, such as how it allocates memory."""
+    device = resolve_device(options.machine.device)
+    use_device(device)
+    if options.machine.threads:
+        torch.set_num_threads(options.machine.threads)
+    dataset = open_dataset(data_folder(options, options.tokenizer))
+    config = options.encoder.resolve(dataset.vocab_size, options.length)
+    precision, _ = resolve_precision(options.machine.precision, device)
+    return PretrainSetup(options, dataset, dataset.wordpiece, config, device, precision)
+
+
+def _own(setup: PretrainSetup, contestant: Contestant, folder: Path) -> tuple[Iterator[None], dict[str, Any], Callable]:
+    """fastbert's loop as `fastbert pretrain` builds it: rows, masks, loss, clipping, update, logged rows."""
+    run = RunFolder(folder / "run")
+    trainer = build_trainer(setup, run, {"science": {}, "sessions": []}, resumed=False, quiet=True)
+    trainer.objective.train()
+    size = setup.options.batch_size, setup.options.length
+    facts = {"flops": trainer.objective.flops(*size), "parameters": trainer.objective.parameter_count()}
+    return map(trainer.train_step, itertools.count()), facts, lambda: profile_steps(trainer).parts
+
+
+class _Sequences(torch.utils.data.Dataset):
+    """The rows of a split as a map-style dataset, as run_mlm.py has them."""
+
+    def __init__(self, setup: PretrainSetup) -> None:
+        self.rows = setup.rows("train")
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict[str, list[int]]:
+        batch = self.rows.read(np.array([index]), np.array([0]), torch.device("cpu"))
+        return {"input_ids": batch.input_ids[0].tolist()}
+
+
+def _peer(
+    setup: PretrainSetup, contestant: Contestant, folder: Path
+) -> tuple[Iterator[None], dict[str, Any], Callable]:
+    """transformers' BERT with SDPA, its collator, torch's fused AdamW and a linear schedule."""
+    from transformers import (
+        BertConfig,
+        BertForMaskedLM,
+        DataCollatorForLanguageModeling,
+        PreTrainedTokenizerFast,
+        get_linear_schedule_with_warmup,
+    )
+
+    options, config, device = setup.options, setup.config, setup.device
+    shape = {theirs: getattr(config, ours) for ours, theirs in BERT_OPTIONS.items()}
+    model = BertForMaskedLM(BertConfig(**shape, attn_implementation="sdpa")).to(device).train()
+    call = torch.compile(model, dynamic=False) if contestant.compiled else model
+    optimizer = torch.optim.AdamW(model.parameters(), options.optimizer.learning_rate, fused=True)
+    schedule = get_linear_schedule_with_warmup(optimizer, 100, STEPS)
+    names = {f"{name}_token": f"[{name.upper()}]" for name in ("cls", "sep", "pad", "mask", "unk")}
+    tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(setup.dataset.tokenizer / "tokenizer.json"), **names)
+    collator = DataCollatorForLanguageModeling(tokenizer, mlm_probability=options.mlm.mask_rate)
+    loader = torch.utils.data.DataLoader(
+        _Sequences(setup),
+        batch_size=options.batch_size,
+        shuffle=True,
+        collate_fn=collator,
+        drop_last=True,
+        pin_memory=device.type == "cuda",
+    )
+
+    def train() -> Iterator[None]:
+        for batch in itertools.chain.from_iterable(itertools.repeat(loader)):
+            given = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
+            with autocast(device, setup.precision):
+                loss = call(**given).loss
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), options.optimizer.clip_norm)
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad()
+            yield
+
+    return train(), {}, list

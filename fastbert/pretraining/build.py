@@ -1,0 +1,129 @@
+"""Builds the trainer of a run, at its start or at the newest checkpoint, and the manifest of its experiment."""
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from fastbert import config as configuration
+from fastbert.errors import UserError
+from fastbert.inputs import UnreadableError
+from fastbert.pretraining.budget import checkpoint_size
+from fastbert.pretraining.loop import STATE, Trainer
+from fastbert.pretraining.run import (
+    RunFolder,
+    read_config,
+    session,
+)
+from fastbert.pretraining.setup import PretrainSetup, data_fingerprint
+from fastbert.records import check, write_json
+from fastbert.streams import say
+from fastbert.training.checkpoints import Checkpointer, check_space
+from fastbert.training.hardware import describe_machine, peak_flops
+from fastbert.training.kernel_configurations import fix_kernels
+from fastbert.training.logbook import Logbook
+from fastbert.training.optimizers import implementation
+
+
+def describe_experiment(setup: PretrainSetup, experiment: dict[str, Any]) -> dict[str, Any]:
+    dataset = setup.dataset
+    return {
+        "experiment": configuration.digest(experiment),
+        "science": experiment,
+        "data": {"folder": str(dataset.folder), "fingerprint": data_fingerprint(dataset)},
+        "encoder": setup.config.to_dict(),
+        "sessions": [],
+    }
+
+
+def build_trainer(
+    setup: PretrainSetup, run: RunFolder, manifest: dict[str, Any], resumed: bool, quiet: bool = False
+) -> Trainer:
+    """The trainer, at its start or at the newest checkpoint; the run's folder is written or brought up to date.
+
+    Raises:
+        UserError: too few sequences, too little space on the disk, no checkpoint that is whole.
+    """
+    options = setup.options
+    batches = setup.batches()
+    milestones = options.milestone_steps()
+    keep = (options.keep_checkpoints, say, milestones)
+    checkpointer = Checkpointer(run.checkpoints, *keep) if resumed else None
+    checkpoint = checkpointer.load_latest() if checkpointer else None
+    if checkpoint:
+        check(checkpoint.state, STATE, f"the checkpoint's state {checkpoint.path / 'state.json'}")
+    objective = setup.objective(initial=checkpoint is None)
+    check_space(run.path, (options.keep_checkpoints + len(milestones) + 3) * checkpoint_size(objective))
+    optimizer = setup.optimizer(objective)
+    if checkpointer is None:  # nothing is refused any more
+        run.write(options, manifest, setup.dataset.tokenizer)
+        checkpointer = Checkpointer(run.checkpoints, *keep)
+    started = setup.started or options
+    if resumed:
+        try:
+            read_config(run)
+        except UnreadableError:
+            raise
+        except UserError:  # reported before
+            run.write_config(started)
+        if problem := run.restore_tokenizer(setup.vocabulary):
+            say(problem)
+    step = checkpoint.step if checkpoint else 0
+    before = checkpoint.state["progress"].get("seconds") if checkpoint else 0.0
+    peak, how = peak_flops(setup.device, setup.precision)
+    speed = {
+        "flops_per_step": batches.plan.total(objective.flops, 0, options.steps) / options.steps,
+        "peak_flops": peak,
+        "peak_from": how,
+    }
+    resolved = {"device": str(setup.device), "precision": setup.precision, "threads": torch.get_num_threads(), **speed}
+    resolved["optimizer"] = implementation(type(optimizer))
+    if kernels := fix_kernels(setup.device, manifest["sessions"]):
+        resolved["kernels"] = kernels
+    manifest["sessions"].append(session(step, before or 0.0, describe_machine(), resolved))
+    write_json(run.manifest, manifest)
+    say(
+        f"{objective.parameter_count() / 1e6:.2f}M parameters ({options.objective}, {setup.config.position}), "
+        f"{batches.plan.describe(options.steps)}, "
+        f"{speed['flops_per_step'] * options.steps:.2e} FLOPs; "
+        f"{setup.device} {setup.precision}, peak {peak / 1e9:.0f} GFLOP/s ({how})"
+    )
+    sequences = batches.plan.tokens(0, options.steps) // options.length
+    for line in setup.noted.summary(sequences) if setup.noted else ():
+        say(line)
+    if resumed:
+        say(f"resuming {run.path} at step {step} of {options.steps}")
+        if before is None:
+            say("its earlier sessions did not keep their time: the minutes reported at the end are those from here on")
+    trainer = Trainer(
+        updater=setup.updater(objective, optimizer),
+        batches=batches,
+        steps=options.steps,
+        seed=options.seed,
+        learning_rate=options.optimizer.learning_rate,
+        schedule=options.schedule,
+        checkpointer=checkpointer,
+        logbook=Logbook(
+            run.path,
+            options.steps,
+            start_step=step,
+            expected=checkpoint.state.get("metrics") if checkpoint else None,
+            quiet=quiet,
+        ),
+        validate=lambda length: setup.validate(objective, length),
+        eval_every=options.eval_every,
+        checkpoint_every=options.checkpoint_every,
+        log_every=options.log_every,
+        milestones=milestones,
+        peak_flops=peak,
+        state={
+            "encoder": setup.config.to_dict(),
+            "objective": options.objective,
+            "tokenizer": setup.dataset.fingerprint,
+            "science": manifest["science"],
+            "options": configuration.to_dict(replace(started, out=None)),
+        },
+    )
+    if checkpoint:
+        trainer.restore(checkpoint)
+    return trainer

@@ -1,0 +1,152 @@
+"""The attention kernels under Triton's interpreter, against the float64 reference; and compiled for GPUs that are not
+here."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+from fastbert_kernels import configurations
+from fastbert_kernels.attention import triton_launch
+from fastbert_kernels.attention.triton_launch import attention_forward
+from fastbert_kernels.compilation import SHARED_LIMIT, Resources, pretended_gpu
+
+CASES = Path(__file__).parent / "attention_cases.py"
+
+
+@pytest.mark.parametrize("group", ["dense", "low", "packed", "untied"])
+def test_values_and_gradients(group: str) -> None:
+    rows = interpreted(group)
+    assert len(rows) > 2
+    for row in rows:
+        for number, (ours, plain) in enumerate(row["errors"]):
+            assert ours <= 2 * plain + 1e-5, (row["case"], number)
+
+
+@pytest.mark.parametrize("group", ["check_operators", "check_edges"])
+def test_operators(group: str) -> None:
+    assert interpreted(group) == []
+
+
+def interpreted(group: str) -> list[dict]:
+    """A process has to know from its start that kernels are interpreted."""
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    done = subprocess.run([sys.executable, CASES, group], capture_output=True, text=True, env=environment, timeout=500)
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def compiled(
+    capability: int, *shapes: tuple[int, int], dtype=torch.bfloat16, size: int = 64, p: float = 0.0, parts: bool = False
+) -> list[Resources]:
+    """What calls of the given batches and lengths compile, with a learned bias or, with `parts`, TUPE's parts of it."""
+    heads = 12
+    with pretended_gpu(capability) as gpu:
+        for batch, length in shapes:
+            qkv = torch.zeros(batch, length, 3, heads, size, dtype=dtype, requires_grad=True)
+            q, k, v = qkv.permute(2, 0, 3, 1, 4)
+            bias = None if parts else torch.zeros(1, heads, length, length, requires_grad=True)
+            untied = [None] * 4
+            if parts:
+                untied = [torch.zeros(heads, length, size, dtype=dtype, requires_grad=True) for _ in range(2)]
+                untied += [torch.zeros(heads, 2), torch.zeros(heads, 2 * length - 1)]
+            keys = torch.zeros(batch, dtype=torch.int32) if p else None
+            out, _ = attention_forward(q, k, v, bias, *untied, None, None, None, keys, 0.1, p, length)
+            out.backward(torch.zeros_like(out))
+        return gpu.resources()
+
+
+@pytest.mark.parametrize("length", [128, 512])
+@pytest.mark.parametrize("capability", [80, 90, 100])
+def test_the_defaults_spill_nothing(capability: int, length: int) -> None:
+    """A training of BERT-Base: bfloat16, heads of 64, dropout 0.1."""
+    found = {one.kernel: one for one in compiled(capability, (2, length), p=0.1)}
+    short = {"forward_kernel", "short_kernel", "bias_kernel"}
+    assert found.keys() == (
+        short if length == 128 else {*short - {"short_kernel"}, "delta_kernel", "keys_kernel", "queries_kernel"}
+    )
+    for one in found.values():
+        assert one.spilled == 0 and one.shared <= SHARED_LIMIT[capability], one
+        assert one.tensor_cores > 0 or one.kernel == "delta_kernel", one
+
+
+@pytest.mark.parametrize("capability", [86, 90, 100])
+def test_everything_fits_every_gpu(capability: int) -> None:
+    """A launch that asks for more shared memory than there is is refused by `pretended_gpu` as by the GPU."""
+    for dtype, size in ((torch.float32, 64), (torch.bfloat16, 128)):
+        found = compiled(capability, (1, 150), dtype=dtype, size=size)
+        assert len(found) == 5
+        assert all(one.spilled <= 128 for one in found)
+        assert len(compiled(capability, (1, 150), dtype=dtype, size=size, parts=True)) == 5
+    assert compiled(capability, (1, 150), p=0.1)
+    assert compiled(capability, (1, 150), parts=True)
+
+
+def test_other_batches_and_lengths_of_a_bucket_compile_nothing_new() -> None:
+    """Lengths are of one bucket if they are whole tiles, or none but multiples of 16, or none of these."""
+    for lengths in ((256, 384, 1024), (144, 272, 400), (131, 263, 1001)):
+        once = compiled(90, (2, lengths[0]))
+        shapes = [(batch, length) for length, batch in zip(lengths, (1, 3, 5), strict=True)]
+        assert len(compiled(90, *shapes)) == len(once)
+
+
+def test_everything_is_asked_of_the_tensors_own_gpu(monkeypatch) -> None:
+    """The tiles and the launches of forward and backward; another GPU may be the current one."""
+    inside, seen = [], []
+
+    @contextmanager
+    def device_of(x: torch.Tensor) -> Iterator[None]:
+        inside.append(x)
+        yield
+        inside.pop()
+
+    class Launch:
+        def __getitem__(self, grid: tuple[int]):
+            return lambda *given, **more: seen.append(bool(inside))
+
+    monkeypatch.setattr(torch.cuda, "device_of", device_of)
+    monkeypatch.setattr(configurations, "_capability", lambda: seen.append(bool(inside)) or 90)
+    launches = triton_launch.KERNELS
+    monkeypatch.setattr(triton_launch, "KERNELS", dict.fromkeys(launches, Launch()))
+    monkeypatch.setattr(triton_launch, "delta_kernel", Launch())
+    q, k, v = torch.zeros(3, 1, 2, 200, 16, dtype=torch.bfloat16, requires_grad=True)
+    bias = torch.zeros(1, 2, 200, 200, requires_grad=True)
+    out, _ = attention_forward(q, k, v, bias, *[None] * 8, 0.1, 0.0, 200)
+    assert len(seen) == 2 and all(seen)
+    out.sum().backward()
+    assert len(seen) == 9 and all(seen)
+
+
+def test_a_tuned_choice_is_kept_and_used(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert configurations.load_tuned("NVIDIA H200") is None
+    path = configurations.save_tuned({"keys": {"16-bit, to 64": [32, 64, 4, 1]}}, "NVIDIA H200")
+    assert configurations.load_tuned("NVIDIA H100") is None
+    try:
+        configurations.use(configurations.load_tuned("NVIDIA H200"))
+        with pretended_gpu(90):
+            used = configurations.in_use()
+        keys = next(one for one in compiled(90, (1, 256)) if one.kernel == "keys_kernel")
+    finally:
+        configurations.use({})
+    assert used["keys"]["16-bit, to 64"] == [32, 64, 4, 1] and used["forward"]["16-bit, to 64"] == [128, 64, 8, 3]
+    assert (keys.warps, keys.stages) == (4, 1)
+    path.write_text(path.read_text().replace(configurations._triton(), "1.0"))
+    assert configurations.load_tuned("NVIDIA H200") is None  # another Triton may compile something else
+    path.write_text("{")
+    with pytest.raises(ValueError, match=r"kernels-nvidia-h200\.json is damaged"):
+        configurations.load_tuned("NVIDIA H200")
+    for wrong in (
+        {"sums": {"32-bit": [32, 32, 4, 1]}},
+        {"keys": {"8-bit": [32, 32, 4, 1]}},
+        {"keys": {"32-bit": [31, 2, 4, 1]}},
+    ):
+        with pytest.raises(ValueError, match=r"there is no kernel|is not queries"):
+            configurations.use(wrong)

@@ -1,0 +1,54 @@
+import pytest
+import torch
+from fastbert_kernels import configurations
+
+from fastbert.errors import UserError
+from fastbert.training import kernel_configurations
+from fastbert.training.kernel_configurations import fix_kernels
+
+GPU = torch.device("cuda")
+TUNED = {"keys": {"16-bit, to 64": [32, 64, 4, 1]}}
+
+
+@pytest.fixture(autouse=True)
+def gpu(monkeypatch, tmp_path):
+    pytest.importorskip("triton")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H200")
+    monkeypatch.setattr(kernel_configurations, "runs_kernels", lambda x, what: True)
+    monkeypatch.setattr(torch, "empty", lambda *size, device: None)
+    monkeypatch.setattr(configurations, "_capability", lambda: 90)
+    yield
+    configurations.use({})
+
+
+def test_without_kernels_there_is_nothing_to_fix() -> None:
+    assert fix_kernels(torch.device("cpu"), []) is None
+
+
+def test_a_run_keeps_the_configurations_it_started_with() -> None:
+    first = fix_kernels(GPU, [])
+    assert first["device"] == "NVIDIA H200" and first["configurations"]["keys"]["16-bit, to 64"] == [64, 128, 8, 2]
+    configurations.save_tuned(TUNED, "NVIDIA H200")  # tuned in between
+    sessions = [{"resolved": {"kernels": first}}, {"resolved": {}}]
+    assert fix_kernels(GPU, sessions) == first
+    assert fix_kernels(GPU, [])["configurations"]["keys"]["16-bit, to 64"] == [32, 64, 4, 1]
+    assert configurations.tiles("keys", "16-bit, to 64") == (32, 64, 4, 1)
+
+
+def test_another_gpu_takes_its_own(monkeypatch) -> None:
+    configurations.save_tuned(TUNED, "NVIDIA A100")
+    first = fix_kernels(GPU, [])
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA A100")
+    assert fix_kernels(GPU, [{"resolved": {"kernels": first}}])["configurations"]["keys"]["16-bit, to 64"] == [
+        32,
+        64,
+        4,
+        1,
+    ]
+
+
+def test_a_damaged_file_is_named() -> None:
+    configurations.save_tuned(TUNED, "NVIDIA H200").write_text("{}")
+    with pytest.raises(UserError, match=r"kernels-nvidia-h200\.json is damaged .* delete it or tune again"):
+        fix_kernels(GPU, [])
