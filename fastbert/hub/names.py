@@ -54,8 +54,7 @@ def head_of(weights: Iterable[str]) -> str | None:
 
 
 def kept(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The weights of an objective's encoder and, if it is one of HEADS, of its head, without those of a generator or meta
-    controller, other heads and notes."""
+    """The weights of an objective's encoder and, if it is one of HEADS, of its head; no other weights."""
     prefixes = ("encoder.", "head.") if head_of(weights) else ("encoder.",)
     return {name: tensor for name, tensor in weights.items() if name.startswith(prefixes)}
 

@@ -1,7 +1,7 @@
 """BERT-R: absolute positions and, in every layer, T5's learned bias for the distance of tokens (arXiv 1910.10683)."""
 
 import torch
-from fastbert_kernels import from_diagonals, relative_bucket
+from fastbert_kernels.attention.distances import from_diagonals, relative_bucket
 from torch import Tensor, nn
 
 from fastbert.model.config import EncoderConfig
