@@ -50,8 +50,7 @@ def predict_scores(
 ) -> np.ndarray:
     """The scores that a head gives, float64 [N, ...]: the mean over the orders that are read."""
     kind, device = model.kinds[head], next(model.parameters()).device
-    longest = max((int(encoded.lengths.max(initial=0)) for encoded in inputs.orders), default=0)
-    out = np.zeros((len(inputs.examples), *kind.score_shape(longest)))
+    out = np.zeros((len(inputs.examples), *kind.score_shape(int(inputs.orders[0].lengths.max(initial=0)))))
     for encoded in inputs.orders:
         for rows in reading_order(encoded.lengths, batch_size):
             with autocast(device, precision):

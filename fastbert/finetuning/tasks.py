@@ -146,17 +146,32 @@ def check_task(name: str, own: OwnTaskOptions) -> None:
     Raises:
         UserError: they are not.
     """
-    if Path(name).suffix.lower() in (".yaml", ".yml"):
-        source = OwnSource(declared(name, own), Path(name).parent)
-    elif plain(name) in GLUE:
-        _refuse_own(name, own)
-        return
-    elif own == OwnTaskOptions():
+    if (custom := custom_task(name, own)) is not None:
+        for path in OwnSource(*custom).paths.values():
+            check_own_file(path)
+
+
+def custom_task(name: str, own: OwnTaskOptions | None) -> tuple[OwnTaskOptions, Path | None] | None:
+    """The custom task that `name`, a YAML file or any name, and `own` declare, and the folder of the file; None for a
+    GLUE task. What differs from the defaults in `own` wins over the file.
+
+    Raises:
+        UserError: there is no such task, or a GLUE task has options.
+    """
+    chosen = given_in(own)
+    if is_yaml(name):
+        return replace(load_yaml(OwnTaskOptions, name), **chosen), Path(name).parent
+    if is_glue(name):
+        if chosen:
+            raise UserError(f"{name} is a GLUE task and takes no {', '.join(chosen)}; give the own task another name")
+        return None
+    if not chosen:
         raise UserError(f"unknown task {name!r}; {nearest(name, GLUE)}; for an own task give a YAML file or flags")
-    else:
-        source = OwnSource(own)
-    for path in source.paths.values():
-        check_own_file(path)
+    return own, None
+
+
+def is_yaml(name: str) -> bool:
+    return Path(name).suffix.lower() in (".yaml", ".yml")
 
 
 def is_glue(name: str) -> bool:
@@ -178,17 +193,6 @@ def check_glue_options(tasks: Sequence[str], glue_dir: str | None, glue_subset: 
         who = " and ".join(brief(task, str) for task in tasks)
         none = f"{who} {'are no GLUE tasks' if len(tasks) > 1 else 'is no GLUE task'}" if tasks else "there is no task"
         raise UserError(f"{option} is for GLUE, and {none}; leave it out")
-
-
-def _refuse_own(name: str, own: OwnTaskOptions | None) -> None:
-    """Raises a UserError if options of a custom task are given for the GLUE task `name`."""
-    if chosen := given_in(own):
-        raise UserError(f"{name} is a GLUE task and takes no {', '.join(chosen)}; give the own task another name")
-
-
-def declared(path: str, own: OwnTaskOptions) -> OwnTaskOptions:
-    """The task in the YAML file `path`; what differs from the defaults in `own` wins."""
-    return replace(load_yaml(OwnTaskOptions, path), **given_in(own))
 
 
 def given_in(own: OwnTaskOptions | None) -> dict[str, Any]:
@@ -213,18 +217,10 @@ def open_task(
     Raises:
         UserError: no such task, file, folder or column; for learned labels also what is wrong in the training file.
     """
-    chosen = given_in(own)
-    if Path(name_or_yaml).suffix.lower() in (".yaml", ".yml"):
-        path = Path(name_or_yaml)
-        return _own_task(declared(path, own), path.stem, path.parent)
-    if plain(name_or_yaml) in GLUE:
-        _refuse_own(name_or_yaml, own)
+    custom = custom_task(name_or_yaml, own)
+    if custom is None:
         return _glue_task(plain(name_or_yaml), glue_dir, glue_subset)
-    if not chosen:
-        raise UserError(
-            f"unknown task {name_or_yaml!r}; {nearest(name_or_yaml, GLUE)}; for an own task give a YAML file or flags"
-        )
-    return _own_task(OwnTaskOptions(**chosen), name_or_yaml, None)
+    return _own_task(Path(name_or_yaml).stem if is_yaml(name_or_yaml) else name_or_yaml, *custom)
 
 
 def _glue_task(name: str, folder: str | None, subset: bool) -> Task:
@@ -240,9 +236,9 @@ def _glue_task(name: str, folder: str | None, subset: bool) -> Task:
     )
 
 
-def _own_task(options: OwnTaskOptions, name: str, folder: Path | None) -> Task:
+def _own_task(name: str, options: OwnTaskOptions, folder: Path | None) -> Task:
     source = OwnSource(options, folder)
-    kind = KINDS[options.kind].declared(name, options.labels, source)
+    kind = KINDS[options.kind].declared(name, source)
     task = Task(
         name=options.name or name,
         kind=kind,

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fastbert.errors import UserError, brief, nearest
-from fastbert.finetuning.kinds.kind import CustomFiles, TaskKind, not_a_label
+from fastbert.finetuning.kinds.kind import TaskKind, not_a_label
+from fastbert.finetuning.own import OwnSource
 from fastbert.finetuning.rows import Row
 from fastbert.lists import words
 from fastbert.ranges import number_of, text_problem
@@ -32,18 +33,19 @@ class Classes(TaskKind):
     pipeline = "text-classification"
 
     @classmethod
-    def declared(cls, task: str, labels: str | None, files: CustomFiles) -> "Classes":
-        named = tuple(words(labels or ""))
-        if len(set(named)) != len(named) or len(named) == 1:
-            raise UserError(f"labels {labels!r}: give two or more different words, a comma between them")
-        if not named:
-            if "train" not in files.paths:
+    def declared(cls, task: str, source: OwnSource) -> "Classes":
+        given = source.options.labels
+        labels = tuple(words(given or ""))
+        if len(set(labels)) != len(labels) or len(labels) == 1:
+            raise UserError(f"labels {given!r}: give two or more different words, a comma between them")
+        if not labels:
+            if "train" not in source.paths:
                 raise UserError(f"task {task}: without a train file to learn them from, give the labels")
-            named = files.class_names() or ()
-        if not named:
-            files.check_rows("train")
-            named = learn_labels(files.rows("train", []))
-        return cls(named)
+            labels = source.class_names() or ()
+        if not labels:
+            source.check_rows("train")
+            labels = learn_labels(source.rows("train", []))
+        return cls(labels)
 
     @cached_property
     def ids(self) -> dict[str, int]:

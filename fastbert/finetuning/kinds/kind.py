@@ -9,26 +9,17 @@ Shapes: B examples of a batch, T tokens, D width, L outputs, N examples of a spl
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from fastbert.errors import UserError, brief, choose
 from fastbert.finetuning.metrics import METRICS
-from fastbert.finetuning.rows import Row, Source
+from fastbert.finetuning.own import OwnSource
+from fastbert.finetuning.rows import Row
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
-
-
-class CustomFiles(Source, Protocol):
-    """The files of a custom task (`own.OwnSource`)."""
-
-    paths: dict[str, Any]
-
-    def class_names(self) -> tuple[str, ...] | None: ...
-
-    def check_rows(self, split: str) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -64,12 +55,8 @@ class TaskKind(ABC):
 
     @classmethod
     @abstractmethod
-    def declared(cls, task: str, labels: str | None, files: CustomFiles) -> "TaskKind":
-        """The kind of a custom task.
-
-        Args:
-            task: its name.
-            labels: label words, a comma between them; None if the training file says which there are.
+    def declared(cls, task: str, source: OwnSource) -> "TaskKind":
+        """The kind of the custom task `task`, with the labels that its options name, or its training file.
 
         Raises:
             UserError: there are none, or too few.

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fastbert.errors import UserError, brief
-from fastbert.finetuning.kinds.kind import CustomFiles, TaskKind, not_a_label
+from fastbert.finetuning.kinds.kind import TaskKind, not_a_label
+from fastbert.finetuning.own import OwnSource
 from fastbert.finetuning.rows import Row
 from fastbert.ranges import number_of
 
@@ -32,7 +33,7 @@ class Number(TaskKind):
         return {"0": "score"}
 
     @classmethod
-    def declared(cls, task: str, labels: str | None, files: CustomFiles) -> "Number":
+    def declared(cls, task: str, source: OwnSource) -> "Number":
         return cls()
 
     def read(self, row: Row) -> float | None:
