@@ -15,7 +15,7 @@ from fastbert.finetuning.dev_scores import dev_figures, value_of, write_errors
 from fastbert.finetuning.folder import write_options
 from fastbert.finetuning.loop import ADVICE, STATE, Tuner, build_scaled_optimizer
 from fastbert.finetuning.model import TaskModel, new_task_model
-from fastbert.finetuning.predict import BATCH, encode_inputs, predict_scores
+from fastbert.finetuning.predict import BATCH, Inputs, encode_inputs, predict_scores
 from fastbert.finetuning.results import EPOCH
 from fastbert.finetuning.saved import fine_tuned_folder, save_task_model
 from fastbert.finetuning.setup import FinetuneSetup, task_record
@@ -55,14 +55,13 @@ def train_seed(
     write_options(folder, replace(options, seeds=1, first_seed=seed, train_fraction=str(fraction), out=str(folder)))
     examples = [setup.train[row] for row in subset(len(setup.train), fraction)]
     data = encode_inputs(examples, setup.vocabulary, task_record(options, setup.task, seed, {}))
-    stream = SingleTaskStream(setup.task.name, data.orders, options.batch_size, seed)
     updater = build_updater(setup, seed)
     check_room(folder, updater.module, options.save_model, checkpoint is not None)
-    steps = options.epochs * stream.batches
-    machine = f"{setup.device} {setup.precision}"
+    steps, machine = options.steps(len(examples)), f"{setup.device} {setup.precision}"
     say(f"{setup.task.name}, seed {seed}: {len(examples)} examples, {steps} steps; {machine}")
     resumed = {"start_step": checkpoint.step, "expected": checkpoint.state["metrics"]} if checkpoint else {}
     with Logbook(folder, steps, **resumed) as logbook:
+        stream = SingleTaskStream(setup.task.name, data.orders, options.batch_size, seed)
         tuner = Tuner(updater, stream, options, seed, logbook)
         epochs = Epochs(setup, tuner, Checkpointer(folder / CHECKPOINTS, 1, logbook.say), folder, seed)
         if checkpoint is not None:
@@ -76,16 +75,7 @@ def train_seed(
             f"scores on dev finite{ADVICE}"
         )
     write_errors(folder / "errors.jsonl", setup.task, setup.dev, epochs.best_scores, options.worst)
-    result = {
-        "seed": seed,
-        "best": epochs.best,
-        "last": epochs.last,
-        "train_examples": len(examples),
-        "truncated": {"train": data.truncated, **{split: inputs.truncated for split, inputs in setup.dev.items()}},
-        "skipped_updates": tuner.progress.skipped,
-        "examples_per_second": round(len(examples) * options.epochs / tuner.progress.seconds, 1),
-        "model": str(folder / "model") if options.save_model else None,
-    }
+    result = epochs.result(data)
     write_sealed(folder / "result.json", result)
     return result
 
@@ -194,6 +184,21 @@ class Epochs:
         if self.setup.options.save_model and self.best and self.best["epoch"] == self.tuner.progress.epoch:
             record = task_record(self.setup.options, self.setup.task, self.seed, self.best["dev"])
             save_task_model(self.tuner.updater.module, record, self.setup.pretrained.tokenizer, self.folder / "model")
+
+    def result(self, train: Inputs) -> dict[str, Any]:
+        """What is known at the end; there is a best epoch."""
+        options, progress, count = self.setup.options, self.tuner.progress, len(train.examples)
+        splits = {"train": train, **self.setup.dev}
+        return {
+            "seed": self.seed,
+            "best": self.best,
+            "last": self.last,
+            "train_examples": count,
+            "truncated": {split: inputs.truncated for split, inputs in splits.items()},
+            "skipped_updates": progress.skipped,
+            "examples_per_second": round(count * options.epochs / progress.seconds, 1),
+            "model": str(self.folder / "model") if options.save_model else None,
+        }
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Continues from a checkpoint."""
