@@ -9,9 +9,9 @@ import pytest
 
 from fastbert.errors import UserError
 from fastbert.files import LOCK, locked_folder
-from fastbert.finetuning import folder, several
+from fastbert.finetuning import folder, several_tasks
 from fastbert.finetuning.options import FinetuneOptions
-from fastbert.finetuning.setup import prepare_setup as prepare_finetuning
+from fastbert.finetuning.setup import prepare_finetuning
 from fastbert.flags import parse
 from fastbert.pretraining.build import describe_experiment
 from fastbert.pretraining.options import PretrainOptions, science
@@ -113,7 +113,7 @@ def test_several_fine_tunings_and_a_sweep(tmp_path) -> None:
     out.parent.mkdir()
 
     def write_options() -> None:
-        several.check_out(out)
+        several_tasks.check_tasks_folder(out)
         folder.write_options(out, FinetuneOptions())
 
     def open_sweep() -> None:

@@ -44,7 +44,7 @@ class TaskBatch:
 
 
 @dataclass(frozen=True)
-class Encoded:
+class EncodedSplit:
     """A split of a task as ids, [CLS] and [SEP] included, one example after the other."""
 
     tokens: np.ndarray
@@ -102,7 +102,7 @@ def kept_lengths(first: int, second: int, room: int) -> tuple[int, int]:
     return first, second
 
 
-def encode(examples: Sequence["Example"], vocabulary: WordPiece, max_length: int, kind: TaskKind) -> Encoded:
+def encode(examples: Sequence["Example"], vocabulary: WordPiece, max_length: int, kind: TaskKind) -> EncodedSplit:
     """[CLS] text [SEP], or [CLS] text [SEP] pair [SEP], each at most `max_length` tokens.
 
     Args:
@@ -132,7 +132,7 @@ def encode(examples: Sequence["Example"], vocabulary: WordPiece, max_length: int
             lengths.append(len(ids))
             pieces.append(np.array(ids, dtype=np.int32))
     labelled = bool(examples) and examples[0].label is not None
-    return Encoded(
+    return EncodedSplit(
         tokens=np.concatenate(pieces) if pieces else np.zeros(0, np.int32),
         starts=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
         firsts=np.array(firsts, dtype=np.int64),
@@ -160,7 +160,7 @@ def training_order(lengths: np.ndarray, batch_size: int, seed: int, epoch: int) 
     return [batches[place] for place in permute(torch.arange(len(batches)), len(batches), seed, epoch + _BATCH_ORDER)]
 
 
-def draw_orders(orders: Sequence[Encoded], seed: int, epoch: int) -> Encoded:
+def draw_orders(orders: Sequence[EncodedSplit], seed: int, epoch: int) -> EncodedSplit:
     """The split as an epoch reads it: of each pair's two orders the one that a hash of (seed, epoch, row) draws.
 
     Args:

@@ -22,7 +22,7 @@ def dev_figures(task: Task, scores: np.ndarray, examples: Sequence[Example]) -> 
     return finite_or_none({**task.measure(scores, labels), "loss": loss})
 
 
-def value_of(task: Task, figures: Figures) -> float:
+def selection_value(task: Task, figures: Figures) -> float:
     """What decides which epoch is best: the first metric, the mean of the dev splits."""
     return statistics.fmean(split[task.metrics[0]] for split in figures.values())
 

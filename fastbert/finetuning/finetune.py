@@ -17,7 +17,7 @@ from fastbert.finetuning.folder import check_others, open_folder
 from fastbert.finetuning.options import FinetuneOptions
 from fastbert.finetuning.results import finished, seed_folder, write_results
 from fastbert.finetuning.seed import CHECKPOINTS, train_seed
-from fastbert.finetuning.setup import prepare_setup
+from fastbert.finetuning.setup import prepare_finetuning
 from fastbert.outputs import check_output_folder
 from fastbert.streams import say
 from fastbert.training.interrupts import Interrupts
@@ -32,7 +32,7 @@ def finetune(asked: FinetuneOptions) -> int:
     asked.check_inputs()
     check_output_folder(asked.out)
     check_others(Path(asked.out))
-    setup = prepare_setup(asked)
+    setup = prepare_finetuning(asked)
     for warning in setup.warnings:
         say(warning)
     out = Path(asked.out)

@@ -10,14 +10,14 @@ from fastbert.errors import LINE, UserError
 from fastbert.files import LOCK, atomic_file, contents
 from fastbert.finetuning.options import FinetuneOptions
 from fastbert.finetuning.results import finished, seed_folder
-from fastbert.finetuning.setup import FinetuneSetup, describe_experiment
+from fastbert.finetuning.setup import FinetuneSetup, describe_finetuning
 from fastbert.records import read_sealed, write_sealed
 from fastbert.training.apex import fused_adam
 from fastbert.training.hardware import describe_machine
 from fastbert.training.optimizers import implementation
 
 
-def check_folder(out: Path, setup: FinetuneSetup, experiment: dict[str, Any]) -> None:
+def check_results_folder(out: Path, setup: FinetuneSetup, experiment: dict[str, Any]) -> None:
     """Sees to it that results of `experiment`, which is that of `setup`, may go to `out`, which is there.
 
     Raises:
@@ -50,9 +50,9 @@ def check_others(out: Path) -> None:
 
 
 def open_folder(out: Path, setup: FinetuneSetup) -> None:
-    """Writes what the experiment is, if `out` may take it (see `check_folder`)."""
-    experiment = describe_experiment(setup)
-    check_folder(out, setup, experiment)
+    """Writes what the experiment is, if `out` may take it (see `check_results_folder`)."""
+    experiment = describe_finetuning(setup)
+    check_results_folder(out, setup, experiment)
     write_options(out, setup.options)
     manifest = {
         "experiment": configuration.digest(experiment),

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from fastbert.errors import UserError
 from fastbert.finetuning.options import FinetuneOptions
-from fastbert.finetuning.stream import Stream, StreamBatch
+from fastbert.finetuning.stream import StreamBatch, TaskStream
 from fastbert.model.config import EncoderConfig
 from fastbert.randomness import row_keys
 from fastbert.records import COUNT
@@ -119,7 +119,7 @@ class Tuner:
     """
 
     updater: Updater
-    stream: Stream
+    stream: TaskStream
     options: FinetuneOptions
     seed: int
     logbook: Logbook

@@ -145,7 +145,7 @@ class FinetuneOptions:
         return fractions
 
     def steps(self, examples: int) -> int:
-        """Updates in a training on so many examples, with the epochs resolved."""
+        """Updates in a training on this many examples, with the epochs resolved."""
         return self.epochs * -(-examples // self.batch_size)
 
     def optimizer(self, learning_rate: float) -> OptimizerOptions:

@@ -10,7 +10,7 @@ import torch
 
 from fastbert.data.tokenizer import WordPiece
 from fastbert.errors import UserError, choose
-from fastbert.finetuning.batches import Encoded, encode, reading_order
+from fastbert.finetuning.batches import EncodedSplit, encode, reading_order
 from fastbert.finetuning.model import TaskModel
 from fastbert.finetuning.options import PredictOptions
 from fastbert.finetuning.own import OwnSource
@@ -29,7 +29,7 @@ class Inputs:
     """A split as a model reads it: once, or in both orders of its pairs."""
 
     examples: Sequence[Example]
-    orders: tuple[Encoded, ...]
+    orders: tuple[EncodedSplit, ...]
 
     @property
     def truncated(self) -> int:

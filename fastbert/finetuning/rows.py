@@ -17,7 +17,7 @@ class Row(NamedTuple):
     """A word or number as found; None where there is none."""
 
 
-class Source(Protocol):
+class TaskSource(Protocol):
     """Where the rows of a task come from."""
 
     def rows(self, split: str, warnings: list[str]) -> Iterator[Row]:

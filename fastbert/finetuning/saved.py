@@ -143,7 +143,7 @@ class FineTuned:
     record: TaskRecord
 
 
-def read_record(folder: Path) -> tuple[TaskRecord, WordPiece]:
+def read_task_record(folder: Path) -> tuple[TaskRecord, WordPiece]:
     """What a fine-tuned model was trained for, and its tokenizer.
 
     Raises:
@@ -186,7 +186,7 @@ def load_task_model(path: str | Path, kernels: str = "auto") -> FineTuned:
             f"{path} is not a fine-tuned model: there is no {TASK_FILE} in it or in its model/; give the folder of a "
             "seed of `fastbert finetune`, or run that first: fastbert finetune --model MODEL --task TASK --out OUT"
         )
-    record, vocabulary = read_record(folder)
+    record, vocabulary = read_task_record(folder)
     pretrained = load_pretrained(folder)
     model = TaskModel(pretrained.config, {record.task: record.kind}, kernels)
     model.encoder.load_state_dict(encoder_weights(pretrained))
@@ -206,5 +206,5 @@ def load_encoder(path: str | Path) -> Pretrained:
     """As `load_pretrained`, and a seed's folder of `fastbert finetune` stands for the model in it."""
     folder = fine_tuned_folder(path)
     if folder is not None:
-        read_record(folder)  # refuses another tokenizer
+        read_task_record(folder)  # refuses another tokenizer
     return load_pretrained(folder or path)

@@ -11,7 +11,7 @@ import torch
 from fastbert.errors import UserError
 from fastbert.files import disk_errors, remove, remove_leftovers
 from fastbert.finetuning.batches import subset
-from fastbert.finetuning.dev_scores import dev_figures, value_of, write_errors
+from fastbert.finetuning.dev_scores import dev_figures, selection_value, write_errors
 from fastbert.finetuning.folder import write_options
 from fastbert.finetuning.loop import ADVICE, STATE, Tuner, build_scaled_optimizer
 from fastbert.finetuning.model import TaskModel, new_task_model
@@ -56,7 +56,7 @@ def train_seed(
     examples = [setup.train[row] for row in subset(len(setup.train), fraction)]
     data = encode_inputs(examples, setup.vocabulary, task_record(options, setup.task, seed, {}))
     updater = build_updater(setup, seed)
-    check_room(folder, updater.module, options.save_model, checkpoint is not None)
+    check_disk(folder, updater.module, options.save_model, checkpoint is not None)
     steps, machine = options.steps(len(examples)), f"{setup.device} {setup.precision}"
     say(f"{setup.task.name}, seed {seed}: {len(examples)} examples, {steps} steps; {machine}")
     resumed = {"start_step": checkpoint.step, "expected": checkpoint.state["metrics"]} if checkpoint else {}
@@ -121,7 +121,7 @@ def build_updater(setup: FinetuneSetup, seed: int) -> Updater:
     return Updater(model, optimizer, options.clip_norm, setup.precision)
 
 
-def check_room(folder: Path, model: TaskModel, save_model: bool, resumed: bool) -> None:
+def check_disk(folder: Path, model: TaskModel, save_model: bool, resumed: bool) -> None:
     """Raises a UserError if the disk has no space for a seed: the files being written and, if it is not `resumed`,
     those that they replace."""
     weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
@@ -176,7 +176,7 @@ class Epochs:
         self.last = {"epoch": progress.epoch, "dev": figures}
         if not finite:
             logbook.say(f"epoch {progress.epoch}: weights or scores on dev are not finite; it does not count as best")
-        elif self.best is None or value_of(task, figures) > value_of(task, self.best["dev"]):
+        elif self.best is None or selection_value(task, figures) > selection_value(task, self.best["dev"]):
             self.best, self.best_scores = self.last, scores
 
     def save_best(self) -> None:

@@ -68,7 +68,7 @@ def open_encoder(asked: FinetuneOptions) -> Pretrained:
     return load_encoder(folder)
 
 
-def prepare_setup(asked: FinetuneOptions) -> FinetuneSetup:
+def prepare_finetuning(asked: FinetuneOptions) -> FinetuneSetup:
     """Machine, model, task and texts; everything that can be refused is refused here."""
     device = resolve_device(asked.machine.device)
     precision, warning = resolve_precision(asked.machine.precision, device)
@@ -101,7 +101,7 @@ def prepare_setup(asked: FinetuneOptions) -> FinetuneSetup:
     return FinetuneSetup(options, task, pretrained, vocabulary, train, dev, device, precision, warnings)
 
 
-def describe_experiment(setup: FinetuneSetup) -> dict[str, Any]:
+def describe_finetuning(setup: FinetuneSetup) -> dict[str, Any]:
     """What the results depend on, by name."""
     return {
         **science(setup.options),

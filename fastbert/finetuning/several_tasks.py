@@ -11,10 +11,10 @@ from pathlib import Path
 from fastbert.errors import LINE, UserError
 from fastbert.files import atomic_file, contents
 from fastbert.finetuning.finetune import finetune
-from fastbert.finetuning.folder import check_folder, write_options
+from fastbert.finetuning.folder import check_results_folder, write_options
 from fastbert.finetuning.options import FinetuneOptions
 from fastbert.finetuning.results import read_results
-from fastbert.finetuning.setup import describe_experiment, open_encoder, prepare_setup
+from fastbert.finetuning.setup import describe_finetuning, open_encoder, prepare_finetuning
 from fastbert.finetuning.table import Summary, glue_table
 from fastbert.finetuning.tasks import is_glue, open_task, task_names
 from fastbert.outputs import check_output_folder
@@ -36,7 +36,7 @@ def finetune_tasks(asked: FinetuneOptions) -> int:
         return finetune(asked)
     asked.check_inputs()
     out = Path(asked.out)
-    check_out(out)
+    check_tasks_folder(out)
     parts = check_tasks(asked, names)
     write_options(out, asked)
     for place, options in enumerate(parts, 1):
@@ -51,7 +51,7 @@ def finetune_tasks(asked: FinetuneOptions) -> int:
     return 0
 
 
-def check_out(out: Path) -> None:
+def check_tasks_folder(out: Path) -> None:
     """Raises a UserError if `out` cannot be written, or holds something else than the results of several tasks."""
     check_output_folder(out)
     if not out.is_dir():
@@ -84,9 +84,9 @@ def check_tasks(asked: FinetuneOptions, names: list[str]) -> list[FinetuneOption
             symmetric = asked.symmetric and task.symmetric and task.is_pair
             options = replace(its, task=name, out=str(folder), symmetric=symmetric)
             check_output_folder(folder)
-            setup = prepare_setup(options)
+            setup = prepare_finetuning(options)
             if folder.is_dir():
-                check_folder(folder, setup, describe_experiment(setup))
+                check_results_folder(folder, setup, describe_finetuning(setup))
             parts[task.name] = options
         except UserError as error:
             problems[name] = str(error)

@@ -6,14 +6,14 @@ from typing import Protocol
 
 import numpy as np
 
-from fastbert.finetuning.batches import Encoded, draw_orders, training_order
+from fastbert.finetuning.batches import EncodedSplit, draw_orders, training_order
 
 
 @dataclass(frozen=True)
 class StreamBatch:
     """The examples of one step, all of one task."""
 
-    data: Encoded
+    data: EncodedSplit
     rows: np.ndarray
     """int64 [B], of `data`."""
     head: str
@@ -24,7 +24,7 @@ class StreamBatch:
     """float32 [B, ...] in place of the labels in `data`, as `TaskKind.losses` reads them."""
 
 
-class Stream(Protocol):
+class TaskStream(Protocol):
     """The batches of a training."""
 
     batches: int
@@ -43,7 +43,7 @@ class SingleTaskStream:
         orders: its training split encoded once, or in both orders of its pairs: each epoch then draws one for each.
     """
 
-    def __init__(self, head: str, orders: Sequence[Encoded], batch_size: int, seed: int) -> None:
+    def __init__(self, head: str, orders: Sequence[EncodedSplit], batch_size: int, seed: int) -> None:
         self.head, self.orders, self.batch_size, self.seed = head, orders, batch_size, seed
         self.batches = -(-len(orders[0]) // batch_size)
         self._epoch = -1  # whose data and order are at hand

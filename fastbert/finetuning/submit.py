@@ -17,7 +17,7 @@ from fastbert.training.hardware import resolve_device, resolve_precision, setup_
 
 
 @dataclass(frozen=True)
-class Part:
+class ArchiveFile:
     """One file of the archive."""
 
     file: str
@@ -68,7 +68,7 @@ def submit(options: SubmitOptions) -> None:
     tell("\n".join(lines))
 
 
-def plan(options: SubmitOptions) -> list[Part]:
+def plan(options: SubmitOptions) -> list[ArchiveFile]:
     """What each file will hold, after every model's record and every test split has been looked at.
 
     Raises:
@@ -90,7 +90,7 @@ def plan(options: SubmitOptions) -> list[Part]:
             folder = None
         if folder is not None:
             check_split(folder, name, split, options.glue_dir)
-        parts.append(Part(file, name, split, folder, why))
+        parts.append(ArchiveFile(file, name, split, folder, why))
     if all(part.model is None for part in parts):
         raise UserError(f"{options.glue_dir} holds no test split of {', '.join(models)}; fix --glue-dir")
     missing = [part.file for part in parts if part.model is None]
@@ -151,7 +151,7 @@ def check_split(folder: Path, name: str, split: str, glue_dir: str | None) -> No
         )
 
 
-def predict_part(part: Part, tuned: FineTuned, options: SubmitOptions, precision: str) -> list[str | float]:
+def predict_part(part: ArchiveFile, tuned: FineTuned, options: SubmitOptions, precision: str) -> list[str | float]:
     """The label words, or numbers, of a test split."""
     record = tuned.record
     task = open_task(part.task, glue_dir=options.glue_dir, glue_subset=True)

@@ -1,4 +1,4 @@
-"""What is learned and predicted: examples with a text or a pair and a label, of GLUE or of one's own files."""
+"""What is learned and predicted: examples with a text or a pair and a label, of GLUE or of custom files."""
 
 import os
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from fastbert.finetuning.kinds import KINDS
 from fastbert.finetuning.kinds.kind import TaskKind
 from fastbert.finetuning.metrics import METRICS
 from fastbert.finetuning.own import OwnSource, OwnTaskOptions, check_own_file
-from fastbert.finetuning.rows import Source
+from fastbert.finetuning.rows import TaskSource
 from fastbert.finetuning.table import COLUMNS
 from fastbert.lists import paths, words
 
@@ -50,7 +50,7 @@ class Task:
     """The two texts of a pair may change places."""
     splits: dict[str, str]
     """train, dev..., test... and where each comes from."""
-    source: Source = field(repr=False)
+    source: TaskSource = field(repr=False)
     warnings: list[str] = field(default_factory=list, repr=False, compare=False)
     """What reading has found that the user should know; `examples` appends."""
 

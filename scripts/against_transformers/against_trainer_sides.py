@@ -20,8 +20,8 @@ import torch.nn.functional as F
 from fastbert_kernels.attention.reference import allowed_pairs
 
 from fastbert.data.tokenizer import load_tokenizer
-from fastbert.finetuning import heads, setup, stream
-from fastbert.finetuning.batches import Encoded, encode, subset
+from fastbert.finetuning import setup, stream, task_heads
+from fastbert.finetuning.batches import EncodedSplit, encode, subset
 from fastbert.finetuning.finetune import finetune
 from fastbert.finetuning.model import new_task_model
 from fastbert.finetuning.options import FinetuneOptions
@@ -182,7 +182,7 @@ def train_trainer(options: FinetuneOptions, order: str) -> dict[str, Any]:
     }
 
 
-def encoded(options: FinetuneOptions, task: Task) -> Encoded:
+def encoded(options: FinetuneOptions, task: Task) -> EncodedSplit:
     """The share of the training split that `fastbert finetune` trains on, as it reads it."""
     vocabulary = load_tokenizer(load_encoder(options.model).tokenizer)
     examples = task.examples("train")
@@ -216,7 +216,7 @@ def whole_last_block() -> AbstractContextManager:
 
 def torch_dropout() -> AbstractContextManager:
     stack = ExitStack()
-    for module in (encoder, heads, importlib.import_module("fastbert_kernels.attention.reference")):
+    for module in (encoder, task_heads, importlib.import_module("fastbert_kernels.attention.reference")):
         stack.enter_context(mock.patch.object(module, "hash_dropout", lambda x, keys, p: F.dropout(x, p)))
     return stack
 

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from fastbert.data.tokenizer import load_tokenizer
-from fastbert.finetuning import heads as head_layers
+from fastbert.finetuning import task_heads
 from fastbert.finetuning.batches import TaskBatch, draw_orders, encode, training_order
 from fastbert.finetuning.kinds.classes import Classes
 from fastbert.finetuning.loop import build_scaled_optimizer
@@ -164,7 +164,7 @@ def test_dropout_is_new_in_every_step_row_and_site(bert, words, tmp_path, monkey
     model = TaskModel(tiny_config(dropout=0.5), KIND)
     encoder = {int(module.site) for module in model.encoder.modules() if hasattr(module, "site")}
     sites = []
-    monkeypatch.setattr(head_layers, "combine", lambda keys, site: sites.append(site) or keys)
+    monkeypatch.setattr(task_heads, "combine", lambda keys, site: sites.append(site) or keys)
     rows = TaskBatch(torch.zeros(2, 8, dtype=torch.long), torch.ones(2, 8, dtype=torch.bool), None, None)
     model(rows, "words", torch.arange(2, dtype=torch.int32))
     assert len(sites) == 1 and not encoder & {*sites}

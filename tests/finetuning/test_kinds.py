@@ -13,6 +13,7 @@ from fastbert.data.tokenizer import WordPiece
 from fastbert.finetuning.batches import encode
 from fastbert.finetuning.kinds import KINDS
 from fastbert.finetuning.kinds.classes import Classes
+from fastbert.finetuning.kinds.number import Number
 from fastbert.finetuning.model import TaskModel
 from fastbert.finetuning.predict import encode_inputs, predict_scores
 from fastbert.finetuning.saved import load_task_model
@@ -86,6 +87,19 @@ def test_the_example_has_the_loss_of_its_thresholds_for_labels_and_soft_labels(o
     sure = -torch.nn.functional.logsigmoid(torch.tensor([[0.3, 1.0], [2.0, 0.5]])).sum(-1)  # above 0 and not 1; above 1
     torch.testing.assert_close(kind.losses(logits, torch.tensor([1, 2])), sure)
     torch.testing.assert_close(kind.losses(logits, torch.tensor([[0.0, 1.0, 0.0], [0.0, 0.0, 1.0]])), sure)
+
+
+@pytest.mark.parametrize(
+    ("kind", "labels", "outputs"), [(Classes(("a", "b", "c")), [2, 0, 1], 3), (Number(), [0.5, -2.0, 3.25], 1)]
+)
+def test_the_loss_of_scores_is_that_of_logits(kind, labels, outputs) -> None:
+    """On dev the loss is computed from averaged scores; a model that is always right has none."""
+    logits = torch.randn(3, outputs, dtype=torch.float64)
+    expected = kind.losses(logits, torch.from_numpy(kind.targets(labels)))
+    scores = kind.scores(logits).numpy()
+    assert scores.shape == (3, *kind.score_shape(7)) == kind.ideal_scores(labels).shape
+    assert kind.score_losses(scores, np.array(labels)) == pytest.approx(expected.numpy())
+    assert kind.score_losses(kind.ideal_scores(labels), np.array(labels)) == pytest.approx(np.zeros(3))
 
 
 class Mean(nn.Module):

@@ -124,7 +124,7 @@ def test_scores_that_are_not_finite_are_not_written(small, tuned, tmp_path, caps
     assert "not finite for 1 of 16 examples" in capsys.readouterr().err and not written.exists()
     poison_scores(monkeypatch, submit, {1})
     glue = make_glue(tmp_path / "glue", ["sst2"])
-    part = submit.Part("SST-2.tsv", "sst2", "test", tuned, None)
+    part = submit.ArchiveFile("SST-2.tsv", "sst2", "test", tuned, None)
     options = submit.SubmitOptions(glue_dir=str(glue))
     with pytest.raises(UserError, match="not finite for 1 of 6 examples"):
         submit.predict_part(part, load_task_model(tuned), options, "fp32")

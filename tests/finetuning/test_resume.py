@@ -9,7 +9,7 @@ import torch
 from fastbert.errors import UserError
 from fastbert.finetuning import seed as seed_training
 from fastbert.finetuning.loop import Tuner
-from fastbert.finetuning.seed import check_room
+from fastbert.finetuning.seed import check_disk
 from tests.finetuning.conftest import finetune, make_task
 
 STEPS = 3  # of an epoch
@@ -127,5 +127,5 @@ def test_the_disk_must_have_room_for_checkpoints_and_model(tmp_path) -> None:
     model = torch.nn.Linear(2**22, 2**22, bias=False, device="meta")  # 70,369 GB
     for save_model, resumed, size in ((True, False, 8), (False, False, 6), (True, True, 4), (False, True, 3)):
         with pytest.raises(UserError, match=f"the checkpoints and the model .* {size * 2**46 / 1e9:.2f} GB"):
-            check_room(tmp_path, model, save_model, resumed)
-    check_room(tmp_path, torch.nn.Linear(2, 2), True, False)
+            check_disk(tmp_path, model, save_model, resumed)
+    check_disk(tmp_path, torch.nn.Linear(2, 2), True, False)

@@ -11,7 +11,6 @@ from torch.nn import functional as F
 
 from fastbert.data.tokenizer import WordPiece
 from fastbert.finetuning.batches import draw_orders, encode, training_order
-from fastbert.finetuning.heads import PooledHead
 from fastbert.finetuning.kinds.classes import Classes
 from fastbert.finetuning.kinds.number import Number
 from fastbert.finetuning.loop import Tuner, build_scaled_optimizer
@@ -19,6 +18,7 @@ from fastbert.finetuning.model import TaskModel, new_task_model
 from fastbert.finetuning.options import FinetuneOptions
 from fastbert.finetuning.saved import load_encoder
 from fastbert.finetuning.stream import SingleTaskStream, StreamBatch
+from fastbert.finetuning.task_heads import PooledHead
 from fastbert.finetuning.tasks import Example
 from fastbert.model.encoder import initialize
 from fastbert.training.logbook import Logbook, read_metrics

@@ -62,7 +62,7 @@ class Classes(TaskKind):
         return self.labels[label]
 
     def new_head(self, width: int, dropout: float) -> "nn.Module":
-        from fastbert.finetuning.heads import PooledHead
+        from fastbert.finetuning.task_heads import PooledHead
 
         return PooledHead(width, len(self.labels), dropout)
 

@@ -78,7 +78,7 @@ class TaskKind(ABC):
 
     @abstractmethod
     def new_head(self, width: int, dropout: float) -> "nn.Module":
-        """The layers on top of the encoder, as `heads.PooledHead`."""
+        """The layers on top of the encoder, as `task_heads.PooledHead`."""
 
     @abstractmethod
     def targets(self, labels: Sequence[Any]) -> np.ndarray:

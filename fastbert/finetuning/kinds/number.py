@@ -57,7 +57,7 @@ class Number(TaskKind):
         return label
 
     def new_head(self, width: int, dropout: float) -> "nn.Module":
-        from fastbert.finetuning.heads import PooledHead
+        from fastbert.finetuning.task_heads import PooledHead
 
         return PooledHead(width, 1, dropout)
 

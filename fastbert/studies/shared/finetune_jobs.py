@@ -11,7 +11,7 @@ from fastbert.finetuning.batches import subset
 from fastbert.finetuning.finetune import finetune
 from fastbert.finetuning.options import FinetuneOptions, science
 from fastbert.finetuning.results import check_best, read_results
-from fastbert.finetuning.setup import describe_experiment, prepare_setup
+from fastbert.finetuning.setup import describe_finetuning, prepare_finetuning
 from fastbert.records import COUNT, check, read_json
 from fastbert.studies.engine.jobs import Job
 from fastbert.studies.engine.outcomes import ended, failure
@@ -91,8 +91,8 @@ def open_task(
     asked = grid.options(model, entry, glue_dir, **entry.settings[0])
     if on_nodes:
         asked = replace(asked, machine=replace(asked.machine, device="cpu", apex=False))
-    setup = prepare_setup(asked)
-    described = describe_experiment(setup)
+    setup = prepare_finetuning(asked)
+    described = describe_finetuning(setup)
     weights = setup.pretrained.weights
     parameters = sum(weights[key].numel() for key in weights if key.startswith("encoder.blocks."))
     tunings = []
