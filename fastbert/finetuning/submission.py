@@ -8,7 +8,6 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
@@ -47,28 +46,20 @@ _UNZIPPING = (
 )
 
 
-@dataclass(frozen=True)
-class Submission:
-    """What was written."""
-
-    path: Path
-    placeholders: tuple[str, ...]
-    """Files that hold the majority label in every row because there were no predictions; say so to the user."""
-    rows: dict[str, int]
-    """Of each file."""
-
-
 def write_submission(
     path: Path | str,
     predictions: Mapping[str, Mapping[str, Sequence[str | float]]],
     fill_missing: bool = False,
-) -> Submission:
+) -> dict[str, int]:
     """Writes the zip file `path`, after it was checked as `validate` does; the same predictions give the same bytes.
 
     Args:
         predictions: task -> test split -> label words in the order of the split (numbers for STS-B, which are clipped
             to 0..5).
         fill_missing: give files without predictions the task's majority label (the server takes only all eleven).
+
+    Returns:
+        The rows of each file.
 
     Raises:
         UserError: a task or split is unknown or missing, its rows are not the official ones, or a word is no label.
@@ -100,7 +91,7 @@ def write_submission(
     rows = _checked(path, _unzipped(made, path))
     with output_file(path) as out:
         out.write(made.getbuffer())
-    return Submission(path, missing, rows)
+    return rows
 
 
 def _cell(value: str | float, task: GlueTask, where: str) -> str:

@@ -57,8 +57,7 @@ def submit(options: SubmitOptions) -> None:
             if part.model == folder:
                 words = predict_part(part, tuned, options, precision)
                 predictions.setdefault(part.task, {})[part.split] = words
-    written = write_submission(options.out, predictions, options.fill)
-    rows = written.rows
+    rows = write_submission(options.out, predictions, options.fill)
     lines = [f"{options.out}: {len(rows)} files, as GLUE's server takes them"]
     for part in parts:
         filler = "majority label" if GLUE[part.task].kind.labels else "mean score"

@@ -67,11 +67,6 @@ class Task:
         """("dev",), for MNLI ("dev_matched", "dev_mismatched"), for AX none."""
         return tuple(split for split in self.splits if split.startswith("dev"))
 
-    @property
-    def test_splits(self) -> tuple[str, ...]:
-        """("test",), for MNLI ("test_matched", "test_mismatched"); none where the task has none."""
-        return tuple(split for split in self.splits if split.startswith("test"))
-
     def examples(self, split: str) -> list[Example]:
         """All examples of a split, in the order of its file.
 

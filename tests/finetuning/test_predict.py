@@ -231,6 +231,16 @@ def test_another_tokenizer_and_damaged_records_are_refused(tuned, words, tmp_pat
         (damaged / "task.json").write_text(content)
         refuses("task.json is damaged", "predict", "--model", damaged, *words)
         shutil.rmtree(damaged)
+    for change, message in (
+        ({"labels": ["bad"]}, "a task has 2 labels at least"),
+        ({"kind": "clases"}, "task.json 'clases'; did you mean 'classes'"),
+        ({"seed": 7}, "task.json was changed since it was written (seed: 0 -> 7)"),
+    ):
+        damaged = copy("damaged")
+        facts = json.loads((damaged / "task.json").read_text()) | change
+        (damaged / "task.json").write_text(json.dumps(facts))
+        refuses(message, "predict", "--model", damaged, *words)
+        shutil.rmtree(damaged)
     old = copy("old")  # models of before the tokenizer was recorded
     facts = json.loads((old / "task.json").read_text())
     del facts["tokenizer"]
