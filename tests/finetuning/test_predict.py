@@ -192,6 +192,11 @@ def test_refusals(tuned, bert, words, pairs, tmp_path, capsys) -> None:
     refuses(["--model", str(tuned["pairs"]), "--source", str(source)], "has no column 'pair'")
     refuses(["--model", str(tuned["words"]), "--source", str(tmp_path / "no.jsonl")], "does not exist")
     refuses(["--model", str(tuned["words"]), *pairs], "was trained on words and does not fit the task pairs")
+    swapped_labels = [*words, "--own.labels", "good,bad"]
+    refuses(
+        ["--model", str(tuned["words"]), *swapped_labels],
+        "words, which has the labels ('good', 'bad'), the model ('bad',",
+    )
     refuses(["--model", str(tuned["words"]), *words, "--split", "tets"], "unknown split 'tets'; known: dev, train")
     (tmp_path / "empty.jsonl").write_text("")
     refuses(["--model", str(tuned["words"]), "--source", str(tmp_path / "empty.jsonl")], "holds no text")
