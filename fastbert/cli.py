@@ -34,11 +34,11 @@ OPTIONS = Registry(
         "predict": "fastbert.finetuning.options:PredictOptions",
         "submit": "fastbert.finetuning.options:SubmitOptions",
         "export": "fastbert.hub.options:ExportOptions",
-        "sweep": "fastbert.experiments.options:SweepOptions",
-        "ablate": "fastbert.experiments.ablate_options:AblateOptions",
-        "bench throughput": "fastbert.experiments.bench_options:BenchThroughputOptions",
-        "bench data": "fastbert.experiments.bench_options:BenchDataOptions",
-        "bench kernels": "fastbert.experiments.bench_options:BenchKernelsOptions",
+        "sweep": "fastbert.studies.sweep.options:SweepOptions",
+        "ablate": "fastbert.studies.ablate.options:AblateOptions",
+        "bench throughput": "fastbert.bench.options:BenchThroughputOptions",
+        "bench data": "fastbert.bench.options:BenchDataOptions",
+        "bench kernels": "fastbert.bench.options:BenchKernelsOptions",
     }
 )
 """What each job takes. These modules import no torch; what does is imported when the options have been checked."""
@@ -131,14 +131,14 @@ def export(arguments: list[str]) -> int:
         arguments = ["--run", *arguments]
     options = parse(OPTIONS["export"], arguments, "export")
     check_model_folder(options.run)
-    from fastbert.hub.job import export as run
+    from fastbert.hub.export_run import export_run as run
 
     run(options)
     return 0
 
 
 def sweep(arguments: list[str]) -> int:
-    from fastbert.experiments.options import load_sweep
+    from fastbert.studies.sweep.options import load_sweep
 
     file, arguments = yaml_file(arguments)
     axes, default = (None, None) if file is None else load_sweep(file)
@@ -146,13 +146,13 @@ def sweep(arguments: list[str]) -> int:
     if axes is None:
         raise UserError("fastbert sweep needs a YAML file first, such as configs/sweep/glue.yaml")
     axes.check_inputs(options.glue_dir)
-    from fastbert.experiments.sweep import sweep as run
+    from fastbert.studies.sweep.sweep import sweep as run
 
     return run(axes, options)
 
 
 def ablate(arguments: list[str]) -> int:
-    from fastbert.experiments.ablate_options import load_ablation
+    from fastbert.studies.ablate.options import load_ablation
 
     file, arguments = yaml_file(arguments)
     ablation, default = (None, None) if file is None else load_ablation(file)
@@ -160,7 +160,7 @@ def ablate(arguments: list[str]) -> int:
     if ablation is None:
         raise UserError("fastbert ablate needs a YAML file first, such as configs/ablate/tiny.yaml")
     ablation.check_inputs(options.glue_dir)
-    from fastbert.experiments.ablate import ablate as run
+    from fastbert.studies.ablate.ablate import ablate as run
 
     return run(ablation, options)
 
@@ -183,9 +183,9 @@ def bench(arguments: list[str]) -> int:
 
 BENCHMARKS = Registry(
     {
-        "throughput": "fastbert.experiments.bench_throughput:bench_throughput",
-        "data": "fastbert.experiments.bench_data:bench_data",
-        "kernels": "fastbert.experiments.bench:bench_kernels",
+        "throughput": "fastbert.bench.throughput:bench_throughput",
+        "data": "fastbert.bench.data:bench_data",
+        "kernels": "fastbert.bench.kernels:bench_kernels",
     }
 )
 

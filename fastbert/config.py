@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 from fastbert.errors import UserError, brief, nearest
 from fastbert.foreign import foreign_names
-from fastbert.inputs import read_text_input
+from fastbert.inheritance import read_yaml
 from fastbert.ranges import hints_of, plain, problem_of, takes_none
 
 Options = TypeVar("Options")
@@ -27,7 +27,6 @@ FLAT = {"flat": True}
 MACHINE = {"role": "machine"}
 BOOKKEEPING = {"role": "bookkeeping"}
 
-LARGEST_YAML = 2**20  # bytes
 EXACT = 2**53  # up to here a whole number that is written as a fraction, such as 1e5, is the number that is meant
 _FLOAT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?", re.ASCII)
 
@@ -38,24 +37,13 @@ def choice(default: str, choices: Iterable[str], what: str | None = None, **meta
 
 
 def load_yaml(cls: type[Options], path: str | Path) -> Options:
-    """The options in a YAML file; keys are the flags' names, groups are mappings.
+    """The options in a YAML file and those that it inherits; keys are the flags' names, groups are mappings.
 
     Raises:
         UserError: names the file, the key, and what was expected.
     """
-    return from_dict(cls, read_yaml(path), where=str(path))
-
-
-def read_yaml(path: str | Path) -> Any:
-    """What a YAML file holds; an empty one holds no options.
-
-    Raises:
-        UserError: there is no such file, or it is not YAML.
-    """
-    from fastbert.yaml_text import parse_yaml  # yaml is imported where it is needed
-
-    values = parse_yaml(read_text_input(path, "configuration file", LARGEST_YAML), str(path))
-    return {} if values is None else values
+    values, where = read_yaml(path)
+    return from_dict(cls, values, where)
 
 
 def with_underscores(values: dict[str, Any], where: str) -> dict[str, Any]:

@@ -24,29 +24,33 @@ class Registry(Mapping[str, Any]):
     """
 
     def __init__(self, lines: Mapping[str, Variant | str]) -> None:
-        self._lines = {name: Variant(line) if isinstance(line, str) else line for name, line in lines.items()}
+        self.lines = {name: Variant(line) if isinstance(line, str) else line for name, line in lines.items()}
 
     def register(self, name: str, line: Variant | str) -> None:
         """Adds a variant at run time, as a line of the registry's file does; an older one of that name is replaced."""
-        self._lines[name] = Variant(line) if isinstance(line, str) else line
+        self.lines[name] = Variant(line) if isinstance(line, str) else line
 
     def __getitem__(self, name: str) -> Any:
-        return imported(self._lines[name].path)
+        return imported(self.lines[name].path)
 
     def options(self, name: str) -> type | None:
         """The dataclass of the variant's own options."""
-        path = self._lines[name].options
+        path = self.lines[name].options
         return imported(path) if path else None
+
+    def uses(self, name: str) -> tuple[str, ...]:
+        """The shared options that have an effect with this variant and not with all."""
+        return self.lines[name].uses
 
     def unused(self, name: str) -> set[str]:
         """The shared options that have an effect with other variants only."""
-        return {use for line in self._lines.values() for use in line.uses} - set(self._lines[name].uses)
+        return {use for line in self.lines.values() for use in line.uses} - set(self.lines[name].uses)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._lines)
+        return iter(self.lines)
 
     def __len__(self) -> int:
-        return len(self._lines)
+        return len(self.lines)
 
 
 def imported(path: str) -> Any:

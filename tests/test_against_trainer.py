@@ -14,7 +14,7 @@ from scipy.stats import ttest_ind
 
 from tests.finetuning.conftest import LABELS, sentence, tiny_model
 
-SCRIPTS = Path(__file__).parents[1] / "scripts"
+SCRIPTS = Path(__file__).parents[1] / "scripts" / "against_transformers"
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from fastbert.errors import UserError
-from fastbert.experiments import sweep
 from fastbert.files import LOCK, locked_folder
 from fastbert.finetuning import job as finetuning
 from fastbert.finetuning import several
@@ -18,6 +17,9 @@ from fastbert.pretraining.build import describe_experiment
 from fastbert.pretraining.options import PretrainOptions, science
 from fastbert.pretraining.run import RunFolder, new_folder, stored_options
 from fastbert.pretraining.setup import data_fingerprint, prepare_setup
+from fastbert.studies.engine import store
+from fastbert.studies.engine.store import ResultStore
+from fastbert.studies.shared.finetune_jobs import check_tuned
 from tests.finetuning.conftest import make_task, tiny_model
 from tests.processes import kills
 from tests.test_cli import refused
@@ -39,7 +41,7 @@ def every_kill(out: Path, make: Callable[[], object], check: Callable[[], object
 @pytest.fixture(autouse=True)
 def machine(monkeypatch) -> None:
     """It takes a while to describe."""
-    for module in (finetuning, sweep):
+    for module in (finetuning, store):
         monkeypatch.setattr(module, "describe_machine", dict)
 
 
@@ -116,8 +118,7 @@ def test_several_fine_tunings_and_a_sweep(tmp_path) -> None:
 
     def open_sweep() -> None:
         with locked_folder(out):
-            sweep.check_out(out, "sweep")
-            sweep.open_folder(out, "sweep", {}, [])
+            ResultStore(out, "sweep", check_tuned).open({}, [])
 
     assert every_kill(out, write_options, lambda: None) > 2
     assert every_kill(out, lambda: open_sweep() if not (out / "sweep.json").exists() else None, lambda: None) > 4

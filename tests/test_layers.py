@@ -21,14 +21,13 @@ LAYERS = [
     {"hub"},
     {"finetuning"},
     {"pretraining"},
-    {"experiments"},
+    {"studies", "bench"},
     {"cli", "__main__"},
 ]
 LAYER = {name: number for number, names in enumerate(LAYERS, 1) for name in names}  # other modules: 0, the kernels: -1
-APART = {("finetuning", "pretraining"), ("pretraining", "finetuning")}
+APART = {("finetuning", "pretraining"), ("pretraining", "finetuning"), ("studies", "bench"), ("bench", "studies")}
 KNOWN = [
     {"fastbert.data.tokenizer", "fastbert.data.tokenizer_check"},
-    {"fastbert.experiments.ablate_jobs", "fastbert.experiments.jobs"},
     {"fastbert.finetuning.metrics", "fastbert.finetuning.tasks"},
 ]
 """Circles that are still there."""

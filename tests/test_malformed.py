@@ -26,8 +26,6 @@ from hypothesis import strategies as st
 from fastbert.data.partial import Partial
 from fastbert.data.shards import open_dataset
 from fastbert.errors import UserError, message_of
-from fastbert.experiments.options import read_seeds
-from fastbert.experiments.sweep import read_results as read_rows
 from fastbert.finetuning.model import Classifier, TaskRecord, load_classifier, save_classifier
 from fastbert.finetuning.results import best_seed
 from fastbert.finetuning.submission import validate
@@ -36,6 +34,9 @@ from fastbert.inputs import read_input
 from fastbert.model.config import EncoderConfig
 from fastbert.pretraining.loop import STATE, Progress
 from fastbert.records import Whole, check, parse_json, seal_of
+from fastbert.studies.engine.store import read_rows
+from fastbert.studies.shared.finetune_jobs import check_tuned
+from fastbert.studies.shared.grid import read_seeds
 from fastbert.training.checkpoints import Checkpointer
 from fastbert.yaml_text import parse_yaml
 from tests.finetuning.conftest import tiny_model
@@ -136,7 +137,7 @@ def test_results(tmp_path: Path) -> None:
         **{"best": figures, "last": figures, "seal": ""},
     }
     (tmp_path / "results.jsonl").write_text(json.dumps(row))
-    fuzz(tmp_path / "results.jsonl", lambda: read_rows(tmp_path / "results.jsonl"), 60)
+    fuzz(tmp_path / "results.jsonl", lambda: read_rows(tmp_path / "results.jsonl", check_tuned), 60)
 
 
 def test_a_prepared_folder(prepared: Path, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from fastbert.model.positions import POSITIONS
 from fastbert.pretraining.loop import Trainer
 
 ROOT = Path(__file__).parents[1]
-SCRIPT = ROOT / "scripts" / "on_gpu.py"
+SCRIPT = ROOT / "scripts" / "gpu" / "on_gpu.py"
 
 # Runs a script as if some packages were not installed: no finder finds them, and neither do probes with find_spec.
 WITHOUT = """

@@ -10,8 +10,9 @@ from fastbert_kernels import configurations
 from fastbert.data import partial
 from fastbert.data.prepare import PrepareOptions, prepare
 from fastbert.errors import UserError
-from fastbert.experiments.jobs import LOG, run_job
 from fastbert.files import LOCK, atomic_file, atomic_folder, locked_folder, new_folder, remove_leftovers
+from fastbert.studies.engine.jobs import run_job
+from fastbert.studies.engine.outcomes import LOG
 from fastbert.training.logbook import Logbook
 
 # --- what others have planted
@@ -62,7 +63,7 @@ def test_files_of_a_run_are_not_written_through_links(tmp_path, target) -> None:
 
 def test_a_jobs_log_is_not_written_through_a_link(tmp_path, target) -> None:
     (tmp_path / LOG).symlink_to(target)
-    outcome = run_job({"folder": "nowhere", "kind": "finetune"}, tmp_path)
+    outcome = run_job({"folder": "nowhere"}, tmp_path)
     assert outcome["status"] == "failed" and "a link in that path is not followed" in outcome["reason"]
     assert target.read_text() == "precious"
 

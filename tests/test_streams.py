@@ -14,10 +14,11 @@ import pytest
 from rich.console import Console
 
 from fastbert.cli import main
-from fastbert.experiments.local import _idle
 from fastbert.streams import _Dropping
+from fastbert.studies.engine.local import run_local
 from fastbert.training.logbook import Logbook
 from tests.processes import in_child
+from tests.studies.conftest import toy_job, workers_of
 
 ROOT = Path(__file__).parents[1]
 
@@ -197,14 +198,12 @@ def test_ctrl_c_does_not_reach_spawned_processes() -> None:
     assert (done.returncode, done.stderr) == (0, b"")
 
 
-def test_ctrl_c_does_not_reach_the_workers_of_a_sweep() -> None:
-    class Selector:
-        def register(self, *_) -> None: ...
-
-    process = _idle([], 1, 1, Selector()).process
-    status = Path(f"/proc/{process.pid}/status").read_text()
-    process.kill()
-    process.communicate()
+def test_ctrl_c_does_not_reach_the_workers_of_a_study(tmp_path) -> None:
+    events = run_local([toy_job("a")], 1, 1, tmp_path)
+    next(events)
+    (worker,) = workers_of(os.getpid())
+    status = Path(f"/proc/{worker}/status").read_text()
+    events.close()
     blocked = next(line.split()[1] for line in status.splitlines() if line.startswith("SigBlk"))
     assert int(blocked, 16) >> signal.SIGINT - 1 & 1
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.experiments.conftest import read_rows
 from tests.finetuning.conftest import make_glue, write_rows
+from tests.studies.conftest import read_rows
 
 ROOT = Path(__file__).parents[1]
 CONFIG = ROOT / "configs" / "ablate" / "study-gpu.yaml"
@@ -47,7 +47,7 @@ def machine(prepared, tmp_path) -> Path:
 
 
 def start(machine: Path, out: str, *arguments: str) -> subprocess.Popen:
-    command = [sys.executable, str(ROOT / "scripts" / "study_on_gpu.py"), "configs/ablate/study-gpu.yaml"]
+    command = [sys.executable, str(ROOT / "scripts" / "gpu" / "study_on_gpu.py"), "configs/ablate/study-gpu.yaml"]
     command += ["--toy", "--glue-dir", "glue", "--workers", "2", "--out", out, *arguments]
     path = f"{machine / 'hiding'}:{ROOT}:{ROOT / 'kernels'}"
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
@@ -93,7 +93,15 @@ def test_two_parts_on_two_machines(machine) -> None:
 
 
 def test_it_wants_a_gpu(machine) -> None:
-    command = [sys.executable, str(ROOT / "scripts" / "study_on_gpu.py"), str(CONFIG), "--glue-dir", "x", "--out", "x"]
+    command = [
+        sys.executable,
+        str(ROOT / "scripts" / "gpu" / "study_on_gpu.py"),
+        str(CONFIG),
+        "--glue-dir",
+        "x",
+        "--out",
+        "x",
+    ]
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'kernels'}", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(command, cwd=machine, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 2 and "--toy rehearses on the CPU" in done.stderr and not (machine / "x").exists()

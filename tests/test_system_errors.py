@@ -19,15 +19,15 @@ import torch
 from fastbert_kernels import configurations
 
 from fastbert import cli
+from fastbert.bench.contestants import Contestant, Runner
 from fastbert.data.partial import partial_folder
 from fastbert.errors import UserError
-from fastbert.experiments.contestants import Contestant, Runner
-from fastbert.experiments.jobs import run_job
-from fastbert.experiments.ray_backend import _outcome
-from fastbert.experiments.sweep import say_failures
 from fastbert.files import disk_errors, locked_folder
 from fastbert.inputs import UnreadableError, input_errors
 from fastbert.requirements import OLDEST, check_requirements, refuse_several_processes
+from fastbert.studies.engine.jobs import run_job
+from fastbert.studies.engine.outcomes import say_failures
+from fastbert.studies.engine.ray_backend import outcome_of
 from fastbert.system_errors import user_error
 
 ROOT = Path(__file__).parents[1]
@@ -185,7 +185,7 @@ def test_a_failed_job_shows_a_traceback_only_of_internal_errors(
     def train(*_) -> None:
         raise error
 
-    monkeypatch.setattr("fastbert.experiments.jobs._train", train)
+    monkeypatch.setattr("fastbert.studies.engine.jobs._train", train)
     monkeypatch.setattr(sys, "stderr", open(2, "w", closefd=False))  # noqa: SIM115 (as in a worker)
     outcome = run_job({}, tmp_path)
     assert outcome["status"] == "failed" and outcome["reason"].startswith(reason)
@@ -210,7 +210,7 @@ def test_a_job_that_ray_could_not_run(cause: Exception | None, reason: str, tmp_
         raise error
 
     exceptions = SimpleNamespace(RayError=RayError, OutOfMemoryError=KeyError, WorkerCrashedError=KeyError)
-    outcome = _outcome(SimpleNamespace(get=get, exceptions=exceptions), None, tmp_path)
+    outcome = outcome_of(SimpleNamespace(get=get, exceptions=exceptions), None, tmp_path)
     assert outcome["status"] == "failed" and outcome["reason"].startswith(reason)
     assert say_failures([{"task": "t", "model": "m", "folder": "f", **outcome}], 1, lambda _: "") == 1
     printed = capsys.readouterr().err

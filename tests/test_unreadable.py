@@ -21,11 +21,12 @@ from fastbert.data.shards import map_array
 from fastbert.data.sources import open_source
 from fastbert.data.tables import read_rows
 from fastbert.errors import UserError
-from fastbert.experiments.sweep import read_results
 from fastbert.files import atomic_file, disk_errors
 from fastbert.hub.weight_files import read_weights
 from fastbert.inputs import UnreadableError, open_input, read_text_input
 from fastbert.pretraining.run import RunFolder
+from fastbert.studies.engine.store import read_rows as read_results
+from fastbert.studies.shared.finetune_jobs import check_tuned
 from fastbert.training.checkpoints import Checkpointer, read_newest
 from fastbert.training.logbook import read_metrics
 from fastbert.training.tensors import read_metadata, read_tensors
@@ -72,7 +73,7 @@ def test_files_that_may_not_be_read(tmp_path) -> None:
             source,
         ],
         ".state.npz": [lambda path: Partial(path.parent).load()],
-        "results.jsonl": [read_results],
+        "results.jsonl": [lambda path: read_results(path, check_tuned)],
         "metrics.jsonl": [read_metrics],
         "a.txt": [read_text_input, source],
         "a.txt.gz": [source],

@@ -5,6 +5,7 @@ from typing import Any
 from fastbert import __version__
 from fastbert.model.config import EncoderConfig
 from fastbert.model.flops import encoder_parameters, mlm_head_parameters, replaced_head_parameters
+from fastbert.model.positions import POSITIONS
 from fastbert.records import json_text
 
 _SNIPPET = """```python
@@ -43,8 +44,7 @@ def model_card(config: EncoderConfig, name: str, *, native: bool, head: str | No
     """
     encoder = {
         "position scheme": config.position,
-        **({"[CLS] attention": config.cls_attention} if config.position.startswith("tupe") else {}),
-        **({"rotation's base": config.rope_base} if config.position == "rope" else {}),
+        **{option.replace("_", " "): getattr(config, option) for option in POSITIONS.uses(config.position)},
         "layer norm": config.norm,
         "feed-forward": config.feed_forward,
         "biases": "yes" if config.bias else "no",

@@ -10,9 +10,7 @@ class FastBertConfig(PretrainedConfig):
     """Everything `FastBertModel` is built from.
 
     Args:
-        position: absolute (BERT), relative (BERT with T5's bias, arXiv 1910.10683), tupe-a or tupe-r (positions untied
-            from words, arXiv 2006.15595), rope (queries and keys rotated, arXiv 2104.09864) or alibi (scores lowered by
-            distance, arXiv 2108.12409).
+        position: name of the position scheme, whose code is in modeling_fastbert.py.
         cls_attention: with TUPE, untied gives [CLS] two attention values of its own, tied treats it as a word.
         norm: LayerNorm after each residual sum (post, as BERT) or before each sublayer (pre).
         relative_buckets: of the distances, both directions together.
@@ -22,11 +20,24 @@ class FastBertConfig(PretrainedConfig):
         bias: whether linear layers and LayerNorms have biases; the outputs of heads always do.
         rope_base: with rope, of its wavelengths.
 
+    The position scheme reads the names that fastbert has for these: `width`, `heads`, `max_positions`, ...
+
     Raises:
-        ValueError: a `position`, `cls_attention`, `norm` or `feed_forward` that does not exist.
+        ValueError: a `cls_attention`, `norm` or `feed_forward` that does not exist.
     """
 
     model_type = "fastbert"
+    attribute_map = {  # noqa: RUF012
+        "layers": "num_hidden_layers",
+        "width": "hidden_size",
+        "heads": "num_attention_heads",
+        "ffn": "intermediate_size",
+        "max_positions": "max_position_embeddings",
+        "dropout": "hidden_dropout_prob",
+        "attention_dropout": "attention_probs_dropout_prob",
+        "norm_eps": "layer_norm_eps",
+        "initializer_std": "initializer_range",
+    }
 
     def __init__(
         self,
@@ -55,7 +66,6 @@ class FastBertConfig(PretrainedConfig):
     ):
         super().__init__(**kwargs)
         for name, value, known in (
-            ("position", position, ("absolute", "relative", "tupe-a", "tupe-r", "rope", "alibi")),
             ("cls_attention", cls_attention, ("untied", "tied")),
             ("norm", norm, ("post", "pre")),
             ("feed_forward", feed_forward, ("gelu", "geglu")),
@@ -84,3 +94,7 @@ class FastBertConfig(PretrainedConfig):
         self.rope_base = rope_base
         self.pad_token_id = pad_token_id
         self.tie_word_embeddings = True
+
+    @property
+    def head_size(self):
+        return self.hidden_size // self.num_attention_heads

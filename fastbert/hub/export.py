@@ -7,7 +7,6 @@ configuration_fastbert.py and modeling_fastbert.py.
 
 import functools
 import os
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +20,13 @@ from fastbert.data.tokenizer_files import interpret
 from fastbert.errors import UserError
 from fastbert.files import contents, disk_errors
 from fastbert.hub.card import model_card
+from fastbert.hub.export_code import export_code
 from fastbert.hub.names import BERT_OPTIONS, OWN_OPTIONS, TIED, bert_names, check_weights, head_of, is_bert
 from fastbert.model.config import EncoderConfig
 from fastbert.outputs import check_output_folder, output_folder, resolved
 from fastbert.records import json_text
 from fastbert.training.tensors import read_metadata, serialized
 
-CODE = ("configuration_fastbert.py", "modeling_fastbert.py")
 AUTO_MAP = {
     "AutoConfig": "configuration_fastbert.FastBertConfig",
     "AutoModel": "modeling_fastbert.FastBertModel",
@@ -102,8 +101,8 @@ def export_model(
         text = model_card(config, out.name, native=native, head=head, facts=card or {})
         (folder / "README.md").write_text(text, encoding="utf-8")
         if not native:
-            for name in CODE:
-                shutil.copyfile(Path(__file__).with_name(name), folder / name)
+            for name, text in export_code(config.position).items():
+                (folder / name).write_text(text, encoding="utf-8")
 
 
 def write_model(folder: Path, settings: dict[str, Any], tensors: dict[str, Tensor], mark: dict[str, str]) -> None:
@@ -129,7 +128,7 @@ def check_out(out: Path) -> None:
 
 def _bert_weights(config: EncoderConfig, weights: dict[str, Tensor], head: str | None) -> dict[str, Tensor]:
     family = FAMILIES[head]
-    names = bert_names(config.layers, config.type_vocab_size > 0, head, family)
+    names = bert_names(config, types=config.type_vocab_size > 0, head=head, family=family)
     tensors = {}
     for ours, theirs in names.items():
         for name, part in zip(theirs, weights[ours].detach().cpu().chunk(len(theirs)), strict=True):

@@ -272,7 +272,7 @@ def _from_bert(
         there["cls.predictions.bias"] = there.pop("cls.predictions.decoder.bias")
     heads = {"cls.predictions.": "mlm", "discriminator_predictions.": "replaced"}
     head = next((head for prefix, head in heads.items() if any(name.startswith(prefix) for name in there)), None)
-    names = bert_names(config.layers, types=not untyped, head=head, family=family)
+    names = bert_names(config, types=not untyped, head=head, family=family)
     wanted = {theirs for group in names.values() for theirs in group}
     if missing := sorted(wanted - there.keys()):
         raise UserError(f"the weights in {folder} lack {some(missing)}")

@@ -1,14 +1,14 @@
 """fastbert's encoder for transformers, from the word embeddings to a classifier, in one file and in reading order.
 
-It is BERT (arXiv 1810.04805) except for five choices of the configuration: how word order enters (`position`), whether
-[CLS] has attention values of its own (`cls_attention`), where the LayerNorms stand (`norm`), what the feed-forward
-layers compute (`feed_forward`), and whether there are biases (`bias`). Weights bear the names they had in pretraining,
-so nothing is translated.
+It is BERT (arXiv 1810.04805) except for the position scheme, whose source is part of this file in an export, and three
+choices of the configuration: where the LayerNorms stand (`norm`), what the feed-forward layers compute
+(`feed_forward`), and whether there are biases (`bias`). Weights bear the names they had in pretraining, so nothing is
+translated.
 
 Shapes: B batch, T tokens, D width, H heads, K head size, V vocabulary, L labels.
 """
 
-import math
+from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +23,7 @@ from transformers.modeling_outputs import (
 from transformers.utils import can_return_tuple
 
 from .configuration_fastbert import FastBertConfig
+from .positions_fastbert import SCHEME, Position, rotate
 
 # Added to the scores of padding. Its exponential is 0 in every floating-point type, and unlike the least number of
 # float32 it is still finite after a cast to float16 (autocast does that): a row of padding alone gives no NaN.
@@ -31,136 +32,6 @@ PADDING_SCORE = -3e4
 
 def layer_norm(config):
     return nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps, bias=config.bias)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Positions: what tells the encoder where a word stands.
-
-
-def relative_bucket(distance, buckets, max_distance):
-    """T5's bucket of a distance j - i (arXiv 1910.10683): half the buckets for either direction, and of each half the
-    first half for one distance each, the second for logarithmically growing ranges up to `max_distance`."""
-    side = buckets // 2
-    exact = side // 2
-    steps = distance.abs()
-    ratio = torch.log(steps.clamp(min=1).float() / exact) / math.log(max_distance / exact)
-    far = (exact + (ratio * (side - exact)).long()).clamp(max=side - 1)
-    return torch.where(steps < exact, steps, far) + side * (distance > 0)
-
-
-class FastBertRelativeBias(nn.Module):
-    """A learned number for each bucket of distances and each head."""
-
-    def __init__(self, config):
-        super().__init__()
-        self.buckets, self.max_distance = config.relative_buckets, config.relative_max_distance
-        self.table = nn.Embedding(config.relative_buckets, config.num_attention_heads)
-
-    def forward(self, length):
-        """[H, T, T] for the positions 0 to T - 1."""
-        distance = torch.arange(1 - length, length, device=self.table.weight.device)
-        by_distance = self.table(relative_bucket(distance, self.buckets, self.max_distance)).T  # [H, 2T - 1]
-        # Row i holds the distances -i .. T-1-i: windows of the diagonal values, the last window first.
-        return by_distance.unfold(-1, length, 1).flip(1)
-
-
-def alibi_slopes(heads, device):
-    """[H]: with m heads, a power of two, 2^(-8/m), 2^(-16/m), ..., 2^-8. Other numbers of heads take those of the power
-    of two below and then every second one of the power above, from the first."""
-    m = 2 ** (heads.bit_length() - 1)
-    steps = [*range(2, 2 * m + 1, 2), *range(1, 2 * m, 2)][:heads]
-    return torch.exp2(torch.tensor(steps, device=device).float() * (-4 / m))
-
-
-def rotate(x, rotation):
-    """x [B, H, T, K], in which the numbers n and n + K/2 are a point in a plane, turned by its angle."""
-    cos, sin = rotation
-    a, b = x.chunk(2, dim=-1)
-    return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1).to(x.dtype)
-
-
-class FastBertPositions(nn.Module):
-    """Position vectors that are added to the words, or a bias that is added to the attention scores, or both; or angles
-    by which queries and keys are rotated.
-
-    absolute   a vector for each position, added to the word embeddings.
-    relative   the same, and a bias b for the distance of two tokens.
-    tupe-a     words and positions do not mix (arXiv 2006.15595): with x the words, p the positions, d the head size,
-               scores_ij = (x_i Wq)(x_j Wk)^T / sqrt(2d) + (p_i Uq)(p_j Uk)^T / sqrt(2d).
-    tupe-r     the same, and the bias b.
-    rope       each pair of numbers n, n + d/2 of a query or key at position p is turned by p base^(-2n/d), so that
-               scores depend on the distance (arXiv 2104.09864).
-    alibi      -slope_h |i - j| is added to the scores of head h (arXiv 2108.12409).
-
-    In TUPE, `cls_attention: untied` replaces all of the bias in the row of [CLS] by theta1 and in its column by theta2,
-    one number each for a head, since [CLS] stands for the whole text and has no place in it.
-    """
-
-    def __init__(self, config):
-        super().__init__()
-        width, rows = config.hidden_size, config.max_position_embeddings
-        self.heads, self.max_positions = config.num_attention_heads, rows
-        self.position, self.rope_base = config.position, config.rope_base
-        self.tupe = config.position in ("tupe-a", "tupe-r")
-        self.reset_cls = self.tupe and config.cls_attention == "untied"
-        self.head_size = width // config.num_attention_heads
-        self.score_scale = (2 * self.head_size if self.tupe else self.head_size) ** -0.5
-        if config.position not in ("rope", "alibi"):
-            self.table = nn.Embedding(rows + 2 * self.reset_cls, width)  # the last two rows make theta1 and theta2
-        if self.tupe:
-            self.norm = nn.LayerNorm(width, eps=1e-5, bias=config.bias)
-            self.query = nn.Linear(width, width, bias=config.bias)
-            self.key = nn.Linear(width, width, bias=config.bias)
-        self.relative = FastBertRelativeBias(config) if config.position in ("relative", "tupe-r") else None
-
-    def embed(self, length, position_ids):
-        """[1 or B, T, D] to add to the word embeddings, or None."""
-        if self.position not in ("absolute", "relative"):
-            return None
-        return self.table.weight[None, :length] if position_ids is None else self.table(position_ids)
-
-    def rotation(self, length, position_ids, device):
-        """cos and sin, each [1 or B, 1, T, K / 2] in float32, to rotate queries and keys of every layer by; or None."""
-        if self.position != "rope":
-            return None
-        places = torch.arange(length, device=device)[None] if position_ids is None else position_ids
-        evens = torch.arange(0, self.head_size, 2, device=device)
-        frequencies = 1.0 / self.rope_base ** (evens.float() / self.head_size)
-        angles = (places.float()[..., None] * frequencies)[:, None]
-        return angles.cos(), angles.sin()
-
-    def bias(self, length, position_ids, device):
-        """[1 or B, H, T, T] to add to the scores of every layer, or None."""
-        if self.position == "alibi":
-            places = torch.arange(length, device=device)[None] if position_ids is None else position_ids
-            distances = (places[:, None, :, None] - places[:, None, None, :]).abs()
-            return -alibi_slopes(self.heads, device)[:, None, None] * distances
-        if position_ids is None:
-            bias = self._bias(length)
-            return None if bias is None else bias[None]
-        bias = self._bias(self.max_positions)
-        return None if bias is None else bias[:, position_ids[:, :, None], position_ids[:, None, :]].transpose(0, 1)
-
-    def _bias(self, length):
-        """[H, T, T] for the positions 0 to T - 1, or None."""
-        relative = None if self.relative is None else self.relative(length)
-        if not self.tupe:
-            return relative
-        rows = self.table.weight[:length]
-        if self.reset_cls:
-            rows = torch.cat([rows, self.table.weight[-2:]])
-        p = self.norm(rows)
-        q = self.query(p).unflatten(-1, (self.heads, -1)).transpose(0, 1) * self.score_scale  # [H, T or T + 2, K]
-        k = self.key(p).unflatten(-1, (self.heads, -1)).transpose(0, 1)
-        bias = q[:, :length] @ k[:, :length].transpose(-1, -2)
-        if relative is not None:
-            bias = bias + relative
-        if not self.reset_cls:
-            return bias
-        theta1, theta2 = (q[:, length:] * k[:, length:]).sum(-1).to(bias.dtype).T  # [H] each
-        first = torch.arange(length, device=bias.device) == 0
-        bias = torch.where(first, theta2[:, None, None], bias)
-        return torch.where(first[:, None], theta1[:, None, None], bias)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -222,12 +93,20 @@ class FastBertBlock(nn.Module):
 
 
 class FastBertPreTrainedModel(PreTrainedModel):
-    """Loading and saving. New weights (of a classifier, say) are drawn as BERT's are: the base class does that."""
+    """Loading and saving. The base class initializes new weights, such as a classifier's, as BERT's."""
 
     config_class = FastBertConfig
     base_model_prefix = "encoder"
     _no_split_modules = ["FastBertBlock"]  # noqa: RUF012
     _supports_sdpa = True
+
+    def _init_weights(self, module):
+        super()._init_weights(module)
+        if isinstance(module, Position):  # transformers leaves buffers that are not in the file uninitialized
+            saved = module.state_dict()
+            for name, buffer in Position(self.config).named_buffers():
+                if name not in saved:
+                    module.get_buffer(name).copy_(buffer)
 
 
 class FastBertModel(FastBertPreTrainedModel):
@@ -235,9 +114,11 @@ class FastBertModel(FastBertPreTrainedModel):
 
     def __init__(self, config):
         super().__init__(config)
+        if config.position != SCHEME:
+            raise ValueError(f"this file holds the code of position {SCHEME}, not of {config.position}")
         self.words = nn.Embedding(config.vocab_size, config.hidden_size)
         self.types = nn.Embedding(config.type_vocab_size, config.hidden_size) if config.type_vocab_size else None
-        self.positions = FastBertPositions(config)
+        self.positions = Position(config)
         self.embedding_norm = layer_norm(config)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
         self.blocks = nn.ModuleList(FastBertBlock(config) for _ in range(config.num_hidden_layers))
@@ -273,15 +154,15 @@ class FastBertModel(FastBertPreTrainedModel):
             limit = self.config.max_position_embeddings
             raise ValueError(f"a sequence of {length} tokens is longer than the {limit} positions; truncate the text")
         x = self.words(input_ids)
-        places = self.positions.embed(length, position_ids)
-        if places is not None:
-            x = x + places
+        positions = self.positions.embed(length, position_ids)
+        if positions is not None:
+            x = x + positions
         if self.types is not None:
             x = x + (self.types.weight[0] if token_type_ids is None else self.types(token_type_ids))
         x = self.dropout(self.embedding_norm(x))
 
-        bias = self.positions.bias(length, position_ids, x.device)
-        rotation = self.positions.rotation(length, position_ids, x.device)
+        bias = self.positions.bias(length, position_ids)
+        rotation = self.positions.rotation(length, position_ids)
         if attention_mask is not None:
             padding = (attention_mask == 0)[:, None, None, :]
             bias = x.new_zeros(()) if bias is None else bias
@@ -301,7 +182,7 @@ class FastBertModel(FastBertPreTrainedModel):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Heads: words for masked places, whether tokens were replaced, labels for texts.
+# Heads: words for masked positions, whether tokens were replaced, labels for texts.
 
 
 class FastBertMLMHead(nn.Module):

@@ -1,6 +1,7 @@
 """What fastbert's options and weights are called in transformers: one table for each, read in both directions."""
 
 from collections.abc import Iterable
+from dataclasses import fields
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +10,7 @@ from fastbert.errors import UserError, brief
 from fastbert.model.config import EncoderConfig
 from fastbert.model.encoder import Encoder
 from fastbert.model.heads import MLMHead, ReplacedHead
+from fastbert.model.positions import POSITIONS
 from fastbert.training.finite import not_finite
 
 # Fields of EncoderConfig -> keys of a BERT config.json.
@@ -25,17 +27,8 @@ BERT_OPTIONS = {
     "norm_eps": "layer_norm_eps",
     "initializer_std": "initializer_range",
 }
-# Those BERT has no word for -> keys of a FastBertConfig, which has all of the others too.
-OWN_OPTIONS = {
-    "position": "position",
-    "cls_attention": "cls_attention",
-    "norm": "norm",
-    "relative_buckets": "relative_buckets",
-    "relative_max_distance": "relative_max_distance",
-    "feed_forward": "feed_forward",
-    "bias": "bias",
-    "rope_base": "rope_base",
-}
+# Fields that BERT does not have -> keys of a FastBertConfig, which has all of the others too.
+OWN_OPTIONS = {field.name: field.name for field in fields(EncoderConfig) if field.name not in BERT_OPTIONS}
 
 TIED = "head.decoder.weight"
 """Another name of `encoder.words.weight`."""
@@ -61,32 +54,37 @@ def head_of(weights: Iterable[str]) -> str | None:
 
 
 def kept(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Of an objective's weights those of its encoder and, if it is one of HEADS, of its head. The second network, other
-    heads and notes stay behind."""
+    """The weights of an objective's encoder and, if it is one of HEADS, of its head; no other weights."""
     prefixes = ("encoder.", "head.") if head_of(weights) else ("encoder.",)
     return {name: tensor for name, tensor in weights.items() if name.startswith(prefixes)}
 
 
 def is_bert(config: EncoderConfig) -> bool:
     """Whether transformers' own BERT computes what this encoder does."""
-    bert = {"position": "absolute", "norm": "post", "feed_forward": "gelu", "bias": True}
-    return all(getattr(config, name) == value for name, value in bert.items())
+    bert = {"norm": "post", "feed_forward": "gelu", "bias": True}
+    fits = all(getattr(config, name) == value for name, value in bert.items())
+    return fits and POSITIONS[config.position].bert_weights is not None
 
 
-def bert_names(layers: int, types: bool, head: str | None, family: str = "bert") -> dict[str, tuple[str, ...]]:
+def bert_names(
+    config: EncoderConfig, *, types: bool, head: str | None, family: str = "bert"
+) -> dict[str, tuple[str, ...]]:
     """Our name of each weight -> BERT's, as in a `BertForMaskedLM`, or in the family "electra" ELECTRA's, as in an
     `ElectraForPreTraining`; several are the parts of ours along dimension 0."""
     modules = {
         "encoder.embedding_norm": (f"{family}.embeddings.LayerNorm",),
         **{
             f"encoder.blocks.{index}.{ours}": tuple(f"{family}.encoder.layer.{index}.{name}" for name in theirs)
-            for index in range(layers)
+            for index in range(config.layers)
             for ours, theirs in _BLOCK.items()
         },
     }
     names = {
         "encoder.words.weight": (f"{family}.embeddings.word_embeddings.weight",),
-        "encoder.positions.table.weight": (f"{family}.embeddings.position_embeddings.weight",),
+        **{
+            f"encoder.positions.{ours}": (f"{family}.{theirs}",)
+            for ours, theirs in POSITIONS[config.position].bert_weights.items()
+        },
     }
     if types:
         names["encoder.types.weight"] = (f"{family}.embeddings.token_type_embeddings.weight",)

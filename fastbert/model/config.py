@@ -11,8 +11,6 @@ from fastbert.records import check
 
 # The sizes of BERT's own releases (Devlin et al. 2019; the small ones Turc et al. 2019): layers, width.
 SIZES = {"tiny": (2, 128), "mini": (4, 256), "small": (4, 512), "base": (12, 768), "large": (24, 1024)}
-# Position schemes without a table of positions.
-TABLELESS = ("rope", "alibi")
 CLS_ATTENTION, NORM, FEED_FORWARD = ("untied", "tied"), ("post", "pre"), ("gelu", "geglu")
 
 
@@ -51,15 +49,20 @@ class EncoderConfig:
             raise UserError(f"relative_buckets must be a multiple of 4, not {self.relative_buckets}")
         if self.relative_max_distance <= self.relative_buckets // 4:
             raise UserError(f"relative_max_distance must exceed {self.relative_buckets // 4}, a quarter of the buckets")
-        if self.position == "rope" and self.head_size % 2:
+        if self.head_size % (multiple := POSITIONS[self.position].head_multiple):
             raise UserError(
-                f"position rope turns pairs of numbers, so it takes heads of even size, and width {self.width} with "
-                f"heads {self.heads} makes {self.head_size}; choose another width or other heads"
+                f"position {self.position} needs a head size that is a multiple of {multiple}, and width {self.width} "
+                f"with heads {self.heads} makes {self.head_size}; choose another width or other heads"
             )
 
     @property
     def head_size(self) -> int:
         return self.width // self.heads
+
+    def has_position_table(self) -> bool:
+        """Whether the number of position parameters depends on `max_positions`."""
+        count = POSITIONS[self.position].parameters_of
+        return count(self) != count(replace(self, max_positions=self.max_positions + 1))
 
     def linear_parameters(self, inputs: int, outputs: int) -> int:
         """Of a linear layer, with biases if the encoder has them."""
@@ -69,18 +72,18 @@ class EncoderConfig:
         """Of a LayerNorm over the width."""
         return self.width * (2 if self.bias else 1)
 
-    def small(self, width: int, layers: int | None = None) -> "EncoderConfig":
-        """The numbers of a second network beside this one, of `width`: as many layers unless `layers` are given, the
-        inner width in proportion, and the head size as near to this one's as a divisor of the width allows (with rope
-        an even one).
+    def scaled(self, width: int, layers: int | None = None) -> "EncoderConfig":
+        """The configuration of a generator or meta controller of `width`: the same number of layers unless `layers` is
+        given, the inner width in proportion, and the head size nearest to this one's among those that divide the width
+        and that the position scheme allows.
 
         Raises:
-            UserError: with rope, an odd width.
+            UserError: the position scheme allows none.
         """
         wanted = width * self.heads / self.width
         divisors = [heads for heads in range(1, width + 1) if width % heads == 0]
-        if self.position == "rope":
-            divisors = [heads for heads in divisors if width // heads % 2 == 0] or divisors
+        multiple = POSITIONS[self.position].head_multiple
+        divisors = [heads for heads in divisors if width // heads % multiple == 0] or divisors
         heads = min(divisors, key=lambda heads: (abs(heads - wanted), heads))
         ffn = max(1, round(width * self.ffn / self.width))
         return replace(self, width=width, layers=layers or self.layers, heads=heads, ffn=ffn)
@@ -94,6 +97,11 @@ class EncoderConfig:
         Raises:
             UserError: an option is unknown, missing, or has another type or an impossible value.
         """
+        if "cls" in values:  # now cls_attention
+            raise UserError(
+                "the encoder's configuration was written by an older version of fastbert, which had the option cls; "
+                "give the export of that run, the folder model/ in it, or use that version"
+            )
         known = {field.name for field in fields(cls)}
         for name in values:
             if name not in known:

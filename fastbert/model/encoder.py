@@ -5,6 +5,7 @@ Shapes: B batch, T tokens, D width, H heads, K head size, V vocabulary.
 
 import hashlib
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -16,14 +17,14 @@ from torch.utils.checkpoint import checkpoint
 from fastbert.model.config import EncoderConfig
 from fastbert.model.kernels import KERNELS
 from fastbert.model.positions import POSITIONS
-from fastbert.model.positions.rotary import rotate
+from fastbert.model.positions.scheme import rotate
 
-Places = Tensor | slice | None
+TokenIndex = Tensor | slice | None
 """Tokens of each row: int64 [B, M], the same first ones of all rows, or (None) all of them."""
 
 
-def select(x: Tensor, only: Places) -> Tensor:
-    """[1 or B, T, ...] -> [B, M, ...], the tokens at the places `only`."""
+def select(x: Tensor, only: TokenIndex) -> Tensor:
+    """[1 or B, T, ...] -> [B, M, ...], the tokens at the indices `only`."""
     if only is None or isinstance(only, slice):
         return x if only is None else x[:, only]
     batch = torch.arange(len(only), device=x.device)[:, None] if len(x) > 1 else torch.zeros_like(only[:, :1])
@@ -32,23 +33,23 @@ def select(x: Tensor, only: Places) -> Tensor:
     return x.flatten(0, 1).index_select(0, (only + x.shape[1] * batch).flatten()).unflatten(0, only.shape)
 
 
-class Dropout(nn.Module):
-    """Dropout at one site of the network, by the hash of each row's key, the site and the token's place in the row."""
+class SiteDropout(nn.Module):
+    """Dropout at one site of the network, by the hash of each row's key, the site and the token's index in the row."""
 
     def __init__(self, p: float, site: int) -> None:
         super().__init__()
         self.p = p
         self.register_buffer("site", site_number(site), persistent=False)
 
-    def forward(self, x: Tensor, row_keys: Tensor | None, only: Places = None) -> Tensor:
-        """x [B, T, D], or [B, M, D] of the places `only`; row_keys int32 [B] or None (no dropout)."""
+    def forward(self, x: Tensor, row_keys: Tensor | None, only: TokenIndex = None) -> Tensor:
+        """x [B, T, D], or [B, M, D] of the tokens `only`; row_keys int32 [B] or None (no dropout)."""
         if row_keys is None or self.p == 0:
             return x
         if isinstance(only, Tensor):
-            place = only.int()
+            index = only.int()
         else:
-            place = torch.arange(x.shape[1], dtype=torch.int32, device=x.device)
-        return hash_dropout(x, combine(combine(row_keys, self.site)[:, None], place), self.p)
+            index = torch.arange(x.shape[1], dtype=torch.int32, device=x.device)
+        return hash_dropout(x, combine(combine(row_keys, self.site)[:, None], index), self.p)
 
 
 PROGRAMS = 1024
@@ -67,6 +68,26 @@ def layer_norm(config: EncoderConfig) -> nn.LayerNorm:
     return nn.LayerNorm(config.width, eps=config.norm_eps, bias=config.bias)
 
 
+@dataclass(frozen=True)
+class AttentionContext:
+    """What the attention of every block reads besides hidden states, made once a forward pass."""
+
+    function: Callable[..., Tensor]
+    """`Kernels.attention`."""
+    scale: float
+    """What q k^T is multiplied by."""
+    bias: Tensor | None
+    """[1 or B, H, T, T], added to the scaled scores."""
+    rotation: tuple[Tensor, Tensor] | None
+    """cos and sin, each [1 or B, 1, T, K / 2], by which queries and keys are rotated."""
+    key_padding: Tensor | None
+    """bool [B, T], true for real tokens."""
+    segments: Tensor | None
+    """Integer [B, T]; tokens see only tokens of the same segment."""
+    row_keys: Tensor | None
+    """int32 [B], the dropout keys of the rows; no dropout if None."""
+
+
 class Attention(nn.Module):
     def __init__(self, config: EncoderConfig, site: int) -> None:
         super().__init__()
@@ -75,9 +96,11 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(config.width, 3 * config.width, bias=config.bias)
         self.out = nn.Linear(config.width, config.width, bias=config.bias)
 
-    def forward(self, x_BTD: Tensor, function, scale: float, bias, rotation, masks, row_keys, only: Places = None):
-        """[B, T, D], or [B, M, D] of the queries at the places `only`, which see all keys."""
-        turn_q = rotation
+    def forward(self, x_BTD: Tensor, context: AttentionContext, only: TokenIndex = None) -> Tensor:
+        """[B, T, D], or [B, M, D] of the queries of the tokens `only`, which see all keys."""
+        bias, rotation = context.bias, context.rotation
+        options = {"key_padding": context.key_padding, "segments": context.segments}
+        query_rotation = rotation
         if only is None:
             q, k, v = self.qkv(x_BTD).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # each [B, H, T, K]
         else:
@@ -90,16 +113,15 @@ class Attention(nn.Module):
             if bias is not None:
                 bias = select(bias.transpose(1, 2), only).transpose(1, 2)
             if isinstance(only, Tensor):
-                masks = {**masks, "places": only}
+                options["places"] = only
             if rotation is not None:
-                turn_q = tuple(select(part.transpose(1, 2), only).transpose(1, 2) for part in rotation)
+                query_rotation = tuple(select(part.transpose(1, 2), only).transpose(1, 2) for part in rotation)
         if rotation is not None:
-            q, k = rotate(q, turn_q), rotate(k, rotation)
-        dropout = {}
-        if row_keys is not None and self.dropout_p:
-            dropout = {"dropout_p": self.dropout_p, "keys": combine(row_keys, self.site)}
-        context_BHTK = function(q, k, v, bias, **masks, scale=scale, **dropout)
-        return self.out(context_BHTK.transpose(1, 2).flatten(2))
+            q, k = rotate(q, query_rotation), rotate(k, rotation)
+        if context.row_keys is not None and self.dropout_p:
+            options |= {"dropout_p": self.dropout_p, "keys": combine(context.row_keys, self.site)}
+        values_BHTK = context.function(q, k, v, bias, scale=context.scale, **options)
+        return self.out(values_BHTK.transpose(1, 2).flatten(2))
 
 
 class FeedForward(nn.Module):
@@ -128,16 +150,14 @@ class Block(nn.Module):
         self.attention_norm = layer_norm(config)
         self.feed_forward = FeedForward(config)
         self.feed_forward_norm = layer_norm(config)
-        self.attention_dropout = Dropout(config.dropout, site + 1)
-        self.feed_forward_dropout = Dropout(config.dropout, site + 2)
+        self.attention_dropout = SiteDropout(config.dropout, site + 1)
+        self.feed_forward_dropout = SiteDropout(config.dropout, site + 2)
 
-    def forward(
-        self, x: Tensor, function, scale: float, bias, rotation, masks, row_keys, only: Places = None
-    ) -> Tensor:
-        """[B, T, D], or [B, M, D] of the places `only`, for which the others need no more than keys and values. Dropout
-        hashes places, so it drops the same either way."""
-        y = self.attention_norm(x) if self.pre else x
-        y = self.attention(y, function, scale, bias, rotation, masks, row_keys, only)
+    def forward(self, x: Tensor, context: AttentionContext, only: TokenIndex = None) -> Tensor:
+        """[B, T, D], or [B, M, D] of the tokens `only`, for which the others need no more than keys and values. Dropout
+        hashes indices, so it drops the same either way."""
+        row_keys = context.row_keys
+        y = self.attention(self.attention_norm(x) if self.pre else x, context, only)
         x = select(x, only)
         if self.pre:
             x = x + self.attention_dropout(y, row_keys, only)
@@ -157,7 +177,7 @@ class Encoder(nn.Module):
         self.types = nn.Embedding(config.type_vocab_size, config.width) if config.type_vocab_size else None
         self.positions = POSITIONS[config.position](config)
         self.embedding_norm = layer_norm(config)
-        self.embedding_dropout = Dropout(config.dropout, 0)
+        self.embedding_dropout = SiteDropout(config.dropout, 0)
         self.blocks = nn.ModuleList(Block(config, index) for index in range(config.layers))
         self.final_norm = layer_norm(config) if config.norm == "pre" else None
         self.compiled = self.checkpointing = False
@@ -172,11 +192,11 @@ class Encoder(nn.Module):
         position_ids: Tensor | None = None,
         token_type_ids: Tensor | None = None,
         row_keys: Tensor | None = None,
-        only: Places = None,
+        only: TokenIndex = None,
         edit_words: Callable[[Tensor], Tensor] | None = None,
         show: Callable[[Tensor], None] | None = None,
     ) -> Tensor:
-        """Hidden states [B, T, D], or [B, M, D] of the places `only`.
+        """Hidden states [B, T, D], or [B, M, D] of the tokens `only`.
 
         Args:
             input_ids: integer [B, T]; position 0 of a sequence is its [CLS].
@@ -197,22 +217,26 @@ class Encoder(nn.Module):
         if length > self.config.max_positions:
             raise ValueError(f"a sequence of {length} tokens is longer than the {self.config.max_positions} positions")
         x = self.embed(input_ids, position_ids, token_type_ids, row_keys, edit_words)
-        bias = self.positions.bias(length, position_ids)
-        rotation = self.positions.rotation(length, position_ids)
-        padding = None if attention_mask is None else attention_mask.bool()
-        masks = {"key_padding": padding, "segments": document_ids}
-        scale, last = self.positions.score_scale, len(self.blocks) - 1
-        given = (self.kernels.attention, scale, bias, rotation, masks, row_keys)
+        context = AttentionContext(
+            function=self.kernels.attention,
+            scale=self.positions.score_scale,
+            bias=self.positions.bias(length, position_ids),
+            rotation=self.positions.rotation(length, position_ids),
+            key_padding=None if attention_mask is None else attention_mask.bool(),
+            segments=document_ids,
+            row_keys=row_keys,
+        )
+        last = len(self.blocks) - 1
         for index, block in enumerate(self.blocks):
             run, before = block, x
             if self.checkpointing and torch.is_grad_enabled():
                 run = partial(checkpoint, block, use_reentrant=False, preserve_rng_state=False)
-            x = run(x, *given, only if index == last else None)
+            x = run(x, context, only if index == last else None)
         hidden = x if self.final_norm is None else self.final_norm(x)
         if show is not None:
             with torch.no_grad():  # after the passes with a gradient: autocast keeps the casts of the first
                 if only is not None:
-                    x = block(before, *given)
+                    x = block(before, context)
                     hidden_BTD = x if self.final_norm is None else self.final_norm(x)
                 show(hidden if only is None else hidden_BTD)
         return hidden
@@ -227,8 +251,8 @@ class Encoder(nn.Module):
     ) -> Tensor:
         """What the first block reads, [B, T, D]; arguments as for `forward`."""
         x = self.embed_words(input_ids, edit_words)
-        if (places := self.positions.embed(input_ids.shape[1], position_ids)) is not None:
-            x = x + places
+        if (positions := self.positions.embed(input_ids.shape[1], position_ids)) is not None:
+            x = x + positions
         if self.types is not None:
             x = x + (self.types.weight[0] if token_type_ids is None else self.types(token_type_ids))
         return self.embedding_dropout(self.embedding_norm(x), row_keys)

@@ -1,6 +1,6 @@
 """Parameters and floating-point operations in closed form: a multiply and an add count as two, products only.
 
-The convention is torch's FLOP counter's, which the tests hold it against; softmax, norms and sums are left out.
+The convention is torch's FLOP counter's, with which the tests compare it; softmax, norms and sums are left out.
 """
 
 from fastbert.model.config import EncoderConfig
@@ -43,14 +43,14 @@ def encoder_flops(config: EncoderConfig, batch: int, length: int, last: int | No
 
 
 def block_flops(config: EncoderConfig, length: int, queries: int) -> int:
-    """One forward pass of one block over a row, for so many of its tokens; the others are keys and values."""
+    """One forward pass of one block over a row, for `queries` of its tokens; the others are keys and values."""
     d, f = config.width, config.ffn
     return 2 * queries * (2 * d * d + (_ups(config) + 1) * d * f) + 4 * length * d * d + 4 * queries * length * d
 
 
-def mlm_head_flops(config: EncoderConfig, places: int) -> int:
-    """One forward pass over `places` masked places."""
-    return 2 * places * (config.width**2 + config.width * config.vocab_size)
+def mlm_head_flops(config: EncoderConfig, masked: int) -> int:
+    """One forward pass over `masked` positions."""
+    return 2 * masked * (config.width**2 + config.width * config.vocab_size)
 
 
 TRAINING = 3

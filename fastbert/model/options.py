@@ -4,8 +4,8 @@ from dataclasses import dataclass, fields, replace
 from typing import Annotated
 
 from fastbert.config import choice
-from fastbert.errors import OptionError, UserError, choose
-from fastbert.model.config import CLS_ATTENTION, FEED_FORWARD, NORM, SIZES, TABLELESS, EncoderConfig
+from fastbert.errors import OptionError, UserError
+from fastbert.model.config import CLS_ATTENTION, FEED_FORWARD, NORM, SIZES, EncoderConfig
 from fastbert.model.positions import POSITIONS
 from fastbert.ranges import Count, Layers, NotNegative, Part, Probability, Range, Rate, Width, check_values
 
@@ -30,9 +30,7 @@ class EncoderOptions:
     bias: bool = True
     """Biases in linear layers and LayerNorms. Without, as in ModernBERT, the outputs of heads alone keep theirs."""
     position: str = choice("absolute", POSITIONS, "position scheme")
-    """Where word order enters: absolute (BERT), relative (BERT with T5's bias, arXiv 1910.10683), tupe-a or tupe-r
-    (positions untied from words, arXiv 2006.15595), rope (queries and keys rotated, arXiv 2104.09864) or alibi (scores
-    lowered by distance, arXiv 2108.12409)."""
+    """Position encoding, by which word order enters; docs/methods.md has the equations of each and its paper."""
     rope_base: Annotated[float, Range(above=1)] = 10000.0
     """With rope: the base of its wavelengths, from 2 pi to about 2 pi times it; ModernBERT takes 160000."""
     cls_attention: str = choice("untied", CLS_ATTENTION)
@@ -40,10 +38,9 @@ class EncoderOptions:
     norm: str = choice("post", NORM)
     """LayerNorm after each residual sum (post, as BERT) or before each sublayer (pre)."""
     max_positions: Annotated[int, Range(1, 2**20)] | None = None
-    """Longest sequence the encoder takes (default: the run's length; what lies beyond is never trained). With rope and
-    alibi no weight depends on it."""
+    """Longest sequence the encoder takes (default: the run's length; what lies beyond is never trained)."""
     type_vocab_size: Annotated[int, Range(0, 2**16)] | None = None
-    """Token types (segments) for pairs (default: 2, with TUPE 0, as in its paper)."""
+    """Token types (segments) for pairs (default: 2, or 0 where the paper of the position encoding has none)."""
     dropout: Rate = 0.1
     """Dropout on embeddings and sublayer outputs."""
     attention_dropout: Rate = 0.1
@@ -66,8 +63,8 @@ class EncoderOptions:
         for field in fields(self):
             if field.name in ("size", "dropout", "attention_dropout", "initializer_std"):
                 continue
-            if field.name == "max_positions" and given.position in TABLELESS and self.max_positions is not None:
-                continue  # no weight depends on it
+            if field.name == "max_positions" and self.max_positions is not None and not given.has_position_table():
+                continue
             asked, shape[field.name] = getattr(self, field.name), getattr(given, field.name)
             if asked not in (field.default, shape[field.name]):
                 raise UserError(
@@ -82,32 +79,24 @@ class EncoderOptions:
         Raises:
             UserError: an unknown preset or variant, heads that do not divide the width, a length over the positions.
         """
-        layers, width = SIZES[choose("size", self.size, SIZES)]
+        layers, width = SIZES[self.size]
         width = self.width if self.width is not None else width
-        tupe = self.position.startswith("tupe")
-        max_positions = self.max_positions if self.max_positions is not None else length
-        if length > max_positions:
+        defaults = {
+            "layers": layers,
+            "width": width,
+            "heads": max(1, width // 64),
+            "ffn": default_ffn(width, self.feed_forward),
+            "max_positions": length,
+            "type_vocab_size": POSITIONS[self.position].token_types,
+        }
+        given = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "size"}
+        values = {name: defaults[name] if value is None else value for name, value in given.items()}
+        if length > values["max_positions"]:
             raise UserError(
-                f"length {length} is longer than the {max_positions} positions; raise --max-positions or lower --length"
+                f"length {length} is longer than the {values['max_positions']} positions; raise --max-positions or "
+                "lower --length"
             )
-        return EncoderConfig(
-            vocab_size=vocab_size,
-            layers=self.layers if self.layers is not None else layers,
-            width=width,
-            heads=self.heads if self.heads is not None else max(1, width // 64),
-            ffn=self.ffn if self.ffn is not None else default_ffn(width, self.feed_forward),
-            max_positions=max_positions,
-            type_vocab_size=self.type_vocab_size if self.type_vocab_size is not None else (0 if tupe else 2),
-            position=self.position,
-            cls_attention=self.cls_attention,
-            norm=self.norm,
-            dropout=self.dropout,
-            attention_dropout=self.attention_dropout,
-            initializer_std=self.initializer_std,
-            feed_forward=self.feed_forward,
-            bias=self.bias,
-            rope_base=self.rope_base,
-        )
+        return EncoderConfig(vocab_size=vocab_size, **values)
 
 
 def default_ffn(width: int, feed_forward: str) -> int:

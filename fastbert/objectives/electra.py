@@ -22,7 +22,7 @@ from fastbert.model.flops import (
 )
 from fastbert.model.heads import MLMHead, ReplacedHead
 from fastbert.model.notes import Notes
-from fastbert.model.small import SharedEmbeddings
+from fastbert.model.shared_embeddings import SharedEmbeddings
 from fastbert.objectives.masking import masked_places
 from fastbert.objectives.options import ElectraOptions
 from fastbert.objectives.replacement import Corrupted, Replacement
@@ -45,7 +45,7 @@ class Electra(Replacement):
         width = config.width
         if options.generator_scale < 1.0:
             width = min(width, max(8, 8 * round(width * options.generator_scale / 8)))
-        self.small_config = config.small(width)
+        self.small_config = config.scaled(width)
         self.encoder = Encoder(config, kernels)
         self.head = ReplacedHead(config)
         self.small = SharedEmbeddings(self.small_config, self.encoder, kernels)

@@ -27,7 +27,7 @@ from fastbert.model.config import EncoderConfig
 from fastbert.model.encoder import Encoder, layer_norm
 from fastbert.model.flops import TRAINING, encoder_flops, encoder_parameters, mlm_head_parameters
 from fastbert.model.notes import Notes
-from fastbert.model.small import SharedWords
+from fastbert.model.shared_embeddings import SharedWords
 from fastbert.objectives.masking import masked_places
 from fastbert.objectives.options import MultipleChoiceOptions
 from fastbert.objectives.replacement import CANDIDATES, Corrupted, Replacement

@@ -75,7 +75,7 @@ class MultipleChoiceOptions(ReplacementOptions):
     def controller(self, config: EncoderConfig) -> EncoderConfig:
         """The controller's numbers, for an encoder of `config`."""
         width = self.controller_width or min(config.width, max(8, 8 * round(config.width / 32)))
-        return config.small(width, self.controller_layers)
+        return config.scaled(width, self.controller_layers)
 
     def remarks(self, config: EncoderConfig) -> list[str]:
         """What a user should hear before training an encoder of `config`."""

@@ -15,8 +15,9 @@ from fastbert.data.stages import NOMINAL_STEPS, BatchPlan, all_shapes, make_plan
 from fastbert.data.tokenizer import WordPiece, load_tokenizer
 from fastbert.data.tokenizer_check import differences
 from fastbert.errors import UserError
+from fastbert.hub.export_code import check_exportable
 from fastbert.hub.load import Pretrained, load_pretrained, tokenizer_of
-from fastbert.model.config import TABLELESS, EncoderConfig
+from fastbert.model.config import EncoderConfig
 from fastbert.model.encoder import adapt, initialize
 from fastbert.model.flops import encoder_parameters
 from fastbert.objectives import OBJECTIVES
@@ -169,6 +170,7 @@ def tokenizer_to_prepare(options: PretrainOptions, pretrained: Pretrained | None
 def check_networks(options: PretrainOptions, device: torch.device) -> None:
     """Refuses wrong networks, and ones that `device` cannot hold, before the data is prepared."""
     config = options.encoder.resolve(vocab_size=1, length=options.length)
+    check_exportable(config)
     configs = [config]
     if isinstance(chosen := objective_options(options), MultipleChoiceOptions):
         configs.append(chosen.controller(config))
@@ -199,7 +201,7 @@ def check_memory(options: PretrainOptions, configs: Sequence[EncoderConfig], dev
 def check_positions(options: PretrainOptions, given: EncoderConfig) -> None:
     """Raises a UserError if sequences are longer than the positions that the weights of --init-from were trained
     with."""
-    if options.length > given.max_positions and given.position not in TABLELESS:
+    if options.length > given.max_positions and given.has_position_table():
         raise UserError(
             f"length {options.length} is longer than the {given.max_positions} positions of {options.init_from}, "
             f"which cannot be raised; lower --length to {given.max_positions} or less"

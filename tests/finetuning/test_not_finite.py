@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from fastbert.errors import UserError
-from fastbert.experiments.comparison import Comparison
-from fastbert.experiments.sweep_report import scores_table
 from fastbert.finetuning import job, loop, predict, submit
 from fastbert.finetuning.model import load_classifier
+from fastbert.studies.shared.comparison import Comparison
+from fastbert.studies.sweep.sweep_report import scores_table
 from fastbert.training.tensors import read_tensors, serialized
 from tests.finetuning.conftest import FAST, make_glue, make_task
 from tests.flags import main

@@ -9,10 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoModel
 
 from fastbert.errors import UserError
+from fastbert.hub.configuration_fastbert import FastBertConfig
 from fastbert.hub.export import export_model
 from fastbert.hub.load import build_encoder, load_pretrained
+from fastbert.hub.names import BERT_OPTIONS, OWN_OPTIONS
 from fastbert.model.positions import POSITIONS
 from tests.hub.conftest import named, random_models, small_batch, small_config
 
@@ -147,6 +150,29 @@ def test_loads_back_bit_for_bit_without_running_its_code(name, exports, tokenize
     assert head.decoder.weight is encoder.words.weight
 
 
+def test_the_configuration_has_the_names_that_schemes_read():
+    config = small_config(position="rope", type_vocab_size=0)
+    names = BERT_OPTIONS | OWN_OPTIONS
+    theirs = FastBertConfig(**{names[name]: value for name, value in config.to_dict().items()})
+    assert {name: getattr(theirs, name) for name in names} == config.to_dict()
+    assert theirs.head_size == config.head_size
+
+
+def test_exports_of_one_name_and_several_schemes_open_in_one_process(tokenizer, tmp_path):
+    """Transformers registers a class of models for each class of configurations, and names modules by their folder."""
+    for position in ("tupe-a", "alibi", "rope", "tupe-a"):
+        config = small_config(position=position)
+        encoder = random_models(config)[0]
+        export_model(config, named(encoder, None), tokenizer, tmp_path / position / "model")
+        model = AutoModel.from_pretrained(tmp_path / position / "model", trust_remote_code=True).eval()
+        ids = small_batch()["input_ids"]
+        with torch.no_grad():
+            torch.testing.assert_close(model(ids).last_hidden_state, encoder(ids), rtol=1e-5, atol=1e-5)
+    model.config.position = "relative"
+    with pytest.raises(ValueError, match="this file holds the code of position tupe-a, not of relative"):
+        type(model)(model.config)
+
+
 @pytest.mark.parametrize("name", ["absolute.post", "tupe-r.pre"])
 def test_a_model_that_transformers_saved_again_loads_too(name, opened, exports):
     again, first = load_pretrained(opened / f"again-{name}"), load_pretrained(exports / name)
@@ -176,7 +202,7 @@ def test_card_has_the_facts_and_leaves_the_licence_open(exports):
     modern = (exports / "rope.modern" / "README.md").read_text()
     for fact in (
         "| position scheme | rope |",
-        "| rotation's base | 50.0 |",
+        "| rope base | 50.0 |",
         "| feed-forward | geglu |",
         "| biases | no |",
     ):

@@ -13,7 +13,7 @@ from transformers import AutoModel, AutoTokenizer, BertConfig, BertForMaskedLM, 
 from fastbert.data.tokenizer import SPECIAL_TOKENS, WordPiece, load_tokenizer
 from fastbert.errors import UserError
 from fastbert.hub.export import export_model
-from fastbert.hub.job import export
+from fastbert.hub.export_run import export_run
 from fastbert.hub.load import build_encoder, load_pretrained, tokenizer_of
 from fastbert.hub.options import ExportOptions
 from fastbert.training.checkpoints import Checkpointer
@@ -325,8 +325,12 @@ def test_checkpoints_that_are_not_of_pretraining_are_named(run):
     encoder = small_config().to_dict()
     with pytest.raises(UserError, match=r"state\.json: unknown encoder option 'layer'; did you mean 'layers'"):
         load_pretrained(checkpointer.save(21, {"model": {"x": torch.zeros(1)}}, {"encoder": encoder | {"layer": 1}}))
+    older = encoder | {"cls": "untied"}
+    older.pop("cls_attention")
+    with pytest.raises(UserError, match=r"state\.json: .* an older version of fastbert, .* give the export"):
+        load_pretrained(checkpointer.save(22, {"model": {"x": torch.zeros(1)}}, {"encoder": older}))
     with pytest.raises(UserError, match=r"the weights of the checkpoint .* do not fit .*words\.weight is missing"):
-        load_pretrained(checkpointer.save(22, {"model": {"x": torch.zeros(1)}}, {"encoder": encoder}))
+        load_pretrained(checkpointer.save(23, {"model": {"x": torch.zeros(1)}}, {"encoder": encoder}))
     renamed = (run / "checkpoints" / "step-00000005").rename(run / "best")
     with pytest.raises(UserError, match="best was renamed"):
         load_pretrained(renamed)
@@ -337,7 +341,7 @@ def test_checkpoints_that_are_not_of_pretraining_are_named(run):
 
 
 def test_the_job_exports_a_run(run, tmp_path, capsys):
-    export(ExportOptions(str(run), str(tmp_path / "out")))
+    export_run(ExportOptions(str(run), str(tmp_path / "out")))
     assert str(tmp_path / "out") in capsys.readouterr().out
     assert_weights_of(10, tmp_path / "out")
     card = (tmp_path / "out" / "README.md").read_text()

@@ -15,7 +15,7 @@ from fastbert_kernels.benchmarks.__main__ import main
 from fastbert_kernels.benchmarks.measuring import Settings
 from fastbert_kernels.benchmarks.report import report
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "kernels_on_gpu.py"
+SCRIPT = Path(__file__).parents[2] / "scripts" / "gpu" / "kernels_on_gpu.py"
 
 
 def test_rehearsal(tmp_path) -> None:

@@ -8,8 +8,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import BertConfig, BertModel
 
 from fastbert.errors import UserError
-from fastbert.model.config import SIZES, TABLELESS, EncoderConfig
-from fastbert.model.encoder import Dropout, Encoder, initialize
+from fastbert.model.config import SIZES, EncoderConfig
+from fastbert.model.encoder import Encoder, SiteDropout, initialize
 from fastbert.model.flops import (
     encoder_flops,
     encoder_parameters,
@@ -82,9 +82,9 @@ def test_without_biases_only_the_outputs_of_heads_have_one() -> None:
 
 def test_a_second_network_of_rope_has_heads_of_even_size() -> None:
     config = dataclasses.replace(SMALL, position="rope", width=48, heads=8).resolve(50, 16)
-    assert config.small(24).head_size == 6 and config.small(10).head_size in (2, 10)
-    with pytest.raises(UserError, match="heads of even size, and width 9 with heads 1 makes 9"):
-        config.small(9)
+    assert config.scaled(24).head_size == 6 and config.scaled(10).head_size in (2, 10)
+    with pytest.raises(UserError, match="multiple of 2, and width 9 with heads 1 makes 9"):
+        config.scaled(9)
 
 
 def test_presets_are_berts() -> None:
@@ -125,7 +125,7 @@ def test_dropout_depends_on_keys_alone() -> None:
 def test_each_dropout_site_draws_its_own_mask() -> None:
     """Masks of two sites agree at half of the elements, and each attention gets keys that nothing else uses."""
     encoder = Encoder(dataclasses.replace(SMALL, dropout=0.5, attention_dropout=0.5).resolve(50, 16))
-    sites = [module for module in encoder.modules() if isinstance(module, Dropout)]
+    sites = [module for module in encoder.modules() if isinstance(module, SiteDropout)]
     numbers = [module.site.item() for module in encoder.modules() if hasattr(module, "site")]
     assert len(sites) == 1 + 2 * 2 and len(numbers) == len(set(numbers)) == len(sites) + 2
     ones, keys = torch.ones(2, 16, 32), row_keys(0, "dropout", 0, torch.arange(2))
@@ -172,7 +172,7 @@ def test_initial_values_depend_on_name_and_seed_alone() -> None:
         ({"dropout": 1.0}, r"dropout must lie in \[0, 1\)"),
         ({"layers": 0}, "layers must be at least 1"),
         ({"feed_forward": "gegl"}, "unknown feed_forward 'gegl'; did you mean 'geglu'"),
-        ({"position": "rope", "heads": 32}, "heads of even size, and width 32 with heads 32 makes 1; choose another"),
+        ({"position": "rope", "heads": 32}, "a multiple of 2, and width 32 with heads 32 makes 1; choose another"),
         ({"rope_base": 1.0}, "rope_base must be greater than 1, not 1.0"),
         ({"rope_base": math.nan}, "rope_base must be a finite number, not nan"),
     ],
@@ -205,7 +205,7 @@ def test_options_like_a_given_encoder_resolve_to_it(position: str) -> None:
         with pytest.raises(UserError, match=message):
             dataclasses.replace(plain, **changes).like(given)
     longer = dataclasses.replace(plain, max_positions=40)
-    if position in TABLELESS:
+    if position in ("rope", "alibi"):
         assert longer.like(given).resolve(50, 30) == dataclasses.replace(given, max_positions=40)
     else:
         with pytest.raises(UserError, match="max_positions 40 does not fit the given weights, which have 16"):

@@ -22,9 +22,9 @@ from hypothesis import strategies as st
 from fastbert import cli, config
 from fastbert import flags as command_line
 from fastbert.errors import UserError
-from fastbert.experiments.ablate_options import load_ablation
-from fastbert.experiments.options import load_sweep
 from fastbert.ranges import hints_of, plain
+from fastbert.studies.ablate.options import load_ablation
+from fastbert.studies.sweep.options import load_sweep
 from tests.refusals.test_refusals import tree
 
 LONG = int(os.environ.get("FASTBERT_FUZZ", "0"))

@@ -1,26 +1,15 @@
-"""Position schemes. A new one is one file and one line here.
+"""Position schemes. A new one is one file with a subclass of `scheme.Scheme`, and one line here, which also names the
+shared options that only some schemes read."""
 
-A scheme is a `Scheme` built from an `EncoderConfig`, with
-
-    score_scale                     what q k^T is multiplied by
-    embed(length, position_ids)     [1 or B, T, D] added to the word embeddings, or None
-    bias(length, position_ids)      [1 or B, H, T, T] added to the scaled scores of every layer, or None
-    rotation(length, position_ids)  what queries and keys of every layer are turned by, or None
-    parameters_of(config)           closed forms; FLOPs of one forward pass, a multiply and an add counted as two
-    flops(config, length)
-
-`position_ids` is an integer [B, T], or None for 0 to T - 1 in every row; position 0 belongs to [CLS] alone.
-"""
-
-from fastbert.registry import Registry
+from fastbert.registry import Registry, Variant
 
 POSITIONS = Registry(
     {
         "absolute": "fastbert.model.positions.absolute:Absolute",
         "relative": "fastbert.model.positions.relative:Relative",
-        "tupe-a": "fastbert.model.positions.tupe:TupeAbsolute",
-        "tupe-r": "fastbert.model.positions.tupe:TupeRelative",
-        "rope": "fastbert.model.positions.rotary:Rotary",
+        "tupe-a": Variant("fastbert.model.positions.tupe:TupeAbsolute", uses=("cls_attention",)),
+        "tupe-r": Variant("fastbert.model.positions.tupe:TupeRelative", uses=("cls_attention",)),
+        "rope": Variant("fastbert.model.positions.rotary:Rotary", uses=("rope_base",)),
         "alibi": "fastbert.model.positions.alibi:Alibi",
     }
 )

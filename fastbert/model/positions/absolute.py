@@ -1,4 +1,6 @@
-"""BERT's positions (BERT-A): a learned vector for each place, added to the word embeddings."""
+"""BERT's positions (BERT-A): a learned vector for each position, added to the word embeddings."""
+
+from typing import ClassVar
 
 from torch import Tensor, nn
 
@@ -7,13 +9,12 @@ from fastbert.model.positions.scheme import Scheme
 
 
 class Absolute(Scheme):
+    shared = ("table",)
+    bert_weights: ClassVar = {"table.weight": "embeddings.position_embeddings.weight"}
+
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__(config)
         self.table = nn.Embedding(config.max_positions, config.width)
 
     def embed(self, length: int, position_ids: Tensor | None) -> Tensor:
         return self.table.weight[None, :length] if position_ids is None else self.table(position_ids)
-
-    @staticmethod
-    def parameters_of(config: EncoderConfig) -> int:
-        return config.max_positions * config.width

@@ -1,7 +1,7 @@
 """BERT-R: absolute positions and, in every layer, T5's learned bias for the distance of tokens (arXiv 1910.10683)."""
 
 import torch
-from fastbert_kernels import from_diagonals, relative_bucket
+from fastbert_kernels.attention.distances import from_diagonals, relative_bucket
 from torch import Tensor, nn
 
 from fastbert.model.config import EncoderConfig
@@ -29,6 +29,8 @@ def gather_pairs(bias: Tensor, position_ids: Tensor) -> Tensor:
 
 
 class Relative(Absolute):
+    bert_weights = None
+
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__(config)
         self.max_positions = config.max_positions
@@ -38,7 +40,3 @@ class Relative(Absolute):
         if position_ids is None:
             return self.relative(length)[None]
         return gather_pairs(self.relative(self.max_positions), position_ids)
-
-    @staticmethod
-    def parameters_of(config: EncoderConfig) -> int:
-        return Absolute.parameters_of(config) + config.relative_buckets * config.heads

@@ -1,6 +1,6 @@
-"""RoPE: queries and keys are turned by their positions (RoFormer: Su et al., arXiv 2104.09864), in every layer.
+"""RoPE: queries and keys are rotated by their positions (RoFormer: Su et al., arXiv 2104.09864), in every layer.
 
-With d the size of a head, numbers n and n + d/2 of a query or key at position p are a point in a plane that is turned:
+With d the size of a head, numbers n and n + d/2 of a query or key at position p are a point in a plane that is rotated:
 
     (x_n, x_n+d/2) -> (x_n cos a - x_n+d/2 sin a, x_n+d/2 cos a + x_n sin a)    a = p base^(-2n/d), n = 0 .. d/2 - 1
 
@@ -17,15 +17,10 @@ from fastbert.model.config import EncoderConfig
 from fastbert.model.positions.scheme import Scheme
 
 
-def rotate(x_BHTK: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
-    """Queries or keys, the first T of the sequence, turned by `rotation`: cos and sin [1 or B, 1, T or more, K / 2]."""
-    cos, sin = (part[:, :, : x_BHTK.shape[2]] for part in rotation)
-    a, b = x_BHTK.chunk(2, dim=-1)
-    return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1).to(x_BHTK.dtype)
-
-
 class Rotary(Scheme):
     """No parameters and no table: the angles are computed, in float32 whatever the encoder's own precision."""
+
+    head_multiple = 2
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__(config)

@@ -1,12 +1,36 @@
-"""What every position scheme is: a module with these methods; a scheme overrides those it has something for."""
+"""The interface of position schemes. A scheme is a subclass of `Scheme` that overrides what it needs.
 
+An export carries the source of its scheme. So a scheme's module imports nothing besides torch, the standard library,
+`fastbert.model.positions`, `fastbert_kernels`, and `EncoderConfig` for annotations, and reads only fields of the
+configuration and `head_size`. A buffer that is not saved belongs to the scheme itself, not to a submodule, and holds
+integers where a cast must not round it.
+
+Shapes: B batch, T tokens, D width, H heads, K head size.
+"""
+
+from collections.abc import Iterable
+from typing import ClassVar
+
+import torch
 from torch import Tensor, nn
 
 from fastbert.model.config import EncoderConfig
 
 
 class Scheme(nn.Module):
-    """No positions at all, scores scaled as in BERT."""
+    """No positions at all, scores scaled as in BERT.
+
+    `position_ids` is an integer [B, T], or None for 0 to T - 1 in every row; position 0 belongs to [CLS] alone.
+    """
+
+    head_multiple: ClassVar[int] = 1
+    """The head size must be a multiple of this."""
+    token_types: ClassVar[int] = 2
+    """Default of `type_vocab_size`."""
+    shared: ClassVar[tuple[str, ...]] = ()
+    """Submodules that `embed` reads. ELECTRA's generator, which reads the main encoder's embeddings, shares them."""
+    bert_weights: ClassVar[dict[str, str] | None] = None
+    """Where transformers' BERT computes the same: names of the scheme's weights -> names in BERT."""
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
@@ -22,14 +46,25 @@ class Scheme(nn.Module):
         return None
 
     def rotation(self, length: int, position_ids: Tensor | None) -> tuple[Tensor, Tensor] | None:
-        """cos and sin, each [1 or B, 1, T, K / 2], that queries and keys of every layer are turned by."""
+        """cos and sin, each [1 or B, 1, T, K / 2], by which `rotate` rotates queries and keys of every layer."""
         return None
 
-    @staticmethod
-    def parameters_of(config: EncoderConfig) -> int:
-        return 0
+    @classmethod
+    def parameters_of(cls, config: EncoderConfig, submodules: Iterable[str] = ("",)) -> int:
+        """The number of parameters, of all or of `submodules` alone."""
+        with torch.device("meta"):
+            scheme = cls(config)
+        return sum(p.numel() for name in submodules for p in scheme.get_submodule(name).parameters())
 
     @staticmethod
     def flops(config: EncoderConfig, length: int) -> int:
-        """Of one forward pass."""
+        """FLOPs of one forward pass in closed form, a multiply and an add counted as two."""
         return 0
+
+
+def rotate(x_BHTK: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
+    """Queries or keys, the first T of the sequence, in which the numbers n and n + K/2 are a point in a plane, rotated
+    by its angle: cos and sin [1 or B, 1, T or more, K / 2]."""
+    cos, sin = (part[:, :, : x_BHTK.shape[2]] for part in rotation)
+    a, b = x_BHTK.chunk(2, dim=-1)
+    return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1).to(x_BHTK.dtype)

@@ -19,6 +19,8 @@ from fastbert.model.positions.scheme import Scheme
 
 
 class TupeAbsolute(Scheme):
+    token_types = 0  # as in the paper
+
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__(config)
         self.heads, self.max_positions = config.heads, config.max_positions
@@ -59,11 +61,6 @@ class TupeAbsolute(Scheme):
         return torch.where(first[:, None], theta1[:, None, None], bias)
 
     @staticmethod
-    def parameters_of(config: EncoderConfig) -> int:
-        rows, d = config.max_positions + 2 * (config.cls_attention == "untied"), config.width
-        return rows * d + config.norm_parameters() + 2 * config.linear_parameters(d, d)
-
-    @staticmethod
     def flops(config: EncoderConfig, length: int) -> int:
         rows = length + 2 * (config.cls_attention == "untied")
         return 2 * (2 * rows * config.width**2) + 2 * length**2 * config.width
@@ -76,7 +73,3 @@ class TupeRelative(TupeAbsolute):
 
     def _relative(self, length: int) -> Tensor:
         return self.relative(length)
-
-    @staticmethod
-    def parameters_of(config: EncoderConfig) -> int:
-        return TupeAbsolute.parameters_of(config) + config.relative_buckets * config.heads

@@ -1,0 +1,215 @@
+"""`fastbert bench data`: how fast text becomes shards beside the tokenizers library, and what drawing batches costs
+beside the training step they are for. Contestants take turns, each time in a process of its own."""
+
+import io
+import os
+import shutil
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from fastbert.bench.options import BenchDataOptions
+from fastbert.bench.rounds import measured_on, told
+from fastbert.data.corpus import BATCH_CHARACTERS
+from fastbert.data.prepare import PrepareOptions, prepare
+from fastbert.data.sources import open_source
+from fastbert.data.tokenizer import load_tokenizer
+from fastbert.files import atomic_file, disk_errors, make_folder, remove_empty
+from fastbert.model.options import EncoderOptions
+from fastbert.processes import without_control_c
+from fastbert.records import json_text, write_json
+from fastbert.streams import say
+from fastbert.training.hardware import describe_machine
+
+ENCODER = EncoderOptions(layers=4, width=256, heads=4)  # of the training step that reading is held against
+STEPS, STEP_SECONDS = 30, 5.0  # drawn in a round; of timed training
+
+
+def bench_data(options: BenchDataOptions) -> int:
+    """Measures, prints and writes; returns the exit code.
+
+    Raises:
+        UserError: no such text, too little of it, a folder that cannot be written.
+    """
+    out = Path(options.out)
+    with scratch_folder(out) as folder:
+        text, size = write_text(options, folder / "text.txt")
+        prepared = prepare_options(options, text, folder / "prepared", tokenizer=None)
+        prepare(prepared, table=io.StringIO())
+        tokenizer = folder / "prepared" / "tokenizer"
+        contestants: dict[str, Callable[[], dict[str, float]]] = {
+            "prepare": lambda: apart(time_prepare, prepare_options(options, text, folder / "again", str(tokenizer))),
+            "encode_batch_fast": lambda: apart(time_library, text, tokenizer, options.cores),
+            "loader": lambda: apart(time_loader, folder / "prepared", options),
+        }
+        rounds = [{name: run() for name, run in contestants.items()} for _ in told(options.rounds)]
+    found = {
+        "benchmark": "data",
+        "date": time.strftime("%Y-%m-%d", time.gmtime()),
+        "machine": describe_machine(),
+        "cores": options.cores,
+        "options": asdict(options),
+        "text_bytes": size,
+        "rows": results(rounds, size, options),
+    }
+    write_json(out / "data.json", found)
+    with atomic_file(out / "data.md", "w") as file:
+        file.write(document(found))
+    print(json_text(found) if options.json else document(found))
+    say(f"wrote {out / 'data.json'}, {out / 'data.md'}")
+    return 0
+
+
+@contextmanager
+def scratch_folder(out: Path) -> Iterator[Path]:
+    """A folder in `out` for this block; if that ends with an error, what was made of the path to `out` is removed."""
+    made = make_folder(out)
+    try:
+        with disk_errors(out), tempfile.TemporaryDirectory(prefix=".bench-data-", dir=out) as folder:
+            yield Path(folder)
+    except BaseException:
+        remove_empty(made)
+        raise
+
+
+def write_text(options: BenchDataOptions, path: Path) -> tuple[Path, int]:
+    """The first megabytes of the source as a text file that both contestants read, and its documents' bytes."""
+    size, most = 0, options.megabytes * 1e6
+    with open(path, "w", encoding="utf-8") as file:
+        for document in open_source(options.data, options.column).documents():
+            file.write(f"{document}\n\n")
+            size += len(document.encode())
+            if size >= most:
+                break
+    return path, sum(len(document.encode()) for document in documents_of(path))
+
+
+def documents_of(path: Path) -> Iterator[str]:
+    return open_source(str(path)).documents()
+
+
+def prepare_options(options: BenchDataOptions, text: Path, out: Path, tokenizer: str | None) -> PrepareOptions:
+    return PrepareOptions(
+        source=str(text),
+        out=str(out),
+        tokenizer=tokenizer,
+        vocab_size=options.vocab_size,
+        workers=options.workers,
+        validation_fraction=0.02,
+    )
+
+
+def apart(function: Callable[..., dict[str, float]], *arguments: Any) -> dict[str, float]:
+    """The function's result from a fresh process."""
+    with ProcessPoolExecutor(1, get_context("spawn")) as executor:
+        with without_control_c():
+            submitted = executor.submit(function, *arguments)
+        return submitted.result()
+
+
+def time_prepare(options: PrepareOptions) -> dict[str, float]:
+    """From a file of text to a folder of shards, its own start of workers and rare words included."""
+    start = time.perf_counter()
+    prepare(options, table=io.StringIO())
+    seconds = time.perf_counter() - start
+    shutil.rmtree(options.out)
+    return {"seconds": seconds}
+
+
+def time_library(text: Path, tokenizer: Path, threads: int) -> dict[str, float]:
+    """The library's fastest call on text that lies in memory; what it gives is dropped."""
+    os.environ["TOKENIZERS_PARALLELISM"] = "true" if threads > 1 else "false"
+    os.environ["RAYON_NUM_THREADS"] = str(threads)
+    library = load_tokenizer(tokenizer).build()
+    library.encode_special_tokens = True
+    batches: list[list[str]] = [[]]
+    held = 0
+    for document in documents_of(text):
+        batches[-1].append(document)
+        held += len(document)
+        if held >= threads * BATCH_CHARACTERS:  # a batch of all would take gigabytes
+            batches.append([])
+            held = 0
+    start = time.perf_counter()
+    for batch in batches:
+        library.encode_batch_fast(batch, add_special_tokens=False)
+    return {"seconds": time.perf_counter() - start}
+
+
+def time_loader(prepared: Path, options: BenchDataOptions) -> dict[str, float]:
+    """Seconds a step: to read the rows, to draw the masks, and to train on them, reading included."""
+    from fastbert.pretraining.budget import seconds_per_step
+    from fastbert.pretraining.options import PretrainMachineOptions, PretrainOptions
+    from fastbert.pretraining.setup import prepare_setup
+
+    shape = {"encoder": ENCODER, "length": options.length, "batch_size": options.batch_size, "steps": 1000}
+    chosen = PretrainOptions(str(prepared), **shape, machine=PretrainMachineOptions(threads=options.workers))
+    setup = prepare_setup(chosen)
+    objective, batches = setup.objective().train(), setup.batches()
+    took = {"rows": 0.0, "masks": 0.0}
+    for step in range(-3, STEPS):  # three to warm up
+        start = time.perf_counter()
+        drawn = list(batches.at(step % 1000))
+        read = time.perf_counter()
+        for batch in drawn:
+            objective.draw(batch, 0, step % 1000)
+        if step >= 0:
+            took["rows"] += (read - start) / STEPS
+            took["masks"] += (time.perf_counter() - read) / STEPS
+    return {**took, "step": seconds_per_step(setup, objective, STEP_SECONDS)}
+
+
+def results(rounds: list[dict[str, dict[str, float]]], size: int, options: BenchDataOptions) -> list[dict[str, Any]]:
+    """A row for each thing measured: `what`, `unit`, `median`, `least`, `most`, and `share` of what it is held
+    against in the same round."""
+    tokens = options.batch_size * options.length
+    speeds = [{name: size / one[name]["seconds"] / 1e6 for name in ("prepare", "encode_batch_fast")} for one in rounds]
+    steps = [one["loader"] for one in rounds]
+    rows = [
+        spread("fastbert prepare", "MB/s", [s["prepare"] for s in speeds]),
+        spread("tokenizers encode_batch_fast, in memory", "MB/s", [s["encode_batch_fast"] for s in speeds]),
+        spread("rows of a step", "ms", [1000 * s["rows"] for s in steps]),
+        spread("masks of a step", "ms", [1000 * s["masks"] for s in steps]),
+        spread("a training step, 4 x 256", "ms", [1000 * s["step"] for s in steps]),
+    ]
+    rows[0]["share"] = statistics.median(s["prepare"] / s["encode_batch_fast"] for s in speeds)
+    for row, name in zip(rows[2:4], ("rows", "masks"), strict=True):
+        row["share"] = statistics.median(s[name] / s["step"] for s in steps)
+    for row, name in zip(rows[2:], ("rows", "masks", "step"), strict=True):
+        row["tokens_per_second"] = round(statistics.median(tokens / s[name] for s in steps))
+        row["rows_per_second"] = round(statistics.median(options.batch_size / s[name] for s in steps))
+    return [{**row, "share": round(row["share"], 4)} if "share" in row else row for row in rows]
+
+
+def spread(what: str, unit: str, values: list[float]) -> dict[str, Any]:
+    numbers = {"median": statistics.median(values), "least": min(values), "most": max(values)}
+    return {"what": what, "unit": unit, **{name: round(value, 3) for name, value in numbers.items()}}
+
+
+def document(found: dict[str, Any]) -> str:
+    """Markdown."""
+    options = found["options"]
+    lines = [
+        "# Data",
+        "",
+        *measured_on(found, f"{found['cores']} cores"),
+        f"- text: {found['text_bytes'] / 1e6:.1f} MB of {options['data']}, {options['vocab_size']} words",
+        f"- steps: {options['batch_size']} x {options['length']} tokens; {options['rounds']} rounds, alternating",
+        "",
+        "| | median | least | most | rows/s | tokens/s | share |",
+        "|---|--:|--:|--:|--:|--:|---|",
+    ]
+    for row in found["rows"]:
+        rates = [f"{row[name]:,}" if name in row else "" for name in ("rows_per_second", "tokens_per_second")]
+        of = "encode_batch_fast" if row["unit"] == "MB/s" else "the step"
+        share = f"{100 * row['share']:.2f} % of {of}" if "share" in row else ""
+        times = [f"{row[name]:.4g} {row['unit']}" for name in ("median", "least", "most")]
+        lines.append(f"| {' | '.join([row['what'], *times, *rates, share])} |")
+    return "\n".join([*lines, ""])

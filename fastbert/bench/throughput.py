@@ -1,0 +1,188 @@
+"""`fastbert bench throughput`: tokens a second of fastbert's own loop and of transformers' BERT, side by side on real
+text, in turns, and what a step of the first is made of."""
+
+import statistics
+import time
+from contextlib import ExitStack
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fastbert.bench.contestants import STEPS, Contestant, Runner
+from fastbert.bench.options import BenchThroughputOptions
+from fastbert.bench.rounds import measured_on, told
+from fastbert.data.shards import open_dataset
+from fastbert.errors import UserError
+from fastbert.files import atomic_file
+from fastbert.model.options import EncoderOptions
+from fastbert.outputs import check_output_folder
+from fastbert.pretraining.options import PretrainMachineOptions, PretrainOptions
+from fastbert.pretraining.setup import check_networks, data_folder
+from fastbert.records import json_text, write_json
+from fastbert.streams import say
+from fastbert.training.hardware import describe_machine, resolve_device
+
+PEERS = ("fp32", "bf16", "compiled")
+
+
+def bench_throughput(options: BenchThroughputOptions) -> int:
+    """Measures, prints and writes; returns the exit code.
+
+    Raises:
+        UserError: data that cannot be used, a folder that cannot be written, a contestant that fails.
+    """
+    out = Path(options.out)
+    check_output_folder(out)
+    job = job_options(options)
+    check_networks(job, resolve_device(job.machine.device))
+    folder = data_folder(job, None)
+    have = open_dataset(folder).vocab_size
+    if str(folder) != options.data and have < options.vocab_size:
+        raise UserError(
+            f"{options.data} has too few distinct words for a vocabulary of {options.vocab_size}: {have} were found; "
+            "lower --vocab-size, or give --data more text"
+        )
+    rows, parts, peak = race(options, contestants(options, replace(job, data=str(folder))))
+    found = {
+        "benchmark": "throughput",
+        "date": time.strftime("%Y-%m-%d", time.gmtime()),
+        "machine": describe_machine(),
+        "threads": options.machine.threads or torch.get_num_threads(),
+        "options": asdict(options),
+        "vocabulary": have,
+        "peak_flops": peak[0],
+        "peak_from": peak[1],
+        "tokens_per_second": rows[0]["tokens_per_second"],
+        "rows": rows,
+        "step": parts,
+    }
+    write_json(out / "throughput.json", found)
+    with atomic_file(out / "throughput.md", "w") as file:
+        file.write(document(found))
+    print(json_text(found) if options.json else document(found))
+    say(f"wrote {out / 'throughput.json'}, {out / 'throughput.md'}")
+    return 0
+
+
+def job_options(options: BenchThroughputOptions) -> PretrainOptions:
+    """The training that both sides make."""
+    machine = PretrainMachineOptions(**{name: getattr(options.machine, name) for name in asdict(options.machine)})
+    return PretrainOptions(
+        data=options.data,
+        column=options.column,
+        vocab_size=options.vocab_size,
+        encoder=EncoderOptions(layers=options.layers, width=options.width, position=options.schemes[0]),
+        length=options.length,
+        batch_size=options.batch_size,
+        steps=STEPS,
+        eval_every=STEPS,
+        checkpoint_every=STEPS,
+        machine=machine,
+    )
+
+
+def contestants(options: BenchThroughputOptions, job: PretrainOptions) -> list[Contestant]:
+    """fastbert's first, then the peers."""
+    own = [
+        Contestant(f"fastbert {position}", replace(job, encoder=replace(job.encoder, position=position)))
+        for position in options.schemes
+    ]
+    bert = replace(job, encoder=replace(job.encoder, position="absolute"))
+    peers, chosen = [], options.chosen_peers
+    if chosen is None:
+        chosen = ["bf16", "compiled"] if resolve_device(job.machine.device).type == "cuda" else ["fp32", "bf16"]
+    for peer in chosen:
+        machine = replace(job.machine, precision="fp32" if peer == "fp32" else "bf16", micro_batch_size=None)
+        name = f"transformers {'bf16, compiled' if peer == 'compiled' else peer}"
+        peers.append(Contestant(name, replace(bert, machine=machine), True, peer == "compiled"))
+    return own + peers
+
+
+def race(
+    options: BenchThroughputOptions, all_of_them: list[Contestant]
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]], tuple[float, str]]:
+    """Rows of the table, the parts of a step of the first contestant, and the peak its FLOPs are a share of."""
+    with ExitStack() as stack:
+        runners = []
+        for contestant in all_of_them:
+            say(f"building {contestant.name}")
+            runners.append(Runner(contestant))
+            stack.callback(runners[-1].close)
+        counts = [max(1, round(options.seconds / runner.seconds(1))) for runner in runners]
+        peaks: list[tuple[float, str]] = []
+        speeds: list[list[float]] = [[] for _ in runners]
+        for _ in told(options.rounds):
+            peaks.append(runners[0].peak())
+            for runner, count, found in zip(runners, counts, speeds, strict=True):
+                found.append(count * runner.facts["tokens"] / runner.seconds(count))
+        memories = [runner.memory() for runner in runners]
+        parts = runners[0].profile()
+    peak, how = max(peaks)
+    held = [place for place, runner in enumerate(runners) if place == 0 or runner.contestant.peer]
+    rows = []
+    for runner, found, memory in zip(runners, speeds, memories, strict=True):
+        row = {
+            "contestant": runner.contestant.name,
+            "precision": runner.facts["precision"],
+            "tokens_per_second": round(statistics.median(found)),
+            "least": round(min(found)),
+            "most": round(max(found)),
+            "step_ms": round(1000 * runner.facts["tokens"] / statistics.median(found), 2),
+            "peak_memory": memory,
+            "over": {
+                runners[place].contestant.name: ratio(found, speeds[place])
+                for place in held
+                if runners[place] is not runner
+            },
+        }
+        if "flops" in runner.facts:
+            rate = runner.facts["flops"] / runner.facts["tokens"] * statistics.median(found)
+            row |= {"flops": runner.facts["flops"], "flops_share": round(rate / peak, 4)}
+        rows.append(row)
+    return rows, parts, (peak, how)
+
+
+def ratio(ours: list[float], theirs: list[float]) -> list[float]:
+    """Median, least and most of the rounds' ratios."""
+    ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
+    return [round(value, 3) for value in (statistics.median(ratios), min(ratios), max(ratios))]
+
+
+def document(found: dict[str, Any]) -> str:
+    """Markdown."""
+    options = found["options"]
+    held = list(dict.fromkeys(name for row in found["rows"] for name in row["over"]))
+    lines = [
+        "# Throughput",
+        "",
+        *measured_on(found, f"{found['threads']} threads"),
+        f"- encoder: {options['layers']} layers of {options['width']}, {found['vocabulary']:,} words; steps of "
+        f"{options['batch_size']} x {options['length']} tokens; dropout 0.1, 15 % masks, clipping",
+        f"- {options['rounds']} rounds of {options['seconds']:g} s, alternating; medians of tokens/s with least and "
+        "most, and medians of the rounds' ratios; memory: growth of the peak from before the networks",
+        f"- rate: closed-form FLOPs a second as a fraction of {found['peak_flops'] / 1e9:.4g} GFLOP/s "
+        f"({found['peak_from']}, the best of all rounds)",
+        "",
+        f"| | tokens/s | least to most | ms a step | rate | MiB | {' | '.join(f'x {name}' for name in held)} |",
+        "|---|--:|--:|--:|--:|--:|" + "--:|" * len(held),
+    ]
+    for row in found["rows"]:
+        share = f"{100 * row['flops_share']:.1f} %" if "flops_share" in row else ""
+        ratios = [f"{row['over'][name][0]:.2f}" if name in row["over"] else "" for name in held]
+        cells = [
+            f"{row['contestant']}, {row['precision']}"
+            if row["contestant"].startswith("fastbert")
+            else row["contestant"],
+            f"{row['tokens_per_second']:,}",
+            f"{row['least']:,} to {row['most']:,}",
+            f"{row['step_ms']:g}",
+            share,
+            f"{row['peak_memory'] / 2**20:,.0f}",
+            *ratios,
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    lines += ["", f"A step of {found['rows'][0]['contestant']}:", "", "| part | ms | share |", "|---|--:|--:|"]
+    lines += [f"| {part['part']} | {part['ms']:g} | {100 * part['share']:.1f} % |" for part in found["step"]]
+    return "\n".join([*lines, ""])

@@ -1,0 +1,138 @@
+"""The code in an export: modeling_fastbert.py with the source of the model's position scheme in it. Transformers opens
+that without fastbert, and both compute by one definition."""
+
+import ast
+import hashlib
+import re
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+
+from fastbert.errors import UserError
+from fastbert.hub.names import is_bert
+from fastbert.model.config import EncoderConfig
+from fastbert.model.positions import POSITIONS
+
+CONFIGURATION, MODEL = "configuration_fastbert.py", "modeling_fastbert.py"
+IMPORT = "from .positions_fastbert import SCHEME, Position, rotate\n"
+"""The line of modeling_fastbert.py that the source of the scheme replaces."""
+BUNDLED = ("fastbert.model.positions", "fastbert_kernels")
+"""Packages whose modules become part of an export where a scheme imports them."""
+ANNOTATIONS = "from fastbert.model.config import EncoderConfig"
+"""An import that is dropped: annotations are not evaluated."""
+
+
+def export_code(position: str) -> dict[str, str]:
+    """The files of code in an export with the scheme `position`, by name.
+
+    Raises:
+        UserError: the source of the scheme does not stand alone.
+    """
+    before, line, after = _own_file(MODEL).partition(IMPORT)
+    if not line:
+        raise RuntimeError(f"{MODEL} lacks the line {IMPORT!r}")
+    scheme = scheme_source(position) + f'\nSCHEME = "{position}"\nPosition = {POSITIONS[position].__name__}\n'
+    model = before + scheme + after
+    # Transformers names the module of a configuration by a hash of its text and opens with one class of models whatever
+    # has that configuration.
+    mark = f"\n# SHA-256 of {MODEL}: {hashlib.sha256(model.encode()).hexdigest()}\n"
+    return {CONFIGURATION: _own_file(CONFIGURATION) + mark, MODEL: model}
+
+
+def check_exportable(config: EncoderConfig) -> None:
+    """Runs the source of the position scheme as an export has it, without fastbert.
+
+    Raises:
+        UserError: the source does not stand alone.
+    """
+    if is_bert(config):
+        return
+    names: dict[str, Any] = {"__name__": "modeling_fastbert"}
+    given = SimpleNamespace(**config.to_dict(), head_size=config.head_size)  # what FastBertConfig has
+    try:
+        exec("from __future__ import annotations\n" + scheme_source(config.position), names)
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            scheme = names[POSITIONS[config.position].__name__](given)
+            for method in (scheme.embed, scheme.bias, scheme.rotation):
+                for position_ids in (None, torch.zeros(1, 1, dtype=torch.int64)):
+                    method(1, position_ids)
+    except (NameError, AttributeError) as error:
+        raise _refusal(config.position, f"without fastbert its code stops with `{error}`") from None
+    for name, _ in scheme.named_buffers():
+        if "." in name and name not in scheme.state_dict():
+            raise _refusal(config.position, f"its buffer {name} is not saved and belongs to a submodule")
+
+
+def scheme_source(position: str) -> str:
+    """The source of the modules that define the scheme, each after those that it depends on.
+
+    Raises:
+        UserError: they import something that is not there when an export is opened, or define a name twice.
+    """
+    imports: dict[str, None] = {}
+    parts: dict[str, str] = {}
+    definitions = dict.fromkeys(_definitions(ast.parse(_own_file(MODEL))), MODEL)
+
+    def add(module: str) -> None:
+        spec = find_spec(module)
+        if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
+            raise _refusal(position, f"{module} has no source file")
+        source = Path(spec.origin).read_text(encoding="utf-8")
+        tree, lines = ast.parse(source), source.splitlines()
+        for node in (node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)):
+            statement, outermost = ast.unparse(node), node in tree.body
+            if outermost:
+                lines[node.lineno - 1 : node.end_lineno] = [""] * (node.end_lineno - node.lineno + 1)
+                if _is_there(node):
+                    imports[statement] = None
+                elif _is_bundled(node) and node.module not in parts:
+                    add(node.module)
+            if not (_is_there(node) or (outermost and (statement == ANNOTATIONS or _is_bundled(node)))):
+                raise _refusal(position, f"{spec.origin}, line {node.lineno}, is `{statement}`")
+        for name in _definitions(tree):
+            if (other := definitions.setdefault(name, spec.origin)) != spec.origin:
+                raise _refusal(position, f"both {other} and {spec.origin} define {name}")
+        parts[module] = re.sub(r"\n{3,}", "\n\n\n", "\n".join(lines)).strip() + "\n"
+
+    add(POSITIONS[position].__module__)
+    imports.pop("from __future__ import annotations", None)
+    title = f"# {117 * '-'}\n# The position scheme {position}, from the modules that define it.\n"
+    return "\n".join([*sorted(imports), "", title, "\n\n".join(parts.values())])
+
+
+def _own_file(name: str) -> str:
+    return Path(__file__).with_name(name).read_text(encoding="utf-8")
+
+
+def _is_there(node: ast.Import | ast.ImportFrom) -> bool:
+    """Whether it imports from torch or the standard library."""
+    names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module or ""]
+    roots = {name.partition(".")[0] for name in names}
+    return roots <= {"torch", *sys.stdlib_module_names} and not getattr(node, "level", 0)
+
+
+def _is_bundled(node: ast.Import | ast.ImportFrom) -> bool:
+    """Whether it imports names from a module that becomes part of the export."""
+    if not isinstance(node, ast.ImportFrom) or node.level or any(alias.asname for alias in node.names):
+        return False
+    return node.module.startswith(BUNDLED)
+
+
+def _definitions(tree: ast.Module) -> set[str]:
+    """The names that a module defines, without those it imports."""
+    found = {node.name for node in tree.body if isinstance(node, ast.ClassDef | ast.FunctionDef)}
+    targets = [target for node in tree.body if isinstance(node, ast.Assign) for target in node.targets]
+    targets += [node.target for node in tree.body if isinstance(node, ast.AnnAssign)]
+    return found | {name.id for target in targets for name in ast.walk(target) if isinstance(name, ast.Name)}
+
+
+def _refusal(position: str, problem: str) -> UserError:
+    return UserError(
+        f"position {position} cannot be exported: {problem}. An export carries the source of its position scheme, "
+        "which may import torch, the standard library, and by `from MODULE import NAME` fastbert.model.positions and "
+        "fastbert_kernels; docs/extending.md has an example"
+    )

@@ -1,0 +1,86 @@
+"""Encoders of another width that read through the embeddings of the main encoder.
+
+`SharedEmbeddings` is ELECTRA's generator: words, positions that are added to words, token types and their LayerNorm are
+the main encoder's, and a linear layer brings the sum to its own width. `SharedWords` is the meta controller of MC-BERT:
+only the words are the main encoder's, brought to its own width by a matrix that serves its output too. Whatever takes
+part in the attention scores (relative biases, TUPE) is its own in both.
+
+Shapes: B batch, T tokens, D width of the main encoder, S of this one, V vocabulary.
+"""
+
+from collections.abc import Callable
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastbert.model.config import EncoderConfig
+from fastbert.model.encoder import Encoder
+from fastbert.model.flops import encoder_flops, encoder_parameters
+from fastbert.model.positions import POSITIONS
+
+
+class SharedEmbeddings(Encoder):
+    """An encoder of width S on the embeddings of `main`."""
+
+    def __init__(self, config: EncoderConfig, main: Encoder, kernels: str = "auto") -> None:
+        super().__init__(config, kernels)
+        self.words, self.types, self.embedding_norm = main.words, main.types, main.embedding_norm
+        for name in self.positions.shared:
+            setattr(self.positions, name, getattr(main.positions, name))
+        width = main.config.width
+        self.projection = nn.Linear(width, config.width, bias=config.bias) if width != config.width else None
+
+    def embed(self, *arguments, **named) -> Tensor:
+        """[B, T, S]."""
+        x = super().embed(*arguments, **named)
+        return x if self.projection is None else self.projection(x)
+
+    @staticmethod
+    def parameters_of(config: EncoderConfig, main: EncoderConfig) -> int:
+        """Those that are its own."""
+        shared = (config.vocab_size + config.type_vocab_size) * config.width + config.norm_parameters()
+        scheme = POSITIONS[config.position]
+        shared += scheme.parameters_of(config, scheme.shared)
+        projection = config.linear_parameters(main.width, config.width) if main.width != config.width else 0
+        return encoder_parameters(config) - shared + projection
+
+    @staticmethod
+    def flops(config: EncoderConfig, main: EncoderConfig, batch: int, length: int) -> int:
+        """One forward pass over [B, T]."""
+        return encoder_flops(config, batch, length) + _projection_flops(config, main, batch * length)
+
+
+class SharedWords(Encoder):
+    """An encoder of width S on the word embeddings of `main`."""
+
+    def __init__(self, config: EncoderConfig, main: Encoder, kernels: str = "auto") -> None:
+        super().__init__(config, kernels)
+        self.words = main.words
+        width = main.config.width
+        self.projection = nn.Linear(width, config.width, bias=False) if width != config.width else None
+
+    def embed_words(self, input_ids: Tensor, edit_words: Callable[[Tensor], Tensor] | None) -> Tensor:
+        """[B, T, S]."""
+        x = super().embed_words(input_ids, edit_words)
+        return x if self.projection is None else self.projection(x)
+
+    def vocabulary(self) -> Tensor:
+        """[V, S], the words as this network reads and writes them."""
+        words = self.words.weight
+        return words if self.projection is None else F.linear(words, self.projection.weight)
+
+    @staticmethod
+    def parameters_of(config: EncoderConfig, main: EncoderConfig) -> int:
+        """Those that are its own."""
+        projection = main.width * config.width if main.width != config.width else 0
+        return encoder_parameters(config) - config.vocab_size * config.width + projection
+
+    @staticmethod
+    def flops(config: EncoderConfig, main: EncoderConfig, batch: int, length: int) -> int:
+        """One forward pass over [B, T], and one `vocabulary`."""
+        tokens = batch * length + config.vocab_size
+        return encoder_flops(config, batch, length) + _projection_flops(config, main, tokens)
+
+
+def _projection_flops(config: EncoderConfig, main: EncoderConfig, rows: int) -> int:
+    return 2 * rows * main.width * config.width if main.width != config.width else 0

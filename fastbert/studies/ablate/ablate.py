@@ -1,0 +1,157 @@
+"""`fastbert ablate`: a baseline and its variants with equal data, order and seeds at equal cost, and one report.
+
+out/ablation.json    the variants, the ids of their jobs, and the times that minutes were turned into steps with
+out/results.jsonl    an object for each job that has ended, done or failed; rewritten whole whenever one ends
+out/jobs/<id>/       log.txt, and run/ as `fastbert pretrain` or `fastbert finetune` writes it
+out/report/          report.md, report.html, drawings
+"""
+
+from collections.abc import Container
+from pathlib import Path
+from typing import Any
+
+from fastbert.config import leaves
+from fastbert.files import locked_folder, make_inner_folder
+from fastbert.pretraining.options import science
+from fastbert.pretraining.setup import data_fingerprint
+from fastbert.streams import say
+from fastbert.studies.ablate.ablation_plan import ANNEALING, PRETRAINING, AblationPlan, plan_ablation
+from fastbert.studies.ablate.ablation_report import OWN_QUESTIONS, planned_table, printed, write_report
+from fastbert.studies.ablate.measures import AblationResults
+from fastbert.studies.ablate.options import AblateOptions, Ablation
+from fastbert.studies.ablate.pretrain_jobs import BRANCH, PRETRAIN, check_ablation_row
+from fastbert.studies.ablate.questions import check_measure, incomparable, planned_questions
+from fastbert.studies.engine.backends import start
+from fastbert.studies.engine.events import run_events
+from fastbert.studies.engine.live_status import LiveStatus
+from fastbert.studies.engine.outcomes import LOG, RUN, say_failures
+from fastbert.studies.engine.store import JOBS, RESULTS, ResultStore, Row
+from fastbert.studies.shared.comparison import scored
+from fastbert.studies.shared.finetune_jobs import FINETUNE
+from fastbert.studies.shared.report import circumstances, plural
+
+ABLATION = "ablation"
+
+
+def ablate(ablation: Ablation, options: AblateOptions) -> int:
+    """Runs the jobs that are not done yet, then writes and prints the report.
+
+    Returns:
+        0, or 1 if a job failed; 130 or 143 if a signal ended it: the report is of what was done until then, and the
+        same command continues.
+
+    Raises:
+        UserError: anything the user can fix, before a job starts if it can be seen then.
+    """
+    name = Path(ablation.path).stem
+    out = Path(options.out or f"runs/{name}")
+    check_measure(ablation, incomparable(planned_questions(ablation)))
+    with locked_folder(out):
+        store = ResultStore(out, ABLATION, check_ablation_row)
+        options.check_backend()
+        known = store.described().get("seconds", {})
+        plan = plan_ablation(ablation, options.glue_dir, out, known)
+        check_measure(ablation, plan.incomparable)
+        store.open(describe(ablation, plan), plan.jobs, seconds={**known, **plan.seconds})
+        forget_lost(store)
+        say(planned_table(plan, ablation).plain())
+        say(f"{counted(plan)}{store.done_before}")
+        say(f"the log of a job while it runs: {out / JOBS / '<id>' / LOG}")
+        stopped = run_left(plan, store, ablation.threads, options)
+        store.write()
+        code = finish(out, name, ablation, AblationResults(plan, store.rows))
+        if stopped:
+            say(f"stopped; {len(store.ended)} of {len(plan.jobs)} jobs have ended, the same command continues")
+        return stopped or code
+
+
+def describe(ablation: Ablation, plan: AblationPlan) -> dict[str, Any]:
+    """The axes by name, flat, for the record and for differences."""
+    found: dict[str, Any] = {}
+    for variant in plan.variants:
+        options = variant.setup.options
+        for name, value in science(options, data_fingerprint(variant.setup.dataset)).items():
+            if name not in ("seed", "steps"):
+                found[f"{variant.name}: {name}"] = value
+        found[f"{variant.name}: steps"] = variant.steps
+    found["machine"] = {leaf.name: leaf.value for leaf in leaves(options) if leaf.role == "machine"}
+    tasks = [entry.task for entry in ablation.grid.tasks]
+    return {
+        **found,
+        **{name: list(getattr(ablation, name)) for name in ("seeds", "points")},
+        "anneal": ablation.anneal,
+        "threads": ablation.threads,
+        "tasks": tasks,
+        "finetune": ablation.grid.finetune,
+    }
+
+
+def forget_lost(store: ResultStore) -> None:
+    """Removes the rows of trainings whose checkpoints are gone, if a job that starts from one is left: they are run
+    again."""
+    needed, lost = set(), 0
+    for job in reversed(store.jobs):  # what a job needs stands before it
+        checkpoints = store.out / JOBS / job.id / RUN / "checkpoints"
+        if job.id in needed and store.is_done(job) and not checkpoints.is_dir():
+            del store.rows[job.id]
+            lost += 1
+        if job.after and not store.is_done(job):
+            needed.add(job.after)
+    if lost:
+        say(f"{plural(lost, 'training')} of an earlier call left no checkpoints here and will be run again")
+
+
+def counted(plan: AblationPlan) -> str:
+    """How many jobs there are, and of what."""
+    kinds = [job.kind for job in plan.jobs]
+    names = {PRETRAIN: "pretraining", BRANCH: "annealing", FINETUNE: "fine-tuning"}
+    parts = [plural(kinds.count(kind), name) for kind, name in names.items() if kind in kinds]
+    return f"{plural(len(kinds), 'job')}: {', '.join(parts)}"
+
+
+def run_left(plan: AblationPlan, store: ResultStore, threads: int, options: AblateOptions) -> int:
+    """Runs the jobs that are left, each when the one it needs is done.
+
+    Returns:
+        0, or the exit code after a signal.
+    """
+    left = store.left
+    if not left:
+        return 0
+    for job in left:
+        store.rows.pop(job.id, None)  # it failed before, and what needs it waits for it again
+    apart = plan.incomparable
+    cells = {(variant, task) for variant in apart for task in (PRETRAINING, ANNEALING)}
+    live = LiveStatus(plan.jobs, store.rows, lambda row: measured(row, apart), cells)
+    timed_on = plan.variants[0].setup.device.type
+    return run_events(start(options, left, store, threads, in_place=True, timed_on=timed_on), store, live)
+
+
+def measured(row: Row, apart: Container[str] = ()) -> tuple[str, float]:
+    """What is shown of a finished job while others run.
+
+    Args:
+        apart: variants whose losses cannot be compared with the baseline's.
+    """
+    if row["kind"] == FINETUNE:
+        return scored(row)
+    name = f"loss of its own ({row['objective']})" if row["model"] in apart else "validation loss"
+    return name, row["validations"][-1]["loss"]
+
+
+def finish(out: Path, name: str, ablation: Ablation, results: AblationResults) -> int:
+    """Writes the report, and prints what failed and the fractions of cost; returns the exit code."""
+    total, done, failed = len(results.plan.jobs), list(results.done.values()), results.failed
+    folder = out / "report"
+    make_inner_folder(folder)
+    write_report(folder, name, ablation, results, circumstances(ablation.path, ablation.threads, done))
+    if done:
+        print(printed(results))
+        for line in results.left_out:
+            say(line)
+        if results.validation_loss and results.baseline.setup.options.objective != "mlm":
+            say(f"validation loss: {OWN_QUESTIONS}")
+    print(f"{out / RESULTS}\n{folder / 'report.html'}")
+    if failed and (missing := total - len(done) - len(failed)):
+        say(f"{plural(missing, 'job')} did not run: what they need has failed, or it was stopped")
+    return say_failures(failed, total, lambda row: f"seed {row['seed']}")

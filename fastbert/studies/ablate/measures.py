@@ -1,0 +1,193 @@
+"""From an ablation's plan and the rows of its results.jsonl to the measures: validation loss where it is comparable,
+scores of fine-tuning on each task, and their mean.
+"""
+
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from fastbert.studies.ablate.ablation_plan import AblationPlan
+from fastbert.studies.ablate.analysis import LEARNED, Curve, Measure, Point
+from fastbert.studies.ablate.costs import MeasuredPoint, PlannedVariant
+from fastbert.studies.engine.store import Row, is_done
+from fastbert.studies.shared.comparison import Setting, score, setting_of
+from fastbert.studies.shared.finetune_jobs import FINETUNE
+
+
+@dataclass(frozen=True)
+class AblationResults:
+    """What the finished jobs of an ablation say.
+
+    Args:
+        rows: all rows by the ids of their jobs.
+    """
+
+    plan: AblationPlan
+    rows: Mapping[str, Row]
+
+    @property
+    def baseline(self) -> PlannedVariant:
+        return self.plan.variants[0]
+
+    @cached_property
+    def done(self) -> dict[str, Row]:
+        return {job.id: self.rows[job.id] for job in self.plan.jobs if is_done(self.rows.get(job.id))}
+
+    @property
+    def failed(self) -> list[Row]:
+        rows = (self.rows.get(job.id) for job in self.plan.jobs)
+        return [row for row in rows if row is not None and not is_done(row)]
+
+    @cached_property
+    def tunings(self) -> dict[tuple[str, float], list[Row]]:
+        """(Id of a pretraining, point) -> rows of its fine-tunings."""
+        found: dict[tuple[str, float], list[Row]] = {}
+        for job in self.plan.jobs:
+            if job.kind == FINETUNE and job.id in self.done:
+                found.setdefault((job.after, job.setting["at"]), []).append(self.done[job.id])
+        return found
+
+    @property
+    def tasks(self) -> list[str]:
+        return list(dict.fromkeys(job.task for job in self.plan.jobs if job.kind == FINETUNE))
+
+    # --- validation
+
+    def validation(self, place: MeasuredPoint) -> dict[str, Any] | None:
+        """Losses at a point; None if the training has not come there."""
+        found = self.done.get(place.job, {"validations": []})["validations"]
+        return next((row for row in found if row["step"] == place.steps), None)
+
+    def curves(self, variant: PlannedVariant, value: Callable[[MeasuredPoint], float | None]) -> dict[int, Curve]:
+        """By seed, what `value` gives at its points; a curve without its last point is none."""
+        curves: dict[int, list[Point]] = {}
+        for place in self.plan.places[variant.name]:
+            at, measured = self.validation(place), value(place)
+            if at is not None and measured is not None:
+                point = Point(place.steps, variant.flops_to(place), variant.minutes_to(place), measured)
+                curves.setdefault(place.seed, []).append(point)
+        last = {place.seed: place.steps for place in self.plan.places[variant.name]}
+        return {seed: curve for seed, curve in curves.items() if curve[-1].steps == last[seed]}
+
+    def losses(self, variant: PlannedVariant) -> dict[int, Curve]:
+        return self.curves(variant, lambda place: (self.validation(place) or {}).get("loss"))
+
+    @cached_property
+    def validation_loss(self) -> Measure | None:
+        """Of the variants whose validation asks what the baseline's asks; None if there is no other one."""
+        same = [variant for variant in self.plan.variants if variant.name not in self.plan.incomparable]
+        if len(same) < 2:
+            return None
+        return Measure("validation loss", False, {variant.name: self.losses(variant) for variant in same})
+
+    @cached_property
+    def masked_loss(self) -> float | None:
+        """Of the baseline at its end, in nats: the median over the seeds. Where the objective has two networks it is
+        that of the small one, which fills the masks."""
+        finals = [places[-1] for places in _by_seed(self.plan.places[self.baseline.name]).values()]
+        found = [at for place in finals if (at := self.validation(place)) is not None]
+        return statistics.median(at.get("mlm_loss", at["loss"]) for at in found) if found else None
+
+    @property
+    def hardly_learned(self) -> bool:
+        return self.masked_loss is not None and self.plan.unigram_entropy - self.masked_loss < LEARNED
+
+    # --- fine-tuning
+
+    def best_setting(self, variant: PlannedVariant, task: str) -> Setting | None:
+        """The setting with the highest median over seeds and trials at the end of the budget; it is taken at all
+        points."""
+        scores: dict[Setting, list[float]] = {}
+        for place in self.plan.places[variant.name]:
+            for row in self.tunings.get((place.job, place.share), ()):
+                if place.share == 1 and row["task"] == task:
+                    scores.setdefault(setting_of(row), []).append(score(row))
+        most = max(map(len, scores.values()), default=0)
+        full = {setting: values for setting, values in scores.items() if len(values) == most}
+        return max(full, key=lambda setting: statistics.median(full[setting]), default=None)
+
+    def task_curves(self, variant: PlannedVariant, task: str) -> dict[int, Curve]:
+        """Points are the mean of the trials, x 100."""
+        setting = self.best_setting(variant, task)
+
+        def value(place: MeasuredPoint) -> float | None:
+            rows = self.tunings.get((place.job, place.share), ())
+            scores = [score(row) for row in rows if row["task"] == task and setting_of(row) == setting]
+            return 100 * statistics.fmean(scores) if scores else None
+
+        return self.curves(variant, value)
+
+    @cached_property
+    def task_measures(self) -> list[Measure]:
+        """The mean of the tasks first, if there are several, then each."""
+        found = []
+        for task in self.tasks:
+            curves = {variant.name: self.task_curves(variant, task) for variant in self.plan.variants}
+            found.append(Measure(f"{task}, {self.metric(task)} x 100", True, curves))
+        if len(found) > 1:
+            names = [variant.name for variant in self.plan.variants]
+            curves = {name: mean_curves([measure.curves[name] for measure in found]) for name in names}
+            found.insert(0, Measure(f"mean of {len(self.tasks)} tasks, x 100", True, curves))
+        return found
+
+    def metric(self, task: str) -> str:
+        """The first of the task's, which is its score."""
+        rows = (row for rows in self.tunings.values() for row in rows if row["task"] == task)
+        return next((row["metrics"][0] for row in rows), "score")
+
+    @cached_property
+    def measures(self) -> list[Measure]:
+        """All that have a final value of the baseline: scores of tasks first."""
+        found = [*self.task_measures, *([self.validation_loss] if self.validation_loss else [])]
+        return [measure for measure in found if measure.curves[self.baseline.name]]
+
+    @property
+    def left_out(self) -> list[str]:
+        """What is in no comparison, and why."""
+        lines = [
+            f"{name} is not compared by validation loss, because its validation asks something else: {reason}"
+            for name, reason in self.plan.incomparable.items()
+        ]
+        for measure in [*self.task_measures, *([self.validation_loss] if self.validation_loss else [])]:
+            if not measure.curves[self.baseline.name]:
+                lines.append(f"no variant is compared by {measure.name}: {self.baseline.name} has no final value")
+        return lines
+
+    def trial_noise(self, measure_task: str) -> float | None:
+        """Standard deviation over trials of one checkpoint at one setting, pooled, x 100; None without repetitions."""
+        groups: dict[tuple[Any, ...], list[float]] = {}
+        for key, rows in self.tunings.items():
+            for row in rows:
+                if row["task"] == measure_task:
+                    groups.setdefault((*key, setting_of(row)), []).append(100 * score(row))
+        variances = [statistics.variance(values) for values in groups.values() if len(values) > 1]
+        return statistics.fmean(variances) ** 0.5 if variances else None
+
+
+def _by_seed(places: Sequence[MeasuredPoint]) -> dict[int, list[MeasuredPoint]]:
+    found: dict[int, list[MeasuredPoint]] = {}
+    for place in places:
+        found.setdefault(place.seed, []).append(place)
+    return found
+
+
+def mean_curves(curves: Sequence[Mapping[int, Curve]]) -> dict[int, Curve]:
+    """The mean of several tasks' curves, at the seeds and points that all of them have."""
+    found: dict[int, Curve] = {}
+    for seed in curves[0]:
+        if any(seed not in other for other in curves):
+            continue
+        by_cost = [{point.steps: point for point in other[seed]} for other in curves]
+        shared = [steps for steps in by_cost[0] if all(steps in points for points in by_cost)]
+        found[seed] = [
+            Point(
+                steps,
+                by_cost[0][steps].flops,
+                by_cost[0][steps].minutes,
+                statistics.fmean(points[steps].value for points in by_cost),
+            )
+            for steps in shared
+        ]
+    return found

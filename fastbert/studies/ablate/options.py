@@ -1,0 +1,285 @@
+"""What `fastbert ablate` takes: a YAML file with a baseline, its variants and their budget, read strictly, and a few
+flags that say where and how to run.
+
+A variant is a change of the base's options of `fastbert pretrain`. What an ablation holds equal cannot be changed by
+one: the data, its vocabulary, the order and shape of the batches, and the rows of the validation.
+"""
+
+from dataclasses import dataclass, fields
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from fastbert.config import from_dict, to_dict
+from fastbert.errors import UserError, brief, choose, nearest
+from fastbert.inheritance import merged, read_yaml
+from fastbert.pretraining.options import BUDGETS, SOURCE_ONLY, PretrainOptions
+from fastbert.ranges import Count, Minutes, Positive, Tokens, check_values, text_problem
+from fastbert.studies.engine.options import EngineOptions
+from fastbert.studies.shared.grid import (
+    AXES,
+    FinetuneGrid,
+    Repeats,
+    check_keys,
+    prefixed,
+    read_count,
+    read_grid,
+    read_mapping,
+    read_seeds,
+    refuse_too_many,
+    shown,
+)
+
+UNITS = ("steps", "flops", "minutes")
+
+POINTS = (0.1, 0.2, 0.4, 0.6, 0.8, 1.0)
+
+_DATA = "an ablation compares variants on the same data; give it under base, for all of them"
+_BATCHES = "an ablation compares variants on the same batches in the same order; give it under base, for all of them"
+_FIXED = {
+    **dict.fromkeys(("data", *SOURCE_ONLY), _DATA),
+    **dict.fromkeys(("length", "batch_size"), _BATCHES),
+    "eval_sequences": "an ablation compares variants on the same validation set; give it under base, for all of them",
+    "machine": "give it under base, for all variants: their times are compared",
+}
+_TAKEN = {
+    **dict.fromkeys(BUDGETS, "give it under budget"),
+    "seed": "give seeds next to variants",
+    "out": "a job's folder lies in the ablation's; give --out",
+    "resume": "the same command continues what was stopped",
+    "milestones": "give checkpoints next to variants, as fractions of the budget",
+}
+
+
+@dataclass(frozen=True)
+class AblateOptions(EngineOptions):
+    """A baseline and its variants at equal cost: `fastbert ablate configs/ablate/x.yaml [options]`.
+
+    The YAML file names base (options of `fastbert pretrain`; inherits: those of a YAML file), variants (changes of
+    these; the first is the baseline, or the one that baseline: names), and may give budget, seeds, threads (of each
+    job; 1), checkpoints or anneal (when to measure), and tasks (fine-tuning as the measure, as in a sweep; tasks_at:
+    at which of the points). The flags below may stand in it too. The same command continues an ablation that was
+    stopped, and runs again what failed. Its jobs continue from each other's checkpoints: with --backend ray all nodes
+    need --out on one file system. The steps are timed on this machine, which must have the device of the jobs.
+    """
+
+    glue_dir: str | None = None
+    """Folder of the official GLUE archive, or of Parquet files (default: nyu-mll/glue through `datasets`)."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What all variants get equal, and how much of it the baseline gets, in one unit of the four."""
+
+    equal: str = "steps"
+    """steps, flops or minutes."""
+    steps: Count | None = None
+    tokens: Tokens | None = None
+    flops: Positive | None = None
+    minutes: Minutes | None = None
+
+    def __post_init__(self) -> None:
+        check_values(self)
+        choose("unit of equality", self.equal, UNITS)
+        given = [name for name in SIZES if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise UserError(f"give the size of the baseline's budget once, not as {' and as '.join(given)}")
+
+
+SIZES = tuple(field.name for field in fields(Budget) if field.name != "equal")
+
+
+@dataclass(frozen=True)
+class Variant:
+    """Options of `fastbert pretrain` but for budget, seed and folder, under the name they have in tables."""
+
+    name: str
+    options: PretrainOptions
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """What an ablation's YAML file says."""
+
+    variants: tuple[Variant, ...]
+    """The baseline first."""
+    seeds: tuple[int, ...]
+    threads: int
+    budget: Budget
+    points: tuple[float, ...]
+    """Shares of the budget at which the measure is taken, ascending, the last 1."""
+    anneal: float | None
+    """None: each variant's own schedule, measured on the way. Else the rate is constant after the warm-up, and at every
+    point p it falls to 0 within this share of the steps up to p, in a training that branches off."""
+    grid: FinetuneGrid
+    """The tasks, without models."""
+    tasks_at: tuple[float, ...]
+    """Those of the points at which the tasks are measured."""
+    trials: int
+    """Fine-tunings of a checkpoint on each task, at each setting."""
+    path: str
+    """The file, for errors."""
+
+    def check_inputs(self, glue_dir: str | None) -> None:
+        """Checks, before torch is imported, that data, weights, tasks and the GLUE folder are there.
+
+        Raises:
+            UserError: one is not.
+        """
+        for variant in self.variants:
+            with prefixed(f"{self.path}: {variant.name}"):
+                variant.options.check_sources()
+        self.grid.check_inputs(glue_dir)
+
+    @property
+    def baseline(self) -> str:
+        return self.variants[0].name
+
+
+def load_ablation(path: str | Path) -> tuple[Ablation, AblateOptions]:
+    """The ablation in a YAML file, and the flags' defaults it gives.
+
+    Raises:
+        UserError: names the file, the key, and what was expected.
+    """
+    values, where = read_yaml(path)
+    values = read_mapping(values, where, "base and variants")
+    flags = {f.name for f in fields(AblateOptions)}
+    tasks = {"tasks", "tasks_at", "finetune", "trials", *AXES}
+    known = {"base", "variants", "baseline", "budget", "seeds", "threads", "checkpoints", "anneal", *tasks, *flags}
+    check_keys(values, known, where, "base", set(to_dict(PretrainOptions())), _TAKEN)
+    options = from_dict(AblateOptions, {key: value for key, value in values.items() if key in flags}, where)
+    trials = read_count(values, "trials", where, Repeats)
+    points, anneal = _points(values, where)
+    base = _base(values.get("base", {}), where)
+    grid = read_grid(values, str(path), where)
+    for key in ("tasks_at", "trials"):
+        if not grid.tasks and key in values:
+            raise UserError(f"{where}: {key} is for fine-tuning, but there are no tasks; name some, or leave it out")
+    tasks_at = _shares(values.get("tasks_at", list(points)), f"{where}: tasks_at")
+    if further := sorted(set(tasks_at) - set(points)):
+        raise UserError(f"{where}: tasks_at: {further[0]} is none of the points, {', '.join(map(str, points))}")
+    variants = _variants(values, base, grid.threads, anneal is not None, where)
+    seeds = read_seeds(values.get("seeds", 1), where)
+    # Trainings of a variant and seed, and fine-tunings: of each point, setting and trial one.
+    tunings = len(tasks_at) * trials * sum(len(task.settings) for task in grid.tasks)
+    refuse_too_many(len(variants) * len(seeds) * (tunings + len(points)), where)
+    return (
+        Ablation(
+            variants=variants,
+            seeds=seeds,
+            threads=grid.threads,
+            budget=_budget(values.get("budget", {}), base, where),
+            points=points,
+            anneal=anneal,
+            grid=grid,
+            tasks_at=tasks_at,
+            trials=trials,
+            path=str(path),
+        ),
+        options,
+    )
+
+
+def _points(values: dict[str, Any], where: str) -> tuple[tuple[float, ...], float | None]:
+    """When the measure is taken, and the length of the annealings."""
+    if "anneal" not in values:
+        return _shares(values.get("checkpoints", list(POINTS)), f"{where}: checkpoints"), None
+    if "checkpoints" in values:
+        raise UserError(f"{where}: give checkpoints or anneal, not both: anneal has points of its own")
+    where = f"{where}: anneal"
+    given = read_mapping(values["anneal"], where, "points and share")
+    for key in given:
+        if key not in ("points", "share"):
+            raise UserError(f"{where}: unknown key {brief(key)}; {nearest(key, ('points', 'share'))}")
+    share = given.get("share", 0.1)
+    if type(share) not in (int, float) or not 0 < share <= 1:
+        raise UserError(f"{where}: share must be a number in (0, 1], such as 0.1, found {shown(share)}")
+    return _shares(given.get("points", [0.2, 0.4, 0.6, 0.8, 1.0]), f"{where}: points"), float(share)
+
+
+def _shares(values: Any, where: str) -> tuple[float, ...]:
+    numbers = values if isinstance(values, list) else [values]
+    if not numbers or any(type(value) not in (int, float) or not 0 < value <= 1 for value in numbers):
+        raise UserError(f"{where} must be fractions of the budget in (0, 1], such as 0.4, found {shown(values)}")
+    if any(b <= a for a, b in pairwise(numbers)) or numbers[-1] != 1:
+        raise UserError(
+            f"{where} must ascend and end with 1.0, where the final quality is measured; found {shown(values)}"
+        )
+    return tuple(float(value) for value in numbers)
+
+
+# --- the base and its variants
+
+
+def _base(given: Any, where: str) -> dict[str, Any]:
+    """The options of the base."""
+    where = f"{where}: base"
+    if isinstance(given, str):
+        given = {"file": given}
+    given = read_mapping(given, where, "options of fastbert pretrain")
+    if "file" in given:
+        raise UserError(f"{where}: file is called inherits now; write base: {{inherits: {shown(given['file'])}}}")
+    for key in given:
+        if key in _TAKEN and key not in BUDGETS:
+            raise UserError(f"{where}: {key} is not free here; {_TAKEN[key]}")
+    if "threads" in _group(given, "machine"):
+        raise UserError(f"{where}: machine: threads is not free here; give threads next to base, for all jobs")
+    from_dict(PretrainOptions, given, where)
+    return given
+
+
+def _variants(
+    values: dict[str, Any], base: dict[str, Any], threads: int, annealed: bool, where: str
+) -> tuple[Variant, ...]:
+    """The variants, the baseline first."""
+    given = values.get("variants")
+    if not isinstance(given, dict) or not given:
+        raise UserError(f"{where}: variants must be a mapping of names to changes of the base, found {shown(given)}")
+    machine = {"machine": {**_group(base, "machine"), "threads": threads}}
+    common = {key: value for key, value in base.items() if key not in BUDGETS} | machine
+    found: dict[str, Variant] = {}
+    for name, changes in given.items():
+        here = f"{where}: variants: {brief(name, str)}"
+        if not isinstance(name, str) or not name:
+            raise UserError(f"{here}: the name of a variant must be a text; put it in quotes")
+        if problem := text_problem(name):
+            raise UserError(f"{where}: variants: the name of one {problem}")
+        changes = read_mapping({} if changes is None else changes, here, "options of fastbert pretrain")
+        for key in changes:
+            if reason := (_FIXED | _TAKEN).get(key):
+                raise UserError(f"{here}: {key} is not free here: {reason}")
+        if annealed and (idle := _group(changes, "schedule").keys() - {"warmup"}):
+            raise UserError(
+                f"{here}: schedule: {min(idle)} has no effect with anneal, which sets the schedule; only warmup is free"
+            )
+        found[name] = Variant(name, from_dict(PretrainOptions, merged(common, changes), here))
+    first = values.get("baseline", next(iter(found)))
+    if not isinstance(first, str):
+        raise UserError(
+            f"{where}: baseline must be the name of a variant, found {shown(first)}; options of all variants are base"
+        )
+    if first not in found:
+        raise UserError(f"{where}: baseline: there is no variant {brief(first)}; {nearest(first, found)}")
+    variants = [found.pop(first), *found.values()]
+    for place, variant in enumerate(variants):
+        for other in variants[:place]:
+            if other.options == variant.options:
+                raise UserError(f"{where}: variants: {variant.name} and {other.name} have the same options")
+    return tuple(variants)
+
+
+def _group(values: dict[str, Any], name: str) -> dict[str, Any]:
+    return values[name] if isinstance(values.get(name), dict) else {}
+
+
+def _budget(given: Any, base: dict[str, Any], where: str) -> Budget:
+    """The budget with its size: its own, or else that of the base."""
+    where = f"{where}: budget"
+    budget = from_dict(Budget, given, where)
+    if any(getattr(budget, name) is not None for name in SIZES):
+        return budget
+    sizes = {name: base[name] for name in BUDGETS if base.get(name) is not None}
+    if not sizes:
+        raise UserError(f"{where}: give the size of the baseline's budget: {', '.join(SIZES[:-1])} or {SIZES[-1]}")
+    return from_dict(Budget, {"equal": budget.equal, **sizes}, where)

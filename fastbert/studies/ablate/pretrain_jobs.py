@@ -1,0 +1,107 @@
+"""One pretraining of an ablation, run or resumed as `fastbert pretrain` does it, and the row that it leaves.
+
+A branch begins as a folder with a checkpoint of another run and a schedule of its own; from there it is a run that is
+resumed. Up to that checkpoint both schedules give the same rates, so it ends as a run would that had its schedule from
+the first step.
+"""
+
+import os
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from fastbert.config import digest, from_dict
+from fastbert.errors import UserError
+from fastbert.files import atomic_folder
+from fastbert.pretraining.options import PretrainOptions, science
+from fastbert.pretraining.pretrain import pretrain
+from fastbert.pretraining.run import RunFolder
+from fastbert.records import check, read_json
+from fastbert.studies.engine.outcomes import RUN, ended, failure
+from fastbert.studies.engine.store import Row
+from fastbert.studies.shared.finetune_jobs import FINETUNE, check_tuned
+from fastbert.training.checkpoints import read_state
+from fastbert.training.logbook import read_metrics
+
+PRETRAIN, BRANCH = "pretrain", "branch"  # the kinds of these jobs
+_NO_FIGURES = ("split", "tokens", "length")
+_TRAINED = {
+    **{"model": str, "task": str, "seed": int, "precision": str, "seconds": float, "objective": str},
+    "validations": [{"step": int, "loss": (float, type(None))}],
+}
+
+
+def pretrain_job(job: dict[str, Any], out: Path) -> dict[str, Any]:
+    """The `Runner` of a pretraining: trains or resumes, to the end."""
+    options = from_dict(PretrainOptions, job["options"] | {"out": str(out)}, where="the ablation's job")
+    begun = (out / "manifest.json").is_file()  # written after the options
+    if not begun:
+        shutil.rmtree(out, ignore_errors=True)
+        if job["kind"] == BRANCH:
+            branch(out.parent.parent / job["after"] / RUN, job["identity"]["start"], options, out)
+            begun = True
+    code = pretrain(replace(options, resume=begun), "ablate")
+    if code:
+        return ended(code)
+    manifest = read_json(out / "manifest.json", "the job's manifest")
+    if manifest["science"]["data"] != job["identity"]["data"]:
+        return failure("the data changed after the ablation had started", "run it again when nothing writes there")
+    first, last = manifest["sessions"][0], manifest["sessions"][-1]
+    records = read_metrics(out / "metrics.jsonl")
+    validations = [
+        {name: value for name, value in record.items() if name not in _NO_FIGURES}
+        for record in records
+        if record["split"] == "validation"
+    ]
+    if validations[-1]["loss"] is None:
+        return failure("its last validation loss is not finite", "give the variant a lower learning rate")
+    return {
+        "status": "done",
+        "precision": last["resolved"]["precision"],
+        # Of the sessions before this one; a branch begins with its trunk's.
+        "seconds": last.get("from_seconds", 0.0) - first.get("from_seconds", 0.0),
+        "result": {
+            "objective": options.objective,
+            "validations": validations,
+            "unigram_entropy": read_json(out / "report" / "summary.json", "the job's summary")["unigram_entropy"],
+            "device": last["resolved"]["device"],
+        },
+    }
+
+
+def branch(trunk: Path, step: int, options: PretrainOptions, out: Path) -> None:
+    """Makes the folder of a run that has done its first steps as `trunk` did, ready to be resumed.
+
+    Args:
+        trunk: folder of a run with a checkpoint at `step`.
+        options: of the new run, whose learning rate up to `step` is that of the trunk.
+        out: folder to write, whole or not at all.
+
+    Raises:
+        UserError: there is no such checkpoint.
+    """
+    source = RunFolder(trunk)
+    checkpoint = source.checkpoints / f"step-{step:08d}"
+    if not checkpoint.is_dir():
+        raise UserError(f"there is no checkpoint {checkpoint} to branch off from; remove {trunk} to have it run again")
+    manifest = read_json(source.manifest, "the run's manifest")
+    described = science(options, manifest["data"]["fingerprint"])
+    # The checkpoint's state is sealed and says what the trunk is: the branch says that it knows.
+    begins = {"step": step, "science": read_state(checkpoint)[1].get("science")}
+    manifest |= {"experiment": digest(described), "science": described, "branch": begins, "sessions": []}
+    with atomic_folder(out) as folder:
+        # The files of a checkpoint are never written again, so both runs may have the same ones.
+        shutil.copytree(checkpoint, folder / "checkpoints" / checkpoint.name, copy_function=os.link)
+        shutil.copy(source.metrics, folder)  # later records are dropped when it is resumed
+        RunFolder(folder).write(options, manifest, source.tokenizer)
+
+
+def check_ablation_row(row: Row, where: str) -> None:
+    """`RowCheck` of an ablation's pretrainings and fine-tunings."""
+    if check(row, {"kind": str}, where)["kind"] == FINETUNE:
+        check_tuned(row, where)
+        return
+    check(row, _TRAINED, where)
+    if not row["validations"]:
+        raise UserError(f"{where} is damaged: validations is empty")

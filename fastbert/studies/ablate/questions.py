@@ -1,0 +1,91 @@
+"""Which variants' validation losses can be compared with the baseline's: those whose validation asks the same.
+
+Data, vocabulary, the rows of the validation and their length are the same for all variants of an ablation
+(`ablate_options` refuses changes of them), and masked positions are functions of a row. So these are what may differ:
+the objective; the rate and units of the masks; with the other objectives all of their options, whose networks pose the
+questions; and, with a `first_length`, the length of the sequences at a point. What does not matter: options that act in
+training alone (what masked positions show, batches, schedule), and what a variant sees of the same rows (notes, a
+document mask, position schemes).
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from fastbert.data.stages import NOMINAL_STEPS, make_plan
+from fastbert.errors import LINE, UserError
+from fastbert.pretraining.options import PretrainOptions, objective_options
+from fastbert.studies.ablate.options import Ablation
+
+Questions = Mapping[str, Any]
+LENGTHS = "length of its sequences at the points"
+
+
+def questions(options: PretrainOptions, lengths: Sequence[int]) -> Questions:
+    """What the validation of a training with `options` asks, by name.
+
+    Args:
+        lengths: tokens in a sequence of the validation at each point.
+    """
+    chosen = asdict(objective_options(options))
+    if options.objective == "mlm":
+        chosen = {name: chosen[name] for name in ("mask_rate", "whole_word")}
+    group = options.objective.replace("-", "_")
+    own = {f"{group}.{name}": value for name, value in chosen.items()}
+    return {"objective": options.objective, **own, LENGTHS: tuple(lengths)}
+
+
+def why_not(first: Questions, other: Questions) -> str:
+    """Why losses cannot be compared, such as "objective: electra instead of mlm"; empty if they can."""
+    if other["objective"] != first["objective"]:
+        return f"objective: {other['objective']} instead of {first['objective']}"
+    changed = [name for name in first if first[name] != other[name]]
+    return "; ".join(f"{name}: {_shown(other[name])} instead of {_shown(first[name])}" for name in changed)
+
+
+def _shown(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def incomparable(asked: Iterable[tuple[str, Questions]]) -> dict[str, str]:
+    """The variants whose losses cannot be compared with the first one's, and why.
+
+    Args:
+        asked: names and questions, the baseline's first.
+    """
+    (_, first), *others = asked
+    return {name: reason for name, other in others if (reason := why_not(first, other))}
+
+
+def check_measure(ablation: Ablation, reasons: Mapping[str, str]) -> None:
+    """Refuses an ablation without tasks that has variants with losses of their own.
+
+    Args:
+        reasons: of `incomparable`.
+
+    Raises:
+        UserError: names them and why.
+    """
+    if ablation.grid.tasks or not reasons:
+        return
+    lines = "".join(f"{LINE}{name}: {reason}" for name, reason in reasons.items())
+    lengths = any(reason.startswith(LENGTHS) for reason in reasons.values())
+    raise UserError(
+        f"{ablation.path}: variants: without tasks the only measure is the validation loss, and there are losses that "
+        f"cannot be compared with the baseline's ({ablation.baseline}), because the validation asks something else:"
+        f"{lines}{LINE}"
+        "Give tasks: to compare them by fine-tuning, or leave these variants out"
+        + ("; lengths are equal with anneal:, or with checkpoints: [1.0]" if lengths else "")
+    )
+
+
+def planned_questions(ablation: Ablation) -> list[tuple[str, Questions]]:
+    """Each variant's name and questions, before its steps are known."""
+    found = []
+    for variant in ablation.variants:
+        options = variant.options
+        plan = make_plan(options.stages, options.batch_size, options.length, NOMINAL_STEPS)
+        ends = [round(point * NOMINAL_STEPS) - 1 for point in ablation.points]
+        lengths = [plan.at(end).length if ablation.anneal is None else options.length for end in ends]
+        found.append((variant.name, questions(options, lengths)))
+    return found

@@ -1,0 +1,55 @@
+"""Running the jobs of a study that are left, in an order that their dependencies allow, until all have ended or a
+signal stops them."""
+
+from collections.abc import Iterator
+from contextlib import closing
+from typing import Any
+
+from fastbert.studies.engine.jobs import Job
+from fastbert.studies.engine.live_status import LiveStatus
+from fastbert.studies.engine.store import ResultStore, Row
+from fastbert.training.interrupts import Interrupts
+
+TICK = 0.5  # seconds
+NO_MORE = object()  # in the place of the next job
+
+Event = tuple[Job, dict[str, Any] | None] | None
+"""A job that has begun (None) or ended (its outcome); or None: nothing happened for a while."""
+
+
+def startable(left: list[Job], rows: dict[str, Row]) -> Iterator[Job | None]:
+    """The jobs in their order, each once the one it needs is done; None where all that are left must wait. Those that
+    need one that failed are left out."""
+    waiting, lost = list(left), set()
+    while waiting:
+        for job in waiting:  # what a job needs stands before it
+            if job.after in lost or (job.after in rows and rows[job.after]["status"] == "failed"):
+                lost.add(job.id)
+        waiting = [job for job in waiting if job.id not in lost]
+        found = next((job for job in waiting if job.after is None or job.after in rows), None)
+        if found:
+            waiting.remove(found)
+        if waiting or found:
+            yield found
+
+
+def run_events(events: Iterator[Event], store: ResultStore, live: LiveStatus) -> int:
+    """Stores the outcome of each job that ends, and shows what happens.
+
+    Returns:
+        0, or the exit code after a signal.
+    """
+    with Interrupts() as interrupts, closing(events), live:
+        for event in events:
+            job, outcome = event or (None, None)
+            stopped = interrupts.caught is not None
+            if outcome is not None and not (stopped and outcome["status"] == "failed"):
+                # A signal to all processes of the group ends the jobs too, and these have not failed.
+                live.ended(job, store.add(job, outcome))
+            elif job is not None and outcome is None:
+                live.begun(job)
+            else:
+                live.tick()
+            if stopped:
+                break
+    return interrupts.exit_code

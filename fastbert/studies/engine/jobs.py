@@ -1,0 +1,129 @@
+"""One job of a study: a training of one seed, run to its end or to a failure that is explained.
+
+A job names the function that runs it, so the engine knows no kind of job. `run_job` is a plain function of plain
+values: a process of this machine and a node of a cluster run the same.
+"""
+
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from fastbert.errors import UserError
+from fastbert.files import disk_errors, make_folder, no_link
+from fastbert.registry import imported
+from fastbert.streams import say
+from fastbert.studies.engine.outcomes import LOG, RUN, explained, failure, tail
+from fastbert.system_errors import user_error
+
+Runner = Callable[[dict[str, Any], Path], dict[str, Any]]
+"""(A job as `Job.to_dict` gives it, the folder of its run) -> its outcome, see `run_job`."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A training of one seed and where it stands in the study. All values are JSON."""
+
+    id: str
+    """Hash of `identity`: eight hexadecimal digits."""
+    model: str
+    """Its name in tables."""
+    task: str
+    """Its name in tables."""
+    seed: int
+    setting: dict[str, float | int]
+    """What distinguishes it from others of the same model, task and seed, such as learning rate and epochs."""
+    identity: dict[str, Any]
+    """All that defines the result: the active options, the fingerprints of weights, tokenizer and examples."""
+    options: dict[str, Any]
+    """For its runner, without `out`."""
+    folder: str
+    """Where paths in `options` start from."""
+    cost: float
+    """Expected work, in any unit that all jobs of the study share."""
+    runner: str
+    """`Runner`, as "module:function"."""
+    kind: str
+    """Name of what it does, in results.jsonl."""
+    device: str = "auto"
+    """Its machine.device: auto, cpu, cuda or cuda:N."""
+    after: str | None = None
+    """Id of the job that must be done before it, if there is one."""
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def title(job: Job) -> str:
+    setting = ", ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in job.setting.items())
+    return f"{job.task}, {job.model}, {setting}, seed {job.seed}"
+
+
+def thread_variables(threads: int) -> dict[str, str]:
+    """The environment of a process that runs jobs: what a result may depend on besides its options."""
+    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS")
+    return {**dict.fromkeys(names, str(threads)), "TOKENIZERS_PARALLELISM": "false"}
+
+
+def run_job(job: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Trains; a failure is an outcome too, and what was written before it stays in `folder`.
+
+    Args:
+        job: of `Job.to_dict`.
+        folder: gets log.txt (all that the job prints) and run/ (what its runner writes).
+
+    Returns:
+        status "done" with what the runner gives (`result`, `precision`, seconds of interrupted attempts that it
+        continued) and seconds, or "failed" with `reason`, `fix` and `log` (the last lines).
+    """
+    start = time.perf_counter()
+    folder = folder.resolve()
+    try:
+        make_folder(folder)
+        with disk_errors(folder):
+            log = open(folder / LOG, "w", encoding="utf-8", opener=no_link)  # noqa: SIM115 (closed below)
+    except UserError as error:
+        return failure(str(error), "") | {"seconds": 0.0}
+    with _printed_to(log):
+        try:
+            outcome = _train(job, folder / RUN)
+        except Exception as error:  # whatever it is, it ends this job only, and is reported
+            outcome = explained(error)
+            with suppress(OSError):  # a full disk; the outcome names it too
+                say(f"error: {outcome['reason']}" if user_error(error) else traceback.format_exc())
+    if outcome["status"] == "failed":
+        outcome["log"] = tail(folder / LOG)
+    return outcome | {"seconds": round(outcome.get("seconds", 0.0) + time.perf_counter() - start, 2)}
+
+
+def _train(job: dict[str, Any], out: Path) -> dict[str, Any]:
+    if not Path(job["folder"]).is_dir():
+        raise UserError(f"the folder {job['folder']} of the study is not there; every node needs the same paths")
+    os.chdir(job["folder"])
+    runner: Runner = imported(job["runner"])
+    return runner(job, out)
+
+
+@contextmanager
+def _printed_to(file: IO[str]) -> Iterator[None]:
+    """All that this process writes to standard output and error goes to the file, also from C++."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    before = [os.dup(1), os.dup(2)]
+    with file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # a full disk: what the log lacks goes to standard error with the next flush
+            sys.stdout.flush()
+            sys.stderr.flush()
+        for number, copy in enumerate(before, 1):
+            os.dup2(copy, number)
+            os.close(copy)

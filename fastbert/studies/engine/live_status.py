@@ -1,0 +1,140 @@
+"""What a study shows while it runs, on standard error: a table on a terminal, else a line for each job
+that ends."""
+
+import statistics
+import sys
+import time
+from collections.abc import Callable, Container, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from fastbert.errors import visible
+from fastbert.streams import say
+from fastbert.studies.engine.jobs import Job, title
+from fastbert.studies.engine.store import Row, is_done
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+class LiveStatus:
+    """Counts, rate and time left; used in a `with` block.
+
+    Args:
+        jobs: all of the study.
+        rows: by ids; also of jobs that have finished before.
+        measured: row -> name and value of what is shown of a finished job.
+        apart: (model, task) of the cells without values, because theirs cannot be compared with the others'.
+        console: the rich console of the table; by default standard error, if that is a terminal.
+    """
+
+    def __init__(
+        self,
+        jobs: Sequence[Job],
+        rows: Mapping[str, Row],
+        measured: Callable[[Row], tuple[str, float]],
+        apart: Container[tuple[str, str]] = (),
+        console: "Console | None" = None,
+    ) -> None:
+        self.jobs, self.measured, self.apart = jobs, measured, apart
+        self.done: dict[str, Row] = {job.id: rows[job.id] for job in jobs if is_done(rows.get(job.id))}
+        self.failed: list[Job] = []
+        self.running: dict[str, tuple[Job, float]] = {}
+        self._start = time.monotonic()
+        self._work = 0.0  # cost of the jobs that have ended since
+        self._ended = 0
+        self._live = self._table_on(console)
+
+    def _table_on(self, console: "Console | None") -> Any:
+        if console is None and not sys.stderr.isatty():
+            return None
+        from rich.console import Console
+        from rich.live import Live
+
+        return Live(console=console or Console(stderr=True), auto_refresh=False)
+
+    def __enter__(self) -> "LiveStatus":
+        if self._live:
+            self._live.start()
+            self.tick()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._live:
+            self.running.clear()
+            self._live.update(self._table(), refresh=True)
+            self._live.stop()
+
+    def begun(self, job: Job) -> None:
+        self.running[job.id] = (job, time.monotonic())
+        self.tick()
+
+    def ended(self, job: Job, row: Row) -> None:
+        self.running.pop(job.id, None)
+        self._work += job.cost
+        self._ended += 1
+        if row["status"] == "done":
+            self.done[job.id] = row
+            what = "{} {:.4f}, {:.0f} s".format(*self.measured(row), row["seconds"])
+        else:
+            self.failed.append(job)
+            what = f"FAILED: {row['reason']}"
+        if self._live is None or row["status"] != "done":
+            self._say(f"{title(job)}: {what}")
+        if self._live is None:
+            say(f"  {self.status()}")
+        self.tick()
+
+    def tick(self) -> None:
+        """Draws the table anew; without one, nothing."""
+        if self._live:
+            self._live.update(self._table(), refresh=True)
+
+    def _say(self, text: str) -> None:
+        if self._live:
+            self._live.console.print(visible(text), markup=False, highlight=False, soft_wrap=True)
+        else:
+            say(text)
+
+    def status(self) -> str:
+        left = len(self.jobs) - len(self.done) - len(self.failed) - len(self.running)
+        words = [f"{len(self.done)} of {len(self.jobs)} done", f"{len(self.running)} running"]
+        words += [f"{len(self.failed)} failed", f"{left} left"]
+        elapsed = time.monotonic() - self._start
+        if self._ended:
+            words.append(f"{60 * self._ended / elapsed:.3g} jobs/min")
+            out = {job.id for job in self.failed} | self.done.keys()
+            work = sum(job.cost for job in self.jobs if job.id not in out)
+            if work and self._work:
+                words.append(f"{_clock(elapsed * work / self._work)} left")
+        return ", ".join(words)
+
+    def _table(self) -> Any:
+        """A row for each checkpoint, a column for each task: finished of all, and the median so far."""
+        from rich.console import Group
+        from rich.table import Table
+        from rich.text import Text
+
+        tasks = list(dict.fromkeys(job.task for job in self.jobs))
+        table = Table("", *tasks, box=None, padding=(0, 2, 0, 0))
+        for model in dict.fromkeys(job.model for job in self.jobs):
+            table.add_row(Text(model), *(Text(self._cell(model, task)) for task in tasks))
+        now = time.monotonic()
+        lines = [Text(f"running  {title(job)}  {_clock(now - since)}") for job, since in self.running.values()]
+        return Group(table, *lines, Text(self.status()))
+
+    def _cell(self, model: str, task: str) -> str:
+        here = [job for job in self.jobs if job.model == model and job.task == task]
+        done = [self.measured(self.done[job.id])[1] for job in here if job.id in self.done]
+        failed = sum(job in self.failed for job in here)
+        shown = done and (model, task) not in self.apart
+        return (
+            f"{len(done)}/{len(here)}"
+            + (f" {failed} failed" if failed else "")
+            + (f"  {statistics.median(done):.4f}" if shown else "")
+        )
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

@@ -1,0 +1,38 @@
+"""The options that every study has."""
+
+from dataclasses import dataclass
+
+from fastbert.config import choice
+from fastbert.errors import UserError
+from fastbert.ranges import Processes, check_values
+
+BACKENDS = ("local", "ray")
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """Where the jobs of a study run."""
+
+    out: str | None = None
+    """Folder for results.jsonl, report/ and jobs/ (default: runs/<name of the YAML file>)."""
+    workers: Processes = 1
+    """Jobs at a time, each a process with the YAML file's threads. Results do not depend on it. On this machine each
+    worker has one GPU, in turn; one that CUDA_VISIBLE_DEVICES hides is not used."""
+    backend: str = choice("local", BACKENDS, "back end")
+    """local (processes of this machine) or ray."""
+    ray_address: str | None = None
+    """host:port of a Ray cluster that runs; without it a Ray is started here for this call. Its nodes need fastbert,
+    and models, tasks, data and GLUE under the same paths. A job gets a GPU if the cluster has any, unless
+    machine.device is cpu."""
+
+    def __post_init__(self) -> None:
+        check_values(self)
+        if self.ray_address is not None and self.backend != "ray":
+            raise UserError("a Ray address is given, but the back end is local; add --backend ray or drop the address")
+
+    def check_backend(self) -> None:
+        """Raises a UserError if the jobs are for Ray, and it is not installed or does not answer."""
+        if self.backend == "ray":
+            from fastbert.studies.engine.ray_backend import check_ray
+
+            check_ray(self.ray_address)

@@ -1,0 +1,169 @@
+"""The folder of a study: its sealed record, results.jsonl with a row for each job that has ended, and jobs/<id>/."""
+
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from fastbert.config import differences
+from fastbert.errors import LINE, UserError
+from fastbert.files import atomic_file, contents, refuse_link, remove_leftovers
+from fastbert.inputs import read_input
+from fastbert.records import check, finite_or_none, json_text, parse_json, read_sealed, seal_of, write_sealed
+from fastbert.studies.engine.jobs import Job
+from fastbert.training.hardware import describe_machine
+
+RESULTS, JOBS = "results.jsonl", "jobs"
+LARGEST_RESULTS = 2**28  # bytes
+
+Row = dict[str, Any]
+"""A line of results.jsonl without its seal."""
+RowCheck = Callable[[Row, str], None]
+"""Raises a UserError if the row of a finished job does not have the figures of its kind; the text names its origin."""
+
+
+class ResultStore:
+    """What the jobs of a study gave, in its folder.
+
+    Args:
+        out: the folder; the caller holds its lock.
+        what: sweep, ablation: names the record and the folder in errors.
+        check_done: of the rows of finished jobs.
+
+    Attributes:
+        jobs: of this call, once it is open.
+        rows: by the ids of their jobs; also of jobs that an earlier call had.
+
+    Raises:
+        UserError: `out` holds something else.
+    """
+
+    def __init__(self, out: Path, what: str, check_done: RowCheck) -> None:
+        self.out, self.what, self.check_done = out, what, check_done
+        self.jobs: list[Job] = []
+        self.rows: dict[str, Row] = {}
+        if not self.record.is_file() and contents(out):
+            raise UserError(f"{out} is not empty and holds no {what}; choose another --out")
+
+    @property
+    def record(self) -> Path:
+        return self.out / f"{self.what}.json"
+
+    def described(self) -> dict[str, Any]:
+        """The record that an earlier call wrote; empty if there was none.
+
+        Raises:
+            UserError: it is damaged.
+        """
+        if not self.record.is_file():
+            return {}
+        shape = {"axes": dict, "jobs": [str], "seconds?": {str: [float]}}
+        return read_sealed(self.record, f"the record of the {self.what}", shape, "restore it, or choose another --out")
+
+    def open(self, description: dict[str, Any], jobs: list[Job], **more: Any) -> None:
+        """Writes what the study is and reads its rows. Its axes may have grown or shrunk since the last call; one that
+        shares no job with what is there is another one.
+
+        Args:
+            more: further keys of the record.
+
+        Raises:
+            UserError: `out` holds another study, a damaged row, or a link in the place of its jobs.
+        """
+        refuse_link(self.out / JOBS)
+        before, self.jobs = self.described(), jobs
+        self.rows = read_rows(self.out / RESULTS, self.check_done)
+        ids = [job.id for job in jobs]
+        if before and not set(ids) & {*before["jobs"], *self.rows}:
+            changed = LINE.join(differences(before["axes"], description))
+            raise UserError(
+                f"{self.out} holds another {self.what}: no job of it is in this one. What differs:{LINE}{changed}{LINE}"
+                "Give the same file to continue it, or choose another --out"
+            )
+        remove_leftovers(self.out)
+        write_sealed(self.record, {"axes": description, "jobs": ids, **more, "machine": describe_machine()})
+        for job in jobs:
+            if job.id in self.rows:
+                self.rows[job.id] |= self._names(job)  # names in the YAML file and --out may have changed
+
+    def add(self, job: Job, outcome: dict[str, Any]) -> Row:
+        """Writes the row of a job that has ended, and returns it."""
+        row = {"id": job.id, "kind": job.kind, "status": outcome["status"], **self._names(job), "seed": job.seed}
+        row |= job.setting
+        if outcome["status"] == "done":
+            metrics = {"metrics": outcome["metrics"]} if "metrics" in outcome else {}
+            result = {key: value for key, value in outcome["result"].items() if key not in ("seed", "model")}
+            row |= {**metrics, **result, "precision": outcome["precision"]}
+        else:
+            row |= {key: outcome[key] for key in ("reason", "fix", "log") if key in outcome}
+        self.rows[job.id] = row | {"seconds": outcome.get("seconds"), "configuration": job.identity}
+        self.write()
+        return self.rows[job.id]
+
+    def write(self) -> None:
+        """Writes all rows, those of the study in its order, then those of jobs that it had in an earlier call."""
+        ids = [job.id for job in self.jobs if job.id in self.rows]
+        with atomic_file(self.out / RESULTS, "w") as file:
+            for key in dict.fromkeys([*ids, *self.rows]):
+                row = finite_or_none(self.rows[key])
+                file.write(json_text({**row, "seal": seal_of(row)}, ensure_ascii=False) + "\n")
+
+    def is_done(self, job: Job) -> bool:
+        return is_done(self.rows.get(job.id))
+
+    @property
+    def left(self) -> list[Job]:
+        """The jobs that are not done, in their order."""
+        return [job for job in self.jobs if not self.is_done(job)]
+
+    @property
+    def ended(self) -> list[Row]:
+        """The rows of this call's jobs, done or failed."""
+        return [self.rows[job.id] for job in self.jobs if job.id in self.rows]
+
+    @property
+    def done_before(self) -> str:
+        """How many jobs need not be run, and how many failed before, for the count of jobs."""
+        failed = sum(job.id in self.rows for job in self.left)
+        done = len(self.jobs) - len(self.left)
+        again = f"; {failed} failed before and run again" if failed else ""
+        return (f"; {done} done before" if done else "") + again
+
+    def _names(self, job: Job) -> Row:
+        """What a row holds about its job that defines no result."""
+        return {"model": job.model, "task": job.task, "folder": str(self.out / JOBS / job.id)}
+
+
+def is_done(row: Mapping[str, Any] | None) -> bool:
+    return row is not None and row["status"] == "done"
+
+
+def read_rows(path: Path, check_done: RowCheck) -> dict[str, Row]:
+    """The rows of results.jsonl by the jobs' ids; none if there is no file yet.
+
+    Raises:
+        UserError: a line is damaged, or it is no file: found here, before any job, and not when its row is written.
+    """
+    rows: dict[str, Row] = {}
+    if not os.path.lexists(path):
+        return rows
+    for number, line in enumerate(read_input(path, most=LARGEST_RESULTS).split(b"\n"), 1):
+        if not line:
+            continue
+        try:
+            row = _read_row(line, f"{path}, line {number}", check_done)
+        except UserError as error:
+            raise UserError(f"{error}; delete the line, and its job is run again") from None
+        rows[row["id"]] = row
+    return rows
+
+
+def _read_row(line: bytes, where: str, check_done: RowCheck) -> Row:
+    row = parse_json(line, where, {"id": str, "status": str})
+    if row.pop("seal", None) not in (None, seal_of(row)):  # None: older
+        raise UserError(f"{where} is damaged: its hash does not fit")
+    if is_done(row):
+        check_done(row, where)
+    else:
+        check(row, {"reason": str, "fix": str, "log": [str]}, where)
+    return row

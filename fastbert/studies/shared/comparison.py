@@ -1,0 +1,151 @@
+"""From rows of fine-tunings to a comparison: scores, best settings, and checkpoints compared with the first one.
+
+A row's score is the task's first metric on dev, the mean of its dev splits. A checkpoint's setting (learning rate,
+batch size, epochs) is the one with the highest median over seeds; two checkpoints are compared at one setting, seed by
+seed.
+"""
+
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from fastbert.studies.engine.store import Row
+from fastbert.studies.shared.statistics import LEVEL, Paired, holm, paired
+
+Setting = tuple[float, int, int]
+"""Learning rate, batch size, epochs."""
+SETTING = "learning rate, batch, epochs"  # the head of its column
+
+
+def score(row: Row, epoch: str = "best") -> float | None:
+    """The task's first metric at the best or the last epoch, the mean over its dev splits; None if it was not finite,
+    which the best epoch's always is."""
+    values = [metrics[row["metrics"][0]] for metrics in row[epoch]["dev"].values()]
+    return None if None in values else statistics.fmean(values)
+
+
+def scored(row: Row) -> tuple[str, float]:
+    """The task's first metric and its value."""
+    return row["metrics"][0], score(row)
+
+
+def setting_of(row: Row) -> Setting:
+    return row["learning_rate"], row["batch_size"], row["epochs"]
+
+
+@dataclass(frozen=True)
+class Trials:
+    """The finished jobs of one checkpoint on one task."""
+
+    model: str
+    task: str
+    settings: dict[Setting, list[Row]]
+    """In the order of the sweep; the rows in the order of their seeds."""
+
+    def scores(self, setting: Setting, epoch: str = "best") -> list[float]:
+        return [score(row, epoch) for row in self.settings[setting]]
+
+    @cached_property
+    def best(self) -> Setting:
+        """The highest median over seeds; among settings whose seeds have failed, those with the most left count."""
+        most = max(len(rows) for rows in self.settings.values())
+        full = [setting for setting, rows in self.settings.items() if len(rows) == most]
+        return max(full, key=lambda setting: statistics.median(self.scores(setting)))
+
+
+@dataclass(frozen=True)
+class TaskComparison:
+    """A checkpoint compared with the first of the sweep, on one task."""
+
+    task: str
+    first: str
+    other: str
+    setting: Setting
+    result: Paired
+    p_t: float | None
+    """Adjusted by Holm's method over the tasks."""
+    p_flip: float
+
+    @property
+    def verdict(self) -> str:
+        """Undecided unless the adjusted t-test says otherwise; what the sign-flip test cannot confirm is marked."""
+        if self.p_t is None or self.p_t >= LEVEL:
+            return "undecided"
+        higher = self.other if self.result.mean > 0 else self.first
+        return f"{higher} higher" + ("" if self.p_flip < LEVEL else ", by the t-test alone")
+
+
+class Comparison:
+    """What the finished jobs of a sweep say.
+
+    Args:
+        rows: of finished jobs.
+        models: names in the order of the sweep; the first is what the others are compared with.
+        tasks: names in the order of the sweep.
+    """
+
+    def __init__(self, rows: Iterable[Row], models: Sequence[str], tasks: Sequence[str]) -> None:
+        self.models, self.tasks = list(models), list(tasks)
+        found: dict[tuple[str, str], dict[Setting, list[Row]]] = {}
+        for row in rows:
+            found.setdefault((row["model"], row["task"]), {}).setdefault(setting_of(row), []).append(row)
+        self.trials = {
+            (model, task): Trials(model, task, found[model, task])
+            for task in tasks
+            for model in models
+            if (model, task) in found
+        }
+
+    def of_task(self, task: str) -> list[Trials]:
+        return [self.trials[model, task] for model in self.models if (model, task) in self.trials]
+
+    def metrics(self, task: str) -> tuple[str, ...]:
+        """The task's metrics; the first is the score."""
+        return tuple(next(iter(self.of_task(task)[0].settings.values()))[0]["metrics"])
+
+    def shared_setting(self, first: Trials, other: Trials) -> Setting | None:
+        """The setting at which two checkpoints are compared: the highest mean of their two medians, among those with
+        the most seeds that both have finished. None if there is no such seed."""
+        pairs = {
+            setting: len(_by_seed(first, setting).keys() & _by_seed(other, setting).keys())
+            for setting in first.settings
+            if setting in other.settings
+        }
+        most = max(pairs.values(), default=0)
+        if most == 0:
+            return None
+        means = {
+            setting: statistics.median(first.scores(setting)) + statistics.median(other.scores(setting))
+            for setting, count in pairs.items()
+            if count == most
+        }
+        return max(means, key=means.__getitem__)
+
+    def compared(self, other: str) -> list[TaskComparison]:
+        """`other` against the first checkpoint, on every task that both have finished with a common seed."""
+        first = self.models[0]
+        found: dict[str, tuple[Setting, Paired]] = {}
+        for task in self.tasks:
+            a, b = self.trials.get((first, task)), self.trials.get((other, task))
+            setting = self.shared_setting(a, b) if a and b else None
+            if setting is None:
+                continue
+            left, right = _by_seed(a, setting), _by_seed(b, setting)
+            seeds = sorted(left.keys() & right.keys())
+            found[task] = (setting, paired([left[seed] for seed in seeds], [right[seed] for seed in seeds]))
+        p_t = holm({task: result.p_t for task, (_, result) in found.items() if result.p_t is not None})
+        p_flip = holm({task: result.p_flip for task, (_, result) in found.items()})
+        return [
+            TaskComparison(task, first, other, setting, result, p_t.get(task), p_flip[task])
+            for task, (setting, result) in found.items()
+        ]
+
+
+def _by_seed(trials: Trials, setting: Setting) -> dict[int, float]:
+    return {row["seed"]: score(row) for row in trials.settings[setting]}
+
+
+def shown_setting(setting: Setting) -> str:
+    learning_rate, batch_size, epochs = setting
+    return f"{learning_rate:g}, {batch_size}, {epochs}"

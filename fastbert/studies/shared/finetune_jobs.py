@@ -1,0 +1,139 @@
+"""Fine-tunings as jobs of a study: tasks opened and checked before the first job, the runner, and its rows."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from fastbert.config import digest, from_dict, to_dict
+from fastbert.errors import UserError
+from fastbert.files import remove
+from fastbert.finetuning.batches import subset
+from fastbert.finetuning.job import describe_experiment, finetune, prepare_setup
+from fastbert.finetuning.options import FinetuneOptions, science
+from fastbert.finetuning.results import check_best, read_results
+from fastbert.records import COUNT, check, read_json
+from fastbert.studies.engine.jobs import Job
+from fastbert.studies.engine.outcomes import ended, failure
+from fastbert.studies.engine.store import Row
+from fastbert.studies.shared.grid import AXES, FinetuneGrid, ModelEntry, TaskEntry
+from fastbert.training.schedules import learning_rate_factor
+
+FINETUNE = "finetune"  # the kind of these jobs
+_FIGURES = {"dev": {str: {str: (float, type(None))}}}
+_TUNED = {
+    **{"model": str, "task": str, "seed": int, "precision": str, "seconds": float, "metrics": [str]},
+    **{"learning_rate": float, "batch_size": int, "epochs": int, "train_examples": COUNT},
+    **{"best": _FIGURES, "last": _FIGURES},
+}
+
+
+@dataclass(frozen=True)
+class PlannedTuning:
+    """A model on a task at one setting, as it was checked; a job once it has a seed."""
+
+    options: FinetuneOptions
+    setting: dict[str, Any]
+    """Learning rate, batch size and epochs, after defaults."""
+    identity: dict[str, Any]
+    """All that defines a result, without the seed."""
+    cost: float
+    """FLOPs, roughly."""
+
+    def job(self, model: str, task: str, seed: int, identity: dict[str, Any], **more: Any) -> Job:
+        """Its job.
+
+        Args:
+            model: name in tables, like `task`.
+            seed: of the fine-tuning.
+            identity: with the seed.
+            more: further fields of the job, or others for `seed` and `setting`.
+        """
+        options = to_dict(replace(self.options, first_seed=seed))
+        del options["out"]
+        fields = {"seed": seed, "setting": self.setting, "device": self.options.machine.device} | more
+        return Job(
+            id=digest(identity),
+            model=model,
+            task=task,
+            identity=identity,
+            options=options,
+            folder=str(Path.cwd()),
+            cost=self.cost,
+            runner="fastbert.studies.shared.finetune_jobs:finetune_job",
+            kind=FINETUNE,
+            **fields,
+        )
+
+
+@dataclass(frozen=True)
+class OpenedTask:
+    """A task for one model."""
+
+    name: str
+    tunings: list[PlannedTuning]
+    """One for each setting."""
+    warnings: list[str]
+    """What the user should know before it starts."""
+
+
+def open_task(
+    grid: FinetuneGrid, model: ModelEntry, entry: TaskEntry, glue_dir: str | None, on_nodes: bool = False
+) -> OpenedTask:
+    """Opens model and task as their jobs will, and checks every setting.
+
+    Args:
+        on_nodes: the jobs run on the nodes of a cluster, which must have their device; this machine need not.
+
+    Raises:
+        UserError: one cannot be opened, or no job could be trained with a setting.
+    """
+    asked = grid.options(model, entry, glue_dir, **entry.settings[0])
+    if on_nodes:
+        asked = replace(asked, machine=replace(asked.machine, device="cpu", apex=False))
+    setup = prepare_setup(asked)
+    described = describe_experiment(setup)
+    weights = setup.pretrained.weights
+    parameters = sum(weights[key].numel() for key in weights if key.startswith("encoder.blocks."))
+    tunings = []
+    for setting in entry.settings:
+        asked = grid.options(model, entry, glue_dir, **setting)
+        resolved = asked.resolved(setup.task, setup.pretrained.config.max_positions)
+        (fraction,) = resolved.fractions()
+        rows = subset(len(setup.train), fraction)
+        try:
+            learning_rate_factor(resolved.schedule, 0, resolved.steps(len(rows)))
+        except UserError as error:
+            raise UserError(f"{setting}: {error}") from None
+        characters = sum(len(setup.train[row].text) + len(setup.train[row].pair or "") for row in rows)
+        identity = described | science(resolved) | {"task": setup.task.name, "fraction": fraction}
+        identity |= {"threads": grid.threads, "precision": asked.machine.precision}
+        cost = 6.0 * parameters * characters / 4 * resolved.epochs
+        tunings.append(PlannedTuning(asked, {name: getattr(resolved, name) for name in AXES.values()}, identity, cost))
+    return OpenedTask(entry.name or setup.task.name, tunings, setup.notes)
+
+
+def finetune_job(job: dict[str, Any], out: Path) -> dict[str, Any]:
+    """The `Runner` of a fine-tuning."""
+    remove(out)  # what an unfinished attempt left
+    code = finetune(from_dict(FinetuneOptions, job["options"] | {"out": str(out)}, where="the study's job"))
+    if code:
+        return ended(code)
+    science = read_json(out / "manifest.json", "the job's manifest")["science"]
+    for name in ("model", "tokenizer", "data"):
+        if science[name] != job["identity"].get(name, science[name]):
+            return failure(f"the {name} changed after the study had started", "run it again when nothing writes there")
+    results = read_results(out)
+    return {
+        "status": "done",
+        "precision": results["precision"],
+        "metrics": results["metrics"],
+        "result": results["fractions"][0]["seeds"][0],
+    }
+
+
+def check_tuned(row: Row, where: str) -> None:
+    """`RowCheck` of fine-tunings."""
+    check(row, _TUNED, where)
+    check_best(row, row["metrics"], where)
+    for split, figures in row["last"]["dev"].items():  # null: not finite
+        check(figures, dict.fromkeys(row["metrics"], (float, type(None))), where, f"last.dev.{split}")

@@ -1,0 +1,307 @@
+"""Fine-tunings that a study's YAML file asks for: models x tasks x settings x seeds, read strictly.
+
+Axes are checked value by value through `FinetuneOptions`, so a study refuses what `fastbert finetune` would.
+"""
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Annotated, Any
+
+from fastbert.config import from_dict, of_another_job, with_underscores
+from fastbert.errors import UserError, brief, nearest
+from fastbert.finetuning.glue import check_glue_folder
+from fastbert.finetuning.options import MOST_TRAININGS, FinetuneOptions
+from fastbert.finetuning.tasks import OwnTaskOptions, check_glue_options, check_task, is_glue
+from fastbert.hub.folders import check_model_folder
+from fastbert.inheritance import merged
+from fastbert.ranges import Range, Seed, Workers, problem_of, text_problem
+
+MOST_SETTINGS = 10_000  # of a task
+Repeats = Annotated[int, Range(1, 10_000)]
+"""Trainings of the same that differ by their seed."""
+
+# Axis in the YAML -> the option of a job that it gives.
+AXES = {"learning_rates": "learning_rate", "batch_sizes": "batch_size", "epochs": "epochs"}
+# Options of a job that come from the axes or from the study itself.
+TAKEN = {
+    "model": "give it under models",
+    "init_from": "give it under models",
+    "task": "give it under tasks",
+    "own": "give the YAML file of an own task under tasks",
+    "out": "a job's folder lies in the study's; give --out",
+    "seeds": "give seeds next to tasks, for all jobs",
+    "first_seed": "give seeds next to tasks, as a list",
+    "learning_rate": "give learning_rates",
+    "batch_size": "give batch_sizes",
+    "glue_dir": "give glue_dir next to tasks, for all jobs",
+}
+
+
+@dataclass(frozen=True)
+class ModelEntry:
+    """A checkpoint, under the name it has in tables."""
+
+    name: str
+    path: str
+
+
+@dataclass(frozen=True)
+class TaskEntry:
+    """A task, under the name it has in tables."""
+
+    name: str | None
+    """None: the task's own, known once it is opened."""
+    task: str
+    settings: tuple[dict[str, Any], ...]
+    """Every combination of the axes that the task is trained with: values of `AXES`; what is left out is the
+    default."""
+    overrides: dict[str, Any]
+    """Further options of its jobs."""
+
+
+@dataclass(frozen=True)
+class FinetuneGrid:
+    """The fine-tunings that a YAML file asks for; an ablation names no models and has seeds of its own."""
+
+    models: tuple[ModelEntry, ...]
+    tasks: tuple[TaskEntry, ...]
+    seeds: tuple[int, ...]
+    threads: int
+    finetune: dict[str, Any]
+    """Options of all jobs."""
+    path: str
+    """The file, for errors."""
+
+    def options(self, model: ModelEntry, task: TaskEntry, glue_dir: str | None, **more: Any) -> FinetuneOptions:
+        """Those of one job; `more` is its setting."""
+        values = {
+            "save_model": False,  # of hundreds of jobs only the figures are kept, unless the file says otherwise
+            **merged(self.finetune, task.overrides),
+            "model": model.path,
+            "task": task.task,
+            "glue_dir": glue_dir,
+            "seeds": 1,
+            **more,
+        }
+        if not is_glue(task.task):  # options of GLUE are for the other tasks of the sweep
+            values |= {"glue_dir": None, "glue_subset": False}
+        values["machine"] = {**values.get("machine", {}), "threads": self.threads}
+        return from_dict(FinetuneOptions, values, f"{self.path}: {task.name or task.task}")
+
+    def check_inputs(self, glue_dir: str | None) -> None:
+        """Checks, before torch is imported, that models, tasks and the GLUE folder are there.
+
+        Raises:
+            UserError: one is not.
+        """
+        for model in self.models:
+            with prefixed(f"{self.path}: models"):
+                check_model_folder(model.path)
+        for task in self.tasks:
+            with prefixed(f"{self.path}: tasks"):
+                check_task(task.task, OwnTaskOptions())
+                check_glue_options([task.task], None, bool(task.overrides.get("glue_subset")), dashes="")
+        check_glue_folder(glue_dir)
+        with prefixed(self.path):
+            tasks = [task.task for task in self.tasks]
+            check_glue_options(tasks, glue_dir, bool(self.finetune.get("glue_subset")), dashes="")
+
+
+@contextmanager
+def prefixed(where: str) -> Iterator[None]:
+    """UserErrors begin with the origin of what they refuse."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
+
+
+def read_mapping(values: Any, where: str, what: str) -> dict[str, Any]:
+    """A mapping with the keys' names as the options have them, in its groups too."""
+    if not isinstance(values, dict):
+        raise UserError(f"{where}: expected a mapping with {what}, found {shown(values)}")
+    return {
+        key: with_underscores(value, f"{where}: {key}") if isinstance(value, dict) and key != "variants" else value
+        for key, value in with_underscores(values, where).items()
+    }
+
+
+def check_keys(
+    values: dict[str, Any], known: set[str], where: str, group: str, inside: set[str], taken: Mapping[str, str]
+) -> None:
+    """Refuses keys that a YAML file cannot have.
+
+    Args:
+        group: the key that has those of `inside`, for a hint.
+        taken: of them, those that are not free: name -> what to do instead.
+    """
+    for key in values:
+        if key not in known:
+            under = f"put it under {group}" if key in inside else ""
+            hint = under or of_another_job(values, known) or nearest(key, known)
+            raise UserError(f"{where}: unknown option {brief(key)}; {taken.get(key, hint)}")
+
+
+def read_grid(
+    values: dict[str, Any], path: str, where: str, models: tuple[ModelEntry, ...] = (), seeds: tuple[int, ...] = ()
+) -> FinetuneGrid:
+    """The grid of a file's `tasks`, `threads`, `finetune` and axes; without tasks it is empty."""
+    fixed = read_finetune(values.get("finetune", {}), f"{where}: finetune")
+    threads = read_count(values, "threads", where, Workers)
+    common = {axis: read_axis(values[axis], axis, where) for axis in AXES if axis in values}
+    entries = read_list(values, "tasks", where) if values.get("tasks") not in (None, []) else []
+    idle = [key for key in ("finetune", *AXES) if key in values]
+    if idle and not entries:
+        raise UserError(f"{where}: {idle[0]} is for fine-tuning, but there are no tasks; name some, or leave it out")
+    tasks = tuple(read_task(entry, common, fixed, where) for entry in entries)
+    return FinetuneGrid(models=models, tasks=tasks, seeds=seeds, threads=threads, finetune=fixed, path=path)
+
+
+def read_list(values: dict[str, Any], axis: str, where: str) -> list[Any]:
+    found = values.get(axis)
+    if found is None and axis not in values:
+        raise UserError(f"{where}: {axis} is missing; a sweep needs at least one entry there")
+    if isinstance(found, str):
+        found = [found]
+    if not isinstance(found, list):
+        raise UserError(f"{where}: {axis} must be a list, found {shown(found)}")
+    if not found:
+        raise UserError(f"{where}: {axis} is empty; a sweep needs at least one entry there")
+    return found
+
+
+def read_model(entry: Any, where: str) -> ModelEntry:
+    where = f"{where}: models"
+    if isinstance(entry, str):
+        _strings({"path": entry}, ("path",), where)
+        return ModelEntry(Path(entry).resolve().name, entry)
+    values = _strings(entry, ("name", "path"), where)
+    if "path" not in values:
+        raise UserError(f"{where}: {shown(entry)} has no path; give the folder of a checkpoint")
+    return ModelEntry(values.get("name") or Path(values["path"]).resolve().name, values["path"])
+
+
+def _strings(entry: Any, keys: Iterable[str], where: str) -> dict[str, str]:
+    """A mapping with some of `keys`, all of them texts."""
+    if not isinstance(entry, dict):
+        raise UserError(f"{where}: expected a text or a mapping, found {shown(entry)}")
+    for key, value in entry.items():
+        if key not in keys:
+            raise UserError(f"{where}: unknown key {brief(key)}; {nearest(key, keys)}")
+        if not isinstance(value, str):
+            raise UserError(f"{where}: {key} must be a text, found {shown(value)}")
+        if problem := text_problem(value):
+            raise UserError(f"{where}: {key} {problem}")
+    return entry
+
+
+def read_task(entry: Any, common: dict[str, list[Any]], fixed: dict[str, Any], where: str) -> TaskEntry:
+    """An entry of tasks with its settings: its own axes win over those of the sweep."""
+    where = f"{where}: tasks"
+    if isinstance(entry, str):
+        entry = {"task": entry}
+    if not isinstance(entry, dict):
+        raise UserError(f"{where}: expected a text or a mapping, found {shown(entry)}")
+    named = _strings({key: entry[key] for key in ("task", "name") if key in entry}, ("task", "name"), where)
+    if "task" not in named:
+        raise UserError(f"{where}: {shown(entry)} has no task; give a GLUE task or the YAML file of an own one")
+    where = f"{where}: {named.get('name', named['task'])}"
+    own = {axis: read_axis(entry[axis], axis, where) for axis in AXES if axis in entry}
+    rest = {key: value for key, value in entry.items() if key not in (*named, *own)}
+    overrides = read_finetune(rest, where, ("task", "name", *AXES))
+    axes = common | own
+    if (count := math.prod(map(len, axes.values()))) > MOST_SETTINGS:
+        raise UserError(f"{where}: the axes make {count:,} settings, more than {MOST_SETTINGS:,}; give fewer values")
+    settings: list[dict[str, Any]] = [{}]
+    for axis, values in axes.items():
+        settings = [setting | {AXES[axis]: value} for setting in settings for value in values]
+    # The options are made once here, for what they refuse: a value out of range, a mapping with an unknown key.
+    from_dict(FinetuneOptions, merged(fixed, overrides), where)
+    return TaskEntry(named.get("name"), named["task"], tuple(settings), overrides)
+
+
+def read_axis(values: Any, axis: str, where: str) -> list[Any]:
+    """The values of an axis, each as `FinetuneOptions` takes it."""
+    where, name = f"{where}: {axis}", AXES[axis]
+    values = values if isinstance(values, list) else [values]
+    if not values:
+        raise UserError(f"{where} is empty; give at least one value, or leave it out for the default")
+    for value in values:
+        if value is None:
+            raise UserError(f"{where} has an empty value; give a number, or leave the axis out for the default")
+    taken = [getattr(from_dict(FinetuneOptions, {name: value}, where), name) for value in values]
+    refuse_twice(taken, where, "")
+    return taken
+
+
+def read_count(values: dict[str, Any], name: str, where: str, kind: Any) -> int:
+    """The whole number from 1 called `name`, 1 if it is left out; `kind` declares how large it may be."""
+    value = values.get(name, 1)
+    if type(value) is not int or value < 1:
+        raise UserError(f"{where}: {name} must be a whole number from 1, found {shown(value)}")
+    if problem := problem_of(value, kind):
+        raise UserError(f"{where}: {name} {problem}")
+    return value
+
+
+def read_seeds(values: Any, where: str) -> tuple[int, ...]:
+    where = f"{where}: seeds"
+    if type(values) is int:
+        if problem := problem_of(values, Repeats):
+            raise UserError(f"{where} {problem}")
+        return tuple(range(values))
+    if not isinstance(values, list) or any(type(value) is not int for value in values):
+        raise UserError(f"{where} must be how many there are, or a list of whole numbers, found {shown(values)}")
+    if not values:
+        raise UserError(f"{where} is empty; give how many there are, or list them")
+    for value in values:
+        if problem := problem_of(value, Seed):
+            raise UserError(f"{where}: each {problem}")
+    refuse_twice(values, where, "")
+    return tuple(values)
+
+
+def read_finetune(values: Any, where: str, more: Iterable[str] = ()) -> dict[str, Any]:
+    """Options for `fastbert finetune` that a sweep leaves free; `more` are further keys, for the hint."""
+    if not isinstance(values, dict):
+        raise UserError(f"{where}: expected a mapping of options of fastbert finetune, found {shown(values)}")
+    values = with_underscores(values, where)
+    known = {f.name for f in fields(FinetuneOptions)}
+    free = (known - set(TAKEN) - {"epochs"}) | set(more)
+    for key in values:
+        if key == "epochs":
+            raise UserError(f"{where}: epochs is an axis; give it next to tasks, or in the entry of a task")
+        if key in TAKEN:
+            raise UserError(f"{where}: {key} is not free here; {TAKEN[key]}")
+        if key not in known:
+            raise UserError(f"{where}: unknown option {brief(key)}; {nearest(key, free)}")
+    if isinstance(values.get("machine"), dict) and "threads" in values["machine"]:
+        raise UserError(f"{where}: machine: threads is not free here; give threads next to tasks, for all jobs")
+    if isinstance(values.get("train_fraction"), int | float):
+        values["train_fraction"] = str(values["train_fraction"])
+    if len(from_dict(FinetuneOptions, values, where).fractions()) > 1:
+        raise UserError(
+            f"{where}: train_fraction is {brief(values['train_fraction'])}; a job has one share: for several, list the "
+            "task several times, each with a name"
+        )
+    return values
+
+
+def refuse_too_many(jobs: int, where: str) -> None:
+    if jobs > MOST_TRAININGS:
+        raise UserError(f"{where}: {jobs:,} jobs, and the most is {MOST_TRAININGS:,}; give fewer values or seeds")
+
+
+def refuse_twice(values: Iterable[Any], where: str, hint: str) -> None:
+    seen = set()
+    for value in values:
+        if value in seen:
+            raise UserError(f"{where}: {brief(value, str)} is there twice{hint}")
+        seen.add(value)
+
+
+def shown(value: Any) -> str:
+    return "nothing" if value is None else brief(value)

@@ -1,0 +1,59 @@
+"""What `fastbert sweep` takes: a YAML file of axes, read strictly, and a few flags that say where and how to run."""
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from fastbert.config import from_dict
+from fastbert.finetuning.options import FinetuneOptions
+from fastbert.inheritance import read_yaml
+from fastbert.studies.engine.options import EngineOptions
+from fastbert.studies.shared.grid import (
+    AXES,
+    TAKEN,
+    FinetuneGrid,
+    check_keys,
+    read_grid,
+    read_list,
+    read_mapping,
+    read_model,
+    read_seeds,
+    refuse_too_many,
+    refuse_twice,
+)
+
+
+@dataclass(frozen=True)
+class SweepOptions(EngineOptions):
+    """Fine-tune checkpoints on tasks, over settings and seeds: `fastbert sweep configs/sweep/x.yaml [options]`.
+
+    The YAML file names models (the first is what the others are compared with) and tasks, and may give learning_rates,
+    batch_sizes, epochs (lists, or one value), seeds (how many, or a list), threads (of each job; 1), and under finetune
+    any option of `fastbert finetune`; an entry of tasks may be a mapping {task: sst2, train_fraction: 0.1, epochs: 3}
+    with axes and options of its own. The flags below may stand in it too. The same command continues a sweep that
+    was stopped, and runs again what failed.
+    """
+
+    glue_dir: str | None = None
+    """Folder of the official GLUE archive, or of Parquet files (default: nyu-mll/glue through `datasets`)."""
+
+
+def load_sweep(path: str | Path) -> tuple[FinetuneGrid, SweepOptions]:
+    """The grid in a YAML file, and the flags' defaults it gives.
+
+    Raises:
+        UserError: names the file, the key, and what was expected.
+    """
+    values, where = read_yaml(path)
+    values = read_mapping(values, where, "models and tasks")
+    flags = {f.name for f in fields(SweepOptions)}
+    known = {"models", "tasks", "seeds", "threads", "finetune", *AXES, *flags}
+    check_keys(values, known, where, "finetune", {f.name for f in fields(FinetuneOptions)}, TAKEN)
+    options = from_dict(SweepOptions, {key: value for key, value in values.items() if key in flags}, where)
+    read_list(values, "tasks", where)
+    models = tuple(read_model(entry, where) for entry in read_list(values, "models", where))
+    grid = read_grid(values, str(path), where, models=models, seeds=read_seeds(values.get("seeds", 1), where))
+    settings = sum(len(task.settings) for task in grid.tasks)
+    refuse_too_many(len(models) * settings * len(grid.seeds), where)
+    refuse_twice([model.name for model in models], f"{where}: models", "; give one of them a name: of its own")
+    refuse_twice([str(Path(model.path).resolve()) for model in models], f"{where}: models", "")
+    return grid, options

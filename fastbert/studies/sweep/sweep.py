@@ -1,0 +1,96 @@
+"""`fastbert sweep`: checkpoints x tasks x settings x seeds as independent jobs, and one report.
+
+out/sweep.json       the axes, and the ids of their jobs
+out/results.jsonl    an object for each job that has ended, done or failed; rewritten whole whenever one ends
+out/jobs/<id>/       log.txt, and run/ as `fastbert finetune` writes it
+out/report/          report.md, report.html, drawings
+"""
+
+from pathlib import Path
+from typing import Any
+
+from fastbert.errors import UserError
+from fastbert.files import locked_folder, make_inner_folder
+from fastbert.streams import say
+from fastbert.studies.engine.backends import start
+from fastbert.studies.engine.events import run_events
+from fastbert.studies.engine.jobs import Job
+from fastbert.studies.engine.live_status import LiveStatus
+from fastbert.studies.engine.outcomes import say_failures
+from fastbert.studies.engine.store import RESULTS, ResultStore, is_done
+from fastbert.studies.shared.comparison import Comparison, scored
+from fastbert.studies.shared.finetune_jobs import check_tuned
+from fastbert.studies.shared.grid import AXES, FinetuneGrid
+from fastbert.studies.shared.report import circumstances, plural
+from fastbert.studies.sweep.options import SweepOptions
+from fastbert.studies.sweep.sweep_jobs import sweep_jobs
+from fastbert.studies.sweep.sweep_report import printed, shown_job, write_report
+
+SWEEP = "sweep"
+
+
+def sweep(grid: FinetuneGrid, options: SweepOptions) -> int:
+    """Runs the jobs that are not done yet, the longest first, then writes and prints the report.
+
+    Returns:
+        0, or 1 if a job failed; 130 or 143 if a signal ended it: the same command continues.
+
+    Raises:
+        UserError: anything the user can fix, before a job starts if it can be seen then.
+    """
+    name = Path(grid.path).stem
+    out = Path(options.out or f"runs/{name}")
+    with locked_folder(out):
+        store = ResultStore(out, SWEEP, check_tuned)
+        options.check_backend()
+        jobs = sweep_jobs(grid, options)
+        if options.backend == "ray" and any(job.options["save_model"] for job in jobs):
+            raise UserError(
+                f"{grid.path}: save_model: models do not come back from the nodes of a cluster; drop it, or use "
+                "--backend local"
+            )
+        store.open(describe(grid, jobs), jobs)
+        say(f"{counted(jobs)}{store.done_before}")
+        if left := sorted(store.left, key=lambda job: -job.cost):
+            stopped = run_events(start(options, left, store, grid.threads), store, LiveStatus(jobs, store.rows, scored))
+            if stopped:
+                say(f"stopped; {len(store.ended)} of {len(jobs)} jobs have ended, the same command continues")
+                return stopped
+        store.write()
+        return finish(store, name, grid)
+
+
+def counted(jobs: list[Job]) -> str:
+    """How many jobs there are, and of what."""
+    models, tasks, seeds = ({getattr(job, name) for job in jobs} for name in ("model", "task", "seed"))
+    settings = len(jobs) // (len(models) * len(seeds))
+    what = plural(len(tasks), "task") + ("" if settings == len(tasks) else f" in {settings} settings")
+    every = f"{plural(len(models), 'checkpoint')} x {what} x {plural(len(seeds), 'seed')}"
+    return f"{plural(len(jobs), 'job')}: {every}"
+
+
+def describe(grid: FinetuneGrid, jobs: list[Job]) -> dict[str, Any]:
+    """The axes by name, flat, for the record and for differences."""
+    found: dict[str, Any] = {}
+    for job in jobs:
+        found[f"model {job.model}"] = job.identity["model"]
+        found[f"task {job.task}"] = job.identity["data"]
+    for name in AXES.values():
+        found[name] = sorted({job.setting[name] for job in jobs})
+    return {**found, "seeds": list(grid.seeds), "threads": grid.threads, "finetune": grid.finetune}
+
+
+def finish(store: ResultStore, name: str, grid: FinetuneGrid) -> int:
+    """Writes the report, and prints what failed and the scores; returns the exit code."""
+    rows, total = store.ended, len(store.jobs)
+    done = [row for row in rows if is_done(row)]
+    failed = [row for row in rows if not is_done(row)]
+    tasks = list(dict.fromkeys(row["task"] for row in rows))
+    comparison = Comparison(done, [model.name for model in grid.models], tasks)
+    folder = store.out / "report"
+    make_inner_folder(folder)
+    write_report(folder, name, comparison, failed, total, circumstances(grid.path, grid.threads, done))
+    if done:
+        print(printed(comparison))
+    print(f"{store.out / RESULTS}\n{folder / 'report.html'}")
+    return say_failures(failed, total, shown_job)

@@ -1,0 +1,278 @@
+"""The report of a sweep: scores with their spread, checkpoints compared with the first one, and all that was tried."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from fastbert.finetuning import results
+from fastbert.finetuning.glue import GLUE
+from fastbert.finetuning.table import COLUMNS, NOTHING, glue_table
+from fastbert.studies.engine.store import Row
+from fastbert.studies.shared.comparison import SETTING, Comparison, TaskComparison, Trials, shown_setting
+from fastbert.studies.shared.report import Report, Table, draw, p_value, plural, wrapped
+from fastbert.studies.shared.statistics import Paired, flip_limits, summary
+
+
+def percent(value: float | None) -> str:
+    return NOTHING if value is None else f"{100 * value:.2f}"
+
+
+def printed(comparison: Comparison) -> str:
+    """Scores and differences for a terminal."""
+    full = scores_table(comparison)
+    shown = [place for place, name in enumerate(full.head) if name not in ("train", "tried", "last epoch")]
+    short = Table([full.head[place] for place in shown], [[row[place] for place in shown] for row in full.rows])
+    lines = ["Dev, x 100, at the best setting and epoch, over the seeds", short.plain()]
+    for other in comparison.models[1:]:
+        found = comparison.compared(other)
+        lines += ["", f"{other} minus {comparison.models[0]}, pairs of the same seed"]
+        rows = [
+            [line.task, str(line.result.n), f"{100 * line.result.mean:+.2f}", _interval(line.result), line.verdict]
+            for line in found
+        ]
+        lines.append(Table(["task", "seeds", "difference", "95 % interval", "verdict"], rows).plain())
+        lines += [line for text in (_limits(found), _not_compared(comparison, found)) for line in wrapped(text)]
+    return "\n".join([*lines, ""])
+
+
+def _interval(result: Paired) -> str:
+    return NOTHING if result.low is None else f"[{100 * result.low:+.2f}, {100 * result.high:+.2f}]"
+
+
+def scores_table(comparison: Comparison) -> Table:
+    """Tasks x checkpoints, each at its best setting."""
+    head = ["task", "metric", "checkpoint", "train", SETTING, "tried", "seeds"]
+    head += ["median", "mean", "std", "max", "last epoch"]
+    rows = []
+    for task in comparison.tasks:
+        for trials in comparison.of_task(task):
+            figures = summary(trials.scores(trials.best))
+            last = trials.scores(trials.best, "last")
+            rows.append(
+                [
+                    task,
+                    comparison.metrics(task)[0],
+                    trials.model,
+                    f"{trials.settings[trials.best][0]['train_examples']}",
+                    shown_setting(trials.best),
+                    f"{len(trials.settings)}",
+                    f"{len(trials.settings[trials.best])}",
+                    *(percent(figures[name]) for name in ("median", "mean", "std", "max")),
+                    percent(None if None in last else summary(last)["median"]),  # None: a seed diverged after its best
+                ]
+            )
+    return Table(head, rows)
+
+
+def compared_table(comparison: Comparison, other: str) -> Table:
+    """One checkpoint against the first, task by task."""
+    head = [
+        "task",
+        SETTING,
+        "seeds",
+        "difference",
+        "95 % interval",
+        "p (t)",
+        "Holm",
+        "p (sign flips)",
+        "Holm",
+        "verdict",
+    ]
+    rows = []
+    for line in comparison.compared(other):
+        result = line.result
+        rows.append(
+            [
+                line.task,
+                shown_setting(line.setting),
+                str(result.n),
+                f"{100 * result.mean:+.2f}",
+                _interval(result),
+                p_value(result.p_t),
+                p_value(line.p_t),
+                p_value(result.p_flip),
+                p_value(line.p_flip),
+                line.verdict,
+            ]
+        )
+    return Table(head, rows)
+
+
+def settings_table(comparison: Comparison, task: str) -> Table:
+    """All values tried on a task: the median of each checkpoint, the spread, and the seeds."""
+    trials = comparison.of_task(task)
+    head = [SETTING, *(one.model for one in trials)]
+    rows = []
+    for setting in dict.fromkeys(setting for one in trials for setting in one.settings):
+        cells = [_setting_cell(one, setting) for one in trials]
+        rows.append([shown_setting(setting), *cells])
+    return Table(head, rows)
+
+
+def _setting_cell(trials: Trials, setting: tuple[float, int, int]) -> str:
+    if setting not in trials.settings:
+        return NOTHING
+    figures = summary(trials.scores(setting))
+    spread = "" if figures["std"] is None else f" ± {percent(figures['std'])}"
+    best = ", best" if setting == trials.best and len(trials.settings) > 1 else ""
+    return f"{percent(figures['median'])}{spread}{best}"
+
+
+def glue_rows(comparison: Comparison) -> dict[str, dict[str, Any]]:
+    """For `glue_table`: checkpoint -> GLUE task -> its metrics at the best setting."""
+    rows: dict[str, dict[str, Any]] = {}
+    for (model, task), trials in comparison.trials.items():
+        if task in COLUMNS and comparison.metrics(task) == GLUE[task].metrics:  # an own task may have the name too
+            seeds = [row["best"]["dev"] for row in trials.settings[trials.best]]
+            rows.setdefault(model, {})[task] = results.summary(seeds)
+    return rows
+
+
+def write_report(
+    folder: Path, name: str, comparison: Comparison, failed: Sequence[Row], total: int, about: dict[str, Any]
+) -> None:
+    """Writes report.md, report.html and the drawings.
+
+    Args:
+        failed: rows of failed jobs.
+        total: jobs of the sweep.
+        about: what the last section says: lines by their name.
+    """
+    report = Report(f"Sweep {name}")
+    finished = sum(len(rows) for trials in comparison.trials.values() for rows in trials.settings.values())
+    count = f"{finished} of {total} jobs have finished" + (f", {len(failed)} failed" if failed else "")
+    what = f"{plural(len(comparison.models), 'checkpoint')} on {plural(len(comparison.tasks), 'task')}"
+    report.text(f"{count}: {what}. All figures are on dev, x 100.")
+    if comparison.trials:
+        _scores(report, folder, comparison)
+        _compared(report, folder, comparison)
+        _tried(report, folder, comparison)
+    if failed:
+        report.heading("Failed jobs")
+        rows = [[row["task"], row["model"], shown_job(row), row["reason"]] for row in failed]
+        report.table(Table(["task", "checkpoint", f"{SETTING}, seed", "what happened"], rows))
+        report.text("The same command runs them again.")
+    report.heading("How it was made")
+    report.points([f"{key}: {value}" for key, value in about.items()])
+    report.write(folder)
+
+
+def shown_job(row: Row) -> str:
+    return f"{row['learning_rate']:g}, {row['batch_size']}, {row['epochs']}, seed {row['seed']}"
+
+
+def _scores(report: Report, folder: Path, comparison: Comparison) -> None:
+    report.heading("Scores")
+    report.table(scores_table(comparison))
+    one = all(len(trials.settings) == 1 for trials in comparison.trials.values())
+    setting = "" if one else "The setting is the one with the highest median over the seeds. "
+    if _equal_trials(comparison):
+        trials = "Trials are equal: the same settings and seeds for every checkpoint of a task."
+    else:
+        trials = "Trials are NOT equal: jobs are missing, so that some checkpoints had fewer settings or seeds."
+    report.text(
+        f"{setting}{trials} The epoch of each seed{' is' if one else ' and the setting are'} chosen on the dev split "
+        "that the figures are of, which flatters all of them alike; `last epoch` is the median without the choice of "
+        "an epoch. A score is the task's first metric, the mean of its dev splits; std is that of a sample."
+    )
+    if rows := glue_rows(comparison):
+        report.code(glue_table(rows).rstrip())
+    if drawing := draw("scores.png", folder, _draw_scores, comparison):
+        report.image(drawing, "Scores of every seed at the best setting, and their median")
+
+
+def _equal_trials(comparison: Comparison) -> bool:
+    for task in comparison.tasks:
+        shapes = [
+            {setting: sorted(row["seed"] for row in rows) for setting, rows in trials.settings.items()}
+            for trials in comparison.of_task(task)
+        ]
+        if len(shapes) < len(comparison.models) or any(shape != shapes[0] for shape in shapes):
+            return False
+    return True
+
+
+def _compared(report: Report, folder: Path, comparison: Comparison) -> None:
+    first = comparison.models[0]
+    lines = []
+    for other in comparison.models[1:]:
+        found = comparison.compared(other)
+        report.heading(f"{other} against {first}")
+        if not found:
+            report.text("They have no task with a common seed and setting.")
+            continue
+        report.table(compared_table(comparison, other))
+        report.text(
+            f"The difference is the mean of {other} minus {first} over pairs of the same seed, at the same setting: "
+            "the one with the highest mean of the two medians. p (t) and the interval are of the paired t-test, which "
+            "takes the differences for normally distributed; p (sign flips) is of the exact permutation test over "
+            f"their signs, which does not. {_limits(found)}Holm: adjusted over {plural(len(found), 'task')}. A "
+            f"difference is undecided unless the adjusted p (t) is below 0.05.{_not_compared(comparison, found)}"
+        )
+        for line in found:
+            result = line.result
+            lines.append((f"{line.task}: {other}", 100 * result.mean, *_scaled(result.low, result.high)))
+    if lines and (drawing := draw("differences.png", folder, _draw_differences, lines, first)):
+        report.image(drawing, "Mean differences over seeds with 95 % intervals")
+
+
+def _limits(found: Sequence[TaskComparison]) -> str:
+    """What the numbers of pairs cannot show, with a space behind it."""
+    limit = flip_limits((line.result.n for line in found), len(found))
+    return limit and f"{limit} "
+
+
+def _not_compared(comparison: Comparison, found: Sequence[TaskComparison]) -> str:
+    """The tasks that are missing among `found`, with a space before it."""
+    missing = [task for task in comparison.tasks if task not in {line.task for line in found}]
+    return f" Not compared, without a common seed and setting: {', '.join(missing)}." if missing else ""
+
+
+def _scaled(low: float | None, high: float | None) -> tuple[float | None, float | None]:
+    return (None, None) if low is None else (100 * low, 100 * high)
+
+
+def _tried(report: Report, folder: Path, comparison: Comparison) -> None:
+    several = [task for task in comparison.tasks if any(len(one.settings) > 1 for one in comparison.of_task(task))]
+    if not several:
+        return
+    report.heading("All settings tried")
+    report.text("The median over the seeds ± the standard deviation.")
+    for task in several:
+        report.text(f"{task}, {comparison.metrics(task)[0]}")
+        report.table(settings_table(comparison, task))
+    if drawing := draw("settings.png", folder, _draw_settings, comparison, several):
+        report.image(drawing, "Scores at every setting tried")
+
+
+# --- drawings
+
+
+def _draw_scores(path: Path, comparison: Comparison) -> None:
+    from fastbert.studies.shared.plots import draw_scores
+
+    panels = {
+        task: {one.model: [100 * value for value in one.scores(one.best)] for one in comparison.of_task(task)}
+        for task in comparison.tasks
+        if comparison.of_task(task)
+    }
+    draw_scores(path, panels, {task: comparison.metrics(task)[0] for task in panels})
+
+
+def _draw_settings(path: Path, comparison: Comparison, tasks: list[str]) -> None:
+    from fastbert.studies.shared.plots import draw_settings
+
+    panels: dict[str, dict[str, dict[str, list[float]]]] = {}
+    for task in tasks:
+        panels[task] = {}
+        for one in comparison.of_task(task):
+            for setting in one.settings:
+                values = [100 * value for value in one.scores(setting)]
+                panels[task].setdefault(shown_setting(setting), {})[one.model] = values
+    draw_settings(path, panels, {task: comparison.metrics(task)[0] for task in tasks})
+
+
+def _draw_differences(path: Path, lines: list[tuple[str, float, float | None, float | None]], first: str) -> None:
+    from fastbert.studies.shared.plots import draw_differences
+
+    draw_differences(path, lines, f"difference to {first} (x 100), mean over seeds, 95 % interval")

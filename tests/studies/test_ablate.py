@@ -1,0 +1,235 @@
+"""Ablations of seconds, end to end: what one leaves, kill -9 and going on, annealings against uninterrupted runs, a job
+that fails."""
+
+import json
+import re
+import signal
+from pathlib import Path
+
+import pytest
+import yaml
+
+from fastbert.cli import main
+from fastbert.data.shards import open_dataset
+from fastbert.pretraining import build, loop, setup
+from fastbert.studies.ablate import costs
+from fastbert.studies.ablate.ablation_plan import plan_ablation
+from fastbert.studies.ablate.options import load_ablation
+from fastbert.studies.ablate.pretrain_jobs import pretrain_job
+from fastbert.studies.engine.jobs import run_job
+from tests.studies.conftest import FINETUNE, command_of, read_rows, workers_of
+from tests.studies.test_ends import start, wait_for
+
+BASE = {"layers": 1, "width": 16, "heads": 2, "length": 16, "batch_size": 8, "dropout": 0.1, "eval_sequences": 8}
+BASE |= {"first_length": 8, "checkpoint_every": 5, "log_every": 4}
+BASE |= {"schedule": {"warmup": 0.1}, "optimizer": {"learning_rate": 3e-3}}
+
+
+def write(folder: Path, prepared: Path, words: str, **changes) -> str:
+    """The YAML file of an ablation with two variants, two points and a task."""
+    values = {
+        "base": BASE | {"data": str(prepared)},
+        "variants": {"absolute": None, "tupe-r": {"position": "tupe-r"}},
+        "budget": {"equal": "flops", "steps": 30},
+        "anneal": {"points": [0.5, 1.0], "share": 0.2},
+        "tasks": [words],
+        "epochs": 1,
+        "finetune": FINETUNE,
+    }
+    folder.mkdir(exist_ok=True)
+    path = folder / "toy.yaml"
+    path.write_text(yaml.safe_dump(values | changes, sort_keys=False))
+    return str(path)
+
+
+def without_times(rows: list[dict]) -> list[dict]:
+    """Rows without what depends on the clock and on the folder."""
+    times = ("seconds", "examples_per_second", "folder", "seal")
+    return [{key: value for key, value in row.items() if key not in times} for row in rows]
+
+
+def hashes(out: Path) -> dict[str, str]:
+    """Every kept checkpoint of every job, by the hashes of its weights and its optimizer."""
+    found = {}
+    for path in out.glob("jobs/*/run/checkpoints/*/manifest.json"):
+        files = json.loads(path.read_text())["files"]
+        name = str(path.parent.relative_to(out))
+        found[name] = files["model.safetensors"]["sha256"] + files["optimizer.safetensors"]["sha256"]
+    return found
+
+
+@pytest.fixture(scope="module")
+def toy(prepared, words, tmp_path_factory) -> str:
+    return write(tmp_path_factory.mktemp("toy"), prepared, words)
+
+
+@pytest.fixture(scope="module")
+def whole(toy, tmp_path_factory) -> Path:
+    """The folder of the toy, run to its end by one worker."""
+    out = tmp_path_factory.mktemp("whole") / "out"
+    assert main(["ablate", toy, "--out", str(out)]) == 0
+    return out
+
+
+def test_what_an_ablation_leaves(whole) -> None:
+    rows = read_rows(whole)
+    assert [row["kind"] for row in rows] == ["pretrain", "branch", "finetune", "finetune"] * 2
+    assert all(row["status"] == "done" for row in rows)
+    trunk, early, *_ = rows
+    assert [values["step"] for values in trunk["validations"] if values["step"] in (15, 36)] == [15, 36]
+    assert early["validations"][-1]["step"] == 18
+    assert [values for values in early["validations"] if values["step"] <= 15] == [
+        values for values in trunk["validations"] if values["step"] <= 15
+    ]
+    assert rows[2]["at"] == 0.5 and rows[3]["at"] == 1.0 and rows[2]["metrics"] == ["accuracy"]
+    assert rows[2]["configuration"]["pretraining"] == early["id"] and rows[2]["configuration"]["step"] == 18
+    # Fine-tuned from where the annealings end.
+    config = yaml.safe_load((whole / "jobs" / rows[3]["id"] / "run" / "config.yaml").read_text())
+    assert config["model"].endswith(f"{trunk['id']}/run/checkpoints/step-00000036")
+    report = (whole / "report" / "report.md").read_text()
+    assert "## By words, accuracy x 100" in report and "## By validation loss" in report
+
+
+def test_an_annealing_equals_an_uninterrupted_run(whole, tmp_path) -> None:
+    """The same schedule from the first step: warm-up, constant, and linear to 0 within a fifth of what went before.
+    Weights, moments and losses bit for bit."""
+    rows = [row for row in read_rows(whole) if row["kind"] != "finetune" and row["model"] == "tupe-r"]
+    assert len(rows) == 2
+    for row in rows:
+        run = whole / "jobs" / row["id"] / "run"
+        steps, start_step = row["steps"], round(row["steps"] / 1.2)
+        options = yaml.safe_load((run / "config.yaml").read_text())
+        options |= {"out": None, "steps": steps, "schedule": {"name": "wsd", "warmup": 3}}
+        options["schedule"]["decay"] = (steps - start_step) / steps
+        path = tmp_path / f"{steps}.yaml"
+        path.write_text(yaml.safe_dump(options))
+        assert main(["pretrain", str(path), "--out", str(tmp_path / path.stem)]) == 0
+        alone = tmp_path / path.stem / "checkpoints" / f"step-{steps:08d}"
+        for name in ("model", "optimizer"):
+            file = f"{name}.safetensors"
+            assert (alone / file).read_bytes() == (run / "checkpoints" / alone.name / file).read_bytes()
+        last = json.loads((tmp_path / path.stem / "metrics.jsonl").read_text().splitlines()[-1])
+        assert last["loss"] == row["validations"][-1]["loss"]
+
+
+def test_killed_and_continued_equals_uninterrupted(toy, whole, tmp_path, capsys) -> None:
+    """kill -9 in the middle of a pretraining, with two workers; then one worker goes on."""
+    out = tmp_path / "out"
+    process = start(toy, out, "--workers", "2", job="ablate")
+    wait_for(lambda: list(out.glob("jobs/*/run/checkpoints/step-*")))
+    workers = workers_of(process.pid)
+    process.kill()
+    process.communicate()
+    wait_for(lambda: not any(command_of(worker) for worker in workers))
+    stopped = [path.parent for path in out.glob("jobs/*/run/manifest.json") if not (path.parent / "model").exists()]
+    assert stopped or len(read_rows(out)) < 8
+    assert main(["ablate", toy, "--out", str(out)]) == 0
+    said = capsys.readouterr().err
+    assert "8 jobs: 2 pretrainings, 2 annealings, 4 fine-tunings" in said
+    assert any(len(json.loads((run / "manifest.json").read_text())["sessions"]) == 2 for run in stopped)
+    assert without_times(read_rows(out)) == without_times(read_rows(whole))
+    assert hashes(out) == hashes(whole)
+
+
+def test_seconds_of_a_job_are_those_of_all_its_attempts(toy, tmp_path, monkeypatch) -> None:
+    """A step takes a minute by the test's clock: 36 of a training that was stopped after 21, then the 3 of a branch."""
+    now, stops = [0.0], [20]
+    real = loop.Trainer.train_step
+
+    def stepping(self, step: int) -> None:
+        if stops and step == stops[0]:
+            signal.raise_signal(signal.SIGTERM)
+        now[0] += 60.0
+        real(self, step)
+
+    monkeypatch.setattr(loop.Trainer, "train_step", stepping)
+    monkeypatch.setattr(costs, "timed_step", lambda *given: 0.01)
+    ablation, options = load_ablation(toy)
+    trunk, branch, *_ = plan_ablation(ablation, options.glue_dir, tmp_path, {}).jobs
+    monkeypatch.setattr(build, "peak_flops", lambda *given: (1e9, "a test"))
+    monkeypatch.setattr(loop.time, "perf_counter", lambda: now[0])
+
+    def run(part) -> dict:
+        return run_job(part.to_dict(), tmp_path / "jobs" / part.id)
+
+    assert run(trunk)["reason"] == "it was ended by SIGTERM"
+    stops.clear()
+    assert run(trunk)["seconds"] == 36 * 60
+    stops.append(16)
+    assert run(branch)["status"] == "failed"
+    stops.clear()
+    assert run(branch)["seconds"] == 3 * 60
+
+
+def test_finished_jobs_are_not_run_again(toy, whole, prepared, words, tmp_path, capsys) -> None:
+    """A variant more: only what is new is run. Another ablation has another folder."""
+    before = {path: path.stat().st_mtime_ns for path in whole.glob("jobs/*/log.txt")}
+    assert main(["ablate", toy, "--out", str(whole)]) == 0
+    assert "; 8 done before" in capsys.readouterr().err
+    variants = {"absolute": None, "tied": {"position": "tupe-r"}}
+    renamed = write(tmp_path / "renamed", prepared, words, variants=variants)
+    assert main(["ablate", renamed, "--out", str(whole)]) == 0
+    assert "; 8 done before" in capsys.readouterr().err
+    assert "tied" in (whole / "report" / "report.md").read_text()
+    last = write(tmp_path / "last", prepared, words, tasks_at=[1.0])
+    assert main(["ablate", last, "--out", str(whole)]) == 0
+    captured = capsys.readouterr()
+    assert "6 jobs: 2 pretrainings, 2 annealings, 2 fine-tunings; 6 done before" in captured.err
+    assert "At the end: words, accuracy x 100" in captured.out and "quality is reached: words" not in captured.out
+    report = (whole / "report" / "report.md").read_text()
+    assert "## Quality at the end of the budget" in report and "| words, accuracy x 100 | tupe-r " in report
+    assert "By validation loss:" in report and "By words, accuracy x 100:" not in report
+    assert (whole / "report" / "finals.png").is_file()
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    other = write(tmp_path / "other", prepared, words, budget={"steps": 31})
+    assert main(["ablate", other, "--out", str(whole)]) == 2
+    assert "holds another ablation" in capsys.readouterr().err
+    assert main(["ablate", other, "--out", str(tmp_path)]) == 2
+    assert "is not empty and holds no ablation" in capsys.readouterr().err
+    assert main(["ablate", toy, "--out", str(whole)]) == 0
+
+
+def test_a_failure_stays_alone(prepared, words, tmp_path, capsys) -> None:
+    """A diverging variant: what needs it does not start, the others and the report are there."""
+    variants = {"absolute": None, "mad": {"optimizer": {"learning_rate": 1e18, "clip_norm": 0.0}}}
+    path = write(tmp_path, prepared, words, variants=variants, budget={"steps": 24})
+    out = tmp_path / "out"
+    assert main(["ablate", path, "--out", str(out)]) == 1
+    said = capsys.readouterr().err
+    assert "8 jobs: 2 pretrainings, 2 annealings, 4 fine-tunings" in said
+    assert "FAILED pretraining, mad, seed 0" in said and "3 jobs did not run" in said
+    rows = {(row["model"], row["kind"]): row["status"] for row in read_rows(out)}
+    assert rows.pop(("mad", "pretrain")) == "failed" and set(rows.values()) == {"done"} and len(rows) == 3
+    report = (out / "report" / "report.md").read_text()
+    assert re.search(r"pretraining \| mad .*not finite", report) and "3 more jobs did not run" in report
+
+
+def test_a_pretraining_without_a_final_loss_has_failed(prepared, tmp_path, monkeypatch) -> None:
+    """Its weights may be finite: nothing can be compared with it."""
+    monkeypatch.setattr(setup, "evaluate", lambda *arguments: {"loss": float("nan"), "accuracy": 0.5})
+    options = BASE | {"data": str(prepared), "steps": 2, "schedule": {"warmup": 0.5}}
+    identity = {"data": setup.data_fingerprint(open_dataset(prepared))}
+    outcome = pretrain_job({"kind": "pretrain", "options": options, "identity": identity}, tmp_path / "run")
+    assert outcome["status"] == "failed" and outcome["reason"] == "its last validation loss is not finite"
+
+
+def test_a_run_keeps_its_milestones(flags, tmp_path) -> None:
+    """They are logged and validated, and stay when later checkpoints push others out; training is as without them."""
+    for name, more in (("plain", []), ("marked", ["--milestones", "3,12"])):
+        assert main(["pretrain", *flags, "--out", str(tmp_path / name), "--keep-checkpoints", "1", *more]) == 0
+    kept = {
+        name: {path.name[-2:] for path in (tmp_path / name / "checkpoints").iterdir()} for name in ("plain", "marked")
+    }
+    assert {"03", "12", "30"} <= kept["marked"] and not {"03", "12"} & kept["plain"]
+    last = "checkpoints/step-00000030/model.safetensors"
+    assert (tmp_path / "plain" / last).read_bytes() == (tmp_path / "marked" / last).read_bytes()
+    steps = [json.loads(line) for line in (tmp_path / "marked" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in steps if row["split"] == "validation"] == [3, 10, 12, 20, 30]
+    assert [row["step"] for row in steps if row["split"] == "train"] == [3, 5, 10, 12, 15, 20, 25, 30]
+
+
+def test_milestones_that_are_refused(flags, tmp_path, capsys) -> None:
+    for given, reason in (("3,x", "1000,3000"), ("0", "1000,3000"), ("31", "lies beyond the 30 steps")):
+        assert main(["pretrain", *flags, "--out", str(tmp_path / "run"), "--milestones", given]) == 2
+        assert reason in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,425 @@
+"""What an ablation will run, before it runs: equal costs, jobs that are named by what they are, refusals, and the
+report of curves that are known in closed form."""
+
+import math
+import re
+import statistics
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import pytest
+import yaml
+
+from fastbert.config import from_dict
+from fastbert.data.batches import validation_batches
+from fastbert.data.stages import make_plan
+from fastbert.errors import UserError
+from fastbert.pretraining.evaluation import MASK_SEED
+from fastbert.pretraining.options import PretrainOptions
+from fastbert.studies.ablate import costs
+from fastbert.studies.ablate.ablate import finish, measured
+from fastbert.studies.ablate.ablation_plan import plan_ablation
+from fastbert.studies.ablate.costs import equal_steps
+from fastbert.studies.ablate.measures import AblationResults
+from fastbert.studies.ablate.options import Budget, load_ablation
+from fastbert.studies.ablate.questions import incomparable, planned_questions
+from fastbert.studies.engine.events import startable
+from fastbert.studies.engine.live_status import LiveStatus
+
+SMALL = {"vocab_size": 600, "layers": 1, "width": 16, "heads": 2, "length": 16, "batch_size": 8, "eval_sequences": 8}
+VARIANTS = {"absolute": None, "tupe-r": {"position": "tupe-r"}, "electra": {"objective": "electra"}}
+
+
+@pytest.fixture
+def planned(prepared, tmp_path, monkeypatch):
+    """Changes of the YAML file -> its ablation and plan. Steps are not timed: test_ablate.py does."""
+    (tmp_path / "out").mkdir()
+    monkeypatch.setattr(costs, "timed_step", lambda *given: 0.1)
+
+    def make(known=None, **changes):
+        base = {"data": str(prepared), **SMALL, **changes.pop("base", {})}
+        values = {"base": base, "variants": VARIANTS, "budget": {"steps": 40}} | changes
+        path = tmp_path / "x.yaml"
+        path.write_text(yaml.safe_dump(values, sort_keys=False))
+        ablation, _ = load_ablation(path)
+        return ablation, plan_ablation(ablation, None, tmp_path / "out", known or {})
+
+    return make
+
+
+@pytest.fixture
+def timed(planned, monkeypatch) -> None:
+    """A step takes 0.1 s for each token of a sequence; with tupe-r three times that."""
+
+    def seconds(setup, objective, seconds, plan) -> float:
+        (stage,) = plan.stages
+        return stage.length * (0.3 if setup.options.encoder.position == "tupe-r" else 0.1)
+
+    monkeypatch.setattr(costs, "timed_step", seconds)
+
+
+def test_equal_flops_are_steps_in_inverse_proportion(planned) -> None:
+    _, study = planned(budget={"equal": "flops", "steps": 4000})
+    first = study.variants[0]
+    for variant in study.variants:
+        # Of the objective itself, networks and heads.
+        flops = variant.setup.objective().flops(8, 16)
+        assert variant.flops == flops and variant.steps == round(4000 * first.flops / flops)
+        assert variant.steps * flops == pytest.approx(4000 * first.flops, rel=1e-3)
+        assert study.places[variant.name][-1].steps == variant.steps
+    assert study.variants[2].steps < first.steps == 4000
+    _, study = planned(budget={"equal": "flops", "flops": 1e9})
+    assert study.variants[0].steps == round(1e9 / first.flops)
+
+
+def test_budgets_in_every_unit(planned) -> None:
+    _, study = planned()
+    variants = [
+        replace(v, step_seconds={(8, 16): took}) for v, took in zip(study.variants, (0.5, 1.0, 2.0), strict=True)
+    ]
+    assert equal_steps(Budget("minutes", minutes=2), variants) == [240, 120, 60]
+    assert equal_steps(Budget("minutes", steps=100), variants) == [100, 50, 25]
+    assert equal_steps(Budget("steps", minutes=2), variants) == [240, 240, 240]
+    assert equal_steps(Budget("steps", tokens=128_000), study.variants) == [1000, 1000, 1000]
+
+
+def test_stages_cost_what_their_steps_do(planned) -> None:
+    """A variant with short sequences first: its points and its budget are sums over its steps."""
+    variants = {"all long": None, "short first": {"first_length": 4, "first_fraction": 0.5}}
+    _, study = planned(variants=variants, budget={"equal": "flops", "steps": 100}, checkpoints=[0.25, 1.0])
+    long, short = study.variants
+    flops = short.setup.objective().flops
+    early, end = study.places["short first"]
+    assert short.flops_to(end) == pytest.approx(100 * long.flops, rel=0.01) and short.steps != 100
+    half = round(0.5 * short.steps)
+    assert short.flops_to(replace(early, steps=half + 3)) == half * flops(32, 4) + 3 * flops(8, 16)
+    assert long.flops_to(study.places["all long"][0]) == 25 * flops(8, 16)
+    assert long.questions != short.questions  # at the first point they are asked of other sequences
+    _, study = planned(variants=variants, budget={"tokens": 12800})
+    assert [variant.steps for variant in study.variants] == [100, 100]
+
+
+def test_short_sequences_last_until_the_annealing(planned, timed) -> None:
+    """In every training of a variant, whatever first_fraction says; costs and minutes are sums over its steps."""
+    variants = {"all long": None, "short first": {"first_length": 4}}
+    _, study = planned(variants=variants, budget={"steps": 100}, anneal={"points": [0.5, 1.0], "share": 0.2})
+    flops = study.variants[1].setup.objective().flops
+    trunk, early = (job for job in study.jobs if job.model == "short first")
+    for job, place, start in zip((early, trunk), study.places["short first"], (50, 100), strict=True):
+        options = from_dict(PretrainOptions, job.options, "job")
+        plan = make_plan(options.stages, options.batch_size, options.length, options.steps)
+        assert plan.describe(options.steps).endswith(f"{start} of 32 x 4 tokens, {start // 5} of 8 x 16 tokens")
+        variant = study.variants[1]
+        assert variant.flops_to(place) == start * flops(32, 4) + start // 5 * flops(8, 16)
+        assert variant.minutes_to(place) == pytest.approx((start * 0.4 + start // 5 * 1.6) / 60)
+    with pytest.raises(UserError, match="leave initial_batch_size or anneal out"):
+        planned(base={"initial_batch_size": 4}, anneal={"points": [0.5, 1.0]})
+
+
+def test_minutes_are_measured_once(planned, monkeypatch) -> None:
+    """In rounds, the variants in turn; an earlier call's times are taken again. What disturbs three rounds of five, one
+    variant more than the other, changes no plan."""
+    asked = []
+
+    def timed(setup, objective, seconds, plan) -> float:
+        asked.append(setup.options.objective)
+        took = 0.05 if setup.options.objective == "mlm" else 0.06
+        return took * (1 + len(asked) if len(asked) < 7 else 1)
+
+    monkeypatch.setattr(costs, "timed_step", timed)
+    variants = {"a": None, "e": {"objective": "electra"}}
+    _, study = planned(variants=variants, budget={"equal": "minutes", "minutes": 0.1})
+    assert asked == ["mlm", "electra"] * 5
+    assert [min(rounds) for rounds in study.seconds.values()] == pytest.approx([0.05, 0.06])
+    assert [statistics.median(rounds) for rounds in study.seconds.values()] == pytest.approx([0.1, 0.18])
+    assert [v.steps for v in study.variants] == [120, 100]
+    _, again = planned(study.seconds, variants=variants, budget={"equal": "minutes", "minutes": 0.2})
+    assert len(asked) == 10 and [v.steps for v in again.variants] == [240, 200]
+
+
+def test_annealing(planned) -> None:
+    """A quarter of the steps more, after 40 and, as a branch of that training, after 20 of 40 steps; the warm-up is
+    counted in steps."""
+    base = {"schedule": {"name": "cosine", "warmup": 0.1}}
+    _, study = planned(
+        base=base, variants={"a": None, "b": {"norm": "pre"}}, anneal={"points": [0.5, 1], "share": 0.25}
+    )
+    trunk, early = study.jobs[:2]
+    assert [job.kind for job in study.jobs] == ["pretrain", "branch"] * 2
+    assert trunk.options["milestones"] == "20" and early.options["milestones"] is None
+    assert early.after == trunk.id and early.identity["start"] == 20 and trunk.identity["start"] == 0
+    for job, start, steps in ((early, 20, 25), (trunk, 40, 50)):
+        assert job.options["steps"] == steps
+        schedule = job.options["schedule"]
+        assert schedule["name"] == "wsd" and schedule["warmup"] == 4.0 and schedule["final"] == 0.0
+        assert round(schedule["decay"] * steps) == steps - start
+    assert [place.steps for place in study.places["a"]] == [25, 50]
+    assert early.cost == 5 * study.variants[0].flops and trunk.cost == 50 * study.variants[0].flops
+
+
+def test_jobs_are_named_by_what_they_are(planned) -> None:
+    """Names, idle options and how many workers there are change nothing; seeds, points and active options do."""
+
+    def ids(**changes) -> list[str]:
+        return [job.id for job in planned(**changes)[1].jobs]
+
+    two = {"a": None, "b": {"position": "tupe-r"}}
+    same = ids(variants=two)
+    assert len(set(same)) == 2
+    assert ids(variants={"first": None, "second": {"position": "tupe-r"}}) == same
+    assert ids(variants=two, base={"cls_attention": "untied", "electra": {"loss_weight": 9.0}}) == same
+    more = ids(variants={**two, "c": {"norm": "pre"}}, seeds=[1, 0])
+    assert more[3:5] == same and len(set(more)) == 6
+    for changes in (
+        {"base": {"dropout": 0.3}},
+        {"budget": {"steps": 41}},
+        {"threads": 2},
+        {"checkpoints": [1.0]},
+        {"base": {"eval_sequences": 9}},
+    ):
+        assert not set(ids(variants=two, **changes)) & set(same)
+
+
+def test_what_shows_in_the_plan_only(planned, tmp_path) -> None:
+    def said(**changes) -> str:
+        with pytest.raises(UserError) as caught:
+            planned(**changes)
+        assert str(tmp_path / "x.yaml") in str(caught.value)
+        return str(caught.value)
+
+    text = said(variants={"a": None, "b": {"cls_attention": "tied"}})
+    assert "a and b would be the same training" in text  # of absolute positions
+    assert "two of them are the same step" in said(budget={"steps": 4})
+    assert "variants: b: " in said(variants={"a": None, "b": {"heads": 3}})
+    assert "heads 3 do not divide" in said(variants={"a": None, "b": {"heads": 3}})
+    late = {"schedule": {"warmup": 15}}
+    text = said(variants={"a": None, "b": late}, anneal={"points": [0.2, 1.0]})
+    assert "variants: b: a warm-up of 15" in text
+    assert "x.yaml: a, nowhere.yaml: " in said(variants={"a": None}, tasks=["nowhere.yaml"])
+    assert "less than one batch" in said(base={"batch_size": 100_000})
+
+
+def test_all_variants_read_the_same_data(corpus, planned, tmp_path, monkeypatch) -> None:
+    """Rare words are listed for the widest band, so that bands of notes do not make different data."""
+    monkeypatch.chdir(tmp_path)
+    bands = {"a": {"min_count": 20, "max_count": 90}, "b": {"min_count": 5, "max_count": 60}}
+    variants = {"plain": None, **{name: {"notes": {"enabled": True, **band}} for name, band in bands.items()}}
+    base = {"data": str(corpus), "validation_fraction": 0.1}
+    _, study = planned(base=base, variants=variants)
+    assert len({variant.setup.dataset.folder for variant in study.variants}) == 1
+    assert len({job.identity["data"] for job in study.jobs}) == 1
+    assert study.variants[2].setup.noted.rarest >= 5 and study.variants[1].setup.noted.commonest > 60
+
+
+def test_jobs_wait_for_what_they_need(planned) -> None:
+    _, study = planned(variants={"a": None, "b": {"norm": "pre"}}, anneal={"points": [0.3, 0.5, 1.0]})
+    rows: dict[str, dict] = {}
+    last = replace(study.jobs[1], id="last", after=study.jobs[1].id)  # needs a branch of the first trunk
+    queue = startable([*study.jobs, last], rows)
+    trunks = [job for job in study.jobs if job.kind == "pretrain"]
+    assert [next(queue), next(queue), next(queue)] == [*trunks, None]
+    rows[trunks[1].id] = {"status": "done"}
+    assert [next(queue).after, next(queue).after] == [trunks[1].id] * 2
+    assert next(queue) is None
+    rows[trunks[0].id] = {"status": "failed"}
+    assert next(queue, "the end") == "the end"
+
+
+# --- from rows to a report
+
+
+def losses(study, decay: dict[str, float], gap: float = 0.0) -> dict[str, dict]:
+    """Rows as if every training's loss had been 1 + gap + 4 exp(-steps / (40 decay)), a little more with every seed."""
+    rows = {}
+    for job in study.jobs:
+        slow = decay[job.model]
+        ends = [place for place in study.places[job.model] if place.job == job.id]
+        validations = [
+            {
+                "step": place.steps,
+                "loss": 1 + gap + 4 * math.exp(-place.steps / (40 * slow)) + 1e-7 * slow * job.seed**2,
+            }
+            for place in ends
+        ]
+        rows[job.id] = {"id": job.id, "kind": job.kind, "status": "done", "model": job.model, "task": job.task}
+        rows[job.id] |= {"seed": job.seed, "validations": validations, "precision": "fp32", "seconds": 1.0}
+        rows[job.id] |= {"folder": "", "steps": 40}
+    return rows
+
+
+def test_a_report_of_known_curves(planned, timed, tmp_path, capsys) -> None:
+    """tupe-r learns twice as fast at three times the time a step, pre-norm half as fast."""
+    variants = {**VARIANTS, "pre": {"norm": "pre"}}
+    points = [round(0.05 * place, 2) for place in range(1, 21)]
+    ablation, study = planned(variants=variants, seeds=3, checkpoints=points, budget={"steps": 200})
+    rows = losses(study, {"absolute": 4.0, "tupe-r": 2.0, "electra": 1.0, "pre": 8.0})
+    results = AblationResults(study, rows)
+    (measure,) = results.measures
+    assert list(measure.curves) == ["absolute", "tupe-r", "pre"] and not results.hardly_learned
+    assert finish(tmp_path / "out", "known", ablation, results) == 0
+    said, remarks = capsys.readouterr()
+    (line,) = [line for line in said.splitlines() if line.startswith("tupe-r")]
+    flops = 50 * study.variants[1].flops / study.variants[0].flops
+    assert line.split() == ["tupe-r", "3", "50", "%", f"{flops:.0f}", "%", "150", "%", "reached"]
+    assert next(line for line in said.splitlines() if line.startswith("pre")).count("not reached") == 4
+    reason = (
+        "electra is not compared by validation loss, because its validation asks something else: objective: electra"
+    )
+    assert "electra" not in said and reason in remarks
+    limit = "with 3 seeds it cannot be less than 0.25 (0.5 adjusted over 2)"
+    assert limit in said.replace("\n", " ")
+    report = (tmp_path / "out" / "report" / "report.md").read_text()
+    assert "The losses of electra are not comparable" in report and "the fastest of 5 rounds" in report
+    assert "`tupe-r`: position: 'absolute' to 'tupe-r'" in report
+    assert f"## Not compared\n\n- {reason} instead of mlm\n" in report and limit in report
+    tables = [[cell.strip() for cell in line.strip("| ").split("|")] for line in report.splitlines() if line[:1] == "|"]
+    heads = [number for number, cells in enumerate(tables) if cells[0] == "variant"]
+    (ends,) = [tables[number:] for number in heads if tables[number][3:] == ["masked loss", "other medians"]]
+    assert ends[2][3] == f"{statistics.median(row['validations'][-1]['loss'] for row in list(rows.values())[::4]):.4f}"
+    assert ends[4][:4] == ["electra", "electra", "3", "–"] and ends[4][4].startswith("loss of its own (electra) 1.")
+    (finals,) = [tables[number:] for number in heads if "p (sign flips)" in tables[number]]
+    assert finals[3][0] == "tupe-r" and finals[3][-2:] == ["0.250", "0.500"]
+    assert {"curves-0.png", "shares.png", "report.html"} <= {p.name for p in (tmp_path / "out" / "report").iterdir()}
+    assert 'src="data:image/png;base64,' in (tmp_path / "out" / "report" / "report.html").read_text()
+
+
+def test_a_baseline_that_has_hardly_learned(planned, tmp_path, capsys) -> None:
+    ablation, study = planned(variants={"a": None, "b": {"norm": "pre"}}, seeds=2)
+    gap = study.unigram_entropy - 1 - 1.4 - 4 * math.exp(-1)
+    rows = losses(study, {"a": 1.0, "b": 0.1}, gap)
+    results = AblationResults(study, rows)
+    assert results.hardly_learned and results.masked_loss == pytest.approx(study.unigram_entropy - 1.4, abs=1e-3)
+    assert not AblationResults(study, losses(study, {"a": 1.0, "b": 0.1}, gap - 0.11)).hardly_learned
+    finish(tmp_path / "out", "plateau", ablation, results)
+    assert "undecided: the baseline has hardly learned" in capsys.readouterr().out
+
+
+def test_a_measure_that_stands_still_is_remarked_on(planned, tmp_path) -> None:
+    ablation, study = planned(variants={"a": None, "b": {"norm": "pre"}}, seeds=2, checkpoints=[0.5, 1.0])
+    rows = losses(study, {"a": 1.0, "b": 0.5})
+    out = tmp_path / "out"
+    finish(out, "moves", ablation, AblationResults(study, rows))
+    assert "The baseline itself is at its final value" not in (out / "report" / "report.md").read_text()
+    for row in rows.values():
+        for values in row["validations"]:
+            values["loss"] = 2.0
+    finish(out, "still", ablation, AblationResults(study, rows))
+    text = "The baseline itself is at its final value from at most 50 % of its steps on"
+    assert text in (out / "report" / "report.md").read_text()
+
+
+def test_a_baseline_of_two_networks_is_judged_by_the_small_one(planned, tmp_path, capsys) -> None:
+    variants = {"e": {"objective": "electra"}, "t": {"objective": "electra", "position": "tupe-r"}}
+    ablation, study = planned(variants=variants)
+    rows = losses(study, {"e": 1.0, "t": 1.0}, gap=20.0)
+    for row in rows.values():
+        for values in row["validations"]:
+            values["mlm_loss"] = 3.0
+    results = AblationResults(study, rows)
+    assert results.masked_loss == 3.0 and not results.hardly_learned and len(results.measures) == 1
+    finish(tmp_path / "out", "small", ablation, results)
+    report = (tmp_path / "out" / "report" / "report.md").read_text()
+    assert "The masked loss of the baseline's small network" in report and "may also mean easier ones" in report
+    assert "may also mean easier ones" in capsys.readouterr().err
+
+
+def test_masks_decide_what_is_comparable(planned) -> None:
+    variants = {
+        "a": None,
+        "same": {"mlm": {"mask_token_share": 1.0, "random_token_share": 0.0}},  # of training only
+        "other": {"mlm": {"mask_rate": 0.3}},
+        "words": {"mlm": {"whole_word": True}},
+    }
+    _, study = planned(variants=variants)
+    first, *others = (variant.questions for variant in study.variants)
+    assert [questions == first for questions in others] == [True, False, False]
+
+
+def test_lengths_decide_what_is_comparable(planned, timed) -> None:
+    """Those of the sequences at the points: with anneal, all are measured at the full length."""
+    variants = {"a": None, "short first": {"first_length": 4, "first_fraction": 0.5}}
+    _, study = planned(variants=variants, checkpoints=[0.5, 1.0])
+    text = "length of its sequences at the points: 4, 16 instead of 16, 16"
+    assert study.incomparable == {"short first": text}
+    for points in ({"checkpoints": [0.75, 1.0]}, {"anneal": {"points": [0.5, 1.0]}}):
+        ablation, study = planned(variants=variants, **points)
+        assert study.incomparable == {} and incomparable(planned_questions(ablation)) == {}
+
+
+def test_the_same_is_asked_where_losses_are_compared(planned) -> None:
+    """The masked positions and their words in the validation, of every variant that is comparable and of none other."""
+    variants = {
+        "a": None,
+        "shown": {"mlm": {"mask_token_share": 1.0, "random_token_share": 0.0}},
+        "documents": {"document_mask": True},
+        "notes": {"notes": {"enabled": True, "half_window": 2}},
+        "tupe": {"position": "tupe-r", "norm": "pre", "optimizer": {"name": "lamb"}, "dropout": 0.3},
+        "rate": {"mlm": {"mask_rate": 0.4}},
+        "words": {"mlm": {"whole_word": True}},
+    }
+    ablation, study = planned(variants=variants)
+    asked = {}
+    for variant in study.variants:
+        setup = variant.setup
+        batches = validation_batches(setup.rows("validation"), 8, 8, setup.device)
+        (drawn,) = [setup.objective().draw(batch, MASK_SEED, 0, "validation-mask") for batch in batches]
+        asked[variant.name] = [drawn.places.tolist(), drawn.targets.tolist()]
+    assert {name for name in asked if asked[name] != asked["a"]} == {"rate", "words"} == set(study.incomparable)
+    assert study.incomparable["rate"] == "mlm.mask_rate: 0.4 instead of 0.15"
+    assert incomparable(planned_questions(ablation)) == study.incomparable
+
+
+def test_live_values_are_of_what_is_compared(planned, timed, capsys) -> None:
+    """A loss of another objective is named as such in its line, and is in no cell under the baseline's."""
+    _, study = planned(variants={"m": None, "e": {"objective": "electra"}})
+    rows = losses(study, {"m": 1.0, "e": 1.0}, gap=30.0)
+    for job in study.jobs:
+        rows[job.id] |= {"objective": "electra" if job.model == "e" else "mlm"}
+    shown = partial(measured, apart=study.incomparable)
+    board = LiveStatus(study.jobs, {}, shown, {("e", "pretraining")})
+    for job in study.jobs:
+        board.ended(job, rows[job.id])
+    first, second = (f"{rows[job.id]['validations'][-1]['loss']:.4f}" for job in study.jobs)
+    said = capsys.readouterr().err
+    assert f"seed 0: validation loss {first}, " in said and f"loss of its own (electra) {second}, " in said
+    assert board._cell("m", "pretraining") == f"1/1  {first}" and board._cell("e", "pretraining") == "1/1"
+
+
+def test_no_variant_leaves_a_report_unnamed(planned, timed, words, tmp_path, capsys) -> None:
+    """Not one without a finished training, nor a measure without the baseline's value."""
+    changes = {"seeds": 2, "tasks": [words], "epochs": 1, "tasks_at": [1.0], "checkpoints": [0.5, 1.0]}
+    ablation, study = planned(variants={"a": None, "gone": {"norm": "pre"}}, **changes)
+    rows = losses(study, {"a": 1.0, "gone": 1.0})
+    dev = {"dev": {"dev": {"accuracy": 0.5}}}
+    for job in study.jobs:
+        if job.kind == "finetune":
+            rows[job.id] |= {"metrics": ["accuracy"], "best": dev, "last": dev, **job.setting}
+        if job.model == "gone":
+            del rows[job.id]
+    finish(tmp_path / "out", "gaps", ablation, AblationResults(study, rows))
+    report = (tmp_path / "out" / "report" / "report.md").read_text()
+    assert "| words, accuracy x 100 | gone    |     0 |         – |    – | undecided: no common seed" in report
+    assert re.search(r"\| gone +\| mlm +\| +0 \| +– \| +–", report)
+    rows = {key: row for key, row in rows.items() if row["kind"] != "finetune"}
+    capsys.readouterr()
+    finish(tmp_path / "out", "gaps", ablation, AblationResults(study, rows))
+    line = "no variant is compared by words, score x 100: a has no final value"
+    assert line in capsys.readouterr().err and line in (tmp_path / "out" / "report" / "report.md").read_text()
+
+
+def test_failures_are_reported(planned, tmp_path, capsys) -> None:
+    ablation, study = planned(variants={"a": None, "b": {"norm": "pre"}}, anneal={"points": [0.3, 0.5, 1.0]}, seeds=2)
+    rows = losses(study, {"a": 1.0, "b": 0.5})
+    broken = next(job for job in study.jobs if job.model == "b" and job.seed == 1)
+    rows[broken.id] |= {"status": "failed", "reason": "it diverged", "fix": "", "log": ["the end"]}
+    for job in study.jobs:
+        if job.after == broken.id:
+            del rows[job.id]
+    results = AblationResults(study, rows)
+    assert finish(tmp_path / "out", "broken", ablation, results) == 1
+    captured = capsys.readouterr()
+    assert "FAILED pretraining, b, seed 1\n  it diverged" in captured.err and "2 jobs did not run" in captured.err
+    report = (tmp_path / "out" / "report" / "report.md").read_text()
+    assert "it diverged" in report and "2 more jobs did not run" in report
+    assert sorted(results.measures[0].finals("b")) == [0] and Path(tmp_path / "out" / "report" / "report.html").exists()

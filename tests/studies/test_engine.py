@@ -1,0 +1,141 @@
+"""The engine with jobs of its own kind: dependencies, GPUs of local workers, and what Ray is asked for."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from fastbert.errors import UserError
+from fastbert.studies.engine import ray_backend
+from fastbert.studies.engine.backends import share_gpus, start, visible_gpus
+from fastbert.studies.engine.events import run_events
+from fastbert.studies.engine.live_status import LiveStatus
+from fastbert.studies.engine.options import EngineOptions
+from fastbert.studies.engine.ray_backend import run_ray, run_remotely
+from fastbert.studies.engine.store import ResultStore
+from tests.studies.conftest import toy_job, write_toy_runner
+
+
+def opened(out: Path, jobs: list) -> ResultStore:
+    out.mkdir(exist_ok=True)
+    store = ResultStore(out, "toy", lambda row, where: None)
+    store.open({}, jobs)
+    return store
+
+
+def test_a_graph_of_jobs_of_a_new_kind(tmp_path, monkeypatch, capsys) -> None:
+    """Jobs name their runner; each starts once the one it needs is done. Every worker has its own GPU, also one that
+    replaces another: job b fails, so c, which waits for a, may run in a new process."""
+    write_toy_runner(tmp_path, monkeypatch)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5, GPU-7, -1, 3")
+    jobs = [toy_job("a"), toy_job("b", options={"fails": True}), toy_job("c", after="a"), toy_job("d", after="b")]
+    jobs += [toy_job("e", after="c")]
+    store = opened(tmp_path / "out", jobs)
+    live = LiveStatus(jobs, store.rows, lambda row: ("gpu", 0.0))
+    assert run_events(start(EngineOptions(workers=2), store.left, store, 3), store, live) == 0
+    rows = opened(tmp_path / "out", jobs).rows
+    assert set(rows) == {"a", "b", "c", "e"} and rows["b"]["reason"] == "as asked" and rows["a"]["kind"] == "toy"
+    assert {"a", "c"} <= set(rows["c"]["before"]) and rows["e"]["before"] == ["a", "b", "c", "e"]
+    assert rows["a"]["CUDA_VISIBLE_DEVICES"] == "5" and rows["a"]["OMP_NUM_THREADS"] == "3"
+    assert {rows[name]["CUDA_VISIBLE_DEVICES"] for name in "ce"} <= {"5", "GPU-7"}
+    assert "3 of 5 done, 0 running, 1 failed" in capsys.readouterr().err
+
+
+def test_gpus_take_turns(tmp_path, monkeypatch) -> None:
+    """Three workers, two GPUs; the jobs are there before the first ends."""
+    write_toy_runner(tmp_path, monkeypatch)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,GPU-7")
+    jobs = [toy_job(name, device=device) for name, device in (("a", "auto"), ("b", "cuda"), ("c", "cpu"))]
+    events = start(EngineOptions(workers=3), jobs, opened(tmp_path / "out", jobs), 1)
+    ended = {job.id: outcome for job, outcome in filter(None, events) if outcome}
+    gpus = {name: outcome["result"]["CUDA_VISIBLE_DEVICES"] for name, outcome in ended.items()}
+    assert gpus == {"a": "5", "b": "GPU-7", "c": "5"}
+
+
+def test_which_gpus_are_shared(monkeypatch) -> None:
+    assert share_gpus([toy_job("a", device="cpu"), toy_job("b")])
+    assert not share_gpus([toy_job("a", device="cpu")])
+    assert not share_gpus([toy_job("a", device="cuda:1"), toy_job("b")])  # whoever names one knows which they are
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert visible_gpus() == ["0", "1"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert visible_gpus() == []
+
+
+class ToyRay:
+    """Runs a remote function when it is called; notes what it is asked for."""
+
+    exceptions = SimpleNamespace(RayError=KeyError)
+
+    def __init__(self, gpus: int) -> None:
+        self.gpus, self.asked, self.alive = gpus, [], True
+
+    def cluster_resources(self) -> dict[str, float]:
+        return {"CPU": 4.0, **({"GPU": float(self.gpus)} if self.gpus else {})}
+
+    def remote(self, **resources):
+        def decorate(function):
+            def options(**more):
+                def call(*given):
+                    self.asked.append(resources | more | {"job": given[0]["id"]})
+                    return (function(*given),)
+
+                return SimpleNamespace(remote=call)
+
+            return SimpleNamespace(options=options)
+
+        return decorate
+
+    def wait(self, references, timeout):
+        assert references  # Ray refuses none
+        return references[:1], references[1:]
+
+    def get(self, reference):
+        return reference[0]
+
+    def shutdown(self) -> None:
+        self.alive = False
+
+
+@pytest.mark.parametrize(("gpus", "expected"), [(0, [0, 0, 1, 1]), (2, [1, 0, 1, 1])])
+def test_ray_jobs_ask_for_a_gpu(gpus: int, expected: list[int], tmp_path, monkeypatch) -> None:
+    """Where the cluster has any, also with device: auto; the CPU's never."""
+    monkeypatch.setattr(ray_backend, "run_remotely", lambda job, folder: Outcome(status="done", folder=folder))
+    ray = ToyRay(gpus)
+    devices = ("auto", "cpu", "cuda", "cuda:1")
+    jobs = [toy_job(name, device=device) for name, device in zip("abcd", devices, strict=True)]
+    ended = [outcome for _, outcome in filter(None, run_ray(ray, jobs, 2, 3, tmp_path, in_place=False)) if outcome]
+    assert [asked["num_gpus"] for asked in ray.asked] == expected
+    assert all(asked["num_cpus"] == 3 and asked["max_retries"] == 0 for asked in ray.asked)
+    assert [outcome["folder"] for outcome in ended] == [None] * 4 and not ray.alive
+
+
+class Outcome(dict):
+    """Has an identity, as Ray's references do."""
+
+    __hash__ = object.__hash__
+
+
+def test_ray_jobs_that_continue_from_each_other(tmp_path, monkeypatch) -> None:
+    """They run in the study's folder, each after the one it needs; nothing is left when that has failed."""
+    done = {"status": "done", "precision": "fp32", "result": {}, "seconds": 1.0}
+    outcomes = {"a": done, "b": {"status": "failed", "reason": "as asked", "fix": "", "log": []}}
+    monkeypatch.setattr(ray_backend, "run_remotely", lambda job, folder: Outcome(outcomes[job["id"]], at=folder))
+    monkeypatch.setattr(ray_backend, "connect", lambda *given: ray)
+    ray, options = ToyRay(1), EngineOptions(backend="ray")
+    jobs = [toy_job("a"), toy_job("b", after="a"), toy_job("c", after="b")]
+    store = opened(tmp_path / "out", jobs)
+    events = start(options, jobs, store, 1, in_place=True, timed_on="cuda")
+    assert run_events(events, store, LiveStatus(jobs, {}, lambda row: ("", 0.0))) == 0
+    assert [asked["job"] for asked in ray.asked] == ["a", "b"] and set(store.rows) == {"a", "b"}
+    assert (tmp_path / "out" / "jobs" / "a").is_dir()
+    with pytest.raises(UserError, match="the steps were timed here, where there is no GPU"):
+        start(options, jobs, store, 1, in_place=True, timed_on="cpu")
+
+
+def test_a_node_without_the_folder(tmp_path) -> None:
+    outcome = run_remotely(toy_job("a").to_dict(), str(tmp_path / "elsewhere"))
+    assert outcome["status"] == "failed" and f"has no folder {tmp_path / 'elsewhere'}" in outcome["reason"]
+    assert "use --backend local" in outcome["fix"]

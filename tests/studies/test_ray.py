@@ -1,0 +1,112 @@
+"""Ray itself, started for one study, against the processes of this machine; and addresses where no Ray answers."""
+
+import contextlib
+import importlib.util
+import json
+import signal
+import socket
+import threading
+
+import pytest
+import yaml
+
+from fastbert.cli import main
+from fastbert.errors import UserError
+from fastbert.studies.engine.ray_backend import check_answers
+from tests.studies.conftest import read_rows, without_times, write_sweep
+
+
+def test_ray_gives_what_processes_give(axes, finished, tmp_path, capsys, monkeypatch) -> None:
+    """Also a job that fails, alone, and its log; results are written here. A cluster that the environment names is not
+    joined unless it is asked for."""
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    out = tmp_path / "out"
+    path = write_sweep(tmp_path, axes, learning_rates=[3e-3, 1e18], seeds=[0], backend="ray")
+    before = signal.getsignal(signal.SIGTERM)
+    assert main(["sweep", path, "--out", str(out)]) == 1
+    assert signal.getsignal(signal.SIGTERM) == before
+    rows = read_rows(out)
+    done = [row for row in rows if row["status"] == "done"]
+    same = [row for row in read_rows(finished) if row["seed"] == 0]
+    assert without_times(done) == without_times(same) and len(same) == 2
+    failed = [row for row in rows if row["status"] == "failed"]
+    assert len(failed) == 2 and all("not finite" in row["reason"] and row["log"] for row in failed)
+    for row in rows:
+        assert "step" in (out / "jobs" / row["id"] / "log.txt").read_text()
+    assert (out / "jobs" / done[0]["id"] / "run" / "seed-0" / "metrics.jsonl").is_file()
+    assert "2 of 4 done, 0 running, 2 failed, 0 left" in capsys.readouterr().err
+
+
+def test_an_ablation_on_ray(prepared, tmp_path, capsys) -> None:
+    """The annealing starts from the checkpoint of its trunk, in the folder that all nodes have. What Ray has finished
+    the processes of this machine do not run again."""
+    base = {"layers": 1, "width": 16, "heads": 2, "length": 16, "batch_size": 8, "eval_sequences": 8}
+    values = {"base": base | {"data": str(prepared)}, "variants": {"a": None}, "budget": {"steps": 8}, "backend": "ray"}
+    path, out = tmp_path / "toy.yaml", tmp_path / "out"
+    path.write_text(yaml.safe_dump(values | {"anneal": {"points": [0.5, 1.0]}}))
+    assert main(["ablate", str(path), "--out", str(out)]) == 0
+    trunk, branch = read_rows(out)
+    assert (trunk["kind"], branch["kind"], branch["status"]) == ("pretrain", "branch", "done")
+    assert branch["validations"][-1]["step"] == branch["steps"] == 5
+    manifest = json.loads((out / "jobs" / branch["id"] / "run" / "manifest.json").read_text())
+    assert manifest["branch"]["step"] == 4
+    assert main(["ablate", str(path), "--out", str(out), "--backend", "local"]) == 0
+    assert "; 2 done before" in capsys.readouterr().err
+
+
+@pytest.fixture
+def refused(axes, tmp_path, capsys):
+    def refused(*flags: str, **changes) -> str:
+        out = tmp_path / "out"
+        assert (
+            main(["sweep", write_sweep(tmp_path, axes, **changes), "--backend", "ray", "--out", str(out), *flags]) == 2
+        )
+        assert not out.exists()
+        return capsys.readouterr().err
+
+    return refused
+
+
+def test_an_address_that_does_not_answer(refused) -> None:
+    with socket.socket() as free:  # bound, and nobody listens
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+        said = refused("--ray-address", address)
+        assert f"no Ray answers at {address}" in said and "refused" in said
+    assert "not of the form host:port" in refused("--ray-address", "cluster")
+    assert "no Ray answers at 127.0.0.1:99999" in refused("--ray-address", "127.0.0.1:99999")
+
+
+def serve(answer: bytes) -> str:
+    """The address of a server that answers so."""
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def run() -> None:
+        with contextlib.suppress(OSError), listener, listener.accept()[0] as connection:
+            while connection.recv(100):  # until the other side closes
+                connection.sendall(answer)
+
+    threading.Thread(target=run, daemon=True).start()
+    return f"127.0.0.1:{listener.getsockname()[1]}"
+
+
+def test_something_else_than_ray_answers(monkeypatch) -> None:
+    with pytest.raises(UserError, match="is not Ray; give host:port of the head node"):
+        check_answers(serve(b"HTTP/1.1 400 Bad Request\r\n\r\n"))
+    check_answers(serve(bytes(3) + b"\x04" + bytes(5)))  # the SETTINGS of a gRPC server
+    monkeypatch.setattr("fastbert.studies.engine.ray_backend.PATIENCE", 0.2)
+    with pytest.raises(UserError, match=r"no Ray answers at .*timed out"):
+        check_answers(serve(b""))
+    monkeypatch.setenv("RAY_USE_TLS", "1")
+    check_answers(serve(b""))
+
+
+def test_ray_is_not_installed(refused, monkeypatch) -> None:
+    real = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *more: None if name == "ray" else real(name, *more))
+    assert "pip install 'ray>=2.50'" in refused()
+
+
+def test_models_stay_on_the_nodes(refused, axes) -> None:
+    said = refused(finetune=axes["finetune"] | {"save_model": True})
+    assert "save_model" in said and "--backend local" in said

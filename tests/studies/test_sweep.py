@@ -1,0 +1,119 @@
+"""Sweeps at work: results that do not depend on the workers, jobs that are not run twice, folders that are refused."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import yaml
+
+from fastbert.cli import main
+from fastbert.errors import UserError
+from fastbert.studies.engine.store import ResultStore
+from fastbert.studies.engine.store import read_rows as read_results
+from fastbert.studies.shared.finetune_jobs import check_tuned
+from fastbert.studies.sweep.options import load_sweep
+from tests.studies.conftest import FINETUNE, read_rows, without_times, write_sweep
+
+
+def test_what_a_sweep_leaves(finished, models, words, tmp_path) -> None:
+    rows = read_rows(finished)
+    assert [(row["model"], row["seed"]) for row in rows] == [("narrow", 0), ("narrow", 1), ("tupe", 0), ("tupe", 1)]
+    row = rows[3]
+    assert row["status"] == "done" and row["task"] == "words" and row["metrics"] == ["accuracy"]
+    assert (row["learning_rate"], row["batch_size"], row["epochs"], row["train_examples"]) == (3e-3, 16, 2, 64)
+    assert row["seconds"] > 0 and row["precision"] == "fp32" and row["configuration"]["dropout"] == 0.1
+    assert "step 8/8" in (Path(row["folder"]) / "log.txt").read_text()
+    assert (Path(row["folder"]) / "run" / "seed-1" / "metrics.jsonl").is_file()
+    assert not list(finished.rglob("model.safetensors"))
+    # The same as fastbert finetune with these options.
+    flags = ["--model", models["tupe"], "--task", words, "--seeds", "1", "--first-seed", "1", "--no-save-model"]
+    flags += ["--learning-rate", "3e-3", "--batch-size", "16", "--epochs", "2", "--machine.threads", "1"]
+    flags += ["--machine.device", "cpu", "--machine.precision", "fp32", "--worst", "3"]
+    assert main(["finetune", *flags, "--out", str(tmp_path / "alone")]) == 0
+    (seed,) = json.loads((tmp_path / "alone" / "results.json").read_text())["fractions"][0]["seeds"]
+    assert (seed["best"], seed["last"]) == (row["best"], row["last"])
+    assert "tupe against narrow" in (finished / "report" / "report.md").read_text()
+
+
+def test_two_workers_give_what_one_gives(axes, finished, tmp_path, capsys) -> None:
+    out = tmp_path / "out"
+    assert main(["sweep", write_sweep(tmp_path, axes, workers=2), "--out", str(out)]) == 0
+    captured = capsys.readouterr()
+    assert without_times(read_rows(out)) == without_times(read_rows(finished))
+    assert "4 jobs: 2 checkpoints x 1 task x 2 seeds" in captured.err
+    assert "4 of 4 done, 0 running, 0 failed, 0 left" in captured.err
+    assert "report.html" in captured.out and "verdict" in captured.out
+
+
+def test_a_finished_job_is_never_run_again(axes, finished, words, tmp_path, capsys) -> None:
+    """Nothing to do: nothing is done. More seeds and another name: only what is new is run."""
+    before = {path: path.stat().st_mtime_ns for path in finished.glob("jobs/*/log.txt")}
+    renamed = [{"name": "thin", "path": axes["models"][0]["path"]}]
+    assert main(["sweep", write_sweep(tmp_path, axes, models=renamed), "--out", str(finished)]) == 0
+    assert "2 jobs: 1 checkpoint x 1 task x 2 seeds; 2 done before" in capsys.readouterr().err
+    rows = read_rows(finished)
+    assert [row["model"] for row in rows] == ["thin", "thin", "tupe", "tupe"]  # what is not asked for now is kept
+    assert main(["sweep", write_sweep(tmp_path, axes, seeds=[1, 0, 2], models=renamed), "--out", str(finished)]) == 0
+    assert "3 jobs: 1 checkpoint x 1 task x 3 seeds; 2 done before" in capsys.readouterr().err
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert len(read_rows(finished)) == 5
+    assert main(["sweep", write_sweep(tmp_path, axes), "--out", str(finished)]) == 0
+    rows = read_rows(finished)
+    assert len(rows) == 5 and [row["model"] for row in rows[:4]] == ["narrow", "narrow", "tupe", "tupe"]
+    (finished / "results.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[:4]))
+
+
+def test_other_folders_are_refused(axes, finished, models, words, tmp_path, capsys) -> None:
+    def said(out: Path, **changes) -> str:
+        assert main(["sweep", write_sweep(tmp_path, axes, **changes), "--out", str(out)]) == 2
+        return capsys.readouterr().err
+
+    kept = (finished / "results.jsonl").read_bytes()
+    text = said(finished, finetune=FINETUNE | {"weight_decay": 0.5})
+    assert "holds another sweep" in text and "finetune: {" in text and "'weight_decay': 0.5" in text
+    assert (finished / "results.jsonl").read_bytes() == kept
+    assert "is not empty and holds no sweep" in said(Path(models["tupe"]))
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter.txt").write_text("years of work")
+    assert "is not empty and holds no sweep" in said(tmp_path / "thesis")
+    assert os.listdir(tmp_path / "thesis") == ["chapter.txt"]
+
+
+def test_a_damaged_line_is_named(axes, finished, tmp_path, capsys) -> None:
+    path, results = write_sweep(tmp_path, axes), finished / "results.jsonl"
+    kept = results.read_bytes()
+    digit = kept.rindex(b'"accuracy": 0.') + 14
+    for damaged in (kept[:-40], bytes([*kept[:digit], kept[digit] ^ 1, *kept[digit + 1 :]]), kept[:-9] + b"\xff\n"):
+        results.write_bytes(damaged)
+        try:
+            assert main(["sweep", path, "--out", str(finished)]) == 2
+            assert "results.jsonl, line 4 is damaged" in capsys.readouterr().err
+        finally:
+            results.write_bytes(kept)
+
+
+@pytest.mark.parametrize(("make", "message"), [(Path.mkdir, "is a folder"), (os.mkfifo, "is a pipe or a device")])
+def test_results_that_are_no_file_are_refused_before_any_job(make, message: str, tmp_path) -> None:
+    make(tmp_path / "results.jsonl")
+    with pytest.raises(UserError, match=message):
+        read_results(tmp_path / "results.jsonl", check_tuned)
+
+
+def test_the_example(tmp_path) -> None:
+    """configs/sweep/glue.yaml is read; its checkpoints are for the user to name."""
+    path = Path(__file__).parents[2] / "configs" / "sweep" / "glue.yaml"
+    axes, _ = load_sweep(path)
+    assert [task.task for task in axes.tasks] == ["cola", "rte", "mrpc", "stsb", "sst2"]
+    assert axes.tasks[-1].overrides == {"train_fraction": "0.1"} and axes.seeds == (0, 1, 2)
+    assert len(yaml.safe_load(path.read_text())["models"]) == 2
+
+
+@pytest.mark.parametrize("what", ["sweep", "ablation"])
+def test_a_link_in_the_place_of_the_jobs_is_not_followed(what: str, tmp_path) -> None:
+    store = ResultStore(tmp_path, what, check_tuned)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "jobs").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match="jobs is a link, which is not followed"):
+        store.open({}, [])
+    assert sorted(os.listdir(tmp_path)) == ["elsewhere", "jobs"]

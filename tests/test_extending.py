@@ -1,0 +1,135 @@
+"""The examples of docs/extending.md, each registered by one line: they train, resume, export, open in transformers,
+evaluate and fine-tune."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from fastbert.hub.load import build_encoder, load_pretrained
+from fastbert.model.positions import POSITIONS
+from fastbert.registry import Variant
+from tests.flags import main
+
+PAGE = Path(__file__).parents[1] / "docs" / "extending.md"
+IDS = [[2, *range(5, 20)], [2, *range(30, 45)]]
+# Opens a model as a user without fastbert does, in a process that cannot import it, and saves its hidden states.
+OPEN = f"""
+import sys
+sys.modules["fastbert"] = sys.modules["fastbert_kernels"] = None
+import torch
+from safetensors.torch import save_file
+from transformers import AutoModel
+model = AutoModel.from_pretrained(sys.argv[1], trust_remote_code=True).eval()
+with torch.no_grad():
+    save_file({{"hidden": model(torch.tensor({IDS})).last_hidden_state}}, sys.argv[2])
+"""
+
+
+def example(path: str) -> str:
+    """The Python code on the page under the sentence that ends with `path`."""
+    found = re.search(rf"`{re.escape(path)}`:\n\n```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+    assert found, f"docs/extending.md has no code for {path}"
+    return found[1]
+
+
+@pytest.fixture
+def modules(tmp_path, monkeypatch) -> Path:
+    """A folder whose modules can be imported during a test."""
+    folder = tmp_path / "modules"
+    folder.mkdir()
+    monkeypatch.syspath_prepend(folder)
+    before = set(sys.modules)
+    yield folder
+    for name in set(sys.modules) - before:
+        if str(getattr(sys.modules[name], "__file__", None)).startswith(str(folder)):
+            del sys.modules[name]
+
+
+def learned(run: Path) -> dict[str, torch.Tensor]:
+    return load_file(run / "checkpoints" / "step-00000004" / "model.safetensors")
+
+
+def lives(flags: list[str], corpus: Path, folder: Path) -> None:
+    """Trains with `flags`, resumes to the same bits, exports, opens in transformers, evaluates and fine-tunes."""
+    run, resumed = folder / "run", folder / "resumed"
+    short = ["--steps", "4", "--checkpoint-every", "2", "--eval-every", "4", "--eval-sequences", "8"]
+    assert main(["pretrain", *flags, *short, "--out", str(run)]) == 0
+    shutil.copytree(run, resumed)
+    for rest in ("checkpoints/step-00000004", "model"):
+        shutil.rmtree(resumed / rest)
+    assert main(["pretrain", "--resume", str(resumed)]) == 0
+    weights = learned(run)
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in learned(resumed).items())
+    assert main(["export", str(resumed), "--out", str(folder / "export")]) == 0
+    opened_without_fastbert(folder / "export", folder)
+    assert main(["evaluate", "--model", str(folder / "export"), "--source", str(corpus), "--length", "32"]) == 0
+    (folder / "task.tsv").write_text("text\tlabel\nthe state\tgood\nof the union\tbad\n" * 8)
+    own = ["--own.train", str(folder / "task.tsv"), "--own.dev", str(folder / "task.tsv")]
+    tuned = ["--out", str(folder / "tuned"), "--seeds", "1", "--epochs", "1", "--machine.threads", "1"]
+    assert main(["finetune", "--model", str(folder / "export"), "--task", "toy", *own, *tuned]) == 0
+
+
+def opened_without_fastbert(model: Path, folder: Path) -> None:
+    """Compares the hidden states in transformers, without fastbert, with those of our encoder."""
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    environment |= {"HF_HOME": str(folder / "hf"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-I", "-c", OPEN, str(model), str(folder / "hidden.safetensors")]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    encoder, _ = build_encoder(load_pretrained(model))
+    with torch.no_grad():
+        ours = encoder.eval()(torch.tensor(IDS))
+    torch.testing.assert_close(load_file(folder / "hidden.safetensors")["hidden"], ours, rtol=1e-5, atol=1e-5)
+
+
+def test_a_position_scheme_is_one_file_and_one_line(modules, flags, corpus, tmp_path, monkeypatch) -> None:
+    (modules / "toy_scheme.py").write_text(example("fastbert/model/positions/kerple.py"))
+    monkeypatch.setitem(POSITIONS.lines, "toy", Variant("toy_scheme:Kerple"))
+    lives([*flags, "--position", "toy"], corpus, tmp_path)
+    assert learned(tmp_path / "run")["encoder.positions.numbers"].shape == (2, 2)
+
+
+REFUSED = {
+    "another package": ("import numpy\n", "", r"toy_scheme\.py, line 1, is `import numpy`"),
+    "more of fastbert": ("from fastbert.errors import UserError\n", "", "is `from fastbert.errors import UserError`"),
+    "later": ("", "from fastbert.model.positions.alibi import Alibi", "is `from fastbert.model.positions.alibi"),
+    "as": (
+        "from fastbert_kernels.hashing import combine as c\n",
+        "",
+        "is `from fastbert_kernels.hashing import combine as c`",
+    ),
+    "methods of EncoderConfig": ("", "config.norm_parameters()", "stops with `.* no attribute 'norm_parameters'`"),
+    "EncoderConfig": ("", "print(EncoderConfig)", "stops with `name 'EncoderConfig' is not defined`"),
+    "a name of the model": (
+        "def layer_norm():\n    pass\n",
+        "",
+        r"both modeling_fastbert\.py .* define layer_norm",
+    ),
+    "a hidden buffer": (
+        "",
+        "self.inner = torch.nn.Module()\n        self.inner.register_buffer('x', torch.ones(1), persistent=False)",
+        r"its buffer inner\.x is not saved and belongs to a submodule",
+    ),
+}
+
+
+@pytest.mark.parametrize("why", REFUSED)
+def test_a_scheme_that_no_export_can_carry_is_refused_before_training(
+    why, modules, flags, tmp_path, monkeypatch, capsys
+):
+    top, inside, message = REFUSED[why]
+    source = example("fastbert/model/positions/kerple.py").partition('"""\n\n')[2]
+    built = "super().__init__(config)\n"
+    assert built in source
+    (modules / "toy_scheme.py").write_text(top + source.replace(built, f"{built}        {inside}\n"))
+    monkeypatch.setitem(POSITIONS.lines, "toy", Variant("toy_scheme:Kerple"))
+    assert main(["pretrain", *flags, "--position", "toy", "--out", str(tmp_path / "run")]) == 2
+    assert re.search(f"position toy cannot be exported: .*{message}", capsys.readouterr().err)
+    assert not (tmp_path / "run").exists()
