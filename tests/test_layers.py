@@ -86,7 +86,7 @@ def test_imports_lead_downwards(graph) -> None:
     ]
     assert not upwards
     seen = {(part(name), part(other)) for name, other in edges}
-    assert {("experiments", "finetuning"), ("data", "errors"), ("model", "fastbert_kernels")} <= seen
+    assert {("studies", "finetuning"), ("data", "errors"), ("model", "fastbert_kernels")} <= seen
 
 
 def test_no_circles(graph) -> None:
