@@ -1,4 +1,4 @@
-"""Parts of scripts/gpu/on_gpu.py: how fast training steps are beside transformers' BERT, and what they are made of."""
+"""Parts of scripts/gpu/on_gpu.py: training steps compared with transformers' BERT in speed, and their parts."""
 
 import gc
 import itertools
@@ -42,7 +42,7 @@ def throughput(part: Part) -> None:
 
 
 def race(part: Part, options: dict[str, Any], names: tuple[str, ...], peak: float) -> Iterator[dict[str, Any]]:
-    """One shape: fastbert's encoders beside their peer, eager and compiled."""
+    """One shape: fastbert's encoders and their peer, eager and compiled."""
     if time.monotonic() + (COMPILE_SECONDS if "compiled" in names else RACE_SECONDS) > part.deadline:
         raise KeyboardInterrupt
     ready, gib, flops, speeds = {}, {}, {}, {name: [] for name in names}
