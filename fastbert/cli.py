@@ -244,7 +244,7 @@ def main(arguments: list[str] | None = None) -> int:
     prepare_streams()
     try:
         try:
-            return run_job(arguments)
+            return run_command(arguments)
         finally:
             flush_standard_output()
     except BrokenPipeError:  # such as `| head`: nothing more can be said there, not by the interpreter's end either
@@ -261,7 +261,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
 
 
-def run_job(arguments: list[str]) -> int:
+def run_command(arguments: list[str]) -> int:
     """Runs the job that `arguments` name; user errors are printed, internal ones raised. Returns the exit code."""
     if arguments[:1] == ["help"]:
         arguments = [*arguments[1:], "--help"]

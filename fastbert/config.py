@@ -229,13 +229,20 @@ class Leaf:
     role: str
 
 
-def leaves(options: Any, prefix: str = "", role: str = "science") -> list[Leaf]:
-    """All options of a dataclass, in order."""
+def leaves(options: Any, prefix: str = "", role: str = "science", active: bool = False) -> list[Leaf]:
+    """All options of a dataclass, in order.
+
+    Args:
+        active: leave out those without effect, which the dataclasses name themselves, by a method `inactive`.
+    """
     out = []
+    inactive = options.inactive() if active and hasattr(options, "inactive") else ()
     for field in fields(options):
+        if field.name in inactive:
+            continue
         value, kind = getattr(options, field.name), field.metadata.get("role", role)
         if is_dataclass(value):
-            out += leaves(value, prefix if field.metadata.get("flat") else f"{prefix}{field.name}.", kind)
+            out += leaves(value, prefix if field.metadata.get("flat") else f"{prefix}{field.name}.", kind, active)
         else:
             out.append(Leaf(f"{prefix}{field.name}", value, kind))
     return out

@@ -56,6 +56,13 @@ def brief(value: Any, text: Callable[[Any], str] = repr) -> str:
     return shown if len(shown) <= LONGEST_SHOWN else f"{shown[:LONGEST_SHOWN]}..."
 
 
+def some(items: list[str], separator: str = ", ") -> str:
+    """The first five of `items`, and how many more there are."""
+    return separator.join(brief(item, str) for item in items[:5]) + (
+        f" and {len(items) - 5} more" if len(items) > 5 else ""
+    )
+
+
 def printable(text: str) -> str:
     """`text` with control characters as Python escapes them, such as \\x1b, so that a terminal shows and obeys none."""
     return _UNSEEN.sub(lambda found: found[0].encode("unicode_escape").decode(), text)

@@ -132,7 +132,7 @@ def field_docs(cls: type) -> dict[str, str]:
     """The docstring below each field of a dataclass, those of its bases included; line ends within a paragraph gone."""
     docs: dict[str, str] = {}
     for base in reversed(cls.__mro__):
-        if is_dataclass(base):
+        if is_dataclass(base) and not vars(base).get("GENERATED"):
             body = ast.parse(textwrap.dedent(inspect.getsource(base))).body[0].body
             for statement, following in pairwise(body):
                 is_text = isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant)

@@ -118,7 +118,7 @@ def test_several_fine_tunings_and_a_sweep(tmp_path) -> None:
 
     def open_sweep() -> None:
         with locked_folder(out):
-            ResultStore(out, "sweep", check_tuned).open({}, [])
+            ResultStore(out, "sweep", check_tuned).begin({}, [])
 
     assert every_kill(out, write_options, lambda: None) > 2
     assert every_kill(out, lambda: open_sweep() if not (out / "sweep.json").exists() else None, lambda: None) > 4

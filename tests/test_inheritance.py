@@ -10,7 +10,7 @@ from fastbert.config import load_yaml, to_dict
 from fastbert.errors import UserError
 from fastbert.finetuning.options import FinetuneOptions
 from fastbert.finetuning.tasks import OwnTaskOptions
-from fastbert.inheritance import MOST_FILES, merged, read_yaml
+from fastbert.inheritance import LONGEST_CHAIN, merged, read_yaml
 from fastbert.pretraining.options import PretrainOptions
 from fastbert.studies.ablate.options import load_ablation
 from fastbert.studies.sweep.options import load_sweep
@@ -77,8 +77,9 @@ def test_what_cannot_be_inherited(tmp_path) -> None:
     # Each level twice the files of the one below.
     levels = {f"{n}.yaml": {key: {"inherits": f"{n + 1}.yaml"} for key in "xy"} for n in range(12)}
     assert "too many files; at most 64" in refusal(write(tmp_path, levels | {"12.yaml": {"x": 1}}))
-    chain = {f"{n}.yaml": {"inherits": f"{n + 1}.yaml"} for n in range(MOST_FILES)}
-    assert "16 of them in a chain" in refusal(write(tmp_path, chain))
+    chain = {f"{n}.yaml": {"inherits": f"{n + 1}.yaml"} for n in range(LONGEST_CHAIN + 1)}
+    assert "16 of them in a chain" in refusal(write(tmp_path, chain | {"17.yaml": {"x": 1}}))
+    assert read_yaml(tmp_path / "2.yaml")[0] == {"x": 1}
 
 
 def test_every_job_reads_them(tmp_path, capsys) -> None:

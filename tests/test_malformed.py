@@ -36,7 +36,7 @@ from fastbert.inputs import read_input
 from fastbert.model.config import EncoderConfig
 from fastbert.pretraining.loop import STATE, Progress
 from fastbert.records import Whole, check, parse_json, seal_of
-from fastbert.studies.engine.store import read_rows
+from fastbert.studies.engine.store import read_result_rows
 from fastbert.studies.shared.finetune_jobs import check_tuned
 from fastbert.studies.shared.grid import read_seeds
 from fastbert.training.checkpoints import Checkpointer
@@ -139,7 +139,10 @@ def test_results(tmp_path: Path) -> None:
         **{"best": figures, "last": figures, "seal": ""},
     }
     (tmp_path / "results.jsonl").write_text(json.dumps(row))
-    fuzz(tmp_path / "results.jsonl", lambda: read_rows(tmp_path / "results.jsonl", check_tuned), 60)
+    fuzz(tmp_path / "results.jsonl", lambda: read_result_rows(tmp_path / "results.jsonl", check_tuned), 60)
+    without = row | {"last": {"epoch": 1, "dev": {"dev": {"loss": None}}}}
+    with pytest.raises(UserError, match=r"last\.dev\.dev\.accuracy is missing"):
+        check_tuned(without, "a row")
 
 
 def test_a_prepared_folder(prepared: Path, tmp_path: Path) -> None:

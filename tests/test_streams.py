@@ -19,6 +19,7 @@ from fastbert.studies.engine.local import run_local
 from fastbert.training.logbook import Logbook
 from tests.processes import in_child
 from tests.studies.conftest import toy_job, workers_of
+from tests.studies.test_ends import wait_for
 
 ROOT = Path(__file__).parents[1]
 
@@ -201,6 +202,7 @@ def test_ctrl_c_does_not_reach_spawned_processes() -> None:
 def test_ctrl_c_does_not_reach_the_workers_of_a_study(tmp_path) -> None:
     events = run_local([toy_job("a")], 1, 1, tmp_path)
     next(events)
+    wait_for(lambda: workers_of(os.getpid()))
     (worker,) = workers_of(os.getpid())
     status = Path(f"/proc/{worker}/status").read_text()
     events.close()

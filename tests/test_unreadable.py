@@ -25,7 +25,7 @@ from fastbert.files import atomic_file, disk_errors
 from fastbert.hub.weight_files import read_weights
 from fastbert.inputs import UnreadableError, open_input, read_text_input
 from fastbert.pretraining.run import RunFolder
-from fastbert.studies.engine.store import read_rows as read_results
+from fastbert.studies.engine.store import read_result_rows
 from fastbert.studies.shared.finetune_jobs import check_tuned
 from fastbert.training.checkpoints import Checkpointer, read_newest
 from fastbert.training.logbook import read_metrics
@@ -73,7 +73,7 @@ def test_files_that_may_not_be_read(tmp_path) -> None:
             source,
         ],
         ".state.npz": [lambda path: Partial(path.parent).load()],
-        "results.jsonl": [lambda path: read_results(path, check_tuned)],
+        "results.jsonl": [lambda path: read_result_rows(path, check_tuned)],
         "metrics.jsonl": [read_metrics],
         "a.txt": [read_text_input, source],
         "a.txt.gz": [source],

@@ -58,7 +58,7 @@ class Runner:
 
     Raises:
         UserError: it could not be built, with what it said.
-        RuntimeError: a fault of ours or of the peer, with its traceback.
+        RuntimeError: an internal error, or one of the peer, with its traceback.
     """
 
     def __init__(self, contestant: Contestant) -> None:
@@ -73,7 +73,7 @@ class Runner:
         """`tokens` of a step, `precision`, `device`; of fastbert `flops` of a step and `parameters`."""
 
     def seconds(self, steps: int) -> float:
-        """How long so many steps take."""
+        """The time of `steps` steps."""
         return self._ask("steps", steps)
 
     def peak(self) -> tuple[float, str]:

@@ -1,5 +1,5 @@
-"""`fastbert bench data`: how fast text becomes shards beside the tokenizers library, and what drawing batches costs
-beside the training step they are for. Contestants take turns, each time in a process of its own."""
+"""`fastbert bench data`: how fast text becomes shards compared with the tokenizers library, and what reading batches
+costs compared with the training step they are for. Contestants alternate, each time in a process of its own."""
 
 import io
 import os
@@ -28,7 +28,7 @@ from fastbert.records import json_text, write_json
 from fastbert.streams import say
 from fastbert.training.hardware import describe_machine
 
-ENCODER = EncoderOptions(layers=4, width=256, heads=4)  # of the training step that reading is held against
+ENCODER = EncoderOptions(layers=4, width=256, heads=4)  # of the training step that reading is compared with
 STEPS, STEP_SECONDS = 30, 5.0  # drawn in a round; of timed training
 
 
@@ -88,10 +88,10 @@ def write_text(options: BenchDataOptions, path: Path) -> tuple[Path, int]:
             size += len(document.encode())
             if size >= most:
                 break
-    return path, sum(len(document.encode()) for document in documents_of(path))
+    return path, sum(len(document.encode()) for document in text_documents(path))
 
 
-def documents_of(path: Path) -> Iterator[str]:
+def text_documents(path: Path) -> Iterator[str]:
     return open_source(str(path)).documents()
 
 
@@ -131,7 +131,7 @@ def time_library(text: Path, tokenizer: Path, threads: int) -> dict[str, float]:
     library.encode_special_tokens = True
     batches: list[list[str]] = [[]]
     held = 0
-    for document in documents_of(text):
+    for document in text_documents(text):
         batches[-1].append(document)
         held += len(document)
         if held >= threads * BATCH_CHARACTERS:  # a batch of all would take gigabytes
@@ -173,11 +173,11 @@ def results(rounds: list[dict[str, dict[str, float]]], size: int, options: Bench
     speeds = [{name: size / one[name]["seconds"] / 1e6 for name in ("prepare", "encode_batch_fast")} for one in rounds]
     steps = [one["loader"] for one in rounds]
     rows = [
-        spread("fastbert prepare", "MB/s", [s["prepare"] for s in speeds]),
-        spread("tokenizers encode_batch_fast, in memory", "MB/s", [s["encode_batch_fast"] for s in speeds]),
-        spread("rows of a step", "ms", [1000 * s["rows"] for s in steps]),
-        spread("masks of a step", "ms", [1000 * s["masks"] for s in steps]),
-        spread("a training step, 4 x 256", "ms", [1000 * s["step"] for s in steps]),
+        spread_row("fastbert prepare", "MB/s", [s["prepare"] for s in speeds]),
+        spread_row("tokenizers encode_batch_fast, in memory", "MB/s", [s["encode_batch_fast"] for s in speeds]),
+        spread_row("rows of a step", "ms", [1000 * s["rows"] for s in steps]),
+        spread_row("masks of a step", "ms", [1000 * s["masks"] for s in steps]),
+        spread_row("a training step, 4 x 256", "ms", [1000 * s["step"] for s in steps]),
     ]
     rows[0]["share"] = statistics.median(s["prepare"] / s["encode_batch_fast"] for s in speeds)
     for row, name in zip(rows[2:4], ("rows", "masks"), strict=True):
@@ -188,7 +188,7 @@ def results(rounds: list[dict[str, dict[str, float]]], size: int, options: Bench
     return [{**row, "share": round(row["share"], 4)} if "share" in row else row for row in rows]
 
 
-def spread(what: str, unit: str, values: list[float]) -> dict[str, Any]:
+def spread_row(what: str, unit: str, values: list[float]) -> dict[str, Any]:
     numbers = {"median": statistics.median(values), "least": min(values), "most": max(values)}
     return {"what": what, "unit": unit, **{name: round(value, 3) for name, value in numbers.items()}}
 

@@ -1,5 +1,5 @@
 """`fastbert bench kernels`: what the kernels take when compiled, which configuration is fastest here, how fast they are
-beside their peers. The benchmarks are those of `fastbert_kernels.benchmarks`."""
+compared with their peers. The benchmarks are those of `fastbert_kernels.benchmarks`."""
 
 import json
 from pathlib import Path

@@ -24,8 +24,6 @@ from fastbert.records import json_text, write_json
 from fastbert.streams import say
 from fastbert.training.hardware import describe_machine, resolve_device
 
-PEERS = ("fp32", "bf16", "compiled")
-
 
 def bench_throughput(options: BenchThroughputOptions) -> int:
     """Measures, prints and writes; returns the exit code.

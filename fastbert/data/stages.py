@@ -39,6 +39,11 @@ class StageOptions:
             problem = f"must be a fraction of the steps in (0, 1) or a whole number of steps, not {warmup}"
             raise OptionError(self, "batch_warmup", problem)
 
+    def inactive(self) -> set[str]:
+        """The options without effect."""
+        first = {"first_length", "first_fraction"} if self.first_length is None else set()
+        return first | ({"initial_batch_size", "batch_warmup"} if self.initial_batch_size is None else set())
+
     def check(self, batch_size: int, length: int) -> None:
         """
         Raises:

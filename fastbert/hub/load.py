@@ -12,10 +12,10 @@ from torch import Tensor
 
 from fastbert.config import differences
 from fastbert.data.tokenizer import WordPiece, load_tokenizer
-from fastbert.errors import UserError, brief
+from fastbert.errors import UserError, brief, some
 from fastbert.hub.export import NO_TYPES, SETTINGS, TOKENIZER
 from fastbert.hub.folders import check_model_folder
-from fastbert.hub.names import BERT_OPTIONS, OWN_OPTIONS, TIED, bert_names, check_weights, head_of, kept, some
+from fastbert.hub.names import BERT_OPTIONS, OWN_OPTIONS, TIED, bert_names, check_weights, head_of, kept
 from fastbert.hub.weight_files import joined, read_weights
 from fastbert.model.config import EncoderConfig
 from fastbert.model.encoder import Encoder

@@ -6,7 +6,7 @@ from dataclasses import fields
 import torch
 from torch import Tensor, nn
 
-from fastbert.errors import UserError, brief
+from fastbert.errors import UserError, some
 from fastbert.model.config import EncoderConfig
 from fastbert.model.encoder import Encoder
 from fastbert.model.heads import MLMHead, ReplacedHead
@@ -103,13 +103,6 @@ def bert_names(
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 FLOATS_ONLY = "instead of floating-point numbers of 16, 32 or 64 bits"
-
-
-def some(items: list[str], separator: str = ", ") -> str:
-    """The first five of `items`, and how many more there are."""
-    return separator.join(brief(item, str) for item in items[:5]) + (
-        f" and {len(items) - 5} more" if len(items) > 5 else ""
-    )
 
 
 def check_weights(config: EncoderConfig, weights: dict[str, Tensor], source: str) -> None:

@@ -10,9 +10,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fastbert.errors import UserError, brief
+from fastbert.errors import UserError, brief, some
 from fastbert.hub.export import SETTINGS
-from fastbert.hub.names import FLOATS, FLOATS_ONLY, some
+from fastbert.hub.names import FLOATS, FLOATS_ONLY
 from fastbert.inputs import open_input, raise_refusal
 from fastbert.training.tensors import HASH, read_tensors
 

@@ -51,6 +51,11 @@ class EncoderOptions:
     def __post_init__(self) -> None:
         check_values(self)
 
+    def inactive(self) -> set[str]:
+        """The options without effect. What BERT has not counts only where it is used."""
+        plain = {"feed_forward": self.feed_forward == "gelu", "bias": self.bias}
+        return POSITIONS.unused(self.position) | {name for name, is_plain in plain.items() if is_plain}
+
     def like(self, given: EncoderConfig) -> "EncoderOptions":
         """These options with the shape of `given`, an encoder whose weights are to be taken.
 

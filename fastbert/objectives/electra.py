@@ -6,13 +6,14 @@
 Words, positions that are added to them, token types and their LayerNorm are shared. Shapes as in `replacement`.
 """
 
+from typing import ClassVar
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from fastbert.data.tokenizer import WordPiece
 from fastbert.model.config import EncoderConfig
-from fastbert.model.encoder import Encoder
 from fastbert.model.flops import (
     TRAINING,
     encoder_flops,
@@ -23,7 +24,6 @@ from fastbert.model.flops import (
 from fastbert.model.heads import MLMHead, ReplacedHead
 from fastbert.model.notes import Notes
 from fastbert.model.shared_embeddings import SharedEmbeddings
-from fastbert.objectives.masking import masked_places
 from fastbert.objectives.options import ElectraOptions
 from fastbert.objectives.replacement import Corrupted, Replacement
 
@@ -32,6 +32,8 @@ class Electra(Replacement):
     """A generator that fills masks, and the encoder, which tells for every token whether it is a replacement."""
 
     main = "rtd"
+    second_network = "generator"
+    parts: ClassVar = {"head": ("head.",), second_network: ("small.", "small_head.")}
 
     def __init__(
         self,
@@ -41,15 +43,10 @@ class Electra(Replacement):
         kernels: str = "auto",
         notes: Notes | None = None,
     ) -> None:
-        super().__init__(config, options, vocabulary, notes)
-        width = config.width
-        if options.generator_scale < 1.0:
-            width = min(width, max(8, 8 * round(width * options.generator_scale / 8)))
-        self.small_config = config.scaled(width)
-        self.encoder = Encoder(config, kernels)
+        super().__init__(config, options, vocabulary, kernels, notes)
         self.head = ReplacedHead(config)
         self.small = SharedEmbeddings(self.small_config, self.encoder, kernels)
-        self.small_head = MLMHead(config, self.encoder.words, width)
+        self.small_head = MLMHead(config, self.encoder.words, self.small_config.width)
 
     def word_logits(self, hidden: Tensor) -> Tensor:
         """The generator's, [..., S] -> [..., V]."""
@@ -74,7 +71,7 @@ class Electra(Replacement):
     def flops(self, batch: int, length: int) -> int:
         """Of one training step over [B, T]: both networks and their heads."""
         config, tokens = self.config, batch * length
-        places = batch * masked_places(length, self.options.mask_rate, self.options.whole_word)
+        places = batch * self.masker.count(length)
         main = encoder_flops(config, batch, length) + 2 * tokens * (config.width**2 + config.width)
         small = SharedEmbeddings.flops(self.small_config, config, batch, length)
         head = 2 * places * config.width * (self.small_config.width + config.vocab_size)

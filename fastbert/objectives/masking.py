@@ -6,14 +6,84 @@ masked tokens than places, the rest are marked invalid.
 Shapes: B rows, T tokens, M masked places, V vocabulary.
 """
 
+from typing import NamedTuple
+
 import torch
 from fastbert_kernels import combine
 from fastbert_kernels.hashing import threshold, uniform
-from torch import Tensor
+from torch import Tensor, nn
+
+from fastbert.data.tokenizer import WordPiece
+from fastbert.objectives.options import ObjectiveOptions
 
 LAST = 1 << 40  # sorts after every hash word
 OVERHANG = 7  # positions for the end of a whole word that begins within the budget
 WINDOW = 3  # what a row's key is combined with for the start of its window; `corrupt` takes 1 and 2
+
+
+class Masks(NamedTuple):
+    """The masks of a micro-batch."""
+
+    input_ids: Tensor
+    """[B, T], masked."""
+    positions: Tensor
+    """int64 [B, M]."""
+    valid: Tensor
+    """bool [B, M], which of them are masked."""
+    targets: Tensor
+    """int64 [B, M], the words there; -100 where nothing is masked."""
+
+
+class Masker(nn.Module):
+    """Masks rows as the options of an objective say; what depends on the vocabulary is in buffers.
+
+    Args:
+        vocab_size: V, of the embedding.
+    """
+
+    def __init__(self, vocab_size: int, vocabulary: WordPiece, options: ObjectiveOptions) -> None:
+        super().__init__()
+        self.options = options
+        self.mask_id = vocabulary.ids["[MASK]"]
+        special = torch.zeros(vocab_size, dtype=torch.bool)
+        special[list(vocabulary.special_ids)] = True
+        special[len(vocabulary.tokens) :] = True  # rows of the embedding that stand for no word
+        continuation = torch.zeros_like(special)
+        continuation[: len(vocabulary.tokens)] = torch.from_numpy(vocabulary.continuing)
+        self.register_buffer("special", special, persistent=False)
+        self.register_buffer("continuation", continuation, persistent=False)
+        self.register_buffer("special_ids", special.nonzero()[:, 0], persistent=False)
+        self.register_buffer("ordinary_ids", (~special).nonzero()[:, 0], persistent=False)
+
+    @torch.no_grad()
+    def forward(self, input_ids: Tensor, keys: Tensor) -> Masks:
+        """Chooses the masked positions and what stands there. Outside training all show [MASK]: a word that is shown as
+        it is would be no question, and the loss could not be compared with the entropy of the words.
+
+        Args:
+            input_ids: [B, T].
+            keys: int32 [B].
+        """
+        options = self.options
+        count = masked_places(input_ids.shape[1], options.mask_rate)
+        continuation = self.continuation if options.whole_word else None
+        positions, valid = choose_places(input_ids, self.special, keys, count, continuation)
+        shares = (options.mask_token_share, options.random_token_share) if self.training else (1.0, 0.0)
+        masked = corrupt(
+            input_ids,
+            positions,
+            valid,
+            keys,
+            mask_id=self.mask_id,
+            ordinary_ids=self.ordinary_ids,
+            mask_token_share=shares[0],
+            random_token_share=shares[1],
+        )
+        return Masks(masked, positions, valid, torch.where(valid, input_ids.gather(1, positions), -100))
+
+    def count(self, length: int) -> int:
+        """M for rows of `length` tokens."""
+        return masked_places(length, self.options.mask_rate, self.options.whole_word)
 
 
 def masked_places(length: int, rate: float, whole_word: bool = False) -> int:

@@ -15,6 +15,8 @@ The words are shared through a learned matrix W from D to S, which gives the con
 h (E W)^T + b. Shapes as in `replacement`; k choices.
 """
 
+from typing import ClassVar
+
 import torch
 import torch.nn.functional as F
 from fastbert_kernels import candidate_scores
@@ -24,11 +26,10 @@ from torch import Tensor, nn
 from fastbert.data.tokenizer import WordPiece
 from fastbert.errors import UserError
 from fastbert.model.config import EncoderConfig
-from fastbert.model.encoder import Encoder, layer_norm
+from fastbert.model.encoder import layer_norm
 from fastbert.model.flops import TRAINING, encoder_flops, encoder_parameters, mlm_head_parameters
 from fastbert.model.notes import Notes
 from fastbert.model.shared_embeddings import SharedWords
-from fastbert.objectives.masking import masked_places
 from fastbert.objectives.options import MultipleChoiceOptions
 from fastbert.objectives.replacement import CANDIDATES, Corrupted, Replacement
 
@@ -68,6 +69,8 @@ class MultipleChoice(Replacement):
     """A controller that fills masks and proposes candidates, and the encoder, which chooses among them everywhere."""
 
     main = "choice"
+    second_network = "meta controller"
+    parts: ClassVar = {"head": ("head.",), second_network: ("small.", "small_head.")}
 
     def __init__(
         self,
@@ -81,14 +84,11 @@ class MultipleChoice(Replacement):
         Raises:
             UserError: more choices than the vocabulary has words.
         """
-        super().__init__(config, options, vocabulary, notes)
-        if options.choices > len(self.ordinary_ids):
+        super().__init__(config, options, vocabulary, kernels, notes)
+        if options.choices > (words := len(self.masker.ordinary_ids)):
             raise UserError(
-                f"multiple_choice.choices {options.choices} is more than the {len(self.ordinary_ids)} words of the "
-                "vocabulary; lower it"
+                f"multiple_choice.choices {options.choices} is more than the {words} words of the vocabulary; lower it"
             )
-        self.small_config = options.controller(config)
-        self.encoder = Encoder(config, kernels)
         self.head = ChoiceHead(config)
         self.small = SharedWords(self.small_config, self.encoder, kernels)
         self.small_head = ControllerHead(self.small_config)
@@ -135,7 +135,7 @@ class MultipleChoice(Replacement):
             choices - 1,
             keys=drawn.token_keys(CANDIDATES).flatten(),
             bias=self.small_head.bias,
-            forbidden=self.special_ids,
+            forbidden=self.masker.special_ids,
             excluded=original,
         )
         replaced = read.flatten() != original
@@ -147,7 +147,7 @@ class MultipleChoice(Replacement):
         (the vocabulary in whole blocks, as it is sampled)."""
         config, tokens = self.config, batch * length
         d, s, v = config.width, self.small_config.width, config.vocab_size
-        places = batch * masked_places(length, self.options.mask_rate, self.options.whole_word)
+        places = batch * self.masker.count(length)
         main = encoder_flops(config, batch, length) + 2 * tokens * (d * d + self.options.choices * d)
         small = SharedWords.flops(self.small_config, config, batch, length) + 2 * places * (s * s + s * v)
         vocabulary = 2 * v * d * s if s != d else 0

@@ -1,7 +1,7 @@
-"""The user's options of each objective."""
+"""The options of each objective."""
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from fastbert.errors import OptionError
 from fastbert.model.config import EncoderConfig
@@ -11,20 +11,46 @@ MaskRate = Annotated[float, Range(above=0, most=0.9)]
 
 
 @dataclass(frozen=True)
-class MLMOptions:
-    """Masked language modelling."""
+class ObjectiveOptions:
+    """The options of every objective; one that has more of them extends this class."""
 
     mask_rate: MaskRate = 0.15
-    """Fraction of the tokens of a row that are predicted; newer recipes take 0.2 to 0.4 (arXiv 2202.08005)."""
-    mask_token_share: Probability = 0.8
-    """Of those, the share that shows [MASK]."""
-    random_token_share: Probability = 0.1
-    """Of those, the share that shows a random word; the rest shows the word itself."""
+    """Fraction of the tokens of a row that are masked; newer recipes take 0.2 to 0.4 (arXiv 2202.08005)."""
     whole_word: bool = False
     """Mask all pieces of a word together; every word has the same probability, whatever its number of pieces."""
 
+    mask_token_share: Probability = 1.0
+    """Of the masked tokens, the fraction that shows [MASK]; the rest shows the word itself."""
+    random_token_share: ClassVar[float] = 0.0
+    """Of the masked tokens, the fraction that shows a random word."""
+
     def __post_init__(self) -> None:
         check_values(self)
+
+    def networks(self, config: EncoderConfig) -> list[EncoderConfig]:
+        """The networks that are trained, for an encoder of `config`, which comes first.
+
+        Raises:
+            UserError: one of them cannot be built.
+        """
+        return [config]
+
+    def warnings(self, config: EncoderConfig) -> list[str]:
+        """What to print before training an encoder of `config`."""
+        return []
+
+
+@dataclass(frozen=True)
+class MLMOptions(ObjectiveOptions):
+    """Masked language modelling."""
+
+    mask_token_share: Probability = 0.8
+    """Of the masked tokens, the fraction that shows [MASK]."""
+    random_token_share: Probability = 0.1
+    """Of the masked tokens, the fraction that shows a random word; the rest shows the word itself."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         if self.mask_token_share + self.random_token_share > 1.0:
             raise OptionError(
                 self,
@@ -34,18 +60,12 @@ class MLMOptions:
 
 
 @dataclass(frozen=True)
-class ReplacementOptions:
+class ReplacementOptions(ObjectiveOptions):
     """Options of both objectives."""
 
-    mask_rate: MaskRate = 0.15
-    """Fraction of the tokens of a row that the generator or meta controller fills."""
     mask_token_share: Probability = 0.85
-    """Of those, the share that shows it [MASK]; the rest shows the word itself."""
-    whole_word: bool = False
-    """Mask all pieces of a word together; every word has the same probability, whatever its number of pieces."""
-
-    def __post_init__(self) -> None:
-        check_values(self)
+    """Of the masked tokens, the fraction that shows [MASK] to the generator or meta controller; the rest shows the word
+    itself."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +77,13 @@ class ElectraOptions(ReplacementOptions):
     width is rounded to a multiple of 8."""
     loss_weight: Positive = 50.0
     """Weight of the detection loss next to the generator's."""
+
+    def networks(self, config: EncoderConfig) -> list[EncoderConfig]:
+        """The encoder, and the generator."""
+        width = config.width
+        if self.generator_scale < 1.0:
+            width = min(width, max(8, 8 * round(width * self.generator_scale / 8)))
+        return [config, config.scaled(width)]
 
 
 @dataclass(frozen=True)
@@ -72,17 +99,16 @@ class MultipleChoiceOptions(ReplacementOptions):
     loss_weight: Positive = 20.0
     """Weight of the choice loss next to the controller's: the paper's lambda."""
 
-    def controller(self, config: EncoderConfig) -> EncoderConfig:
-        """The controller's numbers, for an encoder of `config`."""
+    def networks(self, config: EncoderConfig) -> list[EncoderConfig]:
+        """The encoder, and the meta controller."""
         width = self.controller_width or min(config.width, max(8, 8 * round(config.width / 32)))
-        return config.scaled(width, self.controller_layers)
+        return [config, config.scaled(width, self.controller_layers)]
 
-    def remarks(self, config: EncoderConfig) -> list[str]:
-        """What a user should hear before training an encoder of `config`."""
-        width = self.controller(config).width
-        if width <= config.width:
+    def warnings(self, config: EncoderConfig) -> list[str]:
+        _, controller = self.networks(config)
+        if controller.width <= config.width:
             return []
         return [
-            f"the controller (width {width}) is wider than the encoder (width {config.width}): it is meant to be the "
-            "smaller network, and is dropped after training; lower --multiple-choice.controller-width"
+            f"the controller (width {controller.width}) is wider than the encoder (width {config.width}): it is meant "
+            "to be the smaller network, and is dropped after training; lower --multiple-choice.controller-width"
         ]

@@ -9,6 +9,7 @@ from fastbert import config as configuration
 from fastbert.errors import UserError
 from fastbert.inputs import UnreadableError
 from fastbert.pretraining.budget import checkpoint_size
+from fastbert.pretraining.finish import check_finish
 from fastbert.pretraining.loop import STATE, Trainer
 from fastbert.pretraining.run import (
     RunFolder,
@@ -53,6 +54,7 @@ def build_trainer(
     if checkpoint:
         check(checkpoint.state, STATE, f"the checkpoint's state {checkpoint.path / 'state.json'}")
     objective = setup.objective(initial=checkpoint is None)
+    check_finish(setup, objective)
     check_space(run.path, (options.keep_checkpoints + len(milestones) + 3) * checkpoint_size(objective))
     optimizer = setup.optimizer(objective)
     if checkpointer is None:  # nothing is refused any more

@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fastbert.data.stages import BatchPlan
 from fastbert.errors import UserError
 from fastbert.files import folder_errors, new_folder, remove_leftovers
+from fastbert.objectives.objective import Objective
 from fastbert.outputs import is_filled_within, resolved
 from fastbert.pretraining.budget import Costs, saves_between, shown_spans
 from fastbert.pretraining.budget import shown_time as _time
@@ -45,10 +46,8 @@ PARTS = {
     "embeddings": ("encoder.words.", "encoder.types.", "encoder.embedding_norm."),
     "positions": ("encoder.positions.",),
     "blocks": ("encoder.blocks.", "encoder.final_norm."),
-    "head": ("head.",),
-    "small network": ("small.", "small_head."),
 }
-"""Of the parameters, by how their names begin."""
+"""Of the encoder's parameters, by how their names begin; the objective knows the others."""
 
 
 @dataclass(frozen=True)
@@ -179,11 +178,12 @@ def _on_disk(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
-def parameters_by_part(objective: nn.Module) -> dict[str, int]:
+def parameters_by_part(objective: Objective) -> dict[str, int]:
     """How many parameters each part has; a shared one counts where it comes first."""
-    counts = dict.fromkeys((*PARTS, "other"), 0)
+    parts = {**PARTS, **objective.parts}
+    counts = dict.fromkeys((*parts, "other"), 0)
     for name, parameter in objective.named_parameters():
-        part = next((part for part, begins in PARTS.items() if name.startswith(begins)), "other")
+        part = next((part for part, begins in parts.items() if name.startswith(begins)), "other")
         counts[part] += parameter.numel()
     return {part: count for part, count in counts.items() if count}
 

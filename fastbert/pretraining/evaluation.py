@@ -6,15 +6,17 @@ from collections.abc import Iterable
 import torch
 
 from fastbert.data.batches import Batch
+from fastbert.objectives.objective import Figure, Objective
 from fastbert.training.hardware import autocast
 from fastbert.training.world import ONE_PROCESS, World
 
+NOT_FINITE = "not finite"  # in place of a figure
 MASK_SEED = 0  # the same masks for every run, so that seeds and variants are compared on the same questions
 
 
 @torch.no_grad()
 def evaluate(
-    objective: torch.nn.Module, batches: Iterable[Batch], precision: str, world: World = ONE_PROCESS
+    objective: Objective, batches: Iterable[Batch], precision: str, world: World = ONE_PROCESS
 ) -> dict[str, float]:
     """Means over the `batches` of all ranks of everything the objective measures, and `loss`, their weighted sum.
 
@@ -36,3 +38,16 @@ def evaluate(
     means = {name: (world.sum(sums[name]) / world.sum(counts[name])).item() for name in sums}
     loss = math.fsum(weight * means[name] for name, weight in objective.loss_weights.items())
     return {"loss": loss, **{name: value for name, value in means.items() if name not in objective.loss_weights}}
+
+
+def shown(figure: Figure, digits: int) -> str:
+    """The value of a figure.
+
+    Args:
+        digits: after the point of a value in nats; a percentage is rounded alike.
+    """
+    if figure.value is None:
+        return NOT_FINITE
+    if figure.unit == "%":
+        return f"{100 * figure.value:.{digits - 2}f} %"
+    return f"{figure.value:.{digits}f} nats" if figure.unit == "nats" else f"{figure.value:.4f}"

@@ -1,15 +1,17 @@
 """What a finished run leaves behind: the export, the curves, and a summary of what it learned."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from torch import nn
 
+from fastbert.data.batches import validation_batches
 from fastbert.files import make_inner_folder
 from fastbert.hub.card import AUTO_CLASSES
 from fastbert.hub.export import export_model
 from fastbert.hub.names import head_of, kept
-from fastbert.pretraining.examples import examples_of
+from fastbert.objectives.objective import Figure, Objective
+from fastbert.pretraining.evaluation import NOT_FINITE, evaluate, shown
 from fastbert.pretraining.loop import Progress
 from fastbert.pretraining.run import RunFolder
 from fastbert.pretraining.setup import PretrainSetup
@@ -18,10 +20,8 @@ from fastbert.streams import say
 from fastbert.training.hardware import describe_machine
 from fastbert.training.logbook import NothingToDrawError, plot_curves
 
-NOT_FINITE = "not finite"  # in place of a figure
 
-
-def finish(setup: PretrainSetup, objective: nn.Module, run: RunFolder, progress: Progress) -> None:
+def finish(setup: PretrainSetup, objective: Objective, run: RunFolder, progress: Progress) -> None:
     """Exports the model, draws the curves, prints the summary on standard output and keeps it in report/."""
     validation = setup.dataset.split("validation")
     unigram = validation.unigram_entropy
@@ -34,22 +34,20 @@ def finish(setup: PretrainSetup, objective: nn.Module, run: RunFolder, progress:
         weights,
         run.tokenizer,
         run.model,
-        card=model_card(setup, progress, final, unigram),
+        card=model_card(setup, objective, progress, final, unigram),
     )
     make_inner_folder(run.report)
     plot: Path | None = run.report / "curves.png"
     try:
         title = f"{run.path.name}: {setup.config.position}, {setup.options.objective}"
-        plot_curves(run.metrics, plot, title=title, baseline=unigram if setup.options.objective == "mlm" else None)
+        plot_curves(run.metrics, plot, title=title, baseline=unigram if objective.loss_in_nats else None)
     except ImportError:
         say("matplotlib is not installed: no curves are drawn; metrics.jsonl has the figures")
         plot = None
     except NothingToDrawError as error:  # records may be lost between two sessions
         say(f"no curves are drawn: {error}")
         plot = None
-    with torch.compiler.set_stance("force_eager"):  # no sentence is as long as another
-        heading, found = examples_of(objective, validation, setup.vocabulary, setup.options.length)
-    examples = [str(example) for example in found]
+    heading, examples = examples_of(setup, objective)
     write_json(
         run.report / "summary.json",
         {
@@ -64,13 +62,30 @@ def finish(setup: PretrainSetup, objective: nn.Module, run: RunFolder, progress:
         },
     )
     opens = AUTO_CLASSES[head_of(weights)]
-    print(summary(run, progress, final, unigram, heading, examples, plot, opens))
+    figures = objective.figures(final)
+    print(summary(run, progress, figures, unigram, heading, examples, plot, opens))
+
+
+def examples_of(setup: PretrainSetup, objective: Objective) -> tuple[str, list[str]]:
+    """Held-out sentences and what the networks make of them, with a heading."""
+    with torch.compiler.set_stance("force_eager"):  # no sentence is as long as another
+        return objective.examples(setup.dataset.split("validation"), setup.vocabulary, setup.options.length)
+
+
+def check_finish(setup: PretrainSetup, objective: Objective) -> None:
+    """Makes once, before training, what only the end of a run needs of an objective and may fail: so an objective that
+    cannot be reported does not fail a finished run."""
+    row = validation_batches(setup.rows("validation"), 1, 1, setup.device)
+    with torch.compiler.set_stance("force_eager"):
+        measured = evaluate(objective, row, setup.precision)
+    summary_lines(objective.figures(measured), unigram=0.0)
+    examples_of(setup, objective)
 
 
 def summary(
     run: RunFolder,
     progress: Progress,
-    final: dict[str, float | None],
+    figures: Sequence[Figure],
     unigram: float,
     heading: str,
     examples: list[str],
@@ -85,15 +100,7 @@ def summary(
         "Held-out documents",
         f"  unigram entropy   {unigram:.3f} nats   (guessing words by their frequency)",
     ]
-    masked = final.get("mlm_loss", final["loss"])
-    nats = NOT_FINITE if masked is None else f"{masked:.3f} nats   ({compared(unigram - masked)})"
-    if "accuracy" in final:
-        lines.append(f"  masked loss       {nats}")
-        lines.append(f"  masked accuracy   {100 * final['accuracy']:.1f} %")
-    else:
-        lines.append(f"  {'generator' if 'rtd_loss' in final else 'meta controller':<17} {nats}")
-        shown = {name: NOT_FINITE if value is None else f"{value:.4f}" for name, value in final.items()}
-        lines += [f"  {name:<17} {value}" for name, value in shown.items() if name != "mlm_loss"]
+    lines += summary_lines(figures, unigram)
     if examples:
         lines += ["", heading]
         lines += [f"  {number}. {example}" for number, example in enumerate(examples, 1)]
@@ -106,6 +113,16 @@ def summary(
     return "\n".join(lines)
 
 
+def summary_lines(figures: Sequence[Figure], unigram: float) -> list[str]:
+    """A line for each figure; losses in nats are compared with the unigram entropy."""
+    lines = []
+    for figure in figures:
+        is_loss = figure.unit == "nats" and figure.value is not None
+        comparison = f"   ({compared(unigram - figure.value)})" if is_loss else ""
+        lines.append(f"  {figure.label:<17} {shown(figure, digits=3)}{comparison}")
+    return lines
+
+
 def minutes(progress: Progress) -> str:
     """Of all sessions."""
     return f"{progress.seconds / 60:.1f}"
@@ -116,12 +133,12 @@ def compared(gain: float) -> str:
 
 
 def model_card(
-    setup: PretrainSetup, progress: Progress, final: dict[str, float | None], unigram: float
+    setup: PretrainSetup, objective: Objective, progress: Progress, final: dict[str, float | None], unigram: float
 ) -> dict[str, object]:
     options, machine = setup.options, describe_machine()
     optimizer, schedule = options.optimizer, options.schedule
     on_gpu = setup.device.type == "cuda"
-    kind = "nats" if options.objective == "mlm" else "weighted sum of the objective's"
+    kind = "nats" if objective.loss_in_nats else "weighted sum of the objective's"
     return {
         "objective": options.objective,
         "data": options.data,

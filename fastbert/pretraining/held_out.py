@@ -3,13 +3,12 @@ two networks, all that its objective measures.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import nn
 
 from fastbert.config import from_dict, load_yaml
 from fastbert.data.batches import InMemory, PackedRows, validation_batches
@@ -21,9 +20,10 @@ from fastbert.errors import UserError
 from fastbert.hub.load import Pretrained, find_checkpoint, load_pretrained, tokenizer_of
 from fastbert.objectives import OBJECTIVES
 from fastbert.objectives.mlm import MLM
+from fastbert.objectives.objective import Figure, Objective
 from fastbert.objectives.options import MLMOptions
-from fastbert.pretraining.evaluation import evaluate
-from fastbert.pretraining.options import EvaluateOptions, PretrainOptions, objective_options
+from fastbert.pretraining.evaluation import evaluate, shown
+from fastbert.pretraining.options import EvaluateOptions, PretrainOptions
 from fastbert.records import json_text
 from fastbert.streams import warn
 from fastbert.training.hardware import resolve_device, resolve_precision, setup_machine
@@ -65,7 +65,7 @@ def evaluate_text(options: EvaluateOptions) -> dict[str, Any]:
     if ordinary[: len(rows) * (length - 1)].any():
         micro = options.machine.micro_batch_size or 32
         values = evaluate(objective, validation_batches(rows, len(rows), micro, device), precision)
-    elif isinstance(objective, MLM) and not len(words):
+    elif objective.loss_in_nats and not len(words):
         values = {"loss": None, "accuracy": None}  # nothing can be masked; all of the text costs 8 bits a byte
     else:
         raise UserError(f"{options.source} has no token that can be masked: all are [UNK]; give more or other text")
@@ -82,14 +82,14 @@ def evaluate_text(options: EvaluateOptions) -> dict[str, Any]:
         "unigram_entropy": unigram_entropy(np.bincount(words, minlength=len(vocabulary.tokens)), vocabulary),
         "mask_rate": options.mask_rate,
     }
-    if isinstance(objective, MLM):
+    if objective.loss_in_nats:
         bits = (values["loss"] or 0.0) * len(words) / math.log(2) + 8 * text.unk_bytes
         result["bits_per_byte"] = bits / text.size
-    print(json_text(result) if options.json else report(result, values))
+    print(json_text(result) if options.json else report(result, objective.figures(values)))
     return result
 
 
-def trained_objective(options: EvaluateOptions, pretrained: Pretrained, vocabulary: WordPiece) -> nn.Module:
+def trained_objective(options: EvaluateOptions, pretrained: Pretrained, vocabulary: WordPiece) -> Objective:
     """The objective with the weights it was trained to, without notes.
 
     Raises:
@@ -103,14 +103,14 @@ def trained_objective(options: EvaluateOptions, pretrained: Pretrained, vocabula
     checkpoint = find_checkpoint(Path(options.model))
     if checkpoint is None:
         raise UserError(
-            f"{options.model} has no MLM head, so it cannot fill blanks; give a model that has one or, of an export of "
-            "ELECTRA or multiple choice, the run it came from, which still has both networks"
+            f"{options.model} has no MLM head, so it cannot fill blanks; give a model that has one or, of an export "
+            "without one, the run it came from, which still has all of its networks"
         )
     if "options" in checkpoint.state:  # sealed, as config.yaml is not
         trained = from_dict(PretrainOptions, checkpoint.state["options"], f"{checkpoint.path}/state.json")
     else:
         trained = load_yaml(PretrainOptions, checkpoint.path.parent.parent / "config.yaml")
-    asked = replace(objective_options(trained), mask_rate=options.mask_rate)
+    asked = replace(trained.of_objective, mask_rate=options.mask_rate)
     objective = OBJECTIVES[trained.objective](pretrained.config, asked, vocabulary, kernels)
     weights = checkpoint.tensors["model"].items()
     try:
@@ -153,28 +153,13 @@ def read_text(options: EvaluateOptions, vocabulary: WordPiece) -> HeldOut:
     return HeldOut(tokens, size, int((tokens == unk).sum()), unk_bytes)
 
 
-def report(result: dict[str, Any], told: Iterable[str] = ()) -> str:
-    """
-    Args:
-        told: the keys of what was measured.
-    """
+def report(result: dict[str, Any], figures: Sequence[Figure]) -> str:
     lines = [
         f"{result['model']} on {result['source']}: {result['tokens']} tokens, {result['bytes']} bytes",
-        f"  unigram entropy   {result['unigram_entropy']:.4f} nats",
-        f"  [UNK]             {result['unk_fraction']:.2%} of the tokens, {result['unk_bytes']} bytes",
+        f"  {'unigram entropy':<17} {result['unigram_entropy']:.4f} nats",
+        f"  {'[UNK]':<17} {result['unk_fraction']:.2%} of the tokens, {result['unk_bytes']} bytes",
     ]
+    lines += [f"  {figure.label:<17} {shown(figure, digits=4)}" for figure in figures]
     if "bits_per_byte" in result:
-        if result["loss"] is not None:
-            lines += [
-                f"  masked loss       {result['loss']:.4f} nats",
-                f"  masked accuracy   {100 * result['accuracy']:.2f} %",
-            ]
-        lines.append(f"  bits per byte     {result['bits_per_byte']:.4f}")
-    else:
-        network = "generator" if "rtd_loss" in result else "meta controller"
-        lines.append(f"  {network:<17} {result['mlm_loss']:.4f} nats at masked positions")
-        told = [
-            name for name in result if name.endswith(("_loss", "replaced", "_kept", "entropy")) and name != "mlm_loss"
-        ]
-        lines += [f"  {name:<18} {result[name]:.4f}" for name in told if name != "unigram_entropy"]
+        lines.append(f"  {'bits per byte':<17} {result['bits_per_byte']:.4f}")
     return "\n".join(lines)

@@ -1,5 +1,6 @@
 """What `fastbert pretrain` takes: every option with its help; groups of options stand beside the code they steer."""
 
+import dataclasses
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,8 +13,8 @@ from fastbert.downloads import check_downloaded
 from fastbert.errors import OptionError, UserError, brief
 from fastbert.hub.folders import check_model_folder
 from fastbert.model.options import EncoderOptions, NotesOptions
-from fastbert.objectives import OBJECTIVES
-from fastbert.objectives.options import ElectraOptions, MaskRate, MLMOptions, MultipleChoiceOptions
+from fastbert.objectives import OBJECTIVES, group_of
+from fastbert.objectives.options import MaskRate, ObjectiveOptions
 from fastbert.ranges import Count, Fraction, Length, Minutes, Seed, Tokens, Vocabulary, Workers, check_values
 from fastbert.training.options import MachineOptions, OptimizerOptions, ScheduleOptions, TrainingMachineOptions
 
@@ -32,7 +33,7 @@ class PretrainMachineOptions(TrainingMachineOptions):
 
 
 @dataclass(frozen=True)
-class PretrainOptions:
+class _PretrainOptions:
     """Pretrain an encoder: `fastbert pretrain [configs/pretrain/x.yaml] [options]`; options win over the file."""
 
     data: str = field(default="sotu", metadata=BOOKKEEPING)
@@ -99,9 +100,6 @@ class PretrainOptions:
     profile: bool = field(default=False, metadata=BOOKKEEPING)
     """Write where the time of a few steps goes to profile/ of the run, with a trace for ui.perfetto.dev."""
 
-    mlm: MLMOptions = field(default_factory=MLMOptions)
-    electra: ElectraOptions = field(default_factory=ElectraOptions)
-    multiple_choice: MultipleChoiceOptions = field(default_factory=MultipleChoiceOptions)
     notes: NotesOptions = field(default_factory=NotesOptions)
     optimizer: OptimizerOptions = field(default_factory=OptimizerOptions)
     schedule: ScheduleOptions = field(default_factory=ScheduleOptions)
@@ -113,6 +111,16 @@ class PretrainOptions:
         if self.dry_run and self.profile:
             raise UserError("give --dry-run or --profile, not both: a dry run leaves no folder to write a profile to")
         self.milestone_steps()
+
+    @property
+    def of_objective(self) -> ObjectiveOptions:
+        """The options of the objective that is chosen."""
+        return getattr(self, group_of(self.objective))
+
+    def inactive(self) -> set[str]:
+        """The options and groups without effect."""
+        others = {group_of(name) for name in OBJECTIVES if name != self.objective}
+        return {"tokens", *SOURCE_ONLY, *others, *(() if self.notes.enabled else ("notes",))}
 
     def check_inputs(self) -> None:
         """Checks, before torch is imported, that what a new run starts from is there.
@@ -148,6 +156,17 @@ class PretrainOptions:
         if self.steps is not None and steps and max(steps) > self.steps:
             raise UserError(f"milestone {max(steps)} lies beyond the {self.steps} steps of the run; leave it out")
         return steps
+
+
+# The options of each objective are a group, --mlm... and so on.
+_GROUPS = {group_of(name): OBJECTIVES.options(name) for name in OBJECTIVES}
+PretrainOptions = dataclasses.make_dataclass(
+    "PretrainOptions",
+    [(name, options, field(default_factory=options)) for name, options in _GROUPS.items()],
+    bases=(_PretrainOptions,),
+    frozen=True,
+    namespace={"__doc__": _PretrainOptions.__doc__, "__module__": __name__, "GENERATED": True},
+)
 
 
 @dataclass(frozen=True)
@@ -190,11 +209,6 @@ class EvaluateOptions:
         check_source(self.source, self.column)
 
 
-def objective_options(options: PretrainOptions) -> Any:
-    """Those of the objective that is chosen."""
-    return getattr(options, options.objective.replace("-", "_"))
-
-
 # What config.yaml keeps of these.
 OF_ONE_CALL = {"resume": False, "dry_run": False, "verify_data": False, "profile": False}
 BUDGETS = ("steps", "tokens", "minutes")
@@ -207,31 +221,5 @@ def science(options: PretrainOptions, data_fingerprint: str) -> dict[str, Any]:
 
     Options without effect in this combination are left out, so that changing them changes nothing.
     """
-    idle = {"tokens", *SOURCE_ONLY}
-    if not options.encoder.position.startswith("tupe"):
-        idle.add("cls_attention")
-    if options.encoder.position != "rope":
-        idle.add("rope_base")
-    # Runs from before these options were there are BERT's and keep their names.
-    if options.encoder.feed_forward == "gelu":
-        idle.add("feed_forward")
-    if options.encoder.bias:
-        idle.add("bias")
-    if options.stages.first_length is None:
-        idle |= {"first_length", "first_fraction"}
-    if options.stages.initial_batch_size is None:
-        idle |= {"initial_batch_size", "batch_warmup"}
-    if options.optimizer.name != "muon":
-        idle.add("optimizer.momentum")
-    if options.schedule.name != "wsd":
-        idle.add("schedule.decay")
-    if options.schedule.name == "constant":
-        idle.add("schedule.final")
-    for objective in OBJECTIVES:
-        if objective != options.objective:
-            group = objective.replace("-", "_")
-            idle |= {f"{group}.{leaf.name}" for leaf in leaves(getattr(options, group))}
-    if not options.notes.enabled:
-        idle |= {f"notes.{leaf.name}" for leaf in leaves(options.notes)}
-    values = {leaf.name: leaf.value for leaf in leaves(options) if leaf.role == "science" and leaf.name not in idle}
+    values = {leaf.name: leaf.value for leaf in leaves(options, active=True) if leaf.role == "science"}
     return {**values, "data": data_fingerprint}

@@ -43,8 +43,8 @@ def check_room(folder: Path, setup: PretrainSetup) -> None:
     """
     options = setup.options
     passes = -(-options.batch_size // (options.machine.micro_batch_size or options.batch_size))
-    networks = 1 if options.objective == "mlm" else 2
-    space = SPACE + passes * networks * setup.config.layers * SPACE_OF_BLOCK
+    blocks = sum(network.layers for network in options.of_objective.networks(setup.config))
+    space = SPACE + passes * blocks * SPACE_OF_BLOCK
     check_space(folder, space, "--profile needs", "leave --profile out")
 
 

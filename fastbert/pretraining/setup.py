@@ -5,7 +5,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from fastbert import config as configuration
 from fastbert.data.batches import PackedRows, TrainingBatches, validation_batches
@@ -21,10 +20,10 @@ from fastbert.model.config import EncoderConfig
 from fastbert.model.encoder import adapt, initialize
 from fastbert.model.flops import encoder_parameters
 from fastbert.objectives import OBJECTIVES
-from fastbert.objectives.options import MultipleChoiceOptions
+from fastbert.objectives.objective import Objective
 from fastbert.pretraining.evaluation import evaluate
 from fastbert.pretraining.noted_words import NotedCorpus, find_noted, rare_band
-from fastbert.pretraining.options import SOURCE_ONLY, PretrainOptions, objective_options
+from fastbert.pretraining.options import SOURCE_ONLY, PretrainOptions
 from fastbert.streams import say
 from fastbert.training.apex import check_apex
 from fastbert.training.hardware import resolve_device, resolve_precision, setup_machine, total_memory
@@ -49,12 +48,12 @@ class PretrainSetup:
     """The options in config.yaml, of a run that is resumed."""
     world: World = ONE_PROCESS
 
-    def objective(self, initial: bool = True) -> nn.Module:
+    def objective(self, initial: bool = True) -> Objective:
         """The networks on the device; with the weights of --init-from, if that is given and they are wanted."""
         options = self.options
         notes = self.noted.notes(self.config.width, options.seed, self.device) if self.noted else None
         objective = OBJECTIVES[options.objective](
-            self.config, objective_options(options), self.vocabulary, options.machine.kernels, notes
+            self.config, options.of_objective, self.vocabulary, options.machine.kernels, notes
         )
         initialize(objective, options.seed, self.config.initializer_std)
         if initial and options.init_from is not None:
@@ -64,12 +63,12 @@ class PretrainSetup:
         adapt(objective, compiled, machine.activation_checkpointing)
         return objective.to(self.device)
 
-    def optimizer(self, objective: nn.Module) -> torch.optim.Optimizer:
+    def optimizer(self, objective: Objective) -> torch.optim.Optimizer:
         """Over all parameters of the networks."""
         options = self.options
         return build_optimizer(objective.named_parameters(), options.optimizer, self.device, options.machine.apex)
 
-    def updater(self, objective: nn.Module, optimizer: torch.optim.Optimizer) -> Updater:
+    def updater(self, objective: Objective, optimizer: torch.optim.Optimizer) -> Updater:
         """What the steps of a training share."""
         return Updater(objective, optimizer, self.options.optimizer.clip_norm, self.precision, self.world)
 
@@ -96,7 +95,7 @@ class PretrainSetup:
         rows = {length: self.rows("train", length) for length in plan.lengths}
         return TrainingBatches(rows, plan, micro, options.seed, self.device, self.world)
 
-    def validate(self, objective: nn.Module, length: int | None = None) -> dict[str, float]:
+    def validate(self, objective: Objective, length: int | None = None) -> dict[str, float]:
         """Losses on held-out sequences of `length`, or of the run's if None."""
         options = self.options
         micro = options.machine.micro_batch_size or options.batch_size
@@ -144,9 +143,8 @@ def prepare_setup(
             f"{folder} holds {len(rows.stream)} tokens for validation, less than one sequence of {options.length}; "
             "lower --length, or prepare it with a larger --validation-fraction"
         )
-    if isinstance(chosen := objective_options(options), MultipleChoiceOptions):
-        for remark in chosen.remarks(config):
-            say(remark)
+    for warning in options.of_objective.warnings(config):
+        say(warning)
     lengths = {options.length, options.stages.first_length or options.length}
     noted = find_noted(options.notes, dataset, options.length, lengths) if options.notes.enabled else None
     return PretrainSetup(options, dataset, vocabulary, config, device, precision, noted)
@@ -171,10 +169,7 @@ def check_networks(options: PretrainOptions, device: torch.device) -> None:
     """Refuses wrong networks, and ones that `device` cannot hold, before the data is prepared."""
     config = options.encoder.resolve(vocab_size=1, length=options.length)
     check_exportable(config)
-    configs = [config]
-    if isinstance(chosen := objective_options(options), MultipleChoiceOptions):
-        configs.append(chosen.controller(config))
-    check_memory(options, configs, device)
+    check_memory(options, options.of_objective.networks(config), device)
 
 
 def check_memory(options: PretrainOptions, configs: Sequence[EncoderConfig], device: torch.device) -> None:
@@ -273,7 +268,7 @@ def initial_config(options: PretrainOptions, config: EncoderConfig, given: Encod
     )
 
 
-def load_initial(objective: nn.Module, source: str) -> None:
+def load_initial(objective: Objective, source: str) -> None:
     """Copies the weights of `source` into the objective; what it lacks keeps its initial value, and this is said.
 
     A head is taken only if it is of the objective's own kind.

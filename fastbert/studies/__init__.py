@@ -1,1 +1,1 @@
-"""Many trainings held against each other: sweeps of fine-tuning jobs, the tests that compare them, and reports."""
+"""Many trainings compared: an engine that runs their jobs, and the studies that stand on it."""

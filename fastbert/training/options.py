@@ -17,13 +17,13 @@ from fastbert.ranges import (
     Workers,
     check_values,
 )
-from fastbert.registry import Registry
+from fastbert.registry import Registry, Variant
 
 # Each takes (parameter groups, options, device) and gives an optimizer that `guarded_step` can drive.
 OPTIMIZERS = Registry(
     {
         "adamw": "fastbert.training.optimizers:build_adamw",
-        "muon": "fastbert.training.optimizers:build_muon",
+        "muon": Variant("fastbert.training.optimizers:build_muon", uses=("momentum",)),
         "lamb": "fastbert.training.optimizers:build_lamb",
     }
 )
@@ -56,6 +56,10 @@ class OptimizerOptions:
     def __post_init__(self) -> None:
         check_values(self)
 
+    def inactive(self) -> set[str]:
+        """The options without effect."""
+        return OPTIMIZERS.unused(self.name)
+
 
 @dataclass(frozen=True)
 class ScheduleOptions:
@@ -75,6 +79,11 @@ class ScheduleOptions:
         if self.warmup >= 1 and self.warmup != int(self.warmup):
             problem = f"must be a fraction of the steps in [0, 1) or a whole number of steps, not {self.warmup}"
             raise OptionError(self, "warmup", problem)
+
+    def inactive(self) -> set[str]:
+        """The options without effect."""
+        names = {"decay"} if self.name != "wsd" else set()
+        return names | ({"final"} if self.name == "constant" else set())
 
 
 @dataclass(frozen=True)

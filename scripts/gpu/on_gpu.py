@@ -90,7 +90,7 @@ def same_bits(part: Part) -> Iterator[dict[str, Any]]:
             batch = setup.rows("train").read(np.arange(64), np.arange(64), setup.device)
             drawn = setup.objective().train().draw(batch, 7, 123)
             # Unused places come in any order: compared is the label of every token, 0 where there is none.
-            labels = torch.zeros_like(drawn.input_ids).scatter_add(1, drawn.places, drawn.targets.clamp(min=0))
+            labels = torch.zeros_like(drawn.input_ids).scatter_add(1, drawn.positions, drawn.targets.clamp(min=0))
             out |= {f"{name} shown": drawn.input_ids, f"{name} asked": labels, f"{name} keys": drawn.dropout_keys}
         found.append(out)
     yield {"case": ", ".join(found[0]), "result": differing(*found) if part.cuda else NEEDS_CUDA}

@@ -1,4 +1,4 @@
-"""Parts of scripts/gpu/on_gpu.py: how fast training steps are beside transformers' BERT, and what they are made of."""
+"""Parts of scripts/gpu/on_gpu.py: training steps compared with transformers' BERT in speed, and their parts."""
 
 import gc
 import itertools
@@ -42,7 +42,7 @@ def throughput(part: Part) -> None:
 
 
 def race(part: Part, options: dict[str, Any], names: tuple[str, ...], peak: float) -> Iterator[dict[str, Any]]:
-    """One shape: fastbert's encoders beside their peer, eager and compiled."""
+    """One shape: fastbert's encoders and their peer, eager and compiled."""
     if time.monotonic() + (COMPILE_SECONDS if "compiled" in names else RACE_SECONDS) > part.deadline:
         raise KeyboardInterrupt
     ready, gib, flops, speeds = {}, {}, {}, {name: [] for name in names}
@@ -83,7 +83,7 @@ def peer_step(part: Part, setup: PretrainSetup, compiled: bool) -> Callable[[], 
 
     objective = replace(setup, config=replace(setup.config, layers=1)).objective().train()
     drawn = [objective.draw(batch, 0, step) for step in range(4) for batch in setup.batches().at(step)]
-    labels = [torch.full_like(d.input_ids, -100).scatter(1, d.places, d.targets) for d in drawn]
+    labels = [torch.full_like(d.input_ids, -100).scatter(1, d.positions, d.targets) for d in drawn]
     given = zip(itertools.cycle(d.input_ids for d in drawn), itertools.cycle(labels), strict=True)
     options = {theirs: getattr(setup.config, ours) for ours, theirs in BERT_OPTIONS.items()}
     model = BertForMaskedLM(BertConfig(**options, attn_implementation="sdpa")).to(part.device).train()

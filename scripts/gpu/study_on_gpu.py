@@ -1,11 +1,11 @@
-"""The study on a GPU, in parts: an ablation that is stopped after --seconds and goes on in the next call.
+"""The study on a GPU, in parts: an ablation that is stopped after --seconds and continues in the next call.
 
     PYTHONPATH=.:kernels python3 scripts/gpu/study_on_gpu.py configs/ablate/study-gpu.yaml --glue-dir glue --out $OUT
 
-Beside it lie the prepared folder that the YAML file names, and its tasks' files. Jobs are kept in runs/ between the
+It needs the prepared folder that the YAML file names, and its tasks' files. Jobs are kept in runs/ between the
 calls on one machine. On a fresh one give the OUT of the last part as --carried: what it says is done is not run again,
 but for trainings that something left starts from. OUT gets results.jsonl, ablation.json and the report of all that is
-done so far. `--toy` rehearses it with tiny encoders on any machine.
+done so far. `--toy` is a dry run with tiny encoders on any machine.
 """
 
 import argparse
@@ -35,7 +35,7 @@ TOY = {"layers": 1, "width": 16, "heads": 2, "length": 16, "first_length": 8, "b
 
 
 def toy(values: dict[str, Any]) -> dict[str, Any]:
-    """The YAML file's values for a rehearsal: every variant with one seed, two points and three tasks, in seconds."""
+    """The YAML file's values for a dry run: every variant with one seed, two points and three tasks, in seconds."""
     base = values["base"] | TOY | {"schedule": {"warmup": 1}}
     return values | {
         "base": base,
@@ -85,7 +85,7 @@ def main() -> int:
             if (folder / name).exists():
                 shutil.copy(folder / name, args.out)
     if code == STOPPED:
-        say("this part's time is up; the same command goes on")
+        say("this part's time is up; the same command continues")
     return 0 if code == STOPPED else code
 
 

@@ -12,6 +12,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from fastbert.errors import UserError
+from fastbert.finetuning.dev_scores import selection_value
 from fastbert.finetuning.kinds.classes import Classes
 from fastbert.finetuning.kinds.number import Number
 from fastbert.finetuning.metrics import METRICS
@@ -171,3 +172,9 @@ def test_splits_that_cannot_be_scored() -> None:
 def test_metrics_that_do_not_fit(metrics: tuple, labels: tuple, kind: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         task(*metrics, labels=labels, kind=kind)
+
+
+def test_the_first_metric_and_the_mean_over_dev_splits_choose_the_best_epoch() -> None:
+    figures = {"dev_matched": {"f1": 0.5, "accuracy": 0.9}, "dev_mismatched": {"f1": 0.2, "accuracy": 0.7}}
+    assert selection_value(task("f1", "accuracy"), figures) == pytest.approx(0.35)
+    assert selection_value(task("accuracy", "f1"), figures) == pytest.approx(0.8)

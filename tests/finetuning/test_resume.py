@@ -82,6 +82,8 @@ def test_killed_and_continued_equals_uninterrupted(
         with pytest.raises(Killed):
             finetune(bert, small, out, *MORE)
     assert [path.name for path in (out / "seed-0" / "checkpoints").iterdir()] == [f"step-{epochs * STEPS:08d}"]
+    (out / "seed-0" / ".model.1a2b.tmp").mkdir()  # as a kill within a save leaves it
+    (out / "seed-0" / ".model.1a2b.tmp" / "config.json").touch()
     again = killed(monkeypatch, Tuner, "train_step", -1)
     assert finetune(bert, small, out, *MORE) == 0
     assert len(again) == (4 - epochs) * STEPS

@@ -150,7 +150,7 @@ def test_ten_steps_against_a_dictionary_written_by_hand(micro: int, leak: bool, 
             before = {word: len(found) for word, found in contexts.items()}
             expected = embedding[masked.input_ids]
             for row, ids in enumerate(part.input_ids.tolist()):
-                chosen = masked.places[row][masked.targets[row] != -100].tolist()
+                chosen = masked.positions[row][masked.targets[row] != -100].tolist()
                 for first, stop, word in words_of(ids):
                     # A word that the next row goes on with stands here as another; the text has none that begin NOTED.
                     window = list(range(first, stop))

@@ -89,8 +89,8 @@ def test_losses_and_gradients_equal_transformers_electra(scale: float) -> None:
     with torch.no_grad():
         read, suspicion, _ = ours.show(drawn)
     replaced = read != drawn.original
-    assert 0 < replaced.sum() <= drawn.places.numel()
-    labels = torch.full_like(read, -100).scatter(1, drawn.places, drawn.targets)
+    assert 0 < replaced.sum() <= drawn.positions.numel()
+    labels = torch.full_like(read, -100).scatter(1, drawn.positions, drawn.targets)
     mlm = generator(input_ids=drawn.input_ids, labels=labels).loss
     logits = discriminator(input_ids=read).logits
     rtd = F.binary_cross_entropy_with_logits(logits, replaced.double())  # as theirs, which ends in float32
@@ -120,7 +120,7 @@ def test_a_sample_that_is_the_word_itself_counts_as_original() -> None:
     drawn = objective.draw(rows, 0, 0)
     read, suspicion, _ = objective.show(drawn)
     replaced, tokens = objective(drawn)["replaced"]
-    assert replaced == (read == 7).sum() == drawn.places.numel() and tokens == rows.input_ids.numel()
+    assert replaced == (read == 7).sum() == drawn.positions.numel() and tokens == rows.input_ids.numel()
     sums = objective(drawn)
     right = (suspicion > 0.5) == (read != drawn.original)
     assert sums["accuracy_replaced"][0] == right[read == 7].sum()

@@ -74,7 +74,7 @@ def test_loss_and_gradients_equal_transformers_bert() -> None:
                 module.weight.copy_(weight)
                 module.bias.zero_()
     drawn = ours.draw(batch(), seed=1, step=2)
-    labels = torch.full_like(drawn.input_ids, -100).scatter(1, drawn.places, drawn.targets)
+    labels = torch.full_like(drawn.input_ids, -100).scatter(1, drawn.positions, drawn.targets)
     expected = theirs(input_ids=drawn.input_ids, labels=labels).loss
     loss = ours(drawn)["mlm"] / drawn.counts["mlm"]
     torch.testing.assert_close(loss, expected, rtol=1e-10, atol=0)
@@ -125,7 +125,7 @@ def test_evaluation_counts_right_answers() -> None:
     objective = build().eval()
     drawn = objective.draw(batch(), seed=0, step=0, purpose="validation-mask")
     assert drawn.dropout_keys is None
-    assert (drawn.input_ids.gather(1, drawn.places) == VOCABULARY.ids["[MASK]"]).all()
+    assert (drawn.input_ids.gather(1, drawn.positions) == VOCABULARY.ids["[MASK]"]).all()
     sums = objective(drawn)
     guesses = objective.logits(drawn).argmax(-1)
     assert sums["accuracy"] == (guesses == drawn.targets.flatten()).sum()
@@ -143,8 +143,8 @@ def test_options_change_what_is_drawn() -> None:
             "no [MASK]": MLMOptions(mask_token_share=0.0, random_token_share=1.0),
         }.items()
     }
-    assert drawn["rate"].places.shape[1] == 6 and drawn["default"].places.shape[1] == 2
-    assert (drawn["all [MASK]"].input_ids.gather(1, drawn["all [MASK]"].places) == 4).all()
+    assert drawn["rate"].positions.shape[1] == 6 and drawn["default"].positions.shape[1] == 2
+    assert (drawn["all [MASK]"].input_ids.gather(1, drawn["all [MASK]"].positions) == 4).all()
     assert (drawn["no [MASK]"].input_ids != 4).all()
     assert (drawn["default"].input_ids == 4).any()
 

@@ -58,7 +58,7 @@ def test_candidates_follow_the_controller_everywhere() -> None:
     drawn = objective.draw(many, 0, 0)
     masked = torch.tensor([3, 7, 8, 9, 12, 14])
     shown = many.input_ids.index_fill(1, masked, 4)  # the same masks in every row
-    drawn = type(drawn)(**{**vars(drawn), "input_ids": shown, "places": masked.expand(draws, -1)})
+    drawn = type(drawn)(**{**vars(drawn), "input_ids": shown, "positions": masked.expand(draws, -1)})
     with torch.no_grad():
         hidden = objective.small_hidden(drawn)
         ids, _ = objective.candidates(drawn, drawn.original, hidden)
@@ -86,7 +86,7 @@ def test_losses_and_gradients_equal_plain_indexing() -> None:
     gradients = torch.autograd.grad(weighted, parameters)
 
     words = ours.encoder.words.weight
-    small = ours.small(drawn.input_ids).gather(1, drawn.places[..., None].expand(-1, -1, 8)).flatten(0, 1)
+    small = ours.small(drawn.input_ids).gather(1, drawn.positions[..., None].expand(-1, -1, 8)).flatten(0, 1)
     head = ours.small_head
     logits = head.norm(F.gelu(head.dense(small))) @ (words @ ours.small.projection.weight.T).T + head.bias
     mlm = F.cross_entropy(logits, drawn.targets.flatten())
@@ -123,16 +123,16 @@ def test_rows_of_the_embedding_that_stand_for_no_word_are_no_candidates() -> Non
 
 def test_sizes_of_the_controller() -> None:
     config = EncoderOptions(layers=12, width=768).resolve(V, 16)
-    paper = MultipleChoiceOptions(controller_width=256).controller(config)
+    paper = MultipleChoiceOptions(controller_width=256).networks(config)[1]
     assert (paper.layers, paper.width, paper.heads, paper.ffn) == (12, 256, 4, 1024)
-    default = MultipleChoiceOptions(controller_layers=6).controller(config)
+    default = MultipleChoiceOptions(controller_layers=6).networks(config)[1]
     assert (default.layers, default.width, default.heads) == (6, 192, 3)
-    odd = MultipleChoiceOptions(controller_width=200).controller(config)
+    odd = MultipleChoiceOptions(controller_width=200).networks(config)[1]
     assert (odd.width, odd.width % odd.heads) == (200, 0)
     same = build("multiple-choice", options=options(controller_width=32))
     assert same.small.projection is None and same.parameter_count() == sum(p.numel() for p in same.parameters())
-    assert not MultipleChoiceOptions(controller_width=768).remarks(config)
-    assert "wider than the encoder" in MultipleChoiceOptions(controller_width=800).remarks(config)[0]
+    assert not MultipleChoiceOptions(controller_width=768).warnings(config)
+    assert "wider than the encoder" in MultipleChoiceOptions(controller_width=800).warnings(config)[0]
 
 
 def test_refused() -> None:

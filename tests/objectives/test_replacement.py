@@ -149,7 +149,7 @@ def test_validation_masks_everything_and_drops_nothing(name: str) -> None:
     objective = build(name, dropout=0.1, options=OPTIONS[name](mask_token_share=0.0)).eval()
     drawn = objective.draw(batch(), 0, 0, "validation-mask")
     assert drawn.dropout_keys is None and drawn.small_dropout_keys is None
-    assert (drawn.input_ids.gather(1, drawn.places) == 4).all()
+    assert (drawn.input_ids.gather(1, drawn.positions) == 4).all()
     assert torch.equal(objective(drawn)["mlm"], objective(drawn)["mlm"])
     drawn = objective.train().draw(batch(), 0, 0)
     assert (drawn.input_ids != 4).all() and torch.equal(drawn.input_ids, drawn.original)
@@ -242,4 +242,4 @@ def test_options_change_what_is_learned(name: str) -> None:
 
 
 def masks(objective) -> int:
-    return objective.draw(batch(), 0, 0).places.numel()
+    return objective.draw(batch(), 0, 0).positions.numel()

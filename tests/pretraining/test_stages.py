@@ -111,7 +111,9 @@ def test_what_is_logged(flags, tmp_path, capsys, monkeypatch) -> None:
 
 def test_the_best_checkpoint_is_of_the_last_length(flags, tmp_path, monkeypatch) -> None:
     """Though the losses of the first length be lower."""
-    monkeypatch.setattr(PretrainSetup, "validate", lambda self, objective, length: {"loss": float(length)})
+    monkeypatch.setattr(
+        PretrainSetup, "validate", lambda self, objective, length: {"loss": float(length), "accuracy": 0.0}
+    )
     run = tmp_path / "run"
     more = ["--keep-checkpoints", "1", "--eval-every", "2", "--checkpoint-every", "2"]
     assert main(["pretrain", *flags, *STAGED, *more, "--out", str(run)]) == 0

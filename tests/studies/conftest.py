@@ -60,20 +60,23 @@ def toy_job(name: str, **fields) -> Job:
 
 
 def write_toy_runner(folder: Path, monkeypatch) -> None:
-    """A module with a runner whose results are the environment it sees and the runs of the jobs around it. It fails
-    where the options ask for it."""
+    """A module with a runner whose results are the environment it sees and the runs of the jobs around it. It fails,
+    or waits until another job runs, where the options ask for it."""
     (folder / "toy_runner.py").write_text(TOY_RUNNER)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")]))
 
 
 TOY_RUNNER = """
 import os
+import time
 from fastbert.errors import UserError
 
 def run(job, out):
     out.mkdir()
     if job["options"].get("fails"):
         raise UserError("as asked")
+    while "with" in job["options"] and not (out.parents[1] / job["options"]["with"] / "run").exists():
+        time.sleep(0.01)
     before = sorted(path.parent.name for path in out.parents[1].glob("*/run"))
     names = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")
     seen = {name: os.environ.get(name) for name in names}

@@ -83,6 +83,7 @@ def test_what_an_ablation_leaves(whole) -> None:
     ]
     assert rows[2]["at"] == 0.5 and rows[3]["at"] == 1.0 and rows[2]["metrics"] == ["accuracy"]
     assert rows[2]["configuration"]["pretraining"] == early["id"] and rows[2]["configuration"]["step"] == 18
+    assert "model" not in rows[2]["configuration"]  # the weights are named by the pretraining
     # Fine-tuned from where the annealings end.
     config = yaml.safe_load((whole / "jobs" / rows[3]["id"] / "run" / "config.yaml").read_text())
     assert config["model"].endswith(f"{trunk['id']}/run/checkpoints/step-00000036")
@@ -143,7 +144,7 @@ def test_seconds_of_a_job_are_those_of_all_its_attempts(toy, tmp_path, monkeypat
         real(self, step)
 
     monkeypatch.setattr(loop.Trainer, "train_step", stepping)
-    monkeypatch.setattr(costs, "timed_step", lambda *given: 0.01)
+    monkeypatch.setattr(costs, "timed_round", lambda *given: 0.01)
     ablation, options = load_ablation(toy)
     trunk, branch, *_ = plan_ablation(ablation, options.glue_dir, tmp_path, {}).jobs
     monkeypatch.setattr(build, "peak_flops", lambda *given: (1e9, "a test"))

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import ttest_rel
 
-from fastbert.studies.ablate.analysis import CostFraction, Measure, Point, compare, noise, reached
+from fastbert.studies.ablate.analysis import CostFraction, Measure, Point, compare_variants, noise, reached
 
 levels = st.integers(-6, 6)
 
@@ -78,7 +78,7 @@ def test_an_exponential_curve() -> None:
 
     for points, error in ((10, 0.03), (1000, 1e-4)):
         fast, slow = ([losses(tau, seed, points) for seed in range(3)] for tau in (200, 400))
-        (base, row) = compare(measure(higher=False, base=slow, fast=fast), False)
+        (base, row) = compare_variants(measure(higher=False, base=slow, fast=fast), False)
         assert base.verdict == "baseline" and base.shares["steps"].values == (1.0, 1.0, 1.0) and base.result is None
         for unit in ("steps", "flops", "minutes"):
             assert row.shares[unit].median + 1e-9 >= 0.5 and row.shares[unit].median == pytest.approx(0.5, abs=error)
@@ -88,7 +88,7 @@ def test_costs_of_a_step_enter_the_shares() -> None:
     """At half the baseline's steps, with steps of 3 times the FLOPs and 1.6 times the time."""
     base = [curve([1, 2, 3, 4]), curve([2, 3, 4, 5])]
     costly = [curve([2, 4, 6, 8], flops=30.0, minutes=0.8), curve([3, 5, 7, 9.1], flops=30.0, minutes=0.8)]
-    row = compare(measure(base=base, costly=costly), False)[1]
+    row = compare_variants(measure(base=base, costly=costly), False)[1]
     assert row.shares["steps"].values == (0.5, 0.5)
     assert row.shares["flops"].values == (1.5, 1.5)
     assert row.shares["minutes"].values == pytest.approx((0.8, 0.8))
@@ -98,7 +98,7 @@ def test_seeds_are_held_against_the_same_seed() -> None:
     """Two seeds far apart: against each other's target one would have reached it at once and one never."""
     base = [curve([0, 1, 2, 3, 4]), curve([40, 41, 42, 43, 44])]
     better = [curve([1, 2, 3, 4, 5]), curve([41, 42, 43, 44, 45])]
-    row = compare(measure(base=base, better=better), False)[1]
+    row = compare_variants(measure(base=base, better=better), False)[1]
     assert row.shares["steps"].values == (0.8, 0.8) and row.shares["steps"].at_most == (False, False)
     assert row.result.mean == 1
 
@@ -126,22 +126,22 @@ def test_verdicts() -> None:
         worse=ends(7.0, 7.3, 6.9),
         close=ends(10.4, 9.9, 10.1),
     )
-    verdicts = {row.variant: row.verdict for row in compare(found, False)}
+    verdicts = {row.variant: row.verdict for row in compare_variants(found, False)}
     assert verdicts == {
         "base": "baseline",
         "better": "reached",
         "worse": "not reached",
         "close": "undecided: within the spread",
     }
-    for row in compare(found, True)[1:]:
+    for row in compare_variants(found, True)[1:]:
         assert row.verdict == "undecided: the baseline has hardly learned" and not row.decided
-    alone = compare(measure(base=ends(1.0), better=ends(9.0)), False)[1]
+    alone = compare_variants(measure(base=ends(1.0), better=ends(9.0)), False)[1]
     assert alone.verdict == "undecided: one seed has no spread" and alone.shares["steps"].values
 
 
 def test_the_lower_loss_is_the_better_one() -> None:
     found = measure(higher=False, base=ends(3.0, 3.1, 3.05), low=ends(2.0, 2.1, 2.06), high=ends(4.0, 4.1, 4.06))
-    _, low, high = compare(found, False)
+    _, low, high = compare_variants(found, False)
     assert (low.verdict, high.verdict) == ("reached", "not reached")
     assert low.result.mean > 0 > high.result.mean
 
@@ -149,22 +149,22 @@ def test_the_lower_loss_is_the_better_one() -> None:
 def test_a_difference_below_the_scatter_of_seeds_is_none() -> None:
     """Pairs that agree to the third digit, while the seeds themselves are far apart."""
     found = measure(base=ends(10.0, 12.0, 14.0), same=ends(10.1, 12.1, 14.101))
-    row = compare(found, False)[1]
+    row = compare_variants(found, False)[1]
     assert row.p < 0.001 and row.verdict == "undecided: within the spread"
 
 
 def test_tests_over_several_variants_are_adjusted() -> None:
     a, b, c = [10.0, 10.5, 9.8], [11.0, 11.6, 10.6], [10.9, 11.6, 10.8]
-    rows = compare(measure(base=ends(*a), one=ends(*b), two=ends(*c)), False)
+    rows = compare_variants(measure(base=ends(*a), one=ends(*b), two=ends(*c)), False)
     p = [float(ttest_rel(values, a).pvalue) for values in (b, c)]
     assert [row.p for row in rows[1:]] == pytest.approx([min(1, 2 * min(p)) if x == min(p) else max(p) for x in p])
-    assert compare(measure(base=ends(*a), one=ends(*b)), False)[1].p == pytest.approx(p[0])
+    assert compare_variants(measure(base=ends(*a), one=ends(*b)), False)[1].p == pytest.approx(p[0])
 
 
 def test_what_is_missing() -> None:
     """Only seeds that both have finished are compared; a variant with none says so."""
     curves = {"base": dict(enumerate(ends(1.0, 2.0, 3.0))), "some": {1: curve([0.0, 5.0])}, "none": {}}
-    base, some, none = compare(Measure("score", True, curves), False)
+    base, some, none = compare_variants(Measure("score", True, curves), False)
     assert base.seeds == (0, 1, 2) and some.seeds == (1,) and some.result.n == 1
     assert none.seeds == () and none.shares == {} and none.verdict == "undecided: no common seed has finished"
 

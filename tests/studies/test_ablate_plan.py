@@ -18,7 +18,7 @@ from fastbert.errors import UserError
 from fastbert.pretraining.evaluation import MASK_SEED
 from fastbert.pretraining.options import PretrainOptions
 from fastbert.studies.ablate import costs
-from fastbert.studies.ablate.ablate import finish, measured
+from fastbert.studies.ablate.ablate import measured, report_ablation
 from fastbert.studies.ablate.ablation_plan import plan_ablation
 from fastbert.studies.ablate.costs import equal_steps
 from fastbert.studies.ablate.measures import AblationResults
@@ -35,7 +35,7 @@ VARIANTS = {"absolute": None, "tupe-r": {"position": "tupe-r"}, "electra": {"obj
 def planned(prepared, tmp_path, monkeypatch):
     """Changes of the YAML file -> its ablation and plan. Steps are not timed: test_ablate.py does."""
     (tmp_path / "out").mkdir()
-    monkeypatch.setattr(costs, "timed_step", lambda *given: 0.1)
+    monkeypatch.setattr(costs, "timed_round", lambda *given: 0.1)
 
     def make(known=None, **changes):
         base = {"data": str(prepared), **SMALL, **changes.pop("base", {})}
@@ -56,7 +56,7 @@ def timed(planned, monkeypatch) -> None:
         (stage,) = plan.stages
         return stage.length * (0.3 if setup.options.encoder.position == "tupe-r" else 0.1)
 
-    monkeypatch.setattr(costs, "timed_step", seconds)
+    monkeypatch.setattr(costs, "timed_round", seconds)
 
 
 def test_equal_flops_are_steps_in_inverse_proportion(planned) -> None:
@@ -127,7 +127,7 @@ def test_minutes_are_measured_once(planned, monkeypatch) -> None:
         took = 0.05 if setup.options.objective == "mlm" else 0.06
         return took * (1 + len(asked) if len(asked) < 7 else 1)
 
-    monkeypatch.setattr(costs, "timed_step", timed)
+    monkeypatch.setattr(costs, "timed_round", timed)
     variants = {"a": None, "e": {"objective": "electra"}}
     _, study = planned(variants=variants, budget={"equal": "minutes", "minutes": 0.1})
     assert asked == ["mlm", "electra"] * 5
@@ -257,7 +257,7 @@ def test_a_report_of_known_curves(planned, timed, tmp_path, capsys) -> None:
     results = AblationResults(study, rows)
     (measure,) = results.measures
     assert list(measure.curves) == ["absolute", "tupe-r", "pre"] and not results.hardly_learned
-    assert finish(tmp_path / "out", "known", ablation, results) == 0
+    assert report_ablation(tmp_path / "out", "known", ablation, results) == 0
     said, remarks = capsys.readouterr()
     (line,) = [line for line in said.splitlines() if line.startswith("tupe-r")]
     flops = 50 * study.variants[1].flops / study.variants[0].flops
@@ -267,11 +267,13 @@ def test_a_report_of_known_curves(planned, timed, tmp_path, capsys) -> None:
         "electra is not compared by validation loss, because its validation asks something else: objective: electra"
     )
     assert "electra" not in said and reason in remarks
+    assert said.startswith("Fraction of absolute's cost at which its final quality is reached: validation loss\n")
     limit = "with 3 seeds it cannot be less than 0.25 (0.5 adjusted over 2)"
     assert limit in said.replace("\n", " ")
     report = (tmp_path / "out" / "report" / "report.md").read_text()
     assert "The losses of electra are not comparable" in report and "the fastest of 5 rounds" in report
     assert "`tupe-r`: position: 'absolute' to 'tupe-r'" in report
+    assert "## Fraction of the baseline's cost to reach its final quality\n" in report
     assert f"## Not compared\n\n- {reason} instead of mlm\n" in report and limit in report
     tables = [[cell.strip() for cell in line.strip("| ").split("|")] for line in report.splitlines() if line[:1] == "|"]
     heads = [number for number, cells in enumerate(tables) if cells[0] == "variant"]
@@ -291,7 +293,7 @@ def test_a_baseline_that_has_hardly_learned(planned, tmp_path, capsys) -> None:
     results = AblationResults(study, rows)
     assert results.hardly_learned and results.masked_loss == pytest.approx(study.unigram_entropy - 1.4, abs=1e-3)
     assert not AblationResults(study, losses(study, {"a": 1.0, "b": 0.1}, gap - 0.11)).hardly_learned
-    finish(tmp_path / "out", "plateau", ablation, results)
+    report_ablation(tmp_path / "out", "plateau", ablation, results)
     assert "undecided: the baseline has hardly learned" in capsys.readouterr().out
 
 
@@ -299,12 +301,12 @@ def test_a_measure_that_stands_still_is_remarked_on(planned, tmp_path) -> None:
     ablation, study = planned(variants={"a": None, "b": {"norm": "pre"}}, seeds=2, checkpoints=[0.5, 1.0])
     rows = losses(study, {"a": 1.0, "b": 0.5})
     out = tmp_path / "out"
-    finish(out, "moves", ablation, AblationResults(study, rows))
+    report_ablation(out, "moves", ablation, AblationResults(study, rows))
     assert "The baseline itself is at its final value" not in (out / "report" / "report.md").read_text()
     for row in rows.values():
         for values in row["validations"]:
             values["loss"] = 2.0
-    finish(out, "still", ablation, AblationResults(study, rows))
+    report_ablation(out, "still", ablation, AblationResults(study, rows))
     text = "The baseline itself is at its final value from at most 50 % of its steps on"
     assert text in (out / "report" / "report.md").read_text()
 
@@ -318,9 +320,12 @@ def test_a_baseline_of_two_networks_is_judged_by_the_small_one(planned, tmp_path
             values["mlm_loss"] = 3.0
     results = AblationResults(study, rows)
     assert results.masked_loss == 3.0 and not results.hardly_learned and len(results.measures) == 1
-    finish(tmp_path / "out", "small", ablation, results)
+    report_ablation(tmp_path / "out", "small", ablation, results)
     report = (tmp_path / "out" / "report" / "report.md").read_text()
-    assert "The masked loss of the baseline's small network" in report and "may also mean easier ones" in report
+    assert (
+        "The masked loss of the baseline's generator or meta controller" in report
+        and "may also mean easier ones" in report
+    )
     assert "may also mean easier ones" in capsys.readouterr().err
 
 
@@ -397,13 +402,13 @@ def test_no_variant_leaves_a_report_unnamed(planned, timed, words, tmp_path, cap
             rows[job.id] |= {"metrics": ["accuracy"], "best": dev, "last": dev, **job.setting}
         if job.model == "gone":
             del rows[job.id]
-    finish(tmp_path / "out", "gaps", ablation, AblationResults(study, rows))
+    report_ablation(tmp_path / "out", "gaps", ablation, AblationResults(study, rows))
     report = (tmp_path / "out" / "report" / "report.md").read_text()
     assert "| words, accuracy x 100 | gone    |     0 |         – |    – | undecided: no common seed" in report
     assert re.search(r"\| gone +\| mlm +\| +0 \| +– \| +–", report)
     rows = {key: row for key, row in rows.items() if row["kind"] != "finetune"}
     capsys.readouterr()
-    finish(tmp_path / "out", "gaps", ablation, AblationResults(study, rows))
+    report_ablation(tmp_path / "out", "gaps", ablation, AblationResults(study, rows))
     line = "no variant is compared by words, score x 100: a has no final value"
     assert line in capsys.readouterr().err and line in (tmp_path / "out" / "report" / "report.md").read_text()
 
@@ -417,7 +422,7 @@ def test_failures_are_reported(planned, tmp_path, capsys) -> None:
         if job.after == broken.id:
             del rows[job.id]
     results = AblationResults(study, rows)
-    assert finish(tmp_path / "out", "broken", ablation, results) == 1
+    assert report_ablation(tmp_path / "out", "broken", ablation, results) == 1
     captured = capsys.readouterr()
     assert "FAILED pretraining, b, seed 1\n  it diverged" in captured.err and "2 jobs did not run" in captured.err
     report = (tmp_path / "out" / "report" / "report.md").read_text()

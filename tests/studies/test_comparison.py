@@ -2,12 +2,13 @@
 
 import pytest
 
-from fastbert.studies.shared.comparison import Comparison, Row, score
+from fastbert.studies.engine.store import ResultRow
+from fastbert.studies.shared.comparison import Comparison, score
 
 TASKS = ("cola", "mnli")
 
 
-def row(model: str, seed: int, value: float, task: str = "cola", rate: float = 1e-5, **more) -> Row:
+def row(model: str, seed: int, value: float, task: str = "cola", rate: float = 1e-5, **more) -> ResultRow:
     best = {"epoch": 2, "dev": {"dev": {"matthews": value, "loss": 0.7}}}
     last = {"epoch": 3, "dev": {"dev": {"matthews": value - 0.1, "loss": 0.9}}}
     return {
@@ -18,7 +19,7 @@ def row(model: str, seed: int, value: float, task: str = "cola", rate: float = 1
     }
 
 
-def rows_of(model: str, values: dict[float, list[float]], task: str = "cola") -> list[Row]:
+def rows_of(model: str, values: dict[float, list[float]], task: str = "cola") -> list[ResultRow]:
     return [row(model, seed, value, task, rate) for rate, found in values.items() for seed, value in enumerate(found)]
 
 

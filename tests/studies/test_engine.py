@@ -20,25 +20,25 @@ from tests.studies.conftest import toy_job, write_toy_runner
 def opened(out: Path, jobs: list) -> ResultStore:
     out.mkdir(exist_ok=True)
     store = ResultStore(out, "toy", lambda row, where: None)
-    store.open({}, jobs)
+    store.begin({}, jobs)
     return store
 
 
 def test_a_graph_of_jobs_of_a_new_kind(tmp_path, monkeypatch, capsys) -> None:
-    """Jobs name their runner; each starts once the one it needs is done. Every worker has its own GPU, also one that
-    replaces another: job b fails, so c, which waits for a, may run in a new process."""
+    """Jobs name their runner; each starts once the one it needs is done. The worker that replaces that of a failed job
+    has its GPU, while the other one is at work on its own."""
     write_toy_runner(tmp_path, monkeypatch)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5, GPU-7, -1, 3")
-    jobs = [toy_job("a"), toy_job("b", options={"fails": True}), toy_job("c", after="a"), toy_job("d", after="b")]
-    jobs += [toy_job("e", after="c")]
+    jobs = [toy_job("a", options={"fails": True}), toy_job("b", options={"with": "c"}), toy_job("c")]
+    jobs += [toy_job("d", after="a"), toy_job("e", after="b")]
     store = opened(tmp_path / "out", jobs)
     live = LiveStatus(jobs, store.rows, lambda row: ("gpu", 0.0))
     assert run_events(start(EngineOptions(workers=2), store.left, store, 3), store, live) == 0
     rows = opened(tmp_path / "out", jobs).rows
-    assert set(rows) == {"a", "b", "c", "e"} and rows["b"]["reason"] == "as asked" and rows["a"]["kind"] == "toy"
-    assert {"a", "c"} <= set(rows["c"]["before"]) and rows["e"]["before"] == ["a", "b", "c", "e"]
-    assert rows["a"]["CUDA_VISIBLE_DEVICES"] == "5" and rows["a"]["OMP_NUM_THREADS"] == "3"
-    assert {rows[name]["CUDA_VISIBLE_DEVICES"] for name in "ce"} <= {"5", "GPU-7"}
+    assert set(rows) == {"a", "b", "c", "e"} and rows["a"]["reason"] == "as asked" and rows["b"]["kind"] == "toy"
+    assert rows["e"]["before"] == ["a", "b", "c", "e"]
+    assert [rows[name]["CUDA_VISIBLE_DEVICES"] for name in "bc"] == ["GPU-7", "5"]
+    assert rows["b"]["OMP_NUM_THREADS"] == "3"
     assert "3 of 5 done, 0 running, 1 failed" in capsys.readouterr().err
 
 
@@ -79,7 +79,7 @@ class ToyRay:
         def decorate(function):
             def options(**more):
                 def call(*given):
-                    self.asked.append(resources | more | {"job": given[0]["id"]})
+                    self.asked.append(resources | more | {"job": given[0]["id"], "folder": given[1]})
                     return (function(*given),)
 
                 return SimpleNamespace(remote=call)
@@ -109,7 +109,8 @@ def test_ray_jobs_ask_for_a_gpu(gpus: int, expected: list[int], tmp_path, monkey
     ended = [outcome for _, outcome in filter(None, run_ray(ray, jobs, 2, 3, tmp_path, in_place=False)) if outcome]
     assert [asked["num_gpus"] for asked in ray.asked] == expected
     assert all(asked["num_cpus"] == 3 and asked["max_retries"] == 0 for asked in ray.asked)
-    assert [outcome["folder"] for outcome in ended] == [None] * 4 and not ray.alive
+    assert [asked["folder"] for asked in ray.asked] == [None] * 4 == [outcome["folder"] for outcome in ended]
+    assert not ray.alive
 
 
 class Outcome(dict):
@@ -130,6 +131,7 @@ def test_ray_jobs_that_continue_from_each_other(tmp_path, monkeypatch) -> None:
     events = start(options, jobs, store, 1, in_place=True, timed_on="cuda")
     assert run_events(events, store, LiveStatus(jobs, {}, lambda row: ("", 0.0))) == 0
     assert [asked["job"] for asked in ray.asked] == ["a", "b"] and set(store.rows) == {"a", "b"}
+    assert [Path(asked["folder"]) for asked in ray.asked] == [tmp_path / "out" / "jobs" / name for name in "ab"]
     assert (tmp_path / "out" / "jobs" / "a").is_dir()
     with pytest.raises(UserError, match="the steps were timed here, where there is no GPU"):
         start(options, jobs, store, 1, in_place=True, timed_on="cpu")

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from fastbert.studies.shared.comparison import Comparison
-from fastbert.studies.shared.report import Report, Table
-from fastbert.studies.sweep.sweep_report import printed, write_report
+from fastbert.studies.shared.report import ReportPage, Table
+from fastbert.studies.sweep.sweep_report import printed_scores, write_sweep_report
 from tests.studies.test_comparison import row, rows_of
 
 PNG = b"\x89PNG\r\n"
@@ -38,7 +38,7 @@ class Page(HTMLParser):
 
 def test_a_report_of_blocks(tmp_path) -> None:
     (tmp_path / "drawing.png").write_bytes(PNG + b"and so on")
-    report = Report("A < B & C")
+    report = ReportPage("A < B & C")
     report.heading("First")
     report.text("Between `code <x>` and <b>text</b>.")
     report.points(["one", "two"])
@@ -68,7 +68,7 @@ def comparison() -> Comparison:
 
 
 def test_the_figures_of_a_sweep(comparison, tmp_path) -> None:
-    write_report(tmp_path, "glue", comparison, [], 18, {"machine": "one"})
+    write_sweep_report(tmp_path, "glue", comparison, [], 18, {"machine": "one"})
     lines = (tmp_path / "report.md").read_text().splitlines()
     cells = [[cell.strip() for cell in line.strip("| ").split("|")] for line in lines if line.startswith("|")]
     scores = {(c[0], c[2]): c[3:] for c in cells if len(c) == 12}
@@ -82,7 +82,7 @@ def test_the_figures_of_a_sweep(comparison, tmp_path) -> None:
     assert compared["own"][-1] == "undecided"
     text = " ".join(lines)
     limit = "with 3 seeds it cannot be less than 0.25 (0.5 adjusted over 2)"
-    assert limit in text and limit in printed(comparison).replace("\n", " ") and "Trials are equal" in text
+    assert limit in text and limit in printed_scores(comparison).replace("\n", " ") and "Trials are equal" in text
     assert "18 of 18 jobs have finished" in text
     tried = [c for c in cells if c[0] == "2e-05, 16, 3" and len(c) == 3]
     assert tried == [["2e-05, 16, 3", "-30.00 ± 10.00", "51.00 ± 1.00, best"]]
@@ -91,7 +91,7 @@ def test_the_figures_of_a_sweep(comparison, tmp_path) -> None:
     assert all((tmp_path / name).read_bytes().startswith(PNG) for name in images)
     page = Page((tmp_path / "report.html").read_text())
     assert not page.open and [a[:22] for a in page.addresses] == ["data:image/png;base64,"] * 3
-    shown = printed(comparison)
+    shown = printed_scores(comparison)
     assert "51.00" in shown and "other higher, by the t-test alone" in shown and max(map(len, shown.splitlines())) < 110
 
 
@@ -102,7 +102,7 @@ def test_every_seed_is_drawn(comparison, tmp_path, monkeypatch) -> None:
             f"fastbert.studies.shared.plots.{name}",
             lambda path, panels, _, name=name: (drawn.update({name: panels}), path.write_bytes(PNG)),
         )
-    write_report(tmp_path, "glue", comparison, [], 18, {})
+    write_sweep_report(tmp_path, "glue", comparison, [], 18, {})
     assert drawn["draw_scores"]["cola"]["other"] == pytest.approx([50.0, 51.0, 52.0])
     assert drawn["draw_scores"]["cola"]["first"] == pytest.approx([-10.0, -12.0, -11.0])
     assert drawn["draw_settings"]["cola"]["1e-05, 16, 3"]["other"] == pytest.approx([20.0, 30.0, 41.0])
@@ -112,25 +112,25 @@ def test_what_is_missing_is_said(comparison, tmp_path) -> None:
     rows = [r for one in comparison.trials.values() for found in one.settings.values() for r in found]
     failed = row("other", 0, 0.0, rate=2e-5) | {"status": "failed", "reason": "it ran out of memory"}
     rows = [r for r in rows if r["id"] != failed["id"]]
-    write_report(tmp_path, "glue", Comparison(rows, ["first", "other"], ["cola", "own"]), [failed], 18, {})
+    write_sweep_report(tmp_path, "glue", Comparison(rows, ["first", "other"], ["cola", "own"]), [failed], 18, {})
     text = (tmp_path / "report.md").read_text()
     assert "17 of 18 jobs have finished, 1 failed" in text and "it ran out of memory" in text
     assert "NOT" in text and "Trials are equal" not in text and "Not compared" not in text
     rows = [r for r in rows if (r["model"], r["task"]) != ("other", "own")]
     partly = Comparison(rows, ["first", "other"], ["cola", "own"])
-    write_report(tmp_path, "glue", partly, [failed], 18, {})
+    write_sweep_report(tmp_path, "glue", partly, [failed], 18, {})
     line = "Not compared, without a common seed and setting: own."
-    assert line in (tmp_path / "report.md").read_text() and line in printed(partly)
+    assert line in (tmp_path / "report.md").read_text() and line in printed_scores(partly)
 
 
 def test_nothing_finished(tmp_path) -> None:
     failed = row("a", 0, 0.0) | {"status": "failed", "reason": "no"}
-    write_report(tmp_path, "glue", Comparison([], ["a", "b"], ["cola"]), [failed], 1, {})
+    write_sweep_report(tmp_path, "glue", Comparison([], ["a", "b"], ["cola"]), [failed], 1, {})
     assert "0 of 1 jobs have finished, 1 failed" in Path(tmp_path / "report.md").read_text()
 
 
 def test_one_checkpoint_is_compared_with_none(tmp_path) -> None:
     comparison = Comparison(rows_of("a", {1e-5: [0.5]}), ["a"], ["cola"])
-    write_report(tmp_path, "glue", comparison, [], 1, {})
+    write_sweep_report(tmp_path, "glue", comparison, [], 1, {})
     text = (tmp_path / "report.md").read_text()
     assert "against" not in text and "differences.png" not in text and "| 50.00 |   – | 50.00 |" in text

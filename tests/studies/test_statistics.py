@@ -8,7 +8,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy.stats import false_discovery_control, permutation_test, ttest_rel
 
-from fastbert.studies.shared.statistics import flip_limits, holm, paired, sign_flip, summary
+from fastbert.studies.shared.statistics import flip_limits, holm, paired, score_summary, sign_flip
 
 # Sixty-fourths are exact in binary: SciPy compares sums that are equal on paper as they come, rounding and all.
 score = st.integers(-30, 30).map(lambda value: value / 64)
@@ -104,10 +104,10 @@ def test_holm_by_its_definition(values: list[float]) -> None:
 
 
 def test_summary() -> None:
-    assert summary([0.1, -0.4, 0.3]) == {
+    assert score_summary([0.1, -0.4, 0.3]) == {
         "median": 0.1,
         "mean": pytest.approx(0.0),
         "std": pytest.approx(np.std([0.1, -0.4, 0.3], ddof=1)),
         "max": 0.3,
     }
-    assert summary([-0.2]) == {"median": -0.2, "mean": -0.2, "std": None, "max": -0.2}
+    assert score_summary([-0.2]) == {"median": -0.2, "mean": -0.2, "std": None, "max": -0.2}

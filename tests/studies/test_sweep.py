@@ -9,8 +9,7 @@ import yaml
 
 from fastbert.cli import main
 from fastbert.errors import UserError
-from fastbert.studies.engine.store import ResultStore
-from fastbert.studies.engine.store import read_rows as read_results
+from fastbert.studies.engine.store import ResultStore, read_result_rows
 from fastbert.studies.shared.finetune_jobs import check_tuned
 from fastbert.studies.sweep.options import load_sweep
 from tests.studies.conftest import FINETUNE, read_rows, without_times, write_sweep
@@ -97,7 +96,7 @@ def test_a_damaged_line_is_named(axes, finished, tmp_path, capsys) -> None:
 def test_results_that_are_no_file_are_refused_before_any_job(make, message: str, tmp_path) -> None:
     make(tmp_path / "results.jsonl")
     with pytest.raises(UserError, match=message):
-        read_results(tmp_path / "results.jsonl", check_tuned)
+        read_result_rows(tmp_path / "results.jsonl", check_tuned)
 
 
 def test_the_example(tmp_path) -> None:
@@ -115,5 +114,5 @@ def test_a_link_in_the_place_of_the_jobs_is_not_followed(what: str, tmp_path) ->
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "jobs").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(UserError, match="jobs is a link, which is not followed"):
-        store.open({}, [])
+        store.begin({}, [])
     assert sorted(os.listdir(tmp_path)) == ["elsewhere", "jobs"]

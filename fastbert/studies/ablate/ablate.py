@@ -16,7 +16,12 @@ from fastbert.pretraining.options import science
 from fastbert.pretraining.setup import data_fingerprint
 from fastbert.streams import say
 from fastbert.studies.ablate.ablation_plan import ANNEALING, PRETRAINING, AblationPlan, plan_ablation
-from fastbert.studies.ablate.ablation_report import OWN_QUESTIONS, planned_table, printed, write_report
+from fastbert.studies.ablate.ablation_report import (
+    OWN_QUESTIONS,
+    planned_table,
+    printed_fractions,
+    write_ablation_report,
+)
 from fastbert.studies.ablate.measures import AblationResults
 from fastbert.studies.ablate.options import AblateOptions, Ablation
 from fastbert.studies.ablate.pretrain_jobs import BRANCH, PRETRAIN, check_ablation_row
@@ -25,7 +30,7 @@ from fastbert.studies.engine.backends import start
 from fastbert.studies.engine.events import run_events
 from fastbert.studies.engine.live_status import LiveStatus
 from fastbert.studies.engine.outcomes import LOG, RUN, say_failures
-from fastbert.studies.engine.store import JOBS, RESULTS, ResultStore, Row
+from fastbert.studies.engine.store import JOBS, RESULTS, ResultRow, ResultStore
 from fastbert.studies.shared.comparison import scored
 from fastbert.studies.shared.finetune_jobs import FINETUNE
 from fastbert.studies.shared.report import circumstances, plural
@@ -52,20 +57,20 @@ def ablate(ablation: Ablation, options: AblateOptions) -> int:
         known = store.described().get("seconds", {})
         plan = plan_ablation(ablation, options.glue_dir, out, known)
         check_measure(ablation, plan.incomparable)
-        store.open(describe(ablation, plan), plan.jobs, seconds={**known, **plan.seconds})
+        store.begin(describe_ablation(ablation, plan), plan.jobs, seconds={**known, **plan.seconds})
         forget_lost(store)
         say(planned_table(plan, ablation).plain())
-        say(f"{counted(plan)}{store.done_before}")
+        say(f"{counted_kinds(plan)}{store.done_before}")
         say(f"the log of a job while it runs: {out / JOBS / '<id>' / LOG}")
         stopped = run_left(plan, store, ablation.threads, options)
         store.write()
-        code = finish(out, name, ablation, AblationResults(plan, store.rows))
+        code = report_ablation(out, name, ablation, AblationResults(plan, store.rows))
         if stopped:
             say(f"stopped; {len(store.ended)} of {len(plan.jobs)} jobs have ended, the same command continues")
         return stopped or code
 
 
-def describe(ablation: Ablation, plan: AblationPlan) -> dict[str, Any]:
+def describe_ablation(ablation: Ablation, plan: AblationPlan) -> dict[str, Any]:
     """The axes by name, flat, for the record and for differences."""
     found: dict[str, Any] = {}
     for variant in plan.variants:
@@ -101,7 +106,7 @@ def forget_lost(store: ResultStore) -> None:
         say(f"{plural(lost, 'training')} of an earlier call left no checkpoints here and will be run again")
 
 
-def counted(plan: AblationPlan) -> str:
+def counted_kinds(plan: AblationPlan) -> str:
     """How many jobs there are, and of what."""
     kinds = [job.kind for job in plan.jobs]
     names = {PRETRAIN: "pretraining", BRANCH: "annealing", FINETUNE: "fine-tuning"}
@@ -127,7 +132,7 @@ def run_left(plan: AblationPlan, store: ResultStore, threads: int, options: Abla
     return run_events(start(options, left, store, threads, in_place=True, timed_on=timed_on), store, live)
 
 
-def measured(row: Row, apart: Container[str] = ()) -> tuple[str, float]:
+def measured(row: ResultRow, apart: Container[str] = ()) -> tuple[str, float]:
     """What is shown of a finished job while others run.
 
     Args:
@@ -139,14 +144,14 @@ def measured(row: Row, apart: Container[str] = ()) -> tuple[str, float]:
     return name, row["validations"][-1]["loss"]
 
 
-def finish(out: Path, name: str, ablation: Ablation, results: AblationResults) -> int:
+def report_ablation(out: Path, name: str, ablation: Ablation, results: AblationResults) -> int:
     """Writes the report, and prints what failed and the fractions of cost; returns the exit code."""
     total, done, failed = len(results.plan.jobs), list(results.done.values()), results.failed
     folder = out / "report"
     make_inner_folder(folder)
-    write_report(folder, name, ablation, results, circumstances(ablation.path, ablation.threads, done))
+    write_ablation_report(folder, name, ablation, results, circumstances(ablation.path, ablation.threads, done))
     if done:
-        print(printed(results))
+        print(printed_fractions(results))
         for line in results.left_out:
             say(line)
         if results.validation_loss and results.baseline.setup.options.objective != "mlm":

@@ -22,13 +22,13 @@ from fastbert.pretraining.setup import (
     prepare_setup,
     tokenizer_to_prepare,
 )
-from fastbert.studies.ablate.costs import MeasuredPoint, PlannedVariant, equal_steps, needs_time, timed
+from fastbert.studies.ablate.costs import MeasuredPoint, PlannedVariant, equal_steps, needs_time, timed_variants
 from fastbert.studies.ablate.options import Ablation
 from fastbert.studies.ablate.pretrain_jobs import BRANCH, PRETRAIN
 from fastbert.studies.ablate.questions import incomparable
 from fastbert.studies.engine.jobs import Job
 from fastbert.studies.engine.outcomes import RUN
-from fastbert.studies.shared.finetune_jobs import OpenedTask, open_task
+from fastbert.studies.shared.finetune_jobs import OpenedTask, plan_tunings
 from fastbert.studies.shared.grid import ModelEntry, prefixed
 from fastbert.training.checkpoints import check_space
 from fastbert.training.hardware import resolve_device
@@ -85,7 +85,7 @@ def plan_ablation(
     unigram = first.dataset.split("validation").unigram_entropy
     tasks = open_tasks(ablation, glue_dir, variants)
     if needs_time(ablation.budget):
-        variants, known = timed(variants, known)
+        variants, known = timed_variants(variants, known)
     steps = equal_steps(ablation.budget, variants)
     variants = [replace(variant, steps=count) for variant, count in zip(variants, steps, strict=True)]
     result = AblationPlan(variants, unigram)
@@ -107,7 +107,7 @@ def plan_ablation(
     variants = [replace(variant, lengths=lengths_at(variant, result.places[variant.name])) for variant in variants]
     every = len(ablation.seeds) * (len(ablation.points) + 2 * trainings)
     check_space(out, every * sum(variant.checkpoint_bytes for variant in variants))
-    result.variants, result.seconds = timed(variants, known)
+    result.variants, result.seconds = timed_variants(variants, known)
     return result
 
 
@@ -253,7 +253,7 @@ def open_tasks(ablation: Ablation, glue_dir: str | None, variants: list[PlannedV
             export_model(setup.config, kept(setup.objective().state_dict()), setup.dataset.tokenizer, model)
             for entry in ablation.grid.tasks:
                 with prefixed(f"{ablation.path}: {variant.name}, {entry.name or entry.task}"):
-                    task = open_task(ablation.grid, ModelEntry(variant.name, str(model)), entry, glue_dir)
+                    task = plan_tunings(ablation.grid, ModelEntry(variant.name, str(model)), entry, glue_dir)
                     found.setdefault(variant.name, []).append(task)
         names = [task.name for task in found[variant.name]]
         for name in names:

@@ -8,7 +8,7 @@ from typing import Any
 
 from fastbert.studies.ablate.analysis import Curve, Measure, VariantComparison
 from fastbert.studies.ablate.options import UNITS
-from fastbert.studies.shared.plots import panels_of, plain, save
+from fastbert.studies.shared.plots import panels_of, save, style_axes
 
 LABELS = {"steps": "steps", "flops": "FLOPs", "minutes": "minutes of training"}
 
@@ -36,7 +36,7 @@ def draw_curves(path: Path, measure: Measure, floor: float | None = None) -> Non
             panel.axhline(floor, color="0.6", linestyle="--", linewidth=1)
         panel.set_xlim(left=0)
         panel.set_xlabel(LABELS[unit], fontsize=9)
-        plain(panel, "both")
+        style_axes(panel, "both")
     panels[0].set_ylabel(measure.name, fontsize=9)
     panels[0].legend(frameon=False, fontsize=8)
     save(figure, path)
@@ -83,7 +83,7 @@ def _draw_shares(panel: Any, rows: Sequence[VariantComparison]) -> None:
     panel.set_ylim(len(rows) - 0.5, -0.5)
     panel.set_xlim(left=0)
     panel.set_xlabel("% of the baseline's cost", fontsize=9)
-    plain(panel, "x")
+    style_axes(panel, "x")
 
 
 def _unit_legend() -> tuple[list[Any], list[str]]:

@@ -10,13 +10,21 @@ from typing import Any
 from fastbert.config import differences, leaves
 from fastbert.finetuning.table import NOTHING
 from fastbert.studies.ablate.ablation_plan import AblationPlan
-from fastbert.studies.ablate.analysis import LEARNED, CostFraction, Measure, VariantComparison, compare, limits, noise
+from fastbert.studies.ablate.analysis import (
+    LEARNED,
+    CostFraction,
+    Measure,
+    VariantComparison,
+    compare_variants,
+    limits,
+    noise,
+)
 from fastbert.studies.ablate.costs import timing_key
 from fastbert.studies.ablate.measures import AblationResults
 from fastbert.studies.ablate.options import UNITS, Ablation
 from fastbert.studies.shared.comparison import SETTING, shown_setting
-from fastbert.studies.shared.report import Report, Table, draw, p_value, plural, wrapped
-from fastbert.studies.shared.statistics import summary
+from fastbert.studies.shared.report import ReportPage, Table, p_value, plural, save_drawing, wrapped
+from fastbert.studies.shared.statistics import score_summary
 
 UNIT_NAMES = {"steps": "steps", "flops": "FLOPs", "minutes": "minutes"}
 OWN_QUESTIONS = (
@@ -80,11 +88,11 @@ def seeds_table(measure: Measure, rows: Sequence[VariantComparison]) -> Table:
             for unit in units:
                 share = row.shares[unit]
                 cells.append(("≤ " if share.at_most[place] else "") + shown_share(share.values[place]))
-            body.append([row.variant, str(seed), value_of(measure, finals[seed]), *cells])
+            body.append([row.variant, str(seed), shown_value(measure, finals[seed]), *cells])
     return Table(["variant", "seed", "final", *(f"of its {UNIT_NAMES[unit]}" for unit in units)], body)
 
 
-def value_of(measure: Measure, value: float | None, sign: str = "") -> str:
+def shown_value(measure: Measure, value: float | None, sign: str = "") -> str:
     """A value of the measure, or a difference of two with `sign` "+"."""
     return NOTHING if value is None else f"{value:{sign}.{2 if measure.higher else 4}f}"
 
@@ -99,16 +107,16 @@ def finals_table(measure: Measure, rows: Sequence[VariantComparison]) -> Table:
         if not values:
             body.append([row.variant, "0", *[NOTHING] * (len(head) - 2)])
             continue
-        figures, result = summary(values), row.result
+        figures, result = score_summary(values), row.result
         interval = NOTHING
         if result and result.low is not None:
-            interval = f"[{value_of(measure, result.low, '+')}, {value_of(measure, result.high, '+')}]"
+            interval = f"[{shown_value(measure, result.low, '+')}, {shown_value(measure, result.high, '+')}]"
         body.append(
             [
                 row.variant,
                 str(len(values)),
-                *(value_of(measure, figures[name]) for name in ("median", "mean", "std")),
-                value_of(measure, result and result.mean, "+"),
+                *(shown_value(measure, figures[name]) for name in ("median", "mean", "std")),
+                shown_value(measure, result and result.mean, "+"),
                 interval,
                 p_value(result and result.p_t),
                 p_value(row.p),
@@ -119,15 +127,13 @@ def finals_table(measure: Measure, rows: Sequence[VariantComparison]) -> Table:
     return Table(head, body)
 
 
-def printed(results: AblationResults) -> str:
+def printed_fractions(results: AblationResults) -> str:
     """Shares by every measure, or where there is only a final value this, for a terminal."""
     lines = []
     for measure in results.measures:
-        rows = compare(measure, results.hardly_learned)
+        rows = compare_variants(measure, results.hardly_learned)
         if measure.along:
-            what = (
-                f"CostFraction of {results.baseline.name}'s cost at which its final quality is reached: {measure.name}"
-            )
+            what = f"Fraction of {results.baseline.name}'s cost at which its final quality is reached: {measure.name}"
             lines += [what, shares_table(rows).plain(), ""]
         else:
             lines += [f"At the end: {measure.name}", finals_table(measure, rows).plain(), ""]
@@ -139,15 +145,17 @@ def printed(results: AblationResults) -> str:
 # --- the report
 
 
-def write_report(folder: Path, name: str, ablation: Ablation, results: AblationResults, about: dict[str, Any]) -> None:
+def write_ablation_report(
+    folder: Path, name: str, ablation: Ablation, results: AblationResults, about: dict[str, Any]
+) -> None:
     """Writes report.md, report.html and the drawings.
 
     Args:
         about: what the last section says: lines by their name.
     """
-    report = Report(f"Ablation {name}")
+    report = ReportPage(f"Ablation {name}")
     _question(report, ablation, results)
-    compared = {measure.name: compare(measure, results.hardly_learned) for measure in results.measures}
+    compared = {measure.name: compare_variants(measure, results.hardly_learned) for measure in results.measures}
     along = {measure.name: compared[measure.name] for measure in results.measures if measure.along}
     if along:
         _shares(report, folder, along)
@@ -168,7 +176,7 @@ def write_report(folder: Path, name: str, ablation: Ablation, results: AblationR
     report.write(folder)
 
 
-def _question(report: Report, ablation: Ablation, results: AblationResults) -> None:
+def _question(report: ReportPage, ablation: Ablation, results: AblationResults) -> None:
     plan = results.plan
     report.text(
         f"{results.baseline.name} is the baseline; {plural(len(plan.variants) - 1, 'variant')} with the same data, "
@@ -198,8 +206,10 @@ def _question(report: Report, ablation: Ablation, results: AblationResults) -> N
     if results.masked_loss is None:
         return
     gain = plan.unigram_entropy - results.masked_loss
-    of = "of the baseline" if results.baseline.setup.options.objective == "mlm" else "of the baseline's small network"
-    why = "" if of.endswith("baseline") else " (its objective predicts no masked word with the main network)"
+    of, why = "of the baseline", ""
+    if results.baseline.setup.options.objective != "mlm":
+        of += "'s generator or meta controller"
+        why = " (its objective predicts no masked word with the main network)"
     verdict = f"less than {LEARNED} nats, so nothing is decided" if results.hardly_learned else "enough for a verdict"
     report.text(
         f"The masked loss {of} at the end{why} is {results.masked_loss:.3f} nats, {abs(gain):.3f} "
@@ -212,8 +222,8 @@ def _options(variant: Any) -> dict[str, Any]:
     return {leaf.name: leaf.value for leaf in leaves(variant.setup.options)}
 
 
-def _shares(report: Report, folder: Path, compared: dict[str, list[VariantComparison]]) -> None:
-    report.heading("CostFraction of the baseline's cost to reach its final quality")
+def _shares(report: ReportPage, folder: Path, compared: dict[str, list[VariantComparison]]) -> None:
+    report.heading("Fraction of the baseline's cost to reach its final quality")
     for name, rows in compared.items():
         report.text(f"By {name}:")
         report.table(shares_table(rows))
@@ -228,22 +238,22 @@ def _shares(report: Report, folder: Path, compared: dict[str, list[VariantCompar
         "adjusted over the variants by Holm's method, gives a p below 0.05; then it has reached the baseline's quality "
         "if it is better on the mean."
     )
-    if drawing := draw("shares.png", folder, _draw_shares, compared):
+    if drawing := save_drawing("shares.png", folder, _draw_shares, compared):
         report.image(drawing, "Shares by seed, the median as a bar; hollow where it is undecided")
 
 
 def _at_end(
-    report: Report, folder: Path, measures: Sequence[Measure], compared: dict[str, list[VariantComparison]]
+    report: ReportPage, folder: Path, measures: Sequence[Measure], compared: dict[str, list[VariantComparison]]
 ) -> None:
     """What was measured at the last point alone."""
     report.heading("Quality at the end of the budget")
     scores = {m.name: {name: list(m.finals(name).values()) for name in m.curves} for m in measures}
-    if drawing := draw("finals.png", folder, _draw_finals, scores):
+    if drawing := save_drawing("finals.png", folder, _draw_finals, scores):
         report.image(drawing, "Every seed a point, the median a bar")
     body = []
     for measure in measures:
         for row in compared[measure.name][1:]:
-            better = value_of(measure, row.result and row.result.mean, "+")
+            better = shown_value(measure, row.result and row.result.mean, "+")
             body.append([measure.name, row.variant, str(len(row.seeds)), better, p_value(row.p), row.verdict])
     report.table(Table(["measure", "variant", "seeds", "better by", "Holm", "verdict"], body))
     for limit in dict.fromkeys(limits(compared[measure.name]) for measure in measures):
@@ -256,7 +266,7 @@ def _at_end(
 
 
 def _measure(
-    report: Report,
+    report: ReportPage,
     folder: Path,
     drawing: str,
     results: AblationResults,
@@ -266,7 +276,7 @@ def _measure(
     report.heading(f"By {measure.name}")
     loss, mlm = not measure.higher, results.baseline.setup.options.objective == "mlm"
     floor = results.plan.unigram_entropy if loss and mlm else None
-    if measure.along and (found := draw(drawing, folder, _draw_curves, measure, floor)):
+    if measure.along and (found := save_drawing(drawing, folder, _draw_curves, measure, floor)):
         dashed = ", the unigram entropy dashed" if floor is not None else ""
         report.image(found, f"Every seed thin, medians thick, the baseline's final median dotted{dashed}")
     report.table(finals_table(measure, rows))
@@ -290,12 +300,12 @@ def _noise(results: AblationResults, measure: Measure) -> str:
         return "The noise of the measure is not known: no variant has two finished seeds."
     text = (
         f"Noise of the measure: the final values of a variant scatter over seeds with a standard deviation of "
-        f"{value_of(measure, found.std)} (pooled over the variants, {plural(found.freedom, 'degree')} of freedom). "
-        f"Differences below about {value_of(measure, found.visible)} are within the spread of this many seeds."
+        f"{shown_value(measure, found.std)} (pooled over the variants, {plural(found.freedom, 'degree')} of freedom). "
+        f"Differences below about {shown_value(measure, found.visible)} are within the spread of this many seeds."
     )
     task = measure.name.partition(",")[0]
     if task in results.tasks and (trials := results.trial_noise(task)) is not None:
-        text += f" Of this, fine-tuning one checkpoint again gives {value_of(measure, trials)}."
+        text += f" Of this, fine-tuning one checkpoint again gives {shown_value(measure, trials)}."
     settings = {v.name: results.best_setting(v, task) for v in results.plan.variants} if task in results.tasks else {}
     if chosen := {name: shown_setting(setting) for name, setting in settings.items() if setting}:
         same = set(chosen.values())
@@ -304,7 +314,7 @@ def _noise(results: AblationResults, measure: Measure) -> str:
     return text
 
 
-def _validation(report: Report, results: AblationResults) -> None:
+def _validation(report: ReportPage, results: AblationResults) -> None:
     """The held-out figures of every variant. Losses that cannot be compared with the baseline's are in no column with
     it."""
     report.heading("Validation at the end")
@@ -333,7 +343,7 @@ def _validation(report: Report, results: AblationResults) -> None:
         report.text("Where a variant has notes, its validation reads them; exports and fine-tuning do without.")
 
 
-def _costs(report: Report, results: AblationResults) -> None:
+def _costs(report: ReportPage, results: AblationResults) -> None:
     report.heading("Cost")
     rows = []
     for variant in results.plan.variants:
@@ -364,7 +374,7 @@ def _costs(report: Report, results: AblationResults) -> None:
     )
 
 
-def _failed(report: Report, results: AblationResults) -> None:
+def _failed(report: ReportPage, results: AblationResults) -> None:
     report.heading("What is missing")
     if failed := results.failed:
         rows = [[row["task"], row["model"], str(row["seed"]), row["reason"]] for row in failed]

@@ -3,7 +3,7 @@ told from the spread over seeds.
 
 A curve has the measured points of one training, with straight lines between them. It reaches a value where it comes to
 it for good: from there on it is never worse again. So a lucky point in the middle counts for nothing, and a curve that
-ends worse has not reached it. Every seed is held against the baseline's own training of that seed (same order of the
+ends worse has not reached it. Every seed is compared with the baseline's own training of that seed (same order of the
 data, same initial values where parameters are shared): its final value is the target, its final cost the whole. The
 spread over seeds then holds the noise of both.
 """
@@ -129,7 +129,7 @@ class VariantComparison:
         return not self.verdict.startswith("undecided")
 
 
-def compare(measure: Measure, hardly_learned: bool) -> list[VariantComparison]:
+def compare_variants(measure: Measure, hardly_learned: bool) -> list[VariantComparison]:
     """Every variant against the first, the baseline, which comes first itself.
 
     Args:

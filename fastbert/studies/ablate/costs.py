@@ -18,7 +18,7 @@ from fastbert.training.timing import undisturbed
 
 ROUNDS, ROUND_SECONDS, ROUND_STEPS = 5, 2.0, 30  # of timing; in a round at most
 
-Shape = tuple[int, int]  # (sequences in a step, tokens in a sequence)
+StepShape = tuple[int, int]  # (sequences in a step, tokens in a sequence)
 
 
 @dataclass(frozen=True)
@@ -30,16 +30,16 @@ class PlannedVariant:
     parameters: int
     """Of all networks."""
     checkpoint_bytes: int
-    step_flops: dict[Shape, int]
+    step_flops: dict[StepShape, int]
     """Of a step, in closed form, all networks."""
-    step_seconds: dict[Shape, float] = field(default_factory=dict)
+    step_seconds: dict[StepShape, float] = field(default_factory=dict)
     """Of a step, as measured."""
     steps: int = 0
     """Its budget; with annealing, without that at the end."""
     lengths: tuple[int, ...] = ()
     """Tokens in a sequence of the validation at each point."""
 
-    def total(self, costs: Mapping[Shape, float], steps: int, options: PretrainOptions) -> float:
+    def total(self, costs: Mapping[StepShape, float], steps: int, options: PretrainOptions) -> float:
         """Of the first `steps` of a training with `options`."""
         return replace(self.setup, options=options).plan().total(lambda *shape: costs[shape], 0, steps)
 
@@ -54,7 +54,7 @@ class PlannedVariant:
         """Tokens in a sequence of the validation there."""
         return replace(self.setup, options=place.options).plan().at(place.steps - 1).length
 
-    def mean(self, costs: Mapping[Shape, float]) -> float:
+    def mean(self, costs: Mapping[StepShape, float]) -> float:
         """Of a step; where stages differ, over a run."""
         return (
             self.setup.plan(batches.NOMINAL_STEPS).total(lambda *shape: costs[shape], 0, batches.NOMINAL_STEPS)
@@ -115,7 +115,7 @@ def equal_steps(budget: Budget, variants: list[PlannedVariant]) -> list[int]:
     return [max(1, round(count * costs[0] / cost)) for cost in costs]
 
 
-def timing_key(setup: PretrainSetup, shape: Shape) -> str:
+def timing_key(setup: PretrainSetup, shape: StepShape) -> str:
     """Names what the time of a step depends on."""
     options = setup.options
     machine = {"threads": options.machine.threads, "device": str(setup.device), "precision": setup.precision}
@@ -124,7 +124,7 @@ def timing_key(setup: PretrainSetup, shape: Shape) -> str:
     return digest(described | {"first_fraction": None, "shape": shape})
 
 
-def timed_step(setup: PretrainSetup, objective: nn.Module, seconds: float, plan: batches.BatchPlan) -> float:
+def timed_round(setup: PretrainSetup, objective: nn.Module, seconds: float, plan: batches.BatchPlan) -> float:
     """The time of a step in one round."""
     return time_training(setup, objective, seconds, plan, ROUND_STEPS).seconds
 
@@ -140,12 +140,12 @@ def step_seconds(variants: Iterable[PlannedVariant], known: Mapping[str, list[fl
     for _ in range(ROUNDS if left else 0):
         for key, (variant, shape) in left.items():
             plan = batches.BatchPlan.constant(*shape)
-            took = timed_step(variant.setup, variant.setup.objective(), ROUND_SECONDS, plan)
+            took = timed_round(variant.setup, variant.setup.objective(), ROUND_SECONDS, plan)
             found.setdefault(key, []).append(took)
     return found
 
 
-def timed(
+def timed_variants(
     variants: list[PlannedVariant], known: Mapping[str, list[float]]
 ) -> tuple[list[PlannedVariant], dict[str, list[float]]]:
     """The variants with the times of their steps, those of the fastest rounds; and all rounds."""

@@ -11,7 +11,7 @@ from typing import Any
 from fastbert.studies.ablate.ablation_plan import AblationPlan
 from fastbert.studies.ablate.analysis import LEARNED, Curve, Measure, Point
 from fastbert.studies.ablate.costs import MeasuredPoint, PlannedVariant
-from fastbert.studies.engine.store import Row, is_done
+from fastbert.studies.engine.store import ResultRow, is_done
 from fastbert.studies.shared.comparison import Setting, score, setting_of
 from fastbert.studies.shared.finetune_jobs import FINETUNE
 
@@ -25,25 +25,25 @@ class AblationResults:
     """
 
     plan: AblationPlan
-    rows: Mapping[str, Row]
+    rows: Mapping[str, ResultRow]
 
     @property
     def baseline(self) -> PlannedVariant:
         return self.plan.variants[0]
 
     @cached_property
-    def done(self) -> dict[str, Row]:
+    def done(self) -> dict[str, ResultRow]:
         return {job.id: self.rows[job.id] for job in self.plan.jobs if is_done(self.rows.get(job.id))}
 
     @property
-    def failed(self) -> list[Row]:
+    def failed(self) -> list[ResultRow]:
         rows = (self.rows.get(job.id) for job in self.plan.jobs)
         return [row for row in rows if row is not None and not is_done(row)]
 
     @cached_property
-    def tunings(self) -> dict[tuple[str, float], list[Row]]:
+    def tunings(self) -> dict[tuple[str, float], list[ResultRow]]:
         """(Id of a pretraining, point) -> rows of its fine-tunings."""
-        found: dict[tuple[str, float], list[Row]] = {}
+        found: dict[tuple[str, float], list[ResultRow]] = {}
         for job in self.plan.jobs:
             if job.kind == FINETUNE and job.id in self.done:
                 found.setdefault((job.after, job.setting["at"]), []).append(self.done[job.id])

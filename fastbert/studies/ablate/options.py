@@ -59,8 +59,8 @@ class AblateOptions(EngineOptions):
     these; the first is the baseline, or the one that baseline: names), and may give budget, seeds, threads (of each
     job; 1), checkpoints or anneal (when to measure), and tasks (fine-tuning as the measure, as in a sweep; tasks_at:
     at which of the points). The flags below may stand in it too. The same command continues an ablation that was
-    stopped, and runs again what failed. Its jobs continue from each other's checkpoints: with --backend ray all nodes
-    need --out on one file system. The steps are timed on this machine, which must have the device of the jobs.
+    stopped, and runs again what failed. Its jobs continue from each other's checkpoints: on Ray all nodes need the
+    folder of `out` on one file system. The steps are timed on this machine, which must have the device of the jobs.
     """
 
     glue_dir: str | None = None
@@ -81,16 +81,16 @@ class Budget:
     def __post_init__(self) -> None:
         check_values(self)
         choose("unit of equality", self.equal, UNITS)
-        given = [name for name in SIZES if getattr(self, name) is not None]
+        given = [name for name in BUDGET_SIZES if getattr(self, name) is not None]
         if len(given) > 1:
             raise UserError(f"give the size of the baseline's budget once, not as {' and as '.join(given)}")
 
 
-SIZES = tuple(field.name for field in fields(Budget) if field.name != "equal")
+BUDGET_SIZES = tuple(field.name for field in fields(Budget) if field.name != "equal")
 
 
 @dataclass(frozen=True)
-class Variant:
+class AblationVariant:
     """Options of `fastbert pretrain` but for budget, seed and folder, under the name they have in tables."""
 
     name: str
@@ -101,7 +101,7 @@ class Variant:
 class Ablation:
     """What an ablation's YAML file says."""
 
-    variants: tuple[Variant, ...]
+    variants: tuple[AblationVariant, ...]
     """The baseline first."""
     seeds: tuple[int, ...]
     threads: int
@@ -231,14 +231,14 @@ def _base(given: Any, where: str) -> dict[str, Any]:
 
 def _variants(
     values: dict[str, Any], base: dict[str, Any], threads: int, annealed: bool, where: str
-) -> tuple[Variant, ...]:
+) -> tuple[AblationVariant, ...]:
     """The variants, the baseline first."""
     given = values.get("variants")
     if not isinstance(given, dict) or not given:
         raise UserError(f"{where}: variants must be a mapping of names to changes of the base, found {shown(given)}")
     machine = {"machine": {**_group(base, "machine"), "threads": threads}}
     common = {key: value for key, value in base.items() if key not in BUDGETS} | machine
-    found: dict[str, Variant] = {}
+    found: dict[str, AblationVariant] = {}
     for name, changes in given.items():
         here = f"{where}: variants: {brief(name, str)}"
         if not isinstance(name, str) or not name:
@@ -253,7 +253,7 @@ def _variants(
             raise UserError(
                 f"{here}: schedule: {min(idle)} has no effect with anneal, which sets the schedule; only warmup is free"
             )
-        found[name] = Variant(name, from_dict(PretrainOptions, merged(common, changes), here))
+        found[name] = AblationVariant(name, from_dict(PretrainOptions, merged(common, changes), here))
     first = values.get("baseline", next(iter(found)))
     if not isinstance(first, str):
         raise UserError(
@@ -277,9 +277,11 @@ def _budget(given: Any, base: dict[str, Any], where: str) -> Budget:
     """The budget with its size: its own, or else that of the base."""
     where = f"{where}: budget"
     budget = from_dict(Budget, given, where)
-    if any(getattr(budget, name) is not None for name in SIZES):
+    if any(getattr(budget, name) is not None for name in BUDGET_SIZES):
         return budget
     sizes = {name: base[name] for name in BUDGETS if base.get(name) is not None}
     if not sizes:
-        raise UserError(f"{where}: give the size of the baseline's budget: {', '.join(SIZES[:-1])} or {SIZES[-1]}")
+        raise UserError(
+            f"{where}: give the size of the baseline's budget: {', '.join(BUDGET_SIZES[:-1])} or {BUDGET_SIZES[-1]}"
+        )
     return from_dict(Budget, {"equal": budget.equal, **sizes}, where)

@@ -19,7 +19,7 @@ from fastbert.pretraining.pretrain import pretrain
 from fastbert.pretraining.run import RunFolder
 from fastbert.records import check, read_json
 from fastbert.studies.engine.outcomes import RUN, ended, failure
-from fastbert.studies.engine.store import Row
+from fastbert.studies.engine.store import ResultRow
 from fastbert.studies.shared.finetune_jobs import FINETUNE, check_tuned
 from fastbert.training.checkpoints import read_state
 from fastbert.training.logbook import read_metrics
@@ -33,7 +33,7 @@ _TRAINED = {
 
 
 def pretrain_job(job: dict[str, Any], out: Path) -> dict[str, Any]:
-    """The `Runner` of a pretraining: trains or resumes, to the end."""
+    """The `JobRunner` of a pretraining: trains or resumes, to the end."""
     options = from_dict(PretrainOptions, job["options"] | {"out": str(out)}, where="the ablation's job")
     begun = (out / "manifest.json").is_file()  # written after the options
     if not begun:
@@ -97,7 +97,7 @@ def branch(trunk: Path, step: int, options: PretrainOptions, out: Path) -> None:
         RunFolder(folder).write(options, manifest, source.tokenizer)
 
 
-def check_ablation_row(row: Row, where: str) -> None:
+def check_ablation_row(row: ResultRow, where: str) -> None:
     """`RowCheck` of an ablation's pretrainings and fine-tunings."""
     if check(row, {"kind": str}, where)["kind"] == FINETUNE:
         check_tuned(row, where)

@@ -14,11 +14,11 @@ from typing import Any
 
 from fastbert.data.stages import NOMINAL_STEPS, make_plan
 from fastbert.errors import LINE, UserError
-from fastbert.pretraining.options import PretrainOptions, objective_options
+from fastbert.pretraining.options import PretrainOptions
 from fastbert.studies.ablate.options import Ablation
 
 Questions = Mapping[str, Any]
-LENGTHS = "length of its sequences at the points"
+POINT_LENGTHS = "length of its sequences at the points"
 
 
 def questions(options: PretrainOptions, lengths: Sequence[int]) -> Questions:
@@ -27,12 +27,12 @@ def questions(options: PretrainOptions, lengths: Sequence[int]) -> Questions:
     Args:
         lengths: tokens in a sequence of the validation at each point.
     """
-    chosen = asdict(objective_options(options))
+    chosen = asdict(options.of_objective)
     if options.objective == "mlm":
         chosen = {name: chosen[name] for name in ("mask_rate", "whole_word")}
     group = options.objective.replace("-", "_")
     own = {f"{group}.{name}": value for name, value in chosen.items()}
-    return {"objective": options.objective, **own, LENGTHS: tuple(lengths)}
+    return {"objective": options.objective, **own, POINT_LENGTHS: tuple(lengths)}
 
 
 def why_not(first: Questions, other: Questions) -> str:
@@ -69,7 +69,7 @@ def check_measure(ablation: Ablation, reasons: Mapping[str, str]) -> None:
     if ablation.grid.tasks or not reasons:
         return
     lines = "".join(f"{LINE}{name}: {reason}" for name, reason in reasons.items())
-    lengths = any(reason.startswith(LENGTHS) for reason in reasons.values())
+    lengths = any(reason.startswith(POINT_LENGTHS) for reason in reasons.values())
     raise UserError(
         f"{ablation.path}: variants: without tasks the only measure is the validation loss, and there are losses that "
         f"cannot be compared with the baseline's ({ablation.baseline}), because the validation asks something else:"

@@ -7,7 +7,7 @@ from typing import Any
 
 from fastbert.studies.engine.jobs import Job
 from fastbert.studies.engine.live_status import LiveStatus
-from fastbert.studies.engine.store import ResultStore, Row
+from fastbert.studies.engine.store import ResultRow, ResultStore
 from fastbert.training.interrupts import Interrupts
 
 TICK = 0.5  # seconds
@@ -17,7 +17,7 @@ Event = tuple[Job, dict[str, Any] | None] | None
 """A job that has begun (None) or ended (its outcome); or None: nothing happened for a while."""
 
 
-def startable(left: list[Job], rows: dict[str, Row]) -> Iterator[Job | None]:
+def startable(left: list[Job], rows: dict[str, ResultRow]) -> Iterator[Job | None]:
     """The jobs in their order, each once the one it needs is done; None where all that are left must wait. Those that
     need one that failed are left out."""
     waiting, lost = list(left), set()

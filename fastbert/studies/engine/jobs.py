@@ -21,7 +21,7 @@ from fastbert.streams import say
 from fastbert.studies.engine.outcomes import LOG, RUN, explained, failure, tail
 from fastbert.system_errors import user_error
 
-Runner = Callable[[dict[str, Any], Path], dict[str, Any]]
+JobRunner = Callable[[dict[str, Any], Path], dict[str, Any]]
 """(A job as `Job.to_dict` gives it, the folder of its run) -> its outcome, see `run_job`."""
 
 
@@ -47,7 +47,7 @@ class Job:
     cost: float
     """Expected work, in any unit that all jobs of the study share."""
     runner: str
-    """`Runner`, as "module:function"."""
+    """`JobRunner`, as "module:function"."""
     kind: str
     """Name of what it does, in results.jsonl."""
     device: str = "auto"
@@ -105,7 +105,7 @@ def _train(job: dict[str, Any], out: Path) -> dict[str, Any]:
     if not Path(job["folder"]).is_dir():
         raise UserError(f"the folder {job['folder']} of the study is not there; every node needs the same paths")
     os.chdir(job["folder"])
-    runner: Runner = imported(job["runner"])
+    runner: JobRunner = imported(job["runner"])
     return runner(job, out)
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from fastbert.errors import visible
 from fastbert.streams import say
 from fastbert.studies.engine.jobs import Job, title
-from fastbert.studies.engine.store import Row, is_done
+from fastbert.studies.engine.store import ResultRow, is_done
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -30,13 +30,13 @@ class LiveStatus:
     def __init__(
         self,
         jobs: Sequence[Job],
-        rows: Mapping[str, Row],
-        measured: Callable[[Row], tuple[str, float]],
+        rows: Mapping[str, ResultRow],
+        measured: Callable[[ResultRow], tuple[str, float]],
         apart: Container[tuple[str, str]] = (),
         console: "Console | None" = None,
     ) -> None:
         self.jobs, self.measured, self.apart = jobs, measured, apart
-        self.done: dict[str, Row] = {job.id: rows[job.id] for job in jobs if is_done(rows.get(job.id))}
+        self.done: dict[str, ResultRow] = {job.id: rows[job.id] for job in jobs if is_done(rows.get(job.id))}
         self.failed: list[Job] = []
         self.running: dict[str, tuple[Job, float]] = {}
         self._start = time.monotonic()
@@ -68,7 +68,7 @@ class LiveStatus:
         self.running[job.id] = (job, time.monotonic())
         self.tick()
 
-    def ended(self, job: Job, row: Row) -> None:
+    def ended(self, job: Job, row: ResultRow) -> None:
         self.running.pop(job.id, None)
         self._work += job.cost
         self._ended += 1

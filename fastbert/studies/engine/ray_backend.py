@@ -21,7 +21,7 @@ from fastbert.studies.engine.outcomes import JOB_MEMORY_REMEDY, failure
 from fastbert.system_errors import user_error
 
 OBJECT_STORE = 100 * 2**20  # bytes; Ray takes 30 % of the memory unless it is told
-PATIENCE = 5.0  # seconds for an address to answer
+ANSWER_TIMEOUT = 5.0  # seconds for an address to answer
 _TEXTS = (".txt", ".json", ".jsonl", ".yaml")
 _HTTP2 = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(3) + b"\x04" + bytes(5)  # a client's preface and empty SETTINGS
 
@@ -74,8 +74,8 @@ def check_answers(address: str) -> None:
     if not host or not port.isdigit():
         raise UserError(f"the Ray address {address!r} is not of the form host:port, such as 10.0.0.1:6379")
     try:
-        with socket.create_connection((host, int(port)), timeout=PATIENCE) as connection:
-            connection.settimeout(PATIENCE)
+        with socket.create_connection((host, int(port)), timeout=ANSWER_TIMEOUT) as connection:
+            connection.settimeout(ANSWER_TIMEOUT)
             if os.environ.get("RAY_USE_TLS", "0") == "1":
                 return  # it would answer only after a handshake
             connection.sendall(_HTTP2)

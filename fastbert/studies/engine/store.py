@@ -16,9 +16,9 @@ from fastbert.training.hardware import describe_machine
 RESULTS, JOBS = "results.jsonl", "jobs"
 LARGEST_RESULTS = 2**28  # bytes
 
-Row = dict[str, Any]
+ResultRow = dict[str, Any]
 """A line of results.jsonl without its seal."""
-RowCheck = Callable[[Row, str], None]
+RowCheck = Callable[[ResultRow, str], None]
 """Raises a UserError if the row of a finished job does not have the figures of its kind; the text names its origin."""
 
 
@@ -31,7 +31,7 @@ class ResultStore:
         check_done: of the rows of finished jobs.
 
     Attributes:
-        jobs: of this call, once it is open.
+        jobs: of this call, once it has begun.
         rows: by the ids of their jobs; also of jobs that an earlier call had.
 
     Raises:
@@ -41,7 +41,7 @@ class ResultStore:
     def __init__(self, out: Path, what: str, check_done: RowCheck) -> None:
         self.out, self.what, self.check_done = out, what, check_done
         self.jobs: list[Job] = []
-        self.rows: dict[str, Row] = {}
+        self.rows: dict[str, ResultRow] = {}
         if not self.record.is_file() and contents(out):
             raise UserError(f"{out} is not empty and holds no {what}; choose another --out")
 
@@ -60,7 +60,7 @@ class ResultStore:
         shape = {"axes": dict, "jobs": [str], "seconds?": {str: [float]}}
         return read_sealed(self.record, f"the record of the {self.what}", shape, "restore it, or choose another --out")
 
-    def open(self, description: dict[str, Any], jobs: list[Job], **more: Any) -> None:
+    def begin(self, description: dict[str, Any], jobs: list[Job], **more: Any) -> None:
         """Writes what the study is and reads its rows. Its axes may have grown or shrunk since the last call; one that
         shares no job with what is there is another one.
 
@@ -72,7 +72,7 @@ class ResultStore:
         """
         refuse_link(self.out / JOBS)
         before, self.jobs = self.described(), jobs
-        self.rows = read_rows(self.out / RESULTS, self.check_done)
+        self.rows = read_result_rows(self.out / RESULTS, self.check_done)
         ids = [job.id for job in jobs]
         if before and not set(ids) & {*before["jobs"], *self.rows}:
             changed = LINE.join(differences(before["axes"], description))
@@ -86,7 +86,7 @@ class ResultStore:
             if job.id in self.rows:
                 self.rows[job.id] |= self._names(job)  # names in the YAML file and --out may have changed
 
-    def add(self, job: Job, outcome: dict[str, Any]) -> Row:
+    def add(self, job: Job, outcome: dict[str, Any]) -> ResultRow:
         """Writes the row of a job that has ended, and returns it."""
         row = {"id": job.id, "kind": job.kind, "status": outcome["status"], **self._names(job), "seed": job.seed}
         row |= job.setting
@@ -117,7 +117,7 @@ class ResultStore:
         return [job for job in self.jobs if not self.is_done(job)]
 
     @property
-    def ended(self) -> list[Row]:
+    def ended(self) -> list[ResultRow]:
         """The rows of this call's jobs, done or failed."""
         return [self.rows[job.id] for job in self.jobs if job.id in self.rows]
 
@@ -129,7 +129,7 @@ class ResultStore:
         again = f"; {failed} failed before and run again" if failed else ""
         return (f"; {done} done before" if done else "") + again
 
-    def _names(self, job: Job) -> Row:
+    def _names(self, job: Job) -> ResultRow:
         """What a row holds about its job that defines no result."""
         return {"model": job.model, "task": job.task, "folder": str(self.out / JOBS / job.id)}
 
@@ -138,13 +138,13 @@ def is_done(row: Mapping[str, Any] | None) -> bool:
     return row is not None and row["status"] == "done"
 
 
-def read_rows(path: Path, check_done: RowCheck) -> dict[str, Row]:
+def read_result_rows(path: Path, check_done: RowCheck) -> dict[str, ResultRow]:
     """The rows of results.jsonl by the jobs' ids; none if there is no file yet.
 
     Raises:
         UserError: a line is damaged, or it is no file: found here, before any job, and not when its row is written.
     """
-    rows: dict[str, Row] = {}
+    rows: dict[str, ResultRow] = {}
     if not os.path.lexists(path):
         return rows
     for number, line in enumerate(read_input(path, most=LARGEST_RESULTS).split(b"\n"), 1):
@@ -158,7 +158,7 @@ def read_rows(path: Path, check_done: RowCheck) -> dict[str, Row]:
     return rows
 
 
-def _read_row(line: bytes, where: str, check_done: RowCheck) -> Row:
+def _read_row(line: bytes, where: str, check_done: RowCheck) -> ResultRow:
     row = parse_json(line, where, {"id": str, "status": str})
     if row.pop("seal", None) not in (None, seal_of(row)):  # None: older
         raise UserError(f"{where} is damaged: its hash does not fit")

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from fastbert.studies.engine.store import Row
+from fastbert.studies.engine.store import ResultRow
 from fastbert.studies.shared.statistics import LEVEL, Paired, holm, paired
 
 Setting = tuple[float, int, int]
@@ -18,19 +18,19 @@ Setting = tuple[float, int, int]
 SETTING = "learning rate, batch, epochs"  # the head of its column
 
 
-def score(row: Row, epoch: str = "best") -> float | None:
+def score(row: ResultRow, epoch: str = "best") -> float | None:
     """The task's first metric at the best or the last epoch, the mean over its dev splits; None if it was not finite,
     which the best epoch's always is."""
     values = [metrics[row["metrics"][0]] for metrics in row[epoch]["dev"].values()]
     return None if None in values else statistics.fmean(values)
 
 
-def scored(row: Row) -> tuple[str, float]:
+def scored(row: ResultRow) -> tuple[str, float]:
     """The task's first metric and its value."""
     return row["metrics"][0], score(row)
 
 
-def setting_of(row: Row) -> Setting:
+def setting_of(row: ResultRow) -> Setting:
     return row["learning_rate"], row["batch_size"], row["epochs"]
 
 
@@ -40,7 +40,7 @@ class Trials:
 
     model: str
     task: str
-    settings: dict[Setting, list[Row]]
+    settings: dict[Setting, list[ResultRow]]
     """In the order of the sweep; the rows in the order of their seeds."""
 
     def scores(self, setting: Setting, epoch: str = "best") -> list[float]:
@@ -85,9 +85,9 @@ class Comparison:
         tasks: names in the order of the sweep.
     """
 
-    def __init__(self, rows: Iterable[Row], models: Sequence[str], tasks: Sequence[str]) -> None:
+    def __init__(self, rows: Iterable[ResultRow], models: Sequence[str], tasks: Sequence[str]) -> None:
         self.models, self.tasks = list(models), list(tasks)
-        found: dict[tuple[str, str], dict[Setting, list[Row]]] = {}
+        found: dict[tuple[str, str], dict[Setting, list[ResultRow]]] = {}
         for row in rows:
             found.setdefault((row["model"], row["task"]), {}).setdefault(setting_of(row), []).append(row)
         self.trials = {

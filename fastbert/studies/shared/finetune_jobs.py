@@ -15,7 +15,7 @@ from fastbert.finetuning.setup import describe_finetuning, prepare_finetuning
 from fastbert.records import COUNT, check, read_json
 from fastbert.studies.engine.jobs import Job
 from fastbert.studies.engine.outcomes import ended, failure
-from fastbert.studies.engine.store import Row
+from fastbert.studies.engine.store import ResultRow
 from fastbert.studies.shared.grid import AXES, FinetuneGrid, ModelEntry, TaskEntry
 from fastbert.training.schedules import learning_rate_factor
 
@@ -77,7 +77,7 @@ class OpenedTask:
     """What the user should know before it starts."""
 
 
-def open_task(
+def plan_tunings(
     grid: FinetuneGrid, model: ModelEntry, entry: TaskEntry, glue_dir: str | None, on_nodes: bool = False
 ) -> OpenedTask:
     """Opens model and task as their jobs will, and checks every setting.
@@ -114,7 +114,7 @@ def open_task(
 
 
 def finetune_job(job: dict[str, Any], out: Path) -> dict[str, Any]:
-    """The `Runner` of a fine-tuning."""
+    """The `JobRunner` of a fine-tuning."""
     remove(out)  # what an unfinished attempt left
     code = finetune(from_dict(FinetuneOptions, job["options"] | {"out": str(out)}, where="the study's job"))
     if code:
@@ -132,7 +132,7 @@ def finetune_job(job: dict[str, Any], out: Path) -> dict[str, Any]:
     }
 
 
-def check_tuned(row: Row, where: str) -> None:
+def check_tuned(row: ResultRow, where: str) -> None:
     """`RowCheck` of fine-tunings."""
     check(row, _TUNED, where)
     check_best(row, row["metrics"], where)

@@ -30,7 +30,7 @@ def draw_scores(path: Path, panels: Scores, labels: Mapping[str, str]) -> None:
         panel.set_xlim(-0.6, len(names) - 0.4)
         panel.set_ylabel(labels[title], fontsize=9)
         panel.set_title(title, loc="left", fontsize=10, fontweight="bold")
-        plain(panel, "y")
+        style_axes(panel, "y")
     save(figure, path)
 
 
@@ -55,7 +55,7 @@ def draw_settings(path: Path, panels: Mapping[str, Mapping[str, Scores]], labels
         panel.set_xticks(range(len(settings)), list(settings), rotation=30, ha="right", fontsize=7)
         panel.set_ylabel(labels[title], fontsize=9)
         panel.set_title(title, loc="left", fontsize=10, fontweight="bold")
-        plain(panel, "both")
+        style_axes(panel, "both")
     axes[0].legend(frameon=False, fontsize=8)
     save(figure, path)
 
@@ -78,12 +78,12 @@ def draw_differences(path: Path, lines: Sequence[tuple[str, float, float | None,
     panel.set_yticks(range(len(lines)), [name for name, *_ in lines], fontsize=8)
     panel.set_ylim(len(lines) - 0.5, -0.5)
     panel.set_xlabel(label, fontsize=9)
-    plain(panel, "x")
+    style_axes(panel, "x")
     save(figure, path)
 
 
 def panels_of(count: int, width: float) -> tuple[Any, list[Any]]:
-    """`count` panels, at most four beside each other."""
+    """`count` panels, at most four in a row."""
     from matplotlib.figure import Figure
 
     columns = min(4, count)
@@ -96,7 +96,7 @@ def panels_of(count: int, width: float) -> tuple[Any, list[Any]]:
     return figure, panels[:count]
 
 
-def plain(panel: Any, grid: str) -> None:
+def style_axes(panel: Any, grid: str) -> None:
     panel.grid(color="0.9", linewidth=0.7, axis=grid)
     panel.set_axisbelow(True)
     panel.spines[["top", "right"]].set_visible(False)

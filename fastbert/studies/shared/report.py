@@ -70,7 +70,7 @@ class Table:
 
 
 @dataclass
-class Report:
+class ReportPage:
     """Blocks in their order. In texts, `backticks` mean code; nothing else is markup."""
 
     title: str
@@ -141,10 +141,10 @@ def p_value(value: float | None) -> str:
     return NOTHING if value is None else f"{value:.3f}" if value >= 0.001 else f"{value:.0e}"
 
 
-def draw(name: str, folder: Path, drawing: Callable[..., None], *what: Any) -> str | None:
+def save_drawing(name: str, folder: Path, draw: Callable[..., None], *what: Any) -> str | None:
     """The drawing's name; None where matplotlib is missing."""
     try:
-        drawing(folder / name, *what)
+        draw(folder / name, *what)
     except ImportError:
         say(f"matplotlib is not installed: {name} is not drawn; results.jsonl has the figures")
         return None

@@ -96,7 +96,7 @@ def holm(values: Mapping[str, float]) -> dict[str, float]:
     return {name: adjusted[name] for name in values}
 
 
-def summary(values: Sequence[float]) -> dict[str, float | None]:
+def score_summary(values: Sequence[float]) -> dict[str, float | None]:
     """Median, mean, standard deviation (of a sample; None for one value) and maximum."""
     return {
         "median": statistics.median(values),

@@ -24,7 +24,7 @@ from fastbert.studies.shared.grid import AXES, FinetuneGrid
 from fastbert.studies.shared.report import circumstances, plural
 from fastbert.studies.sweep.options import SweepOptions
 from fastbert.studies.sweep.sweep_jobs import sweep_jobs
-from fastbert.studies.sweep.sweep_report import printed, shown_job, write_report
+from fastbert.studies.sweep.sweep_report import printed_scores, shown_job, write_sweep_report
 
 SWEEP = "sweep"
 
@@ -49,18 +49,18 @@ def sweep(grid: FinetuneGrid, options: SweepOptions) -> int:
                 f"{grid.path}: save_model: models do not come back from the nodes of a cluster; drop it, or use "
                 "--backend local"
             )
-        store.open(describe(grid, jobs), jobs)
-        say(f"{counted(jobs)}{store.done_before}")
+        store.begin(describe_sweep(grid, jobs), jobs)
+        say(f"{counted_jobs(jobs)}{store.done_before}")
         if left := sorted(store.left, key=lambda job: -job.cost):
             stopped = run_events(start(options, left, store, grid.threads), store, LiveStatus(jobs, store.rows, scored))
             if stopped:
                 say(f"stopped; {len(store.ended)} of {len(jobs)} jobs have ended, the same command continues")
                 return stopped
         store.write()
-        return finish(store, name, grid)
+        return report_sweep(store, name, grid)
 
 
-def counted(jobs: list[Job]) -> str:
+def counted_jobs(jobs: list[Job]) -> str:
     """How many jobs there are, and of what."""
     models, tasks, seeds = ({getattr(job, name) for job in jobs} for name in ("model", "task", "seed"))
     settings = len(jobs) // (len(models) * len(seeds))
@@ -69,7 +69,7 @@ def counted(jobs: list[Job]) -> str:
     return f"{plural(len(jobs), 'job')}: {every}"
 
 
-def describe(grid: FinetuneGrid, jobs: list[Job]) -> dict[str, Any]:
+def describe_sweep(grid: FinetuneGrid, jobs: list[Job]) -> dict[str, Any]:
     """The axes by name, flat, for the record and for differences."""
     found: dict[str, Any] = {}
     for job in jobs:
@@ -80,7 +80,7 @@ def describe(grid: FinetuneGrid, jobs: list[Job]) -> dict[str, Any]:
     return {**found, "seeds": list(grid.seeds), "threads": grid.threads, "finetune": grid.finetune}
 
 
-def finish(store: ResultStore, name: str, grid: FinetuneGrid) -> int:
+def report_sweep(store: ResultStore, name: str, grid: FinetuneGrid) -> int:
     """Writes the report, and prints what failed and the scores; returns the exit code."""
     rows, total = store.ended, len(store.jobs)
     done = [row for row in rows if is_done(row)]
@@ -89,8 +89,8 @@ def finish(store: ResultStore, name: str, grid: FinetuneGrid) -> int:
     comparison = Comparison(done, [model.name for model in grid.models], tasks)
     folder = store.out / "report"
     make_inner_folder(folder)
-    write_report(folder, name, comparison, failed, total, circumstances(grid.path, grid.threads, done))
+    write_sweep_report(folder, name, comparison, failed, total, circumstances(grid.path, grid.threads, done))
     if done:
-        print(printed(comparison))
+        print(printed_scores(comparison))
     print(f"{store.out / RESULTS}\n{folder / 'report.html'}")
     return say_failures(failed, total, shown_job)

@@ -3,7 +3,7 @@
 from fastbert.errors import UserError
 from fastbert.streams import say
 from fastbert.studies.engine.jobs import Job, title
-from fastbert.studies.shared.finetune_jobs import open_task
+from fastbert.studies.shared.finetune_jobs import plan_tunings
 from fastbert.studies.shared.grid import FinetuneGrid, TaskEntry, prefixed
 from fastbert.studies.sweep.options import SweepOptions
 
@@ -20,7 +20,7 @@ def sweep_jobs(grid: FinetuneGrid, options: SweepOptions) -> list[Job]:
     for model in grid.models:
         for entry in grid.tasks:
             with prefixed(f"{grid.path}: {model.name}, {entry.name or entry.task}"):
-                task = open_task(grid, model, entry, options.glue_dir, on_nodes=options.backend == "ray")
+                task = plan_tunings(grid, model, entry, options.glue_dir, on_nodes=options.backend == "ray")
             if names.setdefault(task.name, entry) is not entry:
                 raise UserError(f"{grid.path}: tasks: {task.name} is there twice; give one of them a name: of its own")
             for warning in task.warnings:

@@ -7,17 +7,17 @@ from typing import Any
 from fastbert.finetuning import results
 from fastbert.finetuning.glue import GLUE
 from fastbert.finetuning.table import COLUMNS, NOTHING, glue_table
-from fastbert.studies.engine.store import Row
+from fastbert.studies.engine.store import ResultRow
 from fastbert.studies.shared.comparison import SETTING, Comparison, TaskComparison, Trials, shown_setting
-from fastbert.studies.shared.report import Report, Table, draw, p_value, plural, wrapped
-from fastbert.studies.shared.statistics import Paired, flip_limits, summary
+from fastbert.studies.shared.report import ReportPage, Table, p_value, plural, save_drawing, wrapped
+from fastbert.studies.shared.statistics import Paired, flip_limits, score_summary
 
 
 def percent(value: float | None) -> str:
     return NOTHING if value is None else f"{100 * value:.2f}"
 
 
-def printed(comparison: Comparison) -> str:
+def printed_scores(comparison: Comparison) -> str:
     """Scores and differences for a terminal."""
     full = scores_table(comparison)
     shown = [place for place, name in enumerate(full.head) if name not in ("train", "tried", "last epoch")]
@@ -46,7 +46,7 @@ def scores_table(comparison: Comparison) -> Table:
     rows = []
     for task in comparison.tasks:
         for trials in comparison.of_task(task):
-            figures = summary(trials.scores(trials.best))
+            figures = score_summary(trials.scores(trials.best))
             last = trials.scores(trials.best, "last")
             rows.append(
                 [
@@ -58,7 +58,9 @@ def scores_table(comparison: Comparison) -> Table:
                     f"{len(trials.settings)}",
                     f"{len(trials.settings[trials.best])}",
                     *(percent(figures[name]) for name in ("median", "mean", "std", "max")),
-                    percent(None if None in last else summary(last)["median"]),  # None: a seed diverged after its best
+                    percent(
+                        None if None in last else score_summary(last)["median"]
+                    ),  # None: a seed diverged after its best
                 ]
             )
     return Table(head, rows)
@@ -112,7 +114,7 @@ def settings_table(comparison: Comparison, task: str) -> Table:
 def _setting_cell(trials: Trials, setting: tuple[float, int, int]) -> str:
     if setting not in trials.settings:
         return NOTHING
-    figures = summary(trials.scores(setting))
+    figures = score_summary(trials.scores(setting))
     spread = "" if figures["std"] is None else f" ± {percent(figures['std'])}"
     best = ", best" if setting == trials.best and len(trials.settings) > 1 else ""
     return f"{percent(figures['median'])}{spread}{best}"
@@ -128,8 +130,8 @@ def glue_rows(comparison: Comparison) -> dict[str, dict[str, Any]]:
     return rows
 
 
-def write_report(
-    folder: Path, name: str, comparison: Comparison, failed: Sequence[Row], total: int, about: dict[str, Any]
+def write_sweep_report(
+    folder: Path, name: str, comparison: Comparison, failed: Sequence[ResultRow], total: int, about: dict[str, Any]
 ) -> None:
     """Writes report.md, report.html and the drawings.
 
@@ -138,7 +140,7 @@ def write_report(
         total: jobs of the sweep.
         about: what the last section says: lines by their name.
     """
-    report = Report(f"Sweep {name}")
+    report = ReportPage(f"Sweep {name}")
     finished = sum(len(rows) for trials in comparison.trials.values() for rows in trials.settings.values())
     count = f"{finished} of {total} jobs have finished" + (f", {len(failed)} failed" if failed else "")
     what = f"{plural(len(comparison.models), 'checkpoint')} on {plural(len(comparison.tasks), 'task')}"
@@ -157,11 +159,11 @@ def write_report(
     report.write(folder)
 
 
-def shown_job(row: Row) -> str:
+def shown_job(row: ResultRow) -> str:
     return f"{row['learning_rate']:g}, {row['batch_size']}, {row['epochs']}, seed {row['seed']}"
 
 
-def _scores(report: Report, folder: Path, comparison: Comparison) -> None:
+def _scores(report: ReportPage, folder: Path, comparison: Comparison) -> None:
     report.heading("Scores")
     report.table(scores_table(comparison))
     one = all(len(trials.settings) == 1 for trials in comparison.trials.values())
@@ -177,7 +179,7 @@ def _scores(report: Report, folder: Path, comparison: Comparison) -> None:
     )
     if rows := glue_rows(comparison):
         report.code(glue_table(rows).rstrip())
-    if drawing := draw("scores.png", folder, _draw_scores, comparison):
+    if drawing := save_drawing("scores.png", folder, _draw_scores, comparison):
         report.image(drawing, "Scores of every seed at the best setting, and their median")
 
 
@@ -192,7 +194,7 @@ def _equal_trials(comparison: Comparison) -> bool:
     return True
 
 
-def _compared(report: Report, folder: Path, comparison: Comparison) -> None:
+def _compared(report: ReportPage, folder: Path, comparison: Comparison) -> None:
     first = comparison.models[0]
     lines = []
     for other in comparison.models[1:]:
@@ -212,7 +214,7 @@ def _compared(report: Report, folder: Path, comparison: Comparison) -> None:
         for line in found:
             result = line.result
             lines.append((f"{line.task}: {other}", 100 * result.mean, *_scaled(result.low, result.high)))
-    if lines and (drawing := draw("differences.png", folder, _draw_differences, lines, first)):
+    if lines and (drawing := save_drawing("differences.png", folder, _draw_differences, lines, first)):
         report.image(drawing, "Mean differences over seeds with 95 % intervals")
 
 
@@ -232,7 +234,7 @@ def _scaled(low: float | None, high: float | None) -> tuple[float | None, float 
     return (None, None) if low is None else (100 * low, 100 * high)
 
 
-def _tried(report: Report, folder: Path, comparison: Comparison) -> None:
+def _tried(report: ReportPage, folder: Path, comparison: Comparison) -> None:
     several = [task for task in comparison.tasks if any(len(one.settings) > 1 for one in comparison.of_task(task))]
     if not several:
         return
@@ -241,7 +243,7 @@ def _tried(report: Report, folder: Path, comparison: Comparison) -> None:
     for task in several:
         report.text(f"{task}, {comparison.metrics(task)[0]}")
         report.table(settings_table(comparison, task))
-    if drawing := draw("settings.png", folder, _draw_settings, comparison, several):
+    if drawing := save_drawing("settings.png", folder, _draw_settings, comparison, several):
         report.image(drawing, "Scores at every setting tried")
 
 

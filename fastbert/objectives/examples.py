@@ -1,5 +1,5 @@
 """A few held-out sentences and what the networks make of them, for people to look at: a word is masked and filled in
-again, or the small network replaces some and the encoder is asked which."""
+again, or a generator or meta controller replaces some and the encoder is asked which."""
 
 import itertools
 from dataclasses import dataclass
@@ -9,8 +9,7 @@ from torch import nn
 
 from fastbert.data.batches import Batch, Stream
 from fastbert.data.tokenizer import WordPiece
-from fastbert.hub.names import some
-from fastbert.objectives.mlm import MLM
+from fastbert.errors import some
 from fastbert.randomness import row_keys
 
 WINDOW = 2000  # tokens looked at for a sentence
@@ -43,17 +42,6 @@ class Spotted:
         parts = {"found": self.found, "missed": self.missed, "false alarm": self.false_alarms}
         said = "; ".join(f"{name}: {some(words)}" for name, words in parts.items() if words)
         return f"{self.text}\n      -> {said or 'nothing was replaced, and nothing suspected'}"
-
-
-def examples_of(
-    objective: nn.Module, stream: Stream, vocabulary: WordPiece, length: int
-) -> tuple[str, list[Filled] | list[Spotted]]:
-    """Examples that fit the objective, with a heading."""
-    if isinstance(objective, MLM):
-        heading = "Held-out sentences, the masked word in brackets, and the model's guesses"
-        return heading, fill_in(objective, stream, vocabulary, length)
-    heading = "Held-out sentences, [word -> what the small network put there], and what the encoder suspects"
-    return heading, spot(objective, stream, vocabulary, length)
 
 
 def sentence(ids: list[int], vocabulary: WordPiece, longest: int) -> list[int] | None:

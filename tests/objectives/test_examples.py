@@ -4,9 +4,9 @@ import torch
 from fastbert.data.batches import InMemory
 from fastbert.data.tokenizer import WordPiece
 from fastbert.model.options import EncoderOptions
+from fastbert.objectives.examples import fill_in, join, sentence
 from fastbert.objectives.mlm import MLM
 from fastbert.objectives.options import MLMOptions
-from fastbert.pretraining.examples import fill_in, join, sentence
 
 WORDS = WordPiece(("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ".", "nation", "##al", "people", "work", "the"))
 STOP, SEP, UNK = 5, 3, 1
