@@ -26,7 +26,7 @@ from fastbert.finetuning.tasks import open_task
 from fastbert.randomness import row_keys
 from fastbert.training.optimizers import guarded_step
 from fastbert.training.options import OptimizerOptions
-from tests.finetuning.conftest import FAST, finetune, make_task, results, tiny_config, tiny_model
+from tests.finetuning.conftest import FAST, finetune, make_task, results, tiny_config, tiny_model, write_rows
 from tests.flags import last_given, main
 
 CPU = torch.device("cpu")
@@ -292,6 +292,16 @@ def test_another_model_or_data_is_another_experiment(bert, words, tmp_path, caps
     changed = make_task(tmp_path / "data", "words", train=150)
     assert finetune(bert, changed, out, "--epochs", "1", "--no-save-model") == 2
     assert "data: '" in capsys.readouterr().err
+
+
+def test_what_can_be_known_before_training_is_reported_then(words, tmp_path, capsys) -> None:
+    model, out = tiny_model(tmp_path, vocab_size=40), tmp_path / "out"
+    write_rows(tmp_path / "same.jsonl", [{"text": "good", "label": "good"}] * 3)
+    same = ("--own.dev", str(tmp_path / "same.jsonl"), "--epochs", "1", "--train-fraction", "0.1")
+    assert finetune(model, words, out, *same, "--own.metrics", "auc") == 2
+    assert "AUC needs examples of both labels, and all 3 have the same" in capsys.readouterr().err and not out.exists()
+    assert finetune(model, words, out, *same) == 0
+    assert "40: is it the one the model was trained with?" in capsys.readouterr().err
 
 
 def test_interrupted_and_continued_equals_uninterrupted(bert, words, tmp_path, capsys) -> None:

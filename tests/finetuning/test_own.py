@@ -126,7 +126,7 @@ def test_yaml_and_flags_declare_a_task(tmp_path: Path) -> None:
     path = write(tmp_path / "pairs.yaml", text + "metrics: f1, auc\nsymmetric: true\n")
     task = open_task(str(path))
     assert (task.name, task.labels, task.metrics, task.symmetric) == ("pairs", ("y", "x"), ("f1", "auc"), True)
-    assert list(task.splits) == ["train", "dev"] and task.dev_splits == ("dev",) and task.test_splits == ()
+    assert list(task.splits) == ["train", "dev"] and task.dev_splits == ("dev",)
     assert task.examples("train") == [Example(0, "a", "b", 1), Example(1, "c", "d", 0)]
     flags = ["--metrics", "accuracy", "--name", "other", "--symmetric"]
     over = open_task(str(path), own=parse(OwnTaskOptions, flags, "finetune"))

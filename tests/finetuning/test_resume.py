@@ -108,7 +108,8 @@ def test_other_options_and_damage_are_refused_or_reported(bert, small, tmp_path,
     state.write_text(whole)
     metrics = out / "seed-0" / "metrics.jsonl"
     metrics.write_text(metrics.read_text().replace('"auc"', '"acu"'))
-    assert finetune(bert, small, out, *MORE) == 0
+    assert (out / "seed-0" / "model").is_dir()
+    assert finetune(bert, small, out, *MORE, "--no-save-model") == 0 and not (out / "seed-0" / "model").exists()
     assert f"{metrics} is not as it was logged up to step {STEPS}" in capsys.readouterr().err
 
 
