@@ -1,6 +1,7 @@
 """The examples of docs/extending.md, each registered by one line: they train, resume, export, open in transformers,
 evaluate and fine-tune."""
 
+import json
 import os
 import re
 import shutil
@@ -15,6 +16,7 @@ from safetensors.torch import load_file
 from fastbert.hub.load import build_encoder, load_pretrained
 from fastbert.model.positions import POSITIONS
 from fastbert.registry import Variant
+from fastbert.training.options import OPTIMIZERS
 from tests.flags import main
 
 PAGE = Path(__file__).parents[1] / "docs" / "extending.md"
@@ -56,8 +58,9 @@ def learned(run: Path) -> dict[str, torch.Tensor]:
     return load_file(run / "checkpoints" / "step-00000004" / "model.safetensors")
 
 
-def lives(flags: list[str], corpus: Path, folder: Path) -> None:
-    """Trains with `flags`, resumes to the same bits, exports, opens in transformers, evaluates and fine-tunes."""
+def lives(flags: list[str], corpus: Path, folder: Path, evaluated: str = "export") -> None:
+    """Trains with `flags`, resumes to the same bits, exports, opens in transformers, evaluates (the export or the run)
+    and fine-tunes."""
     run, resumed = folder / "run", folder / "resumed"
     short = ["--steps", "4", "--checkpoint-every", "2", "--eval-every", "4", "--eval-sequences", "8"]
     assert main(["pretrain", *flags, *short, "--out", str(run)]) == 0
@@ -69,7 +72,7 @@ def lives(flags: list[str], corpus: Path, folder: Path) -> None:
     assert all(torch.equal(tensor, weights[name]) for name, tensor in learned(resumed).items())
     assert main(["export", str(resumed), "--out", str(folder / "export")]) == 0
     opened_without_fastbert(folder / "export", folder)
-    assert main(["evaluate", "--model", str(folder / "export"), "--source", str(corpus), "--length", "32"]) == 0
+    assert main(["evaluate", "--model", str(folder / evaluated), "--source", str(corpus), "--length", "32"]) == 0
     (folder / "task.tsv").write_text("text\tlabel\nthe state\tgood\nof the union\tbad\n" * 8)
     own = ["--own.train", str(folder / "task.tsv"), "--own.dev", str(folder / "task.tsv")]
     tuned = ["--out", str(folder / "tuned"), "--seeds", "1", "--epochs", "1", "--machine.threads", "1"]
@@ -94,6 +97,45 @@ def test_a_position_scheme_is_one_file_and_one_line(modules, flags, corpus, tmp_
     monkeypatch.setitem(POSITIONS.lines, "toy", Variant("toy_scheme:Kerple"))
     lives([*flags, "--position", "toy"], corpus, tmp_path)
     assert learned(tmp_path / "run")["encoder.positions.numbers"].shape == (2, 2)
+
+
+# An objective's options are flags from the start of a process.
+LIVE = """
+import sys
+from pathlib import Path
+from fastbert.objectives import OBJECTIVES
+from fastbert.registry import Variant
+folder, corpus, *flags = sys.argv[1:]
+sys.path.insert(0, f"{folder}/modules")
+OBJECTIVES.register("random-substitution", Variant("toy_objective:Substitution", "toy_objective:SubstitutionOptions"))
+from tests.test_extending import lives
+lives(flags, Path(corpus), Path(folder), evaluated="run")
+"""
+
+
+def test_an_objective_is_one_file_and_one_line(modules, flags, corpus, tmp_path) -> None:
+    """With notes, so that these are written too. Its head is one of transformers': that of ELECTRA."""
+    (modules / "toy_objective.py").write_text(example("fastbert/objectives/substitution.py"))
+    own = ["--objective", "random-substitution", "--random-substitution.replaced-weight", "5"]
+    notes = ["--notes.enabled"]
+    command = [sys.executable, "-c", LIVE, str(tmp_path), str(corpus), *flags, *own, *notes]
+    done = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert learned(tmp_path / "run")["notes.writes"].any()
+    science = json.loads((tmp_path / "run" / "manifest.json").read_text())["science"]
+    assert science["random_substitution.replaced_weight"] == 5.0 and "mlm.mask_rate" not in science
+    architectures = json.loads((tmp_path / "export" / "config.json").read_text())["architectures"]
+    assert architectures == ["FastBertForPreTraining"]
+    assert re.search(r"Held-out documents\n.*\n  loss +[0-9.]+\n  accuracy +0\.[0-9]+\n\nModel", done.stdout)
+    assert re.search(r"\[UNK\].*\n  loss +[0-9.]+\n  accuracy +0\.[0-9]+\n", done.stdout)
+
+
+def test_an_optimizer_is_one_file_and_one_line(modules, flags, corpus, tmp_path, monkeypatch) -> None:
+    (modules / "toy_optimizer.py").write_text(example("fastbert/training/lion.py"))
+    monkeypatch.setitem(OPTIMIZERS.lines, "toy", Variant("toy_optimizer:build_lion"))
+    lives([*flags, "--optimizer.name", "toy", "--optimizer.learning-rate", "1e-4"], corpus, tmp_path)
+    state = load_file(tmp_path / "run" / "checkpoints" / "step-00000004" / "optimizer.safetensors")
+    assert any(name.endswith("momentum") and tensor.any() for name, tensor in state.items())
 
 
 REFUSED = {

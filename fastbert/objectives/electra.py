@@ -65,7 +65,7 @@ class Electra(Replacement):
 
     def replaced_logits(self, drawn: Corrupted, read: Tensor) -> Tensor:
         """[B, T], in at least float32."""
-        logits = self.head(self.main_hidden(drawn, read))
+        logits = self.head(self.encode(drawn, read))
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
     def flops(self, batch: int, length: int) -> int:

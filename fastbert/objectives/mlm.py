@@ -25,31 +25,21 @@ from fastbert.model.flops import (
     mlm_head_parameters,
 )
 from fastbert.model.heads import MLMHead
-from fastbert.model.notes import NotedTokens, Notes
+from fastbert.model.notes import Notes
 from fastbert.objectives.examples import fill_in
-from fastbert.objectives.objective import Figure, Objective
+from fastbert.objectives.objective import Drawn, Figure, Objective
 from fastbert.objectives.options import MLMOptions
 from fastbert.randomness import row_keys
 
 
 @dataclass(frozen=True)
-class Masked:
-    """A micro-batch with its masks drawn."""
+class Masked(Drawn):
+    """A micro-batch with its masks."""
 
-    input_ids: Tensor
-    """[B, T], corrupted."""
     positions: Tensor
     """int64 [B, M]."""
     targets: Tensor
     """int64 [B, M]; -100 where nothing is masked."""
-    document_ids: Tensor | None
-    position_ids: Tensor | None
-    dropout_keys: Tensor | None
-    """int32 [B]; None where nothing is dropped."""
-    counts: dict[str, Tensor]
-    """What each sum is a mean over."""
-    noted: NotedTokens | None = None
-    """What is read from and written to notes."""
 
 
 class MLM(Objective):
@@ -102,17 +92,8 @@ class MLM(Objective):
         return self.head(self.masked_hidden(drawn))
 
     def masked_hidden(self, drawn: Masked) -> Tensor:
-        """[B M, D], the encoder's at the masked positions; in training it writes notes."""
-        hidden = self.encoder(
-            drawn.input_ids,
-            document_ids=drawn.document_ids,
-            position_ids=drawn.position_ids,
-            row_keys=drawn.dropout_keys,
-            only=drawn.positions,
-            edit_words=drawn.noted.edit if drawn.noted else None,
-            show=drawn.noted.collect if drawn.noted and self.training else None,
-        )
-        return hidden.flatten(0, 1)
+        """[B M, D], the encoder's at the masked positions."""
+        return self.encode(drawn, drawn.input_ids, drawn.positions).flatten(0, 1)
 
     def flops(self, batch: int, length: int) -> int:
         """Of one training step over [B, T], by the closed forms of `fastbert.model.flops`."""

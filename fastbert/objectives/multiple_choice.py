@@ -113,7 +113,7 @@ class MultipleChoice(Replacement):
 
     def scores(self, drawn: Corrupted, read: Tensor, ids: Tensor) -> Tensor:
         """[B T, k] for candidates [B T, k - 1] and [NOTA], in at least float32."""
-        hidden = self.main_hidden(drawn, read).flatten(0, 1)
+        hidden = self.encode(drawn, read).flatten(0, 1)
         return self.head(hidden, self.encoder.words.weight, ids)
 
     @torch.no_grad()

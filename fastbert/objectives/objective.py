@@ -4,6 +4,7 @@ A subclass builds its networks in its constructor and overrides what it needs.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor, nn
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from fastbert.data.batches import Batch, Stream
 from fastbert.data.tokenizer import WordPiece
 from fastbert.model.config import EncoderConfig
-from fastbert.model.encoder import Encoder
+from fastbert.model.encoder import Encoder, TokenIndex
 from fastbert.model.notes import NotedTokens, Notes
 from fastbert.objectives.masking import Masker, Masks
 from fastbert.objectives.options import ObjectiveOptions
@@ -26,6 +27,22 @@ class Figure(NamedTuple):
     """None if it is not finite."""
     unit: str = ""
     """nats; % for a fraction that is shown as a percentage; empty for a plain number."""
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A micro-batch with everything random about it."""
+
+    input_ids: Tensor
+    """[B, T], masked."""
+    document_ids: Tensor | None
+    position_ids: Tensor | None
+    dropout_keys: Tensor | None
+    """int32 [B], of the encoder; None where nothing is dropped."""
+    counts: dict[str, Tensor]
+    """What each loss is a mean over."""
+    noted: NotedTokens | None
+    """What is read from the notes and written to them."""
 
 
 class Objective(nn.Module):
@@ -61,9 +78,8 @@ class Objective(nn.Module):
         self.masker = Masker(config.vocab_size, vocabulary, options)
         self.encoder = Encoder(config, kernels)
 
-    def draw(self, batch: Batch, seed: int, step: int, purpose: str = "mask") -> Any:
-        """Everything random about a micro-batch, as a function of the arguments; its `counts` are what each loss is a
-        mean over, by name.
+    def draw(self, batch: Batch, seed: int, step: int, purpose: str = "mask") -> Drawn:
+        """Everything random about a micro-batch, as a function of the arguments.
 
         Args:
             batch: rows with their indices in the global batch.
@@ -73,12 +89,12 @@ class Objective(nn.Module):
         """
         raise NotImplementedError
 
-    def forward(self, drawn: Any) -> dict[str, Any]:
+    def forward(self, drawn: Drawn) -> dict[str, Any]:
         """Name -> sum over the micro-batch, differentiable for the names in `loss_weights`. What is only measured may
         be a pair of sum and count."""
         raise NotImplementedError
 
-    def after_step(self, drawn: Sequence[Any], updated: Tensor, world: World = ONE_PROCESS) -> dict[str, Tensor]:
+    def after_step(self, drawn: Sequence[Drawn], updated: Tensor, world: World = ONE_PROCESS) -> dict[str, Tensor]:
         """Is called after the optimizer; writes the notes, if there are any.
 
         Args:
@@ -95,6 +111,19 @@ class Objective(nn.Module):
         if self.notes is None or batch.noted is None:
             return None
         return self.notes.take(batch.noted, masks.positions, masks.valid, batch.input_ids.shape[1])
+
+    def encode(self, drawn: Drawn, input_ids: Tensor, only: TokenIndex = None) -> Tensor:
+        """The encoder's hidden states [B, T, D], or [B, M, D] of the tokens `only`; in training notes are written."""
+        noted = drawn.noted
+        return self.encoder(
+            input_ids,
+            document_ids=drawn.document_ids,
+            position_ids=drawn.position_ids,
+            row_keys=drawn.dropout_keys,
+            only=only,
+            edit_words=noted.edit if noted else None,
+            show=noted.collect if noted and self.training else None,
+        )
 
     def flops(self, batch: int, length: int) -> int:
         """FLOPs of one training step over [B, T] in closed form, a multiply and an add counted as two."""

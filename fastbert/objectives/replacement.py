@@ -22,9 +22,9 @@ from fastbert.data.batches import Batch, Stream
 from fastbert.data.tokenizer import WordPiece
 from fastbert.model.config import EncoderConfig
 from fastbert.model.encoder import Encoder
-from fastbert.model.notes import NotedTokens, Notes
+from fastbert.model.notes import Notes
 from fastbert.objectives.examples import spot
-from fastbert.objectives.objective import Figure, Objective
+from fastbert.objectives.objective import Drawn, Figure, Objective
 from fastbert.objectives.options import ReplacementOptions
 from fastbert.randomness import row_keys
 from fastbert.training.world import ONE_PROCESS, World
@@ -33,28 +33,19 @@ REPLACEMENT, CANDIDATES = 0, 1  # what a key of purpose "sample" is for
 
 
 @dataclass(frozen=True)
-class Corrupted:
-    """A micro-batch with its masks drawn."""
+class Corrupted(Drawn):
+    """A micro-batch with its masks; `input_ids` are what the second network reads."""
 
     original: Tensor
     """[B, T], x."""
-    input_ids: Tensor
-    """[B, T], masked: what the second network reads."""
     positions: Tensor
     """int64 [B, M]."""
     targets: Tensor
     """int64 [B, M]; -100 where nothing is masked."""
-    document_ids: Tensor | None
-    position_ids: Tensor | None
     sample_keys: Tensor
     """int32 [B]."""
-    dropout_keys: Tensor | None
-    """int32 [B], of the main network; None where nothing is dropped."""
     small_dropout_keys: Tensor | None
-    counts: dict[str, Tensor]
-    """What each loss is a mean over."""
-    noted: NotedTokens | None
-    """What is read from and written to notes."""
+    """int32 [B], of the second network; None where nothing is dropped."""
     seen: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
     """What the forward pass measured: name -> sum and count."""
 
@@ -123,19 +114,6 @@ class Replacement(Objective):
             row_keys=drawn.small_dropout_keys,
             edit_words=drawn.noted.edit if drawn.noted else None,
         )
-
-    def main_hidden(self, drawn: Corrupted, read: Tensor) -> Tensor:
-        """[B, T, D]: the main network reads the filled rows, and writes notes."""
-        hidden = self.encoder(
-            read,
-            document_ids=drawn.document_ids,
-            position_ids=drawn.position_ids,
-            row_keys=drawn.dropout_keys,
-            edit_words=drawn.noted.edit if drawn.noted else None,
-        )
-        if drawn.noted and self.training:
-            drawn.noted.collect(hidden)
-        return hidden
 
     def forward(self, drawn: Corrupted) -> dict[str, Tensor | tuple[Tensor, Tensor]]:
         """The sums of both losses, and as (sum, count) what tells how hard the main network's questions are."""

@@ -157,7 +157,7 @@ def test_validation_masks_everything_and_drops_nothing(name: str) -> None:
     assert not torch.equal(drawn.dropout_keys, drawn.small_dropout_keys)
     networks = {
         "small_dropout_keys": objective.small_hidden,
-        "dropout_keys": lambda d: objective.main_hidden(d, d.original),
+        "dropout_keys": lambda d: objective.encode(d, d.original),
     }
     for own, network in networks.items():
         for keys in networks:
@@ -188,7 +188,7 @@ def test_the_document_mask_reaches_both_networks(name: str) -> None:
     other[:, 9:] = 5
     for hidden in (
         lambda ids: objective.small_hidden(replace(drawn, input_ids=ids)),
-        lambda ids: objective.main_hidden(drawn, ids),
+        lambda ids: objective.encode(drawn, ids),
     ):
         a, b = hidden(drawn.original), hidden(other)
         torch.testing.assert_close(a[:, :9], b[:, :9])
@@ -212,7 +212,7 @@ def test_both_networks_read_notes_and_the_main_one_writes_them(name: str) -> Non
     objective = build(name, "tupe-a")
     drawn = objective.draw(batch(), 0, 0)
     noted = replace(drawn, noted=Shifted())
-    for network in (objective.small_hidden, lambda some: objective.main_hidden(some, some.original)):
+    for network in (objective.small_hidden, lambda some: objective.encode(some, some.original)):
         assert (network(drawn) - network(noted)).abs().max() > 1e-3
     assert Shifted.widths == [32, 32] and Shifted.collected == [(4, 16, 32)]
 

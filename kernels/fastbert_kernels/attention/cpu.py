@@ -26,9 +26,11 @@ SAVED_BYTES = 1 << 30
 """Probabilities of one call beyond this are computed again in the backward pass."""
 RANGE = (2.0**-60, 2.0**60)
 """Sums of powers of 2 within it are as exact as with the largest score subtracted."""
-SINGLE = 1 << 16
+SHORT = 1 << 16
+"""Float32 matrices of fewer scores take other forms without gradients: what is copied here costs more than it saves."""
+SINGLE = 1 << 18
 """Scores from which on float32 products are made by oneDNN, one matrix at a time. It has AVX-512 for every CPU, while
-MKL keeps AMD's to AVX2; for smaller ones a call each costs more than that saves."""
+MKL keeps AMD's to AVX2; for smaller ones the calls for each matrix cost more than that saves (docs/lab-notes.md)."""
 
 
 @torch.compiler.disable  # unrolled, its chunks would take a compiler minutes
@@ -58,11 +60,10 @@ def cpu_attention(
             return _Attention.apply(
                 q, k, v, bias, _ChunkedCall(q, k, **masks, scale=scale, dropout_p=dropout_p, keys=keys)
             )
-        # Short sequences in float32: what is copied here costs more than the cache saves.
-        if q.dtype == torch.float32 and cu_seqlens is not None and int(cu_seqlens.diff().max()) ** 2 < SINGLE:
+        if q.dtype == torch.float32 and cu_seqlens is not None and int(cu_seqlens.diff().max()) ** 2 < SHORT:
             return attention_reference(q, k, v, bias, **masks, scale=scale, dropout_p=dropout_p, keys=keys)
         bare = bias is None and dropout_p == 0 and all(x is None for x in masks.values())
-        if q.dtype == torch.float32 and bare and q.shape[2] * k.shape[2] < SINGLE:
+        if q.dtype == torch.float32 and bare and q.shape[2] * k.shape[2] < SHORT:
             return F.scaled_dot_product_attention(q, k, v, scale=scale)
         call = _ChunkedCall(q, k, **masks, scale=scale, dropout_p=dropout_p, keys=keys)
         return call.forward(q, k, v, bias, save=False)[0]

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastbert_kernels.attention.reference import allowed_pairs, attention_reference, check_inputs, dropout_keys
+from fastbert_kernels.attention.reference import allowed_pairs, attention_reference, check_attention, dropout_keys
 from fastbert_kernels.backend import runs_kernels, warn_once
 
 SMALL = 1 << 20
@@ -49,7 +49,7 @@ def attention(
         return attention_reference(q, k, v, bias, **given, scale=scale, seed=seed, keys=keys)
     same = q.shape[2:3] == k.shape[2:3] and q.shape[3:] == v.shape[3:]
     if same and runs_kernels(q, "attention"):
-        check_inputs(q, k, v, bias, cu_seqlens, key_padding, segments, dropout_p, seed, keys)
+        check_attention(q, k, v, bias, cu_seqlens, key_padding, segments, dropout_p, seed, keys)
         if (why := no_kernel(q)) is None:
             scale = q.shape[-1] ** -0.5 if scale is None else scale
             keys = dropout_keys(q, cu_seqlens, dropout_p, seed, keys)
@@ -60,7 +60,7 @@ def attention(
     by_chunks = q.device.type == "cpu" and _worth_chunks(q, k)
     if q.device.type != "cuda" and not by_chunks:
         return attention_reference(q, k, v, bias, **given, scale=scale, seed=seed, keys=keys)
-    check_inputs(q, k, v, bias, cu_seqlens, key_padding, segments, dropout_p, seed, keys)
+    check_attention(q, k, v, bias, cu_seqlens, key_padding, segments, dropout_p, seed, keys)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     if by_chunks:
         from fastbert_kernels.attention.cpu import cpu_attention

@@ -52,7 +52,7 @@ def attention_reference(
     Raises:
         ValueError: shapes or types that do not fit, named.
     """
-    check_inputs(q, k, v, bias, cu_seqlens, key_padding, segments, dropout_p, seed, keys, places)
+    check_attention(q, k, v, bias, cu_seqlens, key_padding, segments, dropout_p, seed, keys, places)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     keys = dropout_keys(q, cu_seqlens, dropout_p, seed, keys)
     if cu_seqlens is None:
@@ -116,7 +116,9 @@ def dropout_keys(q: Tensor, cu_seqlens: Tensor | None, dropout_p: float, seed: i
     return combine(mix(start), torch.arange(count, dtype=torch.int32, device=q.device))
 
 
-def check_inputs(q, k, v, bias, cu_seqlens, key_padding, segments, dropout_p: float, seed, keys, places=None) -> None:
+def check_attention(
+    q, k, v, bias, cu_seqlens, key_padding, segments, dropout_p: float, seed, keys, places=None
+) -> None:
     if not q.dim() == k.dim() == v.dim() == 4:
         raise ValueError(f"q, k, v must be [B, H, T, K], not {tuple(q.shape)}, {tuple(k.shape)}, {tuple(v.shape)}")
     if q.shape[:2] != k.shape[:2] or q.shape[3] != k.shape[3] or k.shape[:3] != v.shape[:3]:

@@ -22,7 +22,7 @@ from fastbert_kernels.attention.distances import from_diagonals, relative_bucket
 from fastbert_kernels.attention.reference import (
     allowed_pairs,
     attention_reference,
-    check_inputs,
+    check_attention,
     dropout_keys,
     dropout_row_keys,
 )
@@ -74,7 +74,7 @@ def untied_attention(
     scale = (2 * q.shape[-1]) ** -0.5 if scale is None else scale
     given = {"cu_seqlens": cu_seqlens, "key_padding": key_padding, "segments": segments, "dropout_p": dropout_p}
     given |= {"scale": scale, "seed": seed, "keys": keys}
-    check_inputs(q, k, v, None, cu_seqlens, key_padding, segments, dropout_p, seed, keys)
+    check_attention(q, k, v, None, cu_seqlens, key_padding, segments, dropout_p, seed, keys)
     if q.shape != v.shape or q.shape != k.shape:
         raise ValueError(f"q {tuple(q.shape)}, k {tuple(k.shape)} and v {tuple(v.shape)} must have the same shape")
     parts = untied_parts(q, pos_q, pos_k, cls_to_all, all_to_cls, relative_table, cu_seqlens is not None, max_distance)

@@ -168,7 +168,7 @@ def bench(settings: Settings, tiles: dict | None = None) -> ResultRows:
             row: dict[str, Any] = {"case": "batch", "length": length, "contestant": name}
             try:
                 *inputs, grad = tensors(settings, length, biased)
-                measure(row, settings, function, inputs, grad)
+                time_passes(row, settings, function, inputs, grad)
                 if biased:
                     row["errors"] = errors(settings, function, length)
             except REFUSALS as error:  # that a backend does not take this shape is a result
@@ -180,7 +180,7 @@ def bench(settings: Settings, tiles: dict | None = None) -> ResultRows:
                 break
             row = {"case": "packed" if "pa" in name else "TUPE", "length": length, "contestant": name}
             try:
-                measure(row, settings, function, inputs, grad)
+                time_passes(row, settings, function, inputs, grad)
             except REFUSALS as error:
                 row["refused"] = refusal(error)
             rows.add(**row)
@@ -222,7 +222,9 @@ def untied(settings: Settings, length: int) -> Iterator[tuple[str, Callable, lis
         yield "TUPE-A without reset, concatenated", compiled, [q, k, v, pos_q, pos_k], grad
 
 
-def measure(row: dict[str, Any], settings: Settings, function: Callable, inputs: list[Tensor], grad: Tensor) -> None:
+def time_passes(
+    row: dict[str, Any], settings: Settings, function: Callable, inputs: list[Tensor], grad: Tensor
+) -> None:
     """Times of a contestant with TFLOP/s (4 B H T T K forward, 10 backward, whatever it computes twice), and its share
     of what the ceilings allow; the peak of memory beyond the inputs in MiB."""
 

@@ -60,7 +60,7 @@ class ResultRows:
         self.rows.append(row)
         said = [_said(name, value) for name, value in row.items() if name != "errors"]
         print(f"{self.clock()}  {', '.join(said)}", file=sys.stderr, flush=True)
-        write_whole(self.path, json_text({**self.about, "rows": self.rows}, indent=1) + "\n")
+        write_whole(self.path, finite_json({**self.about, "rows": self.rows}) + "\n")
 
     def step(self) -> None:
         self.done += 1
@@ -77,7 +77,7 @@ class ResultRows:
         return bool(self.rows) and time.monotonic() > self.end  # one row at least: there is something to report
 
 
-def json_text(value: Any, indent: int | None = None) -> str:
+def finite_json(value: Any) -> str:
     """`value` as JSON in which null stands for what is not finite, such as the error of a kernel that gives NaN."""
 
     def finite(value: Any) -> Any:
@@ -87,7 +87,7 @@ def json_text(value: Any, indent: int | None = None) -> str:
             return {key: finite(item) for key, item in value.items()}
         return [finite(item) for item in value] if isinstance(value, list | tuple) else value
 
-    return json.dumps(finite(value), indent=indent, allow_nan=False)
+    return json.dumps(finite(value), indent=1, allow_nan=False)
 
 
 def _said(name: str, value: Any) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 from fastbert_kernels.configurations import write_whole
 
 
-def table(header: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
+def markdown_table(header: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
     lines = [list(header), ["---"] * len(list(header)), *(["" if x is None else str(x) for x in row] for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
@@ -42,7 +42,7 @@ def compiled_table(found: dict[str, Any]) -> str:
         "Cells: registers a thread / bytes spilled a thread / KiB of shared memory a block / tensor-core instructions."
     )
     head = ["kernel", "case", "tiles", *(f"{c // 10}.{c % 10}" for c in capabilities)]
-    return f"{legend} Tiles: queries, keys, warps, stages.\n\n{table(head, rows)}"
+    return f"{legend} Tiles: queries, keys, warps, stages.\n\n{markdown_table(head, rows)}"
 
 
 def share(row: dict[str, Any], kind: str, found: dict[str, Any]) -> float:
@@ -78,7 +78,7 @@ def attention_tables(found: dict[str, Any]) -> str:
             worst = max((math.inf if None in (a, b) else a / (2 * b + 1e-5) for a, b in errors), default=None)
             rows.append([row["contestant"], *times, *speed, times_ours, row["peak_mib"], worst and f"{worst:.2f}"])
         head = ["contestant", *(f"{k}, ms" for k in kinds), "TFLOP/s", "of the roofline", "its time over fastbert's"]
-        parts += [f"### T = {length}", "", table([*head, "MiB", "error over the bound"], rows), ""]
+        parts += [f"### T = {length}", "", markdown_table([*head, "MiB", "error over the bound"], rows), ""]
     others = [row for row in found["rows"] if row["case"] != "batch"]
     rows = [
         [
@@ -92,7 +92,7 @@ def attention_tables(found: dict[str, Any]) -> str:
     parts += [
         "### Packed lengths, TUPE's parts",
         "",
-        table(["T", "contestant", *(f"{k}, ms" for k in kinds), "MiB"], rows),
+        markdown_table(["T", "contestant", *(f"{k}, ms" for k in kinds), "MiB"], rows),
     ]
     return "\n".join(parts)
 
@@ -104,12 +104,15 @@ def tune_table(found: dict[str, Any]) -> str:
         if "kernel" in r
     ]
     best = next((row["best"] for row in found["rows"] if "best" in row), None)
-    return table(["kernel", "queries, keys, warps, stages", "right", "ms of its pass"], rows) + f"\n\nFastest: {best}"
+    return (
+        markdown_table(["kernel", "queries, keys, warps, stages", "right", "ms of its pass"], rows)
+        + f"\n\nFastest: {best}"
+    )
 
 
 def vocabulary_table(found: dict[str, Any]) -> str:
     names = ("operation", "contestant", "rows", "words", "width", "ms", "least", "most", "peak_mib", "refused")
-    return table(names, ([row.get(name) for name in names] for row in found["rows"]))
+    return markdown_table(names, ([row.get(name) for name in names] for row in found["rows"]))
 
 
 def cpu_table(found: dict[str, Any]) -> str:
@@ -128,7 +131,7 @@ def cpu_table(found: dict[str, Any]) -> str:
         "its time over fastbert's",
     ]
     names = ("dtype", "bias", "passes", "contestant", "ms", "least", "most", "over")
-    return table(head, ([*row["shape"], *(row[name] for name in names)] for row in found["rows"]))
+    return markdown_table(head, ([*row["shape"], *(row[name] for name in names)] for row in found["rows"]))
 
 
 TABLES = {

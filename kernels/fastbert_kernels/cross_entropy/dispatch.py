@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fastbert_kernels.backend import runs_kernels
 from fastbert_kernels.cross_entropy.cpu import cpu_losses_and_slopes
-from fastbert_kernels.cross_entropy.reference import check_inputs, linear_cross_entropy_reference
+from fastbert_kernels.cross_entropy.reference import check_loss, linear_cross_entropy_reference
 
 CELLS = 1 << 25
 """Logits held at a time, or as many as the embedding has numbers if that is more: each chunk reads and writes the
@@ -48,7 +48,7 @@ def linear_cross_entropy(
         a number in at least float32, differentiable once in hidden, embedding and bias. A target that is neither a word
         nor `ignore_index` makes it NaN by the kernel, and is an error elsewhere.
     """
-    check_inputs(hidden, embedding, bias, target, reduction)
+    check_loss(hidden, embedding, bias, target, reduction)
     if rows is not None and rows < 1:
         raise ValueError(f"rows must be at least 1, not {rows}")
     if rows is None and len(hidden) * len(embedding) <= FEW and not _has_kernel(hidden):

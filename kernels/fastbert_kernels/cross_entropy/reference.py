@@ -30,13 +30,13 @@ def linear_cross_entropy_reference(
     Raises:
         ValueError: shapes, types or devices that do not fit, named; an empty vocabulary; another reduction.
     """
-    check_inputs(hidden, embedding, bias, target, reduction)
+    check_loss(hidden, embedding, bias, target, reduction)
     logits = F.linear(hidden, embedding, bias)
     wide = torch.promote_types(logits.dtype, torch.float32)
     return F.cross_entropy(logits.to(wide), target, ignore_index=ignore_index, reduction=reduction)
 
 
-def check_inputs(hidden: Tensor, embedding: Tensor, bias: Tensor | None, target: Tensor, reduction: str) -> None:
+def check_loss(hidden: Tensor, embedding: Tensor, bias: Tensor | None, target: Tensor, reduction: str) -> None:
     if hidden.dim() != 2 or embedding.dim() != 2 or hidden.shape[1] != embedding.shape[1]:
         raise ValueError(f"hidden {tuple(hidden.shape)} and embedding {tuple(embedding.shape)} must be [N, D], [V, D]")
     if len(embedding) == 0:

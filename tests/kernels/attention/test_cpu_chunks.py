@@ -1,6 +1,7 @@
 """The chunks of a CPU in every way in which a call can be cut: values, errors in low precision, memory."""
 
 import itertools
+import platform
 from collections.abc import Iterator
 
 import pytest
@@ -10,6 +11,7 @@ from fastbert_kernels import attention_reference, combine
 from fastbert_kernels.attention import cpu, cpu_chunks
 from fastbert_kernels.attention.cpu import cpu_attention as by_chunks
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.kernels.largest import Largest
 
@@ -152,6 +154,28 @@ def test_some_chunks_beyond_the_range_of_powers(dtype: torch.dtype, sign: int, m
         exact = results(attention_reference, *given, torch.float64)
         for a, b, true in zip(results(by_chunks, *given), results(attention_reference, *given), exact, strict=True):
             assert (a - true).norm() <= 1.5 * (b - true).norm() + 1e-6 * true.norm()
+
+
+class Operators(TorchDispatchMode):
+    """The names of the operators that are called in its context."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.names.add(function.name())
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("cells", [37 * 37, 37 * 37 + 1])
+def test_large_matrices_are_multiplied_by_onednn(cells: int, monkeypatch) -> None:
+    """Its operator is PyTorch's own and has no promise of staying: a version without it shows here."""
+    monkeypatch.setattr(cpu, "SINGLE", cells)
+    with Operators() as called:
+        results(by_chunks, *case(torch.float32, **OPTIONS["bias"]))
+    x86 = platform.machine().lower() in ("x86_64", "amd64")
+    assert ("mkldnn::_linear_pointwise" in called.names) == (x86 and cells == 37 * 37)
 
 
 def test_large_scores_of_forbidden_keys_do_not_matter() -> None:

@@ -108,6 +108,15 @@ def test_large_logits() -> None:
     torch.testing.assert_close(loss.double(), exact, rtol=1e-6, atol=1e-3)
 
 
+def test_sums_over_rows_do_not_overflow_float16() -> None:
+    """dE_0 is the sum of -0.5 * 500 over 400 rows, -100,000, before the mean divides it."""
+    hidden = torch.full((400, 1), 500.0, dtype=torch.float16)
+    embedding = torch.zeros(2, 1, dtype=torch.float16, requires_grad=True)
+    loss = linear_cross_entropy(hidden, embedding, None, torch.zeros(400, dtype=torch.int64), rows=100)
+    (gradient,) = torch.autograd.grad(loss, embedding)
+    torch.testing.assert_close(gradient, torch.tensor([[-250.0], [250.0]], dtype=torch.float16))
+
+
 def test_pytorch_accepts_the_operator() -> None:
     hidden, embedding, bias, target = problem(torch.float32)
     torch.library.opcheck(

@@ -5,7 +5,7 @@ import re
 
 import pytest
 import torch
-from fastbert_kernels import draw_distinct, sample_candidates, sample_candidates_reference
+from fastbert_kernels import draw_distinct, draw_distinct_reference, sample_candidates, sample_candidates_reference
 from fastbert_kernels.sampling import reference
 from fastbert_kernels.sampling.dispatch import drawing_operator, sampling_operator
 from scipy.stats import chisquare
@@ -270,3 +270,13 @@ def test_rows_without_a_distribution(bad: float) -> None:
         assert all(len(set(row)) == 119 for row in ids.tolist())
         assert ((ids >= 0) & (ids < 200) & ~torch.isin(ids, forbidden) & (ids != excluded[:, None])).all()
         assert torch.equal(ids[::5], alone[::5])
+
+
+def test_a_block_that_a_row_may_not_draw_from_is_never_chosen() -> None:
+    """Where no word has a probability, the order is that of the floors, and the excluded word has none."""
+    excluded = torch.zeros(ROWS // 100, dtype=torch.int64)
+    logits = torch.full((len(excluded), 128), -torch.inf)
+    ids, logs = draw_distinct_reference(
+        logits, 2, keys(len(excluded)), forbidden=torch.arange(1, 64), excluded=excluded
+    )
+    assert ids.min() >= 64 and logs.isfinite().all()
