@@ -260,9 +260,8 @@ def _variants(
         found[name] = AblationVariant(name, from_dict(PretrainOptions, merged(common, changes), here))
     first = values.get("baseline", next(iter(found)))
     if not isinstance(first, str):
-        raise UserError(
-            f"{where}: baseline must be the name of a variant, found {shown_option(first)}; options of all variants are base"
-        )
+        wanted = "baseline must be the name of a variant"
+        raise UserError(f"{where}: {wanted}, found {shown_option(first)}; options of all variants are base")
     if first not in found:
         raise UserError(f"{where}: baseline: there is no variant {brief(first)}; {nearest(first, found)}")
     variants = [found.pop(first), *found.values()]
