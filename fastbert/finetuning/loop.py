@@ -100,10 +100,7 @@ class TuningProgress:
     """The losses since the last logged row."""
 
 
-_PROGRESS = {
-    **{f.name: COUNT for f in fields(TuningProgress)},
-    **{"seconds": float, "window": [float]},
-}
+_PROGRESS = {f.name: COUNT for f in fields(TuningProgress)} | {"seconds": float, "window": [float]}
 STATE = {"progress": _PROGRESS, "optimizer": dict, "metrics": {"records": COUNT, "sha256": str}}
 """The shape of a checkpoint's state, for `check`."""
 
@@ -196,10 +193,7 @@ class Tuner:
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
         """What a checkpoint holds: weights, and moments and counters of the optimizer."""
-        return {
-            "model": self.updater.module.state_dict(),
-            "optimizer": flatten_optimizer(self.updater.optimizer)[0],
-        }
+        return {"model": self.updater.module.state_dict(), "optimizer": flatten_optimizer(self.updater.optimizer)[0]}
 
     def state(self) -> dict[str, Any]:
         """The rest of it; all records are on the disk then."""

@@ -40,15 +40,7 @@ class FinetuneSetup:
 
 
 def task_record(options: FinetuneOptions, task: Task, seed: int, dev: Figures) -> TaskRecord:
-    return TaskRecord(
-        task=task.name,
-        kind=task.kind,
-        is_pair=task.is_pair,
-        both_orders=options.symmetric,
-        max_length=options.max_length,
-        seed=seed,
-        dev=dev,
-    )
+    return TaskRecord(task.name, task.kind, task.is_pair, options.symmetric, options.max_length, seed, dev)
 
 
 def open_encoder(asked: FinetuneOptions) -> Pretrained:
