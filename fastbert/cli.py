@@ -103,7 +103,7 @@ def finetune(arguments: list[str]) -> int:
     default = None if file is None else load_yaml(OPTIONS["finetune"], file)
     options = parse(OPTIONS["finetune"], arguments, "finetune", default)
     options.check_inputs()
-    from fastbert.finetuning.several import finetune as run
+    from fastbert.finetuning.several_tasks import finetune_tasks as run
 
     return run(options)
 

@@ -9,9 +9,9 @@ import pytest
 
 from fastbert.errors import UserError
 from fastbert.files import LOCK, locked_folder
-from fastbert.finetuning import job as finetuning
-from fastbert.finetuning import several
+from fastbert.finetuning import folder, several_tasks
 from fastbert.finetuning.options import FinetuneOptions
+from fastbert.finetuning.setup import prepare_finetuning
 from fastbert.flags import parse
 from fastbert.pretraining.build import describe_experiment
 from fastbert.pretraining.options import PretrainOptions, science
@@ -41,7 +41,7 @@ def every_kill(out: Path, make: Callable[[], object], check: Callable[[], object
 @pytest.fixture(autouse=True)
 def machine(monkeypatch) -> None:
     """It takes a while to describe."""
-    for module in (finetuning, store):
+    for module in (folder, store):
         monkeypatch.setattr(module, "describe_machine", dict)
 
 
@@ -96,11 +96,11 @@ def test_a_fine_tuning(tmp_path, capsys) -> None:
     flags = ["--model", str(tiny_model(tmp_path)), *make_task(tmp_path, "words", 16, 8), "--machine.threads", "1"]
     out = tmp_path / "outs" / "out"
     out.parent.mkdir()
-    setup = finetuning.prepare_setup(parse(FinetuneOptions, [*flags, "--out", str(out)], "finetune"))
+    setup = prepare_finetuning(parse(FinetuneOptions, [*flags, "--out", str(out)], "finetune"))
 
     def make() -> None:
         with locked_folder(out):
-            finetuning.open_folder(out, setup)
+            folder.open_folder(out, setup)
 
     assert every_kill(out, make, lambda: None) > 6
     out.mkdir()
@@ -113,8 +113,8 @@ def test_several_fine_tunings_and_a_sweep(tmp_path) -> None:
     out.parent.mkdir()
 
     def write_options() -> None:
-        several.check_out(out)
-        several.job.write_options(out, FinetuneOptions())
+        several_tasks.check_tasks_folder(out)
+        folder.write_options(out, FinetuneOptions())
 
     def open_sweep() -> None:
         with locked_folder(out):

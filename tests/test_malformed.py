@@ -26,8 +26,10 @@ from hypothesis import strategies as st
 from fastbert.data.partial import Partial
 from fastbert.data.shards import open_dataset
 from fastbert.errors import UserError, message_of
-from fastbert.finetuning.model import Classifier, TaskRecord, load_classifier, save_classifier
+from fastbert.finetuning.kinds.classes import Classes
+from fastbert.finetuning.model import TaskModel
 from fastbert.finetuning.results import best_seed
+from fastbert.finetuning.saved import TaskRecord, load_task_model, save_task_model
 from fastbert.finetuning.submission import validate
 from fastbert.hub.load import load_pretrained
 from fastbert.inputs import read_input
@@ -118,10 +120,10 @@ def test_an_export(folder: Path, name: str) -> None:
 
 def test_a_task_record(folder: Path, tmp_path: Path) -> None:
     config = load_pretrained(folder).config
-    record = TaskRecord("t", "classes", ("a", "b"), False, False, 8, 0, {"dev": {"accuracy": 0.5}})
-    save_classifier(Classifier(config, 2), record, folder, tmp_path / "tuned")
+    record = TaskRecord("t", Classes(("a", "b")), False, False, 8, 0, {"dev": {"accuracy": 0.5}})
+    save_task_model(TaskModel(config, {"t": record.kind}), record, folder, tmp_path / "tuned")
     torch.manual_seed(0)
-    fuzz(tmp_path / "tuned" / "task.json", lambda: load_classifier(tmp_path / "tuned"), 24)
+    fuzz(tmp_path / "tuned" / "task.json", lambda: load_task_model(tmp_path / "tuned"), 24)
 
 
 def test_results(tmp_path: Path) -> None:

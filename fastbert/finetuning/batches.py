@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from fastbert.data.tokenizer import WordPiece
+from fastbert.finetuning.kinds.kind import TaskKind
 from fastbert.randomness import permute, row_keys
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ _SUBSETS = 1 << 41
 
 
 @dataclass(frozen=True)
-class Batch:
+class TaskBatch:
     """B examples, padded on the right to T tokens."""
 
     input_ids: Tensor
@@ -39,11 +40,11 @@ class Batch:
     token_type_ids: Tensor | None
     """int64 [B, T], 1 from the second text of a pair on; None where there are no pairs."""
     labels: Tensor | None
-    """int64 [B] classes or float32 [B] numbers."""
+    """[B, ...], as `TaskKind.losses` reads them; None where there are none."""
 
 
 @dataclass(frozen=True)
-class Encoded:
+class EncodedSplit:
     """A split of a task as ids, [CLS] and [SEP] included, one example after the other."""
 
     tokens: np.ndarray
@@ -53,7 +54,7 @@ class Encoded:
     firsts: np.ndarray
     """int64 [N]: tokens of type 0; those after them are of type 1."""
     labels: np.ndarray | None
-    """int64 or float32 [N]; None where the split has no labels."""
+    """[N, ...], as the task's kind has them for training; None where the split has no labels."""
     truncated: int
     """Examples that were cut to `max_length`."""
     max_length: int
@@ -69,7 +70,7 @@ class Encoded:
         """int64 [N]."""
         return np.diff(self.starts)
 
-    def batch(self, rows: np.ndarray, device: torch.device | str = "cpu") -> Batch:
+    def batch(self, rows: np.ndarray, device: torch.device | str = "cpu") -> TaskBatch:
         """The examples `rows` (int64 [B]), in that order."""
         lengths = self.lengths[rows]
         longest = int(lengths.max())
@@ -84,7 +85,7 @@ class Encoded:
         def put(values: np.ndarray | None) -> Tensor | None:
             return None if values is None else torch.from_numpy(values).to(device, non_blocking=True)
 
-        return Batch(
+        return TaskBatch(
             put(ids),
             put(real),
             put(None if types is None else types.astype(np.int64)),
@@ -101,12 +102,12 @@ def kept_lengths(first: int, second: int, room: int) -> tuple[int, int]:
     return first, second
 
 
-def encode(examples: Sequence["Example"], vocabulary: WordPiece, max_length: int, *, numbers: bool) -> Encoded:
+def encode(examples: Sequence["Example"], vocabulary: WordPiece, max_length: int, kind: TaskKind) -> EncodedSplit:
     """[CLS] text [SEP], or [CLS] text [SEP] pair [SEP], each at most `max_length` tokens.
 
     Args:
         examples: all with a pair or none; all with a label or none.
-        numbers: labels are numbers, not classes.
+        kind: of the task; says how training reads its labels.
     """
     tokenizer = vocabulary.build()
     cls, sep = vocabulary.ids["[CLS]"], vocabulary.ids["[SEP]"]
@@ -131,11 +132,11 @@ def encode(examples: Sequence["Example"], vocabulary: WordPiece, max_length: int
             lengths.append(len(ids))
             pieces.append(np.array(ids, dtype=np.int32))
     labelled = bool(examples) and examples[0].label is not None
-    return Encoded(
+    return EncodedSplit(
         tokens=np.concatenate(pieces) if pieces else np.zeros(0, np.int32),
         starts=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
         firsts=np.array(firsts, dtype=np.int64),
-        labels=np.array([e.label for e in examples], np.float32 if numbers else np.int64) if labelled else None,
+        labels=kind.targets([example.label for example in examples]) if labelled else None,
         truncated=truncated,
         max_length=max_length,
         pad=vocabulary.ids["[PAD]"],
@@ -159,7 +160,7 @@ def training_order(lengths: np.ndarray, batch_size: int, seed: int, epoch: int) 
     return [batches[place] for place in permute(torch.arange(len(batches)), len(batches), seed, epoch + _BATCH_ORDER)]
 
 
-def draw_orders(orders: Sequence[Encoded], seed: int, epoch: int) -> Encoded:
+def draw_orders(orders: Sequence[EncodedSplit], seed: int, epoch: int) -> EncodedSplit:
     """The split as an epoch reads it: of each pair's two orders the one that a hash of (seed, epoch, row) draws.
 
     Args:

@@ -14,13 +14,16 @@ from fastbert.data.formats import opened
 from fastbert.data.parquet import arrow_rows, check_schema
 from fastbert.data.tables import pick, read_rows, tsv_fields
 from fastbert.errors import UserError
-from fastbert.finetuning.own import Row, make_row
+from fastbert.finetuning.kinds.classes import Classes
+from fastbert.finetuning.kinds.kind import TaskKind
+from fastbert.finetuning.kinds.number import Number
+from fastbert.finetuning.rows import Row, make_row
 
 HUB = "nyu-mll/glue"
 """Read through `datasets` where no folder is given."""
-BINARY = ("0", "1")
-TWO_WAY = ("entailment", "not_entailment")
-THREE_WAY = ("entailment", "neutral", "contradiction")
+BINARY = Classes(("0", "1"))
+TWO_WAY = Classes(("entailment", "not_entailment"))
+THREE_WAY = Classes(("entailment", "neutral", "contradiction"))
 
 
 @dataclass(frozen=True)
@@ -29,8 +32,7 @@ class GlueTask:
 
     title: str
     """As papers and the official folders spell it."""
-    labels: tuple[str, ...]
-    """Label words in the order of their ids; empty for numbers."""
+    kind: TaskKind
     metrics: tuple[str, ...]
     columns: tuple[str, ...]
     """Text, or both texts, and label in the official files."""
@@ -97,7 +99,7 @@ GLUE: dict[str, GlueTask] = {
     ),
     "stsb": GlueTask(
         "STS-B",
-        (),
+        Number(),
         ("pearson", "spearman"),
         columns=(*_SENTENCES, "score"),
         hub_columns=_SENTENCES,
@@ -223,8 +225,8 @@ class GlueSource:
     def _official(self, split: str) -> str:
         return "diagnostic.tsv" if self.name == "ax" else f"{split}.tsv"
 
-    def rows(self, split: str, notes: list[str]) -> Iterator[Row]:
-        """The rows of a split, labels as words or numbers, those of test None; what was skipped goes to `notes`.
+    def rows(self, split: str, warnings: list[str]) -> Iterator[Row]:
+        """The rows of a split, labels as words or numbers, those of test None; what was skipped goes to `warnings`.
 
         Raises:
             UserError: names file, line and remedy; at the end, fewer rows than the official ones.
@@ -235,7 +237,7 @@ class GlueSource:
         elif paths[0].suffix == ".parquet":
             found = chain.from_iterable(self._parquet_rows(path, split) for path in paths)
         else:
-            found = self._tsv_rows(paths[0], split, notes)
+            found = self._tsv_rows(paths[0], split, warnings)
         count, official = 0, self.task.rows[split]
         for row in found:
             count += 1
@@ -247,9 +249,9 @@ class GlueSource:
                 "fetch it again, or say that a subset is meant with --glue-subset"
             )
         if count > official:
-            notes.append(f"{where} holds {count:,} rows, more than the official {official:,}")
+            warnings.append(f"{where} holds {count:,} rows, more than the official {official:,}")
 
-    def _tsv_rows(self, path: Path, split: str, notes: list[str]) -> Iterator[Row]:
+    def _tsv_rows(self, path: Path, split: str, warnings: list[str]) -> Iterator[Row]:
         task, labelled = self.task, not split.startswith("test")
         texts = task.columns[:-1]
         columns = Columns(texts, task.columns[-1] if labelled else None, remedy="fetch the file again")
@@ -266,9 +268,11 @@ class GlueSource:
                 empty += not (row.text.strip() and (row.pair is None or row.pair.strip()))
                 yield row
         if skipped:
-            notes.append(f"{path}: {skipped} rows lack fields and were skipped, as the official counts have it")
+            warnings.append(f"{path}: {skipped} rows lack fields and were skipped, as the official counts have it")
         if empty:
-            notes.append(f"{path}: {empty} rows have an empty text and were retained, as the official counts have it")
+            warnings.append(
+                f"{path}: {empty} rows have an empty text and were retained, as the official counts have it"
+            )
 
     def _parquet_rows(self, path: Path, split: str) -> Iterator[Row]:
         return self._numbered(split, ((where, cells) for _, where, cells in read_rows(path, self._hub_columns)))
@@ -295,17 +299,18 @@ class GlueSource:
 
     def _numbered(self, split: str, rows: Iterator[tuple[str, list[Any]]]) -> Iterator[Row]:
         """Rows of `datasets`, whose labels are indices into the list of labels, and -1 in test."""
+        labels = self.task.kind.labels
         for here, values in rows:
             label = values[-1]
             if split.startswith("test"):
                 label = None
-            elif self.task.labels:
-                if not isinstance(label, int) or not 0 <= label < len(self.task.labels):
+            elif labels:
+                if not isinstance(label, int) or not 0 <= label < len(labels):
                     raise UserError(
-                        f"{here}: the label {label!r} is not a whole number from 0 to {len(self.task.labels) - 1}; "
+                        f"{here}: the label {label!r} is not a whole number from 0 to {len(labels) - 1}; "
                         f"take the file from {HUB}"
                     )
-                label = self.task.labels[label]
+                label = labels[label]
             yield make_row(here, self.task.hub_columns, [*values[:-1], label], self.task.ragged)
 
 

@@ -1,36 +1,39 @@
-"""The fine-tuning loop: epochs over batches of like length, a rate for each layer, one update a batch.
+"""The fine-tuning loop: epochs over a stream of batches, a rate for each layer, one update a batch.
 
 As in pretraining the host never waits for the step it has queued, an update that is not finite is skipped on the
 device, and everything random is a function of (seed, step, place): the same options give the same bits.
 """
 
 import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
 
-import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from fastbert.finetuning.batches import Encoded, draw_orders, training_order
-from fastbert.finetuning.model import Classifier, losses
+from fastbert.errors import UserError
 from fastbert.finetuning.options import FinetuneOptions
+from fastbert.finetuning.stream import StreamBatch, TaskStream
 from fastbert.model.config import EncoderConfig
 from fastbert.randomness import row_keys
+from fastbert.records import COUNT
+from fastbert.training.checkpoints import Checkpoint
 from fastbert.training.divergence import guard
-from fastbert.training.hardware import autocast
 from fastbert.training.interrupts import Interrupts
 from fastbert.training.lagged import LaggedScalars
 from fastbert.training.logbook import Logbook
-from fastbert.training.optimizers import clip_gradients, guarded_step, make_optimizer
+from fastbert.training.optimizer_state import flatten_optimizer, restore_optimizer
+from fastbert.training.optimizers import make_optimizer
 from fastbert.training.options import OptimizerOptions
 from fastbert.training.schedules import learning_rate_factor
+from fastbert.training.step import Updater
 
 ADVICE = ". Try a lower --learning-rate, a longer --schedule.warmup, or --machine.precision fp32"
 
 
 def layer_scale(name: str, layers: int, decay: float) -> float:
-    """The share of the learning rate for the parameter `name` of a `Classifier`.
+    """The share of the learning rate for the parameter `name` of a `TaskModel`.
 
     decay^(layers + 1 - depth), with depth 0 for embeddings and positions, i + 1 for block i (and `layers` for a last
     norm), layers + 1 for the head, which has the full rate (https://arxiv.org/abs/2003.10555; its published code has
@@ -81,84 +84,99 @@ def scale_rates(optimizer: torch.optim.Optimizer, arguments: tuple, keywords: di
 
 
 @dataclass
+class TuningProgress:
+    """What a checkpoint holds besides tensors."""
+
+    epoch: int = 0
+    """Epochs done."""
+    step: int = 0
+    """Updates done."""
+    seconds: float = 0.0
+    """In the training steps of the epochs done, over all sessions."""
+    skipped: int = 0
+    """Updates skipped so far."""
+    skipped_in_row: int = 0
+    window: list[float] = field(default_factory=list)
+    """The losses since the last logged row."""
+
+
+_PROGRESS = {
+    **{f.name: COUNT for f in fields(TuningProgress)},
+    **{"seconds": float, "window": [float]},
+}
+STATE = {"progress": _PROGRESS, "optimizer": dict, "metrics": {"records": COUNT, "sha256": str}}
+"""The shape of a checkpoint's state, for `check`."""
+
+
+@dataclass
 class Tuner:
-    """One training of one seed: the parts, and the loop over them.
+    """One training: the parts, and the loop over them.
 
     Args:
-        orders: the training split encoded once, or in both orders of its pairs: each epoch then draws one for each.
+        updater: of a `TaskModel` and its optimizer.
+        stream: what each step trains on.
         options: with rate, epochs and length resolved.
-        after_epoch: is called with the epochs and the steps done.
     """
 
-    model: Classifier
-    orders: Sequence[Encoded]
+    updater: Updater
+    stream: TaskStream
     options: FinetuneOptions
     seed: int
-    device: torch.device
-    precision: str
     logbook: Logbook
-    after_epoch: Callable[[int, int], None]
-    step: int = 0
-    """Updates done or skipped."""
-    skipped: int = 0
-    skipped_in_row: int = 0
-    seconds: float = 0.0
-    """In training, without what `after_epoch` took."""
-    _window: list[float] = field(default_factory=list)
+    progress: TuningProgress = field(default_factory=TuningProgress)
     _lagged: LaggedScalars = field(default_factory=LaggedScalars)
 
-    def __post_init__(self) -> None:
-        options = self.options
-        self.steps = options.steps(len(self.orders[0]))
-        self._constants = options.optimizer(options.learning_rate)
-        self.optimizer = build_scaled_optimizer(
-            self.model.named_parameters(),
-            self.model.encoder.config,
-            self._constants,
-            options.layer_decay,
-            self.device,
-            options.machine.apex,
-        )
+    @property
+    def steps(self) -> int:
+        """Of the whole training."""
+        return self.options.epochs * self.stream.batches
 
-    def run(self, interrupts: Interrupts) -> bool:
-        """Trains all epochs; false if a signal ended it before.
+    def run(self, interrupts: Interrupts, after_epoch: Callable[[], object]) -> bool:
+        """Trains the epochs that are not done; false if a signal ended it before.
+
+        Args:
+            after_epoch: is called when `progress` has counted an epoch.
 
         Raises:
             UserError: loss or gradient was not finite in several steps in a row.
         """
-        for epoch in range(self.options.epochs):
+        progress = self.progress
+        for epoch in range(progress.epoch, self.options.epochs):
             start = time.perf_counter()
-            data = draw_orders(self.orders, self.seed, epoch)
-            for rows in training_order(data.lengths, self.options.batch_size, self.seed, epoch):
+            for index in range(self.stream.batches):
                 if interrupts.caught is not None:
                     return False
-                self._step(data, rows)
+                self.train_step(self.stream.at(epoch, index))
             self._book(self._lagged.pop())
-            self.seconds += time.perf_counter() - start
-            self.after_epoch(epoch + 1, self.step)
+            progress.seconds += time.perf_counter() - start
+            progress.epoch += 1
+            after_epoch()
         return True
 
     def _rate(self, step: int) -> float:
-        return self._constants.learning_rate * learning_rate_factor(self.options.schedule, step, self.steps)
+        return self.options.learning_rate * learning_rate_factor(self.options.schedule, step, self.steps)
 
-    def _step(self, data: Encoded, rows: np.ndarray) -> None:
-        """One update: the gradient of the mean loss over the batch, whatever the micro-batches."""
-        micro = self.options.machine.micro_batch_size or len(rows)
-        keys = row_keys(self.seed, "dropout", self.step, torch.arange(len(rows))).to(self.device)
-        total = 0.0
-        for at in range(0, len(rows), micro):
-            batch = data.batch(rows[at : at + micro], self.device)
-            with autocast(self.device, self.precision):
-                logits = self.model(batch, keys[at : at + micro])
-            loss = losses(logits, batch.labels).sum() / len(rows)
-            loss.backward()
-            total = total + loss.detach()
-        norm = clip_gradients(self.model.parameters(), self._constants.clip_norm)
-        finite = total.isfinite() & norm.isfinite()
-        guarded_step(self.optimizer, self._rate(self.step), finite)
-        self.optimizer.zero_grad()
-        before = self._lagged.push(self.step, {"loss": total, "norm": norm, "finite": finite})
-        self.step += 1
+    def train_step(self, batch: StreamBatch) -> None:
+        """One update: the gradient of the weighted mean loss over the batch, whatever the micro-batches."""
+        model, step, count = self.updater.module, self.progress.step, len(batch.rows)
+        device, kind = next(model.parameters()).device, model.kinds[batch.head]
+        keys = row_keys(self.seed, "dropout", step, torch.arange(count)).to(device)
+        mine = self.updater.world.rows(count)
+        micro = self.options.machine.micro_batch_size or count
+
+        def forward(part: slice) -> dict[str, Tensor]:
+            examples = batch.data.batch(batch.rows[part], device)
+            logits = model(examples, batch.head, keys[part])
+            targets = examples.labels
+            if batch.soft_labels is not None:
+                targets = torch.from_numpy(batch.soft_labels[part]).to(device, non_blocking=True)
+            logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+            return {"task": kind.losses(logits, targets).sum()}
+
+        parts = [slice(at, min(at + micro, mine.stop)) for at in range(mine.start, mine.stop, micro)]
+        scalars = self.updater.update(parts, forward, {"task": batch.weight}, {"task": count}, self._rate(step))
+        before = self._lagged.push(step, scalars)
+        self.progress.step += 1
         self._book(before)
 
     def _book(self, scalars: tuple[int, dict[str, float]] | None) -> None:
@@ -166,11 +184,42 @@ class Tuner:
         if scalars is None:
             return
         step, values = scalars
-        if guard(self, step, values, self.logbook.say, lambda: ADVICE):
-            self._window.append(values["loss"])
+        progress = self.progress
+        if guard(progress, step, values, self.logbook.say, lambda: ADVICE):
+            progress.window.append(values["loss"])
         done = step + 1
         if done % self.options.log_every == 0 or done == self.steps:
-            mean = sum(self._window) / len(self._window) if self._window else float("nan")
-            row = {"loss": mean, "lr": self._rate(step), "grad_norm": values["norm"], "skipped": self.skipped}
+            mean = sum(progress.window) / len(progress.window) if progress.window else float("nan")
+            row = {"loss": mean, "lr": self._rate(step), "grad_norm": values["norm"], "skipped": progress.skipped}
             self.logbook.log(done, "train", row)
-            self._window.clear()
+            progress.window.clear()
+
+    def tensors(self) -> dict[str, dict[str, Tensor]]:
+        """What a checkpoint holds: weights, and moments and counters of the optimizer."""
+        return {
+            "model": self.updater.module.state_dict(),
+            "optimizer": flatten_optimizer(self.updater.optimizer)[0],
+        }
+
+    def state(self) -> dict[str, Any]:
+        """The rest of it; all records are on the disk then."""
+        self.logbook.sync()
+        return {
+            "progress": asdict(self.progress),
+            "optimizer": flatten_optimizer(self.updater.optimizer)[1],
+            "metrics": self.logbook.tally(),
+        }
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Continues from a checkpoint, whose state has the shape `STATE`.
+
+        Raises:
+            UserError: its tensors do not fit the model or the optimizer.
+        """
+        try:
+            self.updater.module.load_state_dict(checkpoint.tensors["model"])
+        except RuntimeError as error:
+            raise UserError(f"checkpoint {checkpoint.path} does not fit this training: {error}") from None
+        restore_optimizer(self.updater.optimizer, checkpoint.tensors["optimizer"], checkpoint.state["optimizer"])
+        progress = checkpoint.state["progress"]
+        self.progress = TuningProgress(**{f.name: progress[f.name] for f in fields(TuningProgress)})

@@ -1,17 +1,13 @@
-"""Metrics as GLUE's server computes them, by scikit-learn and SciPy, and the choice of what each one reads.
+"""Metrics as GLUE's server computes them, by scikit-learn and SciPy.
 
-A new metric is one function, one line in `METRICS`, and its place in the sets that say which tasks it fits.
+A new metric is one function, one line in `METRICS`, and its name in the kinds of tasks that it fits.
 """
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 import numpy as np
 
-from fastbert.errors import UserError, choose
-
-if TYPE_CHECKING:
-    from fastbert.finetuning.tasks import Task
+from fastbert.errors import UserError
 
 
 def accuracy(predictions: np.ndarray, labels: np.ndarray) -> float:
@@ -119,73 +115,3 @@ METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
     "auc": auc,
     "pairwise_accuracy": pairwise_accuracy,
 }
-OF_NUMBERS = ("pearson", "spearman", "pairwise_accuracy")
-OF_CLASSES = ("accuracy", "f1", "macro_f1", "matthews", "auc", "pairwise_accuracy")
-OF_TWO_CLASSES = ("f1", "auc", "pairwise_accuracy")
-OF_SCORES = ("auc", "pairwise_accuracy")  # for classes these read a score, the others the likeliest label
-
-
-def check_metrics(names: Sequence[str], kind: str, labels: Sequence[str]) -> None:
-    """Sees that the metrics fit a task of this kind ("classes" or "number") and these label words.
-
-    Raises:
-        UserError: a metric is unknown or does not fit, or none is named.
-    """
-    if not names:
-        raise UserError(f"a task needs a metric; name one of: {', '.join(METRICS)}")
-    fitting = OF_NUMBERS if kind == "number" else OF_CLASSES
-    for name in names:
-        choose("metric", name, METRICS)
-        if names.count(name) > 1:
-            raise UserError(f"the metric {name} is named twice; name each once")
-        if name not in fitting:
-            what = "numbers" if kind == "number" else "classes"
-            raise UserError(f"the metric {name} does not fit labels that are {what}; give one of: {', '.join(fitting)}")
-        if kind == "classes" and name in OF_TWO_CLASSES and len(labels) != 2:
-            others = ", ".join(other for other in OF_CLASSES if other not in OF_TWO_CLASSES)
-            raise UserError(f"the metric {name} is for two labels, and there are {len(labels)}; give one of: {others}")
-
-
-def check_scorable(task: "Task", labels: Sequence[int | float]) -> None:
-    """Sees, before any work, that the metrics of a split with these labels are defined.
-
-    Raises:
-        UserError: they are not, see `compute`.
-    """
-    answers = np.asarray(labels, dtype=np.float64) if task.kind == "number" else np.eye(len(task.labels))[list(labels)]
-    compute(task, answers, labels)
-
-
-def compute(task: "Task", scores: np.ndarray, labels: Sequence[int | float | None] | np.ndarray) -> dict[str, float]:
-    """Every metric of the task.
-
-    Args:
-        task: says which metrics, and of what.
-        scores: [N, L] logits or probabilities of the L labels, or [N] numbers.
-        labels: [N] label ids or numbers.
-
-    Raises:
-        UserError: there is no example, one has no label, a score is not finite, or a metric is undefined (AUC and
-            pairwise accuracy with a single label).
-    """
-    scores = np.asarray(scores, dtype=np.float64)
-    missing = sum(label is None for label in labels)
-    if missing:
-        raise UserError(
-            f"task {task.name}: {missing} of {len(labels)} examples have no label, so they can be predicted but not "
-            "scored; score a split with labels (GLUE keeps those of its test splits)"
-        )
-    targets = np.asarray(labels)
-    expected = (len(targets),) if task.kind == "number" else (len(targets), len(task.labels))
-    if scores.shape != expected:
-        raise ValueError(f"scores of shape {scores.shape} for labels and task that need {expected}")
-    if len(targets) == 0:
-        raise UserError(f"task {task.name}: there is no example to score; give a split with examples")
-    if not np.isfinite(scores).all():
-        raise UserError(
-            f"task {task.name}: the model's scores are not finite, training diverged; lower the learning rate"
-        )
-    if task.kind == "number":
-        return {name: METRICS[name](scores, targets) for name in task.metrics}
-    chosen, margin = scores.argmax(axis=1), scores[:, 1] - scores[:, 0]
-    return {name: METRICS[name](margin if name in OF_SCORES else chosen, targets) for name in task.metrics}

@@ -45,7 +45,8 @@ class FinetuneOptions:
     glue_subset: bool = field(default=False, metadata=BOOKKEEPING)
     """Take GLUE files that have fewer rows than the official ones."""
     out: str | None = field(default=None, metadata=BOOKKEEPING)
-    """Folder for results.json and one folder a seed. Seeds that are finished there are not trained again."""
+    """Folder for results.json and one folder a seed. Seeds that are finished there are not trained again, and others
+    continue after their last finished epoch."""
     own: OwnTaskOptions = field(default_factory=OwnTaskOptions, metadata=BOOKKEEPING)
 
     seeds: Count = field(default=5, metadata=BOOKKEEPING)
@@ -144,7 +145,7 @@ class FinetuneOptions:
         return fractions
 
     def steps(self, examples: int) -> int:
-        """Updates in a training on so many examples, with the epochs resolved."""
+        """Updates in a training on this many examples, with the epochs resolved."""
         return self.epochs * -(-examples // self.batch_size)
 
     def optimizer(self, learning_rate: float) -> OptimizerOptions:

@@ -10,11 +10,11 @@ import torch
 
 from fastbert.data.tokenizer import WordPiece
 from fastbert.errors import UserError, choose
-from fastbert.finetuning.batches import Encoded, encode, reading_order
-from fastbert.finetuning.metrics import check_scorable, compute
-from fastbert.finetuning.model import Classifier, TaskRecord, load_classifier, scores
+from fastbert.finetuning.batches import EncodedSplit, encode, reading_order
+from fastbert.finetuning.model import TaskModel
 from fastbert.finetuning.options import PredictOptions
 from fastbert.finetuning.own import OwnSource
+from fastbert.finetuning.saved import TaskRecord, load_task_model
 from fastbert.finetuning.tasks import Example, Task, open_task
 from fastbert.outputs import check_output_file, is_standard_output, output_file
 from fastbert.records import json_text
@@ -29,7 +29,7 @@ class Inputs:
     """A split as a model reads it: once, or in both orders of its pairs."""
 
     examples: Sequence[Example]
-    orders: tuple[Encoded, ...]
+    orders: tuple[EncodedSplit, ...]
 
     @property
     def truncated(self) -> int:
@@ -37,25 +37,26 @@ class Inputs:
 
 
 def encode_inputs(examples: Sequence[Example], vocabulary: WordPiece, record: TaskRecord) -> Inputs:
-    settings = {"vocabulary": vocabulary, "max_length": record.max_length, "numbers": record.numbers}
-    orders = [encode(examples, **settings)]
+    settings = (vocabulary, record.max_length, record.kind)
+    orders = [encode(examples, *settings)]
     if record.both_orders:
-        orders.append(encode([replace(e, text=e.pair, pair=e.text) for e in examples], **settings))
+        orders.append(encode([replace(e, text=e.pair, pair=e.text) for e in examples], *settings))
     return Inputs(examples, tuple(orders))
 
 
 @torch.no_grad()
 def predict_scores(
-    model: Classifier, inputs: Inputs, *, numbers: bool, precision: str, batch_size: int = BATCH
+    model: TaskModel, head: str, inputs: Inputs, *, precision: str, batch_size: int = BATCH
 ) -> np.ndarray:
-    """Probabilities float64 [N, L], or numbers float64 [N]; the mean over the orders that are read."""
-    device = model.classifier.weight.device
-    out = np.zeros(len(inputs.examples) if numbers else (len(inputs.examples), model.classifier.out_features))
+    """The scores that a head gives, float64 [N, ...]: the mean over the orders that are read."""
+    kind, device = model.kinds[head], next(model.parameters()).device
+    out = np.zeros((len(inputs.examples), *kind.score_shape(int(inputs.orders[0].lengths.max(initial=0)))))
     for encoded in inputs.orders:
         for rows in reading_order(encoded.lengths, batch_size):
             with autocast(device, precision):
-                logits = model(encoded.batch(rows, device))
-            out[rows] += scores(logits, numbers=numbers).cpu().numpy() / len(inputs.orders)
+                logits = model(encoded.batch(rows, device), head)
+            scores = kind.scores(logits).cpu().numpy()
+            out[(rows, *map(slice, scores.shape[1:]))] += scores / len(inputs.orders)
     return out
 
 
@@ -72,7 +73,7 @@ def predict(options: PredictOptions) -> dict[str, Any]:
         say(warning)
     setup_machine(options.machine, device)
     check_output_file(options.out)
-    tuned = load_classifier(options.model, options.machine.kernels)
+    tuned = load_task_model(options.model, options.machine.kernels)
     record = tuned.record
     task = None
     if options.source is not None:
@@ -82,20 +83,20 @@ def predict(options: PredictOptions) -> dict[str, Any]:
         check_fits(task, record, options.model)
         split = choose("split", options.split, task.splits) if options.split else (*task.dev_splits, *task.splits)[0]
         examples = task.examples(split)
-        for note in task.notes:
-            say(note)
+        for warning in task.warnings:
+            say(warning)
     labelled = task is not None and all(example.label is not None for example in examples)
     if labelled:
-        check_scorable(task, [example.label for example in examples])
+        task.check_scorable([example.label for example in examples])
     inputs = encode_inputs(examples, tuned.vocabulary, record)
     batch_size = options.machine.micro_batch_size or BATCH
     model = tuned.model.to(device)
-    values = predict_scores(model, inputs, numbers=record.numbers, precision=precision, batch_size=batch_size)
+    values = predict_scores(model, record.task, inputs, precision=precision, batch_size=batch_size)
     check_finite(values, options.model, precision)
     write_predictions(Path(options.out), examples, values, record)
     result = {"out": options.out, "examples": len(examples), "truncated": inputs.truncated}
     if labelled:
-        result |= compute(task, values, np.array([example.label for example in examples]))
+        result |= task.measure(values, [example.label for example in examples])
     figures = "  ".join(f"{k} {v:.4f}" for k, v in result.items() if k not in ("out", "examples", "truncated"))
     tell = say if is_standard_output(options.out) else print  # nothing else among the predictions
     tell(f"{options.out}: {len(examples)} predictions for {split}" + (f"  {figures}" if figures else ""))
@@ -115,8 +116,8 @@ def check_finite(values: np.ndarray, model: str | Path, precision: str) -> None:
 def check_fits(task: Task, record: TaskRecord, model: str) -> None:
     """Raises a UserError if the model's answers are not those of the task."""
     for what, theirs, ours in (
-        ("predicts", task.kind, record.kind),
-        ("has the labels", task.labels, record.labels),
+        ("predicts", task.kind.name, record.kind.name),
+        ("has the labels", task.kind.labels, record.kind.labels),
         ("reads pairs:", task.is_pair, record.is_pair),
     ):
         if theirs != ours:
@@ -141,15 +142,7 @@ def read_source(options: PredictOptions, record: TaskRecord) -> list[Example]:
 
 
 def write_predictions(path: Path, examples: Sequence[Example], values: np.ndarray, record: TaskRecord) -> None:
-    """index, and label with probabilities by label, or value."""
+    """A line for each example: its index, and what its kind answers."""
     with output_file(path, "w") as file:
         for example, value in zip(examples, values, strict=True):
-            file.write(json_text({"index": example.index, **answer(value, record)}, ensure_ascii=False) + "\n")
-
-
-def answer(value: np.ndarray, record: TaskRecord) -> dict[str, Any]:
-    """The prediction for one example, as JSON."""
-    if record.numbers:
-        return {"value": float(value)}
-    shares = {label: float(share) for label, share in zip(record.labels, value, strict=True)}
-    return {"label": record.labels[int(np.argmax(value))], "probabilities": shares}
+            file.write(json_text({"index": example.index, **record.kind.answer(value)}, ensure_ascii=False) + "\n")

@@ -7,8 +7,8 @@ from typing import Any
 
 from fastbert.errors import UserError
 from fastbert.files import atomic_file
-from fastbert.finetuning.model import fine_tuned_folder
 from fastbert.finetuning.options import FinetuneOptions
+from fastbert.finetuning.saved import fine_tuned_folder
 from fastbert.finetuning.tasks import Task
 from fastbert.records import COUNT, check, read_sealed, write_sealed
 from fastbert.streams import say
@@ -18,13 +18,13 @@ Figures = dict[str, dict[str, float | None]]
 
 
 _NUMBER = (float, type(None))
-_EPOCH = {"epoch?": COUNT, "dev": {str: {str: _NUMBER}}}
-SEED = {"seed": COUNT, "best": _EPOCH, "last": _EPOCH, "train_examples": COUNT, "truncated": {str: COUNT}}
+EPOCH = {"epoch?": COUNT, "dev": {str: {str: _NUMBER}}}
+SEED = {"seed": COUNT, "best": EPOCH, "last": EPOCH, "train_examples": COUNT, "truncated": {str: COUNT}}
 """The shape of a seed's result.json, for `check`."""
 _SUMMARY = {str: {str: dict.fromkeys(("median", "mean", "std", "max"), _NUMBER)}}
 RESULTS = {
     **{"task": str, "metrics": [str], "precision?": str},
-    "fractions": [{"fraction": float, "seeds": [{"seed": COUNT, "best": _EPOCH}], "summary?": {"best": _SUMMARY}}],
+    "fractions": [{"fraction": float, "seeds": [{"seed": COUNT, "best": EPOCH}], "summary?": {"best": _SUMMARY}}],
 }
 
 

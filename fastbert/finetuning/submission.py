@@ -8,7 +8,6 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
@@ -47,28 +46,20 @@ _UNZIPPING = (
 )
 
 
-@dataclass(frozen=True)
-class Submission:
-    """What was written."""
-
-    path: Path
-    placeholders: tuple[str, ...]
-    """Files that hold the majority label in every row because there were no predictions; say so to the user."""
-    rows: dict[str, int]
-    """Of each file."""
-
-
 def write_submission(
     path: Path | str,
     predictions: Mapping[str, Mapping[str, Sequence[str | float]]],
     fill_missing: bool = False,
-) -> Submission:
+) -> dict[str, int]:
     """Writes the zip file `path`, after it was checked as `validate` does; the same predictions give the same bytes.
 
     Args:
         predictions: task -> test split -> label words in the order of the split (numbers for STS-B, which are clipped
             to 0..5).
         fill_missing: give files without predictions the task's majority label (the server takes only all eleven).
+
+    Returns:
+        The rows of each file.
 
     Raises:
         UserError: a task or split is unknown or missing, its rows are not the official ones, or a word is no label.
@@ -100,13 +91,13 @@ def write_submission(
     rows = _checked(path, _unzipped(made, path))
     with output_file(path) as out:
         out.write(made.getbuffer())
-    return Submission(path, missing, rows)
+    return rows
 
 
 def _cell(value: str | float, task: GlueTask, where: str) -> str:
-    if task.labels:
-        if str(value) not in task.labels:
-            raise UserError(f"{where}: {brief(value)} is no label; {nearest(str(value), task.labels)}")
+    if task.kind.labels:
+        if str(value) not in task.kind.labels:
+            raise UserError(f"{where}: {brief(value)} is no label; {nearest(str(value), task.kind.labels)}")
         return str(value)
     try:
         number = number_of(value) if isinstance(value, str) else float(value)
@@ -208,9 +199,9 @@ def _problem(content: bytes, task: GlueTask, count: int) -> str | None:
             return f"{where}: more than the {count:,} official rows; predict the official test split"
         if fields[0] != str(index):
             return f"{where}: the index must be {index}, not {brief(fields[0])}; keep the order of the test split"
-        if task.labels and fields[1] not in task.labels:
-            return f"{where}: {brief(fields[1])} is no label; {nearest(fields[1], task.labels)}"
-        if not task.labels and not _is_score(fields[1]):
+        if task.kind.labels and fields[1] not in task.kind.labels:
+            return f"{where}: {brief(fields[1])} is no label; {nearest(fields[1], task.kind.labels)}"
+        if not task.kind.labels and not _is_score(fields[1]):
             return f"{where}: {brief(fields[1])} is no number from {LOWEST:g} to {HIGHEST:g}"
     if len(lines) - 1 < count:
         return f", line {len(lines) + 1}: the file ends after {len(lines) - 1:,} of {count:,} rows; predict them all"

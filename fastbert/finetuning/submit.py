@@ -5,10 +5,10 @@ from pathlib import Path
 
 from fastbert.errors import UserError, choose
 from fastbert.finetuning.glue import GLUE, GlueSource
-from fastbert.finetuning.model import FineTuned, load_classifier
 from fastbert.finetuning.options import SubmitOptions
-from fastbert.finetuning.predict import BATCH, answer, check_finite, check_fits, encode_inputs, predict_scores
+from fastbert.finetuning.predict import BATCH, check_finite, check_fits, encode_inputs, predict_scores
 from fastbert.finetuning.results import best_seed, read_results, tuned_folder
+from fastbert.finetuning.saved import FineTuned, load_task_model
 from fastbert.finetuning.submission import FILES, validate, write_submission
 from fastbert.finetuning.tasks import open_task
 from fastbert.outputs import check_output_file, is_standard_output
@@ -17,7 +17,7 @@ from fastbert.training.hardware import resolve_device, resolve_precision, setup_
 
 
 @dataclass(frozen=True)
-class Part:
+class ArchiveFile:
     """One file of the archive."""
 
     file: str
@@ -51,24 +51,23 @@ def submit(options: SubmitOptions) -> None:
     parts = plan(options)
     predictions: dict[str, dict[str, list]] = {}
     for folder in dict.fromkeys(part.model for part in parts if part.model is not None):
-        tuned = load_classifier(folder, options.machine.kernels)
+        tuned = load_task_model(folder, options.machine.kernels)
         tuned.model.to(device)
         for part in parts:
             if part.model == folder:
                 words = predict_part(part, tuned, options, precision)
                 predictions.setdefault(part.task, {})[part.split] = words
-    written = write_submission(options.out, predictions, options.fill)
-    rows = written.rows
+    rows = write_submission(options.out, predictions, options.fill)
     lines = [f"{options.out}: {len(rows)} files, as GLUE's server takes them"]
     for part in parts:
-        filler = "majority label" if GLUE[part.task].labels else "mean score"
+        filler = "majority label" if GLUE[part.task].kind.labels else "mean score"
         source = part.model or f"{filler} {GLUE[part.task].majority} in every row: {part.why}"
         lines.append(f"  {part.file:<11} {rows[part.file]:>9,}  {source}")
     tell = say if is_standard_output(options.out) else print  # nothing else in the archive
     tell("\n".join(lines))
 
 
-def plan(options: SubmitOptions) -> list[Part]:
+def plan(options: SubmitOptions) -> list[ArchiveFile]:
     """What each file will hold, after every model's record and every test split has been looked at.
 
     Raises:
@@ -78,7 +77,7 @@ def plan(options: SubmitOptions) -> list[Part]:
     if not models:
         raise UserError("give models with --models task=folder or --results, or an archive to look at with --check")
     for name, folder in models.items():
-        record = load_classifier(folder).record
+        record = load_task_model(folder).record
         if record.task != name and (name, record.task) != ("ax", "mnli"):
             raise UserError(f"{folder} was trained on {record.task}, not on {name}; name the model of {name}")
     parts = []
@@ -90,7 +89,7 @@ def plan(options: SubmitOptions) -> list[Part]:
             folder = None
         if folder is not None:
             check_split(folder, name, split, options.glue_dir)
-        parts.append(Part(file, name, split, folder, why))
+        parts.append(ArchiveFile(file, name, split, folder, why))
     if all(part.model is None for part in parts):
         raise UserError(f"{options.glue_dir} holds no test split of {', '.join(models)}; fix --glue-dir")
     missing = [part.file for part in parts if part.model is None]
@@ -143,7 +142,7 @@ def missing_split(name: str, split: str, glue_dir: str | None) -> str | None:
 def check_split(folder: Path, name: str, split: str, glue_dir: str | None) -> None:
     """Raises a UserError if the model's answers are not the task's, or the test split has not the official rows."""
     task = open_task(name, glue_dir=glue_dir, glue_subset=True)
-    check_fits(task, load_classifier(folder).record, str(folder))
+    check_fits(task, load_task_model(folder).record, str(folder))
     count, official = len(task.examples(split)), GLUE[name].rows[split]
     if count != official:
         raise UserError(
@@ -151,7 +150,7 @@ def check_split(folder: Path, name: str, split: str, glue_dir: str | None) -> No
         )
 
 
-def predict_part(part: Part, tuned: FineTuned, options: SubmitOptions, precision: str) -> list[str | float]:
+def predict_part(part: ArchiveFile, tuned: FineTuned, options: SubmitOptions, precision: str) -> list[str | float]:
     """The label words, or numbers, of a test split."""
     record = tuned.record
     task = open_task(part.task, glue_dir=options.glue_dir, glue_subset=True)
@@ -159,6 +158,6 @@ def predict_part(part: Part, tuned: FineTuned, options: SubmitOptions, precision
     cut = f", {inputs.truncated:,} of them cut to {record.max_length} tokens" if inputs.truncated else ""
     say(f"{part.file}: predicting {len(inputs.examples):,} rows{cut} with {part.model}")
     batch_size = options.machine.micro_batch_size or BATCH
-    values = predict_scores(tuned.model, inputs, numbers=record.numbers, precision=precision, batch_size=batch_size)
+    values = predict_scores(tuned.model, record.task, inputs, precision=precision, batch_size=batch_size)
     check_finite(values, part.model, precision)
-    return [answer(value, record)["value" if record.numbers else "label"] for value in values]
+    return [record.kind.prediction(value) for value in values]

@@ -1,28 +1,23 @@
-"""What is learned and predicted: examples with a text or a pair and a label, of GLUE or of one's own files."""
+"""What is learned and predicted: examples with a text or a pair and a label, of GLUE or of custom files."""
 
-import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
+
+import numpy as np
 
 from fastbert.config import load_yaml
 from fastbert.errors import UserError, brief, choose, nearest
 from fastbert.finetuning.glue import GLUE, GlueSource, plain
-from fastbert.finetuning.metrics import check_metrics
-from fastbert.finetuning.own import (
-    OwnSource,
-    OwnTaskOptions,
-    Row,
-    check_own_file,
-    label_word,
-    learn_labels,
-    not_a_label,
-)
+from fastbert.finetuning.kinds import KINDS
+from fastbert.finetuning.kinds.kind import TaskKind
+from fastbert.finetuning.metrics import METRICS
+from fastbert.finetuning.own import OwnSource, OwnTaskOptions, check_own_file
+from fastbert.finetuning.rows import TaskSource
 from fastbert.finetuning.table import COLUMNS
 from fastbert.lists import paths, words
-from fastbert.ranges import number_of
 
 ALL = "glue"  # as the name of a task: those of the table
 
@@ -37,16 +32,8 @@ class Example:
     """From 0, in the order of the file."""
     text: str
     pair: str | None
-    label: int | float | None
-    """Place in the task's labels, or a number; None where the split has none."""
-
-
-class Source(Protocol):
-    """Where the rows of a task come from."""
-
-    def rows(self, split: str, notes: list[str]) -> Iterator[Row]:
-        """The rows of a split; what the user should know of them goes to `notes`."""
-        ...
+    label: Any
+    """As the task's kind reads it: the id of a class, or a number; None where the split has none."""
 
 
 @dataclass(frozen=True)
@@ -54,10 +41,8 @@ class Task:
     """A task: its labels and metrics, and the splits it can read."""
 
     name: str
-    kind: str
-    """"classes" or "number"."""
-    labels: tuple[str, ...]
-    """Label words in the order of their ids; empty for numbers."""
+    kind: TaskKind
+    """With the task's labels."""
     is_pair: bool
     metrics: tuple[str, ...]
     """Names in `metrics.METRICS`; the first decides which epoch is best."""
@@ -65,22 +50,22 @@ class Task:
     """The two texts of a pair may change places."""
     splits: dict[str, str]
     """train, dev..., test... and where each comes from."""
-    source: Source = field(repr=False)
-    notes: list[str] = field(default_factory=list, repr=False, compare=False)
+    source: TaskSource = field(repr=False)
+    warnings: list[str] = field(default_factory=list, repr=False, compare=False)
     """What reading has found that the user should know; `examples` appends."""
 
     def __post_init__(self) -> None:
-        check_metrics(self.metrics, self.kind, self.labels)
+        self.kind.check_metrics(self.metrics)
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Label words in the order of their ids; empty for numbers."""
+        return self.kind.labels
 
     @property
     def dev_splits(self) -> tuple[str, ...]:
         """("dev",), for MNLI ("dev_matched", "dev_mismatched"), for AX none."""
         return tuple(split for split in self.splits if split.startswith("dev"))
-
-    @property
-    def test_splits(self) -> tuple[str, ...]:
-        """("test",), for MNLI ("test_matched", "test_mismatched"); none where the task has none."""
-        return tuple(split for split in self.splits if split.startswith("test"))
 
     def examples(self, split: str) -> list[Example]:
         """All examples of a split, in the order of its file.
@@ -90,44 +75,55 @@ class Task:
                 of the wrong kind, or missing outside of test; GLUE's row count is not reached.
         """
         choose(f"split of {self.name}", split, self.splits)
-        ids = {word: place for place, word in enumerate(self.labels)}
         labelled = not split.startswith("test")
-        notes: list[str] = []
+        warnings: list[str] = []
         examples = []
-        for row in self.source.rows(split, notes):
-            label = _number(row) if self.kind == "number" else _class(row, ids)
+        for row in self.source.rows(split, warnings):
+            label = self.kind.read(row)
             if label is None and labelled:
                 raise UserError(f"{row.where} has no label; {split} needs one in every row")
             examples.append(Example(len(examples), row.text, row.pair, label))
         if not examples:
             raise UserError(f"{self.splits[split]} holds no example; give a file with rows")
-        self.notes.extend(note for note in notes if note not in self.notes)
+        self.warnings.extend(warning for warning in warnings if warning not in self.warnings)
         return examples
 
+    def measure(self, scores: np.ndarray, labels: Sequence[Any] | np.ndarray) -> dict[str, float]:
+        """Every metric of the task.
 
-def _class(row: Row, ids: dict[str, int]) -> int | None:
-    word = label_word(row)
-    if word is not None and word not in ids:
-        raise UserError(f"{row.where}: unknown label {brief(word)}; {nearest(word, ids)}")
-    return None if word is None else ids[word]
+        Args:
+            scores: [N, L] logits or probabilities of the L labels, or [N] numbers.
+            labels: of N examples.
 
+        Raises:
+            UserError: there is no example, one has no label, a score is not finite, or a metric is undefined (AUC and
+                pairwise accuracy with a single label).
+        """
+        scores = np.asarray(scores, dtype=np.float64)
+        missing = sum(label is None for label in labels)
+        if missing:
+            raise UserError(
+                f"task {self.name}: {missing} of {len(labels)} examples have no label, so they can be predicted but "
+                "not scored; score a split with labels (GLUE keeps those of its test splits)"
+            )
+        if len(labels) == 0:
+            raise UserError(f"task {self.name}: there is no example to score; give a split with examples")
+        if scores.shape != (expected := self.kind.ideal_scores(labels).shape):
+            raise ValueError(f"scores of shape {scores.shape} for labels and task that need {expected}")
+        if not np.isfinite(scores).all():
+            raise UserError(
+                f"task {self.name}: the model's scores are not finite, training diverged; lower the learning rate"
+            )
+        targets = np.asarray(labels)
+        return {name: METRICS[name](*self.kind.compared(name, scores, targets)) for name in self.metrics}
 
-def _number(row: Row) -> float | None:
-    label = row.label
-    if label is None or (isinstance(label, str) and not label.strip()):
-        return None
-    try:
-        number = None if isinstance(label, bool) else number_of(label) if isinstance(label, str) else float(label)
-    except OverflowError:
-        number = math.inf
-    except (TypeError, ValueError):
-        number = None
-    if number is None:
-        hint = ", or set kind: classes" if isinstance(label, str | bool) else ""
-        raise UserError(f"{row.where}: the label {brief(label)} is no number; fix it{hint}")
-    if not math.isfinite(number):
-        raise not_a_label(row.where, label)
-    return number
+    def check_scorable(self, labels: Sequence[Any]) -> None:
+        """Checks, before any work, that the metrics of a split with these labels are defined.
+
+        Raises:
+            UserError: they are not, see `measure`.
+        """
+        self.measure(self.kind.ideal_scores(labels), labels)
 
 
 def task_names(task: str | None) -> list[str] | None:
@@ -145,17 +141,32 @@ def check_task(name: str, own: OwnTaskOptions) -> None:
     Raises:
         UserError: they are not.
     """
-    if Path(name).suffix.lower() in (".yaml", ".yml"):
-        source = OwnSource(declared(name, own), Path(name).parent)
-    elif plain(name) in GLUE:
-        _refuse_own(name, own)
-        return
-    elif own == OwnTaskOptions():
+    if (custom := custom_task(name, own)) is not None:
+        for path in OwnSource(*custom).paths.values():
+            check_own_file(path)
+
+
+def custom_task(name: str, own: OwnTaskOptions | None) -> tuple[OwnTaskOptions, Path | None] | None:
+    """The custom task that `name`, a YAML file or any name, and `own` declare, and the folder of the file; None for a
+    GLUE task. What differs from the defaults in `own` wins over the file.
+
+    Raises:
+        UserError: there is no such task, or a GLUE task has options.
+    """
+    chosen = given_in(own)
+    if is_yaml(name):
+        return replace(load_yaml(OwnTaskOptions, name), **chosen), Path(name).parent
+    if is_glue(name):
+        if chosen:
+            raise UserError(f"{name} is a GLUE task and takes no {', '.join(chosen)}; give the own task another name")
+        return None
+    if not chosen:
         raise UserError(f"unknown task {name!r}; {nearest(name, GLUE)}; for an own task give a YAML file or flags")
-    else:
-        source = OwnSource(own)
-    for path in source.paths.values():
-        check_own_file(path)
+    return own, None
+
+
+def is_yaml(name: str) -> bool:
+    return Path(name).suffix.lower() in (".yaml", ".yml")
 
 
 def is_glue(name: str) -> bool:
@@ -177,17 +188,6 @@ def check_glue_options(tasks: Sequence[str], glue_dir: str | None, glue_subset: 
         who = " and ".join(brief(task, str) for task in tasks)
         none = f"{who} {'are no GLUE tasks' if len(tasks) > 1 else 'is no GLUE task'}" if tasks else "there is no task"
         raise UserError(f"{option} is for GLUE, and {none}; leave it out")
-
-
-def _refuse_own(name: str, own: OwnTaskOptions | None) -> None:
-    """Raises a UserError if options of a custom task are given for the GLUE task `name`."""
-    if chosen := given_in(own):
-        raise UserError(f"{name} is a GLUE task and takes no {', '.join(chosen)}; give the own task another name")
-
-
-def declared(path: str, own: OwnTaskOptions) -> OwnTaskOptions:
-    """The task in the YAML file `path`; what differs from the defaults in `own` wins."""
-    return replace(load_yaml(OwnTaskOptions, path), **given_in(own))
 
 
 def given_in(own: OwnTaskOptions | None) -> dict[str, Any]:
@@ -212,26 +212,17 @@ def open_task(
     Raises:
         UserError: no such task, file, folder or column; for learned labels also what is wrong in the training file.
     """
-    chosen = given_in(own)
-    if Path(name_or_yaml).suffix.lower() in (".yaml", ".yml"):
-        path = Path(name_or_yaml)
-        return _own_task(declared(path, own), path.stem, path.parent)
-    if plain(name_or_yaml) in GLUE:
-        _refuse_own(name_or_yaml, own)
+    custom = custom_task(name_or_yaml, own)
+    if custom is None:
         return _glue_task(plain(name_or_yaml), glue_dir, glue_subset)
-    if not chosen:
-        raise UserError(
-            f"unknown task {name_or_yaml!r}; {nearest(name_or_yaml, GLUE)}; for an own task give a YAML file or flags"
-        )
-    return _own_task(OwnTaskOptions(**chosen), name_or_yaml, None)
+    return _own_task(Path(name_or_yaml).stem if is_yaml(name_or_yaml) else name_or_yaml, *custom)
 
 
 def _glue_task(name: str, folder: str | None, subset: bool) -> Task:
     source, task = GlueSource(name, folder, subset), GLUE[name]
     return Task(
         name=name,
-        kind="classes" if task.labels else "number",
-        labels=task.labels,
+        kind=task.kind,
         is_pair=len(task.hub_columns) == 2,
         metrics=task.metrics,
         symmetric=task.symmetric,
@@ -240,27 +231,14 @@ def _glue_task(name: str, folder: str | None, subset: bool) -> Task:
     )
 
 
-def _own_task(options: OwnTaskOptions, name: str, folder: Path | None) -> Task:
+def _own_task(name: str, options: OwnTaskOptions, folder: Path | None) -> Task:
     source = OwnSource(options, folder)
-    labels: tuple[str, ...] = ()
-    if options.kind == "classes":
-        labels = tuple(words(options.labels or ""))
-        if len(set(labels)) != len(labels) or len(labels) == 1:
-            raise UserError(f"labels {options.labels!r}: give two or more different words, a comma between them")
-        if not labels:
-            if "train" not in source.paths:
-                raise UserError(f"task {name}: without a train file to learn them from, give the labels")
-            labels = source.class_names() or ()
-        if not labels:
-            source.check_rows("train")
-            labels = learn_labels(source.rows("train", []))
-    usual = ("accuracy",) if options.kind == "classes" else ("pearson", "spearman")
+    kind = KINDS[options.kind].declared(name, source)
     task = Task(
         name=options.name or name,
-        kind=options.kind,
-        labels=labels,
+        kind=kind,
         is_pair=options.pair is not None,
-        metrics=tuple(words(options.metrics or "")) or usual,
+        metrics=tuple(words(options.metrics or "")) or kind.usual_metrics,
         symmetric=options.symmetric,
         splits={split: str(path) for split, path in source.paths.items()},
         source=source,

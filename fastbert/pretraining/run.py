@@ -134,7 +134,13 @@ class Sealed:
         """The options the run was started with, for its folder `out`; None in checkpoints that do not hold them."""
         if "options" not in self.state:
             return None
-        return configuration.from_dict(PretrainOptions, self.state["options"] | {"out": out}, f"{self.path}/state.json")
+        options, where = self.state["options"], f"{self.path}/state.json"
+        if "validation_share" in options:
+            raise UserError(
+                f"{where} was written by an older version of fastbert, whose options had other names; resume with that "
+                f"version, or start a new run from its export: --init-from {out}/model"
+            )
+        return configuration.from_dict(PretrainOptions, options | {"out": out}, where)
 
 
 def new_folder(out: str | None, name: str) -> RunFolder:

@@ -40,9 +40,10 @@ from against_trainer_sides import (
 )
 
 from fastbert.errors import UserError
-from fastbert.finetuning import job, loop
+from fastbert.finetuning import loop, stream
+from fastbert.finetuning import seed as seed_training
 from fastbert.finetuning.batches import training_order
-from fastbert.finetuning.model import new_classifier
+from fastbert.finetuning.model import new_task_model
 from fastbert.finetuning.options import FinetuneOptions
 from fastbert.finetuning.tasks import Task, open_task
 from fastbert.outputs import check_output_file, output_file
@@ -116,9 +117,9 @@ def different_ids(options: FinetuneOptions, task: Task) -> int:
     return sum(row["input_ids"] != ids.tolist() for row, ids in pairs)
 
 
-def new_double_classifier(*parts: Any, **settings: Any) -> torch.nn.Module:
-    """`new_classifier` in float64."""
-    return new_classifier(*parts, **settings).double()
+def new_double_model(*parts: Any, **settings: Any) -> torch.nn.Module:
+    """`new_task_model` in float64."""
+    return new_task_model(*parts, **settings).double()
 
 
 def fastbert_losses(options: FinetuneOptions, double: bool, own_warmup: bool) -> list[float]:
@@ -126,7 +127,7 @@ def fastbert_losses(options: FinetuneOptions, double: bool, own_warmup: bool) ->
     `own_warmup`: it begins at 0 and has its peak one step later, the one difference between the two schedules."""
     with ExitStack() as stack:
         if double:
-            stack.enter_context(mock.patch.object(job, "new_classifier", new_double_classifier))
+            stack.enter_context(mock.patch.object(seed_training, "new_task_model", new_double_model))
         if not own_warmup:
             stack.enter_context(mock.patch.object(loop, "learning_rate_factor", transformers_factor))
         train_fastbert(options)
@@ -231,7 +232,7 @@ def one(arguments: argparse.Namespace) -> None:
         if system == "fastbert":
             with VARIANTS[variant]() if variant else nullcontext():
                 result = train_fastbert(options)
-                order = loop.training_order
+                order = stream.training_order
                 peak = peak_memory()
             data = encoded(options, task)
             batches = order(data.lengths, options.batch_size, options.first_seed, 0)

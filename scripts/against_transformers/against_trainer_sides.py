@@ -20,14 +20,14 @@ import torch.nn.functional as F
 from fastbert_kernels.attention.reference import allowed_pairs
 
 from fastbert.data.tokenizer import load_tokenizer
-from fastbert.finetuning import job, loop
-from fastbert.finetuning import model as classifier
-from fastbert.finetuning.batches import Encoded, encode, subset
-from fastbert.finetuning.metrics import compute
-from fastbert.finetuning.model import TaskRecord, load_encoder, new_classifier, save_classifier
+from fastbert.finetuning import setup, stream, task_heads
+from fastbert.finetuning.batches import EncodedSplit, encode, subset
+from fastbert.finetuning.finetune import finetune
+from fastbert.finetuning.model import new_task_model
 from fastbert.finetuning.options import FinetuneOptions
 from fastbert.finetuning.predict import BATCH
 from fastbert.finetuning.results import seed_folder
+from fastbert.finetuning.saved import TaskRecord, load_encoder, save_task_model
 from fastbert.finetuning.tasks import Example, Task, open_task
 from fastbert.model import encoder
 from fastbert.model.encoder import Encoder, TokenIndex
@@ -74,7 +74,7 @@ def minilm() -> Path:
 def train_fastbert(options: FinetuneOptions) -> dict[str, Any]:
     """Runs `fastbert finetune` and returns the seed's result.json."""
     with contextlib.redirect_stdout(sys.stderr):
-        code = job.finetune(options)
+        code = finetune(options)
     if code:
         raise SystemExit(code)
     return read_json(folder_of(options) / "result.json", "the seed's result")
@@ -91,10 +91,10 @@ def first_model(options: FinetuneOptions, task: Task):
 
     pretrained = load_encoder(options.model)
     dropout = {"dropout": options.dropout, "attention_dropout": options.attention_dropout}
-    ours = new_classifier(pretrained, len(task.labels) or 1, options.first_seed, kernels="auto", **dropout)
-    record = TaskRecord(task.name, task.kind, tuple(task.labels), task.is_pair, False, options.max_length, 0, {})
+    ours = new_task_model(pretrained, {task.name: task.kind}, options.first_seed, kernels="auto", **dropout)
+    record = TaskRecord(task.name, task.kind, task.is_pair, False, options.max_length, 0, {})
     with tempfile.TemporaryDirectory() as folder:
-        save_classifier(ours, record, pretrained.tokenizer, Path(folder) / "model")
+        save_task_model(ours, record, pretrained.tokenizer, Path(folder) / "model")
         model = AutoModelForSequenceClassification.from_pretrained(
             Path(folder) / "model",
             hidden_dropout_prob=options.dropout,
@@ -171,8 +171,8 @@ def train_trainer(options: FinetuneOptions, order: str) -> dict[str, Any]:
         dev = {}
         for split in task.dev_splits:
             found = trainer.predict(features(task.examples(split), tokenizer, options.max_length))
-            scores = found.predictions[:, 0] if task.kind == "number" else found.predictions
-            dev[split] = {**compute(task, scores, found.label_ids), "loss": found.metrics["test_loss"]}
+            scores = found.predictions[:, 0] if task.kind.name == "number" else found.predictions
+            dev[split] = {**task.measure(scores, found.label_ids), "loss": found.metrics["test_loss"]}
     return {
         "last": {"epoch": options.epochs, "dev": dev},
         "train_loss": trained.training_loss,
@@ -182,12 +182,12 @@ def train_trainer(options: FinetuneOptions, order: str) -> dict[str, Any]:
     }
 
 
-def encoded(options: FinetuneOptions, task: Task) -> Encoded:
+def encoded(options: FinetuneOptions, task: Task) -> EncodedSplit:
     """The share of the training split that `fastbert finetune` trains on, as it reads it."""
     vocabulary = load_tokenizer(load_encoder(options.model).tokenizer)
     examples = task.examples("train")
     chosen = [examples[row] for row in subset(len(examples), options.fractions()[0])]
-    return encode(chosen, vocabulary, options.max_length, numbers=task.kind == "number")
+    return encode(chosen, vocabulary, options.max_length, task.kind)
 
 
 # --- what fastbert does differently
@@ -216,20 +216,22 @@ def whole_last_block() -> AbstractContextManager:
 
 def torch_dropout() -> AbstractContextManager:
     stack = ExitStack()
-    for module in (encoder, classifier, importlib.import_module("fastbert_kernels.attention.reference")):
+    for module in (encoder, task_heads, importlib.import_module("fastbert_kernels.attention.reference")):
         stack.enter_context(mock.patch.object(module, "hash_dropout", lambda x, keys, p: F.dropout(x, p)))
     return stack
 
 
 # What fastbert does differently, each switched off.
 VARIANTS: dict[str, Callable[[], AbstractContextManager]] = {
-    "random order": lambda: mock.patch.object(loop, "training_order", random_order),
+    "random order": lambda: mock.patch.object(stream, "training_order", random_order),
     "last block for all tokens": whole_last_block,
     "PyTorch's attention": lambda: mock.patch.dict(
         KERNELS, {"auto": replace(KERNELS["auto"], attention=torch_attention)}
     ),
     "PyTorch's dropout": torch_dropout,
     "glibc's allocator as it comes": lambda: mock.patch.object(
-        job, "setup_machine", lambda machine, device: torch.set_num_threads(machine.threads or torch.get_num_threads())
+        setup,
+        "setup_machine",
+        lambda machine, device: torch.set_num_threads(machine.threads or torch.get_num_threads()),
     ),
 }

@@ -114,7 +114,9 @@ def make_glue(folder: Path, names: Sequence[str], train: int = 48, dev: int = 24
                 words = rng.choices(("bad", "good"), k=len(task.columns) - 1)
                 texts = [sentence(rng, word, 8) for word in words]
                 same = int(len(set(words)) == 1 and words[-1] == "good")
-                rows.append([*texts, task.labels[same] if task.labels else f"{2.5 * same:.3f}"][: len(columns)])
+                rows.append(
+                    [*texts, task.kind.labels[same] if task.kind.labels else f"{2.5 * same:.3f}"][: len(columns)]
+                )
             path = folder / task.title / ("diagnostic.tsv" if name == "ax" else f"{split}.tsv")
             path.parent.mkdir(parents=True, exist_ok=True)
             lines = [columns, *rows]

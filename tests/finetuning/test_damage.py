@@ -7,29 +7,31 @@ import pytest
 import torch
 
 from fastbert.errors import UserError
-from fastbert.finetuning.model import Classifier, TaskRecord, load_classifier, load_encoder, save_classifier
+from fastbert.finetuning.kinds.classes import Classes
+from fastbert.finetuning.model import TaskModel
+from fastbert.finetuning.saved import TaskRecord, load_encoder, load_task_model, save_task_model
 from fastbert.model.encoder import initialize
 from tests.finetuning.conftest import FAST, make_task, tiny_config
 from tests.flags import main
 from tests.hub.test_load import change_settings
 
-RECORD = TaskRecord("words", "single", ("bad", "good"), False, False, 16, 0, {"dev": {"accuracy": 0.5}})
+RECORD = TaskRecord("words", Classes(("bad", "good")), False, False, 16, 0, {"dev": {"accuracy": 0.5}})
 
 
 @pytest.fixture(scope="module", params=["absolute", "tupe-r"])
 def model(request: pytest.FixtureRequest, bert: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    classifier = Classifier(tiny_config(position=request.param), 2)
+    classifier = TaskModel(tiny_config(position=request.param), {"words": RECORD.kind})
     initialize(classifier, 0, 0.1)
     folder = tmp_path_factory.mktemp("tuned")
     for name in ("model", "again"):
-        save_classifier(classifier, RECORD, bert, folder / name)
+        save_task_model(classifier, RECORD, bert, folder / name)
     return folder / "model"
 
 
 def test_equal_models_are_equal_bytes(model: Path) -> None:
     for path in model.iterdir():
         assert path.read_bytes() == (model.parent / "again" / path.name).read_bytes(), path.name
-    assert load_classifier(model).record == RECORD
+    assert load_task_model(model).record == RECORD
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json", "task.json"])
@@ -40,7 +42,7 @@ def test_a_flipped_bit_is_refused_by_name(model: Path, tmp_path: Path, name: str
     places = torch.randint(0, end, (25,), generator=torch.Generator().manual_seed(0)).tolist()
     for number, place in enumerate([*places, end - 2]):
         flipped = bytes([*whole[:place], whole[place] ^ 1 << number % 8, *whole[place + 1 :]])
-        for content, load in ((flipped, load_classifier), (whole[:place], load_encoder)):
+        for content, load in ((flipped, load_task_model), (whole[:place], load_encoder)):
             (copy / name).write_bytes(content)
             with pytest.raises(UserError, match=name):
                 load(copy)
@@ -51,11 +53,11 @@ def test_what_the_task_record_says_is_compared(model: Path, tmp_path: Path) -> N
     text = (copy / "task.json").read_text()
     (copy / "task.json").write_text(text.replace('"max_length": 16', '"max_length": 18'))
     with pytest.raises(UserError, match=r"task\.json was changed since it was written \(max_length: 16 -> 18\)"):
-        load_classifier(copy)
+        load_task_model(copy)
     (copy / "task.json").write_text(text)
     change_settings(copy, hidden_dropout_prob=0.3)
     with pytest.raises(UserError, match=r"config\.json was changed .*hidden_dropout_prob: 0\.1 -> 0\.3"):
-        load_classifier(copy)
+        load_task_model(copy)
 
 
 def test_damaged_results_are_refused_by_name(bert: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,20 +14,23 @@ import torch
 from safetensors.torch import load_file
 
 from fastbert.data.tokenizer import load_tokenizer
-from fastbert.finetuning import model as classifiers
-from fastbert.finetuning.batches import Batch, draw_orders, encode, training_order
+from fastbert.finetuning import task_heads
+from fastbert.finetuning.batches import TaskBatch, draw_orders, encode, training_order
+from fastbert.finetuning.kinds.classes import Classes
 from fastbert.finetuning.loop import build_scaled_optimizer
-from fastbert.finetuning.model import Classifier, TaskRecord, load_encoder, new_classifier, save_classifier
+from fastbert.finetuning.model import TaskModel, new_task_model
 from fastbert.finetuning.own import OwnTaskOptions
 from fastbert.finetuning.predict import encode_inputs
+from fastbert.finetuning.saved import TaskRecord, load_encoder, save_task_model
 from fastbert.finetuning.tasks import open_task
 from fastbert.randomness import row_keys
 from fastbert.training.optimizers import guarded_step
 from fastbert.training.options import OptimizerOptions
-from tests.finetuning.conftest import FAST, finetune, make_task, results, tiny_config, tiny_model
+from tests.finetuning.conftest import FAST, finetune, make_task, results, tiny_config, tiny_model, write_rows
 from tests.flags import last_given, main
 
 CPU = torch.device("cpu")
+KIND = {"words": Classes(("bad", "good"))}
 
 
 def records(folder: Path, split: str) -> list[dict]:
@@ -53,17 +56,16 @@ def test_losses_are_those_of_transformers(kind, bert, pairs, numbers, tmp_path) 
     own = OwnTaskOptions(train=task_flags[3], dev=task_flags[5], pair=pair, kind="classes" if pair else "number")
     task = open_task(kind, own=own)
     pretrained = load_encoder(bert)
-    outputs = len(task.labels) or 1
-    first = new_classifier(pretrained, outputs, 0, dropout=0.0, attention_dropout=0.0, kernels="auto")
-    record = TaskRecord(kind, task.kind, task.labels, task.is_pair, False, 30, 0, {})
-    save_classifier(first, record, pretrained.tokenizer, tmp_path / "first")
+    first = new_task_model(pretrained, {kind: task.kind}, 0, dropout=0.0, attention_dropout=0.0, kernels="auto")
+    record = TaskRecord(kind, task.kind, task.is_pair, False, 30, 0, {})
+    save_task_model(first, record, pretrained.tokenizer, tmp_path / "first")
     model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "first").train()
     norms = [p for name, p in model.named_parameters() if name.endswith("bias") or "LayerNorm" in name]
     others = [p for p in model.parameters() if not any(p is norm for norm in norms)]
     groups = [{"params": others, "weight_decay": 0.01}, {"params": norms, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=1e-3, eps=1e-8, fused=False)
     schedule = get_linear_schedule_with_warmup(optimizer, 0, 20)
-    data = encode(task.examples("train"), load_tokenizer(pretrained.tokenizer), 30, numbers=kind == "numbers")
+    data = encode(task.examples("train"), load_tokenizer(pretrained.tokenizer), 30, task.kind)
     theirs, rates = [], []
     for epoch in range(2):
         for rows in training_order(data.lengths, 16, 0, epoch):
@@ -134,36 +136,37 @@ def test_equal_options_give_equal_bits_and_micro_batches_equal_results(tupe, pai
 
 
 def test_another_seed_is_another_head_on_the_same_encoder(bert) -> None:
-    heads = [new_classifier(load_encoder(bert), 2, n, dropout=0, attention_dropout=0, kernels="auto") for n in (0, 1)]
-    (first, second) = (dict(model.named_parameters()) for model in heads)
+    settings = {"dropout": 0, "attention_dropout": 0, "kernels": "auto"}
+    models = [new_task_model(load_encoder(bert), KIND, seed, **settings) for seed in (0, 1)]
+    (first, second) = (dict(model.named_parameters()) for model in models)
     differing = {name for name in first if not torch.equal(first[name], second[name])}
-    assert differing == {"pooler.weight", "classifier.weight"}
+    assert differing == {"heads.task_words.pooler.weight", "heads.task_words.classifier.weight"}
 
 
 def test_dropout_is_new_in_every_step_row_and_site(bert, words, tmp_path, monkeypatch) -> None:
     """Each row of each micro-batch has a key of its own, the same with another micro-batch size; the head drops by
     none of the encoder's sites."""
     given: dict[int, list[torch.Tensor]] = {5: [], 16: []}
-    real = Classifier.forward
+    real = TaskModel.forward
     for micro, keys in given.items():
 
-        def forward(self, batch, row_keys=None, keys=keys):
+        def forward(self, batch, head, row_keys=None, keys=keys):
             keys += [] if row_keys is None else [row_keys]
-            return real(self, batch, row_keys)
+            return real(self, batch, head, row_keys)
 
-        monkeypatch.setattr(Classifier, "forward", forward)
+        monkeypatch.setattr(TaskModel, "forward", forward)
         more = ("--first-seed", "3", "--epochs", "2", "--machine.micro-batch-size", str(micro), "--no-save-model")
         assert finetune(bert, words, tmp_path / str(micro), *more) == 0
     expected = torch.cat([row_keys(3, "dropout", step, torch.arange(16)) for step in range(20)])
     assert [torch.cat(keys).equal(expected) for keys in given.values()] == [True, True]
     assert expected.unique().numel() == 320
 
-    model = Classifier(tiny_config(dropout=0.5), 2)
+    model = TaskModel(tiny_config(dropout=0.5), KIND)
     encoder = {int(module.site) for module in model.encoder.modules() if hasattr(module, "site")}
     sites = []
-    monkeypatch.setattr(classifiers, "combine", lambda keys, site: sites.append(site) or keys)
-    rows = Batch(torch.zeros(2, 8, dtype=torch.long), torch.ones(2, 8, dtype=torch.bool), None, None)
-    model(rows, torch.arange(2, dtype=torch.int32))
+    monkeypatch.setattr(task_heads, "combine", lambda keys, site: sites.append(site) or keys)
+    rows = TaskBatch(torch.zeros(2, 8, dtype=torch.long), torch.ones(2, 8, dtype=torch.bool), None, None)
+    model(rows, "words", torch.arange(2, dtype=torch.int32))
     assert len(sites) == 1 and not encoder & {*sites}
 
 
@@ -196,7 +199,7 @@ def test_options_change_the_training(bert, words, tmp_path) -> None:
 def test_each_layer_has_its_rate() -> None:
     """Half for each layer below the head, and with plain gradients Adam's first step is the rate itself."""
     config = tiny_config(layers=3, norm="pre", position="tupe-a", type_vocab_size=0)
-    model = Classifier(config, 2)
+    model = TaskModel(config, KIND)
     options = OptimizerOptions(weight_decay=0.0, eps=1e-12)
     optimizer = build_scaled_optimizer(model.named_parameters(), config, options, 0.5, CPU)
     for parameter in model.parameters():
@@ -213,7 +216,7 @@ def test_each_layer_has_its_rate() -> None:
 
 
 def test_without_decay_there_is_one_rate() -> None:
-    model = Classifier(tiny_config(), 2)
+    model = TaskModel(tiny_config(), KIND)
     optimizer = build_scaled_optimizer(model.named_parameters(), tiny_config(), OptimizerOptions(), 1.0, CPU)
     assert len(optimizer.param_groups) == 2
     assert all(parameter.ndim < 2 for parameter in optimizer.param_groups[1]["params"])
@@ -221,18 +224,16 @@ def test_without_decay_there_is_one_rate() -> None:
 
 
 def test_a_bad_update_is_skipped_and_too_many_end_the_training(bert, words, tmp_path, capsys, monkeypatch) -> None:
-    import fastbert.finetuning.loop as loop
+    real, calls, bad, steep = Classes.losses, [], {3}, {6}
 
-    real, calls, bad, steep = loop.losses, [], {3}, {6}
-
-    def poisoned(logits, labels):
+    def poisoned(kind, logits, targets):
         calls.append(1)
-        found = real(logits, labels) * (float("inf") if len(calls) - 1 in bad else 1.0)
+        found = real(kind, logits, targets) * (float("inf") if len(calls) - 1 in bad else 1.0)
         if len(calls) - 1 in steep:  # the loss is finite, its gradient is not
             found.register_hook(lambda gradient: gradient * float("inf"))
         return found
 
-    monkeypatch.setattr(loop, "losses", poisoned)
+    monkeypatch.setattr(Classes, "losses", poisoned)
     assert finetune(bert, words, tmp_path / "a", "--epochs", "1") == 0
     said = capsys.readouterr().err
     assert "step 4: loss inf" in said and "step 7: loss 0." in said and said.count("update skipped") == 2
@@ -293,6 +294,16 @@ def test_another_model_or_data_is_another_experiment(bert, words, tmp_path, caps
     assert "data: '" in capsys.readouterr().err
 
 
+def test_what_can_be_known_before_training_is_reported_then(words, tmp_path, capsys) -> None:
+    model, out = tiny_model(tmp_path, vocab_size=40), tmp_path / "out"
+    write_rows(tmp_path / "same.jsonl", [{"text": "good", "label": "good"}] * 3)
+    same = ("--own.dev", str(tmp_path / "same.jsonl"), "--epochs", "1", "--train-fraction", "0.1")
+    assert finetune(model, words, out, *same, "--own.metrics", "auc") == 2
+    assert "AUC needs examples of both labels, and all 3 have the same" in capsys.readouterr().err and not out.exists()
+    assert finetune(model, words, out, *same) == 0
+    assert "40: is it the one the model was trained with?" in capsys.readouterr().err
+
+
 def test_interrupted_and_continued_equals_uninterrupted(bert, words, tmp_path, capsys) -> None:
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     more = ("--seeds", "2", "--epochs", "5", "--log-every", "1")
@@ -325,15 +336,15 @@ def test_symmetric_pairs_are_trained_in_both_orders(bert, pairs, tmp_path) -> No
     assert finetune(bert, pairs, tmp_path / "one", *flags) == 0
     task = open_task("pairs", own=OwnTaskOptions(train=pairs[3], dev=pairs[5], pair="pair", symmetric=True))
     pretrained = load_encoder(bert)
-    model = new_classifier(pretrained, 2, 0, dropout=0.0, attention_dropout=0.0, kernels="auto")
+    model = new_task_model(pretrained, {"pairs": task.kind}, 0, dropout=0.0, attention_dropout=0.0, kernels="auto")
     vocabulary = load_tokenizer(pretrained.tokenizer)
-    record = TaskRecord("pairs", task.kind, task.labels, True, True, 30, 0, {})
+    record = TaskRecord("pairs", task.kind, True, True, 30, 0, {})
     orders = encode_inputs(task.examples("train"), vocabulary, record).orders
     rows = training_order(orders[0].lengths, 16, 0, 0)[0]
     first = {}
     for name, data in (("drawn", draw_orders(orders, 0, 0)), ("straight", orders[0])):
         batch = data.batch(rows)
-        first[name] = torch.nn.functional.cross_entropy(model(batch), batch.labels).item()
+        first[name] = torch.nn.functional.cross_entropy(model(batch, "pairs"), batch.labels).item()
     logged = {name: records(tmp_path / name / "seed-0", "train") for name in ("out", "one")}
     assert logged["out"][0]["loss"] == pytest.approx(first["drawn"], abs=1e-5)
     assert logged["one"][0]["loss"] == pytest.approx(first["straight"], abs=1e-5)

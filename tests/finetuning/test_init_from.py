@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from fastbert.finetuning.model import load_encoder
+from fastbert.finetuning.saved import load_encoder
 from tests.finetuning.conftest import FAST, make_glue, sentence, tiny_model, write_rows
 from tests.flags import main
 

@@ -12,7 +12,10 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from fastbert.errors import UserError
-from fastbert.finetuning.metrics import METRICS, check_scorable, compute
+from fastbert.finetuning.dev_scores import selection_value
+from fastbert.finetuning.kinds.classes import Classes
+from fastbert.finetuning.kinds.number import Number
+from fastbert.finetuning.metrics import METRICS
 from fastbert.finetuning.tasks import Task
 
 NUMBER = st.floats(-100, 100, allow_nan=False, width=32)
@@ -20,7 +23,8 @@ FEW = st.sampled_from([-1.0, 0.0, 0.5, 2.0])  # ties
 
 
 def task(*metrics: str, labels: tuple[str, ...] = ("0", "1"), kind: str = "classes") -> Task:
-    return Task("made", kind, labels if kind == "classes" else (), False, metrics, False, {}, source=None)
+    made = Classes(labels) if kind == "classes" else Number()
+    return Task("made", made, False, metrics, False, {}, source=None)
 
 
 def pairs_of(first: st.SearchStrategy, second: st.SearchStrategy) -> st.SearchStrategy:
@@ -113,44 +117,44 @@ def test_perfect_and_reversed_orders() -> None:
 @pytest.mark.parametrize(("metric", "said"), [("auc", "AUC needs"), ("pairwise_accuracy", "pairwise accuracy needs")])
 def test_no_ranking_of_a_single_label(metric: str, said: str) -> None:
     with pytest.raises(UserError, match=f"{said} examples .* all 3 have the same; give more"):
-        compute(task(metric), np.eye(2)[[0, 1, 0]], [1, 1, 1])
+        task(metric).measure(np.eye(2)[[0, 1, 0]], [1, 1, 1])
 
 
 def test_compute_reads_labels_or_scores_as_each_metric_does() -> None:
     scores, labels = np.array([[2.0, 1.0], [0.0, 3.0], [1.0, 0.5], [1.0, 0.0]]), [0, 1, 1, 0]
-    found = compute(task("accuracy", "f1", "matthews", "auc", "pairwise_accuracy"), scores, labels)
+    found = task("accuracy", "f1", "matthews", "auc", "pairwise_accuracy").measure(scores, labels)
     chosen = [0, 1, 0, 0]
     assert list(found) == ["accuracy", "f1", "matthews", "auc", "pairwise_accuracy"]
     assert found["accuracy"] == 0.75 and found["f1"] == pytest.approx(2 / 3)
     assert found["matthews"] == pytest.approx(sklearn.metrics.matthews_corrcoef(labels, chosen))
     assert found["auc"] == found["pairwise_accuracy"] == 1.0  # 3 and -0.5 stand above -1 and -1
     probabilities = np.exp(scores) / np.exp(scores).sum(1, keepdims=True)
-    assert compute(task("auc", "accuracy"), probabilities, labels) == {"auc": 1.0, "accuracy": 0.75}
+    assert task("auc", "accuracy").measure(probabilities, labels) == {"auc": 1.0, "accuracy": 0.75}
     numbers = np.array([0.0, 1.0, 3.0])
-    assert compute(task("pearson", kind="number"), numbers, [0.0, 2.0, 6.0])["pearson"] == pytest.approx(1.0)
+    assert task("pearson", kind="number").measure(numbers, [0.0, 2.0, 6.0])["pearson"] == pytest.approx(1.0)
 
 
 def test_whether_labels_can_be_scored_is_known_before_there_are_scores() -> None:
-    check_scorable(task("auc", "accuracy", labels=("a", "b")), [0, 1])
-    check_scorable(task("accuracy", "matthews", labels=("a", "b", "c")), [2, 2])
-    check_scorable(task("pearson", "pairwise_accuracy", kind="number"), [0.5, 7.0])
+    task("auc", "accuracy", labels=("a", "b")).check_scorable([0, 1])
+    task("accuracy", "matthews", labels=("a", "b", "c")).check_scorable([2, 2])
+    task("pearson", "pairwise_accuracy", kind="number").check_scorable([0.5, 7.0])
     for made, labels in (
         (task("accuracy", "auc"), [1, 1]),
         (task("pearson", "pairwise_accuracy", kind="number"), [0.5, 0.5]),
     ):
         with pytest.raises(UserError):
-            check_scorable(made, labels)
+            made.check_scorable(labels)
 
 
 def test_splits_that_cannot_be_scored() -> None:
     with pytest.raises(UserError, match="2 of 3 examples have no label, so they can be predicted but not scored"):
-        compute(task("accuracy"), np.zeros((3, 2)), [None, 1, None])
+        task("accuracy").measure(np.zeros((3, 2)), [None, 1, None])
     with pytest.raises(UserError, match="there is no example to score"):
-        compute(task("accuracy"), np.zeros((0, 2)), [])
+        task("accuracy").measure(np.zeros((0, 2)), [])
     with pytest.raises(UserError, match="not finite, training diverged; lower the learning rate"):
-        compute(task("accuracy"), np.array([[0.0, np.nan]]), [1])
+        task("accuracy").measure(np.array([[0.0, np.nan]]), [1])
     with pytest.raises(ValueError, match="shape"):
-        compute(task("accuracy"), np.zeros((3, 3)), [0, 1, 0])
+        task("accuracy").measure(np.zeros((3, 3)), [0, 1, 0])
 
 
 @pytest.mark.parametrize(
@@ -168,3 +172,9 @@ def test_splits_that_cannot_be_scored() -> None:
 def test_metrics_that_do_not_fit(metrics: tuple, labels: tuple, kind: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         task(*metrics, labels=labels, kind=kind)
+
+
+def test_the_first_metric_and_the_mean_over_dev_splits_choose_the_best_epoch() -> None:
+    figures = {"dev_matched": {"f1": 0.5, "accuracy": 0.9}, "dev_mismatched": {"f1": 0.2, "accuracy": 0.7}}
+    assert selection_value(task("f1", "accuracy"), figures) == pytest.approx(0.35)
+    assert selection_value(task("accuracy", "f1"), figures) == pytest.approx(0.8)

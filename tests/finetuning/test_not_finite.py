@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from fastbert.errors import UserError
-from fastbert.finetuning import job, loop, predict, submit
-from fastbert.finetuning.model import load_classifier
+from fastbert.finetuning import loop, predict, submit
+from fastbert.finetuning import seed as seed_training
+from fastbert.finetuning.saved import load_task_model
 from fastbert.studies.shared.comparison import Comparison
 from fastbert.studies.sweep.sweep_report import scores_table
 from fastbert.training.tensors import read_tensors, serialized
@@ -44,7 +45,7 @@ def poison_scores(monkeypatch, module, bad: set[int]) -> None:
 
 
 def test_an_epoch_that_is_not_finite_is_never_the_best(bert, small, tmp_path, capsys, monkeypatch) -> None:
-    poison_scores(monkeypatch, job, {1, 3})
+    poison_scores(monkeypatch, seed_training, {1, 3})
     out = tmp_path / "out"
     assert finetune(bert, small, out, "--epochs", "3", "--seeds", "2") == 0
     said = capsys.readouterr()
@@ -63,14 +64,14 @@ def test_an_epoch_that_is_not_finite_is_never_the_best(bert, small, tmp_path, ca
 
 def test_weights_that_are_not_finite_are_not_saved(bert, small, tmp_path, capsys, monkeypatch) -> None:
     """In the embedding of a position that no text reaches, so that all scores are finite."""
-    real = loop.Tuner._step
+    real = loop.Tuner.train_step
 
     def stepping(self, *arguments) -> None:
         real(self, *arguments)
         with torch.no_grad():
-            self.model.encoder.positions.table.weight[29, 3] = math.inf
+            self.updater.module.encoder.positions.table.weight[29, 3] = math.inf
 
-    monkeypatch.setattr(loop.Tuner, "_step", stepping)
+    monkeypatch.setattr(loop.Tuner, "train_step", stepping)
     out = tmp_path / "out"
     assert finetune(bert, small, out, "--epochs", "2", "--seeds", "1") == 2
     said = capsys.readouterr().err
@@ -123,7 +124,7 @@ def test_scores_that_are_not_finite_are_not_written(small, tuned, tmp_path, caps
     assert "not finite for 1 of 16 examples" in capsys.readouterr().err and not written.exists()
     poison_scores(monkeypatch, submit, {1})
     glue = make_glue(tmp_path / "glue", ["sst2"])
-    part = submit.Part("SST-2.tsv", "sst2", "test", tuned, None)
+    part = submit.ArchiveFile("SST-2.tsv", "sst2", "test", tuned, None)
     options = submit.SubmitOptions(glue_dir=str(glue))
     with pytest.raises(UserError, match="not finite for 1 of 6 examples"):
-        submit.predict_part(part, load_classifier(tuned), options, "fp32")
+        submit.predict_part(part, load_task_model(tuned), options, "fp32")

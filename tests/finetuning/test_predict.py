@@ -11,8 +11,10 @@ import pytest
 import torch
 
 from fastbert.data.tokenizer import SPECIAL_TOKENS, WordPiece
-from fastbert.finetuning.model import Classifier, TaskRecord, load_classifier, save_classifier
+from fastbert.finetuning.kinds.classes import Classes
+from fastbert.finetuning.model import TaskModel
 from fastbert.finetuning.predict import encode_inputs, predict_scores
+from fastbert.finetuning.saved import TaskRecord, load_task_model, save_task_model
 from fastbert.finetuning.tasks import Example
 from tests.finetuning.conftest import FAST, tiny_config, write_rows
 from tests.flags import main
@@ -64,10 +66,10 @@ def test_transformers_opens_a_native_model_and_agrees(name, tuned, tmp_path) -> 
     inputs = AutoTokenizer.from_pretrained(folder)(texts, padding=True, return_tensors="pt")
     with torch.no_grad():
         logits = model(**inputs).logits
-    tuned_model = load_classifier(folder)
+    tuned_model = load_task_model(folder)
     examples = [Example(i, text, None, None) for i, text in enumerate(texts)]
     inputs = encode_inputs(examples, tuned_model.vocabulary, tuned_model.record)
-    ours = predict_scores(tuned_model.model, inputs, numbers=name == "numbers", precision="fp32")
+    ours = predict_scores(tuned_model.model, name, inputs, precision="fp32")
     theirs = logits[:, 0] if name == "numbers" else logits.softmax(-1)
     assert np.abs(ours - theirs.numpy()).max() < 1e-5
     expected = {0: "score"} if name == "numbers" else {0: "bad", 1: "good"}
@@ -87,23 +89,23 @@ def test_a_cased_model_predicts_the_same_in_transformers(tmp_path) -> None:
     cased.save(source)
     (source / "tokenizer_config.json").unlink()
     (source / "vocab.txt").unlink()
-    record = TaskRecord("words", "class", ("bad", "good"), False, False, 12, 0, {})
+    record = TaskRecord("words", Classes(("bad", "good")), False, False, 12, 0, {})
     inputs = encode_inputs([Example(n, word, None, None) for n, word in enumerate(words[5:])], cased, record)
-    model = Classifier(config, 2)
+    model = TaskModel(config, {"words": record.kind})
     torch.manual_seed(0)
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.5)
-    scores = predict_scores(model, inputs, numbers=False, precision="fp32")
+    scores = predict_scores(model, "words", inputs, precision="fp32")
     with torch.no_grad():  # each class is predicted for half of the words
-        model.classifier.bias[1] -= float(np.median(np.log(scores[:, 1] / scores[:, 0])))
-    ours = predict_scores(model, inputs, numbers=False, precision="fp32").argmax(1)
+        model.head("words").classifier.bias[1] -= float(np.median(np.log(scores[:, 1] / scores[:, 0])))
+    ours = predict_scores(model, "words", inputs, precision="fp32").argmax(1)
     assert ours.sum() == 20 and (ours[::2] != ours[1::2]).sum() > 5
-    save_classifier(model, record, source, tmp_path / "out")
+    save_task_model(model, record, source, tmp_path / "out")
     classify = pipeline("text-classification", model=str(tmp_path / "out"), device="cpu")
-    theirs = [record.labels.index(found["label"]) for found in classify(list(words[5:]))]
+    theirs = [record.kind.labels.index(found["label"]) for found in classify(list(words[5:]))]
     assert len(theirs) == 40 and theirs == ours.tolist()
     assert AutoTokenizer.from_pretrained(tmp_path / "out").model_max_length == 12
-    assert classify("word1 " * 60, truncation=True)[0]["label"] in record.labels
+    assert classify("word1 " * 60, truncation=True)[0]["label"] in record.kind.labels
 
 
 def test_transformers_opens_ours_with_its_code_and_without_fastbert(tuned, tmp_path) -> None:
@@ -125,37 +127,37 @@ with torch.no_grad():
     )
     assert done.returncode == 0, done.stderr
     label, *shares = done.stdout.split()
-    ours = load_classifier(folder)
+    ours = load_task_model(folder)
     inputs = encode_inputs([Example(0, "the good of", "bad she", None)], ours.vocabulary, ours.record)
     inputs = type(inputs)(inputs.examples, inputs.orders[:1])
-    values = predict_scores(ours.model, inputs, numbers=False, precision="fp32")[0]
-    assert label == ours.record.labels[0] == "different"
+    values = predict_scores(ours.model, ours.record.task, inputs, precision="fp32")[0]
+    assert label == ours.record.kind.labels[0] == "different"
     assert np.abs(values - np.array(shares, dtype=float)).max() < 1e-5
 
 
 def test_both_orders_give_the_mean_and_do_not_depend_on_the_order(tuned) -> None:
-    ours = load_classifier(tuned["pairs"])
+    ours = load_task_model(tuned["pairs"])
     assert ours.record.both_orders
     there, back = (Example(0, "the good of", "bad she", None), Example(0, "bad she", "the good of", None))
     values = {}
     for name, example in (("there", there), ("back", back)):
         inputs = encode_inputs([example], ours.vocabulary, ours.record)
         assert len(inputs.orders) == 2
-        values[name] = predict_scores(ours.model, inputs, numbers=False, precision="fp32")
+        values[name] = predict_scores(ours.model, ours.record.task, inputs, precision="fp32")
         single = [type(inputs)(inputs.examples, (order,)) for order in inputs.orders]
-        each = [predict_scores(ours.model, one, numbers=False, precision="fp32") for one in single]
+        each = [predict_scores(ours.model, ours.record.task, one, precision="fp32") for one in single]
         assert np.allclose(values[name], (each[0] + each[1]) / 2, atol=1e-12)
         assert np.abs(each[0] - each[1]).max() > 1e-4
     assert np.allclose(values["there"], values["back"], atol=1e-12)
 
 
 def test_padding_and_batches_change_rounding_only(tuned, pairs) -> None:
-    ours = load_classifier(tuned["words"])
+    ours = load_task_model(tuned["words"])
     texts = ["good", "the " * 25 + "bad", "he was good at it", "bad bad", "a"]
     examples = [Example(i, text, None, None) for i, text in enumerate(texts)]
     inputs = encode_inputs(examples, ours.vocabulary, ours.record)
     together, alone = (
-        predict_scores(ours.model, inputs, numbers=False, precision="fp32", batch_size=size) for size in (5, 1)
+        predict_scores(ours.model, ours.record.task, inputs, precision="fp32", batch_size=size) for size in (5, 1)
     )
     assert np.abs(together - alone).max() < 1e-6
     assert together.sum(1) == pytest.approx(np.ones(5), abs=1e-12)
@@ -190,6 +192,11 @@ def test_refusals(tuned, bert, words, pairs, tmp_path, capsys) -> None:
     refuses(["--model", str(tuned["pairs"]), "--source", str(source)], "has no column 'pair'")
     refuses(["--model", str(tuned["words"]), "--source", str(tmp_path / "no.jsonl")], "does not exist")
     refuses(["--model", str(tuned["words"]), *pairs], "was trained on words and does not fit the task pairs")
+    swapped_labels = [*words, "--own.labels", "good,bad"]
+    refuses(
+        ["--model", str(tuned["words"]), *swapped_labels],
+        "words, which has the labels ('good', 'bad'), the model ('bad',",
+    )
     refuses(["--model", str(tuned["words"]), *words, "--split", "tets"], "unknown split 'tets'; known: dev, train")
     (tmp_path / "empty.jsonl").write_text("")
     refuses(["--model", str(tuned["words"]), "--source", str(tmp_path / "empty.jsonl")], "holds no text")
@@ -229,11 +236,21 @@ def test_another_tokenizer_and_damaged_records_are_refused(tuned, words, tmp_pat
         (damaged / "task.json").write_text(content)
         refuses("task.json is damaged", "predict", "--model", damaged, *words)
         shutil.rmtree(damaged)
+    for change, message in (
+        ({"labels": ["bad"]}, "a task has 2 labels at least"),
+        ({"kind": "clases"}, "task.json 'clases'; did you mean 'classes'"),
+        ({"seed": 7}, "task.json was changed since it was written (seed: 0 -> 7)"),
+    ):
+        damaged = copy("damaged")
+        facts = json.loads((damaged / "task.json").read_text()) | change
+        (damaged / "task.json").write_text(json.dumps(facts))
+        refuses(message, "predict", "--model", damaged, *words)
+        shutil.rmtree(damaged)
     old = copy("old")  # models of before the tokenizer was recorded
     facts = json.loads((old / "task.json").read_text())
     del facts["tokenizer"]
     (old / "task.json").write_text(json.dumps(facts))
-    assert load_classifier(old).record == load_classifier(tuned["words"]).record
+    assert load_task_model(old).record == load_task_model(tuned["words"]).record
 
 
 def test_links_fifos_and_standard_output(tuned, words, tmp_path, capfd) -> None:
@@ -260,7 +277,7 @@ def test_links_fifos_and_standard_output(tuned, words, tmp_path, capfd) -> None:
 
 
 def test_an_output_that_cannot_be_is_refused_before_the_work(tuned, words, tmp_path, capsys, monkeypatch) -> None:
-    monkeypatch.setattr("fastbert.finetuning.predict.load_classifier", None)
+    monkeypatch.setattr("fastbert.finetuning.predict.load_task_model", None)
     (tmp_path / "file").touch()
     for out, message in ((tmp_path, "is a folder"), (tmp_path / "file" / "x", "is a file"), ("x" * 300, "too long")):
         assert main(["predict", "--model", str(tuned["words"]), *words, "--out", str(out), *PRECISE]) == 2

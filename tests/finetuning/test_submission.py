@@ -61,11 +61,16 @@ def spoil(path: Path, file: str, change: Callable[[str], str | bytes | None]) ->
     return path.with_name("spoilt.zip")
 
 
+def made(path: Path, *predictions: dict, **more: bool) -> Path:
+    """`path`, written."""
+    write_submission(path, *predictions, **more)
+    return path
+
+
 def test_the_whole_archive_with_the_official_rows(tmp_path: Path) -> None:
-    written = write_submission(tmp_path / "glue.zip", some(lambda file: SERVER[file][0]))
-    assert written.placeholders == () and written.path == tmp_path / "glue.zip"
-    assert validate(written.path) == {file: rows for file, (rows, _) in SERVER.items()}
-    contents = read(written.path)
+    path, expected = tmp_path / "glue.zip", {file: rows for file, (rows, _) in SERVER.items()}
+    assert write_submission(path, some(lambda file: SERVER[file][0])) == expected == validate(path)
+    contents = read(path)
     assert list(contents) == list(SERVER)
     for file, (rows, words) in SERVER.items():
         head, *lines = contents[file].removesuffix("\n").split("\n")
@@ -76,10 +81,10 @@ def test_the_whole_archive_with_the_official_rows(tmp_path: Path) -> None:
 
 
 def test_scores_are_clipped_and_rounded_and_bytes_repeat(tmp_path: Path, short: None) -> None:
-    path = write_submission(tmp_path / "glue.zip", some()).path
+    path = made(tmp_path / "glue.zip", some())
     assert read(path)["STS-B.tsv"] == "index\tprediction\n0\t0.000\n1\t0.123\n2\t5.000\n3\t5.000\n"
     assert validate(path) == dict.fromkeys(SERVER, ROWS)
-    assert write_submission(tmp_path / "again.zip", some()).path.read_bytes() == path.read_bytes()
+    assert made(tmp_path / "again.zip", some()).read_bytes() == path.read_bytes()
     with zipfile.ZipFile(path) as archive:
         entries = archive.infolist()
         assert {(entry.date_time, entry.external_attr >> 16) for entry in entries} == {((1980, 1, 1, 0, 0, 0), 0o644)}
@@ -94,7 +99,7 @@ def test_every_score_passes(tmp_path_factory: pytest.TempPathFactory, score: flo
         for name, task in GLUE.items():
             patch.setitem(GLUE, name, replace(task, rows={split: 1 for split in task.rows}))
         folder = tmp_path_factory.mktemp("archive")
-        path = write_submission(folder / "glue.zip", {"stsb": {"test": [score]}}, fill_missing=True).path
+        path = made(folder / "glue.zip", {"stsb": {"test": [score]}}, fill_missing=True)
         validate(path)
         written = float(read(path)["STS-B.tsv"].split()[-1])
         assert abs(written - min(max(score, 0), 5)) <= 0.0005001
@@ -106,11 +111,11 @@ def test_missing_tasks_are_filled_in_only_where_asked(tmp_path: Path, short: Non
     with pytest.raises(UserError, match=r"no predictions for STS-B\.tsv, MNLI-mm\.tsv, RTE\.tsv, .* majority label"):
         write_submission(tmp_path / "glue.zip", predictions)
     assert not (tmp_path / "glue.zip").exists()
-    written = write_submission(tmp_path / "glue.zip", predictions, fill_missing=True)
-    assert written.placeholders == ("STS-B.tsv", "MNLI-mm.tsv", "RTE.tsv")
-    assert validate(written.path) == dict.fromkeys(SERVER, ROWS)
-    assert read(written.path)["RTE.tsv"].count("\tentailment\n") == ROWS
-    assert read(written.path)["MNLI-m.tsv"].count("\tneutral\n") == 1
+    path = tmp_path / "glue.zip"
+    assert write_submission(path, predictions, fill_missing=True) == dict.fromkeys(SERVER, ROWS) == validate(path)
+    assert read(path)["RTE.tsv"].count("\tentailment\n") == ROWS
+    assert read(path)["STS-B.tsv"].count("\t2.701\n") == ROWS
+    assert read(path)["MNLI-m.tsv"].count("\tneutral\n") == 1
 
 
 @pytest.mark.parametrize(
@@ -162,14 +167,14 @@ def test_predictions_that_do_not_fit(tmp_path: Path, short: None, change: dict, 
 def test_the_validator_names_file_and_line(
     tmp_path: Path, short: None, file: str, change: Callable, message: str
 ) -> None:
-    path = spoil(write_submission(tmp_path / "glue.zip", some()).path, file, change)
+    path = spoil(made(tmp_path / "glue.zip", some()), file, change)
     with pytest.raises(UserError, match=message) as caught:
         validate(path)
     assert len(str(caught.value).split("\n")) == 1
 
 
 def test_the_validator_names_every_file_that_is_wrong(tmp_path: Path, short: None) -> None:
-    path = spoil(write_submission(tmp_path / "glue.zip", some()).path, "RTE.tsv", lambda text: None)
+    path = spoil(made(tmp_path / "glue.zip", some()), "RTE.tsv", lambda text: None)
     path = spoil(path.rename(tmp_path / "other.zip"), "folder/RTE.tsv", lambda text: "index\tprediction\n")
     with pytest.raises(UserError, match=r"folder/RTE\.tsv does not belong.*\n.*RTE\.tsv is missing"):
         validate(path)
@@ -181,7 +186,7 @@ def test_archives_that_cannot_be_read(tmp_path: Path, short: None) -> None:
     (tmp_path / "text.zip").write_text("index\tprediction\n")
     with pytest.raises(UserError, match=r"text\.zip is damaged or no zip file"):
         validate(tmp_path / "text.zip")
-    path = write_submission(tmp_path / "glue.zip", some()).path
+    path = made(tmp_path / "glue.zip", some())
     data = bytearray(path.read_bytes())
     data[data.index(b"CoLA.tsv") + 12] ^= 0xFF
     path.write_bytes(data)

@@ -244,3 +244,18 @@ def test_not_a_run(tmp_path, capsys) -> None:
     assert main(["pretrain", "--resume"]) == 2
     assert "needs the run's folder" in capsys.readouterr().err
     assert os.listdir(tmp_path) == []
+
+
+def test_a_run_of_an_older_version_is_refused_by_name(tmp_path, capsys) -> None:
+    """Its options had other names."""
+    run = tmp_path / "run"
+    (run / "checkpoints").mkdir(parents=True)
+    state = {"options": {"data": "sotu", "validation_share": 0.01, "steps": 9}, "progress": {}, "optimizer": {}}
+    Checkpointer(run / "checkpoints", 1, print).save(3, {"model": {"x": torch.zeros(1)}}, state)
+    (run / "config.yaml").write_text("validation_share: 0.01\n")
+    before = sorted(run.rglob("*"))
+    assert main(["pretrain", "--resume", str(run)]) == 2
+    assert (
+        "older version of fastbert, whose options had other names; resume with that version" in capsys.readouterr().err
+    )
+    assert sorted(run.rglob("*")) == before

@@ -147,7 +147,7 @@ def test_unequal_counts_are_refused(apex) -> None:
 
 def test_runs_use_it_and_say_so(flags, tmp_path, apex, monkeypatch) -> None:
     """Pretraining and fine-tuning, on a CPU that counts as a GPU here."""
-    for job in (pretraining.setup, finetuning.job):
+    for job in (pretraining.setup, finetuning.setup):
         monkeypatch.setattr(job, "check_apex", lambda optimizer, device: None)
     short = [*flags, "--machine.device", "cpu", "--steps", "4", "--log-every", "1", "--eval-every", "4"]
     losses = []

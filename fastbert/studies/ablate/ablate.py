@@ -154,7 +154,7 @@ def report_ablation(out: Path, name: str, ablation: Ablation, results: AblationR
         print(printed_fractions(results))
         for line in results.left_out:
             say(line)
-        if results.validation_loss and results.baseline.setup.options.objective != "mlm":
+        if results.validation_loss and results.objective.second_network:
             say(f"validation loss: {OWN_QUESTIONS}")
     print(f"{out / RESULTS}\n{folder / 'report.html'}")
     if failed and (missing := total - len(done) - len(failed)):

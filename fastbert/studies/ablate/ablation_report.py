@@ -207,8 +207,8 @@ def _question(report: ReportPage, ablation: Ablation, results: AblationResults) 
         return
     gain = plan.unigram_entropy - results.masked_loss
     of, why = "of the baseline", ""
-    if results.baseline.setup.options.objective != "mlm":
-        of += "'s generator or meta controller"
+    if second := results.objective.second_network:
+        of += f"'s {second}"
         why = " (its objective predicts no masked word with the main network)"
     verdict = f"less than {LEARNED} nats, so nothing is decided" if results.hardly_learned else "enough for a verdict"
     report.text(
@@ -274,8 +274,8 @@ def _measure(
     rows: list[VariantComparison],
 ) -> None:
     report.heading(f"By {measure.name}")
-    loss, mlm = not measure.higher, results.baseline.setup.options.objective == "mlm"
-    floor = results.plan.unigram_entropy if loss and mlm else None
+    loss = not measure.higher
+    floor = results.plan.unigram_entropy if loss and results.objective.loss_in_nats else None
     if measure.along and (found := save_drawing(drawing, folder, _draw_curves, measure, floor)):
         dashed = ", the unigram entropy dashed" if floor is not None else ""
         report.image(found, f"Every seed thin, medians thick, the baseline's final median dotted{dashed}")
@@ -288,7 +288,7 @@ def _measure(
             "more then, or the noise hides it, and shares say little."
         )
     report.text(_noise(results, measure))
-    if loss and not mlm:
+    if loss and results.objective.second_network:
         report.text(OWN_QUESTIONS)
     report.text("Seed by seed, whatever the verdict:")
     report.table(seeds_table(measure, rows))
@@ -330,8 +330,8 @@ def _validation(report: ReportPage, results: AblationResults) -> None:
             medians, loss = {f"loss of its own ({objective})": loss, **medians}, NOTHING
         figures = ", ".join(f"{name} {value}" for name, value in medians.items()) or NOTHING
         rows.append([variant.name, objective, str(len(found)), loss, figures])
-    what = results.baseline.setup.options.objective
-    column = "masked loss" if what == "mlm" else f"{what} loss"
+    nats = results.objective.loss_in_nats
+    column = "masked loss" if nats else f"{results.baseline.setup.options.objective} loss"
     report.table(Table(["variant", "objective", "seeds", column, "other medians"], rows))
     if apart:
         report.text(

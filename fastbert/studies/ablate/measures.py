@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from fastbert.objectives import OBJECTIVES
+from fastbert.objectives.objective import Objective
 from fastbert.studies.ablate.ablation_plan import AblationPlan
 from fastbert.studies.ablate.analysis import LEARNED, Curve, Measure, Point
 from fastbert.studies.ablate.costs import MeasuredPoint, PlannedVariant
@@ -82,13 +84,21 @@ class AblationResults:
             return None
         return Measure("validation loss", False, {variant.name: self.losses(variant) for variant in same})
 
+    @property
+    def objective(self) -> type[Objective]:
+        """Of the baseline."""
+        return OBJECTIVES[self.baseline.setup.options.objective]
+
     @cached_property
     def masked_loss(self) -> float | None:
         """Of the baseline at its end, in nats: the median over the seeds. Where the objective has two networks it is
-        that of the small one, which fills the masks."""
+        that of the second one, which fills the masks; None if no network predicts masked words."""
+        if not (self.objective.loss_in_nats or self.objective.second_network):
+            return None
+        name = "mlm_loss" if self.objective.second_network else "loss"
         finals = [places[-1] for places in _by_seed(self.plan.places[self.baseline.name]).values()]
         found = [at for place in finals if (at := self.validation(place)) is not None]
-        return statistics.median(at.get("mlm_loss", at["loss"]) for at in found) if found else None
+        return statistics.median(at[name] for at in found) if found else None
 
     @property
     def hardly_learned(self) -> bool:

@@ -14,6 +14,7 @@ from typing import Any
 
 from fastbert.data.stages import NOMINAL_STEPS, make_plan
 from fastbert.errors import LINE, UserError
+from fastbert.objectives import OBJECTIVES, group_of
 from fastbert.pretraining.options import PretrainOptions
 from fastbert.studies.ablate.options import Ablation
 
@@ -28,10 +29,9 @@ def questions(options: PretrainOptions, lengths: Sequence[int]) -> Questions:
         lengths: tokens in a sequence of the validation at each point.
     """
     chosen = asdict(options.of_objective)
-    if options.objective == "mlm":
+    if OBJECTIVES[options.objective].loss_in_nats:
         chosen = {name: chosen[name] for name in ("mask_rate", "whole_word")}
-    group = options.objective.replace("-", "_")
-    own = {f"{group}.{name}": value for name, value in chosen.items()}
+    own = {f"{group_of(options.objective)}.{name}": value for name, value in chosen.items()}
     return {"objective": options.objective, **own, POINT_LENGTHS: tuple(lengths)}
 
 

@@ -8,9 +8,10 @@ from fastbert.config import digest, from_dict, to_dict
 from fastbert.errors import UserError
 from fastbert.files import remove
 from fastbert.finetuning.batches import subset
-from fastbert.finetuning.job import describe_experiment, finetune, prepare_setup
+from fastbert.finetuning.finetune import finetune
 from fastbert.finetuning.options import FinetuneOptions, science
 from fastbert.finetuning.results import check_best, read_results
+from fastbert.finetuning.setup import describe_finetuning, prepare_finetuning
 from fastbert.records import COUNT, check, read_json
 from fastbert.studies.engine.jobs import Job
 from fastbert.studies.engine.outcomes import ended, failure
@@ -90,8 +91,8 @@ def plan_tunings(
     asked = grid.options(model, entry, glue_dir, **entry.settings[0])
     if on_nodes:
         asked = replace(asked, machine=replace(asked.machine, device="cpu", apex=False))
-    setup = prepare_setup(asked)
-    described = describe_experiment(setup)
+    setup = prepare_finetuning(asked)
+    described = describe_finetuning(setup)
     weights = setup.pretrained.weights
     parameters = sum(weights[key].numel() for key in weights if key.startswith("encoder.blocks."))
     tunings = []
@@ -109,7 +110,7 @@ def plan_tunings(
         identity |= {"threads": grid.threads, "precision": asked.machine.precision}
         cost = 6.0 * parameters * characters / 4 * resolved.epochs
         tunings.append(PlannedTuning(asked, {name: getattr(resolved, name) for name in AXES.values()}, identity, cost))
-    return OpenedTask(entry.name or setup.task.name, tunings, setup.notes)
+    return OpenedTask(entry.name or setup.task.name, tunings, setup.warnings)
 
 
 def finetune_job(job: dict[str, Any], out: Path) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """`fastbert finetune` with several tasks: each by the road of one task, in a folder of its own; then the GLUE table.
 
 out/config.yaml   the options as given
-out/<task>/       as job.py writes it for one task
+out/<task>/       as finetune.py writes it for one task
 out/glue.md       the table
 """
 
@@ -10,9 +10,11 @@ from pathlib import Path
 
 from fastbert.errors import LINE, UserError
 from fastbert.files import atomic_file, contents
-from fastbert.finetuning import job
+from fastbert.finetuning.finetune import finetune
+from fastbert.finetuning.folder import check_results_folder, write_options
 from fastbert.finetuning.options import FinetuneOptions
 from fastbert.finetuning.results import read_results
+from fastbert.finetuning.setup import describe_finetuning, open_encoder, prepare_finetuning
 from fastbert.finetuning.table import Summary, glue_table
 from fastbert.finetuning.tasks import is_glue, open_task, task_names
 from fastbert.outputs import check_output_folder
@@ -21,25 +23,25 @@ from fastbert.streams import say
 TABLE = "glue.md"
 
 
-def finetune(asked: FinetuneOptions) -> int:
+def finetune_tasks(asked: FinetuneOptions) -> int:
     """Trains the task, or the tasks, of `asked`; returns the exit code.
 
     A further call with the same --out trains what is missing: seeds that were interrupted, and tasks that are added.
 
     Raises:
-        UserError: anything the user can mend; before the first task is trained if it can be seen then.
+        UserError: anything the user can fix; before the first task is trained if it can be seen then.
     """
     names = task_names(asked.task)
     if names is None:
-        return job.finetune(asked)
+        return finetune(asked)
     asked.check_inputs()
     out = Path(asked.out)
-    check_out(out)
+    check_tasks_folder(out)
     parts = check_tasks(asked, names)
-    job.write_options(out, asked)
+    write_options(out, asked)
     for place, options in enumerate(parts, 1):
         say(f"task {place} of {len(parts)}: {options.task}")
-        code = job.finetune(options)
+        code = finetune(options)
         if code:
             return code
     table = glue_table(table_rows(asked.start, [Path(options.out) for options in parts]), asked.seeds)
@@ -49,7 +51,7 @@ def finetune(asked: FinetuneOptions) -> int:
     return 0
 
 
-def check_out(out: Path) -> None:
+def check_tasks_folder(out: Path) -> None:
     """Raises a UserError if `out` cannot be written, or holds something else than the results of several tasks."""
     check_output_folder(out)
     if not out.is_dir():
@@ -67,7 +69,7 @@ def check_tasks(asked: FinetuneOptions, names: list[str]) -> list[FinetuneOption
     Raises:
         UserError: names every task that cannot be trained and why, and the others.
     """
-    job.open_encoder(asked)
+    open_encoder(asked)
     parts: dict[str, FinetuneOptions] = {}
     problems: dict[str, str] = {}
     for name in names:
@@ -82,9 +84,9 @@ def check_tasks(asked: FinetuneOptions, names: list[str]) -> list[FinetuneOption
             symmetric = asked.symmetric and task.symmetric and task.is_pair
             options = replace(its, task=name, out=str(folder), symmetric=symmetric)
             check_output_folder(folder)
-            setup = job.prepare_setup(options)
+            setup = prepare_finetuning(options)
             if folder.is_dir():
-                job.check_folder(folder, setup, job.describe_experiment(setup))
+                check_results_folder(folder, setup, describe_finetuning(setup))
             parts[task.name] = options
         except UserError as error:
             problems[name] = str(error)

@@ -1,0 +1,74 @@
+"""The --out of a fine-tuning: what it may hold, and the files that say which experiment it is."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fastbert import config as configuration
+from fastbert.errors import LINE, UserError
+from fastbert.files import LOCK, atomic_file, contents
+from fastbert.finetuning.options import FinetuneOptions
+from fastbert.finetuning.results import finished, seed_folder
+from fastbert.finetuning.setup import FinetuneSetup, describe_finetuning
+from fastbert.records import read_sealed, write_sealed
+from fastbert.training.apex import fused_adam
+from fastbert.training.hardware import describe_machine
+from fastbert.training.optimizers import implementation
+
+
+def check_results_folder(out: Path, setup: FinetuneSetup, experiment: dict[str, Any]) -> None:
+    """Sees to it that results of `experiment`, which is that of `setup`, may go to `out`, which is there.
+
+    Raises:
+        UserError: it holds another experiment, or something else; the result of a finished seed in it is damaged.
+    """
+    manifest_path = out / "manifest.json"
+    if manifest_path.is_file():
+        manifest = read_sealed(manifest_path, "the manifest", {"science": dict}, "restore it, or choose another --out")
+        changed = configuration.differences(manifest["science"], experiment)
+        if changed:
+            lines = LINE.join(changed)
+            raise UserError(
+                f"{out} holds the results of another experiment. What differs:{LINE}{lines}{LINE}"
+                "Give the same options to continue it, or choose another --out"
+            )
+    check_others(out)
+    options = setup.options
+    for fraction in options.fractions():
+        for seed in range(options.first_seed, options.first_seed + options.seeds):
+            finished(seed_folder(out, fraction, seed), setup.task.metrics)
+
+
+def check_others(out: Path) -> None:
+    """Raises a UserError if `out` holds what no fine-tuning wrote. It may have been killed before its manifest: then
+    the options are there, and the lock; so this is called before there is one, too."""
+    if not out.is_dir() or (out / "manifest.json").is_file():
+        return
+    if contents(out) - ({"config.yaml"} if (out / LOCK).is_file() else set()):
+        raise UserError(f"{out} is not empty and holds no results of fastbert finetune; choose another --out")
+
+
+def open_folder(out: Path, setup: FinetuneSetup) -> None:
+    """Writes what the experiment is, if `out` may take it (see `check_results_folder`)."""
+    experiment = describe_finetuning(setup)
+    check_results_folder(out, setup, experiment)
+    write_options(out, setup.options)
+    manifest = {
+        "experiment": configuration.digest(experiment),
+        "science": experiment,
+        "model": setup.pretrained.source,
+        "machine": describe_machine(),
+        "resolved": {
+            "device": str(setup.device),
+            "precision": setup.precision,
+            "threads": torch.get_num_threads(),
+            "optimizer": implementation(fused_adam() if setup.options.machine.apex else torch.optim.AdamW),
+        },
+    }
+    write_sealed(out / "manifest.json", manifest)
+
+
+def write_options(folder: Path, options: FinetuneOptions) -> None:
+    with atomic_file(folder / "config.yaml", "w") as file:
+        file.write(configuration.to_yaml(options))

@@ -1,0 +1,161 @@
+"""One of several classes for each example: softmax and cross-entropy."""
+
+import math
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fastbert.errors import UserError, brief, nearest
+from fastbert.finetuning.kinds.kind import TaskKind, not_a_label
+from fastbert.finetuning.own import OwnSource
+from fastbert.finetuning.rows import Row
+from fastbert.lists import words
+from fastbert.ranges import number_of, text_problem
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+OF_TWO_CLASSES = ("f1", "auc", "pairwise_accuracy")
+OF_SCORES = ("auc", "pairwise_accuracy")  # these read a score, the others the likeliest label
+
+
+class Classes(TaskKind):
+    """A label is the id of a class; scores are the probabilities of the classes, and so are soft labels."""
+
+    name = plural = "classes"
+    least_labels = 2
+    metrics = ("accuracy", "f1", "macro_f1", "matthews", "auc", "pairwise_accuracy")
+    usual_metrics = ("accuracy",)
+    architecture = "ForSequenceClassification"
+    problem_type = "single_label_classification"
+    pipeline = "text-classification"
+
+    @classmethod
+    def declared(cls, task: str, source: OwnSource) -> "Classes":
+        given = source.options.labels
+        labels = tuple(words(given or ""))
+        if len(set(labels)) != len(labels) or len(labels) == 1:
+            raise UserError(f"labels {given!r}: give two or more different words, a comma between them")
+        if not labels:
+            if "train" not in source.paths:
+                raise UserError(f"task {task}: without a train file to learn them from, give the labels")
+            labels = source.class_names() or ()
+        if not labels:
+            source.check_rows("train")
+            labels = learn_labels(source.rows("train", []))
+        return cls(labels)
+
+    @cached_property
+    def ids(self) -> dict[str, int]:
+        """Label word -> its id."""
+        return {label: number for number, label in enumerate(self.labels)}
+
+    def read(self, row: Row) -> int | None:
+        word = label_word(row)
+        if word is not None and word not in self.ids:
+            raise UserError(f"{row.where}: unknown label {brief(word)}; {nearest(word, self.ids)}")
+        return None if word is None else self.ids[word]
+
+    def shown(self, label: int) -> str:
+        return self.labels[label]
+
+    def new_head(self, width: int, dropout: float) -> "nn.Module":
+        from fastbert.finetuning.task_heads import PooledHead
+
+        return PooledHead(width, len(self.labels), dropout)
+
+    def targets(self, labels: Sequence[int]) -> np.ndarray:
+        return np.array(labels, np.int64)
+
+    def losses(self, logits: "Tensor", targets: "Tensor") -> "Tensor":
+        from torch.nn import functional as F
+
+        return F.cross_entropy(logits, targets, reduction="none")
+
+    def scores(self, logits: "Tensor") -> "Tensor":
+        return logits.double().softmax(-1)
+
+    def score_shape(self, longest: int) -> tuple[int, ...]:
+        return (len(self.labels),)
+
+    def ideal_scores(self, labels: Sequence[int]) -> np.ndarray:
+        return np.eye(len(self.labels))[list(labels)]
+
+    def score_losses(self, scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        return -np.log(np.maximum(scores[np.arange(len(labels)), labels], np.finfo(np.float64).tiny))
+
+    def compared(self, metric: str, scores: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return scores[:, 1] - scores[:, 0] if metric in OF_SCORES else scores.argmax(axis=1), labels
+
+    def prediction(self, scores: np.ndarray) -> str:
+        return self.labels[int(np.argmax(scores))]
+
+    def answer(self, scores: np.ndarray) -> dict[str, Any]:
+        probabilities = {label: float(value) for label, value in zip(self.labels, scores, strict=True)}
+        return {"label": self.prediction(scores), "probabilities": probabilities}
+
+    def check_metrics(self, names: Sequence[str]) -> None:
+        super().check_metrics(names)
+        for name in names:
+            if name in OF_TWO_CLASSES and len(self.labels) != 2:
+                others = ", ".join(other for other in self.metrics if other not in OF_TWO_CLASSES)
+                raise UserError(
+                    f"the metric {name} is for two labels, and there are {len(self.labels)}; give one of: {others}"
+                )
+
+
+def label_word(row: Row) -> str | None:
+    """The label of a row as a word; None where there is none. Whole numbers, true and false are words too.
+
+    Raises:
+        UserError: the label is a fraction, a list, ...: not a class.
+    """
+    label = row.label
+    if label is None or isinstance(label, str):
+        return label.strip() or None if label else None
+    if isinstance(label, bool):
+        return str(label).lower()
+    if isinstance(label, int) or (isinstance(label, float) and label.is_integer()):
+        return str(int(label))  # a table with a gap holds its whole numbers as 1.0
+    if isinstance(label, float) and not math.isfinite(label):
+        raise not_a_label(row.where, label)
+    hint = "set kind: number, or " if isinstance(label, float) else ""
+    raise UserError(f"{row.where}: the label {brief(label)} is no class; {hint}give a word or a whole number")
+
+
+def learn_labels(rows: Iterable[Row]) -> tuple[str, ...]:
+    """The label words of the training rows, sorted (as numbers if all are whole numbers).
+
+    Raises:
+        UserError: a row has no label, there are fewer than two labels, or they are fractions.
+    """
+    found: dict[str, str] = {}  # word -> where it was first seen
+    for row in rows:
+        word = label_word(row)
+        if word is None:
+            raise UserError(f"{row.where} has no label; training needs one in every row")
+        if word not in found and (problem := text_problem(word)):
+            raise UserError(f"{row.where}: the label {problem}; fix the row, or name another column with --own.label")
+        found.setdefault(word, row.where)
+    if len(found) < 2:
+        raise UserError(
+            f"the training file holds {len(found)} label(s) ({brief(', '.join(found), str)}); a task needs two or more"
+        )
+    numbers = [_number(word) for word in found]
+    if None not in numbers:
+        if bad := [word for word, number in zip(found, numbers, strict=True) if not math.isfinite(number)]:
+            raise not_a_label(found[bad[0]], bad[0])  # a gap among numbers, not a word
+        if all(number.is_integer() for number in numbers):
+            return tuple(sorted(found, key=lambda word: (float(word), word)))
+        word = next(word for word in found if not float(word).is_integer())
+        raise UserError(f"{found[word]}: the label {brief(word)} is a number, no class; set kind: number")
+    return tuple(sorted(found))
+
+
+def _number(word: str) -> float | None:
+    try:
+        return number_of(word)
+    except ValueError:
+        return None

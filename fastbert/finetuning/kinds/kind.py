@@ -1,0 +1,147 @@
+"""What a task predicts for each example, and all that depends on it: labels in files, head, loss, scores, metrics,
+predictions as JSON, and the class of the Hugging Face export.
+
+Tasks are opened, and their labels checked, before torch is imported; so kinds import it where they compute with it.
+
+Shapes: B examples of a batch, T tokens, D width, L outputs, N examples of a split.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from fastbert.errors import UserError, brief, choose
+from fastbert.finetuning.metrics import METRICS
+from fastbert.finetuning.own import OwnSource
+from fastbert.finetuning.rows import Row
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class TaskKind(ABC):
+    """A kind with the labels of one task."""
+
+    labels: tuple[str, ...] = ()
+    """Label words in the order of their ids; empty for kinds without a set of labels."""
+
+    name: ClassVar[str]
+    """As options and task.json spell it, a key of `KINDS`."""
+    plural: ClassVar[str]
+    """What the labels are, in messages."""
+    least_labels: ClassVar[int]
+    """Label words that a task needs; 0 for kinds without a set of labels."""
+    metrics: ClassVar[tuple[str, ...]]
+    """Names in `METRICS` that fit."""
+    usual_metrics: ClassVar[tuple[str, ...]]
+    """Those of a custom task that names none."""
+    architecture: ClassVar[str]
+    """End of the name of transformers' class for the export, behind Bert or FastBert."""
+    problem_type: ClassVar[str]
+    """Of the export's config.json."""
+    pipeline: ClassVar[str]
+    """Hugging Face's name for what the export does."""
+
+    @property
+    def id2label(self) -> dict[str, str]:
+        """Of the export's config.json: output -> word."""
+        return {str(place): label for place, label in enumerate(self.labels)}
+
+    # --- files
+
+    @classmethod
+    @abstractmethod
+    def declared(cls, task: str, source: OwnSource) -> "TaskKind":
+        """The kind of the custom task `task`, with the labels that its options name, or its training file.
+
+        Raises:
+            UserError: there are none, or too few.
+        """
+
+    @abstractmethod
+    def read(self, row: Row) -> Any:
+        """The label of a row as `Example.label` holds it; None where there is none.
+
+        Raises:
+            UserError: names the row, and what is wrong with its label.
+        """
+
+    @abstractmethod
+    def shown(self, label: Any) -> str | float:
+        """A label of an example as files spell it."""
+
+    # --- training
+
+    @abstractmethod
+    def new_head(self, width: int, dropout: float) -> "nn.Module":
+        """The layers on top of the encoder, as `task_heads.PooledHead`."""
+
+    @abstractmethod
+    def targets(self, labels: Sequence[Any]) -> np.ndarray:
+        """The labels as training reads them, [N] or [N, ...]."""
+
+    @abstractmethod
+    def losses(self, logits: "Tensor", targets: "Tensor") -> "Tensor":
+        """The loss of each example, [B].
+
+        Args:
+            logits: what the head gives, float32 at least.
+            targets: rows of `targets`, or soft labels: what `scores` would be ideally.
+        """
+
+    # --- scores
+
+    @abstractmethod
+    def scores(self, logits: "Tensor") -> "Tensor":
+        """float64 [B, ...]: what is predicted, averaged and measured."""
+
+    @abstractmethod
+    def score_shape(self, longest: int) -> tuple[int, ...]:
+        """The shape of the scores of an example with `longest` tokens."""
+
+    @abstractmethod
+    def ideal_scores(self, labels: Sequence[Any]) -> np.ndarray:
+        """float64 [N, ...]: the scores of a model that is always right."""
+
+    @abstractmethod
+    def score_losses(self, scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        """float64 [N]: the training loss of each example, from its scores and label."""
+
+    @abstractmethod
+    def compared(self, metric: str, scores: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The predictions and labels that `metric` compares."""
+
+    @abstractmethod
+    def prediction(self, scores: np.ndarray) -> str | float:
+        """The one answer for an example."""
+
+    @abstractmethod
+    def answer(self, scores: np.ndarray) -> dict[str, Any]:
+        """The prediction for an example, as a line of `fastbert predict` holds it."""
+
+    def check_metrics(self, names: Sequence[str]) -> None:
+        """Checks that the metrics of a task fit it.
+
+        Raises:
+            UserError: a metric is unknown or does not fit, or none is named.
+        """
+        if not names:
+            raise UserError(f"a task needs a metric; name one of: {', '.join(METRICS)}")
+        for name in names:
+            choose("metric", name, METRICS)
+            if names.count(name) > 1:
+                raise UserError(f"the metric {name} is named twice; name each once")
+            if name not in self.metrics:
+                fitting = ", ".join(self.metrics)
+                raise UserError(f"the metric {name} does not fit labels that are {self.plural}; give one of: {fitting}")
+
+
+def not_a_label(where: str, label: Any) -> UserError:
+    """The error for NaN and infinities, which no kind of task can learn."""
+    return UserError(
+        f"{where}: the label {brief(label)} is no number that can be learned and no class; fill it in or drop the row"
+    )

@@ -1,0 +1,89 @@
+"""A number for each example: the squared error."""
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fastbert.errors import UserError, brief
+from fastbert.finetuning.kinds.kind import TaskKind, not_a_label
+from fastbert.finetuning.own import OwnSource
+from fastbert.finetuning.rows import Row
+from fastbert.ranges import number_of
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+class Number(TaskKind):
+    """A label, a soft label and a score are a number each."""
+
+    name = "number"
+    plural = "numbers"
+    least_labels = 0
+    metrics = ("pearson", "spearman", "pairwise_accuracy")
+    usual_metrics = ("pearson", "spearman")
+    architecture = "ForSequenceClassification"
+    problem_type = "regression"
+    pipeline = "text-classification"
+
+    @property
+    def id2label(self) -> dict[str, str]:
+        return {"0": "score"}
+
+    @classmethod
+    def declared(cls, task: str, source: OwnSource) -> "Number":
+        return cls()
+
+    def read(self, row: Row) -> float | None:
+        label = row.label
+        if label is None or (isinstance(label, str) and not label.strip()):
+            return None
+        try:
+            number = None if isinstance(label, bool) else number_of(label) if isinstance(label, str) else float(label)
+        except OverflowError:
+            number = math.inf
+        except (TypeError, ValueError):
+            number = None
+        if number is None:
+            hint = ", or set kind: classes" if isinstance(label, str | bool) else ""
+            raise UserError(f"{row.where}: the label {brief(label)} is no number; fix it{hint}")
+        if not math.isfinite(number):
+            raise not_a_label(row.where, label)
+        return number
+
+    def shown(self, label: float) -> float:
+        return label
+
+    def new_head(self, width: int, dropout: float) -> "nn.Module":
+        from fastbert.finetuning.task_heads import PooledHead
+
+        return PooledHead(width, 1, dropout)
+
+    def targets(self, labels: Sequence[float]) -> np.ndarray:
+        return np.array(labels, np.float32)
+
+    def losses(self, logits: "Tensor", targets: "Tensor") -> "Tensor":
+        return (logits.squeeze(-1) - targets).square()
+
+    def scores(self, logits: "Tensor") -> "Tensor":
+        return logits.double().squeeze(-1)
+
+    def score_shape(self, longest: int) -> tuple[int, ...]:
+        return ()
+
+    def ideal_scores(self, labels: Sequence[float]) -> np.ndarray:
+        return np.asarray(labels, dtype=np.float64)
+
+    def score_losses(self, scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        return (scores - labels) ** 2
+
+    def compared(self, metric: str, scores: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return scores, labels
+
+    def prediction(self, scores: np.ndarray) -> float:
+        return float(scores)
+
+    def answer(self, scores: np.ndarray) -> dict[str, Any]:
+        return {"value": self.prediction(scores)}

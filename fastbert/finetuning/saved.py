@@ -1,0 +1,210 @@
+"""The folder of a fine-tuned model.
+
+It is a model of transformers' own kind (`AutoModelForSequenceClassification` opens it, with
+`trust_remote_code=True` unless the encoder is a BERT), and `task.json` next to it says what it was trained for.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from fastbert import __version__
+from fastbert.config import differences
+from fastbert.data.tokenizer import WordPiece, load_tokenizer
+from fastbert.errors import UserError, brief, choose, nearest
+from fastbert.files import atomic_folder
+from fastbert.finetuning.kinds import KINDS
+from fastbert.finetuning.kinds.kind import TaskKind
+from fastbert.finetuning.model import TaskModel, encoder_weights
+from fastbert.hub.export import export_model, write_model
+from fastbert.hub.load import Pretrained, load_pretrained
+from fastbert.hub.names import is_bert
+from fastbert.inputs import input_errors
+from fastbert.records import COUNT, Whole, json_text, parse_json, read_json
+from fastbert.training.finite import require_finite
+from fastbert.training.tensors import read_metadata, read_tensors
+
+TASK_FILE = "task.json"
+TASK = "task"
+"""Key in the metadata of the weights: task.json as it was written."""
+
+
+@dataclass(frozen=True)
+class TaskRecord:
+    """What task.json says: what a fine-tuned model expects and what its scores mean."""
+
+    task: str
+    kind: TaskKind
+    is_pair: bool
+    both_orders: bool
+    """Its predictions are the mean over a pair's two orders."""
+    max_length: int
+    seed: int
+    dev: dict[str, dict[str, float]]
+    """The metrics of the saved epoch, by split."""
+
+    def to_json(self) -> dict[str, Any]:
+        first = {"task": self.task, "kind": self.kind.name, "labels": list(self.kind.labels)}
+        return first | {name: value for name, value in vars(self).items() if name not in first}
+
+
+_TASK_SHAPE = {
+    "task": str,
+    "kind": str,
+    "labels": [str],
+    "is_pair": bool,
+    "both_orders": bool,
+    "max_length": Whole(1),
+    "seed": COUNT,
+    "dev": {str: {str: (float, type(None))}},
+    "tokenizer?": str,
+}
+
+
+def save_task_model(model: TaskModel, record: TaskRecord, tokenizer: Path, out: Path) -> None:
+    """Writes the encoder and the head of `record.task` to the folder `out`, whole or not at all; an older one is
+    replaced.
+
+    Raises:
+        UserError: no space, no permission; weights that are not finite.
+    """
+    config, kind = model.encoder.config, record.kind
+    native = is_bert(config)
+    encoder = {f"encoder.{name}": tensor for name, tensor in model.encoder.state_dict().items()}
+    head = {name: tensor.cpu() for name, tensor in _exported(model.head(record.task), native).items()}
+    settings = {
+        "architectures": [f"{'Bert' if native else 'FastBert'}{kind.architecture}"],
+        "id2label": kind.id2label,
+        "label2id": {label: int(output) for output, label in kind.id2label.items()},
+        "problem_type": kind.problem_type,
+    }
+    require_finite({"head": head}, "the model to save")  # export_model looks at the encoder
+    with atomic_folder(out) as folder:
+        export_model(config, encoder, tokenizer, folder, max_length=record.max_length)
+        encoder, mark = read_tensors(folder / "model.safetensors")
+        prefix = "bert." if native else "encoder."
+        tensors = {f"{prefix}{name}": tensor for name, tensor in encoder.items()}
+        settings = read_json(folder / "config.json", "model configuration") | settings
+        facts = record.to_json() | {"tokenizer": load_tokenizer(folder).fingerprint}
+        write_model(folder, settings, tensors | head, mark | {TASK: json_text(facts, sort_keys=True)})
+        (folder / TASK_FILE).write_text(json_text(facts, indent=2) + "\n", encoding="utf-8")
+        (folder / "README.md").write_text(_card(record, native), encoding="utf-8")
+
+
+def _exported(head: nn.Module, native: bool) -> dict[str, Tensor]:
+    """The weights of a head by their names in the folder."""
+    named = {}
+    for name, parameter in head.named_parameters():
+        layer, _, end = name.rpartition(".")
+        named[f"{head.bert_names[layer] if native else layer}.{end}"] = parameter.detach()
+    return named
+
+
+def _card(record: TaskRecord, native: bool) -> str:
+    trust = "" if native else ", trust_remote_code=True"
+    metrics = "\n".join(
+        f"- {split}, {name}: {value:.4f}" for split, values in record.dev.items() for name, value in values.items()
+    )
+    return f"""---
+library_name: transformers
+pipeline_tag: {record.kind.pipeline}
+tags:
+- fastbert
+# license: to be chosen by whoever publishes this model
+---
+
+# A text encoder fine-tuned on {record.task}
+
+By fastbert {__version__}, seed {record.seed}: the best epoch by its metric on dev.
+
+{metrics}
+
+`AutoModel{record.kind.architecture}.from_pretrained(folder{trust})` opens it, `AutoTokenizer` its tokenizer, and
+`fastbert predict --model folder` reads it too. Inputs are cut to {record.max_length} tokens.
+"""
+
+
+def fine_tuned_folder(path: str | Path) -> Path | None:
+    """Where the model that `save_task_model` wrote lies: `path` itself or `path`/model; None if there is none."""
+    for folder in (Path(path), Path(path) / "model"):
+        if (folder / TASK_FILE).is_file():
+            return folder
+    return None
+
+
+@dataclass(frozen=True)
+class FineTuned:
+    model: TaskModel
+    vocabulary: WordPiece
+    record: TaskRecord
+
+
+def read_task_record(folder: Path) -> tuple[TaskRecord, WordPiece]:
+    """What a fine-tuned model was trained for, and its tokenizer.
+
+    Raises:
+        UserError: the record is damaged, or the tokenizer is not the one the model was trained with.
+    """
+    values, vocabulary = read_json(folder / TASK_FILE, "task record", _TASK_SHAPE), load_tokenizer(folder)
+    known = {name.removesuffix("?") for name in _TASK_SHAPE}
+    if unknown := sorted(values.keys() - known):
+        raise UserError(
+            f"the task record {folder / TASK_FILE} has {brief(unknown[0])}, which this version of fastbert does not "
+            f"know; {nearest(unknown[0], known)}"
+        )
+    trained_with = values.get("tokenizer", vocabulary.fingerprint)
+    kind = KINDS[choose(f"kind of task in {folder / TASK_FILE}", values["kind"], KINDS)](tuple(values["labels"]))
+    if len(kind.labels) < kind.least_labels:
+        raise UserError(
+            f"the task record {folder / TASK_FILE} is damaged: a task has {kind.least_labels} labels at least"
+        )
+    parts = {name: value for name, value in values.items() if name not in ("kind", "labels", "tokenizer")}
+    record = TaskRecord(kind=kind, **parts)
+    weights = folder / "model.safetensors"
+    where = f"the task record in {weights}"
+    written = parse_json(read_metadata(weights).get(TASK, "{}"), where, dict) if weights.is_file() else {}
+    if changed := differences(*({key: facts[key] for key in written.keys() & values} for facts in (written, values))):
+        raise UserError(f"{folder / TASK_FILE} was changed since it was written ({'; '.join(changed)}); put that back")
+    if trained_with != vocabulary.fingerprint:
+        raise UserError(f"{folder} holds another tokenizer than its model was trained with; put that one back")
+    return record, vocabulary
+
+
+def load_task_model(path: str | Path, kernels: str = "auto") -> FineTuned:
+    """A fine-tuned model, bit for bit as it was trained, from its folder or its seed's.
+
+    Raises:
+        UserError: there is none, or it is damaged.
+    """
+    folder = fine_tuned_folder(path)
+    if folder is None:
+        raise UserError(
+            f"{path} is not a fine-tuned model: there is no {TASK_FILE} in it or in its model/; give the folder of a "
+            "seed of `fastbert finetune`, or run that first: fastbert finetune --model MODEL --task TASK --out OUT"
+        )
+    record, vocabulary = read_task_record(folder)
+    pretrained = load_pretrained(folder)
+    model = TaskModel(pretrained.config, {record.task: record.kind}, kernels)
+    model.encoder.load_state_dict(encoder_weights(pretrained))
+    head = _exported(model.head(record.task), is_bert(pretrained.config))
+    with input_errors(folder), safe_open(folder / "model.safetensors", "pt") as file, torch.no_grad():
+        there = set(file.keys())
+        for name, weight in head.items():
+            if name not in there or tuple(file.get_slice(name).get_shape()) != tuple(weight.shape):
+                raise UserError(f"{folder} is damaged: its weight {name} is missing or does not fit {TASK_FILE}")
+            weight.copy_(file.get_tensor(name))
+            if not weight.isfinite().all():
+                raise UserError(f"{folder}: its weight {name} holds numbers that are not finite; train it again")
+    return FineTuned(model, vocabulary, record)
+
+
+def load_encoder(path: str | Path) -> Pretrained:
+    """As `load_pretrained`, and a seed's folder of `fastbert finetune` stands for the model in it."""
+    folder = fine_tuned_folder(path)
+    if folder is not None:
+        read_task_record(folder)  # refuses another tokenizer
+    return load_pretrained(folder or path)

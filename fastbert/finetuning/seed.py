@@ -1,0 +1,210 @@
+"""The training of one seed in its folder: dev is scored after each epoch, the best epoch's model is saved, and a
+checkpoint makes the same command continue after the last epoch that was finished."""
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from fastbert.errors import UserError
+from fastbert.files import disk_errors, remove, remove_leftovers
+from fastbert.finetuning.batches import subset
+from fastbert.finetuning.dev_scores import dev_figures, selection_value, write_errors
+from fastbert.finetuning.folder import write_options
+from fastbert.finetuning.loop import ADVICE, STATE, Tuner, build_scaled_optimizer
+from fastbert.finetuning.model import TaskModel, new_task_model
+from fastbert.finetuning.predict import BATCH, Inputs, encode_inputs, predict_scores
+from fastbert.finetuning.results import EPOCH
+from fastbert.finetuning.saved import fine_tuned_folder, save_task_model
+from fastbert.finetuning.setup import FinetuneSetup, task_record
+from fastbert.finetuning.stream import SingleTaskStream
+from fastbert.records import check, write_sealed
+from fastbert.streams import say
+from fastbert.training.checkpoints import Checkpoint, Checkpointer, check_space, read_newest
+from fastbert.training.finite import NotFiniteError, all_finite
+from fastbert.training.interrupts import Interrupts
+from fastbert.training.logbook import Logbook
+from fastbert.training.step import Updater
+
+CHECKPOINTS = "checkpoints"
+"""In the folder of a seed, until it is finished."""
+_STATE = STATE | {"best": (EPOCH, type(None)), "last": EPOCH}
+
+
+def train_seed(
+    setup: FinetuneSetup, folder: Path, fraction: float, seed: int, interrupts: Interrupts
+) -> dict[str, Any] | None:
+    """Trains one seed in its folder, from its newest checkpoint if there is one.
+
+    Returns:
+        Its result; None if a signal ended the training.
+
+    Raises:
+        UserError: training diverged; the disk is full; the checkpoints are damaged.
+    """
+    options = setup.options
+    checkpoint = checkpoint_of(folder, options.save_model)
+    with disk_errors(folder):
+        if checkpoint is None:
+            remove(folder)  # what an attempt without a checkpoint left
+            folder.mkdir(parents=True)
+        else:
+            remove_leftovers(folder)
+    write_options(folder, replace(options, seeds=1, first_seed=seed, train_fraction=str(fraction), out=str(folder)))
+    examples = [setup.train[row] for row in subset(len(setup.train), fraction)]
+    data = encode_inputs(examples, setup.vocabulary, task_record(options, setup.task, seed, {}))
+    updater = build_updater(setup, seed)
+    check_disk(folder, updater.module, options.save_model, checkpoint is not None)
+    steps, machine = options.steps(len(examples)), f"{setup.device} {setup.precision}"
+    say(f"{setup.task.name}, seed {seed}: {len(examples)} examples, {steps} steps; {machine}")
+    resumed = {"start_step": checkpoint.step, "expected": checkpoint.state["metrics"]} if checkpoint else {}
+    with Logbook(folder, steps, **resumed) as logbook:
+        stream = SingleTaskStream(setup.task.name, data.orders, options.batch_size, seed)
+        tuner = Tuner(updater, stream, options, seed, logbook)
+        epochs = Epochs(setup, tuner, Checkpointer(folder / CHECKPOINTS, 1, logbook.say), folder, seed)
+        if checkpoint is not None:
+            epochs.restore(checkpoint)
+            logbook.say(f"continues after epoch {tuner.progress.epoch} of {options.epochs}")
+        if not tuner.run(interrupts, epochs.end):
+            return None
+    if epochs.best is None:
+        raise UserError(
+            f"{setup.task.name}, seed {seed}: training diverged, in none of {options.epochs} epochs were weights and "
+            f"scores on dev finite{ADVICE}"
+        )
+    write_errors(folder / "errors.jsonl", setup.task, setup.dev, epochs.best_scores, options.worst)
+    result = epochs.result(data)
+    write_sealed(folder / "result.json", result)
+    return result
+
+
+def checkpoint_of(folder: Path, save_model: bool) -> Checkpoint | None:
+    """The checkpoint that a seed continues from; None if there is none, or the model of its best epoch is missing.
+
+    Raises:
+        UserError: there are checkpoints, and none of them is whole.
+    """
+    checkpoint = read_newest(folder / CHECKPOINTS, say)
+    if checkpoint is None:
+        return None
+    state = check(checkpoint.state, _STATE, f"the checkpoint's state {checkpoint.path / 'state.json'}")
+    if missing := {"model", "optimizer", "scores"} - checkpoint.tensors.keys():
+        raise UserError(f"the checkpoint {checkpoint.path} is damaged: it has no {min(missing)}.safetensors")
+    best = state["best"]
+    if save_model and best and best["epoch"] < state["progress"]["epoch"] and fine_tuned_folder(folder) is None:
+        say(f"{folder} has no model of its best epoch, which was trained with --no-save-model: the seed starts again")
+        return None
+    return checkpoint
+
+
+def build_updater(setup: FinetuneSetup, seed: int) -> Updater:
+    """The model of a seed, with a new head, and its optimizer."""
+    options, task = setup.options, setup.task
+    model = new_task_model(
+        setup.pretrained,
+        {task.name: task.kind},
+        seed,
+        dropout=options.dropout,
+        attention_dropout=options.attention_dropout,
+        kernels=options.machine.kernels,
+    ).to(setup.device)
+    optimizer = build_scaled_optimizer(
+        model.named_parameters(),
+        model.encoder.config,
+        options.optimizer(options.learning_rate),
+        options.layer_decay,
+        setup.device,
+        options.machine.apex,
+    )
+    return Updater(model, optimizer, options.clip_norm, setup.precision)
+
+
+def check_disk(folder: Path, model: TaskModel, save_model: bool, resumed: bool) -> None:
+    """Raises a UserError if the disk has no space for a seed: the files being written and, if it is not `resumed`,
+    those that they replace."""
+    weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+    checkpoint = 3 * weights  # with AdamW's two moments
+    needed = (checkpoint + save_model * weights) * (1 if resumed else 2)
+    check_space(folder, needed, "the checkpoints and the model of a seed need", "fine-tune a smaller encoder")
+
+
+@dataclass
+class Epochs:
+    """What is measured after each epoch of a seed, and what is saved of it."""
+
+    setup: FinetuneSetup
+    tuner: Tuner
+    checkpointer: Checkpointer
+    folder: Path
+    seed: int
+    best: dict[str, Any] | None = None
+    """Of the best epoch so far, its number and the figures on dev."""
+    last: dict[str, Any] = field(default_factory=dict)
+    best_scores: dict[str, np.ndarray] = field(default_factory=dict)
+
+    def end(self) -> None:
+        """Ends an epoch: scores dev, writes a checkpoint, and saves the model if it is the best so far.
+
+        In this order, since the weights of a best epoch are in its checkpoint until they are in the model.
+        """
+        self.measure()
+        try:
+            scores = {split: torch.from_numpy(values) for split, values in self.best_scores.items()}
+            self.checkpointer.save(
+                self.tuner.progress.step,
+                self.tuner.tensors() | {"scores": scores},
+                self.tuner.state() | {"best": self.best, "last": self.last},
+            )
+        except NotFiniteError as error:  # an epoch before it, if any, is continued from
+            self.tuner.logbook.say(f"{error}; there is no checkpoint of epoch {self.tuner.progress.epoch}")
+        self.save_best()
+
+    def measure(self) -> None:
+        """Scores dev and logs it. An epoch whose weights, scores or metrics are not finite is no candidate for the
+        best."""
+        setup, task, progress, logbook = self.setup, self.setup.task, self.tuner.progress, self.tuner.logbook
+        model, scores, figures = self.tuner.updater.module, {}, {}
+        finite = bool(all_finite(model.state_dict().values()))
+        batch_size = setup.options.machine.micro_batch_size or BATCH
+        for split, inputs in setup.dev.items():
+            scores[split] = predict_scores(model, task.name, inputs, precision=setup.precision, batch_size=batch_size)
+            figures[split] = dev_figures(task, scores[split], inputs.examples)
+            finite = finite and None not in figures[split].values()
+            logbook.log(progress.step, split, {**figures[split], "epoch": progress.epoch})
+        self.last = {"epoch": progress.epoch, "dev": figures}
+        if not finite:
+            logbook.say(f"epoch {progress.epoch}: weights or scores on dev are not finite; it does not count as best")
+        elif self.best is None or selection_value(task, figures) > selection_value(task, self.best["dev"]):
+            self.best, self.best_scores = self.last, scores
+
+    def save_best(self) -> None:
+        """Saves the model if the epoch just done is the best."""
+        if self.setup.options.save_model and self.best and self.best["epoch"] == self.tuner.progress.epoch:
+            record = task_record(self.setup.options, self.setup.task, self.seed, self.best["dev"])
+            save_task_model(self.tuner.updater.module, record, self.setup.pretrained.tokenizer, self.folder / "model")
+
+    def result(self, train: Inputs) -> dict[str, Any]:
+        """What is known at the end; there is a best epoch."""
+        options, progress, count = self.setup.options, self.tuner.progress, len(train.examples)
+        splits = {"train": train, **self.setup.dev}
+        return {
+            "seed": self.seed,
+            "best": self.best,
+            "last": self.last,
+            "train_examples": count,
+            "truncated": {split: inputs.truncated for split, inputs in splits.items()},
+            "skipped_updates": progress.skipped,
+            "examples_per_second": round(count * options.epochs / progress.seconds, 1),
+            "model": str(self.folder / "model") if options.save_model else None,
+        }
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Continues from a checkpoint."""
+        self.tuner.restore(checkpoint)
+        self.best, self.last = checkpoint.state["best"], checkpoint.state["last"]
+        self.best_scores = {split: values.numpy() for split, values in checkpoint.tensors["scores"].items()}
+        if not self.setup.options.save_model:
+            remove(self.folder / "model")
+        self.save_best()

@@ -1,0 +1,128 @@
+"""What all seeds of a fine-tuning share: machine, encoder, task and texts, and a description of the experiment."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fastbert import config as configuration
+from fastbert.data.tokenizer import WordPiece
+from fastbert.errors import UserError
+from fastbert.finetuning.batches import subset
+from fastbert.finetuning.options import FinetuneOptions, science
+from fastbert.finetuning.predict import Inputs, encode_inputs
+from fastbert.finetuning.results import Figures, tuned_folder
+from fastbert.finetuning.saved import TaskRecord, fine_tuned_folder, load_encoder
+from fastbert.finetuning.tasks import Example, Task, open_task
+from fastbert.hub.load import Pretrained, tokenizer_of
+from fastbert.training.apex import check_apex
+from fastbert.training.hardware import resolve_device, resolve_precision, setup_machine
+from fastbert.training.schedules import learning_rate_factor
+
+
+@dataclass
+class FinetuneSetup:
+    """What all seeds share."""
+
+    options: FinetuneOptions
+    task: Task
+    pretrained: Pretrained
+    vocabulary: WordPiece
+    train: list[Example]
+    dev: dict[str, Inputs]
+    device: torch.device
+    precision: str
+    warnings: list[str]
+    """What the user should know before it starts."""
+
+
+def task_record(options: FinetuneOptions, task: Task, seed: int, dev: Figures) -> TaskRecord:
+    return TaskRecord(
+        task=task.name,
+        kind=task.kind,
+        is_pair=task.is_pair,
+        both_orders=options.symmetric,
+        max_length=options.max_length,
+        seed=seed,
+        dev=dev,
+    )
+
+
+def open_encoder(asked: FinetuneOptions) -> Pretrained:
+    """The encoder to start from.
+
+    Raises:
+        UserError: there is none, or --init-from names no fine-tuned model.
+    """
+    if asked.init_from is None:
+        return load_encoder(asked.model)
+    folder = tuned_folder(Path(asked.init_from))
+    if fine_tuned_folder(folder) is None:
+        raise UserError(
+            f"{folder} holds no fine-tuned model; give the folder of a seed of fastbert finetune, or its --out, with "
+            "--init-from, and a pretrained encoder with --model"
+        )
+    return load_encoder(folder)
+
+
+def prepare_finetuning(asked: FinetuneOptions) -> FinetuneSetup:
+    """Machine, model, task and texts; everything that can be refused is refused here."""
+    device = resolve_device(asked.machine.device)
+    precision, warning = resolve_precision(asked.machine.precision, device)
+    if asked.machine.apex:
+        check_apex("adamw", device)
+    setup_machine(asked.machine, device)
+    task = open_task(asked.task, glue_dir=asked.glue_dir, own=asked.own, glue_subset=asked.glue_subset)
+    if "train" not in task.splits or not task.dev_splits:
+        lacking = "train" if "train" not in task.splits else "dev"
+        raise UserError(
+            f"the task {task.name} has no {lacking} split; fine-tuning needs one to train on and one for dev: of a "
+            f"custom task, --own.{lacking}"
+        )
+    pretrained = open_encoder(asked)
+    vocabulary = tokenizer_of(pretrained)
+    options = asked.resolved(task, pretrained.config.max_positions)
+    record = task_record(options, task, 0, {})
+    train = task.examples("train")
+    dev = {split: encode_inputs(task.examples(split), vocabulary, record) for split in task.dev_splits}
+    for inputs in dev.values():
+        task.check_scorable([example.label for example in inputs.examples])
+    for fraction in options.fractions():  # refuses a warm-up longer than the training
+        learning_rate_factor(options.schedule, 0, options.steps(len(subset(len(train), fraction))))
+    warnings = [*([warning] if warning else []), *task.warnings]
+    if len(vocabulary.tokens) < pretrained.config.vocab_size:
+        warnings.append(
+            f"the tokenizer in {pretrained.tokenizer} has {len(vocabulary.tokens)} tokens and {asked.start} "
+            f"{pretrained.config.vocab_size}: is it the one the model was trained with?"
+        )
+    return FinetuneSetup(options, task, pretrained, vocabulary, train, dev, device, precision, warnings)
+
+
+def describe_finetuning(setup: FinetuneSetup) -> dict[str, Any]:
+    """What the results depend on, by name."""
+    return {
+        **science(setup.options),
+        "labels": list(setup.task.labels),
+        "metrics": list(setup.task.metrics),
+        "model": fingerprint_of_weights(setup.pretrained),
+        "tokenizer": setup.vocabulary.fingerprint[:8],
+        "data": configuration.digest(
+            {
+                split: [[e.text, e.pair, e.label] for e in examples]
+                for split, examples in (("train", setup.train), *((s, i.examples) for s, i in setup.dev.items()))
+            }
+        ),
+    }
+
+
+def fingerprint_of_weights(pretrained: Pretrained) -> str:
+    """Eight hexadecimal digits that name the encoder, wherever it lies."""
+    digest = hashlib.sha256(json.dumps(pretrained.config.to_dict(), sort_keys=True).encode())
+    for name in sorted(pretrained.weights):
+        if name.startswith("encoder."):
+            digest.update(name.encode())
+            digest.update(pretrained.weights[name].contiguous().view(torch.uint8).numpy())
+    return digest.hexdigest()[:8]

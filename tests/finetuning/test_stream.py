@@ -1,0 +1,135 @@
+"""A stream of batches of several tasks, and the stream of one."""
+
+import copy
+import math
+import time
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from fastbert.data.tokenizer import WordPiece
+from fastbert.finetuning.batches import draw_orders, encode, training_order
+from fastbert.finetuning.kinds.classes import Classes
+from fastbert.finetuning.kinds.number import Number
+from fastbert.finetuning.loop import Tuner, build_scaled_optimizer
+from fastbert.finetuning.model import TaskModel, new_task_model
+from fastbert.finetuning.options import FinetuneOptions
+from fastbert.finetuning.saved import load_encoder
+from fastbert.finetuning.stream import SingleTaskStream, StreamBatch
+from fastbert.finetuning.task_heads import PooledHead
+from fastbert.finetuning.tasks import Example
+from fastbert.model.encoder import initialize
+from fastbert.training.logbook import Logbook, read_metrics
+from fastbert.training.options import OptimizerOptions, ScheduleOptions, TrainingMachineOptions
+from fastbert.training.step import Updater
+from tests.finetuning.conftest import FILLERS, WORDS, tiny_config
+
+NOBODY = SimpleNamespace(caught=None)  # no signal comes
+TASKS = {"topic": Classes(("a", "b", "c")), "v1.2/score": Number()}
+
+
+def encoded(kind, labels):
+    texts = [" ".join(FILLERS[: 2 + n]) for n in range(len(labels))]
+    return encode([Example(n, text, None, labels[n]) for n, text in enumerate(texts)], WordPiece(WORDS), 30, kind)
+
+
+class Alternating:
+    """A batch with soft labels, and one of numbers."""
+
+    batches = 2
+    soft = np.random.default_rng(0).dirichlet(np.ones(3), 5).astype(np.float32)
+
+    def __init__(self) -> None:
+        topic, score = TASKS
+        self.parts = (
+            StreamBatch(encoded(TASKS[topic], [0, 1, 2, 0, 1]), np.array([4, 0, 2, 1, 3]), topic, 0.5, self.soft),
+            StreamBatch(encoded(TASKS[score], [0.5, -1.0, 3.0]), np.array([0, 2]), score, 3.0),
+        )
+
+    def at(self, epoch: int, index: int) -> StreamBatch:
+        time.sleep(0.1 * (epoch == 0))
+        return self.parts[index]
+
+
+def test_two_tasks_train_together_by_their_own_losses_and_weights(tmp_path) -> None:
+    """All steps in closed form: torch's gradient of the weighted means, and its AdamW. eps is so large that an update
+    grows with the gradient."""
+    model, stream = TaskModel(tiny_config(dropout=0.0, attention_dropout=0.0), TASKS), Alternating()
+    initialize(model, 0, 0.1)
+    theirs = copy.deepcopy(model)
+    options = FinetuneOptions(
+        epochs=2, learning_rate=0.1, log_every=1, schedule=ScheduleOptions(name="constant", warmup=0.0),
+        machine=TrainingMachineOptions(micro_batch_size=3),
+    )  # fmt: skip
+    settings = OptimizerOptions(eps=1.0, weight_decay=0.0)
+    optimizer = build_scaled_optimizer(
+        model.named_parameters(), model.encoder.config, settings, 1.0, torch.device("cpu")
+    )
+    with Logbook(tmp_path, 4, quiet=True) as logbook:
+        tuner = Tuner(Updater(model, optimizer, 0.0, "fp32"), stream, options, 0, logbook)
+        seconds: list[float] = []
+        assert tuner.run(NOBODY, lambda: seconds.append(tuner.progress.seconds))
+    assert seconds[0] < seconds[1]  # a sum: the first epoch is the longer one
+
+    reference = torch.optim.AdamW(
+        theirs.parameters(), lr=0.1, betas=(settings.beta1, settings.beta2), eps=1.0, weight_decay=0.0
+    )
+    losses, still = [], {}
+    for part in stream.parts * 2:
+        batch = part.data.batch(part.rows)
+        logits = theirs(batch, part.head)
+        if part.head == "topic":
+            loss = 0.5 * -(torch.from_numpy(part.soft_labels) * logits.log_softmax(-1)).sum(-1).mean()
+        else:
+            loss = 3.0 * F.mse_loss(logits[:, 0], torch.tensor([0.5, 3.0]))
+        loss.backward()
+        idle = {name for name, parameter in theirs.named_parameters() if parameter.grad is None}
+        still[part.head] = {name for name in idle if name.startswith("heads.")}
+        reference.step()
+        reference.zero_grad()
+        losses.append(loss.item())
+    assert [len(names) for names in still.values()] == [4, 4] and not set.intersection(*still.values())
+    for (name, mine), other in zip(model.named_parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-5, msg=name)
+    assert [row["loss"] for row in read_metrics(tmp_path / "metrics.jsonl")] == pytest.approx(losses, rel=1e-5)
+
+
+def test_heads_start_from_the_same_weights_alone_and_together(bert) -> None:
+    """Those of a `PooledHead` by itself: its weights are named without the task."""
+    expected = PooledHead(32, 3, 0.0)
+    initialize(expected, 3, 0.1)
+    for tasks in ({"topic": TASKS["topic"]}, dict(reversed(TASKS.items()))):
+        settings = {"dropout": 0.0, "attention_dropout": 0.0, "kernels": "auto"}
+        model = new_task_model(load_encoder(bert), tasks, 3, **settings)
+        torch.testing.assert_close(dict(model.head("topic").state_dict()), dict(expected.state_dict()), rtol=0, atol=0)
+
+
+def test_the_head_drops_its_input_where_there_are_keys() -> None:
+    head = PooledHead(64, 64, 0.5)
+    with torch.no_grad():
+        for layer, weight, bias in ((head.pooler, torch.zeros(64, 64), 1.0), (head.classifier, torch.eye(64), 0.0)):
+            layer.weight.copy_(weight)
+            layer.bias.fill_(bias)
+    hidden, whole = torch.zeros(8, 1, 64), math.tanh(1.0)
+    torch.testing.assert_close(head(hidden, None), torch.full((8, 64), whole))
+    dropped = head(hidden, torch.arange(8, dtype=torch.int32))
+    zero = dropped == 0
+    assert 0.4 < zero.float().mean() < 0.6 and not torch.equal(zero[0], zero[1])
+    torch.testing.assert_close(dropped[~zero], torch.full_like(dropped[~zero], 2 * whole))
+
+
+def test_a_stream_of_one_task_is_a_function_of_epoch_and_index() -> None:
+    kind = TASKS["topic"]
+    examples = [Example(n, " ".join(FILLERS[: 1 + n % 7]), "good bad", n % 3) for n in range(23)]
+    swapped = [Example(e.index, e.pair, e.text, e.label) for e in examples]
+    orders = [encode(some, WordPiece(WORDS), 30, kind) for some in (examples, swapped)]
+    stream = SingleTaskStream("topic", orders, 5, seed=7)
+    assert stream.batches == 5
+    for epoch, index in ((2, 4), (0, 1), (2, 0)):
+        batch, data = stream.at(epoch, index), draw_orders(orders, 7, epoch)
+        assert (batch.rows == training_order(data.lengths, 5, 7, epoch)[index]).all()
+        assert (batch.data.tokens == data.tokens).all() and batch.head == "topic" and batch.weight == 1.0
+    assert (stream.at(0, 0).data.tokens != stream.at(1, 0).data.tokens).any()
