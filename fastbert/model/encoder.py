@@ -70,7 +70,7 @@ def layer_norm(config: EncoderConfig) -> nn.LayerNorm:
 
 @dataclass(frozen=True)
 class AttentionContext:
-    """What the attention of every block reads besides hidden states, made once a forward pass."""
+    """What the attention of every block reads in addition to hidden states, made once a forward pass."""
 
     function: Callable[..., Tensor]
     """`Kernels.attention`."""

@@ -32,6 +32,6 @@ class Alibi(Scheme):
         return torch.exp2(self.steps.float() * (-4 / self.power))
 
     def bias(self, length: int, position_ids: Tensor | None) -> Tensor:
-        places = torch.arange(length, device=self.steps.device)[None] if position_ids is None else position_ids
-        distances = (places[:, None, :, None] - places[:, None, None, :]).abs()  # [1 or B, 1, T, T]
+        positions = torch.arange(length, device=self.steps.device)[None] if position_ids is None else position_ids
+        distances = (positions[:, None, :, None] - positions[:, None, None, :]).abs()  # [1 or B, 1, T, T]
         return -self.slopes()[:, None, None] * distances

@@ -29,7 +29,7 @@ class Rotary(Scheme):
         self.register_buffer("evens", torch.arange(0, config.head_size, 2), persistent=False)
 
     def rotation(self, length: int, position_ids: Tensor | None) -> tuple[Tensor, Tensor]:
-        places = torch.arange(length, device=self.evens.device)[None] if position_ids is None else position_ids
+        positions = torch.arange(length, device=self.evens.device)[None] if position_ids is None else position_ids
         frequencies = 1.0 / self.base ** (self.evens.float() / self.head_size)
-        angles = (places.float()[..., None] * frequencies)[:, None]  # [1 or B, 1, T, K / 2]
+        angles = (positions.float()[..., None] * frequencies)[:, None]  # [1 or B, 1, T, K / 2]
         return angles.cos(), angles.sin()

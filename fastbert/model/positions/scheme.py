@@ -1,6 +1,6 @@
 """The interface of position schemes. A scheme is a subclass of `Scheme` that overrides what it needs.
 
-An export carries the source of its scheme. So a scheme's module imports nothing besides torch, the standard library,
+An export carries the source of its scheme. So a scheme's module imports only torch, the standard library,
 `fastbert.model.positions`, `fastbert_kernels`, and `EncoderConfig` for annotations, and reads only fields of the
 configuration and `head_size`. A buffer that is not saved belongs to the scheme itself, not to a submodule, and holds
 integers where a cast must not round it.
