@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from fastbert.config import load_yaml
 from fastbert.errors import UserError, brief, choose, message_of
 from fastbert.flags import EXAMPLES, normalized, parse
 from fastbert.hub.folders import check_model_folder
-from fastbert.registry import Registry
+from fastbert.registry import Registry, imported
 from fastbert.requirements import check_requirements, check_text, refuse_several_processes
 from fastbert.streams import (
     flush_standard_output,
@@ -44,11 +45,27 @@ OPTIONS = Registry(
 """What each job takes. These modules import no torch; what does is imported when the options have been checked."""
 
 
-def prepare(arguments: list[str]) -> int:
-    options = parse(OPTIONS["prepare"], arguments, "prepare")
-    from fastbert.data.prepare import prepare as run
+RUNS = Registry(
+    {
+        "prepare": "fastbert.data.prepare:prepare",
+        "pretrain": "fastbert.pretraining.pretrain:pretrain",
+        "evaluate": "fastbert.pretraining.held_out:evaluate_text",
+        "finetune": "fastbert.finetuning.several_tasks:finetune_tasks",
+        "predict": "fastbert.finetuning.predict:predict",
+        "submit": "fastbert.finetuning.submit:submit",
+        "export": "fastbert.hub.export_run:export_run",
+        "sweep": "fastbert.studies.sweep.sweep:sweep",
+        "ablate": "fastbert.studies.ablate.ablate:ablate",
+        "bench throughput": "fastbert.bench.throughput:bench_throughput",
+        "bench data": "fastbert.bench.data:bench_data",
+        "bench kernels": "fastbert.bench.kernels:bench_kernels",
+    }
+)
+"""What does each job, given its options."""
 
-    run(options)
+
+def prepare(arguments: list[str]) -> int:
+    RUNS["prepare"](parse(OPTIONS["prepare"], arguments, "prepare"))
     return 0
 
 
@@ -72,9 +89,7 @@ def pretrain(arguments: list[str]) -> int:
     if idle := without_effect(options, arguments):
         have = "have" if len(idle) > 1 else "has"
         warn(f"{', '.join(idle)} {have} no effect, as {brief(options.data, str)} is prepared already")
-    from fastbert.pretraining.pretrain import pretrain as run
-
-    return run(options, name)
+    return RUNS["pretrain"](options, name)
 
 
 def without_effect(options: Any, arguments: list[str]) -> list[str]:
@@ -89,40 +104,19 @@ def without_effect(options: Any, arguments: list[str]) -> list[str]:
     return [flag for flag in typed if flag in names]
 
 
-def evaluate(arguments: list[str]) -> int:
-    options = parse(OPTIONS["evaluate"], arguments, "evaluate")
-    options.check_inputs()
-    from fastbert.pretraining.held_out import evaluate_text as run
-
-    run(options)
-    return 0
-
-
 def finetune(arguments: list[str]) -> int:
     file, arguments = yaml_file(arguments)
     default = None if file is None else load_yaml(OPTIONS["finetune"], file)
     options = parse(OPTIONS["finetune"], arguments, "finetune", default)
     options.check_inputs()
-    from fastbert.finetuning.several_tasks import finetune_tasks as run
-
-    return run(options)
+    return RUNS["finetune"](options)
 
 
-def predict(arguments: list[str]) -> int:
-    options = parse(OPTIONS["predict"], arguments, "predict")
+def use_model(job: str, arguments: list[str]) -> int:
+    """evaluate, predict or submit."""
+    options = parse(OPTIONS[job], arguments, job)
     options.check_inputs()
-    from fastbert.finetuning.predict import predict as run
-
-    run(options)
-    return 0
-
-
-def submit(arguments: list[str]) -> int:
-    options = parse(OPTIONS["submit"], arguments, "submit")
-    options.check_inputs()
-    from fastbert.finetuning.submit import submit as run
-
-    run(options)
+    RUNS[job](options)
     return 0
 
 
@@ -131,38 +125,19 @@ def export(arguments: list[str]) -> int:
         arguments = ["--run", *arguments]
     options = parse(OPTIONS["export"], arguments, "export")
     check_model_folder(options.run)
-    from fastbert.hub.export_run import export_run as run
-
-    run(options)
+    RUNS["export"](options)
     return 0
 
 
-def sweep(arguments: list[str]) -> int:
-    from fastbert.studies.sweep.options import load_sweep
-
+def study(job: str, load: str, arguments: list[str]) -> int:
+    """sweep or ablate, whose YAML file the function at `load` reads: what is compared, and the options."""
     file, arguments = yaml_file(arguments)
-    axes, default = (None, None) if file is None else load_sweep(file)
-    options = parse(OPTIONS["sweep"], arguments, "sweep", default)
-    if axes is None:
-        raise UserError("fastbert sweep needs a YAML file first, such as configs/sweep/glue.yaml")
-    axes.check_inputs(options.glue_dir)
-    from fastbert.studies.sweep.sweep import sweep as run
-
-    return run(axes, options)
-
-
-def ablate(arguments: list[str]) -> int:
-    from fastbert.studies.ablate.options import load_ablation
-
-    file, arguments = yaml_file(arguments)
-    ablation, default = (None, None) if file is None else load_ablation(file)
-    options = parse(OPTIONS["ablate"], arguments, "ablate", default)
-    if ablation is None:
-        raise UserError("fastbert ablate needs a YAML file first, such as configs/ablate/tiny.yaml")
-    ablation.check_inputs(options.glue_dir)
-    from fastbert.studies.ablate.ablate import ablate as run
-
-    return run(ablation, options)
+    compared, default = (None, None) if file is None else imported(load)(file)
+    options = parse(OPTIONS[job], arguments, job, default)
+    if compared is None:
+        raise UserError(f"fastbert {job} needs a YAML file first, such as {EXAMPLES[job].split()[0]}")
+    compared.check_inputs(options.glue_dir)
+    return RUNS[job](compared, options)
 
 
 def bench(arguments: list[str]) -> int:
@@ -178,27 +153,24 @@ def bench(arguments: list[str]) -> int:
         return 0 if arguments else 2
     topic = choose("benchmark", arguments[0], topics)
     options = parse(OPTIONS[f"bench {topic}"], arguments[1:], f"bench {topic}")
-    return BENCHMARKS[topic](options)
-
-
-BENCHMARKS = Registry(
-    {
-        "throughput": "fastbert.bench.throughput:bench_throughput",
-        "data": "fastbert.bench.data:bench_data",
-        "kernels": "fastbert.bench.kernels:bench_kernels",
-    }
-)
+    return RUNS[f"bench {topic}"](options)
 
 
 JOBS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     "prepare": (prepare, "raw text -> tokenizer and memory-mapped shards"),
     "pretrain": (pretrain, "train an encoder, or resume a run"),
-    "ablate": (ablate, "a baseline and its variants compared at equal cost"),
-    "evaluate": (evaluate, "masked loss, accuracy and bits per byte on held-out text"),
+    "ablate": (
+        partial(study, "ablate", "fastbert.studies.ablate.options:load_ablation"),
+        "a baseline and its variants compared at equal cost",
+    ),
+    "evaluate": (partial(use_model, "evaluate"), "masked loss, accuracy and bits per byte on held-out text"),
     "finetune": (finetune, "fine-tune on GLUE or custom tasks, over several seeds"),
-    "sweep": (sweep, "fine-tune checkpoints on tasks, settings and seeds; compare"),
-    "predict": (predict, "labels and probabilities of a fine-tuned model"),
-    "submit": (submit, "the archive GLUE's server takes, or a check of one"),
+    "sweep": (
+        partial(study, "sweep", "fastbert.studies.sweep.options:load_sweep"),
+        "fine-tune checkpoints on tasks, settings and seeds; compare",
+    ),
+    "predict": (partial(use_model, "predict"), "labels and probabilities of a fine-tuned model"),
+    "submit": (partial(use_model, "submit"), "the archive GLUE's server takes, or a check of one"),
     "export": (export, "a run as a Hugging Face folder"),
     "bench": (bench, "throughput, data or kernels compared with their peers"),
 }
@@ -303,7 +275,3 @@ def limit_spinning() -> None:
 def console_script() -> None:
     limit_spinning()
     sys.exit(main())
-
-
-if __name__ == "__main__":
-    console_script()
