@@ -22,8 +22,9 @@ from fastbert.model.positions import POSITIONS
 class SharedEmbeddings(Encoder):
     """An encoder of width S on the embeddings of `main`."""
 
-    def __init__(self, config: EncoderConfig, main: Encoder, kernels: str = "auto") -> None:
-        super().__init__(config, kernels)
+    def __init__(self, config: EncoderConfig, main: Encoder) -> None:
+        super().__init__(config)
+        self.kernels = main.kernels
         self.words, self.types, self.embedding_norm = main.words, main.types, main.embedding_norm
         for name in self.positions.shared:
             setattr(self.positions, name, getattr(main.positions, name))
@@ -53,8 +54,9 @@ class SharedEmbeddings(Encoder):
 class SharedWords(Encoder):
     """An encoder of width S on the word embeddings of `main`."""
 
-    def __init__(self, config: EncoderConfig, main: Encoder, kernels: str = "auto") -> None:
-        super().__init__(config, kernels)
+    def __init__(self, config: EncoderConfig, main: Encoder) -> None:
+        super().__init__(config)
+        self.kernels = main.kernels
         self.words = main.words
         width = main.config.width
         self.projection = nn.Linear(width, config.width, bias=False) if width != config.width else None

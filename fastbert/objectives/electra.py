@@ -6,14 +6,12 @@
 Words, positions that are added to them, token types and their LayerNorm are shared. Shapes as in `replacement`.
 """
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastbert.data.tokenizer import WordPiece
-from fastbert.model.config import EncoderConfig
 from fastbert.model.flops import (
     TRAINING,
     encoder_flops,
@@ -22,9 +20,7 @@ from fastbert.model.flops import (
     replaced_head_parameters,
 )
 from fastbert.model.heads import MLMHead, ReplacedHead
-from fastbert.model.notes import Notes
 from fastbert.model.shared_embeddings import SharedEmbeddings
-from fastbert.objectives.options import ElectraOptions
 from fastbert.objectives.replacement import Corrupted, Replacement
 
 
@@ -35,18 +31,11 @@ class Electra(Replacement):
     second_network = "generator"
     parts: ClassVar = {"head": ("head.",), second_network: ("small.", "small_head.")}
 
-    def __init__(
-        self,
-        config: EncoderConfig,
-        options: ElectraOptions,
-        vocabulary: WordPiece,
-        kernels: str = "auto",
-        notes: Notes | None = None,
-    ) -> None:
-        super().__init__(config, options, vocabulary, kernels, notes)
-        self.head = ReplacedHead(config)
-        self.small = SharedEmbeddings(self.small_config, self.encoder, kernels)
-        self.small_head = MLMHead(config, self.encoder.words, self.small_config.width)
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self.head = ReplacedHead(self.config)
+        self.small = SharedEmbeddings(self.small_config, self.encoder)
+        self.small_head = MLMHead(self.config, self.encoder.words, self.small_config.width)
 
     def word_logits(self, hidden: Tensor) -> Tensor:
         """The generator's, [..., S] -> [..., V]."""

@@ -2,16 +2,18 @@
 again, or a generator or meta controller replaces some and the encoder is asked which."""
 
 import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fastbert.data.batches import Batch, Stream
 from fastbert.data.tokenizer import WordPiece
 from fastbert.errors import some
 from fastbert.randomness import row_keys
 
+COUNT = 5  # sentences looked for
 WINDOW = 2000  # tokens looked at for a sentence
 SHORTEST = 8  # tokens of a sentence
 
@@ -56,21 +58,28 @@ def sentence(ids: list[int], vocabulary: WordPiece, longest: int) -> list[int] |
     return None
 
 
-def sentences(stream: Stream, vocabulary: WordPiece, length: int, count: int) -> list[list[int]]:
-    """Up to `count` sentences spread over a split; none is longer than `length` with [CLS] and [SEP]."""
-    starts = [number * len(stream) // count for number in range(count)]
-    stretches = [stream.read(start, min(start + WINDOW, len(stream))).tolist() for start in starts]
-    return [ids for stretch in stretches if (ids := sentence(stretch, vocabulary, length - 2))]
-
-
-@torch.no_grad()
-def fill_in(objective: nn.Module, stream: Stream, vocabulary: WordPiece, length: int, count: int = 5) -> list[Filled]:
-    """Masks one whole word in each of up to `count` sentences."""
+def sentences(
+    objective: nn.Module, stream: Stream, vocabulary: WordPiece, length: int
+) -> Iterator[tuple[Tensor, list[int], Tensor]]:
+    """A few sentences spread over a split, none of more than `length` tokens with [CLS] and [SEP]; meanwhile the
+    objective evaluates: (number [1], ids, ids with [CLS] and [SEP] [1, T])."""
     training = objective.training
     objective.eval()
     device = next(objective.parameters()).device
+    starts = [number * len(stream) // COUNT for number in range(COUNT)]
+    stretches = [stream.read(start, min(start + WINDOW, len(stream))).tolist() for start in starts]
+    found = [ids for stretch in stretches if (ids := sentence(stretch, vocabulary, length - 2))]
+    for number, ids in enumerate(found):
+        row = [vocabulary.ids["[CLS]"], *ids, vocabulary.ids["[SEP]"]]
+        yield torch.tensor([number], device=device), ids, torch.tensor([row], device=device)
+    objective.train(training)
+
+
+@torch.no_grad()
+def fill_in(objective: nn.Module, stream: Stream, vocabulary: WordPiece, length: int) -> list[Filled]:
+    """Masks one whole word in each of a few sentences."""
     out = []
-    for number, ids in enumerate(sentences(stream, vocabulary, length, count)):
+    for number, ids, row in sentences(objective, stream, vocabulary, length):
         pieces = [vocabulary.tokens[index] for index in ids]
         whole = [
             place
@@ -79,29 +88,22 @@ def fill_in(objective: nn.Module, stream: Stream, vocabulary: WordPiece, length:
         ]
         if not whole:
             continue
-        draw = int(row_keys(0, "sample", 0, torch.tensor([number]))[0]) % len(whole)
-        place = whole[draw]
-        masked = [vocabulary.ids["[CLS]"], *ids, vocabulary.ids["[SEP]"]]
-        masked[place + 1] = vocabulary.ids["[MASK]"]
-        hidden = objective.encoder(torch.tensor([masked], device=device))
+        place = whole[int(row_keys(0, "sample", 0, number)[0]) % len(whole)]
+        row[0, place + 1] = vocabulary.ids["[MASK]"]
+        hidden = objective.encoder(row)
         shares, guesses = objective.head(hidden[0, place + 1]).float().softmax(-1).topk(3)
         words = [vocabulary.tokens[guess] for guess in guesses.tolist()]
         likeliest = list(zip(words, shares.tolist(), strict=True))
         out.append(Filled(join(pieces[:place]), join(pieces[place + 1 :]), pieces[place], likeliest))
-    objective.train(training)
     return out
 
 
 @torch.no_grad()
-def spot(objective: nn.Module, stream: Stream, vocabulary: WordPiece, length: int, count: int = 5) -> list[Spotted]:
-    """Replaces words in each of up to `count` sentences as in training, and asks the encoder which they are."""
-    training = objective.training
-    objective.eval()
-    device = next(objective.parameters()).device
+def spot(objective: nn.Module, stream: Stream, vocabulary: WordPiece, length: int) -> list[Spotted]:
+    """Replaces words in each of a few sentences as in training, and asks the encoder which they are."""
     out = []
-    for number, ids in enumerate(sentences(stream, vocabulary, length, count)):
-        row = torch.tensor([[vocabulary.ids["[CLS]"], *ids, vocabulary.ids["[SEP]"]]], device=device)
-        drawn = objective.draw(Batch(row, torch.tensor([number], device=device)), 0, 0, "validation-mask")
+    for number, ids, row in sentences(objective, stream, vocabulary, length):
+        drawn = objective.draw(Batch(row, number), 0, 0, "validation-mask")
         read, suspicion, guesses = objective.show(drawn)
         pieces: list[str] = []
         verdicts: dict[str, list[str]] = {"found": [], "missed": [], "false_alarms": []}
@@ -114,7 +116,6 @@ def spot(objective: nn.Module, stream: Stream, vocabulary: WordPiece, length: in
             if was != shown or share > 0.5:
                 verdicts[kind].append(f"'{shown}'{guess} {100 * share:.0f} %")
         out.append(Spotted(join(pieces), **verdicts))
-    objective.train(training)
     return out
 
 

@@ -6,8 +6,7 @@ The head is computed at the masked positions only. Shapes: B rows, T tokens, M m
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +14,6 @@ from torch import Tensor
 
 from fastbert.data.batches import Batch, Stream
 from fastbert.data.tokenizer import WordPiece
-from fastbert.model.config import EncoderConfig
 from fastbert.model.flops import (
     TRAINING,
     block_flops,
@@ -25,21 +23,8 @@ from fastbert.model.flops import (
     mlm_head_parameters,
 )
 from fastbert.model.heads import MLMHead
-from fastbert.model.notes import Notes
 from fastbert.objectives.examples import fill_in
-from fastbert.objectives.objective import Drawn, Figure, Objective
-from fastbert.objectives.options import MLMOptions
-from fastbert.randomness import row_keys
-
-
-@dataclass(frozen=True)
-class Masked(Drawn):
-    """A micro-batch with its masks."""
-
-    positions: Tensor
-    """int64 [B, M]."""
-    targets: Tensor
-    """int64 [B, M]; -100 where nothing is masked."""
+from fastbert.objectives.objective import Figure, Masked, Objective
 
 
 class MLM(Objective):
@@ -48,33 +33,17 @@ class MLM(Objective):
     loss_weights: ClassVar = {"mlm": 1.0}
     loss_in_nats = True
 
-    def __init__(
-        self,
-        config: EncoderConfig,
-        options: MLMOptions,
-        vocabulary: WordPiece,
-        kernels: str = "auto",
-        notes: Notes | None = None,
-    ) -> None:
-        super().__init__(config, options, vocabulary, kernels, notes)
-        self.head = MLMHead(config, self.encoder.words)
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self.head = MLMHead(self.config, self.encoder.words)
 
     @torch.no_grad()
     def draw(self, batch: Batch, seed: int, step: int, purpose: str = "mask") -> Masked:
-        masks = self.masker(batch.input_ids, row_keys(seed, purpose, step, batch.places))
+        masks, fields = self.masked(batch, seed, step, purpose)
         counts = {"mlm": masks.valid.sum()}
         if not self.training:
             counts["accuracy"] = counts["mlm"]
-        return Masked(
-            input_ids=masks.input_ids,
-            positions=masks.positions,
-            targets=masks.targets,
-            document_ids=batch.document_ids,
-            position_ids=batch.position_ids,
-            dropout_keys=row_keys(seed, "dropout", step, batch.places) if self.training else None,
-            counts=counts,
-            noted=self.noted(batch, masks),
-        )
+        return Masked(**fields, counts=counts)
 
     def forward(self, drawn: Masked) -> dict[str, Tensor]:
         """Sums over the masked positions: of the loss, and outside training of the right answers."""

@@ -15,7 +15,7 @@ The words are shared through a learned matrix W from D to S, which gives the con
 h (E W)^T + b. Shapes as in `replacement`; k choices.
 """
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -23,14 +23,11 @@ from fastbert_kernels import candidate_scores
 from fastbert_kernels.sampling import BLOCK
 from torch import Tensor, nn
 
-from fastbert.data.tokenizer import WordPiece
 from fastbert.errors import UserError
 from fastbert.model.config import EncoderConfig
 from fastbert.model.encoder import layer_norm
 from fastbert.model.flops import TRAINING, encoder_flops, encoder_parameters, mlm_head_parameters
-from fastbert.model.notes import Notes
 from fastbert.model.shared_embeddings import SharedWords
-from fastbert.objectives.options import MultipleChoiceOptions
 from fastbert.objectives.replacement import CANDIDATES, Corrupted, Replacement
 
 
@@ -72,25 +69,16 @@ class MultipleChoice(Replacement):
     second_network = "meta controller"
     parts: ClassVar = {"head": ("head.",), second_network: ("small.", "small_head.")}
 
-    def __init__(
-        self,
-        config: EncoderConfig,
-        options: MultipleChoiceOptions,
-        vocabulary: WordPiece,
-        kernels: str = "auto",
-        notes: Notes | None = None,
-    ) -> None:
-        """
-        Raises:
-            UserError: more choices than the vocabulary has words.
-        """
-        super().__init__(config, options, vocabulary, kernels, notes)
-        if options.choices > (words := len(self.masker.ordinary_ids)):
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        """Raises a UserError if there are more choices than words in the vocabulary."""
+        super().__init__(*arguments, **named)
+        choices = self.options.choices
+        if choices > (words := len(self.masker.ordinary_ids)):
             raise UserError(
-                f"multiple_choice.choices {options.choices} is more than the {words} words of the vocabulary; lower it"
+                f"multiple_choice.choices {choices} is more than the {words} words of the vocabulary; lower it"
             )
-        self.head = ChoiceHead(config)
-        self.small = SharedWords(self.small_config, self.encoder, kernels)
+        self.head = ChoiceHead(self.config)
+        self.small = SharedWords(self.small_config, self.encoder)
         self.small_head = ControllerHead(self.small_config)
 
     def word_logits(self, hidden: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from fastbert.model.encoder import Encoder, TokenIndex
 from fastbert.model.notes import NotedTokens, Notes
 from fastbert.objectives.masking import Masker, Masks
 from fastbert.objectives.options import ObjectiveOptions
+from fastbert.randomness import row_keys
 from fastbert.training.world import ONE_PROCESS, World
 
 
@@ -43,6 +44,16 @@ class Drawn:
     """What each loss is a mean over."""
     noted: NotedTokens | None
     """What is read from the notes and written to them."""
+
+
+@dataclass(frozen=True)
+class Masked(Drawn):
+    """A micro-batch with its masks."""
+
+    positions: Tensor
+    """int64 [B, M]."""
+    targets: Tensor
+    """int64 [B, M]; -100 where nothing is masked."""
 
 
 class Objective(nn.Module):
@@ -105,6 +116,19 @@ class Objective(nn.Module):
             Scalars for the log.
         """
         return {} if self.notes is None else self.notes.write([part.noted for part in drawn], updated, world)
+
+    def masked(self, batch: Batch, seed: int, step: int, purpose: str) -> tuple[Masks, dict[str, Any]]:
+        """The masks of a micro-batch, arguments as for `draw`, and what `Masked` has of them, but for the counts."""
+        masks = self.masker(batch.input_ids, row_keys(seed, purpose, step, batch.places))
+        return masks, {
+            "input_ids": masks.input_ids,
+            "positions": masks.positions,
+            "targets": masks.targets,
+            "document_ids": batch.document_ids,
+            "position_ids": batch.position_ids,
+            "dropout_keys": row_keys(seed, "dropout", step, batch.places) if self.training else None,
+            "noted": self.noted(batch, masks),
+        }
 
     def noted(self, batch: Batch, masks: Masks) -> NotedTokens | None:
         """What a micro-batch reads from the notes and writes to them; None without notes."""

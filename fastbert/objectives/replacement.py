@@ -11,7 +11,7 @@ Shapes: B rows, T tokens, M masked positions, V vocabulary, D width of the main 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -20,12 +20,9 @@ from torch import Tensor
 
 from fastbert.data.batches import Batch, Stream
 from fastbert.data.tokenizer import WordPiece
-from fastbert.model.config import EncoderConfig
 from fastbert.model.encoder import Encoder
-from fastbert.model.notes import Notes
 from fastbert.objectives.examples import spot
-from fastbert.objectives.objective import Drawn, Figure, Objective
-from fastbert.objectives.options import ReplacementOptions
+from fastbert.objectives.objective import Figure, Masked, Objective
 from fastbert.randomness import row_keys
 from fastbert.training.world import ONE_PROCESS, World
 
@@ -33,15 +30,11 @@ REPLACEMENT, CANDIDATES = 0, 1  # what a key of purpose "sample" is for
 
 
 @dataclass(frozen=True)
-class Corrupted(Drawn):
+class Corrupted(Masked):
     """A micro-batch with its masks; `input_ids` are what the second network reads."""
 
     original: Tensor
     """[B, T], x."""
-    positions: Tensor
-    """int64 [B, M]."""
-    targets: Tensor
-    """int64 [B, M]; -100 where nothing is masked."""
     sample_keys: Tensor
     """int32 [B]."""
     small_dropout_keys: Tensor | None
@@ -71,38 +64,21 @@ class Replacement(Objective):
     main: ClassVar[str]
     small: Encoder
 
-    def __init__(
-        self,
-        config: EncoderConfig,
-        options: ReplacementOptions,
-        vocabulary: WordPiece,
-        kernels: str = "auto",
-        notes: Notes | None = None,
-    ) -> None:
-        super().__init__(config, options, vocabulary, kernels, notes)
-        _, self.small_config = options.networks(config)
-        self.loss_weights = {"mlm": 1.0, self.main: options.loss_weight}
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        _, self.small_config = self.options.networks(self.config)
+        self.loss_weights = {"mlm": 1.0, self.main: self.options.loss_weight}
 
     @torch.no_grad()
     def draw(self, batch: Batch, seed: int, step: int, purpose: str = "mask") -> Corrupted:
         ids = batch.input_ids
-        masks = self.masker(ids, row_keys(seed, purpose, step, batch.places))
-        main, small = (
-            row_keys(seed, name, step, batch.places) if self.training else None
-            for name in ("dropout", "generator-dropout")
-        )
+        masks, fields = self.masked(batch, seed, step, purpose)
         return Corrupted(
+            **fields,
             original=ids,
-            input_ids=masks.input_ids,
-            positions=masks.positions,
-            targets=masks.targets,
-            document_ids=batch.document_ids,
-            position_ids=batch.position_ids,
             sample_keys=row_keys(seed, "sample", step, batch.places),
-            dropout_keys=main,
-            small_dropout_keys=small,
+            small_dropout_keys=row_keys(seed, "generator-dropout", step, batch.places) if self.training else None,
             counts={"mlm": masks.valid.sum(), self.main: torch.full((), ids.numel(), device=ids.device)},
-            noted=self.noted(batch, masks),
         )
 
     def small_hidden(self, drawn: Corrupted) -> Tensor:

@@ -26,8 +26,8 @@ def test_only_whole_plain_sentences_that_fit() -> None:
 def test_the_masked_word_is_whole_and_the_guesses_are_the_models() -> None:
     objective = MLM(EncoderOptions(layers=1, width=8, heads=1).resolve(11, 16), MLMOptions(), WORDS).train()
     stream = InMemory(np.array([STOP, *GOOD * 40], dtype=np.uint16))
-    filled = fill_in(objective, stream, WORDS, length=16, count=4)
-    assert objective.training and len(filled) == 4
+    filled = fill_in(objective, stream, WORDS, length=16)
+    assert objective.training and len(filled) == 5
     for example in filled:
         assert example.answer in ("people", "work", "the")  # nation ##al is two pieces, the stop no word
         assert sum(share for _, share in example.guesses) <= 1
