@@ -185,6 +185,28 @@ class FastBertModel(FastBertPreTrainedModel):
 # Heads: words for masked positions, whether tokens were replaced, labels for texts.
 
 
+class FastBertWithHead(FastBertPreTrainedModel):
+    """The encoder below a head. A subclass has `output_class`, `logits(hidden)` and `loss(logits, labels, mask)`."""
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids,
+        attention_mask=None,
+        token_type_ids=None,
+        position_ids=None,
+        labels=None,
+        output_hidden_states=None,
+    ):
+        """Logits, and with `labels` their mean loss; the other arguments are those of `FastBertModel.forward`."""
+        outputs = self.encoder(
+            input_ids, attention_mask, token_type_ids, position_ids, output_hidden_states, return_dict=True
+        )
+        logits = self.logits(outputs[0])
+        loss = None if labels is None else self.loss(logits, labels, attention_mask)
+        return self.output_class(loss=loss, logits=logits, hidden_states=outputs.hidden_states)
+
+
 class FastBertMLMHead(nn.Module):
     """dense, GELU, LayerNorm, then the embedding of the words (tied) and a bias for each word."""
 
@@ -198,8 +220,11 @@ class FastBertMLMHead(nn.Module):
         return self.decoder(self.norm(F.gelu(self.dense(hidden))))
 
 
-class FastBertForMaskedLM(FastBertPreTrainedModel):
+class FastBertForMaskedLM(FastBertWithHead):
+    """Words for masked positions: logits [B, T, V], labels integer [B, T], -100 where nothing is predicted."""
+
     _tied_weights_keys = {"head.decoder.weight": "encoder.words.weight"}  # noqa: RUF012
+    output_class = MaskedLMOutput
 
     def __init__(self, config):
         super().__init__(config)
@@ -213,28 +238,11 @@ class FastBertForMaskedLM(FastBertPreTrainedModel):
     def set_output_embeddings(self, value):
         self.head.decoder = value
 
-    @can_return_tuple
-    def forward(
-        self,
-        input_ids,
-        attention_mask=None,
-        token_type_ids=None,
-        position_ids=None,
-        labels=None,
-        output_hidden_states=None,
-    ):
-        """Logits [B, T, V]; with `labels` (integer [B, T], -100 where nothing is predicted) their mean cross-entropy.
+    def logits(self, hidden):
+        return self.head(hidden)
 
-        The other arguments are those of `FastBertModel.forward`.
-        """
-        outputs = self.encoder(
-            input_ids, attention_mask, token_type_ids, position_ids, output_hidden_states, return_dict=True
-        )
-        logits = self.head(outputs[0])
-        loss = None
-        if labels is not None:
-            loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten())
-        return MaskedLMOutput(loss=loss, logits=logits, hidden_states=outputs.hidden_states)
+    def loss(self, logits, labels, attention_mask):
+        return F.cross_entropy(logits.flatten(0, 1), labels.flatten())
 
 
 class FastBertReplacedHead(nn.Module):
@@ -249,8 +257,11 @@ class FastBertReplacedHead(nn.Module):
         return self.output(F.gelu(self.dense(hidden)))[..., 0]
 
 
-class FastBertForPreTraining(FastBertPreTrainedModel):
-    """ELECTRA's discriminator (arXiv 2003.10555): which tokens of a text are not its own."""
+class FastBertForPreTraining(FastBertWithHead):
+    """ELECTRA's discriminator (arXiv 2003.10555), which tokens of a text are not its own: logits [B, T], labels [B, T],
+    1 where a token was replaced, else 0."""
+
+    output_class = TokenClassifierOutput
 
     def __init__(self, config):
         super().__init__(config)
@@ -258,34 +269,19 @@ class FastBertForPreTraining(FastBertPreTrainedModel):
         self.head = FastBertReplacedHead(config)
         self.post_init()
 
-    @can_return_tuple
-    def forward(
-        self,
-        input_ids,
-        attention_mask=None,
-        token_type_ids=None,
-        position_ids=None,
-        labels=None,
-        output_hidden_states=None,
-    ):
-        """Logits [B, T] of "replaced"; with `labels` ([B, T], 1 where a token was replaced, else 0) their mean binary
-        cross-entropy over the tokens that are not padding.
+    def logits(self, hidden):
+        return self.head(hidden)
 
-        The other arguments are those of `FastBertModel.forward`.
-        """
-        outputs = self.encoder(
-            input_ids, attention_mask, token_type_ids, position_ids, output_hidden_states, return_dict=True
-        )
-        logits = self.head(outputs[0])
-        loss = None
-        if labels is not None:
-            real = ... if attention_mask is None else attention_mask == 1
-            loss = F.binary_cross_entropy_with_logits(logits[real], labels[real].to(logits.dtype))
-        return TokenClassifierOutput(loss=loss, logits=logits, hidden_states=outputs.hidden_states)
+    def loss(self, logits, labels, attention_mask):
+        """Binary cross-entropy over the tokens that are not padding."""
+        real = ... if attention_mask is None else attention_mask == 1
+        return F.binary_cross_entropy_with_logits(logits[real], labels[real].to(logits.dtype))
 
 
-class FastBertForSequenceClassification(FastBertPreTrainedModel):
-    """BERT's classifier: [CLS] -> dense, tanh (the pooler) -> dropout -> labels."""
+class FastBertForSequenceClassification(FastBertWithHead):
+    """BERT's classifier: [CLS] -> dense, tanh (the pooler) -> dropout -> logits [B, L]."""
+
+    output_class = SequenceClassifierOutput
 
     def __init__(self, config):
         super().__init__(config)
@@ -296,30 +292,12 @@ class FastBertForSequenceClassification(FastBertPreTrainedModel):
         self.classifier = nn.Linear(config.hidden_size, config.num_labels)
         self.post_init()
 
-    @can_return_tuple
-    def forward(
-        self,
-        input_ids,
-        attention_mask=None,
-        token_type_ids=None,
-        position_ids=None,
-        labels=None,
-        output_hidden_states=None,
-    ):
-        """Logits [B, L], and with `labels` their loss: squared error where L is 1 or `config.problem_type` is
-        regression, cross-entropy for integer labels [B], binary cross-entropy for other labels [B, L].
+    def logits(self, hidden):
+        return self.classifier(self.dropout(torch.tanh(self.pooler(hidden[:, 0]))))
 
-        The other arguments are those of `FastBertModel.forward`.
-        """
-        outputs = self.encoder(
-            input_ids, attention_mask, token_type_ids, position_ids, output_hidden_states, return_dict=True
-        )
-        pooled = torch.tanh(self.pooler(outputs[0][:, 0]))
-        logits = self.classifier(self.dropout(pooled))
-        loss = None if labels is None else self._loss(logits, labels)
-        return SequenceClassifierOutput(loss=loss, logits=logits, hidden_states=outputs.hidden_states)
-
-    def _loss(self, logits, labels):
+    def loss(self, logits, labels, attention_mask):
+        """Squared error where L is 1 or `config.problem_type` is regression, cross-entropy for integer labels [B],
+        binary cross-entropy for other labels [B, L]."""
         problem = self.config.problem_type
         if problem is None:
             if self.config.num_labels == 1:
