@@ -20,7 +20,7 @@ from typing import Any, ClassVar
 import torch
 import torch.nn.functional as F
 from fastbert_kernels import candidate_scores
-from fastbert_kernels.sampling import BLOCK
+from fastbert_kernels.sampling.reference import BLOCK
 from torch import Tensor, nn
 
 from fastbert.errors import UserError

@@ -3,23 +3,16 @@
 The package knows nothing of fastbert: anyone with another model can use it.
 """
 
-from fastbert_kernels.attention import (
-    attention,
-    attention_reference,
-    from_diagonals,
-    relative_bucket,
-    untied_attention,
-    untied_attention_reference,
-)
-from fastbert_kernels.cross_entropy import linear_cross_entropy, linear_cross_entropy_reference
+from fastbert_kernels.attention.dispatch import attention
+from fastbert_kernels.attention.distances import from_diagonals, relative_bucket
+from fastbert_kernels.attention.reference import attention_reference
+from fastbert_kernels.attention.untied import untied_attention, untied_attention_reference
+from fastbert_kernels.cross_entropy.dispatch import linear_cross_entropy
+from fastbert_kernels.cross_entropy.reference import linear_cross_entropy_reference
 from fastbert_kernels.dropout import hash_dropout, keep_mask
 from fastbert_kernels.hashing import combine, mix
-from fastbert_kernels.sampling import (
-    draw_distinct,
-    draw_distinct_reference,
-    sample_candidates,
-    sample_candidates_reference,
-)
+from fastbert_kernels.sampling.dispatch import draw_distinct, sample_candidates
+from fastbert_kernels.sampling.reference import draw_distinct_reference, sample_candidates_reference
 from fastbert_kernels.scores import candidate_scores
 
 __all__ = [

@@ -13,13 +13,12 @@ import os
 import re
 import secrets
 from collections.abc import Mapping, Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
-from fastbert_kernels.backend import INTERPRETED
+from fastbert_kernels.backend import INTERPRETED, TRITON
 
 LARGEST = 2**20  # bytes of a file of configurations
 KINDS = ("16-bit, to 64", "16-bit, to 128", "32-bit")
@@ -145,7 +144,7 @@ def save_tuned(choice: Mapping[str, Mapping[str, Any]], device_name: str) -> Pat
     """Writes what was tuned on a GPU with this Triton to its file; returns the path."""
     path = file_of(device_name)
     path.parent.mkdir(parents=True, exist_ok=True)
-    choice = {"device": device_name, "triton": _triton(), "kernels": choice}
+    choice = {"device": device_name, "triton": TRITON, "kernels": choice}
     write_whole(path, json.dumps(choice, indent=1, allow_nan=False))
     return path
 
@@ -177,13 +176,6 @@ def load_tuned(device_name: str) -> dict[str, dict[str, list[int]]] | None:
     try:
         with open(path, "rb") as file:
             stored = json.loads(file.read(LARGEST))
-        return stored["kernels"] if stored["triton"] == _triton() else None
+        return stored["kernels"] if stored["triton"] == TRITON else None
     except (ValueError, KeyError, TypeError, RecursionError) as error:  # no JSON, or of another shape
         raise ValueError(f"{path} is damaged ({error}); delete it or tune again") from None
-
-
-@cache
-def _triton() -> str:
-    import triton
-
-    return triton.__version__

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastbert_kernels.attention import attention
+from fastbert_kernels import attention
 
 
 def register(name: str = "fastbert") -> None:

@@ -41,12 +41,9 @@ def attention(
     with gradients that have none themselves; few scores, and graphs that are traced or compiled, take the reference.
     So do queries at `places`, of which there are few.
     """
-    if places is not None:
-        masks = {"cu_seqlens": cu_seqlens, "key_padding": key_padding, "segments": segments, "places": places}
-        return attention_reference(q, k, v, bias, **masks, scale=scale, dropout_p=dropout_p, seed=seed, keys=keys)
     given = {"cu_seqlens": cu_seqlens, "key_padding": key_padding, "segments": segments, "dropout_p": dropout_p}
-    if q.numel() == 0:  # nothing to launch a kernel for
-        return attention_reference(q, k, v, bias, **given, scale=scale, seed=seed, keys=keys)
+    if places is not None or q.numel() == 0:  # of an empty batch there is nothing to launch a kernel for
+        return attention_reference(q, k, v, bias, **given, scale=scale, seed=seed, keys=keys, places=places)
     same = q.shape[2:3] == k.shape[2:3] and q.shape[3:] == v.shape[3:]
     if same and runs_kernels(q, "attention"):
         check_attention(q, k, v, bias, cu_seqlens, key_padding, segments, dropout_p, seed, keys)

@@ -12,8 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from fastbert_kernels import configurations
-from fastbert_kernels.attention import attention, attention_reference
+from fastbert_kernels import attention, attention_reference, configurations
 from fastbert_kernels.attention.untied import by_kernels, by_matrix, untied_parts
 from fastbert_kernels.benchmarks.measuring import REFUSALS, ResultRows, Settings, ceilings, peak_mib, refusal, timed
 from fastbert_kernels.configurations import CANDIDATES, KINDS, Tiles

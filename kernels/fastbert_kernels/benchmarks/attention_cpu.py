@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastbert_kernels.attention import attention, attention_reference
+from fastbert_kernels import attention, attention_reference
 from fastbert_kernels.benchmarks.measuring import ResultRows, Settings
 
 SHAPES = (

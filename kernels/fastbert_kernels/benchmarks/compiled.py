@@ -6,13 +6,11 @@ from collections.abc import Callable, Iterator
 import torch
 from triton.runtime.errors import OutOfResources
 
-from fastbert_kernels import configurations
+from fastbert_kernels import configurations, linear_cross_entropy, sample_candidates
 from fastbert_kernels.attention.triton_launch import attention_forward
 from fastbert_kernels.benchmarks.measuring import ResultRows, Settings
 from fastbert_kernels.compilation import pretended_gpu
 from fastbert_kernels.configurations import CANDIDATES, KINDS, Tiles
-from fastbert_kernels.cross_entropy import linear_cross_entropy
-from fastbert_kernels.sampling import sample_candidates
 
 CAPABILITIES = (80, 90, 100)
 OF_KIND = {KINDS[0]: (torch.bfloat16, 64), KINDS[1]: (torch.bfloat16, 128), KINDS[2]: (torch.float32, 64)}

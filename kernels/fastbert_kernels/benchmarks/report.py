@@ -116,21 +116,8 @@ def vocabulary_table(found: dict[str, Any]) -> str:
 
 
 def cpu_table(found: dict[str, Any]) -> str:
-    head = [
-        "B",
-        "H",
-        "T",
-        "K",
-        "dtype",
-        "bias",
-        "passes",
-        "contestant",
-        "ms",
-        "least",
-        "most",
-        "its time over fastbert's",
-    ]
     names = ("dtype", "bias", "passes", "contestant", "ms", "least", "most", "over")
+    head = [*"BHTK", *names[:-1], "its time over fastbert's"]
     return markdown_table(head, ([*row["shape"], *(row[name] for name in names)] for row in found["rows"]))
 
 

@@ -9,9 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastbert_kernels import linear_cross_entropy, sample_candidates
 from fastbert_kernels.benchmarks.measuring import REFUSALS, ResultRows, Settings, peak_mib, refusal, timed
-from fastbert_kernels.cross_entropy import linear_cross_entropy
-from fastbert_kernels.sampling import sample_candidates
 
 
 def plain_loss(hidden: Tensor, embedding: Tensor, bias: Tensor, target: Tensor) -> Tensor:
