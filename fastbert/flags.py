@@ -170,10 +170,7 @@ def with_equals(arguments: Sequence[str], flags: Sequence[Flag]) -> list[str]:
 
 
 def refuse_unknown(arguments: Sequence[str], flags: Sequence[Flag], job: str) -> None:
-    """
-    Raises:
-        UserError: a flag is unknown, or an argument belongs to none.
-    """
+    """Raises a UserError if a flag is unknown, or an argument belongs to none."""
     known = {f"--{flag.name}": flag for flag in flags} | {
         f"--{flag.negation}": flag for flag in flags if flag.is_switch
     }

@@ -23,14 +23,11 @@ class Columns:
         return self.texts if self.label is None else (*self.texts, self.label)
 
     def check(self, found: Sequence[str], where: str, hint: str = "") -> None:
-        """
+        """Raises a UserError if a column is missing, or is there twice, among those `found`, which it names.
+
         Args:
-            found: the columns there are.
             where: names the file in errors.
             hint: replaces the remedy for a missing column.
-
-        Raises:
-            UserError: a column is missing, or is there twice; names the columns there are.
         """
         for name in self.names:
             if name not in found:

@@ -84,10 +84,7 @@ def is_table(path: Path) -> bool:
 
 
 def check_name(path: Path) -> None:
-    """
-    Raises:
-        UserError: the name is that of standard input, or its suffix that of a format which is not read.
-    """
+    """Raises a UserError if the name is that of standard input, or its suffix that of a format which is not read."""
     if str(path) == "-":
         raise UserError(
             "- would be standard input, which can be read only once; write it into a file first (cat > text.txt) and "
@@ -102,10 +99,7 @@ def check_name(path: Path) -> None:
 
 
 def refuse_magic(beginning: bytes, path: Path) -> None:
-    """
-    Raises:
-        UserError: a file that begins like this is no text, and which it is.
-    """
+    """Raises a UserError if a file that begins like this is no text; says which it is."""
     kind = next((kind for magic, kind in MAGIC.items() if beginning.startswith(magic)), None)
     if kind is None and beginning[TAR[0] :].startswith(TAR[1]):
         kind = "tar"

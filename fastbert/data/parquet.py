@@ -38,10 +38,7 @@ def _schema(path: Path) -> "pyarrow.Schema":
 
 
 def check_schema(schema: "pyarrow.Schema", columns: Columns, where: str) -> None:
-    """
-    Raises:
-        UserError: a column is missing, named twice, or of another type than text; names the columns there are.
-    """
+    """Raises a UserError if a column is missing, named twice, or of another type than text; names those there are."""
     columns.check(schema.names, where)
     for name in columns.texts:
         kind = schema.field(name).type

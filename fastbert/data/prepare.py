@@ -95,10 +95,6 @@ class PrepareOptions:
     """Most tokens in one file."""
 
     def __post_init__(self) -> None:
-        """
-        Raises:
-            UserError: an option is out of its range.
-        """
         check_values(self)
         if self.rare_min > self.rare_max:
             raise OptionError(self, "rare_min", f"must not be above rare_max, {self.rare_max}, but is {self.rare_min}")
@@ -185,11 +181,7 @@ def _check_out(out: Path) -> None:
 
 
 def _finished(out: Path, made_of: dict[str, Any]) -> bool:
-    """Whether `out` is the finished result already.
-
-    Raises:
-        UserError: it is something else.
-    """
+    """Whether `out` is the finished result already; raises a UserError if it is something else."""
     if not (out / "dataset.json").is_file():
         _check_out(out)
         return False

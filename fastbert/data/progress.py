@@ -2,18 +2,16 @@
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Protocol
 
 from fastbert.streams import say
 
 SECONDS_BETWEEN_LINES = 15
 
 
-class Report(Protocol):
-    def __call__(self, done: int) -> None:
-        """Says that `done` bytes of all are done."""
+Report = Callable[[int], None]
+"""Takes how many bytes of all are done."""
 
 
 @contextmanager

@@ -4,7 +4,6 @@ A word is a run of pieces joined by ##; special tokens are none. Counting is don
 tokenized; once the counts are known, a second look at the shards finds the places of the rare ones.
 """
 
-import dataclasses
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ MOST_WORDS = 2**23  # distinct words held while counting: 128 MB, three times th
 PENDING = 2**20
 BLOCK_TOKENS = 2**21
 SEQUENCE_TOKENS = 128
+RARE = ("positions", "lengths", "words")  # of RareWords: a file each
 
 
 class WordCounter:
@@ -80,18 +80,18 @@ class WordCounter:
 
 
 @dataclass(frozen=True)
-class Places:
-    """Where rare words stand in (a part of) a shard."""
+class RareWords:
+    """Occurrences of rare words in a stretch of a shard or a split."""
 
     positions: np.ndarray
-    """int64, ascending: the first piece of each, counted in tokens from the shard's beginning."""
+    """int64, ascending: the first piece of each, counted in tokens from the beginning of the shard or the split."""
     lengths: np.ndarray
     """uint16: pieces."""
     words: np.ndarray
-    """int32: which one, by its place among the sorted hashes."""
+    """int32: index in `Dataset.rare_words`; before these are sorted, among the sorted hashes."""
 
 
-def find_words(tokens_file: Path, start: int, stop: int, hashes_file: Path, wordpiece: WordPiece) -> Places:
+def find_words(tokens_file: Path, start: int, stop: int, hashes_file: Path, wordpiece: WordPiece) -> RareWords:
     """The words of tokens start ... stop - 1 of a shard whose hash is in `hashes_file` (sorted uint64).
 
     start and stop must not lie within a word. Runs in worker processes.
@@ -107,7 +107,7 @@ def find_words(tokens_file: Path, start: int, stop: int, hashes_file: Path, word
     place = np.minimum(np.searchsorted(wanted, hashes[maybe]), len(wanted) - 1)
     found = wanted[place] == hashes[maybe]
     rare = maybe[found]
-    return Places(
+    return RareWords(
         (starts[rare] + start).astype(np.int64), lengths[rare].astype(np.uint16), place[found].astype(np.int32)
     )
 
@@ -149,15 +149,15 @@ def write_rare(
             tokens_file = folder / shard_file(split, number, "tokens")
             blocks = _blocks(np.load(folder / shard_file(split, number, "documents"), allow_pickle=False), size)
             jobs = ((None, None, submit(find_words, tokens_file, *block, hashes_file, wordpiece)) for block in blocks)
-            found = [places for _, _, places in in_order(jobs)]
-            places = Places(*(np.concatenate([getattr(p, f.name) for p in found]) for f in dataclasses.fields(Places)))
+            found = [vars(part) for _, _, part in in_order(jobs)]
+            places = RareWords(**{name: np.concatenate([part[name] for part in found]) for name in RARE})
             tokens = np.load(tokens_file, mmap_mode="r", allow_pickle=False)
             new, where = np.unique(places.words, return_index=True)
             for word, place in zip(new[unseen[new]], where[unseen[new]], strict=True):
                 position = places.positions[place]
                 words[word] = spell(tokens[position : position + places.lengths[place]], wordpiece)
             unseen[new] = False
-            names = {part.name: shard_file(split, number, f"rare.{part.name}") for part in dataclasses.fields(Places)}
+            names = {part: shard_file(split, number, f"rare.{part}") for part in RARE}
             saved = {name: save_array(folder / name, getattr(places, part)) for part, name in names.items()}
             files[split].append(saved)
             occurrences += len(places.words)

@@ -1,6 +1,5 @@
 """A prepared folder, opened: tokens by memory map across shard borders, document starts, rare words, counts."""
 
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from fastbert.data.integrity import (
     remember,
     unverified,
 )
+from fastbert.data.rare import RARE, RareWords
 from fastbert.data.tokenizer import WordPiece, load_tokenizer
 from fastbert.data.writer import PARTS, shard_file
 from fastbert.errors import UserError, brief, choose
@@ -29,7 +29,6 @@ SPLITS = ("train", "validation")
 NUMBERS = ("i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f4", "f8")
 LARGEST_RARE = 2**28  # bytes of rare_words.json
 BLOCK = 2**22  # numbers whose range is checked at once
-RARE = ("positions", "lengths", "words")
 AGAIN = "prepare it again (fastbert prepare) after removing the folder"
 
 
@@ -53,18 +52,6 @@ def unigram_entropy(unigrams: np.ndarray, wordpiece: WordPiece) -> float:
     counts[list(wordpiece.special_ids)] = 0
     p = counts[counts > 0] / max(counts.sum(), 1)
     return float((p * -np.log(p)).sum())
-
-
-@dataclass(frozen=True)
-class RareWords:
-    """Occurrences of rare words in a stretch of a split."""
-
-    positions: np.ndarray
-    """int64, ascending: the token position of each one's first piece in the split."""
-    lengths: np.ndarray
-    """uint16: pieces."""
-    words: np.ndarray
-    """int32: places in `Dataset.rare_words`."""
 
 
 class TokenStream:

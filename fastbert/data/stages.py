@@ -45,11 +45,8 @@ class StageOptions:
         return first | ({"initial_batch_size", "batch_warmup"} if self.initial_batch_size is None else set())
 
     def check(self, batch_size: int, length: int) -> None:
-        """
-        Raises:
-            UserError: the first length is not the shorter one, the first batch not the smaller one, or one does not
-                divide what it has to.
-        """
+        """Raises a UserError if the first length is not the shorter one, the first batch not the smaller one, or one
+        does not divide what it has to."""
         first, start = self.first_length, self.initial_batch_size
         if first is not None and first >= length:
             raise UserError(

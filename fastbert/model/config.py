@@ -93,10 +93,7 @@ class EncoderConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "EncoderConfig":
-        """
-        Raises:
-            UserError: an option is unknown, missing, or has another type or an impossible value.
-        """
+        """Raises a UserError if an option is unknown, missing, or has another type or an impossible value."""
         if "cls" in values:  # now cls_attention
             raise UserError(
                 "the encoder's configuration was written by an older version of fastbert, which had the option cls; "

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from fastbert.data.batches import PackedRows, TrainingBatches
 from fastbert.data.noted import NotedWords, choose_words
 from fastbert.data.prepare import PrepareOptions, prepare
-from fastbert.data.shards import RareWords, open_dataset
+from fastbert.data.rare import RareWords
+from fastbert.data.shards import open_dataset
 from fastbert.data.stages import BatchPlan
 from fastbert.errors import UserError
 

@@ -8,7 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fastbert.data.batches import Batch, PackedRows, TrainingBatches
 from fastbert.data.noted import NotedWords
-from fastbert.data.shards import RareWords
+from fastbert.data.rare import RareWords
 from fastbert.data.stages import BatchPlan
 from fastbert.data.tokenizer import WordPiece
 from fastbert.errors import UserError

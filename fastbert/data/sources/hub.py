@@ -142,10 +142,7 @@ def _bytes_of(dataset: "Dataset") -> int:
 
 
 def _check(dataset: "Dataset | IterableDataset", column: str, spec: str) -> None:
-    """
-    Raises:
-        UserError: `column` is missing or holds no text.
-    """
+    """Raises a UserError if `column` is missing or holds no text."""
     features = dataset.features
     if features is None:  # a stream of which nobody knows the columns before its first row
         with _refusals(spec):
