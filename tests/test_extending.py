@@ -13,11 +13,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fastbert.hub.load import build_encoder, load_pretrained
+from fastbert.hub.load import load_pretrained
 from fastbert.model.positions import POSITIONS
 from fastbert.registry import Variant
 from fastbert.training.options import OPTIMIZERS
 from tests.flags import main
+from tests.pretrained import build_encoder
 
 PAGE = Path(__file__).parents[1] / "docs" / "extending.md"
 IDS = [[2, *range(5, 20)], [2, *range(30, 45)]]

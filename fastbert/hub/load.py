@@ -18,8 +18,6 @@ from fastbert.hub.folders import check_model_folder
 from fastbert.hub.names import BERT_OPTIONS, OWN_OPTIONS, TIED, bert_names, check_weights, head_of, kept
 from fastbert.hub.weight_files import joined, read_weights
 from fastbert.model.config import EncoderConfig
-from fastbert.model.encoder import Encoder
-from fastbert.model.heads import MLMHead
 from fastbert.ranges import plain
 from fastbert.records import COUNT, check, parse_json, read_json
 from fastbert.streams import say
@@ -112,7 +110,9 @@ def find_checkpoint(folder: Path) -> Checkpoint | None:
         UserError: a run without a whole checkpoint; a damaged checkpoint.
     """
     if (folder / "checkpoints").is_dir():
-        return _newest(folder / "checkpoints")
+        if (checkpoint := read_newest(folder / "checkpoints", say=say)) is None:
+            raise UserError(f"{folder / 'checkpoints'} holds no checkpoint yet; wait for the run's first")
+        return checkpoint
     if (folder / "manifest.json").is_file() and (folder / "state.json").is_file():
         return read_checkpoint(folder)
     return None
@@ -141,22 +141,6 @@ def tokenizer_of(pretrained: Pretrained) -> WordPiece:
 
 def _has_tokenizer(folder: Path) -> bool:
     return any((folder / name).is_file() for name in ("tokenizer.json", "vocab.txt"))
-
-
-def build_encoder(pretrained: Pretrained) -> tuple[Encoder, MLMHead | None]:
-    """The encoder with its weights, in float32 and in training mode as every new module, and the MLM head if there is
-    one, tied to it."""
-    encoder = Encoder(pretrained.config)
-    encoder.load_state_dict(_below("encoder.", pretrained.weights))
-    if not pretrained.has_head:
-        return encoder, None
-    head = MLMHead(pretrained.config, encoder.words)
-    head.load_state_dict(_below("head.", pretrained.weights))
-    return encoder, head
-
-
-def _below(prefix: str, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
 
 
 # --- Hugging Face folders
@@ -293,13 +277,6 @@ def _modern(name: str, family: str) -> str:
 
 
 # --- runs and their checkpoints
-
-
-def _newest(folder: Path) -> Checkpoint:
-    checkpoint = read_newest(folder, say=say)
-    if checkpoint is None:
-        raise UserError(f"{folder} holds no checkpoint yet; wait for the run's first")
-    return checkpoint
 
 
 def _from_checkpoint(checkpoint: Checkpoint) -> Pretrained:

@@ -14,10 +14,11 @@ from transformers import AutoModel
 from fastbert.errors import UserError
 from fastbert.hub.configuration_fastbert import FastBertConfig
 from fastbert.hub.export import export_model
-from fastbert.hub.load import build_encoder, load_pretrained
+from fastbert.hub.load import load_pretrained
 from fastbert.hub.names import BERT_OPTIONS, OWN_OPTIONS
 from fastbert.model.positions import POSITIONS
 from tests.hub.conftest import named, random_models, small_batch, small_config
+from tests.pretrained import build_encoder
 
 VARIANTS = {
     f"{position}.{norm}{'.tied' if cls == 'tied' else ''}": {"position": position, "norm": norm, "cls_attention": cls}

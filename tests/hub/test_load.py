@@ -14,10 +14,11 @@ from fastbert.data.tokenizer import SPECIAL_TOKENS, WordPiece, load_tokenizer
 from fastbert.errors import UserError
 from fastbert.hub.export import export_model
 from fastbert.hub.export_run import export_run
-from fastbert.hub.load import build_encoder, load_pretrained, tokenizer_of
+from fastbert.hub.load import load_pretrained, tokenizer_of
 from fastbert.hub.options import ExportOptions
 from fastbert.training.checkpoints import Checkpointer
 from tests.hub.conftest import named, random_models, small_batch, small_config
+from tests.pretrained import build_encoder
 
 logging.set_verbosity_error()
 
