@@ -5,9 +5,34 @@ This file and modeling_fastbert.py travel inside an exported model; they need to
 
 from transformers import PretrainedConfig
 
+DEFAULTS = {
+    "vocab_size": 30522,
+    "hidden_size": 768,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "intermediate_size": 3072,
+    "max_position_embeddings": 512,
+    "type_vocab_size": 2,
+    "hidden_dropout_prob": 0.1,
+    "attention_probs_dropout_prob": 0.1,
+    "classifier_dropout": None,
+    "layer_norm_eps": 1e-12,
+    "initializer_range": 0.02,
+    "position": "absolute",
+    "cls_attention": "untied",
+    "norm": "post",
+    "relative_buckets": 32,
+    "relative_max_distance": 128,
+    "feed_forward": "gelu",
+    "bias": True,
+    "rope_base": 10000.0,
+    "pad_token_id": 0,
+}
+CHOICES = {"cls_attention": ("untied", "tied"), "norm": ("post", "pre"), "feed_forward": ("gelu", "geglu")}
+
 
 class FastBertConfig(PretrainedConfig):
-    """Everything `FastBertModel` is built from.
+    """Everything `FastBertModel` is built from: the keys of DEFAULTS, and what every configuration has.
 
     Args:
         position: name of the position scheme, whose code is in modeling_fastbert.py.
@@ -39,60 +64,14 @@ class FastBertConfig(PretrainedConfig):
         "initializer_std": "initializer_range",
     }
 
-    def __init__(
-        self,
-        vocab_size=30522,
-        hidden_size=768,
-        num_hidden_layers=12,
-        num_attention_heads=12,
-        intermediate_size=3072,
-        max_position_embeddings=512,
-        type_vocab_size=2,
-        hidden_dropout_prob=0.1,
-        attention_probs_dropout_prob=0.1,
-        classifier_dropout=None,
-        layer_norm_eps=1e-12,
-        initializer_range=0.02,
-        position="absolute",
-        cls_attention="untied",
-        norm="post",
-        relative_buckets=32,
-        relative_max_distance=128,
-        feed_forward="gelu",
-        bias=True,
-        rope_base=10000.0,
-        pad_token_id=0,
-        **kwargs,
-    ):
+    def __init__(self, **kwargs):
+        values = {name: kwargs.pop(name, default) for name, default in DEFAULTS.items()}
         super().__init__(**kwargs)
-        for name, value, known in (
-            ("cls_attention", cls_attention, ("untied", "tied")),
-            ("norm", norm, ("post", "pre")),
-            ("feed_forward", feed_forward, ("gelu", "geglu")),
-        ):
-            if value not in known:
-                raise ValueError(f"{name} must be one of {', '.join(known)}, not {value!r}")
-        self.vocab_size = vocab_size
-        self.hidden_size = hidden_size
-        self.num_hidden_layers = num_hidden_layers
-        self.num_attention_heads = num_attention_heads
-        self.intermediate_size = intermediate_size
-        self.max_position_embeddings = max_position_embeddings
-        self.type_vocab_size = type_vocab_size
-        self.hidden_dropout_prob = hidden_dropout_prob
-        self.attention_probs_dropout_prob = attention_probs_dropout_prob
-        self.classifier_dropout = classifier_dropout
-        self.layer_norm_eps = layer_norm_eps
-        self.initializer_range = initializer_range
-        self.position = position
-        self.cls_attention = cls_attention
-        self.norm = norm
-        self.relative_buckets = relative_buckets
-        self.relative_max_distance = relative_max_distance
-        self.feed_forward = feed_forward
-        self.bias = bias
-        self.rope_base = rope_base
-        self.pad_token_id = pad_token_id
+        for name, known in CHOICES.items():
+            if values[name] not in known:
+                raise ValueError(f"{name} must be one of {', '.join(known)}, not {values[name]!r}")
+        for name, value in values.items():
+            setattr(self, name, value)
         self.tie_word_embeddings = True
 
     @property
