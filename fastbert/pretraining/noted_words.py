@@ -12,7 +12,7 @@ from fastbert.data.shards import SPLITS, Dataset
 from fastbert.errors import UserError
 from fastbert.model.notes import Notes
 from fastbert.model.options import NotesOptions
-from fastbert.training.hardware import available_memory
+from fastbert.training.hardware import memory
 
 ENOUGH = 50  # times a word should be met while training: the note of one met five times is noise
 
@@ -44,7 +44,7 @@ class NotedCorpus:
         """
         size = self.words * (4 * width + 4)
         for where in dict.fromkeys((torch.device("cpu"), device)):  # it is drawn on the one and kept on the other
-            if size > (free := available_memory(where)):
+            if size > (free := memory(where)[0]):
                 raise UserError(
                     f"a dictionary of {self.words:,} notes of {width} numbers takes {size / 1e9:.2f} GB, and {where} "
                     f"has {free / 1e9:.2f} GB left; lower --notes.share, narrow --notes.min-count to --notes.max-count "

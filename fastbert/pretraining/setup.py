@@ -26,7 +26,7 @@ from fastbert.pretraining.noted_words import NotedCorpus, find_noted, rare_band
 from fastbert.pretraining.options import SOURCE_ONLY, PretrainOptions
 from fastbert.streams import say
 from fastbert.training.apex import check_apex
-from fastbert.training.hardware import resolve_device, resolve_precision, setup_machine, total_memory
+from fastbert.training.hardware import memory, resolve_device, resolve_precision, setup_machine
 from fastbert.training.optimizers import build_optimizer
 from fastbert.training.step import Updater
 from fastbert.training.world import ONE_PROCESS, World
@@ -185,7 +185,7 @@ def check_memory(options: PretrainOptions, configs: Sequence[EncoderConfig], dev
     rows = min(options.machine.micro_batch_size or options.batch_size, options.batch_size)
     needed = 16 * parameters  # weights, gradients and two moments (one with muon, which is no matter here), in float32
     needed += 4 * rows * options.length * options.encoder.resolve(1, options.length).width
-    if needed > (there := total_memory(device)):
+    if needed > (there := memory(device)[1]):
         raise UserError(
             f"training {parameters:,} parameters on {rows:,} sequences of {options.length:,} tokens at a time takes "
             f"more than {needed / 1e9:,.0f} GB of memory, and {device} has {there / 1e9:,.0f} GB; choose a smaller "

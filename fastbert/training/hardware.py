@@ -98,29 +98,18 @@ def setup_machine(options: MachineOptions, device: torch.device) -> None:
         libc.mallopt(m_trim_threshold, -1)  # -1: never trim
 
 
-def total_memory(device: torch.device) -> int:
-    """Bytes that `device` has; of a CPU less where a control group has a limit."""
+def memory(device: torch.device) -> tuple[int, int]:
+    """Bytes that can still be had on `device`, and that it has; of a CPU less where a control group has a limit."""
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[1]
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    limit = Path("/sys/fs/cgroup/memory.max")
-    if limit.is_file() and (most := limit.read_text(encoding="ascii").strip()) != "max":
-        total = min(total, int(most))
-    return total
-
-
-def available_memory(device: torch.device) -> int:
-    """Bytes that can still be had on `device`: what the kernel says, or less where a control group has a limit."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        return torch.cuda.mem_get_info(device)
+    free = total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if sys.platform == "linux":
         fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text(encoding="utf-8").splitlines())
         free = 1024 * int(fields["MemAvailable"].split()[0])
         limit, used = (Path("/sys/fs/cgroup") / name for name in ("memory.max", "memory.current"))
         if limit.is_file() and used.is_file() and (most := limit.read_text(encoding="utf-8").strip()) != "max":
-            free = min(free, int(most) - int(used.read_text(encoding="utf-8")))
-    return free
+            total, free = min(total, int(most)), min(free, int(most) - int(used.read_text(encoding="utf-8")))
+    return free, total
 
 
 def describe_machine() -> dict[str, object]:

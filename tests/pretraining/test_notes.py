@@ -15,7 +15,7 @@ from fastbert.config import digest, leaves, load_yaml
 from fastbert.data.shards import open_dataset
 from fastbert.pretraining import noted_words
 from fastbert.pretraining.options import PretrainOptions, science
-from fastbert.training.hardware import describe_machine
+from fastbert.training.hardware import describe_machine, memory
 from tests.flags import main
 
 NOTES = ["--notes.enabled", "--notes.half-window", "4", "--notes.share", "1"]
@@ -156,7 +156,7 @@ def test_what_is_refused(flags, tmp_path, capsys, monkeypatch) -> None:
     assert "--rare-min 20 --rare-max 500" in said
     said = refused([*flags, "--notes.min-count", "499"], tmp_path, capsys)
     assert "no word" in said and "words occur" in said and "--notes.min-count" in said
-    monkeypatch.setattr(noted_words, "available_memory", lambda device: 1000)
+    monkeypatch.setattr(noted_words, "memory", lambda device: (1000, 1000))
     said = refused(flags, tmp_path, capsys)
     assert "0.00 GB left" in said and "notes of 32 numbers" in said and "--notes.share" in said
 
@@ -184,5 +184,5 @@ def test_room_for_the_dictionary_is_seen_to(flags, tmp_path, capsys, monkeypatch
 
 
 def test_available_memory_is_part_of_the_machines() -> None:
-    free = noted_words.available_memory(torch.device("cpu"))
+    free = memory(torch.device("cpu"))[0]
     assert 2**20 < free < describe_machine()["memory_bytes"]
