@@ -30,7 +30,7 @@ class Notes(nn.Module):
 
     A step touches the rows of its own words only, whatever W is. In an objective:
 
-        draw        noted = notes.take(batch.noted, places, valid, length)
+        draw        noted = NotedTokens(notes, batch.noted, places, valid, length)
         forward     hidden = encoder(..., edit_words=noted.edit); if training: noted.collect(hidden)
         after_step  return notes.write([part.noted for part in drawn], updated)
     """
@@ -62,17 +62,6 @@ class Notes(nn.Module):
         self.register_buffer("table", table)
         self.register_buffer("writes", torch.zeros(words, dtype=torch.int32))  # of each note
         self.register_buffer("written", torch.zeros((), dtype=torch.int64))  # notes written at least once
-
-    def take(self, where: Occurrences, places: Tensor, valid: Tensor, length: int) -> "NotedTokens":
-        """What a micro-batch reads and writes.
-
-        Args:
-            where: its words with notes.
-            places: int64 [B, M], the masked places of each row; a word with one of them gets no note there.
-            valid: bool [B, M], which of them are used.
-            length: T.
-        """
-        return NotedTokens(self, where, places, valid, length)
 
     def flops(self, tokens: int) -> int:
         """Of a step over so many tokens, on the average over the corpus: a multiply and an add for each number of the
@@ -124,7 +113,13 @@ class NotedTokens:
     """The notes of one micro-batch: what its words read, and the contexts to be written after the step."""
 
     def __init__(self, notes: Notes, where: Occurrences, places: Tensor, valid: Tensor, length: int) -> None:
-        """As `Notes.take`."""
+        """
+        Args:
+            where: the words with notes of the micro-batch.
+            places: int64 [B, M], the masked positions of each row; a word with one of them gets no note there.
+            valid: bool [B, M], which of them are used.
+            length: T.
+        """
         self.notes, self.where, self.contexts = notes, where, None
         shown = where.lengths > 0
         if not notes.options.leak:

@@ -134,7 +134,7 @@ class Objective(nn.Module):
         """What a micro-batch reads from the notes and writes to them; None without notes."""
         if self.notes is None or batch.noted is None:
             return None
-        return self.notes.take(batch.noted, masks.positions, masks.valid, batch.input_ids.shape[1])
+        return NotedTokens(self.notes, batch.noted, masks.positions, masks.valid, batch.input_ids.shape[1])
 
     def encode(self, drawn: Drawn, input_ids: Tensor, only: TokenIndex = None) -> Tensor:
         """The encoder's hidden states [B, T, D], or [B, M, D] of the tokens `only`; in training notes are written."""
