@@ -39,7 +39,8 @@ class SiteDropout(nn.Module):
     def __init__(self, p: float, site: int) -> None:
         super().__init__()
         self.p = p
-        self.register_buffer("site", site_number(site), persistent=False)
+        # A tensor, so that all blocks are one program to a compiler.
+        self.register_buffer("site", torch.tensor(site, dtype=torch.int32), persistent=False)
 
     def forward(self, x: Tensor, row_keys: Tensor | None, only: TokenIndex = None) -> Tensor:
         """x [B, T, D], or [B, M, D] of the tokens `only`; row_keys int32 [B] or None (no dropout)."""
@@ -56,11 +57,6 @@ PROGRAMS = 1024
 """Programs of a block in one process, at most. A network has up to five for each kind of shape (training and validation
 of the last block and of the others, and contexts for notes), and a run up to five of those (the first, other batches,
 other lengths, and one row of either); a process may train several networks one after the other."""
-
-
-def site_number(site: int) -> Tensor:
-    """A site of dropout as a tensor, so that all blocks are one program to a compiler."""
-    return torch.tensor(site, dtype=torch.int32)
 
 
 def layer_norm(config: EncoderConfig) -> nn.LayerNorm:
@@ -92,7 +88,7 @@ class Attention(nn.Module):
     def __init__(self, config: EncoderConfig, site: int) -> None:
         super().__init__()
         self.heads, self.dropout_p = config.heads, config.attention_dropout
-        self.register_buffer("site", site_number(site), persistent=False)
+        self.register_buffer("site", torch.tensor(site, dtype=torch.int32), persistent=False)
         self.qkv = nn.Linear(config.width, 3 * config.width, bias=config.bias)
         self.out = nn.Linear(config.width, config.width, bias=config.bias)
 

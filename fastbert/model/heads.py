@@ -7,8 +7,21 @@ from fastbert.model.config import EncoderConfig
 from fastbert.model.encoder import layer_norm
 
 
-class MLMHead(nn.Module):
-    """Words from hidden states: dense, GELU, LayerNorm, then the tied embedding and a bias for each word."""
+class WordTransform(nn.Module):
+    """dense, GELU, LayerNorm: what heads over words do with hidden states first."""
+
+    def __init__(self, config: EncoderConfig, hidden_width: int | None = None) -> None:
+        super().__init__()
+        self.dense = nn.Linear(hidden_width or config.width, config.width, bias=config.bias)
+        self.norm = layer_norm(config)
+
+    def transform(self, hidden: Tensor) -> Tensor:
+        """[..., hidden width] -> [..., D], what the embedding of the words multiplies."""
+        return self.norm(F.gelu(self.dense(hidden)))
+
+
+class MLMHead(WordTransform):
+    """Words from hidden states: `transform`, then the tied embedding and a bias for each word."""
 
     def __init__(self, config: EncoderConfig, words: nn.Embedding, hidden_width: int | None = None) -> None:
         """
@@ -16,19 +29,13 @@ class MLMHead(nn.Module):
             words: [V, D], tied.
             hidden_width: of the hidden states, D if None.
         """
-        super().__init__()
-        self.dense = nn.Linear(hidden_width or config.width, config.width, bias=config.bias)
-        self.norm = layer_norm(config)
+        super().__init__(config, hidden_width)
         self.decoder = nn.Linear(config.width, config.vocab_size)
         self.decoder.weight = words.weight
 
     def forward(self, hidden: Tensor) -> Tensor:
         """[..., hidden width] -> logits [..., V]."""
         return self.decoder(self.transform(hidden))
-
-    def transform(self, hidden: Tensor) -> Tensor:
-        """[..., hidden width] -> [..., D], what `decoder` multiplies."""
-        return self.norm(F.gelu(self.dense(hidden)))
 
 
 class ReplacedHead(nn.Module):

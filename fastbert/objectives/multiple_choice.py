@@ -25,41 +25,33 @@ from torch import Tensor, nn
 
 from fastbert.errors import UserError
 from fastbert.model.config import EncoderConfig
-from fastbert.model.encoder import layer_norm
 from fastbert.model.flops import TRAINING, encoder_flops, encoder_parameters, mlm_head_parameters
+from fastbert.model.heads import WordTransform
 from fastbert.model.shared_embeddings import SharedWords
 from fastbert.objectives.replacement import CANDIDATES, Corrupted, Replacement
 
 
-class ChoiceHead(nn.Module):
-    """Scores of candidate words and of [NOTA]: dense, GELU, LayerNorm, then the embedding of each and a bias."""
+class ChoiceHead(WordTransform):
+    """Scores of candidate words and of [NOTA]: `transform`, then the embedding of each and a bias."""
 
     def __init__(self, config: EncoderConfig) -> None:
-        super().__init__()
-        self.dense = nn.Linear(config.width, config.width, bias=config.bias)
-        self.norm = layer_norm(config)
+        super().__init__(config)
         self.bias = nn.Parameter(torch.zeros(config.vocab_size))
         self.none = nn.Linear(config.width, 1)
 
     def forward(self, hidden: Tensor, words: Tensor, ids: Tensor) -> Tensor:
         """[N, D], the embedding [V, D] and candidates [N, k - 1] -> scores [N, k], [NOTA]'s last."""
-        hidden = self.norm(F.gelu(self.dense(hidden)))
+        hidden = self.transform(hidden)
         scores = candidate_scores(hidden, words, ids) + F.embedding(ids, self.bias[:, None])[..., 0]
         return torch.cat([scores, self.none(hidden).to(scores.dtype)], dim=1)
 
 
-class ControllerHead(nn.Module):
-    """dense, GELU, LayerNorm at the controller's width; the words are handed in."""
+class ControllerHead(WordTransform):
+    """`transform` at the controller's width and a bias for each word; the embedding is handed in."""
 
     def __init__(self, config: EncoderConfig) -> None:
-        super().__init__()
-        self.dense = nn.Linear(config.width, config.width, bias=config.bias)
-        self.norm = layer_norm(config)
+        super().__init__(config)
         self.bias = nn.Parameter(torch.zeros(config.vocab_size))
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        """[..., S] -> [..., S], to be multiplied with the words."""
-        return self.norm(F.gelu(self.dense(hidden)))
 
 
 class MultipleChoice(Replacement):
@@ -83,7 +75,7 @@ class MultipleChoice(Replacement):
 
     def word_logits(self, hidden: Tensor) -> Tensor:
         """The controller's, [..., S] -> [..., V]."""
-        return F.linear(self.small_head(hidden), self.small.vocabulary(), self.small_head.bias)
+        return F.linear(self.small_head.transform(hidden), self.small.vocabulary(), self.small_head.bias)
 
     def main_loss(self, drawn: Corrupted, read: Tensor, small_hidden: Tensor) -> tuple[Tensor, Tensor]:
         """The sum of the cross-entropies; bool [B, T], where the choice is right."""
@@ -118,7 +110,7 @@ class MultipleChoice(Replacement):
         """
         original, choices = drawn.original.flatten(), self.options.choices
         ids, _ = self.encoder.kernels.sample_candidates(
-            self.small_head(small_hidden.flatten(0, 1)),
+            self.small_head.transform(small_hidden.flatten(0, 1)),
             self.small.vocabulary(),
             choices - 1,
             keys=drawn.token_keys(CANDIDATES).flatten(),
