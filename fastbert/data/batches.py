@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastbert.data.noted import NotedWords, Occurrences, StepWords
+from fastbert.data.noted import NotedWords, Occurrences, StepWords, to_device
 from fastbert.data.stages import BatchPlan
 from fastbert.errors import UserError
 from fastbert.randomness import permute
@@ -99,11 +99,7 @@ class PackedRows:
         width = self.length - 1
         for row, index in enumerate(indices):
             ids[row, 1:] = self.stream.read(int(index) * width, (int(index) + 1) * width)
-        input_ids, place = torch.from_numpy(ids), torch.from_numpy(places.astype(np.int64))
-        if device.type == "cuda":
-            input_ids, place = input_ids.pin_memory(), place.pin_memory()
-        input_ids = input_ids.to(device, non_blocking=True)
-        place = place.to(device, non_blocking=True)
+        input_ids, place = (to_device(array, device) for array in (ids, places.astype(np.int64)))
         documents = documents_of(input_ids, self.sep_id) if self.document_mask else (None, None)
         noted = None
         if self.noted is not None:

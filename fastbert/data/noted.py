@@ -209,7 +209,7 @@ class NotedWords:
         of_tokens[1] = occurrences - 1
         real = length.sum()
         of_tokens[:, :real] = spread(position + to_place, length), np.repeat(np.arange(len(found)), length)
-        parts = [_to_device(part, device) for part in (of_words, of_occurrences, of_tokens)]
+        parts = [to_device(part, device) for part in (of_words, of_occurrences, of_tokens)]
         return Occurrences(*(field for part in parts for field in part), longest_window=self.longest_window)
 
     def _find(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -224,6 +224,7 @@ def _bucket(count: int) -> int:
     return (count // BUCKET + 1) * BUCKET
 
 
-def _to_device(array: np.ndarray, device: torch.device) -> Tensor:
+def to_device(array: np.ndarray, device: torch.device) -> Tensor:
+    """Without waiting for it."""
     tensor = torch.from_numpy(array)
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)

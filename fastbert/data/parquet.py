@@ -19,22 +19,18 @@ PAGE_BUFFER = 2**20  # bytes of a column read ahead, in place of the whole colum
 FEATURES = b"huggingface"  # where `datasets` puts what it knows of the columns
 
 
-def check_parquet(path: Path, columns: Columns) -> None:
-    """Looks at the file's end, where its columns are named.
+def check_parquet(path: Path, columns: Columns) -> tuple[str, ...] | None:
+    """Looks at the file's end, where its columns are named; returns its `class_names`.
 
     Raises:
         UserError: damaged, or a column is missing or holds no text.
     """
-    schema = _schema(path)
-    check_schema(schema, columns, str(path))
-    class_names(schema, columns, str(path))
-
-
-def _schema(path: Path) -> "pyarrow.Schema":
     import pyarrow.parquet
 
     with _damage(path), open_input(path) as file:
-        return pyarrow.parquet.read_schema(file)
+        schema = pyarrow.parquet.read_schema(file)
+    check_schema(schema, columns, str(path))
+    return class_names(schema, columns, str(path))
 
 
 def check_schema(schema: "pyarrow.Schema", columns: Columns, where: str) -> None:
@@ -83,15 +79,6 @@ def class_names(schema: "pyarrow.Schema", columns: Columns, where: str) -> tuple
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise damaged
     return tuple(names)
-
-
-def read_class_names(path: Path, columns: Columns) -> tuple[str, ...] | None:
-    """`class_names` of a Parquet file.
-
-    Raises:
-        UserError: damaged.
-    """
-    return class_names(_schema(path), columns, str(path))
 
 
 def parquet_rows(path: Path, columns: Columns) -> Iterator[tuple[int, int, list[Any]]]:

@@ -97,11 +97,7 @@ class Partial:
             np.savez(file, record=np.frombuffer(json.dumps(record, allow_nan=False).encode(), np.uint8), **arrays)
 
     def load(self) -> tuple[dict[str, Any], dict[str, np.ndarray]] | None:
-        """What was saved last; None if nothing was.
-
-        Raises:
-            UserError: it is damaged.
-        """
+        """What was saved last; None if nothing was, a UserError if it is damaged."""
         if not (self.folder / STATE).is_file():
             return None
         try:
@@ -110,10 +106,6 @@ class Partial:
         except _UNZIPPING as error:
             raise_refusal(error, self.folder / STATE)
             raise UserError(f"{self.folder / STATE} is damaged ({error})") from None
-
-    def forget(self) -> None:
-        """Drops what was saved."""
-        (self.folder / STATE).unlink(missing_ok=True)
 
 
 def _read_arrays(path: Path) -> dict[str, np.ndarray]:
@@ -277,11 +269,7 @@ def _empty(folder: Path, out: Path) -> None:
 
 def _moved(folder: Path) -> list[str]:
     """The names of all that the result in `folder` consists of. They are renamed and removed, so none may lead
-    elsewhere.
-
-    Raises:
-        UserError: it is not what `_finish` wrote.
-    """
+    elsewhere; a UserError if they are not what `_finish` wrote."""
     names = read_json(folder / MOVED, "leftover")
     plain = isinstance(names, list) and all(isinstance(name, str) and _PLAIN_NAME.fullmatch(name) for name in names)
     if not plain:

@@ -18,7 +18,7 @@ from typing import IO, Annotated, Any
 from fastbert.data.corpus import Corpus, tokenize, workers_for
 from fastbert.data.encoding import token_dtype
 from fastbert.data.integrity import FileRecord, compare, file_record, is_record, save_array
-from fastbert.data.partial import TOKENIZER, Partial, is_free, left_behind, partial_folder, remove_traces
+from fastbert.data.partial import STATE, TOKENIZER, Partial, is_free, left_behind, partial_folder, remove_traces
 from fastbert.data.progress import progress
 from fastbert.data.rare import write_rare
 from fastbert.data.shards import FORMAT, FORMAT_VERSION, SPLITS, read_record, unigram_entropy
@@ -254,11 +254,8 @@ def _write(partial: Partial, source: Source, options: PrepareOptions, made_of: d
 
 
 def _tokenizer(folder: Path, source: Source, options: PrepareOptions) -> tuple[WordPiece, dict[str, FileRecord]]:
-    """The tokenizer in the folder, put there if it is not, and the records of its files.
-
-    Raises:
-        UserError: an interrupted call left it, and it was damaged since.
-    """
+    """The tokenizer in the folder, put there if it is not, and the records of its files; a UserError if an interrupted
+    call left it, and it was damaged since."""
     note = folder / TOKENIZER
     if not note.is_file():
         wordpiece = load_tokenizer(options.tokenizer) if options.tokenizer else _train(source, options)
@@ -312,7 +309,7 @@ def _tokenize(
         else:
             moved = {corpus.largest: False}
         corpus.keys.close()
-        partial.forget()
+        (partial.folder / STATE).unlink(missing_ok=True)
         for file in partial.folder.glob("*.npy"):
             file.unlink()
 

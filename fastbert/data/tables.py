@@ -70,11 +70,7 @@ def check_table(path: Path) -> None:
 
 
 def check_columns(path: Path, columns: Columns) -> None:
-    """Looks at the first row, or at the end of a Parquet file, where its columns are named.
-
-    Raises:
-        UserError: as `read_rows`.
-    """
+    """Looks at the first row, or at the end of a Parquet file, where its columns are named; raises as `read_rows`."""
     if suffixes(path)[0] == ".parquet":
         check_parquet(path, columns)
     else:
@@ -173,13 +169,9 @@ def pick(
         yield number, [None if index is None else fields[index] for index in indices]
 
 
-def read_csv(stream: IO[bytes], path: Path, columns: Columns) -> Iterator[tuple[str, Cells]]:
-    for number, values in pick(path, csv_fields(stream, path, columns), columns):
-        yield f"{path}, line {number}", values
-
-
-def read_tsv(stream: IO[bytes], path: Path, columns: Columns) -> Iterator[tuple[str, Cells]]:
-    for number, values in pick(path, tsv_fields(stream, path), columns):
+def read_fields(stream: IO[bytes], path: Path, columns: Columns) -> Iterator[tuple[str, Cells]]:
+    csv_or_tsv = csv_fields(stream, path, columns) if suffixes(path)[0] == ".csv" else tsv_fields(stream, path)
+    for number, values in pick(path, csv_or_tsv, columns):
         yield f"{path}, line {number}", values
 
 
@@ -215,6 +207,6 @@ READERS: dict[str, Callable[[IO[bytes], Path, Columns], Iterator[tuple[str, Cell
     ".jsonl": read_jsonl,
     ".ndjson": read_jsonl,
     ".json": read_json,
-    ".csv": read_csv,
-    ".tsv": read_tsv,
+    ".csv": read_fields,
+    ".tsv": read_fields,
 }

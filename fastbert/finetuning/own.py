@@ -7,7 +7,7 @@ from pathlib import Path
 from fastbert.config import choice
 from fastbert.data.columns import Columns
 from fastbert.data.formats import suffixes
-from fastbert.data.parquet import read_class_names
+from fastbert.data.parquet import check_parquet
 from fastbert.data.tables import check_table, read_rows
 from fastbert.errors import OptionError, UserError, brief
 from fastbert.finetuning.kinds import KINDS
@@ -122,7 +122,7 @@ class OwnSource:
         """The names of the labels in their order, where the training file is Parquet and has them."""
         if suffixes(self.paths["train"])[0] != ".parquet":
             return None
-        return read_class_names(self.paths["train"], self.columns("train"))
+        return check_parquet(self.paths["train"], self.columns("train"))
 
 
 def check_own_file(path: Path) -> None:
