@@ -47,11 +47,7 @@ def load_yaml(cls: type[Options], path: str | Path) -> Options:
 
 
 def with_underscores(values: dict[str, Any], where: str) -> dict[str, Any]:
-    """`values` under the names that options have in Python: batch-size is batch_size.
-
-    Raises:
-        UserError: an option stands there under both names.
-    """
+    """`values` under the names that options have in Python: batch-size is batch_size. A UserError if both are there."""
     named: dict[str, Any] = {}
     for key, value in values.items():
         name = str(key).replace("-", "_")
@@ -126,11 +122,7 @@ MARKS = {"variants": "ablate", "models": "sweep", "task": "finetune", "own": "fi
 
 
 def _convert(value: Any, hint: Any, where: str) -> Any:
-    """`value`, as a file has it, as the option that is declared as `hint` takes it.
-
-    Raises:
-        UserError: it does not fit.
-    """
+    """`value`, as a file has it, as the option that is declared as `hint` takes it; a UserError if it does not fit."""
     if value is None and takes_none(hint):
         return None
     kind = plain(hint)

@@ -104,11 +104,7 @@ def make_folder(path: Path) -> list[Path]:
 
 
 def make_inner_folder(path: Path) -> None:
-    """Makes a folder within one of fastbert's, if it is not there.
-
-    Raises:
-        UserError: it cannot be made, or is a link.
-    """
+    """Makes a folder within one of fastbert's, if it is not there; a UserError if it cannot be made or is a link."""
     refuse_link(path)
     make_folder(path)
 

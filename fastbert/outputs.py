@@ -43,11 +43,7 @@ from fastbert.files import (
 
 
 def check_output_file(path: Path | str) -> None:
-    """Sees, before work starts, that `path` can be written as a file by `output_file`; writes nothing.
-
-    Raises:
-        UserError: it cannot; says why.
-    """
+    """Raises a UserError, before work starts, if `output_file` cannot write `path`; writes nothing."""
     path = Path(path)
     with disk_errors(path):
         if _descriptor(path) is None and not _is_stream(path):
@@ -57,11 +53,7 @@ def check_output_file(path: Path | str) -> None:
 
 @contextmanager
 def output_file(path: Path | str, mode: str = "wb") -> Iterator[IO[Any]]:
-    """A file for the user, to be written in this block: see the head of this module.
-
-    Raises:
-        UserError: it cannot be written.
-    """
+    """A file for the user, to be written in this block (see the head of this module); a UserError if it cannot be."""
     path = Path(path)
     encoding = None if "b" in mode else "utf-8"
     with disk_errors(path):
@@ -157,11 +149,8 @@ def _replace(temporary: Path, path: Path) -> None:
 
 
 def check_output_folder(path: Path | str) -> None:
-    """Sees, before work starts, that files can be written to the folder `path`, which need not be there; makes nothing.
-
-    Raises:
-        UserError: they cannot; says why.
-    """
+    """Raises a UserError, before work starts, if no files can be written to the folder `path`, which need not be there;
+    makes nothing."""
     with folder_errors(path):
         _check_room(resolved(path), path)
 

@@ -69,11 +69,7 @@ def save_json(path: Path, value: Any) -> FileRecord:
 
 
 def file_record(path: Path) -> FileRecord:
-    """The record of a file on the disk.
-
-    Raises:
-        UserError: it cannot be read.
-    """
+    """The record of a file on the disk; a UserError if it cannot be read."""
     return {"bytes": path.stat().st_size, "sha256": hash_of(path).hexdigest()}
 
 

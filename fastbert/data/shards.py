@@ -98,11 +98,7 @@ class TokenStream:
 
     @cached_property
     def documents(self) -> np.ndarray:
-        """int64, ascending: the position of every document's first token.
-
-        Raises:
-            UserError: they do not ascend within their shard.
-        """
+        """int64, ascending: the position of every document's first token; a UserError if they do not ascend."""
         for number, starts in enumerate(self._parts["documents"]):
             self._check_documents(number, starts)
         parts = zip(self._parts["documents"], self._borders[:-1], strict=True)
@@ -124,11 +120,7 @@ class TokenStream:
         return RareWords(*map(np.concatenate, zip(*found, strict=True)))
 
     def check_ranges(self) -> None:
-        """Reads all shards and sees to it that every number is in its range, whatever the hashes say.
-
-        Raises:
-            UserError: names the file with one that is not.
-        """
+        """Reads all shards; a UserError names the file if a number is not in its range, whatever the hashes say."""
         for number, starts in enumerate(self._parts["documents"]):
             self._check_documents(number, starts)
             for first in range(0, len(self._parts["tokens"][number]), BLOCK):
@@ -200,19 +192,12 @@ class Dataset:
         """int64: how often each occurs in the training split."""
 
     def split(self, name: str) -> TokenStream:
-        """The stream of `train` or `validation`.
-
-        Raises:
-            UserError: there is no such split.
-        """
+        """The stream of `train` or `validation`; a UserError for any other name."""
         return self._streams[choose("split", name, SPLITS)]
 
     def verify(self) -> None:
-        """Reads every file and compares it with its SHA-256, whatever is remembered of an earlier verification.
-
-        Raises:
-            UserError: names the damaged file.
-        """
+        """Reads every file and compares it with its SHA-256, whatever is remembered of an earlier verification; a
+        UserError names one that is damaged."""
         _verify(self.folder, self.record, self._streams, always=True)
 
 
@@ -329,11 +314,7 @@ def map_array(path: Path, dtype: np.dtype) -> np.ndarray:
 
 
 def _rare_words(folder: Path, number: int) -> tuple[list[str], np.ndarray]:
-    """Words and counts in rare_words.json.
-
-    Raises:
-        UserError: they are not `number` words with a count each.
-    """
+    """Words and counts in rare_words.json; a UserError if they are not `number` words with a count each."""
     path = folder / "rare_words.json"
     rare = read_json(path, "list of rare words", dict, LARGEST_RARE, 2**25)
     words, counts = rare.get("words"), rare.get("counts")

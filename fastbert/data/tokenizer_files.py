@@ -103,11 +103,8 @@ def interpret(folder: Path) -> Interpreted:
 
 
 def _vocabulary_text(path: Path) -> str:
-    """The text of a vocab.txt, which transformers reads as it is: with a byte order mark, and with \\r within a line.
-
-    Raises:
-        UserError: it is not UTF-8 text, or has one of these.
-    """
+    """The text of a vocab.txt; a UserError if it is not UTF-8, or has what transformers reads as it is: a byte order
+    mark, or \\r within a line."""
     content = read_input(path, "vocabulary")
     refuse_zero_bytes(path, "vocabulary", content)
     try:

