@@ -4,7 +4,6 @@ from typing import Any
 
 from fastbert import __version__
 from fastbert.model.config import EncoderConfig
-from fastbert.model.flops import encoder_parameters, mlm_head_parameters, replaced_head_parameters
 from fastbert.model.positions import POSITIONS
 from fastbert.records import json_text
 
@@ -29,10 +28,11 @@ in `configuration_fastbert.py` and `modeling_fastbert.py`. It imports torch and 
 
 AUTO_CLASSES = {None: "AutoModel", "mlm": "AutoModelForMaskedLM", "replaced": "AutoModelForPreTraining"}
 """What opens an export with its head, if it has one."""
-_HEAD_PARAMETERS = {"mlm": mlm_head_parameters, "replaced": replaced_head_parameters}
 
 
-def model_card(config: EncoderConfig, name: str, *, native: bool, head: str | None, facts: dict[str, Any]) -> str:
+def model_card(
+    config: EncoderConfig, name: str, *, native: bool, head: str | None, parameters: int, facts: dict[str, Any]
+) -> str:
     """Markdown.
 
     Args:
@@ -40,6 +40,7 @@ def model_card(config: EncoderConfig, name: str, *, native: bool, head: str | No
         name: of the exported folder.
         native: whether transformers opens it as its own BERT or ELECTRA.
         head: which head is in it: mlm, replaced or None.
+        parameters: how many there are, with those of the head.
         facts: rows of the table on its pretraining, in order.
     """
     encoder = {
@@ -53,7 +54,7 @@ def model_card(config: EncoderConfig, name: str, *, native: bool, head: str | No
         "attention heads": config.heads,
         "vocabulary": config.vocab_size,
         "longest sequence": config.max_positions,
-        "parameters": encoder_parameters(config) + (_HEAD_PARAMETERS[head](config) if head else 0),
+        "parameters": parameters,
     }
     classes = ["AutoModel", *([AUTO_CLASSES[head]] if head else []), "AutoModelForSequenceClassification"]
     front = ["---", "library_name: transformers", *(["pipeline_tag: fill-mask"] if head == "mlm" else []), "tags:"]

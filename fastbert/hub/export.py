@@ -98,7 +98,8 @@ def export_model(
         write_model(folder, settings, tensors, mark)
         vocabulary.save(folder, max_length or config.max_positions)
         check_folder(vocabulary, interpret(folder))
-        text = model_card(config, out.name, native=native, head=head, facts=card or {})
+        parameters = sum(tensor.numel() for name, tensor in weights.items() if name != TIED)
+        text = model_card(config, out.name, native=native, head=head, parameters=parameters, facts=card or {})
         (folder / "README.md").write_text(text, encoding="utf-8")
         if not native:
             for name, text in export_code(config.position).items():

@@ -64,14 +64,6 @@ class EncoderConfig:
         count = POSITIONS[self.position].parameters_of
         return count(self) != count(replace(self, max_positions=self.max_positions + 1))
 
-    def linear_parameters(self, inputs: int, outputs: int) -> int:
-        """Of a linear layer, with biases if the encoder has them."""
-        return inputs * outputs + (outputs if self.bias else 0)
-
-    def norm_parameters(self) -> int:
-        """Of a LayerNorm over the width."""
-        return self.width * (2 if self.bias else 1)
-
     def scaled(self, width: int, layers: int | None = None) -> "EncoderConfig":
         """The configuration of a generator or meta controller of `width`: the same number of layers unless `layers` is
         given, the inner width in proportion, and the head size nearest to this one's among those that divide the width

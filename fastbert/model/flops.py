@@ -8,8 +8,12 @@ from fastbert.model.positions import POSITIONS
 
 
 def encoder_parameters(config: EncoderConfig) -> int:
-    d, f = config.width, config.ffn
-    linear, norm, up = config.linear_parameters, config.norm_parameters(), _ups(config) * f
+    d, f, bias = config.width, config.ffn, int(config.bias)
+    norm, up = d * (1 + bias), _ups(config) * f
+
+    def linear(inputs: int, outputs: int) -> int:
+        return (inputs + bias) * outputs
+
     block = linear(d, 3 * d) + linear(d, d) + linear(d, up) + linear(f, d) + 2 * norm
     norms = norm * (2 if config.norm == "pre" else 1)
     embeddings = (config.vocab_size + config.type_vocab_size) * d
@@ -19,16 +23,6 @@ def encoder_parameters(config: EncoderConfig) -> int:
 def _ups(config: EncoderConfig) -> int:
     """Matrices that bring the width to the inner size."""
     return 2 if config.feed_forward == "geglu" else 1
-
-
-def mlm_head_parameters(config: EncoderConfig, hidden_width: int | None = None) -> int:
-    """Without the tied embedding, on hidden states of `hidden_width`, D if None."""
-    dense = config.linear_parameters(hidden_width or config.width, config.width)
-    return dense + config.norm_parameters() + config.vocab_size
-
-
-def replaced_head_parameters(config: EncoderConfig) -> int:
-    return config.linear_parameters(config.width, config.width) + config.width + 1
 
 
 def encoder_flops(config: EncoderConfig, batch: int, length: int, last: int | None = None) -> int:

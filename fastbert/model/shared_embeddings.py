@@ -15,8 +15,7 @@ from torch import Tensor, nn
 
 from fastbert.model.config import EncoderConfig
 from fastbert.model.encoder import Encoder
-from fastbert.model.flops import encoder_flops, encoder_parameters
-from fastbert.model.positions import POSITIONS
+from fastbert.model.flops import encoder_flops
 
 
 class SharedEmbeddings(Encoder):
@@ -35,15 +34,6 @@ class SharedEmbeddings(Encoder):
         """[B, T, S]."""
         x = super().embed(*arguments, **named)
         return x if self.projection is None else self.projection(x)
-
-    @staticmethod
-    def parameters_of(config: EncoderConfig, main: EncoderConfig) -> int:
-        """Those that are its own."""
-        shared = (config.vocab_size + config.type_vocab_size) * config.width + config.norm_parameters()
-        scheme = POSITIONS[config.position]
-        shared += scheme.parameters_of(config, scheme.shared)
-        projection = config.linear_parameters(main.width, config.width) if main.width != config.width else 0
-        return encoder_parameters(config) - shared + projection
 
     @staticmethod
     def flops(config: EncoderConfig, main: EncoderConfig, batch: int, length: int) -> int:
@@ -70,12 +60,6 @@ class SharedWords(Encoder):
         """[V, S], the words as this network reads and writes them."""
         words = self.words.weight
         return words if self.projection is None else F.linear(words, self.projection.weight)
-
-    @staticmethod
-    def parameters_of(config: EncoderConfig, main: EncoderConfig) -> int:
-        """Those that are its own."""
-        projection = main.width * config.width if main.width != config.width else 0
-        return encoder_parameters(config) - config.vocab_size * config.width + projection
 
     @staticmethod
     def flops(config: EncoderConfig, main: EncoderConfig, batch: int, length: int) -> int:

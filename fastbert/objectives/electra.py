@@ -12,13 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastbert.model.flops import (
-    TRAINING,
-    encoder_flops,
-    encoder_parameters,
-    mlm_head_parameters,
-    replaced_head_parameters,
-)
+from fastbert.model.flops import TRAINING, encoder_flops
 from fastbert.model.heads import MLMHead, ReplacedHead
 from fastbert.model.shared_embeddings import SharedEmbeddings
 from fastbert.objectives.replacement import Corrupted, Replacement
@@ -66,8 +60,3 @@ class Electra(Replacement):
         head = 2 * places * config.width * (self.small_config.width + config.vocab_size)
         notes = self.notes.flops(tokens) if self.notes is not None else 0
         return TRAINING * (main + small + head) + notes
-
-    def parameter_count(self) -> int:
-        config, small_config = self.config, self.small_config
-        heads = replaced_head_parameters(config) + mlm_head_parameters(config, small_config.width)
-        return encoder_parameters(config) + SharedEmbeddings.parameters_of(small_config, config) + heads

@@ -14,14 +14,7 @@ from torch import Tensor
 
 from fastbert.data.batches import Batch, Stream
 from fastbert.data.tokenizer import WordPiece
-from fastbert.model.flops import (
-    TRAINING,
-    block_flops,
-    encoder_flops,
-    encoder_parameters,
-    mlm_head_flops,
-    mlm_head_parameters,
-)
+from fastbert.model.flops import TRAINING, block_flops, encoder_flops, mlm_head_flops
 from fastbert.model.heads import MLMHead
 from fastbert.objectives.examples import fill_in
 from fastbert.objectives.objective import Figure, Masked, Objective
@@ -73,9 +66,6 @@ class MLM(Objective):
             return networks
         contexts = batch * block_flops(self.config, length, length)  # the last block of all tokens, forward alone
         return networks + contexts + self.notes.flops(batch * length)
-
-    def parameter_count(self) -> int:
-        return encoder_parameters(self.config) + mlm_head_parameters(self.config)
 
     def examples(self, stream: Stream, vocabulary: WordPiece, length: int) -> tuple[str, list[str]]:
         heading = "Held-out sentences, the masked word in brackets, and the model's guesses"

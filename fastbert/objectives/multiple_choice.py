@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from fastbert.errors import UserError
 from fastbert.model.config import EncoderConfig
-from fastbert.model.flops import TRAINING, encoder_flops, encoder_parameters, mlm_head_parameters
+from fastbert.model.flops import TRAINING, encoder_flops
 from fastbert.model.heads import WordTransform
 from fastbert.model.shared_embeddings import SharedWords
 from fastbert.objectives.replacement import CANDIDATES, Corrupted, Replacement
@@ -134,9 +134,3 @@ class MultipleChoice(Replacement):
         candidates = vocabulary + 2 * tokens * (s * s + s * -(-v // BLOCK) * BLOCK)
         notes = self.notes.flops(tokens) if self.notes is not None else 0
         return TRAINING * (main + small) + candidates + notes
-
-    def parameter_count(self) -> int:
-        config, small_config = self.config, self.small_config
-        none = config.width + 1
-        heads = mlm_head_parameters(config) + none + mlm_head_parameters(small_config)
-        return encoder_parameters(config) + SharedWords.parameters_of(small_config, config) + heads

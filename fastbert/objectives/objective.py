@@ -154,6 +154,7 @@ class Objective(nn.Module):
         raise NotImplementedError
 
     def parameter_count(self) -> int:
+        """Of all networks; what they share counts once."""
         return sum(parameter.numel() for parameter in self.parameters())
 
     def examples(self, stream: Stream, vocabulary: WordPiece, length: int) -> tuple[str, list[str]]:

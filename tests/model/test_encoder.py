@@ -10,13 +10,7 @@ from transformers import BertConfig, BertModel
 from fastbert.errors import UserError
 from fastbert.model.config import SIZES, EncoderConfig
 from fastbert.model.encoder import Encoder, SiteDropout, initialize
-from fastbert.model.flops import (
-    encoder_flops,
-    encoder_parameters,
-    mlm_head_flops,
-    mlm_head_parameters,
-    replaced_head_parameters,
-)
+from fastbert.model.flops import encoder_flops, encoder_parameters, mlm_head_flops
 from fastbert.model.heads import MLMHead, ReplacedHead
 from fastbert.model.kernels import KERNELS
 from fastbert.model.options import EncoderOptions
@@ -41,8 +35,6 @@ def test_closed_forms_equal_modules_and_torchs_flop_counter(shape: dict) -> None
     encoder = Encoder(config, "reference")
     head = MLMHead(config, encoder.words)
     assert sum(p.numel() for p in encoder.parameters()) == encoder_parameters(config)
-    own = sum(p.numel() for name, p in head.named_parameters() if name != "decoder.weight")
-    assert own == mlm_head_parameters(config)
     ids = torch.randint(0, 50, (3, 16))
     with FlopCounterMode(display=False) as counter:
         hidden = encoder(ids)
@@ -56,8 +48,6 @@ def test_closed_forms_equal_modules_and_torchs_flop_counter(shape: dict) -> None
     with FlopCounterMode(display=False) as counter:
         logits.sum().backward()
     assert counter.get_total_flops() == 2 * (encoder_flops(config, 3, 16) + mlm_head_flops(config, 15))
-    replaced = ReplacedHead(config)
-    assert sum(p.numel() for p in replaced.parameters()) == replaced_head_parameters(config)
 
 
 @pytest.mark.parametrize("width", [*range(8, 256, 8), 512, 768, 1024])

@@ -322,7 +322,6 @@ def test_flops_are_those_of_the_text() -> None:
     # The block of all tokens, which windows may have any of; this encoder has but one, and no position bias of FLOPs.
     block = encoder_flops(plain.config, 9, T) - encoder_flops(plain.config, 1, T)
     assert objective.flops(8, T) - plain.flops(8, T) - block == notes.flops(8 * T) > 0
-    assert objective.parameter_count() == sum(p.numel() for p in objective.parameters())
 
 
 @pytest.mark.parametrize(

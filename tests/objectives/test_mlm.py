@@ -1,5 +1,3 @@
-import dataclasses
-
 import pytest
 import torch
 from transformers import BertConfig, BertForMaskedLM
@@ -155,9 +153,3 @@ def test_options_change_what_is_drawn() -> None:
 def test_shares_that_do_not_add_up_are_refused(changes: dict) -> None:
     with pytest.raises(UserError, match=f"^{next(iter(changes))} must"):
         MLMOptions(**changes)
-
-
-def test_closed_form_parameter_count() -> None:
-    objective = build("tupe-r")
-    assert objective.parameter_count() == sum(p.numel() for p in objective.parameters())
-    assert dataclasses.asdict(objective.config)["vocab_size"] == V

@@ -130,7 +130,7 @@ def test_sizes_of_the_controller() -> None:
     odd = MultipleChoiceOptions(controller_width=200).networks(config)[1]
     assert (odd.width, odd.width % odd.heads) == (200, 0)
     same = build("multiple-choice", options=options(controller_width=32))
-    assert same.small.projection is None and same.parameter_count() == sum(p.numel() for p in same.parameters())
+    assert same.small.projection is None
     assert not MultipleChoiceOptions(controller_width=768).warnings(config)
     assert "wider than the encoder" in MultipleChoiceOptions(controller_width=800).warnings(config)[0]
 

@@ -8,7 +8,6 @@ integers where a cast must not round it.
 Shapes: B batch, T tokens, D width, H heads, K head size.
 """
 
-from collections.abc import Iterable
 from typing import ClassVar
 
 import torch
@@ -50,11 +49,10 @@ class Scheme(nn.Module):
         return None
 
     @classmethod
-    def parameters_of(cls, config: EncoderConfig, submodules: Iterable[str] = ("",)) -> int:
-        """The number of parameters, of all or of `submodules` alone."""
+    def parameters_of(cls, config: EncoderConfig) -> int:
+        """The number of parameters."""
         with torch.device("meta"):
-            scheme = cls(config)
-        return sum(p.numel() for name in submodules for p in scheme.get_submodule(name).parameters())
+            return sum(parameter.numel() for parameter in cls(config).parameters())
 
     @staticmethod
     def flops(config: EncoderConfig, length: int) -> int:
