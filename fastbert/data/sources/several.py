@@ -17,16 +17,11 @@ class List(Source):
         identity = {"kind": "list", "sources": [part.identity for part in parts]}
         size = sum(part.size for part in parts) if all(part.size for part in parts) else 0
         warnings = [warning for part in parts for warning in part.warnings]
-        super().__init__(spec, _name(parts), identity, size, self._read, warnings=warnings)
-        self._parts = parts
-
-    @property
-    def parts(self) -> Sequence[Source]:
-        return self._parts
+        super().__init__(spec, _name(parts), identity, size, self._read, warnings=warnings, parts=parts)
 
     def _read(self) -> Iterator[tuple[int, str]]:
         done = 0
-        for number, part in enumerate(self._parts):
+        for number, part in enumerate(self.parts):
             for text in part.documents():
                 self.part = number
                 yield done + part.position, text
@@ -47,18 +42,14 @@ class Mixture(List):
     def __init__(self, spec: str, parts: Sequence[Source], weights: Sequence[float]) -> None:
         super().__init__(spec, parts)
         self.identity = {"kind": "mixture", "sources": self.identity["sources"], "weights": list(weights)}
-        self._weights = weights
-
-    @property
-    def weights(self) -> Sequence[float]:
-        return self._weights
+        self.weights = weights
 
     def _read(self) -> Iterator[tuple[int, str]]:
         self.ended_by = None
-        given = [0] * len(self._parts)
-        streams = [part.documents() for part in self._parts]
+        given = [0] * len(self.parts)
+        streams = [part.documents() for part in self.parts]
         while True:
-            number = min(range(len(streams)), key=lambda i: given[i] / self._weights[i])
+            number = min(range(len(streams)), key=lambda i: given[i] / self.weights[i])
             text = next(streams[number], None)
             if text is None:
                 self.ended_by = number
@@ -66,7 +57,7 @@ class Mixture(List):
             given[number] += text_bytes(text)
             self.part = number
             # The end comes with that of the part that is furthest.
-            furthest = max(part.position / part.size for part in self._parts) if self.size else 0
+            furthest = max(part.position / part.size for part in self.parts) if self.size else 0
             yield int(self.size * furthest) if self.size else sum(given), text
 
 

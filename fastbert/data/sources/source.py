@@ -34,16 +34,13 @@ class Source:
     """What the user should know of it before it is read."""
     ended_by: int | None = None
     """In a mixture that was read to its end, the part that ran out."""
+    parts: "Sequence[Source]" = field(default=(), repr=False, compare=False)
+    """The sources this one is made of; a plain one is its own only part."""
+    weights: Sequence[float] | None = None
+    """Fractions of the text's bytes that the parts have in a mixture."""
 
-    @property
-    def parts(self) -> "Sequence[Source]":
-        """The sources this one is made of; a plain one is its own only part."""
-        return (self,)
-
-    @property
-    def weights(self) -> Sequence[float] | None:
-        """The shares of the parts in the text's bytes, in a mixture."""
-        return None
+    def __post_init__(self) -> None:
+        self.parts = self.parts or (self,)
 
     def documents(self) -> Iterator[str]:
         """Non-empty documents without white space at their ends, at most LONGEST_DOCUMENT characters each.
