@@ -139,11 +139,8 @@ def opened(path: Path) -> Iterator[tuple[IO[bytes], IO[bytes]]]:
 
 
 def looks_like(path: Path) -> str:
-    """What the text file `path` seems to be instead of plain text; empty if nothing speaks for that.
-
-    Raises:
-        UserError: it cannot be opened, or is damaged.
-    """
+    """What the text file `path` seems to be instead of plain text, empty if nothing speaks for that; a UserError if it
+    cannot be opened or is damaged."""
     with opened(path) as (_, stream):
         beginning = stream.read(LOOKED_AT).removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     if beginning.startswith((b"<!doctype html", b"<html", b"<?xml", b"<!doctype xml")):

@@ -105,11 +105,8 @@ def _whole_characters(line: bytes) -> tuple[bytes, bytes]:
 
 
 def lines(stream: IO[bytes], path: Path) -> Iterator[tuple[int, str]]:
-    """(number, line) of a file, without line ends.
-
-    Raises:
-        UserError: as `pieces`, or a line has more than LONGEST_ROW characters.
-    """
+    """(number, line) of a file, without line ends; raises as `pieces`, and where a line has more than LONGEST_ROW
+    characters."""
     held: list[str] = []
     size = 0
     number = 1

@@ -27,11 +27,7 @@ ANNOTATIONS = "from fastbert.model.config import EncoderConfig"
 
 
 def export_code(position: str) -> dict[str, str]:
-    """The files of code in an export with the scheme `position`, by name.
-
-    Raises:
-        UserError: the source of the scheme does not stand alone.
-    """
+    """The files of code in an export with the scheme `position`, by name; a UserError as of `scheme_source`."""
     before, line, after = _own_file(MODEL).partition(IMPORT)
     if not line:
         raise RuntimeError(f"{MODEL} lacks the line {IMPORT!r}")
@@ -44,11 +40,7 @@ def export_code(position: str) -> dict[str, str]:
 
 
 def check_exportable(config: EncoderConfig) -> None:
-    """Runs the source of the position scheme as an export has it, without fastbert.
-
-    Raises:
-        UserError: the source does not stand alone.
-    """
+    """Raises a UserError if the source of the position scheme, run as an export has it, needs fastbert."""
     if is_bert(config):
         return
     names: dict[str, Any] = {"__name__": "modeling_fastbert"}

@@ -104,11 +104,8 @@ def load_pretrained(path: str | Path) -> Pretrained:
 
 
 def find_checkpoint(folder: Path) -> Checkpoint | None:
-    """The newest whole checkpoint of a run, or the checkpoint itself; None if the folder is neither.
-
-    Raises:
-        UserError: a run without a whole checkpoint; a damaged checkpoint.
-    """
+    """The newest whole checkpoint of a run, or the checkpoint itself; None if the folder is neither, a UserError if the
+    run has none or the checkpoint is damaged."""
     if (folder / "checkpoints").is_dir():
         if (checkpoint := read_newest(folder / "checkpoints", say=say)) is None:
             raise UserError(f"{folder / 'checkpoints'} holds no checkpoint yet; wait for the run's first")

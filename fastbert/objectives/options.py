@@ -28,11 +28,7 @@ class ObjectiveOptions:
         check_values(self)
 
     def networks(self, config: EncoderConfig) -> list[EncoderConfig]:
-        """The networks that are trained, for an encoder of `config`, which comes first.
-
-        Raises:
-            UserError: one of them cannot be built.
-        """
+        """The networks that are trained, the encoder of `config` first; a UserError if one of them cannot be built."""
         return [config]
 
     def warnings(self, config: EncoderConfig) -> list[str]:
