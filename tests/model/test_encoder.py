@@ -12,7 +12,7 @@ from fastbert.model.config import SIZES, EncoderConfig
 from fastbert.model.encoder import Encoder, SiteDropout, initialize
 from fastbert.model.flops import encoder_flops, encoder_parameters, mlm_head_flops
 from fastbert.model.heads import MLMHead, ReplacedHead
-from fastbert.model.kernels import KERNELS
+from fastbert.model.kernel_choice import KERNELS
 from fastbert.model.options import EncoderOptions
 from fastbert.model.positions import POSITIONS
 from fastbert.randomness import row_keys
