@@ -69,16 +69,7 @@ class Masker(nn.Module):
         continuation = self.continuation if options.whole_word else None
         positions, valid = choose_places(input_ids, self.special, keys, count, continuation)
         shares = (options.mask_token_share, options.random_token_share) if self.training else (1.0, 0.0)
-        masked = corrupt(
-            input_ids,
-            positions,
-            valid,
-            keys,
-            mask_id=self.mask_id,
-            ordinary_ids=self.ordinary_ids,
-            mask_token_share=shares[0],
-            random_token_share=shares[1],
-        )
+        masked = corrupt(input_ids, positions, valid, keys, self.mask_id, self.ordinary_ids, shares)
         return Masks(masked, positions, valid, torch.where(valid, input_ids.gather(1, positions), -100))
 
     def count(self, length: int) -> int:
@@ -168,17 +159,15 @@ def corrupt(
     places: Tensor,
     valid: Tensor,
     keys: Tensor,
-    *,
     mask_id: int,
     ordinary_ids: Tensor,
-    mask_token_share: float,
-    random_token_share: float,
+    shares: tuple[float, float],
 ) -> Tensor:
     """The rows with [MASK], a random word, or the word itself at the valid `places`.
 
     Args:
         ordinary_ids: int64, the tokens a random word is drawn from.
-        mask_token_share, random_token_share: of the places; the rest keeps its word.
+        shares: fractions of the places that show [MASK] and a random word; the rest keeps its word.
 
     Returns:
         [B, T].
@@ -187,6 +176,6 @@ def corrupt(
     fate = combine(combine(keys, 1)[:, None], places.to(torch.int32))
     draw = combine(combine(keys, 2)[:, None], places.to(torch.int32))
     random_ids = ordinary_ids[uniform(draw, len(ordinary_ids))]
-    new = torch.where(fate < threshold(mask_token_share + random_token_share), random_ids, original)
-    new = torch.where(fate < threshold(mask_token_share), mask_id, new)
+    new = torch.where(fate < threshold(sum(shares)), random_ids, original)
+    new = torch.where(fate < threshold(shares[0]), mask_id, new)
     return input_ids.scatter(1, places, torch.where(valid, new, original))

@@ -129,9 +129,7 @@ def test_every_place_is_chosen_equally_often() -> None:
 def test_shares_of_mask_random_and_kept() -> None:
     ids = torch.full((5000, 40), 7)
     places, valid = choose_places(ids, SPECIAL, keys(5000), 10)
-    new = corrupt(
-        ids, places, valid, keys(5000), mask_id=4, ordinary_ids=ORDINARY, mask_token_share=0.8, random_token_share=0.1
-    )
+    new = corrupt(ids, places, valid, keys(5000), 4, ORDINARY, (0.8, 0.1))
     there = new.gather(1, places)
     n = there.numel()
     masked, kept = int((there == 4).sum()), int((there == 7).sum())
@@ -150,7 +148,7 @@ def test_fate_is_independent_of_the_choice() -> None:
     ids = torch.full((4000, 30), 7)
     k = keys(4000)
     places, valid = choose_places(ids, SPECIAL, k, 5)
-    new = corrupt(ids, places, valid, k, mask_id=4, ordinary_ids=ORDINARY, mask_token_share=0.5, random_token_share=0)
+    new = corrupt(ids, places, valid, k, 4, ORDINARY, (0.5, 0.0))
     share = (new.gather(1, places) == 4).double().mean(0)
     assert ((share - 0.5).abs() < 0.03).all()
 
