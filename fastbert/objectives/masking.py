@@ -167,7 +167,7 @@ def corrupt(
 
     Args:
         ordinary_ids: int64, the tokens a random word is drawn from.
-        shares: fractions of the places that show [MASK] and a random word; the rest keeps its word.
+        shares: fractions of the masked positions that show [MASK] and a random word; the rest keeps its word.
 
     Returns:
         [B, T].
