@@ -54,7 +54,7 @@ def check_exportable(config: EncoderConfig) -> None:
         return
     names: dict[str, Any] = {"__name__": "modeling_fastbert"}
     short = min(config.max_positions, PROBED)
-    given = SimpleNamespace(**config.to_dict() | {"max_positions": short}, head_size=config.head_size)  # FastBertConfig's
+    given = SimpleNamespace(**config.to_dict() | {"max_positions": short}, head_size=config.head_size)
     try:
         exec("from __future__ import annotations\n" + scheme_source(config.position), names)
         with torch.random.fork_rng(devices=[]), torch.no_grad():
