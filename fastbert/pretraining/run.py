@@ -24,41 +24,19 @@ from fastbert.records import check, read_json, write_json
 from fastbert.training.checkpoints import checkpoint_paths, read_state
 
 
-@dataclass(frozen=True)
 class RunFolder:
-    path: Path
+    """The files of a run in the folder `path`."""
 
-    @property
-    def config(self) -> Path:
-        return self.path / "config.yaml"
-
-    @property
-    def manifest(self) -> Path:
-        return self.path / "manifest.json"
-
-    @property
-    def tokenizer(self) -> Path:
-        return self.path / "tokenizer"
-
-    @property
-    def checkpoints(self) -> Path:
-        return self.path / "checkpoints"
-
-    @property
-    def metrics(self) -> Path:
-        return self.path / "metrics.jsonl"
-
-    @property
-    def model(self) -> Path:
-        return self.path / "model"
-
-    @property
-    def profile(self) -> Path:
-        return self.path / "profile"
-
-    @property
-    def report(self) -> Path:
-        return self.path / "report"
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config = path / "config.yaml"
+        self.manifest = path / "manifest.json"
+        self.tokenizer = path / "tokenizer"
+        self.checkpoints = path / "checkpoints"
+        self.metrics = path / "metrics.jsonl"
+        self.model = path / "model"
+        self.profile = path / "profile"
+        self.report = path / "report"
 
     def exists(self) -> bool:
         """Whether something is there that a new run must not touch."""
