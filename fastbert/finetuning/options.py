@@ -276,7 +276,4 @@ class SubmitOptions:
 
 def science(options: FinetuneOptions) -> dict[str, Any]:
     """The options that define the experiment, by dotted name; those without effect in this combination are left out."""
-    idle = {"schedule.decay"} if options.schedule.name != "wsd" else set()
-    if options.schedule.name == "constant":
-        idle.add("schedule.final")
-    return {leaf.name: leaf.value for leaf in leaves(options) if leaf.role == "science" and leaf.name not in idle}
+    return {leaf.name: leaf.value for leaf in leaves(options, active=True) if leaf.role == "science"}
