@@ -16,7 +16,6 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -35,7 +34,7 @@ from fastbert.pretraining.run import RunFolder
 from fastbert.pretraining.setup import PretrainSetup, data_folder, prepare_setup
 from fastbert.processes import without_control_c
 from fastbert.system_errors import MEMORY_REMEDY, user_error
-from fastbert.training.hardware import autocast, peak_flops, resolve_device, resolve_precision, use_device
+from fastbert.training.hardware import autocast, peak_flops, resolve_device, resolve_precision, synchronize, use_device
 from fastbert.training.memory import PeakMemory
 
 STEPS = 10**6  # planned; as many are made as there is time for
@@ -125,15 +124,13 @@ def _serve(contestant: Contestant, pipe: Connection) -> None:
             setup = (_bare_setup if contestant.peer else prepare_setup)(contestant.options)
             memory = PeakMemory(setup.device)
             step, facts, profile = (_peer if contestant.peer else _own)(setup, contestant, Path(folder))
-            on_gpu = setup.device.type == "cuda"
-            wait = partial(torch.cuda.synchronize, setup.device) if on_gpu else torch.cpu.synchronize
 
             def steps(count: int) -> float:
-                wait()
+                synchronize(setup.device)
                 start = time.perf_counter()
                 for _ in range(count):
                     next(step)
-                wait()
+                synchronize(setup.device)
                 return time.perf_counter() - start
 
             steps(WARM_UP)

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from functools import cache, partial
 from itertools import combinations
 
-import torch
 from torch import nn
 
 from fastbert.data.stages import NOMINAL_STEPS, BatchPlan, make_plan, steps_within
@@ -16,6 +15,7 @@ from fastbert.pretraining.options import PretrainOptions
 from fastbert.pretraining.setup import PretrainSetup
 from fastbert.streams import say
 from fastbert.training.checkpoints import existing
+from fastbert.training.hardware import synchronize
 from fastbert.training.lagged import LaggedScalars
 from fastbert.training.schedules import learning_rate_factor
 from fastbert.training.step import objective_step
@@ -206,7 +206,7 @@ def time_training(setup: PretrainSetup, objective: nn.Module, seconds: float, pl
         scalars = objective_step(updater, batches.at(number), setup.options.seed, number, learning_rate=0.0)
         lagged.push(number, scalars)  # as in training, the host is one step ahead of the device
 
-    wait = partial(torch.cuda.synchronize, setup.device) if setup.device.type == "cuda" else torch.cpu.synchronize
+    wait = partial(synchronize, setup.device)
     step()  # to warm up
     wait()
     return time_in_groups(step, wait, seconds, least=LEAST_TIMED, most=most)

@@ -26,6 +26,7 @@ from fastbert.pretraining.loop import Trainer
 from fastbert.pretraining.setup import PretrainSetup
 from fastbert.pretraining.spans import Span, operators, parts
 from fastbert.training.checkpoints import check_space
+from fastbert.training.hardware import synchronize
 
 FIRST, COUNT = 10, 5  # steps before those that are profiled; how many these are
 SHOWN = 15  # operators in the table
@@ -110,8 +111,7 @@ class StepProfiler:
         """A step; it ends when the device has done it."""
         with record_function("step"):
             yield
-            if self.device.type == "cuda":
-                torch.cuda.synchronize(self.device)
+            synchronize(self.device)
         self.count += 1
 
     def stop(self) -> None:

@@ -22,7 +22,7 @@ from fastbert.pretraining.setup import PretrainSetup
 from fastbert.records import write_json
 from fastbert.streams import say
 from fastbert.training.checkpoints import Checkpointer
-from fastbert.training.hardware import resolve_device, resolve_precision
+from fastbert.training.hardware import resolve_device, resolve_precision, synchronize
 from fastbert.training.logbook import Logbook
 
 LATE, NEEDS_CUDA = "not measured: time was up", "not measured: needs CUDA"
@@ -92,12 +92,11 @@ class Part:
         return Trainer(**parts, **asked, **every, **books, **checks, state={})
 
     def seconds(self, step: Callable[[], None], count: int) -> float:
-        wait = torch.cuda.synchronize if self.cuda else torch.cpu.synchronize
-        wait()
+        synchronize(self.device)
         start = time.perf_counter()
         for _ in range(count):
             step()
-        wait()
+        synchronize(self.device)
         return time.perf_counter() - start
 
 
