@@ -71,7 +71,7 @@ def build_trainer(
         if problem := run.restore_tokenizer(setup.vocabulary):
             say(problem)
     step = checkpoint.step if checkpoint else 0
-    before = checkpoint.state["progress"].get("seconds") if checkpoint else 0.0
+    before = checkpoint.state["progress"]["seconds"] if checkpoint else 0.0
     peak, how = peak_flops(setup.device, setup.precision)
     speed = {
         "flops_per_step": batches.plan.total(objective.flops, 0, options.steps) / options.steps,
@@ -82,7 +82,7 @@ def build_trainer(
     resolved["optimizer"] = implementation(type(optimizer))
     if kernels := fix_kernels(setup.device, manifest["sessions"]):
         resolved["kernels"] = kernels
-    manifest["sessions"].append(session(step, before or 0.0, describe_machine(), resolved))
+    manifest["sessions"].append(session(step, before, describe_machine(), resolved))
     write_json(run.manifest, manifest)
     say(
         f"{objective.parameter_count() / 1e6:.2f}M parameters ({options.objective}, {setup.config.position}), "
@@ -95,8 +95,6 @@ def build_trainer(
         say(line)
     if resumed:
         say(f"resuming {run.path} at step {step} of {options.steps}")
-        if before is None:
-            say("its earlier sessions did not keep their time: the minutes reported at the end are those from here on")
     trainer = Trainer(
         updater=setup.updater(objective, optimizer),
         batches=batches,
@@ -109,7 +107,7 @@ def build_trainer(
             run.path,
             options.steps,
             start_step=step,
-            expected=checkpoint.state.get("metrics") if checkpoint else None,
+            expected=checkpoint.state["metrics"] if checkpoint else None,
             quiet=quiet,
         ),
         validate=lambda length: setup.validate(objective, length),

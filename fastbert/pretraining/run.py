@@ -89,9 +89,8 @@ class RunFolder:
                 raise
             except UserError:  # reported when the checkpoint is loaded
                 continue
-            if {"encoder", "science"} <= state.keys():
-                check(state, {"encoder": dict, "science": dict, "options?": dict}, f"the state in {path}")
-                return Sealed(path, step, state)
+            check(state, {"encoder": dict, "science": dict, "options": dict}, f"the state in {path}")
+            return Sealed(path, step, state)
         return None
 
 
@@ -108,10 +107,8 @@ class Sealed:
     step: int
     state: dict[str, Any]
 
-    def options(self, out: str) -> PretrainOptions | None:
-        """The options the run was started with, for its folder `out`; None in checkpoints that do not hold them."""
-        if "options" not in self.state:
-            return None
+    def options(self, out: str) -> PretrainOptions:
+        """The options the run was started with, for its folder `out`."""
         options, where = self.state["options"], f"{self.path}/state.json"
         if "validation_share" in options:
             raise UserError(
@@ -165,10 +162,9 @@ def stored_options(out: str | None) -> PretrainOptions:
         raise
     except UserError:
         sealed = run.sealed()
-        options = sealed.options(out) if sealed else None
-        if options is None:
+        if sealed is None:
             raise
-        return options
+        return sealed.options(out)
 
 
 def read_config(run: RunFolder) -> PretrainOptions:
@@ -233,8 +229,6 @@ def check_against_checkpoint(
 def _config_differences(run: RunFolder, stored: PretrainOptions, sealed: Sealed) -> list[str]:
     """How config.yaml differs from the options that the run was started with. The science is checked elsewhere."""
     started = sealed.options(str(run.path))
-    if started is None:
-        return []
     try:
         read_config(run)
     except UnreadableError:
