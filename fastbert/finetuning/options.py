@@ -263,15 +263,27 @@ class SubmitOptions:
             return
         if self.out is None:
             raise UserError("--out is missing: the zip file to write, such as glue.zip")
-        for text in self.models:
-            name, equals, folder = text.partition("=")
-            if not equals or not folder:
-                raise UserError(f"--models takes task=folder, such as cola=results/cola/seed-0, not {brief(text)}")
-            choose("GLUE task", name, GLUE)
+        for folder in self.folders().values():
             check_model_folder(folder, one=False)
         if self.results is not None:
             check_folder(self.results)
         check_glue_folder(self.glue_dir)
+
+    def folders(self) -> dict[str, str]:
+        """GLUE task -> folder, of `models`.
+
+        Raises:
+            UserError: one is not of that form, or of no GLUE task, or a task has two.
+        """
+        found: dict[str, str] = {}
+        for text in self.models:
+            name, equals, folder = text.partition("=")
+            if not equals or not folder:
+                raise UserError(f"--models takes task=folder, such as cola=results/cola/seed-0, not {brief(text)}")
+            if choose("GLUE task", name, GLUE) in found:
+                raise UserError(f"--models names two models for {name}; give one")
+            found[name] = folder
+        return found
 
 
 def science(options: FinetuneOptions) -> dict[str, Any]:

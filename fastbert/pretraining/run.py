@@ -235,11 +235,7 @@ def _config_differences(run: RunFolder, stored: PretrainOptions, sealed: Sealed)
         raise
     except UserError as error:
         return [f"{error}; the options are those in {sealed.path}, and {run.config} is written anew"]
-    old, new = (
-        {leaf.name: leaf.value for leaf in configuration.leaves(options) if leaf.role != "science"}
-        for options in (started, stored)
-    )
-    changed = configuration.differences(old | {"out": None}, new | {"out": None})
+    changed = configuration.differences(*(beyond_science(options) | {"out": None} for options in (started, stored)))
     return [f"{run.config} was changed after the run was started: {'; '.join(changed)}"] if changed else []
 
 
@@ -275,11 +271,12 @@ def merge(stored: PretrainOptions, asked: PretrainOptions) -> tuple[PretrainOpti
         tokens=stored.tokens,
         minutes=stored.minutes,
     )
-    roles = {leaf.name: leaf.role for leaf in configuration.leaves(merged)}
-    old = {leaf.name: leaf.value for leaf in configuration.leaves(stored)}
-    new = {leaf.name: leaf.value for leaf in configuration.leaves(merged)}
-    changed = [name for name in new if roles[name] != "science" and new[name] != old[name]]
-    return merged, configuration.differences({n: old[n] for n in changed}, {n: new[n] for n in changed})
+    return merged, configuration.differences(beyond_science(stored), beyond_science(merged))
+
+
+def beyond_science(options: PretrainOptions) -> dict[str, Any]:
+    """The options of the machine and of bookkeeping."""
+    return {leaf.name: leaf.value for leaf in configuration.leaves(options) if leaf.role != "science"}
 
 
 def check_same_experiment(
