@@ -6,8 +6,7 @@ from typing import Any
 import torch
 
 from fastbert import config as configuration
-from fastbert.errors import UserError
-from fastbert.inputs import UnreadableError
+from fastbert.inputs import read_or_problem
 from fastbert.pretraining.budget import checkpoint_size
 from fastbert.pretraining.finish import check_finish
 from fastbert.pretraining.loop import STATE, Trainer
@@ -62,11 +61,7 @@ def build_trainer(
         checkpointer = Checkpointer(run.checkpoints, *keep)
     started = setup.started or options
     if resumed:
-        try:
-            read_config(run)
-        except UnreadableError:
-            raise
-        except UserError:  # reported before
+        if read_or_problem(read_config, run)[1]:  # reported before
             run.write_config(started)
         if problem := run.restore_tokenizer(setup.vocabulary):
             say(problem)

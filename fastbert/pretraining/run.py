@@ -15,7 +15,7 @@ from fastbert import config as configuration
 from fastbert.data.tokenizer import WordPiece, load_tokenizer
 from fastbert.errors import LINE, UserError
 from fastbert.files import LOCK, atomic_file, atomic_folder, contents, disk_errors
-from fastbert.inputs import UnreadableError
+from fastbert.inputs import read_or_problem
 from fastbert.model.options import EncoderOptions
 from fastbert.outputs import check_output_folder
 from fastbert.pretraining.options import OF_ONE_CALL, PretrainOptions
@@ -64,14 +64,10 @@ class RunFolder:
     def restore_tokenizer(self, vocabulary: WordPiece) -> str | None:
         """Writes the tokenizer anew unless it is `vocabulary`, which the checkpoints were trained with; returns what
         was wrong."""
-        try:
-            if load_tokenizer(self.tokenizer).fingerprint == vocabulary.fingerprint:
-                return None
-            problem = f"{self.tokenizer} is another tokenizer than that of the data"
-        except UnreadableError:
-            raise
-        except UserError as error:
-            problem = str(error)
+        found, problem = read_or_problem(load_tokenizer, self.tokenizer)
+        if found and found.fingerprint == vocabulary.fingerprint:
+            return None
+        problem = problem or f"{self.tokenizer} is another tokenizer than that of the data"
         with atomic_folder(self.tokenizer) as folder:
             vocabulary.save(folder)
         return f"{problem}; it is written anew"
@@ -83,14 +79,11 @@ class RunFolder:
     def sealed(self) -> "Sealed | None":
         """What the newest checkpoint with a whole state says of the run; None if there is none."""
         for path in reversed(checkpoint_paths(self.checkpoints)) if self.checkpoints.is_dir() else ():
-            try:
-                step, state = read_state(path)
-            except UnreadableError:
-                raise
-            except UserError:  # reported when the checkpoint is loaded
-                continue
-            check(state, {"encoder": dict, "science": dict, "options": dict}, f"the state in {path}")
-            return Sealed(path, step, state)
+            found, _ = read_or_problem(read_state, path)  # a problem is reported when the checkpoint is loaded
+            if found:
+                step, state = found
+                check(state, {"encoder": dict, "science": dict, "options": dict}, f"the state in {path}")
+                return Sealed(path, step, state)
         return None
 
 
@@ -156,15 +149,13 @@ def stored_options(out: str | None) -> PretrainOptions:
             f"the run in {out} was stopped while its folder was being made, before its first step; start it again with "
             "the same command and --out, without --resume"
         )
-    try:
-        return read_config(run)
-    except UnreadableError:
-        raise
-    except UserError:
+    options, problem = read_or_problem(read_config, run)
+    if problem:
         sealed = run.sealed()
         if sealed is None:
-            raise
-        return sealed.options(out)
+            raise UserError(problem)
+        options = sealed.options(out)
+    return options
 
 
 def read_config(run: RunFolder) -> PretrainOptions:
@@ -176,19 +167,6 @@ def read_config(run: RunFolder) -> PretrainOptions:
     if not run.config.exists():
         raise UserError(f"there is no run to resume in {run.path} (no {run.config}); leave --resume out to start one")
     return configuration.load_yaml(PretrainOptions, run.config)
-
-
-def read_manifest(run: RunFolder) -> tuple[dict[str, Any] | None, str]:
-    """
-    Returns:
-        The manifest, or None and what is wrong with it.
-    """
-    try:
-        return read_json(run.manifest, "the run's manifest", MANIFEST), ""
-    except UnreadableError:
-        raise
-    except UserError as error:
-        return None, str(error)
 
 
 def check_against_checkpoint(
@@ -203,7 +181,7 @@ def check_against_checkpoint(
     Returns:
         The manifest, None if there is neither manifest nor checkpoint to make it from; and what was found to differ.
     """
-    manifest, problem = read_manifest(run)
+    manifest, problem = read_or_problem(read_json, run.manifest, "the run's manifest", MANIFEST)
     if sealed is None:
         return manifest, [f"{problem}; it is written anew"] if problem else []
     remarks = []
@@ -229,12 +207,8 @@ def check_against_checkpoint(
 def _config_differences(run: RunFolder, stored: PretrainOptions, sealed: Sealed) -> list[str]:
     """How config.yaml differs from the options that the run was started with. The science is checked elsewhere."""
     started = sealed.options(str(run.path))
-    try:
-        read_config(run)
-    except UnreadableError:
-        raise
-    except UserError as error:
-        return [f"{error}; the options are those in {sealed.path}, and {run.config} is written anew"]
+    if problem := read_or_problem(read_config, run)[1]:
+        return [f"{problem}; the options are those in {sealed.path}, and {run.config} is written anew"]
     changed = configuration.differences(*(beyond_science(options) | {"out": None} for options in (started, stored)))
     return [f"{run.config} was changed after the run was started: {'; '.join(changed)}"] if changed else []
 

@@ -150,11 +150,7 @@ def printed_fractions(results: AblationResults) -> str:
 def write_ablation_report(
     folder: Path, name: str, ablation: Ablation, results: AblationResults, about: dict[str, Any]
 ) -> None:
-    """Writes report.md, report.html and the drawings.
-
-    Args:
-        about: what the last section says: lines by their name.
-    """
+    """Writes report.md, report.html and the drawings; `about` as for `ReportPage.write`."""
     report = ReportPage(f"Ablation {name}")
     _question(report, ablation, results)
     compared = {measure.name: compare_variants(measure, results.hardly_learned) for measure in results.measures}
@@ -173,9 +169,7 @@ def write_ablation_report(
         _costs(report, results)
     if len(results.done) < len(results.plan.jobs):
         _failed(report, results)
-    report.heading("How it was made")
-    report.points([f"{key}: {value}" for key, value in about.items()])
-    report.write(folder)
+    report.write(folder, about)
 
 
 def _question(report: ReportPage, ablation: Ablation, results: AblationResults) -> None:

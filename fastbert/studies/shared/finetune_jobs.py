@@ -41,29 +41,29 @@ class PlannedTuning:
     cost: float
     """FLOPs, roughly."""
 
-    def job(self, model: str, task: str, seed: int, identity: dict[str, Any], **more: Any) -> Job:
+    def job(self, model: str, task: str, seed: int, identity: dict[str, Any]) -> Job:
         """Its job.
 
         Args:
             model: name in tables, like `task`.
             seed: of the fine-tuning.
             identity: with the seed.
-            more: further fields of the job, or others for `seed` and `setting`.
         """
         options = to_dict(replace(self.options, first_seed=seed))
         del options["out"]
-        fields = {"seed": seed, "setting": self.setting, "device": self.options.machine.device} | more
         return Job(
             id=digest(identity),
             model=model,
             task=task,
+            seed=seed,
+            setting=self.setting,
             identity=identity,
             options=options,
             folder=str(Path.cwd()),
             cost=self.cost,
             runner="fastbert.studies.shared.finetune_jobs:finetune_job",
             kind=FINETUNE,
-            **fields,
+            device=self.options.machine.device,
         )
 
 

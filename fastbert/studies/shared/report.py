@@ -5,7 +5,7 @@ import base64
 import html
 import re
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -102,8 +102,14 @@ class ReportPage:
     def _add(self, markdown: str, page: str) -> None:
         self._blocks.append((markdown, page))
 
-    def write(self, folder: Path) -> None:
-        """Writes report.md and report.html; images are read from `folder`."""
+    def write(self, folder: Path, about: Mapping[str, str]) -> None:
+        """Writes report.md and report.html; images are read from `folder`.
+
+        Args:
+            about: what the last section says: lines by their name.
+        """
+        self.heading("How it was made")
+        self.points([f"{key}: {value}" for key, value in about.items()])
         with atomic_file(folder / "report.md", "w") as file:
             file.write("\n\n".join([f"# {self.title}", *(markdown for markdown, _ in self._blocks)]) + "\n")
         images = {f"\0{name}": _embedded(folder / name, alt) for name, alt in self._images}

@@ -139,7 +139,7 @@ def write_sweep_report(
     Args:
         failed: rows of failed jobs.
         total: jobs of the sweep.
-        about: what the last section says: lines by their name.
+        about: of `ReportPage.write`.
     """
     report = ReportPage(f"Sweep {name}")
     finished = sum(len(rows) for trials in comparison.trials.values() for rows in trials.settings.values())
@@ -155,9 +155,7 @@ def write_sweep_report(
         rows = [[row["task"], row["model"], shown_job(row), row["reason"]] for row in failed]
         report.table(Table(["task", "checkpoint", f"{SETTING}, seed", "what happened"], rows))
         report.text("The same command runs them again.")
-    report.heading("How it was made")
-    report.points([f"{key}: {value}" for key, value in about.items()])
-    report.write(folder)
+    report.write(folder, about)
 
 
 def shown_job(row: ResultRow) -> str:
