@@ -129,7 +129,6 @@ def steps_of(options: PretrainOptions) -> int | None:
 def resolve_steps(setup: PretrainSetup) -> PretrainOptions:
     """The options with a budget in tokens or minutes turned into steps, and with all intervals set."""
     options = setup.options
-    micro = options.machine.micro_batch_size or options.batch_size
     steps = steps_in(setup, options.minutes * 60.0) if options.minutes is not None else steps_of(options)
     eval_every, checkpoint_every = intervals(options, steps)
     return replace(
@@ -137,7 +136,7 @@ def resolve_steps(setup: PretrainSetup) -> PretrainOptions:
         steps=steps,
         eval_every=eval_every,
         checkpoint_every=checkpoint_every,
-        machine=replace(options.machine, micro_batch_size=micro),
+        machine=replace(options.machine, micro_batch_size=options.micro_batch_size),
     )
 
 

@@ -43,7 +43,7 @@ def check_room(folder: Path, setup: PretrainSetup) -> None:
         UserError: the disk of `folder` has no room for a profile.
     """
     options = setup.options
-    passes = -(-options.batch_size // (options.machine.micro_batch_size or options.batch_size))
+    passes = -(-options.batch_size // options.micro_batch_size)
     blocks = sum(network.layers for network in options.of_objective.networks(setup.config))
     space = SPACE + passes * blocks * SPACE_OF_BLOCK
     check_space(folder, space, "--profile needs", "leave --profile out")

@@ -91,16 +91,14 @@ class PretrainSetup:
     def batches(self, plan: BatchPlan | None = None) -> TrainingBatches:
         """Those of `plan`, or of the run's if None."""
         options, plan = self.options, plan or self.plan()
-        micro = options.machine.micro_batch_size or options.batch_size
         rows = {length: self.rows("train", length) for length in plan.lengths}
-        return TrainingBatches(rows, plan, micro, options.seed, self.device, self.world)
+        return TrainingBatches(rows, plan, options.micro_batch_size, options.seed, self.device, self.world)
 
     def validate(self, objective: Objective, length: int | None = None) -> dict[str, float]:
         """Losses on held-out sequences of `length`, or of the run's if None."""
         options = self.options
-        micro = options.machine.micro_batch_size or options.batch_size
         rows = self.rows("validation", length)
-        batches = validation_batches(rows, options.eval_sequences, micro, self.device, self.world)
+        batches = validation_batches(rows, options.eval_sequences, options.micro_batch_size, self.device, self.world)
         return evaluate(objective, batches, self.precision, self.world)
 
 
@@ -182,7 +180,7 @@ def check_memory(options: PretrainOptions, configs: Sequence[EncoderConfig], dev
         UserError: it would not fit.
     """
     parameters = sum(map(encoder_parameters, configs))
-    rows = min(options.machine.micro_batch_size or options.batch_size, options.batch_size)
+    rows = min(options.micro_batch_size, options.batch_size)
     needed = 16 * parameters  # weights, gradients and two moments (one with muon, which is no matter here), in float32
     needed += 4 * rows * options.length * options.encoder.resolve(1, options.length).width
     if needed > (there := total_memory(device)):
