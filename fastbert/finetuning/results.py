@@ -32,12 +32,8 @@ RESULTS = {
 def write_results(
     options: FinetuneOptions, task: Task, precision: str, out: Path, results: dict[float, list[dict[str, Any]]]
 ) -> None:
-    """results.json, the learning curve, and the table on standard output.
-
-    Args:
-        options: resolved.
-        results: share of the training split -> what each seed's result.json holds.
-    """
+    """Writes results.json and the learning curve, and prints the table; `results` are the seeds' by their fraction of
+    the training split."""
     fractions = [
         {
             "fraction": fraction,
@@ -107,10 +103,7 @@ def check_best(result: dict[str, Any], metrics: Sequence[str], where: str) -> No
 
 
 def finished(folder: Path, metrics: Sequence[str]) -> dict[str, Any] | None:
-    """The result of a seed that was trained to its end; it is written last.
-
-    Args:
-        metrics: of the task.
+    """The result of a seed of a task with `metrics` that was trained to its end; it is written last.
 
     Raises:
         UserError: it is damaged.

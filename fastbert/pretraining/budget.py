@@ -51,10 +51,7 @@ class Costs:
 
     def steps_in(self, seconds: float, plan: Callable[[int], BatchPlan], options: PretrainOptions) -> int:
         """The steps of a run that takes about `seconds`, all its parts counted; at least those of the shortest run.
-
-        Args:
-            plan: steps -> the plan of a run of that many.
-        """
+        `plan` gives the batches of a run by the number of its steps."""
 
         def total(steps: int) -> float:
             return sum(self.spans(plan(steps), options, 0, steps).values())

@@ -31,14 +31,10 @@ from fastbert.training.schedules import learning_rate_factor
 
 
 def pretrain(asked: PretrainOptions, name: str) -> int:
-    """Runs or resumes a pretraining; returns the exit code.
-
-    Args:
-        asked: the options.
-        name: of the run, where --out is not given.
+    """Runs or resumes a pretraining, called `name` where --out is not given; returns the exit code.
 
     Raises:
-        UserError: anything the user can mend, before training starts if it can be seen then.
+        UserError: anything the user can fix, before training starts if it can be seen then.
     """
     if asked.resume:
         return resume(asked)

@@ -171,10 +171,7 @@ def check_networks(options: PretrainOptions, device: torch.device) -> None:
 
 
 def check_memory(options: PretrainOptions, configs: Sequence[EncoderConfig], device: torch.device) -> None:
-    """Compares the least that training takes with the memory of `device`.
-
-    Args:
-        configs: of all networks.
+    """Compares the least that training takes, with the networks `configs`, with the memory of `device`.
 
     Raises:
         UserError: it would not fit.

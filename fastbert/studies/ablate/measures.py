@@ -20,14 +20,11 @@ from fastbert.studies.shared.finetune_jobs import FINETUNE
 
 @dataclass(frozen=True)
 class AblationResults:
-    """What the finished jobs of an ablation say.
-
-    Args:
-        rows: all rows by the ids of their jobs.
-    """
+    """What the finished jobs of an ablation say."""
 
     plan: AblationPlan
     rows: Mapping[str, ResultRow]
+    """All, by the ids of their jobs."""
 
     @property
     def baseline(self) -> PlannedVariant:

@@ -42,13 +42,7 @@ class PlannedTuning:
     """FLOPs, roughly."""
 
     def job(self, model: str, task: str, seed: int, identity: dict[str, Any]) -> Job:
-        """Its job.
-
-        Args:
-            model: name in tables, like `task`.
-            seed: of the fine-tuning.
-            identity: with the seed.
-        """
+        """Its job; `identity` holds the seed too."""
         options = to_dict(replace(self.options, first_seed=seed))
         del options["out"]
         return Job(
