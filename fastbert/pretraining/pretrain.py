@@ -34,7 +34,7 @@ def pretrain(asked: PretrainOptions, name: str) -> int:
     """Runs or resumes a pretraining, called `name` where --out is not given; returns the exit code.
 
     Raises:
-        UserError: anything the user can fix, before training starts if it can be seen then.
+        UserError: any user error, before training starts if it can be seen then.
     """
     if asked.resume:
         return resume(asked)
