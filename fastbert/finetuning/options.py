@@ -218,12 +218,11 @@ class PredictOptions:
         check_model_folder(self.model)
         if self.task is not None:
             check_task(self.task, self.own)
+            check_glue_folder(self.glue_dir)
+            check_glue_options([self.task], self.glue_dir, self.glue_subset)
         else:
             refuse_slash(self.source)
             check_own_file(Path(self.source))
-        check_glue_folder(self.glue_dir)
-        if self.task is not None:
-            check_glue_options([self.task], self.glue_dir, self.glue_subset)
 
 
 @dataclass(frozen=True)

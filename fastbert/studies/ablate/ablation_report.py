@@ -2,6 +2,7 @@
 
 import math
 import statistics
+import textwrap
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -26,7 +27,7 @@ from fastbert.studies.ablate.measures import AblationResults
 from fastbert.studies.ablate.options import UNITS, Ablation
 from fastbert.studies.shared.comparison import SETTING, shown_setting
 from fastbert.studies.shared.plots import draw_scores
-from fastbert.studies.shared.report import ReportPage, Table, p_value, plural, save_drawing, wrapped
+from fastbert.studies.shared.report import WIDTH, ReportPage, Table, p_value, plural, save_drawing
 
 UNIT_NAMES = {"steps": "steps", "flops": "FLOPs", "minutes": "minutes"}
 OWN_QUESTIONS = (
@@ -140,7 +141,7 @@ def printed_fractions(results: AblationResults) -> str:
         else:
             lines += [f"At the end: {measure.name}", finals_table(measure, rows).plain(), ""]
         if limit := limits(rows):
-            lines[-1:] = [*wrapped(limit), ""]
+            lines[-1:] = [*textwrap.wrap(limit, WIDTH), ""]
     return "\n".join(lines) or "no variant can be compared yet: the baseline has no final value"
 
 

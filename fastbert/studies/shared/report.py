@@ -4,7 +4,6 @@ without a network, its images inside. And the words and numbers that the reports
 import base64
 import html
 import re
-import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -138,9 +137,7 @@ def plural(count: int, what: str) -> str:
     return f"{count} {what}" + ("" if count == 1 else "s")
 
 
-def wrapped(text: str) -> list[str]:
-    """Lines for a terminal."""
-    return textwrap.wrap(text, 100)
+WIDTH = 100  # characters of a line for a terminal
 
 
 def p_value(value: float | None) -> str:

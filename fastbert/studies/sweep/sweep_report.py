@@ -1,5 +1,6 @@
 """The report of a sweep: scores with their spread, checkpoints compared with the first one, and all that was tried."""
 
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from fastbert.finetuning.table import COLUMNS, NOTHING, glue_table
 from fastbert.studies.engine.store import ResultRow
 from fastbert.studies.shared import plots
 from fastbert.studies.shared.comparison import SETTING, Comparison, TaskComparison, Trials, shown_setting
-from fastbert.studies.shared.report import ReportPage, Table, p_value, plural, save_drawing, wrapped
+from fastbert.studies.shared.report import WIDTH, ReportPage, Table, p_value, plural, save_drawing
 from fastbert.studies.shared.statistics import Paired, flip_limits
 
 
@@ -32,7 +33,9 @@ def printed_scores(comparison: Comparison) -> str:
             for line in found
         ]
         lines.append(Table(["task", "seeds", "difference", "95 % interval", "verdict"], rows).plain())
-        lines += [line for text in (_limits(found), _not_compared(comparison, found)) for line in wrapped(text)]
+        lines += [
+            line for text in (_limits(found), _not_compared(comparison, found)) for line in textwrap.wrap(text, WIDTH)
+        ]
     return "\n".join([*lines, ""])
 
 
