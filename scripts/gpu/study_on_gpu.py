@@ -29,10 +29,10 @@ LONGEST = 500  # seconds, of a part
 STOPPED = 128 + signal.SIGTERM
 KEPT = (RESULTS, f"{ABLATION}.json")
 REPORT = ("report/report.md", "report/report.html")
-SIZES = {"layers": 1, "width": 16, "heads": 2, "length": 16, "first_length": 8, "batch_size": 4, "eval_sequences": 4}
+TINY = {"layers": 1, "width": 16, "heads": 2, "length": 16, "first_length": 8, "batch_size": 4, "eval_sequences": 4}
 TOY = {
-    "base": {**SIZES, "schedule": {"warmup": 1}},
-    "budget": {"tokens": 20 * SIZES["batch_size"] * SIZES["length"]},
+    "base": {**TINY, "schedule": {"warmup": 1}},
+    "budget": {"tokens": 20 * TINY["batch_size"] * TINY["length"]},
     **{"seeds": 1, "threads": 1, "epochs": 1, "finetune": {"glue_subset": True}},
     "anneal": {"points": [0.5, 1.0], "share": 0.2},
     "tasks": ["cola", "sst2", "configs/tasks/snli.yaml"],
