@@ -193,7 +193,7 @@ def timed_step(setup: PretrainSetup, objective: nn.Module, seconds: float, plan:
 def time_training(setup: PretrainSetup, objective: nn.Module, seconds: float, plan: BatchPlan, most: int) -> Timed:
     """Times training steps on `objective` in about `seconds`, `most` of them at most."""
     batches = setup.batches(plan)
-    updater = setup.updater(objective, setup.optimizer(objective))
+    updater = setup.updater(objective)
     objective.train()
     lagged, numbers = LaggedScalars(), itertools.count()
 

@@ -55,7 +55,7 @@ def build_trainer(
     objective = setup.objective(initial=checkpoint is None)
     check_finish(setup, objective)
     check_space(run.path, (options.keep_checkpoints + len(milestones) + 3) * checkpoint_size(objective))
-    optimizer = setup.optimizer(objective)
+    updater = setup.updater(objective)
     if checkpointer is None:  # nothing is refused any more
         run.write(options, manifest, setup.dataset.tokenizer)
         checkpointer = Checkpointer(run.checkpoints, *keep)
@@ -74,7 +74,7 @@ def build_trainer(
         "peak_from": how,
     }
     resolved = {"device": str(setup.device), "precision": setup.precision, "threads": torch.get_num_threads(), **speed}
-    resolved["optimizer"] = implementation(type(optimizer))
+    resolved["optimizer"] = implementation(type(updater.optimizer))
     if kernels := fix_kernels(setup.device, manifest["sessions"]):
         resolved["kernels"] = kernels
     manifest["sessions"].append(session(step, before, describe_machine(), resolved))
@@ -91,7 +91,7 @@ def build_trainer(
     if resumed:
         say(f"resuming {run.path} at step {step} of {options.steps}")
     trainer = Trainer(
-        updater=setup.updater(objective, optimizer),
+        updater=updater,
         batches=batches,
         steps=options.steps,
         seed=options.seed,

@@ -64,14 +64,11 @@ class PretrainSetup:
         adapt(objective, compiled, machine.activation_checkpointing)
         return objective.to(self.device)
 
-    def optimizer(self, objective: Objective) -> torch.optim.Optimizer:
-        """Over all parameters of the networks."""
-        options = self.options
-        return build_optimizer(objective.named_parameters(), options.optimizer, self.device, options.machine.apex)
-
-    def updater(self, objective: Objective, optimizer: torch.optim.Optimizer) -> Updater:
-        """What the steps of a training share."""
-        return Updater(objective, optimizer, self.options.optimizer.clip_norm, self.precision, self.world)
+    def updater(self, objective: Objective) -> Updater:
+        """What the steps of a training share, with a new optimizer over all parameters of the networks."""
+        asked, apex = self.options.optimizer, self.options.machine.apex
+        optimizer = build_optimizer(objective.named_parameters(), asked, self.device, apex)
+        return Updater(objective, optimizer, asked.clip_norm, self.precision, self.world)
 
     def plan(self, steps: int | None = None) -> BatchPlan:
         """What each step takes, in a run of so many; if None, as many as the options say, or many if they say none."""

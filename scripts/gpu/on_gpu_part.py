@@ -83,7 +83,7 @@ class Part:
     def trainer(self, setup: PretrainSetup, steps: int, log_every: int) -> Trainer:
         """As `job.train` builds it."""
         options, folder, objective = setup.options, next(self.folders), setup.objective().train()
-        parts = {"updater": setup.updater(objective, setup.optimizer(objective)), "batches": setup.batches()}
+        parts = {"updater": setup.updater(objective), "batches": setup.batches()}
         rate = options.optimizer.learning_rate
         asked = {"seed": options.seed, "learning_rate": rate, "schedule": options.schedule}
         every = {"steps": steps, "eval_every": steps, "checkpoint_every": 5, "log_every": log_every}
