@@ -7,10 +7,12 @@ import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Any, TypeVar
 
 from fastbert.errors import UserError, brief, closest
 from fastbert.system_errors import out_of_memory, reason
+
+Result = TypeVar("Result")
 
 LARGEST_TEXT = 64 * 2**20  # bytes of a configuration file, a record or a vocabulary that is read whole
 CHUNK = 2**20  # bytes read at once
@@ -19,6 +21,20 @@ NEAR_NAMES = 200  # a folder with more names is not searched for the one that wa
 
 class UnreadableError(UserError):
     """What is there cannot be read now, which says nothing of its content: nothing is to be replaced because of it."""
+
+
+def read_or_problem(read: Callable[..., Result], *arguments: Any) -> tuple[Result | None, str]:
+    """What `read` gives, or None and what is wrong with the content.
+
+    Raises:
+        UnreadableError: it cannot be read now.
+    """
+    try:
+        return read(*arguments), ""
+    except UnreadableError:
+        raise
+    except UserError as error:
+        return None, str(error)
 
 
 def open_input(path: Path | str, what: str = "") -> IO[bytes]:

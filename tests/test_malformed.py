@@ -200,7 +200,7 @@ def test_an_encoders_options() -> None:
             r"a\.y is null, not a whole number or a finite number",
         ),
         ([1], {"a": int}, "it holds no JSON object, but a list"),
-        ({"progress": {}}, STATE, "optimizer is missing"),
+        ({"progress": {}}, STATE, r"progress\.step is missing"),
     ],
 )
 def test_shapes(value: Any, shape: Any, message: str) -> None:

@@ -13,10 +13,9 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -35,7 +34,7 @@ from fastbert.pretraining.run import RunFolder
 from fastbert.pretraining.setup import PretrainSetup, data_folder, prepare_setup
 from fastbert.processes import without_control_c
 from fastbert.system_errors import MEMORY_REMEDY, user_error
-from fastbert.training.hardware import autocast, peak_flops, resolve_device, resolve_precision, use_device
+from fastbert.training.hardware import autocast, peak_flops, resolve_device, resolve_precision, synchronize, use_device
 from fastbert.training.memory import PeakMemory
 
 STEPS = 10**6  # planned; as many are made as there is time for
@@ -125,15 +124,13 @@ def _serve(contestant: Contestant, pipe: Connection) -> None:
             setup = (_bare_setup if contestant.peer else prepare_setup)(contestant.options)
             memory = PeakMemory(setup.device)
             step, facts, profile = (_peer if contestant.peer else _own)(setup, contestant, Path(folder))
-            on_gpu = setup.device.type == "cuda"
-            wait = partial(torch.cuda.synchronize, setup.device) if on_gpu else torch.cpu.synchronize
 
             def steps(count: int) -> float:
-                wait()
+                synchronize(setup.device)
                 start = time.perf_counter()
                 for _ in range(count):
                     next(step)
-                wait()
+                synchronize(setup.device)
                 return time.perf_counter() - start
 
             steps(WARM_UP)
@@ -195,43 +192,43 @@ class _Sequences(torch.utils.data.Dataset):
 def _peer(
     setup: PretrainSetup, contestant: Contestant, folder: Path
 ) -> tuple[Iterator[None], dict[str, Any], Callable]:
-    """transformers' BERT with SDPA, its collator, torch's fused AdamW and a linear schedule."""
-    from transformers import (
-        BertConfig,
-        BertForMaskedLM,
-        DataCollatorForLanguageModeling,
-        PreTrainedTokenizerFast,
-        get_linear_schedule_with_warmup,
-    )
+    """`bert_steps` on what transformers' collator makes of the rows."""
+    from transformers import DataCollatorForLanguageModeling, PreTrainedTokenizerFast
 
-    options, config, device = setup.options, setup.config, setup.device
-    shape = {theirs: getattr(config, ours) for ours, theirs in BERT_OPTIONS.items()}
-    model = BertForMaskedLM(BertConfig(**shape, attn_implementation="sdpa")).to(device).train()
-    call = torch.compile(model, dynamic=False) if contestant.compiled else model
-    optimizer = torch.optim.AdamW(model.parameters(), options.optimizer.learning_rate, fused=True)
-    schedule = get_linear_schedule_with_warmup(optimizer, 100, STEPS)
     names = {f"{name}_token": f"[{name.upper()}]" for name in ("cls", "sep", "pad", "mask", "unk")}
     tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(setup.dataset.tokenizer / "tokenizer.json"), **names)
-    collator = DataCollatorForLanguageModeling(tokenizer, mlm_probability=options.mlm.mask_rate)
     loader = torch.utils.data.DataLoader(
         _Sequences(setup),
-        batch_size=options.batch_size,
+        batch_size=setup.options.batch_size,
         shuffle=True,
-        collate_fn=collator,
+        collate_fn=DataCollatorForLanguageModeling(tokenizer, mlm_probability=setup.options.mlm.mask_rate),
         drop_last=True,
-        pin_memory=device.type == "cuda",
+        pin_memory=setup.device.type == "cuda",
     )
+    batches = itertools.chain.from_iterable(itertools.repeat(loader))
+    return bert_steps(setup, batches, contestant.compiled), {}, list
 
-    def train() -> Iterator[None]:
-        for batch in itertools.chain.from_iterable(itertools.repeat(loader)):
-            given = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
-            with autocast(device, setup.precision):
-                loss = call(**given).loss
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), options.optimizer.clip_norm)
-            optimizer.step()
-            schedule.step()
-            optimizer.zero_grad()
-            yield
 
-    return train(), {}, list
+def bert_steps(
+    setup: PretrainSetup, batches: Iterable[Mapping[str, torch.Tensor]], compiled: bool, backend: str = "inductor"
+) -> Iterator[None]:
+    """Training steps of transformers' BERT of the same shape, one for each of `batches` (`input_ids`, `labels`): SDPA,
+    torch's fused AdamW, clipping, and a linear schedule."""
+    from transformers import BertConfig, BertForMaskedLM, get_linear_schedule_with_warmup
+
+    asked, device = setup.options.optimizer, setup.device
+    shape = {theirs: getattr(setup.config, ours) for ours, theirs in BERT_OPTIONS.items()}
+    model = BertForMaskedLM(BertConfig(**shape, attn_implementation="sdpa")).to(device).train()
+    call = torch.compile(model, dynamic=False, backend=backend) if compiled else model
+    optimizer = torch.optim.AdamW(model.parameters(), asked.learning_rate, fused=True)
+    schedule = get_linear_schedule_with_warmup(optimizer, 100, STEPS)
+    for batch in batches:
+        given = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
+        with autocast(device, setup.precision):
+            loss = call(**given).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), asked.clip_norm)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        yield

@@ -10,23 +10,19 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 from fastbert.bench.options import BenchDataOptions
-from fastbert.bench.rounds import measured_on, told
+from fastbert.bench.rounds import measured_on, publish, told
 from fastbert.data.corpus import BATCH_CHARACTERS
 from fastbert.data.prepare import PrepareOptions, prepare
 from fastbert.data.sources import open_source
 from fastbert.data.tokenizer_folders import load_tokenizer
-from fastbert.files import atomic_file, disk_errors, make_folder, remove_empty
+from fastbert.files import disk_errors, make_folder, remove_empty
 from fastbert.model.options import EncoderOptions
 from fastbert.processes import without_control_c
-from fastbert.records import json_text, write_json
-from fastbert.streams import say
-from fastbert.training.hardware import describe_machine
 
 ENCODER = EncoderOptions(layers=4, width=256, heads=4)  # of the training step that reading is compared with
 STEPS, STEP_SECONDS = 30, 5.0  # drawn in a round; of timed training
@@ -38,8 +34,7 @@ def bench_data(options: BenchDataOptions) -> int:
     Raises:
         UserError: no such text, too little of it, a folder that cannot be written.
     """
-    out = Path(options.out)
-    with scratch_folder(out) as folder:
+    with scratch_folder(Path(options.out)) as folder:
         text, size = write_text(options, folder / "text.txt")
         prepared = prepare_options(options, text, folder / "prepared", tokenizer=None)
         prepare(prepared, table=io.StringIO())
@@ -50,20 +45,8 @@ def bench_data(options: BenchDataOptions) -> int:
             "loader": lambda: apart(time_loader, folder / "prepared", options),
         }
         rounds = [{name: run() for name, run in contestants.items()} for _ in told(options.rounds)]
-    found = {
-        "benchmark": "data",
-        "date": time.strftime("%Y-%m-%d", time.gmtime()),
-        "machine": describe_machine(),
-        "cores": options.cores,
-        "options": asdict(options),
-        "text_bytes": size,
-        "rows": results(rounds, size, options),
-    }
-    write_json(out / "data.json", found)
-    with atomic_file(out / "data.md", "w") as file:
-        file.write(document(found))
-    print(json_text(found) if options.json else document(found))
-    say(f"wrote {out / 'data.json'}, {out / 'data.md'}")
+    found = {"cores": options.cores, "text_bytes": size, "rows": results(rounds, size, options)}
+    publish("data", options, found, document)
     return 0
 
 

@@ -2,7 +2,6 @@
 text, in turns, and what a step of the first is made of."""
 
 import statistics
-import time
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -12,17 +11,15 @@ import torch
 
 from fastbert.bench.contestants import STEPS, Contestant, Runner
 from fastbert.bench.options import BenchThroughputOptions
-from fastbert.bench.rounds import measured_on, told
+from fastbert.bench.rounds import measured_on, publish, told
 from fastbert.data.shards import open_dataset
 from fastbert.errors import UserError
-from fastbert.files import atomic_file
 from fastbert.model.options import EncoderOptions
 from fastbert.outputs import check_output_folder
 from fastbert.pretraining.options import PretrainMachineOptions, PretrainOptions
 from fastbert.pretraining.setup import check_networks, data_folder
-from fastbert.records import json_text, write_json
 from fastbert.streams import say
-from fastbert.training.hardware import describe_machine, resolve_device
+from fastbert.training.hardware import resolve_device
 
 
 def bench_throughput(options: BenchThroughputOptions) -> int:
@@ -31,8 +28,7 @@ def bench_throughput(options: BenchThroughputOptions) -> int:
     Raises:
         UserError: data that cannot be used, a folder that cannot be written, a contestant that fails.
     """
-    out = Path(options.out)
-    check_output_folder(out)
+    check_output_folder(Path(options.out))
     job = job_options(options)
     check_networks(job, resolve_device(job.machine.device))
     folder = data_folder(job, None)
@@ -44,11 +40,7 @@ def bench_throughput(options: BenchThroughputOptions) -> int:
         )
     rows, parts, peak = race(options, contestants(options, replace(job, data=str(folder))))
     found = {
-        "benchmark": "throughput",
-        "date": time.strftime("%Y-%m-%d", time.gmtime()),
-        "machine": describe_machine(),
         "threads": options.machine.threads or torch.get_num_threads(),
-        "options": asdict(options),
         "vocabulary": have,
         "peak_flops": peak[0],
         "peak_from": peak[1],
@@ -56,11 +48,7 @@ def bench_throughput(options: BenchThroughputOptions) -> int:
         "rows": rows,
         "step": parts,
     }
-    write_json(out / "throughput.json", found)
-    with atomic_file(out / "throughput.md", "w") as file:
-        file.write(document(found))
-    print(json_text(found) if options.json else document(found))
-    say(f"wrote {out / 'throughput.json'}, {out / 'throughput.md'}")
+    publish("throughput", options, found, document)
     return 0
 
 

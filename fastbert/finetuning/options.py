@@ -218,12 +218,11 @@ class PredictOptions:
         check_model_folder(self.model)
         if self.task is not None:
             check_task(self.task, self.own)
+            check_glue_folder(self.glue_dir)
+            check_glue_options([self.task], self.glue_dir, self.glue_subset)
         else:
             refuse_slash(self.source)
             check_own_file(Path(self.source))
-        check_glue_folder(self.glue_dir)
-        if self.task is not None:
-            check_glue_options([self.task], self.glue_dir, self.glue_subset)
 
 
 @dataclass(frozen=True)
@@ -263,20 +262,29 @@ class SubmitOptions:
             return
         if self.out is None:
             raise UserError("--out is missing: the zip file to write, such as glue.zip")
-        for text in self.models:
-            name, equals, folder = text.partition("=")
-            if not equals or not folder:
-                raise UserError(f"--models takes task=folder, such as cola=results/cola/seed-0, not {brief(text)}")
-            choose("GLUE task", name, GLUE)
+        for folder in self.folders().values():
             check_model_folder(folder, one=False)
         if self.results is not None:
             check_folder(self.results)
         check_glue_folder(self.glue_dir)
 
+    def folders(self) -> dict[str, str]:
+        """GLUE task -> folder, of `models`.
+
+        Raises:
+            UserError: one is not of that form, or of no GLUE task, or a task has two.
+        """
+        found: dict[str, str] = {}
+        for text in self.models:
+            name, equals, folder = text.partition("=")
+            if not equals or not folder:
+                raise UserError(f"--models takes task=folder, such as cola=results/cola/seed-0, not {brief(text)}")
+            if choose("GLUE task", name, GLUE) in found:
+                raise UserError(f"--models names two models for {name}; give one")
+            found[name] = folder
+        return found
+
 
 def science(options: FinetuneOptions) -> dict[str, Any]:
     """The options that define the experiment, by dotted name; those without effect in this combination are left out."""
-    idle = {"schedule.decay"} if options.schedule.name != "wsd" else set()
-    if options.schedule.name == "constant":
-        idle.add("schedule.final")
-    return {leaf.name: leaf.value for leaf in leaves(options) if leaf.role == "science" and leaf.name not in idle}
+    return {leaf.name: leaf.value for leaf in leaves(options, active=True) if leaf.role == "science"}

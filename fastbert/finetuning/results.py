@@ -21,7 +21,8 @@ _NUMBER = (float, type(None))
 EPOCH = {"epoch?": COUNT, "dev": {str: {str: _NUMBER}}}
 SEED = {"seed": COUNT, "best": EPOCH, "last": EPOCH, "train_examples": COUNT, "truncated": {str: COUNT}}
 """The shape of a seed's result.json, for `check`."""
-_SUMMARY = {str: {str: dict.fromkeys(("median", "mean", "std", "max"), _NUMBER)}}
+STATISTICS = ("median", "mean", "std", "max")
+_SUMMARY = {str: {str: dict.fromkeys(STATISTICS, _NUMBER)}}
 RESULTS = {
     **{"task": str, "metrics": [str], "precision?": str},
     "fractions": [{"fraction": float, "seeds": [{"seed": COUNT, "best": EPOCH}], "summary?": {"best": _SUMMARY}}],
@@ -31,12 +32,8 @@ RESULTS = {
 def write_results(
     options: FinetuneOptions, task: Task, precision: str, out: Path, results: dict[float, list[dict[str, Any]]]
 ) -> None:
-    """results.json, the learning curve, and the table on standard output.
-
-    Args:
-        options: resolved.
-        results: share of the training split -> what each seed's result.json holds.
-    """
+    """Writes results.json and the learning curve, and prints the table; `results` are the seeds' by their fraction of
+    the training split."""
     fractions = [
         {
             "fraction": fraction,
@@ -65,7 +62,7 @@ def write_results(
     for part in fractions:
         for split, metrics in part["summary"]["best"].items():
             for name in task.metrics:
-                cells = " ".join(cell(metrics[name][key]) for key in ("median", "mean", "std", "max"))
+                cells = " ".join(cell(metrics[name][key]) for key in STATISTICS)
                 lines.append(f"  {part['train_examples']:>8}  {split:<14} {name:<18} {cells}")
     truncated = results[max(results)][0]["truncated"]
     if any(truncated.values()):
@@ -106,10 +103,7 @@ def check_best(result: dict[str, Any], metrics: Sequence[str], where: str) -> No
 
 
 def finished(folder: Path, metrics: Sequence[str]) -> dict[str, Any] | None:
-    """The result of a seed that was trained to its end; it is written last.
-
-    Args:
-        metrics: of the task.
+    """The result of a seed of a task with `metrics` that was trained to its end; it is written last.
 
     Raises:
         UserError: it is damaged.
@@ -164,16 +158,18 @@ def summary(seeds: list[Figures]) -> dict[str, dict[str, dict[str, float | None]
         out[split] = {}
         for name in seeds[0][split]:
             values = [seed[split][name] for seed in seeds]
-            if None in values:
-                out[split][name] = dict.fromkeys(("median", "mean", "std", "max"))
-                continue
-            out[split][name] = {
-                "median": statistics.median(values),
-                "mean": statistics.fmean(values),
-                "std": statistics.stdev(values) if len(values) > 1 else None,
-                "max": max(values),
-            }
+            out[split][name] = dict.fromkeys(STATISTICS) if None in values else score_summary(values)
     return out
+
+
+def score_summary(values: Sequence[float]) -> dict[str, float | None]:
+    """Median, mean, standard deviation (of a sample; None for one value) and maximum."""
+    return {
+        "median": statistics.median(values),
+        "mean": statistics.fmean(values),
+        "std": statistics.stdev(values) if len(values) > 1 else None,
+        "max": max(values),
+    }
 
 
 def cell(value: float | None) -> str:

@@ -1,9 +1,11 @@
 """Rows of a task's tables, each with the place it came from."""
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from fastbert.errors import UserError
+from fastbert.ranges import number_of
 
 
 class Row(NamedTuple):
@@ -38,3 +40,13 @@ def make_row(where: str, columns: Sequence[str], values: Sequence[Any], may_be_e
         if not may_be_empty and not value.strip():
             raise UserError(f"{where}: the text {column!r} is empty; fill it in or drop the row")
     return Row(where, values[0], values[1] if len(columns) == 2 else None, values[-1])
+
+
+def number_in(value: Any) -> float | None:
+    """The number that a cell holds, also one that is not finite; None if it holds none."""
+    try:
+        return None if isinstance(value, bool) else number_of(value) if isinstance(value, str) else float(value)
+    except OverflowError:
+        return math.inf
+    except (TypeError, ValueError):
+        return None

@@ -97,7 +97,7 @@ def describe_finetuning(setup: FinetuneSetup) -> dict[str, Any]:
     """What the results depend on, by name."""
     return {
         **science(setup.options),
-        "labels": list(setup.task.labels),
+        "labels": list(setup.task.kind.labels),
         "metrics": list(setup.task.metrics),
         "model": fingerprint_of_weights(setup.pretrained),
         "tokenizer": setup.vocabulary.fingerprint[:8],

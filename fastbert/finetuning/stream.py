@@ -39,7 +39,6 @@ class SingleTaskStream:
     """Every example of one task once an epoch, in batches of like length.
 
     Args:
-        head: name of the task.
         orders: its training split encoded once, or in both orders of its pairs: each epoch then draws one for each.
     """
 

@@ -14,9 +14,9 @@ from typing import IO
 from fastbert.encodings import explain
 from fastbert.errors import LINE, UserError, brief, choose, nearest
 from fastbert.finetuning.glue import GLUE, GlueTask
+from fastbert.finetuning.rows import number_in
 from fastbert.inputs import input_errors, open_input, read_input
 from fastbert.outputs import output_file
-from fastbert.ranges import number_of
 
 FILES: dict[str, tuple[str, str]] = {
     "CoLA.tsv": ("cola", "test"),
@@ -99,11 +99,8 @@ def _cell(value: str | float, task: GlueTask, where: str) -> str:
         if str(value) not in task.kind.labels:
             raise UserError(f"{where}: {brief(value)} is no label; {nearest(str(value), task.kind.labels)}")
         return str(value)
-    try:
-        number = number_of(value) if isinstance(value, str) else float(value)
-    except (TypeError, ValueError):
-        number = math.nan
-    if not math.isfinite(number):
+    number = number_in(value)
+    if number is None or not math.isfinite(number):
         raise UserError(f"{where}: {brief(value)} is no finite number; predict again")
     return f"{min(max(number, LOWEST), HIGHEST):.3f}"
 
@@ -201,15 +198,9 @@ def _problem(content: bytes, task: GlueTask, count: int) -> str | None:
             return f"{where}: the index must be {index}, not {brief(fields[0])}; keep the order of the test split"
         if task.kind.labels and fields[1] not in task.kind.labels:
             return f"{where}: {brief(fields[1])} is no label; {nearest(fields[1], task.kind.labels)}"
-        if not task.kind.labels and not _is_score(fields[1]):
+        score = number_in(fields[1])
+        if not task.kind.labels and not (score is not None and LOWEST <= score <= HIGHEST):
             return f"{where}: {brief(fields[1])} is no number from {LOWEST:g} to {HIGHEST:g}"
     if len(lines) - 1 < count:
         return f", line {len(lines) + 1}: the file ends after {len(lines) - 1:,} of {count:,} rows; predict them all"
     return None
-
-
-def _is_score(text: str) -> bool:
-    try:
-        return LOWEST <= number_of(text) <= HIGHEST
-    except ValueError:
-        return False

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from fastbert.errors import UserError, choose
+from fastbert.errors import UserError
 from fastbert.finetuning.glue import GLUE, GlueSource
 from fastbert.finetuning.options import SubmitOptions
 from fastbert.finetuning.predict import BATCH, check_finite, check_fits, encode_inputs, predict_scores
@@ -40,8 +40,6 @@ def submit(options: SubmitOptions) -> None:
         rows = validate(options.check)
         print("\n".join([f"{options.check}: GLUE's server takes it", *(f"  {f:<11} {n:>9,}" for f, n in rows.items())]))
         return
-    if options.out is None:
-        raise UserError("--out is missing: the zip file to write, such as glue.zip")
     check_output_file(options.out)
     device = resolve_device(options.machine.device)
     precision, warning = resolve_precision(options.machine.precision, device)
@@ -115,17 +113,7 @@ def chosen_models(options: SubmitOptions) -> dict[str, Path]:
                 say(f"{path.parent}: {name} is no GLUE task, left out")
             else:
                 chosen[name] = best_seed(path.parent)
-    named: set[str] = set()
-    for text in options.models:
-        name, equals, folder = text.partition("=")
-        if not equals or not folder:
-            raise UserError(f"--models takes task=folder, such as cola=results/cola/seed-0, not {text!r}")
-        name = choose("GLUE task", name, GLUE)
-        if name in named:
-            raise UserError(f"--models names two models for {name}; give one")
-        named.add(name)
-        chosen[name] = tuned_folder(Path(folder))
-    return chosen
+    return chosen | {name: tuned_folder(Path(folder)) for name, folder in options.folders().items()}
 
 
 def missing_split(name: str, split: str, glue_dir: str | None) -> str | None:

@@ -21,8 +21,6 @@ from fastbert.lists import paths, words
 
 ALL = "glue"  # as the name of a task: those of the table
 
-__all__ = ["GLUE", "Example", "OwnTaskOptions", "Task", "open_task"]
-
 
 @dataclass(frozen=True)
 class Example:
@@ -56,11 +54,6 @@ class Task:
 
     def __post_init__(self) -> None:
         self.kind.check_metrics(self.metrics)
-
-    @property
-    def labels(self) -> tuple[str, ...]:
-        """Label words in the order of their ids; empty for numbers."""
-        return self.kind.labels
 
     @property
     def dev_splits(self) -> tuple[str, ...]:

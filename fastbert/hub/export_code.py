@@ -22,6 +22,7 @@ IMPORT = "from .positions_fastbert import SCHEME, Position, rotate\n"
 """The line of modeling_fastbert.py that the source of the scheme replaces."""
 BUNDLED = ("fastbert.model.positions", "fastbert_kernels")
 """Packages whose modules become part of an export where a scheme imports them."""
+PROBED = 8  # positions that a scheme is tried with: the memory of a bias grows with their square
 ANNOTATIONS = "from fastbert.model.config import EncoderConfig"
 """An import that is dropped: annotations are not evaluated."""
 
@@ -44,7 +45,8 @@ def check_exportable(config: EncoderConfig) -> None:
     if is_bert(config):
         return
     names: dict[str, Any] = {"__name__": "modeling_fastbert"}
-    given = SimpleNamespace(**config.to_dict(), head_size=config.head_size)  # what FastBertConfig has
+    short = min(config.max_positions, PROBED)
+    given = SimpleNamespace(**config.to_dict() | {"max_positions": short}, head_size=config.head_size)
     try:
         exec("from __future__ import annotations\n" + scheme_source(config.position), names)
         with torch.random.fork_rng(devices=[]), torch.no_grad():

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from functools import cache, partial
 from itertools import combinations
 
-import torch
 from torch import nn
 
 from fastbert.data.stages import NOMINAL_STEPS, BatchPlan, make_plan, steps_within
@@ -16,6 +15,7 @@ from fastbert.pretraining.options import PretrainOptions
 from fastbert.pretraining.setup import PretrainSetup
 from fastbert.streams import say
 from fastbert.training.checkpoints import existing
+from fastbert.training.hardware import synchronize
 from fastbert.training.lagged import LaggedScalars
 from fastbert.training.schedules import learning_rate_factor
 from fastbert.training.step import objective_step
@@ -51,10 +51,7 @@ class Costs:
 
     def steps_in(self, seconds: float, plan: Callable[[int], BatchPlan], options: PretrainOptions) -> int:
         """The steps of a run that takes about `seconds`, all its parts counted; at least those of the shortest run.
-
-        Args:
-            plan: steps -> the plan of a run of that many.
-        """
+        `plan` gives the batches of a run by the number of its steps."""
 
         def total(steps: int) -> float:
             return sum(self.spans(plan(steps), options, 0, steps).values())
@@ -129,7 +126,6 @@ def steps_of(options: PretrainOptions) -> int | None:
 def resolve_steps(setup: PretrainSetup) -> PretrainOptions:
     """The options with a budget in tokens or minutes turned into steps, and with all intervals set."""
     options = setup.options
-    micro = options.machine.micro_batch_size or options.batch_size
     steps = steps_in(setup, options.minutes * 60.0) if options.minutes is not None else steps_of(options)
     eval_every, checkpoint_every = intervals(options, steps)
     return replace(
@@ -137,7 +133,7 @@ def resolve_steps(setup: PretrainSetup) -> PretrainOptions:
         steps=steps,
         eval_every=eval_every,
         checkpoint_every=checkpoint_every,
-        machine=replace(options.machine, micro_batch_size=micro),
+        machine=replace(options.machine, micro_batch_size=options.micro_batch_size),
     )
 
 
@@ -197,7 +193,7 @@ def timed_step(setup: PretrainSetup, objective: nn.Module, seconds: float, plan:
 def time_training(setup: PretrainSetup, objective: nn.Module, seconds: float, plan: BatchPlan, most: int) -> Timed:
     """Times training steps on `objective` in about `seconds`, `most` of them at most."""
     batches = setup.batches(plan)
-    updater = setup.updater(objective, setup.optimizer(objective))
+    updater = setup.updater(objective)
     objective.train()
     lagged, numbers = LaggedScalars(), itertools.count()
 
@@ -206,7 +202,7 @@ def time_training(setup: PretrainSetup, objective: nn.Module, seconds: float, pl
         scalars = objective_step(updater, batches.at(number), setup.options.seed, number, learning_rate=0.0)
         lagged.push(number, scalars)  # as in training, the host is one step ahead of the device
 
-    wait = partial(torch.cuda.synchronize, setup.device) if setup.device.type == "cuda" else torch.cpu.synchronize
+    wait = partial(synchronize, setup.device)
     step()  # to warm up
     wait()
     return time_in_groups(step, wait, seconds, least=LEAST_TIMED, most=most)

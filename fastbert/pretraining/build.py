@@ -6,8 +6,7 @@ from typing import Any
 import torch
 
 from fastbert import config as configuration
-from fastbert.errors import UserError
-from fastbert.inputs import UnreadableError
+from fastbert.inputs import read_or_problem
 from fastbert.pretraining.budget import checkpoint_size
 from fastbert.pretraining.finish import check_finish
 from fastbert.pretraining.loop import STATE, Trainer
@@ -56,22 +55,18 @@ def build_trainer(
     objective = setup.objective(initial=checkpoint is None)
     check_finish(setup, objective)
     check_space(run.path, (options.keep_checkpoints + len(milestones) + 3) * checkpoint_size(objective))
-    optimizer = setup.optimizer(objective)
+    updater = setup.updater(objective)
     if checkpointer is None:  # nothing is refused any more
         run.write(options, manifest, setup.dataset.tokenizer)
         checkpointer = Checkpointer(run.checkpoints, *keep)
     started = setup.started or options
     if resumed:
-        try:
-            read_config(run)
-        except UnreadableError:
-            raise
-        except UserError:  # reported before
+        if read_or_problem(read_config, run)[1]:  # reported before
             run.write_config(started)
         if problem := run.restore_tokenizer(setup.vocabulary):
             say(problem)
     step = checkpoint.step if checkpoint else 0
-    before = checkpoint.state["progress"].get("seconds") if checkpoint else 0.0
+    before = checkpoint.state["progress"]["seconds"] if checkpoint else 0.0
     peak, how = peak_flops(setup.device, setup.precision)
     speed = {
         "flops_per_step": batches.plan.total(objective.flops, 0, options.steps) / options.steps,
@@ -79,10 +74,10 @@ def build_trainer(
         "peak_from": how,
     }
     resolved = {"device": str(setup.device), "precision": setup.precision, "threads": torch.get_num_threads(), **speed}
-    resolved["optimizer"] = implementation(type(optimizer))
+    resolved["optimizer"] = implementation(type(updater.optimizer))
     if kernels := fix_kernels(setup.device, manifest["sessions"]):
         resolved["kernels"] = kernels
-    manifest["sessions"].append(session(step, before or 0.0, describe_machine(), resolved))
+    manifest["sessions"].append(session(step, before, describe_machine(), resolved))
     write_json(run.manifest, manifest)
     say(
         f"{objective.parameter_count() / 1e6:.2f}M parameters ({options.objective}, {setup.config.position}), "
@@ -95,10 +90,8 @@ def build_trainer(
         say(line)
     if resumed:
         say(f"resuming {run.path} at step {step} of {options.steps}")
-        if before is None:
-            say("its earlier sessions did not keep their time: the minutes reported at the end are those from here on")
     trainer = Trainer(
-        updater=setup.updater(objective, optimizer),
+        updater=updater,
         batches=batches,
         steps=options.steps,
         seed=options.seed,
@@ -109,7 +102,7 @@ def build_trainer(
             run.path,
             options.steps,
             start_step=step,
-            expected=checkpoint.state.get("metrics") if checkpoint else None,
+            expected=checkpoint.state["metrics"] if checkpoint else None,
             quiet=quiet,
         ),
         validate=lambda length: setup.validate(objective, length),

@@ -17,20 +17,18 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from fastbert.data.stages import BatchPlan
 from fastbert.errors import UserError
 from fastbert.files import folder_errors, new_folder, remove_leftovers
 from fastbert.objectives.objective import Objective
 from fastbert.outputs import is_filled_within, resolved
-from fastbert.pretraining.budget import Costs, saves_between, shown_spans
-from fastbert.pretraining.budget import shown_time as _time
+from fastbert.pretraining.budget import Costs, shown_spans, shown_time
 from fastbert.pretraining.finish import finish
 from fastbert.pretraining.loop import Trainer
-from fastbert.pretraining.options import PretrainOptions
 from fastbert.pretraining.run import RunFolder
 from fastbert.pretraining.setup import PretrainSetup
 from fastbert.streams import say
 from fastbert.training.checkpoints import existing, free_space
+from fastbert.training.hardware import synchronize
 from fastbert.training.interrupts import Interrupts
 from fastbert.training.memory import PeakMemory
 from fastbert.training.optimizer_state import flatten_optimizer
@@ -54,11 +52,8 @@ PARTS = {
 class Usage:
     """What a run costs: seconds and bytes."""
 
-    start: float
+    costs: Costs
     steps: dict[Shape, Timed]
-    validation: float
-    checkpoint: float
-    finish: float
     weights: int
     """Bytes; the gradients take as many."""
     optimizer: int
@@ -123,11 +118,8 @@ def measure(
     with contextlib.redirect_stdout(io.StringIO()):
         ended, _ = seconds(lambda: finish(setup, trainer.objective, run, trainer.progress), setup.device)
     taken = Usage(
-        start=start,
+        costs=Costs(start, lambda *shape: times[shape].seconds, validation, checkpoint, ended),
         steps=times,
-        validation=validation,
-        checkpoint=checkpoint,
-        finish=ended,
         weights=weights,
         optimizer=_bytes(flatten_optimizer(trainer.optimizer)[0].values()),
         peak=peak,
@@ -142,8 +134,7 @@ def seconds(work: Callable[[], Result], device: torch.device) -> tuple[float, Re
     """How long `work` takes, and what it gives."""
     before = time.perf_counter()
     result = work()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    synchronize(device)
     return time.perf_counter() - before, result
 
 
@@ -153,21 +144,20 @@ def time_steps(trainer: Trainer, done: int, device: torch.device, interrupts: In
     spans = list(plan.spans(done, trainer.steps)) or [(plan.stages[-1], 1)]
     shapes = {stage.shape: range(max(stage.first, done), max(stage.first, done) + count) for stage, count in spans}
     trainer.objective.train()
-    wait = torch.cuda.synchronize if device.type == "cuda" else torch.cpu.synchronize
     for shape, steps in shapes.items():
-        step = partial(_next_step, trainer, chain(steps, repeat(steps[-1])))  # there may be fewer than are timed
+        step = map(trainer.train_step, chain(steps, repeat(steps[-1]))).__next__  # there may be fewer than are timed
         for _ in range(WARM_UP):
             step()
-        wait()
-        window = SECONDS / len(shapes)
+        synchronize(device)
         times[shape] = time_in_groups(
-            step, wait, window, least=LEAST, most=MOST, stopped=lambda: interrupts.caught is not None
+            step,
+            partial(synchronize, device),
+            SECONDS / len(shapes),
+            least=LEAST,
+            most=MOST,
+            stopped=lambda: interrupts.caught is not None,
         )
     return times
-
-
-def _next_step(trainer: Trainer, steps: Iterator[int]) -> None:
-    trainer.train_step(next(steps))
 
 
 def _bytes(tensors: Iterable[Tensor]) -> int:
@@ -188,11 +178,6 @@ def parameters_by_part(objective: Objective) -> dict[str, int]:
     return {part: count for part, count in counts.items() if count}
 
 
-def saves(options: PretrainOptions, done: int) -> tuple[int, int]:
-    """Validations and checkpoints after step `done`."""
-    return saves_between(options, done, options.steps)
-
-
 def report(setup: PretrainSetup, run: RunFolder, done: int, taken: Usage, trainer: Trainer) -> list[str]:
     """Lines for people."""
     options, objective = setup.options, trainer.objective
@@ -205,7 +190,7 @@ def report(setup: PretrainSetup, run: RunFolder, done: int, taken: Usage, traine
     copies = options.keep_checkpoints + len(options.milestone_steps()) + 1
     needed = copies * taken.checkpoint_bytes + taken.export_bytes
     rest = max(0, taken.peak - 2 * taken.weights - taken.optimizer)
-    spans = time_spans(options, done, taken, plan)
+    spans = taken.costs.spans(plan, options, done, options.steps)
     total = sum(spans.values())
     end = datetime.datetime.now().astimezone() + datetime.timedelta(seconds=total)
     table = {
@@ -220,20 +205,12 @@ def report(setup: PretrainSetup, run: RunFolder, done: int, taken: Usage, traine
         "disk": f"{copies} checkpoints of {_size(taken.checkpoint_bytes)} and a model of {_size(taken.export_bytes)}: "
         f"{_size(needed)}; free {_size(free_space(run.path))}",
         **speeds(setup, taken, trainer),
-        "time": f"{_time(total)}, until {end:%Y-%m-%d %H:%M} if it starts now\n" + shown_spans(spans),
+        "time": f"{shown_time(total)}, until {end:%Y-%m-%d %H:%M} if it starts now\n" + shown_spans(spans),
     }
     return [
         f"Dry run: nothing is written to {run.path}",
         *(f"  {name:<11} {text}".replace("\n", f"\n{'':14}") for name, text in table.items()),
     ]
-
-
-def time_spans(options: PretrainOptions, done: int, taken: Usage, plan: BatchPlan) -> dict[str, float]:
-    """What the run's time is made of, in seconds."""
-    costs = Costs(
-        taken.start, lambda *shape: taken.steps[shape].seconds, taken.validation, taken.checkpoint, taken.finish
-    )
-    return costs.spans(plan, options, done, options.steps)
 
 
 def speeds(setup: PretrainSetup, taken: Usage, trainer: Trainer) -> dict[str, str]:

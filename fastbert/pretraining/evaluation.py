@@ -41,11 +41,7 @@ def evaluate(
 
 
 def shown(figure: Figure, digits: int) -> str:
-    """The value of a figure.
-
-    Args:
-        digits: after the point of a value in nats; a percentage is rounded alike.
-    """
+    """The value of a figure, with `digits` after the point of one in nats; a percentage is rounded alike."""
     if figure.value is None:
         return NOT_FINITE
     if figure.unit == "%":

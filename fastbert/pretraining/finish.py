@@ -94,7 +94,7 @@ def summary(
 ) -> str:
     lines = [
         "",
-        f"Trained {progress.step} steps on {progress.tokens / 1e6:.2f}M tokens in {minutes(progress)} minutes"
+        f"Trained {progress.step} steps on {progress.tokens / 1e6:.2f}M tokens in {progress.seconds / 60:.1f} minutes"
         f"{f' over {progress.sessions} sessions' if progress.sessions > 1 else ''}.",
         "",
         "Held-out documents",
@@ -123,11 +123,6 @@ def summary_lines(figures: Sequence[Figure], unigram: float) -> list[str]:
     return lines
 
 
-def minutes(progress: Progress) -> str:
-    """Of all sessions."""
-    return f"{progress.seconds / 60:.1f}"
-
-
 def compared(gain: float) -> str:
     return f"{gain:.3f} nats under it" if gain > 0 else f"{-gain:.3f} nats over it: nothing learned yet"
 
@@ -149,7 +144,7 @@ def model_card(
         f"{optimizer.weight_decay:g}, betas {optimizer.beta1:g} and {optimizer.beta2:g}, clip {optimizer.clip_norm:g}",
         "schedule": f"{schedule.name}, warm-up {schedule.warmup:g}, final share {schedule.final:g}",
         "machine": f"{torch.cuda.get_device_name(setup.device) if on_gpu else machine['cpu']}, {setup.precision}",
-        "minutes": minutes(progress),
+        "minutes": f"{progress.seconds / 60:.1f}",
         "commit and torch": f"{machine['commit']}, {machine['versions']['torch']}",
         f"validation loss ({kind})": NOT_FINITE if final["loss"] is None else round(final["loss"], 4),
         "unigram entropy of the same text (nats)": round(unigram, 4),

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from fastbert.config import from_dict, load_yaml
+from fastbert.config import from_dict
 from fastbert.data.batches import InMemory, PackedRows, validation_batches
 from fastbert.data.encoding import MUCH_UNKNOWN, TextEncoder
 from fastbert.data.shards import unigram_entropy
@@ -24,7 +24,7 @@ from fastbert.objectives.objective import Figure, Objective
 from fastbert.objectives.options import MLMOptions
 from fastbert.pretraining.evaluation import evaluate, shown
 from fastbert.pretraining.options import EvaluateOptions, PretrainOptions
-from fastbert.records import json_text
+from fastbert.records import check, json_text
 from fastbert.streams import warn
 from fastbert.training.hardware import resolve_device, resolve_precision, setup_machine
 
@@ -106,10 +106,8 @@ def trained_objective(options: EvaluateOptions, pretrained: Pretrained, vocabula
             f"{options.model} has no MLM head, so it cannot fill blanks; give a model that has one or, of an export "
             "without one, the run it came from, which still has all of its networks"
         )
-    if "options" in checkpoint.state:  # sealed, as config.yaml is not
-        trained = from_dict(PretrainOptions, checkpoint.state["options"], f"{checkpoint.path}/state.json")
-    else:
-        trained = load_yaml(PretrainOptions, checkpoint.path.parent.parent / "config.yaml")
+    state = check(checkpoint.state, {"options": dict}, f"{checkpoint.path}/state.json")  # sealed, as config.yaml is not
+    trained = from_dict(PretrainOptions, state["options"], f"{checkpoint.path}/state.json")
     asked = replace(trained.of_objective, mask_rate=options.mask_rate)
     objective = OBJECTIVES[trained.objective](pretrained.config, asked, vocabulary, kernels)
     weights = checkpoint.tensors["model"].items()

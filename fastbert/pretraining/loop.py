@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torch.profiler import record_function
 
 from fastbert.data.batches import TrainingBatches
-from fastbert.errors import UserError, brief
-from fastbert.records import COUNT, check, finite_or_none
+from fastbert.errors import UserError
+from fastbert.records import COUNT, finite_or_none
 from fastbert.training.checkpoints import Checkpoint, Checkpointer
 from fastbert.training.divergence import guard
 from fastbert.training.finite import NotFiniteError, all_finite, require_finite
@@ -62,13 +62,13 @@ class Progress:
     """The step of the last validation and what it measured; None for what was not finite."""
 
 
-_PROGRESS = {  # what versions lack that did not know it has its default
-    **{f"{name}?": COUNT for name in ("step", "tokens", "sessions", "skipped", "skipped_in_row", "window_steps")},
-    **{"seconds?": float, "window_loss?": float, "best?": (float, type(None))},
-    "window_measured?": {str: (float, type(None))},
-    "last_eval?": {"step?": COUNT, "loss?": (float, type(None))},
+_NUMBER = (float, type(None))
+_PROGRESS = {
+    **{f.name: COUNT for f in fields(Progress)},
+    **{"seconds": float, "window_loss": float, "window_measured": {str: _NUMBER}, "best": _NUMBER},
+    "last_eval": {"step?": COUNT, "loss?": _NUMBER},
 }
-STATE = {"progress": dict, "optimizer": dict, "metrics?": {"records": COUNT, "sha256": str}, "encoder?": dict}
+STATE = {"progress": _PROGRESS, "optimizer": dict, "metrics": {"records": COUNT, "sha256": str}}
 """The shape of a checkpoint's state that a run resumes from, for `check`."""
 
 
@@ -280,7 +280,7 @@ class Trainer:
         self._clock += time.perf_counter() - paused
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Takes up the state of a checkpoint.
+        """Takes up the state of a checkpoint, which has the shape `STATE`.
 
         Raises:
             UserError: its tensors do not fit the networks or the optimizer.
@@ -289,19 +289,10 @@ class Trainer:
             self.objective.load_state_dict(checkpoint.tensors["model"])
         except RuntimeError as error:
             raise UserError(f"checkpoint {checkpoint.path} does not fit this run: {error}") from None
-        # Older versions wrote NaN where there is None now.
-        progress = finite_or_none(checkpoint.state["progress"])
-        where = f"the checkpoint's state {checkpoint.path / 'state.json'}"
-        check(progress, _PROGRESS, where, "progress")
-        if unknown := progress.keys() - {f.name for f in fields(Progress)}:
-            raise UserError(
-                f"{where} has progress.{brief(min(unknown), str)}, which this version of fastbert does not know; "
-                "resume with the version that wrote it"
-            )
         if "optimizer" not in checkpoint.tensors:
             raise UserError(f"the checkpoint {checkpoint.path} is damaged: it has no optimizer.safetensors")
         restore_optimizer(self.optimizer, checkpoint.tensors["optimizer"], checkpoint.state["optimizer"])
-        self.progress = Progress(**progress)
+        self.progress = Progress(**{f.name: checkpoint.state["progress"][f.name] for f in fields(Progress)})
         if self.progress.skipped_in_row == 0:  # as after its save, which may have been killed before it came to that
             self.checkpointer.prune(checkpoint.step)
 

@@ -117,6 +117,11 @@ class _PretrainOptions:
         """The options of the objective that is chosen."""
         return getattr(self, group_of(self.objective))
 
+    @property
+    def micro_batch_size(self) -> int:
+        """Sequences in one forward pass."""
+        return self.machine.micro_batch_size or self.batch_size
+
     def inactive(self) -> set[str]:
         """The options and groups without effect."""
         others = {group_of(name) for name in OBJECTIVES if name != self.objective}

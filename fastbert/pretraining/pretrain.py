@@ -31,11 +31,7 @@ from fastbert.training.schedules import learning_rate_factor
 
 
 def pretrain(asked: PretrainOptions, name: str) -> int:
-    """Runs or resumes a pretraining; returns the exit code.
-
-    Args:
-        asked: the options.
-        name: of the run, where --out is not given.
+    """Runs or resumes a pretraining, called `name` where --out is not given; returns the exit code.
 
     Raises:
         UserError: any user error, before training starts if it can be seen then.

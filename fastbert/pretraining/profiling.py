@@ -26,6 +26,7 @@ from fastbert.pretraining.loop import Trainer
 from fastbert.pretraining.setup import PretrainSetup
 from fastbert.pretraining.spans import Span, operators, parts
 from fastbert.training.checkpoints import check_space
+from fastbert.training.hardware import synchronize
 
 FIRST, COUNT = 10, 5  # steps before those that are profiled; how many these are
 SHOWN = 15  # operators in the table
@@ -42,7 +43,7 @@ def check_room(folder: Path, setup: PretrainSetup) -> None:
         UserError: the disk of `folder` has no room for a profile.
     """
     options = setup.options
-    passes = -(-options.batch_size // (options.machine.micro_batch_size or options.batch_size))
+    passes = -(-options.batch_size // options.micro_batch_size)
     blocks = sum(network.layers for network in options.of_objective.networks(setup.config))
     space = SPACE + passes * blocks * SPACE_OF_BLOCK
     check_space(folder, space, "--profile needs", "leave --profile out")
@@ -110,8 +111,7 @@ class StepProfiler:
         """A step; it ends when the device has done it."""
         with record_function("step"):
             yield
-            if self.device.type == "cuda":
-                torch.cuda.synchronize(self.device)
+            synchronize(self.device)
         self.count += 1
 
     def stop(self) -> None:

@@ -16,7 +16,7 @@ from fastbert.data.tokenizer import WordPiece
 from fastbert.data.tokenizer_folders import load_tokenizer
 from fastbert.errors import LINE, UserError
 from fastbert.files import LOCK, atomic_file, atomic_folder, contents, disk_errors
-from fastbert.inputs import UnreadableError
+from fastbert.inputs import read_or_problem
 from fastbert.model.options import EncoderOptions
 from fastbert.outputs import check_output_folder
 from fastbert.pretraining.options import OF_ONE_CALL, PretrainOptions
@@ -25,41 +25,19 @@ from fastbert.records import check, read_json, write_json
 from fastbert.training.checkpoints import checkpoint_paths, read_state
 
 
-@dataclass(frozen=True)
 class RunFolder:
-    path: Path
+    """The files of a run in the folder `path`."""
 
-    @property
-    def config(self) -> Path:
-        return self.path / "config.yaml"
-
-    @property
-    def manifest(self) -> Path:
-        return self.path / "manifest.json"
-
-    @property
-    def tokenizer(self) -> Path:
-        return self.path / "tokenizer"
-
-    @property
-    def checkpoints(self) -> Path:
-        return self.path / "checkpoints"
-
-    @property
-    def metrics(self) -> Path:
-        return self.path / "metrics.jsonl"
-
-    @property
-    def model(self) -> Path:
-        return self.path / "model"
-
-    @property
-    def profile(self) -> Path:
-        return self.path / "profile"
-
-    @property
-    def report(self) -> Path:
-        return self.path / "report"
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config = path / "config.yaml"
+        self.manifest = path / "manifest.json"
+        self.tokenizer = path / "tokenizer"
+        self.checkpoints = path / "checkpoints"
+        self.metrics = path / "metrics.jsonl"
+        self.model = path / "model"
+        self.profile = path / "profile"
+        self.report = path / "report"
 
     def exists(self) -> bool:
         """Whether something is there that a new run must not touch."""
@@ -87,14 +65,10 @@ class RunFolder:
     def restore_tokenizer(self, vocabulary: WordPiece) -> str | None:
         """Writes the tokenizer anew unless it is `vocabulary`, which the checkpoints were trained with; returns what
         was wrong."""
-        try:
-            if load_tokenizer(self.tokenizer).fingerprint == vocabulary.fingerprint:
-                return None
-            problem = f"{self.tokenizer} is another tokenizer than that of the data"
-        except UnreadableError:
-            raise
-        except UserError as error:
-            problem = str(error)
+        found, problem = read_or_problem(load_tokenizer, self.tokenizer)
+        if found and found.fingerprint == vocabulary.fingerprint:
+            return None
+        problem = problem or f"{self.tokenizer} is another tokenizer than that of the data"
         with atomic_folder(self.tokenizer) as folder:
             vocabulary.save(folder)
         return f"{problem}; it is written anew"
@@ -106,14 +80,10 @@ class RunFolder:
     def sealed(self) -> "Sealed | None":
         """What the newest checkpoint with a whole state says of the run; None if there is none."""
         for path in reversed(checkpoint_paths(self.checkpoints)) if self.checkpoints.is_dir() else ():
-            try:
-                step, state = read_state(path)
-            except UnreadableError:
-                raise
-            except UserError:  # reported when the checkpoint is loaded
-                continue
-            if {"encoder", "science"} <= state.keys():
-                check(state, {"encoder": dict, "science": dict, "options?": dict}, f"the state in {path}")
+            found, _ = read_or_problem(read_state, path)  # a problem is reported when the checkpoint is loaded
+            if found:
+                step, state = found
+                check(state, {"encoder": dict, "science": dict, "options": dict}, f"the state in {path}")
                 return Sealed(path, step, state)
         return None
 
@@ -131,10 +101,8 @@ class Sealed:
     step: int
     state: dict[str, Any]
 
-    def options(self, out: str) -> PretrainOptions | None:
-        """The options the run was started with, for its folder `out`; None in checkpoints that do not hold them."""
-        if "options" not in self.state:
-            return None
+    def options(self, out: str) -> PretrainOptions:
+        """The options the run was started with, for its folder `out`."""
         options, where = self.state["options"], f"{self.path}/state.json"
         if "validation_share" in options:
             raise UserError(
@@ -182,16 +150,13 @@ def stored_options(out: str | None) -> PretrainOptions:
             f"the run in {out} was stopped while its folder was being made, before its first step; start it again with "
             "the same command and --out, without --resume"
         )
-    try:
-        return read_config(run)
-    except UnreadableError:
-        raise
-    except UserError:
+    options, problem = read_or_problem(read_config, run)
+    if problem:
         sealed = run.sealed()
-        options = sealed.options(out) if sealed else None
-        if options is None:
-            raise
-        return options
+        if sealed is None:
+            raise UserError(problem)
+        options = sealed.options(out)
+    return options
 
 
 def read_config(run: RunFolder) -> PretrainOptions:
@@ -203,19 +168,6 @@ def read_config(run: RunFolder) -> PretrainOptions:
     if not run.config.exists():
         raise UserError(f"there is no run to resume in {run.path} (no {run.config}); leave --resume out to start one")
     return configuration.load_yaml(PretrainOptions, run.config)
-
-
-def read_manifest(run: RunFolder) -> tuple[dict[str, Any] | None, str]:
-    """
-    Returns:
-        The manifest, or None and what is wrong with it.
-    """
-    try:
-        return read_json(run.manifest, "the run's manifest", MANIFEST), ""
-    except UnreadableError:
-        raise
-    except UserError as error:
-        return None, str(error)
 
 
 def check_against_checkpoint(
@@ -230,7 +182,7 @@ def check_against_checkpoint(
     Returns:
         The manifest, None if there is neither manifest nor checkpoint to make it from; and what was found to differ.
     """
-    manifest, problem = read_manifest(run)
+    manifest, problem = read_or_problem(read_json, run.manifest, "the run's manifest", MANIFEST)
     if sealed is None:
         return manifest, [f"{problem}; it is written anew"] if problem else []
     remarks = []
@@ -256,19 +208,9 @@ def check_against_checkpoint(
 def _config_differences(run: RunFolder, stored: PretrainOptions, sealed: Sealed) -> list[str]:
     """How config.yaml differs from the options that the run was started with. The science is checked elsewhere."""
     started = sealed.options(str(run.path))
-    if started is None:
-        return []
-    try:
-        read_config(run)
-    except UnreadableError:
-        raise
-    except UserError as error:
-        return [f"{error}; the options are those in {sealed.path}, and {run.config} is written anew"]
-    old, new = (
-        {leaf.name: leaf.value for leaf in configuration.leaves(options) if leaf.role != "science"}
-        for options in (started, stored)
-    )
-    changed = configuration.differences(old | {"out": None}, new | {"out": None})
+    if problem := read_or_problem(read_config, run)[1]:
+        return [f"{problem}; the options are those in {sealed.path}, and {run.config} is written anew"]
+    changed = configuration.differences(*(beyond_science(options) | {"out": None} for options in (started, stored)))
     return [f"{run.config} was changed after the run was started: {'; '.join(changed)}"] if changed else []
 
 
@@ -304,11 +246,12 @@ def merge(stored: PretrainOptions, asked: PretrainOptions) -> tuple[PretrainOpti
         tokens=stored.tokens,
         minutes=stored.minutes,
     )
-    roles = {leaf.name: leaf.role for leaf in configuration.leaves(merged)}
-    old = {leaf.name: leaf.value for leaf in configuration.leaves(stored)}
-    new = {leaf.name: leaf.value for leaf in configuration.leaves(merged)}
-    changed = [name for name in new if roles[name] != "science" and new[name] != old[name]]
-    return merged, configuration.differences({n: old[n] for n in changed}, {n: new[n] for n in changed})
+    return merged, configuration.differences(beyond_science(stored), beyond_science(merged))
+
+
+def beyond_science(options: PretrainOptions) -> dict[str, Any]:
+    """The options of the machine and of bookkeeping."""
+    return {leaf.name: leaf.value for leaf in configuration.leaves(options) if leaf.role != "science"}
 
 
 def check_same_experiment(

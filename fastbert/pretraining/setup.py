@@ -64,14 +64,11 @@ class PretrainSetup:
         adapt(objective, compiled, machine.activation_checkpointing)
         return objective.to(self.device)
 
-    def optimizer(self, objective: Objective) -> torch.optim.Optimizer:
-        """Over all parameters of the networks."""
-        options = self.options
-        return build_optimizer(objective.named_parameters(), options.optimizer, self.device, options.machine.apex)
-
-    def updater(self, objective: Objective, optimizer: torch.optim.Optimizer) -> Updater:
-        """What the steps of a training share."""
-        return Updater(objective, optimizer, self.options.optimizer.clip_norm, self.precision, self.world)
+    def updater(self, objective: Objective) -> Updater:
+        """What the steps of a training share, with a new optimizer over all parameters of the networks."""
+        asked, apex = self.options.optimizer, self.options.machine.apex
+        optimizer = build_optimizer(objective.named_parameters(), asked, self.device, apex)
+        return Updater(objective, optimizer, asked.clip_norm, self.precision, self.world)
 
     def plan(self, steps: int | None = None) -> BatchPlan:
         """What each step takes, in a run of so many; if None, as many as the options say, or many if they say none."""
@@ -92,16 +89,14 @@ class PretrainSetup:
     def batches(self, plan: BatchPlan | None = None) -> TrainingBatches:
         """Those of `plan`, or of the run's if None."""
         options, plan = self.options, plan or self.plan()
-        micro = options.machine.micro_batch_size or options.batch_size
         rows = {length: self.rows("train", length) for length in plan.lengths}
-        return TrainingBatches(rows, plan, micro, options.seed, self.device, self.world)
+        return TrainingBatches(rows, plan, options.micro_batch_size, options.seed, self.device, self.world)
 
     def validate(self, objective: Objective, length: int | None = None) -> dict[str, float]:
         """Losses on held-out sequences of `length`, or of the run's if None."""
         options = self.options
-        micro = options.machine.micro_batch_size or options.batch_size
         rows = self.rows("validation", length)
-        batches = validation_batches(rows, options.eval_sequences, micro, self.device, self.world)
+        batches = validation_batches(rows, options.eval_sequences, options.micro_batch_size, self.device, self.world)
         return evaluate(objective, batches, self.precision, self.world)
 
 
@@ -174,16 +169,13 @@ def check_networks(options: PretrainOptions, device: torch.device) -> None:
 
 
 def check_memory(options: PretrainOptions, configs: Sequence[EncoderConfig], device: torch.device) -> None:
-    """Compares the least that training takes with the memory of `device`.
-
-    Args:
-        configs: of all networks.
+    """Compares the least that training takes, with the networks `configs`, with the memory of `device`.
 
     Raises:
         UserError: it would not fit.
     """
     parameters = sum(map(encoder_parameters, configs))
-    rows = min(options.machine.micro_batch_size or options.batch_size, options.batch_size)
+    rows = min(options.micro_batch_size, options.batch_size)
     needed = 16 * parameters  # weights, gradients and two moments (one with muon, which is no matter here), in float32
     needed += 4 * rows * options.length * options.encoder.resolve(1, options.length).width
     if needed > (there := memory(device)[1]):

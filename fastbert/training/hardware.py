@@ -81,6 +81,12 @@ def use_device(device: torch.device) -> None:
         torch.cuda.set_device(device)
 
 
+def synchronize(device: torch.device) -> None:
+    """Waits until the device has done what is queued."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
 def setup_machine(options: MachineOptions, device: torch.device) -> None:
     """Makes `device` the current one, sets the number of threads and, for runs on a CPU, lets glibc keep large freed
     blocks instead of returning them.

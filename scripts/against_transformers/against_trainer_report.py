@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 
 from fastbert.errors import UserError
-from fastbert.files import atomic_file
 from fastbert.outputs import output_file
 from fastbert.records import read_json
+from fastbert.studies.shared.plots import draw_scores
+from fastbert.studies.shared.statistics import LEVEL, holm
 
 SYSTEMS = ("fastbert", "trainer")
-LEVEL = 0.05  # of the tests, all rows together
 
 
 def report(arguments: argparse.Namespace) -> None:
@@ -40,7 +40,9 @@ def report(arguments: argparse.Namespace) -> None:
         file.write(text)
     path = doc.with_name(f"{doc.stem}-quality.jsonl")
     if path.exists():
-        plot(compare(read_lines(path)), doc.with_name(f"{doc.stem}-quality.png"))
+        rows = compare(read_lines(path))
+        panels = {f"{row['task']}, {row['metric']}": {system: list(row[system]) for system in SYSTEMS} for row in rows}
+        draw_scores(doc.with_name(f"{doc.stem}-quality.png"), panels, dict.fromkeys(panels, "x 100"))
     print(doc)
 
 
@@ -103,14 +105,10 @@ def compare(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def beyond(tests: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The rows whose difference is significant by Holm's correction: the i-th smallest p of n, from 0, is held against
-    LEVEL / (n - i), until one fails."""
-    found = []
-    for place, row in enumerate(sorted(tests, key=lambda row: row["p"])):
-        if not row["p"] < LEVEL / (len(tests) - place):
-            break
-        found.append(row)
-    return found
+    """The rows whose difference is significant by Holm's correction, by ascending p."""
+    adjusted = holm({f"{row['task']} {row['metric']}": row["p"] for row in tests})
+    found = [row for row, p in zip(tests, adjusted.values(), strict=True) if p < LEVEL]
+    return sorted(found, key=lambda row: row["p"])
 
 
 def quality_table(path: Path) -> str:
@@ -144,28 +142,6 @@ def verdict(rows: list[dict[str, Any]]) -> str:
         f"in the intervals, the widest {widest['low']:+.1f} to {widest['high']:+.1f} points ({widest['task']} "
         f"{widest['metric']})."
     )
-
-
-def plot(rows: list[dict[str, Any]], path: Path) -> None:
-    """A panel for each task and metric: a dot for each seed, a bar at the mean."""
-    import matplotlib
-
-    matplotlib.use("agg")
-    from matplotlib import pyplot
-
-    figure, panels = pyplot.subplots(1, len(rows), figsize=(2.1 * len(rows), 3.2), squeeze=False, layout="constrained")
-    for panel, row in zip(panels[0], rows, strict=True):
-        for place, system in enumerate(SYSTEMS):
-            values = row[system]
-            spots = place + np.linspace(-0.12, 0.12, len(values)) if len(values) > 1 else [place]
-            panel.plot(spots, values, "o", markersize=5, alpha=0.8)
-            panel.hlines(values.mean(), place - 0.25, place + 0.25, color="black", linewidth=1)
-        panel.set_xticks((0, 1), ("fastbert", "Trainer"))
-        panel.set_xlim(-0.6, 1.6)
-        panel.set_title(f"{row['task']}\n{row['metric']} x 100", fontsize=10)
-    with atomic_file(path, "wb") as file:
-        figure.savefig(file, format="png", dpi=120)
-    pyplot.close(figure)
 
 
 # --- speed

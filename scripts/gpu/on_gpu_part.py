@@ -22,7 +22,7 @@ from fastbert.pretraining.setup import PretrainSetup
 from fastbert.records import write_json
 from fastbert.streams import say
 from fastbert.training.checkpoints import Checkpointer
-from fastbert.training.hardware import resolve_device, resolve_precision
+from fastbert.training.hardware import resolve_device, resolve_precision, synchronize
 from fastbert.training.logbook import Logbook
 
 LATE, NEEDS_CUDA = "not measured: time was up", "not measured: needs CUDA"
@@ -83,7 +83,7 @@ class Part:
     def trainer(self, setup: PretrainSetup, steps: int, log_every: int) -> Trainer:
         """As `job.train` builds it."""
         options, folder, objective = setup.options, next(self.folders), setup.objective().train()
-        parts = {"updater": setup.updater(objective, setup.optimizer(objective)), "batches": setup.batches()}
+        parts = {"updater": setup.updater(objective), "batches": setup.batches()}
         rate = options.optimizer.learning_rate
         asked = {"seed": options.seed, "learning_rate": rate, "schedule": options.schedule}
         every = {"steps": steps, "eval_every": steps, "checkpoint_every": 5, "log_every": log_every}
@@ -92,12 +92,11 @@ class Part:
         return Trainer(**parts, **asked, **every, **books, **checks, state={})
 
     def seconds(self, step: Callable[[], None], count: int) -> float:
-        wait = torch.cuda.synchronize if self.cuda else torch.cpu.synchronize
-        wait()
+        synchronize(self.device)
         start = time.perf_counter()
         for _ in range(count):
             step()
-        wait()
+        synchronize(self.device)
         return time.perf_counter() - start
 
 

@@ -10,12 +10,11 @@ from typing import Any
 import numpy as np
 import torch
 from on_gpu_part import NEEDS_CUDA, Part, failure
-from torch import nn
 
-from fastbert.hub.names import BERT_OPTIONS
+from fastbert.bench.contestants import bert_steps
 from fastbert.pretraining.profiling import profile_steps
 from fastbert.pretraining.setup import PretrainSetup
-from fastbert.training.hardware import autocast, peak_flops
+from fastbert.training.hardware import peak_flops
 
 SHAPES = (
     ("base", 128, (256, 1024, 64)),
@@ -79,28 +78,13 @@ def race(part: Part, options: dict[str, Any], names: tuple[str, ...], peak: floa
 
 def peer_step(part: Part, setup: PretrainSetup, compiled: bool) -> Callable[[], None]:
     """A training step of transformers' BERT of the same shape, on a few batches masked before."""
-    from transformers import BertConfig, BertForMaskedLM
-
     objective = replace(setup, config=replace(setup.config, layers=1)).objective().train()
     drawn = [objective.draw(batch, 0, step) for step in range(4) for batch in setup.batches().at(step)]
     labels = [torch.full_like(d.input_ids, -100).scatter(1, d.positions, d.targets) for d in drawn]
-    given = zip(itertools.cycle(d.input_ids for d in drawn), itertools.cycle(labels), strict=True)
-    options = {theirs: getattr(setup.config, ours) for ours, theirs in BERT_OPTIONS.items()}
-    model = BertForMaskedLM(BertConfig(**options, attn_implementation="sdpa")).to(part.device).train()
-    optimizer = torch.optim.AdamW(model.parameters(), 1e-4, fused=True)
+    batches = [{"input_ids": d.input_ids, "labels": label} for d, label in zip(drawn, labels, strict=True)]
     torch._dynamo.reset()
-    call = torch.compile(model, dynamic=False, backend="eager" if part.toy else "inductor") if compiled else model
-
-    def step() -> None:
-        input_ids, label = next(given)
-        with autocast(part.device, setup.precision):
-            loss = call(input_ids=input_ids, labels=label).loss
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-
-    return step
+    backend = "eager" if part.toy else "inductor"
+    return bert_steps(setup, itertools.cycle(batches), compiled, backend).__next__
 
 
 def composition(part: Part) -> None:

@@ -57,7 +57,7 @@ def test_every_format_gives_the_same_examples(tmp_path_factory: pytest.TempPathF
     for suffix in FORMATS:
         own = OwnTaskOptions(train=write_own(folder / f"t{suffix}", table), text="one", pair="two", label="gold")
         task = open_task("mine", own=own)
-        assert task.labels == tuple(words) and task.name == "mine" and task.metrics == ("accuracy",)
+        assert task.kind.labels == tuple(words) and task.name == "mine" and task.metrics == ("accuracy",)
         assert task.examples("train") == [Example(n, a, b, words.index(c)) for n, (a, b, c) in enumerate(rows)]
 
 
@@ -66,7 +66,7 @@ def test_numbers_in_every_format(tmp_path: Path, suffix: str) -> None:
     path = write_own(tmp_path / f"t{suffix}", [{"text": "a", "label": 0.5}, {"text": "b", "label": -2.0}])
     task = open_task("mine", own=OwnTaskOptions(train=path, kind="number"))
     assert task.examples("train") == [Example(0, "a", None, 0.5), Example(1, "b", None, -2.0)]
-    assert task.kind.name == "number" and task.labels == () and task.metrics == ("pearson", "spearman")
+    assert task.kind.name == "number" and task.kind.labels == () and task.metrics == ("pearson", "spearman")
 
 
 @pytest.mark.parametrize("suffix", FORMATS)
@@ -100,7 +100,7 @@ def test_a_csv_holds_quotes_commas_and_lines(tmp_path: Path) -> None:
 def test_labels_are_learned_in_order(tmp_path: Path, found: list, words: tuple) -> None:
     path = write_own(tmp_path / "t.jsonl", [{"text": "a", "label": label} for label in found])
     task = open_task("mine", own=OwnTaskOptions(train=path))
-    assert task.labels == words
+    assert task.kind.labels == words
     assert [words[e.label] for e in task.examples("train")] == [
         str(label).lower().removesuffix(".0") for label in found
     ]
@@ -125,12 +125,12 @@ def test_yaml_and_flags_declare_a_task(tmp_path: Path) -> None:
     text = "train: data/t.jsonl\ndev: data/t.jsonl\ntext: one\npair: two\nlabel: gold\nlabels: y, x\n"
     path = write(tmp_path / "pairs.yaml", text + "metrics: f1, auc\nsymmetric: true\n")
     task = open_task(str(path))
-    assert (task.name, task.labels, task.metrics, task.symmetric) == ("pairs", ("y", "x"), ("f1", "auc"), True)
+    assert (task.name, task.kind.labels, task.metrics, task.symmetric) == ("pairs", ("y", "x"), ("f1", "auc"), True)
     assert list(task.splits) == ["train", "dev"] and task.dev_splits == ("dev",)
     assert task.examples("train") == [Example(0, "a", "b", 1), Example(1, "c", "d", 0)]
     flags = ["--metrics", "accuracy", "--name", "other", "--symmetric"]
     over = open_task(str(path), own=parse(OwnTaskOptions, flags, "finetune"))
-    assert (over.name, over.metrics, over.labels) == ("other", ("accuracy",), ("y", "x"))
+    assert (over.name, over.metrics, over.kind.labels) == ("other", ("accuracy",), ("y", "x"))
     with pytest.raises(UserError, match=r"pairs\.yaml: unknown option 'metric'; did you mean 'metrics'\?"):
         open_task(str(write(path, "metric: f1\n")))
 
@@ -245,7 +245,7 @@ def test_line_ends_are_the_same_in_every_format(tmp_path: Path, suffix: str) -> 
 def test_labels_may_have_commas(tmp_path: Path) -> None:
     path = write_own(tmp_path / "t.jsonl", [{"text": "a", "label": "Zwölf, 12"}])
     task = open_task("mine", own=OwnTaskOptions(dev=path, labels='no, "Zwölf, 12"'))
-    assert task.labels == ("no", "Zwölf, 12") and task.examples("dev") == [Example(0, "a", None, 1)]
+    assert task.kind.labels == ("no", "Zwölf, 12") and task.examples("dev") == [Example(0, "a", None, 1)]
 
 
 def with_class_names(folder: Path, labels: list[int | None], names: list[str]) -> str:
@@ -262,7 +262,7 @@ def test_class_names_of_datasets_are_the_labels(tmp_path: Path) -> None:
     train = with_class_names(tmp_path, [1, 0, 1, 0], names)
     test = with_class_names(tmp_path, [2, -1, None], names)
     task = open_task("mine", own=OwnTaskOptions(train=train, test=test))
-    assert task.labels == tuple(names)  # in their order, whether they occur or not
+    assert task.kind.labels == tuple(names)  # in their order, whether they occur or not
     assert [example.label for example in task.examples("train")] == [1, 0, 1, 0]
     assert [example.label for example in task.examples("test")] == [2, None, None]
     words = write_own(tmp_path / "dev.csv", [{"text": "a", "label": "mixed"}])

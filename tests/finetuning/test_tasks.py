@@ -144,7 +144,7 @@ def test_the_words_of_labels_and_metrics(tmp_path: Path) -> None:
         "qqp": ("accuracy", "f1"),
     }
     for name, task in tasks.items():
-        assert task.labels == words.get(name, numbers) and task.metrics == metrics.get(name, ("accuracy",))
+        assert task.kind.labels == words.get(name, numbers) and task.metrics == metrics.get(name, ("accuracy",))
         assert task.symmetric is (name in ("mrpc", "qqp", "stsb"))
         assert task.kind.name == ("number" if name == "stsb" else "classes")
     assert tasks["mnli"].dev_splits == ("dev_matched", "dev_mismatched")

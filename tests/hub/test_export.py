@@ -14,6 +14,7 @@ from transformers import AutoModel
 from fastbert.errors import UserError
 from fastbert.hub.configuration_fastbert import FastBertConfig
 from fastbert.hub.export import export_model
+from fastbert.hub.export_code import check_exportable
 from fastbert.hub.load import load_pretrained
 from fastbert.hub.names import BERT_OPTIONS, OWN_OPTIONS
 from fastbert.model.positions import POSITIONS
@@ -284,3 +285,9 @@ def test_a_tokenizer_of_one_file_opens_without_running_code(file, tokenizer, tmp
     config = small_config(position="tupe-a")
     export_model(config, named(*random_models(config)), tmp_path / "tokenizer", tmp_path / "out")
     assert AutoTokenizer.from_pretrained(tmp_path / "out")("the state")["input_ids"] == [2, 25, 26, 3]
+
+
+@pytest.mark.parametrize("position", ["tupe-r", "relative"])
+def test_a_scheme_is_tried_at_a_short_length(position) -> None:
+    """A bias over all positions would have 4 TB a head here."""
+    check_exportable(small_config(position=position, max_positions=2**20))

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import strategies as st
 
 from fastbert.pretraining import dry_run, loop
-from fastbert.pretraining.budget import saves_between
+from fastbert.pretraining.budget import Costs, saves_between, shown_time
 from fastbert.pretraining.options import PretrainOptions
 from fastbert.training.checkpoints import Checkpointer
 from tests.flags import main
@@ -76,9 +76,9 @@ def test_the_time_is_the_sum_of_its_parts(flags, tmp_path, capsys, monkeypatch) 
 
     def measure(*arguments):
         taken, trainer = real(*arguments)
-        times = {"start": 5.0, "validation": 10.0, "checkpoint": 3.0, "finish": 6.0}
-        times["steps"] = {(8, 32): dry_run.Timed(2.0, 9)}
-        return replace(taken, **times, optimizer=0, weights=0, peak=7_000_000), trainer
+        costs = Costs(start=5.0, step=lambda *shape: 2.0, validation=10.0, checkpoint=3.0, finish=6.0)
+        times = {(8, 32): dry_run.Timed(2.0, 9)}
+        return replace(taken, costs=costs, steps=times, optimizer=0, weights=0, peak=7_000_000), trainer
 
     monkeypatch.setattr(dry_run, "measure", measure)
     assert main(["pretrain", *flags, "--out", str(tmp_path / "x"), "--dry-run"]) == 0
@@ -97,8 +97,8 @@ def test_stages_are_timed_apart(flags, tmp_path, capsys) -> None:
 
 def test_milestones_count_as_validations_and_checkpoints() -> None:
     options = PretrainOptions(steps=10, eval_every=4, checkpoint_every=3, milestones="1,9")
-    assert dry_run.saves(options, 0) == (5, 7)  # 1 4 8 9 10; and 3 6
-    assert dry_run.saves(options, 8) == (2, 2)
+    assert saves_between(options, 0, 10) == (5, 7)  # 1 4 8 9 10; and 3 6
+    assert saves_between(options, 8, 10) == (2, 2)
 
 
 @hypothesis.given(
@@ -148,6 +148,6 @@ def test_refusals(flags, tmp_path, capsys, monkeypatch) -> None:
 
 
 def test_tables_are_short() -> None:
-    assert [dry_run._time(seconds) for seconds in (0.12, 59, 61, 7265)] == ["0.12 s", "59 s", "1:01 min", "2:01:05 h"]
+    assert [shown_time(seconds) for seconds in (0.12, 59, 61, 7265)] == ["0.12 s", "59 s", "1:01 min", "2:01:05 h"]
     assert [dry_run._count(count) for count in (12, 1234, 3.2e13)] == ["12", "1.234k", "32T"]
     assert [dry_run._size(size) for size in (1200, 5e6, 7.25e9)] == ["1.2 kB", "5 MB", "7.25 GB"]

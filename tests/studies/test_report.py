@@ -45,7 +45,7 @@ def test_a_report_of_blocks(tmp_path) -> None:
     report.table(Table(["name", "value", "verdict"], [["a|b", "1.50", "undecided"], ["c", "-10", "–"]]))
     report.code("x < y")
     report.image("drawing.png", 'a "drawing"')
-    report.write(tmp_path)
+    report.write(tmp_path, {"commit": "abc"})
     markdown = (tmp_path / "report.md").read_text()
     assert markdown.startswith("# A < B & C\n\n## First\n\nBetween `code <x>`")
     assert "| name | value | verdict   |\n| ---- | ----: | --------- |\n| a\\|b |  1.50 | undecided |" in markdown

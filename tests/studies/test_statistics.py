@@ -8,7 +8,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy.stats import false_discovery_control, permutation_test, ttest_rel
 
-from fastbert.studies.shared.statistics import flip_limits, holm, paired, score_summary, sign_flip
+from fastbert.finetuning.results import score_summary
+from fastbert.studies.shared.statistics import flip_limits, holm, paired, sign_flip
 
 # Sixty-fourths are exact in binary: SciPy compares sums that are equal on paper as they come, rounding and all.
 score = st.integers(-30, 30).map(lambda value: value / 64)

@@ -42,7 +42,7 @@ def trained(setup: PretrainSetup, world: World) -> dict[str, Tensor]:
     """Weights, notes, scalars of the steps and figures of a validation, after three steps."""
     setup.world = world
     objective = setup.objective().train()
-    updater, batches = setup.updater(objective, setup.optimizer(objective)), setup.batches()
+    updater, batches = setup.updater(objective), setup.batches()
     found = {}
     for step in range(3):
         scalars = objective_step(updater, batches.at(step), setup.options.seed, step, learning_rate=0.05)

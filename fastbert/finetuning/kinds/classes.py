@@ -10,9 +10,9 @@ import numpy as np
 from fastbert.errors import UserError, brief, nearest
 from fastbert.finetuning.kinds.kind import TaskKind, not_a_label
 from fastbert.finetuning.own import OwnSource
-from fastbert.finetuning.rows import Row
+from fastbert.finetuning.rows import Row, number_in
 from fastbert.lists import words
-from fastbert.ranges import number_of, text_problem
+from fastbert.ranges import text_problem
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -143,7 +143,7 @@ def learn_labels(rows: Iterable[Row]) -> tuple[str, ...]:
         raise UserError(
             f"the training file holds {len(found)} label(s) ({brief(', '.join(found), str)}); a task needs two or more"
         )
-    numbers = [_number(word) for word in found]
+    numbers = [number_in(word) for word in found]
     if None not in numbers:
         if bad := [word for word, number in zip(found, numbers, strict=True) if not math.isfinite(number)]:
             raise not_a_label(found[bad[0]], bad[0])  # a gap among numbers, not a word
@@ -152,10 +152,3 @@ def learn_labels(rows: Iterable[Row]) -> tuple[str, ...]:
         word = next(word for word in found if not float(word).is_integer())
         raise UserError(f"{found[word]}: the label {brief(word)} is a number, no class; set kind: number")
     return tuple(sorted(found))
-
-
-def _number(word: str) -> float | None:
-    try:
-        return number_of(word)
-    except ValueError:
-        return None

@@ -9,8 +9,7 @@ import numpy as np
 from fastbert.errors import UserError, brief
 from fastbert.finetuning.kinds.kind import TaskKind, not_a_label
 from fastbert.finetuning.own import OwnSource
-from fastbert.finetuning.rows import Row
-from fastbert.ranges import number_of
+from fastbert.finetuning.rows import Row, number_in
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -40,12 +39,7 @@ class Number(TaskKind):
         label = row.label
         if label is None or (isinstance(label, str) and not label.strip()):
             return None
-        try:
-            number = None if isinstance(label, bool) else number_of(label) if isinstance(label, str) else float(label)
-        except OverflowError:
-            number = math.inf
-        except (TypeError, ValueError):
-            number = None
+        number = number_in(label)
         if number is None:
             hint = ", or set kind: classes" if isinstance(label, str | bool) else ""
             raise UserError(f"{row.where}: the label {brief(label)} is no number; fix it{hint}")

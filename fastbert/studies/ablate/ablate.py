@@ -133,11 +133,7 @@ def run_left(plan: AblationPlan, store: ResultStore, threads: int, options: Abla
 
 
 def measured(row: ResultRow, apart: Container[str] = ()) -> tuple[str, float]:
-    """What is shown of a finished job while others run.
-
-    Args:
-        apart: variants whose losses cannot be compared with the baseline's.
-    """
+    """What is shown of a finished job while others run; losses of the variants `apart` are not the baseline's."""
     if row["kind"] == FINETUNE:
         return scored(row)
     name = f"loss of its own ({row['objective']})" if row["model"] in apart else "validation loss"

@@ -13,7 +13,7 @@ from fastbert.hub.export import export_model
 from fastbert.hub.load import load_pretrained
 from fastbert.hub.names import kept
 from fastbert.model.options import NotesOptions
-from fastbert.pretraining.budget import check_steps, resolve_steps
+from fastbert.pretraining.budget import check_steps, checkpoint_size, resolve_steps
 from fastbert.pretraining.options import PretrainOptions, science
 from fastbert.pretraining.setup import (
     check_networks,
@@ -138,13 +138,11 @@ def planned(name: str, options: PretrainOptions) -> PlannedVariant:
     setup = prepare_setup(options)
     setup.batches()  # refuses a corpus of less than one batch
     objective = setup.objective()
-    state = sum(buffer.numel() * buffer.element_size() for buffer in objective.buffers())
-    parameters = objective.parameter_count()
     return PlannedVariant(
         name=name,
         setup=setup,
-        parameters=parameters,
-        checkpoint_bytes=12 * parameters + state,
+        parameters=objective.parameter_count(),
+        checkpoint_bytes=checkpoint_size(objective),
         step_flops={shape: objective.flops(*shape) for shape in setup.shapes()},
     )
 

@@ -13,13 +13,9 @@ from fastbert.studies.shared.plots import panels_of, save, style_axes
 LABELS = {"steps": "steps", "flops": "FLOPs", "minutes": "minutes of training"}
 
 
-def draw_curves(path: Path, measure: Measure, floor: float | None = None) -> None:
+def draw_curves(path: Path, measure: Measure, floor: float | None) -> None:
     """A panel for each unit: every seed a thin line, the median at each point a thick one, the baseline's final median
-    dotted.
-
-    Args:
-        floor: the unigram entropy, for a loss in nats.
-    """
+    dotted, and `floor`, the unigram entropy for a loss in nats, dashed."""
     figure, panels = panels_of(len(UNITS), 4.2)
     first = next(iter(measure.curves))
     for panel, unit in zip(panels, UNITS, strict=True):

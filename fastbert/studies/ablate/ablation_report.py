@@ -2,14 +2,17 @@
 
 import math
 import statistics
+import textwrap
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from fastbert.config import differences, leaves
+from fastbert.finetuning.results import score_summary
 from fastbert.finetuning.table import NOTHING
 from fastbert.studies.ablate.ablation_plan import AblationPlan
+from fastbert.studies.ablate.ablation_plots import draw_curves, draw_shares
 from fastbert.studies.ablate.analysis import (
     LEARNED,
     CostFraction,
@@ -23,8 +26,8 @@ from fastbert.studies.ablate.costs import timing_key
 from fastbert.studies.ablate.measures import AblationResults
 from fastbert.studies.ablate.options import UNITS, Ablation
 from fastbert.studies.shared.comparison import SETTING, shown_setting
-from fastbert.studies.shared.report import ReportPage, Table, p_value, plural, save_drawing, wrapped
-from fastbert.studies.shared.statistics import score_summary
+from fastbert.studies.shared.plots import draw_scores
+from fastbert.studies.shared.report import WIDTH, ReportPage, Table, p_value, plural, save_drawing
 
 UNIT_NAMES = {"steps": "steps", "flops": "FLOPs", "minutes": "minutes"}
 OWN_QUESTIONS = (
@@ -138,7 +141,7 @@ def printed_fractions(results: AblationResults) -> str:
         else:
             lines += [f"At the end: {measure.name}", finals_table(measure, rows).plain(), ""]
         if limit := limits(rows):
-            lines[-1:] = [*wrapped(limit), ""]
+            lines[-1:] = [*textwrap.wrap(limit, WIDTH), ""]
     return "\n".join(lines) or "no variant can be compared yet: the baseline has no final value"
 
 
@@ -148,11 +151,7 @@ def printed_fractions(results: AblationResults) -> str:
 def write_ablation_report(
     folder: Path, name: str, ablation: Ablation, results: AblationResults, about: dict[str, Any]
 ) -> None:
-    """Writes report.md, report.html and the drawings.
-
-    Args:
-        about: what the last section says: lines by their name.
-    """
+    """Writes report.md, report.html and the drawings; `about` as for `ReportPage.write`."""
     report = ReportPage(f"Ablation {name}")
     _question(report, ablation, results)
     compared = {measure.name: compare_variants(measure, results.hardly_learned) for measure in results.measures}
@@ -171,9 +170,7 @@ def write_ablation_report(
         _costs(report, results)
     if len(results.done) < len(results.plan.jobs):
         _failed(report, results)
-    report.heading("How it was made")
-    report.points([f"{key}: {value}" for key, value in about.items()])
-    report.write(folder)
+    report.write(folder, about)
 
 
 def _question(report: ReportPage, ablation: Ablation, results: AblationResults) -> None:
@@ -238,7 +235,7 @@ def _shares(report: ReportPage, folder: Path, compared: dict[str, list[VariantCo
         "adjusted over the variants by Holm's method, gives a p below 0.05; then it has reached the baseline's quality "
         "if it is better on the mean."
     )
-    if drawing := save_drawing("shares.png", folder, _draw_shares, compared):
+    if drawing := save_drawing("shares.png", folder, draw_shares, compared):
         report.image(drawing, "Shares by seed, the median as a bar; hollow where it is undecided")
 
 
@@ -248,7 +245,7 @@ def _at_end(
     """What was measured at the last point alone."""
     report.heading("Quality at the end of the budget")
     scores = {m.name: {name: list(m.finals(name).values()) for name in m.curves} for m in measures}
-    if drawing := save_drawing("finals.png", folder, _draw_finals, scores):
+    if drawing := save_drawing("finals.png", folder, draw_scores, scores, dict.fromkeys(scores, "")):
         report.image(drawing, "Every seed a point, the median a bar")
     body = []
     for measure in measures:
@@ -276,7 +273,7 @@ def _measure(
     report.heading(f"By {measure.name}")
     loss = not measure.higher
     floor = results.plan.unigram_entropy if loss and results.objective.loss_in_nats else None
-    if measure.along and (found := save_drawing(drawing, folder, _draw_curves, measure, floor)):
+    if measure.along and (found := save_drawing(drawing, folder, draw_curves, measure, floor)):
         dashed = ", the unigram entropy dashed" if floor is not None else ""
         report.image(found, f"Every seed thin, medians thick, the baseline's final median dotted{dashed}")
     report.table(finals_table(measure, rows))
@@ -385,21 +382,3 @@ def _failed(report: ReportPage, results: AblationResults) -> None:
         (more if waiting else "")
         + "The same command runs what is missing. Seeds without a final value are left out above."
     )
-
-
-def _draw_curves(path: Path, measure: Measure, floor: float | None) -> None:
-    from fastbert.studies.ablate.ablation_plots import draw_curves
-
-    draw_curves(path, measure, floor)
-
-
-def _draw_finals(path: Path, scores: dict[str, dict[str, list[float]]]) -> None:
-    from fastbert.studies.shared.plots import draw_scores
-
-    draw_scores(path, scores, dict.fromkeys(scores, ""))
-
-
-def _draw_shares(path: Path, compared: dict[str, list[VariantComparison]]) -> None:
-    from fastbert.studies.ablate.ablation_plots import draw_shares
-
-    draw_shares(path, compared)

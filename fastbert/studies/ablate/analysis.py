@@ -130,11 +130,8 @@ class VariantComparison:
 
 
 def compare_variants(measure: Measure, hardly_learned: bool) -> list[VariantComparison]:
-    """Every variant against the first, the baseline, which comes first itself.
-
-    Args:
-        hardly_learned: whether the baseline has learned so little that nothing can be said.
-    """
+    """Every variant against the first, the baseline, which comes first itself; nothing is decided if that has
+    `hardly_learned`."""
     baseline, *variants = measure.curves
     shared = {name: sorted(measure.curves[name].keys() & measure.curves[baseline].keys()) for name in measure.curves}
     results = {name: _differences(measure, baseline, name, shared[name]) for name in variants if shared[name]}

@@ -119,8 +119,9 @@ def timing_key(setup: PretrainSetup, shape: StepShape) -> str:
     """Names what the time of a step depends on."""
     options = setup.options
     machine = {"threads": options.machine.threads, "device": str(setup.device), "precision": setup.precision}
-    micro = options.machine.micro_batch_size or options.batch_size
-    described = science(options, data_fingerprint(setup.dataset)) | machine | {"micro_batch_size": micro}
+    described = (
+        science(options, data_fingerprint(setup.dataset)) | machine | {"micro_batch_size": options.micro_batch_size}
+    )
     return digest(described | {"first_fraction": None, "shape": shape})
 
 

@@ -4,7 +4,7 @@ scores of fine-tuning on each task, and their mean.
 
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -14,20 +14,17 @@ from fastbert.studies.ablate.ablation_plan import AblationPlan
 from fastbert.studies.ablate.analysis import LEARNED, Curve, Measure, Point
 from fastbert.studies.ablate.costs import MeasuredPoint, PlannedVariant
 from fastbert.studies.engine.store import ResultRow, is_done
-from fastbert.studies.shared.comparison import Setting, score, setting_of
+from fastbert.studies.shared.comparison import Setting, Trials, score, setting_of
 from fastbert.studies.shared.finetune_jobs import FINETUNE
 
 
 @dataclass(frozen=True)
 class AblationResults:
-    """What the finished jobs of an ablation say.
-
-    Args:
-        rows: all rows by the ids of their jobs.
-    """
+    """What the finished jobs of an ablation say."""
 
     plan: AblationPlan
     rows: Mapping[str, ResultRow]
+    """All, by the ids of their jobs."""
 
     @property
     def baseline(self) -> PlannedVariant:
@@ -96,7 +93,7 @@ class AblationResults:
         if not (self.objective.loss_in_nats or self.objective.second_network):
             return None
         name = "mlm_loss" if self.objective.second_network else "loss"
-        finals = [places[-1] for places in _by_seed(self.plan.places[self.baseline.name]).values()]
+        finals = {place.seed: place for place in self.plan.places[self.baseline.name]}.values()  # the last of each
         found = [at for place in finals if (at := self.validation(place)) is not None]
         return statistics.median(at[name] for at in found) if found else None
 
@@ -109,14 +106,12 @@ class AblationResults:
     def best_setting(self, variant: PlannedVariant, task: str) -> Setting | None:
         """The setting with the highest median over seeds and trials at the end of the budget; it is taken at all
         points."""
-        scores: dict[Setting, list[float]] = {}
-        for place in self.plan.places[variant.name]:
-            for row in self.tunings.get((place.job, place.share), ()):
-                if place.share == 1 and row["task"] == task:
-                    scores.setdefault(setting_of(row), []).append(score(row))
-        most = max(map(len, scores.values()), default=0)
-        full = {setting: values for setting, values in scores.items() if len(values) == most}
-        return max(full, key=lambda setting: statistics.median(full[setting]), default=None)
+        ends = [place for place in self.plan.places[variant.name] if place.share == 1]
+        rows = [row for place in ends for row in self.tunings.get((place.job, 1), ()) if row["task"] == task]
+        settings: dict[Setting, list[ResultRow]] = {}
+        for row in rows:
+            settings.setdefault(setting_of(row), []).append(row)
+        return Trials(variant.name, task, settings).best if settings else None
 
     def task_curves(self, variant: PlannedVariant, task: str) -> dict[int, Curve]:
         """Points are the mean of the trials, x 100."""
@@ -176,28 +171,15 @@ class AblationResults:
         return statistics.fmean(variances) ** 0.5 if variances else None
 
 
-def _by_seed(places: Sequence[MeasuredPoint]) -> dict[int, list[MeasuredPoint]]:
-    found: dict[int, list[MeasuredPoint]] = {}
-    for place in places:
-        found.setdefault(place.seed, []).append(place)
-    return found
-
-
 def mean_curves(curves: Sequence[Mapping[int, Curve]]) -> dict[int, Curve]:
     """The mean of several tasks' curves, at the seeds and points that all of them have."""
     found: dict[int, Curve] = {}
     for seed in curves[0]:
-        if any(seed not in other for other in curves):
-            continue
-        by_cost = [{point.steps: point for point in other[seed]} for other in curves]
-        shared = [steps for steps in by_cost[0] if all(steps in points for points in by_cost)]
-        found[seed] = [
-            Point(
-                steps,
-                by_cost[0][steps].flops,
-                by_cost[0][steps].minutes,
-                statistics.fmean(points[steps].value for points in by_cost),
-            )
-            for steps in shared
-        ]
+        if all(seed in other for other in curves):
+            by_steps = [{point.steps: point for point in other[seed]} for other in curves]
+            found[seed] = [
+                replace(point, value=statistics.fmean(points[steps].value for points in by_steps))
+                for steps, point in by_steps[0].items()
+                if all(steps in points for points in by_steps)
+            ]
     return found

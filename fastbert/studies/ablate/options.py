@@ -63,9 +63,6 @@ class AblateOptions(EngineOptions):
     folder of `out` on one file system. The steps are timed on this machine, which must have the device of the jobs.
     """
 
-    glue_dir: str | None = None
-    """Folder of the official GLUE archive, or of Parquet files (default: nyu-mll/glue through `datasets`)."""
-
 
 @dataclass(frozen=True)
 class Budget:

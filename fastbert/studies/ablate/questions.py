@@ -48,20 +48,13 @@ def _shown(value: Any) -> str:
 
 
 def incomparable(asked: Iterable[tuple[str, Questions]]) -> dict[str, str]:
-    """The variants whose losses cannot be compared with the first one's, and why.
-
-    Args:
-        asked: names and questions, the baseline's first.
-    """
+    """The variants whose losses cannot be compared with those of the first of `asked`, and why."""
     (_, first), *others = asked
     return {name: reason for name, other in others if (reason := why_not(first, other))}
 
 
 def check_measure(ablation: Ablation, reasons: Mapping[str, str]) -> None:
-    """Refuses an ablation without tasks that has variants with losses of their own.
-
-    Args:
-        reasons: of `incomparable`.
+    """Refuses an ablation without tasks that has variants with losses of their own (`reasons`, of `incomparable`).
 
     Raises:
         UserError: names them and why.

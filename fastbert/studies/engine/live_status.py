@@ -5,15 +5,12 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Container, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fastbert.errors import visible
 from fastbert.streams import say
 from fastbert.studies.engine.jobs import Job, title
 from fastbert.studies.engine.store import ResultRow, is_done
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 
 class LiveStatus:
@@ -24,7 +21,6 @@ class LiveStatus:
         rows: by ids; also of jobs that have finished before.
         measured: row -> name and value of what is shown of a finished job.
         apart: (model, task) of the cells without values, because theirs cannot be compared with the others'.
-        console: the rich console of the table; by default standard error, if that is a terminal.
     """
 
     def __init__(
@@ -33,7 +29,6 @@ class LiveStatus:
         rows: Mapping[str, ResultRow],
         measured: Callable[[ResultRow], tuple[str, float]],
         apart: Container[tuple[str, str]] = (),
-        console: "Console | None" = None,
     ) -> None:
         self.jobs, self.measured, self.apart = jobs, measured, apart
         self.done: dict[str, ResultRow] = {job.id: rows[job.id] for job in jobs if is_done(rows.get(job.id))}
@@ -42,15 +37,12 @@ class LiveStatus:
         self._start = time.monotonic()
         self._work = 0.0  # cost of the jobs that have ended since
         self._ended = 0
-        self._live = self._table_on(console)
+        self._live = None
+        if sys.stderr.isatty():
+            from rich.console import Console
+            from rich.live import Live
 
-    def _table_on(self, console: "Console | None") -> Any:
-        if console is None and not sys.stderr.isatty():
-            return None
-        from rich.console import Console
-        from rich.live import Live
-
-        return Live(console=console or Console(stderr=True), auto_refresh=False)
+            self._live = Live(console=Console(stderr=True), auto_refresh=False)
 
     def __enter__(self) -> "LiveStatus":
         if self._live:

@@ -24,6 +24,8 @@ class EngineOptions:
     """host:port of a Ray cluster that runs; without it a Ray is started here for this call. Its nodes need fastbert,
     and models, tasks, data and GLUE under the same paths. A job gets a GPU if the cluster has any, unless
     machine.device is cpu."""
+    glue_dir: str | None = None
+    """Folder of the official GLUE archive, or of Parquet files (default: nyu-mll/glue through `datasets`)."""
 
     def __post_init__(self) -> None:
         check_values(self)

@@ -61,11 +61,8 @@ class ResultStore:
         return read_sealed(self.record, f"the record of the {self.what}", shape, "restore it, or choose another --out")
 
     def begin(self, description: dict[str, Any], jobs: list[Job], **more: Any) -> None:
-        """Writes what the study is and reads its rows. Its axes may have grown or shrunk since the last call; one that
-        shares no job with what is there is another one.
-
-        Args:
-            more: further keys of the record.
+        """Writes what the study is, with `more` keys of its record, and reads its rows. Its axes may have grown or
+        shrunk since the last call; one that shares no job with what is there is another one.
 
         Raises:
             UserError: `out` holds another study, a damaged row, or a link in the place of its jobs.

@@ -77,13 +77,7 @@ class TaskComparison:
 
 
 class Comparison:
-    """What the finished jobs of a sweep say.
-
-    Args:
-        rows: of finished jobs.
-        models: names in the order of the sweep; the first is what the others are compared with.
-        tasks: names in the order of the sweep.
-    """
+    """What the rows of finished jobs say; the models are compared with the first of them."""
 
     def __init__(self, rows: Iterable[ResultRow], models: Sequence[str], tasks: Sequence[str]) -> None:
         self.models, self.tasks = list(models), list(tasks)

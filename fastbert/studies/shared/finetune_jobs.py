@@ -20,6 +20,7 @@ from fastbert.studies.shared.grid import AXES, FinetuneGrid, ModelEntry, TaskEnt
 from fastbert.training.schedules import learning_rate_factor
 
 FINETUNE = "finetune"  # the kind of these jobs
+MANIFEST = "manifest.json"  # in the folder of a run
 _FIGURES = {"dev": {str: {str: (float, type(None))}}}
 _TUNED = {
     **{"model": str, "task": str, "seed": int, "precision": str, "seconds": float, "metrics": [str]},
@@ -40,29 +41,23 @@ class PlannedTuning:
     cost: float
     """FLOPs, roughly."""
 
-    def job(self, model: str, task: str, seed: int, identity: dict[str, Any], **more: Any) -> Job:
-        """Its job.
-
-        Args:
-            model: name in tables, like `task`.
-            seed: of the fine-tuning.
-            identity: with the seed.
-            more: further fields of the job, or others for `seed` and `setting`.
-        """
+    def job(self, model: str, task: str, seed: int, identity: dict[str, Any]) -> Job:
+        """Its job; `identity` holds the seed too."""
         options = to_dict(replace(self.options, first_seed=seed))
         del options["out"]
-        fields = {"seed": seed, "setting": self.setting, "device": self.options.machine.device} | more
         return Job(
             id=digest(identity),
             model=model,
             task=task,
+            seed=seed,
+            setting=self.setting,
             identity=identity,
             options=options,
             folder=str(Path.cwd()),
             cost=self.cost,
             runner="fastbert.studies.shared.finetune_jobs:finetune_job",
             kind=FINETUNE,
-            **fields,
+            device=self.options.machine.device,
         )
 
 
@@ -114,15 +109,14 @@ def plan_tunings(
 
 
 def finetune_job(job: dict[str, Any], out: Path) -> dict[str, Any]:
-    """The `JobRunner` of a fine-tuning."""
-    remove(out)  # what an unfinished attempt left
+    """The `JobRunner` of a fine-tuning: trains, or continues an attempt on the same model and data, to the end."""
+    if not (out / MANIFEST).is_file() or changed_since(job, out):
+        remove(out)
     code = finetune(from_dict(FinetuneOptions, job["options"] | {"out": str(out)}, where="the study's job"))
     if code:
         return ended(code)
-    science = read_json(out / "manifest.json", "the job's manifest")["science"]
-    for name in ("model", "tokenizer", "data"):
-        if science[name] != job["identity"].get(name, science[name]):
-            return failure(f"the {name} changed after the study had started", "run it again when nothing writes there")
+    if changed := changed_since(job, out):
+        return failure(f"the {changed} changed after the study had started", "run it again when nothing writes there")
     results = read_results(out)
     return {
         "status": "done",
@@ -130,6 +124,13 @@ def finetune_job(job: dict[str, Any], out: Path) -> dict[str, Any]:
         "metrics": results["metrics"],
         "result": results["fractions"][0]["seeds"][0],
     }
+
+
+def changed_since(job: dict[str, Any], out: Path) -> str | None:
+    """Which of model, tokenizer and data the fine-tuning in `out` has read otherwise than the job was planned with."""
+    science = read_json(out / MANIFEST, "the job's manifest", {"science": dict})["science"]
+    planned = {"model": science.get("model"), **job["identity"]}  # the model of a job that needs another is not known
+    return next((name for name in ("model", "tokenizer", "data") if science.get(name) != planned[name]), None)
 
 
 def check_tuned(row: ResultRow, where: str) -> None:

@@ -12,11 +12,7 @@ Scores = Mapping[str, Mapping[str, Sequence[float]]]
 
 
 def draw_scores(path: Path, panels: Scores, labels: Mapping[str, str]) -> None:
-    """A panel each: every seed a point, the median a bar.
-
-    Args:
-        labels: panel -> what its axis says.
-    """
+    """A panel each, its axis labelled by `labels`: every seed a point, the median a bar."""
     names = list(dict.fromkeys(name for scores in panels.values() for name in scores))
     figure, axes = panels_of(len(panels), min(1.4 + 0.55 * len(names), 5.0))
     for panel, (title, scores) in zip(axes, panels.items(), strict=True):

@@ -4,8 +4,7 @@ without a network, its images inside. And the words and numbers that the reports
 import base64
 import html
 import re
-import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -102,8 +101,14 @@ class ReportPage:
     def _add(self, markdown: str, page: str) -> None:
         self._blocks.append((markdown, page))
 
-    def write(self, folder: Path) -> None:
-        """Writes report.md and report.html; images are read from `folder`."""
+    def write(self, folder: Path, about: Mapping[str, str]) -> None:
+        """Writes report.md and report.html; images are read from `folder`.
+
+        Args:
+            about: what the last section says: lines by their name.
+        """
+        self.heading("How it was made")
+        self.points([f"{key}: {value}" for key, value in about.items()])
         with atomic_file(folder / "report.md", "w") as file:
             file.write("\n\n".join([f"# {self.title}", *(markdown for markdown, _ in self._blocks)]) + "\n")
         images = {f"\0{name}": _embedded(folder / name, alt) for name, alt in self._images}
@@ -132,9 +137,7 @@ def plural(count: int, what: str) -> str:
     return f"{count} {what}" + ("" if count == 1 else "s")
 
 
-def wrapped(text: str) -> list[str]:
-    """Lines for a terminal."""
-    return textwrap.wrap(text, 100)
+WIDTH = 100  # characters of a line for a terminal
 
 
 def p_value(value: float | None) -> str:

@@ -1,7 +1,6 @@
 """Two checkpoints over the same seeds: is the difference more than the spread? Tests on pairs, and many at once."""
 
 import math
-import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -94,13 +93,3 @@ def holm(values: Mapping[str, float]) -> dict[str, float]:
         least = max(least, min(1.0, (len(values) - rank) * values[name]))
         adjusted[name] = least
     return {name: adjusted[name] for name in values}
-
-
-def score_summary(values: Sequence[float]) -> dict[str, float | None]:
-    """Median, mean, standard deviation (of a sample; None for one value) and maximum."""
-    return {
-        "median": statistics.median(values),
-        "mean": statistics.fmean(values),
-        "std": statistics.stdev(values) if len(values) > 1 else None,
-        "max": max(values),
-    }

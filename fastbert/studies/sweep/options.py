@@ -33,9 +33,6 @@ class SweepOptions(EngineOptions):
     was stopped, and runs again what failed.
     """
 
-    glue_dir: str | None = None
-    """Folder of the official GLUE archive, or of Parquet files (default: nyu-mll/glue through `datasets`)."""
-
 
 def load_sweep(path: str | Path) -> tuple[FinetuneGrid, SweepOptions]:
     """The grid in a YAML file, and the flags' defaults it gives.

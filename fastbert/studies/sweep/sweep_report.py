@@ -1,5 +1,6 @@
 """The report of a sweep: scores with their spread, checkpoints compared with the first one, and all that was tried."""
 
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -8,9 +9,10 @@ from fastbert.finetuning import results
 from fastbert.finetuning.glue import GLUE
 from fastbert.finetuning.table import COLUMNS, NOTHING, glue_table
 from fastbert.studies.engine.store import ResultRow
+from fastbert.studies.shared import plots
 from fastbert.studies.shared.comparison import SETTING, Comparison, TaskComparison, Trials, shown_setting
-from fastbert.studies.shared.report import ReportPage, Table, p_value, plural, save_drawing, wrapped
-from fastbert.studies.shared.statistics import Paired, flip_limits, score_summary
+from fastbert.studies.shared.report import WIDTH, ReportPage, Table, p_value, plural, save_drawing
+from fastbert.studies.shared.statistics import Paired, flip_limits
 
 
 def percent(value: float | None) -> str:
@@ -31,7 +33,9 @@ def printed_scores(comparison: Comparison) -> str:
             for line in found
         ]
         lines.append(Table(["task", "seeds", "difference", "95 % interval", "verdict"], rows).plain())
-        lines += [line for text in (_limits(found), _not_compared(comparison, found)) for line in wrapped(text)]
+        lines += [
+            line for text in (_limits(found), _not_compared(comparison, found)) for line in textwrap.wrap(text, WIDTH)
+        ]
     return "\n".join([*lines, ""])
 
 
@@ -46,7 +50,7 @@ def scores_table(comparison: Comparison) -> Table:
     rows = []
     for task in comparison.tasks:
         for trials in comparison.of_task(task):
-            figures = score_summary(trials.scores(trials.best))
+            figures = results.score_summary(trials.scores(trials.best))
             last = trials.scores(trials.best, "last")
             rows.append(
                 [
@@ -57,9 +61,9 @@ def scores_table(comparison: Comparison) -> Table:
                     shown_setting(trials.best),
                     f"{len(trials.settings)}",
                     f"{len(trials.settings[trials.best])}",
-                    *(percent(figures[name]) for name in ("median", "mean", "std", "max")),
+                    *(percent(figures[name]) for name in results.STATISTICS),
                     percent(
-                        None if None in last else score_summary(last)["median"]
+                        None if None in last else results.score_summary(last)["median"]
                     ),  # None: a seed diverged after its best
                 ]
             )
@@ -114,7 +118,7 @@ def settings_table(comparison: Comparison, task: str) -> Table:
 def _setting_cell(trials: Trials, setting: tuple[float, int, int]) -> str:
     if setting not in trials.settings:
         return NOTHING
-    figures = score_summary(trials.scores(setting))
+    figures = results.score_summary(trials.scores(setting))
     spread = "" if figures["std"] is None else f" ± {percent(figures['std'])}"
     best = ", best" if setting == trials.best and len(trials.settings) > 1 else ""
     return f"{percent(figures['median'])}{spread}{best}"
@@ -138,7 +142,7 @@ def write_sweep_report(
     Args:
         failed: rows of failed jobs.
         total: jobs of the sweep.
-        about: what the last section says: lines by their name.
+        about: of `ReportPage.write`.
     """
     report = ReportPage(f"Sweep {name}")
     finished = sum(len(rows) for trials in comparison.trials.values() for rows in trials.settings.values())
@@ -154,9 +158,7 @@ def write_sweep_report(
         rows = [[row["task"], row["model"], shown_job(row), row["reason"]] for row in failed]
         report.table(Table(["task", "checkpoint", f"{SETTING}, seed", "what happened"], rows))
         report.text("The same command runs them again.")
-    report.heading("How it was made")
-    report.points([f"{key}: {value}" for key, value in about.items()])
-    report.write(folder)
+    report.write(folder, about)
 
 
 def shown_job(row: ResultRow) -> str:
@@ -179,7 +181,13 @@ def _scores(report: ReportPage, folder: Path, comparison: Comparison) -> None:
     )
     if rows := glue_rows(comparison):
         report.code(glue_table(rows).rstrip())
-    if drawing := save_drawing("scores.png", folder, _draw_scores, comparison):
+    panels = {
+        task: {one.model: [100 * value for value in one.scores(one.best)] for one in comparison.of_task(task)}
+        for task in comparison.tasks
+        if comparison.of_task(task)
+    }
+    labels = {task: comparison.metrics(task)[0] for task in panels}
+    if drawing := save_drawing("scores.png", folder, plots.draw_scores, panels, labels):
         report.image(drawing, "Scores of every seed at the best setting, and their median")
 
 
@@ -213,8 +221,10 @@ def _compared(report: ReportPage, folder: Path, comparison: Comparison) -> None:
         )
         for line in found:
             result = line.result
-            lines.append((f"{line.task}: {other}", 100 * result.mean, *_scaled(result.low, result.high)))
-    if lines and (drawing := save_drawing("differences.png", folder, _draw_differences, lines, first)):
+            interval = (None if end is None else 100 * end for end in (result.low, result.high))
+            lines.append((f"{line.task}: {other}", 100 * result.mean, *interval))
+    label = f"difference to {first} (x 100), mean over seeds, 95 % interval"
+    if lines and (drawing := save_drawing("differences.png", folder, plots.draw_differences, lines, label)):
         report.image(drawing, "Mean differences over seeds with 95 % intervals")
 
 
@@ -230,51 +240,21 @@ def _not_compared(comparison: Comparison, found: Sequence[TaskComparison]) -> st
     return f" Not compared, without a common seed and setting: {', '.join(missing)}." if missing else ""
 
 
-def _scaled(low: float | None, high: float | None) -> tuple[float | None, float | None]:
-    return (None, None) if low is None else (100 * low, 100 * high)
-
-
 def _tried(report: ReportPage, folder: Path, comparison: Comparison) -> None:
     several = [task for task in comparison.tasks if any(len(one.settings) > 1 for one in comparison.of_task(task))]
     if not several:
         return
     report.heading("All settings tried")
     report.text("The median over the seeds ± the standard deviation.")
+    panels: dict[str, dict[str, dict[str, list[float]]]] = {}
     for task in several:
         report.text(f"{task}, {comparison.metrics(task)[0]}")
         report.table(settings_table(comparison, task))
-    if drawing := save_drawing("settings.png", folder, _draw_settings, comparison, several):
-        report.image(drawing, "Scores at every setting tried")
-
-
-# --- drawings
-
-
-def _draw_scores(path: Path, comparison: Comparison) -> None:
-    from fastbert.studies.shared.plots import draw_scores
-
-    panels = {
-        task: {one.model: [100 * value for value in one.scores(one.best)] for one in comparison.of_task(task)}
-        for task in comparison.tasks
-        if comparison.of_task(task)
-    }
-    draw_scores(path, panels, {task: comparison.metrics(task)[0] for task in panels})
-
-
-def _draw_settings(path: Path, comparison: Comparison, tasks: list[str]) -> None:
-    from fastbert.studies.shared.plots import draw_settings
-
-    panels: dict[str, dict[str, dict[str, list[float]]]] = {}
-    for task in tasks:
         panels[task] = {}
         for one in comparison.of_task(task):
             for setting in one.settings:
                 values = [100 * value for value in one.scores(setting)]
                 panels[task].setdefault(shown_setting(setting), {})[one.model] = values
-    draw_settings(path, panels, {task: comparison.metrics(task)[0] for task in tasks})
-
-
-def _draw_differences(path: Path, lines: list[tuple[str, float, float | None, float | None]], first: str) -> None:
-    from fastbert.studies.shared.plots import draw_differences
-
-    draw_differences(path, lines, f"difference to {first} (x 100), mean over seeds, 95 % interval")
+    labels = {task: comparison.metrics(task)[0] for task in several}
+    if drawing := save_drawing("settings.png", folder, plots.draw_settings, panels, labels):
+        report.image(drawing, "Scores at every setting tried")
