@@ -54,8 +54,8 @@ def trained(setup: PretrainSetup, world: World) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("objective", ["mlm", "electra"])
 def test_two_ranks_are_one_process(objective: str, prepared: Path) -> None:
-    """Five rows, two and three of them; micro-batches of two."""
-    options = {"layers": 1, "width": 16, "heads": 2, "length": 32, "batch_size": 5, "steps": 3, "eval_sequences": 7}
+    """Seven rows, three and four of them; micro-batches of two."""
+    options = {"layers": 1, "width": 16, "heads": 2, "length": 32, "batch_size": 7, "steps": 3, "eval_sequences": 7}
     options |= {"data": str(prepared), "objective": objective, "notes": {"enabled": True}, "dropout": 0.2}
     options |= {"machine": {"micro_batch_size": 2, "precision": "fp32"}, "optimizer": {"clip_norm": 0.5}}
     # Plain steps: Adam's first updates have the gradient's sign, also where it is rounding alone.
