@@ -25,7 +25,7 @@ from fastbert.data.shards import open_dataset
 from fastbert.data.sources import open_source
 from fastbert.data.writer import SplitWriter
 from fastbert.errors import UserError
-from tests.data.small_corpora import contents, options_of, write_corpus
+from tests.data.small_corpora import contents, options_of, small_batches, write_corpus
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +86,12 @@ def test_rare_words_against_a_count_in_plain_python(corpus: Path, split: str) ->
     assert max(got.lengths) > 1
     figures = dataset.record["splits"][split]["rare"]
     assert figures["occurrences"] == len(want)
+    touched, borders = set(), np.cumsum([0, *(shard["tokens"] for shard in dataset.record["splits"][split]["shards"])])
+    for position, pieces, _ in want:  # [CLS] and 127 tokens are a sequence
+        shard = np.searchsorted(borders, position, side="right") - 1
+        first = position - borders[shard]
+        touched |= {(shard, first // 127), (shard, (first + pieces - 1) // 127)}
+    assert figures["sequences_touched"] == len(touched)
 
 
 def test_no_word_is_rare(tmp_path: Path) -> None:
@@ -110,7 +116,7 @@ def test_unigrams_and_figures(corpus: Path) -> None:
 
 
 def test_any_number_of_workers_writes_the_same_bytes(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(corpus_room, "BATCH_CHARACTERS", 3_000)
+    small_batches(monkeypatch, BATCH_CHARACTERS=3_000)
     monkeypatch.setattr("fastbert.data.rare.BLOCK_TOKENS", 700)
     usual = contents(corpus / "out")
     assert len(open_dataset(corpus / "out").record["splits"]["train"]["shards"]) > 1

@@ -12,9 +12,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fastbert.pretraining import build, loop
+from fastbert.pretraining import loop
 from fastbert.training.checkpoints import Checkpointer
 from tests.flags import last_given, main
+from tests.stand_ins import around_steps, stopped_clock
 
 TIMES = ("tokens_per_second", "mfu")
 
@@ -183,20 +184,16 @@ def test_two_processes_in_one_run(flags, tmp_path, capsys) -> None:
 def test_minutes_are_those_of_all_sessions(flags, tmp_path, monkeypatch, capsys) -> None:
     """A step takes a minute by the test's clock. The first session is stopped by a signal, the second dies after steps
     that are in no checkpoint and are trained again, the third finishes; a fourth has nothing left to train."""
-    now, stop = [0.0], {}
-    real = loop.Trainer.train_step
+    now, stop = stopped_clock(monkeypatch), {}
 
-    def stepping(self, step: int) -> None:
+    def stepping(trainer: loop.Trainer, step: int) -> None:
         if stop.get("die") == step:
             raise KeyboardInterrupt
         if stop.get("signal") == step:
             signal.raise_signal(signal.SIGTERM)
         now[0] += 60.0
-        real(self, step)
 
-    monkeypatch.setattr(loop.Trainer, "train_step", stepping)
-    monkeypatch.setattr(build, "peak_flops", lambda *given: (1e9, "a test"))
-    monkeypatch.setattr(loop.time, "perf_counter", lambda: now[0])
+    around_steps(monkeypatch, stepping)
     short = ["pretrain", *flags, "--layers", "1", "--steps", "12", "--checkpoint-every", "3", "--eval-every", "12"]
     run = tmp_path / "run"
 

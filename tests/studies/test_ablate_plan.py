@@ -17,7 +17,6 @@ from fastbert.data.stages import make_plan
 from fastbert.errors import UserError
 from fastbert.pretraining.evaluation import MASK_SEED
 from fastbert.pretraining.options import PretrainOptions
-from fastbert.studies.ablate import costs
 from fastbert.studies.ablate.ablate import measured, report_ablation
 from fastbert.studies.ablate.ablation_plan import plan_ablation
 from fastbert.studies.ablate.costs import equal_steps
@@ -26,6 +25,7 @@ from fastbert.studies.ablate.options import Budget, load_ablation
 from fastbert.studies.ablate.questions import incomparable, planned_questions
 from fastbert.studies.engine.events import startable
 from fastbert.studies.engine.live_status import LiveStatus
+from tests.studies.conftest import time_steps
 
 SMALL = {"vocab_size": 600, "layers": 1, "width": 16, "heads": 2, "length": 16, "batch_size": 8, "eval_sequences": 8}
 VARIANTS = {"absolute": None, "tupe-r": {"position": "tupe-r"}, "electra": {"objective": "electra"}}
@@ -35,7 +35,7 @@ VARIANTS = {"absolute": None, "tupe-r": {"position": "tupe-r"}, "electra": {"obj
 def planned(prepared, tmp_path, monkeypatch):
     """Changes of the YAML file -> its ablation and plan. Steps are not timed: test_ablate.py does."""
     (tmp_path / "out").mkdir()
-    monkeypatch.setattr(costs, "timed_round", lambda *given: 0.1)
+    time_steps(monkeypatch, lambda *given: 0.1)
 
     def make(known=None, **changes):
         base = {"data": str(prepared), **SMALL, **changes.pop("base", {})}
@@ -56,7 +56,7 @@ def timed(planned, monkeypatch) -> None:
         (stage,) = plan.stages
         return stage.length * (0.3 if setup.options.encoder.position == "tupe-r" else 0.1)
 
-    monkeypatch.setattr(costs, "timed_round", seconds)
+    time_steps(monkeypatch, seconds)
 
 
 def test_equal_flops_are_steps_in_inverse_proportion(planned) -> None:
@@ -127,7 +127,7 @@ def test_minutes_are_measured_once(planned, monkeypatch) -> None:
         took = 0.05 if setup.options.objective == "mlm" else 0.06
         return took * (1 + len(asked) if len(asked) < 7 else 1)
 
-    monkeypatch.setattr(costs, "timed_round", timed)
+    time_steps(monkeypatch, timed)
     variants = {"a": None, "e": {"objective": "electra"}}
     _, study = planned(variants=variants, budget={"equal": "minutes", "minutes": 0.1})
     assert asked == ["mlm", "electra"] * 5
