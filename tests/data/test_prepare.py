@@ -23,6 +23,7 @@ from fastbert.data.prepare import prepare, prepared_folder
 from fastbert.data.rare import WordCounter
 from fastbert.data.shards import open_dataset
 from fastbert.data.sources import open_source
+from fastbert.data.tokenizer import WordPiece
 from fastbert.data.writer import SplitWriter
 from fastbert.errors import UserError
 from tests.data.small_corpora import contents, options_of, small_batches, write_corpus
@@ -86,12 +87,22 @@ def test_rare_words_against_a_count_in_plain_python(corpus: Path, split: str) ->
     assert max(got.lengths) > 1
     figures = dataset.record["splits"][split]["rare"]
     assert figures["occurrences"] == len(want)
-    touched, borders = set(), np.cumsum([0, *(shard["tokens"] for shard in dataset.record["splits"][split]["shards"])])
-    for position, pieces, _ in want:  # [CLS] and 127 tokens are a sequence
-        shard = np.searchsorted(borders, position, side="right") - 1
-        first = position - borders[shard]
-        touched |= {(shard, first // 127), (shard, (first + pieces - 1) // 127)}
-    assert figures["sequences_touched"] == len(touched)
+
+
+def test_a_word_across_two_sequences_touches_both(tmp_path: Path) -> None:
+    """Documents of twice 127 tokens: with [CLS], two sequences of 128. A word of three pieces begins at the last of the
+    first."""
+    words = WordPiece(("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "ab", "x", "##y", *"cdefghijklmnopqrstuv"))
+    (tmp_path / "tokenizer").mkdir()
+    words.save(tmp_path / "tokenizer", 128)
+    texts = [f"{letter} {125 * 'ab '}xyy{124 * ' ab'}" for letter in "cdefghijklmnopqrstuv"]
+    (tmp_path / "corpus.txt").write_text("\n\n".join(texts))
+    options = options_of(tmp_path, tokenizer=str(tmp_path / "tokenizer"), rare_min=2, rare_max=100)
+    record = open_dataset(prepare(options, table=io.StringIO())).record
+    for split in record["splits"].values():
+        count = split["documents"]
+        expected = {"occurrences": count, "sequences": 2 * count, "sequences_touched": 2 * count}
+        assert split["tokens"] == 254 * count > 0 and split["rare"] == expected
 
 
 def test_no_word_is_rare(tmp_path: Path) -> None:

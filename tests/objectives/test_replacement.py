@@ -225,11 +225,14 @@ def test_both_networks_read_notes_and_the_main_one_writes_them(name: str) -> Non
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_a_validation_has_the_weights_of_the_losses_and_leaves_the_mode(name: str) -> None:
     objective = build(name, options=OPTIONS[name](loss_weight=3.0))
+    seen = []
     for training in (True, False):
         found = evaluate(objective.train(training), [batch(3), batch(1, first_place=3)], "fp32")
         main = found[f"{objective.main}_loss"]
         assert found["loss"] == pytest.approx(found["mlm_loss"] + 3.0 * main) and main > 0.1
         assert all(module.training == training for module in objective.modules())
+        seen.append(found)
+    assert seen[0] == seen[1]
 
 
 @pytest.mark.parametrize("whole_word", [False, True])
