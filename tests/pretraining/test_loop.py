@@ -59,6 +59,7 @@ def test_a_bad_update_is_skipped_and_reported(flags, tmp_path, capsys, monkeypat
     assert "step 5: loss" in said and "step 12: loss" in said and said.count("update skipped") == 2
     train = rows(run, "train")
     assert train[-1]["skipped"] == 2
+    assert json.loads((run / "report" / "summary.json").read_text())["skipped_updates"] == 2
     assert all(row["loss"] is not None and row["loss"] < 20 for row in train)
     assert all(tensor.isfinite().all() for tensor in load_file(run / "model" / "model.safetensors").values())
 
@@ -223,10 +224,10 @@ def test_only_the_lowest_loss_is_best_and_only_its_own_step_has_it() -> None:
 def test_a_checkpoint_keeps_all_of_the_progress() -> None:
     """Each counter, and the sums of the log's window."""
     trained, resumed = Sums(), Sums()
-    saved = {}
+    saved, pruned = {}, []
     checkpointer = SimpleNamespace(
         save=lambda step, tensors, state, **_: saved.update(tensors=tensors, state=json.loads(json.dumps(state))),
-        prune=lambda step: None,
+        prune=pruned.append,
     )
     whole, again = (
         trainer_of(
@@ -249,6 +250,10 @@ def test_a_checkpoint_keeps_all_of_the_progress() -> None:
     again.restore(SimpleNamespace(step=3, path=Path("x"), **saved))
     assert again.progress == whole.progress
     assert torch.equal(trained.w, resumed.w) and trained.w != 2.0
+    assert pruned == []  # while updates are skipped, older checkpoints stay
+    saved["state"]["progress"]["skipped_in_row"] = 0
+    again.restore(SimpleNamespace(step=3, path=Path("x"), **saved))
+    assert pruned == [3]
 
 
 class NoWaiting(TorchDispatchMode):

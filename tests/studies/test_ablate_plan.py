@@ -25,6 +25,7 @@ from fastbert.studies.ablate.options import Budget, load_ablation
 from fastbert.studies.ablate.questions import incomparable, planned_questions
 from fastbert.studies.engine.events import startable
 from fastbert.studies.engine.live_status import LiveStatus
+from fastbert.studies.shared.finetune_jobs import FINETUNE
 from tests.studies.conftest import time_steps
 
 SMALL = {"vocab_size": 600, "layers": 1, "width": 16, "heads": 2, "length": 16, "batch_size": 8, "eval_sequences": 8}
@@ -408,6 +409,22 @@ def test_no_variant_leaves_a_report_unnamed(planned, timed, words, tmp_path, cap
     report_ablation(tmp_path / "out", "gaps", ablation, AblationResults(study, rows))
     line = "no variant is compared by words, score x 100: a has no final value"
     assert line in capsys.readouterr().err and line in (tmp_path / "out" / "report" / "report.md").read_text()
+
+
+def test_the_best_setting_is_that_of_the_last_point(planned, words) -> None:
+    """It is taken at the others too, though another one be better there."""
+    changes = {"tasks": [words], "epochs": [1, 2], "tasks_at": [0.5, 1.0], "checkpoints": [0.5, 1.0]}
+    _, study = planned(variants={"a": None, "b": {"norm": "pre"}}, **changes)
+    accuracies, rows = {(0.5, 1): 0.9, (0.5, 2): 0.5, (1.0, 1): 0.6, (1.0, 2): 0.7}, losses(study, {"a": 1.0, "b": 1.0})
+    for job in study.jobs:
+        if job.kind == FINETUNE:
+            accuracy = accuracies[job.setting["at"], job.setting["epochs"]]
+            dev = {"metrics": ["accuracy"], "best": {"dev": {"dev": {"accuracy": accuracy}}}}
+            rows[job.id] |= job.setting | dev
+    results = AblationResults(study, rows)
+    assert results.best_setting(results.baseline, "words")[2] == 2
+    (curve,) = results.task_curves(results.baseline, "words").values()
+    assert [point.value for point in curve] == pytest.approx([50.0, 70.0])
 
 
 def test_failures_are_reported(planned, tmp_path, capsys) -> None:

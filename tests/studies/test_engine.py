@@ -56,6 +56,16 @@ def test_gpus_take_turns(tmp_path, monkeypatch) -> None:
     assert gpus == {"a": "5", "b": "GPU-7", "c": "5"}
 
 
+def test_the_time_left_goes_by_the_cost_of_jobs(monkeypatch) -> None:
+    now, jobs = [0.0], [toy_job("a", cost=3.0), toy_job("b"), toy_job("c", cost=2.0)]
+    monkeypatch.setattr("fastbert.studies.engine.live_status.time.monotonic", lambda: now[0])
+    live = LiveStatus(jobs, {}, lambda row: ("", 0.0))
+    live.begun(jobs[0])
+    now[0] = 30.0
+    live.ended(jobs[0], {"status": "done", "seconds": 30.0})
+    assert live.status() == "1 of 3 done, 0 running, 0 failed, 2 left, 2 jobs/min, 0:30 left"
+
+
 def test_which_gpus_are_shared(monkeypatch) -> None:
     assert share_gpus([toy_job("a", device="cpu"), toy_job("b")])
     assert not share_gpus([toy_job("a", device="cpu")])

@@ -74,6 +74,17 @@ def test_two_ranks_are_one_process(objective: str, prepared: Path) -> None:
             )
 
 
+def test_a_rank_validates_on_its_rows_alone(prepared: Path) -> None:
+    """Without a sum over the ranks each has the figures of its rows."""
+    options = {"layers": 1, "width": 16, "heads": 2, "length": 32, "batch_size": 4, "steps": 1, "eval_sequences": 4}
+    setup = prepare_setup(from_dict(PretrainOptions, options | {"data": str(prepared)}, "the test"))
+    objective, losses = setup.objective(), []
+    for world in (World(0, 2), World(1, 2), World()):
+        setup.world = world
+        losses.append(setup.validate(objective)["loss"])
+    assert losses[0] != losses[1] and losses[2] == pytest.approx((losses[0] + losses[1]) / 2, rel=1e-3)
+
+
 def test_rows_of_the_ranks_are_the_batch() -> None:
     for count in (1, 5, 8):
         for size in (1, 2, 3):
