@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from fastbert.pretraining import loop
 from fastbert.training.checkpoints import Checkpointer
 from tests.flags import last_given, main
-from tests.stand_ins import around_steps, stopped_clock
+from tests.stand_ins import around_steps, stop_before, stopped_clock
 
 TIMES = ("tokens_per_second", "mfu")
 
@@ -233,6 +233,18 @@ def test_minutes_are_those_of_all_sessions(flags, tmp_path, monkeypatch, capsys)
     assert main([*short, "--out", str(whole)]) == 0
     assert "in 12.0 minutes.\n" in capsys.readouterr().out and found(whole) == (720.0, 1)
     assert_same_run(whole, run)
+
+
+def test_checkpoints_hold_the_options_of_the_start(flags, tmp_path, monkeypatch) -> None:
+    """Also those of a session with other machine options."""
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        stop_before(patch, 3)
+        short = ["--layers", "1", "--steps", "6", "--checkpoint-every", "2", "--eval-every", "6"]
+        assert main(["pretrain", *flags, *short, "--out", str(run)]) == 130
+    assert main(["pretrain", "--resume", str(run), "--machine.micro-batch-size", "8"]) == 0
+    first, *others = (json.loads(path.read_text())["options"] for path in sorted(run.glob("checkpoints/*/state.json")))
+    assert first["machine"]["micro_batch_size"] == 4 and others == [first] * len(others) != []
 
 
 def test_not_a_run(tmp_path, capsys) -> None:

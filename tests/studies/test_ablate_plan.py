@@ -411,6 +411,15 @@ def test_no_variant_leaves_a_report_unnamed(planned, timed, words, tmp_path, cap
     assert line in capsys.readouterr().err and line in (tmp_path / "out" / "report" / "report.md").read_text()
 
 
+def test_no_two_trainings_of_a_variant_share_a_head(planned, words) -> None:
+    """The seeds of the trials of two seeds are four, the same for each variant."""
+    changes = {"tasks": [words], "epochs": 1, "tasks_at": [1.0], "checkpoints": [1.0], "seeds": 2, "trials": 2}
+    _, study = planned(variants={"a": None, "b": {"norm": "pre"}}, **changes)
+    for variant in ("a", "b"):
+        tunings = [job for job in study.jobs if job.kind == FINETUNE and job.model == variant]
+        assert [(job.seed, job.options["first_seed"]) for job in tunings] == [(0, 0), (0, 1), (1, 2), (1, 3)]
+
+
 def test_the_best_setting_is_that_of_the_last_point(planned, words) -> None:
     """It is taken at the others too, though another one be better there."""
     changes = {"tasks": [words], "epochs": [1, 2], "tasks_at": [0.5, 1.0], "checkpoints": [0.5, 1.0]}
