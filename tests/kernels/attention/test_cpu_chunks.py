@@ -212,6 +212,16 @@ def test_memory(limit: int, kept: int, monkeypatch) -> None:
     assert sum(saved) == kept * 4 * H * 120 * 120 + sum(x.numel() for x in tensors)
 
 
+def test_gradients_of_many_chunks_are_added_in_float32(monkeypatch) -> None:
+    """512 queries, each a chunk of its own, that give each value 1/512: in bfloat16 the sum would stop at a half."""
+    cut(monkeypatch, CELLS=512)
+    q, k, v = torch.zeros(3, 1, 1, 512, 4, dtype=torch.bfloat16)
+    masks = {"cu_seqlens": None, "key_padding": None, "segments": None}
+    out = by_chunks(q, k, v.requires_grad_(), None, **masks, scale=1.0, dropout_p=0.0, keys=None)
+    out.backward(torch.ones_like(out))
+    assert (v.grad == 1.0).all()
+
+
 def test_a_layer_learns_the_same() -> None:
     """Losses of some steps with either form agree, with dropout."""
 
