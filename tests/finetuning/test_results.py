@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from fastbert.errors import UserError
+from fastbert.finetuning.dev_scores import selection_value
 from fastbert.finetuning.results import best_seed, tuned_folder
 from fastbert.finetuning.seed import Epochs
 
@@ -24,6 +25,11 @@ def write_results(out: Path, dev: dict[float, list[list[float]]]) -> None:
             (folder / "model").mkdir(parents=True, exist_ok=True)
         fractions.append(part)
     (out / "results.json").write_text(json.dumps({"task": "t", "metrics": ["accuracy", "f1"], "fractions": fractions}))
+
+
+def test_an_epoch_is_selected_by_the_mean_of_its_dev_splits() -> None:
+    dev = {"matched": {"accuracy": 0.9, "f1": 0.0}, "mismatched": {"accuracy": 0.5, "f1": 1.0}}
+    assert selection_value(SimpleNamespace(metrics=("accuracy", "f1")), dev) == pytest.approx(0.7)
 
 
 def test_the_rate_counts_the_examples_of_all_epochs(tmp_path) -> None:

@@ -109,9 +109,14 @@ def test_stripes_equal_the_matrix(length: int, cells: int, relative: bool, pad: 
 def test_packed_sequences_are_sequences(cells: int) -> None:
     tensors = inputs(batch=1, places=6)
     bounds = torch.tensor([0, 5, 5, 6, 11], dtype=torch.int32)
-    ours = untied_attention(*tensors, cu_seqlens=bounds)
-    alone = [untied_attention(*(x[:, :, a:b] for x in tensors[:3]), *tensors[3:]) for a, b in ((0, 5), (5, 6), (6, 11))]
-    assert_same(ours, torch.cat(alone, 2), tensors)
+    keys = torch.arange(4, dtype=torch.int32)
+    for drop in (0.0, 0.5):
+        ours = untied_attention(*tensors, cu_seqlens=bounds, dropout_p=drop, keys=keys if drop else None)
+        alone = []
+        for number, a, b in ((0, 0, 5), (2, 5, 6), (3, 6, 11)):
+            key = keys[number : number + 1] if drop else None
+            alone.append(untied_attention(*(x[:, :, a:b] for x in tensors[:3]), *tensors[3:], dropout_p=drop, keys=key))
+        assert_same(ours, torch.cat(alone, 2), tensors)
 
 
 @pytest.mark.parametrize("cells", [60], indirect=True)
