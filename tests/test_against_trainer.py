@@ -119,7 +119,7 @@ def test_every_variant_changes_what_it_names_and_is_taken_back(script, common, c
     names = set(script.VARIANTS)
     from fastbert.finetuning import task_heads
     from fastbert.model import encoder
-    from fastbert.model.kernels import KERNELS
+    from fastbert.model.kernel_choice import KERNELS
 
     keys, x = torch.zeros(2, dtype=torch.int32), torch.ones(2, 100)
     hashed = task_heads.hash_dropout(x, keys, 0.5)

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 from fastbert.hub.load import build_encoder, load_pretrained
 from fastbert.model.positions import POSITIONS
+from fastbert.objectives.mlm import MLM
 from fastbert.registry import Variant
 from fastbert.training.options import OPTIMIZERS
 from tests.flags import main
@@ -128,6 +129,14 @@ def test_an_objective_is_one_file_and_one_line(modules, flags, corpus, tmp_path)
     assert architectures == ["FastBertForPreTraining"]
     assert re.search(r"Held-out documents\n.*\n  loss +[0-9.]+\n  accuracy +0\.[0-9]+\n\nModel", done.stdout)
     assert re.search(r"\[UNK\].*\n  loss +[0-9.]+\n  accuracy +0\.[0-9]+\n", done.stdout)
+
+
+@pytest.mark.parametrize("member", ["examples", "figures"])
+def test_an_objective_that_cannot_be_reported_fails_before_its_first_step(member, flags, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(MLM, member, lambda *_: 1 // 0)
+    with pytest.raises(ZeroDivisionError):
+        main(["pretrain", *flags, "--steps", "1", "--out", str(tmp_path / "run")])
+    assert not (tmp_path / "run").exists()
 
 
 def test_an_optimizer_is_one_file_and_one_line(modules, flags, corpus, tmp_path, monkeypatch) -> None:

@@ -26,11 +26,6 @@ LAYERS = [
 ]
 LAYER = {name: number for number, names in enumerate(LAYERS, 1) for name in names}  # other modules: 0, the kernels: -1
 APART = {("finetuning", "pretraining"), ("pretraining", "finetuning"), ("studies", "bench"), ("bench", "studies")}
-KNOWN = [
-    {"fastbert.data.tokenizer", "fastbert.data.tokenizer_check"},
-    {"fastbert.finetuning.metrics", "fastbert.finetuning.tasks"},
-]
-"""Circles that are still there."""
 Graph = dict[str, set[str]]
 
 
@@ -102,7 +97,7 @@ def test_sweep_and_ablate_stand_on_the_engine_and_not_on_each_other(graph) -> No
 
 
 def test_no_circles(graph) -> None:
-    assert not [sorted(names) for names in circles(graph) if names not in KNOWN]
+    assert not [sorted(names) for names in circles(graph)]
 
 
 def test_circles_are_found(tmp_path) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fastbert.model.kernels import KERNELS
+from fastbert.model.kernel_choice import KERNELS
 from fastbert.model.positions import POSITIONS
 from fastbert.pretraining.loop import Trainer
 from tests.stand_ins import around_steps

@@ -15,7 +15,16 @@ from fastbert.training.logbook import Logbook
 ROOT = Path(__file__).parents[1]
 NUMBERS = st.one_of(st.floats(), st.integers(), st.none(), st.booleans(), st.text(max_size=3))
 VALUES = st.recursive(NUMBERS, lambda inner: st.lists(inner) | st.dictionaries(st.text(max_size=3), inner))
-HASHED = ("config.py", "checkpoints.py", "tokenizer.py", "setup.py", "prepare.py", "records.py", "tensors.py")
+HASHED = (
+    "config.py",
+    "checkpoints.py",
+    "tokenizer.py",
+    "tokenizer_folders.py",
+    "setup.py",
+    "prepare.py",
+    "records.py",
+    "tensors.py",
+)
 """Files that hash what json.dumps gives."""
 
 

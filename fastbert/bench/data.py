@@ -20,7 +20,7 @@ from fastbert.bench.rounds import measured_on, told
 from fastbert.data.corpus import BATCH_CHARACTERS
 from fastbert.data.prepare import PrepareOptions, prepare
 from fastbert.data.sources import open_source
-from fastbert.data.tokenizer import load_tokenizer
+from fastbert.data.tokenizer_folders import load_tokenizer
 from fastbert.files import atomic_file, disk_errors, make_folder, remove_empty
 from fastbert.model.options import EncoderOptions
 from fastbert.processes import without_control_c

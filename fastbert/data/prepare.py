@@ -25,7 +25,8 @@ from fastbert.data.shards import FORMAT, FORMAT_VERSION, SPLITS, read_record, un
 from fastbert.data.sources import Source, open_source
 from fastbert.data.summary import summary, warnings
 from fastbert.data.text import READING
-from fastbert.data.tokenizer import WordPiece, load_tokenizer, train_tokenizer
+from fastbert.data.tokenizer import WordPiece, train_tokenizer
+from fastbert.data.tokenizer_folders import load_tokenizer
 from fastbert.data.workers import pool
 from fastbert.data.writer import SplitWriter
 from fastbert.errors import OptionError, UserError

@@ -17,7 +17,8 @@ from fastbert.data.integrity import (
     remember,
     unverified,
 )
-from fastbert.data.tokenizer import WordPiece, load_tokenizer
+from fastbert.data.tokenizer import WordPiece
+from fastbert.data.tokenizer_folders import load_tokenizer
 from fastbert.data.writer import PARTS, shard_file
 from fastbert.errors import UserError, brief, choose
 from fastbert.inputs import input_errors, open_input

@@ -1,4 +1,4 @@
-"""The WordPiece tokenizer: trained here, or loaded from a Hugging Face BERT folder, and saved as one.
+"""The WordPiece tokenizer: trained here, and saved as a Hugging Face BERT folder.
 
 Training is made a function of the text alone: the library's trainer breaks ties by the order of a hash table that
 differs from run to run, so the alphabet and its `##` forms are counted here and handed to it in a fixed order.
@@ -16,7 +16,6 @@ import numpy as np
 
 from fastbert.data.hashing import document_hash
 from fastbert.data.sources import cut
-from fastbert.data.tokenizer_check import check_folder
 from fastbert.data.tokenizer_files import (
     ADDED,
     CONFIG,
@@ -25,10 +24,7 @@ from fastbert.data.tokenizer_files import (
     SPECIAL_MAP,
     SPECIAL_TOKENS,
     VOCABULARY,
-    Interpreted,
-    interpret,
 )
-from fastbert.downloads import check_downloaded
 from fastbert.errors import UserError
 from fastbert.files import atomic_file
 from fastbert.records import read_json, write_json
@@ -198,40 +194,6 @@ def train_tokenizer(
     # A character that occurs within words needs two entries; one may be left over, for the beginning of a word.
     tokens += ranked[len(alphabet) :][: vocab_size - len(tokens)]
     return WordPiece(tuple(tokens), lowercase=lowercase, strip_accents=strip_accents)
-
-
-def load_tokenizer(folder: Path | str) -> WordPiece:
-    """The tokenizer of a Hugging Face BERT folder (tokenizer.json, else vocab.txt), a prepared folder or a run.
-
-    A folder that is not as `WordPiece.save` writes it is compared with what transformers makes of it. Truncation and
-    padding that a tokenizer.json may carry are dropped.
-
-    Raises:
-        UserError: no tokenizer, a damaged one, one that is not BERT's kind of WordPiece, lacks a special token, or is
-            read differently by transformers.
-    """
-    folder = check_downloaded(folder, "tokenizer", "a Hugging Face tokenizer, prepared data or a run")
-    if (folder / "dataset.json").is_file() or (folder / "checkpoints").is_dir():
-        folder = folder / "tokenizer"
-    files = interpret(folder)
-    wordpiece = _from_files(files)
-    if not wordpiece.wrote(folder):
-        key = hashlib.sha256(json.dumps(files.contents, sort_keys=True).encode()).digest()
-        if key not in _compared:
-            check_folder(wordpiece, files)
-            _compared.add(key)
-    return wordpiece
-
-
-_compared: set[bytes] = set()  # contents that transformers reads as we do: a job opens the same folder several times
-
-
-def _from_files(files: Interpreted) -> WordPiece:
-    wordpiece = WordPiece(tuple(sorted(files.vocabulary, key=files.vocabulary.__getitem__)), **files.settings)
-    missing = [token for token in SPECIAL_TOKENS if token not in wordpiece.ids]
-    if missing:
-        raise UserError(f"tokenizer {files.path} lacks {', '.join(missing)}; give one with {', '.join(SPECIAL_TOKENS)}")
-    return wordpiece
 
 
 def _count_characters(sample: list[str], tokenizer: "Tokenizer") -> dict[str, int]:

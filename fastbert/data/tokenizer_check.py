@@ -9,15 +9,13 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from itertools import zip_longest
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from fastbert.data.tokenizer import WordPiece
 from fastbert.data.tokenizer_files import CONFIG, JSON, MODEL, SPECIAL_TOKENS, Interpreted, contradictions
 from fastbert.errors import UserError
 from fastbert.records import json_text
 from fastbert.streams import say
-
-if TYPE_CHECKING:
-    from fastbert.data.tokenizer import WordPiece
 
 Probe = tuple[str, str | None]
 
@@ -43,7 +41,7 @@ _TEXTS = (
 )
 
 
-def check_folder(wordpiece: "WordPiece", files: Interpreted) -> None:
+def check_folder(wordpiece: WordPiece, files: Interpreted) -> None:
     """Compares `wordpiece`, which was built from `files`, with what transformers makes of them.
 
     A tokenizer.json alone is taken as it is, although transformers lower-cases if a BERT's config.json lies next to
@@ -89,7 +87,7 @@ def open_in_transformers(contents: dict[str, Any]) -> Any:
         logging.set_verbosity(verbosity)
 
 
-def difference(wordpiece: "WordPiece", theirs: Any) -> str | None:
+def difference(wordpiece: WordPiece, theirs: Any) -> str | None:
     """How `theirs`, a tokenizer of transformers, differs from `wordpiece`; None if it does not.
 
     Names settings that differ and the first text whose ids or token types do.
@@ -115,7 +113,7 @@ def _shown(tokens: list[str]) -> str:
     return "[" + " ".join(tokens[:16]) + (" ..." if len(tokens) > 16 else "") + "]"
 
 
-def differences(here: "WordPiece", there: "WordPiece", names: tuple[str, str]) -> list[str]:
+def differences(here: WordPiece, there: WordPiece, names: tuple[str, str]) -> list[str]:
     """Which settings differ between two tokenizers, and which ids: the first three.
 
     Args:
@@ -139,7 +137,7 @@ def _different_settings(here: Iterable[Any], there: Iterable[Any], names: tuple[
             yield f"{setting} is {one} in {names[0]} and {other} in {names[1]}"
 
 
-def _settings(wordpiece: "WordPiece", theirs: Any) -> Iterator[str]:
+def _settings(wordpiece: WordPiece, theirs: Any) -> Iterator[str]:
     normalizer, model = theirs.backend_tokenizer.normalizer, theirs.backend_tokenizer.model
     accents = normalizer.strip_accents
     other = (
@@ -162,7 +160,7 @@ def _roles(theirs: Any) -> Iterator[str]:
             yield f"{name} is {getattr(theirs, name)} in transformers and right in fastbert"
 
 
-def _vocabulary(wordpiece: "WordPiece", theirs: Any) -> Iterator[str]:
+def _vocabulary(wordpiece: WordPiece, theirs: Any) -> Iterator[str]:
     other = theirs.get_vocab()
     for token in sorted(wordpiece.ids.keys() | other.keys()):
         if token and wordpiece.ids.get(token) != other.get(token):  # an empty one is never found in a text
@@ -171,7 +169,7 @@ def _vocabulary(wordpiece: "WordPiece", theirs: Any) -> Iterator[str]:
             return
 
 
-def probes(wordpiece: "WordPiece") -> Iterator[Probe]:
+def probes(wordpiece: WordPiece) -> Iterator[Probe]:
     """Texts that exercise every setting, alone and in pairs; the vocabulary's own words in other cases are among
     them."""
     for text in _TEXTS:

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from fastbert import __version__
 from fastbert.config import differences
-from fastbert.data.tokenizer import WordPiece, load_tokenizer
+from fastbert.data.tokenizer import WordPiece
+from fastbert.data.tokenizer_folders import load_tokenizer
 from fastbert.errors import UserError, brief, choose, nearest
 from fastbert.files import atomic_folder
 from fastbert.finetuning.kinds import KINDS

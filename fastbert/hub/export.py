@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 import fastbert
-from fastbert.data.tokenizer import load_tokenizer
 from fastbert.data.tokenizer_check import check_folder
 from fastbert.data.tokenizer_files import interpret
+from fastbert.data.tokenizer_folders import load_tokenizer
 from fastbert.errors import UserError
 from fastbert.files import contents, disk_errors
 from fastbert.hub.card import model_card

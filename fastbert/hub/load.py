@@ -11,7 +11,8 @@ from typing import Any
 from torch import Tensor
 
 from fastbert.config import differences
-from fastbert.data.tokenizer import WordPiece, load_tokenizer
+from fastbert.data.tokenizer import WordPiece
+from fastbert.data.tokenizer_folders import load_tokenizer
 from fastbert.errors import UserError, brief, some
 from fastbert.hub.export import NO_TYPES, SETTINGS, TOKENIZER
 from fastbert.hub.folders import check_model_folder

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from fastbert.model.config import EncoderConfig
-from fastbert.model.kernels import KERNELS
+from fastbert.model.kernel_choice import KERNELS
 from fastbert.model.positions import POSITIONS
 from fastbert.model.positions.scheme import rotate
 

@@ -3,6 +3,7 @@
 A subclass builds its networks in its constructor and overrides what it needs.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
@@ -45,7 +46,7 @@ class Drawn:
     """What is read from the notes and written to them."""
 
 
-class Objective(nn.Module):
+class Objective(nn.Module, ABC):
     """An encoder and what it learns by.
 
     Counts are known before any forward pass, so a loss over several micro-batches (or processes) is the exact mean over
@@ -78,6 +79,7 @@ class Objective(nn.Module):
         self.masker = Masker(config.vocab_size, vocabulary, options)
         self.encoder = Encoder(config, kernels)
 
+    @abstractmethod
     def draw(self, batch: Batch, seed: int, step: int, purpose: str = "mask") -> Drawn:
         """Everything random about a micro-batch, as a function of the arguments.
 
@@ -87,12 +89,11 @@ class Objective(nn.Module):
             step: of the optimizer.
             purpose: mask, or validation-mask.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def forward(self, drawn: Drawn) -> dict[str, Any]:
         """Name -> sum over the micro-batch, differentiable for the names in `loss_weights`. What is only measured may
         be a pair of sum and count."""
-        raise NotImplementedError
 
     def after_step(self, drawn: Sequence[Drawn], updated: Tensor, world: World = ONE_PROCESS) -> dict[str, Tensor]:
         """Is called after the optimizer; writes the notes, if there are any.
@@ -125,9 +126,9 @@ class Objective(nn.Module):
             show=noted.collect if noted and self.training else None,
         )
 
+    @abstractmethod
     def flops(self, batch: int, length: int) -> int:
         """FLOPs of one training step over [B, T] in closed form, a multiply and an add counted as two."""
-        raise NotImplementedError
 
     def parameter_count(self) -> int:
         return sum(parameter.numel() for parameter in self.parameters())

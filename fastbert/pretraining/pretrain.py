@@ -38,7 +38,7 @@ def pretrain(asked: PretrainOptions, name: str) -> int:
         name: of the run, where --out is not given.
 
     Raises:
-        UserError: anything the user can mend, before training starts if it can be seen then.
+        UserError: any user error, before training starts if it can be seen then.
     """
     if asked.resume:
         return resume(asked)

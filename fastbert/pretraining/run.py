@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from fastbert import config as configuration
-from fastbert.data.tokenizer import WordPiece, load_tokenizer
+from fastbert.data.tokenizer import WordPiece
+from fastbert.data.tokenizer_folders import load_tokenizer
 from fastbert.errors import LINE, UserError
 from fastbert.files import LOCK, atomic_file, atomic_folder, contents, disk_errors
 from fastbert.inputs import UnreadableError

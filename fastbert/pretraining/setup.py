@@ -11,8 +11,9 @@ from fastbert.data.batches import PackedRows, TrainingBatches, validation_batche
 from fastbert.data.prepare import PrepareOptions, prepared_folder
 from fastbert.data.shards import Dataset, open_dataset
 from fastbert.data.stages import NOMINAL_STEPS, BatchPlan, all_shapes, make_plan
-from fastbert.data.tokenizer import WordPiece, load_tokenizer
+from fastbert.data.tokenizer import WordPiece
 from fastbert.data.tokenizer_check import differences
+from fastbert.data.tokenizer_folders import load_tokenizer
 from fastbert.errors import UserError
 from fastbert.hub.export_code import check_exportable
 from fastbert.hub.load import Pretrained, load_pretrained, tokenizer_of

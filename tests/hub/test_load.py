@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoTokenizer, BertConfig, BertForMaskedLM, BertModel, logging
 
-from fastbert.data.tokenizer import SPECIAL_TOKENS, WordPiece, load_tokenizer
+from fastbert.data.tokenizer import SPECIAL_TOKENS, WordPiece
+from fastbert.data.tokenizer_folders import load_tokenizer
 from fastbert.errors import UserError
 from fastbert.hub.export import export_model
 from fastbert.hub.export_run import export_run

@@ -13,7 +13,8 @@ from tokenizers import Tokenizer
 from transformers import AutoModelForMaskedLM, AutoTokenizer, pipeline
 
 from fastbert.data.encoding import TextEncoder
-from fastbert.data.tokenizer import WordPiece, load_tokenizer
+from fastbert.data.tokenizer import WordPiece
+from fastbert.data.tokenizer_folders import load_tokenizer
 from fastbert.errors import UserError
 from fastbert.hub.export import export_model
 from fastbert.hub.load import load_pretrained

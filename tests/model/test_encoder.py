@@ -18,7 +18,7 @@ from fastbert.model.flops import (
     replaced_head_parameters,
 )
 from fastbert.model.heads import MLMHead, ReplacedHead
-from fastbert.model.kernels import KERNELS
+from fastbert.model.kernel_choice import KERNELS
 from fastbert.model.options import EncoderOptions
 from fastbert.model.positions import POSITIONS
 from fastbert.randomness import row_keys

@@ -14,7 +14,7 @@ from fastbert.data.tokenizer import WordPiece
 from fastbert.errors import UserError
 from fastbert.model.encoder import Encoder, initialize
 from fastbert.model.flops import TRAINING, encoder_flops, mlm_head_flops
-from fastbert.model.kernels import KERNELS
+from fastbert.model.kernel_choice import KERNELS
 from fastbert.model.notes import Notes
 from fastbert.model.options import EncoderOptions, NotesOptions
 from fastbert.objectives.masking import masked_places

@@ -8,7 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fastbert.data.batches import documents_of
 from fastbert.data.tokenizer import WordPiece
-from fastbert.model.kernels import KERNELS
+from fastbert.model.kernel_choice import KERNELS
 from fastbert.model.positions import POSITIONS
 from fastbert.pretraining.evaluation import evaluate
 from fastbert.randomness import row_keys

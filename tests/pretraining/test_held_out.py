@@ -14,7 +14,7 @@ from transformers import AutoModelForMaskedLM, AutoTokenizer
 from fastbert.data.batches import InMemory, PackedRows, validation_batches
 from fastbert.data.encoding import TextEncoder
 from fastbert.data.sources import open_source
-from fastbert.data.tokenizer import load_tokenizer
+from fastbert.data.tokenizer_folders import load_tokenizer
 from fastbert.hub.load import load_pretrained
 from fastbert.model.options import EncoderOptions
 from fastbert.objectives.electra import Electra

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from fastbert.data.tokenizer import SPECIAL_TOKENS, WordPiece, load_tokenizer
+from fastbert.data.tokenizer import SPECIAL_TOKENS, WordPiece
+from fastbert.data.tokenizer_folders import load_tokenizer
 from fastbert.hub.export import export_model
 from fastbert.model.config import EncoderConfig
 from fastbert.model.encoder import Encoder

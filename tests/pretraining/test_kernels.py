@@ -8,7 +8,7 @@ import torch
 from fastbert_kernels.cross_entropy import dispatch
 
 from fastbert.config import from_dict
-from fastbert.model.kernels import KERNELS, Kernels
+from fastbert.model.kernel_choice import KERNELS, Kernels
 from fastbert.objectives import OBJECTIVES
 from fastbert.pretraining.options import PretrainOptions
 from fastbert.pretraining.setup import prepare_setup

@@ -1,0 +1,45 @@
+"""Opens the tokenizer of a folder."""
+
+import hashlib
+import json
+from pathlib import Path
+
+from fastbert.data.tokenizer import WordPiece
+from fastbert.data.tokenizer_check import check_folder
+from fastbert.data.tokenizer_files import SPECIAL_TOKENS, Interpreted, interpret
+from fastbert.downloads import check_downloaded
+from fastbert.errors import UserError
+
+
+def load_tokenizer(folder: Path | str) -> WordPiece:
+    """The tokenizer of a Hugging Face BERT folder (tokenizer.json, else vocab.txt), a prepared folder or a run.
+
+    A folder that is not as `WordPiece.save` writes it is compared with what transformers makes of it. Truncation and
+    padding that a tokenizer.json may carry are dropped.
+
+    Raises:
+        UserError: no tokenizer, a damaged one, one that is not BERT's kind of WordPiece, lacks a special token, or is
+            read differently by transformers.
+    """
+    folder = check_downloaded(folder, "tokenizer", "a Hugging Face tokenizer, prepared data or a run")
+    if (folder / "dataset.json").is_file() or (folder / "checkpoints").is_dir():
+        folder = folder / "tokenizer"
+    files = interpret(folder)
+    wordpiece = _from_files(files)
+    if not wordpiece.wrote(folder):
+        key = hashlib.sha256(json.dumps(files.contents, sort_keys=True).encode()).digest()
+        if key not in _compared:
+            check_folder(wordpiece, files)
+            _compared.add(key)
+    return wordpiece
+
+
+_compared: set[bytes] = set()  # contents that transformers reads as we do: a job opens the same folder several times
+
+
+def _from_files(files: Interpreted) -> WordPiece:
+    wordpiece = WordPiece(tuple(sorted(files.vocabulary, key=files.vocabulary.__getitem__)), **files.settings)
+    missing = [token for token in SPECIAL_TOKENS if token not in wordpiece.ids]
+    if missing:
+        raise UserError(f"tokenizer {files.path} lacks {', '.join(missing)}; give one with {', '.join(SPECIAL_TOKENS)}")
+    return wordpiece
