@@ -412,7 +412,6 @@ def test_no_variant_leaves_a_report_unnamed(planned, timed, words, tmp_path, cap
 
 
 def test_no_two_trainings_of_a_variant_share_a_head(planned, words) -> None:
-    """The seeds of the trials of two seeds are four, the same for each variant."""
     changes = {"tasks": [words], "epochs": 1, "tasks_at": [1.0], "checkpoints": [1.0], "seeds": 2, "trials": 2}
     _, study = planned(variants={"a": None, "b": {"norm": "pre"}}, **changes)
     for variant in ("a", "b"):
@@ -425,11 +424,9 @@ def test_the_best_setting_is_that_of_the_last_point(planned, words) -> None:
     changes = {"tasks": [words], "epochs": [1, 2], "tasks_at": [0.5, 1.0], "checkpoints": [0.5, 1.0]}
     _, study = planned(variants={"a": None, "b": {"norm": "pre"}}, **changes)
     accuracies, rows = {(0.5, 1): 0.9, (0.5, 2): 0.5, (1.0, 1): 0.6, (1.0, 2): 0.7}, losses(study, {"a": 1.0, "b": 1.0})
-    for job in study.jobs:
-        if job.kind == FINETUNE:
-            accuracy = accuracies[job.setting["at"], job.setting["epochs"]]
-            dev = {"metrics": ["accuracy"], "best": {"dev": {"dev": {"accuracy": accuracy}}}}
-            rows[job.id] |= job.setting | dev
+    for job in (job for job in study.jobs if job.kind == FINETUNE):
+        dev = {"dev": {"accuracy": accuracies[job.setting["at"], job.setting["epochs"]]}}
+        rows[job.id] |= job.setting | {"metrics": ["accuracy"], "best": {"dev": dev}}
     results = AblationResults(study, rows)
     assert results.best_setting(results.baseline, "words")[2] == 2
     (curve,) = results.task_curves(results.baseline, "words").values()
