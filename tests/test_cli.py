@@ -13,6 +13,7 @@ import pytest
 from fastbert.cli import JOBS
 from fastbert.errors import UserError, choose
 from tests.flags import main
+from tests.stand_ins import free_space
 
 
 def refused(capsys, *arguments: object) -> str:
@@ -221,8 +222,7 @@ def test_disk_full_in_the_middle_of_a_save(capsys, flags, tmp_path, monkeypatch)
 
 
 def test_a_disk_too_small_is_seen_before_the_start(capsys, flags, tmp_path, monkeypatch) -> None:
-    usage = shutil.disk_usage(tmp_path)._replace(free=1000)
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    free_space(monkeypatch, 1000)
     assert "the disk of" in refused(capsys, "pretrain", *flags, "--out", tmp_path / "run")
     assert not (tmp_path / "run").exists()
 

@@ -15,6 +15,7 @@ import torch
 from fastbert.model.kernel_choice import KERNELS
 from fastbert.model.positions import POSITIONS
 from fastbert.pretraining.loop import Trainer
+from tests.stand_ins import around_steps
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "scripts" / "gpu" / "on_gpu.py"
@@ -146,14 +147,12 @@ def test_the_rule_finds_an_attention_that_is_a_little_wrong(part, monkeypatch) -
 
 def test_a_step_that_does_not_repeat_is_named(part, monkeypatch) -> None:
     script, work = part
-    real = Trainer.train_step
 
-    def noisy(self, step: int) -> None:
-        real(self, step)
+    def noisy(trainer: Trainer, step: int) -> None:
         with torch.no_grad():
-            self.objective.head.dense.bias.add_(1e-6 * torch.rand(()))
+            trainer.objective.head.dense.bias.add_(1e-6 * torch.rand(()))
 
-    monkeypatch.setattr(Trainer, "train_step", noisy)
+    around_steps(monkeypatch, after=noisy)
     one, ten, resumed = script.repeats(work, {})
     assert one["result"].startswith("fails: 1 of") and one["result"].endswith("differ: model head.dense.bias")
     assert all(row["result"].startswith("fails") for row in (ten, resumed))

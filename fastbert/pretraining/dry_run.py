@@ -185,7 +185,7 @@ def report(setup: PretrainSetup, run: RunFolder, done: int, taken: Usage, traine
     left = options.steps - done
     tokens, flops = plan.tokens(done, options.steps), plan.total(objective.flops, done, options.steps)
     parts = parameters_by_part(objective)
-    of_parts = ", ".join(f"{part} {_count(count)}" for part, count in parts.items())
+    of_parts = ", ".join(f"{part} {shown_count(count)}" for part, count in parts.items())
     shapes = plan.describe(options.steps)
     copies = options.keep_checkpoints + len(options.milestone_steps()) + 1
     needed = copies * taken.checkpoint_bytes + taken.export_bytes
@@ -194,16 +194,16 @@ def report(setup: PretrainSetup, run: RunFolder, done: int, taken: Usage, traine
     total = sum(spans.values())
     end = datetime.datetime.now().astimezone() + datetime.timedelta(seconds=total)
     table = {
-        "parameters": f"{_count(sum(parts.values()))}: {of_parts}",
+        "parameters": f"{shown_count(sum(parts.values()))}: {of_parts}",
         "data": f"{setup.dataset.folder}: {len(rows):,} rows of {options.length} tokens",
-        "steps": f"{f'the {left} left of ' if done else ''}{shapes}\n{_count(tokens)} tokens, "
+        "steps": f"{f'the {left} left of ' if done else ''}{shapes}\n{shown_count(tokens)} tokens, "
         f"{tokens / len(rows) / options.length:.2g} epochs",
         "FLOPs": f"{flops / max(1, left):.3g} a step, {flops:.3g} in all",
-        "memory": f"{_size(taken.peak)} at the peak ({taken.peak_kind})\nweights {_size(taken.weights)}, "
-        f"gradients {_size(taken.weights)}, optimizer {_size(taken.optimizer)}, "
-        f"activations and the rest {_size(rest)}",
-        "disk": f"{copies} checkpoints of {_size(taken.checkpoint_bytes)} and a model of {_size(taken.export_bytes)}: "
-        f"{_size(needed)}; free {_size(free_space(run.path))}",
+        "memory": f"{shown_size(taken.peak)} at the peak ({taken.peak_kind})\nweights {shown_size(taken.weights)}, "
+        f"gradients {shown_size(taken.weights)}, optimizer {shown_size(taken.optimizer)}, "
+        f"activations and the rest {shown_size(rest)}",
+        "disk": f"{copies} checkpoints of {shown_size(taken.checkpoint_bytes)} and a model of "
+        f"{shown_size(taken.export_bytes)}: {shown_size(needed)}; free {shown_size(free_space(run.path))}",
         **speeds(setup, taken, trainer),
         "time": f"{shown_time(total)}, until {end:%Y-%m-%d %H:%M} if it starts now\n" + shown_spans(spans),
     }
@@ -228,14 +228,14 @@ def speeds(setup: PretrainSetup, taken: Usage, trainer: Trainer) -> dict[str, st
     return found
 
 
-def _count(value: float) -> str:
+def shown_count(value: float) -> str:
     for size, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if value >= size:
             return f"{value / size:.4g}{letter}"
     return f"{value:.0f}"
 
 
-def _size(value: float) -> str:
+def shown_size(value: float) -> str:
     for size, name in ((1e9, "GB"), (1e6, "MB")):
         if value >= size:
             return f"{value / size:.3g} {name}"

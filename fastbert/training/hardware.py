@@ -129,7 +129,7 @@ def describe_machine() -> dict[str, object]:
     versions["triton"] = TRITON
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     return {
-        **_commit(Path(__file__).resolve().parents[2]),
+        **commit_of(Path(__file__).resolve().parents[2]),
         "versions": versions,
         "system": platform.platform(),
         "cpu": _cpu_name(),
@@ -140,7 +140,7 @@ def describe_machine() -> dict[str, object]:
     }
 
 
-def _commit(root: Path) -> dict[str, object]:
+def commit_of(root: Path) -> dict[str, object]:
     """The commit of the checkout whose root is `root`, and whether tracked files differ from it; None if it is none."""
 
     def git(*arguments: str) -> str | None:
@@ -200,7 +200,7 @@ def peak_flops(device: torch.device, precision: str, again: bool = False) -> tup
         again: time them anew.
     """
     if again:
-        _measured_flops.cache_clear()
+        measured_flops.cache_clear()
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
         for pattern, bf16, fp32 in _DATASHEET:
@@ -208,11 +208,11 @@ def peak_flops(device: torch.device, precision: str, again: bool = False) -> tup
                 if precision == "bf16" and bf16 is not None:
                     return bf16 * 1e12, f"datasheet of {name}, dense bf16"
                 return fp32 * 1e12, f"datasheet of {name}, fp32"
-    return _measured_flops(device, precision), "measured matmul"
+    return measured_flops(device, precision), "measured matmul"
 
 
 @cache
-def _measured_flops(device: torch.device, precision: str) -> float:
+def measured_flops(device: torch.device, precision: str) -> float:
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     best = 0.0
     for size in (256, 512, 1024) if device.type == "cpu" else (1024, 4096):

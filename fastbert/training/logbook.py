@@ -317,7 +317,7 @@ def plot_curves(metrics_path: Path | str, out_png: Path | str, *, title: str, ba
     if train:
         steps, losses = zip(*train, strict=True)
         panels[0].plot(steps, losses, color="tab:blue", alpha=0.25, linewidth=0.8)
-        panels[0].plot(steps, _smoothed(losses), color="tab:blue", linewidth=1.6, label="training (smoothed)")
+        panels[0].plot(steps, smoothed(losses), color="tab:blue", linewidth=1.6, label="training (smoothed)")
     if validation:
         panels[0].plot(*zip(*validation, strict=True), "o-", color="tab:orange", markersize=3.5, label="validation")
     if baseline is not None:
@@ -343,7 +343,7 @@ def _series(records: list[dict], split: str, column: str) -> list[tuple[int, flo
     return [(r["step"], r[column]) for r in records if r.get("split") == split and r.get(column) is not None]
 
 
-def _smoothed(values: tuple[float, ...]) -> list[float]:
+def smoothed(values: tuple[float, ...]) -> list[float]:
     """A centred moving mean: unlike an exponential one it does not lag behind a steep start."""
     half = len(values) // 60
     windows = (values[place - min(half, place) : place + min(half, place) + 1] for place in range(len(values)))

@@ -4,6 +4,9 @@ import dataclasses
 import random
 from pathlib import Path
 
+import pytest
+
+from fastbert.data import corpus
 from fastbert.data.prepare import PrepareOptions
 
 SYLLABLES = [a + b for a in "bcdfglmnprst" for b in "aeiou"]
@@ -38,3 +41,9 @@ def options_of(folder: Path, **changes: object) -> PrepareOptions:
 
 def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def small_batches(monkeypatch: pytest.MonkeyPatch, **constants: int) -> None:
+    """Sets constants of `fastbert.data.corpus`, such as BATCH_CHARACTERS, for a corpus of many batches."""
+    for name, value in constants.items():
+        monkeypatch.setattr(corpus, name, value)

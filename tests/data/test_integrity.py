@@ -20,6 +20,7 @@ from fastbert.data.shards import open_dataset, read_record
 from fastbert.data.stages import BatchPlan
 from fastbert.errors import UserError
 from fastbert.records import seal_of
+from tests.data.small_corpora import small_batches
 
 
 @pytest.fixture(scope="module")
@@ -226,8 +227,7 @@ def test_lengths_that_differ_from_dataset_json(copy: Path) -> None:
 def test_what_an_interrupted_call_left_is_compared(
     source: Path, prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(room, "BATCH_CHARACTERS", 1_500)
-    monkeypatch.setattr(room, "STATE_BATCHES", 3)
+    small_batches(monkeypatch, BATCH_CHARACTERS=1_500, STATE_BATCHES=3)
     options, add = options_of(source, tmp_path / "out"), room.Corpus.add
 
     def interrupted(self: room.Corpus, *arguments: object) -> None:

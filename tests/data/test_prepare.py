@@ -23,9 +23,10 @@ from fastbert.data.prepare import prepare, prepared_folder
 from fastbert.data.rare import WordCounter
 from fastbert.data.shards import open_dataset
 from fastbert.data.sources import open_source
+from fastbert.data.tokenizer import WordPiece
 from fastbert.data.writer import SplitWriter
 from fastbert.errors import UserError
-from tests.data.small_corpora import contents, options_of, write_corpus
+from tests.data.small_corpora import contents, options_of, small_batches, write_corpus
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +89,22 @@ def test_rare_words_against_a_count_in_plain_python(corpus: Path, split: str) ->
     assert figures["occurrences"] == len(want)
 
 
+def test_a_word_across_two_sequences_touches_both(tmp_path: Path) -> None:
+    """Documents of twice 127 tokens: with [CLS], two sequences of 128. A word of three pieces begins at the last of the
+    first."""
+    words = WordPiece(("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "ab", "x", "##y", *"cdefghijklmnopqrstuv"))
+    (tmp_path / "tokenizer").mkdir()
+    words.save(tmp_path / "tokenizer", 128)
+    texts = [f"{letter} {125 * 'ab '}xyy{124 * ' ab'}" for letter in "cdefghijklmnopqrstuv"]
+    (tmp_path / "corpus.txt").write_text("\n\n".join(texts))
+    options = options_of(tmp_path, tokenizer=str(tmp_path / "tokenizer"), rare_min=2, rare_max=100)
+    record = open_dataset(prepare(options, table=io.StringIO())).record
+    for split in record["splits"].values():
+        count = split["documents"]
+        expected = {"occurrences": count, "sequences": 2 * count, "sequences_touched": 2 * count}
+        assert split["tokens"] == 254 * count > 0 and split["rare"] == expected
+
+
 def test_no_word_is_rare(tmp_path: Path) -> None:
     write_corpus(tmp_path / "corpus.txt", documents=20)
     options = options_of(tmp_path, rare_min=10**6, rare_max=10**7)
@@ -110,7 +127,7 @@ def test_unigrams_and_figures(corpus: Path) -> None:
 
 
 def test_any_number_of_workers_writes_the_same_bytes(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(corpus_room, "BATCH_CHARACTERS", 3_000)
+    small_batches(monkeypatch, BATCH_CHARACTERS=3_000)
     monkeypatch.setattr("fastbert.data.rare.BLOCK_TOKENS", 700)
     usual = contents(corpus / "out")
     assert len(open_dataset(corpus / "out").record["splits"]["train"]["shards"]) > 1

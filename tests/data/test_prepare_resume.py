@@ -23,7 +23,7 @@ from fastbert.data.prepare import PrepareOptions, prepare
 from fastbert.data.shards import open_dataset
 from fastbert.data.sources import open_source
 from fastbert.errors import UserError
-from tests.data.small_corpora import contents, write_corpus
+from tests.data.small_corpora import contents, small_batches, write_corpus
 
 SMALL = {"BATCH_CHARACTERS": 1_500, "STATE_BATCHES": 3}
 
@@ -43,8 +43,7 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in SMALL.items():
-        monkeypatch.setattr(room, name, value)
+    small_batches(monkeypatch, **SMALL)
 
 
 KINDS = {
@@ -84,7 +83,7 @@ def test_workers_and_states_leave_no_trace(
     usual = contents(finished[kind])
     assert not [name for name in usual if Path(name).name.startswith(".")]
     assert contents(prepare(options_of(texts, kind, tmp_path / "two", workers=2), table=io.StringIO())) == usual
-    monkeypatch.setattr(room, "BATCH_CHARACTERS", 2**21)
+    small_batches(monkeypatch, BATCH_CHARACTERS=2**21)
     assert contents(prepare(options_of(texts, kind, tmp_path / "one"), table=io.StringIO())) == usual
     assert sorted(os.listdir(tmp_path)) == ["one", "two"]
 

@@ -10,14 +10,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastbert.data import corpus as corpus_room
 from fastbert.data.duplicates import Seen
 from fastbert.data.hashing import document_hash, text_hash
 from fastbert.data.prepare import prepare
 from fastbert.data.shards import open_dataset
 from fastbert.data.sources import open_source
 from fastbert.errors import UserError
-from tests.data.small_corpora import contents, options_of, write_corpus
+from tests.data.small_corpora import contents, options_of, small_batches, write_corpus
 
 
 def documents_of(out: Path, split: str) -> list[tuple[int, ...]]:
@@ -64,7 +63,7 @@ def test_dropped_duplicates(
     plain = prepare(options_of(tmp_path, tokenizer=str(prepare(options_of(folder)))), table=io.StringIO())
     capsys.readouterr()
     for batch in (2**21, 3_000):
-        monkeypatch.setattr(corpus_room, "BATCH_CHARACTERS", batch)
+        small_batches(monkeypatch, BATCH_CHARACTERS=batch)
         options = options_of(folder, drop_duplicates=True, tokenizer=str(plain), out=str(tmp_path / str(batch)))
         dropped = prepare(options)
         assert "79 exact duplicates of earlier documents, which were dropped" in capsys.readouterr().out
@@ -75,8 +74,7 @@ def test_dropped_duplicates(
 def test_duplicates_beyond_the_memory_are_a_lower_bound(
     repeated: tuple[Path, list[str]], tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(corpus_room, "COUNTED", 30)
-    monkeypatch.setattr(corpus_room, "BATCH_CHARACTERS", 3_000)
+    small_batches(monkeypatch, BATCH_CHARACTERS=3_000, COUNTED=30)
     out = prepare(options_of(repeated[0], out=str(tmp_path / "out")))
     assert open_dataset(out).record["duplicates"]["documents"] < 79
     assert "at least" in capsys.readouterr().out

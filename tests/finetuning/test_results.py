@@ -2,11 +2,14 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from fastbert.errors import UserError
+from fastbert.finetuning.dev_scores import selection_value
 from fastbert.finetuning.results import best_seed, tuned_folder
+from fastbert.finetuning.seed import Epochs
 
 
 def write_results(out: Path, dev: dict[float, list[list[float]]]) -> None:
@@ -22,6 +25,18 @@ def write_results(out: Path, dev: dict[float, list[list[float]]]) -> None:
             (folder / "model").mkdir(parents=True, exist_ok=True)
         fractions.append(part)
     (out / "results.json").write_text(json.dumps({"task": "t", "metrics": ["accuracy", "f1"], "fractions": fractions}))
+
+
+def test_an_epoch_is_selected_by_the_mean_of_its_dev_splits() -> None:
+    dev = {"matched": {"accuracy": 0.9, "f1": 0.0}, "mismatched": {"accuracy": 0.5, "f1": 1.0}}
+    assert selection_value(SimpleNamespace(metrics=("accuracy", "f1")), dev) == pytest.approx(0.7)
+
+
+def test_the_rate_counts_the_examples_of_all_epochs(tmp_path) -> None:
+    setup = SimpleNamespace(options=SimpleNamespace(epochs=3, save_model=False), dev={})
+    tuner = SimpleNamespace(progress=SimpleNamespace(seconds=2.0, skipped=1))
+    result = Epochs(setup, tuner, None, tmp_path, seed=4).result(SimpleNamespace(examples=range(10), truncated=2))
+    assert result["examples_per_second"] == 15.0 and result["train_examples"] == 10
 
 
 def test_the_mean_of_the_dev_splits_by_the_first_metric_on_the_largest_share(tmp_path) -> None:

@@ -25,6 +25,7 @@ from fastbert.model.encoder import initialize
 from fastbert.training.logbook import Logbook, read_metrics
 from fastbert.training.options import OptimizerOptions, ScheduleOptions, TrainingMachineOptions
 from fastbert.training.step import Updater
+from fastbert.training.world import World
 from tests.finetuning.conftest import FILLERS, WORDS, tiny_config
 
 NOBODY = SimpleNamespace(caught=None)  # no signal comes
@@ -95,6 +96,24 @@ def test_two_tasks_train_together_by_their_own_losses_and_weights(tmp_path) -> N
     for (name, mine), other in zip(model.named_parameters(), theirs.parameters(), strict=True):
         torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-5, msg=name)
     assert [row["loss"] for row in read_metrics(tmp_path / "metrics.jsonl")] == pytest.approx(losses, rel=1e-5)
+
+
+def test_ranks_share_the_rows_of_a_batch(tmp_path) -> None:
+    """Without a sum over the ranks each has its rows' part of the loss."""
+    options = FinetuneOptions(epochs=1, learning_rate=1e-9, log_every=1, schedule=ScheduleOptions("constant", 0.0))
+    losses = {}
+    for world in (World(0, 2), World(1, 2), World()):
+        model, stream = TaskModel(tiny_config(), TASKS), SingleTaskStream("topic", [Alternating().parts[0].data], 5, 0)
+        initialize(model, 0, 0.1)
+        optimizer = build_scaled_optimizer(
+            model.named_parameters(), model.encoder.config, OptimizerOptions(), 1.0, torch.device("cpu")
+        )
+        folder = tmp_path / f"{world.rank}-{world.size}"
+        with Logbook(folder, 1, quiet=True) as logbook:
+            Tuner(Updater(model, optimizer, 0.0, "fp32", world), stream, options, 0, logbook).run(NOBODY, lambda: None)
+        losses[world] = read_metrics(folder / "metrics.jsonl")[0]["loss"]
+    first, second, alone = losses.values()
+    assert first + second == pytest.approx(alone, rel=1e-6) and min(first, second) > 0.1
 
 
 def test_heads_start_from_the_same_weights_alone_and_together(bert) -> None:

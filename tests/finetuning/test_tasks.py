@@ -235,24 +235,24 @@ def test_shards_of_parquet_are_read_in_order(tmp_path: Path) -> None:
     assert glue_task("rte", tmp_path).examples("train") == expected("rte", "train")
 
 
-def test_through_datasets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import datasets
+def read_from(monkeypatch: pytest.MonkeyPatch, hub: str, cache: Path) -> None:
+    """GLUE's name on the Hugging Face hub, and where datasets keeps what it reads."""
+    monkeypatch.setattr(glue, "HUB", hub)
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", cache)
 
+
+def test_through_datasets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     parquet_of(tmp_path, "rte", "train")
     parquet_of(tmp_path, "rte", "dev")
     head = "configs:\n- config_name: rte\n  data_files:\n  - split: train\n    path: rte/train-*\n"
     write(tmp_path / "README.md", f"---\n{head}  - split: validation\n    path: rte/validation-*\n---\n")
-    monkeypatch.setattr(glue, "HUB", str(tmp_path))
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    read_from(monkeypatch, str(tmp_path), tmp_path / "cache")
     for split in ("train", "dev"):
         assert glue_task("rte", None).examples(split) == expected("rte", split)
 
 
 def test_datasets_without_a_connection(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import datasets
-
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
-    monkeypatch.setattr(glue, "HUB", "nobody/has-this")  # offline: tests/conftest.py
+    read_from(monkeypatch, "nobody/has-this", tmp_path)  # offline: tests/conftest.py
     with pytest.raises(UserError, match=r"could not be read through datasets.*--glue-dir"):
         glue_task("rte", None).examples("train")
 

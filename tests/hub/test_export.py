@@ -175,6 +175,14 @@ def test_exports_of_one_name_and_several_schemes_open_in_one_process(tokenizer, 
         type(model)(model.config)
 
 
+def test_weights_of_two_precisions_have_the_wider_one(tokenizer, tmp_path):
+    config = small_config()
+    weights = named(random_models(config)[0], None)
+    weights["encoder.embedding_norm.bias"] = weights["encoder.embedding_norm.bias"].bfloat16()
+    export_model(config, weights, tokenizer, tmp_path / "model")
+    assert {tensor.dtype for tensor in load_pretrained(tmp_path / "model").weights.values()} == {torch.float32}
+
+
 @pytest.mark.parametrize("name", ["absolute.post", "tupe-r.pre"])
 def test_a_model_that_transformers_saved_again_loads_too(name, opened, exports):
     again, first = load_pretrained(opened / f"again-{name}"), load_pretrained(exports / name)

@@ -275,6 +275,16 @@ def run(tmp_path, tokenizer) -> Path:
     return tmp_path / "run"
 
 
+def test_a_loss_of_several_parts_is_not_in_nats(tokenizer, tmp_path):
+    config = small_config()
+    state = {"encoder": config.to_dict(), "objective": "electra", "progress": {"tokens": 9}}
+    weights = named(*random_models(config, 1))
+    Checkpointer(tmp_path / "checkpoints", 1, print).save(3, {"model": weights}, state, metric=3.5)
+    shutil.copytree(tokenizer, tmp_path / "tokenizer")
+    facts = load_pretrained(tmp_path).facts
+    assert facts == {"objective": "electra", "steps": 3, "tokens": 9, "validation loss": 3.5}
+
+
 def assert_weights_of(step: int, path: Path) -> None:
     pretrained = load_pretrained(path)
     expected = named(*random_models(small_config(position="tupe-r"), step))

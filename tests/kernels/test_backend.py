@@ -4,6 +4,8 @@ import pytest
 import torch
 from fastbert_kernels import backend
 
+from tests.gpus import report_gpus
+
 
 class OnGPU:
     device = torch.device("cuda")
@@ -44,7 +46,7 @@ def test_an_untested_triton_is_said_once(version: str, tested: bool, monkeypatch
 
 @pytest.mark.parametrize(("capability", "taken"), [((7, 0), False), ((7, 5), False), ((8, 0), True), ((12, 0), True)])
 def test_a_gpu_that_triton_does_not_support_runs_no_kernels(capability, taken: bool, monkeypatch) -> None:
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    report_gpus(monkeypatch, capability=capability)
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         assert backend.runs_kernels(OnGPU(), "attention") is taken

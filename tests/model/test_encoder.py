@@ -133,6 +133,24 @@ def test_each_dropout_site_draws_its_own_mask() -> None:
     assert len(given) == 3 and torch.cat(given).unique().numel() == 6
 
 
+def test_each_dropout_has_its_own_probability() -> None:
+    encoder = Encoder(dataclasses.replace(SMALL, dropout=0.3, attention_dropout=0.1).resolve(50, 8))
+    assert {module.p for module in encoder.modules() if isinstance(module, SiteDropout)} == {0.3}
+    assert {block.attention.dropout_p for block in encoder.blocks} == {0.1}
+
+
+@pytest.mark.parametrize("norm", ["post", "pre"])
+def test_hidden_states_of_all_tokens_are_shown(norm: str) -> None:
+    """Whatever tokens are asked for."""
+    encoder = Encoder(dataclasses.replace(SMALL, norm=norm).resolve(50, 9)).double()
+    ids, shown = torch.arange(18).view(2, 9), []
+    for only in (None, slice(1), torch.tensor([[5], [3]])):
+        encoder(ids, only=only, show=shown.append)
+    for hidden in shown:
+        torch.testing.assert_close(hidden, encoder(ids), rtol=1e-12, atol=1e-12)
+    assert len(shown) == 3
+
+
 def test_initial_values_depend_on_name_and_seed_alone() -> None:
     tensors = {}
     for position in ("absolute", "tupe-r"):

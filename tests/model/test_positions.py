@@ -210,6 +210,14 @@ def test_alibi_counts_steps_between_positions() -> None:
     assert restarted[0, 1, 3].tolist() == [-1 / 256, 0, -1 / 256, 0]
 
 
+@pytest.mark.parametrize("position", ["relative", "tupe-a", "tupe-r", "alibi"])
+def test_a_bias_is_that_of_the_positions(position: str) -> None:
+    scheme, positions = build(position).positions, torch.tensor([[0, 1, 2, 1], [3, 0, 9, 4]])
+    whole = scheme.bias(12, None)[0]
+    for bias, row in zip(scheme.bias(4, positions), positions, strict=True):
+        torch.testing.assert_close(bias, whole[:, row[:, None], row])
+
+
 @given(st.integers(0, 300), st.integers(0, 300), st.integers(0, 300), st.sampled_from([2.0, 1e4, 1.6e5]))
 def test_scores_of_rope_depend_on_the_distance_alone(i: int, j: int, shift: int, base: float) -> None:
     scheme, generator = Rotary(config("rope", width=16, rope_base=base)), torch.Generator().manual_seed(0)

@@ -90,6 +90,7 @@ def test_words_of_all_sizes_are_masked_equally_often(length: int, rows: int, siz
     starts = ids == 7
     word = torch.where(starts, torch.arange(length), 0).cummax(1).values
     size = torch.zeros_like(ids).scatter_add_(1, word, (ids != 2).long())
+    assert torch.equal(masked[ids != 2], masked.gather(1, word)[ids != 2])  # words are masked whole
     share = count / (length - 1)
     long = max(sizes) > OVERHANG + 1
     for pieces in range(1, max(sizes) + 1):

@@ -10,6 +10,7 @@ from fastbert.data.batches import documents_of
 from fastbert.data.tokenizer import WordPiece
 from fastbert.model.kernel_choice import KERNELS
 from fastbert.model.positions import POSITIONS
+from fastbert.pretraining.evaluation import evaluate
 from fastbert.randomness import row_keys
 from tests.objectives.conftest import OPTIONS, V, batch, build, loss_of
 from tests.pretraining.test_loop import NoWaiting
@@ -179,21 +180,23 @@ def test_special_tokens_stay_where_a_row_has_fewer_words_than_places(name: str) 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_the_document_mask_reaches_both_networks(name: str) -> None:
-    """What stands in another document changes nothing in this one, in neither network."""
-    objective = build(name, "tupe-r").eval()
+    """What stands in another document changes nothing in this one, in neither network; positions are the document's."""
+    objective = build(name).eval()
     rows = batch(2)
     rows.input_ids[:, 8] = 3
     documents, positions = documents_of(rows.input_ids, 3)
     drawn = objective.draw(replace(rows, document_ids=documents, position_ids=positions), 0, 0)
     other = drawn.original.clone()
     other[:, 9:] = 5
+    running = replace(drawn, position_ids=None)  # positions that do not start again
     for hidden in (
-        lambda ids: objective.small_hidden(replace(drawn, input_ids=ids)),
-        lambda ids: objective.encode(drawn, ids),
+        lambda drawn, ids: objective.small_hidden(replace(drawn, input_ids=ids)),
+        lambda drawn, ids: objective.encode(drawn, ids),
     ):
-        a, b = hidden(drawn.original), hidden(other)
-        torch.testing.assert_close(a[:, :9], b[:, :9])
-        assert (a[:, 9:] - b[:, 9:]).abs().max() > 1e-3
+        whole = hidden(drawn, drawn.original)
+        for changed in (hidden(drawn, other), hidden(running, drawn.original)):
+            torch.testing.assert_close(whole[:, :9], changed[:, :9])
+            assert (whole[:, 9:] - changed[:, 9:]).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
@@ -216,6 +219,21 @@ def test_both_networks_read_notes_and_the_main_one_writes_them(name: str) -> Non
     for network in (objective.small_hidden, lambda some: objective.encode(some, some.original)):
         assert (network(drawn) - network(noted)).abs().max() > 1e-3
     assert Shifted.widths == [32, 32] and Shifted.collected == [(4, 16, 32)]
+    objective.eval().encode(noted, noted.original)
+    assert len(Shifted.widths) == 3 and len(Shifted.collected) == 1  # a validation reads them alone
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_a_validation_has_the_weights_of_the_losses_and_leaves_the_mode(name: str) -> None:
+    objective = build(name, options=OPTIONS[name](loss_weight=3.0))
+    seen = []
+    for training in (True, False):
+        found = evaluate(objective.train(training), [batch(3), batch(1, first_place=3)], "fp32")
+        main = found[f"{objective.main}_loss"]
+        assert found["loss"] == pytest.approx(found["mlm_loss"] + 3.0 * main) and main > 0.1
+        assert all(module.training == training for module in objective.modules())
+        seen.append(found)
+    assert seen[0] == seen[1]
 
 
 @pytest.mark.parametrize("whole_word", [False, True])

@@ -3,18 +3,18 @@
 import re
 import shutil
 import signal
-from collections import namedtuple
 from dataclasses import replace
 
 import hypothesis
 import pytest
 from hypothesis import strategies as st
 
-from fastbert.pretraining import dry_run, loop
+from fastbert.pretraining import dry_run
 from fastbert.pretraining.budget import Costs, saves_between, shown_time
 from fastbert.pretraining.options import PretrainOptions
 from fastbert.training.checkpoints import Checkpointer
 from tests.flags import main
+from tests.stand_ins import around_steps, free_space
 
 
 @pytest.fixture(autouse=True)
@@ -121,8 +121,7 @@ def test_the_saves_of_the_longest_run() -> None:
 
 
 def test_an_interrupted_one_leaves_nothing(flags, tmp_path, monkeypatch) -> None:
-    real = loop.Trainer.train_step
-    monkeypatch.setattr(loop.Trainer, "train_step", lambda *some: signal.raise_signal(signal.SIGTERM) or real(*some))
+    around_steps(monkeypatch, lambda trainer, step: signal.raise_signal(signal.SIGTERM))
     assert main(["pretrain", *flags, "--out", str(tmp_path / "x"), "--dry-run"]) == 143
     assert list(tmp_path.iterdir()) == []
 
@@ -140,7 +139,7 @@ def test_refusals(flags, tmp_path, capsys, monkeypatch) -> None:
     ):
         assert main(["pretrain", *given, "--dry-run"]) == 2
         assert message in capsys.readouterr().err
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: namedtuple("Usage", "free")(1000))
+    free_space(monkeypatch, 1000)
     assert main(["pretrain", *flags, "--out", x, "--dry-run"]) == 2
     said = capsys.readouterr().err
     assert "checkpoints need" in said and f"the disk of {tmp_path / 'x'} has" in said
@@ -149,5 +148,5 @@ def test_refusals(flags, tmp_path, capsys, monkeypatch) -> None:
 
 def test_tables_are_short() -> None:
     assert [shown_time(seconds) for seconds in (0.12, 59, 61, 7265)] == ["0.12 s", "59 s", "1:01 min", "2:01:05 h"]
-    assert [dry_run._count(count) for count in (12, 1234, 3.2e13)] == ["12", "1.234k", "32T"]
-    assert [dry_run._size(size) for size in (1200, 5e6, 7.25e9)] == ["1.2 kB", "5 MB", "7.25 GB"]
+    assert [dry_run.shown_count(count) for count in (12, 1234, 3.2e13)] == ["12", "1.234k", "32T"]
+    assert [dry_run.shown_size(size) for size in (1200, 5e6, 7.25e9)] == ["1.2 kB", "5 MB", "7.25 GB"]

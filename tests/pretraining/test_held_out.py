@@ -57,6 +57,7 @@ def test_run_checkpoint_and_export_give_the_same(run, corpus, capsys, tmp_path) 
         other = figures(capsys, "--model", model, *given)
         assert {k: v for k, v in other.items() if k != "model"} == {k: v for k, v in of_run.items() if k != "model"}
     assert 0 < of_run["loss"] < math.log(600) + 0.5
+    assert figures(capsys, "--model", run, *given, "--mask-rate", 0.5)["loss"] != of_run["loss"]
 
 
 def test_figures_against_transformers(run, corpus, capsys) -> None:

@@ -13,6 +13,9 @@ from fastbert.data.tokenizer_folders import load_tokenizer
 from fastbert.hub.export import export_model
 from fastbert.model.config import EncoderConfig
 from fastbert.model.encoder import Encoder
+from fastbert.model.options import EncoderOptions
+from fastbert.pretraining.options import PretrainOptions
+from fastbert.pretraining.setup import prepare_setup
 from tests.flags import main
 
 
@@ -77,6 +80,13 @@ def test_weights_without_a_tokenizer_are_refused(prepared, tmp_path, capsys) -> 
         (model / name).unlink()
     said = refused(capsys, tmp_path, prepared, model)
     assert f"{model} holds no tokenizer" in said and "copy there the tokenizer.json or vocab.txt" in said
+
+
+def test_dropout_is_that_of_the_new_run(prepared, tmp_path) -> None:
+    encoder = EncoderOptions(dropout=0.3, attention_dropout=0.2)
+    given = {"data": str(prepared), "init_from": str(exported(load_tokenizer(prepared), tmp_path)), "length": 16}
+    config = prepare_setup(PretrainOptions(**given, steps=1, batch_size=2, encoder=encoder)).config
+    assert (config.width, config.dropout, config.attention_dropout) == (16, 0.3, 0.2)
 
 
 def test_the_tokenizer_of_a_run_can_be_prepared_with(prepared, tmp_path) -> None:

@@ -26,9 +26,10 @@ from fastbert.training.lagged import LaggedScalars
 from fastbert.training.optimizer_state import flatten_optimizer
 from fastbert.training.optimizers import build_optimizer, clip_gradients, guarded_step
 from fastbert.training.options import OptimizerOptions, ScheduleOptions
-from fastbert.training.step import Updater
+from fastbert.training.step import Updater, objective_step
 from fastbert.training.world import World
 from tests.flags import main
+from tests.stand_ins import around_steps
 
 
 def rows(run: Path, split: str) -> list[dict]:
@@ -38,16 +39,16 @@ def rows(run: Path, split: str) -> list[dict]:
 
 def poison(monkeypatch, bad_steps: set[int]) -> None:
     """Makes the loss of some steps infinite."""
-    real = loop.Trainer.train_step
 
-    def stepping(self, step: int) -> None:
-        forward = self.objective.forward
+    def before(trainer: loop.Trainer, step: int) -> None:
+        forward = trainer.objective.forward
         if step in bad_steps:
-            self.objective.forward = lambda drawn: {k: v * float("inf") for k, v in forward(drawn).items()}
-        real(self, step)
-        self.objective.forward = forward
+            trainer.objective.forward = lambda drawn: {k: v * float("inf") for k, v in forward(drawn).items()}
 
-    monkeypatch.setattr(loop.Trainer, "train_step", stepping)
+    def after(trainer: loop.Trainer, step: int) -> None:
+        trainer.objective.__dict__.pop("forward", None)
+
+    around_steps(monkeypatch, before, after)
 
 
 def test_a_bad_update_is_skipped_and_reported(flags, tmp_path, capsys, monkeypatch) -> None:
@@ -58,6 +59,7 @@ def test_a_bad_update_is_skipped_and_reported(flags, tmp_path, capsys, monkeypat
     assert "step 5: loss" in said and "step 12: loss" in said and said.count("update skipped") == 2
     train = rows(run, "train")
     assert train[-1]["skipped"] == 2
+    assert json.loads((run / "report" / "summary.json").read_text())["skipped_updates"] == 2
     assert all(row["loss"] is not None and row["loss"] < 20 for row in train)
     assert all(tensor.isfinite().all() for tensor in load_file(run / "model" / "model.safetensors").values())
 
@@ -163,11 +165,19 @@ def test_a_step_in_closed_form() -> None:
     assert objective.w.item() == pytest.approx(w, rel=1e-6) and not objective.after[-1][1]
 
 
-def test_logged_rows_in_closed_form(monkeypatch) -> None:
+class MeasuredSums(Sums):
+    """Whose logged rows have the mean of w too."""
+
+    def after_step(self, *arguments) -> dict[str, torch.Tensor]:
+        return {"w": self.w.detach()[0].clone()}
+
+    def flops(self, batch_size: int, length: int) -> float:
+        return 1.0
+
+
+def test_logged_rows_in_closed_form() -> None:
     """Each row has the means over its own window, and the rate and the norm of its last step."""
-    objective, rows = Sums(), []
-    monkeypatch.setattr(objective, "after_step", lambda *_: {"w": objective.w.detach()[0].clone()})
-    monkeypatch.setattr(objective, "flops", lambda batch_size, length: 1.0, raising=False)
+    objective, rows = MeasuredSums(), []
     logbook = SimpleNamespace(log=lambda *row: rows.append(row), say=None)
     trainer = trainer_of(objective, logbook=logbook, steps=8, log_every=3, milestones=frozenset({7}))
     for step in range(8):
@@ -211,13 +221,13 @@ def test_only_the_lowest_loss_is_best_and_only_its_own_step_has_it() -> None:
     assert saved == [(step, measured.get(step)) for step in range(1, 10)]
 
 
-def test_a_checkpoint_keeps_all_of_the_progress(monkeypatch) -> None:
+def test_a_checkpoint_keeps_all_of_the_progress() -> None:
     """Each counter, and the sums of the log's window."""
     trained, resumed = Sums(), Sums()
-    saved = {}
+    saved, pruned = {}, []
     checkpointer = SimpleNamespace(
         save=lambda step, tensors, state, **_: saved.update(tensors=tensors, state=json.loads(json.dumps(state))),
-        prune=lambda step: None,
+        prune=pruned.append,
     )
     whole, again = (
         trainer_of(
@@ -234,14 +244,16 @@ def test_a_checkpoint_keeps_all_of_the_progress(monkeypatch) -> None:
     assert not [
         f.name for f in fields(loop.Progress) if getattr(whole.progress, f.name) == getattr(again.progress, f.name)
     ]
-    whole.train_step(3)
-    whole._start_clock()
-    monkeypatch.setattr(loop.time, "perf_counter", lambda: whole._clock)
-    whole._lagged.pop()
+    objective_step(whole.updater, MICRO_BATCHES, 7, 3, learning_rate=0.1)
     whole.save_checkpoint()
+    assert whole.progress.seconds > 0.0
     again.restore(SimpleNamespace(step=3, path=Path("x"), **saved))
     assert again.progress == whole.progress
     assert torch.equal(trained.w, resumed.w) and trained.w != 2.0
+    assert pruned == []  # while updates are skipped, older checkpoints stay
+    saved["state"]["progress"]["skipped_in_row"] = 0
+    again.restore(SimpleNamespace(step=3, path=Path("x"), **saved))
+    assert pruned == [3]
 
 
 class NoWaiting(TorchDispatchMode):

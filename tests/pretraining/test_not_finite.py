@@ -20,6 +20,7 @@ from fastbert.training.checkpoints import Checkpointer, read_checkpoint
 from tests.flags import main
 from tests.pretraining.test_loop import poison
 from tests.pretraining.test_resume import assert_same_run
+from tests.stand_ins import around_steps
 
 NAN, INF = math.nan, math.inf
 
@@ -44,15 +45,13 @@ def uninterrupted() -> dict[str, Path]:
 
 def inject(monkeypatch, done: int, change: Callable[[loop.Trainer], None]) -> None:
     """Calls `change` with the trainer after this many steps."""
-    real = loop.Trainer.train_step
 
-    def stepping(self, step: int) -> None:
-        real(self, step)
+    def after(trainer: loop.Trainer, step: int) -> None:
         if step + 1 == done:
             with torch.no_grad():
-                change(self)
+                change(trainer)
 
-    monkeypatch.setattr(loop.Trainer, "train_step", stepping)
+    around_steps(monkeypatch, after=after)
 
 
 def in_weight(value: float) -> Callable[[loop.Trainer], None]:

@@ -2,9 +2,7 @@
 
 import gzip
 import json
-import shutil
 import signal
-from collections import namedtuple
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -24,6 +22,7 @@ from fastbert.pretraining.run import RunFolder
 from fastbert.pretraining.setup import prepare_setup
 from fastbert.pretraining.spans import IDLE, LOOP, Span, operators, parts
 from tests.flags import main
+from tests.stand_ins import free_space
 
 NODE = "autograd::engine::evaluate_function: XBackward0"
 
@@ -191,7 +190,7 @@ def test_a_short_run_says_which_steps(flags, tmp_path, capsys) -> None:
 
 
 def test_no_space(flags, tmp_path, capsys, monkeypatch) -> None:
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: namedtuple("Usage", "free")(40_000_000))
+    free_space(monkeypatch, 40_000_000)
     assert main(["pretrain", *flags, "--out", str(tmp_path / "x"), "--profile"]) == 2
     assert "--profile needs 0.05 GB" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []

@@ -12,9 +12,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fastbert.pretraining import build, loop
+from fastbert.pretraining import loop
 from fastbert.training.checkpoints import Checkpointer
 from tests.flags import last_given, main
+from tests.stand_ins import around_steps, stop_before, stopped_clock
 
 TIMES = ("tokens_per_second", "mfu")
 
@@ -183,20 +184,16 @@ def test_two_processes_in_one_run(flags, tmp_path, capsys) -> None:
 def test_minutes_are_those_of_all_sessions(flags, tmp_path, monkeypatch, capsys) -> None:
     """A step takes a minute by the test's clock. The first session is stopped by a signal, the second dies after steps
     that are in no checkpoint and are trained again, the third finishes; a fourth has nothing left to train."""
-    now, stop = [0.0], {}
-    real = loop.Trainer.train_step
+    now, stop = stopped_clock(monkeypatch), {}
 
-    def stepping(self, step: int) -> None:
+    def stepping(trainer: loop.Trainer, step: int) -> None:
         if stop.get("die") == step:
             raise KeyboardInterrupt
         if stop.get("signal") == step:
             signal.raise_signal(signal.SIGTERM)
         now[0] += 60.0
-        real(self, step)
 
-    monkeypatch.setattr(loop.Trainer, "train_step", stepping)
-    monkeypatch.setattr(build, "peak_flops", lambda *given: (1e9, "a test"))
-    monkeypatch.setattr(loop.time, "perf_counter", lambda: now[0])
+    around_steps(monkeypatch, stepping)
     short = ["pretrain", *flags, "--layers", "1", "--steps", "12", "--checkpoint-every", "3", "--eval-every", "12"]
     run = tmp_path / "run"
 
@@ -225,6 +222,18 @@ def test_minutes_are_those_of_all_sessions(flags, tmp_path, monkeypatch, capsys)
     assert main([*short, "--out", str(whole)]) == 0
     assert "in 12.0 minutes.\n" in capsys.readouterr().out and found(whole) == (720.0, 1)
     assert_same_run(whole, run)
+
+
+def test_checkpoints_hold_the_options_of_the_start(flags, tmp_path, monkeypatch) -> None:
+    """Also those of a session with other machine options."""
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        stop_before(patch, 3)
+        short = ["--layers", "1", "--steps", "6", "--checkpoint-every", "2", "--eval-every", "6"]
+        assert main(["pretrain", *flags, *short, "--out", str(run)]) == 130
+    assert main(["pretrain", "--resume", str(run), "--machine.micro-batch-size", "8"]) == 0
+    first, *others = (json.loads(path.read_text())["options"] for path in sorted(run.glob("checkpoints/*/state.json")))
+    assert first["machine"]["micro_batch_size"] == 4 and others == [first] * len(others) != []
 
 
 def test_not_a_run(tmp_path, capsys) -> None:

@@ -11,12 +11,13 @@ from safetensors.torch import load_file
 
 from fastbert.config import load_yaml
 from fastbert.data.stages import BatchPlan, make_plan
-from fastbert.pretraining import budget, build, loop
+from fastbert.pretraining import budget, loop
 from fastbert.pretraining.budget import Costs
 from fastbert.pretraining.options import PretrainOptions, science
 from fastbert.pretraining.setup import PretrainSetup, prepare_setup
 from fastbert.training import step as training_step
 from tests.flags import main
+from tests.stand_ins import around_steps, stop_before, stopped_clock
 
 # Phase 1: steps 0 to 7, of which the batch grows in the first 4, from 2 to 4 sequences of 32 tokens; phase 2: 8 to 11.
 STAGED = [
@@ -33,17 +34,6 @@ def metrics(run: Path) -> list[dict]:
     return [{name: value for name, value in row.items() if name not in ("tokens_per_second", "mfu")} for row in rows]
 
 
-def stop_before(monkeypatch, step: int) -> None:
-    real = loop.Trainer.train_step
-
-    def stepping(self, number: int) -> None:
-        if number == step:
-            raise KeyboardInterrupt
-        real(self, number)
-
-    monkeypatch.setattr(loop.Trainer, "train_step", stepping)
-
-
 @pytest.mark.parametrize(
     "more",
     [
@@ -55,16 +45,14 @@ def stop_before(monkeypatch, step: int) -> None:
 def test_resumes_exactly_within_and_between_stages(flags, tmp_path, monkeypatch, more) -> None:
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     drawn: list[tuple[int, int]] = []
-    real = loop.Trainer.train_step
 
-    def stepping(self, step: int) -> None:
-        batches = list(self.batches.at(step))
+    def watch(trainer: loop.Trainer, step: int) -> None:
+        batches = list(trainer.batches.at(step))
         assert {len(batch.input_ids) for batch in batches} == {64 // batches[0].input_ids.shape[1]}  # micro-batches
         drawn.append((sum(len(batch.input_ids) for batch in batches), batches[0].input_ids.shape[1]))
-        real(self, step)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop.Trainer, "train_step", stepping)
+        around_steps(patch, watch)
         assert main(["pretrain", *flags, *STAGED, *more, "--out", str(whole)]) == 0
     assert drawn == SHAPES
     arguments = [*flags, *STAGED, *more, "--out", str(broken)]
@@ -83,18 +71,8 @@ def test_resumes_exactly_within_and_between_stages(flags, tmp_path, monkeypatch,
 
 def test_what_is_logged(flags, tmp_path, capsys, monkeypatch) -> None:
     """Tokens, and the rates across borders of stages: at a second a step they are those of the window's steps."""
-    monkeypatch.setattr(build, "peak_flops", lambda *given: (1e9, "a test"))
-    monkeypatch.setattr(loop.time, "perf_counter", lambda: 0.0)
-    run = tmp_path / "run"
-    real = loop.Trainer._book
-
-    def booking(self, scalars) -> None:
-        if scalars is not None:
-            now = float(scalars[0] + 1)
-            monkeypatch.setattr(loop.time, "perf_counter", lambda: now)
-        real(self, scalars)
-
-    monkeypatch.setattr(loop.Trainer, "_book", booking)
+    now, run = stopped_clock(monkeypatch), tmp_path / "run"
+    around_steps(monkeypatch, after=lambda trainer, step: now.__setitem__(0, step + 1.0))
     assert main(["pretrain", *flags, *STAGED, "--out", str(run)]) == 0
     assert "12 steps: 4 of 4 x 16 tokens, 4 of 8 x 16 tokens, 4 of 4 x 32 tokens" in capsys.readouterr().err
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
@@ -138,7 +116,7 @@ def test_budgets_count_every_stage(prepared, monkeypatch) -> None:
     # A second a step with 8 sequences of 16, three with 4 of 32, half a one while the batch grows.
     seconds = {(4, 16): 0.5, (8, 16): 1.0, (4, 32): 3.0}
     monkeypatch.setattr(budget, "timed_step", lambda setup, objective, seconds_, plan: seconds[plan.stages[0].shape])
-    monkeypatch.setattr(budget.time, "perf_counter", lambda: 0.0)
+    stopped_clock(monkeypatch)
     setup = prepare_setup(options(prepared, steps=None, minutes=750 / 60, **staged))
     assert budget.resolve_steps(setup).steps == 400  # 100 / 2 + 100 + 3 x 200
     assert budget.seconds_per_step(setup, None, 1.0) == pytest.approx(750 / 400)
@@ -147,7 +125,7 @@ def test_budgets_count_every_stage(prepared, monkeypatch) -> None:
 def test_minutes_are_planned_as_if_nothing_else_ran(prepared, tmp_path, monkeypatch, capsys) -> None:
     """Steps of 0.5 s, of 2 s while another process runs in the first 20 of the 30 s that are timed; validations of 2 s,
     and a disk that takes 1 s for a checkpoint."""
-    now = [0.0]
+    now = stopped_clock(monkeypatch)
 
     def update(*arguments) -> None:
         now[0] += 2.0 if now[0] < 20 else 0.5
@@ -156,7 +134,6 @@ def test_minutes_are_planned_as_if_nothing_else_ran(prepared, tmp_path, monkeypa
         now[0] += 2.0
         return {"loss": 1.0}
 
-    monkeypatch.setattr(budget.time, "perf_counter", lambda: now[0])
     monkeypatch.setattr(training_step, "guarded_step", update)
     monkeypatch.setattr(PretrainSetup, "validate", validate)
     monkeypatch.setattr(budget, "writing_seconds", lambda folder, size: 1.0)

@@ -2,16 +2,23 @@
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import yaml
 
 from fastbert.cli import main
+from fastbert.studies.ablate import costs
 from fastbert.studies.engine.jobs import Job
 from tests.finetuning.conftest import make_task, tiny_model
 
 FINETUNE = {"machine": {"device": "cpu", "precision": "fp32"}, "worst": 3}
+
+
+def time_steps(monkeypatch: pytest.MonkeyPatch, seconds: Callable[..., float]) -> None:
+    """Steps of an ablation's variants are not timed: they take `seconds`, a function of what `timed_round` is given."""
+    monkeypatch.setattr(costs, "timed_round", seconds)
 
 
 @pytest.fixture(scope="session")
@@ -73,6 +80,7 @@ from fastbert.errors import UserError
 
 def run(job, out):
     out.mkdir()
+    (out / "process").write_text(str(os.getpid()))
     if job["options"].get("fails"):
         raise UserError("as asked")
     while "with" in job["options"] and not (out.parents[1] / job["options"]["with"] / "run").exists():

@@ -11,13 +11,13 @@ import yaml
 
 from fastbert.cli import main
 from fastbert.data.shards import open_dataset
-from fastbert.pretraining import build, loop, setup
-from fastbert.studies.ablate import costs
+from fastbert.pretraining import setup
 from fastbert.studies.ablate.ablation_plan import plan_ablation
 from fastbert.studies.ablate.options import load_ablation
 from fastbert.studies.ablate.pretrain_jobs import pretrain_job
 from fastbert.studies.engine.jobs import run_job
-from tests.studies.conftest import FINETUNE, command_of, read_rows, workers_of
+from tests.stand_ins import around_steps, stopped_clock
+from tests.studies.conftest import FINETUNE, command_of, read_rows, time_steps, workers_of
 from tests.studies.test_ends import start, wait_for
 
 BASE = {"layers": 1, "width": 16, "heads": 2, "length": 16, "batch_size": 8, "dropout": 0.1, "eval_sequences": 8}
@@ -134,21 +134,18 @@ def test_killed_and_continued_equals_uninterrupted(toy, whole, tmp_path, capsys)
 
 def test_seconds_of_a_job_are_those_of_all_its_attempts(toy, tmp_path, monkeypatch) -> None:
     """A step takes a minute by the test's clock: 36 of a training that was stopped after 21, then the 3 of a branch."""
-    now, stops = [0.0], [20]
-    real = loop.Trainer.train_step
+    stops = [20]
 
-    def stepping(self, step: int) -> None:
+    def stepping(trainer: object, step: int) -> None:
         if stops and step == stops[0]:
             signal.raise_signal(signal.SIGTERM)
         now[0] += 60.0
-        real(self, step)
 
-    monkeypatch.setattr(loop.Trainer, "train_step", stepping)
-    monkeypatch.setattr(costs, "timed_round", lambda *given: 0.01)
+    time_steps(monkeypatch, lambda *given: 0.01)
     ablation, options = load_ablation(toy)
     trunk, branch, *_ = plan_ablation(ablation, options.glue_dir, tmp_path, {}).jobs
-    monkeypatch.setattr(build, "peak_flops", lambda *given: (1e9, "a test"))
-    monkeypatch.setattr(loop.time, "perf_counter", lambda: now[0])
+    now = stopped_clock(monkeypatch)
+    around_steps(monkeypatch, stepping)
 
     def run(part) -> dict:
         return run_job(part.to_dict(), tmp_path / "jobs" / part.id)

@@ -17,7 +17,6 @@ from fastbert.data.stages import make_plan
 from fastbert.errors import UserError
 from fastbert.pretraining.evaluation import MASK_SEED
 from fastbert.pretraining.options import PretrainOptions
-from fastbert.studies.ablate import costs
 from fastbert.studies.ablate.ablate import measured, report_ablation
 from fastbert.studies.ablate.ablation_plan import plan_ablation
 from fastbert.studies.ablate.costs import equal_steps
@@ -26,6 +25,8 @@ from fastbert.studies.ablate.options import Budget, load_ablation
 from fastbert.studies.ablate.questions import incomparable, planned_questions
 from fastbert.studies.engine.events import startable
 from fastbert.studies.engine.live_status import LiveStatus
+from fastbert.studies.shared.finetune_jobs import FINETUNE
+from tests.studies.conftest import time_steps
 
 SMALL = {"vocab_size": 600, "layers": 1, "width": 16, "heads": 2, "length": 16, "batch_size": 8, "eval_sequences": 8}
 VARIANTS = {"absolute": None, "tupe-r": {"position": "tupe-r"}, "electra": {"objective": "electra"}}
@@ -35,7 +36,7 @@ VARIANTS = {"absolute": None, "tupe-r": {"position": "tupe-r"}, "electra": {"obj
 def planned(prepared, tmp_path, monkeypatch):
     """Changes of the YAML file -> its ablation and plan. Steps are not timed: test_ablate.py does."""
     (tmp_path / "out").mkdir()
-    monkeypatch.setattr(costs, "timed_round", lambda *given: 0.1)
+    time_steps(monkeypatch, lambda *given: 0.1)
 
     def make(known=None, **changes):
         base = {"data": str(prepared), **SMALL, **changes.pop("base", {})}
@@ -56,7 +57,7 @@ def timed(planned, monkeypatch) -> None:
         (stage,) = plan.stages
         return stage.length * (0.3 if setup.options.encoder.position == "tupe-r" else 0.1)
 
-    monkeypatch.setattr(costs, "timed_round", seconds)
+    time_steps(monkeypatch, seconds)
 
 
 def test_equal_flops_are_steps_in_inverse_proportion(planned) -> None:
@@ -127,7 +128,7 @@ def test_minutes_are_measured_once(planned, monkeypatch) -> None:
         took = 0.05 if setup.options.objective == "mlm" else 0.06
         return took * (1 + len(asked) if len(asked) < 7 else 1)
 
-    monkeypatch.setattr(costs, "timed_round", timed)
+    time_steps(monkeypatch, timed)
     variants = {"a": None, "e": {"objective": "electra"}}
     _, study = planned(variants=variants, budget={"equal": "minutes", "minutes": 0.1})
     assert asked == ["mlm", "electra"] * 5
@@ -408,6 +409,28 @@ def test_no_variant_leaves_a_report_unnamed(planned, timed, words, tmp_path, cap
     report_ablation(tmp_path / "out", "gaps", ablation, AblationResults(study, rows))
     line = "no variant is compared by words, score x 100: a has no final value"
     assert line in capsys.readouterr().err and line in (tmp_path / "out" / "report" / "report.md").read_text()
+
+
+def test_no_two_trainings_of_a_variant_share_a_head(planned, words) -> None:
+    changes = {"tasks": [words], "epochs": 1, "tasks_at": [1.0], "checkpoints": [1.0], "seeds": 2, "trials": 2}
+    _, study = planned(variants={"a": None, "b": {"norm": "pre"}}, **changes)
+    for variant in ("a", "b"):
+        tunings = [job for job in study.jobs if job.kind == FINETUNE and job.model == variant]
+        assert [(job.seed, job.options["first_seed"]) for job in tunings] == [(0, 0), (0, 1), (1, 2), (1, 3)]
+
+
+def test_the_best_setting_is_that_of_the_last_point(planned, words) -> None:
+    """It is taken at the others too, though another one be better there."""
+    changes = {"tasks": [words], "epochs": [1, 2], "tasks_at": [0.5, 1.0], "checkpoints": [0.5, 1.0]}
+    _, study = planned(variants={"a": None, "b": {"norm": "pre"}}, **changes)
+    accuracies, rows = {(0.5, 1): 0.9, (0.5, 2): 0.5, (1.0, 1): 0.6, (1.0, 2): 0.7}, losses(study, {"a": 1.0, "b": 1.0})
+    for job in (job for job in study.jobs if job.kind == FINETUNE):
+        dev = {"dev": {"accuracy": accuracies[job.setting["at"], job.setting["epochs"]]}}
+        rows[job.id] |= job.setting | {"metrics": ["accuracy"], "best": {"dev": dev}}
+    results = AblationResults(study, rows)
+    assert results.best_setting(results.baseline, "words")[2] == 2
+    (curve,) = results.task_curves(results.baseline, "words").values()
+    assert [point.value for point in curve] == pytest.approx([50.0, 70.0])
 
 
 def test_failures_are_reported(planned, tmp_path, capsys) -> None:

@@ -1,10 +1,10 @@
 """The engine with jobs of its own kind: dependencies, GPUs of local workers, and what Ray is asked for."""
 
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import torch
 
 from fastbert.errors import UserError
 from fastbert.studies.engine import ray_backend
@@ -14,6 +14,7 @@ from fastbert.studies.engine.live_status import LiveStatus
 from fastbert.studies.engine.options import EngineOptions
 from fastbert.studies.engine.ray_backend import run_ray, run_remotely
 from fastbert.studies.engine.store import ResultStore
+from tests.gpus import report_gpus
 from tests.studies.conftest import toy_job, write_toy_runner
 
 
@@ -39,6 +40,8 @@ def test_a_graph_of_jobs_of_a_new_kind(tmp_path, monkeypatch, capsys) -> None:
     assert rows["e"]["before"] == ["a", "b", "c", "e"]
     assert [rows[name]["CUDA_VISIBLE_DEVICES"] for name in "bc"] == ["GPU-7", "5"]
     assert rows["b"]["OMP_NUM_THREADS"] == "3"
+    process = {name: (tmp_path / "out" / "jobs" / name / "run" / "process").read_text() for name in "abce"}
+    assert process["a"] not in {process[name] for name in "bce"}
     assert "3 of 5 done, 0 running, 1 failed" in capsys.readouterr().err
 
 
@@ -53,34 +56,46 @@ def test_gpus_take_turns(tmp_path, monkeypatch) -> None:
     assert gpus == {"a": "5", "b": "GPU-7", "c": "5"}
 
 
+def test_the_time_left_goes_by_the_cost_of_jobs(monkeypatch) -> None:
+    now, jobs = [0.0], [toy_job("a", cost=3.0), toy_job("b"), toy_job("c", cost=2.0)]
+    monkeypatch.setattr("fastbert.studies.engine.live_status.time.monotonic", lambda: now[0])
+    live = LiveStatus(jobs, {}, lambda row: ("", 0.0))
+    live.begun(jobs[0])
+    now[0] = 30.0
+    live.ended(jobs[0], {"status": "done", "seconds": 30.0})
+    assert live.status() == "1 of 3 done, 0 running, 0 failed, 2 left, 2 jobs/min, 0:30 left"
+
+
 def test_which_gpus_are_shared(monkeypatch) -> None:
     assert share_gpus([toy_job("a", device="cpu"), toy_job("b")])
     assert not share_gpus([toy_job("a", device="cpu")])
     assert not share_gpus([toy_job("a", device="cuda:1"), toy_job("b")])  # whoever names one knows which they are
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    report_gpus(monkeypatch, count=2)
     assert visible_gpus() == ["0", "1"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert visible_gpus() == []
 
 
 class ToyRay:
-    """Runs a remote function when it is called; notes what it is asked for."""
+    """Runs `run` when a remote function is called; records what it is asked for."""
 
     exceptions = SimpleNamespace(RayError=KeyError)
 
-    def __init__(self, gpus: int) -> None:
-        self.gpus, self.asked, self.alive = gpus, [], True
+    def __init__(self, gpus: int, run: Callable[[dict, str | None], dict]) -> None:
+        self.gpus, self.run, self.asked, self.alive = gpus, run, [], True
 
     def cluster_resources(self) -> dict[str, float]:
         return {"CPU": 4.0, **({"GPU": float(self.gpus)} if self.gpus else {})}
 
     def remote(self, **resources):
         def decorate(function):
+            assert function is run_remotely
+
             def options(**more):
                 def call(*given):
                     self.asked.append(resources | more | {"job": given[0]["id"], "folder": given[1]})
-                    return (function(*given),)
+                    return (self.run(*given),)
 
                 return SimpleNamespace(remote=call)
 
@@ -102,8 +117,7 @@ class ToyRay:
 @pytest.mark.parametrize(("gpus", "expected"), [(0, [0, 0, 1, 1]), (2, [1, 0, 1, 1])])
 def test_ray_jobs_ask_for_a_gpu(gpus: int, expected: list[int], tmp_path, monkeypatch) -> None:
     """Where the cluster has any, also with device: auto; the CPU's never."""
-    monkeypatch.setattr(ray_backend, "run_remotely", lambda job, folder: Outcome(status="done", folder=folder))
-    ray = ToyRay(gpus)
+    ray = ToyRay(gpus, lambda job, folder: Outcome(status="done", folder=folder))
     devices = ("auto", "cpu", "cuda", "cuda:1")
     jobs = [toy_job(name, device=device) for name, device in zip("abcd", devices, strict=True)]
     ended = [outcome for _, outcome in filter(None, run_ray(ray, jobs, 2, 3, tmp_path, in_place=False)) if outcome]
@@ -123,9 +137,8 @@ def test_ray_jobs_that_continue_from_each_other(tmp_path, monkeypatch) -> None:
     """They run in the study's folder, each after the one it needs; nothing is left when that has failed."""
     done = {"status": "done", "precision": "fp32", "result": {}, "seconds": 1.0}
     outcomes = {"a": done, "b": {"status": "failed", "reason": "as asked", "fix": "", "log": []}}
-    monkeypatch.setattr(ray_backend, "run_remotely", lambda job, folder: Outcome(outcomes[job["id"]], at=folder))
     monkeypatch.setattr(ray_backend, "connect", lambda *given: ray)
-    ray, options = ToyRay(1), EngineOptions(backend="ray")
+    ray, options = ToyRay(1, lambda job, folder: Outcome(outcomes[job["id"]])), EngineOptions(backend="ray")
     jobs = [toy_job("a"), toy_job("b", after="a"), toy_job("c", after="b")]
     store = opened(tmp_path / "out", jobs)
     events = start(options, jobs, store, 1, in_place=True, timed_on="cuda")

@@ -25,6 +25,8 @@ def test_what_a_sweep_leaves(finished, models, words, tmp_path) -> None:
     assert "step 8/8" in (Path(row["folder"]) / "log.txt").read_text()
     assert (Path(row["folder"]) / "run" / "seed-1" / "metrics.jsonl").is_file()
     assert not list(finished.rglob("model.safetensors"))
+    by_time = sorted(rows, key=lambda row: (Path(row["folder"]) / "log.txt").stat().st_mtime_ns)
+    assert [row["model"] for row in by_time] == ["tupe", "tupe", "narrow", "narrow"]  # the longest first
     # The same as fastbert finetune with these options.
     flags = ["--model", models["tupe"], "--task", words, "--seeds", "1", "--first-seed", "1", "--no-save-model"]
     flags += ["--learning-rate", "3e-3", "--batch-size", "16", "--epochs", "2", "--machine.threads", "1"]

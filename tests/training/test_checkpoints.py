@@ -20,6 +20,7 @@ from fastbert.errors import UserError
 from fastbert.records import seal_of
 from fastbert.training.checkpoints import Checkpointer, check_space, read_checkpoint
 from fastbert.training.finite import NotFiniteError
+from tests.stand_ins import free_space
 
 
 @pytest.fixture
@@ -330,7 +331,7 @@ def test_nothing_kept_is_refused(tmp_path):
 
 
 def test_space_is_checked_before(tmp_path, monkeypatch):
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 5, 5_000_000_000))
+    free_space(monkeypatch, 5_000_000_000)
     check_space(tmp_path / "not" / "yet", 5_000_000_000)
     with pytest.raises(UserError, match=r"need 5.10 GB and the disk of .*yet has 5.00 GB left"):
         check_space(tmp_path / "not" / "yet", 5_100_000_000)

@@ -7,6 +7,7 @@ import subprocess
 import time
 import types
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -22,21 +23,14 @@ from fastbert.training.hardware import (
     setup_machine,
 )
 from fastbert.training.options import MachineOptions
+from tests.gpus import report_gpus
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
 
 @pytest.fixture
 def gpu(monkeypatch):
-    """Makes torch report one GPU of a name and compute capability."""
-
-    def install(name="NVIDIA H100 80GB HBM3", capability=(9, 0)):
-        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-        monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-        monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
-        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-
-    return install
+    return partial(report_gpus, monkeypatch)
 
 
 def test_device_with_a_gpu(gpu):
@@ -48,8 +42,8 @@ def test_device_with_a_gpu(gpu):
         resolve_device("cuda:1")
 
 
-def test_device_without_a_gpu(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+def test_device_without_a_gpu(gpu):
+    gpu(count=0)
     assert resolve_device("auto") == CPU
     with pytest.raises(UserError, match=r"no CUDA GPU.*--machine.device cpu"):
         resolve_device("cuda")
@@ -117,9 +111,10 @@ def test_threads():
 def test_memory_is_kept_on_glibc_cpus_only(monkeypatch):
     calls = []
     monkeypatch.setattr(ctypes, "CDLL", lambda name: types.SimpleNamespace(mallopt=lambda *call: calls.append(call)))
-    monkeypatch.setattr(platform, "libc_ver", lambda: ("", ""))  # musl, macOS
+    library = [""]  # musl, macOS
+    monkeypatch.setattr(platform, "libc_ver", lambda: (library[0], "2.36"))
     setup_machine(MachineOptions(), CPU)
-    monkeypatch.setattr(platform, "libc_ver", lambda: ("glibc", "2.36"))
+    library[0] = "glibc"
     setup_machine(MachineOptions(), CUDA)
     assert calls == []
     setup_machine(MachineOptions(), CPU)
@@ -173,20 +168,21 @@ def test_datasheet(gpu, name, bf16, fp32):
     assert name in peak_flops(CUDA, "fp32")[1]
 
 
-def test_peak_is_measured_once_on_a_cpu(monkeypatch):
+def test_peak_is_measured_once_on_a_cpu():
     flops, how = peak_flops(CPU, "fp32")
     assert how == "measured matmul" and 1e8 < flops < 1e15
-    monkeypatch.setattr(time, "perf_counter", lambda: pytest.fail("measured again"))
+    measured = hardware.measured_flops.cache_info()
     assert peak_flops(CPU, "fp32") == (flops, how)
+    assert hardware.measured_flops.cache_info() == measured._replace(hits=measured.hits + 1)
 
 
 def test_measured_peak_is_that_of_a_product(monkeypatch):
     """With a clock that advances 1 ms a look, the largest product that was tried gives the figure."""
     ticks = iter(range(10**6))
     monkeypatch.setattr(time, "perf_counter", lambda: next(ticks) * 1e-3)
-    hardware._measured_flops.cache_clear()
+    hardware.measured_flops.cache_clear()
     assert peak_flops(CPU, "fp32")[0] == pytest.approx(2 * 1024**3 / 1e-3)
-    hardware._measured_flops.cache_clear()
+    hardware.measured_flops.cache_clear()
 
 
 def test_description_is_json_and_names_the_versions():
@@ -204,15 +200,15 @@ def test_commit_and_dirty_flag(tmp_path):
         identity = ("-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false")
         subprocess.run(["git", "-C", str(tmp_path), *identity, *arguments], check=True, capture_output=True)
 
-    assert hardware._commit(tmp_path) == {"commit": None, "dirty": None}
+    assert hardware.commit_of(tmp_path) == {"commit": None, "dirty": None}
     git("init")
-    assert hardware._commit(tmp_path) == {"commit": None, "dirty": None}
+    assert hardware.commit_of(tmp_path) == {"commit": None, "dirty": None}
     (tmp_path / "file").write_text("a")
     git("add", "file")
     git("commit", "-m", "one")
-    clean = hardware._commit(tmp_path)
+    clean = hardware.commit_of(tmp_path)
     assert len(clean["commit"]) == 40 and clean["dirty"] is False
     (tmp_path / "file").write_text("b")
-    assert hardware._commit(tmp_path) == {"commit": clean["commit"], "dirty": True}
+    assert hardware.commit_of(tmp_path) == {"commit": clean["commit"], "dirty": True}
     (tmp_path / "inner").mkdir()
-    assert hardware._commit(tmp_path / "inner") == {"commit": None, "dirty": None}
+    assert hardware.commit_of(tmp_path / "inner") == {"commit": None, "dirty": None}

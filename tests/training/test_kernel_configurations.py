@@ -5,6 +5,7 @@ from fastbert_kernels import configurations
 from fastbert.errors import UserError
 from fastbert.training import kernel_configurations
 from fastbert.training.kernel_configurations import fix_kernels
+from tests.gpus import report_gpus
 
 GPU = torch.device("cuda")
 TUNED = {"keys": {"16-bit, to 64": [32, 64, 4, 1]}}
@@ -14,7 +15,7 @@ TUNED = {"keys": {"16-bit, to 64": [32, 64, 4, 1]}}
 def gpu(monkeypatch, tmp_path):
     pytest.importorskip("triton")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H200")
+    report_gpus(monkeypatch, "NVIDIA H200")
     monkeypatch.setattr(kernel_configurations, "runs_kernels", lambda x, what: True)
     monkeypatch.setattr(torch, "empty", lambda *size, device: None)
     monkeypatch.setattr(configurations, "_capability", lambda: 90)
@@ -39,7 +40,7 @@ def test_a_run_keeps_the_configurations_it_started_with() -> None:
 def test_another_gpu_takes_its_own(monkeypatch) -> None:
     configurations.save_tuned(TUNED, "NVIDIA A100")
     first = fix_kernels(GPU, [])
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA A100")
+    report_gpus(monkeypatch, "NVIDIA A100")
     assert fix_kernels(GPU, [{"resolved": {"kernels": first}}])["configurations"]["keys"]["16-bit, to 64"] == [
         32,
         64,

@@ -214,8 +214,7 @@ def test_without_tensorboard_one_note(tmp_path, monkeypatch, capsys):
 
 def test_without_rich_plain_lines(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "rich.progress", None)
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
-    with Logbook(tmp_path, 100) as book:
+    with Logbook(tmp_path, 100, console=Console(force_terminal=True)) as book:
         book.log(1, "train", TRAIN)
     assert "step 1/100  loss 5.432" in capsys.readouterr().err
 
@@ -250,10 +249,10 @@ def test_curves(tmp_path, monkeypatch, accuracy):
 
 def test_smoothing_keeps_lines_and_lowers_noise():
     line = tuple(float(place) for place in range(400))
-    assert logbook._smoothed(line)[:390] == pytest.approx(line[:390])
+    assert logbook.smoothed(line)[:390] == pytest.approx(line[:390])
     noise = tuple(np.random.default_rng(0).normal(size=2000))
-    assert np.std(logbook._smoothed(noise)) < 0.2
-    assert logbook._smoothed((3.0,)) == [3.0]
+    assert np.std(logbook.smoothed(noise)) < 0.2
+    assert logbook.smoothed((3.0,)) == [3.0]
 
 
 def test_no_loss_to_draw(tmp_path):

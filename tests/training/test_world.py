@@ -54,8 +54,8 @@ def trained(setup: PretrainSetup, world: World) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("objective", ["mlm", "electra"])
 def test_two_ranks_are_one_process(objective: str, prepared: Path) -> None:
-    """Five rows, two and three of them; micro-batches of two."""
-    options = {"layers": 1, "width": 16, "heads": 2, "length": 32, "batch_size": 5, "steps": 3, "eval_sequences": 7}
+    """Seven rows, three and four of them; micro-batches of two."""
+    options = {"layers": 1, "width": 16, "heads": 2, "length": 32, "batch_size": 7, "steps": 3, "eval_sequences": 7}
     options |= {"data": str(prepared), "objective": objective, "notes": {"enabled": True}, "dropout": 0.2}
     options |= {"machine": {"micro_batch_size": 2, "precision": "fp32"}, "optimizer": {"clip_norm": 0.5}}
     # Plain steps: Adam's first updates have the gradient's sign, also where it is rounding alone.
@@ -72,6 +72,17 @@ def test_two_ranks_are_one_process(objective: str, prepared: Path) -> None:
             torch.testing.assert_close(
                 rank[name], value, rtol=1e-4, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}"
             )
+
+
+def test_a_rank_validates_on_its_rows_alone(prepared: Path) -> None:
+    """Without a sum over the ranks each has the figures of its rows."""
+    options = {"layers": 1, "width": 16, "heads": 2, "length": 32, "batch_size": 4, "steps": 1, "eval_sequences": 4}
+    setup = prepare_setup(from_dict(PretrainOptions, options | {"data": str(prepared)}, "the test"))
+    objective, losses = setup.objective(), []
+    for world in (World(0, 2), World(1, 2), World()):
+        setup.world = world
+        losses.append(setup.validate(objective)["loss"])
+    assert losses[0] != losses[1] and losses[2] == pytest.approx((losses[0] + losses[1]) / 2, rel=1e-3)
 
 
 def test_rows_of_the_ranks_are_the_batch() -> None:

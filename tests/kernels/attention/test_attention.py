@@ -153,8 +153,13 @@ def test_segments_and_packed_sequences_are_the_same_attention() -> None:
     places = torch.cat([torch.arange(size) for size in sizes])
     gathered = bias[:, :, places[:, None], places]
     torch.testing.assert_close(attention(q, k, v, gathered, segments=segments), packed, rtol=1e-12, atol=1e-12)
-    for start, size in ((0, 3), (3, 1), (4, 5)):
+    keys = torch.arange(3, dtype=torch.int32)
+    for number, (start, size) in enumerate(((0, 3), (3, 1), (4, 5))):
         alone = [x[:, :, start : start + size] for x in (q, k, v)]
+        for function in (attention, attention_reference):  # each drops by its own key
+            dropped = function(q, k, v, cu_seqlens=bounds, dropout_p=0.5, keys=keys)[:, :, start : start + size]
+            by_itself = function(*alone, dropout_p=0.5, keys=keys[number : number + 1])
+            torch.testing.assert_close(dropped, by_itself, rtol=1e-12, atol=1e-12)
         one = F.scaled_dot_product_attention(*alone, attn_mask=bias[:, :, :size, :size])
         torch.testing.assert_close(packed[:, :, start : start + size], one, rtol=1e-12, atol=1e-12)
 

@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from tests.kernels.attention.test_cpu_chunks import cut
+
 PLAIN = {"cu_seqlens": None, "key_padding": None, "segments": None, "dropout_p": 0.0, "keys": None}
 
 
@@ -41,9 +43,7 @@ def assert_same(ours: list[Tensor], theirs: list[Tensor], tolerance: float = 1e-
 
 @pytest.fixture
 def small_chunks(monkeypatch) -> None:
-    monkeypatch.setattr(cpu_chunks, "CELLS", 60)
-    monkeypatch.setattr(cpu_chunks, "BLOCK", 4)
-    monkeypatch.setattr(cpu_chunks, "STEP", 2)
+    cut(monkeypatch, CELLS=60, BLOCK=4, STEP=2)
 
 
 @settings(max_examples=60, deadline=None)

@@ -44,8 +44,9 @@ OPTIONS = {
 }
 
 
-def cut(monkeypatch: pytest.MonkeyPatch, way: str) -> None:
-    for name, value in WAYS[way].items():
+def cut(monkeypatch: pytest.MonkeyPatch, **sizes: int) -> None:
+    """Cuts small calls as large ones are, by the constants of `cpu_chunks` and `cpu`."""
+    for name, value in sizes.items():
         monkeypatch.setattr(cpu if hasattr(cpu, name) else cpu_chunks, name, value)
 
 
@@ -97,7 +98,7 @@ def results(function, tensors: list[Tensor], options: dict, grad: Tensor, dtype:
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("name", OPTIONS)
 def test_is_the_reference(name: str, way: str, monkeypatch) -> None:
-    cut(monkeypatch, way)
+    cut(monkeypatch, **WAYS[way])
     for dtype, tolerance in ((torch.float64, 1e-12), (torch.float32, 2e-5)):
         given = case(dtype, **{**OPTIONS[name], "bias_dtype": None})
         for ours, theirs in zip(results(by_chunks, *given), results(attention_reference, *given), strict=True):
@@ -133,7 +134,7 @@ def poisoned() -> Iterator[None]:
 @pytest.mark.parametrize("way", WAYS)
 def test_nothing_reads_memory_that_was_not_written(way: str, poisoned, monkeypatch) -> None:
     assert torch.empty(1).isnan()
-    cut(monkeypatch, way)
+    cut(monkeypatch, **WAYS[way])
     for dtype, name in itertools.product((torch.float32, torch.bfloat16), ("plain", "padding and segments", "packed")):
         given = case(dtype, **OPTIONS[name])
         first, again = results(by_chunks, *given), results(by_chunks, *given)
@@ -144,7 +145,7 @@ def test_nothing_reads_memory_that_was_not_written(way: str, poisoned, monkeypat
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("sign", [-1, 1])
 def test_some_chunks_beyond_the_range_of_powers(dtype: torch.dtype, sign: int, monkeypatch) -> None:
-    cut(monkeypatch, "rows")
+    cut(monkeypatch, **WAYS["rows"])
     for name in ("bias", "padding and segments"):
         (q, k, v, bias), options, grad = case(dtype, **OPTIONS[name])
         bias = bias.repeat(3, 1, 1, 1)
@@ -171,7 +172,7 @@ class Operators(TorchDispatchMode):
 @pytest.mark.parametrize("cells", [37 * 37, 37 * 37 + 1])
 def test_large_matrices_are_multiplied_by_onednn(cells: int, monkeypatch) -> None:
     """Its operator is PyTorch's own and has no promise of staying: a version without it shows here."""
-    monkeypatch.setattr(cpu, "SINGLE", cells)
+    cut(monkeypatch, SINGLE=cells)
     with Operators() as called:
         results(by_chunks, *case(torch.float32, **OPTIONS["bias"]))
     x86 = platform.machine().lower() in ("x86_64", "amd64")
@@ -199,8 +200,7 @@ def test_short_sequences_in_float32_without_gradients(given: dict) -> None:
 @pytest.mark.parametrize(("limit", "kept"), [(1 << 30, 1), (0, 0)])
 def test_memory(limit: int, kept: int, monkeypatch) -> None:
     """No operation gives all scores, and what is kept is they, once, or nothing of their size."""
-    monkeypatch.setattr(cpu_chunks, "CELLS", 1 << 14)
-    monkeypatch.setattr(cpu, "SAVED_BYTES", limit)
+    cut(monkeypatch, CELLS=1 << 14, SAVED_BYTES=limit)
     tensors, options, grad = case(torch.bfloat16, batch=4, queries=120, length=120, bias=(1, H), dropout_p=0.2)
     saved: list[int] = []
     own = [x.detach().requires_grad_() for x in tensors]
@@ -210,6 +210,16 @@ def test_memory(limit: int, kept: int, monkeypatch) -> None:
         torch.autograd.grad(out, own, grad)
     assert largest.size <= H * 120 * 120
     assert sum(saved) == kept * 4 * H * 120 * 120 + sum(x.numel() for x in tensors)
+
+
+def test_gradients_of_many_chunks_are_added_in_float32(monkeypatch) -> None:
+    """512 queries, each a chunk of its own, that give each value 1/512: in bfloat16 the sum would stop at a half."""
+    cut(monkeypatch, CELLS=512)
+    q, k, v = torch.zeros(3, 1, 1, 512, 4, dtype=torch.bfloat16)
+    masks = {"cu_seqlens": None, "key_padding": None, "segments": None}
+    out = by_chunks(q, k, v.requires_grad_(), None, **masks, scale=1.0, dropout_p=0.0, keys=None)
+    out.backward(torch.ones_like(out))
+    assert (v.grad == 1.0).all()
 
 
 def test_a_layer_learns_the_same() -> None:

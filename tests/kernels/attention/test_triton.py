@@ -13,10 +13,9 @@ import pytest
 import torch
 
 pytest.importorskip("triton")
-from fastbert_kernels import configurations
+from fastbert_kernels import backend, configurations
 from fastbert_kernels.attention import triton_launch
 from fastbert_kernels.attention.triton_launch import attention_forward
-from fastbert_kernels.backend import TRITON
 from fastbert_kernels.compilation import SHARED_LIMIT, Resources, pretended_gpu
 
 CASES = Path(__file__).parent / "attention_cases.py"
@@ -139,7 +138,7 @@ def test_a_tuned_choice_is_kept_and_used(tmp_path, monkeypatch) -> None:
         configurations.use({})
     assert used["keys"]["16-bit, to 64"] == [32, 64, 4, 1] and used["forward"]["16-bit, to 64"] == [128, 64, 8, 3]
     assert (keys.warps, keys.stages) == (4, 1)
-    path.write_text(path.read_text().replace(TRITON, "1.0"))
+    path.write_text(path.read_text().replace(backend.TRITON, "1.0"))
     assert configurations.load_tuned("NVIDIA H200") is None  # another Triton may compile something else
     path.write_text("{")
     with pytest.raises(ValueError, match=r"kernels-nvidia-h200\.json is damaged"):

@@ -49,10 +49,17 @@ def assert_same(
         torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
 
 
-@pytest.mark.parametrize("cells", [1, 2 * H * T * 4, 1 << 23])
+@pytest.fixture
+def cells(request, monkeypatch) -> int:
+    """Scores that there may be at a time."""
+    monkeypatch.setattr(untied, "CELLS", request.param)
+    return request.param
+
+
+# Queries one by one, four at a time, all at once.
+@pytest.mark.parametrize("cells", [1, 2 * H * T * 4, 1 << 23], indirect=True)
 @pytest.mark.parametrize("relative", [False, True])
-def test_equals_the_formula(relative: bool, cells: int, monkeypatch) -> None:
-    monkeypatch.setattr(untied, "CELLS", cells)  # queries one by one, four at a time, all at once
+def test_equals_the_formula(relative: bool, cells: int) -> None:
     tensors = inputs(relative)
     assert_same(untied_attention(*tensors), plain(*tensors), tensors)
 
@@ -64,9 +71,9 @@ def test_buckets_may_reach_further_or_less_far() -> None:
     assert not torch.allclose(ours, untied_attention(*tensors))
 
 
-def test_tupe_a_equals_torchs_attention_on_longer_vectors(monkeypatch) -> None:
+@pytest.mark.parametrize("cells", [100], indirect=True)
+def test_tupe_a_equals_torchs_attention_on_longer_vectors(cells: int) -> None:
     """The bias with its reset is an inner product of K + 2 numbers."""
-    monkeypatch.setattr(untied, "CELLS", 100)
     tensors = inputs(False)
     q, k, v, pos_q, pos_k, cls_to_all, all_to_cls = tensors
     scale, first = (2 * K) ** -0.5, (torch.arange(T) == 0).double()[:, None]
@@ -98,42 +105,45 @@ def test_stripes_equal_the_matrix(length: int, cells: int, relative: bool, pad: 
         untied.CELLS = before
 
 
-@pytest.mark.parametrize("cells", [1, 1 << 23])
-def test_packed_sequences_are_sequences(cells: int, monkeypatch) -> None:
-    monkeypatch.setattr(untied, "CELLS", cells)
+@pytest.mark.parametrize("cells", [1, 1 << 23], indirect=True)
+def test_packed_sequences_are_sequences(cells: int) -> None:
     tensors = inputs(batch=1, places=6)
     bounds = torch.tensor([0, 5, 5, 6, 11], dtype=torch.int32)
-    ours = untied_attention(*tensors, cu_seqlens=bounds)
-    alone = [untied_attention(*(x[:, :, a:b] for x in tensors[:3]), *tensors[3:]) for a, b in ((0, 5), (5, 6), (6, 11))]
-    assert_same(ours, torch.cat(alone, 2), tensors)
+    keys = torch.arange(4, dtype=torch.int32)
+    for drop in (0.0, 0.5):
+        ours = untied_attention(*tensors, cu_seqlens=bounds, dropout_p=drop, keys=keys if drop else None)
+        alone = []
+        for number, a, b in ((0, 0, 5), (2, 5, 6), (3, 6, 11)):
+            key = keys[number : number + 1] if drop else None
+            alone.append(untied_attention(*(x[:, :, a:b] for x in tensors[:3]), *tensors[3:], dropout_p=drop, keys=key))
+        assert_same(ours, torch.cat(alone, 2), tensors)
 
 
-def test_gradcheck(monkeypatch) -> None:
-    monkeypatch.setattr(untied, "CELLS", 60)
+@pytest.mark.parametrize("cells", [60], indirect=True)
+def test_gradcheck(cells: int) -> None:
     tensors = inputs(batch=1, length=4, places=5)
     torch.autograd.gradcheck(lambda *x: untied_attention(*x, dropout_p=0.2, seed=3), tensors)
 
 
-def test_long_sequences_have_no_matrix(monkeypatch) -> None:
-    monkeypatch.setattr(untied, "CELLS", 40_000)
+@pytest.mark.parametrize("cells", [40_000], indirect=True)
+def test_long_sequences_have_no_matrix(cells: int) -> None:
     tensors = inputs(batch=1, length=300, places=300, dtype=torch.float32)
     with Largest() as largest:
         untied_attention(*tensors).sum().backward()
-    assert largest.size <= 40_000  # a matrix for each head has 270,000
+    assert largest.size <= cells  # a matrix for each head has 270,000
 
 
+@pytest.mark.parametrize("cells", [60, 1 << 23], indirect=True)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
-def test_any_precision(dtype: torch.dtype, monkeypatch) -> None:
+def test_any_precision(dtype: torch.dtype, cells: int) -> None:
     exact = inputs()
     low = [x.detach().to(dtype).requires_grad_() for x in exact]
     same = [x.detach().double() for x in low]
-    for cells in (60, 1 << 23):
-        monkeypatch.setattr(untied, "CELLS", cells)
-        out = untied_attention(*low)
-        assert out.dtype == dtype and [g.dtype for g in torch.autograd.grad(out.sum(), low)] == [dtype] * len(low)
-        reference = untied.untied_attention_reference(*low)
-        error, theirs = ((x.double() - plain(*same)).abs().max() for x in (out, reference))
-        assert error <= 2 * theirs + 1e-5
+    out = untied_attention(*low)
+    assert out.dtype == dtype and [g.dtype for g in torch.autograd.grad(out.sum(), low)] == [dtype] * len(low)
+    reference = untied.untied_attention_reference(*low)
+    error, theirs = ((x.double() - plain(*same)).abs().max() for x in (out, reference))
+    assert error <= 2 * theirs + 1e-5
 
 
 def test_refused() -> None:

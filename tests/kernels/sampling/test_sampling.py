@@ -15,6 +15,13 @@ from tests.kernels.largest import Largest
 ROWS = 40_000
 
 
+@pytest.fixture
+def block(request, monkeypatch) -> int:
+    """Words in a block."""
+    monkeypatch.setattr(reference, "BLOCK", request.param)
+    return request.param
+
+
 def keys(count: int, seed: int = 0) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(-(2**31), 2**31, (count,), generator=generator).to(torch.int32)
@@ -57,10 +64,9 @@ LAWS = {
 }
 
 
-@pytest.mark.parametrize("block", [4, 64])
+@pytest.mark.parametrize("block", [4, 64], indirect=True)
 @pytest.mark.parametrize("name", LAWS)
-def test_the_law(name: str, block: int, monkeypatch) -> None:
-    monkeypatch.setattr(reference, "BLOCK", block)
+def test_the_law(name: str, block: int) -> None:
     weights, k = LAWS[name]
     logits = torch.tensor(weights, dtype=torch.float64).log().float()
     rows = ROWS if block == 4 else ROWS // 4
@@ -69,10 +75,9 @@ def test_the_law(name: str, block: int, monkeypatch) -> None:
     torch.testing.assert_close(log_probabilities[:100], logits.log_softmax(-1)[ids[:100]], rtol=2e-6, atol=2e-6)
 
 
-@pytest.mark.parametrize("block", [4, 64])
-def test_the_law_with_forbidden_and_excluded_words(block: int, monkeypatch) -> None:
+@pytest.mark.parametrize("block", [4, 64], indirect=True)
+def test_the_law_with_forbidden_and_excluded_words(block: int) -> None:
     """Each row lacks a word of its own, likelier than all others together; the law is that of the rest."""
-    monkeypatch.setattr(reference, "BLOCK", block)
     weights = torch.tensor([50.0, 5, 4, 3, 2, 1, 100, 0.5])
     excluded = torch.arange(ROWS) % 3  # one of 0, 1, 2
     ids, log_probabilities = draw_distinct(
@@ -89,10 +94,9 @@ def test_the_law_with_forbidden_and_excluded_words(block: int, monkeypatch) -> N
         )
 
 
-@pytest.mark.parametrize("block", [4, 64])
-def test_a_hundred_thousand_draws_are_distinct_and_allowed_whatever_the_distribution(block: int, monkeypatch) -> None:
+@pytest.mark.parametrize("block", [4, 64], indirect=True)
+def test_a_hundred_thousand_draws_are_distinct_and_allowed_whatever_the_distribution(block: int) -> None:
     """Flat rows, peaked ones, and ones with a single word above what float32 can hold beside it."""
-    monkeypatch.setattr(reference, "BLOCK", block)
     generator = torch.Generator().manual_seed(1)
     scale = torch.tensor([0.1, 10.0, 100.0, 3000.0]).repeat(5000)[:, None]
     logits = torch.randn(20_000, 30, generator=generator) * scale
