@@ -1,5 +1,5 @@
-"""Names of options in other programs (transformers' Trainer and its example scripts, nanochat) and in earlier versions of
-fastbert, and what they are called here: for the error of an option that is unknown."""
+"""Names of options in other programs (transformers' Trainer and its example scripts, nanochat) and in earlier versions,
+and what they are called here: for the error of an option that is unknown."""
 
 import re
 from collections.abc import Collection

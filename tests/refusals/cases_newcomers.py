@@ -1,4 +1,4 @@
-"""What people type who come from transformers' Trainer, from nanochat, from a spreadsheet or from an earlier version."""
+"""What people type who come from transformers' Trainer, nanochat, a spreadsheet or an earlier version."""
 
 from pathlib import Path
 
