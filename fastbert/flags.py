@@ -291,11 +291,11 @@ def _parser(cls: type, flags: Sequence[Flag], job: str, default: Any) -> argpars
     )
     groups: dict[str, Any] = {"": parser}
     for flag in flags:
-        if flag.group not in groups:
-            title = f"--{flag.name.rpartition('.')[0]}..."
-            groups[flag.group] = parser.add_argument_group(title, flag.group)
+        prefix = flag.name.rpartition(".")[0]
+        if prefix not in groups:
+            groups[prefix] = parser.add_argument_group(f"--{prefix}...", flag.group)
         text = help_of(flag, default).replace("%", "%%")
-        add = groups[flag.group].add_argument
+        add = groups[prefix].add_argument
         if flag.is_switch:
             add(f"--{flag.name}", f"--{flag.negation}", dest=flag.name, help=text, action=_Switch, nargs=0)
         else:

@@ -1,5 +1,5 @@
-"""Names of options in other programs (transformers' Trainer and its example scripts, nanochat), and what they are
-called here: for the error of an option that is unknown."""
+"""Names of options in other programs (transformers' Trainer and its example scripts, nanochat) and in earlier versions,
+and what they are called here: for the error of an option that is unknown."""
 
 import re
 from collections.abc import Collection
@@ -68,6 +68,17 @@ NAMES: dict[str, tuple[str, ...]] = {
 }
 """Name elsewhere -> flags here, the first that a job has being the one."""
 
+RENAMED: dict[str, tuple[str, ...]] = {
+    "validation-share": ("validation-fraction",),
+    "first-share": ("first-fraction",),
+    "batch-start": ("initial-batch-size",),
+    "cls": ("cls-attention",),
+    "least": ("min-count",),
+    "most": ("max-count",),
+    "weight": ("mix", "loss-weight"),
+}
+"""Name in an earlier version -> names now, the first that the same group has being the one."""
+
 REMARKS: dict[str, str] = {
     **dict.fromkeys(("epochs", "num-train-epochs", "num-epochs", "max-epochs", "n-epochs"), _BUDGET),
     **dict.fromkeys(("gradient-accumulation-steps", "grad-accum", "grad-accum-steps"), _ACCUMULATION),
@@ -87,13 +98,14 @@ REMARKS: dict[str, str] = {
 
 
 def foreign(name: str, flags: Collection[str]) -> str:
-    """What an option of another program is called here, as the end of a sentence; empty if it is not known.
+    """What an option of another program or version is called here, as the end of a sentence; empty if it is not known.
 
     Args:
         name: without the leading dashes.
         flags: of the job, without dashes.
     """
-    for own in foreign_names(name):
+    group, dot, last = name.rpartition(".")
+    for own in (*foreign_names(name), *(f"{group}{dot}{own}" for own in foreign_names(last))):
         if own in flags:
             return f"did you mean --{own}?"
     remark = REMARKS.get(name.lower(), "")
@@ -101,5 +113,6 @@ def foreign(name: str, flags: Collection[str]) -> str:
 
 
 def foreign_names(name: str) -> tuple[str, ...]:
-    """Flags, some of which a job may have, for an option of another program, written with - or _."""
-    return NAMES.get(name.lower().replace("_", "-"), ())
+    """Flags, some of which a job may have, for an option of another program or version, written with - or _."""
+    name = name.lower().replace("_", "-")
+    return NAMES.get(name) or RENAMED.get(name, ())

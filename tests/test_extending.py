@@ -13,9 +13,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from fastbert.errors import UserError
+from fastbert.flags import parse
 from fastbert.hub.load import load_pretrained
 from fastbert.model.positions import POSITIONS
-from fastbert.objectives.mlm import MLM
+from fastbert.objectives import OBJECTIVES
+from fastbert.pretraining.options import PretrainOptions
+from fastbert.pretraining.pretrain import pretrain
 from fastbert.registry import Variant
 from fastbert.training.options import OPTIMIZERS
 from tests.flags import main
@@ -189,4 +193,79 @@ def test_a_scheme_that_no_export_can_carry_is_refused_before_training(
     monkeypatch.setitem(POSITIONS.lines, "toy", Variant("toy_scheme:Kerple"))
     assert main(["pretrain", *flags, "--position", "toy", "--out", str(tmp_path / "run")]) == 2
     assert re.search(f"position toy cannot be exported: .*{message}", capsys.readouterr().err)
+    assert not (tmp_path / "run").exists()
+
+
+FAULTY = """
+import torch
+from fastbert.objectives.mlm import MLM
+
+
+class Toy(MLM):
+    def __init__(self, config, *arguments):
+        super().__init__(config, *arguments)
+        {built}
+
+    {method}
+
+
+def descent(groups, options, device):
+    return torch.optim.SGD(groups, lr=0.1)
+"""
+FIGURES = "def figures(self, measured): return "
+EXAMPLES = "def examples(self, *_): return "
+# A line of the constructor or a method of an objective, and how it is refused.
+FAULTS = {
+    "figures that stop": (FIGURES + "measured['nothing']", KeyError, "nothing"),
+    "figures without None": (FIGURES + "[] if 2 * measured['loss'] else []", TypeError, "NoneType"),
+    "figures of another type": (FIGURES + "[('loss', 1.0)]", AttributeError, "'tuple' object has no attribute"),
+    "examples without a heading": (EXAMPLES + "None", TypeError, "cannot unpack"),
+    "examples that are no text": (EXAMPLES + "('', [self])", TypeError, "not JSON serializable"),
+    "no FLOPs": ("def flops(self, *_): return None", TypeError, "unsupported operand"),
+    "a head like ELECTRA's": ("self.head.output = torch.nn.Linear(2, 2)", UserError, "do not fit .*: head.output"),
+}
+
+
+@pytest.mark.parametrize("why", FAULTS)
+def test_an_objective_that_would_fail_at_the_end_is_refused_before_training(why, modules, flags, tmp_path, monkeypatch):
+    code, error, message = FAULTS[why]
+    built, method = ("pass", code) if code.startswith("def") else (code, "")
+    (modules / "toy_objective.py").write_text(FAULTY.format(built=built, method=method))
+    monkeypatch.setitem(OBJECTIVES.lines, "mlm", Variant("toy_objective:Toy"))
+    with pytest.raises(error, match=message):
+        pretrain(parse(PretrainOptions, [*flags, "--out", str(tmp_path / "run")], "pretrain"), "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", ["layers", "optimizer", "multiple_choice"])
+def test_the_options_of_an_objective_hide_no_others(name: str) -> None:
+    code = f"from fastbert.objectives import OBJECTIVES\nOBJECTIVES.register({name!r}, 'toy:Toy')\n"
+    code += "import fastbert.pretraining.options"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=PAGE.parents[1], capture_output=True, text=True, timeout=300
+    )
+    assert f"ValueError: the objective {name!r} needs another name" in done.stderr
+
+
+def test_an_objective_without_options_of_its_own_has_those_of_all() -> None:
+    code = "from fastbert.objectives import OBJECTIVES\nOBJECTIVES.register('plain', 'toy:Plain')\n"
+    code += "from fastbert.pretraining.options import PretrainOptions\nprint(PretrainOptions().plain)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=PAGE.parents[1], capture_output=True, text=True, timeout=300
+    )
+    assert done.stdout.startswith("ObjectiveOptions("), done.stderr
+
+
+def test_an_optimizer_that_cannot_skip_is_refused_before_training(modules, flags, tmp_path, monkeypatch) -> None:
+    (modules / "toy_objective.py").write_text(FAULTY.format(built="pass", method=""))
+    monkeypatch.setitem(OPTIMIZERS.lines, "adamw", Variant("toy_objective:descent"))
+    with pytest.raises(TypeError, match="SGD cannot skip"):
+        main(["pretrain", *flags, "--out", str(tmp_path / "run")])
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_scheme_with_an_option_that_does_not_exist_is_refused_before_training(flags, tmp_path, monkeypatch) -> None:
+    monkeypatch.setitem(POSITIONS.lines, "alibi", POSITIONS.lines["alibi"]._replace(uses=("slope",)))
+    with pytest.raises(AttributeError, match="'slope'"):
+        main(["pretrain", *flags, "--position", "alibi", "--out", str(tmp_path / "run")])
     assert not (tmp_path / "run").exists()

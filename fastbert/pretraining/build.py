@@ -56,6 +56,7 @@ def build_trainer(
     check_finish(setup, objective)
     check_space(run.path, (options.keep_checkpoints + len(milestones) + 3) * checkpoint_size(objective))
     updater = setup.updater(objective)
+    flops = batches.plan.total(objective.flops, 0, options.steps)
     if checkpointer is None:  # nothing is refused any more
         run.write(options, manifest, setup.dataset.tokenizer)
         checkpointer = Checkpointer(run.checkpoints, *keep)
@@ -69,7 +70,7 @@ def build_trainer(
     before = checkpoint.state["progress"]["seconds"] if checkpoint else 0.0
     peak, how = peak_flops(setup.device, setup.precision)
     speed = {
-        "flops_per_step": batches.plan.total(objective.flops, 0, options.steps) / options.steps,
+        "flops_per_step": flops / options.steps,
         "peak_flops": peak,
         "peak_from": how,
     }
@@ -82,7 +83,7 @@ def build_trainer(
     say(
         f"{objective.parameter_count() / 1e6:.2f}M parameters ({options.objective}, {setup.config.position}), "
         f"{batches.plan.describe(options.steps)}, "
-        f"{speed['flops_per_step'] * options.steps:.2e} FLOPs; "
+        f"{flops:.2e} FLOPs; "
         f"{setup.device} {setup.precision}, peak {peak / 1e9:.0f} GFLOP/s ({how})"
     )
     sequences = batches.plan.tokens(0, options.steps) // options.length

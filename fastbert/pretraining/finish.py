@@ -7,15 +7,15 @@ import torch
 
 from fastbert.data.batches import validation_batches
 from fastbert.files import make_inner_folder
-from fastbert.hub.card import AUTO_CLASSES
+from fastbert.hub.card import AUTO_CLASSES, model_card
 from fastbert.hub.export import export_model
-from fastbert.hub.names import head_of, kept
+from fastbert.hub.names import check_weights, head_of, is_bert, kept
 from fastbert.objectives.objective import Figure, Objective
 from fastbert.pretraining.evaluation import NOT_FINITE, evaluate, shown
 from fastbert.pretraining.loop import Progress
 from fastbert.pretraining.run import RunFolder
 from fastbert.pretraining.setup import PretrainSetup
-from fastbert.records import write_json
+from fastbert.records import json_text, write_json
 from fastbert.streams import say
 from fastbert.training.hardware import describe_machine
 from fastbert.training.logbook import NothingToDrawError, plot_curves
@@ -34,7 +34,7 @@ def finish(setup: PretrainSetup, objective: Objective, run: RunFolder, progress:
         weights,
         run.tokenizer,
         run.model,
-        card=model_card(setup, objective, progress, final, unigram),
+        card=card_facts(setup, objective, progress, final, unigram),
     )
     make_inner_folder(run.report)
     plot: Path | None = run.report / "curves.png"
@@ -47,7 +47,8 @@ def finish(setup: PretrainSetup, objective: Objective, run: RunFolder, progress:
     except NothingToDrawError as error:  # records may be lost between two sessions
         say(f"no curves are drawn: {error}")
         plot = None
-    heading, examples = examples_of(setup, objective)
+    figures = summary_lines(objective.figures(final), unigram)
+    examples, lines = examples_of(setup, objective)
     write_json(
         run.report / "summary.json",
         {
@@ -62,14 +63,17 @@ def finish(setup: PretrainSetup, objective: Objective, run: RunFolder, progress:
         },
     )
     opens = AUTO_CLASSES[head_of(weights)]
-    figures = objective.figures(final)
-    print(summary(run, progress, figures, unigram, heading, examples, plot, opens))
+    print(summary(run, progress, figures, unigram, lines, plot, opens))
 
 
-def examples_of(setup: PretrainSetup, objective: Objective) -> tuple[str, list[str]]:
-    """Held-out sentences and what the networks make of them, with a heading."""
+def examples_of(setup: PretrainSetup, objective: Objective) -> tuple[list[str], list[str]]:
+    """Held-out sentences and what the networks make of them; their lines in the summary."""
     with torch.compiler.set_stance("force_eager"):  # no sentence is as long as another
-        return objective.examples(setup.dataset.split("validation"), setup.vocabulary, setup.options.length)
+        heading, examples = objective.examples(
+            setup.dataset.split("validation"), setup.vocabulary, setup.options.length
+        )
+    numbered = [f"  {number}. {example}" for number, example in enumerate(examples, 1)]
+    return examples, ["", heading, *numbered] if examples else []
 
 
 def check_finish(setup: PretrainSetup, objective: Objective) -> None:
@@ -78,17 +82,20 @@ def check_finish(setup: PretrainSetup, objective: Objective) -> None:
     row = validation_batches(setup.rows("validation"), 1, 1, setup.device)
     with torch.compiler.set_stance("force_eager"):
         measured = evaluate(objective, row, setup.precision)
-    summary_lines(objective.figures(measured), unigram=0.0)
-    examples_of(setup, objective)
+    for values in (measured, dict.fromkeys(measured)):  # None: not finite
+        summary_lines(objective.figures(values), unigram=0.0)
+    json_text(examples_of(setup, objective))
+    weights = kept(objective.state_dict())
+    check_weights(setup.config, weights, f"objective {setup.options.objective}")
+    model_card(setup.config, "", native=is_bert(setup.config), head=head_of(weights), facts={})
 
 
 def summary(
     run: RunFolder,
     progress: Progress,
-    figures: Sequence[Figure],
+    figures: Sequence[str],
     unigram: float,
-    heading: str,
-    examples: list[str],
+    examples: Sequence[str],
     plot: Path | None,
     opens: str,
 ) -> str:
@@ -100,11 +107,9 @@ def summary(
         "Held-out documents",
         f"  unigram entropy   {unigram:.3f} nats   (guessing words by their frequency)",
     ]
-    lines += summary_lines(figures, unigram)
-    if examples:
-        lines += ["", heading]
-        lines += [f"  {number}. {example}" for number, example in enumerate(examples, 1)]
     lines += [
+        *figures,
+        *examples,
         "",
         f"Model   {run.model}   (transformers opens it: {opens}.from_pretrained)",
         *([f"Curves  {plot}"] if plot else []),
@@ -127,7 +132,7 @@ def compared(gain: float) -> str:
     return f"{gain:.3f} nats under it" if gain > 0 else f"{-gain:.3f} nats over it: nothing learned yet"
 
 
-def model_card(
+def card_facts(
     setup: PretrainSetup, objective: Objective, progress: Progress, final: dict[str, float | None], unigram: float
 ) -> dict[str, object]:
     options, machine = setup.options, describe_machine()

@@ -164,7 +164,11 @@ class _PretrainOptions:
 
 
 # The options of each objective are a group, --mlm... and so on.
-_GROUPS = {group_of(name): OBJECTIVES.options(name) for name in OBJECTIVES}
+_GROUPS: dict[str, type] = {}
+for _name in OBJECTIVES:
+    if (_group := group_of(_name)) in {*_GROUPS, *(leaf.name.partition(".")[0] for leaf in leaves(_PretrainOptions()))}:
+        raise ValueError(f"the objective {_name!r} needs another name: {_group!r} is an option of fastbert pretrain")
+    _GROUPS[_group] = OBJECTIVES.options(_name) or ObjectiveOptions
 PretrainOptions = dataclasses.make_dataclass(
     "PretrainOptions",
     [(name, options, field(default_factory=options)) for name, options in _GROUPS.items()],

@@ -53,7 +53,17 @@ def make_optimizer(
     groups: list[dict], options: OptimizerOptions, device: torch.device, apex: bool
 ) -> torch.optim.Optimizer:
     """The optimizer over groups of named parameters, as `build_optimizer` makes them."""
-    return build_fused_adam(groups, _constants(options)) if apex else OPTIMIZERS[options.name](groups, options, device)
+    if apex:
+        return build_fused_adam(groups, _constants(options))
+    optimizer = OPTIMIZERS[options.name](groups, options, device)
+    check_skips(optimizer)
+    return optimizer
+
+
+def check_skips(optimizer: torch.optim.Optimizer) -> None:
+    """Raises a TypeError if the optimizer cannot skip an update where `found_inf` is 1."""
+    if not getattr(optimizer, "_step_supports_amp_scaling", False):
+        raise TypeError(f"{type(optimizer).__name__} cannot skip an update on the device")
 
 
 def implementation(optimizer: type[torch.optim.Optimizer]) -> str:
@@ -91,7 +101,8 @@ def guarded_step(optimizer: torch.optim.Optimizer, learning_rate: float, finite:
     skip = finite.logical_not()
     if hasattr(optimizer, "_dummy_overflow_buf"):
         apex_step(optimizer, skip)
-    elif getattr(optimizer, "_step_supports_amp_scaling", False):
+    else:
+        check_skips(optimizer)
         # What torch's GradScaler does: the fused kernels return at once where found_inf is 1, and the step counters,
         # which were advanced before, are taken back by it. Muon and LAMB keep to it too.
         optimizer.found_inf = skip.float()
@@ -99,8 +110,6 @@ def guarded_step(optimizer: torch.optim.Optimizer, learning_rate: float, finite:
             optimizer.step()
         finally:
             del optimizer.found_inf
-    else:
-        raise TypeError(f"{type(optimizer).__name__} cannot skip an update on the device")
 
 
 def _constants(options: OptimizerOptions) -> dict:

@@ -1,4 +1,4 @@
-"""What people type who come from transformers' Trainer, from nanochat or from a spreadsheet."""
+"""What people type who come from transformers' Trainer, nanochat, a spreadsheet or an earlier version."""
 
 from pathlib import Path
 
@@ -28,6 +28,8 @@ def files(folder: Path) -> None:
         "entry": "models: [run]\ntasks: [{task: rte}, {task: one.yaml, glue_subset: true}]\n",
         "own-ablate": "base: {data: text.txt, steps: 3}\nvariants: {a: }\ntasks: [one.yaml]\n",
         "trainer": "lr_scheduler_type: linear\n",
+        "earlier": "data: text.txt\nnotes: {weight: 0.5}\n",
+        "earlier-ablation": "base: {data: text.txt, steps: 3, batch-start: 4}\nvariants: {a: }\n",
     }.items():
         (folder / f"{name}.yaml").write_text(text)
 
@@ -53,6 +55,23 @@ CASES = [
             "notes": "notes.enabled",
         }.items()
     ],
+    *[
+        (f"pretrain {RUN} --{before} 3", f"unknown option --{before}; did you mean --{now}? See")
+        for before, now in {
+            "notes.least": "notes.min-count",
+            "notes.most": "notes.max-count",
+            "notes.weight": "notes.mix",
+            "electra.weight": "electra.loss-weight",
+            "multiple-choice.weight": "multiple-choice.loss-weight",
+            "first-share": "first-fraction",
+            "batch-start": "initial-batch-size",
+            "cls": "cls-attention",
+            "validation-share": "validation-fraction",
+        }.items()
+    ],
+    ("prepare --source text.txt --validation-share 0.1", "did you mean --validation-fraction? See"),
+    ("pretrain earlier.yaml", "notes: unknown option 'weight'; did you mean mix?"),
+    ("ablate earlier-ablation.yaml", "base: unknown option 'batch_start'; did you mean initial_batch_size?"),
     (f"pretrain {RUN} --num_train_epochs 3", "--num-train-epochs; the budget is --steps, --tokens or --minutes; see"),
     (f"pretrain {RUN} --gpus 2", "--gpus; one process trains on one device, which --machine.device names; see"),
     (f"pretrain {RUN} --overwrite_output_dir", "nothing is overwritten: remove it or choose another --out; see"),
