@@ -87,7 +87,7 @@ def check_finish(setup: PretrainSetup, objective: Objective) -> None:
     json_text(examples_of(setup, objective))
     weights = kept(objective.state_dict())
     check_weights(setup.config, weights, f"objective {setup.options.objective}")
-    model_card(setup.config, "", native=is_bert(setup.config), head=head_of(weights), facts={})
+    model_card(setup.config, "", native=is_bert(setup.config), head=head_of(weights), parameters=0, facts={})
 
 
 def summary(
