@@ -34,7 +34,7 @@ EXAMPLES = {
     "submit": "--results results/glue --glue-dir glue --fill --out submission.zip",
     "export": "--run runs/base --out my-bert",
     "sweep": "configs/sweep/glue.yaml --workers 2",
-    "ablate": "configs/ablate/study.yaml --workers 2",
+    "ablate": "configs/ablate/tiny.yaml --workers 2",
     "bench throughput": "--data data/wiki",
     "bench data": "--data wiki.txt --megabytes 20",
     "bench kernels": "--seconds 2",
