@@ -177,7 +177,7 @@ def mark_modules(objective: nn.Module) -> list[Any]:
         if compiled and isinstance(module, Block | Attention | FeedForward):
             continue
         if name == "small":
-            mark = "small network"
+            mark = "second network"
         elif name.startswith("small."):
             continue
         elif name.endswith("final_norm"):

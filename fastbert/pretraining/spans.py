@@ -15,7 +15,7 @@ OUTER = {
 }
 """Marks of the loop, and what the part is called that has no mark within."""
 COMPILED, REGION = "compiled blocks", "Torch-Compiled Region"
-INNER = ("embedding", "attention", "feed-forward", "norms, dropout, sums", COMPILED, "small network")
+INNER = ("embedding", "attention", "feed-forward", "norms, dropout, sums", COMPILED, "second network")
 """Marks within the forward pass; what torch.compile made marks itself, as REGION and a number."""
 LOOP, IDLE = "between the parts", "the GPU waits for the host"
 _NODE = "autograd::engine::evaluate_function"
