@@ -4,6 +4,7 @@ An entity is right if its first word, last word and type are.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -49,3 +50,26 @@ def by_type(found: np.ndarray, expected: np.ndarray, types: Sequence[str]) -> di
         precision, recall, f1 = precision_recall_f1(*counts)
         table[name] = {"precision": precision, "recall": recall, "f1": f1, "support": counts[2]}
     return table
+
+
+Span = dict[str, Any]
+"""start, end (characters), label and text."""
+
+
+def entity_errors(found: list[Span], expected: list[Span]) -> list[dict[str, Any]]:
+    """The differences between the predicted spans of a text and the expected ones: missed, spurious, or, where two
+    overlap, another type or boundary."""
+    errors, matched = [], []
+    for span in expected:
+        if span in found:
+            matched.append(span)
+            continue
+        other = next((one for one in found if one["start"] < span["end"] and span["start"] < one["end"]), None)
+        if other is None or other in expected:
+            errors.append({"error": "missed", "expected": span})
+            continue
+        matched.append(other)
+        same = (other["start"], other["end"]) == (span["start"], span["end"])
+        error = "type" if same else "boundary" if other["label"] == span["label"] else "type and boundary"
+        errors.append({"error": error, "expected": span, "found": other})
+    return errors + [{"error": "spurious", "found": span} for span in found if span not in matched]

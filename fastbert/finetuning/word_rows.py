@@ -167,7 +167,7 @@ def _tags(where: str, text: str, ranges: list[tuple[int, int]], spans: Any, colu
         start, end, label = _span(here, span, text)
         inside = [index for index, (first, last) in enumerate(ranges) if first < end and start < last]
         if not inside:
-            raise UserError(f"{here}: there is no word in {brief(text[start:end])}; drop it")
+            raise UserError(f"{here} holds white space alone; drop it")
         first, last = ranges[inside[0]][0], ranges[inside[-1]][1]
         if (first, last) != (start, end):
             raise UserError(

@@ -158,6 +158,10 @@ class TaskKind(ABC):
     def answer(self, example: Example, scores: np.ndarray) -> dict[str, Any]:
         """The prediction for an example, as a line of `fastbert predict` holds it."""
 
+    def errors(self, example: Example, scores: np.ndarray) -> list[dict[str, Any]] | None:
+        """What is wrong in the prediction for an example with a label; None for kinds whose labels have no parts."""
+        return None
+
     def columns(self, example: Example, scores: np.ndarray) -> list[str]:
         """The lines of an example in CoNLL columns, of kinds `of_words`."""
         raise NotImplementedError(f"the kind {self.name} does not label words")

@@ -13,7 +13,7 @@ import numpy as np
 
 from fastbert.data.tokenizer import WordPiece
 from fastbert.errors import UserError, brief, nearest
-from fastbert.finetuning.entities import by_type, decode
+from fastbert.finetuning.entities import by_type, decode, entity_errors
 from fastbert.finetuning.kinds.kind import TaskKind, by_class
 from fastbert.finetuning.own import OwnSource
 from fastbert.finetuning.rows import Example, Row
@@ -160,6 +160,21 @@ class Tokens(TaskKind):
                 span["score"] = float(scores[first:end].max(-1).mean())
             row["spans"] = spans
         return row
+
+    def errors(self, example: Example, scores: np.ndarray) -> list[dict[str, Any]]:
+        """Each entity that is missed, spurious, or found with another type or boundary; or each wrong tag."""
+        found, expected = scores.argmax(-1), np.array(example.label)
+        if self.has_entities:
+            return entity_errors(self._spans(example, found), self._spans(example, expected))
+        return [
+            {
+                "word": number,
+                "text": example.text[slice(*example.words[number])],
+                "expected": self.labels[expected[number]],
+                "found": self.labels[found[number]],
+            }
+            for number in np.flatnonzero(found != expected).tolist()
+        ]
 
     def columns(self, example: Example, scores: np.ndarray) -> list[str]:
         """A word, a tab and its predicted tag each."""
