@@ -32,6 +32,11 @@ def from_diagonals(by_distance: Tensor, first: int, rows: int, length: int) -> T
         [H, rows, length], with by_distance[j - i + P - 1] in row i - first and column j.
     """
     middle = (by_distance.shape[-1] - 1) // 2
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        # The window of `unfold` is a constant of a graph, and its gradient is the faster one.
+        row = torch.arange(first, first + rows, device=by_distance.device)
+        column = torch.arange(length, device=by_distance.device)
+        return by_distance[:, column - row[:, None] + middle]
     # Row i is a window of the diagonal values that begins at the distance -i: the last row's comes first.
     start = middle - (first + rows - 1)
     return by_distance[:, start : start + rows + length - 1].unfold(-1, length, 1).flip(1)
