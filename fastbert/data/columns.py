@@ -16,6 +16,8 @@ class Columns:
     """The end of the error for a column that is missing or holds no text."""
     class_names: bool = False
     """Integers that the features of `datasets` give names to become those names, and -1 a missing label."""
+    lists: bool = False
+    """The texts may be lists of texts."""
 
     @property
     def names(self) -> tuple[str, ...]:

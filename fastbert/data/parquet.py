@@ -38,7 +38,7 @@ def check_schema(schema: "pyarrow.Schema", columns: Columns, where: str) -> None
     columns.check(schema.names, where)
     for name in columns.texts:
         kind = schema.field(name).type
-        if not is_text(kind):
+        if not is_text(kind) and not (columns.lists and is_list(kind) and is_text(kind.value_type)):
             known = ", ".join(f"{field.name} ({field.type})" for field in schema)
             raise UserError(f"{where}: the column {name!r} is {kind}, not text; {columns.remedy}; columns: {known}")
 
@@ -53,9 +53,25 @@ def is_text(kind: "pyarrow.DataType") -> bool:
     return any(check(kind) for check in checks)
 
 
+def is_list(kind: "pyarrow.DataType") -> bool:
+    """Whether a cell of this type is a list, of any length or of one."""
+    import pyarrow.types
+
+    checks = (pyarrow.types.is_list, pyarrow.types.is_large_list, pyarrow.types.is_fixed_size_list)
+    return any(check(kind) for check in checks)
+
+
+def column_names(path: Path) -> list[str]:
+    """Raises a UserError if the file is damaged."""
+    import pyarrow.parquet
+
+    with _damage(path), open_input(path) as file:
+        return pyarrow.parquet.read_schema(file).names
+
+
 def class_names(schema: "pyarrow.Schema", columns: Columns, where: str) -> tuple[str, ...] | None:
-    """The names of a label column's integers, in their order, from the features that `datasets` has put into a file;
-    None if there are none, or `columns` does not ask for them.
+    """The names of a label column's integers, alone or in lists, in their order, from the features that `datasets` has
+    put into a file; None if there are none, or `columns` does not ask for them.
 
     Raises:
         UserError: these features are damaged.
@@ -73,6 +89,8 @@ def class_names(schema: "pyarrow.Schema", columns: Columns, where: str) -> tuple
         features = features.get(key)
         if features is None:
             return None
+    if isinstance(features, dict) and isinstance(features.get("feature"), dict):  # a list
+        features = features["feature"]
     if not isinstance(features, dict) or features.get("_type") != "ClassLabel":
         return None
     names = features.get("names")
@@ -144,7 +162,9 @@ def cells_of(values: "pyarrow.Array | pyarrow.ChunkedArray", where: str, first: 
 
 
 def _name(value: Any, names: tuple[str, ...], where: str) -> Any:
-    """The name of a class; None for -1, which says in `datasets` that there is no label."""
+    """The name of a class, or those in a list; None for -1, which says in `datasets` that there is no label."""
+    if isinstance(value, list):
+        return [_name(one, names, where) for one in value]
     if not isinstance(value, int) or isinstance(value, bool) or value == -1:
         return None if value == -1 else value
     if not 0 <= value < len(names):

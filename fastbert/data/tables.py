@@ -178,6 +178,15 @@ def read_fields(stream: IO[bytes], path: Path, columns: Columns) -> Iterator[tup
 # --- JSON
 
 
+def first_keys(path: Path) -> list[str]:
+    """The names in the first object of a JSON file; none if it holds no object."""
+    check_table(path)
+    with opened(path) as (_, stream):
+        array = suffixes(path)[0] == ".json" and begins_array(stream)
+        rows = json_array(stream, path) if array else json_lines(stream, path, JSONL_HINT)
+        return list(next(rows, ("", "", {}))[2])
+
+
 def read_jsonl(stream: IO[bytes], path: Path, columns: Columns) -> Iterator[tuple[str, Cells]]:
     yield from _cells(json_lines(stream, path, JSONL_HINT), columns)
 

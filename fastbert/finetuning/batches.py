@@ -3,20 +3,18 @@
 The order is a function of (seed, epoch): a keyed permutation, within whose stretches examples are sorted by length.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from fastbert.data.tokenizer import WordPiece
-from fastbert.finetuning.kinds.kind import TaskKind
+from fastbert.finetuning.rows import Example
 from fastbert.randomness import permute, row_keys
-
-if TYPE_CHECKING:
-    from fastbert.finetuning.tasks import Example
 
 POOL = 50  # batches that are sorted by length together
 # A padded length is a multiple of this on a GPU: tensor cores, few distinct shapes. A CPU's time grows with the tokens
@@ -41,6 +39,8 @@ class TaskBatch:
     """int64 [B, T], 1 from the second text of a pair on; None where there are no pairs."""
     labels: Tensor | None
     """[B, ...], as `TaskKind.losses` reads them; None where there are none."""
+    scored: Tensor | None = None
+    """bool [B, T]: the tokens that are scored; None where each row is, as a whole."""
 
 
 @dataclass(frozen=True)
@@ -54,13 +54,21 @@ class EncodedSplit:
     firsts: np.ndarray
     """int64 [N]: tokens of type 0; those after them are of type 1."""
     labels: np.ndarray | None
-    """[N, ...], as the task's kind has them for training; None where the split has no labels."""
+    """[N, ...], as the task's kind has them for training, or where words have labels [sum of lengths]; None where the
+    split has no labels."""
     truncated: int
     """Examples that were cut to `max_length`."""
     max_length: int
     pad: int
     """The id of [PAD]."""
     is_pair: bool
+    scored: np.ndarray | None = None
+    """bool [sum of lengths], the tokens at which words are scored; None where each row is scored as a whole."""
+    ignored: int = 0
+    """The label of other tokens."""
+    units: np.ndarray | None = None
+    """int64 [examples + 1]: the first of each example's words, which are counted over all of them; None where a row is
+    an example."""
 
     def __len__(self) -> int:
         return len(self.starts) - 1
@@ -70,6 +78,23 @@ class EncodedSplit:
         """int64 [N]."""
         return np.diff(self.starts)
 
+    @cached_property
+    def _units_before(self) -> np.ndarray:
+        """int64 [N + 1]: units in the rows before each."""
+        if self.scored is None:
+            return np.arange(len(self) + 1)
+        return np.concatenate([[0], np.cumsum(self.scored)])[self.starts]
+
+    def units_in(self, rows: np.ndarray) -> np.ndarray:
+        """The units that are scored in `rows`, in their order: int64 [U of them]."""
+        first, end = self._units_before[rows], self._units_before[rows + 1]
+        counts = end - first
+        return np.arange(counts.sum()) + np.repeat(first - (np.cumsum(counts) - counts), counts)
+
+    def of_examples(self, values: np.ndarray) -> list[np.ndarray]:
+        """What each example has of values of all units, [U, ...]."""
+        return list(values) if self.units is None else np.split(values, self.units[1:-1])
+
     def batch(self, rows: np.ndarray, device: torch.device | str = "cpu") -> TaskBatch:
         """The examples `rows` (int64 [B]), in that order."""
         lengths = self.lengths[rows]
@@ -78,9 +103,20 @@ class EncodedSplit:
         width = max(longest, min(-(-longest // multiple) * multiple, self.max_length))
         place = np.arange(width)
         real = place < lengths[:, None]
-        ids = np.full((len(rows), width), self.pad, dtype=np.int64)
-        ids[real] = np.concatenate([self.tokens[self.starts[row] : self.starts[row + 1]] for row in rows])
+
+        def padded(values: np.ndarray, fill: int, dtype: type) -> np.ndarray:
+            out = np.full((len(rows), width), fill, dtype)
+            out[real] = np.concatenate([values[self.starts[row] : self.starts[row + 1]] for row in rows])
+            return out
+
+        ids = padded(self.tokens, self.pad, np.int64)
         types = (place >= self.firsts[rows][:, None]) & real if self.is_pair else None
+        labels, scored = self.labels, None
+        if self.scored is not None:
+            scored = padded(self.scored, 0, bool)
+            labels = None if labels is None else padded(labels, self.ignored, np.int64)
+        elif labels is not None:
+            labels = labels[rows]
 
         def put(values: np.ndarray | None) -> Tensor | None:
             return None if values is None else torch.from_numpy(values).to(device, non_blocking=True)
@@ -89,7 +125,8 @@ class EncodedSplit:
             put(ids),
             put(real),
             put(None if types is None else types.astype(np.int64)),
-            put(None if self.labels is None else self.labels[rows]),
+            put(labels),
+            put(scored),
         )
 
 
@@ -102,12 +139,17 @@ def kept_lengths(first: int, second: int, room: int) -> tuple[int, int]:
     return first, second
 
 
-def encode(examples: Sequence["Example"], vocabulary: WordPiece, max_length: int, kind: TaskKind) -> EncodedSplit:
+def encode(
+    examples: Sequence[Example],
+    vocabulary: WordPiece,
+    max_length: int,
+    targets: Callable[[Sequence[Any]], np.ndarray],
+) -> EncodedSplit:
     """[CLS] text [SEP], or [CLS] text [SEP] pair [SEP], each at most `max_length` tokens.
 
     Args:
         examples: all with a pair or none; all with a label or none.
-        kind: of the task; says how training reads its labels.
+        targets: makes of the labels what training reads, [N, ...].
     """
     tokenizer = vocabulary.build()
     cls, sep = vocabulary.ids["[CLS]"], vocabulary.ids["[SEP]"]
@@ -136,7 +178,7 @@ def encode(examples: Sequence["Example"], vocabulary: WordPiece, max_length: int
         tokens=np.concatenate(pieces) if pieces else np.zeros(0, np.int32),
         starts=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
         firsts=np.array(firsts, dtype=np.int64),
-        labels=kind.targets([example.label for example in examples]) if labelled else None,
+        labels=targets([example.label for example in examples]) if labelled else None,
         truncated=truncated,
         max_length=max_length,
         pad=vocabulary.ids["[PAD]"],

@@ -9,7 +9,8 @@ import numpy as np
 from fastbert.files import atomic_file
 from fastbert.finetuning.predict import Inputs
 from fastbert.finetuning.results import Figures
-from fastbert.finetuning.tasks import Example, Task
+from fastbert.finetuning.rows import Example
+from fastbert.finetuning.tasks import Task
 from fastbert.records import finite_or_none, json_text
 
 
@@ -17,7 +18,7 @@ def dev_figures(task: Task, scores: np.ndarray, examples: Sequence[Example]) -> 
     """The task's metrics, and the mean loss; None for what is not finite, and for all where a score is not."""
     if not np.isfinite(scores).all():
         return dict.fromkeys((*task.metrics, "loss"))
-    labels = np.array([example.label for example in examples])
+    labels = [example.label for example in examples]
     loss = float(task.kind.score_losses(scores, labels).mean())
     return finite_or_none({**task.measure(scores, labels), "loss": loss})
 
@@ -28,18 +29,20 @@ def selection_value(task: Task, figures: Figures) -> float:
 
 
 def write_errors(path: Path, task: Task, dev: dict[str, Inputs], scores: dict[str, np.ndarray], worst: int) -> None:
-    """The `worst` dev examples with the highest loss, in descending order."""
+    """The `worst` dev examples with the highest loss (where words have labels, its sum), in descending order."""
     rows = []
     for split, values in scores.items():
-        examples = dev[split].examples
-        lost = task.kind.score_losses(values, np.array([example.label for example in examples]))
+        inputs = dev[split]
+        lost = inputs.orders[0].of_examples(task.kind.score_losses(values, inputs.labels))
         rows += [
-            (float(loss), split, example, value) for loss, example, value in zip(lost, examples, values, strict=True)
+            (float(np.sum(loss)), split, example, value)
+            for loss, (example, value) in zip(lost, inputs.scored(values), strict=True)
         ]
     rows.sort(key=lambda row: -row[0])
     with atomic_file(path, "w") as file:
         for loss, split, example, value in rows[:worst]:
             row = {"split": split, "index": example.index, "loss": round(loss, 4)}
-            row |= {"expected": task.kind.shown(example.label), **task.kind.answer(value), "text": example.text}
+            row |= {"expected": task.kind.shown(example), **task.kind.answer(example, value), "text": example.text}
+            row |= {} if (errors := task.kind.errors(example, value)) is None else {"errors": errors}
             row |= {} if example.pair is None else {"pair": example.pair}
             file.write(json_text(row, ensure_ascii=False) + "\n")

@@ -154,7 +154,7 @@ class Tuner:
         return self.options.learning_rate * learning_rate_factor(self.options.schedule, step, self.steps)
 
     def train_step(self, batch: StreamBatch) -> None:
-        """One update: the gradient of the weighted mean loss over the batch, whatever the micro-batches."""
+        """One update: the gradient of the weighted mean loss over the batch's units, whatever the micro-batches."""
         model, step, count = self.updater.module, self.progress.step, len(batch.rows)
         device, kind = next(model.parameters()).device, model.kinds[batch.head]
         keys = row_keys(self.seed, "dropout", step, torch.arange(count)).to(device)
@@ -171,7 +171,7 @@ class Tuner:
             return {"task": kind.losses(logits, targets).sum()}
 
         parts = [slice(at, min(at + micro, mine.stop)) for at in range(mine.start, mine.stop, micro)]
-        scalars = self.updater.update(parts, forward, {"task": batch.weight}, {"task": count}, self._rate(step))
+        scalars = self.updater.update(parts, forward, {"task": batch.weight}, {"task": batch.units}, self._rate(step))
         before = self._lagged.push(step, scalars)
         self.progress.step += 1
         self._book(before)

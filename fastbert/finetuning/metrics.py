@@ -8,6 +8,7 @@ from collections.abc import Callable
 import numpy as np
 
 from fastbert.errors import UserError
+from fastbert.finetuning.entities import common, precision_recall_f1
 
 
 def accuracy(predictions: np.ndarray, labels: np.ndarray) -> float:
@@ -95,6 +96,31 @@ def pairwise_accuracy(predictions: np.ndarray, labels: np.ndarray) -> float:
     return 0.5 + 0.5 * float(tau) * (different_scores / different_labels) ** 0.5
 
 
+def entity_f1(predictions: np.ndarray, labels: np.ndarray) -> float:
+    """F1 of entities [n, 4] (`entities.decode`), all types together.
+
+    Raises:
+        UserError: there are no entities to be found, which leaves it undefined; so for precision and recall.
+    """
+    return _of_entities(predictions, labels)[2]
+
+
+def entity_precision(predictions: np.ndarray, labels: np.ndarray) -> float:
+    """Fraction of the predicted entities that are right; 0 where none is predicted."""
+    return _of_entities(predictions, labels)[0]
+
+
+def entity_recall(predictions: np.ndarray, labels: np.ndarray) -> float:
+    """Fraction of the entities that are found."""
+    return _of_entities(predictions, labels)[1]
+
+
+def _of_entities(predictions: np.ndarray, labels: np.ndarray) -> tuple[float, float, float]:
+    if not len(labels):
+        raise UserError("entity F1 needs entities, and every word has the tag O; give more sentences")
+    return precision_recall_f1(len(common(predictions, labels)), len(predictions), len(labels))
+
+
 def _constant(values: np.ndarray) -> bool:
     return bool((values == values[0]).all())
 
@@ -114,4 +140,7 @@ METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
     "spearman": spearman,
     "auc": auc,
     "pairwise_accuracy": pairwise_accuracy,
+    "entity_f1": entity_f1,
+    "entity_precision": entity_precision,
+    "entity_recall": entity_recall,
 }

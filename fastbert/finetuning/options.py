@@ -185,7 +185,8 @@ class PredictOptions:
     model: str
     """Folder of a fine-tuned model: that of a seed of `fastbert finetune`, or the model/ in it."""
     out: str
-    """JSONL to write: a file, or /dev/stdout, a FIFO or the like, which is written into."""
+    """JSONL to write: a file, or /dev/stdout, a FIFO or the like, which is written into. With kind tokens a file called
+    .conll, .bio, .iob or .iob2 gets CoNLL columns."""
     task: str | None = None
     """A GLUE task or the YAML file of a custom task, whose --split is predicted; give this or --source."""
     split: str | None = None
@@ -197,7 +198,7 @@ class PredictOptions:
     own: OwnTaskOptions = field(default_factory=OwnTaskOptions)
     source: str | None = None
     """New text in JSONL, JSON, CSV, TSV or Parquet, with the columns --own.text and, for a model of pairs, --own.pair
-    (or pair)."""
+    (or pair); for a model of kind tokens, what its task takes, without tags."""
     machine: MachineOptions = field(default_factory=MachineOptions, metadata=MACHINE)
 
     def __post_init__(self) -> None:
@@ -222,7 +223,7 @@ class PredictOptions:
             check_glue_options([self.task], self.glue_dir, self.glue_subset)
         else:
             refuse_slash(self.source)
-            check_own_file(Path(self.source))
+            check_own_file(Path(self.source), None)
 
 
 @dataclass(frozen=True)

@@ -12,14 +12,19 @@ from fastbert.data.tables import check_table, read_rows
 from fastbert.errors import OptionError, UserError, brief
 from fastbert.finetuning.kinds import KINDS
 from fastbert.finetuning.rows import Row, make_row
+from fastbert.finetuning.word_rows import check_word_file, is_conll, word_rows
 from fastbert.inputs import open_input, refuse_slash
 from fastbert.ranges import check_values
+
+TEXT, LABEL = "text", "label"
+"""The usual columns."""
 
 
 @dataclass(frozen=True)
 class OwnTaskOptions:
     """A custom task, as YAML or as flags. Files are tables: .jsonl, .ndjson, .json (an array of objects), .csv, .tsv
-    (read without quoting), all of these also as .gz, .xz or .zst, or .parquet."""
+    (read without quoting), all of these also as .gz, .xz or .zst, or .parquet. With kind tokens they are CoNLL columns
+    (.conll, .conllu, .tsv, .txt, ...) or tables with lists."""
 
     name: str | None = None
     """What the task is called in results (default: the name of its YAML file)."""
@@ -29,21 +34,24 @@ class OwnTaskOptions:
     """File of the examples that choose the best epoch."""
     test: str | None = None
     """File of the examples to predict; their labels may be missing."""
-    text: str = "text"
-    """Column of the text, or of the first of a pair."""
+    text: str | None = None
+    """Column of the text, or of the first of a pair (default: text). With kind tokens, a column with a list of words in
+    each row or with a text (usually tokens or text); in CoNLL files the number of the column of words, in .conllu also
+    its name (usually 1, form)."""
     pair: str | None = None
     """Column of the second text of a pair."""
-    label: str = "label"
-    """Column of the label."""
+    label: str | None = None
+    """Column of the label (default: label). With kind tokens, a column with a list of tags or of spans in each row
+    (usually tags or spans); in CoNLL files the number or name of the column of tags (usually the last, upos)."""
     kind: str = choice("classes", KINDS, "kind of labels")
-    """What the labels are: classes or number."""
+    """What the labels are: a class or a number for each text, or a tag for each word (tokens)."""
     labels: str | None = None
     """Label words in their order, a comma between them, double quotes around one with a comma (default: those of train,
     sorted; in Parquet with ClassLabel names, these in their order). With two labels, the second is the positive one of
     F1, AUC and pairwise accuracy."""
     metrics: str | None = None
-    """Names of metrics, a comma between them; the first chooses the best epoch (default: accuracy, or for numbers
-    pearson, spearman)."""
+    """Names of metrics, a comma between them; the first chooses the best epoch (default: accuracy; for numbers
+    pearson, spearman; for entities entity_f1, entity_precision, entity_recall, accuracy)."""
     symmetric: bool = False
     """The order of the two texts means nothing, so that --symmetric may read both."""
 
@@ -64,10 +72,13 @@ class OwnTaskOptions:
             raise UserError("symmetric is for pairs; name the column of the second text with pair")
         if self.labels is not None and not KINDS[self.kind].least_labels:
             raise UserError(f"labels are given, but kind is {self.kind}; drop labels or set kind: classes")
-        for name, column in (("pair", self.pair), ("label", self.label)):
-            if column == self.text:
+        if self.pair is not None and KINDS[self.kind].of_words:
+            raise UserError(f"kind {self.kind} labels the words of one text; drop pair")
+        text, label = self.text or TEXT, self.label or LABEL
+        for name, column in (("pair", self.pair), ("label", label)):
+            if column == text:
                 raise UserError(f"text and {name} are both the column {column!r}; name two columns")
-        if self.pair is not None and self.pair == self.label:
+        if self.pair is not None and self.pair == label:
             raise UserError(f"pair and label are both the column {self.pair!r}; name two columns")
 
 
@@ -84,16 +95,17 @@ class OwnSource:
                 path = Path(name)
                 beside = folder / path if folder is not None else path
                 self.paths[split] = beside if beside.exists() and not path.exists() else path
-                check_table(self.paths[split])
+                (check_word_file if KINDS[options.kind].of_words else check_table)(self.paths[split])
         if not self.paths:
             raise UserError("an own task needs files: name train and dev (and test, if there is one)")
 
     def columns(self, split: str) -> Columns:
         """The columns of a split; those of test may have no label column."""
         options = self.options
+        text = options.text or TEXT
         return Columns(
-            (options.text,) if options.pair is None else (options.text, options.pair),
-            options.label,
+            (text,) if options.pair is None else (text, options.pair),
+            options.label or LABEL,
             label_may_lack=split == "test",
             remedy="choose the columns with text, pair and label (--own.text, ...)",
             class_names=True,
@@ -105,6 +117,10 @@ class OwnSource:
         Raises:
             UserError: names file, line and remedy: missing file or column, no text, an empty text, a binary file.
         """
+        options = self.options
+        if KINDS[options.kind].of_words:
+            yield from word_rows(self.paths[split], options.text, options.label, may_lack_labels=split == "test")
+            return
         columns = self.columns(split)
         for _, where, values in read_rows(self.paths[split], columns):
             yield make_row(where, columns.texts, values)
@@ -125,7 +141,11 @@ class OwnSource:
         return check_parquet(self.paths["train"], self.columns("train"))
 
 
-def check_own_file(path: Path) -> None:
-    """Raises a UserError if `path` is no file that can be read, or of no format that is."""
-    check_table(path)
+def check_own_file(path: Path, kind: str | None) -> None:
+    """Raises a UserError if `path` is no file that can be read, or of no format that is for the kind; of no kind if it
+    is not known."""
+    if KINDS[kind].of_words if kind is not None else is_conll(path):
+        check_word_file(path)
+    else:
+        check_table(path)
     open_input(path).close()

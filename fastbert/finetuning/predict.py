@@ -1,6 +1,6 @@
 """`fastbert predict`: labels and probabilities of a fine-tuned model, for a task's split or for new text."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,18 +10,21 @@ import torch
 
 from fastbert.data.tokenizer import WordPiece
 from fastbert.errors import UserError, choose
-from fastbert.finetuning.batches import EncodedSplit, encode, reading_order
+from fastbert.finetuning.batches import EncodedSplit, reading_order
 from fastbert.finetuning.model import TaskModel
 from fastbert.finetuning.options import PredictOptions
 from fastbert.finetuning.own import OwnSource
+from fastbert.finetuning.rows import Example
 from fastbert.finetuning.saved import TaskRecord, load_task_model
-from fastbert.finetuning.tasks import Example, Task, open_task
+from fastbert.finetuning.tasks import Task, open_task
 from fastbert.outputs import check_output_file, is_standard_output, output_file
 from fastbert.records import json_text
 from fastbert.streams import say
 from fastbert.training.hardware import autocast, resolve_device, resolve_precision, setup_machine
 
 BATCH = 64  # examples in one forward pass, unless machine.micro_batch_size says otherwise
+
+COLUMNS = (".conll", ".bio", ".iob", ".iob2")
 
 
 @dataclass(frozen=True)
@@ -35,12 +38,21 @@ class Inputs:
     def truncated(self) -> int:
         return self.orders[0].truncated
 
+    @property
+    def labels(self) -> list[Any]:
+        """Of the examples."""
+        return [example.label for example in self.examples]
+
+    def scored(self, scores: np.ndarray) -> Iterator[tuple[Example, np.ndarray]]:
+        """Each example with its part of the scores, [U, ...]."""
+        return zip(self.examples, self.orders[0].of_examples(scores), strict=True)
+
 
 def encode_inputs(examples: Sequence[Example], vocabulary: WordPiece, record: TaskRecord) -> Inputs:
-    settings = (vocabulary, record.max_length, record.kind)
-    orders = [encode(examples, *settings)]
+    settings = (vocabulary, record.max_length)
+    orders = [record.kind.encode(examples, *settings)]
     if record.both_orders:
-        orders.append(encode([replace(e, text=e.pair, pair=e.text) for e in examples], *settings))
+        orders.append(record.kind.encode([replace(e, text=e.pair, pair=e.text) for e in examples], *settings))
     return Inputs(examples, tuple(orders))
 
 
@@ -48,15 +60,16 @@ def encode_inputs(examples: Sequence[Example], vocabulary: WordPiece, record: Ta
 def predict_scores(
     model: TaskModel, head: str, inputs: Inputs, *, precision: str, batch_size: int = BATCH
 ) -> np.ndarray:
-    """The scores that a head gives, float64 [N, ...]: the mean over the orders that are read."""
+    """The scores that a head gives, float64 [U, ...]: the mean over the orders that are read."""
     kind, device = model.kinds[head], next(model.parameters()).device
-    out = np.zeros((len(inputs.examples), *kind.score_shape(int(inputs.orders[0].lengths.max(initial=0)))))
+    out = np.zeros((len(inputs.orders[0].units_in(np.arange(len(inputs.orders[0])))), *kind.score_shape()))
     for encoded in inputs.orders:
         for rows in reading_order(encoded.lengths, batch_size):
+            batch = encoded.batch(rows, device)
             with autocast(device, precision):
-                logits = model(encoded.batch(rows, device), head)
-            scores = kind.scores(logits).cpu().numpy()
-            out[(rows, *map(slice, scores.shape[1:]))] += scores / len(inputs.orders)
+                logits = model(batch, head)
+            scores = kind.scores(logits if batch.scored is None else logits[batch.scored])
+            out[encoded.units_in(rows)] += scores.cpu().numpy() / len(inputs.orders)
     return out
 
 
@@ -75,6 +88,8 @@ def predict(options: PredictOptions) -> dict[str, Any]:
     check_output_file(options.out)
     tuned = load_task_model(options.model, options.machine.kernels)
     record = tuned.record
+    if is_columns(Path(options.out)) and not record.kind.of_words:
+        raise UserError(f"{options.out} would be CoNLL columns, and {options.model} does not label words; write .jsonl")
     task = None
     if options.source is not None:
         split, examples = options.source, read_source(options, record)
@@ -85,32 +100,40 @@ def predict(options: PredictOptions) -> dict[str, Any]:
         examples = task.examples(split)
         for warning in task.warnings:
             say(warning)
-    labelled = task is not None and all(example.label is not None for example in examples)
-    if labelled:
-        task.check_scorable([example.label for example in examples])
     inputs = encode_inputs(examples, tuned.vocabulary, record)
+    labelled = task is not None and None not in inputs.labels
+    if labelled:
+        task.check_scorable(inputs.labels)
     batch_size = options.machine.micro_batch_size or BATCH
     model = tuned.model.to(device)
     values = predict_scores(model, record.task, inputs, precision=precision, batch_size=batch_size)
     check_finite(values, options.model, precision)
-    write_predictions(Path(options.out), examples, values, record)
+    write_predictions(Path(options.out), inputs, values, record)
     result = {"out": options.out, "examples": len(examples), "truncated": inputs.truncated}
     if labelled:
-        result |= task.measure(values, [example.label for example in examples])
+        result |= task.measure(values, inputs.labels)
     figures = "  ".join(f"{k} {v:.4f}" for k, v in result.items() if k not in ("out", "examples", "truncated"))
     tell = say if is_standard_output(options.out) else print  # nothing else among the predictions
     tell(f"{options.out}: {len(examples)} predictions for {split}" + (f"  {figures}" if figures else ""))
     if inputs.truncated:
-        say(f"{inputs.truncated} inputs were cut to {record.max_length} tokens")
+        say(
+            f"{inputs.truncated} {'inputs with words' if record.kind.of_words else 'inputs'} were cut to "
+            f"{record.max_length} tokens"
+        )
     return result
 
 
+def is_columns(path: Path) -> bool:
+    """Whether predictions in a file of this name are CoNLL columns."""
+    return path.suffix.lower() in COLUMNS
+
+
 def check_finite(values: np.ndarray, model: str | Path, precision: str) -> None:
-    """Raises a UserError if not all scores are finite: they would be neither labels nor numbers."""
+    """Raises a UserError if not all scores, [U, ...], are finite: they would be neither labels nor numbers."""
     bad = int((~np.isfinite(values)).any(axis=tuple(range(1, values.ndim))).sum())
     if bad:
         remedy = "use another model" if precision == "fp32" else "try --machine.precision fp32"
-        raise UserError(f"the scores of {model} are not finite for {bad} of {len(values)} examples; {remedy}")
+        raise UserError(f"{bad} of {len(values)} scores of {model} are not finite; {remedy}")
 
 
 def check_fits(task: Task, record: TaskRecord, model: str) -> None:
@@ -134,15 +157,21 @@ def read_source(options: PredictOptions, record: TaskRecord) -> list[Example]:
         UserError: names the line and what is wrong with it.
     """
     pair = (options.own.pair or "pair") if record.is_pair else None
-    rows = OwnSource(replace(options.own, test=options.source, pair=pair)).rows("test", [])
-    examples = [Example(index, row.text, row.pair, None) for index, row in enumerate(rows)]
+    own = replace(options.own, test=options.source, pair=pair, kind=record.kind.name)
+    rows = OwnSource(own).rows("test", [])
+    examples = [Example(index, row.text, row.pair, None, row.words) for index, row in enumerate(rows)]
     if not examples:
         raise UserError(f"{options.source} holds no text")
     return examples
 
 
-def write_predictions(path: Path, examples: Sequence[Example], values: np.ndarray, record: TaskRecord) -> None:
-    """A line for each example: its index, and what its kind answers."""
+def write_predictions(path: Path, inputs: Inputs, values: np.ndarray, record: TaskRecord) -> None:
+    """A line for each example: its index, and what its kind answers; CoNLL columns if the file is called so."""
+    columns = is_columns(path)
     with output_file(path, "w") as file:
-        for example, value in zip(examples, values, strict=True):
-            file.write(json_text({"index": example.index, **record.kind.answer(value)}, ensure_ascii=False) + "\n")
+        for example, scores in inputs.scored(values):
+            if columns:
+                file.writelines([*record.kind.columns(example, scores), "\n"])
+            else:
+                row = {"index": example.index, **record.kind.answer(example, scores)}
+                file.write(json_text(row, ensure_ascii=False) + "\n")

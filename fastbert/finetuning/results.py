@@ -64,6 +64,7 @@ def write_results(
             for name in task.metrics:
                 cells = " ".join(cell(metrics[name][key]) for key in STATISTICS)
                 lines.append(f"  {part['train_examples']:>8}  {split:<14} {name:<18} {cells}")
+    lines += label_table(fractions[-1]["seeds"])
     truncated = results[max(results)][0]["truncated"]
     if any(truncated.values()):
         cut = ", ".join(f"{count} of {split}" for split, count in truncated.items() if count)
@@ -72,6 +73,20 @@ def write_results(
         plot = learning_curve(out / "learning_curve.png", task, options.start, fractions)
         lines += [f"  {plot}"] if plot else []
     print("\n".join([*lines, f"  {out / 'results.json'}"]))
+
+
+def label_table(seeds: list[dict[str, Any]]) -> list[str]:
+    """The figures of each label at the best epoch, medians over the seeds; no lines if the kind has none."""
+    lines = []
+    for split, table in seeds[0].get("by_label", {}).items():
+        width = max(14, *(len(name) for name in table))
+        lines.append(f"  {split + ', by label':<{width}} {'precision':>10} {'recall':>10} {'f1':>10} {'support':>10}")
+        for name in table:
+            rows = [seed["by_label"][split][name] for seed in seeds]
+            cells = [statistics.median(row[key] for row in rows) for key in ("precision", "recall", "f1")]
+            figures = " ".join(f"{value:>10.4f}" for value in cells)
+            lines.append(f"  {name:<{width}} {figures} {rows[0]['support']:>10.0f}")
+    return lines
 
 
 def read_results(out: Path) -> dict[str, Any]:

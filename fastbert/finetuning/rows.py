@@ -1,7 +1,8 @@
-"""Rows of a task's tables, each with the place it came from."""
+"""Rows of a task's tables, each with the file and line it came from, and the examples made of them."""
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 from fastbert.errors import UserError
@@ -16,7 +17,25 @@ class Row(NamedTuple):
     text: str
     pair: str | None
     label: Any
-    """A word or number as found; None where there is none."""
+    """A word or number as found; None where there is none. Of words, a list of tags."""
+    words: tuple[tuple[int, int], ...] | None = None
+    """The character range of each word, where the words have the labels."""
+    lines: tuple[int, ...] | None = None
+    """Of each word, in a file with a word a line."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """One row of a split."""
+
+    index: int
+    """From 0, in the order of the file."""
+    text: str
+    pair: str | None
+    label: Any
+    """As the task's kind reads it: the id of a class, a number, ...; None where the split has none."""
+    words: tuple[tuple[int, int], ...] | None = None
+    """The character range of each word, where the words have labels."""
 
 
 class TaskSource(Protocol):

@@ -50,6 +50,7 @@ class TaskRecord:
 
     def to_json(self) -> dict[str, Any]:
         first = {"task": self.task, "kind": self.kind.name, "labels": list(self.kind.labels)}
+        first |= {"settings": settings} if (settings := self.kind.settings()) else {}
         return first | {name: value for name, value in vars(self).items() if name not in first}
 
 
@@ -57,6 +58,7 @@ _TASK_SHAPE = {
     "task": str,
     "kind": str,
     "labels": [str],
+    "settings?": dict,
     "is_pair": bool,
     "both_orders": bool,
     "max_length": Whole(1),
@@ -81,7 +83,7 @@ def save_task_model(model: TaskModel, record: TaskRecord, tokenizer: Path, out: 
         "architectures": [f"{'Bert' if native else 'FastBert'}{kind.architecture}"],
         "id2label": kind.id2label,
         "label2id": {label: int(output) for output, label in kind.id2label.items()},
-        "problem_type": kind.problem_type,
+        **({} if kind.problem_type is None else {"problem_type": kind.problem_type}),
     }
     require_finite({"head": head}, "the model to save")  # export_model looks at the encoder
     with atomic_folder(out) as folder:
@@ -158,12 +160,14 @@ def read_task_record(folder: Path) -> tuple[TaskRecord, WordPiece]:
             f"know; {nearest(unknown[0], known)}"
         )
     trained_with = values.get("tokenizer", vocabulary.fingerprint)
-    kind = KINDS[choose(f"kind of task in {folder / TASK_FILE}", values["kind"], KINDS)](tuple(values["labels"]))
+    kind = KINDS[choose(f"kind of task in {folder / TASK_FILE}", values["kind"], KINDS)]
+    where = f"the task record {folder / TASK_FILE}"
+    kind = kind.restored(tuple(values["labels"]), values.get("settings", {}), where)
     if len(kind.labels) < kind.least_labels:
         raise UserError(
             f"the task record {folder / TASK_FILE} is damaged: a task has {kind.least_labels} labels at least"
         )
-    parts = {name: value for name, value in values.items() if name not in ("kind", "labels", "tokenizer")}
+    parts = {name: value for name, value in values.items() if name not in ("kind", "labels", "settings", "tokenizer")}
     record = TaskRecord(kind=kind, **parts)
     weights = folder / "model.safetensors"
     where = f"the task record in {weights}"

@@ -13,6 +13,7 @@ from fastbert.files import disk_errors, remove, remove_leftovers
 from fastbert.finetuning.batches import subset
 from fastbert.finetuning.dev_scores import dev_figures, selection_value, write_errors
 from fastbert.finetuning.folder import write_options
+from fastbert.finetuning.kinds.kind import TaskKind
 from fastbert.finetuning.loop import ADVICE, STATE, Tuner, build_scaled_optimizer
 from fastbert.finetuning.model import TaskModel, new_task_model
 from fastbert.finetuning.predict import BATCH, Inputs, encode_inputs, predict_scores
@@ -20,7 +21,7 @@ from fastbert.finetuning.results import EPOCH
 from fastbert.finetuning.saved import fine_tuned_folder, save_task_model
 from fastbert.finetuning.setup import FinetuneSetup, task_record
 from fastbert.finetuning.stream import SingleTaskStream
-from fastbert.records import check, write_sealed
+from fastbert.records import check, finite_or_none, write_sealed
 from fastbert.streams import say
 from fastbert.training.checkpoints import Checkpoint, Checkpointer, check_space, read_newest
 from fastbert.training.finite import NotFiniteError, all_finite
@@ -57,8 +58,10 @@ def train_seed(
     data = encode_inputs(examples, setup.vocabulary, task_record(options, setup.task, seed, {}))
     updater = build_updater(setup, seed)
     check_disk(folder, updater.module, options.save_model, checkpoint is not None)
-    steps, machine = options.steps(len(examples)), f"{setup.device} {setup.precision}"
-    say(f"{setup.task.name}, seed {seed}: {len(examples)} examples, {steps} steps; {machine}")
+    rows = len(data.orders[0])
+    steps, machine = options.steps(rows), f"{setup.device} {setup.precision}"
+    windows = "" if rows == len(examples) else f" in {rows} windows"
+    say(f"{setup.task.name}, seed {seed}: {len(examples)} examples{windows}, {steps} steps; {machine}")
     resumed = {"start_step": checkpoint.step, "expected": checkpoint.state["metrics"]} if checkpoint else {}
     with Logbook(folder, steps, **resumed) as logbook:
         stream = SingleTaskStream(setup.task.name, data.orders, options.batch_size, seed)
@@ -183,7 +186,13 @@ class Epochs:
         """Saves the model if the epoch just done is the best."""
         if self.setup.options.save_model and self.best and self.best["epoch"] == self.tuner.progress.epoch:
             record = task_record(self.setup.options, self.setup.task, self.seed, self.best["dev"])
+            record = replace(record, kind=self.fitted())
             save_task_model(self.tuner.updater.module, record, self.setup.pretrained.tokenizer, self.folder / "model")
+
+    def fitted(self) -> TaskKind:
+        """The kind with what the scores of the best epoch on dev decide."""
+        labels = [label for split in self.best_scores for label in self.setup.dev[split].labels]
+        return self.setup.task.kind.fitted(np.concatenate([*self.best_scores.values()]), labels)
 
     def result(self, train: Inputs) -> dict[str, Any]:
         """What is known at the end; there is a best epoch."""
@@ -193,12 +202,25 @@ class Epochs:
             "seed": self.seed,
             "best": self.best,
             "last": self.last,
+            **self.details(),
             "train_examples": count,
             "truncated": {split: inputs.truncated for split, inputs in splits.items()},
             "skipped_updates": progress.skipped,
             "examples_per_second": round(count * options.epochs / progress.seconds, 1),
             "model": str(self.folder / "model") if options.save_model else None,
         }
+
+    def details(self) -> dict[str, Any]:
+        """Of the best epoch: figures of each label, and the metrics with what was fitted to the same dev splits."""
+        task, kind, found = self.setup.task, self.fitted(), {}
+        fitted = replace(task, kind=kind)
+        for split, scores in self.best_scores.items():
+            labels = self.setup.dev[split].labels
+            if table := kind.by_label(scores, labels):
+                found.setdefault("by_label", {})[split] = table
+            if kind != task.kind:
+                found.setdefault("fitted", {})[split] = finite_or_none(fitted.measure(scores, labels))
+        return found
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Continues from a checkpoint."""

@@ -15,8 +15,9 @@ from fastbert.finetuning.batches import subset
 from fastbert.finetuning.options import FinetuneOptions, science
 from fastbert.finetuning.predict import Inputs, encode_inputs
 from fastbert.finetuning.results import Figures, tuned_folder
+from fastbert.finetuning.rows import Example
 from fastbert.finetuning.saved import TaskRecord, fine_tuned_folder, load_encoder
-from fastbert.finetuning.tasks import Example, Task, open_task
+from fastbert.finetuning.tasks import Task, open_task
 from fastbert.hub.load import Pretrained, tokenizer_of
 from fastbert.training.apex import check_apex
 from fastbert.training.hardware import resolve_device, resolve_precision, setup_machine
@@ -103,7 +104,7 @@ def describe_finetuning(setup: FinetuneSetup) -> dict[str, Any]:
         "tokenizer": setup.vocabulary.fingerprint[:8],
         "data": configuration.digest(
             {
-                split: [[e.text, e.pair, e.label] for e in examples]
+                split: [[e.text, e.pair, e.label, *([] if e.words is None else [e.words])] for e in examples]
                 for split, examples in (("train", setup.train), *((s, i.examples) for s, i in setup.dev.items()))
             }
         ),

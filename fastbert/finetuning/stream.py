@@ -23,6 +23,11 @@ class StreamBatch:
     soft_labels: np.ndarray | None = None
     """float32 [B, ...] in place of the labels in `data`, as `TaskKind.losses` reads them."""
 
+    @property
+    def units(self) -> int:
+        """What the loss is the mean over: examples, or words."""
+        return len(self.data.units_in(self.rows))
+
 
 class TaskStream(Protocol):
     """The batches of a training."""

@@ -35,3 +35,27 @@ class PooledHead(nn.Module):
         if row_keys is not None:
             pooled = hash_dropout(pooled, combine(row_keys, SITE), self.dropout)
         return self.classifier(pooled)
+
+
+class TokenHead(nn.Module):
+    """BERT's for tokens: dropout -> linear at each.
+
+    Args:
+        outputs: logits for each token.
+        dropout: probability, where row keys are given.
+    """
+
+    reads: slice | None = None
+    bert_names: ClassVar = {"classifier": "classifier"}
+
+    def __init__(self, width: int, outputs: int, dropout: float) -> None:
+        super().__init__()
+        self.classifier = nn.Linear(width, outputs)
+        self.dropout = dropout
+
+    def forward(self, hidden: Tensor, row_keys: Tensor | None) -> Tensor:
+        """Logits [B, T, L] of hidden states [B, T, D]; dropout where `row_keys` (int32 [B]) are given."""
+        if row_keys is not None:
+            index = torch.arange(hidden.shape[1], dtype=torch.int32, device=hidden.device)
+            hidden = hash_dropout(hidden, combine(combine(row_keys, SITE)[:, None], index), self.dropout)
+        return self.classifier(hidden)

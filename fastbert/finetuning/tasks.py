@@ -15,23 +15,11 @@ from fastbert.finetuning.kinds import KINDS
 from fastbert.finetuning.kinds.kind import TaskKind
 from fastbert.finetuning.metrics import METRICS
 from fastbert.finetuning.own import OwnSource, OwnTaskOptions, check_own_file
-from fastbert.finetuning.rows import TaskSource
+from fastbert.finetuning.rows import Example, TaskSource
 from fastbert.finetuning.table import COLUMNS
 from fastbert.lists import paths, words
 
 ALL = "glue"  # as the name of a task: those of the table
-
-
-@dataclass(frozen=True)
-class Example:
-    """One row of a split."""
-
-    index: int
-    """From 0, in the order of the file."""
-    text: str
-    pair: str | None
-    label: Any
-    """As the task's kind reads it: the id of a class, or a number; None where the split has none."""
 
 
 @dataclass(frozen=True)
@@ -75,17 +63,17 @@ class Task:
             label = self.kind.read(row)
             if label is None and labelled:
                 raise UserError(f"{row.where} has no label; {split} needs one in every row")
-            examples.append(Example(len(examples), row.text, row.pair, label))
+            examples.append(Example(len(examples), row.text, row.pair, label, row.words))
         if not examples:
             raise UserError(f"{self.splits[split]} holds no example; give a file with rows")
         self.warnings.extend(warning for warning in warnings if warning not in self.warnings)
         return examples
 
-    def measure(self, scores: np.ndarray, labels: Sequence[Any] | np.ndarray) -> dict[str, float]:
+    def measure(self, scores: np.ndarray, labels: Sequence[Any]) -> dict[str, float]:
         """Every metric of the task.
 
         Args:
-            scores: [N, L] logits or probabilities of the L labels, or [N] numbers.
+            scores: [U, ...], as `TaskKind.scores` has them: [N, L] probabilities of the L labels, [N] numbers, ...
             labels: of N examples.
 
         Raises:
@@ -107,8 +95,7 @@ class Task:
             raise UserError(
                 f"task {self.name}: the model's scores are not finite, training diverged; lower the learning rate"
             )
-        targets = np.asarray(labels)
-        return {name: METRICS[name](*self.kind.compared(name, scores, targets)) for name in self.metrics}
+        return {name: METRICS[name](*self.kind.compared(name, scores, labels)) for name in self.metrics}
 
     def check_scorable(self, labels: Sequence[Any]) -> None:
         """Checks, before any work, that the metrics of a split with these labels are defined.
@@ -136,7 +123,7 @@ def check_task(name: str, own: OwnTaskOptions) -> None:
     """
     if (custom := custom_task(name, own)) is not None:
         for path in OwnSource(*custom).paths.values():
-            check_own_file(path)
+            check_own_file(path, custom[0].kind)
 
 
 def custom_task(name: str, own: OwnTaskOptions | None) -> tuple[OwnTaskOptions, Path | None] | None:

@@ -21,14 +21,15 @@ from fastbert_kernels.attention.reference import allowed_pairs
 
 from fastbert.data.tokenizer_folders import load_tokenizer
 from fastbert.finetuning import setup, stream, task_heads
-from fastbert.finetuning.batches import EncodedSplit, encode, subset
+from fastbert.finetuning.batches import EncodedSplit, subset
 from fastbert.finetuning.finetune import finetune
 from fastbert.finetuning.model import new_task_model
 from fastbert.finetuning.options import FinetuneOptions
 from fastbert.finetuning.predict import BATCH
 from fastbert.finetuning.results import seed_folder
+from fastbert.finetuning.rows import Example
 from fastbert.finetuning.saved import TaskRecord, load_encoder, save_task_model
-from fastbert.finetuning.tasks import Example, Task, open_task
+from fastbert.finetuning.tasks import Task, open_task
 from fastbert.model import encoder
 from fastbert.model.encoder import Encoder, TokenIndex
 from fastbert.model.kernel_choice import KERNELS
@@ -187,7 +188,7 @@ def encoded(options: FinetuneOptions, task: Task) -> EncodedSplit:
     vocabulary = load_tokenizer(load_encoder(options.model).tokenizer)
     examples = task.examples("train")
     chosen = [examples[row] for row in subset(len(examples), options.fractions()[0])]
-    return encode(chosen, vocabulary, options.max_length, task.kind)
+    return task.kind.encode(chosen, vocabulary, options.max_length)
 
 
 # --- what fastbert does differently

@@ -12,7 +12,7 @@ from fastbert.data.tokenizer import WordPiece
 from fastbert.finetuning.batches import draw_orders, encode, kept_lengths, reading_order, subset, training_order
 from fastbert.finetuning.kinds.classes import Classes
 from fastbert.finetuning.kinds.number import Number
-from fastbert.finetuning.tasks import Example
+from fastbert.finetuning.rows import Example
 from tests.finetuning.conftest import WORDS, tiny_model
 
 VOCABULARY = WordPiece(WORDS)
@@ -37,7 +37,7 @@ def test_pairs_are_cut_as_bert_cuts_them(first: int, second: int, room: int) -> 
 def test_ids_types_and_counts() -> None:
     ids = VOCABULARY.ids
     examples = [Example(0, "good the", "bads", 1), Example(1, "the a of and to", "in is", 0)]
-    data = encode(examples, VOCABULARY, 9, Classes())
+    data = encode(examples, VOCABULARY, 9, Classes().targets)
     batch = data.batch(np.array([1, 0]))
     the, a, of, and_, to, in_ = (ids[word] for word in ("the", "a", "of", "and", "to", "in"))
     cls, sep, pad = ids["[CLS]"], ids["[SEP]"], ids["[PAD]"]
@@ -53,11 +53,13 @@ def test_ids_types_and_counts() -> None:
 
 
 def test_a_single_text_has_no_types_and_numbers_are_floats() -> None:
-    data = encode([Example(0, "good the", None, 2.5)], VOCABULARY, 30, Number())
+    data = encode([Example(0, "good the", None, 2.5)], VOCABULARY, 30, Number().targets)
     batch = data.batch(np.array([0]))
     assert batch.token_type_ids is None
     assert batch.labels.tolist() == [2.5] and batch.labels.dtype == torch.float32
-    assert encode([Example(0, "good", None, None)], VOCABULARY, 30, Number()).batch(np.array([0])).labels is None
+    assert (
+        encode([Example(0, "good", None, None)], VOCABULARY, 30, Number().targets).batch(np.array([0])).labels is None
+    )
 
 
 def test_the_ids_are_those_of_transformers(tmp_path) -> None:
@@ -66,7 +68,7 @@ def test_the_ids_are_those_of_transformers(tmp_path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(tiny_model(tmp_path))
     texts, pairs = ["the good of", "he was", "bad bad"], ["a", "she is not bad", "it, that"]
     examples = [Example(i, text, pair, None) for i, (text, pair) in enumerate(zip(texts, pairs, strict=True))]
-    ours = encode(examples, VOCABULARY, 30, Classes()).batch(np.arange(3))
+    ours = encode(examples, VOCABULARY, 30, Classes().targets).batch(np.arange(3))
     theirs = tokenizer(texts, pairs, padding=True, return_tensors="pt")
     assert torch.equal(ours.input_ids, theirs["input_ids"])
     assert torch.equal(ours.token_type_ids, theirs["token_type_ids"])
@@ -75,7 +77,7 @@ def test_the_ids_are_those_of_transformers(tmp_path) -> None:
 
 def test_padding_ends_with_the_batch_and_on_a_gpu_at_a_multiple_of_eight_or_the_positions() -> None:
     texts = ["good", " ".join(["the"] * 9), " ".join(["the"] * 27)]
-    data = encode([Example(i, text, None, 0) for i, text in enumerate(texts)], VOCABULARY, 30, Classes())
+    data = encode([Example(i, text, None, 0) for i, text in enumerate(texts)], VOCABULARY, 30, Classes().targets)
     groups = [np.array(rows) for rows in ([0], [0, 1], [2, 0])]
     assert [data.batch(rows).input_ids.shape[1] for rows in groups] == [3, 11, 29]
     assert [data.batch(rows, "meta").input_ids.shape[1] for rows in groups] == [8, 16, 30]
@@ -121,7 +123,7 @@ def test_order_depends_on_seed_and_epoch_and_saves_padding() -> None:
 
 def both_orders(pairs: list[tuple[str, str]], max_length: int) -> list:
     return [
-        encode([Example(i, *pair[::way], i) for i, pair in enumerate(pairs)], VOCABULARY, max_length, Classes())
+        encode([Example(i, *pair[::way], i) for i, pair in enumerate(pairs)], VOCABULARY, max_length, Classes().targets)
         for way in (1, -1)
     ]
 

@@ -65,7 +65,7 @@ def test_losses_are_those_of_transformers(kind, bert, pairs, numbers, tmp_path) 
     groups = [{"params": others, "weight_decay": 0.01}, {"params": norms, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=1e-3, eps=1e-8, fused=False)
     schedule = get_linear_schedule_with_warmup(optimizer, 0, 20)
-    data = encode(task.examples("train"), load_tokenizer(pretrained.tokenizer), 30, task.kind)
+    data = encode(task.examples("train"), load_tokenizer(pretrained.tokenizer), 30, task.kind.targets)
     theirs, rates = [], []
     for epoch in range(2):
         for rows in training_order(data.lengths, 16, 0, epoch):

@@ -16,8 +16,8 @@ from fastbert.finetuning.kinds.classes import Classes
 from fastbert.finetuning.kinds.number import Number
 from fastbert.finetuning.model import TaskModel
 from fastbert.finetuning.predict import encode_inputs, predict_scores
+from fastbert.finetuning.rows import Example
 from fastbert.finetuning.saved import load_task_model
-from fastbert.finetuning.tasks import Example
 from fastbert.registry import Variant
 from tests.finetuning.conftest import WORDS, finetune, results, sentence, tiny_config, write_rows
 from tests.flags import main
@@ -97,9 +97,9 @@ def test_the_loss_of_scores_is_that_of_logits(kind, labels, outputs) -> None:
     logits = torch.randn(3, outputs, dtype=torch.float64)
     expected = kind.losses(logits, torch.from_numpy(kind.targets(labels)))
     scores = kind.scores(logits).numpy()
-    assert scores.shape == (3, *kind.score_shape(7)) == kind.ideal_scores(labels).shape
-    assert kind.score_losses(scores, np.array(labels)) == pytest.approx(expected.numpy())
-    assert kind.score_losses(kind.ideal_scores(labels), np.array(labels)) == pytest.approx(np.zeros(3))
+    assert scores.shape == (3, *kind.score_shape()) == kind.ideal_scores(labels).shape
+    assert kind.score_losses(scores, labels) == pytest.approx(expected.numpy())
+    assert kind.score_losses(kind.ideal_scores(labels), labels) == pytest.approx(np.zeros(3))
 
 
 class Mean(nn.Module):
@@ -118,7 +118,7 @@ class OfAllTokens(Classes):
 
 def test_a_head_gets_the_hidden_states_that_it_reads() -> None:
     model = TaskModel(tiny_config(), {"whole": OfAllTokens(("a", "b"))})
-    batch = encode([Example(0, "the good of it", None, 1)], WordPiece(WORDS), 30, model.kinds["whole"]).batch(
+    batch = encode([Example(0, "the good of it", None, 1)], WordPiece(WORDS), 30, model.kinds["whole"].targets).batch(
         np.zeros(1, int)
     )
     hidden = model.encoder(batch.input_ids, attention_mask=batch.attention_mask)

@@ -115,16 +115,16 @@ def test_models_that_are_not_finite_are_refused(bert, small, tuned, tmp_path, ca
 
 
 def test_scores_that_are_not_finite_are_not_written(small, tuned, tmp_path, capsys, monkeypatch) -> None:
-    with pytest.raises(UserError, match=r"2 of 3 examples; try --machine\.precision fp32"):
+    with pytest.raises(UserError, match=r"2 of 3 scores of m are not finite; try --machine\.precision fp32"):
         predict.check_finite(np.array([[0.1, math.nan], [math.inf, 0.2], [0.5, 0.5]]), "m", "bf16")
     predict.check_finite(np.zeros((0, 2)), "m", "bf16")
     poison_scores(monkeypatch, predict, {1})
     written = tmp_path / "predictions.jsonl"
     assert main(["predict", "--model", str(tuned), "--source", small[5], "--out", str(written)]) == 2
-    assert "not finite for 1 of 16 examples" in capsys.readouterr().err and not written.exists()
+    assert "1 of 16 scores" in capsys.readouterr().err and not written.exists()
     poison_scores(monkeypatch, submit, {1})
     glue = make_glue(tmp_path / "glue", ["sst2"])
     part = submit.ArchiveFile("SST-2.tsv", "sst2", "test", tuned, None)
     options = submit.SubmitOptions(glue_dir=str(glue))
-    with pytest.raises(UserError, match="not finite for 1 of 6 examples"):
+    with pytest.raises(UserError, match=r"1 of 6 scores of .* are not finite"):
         submit.predict_part(part, load_task_model(tuned), options, "fp32")

@@ -16,7 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastbert.errors import UserError
-from fastbert.finetuning.tasks import Example, OwnTaskOptions, check_task, open_task
+from fastbert.finetuning.rows import Example
+from fastbert.finetuning.tasks import OwnTaskOptions, check_task, open_task
 from fastbert.flags import parse
 
 

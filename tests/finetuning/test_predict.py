@@ -14,8 +14,8 @@ from fastbert.data.tokenizer import SPECIAL_TOKENS, WordPiece
 from fastbert.finetuning.kinds.classes import Classes
 from fastbert.finetuning.model import TaskModel
 from fastbert.finetuning.predict import encode_inputs, predict_scores
+from fastbert.finetuning.rows import Example
 from fastbert.finetuning.saved import TaskRecord, load_task_model, save_task_model
-from fastbert.finetuning.tasks import Example
 from tests.finetuning.conftest import FAST, tiny_config, write_rows
 from tests.flags import main
 from tests.processes import reading

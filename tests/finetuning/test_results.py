@@ -4,12 +4,15 @@ import json
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from fastbert.errors import UserError
 from fastbert.finetuning.dev_scores import selection_value
+from fastbert.finetuning.kinds.number import Number
 from fastbert.finetuning.results import best_seed, tuned_folder
 from fastbert.finetuning.seed import Epochs
+from fastbert.finetuning.tasks import Task
 
 
 def write_results(out: Path, dev: dict[float, list[list[float]]]) -> None:
@@ -33,9 +36,12 @@ def test_an_epoch_is_selected_by_the_mean_of_its_dev_splits() -> None:
 
 
 def test_the_rate_counts_the_examples_of_all_epochs(tmp_path) -> None:
-    setup = SimpleNamespace(options=SimpleNamespace(epochs=3, save_model=False), dev={})
+    task = Task("t", Number(), False, ("pearson",), False, {}, None)
+    dev = {"dev": SimpleNamespace(labels=[1.0], truncated=0)}
+    setup = SimpleNamespace(options=SimpleNamespace(epochs=3, save_model=False), task=task, dev=dev)
     tuner = SimpleNamespace(progress=SimpleNamespace(seconds=2.0, skipped=1))
-    result = Epochs(setup, tuner, None, tmp_path, seed=4).result(SimpleNamespace(examples=range(10), truncated=2))
+    epochs = Epochs(setup, tuner, None, tmp_path, seed=4, best_scores={"dev": np.ones(1)})
+    result = epochs.result(SimpleNamespace(examples=range(10), truncated=2))
     assert result["examples_per_second"] == 15.0 and result["train_examples"] == 10
 
 

@@ -17,10 +17,10 @@ from fastbert.finetuning.kinds.number import Number
 from fastbert.finetuning.loop import Tuner, build_scaled_optimizer
 from fastbert.finetuning.model import TaskModel, new_task_model
 from fastbert.finetuning.options import FinetuneOptions
+from fastbert.finetuning.rows import Example
 from fastbert.finetuning.saved import load_encoder
 from fastbert.finetuning.stream import SingleTaskStream, StreamBatch
 from fastbert.finetuning.task_heads import PooledHead
-from fastbert.finetuning.tasks import Example
 from fastbert.model.encoder import initialize
 from fastbert.training.logbook import Logbook, read_metrics
 from fastbert.training.options import OptimizerOptions, ScheduleOptions, TrainingMachineOptions
@@ -34,7 +34,9 @@ TASKS = {"topic": Classes(("a", "b", "c")), "v1.2/score": Number()}
 
 def encoded(kind, labels):
     texts = [" ".join(FILLERS[: 2 + n]) for n in range(len(labels))]
-    return encode([Example(n, text, None, labels[n]) for n, text in enumerate(texts)], WordPiece(WORDS), 30, kind)
+    return encode(
+        [Example(n, text, None, labels[n]) for n, text in enumerate(texts)], WordPiece(WORDS), 30, kind.targets
+    )
 
 
 class Alternating:
@@ -144,7 +146,7 @@ def test_a_stream_of_one_task_is_a_function_of_epoch_and_index() -> None:
     kind = TASKS["topic"]
     examples = [Example(n, " ".join(FILLERS[: 1 + n % 7]), "good bad", n % 3) for n in range(23)]
     swapped = [Example(e.index, e.pair, e.text, e.label) for e in examples]
-    orders = [encode(some, WordPiece(WORDS), 30, kind) for some in (examples, swapped)]
+    orders = [encode(some, WordPiece(WORDS), 30, kind.targets) for some in (examples, swapped)]
     stream = SingleTaskStream("topic", orders, 5, seed=7)
     assert stream.batches == 5
     for epoch, index in ((2, 4), (0, 1), (2, 0)):

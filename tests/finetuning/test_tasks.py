@@ -12,7 +12,8 @@ import pytest
 
 from fastbert.errors import UserError
 from fastbert.finetuning import glue
-from fastbert.finetuning.tasks import GLUE, Example, OwnTaskOptions, Task, open_task
+from fastbert.finetuning.rows import Example
+from fastbert.finetuning.tasks import GLUE, OwnTaskOptions, Task, open_task
 
 OFFICIAL_ROWS = {
     "cola": (8551, 1043, 1063),

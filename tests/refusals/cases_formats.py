@@ -20,6 +20,7 @@ def files(folder: Path) -> None:
         "data.arrow": "ARROW1",
         "weights.safetensors": "",
         "fine.txt": "one\n\ntwo",
+        "fine.md": "one\n\ntwo",
         "one.json": '{"rows": [{"text": "a"}]}',
         "pretty.json": '{\n  "rows": [\n    {"text": "a"}\n  ]\n}\n',
         "strings.json": '["a", "b"]',
@@ -118,7 +119,7 @@ CASES = [
     ("finetune --model . --out new --task mine --own.train fine.txt", "fine.txt: the suffix says what is in a file"),
     ("finetune --model . --out new --task mine --own.train -", "- would be standard input"),
     ("finetune --model . --out new --task mine --own.dev pipe.jsonl", "pipe.jsonl is a pipe or a device"),
-    ("predict --model . --out new --source fine.txt", "fine.txt: the suffix says what is in a file"),
+    ("predict --model . --out new --source fine.md", "fine.md: the suffix says what is in a file"),
     ("predict --model . --out new --source -", "- would be standard input"),
     ("predict --model . --out new --source pipe.jsonl", "pipe.jsonl is a pipe or a device, not a file"),
 ]

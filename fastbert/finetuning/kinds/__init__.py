@@ -6,5 +6,6 @@ KINDS = Registry(
     {
         "classes": "fastbert.finetuning.kinds.classes:Classes",
         "number": "fastbert.finetuning.kinds.number:Number",
+        "tokens": "fastbert.finetuning.kinds.tokens:Tokens",
     }
 )

@@ -10,7 +10,7 @@ import numpy as np
 from fastbert.errors import UserError, brief, nearest
 from fastbert.finetuning.kinds.kind import TaskKind, not_a_label
 from fastbert.finetuning.own import OwnSource
-from fastbert.finetuning.rows import Row, number_in
+from fastbert.finetuning.rows import Example, Row, number_in
 from fastbert.lists import words
 from fastbert.ranges import text_problem
 
@@ -58,8 +58,8 @@ class Classes(TaskKind):
             raise UserError(f"{row.where}: unknown label {brief(word)}; {nearest(word, self.ids)}")
         return None if word is None else self.ids[word]
 
-    def shown(self, label: int) -> str:
-        return self.labels[label]
+    def shown(self, example: Example) -> str:
+        return self.labels[example.label]
 
     def new_head(self, width: int, dropout: float) -> "nn.Module":
         from fastbert.finetuning.task_heads import PooledHead
@@ -77,22 +77,22 @@ class Classes(TaskKind):
     def scores(self, logits: "Tensor") -> "Tensor":
         return logits.double().softmax(-1)
 
-    def score_shape(self, longest: int) -> tuple[int, ...]:
+    def score_shape(self) -> tuple[int, ...]:
         return (len(self.labels),)
 
     def ideal_scores(self, labels: Sequence[int]) -> np.ndarray:
         return np.eye(len(self.labels))[list(labels)]
 
-    def score_losses(self, scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    def score_losses(self, scores: np.ndarray, labels: Sequence[int]) -> np.ndarray:
         return -np.log(np.maximum(scores[np.arange(len(labels)), labels], np.finfo(np.float64).tiny))
 
-    def compared(self, metric: str, scores: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        return scores[:, 1] - scores[:, 0] if metric in OF_SCORES else scores.argmax(axis=1), labels
+    def compared(self, metric: str, scores: np.ndarray, labels: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+        return scores[:, 1] - scores[:, 0] if metric in OF_SCORES else scores.argmax(axis=1), np.asarray(labels)
 
     def prediction(self, scores: np.ndarray) -> str:
         return self.labels[int(np.argmax(scores))]
 
-    def answer(self, scores: np.ndarray) -> dict[str, Any]:
+    def answer(self, example: Example, scores: np.ndarray) -> dict[str, Any]:
         probabilities = {label: float(value) for label, value in zip(self.labels, scores, strict=True)}
         return {"label": self.prediction(scores), "probabilities": probabilities}
 

@@ -3,7 +3,8 @@ predictions as JSON, and the class of the Hugging Face export.
 
 Tasks are opened, and their labels checked, before torch is imported; so kinds import it where they compute with it.
 
-Shapes: B examples of a batch, T tokens, D width, L outputs, N examples of a split.
+Shapes: B examples of a batch, T tokens, D width, L outputs, N examples of a split, U units of it: what is scored, an
+example or, where words have labels, a word.
 """
 
 from abc import ABC, abstractmethod
@@ -16,10 +17,13 @@ import numpy as np
 from fastbert.errors import UserError, brief, choose
 from fastbert.finetuning.metrics import METRICS
 from fastbert.finetuning.own import OwnSource
-from fastbert.finetuning.rows import Row
+from fastbert.finetuning.rows import Example, Row
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+
+    from fastbert.data.tokenizer import WordPiece
+    from fastbert.finetuning.batches import EncodedSplit
 
 
 @dataclass(frozen=True)
@@ -41,10 +45,12 @@ class TaskKind(ABC):
     """Those of a custom task that names none."""
     architecture: ClassVar[str]
     """End of the name of transformers' class for the export, behind Bert or FastBert."""
-    problem_type: ClassVar[str]
-    """Of the export's config.json."""
+    problem_type: ClassVar[str | None]
+    """Of the export's config.json; None for none."""
     pipeline: ClassVar[str]
     """Hugging Face's name for what the export does."""
+    of_words: ClassVar[bool] = False
+    """Whether the words of a text have labels, and not the text."""
 
     @property
     def id2label(self) -> dict[str, str]:
@@ -71,10 +77,31 @@ class TaskKind(ABC):
         """
 
     @abstractmethod
-    def shown(self, label: Any) -> str | float:
-        """A label of an example as files spell it."""
+    def shown(self, example: Example) -> Any:
+        """The label of an example as files spell it."""
+
+    def settings(self) -> dict[str, Any]:
+        """What task.json holds of it in addition to the labels."""
+        return {}
+
+    @classmethod
+    def restored(cls, labels: tuple[str, ...], settings: dict[str, Any], where: str) -> "TaskKind":
+        """The kind that was saved with these labels and `settings`.
+
+        Raises:
+            UserError: the settings in the file `where` do not fit.
+        """
+        if settings:
+            raise UserError(f"{where} is damaged: the kind {cls.name} has no settings")
+        return cls(labels)
 
     # --- training
+
+    def encode(self, examples: Sequence[Example], vocabulary: "WordPiece", max_length: int) -> "EncodedSplit":
+        """The examples as ids, at most `max_length` tokens in each row."""
+        from fastbert.finetuning.batches import encode
+
+        return encode(examples, vocabulary, max_length, self.targets)
 
     @abstractmethod
     def new_head(self, width: int, dropout: float) -> "nn.Module":
@@ -82,11 +109,11 @@ class TaskKind(ABC):
 
     @abstractmethod
     def targets(self, labels: Sequence[Any]) -> np.ndarray:
-        """The labels as training reads them, [N] or [N, ...]."""
+        """The labels as training reads them, [U] or [U, ...]."""
 
     @abstractmethod
     def losses(self, logits: "Tensor", targets: "Tensor") -> "Tensor":
-        """The loss of each example, [B].
+        """The loss of each row, [B], the sum over its units.
 
         Args:
             logits: what the head gives, float32 at least.
@@ -97,31 +124,47 @@ class TaskKind(ABC):
 
     @abstractmethod
     def scores(self, logits: "Tensor") -> "Tensor":
-        """float64 [B, ...]: what is predicted, averaged and measured."""
+        """float64 [B, ...], or where words have labels [B, T, ...]: what is predicted, averaged and measured."""
 
     @abstractmethod
-    def score_shape(self, longest: int) -> tuple[int, ...]:
-        """The shape of the scores of an example with `longest` tokens."""
+    def score_shape(self) -> tuple[int, ...]:
+        """The shape of the scores of a unit."""
 
     @abstractmethod
     def ideal_scores(self, labels: Sequence[Any]) -> np.ndarray:
-        """float64 [N, ...]: the scores of a model that is always right."""
+        """float64 [U, ...]: the scores of a model that is always right, for the labels of N examples."""
 
     @abstractmethod
-    def score_losses(self, scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
-        """float64 [N]: the training loss of each example, from its scores and label."""
+    def score_losses(self, scores: np.ndarray, labels: Sequence[Any]) -> np.ndarray:
+        """float64 [U]: the training loss of each unit, from its scores; `labels` of N examples."""
 
     @abstractmethod
-    def compared(self, metric: str, scores: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def compared(self, metric: str, scores: np.ndarray, labels: Sequence[Any]) -> tuple[np.ndarray, np.ndarray]:
         """The predictions and labels that `metric` compares."""
 
-    @abstractmethod
-    def prediction(self, scores: np.ndarray) -> str | float:
-        """The one answer for an example."""
+    def fitted(self, scores: np.ndarray, labels: Sequence[Any]) -> "TaskKind":
+        """The kind with what dev decides, such as thresholds; it is saved with the best epoch."""
+        return self
+
+    def by_label(self, scores: np.ndarray, labels: Sequence[Any]) -> dict[str, dict[str, float]]:
+        """precision, recall, f1 and support of each label, where that says more than the metrics."""
+        return {}
 
     @abstractmethod
-    def answer(self, scores: np.ndarray) -> dict[str, Any]:
+    def prediction(self, scores: np.ndarray) -> Any:
+        """The one answer for an example, from the scores of its units."""
+
+    @abstractmethod
+    def answer(self, example: Example, scores: np.ndarray) -> dict[str, Any]:
         """The prediction for an example, as a line of `fastbert predict` holds it."""
+
+    def errors(self, example: Example, scores: np.ndarray) -> list[dict[str, Any]] | None:
+        """What is wrong in the prediction for an example with a label; None for kinds whose labels have no parts."""
+        return None
+
+    def columns(self, example: Example, scores: np.ndarray) -> list[str]:
+        """The lines of an example in CoNLL columns, of kinds `of_words`."""
+        raise NotImplementedError(f"the kind {self.name} does not label words")
 
     def check_metrics(self, names: Sequence[str]) -> None:
         """Checks that the metrics of a task fit it.
@@ -138,6 +181,15 @@ class TaskKind(ABC):
             if name not in self.metrics:
                 fitting = ", ".join(self.metrics)
                 raise UserError(f"the metric {name} does not fit labels that are {self.plural}; give one of: {fitting}")
+
+
+def by_class(found: np.ndarray, expected: np.ndarray, labels: Sequence[str]) -> dict[str, dict[str, float]]:
+    """Precision, recall, F1 and support of each label, from ids [U]; 0 where they are undefined."""
+    from sklearn.metrics import precision_recall_fscore_support
+
+    names = ("precision", "recall", "f1", "support")
+    columns = precision_recall_fscore_support(expected, found, labels=range(len(labels)), zero_division=0)
+    return {label: dict(zip(names, map(float, row), strict=True)) for label, *row in zip(labels, *columns, strict=True)}
 
 
 def not_a_label(where: str, label: Any) -> UserError:

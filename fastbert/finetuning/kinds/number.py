@@ -9,7 +9,7 @@ import numpy as np
 from fastbert.errors import UserError, brief
 from fastbert.finetuning.kinds.kind import TaskKind, not_a_label
 from fastbert.finetuning.own import OwnSource
-from fastbert.finetuning.rows import Row, number_in
+from fastbert.finetuning.rows import Example, Row, number_in
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -47,8 +47,8 @@ class Number(TaskKind):
             raise not_a_label(row.where, label)
         return number
 
-    def shown(self, label: float) -> float:
-        return label
+    def shown(self, example: Example) -> float:
+        return example.label
 
     def new_head(self, width: int, dropout: float) -> "nn.Module":
         from fastbert.finetuning.task_heads import PooledHead
@@ -64,20 +64,20 @@ class Number(TaskKind):
     def scores(self, logits: "Tensor") -> "Tensor":
         return logits.double().squeeze(-1)
 
-    def score_shape(self, longest: int) -> tuple[int, ...]:
+    def score_shape(self) -> tuple[int, ...]:
         return ()
 
     def ideal_scores(self, labels: Sequence[float]) -> np.ndarray:
         return np.asarray(labels, dtype=np.float64)
 
-    def score_losses(self, scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
-        return (scores - labels) ** 2
+    def score_losses(self, scores: np.ndarray, labels: Sequence[float]) -> np.ndarray:
+        return (scores - np.asarray(labels)) ** 2
 
-    def compared(self, metric: str, scores: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        return scores, labels
+    def compared(self, metric: str, scores: np.ndarray, labels: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
+        return scores, np.asarray(labels)
 
     def prediction(self, scores: np.ndarray) -> float:
         return float(scores)
 
-    def answer(self, scores: np.ndarray) -> dict[str, Any]:
+    def answer(self, example: Example, scores: np.ndarray) -> dict[str, Any]:
         return {"value": self.prediction(scores)}

@@ -1,0 +1,104 @@
+"""CoNLL columns: a word and its annotations on each line, an empty line between sentences.
+
+Columns are separated by tabs or, in a line without one, by other white space. In a .conllu file (Universal
+Dependencies), comments, ranges of words (1-2) and empty words (1.1) are skipped, and columns have names.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from fastbert.data.formats import check_name, opened, suffixes
+from fastbert.data.text import clean, lines
+from fastbert.errors import UserError, brief, nearest
+
+SUFFIXES = (".conll", ".conllu", ".bio", ".iob", ".iob2", ".tsv", ".txt")
+NAMES = ("id", "form", "lemma", "upos", "xpos", "feats", "head", "deprel", "deps", "misc")
+"""Columns of a .conllu file."""
+DOCUMENT = "-DOCSTART-"
+
+
+@dataclass(frozen=True)
+class Sentence:
+    lines: tuple[int, ...]
+    """Of each word, from 1."""
+    words: tuple[str, ...]
+    tags: tuple[str, ...] | None
+    """None in a file of words alone."""
+
+
+def read_conll(path: Path, word: str | None, tag: str | None, may_lack_tags: bool = False) -> Iterator[Sentence]:
+    """The sentences of a file.
+
+    Args:
+        word, tag: columns by number, from 1, or in a .conllu file by name; the first and last (form and upos) if None.
+        may_lack_tags: there may be only one column.
+
+    Raises:
+        UserError: names file and line: a line with another number of columns than the first, an empty word or tag, no
+            such column, binary data or another encoding.
+    """
+    check_name(path)
+    universal = suffixes(path)[0] == ".conllu"
+    indices: tuple[int, int | None] | None = None
+    count, first = 0, 0
+    rows: list[tuple[int, str, str | None]] = []
+    with opened(path) as (_, stream):
+        for number, line in lines(stream, path):
+            if not line.strip() or line.startswith(DOCUMENT):
+                if rows:
+                    yield _sentence(rows)
+                    rows = []
+                continue
+            if universal and line.startswith("#"):
+                continue
+            fields = [field.strip() for field in line.split("\t")] if "\t" in line else line.split()
+            where = f"{path}, line {number}"
+            if universal and not fields[0].isdecimal() and fields[0].replace("-", "").replace(".", "").isdecimal():
+                continue
+            if indices is None:
+                count, first = len(fields), number
+                indices = _indices(universal, word, tag, count, may_lack_tags, where)
+            if len(fields) != count:
+                columns = f"{len(fields)} column{'s' * (len(fields) != 1)}"
+                raise UserError(
+                    f"{where} has {columns} and line {first} has {count}; give every word as many, with tabs between "
+                    "columns if a word holds white space, and an empty line between sentences"
+                )
+            chosen = [clean(fields[index], where) for index in indices if index is not None]
+            if not all(chosen):
+                raise UserError(f"{where}: the {'tag' if chosen[0] else 'word'} is empty; fill it in or drop the line")
+            rows.append((number, chosen[0], chosen[1] if len(chosen) > 1 else None))
+    if rows:
+        yield _sentence(rows)
+
+
+def _sentence(rows: list[tuple[int, str, str | None]]) -> Sentence:
+    numbers, words, tags = zip(*rows, strict=True)
+    return Sentence(numbers, words, None if tags[0] is None else tags)
+
+
+def _indices(
+    universal: bool, word: str | None, tag: str | None, count: int, may_lack_tags: bool, where: str
+) -> tuple[int, int | None]:
+    """The columns of word and tag, from 0."""
+
+    def index(column: str) -> int:
+        if universal and column.lower() in NAMES:
+            return NAMES.index(column.lower())
+        if not column.isdecimal():
+            known = f"{nearest(column, NAMES)}; or " if universal else ""
+            raise UserError(f"{where}: no column {brief(column)}; {known}give the number of a column, from 1")
+        if not 1 <= int(column) <= count:
+            raise UserError(f"{where} has {count} columns, and column {column} is asked for; fix text or label")
+        return int(column) - 1
+
+    words = index(word or ("form" if universal else "1"))
+    if tag is None and not universal and count == 1:
+        if may_lack_tags:
+            return words, None
+        raise UserError(f"{where} has one column; give a word and its tag on each line, with a tab between them")
+    tags = index(tag or ("upos" if universal else str(count)))
+    if words == tags:
+        raise UserError(f"{where}: word and tag are both column {words + 1}; name two columns with text and label")
+    return words, tags

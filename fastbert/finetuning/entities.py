@@ -1,0 +1,75 @@
+"""Entities in sequences of tags: decoding, and precision, recall and F1, as CoNLL's evaluation and seqeval count them.
+
+An entity is right if its first word, last word and type are.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+
+def decode(types: np.ndarray, begins: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """The entities of sentences one after the other, int64 [n, 4]: sentence, first word, the word after the last, type.
+
+    Args:
+        types: of each word, [W]; -1 outside of entities.
+        begins: bool [W], whether a word is tagged as the beginning of an entity. A word whose type is another than that
+            of the word before it begins one too.
+        lengths: words of each sentence; their sum is W.
+    """
+    first_words = np.zeros(len(types), bool)
+    first_words[(np.cumsum(lengths) - lengths)[lengths > 0]] = True
+    before = np.concatenate([[-1], types[:-1]]) if len(types) else types
+    inside = types >= 0
+    starts = inside & (begins | first_words | (types != before))
+    ends = np.flatnonzero(np.append(starts | ~inside, True))
+    firsts = np.flatnonzero(starts)
+    lasts = ends[np.searchsorted(ends, firsts, side="right")]
+    sentences = np.searchsorted(np.cumsum(lengths), firsts, side="right")
+    return np.stack([sentences, firsts, lasts, types[firsts]], axis=1).astype(np.int64)
+
+
+def common(found: np.ndarray, expected: np.ndarray) -> np.ndarray:
+    """The entities, [n, 4], that are in both."""
+    both = set(map(tuple, expected.tolist()))
+    return np.array([entity for entity in found.tolist() if tuple(entity) in both], np.int64).reshape(-1, 4)
+
+
+def precision_recall_f1(right: int, found: int, expected: int) -> tuple[float, float, float]:
+    """Of counts; 0 where nothing is found, or nothing was to be found."""
+    return right / max(found, 1), right / max(expected, 1), 2 * right / max(found + expected, 1)
+
+
+def by_type(found: np.ndarray, expected: np.ndarray, types: Sequence[str]) -> dict[str, dict[str, float]]:
+    """Precision, recall, F1 and support (entities expected) of each type."""
+    right = common(found, expected)
+    table = {}
+    for number, name in enumerate(types):
+        counts = [int((entities[:, 3] == number).sum()) for entities in (right, found, expected)]
+        precision, recall, f1 = precision_recall_f1(*counts)
+        table[name] = {"precision": precision, "recall": recall, "f1": f1, "support": counts[2]}
+    return table
+
+
+Span = dict[str, Any]
+"""start, end (characters), label and text."""
+
+
+def entity_errors(found: list[Span], expected: list[Span]) -> list[dict[str, Any]]:
+    """The differences between the predicted spans of a text and the expected ones: missed, spurious, or, where two
+    overlap, another type or boundary."""
+    errors, matched = [], []
+    for span in expected:
+        if span in found:
+            matched.append(span)
+            continue
+        other = next((one for one in found if one["start"] < span["end"] and span["start"] < one["end"]), None)
+        if other is None or other in expected:
+            errors.append({"error": "missed", "expected": span})
+            continue
+        matched.append(other)
+        same = (other["start"], other["end"]) == (span["start"], span["end"])
+        error = "type" if same else "boundary" if other["label"] == span["label"] else "type and boundary"
+        errors.append({"error": error, "expected": span, "found": other})
+    return errors + [{"error": "spurious", "found": span} for span in found if span not in matched]

@@ -1,0 +1,276 @@
+"""A tag for each word of a text: named entities as IOB2 (O, B-type, I-type), or one tag a word, as parts of speech.
+
+A word is labeled at its first piece (Devlin et al. 2019, section 5.3). Entities are decoded as CoNLL's evaluation does:
+one begins at B, and at an I that does not continue an entity of its type.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from fastbert.data.tokenizer import WordPiece
+from fastbert.errors import UserError, brief, nearest
+from fastbert.finetuning.entities import by_type, decode, entity_errors
+from fastbert.finetuning.kinds.kind import TaskKind, by_class
+from fastbert.finetuning.own import OwnSource
+from fastbert.finetuning.rows import Example, Row
+from fastbert.finetuning.word_rows import OUTSIDE, tag_names, where_of
+from fastbert.lists import words
+from fastbert.ranges import text_problem
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from fastbert.finetuning.batches import EncodedSplit
+
+OF_ENTITIES = ("entity_f1", "entity_precision", "entity_recall")
+IGNORED = -100
+"""Label of pieces that are not scored, as in transformers."""
+_IOB2 = re.compile(r"[BI]-.+")
+_OTHER_SCHEME = re.compile(r"[ESLUM]-.+")
+
+
+class Tokens(TaskKind):
+    """A label is a tuple of tag ids, one for each word; scores are the probabilities of the tags for each word."""
+
+    name = "tokens"
+    plural = "tags of words"
+    least_labels = 2
+    metrics = (*OF_ENTITIES, "accuracy", "macro_f1")
+    architecture = "ForTokenClassification"
+    problem_type = None
+    pipeline = "token-classification"
+    of_words: ClassVar[bool] = True
+
+    @property
+    def usual_metrics(self) -> tuple[str, ...]:
+        return (*OF_ENTITIES, "accuracy") if self.has_entities else ("accuracy", "macro_f1")
+
+    @property
+    def has_entities(self) -> bool:
+        """Whether the tags are IOB2."""
+        return any(_IOB2.fullmatch(label) for label in self.labels)
+
+    # --- files
+
+    @classmethod
+    def declared(cls, task: str, source: OwnSource) -> "Tokens":
+        options = source.options
+        labels = tuple(words(options.labels or ""))
+        if len(set(labels)) != len(labels) or len(labels) == 1:
+            raise UserError(f"labels {options.labels!r}: give two or more different tags, a comma between them")
+        if not labels:
+            if "train" not in source.paths:
+                raise UserError(f"task {task}: without a train file to learn them from, give the tags with labels")
+            source.check_rows("train")
+            labels = tag_names(source.paths["train"], options.text, options.label) or ()
+            labels = labels or learn_tags(source.rows("train", []))
+        return cls(labels)
+
+    @cached_property
+    def ids(self) -> dict[str, int]:
+        """Tag -> its id."""
+        return {label: number for number, label in enumerate(self.labels)}
+
+    @cached_property
+    def types(self) -> tuple[str, ...]:
+        """Of entities, in the order of their tags."""
+        return tuple(dict.fromkeys(label[2:] for label in self.labels if _IOB2.fullmatch(label)))
+
+    def read(self, row: Row) -> tuple[int, ...] | None:
+        if row.label is None:
+            return None
+        if self.has_entities:
+            check_iob2(row)
+        for index, tag in enumerate(row.label):
+            if tag not in self.ids:
+                known = f"{nearest(tag, self.ids)} (the tags are those of the training file, or of labels)"
+                raise UserError(f"{where_of(row, index)}: unknown tag {brief(tag)}; {known}")
+        return tuple(self.ids[tag] for tag in row.label)
+
+    def shown(self, example: Example) -> list[Any]:
+        """The spans of entities, or the tags."""
+        tags = np.array(example.label)
+        return self._spans(example, tags) if self.has_entities else [self.labels[tag] for tag in tags]
+
+    # --- training
+
+    def encode(self, examples: Sequence[Example], vocabulary: WordPiece, max_length: int) -> "EncodedSplit":
+        from fastbert.finetuning.word_batches import encode_words
+
+        return encode_words(examples, vocabulary, max_length, IGNORED)
+
+    def new_head(self, width: int, dropout: float) -> "nn.Module":
+        from fastbert.finetuning.task_heads import TokenHead
+
+        return TokenHead(width, len(self.labels), dropout)
+
+    def targets(self, labels: Sequence[tuple[int, ...]]) -> np.ndarray:
+        return np.concatenate([np.array(tags, np.int64) for tags in labels])
+
+    def losses(self, logits: "Tensor", targets: "Tensor") -> "Tensor":
+        from torch.nn import functional as F
+
+        if targets.is_floating_point():  # soft labels, zeros where no word begins
+            return -(targets * logits.log_softmax(-1)).sum((-1, -2))
+        return F.cross_entropy(logits.transpose(1, 2), targets, ignore_index=IGNORED, reduction="none").sum(-1)
+
+    # --- scores
+
+    def scores(self, logits: "Tensor") -> "Tensor":
+        return logits.double().softmax(-1)
+
+    def score_shape(self) -> tuple[int, ...]:
+        return (len(self.labels),)
+
+    def ideal_scores(self, labels: Sequence[tuple[int, ...]]) -> np.ndarray:
+        return np.eye(len(self.labels))[self.targets(labels)]
+
+    def score_losses(self, scores: np.ndarray, labels: Sequence[tuple[int, ...]]) -> np.ndarray:
+        found = scores[np.arange(len(scores)), self.targets(labels)]
+        return -np.log(np.maximum(found, np.finfo(np.float64).tiny))
+
+    def compared(
+        self, metric: str, scores: np.ndarray, labels: Sequence[tuple[int, ...]]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        found, expected = scores.argmax(-1), self.targets(labels)
+        if metric not in OF_ENTITIES:
+            return found, expected
+        return self._entities(found, labels), self._entities(expected, labels)
+
+    def by_label(self, scores: np.ndarray, labels: Sequence[tuple[int, ...]]) -> dict[str, dict[str, float]]:
+        """Of each type of entity, or of each tag."""
+        if self.has_entities:
+            return by_type(*self.compared("entity_f1", scores, labels), self.types)
+        return by_class(scores.argmax(-1), self.targets(labels), self.labels)
+
+    def prediction(self, scores: np.ndarray) -> list[str]:
+        """A tag for each word, valid IOB2 where they are entities."""
+        return self._tags(scores.argmax(-1))
+
+    def answer(self, example: Example, scores: np.ndarray) -> dict[str, Any]:
+        tokens = [example.text[start:end] for start, end in example.words]
+        row = {"text": example.text, "tokens": tokens, "tags": self.prediction(scores)}
+        if self.has_entities:
+            spans = self._spans(example, scores.argmax(-1))
+            for span, (_, first, end, _) in zip(spans, self._entities(scores.argmax(-1), None), strict=True):
+                span["score"] = float(scores[first:end].max(-1).mean())
+            row["spans"] = spans
+        return row
+
+    def errors(self, example: Example, scores: np.ndarray) -> list[dict[str, Any]]:
+        """Each entity that is missed, spurious, or found with another type or boundary; or each wrong tag."""
+        found, expected = scores.argmax(-1), np.array(example.label)
+        if self.has_entities:
+            return entity_errors(self._spans(example, found), self._spans(example, expected))
+        return [
+            {
+                "word": number,
+                "text": example.text[slice(*example.words[number])],
+                "expected": self.labels[expected[number]],
+                "found": self.labels[found[number]],
+            }
+            for number in np.flatnonzero(found != expected).tolist()
+        ]
+
+    def columns(self, example: Example, scores: np.ndarray) -> list[str]:
+        """A word, a tab and its predicted tag each."""
+        tags = self.prediction(scores)
+        return [f"{example.text[start:end]}\t{tag}\n" for (start, end), tag in zip(example.words, tags, strict=True)]
+
+    def check_metrics(self, names: Sequence[str]) -> None:
+        super().check_metrics(names)
+        for name in names:
+            if name in OF_ENTITIES and not self.has_entities:
+                raise UserError(
+                    f"the metric {name} is for entities (tags O, B-type, I-type); give accuracy or macro_f1"
+                )
+
+    @cached_property
+    def _coded(self) -> tuple[np.ndarray, np.ndarray]:
+        """Of each tag: the type of its entity or -1, and whether it is a B."""
+        types = [self.types.index(label[2:]) if _IOB2.fullmatch(label) else -1 for label in self.labels]
+        return np.array(types), np.array([label.startswith("B-") for label in self.labels])
+
+    def _entities(self, tags: np.ndarray, labels: Sequence[Sequence[int]] | None) -> np.ndarray:
+        """int64 [n, 4]: sentence, first word, the word after the last, type; words counted over all sentences.
+
+        Args:
+            tags: ids [W], of all sentences.
+            labels: of the sentences, for their lengths; None if there is one.
+        """
+        types, begins = self._coded
+        lengths = [len(tags)] if labels is None else [len(one) for one in labels]
+        return decode(types[tags], begins[tags], np.array(lengths))
+
+    def _tags(self, tags: np.ndarray) -> list[str]:
+        if not self.has_entities:
+            return [self.labels[tag] for tag in tags]
+        found = [OUTSIDE] * len(tags)
+        for _, first, end, type_ in self._entities(tags, None):
+            found[first] = f"B-{self.types[type_]}"
+            found[first + 1 : end] = [f"I-{self.types[type_]}"] * (end - first - 1)
+        return found
+
+    def _spans(self, example: Example, tags: np.ndarray) -> list[dict[str, Any]]:
+        spans = []
+        for _, first, last, type_ in self._entities(tags, None):
+            start, end = example.words[first][0], example.words[last - 1][1]
+            spans.append({"start": start, "end": end, "label": self.types[type_], "text": example.text[start:end]})
+        return spans
+
+
+def learn_tags(rows: Iterable[Row]) -> tuple[str, ...]:
+    """The tags of the training rows: O, then B and I of each type of entity, sorted; or all tags, sorted.
+
+    Raises:
+        UserError: a row has no tags, there are fewer than two, or they are entities and not IOB2.
+    """
+    found: dict[str, str] = {}  # tag -> where it was first seen
+    for row in rows:
+        if row.label is None:
+            raise UserError(f"{row.where} has no tags; training needs one for every word")
+        for index, tag in enumerate(row.label):
+            if tag not in found:
+                if problem := text_problem(tag):
+                    raise UserError(f"{where_of(row, index)}: the tag {problem}; fix the row")
+                found[tag] = where_of(row, index)
+    entities = any(_IOB2.fullmatch(tag) for tag in found)
+    if entities or OUTSIDE in found:
+        for tag, where in found.items():
+            check_tag(tag, where, entities)
+        types = sorted({tag[2:] for tag in found} - {""})
+        return (OUTSIDE, *(f"{part}-{name}" for name in types for part in "BI"))
+    if len(found) < 2:
+        raise UserError(f"the training file holds {len(found)} tag ({brief(', '.join(found), str)}); a task needs two")
+    return tuple(sorted(found))
+
+
+def check_tag(tag: str, where: str, entities: bool = True) -> None:
+    """Raises a UserError if the tag is none of IOB2's."""
+    if tag == OUTSIDE or _IOB2.fullmatch(tag):
+        return
+    if _OTHER_SCHEME.fullmatch(tag):
+        remedy = f"convert IOBES or BILOU to O, B-{tag[2:]}, I-{tag[2:]}"
+    elif entities:
+        remedy = f"write O, B-{tag} or I-{tag}"
+    else:
+        remedy = f"for entities write O, B-{tag}, I-{tag}; if O is a class like the others, list all tags with labels"
+    raise UserError(f"{where}: the tag {brief(tag)} is not IOB2; {remedy}")
+
+
+def check_iob2(row: Row) -> None:
+    """Raises a UserError at a tag that IOB2 does not have there: I- that continues no entity of its type, or another
+    form."""
+    for index, tag in enumerate(row.label):
+        before = row.label[index - 1] if index else OUTSIDE
+        check_tag(tag, where_of(row, index))
+        if tag.startswith("I-") and before[2:] != tag[2:]:
+            follows = f"follows {before}" if index else "begins a sentence"
+            raise UserError(
+                f"{where_of(row, index)}: {tag} {follows}, which is not IOB2: an entity begins with B-{tag[2:]}; fix "
+                "the tag, or convert the file if it is IOB1"
+            )

@@ -1,0 +1,204 @@
+"""Rows of texts whose words have labels: CoNLL columns; tables with lists of tokens and tags; text with spans.
+
+All become a text, the character range of each of its words, and a tag for each word, IOB2 where they come from spans.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from fastbert.data import conll
+from fastbert.data.columns import Columns
+from fastbert.data.formats import TABLES, suffixes
+from fastbert.data.parquet import check_parquet, column_names
+from fastbert.data.tables import first_keys, read_rows
+from fastbert.data.text import clean
+from fastbert.errors import UserError, brief
+from fastbert.finetuning.rows import Row
+
+OUTSIDE = "O"
+COLUMNS = {"tokens": "tags", "text": "spans"}
+"""Names of the columns if the user gives none: that of the words -> that of their labels."""
+# Characters that BERT's tokenizer makes words of their own.
+_IDEOGRAPH = re.compile(
+    "[\u4e00-\u9fff\u3400-\u4dbf\U00020000-\U0002a6df\U0002a700-\U0002b73f\U0002b740-\U0002b81f\U0002b820-\U0002ceaf"
+    "\uf900-\ufaff\U0002f800-\U0002fa1f]"
+)
+
+
+def is_conll(path: Path) -> bool:
+    return suffixes(path)[0] in conll.SUFFIXES
+
+
+def check_word_file(path: Path) -> None:
+    """Raises a UserError if the file can be no text with labels of words, by its suffix."""
+    kind = suffixes(path)[0]
+    if kind == ".csv" or kind not in (*TABLES, *conll.SUFFIXES):
+        tables = [suffix for suffix in TABLES if suffix not in (".csv", ".tsv")]
+        raise UserError(
+            f"{path}: words and their tags are read from CoNLL columns ({', '.join(conll.SUFFIXES)}) or from tables "
+            f"with lists ({', '.join(tables)})"
+        )
+
+
+def word_rows(path: Path, text: str | None, label: str | None, may_lack_labels: bool) -> Iterator[Row]:
+    """The rows of a file, in which `Row.label` is a list of tags, or None.
+
+    Args:
+        text, label: columns; None for the usual ones.
+        may_lack_labels: of all rows or of some.
+
+    Raises:
+        UserError: names file, line and remedy.
+    """
+    check_word_file(path)
+    if is_conll(path):
+        for sentence in conll.read_conll(path, text, label, may_lack_labels):
+            where = f"{path}, line {sentence.lines[0]}"
+            tags = None if sentence.tags is None else list(sentence.tags)
+            yield _from_tokens(where, sentence.words, tags, sentence.lines)
+        return
+    columns = word_columns(path, text, label, may_lack_labels)
+    for _, where, (words, labels) in read_rows(path, columns):
+        if isinstance(words, str):
+            yield _from_spans(where, words, labels, columns)
+        else:
+            tokens = _strings(where, words, columns.texts[0], "tokens")
+            tags = None if labels is None else _strings(where, labels, columns.label, "tags")
+            yield _from_tokens(where, tokens, tags, None)
+
+
+def word_columns(path: Path, text: str | None, label: str | None, may_lack_labels: bool) -> Columns:
+    """The columns of a table: those named; else tokens and tags, or text and spans, whichever its first row has."""
+    there = column_names(path) if suffixes(path)[0] == ".parquet" else first_keys(path)
+    if text is None:
+        text = next((name for name in COLUMNS if name in there), "tokens")
+    label = label or COLUMNS.get(text) or next((name for name in COLUMNS.values() if name in there), "tags")
+    return Columns(
+        (text,),
+        label,
+        label_may_lack=may_lack_labels,
+        remedy="choose the columns with text and label (--own.text, --own.label)",
+        class_names=True,
+        lists=True,
+    )
+
+
+def tag_names(path: Path, text: str | None, label: str | None) -> tuple[str, ...] | None:
+    """The names of the tags in their order, where the file is Parquet and has them."""
+    if suffixes(path)[0] != ".parquet":
+        return None
+    return check_parquet(path, word_columns(path, text, label, False))
+
+
+def where_of(row: Row, index: int) -> str:
+    """File and line of a word's tag, for errors."""
+    if row.lines is None:
+        return f"{row.where}, tag {index + 1}"
+    return f"{row.where.rpartition(', line ')[0]}, line {row.lines[index]}"
+
+
+def _strings(where: str, values: Any, column: str, what: str) -> list[str]:
+    """A cell that is a list of words."""
+    if not isinstance(values, list):
+        kind = "missing" if values is None else f"{brief(values)}"
+        raise UserError(f"{where}: {column!r} is {kind}, no list of {what}; fix the row or name another column")
+    for index, value in enumerate(values):
+        if not isinstance(value, str):
+            hint = "" if what == "tokens" else "; write tags as words, or as Parquet with the names of a ClassLabel"
+            raise UserError(f"{where}: {what[:-1]} {index + 1} of {column!r} is {brief(value)}, no text{hint}")
+    return [clean(value, where) for value in values]
+
+
+def _from_tokens(where: str, tokens: Sequence[str], tags: list[str] | None, lines: tuple[int, ...] | None) -> Row:
+    if not tokens:
+        raise UserError(f"{where}: the sentence is empty; drop the row")
+    if tags is not None and len(tokens) != len(tags):
+        raise UserError(f"{where}: {len(tokens)} tokens and {len(tags)} tags; give a tag for every token")
+    for index, token in enumerate(tokens):
+        if not token.strip():
+            raise UserError(f"{where}: token {index + 1} is empty; drop it and its tag")
+        if "\t" in token or "\n" in token:
+            raise UserError(f"{where}: token {index + 1} holds a tab or a line break; write a space instead")
+    ranges, end = [], -1
+    for token in tokens:
+        ranges.append((end + 1, end + 1 + len(token)))
+        end = ranges[-1][1]
+    return Row(where, " ".join(tokens), None, tags, tuple(ranges), lines)
+
+
+# --- text with spans
+
+
+def split_words(text: str) -> list[tuple[int, int]]:
+    """The character ranges of the words in a text, split as BERT's tokenizer does: at white space, punctuation and
+    ideographs."""
+    from tokenizers.pre_tokenizers import BertPreTokenizer
+
+    ranges = []
+    for _, (start, end) in BertPreTokenizer().pre_tokenize_str(text):
+        cuts = {start, end}
+        for found in _IDEOGRAPH.finditer(text, start, end):
+            cuts |= {found.start(), found.end()}
+        ranges += pairwise(sorted(cuts))
+    return ranges
+
+
+def _from_spans(where: str, text: str, spans: Any, columns: Columns) -> Row:
+    if not text.strip():
+        raise UserError(f"{where}: the text {columns.texts[0]!r} is empty; fill it in or drop the row")
+    ranges = split_words(text)
+    tags = None if spans is None else _tags(where, text, ranges, spans, columns.label)
+    return Row(where, text, None, tags, tuple(ranges))
+
+
+def _tags(where: str, text: str, ranges: list[tuple[int, int]], spans: Any, column: str) -> list[str]:
+    """A tag for each word, B-label or I-label within a span, O outside."""
+    if not isinstance(spans, list) or any(isinstance(span, str) for span in spans):
+        raise UserError(
+            f"{where}: {column!r} is {brief(spans)}; the labels of a text are a list of spans, and tags go with a list "
+            "of tokens; fix the row or name other columns with text and label"
+        )
+    tags = [OUTSIDE] * len(ranges)
+    for number, span in enumerate(spans, 1):
+        here = f"{where}, span {number}"
+        start, end, label = _span(here, span, text)
+        inside = [index for index, (first, last) in enumerate(ranges) if first < end and start < last]
+        if not inside:
+            raise UserError(f"{here} holds white space alone; drop it")
+        first, last = ranges[inside[0]][0], ranges[inside[-1]][1]
+        if (first, last) != (start, end):
+            raise UserError(
+                f"{here}: {brief(text[start:end])} begins or ends within a word of {brief(text[first:last])}; "
+                f"move it to characters {first} to {last}"
+            )
+        for index in inside:
+            if tags[index] != OUTSIDE:
+                raise UserError(f"{here}: {brief(text[start:end])} overlaps another span; a word has one label")
+            tags[index] = f"{'B' if index == inside[0] else 'I'}-{label}"
+    return tags
+
+
+def _span(where: str, span: Any, text: str) -> tuple[int, int, str]:
+    """(start, end, label) of a span, without white space at its ends."""
+    if isinstance(span, dict) and {"start", "end", "label"} <= span.keys():
+        start, end, label = span["start"], span["end"], span["label"]
+    elif isinstance(span, list) and len(span) == 3:
+        start, end, label = span
+    else:
+        raise UserError(f'{where}: {brief(span)} is no span; write {{"start": 0, "end": 5, "label": "person"}}')
+    if not all(isinstance(number, int) and not isinstance(number, bool) for number in (start, end)):
+        raise UserError(
+            f"{where}: start and end must be whole numbers of characters, not {brief(start)} and {brief(end)}"
+        )
+    if not 0 <= start < end <= len(text):
+        raise UserError(
+            f"{where}: characters {start} to {end} are not within the {len(text)} characters of the text (the end is "
+            "the character after the last)"
+        )
+    if not isinstance(label, str) or not label.strip():
+        raise UserError(f"{where}: the label is {brief(label)}; give a word")
+    part = text[start:end]
+    return start + len(part) - len(part.lstrip()), end - len(part) + len(part.rstrip()), label.strip()
