@@ -132,8 +132,8 @@ def word_features(example: Example, tokenizer, max_length: int) -> dict[str, Any
 
 
 def task_scores(task: Task, found: Any, tokenizer, examples: list[Example]) -> np.ndarray:
-    """The Trainer's logits as `Task.measure` takes them. A word that the tokenizer deletes has none there, and counts as
-    tagged with the first label, O."""
+    """The Trainer's logits as `Task.measure` takes them. A word that the tokenizer deletes has none there, and counts
+    as tagged with the first label, O."""
     logits = found.predictions
     if not task.kind.of_words:
         return task.kind.scores(torch.from_numpy(logits)).numpy()
