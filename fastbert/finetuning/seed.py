@@ -216,10 +216,10 @@ class Epochs:
         fitted = replace(task, kind=kind)
         for split, scores in self.best_scores.items():
             labels = self.setup.dev[split].labels
-            if table := kind.by_label(scores, labels):
+            if table := task.kind.by_label(scores, labels):
                 found.setdefault("by_label", {})[split] = table
             if kind != task.kind:
-                found.setdefault("fitted", {})[split] = finite_or_none(fitted.measure(scores, labels))
+                found.setdefault("fitted_to_dev", {})[split] = finite_or_none(fitted.measure(scores, labels))
         return found
 
     def restore(self, checkpoint: Checkpoint) -> None:

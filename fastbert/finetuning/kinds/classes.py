@@ -121,7 +121,8 @@ def label_word(row: Row) -> str | None:
         return str(int(label))  # a table with a gap holds its whole numbers as 1.0
     if isinstance(label, float) and not math.isfinite(label):
         raise not_a_label(row.where, label)
-    hint = "set kind: number, or " if isinstance(label, float) else ""
+    fitting = {float: "number", list: "multi-label"}.get(type(label))
+    hint = f"set kind: {fitting}, or " if fitting else ""
     raise UserError(f"{row.where}: the label {brief(label)} is no class; {hint}give a word or a whole number")
 
 

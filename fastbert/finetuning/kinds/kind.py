@@ -51,6 +51,8 @@ class TaskKind(ABC):
     """Hugging Face's name for what the export does."""
     of_words: ClassVar[bool] = False
     """Whether the words of a text have labels, and not the text."""
+    missing_hint: ClassVar[str] = ""
+    """Ends the error for a row without a label."""
 
     @property
     def id2label(self) -> dict[str, str]:
@@ -83,6 +85,10 @@ class TaskKind(ABC):
     def settings(self) -> dict[str, Any]:
         """What task.json holds of it in addition to the labels."""
         return {}
+
+    def card(self) -> str:
+        """What the model card reports of the settings: lines, or nothing."""
+        return ""
 
     @classmethod
     def restored(cls, labels: tuple[str, ...], settings: dict[str, Any], where: str) -> "TaskKind":
