@@ -4,7 +4,6 @@ A label is predicted where its probability reaches its threshold: 0.5 while trai
 highest F1 of that label on dev.
 """
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -199,7 +198,7 @@ def label_words(row: Row) -> list[str] | None:
         UserError: the label is neither, a word is empty or there twice, or the text is a list as code.
     """
     label = row.label
-    if label is None or (isinstance(label, float) and math.isnan(label)):
+    if label is None:
         return None
     if isinstance(label, str):
         if label.strip().startswith("["):
