@@ -23,7 +23,7 @@ def decode(types: np.ndarray, begins: np.ndarray, lengths: np.ndarray) -> np.nda
     before = np.concatenate([[-1], types[:-1]]) if len(types) else types
     inside = types >= 0
     starts = inside & (begins | first_words | (types != before))
-    ends = np.flatnonzero(np.append(starts | first_words | ~inside, True))
+    ends = np.flatnonzero(np.append(starts | ~inside, True))
     firsts = np.flatnonzero(starts)
     lasts = ends[np.searchsorted(ends, firsts, side="right")]
     sentences = np.searchsorted(np.cumsum(lengths), firsts, side="right")

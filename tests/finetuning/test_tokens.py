@@ -1,7 +1,9 @@
 """Tagging end to end: transformers' losses and predictions, entities that are learned, long texts, and the files."""
 
 import json
+import math
 import random
+import re
 from pathlib import Path
 
 import numpy as np
@@ -11,27 +13,27 @@ import torch
 from fastbert.finetuning.batches import training_order
 from fastbert.finetuning.entities import entity_errors
 from fastbert.finetuning.model import TaskModel, new_task_model
+from fastbert.finetuning.options import FinetuneOptions
 from fastbert.finetuning.own import OwnTaskOptions
 from fastbert.finetuning.predict import encode_inputs, predict_scores
 from fastbert.finetuning.saved import TaskRecord, load_encoder, load_task_model, save_task_model
+from fastbert.finetuning.setup import describe_finetuning, prepare_finetuning
 from fastbert.finetuning.tasks import open_task
-from tests.finetuning.conftest import FILLERS, finetune, results
+from fastbert.training.logbook import read_metrics
+from tests.finetuning.conftest import finetune, results
 from tests.flags import main
 
 
 def make_sentences(rng: random.Random, count: int, longest: int = 12) -> str:
-    """`good` begins an entity of type x, `bad` of type y, and one `of` after either is inside it."""
+    """`good` begins an entity of type x, which one `of` may continue, and `bads` one of type y, which one `to` may."""
     blocks = []
     for _ in range(count):
         lines = []
         for _ in range(rng.randint(2, longest)):
-            word = rng.choice([*FILLERS[:6], "good", "bads"])
-            if word in ("good", "bads"):
-                kind = "x" if word == "good" else "y"
-                lines.append(f"{word}\tB-{kind}")
-                lines += [f"of\tI-{kind}"] * rng.randint(0, 1)
-            else:
-                lines.append(f"{word}\tO" if word != "of" else "and\tO")
+            word = rng.choice(["the", "a", "and", "in", "is", "good", "bads"])
+            kind, inside = {"good": ("x", "of"), "bads": ("y", "to")}.get(word, (None, ""))
+            lines.append(f"{word}\tB-{kind}" if kind else f"{word}\tO")
+            lines += [f"{inside}\tI-{kind}"] * (rng.randint(0, 1) if kind else 0)
         blocks.append("\n".join(lines))
     return "\n\n".join(blocks) + "\n"
 
@@ -49,7 +51,7 @@ def tagging(tmp_path_factory) -> list[str]:
 @pytest.fixture(scope="module")
 def tuned(bert, tagging, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("tuned") / "out"
-    assert finetune(bert, tagging, out, "--epochs", "15", "--seeds", "2") == 0
+    assert finetune(bert, tagging, out, "--epochs", "8", "--seeds", "2") == 0
     return out
 
 
@@ -134,9 +136,9 @@ def test_predictions_can_be_read_as_training_data(tuned, tagging, tmp_path) -> N
 
 def test_new_text_with_no_tags_as_text_tokens_or_columns(tuned, tmp_path, capsys) -> None:
     model = ["predict", "--model", str(tuned / "seed-0"), "--machine.precision", "fp32"]
-    (tmp_path / "text.jsonl").write_text(json.dumps({"text": "the good of, bads"}) + "\n")
-    (tmp_path / "tokens.jsonl").write_text(json.dumps({"tokens": ["the", "good", "of", ",", "bads"]}) + "\n")
-    (tmp_path / "words.conll").write_text("the\ngood\nof\n,\nbads\n")
+    (tmp_path / "text.jsonl").write_text(json.dumps({"text": "the good of  and bads"}) + "\n")
+    (tmp_path / "tokens.jsonl").write_text(json.dumps({"tokens": ["the", "good", "of", "and", "bads"]}) + "\n")
+    (tmp_path / "words.conll").write_text("the\ngood\nof\nand\nbads\n")
     found = {}
     for name in ("text.jsonl", "tokens.jsonl", "words.conll"):
         assert main([*model, "--source", str(tmp_path / name), "--out", str(tmp_path / "o.jsonl")]) == 0
@@ -144,7 +146,7 @@ def test_new_text_with_no_tags_as_text_tokens_or_columns(tuned, tmp_path, capsys
     tags = [row["tags"] for row in found.values()]
     assert tags[0] == tags[1] == tags[2] == ["O", "B-x", "I-x", "O", "B-y"]
     assert found["text.jsonl"]["spans"][0]["text"] == "good of"
-    assert found["text.jsonl"]["text"] == "the good of, bads"
+    assert found["text.jsonl"]["text"] == "the good of  and bads"
 
 
 def test_a_long_text_is_read_in_windows_and_none_of_its_words_is_lost(tuned) -> None:
@@ -197,6 +199,26 @@ def test_micro_batches_do_not_change_the_loss(bert, tagging, tmp_path) -> None:
         rows = [json.loads(line) for line in (out / "seed-0" / "metrics.jsonl").read_text().splitlines()]
         losses.append([row["loss"] for row in rows if row["split"] == "train"])
     assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+
+
+def test_windows_are_the_rows_that_are_trained_on(bert, tagging, tmp_path, capsys) -> None:
+    out = tmp_path / "out"
+    assert finetune(bert, tagging, out, "--epochs", "2", "--no-save-model", "--max-length", "10") == 0
+    said = re.search(r"120 examples in (\d+) windows, (\d+) steps", capsys.readouterr().err)
+    windows, steps = map(int, said.groups())
+    assert windows > 130 and steps == 2 * math.ceil(windows / 16)
+    assert read_metrics(out / "seed-0" / "metrics.jsonl")[-1]["step"] == steps
+
+
+def test_an_experiment_is_its_tokens_and_not_only_their_text(bert, tmp_path) -> None:
+    found = set()
+    for name, tokens in (("one", ["a b", "good"]), ("two", ["a", "b good"])):
+        path = tmp_path / f"{name}.jsonl"
+        path.write_text(json.dumps({"tokens": tokens, "tags": ["O", "B-x"]}) + "\n")
+        own = OwnTaskOptions(train=str(path), dev=str(path), kind="tokens")
+        options = FinetuneOptions(model=str(bert), task="t", out=str(tmp_path / "out"), own=own)
+        found.add(describe_finetuning(prepare_finetuning(options))["data"])
+    assert len(found) == 2
 
 
 def test_dropout_of_the_head_is_a_function_of_row_and_token() -> None:

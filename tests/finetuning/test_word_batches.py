@@ -17,7 +17,13 @@ VOCABULARY = WordPiece((*WORDS, "!", "##a", "##b"))
 KIND = Tokens(("N", "V", "X"))
 
 
-@given(st.integers(6, 20).flatmap(lambda room: st.tuples(st.just(room), st.lists(st.integers(1, room), min_size=1))))
+@given(
+    st.integers(6, 20).flatmap(
+        lambda room: st.tuples(
+            st.just(room), st.lists(st.integers(1, 4) | st.integers(1, room), min_size=1, max_size=40)
+        )
+    )
+)
 def test_windows_hold_every_word_and_each_is_scored_where_it_has_more_context(given_) -> None:
     room, pieces = given_
     spans = windows(np.array(pieces), room)
@@ -37,7 +43,9 @@ def test_windows_hold_every_word_and_each_is_scored_where_it_has_more_context(gi
 
 
 def test_words_that_fit_overlap() -> None:
-    assert windows(np.ones(20, int), 8) == [(0, 8), (6, 14), (12, 20)]
+    spans = windows(np.ones(20, int), 8)
+    assert spans == [(0, 8), (6, 14), (12, 20)]
+    assert scored_words(spans, 20) == [(0, 7), (7, 13), (13, 20)]
 
 
 def words(*texts: str, label: tuple | None = None) -> Example:
