@@ -33,6 +33,7 @@ AUTO_MAP = {
     "AutoModelForMaskedLM": "modeling_fastbert.FastBertForMaskedLM",
     "AutoModelForPreTraining": "modeling_fastbert.FastBertForPreTraining",
     "AutoModelForSequenceClassification": "modeling_fastbert.FastBertForSequenceClassification",
+    "AutoModelForTokenClassification": "modeling_fastbert.FastBertForTokenClassification",
 }
 # By the head that is exported, if any.
 FAMILIES = {None: "bert", "mlm": "bert", "replaced": "electra"}

@@ -182,7 +182,7 @@ class FastBertModel(FastBertPreTrainedModel):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Heads: words for masked positions, whether tokens were replaced, labels for texts.
+# Heads: words for masked positions, whether tokens were replaced, labels for texts and for tokens.
 
 
 class FastBertWithHead(FastBertPreTrainedModel):
@@ -309,3 +309,23 @@ class FastBertForSequenceClassification(FastBertWithHead):
         if problem == "single_label_classification":
             return F.cross_entropy(logits, labels.flatten())
         return F.binary_cross_entropy_with_logits(logits, labels)
+
+
+class FastBertForTokenClassification(FastBertWithHead):
+    """Labels of tokens: dropout -> logits [B, T, L], labels integer [B, T], -100 where nothing is predicted."""
+
+    output_class = TokenClassifierOutput
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.encoder = FastBertModel(config)
+        p = config.hidden_dropout_prob if config.classifier_dropout is None else config.classifier_dropout
+        self.dropout = nn.Dropout(p)
+        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.post_init()
+
+    def logits(self, hidden):
+        return self.classifier(self.dropout(hidden))
+
+    def loss(self, logits, labels, attention_mask):
+        return F.cross_entropy(logits.flatten(0, 1), labels.flatten())

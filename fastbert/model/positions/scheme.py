@@ -61,8 +61,8 @@ class Scheme(nn.Module):
 
 
 def rotate(x_BHTK: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
-    """Queries or keys, the first T of the sequence, in which the numbers n and n + K/2 are a point in a plane, rotated
-    by its angle: cos and sin [1 or B, 1, T or more, K / 2]."""
-    cos, sin = (part[:, :, : x_BHTK.shape[2]] for part in rotation)
+    """Queries or keys, in which the numbers n and n + K/2 are a point in a plane, rotated by its angle: cos and sin
+    [1 or B, 1, T, K / 2]."""
+    cos, sin = rotation
     a, b = x_BHTK.chunk(2, dim=-1)
     return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1).to(x_BHTK.dtype)
