@@ -123,6 +123,23 @@ def test_labels_that_cannot_be_learned_are_refused(tmp_path) -> None:
         open_task("mine", own=OwnTaskOptions(train=str(tmp_path / "t.jsonl")))
 
 
+def test_cells_with_several_labels_are_no_classes(tmp_path) -> None:
+    path = tmp_path / "t.csv"
+    for separator in ",;|":
+        path.write_text(f'text,label\na,x\nb,"x{separator} y"\nc,y\n')
+        with pytest.raises(UserError, match=r"line 3: the label .* is several labels .*; set kind: multi-label"):
+            open_task("mine", own=OwnTaskOptions(train=str(path)))
+    path.write_text('text,label\na,x\nb,"x, no y"\n')
+    assert open_task("mine", own=OwnTaskOptions(train=str(path))).kind.labels == ("x", "x, no y")
+    write_rows(tmp_path / "t.jsonl", [{"text": "a", "label": ["x"]}])
+    with pytest.raises(UserError, match="set kind: multi-label"):
+        open_task("mine", own=OwnTaskOptions(train=str(tmp_path / "t.jsonl"), kind="number")).examples("train")
+
+
+def test_whole_numbers_are_ordered_as_numbers(tmp_path) -> None:
+    assert opened(tmp_path / "t.csv", "text,label\na,10;9\n").kind.labels == ("9", "10")
+
+
 def test_a_label_that_train_lacks_is_refused_with_its_line(tmp_path) -> None:
     write_rows(tmp_path / "dev.jsonl", [{"text": "a", "label": []}, {"text": "b", "label": ["z"]}])
     lists = opened(tmp_path / "t.jsonl", '{"text": "a", "label": ["x", "y"]}\n', dev=str(tmp_path / "dev.jsonl"))
@@ -152,6 +169,12 @@ def test_thresholds_have_the_best_f1_of_all(pairs) -> None:
     assert f1(found) == best
     if f1(0.5) == best:
         assert found == 0.5
+
+
+def test_the_loss_of_saturated_scores_is_near_that_of_logits() -> None:
+    kind, logits = MultiLabel(("a", "b")), torch.tensor([[40.0, -40.0]], dtype=torch.float64)
+    scores = kind.scores(logits).numpy()
+    assert kind.score_losses(scores, [(1,)]) == pytest.approx(40.0, rel=0.05)
 
 
 def test_thresholds_of_neighbors_in_float64_ties_and_labels_that_do_not_occur() -> None:
@@ -195,12 +218,15 @@ def test_training_learns_and_reports_what_thresholds_change(tuned) -> None:
     assert figures["micro_f1"] > 0.7 and fitted["macro_f1"] > figures["macro_f1"]
     by_label = seed["by_label"]["dev"]
     assert tuple(by_label) == NAMES
-    assert figures["macro_f1"] == pytest.approx(np.mean([row["f1"] for row in by_label.values()]))
+    assert fitted["macro_f1"] == pytest.approx(np.mean([row["f1"] for row in by_label.values()]))
     record, _ = read_task_record(tuned / "seed-0" / "model")
     assert len(record.kind.thresholds) == 3 and set(record.kind.thresholds) != {0.5}
+    assert [row["threshold"] for row in by_label.values()] == list(record.kind.thresholds)
     card = (tuned / "seed-0" / "model" / "README.md").read_text()
     assert f"- bad: {record.kind.thresholds[0]:.4g}\n" in card
     for row in read_lines(tuned / "seed-0" / "errors.jsonl"):
+        probabilities = zip(record.kind.thresholds, row["probabilities"].items(), strict=True)
+        assert row["labels"] == [name for threshold, (name, value) in probabilities if value >= threshold]
         missed, spurious = (
             {one["label"] for one in row["errors"] if one["error"] == error} for error in ("missed", "spurious")
         )

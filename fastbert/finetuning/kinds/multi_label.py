@@ -6,17 +6,16 @@ highest F1 of that label on dev.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from fastbert.data.text import clean
 from fastbert.errors import UserError, brief, nearest
-from fastbert.finetuning.kinds.kind import TaskKind, by_class
+from fastbert.finetuning.kinds.classes import in_order
+from fastbert.finetuning.kinds.kind import TaskKind, by_class, declared_labels
 from fastbert.finetuning.own import OwnSource
 from fastbert.finetuning.rows import Example, Row
-from fastbert.lists import words
 from fastbert.ranges import text_problem
 
 if TYPE_CHECKING:
@@ -51,23 +50,7 @@ class MultiLabel(TaskKind):
 
     @classmethod
     def declared(cls, task: str, source: OwnSource) -> "MultiLabel":
-        given = source.options.labels
-        labels = tuple(words(given or ""))
-        if len(set(labels)) != len(labels) or len(labels) == 1:
-            raise UserError(f"labels {given!r}: give two or more different words, a comma between them")
-        if not labels:
-            if "train" not in source.paths:
-                raise UserError(f"task {task}: without a train file to learn them from, give the labels")
-            labels = source.class_names() or ()
-        if not labels:
-            source.check_rows("train")
-            labels = learn_labels(source.rows("train", []))
-        return cls(labels)
-
-    @cached_property
-    def ids(self) -> dict[str, int]:
-        """Label word -> its id."""
-        return {label: number for number, label in enumerate(self.labels)}
+        return cls(declared_labels(task, source, learn_labels))
 
     def read(self, row: Row) -> tuple[int, ...] | None:
         found = label_words(row)
@@ -133,8 +116,9 @@ class MultiLabel(TaskKind):
         return self.targets(labels).astype(np.float64)
 
     def score_losses(self, scores: np.ndarray, labels: Sequence[tuple[int, ...]]) -> np.ndarray:
-        right = np.where(self.targets(labels) == 1, scores, 1 - scores)
-        return -np.log(np.maximum(right, np.finfo(np.float64).tiny)).mean(-1)
+        applies = np.log(np.maximum(scores, np.finfo(np.float64).tiny))
+        not_so = np.log1p(-np.minimum(scores, np.nextafter(1.0, 0.0)))
+        return -np.where(self.targets(labels) == 1, applies, not_so).mean(-1)
 
     def compared(
         self, metric: str, scores: np.ndarray, labels: Sequence[tuple[int, ...]]
@@ -151,7 +135,10 @@ class MultiLabel(TaskKind):
 
     def by_label(self, scores: np.ndarray, labels: Sequence[tuple[int, ...]]) -> dict[str, dict[str, float]]:
         found, expected = self.compared("macro_f1", scores, labels)
-        return by_class(found, expected, self.labels)
+        table = by_class(found, expected, self.labels)
+        for label, threshold in self.settings().get("thresholds", {}).items():
+            table[label]["threshold"] = threshold
+        return table
 
     def prediction(self, scores: np.ndarray) -> list[str]:
         return [self.labels[label] for label in np.flatnonzero(self.decided(scores))]
@@ -213,13 +200,15 @@ def label_words(row: Row) -> list[str] | None:
         raise UserError(f"{row.where}: the label {brief(label)} is no list of words; write a list, also for one label")
     for word in found:
         if not isinstance(word, str):
-            raise UserError(f"{row.where}: {brief(word)} in the list of labels is no word; give the labels as words")
+            raise UserError(
+                f"{row.where}: {brief(word)} in the list of labels is no word; give the names of the labels that apply"
+            )
         if not word.strip():
             raise UserError(f"{row.where}: a label in {brief(label)} is empty; drop it")
     found = [clean(word, row.where).strip() for word in found]
-    for word in found:
-        if found.count(word) > 1:
-            raise UserError(f"{row.where}: the label {brief(word)} is there twice; drop one")
+    if len(set(found)) != len(found):
+        word = next(word for word in found if found.count(word) > 1)
+        raise UserError(f"{row.where}: the label {brief(word)} is there twice; drop one")
     return found
 
 
@@ -255,4 +244,4 @@ def learn_labels(rows: Iterable[Row]) -> tuple[str, ...]:
             f"the training file holds {len(found)} label(s) ({brief(', '.join(sorted(found)), str)}); the kind "
             "multi-label needs two or more (one that applies or not is kind: classes)"
         )
-    return tuple(sorted(found))
+    return in_order(found)
