@@ -125,7 +125,7 @@ tags:
 By fastbert {__version__}, seed {record.seed}: the best epoch by its metric on dev.
 
 {metrics}
-
+{record.kind.card()}
 `AutoModel{record.kind.architecture}.from_pretrained(folder{trust})` opens it, `AutoTokenizer` its tokenizer, and
 `fastbert predict --model folder` reads it too. Inputs are cut to {record.max_length} tokens.
 """
