@@ -34,6 +34,7 @@ AUTO_MAP = {
     "AutoModelForPreTraining": "modeling_fastbert.FastBertForPreTraining",
     "AutoModelForSequenceClassification": "modeling_fastbert.FastBertForSequenceClassification",
     "AutoModelForTokenClassification": "modeling_fastbert.FastBertForTokenClassification",
+    "AutoModelForQuestionAnswering": "modeling_fastbert.FastBertForQuestionAnswering",
 }
 # By the head that is exported, if any.
 FAMILIES = {None: "bert", "mlm": "bert", "replaced": "electra"}

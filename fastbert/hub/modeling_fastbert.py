@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import (
     BaseModelOutput,
     MaskedLMOutput,
+    QuestionAnsweringModelOutput,
     SequenceClassifierOutput,
     TokenClassifierOutput,
 )
@@ -182,7 +183,8 @@ class FastBertModel(FastBertPreTrainedModel):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Heads: words for masked positions, whether tokens were replaced, labels for texts and for tokens.
+# Heads: words for masked positions, whether tokens were replaced, labels for texts and for tokens, answers
+# in texts.
 
 
 class FastBertWithHead(FastBertPreTrainedModel):
@@ -329,3 +331,42 @@ class FastBertForTokenClassification(FastBertWithHead):
 
     def loss(self, logits, labels, attention_mask):
         return F.cross_entropy(logits.flatten(0, 1), labels.flatten())
+
+
+class FastBertForQuestionAnswering(FastBertPreTrainedModel):
+    """The span of a text that answers a question: logits of its first and of its last token, each [B, T]."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.encoder = FastBertModel(config)
+        self.qa_outputs = nn.Linear(config.hidden_size, 2)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids,
+        attention_mask=None,
+        token_type_ids=None,
+        position_ids=None,
+        start_positions=None,
+        end_positions=None,
+        output_hidden_states=None,
+    ):
+        """The logits, and with both positions, integer [B], their loss: the mean of two cross-entropies over the
+        tokens. A position outside the T tokens, such as that of an answer which was truncated, is ignored."""
+        outputs = self.encoder(
+            input_ids, attention_mask, token_type_ids, position_ids, output_hidden_states, return_dict=True
+        )
+        start_logits, end_logits = self.qa_outputs(outputs[0]).unbind(-1)
+        loss = None
+        if start_positions is not None and end_positions is not None:
+            length = start_logits.shape[1]
+            losses = [
+                F.cross_entropy(logits, positions.flatten().clamp(0, length), ignore_index=length)
+                for logits, positions in ((start_logits, start_positions), (end_logits, end_positions))
+            ]
+            loss = sum(losses) / 2
+        return QuestionAnsweringModelOutput(
+            loss=loss, start_logits=start_logits, end_logits=end_logits, hidden_states=outputs.hidden_states
+        )
