@@ -27,8 +27,13 @@ DEFAULTS = {
     "bias": True,
     "rope_base": 10000.0,
     "pad_token_id": 0,
+    "tie_word_embeddings": True,
 }
 CHOICES = {"cls_attention": ("untied", "tied"), "norm": ("post", "pre"), "feed_forward": ("gelu", "geglu")}
+
+AT_LEAST_ONE = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+AT_LEAST_ONE += ("max_position_embeddings", "relative_buckets", "relative_max_distance")
+FRACTIONS = ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout")
 
 
 class FastBertConfig(PretrainedConfig):
@@ -48,7 +53,7 @@ class FastBertConfig(PretrainedConfig):
     The position scheme reads the names that fastbert has for these: `width`, `heads`, `max_positions`, ...
 
     Raises:
-        ValueError: a `cls_attention`, `norm` or `feed_forward` that does not exist.
+        ValueError: by `check`, of values that no encoder can have.
     """
 
     model_type = "fastbert"
@@ -67,12 +72,27 @@ class FastBertConfig(PretrainedConfig):
     def __init__(self, **kwargs):
         values = {name: kwargs.pop(name, default) for name, default in DEFAULTS.items()}
         super().__init__(**kwargs)
-        for name, known in CHOICES.items():
-            if values[name] not in known:
-                raise ValueError(f"{name} must be one of {', '.join(known)}, not {values[name]!r}")
         for name, value in values.items():
             setattr(self, name, value)
-        self.tie_word_embeddings = True
+        self.check()
+
+    def check(self):
+        """Raises a ValueError that names a value which no encoder can have."""
+        for name, known in CHOICES.items():
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} must be one of {', '.join(known)}, not {getattr(self, name)!r}")
+        for name in (*AT_LEAST_ONE, "type_vocab_size"):
+            value, least = getattr(self, name), int(name in AT_LEAST_ONE)
+            if type(value) is not int or value < least:
+                raise ValueError(f"{name} must be a whole number, {least} at least, not {value!r}")
+        for name in FRACTIONS:
+            value = getattr(self, name)
+            if not (value is None and name == "classifier_dropout") and not 0 <= value <= 1:
+                raise ValueError(f"{name} must lie between 0 and 1, not {value!r}")
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"hidden_size {self.hidden_size} must be a multiple of num_attention_heads {self.num_attention_heads}"
+            )
 
     @property
     def head_size(self):

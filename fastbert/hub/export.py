@@ -7,6 +7,7 @@ configuration_fastbert.py and modeling_fastbert.py.
 
 import functools
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,16 @@ from fastbert.errors import UserError
 from fastbert.files import contents, disk_errors
 from fastbert.hub.card import model_card
 from fastbert.hub.export_code import export_code
-from fastbert.hub.names import BERT_OPTIONS, OWN_OPTIONS, TIED, bert_names, check_weights, head_of, is_bert
+from fastbert.hub.names import (
+    BERT_OPTIONS,
+    DISCRIMINATOR,
+    OWN_OPTIONS,
+    TIED,
+    bert_names,
+    check_weights,
+    head_of,
+    is_bert,
+)
 from fastbert.model.config import EncoderConfig
 from fastbert.outputs import check_output_folder, output_folder, resolved
 from fastbert.records import json_text
@@ -34,6 +44,7 @@ AUTO_MAP = {
     "AutoModelForPreTraining": "modeling_fastbert.FastBertForPreTraining",
     "AutoModelForSequenceClassification": "modeling_fastbert.FastBertForSequenceClassification",
     "AutoModelForTokenClassification": "modeling_fastbert.FastBertForTokenClassification",
+    "AutoModelForQuestionAnswering": "modeling_fastbert.FastBertForQuestionAnswering",
 }
 # By the head that is exported, if any.
 FAMILIES = {None: "bert", "mlm": "bert", "replaced": "electra"}
@@ -145,6 +156,8 @@ def _bert_weights(config: EncoderConfig, weights: dict[str, Tensor], head: str |
 
 def _own_weights(weights: dict[str, Tensor], head: str | None) -> dict[str, Tensor]:
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items() if name != TIED}
+    if head == "replaced":
+        tensors = {re.sub("^head[.]", DISCRIMINATOR, name): tensor for name, tensor in tensors.items()}
     return tensors if head else {name.removeprefix("encoder."): tensor for name, tensor in tensors.items()}
 
 

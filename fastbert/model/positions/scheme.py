@@ -3,7 +3,8 @@
 An export carries the source of its scheme. So a scheme's module imports only torch, the standard library,
 `fastbert.model.positions`, `fastbert_kernels`, and `EncoderConfig` for annotations, and reads only fields of the
 configuration and `head_size`. A buffer that is not saved belongs to the scheme itself, not to a submodule, and holds
-integers where a cast must not round it.
+integers where a cast must not round it. Tables are read by calling their module, never by its weight: where an export
+is offloaded, a call loads them, and buffers know the device.
 
 Shapes: B batch, T tokens, D width, H heads, K head size.
 """
@@ -47,6 +48,12 @@ class Scheme(nn.Module):
     def rotation(self, length: int, position_ids: Tensor | None) -> tuple[Tensor, Tensor] | None:
         """cos and sin, each [1 or B, 1, T, K / 2], by which `rotate` rotates queries and keys of every layer."""
         return None
+
+    def forward(
+        self, length: int, position_ids: Tensor | None
+    ) -> tuple[Tensor | None, Tensor | None, tuple[Tensor, Tensor] | None]:
+        """What the three have to give. An export calls the module, so that hooks which load its weights run first."""
+        return self.embed(length, position_ids), self.bias(length, position_ids), self.rotation(length, position_ids)
 
     @classmethod
     def parameters_of(cls, config: EncoderConfig) -> int:

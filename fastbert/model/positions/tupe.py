@@ -28,6 +28,7 @@ class TupeAbsolute(Scheme):
         self.score_scale = (2 * config.head_size) ** -0.5
         # Rows: the positions, then (if untied) those of theta1, [CLS] to all, and theta2, all to [CLS].
         self.table = nn.Embedding(config.max_positions + 2 * self.untied, config.width)
+        self.register_buffer("indices", torch.arange(self.table.num_embeddings), persistent=False)
         self.norm = nn.LayerNorm(config.width, eps=1e-5, bias=config.bias)
         self.query = nn.Linear(config.width, config.width, bias=config.bias)
         self.key = nn.Linear(config.width, config.width, bias=config.bias)
@@ -42,10 +43,10 @@ class TupeAbsolute(Scheme):
 
     def _bias(self, length: int) -> Tensor:
         """[H, T, T] for positions 0 to T - 1."""
-        rows = self.table.weight[:length]
+        rows = self.indices[:length]
         if self.untied:
-            rows = torch.cat([rows, self.table.weight[-2:]])
-        p = self.norm(rows)
+            rows = torch.cat([rows, self.indices[-2:]])
+        p = self.norm(self.table(rows))
         # [H, T or T + 2, d]
         q = self.query(p).unflatten(-1, (self.heads, -1)).transpose(0, 1) * self.score_scale
         k = self.key(p).unflatten(-1, (self.heads, -1)).transpose(0, 1)
@@ -72,4 +73,4 @@ class TupeRelative(TupeAbsolute):
         self.relative = RelativeBias(config)
 
     def _relative(self, length: int) -> Tensor:
-        return self.relative(length)
+        return self.relative(length, self.indices.device)
