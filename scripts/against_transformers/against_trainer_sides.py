@@ -125,20 +125,24 @@ def word_features(example: Example, tokenizer, max_length: int) -> dict[str, Any
     columns = tokenizer(words, is_split_into_words=True, truncation=True, max_length=max_length)
     starts = columns.word_ids()
     firsts = [word is not None and word != before for before, word in zip([None, *starts], starts, strict=False)]
-    if sum(firsts) < len(words):
-        raise SystemExit(
-            f"{max_length} tokens do not hold every word of the sentence {example.index}; raise --max-length"
-        )
+    if len(starts) == max_length and sum(firsts) < len(words):
+        raise SystemExit(f"sentence {example.index} has more than {max_length} tokens; raise --max-length")
     labels = [example.label[word] if first else IGNORED for word, first in zip(starts, firsts, strict=True)]
     return {**columns, "labels": labels}
 
 
-def task_scores(task: Task, found: Any) -> np.ndarray:
-    """The Trainer's logits as `Task.measure` takes them."""
+def task_scores(task: Task, found: Any, tokenizer, examples: list[Example]) -> np.ndarray:
+    """The Trainer's logits as `Task.measure` takes them. A word that the tokenizer deletes has none there, and counts
+    as tagged with the first label, O."""
     logits = found.predictions
-    if task.kind.of_words:
-        logits = logits[found.label_ids != IGNORED]
-    return task.kind.scores(torch.from_numpy(logits)).numpy()
+    if not task.kind.of_words:
+        return task.kind.scores(torch.from_numpy(logits)).numpy()
+    words = [example.text[start:end] for example in examples for start, end in example.words]
+    pieces = tokenizer(words, add_special_tokens=False)["input_ids"]
+    scores = np.eye(logits.shape[-1])[np.zeros(len(words), int)]
+    there = np.array([len(ids) > 0 for ids in pieces])
+    scores[there] = task.kind.scores(torch.from_numpy(logits[found.label_ids != IGNORED])).numpy()
+    return scores
 
 
 def training_arguments(options: FinetuneOptions, folder: str, **changes: Any):
@@ -206,7 +210,10 @@ def train_trainer(options: FinetuneOptions, order: str) -> dict[str, Any]:
             examples = task.examples(split)
             found = trainer.predict(features(examples, tokenizer, options.max_length))
             labels = [example.label for example in examples]
-            dev[split] = {**task.measure(task_scores(task, found), labels), "loss": found.metrics["test_loss"]}
+            dev[split] = {
+                **task.measure(task_scores(task, found, tokenizer, examples), labels),
+                "loss": found.metrics["test_loss"],
+            }
     return {
         "last": {"epoch": options.epochs, "dev": dev},
         "train_loss": trained.training_loss,
