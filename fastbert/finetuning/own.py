@@ -12,7 +12,7 @@ from fastbert.data.tables import check_table, read_rows
 from fastbert.errors import OptionError, UserError, brief
 from fastbert.finetuning.kinds import KINDS
 from fastbert.finetuning.rows import Row, make_row
-from fastbert.finetuning.word_rows import check_word_file, is_conll, word_rows
+from fastbert.finetuning.word_rows import check_word_file, is_conll, word_columns, word_rows
 from fastbert.inputs import open_input, refuse_slash
 from fastbert.ranges import check_values
 
@@ -140,9 +140,11 @@ class OwnSource:
 
     def class_names(self) -> tuple[str, ...] | None:
         """The names of the labels in their order, where the training file is Parquet and has them."""
-        if suffixes(self.paths["train"])[0] != ".parquet":
+        path, options = self.paths["train"], self.options
+        if suffixes(path)[0] != ".parquet":
             return None
-        return check_parquet(self.paths["train"], self.columns("train"))
+        words = KINDS[options.kind].of_words
+        return check_parquet(path, word_columns(path, options.text, options.label) if words else self.columns("train"))
 
 
 def check_own_file(path: Path, kind: str | None) -> None:
