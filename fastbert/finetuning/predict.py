@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from fastbert.data.formats import COMPRESSIONS
 from fastbert.data.tokenizer import WordPiece
 from fastbert.errors import UserError, choose
 from fastbert.finetuning.batches import EncodedSplit, reading_order
@@ -86,6 +87,8 @@ def predict(options: PredictOptions) -> dict[str, Any]:
         say(warning)
     setup_machine(options.machine, device)
     check_output_file(options.out)
+    if Path(options.out).suffix.lower() in (*COMPRESSIONS, ".parquet"):
+        raise UserError(f"{options.out}: predictions are JSON lines or CoNLL columns, not compressed; write .jsonl")
     tuned = load_task_model(options.model, options.machine.kernels)
     record = tuned.record
     if is_columns(Path(options.out)) and not record.kind.of_words:
