@@ -62,8 +62,8 @@ def read_conll(path: Path, word: str | None, tag: str | None, may_lack_tags: boo
             if len(fields) != count:
                 columns = f"{len(fields)} column{'s' * (len(fields) != 1)}"
                 raise UserError(
-                    f"{where} has {columns} and line {first} has {count}; give every word as many, with tabs between "
-                    "columns if a word holds white space, and an empty line between sentences"
+                    f"{where} has {columns} and line {first} has {count}; give every line the same number, with tabs "
+                    "between columns if a word holds white space, and an empty line between sentences"
                 )
             chosen = [clean(fields[index], where) for index in indices if index is not None]
             if not all(chosen):
