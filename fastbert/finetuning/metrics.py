@@ -24,10 +24,32 @@ def f1(predictions: np.ndarray, labels: np.ndarray) -> float:
 
 
 def macro_f1(predictions: np.ndarray, labels: np.ndarray) -> float:
-    """Mean of the F1 of every label that predictions or labels [N] hold."""
+    """Mean of the F1 of every label that predictions or labels [N] hold; of every label where each is 0 or 1, [N, L].
+
+    Raises:
+        UserError: of [N, L] no example has a label, which leaves it undefined.
+    """
+    if labels.ndim == 2:
+        _require_labels(labels)
     from sklearn.metrics import f1_score
 
     return float(f1_score(labels, predictions, average="macro", zero_division=0))
+
+
+def micro_f1(predictions: np.ndarray, labels: np.ndarray) -> float:
+    """F1 of all pairs of an example and a label, 0 or 1 in [N, L].
+
+    Raises:
+        UserError: no example has a label, which leaves it undefined.
+    """
+    _require_labels(labels)
+    right = int((predictions & labels).sum())
+    return precision_recall_f1(right, int(predictions.sum()), int(labels.sum()))[2]
+
+
+def subset_accuracy(predictions: np.ndarray, labels: np.ndarray) -> float:
+    """Fraction of the examples whose labels, 0 or 1 in [N, L], are all right."""
+    return float((predictions == labels).all(axis=1).mean())
 
 
 def matthews(predictions: np.ndarray, labels: np.ndarray) -> float:
@@ -121,6 +143,14 @@ def _of_entities(predictions: np.ndarray, labels: np.ndarray) -> tuple[float, fl
     return precision_recall_f1(len(common(predictions, labels)), len(predictions), len(labels))
 
 
+def _require_labels(labels: np.ndarray) -> None:
+    if not labels.any():
+        raise UserError(
+            f"F1 needs labels, and all {len(labels)} examples have an empty list; give more examples (where the labels "
+            "are not known, leave the column out)"
+        )
+
+
 def _constant(values: np.ndarray) -> bool:
     return bool((values == values[0]).all())
 
@@ -135,6 +165,8 @@ METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
     "accuracy": accuracy,
     "f1": f1,
     "macro_f1": macro_f1,
+    "micro_f1": micro_f1,
+    "subset_accuracy": subset_accuracy,
     "matthews": matthews,
     "pearson": pearson,
     "spearman": spearman,

@@ -12,7 +12,7 @@ from fastbert.data.tables import check_table, read_rows
 from fastbert.errors import OptionError, UserError, brief
 from fastbert.finetuning.kinds import KINDS
 from fastbert.finetuning.rows import Row, make_row
-from fastbert.finetuning.word_rows import check_word_file, is_conll, word_rows
+from fastbert.finetuning.word_rows import check_word_file, is_conll, word_columns, word_rows
 from fastbert.inputs import open_input, refuse_slash
 from fastbert.ranges import check_values
 
@@ -41,17 +41,21 @@ class OwnTaskOptions:
     pair: str | None = None
     """Column of the second text of a pair."""
     label: str | None = None
-    """Column of the label (default: label). With kind tokens, a column with a list of tags or of spans in each row
-    (usually tags or spans); in CoNLL files the number or name of the column of tags (usually the last, upos)."""
+    """Column of the label (default: label). With kind multi-label, a list of words in each row, which may be empty, or
+    a text with ; between the words, as in CSV and TSV; an empty cell is an empty list. With kind tokens, a column with
+    a list of tags or of spans in each row (usually tags or spans); in CoNLL files the number or name of the column of
+    tags (usually the last, upos)."""
     kind: str = choice("classes", KINDS, "kind of labels")
-    """What the labels are: a class or a number for each text, or a tag for each word (tokens)."""
+    """What the labels are: a class, a number, or any number of labels (multi-label) for each text, or a tag for each
+    word (tokens)."""
     labels: str | None = None
     """Label words in their order, a comma between them, double quotes around one with a comma (default: those of train,
     sorted; in Parquet with ClassLabel names, these in their order). With two labels, the second is the positive one of
     F1, AUC and pairwise accuracy."""
     metrics: str | None = None
     """Names of metrics, a comma between them; the first chooses the best epoch (default: accuracy; for numbers
-    pearson, spearman; for entities entity_f1, entity_precision, entity_recall, accuracy)."""
+    pearson, spearman; for several labels micro_f1, macro_f1, subset_accuracy; for entities entity_f1,
+    entity_precision, entity_recall, accuracy)."""
     symmetric: bool = False
     """The order of the two texts means nothing, so that --symmetric may read both."""
 
@@ -136,9 +140,11 @@ class OwnSource:
 
     def class_names(self) -> tuple[str, ...] | None:
         """The names of the labels in their order, where the training file is Parquet and has them."""
-        if suffixes(self.paths["train"])[0] != ".parquet":
+        path, options = self.paths["train"], self.options
+        if suffixes(path)[0] != ".parquet":
             return None
-        return check_parquet(self.paths["train"], self.columns("train"))
+        words = KINDS[options.kind].of_words
+        return check_parquet(path, word_columns(path, options.text, options.label) if words else self.columns("train"))
 
 
 def check_own_file(path: Path, kind: str | None) -> None:

@@ -96,6 +96,7 @@ def predict(options: PredictOptions) -> dict[str, Any]:
     else:
         task = open_task(options.task, glue_dir=options.glue_dir, own=options.own, glue_subset=options.glue_subset)
         check_fits(task, record, options.model)
+        task = replace(task, kind=record.kind)  # with what dev has decided
         split = choose("split", options.split, task.splits) if options.split else (*task.dev_splits, *task.splits)[0]
         examples = task.examples(split)
         for warning in task.warnings:

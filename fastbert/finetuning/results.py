@@ -64,6 +64,7 @@ def write_results(
             for name in task.metrics:
                 cells = " ".join(cell(metrics[name][key]) for key in STATISTICS)
                 lines.append(f"  {part['train_examples']:>8}  {split:<14} {name:<18} {cells}")
+    lines += fitted_lines(fractions[-1]["seeds"])
     lines += label_table(fractions[-1]["seeds"])
     truncated = results[max(results)][0]["truncated"]
     if any(truncated.values()):
@@ -73,6 +74,17 @@ def write_results(
         plot = learning_curve(out / "learning_curve.png", task, options.start, fractions)
         lines += [f"  {plot}"] if plot else []
     print("\n".join([*lines, f"  {out / 'results.json'}"]))
+
+
+def fitted_lines(seeds: list[dict[str, Any]]) -> list[str]:
+    """The metrics at the best epoch with what was fitted to the same dev split, medians over the seeds; no lines if the
+    kind fits nothing."""
+    lines = []
+    for split, metrics in seeds[0].get("fitted_to_dev", {}).items():
+        values = {name: [seed["fitted_to_dev"][split][name] for seed in seeds] for name in metrics}
+        figures = "  ".join(f"{name} {statistics.median(each):.4f}" for name, each in values.items())
+        lines.append(f"  with thresholds fitted to {split} itself (optimistic): {figures}")
+    return lines
 
 
 def label_table(seeds: list[dict[str, Any]]) -> list[str]:

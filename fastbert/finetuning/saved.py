@@ -112,6 +112,7 @@ def _card(record: TaskRecord, native: bool) -> str:
     metrics = "\n".join(
         f"- {split}, {name}: {value:.4f}" for split, values in record.dev.items() for name, value in values.items()
     )
+    limit = "It reads longer texts in overlapping windows of" if record.kind.of_words else "Inputs are cut to"
     return f"""---
 library_name: transformers
 pipeline_tag: {record.kind.pipeline}
@@ -125,9 +126,9 @@ tags:
 By fastbert {__version__}, seed {record.seed}: the best epoch by its metric on dev.
 
 {metrics}
-
+{record.kind.card()}
 `AutoModel{record.kind.architecture}.from_pretrained(folder{trust})` opens it, `AutoTokenizer` its tokenizer, and
-`fastbert predict --model folder` reads it too. Inputs are cut to {record.max_length} tokens.
+`fastbert predict --model folder` reads it too. {limit} {record.max_length} tokens.
 """
 
 

@@ -77,7 +77,9 @@ def train_seed(
             f"{setup.task.name}, seed {seed}: training diverged, in none of {options.epochs} epochs were weights and "
             f"scores on dev finite{ADVICE}"
         )
-    write_errors(folder / "errors.jsonl", setup.task, setup.dev, epochs.best_scores, options.worst)
+    write_errors(
+        folder / "errors.jsonl", replace(setup.task, kind=epochs.fitted()), setup.dev, epochs.best_scores, options.worst
+    )
     result = epochs.result(data)
     write_sealed(folder / "result.json", result)
     return result
@@ -219,7 +221,7 @@ class Epochs:
             if table := kind.by_label(scores, labels):
                 found.setdefault("by_label", {})[split] = table
             if kind != task.kind:
-                found.setdefault("fitted", {})[split] = finite_or_none(fitted.measure(scores, labels))
+                found.setdefault("fitted_to_dev", {})[split] = finite_or_none(fitted.measure(scores, labels))
         return found
 
     def restore(self, checkpoint: Checkpoint) -> None:

@@ -62,7 +62,7 @@ class Task:
         for row in self.source.rows(split, warnings):
             label = self.kind.read(row)
             if label is None and labelled:
-                raise UserError(f"{row.where} has no label; {split} needs one in every row")
+                raise UserError(f"{row.where} has no label; {split} needs one in every row{self.kind.missing_hint}")
             examples.append(Example(len(examples), row.text, row.pair, label, row.words))
         if not examples:
             raise UserError(f"{self.splits[split]} holds no example; give a file with rows")

@@ -12,7 +12,7 @@ from typing import Any
 from fastbert.data import conll
 from fastbert.data.columns import Columns
 from fastbert.data.formats import TABLES, suffixes
-from fastbert.data.parquet import check_parquet, column_names
+from fastbert.data.parquet import column_names
 from fastbert.data.tables import first_keys, read_rows
 from fastbert.data.text import clean
 from fastbert.errors import UserError, brief
@@ -70,7 +70,7 @@ def word_rows(path: Path, text: str | None, label: str | None, may_lack_labels: 
             yield _from_tokens(where, tokens, tags, None)
 
 
-def word_columns(path: Path, text: str | None, label: str | None, may_lack_labels: bool) -> Columns:
+def word_columns(path: Path, text: str | None, label: str | None, may_lack_labels: bool = False) -> Columns:
     """The columns of a table: those named; else tokens and tags, or text and spans, whichever its first row has."""
     there = column_names(path) if suffixes(path)[0] == ".parquet" else first_keys(path)
     if text is None:
@@ -84,13 +84,6 @@ def word_columns(path: Path, text: str | None, label: str | None, may_lack_label
         class_names=True,
         lists=True,
     )
-
-
-def tag_names(path: Path, text: str | None, label: str | None) -> tuple[str, ...] | None:
-    """The names of the tags in their order, where the file is Parquet and has them."""
-    if suffixes(path)[0] != ".parquet":
-        return None
-    return check_parquet(path, word_columns(path, text, label, False))
 
 
 def where_of(row: Row, index: int) -> str:

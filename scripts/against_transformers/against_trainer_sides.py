@@ -23,6 +23,7 @@ from fastbert.data.tokenizer_folders import load_tokenizer
 from fastbert.finetuning import setup, stream, task_heads
 from fastbert.finetuning.batches import EncodedSplit, subset
 from fastbert.finetuning.finetune import finetune
+from fastbert.finetuning.kinds.tokens import IGNORED
 from fastbert.finetuning.model import new_task_model
 from fastbert.finetuning.options import FinetuneOptions
 from fastbert.finetuning.predict import BATCH
@@ -86,9 +87,9 @@ def folder_of(options: FinetuneOptions) -> Path:
 
 
 def first_model(options: FinetuneOptions, task: Task):
-    """transformers' BertForSequenceClassification with the weights and the dropout that `fastbert finetune` begins
-    with, and the model's own tokenizer."""
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+    """transformers' model for the task with the weights and the dropout that `fastbert finetune` begins with, and the
+    model's own tokenizer. What is no BERT is opened with the code of its export."""
+    import transformers
 
     pretrained = load_encoder(options.model)
     dropout = {"dropout": options.dropout, "attention_dropout": options.attention_dropout}
@@ -96,16 +97,20 @@ def first_model(options: FinetuneOptions, task: Task):
     record = TaskRecord(task.name, task.kind, task.is_pair, False, options.max_length, 0, {})
     with tempfile.TemporaryDirectory() as folder:
         save_task_model(ours, record, pretrained.tokenizer, Path(folder) / "model")
-        model = AutoModelForSequenceClassification.from_pretrained(
+        model = getattr(transformers, f"AutoModel{task.kind.architecture}").from_pretrained(
             Path(folder) / "model",
+            trust_remote_code=True,
             hidden_dropout_prob=options.dropout,
             attention_probs_dropout_prob=options.attention_dropout,
         )
-    return model, AutoTokenizer.from_pretrained(pretrained.tokenizer)
+    return model, transformers.AutoTokenizer.from_pretrained(pretrained.tokenizer)
 
 
 def features(examples: list[Example], tokenizer, max_length: int) -> list[dict[str, Any]]:
-    """What the Trainer is given: ids by transformers' tokenizer, not padded, and the label."""
+    """What the Trainer is given: ids by transformers' tokenizer, not padded, and the label; of words, the labels at
+    their first pieces, as in transformers' example of token classification."""
+    if examples[0].words is not None:
+        return [word_features(example, tokenizer, max_length) for example in examples]
     pairs = None if examples[0].pair is None else [example.pair for example in examples]
     texts = [example.text for example in examples]
     columns = tokenizer(texts, pairs, truncation="longest_first", max_length=max_length)
@@ -113,6 +118,31 @@ def features(examples: list[Example], tokenizer, max_length: int) -> list[dict[s
         {**{name: column[row] for name, column in columns.items()}, "label": example.label}
         for row, example in enumerate(examples)
     ]
+
+
+def word_features(example: Example, tokenizer, max_length: int) -> dict[str, Any]:
+    words = [example.text[start:end] for start, end in example.words]
+    columns = tokenizer(words, is_split_into_words=True, truncation=True, max_length=max_length)
+    starts = columns.word_ids()
+    firsts = [word is not None and word != before for before, word in zip([None, *starts], starts, strict=False)]
+    if len(starts) == max_length and sum(firsts) < len(words):
+        raise SystemExit(f"sentence {example.index} has more than {max_length} tokens; raise --max-length")
+    labels = [example.label[word] if first else IGNORED for word, first in zip(starts, firsts, strict=True)]
+    return {**columns, "labels": labels}
+
+
+def task_scores(task: Task, found: Any, tokenizer, examples: list[Example]) -> np.ndarray:
+    """The Trainer's logits as `Task.measure` takes them. A word that the tokenizer deletes has none there, and counts
+    as tagged with the first label, O."""
+    logits = found.predictions
+    if not task.kind.of_words:
+        return task.kind.scores(torch.from_numpy(logits)).numpy()
+    words = [example.text[start:end] for example in examples for start, end in example.words]
+    pieces = tokenizer(words, add_special_tokens=False)["input_ids"]
+    scores = np.eye(logits.shape[-1])[np.zeros(len(words), int)]
+    there = np.array([len(ids) > 0 for ids in pieces])
+    scores[there] = task.kind.scores(torch.from_numpy(logits[found.label_ids != IGNORED])).numpy()
+    return scores
 
 
 def training_arguments(options: FinetuneOptions, folder: str, **changes: Any):
@@ -140,7 +170,12 @@ def training_arguments(options: FinetuneOptions, folder: str, **changes: Any):
 def train_trainer(options: FinetuneOptions, order: str) -> dict[str, Any]:
     """Trains with transformers' Trainer and dynamic padding, in the order "random" or "group_by_length"; a dictionary
     as that of `train_fastbert`."""
-    from transformers import DataCollatorWithPadding, Trainer, TrainerCallback
+    from transformers import (
+        DataCollatorForTokenClassification,
+        DataCollatorWithPadding,
+        Trainer,
+        TrainerCallback,
+    )
 
     class Clock(TrainerCallback):
         seconds, start = 0.0, 0.0
@@ -158,22 +193,27 @@ def train_trainer(options: FinetuneOptions, order: str) -> dict[str, Any]:
     examples = task.examples("train")
     examples = [examples[row] for row in subset(len(examples), options.fractions()[0])]
     train = features(examples, tokenizer, options.max_length)
+    collator = DataCollatorForTokenClassification if task.kind.of_words else DataCollatorWithPadding
     clock = Clock()
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(
             model=model,
             args=training_arguments(options, folder, train_sampling_strategy=order),
             train_dataset=train,
-            data_collator=DataCollatorWithPadding(tokenizer),
+            data_collator=collator(tokenizer),
             processing_class=tokenizer,
             callbacks=[clock],
         )
         trained = trainer.train()
         dev = {}
         for split in task.dev_splits:
-            found = trainer.predict(features(task.examples(split), tokenizer, options.max_length))
-            scores = found.predictions[:, 0] if task.kind.name == "number" else found.predictions
-            dev[split] = {**task.measure(scores, found.label_ids), "loss": found.metrics["test_loss"]}
+            examples = task.examples(split)
+            found = trainer.predict(features(examples, tokenizer, options.max_length))
+            labels = [example.label for example in examples]
+            dev[split] = {
+                **task.measure(task_scores(task, found, tokenizer, examples), labels),
+                "loss": found.metrics["test_loss"],
+            }
     return {
         "last": {"epoch": options.epochs, "dev": dev},
         "train_loss": trained.training_loss,

@@ -13,6 +13,7 @@ from fastbert.data.tokenizer import WordPiece
 from fastbert.finetuning.batches import encode
 from fastbert.finetuning.kinds import KINDS
 from fastbert.finetuning.kinds.classes import Classes
+from fastbert.finetuning.kinds.multi_label import MultiLabel
 from fastbert.finetuning.kinds.number import Number
 from fastbert.finetuning.model import TaskModel
 from fastbert.finetuning.predict import encode_inputs, predict_scores
@@ -90,7 +91,12 @@ def test_the_example_has_the_loss_of_its_thresholds_for_labels_and_soft_labels(o
 
 
 @pytest.mark.parametrize(
-    ("kind", "labels", "outputs"), [(Classes(("a", "b", "c")), [2, 0, 1], 3), (Number(), [0.5, -2.0, 3.25], 1)]
+    ("kind", "labels", "outputs"),
+    [
+        (Classes(("a", "b", "c")), [2, 0, 1], 3),
+        (Number(), [0.5, -2.0, 3.25], 1),
+        (MultiLabel(("a", "b", "c", "d")), [(0, 2), (), (3,)], 4),
+    ],
 )
 def test_the_loss_of_scores_is_that_of_logits(kind, labels, outputs) -> None:
     """On dev the loss is computed from averaged scores; a model that is always right has none."""

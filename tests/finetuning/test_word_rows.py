@@ -192,7 +192,7 @@ def test_what_is_wrong_in_a_file(tmp_path, name, content, message) -> None:
     [
         ({"dev": "c\tO\nd\tB-y\n"}, r"dev-a\.conll, line 2: unknown tag 'B-y'.*those of the training file"),
         ({"labels": "O,B-x"}, r"a\.conll, line 2: unknown tag 'I-x'"),
-        ({"labels": "O,O"}, "give two or more different tags"),
+        ({"labels": "O,O"}, "give two or more different words"),
         ({"label": "3"}, "line 1 has 2 columns, and column 3 is asked for"),
         ({"label": "tag"}, "line 1: no column 'tag'; give the number of a column"),
         ({"label": "1"}, "word and tag are both column 1"),

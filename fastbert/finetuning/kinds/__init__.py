@@ -5,6 +5,7 @@ from fastbert.registry import Registry
 KINDS = Registry(
     {
         "classes": "fastbert.finetuning.kinds.classes:Classes",
+        "multi-label": "fastbert.finetuning.kinds.multi_label:MultiLabel",
         "number": "fastbert.finetuning.kinds.number:Number",
         "tokens": "fastbert.finetuning.kinds.tokens:Tokens",
     }

@@ -2,16 +2,14 @@
 
 import math
 from collections.abc import Iterable, Sequence
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from fastbert.errors import UserError, brief, nearest
-from fastbert.finetuning.kinds.kind import TaskKind, not_a_label
+from fastbert.finetuning.kinds.kind import TaskKind, declared_labels, not_a_label
 from fastbert.finetuning.own import OwnSource
 from fastbert.finetuning.rows import Example, Row, number_in
-from fastbert.lists import words
 from fastbert.ranges import text_problem
 
 if TYPE_CHECKING:
@@ -34,23 +32,7 @@ class Classes(TaskKind):
 
     @classmethod
     def declared(cls, task: str, source: OwnSource) -> "Classes":
-        given = source.options.labels
-        labels = tuple(words(given or ""))
-        if len(set(labels)) != len(labels) or len(labels) == 1:
-            raise UserError(f"labels {given!r}: give two or more different words, a comma between them")
-        if not labels:
-            if "train" not in source.paths:
-                raise UserError(f"task {task}: without a train file to learn them from, give the labels")
-            labels = source.class_names() or ()
-        if not labels:
-            source.check_rows("train")
-            labels = learn_labels(source.rows("train", []))
-        return cls(labels)
-
-    @cached_property
-    def ids(self) -> dict[str, int]:
-        """Label word -> its id."""
-        return {label: number for number, label in enumerate(self.labels)}
+        return cls(declared_labels(task, source, learn_labels))
 
     def read(self, row: Row) -> int | None:
         word = label_word(row)
@@ -121,7 +103,8 @@ def label_word(row: Row) -> str | None:
         return str(int(label))  # a table with a gap holds its whole numbers as 1.0
     if isinstance(label, float) and not math.isfinite(label):
         raise not_a_label(row.where, label)
-    hint = "set kind: number, or " if isinstance(label, float) else ""
+    fitting = {float: "number", list: "multi-label"}.get(type(label))
+    hint = f"set kind: {fitting}, or " if fitting else ""
     raise UserError(f"{row.where}: the label {brief(label)} is no class; {hint}give a word or a whole number")
 
 
@@ -143,12 +126,26 @@ def learn_labels(rows: Iterable[Row]) -> tuple[str, ...]:
         raise UserError(
             f"the training file holds {len(found)} label(s) ({brief(', '.join(found), str)}); a task needs two or more"
         )
+    for word, where in found.items():
+        for separator in ",;|":
+            if separator in word and all(part.strip() in found for part in word.split(separator)):
+                raise UserError(
+                    f"{where}: the label {brief(word)} is several labels of the training file; set kind: multi-label "
+                    "(with ; between the labels in a cell), or name all labels with labels if it is one class"
+                )
     numbers = [number_in(word) for word in found]
     if None not in numbers:
         if bad := [word for word, number in zip(found, numbers, strict=True) if not math.isfinite(number)]:
             raise not_a_label(found[bad[0]], bad[0])  # a gap among numbers, not a word
         if all(number.is_integer() for number in numbers):
-            return tuple(sorted(found, key=lambda word: (float(word), word)))
+            return in_order(found)
         word = next(word for word in found if not float(word).is_integer())
         raise UserError(f"{found[word]}: the label {brief(word)} is a number, no class; set kind: number")
-    return tuple(sorted(found))
+    return in_order(found)
+
+
+def in_order(found: Iterable[str]) -> tuple[str, ...]:
+    """Label words sorted, as numbers if all are whole numbers."""
+    numbers = {word: number_in(word) for word in found}
+    whole = all(number is not None and number.is_integer() for number in numbers.values())
+    return tuple(sorted(numbers, key=lambda word: (numbers[word] if whole else 0, word)))

@@ -8,8 +8,9 @@ example or, where words have labels, a word.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -18,6 +19,7 @@ from fastbert.errors import UserError, brief, choose
 from fastbert.finetuning.metrics import METRICS
 from fastbert.finetuning.own import OwnSource
 from fastbert.finetuning.rows import Example, Row
+from fastbert.lists import words
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -51,11 +53,18 @@ class TaskKind(ABC):
     """Hugging Face's name for what the export does."""
     of_words: ClassVar[bool] = False
     """Whether the words of a text have labels, and not the text."""
+    missing_hint: ClassVar[str] = ""
+    """Ends the error for a row without a label."""
 
     @property
     def id2label(self) -> dict[str, str]:
         """Of the export's config.json: output -> word."""
         return {str(place): label for place, label in enumerate(self.labels)}
+
+    @cached_property
+    def ids(self) -> dict[str, int]:
+        """Label word -> its id."""
+        return {label: number for number, label in enumerate(self.labels)}
 
     # --- files
 
@@ -83,6 +92,10 @@ class TaskKind(ABC):
     def settings(self) -> dict[str, Any]:
         """What task.json holds of it in addition to the labels."""
         return {}
+
+    def card(self) -> str:
+        """What the model card reports of the settings: lines, or nothing."""
+        return ""
 
     @classmethod
     def restored(cls, labels: tuple[str, ...], settings: dict[str, Any], where: str) -> "TaskKind":
@@ -181,6 +194,27 @@ class TaskKind(ABC):
             if name not in self.metrics:
                 fitting = ", ".join(self.metrics)
                 raise UserError(f"the metric {name} does not fit labels that are {self.plural}; give one of: {fitting}")
+
+
+def declared_labels(task: str, source: OwnSource, learn: Callable[[Iterable[Row]], tuple[str, ...]]) -> tuple[str, ...]:
+    """The labels of a custom task: those that its options name, those that Parquet names, or what `learn` finds in the
+    training rows.
+
+    Raises:
+        UserError: there are none, or too few.
+    """
+    given = source.options.labels
+    labels = tuple(words(given or ""))
+    if len(set(labels)) != len(labels) or len(labels) == 1:
+        raise UserError(f"labels {given!r}: give two or more different words, a comma between them")
+    if not labels:
+        if "train" not in source.paths:
+            raise UserError(f"task {task}: without a train file to learn them from, give the labels")
+        labels = source.class_names() or ()
+    if not labels:
+        source.check_rows("train")
+        labels = learn(source.rows("train", []))
+    return labels
 
 
 def by_class(found: np.ndarray, expected: np.ndarray, labels: Sequence[str]) -> dict[str, dict[str, float]]:

@@ -41,7 +41,8 @@ class Number(TaskKind):
             return None
         number = number_in(label)
         if number is None:
-            hint = ", or set kind: classes" if isinstance(label, str | bool) else ""
+            fitting = "classes" if isinstance(label, str | bool) else "multi-label" if isinstance(label, list) else None
+            hint = f", or set kind: {fitting}" if fitting else ""
             raise UserError(f"{row.where}: the label {brief(label)} is no number; fix it{hint}")
         if not math.isfinite(number):
             raise not_a_label(row.where, label)

@@ -14,11 +14,10 @@ import numpy as np
 from fastbert.data.tokenizer import WordPiece
 from fastbert.errors import UserError, brief, nearest
 from fastbert.finetuning.entities import by_type, decode, entity_errors
-from fastbert.finetuning.kinds.kind import TaskKind, by_class
+from fastbert.finetuning.kinds.kind import TaskKind, by_class, declared_labels
 from fastbert.finetuning.own import OwnSource
 from fastbert.finetuning.rows import Example, Row
-from fastbert.finetuning.word_rows import OUTSIDE, tag_names, where_of
-from fastbert.lists import words
+from fastbert.finetuning.word_rows import OUTSIDE, where_of
 from fastbert.ranges import text_problem
 
 if TYPE_CHECKING:
@@ -58,22 +57,7 @@ class Tokens(TaskKind):
 
     @classmethod
     def declared(cls, task: str, source: OwnSource) -> "Tokens":
-        options = source.options
-        labels = tuple(words(options.labels or ""))
-        if len(set(labels)) != len(labels) or len(labels) == 1:
-            raise UserError(f"labels {options.labels!r}: give two or more different tags, a comma between them")
-        if not labels:
-            if "train" not in source.paths:
-                raise UserError(f"task {task}: without a train file to learn them from, give the tags with labels")
-            source.check_rows("train")
-            labels = tag_names(source.paths["train"], options.text, options.label) or ()
-            labels = labels or learn_tags(source.rows("train", []))
-        return cls(labels)
-
-    @cached_property
-    def ids(self) -> dict[str, int]:
-        """Tag -> its id."""
-        return {label: number for number, label in enumerate(self.labels)}
+        return cls(declared_labels(task, source, learn_tags))
 
     @cached_property
     def types(self) -> tuple[str, ...]:

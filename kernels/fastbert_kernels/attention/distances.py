@@ -21,7 +21,8 @@ def relative_bucket(distance: Tensor, buckets: int = 32, max_distance: int = 128
 
 
 def from_diagonals(by_distance: Tensor, first: int, rows: int, length: int) -> Tensor:
-    """From a number for each distance to rows of the matrix they make: a view.
+    """From a number for each distance to rows of the matrix they make: a view, or a copy in a traced
+    program.
 
     Args:
         by_distance: [H, 2 P - 1], of the distances 1 - P to P - 1.
@@ -33,7 +34,8 @@ def from_diagonals(by_distance: Tensor, first: int, rows: int, length: int) -> T
     """
     middle = (by_distance.shape[-1] - 1) // 2
     if torch.compiler.is_compiling() or torch.jit.is_tracing():
-        # The window of `unfold` is a constant of a graph, and its gradient is the faster one.
+        # The size of `unfold`'s windows would be a constant of the graph. Its gradient takes less time than that of an
+        # index, so training has it.
         row = torch.arange(first, first + rows, device=by_distance.device)
         column = torch.arange(length, device=by_distance.device)
         return by_distance[:, column - row[:, None] + middle]
