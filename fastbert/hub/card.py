@@ -23,6 +23,8 @@ with torch.no_grad():
 _REMOTE = """
 `trust_remote_code=True` is needed because this encoder is not one that transformers knows: its code is in this folder,
 in `configuration_fastbert.py` and `modeling_fastbert.py`. It imports torch and transformers only.
+The tokenizer needs none of it: `AutoTokenizer.from_pretrained(folder, trust_remote_code=False)` opens it and runs no
+code. Without either value AutoTokenizer asks whether to run the code, and waits 15 seconds for an answer.
 """
 
 

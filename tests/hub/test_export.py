@@ -295,6 +295,19 @@ def test_a_tokenizer_of_one_file_opens_without_running_code(file, tokenizer, tmp
     assert AutoTokenizer.from_pretrained(tmp_path / "out")("the state")["input_ids"] == [2, 25, 26, 3]
 
 
+def test_a_tokenizer_opens_without_code_or_a_question_as_the_card_states(exports, monkeypatch):
+    from transformers import AutoTokenizer
+
+    questions = []
+    monkeypatch.setattr("builtins.input", lambda question: questions.append(question) or "n")
+    folder = exports / "tupe-r.pre"
+    assert "`AutoTokenizer.from_pretrained(folder, trust_remote_code=False)`" in (folder / "README.md").read_text()
+    assert AutoTokenizer.from_pretrained(folder, trust_remote_code=False)("the state")["input_ids"] == [2, 25, 26, 3]
+    assert not questions
+    AutoTokenizer.from_pretrained(folder)
+    assert len(questions) == 1
+
+
 @pytest.mark.parametrize("position", ["tupe-r", "relative"])
 def test_a_scheme_is_tried_at_a_short_length(position) -> None:
     """A bias over all positions would have 4 TB a head here."""
