@@ -208,6 +208,7 @@ def test_card_has_the_facts_and_leaves_the_licence_open(exports):
     for fact in ("| data | State of the Union |", "| steps | 7 |", "| command | fastbert pretrain a \\| tee b |"):
         assert fact in text
     assert "AutoModel.from_pretrained(folder, trust_remote_code=True)" in text
+    assert "tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)" in text
     assert "| feed-forward | gelu |" in text and "| biases | yes |" in text
     modern = (exports / "rope.modern" / "README.md").read_text()
     for fact in (
