@@ -120,13 +120,13 @@ def test_words_with_labels_have_equal_losses_and_comparable_scores(script, commo
     script.parity(arguments)
     assert json.loads((tmp_path / "parity.json").read_text())["different_ids"] == 1
     out = tmp_path / "quality.jsonl"
-    script.quality(
-        script.parse(["quality", *flags, "--tasks", str(task), "--seeds", "1", "--label", "x", "--out", str(out)])
-    )
+    same = ["--learning-rate", "1e-9", "--label", "x"]  # of the same weights, so but for that word equal scores
+    script.quality(script.parse(["quality", *flags, "--tasks", str(task), "--seeds", "1", *same, "--out", str(out)]))
     rows = script.read_lines(out)
     assert [script.key(row) for row in rows] == [(0, "tags (x)", "fastbert"), (0, "tags (x)", "trainer")]
-    assert all(set(row["dev"]["dev"]) >= {"entity_f1", "accuracy", "loss"} for row in rows)
-    assert rows[0]["dev"]["dev"]["accuracy"] == pytest.approx(rows[1]["dev"]["dev"]["accuracy"], abs=0.1)
+    ours, theirs = (row["dev"]["dev"] for row in rows)
+    assert ours["entity_f1"] > 0.02 and ours["entity_f1"] == pytest.approx(theirs["entity_f1"], abs=0.02)
+    assert ours["accuracy"] == pytest.approx(theirs["accuracy"], abs=0.02)
 
 
 def test_every_variant_changes_what_it_names_and_is_taken_back(script, common, capsys) -> None:

@@ -62,7 +62,7 @@ def read_conll(path: Path, word: str | None, tag: str | None, may_lack_tags: boo
             if len(fields) != count:
                 comment = first if first_line.startswith("#") else number if line.startswith("#") else None
                 remedy = (
-                    "give every word the same number, with tabs between columns if a word holds white space, and an "
+                    "give every line the same number, with tabs between columns if a word holds white space, and an "
                     "empty line between sentences"
                     if comment is None
                     else f"if line {comment} is a comment, drop it: they are read in .conllu files alone"
@@ -92,7 +92,9 @@ def _indices(
 
     def index(column: str) -> int:
         if universal and column.lower() in NAMES:
-            return NAMES.index(column.lower())
+            if (found := NAMES.index(column.lower())) >= count:
+                raise UserError(f"{where} has {_columns(count)}, and a .conllu file has {len(NAMES)} with tabs between")
+            return found
         if not column.isdecimal():
             known = f"{nearest(column, NAMES)}; or " if universal else ""
             raise UserError(f"{where}: no column {brief(column)}; {known}give the number of a column, from 1")

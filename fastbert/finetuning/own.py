@@ -99,7 +99,7 @@ class OwnSource:
                 path = Path(name)
                 beside = folder / path if folder is not None else path
                 self.paths[split] = beside if beside.exists() and not path.exists() else path
-                (check_word_file if KINDS[options.kind].of_words else check_table)(self.paths[split])
+                _check_format(self.paths[split], KINDS[options.kind].of_words, split == "test")
         if not self.paths:
             raise UserError("an own task needs files: name train and dev (and test, if there is one)")
 
@@ -150,8 +150,12 @@ class OwnSource:
 def check_own_file(path: Path, kind: str | None) -> None:
     """Raises a UserError if `path` is no file that can be read, or of no format that is for the kind; of no kind if it
     is not known."""
-    if KINDS[kind].of_words if kind is not None else is_conll(path):
-        check_word_file(path)
+    _check_format(path, KINDS[kind].of_words if kind is not None else is_conll(path), may_lack_labels=True)
+    open_input(path).close()
+
+
+def _check_format(path: Path, of_words: bool, may_lack_labels: bool) -> None:
+    if of_words:
+        check_word_file(path, may_lack_labels)
     else:
         check_table(path)
-    open_input(path).close()

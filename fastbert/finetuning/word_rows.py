@@ -34,10 +34,10 @@ def is_conll(path: Path) -> bool:
     return suffixes(path)[0] in conll.SUFFIXES
 
 
-def check_word_file(path: Path) -> None:
-    """Raises a UserError if the file can be no text with labels of words, by its suffix."""
+def check_word_file(path: Path, may_lack_labels: bool) -> None:
+    """Raises a UserError if the file can be no text with labels of words, by its suffix. CSV can be text alone."""
     kind = suffixes(path)[0]
-    if kind == ".csv" or kind not in (*TABLES, *conll.SUFFIXES):
+    if (kind == ".csv" and not may_lack_labels) or kind not in (*TABLES, *conll.SUFFIXES):
         tables = [suffix for suffix in TABLES if suffix not in (".csv", ".tsv")]
         raise UserError(
             f"{path}: words and their tags are read from CoNLL columns ({', '.join(conll.SUFFIXES)}) or from tables "
@@ -55,7 +55,12 @@ def word_rows(path: Path, text: str | None, label: str | None, may_lack_labels: 
     Raises:
         UserError: names file, line and remedy.
     """
-    check_word_file(path)
+    check_word_file(path, may_lack_labels)
+    if suffixes(path)[0] == ".csv":
+        columns = Columns((text or "text",), remedy="choose the column with text (--own.text)")
+        for _, where, (words,) in read_rows(path, columns):
+            yield _from_spans(where, words, None, columns)
+        return
     if is_conll(path):
         for sentence in conll.read_conll(path, text, label, may_lack_labels):
             where = f"{path}, line {sentence.lines[0]}"

@@ -12,7 +12,7 @@ import torch
 from transformers import AutoModel, AutoTokenizer
 
 folder = "{name}"  # the path of this folder
-tokenizer = AutoTokenizer.from_pretrained(folder{trust})
+tokenizer = AutoTokenizer.from_pretrained(folder{without_code})
 model = AutoModel.from_pretrained(folder{trust})
 
 batch = tokenizer(["A sentence.", "Another, longer one."], padding=True, return_tensors="pt")
@@ -23,6 +23,8 @@ with torch.no_grad():
 _REMOTE = """
 `trust_remote_code=True` is needed because this encoder is not one that transformers knows: its code is in this folder,
 in `configuration_fastbert.py` and `modeling_fastbert.py`. It imports torch and transformers only.
+The tokenizer needs none of it: `AutoTokenizer.from_pretrained(folder, trust_remote_code=False)` opens it and runs no
+code. Without either value AutoTokenizer asks whether to run the code, and waits 15 seconds for an answer.
 """
 
 
@@ -56,17 +58,19 @@ def model_card(
         "longest sequence": config.max_positions,
         "parameters": parameters,
     }
-    classes = ["AutoModel", *([AUTO_CLASSES[head]] if head else []), "AutoModelForSequenceClassification"]
+    classes = ["AutoModel", *([AUTO_CLASSES[head]] if head else [])]
+    tasks = [f"AutoModelFor{task}" for task in ("SequenceClassification", "TokenClassification", "QuestionAnswering")]
     front = ["---", "library_name: transformers", *(["pipeline_tag: fill-mask"] if head == "mlm" else []), "tags:"]
     trust = "" if native else ", trust_remote_code=True"
+    without_code = "" if native else ", trust_remote_code=False"
     parts = [
         "\n".join([*front, "- fastbert", "# license: to be chosen by whoever publishes this model", "---"]),
         f"# {name}",
         f"A text encoder, exported by fastbert {__version__}.",
         "## Encoder\n\n" + _table(encoder),
         "## Pretraining\n\n" + (_table(facts) if facts else "Nothing was noted down at its export."),
-        "## Use\n\n" + _SNIPPET.format(name=name, width=config.width, trust=trust),
-        f"`{'`, `'.join(classes)}` open it; a classifier's own weights are new and have to be trained.",
+        "## Use\n\n" + _SNIPPET.format(name=name, width=config.width, trust=trust, without_code=without_code),
+        f"`{'`, `'.join(classes)}` opens it as it is; `{'`, `'.join(tasks)}` add a new head, which has to be trained.",
         *([] if native else [_REMOTE.strip()]),
         "## Licence\n\nNot stated. It is for whoever publishes this model to choose, with an eye on its training data.",
     ]

@@ -140,6 +140,10 @@ class FastBertPreTrainedModel(PreTrainedModel):
             raise ValueError(f"position {SCHEME} needs heads of a multiple of {Position.head_multiple} numbers")
         super().__init__(config, *inputs, **kwargs)
 
+    @classmethod
+    def _can_set_attn_implementation(cls):
+        return True  # transformers looks for its own functions in the source and would ignore the call
+
     def _init_weights(self, module):
         super()._init_weights(module)
         if isinstance(module, Position):  # transformers leaves buffers that are not in the file uninitialized

@@ -91,7 +91,7 @@ def parity(arguments: argparse.Namespace) -> None:
         }
         say(f"{name}: {len(ours)} losses, {ours[0]:.4f} to {ours[-1]:.4f}, largest difference {difference.max():.2g}")
     note = {
-        "task": arguments.task,
+        "task": Path(arguments.task).stem,
         "different_ids": different_ids(options, task),
         "batch_size": 32,
         "learning_rate": 5e-5,
@@ -244,7 +244,7 @@ def one(arguments: argparse.Namespace) -> None:
             result = train_trainer(options, "group_by_length" if system == "trainer by length" else "random")
             peak = peak_memory()
     examples = result["train_examples"]
-    row = {"case": arguments.case, "task": arguments.task, "examples": examples, "peak_mib": peak}
+    row = {"case": arguments.case, "task": Path(arguments.task).stem, "examples": examples, "peak_mib": peak}
     row |= {"examples_per_second": result["examples_per_second"], "threads": torch.get_num_threads()}
     print(json_text(row | {"tokens_per_example": round(result["padded_tokens"] / examples, 2)}))
 

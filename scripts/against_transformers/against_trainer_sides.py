@@ -206,6 +206,7 @@ def train_trainer(options: FinetuneOptions, order: str) -> dict[str, Any]:
         )
         trained = trainer.train()
         dev = {}
+        trainer.args.train_sampling_strategy = "random"  # else it predicts in another order than that of the examples
         for split in task.dev_splits:
             examples = task.examples(split)
             found = trainer.predict(features(examples, tokenizer, options.max_length))

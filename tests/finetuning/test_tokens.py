@@ -139,12 +139,13 @@ def test_new_text_with_no_tags_as_text_tokens_or_columns(tuned, tmp_path, capsys
     (tmp_path / "text.jsonl").write_text(json.dumps({"text": "the good of  and bads"}) + "\n")
     (tmp_path / "tokens.jsonl").write_text(json.dumps({"tokens": ["the", "good", "of", "and", "bads"]}) + "\n")
     (tmp_path / "words.conll").write_text("the\ngood\nof\nand\nbads\n")
+    (tmp_path / "table.csv").write_text("id,text\n1,the good of  and bads\n")
     found = {}
-    for name in ("text.jsonl", "tokens.jsonl", "words.conll"):
+    for name in ("text.jsonl", "tokens.jsonl", "words.conll", "table.csv"):
         assert main([*model, "--source", str(tmp_path / name), "--out", str(tmp_path / "o.jsonl")]) == 0
         (found[name],) = [json.loads(line) for line in (tmp_path / "o.jsonl").read_text().splitlines()]
     tags = [row["tags"] for row in found.values()]
-    assert tags[0] == tags[1] == tags[2] == ["O", "B-x", "I-x", "O", "B-y"]
+    assert tags[0] == tags[1] == tags[2] == tags[3] == ["O", "B-x", "I-x", "O", "B-y"]
     assert found["text.jsonl"]["spans"][0]["text"] == "good of"
     assert found["text.jsonl"]["text"] == "the good of  and bads"
 

@@ -205,6 +205,7 @@ FINE = "a\tB-x\nb\tI-x\n"
         ("a.jsonl", [{"text": "a", "spans": [[0, 1, "\udfff"]]}], r"line 1: 'spans' holds half of a surrogate pair"),
         ("a.jsonl", [{"tokens": ["a", "b"], "tags": ["O", " "]}], r"line 1: tag 2 of 'tags' is empty; write O"),
         ("a.conll", "a\tO\nb\tO\n", r"every word of the training file has the tag O; give a file with entities"),
+        ("a.conllu", "1\ta\t_\n", r"line 1 has 3 columns, and a \.conllu file has 10 with tabs between"),
         ("a.conll", "# id 5\nb\tO\n", r"line 2 has 2 columns and line 1 has 3; if line 1 is a comment, drop it"),
         ("a.conll", "b\tO\n\n# id 5\n", r"line 3 has 3 columns and line 1 has 2; if line 3 is a comment, drop it"),
     ],

@@ -208,6 +208,7 @@ def test_card_has_the_facts_and_leaves_the_licence_open(exports):
     for fact in ("| data | State of the Union |", "| steps | 7 |", "| command | fastbert pretrain a \\| tee b |"):
         assert fact in text
     assert "AutoModel.from_pretrained(folder, trust_remote_code=True)" in text
+    assert "tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)" in text
     assert "| feed-forward | gelu |" in text and "| biases | yes |" in text
     modern = (exports / "rope.modern" / "README.md").read_text()
     for fact in (
@@ -293,6 +294,19 @@ def test_a_tokenizer_of_one_file_opens_without_running_code(file, tokenizer, tmp
     config = small_config(position="tupe-a")
     export_model(config, named(*random_models(config)), tmp_path / "tokenizer", tmp_path / "out")
     assert AutoTokenizer.from_pretrained(tmp_path / "out")("the state")["input_ids"] == [2, 25, 26, 3]
+
+
+def test_a_tokenizer_opens_without_code_or_a_question_as_the_card_states(exports, monkeypatch):
+    from transformers import AutoTokenizer
+
+    questions = []
+    monkeypatch.setattr("builtins.input", lambda question: questions.append(question) or "n")
+    folder = exports / "tupe-r.pre"
+    assert "`AutoTokenizer.from_pretrained(folder, trust_remote_code=False)`" in (folder / "README.md").read_text()
+    assert AutoTokenizer.from_pretrained(folder, trust_remote_code=False)("the state")["input_ids"] == [2, 25, 26, 3]
+    assert not questions
+    AutoTokenizer.from_pretrained(folder)
+    assert len(questions) == 1
 
 
 @pytest.mark.parametrize("position", ["tupe-r", "relative"])
