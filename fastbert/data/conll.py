@@ -60,6 +60,7 @@ def read_conll(path: Path, word: str | None, tag: str | None, may_lack_tags: boo
                 count, first, first_line = len(fields), number, line
                 indices = _indices(universal, word, tag, count, may_lack_tags, where)
             if len(fields) != count:
+                text = "; text that is not in columns is read from .jsonl or .csv" if may_lack_tags else ""
                 comment = first if first_line.startswith("#") else number if line.startswith("#") else None
                 remedy = (
                     "give every line the same number, with tabs between columns if a word holds white space, and an "
@@ -67,7 +68,7 @@ def read_conll(path: Path, word: str | None, tag: str | None, may_lack_tags: boo
                     if comment is None
                     else f"if line {comment} is a comment, drop it: they are read in .conllu files alone"
                 )
-                raise UserError(f"{where} has {_columns(len(fields))} and line {first} has {count}; {remedy}")
+                raise UserError(f"{where} has {_columns(len(fields))} and line {first} has {count}; {remedy}{text}")
             chosen = [clean(fields[index], where) for index in indices if index is not None]
             if not all(chosen):
                 raise UserError(f"{where}: the {'tag' if chosen[0] else 'word'} is empty; fill it in or drop the line")

@@ -26,6 +26,8 @@ from fastbert.training.hardware import autocast, resolve_device, resolve_precisi
 BATCH = 64  # examples in one forward pass, unless machine.micro_batch_size says otherwise
 
 COLUMNS = (".conll", ".bio", ".iob", ".iob2")
+COLUMNS_OF_WORDS = (*COLUMNS, ".tsv", ".txt")
+"""Where words have labels: what is read as columns is written as columns."""
 
 
 @dataclass(frozen=True)
@@ -171,7 +173,7 @@ def read_source(options: PredictOptions, record: TaskRecord) -> list[Example]:
 
 def write_predictions(path: Path, inputs: Inputs, values: np.ndarray, record: TaskRecord) -> None:
     """A line for each example: its index, and what its kind answers; CoNLL columns if the file is called so."""
-    columns = is_columns(path)
+    columns = record.kind.of_words and path.suffix.lower() in COLUMNS_OF_WORDS
     with output_file(path, "w") as file:
         for example, scores in inputs.scored(values):
             if columns:

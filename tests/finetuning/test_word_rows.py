@@ -273,6 +273,19 @@ def test_metrics_of_entities_are_not_for_other_tags(tmp_path) -> None:
         task.check_scorable([(0, 0), (0,)])
 
 
+def test_columns_are_for_tokens_and_text_is_not_in_columns(tmp_path) -> None:
+    (tmp_path / "a.txt").write_text("a text of words\nanother one\n")
+    for options, message in (
+        ({"train": "a.conll"}, r"a\.conll: columns of words and tags are read with kind tokens"),
+        (
+            {"test": str(tmp_path / "a.txt"), "kind": "tokens", "labels": "N,V"},
+            "text that is not in columns is read",
+        ),
+    ):
+        with pytest.raises(UserError, match=message):
+            open_task("mine", own=OwnTaskOptions(**options)).examples("test")
+
+
 def test_a_test_split_needs_no_tags(tmp_path) -> None:
     (tmp_path / "test.conll").write_text("a\nb\n\nc\n")
     task = task_of(tmp_path, "a.conll", FINE, test=str(tmp_path / "test.conll"))
