@@ -78,7 +78,9 @@ class Tokens(TaskKind):
     def shown(self, example: Example) -> list[Any]:
         """The spans of entities, or the tags."""
         tags = np.array(example.label)
-        return self._spans(example, tags) if self.has_entities else [self.labels[tag] for tag in tags]
+        if not self.has_entities:
+            return [self.labels[tag] for tag in tags]
+        return self._spans(example, self._entities(tags, None))
 
     # --- training
 
@@ -133,23 +135,28 @@ class Tokens(TaskKind):
 
     def prediction(self, scores: np.ndarray) -> list[str]:
         """A tag for each word, valid IOB2 where they are entities."""
-        return self._tags(scores.argmax(-1))
+        found = scores.argmax(-1)
+        if not self.has_entities:
+            return [self.labels[tag] for tag in found]
+        return self._tags(self._entities(found, None), len(found))
 
     def answer(self, example: Example, scores: np.ndarray) -> dict[str, Any]:
         tokens = [example.text[start:end] for start, end in example.words]
-        row = {"text": example.text, "tokens": tokens, "tags": self.prediction(scores)}
-        if self.has_entities:
-            spans = self._spans(example, scores.argmax(-1))
-            for span, (_, first, end, _) in zip(spans, self._entities(scores.argmax(-1), None), strict=True):
-                span["score"] = float(scores[first:end].max(-1).mean())
-            row["spans"] = spans
-        return row
+        row = {"text": example.text, "tokens": tokens}
+        if not self.has_entities:
+            return row | {"tags": self.prediction(scores)}
+        entities, best = self._entities(scores.argmax(-1), None), scores.max(-1)
+        spans = self._spans(example, entities)
+        for span, (_, first, end, _) in zip(spans, entities, strict=True):
+            span["score"] = float(best[first:end].mean())
+        return row | {"tags": self._tags(entities, len(tokens)), "spans": spans}
 
     def errors(self, example: Example, scores: np.ndarray) -> list[dict[str, Any]]:
         """Each entity that is missed, spurious, or found with another type or boundary; or each wrong tag."""
         found, expected = scores.argmax(-1), np.array(example.label)
         if self.has_entities:
-            return entity_errors(self._spans(example, found), self._spans(example, expected))
+            spans = (self._spans(example, self._entities(tags, None)) for tags in (found, expected))
+            return entity_errors(*spans)
         return [
             {
                 "word": number,
@@ -190,18 +197,17 @@ class Tokens(TaskKind):
         lengths = [len(tags)] if labels is None else [len(one) for one in labels]
         return decode(types[tags], begins[tags], np.array(lengths))
 
-    def _tags(self, tags: np.ndarray) -> list[str]:
-        if not self.has_entities:
-            return [self.labels[tag] for tag in tags]
-        found = [OUTSIDE] * len(tags)
-        for _, first, end, type_ in self._entities(tags, None):
+    def _tags(self, entities: np.ndarray, count: int) -> list[str]:
+        """The tags of `count` words."""
+        found = [OUTSIDE] * count
+        for _, first, end, type_ in entities.tolist():
             found[first] = f"B-{self.types[type_]}"
             found[first + 1 : end] = [f"I-{self.types[type_]}"] * (end - first - 1)
         return found
 
-    def _spans(self, example: Example, tags: np.ndarray) -> list[dict[str, Any]]:
+    def _spans(self, example: Example, entities: np.ndarray) -> list[dict[str, Any]]:
         spans = []
-        for _, first, last, type_ in self._entities(tags, None):
+        for _, first, last, type_ in entities.tolist():
             start, end = example.words[first][0], example.words[last - 1][1]
             spans.append({"start": start, "end": end, "label": self.types[type_], "text": example.text[start:end]})
         return spans
