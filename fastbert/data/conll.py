@@ -41,7 +41,7 @@ def read_conll(path: Path, word: str | None, tag: str | None, may_lack_tags: boo
     check_name(path)
     universal = suffixes(path)[0] == ".conllu"
     indices: tuple[int, int | None] | None = None
-    count, first = 0, 0
+    count, first, first_line = 0, 0, ""
     rows: list[tuple[int, str, str | None]] = []
     with opened(path) as (_, stream):
         for number, line in lines(stream, path):
@@ -57,20 +57,28 @@ def read_conll(path: Path, word: str | None, tag: str | None, may_lack_tags: boo
             if universal and not fields[0].isdecimal() and fields[0].replace("-", "").replace(".", "").isdecimal():
                 continue
             if indices is None:
-                count, first = len(fields), number
+                count, first, first_line = len(fields), number, line
                 indices = _indices(universal, word, tag, count, may_lack_tags, where)
             if len(fields) != count:
-                columns = f"{len(fields)} column{'s' * (len(fields) != 1)}"
-                raise UserError(
-                    f"{where} has {columns} and line {first} has {count}; give every line the same number, with tabs "
-                    "between columns if a word holds white space, and an empty line between sentences"
+                text = "; text that is not in columns is read from .jsonl or .csv" if may_lack_tags else ""
+                comment = first if first_line.startswith("#") else number if line.startswith("#") else None
+                remedy = (
+                    "give every line the same number, with tabs between columns if a word holds white space, and an "
+                    "empty line between sentences"
+                    if comment is None
+                    else f"if line {comment} is a comment, drop it: they are read in .conllu files alone"
                 )
+                raise UserError(f"{where} has {_columns(len(fields))} and line {first} has {count}; {remedy}{text}")
             chosen = [clean(fields[index], where) for index in indices if index is not None]
             if not all(chosen):
                 raise UserError(f"{where}: the {'tag' if chosen[0] else 'word'} is empty; fill it in or drop the line")
             rows.append((number, chosen[0], chosen[1] if len(chosen) > 1 else None))
     if rows:
         yield _sentence(rows)
+
+
+def _columns(count: int) -> str:
+    return f"{count} column{'s' * (count != 1)}"
 
 
 def _sentence(rows: list[tuple[int, str, str | None]]) -> Sentence:
@@ -85,12 +93,14 @@ def _indices(
 
     def index(column: str) -> int:
         if universal and column.lower() in NAMES:
-            return NAMES.index(column.lower())
+            if (found := NAMES.index(column.lower())) >= count:
+                raise UserError(f"{where} has {_columns(count)}, and a .conllu file has {len(NAMES)} with tabs between")
+            return found
         if not column.isdecimal():
             known = f"{nearest(column, NAMES)}; or " if universal else ""
             raise UserError(f"{where}: no column {brief(column)}; {known}give the number of a column, from 1")
         if not 1 <= int(column) <= count:
-            raise UserError(f"{where} has {count} columns, and column {column} is asked for; fix text or label")
+            raise UserError(f"{where} has {_columns(count)}, and column {column} is asked for; fix text or label")
         return int(column) - 1
 
     words = index(word or ("form" if universal else "1"))

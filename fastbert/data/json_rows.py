@@ -164,7 +164,8 @@ def check_cells(row: dict[str, Any], text: str, names: Sequence[str], where: str
     """
     if "\\u" in text:
         for name in names:
-            if isinstance(row.get(name), str) and not is_unicode(row[name]):
+            cell = row.get(name)
+            if not is_unicode(cell if isinstance(cell, str) else json.dumps(cell, ensure_ascii=False)):
                 raise UserError(f"{where}: {brief(name)} holds half of a surrogate pair, no text; fix the row")
     if any(text.count(f'"{name}"') > 1 for name in names):
         counts: Counter[str] = Counter()

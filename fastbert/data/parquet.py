@@ -91,6 +91,8 @@ def class_names(schema: "pyarrow.Schema", columns: Columns, where: str) -> tuple
             return None
     if isinstance(features, dict) and isinstance(features.get("feature"), dict):  # a list
         features = features["feature"]
+    elif isinstance(features, list) and len(features) == 1:  # a list, as older versions write it
+        features = features[0]
     if not isinstance(features, dict) or features.get("_type") != "ClassLabel":
         return None
     names = features.get("names")

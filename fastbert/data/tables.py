@@ -44,11 +44,11 @@ def read_rows(path: Path, columns: Columns) -> Iterator[tuple[int, str, Cells]]:
     if kind == ".parquet":
         for position, number, values in parquet_rows(path, columns):
             where = f"{path}, row {number}"
-            yield position, where, _clean(values, where)
+            yield position, where, values if columns.lists else _clean(values, where)
         return
     with opened(path) as (raw, stream):
         for where, values in READERS[kind](stream, path, columns):
-            yield raw.tell(), where, _clean(values, where)
+            yield raw.tell(), where, values if columns.lists else _clean(values, where)
 
 
 def _clean(values: Cells, where: str) -> Cells:

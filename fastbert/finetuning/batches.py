@@ -87,9 +87,7 @@ class EncodedSplit:
 
     def units_in(self, rows: np.ndarray) -> np.ndarray:
         """The units that are scored in `rows`, in their order: int64 [U of them]."""
-        first, end = self._units_before[rows], self._units_before[rows + 1]
-        counts = end - first
-        return np.arange(counts.sum()) + np.repeat(first - (np.cumsum(counts) - counts), counts)
+        return ranges(self._units_before[rows], self._units_before[rows + 1])
 
     def of_examples(self, values: np.ndarray) -> list[np.ndarray]:
         """What each example has of values of all units, [U, ...]."""
@@ -128,6 +126,12 @@ class EncodedSplit:
             put(labels),
             put(scored),
         )
+
+
+def ranges(first: np.ndarray, end: np.ndarray) -> np.ndarray:
+    """The integers from `first` up to `end`, [N] each, one range after the other."""
+    counts = end - first
+    return np.arange(counts.sum()) + np.repeat(first - (np.cumsum(counts) - counts), counts)
 
 
 def kept_lengths(first: int, second: int, room: int) -> tuple[int, int]:

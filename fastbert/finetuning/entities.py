@@ -3,6 +3,7 @@
 An entity is right if its first word, last word and type are.
 """
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from typing import Any
 
@@ -58,18 +59,28 @@ Span = dict[str, Any]
 
 def entity_errors(found: list[Span], expected: list[Span]) -> list[dict[str, Any]]:
     """The differences between the predicted spans of a text and the expected ones: missed, spurious, or, where two
-    overlap, another type or boundary."""
-    errors, matched = [], []
+    overlap, another type or boundary.
+
+    Args:
+        found, expected: in the order of the text, none overlapping another of its list.
+    """
+    right = {_key(span) for span in expected} & {_key(span) for span in found}
+    ends = [span["end"] for span in found]
+    errors, matched = [], set(right)
     for span in expected:
-        if span in found:
-            matched.append(span)
+        if _key(span) in right:
             continue
-        other = next((one for one in found if one["start"] < span["end"] and span["start"] < one["end"]), None)
-        if other is None or other in expected:
+        first = bisect_right(ends, span["start"])  # the first that ends behind the start
+        other = found[first] if first < len(found) and found[first]["start"] < span["end"] else None
+        if other is None or _key(other) in right:
             errors.append({"error": "missed", "expected": span})
             continue
-        matched.append(other)
+        matched.add(_key(other))
         same = (other["start"], other["end"]) == (span["start"], span["end"])
         error = "type" if same else "boundary" if other["label"] == span["label"] else "type and boundary"
         errors.append({"error": error, "expected": span, "found": other})
-    return errors + [{"error": "spurious", "found": span} for span in found if span not in matched]
+    return errors + [{"error": "spurious", "found": span} for span in found if _key(span) not in matched]
+
+
+def _key(span: Span) -> tuple[int, int, str]:
+    return span["start"], span["end"], span["label"]

@@ -61,7 +61,8 @@ class FinetuneOptions:
     batch_size: Count = 32
     """Examples in one optimizer step."""
     max_length: Annotated[int, Range(8, 2**20)] | None = None
-    """Longest input in tokens; longer ones are cut, a pair at its longer text (default: the model's positions)."""
+    """Longest input in tokens; longer ones are cut, a pair at its longer text, or where words have labels read in
+    windows (default: the model's positions)."""
     learning_rate: Positive | None = None
     """Peak learning rate (default: the task's)."""
     layer_decay: Part = 1.0

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from fastbert.config import choice
 from fastbert.data.columns import Columns
-from fastbert.data.formats import suffixes
+from fastbert.data.formats import TABLES, suffixes
 from fastbert.data.parquet import check_parquet
 from fastbert.data.tables import check_table, read_rows
 from fastbert.errors import OptionError, UserError, brief
@@ -157,5 +157,10 @@ def check_own_file(path: Path, kind: str | None) -> None:
 def _check_format(path: Path, of_words: bool, may_lack_labels: bool) -> None:
     if of_words:
         check_word_file(path, may_lack_labels)
+    elif is_conll(path) and suffixes(path)[0] not in (*TABLES, ".txt"):
+        raise UserError(
+            f"{path}: columns of words and tags are read with kind tokens (--own.kind); for other kinds give one of "
+            f"{', '.join(TABLES)}"
+        )
     else:
         check_table(path)

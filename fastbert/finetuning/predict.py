@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from fastbert.data.formats import COMPRESSIONS
 from fastbert.data.tokenizer import WordPiece
 from fastbert.errors import UserError, choose
 from fastbert.finetuning.batches import EncodedSplit, reading_order
@@ -25,6 +26,8 @@ from fastbert.training.hardware import autocast, resolve_device, resolve_precisi
 BATCH = 64  # examples in one forward pass, unless machine.micro_batch_size says otherwise
 
 COLUMNS = (".conll", ".bio", ".iob", ".iob2")
+COLUMNS_OF_WORDS = (*COLUMNS, ".tsv", ".txt")
+"""Where words have labels: what is read as columns is written as columns."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +89,8 @@ def predict(options: PredictOptions) -> dict[str, Any]:
         say(warning)
     setup_machine(options.machine, device)
     check_output_file(options.out)
+    if Path(options.out).suffix.lower() in (*COMPRESSIONS, ".parquet"):
+        raise UserError(f"{options.out}: predictions are JSON lines or CoNLL columns, not compressed; write .jsonl")
     tuned = load_task_model(options.model, options.machine.kernels)
     record = tuned.record
     if is_columns(Path(options.out)) and not record.kind.of_words:
@@ -168,7 +173,7 @@ def read_source(options: PredictOptions, record: TaskRecord) -> list[Example]:
 
 def write_predictions(path: Path, inputs: Inputs, values: np.ndarray, record: TaskRecord) -> None:
     """A line for each example: its index, and what its kind answers; CoNLL columns if the file is called so."""
-    columns = is_columns(path)
+    columns = record.kind.of_words and path.suffix.lower() in COLUMNS_OF_WORDS
     with output_file(path, "w") as file:
         for example, scores in inputs.scored(values):
             if columns:

@@ -173,7 +173,7 @@ def read_task_record(folder: Path) -> tuple[TaskRecord, WordPiece]:
     weights = folder / "model.safetensors"
     where = f"the task record in {weights}"
     written = parse_json(read_metadata(weights).get(TASK, "{}"), where, dict) if weights.is_file() else {}
-    if changed := differences(*({key: facts[key] for key in written.keys() & values} for facts in (written, values))):
+    if written and (changed := differences(written, {"tokenizer": written.get("tokenizer")} | values)):
         raise UserError(f"{folder / TASK_FILE} was changed since it was written ({'; '.join(changed)}); put that back")
     if trained_with != vocabulary.fingerprint:
         raise UserError(f"{folder} holds another tokenizer than its model was trained with; put that one back")

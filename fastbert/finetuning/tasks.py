@@ -89,7 +89,7 @@ class Task:
             )
         if len(labels) == 0:
             raise UserError(f"task {self.name}: there is no example to score; give a split with examples")
-        if scores.shape != (expected := self.kind.ideal_scores(labels).shape):
+        if scores.shape != (expected := (len(self.kind.targets(labels)), *self.kind.score_shape())):
             raise ValueError(f"scores of shape {scores.shape} for labels and task that need {expected}")
         if not np.isfinite(scores).all():
             raise UserError(

@@ -5,12 +5,12 @@ that both hold, so every word is scored with the more context of the two.
 """
 
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import chain, pairwise
 
 import numpy as np
 
 from fastbert.data.tokenizer import WordPiece
-from fastbert.finetuning.batches import TEXTS_AT_A_TIME, EncodedSplit
+from fastbert.finetuning.batches import TEXTS_AT_A_TIME, EncodedSplit, ranges
 from fastbert.finetuning.rows import Example
 
 OVERLAP = 0.25
@@ -50,47 +50,68 @@ def encode_words(examples: Sequence[Example], vocabulary: WordPiece, max_length:
         examples: with the ranges of their words; all with labels or none.
         ignored: the label of tokens that are not scored.
     """
-    tokenizer = vocabulary.build()
-    cls, sep, unk = (vocabulary.ids[token] for token in ("[CLS]", "[SEP]", "[UNK]"))
-    room, truncated = max_length - 2, 0
-    rows: list[np.ndarray] = []
-    scored: list[np.ndarray] = []
-    for at in range(0, len(examples), TEXTS_AT_A_TIME):
-        part = examples[at : at + TEXTS_AT_A_TIME]
-        texts = [[example.text[start:end] for start, end in example.words] for example in part]
-        encodings = tokenizer.encode_batch(texts, is_pretokenized=True, add_special_tokens=False)
-        for text, encoding in zip(texts, encodings, strict=True):
-            words = _pieces_of_words(encoding.ids, encoding.word_ids, len(text), unk)
-            truncated += any(len(word) > room for word in words)
-            words = [word[:room] for word in words]
-            spans = windows(np.array([len(word) for word in words]), room)
-            for (first, end), (low, high) in zip(spans, scored_words(spans, len(words)), strict=True):
-                rows.append(np.array([cls, *(i for word in words[first:end] for i in word), sep], np.int32))
-                flags = [(n == 0 and low <= word < high) for word in range(first, end) for n in range(len(words[word]))]
-                scored.append(np.array([False, *flags, False]))
-    lengths = [len(row) for row in rows]
-    flat = np.concatenate(scored) if scored else np.zeros(0, bool)
+    cls, sep = vocabulary.ids["[CLS]"], vocabulary.ids["[SEP]"]
+    room = max_length - 2
+    known: dict[str, int] = {}  # distinct word -> its number; a word's pieces do not depend on its neighbors
+    word = np.fromiter(
+        (known.setdefault(e.text[start:end], len(known)) for e in examples for start, end in e.words), np.int64
+    )
+    pieces, begins = _pieces_of_words(list(known), vocabulary)
+    sizes = np.diff(begins)
+    units = np.concatenate([[0], np.cumsum([len(example.words) for example in examples])]).astype(np.int64)
+    too_long = np.concatenate([[0], np.cumsum(sizes[word] > room)])
+    sizes = np.minimum(sizes, room)
+    before = np.concatenate([[0], np.cumsum(sizes[word])])  # pieces before each word, over all texts
+
+    rows = []  # of each window: its first word, the word after its last, and the same of those that it scores
+    for start, end in pairwise(units.tolist()):
+        if before[end] - before[start] <= room:
+            rows.append((start, end, start, end))
+            continue
+        spans = windows(sizes[word[start:end]], room)
+        scored = scored_words(spans, end - start)
+        rows += [(start + a, start + b, start + c, start + d) for (a, b), (c, d) in zip(spans, scored, strict=True)]
+    first, end, low, high = np.array(rows, np.int64).reshape(-1, 4).T
+    lengths = before[end] - before[first] + 2
+    starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    inside = np.ones(starts[-1], bool)
+    inside[starts[:-1]] = inside[starts[1:] - 1] = False
+    tokens = np.full(starts[-1], sep, np.int32)
+    tokens[starts[:-1]] = cls
+    words = ranges(first, end)
+    places = word[words]
+    tokens[inside] = pieces[ranges(begins[places], begins[places] + sizes[places])]
+    at_first = np.flatnonzero(inside)[np.cumsum(sizes[places]) - sizes[places]]  # the first piece of each word
+    flat = np.zeros(starts[-1], bool)
+    flat[at_first] = (np.repeat(low, end - first) <= words) & (words < np.repeat(high, end - first))
     labels = None
     if examples and examples[0].label is not None:
         labels = np.full(len(flat), ignored, np.int64)
-        labels[flat] = np.concatenate([np.array(example.label, np.int64) for example in examples])
+        labels[flat] = np.fromiter(chain.from_iterable(example.label for example in examples), np.int64)
     return EncodedSplit(
-        tokens=np.concatenate(rows) if rows else np.zeros(0, np.int32),
-        starts=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
-        firsts=np.array(lengths, np.int64),
+        tokens=tokens,
+        starts=starts,
+        firsts=lengths,
         labels=labels,
-        truncated=truncated,
+        truncated=int((np.diff(too_long[units]) > 0).sum()),
         max_length=max_length,
         pad=vocabulary.ids["[PAD]"],
         is_pair=False,
         scored=flat,
         ignored=ignored,
-        units=np.concatenate([[0], np.cumsum([len(example.words) for example in examples])]).astype(np.int64),
+        units=units,
     )
 
 
-def _pieces_of_words(ids: list[int], word_ids: list[int | None], count: int, unk: int) -> list[list[int]]:
-    words: list[list[int]] = [[] for _ in range(count)]
-    for piece, word in zip(ids, word_ids, strict=True):
-        words[word].append(piece)
-    return [word or [unk] for word in words]
+def _pieces_of_words(words: list[str], vocabulary: WordPiece) -> tuple[np.ndarray, np.ndarray]:
+    """The pieces of words one after the other, int32, and where each begins, int64 [W + 1]; [UNK] for a word that the
+    tokenizer reads nothing of."""
+    tokenizer, unk = vocabulary.build(), [vocabulary.ids["[UNK]"]]
+    pieces, sizes = [np.zeros(0, np.int32)], [0]
+    for at in range(0, len(words), TEXTS_AT_A_TIME):
+        part = [[word] for word in words[at : at + TEXTS_AT_A_TIME]]
+        found = tokenizer.encode_batch_fast(part, is_pretokenized=True, add_special_tokens=False)
+        ids = [encoding.ids or unk for encoding in found]
+        pieces.append(np.fromiter(chain.from_iterable(ids), np.int32))
+        sizes += map(len, ids)
+    return np.concatenate(pieces), np.cumsum(sizes)

@@ -4,8 +4,10 @@ All become a text, the character range of each of its words, and a tag for each 
 """
 
 import re
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +109,10 @@ def _strings(where: str, values: Any, column: str, what: str) -> list[str]:
         if not isinstance(value, str):
             hint = "" if what == "tokens" else "; write tags as words, or as Parquet with the names of a ClassLabel"
             raise UserError(f"{where}: {what[:-1]} {index + 1} of {column!r} is {brief(value)}, no text{hint}")
-    return [clean(value, where) for value in values]
+        if what == "tags" and not value.strip():
+            raise UserError(f"{where}: tag {index + 1} of {column!r} is empty; write O outside of entities")
+    cleaned = [clean(value, where) for value in values]
+    return [tag.strip() for tag in cleaned] if what == "tags" else cleaned
 
 
 def _from_tokens(where: str, tokens: Sequence[str], tags: list[str] | None, lines: tuple[int, ...] | None) -> Row:
@@ -144,16 +149,24 @@ def split_words(text: str) -> list[tuple[int, int]]:
     return ranges
 
 
-def _from_spans(where: str, text: str, spans: Any, columns: Columns) -> Row:
+def _from_spans(where: str, given: str, spans: Any, columns: Columns) -> Row:
+    text = clean(given, where)
     if not text.strip():
         raise UserError(f"{where}: the text {columns.texts[0]!r} is empty; fill it in or drop the row")
     ranges = split_words(text)
-    tags = None if spans is None else _tags(where, text, ranges, spans, columns.label)
+    tags = None if spans is None else _tags(where, given, text, ranges, spans, columns.label)
     return Row(where, text, None, tags, tuple(ranges))
 
 
-def _tags(where: str, text: str, ranges: list[tuple[int, int]], spans: Any, column: str) -> list[str]:
-    """A tag for each word, B-label or I-label within a span, O outside."""
+def _tags(where: str, given: str, text: str, ranges: list[tuple[int, int]], spans: Any, column: str) -> list[str]:
+    """A tag for each word, B-label or I-label within a span, O outside.
+
+    Args:
+        given: the text as the spans count its characters; `text` has one character for a line end of two, and no byte
+            order mark at its beginning.
+    """
+    marks = len(given) - len(given.lstrip("\ufeff"))
+    line_ends = [found.end() for found in re.finditer("\r\n", given)]
     if not isinstance(spans, list) or any(isinstance(span, str) for span in spans):
         raise UserError(
             f"{where}: {column!r} is {brief(spans)}; the labels of a text are a list of spans, and tags go with a list "
@@ -162,8 +175,9 @@ def _tags(where: str, text: str, ranges: list[tuple[int, int]], spans: Any, colu
     tags = [OUTSIDE] * len(ranges)
     for number, span in enumerate(spans, 1):
         here = f"{where}, span {number}"
-        start, end, label = _span(here, span, text)
-        inside = [index for index, (first, last) in enumerate(ranges) if first < end and start < last]
+        start, end, label = _span(here, span, given)
+        start, end = (at - bisect_right(line_ends, at) - min(at, marks) for at in (start, end))
+        inside = range(bisect_right(ranges, start, key=itemgetter(1)), bisect_left(ranges, end, key=itemgetter(0)))
         if not inside:
             raise UserError(f"{here} holds white space alone; drop it")
         first, last = ranges[inside[0]][0], ranges[inside[-1]][1]

@@ -12,6 +12,7 @@ with warnings.catch_warnings():
     from seqeval.metrics import classification_report, f1_score, precision_score, recall_score
     from seqeval.metrics.sequence_labeling import get_entities
 
+from fastbert.finetuning.entities import entity_errors
 from fastbert.finetuning.kinds.tokens import Tokens
 from fastbert.finetuning.metrics import METRICS
 
@@ -53,3 +54,31 @@ def test_predicted_tags_are_valid_and_have_the_same_entities(tags) -> None:
     assert get_entities(written) == get_entities(words(tags))
     for before, tag in zip(["O", *written], written, strict=False):
         assert not tag.startswith("I-") or before[2:] == tag[2:]
+
+
+@st.composite
+def spans(draw) -> list[dict]:
+    """Spans in the order of a text, none overlapping another."""
+    found, end = [], 0
+    for gap, length, label in draw(
+        st.lists(st.tuples(st.integers(0, 3), st.integers(1, 3), st.sampled_from("xy")), max_size=5)
+    ):
+        start, end = end + gap, end + gap + length
+        found.append({"start": start, "end": end, "label": label, "text": "-"})
+    return found
+
+
+@settings(max_examples=200, deadline=None)
+@given(spans(), spans())
+def test_every_difference_between_spans_is_listed(found, expected) -> None:
+    errors = entity_errors(found, expected)
+    assert [e["expected"] for e in errors if "expected" in e] == [span for span in expected if span not in found]
+    wrong = [e["found"] for e in errors if "found" in e]
+    assert all(span in wrong for span in found if span not in expected)
+    assert not any(span in expected for span in wrong)
+    for error in errors:
+        ours, theirs = error.get("found"), error.get("expected")
+        if theirs is None:
+            assert error["error"] == "spurious" and wrong.count(ours) == 1
+        elif ours is not None:
+            assert ours["start"] < theirs["end"] and theirs["start"] < ours["end"]

@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -232,6 +233,17 @@ def test_training_learns_and_reports_what_thresholds_change(tuned) -> None:
         )
         assert missed == set(row["expected"]) - set(row["labels"])
         assert spurious == set(row["labels"]) - set(row["expected"])
+
+
+@pytest.mark.parametrize("settings_now", [{}, {"settings": {"thresholds": dict.fromkeys(NAMES, 0.5)}}])
+def test_thresholds_that_are_removed_or_changed_are_refused(tuned, tmp_path, settings_now) -> None:
+    copy = Path(shutil.copytree(tuned / "seed-0" / "model", tmp_path / "copy"))
+    facts = json.loads((copy / "task.json").read_text())
+    del facts["settings"]
+    facts |= settings_now
+    (copy / "task.json").write_text(json.dumps(facts))
+    with pytest.raises(UserError, match=r"task\.json was changed since it was written \(settings: .*put that back"):
+        read_task_record(copy)
 
 
 def test_predictions_use_the_thresholds_and_the_export_has_our_loss(tuned, task, tmp_path, capsys) -> None:

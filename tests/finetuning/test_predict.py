@@ -203,6 +203,9 @@ def test_refusals(tuned, bert, words, pairs, tmp_path, capsys) -> None:
     words_model = ["--model", str(tuned["words"]), "--source", str(source)]
     assert main(["predict", *words_model, "--out", str(tmp_path)]) == 2
     assert "is a folder; give --out a file in it" in capsys.readouterr().err
+    for name in ("a.jsonl.gz", "a.parquet"):
+        assert main(["predict", *words_model, "--out", str(tmp_path / name)]) == 2
+        assert f"{name}: predictions are JSON lines or CoNLL columns, not compressed" in capsys.readouterr().err
     write_rows(tmp_path / "same.jsonl", [{"text": "good", "label": "good"}] * 3)
     same = [*words[:4], "--own.dev", str(tmp_path / "same.jsonl"), "--own.metrics", "auc"]
     refuses(["--model", str(tuned["words"]), *same], "AUC needs examples of both labels, and all 3 have the same")

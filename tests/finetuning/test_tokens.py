@@ -114,17 +114,18 @@ def test_entities_are_learned_by_every_seed_with_a_table_of_types(tuned, capsys)
 def test_predictions_can_be_read_as_training_data(tuned, tagging, tmp_path) -> None:
     predict = ["predict", "--model", str(tuned), *tagging, "--machine.precision", "fp32"]
     predict[2] = str(tuned / "seed-0")
-    for name in ("found.conll", "found.jsonl"):
+    for name in ("found.conll", "found.jsonl", "found.tsv"):
         assert main([*predict, "--out", str(tmp_path / name)]) == 0
     read = [
         open_task("again", own=OwnTaskOptions(train=str(tmp_path / name), kind="tokens", **more)).examples("train")
         for name, more in (
             ("found.conll", {}),
+            ("found.tsv", {}),
             ("found.jsonl", {}),
             ("found.jsonl", {"text": "text", "label": "spans"}),
         )
     ]
-    assert read[0] == read[1] == read[2]
+    assert read[0] == read[1] == read[2] == read[3]
     gold = open_task("gold", own=OwnTaskOptions(train=tagging[7], kind="tokens")).examples("train")
     assert [e.text for e in read[0]] == [e.text for e in gold]
     assert np.mean([a.label == b.label for a, b in zip(read[0], gold, strict=True)]) > 0.7

@@ -86,6 +86,7 @@ def test_no_word_is_lost() -> None:
     long = words("good" + "ab" * 10, "the", label=(2, 0))
     data = KIND.encode([long], VOCABULARY, 8)
     assert data.truncated == 1 and data.lengths.max() <= 8 and data.labels[data.scored].tolist() == [2, 0]
+    assert KIND.encode([words("goodabababab", "badabababab", label=(0, 1))], VOCABULARY, 6).truncated == 1
     count = 50
     many = words(*["of"] * count, label=tuple(n % 3 for n in range(count)))
     short = words("of", label=(2,))

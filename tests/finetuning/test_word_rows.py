@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import datasets
+import pyarrow.parquet
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -141,6 +142,26 @@ def test_text_is_split_as_the_tokenizer_splits_it_and_spans_may_hold_white_space
     assert task.kind.shown(example)[1] == {"start": 10, "end": 12, "label": "city", "text": "北京"}
 
 
+@pytest.mark.parametrize(
+    ("text", "span", "found"),
+    [
+        ("a\r\nbc d", [3, 5, "x"], (2, 4, "bc")),
+        ("a\rbc d\r\n\r\ne", [10, 11, "x"], (8, 9, "e")),
+        ("\ufeff\ufeffab c", [2, 4, "x"], (0, 2, "ab")),
+        ("\U0001f600 ab", [2, 4, "x"], (2, 4, "ab")),
+    ],
+)
+def test_spans_count_the_characters_of_the_text_as_it_stands_in_the_file(tmp_path, text, span, found) -> None:
+    task = task_of(tmp_path, "a.jsonl", [{"text": text, "spans": [span]}])
+    (shown,) = task.kind.shown(task.examples("train")[0])
+    assert (shown["start"], shown["end"], shown["text"]) == found and text[span[0] : span[1]] == found[2]
+
+
+def test_white_space_around_tags_is_dropped(tmp_path) -> None:
+    task = task_of(tmp_path, "a.jsonl", [{"tokens": ["a", "b"], "tags": ["B-x ", " O"]}])
+    assert task.kind.labels == ("O", "B-x", "I-x") and task.examples("train")[0].label == (1, 0)
+
+
 FINE = "a\tB-x\nb\tI-x\n"
 
 
@@ -180,11 +201,48 @@ FINE = "a\tB-x\nb\tI-x\n"
         ("a.jsonl", [{"text": "a", "spans": [{"start": 0, "label": "x"}]}], r"span 1: .* is no span; write"),
         ("a.jsonl", [{"text": "a", "spans": [["0", 1, "x"]]}], r"start and end must be whole numbers.*'0' and 1"),
         ("a.jsonl", [{"text": "a", "spans": [[0, 1, ""]]}], r"span 1: the label is ''; give a word"),
+        ("a.jsonl", [{"tokens": ["\ud800"], "tags": ["B-x"]}], r"line 1: 'tokens' holds half of a surrogate pair"),
+        ("a.jsonl", [{"text": "a", "spans": [[0, 1, "\udfff"]]}], r"line 1: 'spans' holds half of a surrogate pair"),
+        ("a.jsonl", [{"tokens": ["a", "b"], "tags": ["O", " "]}], r"line 1: tag 2 of 'tags' is empty; write O"),
+        ("a.conll", "a\tO\nb\tO\n", r"every word of the training file has the tag O; give a file with entities"),
+        ("a.conllu", "1\ta\t_\n", r"line 1 has 3 columns, and a \.conllu file has 10 with tabs between"),
+        ("a.conll", "# id 5\nb\tO\n", r"line 2 has 2 columns and line 1 has 3; if line 1 is a comment, drop it"),
+        ("a.conll", "b\tO\n\n# id 5\n", r"line 3 has 3 columns and line 1 has 2; if line 3 is a comment, drop it"),
     ],
 )
 def test_what_is_wrong_in_a_file(tmp_path, name, content, message) -> None:
     with pytest.raises(UserError, match=message):
         task_of(tmp_path, name, content).examples("train")
+
+
+def named_classes(path: Path, names: list[str], tags: list[int], in_list: bool) -> None:
+    """Parquet as `datasets` writes it, or as older versions wrote lists."""
+    table = pyarrow.table({"tokens": [["a"] * len(tags)], "tags": [tags]})
+    names = {"_type": "ClassLabel", "names": names}
+    feature = [names] if in_list else {"_type": "List", "feature": names}
+    features = json.dumps({"info": {"features": {"tags": feature}}})
+    pyarrow.parquet.write_table(table.replace_schema_metadata({"huggingface": features}), path)
+
+
+def test_names_of_classes_in_lists_of_older_versions(tmp_path) -> None:
+    named_classes(tmp_path / "a.parquet", ["N", " V"], [1, 0], in_list=True)
+    task = open_task("mine", own=OwnTaskOptions(train=str(tmp_path / "a.parquet"), kind="tokens"))
+    assert task.kind.labels == ("N", "V") and task.examples("train")[0].label == (1, 0)
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["O", "B-x", "O"], r"a\.parquet: the ClassLabel of the labels names O, B-x, O; give it two or more different"),
+        (["O"], "names O; give it two or more different"),
+        (["O", ""], "name 1 is empty; write the file with another name"),
+        (["O", "B-x\ty"], "name 1 holds a line break or another control character"),
+    ],
+)
+def test_names_of_classes_that_are_no_labels(tmp_path, names, message) -> None:
+    named_classes(tmp_path / "a.parquet", names, [0], in_list=False)
+    with pytest.raises(UserError, match=message):
+        open_task("mine", own=OwnTaskOptions(train=str(tmp_path / "a.parquet"), kind="tokens"))
 
 
 @pytest.mark.parametrize(
@@ -213,6 +271,19 @@ def test_metrics_of_entities_are_not_for_other_tags(tmp_path) -> None:
     task = task_of(tmp_path, "a.conll", FINE)
     with pytest.raises(UserError, match="entity F1 needs entities, and every word has the tag O"):
         task.check_scorable([(0, 0), (0,)])
+
+
+def test_columns_are_for_tokens_and_text_is_not_in_columns(tmp_path) -> None:
+    (tmp_path / "a.txt").write_text("a text of words\nanother one\n")
+    for options, message in (
+        ({"train": "a.conll"}, r"a\.conll: columns of words and tags are read with kind tokens"),
+        (
+            {"test": str(tmp_path / "a.txt"), "kind": "tokens", "labels": "N,V"},
+            "text that is not in columns is read",
+        ),
+    ):
+        with pytest.raises(UserError, match=message):
+            open_task("mine", own=OwnTaskOptions(**options)).examples("test")
 
 
 def test_a_test_split_needs_no_tags(tmp_path) -> None:

@@ -20,6 +20,7 @@ from fastbert.finetuning.metrics import METRICS
 from fastbert.finetuning.own import OwnSource
 from fastbert.finetuning.rows import Example, Row
 from fastbert.lists import words
+from fastbert.ranges import text_problem
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -210,11 +211,21 @@ def declared_labels(task: str, source: OwnSource, learn: Callable[[Iterable[Row]
     if not labels:
         if "train" not in source.paths:
             raise UserError(f"task {task}: without a train file to learn them from, give the labels")
-        labels = source.class_names() or ()
+        labels = tuple(name.strip() for name in source.class_names() or ())
+        check_class_names(labels, f"{source.paths['train']}: the ClassLabel of the labels")
     if not labels:
         source.check_rows("train")
         labels = learn(source.rows("train", []))
     return labels
+
+
+def check_class_names(labels: Sequence[str], where: str) -> None:
+    """Raises a UserError if the names in a Parquet file cannot be the labels of a task."""
+    if len(set(labels)) != len(labels) or len(labels) == 1:
+        raise UserError(f"{where} names {brief(', '.join(labels), str)}; give it two or more different names")
+    for number, label in enumerate(labels):
+        if problem := text_problem(label) if label else "is empty":
+            raise UserError(f"{where}: name {number} {problem}; write the file with another name")
 
 
 def by_class(found: np.ndarray, expected: np.ndarray, labels: Sequence[str]) -> dict[str, dict[str, float]]:

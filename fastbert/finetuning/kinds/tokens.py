@@ -227,6 +227,8 @@ def learn_tags(rows: Iterable[Row]) -> tuple[str, ...]:
         for tag, where in found.items():
             check_tag(tag, where, entities)
         types = sorted({tag[2:] for tag in found} - {""})
+        if not types:
+            raise UserError("every word of the training file has the tag O; give a file with entities in it")
         return (OUTSIDE, *(f"{part}-{name}" for name in types for part in "BI"))
     if len(found) < 2:
         raise UserError(f"the training file holds {len(found)} tag ({brief(', '.join(found), str)}); a task needs two")
