@@ -79,9 +79,9 @@ def encode_words(examples: Sequence[Example], vocabulary: WordPiece, max_length:
     tokens = np.full(starts[-1], sep, np.int32)
     tokens[starts[:-1]] = cls
     words = ranges(first, end)
-    places = word[words]
-    tokens[inside] = pieces[ranges(begins[places], begins[places] + sizes[places])]
-    at_first = np.flatnonzero(inside)[np.cumsum(sizes[places]) - sizes[places]]  # the first piece of each word
+    distinct = word[words]
+    tokens[inside] = pieces[ranges(begins[distinct], begins[distinct] + sizes[distinct])]
+    at_first = np.flatnonzero(inside)[np.cumsum(sizes[distinct]) - sizes[distinct]]  # the first piece of each word
     flat = np.zeros(starts[-1], bool)
     flat[at_first] = (np.repeat(low, end - first) <= words) & (words < np.repeat(high, end - first))
     labels = None

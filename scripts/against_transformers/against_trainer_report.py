@@ -41,7 +41,7 @@ def report(arguments: argparse.Namespace) -> None:
     path = doc.with_name(f"{doc.stem}-quality.jsonl")
     if path.exists():
         rows = compare(read_lines(path))
-        panels = {f"{row['task']}, {row['metric']}": {system: list(row[system]) for system in SYSTEMS} for row in rows}
+        panels = {f"{row['task']}\n{row['metric']}": {system: list(row[system]) for system in SYSTEMS} for row in rows}
         draw_scores(doc.with_name(f"{doc.stem}-quality.png"), panels, dict.fromkeys(panels, "x 100"))
     print(doc)
 

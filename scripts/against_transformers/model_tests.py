@@ -140,8 +140,9 @@ def unpacked(source: Path | None, folder: Path) -> Path:
     """The folder `tests` of transformers' source distribution."""
     if source is None:
         command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--no-binary", "transformers"]
-        command += ["--no-build-isolation", "-d", folder, f"transformers=={version('transformers')}"]
-        subprocess.run(command, check=True)
+        command += ["-d", folder, f"transformers=={version('transformers')}"]
+        if code := subprocess.run(command).returncode:
+            raise SystemExit(f"pip download ended with {code}; fetch the source distribution and give it with --source")
         (source,) = folder.glob("transformers-*.tar.gz")
     if source.is_file():
         with tarfile.open(source) as archive:

@@ -11,7 +11,11 @@ exceeds `TOLERANCE`.
 import sys
 import tempfile
 import warnings
+from importlib.util import find_spec
 from pathlib import Path
+
+if missing := [name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]:
+    raise SystemExit(f"missing packages: pip install {' '.join(missing)}")
 
 import onnxruntime
 import torch

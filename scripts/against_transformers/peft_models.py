@@ -10,7 +10,11 @@ loss; exit code 1 if a model fails.
 
 import sys
 import tempfile
+from importlib.util import find_spec
 from pathlib import Path
+
+if find_spec("peft") is None:
+    raise SystemExit("missing package: pip install peft")
 
 import torch
 from peft import LoraConfig, PromptTuningConfig, TaskType, get_peft_model
