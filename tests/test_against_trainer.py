@@ -139,6 +139,7 @@ def test_every_variant_changes_what_it_names_and_is_taken_back(script, common, c
     assert plain["examples"] == 64 and plain["examples_per_second"] > 0 and plain["peak_mib"] > 100
     assert run("fastbert, random order")["tokens_per_example"] > plain["tokens_per_example"]
     assert run("trainer")["tokens_per_example"] > plain["tokens_per_example"]
+    assert run("trainer by length")["tokens_per_example"] < run("trainer")["tokens_per_example"]
 
     names = set(script.VARIANTS)
     from fastbert.finetuning import task_heads

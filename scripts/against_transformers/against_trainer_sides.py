@@ -206,6 +206,7 @@ def train_trainer(options: FinetuneOptions, order: str) -> dict[str, Any]:
         )
         trained = trainer.train()
         dev = {}
+        padded_tokens = sum(batch["input_ids"].numel() for batch in trainer.get_train_dataloader())
         trainer.args.train_sampling_strategy = "random"  # else it predicts in another order than that of the examples
         for split in task.dev_splits:
             examples = task.examples(split)
@@ -220,7 +221,7 @@ def train_trainer(options: FinetuneOptions, order: str) -> dict[str, Any]:
         "train_loss": trained.training_loss,
         "train_examples": len(train),
         "examples_per_second": round(len(train) * options.epochs / clock.seconds, 1),
-        "padded_tokens": sum(batch["input_ids"].numel() for batch in trainer.get_train_dataloader()),
+        "padded_tokens": padded_tokens,
     }
 
 
