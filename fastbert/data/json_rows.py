@@ -164,8 +164,7 @@ def check_cells(row: dict[str, Any], text: str, names: Sequence[str], where: str
     """
     if "\\u" in text:
         for name in names:
-            cell = row.get(name)
-            if not is_unicode(cell if isinstance(cell, str) else json.dumps(cell, ensure_ascii=False)):
+            if not all(map(is_unicode, _texts(row.get(name)))):
                 raise UserError(f"{where}: {brief(name)} holds half of a surrogate pair, no text; fix the row")
     if any(text.count(f'"{name}"') > 1 for name in names):
         counts: Counter[str] = Counter()
@@ -179,6 +178,17 @@ def check_cells(row: dict[str, Any], text: str, names: Sequence[str], where: str
         for name in names:
             if counts[name] > 1:
                 raise UserError(f"{where} has {brief(name)} twice; leave one of them out")
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """The strings in a value of JSON, whatever its depth."""
+    rest = [value]
+    while rest:
+        one = rest.pop()
+        if isinstance(one, str):
+            yield one
+        elif isinstance(one, list | dict):
+            rest += [*one, *one.values()] if isinstance(one, dict) else one
 
 
 def _reason(error: Exception) -> str:

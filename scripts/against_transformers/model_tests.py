@@ -14,9 +14,9 @@ without a GPU those that need one. It needs pytest, parameterized and, for one o
 
 import argparse
 import os
+import shutil
 import subprocess
 import sys
-import tarfile
 import tempfile
 import unittest
 from collections import defaultdict
@@ -145,8 +145,7 @@ def unpacked(source: Path | None, folder: Path) -> Path:
             raise SystemExit(f"pip download ended with {code}; fetch the source distribution and give it with --source")
         (source,) = folder.glob("transformers-*.tar.gz")
     if source.is_file():
-        with tarfile.open(source) as archive:
-            archive.extractall(folder, filter="data")
+        shutil.unpack_archive(source, folder, filter="data")
         (source,) = (path for path in folder.glob("transformers-*") if path.is_dir())
     return source / "tests"
 
@@ -157,13 +156,13 @@ def write(tests: Path, folder: Path) -> None:
 
     files = {f"tests/{name}": text for name, text in STUBS.items()}
     for name in ("test_modeling_common.py", "test_configuration_common.py"):
-        files[f"tests/{name}"] = (tests / name).read_text()
+        files[f"tests/{name}"] = (tests / name).read_text(encoding="utf-8")
     for position in {choices["position"] for choices in variants().values()}:
         code = export_code(position)
         files |= {f"exported_{position.replace('-', '_')}/{name}": text for name, text in code.items()}
     for name, text in files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text(text)
+        (folder / name).write_text(text, encoding="utf-8")
 
 
 def main() -> int:

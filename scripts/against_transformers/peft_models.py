@@ -77,7 +77,7 @@ def new_model(position: str, name: str) -> torch.nn.Module:
     if not folder.exists():
         folder.mkdir()
         for file, text in export_code(position).items():
-            (folder / file).write_text(text)
+            (folder / file).write_text(text, encoding="utf-8")
     module = __import__(f"{package}.modeling_fastbert", fromlist=["FastBertModel"])
     return getattr(module, f"FastBert{name}")(module.FastBertConfig(**SIZES, position=position))
 
