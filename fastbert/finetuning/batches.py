@@ -40,7 +40,8 @@ class TaskBatch:
     labels: Tensor | None
     """[B, ...], as `TaskKind.losses` reads them; None where there are none."""
     scored: Tensor | None = None
-    """bool [B, T]: the tokens that are scored; None where each row is, as a whole."""
+    """bool [B, T] on the host, as only prediction reads it: the tokens that are scored; None where each row is, as a
+    whole."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +125,7 @@ class EncodedSplit:
             put(real),
             put(None if types is None else types.astype(np.int64)),
             put(labels),
-            put(scored),
+            None if scored is None else torch.from_numpy(scored),
         )
 
 

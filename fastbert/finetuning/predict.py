@@ -177,7 +177,9 @@ def write_predictions(path: Path, inputs: Inputs, values: np.ndarray, record: Ta
     with output_file(path, "w") as file:
         for example, scores in inputs.scored(values):
             if columns:
-                file.writelines([*record.kind.columns(example, scores), "\n"])
+                words = (example.text[start:end] for start, end in example.words)
+                pairs = zip(words, record.kind.prediction(scores), strict=True)
+                file.write("".join(f"{word}\t{tag}\n" for word, tag in pairs) + "\n")
             else:
                 row = {"index": example.index, **record.kind.answer(example, scores)}
                 file.write(json_text(row, ensure_ascii=False) + "\n")

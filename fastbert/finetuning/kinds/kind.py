@@ -166,7 +166,7 @@ class TaskKind(ABC):
 
     @abstractmethod
     def prediction(self, scores: np.ndarray) -> Any:
-        """The one answer for an example, from the scores of its units."""
+        """The one answer for an example, from the scores of its units; of kinds `of_words` a list, one for each word."""
 
     @abstractmethod
     def answer(self, example: Example, scores: np.ndarray) -> dict[str, Any]:
@@ -175,10 +175,6 @@ class TaskKind(ABC):
     def errors(self, example: Example, scores: np.ndarray) -> list[dict[str, Any]] | None:
         """What is wrong in the prediction for an example with a label; None for kinds whose labels have no parts."""
         return None
-
-    def columns(self, example: Example, scores: np.ndarray) -> list[str]:
-        """The lines of an example in CoNLL columns, of kinds `of_words`."""
-        raise NotImplementedError(f"the kind {self.name} does not label words")
 
     def check_metrics(self, names: Sequence[str]) -> None:
         """Checks that the metrics of a task fit it.

@@ -167,11 +167,6 @@ class Tokens(TaskKind):
             for number in np.flatnonzero(found != expected).tolist()
         ]
 
-    def columns(self, example: Example, scores: np.ndarray) -> list[str]:
-        """A word, a tab and its predicted tag each."""
-        tags = self.prediction(scores)
-        return [f"{example.text[start:end]}\t{tag}\n" for (start, end), tag in zip(example.words, tags, strict=True)]
-
     def check_metrics(self, names: Sequence[str]) -> None:
         super().check_metrics(names)
         for name in names:
