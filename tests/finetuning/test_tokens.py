@@ -12,15 +12,17 @@ import torch
 
 from fastbert.finetuning.batches import training_order
 from fastbert.finetuning.entities import entity_errors
+from fastbert.finetuning.kinds.tokens import Tokens
 from fastbert.finetuning.model import TaskModel, new_task_model
 from fastbert.finetuning.options import FinetuneOptions
 from fastbert.finetuning.own import OwnTaskOptions
 from fastbert.finetuning.predict import encode_inputs, predict_scores
 from fastbert.finetuning.saved import TaskRecord, load_encoder, load_task_model, save_task_model
 from fastbert.finetuning.setup import describe_finetuning, prepare_finetuning
+from fastbert.finetuning.task_heads import TokenHead
 from fastbert.finetuning.tasks import open_task
 from fastbert.training.logbook import read_metrics
-from tests.finetuning.conftest import finetune, results
+from tests.finetuning.conftest import finetune, results, tiny_config
 from tests.flags import main
 
 
@@ -151,20 +153,14 @@ def test_new_text_with_no_tags_as_text_tokens_or_columns(tuned, tmp_path, capsys
     assert found["text.jsonl"]["text"] == "the good of  and bads"
 
 
-def test_a_long_text_is_read_in_windows_and_none_of_its_words_is_lost(tuned) -> None:
+def test_a_long_text_is_read_in_windows_and_none_of_its_words_is_lost(tuned, tmp_path) -> None:
     ours = load_task_model(tuned / "seed-0")
-    own = OwnTaskOptions(train="x.conll", kind="tokens")
-    rng = random.Random(3)
-    lines = [line for line in make_sentences(rng, 30).splitlines() if line]
-    text = "\n".join(lines)
+    lines = [line for line in make_sentences(random.Random(3), 30).splitlines() if line]
+    path = tmp_path / "x.conll"
+    path.write_text("\n".join(lines))
+    task = open_task("x", own=OwnTaskOptions(train=str(path), kind="tokens", labels="O,B-x,I-x,B-y,I-y"))
+    examples = task.examples("train")
     record = TaskRecord("tagging", ours.record.kind, False, False, 16, 0, {})
-    import tempfile
-
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "x.conll"
-        path.write_text(text)
-        task = open_task("x", own=OwnTaskOptions(train=str(path), kind=own.kind, labels="O,B-x,I-x,B-y,I-y"))
-        examples = task.examples("train")
     inputs = encode_inputs(examples, ours.vocabulary, record)
     assert len(inputs.orders[0]) > 10 and len(examples) == 1
     scores = predict_scores(ours.model, "tagging", inputs, precision="fp32", batch_size=4)
@@ -224,10 +220,6 @@ def test_an_experiment_is_its_tokens_and_not_only_their_text(bert, tmp_path) -> 
 
 
 def test_dropout_of_the_head_is_a_function_of_row_and_token() -> None:
-    from fastbert.finetuning.kinds.tokens import Tokens
-    from fastbert.finetuning.task_heads import TokenHead
-    from tests.finetuning.conftest import tiny_config
-
     head, hidden = TokenHead(32, 5, 0.5), torch.randn(2, 6, 32)
     keys = torch.tensor([1, 2], dtype=torch.int32)
     there, again = head(hidden, keys), head(hidden, keys)

@@ -166,7 +166,7 @@ class TaskKind(ABC):
 
     @abstractmethod
     def prediction(self, scores: np.ndarray) -> Any:
-        """The one answer for an example, from the scores of its units; of kinds `of_words` a list, one for each word."""
+        """The answer for an example, from the scores of its units; of kinds `of_words` a list, one for each word."""
 
     @abstractmethod
     def answer(self, example: Example, scores: np.ndarray) -> dict[str, Any]:
