@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from fastbert.errors import UserError, brief, nearest
-from fastbert.foreign import foreign_names
 from fastbert.inheritance import read_yaml
+from fastbert.option_hints import foreign_names
 from fastbert.ranges import hints_of, plain, problem_of, takes_none
 
 Options = TypeVar("Options")

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 from fastbert.config import convert_text
 from fastbert.errors import OptionError, UserError, brief, closest
-from fastbert.foreign import foreign
+from fastbert.option_hints import foreign
 from fastbert.ranges import hints_of, plain, problem_of, takes_none
 
 Options = TypeVar("Options")

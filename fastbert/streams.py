@@ -8,14 +8,14 @@ import sys
 from fastbert.errors import printable, visible
 
 
-def say(text: str) -> None:
+def echo(text: str) -> None:
     """Prints a message of one or more lines to standard error; control characters in names and values are escaped."""
     print(visible(text), file=sys.stderr, flush=True)
 
 
 def warn(text: str) -> None:
     """Prints a warning of one line to standard error."""
-    say(f"warning: {printable(text)}")
+    echo(f"warning: {printable(text)}")
 
 
 def prepare_streams() -> None:

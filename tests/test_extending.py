@@ -80,7 +80,7 @@ def lives(flags: list[str], corpus: Path, folder: Path, evaluated: str = "export
     opened_without_fastbert(folder / "export", folder)
     assert main(["evaluate", "--model", str(folder / evaluated), "--source", str(corpus), "--length", "32"]) == 0
     (folder / "task.tsv").write_text("text\tlabel\nthe state\tgood\nof the union\tbad\n" * 8)
-    own = ["--own.train", str(folder / "task.tsv"), "--own.dev", str(folder / "task.tsv")]
+    own = ["--custom.train", str(folder / "task.tsv"), "--custom.dev", str(folder / "task.tsv")]
     tuned = ["--out", str(folder / "tuned"), "--seeds", "1", "--epochs", "1", "--machine.threads", "1"]
     assert main(["finetune", "--model", str(folder / "export"), "--task", "toy", *own, *tuned]) == 0
 

@@ -13,7 +13,7 @@ from fastbert import config
 from fastbert.cli import OPTIONS, main
 from fastbert.errors import UserError
 from fastbert.flags import EXAMPLES, TAKES_YAML, flags_of, help_of, parse
-from fastbert.foreign import NAMES, REMARKS, foreign
+from fastbert.option_hints import NAMES, REMARKS, foreign
 from tests.small_options import Inner, Lifted, Outer, write
 
 

@@ -9,7 +9,7 @@ from fastbert.cli import main
 from fastbert.config import load_yaml, to_dict
 from fastbert.errors import UserError
 from fastbert.finetuning.options import FinetuneOptions
-from fastbert.finetuning.tasks import OwnTaskOptions
+from fastbert.finetuning.tasks import CustomTaskOptions
 from fastbert.inheritance import LONGEST_CHAIN, merged, read_yaml
 from fastbert.pretraining.options import PretrainOptions
 from fastbert.studies.ablate.options import load_ablation
@@ -96,7 +96,7 @@ def test_every_job_reads_them(tmp_path, capsys) -> None:
 LOADERS = {
     "pretrain": lambda path: load_yaml(PretrainOptions, path),
     "finetune": lambda path: load_yaml(FinetuneOptions, path),
-    "tasks": lambda path: load_yaml(OwnTaskOptions, path),
+    "tasks": lambda path: load_yaml(CustomTaskOptions, path),
     "sweep": load_sweep,
     "ablate": load_ablation,
 }

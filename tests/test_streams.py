@@ -137,7 +137,7 @@ def test_names_in_messages_command_no_terminal(tmp_path, capsys) -> None:
     screen = io.StringIO()
     console = Console(force_terminal=True, file=screen, color_system=None)
     with Logbook(tmp_path / "run", 1, console=console) as book:
-        book.say("the task \x1b]0;b")
+        book.echo("the task \x1b]0;b")
     assert "the task \\x1b]0;b" in screen.getvalue()
 
 

@@ -10,7 +10,7 @@ from fastbert.bench.options import BenchKernelsOptions
 from fastbert.errors import UserError
 from fastbert.outputs import check_output_folder
 from fastbert.records import json_text
-from fastbert.streams import say
+from fastbert.streams import echo
 from fastbert.training.hardware import describe_machine, setup_machine
 from fastbert.training.options import MachineOptions
 
@@ -54,5 +54,5 @@ def bench_kernels(options: BenchKernelsOptions) -> int:
     else:
         for rows in done:
             print(rows.path.with_suffix(".md").read_text(encoding="utf-8"))
-    say(f"wrote {', '.join(map(str, [*(rows.path for rows in done), *written]))}")
+    echo(f"wrote {', '.join(map(str, [*(rows.path for rows in done), *written]))}")
     return 0

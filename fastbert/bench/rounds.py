@@ -8,7 +8,7 @@ from typing import Any
 
 from fastbert.files import atomic_file
 from fastbert.records import json_text, write_json
-from fastbert.streams import say
+from fastbert.streams import echo
 from fastbert.training.hardware import describe_machine
 
 
@@ -16,7 +16,7 @@ def told(rounds: int) -> Iterator[int]:
     """0 to `rounds` - 1, each said on standard error as it begins."""
     start = time.monotonic()
     for number in range(rounds):
-        say(f"round {number + 1} of {rounds}, after {time.monotonic() - start:.0f} s")
+        echo(f"round {number + 1} of {rounds}, after {time.monotonic() - start:.0f} s")
         yield number
 
 
@@ -44,4 +44,4 @@ def publish(benchmark: str, options: Any, results: dict[str, Any], document: Cal
     with atomic_file(out / f"{benchmark}.md", "w") as file:
         file.write(document(found))
     print(json_text(found) if options.json else document(found))
-    say(f"wrote {out / f'{benchmark}.json'}, {out / f'{benchmark}.md'}")
+    echo(f"wrote {out / f'{benchmark}.json'}, {out / f'{benchmark}.md'}")

@@ -18,7 +18,7 @@ from fastbert.model.options import EncoderOptions
 from fastbert.outputs import check_output_folder
 from fastbert.pretraining.options import PretrainMachineOptions, PretrainOptions
 from fastbert.pretraining.setup import check_networks, data_folder
-from fastbert.streams import say
+from fastbert.streams import echo
 from fastbert.training.hardware import resolve_device
 
 
@@ -93,7 +93,7 @@ def race(
     with ExitStack() as stack:
         runners = []
         for contestant in all_of_them:
-            say(f"building {contestant.name}")
+            echo(f"building {contestant.name}")
             runners.append(Runner(contestant))
             stack.callback(runners[-1].close)
         counts = [max(1, round(options.seconds / runner.seconds(1))) for runner in runners]

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastbert.data.noted import NotedWords, Occurrences, StepWords, to_device
+from fastbert.data.note_words import NoteWords, Occurrences, StepWords, to_device
 from fastbert.data.stages import BatchPlan
 from fastbert.errors import UserError
 from fastbert.randomness import permute
@@ -69,7 +69,7 @@ class PackedRows:
         cls_id: int,
         sep_id: int,
         document_mask: bool = False,
-        noted: NotedWords | None = None,
+        noted: NoteWords | None = None,
     ) -> None:
         """
         Args:

@@ -19,12 +19,12 @@ from fastbert.data.partial import Partial, left_behind
 from fastbert.data.progress import Report
 from fastbert.data.rare import WordCounter
 from fastbert.data.shards import SPLITS
-from fastbert.data.shares import Shares, told_end
+from fastbert.data.source_counts import Shares, told_end
 from fastbert.data.sources import Source
 from fastbert.data.tokenizer import WordPiece
 from fastbert.data.workers import in_order
 from fastbert.data.writer import SplitWriter
-from fastbert.streams import say
+from fastbert.streams import echo
 
 BATCH_CHARACTERS = 2**21
 BYTES_PER_WORKER = 2**23  # a process takes half a second to start: less text than this is not worth one
@@ -175,7 +175,7 @@ def tokenize(
             corpus.save(partial, source)
     corpus.close()
     if told := told_end(source):
-        say(told)
+        echo(told)
 
 
 def workers_for(source: Source, asked: int) -> int:

@@ -23,7 +23,7 @@ from fastbert.errors import UserError
 from fastbert.files import atomic_file
 from fastbert.inputs import input_errors, open_input
 from fastbert.records import json_text, read_json
-from fastbert.streams import say
+from fastbert.streams import echo
 
 HEADER_BYTES = 128  # of a one-dimensional .npy file, whatever its length
 CHUNK = 2**20
@@ -174,7 +174,7 @@ def _remembered(folder: Path) -> dict[str, Any]:
 
 @functools.cache
 def _report_once(text: str) -> None:
-    say(text)
+    echo(text)
 
 
 def ascending_within(parts: Iterable[np.ndarray], stop: int) -> bool:

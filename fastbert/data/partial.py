@@ -38,7 +38,7 @@ from fastbert.files import (
 from fastbert.inputs import UnreadableError, open_input, raise_refusal
 from fastbert.outputs import move_contents, ordered, resolved
 from fastbert.records import parse_json, read_json, write_json
-from fastbert.streams import say
+from fastbert.streams import echo
 
 MADE_OF, TOKENIZER, STATE = ".made_of.json", ".tokenizer.json", ".state.npz"
 MOVED = ".moved.json"  # names of all that the result consists of; there from when it is complete
@@ -164,14 +164,14 @@ def partial_folder(out: Path, made_of: dict[str, Any]) -> Iterator[Partial | Non
                 same = left and read_json(folder / MADE_OF, "leftover") == made_of
             if not same:
                 if left:
-                    say(
+                    echo(
                         f"beginning anew: what an interrupted call left in {folder} is from another source, other "
                         "options or another version",
                     )
                 _empty(folder, out)
                 write_json(folder / MADE_OF, made_of)
             elif (folder / "tokenizer").is_dir():
-                say(f"continuing what an interrupted call left in {folder}")
+                echo(f"continuing what an interrupted call left in {folder}")
             partial = Partial(folder)
             try:
                 yield partial
@@ -181,7 +181,7 @@ def partial_folder(out: Path, made_of: dict[str, Any]) -> Iterator[Partial | Non
             except BaseException as error:
                 interrupted = not isinstance(error, Exception) and (folder / "tokenizer").is_dir()
                 if interrupted or partial.complete or (folder / STATE).is_file():
-                    say(f"what was done stays in {folder}; the same command continues from there")
+                    echo(f"what was done stays in {folder}; the same command continues from there")
                 else:
                     shutil.rmtree(folder)
                     remove_empty(made)
@@ -224,7 +224,7 @@ def _lock(folder: Path, out: Path) -> tuple[int | None, list[Path]]:
         except FileNotFoundError:  # the folder was renamed just now
             continue
         if lock(handle) is False:
-            say(f"another process prepares {out}; waiting for it")
+            echo(f"another process prepares {out}; waiting for it")
             lock(handle, wait=True)
         same = is_open_as(handle, folder / LOCK)
         if (out / DATASET).is_file():  # it was not there when this process began

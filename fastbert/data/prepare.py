@@ -34,7 +34,7 @@ from fastbert.files import atomic_folder, disk_errors
 from fastbert.outputs import check_output_folder
 from fastbert.ranges import Count, Fraction, Range, Seed, Vocabulary, Workers, check_values
 from fastbert.records import read_json, seal_of, write_json
-from fastbert.streams import say, warn
+from fastbert.streams import echo, warn
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ def prepare(options: PrepareOptions, table: IO[str] | None = None) -> Path:
     if _finished(out, made_of):
         with disk_errors(out):
             remove_traces(out)
-        say(f"{out} is already prepared from this source with these options")
+        echo(f"{out} is already prepared from this source with these options")
     else:
         with partial_folder(out, {**made_of, "format_version": FORMAT_VERSION, "reading": READING}) as partial:
             if partial is None:
@@ -204,7 +204,7 @@ def _train(source: Source, options: PrepareOptions) -> WordPiece:
             _watched(source, report), options.vocab_size, options.lowercase, options.strip_accents
         )
     if len(wordpiece.tokens) < options.vocab_size:
-        say(
+        echo(
             f"the tokenizer has {len(wordpiece.tokens):,} entries, not the {options.vocab_size:,} asked for: "
             "what it was trained on has no other character, and no other piece that occurs twice",
         )

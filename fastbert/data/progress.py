@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from fastbert.streams import say
+from fastbert.streams import echo
 
 SECONDS_BETWEEN_LINES = 15
 
@@ -37,10 +37,10 @@ def progress(what: str, total: int) -> Iterator[Report]:
         last = now
         rate = done / (now - begin)
         if not total:
-            say(f"{what}: {done / 1e6:,.0f} MB, {rate / 1e6:.1f} MB/s")
+            echo(f"{what}: {done / 1e6:,.0f} MB, {rate / 1e6:.1f} MB/s")
             return
         left = max(total - done, 0) / rate
-        say(f"{what}: {done / total:.0%}, {rate / 1e6:.1f} MB/s, {left:.0f} s left")
+        echo(f"{what}: {done / total:.0%}, {rate / 1e6:.1f} MB/s, {left:.0f} s left")
 
     yield line
-    say(f"{what}: done in {time.monotonic() - begin:.0f} s")
+    echo(f"{what}: done in {time.monotonic() - begin:.0f} s")

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from fastbert.data import shares
+from fastbert.data import source_counts
 from fastbert.data.encoding import MUCH_UNKNOWN
 
 
@@ -40,7 +40,7 @@ def summary(dataset: dict[str, Any]) -> str:
         dropped = "which were dropped" if options["drop_duplicates"] else "which --drop-duplicates leaves out"
         lines.append(f"{number} exact duplicates of earlier documents, {dropped}")
     if len(sources := dataset.get("sources", [])) > 1:
-        lines += ["", *shares.table(sources)]
+        lines += ["", *source_counts.table(sources)]
     return "\n".join(lines)
 
 
@@ -68,7 +68,7 @@ def warnings(dataset: dict[str, Any]) -> list[str]:
             "--validation-fraction"
         )
     dropped = options["drop_duplicates"] and dataset["duplicates"]["documents"]
-    if dropped and (off := shares.far_off(dataset.get("sources", []))):
+    if dropped and (off := source_counts.far_off(dataset.get("sources", []))):
         found.append(
             f"{off}: duplicates are dropped after the sources are mixed, so what the sources share counts for the one "
             "in which it occurs first; drop it in the files themselves, or choose --weights that allow for it"

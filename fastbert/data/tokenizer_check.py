@@ -15,7 +15,7 @@ from fastbert.data.tokenizer import WordPiece
 from fastbert.data.tokenizer_files import CONFIG, JSON, MODEL, SPECIAL_TOKENS, Interpreted, contradictions
 from fastbert.errors import UserError
 from fastbert.records import json_text
-from fastbert.streams import say
+from fastbert.streams import echo
 
 Probe = tuple[str, str | None]
 
@@ -55,7 +55,7 @@ def check_folder(wordpiece: WordPiece, files: Interpreted) -> None:
     if found is not None and CONFIG not in contents and MODEL in contents:
         rest = {name: content for name, content in contents.items() if name != MODEL}
         if difference(wordpiece, open_in_transformers(rest)) is None:
-            say(
+            echo(
                 f"the tokenizer in {folder} is read as {JSON} says. transformers reads it differently as long as there "
                 f"is no {CONFIG}: {found}. fastbert export writes a folder that both read alike",
             )

@@ -19,7 +19,7 @@ from fastbert.finetuning.results import finished, seed_folder, write_results
 from fastbert.finetuning.seed import CHECKPOINTS, train_seed
 from fastbert.finetuning.setup import prepare_finetuning
 from fastbert.outputs import check_output_folder
-from fastbert.streams import say
+from fastbert.streams import echo
 from fastbert.training.interrupts import Interrupts
 
 
@@ -34,7 +34,7 @@ def finetune(asked: FinetuneOptions) -> int:
     check_others(Path(asked.out))
     setup = prepare_finetuning(asked)
     for warning in setup.warnings:
-        say(warning)
+        echo(warning)
     out = Path(asked.out)
     results: dict[float, list[dict[str, Any]]] = {}
     with locked_folder(out), Interrupts() as interrupts:
@@ -47,7 +47,7 @@ def finetune(asked: FinetuneOptions) -> int:
                 if result is None:
                     result = train_seed(setup, folder, fraction, seed, interrupts)
                 if result is None:
-                    say(f"stopped; the same command continues with {folder}")
+                    echo(f"stopped; the same command continues with {folder}")
                     return interrupts.exit_code
                 with disk_errors(folder):
                     remove(folder / CHECKPOINTS)

@@ -182,7 +182,7 @@ class Tuner:
             return
         step, values = scalars
         progress = self.progress
-        if guard(progress, step, values, self.logbook.say, lambda: ADVICE):
+        if guard(progress, step, values, self.logbook.echo, lambda: ADVICE):
             progress.window.append(values["loss"])
         done = step + 1
         if done % self.options.log_every == 0 or done == self.steps:

@@ -6,8 +6,8 @@ from typing import Annotated, Any
 
 from fastbert.config import BOOKKEEPING, MACHINE, convert_text, leaves
 from fastbert.errors import OptionError, UserError, brief, choose
+from fastbert.finetuning.custom import CustomTaskOptions, check_custom_file
 from fastbert.finetuning.glue import GLUE, check_glue_folder
-from fastbert.finetuning.own import OwnTaskOptions, check_own_file
 from fastbert.finetuning.tasks import Task, check_glue_options, check_task, task_names
 from fastbert.hub.folders import check_model_folder
 from fastbert.inputs import check_folder, open_input, refuse_slash
@@ -38,7 +38,7 @@ class FinetuneOptions:
     folder of a seed, or an --out, whose best seed on dev is used. The head is new."""
     task: str | None = None
     """A GLUE task (cola, sst2, mrpc, stsb, qqp, mnli, qnli, rte, wnli), the YAML file of a custom task, or any name
-    for the one that --own... flags give. Several with commas between, or glue for the eight of the GLUE table: each is
+    for the one that --custom... flags give. Several with commas between, or glue for the eight of the GLUE table: each
     trained in a folder of --out, and a table ends the call."""
     glue_dir: str | None = field(default=None, metadata=BOOKKEEPING)
     """Folder of the official GLUE archive, or of Parquet files (default: nyu-mll/glue through `datasets`)."""
@@ -47,7 +47,7 @@ class FinetuneOptions:
     out: str | None = field(default=None, metadata=BOOKKEEPING)
     """Folder for results.json and one folder a seed. Seeds that are finished there are not trained again, and others
     continue after their last finished epoch."""
-    own: OwnTaskOptions = field(default_factory=OwnTaskOptions, metadata=BOOKKEEPING)
+    custom: CustomTaskOptions = field(default_factory=CustomTaskOptions, metadata=BOOKKEEPING)
 
     seeds: Count = field(default=5, metadata=BOOKKEEPING)
     """Runs, each with a seed of its own: of the head's first weights, the order and dropout."""
@@ -119,11 +119,11 @@ class FinetuneOptions:
             if value is None:
                 raise UserError(f"--{name} is missing; see fastbert finetune --help")
         names = task_names(self.task)
-        if names is not None and self.own != OwnTaskOptions():
-            raise UserError("--own... describes one task; among several, give a task of your own as a YAML file")
+        if names is not None and self.custom != CustomTaskOptions():
+            raise UserError("--custom... describes one task; among several, give a task of your own as a YAML file")
         for name in names or [self.task]:
             try:
-                check_task(name, self.own)
+                check_task(name, self.custom)
             except UserError as error:
                 raise UserError(f"{name}: {error}" if names else str(error)) from None
         check_glue_folder(self.glue_dir)
@@ -196,9 +196,9 @@ class PredictOptions:
     """Folder of the official GLUE archive, or of Parquet files (default: nyu-mll/glue through `datasets`)."""
     glue_subset: bool = False
     """Take GLUE files that have fewer rows than the official ones."""
-    own: OwnTaskOptions = field(default_factory=OwnTaskOptions)
+    custom: CustomTaskOptions = field(default_factory=CustomTaskOptions)
     source: str | None = None
-    """New text in JSONL, JSON, CSV, TSV or Parquet, with the columns --own.text and, for a model of pairs, --own.pair
+    """New text in JSONL, JSON, CSV, TSV or Parquet, with the columns --custom.text and, for pairs, --custom.pair
     (or pair); for a model of kind tokens, what its task takes, without tags."""
     machine: MachineOptions = field(default_factory=MachineOptions, metadata=MACHINE)
 
@@ -219,12 +219,12 @@ class PredictOptions:
         """
         check_model_folder(self.model)
         if self.task is not None:
-            check_task(self.task, self.own)
+            check_task(self.task, self.custom)
             check_glue_folder(self.glue_dir)
             check_glue_options([self.task], self.glue_dir, self.glue_subset)
         else:
             refuse_slash(self.source)
-            check_own_file(Path(self.source), None)
+            check_custom_file(Path(self.source), None)
 
 
 @dataclass(frozen=True)

@@ -12,15 +12,15 @@ from fastbert.data.formats import COMPRESSIONS
 from fastbert.data.tokenizer import WordPiece
 from fastbert.errors import UserError, choose
 from fastbert.finetuning.batches import EncodedSplit, reading_order
+from fastbert.finetuning.custom import CustomSource
 from fastbert.finetuning.model import TaskModel
 from fastbert.finetuning.options import PredictOptions
-from fastbert.finetuning.own import OwnSource
 from fastbert.finetuning.rows import Example
 from fastbert.finetuning.saved import TaskRecord, load_task_model
 from fastbert.finetuning.tasks import Task, open_task
 from fastbert.outputs import check_output_file, is_standard_output, output_file
 from fastbert.records import json_text
-from fastbert.streams import say
+from fastbert.streams import echo
 from fastbert.training.hardware import autocast, resolve_device, resolve_precision, setup_machine
 
 BATCH = 64  # examples in one forward pass, unless machine.micro_batch_size says otherwise
@@ -86,7 +86,7 @@ def predict(options: PredictOptions) -> dict[str, Any]:
     device = resolve_device(options.machine.device)
     precision, warning = resolve_precision(options.machine.precision, device)
     if warning:
-        say(warning)
+        echo(warning)
     setup_machine(options.machine, device)
     check_output_file(options.out)
     if Path(options.out).suffix.lower() in (*COMPRESSIONS, ".parquet"):
@@ -99,13 +99,15 @@ def predict(options: PredictOptions) -> dict[str, Any]:
     if options.source is not None:
         split, examples = options.source, read_source(options, record)
     else:
-        task = open_task(options.task, glue_dir=options.glue_dir, own=options.own, glue_subset=options.glue_subset)
+        task = open_task(
+            options.task, glue_dir=options.glue_dir, custom=options.custom, glue_subset=options.glue_subset
+        )
         check_fits(task, record, options.model)
         task = replace(task, kind=record.kind)  # with what dev has decided
         split = choose("split", options.split, task.splits) if options.split else (*task.dev_splits, *task.splits)[0]
         examples = task.examples(split)
         for warning in task.warnings:
-            say(warning)
+            echo(warning)
     inputs = encode_inputs(examples, tuned.vocabulary, record)
     labelled = task is not None and None not in inputs.labels
     if labelled:
@@ -119,10 +121,10 @@ def predict(options: PredictOptions) -> dict[str, Any]:
     if labelled:
         result |= task.measure(values, inputs.labels)
     figures = "  ".join(f"{k} {v:.4f}" for k, v in result.items() if k not in ("out", "examples", "truncated"))
-    tell = say if is_standard_output(options.out) else print  # nothing else among the predictions
-    tell(f"{options.out}: {len(examples)} predictions for {split}" + (f"  {figures}" if figures else ""))
+    write = echo if is_standard_output(options.out) else print  # nothing else among the predictions
+    write(f"{options.out}: {len(examples)} predictions for {split}" + (f"  {figures}" if figures else ""))
     if inputs.truncated:
-        say(
+        echo(
             f"{inputs.truncated} {'inputs with words' if record.kind.of_words else 'inputs'} were cut to "
             f"{record.max_length} tokens"
         )
@@ -162,9 +164,9 @@ def read_source(options: PredictOptions, record: TaskRecord) -> list[Example]:
     Raises:
         UserError: names the line and what is wrong with it.
     """
-    pair = (options.own.pair or "pair") if record.is_pair else None
-    own = replace(options.own, test=options.source, pair=pair, kind=record.kind.name)
-    rows = OwnSource(own).rows("test", [])
+    pair = (options.custom.pair or "pair") if record.is_pair else None
+    custom = replace(options.custom, test=options.source, pair=pair, kind=record.kind.name)
+    rows = CustomSource(custom).rows("test", [])
     examples = [Example(index, row.text, row.pair, None, row.words) for index, row in enumerate(rows)]
     if not examples:
         raise UserError(f"{options.source} holds no text")

@@ -11,7 +11,7 @@ from fastbert.finetuning.options import FinetuneOptions
 from fastbert.finetuning.saved import fine_tuned_folder
 from fastbert.finetuning.tasks import Task
 from fastbert.records import COUNT, check, read_sealed, write_sealed
-from fastbert.streams import say
+from fastbert.streams import echo
 
 Figures = dict[str, dict[str, float | None]]
 """dev split -> metric -> value; the mean loss too. None for what was not finite, which the best epoch never has."""
@@ -208,7 +208,7 @@ def learning_curve(path: Path, task: Task, model: str, fractions: list[dict[str,
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        say("matplotlib is not installed: no learning curve is drawn; results.json has the figures")
+        echo("matplotlib is not installed: no learning curve is drawn; results.json has the figures")
         return None
     metric = task.metrics[0]
     parts = sorted(fractions, key=lambda part: part["train_examples"])

@@ -22,7 +22,7 @@ from fastbert.finetuning.saved import fine_tuned_folder, save_task_model
 from fastbert.finetuning.setup import FinetuneSetup, task_record
 from fastbert.finetuning.stream import SingleTaskStream
 from fastbert.records import check, finite_or_none, write_sealed
-from fastbert.streams import say
+from fastbert.streams import echo
 from fastbert.training.checkpoints import Checkpoint, Checkpointer, check_space, read_newest
 from fastbert.training.finite import NotFiniteError, all_finite
 from fastbert.training.interrupts import Interrupts
@@ -61,15 +61,15 @@ def train_seed(
     rows = len(data.orders[0])
     steps, machine = options.steps(rows), f"{setup.device} {setup.precision}"
     windows = "" if rows == len(examples) else f" in {rows} windows"
-    say(f"{setup.task.name}, seed {seed}: {len(examples)} examples{windows}, {steps} steps; {machine}")
+    echo(f"{setup.task.name}, seed {seed}: {len(examples)} examples{windows}, {steps} steps; {machine}")
     resumed = {"start_step": checkpoint.step, "expected": checkpoint.state["metrics"]} if checkpoint else {}
     with Logbook(folder, steps, **resumed) as logbook:
         stream = SingleTaskStream(setup.task.name, data.orders, options.batch_size, seed)
         tuner = Tuner(updater, stream, options, seed, logbook)
-        epochs = Epochs(setup, tuner, Checkpointer(folder / CHECKPOINTS, 1, logbook.say), folder, seed)
+        epochs = Epochs(setup, tuner, Checkpointer(folder / CHECKPOINTS, 1, logbook.echo), folder, seed)
         if checkpoint is not None:
             epochs.restore(checkpoint)
-            logbook.say(f"continues after epoch {tuner.progress.epoch} of {options.epochs}")
+            logbook.echo(f"continues after epoch {tuner.progress.epoch} of {options.epochs}")
         if not tuner.run(interrupts, epochs.end):
             return None
     if epochs.best is None:
@@ -91,7 +91,7 @@ def checkpoint_of(folder: Path, save_model: bool) -> Checkpoint | None:
     Raises:
         UserError: there are checkpoints, and none of them is whole.
     """
-    checkpoint = read_newest(folder / CHECKPOINTS, say)
+    checkpoint = read_newest(folder / CHECKPOINTS, echo)
     if checkpoint is None:
         return None
     state = check(checkpoint.state, _STATE, f"the checkpoint's state {checkpoint.path / 'state.json'}")
@@ -99,7 +99,7 @@ def checkpoint_of(folder: Path, save_model: bool) -> Checkpoint | None:
         raise UserError(f"the checkpoint {checkpoint.path} is damaged: it has no {min(missing)}.safetensors")
     best = state["best"]
     if save_model and best and best["epoch"] < state["progress"]["epoch"] and fine_tuned_folder(folder) is None:
-        say(f"{folder} has no model of its best epoch, which was trained with --no-save-model: the seed starts again")
+        echo(f"{folder} has no model of its best epoch, which was trained with --no-save-model: the seed starts again")
         return None
     return checkpoint
 
@@ -163,7 +163,7 @@ class Epochs:
                 self.tuner.state() | {"best": self.best, "last": self.last},
             )
         except NotFiniteError as error:  # an epoch before it, if any, is continued from
-            self.tuner.logbook.say(f"{error}; there is no checkpoint of epoch {self.tuner.progress.epoch}")
+            self.tuner.logbook.echo(f"{error}; there is no checkpoint of epoch {self.tuner.progress.epoch}")
         self.save_best()
 
     def measure(self) -> None:
@@ -180,7 +180,7 @@ class Epochs:
             logbook.log(progress.step, split, {**figures[split], "epoch": progress.epoch})
         self.last = {"epoch": progress.epoch, "dev": figures}
         if not finite:
-            logbook.say(f"epoch {progress.epoch}: weights or scores on dev are not finite; it does not count as best")
+            logbook.echo(f"epoch {progress.epoch}: weights or scores on dev are not finite; it does not count as best")
         elif self.best is None or selection_value(task, figures) > selection_value(task, self.best["dev"]):
             self.best, self.best_scores = self.last, scores
 

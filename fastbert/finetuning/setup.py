@@ -68,12 +68,12 @@ def prepare_finetuning(asked: FinetuneOptions) -> FinetuneSetup:
     if asked.machine.apex:
         check_apex("adamw", device)
     setup_machine(asked.machine, device)
-    task = open_task(asked.task, glue_dir=asked.glue_dir, own=asked.own, glue_subset=asked.glue_subset)
+    task = open_task(asked.task, glue_dir=asked.glue_dir, custom=asked.custom, glue_subset=asked.glue_subset)
     if "train" not in task.splits or not task.dev_splits:
         lacking = "train" if "train" not in task.splits else "dev"
         raise UserError(
             f"the task {task.name} has no {lacking} split; fine-tuning needs one to train on and one for dev: of a "
-            f"custom task, --own.{lacking}"
+            f"custom task, --custom.{lacking}"
         )
     pretrained = open_encoder(asked)
     vocabulary = tokenizer_of(pretrained)

@@ -18,7 +18,7 @@ from fastbert.finetuning.setup import describe_finetuning, open_encoder, prepare
 from fastbert.finetuning.table import Summary, glue_table
 from fastbert.finetuning.tasks import is_glue, open_task, task_names
 from fastbert.outputs import check_output_folder
-from fastbert.streams import say
+from fastbert.streams import echo
 
 TABLE = "glue.md"
 
@@ -40,7 +40,7 @@ def finetune_tasks(asked: FinetuneOptions) -> int:
     parts = check_tasks(asked, names)
     write_options(out, asked)
     for place, options in enumerate(parts, 1):
-        say(f"task {place} of {len(parts)}: {options.task}")
+        echo(f"task {place} of {len(parts)}: {options.task}")
         code = finetune(options)
         if code:
             return code

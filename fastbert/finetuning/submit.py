@@ -12,7 +12,7 @@ from fastbert.finetuning.saved import FineTuned, load_task_model
 from fastbert.finetuning.submission import FILES, validate, write_submission
 from fastbert.finetuning.tasks import open_task
 from fastbert.outputs import check_output_file, is_standard_output
-from fastbert.streams import say
+from fastbert.streams import echo
 from fastbert.training.hardware import resolve_device, resolve_precision, setup_machine
 
 
@@ -44,7 +44,7 @@ def submit(options: SubmitOptions) -> None:
     device = resolve_device(options.machine.device)
     precision, warning = resolve_precision(options.machine.precision, device)
     if warning:
-        say(warning)
+        echo(warning)
     setup_machine(options.machine, device)
     parts = plan(options)
     predictions: dict[str, dict[str, list]] = {}
@@ -61,8 +61,8 @@ def submit(options: SubmitOptions) -> None:
         filler = "majority label" if GLUE[part.task].kind.labels else "mean score"
         source = part.model or f"{filler} {GLUE[part.task].majority} in every row: {part.why}"
         lines.append(f"  {part.file:<11} {rows[part.file]:>9,}  {source}")
-    tell = say if is_standard_output(options.out) else print  # nothing else in the archive
-    tell("\n".join(lines))
+    write = echo if is_standard_output(options.out) else print  # nothing else in the archive
+    write("\n".join(lines))
 
 
 def plan(options: SubmitOptions) -> list[ArchiveFile]:
@@ -110,7 +110,7 @@ def chosen_models(options: SubmitOptions) -> dict[str, Path]:
         for path in found:
             name = read_results(path.parent)["task"]
             if name not in GLUE:
-                say(f"{path.parent}: {name} is no GLUE task, left out")
+                echo(f"{path.parent}: {name} is no GLUE task, left out")
             else:
                 chosen[name] = best_seed(path.parent)
     return chosen | {name: tuned_folder(Path(folder)) for name, folder in options.folders().items()}
@@ -144,7 +144,7 @@ def predict_part(part: ArchiveFile, tuned: FineTuned, options: SubmitOptions, pr
     task = open_task(part.task, glue_dir=options.glue_dir, glue_subset=True)
     inputs = encode_inputs(task.examples(part.split), tuned.vocabulary, record)
     cut = f", {inputs.truncated:,} of them cut to {record.max_length} tokens" if inputs.truncated else ""
-    say(f"{part.file}: predicting {len(inputs.examples):,} rows{cut} with {part.model}")
+    echo(f"{part.file}: predicting {len(inputs.examples):,} rows{cut} with {part.model}")
     batch_size = options.machine.micro_batch_size or BATCH
     values = predict_scores(tuned.model, record.task, inputs, precision=precision, batch_size=batch_size)
     check_finite(values, part.model, precision)

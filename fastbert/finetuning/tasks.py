@@ -10,11 +10,11 @@ import numpy as np
 
 from fastbert.config import load_yaml
 from fastbert.errors import UserError, brief, choose, nearest
+from fastbert.finetuning.custom import CustomSource, CustomTaskOptions, check_custom_file
 from fastbert.finetuning.glue import GLUE, GlueSource, plain
 from fastbert.finetuning.kinds import KINDS
 from fastbert.finetuning.kinds.kind import TaskKind
 from fastbert.finetuning.metrics import METRICS
-from fastbert.finetuning.own import OwnSource, OwnTaskOptions, check_own_file
 from fastbert.finetuning.rows import Example, TaskSource
 from fastbert.finetuning.table import COLUMNS
 from fastbert.lists import paths, words
@@ -115,34 +115,34 @@ def task_names(task: str | None) -> list[str] | None:
     return paths(task, os.path.isfile)
 
 
-def check_task(name: str, own: OwnTaskOptions) -> None:
+def check_task(name: str, custom: CustomTaskOptions) -> None:
     """Checks that a task is known, or the YAML file and the files that declare it are there; reads none of them.
 
     Raises:
         UserError: they are not.
     """
-    if (custom := custom_task(name, own)) is not None:
-        for path in OwnSource(*custom).paths.values():
-            check_own_file(path, custom[0].kind)
+    if (declared := custom_task(name, custom)) is not None:
+        for path in CustomSource(*declared).paths.values():
+            check_custom_file(path, declared[0].kind)
 
 
-def custom_task(name: str, own: OwnTaskOptions | None) -> tuple[OwnTaskOptions, Path | None] | None:
-    """The custom task that `name`, a YAML file or any name, and `own` declare, and the folder of the file; None for a
-    GLUE task. What differs from the defaults in `own` wins over the file.
+def custom_task(name: str, custom: CustomTaskOptions | None) -> tuple[CustomTaskOptions, Path | None] | None:
+    """The custom task that `name`, a YAML file or any name, and `custom` declare, and the folder of the file; None for
+    a GLUE task. Options in `custom` that differ from the defaults win over the file.
 
     Raises:
         UserError: there is no such task, or a GLUE task has options.
     """
-    chosen = given_in(own)
+    chosen = given_in(custom)
     if is_yaml(name):
-        return replace(load_yaml(OwnTaskOptions, name), **chosen), Path(name).parent
+        return replace(load_yaml(CustomTaskOptions, name), **chosen), Path(name).parent
     if is_glue(name):
         if chosen:
-            raise UserError(f"{name} is a GLUE task and takes no {', '.join(chosen)}; give the own task another name")
+            raise UserError(f"{name} is a GLUE task and takes no {', '.join(chosen)}; rename the custom task")
         return None
     if not chosen:
-        raise UserError(f"unknown task {name!r}; {nearest(name, GLUE)}; for an own task give a YAML file or flags")
-    return own, None
+        raise UserError(f"unknown task {name!r}; {nearest(name, GLUE)}; for a custom task give a YAML file or flags")
+    return custom, None
 
 
 def is_yaml(name: str) -> bool:
@@ -170,32 +170,35 @@ def check_glue_options(tasks: Sequence[str], glue_dir: str | None, glue_subset: 
         raise UserError(f"{option} is for GLUE, and {none}; leave it out")
 
 
-def given_in(own: OwnTaskOptions | None) -> dict[str, Any]:
+def given_in(custom: CustomTaskOptions | None) -> dict[str, Any]:
     """The options that differ from the defaults."""
-    return (
-        {} if own is None else {f.name: getattr(own, f.name) for f in fields(own) if getattr(own, f.name) != f.default}
-    )
+    values = {} if custom is None else {field.name: getattr(custom, field.name) for field in fields(custom)}
+    return {name: value for name, value in values.items() if value != getattr(CustomTaskOptions, name)}
 
 
 def open_task(
-    name_or_yaml: str, *, glue_dir: str | None = None, own: OwnTaskOptions | None = None, glue_subset: bool = False
+    name_or_yaml: str,
+    *,
+    glue_dir: str | None = None,
+    custom: CustomTaskOptions | None = None,
+    glue_subset: bool = False,
 ) -> Task:
     """The task of that name.
 
     Args:
-        name_or_yaml: a GLUE task, the YAML file of an own task, or any name for the own task in `own`.
+        name_or_yaml: a GLUE task, the YAML file of a custom task, or any name for the custom task in `custom`.
         glue_dir: folder of the official archive, or of the Parquet files of nyu-mll/glue; without one, GLUE is read
             through `datasets`.
-        own: the own task; what differs from the defaults wins over a YAML file.
+        custom: the custom task; what differs from the defaults wins over a YAML file.
         glue_subset: GLUE files with fewer rows than the official ones are meant.
 
     Raises:
         UserError: no such task, file, folder or column; for learned labels also what is wrong in the training file.
     """
-    custom = custom_task(name_or_yaml, own)
-    if custom is None:
+    declared = custom_task(name_or_yaml, custom)
+    if declared is None:
         return _glue_task(plain(name_or_yaml), glue_dir, glue_subset)
-    return _own_task(Path(name_or_yaml).stem if is_yaml(name_or_yaml) else name_or_yaml, *custom)
+    return _custom_task(Path(name_or_yaml).stem if is_yaml(name_or_yaml) else name_or_yaml, *declared)
 
 
 def _glue_task(name: str, folder: str | None, subset: bool) -> Task:
@@ -211,8 +214,8 @@ def _glue_task(name: str, folder: str | None, subset: bool) -> Task:
     )
 
 
-def _own_task(name: str, options: OwnTaskOptions, folder: Path | None) -> Task:
-    source = OwnSource(options, folder)
+def _custom_task(name: str, options: CustomTaskOptions, folder: Path | None) -> Task:
+    source = CustomSource(options, folder)
     kind = KINDS[options.kind].declared(name, source)
     task = Task(
         name=options.name or name,

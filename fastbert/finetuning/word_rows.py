@@ -57,7 +57,7 @@ def word_rows(path: Path, text: str | None, label: str | None, may_lack_labels: 
     """
     check_word_file(path, may_lack_labels)
     if suffixes(path)[0] == ".csv":
-        columns = Columns((text or "text",), remedy="choose the column with text (--own.text)")
+        columns = Columns((text or "text",), remedy="choose the column with text (--custom.text)")
         for _, where, (words,) in read_rows(path, columns):
             yield _from_spans(where, words, None, columns)
         return
@@ -87,7 +87,7 @@ def word_columns(path: Path, text: str | None, label: str | None, may_lack_label
         (text,),
         label,
         label_may_lack=may_lack_labels,
-        remedy="choose the columns with text and label (--own.text, --own.label)",
+        remedy="choose the columns with text and label (--custom.text, --custom.label)",
         class_names=True,
         lists=True,
     )

@@ -31,7 +31,7 @@ from fastbert.hub.weight_files import joined, read_weights
 from fastbert.model.config import EncoderConfig
 from fastbert.ranges import plain
 from fastbert.records import COUNT, check, parse_json, read_json
-from fastbert.streams import say
+from fastbert.streams import echo
 from fastbert.training.checkpoints import Checkpoint, read_checkpoint, read_newest
 
 LARGEST_CONFIG = 2**24  # bytes; labels may be many
@@ -118,7 +118,7 @@ def find_checkpoint(folder: Path) -> Checkpoint | None:
     """The newest whole checkpoint of a run, or the checkpoint itself; None if the folder is neither, a UserError if the
     run has none or the checkpoint is damaged."""
     if (folder / "checkpoints").is_dir():
-        if (checkpoint := read_newest(folder / "checkpoints", say=say)) is None:
+        if (checkpoint := read_newest(folder / "checkpoints", echo=echo)) is None:
             raise UserError(f"{folder / 'checkpoints'} holds no checkpoint yet; wait for the run's first")
         return checkpoint
     if (folder / "manifest.json").is_file() and (folder / "state.json").is_file():

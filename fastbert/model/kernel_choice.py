@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from fastbert_kernels import (
     attention,
     attention_reference,
-    draw_distinct,
-    draw_distinct_reference,
     linear_cross_entropy,
     linear_cross_entropy_reference,
     sample_candidates,
     sample_candidates_reference,
+    sample_distinct,
+    sample_distinct_reference,
 )
 from torch import Tensor
 
@@ -23,13 +23,13 @@ class Kernels:
     attention: Callable[..., Tensor]
     linear_cross_entropy: Callable[..., Tensor]
     sample_candidates: Callable[..., tuple[Tensor, Tensor]]
-    draw_distinct: Callable[..., tuple[Tensor, Tensor]]
+    sample_distinct: Callable[..., tuple[Tensor, Tensor]]
 
 
 KERNELS = {
-    "auto": Kernels(attention, linear_cross_entropy, sample_candidates, draw_distinct),
+    "auto": Kernels(attention, linear_cross_entropy, sample_candidates, sample_distinct),
     "reference": Kernels(
-        attention_reference, linear_cross_entropy_reference, sample_candidates_reference, draw_distinct_reference
+        attention_reference, linear_cross_entropy_reference, sample_candidates_reference, sample_distinct_reference
     ),
 }
 """auto: the fastest that the machine has. reference: the plain PyTorch that defines it."""

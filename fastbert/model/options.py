@@ -113,7 +113,7 @@ def default_ffn(width: int, feed_forward: str) -> int:
 
 
 @dataclass(frozen=True)
-class NotesOptions:
+class NoteDictionaryOptions:
     """Notes for rare words (arXiv 2008.01466), used while pretraining and dropped after it."""
 
     enabled: bool = False
@@ -128,7 +128,7 @@ class NotesOptions:
     """A word has a note only if it occurs at least this often in the training text ..."""
     max_count: Count = 500
     """... and at most this often. The words must have been listed when the data was prepared."""
-    share: Part = 0.2
+    fraction: Part = 0.2
     """Words are selected from that band, in a fixed random order, until this fraction of the sequences holds one."""
     initial_std: NotNegative = 0.02
     """Standard deviation of the numbers in a note before its first writing; 0 starts from zeros."""

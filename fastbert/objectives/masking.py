@@ -68,7 +68,7 @@ class Masker(nn.Module):
         count = masked_places(input_ids.shape[1], options.mask_rate)
         continuation = self.continuation if options.whole_word else None
         positions, valid = choose_places(input_ids, self.special, keys, count, continuation)
-        shares = (options.mask_token_share, options.random_token_share) if self.training else (1.0, 0.0)
+        shares = (options.mask_token_fraction, options.random_token_fraction) if self.training else (1.0, 0.0)
         masked = corrupt(input_ids, positions, valid, keys, self.mask_id, self.ordinary_ids, shares)
         return Masks(masked, positions, valid, torch.where(valid, input_ids.gather(1, positions), -100))
 

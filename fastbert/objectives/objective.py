@@ -14,7 +14,7 @@ from fastbert.data.batches import Batch, Stream
 from fastbert.data.tokenizer import WordPiece
 from fastbert.model.config import EncoderConfig
 from fastbert.model.encoder import Encoder, TokenIndex
-from fastbert.model.notes import NotedTokens, Notes
+from fastbert.model.note_dictionary import NoteDictionary, NoteTokens
 from fastbert.objectives.masking import Masker, Masks
 from fastbert.objectives.options import ObjectiveOptions
 from fastbert.randomness import row_keys
@@ -43,7 +43,7 @@ class Drawn:
     """int32 [B], of the encoder; None where nothing is dropped."""
     counts: dict[str, Tensor]
     """What each loss is a mean over."""
-    noted: NotedTokens | None
+    noted: NoteTokens | None
     """What is read from the notes and written to them."""
 
 
@@ -83,7 +83,7 @@ class Objective(nn.Module, ABC):
         options: ObjectiveOptions,
         vocabulary: WordPiece,
         kernels: str = "auto",
-        notes: Notes | None = None,
+        notes: NoteDictionary | None = None,
     ) -> None:
         super().__init__()
         self.config, self.options, self.notes = config, options, notes
@@ -131,11 +131,11 @@ class Objective(nn.Module, ABC):
             "noted": self.noted(batch, masks),
         }
 
-    def noted(self, batch: Batch, masks: Masks) -> NotedTokens | None:
+    def noted(self, batch: Batch, masks: Masks) -> NoteTokens | None:
         """What a micro-batch reads from the notes and writes to them; None without notes."""
         if self.notes is None or batch.noted is None:
             return None
-        return NotedTokens(self.notes, batch.noted, masks.positions, masks.valid, batch.input_ids.shape[1])
+        return NoteTokens(self.notes, batch.noted, masks.positions, masks.valid, batch.input_ids.shape[1])
 
     def encode(self, drawn: Drawn, input_ids: Tensor, only: TokenIndex = None) -> Tensor:
         """The encoder's hidden states [B, T, D], or [B, M, D] of the tokens `only`; in training notes are written."""

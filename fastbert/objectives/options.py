@@ -19,9 +19,9 @@ class ObjectiveOptions:
     whole_word: bool = False
     """Mask all pieces of a word together; every word has the same probability, whatever its number of pieces."""
 
-    mask_token_share: Probability = 1.0
+    mask_token_fraction: Probability = 1.0
     """Of the masked tokens, the fraction that shows [MASK]; the rest shows the word itself."""
-    random_token_share: ClassVar[float] = 0.0
+    random_token_fraction: ClassVar[float] = 0.0
     """Of the masked tokens, the fraction that shows a random word."""
 
     def __post_init__(self) -> None:
@@ -40,18 +40,19 @@ class ObjectiveOptions:
 class MLMOptions(ObjectiveOptions):
     """Masked language modelling."""
 
-    mask_token_share: Probability = 0.8
+    mask_token_fraction: Probability = 0.8
     """Of the masked tokens, the fraction that shows [MASK]."""
-    random_token_share: Probability = 0.1
+    random_token_fraction: Probability = 0.1
     """Of the masked tokens, the fraction that shows a random word; the rest shows the word itself."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.mask_token_share + self.random_token_share > 1.0:
+        if self.mask_token_fraction + self.random_token_fraction > 1.0:
             raise OptionError(
                 self,
-                "random_token_share",
-                f"must be at most 1 less mask_token_share {self.mask_token_share}, not {self.random_token_share}",
+                "random_token_fraction",
+                f"must be at most {1 - self.mask_token_fraction:g}, 1 - mask_token_fraction, "
+                f"not {self.random_token_fraction}",
             )
 
 
@@ -59,7 +60,7 @@ class MLMOptions(ObjectiveOptions):
 class ReplacementOptions(ObjectiveOptions):
     """Options of both objectives."""
 
-    mask_token_share: Probability = 0.85
+    mask_token_fraction: Probability = 0.85
     """Of the masked tokens, the fraction that shows [MASK] to the generator or meta controller; the rest shows the word
     itself."""
 

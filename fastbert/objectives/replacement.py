@@ -130,7 +130,7 @@ class Replacement(Objective):
             log_p: [B M, V], of the second network.
         """
         keys = drawn.token_keys(REPLACEMENT).gather(1, drawn.positions).flatten()
-        sampled, _ = self.encoder.kernels.draw_distinct(log_p, 1, keys, forbidden=self.masker.special_ids)
+        sampled, _ = self.encoder.kernels.sample_distinct(log_p, 1, keys, forbidden=self.masker.special_ids)
         original, positions = drawn.original, drawn.positions
         words = original.gather(1, positions)
         return original.scatter(1, positions, torch.where(drawn.targets != -100, sampled.view_as(words), words))

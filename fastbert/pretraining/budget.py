@@ -13,7 +13,7 @@ from torch import nn
 from fastbert.data.stages import NOMINAL_STEPS, BatchPlan, make_plan, steps_within
 from fastbert.pretraining.options import PretrainOptions
 from fastbert.pretraining.setup import PretrainSetup
-from fastbert.streams import say
+from fastbert.streams import echo
 from fastbert.training.checkpoints import existing
 from fastbert.training.hardware import synchronize
 from fastbert.training.lagged import LaggedScalars
@@ -159,7 +159,7 @@ def steps_in(setup: PretrainSetup, seconds: float) -> int:
     plan = setup.plan(steps)
     spans = {"timing": spent, **costs.spans(plan, setup.options, 0, steps)}
     total = sum(spans.values())
-    say(
+    echo(
         f"planned for {seconds / 60:g} minutes: {plan.describe(steps)}, "
         f"{plan.total(timed, 0, steps) / steps:.3g} s a step; expected {shown_time(total)}: {shown_spans(spans)}"
     )
@@ -183,7 +183,7 @@ def timed_step(setup: PretrainSetup, objective: nn.Module, seconds: float, plan:
     """The time of a training step on `objective` while nothing else runs, measured in about `seconds`."""
     found = time_training(setup, objective, seconds, plan, MOST_TIMED)
     if found.disturbed:
-        say(
+        echo(
             f"other work disturbed the timing of steps: they took {found.mean:.3g} s on average and "
             f"{found.seconds:.3g} s at the 10th percentile, which is used"
         )

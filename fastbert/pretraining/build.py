@@ -17,7 +17,7 @@ from fastbert.pretraining.run import (
 )
 from fastbert.pretraining.setup import PretrainSetup, data_fingerprint
 from fastbert.records import check, write_json
-from fastbert.streams import say
+from fastbert.streams import echo
 from fastbert.training.checkpoints import Checkpointer, check_space
 from fastbert.training.hardware import describe_machine, peak_flops
 from fastbert.training.kernel_configurations import fix_kernels
@@ -47,7 +47,7 @@ def build_trainer(
     options = setup.options
     batches = setup.batches()
     milestones = options.milestone_steps()
-    keep = (options.keep_checkpoints, say, milestones)
+    keep = (options.keep_checkpoints, echo, milestones)
     checkpointer = Checkpointer(run.checkpoints, *keep) if resumed else None
     checkpoint = checkpointer.load_latest() if checkpointer else None
     if checkpoint:
@@ -65,7 +65,7 @@ def build_trainer(
         if read_or_problem(read_config, run)[1]:  # reported before
             run.write_config(started)
         if problem := run.restore_tokenizer(setup.vocabulary):
-            say(problem)
+            echo(problem)
     step = checkpoint.step if checkpoint else 0
     before = checkpoint.state["progress"]["seconds"] if checkpoint else 0.0
     peak, how = peak_flops(setup.device, setup.precision)
@@ -80,7 +80,7 @@ def build_trainer(
         resolved["kernels"] = kernels
     manifest["sessions"].append(session(step, before, describe_machine(), resolved))
     write_json(run.manifest, manifest)
-    say(
+    echo(
         f"{objective.parameter_count() / 1e6:.2f}M parameters ({options.objective}, {setup.config.position}), "
         f"{batches.plan.describe(options.steps)}, "
         f"{flops:.2e} FLOPs; "
@@ -88,9 +88,9 @@ def build_trainer(
     )
     sequences = batches.plan.tokens(0, options.steps) // options.length
     for line in setup.noted.summary(sequences) if setup.noted else ():
-        say(line)
+        echo(line)
     if resumed:
-        say(f"resuming {run.path} at step {step} of {options.steps}")
+        echo(f"resuming {run.path} at step {step} of {options.steps}")
     trainer = Trainer(
         updater=updater,
         batches=batches,

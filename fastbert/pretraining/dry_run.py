@@ -26,7 +26,7 @@ from fastbert.pretraining.finish import finish
 from fastbert.pretraining.loop import Trainer
 from fastbert.pretraining.run import RunFolder
 from fastbert.pretraining.setup import PretrainSetup
-from fastbert.streams import say
+from fastbert.streams import echo
 from fastbert.training.checkpoints import existing, free_space
 from fastbert.training.hardware import synchronize
 from fastbert.training.interrupts import Interrupts
@@ -107,7 +107,7 @@ def measure(
     start, trainer = seconds(lambda: build(run.path), setup.device)
     weights, memory = _bytes(trainer.objective.parameters()), PeakMemory(setup.device)
     with trainer.logbook:
-        say("dry run: timing some steps, a validation, a checkpoint and the export")
+        echo("dry run: timing some steps, a validation, a checkpoint and the export")
         times = time_steps(trainer, done, setup.device, interrupts)
         if interrupts.caught is not None:
             return None, trainer

@@ -16,9 +16,9 @@ from fastbert.pretraining.loop import Progress
 from fastbert.pretraining.run import RunFolder
 from fastbert.pretraining.setup import PretrainSetup
 from fastbert.records import json_text, write_json
-from fastbert.streams import say
+from fastbert.streams import echo
 from fastbert.training.hardware import describe_machine
-from fastbert.training.logbook import NothingToDrawError, plot_curves
+from fastbert.training.logbook import NothingToPlotError, plot_curves
 
 
 def finish(setup: PretrainSetup, objective: Objective, run: RunFolder, progress: Progress) -> None:
@@ -28,7 +28,7 @@ def finish(setup: PretrainSetup, objective: Objective, run: RunFolder, progress:
     final = {name: value for name, value in progress.last_eval.items() if name != "step"}
     weights = kept(objective.state_dict())
     if problem := run.restore_tokenizer(setup.vocabulary):  # damaged during the run
-        say(problem)
+        echo(problem)
     export_model(
         setup.config,
         weights,
@@ -42,10 +42,10 @@ def finish(setup: PretrainSetup, objective: Objective, run: RunFolder, progress:
         title = f"{run.path.name}: {setup.config.position}, {setup.options.objective}"
         plot_curves(run.metrics, plot, title=title, baseline=unigram if objective.loss_in_nats else None)
     except ImportError:
-        say("matplotlib is not installed: no curves are drawn; metrics.jsonl has the figures")
+        echo("matplotlib is not installed: no curves are drawn; metrics.jsonl has the figures")
         plot = None
-    except NothingToDrawError as error:  # records may be lost between two sessions
-        say(f"no curves are drawn: {error}")
+    except NothingToPlotError as error:  # records may be lost between two sessions
+        echo(f"no curves are drawn: {error}")
         plot = None
     figures = summary_lines(objective.figures(final), unigram)
     examples, lines = examples_of(setup, objective)

@@ -185,7 +185,7 @@ class Trainer:
             return
         step, values = scalars
         progress = self.progress
-        if guard(progress, step, values, self.logbook.say, self._advice_after_skips):
+        if guard(progress, step, values, self.logbook.echo, self._advice_after_skips):
             progress.window_loss += values["loss"]
             progress.window_steps += 1
             for name in sorted(values.keys() - {"loss", "norm", "finite", "state_finite"}):
@@ -251,7 +251,7 @@ class Trainer:
         progress.last_eval = finite_or_none({"step": progress.step, **values})
         loss = progress.last_eval["loss"]
         if loss is None:
-            self.logbook.say(
+            self.logbook.echo(
                 f"step {progress.step}: the validation loss is not finite, though all weights are: it does not count "
                 "as best"
             )

@@ -12,7 +12,7 @@ from fastbert.data.stages import StageOptions
 from fastbert.downloads import check_downloaded
 from fastbert.errors import OptionError, UserError, brief
 from fastbert.hub.folders import check_model_folder
-from fastbert.model.options import EncoderOptions, NotesOptions
+from fastbert.model.options import EncoderOptions, NoteDictionaryOptions
 from fastbert.objectives import OBJECTIVES, group_of
 from fastbert.objectives.options import MaskRate, ObjectiveOptions
 from fastbert.ranges import Count, Fraction, Length, Minutes, Seed, Tokens, Vocabulary, Workers, check_values
@@ -100,7 +100,7 @@ class _PretrainOptions:
     profile: bool = field(default=False, metadata=BOOKKEEPING)
     """Write where the time of a few steps goes to profile/ of the run, with a trace for ui.perfetto.dev."""
 
-    notes: NotesOptions = field(default_factory=NotesOptions)
+    notes: NoteDictionaryOptions = field(default_factory=NoteDictionaryOptions)
     optimizer: OptimizerOptions = field(default_factory=OptimizerOptions)
     schedule: ScheduleOptions = field(default_factory=ScheduleOptions)
     machine: PretrainMachineOptions = field(default_factory=PretrainMachineOptions, metadata=MACHINE)

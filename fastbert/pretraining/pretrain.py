@@ -24,7 +24,7 @@ from fastbert.pretraining.run import (
     stored_options,
 )
 from fastbert.pretraining.setup import PretrainSetup, data_fingerprint, prepare_setup
-from fastbert.streams import say
+from fastbert.streams import echo
 from fastbert.training.checkpoints import read_newest
 from fastbert.training.interrupts import Interrupts
 from fastbert.training.schedules import learning_rate_factor
@@ -74,7 +74,7 @@ def resume(asked: PretrainOptions) -> int:
             remarks.append(f"the encoder in {run.manifest} is not that of the run's options: {'; '.join(changed)}")
         found = manifest | {name: found[name] for name in ("data", "encoder")}
     for line in (*remarks, *(f"resumed with another {line}" for line in notes)):
-        say(line)
+        echo(line)
     if asked.dry_run:
         return show_dry_run(setup, run, found, resumed=True)
     return train(setup, run, found, resumed=True, profile=asked.profile)
@@ -82,7 +82,7 @@ def resume(asked: PretrainOptions) -> int:
 
 def show_dry_run(setup: PretrainSetup, run: RunFolder, manifest: dict[str, Any], resumed: bool) -> int:
     """What `train` would take, from the newest checkpoint if the run is `resumed`; returns the exit code."""
-    newest = read_newest(run.checkpoints, say) if resumed else None
+    newest = read_newest(run.checkpoints, echo) if resumed else None
     if newest is not None:
         setup.options = replace(setup.options, init_from=None)  # speed does not depend on the weights
     return dry_run(
@@ -107,7 +107,7 @@ def train(setup: PretrainSetup, run: RunFolder, manifest: dict[str, Any], resume
         with trainer.logbook, Interrupts() as interrupts, profiling:
             trainer.run(interrupts)
         if trainer.progress.step < trainer.steps:
-            say(
+            echo(
                 f"stopped at step {trainer.progress.step} of {trainer.steps}; "
                 f"resume with: fastbert pretrain --resume {run.path}"
             )

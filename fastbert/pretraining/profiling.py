@@ -223,11 +223,11 @@ def profiled(trainer: Trainer, folder: Path) -> Iterator[None]:
     start, pauses = trainer.progress.step, (trainer.eval_every, trainer.checkpoint_every)
     chosen = choose_steps(start, trainer.steps, pauses, trainer.milestones)
     if not chosen:
-        trainer.logbook.say("--profile: no step is left to profile")
+        trainer.logbook.echo("--profile: no step is left to profile")
         yield
         return
     if chosen.start - start < FIRST:
-        trainer.logbook.say(
+        trainer.logbook.echo(
             f"--profile: with {trainer.steps - start} steps left there are only {chosen.start - start} to warm up "
             f"before the {len(chosen)} that are profiled"
         )
@@ -286,4 +286,4 @@ def _write(profiler: StepProfiler, folder: Path, note: str) -> None:
             shutil.copyfileobj(plain, packed, 2**20)
         (inside / "trace.json").unlink()
     trainer = profiler.trainer
-    trainer.logbook.say(f"{note} {found.table()}\n\nwrote {folder}: trace.json.gz opens in https://ui.perfetto.dev")
+    trainer.logbook.echo(f"{note} {found.table()}\n\nwrote {folder}: trace.json.gz opens in https://ui.perfetto.dev")

@@ -23,9 +23,9 @@ from fastbert.model.flops import encoder_parameters
 from fastbert.objectives import OBJECTIVES
 from fastbert.objectives.objective import Objective
 from fastbert.pretraining.evaluation import evaluate
-from fastbert.pretraining.noted_words import NotedCorpus, find_noted, rare_band
+from fastbert.pretraining.note_corpus import NoteCorpus, find_note_words, rare_band
 from fastbert.pretraining.options import SOURCE_ONLY, PretrainOptions
-from fastbert.streams import say
+from fastbert.streams import echo
 from fastbert.training.apex import check_apex
 from fastbert.training.hardware import memory, resolve_device, resolve_precision, setup_machine
 from fastbert.training.optimizers import build_optimizer
@@ -43,7 +43,7 @@ class PretrainSetup:
     config: EncoderConfig
     device: torch.device
     precision: str
-    noted: NotedCorpus | None = None
+    noted: NoteCorpus | None = None
     """The words that have notes; None without notes."""
     started: PretrainOptions | None = None
     """The options in config.yaml, of a run that is resumed."""
@@ -112,7 +112,7 @@ def prepare_setup(
     device = resolve_device(options.machine.device)
     precision, warning = resolve_precision(options.machine.precision, device)
     if warning:
-        say(warning)
+        echo(warning)
     if options.machine.apex:
         check_apex(options.optimizer.name, device)
     setup_machine(options.machine, device)
@@ -140,9 +140,9 @@ def prepare_setup(
             "lower --length, or prepare it with a larger --validation-fraction"
         )
     for warning in options.of_objective.warnings(config):
-        say(warning)
+        echo(warning)
     lengths = {options.length, options.stages.first_length or options.length}
-    noted = find_noted(options.notes, dataset, options.length, lengths) if options.notes.enabled else None
+    noted = find_note_words(options.notes, dataset, options.length, lengths) if options.notes.enabled else None
     return PretrainSetup(options, dataset, vocabulary, config, device, precision, noted)
 
 
@@ -276,7 +276,7 @@ def load_initial(objective: Objective, source: str) -> None:
     given = {own[name].data_ptr() for name in weights}  # a weight that two modules share is there under either name
     missing = [name for name, tensor in own.items() if tensor.data_ptr() not in given]
     if missing:
-        say(f"not in {source}, so freshly initialised: {', '.join(missing)}")
+        echo(f"not in {source}, so freshly initialised: {', '.join(missing)}")
 
 
 def data_fingerprint(dataset: Dataset) -> str:

@@ -62,7 +62,7 @@ class Checkpointer:
     Args:
         folder: the run's `checkpoints` folder; made if need be. What killed saves left in it is removed.
         keep_last: number of newest checkpoints kept, at least 1; the one with the lowest metric is kept besides.
-        say: is called with warnings.
+        echo: is called with warnings.
         keep: steps whose checkpoints are kept too.
 
     Raises:
@@ -70,13 +70,13 @@ class Checkpointer:
     """
 
     def __init__(
-        self, folder: Path | str, keep_last: int, say: Callable[[str], None], keep: frozenset[int] = frozenset()
+        self, folder: Path | str, keep_last: int, echo: Callable[[str], None], keep: frozenset[int] = frozenset()
     ):
         if keep_last < 1:
             raise UserError(f"keep_last is {keep_last}; at least one checkpoint must be retained")
         self.folder = Path(folder)
         self.keep_last = keep_last
-        self.say = say
+        self.echo = echo
         self.keep = keep
         make_inner_folder(self.folder)
         with disk_errors(self.folder):
@@ -132,7 +132,7 @@ class Checkpointer:
 
     def load_latest(self) -> Checkpoint | None:
         """As `read_newest`, of this folder."""
-        return read_newest(self.folder, self.say)
+        return read_newest(self.folder, self.echo)
 
     def newest_whole(self) -> Path | None:
         """The folder of the checkpoint that a resumed run would start from; None if there is none."""
@@ -195,9 +195,9 @@ def read_checkpoint(path: Path | str) -> Checkpoint:
         raise UserError(f"{error}; restore the file, or delete {path} and take another checkpoint") from None
 
 
-def read_newest(folder: Path, say: Callable[[str], None]) -> Checkpoint | None:
+def read_newest(folder: Path, echo: Callable[[str], None]) -> Checkpoint | None:
     """The newest checkpoint in `folder` that verifies and is finite, or None if there are none at all. The others are
-    named to `say`. Nothing is written or removed.
+    named to `echo`. Nothing is written or removed.
 
     Raises:
         UserError: there are checkpoints, and none of them is whole and finite.
@@ -212,7 +212,7 @@ def read_newest(folder: Path, say: Callable[[str], None]) -> Checkpoint | None:
             damaged.append(str(error))
             continue
         for problem in damaged:
-            say(f"{problem}; going on from {path.name}")
+            echo(f"{problem}; going on from {path.name}")
         return checkpoint
     if damaged:
         raise UserError(

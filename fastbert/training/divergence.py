@@ -20,7 +20,7 @@ def guard(
     counts: SkipCounts,
     step: int,
     values: Mapping[str, float],
-    say: Callable[[str], None],
+    echo: Callable[[str], None],
     advice: Callable[[], str],
 ) -> bool:
     """Takes in what is known of an update, and returns whether it was made.
@@ -38,7 +38,7 @@ def guard(
         return True
     counts.skipped += 1
     counts.skipped_in_row += 1
-    say(f"step {step + 1}: loss {values['loss']:.4g}, gradient norm {values['norm']:.4g}; update skipped")
+    echo(f"step {step + 1}: loss {values['loss']:.4g}, gradient norm {values['norm']:.4g}; update skipped")
     if counts.skipped_in_row >= PATIENCE:
         raise UserError(
             f"loss or gradient was not finite in {PATIENCE} steps in a row, up to step {step + 1}{advice()}"

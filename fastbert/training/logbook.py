@@ -19,7 +19,7 @@ from fastbert.errors import UserError, visible
 from fastbert.files import atomic_file, disk_errors, make_inner_folder, no_link
 from fastbert.inputs import open_input
 from fastbert.records import json_text
-from fastbert.streams import say
+from fastbert.streams import echo
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -39,7 +39,7 @@ class Logbook:
             is a line cut off by a crash; at 0 the records start empty.
         expected: `tally()` of the records up to `start_step`, from the checkpoint. Where the file differs, that is
             reported with the numbers of the lines.
-        quiet: no progress; messages by `say` still come out.
+        quiet: no progress; messages by `echo` still come out.
         console: the rich console to draw the bar on; by default standard error, if that is a terminal.
 
     Raises:
@@ -71,7 +71,7 @@ class Logbook:
         self._board = self._tensorboard(Path(folder) / "tensorboard", start_step)
         if problems:
             found = "; ".join(problems)
-            self.say(
+            self.echo(
                 f"{self.path} is not as it was logged up to step {start_step}: {found}. "
                 "Training is not affected; the curves show what is left"
             )
@@ -80,7 +80,7 @@ class Logbook:
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
-            self.say("tensorboard is not installed: the curves are only in metrics.jsonl")
+            self.echo("tensorboard is not installed: the curves are only in metrics.jsonl")
             return None
         make_inner_folder(folder)
         with disk_errors(folder):
@@ -111,7 +111,7 @@ class Logbook:
             self._show_progress(step, columns)
         else:
             shown = "  ".join(f"{name} {_short(value)}" for name, value in columns.items())
-            self.say(f"step {step}/{self.total_steps}  {split}  {shown}")
+            self.echo(f"step {step}/{self.total_steps}  {split}  {shown}")
 
     def _show_progress(self, step: int, columns: Mapping[str, Column]) -> None:
         now = time.monotonic()
@@ -123,14 +123,14 @@ class Logbook:
             self._bar.update(self._bar.task_ids[0], completed=step, status=status)
         elif now - self._last_line >= SECONDS_BETWEEN_LINES or step >= self.total_steps:
             self._last_line = now
-            say(f"step {step}/{self.total_steps}  {status}")
+            echo(f"step {step}/{self.total_steps}  {status}")
 
-    def say(self, text: str) -> None:
+    def echo(self, text: str) -> None:
         """A message for people: above the bar if there is one, else a line on standard error."""
         if self._bar is not None:
             self._bar.console.print(visible(text), markup=False, highlight=False, soft_wrap=True)
         else:
-            say(text)
+            echo(text)
 
     def tally(self) -> dict[str, Any]:
         """Number and SHA-256 of all records so far, by which a resumed run knows them again."""
@@ -285,7 +285,7 @@ def _thousands(value: float) -> str:
     return f"{value:.0f}"
 
 
-class NothingToDrawError(UserError):
+class NothingToPlotError(UserError):
     """Records without a loss."""
 
 
@@ -296,7 +296,7 @@ def plot_curves(metrics_path: Path | str, out_png: Path | str, *, title: str, ba
         baseline: the loss of guessing words by their frequency (unigram entropy, nats), drawn as a dotted line.
 
     Raises:
-        NothingToDrawError: there is no loss in `metrics_path`.
+        NothingToPlotError: there is no loss in `metrics_path`.
         UserError: `out_png` cannot be written.
     """
     from matplotlib.figure import Figure
@@ -306,7 +306,7 @@ def plot_curves(metrics_path: Path | str, out_png: Path | str, *, title: str, ba
     validation = _series(records, "validation", "loss")
     accuracy = _series(records, "validation", "accuracy")
     if not train and not validation:
-        raise NothingToDrawError(f"there is no loss to draw in {metrics_path}; give the metrics.jsonl of a run")
+        raise NothingToPlotError(f"there is no loss to draw in {metrics_path}; give the metrics.jsonl of a run")
 
     # A Figure of its own, without pyplot: no display is needed and no global state is left. PNG is drawn by Agg.
     figure = Figure(figsize=(8, 6.4 if accuracy else 4.5), layout="constrained", dpi=150)

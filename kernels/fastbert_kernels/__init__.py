@@ -11,8 +11,8 @@ from fastbert_kernels.cross_entropy.dispatch import linear_cross_entropy
 from fastbert_kernels.cross_entropy.reference import linear_cross_entropy_reference
 from fastbert_kernels.dropout import hash_dropout, keep_mask
 from fastbert_kernels.hashing import combine, mix
-from fastbert_kernels.sampling.dispatch import draw_distinct, sample_candidates
-from fastbert_kernels.sampling.reference import draw_distinct_reference, sample_candidates_reference
+from fastbert_kernels.sampling.dispatch import sample_candidates, sample_distinct
+from fastbert_kernels.sampling.reference import sample_candidates_reference, sample_distinct_reference
 from fastbert_kernels.scores import candidate_scores
 
 __all__ = [
@@ -20,8 +20,6 @@ __all__ = [
     "attention_reference",
     "candidate_scores",
     "combine",
-    "draw_distinct",
-    "draw_distinct_reference",
     "from_diagonals",
     "hash_dropout",
     "keep_mask",
@@ -31,6 +29,8 @@ __all__ = [
     "relative_bucket",
     "sample_candidates",
     "sample_candidates_reference",
+    "sample_distinct",
+    "sample_distinct_reference",
     "untied_attention",
     "untied_attention_reference",
 ]

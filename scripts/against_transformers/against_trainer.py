@@ -50,7 +50,7 @@ from fastbert.finetuning.options import FinetuneOptions
 from fastbert.finetuning.tasks import Task, open_task
 from fastbert.outputs import check_output_file, output_file
 from fastbert.records import json_text
-from fastbert.streams import say
+from fastbert.streams import echo
 from fastbert.training.hardware import describe_machine
 from fastbert.training.logbook import read_metrics
 
@@ -89,7 +89,7 @@ def parity(arguments: argparse.Namespace) -> None:
             "ours": ours,
             "theirs": theirs,
         }
-        say(f"{name}: {len(ours)} losses, {ours[0]:.4f} to {ours[-1]:.4f}, largest difference {difference.max():.2g}")
+        echo(f"{name}: {len(ours)} losses, {ours[0]:.4f} to {ours[-1]:.4f}, largest difference {difference.max():.2g}")
     note = {
         "task": Path(arguments.task).stem,
         "different_ids": different_ids(options, task),
@@ -199,7 +199,7 @@ def quality(arguments: argparse.Namespace) -> None:
             file.write(json_text(row) + "\n")
         later = [(seed, named(task, arguments), system) for seed, task, system in todo[place + 1 :]]
         seconds = sum(expected(read_lines(arguments.out), *run) for run in later)
-        say(f"{json_text(row)}\n{len(todo) - place - 1} runs to go, about {seconds / 3600:.1f} h")
+        echo(f"{json_text(row)}\n{len(todo) - place - 1} runs to go, about {seconds / 3600:.1f} h")
 
 
 def named(task: str, arguments: argparse.Namespace) -> str:
@@ -260,7 +260,7 @@ def speed(arguments: argparse.Namespace) -> None:
     runs: list[dict[str, Any]] = []
     load = os.getloadavg()[0]
     if load > 0.3:
-        say(f"the load is {load:.2f}: something else is running, and the figures will not be worth much")
+        echo(f"the load is {load:.2f}: something else is running, and the figures will not be worth much")
     note = {"machine": describe_machine(), "load_before": load}
     common = ["--max-length", str(arguments.max_length), "--out", os.devnull]
     common += ["--glue-dir", arguments.glue_dir] if arguments.glue_dir else []
@@ -276,7 +276,7 @@ def speed(arguments: argparse.Namespace) -> None:
                 if done.returncode:
                     raise SystemExit(f"{case} on {task} failed:\n{done.stderr}")
                 runs.append(json.loads(done.stdout.splitlines()[-1]) | {"round": turn})
-                say(json_text(runs[-1]))
+                echo(json_text(runs[-1]))
                 write_results(arguments.out, {**note, "load_after": os.getloadavg()[0], "runs": runs})
 
 

@@ -20,7 +20,7 @@ from fastbert.pretraining.loop import Trainer
 from fastbert.pretraining.options import PretrainOptions
 from fastbert.pretraining.setup import PretrainSetup
 from fastbert.records import write_json
-from fastbert.streams import say
+from fastbert.streams import echo
 from fastbert.training.checkpoints import Checkpointer
 from fastbert.training.hardware import resolve_device, resolve_precision, synchronize
 from fastbert.training.logbook import Logbook
@@ -87,7 +87,7 @@ class Part:
         rate = options.optimizer.learning_rate
         asked = {"seed": options.seed, "learning_rate": rate, "schedule": options.schedule}
         every = {"steps": steps, "eval_every": steps, "checkpoint_every": 5, "log_every": log_every}
-        books = {"checkpointer": Checkpointer(folder, 3, say), "logbook": Logbook(folder, steps, quiet=True)}
+        books = {"checkpointer": Checkpointer(folder, 3, echo), "logbook": Logbook(folder, steps, quiet=True)}
         checks = {"validate": lambda length: setup.validate(objective, length), "peak_flops": 1.0}
         return Trainer(**parts, **asked, **every, **books, **checks, state={})
 

@@ -20,7 +20,7 @@ import torch
 import yaml
 
 from fastbert.errors import UserError
-from fastbert.streams import say
+from fastbert.streams import echo
 from fastbert.studies.ablate.ablate import ABLATION, ablate
 from fastbert.studies.ablate.options import AblateOptions, load_ablation
 from fastbert.studies.engine.store import RESULTS
@@ -76,7 +76,7 @@ def main() -> int:
             if (folder / name).exists():
                 shutil.copy(folder / name, args.out)
     if code == STOPPED:
-        say("this part's time is up; the same command continues")
+        echo("this part's time is up; the same command continues")
     return 0 if code == STOPPED else code
 
 

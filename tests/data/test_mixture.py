@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from fastbert.data.prepare import PrepareOptions, prepare
 from fastbert.data.sources import open_source
-from fastbert.data.sources.several import Mixture, parse_weights
+from fastbert.data.sources.combined import Mixture, parse_weights
 from fastbert.data.sources.source import Source
 from fastbert.errors import UserError
 

@@ -74,8 +74,12 @@ def make_task(folder: Path, kind: str, train: int = 160, dev: int = 60) -> list[
                 row = {"text": " ".join(rng.sample(words + ["good"] * often, 6 + often)), "label": often / 2}
             rows.append(row)
         write_rows(folder / f"{split}.jsonl", rows)
-    flags = ["--task", kind, "--own.train", str(folder / "train.jsonl"), "--own.dev", str(folder / "dev.jsonl")]
-    more = {"words": [], "pairs": ["--own.pair", "pair", "--own.symmetric"], "numbers": ["--own.kind", "number"]}
+    flags = ["--task", kind, "--custom.train", str(folder / "train.jsonl"), "--custom.dev", str(folder / "dev.jsonl")]
+    more = {
+        "words": [],
+        "pairs": ["--custom.pair", "pair", "--custom.symmetric"],
+        "numbers": ["--custom.kind", "number"],
+    }
     return [*flags, *more[kind]]
 
 

@@ -16,10 +16,10 @@ from safetensors.torch import load_file
 from fastbert.data.tokenizer_folders import load_tokenizer
 from fastbert.finetuning import task_heads
 from fastbert.finetuning.batches import TaskBatch, draw_orders, encode, training_order
+from fastbert.finetuning.custom import CustomTaskOptions
 from fastbert.finetuning.kinds.classes import Classes
 from fastbert.finetuning.loop import build_scaled_optimizer
 from fastbert.finetuning.model import TaskModel, new_task_model
-from fastbert.finetuning.own import OwnTaskOptions
 from fastbert.finetuning.predict import encode_inputs
 from fastbert.finetuning.saved import TaskRecord, load_encoder, save_task_model
 from fastbert.finetuning.tasks import open_task
@@ -53,8 +53,8 @@ def test_losses_are_those_of_transformers(kind, bert, pairs, numbers, tmp_path) 
     assert len(ours) == 20
 
     pair = "pair" if kind == "pairs" else None
-    own = OwnTaskOptions(train=task_flags[3], dev=task_flags[5], pair=pair, kind="classes" if pair else "number")
-    task = open_task(kind, own=own)
+    own = CustomTaskOptions(train=task_flags[3], dev=task_flags[5], pair=pair, kind="classes" if pair else "number")
+    task = open_task(kind, custom=own)
     pretrained = load_encoder(bert)
     first = new_task_model(pretrained, {kind: task.kind}, 0, dropout=0.0, attention_dropout=0.0, kernels="auto")
     record = TaskRecord(kind, task.kind, task.is_pair, False, 30, 0, {})
@@ -297,8 +297,8 @@ def test_another_model_or_data_is_another_experiment(bert, words, tmp_path, caps
 def test_what_can_be_known_before_training_is_reported_then(words, tmp_path, capsys) -> None:
     model, out = tiny_model(tmp_path, vocab_size=40), tmp_path / "out"
     write_rows(tmp_path / "same.jsonl", [{"text": "good", "label": "good"}] * 3)
-    same = ("--own.dev", str(tmp_path / "same.jsonl"), "--epochs", "1", "--train-fraction", "0.1")
-    assert finetune(model, words, out, *same, "--own.metrics", "auc") == 2
+    same = ("--custom.dev", str(tmp_path / "same.jsonl"), "--epochs", "1", "--train-fraction", "0.1")
+    assert finetune(model, words, out, *same, "--custom.metrics", "auc") == 2
     assert "AUC needs examples of both labels, and all 3 have the same" in capsys.readouterr().err and not out.exists()
     assert finetune(model, words, out, *same) == 0
     assert "40: is it the one the model was trained with?" in capsys.readouterr().err
@@ -334,7 +334,7 @@ def test_symmetric_pairs_are_trained_in_both_orders(bert, pairs, tmp_path) -> No
     out, flags = tmp_path / "out", ("--dropout", "0", "--attention-dropout", "0", "--log-every", "1", "--epochs", "2")
     assert finetune(bert, pairs, out, *flags, "--symmetric") == 0
     assert finetune(bert, pairs, tmp_path / "one", *flags) == 0
-    task = open_task("pairs", own=OwnTaskOptions(train=pairs[3], dev=pairs[5], pair="pair", symmetric=True))
+    task = open_task("pairs", custom=CustomTaskOptions(train=pairs[3], dev=pairs[5], pair="pair", symmetric=True))
     pretrained = load_encoder(bert)
     model = new_task_model(pretrained, {"pairs": task.kind}, 0, dropout=0.0, attention_dropout=0.0, kernels="auto")
     vocabulary = load_tokenizer(pretrained.tokenizer)

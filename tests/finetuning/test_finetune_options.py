@@ -84,7 +84,7 @@ def test_refusals(bert, words, tmp_path, capsys) -> None:
     (large / "tokenizer.json").write_text(json.dumps(settings))
     refuses("is not the one that the model", model=large)
     write_rows(tmp_path / "same.jsonl", [{"text": "good", "label": "good"}] * 3)
-    same = [*words[:4], "--own.dev", str(tmp_path / "same.jsonl"), "--own.metrics", "accuracy,auc"]
+    same = [*words[:4], "--custom.dev", str(tmp_path / "same.jsonl"), "--custom.metrics", "accuracy,auc"]
     refuses("AUC needs examples of both labels", task=same)
 
     assert main(["finetune", *words, "--out", str(tmp_path / "out")]) == 2

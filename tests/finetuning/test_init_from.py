@@ -42,8 +42,8 @@ def test_init_from_a_three_label_task_to_a_two_label_one(bert, tmp_path, capsys)
         for i in range(60)
     ]
     write_rows(tmp_path / "three.jsonl", rows)
-    three = ["--task", "three", "--own.pair", "pair", "--own.train", str(tmp_path / "three.jsonl")]
-    three += ["--own.dev", str(tmp_path / "three.jsonl")]
+    three = ["--task", "three", "--custom.pair", "pair", "--custom.train", str(tmp_path / "three.jsonl")]
+    three += ["--custom.dev", str(tmp_path / "three.jsonl")]
     more = ("--epochs", "2", "--seeds", "2", "--train-fraction", "0.5,0.1")
     assert finetune(bert, three, tmp_path / "three", *more) == 0
     parts = {part["fraction"]: part["seeds"] for part in results(tmp_path / "three")["fractions"]}

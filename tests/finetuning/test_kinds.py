@@ -36,12 +36,12 @@ def ordinal(tmp_path, monkeypatch) -> type[Classes]:
 
 def make_ratings(folder: Path) -> list[str]:
     """Flags of a task: which of three words is in a text?"""
-    rng, flags = random.Random(0), ["--task", "ratings", "--own.kind", "ordinal"]
+    rng, flags = random.Random(0), ["--task", "ratings", "--custom.kind", "ordinal"]
     for split, count in (("train", 160), ("dev", 24)):
         stars = [rng.randint(0, 2) for _ in range(count)]
         texts = [sentence(rng, ("bad", "had", "good")[n], 3) for n in stars]
         write_rows(folder / f"{split}.jsonl", [{"text": t, "label": n} for t, n in zip(texts, stars, strict=True)])
-        flags += [f"--own.{split}", str(folder / f"{split}.jsonl")]
+        flags += [f"--custom.{split}", str(folder / f"{split}.jsonl")]
     return flags
 
 
@@ -79,7 +79,7 @@ def test_a_new_kind_trains_predicts_and_is_exported(ordinal, bert, tmp_path, cap
     inputs = encode_inputs([Example(0, texts[0], None, None)], ours.vocabulary, ours.record)
     assert predict_scores(ours.model, "ratings", inputs, precision="fp32")[0] == pytest.approx(answers[0], abs=1e-6)
     capsys.readouterr()
-    assert finetune(bert, [*task, "--own.metrics", "pearson"], tmp_path / "wrong") == 2
+    assert finetune(bert, [*task, "--custom.metrics", "pearson"], tmp_path / "wrong") == 2
     assert "pearson does not fit labels that are ordered labels; give one of: accuracy" in capsys.readouterr().err
 
 

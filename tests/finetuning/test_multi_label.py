@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, f1_score
 
 from fastbert.errors import UserError
+from fastbert.finetuning.custom import CustomTaskOptions
 from fastbert.finetuning.kinds.multi_label import MultiLabel, best_threshold
-from fastbert.finetuning.own import OwnTaskOptions
 from fastbert.finetuning.saved import load_task_model, read_task_record
 from fastbert.finetuning.tasks import Task, open_task
 from tests.finetuning.conftest import finetune, results, sentence, write_rows
@@ -31,14 +31,14 @@ def read_lines(path: Path) -> list[dict]:
 
 def opened(path: Path, text: str, **options):
     path.write_text(text)
-    return open_task("mine", own=OwnTaskOptions(train=str(path), kind="multi-label", **options))
+    return open_task("mine", custom=CustomTaskOptions(train=str(path), kind="multi-label", **options))
 
 
 @pytest.fixture(scope="module")
 def task(tmp_path_factory) -> list[str]:
     """Which of three words are in a text."""
     folder, rng = tmp_path_factory.mktemp("task"), random.Random(0)
-    flags = ["--task", "found", "--own.kind", "multi-label"]
+    flags = ["--task", "found", "--custom.kind", "multi-label"]
     for split, count in (("train", 160), ("dev", 40)):
         rows = []
         for _ in range(count):
@@ -46,7 +46,7 @@ def task(tmp_path_factory) -> list[str]:
             text = sentence(rng, " ".join(labels) or "the", 4).replace("had", "had" if "had" in labels else "not")
             rows.append({"text": text, "label": labels})
         write_rows(folder / f"{split}.jsonl", rows)
-        flags += [f"--own.{split}", str(folder / f"{split}.jsonl")]
+        flags += [f"--custom.{split}", str(folder / f"{split}.jsonl")]
     return flags
 
 
@@ -77,7 +77,7 @@ def test_lists_cells_and_class_names_are_the_same_labels(tmp_path) -> None:
     assert [example.label for example in by_list.examples("train")] == expected
     assert by_list.kind.shown(by_list.examples("train")[0]) == ["x", "y"]
     assert by_cell.kind == by_list.kind and by_cell.examples("train") == by_list.examples("train")
-    parquet = open_task("mine", own=OwnTaskOptions(train=str(tmp_path / "t.parquet"), kind="multi-label"))
+    parquet = open_task("mine", custom=CustomTaskOptions(train=str(tmp_path / "t.parquet"), kind="multi-label"))
     assert parquet.kind.labels == ("y", "x", "z")
     assert [example.label for example in parquet.examples("train")] == [(0, 1), (), (2,), (1,)]
 
@@ -121,7 +121,7 @@ def test_labels_that_cannot_be_learned_are_refused(tmp_path) -> None:
         opened(tmp_path / "t.csv", "text,label\na,x\n", labels="x,x")
     write_rows(tmp_path / "t.jsonl", [{"text": "a", "label": ["x", "y"]}])
     with pytest.raises(UserError, match=r"line 1: the label \['x', 'y'\] is no class; set kind: multi-label"):
-        open_task("mine", own=OwnTaskOptions(train=str(tmp_path / "t.jsonl")))
+        open_task("mine", custom=CustomTaskOptions(train=str(tmp_path / "t.jsonl")))
 
 
 def test_cells_with_several_labels_are_no_classes(tmp_path) -> None:
@@ -129,12 +129,12 @@ def test_cells_with_several_labels_are_no_classes(tmp_path) -> None:
     for separator in ",;|":
         path.write_text(f'text,label\na,x\nb,"x{separator} y"\nc,y\n')
         with pytest.raises(UserError, match=r"line 3: the label .* is several labels .*; set kind: multi-label"):
-            open_task("mine", own=OwnTaskOptions(train=str(path)))
+            open_task("mine", custom=CustomTaskOptions(train=str(path)))
     path.write_text('text,label\na,x\nb,"x, no y"\n')
-    assert open_task("mine", own=OwnTaskOptions(train=str(path))).kind.labels == ("x", "x, no y")
+    assert open_task("mine", custom=CustomTaskOptions(train=str(path))).kind.labels == ("x", "x, no y")
     write_rows(tmp_path / "t.jsonl", [{"text": "a", "label": ["x"]}])
     with pytest.raises(UserError, match="set kind: multi-label"):
-        open_task("mine", own=OwnTaskOptions(train=str(tmp_path / "t.jsonl"), kind="number")).examples("train")
+        open_task("mine", custom=CustomTaskOptions(train=str(tmp_path / "t.jsonl"), kind="number")).examples("train")
 
 
 def test_whole_numbers_are_ordered_as_numbers(tmp_path) -> None:

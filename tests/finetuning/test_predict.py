@@ -192,7 +192,7 @@ def test_refusals(tuned, bert, words, pairs, tmp_path, capsys) -> None:
     refuses(["--model", str(tuned["pairs"]), "--source", str(source)], "has no column 'pair'")
     refuses(["--model", str(tuned["words"]), "--source", str(tmp_path / "no.jsonl")], "does not exist")
     refuses(["--model", str(tuned["words"]), *pairs], "was trained on words and does not fit the task pairs")
-    swapped_labels = [*words, "--own.labels", "good,bad"]
+    swapped_labels = [*words, "--custom.labels", "good,bad"]
     refuses(
         ["--model", str(tuned["words"]), *swapped_labels],
         "words, which has the labels ('good', 'bad'), the model ('bad',",
@@ -207,7 +207,7 @@ def test_refusals(tuned, bert, words, pairs, tmp_path, capsys) -> None:
         assert main(["predict", *words_model, "--out", str(tmp_path / name)]) == 2
         assert f"{name}: predictions are JSON lines or CoNLL columns, not compressed" in capsys.readouterr().err
     write_rows(tmp_path / "same.jsonl", [{"text": "good", "label": "good"}] * 3)
-    same = [*words[:4], "--own.dev", str(tmp_path / "same.jsonl"), "--own.metrics", "auc"]
+    same = [*words[:4], "--custom.dev", str(tmp_path / "same.jsonl"), "--custom.metrics", "auc"]
     refuses(["--model", str(tuned["words"]), *same], "AUC needs examples of both labels, and all 3 have the same")
     assert not (tmp_path / "out.jsonl").exists()
 

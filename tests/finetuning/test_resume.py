@@ -15,7 +15,7 @@ from tests.finetuning.conftest import finetune, make_task
 STEPS = 3  # of an epoch
 MORE = (
     *("--epochs", "4", "--symmetric", "--log-every", "4", "--worst", "5", "--layer-decay", "0.9"),
-    *("--learning-rate", "5e-3", "--own.metrics", "auc"),
+    *("--learning-rate", "5e-3", "--custom.metrics", "auc"),
 )
 
 

@@ -13,7 +13,7 @@ import pytest
 from fastbert.errors import UserError
 from fastbert.finetuning import glue
 from fastbert.finetuning.rows import Example
-from fastbert.finetuning.tasks import GLUE, OwnTaskOptions, Task, open_task
+from fastbert.finetuning.tasks import GLUE, CustomTaskOptions, Task, open_task
 
 OFFICIAL_ROWS = {
     "cola": (8551, 1043, 1063),
@@ -304,8 +304,8 @@ def test_missing_folders_and_files(tmp_path: Path) -> None:
         glue_task("rte", tmp_path).examples("dev_matched")
     with pytest.raises(UserError, match=r"unknown task 'mrcp'; did you mean 'mrpc'\?.*YAML"):
         glue_task("mrcp", tmp_path)
-    with pytest.raises(UserError, match="rte is a GLUE task and takes no pair; give the own task another name"):
-        open_task("rte", glue_dir=str(tmp_path), own=OwnTaskOptions(pair="b"))
+    with pytest.raises(UserError, match="rte is a GLUE task and takes no pair; rename the custom task"):
+        open_task("rte", glue_dir=str(tmp_path), custom=CustomTaskOptions(pair="b"))
 
 
 @pytest.mark.parametrize("label", [-1, 2, None, "entailment"])

@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from fastbert.finetuning.batches import training_order
+from fastbert.finetuning.custom import CustomTaskOptions
 from fastbert.finetuning.entities import entity_errors
 from fastbert.finetuning.kinds.tokens import Tokens
 from fastbert.finetuning.model import TaskModel, new_task_model
 from fastbert.finetuning.options import FinetuneOptions
-from fastbert.finetuning.own import OwnTaskOptions
 from fastbert.finetuning.predict import encode_inputs, predict_scores
 from fastbert.finetuning.saved import TaskRecord, load_encoder, load_task_model, save_task_model
 from fastbert.finetuning.setup import describe_finetuning, prepare_finetuning
@@ -43,10 +43,10 @@ def make_sentences(rng: random.Random, count: int, longest: int = 12) -> str:
 @pytest.fixture(scope="module")
 def tagging(tmp_path_factory) -> list[str]:
     folder, rng = tmp_path_factory.mktemp("tagging"), random.Random(0)
-    flags = ["--task", "tagging", "--own.kind", "tokens"]
+    flags = ["--task", "tagging", "--custom.kind", "tokens"]
     for split, count in (("train", 120), ("dev", 30)):
         (folder / f"{split}.conll").write_text(make_sentences(rng, count))
-        flags += [f"--own.{split}", str(folder / f"{split}.conll")]
+        flags += [f"--custom.{split}", str(folder / f"{split}.conll")]
     return flags
 
 
@@ -67,7 +67,7 @@ def test_losses_and_predictions_are_those_of_transformers(bert, tagging, tmp_pat
     rows = [json.loads(line) for line in (out / "seed-0" / "metrics.jsonl").read_text().splitlines()]
     ours = [row["loss"] for row in rows if row["split"] == "train"]
 
-    task = open_task("tagging", own=OwnTaskOptions(train=tagging[5], dev=tagging[7], kind="tokens"))
+    task = open_task("tagging", custom=CustomTaskOptions(train=tagging[5], dev=tagging[7], kind="tokens"))
     first = new_task_model(
         load_encoder(bert), {"tagging": task.kind}, 0, dropout=0.0, attention_dropout=0.0, kernels="auto"
     )
@@ -119,7 +119,9 @@ def test_predictions_can_be_read_as_training_data(tuned, tagging, tmp_path) -> N
     for name in ("found.conll", "found.jsonl", "found.tsv"):
         assert main([*predict, "--out", str(tmp_path / name)]) == 0
     read = [
-        open_task("again", own=OwnTaskOptions(train=str(tmp_path / name), kind="tokens", **more)).examples("train")
+        open_task("again", custom=CustomTaskOptions(train=str(tmp_path / name), kind="tokens", **more)).examples(
+            "train"
+        )
         for name, more in (
             ("found.conll", {}),
             ("found.tsv", {}),
@@ -128,7 +130,7 @@ def test_predictions_can_be_read_as_training_data(tuned, tagging, tmp_path) -> N
         )
     ]
     assert read[0] == read[1] == read[2] == read[3]
-    gold = open_task("gold", own=OwnTaskOptions(train=tagging[7], kind="tokens")).examples("train")
+    gold = open_task("gold", custom=CustomTaskOptions(train=tagging[7], kind="tokens")).examples("train")
     assert [e.text for e in read[0]] == [e.text for e in gold]
     assert np.mean([a.label == b.label for a, b in zip(read[0], gold, strict=True)]) > 0.7
     rows = [json.loads(line) for line in (tmp_path / "found.jsonl").read_text().splitlines()]
@@ -158,7 +160,7 @@ def test_a_long_text_is_read_in_windows_and_none_of_its_words_is_lost(tuned, tmp
     lines = [line for line in make_sentences(random.Random(3), 30).splitlines() if line]
     path = tmp_path / "x.conll"
     path.write_text("\n".join(lines))
-    task = open_task("x", own=OwnTaskOptions(train=str(path), kind="tokens", labels="O,B-x,I-x,B-y,I-y"))
+    task = open_task("x", custom=CustomTaskOptions(train=str(path), kind="tokens", labels="O,B-x,I-x,B-y,I-y"))
     examples = task.examples("train")
     record = TaskRecord("tagging", ours.record.kind, False, False, 16, 0, {})
     inputs = encode_inputs(examples, ours.vocabulary, record)
@@ -213,8 +215,8 @@ def test_an_experiment_is_its_tokens_and_not_only_their_text(bert, tmp_path) -> 
     for name, tokens in (("one", ["a b", "good"]), ("two", ["a", "b good"])):
         path = tmp_path / f"{name}.jsonl"
         path.write_text(json.dumps({"tokens": tokens, "tags": ["O", "B-x"]}) + "\n")
-        own = OwnTaskOptions(train=str(path), dev=str(path), kind="tokens")
-        options = FinetuneOptions(model=str(bert), task="t", out=str(tmp_path / "out"), own=own)
+        own = CustomTaskOptions(train=str(path), dev=str(path), kind="tokens")
+        options = FinetuneOptions(model=str(bert), task="t", out=str(tmp_path / "out"), custom=own)
         found.add(describe_finetuning(prepare_finetuning(options))["data"])
     assert len(found) == 2
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastbert.errors import UserError
-from fastbert.finetuning.own import OwnTaskOptions
+from fastbert.finetuning.custom import CustomTaskOptions
 from fastbert.finetuning.rows import Example
 from fastbert.finetuning.tasks import open_task
 from fastbert.finetuning.word_rows import split_words
@@ -103,7 +103,7 @@ def test_every_file_gives_the_same_examples(tmp_path_factory, sentences) -> None
         assert [text[start:end] for start, end in ranges] == [word for word, _ in sentence]
         expected.append(Example(index, text, None, tags, ranges))
     for path in write_all(folder, sentences):
-        task = open_task("mine", own=OwnTaskOptions(train=str(path), kind="tokens"))
+        task = open_task("mine", custom=CustomTaskOptions(train=str(path), kind="tokens"))
         assert task.kind.labels == LABELS, path.name
         assert task.examples("train") == expected, path.name
         assert task.metrics == ("entity_f1", "entity_precision", "entity_recall", "accuracy")
@@ -115,7 +115,7 @@ def task_of(folder: Path, name: str, content: str | list[dict], dev: str | None 
     if dev is not None:
         (folder / f"dev-{name}").write_text(dev)
         options["dev"] = str(folder / f"dev-{name}")
-    return open_task("mine", own=OwnTaskOptions(train=str(path), kind="tokens", **options))
+    return open_task("mine", custom=CustomTaskOptions(train=str(path), kind="tokens", **options))
 
 
 def test_parts_of_speech_and_columns_by_number_or_name(tmp_path) -> None:
@@ -226,7 +226,7 @@ def named_classes(path: Path, names: list[str], tags: list[int], in_list: bool) 
 
 def test_names_of_classes_in_lists_of_older_versions(tmp_path) -> None:
     named_classes(tmp_path / "a.parquet", ["N", " V"], [1, 0], in_list=True)
-    task = open_task("mine", own=OwnTaskOptions(train=str(tmp_path / "a.parquet"), kind="tokens"))
+    task = open_task("mine", custom=CustomTaskOptions(train=str(tmp_path / "a.parquet"), kind="tokens"))
     assert task.kind.labels == ("N", "V") and task.examples("train")[0].label == (1, 0)
 
 
@@ -242,7 +242,7 @@ def test_names_of_classes_in_lists_of_older_versions(tmp_path) -> None:
 def test_names_of_classes_that_are_no_labels(tmp_path, names, message) -> None:
     named_classes(tmp_path / "a.parquet", names, [0], in_list=False)
     with pytest.raises(UserError, match=message):
-        open_task("mine", own=OwnTaskOptions(train=str(tmp_path / "a.parquet"), kind="tokens"))
+        open_task("mine", custom=CustomTaskOptions(train=str(tmp_path / "a.parquet"), kind="tokens"))
 
 
 @pytest.mark.parametrize(
@@ -283,7 +283,7 @@ def test_columns_are_for_tokens_and_text_is_not_in_columns(tmp_path) -> None:
         ),
     ):
         with pytest.raises(UserError, match=message):
-            open_task("mine", own=OwnTaskOptions(**options)).examples("test")
+            open_task("mine", custom=CustomTaskOptions(**options)).examples("test")
 
 
 def test_a_test_split_needs_no_tags(tmp_path) -> None:

@@ -266,7 +266,7 @@ def test_exports_and_runs_that_are_older_than_an_option_load(position, tokenizer
 def run(tmp_path, tokenizer) -> Path:
     """A run with two checkpoints, of different weights."""
     config = small_config(position="tupe-r")
-    checkpointer = Checkpointer(tmp_path / "run" / "checkpoints", keep_last=3, say=print)
+    checkpointer = Checkpointer(tmp_path / "run" / "checkpoints", keep_last=3, echo=print)
     for step in (5, 10):
         state = {"encoder": config.to_dict(), "objective": "mlm", "progress": {"tokens": 24 * step}}
         tensors = {"model": named(*random_models(config, step)) | {"notes.table": torch.zeros(3)}}

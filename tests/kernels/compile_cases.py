@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 import torch
 import triton
-from fastbert_kernels import configurations, draw_distinct, linear_cross_entropy, sample_candidates
+from fastbert_kernels import configurations, linear_cross_entropy, sample_candidates, sample_distinct
 from fastbert_kernels.attention.triton_launch import attention_forward
 from fastbert_kernels.compilation import pretended_gpu
 from triton.backends.nvidia.compiler import CUDABackend
@@ -126,7 +126,7 @@ def vocabulary() -> None:
             hidden, embedding = (torch.zeros(size, dtype=dtype) for size in ((rows, 4), (words, 4)))
             keys, excluded = torch.zeros(rows, dtype=torch.int32), torch.zeros(rows, dtype=torch.int64)
             sample_candidates(hidden, embedding, 3, keys=keys)
-            draw_distinct(torch.zeros(rows, words, dtype=dtype), 3, keys, excluded=excluded)
+            sample_distinct(torch.zeros(rows, words, dtype=dtype), 3, keys, excluded=excluded)
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ VARIANTS = {
     "90 torch.float32 16": attention(2, 2, short=False),  # which is for 16-bit numbers
     "default tiles": attention(1, 1),
     "loss": {"rows_kernel": 4 * 2},  # with and without gradients
-    "draws": {"block_kernel": 3 * 2, "draw_kernel": 3 * 2},  # with and without an excluded word
+    "draws": {"block_kernel": 3 * 2, "sampling_kernel": 3 * 2},  # with and without an excluded word
 }
 
 

@@ -146,7 +146,7 @@ def test_sizes_of_the_generator() -> None:
         {"generator_scale": 1.5},
         {"loss_weight": 0.0},
         {"mask_rate": 0.95},
-        {"mask_token_share": 2},
+        {"mask_token_fraction": 2},
     ],
 )
 def test_refused(changes: dict) -> None:

@@ -137,8 +137,8 @@ def test_options_change_what_is_drawn() -> None:
         for name, options in {
             "default": MLMOptions(),
             "rate": MLMOptions(mask_rate=0.4),
-            "all [MASK]": MLMOptions(mask_token_share=1.0, random_token_share=0.0),
-            "no [MASK]": MLMOptions(mask_token_share=0.0, random_token_share=1.0),
+            "all [MASK]": MLMOptions(mask_token_fraction=1.0, random_token_fraction=0.0),
+            "no [MASK]": MLMOptions(mask_token_fraction=0.0, random_token_fraction=1.0),
         }.items()
     }
     assert drawn["rate"].positions.shape[1] == 6 and drawn["default"].positions.shape[1] == 2
@@ -148,7 +148,7 @@ def test_options_change_what_is_drawn() -> None:
 
 
 @pytest.mark.parametrize(
-    "changes", [{"mask_rate": 0.0}, {"mask_rate": 0.95}, {"mask_token_share": 1.2}, {"random_token_share": 0.3}]
+    "changes", [{"mask_rate": 0.0}, {"mask_rate": 0.95}, {"mask_token_fraction": 1.2}, {"random_token_fraction": 0.3}]
 )
 def test_shares_that_do_not_add_up_are_refused(changes: dict) -> None:
     with pytest.raises(UserError, match=f"^{next(iter(changes))} must"):

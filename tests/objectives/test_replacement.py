@@ -123,7 +123,7 @@ def test_the_main_loss_gets_no_graph_of_the_generator(name: str) -> None:
         return real(drawn, read, small_hidden)
 
     kernels = objective.encoder.kernels
-    sampling = {key: sampler(getattr(kernels, key)) for key in ("draw_distinct", "sample_candidates")}
+    sampling = {key: sampler(getattr(kernels, key)) for key in ("sample_distinct", "sample_candidates")}
     objective.encoder.kernels = replace(kernels, **sampling)
     real, objective.main_loss = objective.main_loss, main_loss
     objective(objective.draw(batch(), 0, 0))[objective.main].backward()
@@ -148,7 +148,7 @@ def test_no_gradient_flows_through_the_sampling(name: str) -> None:
 
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_validation_masks_everything_and_drops_nothing(name: str) -> None:
-    objective = build(name, dropout=0.1, options=OPTIONS[name](mask_token_share=0.0)).eval()
+    objective = build(name, dropout=0.1, options=OPTIONS[name](mask_token_fraction=0.0)).eval()
     drawn = objective.draw(batch(), 0, 0, "validation-mask")
     assert drawn.dropout_keys is None and drawn.small_dropout_keys is None
     assert (drawn.input_ids.gather(1, drawn.positions) == 4).all()

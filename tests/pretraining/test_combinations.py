@@ -25,7 +25,7 @@ from tests.pretraining.test_resume import metrics
 COMBINATIONS = list(product(POSITIONS, OBJECTIVES, (False, True)))
 BESIDE = {"rope": {"feed_forward": "geglu", "bias": False, "norm": "pre"}, "alibi": {"document_mask": True}}
 """What else is chosen with a scheme: the rest of a ModernBERT, and positions that start again."""
-NOTES = ["--notes.enabled", "--notes.half-window", "4", "--notes.share", "1"]
+NOTES = ["--notes.enabled", "--notes.half-window", "4", "--notes.fraction", "1"]
 MEASURED = {"mlm_loss", "replaced", "accuracy_replaced", "accuracy_kept", "entropy"}
 MAIN = {"electra": ("rtd_loss", 50), "multiple-choice": ("choice_loss", 20)}
 HEADS = {"mlm": {"encoder", "head"}, "electra": {"encoder", "head"}, "multiple-choice": {"encoder"}}
@@ -132,9 +132,9 @@ def options_of(prepared: Path, position: str, objective: str, notes: bool) -> Pr
         "position": position,
         **{"layers": 2, "width": 32, "heads": 2, "length": 32, "batch_size": 4, "steps": 1},
         **{"dropout": 0.0, "attention_dropout": 0.0, **BESIDE.get(position, {})},
-        "electra": {"mask_rate": 0.2, "mask_token_share": 1.0},
-        "multiple_choice": {"mask_rate": 0.2, "mask_token_share": 1.0, "choices": 4},
-        "notes": {"enabled": notes, "half_window": 4, "share": 1.0},
+        "electra": {"mask_rate": 0.2, "mask_token_fraction": 1.0},
+        "multiple_choice": {"mask_rate": 0.2, "mask_token_fraction": 1.0, "choices": 4},
+        "notes": {"enabled": notes, "half_window": 4, "fraction": 1.0},
         "machine": {"threads": 1},
     }
     return from_dict(PretrainOptions, values, "the test")

@@ -15,8 +15,8 @@ from fastbert.pretraining.setup import prepare_setup
 
 USED = {
     "mlm": {"attention", "linear_cross_entropy"},
-    "electra": {"attention", "draw_distinct"},
-    "multiple-choice": {"attention", "draw_distinct", "sample_candidates"},
+    "electra": {"attention", "sample_distinct"},
+    "multiple-choice": {"attention", "sample_distinct", "sample_candidates"},
 }
 
 

@@ -13,11 +13,11 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastbert.data.batches import Batch
-from fastbert.data.noted import Occurrences
+from fastbert.data.note_words import Occurrences
 from fastbert.data.stages import BatchPlan
 from fastbert.data.tokenizer import WordPiece
-from fastbert.model.notes import Notes
-from fastbert.model.options import EncoderOptions, NotesOptions
+from fastbert.model.note_dictionary import NoteDictionary
+from fastbert.model.options import EncoderOptions, NoteDictionaryOptions
 from fastbert.objectives.mlm import MLM
 from fastbert.objectives.options import MLMOptions
 from fastbert.pretraining import loop
@@ -178,7 +178,7 @@ class MeasuredSums(Sums):
 def test_logged_rows_in_closed_form() -> None:
     """Each row has the means over its own window, and the rate and the norm of its last step."""
     objective, rows = MeasuredSums(), []
-    logbook = SimpleNamespace(log=lambda *row: rows.append(row), say=None)
+    logbook = SimpleNamespace(log=lambda *row: rows.append(row), echo=None)
     trainer = trainer_of(objective, logbook=logbook, steps=8, log_every=3, milestones=frozenset({7}))
     for step in range(8):
         trainer.train_step(step)
@@ -279,7 +279,7 @@ def test_the_guard_of_this_test_works() -> None:
 def test_a_step_waits_for_nothing(position: str, optimizer: str, whole_word: bool, with_notes: bool) -> None:
     words = WordPiece(("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "b", "##c"))
     config = EncoderOptions(layers=1, width=16, heads=2, position=position).resolve(8, 12)
-    notes = Notes(NotesOptions(), 3, 16, 0) if with_notes else None
+    notes = NoteDictionary(NoteDictionaryOptions(), 3, 16, 0) if with_notes else None
     objective = MLM(config, MLMOptions(whole_word=whole_word), words, notes=notes).train()
     optimizer = build_optimizer(objective.named_parameters(), OptimizerOptions(optimizer), "cpu")
     # Word 2 of the dictionary at place 3 of the first row, two pieces long, and what is padding.

@@ -89,7 +89,7 @@ def assert_stopped(run: Path, said: str, newest: str) -> None:
     assert_strict_json(run)
 
 
-NOTES = ["--notes.enabled", "--notes.half-window", "4", "--notes.share", "1"]
+NOTES = ["--notes.enabled", "--notes.half-window", "4", "--notes.fraction", "1"]
 EVERY = ["--checkpoint-every", "1", "--keep-checkpoints", "2"]
 FIVE = ["--checkpoint-every", "5"]
 CASES = {

@@ -26,7 +26,7 @@ STAGED = [
     *("--eval-every", "4", "--checkpoint-every", "1", "--keep-checkpoints", "20", "--log-every", "3"),
 ]
 SHAPES = [(4, 16)] * 4 + [(8, 16)] * 4 + [(4, 32)] * 4
-NOTES = ["--notes.enabled", "--notes.half-window", "4", "--notes.share", "1"]
+NOTES = ["--notes.enabled", "--notes.half-window", "4", "--notes.fraction", "1"]
 
 
 def metrics(run: Path) -> list[dict]:

@@ -33,7 +33,7 @@ def test_killed_and_resumed_to_the_bit(objective: str, short, tmp_path) -> None:
 def test_notes_and_low_precision(objective: str, short, tmp_path) -> None:
     """Notes are written by the main network and resumed; samples and scores work under autocast."""
     run = tmp_path / "run"
-    notes = ["--notes.enabled", "--notes.half-window", "4", "--notes.share", "1", "--machine.precision", "bf16"]
+    notes = ["--notes.enabled", "--notes.half-window", "4", "--notes.fraction", "1", "--machine.precision", "bf16"]
     assert main(["pretrain", *short, "--objective", objective, *notes, "--out", str(run)]) == 0
     rows, last = metrics(run), run / "checkpoints" / "step-00000008" / "model.safetensors"
     train = [row for row in rows if row["split"] == "train"]
@@ -45,7 +45,7 @@ def test_notes_and_low_precision(objective: str, short, tmp_path) -> None:
     assert not any("notes" in name for name in load_file(run / "model" / "model.safetensors"))
 
 
-@pytest.mark.parametrize("more", [[], ["--notes.enabled", "--notes.share", "1"]])
+@pytest.mark.parametrize("more", [[], ["--notes.enabled", "--notes.fraction", "1"]])
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_divergence_is_reported(objective: str, more: list[str], short, tmp_path, capsys) -> None:
     """Samples from NaN are words of no meaning, the loss is NaN, and the run ends as one of MLM does."""

@@ -2,14 +2,14 @@
 
 from pathlib import Path
 
-MINE = "--model run --task mine --own.train own.csv --own.dev own.csv --out new"
+MINE = "--model run --task mine --custom.train custom.csv --custom.dev custom.csv --out new"
 RUN = "--data text.txt --out new"
 
 
 def files(folder: Path) -> None:
     (folder / "text.txt").write_text("a text\n\nanother text\n")
     (folder / "strings.json").write_text('["a", "b"]')
-    (folder / "own.csv").write_text("text;label\na;0\nb;1\n")
+    (folder / "custom.csv").write_text("text;label\na;0\nb;1\n")
     (folder / "bars.csv").write_text("n|body\n1|a\n")
     (folder / "quoted.tsv").write_text('n\ttext\n1\t"a\nb"\n')
     for name in ("ready", "run/checkpoints", "glue/RTE", "results/seed-0/model"):
@@ -21,8 +21,8 @@ def files(folder: Path) -> None:
         "finetune": "task: rte\nseeds: 3\n",
         "sweep": "models: [a]\ntasks: [rte]\n",
         "ablate": "base: {steps: 3}\nvariants: {a: }\n",
-        "one": "train: own.csv\ndev: own.csv\n",
-        "two": "train: own.csv\ndev: own.csv\n",
+        "one": "train: custom.csv\ndev: custom.csv\n",
+        "two": "train: custom.csv\ndev: custom.csv\n",
         "own-sweep": "models: [run]\ntasks: [one.yaml]\n",
         "subset": "models: [run]\ntasks: [one.yaml]\nfinetune: {glue_subset: true}\n",
         "entry": "models: [run]\ntasks: [{task: rte}, {task: one.yaml, glue_subset: true}]\n",
@@ -76,7 +76,7 @@ CASES = [
     (f"pretrain {RUN} --gpus 2", "--gpus; one process trains on one device, which --machine.device names; see"),
     (f"pretrain {RUN} --overwrite_output_dir", "nothing is overwritten: remove it or choose another --out; see"),
     ("finetune --num_train_epochs 3", "--num-train-epochs; did you mean --epochs?"),
-    ("finetune --train_file a.csv", "did you mean --own.train?"),
+    ("finetune --train_file a.csv", "did you mean --custom.train?"),
     ("finetune --task_name rte", "did you mean --task?"),
     ("prepare --input text.txt", "did you mean --source?"),
     ("prepare --encoding latin1", "an iconv command is printed"),
@@ -100,16 +100,22 @@ CASES = [
         "finetune --model run --task rte --glue-dir glue/RTE --out new",
         "glue/RTE has no folder RTE; it holds nothing; did you mean --glue-dir",
     ),
-    ("finetune --model run --task mine --own.train own.csv --out new", "one for dev: of a custom task, --own.dev"),
+    (
+        "finetune --model run --task mine --custom.train custom.csv --out new",
+        "one for dev: of a custom task, --custom.dev",
+    ),
     (
         "finetune --model run --task cola, --out new",
         "'cola,' has no name before or after one of its commas; leave that",
     ),
-    (f"finetune {MINE.replace('csv', 'csv/')}", "own.csv/ ends with a slash and is a file, no folder; leave the slash"),
+    (
+        f"finetune {MINE.replace('csv', 'csv/')}",
+        "custom.csv/ ends with a slash and is a file, no folder; leave the slash",
+    ),
     (f"finetune {MINE} --glue-dir glue", "--glue-dir is for GLUE, and mine is no GLUE task; leave it out"),
     (f"finetune {MINE} --glue-subset", "--glue-subset is for GLUE, and mine is no GLUE task; leave it out"),
     (
-        "predict --model results/seed-0 --task mine --own.dev own.csv --out new --glue-dir glue",
+        "predict --model results/seed-0 --task mine --custom.dev custom.csv --out new --glue-dir glue",
         "--glue-dir is for GLUE, and mine is no GLUE task",
     ),
     (

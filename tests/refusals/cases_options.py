@@ -144,13 +144,13 @@ CASES = [
     ("predict --model m --source text.txt --out ''", "--out is empty"),
     ("submit --models ' ' --out x.zip", "--models is empty"),
     (f"{FINETUNE} --task ''", "--task is empty"),
-    (f"{FINETUNE} --task x --own.train ''", "--own.train is empty"),
+    (f"{FINETUNE} --task x --custom.train ''", "--custom.train is empty"),
     (f"{PRETRAIN} --out 'a\nb'", "--out holds a line break or another control character: 'a\\nb'"),
     (f"{PRETRAIN} --tokenizer 'a\0b'", "--tokenizer holds a zero byte: 'a\\x00b'"),
     (f"{PRETRAIN} --out {'x' * 300}", "--out holds a name that is too long, of more than 255 bytes"),
     # what contradicts or has no effect
-    ("finetune --model . --out out --task task.yaml --own.test missing.tsv", "missing.tsv does not exist"),
-    ("finetune --model . --out out --task cola --own.train train.tsv", "cola is a GLUE task and takes no train"),
+    ("finetune --model . --out out --task task.yaml --custom.test missing.tsv", "missing.tsv does not exist"),
+    ("finetune --model . --out out --task cola --custom.train train.tsv", "cola is a GLUE task and takes no train"),
     ("predict --model m --source text.txt --out o.jsonl --split test", "--split belongs to a --task; leave it out"),
     ("finetune --model bert-base-uncased --task task.yaml --out out", "hf download google-bert/bert-base-uncased"),
     (f"{PRETRAIN} --init-from bert-base-uncased", "hf download google-bert/bert-base-uncased"),
@@ -159,8 +159,14 @@ CASES = [
     ("prepare --source text.txt --out out --tokenizer owner/name", "hf download owner/name --local-dir name"),
     ("bench throughput --data text.txt --positions absolute,absolute", "--positions must be different ones"),
     ("bench throughput --data text.txt --peers fp32,bf16,fp32", "--peers must be different ones"),
-    (f"{FINETUNE} --task x --own.train train.tsv --own.labels ,", "--own.labels must be names with a comma between"),
-    (f"{FINETUNE} --task x --own.train train.tsv --own.metrics f1,,", "--own.metrics must be names with a comma"),
+    (
+        f"{FINETUNE} --task x --custom.train train.tsv --custom.labels ,",
+        "--custom.labels must be names with a comma between",
+    ),
+    (
+        f"{FINETUNE} --task x --custom.train train.tsv --custom.metrics f1,,",
+        "--custom.metrics must be names with a comma",
+    ),
     ("pretrain --resume ''", "--out is empty"),
     (f"pretrain --resume {'x' * 300}", "--out holds a name that is too long"),
     # files

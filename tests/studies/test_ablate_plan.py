@@ -330,7 +330,7 @@ def test_a_baseline_of_two_networks_is_judged_by_the_small_one(planned, tmp_path
 def test_masks_decide_what_is_comparable(planned) -> None:
     variants = {
         "a": None,
-        "same": {"mlm": {"mask_token_share": 1.0, "random_token_share": 0.0}},  # of training only
+        "same": {"mlm": {"mask_token_fraction": 1.0, "random_token_fraction": 0.0}},  # of training only
         "other": {"mlm": {"mask_rate": 0.3}},
         "words": {"mlm": {"whole_word": True}},
     }
@@ -354,7 +354,7 @@ def test_the_same_is_asked_where_losses_are_compared(planned) -> None:
     """The masked positions and their words in the validation, of every variant that is comparable and of none other."""
     variants = {
         "a": None,
-        "shown": {"mlm": {"mask_token_share": 1.0, "random_token_share": 0.0}},
+        "shown": {"mlm": {"mask_token_fraction": 1.0, "random_token_fraction": 0.0}},
         "documents": {"document_mask": True},
         "notes": {"notes": {"enabled": True, "half_window": 2}},
         "tupe": {"position": "tupe-r", "norm": "pre", "optimizer": {"name": "lamb"}, "dropout": 0.3},

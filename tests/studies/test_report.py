@@ -60,7 +60,7 @@ def test_a_report_of_blocks(tmp_path) -> None:
 
 @pytest.fixture
 def comparison() -> Comparison:
-    """Two settings, three seeds; Matthews below zero on cola; an own task with one setting."""
+    """Two settings, three seeds; Matthews below zero on cola; a custom task with one setting."""
     rows = rows_of("first", {1e-5: [-0.10, -0.12, -0.11], 2e-5: [-0.2, -0.3, -0.4]})
     rows += rows_of("other", {1e-5: [0.2, 0.3, 0.41], 2e-5: [0.5, 0.51, 0.52]})
     rows += rows_of("first", {1e-5: [0.6, 0.61, 0.62]}, "own") + rows_of("other", {1e-5: [0.6, 0.62, 0.61]}, "own")

@@ -165,7 +165,7 @@ def test_quiet_is_quiet_but_says_what_it_is_told(tmp_path, capsys):
         book.log(1, "train", TRAIN)
         book.log(1, "validation", TRAIN)
         assert capsys.readouterr() == ("", "")
-        book.say("a warning")
+        book.echo("a warning")
     assert capsys.readouterr() == ("", "a warning\n")
 
 
@@ -174,7 +174,7 @@ def test_bar_on_a_terminal(tmp_path, capsys):
     console = Console(force_terminal=True, file=screen, width=140, color_system=None)
     with Logbook(tmp_path, 3000, start_step=600, console=console) as book:
         book.log(1200, "train", TRAIN)
-        book.say("a message [with brackets] " + 130 * "x")
+        book.echo("a message [with brackets] " + 130 * "x")
         book.log(1200, "validation", {"loss": 5.5})
     written = screen.getvalue()
     assert "1200/3000" in written and "loss 5.432  lr 9.1e-04  12.3k tokens/s  MFU 41 %" in written

@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from fastbert.data.formats import is_table
+from fastbert.data.sources.combined import List, Mixture, parse_weights
 from fastbert.data.sources.files import open_files
 from fastbert.data.sources.hub import HUB, open_hub
-from fastbert.data.sources.several import List, Mixture, parse_weights
 from fastbert.data.sources.source import Source, cut
 from fastbert.data.text import clean
 from fastbert.errors import UserError, brief

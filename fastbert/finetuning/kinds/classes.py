@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fastbert.errors import UserError, brief, nearest
+from fastbert.finetuning.custom import CustomSource
 from fastbert.finetuning.kinds.kind import TaskKind, declared_labels, not_a_label
-from fastbert.finetuning.own import OwnSource
 from fastbert.finetuning.rows import Example, Row, number_in
 from fastbert.ranges import text_problem
 
@@ -31,7 +31,7 @@ class Classes(TaskKind):
     pipeline = "text-classification"
 
     @classmethod
-    def declared(cls, task: str, source: OwnSource) -> "Classes":
+    def declared(cls, task: str, source: CustomSource) -> "Classes":
         return cls(declared_labels(task, source, learn_labels))
 
     def read(self, row: Row) -> int | None:
@@ -120,7 +120,7 @@ def learn_labels(rows: Iterable[Row]) -> tuple[str, ...]:
         if word is None:
             raise UserError(f"{row.where} has no label; training needs one in every row")
         if word not in found and (problem := text_problem(word)):
-            raise UserError(f"{row.where}: the label {problem}; fix the row, or name another column with --own.label")
+            raise UserError(f"{row.where}: the label {problem}; fix it, or name another column with --custom.label")
         found.setdefault(word, row.where)
     if len(found) < 2:
         raise UserError(

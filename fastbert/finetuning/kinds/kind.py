@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from fastbert.errors import UserError, brief, choose
+from fastbert.finetuning.custom import CustomSource
 from fastbert.finetuning.metrics import METRICS
-from fastbert.finetuning.own import OwnSource
 from fastbert.finetuning.rows import Example, Row
 from fastbert.lists import words
 from fastbert.ranges import text_problem
@@ -71,7 +71,7 @@ class TaskKind(ABC):
 
     @classmethod
     @abstractmethod
-    def declared(cls, task: str, source: OwnSource) -> "TaskKind":
+    def declared(cls, task: str, source: CustomSource) -> "TaskKind":
         """The kind of the custom task `task`, with the labels that its options name, or its training file.
 
         Raises:
@@ -193,7 +193,9 @@ class TaskKind(ABC):
                 raise UserError(f"the metric {name} does not fit labels that are {self.plural}; give one of: {fitting}")
 
 
-def declared_labels(task: str, source: OwnSource, learn: Callable[[Iterable[Row]], tuple[str, ...]]) -> tuple[str, ...]:
+def declared_labels(
+    task: str, source: CustomSource, learn: Callable[[Iterable[Row]], tuple[str, ...]]
+) -> tuple[str, ...]:
     """The labels of a custom task: those that its options name, those that Parquet names, or what `learn` finds in the
     training rows.
 

@@ -12,9 +12,9 @@ import numpy as np
 
 from fastbert.data.text import clean
 from fastbert.errors import UserError, brief, nearest
+from fastbert.finetuning.custom import CustomSource
 from fastbert.finetuning.kinds.classes import in_order
 from fastbert.finetuning.kinds.kind import TaskKind, by_class, declared_labels
-from fastbert.finetuning.own import OwnSource
 from fastbert.finetuning.rows import Example, Row
 from fastbert.ranges import text_problem
 
@@ -49,7 +49,7 @@ class MultiLabel(TaskKind):
     # --- files
 
     @classmethod
-    def declared(cls, task: str, source: OwnSource) -> "MultiLabel":
+    def declared(cls, task: str, source: CustomSource) -> "MultiLabel":
         return cls(declared_labels(task, source, learn_labels))
 
     def read(self, row: Row) -> tuple[int, ...] | None:
@@ -233,7 +233,7 @@ def learn_labels(rows: Iterable[Row]) -> tuple[str, ...]:
             raise UserError(f"{row.where} has no label; train needs one in every row{MultiLabel.missing_hint}")
         for word in labels:
             if word not in found and (problem := text_problem(word)):
-                raise UserError(f"{row.where}: the label {problem}; fix it, or name another column with --own.label")
+                raise UserError(f"{row.where}: the label {problem}; fix it, or name another column with --custom.label")
             if word not in found and (hint := separator_hint(row, word)):
                 raise UserError(
                     f"{row.where}: the label {brief(word)} looks like several; {hint}if it is one, name all with labels"

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fastbert.errors import UserError, brief
+from fastbert.finetuning.custom import CustomSource
 from fastbert.finetuning.kinds.kind import TaskKind, not_a_label
-from fastbert.finetuning.own import OwnSource
 from fastbert.finetuning.rows import Example, Row, number_in
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ class Number(TaskKind):
         return {"0": "score"}
 
     @classmethod
-    def declared(cls, task: str, source: OwnSource) -> "Number":
+    def declared(cls, task: str, source: CustomSource) -> "Number":
         return cls()
 
     def read(self, row: Row) -> float | None:

@@ -13,9 +13,9 @@ import numpy as np
 
 from fastbert.data.tokenizer import WordPiece
 from fastbert.errors import UserError, brief, nearest
+from fastbert.finetuning.custom import CustomSource
 from fastbert.finetuning.entities import by_type, decode, entity_errors
 from fastbert.finetuning.kinds.kind import TaskKind, by_class, declared_labels
-from fastbert.finetuning.own import OwnSource
 from fastbert.finetuning.rows import Example, Row
 from fastbert.finetuning.word_rows import OUTSIDE, where_of
 from fastbert.ranges import text_problem
@@ -56,7 +56,7 @@ class Tokens(TaskKind):
     # --- files
 
     @classmethod
-    def declared(cls, task: str, source: OwnSource) -> "Tokens":
+    def declared(cls, task: str, source: CustomSource) -> "Tokens":
         return cls(declared_labels(task, source, learn_tags))
 
     @cached_property

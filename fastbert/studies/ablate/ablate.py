@@ -14,7 +14,7 @@ from fastbert.config import leaves
 from fastbert.files import locked_folder, make_inner_folder
 from fastbert.pretraining.options import science
 from fastbert.pretraining.setup import data_fingerprint
-from fastbert.streams import say
+from fastbert.streams import echo
 from fastbert.studies.ablate.ablation_plan import ANNEALING, PRETRAINING, AblationPlan, plan_ablation
 from fastbert.studies.ablate.ablation_report import (
     OWN_QUESTIONS,
@@ -59,14 +59,14 @@ def ablate(ablation: Ablation, options: AblateOptions) -> int:
         check_measure(ablation, plan.incomparable)
         store.begin(describe_ablation(ablation, plan), plan.jobs, seconds={**known, **plan.seconds})
         forget_lost(store)
-        say(planned_table(plan, ablation).plain())
-        say(f"{counted_kinds(plan)}{store.done_before}")
-        say(f"the log of a job while it runs: {out / JOBS / '<id>' / LOG}")
+        echo(planned_table(plan, ablation).plain())
+        echo(f"{counted_kinds(plan)}{store.done_before}")
+        echo(f"the log of a job while it runs: {out / JOBS / '<id>' / LOG}")
         stopped = run_left(plan, store, ablation.threads, options)
         store.write()
         code = report_ablation(out, name, ablation, AblationResults(plan, store.rows))
         if stopped:
-            say(f"stopped; {len(store.ended)} of {len(plan.jobs)} jobs have ended, the same command continues")
+            echo(f"stopped; {len(store.ended)} of {len(plan.jobs)} jobs have ended, the same command continues")
         return stopped or code
 
 
@@ -103,7 +103,7 @@ def forget_lost(store: ResultStore) -> None:
         if job.after and not store.is_done(job):
             needed.add(job.after)
     if lost:
-        say(f"{plural(lost, 'training')} of an earlier call left no checkpoints here and will be run again")
+        echo(f"{plural(lost, 'training')} of an earlier call left no checkpoints here and will be run again")
 
 
 def counted_kinds(plan: AblationPlan) -> str:
@@ -149,10 +149,10 @@ def report_ablation(out: Path, name: str, ablation: Ablation, results: AblationR
     if done:
         print(printed_fractions(results))
         for line in results.left_out:
-            say(line)
+            echo(line)
         if results.validation_loss and results.objective.second_network:
-            say(f"validation loss: {OWN_QUESTIONS}")
+            echo(f"validation loss: {OWN_QUESTIONS}")
     print(f"{out / RESULTS}\n{folder / 'report.html'}")
     if failed and (missing := total - len(done) - len(failed)):
-        say(f"{plural(missing, 'job')} did not run: what they need has failed, or it was stopped")
+        echo(f"{plural(missing, 'job')} did not run: what they need has failed, or it was stopped")
     return say_failures(failed, total, lambda row: f"seed {row['seed']}")

@@ -12,7 +12,7 @@ from fastbert.errors import UserError
 from fastbert.hub.export import export_model
 from fastbert.hub.load import load_pretrained
 from fastbert.hub.names import kept
-from fastbert.model.options import NotesOptions
+from fastbert.model.options import NoteDictionaryOptions
 from fastbert.pretraining.budget import check_steps, checkpoint_size, resolve_steps
 from fastbert.pretraining.options import PretrainOptions, science
 from fastbert.pretraining.setup import (
@@ -120,7 +120,7 @@ def prepared(ablation: Ablation) -> Path:
     notes = [variant.options.notes for variant in ablation.variants if variant.options.notes.enabled]
     if notes:
         least, most = min(band.min_count for band in notes), max(band.max_count for band in notes)
-        base = replace(base, notes=NotesOptions(enabled=True, min_count=least, max_count=most))
+        base = replace(base, notes=NoteDictionaryOptions(enabled=True, min_count=least, max_count=most))
     with prefixed(ablation.path):
         pretrained = load_pretrained(base.init_from) if base.init_from is not None else None
         return data_folder(base, tokenizer_to_prepare(base, pretrained)).resolve()

@@ -10,7 +10,7 @@ from fastbert.data import stages as batches
 from fastbert.pretraining.budget import time_training
 from fastbert.pretraining.options import PretrainOptions, science
 from fastbert.pretraining.setup import PretrainSetup, data_fingerprint
-from fastbert.streams import say
+from fastbert.streams import echo
 from fastbert.studies.ablate.options import Budget
 from fastbert.studies.ablate.questions import Questions, questions
 from fastbert.studies.shared.report import plural
@@ -137,7 +137,7 @@ def step_seconds(variants: Iterable[PlannedVariant], known: Mapping[str, list[fl
     found = {key: known[key] for key in wanted if key in known}
     left = {key: value for key, value in wanted.items() if key not in found}
     if left:
-        say(f"timing the steps of {plural(len({v.name for v, _ in left.values()}), 'variant')}, in {ROUNDS} rounds")
+        echo(f"timing the steps of {plural(len({v.name for v, _ in left.values()}), 'variant')}, in {ROUNDS} rounds")
     for _ in range(ROUNDS if left else 0):
         for key, (variant, shape) in left.items():
             plan = batches.BatchPlan.constant(*shape)

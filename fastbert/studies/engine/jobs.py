@@ -17,7 +17,7 @@ from typing import IO, Any
 from fastbert.errors import UserError
 from fastbert.files import disk_errors, make_folder, no_link
 from fastbert.registry import imported
-from fastbert.streams import say
+from fastbert.streams import echo
 from fastbert.studies.engine.outcomes import LOG, RUN, explained, failure, tail
 from fastbert.system_errors import user_error
 
@@ -95,7 +95,7 @@ def run_job(job: dict[str, Any], folder: Path) -> dict[str, Any]:
         except Exception as error:  # whatever it is, it ends this job only, and is reported
             outcome = explained(error)
             with suppress(OSError):  # a full disk; the outcome names it too
-                say(f"error: {outcome['reason']}" if user_error(error) else traceback.format_exc())
+                echo(f"error: {outcome['reason']}" if user_error(error) else traceback.format_exc())
     if outcome["status"] == "failed":
         outcome["log"] = tail(folder / LOG)
     return outcome | {"seconds": round(outcome.get("seconds", 0.0) + time.perf_counter() - start, 2)}

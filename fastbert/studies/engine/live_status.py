@@ -8,7 +8,7 @@ from collections.abc import Callable, Container, Mapping, Sequence
 from typing import Any
 
 from fastbert.errors import visible
-from fastbert.streams import say
+from fastbert.streams import echo
 from fastbert.studies.engine.jobs import Job, title
 from fastbert.studies.engine.store import ResultRow, is_done
 
@@ -73,7 +73,7 @@ class LiveStatus:
         if self._live is None or row["status"] != "done":
             self._say(f"{title(job)}: {what}")
         if self._live is None:
-            say(f"  {self.status()}")
+            echo(f"  {self.status()}")
         self.tick()
 
     def tick(self) -> None:
@@ -85,7 +85,7 @@ class LiveStatus:
         if self._live:
             self._live.console.print(visible(text), markup=False, highlight=False, soft_wrap=True)
         else:
-            say(text)
+            echo(text)
 
     def status(self) -> str:
         left = len(self.jobs) - len(self.done) - len(self.failed) - len(self.running)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from fastbert.errors import message_of
-from fastbert.streams import say
+from fastbert.streams import echo
 from fastbert.system_errors import NO_MEMORY, out_of_memory, user_error
 
 LOG, RUN = "log.txt", "run"  # in the folder of a job
@@ -82,9 +82,9 @@ def say_failures(failed: list[dict[str, Any]], total: int, shown: Callable[[dict
     for row in failed:
         log = "".join(f"\n    {line}" for line in row["log"])
         fix = f"\n  to fix it: {row['fix']}" if row["fix"] else ""
-        say(f"\nFAILED {row['task']}, {row['model']}, {shown(row)}\n  {row['reason']}{fix}")
+        echo(f"\nFAILED {row['task']}, {row['model']}, {shown(row)}\n  {row['reason']}{fix}")
         if log:
-            say(f"  the end of {Path(row['folder']) / LOG}:{log}")
+            echo(f"  the end of {Path(row['folder']) / LOG}:{log}")
     if failed:
-        say(f"\n{len(failed)} of {total} jobs failed; the same command runs them again")
+        echo(f"\n{len(failed)} of {total} jobs failed; the same command runs them again")
     return 1 if failed else 0

@@ -14,7 +14,7 @@ from fastbert.config import from_dict, of_another_job, with_underscores
 from fastbert.errors import UserError, brief, nearest
 from fastbert.finetuning.glue import check_glue_folder
 from fastbert.finetuning.options import MOST_TRAININGS, FinetuneOptions
-from fastbert.finetuning.tasks import OwnTaskOptions, check_glue_options, check_task, is_glue
+from fastbert.finetuning.tasks import CustomTaskOptions, check_glue_options, check_task, is_glue
 from fastbert.hub.folders import check_model_folder
 from fastbert.inheritance import merged
 from fastbert.ranges import Range, Seed, Workers, problem_of, text_problem
@@ -30,7 +30,7 @@ TAKEN = {
     "model": "give it under models",
     "init_from": "give it under models",
     "task": "give it under tasks",
-    "own": "give the YAML file of an own task under tasks",
+    "own": "give the YAML file of a custom task under tasks",
     "out": "a job's folder lies in the study's; give --out",
     "seeds": "give seeds next to tasks, for all jobs",
     "first_seed": "give seeds next to tasks, as a list",
@@ -102,7 +102,7 @@ class FinetuneGrid:
                 check_model_folder(model.path)
         for task in self.tasks:
             with prefixed(f"{self.path}: tasks"):
-                check_task(task.task, OwnTaskOptions())
+                check_task(task.task, CustomTaskOptions())
                 check_glue_options([task.task], None, bool(task.overrides.get("glue_subset")), dashes="")
         check_glue_folder(glue_dir)
         with prefixed(self.path):

@@ -11,7 +11,7 @@ from typing import Any
 
 from fastbert.files import atomic_file
 from fastbert.finetuning.table import NOTHING
-from fastbert.streams import say
+from fastbert.streams import echo
 from fastbert.training.hardware import describe_machine
 
 _STYLE = """
@@ -149,7 +149,7 @@ def save_drawing(name: str, folder: Path, draw: Callable[..., None], *what: Any)
     try:
         draw(folder / name, *what)
     except ImportError:
-        say(f"matplotlib is not installed: {name} is not drawn; results.jsonl has the figures")
+        echo(f"matplotlib is not installed: {name} is not drawn; results.jsonl has the figures")
         return None
     return name
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from fastbert.errors import UserError
 from fastbert.files import locked_folder, make_inner_folder
-from fastbert.streams import say
+from fastbert.streams import echo
 from fastbert.studies.engine.backends import start
 from fastbert.studies.engine.events import run_events
 from fastbert.studies.engine.jobs import Job
@@ -50,11 +50,11 @@ def sweep(grid: FinetuneGrid, options: SweepOptions) -> int:
                 "--backend local"
             )
         store.begin(describe_sweep(grid, jobs), jobs)
-        say(f"{counted_jobs(jobs)}{store.done_before}")
+        echo(f"{counted_jobs(jobs)}{store.done_before}")
         if left := sorted(store.left, key=lambda job: -job.cost):
             stopped = run_events(start(options, left, store, grid.threads), store, LiveStatus(jobs, store.rows, scored))
             if stopped:
-                say(f"stopped; {len(store.ended)} of {len(jobs)} jobs have ended, the same command continues")
+                echo(f"stopped; {len(store.ended)} of {len(jobs)} jobs have ended, the same command continues")
                 return stopped
         store.write()
         return report_sweep(store, name, grid)

@@ -1,7 +1,7 @@
 """From the grid of a sweep to its jobs: everything is opened and checked once, before the first job starts."""
 
 from fastbert.errors import UserError
-from fastbert.streams import say
+from fastbert.streams import echo
 from fastbert.studies.engine.jobs import Job, title
 from fastbert.studies.shared.finetune_jobs import plan_tunings
 from fastbert.studies.shared.grid import FinetuneGrid, TaskEntry, prefixed
@@ -25,7 +25,7 @@ def sweep_jobs(grid: FinetuneGrid, options: SweepOptions) -> list[Job]:
                 raise UserError(f"{grid.path}: tasks: {task.name} is there twice; give one of them a name: of its own")
             for warning in task.warnings:
                 if warning not in warned:
-                    say(warning)
+                    echo(warning)
                     warned.add(warning)
             for tuning in task.tunings:
                 for seed in grid.seeds:

@@ -128,7 +128,7 @@ def glue_rows(comparison: Comparison) -> dict[str, dict[str, Any]]:
     """For `glue_table`: checkpoint -> GLUE task -> its metrics at the best setting."""
     rows: dict[str, dict[str, Any]] = {}
     for (model, task), trials in comparison.trials.items():
-        if task in COLUMNS and comparison.metrics(task) == GLUE[task].metrics:  # an own task may have the name too
+        if task in COLUMNS and comparison.metrics(task) == GLUE[task].metrics:  # a custom task may have the name too
             seeds = [row["best"]["dev"] for row in trials.settings[trials.best]]
             rows.setdefault(model, {})[task] = results.summary(seeds)
     return rows

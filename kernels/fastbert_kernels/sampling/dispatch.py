@@ -15,8 +15,8 @@ from fastbert_kernels.sampling.reference import (
     barred_words,
     check_candidates,
     check_logits,
-    draw_rows,
     empty_draws,
+    sample_from_logits,
     sample_rows,
     word_floors,
 )
@@ -46,10 +46,10 @@ def sample_candidates(
 
 
 @torch.no_grad()
-def draw_distinct(
+def sample_distinct(
     logits: Tensor, k: int, keys: Tensor, *, forbidden: Tensor | None = None, excluded: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """`draw_distinct_reference`; on a GPU by Triton kernels, as `sample_candidates`."""
+    """`sample_distinct_reference`; on a GPU by Triton kernels, as `sample_candidates`."""
     check_logits(logits, k, keys, forbidden, excluded)
     return drawing_operator(logits, keys, forbidden, excluded, k)
 
@@ -70,12 +70,12 @@ def sampling_operator(
     return sample_rows(hidden, embedding, bias, keys, forbidden, excluded, k, temperature, rows, _kernel_for)
 
 
-@torch.library.custom_op("fastbert_kernels::draw_distinct", mutates_args=())
+@torch.library.custom_op("fastbert_kernels::sample_distinct", mutates_args=())
 def drawing_operator(
     logits: Tensor, keys: Tensor, forbidden: Tensor | None, excluded: Tensor | None, k: int
 ) -> tuple[Tensor, Tensor]:
     draw = _kernel_for(logits, k, barred_words(forbidden, logits.shape[1], logits.device))
-    return draw(logits, keys, excluded) if draw else draw_rows(logits, keys, forbidden, excluded, k)
+    return draw(logits, keys, excluded) if draw else sample_from_logits(logits, keys, forbidden, excluded, k)
 
 
 @sampling_operator.register_fake
@@ -93,9 +93,9 @@ def _kernel_for(logits: Tensor, k: int, barred: Tensor) -> Callable[..., tuple[T
     words, low = logits.shape[1], (torch.float32, torch.bfloat16, torch.float16)
     if logits.dtype not in low or words > MOST_WORDS or k > MOST_DRAWS or not runs_kernels(logits, "sample_candidates"):
         return None
-    from fastbert_kernels.sampling.triton_draw import triton_draw
+    from fastbert_kernels.sampling.triton_sampling import triton_sampling
 
     floors = word_floors(words + -words % BLOCK, barred)
     return functools.partial(
-        triton_draw, k=k, drawable=(floors > 0).to(torch.int8), floors=floors.view(-1, BLOCK).sum(1)
+        triton_sampling, k=k, drawable=(floors > 0).to(torch.int8), floors=floors.view(-1, BLOCK).sum(1)
     )

@@ -42,7 +42,7 @@ def sample_candidates_reference(
     excluded: Tensor | None = None,
     rows: int | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """`draw_distinct_reference` from the logits (hidden embedding^T + bias) / temperature, made for R rows at a time.
+    """`sample_distinct_reference` from the logits (hidden embedding^T + bias) / temperature, made for R rows at a time.
 
     Args:
         hidden: floating [N, D]; the products are in its type.
@@ -69,7 +69,7 @@ def sample_candidates_reference(
 
 
 @torch.no_grad()
-def draw_distinct_reference(
+def sample_distinct_reference(
     logits: Tensor, k: int, keys: Tensor, *, forbidden: Tensor | None = None, excluded: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """Draws `k` words without replacement for each row from the softmax over the words it may draw.
@@ -94,7 +94,7 @@ def draw_distinct_reference(
         ValueError: shapes, types or devices that do not fit, named; more words than a row may draw.
     """
     check_logits(logits, k, keys, forbidden, excluded)
-    return draw_rows(logits, keys, forbidden, excluded, k)
+    return sample_from_logits(logits, keys, forbidden, excluded, k)
 
 
 def check_logits(logits: Tensor, k: int, keys: Tensor, forbidden: Tensor | None, excluded: Tensor | None) -> None:
@@ -196,10 +196,10 @@ def sample_rows(
     return ids, log_probabilities
 
 
-def draw_rows(
+def sample_from_logits(
     logits: Tensor, keys: Tensor, forbidden: Tensor | None, excluded: Tensor | None, k: int
 ) -> tuple[Tensor, Tensor]:
-    """`draw_distinct_reference` for checked arguments."""
+    """`sample_distinct_reference` for checked arguments."""
     barred = barred_words(forbidden, logits.shape[1], logits.device)
     logits = F.pad(logits, (0, -logits.shape[1] % BLOCK)).index_fill_(1, barred, -torch.inf)
     return _draw(logits, keys, excluded, k=k, barred=barred, weights=_wide_like(logits))
@@ -231,7 +231,7 @@ def _wide_like(logits: Tensor) -> Tensor:
 def _draw(
     logits: Tensor, keys: Tensor, excluded: Tensor | None, *, k: int, barred: Tensor, weights: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """`draw_distinct_reference` where V is a multiple of BLOCK and the logits of what is barred are -inf already.
+    """`sample_distinct_reference` where V is a multiple of BLOCK and the logits of what is barred are -inf already.
 
     Args:
         logits: [N, V].

@@ -9,10 +9,10 @@ import sys
 import torch
 from fastbert_kernels import (
     combine,
-    draw_distinct,
-    draw_distinct_reference,
     sample_candidates,
     sample_candidates_reference,
+    sample_distinct,
+    sample_distinct_reference,
 )
 from fastbert_kernels.backend import INTERPRETED
 from fastbert_kernels.sampling.dispatch import drawing_operator, sampling_operator
@@ -57,12 +57,12 @@ def compare(case: str, ours: tuple[Tensor, Tensor], reference: tuple[Tensor, Ten
 
 def run(logits: Tensor, k: int, forbidden: Tensor | None = None, excluded: Tensor | None = None, case="") -> None:
     given, before = keys(len(logits)), logits.clone()
-    ours = draw_distinct(logits, k, given, forbidden=forbidden, excluded=excluded)
+    ours = sample_distinct(logits, k, given, forbidden=forbidden, excluded=excluded)
     assert torch.equal(logits, before)
     check(*ours, logits.shape[1], forbidden, excluded)
     with_words = f"forbidden {forbidden is not None} excluded {excluded is not None}"
     case = f"{case} {logits.dtype} N {len(logits)} V {logits.shape[1]} K {k} {with_words}"
-    compare(case, ours, draw_distinct_reference(logits, k, given, forbidden=forbidden, excluded=excluded))
+    compare(case, ours, sample_distinct_reference(logits, k, given, forbidden=forbidden, excluded=excluded))
 
 
 def some(count: int, words: int) -> Tensor:
@@ -102,22 +102,22 @@ def shapes_of_rows() -> None:
     run(poisoned(logits), 12, forbidden=empty[1:], excluded=torch.full((6,), 64), case="a block emptied by a row:")
     logits[:, :190] = -torch.inf
     run(poisoned(logits), 14, excluded=torch.arange(180, 186), case="words of no probability at all:")
-    ids, log_probabilities = draw_distinct(torch.full((3, 70), -torch.inf), 5, keys(3))
+    ids, log_probabilities = sample_distinct(torch.full((3, 70), -torch.inf), 5, keys(3))
     check(ids, log_probabilities, 70, None, None)
     rows_without_a_distribution()
-    assert draw_distinct(torch.zeros(0, 70), 3, keys(0))[0].shape == (0, 3)
+    assert sample_distinct(torch.zeros(0, 70), 3, keys(0))[0].shape == (0, 3)
 
 
 def rows_without_a_distribution() -> None:
     """NaN and infinities, in all logits or in one: distinct words that may be drawn, and other rows are as ever."""
     forbidden, excluded = torch.arange(80), torch.arange(100, 107)  # nothing of the first block may be drawn
     logits = normal(7, 200, 2.0)
-    alone, _ = draw_distinct(logits, 6, keys(7), forbidden=forbidden, excluded=excluded)
+    alone, _ = sample_distinct(logits, 6, keys(7), forbidden=forbidden, excluded=excluded)
     for row, bad in enumerate((torch.nan, torch.inf, -torch.inf)):
         logits[row] = bad
         logits[row + 3, 150] = bad
-    ours, _ = draw_distinct(logits, 6, keys(7), forbidden=forbidden, excluded=excluded)
-    reference, _ = draw_distinct_reference(logits, 6, keys(7), forbidden=forbidden, excluded=excluded)
+    ours, _ = sample_distinct(logits, 6, keys(7), forbidden=forbidden, excluded=excluded)
+    reference, _ = sample_distinct_reference(logits, 6, keys(7), forbidden=forbidden, excluded=excluded)
     for ids in (ours, reference):
         check(ids, torch.zeros(ids.shape), 200, forbidden, excluded)
     assert torch.equal(ours[6:], alone[6:])
@@ -150,7 +150,7 @@ def law() -> None:
     """Two of five words; how often each pair came, by its words' numbers."""
     probabilities = [0.45, 0.3, 0.2, 0.05, 0.0]
     rows = torch.tensor(probabilities).log().expand(400, -1)
-    ids, _ = draw_distinct(rows, 2, keys(400))
+    ids, _ = sample_distinct(rows, 2, keys(400))
     pairs, counts = torch.unique(ids, dim=0, return_counts=True)
     print(json.dumps({"probabilities": probabilities, "pairs": pairs.tolist(), "counts": counts.tolist()}))
 
@@ -164,7 +164,7 @@ def check_operators() -> None:
 
     def both(hidden: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
         ids, _ = sample_candidates(hidden, embedding, 2, seed=3, bias=bias, forbidden=forbidden)
-        return ids, draw_distinct(logits, 2, keys(3), excluded=excluded)[0]
+        return ids, sample_distinct(logits, 2, keys(3), excluded=excluded)[0]
 
     given = hidden.requires_grad_(), normal(3, 70, 1.0).requires_grad_()
     compiled = torch.compile(both, backend="aot_eager", fullgraph=True)(*given)

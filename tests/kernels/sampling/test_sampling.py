@@ -5,7 +5,7 @@ import re
 
 import pytest
 import torch
-from fastbert_kernels import draw_distinct, draw_distinct_reference, sample_candidates, sample_candidates_reference
+from fastbert_kernels import sample_candidates, sample_candidates_reference, sample_distinct, sample_distinct_reference
 from fastbert_kernels.sampling import reference
 from fastbert_kernels.sampling.dispatch import drawing_operator, sampling_operator
 from scipy.stats import chisquare
@@ -70,7 +70,7 @@ def test_the_law(name: str, block: int) -> None:
     weights, k = LAWS[name]
     logits = torch.tensor(weights, dtype=torch.float64).log().float()
     rows = ROWS if block == 4 else ROWS // 4
-    ids, log_probabilities = draw_distinct(logits.expand(rows, -1), k, keys(rows))
+    ids, log_probabilities = sample_distinct(logits.expand(rows, -1), k, keys(rows))
     assert_law(ids, [w / sum(weights) for w in weights])
     torch.testing.assert_close(log_probabilities[:100], logits.log_softmax(-1)[ids[:100]], rtol=2e-6, atol=2e-6)
 
@@ -80,7 +80,7 @@ def test_the_law_with_forbidden_and_excluded_words(block: int) -> None:
     """Each row lacks a word of its own, likelier than all others together; the law is that of the rest."""
     weights = torch.tensor([50.0, 5, 4, 3, 2, 1, 100, 0.5])
     excluded = torch.arange(ROWS) % 3  # one of 0, 1, 2
-    ids, log_probabilities = draw_distinct(
+    ids, log_probabilities = sample_distinct(
         weights.log().expand(ROWS, -1), 2, keys(ROWS), forbidden=torch.tensor([6]), excluded=excluded
     )
     assert not (ids == 6).any() and not (ids == excluded[:, None]).any()
@@ -103,14 +103,14 @@ def test_a_hundred_thousand_draws_are_distinct_and_allowed_whatever_the_distribu
     forbidden = torch.arange(4)
     excluded = torch.randint(0, 30, (20_000,), generator=generator)
     logits[torch.arange(20_000), excluded] += 50
-    ids, log_probabilities = draw_distinct(logits, 5, keys(20_000), forbidden=forbidden, excluded=excluded)
+    ids, log_probabilities = sample_distinct(logits, 5, keys(20_000), forbidden=forbidden, excluded=excluded)
     assert (ids >= 4).all() and (ids < 30).all() and not (ids == excluded[:, None]).any()
     ordered = ids.sort(1).values
     assert (ordered[:, 1:] > ordered[:, :-1]).all()
     assert log_probabilities.isfinite().all()
     # As many as there are: 26 words, less the excluded one where it is among them.
     few = slice(4000)
-    every = draw_distinct(logits[few], 25, keys(4000), forbidden=forbidden, excluded=excluded[few])[0].sort(1).values
+    every = sample_distinct(logits[few], 25, keys(4000), forbidden=forbidden, excluded=excluded[few])[0].sort(1).values
     assert (every[:, 1:] > every[:, :-1]).all() and (every >= 4).all() and not (every == excluded[few, None]).any()
 
 
@@ -127,7 +127,7 @@ def problem(rows: int = 60, vocabulary: int = 300, width: int = 8, dtype=torch.f
 def test_chunks_and_the_order_of_rows_change_nothing() -> None:
     hidden, embedding, more = problem()
     k = keys(60)
-    whole = draw_distinct(
+    whole = sample_distinct(
         hidden @ embedding.T + more["bias"], 6, k, forbidden=more["forbidden"], excluded=more["excluded"]
     )
     for rows in (1, 7, 60, 1000, None):
@@ -204,7 +204,7 @@ def test_what_does_not_fit_is_named() -> None:
     }
     for said, wrong in {**of_both, **of_logits}.items():
         with pytest.raises(ValueError, match=re.escape(said)):
-            draw_distinct(**{"logits": logits, "k": 4, "keys": k, **wrong})
+            sample_distinct(**{"logits": logits, "k": 4, "keys": k, **wrong})
 
 
 def test_the_reference_and_the_operators() -> None:
@@ -225,20 +225,20 @@ def test_the_logits_given_are_not_changed(words: int, dtype: torch.dtype) -> Non
     hidden, embedding, more = problem(vocabulary=words, dtype=dtype)
     logits = hidden @ embedding.T
     before = logits.clone()
-    draw_distinct(logits, 3, keys(60), forbidden=more["forbidden"], excluded=more["excluded"])
+    sample_distinct(logits, 3, keys(60), forbidden=more["forbidden"], excluded=more["excluded"])
     assert torch.equal(logits, before)
 
 
 def test_no_rows() -> None:
     ids, log_probabilities = sample_candidates(torch.zeros(0, 8), torch.zeros(70, 8), 3, seed=1)
-    assert ids.shape == log_probabilities.shape == draw_distinct(torch.zeros(0, 70), 3, keys(0))[0].shape == (0, 3)
+    assert ids.shape == log_probabilities.shape == sample_distinct(torch.zeros(0, 70), 3, keys(0))[0].shape == (0, 3)
 
 
 def test_temperature_divides_the_logits() -> None:
     hidden, embedding, more = problem()
     some = {"forbidden": more["forbidden"], "excluded": more["excluded"]}
     warm = sample_candidates(hidden, embedding, 4, keys=keys(60), temperature=2.5, **more)
-    by_hand = draw_distinct((hidden @ embedding.T + more["bias"]) / 2.5, 4, keys(60), **some)
+    by_hand = sample_distinct((hidden @ embedding.T + more["bias"]) / 2.5, 4, keys(60), **some)
     assert torch.equal(warm[0], by_hand[0])
     torch.testing.assert_close(warm[1], by_hand[1])
     assert not torch.equal(warm[0], sample_candidates(hidden, embedding, 4, keys=keys(60), **more)[0])
@@ -270,7 +270,7 @@ def test_rows_without_a_distribution(bad: float) -> None:
     hidden[1], hidden[4, 3] = bad, bad
     logits = hidden @ embedding.T
     logits[3, 150] = bad
-    for ids in (sample_candidates(hidden, embedding, 119, **more)[0], draw_distinct(logits, 119, **more)[0]):
+    for ids in (sample_candidates(hidden, embedding, 119, **more)[0], sample_distinct(logits, 119, **more)[0]):
         assert all(len(set(row)) == 119 for row in ids.tolist())
         assert ((ids >= 0) & (ids < 200) & ~torch.isin(ids, forbidden) & (ids != excluded[:, None])).all()
         assert torch.equal(ids[::5], alone[::5])
@@ -280,7 +280,7 @@ def test_a_block_that_a_row_may_not_draw_from_is_never_chosen() -> None:
     """Where no word has a probability, the order is that of the floors, and the excluded word has none."""
     excluded = torch.zeros(ROWS // 100, dtype=torch.int64)
     logits = torch.full((len(excluded), 128), -torch.inf)
-    ids, logs = draw_distinct_reference(
+    ids, logs = sample_distinct_reference(
         logits, 2, keys(len(excluded)), forbidden=torch.arange(1, 64), excluded=excluded
     )
     assert ids.min() >= 64 and logs.isfinite().all()

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 pytest.importorskip("triton")
-from fastbert_kernels import draw_distinct, sample_candidates
+from fastbert_kernels import sample_candidates, sample_distinct
 from fastbert_kernels.compilation import Resources, pretended_gpu
 from fastbert_kernels.sampling.dispatch import MOST_DRAWS, MOST_WORDS
 
@@ -60,7 +60,7 @@ def compiled(capability: int, words: int, k: int = 16, calls: tuple[int, ...] = 
 @pytest.mark.parametrize("capability", [80, 90, 100])
 def test_nothing_spills(capability: int, words: int) -> None:
     found = {one.kernel: one for one in compiled(capability, words)}
-    assert found.keys() == {"block_kernel", "draw_kernel"}
+    assert found.keys() == {"block_kernel", "sampling_kernel"}
     assert all(one.spilled == 0 for one in found.values()), found
 
 
@@ -68,9 +68,9 @@ def test_the_most_that_kernels_take() -> None:
     assert len(compiled(90, MOST_WORDS, MOST_DRAWS)) == 2
     assert compiled(90, MOST_WORDS + 1) == compiled(90, 5000, MOST_DRAWS + 1) == []
     with pretended_gpu(90) as gpu:
-        draw_distinct(torch.zeros(2, 100, dtype=torch.float64), 2, torch.zeros(2, dtype=torch.int32))
+        sample_distinct(torch.zeros(2, 100, dtype=torch.float64), 2, torch.zeros(2, dtype=torch.int32))
         assert gpu.resources() == []
-        draw_distinct(torch.zeros(2, 100), 2, torch.zeros(2, dtype=torch.int32))
+        sample_distinct(torch.zeros(2, 100), 2, torch.zeros(2, dtype=torch.int32))
         assert len(gpu.resources()) == 2
 
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from fastbert.errors import UserError
 from fastbert.finetuning.rows import Example
-from fastbert.finetuning.tasks import OwnTaskOptions, check_task, open_task
+from fastbert.finetuning.tasks import CustomTaskOptions, check_task, open_task
 from fastbert.flags import parse
 
 
@@ -56,8 +56,8 @@ def test_every_format_gives_the_same_examples(tmp_path_factory: pytest.TempPathF
     table = [{"id": str(place), "one": a, "two": b, "gold": c} for place, (a, b, c) in enumerate(rows)]
     words = sorted({word for _, _, word in rows})
     for suffix in FORMATS:
-        own = OwnTaskOptions(train=write_own(folder / f"t{suffix}", table), text="one", pair="two", label="gold")
-        task = open_task("mine", own=own)
+        own = CustomTaskOptions(train=write_own(folder / f"t{suffix}", table), text="one", pair="two", label="gold")
+        task = open_task("mine", custom=own)
         assert task.kind.labels == tuple(words) and task.name == "mine" and task.metrics == ("accuracy",)
         assert task.examples("train") == [Example(n, a, b, words.index(c)) for n, (a, b, c) in enumerate(rows)]
 
@@ -65,7 +65,7 @@ def test_every_format_gives_the_same_examples(tmp_path_factory: pytest.TempPathF
 @pytest.mark.parametrize("suffix", FORMATS)
 def test_numbers_in_every_format(tmp_path: Path, suffix: str) -> None:
     path = write_own(tmp_path / f"t{suffix}", [{"text": "a", "label": 0.5}, {"text": "b", "label": -2.0}])
-    task = open_task("mine", own=OwnTaskOptions(train=path, kind="number"))
+    task = open_task("mine", custom=CustomTaskOptions(train=path, kind="number"))
     assert task.examples("train") == [Example(0, "a", None, 0.5), Example(1, "b", None, -2.0)]
     assert task.kind.name == "number" and task.kind.labels == () and task.metrics == ("pearson", "spearman")
 
@@ -73,15 +73,15 @@ def test_numbers_in_every_format(tmp_path: Path, suffix: str) -> None:
 @pytest.mark.parametrize("suffix", FORMATS)
 def test_a_test_file_may_lack_labels_and_others_may_not(tmp_path: Path, suffix: str) -> None:
     path = write_own(tmp_path / f"t{suffix}", [{"text": "a"}, {"text": "b"}])
-    task = open_task("mine", own=OwnTaskOptions(test=path, labels="x, y"))
+    task = open_task("mine", custom=CustomTaskOptions(test=path, labels="x, y"))
     assert task.examples("test") == [Example(0, "a", None, None), Example(1, "b", None, None)]
     with pytest.raises(UserError, match="has no column 'label'"):
-        open_task("mine", own=OwnTaskOptions(dev=path, labels="x, y")).examples("dev")
+        open_task("mine", custom=CustomTaskOptions(dev=path, labels="x, y")).examples("dev")
 
 
 def test_a_csv_holds_quotes_commas_and_lines(tmp_path: Path) -> None:
     path = write(tmp_path / "t.csv", '\ufefftext,label\r\n"a, ""b""\r\nc",1\r\n\r\nd,2\r\nd,word\r\n')
-    task = open_task("mine", own=OwnTaskOptions(dev=str(path), labels="1,2"))
+    task = open_task("mine", custom=CustomTaskOptions(dev=str(path), labels="1,2"))
     with pytest.raises(UserError, match=r"t\.csv, line 6: unknown label 'word'"):
         task.examples("dev")
     path.write_bytes(path.read_bytes().replace(b"d,word\r\n", b""))
@@ -100,7 +100,7 @@ def test_a_csv_holds_quotes_commas_and_lines(tmp_path: Path) -> None:
 )
 def test_labels_are_learned_in_order(tmp_path: Path, found: list, words: tuple) -> None:
     path = write_own(tmp_path / "t.jsonl", [{"text": "a", "label": label} for label in found])
-    task = open_task("mine", own=OwnTaskOptions(train=path))
+    task = open_task("mine", custom=CustomTaskOptions(train=path))
     assert task.kind.labels == words
     assert [words[e.label] for e in task.examples("train")] == [
         str(label).lower().removesuffix(".0") for label in found
@@ -111,14 +111,14 @@ def test_labels_are_learned_in_order(tmp_path: Path, found: list, words: tuple) 
 def test_labels_that_could_not_be_named(tmp_path: Path, label: str) -> None:
     path = write_own(tmp_path / "t.jsonl", [{"text": "a", "label": label}, {"text": "b", "label": "c"}])
     with pytest.raises(UserError, match=r"t\.jsonl, line 1: the label holds .*: '"):
-        open_task("mine", own=OwnTaskOptions(train=path))
+        open_task("mine", custom=CustomTaskOptions(train=path))
 
 
 @pytest.mark.parametrize("label", ["1_000", "٣"])
 def test_numbers_that_python_alone_reads(tmp_path: Path, label: str) -> None:
     path = write_own(tmp_path / "t.csv", [{"text": "a", "label": label}, {"text": "b", "label": " 2 "}])
     with pytest.raises(UserError, match=r"line 2: the label .* is no number"):
-        open_task("mine", own=OwnTaskOptions(train=path, kind="number")).examples("train")
+        open_task("mine", custom=CustomTaskOptions(train=path, kind="number")).examples("train")
 
 
 def test_yaml_and_flags_declare_a_task(tmp_path: Path) -> None:
@@ -130,7 +130,7 @@ def test_yaml_and_flags_declare_a_task(tmp_path: Path) -> None:
     assert list(task.splits) == ["train", "dev"] and task.dev_splits == ("dev",)
     assert task.examples("train") == [Example(0, "a", "b", 1), Example(1, "c", "d", 0)]
     flags = ["--metrics", "accuracy", "--name", "other", "--symmetric"]
-    over = open_task(str(path), own=parse(OwnTaskOptions, flags, "finetune"))
+    over = open_task(str(path), custom=parse(CustomTaskOptions, flags, "finetune"))
     assert (over.name, over.metrics, over.kind.labels) == ("other", ("accuracy",), ("y", "x"))
     with pytest.raises(UserError, match=r"pairs\.yaml: unknown option 'metric'; did you mean 'metrics'\?"):
         open_task(str(write(path, "metric: f1\n")))
@@ -139,7 +139,7 @@ def test_yaml_and_flags_declare_a_task(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, "an own task needs files"),
+        ({}, "a custom task needs files"),
         ({"train": "nowhere.jsonl"}, "nowhere.jsonl does not exist"),
         (
             {"train": "t.txt"},
@@ -195,7 +195,7 @@ def test_declarations_that_do_not_fit(
 def test_what_is_wrong_in_an_own_file(tmp_path: Path, name: str, text: str, message: str) -> None:
     path = write(tmp_path / name, text)
     with pytest.raises(UserError, match=message):
-        open_task("mine", own=OwnTaskOptions(train=str(path))).examples("train")
+        open_task("mine", custom=CustomTaskOptions(train=str(path))).examples("train")
 
 
 @pytest.mark.parametrize("word", ["good", "nan", "inf", 10**400, True, ["1"]])
@@ -203,14 +203,14 @@ def test_a_number_must_be_one(tmp_path: Path, word: Any) -> None:
     rows = [{"text": "a", "label": "1.5"}, {"text": "b", "label": word}]
     path = write_own(tmp_path / "t.jsonl", rows)
     with pytest.raises(UserError, match=r"t\.jsonl, line 2: the label .* is no number"):
-        open_task("mine", own=OwnTaskOptions(dev=path, kind="number")).examples("dev")
+        open_task("mine", custom=CustomTaskOptions(dev=path, kind="number")).examples("dev")
 
 
 def test_a_label_that_train_does_not_have(tmp_path: Path) -> None:
     train = write_own(tmp_path / "train.jsonl", [{"text": "a", "label": "x"}, {"text": "b", "label": "y"}])
     dev = write_own(tmp_path / "dev.parquet", [{"text": "a", "label": "x"}, {"text": "b", "label": "z"}])
     with pytest.raises(UserError, match=r"dev\.parquet, row 2: unknown label 'z'; .*known: x, y"):
-        open_task("mine", own=OwnTaskOptions(train=train, dev=dev)).examples("dev")
+        open_task("mine", custom=CustomTaskOptions(train=train, dev=dev)).examples("dev")
 
 
 @pytest.mark.parametrize(
@@ -233,19 +233,19 @@ def test_a_label_that_train_does_not_have(tmp_path: Path) -> None:
 def test_what_no_container_may_hold(tmp_path: Path, name: str, value: Any, message: str) -> None:
     path = write_own(tmp_path / name, [{"text": value, "label": "x"}])
     with pytest.raises(UserError, match=message):
-        open_task("mine", own=OwnTaskOptions(dev=path, labels="x,y")).examples("dev")
+        open_task("mine", custom=CustomTaskOptions(dev=path, labels="x,y")).examples("dev")
 
 
 @pytest.mark.parametrize("suffix", [suffix for suffix in FORMATS if suffix != ".tsv"])
 def test_line_ends_are_the_same_in_every_format(tmp_path: Path, suffix: str) -> None:
     path = write_own(tmp_path / f"t{suffix}", [{"text": "\ufeffa\r\nb\rc\u2028\x85d", "label": "x"}])
-    task = open_task("mine", own=OwnTaskOptions(dev=path, labels="x,y"))
+    task = open_task("mine", custom=CustomTaskOptions(dev=path, labels="x,y"))
     assert task.examples("dev") == [Example(0, "a\nb\nc\u2028\x85d", None, 0)]
 
 
 def test_labels_may_have_commas(tmp_path: Path) -> None:
     path = write_own(tmp_path / "t.jsonl", [{"text": "a", "label": "Zwölf, 12"}])
-    task = open_task("mine", own=OwnTaskOptions(dev=path, labels='no, "Zwölf, 12"'))
+    task = open_task("mine", custom=CustomTaskOptions(dev=path, labels='no, "Zwölf, 12"'))
     assert task.kind.labels == ("no", "Zwölf, 12") and task.examples("dev") == [Example(0, "a", None, 1)]
 
 
@@ -262,17 +262,17 @@ def test_class_names_of_datasets_are_the_labels(tmp_path: Path) -> None:
     names = ["positive", "negative", "mixed"]
     train = with_class_names(tmp_path, [1, 0, 1, 0], names)
     test = with_class_names(tmp_path, [2, -1, None], names)
-    task = open_task("mine", own=OwnTaskOptions(train=train, test=test))
+    task = open_task("mine", custom=CustomTaskOptions(train=train, test=test))
     assert task.kind.labels == tuple(names)  # in their order, whether they occur or not
     assert [example.label for example in task.examples("train")] == [1, 0, 1, 0]
     assert [example.label for example in task.examples("test")] == [2, None, None]
     words = write_own(tmp_path / "dev.csv", [{"text": "a", "label": "mixed"}])
-    mixed = open_task("mine", own=OwnTaskOptions(train=train, dev=words, labels="negative,positive,mixed"))
+    mixed = open_task("mine", custom=CustomTaskOptions(train=train, dev=words, labels="negative,positive,mixed"))
     assert [example.label for example in mixed.examples("train")] == [0, 1, 0, 1]
     assert [example.label for example in mixed.examples("dev")] == [2]
     with pytest.raises(UserError, match=r"4\.parquet, row 1 has no label; dev needs one in every row"):
         missing = with_class_names(tmp_path, [-1, 0, 0, 0], names)
-        open_task("mine", own=OwnTaskOptions(dev=missing, labels="positive,negative")).examples("dev")
+        open_task("mine", custom=CustomTaskOptions(dev=missing, labels="positive,negative")).examples("dev")
 
 
 VALUE = '{"info": {"features": {"label": {"_type": "Value", "dtype": "int64"}}}}'
@@ -282,12 +282,12 @@ VALUE = '{"info": {"features": {"label": {"_type": "Value", "dtype": "int64"}}}}
 def test_damaged_features_of_datasets_are_refused(tmp_path: Path, noted: str) -> None:
     table = pyarrow.table({"text": ["a"], "label": [0]}).replace_schema_metadata({"huggingface": noted})
     pyarrow.parquet.write_table(table, tmp_path / "t.parquet")
-    options = OwnTaskOptions(dev=str(tmp_path / "t.parquet"), labels="0,1")
+    options = CustomTaskOptions(dev=str(tmp_path / "t.parquet"), labels="0,1")
     if "label" in noted:  # not a ClassLabel: the numbers are the labels
-        assert open_task("mine", own=options).examples("dev")[0].label == 0
+        assert open_task("mine", custom=options).examples("dev")[0].label == 0
     else:
         with pytest.raises(UserError, match="the features that datasets put into it are damaged"):
-            open_task("mine", own=options)
+            open_task("mine", custom=options)
 
 
 def test_class_names_and_numbers_that_do_not_fit(tmp_path: Path) -> None:
@@ -296,7 +296,7 @@ def test_class_names_and_numbers_that_do_not_fit(tmp_path: Path) -> None:
     path = tmp_path / "t.parquet"
     pyarrow.parquet.write_table(table.replace_schema_metadata({"huggingface": json.dumps(features)}), path)
     with pytest.raises(UserError, match=r"row 2: the label 2 is none of the 2 that datasets names in the file"):
-        open_task("mine", own=OwnTaskOptions(dev=str(path), labels="no,yes")).examples("dev")
+        open_task("mine", custom=CustomTaskOptions(dev=str(path), labels="no,yes")).examples("dev")
 
 
 @pytest.mark.parametrize("empty", ["train", "dev", "test"])
@@ -307,7 +307,7 @@ def test_a_table_without_rows_is_refused(tmp_path: Path, empty: str, suffix: str
         files[split] = write_own(tmp_path / f"{split}{suffix}", [{"text": "a", "label": 0}, {"text": "b", "label": 1}])
     Path(files[empty]).write_text(nothing)
     with pytest.raises(UserError, match=f"{empty}{suffix} holds no rows; give a file with rows"):
-        open_task("mine", own=OwnTaskOptions(**files))
+        open_task("mine", custom=CustomTaskOptions(**files))
 
 
 def test_every_file_is_looked_at_before_work(tmp_path: Path) -> None:
@@ -320,7 +320,7 @@ def test_every_file_is_looked_at_before_work(tmp_path: Path) -> None:
         (tmp_path / "t.html", "t.html is HTML by its suffix"),
     ):
         with pytest.raises(UserError, match=message):
-            check_task("mine", OwnTaskOptions(train=train, test=str(test)))
+            check_task("mine", CustomTaskOptions(train=train, test=str(test)))
 
 
 @pytest.mark.parametrize("label", ["NaN", "Infinity", "-Infinity", "1e999"])
@@ -330,8 +330,8 @@ def test_a_label_that_is_not_finite_is_never_sent_to_the_other_kind(tmp_path, la
     path = tmp_path / f"t.{suffix}"
     line = '{{"text": "a", "label": {}}}\n' if suffix == "jsonl" else "a,{}\n"
     path.write_text("text,label\n" * (suffix == "csv") + "".join(map(line.format, ("1", "0", label))))
-    options = OwnTaskOptions(train=str(path), dev=str(path), kind=kind)
+    options = CustomTaskOptions(train=str(path), dev=str(path), kind=kind)
     with pytest.raises(
         UserError, match=rf"t\.{suffix}, line \d: the label .* is no number that can be learned and no class"
     ):
-        open_task("t", own=options).examples("train")
+        open_task("t", custom=options).examples("train")

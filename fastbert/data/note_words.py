@@ -147,7 +147,7 @@ def _all_counts(dataset: Dataset) -> np.ndarray:
     return np.unique(hashes[real], return_counts=True)[1] * len(stream) // len(tokens)
 
 
-class NotedWords:
+class NoteWords:
     """The occurrences of the chosen words in the rows of a split, 14 bytes each in memory."""
 
     def __init__(self, stream: TokenStream, row_of_word: np.ndarray, length: int, half_window: int) -> None:

@@ -20,24 +20,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastbert.data.noted import Occurrences
-from fastbert.model.options import NotesOptions
+from fastbert.data.note_words import Occurrences
+from fastbert.model.options import NoteDictionaryOptions
 from fastbert.training.world import ONE_PROCESS, World
 
 
-class Notes(nn.Module):
+class NoteDictionary(nn.Module):
     """The dictionary: buffers, saved and restored with the weights, that no optimizer sees.
 
     A step touches the rows of its own words only, whatever W is. In an objective:
 
-        draw        noted = NotedTokens(notes, batch.noted, places, valid, length)
+        draw        noted = NoteTokens(notes, batch.noted, places, valid, length)
         forward     hidden = encoder(..., edit_words=noted.edit); if training: noted.collect(hidden)
         after_step  return notes.write([part.noted for part in drawn], updated)
     """
 
     def __init__(
         self,
-        options: NotesOptions,
+        options: NoteDictionaryOptions,
         words: int,
         width: int,
         seed: int,
@@ -71,7 +71,7 @@ class Notes(nn.Module):
         return round(tokens * 2 * self.table.shape[1] * numbers)
 
     @torch.no_grad()
-    def write(self, taken: Sequence["NotedTokens"], updated: Tensor, world: World = ONE_PROCESS) -> dict[str, Tensor]:
+    def write(self, taken: Sequence["NoteTokens"], updated: Tensor, world: World = ONE_PROCESS) -> dict[str, Tensor]:
         """Writes the notes of a step's words, each once, from all their occurrences.
 
         The sums [U, D] stand in the order of the global batch's words, which every rank knows, as it knows their
@@ -109,10 +109,10 @@ class Notes(nn.Module):
         }
 
 
-class NotedTokens:
+class NoteTokens:
     """The notes of one micro-batch: what its words read, and the contexts to be written after the step."""
 
-    def __init__(self, notes: Notes, where: Occurrences, places: Tensor, valid: Tensor, length: int) -> None:
+    def __init__(self, notes: NoteDictionary, where: Occurrences, places: Tensor, valid: Tensor, length: int) -> None:
         """
         Args:
             where: the words with notes of the micro-batch.

@@ -1,9 +1,10 @@
 """Draws of distinct words by two Triton kernels on a chunk of logits: a pass over all of it, then a few blocks a row.
 
 `block_kernel` reads every logit once and leaves two numbers for each block of words: its largest logit, and the sum of
-exp(logit - largest). `draw_kernel` has a program for each row. It holds the blocks' weights in registers and in each
-round picks a block, reads the 64 logits of that block again, picks a word and puts back the block's sum without it. No
-probability is ever written, nothing is added by atomics, and a row's words do not depend on the rows around it.
+exp(logit - largest). `sampling_kernel` has a program for each row. It holds the weights of the blocks in registers. In
+each round it picks a block, reads the 64 logits of that block again, picks a word and subtracts the word's weight from
+the block's. No probability is ever written, nothing is added by atomics, and the words of a row do not depend on the
+rows around it.
 
 Shapes: R rows, V words, B blocks of BLOCK words (the last may be short of some), K draws.
 """
@@ -89,7 +90,7 @@ def _invert(b_w, share, index, N: tl.constexpr):
 
 
 @triton.jit(do_not_specialize=["p_excluded", "p_keys", "p_ids", "p_logs", "K"])
-def draw_kernel(
+def sampling_kernel(
     p_logits, p_drawable, p_excluded, p_floor, p_top, p_sum, p_keys, p_ids, p_logs, row_stride, V, B, K,
     BLOCK: tl.constexpr, BLOCKS: tl.constexpr, DRAWS: tl.constexpr,
 ):  # fmt: skip
@@ -137,7 +138,7 @@ def draw_kernel(
     tl.store(p_logs + row * K + o_k, b_log.to(tl.float32), mask=m_k)
 
 
-def triton_draw(
+def triton_sampling(
     logits: Tensor, keys: Tensor, excluded: Tensor | None, *, k: int, drawable: Tensor, floors: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Launches both kernels.
@@ -167,7 +168,7 @@ def triton_draw(
         block_kernel[(count, triton.cdiv(blocks, group))](
             logits, drawable, excluded, tops, sums, logits.stride(0), words, blocks, group, BLOCK, num_warps=4
         )  # fmt: skip
-        draw_kernel[(count,)](
+        sampling_kernel[(count,)](
             logits, drawable, excluded, floors, tops, sums, keys, ids, logs, logits.stride(0), words, blocks, k,
             BLOCK, padded, triton.next_power_of_2(k), num_warps=warps(padded),
         )  # fmt: skip
@@ -175,6 +176,6 @@ def triton_draw(
 
 
 def warps(blocks: int) -> int:
-    """Of `draw_kernel`: few, since its rounds are reductions, and within a warp these need not meet at a barrier; but
-    enough that the weights of all blocks fit the registers."""
+    """Warps of `sampling_kernel`: few, since reductions within one warp need no barrier, but enough that the weights of
+    all blocks fit in registers."""
     return max(1, blocks // 512)

@@ -13,12 +13,12 @@ from safetensors.torch import load_file
 
 from fastbert.config import digest, leaves, load_yaml
 from fastbert.data.shards import open_dataset
-from fastbert.pretraining import noted_words
+from fastbert.pretraining import note_corpus
 from fastbert.pretraining.options import PretrainOptions, science
 from fastbert.training.hardware import describe_machine, memory
 from tests.flags import main
 
-NOTES = ["--notes.enabled", "--notes.half-window", "4", "--notes.share", "1"]
+NOTES = ["--notes.enabled", "--notes.half-window", "4", "--notes.fraction", "1"]
 FIGURES = {"notes_words", "notes_tokens", "notes_norm", "notes_drift"}
 # Runs a job in a process that kills itself before the update of a step.
 KILLER = """
@@ -136,7 +136,10 @@ def test_a_run_goes_on_from_the_weights_of_another_with_notes_of_its_own(finishe
 
 def test_other_notes_are_another_experiment(finished, capsys) -> None:
     before = rows(finished["on"])
-    for flag, said in (("--notes.gamma", "notes.gamma: 0.1 -> 0.5"), ("--notes.share", "notes.share: 1.0 -> 0.5")):
+    for flag, said in (
+        ("--notes.gamma", "notes.gamma: 0.1 -> 0.5"),
+        ("--notes.fraction", "notes.fraction: 1.0 -> 0.5"),
+    ):
         assert main(["pretrain", "--resume", str(finished["on"]), flag, "0.5"]) == 2
         assert said in capsys.readouterr().err
     assert main(["pretrain", "--resume", str(finished["off"]), "--notes.gamma", "0.5"]) == 0  # idle there
@@ -156,9 +159,9 @@ def test_what_is_refused(flags, tmp_path, capsys, monkeypatch) -> None:
     assert "--rare-min 20 --rare-max 500" in said
     said = refused([*flags, "--notes.min-count", "499"], tmp_path, capsys)
     assert "no word" in said and "words occur" in said and "--notes.min-count" in said
-    monkeypatch.setattr(noted_words, "memory", lambda device: (1000, 1000))
+    monkeypatch.setattr(note_corpus, "memory", lambda device: (1000, 1000))
     said = refused(flags, tmp_path, capsys)
-    assert "0.00 GB left" in said and "notes of 32 numbers" in said and "--notes.share" in said
+    assert "0.00 GB left" in said and "notes of 32 numbers" in said and "--notes.fraction" in said
 
 
 def test_a_source_is_prepared_with_the_band_that_is_asked_for(corpus, tmp_path, monkeypatch, capsys) -> None:

@@ -6,37 +6,37 @@ from dataclasses import dataclass
 
 import torch
 
-from fastbert.data.noted import NotedWords, choose_words
+from fastbert.data.note_words import NoteWords, choose_words
 from fastbert.data.prepare import PrepareOptions
 from fastbert.data.shards import SPLITS, Dataset
 from fastbert.errors import UserError
-from fastbert.model.notes import Notes
-from fastbert.model.options import NotesOptions
+from fastbert.model.note_dictionary import NoteDictionary
+from fastbert.model.options import NoteDictionaryOptions
 from fastbert.training.hardware import memory
 
 ENOUGH = 50  # times a word should be met while training: the note of one met five times is noise
 
 
 @dataclass(frozen=True)
-class NotedCorpus:
+class NoteCorpus:
     """The words with notes of a corpus."""
 
-    options: NotesOptions
+    options: NoteDictionaryOptions
     words: int
     """W."""
     rarest: int
     """Occurrences in the training text of the rarest of them."""
     commonest: int
-    split: dict[tuple[str, int], NotedWords]
+    split: dict[tuple[str, int], NoteWords]
     """(split, length of a sequence) -> where they stand."""
     length: int
     """Of the run's longest sequences: what is said and counted is of those."""
 
     @property
-    def train(self) -> NotedWords:
+    def train(self) -> NoteWords:
         return self.split["train", self.length]
 
-    def notes(self, width: int, seed: int, device: torch.device) -> Notes:
+    def notes(self, width: int, seed: int, device: torch.device) -> NoteDictionary:
         """A dictionary for hidden states of `width`, as it is before training.
 
         Raises:
@@ -47,12 +47,14 @@ class NotedCorpus:
             if size > (free := memory(where)[0]):
                 raise UserError(
                     f"a dictionary of {self.words:,} notes of {width} numbers takes {size / 1e9:.2f} GB, and {where} "
-                    f"has {free / 1e9:.2f} GB left; lower --notes.share, narrow --notes.min-count to --notes.max-count "
-                    ", or lower --width"
+                    f"has {free / 1e9:.2f} GB left: lower --notes.fraction, narrow --notes.min-count to "
+                    "--notes.max-count, or lower --width"
                 )
         train = self.train
         tokens = train.rows * (train.width + 1)
-        return Notes(self.options, self.words, width, seed, len(train.positions) / tokens, train.tokens / tokens)
+        return NoteDictionary(
+            self.options, self.words, width, seed, len(train.positions) / tokens, train.tokens / tokens
+        )
 
     def summary(self, sequences: int) -> list[str]:
         """What is said before a training over so many sequences."""
@@ -74,7 +76,7 @@ class NotedCorpus:
         return lines
 
 
-def rare_band(options: NotesOptions) -> dict[str, int]:
+def rare_band(options: NoteDictionaryOptions) -> dict[str, int]:
     """What a source is prepared with so that the words with notes are listed: prepare's own band, wider if need be."""
     if not options.enabled:
         return {}
@@ -84,7 +86,9 @@ def rare_band(options: NotesOptions) -> dict[str, int]:
     }
 
 
-def find_noted(options: NotesOptions, dataset: Dataset, length: int, lengths: Iterable[int]) -> NotedCorpus:
+def find_note_words(
+    options: NoteDictionaryOptions, dataset: Dataset, length: int, lengths: Iterable[int]
+) -> NoteCorpus:
     """Chooses the words and finds them in both splits.
 
     Args:
@@ -94,15 +98,15 @@ def find_noted(options: NotesOptions, dataset: Dataset, length: int, lengths: It
     Raises:
         UserError: no such words in the corpus, or not listed when it was prepared.
     """
-    row_of_word = choose_words(dataset, options.min_count, options.max_count, options.share, length)
+    row_of_word = choose_words(dataset, options.min_count, options.max_count, options.fraction, length)
     counts = dataset.rare_counts[row_of_word >= 0]
-    return NotedCorpus(
+    return NoteCorpus(
         options,
         len(counts),
         int(counts.min()),
         int(counts.max()),
         {
-            (split, each): NotedWords(dataset.split(split), row_of_word, each, options.half_window)
+            (split, each): NoteWords(dataset.split(split), row_of_word, each, options.half_window)
             for split in SPLITS
             for each in lengths
         },

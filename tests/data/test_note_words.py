@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastbert.data.batches import PackedRows, TrainingBatches
-from fastbert.data.noted import NotedWords, choose_words
+from fastbert.data.note_words import NoteWords, choose_words
 from fastbert.data.prepare import PrepareOptions, prepare
 from fastbert.data.rare import RareWords
 from fastbert.data.shards import open_dataset
@@ -84,7 +84,7 @@ def test_occurrences_are_those_one_finds_by_hand(documents, length, half_window,
     noted = [word for number, word in enumerate(stream.known) if coin >> number % 32 & 1]
     for number, word in enumerate(noted):
         row_of_word[stream.known.index(word)] = number
-    index = NotedWords(stream, row_of_word, length, half_window)
+    index = NoteWords(stream, row_of_word, length, half_window)
     rows = PackedRows(stream, length, CLS, SEP, noted=index)
     if not len(rows):
         return
@@ -132,7 +132,7 @@ def test_occurrences_are_those_one_finds_by_hand(documents, length, half_window,
 def test_every_occurrence_that_is_whole_is_met_in_an_epoch() -> None:
     """Through the shuffled micro-batches of steps; the global batch's words are in each of them."""
     stream = Words([[(5,), (6, 100)] * 40, [(7,)] * 33, [(5,), (8, 100, 100)] * 21])
-    index = NotedWords(stream, np.arange(4, dtype=np.int32), 12, 2)
+    index = NoteWords(stream, np.arange(4, dtype=np.int32), 12, 2)
     batches = TrainingBatches({12: PackedRows(stream, 12, CLS, SEP, noted=index)}, BatchPlan.constant(4, 12), 3, 0, CPU)
     met = 0
     for step in range(index.rows // 4):
@@ -184,7 +184,7 @@ def test_words_are_taken_until_the_share_is_reached(prepared: Path, share: float
     assert np.array_equal(row_of_word, choose_words(open_dataset(prepared), 50, 500, share, length))
     more = choose_words(dataset, 50, 500, min(1.0, 2 * share), length) >= 0
     assert (more | ~chosen).all() and more.sum() >= chosen.sum() + (share == 0.2)
-    index = NotedWords(dataset.split("train"), row_of_word, length, 4)
+    index = NoteWords(dataset.split("train"), row_of_word, length, 4)
     assert (index.rows, index.rows_touched) == (rows, len(covered))
 
 

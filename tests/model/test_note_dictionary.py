@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from fastbert.data.batches import Batch, PackedRows, TrainingBatches
-from fastbert.data.noted import NotedWords
+from fastbert.data.note_words import NoteWords
 from fastbert.data.rare import RareWords
 from fastbert.data.stages import BatchPlan
 from fastbert.data.tokenizer import WordPiece
@@ -15,8 +15,8 @@ from fastbert.errors import UserError
 from fastbert.model.encoder import Encoder, initialize
 from fastbert.model.flops import TRAINING, encoder_flops, mlm_head_flops
 from fastbert.model.kernel_choice import KERNELS
-from fastbert.model.notes import Notes
-from fastbert.model.options import EncoderOptions, NotesOptions
+from fastbert.model.note_dictionary import NoteDictionary
+from fastbert.model.options import EncoderOptions, NoteDictionaryOptions
 from fastbert.objectives.masking import masked_places
 from fastbert.objectives.mlm import MLM
 from fastbert.objectives.options import MLMOptions
@@ -69,17 +69,17 @@ class Text:
 
 def batches(micro: int, document_mask: bool = False, half_window: int = K) -> TrainingBatches:
     text = Text()
-    noted = NotedWords(text, np.arange(len(NOTED), dtype=np.int32), T, half_window)
+    noted = NoteWords(text, np.arange(len(NOTED), dtype=np.int32), T, half_window)
     rows = PackedRows(text, T, CLS, SEP, document_mask, noted)
     return TrainingBatches({T: rows}, BatchPlan.constant(ROWS, T), micro, 3, CPU)
 
 
-def build(options: NotesOptions | None, dropout: float = 0.0, masks: MLMOptions | None = None) -> MLM:
+def build(options: NoteDictionaryOptions | None, dropout: float = 0.0, masks: MLMOptions | None = None) -> MLM:
     """TUPE: what its embedding norm is given are the words alone."""
     config = EncoderOptions(
         layers=1, width=16, heads=2, position="tupe-a", dropout=dropout, attention_dropout=dropout
     ).resolve(V, T)
-    notes = Notes(options, len(NOTED), 16, 7) if options is not None else None
+    notes = NoteDictionary(options, len(NOTED), 16, 7) if options is not None else None
     objective = MLM(config, masks or MLMOptions(mask_rate=0.2), VOCABULARY, notes=notes)
     initialize(objective, 0, 0.3)
     return objective.double().train()
@@ -131,7 +131,7 @@ def words_of(row: list[int]) -> list[tuple[int, int, int]]:
 @pytest.mark.parametrize("leak", [False, True])
 @pytest.mark.parametrize("micro", [8, 4, 2, 3])
 def test_ten_steps_against_a_dictionary_written_by_hand(micro: int, leak: bool, document_mask: bool) -> None:
-    options = NotesOptions(half_window=K, gamma=0.3, mix=0.4, leak=leak)
+    options = NoteDictionaryOptions(half_window=K, gamma=0.3, mix=0.4, leak=leak)
     # Masked in whole words some of the places are not used, and stand on words all the same.
     objective = build(options, dropout=0.1, masks=MLMOptions(mask_rate=0.2, whole_word=document_mask))
     optimizer = torch.optim.SGD(objective.parameters(), 0.3)
@@ -190,19 +190,19 @@ def test_ten_steps_against_a_dictionary_written_by_hand(micro: int, leak: bool, 
 def test_accumulation_changes_the_order_of_sums_only() -> None:
     tables = []
     for micro in (8, 4, 2):
-        objective = build(NotesOptions(half_window=K), dropout=0.1)
+        objective = build(NoteDictionaryOptions(half_window=K), dropout=0.1)
         optimizer = torch.optim.SGD(objective.parameters(), 0.3)
         for number in range(10):
             step(objective, list(batches(micro).at(number)), number, optimizer)
         tables.append(objective.notes.table)
-    assert (tables[0] != build(NotesOptions()).notes.table).all(1).all()
+    assert (tables[0] != build(NoteDictionaryOptions()).notes.table).all(1).all()
     torch.testing.assert_close(tables[0], tables[1], rtol=1e-10, atol=1e-12)
     torch.testing.assert_close(tables[0], tables[2], rtol=1e-10, atol=1e-12)
 
 
 def test_a_step_reads_what_stood_there_at_its_start() -> None:
     """Nothing is written between the micro-batches, nor if the update was skipped, nor outside training."""
-    objective = build(NotesOptions())
+    objective = build(NoteDictionaryOptions())
     before = {name: tensor.clone() for name, tensor in objective.notes.state_dict().items()}
     drawn = [objective.draw(part, 0, 0) for part in batches(2).at(0)]
     for part in drawn:
@@ -217,7 +217,7 @@ def test_a_step_reads_what_stood_there_at_its_start() -> None:
 
 
 def test_validation_reads_notes() -> None:
-    objective = build(NotesOptions()).eval()
+    objective = build(NoteDictionaryOptions()).eval()
     drawn = objective.draw(next(iter(batches(8).at(0))), 0, 0, "validation-mask")
     first = objective(drawn)["mlm"]
     objective.notes.table.normal_()
@@ -225,7 +225,7 @@ def test_validation_reads_notes() -> None:
 
 
 def test_no_gradient_reaches_the_dictionary() -> None:
-    objective = build(NotesOptions())
+    objective = build(NoteDictionaryOptions())
     assert not any("notes" in name for name, _ in objective.named_parameters())
     assert not any(buffer.requires_grad for buffer in objective.notes.buffers())
     drawn = objective.draw(next(iter(batches(8).at(0))), 0, 0)
@@ -235,7 +235,7 @@ def test_no_gradient_reaches_the_dictionary() -> None:
 
 def test_the_gradient_is_that_of_the_mixture() -> None:
     """(1 - lambda) at a piece with a note, as it is elsewhere; the norm that scales the note is a constant."""
-    objective = build(NotesOptions(mix=0.25, leak=True))
+    objective = build(NoteDictionaryOptions(mix=0.25, leak=True))
     drawn = objective.draw(next(iter(batches(8).at(0))), 0, 0)
     words = torch.randn(ROWS, T, 16, dtype=torch.float64, requires_grad=True)
     weight = torch.randn_like(words)
@@ -249,7 +249,7 @@ def test_the_gradient_is_that_of_the_mixture() -> None:
 def test_no_weight_is_no_notes_to_the_bit() -> None:
     """Over ten steps in float32: losses, weights; the dictionary is written all the same."""
     runs = []
-    for options in (None, NotesOptions(mix=0.0)):
+    for options in (None, NoteDictionaryOptions(mix=0.0)):
         objective = build(options, dropout=0.1).float()
         optimizer = torch.optim.AdamW(objective.parameters(), 1e-2)
         for number in range(10):
@@ -265,7 +265,7 @@ def test_no_weight_is_no_notes_to_the_bit() -> None:
 )
 def test_each_option_changes_the_training(changes: dict) -> None:
     losses = []
-    for options in (NotesOptions(half_window=K), NotesOptions(**{"half_window": K, **changes})):
+    for options in (NoteDictionaryOptions(half_window=K), NoteDictionaryOptions(**{"half_window": K, **changes})):
         objective = build(options)
         optimizer = torch.optim.SGD(objective.parameters(), 0.3)
         for number in range(2):
@@ -275,15 +275,15 @@ def test_each_option_changes_the_training(changes: dict) -> None:
 
 
 def test_initial_notes() -> None:
-    options = NotesOptions(initial_std=0.5)
-    tables = [Notes(options, 400, 100, seed).table for seed in (0, 0, 1)]
+    options = NoteDictionaryOptions(initial_std=0.5)
+    tables = [NoteDictionary(options, 400, 100, seed).table for seed in (0, 0, 1)]
     assert torch.equal(tables[0], tables[1]) and not torch.equal(tables[0], tables[2])
     assert tables[0].std().item() == pytest.approx(0.5, rel=0.02) and abs(tables[0].mean().item()) < 0.01
-    assert not Notes(NotesOptions(initial_std=0.0), 4, 100, 0).table.any()
+    assert not NoteDictionary(NoteDictionaryOptions(initial_std=0.0), 4, 100, 0).table.any()
 
 
 def test_zero_notes_are_read_without_a_division_by_zero() -> None:
-    objective = build(NotesOptions(initial_std=0.0, leak=True))
+    objective = build(NoteDictionaryOptions(initial_std=0.0, leak=True))
     drawn = objective.draw(next(iter(batches(8).at(0))), 0, 0)
     words = torch.zeros(ROWS, T, 16, dtype=torch.float64)
     assert torch.equal(drawn.noted.edit(words), words)
@@ -294,7 +294,7 @@ def test_zero_notes_are_read_without_a_division_by_zero() -> None:
 @pytest.mark.parametrize("whole_word", [False, True])
 def test_products_are_those_that_torch_counts(whole_word: bool) -> None:
     """The contexts' block among them, once forward; what notes add besides are sums."""
-    objective = build(NotesOptions(half_window=K), masks=MLMOptions(mask_rate=0.2, whole_word=whole_word))
+    objective = build(NoteDictionaryOptions(half_window=K), masks=MLMOptions(mask_rate=0.2, whole_word=whole_word))
     objective.encoder.kernels = KERNELS["reference"]  # torch cannot look into operators of our own
     drawn = objective.draw(next(iter(batches(8).at(0))), 0, 0)
     with FlopCounterMode(display=False) as counter:
@@ -307,13 +307,15 @@ def test_flops_are_those_of_the_text() -> None:
     """The mean over the text, borders of windows left out."""
     rows = batches(8).rows[T]
     noted, tokens = rows.noted, len(rows) * T
-    notes = Notes(NotesOptions(half_window=K), len(NOTED), 16, 0, len(noted.positions) / tokens, noted.tokens / tokens)
+    notes = NoteDictionary(
+        NoteDictionaryOptions(half_window=K), len(NOTED), 16, 0, len(noted.positions) / tokens, noted.tokens / tokens
+    )
     every = noted.read(np.arange(len(rows)), noted.step_words(np.arange(len(rows))), CPU)
     whole = (every.lengths + 2 * K)[every.lengths > 0].sum().item()
     assert every.window_lengths.sum() < whole
     expected = 2 * 16 * (whole + 3 * noted.tokens + 2 * len(noted.positions))
     assert notes.flops(tokens) == pytest.approx(expected, rel=1e-6) and expected > 0
-    plain, objective = build(None), build(NotesOptions())
+    plain, objective = build(None), build(NoteDictionaryOptions())
     objective.notes = notes
     masked = masked_places(T, plain.options.mask_rate)
     assert plain.flops(8, T) == TRAINING * (
@@ -331,7 +333,7 @@ def test_flops_are_those_of_the_text() -> None:
         {"gamma": 0.0},
         {"gamma": 1.5},
         {"mix": -0.1},
-        {"share": 0.0},
+        {"fraction": 0.0},
         {"min_count": 0},
         {"min_count": 9, "max_count": 8},
         {"initial_std": -1.0},
@@ -339,4 +341,4 @@ def test_flops_are_those_of_the_text() -> None:
 )
 def test_options_out_of_range(changes: dict) -> None:
     with pytest.raises(UserError, match=f"^{next(iter(changes))} must"):
-        NotesOptions(**changes)
+        NoteDictionaryOptions(**changes)

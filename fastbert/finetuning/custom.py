@@ -21,7 +21,7 @@ TEXT, LABEL = "text", "label"
 
 
 @dataclass(frozen=True)
-class OwnTaskOptions:
+class CustomTaskOptions:
     """A custom task, as YAML or as flags. Files are tables: .jsonl, .ndjson, .json (an array of objects), .csv, .tsv
     (read without quoting), all of these also as .gz, .xz or .zst, or .parquet. With kind tokens they are CoNLL columns
     (.conll, .conllu, .tsv, .txt, ...) or tables with lists."""
@@ -86,10 +86,10 @@ class OwnTaskOptions:
             raise UserError(f"pair and label are both the column {self.pair!r}; name two columns")
 
 
-class OwnSource:
-    """Reads the files of an `OwnTaskOptions`; `folder` is where relative paths are looked for second."""
+class CustomSource:
+    """Reads the files of an `CustomTaskOptions`; `folder` is where relative paths are looked for second."""
 
-    def __init__(self, options: OwnTaskOptions, folder: Path | None = None) -> None:
+    def __init__(self, options: CustomTaskOptions, folder: Path | None = None) -> None:
         options.check()
         self.options = options
         self.paths: dict[str, Path] = {}
@@ -101,7 +101,7 @@ class OwnSource:
                 self.paths[split] = beside if beside.exists() and not path.exists() else path
                 _check_format(self.paths[split], KINDS[options.kind].of_words, split == "test")
         if not self.paths:
-            raise UserError("an own task needs files: name train and dev (and test, if there is one)")
+            raise UserError("a custom task needs files: name train and dev (and test, if there is one)")
 
     def columns(self, split: str) -> Columns:
         """The columns of a split; those of test may have no label column."""
@@ -111,7 +111,7 @@ class OwnSource:
             (text,) if options.pair is None else (text, options.pair),
             options.label or LABEL,
             label_may_lack=split == "test",
-            remedy="choose the columns with text, pair and label (--own.text, ...)",
+            remedy="choose the columns with text, pair and label (--custom.text, ...)",
             class_names=True,
         )
 
@@ -147,7 +147,7 @@ class OwnSource:
         return check_parquet(path, word_columns(path, options.text, options.label) if words else self.columns("train"))
 
 
-def check_own_file(path: Path, kind: str | None) -> None:
+def check_custom_file(path: Path, kind: str | None) -> None:
     """Raises a UserError if `path` is no file that can be read, or of no format that is for the kind; of no kind if it
     is not known."""
     _check_format(path, KINDS[kind].of_words if kind is not None else is_conll(path), may_lack_labels=True)
@@ -159,7 +159,7 @@ def _check_format(path: Path, of_words: bool, may_lack_labels: bool) -> None:
         check_word_file(path, may_lack_labels)
     elif is_conll(path) and suffixes(path)[0] not in (*TABLES, ".txt"):
         raise UserError(
-            f"{path}: columns of words and tags are read with kind tokens (--own.kind); for other kinds give one of "
+            f"{path}: columns of words and tags are read with kind tokens (--custom.kind); for other kinds give one of "
             f"{', '.join(TABLES)}"
         )
     else:
