@@ -9,7 +9,7 @@ from unittest import mock
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def test_kernels_is_no_package() -> None:
+def test_kernels_is_not_a_package() -> None:
     assert not (ROOT / "kernels" / "__init__.py").exists()
 
 

@@ -1,4 +1,4 @@
-"""From the rows of the benchmarks to Markdown tables and pictures, on any machine."""
+"""Markdown tables and pictures of the benchmarks' rows."""
 
 import io
 import json
@@ -15,38 +15,40 @@ def markdown_table(header: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def about(found: dict[str, Any]) -> str:
+def header_lines(found: dict[str, Any]) -> str:
     names = ("date", "device", "threads", "torch", "triton", "tiles", "ceilings", "commit")
     lines = [f"- {name}: {found[name]}" for name in names if name in found]
-    return "\n".join([*lines, *(["- a rehearsal with tiny shapes: times without meaning"] if found["toy"] else [])])
+    return "\n".join([*lines, *(["- dry run with tiny shapes: times are meaningless"] if found["toy"] else [])])
 
 
 def compiled_table(found: dict[str, Any]) -> str:
-    """A row for each kernel, configuration and case, the capabilities side by side: registers / bytes spilled / KiB of
-    shared memory / tensor-core instructions."""
+    """Table with a row for each kernel, configuration and case and a column for each capability: registers / bytes
+    spilled / KiB of shared memory / tensor-core instructions."""
     capabilities = sorted({row["capability"] for row in found["rows"]})
     cells: dict[tuple, dict[int, str]] = {}
     for row in found["rows"]:
         tiles = row["tiles"] if isinstance(row["tiles"], str) else " ".join(map(str, row["tiles"]))
-        if "refused" in row:
+        if "failed" in row:
             text = "does not fit"
         else:
             spilled = f"**{row['spilled']}**" if row["spilled"] else "0"
             text = f"{row['registers']} / {spilled} / {row['shared'] // 1024} / {row['tensor_cores']}"
         name = row["kernel"].removesuffix("_kernel")
         key = (name, row["case"], tiles)
-        place = cells.setdefault(key, {})
-        place[row["capability"]] = f"{place[row['capability']]}; {text}" if row["capability"] in place else text
+        by_capability = cells.setdefault(key, {})
+        before = by_capability.get(row["capability"])
+        by_capability[row["capability"]] = text if before is None else f"{before}; {text}"
     rows = ([*key, *(texts.get(c, "-") for c in capabilities)] for key, texts in cells.items())
     legend = (
-        "Cells: registers a thread / bytes spilled a thread / KiB of shared memory a block / tensor-core instructions."
+        "Cells: registers per thread / bytes spilled per thread / KiB of shared memory per block / tensor-core "
+        "instructions."
     )
     head = ["kernel", "case", "tiles", *(f"{c // 10}.{c % 10}" for c in capabilities)]
     return f"{legend} Tiles: queries, keys, warps, stages.\n\n{markdown_table(head, rows)}"
 
 
-def share(row: dict[str, Any], kind: str, found: dict[str, Any]) -> float:
-    """TFLOP/s over what the machine's ceilings allow for the least traffic: q, k, v, o (and in the backward pass their
+def roofline_fraction(row: dict[str, Any], kind: str, found: dict[str, Any]) -> float:
+    """TFLOP/s relative to the roofline of the machine, for minimum traffic: q, k, v, o (and in the backward pass their
     gradients) once, the bias and its gradient once."""
     length, ceilings = row["length"], found["ceilings"]
     heads, size, tokens = found["shape"].values()
@@ -68,11 +70,11 @@ def attention_tables(found: dict[str, Any]) -> str:
     for length in sorted({row["length"] for row in batch}):
         rows = []
         for row in (row for row in batch if row["length"] == length):
-            if "refused" in row:
-                rows.append([row["contestant"], row["refused"], *[None] * 7])
+            if "failed" in row:
+                rows.append([row["contestant"], row["failed"], *[None] * 7])
                 continue
             times = [f"{row[k]['ms']} ({row[k]['least']} to {row[k]['most']})" for k in kinds]
-            speed = [row["both"]["tflops"], f"{share(row, 'both', found):.2f}"]
+            speed = [row["both"]["tflops"], f"{roofline_fraction(row, 'both', found):.2f}"]
             times_ours = f"{row['both']['ms'] / ours[length]['both']['ms']:.2f}" if length in ours else None
             errors = row.get("errors", {}).values()
             worst = max((math.inf if None in (a, b) else a / (2 * b + 1e-5) for a, b in errors), default=None)
@@ -84,13 +86,13 @@ def attention_tables(found: dict[str, Any]) -> str:
         [
             r["length"],
             r["contestant"],
-            *([r[k]["ms"] for k in kinds] if "both" in r else [r["refused"]]),
+            *([r[k]["ms"] for k in kinds] if "both" in r else [r["failed"]]),
             r.get("peak_mib"),
         ]
         for r in others
     ]
     parts += [
-        "### Packed lengths, TUPE's parts",
+        "### Packed sequences, TUPE",
         "",
         markdown_table(["T", "contestant", *(f"{k}, ms" for k in kinds), "MiB"], rows),
     ]
@@ -99,19 +101,19 @@ def attention_tables(found: dict[str, Any]) -> str:
 
 def tune_table(found: dict[str, Any]) -> str:
     rows = [
-        [r["kernel"], " ".join(map(str, r["tiles"])), "yes" if r["right"] else "**no**", r.get("ms", r.get("refused"))]
+        [r["kernel"], " ".join(map(str, r["tiles"])), "yes" if r["correct"] else "**no**", r.get("ms", r.get("failed"))]
         for r in found["rows"]
         if "kernel" in r
     ]
     best = next((row["best"] for row in found["rows"] if "best" in row), None)
     return (
-        markdown_table(["kernel", "queries, keys, warps, stages", "right", "ms of its pass"], rows)
+        markdown_table(["kernel", "queries, keys, warps, stages", "correct", "ms of its pass"], rows)
         + f"\n\nFastest: {best}"
     )
 
 
 def vocabulary_table(found: dict[str, Any]) -> str:
-    names = ("operation", "contestant", "rows", "words", "width", "ms", "least", "most", "peak_mib", "refused")
+    names = ("operation", "contestant", "rows", "words", "width", "ms", "least", "most", "peak_mib", "failed")
     return markdown_table(names, ([row.get(name) for name in names] for row in found["rows"]))
 
 
@@ -131,7 +133,7 @@ TABLES = {
 
 
 def plot(found: dict[str, Any], path: Path) -> None:
-    """TFLOP/s of forward and backward together, by length."""
+    """Plot TFLOP/s of forward, backward and both, by length."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -157,14 +159,14 @@ def plot(found: dict[str, Any], path: Path) -> None:
     axes[0].legend(fontsize="small")
     heads, size, tokens = found["shape"].values()
     figure.suptitle(f"Attention, {tokens:,} tokens, {heads} heads of {size}, bfloat16, {found['device']}")
-    drawn = io.BytesIO()
-    figure.savefig(drawn, dpi=110, format="png")
-    write_whole(path, drawn.getvalue())
+    picture = io.BytesIO()
+    figure.savefig(picture, dpi=110, format="png")
+    write_whole(path, picture.getvalue())
     plt.close(figure)
 
 
 def report(folder: Path, commit: str | None = None) -> list[Path]:
-    """Writes NAME.md for each NAME.json of a benchmark in `folder`, and a picture of the attention's; returns them."""
+    """Write NAME.md for each NAME.json of a benchmark in `folder`, and a plot for attention; returns the paths."""
     written = []
     for name, make in TABLES.items():
         if not (folder / f"{name}.json").is_file():
@@ -172,7 +174,7 @@ def report(folder: Path, commit: str | None = None) -> list[Path]:
         found = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
         if commit:
             found["commit"] = commit
-        text = [f"# {name}", "", about(found), "", make(found), ""]
+        text = [f"# {name}", "", header_lines(found), "", make(found), ""]
         if name == "attention":
             plot(found, folder / "attention.png")
             written.append(folder / "attention.png")
