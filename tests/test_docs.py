@@ -1,5 +1,5 @@
-"""Every command and snippet of the README and the docs works: executed in order, each page in a folder, at toy size. The
-snippets of docs/extending.md and those that train with other libraries have tests of their own.
+"""Every command and snippet of the README and the docs works: executed in order, each page in a folder, at toy size.
+The snippets of docs/extending.md and those that train with other libraries have tests of their own.
 """
 
 import json

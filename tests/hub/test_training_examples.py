@@ -1,4 +1,4 @@
-"""The training examples of docs/encoders.md on toy data: transformers' Trainer and sentence-transformers train an export."""
+"""Training examples of docs/encoders.md on toy data: transformers' Trainer and sentence-transformers."""
 
 import json
 import re
