@@ -56,7 +56,7 @@ class Progress:
         if self._updated > then and self.done > before:
             rate = (self.done - before) / (self._updated - then)
             parts.append(_rate(rate, self.unit))
-            if self.total:
+            if self.total > self.done:
                 left = (self.total - self.done) / rate - (now - self._updated)
                 parts.append(f"{duration(max(left, 0))} left")
         elif not self.done:
@@ -89,9 +89,7 @@ def progress(label: str, total: int = 0, unit: str = "B", done: int = 0) -> Iter
         ended.set()
         thread.join()
         if finished and not terminal and time.monotonic() - work.begin >= DELAY:
-            echo(
-                f"{label}: done in {duration(time.monotonic() - work.begin)}{f'  {work.status}' if work.status else ''}"
-            )
+            echo(f"{label}: done in {duration(time.monotonic() - work.begin)}")
 
 
 def _print_lines(work: Progress, ended: threading.Event) -> None:
