@@ -8,6 +8,8 @@ import re
 import shlex
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -88,6 +90,8 @@ def write_inputs(folder: Path, corpus: Path, prepared: Path) -> None:
         path.write_bytes(lzma.compress(text[:60000].encode()))
     for name in ("held-out.txt", "books.txt", "german.txt"):
         (folder / name).write_text(text[:20000])
+    (folder / "books").mkdir()
+    pq.write_table(pa.table({"body": text[:20000].split("\n\n")}), folder / "books" / "a.parquet")
     (folder / "data").mkdir()
     (folder / "data" / "wiki").symlink_to(prepared)
     (folder / "configs").symlink_to(ROOT / "configs")
