@@ -16,6 +16,7 @@ from fastbert.finetuning.folder import write_options
 from fastbert.finetuning.kinds.kind import TaskKind
 from fastbert.finetuning.loop import ADVICE, STATE, Tuner, build_scaled_optimizer
 from fastbert.finetuning.model import TaskModel, new_task_model
+from fastbert.finetuning.options import science
 from fastbert.finetuning.predict import BATCH, Inputs, encode_inputs, predict_scores
 from fastbert.finetuning.results import EPOCH
 from fastbert.finetuning.saved import fine_tuned_folder, save_task_model
@@ -63,7 +64,8 @@ def train_seed(
     windows = "" if rows == len(examples) else f" in {rows} windows"
     echo(f"{setup.task.name}, seed {seed}: {len(examples)} examples{windows}, {steps} steps; {machine}")
     resumed = {"start_step": checkpoint.step, "expected": checkpoint.state["metrics"]} if checkpoint else {}
-    with Logbook(folder, steps, **resumed) as logbook:
+    experiment = science(options) | {"seed": seed, "train_fraction": fraction}
+    with Logbook(folder, steps, options=experiment, **resumed) as logbook:
         stream = SingleTaskStream(setup.task.name, data.orders, options.batch_size, seed)
         tuner = Tuner(updater, stream, options, seed, logbook)
         epochs = Epochs(setup, tuner, Checkpointer(folder / CHECKPOINTS, 1, logbook.echo), folder, seed)

@@ -113,7 +113,7 @@ def summary(
         "",
         f"Model   {run.model}   (transformers opens it: {opens}.from_pretrained)",
         *([f"Curves  {plot}"] if plot else []),
-        f"Run     {run.path}   (tensorboard --logdir {run.path / 'tensorboard'})",
+        f"Run     {run.path}   (tensorboard --logdir {run.path.parent})",
     ]
     return "\n".join(lines)
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastbert.errors import UserError, visible
-from fastbert.files import atomic_file, disk_errors, make_inner_folder, no_link
+from fastbert.files import atomic_file, disk_errors, no_link
 from fastbert.inputs import open_input
 from fastbert.records import json_text
 from fastbert.streams import echo
@@ -33,12 +33,14 @@ class Logbook:
     """The records and the progress of one run. Only one process of a run has one.
 
     Args:
-        folder: the run's folder; gets `metrics.jsonl` and `tensorboard/`.
+        folder: the run's folder; gets `metrics.jsonl` and TensorBoard's event files. They lie in the folder itself, since
+            TensorBoard calls a run by the path of their folder below its --logdir: `base`, not `base/tensorboard`.
         total_steps: updates planned.
         start_step: updates already done. Records of later steps, left by the run that is resumed, are dropped, and so
             is a line cut off by a crash; at 0 the records start empty.
         expected: `tally()` of the records up to `start_step`, from the checkpoint. Where the file differs, that is
             reported with the numbers of the lines.
+        options: those that define the experiment, by name, for TensorBoard's table of hyperparameters.
         quiet: no progress; messages by `echo` still come out.
         console: the rich console to draw the bar on; by default standard error, if that is a terminal.
 
@@ -53,12 +55,14 @@ class Logbook:
         *,
         start_step: int = 0,
         expected: Mapping[str, Any] | None = None,
+        options: Mapping[str, Any] | None = None,
         quiet: bool = False,
         console: "Console | None" = None,
     ):
         self.path = Path(folder) / "metrics.jsonl"
         self.total_steps = total_steps
         self.quiet = quiet
+        self._step = start_step
         kept, problems = _intact(self.path, start_step, expected) if start_step else ([], [])
         with atomic_file(self.path) as file:
             file.writelines(kept)
@@ -68,7 +72,7 @@ class Logbook:
         self._clock: deque[tuple[int, float]] = deque([(start_step, time.monotonic())], maxlen=20)
         self._last_line = -math.inf
         self._bar = None if quiet else _progress_bar(console, total_steps, start_step)
-        self._board = self._tensorboard(Path(folder) / "tensorboard", start_step)
+        self._board = self._tensorboard(Path(folder), start_step, options or {})
         if problems:
             found = "; ".join(problems)
             self.echo(
@@ -76,15 +80,20 @@ class Logbook:
                 "Training is not affected; the curves show what is left"
             )
 
-    def _tensorboard(self, folder: Path, start_step: int):
+    def _tensorboard(self, folder: Path, start_step: int, options: Mapping[str, Any]):
         try:
             from torch.utils.tensorboard import SummaryWriter
+            from torch.utils.tensorboard.summary import hparams
         except ImportError:
             self.echo("tensorboard is not installed: the curves are only in metrics.jsonl")
             return None
-        make_inner_folder(folder)
         with disk_errors(folder):
-            return SummaryWriter(str(folder), purge_step=start_step + 1 if start_step else None)
+            board = SummaryWriter(str(folder), purge_step=start_step + 1 if start_step else None)
+        # Not add_hparams: it makes a run of its own, and lists the columns of the first run for all of them. The metrics
+        # of the table are the last values of the scalars.
+        _, start, self._session_end = hparams({name: _hparam(value) for name, value in options.items()}, {})
+        board.file_writer.add_summary(start)
+        return board
 
     def log(self, step: int, split: str, columns: Mapping[str, Column]) -> None:
         """Records `columns` of `split` ("train", "validation", ...) after `step` updates, and shows them.
@@ -99,6 +108,7 @@ class Logbook:
         with disk_errors(self.path):
             self._file.write(line)
             self._file.flush()
+        self._step = step
         self._records += 1
         self._sha.update(line.encode())
         if self._board is not None:
@@ -154,6 +164,8 @@ class Logbook:
         self.sync()
         self._file.close()
         if self._board is not None:
+            if self._step >= self.total_steps:
+                self._board.file_writer.add_summary(self._session_end)
             self._board.close()
 
     def __enter__(self) -> "Logbook":
@@ -161,6 +173,11 @@ class Logbook:
 
     def __exit__(self, *error: object) -> None:
         self.close()
+
+
+def _hparam(value: Any) -> float | str:
+    """An option as TensorBoard shows it: numbers stay numbers, so that they can be filtered and plotted."""
+    return value if isinstance(value, int | float) and not isinstance(value, bool) else json_text(value).strip('"')
 
 
 def read_metrics(path: Path | str) -> list[dict]:

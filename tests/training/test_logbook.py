@@ -11,7 +11,14 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 from rich.console import Console
+from tensorboard.backend.event_processing.data_provider import MultiplexerDataProvider
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
+from tensorboard.context import RequestContext
+from tensorboard.plugins.base_plugin import TBContext
+from tensorboard.plugins.hparams import api_pb2
+from tensorboard.plugins.hparams.backend_context import Context
+from tensorboard.plugins.hparams.list_session_groups import Handler
 
 from fastbert.errors import UserError
 from fastbert.training import logbook
@@ -186,7 +193,7 @@ def test_bar_on_a_terminal(tmp_path, capsys):
 
 
 def scalars(folder, tag):
-    events = EventAccumulator(str(folder / "tensorboard"), size_guidance={"scalars": 0})
+    events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
     events.Reload()
     return [(event.step, event.value) for event in events.Scalars(tag)]
 
@@ -200,6 +207,27 @@ def test_tensorboard_holds_the_numbers_and_forgets_what_is_redone(tmp_path):
     assert scalars(tmp_path, "loss/train") == [(step, 10.0 - step) for step in range(1, 6)] + [(6, 0.5)]
     ((step, value),) = scalars(tmp_path, "loss/validation")
     assert step == 7 and math.isnan(value)
+
+
+def test_tensorboard_lists_a_run_by_its_folder_with_options_and_last_values(tmp_path):
+    """Read by TensorBoard's own table of hyperparameters; a resumed run is one row, an unfinished one is no success."""
+    base = {"learning_rate": 1e-3, "objective": "mlm", "tied": True, "init_from": None, "stages": [1, 2]}
+    for name, options, start, loss in (("base", base, 0, 6), ("base", base, 50, 5), ("half", {"learning_rate": 1}, 0, 7)):
+        with Logbook(tmp_path / name, 100, start_step=start, options=options, quiet=True) as book:
+            book.log(start + 50, "validation", {"loss": loss, "accuracy": 0.25})
+    multiplexer = EventMultiplexer().AddRunsFromDirectory(str(tmp_path))
+    multiplexer.Reload()
+    provider = MultiplexerDataProvider(multiplexer, str(tmp_path))
+    statuses = [api_pb2.STATUS_SUCCESS, api_pb2.STATUS_UNKNOWN]
+    request = api_pb2.ListSessionGroupsRequest(start_index=0, slice_size=9, allowed_statuses=statuses)
+    rows = Handler(RequestContext(), Context(TBContext(data_provider=provider)), "", request).run().session_groups
+    found = {row.sessions[0].name: row for row in rows}
+    assert found.keys() == {"base", "half"}
+    shown = {name: value.number_value or value.string_value for name, value in found["base"].hparams.items()}
+    assert shown == {**base, "tied": "true", "init_from": "null", "stages": "[1, 2]"}
+    values = {metric.name.tag: metric.value for metric in found["base"].sessions[0].metric_values}
+    assert values == {"loss/validation": 5.0, "accuracy/validation": 0.25}
+    assert [found[name].sessions[0].status for name in ("base", "half")] == statuses
 
 
 def test_without_tensorboard_one_note(tmp_path, monkeypatch, capsys):
