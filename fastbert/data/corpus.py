@@ -16,7 +16,6 @@ from fastbert.data.duplicates import COUNTED, KeyFile, Seen
 from fastbert.data.encoding import Encoded, encode_in_worker
 from fastbert.data.hashing import text_hash
 from fastbert.data.partial import Partial, left_behind
-from fastbert.data.progress import Report
 from fastbert.data.rare import WordCounter
 from fastbert.data.shards import SPLITS
 from fastbert.data.source_counts import Shares, told_end
@@ -24,6 +23,7 @@ from fastbert.data.sources import Source
 from fastbert.data.tokenizer import WordPiece
 from fastbert.data.workers import in_order
 from fastbert.data.writer import SplitWriter
+from fastbert.progress import Report
 from fastbert.streams import echo
 
 BATCH_CHARACTERS = 2**21

@@ -19,7 +19,6 @@ from fastbert.data.corpus import Corpus, tokenize, workers_for
 from fastbert.data.encoding import token_dtype
 from fastbert.data.integrity import FileRecord, compare, file_record, is_record, save_array
 from fastbert.data.partial import STATE, TOKENIZER, Partial, is_free, left_behind, partial_folder, remove_traces
-from fastbert.data.progress import progress
 from fastbert.data.rare import write_rare
 from fastbert.data.shards import FORMAT, FORMAT_VERSION, SPLITS, read_record, unigram_entropy
 from fastbert.data.sources import Source, open_source
@@ -32,6 +31,7 @@ from fastbert.data.writer import SplitWriter
 from fastbert.errors import OptionError, UserError
 from fastbert.files import atomic_folder, disk_errors
 from fastbert.outputs import check_output_folder
+from fastbert.progress import progress
 from fastbert.ranges import Count, Fraction, Range, Seed, Vocabulary, Workers, check_values
 from fastbert.records import read_json, seal_of, write_json
 from fastbert.streams import echo, warn
@@ -199,9 +199,9 @@ def _finished(out: Path, made_of: dict[str, Any]) -> bool:
 
 
 def _train(source: Source, options: PrepareOptions) -> WordPiece:
-    with progress("reading a sample for the tokenizer", source.size) as report:
+    with progress("reading a sample for the tokenizer", source.size) as work:
         wordpiece = train_tokenizer(
-            _watched(source, report), options.vocab_size, options.lowercase, options.strip_accents
+            _watched(source, work.update), options.vocab_size, options.lowercase, options.strip_accents
         )
     if len(wordpiece.tokens) < options.vocab_size:
         echo(
@@ -286,9 +286,9 @@ def _tokenize(
         corpus = Corpus(partial.folder, wordpiece, options.shard_tokens, len(source.parts))
         corpus.restore(partial, source)
         if not corpus.complete:
-            with progress("tokenizing", source.size) as report:
+            with progress("tokenizing", source.size) as work:
                 asked = (options.validation_fraction, options.seed, options.drop_duplicates)
-                tokenize(corpus, source, *asked, moved, apart, partial, submit, report)
+                tokenize(corpus, source, *asked, moved, apart, partial, submit, work.update)
         if all(writer.documents for writer in corpus.writers.values()):
             if not moved and not apart:
                 corpus.save(partial, source)

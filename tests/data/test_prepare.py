@@ -18,11 +18,12 @@ from transformers import AutoTokenizer
 
 from fastbert.data import corpus as corpus_room
 from fastbert.data import prepare as job
+from fastbert.data.corpus import BYTES_PER_WORKER, workers_for
 from fastbert.data.hashing import text_hash
 from fastbert.data.prepare import prepare, prepared_folder
 from fastbert.data.rare import WordCounter
 from fastbert.data.shards import open_dataset
-from fastbert.data.sources import open_source
+from fastbert.data.sources import Source, open_source
 from fastbert.data.tokenizer import WordPiece
 from fastbert.data.writer import SplitWriter
 from fastbert.errors import UserError
@@ -364,3 +365,14 @@ def test_a_killed_worker_is_told(corpus: Path, monkeypatch: pytest.MonkeyPatch) 
 
 def _die(*_: object) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_workers_follow_the_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+
+    def workers(size: int, asked: int = 0) -> int:
+        return workers_for(Source("a", "a", {}, size, lambda: iter(())), asked)
+
+    assert [workers(1), workers(BYTES_PER_WORKER), workers(100 * BYTES_PER_WORKER)] == [1, 2, 4]
+    assert workers(0) == 4, "of unknown size"
+    assert workers(1, asked=3) == 3
