@@ -77,7 +77,7 @@ class Progress:
             parts.append(amount(self.done, self.unit))
         if rate := self.rate():
             parts.append(_rate(rate, self.unit))
-            if self.total:
+            if self.total > self.done:
                 parts.append(f"{duration(self.seconds_left(now))} left")
         elif not self.done:
             parts.append(duration(now - self.begin))
@@ -127,7 +127,7 @@ def shown(work: Work, delay: float = DELAY, lines: bool = True) -> Iterator[Work
         if outer is not None:
             outer.paused += seconds
         if finished and lines and not bar and seconds >= SECONDS_BETWEEN_LINES:
-            echo(f"{work.label}: done in {duration(seconds)}{f'  {work.status}' if work.status else ''}")
+            echo(f"{work.label}: done in {duration(seconds)}")
 
 
 def notify(text: str) -> None:

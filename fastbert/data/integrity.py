@@ -91,7 +91,8 @@ def hash_of(path: Path, report: Callable[[int], None] = lambda count: None, stop
             report(count)
         if stop is None:
             file.seek(0)
-            sha.update(file.read(first))
+            sha.update(header := file.read(first))
+            report(len(header))
     return sha
 
 

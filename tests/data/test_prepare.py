@@ -156,7 +156,7 @@ def test_unknown_words_are_shown(corpus: Path, tmp_path: Path, capsys, given: bo
     assert sum(split["unk_tokens"] for split in record["splits"].values()) == ids.count(tokenizer.unk_token_id) > 100
     train = record["splits"]["train"]
     fraction = train["unk_tokens"] / (train["tokens"] - train["documents"])
-    (row,) = [line for line in shown.out.splitlines() if line.startswith("[UNK] of the tokens")]
+    (row,) = [line for line in shown.out.splitlines() if line.startswith("[UNK] tokens")]
     assert row.split()[4] == f"{fraction:.3%}"
     fix = "give another --tokenizer" if given else "raise --vocab-size"
     assert "of the train tokens are [UNK]" in shown.err or "of the validation tokens are [UNK]" in shown.err
@@ -199,7 +199,7 @@ def test_finished_folders_are_reused_and_others_refused(corpus: Path, capsys: py
     before = (corpus / "out" / "dataset.json").stat().st_mtime_ns
     prepare(options_of(corpus, workers=2))
     shown = capsys.readouterr()
-    assert "already prepared" in shown.err and "tokens a word" in shown.out and str(corpus / "out") in shown.out
+    assert "already prepared" in shown.err and "tokens per word" in shown.out and str(corpus / "out") in shown.out
     assert (corpus / "out" / "dataset.json").stat().st_mtime_ns == before
     with pytest.raises(UserError, match=r"was prepared with another option \(rare_max, seed\)|\(seed, rare_max\)"):
         prepare(options_of(corpus, seed=9, rare_max=7))
