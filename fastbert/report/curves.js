@@ -90,7 +90,8 @@
 
   function plot() {
     control("smoothed").textContent = control("smoothing").value === "0" ? "off" : "";
-    const settings = { responsive: true, displaylogo: false, toImageButtonOptions: { format: "svg" } };
+    const settings = { responsive: true, displaylogo: false, toImageButtonOptions: { format: "svg" },
+      showSendToCloud: false, plotlyServerURL: "", modeBarButtonsToRemove: ["select2d", "lasso2d"] };
     return Plotly.react(graph, traces(), layout(), settings);
   }
 

@@ -3,7 +3,6 @@
 A run may be unfinished, or its records damaged: what can be read is shown, and each problem becomes a warning.
 """
 
-import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from typing import Any
 from fastbert.errors import UserError, brief
 from fastbert.inheritance import read_yaml
 from fastbert.inputs import check_folder, near_name, read_or_problem
-from fastbert.records import COUNT, finite_or_none, json_text, read_json
+from fastbert.records import COUNT, json_text, read_json
 from fastbert.training.logbook import read_records
 
 NOTHING = "–"
@@ -220,7 +219,7 @@ def number(value: Any) -> float | None:
     """`value` as a float; None if it is no finite number."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    return finite_or_none(float(value)) if abs(value) < 1e300 or not math.isfinite(value) else None
+    return float(value) if abs(value) < 1e300 else None  # false for NaN as well
 
 
 def text_of(value: Any) -> str:
