@@ -78,8 +78,8 @@ def comparison_page(runs: Sequence[Run]) -> str:
         heading("Results"),
         results_table(runs).html(),
         paragraph(
-            "Losses in nats are compared with the unigram entropy of the held-out text, the loss of guessing each word "
-            "by its frequency. All runs are measured on the same masked positions if data, length and number of "
+            "The unigram entropy is the loss of guessing each held-out word by its frequency: a masked loss below it "
+            "comes from context. All runs are measured on the same masked positions if data, length and number of "
             "held-out sequences are the same."
         ),
         heading("Curves"),
@@ -133,7 +133,7 @@ def results_table(runs: Sequence[Run]) -> Table:
         loss = run.last("validation", "loss")
         first = [["objective", run.objective], ["state", run.state]]
         first.append(["validation loss", NOTHING if loss is None else f"{loss:.4f}"])
-        return [*first, *(result_rows(run) if run.summary else ())]
+        return [*first, *(row[:2] for row in result_rows(run))] if run.summary else first
 
     return transposed("run", runs, rows)
 

@@ -8,7 +8,9 @@
   const colors = ["#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd", "#8c564b", "#e377c2", "#7f7f7f", "#bcbd22",
     "#17becf"];
   const dashes = ["solid", "dash", "dot", "dashdot", "longdash"]; // runs with the same colour have different dashes
-  const style = (run) => ({ color: colors[run % colors.length],
+  const symbols = ["circle", "square", "diamond", "cross", "x", "triangle-up", "star"];
+  const widest = Math.min(data.runs.length, 6) - 1; // of equal curves the first is wider and seen below the others
+  const style = (run) => ({ color: colors[run % colors.length], width: 1.6 + 0.7 * Math.max(0, widest - run),
     dash: dashes[Math.floor(run / colors.length) % dashes.length] });
   const hidden = new Set(); // numbers of runs
 
@@ -44,7 +46,7 @@
       const y = smoothing ? smooth(curve.mean ?? curve.y, fraction) : curve.y;
       const markers = panel.split !== "train" && curve.y.length <= 60;
       found.push({ ...common, y, mode: markers || y.length === 1 ? "lines+markers" : "lines",
-        line: { ...look, width: 2 }, marker: { size: 5 }, hovertemplate: format });
+        line: look, marker: { size: 6, symbol: symbols[curve.run % symbols.length] }, hovertemplate: format });
     }));
     return found;
   }

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from fastbert.pretraining.options import PretrainOptions
-from fastbert.report.run_page import result_rows, write_run_page
+from fastbert.report.run_page import result_rows, sessions_table, write_run_page
 from fastbert.report.runs import read_run
 from tests.flags import main
 from tests.report.test_page import HOSTILE_NAME, Texts
@@ -21,9 +21,16 @@ def page(run_folder) -> str:
 
 def test_a_page_of_results_examples_cost_and_machine(page: str) -> None:
     found = Texts(page)
-    for text in ("5.5000 nats, 0.500 below the unigram entropy", "word 50 %, text 20 %", "51.2k", "4.00e+10", "1.5"):
+    for text in (
+        "masked loss (nats)",
+        "0.500 below the unigram entropy",
+        "word 50 %, text 20 %",
+        "51.2k",
+        "4.00e+10",
+        "1.5",
+    ):
         assert text in found.text
-    for text in ("a CPU, 2 cores", "cpu, fp32, 1 CPU threads", "0123456789ab", "torch 2.13.0"):
+    for text in ("a CPU, 2 cores", "fp32", "2026-01-01T00:00:00+00:00", "0123456789ab", "2.13.0"):
         assert text in found.text
     assert found.tags.count("svg") == 1 and "script" not in found.tags and len(page) < 300_000
 
@@ -44,11 +51,21 @@ def test_a_loss_above_the_entropy_and_one_that_is_not_finite(run_folder) -> None
         {"label": "generator loss", "value": None, "unit": "nats"},
     ]
     assert result_rows(run) == [
-        ["masked loss", "6.2500 nats, 0.250 above the unigram entropy"],
-        ["masked accuracy", "12.5 %"],
-        ["generator loss", "not finite"],
-        ["unigram entropy", "6.0000 nats"],
+        ["masked loss (nats)", "6.2500", "0.250 above the unigram entropy"],
+        ["masked accuracy", "12.5 %", ""],
+        ["generator loss (nats)", "not finite", ""],
+        ["unigram entropy (nats)", "6.0000", ""],
     ]
+
+
+def test_each_session_is_a_column(run_folder) -> None:
+    run = read_run(run_folder("a"))
+    assert sessions_table(run).head == ["property", "value"]
+    run.manifest["sessions"].append({"started": "later", "from_step": 20, "machine": {"gpus": ["H200"]}})
+    table = sessions_table(run)
+    assert table.head == ["property", "session 1", "session 2"]
+    rows = {row[0]: row[1:] for row in table.rows}
+    assert rows["from step"] == ["0", "20"] and rows["GPUs"] == ["none", "H200"] and rows["torch"] == ["2.13.0", "–"]
 
 
 @pytest.mark.parametrize("objective", ["electra", "multiple-choice"])
