@@ -38,6 +38,7 @@ OPTIONS = Registry(
         "export": "fastbert.hub.options:ExportOptions",
         "sweep": "fastbert.studies.sweep.options:SweepOptions",
         "ablate": "fastbert.studies.ablate.options:AblateOptions",
+        "report": "fastbert.report.options:ReportOptions",
         "bench throughput": "fastbert.bench.options:BenchThroughputOptions",
         "bench data": "fastbert.bench.options:BenchDataOptions",
         "bench kernels": "fastbert.bench.options:BenchKernelsOptions",
@@ -57,6 +58,7 @@ RUNS = Registry(
         "export": "fastbert.hub.export_run:export_run",
         "sweep": "fastbert.studies.sweep.sweep:sweep",
         "ablate": "fastbert.studies.ablate.ablate:ablate",
+        "report": "fastbert.report.comparison:report",
         "bench throughput": "fastbert.bench.throughput:bench_throughput",
         "bench data": "fastbert.bench.data:bench_data",
         "bench kernels": "fastbert.bench.kernels:bench_kernels",
@@ -141,6 +143,18 @@ def study(job: str, load: str, arguments: list[str]) -> int:
     return RUNS[job](compared, options)
 
 
+def report(arguments: list[str]) -> int:
+    """Runs may stand anywhere without a flag: `fastbert report runs/a runs/b --out page`."""
+    if "--runs" not in arguments:
+        values = {index + 1 for index, argument in enumerate(arguments) if argument == "--out"}
+        bare = [one for index, one in enumerate(arguments) if not one.startswith("-") and index not in values]
+        flags = [one for index, one in enumerate(arguments) if one.startswith("-") or index in values]
+        arguments = ["--runs", *bare, *flags] if bare else flags
+    options = parse(OPTIONS["report"], arguments, "report")
+    options.check_inputs()
+    return RUNS["report"](options)
+
+
 def bench(arguments: list[str]) -> int:
     topics = {
         "throughput": "the training loop compared with transformers' BERT",
@@ -170,6 +184,7 @@ JOBS: dict[str, tuple[Callable[[list[str]], int], str]] = {
         partial(study, "sweep", "fastbert.studies.sweep.options:load_sweep"),
         "fine-tune checkpoints on tasks, settings and seeds; compare",
     ),
+    "report": (report, "runs compared on one HTML page: curves, options, results, speed"),
     "predict": (partial(use_model, "predict"), "labels and probabilities of a fine-tuned model"),
     "submit": (partial(use_model, "submit"), "the archive GLUE's server takes, or a check of one"),
     "export": (export, "a run as a Hugging Face folder"),

@@ -35,6 +35,7 @@ EXAMPLES = {
     "export": "--run runs/base --out my-bert",
     "sweep": "configs/sweep/glue.yaml --workers 2",
     "ablate": "configs/ablate/tiny.yaml --workers 2",
+    "report": "--runs runs/base runs/rope --out comparison.html",
     "bench throughput": "--data data/wiki",
     "bench data": "--data wiki.txt --megabytes 20",
     "bench kernels": "--seconds 2",
