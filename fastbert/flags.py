@@ -31,7 +31,7 @@ EXAMPLES = {
     "evaluate": "--model runs/base --source held-out.txt",
     "fill": "runs/base 'The [MASK] of the United States.'",
     "finetune": "--model runs/base --task rte --glue-dir glue --out results/rte",
-    "predict": "--model results/rte/seed-0 --source new.csv --out predictions.jsonl",
+    "predict": "--model results/rte --source new.csv --out predictions.jsonl",
     "submit": "--results results/glue --glue-dir glue --fill --out submission.zip",
     "export": "--run runs/base --out my-bert",
     "sweep": "configs/sweep/glue.yaml --workers 2",
