@@ -1,5 +1,4 @@
-"""`fastbert predict`: labels and probabilities of a fine-tuned model, or of the mean of its seeds, for a split of a task
-or for new text."""
+"""`fastbert predict`: labels and probabilities of a fine-tuned model, or of the mean of its seeds."""
 
 import io
 import sys

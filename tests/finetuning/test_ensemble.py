@@ -128,11 +128,10 @@ def test_a_reader_that_goes_away_is_no_user_error(monkeypatch) -> None:
     """So that the command ends like others in a pipe to `head`."""
     reading, writing = os.pipe()
     os.close(reading)
-    monkeypatch.setattr(sys, "stdout", open(writing, "w"))
-    with pytest.raises(BrokenPipeError), predictions_file("-") as file:
-        file.write("x")
-    with pytest.raises(BrokenPipeError):
-        sys.stdout.close()
+    with pytest.raises(BrokenPipeError), open(writing, "w") as stdout:
+        monkeypatch.setattr(sys, "stdout", stdout)
+        with predictions_file("-") as file:
+            file.write("x")
 
 
 def test_seeds_that_cannot_be_averaged_are_refused(tuned, tmp_path, capsys) -> None:
