@@ -14,6 +14,7 @@ from fastbert.finetuning.batches import EncodedSplit, reading_order
 from fastbert.finetuning.model import TaskModel
 from fastbert.finetuning.rows import Example
 from fastbert.finetuning.saved import TaskRecord
+from fastbert.progress import progress
 from fastbert.training.hardware import autocast
 
 BATCH = 64  # default number of examples in one forward pass
@@ -40,6 +41,7 @@ class Inputs:
         return zip(self.examples, self.orders[0].of_examples(scores), strict=True)
 
 
+@progress("tokenizing")
 def encode_inputs(examples: Sequence[Example], vocabulary: WordPiece, record: TaskRecord) -> Inputs:
     settings = (vocabulary, record.max_length)
     orders = [record.kind.encode(examples, *settings)]
@@ -55,13 +57,15 @@ def predict_scores(
     """The scores that a head gives, float64 [U, ...]: the mean over the orders that are read."""
     kind, device = model.kinds[head], next(model.parameters()).device
     out = np.zeros((len(inputs.orders[0].units_in(np.arange(len(inputs.orders[0])))), *kind.score_shape()))
-    for encoded in inputs.orders:
-        for rows in reading_order(encoded.lengths, batch_size):
-            batch = encoded.batch(rows, device)
-            with autocast(device, precision):
-                logits = model(batch, head)
-            scores = kind.scores(logits if batch.scored is None else logits[batch.scored])
-            out[encoded.units_in(rows)] += scores.cpu().numpy() / len(inputs.orders)
+    with progress("scoring", sum(map(len, inputs.orders)), "inputs") as shown:
+        for encoded in inputs.orders:
+            for rows in reading_order(encoded.lengths, batch_size):
+                batch = encoded.batch(rows, device)
+                with autocast(device, precision):
+                    logits = model(batch, head)
+                scores = kind.scores(logits if batch.scored is None else logits[batch.scored])
+                out[encoded.units_in(rows)] += scores.cpu().numpy() / len(inputs.orders)
+                shown.update(shown.done + len(rows))
     return out
 
 

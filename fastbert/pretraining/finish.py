@@ -15,6 +15,7 @@ from fastbert.pretraining.evaluation import NOT_FINITE, evaluate, shown
 from fastbert.pretraining.loop import Progress
 from fastbert.pretraining.run import RunFolder
 from fastbert.pretraining.setup import PretrainSetup
+from fastbert.progress import progress
 from fastbert.records import json_text, write_json
 from fastbert.streams import echo
 from fastbert.training.hardware import describe_machine
@@ -66,6 +67,7 @@ def finish(setup: PretrainSetup, objective: Objective, run: RunFolder, progress:
     print(summary(run, progress, figures, unigram, lines, plot, opens))
 
 
+@progress("filling in the examples")
 def examples_of(setup: PretrainSetup, objective: Objective) -> tuple[list[str], list[str]]:
     """Held-out sentences and what the networks make of them; their lines in the summary."""
     with torch.compiler.set_stance("force_eager"):  # no sentence is as long as another
@@ -76,6 +78,7 @@ def examples_of(setup: PretrainSetup, objective: Objective) -> tuple[list[str], 
     return examples, ["", heading, *numbered] if examples else []
 
 
+@progress("checking export and summary")
 def check_finish(setup: PretrainSetup, objective: Objective) -> None:
     """Makes once, before training, what only the end of a run needs of an objective and may fail: so an objective that
     cannot be reported does not fail a finished run."""
@@ -113,7 +116,7 @@ def summary(
         "",
         f"Model   {run.model}   (transformers opens it: {opens}.from_pretrained)",
         *([f"Curves  {plot}"] if plot else []),
-        f"Run     {run.path}   (tensorboard --logdir {run.path / 'tensorboard'})",
+        f"Run     {run.path}   (tensorboard --logdir {run.path.parent})",
     ]
     return "\n".join(lines)
 

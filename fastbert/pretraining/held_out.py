@@ -24,6 +24,7 @@ from fastbert.objectives.objective import Figure, Objective
 from fastbert.objectives.options import MLMOptions
 from fastbert.pretraining.evaluation import evaluate, shown
 from fastbert.pretraining.options import EvaluateOptions, PretrainOptions
+from fastbert.progress import progress
 from fastbert.records import check, json_text
 from fastbert.streams import warn
 from fastbert.training.hardware import resolve_device, resolve_precision, setup_machine
@@ -65,7 +66,8 @@ def evaluate_text(options: EvaluateOptions) -> dict[str, Any]:
         )
     if ordinary[: len(rows) * (length - 1)].any():
         micro = options.machine.micro_batch_size or 32
-        values = evaluate(objective, validation_batches(rows, len(rows), micro, device), precision)
+        batches = validation_batches(rows, len(rows), micro, device)
+        values = evaluate(objective, batches, precision, sequences=len(rows))
     elif objective.loss_in_nats and not len(words):
         values = {"loss": None, "accuracy": None}  # nothing can be masked; all of the text costs 8 bits a byte
     else:
@@ -141,14 +143,16 @@ def read_text(options: EvaluateOptions, vocabulary: WordPiece) -> HeldOut:
     source = open_source(options.source, options.column)
     for warning in source.warnings:
         warn(warning)
-    for text in source.documents():
-        encoded = encoder.encode([text], [False])
-        parts.append(encoded.tokens)
-        count, size = count + len(encoded.tokens), size + int(encoded.sizes[0])
-        if (encoded.tokens == unk).any():
-            unk_bytes += encoder.unknown_bytes(text)
-        if count >= options.max_tokens:
-            break
+    with progress("tokenizing", options.max_tokens, "tokens") as shown:
+        for text in source.documents():
+            encoded = encoder.encode([text], [False])
+            parts.append(encoded.tokens)
+            count, size = count + len(encoded.tokens), size + int(encoded.sizes[0])
+            shown.update(count)
+            if (encoded.tokens == unk).any():
+                unk_bytes += encoder.unknown_bytes(text)
+            if count >= options.max_tokens:
+                break
     tokens = np.concatenate(parts).astype(np.int64)
     return HeldOut(tokens, size, int((tokens == unk).sum()), unk_bytes)
 

@@ -99,7 +99,7 @@ def test_budget_in_tokens(flags, tmp_path) -> None:
     assert json.loads((run / "report" / "summary.json").read_text())["step"] == 4
 
 
-def test_what_a_run_leaves(flags, tmp_path, capsys) -> None:
+def test_what_a_run_leaves(flags, tmp_path, capsys, works) -> None:
     run = tmp_path / "run"
     capsys.readouterr()
     assert main(["pretrain", *flags, "--out", str(run)]) == 0
@@ -107,14 +107,18 @@ def test_what_a_run_leaves(flags, tmp_path, capsys) -> None:
     for words in ("unigram entropy", "masked loss", "masked accuracy", str(run / "model"), "curves.png"):
         assert words in said.out
     assert "step 30/30" in said.err and "tokens/s" in said.err and "MFU" in said.err and "left" in said.err
-    names = {path.name for path in run.iterdir()}
+    assert {"checking export and summary", "saving a checkpoint", "exporting the model", "filling in the examples"} <= {
+        *works
+    }
+    assert works["validating"].total == works["validating"].done > 1
+    names = {path.name.partition(".tfevents")[0] for path in run.iterdir()}
     assert names == {
         *(
             ".lock",
             "config.yaml",
             "manifest.json",
             "metrics.jsonl",
-            "tensorboard",
+            "events.out",
             "tokenizer",
             "checkpoints",
             "model",
