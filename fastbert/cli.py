@@ -32,6 +32,7 @@ OPTIONS = Registry(
         "prepare": "fastbert.data.prepare:PrepareOptions",
         "pretrain": "fastbert.pretraining.options:PretrainOptions",
         "evaluate": "fastbert.pretraining.options:EvaluateOptions",
+        "fill": "fastbert.pretraining.fill_options:FillOptions",
         "finetune": "fastbert.finetuning.options:FinetuneOptions",
         "predict": "fastbert.finetuning.options:PredictOptions",
         "submit": "fastbert.finetuning.options:SubmitOptions",
@@ -52,6 +53,7 @@ RUNS = Registry(
         "prepare": "fastbert.data.prepare:prepare",
         "pretrain": "fastbert.pretraining.pretrain:pretrain",
         "evaluate": "fastbert.pretraining.held_out:evaluate_text",
+        "fill": "fastbert.pretraining.fill:fill",
         "finetune": "fastbert.finetuning.several_tasks:finetune_tasks",
         "predict": "fastbert.finetuning.predict:predict",
         "submit": "fastbert.finetuning.submit:submit",
@@ -116,7 +118,7 @@ def finetune(arguments: list[str]) -> int:
 
 
 def use_model(job: str, arguments: list[str]) -> int:
-    """evaluate, predict or submit."""
+    """evaluate, fill, predict or submit."""
     options = parse(OPTIONS[job], arguments, job)
     options.check_inputs()
     RUNS[job](options)
@@ -124,8 +126,6 @@ def use_model(job: str, arguments: list[str]) -> int:
 
 
 def export(arguments: list[str]) -> int:
-    if arguments and not arguments[0].startswith("-"):
-        arguments = ["--run", *arguments]
     options = parse(OPTIONS["export"], arguments, "export")
     check_model_folder(options.run)
     RUNS["export"](options)
@@ -179,6 +179,7 @@ JOBS: dict[str, tuple[Callable[[list[str]], int], str]] = {
         "a baseline and its variants compared at equal cost",
     ),
     "evaluate": (partial(use_model, "evaluate"), "masked loss, accuracy and bits per byte on held-out text"),
+    "fill": (partial(use_model, "fill"), "the likeliest words for each [MASK] in a text"),
     "finetune": (finetune, "fine-tune on GLUE or custom tasks, over several seeds"),
     "sweep": (
         partial(study, "sweep", "fastbert.studies.sweep.options:load_sweep"),

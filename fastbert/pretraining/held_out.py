@@ -53,7 +53,8 @@ def evaluate_text(options: EvaluateOptions) -> dict[str, Any]:
     rows = PackedRows(InMemory(tokens), length, vocabulary.ids["[CLS]"], vocabulary.ids["[SEP]"])
     if not len(rows):
         raise UserError(f"{options.source} has {len(tokens)} tokens, less than one sequence of {length}")
-    objective = trained_objective(options, pretrained, vocabulary).to(device)
+    kernels, mask_rate = options.machine.kernels, options.mask_rate
+    objective = trained_objective(options.model, pretrained, vocabulary, kernels, mask_rate).to(device)
     ordinary = ~np.isin(tokens, vocabulary.special_ids)
     words = tokens[ordinary]
     fraction = text.unk_tokens / max(1, text.unk_tokens + len(words))
@@ -91,26 +92,27 @@ def evaluate_text(options: EvaluateOptions) -> dict[str, Any]:
     return result
 
 
-def trained_objective(options: EvaluateOptions, pretrained: Pretrained, vocabulary: WordPiece) -> Objective:
+def trained_objective(
+    model: str, pretrained: Pretrained, vocabulary: WordPiece, kernels: str, mask_rate: float
+) -> Objective:
     """The objective with the weights it was trained to, without notes.
 
     Raises:
         UserError: the model cannot be asked for masked words, and the network that poses its questions is not there.
     """
-    kernels = options.machine.kernels
     if pretrained.has_head:
-        objective = MLM(pretrained.config, MLMOptions(mask_rate=options.mask_rate), vocabulary, kernels)
+        objective = MLM(pretrained.config, MLMOptions(mask_rate=mask_rate), vocabulary, kernels)
         objective.load_state_dict(pretrained.weights)
         return objective
-    checkpoint = find_checkpoint(Path(options.model))
+    checkpoint = find_checkpoint(Path(model))
     if checkpoint is None:
         raise UserError(
-            f"{options.model} has no MLM head, so it cannot fill blanks; give a model that has one or, of an export "
+            f"{model} has no MLM head, so it cannot fill blanks; give a model that has one or, of an export "
             "without one, the run it came from, which still has all of its networks"
         )
     state = check(checkpoint.state, {"options": dict}, f"{checkpoint.path}/state.json")  # sealed, as config.yaml is not
     trained = from_dict(PretrainOptions, state["options"], f"{checkpoint.path}/state.json")
-    asked = replace(trained.of_objective, mask_rate=options.mask_rate)
+    asked = replace(trained.of_objective, mask_rate=mask_rate)
     objective = OBJECTIVES[trained.objective](pretrained.config, asked, vocabulary, kernels)
     weights = checkpoint.tensors["model"].items()
     try:
