@@ -19,6 +19,7 @@ from fastbert.files import LOCK, atomic_file, atomic_folder, contents, disk_erro
 from fastbert.inputs import read_or_problem
 from fastbert.model.options import EncoderOptions
 from fastbert.outputs import check_output_folder
+from fastbert.pretraining.misplaced import how_to_give
 from fastbert.pretraining.options import OF_ONE_CALL, PretrainOptions
 from fastbert.ranges import text_problem
 from fastbert.records import check, read_json, write_json
@@ -103,13 +104,14 @@ class Sealed:
 
     def options(self, out: str) -> PretrainOptions:
         """The options the run was started with, for its folder `out`."""
-        options, where = self.state["options"], f"{self.path}/state.json"
-        if "validation_fraction" in options:
+        options, where = self.state["options"] | {"out": out}, f"{self.path}/state.json"
+        try:
+            return configuration.from_dict(PretrainOptions, options, where)
+        except UserError as error:  # the file is sealed, so it is as it was written
             raise UserError(
                 f"{where} was written by an older version of fastbert, whose options had other names; resume with that "
-                f"version, or start a new run from its export: --init-from {out}/model"
-            )
-        return configuration.from_dict(PretrainOptions, options | {"out": out}, where)
+                f"version, or start a new run from its export: --init-from {out}/model ({error})"
+            ) from None
 
 
 def new_folder(out: str | None, name: str) -> RunFolder:
@@ -166,7 +168,8 @@ def read_config(run: RunFolder) -> PretrainOptions:
         UserError: it is missing or damaged.
     """
     if not run.config.exists():
-        raise UserError(f"there is no run to resume in {run.path} (no {run.config}); leave --resume out to start one")
+        hint = how_to_give(run.path) or f"no {run.config}; leave --resume out to start one"
+        raise UserError(f"there is no run to resume in {run.path}: {hint}")
     return configuration.load_yaml(PretrainOptions, run.config)
 
 

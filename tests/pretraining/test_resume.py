@@ -248,9 +248,9 @@ def test_a_run_of_an_older_version_is_refused_by_name(tmp_path, capsys) -> None:
     """Its options had other names."""
     run = tmp_path / "run"
     (run / "checkpoints").mkdir(parents=True)
-    state = {"options": {"data": "sotu", "validation_fraction": 0.01, "steps": 9}, "encoder": {}, "science": {}}
+    state = {"options": {"data": "sotu", "batch_start": 4, "steps": 9}, "encoder": {}, "science": {}}
     Checkpointer(run / "checkpoints", 1, print).save(3, {"model": {"x": torch.zeros(1)}}, state)
-    (run / "config.yaml").write_text("validation_fraction: 0.01\n")
+    (run / "config.yaml").write_text("batch_start: 4\n")
     before = sorted(run.rglob("*"))
     assert main(["pretrain", "--resume", str(run)]) == 2
     assert (
