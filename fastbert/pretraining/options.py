@@ -4,7 +4,7 @@ import dataclasses
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from fastbert.config import BOOKKEEPING, FLAT, MACHINE, choice, leaves
 from fastbert.data.sources import check_source
@@ -15,7 +15,19 @@ from fastbert.hub.folders import check_model_folder
 from fastbert.model.options import EncoderOptions, NoteDictionaryOptions
 from fastbert.objectives import OBJECTIVES, group_of
 from fastbert.objectives.options import MaskRate, ObjectiveOptions
-from fastbert.ranges import Count, Fraction, Length, Minutes, Seed, Tokens, Vocabulary, Workers, check_values
+from fastbert.ranges import (
+    LARGEST,
+    Count,
+    Fraction,
+    Length,
+    Minutes,
+    Range,
+    Seed,
+    Tokens,
+    Vocabulary,
+    Workers,
+    check_values,
+)
 from fastbert.training.options import MachineOptions, OptimizerOptions, ScheduleOptions, TrainingMachineOptions
 
 
@@ -27,9 +39,19 @@ class PretrainMachineOptions(TrainingMachineOptions):
     """Processes that tokenize, where --data is a source; 0 is one for each core."""
     compile: str = choice("auto", ("auto", "on", "off"))
     """torch.compile the encoder's blocks: on, off, or auto (on a GPU; on a CPU it was measured to be slower)."""
+    micro_batch_size: Count | None = 32
+    """Sequences in one forward pass; smaller ones are accumulated to the batch. None: the whole batch."""
     activation_checkpointing: bool = False
     """Compute each block again in the backward pass instead of keeping what is in it: less memory, about a third more
     time."""
+
+
+@dataclass(frozen=True)
+class PretrainScheduleOptions(ScheduleOptions):
+    """The course of the learning rate, as a fraction of its peak (--optimizer.learning-rate)."""
+
+    warmup: Annotated[float, Range(0, LARGEST)] = 0.01
+    """Linear warm-up: a fraction of all steps if below 1, else a number of steps."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +86,7 @@ class _PretrainOptions:
     """What is learned: mlm (BERT), electra (replaced tokens, arXiv 2003.10555) or multiple-choice (with a meta
     controller, arXiv 2006.05744)."""
     encoder: EncoderOptions = field(default_factory=EncoderOptions, metadata=FLAT)
-    length: Length = 128
+    length: Length = 512
     """Tokens in a sequence, [CLS] included."""
     batch_size: Count = 256
     """Sequences in one optimizer step."""
@@ -102,7 +124,7 @@ class _PretrainOptions:
 
     notes: NoteDictionaryOptions = field(default_factory=NoteDictionaryOptions)
     optimizer: OptimizerOptions = field(default_factory=OptimizerOptions)
-    schedule: ScheduleOptions = field(default_factory=ScheduleOptions)
+    schedule: PretrainScheduleOptions = field(default_factory=PretrainScheduleOptions)
     machine: PretrainMachineOptions = field(default_factory=PretrainMachineOptions, metadata=MACHINE)
 
     def __post_init__(self) -> None:

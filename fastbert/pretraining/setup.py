@@ -164,8 +164,8 @@ def tokenizer_to_prepare(options: PretrainOptions, pretrained: Pretrained | None
 def check_networks(options: PretrainOptions, device: torch.device) -> None:
     """Refuses wrong networks, and ones that `device` cannot hold, before the data is prepared."""
     config = options.encoder.resolve(vocab_size=1, length=options.length)
-    check_exportable(config)
     check_memory(options, options.of_objective.networks(config), device)
+    check_exportable(config)  # builds the position encoding in its full width
 
 
 def check_memory(options: PretrainOptions, configs: Sequence[EncoderConfig], device: torch.device) -> None:
