@@ -7,10 +7,11 @@ import torch
 
 from fastbert.data.batches import validation_batches
 from fastbert.files import make_inner_folder
-from fastbert.hub.card import AUTO_CLASSES, model_card
+from fastbert.hub.card import model_card
 from fastbert.hub.export import export_model
 from fastbert.hub.names import check_weights, head_of, is_bert, kept
 from fastbert.objectives.objective import Figure, Objective
+from fastbert.pretraining.closing_lines import closing_lines
 from fastbert.pretraining.evaluation import NOT_FINITE, evaluate, shown
 from fastbert.pretraining.loop import Progress
 from fastbert.pretraining.run import RunFolder
@@ -62,8 +63,10 @@ def finish(setup: PretrainSetup, objective: Objective, run: RunFolder, progress:
             "sessions": progress.sessions,
         },
     )
-    opens = AUTO_CLASSES[head_of(weights)]
-    print(summary(run, progress, figures, unigram, lines, plot, opens))
+    print(summary(progress, figures, unigram, lines))
+    native, head = is_bert(setup.config), head_of(weights)
+    closing = closing_lines(run.path, run.model, plot, length=setup.options.length, native=native, head=head)
+    print("\n".join(["", *closing]))
 
 
 def examples_of(setup: PretrainSetup, objective: Objective) -> tuple[list[str], list[str]]:
@@ -90,15 +93,7 @@ def check_finish(setup: PretrainSetup, objective: Objective) -> None:
     model_card(setup.config, "", native=is_bert(setup.config), head=head_of(weights), parameters=0, facts={})
 
 
-def summary(
-    run: RunFolder,
-    progress: Progress,
-    figures: Sequence[str],
-    unigram: float,
-    examples: Sequence[str],
-    plot: Path | None,
-    opens: str,
-) -> str:
+def summary(progress: Progress, figures: Sequence[str], unigram: float, examples: Sequence[str]) -> str:
     lines = [
         "",
         f"Trained {progress.step} steps on {progress.tokens / 1e6:.2f}M tokens in {progress.seconds / 60:.1f} minutes"
@@ -106,14 +101,8 @@ def summary(
         "",
         "Held-out documents",
         f"  unigram entropy   {unigram:.3f} nats   (guessing words by their frequency)",
-    ]
-    lines += [
         *figures,
         *examples,
-        "",
-        f"Model   {run.model}   (transformers opens it: {opens}.from_pretrained)",
-        *([f"Curves  {plot}"] if plot else []),
-        f"Run     {run.path}   (tensorboard --logdir {run.path / 'tensorboard'})",
     ]
     return "\n".join(lines)
 
