@@ -15,6 +15,7 @@ from fastbert.config import load_yaml
 from fastbert.errors import UserError, brief, choose, message_of
 from fastbert.flags import EXAMPLES, normalized, parse
 from fastbert.hub.folders import check_model_folder
+from fastbert.pretraining.misplaced import how_to_give, is_text, quoted
 from fastbert.registry import Registry, imported
 from fastbert.requirements import check_requirements, check_text, refuse_several_processes
 from fastbert.streams import (
@@ -73,7 +74,7 @@ def pretrain(arguments: list[str]) -> int:
     from fastbert.pretraining.options import BUDGETS
 
     name, default = "pretrain", None
-    file, arguments = yaml_file(arguments)
+    file, arguments = yaml_file("pretrain", arguments)
     if file is not None:
         default, name = load_yaml(OPTIONS["pretrain"], file), Path(file).stem
     arguments = name_resumed_run(arguments)
@@ -105,7 +106,7 @@ def without_effect(options: Any, arguments: list[str]) -> list[str]:
 
 
 def finetune(arguments: list[str]) -> int:
-    file, arguments = yaml_file(arguments)
+    file, arguments = yaml_file("finetune", arguments)
     default = None if file is None else load_yaml(OPTIONS["finetune"], file)
     options = parse(OPTIONS["finetune"], arguments, "finetune", default)
     options.check_inputs()
@@ -131,7 +132,7 @@ def export(arguments: list[str]) -> int:
 
 def study(job: str, load: str, arguments: list[str]) -> int:
     """sweep or ablate, whose YAML file the function at `load` reads: what is compared, and the options."""
-    file, arguments = yaml_file(arguments)
+    file, arguments = yaml_file(job, arguments)
     compared, default = (None, None) if file is None else imported(load)(file)
     options = parse(OPTIONS[job], arguments, job, default)
     if compared is None:
@@ -185,11 +186,29 @@ def usage() -> str:
     )
 
 
-def yaml_file(arguments: list[str]) -> tuple[str | None, list[str]]:
-    """The YAML file that may stand first, and the other arguments."""
-    if arguments and not arguments[0].startswith("-"):
-        return arguments[0], arguments[1:]
-    return None, arguments
+def yaml_file(job: str, arguments: list[str]) -> tuple[str | None, list[str]]:
+    """The YAML file that may come first, and the other arguments.
+
+    Raises:
+        UserError: a folder comes first, or text to pretrain on.
+    """
+    if not arguments or arguments[0].startswith("-"):
+        return None, arguments
+    path = Path(arguments[0])
+    if path.is_dir():
+        raise UserError(f"configuration file {path} is a folder; {folder_hint(job, path)}")
+    if job == "pretrain" and is_text(path):
+        raise UserError(f"{path} is text, and what comes first is a YAML file; give text as --data {quoted(path)}")
+    return arguments[0], arguments[1:]
+
+
+def folder_hint(job: str, folder: Path) -> str:
+    """What to do with a folder that comes first, where `job` takes a YAML file."""
+    if job == "pretrain":
+        return how_to_give(folder) or "give a file"
+    if job == "finetune":
+        return f"give a file, and a model as --model {quoted(folder)}"
+    return f"give a file; to continue the {job} in a folder, repeat the command that started it"
 
 
 def value_of(flag: str, arguments: list[str]) -> str | None:
