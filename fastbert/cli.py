@@ -187,7 +187,7 @@ def usage() -> str:
 
 
 def yaml_file(job: str, arguments: list[str]) -> tuple[str | None, list[str]]:
-    """The YAML file that may come first, and the other arguments.
+    """The YAML file that may come first, by path or by name, and the other arguments.
 
     Raises:
         UserError: a folder comes first, or text to pretrain on.
@@ -199,7 +199,7 @@ def yaml_file(job: str, arguments: list[str]) -> tuple[str | None, list[str]]:
         raise UserError(f"configuration file {path} is a folder; {folder_hint(job, path)}")
     if job == "pretrain" and is_text(path):
         raise UserError(f"{path} is text, and what comes first is a YAML file; give text as --data {quoted(path)}")
-    return arguments[0], arguments[1:]
+    return config_path(job, arguments[0]), arguments[1:]
 
 
 def folder_hint(job: str, folder: Path) -> str:
