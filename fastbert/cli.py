@@ -15,6 +15,7 @@ from fastbert.config import load_yaml
 from fastbert.errors import UserError, brief, choose, message_of
 from fastbert.flags import EXAMPLES, normalized, parse
 from fastbert.hub.folders import check_model_folder
+from fastbert.named_configs import config_path
 from fastbert.pretraining.misplaced import how_to_give, is_text, quoted
 from fastbert.registry import Registry, imported
 from fastbert.requirements import check_requirements, check_text, refuse_several_processes
