@@ -24,7 +24,7 @@ _USES = {
         "print(hidden_states.mean(1))",
     ),
 }
-"""By the head of an export: a text, and two lines that apply the model to it."""
+"""Head of an export -> a text, and two lines that apply the model to it."""
 
 
 def snippet(model: Path, native: bool, head: str | None) -> list[str]:
@@ -61,7 +61,7 @@ def commands(run: Path, length: int, head: str | None) -> list[str]:
 def closing_lines(
     run: Path, model: Path, curves: Path | None, *, length: int, native: bool, head: str | None
 ) -> list[str]:
-    """All of them, without a curves line if there is no plot."""
+    """All closing lines; the path of the curves is left out if there is no plot."""
     return [
         f"Model   {model}",
         *([f"Curves  {curves}"] if curves else []),

@@ -1,4 +1,4 @@
-"""The objective's own losses on held-out rows, with masks that never change."""
+"""Losses of an objective on held-out rows, with fixed masks."""
 
 import math
 from collections.abc import Iterable
@@ -10,17 +10,17 @@ from fastbert.objectives.objective import Figure, Objective
 from fastbert.training.hardware import autocast
 from fastbert.training.world import ONE_PROCESS, World
 
-NOT_FINITE = "not finite"  # in place of a figure
-MASK_SEED = 0  # the same masks for every run, so that seeds and variants are compared on the same questions
+NOT_FINITE = "not finite"  # shown instead of a figure
+MASK_SEED = 0  # the same masks for all runs, so that seeds and variants are compared on the same predictions
 
 
 @torch.no_grad()
 def evaluate(
     objective: Objective, batches: Iterable[Batch], precision: str, world: World = ONE_PROCESS
 ) -> dict[str, float]:
-    """Means over the `batches` of all ranks of everything the objective measures, and `loss`, their weighted sum.
+    """Means over the `batches` of all ranks of all losses and measurements, and `loss`, the weighted sum of the losses.
 
-    The objective is left in the mode it was in.
+    The training mode of the objective is restored.
     """
     training = objective.training
     objective.eval()
@@ -41,7 +41,7 @@ def evaluate(
 
 
 def shown(figure: Figure, digits: int) -> str:
-    """The value of a figure, with `digits` after the point of one in nats; a percentage is rounded alike."""
+    """The value of a figure, with `digits` decimals in nats and two fewer in percent."""
     if figure.value is None:
         return NOT_FINITE
     if figure.unit == "%":

@@ -1,4 +1,4 @@
-"""What a finished run leaves behind: the export, the curves, and a summary of what it learned."""
+"""The end of a run: the export, the curves, and a summary of what the model learned."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,7 +23,7 @@ from fastbert.training.logbook import NothingToPlotError, plot_curves
 
 
 def finish(setup: PretrainSetup, objective: Objective, run: RunFolder, progress: Progress) -> None:
-    """Exports the model, draws the curves, prints the summary on standard output and keeps it in report/."""
+    """Exports the model, plots the curves, and writes the summary to report/ and standard output."""
     validation = setup.dataset.split("validation")
     unigram = validation.unigram_entropy
     final = {name: value for name, value in progress.last_eval.items() if name != "step"}
@@ -43,10 +43,10 @@ def finish(setup: PretrainSetup, objective: Objective, run: RunFolder, progress:
         title = f"{run.path.name}: {setup.config.position}, {setup.options.objective}"
         plot_curves(run.metrics, plot, title=title, baseline=unigram if objective.loss_in_nats else None)
     except ImportError:
-        echo("matplotlib is not installed: no curves are drawn; metrics.jsonl has the figures")
+        echo("matplotlib is not installed: no curves are plotted; metrics.jsonl has the figures")
         plot = None
     except NothingToPlotError as error:  # records may be lost between two sessions
-        echo(f"no curves are drawn: {error}")
+        echo(f"no curves are plotted: {error}")
         plot = None
     figures = summary_lines(objective.figures(final), unigram)
     examples, lines = examples_of(setup, objective)
@@ -70,7 +70,7 @@ def finish(setup: PretrainSetup, objective: Objective, run: RunFolder, progress:
 
 
 def examples_of(setup: PretrainSetup, objective: Objective) -> tuple[list[str], list[str]]:
-    """Held-out sentences and what the networks make of them; their lines in the summary."""
+    """Held-out sentences with the predictions of the networks, and their lines in the summary."""
     with torch.compiler.set_stance("force_eager"):  # no sentence is as long as another
         heading, examples = objective.examples(
             setup.dataset.split("validation"), setup.vocabulary, setup.options.length
@@ -80,8 +80,8 @@ def examples_of(setup: PretrainSetup, objective: Objective) -> tuple[list[str], 
 
 
 def check_finish(setup: PretrainSetup, objective: Objective) -> None:
-    """Makes once, before training, what only the end of a run needs of an objective and may fail: so an objective that
-    cannot be reported does not fail a finished run."""
+    """Computes once, before training, all that the end of a run needs of an objective, so that an objective with a bug
+    there fails before the first step and not after the last."""
     row = validation_batches(setup.rows("validation"), 1, 1, setup.device)
     with torch.compiler.set_stance("force_eager"):
         measured = evaluate(objective, row, setup.precision)
@@ -118,7 +118,9 @@ def summary_lines(figures: Sequence[Figure], unigram: float) -> list[str]:
 
 
 def compared(gain: float) -> str:
-    return f"{gain:.3f} nats under it" if gain > 0 else f"{-gain:.3f} nats over it: nothing learned yet"
+    if gain > 0:
+        return f"{gain:.3f} below the unigram entropy"
+    return f"{-gain:.3f} above the unigram entropy: nothing learned yet"
 
 
 def card_facts(
@@ -136,7 +138,7 @@ def card_facts(
         "batches": setup.plan().describe(progress.step),
         "optimizer": f"{optimizer.name}, learning rate {optimizer.learning_rate:g}, weight decay "
         f"{optimizer.weight_decay:g}, betas {optimizer.beta1:g} and {optimizer.beta2:g}, clip {optimizer.clip_norm:g}",
-        "schedule": f"{schedule.name}, warm-up {schedule.warmup:g}, final share {schedule.final:g}",
+        "schedule": f"{schedule.name}, warm-up {schedule.warmup:g}, final fraction {schedule.final:g}",
         "machine": f"{torch.cuda.get_device_name(setup.device) if on_gpu else machine['cpu']}, {setup.precision}",
         "minutes": f"{progress.seconds / 60:.1f}",
         "commit and torch": f"{machine['commit']}, {machine['versions']['torch']}",

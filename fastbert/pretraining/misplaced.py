@@ -1,5 +1,4 @@
-"""Files and folders that are given where another is expected: what each is, and the option that takes it. Imports no
-torch."""
+"""Files and folders that are given as the wrong argument, and the option that takes each. Imports no torch."""
 
 import shlex
 from pathlib import Path
@@ -10,13 +9,13 @@ YAML = (".yaml", ".yml")
 
 
 def is_run(folder: Path) -> bool:
-    """Whether `folder` is a run of `fastbert pretrain`, by the names of its files."""
+    """True if `folder` has the files of a run of `fastbert pretrain`."""
     return (folder / "config.yaml").is_file() and (folder / "checkpoints").is_dir()
 
 
 def how_to_give(path: Path) -> str:
-    """What `path` is and the command of `fastbert pretrain` that takes it, as the end of a sentence; empty if that is
-    not known."""
+    """Description of `path` with the option of `fastbert pretrain` that takes it, as the end of a sentence; empty if it
+    is unknown."""
     if is_run(path):
         return f"it is a run: {resume(path)}, or start a new run from its weights with --init-from {quoted(path)}"
     for run, what in ((path.parent, "the export"), (path.parent.parent, "a checkpoint")):
@@ -32,7 +31,7 @@ def how_to_give(path: Path) -> str:
 
 
 def is_text(path: Path) -> bool:
-    """Whether `path` is a file of text or a table by its name; .json may hold options too."""
+    """True if `path` is a file of text or a table by its suffix, but for .json, which may be a file of options."""
     return path.suffix != ".json" and suffixes(path)[0] in (".txt", *TABLES) and path.is_file()
 
 
