@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -36,7 +37,9 @@ def test_help_of_every_job(capsys) -> None:
         assert f"  {job} " in listed
         for more in ([], ["throughput"], ["data"], ["kernels"]) if job == "bench" else ([],):
             assert code_of([job, *more, "--help"]) == 0
-            assert " ".join(["fastbert", job, *more]) in capsys.readouterr().out
+            text = capsys.readouterr().out
+            assert " ".join(["fastbert", job, *more]) in text
+            assert not re.search(r"^ \S", text, re.MULTILINE)  # paragraphs begin at the margin
 
 
 def code_of(arguments: list[str]) -> int:
