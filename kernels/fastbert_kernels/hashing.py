@@ -58,7 +58,7 @@ def combine(key: Tensor, value: Tensor | int) -> Tensor:
 
 
 def uniform(words: Tensor, count: int | Tensor) -> Tensor:
-    """Integers in [0, count) int64, from int32 hash words by multiply and shift (bias below count / 2^32)."""
+    """Integers, int64 in [0, count), from int32 hash words by multiply and shift (bias below count / 2^32)."""
     return ((words.long() & 0xFFFFFFFF) * count) >> 32
 
 

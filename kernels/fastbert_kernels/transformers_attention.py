@@ -40,8 +40,8 @@ def make_mask(
     if mask_function is bidirectional_mask_function and more.get("allow_is_bidirectional_skip"):
         return None if attention_mask is None else attention_mask[:, -kv_length:].bool()
     more["allow_is_causal_skip"] = False
-    given = {"mask_function": mask_function, "attention_mask": attention_mask, **more}
-    return sdpa_mask(batch_size, q_length, kv_length, **given)
+    options = {"mask_function": mask_function, "attention_mask": attention_mask, **more}
+    return sdpa_mask(batch_size, q_length, kv_length, **options)
 
 
 def attend(

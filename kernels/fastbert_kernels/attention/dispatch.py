@@ -35,8 +35,8 @@ def attention(
 ) -> Tensor:
     """`attention_reference` by the fastest implementation for the device; arguments and result as there, and
 
-        max_seqlen: with `cu_seqlens`, the length of the longest sequence. Needed for speed only where there is no bias:
-            otherwise the kernels launch programs for a sequence of all tokens.
+        max_seqlen: with `cu_seqlens`, the length of the longest sequence. The size of a bias gives it too; without
+            both, the kernels launch programs for a sequence of all tokens.
 
     On a GPU this is the Triton kernel, which sums the gradient of the bias over the batch without atomics, or PyTorch's
     fused attention for tensors that the kernel does not support. On a CPU it is plain products, chunk by chunk in the

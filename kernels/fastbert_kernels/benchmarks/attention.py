@@ -30,12 +30,12 @@ def tensors(settings: Settings, length: int, biased: bool, batch: int | None = N
     """q, k, v, with `biased` the bias, and a gradient of the output."""
     heads, size, _, tokens = shape(settings)
     batch = batch or tokens // length
-    given = {"generator": torch.Generator(settings.device).manual_seed(0), "device": settings.device}
-    qkv = torch.randn(batch, length, 3, heads, size, **given).to(torch.bfloat16)
+    options = {"generator": torch.Generator(settings.device).manual_seed(0), "device": settings.device}
+    qkv = torch.randn(batch, length, 3, heads, size, **options).to(torch.bfloat16)
     found = [x.detach().requires_grad_() for x in qkv.permute(2, 0, 3, 1, 4)]
     if biased:
-        found.append(torch.randn(1, heads, length, length, **given).requires_grad_())
-    return [*found, torch.randn(batch, length, heads, size, **given).to(torch.bfloat16).transpose(1, 2)]
+        found.append(torch.randn(1, heads, length, length, **options).requires_grad_())
+    return [*found, torch.randn(batch, length, heads, size, **options).to(torch.bfloat16).transpose(1, 2)]
 
 
 def packed_tensors(settings: Settings, length: int) -> tuple[list[Tensor], Tensor, Tensor]:
@@ -94,10 +94,10 @@ def contestants(cuda: bool) -> dict[str, tuple[bool, Callable]]:
 
 def errors(settings: Settings, function: Callable, length: int) -> dict[str, list[float]]:
     """Errors of output and gradients against float64, each with that of the reference in bfloat16."""
-    *given, grad = tensors(settings, length, True, batch=3)
+    *inputs, grad = tensors(settings, length, True, batch=3)
 
     def results(compute: Callable, dtype: torch.dtype | None = None) -> list[Tensor]:
-        leaves = given if dtype is None else [x.detach().to(dtype).requires_grad_() for x in given]
+        leaves = inputs if dtype is None else [x.detach().to(dtype).requires_grad_() for x in inputs]
         out = compute(*leaves)
         return [out.detach(), *torch.autograd.grad(out, leaves, grad.to(out.dtype))]
 
@@ -122,7 +122,7 @@ def tune(settings: Settings, save: bool = False) -> ResultRows:
     best: dict[str, tuple[float, Tiles]] = {}
     for kernel, choices in CANDIDATES.items():
         length = short if kernel == "short" else long
-        *given, grad = tensors(settings, length, True)
+        *inputs, grad = tensors(settings, length, True)
         for tiles in choices[:1] if settings.toy else choices:
             if rows.over:
                 break
@@ -131,10 +131,10 @@ def tune(settings: Settings, save: bool = False) -> ResultRows:
             try:
                 found = {n: errors(settings, attention, n) for n in (length, length - 3)}
                 row |= {"correct": all(map(within, found.values())), "errors": {str(n): e for n, e in found.items()}}
-                out = attention(*given)
-                part = functools.partial(attention, *given)
+                out = attention(*inputs)
+                part = functools.partial(attention, *inputs)
                 if kernel != "forward":
-                    part = functools.partial(torch.autograd.grad, out, given, grad, retain_graph=True)
+                    part = functools.partial(torch.autograd.grad, out, inputs, grad, retain_graph=True)
                 row |= timed(part, settings.device, settings.rounds)
             except FAILURES as error:  # a configuration that does not fit this GPU is a result too
                 row |= {"correct": False, "failed": failure(error)}
@@ -203,10 +203,10 @@ def untied(settings: Settings, length: int) -> Iterator[tuple[str, Callable, lis
     """The implementations of `untied_attention`, and the concatenated form."""
     q, k, v, grad = tensors(settings, length, False)
     heads, size, *_ = shape(settings)
-    given = {"generator": torch.Generator(q.device).manual_seed(2), "device": q.device, "dtype": q.dtype}
-    pos_q, pos_k = (torch.randn(heads, length, size, **given).requires_grad_() for _ in range(2))
-    first, other = (torch.randn(heads, **given).requires_grad_() for _ in range(2))
-    table = torch.randn(32, heads, **given).requires_grad_()
+    options = {"generator": torch.Generator(q.device).manual_seed(2), "device": q.device, "dtype": q.dtype}
+    pos_q, pos_k = (torch.randn(heads, length, size, **options).requires_grad_() for _ in range(2))
+    first, other = (torch.randn(heads, **options).requires_grad_() for _ in range(2))
+    table = torch.randn(32, heads, **options).requires_grad_()
     plain = {"cu_seqlens": None, "key_padding": None, "segments": None, "scale": (2 * size) ** -0.5}
     plain |= {"dropout_p": 0.0, "seed": None, "keys": None}
 
@@ -234,11 +234,11 @@ def time_passes(
     row["peak_mib"] = peak_mib(both, settings.device)
     out = function(*inputs)
     batch, heads, length, size = inputs[0].shape
-    for kind, call, products in (
+    for passes, call, products in (
         ("forward", functools.partial(function, *inputs), 4),
         ("backward", functools.partial(torch.autograd.grad, out, inputs, grad, retain_graph=True), 10),
         ("both", both, 14),
     ):
-        row[kind] = timed(call, settings.device, settings.rounds)
+        row[passes] = timed(call, settings.device, settings.rounds)
         if batch > 1:
-            row[kind]["tflops"] = round(products * batch * heads * length**2 * size / row[kind]["ms"] / 1e9, 2)
+            row[passes]["tflops"] = round(products * batch * heads * length**2 * size / row[passes]["ms"] / 1e9, 2)

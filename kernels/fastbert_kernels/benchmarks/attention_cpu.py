@@ -50,7 +50,7 @@ def bench(settings: Settings) -> ResultRows:
     for shape in TOY if settings.toy else SHAPES:
         for dtype in (torch.bfloat16, torch.float32):
             for biased in (True, False):
-                given = tensors(shape, dtype)
+                inputs = tensors(shape, dtype)
                 for backward in (True, False):
                     if rows.over:
                         return rows
@@ -60,7 +60,7 @@ def bench(settings: Settings) -> ResultRows:
                         "bias": "learned" if biased else "none",
                     }
                     what["passes"] = "forward and backward" if backward else "forward"
-                    race(rows, what, calls(given, biased, backward), settings.rounds)
+                    race(rows, what, calls(inputs, biased, backward), settings.rounds)
     return rows
 
 
@@ -76,15 +76,15 @@ def tensors(shape: tuple[int, int, int, int], dtype: torch.dtype) -> dict[str, A
     }
 
 
-def calls(given: dict[str, Any], biased: bool, backward: bool) -> dict[str, Callable[[], Any]]:
+def calls(inputs: dict[str, Any], biased: bool, backward: bool) -> dict[str, Callable[[], Any]]:
     def call(name: str, function: Callable) -> Callable[[], Any]:
-        more = given["positions" if "concatenated" in name else "bias"] if biased else None
-        inputs = [*given["qkv"], *([more] if biased else [])]
+        more = inputs["positions" if "concatenated" in name else "bias"] if biased else None
+        required = [*inputs["qkv"], *([more] if biased else [])]
 
         def run() -> Any:
             with torch.set_grad_enabled(backward):
-                out = function(*given["qkv"], more)
-            return torch.autograd.grad(out, inputs, given["grad"]) if backward else out
+                out = function(*inputs["qkv"], more)
+            return torch.autograd.grad(out, required, inputs["grad"]) if backward else out
 
         return run
 

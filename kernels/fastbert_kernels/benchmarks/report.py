@@ -47,24 +47,24 @@ def compiled_table(found: dict[str, Any]) -> str:
     return f"{legend} Tiles: queries, keys, warps, stages.\n\n{markdown_table(head, rows)}"
 
 
-def roofline_fraction(row: dict[str, Any], kind: str, found: dict[str, Any]) -> float:
+def roofline_fraction(row: dict[str, Any], passes: str, found: dict[str, Any]) -> float:
     """TFLOP/s relative to the roofline of the machine, for minimum traffic: q, k, v, o (and in the backward pass their
     gradients) once, the bias and its gradient once."""
     length, ceilings = row["length"], found["ceilings"]
     heads, size, tokens = found["shape"].values()
-    tensors = {"forward": 4, "backward": 8, "both": 12}[kind] * tokens * heads * size * 2
+    tensors = {"forward": 4, "backward": 8, "both": 12}[passes] * tokens * heads * size * 2
     bias = (
-        {"forward": 1, "backward": 2, "both": 3}[kind] * heads * length**2 * 4
+        {"forward": 1, "backward": 2, "both": 3}[passes] * heads * length**2 * 4
         if "no bias" not in row["contestant"]
         else 0
     )
-    flops = {"forward": 4, "backward": 10, "both": 14}[kind] * tokens * heads * length * size
+    flops = {"forward": 4, "backward": 10, "both": 14}[passes] * tokens * heads * length * size
     allowed = min(ceilings["tflops"], flops / (tensors + bias) * ceilings["tbytes"])
-    return row[kind]["tflops"] / allowed
+    return row[passes]["tflops"] / allowed
 
 
 def attention_tables(found: dict[str, Any]) -> str:
-    parts, kinds = [], ("forward", "backward", "both")
+    parts, passes = [], ("forward", "backward", "both")
     batch = [row for row in found["rows"] if row["case"] == "batch"]
     ours = {row["length"]: row for row in batch if row["contestant"] == "fastbert" and "both" in row}
     for length in sorted({row["length"] for row in batch}):
@@ -73,20 +73,26 @@ def attention_tables(found: dict[str, Any]) -> str:
             if "failed" in row:
                 rows.append([row["contestant"], row["failed"], *[None] * 7])
                 continue
-            times = [f"{row[k]['ms']} ({row[k]['least']} to {row[k]['most']})" for k in kinds]
+            times = [f"{row[k]['ms']} ({row[k]['least']} to {row[k]['most']})" for k in passes]
             speed = [row["both"]["tflops"], f"{roofline_fraction(row, 'both', found):.2f}"]
             times_ours = f"{row['both']['ms'] / ours[length]['both']['ms']:.2f}" if length in ours else None
             errors = row.get("errors", {}).values()
             worst = max((math.inf if None in (a, b) else a / (2 * b + 1e-5) for a, b in errors), default=None)
             rows.append([row["contestant"], *times, *speed, times_ours, row["peak_mib"], worst and f"{worst:.2f}"])
-        head = ["contestant", *(f"{k}, ms" for k in kinds), "TFLOP/s", "of the roofline", "its time over fastbert's"]
-        parts += [f"### T = {length}", "", markdown_table([*head, "MiB", "error over the bound"], rows), ""]
+        head = [
+            "contestant",
+            *(f"{k}, ms" for k in passes),
+            "TFLOP/s",
+            "fraction of the roofline",
+            "time relative to fastbert",
+        ]
+        parts += [f"### T = {length}", "", markdown_table([*head, "MiB", "error / bound"], rows), ""]
     others = [row for row in found["rows"] if row["case"] != "batch"]
     rows = [
         [
             r["length"],
             r["contestant"],
-            *([r[k]["ms"] for k in kinds] if "both" in r else [r["failed"]]),
+            *([r[k]["ms"] for k in passes] if "both" in r else [r["failed"]]),
             r.get("peak_mib"),
         ]
         for r in others
@@ -94,7 +100,7 @@ def attention_tables(found: dict[str, Any]) -> str:
     parts += [
         "### Packed sequences, TUPE",
         "",
-        markdown_table(["T", "contestant", *(f"{k}, ms" for k in kinds), "MiB"], rows),
+        markdown_table(["T", "contestant", *(f"{k}, ms" for k in passes), "MiB"], rows),
     ]
     return "\n".join(parts)
 
@@ -119,7 +125,7 @@ def vocabulary_table(found: dict[str, Any]) -> str:
 
 def cpu_table(found: dict[str, Any]) -> str:
     names = ("dtype", "bias", "passes", "contestant", "ms", "least", "most", "over")
-    head = [*"BHTK", *names[:-1], "its time over fastbert's"]
+    head = [*"BHTK", *names[:-1], "time relative to fastbert"]
     return markdown_table(head, ([*row["shape"], *(row[name] for name in names)] for row in found["rows"]))
 
 
@@ -141,17 +147,17 @@ def plot(found: dict[str, Any], path: Path) -> None:
 
     figure, axes = plt.subplots(1, 3, figsize=(15, 4.5), sharey=True, layout="constrained")
     names = dict.fromkeys(row["contestant"] for row in found["rows"] if row["case"] == "batch")
-    for axis, kind in zip(axes, ("forward", "backward", "both"), strict=True):
+    for axis, passes in zip(axes, ("forward", "backward", "both"), strict=True):
         for name in names:
             points = sorted(
-                (row["length"], row[kind]["tflops"])
+                (row["length"], row[passes]["tflops"])
                 for row in found["rows"]
-                if row["case"] == "batch" and row["contestant"] == name and kind in row
+                if row["case"] == "batch" and row["contestant"] == name and passes in row
             )
             style = "--" if "no bias" in name else "-"
             axis.plot(*zip(*points, strict=True), style, marker="o", label=name) if points else None
         axis.axhline(found["ceilings"]["tflops"], color="grey", linestyle=":", label="a large product")
-        axis.set(xscale="log", xlabel="T", title=kind)
+        axis.set(xscale="log", xlabel="T", title=passes)
         ticks = sorted({row["length"] for row in found["rows"]})
         axis.set_xticks(ticks, ticks, minor=False)
         axis.minorticks_off()

@@ -29,14 +29,14 @@ def vocabulary(settings: Settings) -> ResultRows:
     """Measure times (of forward and backward for the loss) and peak memory."""
     device, found = settings.device, ResultRows("vocabulary", settings)
     words, width, small, masked, tokens = (300, 16, 16, 64, 32) if settings.toy else (32768, 768, 192, 9728, 65536)
-    given = {"generator": torch.Generator(device).manual_seed(0), "device": device, "dtype": torch.bfloat16}
+    options = {"generator": torch.Generator(device).manual_seed(0), "device": device, "dtype": torch.bfloat16}
     bias = torch.zeros(words, device=device, dtype=torch.bfloat16)
 
     def compiled(function: Callable) -> Callable:
         return torch.compile(function, dynamic=False) if device.type == "cuda" else function
 
-    hidden = torch.randn(masked, width, **given).requires_grad_()
-    embedding = (torch.randn(words, width, **given) / width**0.5).requires_grad_()
+    hidden = torch.randn(masked, width, **options).requires_grad_()
+    embedding = (torch.randn(words, width, **options) / width**0.5).requires_grad_()
     target = torch.randint(0, words, (masked,), device=device)
     for name, function in (
         ("fastbert", linear_cross_entropy),
@@ -48,8 +48,8 @@ def vocabulary(settings: Settings) -> ResultRows:
             return torch.autograd.grad(function(hidden, embedding, bias, target), (hidden, embedding))
 
         add(found, settings, step, operation="loss", contestant=name, rows=masked, words=words, width=width)
-    states = torch.randn(tokens, small, **given)
-    table = torch.randn(words, small, **given) / small**0.5
+    states = torch.randn(tokens, small, **options)
+    table = torch.randn(words, small, **options) / small**0.5
     ours = functools.partial(sample_candidates, states, table, 9, seed=0, bias=bias)
     for name, call in (("fastbert", ours), ("compiled", functools.partial(compiled(gumbel), states, table, bias, 9))):
         add(found, settings, call, operation="candidates", contestant=name, rows=tokens, words=words, width=small)
