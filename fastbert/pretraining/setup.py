@@ -20,7 +20,7 @@ from fastbert.hub.load import Pretrained, load_pretrained, tokenizer_of
 from fastbert.model.config import EncoderConfig
 from fastbert.model.encoder import adapt, initialize
 from fastbert.model.flops import encoder_parameters
-from fastbert.objectives import OBJECTIVES
+from fastbert.objectives import OBJECTIVES, group_of
 from fastbert.objectives.objective import Objective
 from fastbert.pretraining.evaluation import evaluate
 from fastbert.pretraining.note_corpus import NoteCorpus, find_note_words, rare_band
@@ -139,6 +139,7 @@ def prepare_setup(
             f"{folder} holds {len(rows.stream)} tokens for validation, less than one sequence of {options.length}; "
             "lower --length, or prepare it with a larger --validation-fraction"
         )
+    options = replace(options, **{group_of(options.objective): options.of_objective.resolve(config)})
     for warning in options.of_objective.warnings(config):
         echo(warning)
     lengths = {options.length, options.stages.first_length or options.length}

@@ -128,10 +128,15 @@ def test_a_sample_that_is_the_word_itself_counts_as_original() -> None:
 
 
 def test_sizes_of_the_generator() -> None:
+    """The paper's three sizes (its Table 6) are the defaults; other widths count as one of them."""
     for width, scale, expected in (
-        (256, 0.25, (64, 1, 256)),
-        (768, 1 / 3, (256, 4, 1024)),
-        (1024, 0.25, (256, 4, 1024)),
+        (256, None, (64, 1, 256)),
+        (768, None, (256, 4, 1024)),
+        (1024, None, (256, 4, 1024)),
+        (512, None, (128, 2, 512)),
+        (576, None, (192, 3, 768)),
+        (1536, None, (384, 6, 1536)),
+        (768, 0.25, (192, 3, 768)),
         (128, 1.0, (128, 2, 512)),
     ):
         config = EncoderOptions(layers=3, width=width).resolve(V, 16)

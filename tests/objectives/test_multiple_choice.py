@@ -123,10 +123,12 @@ def test_rows_of_the_embedding_that_stand_for_no_word_are_no_candidates() -> Non
 
 def test_sizes_of_the_controller() -> None:
     config = EncoderOptions(layers=12, width=768).resolve(V, 16)
-    paper = MultipleChoiceOptions(controller_width=256).networks(config)[1]
+    paper = MultipleChoiceOptions().networks(config)[1]
     assert (paper.layers, paper.width, paper.heads, paper.ffn) == (12, 256, 4, 1024)
-    default = MultipleChoiceOptions(controller_layers=6).networks(config)[1]
-    assert (default.layers, default.width, default.heads) == (6, 192, 3)
+    given = MultipleChoiceOptions(controller_layers=6, controller_width=192).networks(config)[1]
+    assert (given.layers, given.width, given.heads) == (6, 192, 3)
+    small = MultipleChoiceOptions().networks(EncoderOptions(layers=12, width=256).resolve(V, 16))[1]
+    assert (small.layers, small.width, small.heads) == (12, 64, 1)
     odd = MultipleChoiceOptions(controller_width=200).networks(config)[1]
     assert (odd.width, odd.width % odd.heads) == (200, 0)
     same = build("multiple-choice", options=options(controller_width=32))

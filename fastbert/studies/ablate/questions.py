@@ -28,7 +28,8 @@ def questions(options: PretrainOptions, lengths: Sequence[int]) -> Questions:
     Args:
         lengths: tokens in a sequence of the validation at each point.
     """
-    chosen = asdict(options.of_objective)
+    config = options.encoder.resolve(vocab_size=1, length=options.length)
+    chosen = asdict(options.of_objective.resolve(config))
     if OBJECTIVES[options.objective].loss_in_nats:
         chosen = {name: chosen[name] for name in ("mask_rate", "whole_word")}
     own = {f"{group_of(options.objective)}.{name}": value for name, value in chosen.items()}
