@@ -204,13 +204,13 @@ class Toy(MLM):
 def descent(groups, options, device):
     return torch.optim.SGD(groups, lr=0.1)
 """
-FIGURES = "def figures(self, measured): return "
+METRICS = "def metrics(self, measured): return "
 EXAMPLES = "def examples(self, *_): return "
 # A line of the constructor or a method of an objective, and how it is refused.
 FAULTS = {
-    "figures that stop": (FIGURES + "measured['nothing']", KeyError, "nothing"),
-    "figures without None": (FIGURES + "[] if 2 * measured['loss'] else []", TypeError, "NoneType"),
-    "figures of another type": (FIGURES + "[('loss', 1.0)]", AttributeError, "'tuple' object has no attribute"),
+    "metrics that fail": (METRICS + "measured['nothing']", KeyError, "nothing"),
+    "metrics without None": (METRICS + "[] if 2 * measured['loss'] else []", TypeError, "NoneType"),
+    "metrics of another type": (METRICS + "[('loss', 1.0)]", AttributeError, "'tuple' object has no attribute"),
     "examples without a heading": (EXAMPLES + "None", TypeError, "cannot unpack"),
     "examples that are no text": (EXAMPLES + "('', [self])", TypeError, "not JSON serializable"),
     "no FLOPs": ("def flops(self, *_): return None", TypeError, "unsupported operand"),

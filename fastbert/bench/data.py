@@ -25,7 +25,7 @@ from fastbert.model.options import EncoderOptions
 from fastbert.processes import without_control_c
 
 ENCODER = EncoderOptions(layers=4, width=256, heads=4)  # of the training step that reading is compared with
-STEPS, STEP_SECONDS = 30, 5.0  # drawn in a round; of timed training
+STEPS, STEP_SECONDS = 30, 5.0  # steps sampled in a round; seconds of timed training
 
 
 def bench_data(options: BenchDataOptions) -> int:
@@ -139,10 +139,10 @@ def time_loader(prepared: Path, options: BenchDataOptions) -> dict[str, float]:
     took = {"rows": 0.0, "masks": 0.0}
     for step in range(-3, STEPS):  # three to warm up
         start = time.perf_counter()
-        drawn = list(batches.at(step % 1000))
+        micro_batches = list(batches.at(step % 1000))
         read = time.perf_counter()
-        for batch in drawn:
-            objective.draw(batch, 0, step % 1000)
+        for batch in micro_batches:
+            objective.sample(batch, 0, step % 1000)
         if step >= 0:
             took["rows"] += (read - start) / STEPS
             took["masks"] += (time.perf_counter() - read) / STEPS

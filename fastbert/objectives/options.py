@@ -12,17 +12,17 @@ MaskRate = Annotated[float, Range(above=0, most=0.9)]
 
 @dataclass(frozen=True)
 class ObjectiveOptions:
-    """The options of every objective; one that has more of them extends this class."""
+    """Options that all objectives have in common; an objective with further options extends this class."""
 
     mask_rate: MaskRate = 0.15
-    """Fraction of the tokens of a row that are masked; newer recipes take 0.2 to 0.4 (arXiv 2202.08005)."""
+    """Fraction of the tokens of a row that are masked; newer recipes use 0.2 to 0.4 (arXiv 2202.08005)."""
     whole_word: bool = False
-    """Mask all pieces of a word together; every word has the same probability, whatever its number of pieces."""
+    """Mask all pieces of a word together; the probability of a word does not depend on its number of pieces."""
 
     mask_token_fraction: Probability = 1.0
-    """Of the masked tokens, the fraction that shows [MASK]; the rest shows the word itself."""
+    """Fraction of the masked tokens that show [MASK]; the rest show the word itself."""
     random_token_fraction: ClassVar[float] = 0.0
-    """Of the masked tokens, the fraction that shows a random word."""
+    """Fraction of the masked tokens that show a random word."""
 
     def __post_init__(self) -> None:
         check_values(self)
@@ -40,7 +40,7 @@ class ObjectiveOptions:
         return [config]
 
     def warnings(self, config: EncoderConfig) -> list[str]:
-        """What to print before training an encoder of `config`."""
+        """Warnings to print before an encoder of `config` is trained."""
         return []
 
 
@@ -49,9 +49,9 @@ class MLMOptions(ObjectiveOptions):
     """Masked language modelling."""
 
     mask_token_fraction: Probability = 0.8
-    """Of the masked tokens, the fraction that shows [MASK]."""
+    """Fraction of the masked tokens that show [MASK]."""
     random_token_fraction: Probability = 0.1
-    """Of the masked tokens, the fraction that shows a random word; the rest shows the word itself."""
+    """Fraction of the masked tokens that show a random word; the rest show the word itself."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -84,7 +84,7 @@ class ReplacementOptions(ObjectiveOptions):
     """Options that ELECTRA and multiple choice have in common."""
 
     mask_token_fraction: Probability = 0.85
-    """Of the masked tokens, the fraction that shows [MASK] to the generator or meta controller; the rest shows the word
+    """Fraction of the masked tokens that show [MASK] to the generator or meta controller; the rest show the word
     itself."""
 
 
@@ -138,6 +138,7 @@ class MultipleChoiceOptions(ReplacementOptions):
         if controller.width <= config.width:
             return []
         return [
-            f"the meta controller (width {controller.width}) is wider than the encoder (width {config.width}); it should "
-            "be the smaller network, because it is discarded after training: lower --multiple-choice.controller-width"
+            f"the meta controller (width {controller.width}) is wider than the encoder (width {config.width}); it "
+            "should be the smaller network, because it is discarded after training: lower "
+            "--multiple-choice.controller-width"
         ]

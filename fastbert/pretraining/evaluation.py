@@ -6,7 +6,7 @@ from collections.abc import Iterable
 import torch
 
 from fastbert.data.batches import Batch
-from fastbert.objectives.objective import Figure, Objective
+from fastbert.objectives.objective import Metric, Objective
 from fastbert.training.hardware import autocast
 from fastbert.training.world import ONE_PROCESS, World
 
@@ -27,11 +27,11 @@ def evaluate(
     sums: dict[str, torch.Tensor] = {}
     counts: dict[str, torch.Tensor] = {}
     for batch in batches:
-        drawn = objective.draw(batch, MASK_SEED, 0, "validation-mask")
+        inputs = objective.sample(batch, MASK_SEED, 0, "validation-mask")
         with autocast(batch.input_ids.device, precision):
-            parts = objective(drawn)
+            parts = objective(inputs)
         for name, value in parts.items():
-            value, count = value if isinstance(value, tuple) else (value, drawn.counts[name])
+            value, count = value if isinstance(value, tuple) else (value, inputs.counts[name])
             sums[name] = sums.get(name, 0) + value.double()
             counts[name] = counts.get(name, 0) + count
     objective.train(training)
@@ -40,7 +40,7 @@ def evaluate(
     return {"loss": loss, **{name: value for name, value in means.items() if name not in objective.loss_weights}}
 
 
-def shown(figure: Figure, digits: int) -> str:
+def shown(figure: Metric, digits: int) -> str:
     """The value of a figure, with `digits` after the point of one in nats; a percentage is rounded alike."""
     if figure.value is None:
         return NOT_FINITE

@@ -10,7 +10,7 @@ from fastbert.files import make_inner_folder
 from fastbert.hub.card import AUTO_CLASSES, model_card
 from fastbert.hub.export import export_model
 from fastbert.hub.names import check_weights, head_of, is_bert, kept
-from fastbert.objectives.objective import Figure, Objective
+from fastbert.objectives.objective import Metric, Objective
 from fastbert.pretraining.evaluation import NOT_FINITE, evaluate, shown
 from fastbert.pretraining.loop import Progress
 from fastbert.pretraining.run import RunFolder
@@ -47,7 +47,7 @@ def finish(setup: PretrainSetup, objective: Objective, run: RunFolder, progress:
     except NothingToPlotError as error:  # records may be lost between two sessions
         echo(f"no curves are drawn: {error}")
         plot = None
-    figures = summary_lines(objective.figures(final), unigram)
+    figures = summary_lines(objective.metrics(final), unigram)
     examples, lines = examples_of(setup, objective)
     write_json(
         run.report / "summary.json",
@@ -83,7 +83,7 @@ def check_finish(setup: PretrainSetup, objective: Objective) -> None:
     with torch.compiler.set_stance("force_eager"):
         measured = evaluate(objective, row, setup.precision)
     for values in (measured, dict.fromkeys(measured)):  # None: not finite
-        summary_lines(objective.figures(values), unigram=0.0)
+        summary_lines(objective.metrics(values), unigram=0.0)
     json_text(examples_of(setup, objective))
     weights = kept(objective.state_dict())
     check_weights(setup.config, weights, f"objective {setup.options.objective}")
@@ -118,7 +118,7 @@ def summary(
     return "\n".join(lines)
 
 
-def summary_lines(figures: Sequence[Figure], unigram: float) -> list[str]:
+def summary_lines(figures: Sequence[Metric], unigram: float) -> list[str]:
     """A line for each figure; losses in nats are compared with the unigram entropy."""
     lines = []
     for figure in figures:

@@ -18,7 +18,7 @@ from fastbert.errors import UserError
 from fastbert.hub.export_code import check_exportable
 from fastbert.hub.load import Pretrained, load_pretrained, tokenizer_of
 from fastbert.model.config import EncoderConfig
-from fastbert.model.encoder import adapt, initialize
+from fastbert.model.encoder import initialize, set_execution
 from fastbert.model.flops import encoder_parameters
 from fastbert.objectives import OBJECTIVES, group_of
 from fastbert.objectives.objective import Objective
@@ -61,7 +61,7 @@ class PretrainSetup:
             load_initial(objective, options.init_from)
         machine = options.machine
         compiled = machine.compile == "on" or (machine.compile == "auto" and self.device.type == "cuda")
-        adapt(objective, compiled, machine.activation_checkpointing)
+        set_execution(objective, compiled, machine.activation_checkpointing)
         return objective.to(self.device)
 
     def updater(self, objective: Objective) -> Updater:

@@ -88,10 +88,10 @@ def same_bits(part: Part) -> Iterator[dict[str, Any]]:
         for name, whole_word in (("pieces", False), ("words", True)):
             setup = part.setup({**COMPARED, "mlm": {"whole_word": whole_word}}, device)
             batch = setup.rows("train").read(np.arange(64), np.arange(64), setup.device)
-            drawn = setup.objective().train().draw(batch, 7, 123)
+            inputs = setup.objective().train().sample(batch, 7, 123)
             # Unused places come in any order: compared is the label of every token, 0 where there is none.
-            labels = torch.zeros_like(drawn.input_ids).scatter_add(1, drawn.positions, drawn.targets.clamp(min=0))
-            out |= {f"{name} shown": drawn.input_ids, f"{name} asked": labels, f"{name} keys": drawn.dropout_keys}
+            labels = torch.zeros_like(inputs.input_ids).scatter_add(1, inputs.positions, inputs.targets.clamp(min=0))
+            out |= {f"{name} shown": inputs.input_ids, f"{name} asked": labels, f"{name} keys": inputs.dropout_keys}
         found.append(out)
     yield {"case": ", ".join(found[0]), "result": differing(*found) if part.cuda else NEEDS_CUDA}
 
@@ -118,11 +118,11 @@ def outcome(part: Part, options: dict, device: str, precision: str, machine: dic
     objective, rows, found, values = setup.objective().train(), np.arange(setup.options.batch_size), {}, {}
     objective.to(dtype).encoder.register_forward_hook(lambda module, given, out: values.update(hidden=out))
     for step in range(2 if part.toy else 6):
-        drawn = objective.draw(setup.rows("train").read(rows + step * len(rows), rows, setup.device), 0, step)
+        inputs = objective.sample(setup.rows("train").read(rows + step * len(rows), rows, setup.device), 0, step)
         with autocast(setup.device, precision):
-            logits, loss = objective.logits(drawn), objective(drawn)["mlm"] / drawn.counts["mlm"]
+            logits, loss = objective.logits(inputs), objective(inputs)["mlm"] / inputs.counts["mlm"]
         loss.backward()
-        values["losses"] = nn.functional.cross_entropy(logits.double(), drawn.targets.flatten(), reduction="none")
+        values["losses"] = nn.functional.cross_entropy(logits.double(), inputs.targets.flatten(), reduction="none")
         for name, value in (values | {name: p.grad for name, p in objective.named_parameters()}).items():
             found.setdefault(name, []).append(value.detach().double().cpu().flatten())
         objective.zero_grad()
@@ -134,7 +134,9 @@ def steps(part: Part, options: dict[str, Any]) -> Iterator[dict[str, Any]]:
     trainer = part.trainer(part.setup(TRAINED | options), 1000, log_every=1000)
     forward, states = trainer.objective.forward, []
     for step, factor in enumerate((1.0, 1.0, np.inf, 1.0)):
-        trainer.objective.forward = lambda drawn, f=factor: {name: f * value for name, value in forward(drawn).items()}
+        trainer.objective.forward = lambda inputs, f=factor: {
+            name: f * value for name, value in forward(inputs).items()
+        }
         trainer.train_step(step)
         tensors = dict(trainer.objective.named_parameters()) | flatten_optimizer(trainer.optimizer)[0]
         states.append({name: value.detach().clone() for name, value in tensors.items()})

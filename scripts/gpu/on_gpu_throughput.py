@@ -79,9 +79,9 @@ def race(part: Part, options: dict[str, Any], names: tuple[str, ...], peak: floa
 def peer_step(part: Part, setup: PretrainSetup, compiled: bool) -> Callable[[], None]:
     """A training step of transformers' BERT of the same shape, on a few batches masked before."""
     objective = replace(setup, config=replace(setup.config, layers=1)).objective().train()
-    drawn = [objective.draw(batch, 0, step) for step in range(4) for batch in setup.batches().at(step)]
-    labels = [torch.full_like(d.input_ids, -100).scatter(1, d.positions, d.targets) for d in drawn]
-    batches = [{"input_ids": d.input_ids, "labels": label} for d, label in zip(drawn, labels, strict=True)]
+    inputs = [objective.sample(batch, 0, step) for step in range(4) for batch in setup.batches().at(step)]
+    labels = [torch.full_like(d.input_ids, -100).scatter(1, d.positions, d.targets) for d in inputs]
+    batches = [{"input_ids": d.input_ids, "labels": label} for d, label in zip(inputs, labels, strict=True)]
     torch._dynamo.reset()
     backend = "eager" if part.toy else "inductor"
     return bert_steps(setup, itertools.cycle(batches), compiled, backend).__next__

@@ -73,7 +73,7 @@ def test_without_biases_only_the_outputs_of_heads_have_one() -> None:
 def test_a_second_network_of_rope_has_heads_of_even_size() -> None:
     config = dataclasses.replace(SMALL, position="rope", width=48, heads=8).resolve(50, 16)
     assert config.scaled(24).head_size == 6 and config.scaled(10).head_size in (2, 10)
-    with pytest.raises(UserError, match="multiple of 2, and width 9 with heads 1 makes 9"):
+    with pytest.raises(UserError, match="multiple of 2, and width 9 with heads 1 gives 9"):
         config.scaled(9)
 
 
@@ -140,12 +140,12 @@ def test_each_dropout_has_its_own_probability() -> None:
 
 
 @pytest.mark.parametrize("norm", ["post", "pre"])
-def test_hidden_states_of_all_tokens_are_shown(norm: str) -> None:
+def test_on_hidden_gets_the_hidden_states_of_all_tokens(norm: str) -> None:
     """Whatever tokens are asked for."""
     encoder = Encoder(dataclasses.replace(SMALL, norm=norm).resolve(50, 9)).double()
     ids, shown = torch.arange(18).view(2, 9), []
     for only in (None, slice(1), torch.tensor([[5], [3]])):
-        encoder(ids, only=only, show=shown.append)
+        encoder(ids, only=only, on_hidden=shown.append)
     for hidden in shown:
         torch.testing.assert_close(hidden, encoder(ids), rtol=1e-12, atol=1e-12)
     assert len(shown) == 3
@@ -180,7 +180,7 @@ def test_initial_values_depend_on_name_and_seed_alone() -> None:
         ({"dropout": 1.0}, r"dropout must lie in \[0, 1\)"),
         ({"layers": 0}, "layers must be at least 1"),
         ({"feed_forward": "gegl"}, "unknown feed_forward 'gegl'; did you mean 'geglu'"),
-        ({"position": "rope", "heads": 32}, "a multiple of 2, and width 32 with heads 32 makes 1; choose another"),
+        ({"position": "rope", "heads": 32}, "a multiple of 2, and width 32 with heads 32 gives 1; choose another"),
         ({"rope_base": 1.0}, "rope_base must be greater than 1, not 1.0"),
         ({"rope_base": math.nan}, "rope_base must be a finite number, not nan"),
     ],

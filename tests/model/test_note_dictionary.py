@@ -17,7 +17,7 @@ from fastbert.model.flops import TRAINING, encoder_flops, mlm_head_flops
 from fastbert.model.kernel_choice import KERNELS
 from fastbert.model.note_dictionary import NoteDictionary
 from fastbert.model.options import EncoderOptions, NoteDictionaryOptions
-from fastbert.objectives.masking import masked_places
+from fastbert.objectives.masking import mask_count
 from fastbert.objectives.mlm import MLM
 from fastbert.objectives.options import MLMOptions
 
@@ -98,20 +98,20 @@ class Seen:
     @torch.no_grad()
     def whole(self, encoder: Encoder, given: tuple, named: dict, _: Tensor) -> None:
         """The hidden states of all tokens, from a pass of its own."""
-        self.outputs.append(encoder.forward(*given, **named | {"only": None, "show": None}))
+        self.outputs.append(encoder.forward(*given, **named | {"only": None, "on_hidden": None}))
         self.inputs.pop()
 
 
 def step(objective: MLM, parts: list[Batch], number: int, optimizer: torch.optim.Optimizer) -> tuple[list, dict]:
     """As the loop's."""
-    drawn = [objective.draw(part, 5, number) for part in parts]
-    count = sum(part.counts["mlm"] for part in drawn)
-    for part in drawn:
+    inputs = [objective.sample(part, 5, number) for part in parts]
+    count = sum(part.counts["mlm"] for part in inputs)
+    for part in inputs:
         (objective(part)["mlm"] / count).backward()
     optimizer.step()
-    measured = objective.after_step(drawn, torch.tensor(True))
+    measured = objective.after_step(inputs, torch.tensor(True))
     optimizer.zero_grad()
-    return drawn, measured
+    return inputs, measured
 
 
 def words_of(row: list[int]) -> list[tuple[int, int, int]]:
@@ -143,10 +143,10 @@ def test_ten_steps_against_a_dictionary_written_by_hand(micro: int, leak: bool, 
         embedding = objective.encoder.words.weight.detach().clone()
         parts = list(batches(micro, document_mask).at(number))
         seen.inputs.clear(), seen.outputs.clear()
-        drawn, measured = step(objective, parts, number, optimizer)
+        inputs, measured = step(objective, parts, number, optimizer)
         contexts: dict[int, list[Tensor]] = {}
         got = 0
-        for part, masked, used, output in zip(parts, drawn, seen.inputs, seen.outputs, strict=True):
+        for part, masked, used, output in zip(parts, inputs, seen.inputs, seen.outputs, strict=True):
             before = {word: len(found) for word, found in contexts.items()}
             expected = embedding[masked.input_ids]
             for row, ids in enumerate(part.input_ids.tolist()):
@@ -204,44 +204,44 @@ def test_a_step_reads_what_stood_there_at_its_start() -> None:
     """Nothing is written between the micro-batches, nor if the update was skipped, nor outside training."""
     objective = build(NoteDictionaryOptions())
     before = {name: tensor.clone() for name, tensor in objective.notes.state_dict().items()}
-    drawn = [objective.draw(part, 0, 0) for part in batches(2).at(0)]
-    for part in drawn:
+    inputs = [objective.sample(part, 0, 0) for part in batches(2).at(0)]
+    for part in inputs:
         objective(part)
     objective.eval()
     for part in batches(2).at(1):
-        objective(objective.draw(part, 0, 0, "validation-mask"))
-    drawn[0].noted.contexts[:] = float("nan")  # as a step that is skipped may have it
-    assert objective.after_step(drawn, torch.tensor(False))["notes_drift"] == 0
+        objective(objective.sample(part, 0, 0, "validation-mask"))
+    inputs[0].note_tokens.contexts[:] = float("nan")  # as a step that is skipped may have it
+    assert objective.after_step(inputs, torch.tensor(False))["notes_drift"] == 0
     for name, tensor in objective.notes.state_dict().items():
         assert torch.equal(tensor, before[name]), name
 
 
 def test_validation_reads_notes() -> None:
     objective = build(NoteDictionaryOptions()).eval()
-    drawn = objective.draw(next(iter(batches(8).at(0))), 0, 0, "validation-mask")
-    first = objective(drawn)["mlm"]
+    inputs = objective.sample(next(iter(batches(8).at(0))), 0, 0, "validation-mask")
+    first = objective(inputs)["mlm"]
     objective.notes.table.normal_()
-    assert objective(drawn)["mlm"] != first
+    assert objective(inputs)["mlm"] != first
 
 
 def test_no_gradient_reaches_the_dictionary() -> None:
     objective = build(NoteDictionaryOptions())
     assert not any("notes" in name for name, _ in objective.named_parameters())
     assert not any(buffer.requires_grad for buffer in objective.notes.buffers())
-    drawn = objective.draw(next(iter(batches(8).at(0))), 0, 0)
-    objective(drawn)["mlm"].backward()
-    assert not drawn.noted.contexts.requires_grad and objective.notes.table.grad is None
+    inputs = objective.sample(next(iter(batches(8).at(0))), 0, 0)
+    objective(inputs)["mlm"].backward()
+    assert not inputs.note_tokens.contexts.requires_grad and objective.notes.table.grad is None
 
 
 def test_the_gradient_is_that_of_the_mixture() -> None:
     """(1 - lambda) at a piece with a note, as it is elsewhere; the norm that scales the note is a constant."""
     objective = build(NoteDictionaryOptions(mix=0.25, leak=True))
-    drawn = objective.draw(next(iter(batches(8).at(0))), 0, 0)
+    inputs = objective.sample(next(iter(batches(8).at(0))), 0, 0)
     words = torch.randn(ROWS, T, 16, dtype=torch.float64, requires_grad=True)
     weight = torch.randn_like(words)
-    (drawn.noted.edit(words) * weight).sum().backward()
+    (inputs.note_tokens.edit(words) * weight).sum().backward()
     share = torch.ones(ROWS * T, 1, dtype=torch.float64)
-    share[drawn.noted.where.tokens[drawn.noted.shown[:, 0]]] = 0.75
+    share[inputs.note_tokens.where.tokens[inputs.note_tokens.shown[:, 0]]] = 0.75
     torch.testing.assert_close(words.grad, weight * share.view(ROWS, T, 1), rtol=1e-12, atol=0)
     assert 0 < (share < 1).sum() < ROWS * T / 2
 
@@ -269,8 +269,8 @@ def test_each_option_changes_the_training(changes: dict) -> None:
         objective = build(options)
         optimizer = torch.optim.SGD(objective.parameters(), 0.3)
         for number in range(2):
-            drawn, _ = step(objective, list(batches(8, half_window=options.half_window).at(number)), number, optimizer)
-        losses.append(objective(drawn[0])["mlm"].item())
+            inputs, _ = step(objective, list(batches(8, half_window=options.half_window).at(number)), number, optimizer)
+        losses.append(objective(inputs[0])["mlm"].item())
     assert losses[0] != losses[1]
 
 
@@ -284,10 +284,10 @@ def test_initial_notes() -> None:
 
 def test_zero_notes_are_read_without_a_division_by_zero() -> None:
     objective = build(NoteDictionaryOptions(initial_std=0.0, leak=True))
-    drawn = objective.draw(next(iter(batches(8).at(0))), 0, 0)
+    inputs = objective.sample(next(iter(batches(8).at(0))), 0, 0)
     words = torch.zeros(ROWS, T, 16, dtype=torch.float64)
-    assert torch.equal(drawn.noted.edit(words), words)
-    edited = drawn.noted.edit(words + 1)
+    assert torch.equal(inputs.note_tokens.edit(words), words)
+    edited = inputs.note_tokens.edit(words + 1)
     assert set(edited.unique().tolist()) == {0.5, 1.0}
 
 
@@ -296,10 +296,10 @@ def test_products_are_those_that_torch_counts(whole_word: bool) -> None:
     """The contexts' block among them, once forward; what notes add besides are sums."""
     objective = build(NoteDictionaryOptions(half_window=K), masks=MLMOptions(mask_rate=0.2, whole_word=whole_word))
     objective.encoder.kernels = KERNELS["reference"]  # torch cannot look into operators of our own
-    drawn = objective.draw(next(iter(batches(8).at(0))), 0, 0)
+    inputs = objective.sample(next(iter(batches(8).at(0))), 0, 0)
     with FlopCounterMode(display=False) as counter:
-        objective(drawn)["mlm"].backward()
-    assert drawn.noted.contexts.abs().sum() > 0
+        objective(inputs)["mlm"].backward()
+    assert inputs.note_tokens.contexts.abs().sum() > 0
     assert counter.get_total_flops() == objective.flops(ROWS, T) - objective.notes.flops(ROWS * T)
 
 
@@ -317,7 +317,7 @@ def test_flops_are_those_of_the_text() -> None:
     assert notes.flops(tokens) == pytest.approx(expected, rel=1e-6) and expected > 0
     plain, objective = build(None), build(NoteDictionaryOptions())
     objective.notes = notes
-    masked = masked_places(T, plain.options.mask_rate)
+    masked = mask_count(T, plain.options.mask_rate)
     assert plain.flops(8, T) == TRAINING * (
         encoder_flops(plain.config, 8, T, last=masked) + mlm_head_flops(plain.config, 8 * masked)
     )

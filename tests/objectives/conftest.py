@@ -42,6 +42,6 @@ def build(
     return objective.train()
 
 
-def loss_of(objective: Replacement, drawn: Any) -> torch.Tensor:
-    sums = objective(drawn)
-    return sum(weight * sums[name] / drawn.counts[name] for name, weight in objective.loss_weights.items())
+def loss_of(objective: Replacement, inputs: Any) -> torch.Tensor:
+    sums = objective(inputs)
+    return sum(weight * sums[name] / inputs.counts[name] for name, weight in objective.loss_weights.items())

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from fastbert.objectives.masking import OVERHANG, choose_places, corrupt, masked_places
+from fastbert.objectives.masking import OVERHANG, choose_positions, corrupt, mask_count
 from fastbert.randomness import row_keys
 
 V = 20  # ids 0 to 4 are special, 15 to 19 continue a word
@@ -29,7 +29,7 @@ rows_of_ids = st.integers(1, 24).flatmap(
 def test_places_are_distinct_ordered_and_never_special(rows, count, whole) -> None:
     ids = torch.tensor(rows)
     count = min(count, ids.shape[1])
-    places, valid = choose_places(ids, SPECIAL, keys(len(rows)), count, CONTINUES if whole else None)
+    places, valid = choose_positions(ids, SPECIAL, keys(len(rows)), count, CONTINUES if whole else None)
     room = min(ids.shape[1], count + OVERHANG) if whole else count
     assert places.shape == valid.shape == (len(rows), room)
     for row, chosen, good in zip(ids, places, valid, strict=True):
@@ -46,7 +46,7 @@ def test_places_are_distinct_ordered_and_never_special(rows, count, whole) -> No
 def test_whole_words_are_whole(rows, count) -> None:
     ids = torch.tensor(rows)
     count = min(count, ids.shape[1])
-    places, valid = choose_places(ids, SPECIAL, keys(len(rows)), count, CONTINUES)
+    places, valid = choose_positions(ids, SPECIAL, keys(len(rows)), count, CONTINUES)
     for row, chosen, good in zip(ids.tolist(), places, valid, strict=True):
         real = set(chosen[good].tolist())
         words, word = [], []
@@ -84,8 +84,8 @@ def rows_of_words(rows: int, length: int, sizes: list[int]) -> torch.Tensor:
 )
 def test_words_of_all_sizes_are_masked_equally_often(length: int, rows: int, sizes: list[int]) -> None:
     ids = rows_of_words(rows, length, sizes)
-    count = masked_places(length, 0.15)
-    places, valid = choose_places(ids, SPECIAL, keys(rows), count, CONTINUES)
+    count = mask_count(length, 0.15)
+    places, valid = choose_positions(ids, SPECIAL, keys(rows), count, CONTINUES)
     masked = torch.zeros_like(ids).scatter_(1, places, valid.long())
     starts = ids == 7
     word = torch.where(starts, torch.arange(length), 0).cummax(1).values
@@ -104,7 +104,7 @@ def test_words_of_all_sizes_are_masked_equally_often(length: int, rows: int, siz
 def test_a_word_longer_than_all_masked_positions_costs_the_others_nothing() -> None:
     ids = torch.full((4_000, 41), 16)
     ids[:, 0], ids[:, 1], ids[:, 21:] = 2, 7, 7  # a word of 20 pieces, 20 of one
-    places, valid = choose_places(ids, SPECIAL, keys(4_000), 6, CONTINUES)
+    places, valid = choose_positions(ids, SPECIAL, keys(4_000), 6, CONTINUES)
     masked = torch.zeros_like(ids).scatter_(1, places, valid.long()).double().mean(0)
     assert masked[:21].sum() == 0
     assert masked[21:].mean().item() == pytest.approx(6 / 40, abs=0.006)
@@ -113,7 +113,7 @@ def test_a_word_longer_than_all_masked_positions_costs_the_others_nothing() -> N
 def test_single_pieces_are_masked_as_they_always_were() -> None:
     """Runs without whole words keep their masks to the bit."""
     ids = torch.randint(0, V, (64, 48), generator=torch.Generator().manual_seed(0))
-    places, valid = choose_places(ids, SPECIAL, keys(64), masked_places(48, 0.15))
+    places, valid = choose_positions(ids, SPECIAL, keys(64), mask_count(48, 0.15))
     found = hashlib.sha256(places.numpy().tobytes() + valid.numpy().tobytes()).hexdigest()
     assert found == "d427a9c4aa6f85a33bdf94e2db173268892b89c34883bf49214946ad67ee3370"
 
@@ -121,7 +121,7 @@ def test_single_pieces_are_masked_as_they_always_were() -> None:
 def test_every_place_is_chosen_equally_often() -> None:
     ids = torch.full((20_000, 12), 7)
     ids[:, 0] = 2
-    places, _ = choose_places(ids, SPECIAL, keys(20_000), 3)
+    places, _ = choose_positions(ids, SPECIAL, keys(20_000), 3)
     counts = torch.bincount(places.flatten(), minlength=12)
     assert counts[0] == 0
     assert stats.chisquare(counts[1:].numpy()).pvalue > 1e-3
@@ -129,7 +129,7 @@ def test_every_place_is_chosen_equally_often() -> None:
 
 def test_shares_of_mask_random_and_kept() -> None:
     ids = torch.full((5000, 40), 7)
-    places, valid = choose_places(ids, SPECIAL, keys(5000), 10)
+    places, valid = choose_positions(ids, SPECIAL, keys(5000), 10)
     new = corrupt(ids, places, valid, keys(5000), 4, ORDINARY, (0.8, 0.1))
     there = new.gather(1, places)
     n = there.numel()
@@ -138,8 +138,8 @@ def test_shares_of_mask_random_and_kept() -> None:
     # A random word may be the word itself.
     expected = [0.8 * n, 0.1 * n * 14 / 15, 0.1 * n * (1 + 1 / 15)]
     assert stats.chisquare([masked, random, kept], expected).pvalue > 1e-3
-    drawn = there[(there != 4) & (there != 7)]
-    assert stats.chisquare(torch.bincount(drawn, minlength=V)[[*range(5, 7), *range(8, V)]].numpy()).pvalue > 1e-3
+    inputs = there[(there != 4) & (there != 7)]
+    assert stats.chisquare(torch.bincount(inputs, minlength=V)[[*range(5, 7), *range(8, V)]].numpy()).pvalue > 1e-3
     untouched = torch.ones_like(ids, dtype=torch.bool).scatter_(1, places, False)
     assert (new[untouched] == 7).all()
 
@@ -148,7 +148,7 @@ def test_fate_is_independent_of_the_choice() -> None:
     """Were the hash that picks places used for the fate too, the first picked would always be masked."""
     ids = torch.full((4000, 30), 7)
     k = keys(4000)
-    places, valid = choose_places(ids, SPECIAL, k, 5)
+    places, valid = choose_positions(ids, SPECIAL, k, 5)
     new = corrupt(ids, places, valid, k, 4, ORDINARY, (0.5, 0.0))
     share = (new.gather(1, places) == 4).double().mean(0)
     assert ((share - 0.5).abs() < 0.03).all()
@@ -156,10 +156,10 @@ def test_fate_is_independent_of_the_choice() -> None:
 
 def test_masks_depend_on_the_place_in_the_global_batch_alone() -> None:
     ids = torch.randint(0, V, (8, 16), generator=torch.Generator().manual_seed(0))
-    whole, _ = choose_places(ids, SPECIAL, keys(8), 4)
-    part, _ = choose_places(ids[5:], SPECIAL, row_keys(0, "mask", 0, torch.arange(5, 8)), 4)
+    whole, _ = choose_positions(ids, SPECIAL, keys(8), 4)
+    part, _ = choose_positions(ids[5:], SPECIAL, row_keys(0, "mask", 0, torch.arange(5, 8)), 4)
     assert (whole[5:] == part).all()
-    other, _ = choose_places(ids, SPECIAL, keys(8, seed=1), 4)
+    other, _ = choose_positions(ids, SPECIAL, keys(8, seed=1), 4)
     assert (whole != other).any()
 
 
@@ -167,5 +167,5 @@ def test_masks_depend_on_the_place_in_the_global_batch_alone() -> None:
     ("length", "rate", "count", "whole"), [(128, 0.15, 19, 26), (64, 0.3, 19, 26), (2, 0.15, 1, 2)]
 )
 def test_number_of_places(length: int, rate: float, count: int, whole: int) -> None:
-    assert masked_places(length, rate) == count
-    assert masked_places(length, rate, whole_word=True) == whole
+    assert mask_count(length, rate) == count
+    assert mask_count(length, rate, whole_word=True) == whole
