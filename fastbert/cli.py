@@ -15,6 +15,7 @@ from fastbert.config import load_yaml
 from fastbert.errors import UserError, brief, choose, message_of
 from fastbert.flags import EXAMPLES, normalized, parse
 from fastbert.hub.folders import check_model_folder
+from fastbert.named_configs import config_path
 from fastbert.registry import Registry, imported
 from fastbert.requirements import check_requirements, check_text, refuse_several_processes
 from fastbert.streams import (
@@ -73,7 +74,7 @@ def pretrain(arguments: list[str]) -> int:
     from fastbert.pretraining.options import BUDGETS
 
     name, default = "pretrain", None
-    file, arguments = yaml_file(arguments)
+    file, arguments = yaml_file("pretrain", arguments)
     if file is not None:
         default, name = load_yaml(OPTIONS["pretrain"], file), Path(file).stem
     arguments = name_resumed_run(arguments)
@@ -105,7 +106,7 @@ def without_effect(options: Any, arguments: list[str]) -> list[str]:
 
 
 def finetune(arguments: list[str]) -> int:
-    file, arguments = yaml_file(arguments)
+    file, arguments = yaml_file("finetune", arguments)
     default = None if file is None else load_yaml(OPTIONS["finetune"], file)
     options = parse(OPTIONS["finetune"], arguments, "finetune", default)
     options.check_inputs()
@@ -131,7 +132,7 @@ def export(arguments: list[str]) -> int:
 
 def study(job: str, load: str, arguments: list[str]) -> int:
     """sweep or ablate, whose YAML file the function at `load` reads: what is compared, and the options."""
-    file, arguments = yaml_file(arguments)
+    file, arguments = yaml_file(job, arguments)
     compared, default = (None, None) if file is None else imported(load)(file)
     options = parse(OPTIONS[job], arguments, job, default)
     if compared is None:
@@ -185,10 +186,10 @@ def usage() -> str:
     )
 
 
-def yaml_file(arguments: list[str]) -> tuple[str | None, list[str]]:
-    """The YAML file that may stand first, and the other arguments."""
+def yaml_file(job: str, arguments: list[str]) -> tuple[str | None, list[str]]:
+    """The YAML file that may be the first argument, by path or by name, and the other arguments."""
     if arguments and not arguments[0].startswith("-"):
-        return arguments[0], arguments[1:]
+        return config_path(job, arguments[0]), arguments[1:]
     return None, arguments
 
 

@@ -115,7 +115,7 @@ def of_another_job(values: Collection[str], known: Collection[str]) -> str:
     return f"the file looks like one for fastbert {job}" if job else ""
 
 
-MARKS = {"variants": "ablate", "models": "sweep", "task": "finetune", "own": "finetune"} | dict.fromkeys(
+MARKS = {"variants": "ablate", "models": "sweep", "task": "finetune", "custom": "finetune"} | dict.fromkeys(
     ("data", "objective", "position", "layers", "size"), "pretrain"
 )
 """Options of one job alone, which tell for which a file was written."""

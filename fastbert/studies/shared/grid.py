@@ -30,7 +30,7 @@ TAKEN = {
     "model": "give it under models",
     "init_from": "give it under models",
     "task": "give it under tasks",
-    "own": "give the YAML file of a custom task under tasks",
+    "custom": "give the YAML file of a custom task under tasks",
     "out": "a job's folder lies in the study's; give --out",
     "seeds": "give seeds next to tasks, for all jobs",
     "first_seed": "give seeds next to tasks, as a list",
