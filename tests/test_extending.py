@@ -153,12 +153,12 @@ REFUSED = {
         "",
         "is `from fastbert_kernels.hashing import combine as c`",
     ),
-    "methods of EncoderConfig": ("", "config.norm_parameters()", "stops with `.* no attribute 'norm_parameters'`"),
-    "EncoderConfig": ("", "print(EncoderConfig)", "stops with `name 'EncoderConfig' is not defined`"),
+    "methods of EncoderConfig": ("", "config.norm_parameters()", "fails with `.* no attribute 'norm_parameters'`"),
+    "EncoderConfig": ("", "print(EncoderConfig)", "fails with `name 'EncoderConfig' is not defined`"),
     "with positions alone": (
         "",
         "bias = self.bias\n        self.bias = lambda length, ids: bias(length, ids) if ids is None else EncoderConfig",
-        "stops with `name 'EncoderConfig' is not defined`",
+        "fails with `name 'EncoderConfig' is not defined`",
     ),
     "a name of the model": (
         "def layer_norm():\n    pass\n",

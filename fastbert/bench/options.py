@@ -32,7 +32,7 @@ class BenchThroughputOptions:
     batch_size: Count = 64
     """Sequences in a step."""
     positions: str = "absolute,tupe-r"
-    """fastbert's position schemes; the peer is compared with each, and each against the first."""
+    """fastbert's position encodings; the peer is compared with each, and each against the first."""
     peers: str | None = None
     """transformers' in fp32, in bf16 (autocast), and compiled (in bf16), with commas between, or none (default:
     fp32,bf16 on a CPU, bf16,compiled on a GPU)."""
@@ -50,7 +50,7 @@ class BenchThroughputOptions:
     def __post_init__(self) -> None:
         check_values(self)
         for name, chosen, what, known in (
-            ("positions", self.schemes, "position scheme", POSITIONS),
+            ("positions", self.schemes, "position encoding", POSITIONS),
             ("peers", self.chosen_peers or [], "peer", PEERS),
         ):
             for one in chosen:

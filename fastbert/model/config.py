@@ -26,7 +26,7 @@ class EncoderConfig:
     ffn: Annotated[int, Range(1, 2**24)]
     max_positions: Annotated[int, Range(1, 2**28)]
     type_vocab_size: Annotated[int, Range(0, 2**20)] = 2
-    position: str = choice("absolute", POSITIONS, "position scheme")
+    position: str = choice("absolute", POSITIONS, "position encoding")
     cls_attention: str = choice("untied", CLS_ATTENTION)
     norm: str = choice("post", NORM)
     dropout: Rate = 0.1
@@ -67,10 +67,10 @@ class EncoderConfig:
     def scaled(self, width: int, layers: int | None = None) -> "EncoderConfig":
         """Configuration of a generator or meta controller of `width`: the same number of layers unless `layers` is
         given, a proportional inner width, and the head size nearest to this one's that divides the width and that the
-        position scheme allows.
+        position encoding allows.
 
         Raises:
-            UserError: the position scheme allows no head size.
+            UserError: the position encoding allows no head size.
         """
         wanted = width * self.heads / self.width
         divisors = [heads for heads in range(1, width + 1) if width % heads == 0]

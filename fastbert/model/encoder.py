@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from fastbert.model.config import EncoderConfig
 from fastbert.model.kernel_choice import KERNELS
 from fastbert.model.positions import POSITIONS
-from fastbert.model.positions.scheme import rotate
+from fastbert.model.positions.encoding import rotate
 
 TokenIndex = Tensor | slice | None
 """Indices of tokens in each row: int64 [B, M], a slice for all rows, or None for all tokens."""
@@ -163,7 +163,7 @@ class Block(nn.Module):
 
 
 class Encoder(nn.Module):
-    """A BERT-class encoder with the position scheme of `config`."""
+    """A BERT-class encoder with the position encoding of `config`."""
 
     def __init__(self, config: EncoderConfig, kernels: str = "auto") -> None:
         super().__init__()

@@ -47,7 +47,7 @@ class Masker(nn.Module):
         self.mask_id = vocabulary.ids["[MASK]"]
         special = torch.zeros(vocab_size, dtype=torch.bool)
         special[list(vocabulary.special_ids)] = True
-        special[len(vocabulary.tokens) :] = True  # rows of the embedding without a word
+        special[len(vocabulary.tokens) :] = True  # unused rows of the embedding
         continuation = torch.zeros_like(special)
         continuation[: len(vocabulary.tokens)] = torch.from_numpy(vocabulary.continuing)
         self.register_buffer("special", special, persistent=False)
@@ -115,7 +115,7 @@ def choose_positions(
     word = torch.where(starts, index, 0).long().cummax(1).values  # [B, T], where each token's word starts
     size = torch.zeros_like(word).scatter_add_(1, word, ordinary.long())
     score = torch.where(ordinary, combine(keys[:, None], index).long().gather(1, word), LAST)
-    # Pieces of one word share a score; a stable sort keeps them together and in order.
+    # Pieces of one word have the same score; a stable sort keeps them together and in order.
     order = score.sort(dim=1, stable=True).indices
     valid = _in_window(order, word.gather(1, order), size.gather(1, word), ordinary, keys, count)
     # Ascending among the valid; the invalid come after them.

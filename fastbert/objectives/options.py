@@ -28,7 +28,7 @@ class ObjectiveOptions:
         check_values(self)
 
     def resolve(self, config: EncoderConfig) -> Self:
-        """These options with the defaults that depend on the encoder filled in."""
+        """Fills in the defaults that depend on the encoder."""
         return self
 
     def networks(self, config: EncoderConfig) -> list[EncoderConfig]:
@@ -100,7 +100,7 @@ class ElectraOptions(ReplacementOptions):
     """Weight of the detection loss, relative to the generator's loss."""
 
     def resolve(self, config: EncoderConfig) -> Self:
-        """These options with the generator's scale, by the width of the encoder unless it is given."""
+        """Fills in the generator's scale, by the width of the encoder."""
         return replace(self, generator_scale=self.generator_scale or default_scale(config.width))
 
     def networks(self, config: EncoderConfig) -> list[EncoderConfig]:
@@ -124,7 +124,7 @@ class MultipleChoiceOptions(ReplacementOptions):
     """Weight of the choice loss, relative to the meta controller's loss: the paper's lambda."""
 
     def resolve(self, config: EncoderConfig) -> Self:
-        """These options with the size of the meta controller, by that of the encoder unless it is given."""
+        """Fills in the size of the meta controller, by that of the encoder."""
         width = self.controller_width or scaled_width(config.width, default_scale(config.width))
         return replace(self, controller_width=width, controller_layers=self.controller_layers or config.layers)
 

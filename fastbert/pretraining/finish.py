@@ -9,7 +9,7 @@ from fastbert.data.batches import validation_batches
 from fastbert.files import make_inner_folder
 from fastbert.hub.card import AUTO_CLASSES, model_card
 from fastbert.hub.export import export_model
-from fastbert.hub.names import check_weights, head_of, is_bert, kept
+from fastbert.hub.names import check_weights, exported_weights, head_of, is_bert
 from fastbert.objectives.objective import Metric, Objective
 from fastbert.pretraining.evaluation import NOT_FINITE, evaluate, shown
 from fastbert.pretraining.loop import Progress
@@ -26,7 +26,7 @@ def finish(setup: PretrainSetup, objective: Objective, run: RunFolder, progress:
     validation = setup.dataset.split("validation")
     unigram = validation.unigram_entropy
     final = {name: value for name, value in progress.last_eval.items() if name != "step"}
-    weights = kept(objective.state_dict())
+    weights = exported_weights(objective.state_dict())
     if problem := run.restore_tokenizer(setup.vocabulary):  # damaged during the run
         echo(problem)
     export_model(
@@ -85,7 +85,7 @@ def check_finish(setup: PretrainSetup, objective: Objective) -> None:
     for values in (measured, dict.fromkeys(measured)):  # None: not finite
         summary_lines(objective.metrics(values), unigram=0.0)
     json_text(examples_of(setup, objective))
-    weights = kept(objective.state_dict())
+    weights = exported_weights(objective.state_dict())
     check_weights(setup.config, weights, f"objective {setup.options.objective}")
     model_card(setup.config, "", native=is_bert(setup.config), head=head_of(weights), parameters=0, facts={})
 

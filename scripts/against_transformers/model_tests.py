@@ -1,12 +1,12 @@
-"""Runs transformers' own tests of models and configurations on the classes of our exports, for every position scheme.
+"""Runs transformers' own tests of models and configurations on the classes of our exports, for every position encoding.
 
     python scripts/against_transformers/model_tests.py [--source FOLDER_OR_ARCHIVE] [-k EXPRESSION]
 
 ModelTesterMixin (tests/test_modeling_common.py) and ConfigTester (tests/test_configuration_common.py) come from the
 source distribution of the installed version of transformers, which pip downloads unless `--source` names it. It lacks
-the modules that they import for generation and exporters, of which a text encoder needs nothing. For each scheme the
+the modules that they import for generation and exporters, of which a text encoder needs nothing. For each encoding the
 numbers of tests that passed, failed and were skipped are printed, and the names of those that failed; the exit status
-is 1 if any did. On two CPU cores it takes 3 minutes a scheme.
+is 1 if any did. On two CPU cores it takes 3 minutes an encoding.
 
 Skipped are tests of images, audio, generation, mixtures of experts, several GPUs, FlashAttention, and on a machine
 without a GPU those that need one. It needs pytest, parameterized and, for one of the tests, peft.

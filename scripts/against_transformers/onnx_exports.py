@@ -3,9 +3,9 @@
     pip install onnx onnxscript onnxruntime
     python scripts/against_transformers/onnx_exports.py
 
-A small model with random weights for every position scheme is exported, opened by transformers, converted and compared
-with itself. Prints a table of the largest differences of the logits, relative to the largest logit; exit code 1 if one
-exceeds `TOLERANCE`.
+A small model with random weights for every position encoding is exported, opened by transformers, converted and
+compared with itself. Prints a table of the largest differences of the logits, relative to the largest logit; exit code
+1 if one exceeds `TOLERANCE`.
 """
 
 import sys
@@ -105,7 +105,7 @@ def main() -> int:
     warnings.simplefilter("ignore")  # the exporters' own
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    print("| position scheme | torch.export | TorchScript |\n|---|---|---|")
+    print("| position encoding | torch.export | TorchScript |\n|---|---|---|")
     failed = False
     for position in POSITIONS:
         with tempfile.TemporaryDirectory() as folder:

@@ -1,4 +1,4 @@
-"""LoRA and prompt tuning of exports by PEFT, for each of its task types and every position scheme.
+"""LoRA and prompt tuning of exports by PEFT, for each of its task types and every position encoding.
 
     pip install peft
     python scripts/against_transformers/peft_models.py

@@ -137,7 +137,7 @@ def test_mistakes(job: PretrainOptions, tmp_path: Path, monkeypatch) -> None:
             BenchThroughputOptions(**wrong)
     with pytest.raises(UserError, match="unknown peer 'fp16'"):
         BenchThroughputOptions(peers="fp16")
-    with pytest.raises(UserError, match="unknown position scheme"):
+    with pytest.raises(UserError, match="unknown position encoding"):
         BenchThroughputOptions(positions="absolut")
     with pytest.raises(UserError, match="too few distinct words for a vocabulary of"):
         text = tmp_path / "text.txt"

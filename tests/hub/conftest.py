@@ -76,7 +76,7 @@ def small_batch() -> dict[str, torch.Tensor]:
 
 
 def exported_modeling(position: str, folder: Path) -> ModuleType:
-    """modeling_fastbert.py as an export with the scheme `position` has it, imported from `folder`."""
+    """modeling_fastbert.py as an export with the encoding `position` has it, imported from `folder`."""
     package = f"exported_{position.replace('-', '_')}"
     (folder / package).mkdir()
     for name, text in export_code(position).items():

@@ -191,7 +191,7 @@ def test_options_that_do_not_fit_are_refused(changes: dict, message: str) -> Non
 
 
 def test_an_unknown_scheme_is_refused_by_the_encoder() -> None:
-    with pytest.raises(UserError, match="unknown position scheme 'tupe-x'; did you mean 'tupe-"):
+    with pytest.raises(UserError, match="unknown position encoding 'tupe-x'; did you mean 'tupe-"):
         Encoder(dataclasses.replace(SMALL, position="tupe-x").resolve(50, 16))
 
 

@@ -1,5 +1,5 @@
-"""Every position scheme with every objective, with and without notes: trained, resumed to the bit, evaluated, exported,
-fine-tuned, and overfitted to one batch."""
+"""Every position encoding with every objective, with and without notes: trained, resumed to the bit, evaluated,
+exported, fine-tuned, and overfitted to one batch."""
 
 import json
 import math
@@ -24,7 +24,7 @@ from tests.pretraining.test_resume import metrics
 
 COMBINATIONS = list(product(POSITIONS, OBJECTIVES, (False, True)))
 BESIDE = {"rope": {"feed_forward": "geglu", "bias": False, "norm": "pre"}, "alibi": {"document_mask": True}}
-"""What else is chosen with a scheme: the rest of a ModernBERT, and positions that start again."""
+"""What else is chosen with an encoding: the rest of a ModernBERT, and positions that start again."""
 NOTES = ["--notes.enabled", "--notes.half-window", "4", "--notes.fraction", "1"]
 MEASURED = {"mlm_loss", "replaced", "accuracy_replaced", "accuracy_original", "entropy"}
 MAIN = {"electra": ("rtd_loss", 50), "multiple-choice": ("choice_loss", 20)}

@@ -5,7 +5,7 @@ Data, vocabulary, the rows of the validation and their length are the same for a
 the objective; the rate and units of the masks; with the other objectives all of their options, whose networks pose the
 questions; and, with a `first_length`, the length of the sequences at a point. What does not matter: options that act in
 training alone (what masked positions show, batches, schedule), and what a variant sees of the same rows (notes, a
-document mask, position schemes).
+document mask, position encodings).
 """
 
 from collections.abc import Iterable, Mapping, Sequence
