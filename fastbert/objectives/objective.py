@@ -130,14 +130,14 @@ class Objective(nn.Module, ABC):
 
     def sample_masks(self, batch: Batch, seed: int, step: int, purpose: str) -> tuple[Masks, dict[str, Any]]:
         """Masks of a micro-batch, and the fields of `MaskedInputs` except `counts`; arguments as for `sample`."""
-        masks = self.masker(batch.input_ids, row_keys(seed, purpose, step, batch.places))
+        masks = self.masker(batch.input_ids, row_keys(seed, purpose, step, batch.row_indices))
         return masks, {
             "input_ids": masks.input_ids,
             "positions": masks.positions,
             "targets": masks.targets,
             "document_ids": batch.document_ids,
             "position_ids": batch.position_ids,
-            "dropout_keys": row_keys(seed, "dropout", step, batch.places) if self.training else None,
+            "dropout_keys": row_keys(seed, "dropout", step, batch.row_indices) if self.training else None,
             "note_tokens": self.note_tokens(batch, masks),
         }
 

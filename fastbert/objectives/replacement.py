@@ -76,11 +76,12 @@ class Replacement(Objective):
     def sample(self, batch: Batch, seed: int, step: int, purpose: str = "mask") -> CorruptedInputs:
         ids = batch.input_ids
         masks, fields = self.sample_masks(batch, seed, step, purpose)
+        rows = batch.row_indices
         return CorruptedInputs(
             **fields,
             original=ids,
-            sample_keys=row_keys(seed, "sample", step, batch.places),
-            generator_dropout_keys=row_keys(seed, "generator-dropout", step, batch.places) if self.training else None,
+            sample_keys=row_keys(seed, "sample", step, rows),
+            generator_dropout_keys=row_keys(seed, "generator-dropout", step, rows) if self.training else None,
             counts={"mlm": masks.valid.sum(), self.main: torch.full((), ids.numel(), device=ids.device)},
         )
 

@@ -7,6 +7,7 @@ import torch
 
 from fastbert.data.batches import Batch
 from fastbert.objectives.objective import Metric, Objective
+from fastbert.progress import progress
 from fastbert.training.hardware import autocast
 from fastbert.training.world import ONE_PROCESS, World
 
@@ -16,24 +17,26 @@ MASK_SEED = 0  # the same masks for every run, so that seeds and variants are co
 
 @torch.no_grad()
 def evaluate(
-    objective: Objective, batches: Iterable[Batch], precision: str, world: World = ONE_PROCESS
+    objective: Objective, batches: Iterable[Batch], precision: str, world: World = ONE_PROCESS, sequences: int = 0
 ) -> dict[str, float]:
     """Means over the `batches` of all ranks of everything the objective measures, and `loss`, their weighted sum.
 
-    The objective is left in the mode it was in.
+    The objective is left in the mode it was in. `sequences` is their number in all batches, for the progress.
     """
     training = objective.training
     objective.eval()
     sums: dict[str, torch.Tensor] = {}
     counts: dict[str, torch.Tensor] = {}
-    for batch in batches:
-        inputs = objective.sample(batch, MASK_SEED, 0, "validation-mask")
-        with autocast(batch.input_ids.device, precision):
-            parts = objective(inputs)
-        for name, value in parts.items():
-            value, count = value if isinstance(value, tuple) else (value, inputs.counts[name])
-            sums[name] = sums.get(name, 0) + value.double()
-            counts[name] = counts.get(name, 0) + count
+    with progress("validating", sequences, "sequences") as shown:
+        for batch in batches:
+            inputs = objective.sample(batch, MASK_SEED, 0, "validation-mask")
+            with autocast(batch.input_ids.device, precision):
+                parts = objective(inputs)
+            for name, value in parts.items():
+                value, count = value if isinstance(value, tuple) else (value, inputs.counts[name])
+                sums[name] = sums.get(name, 0) + value.double()
+                counts[name] = counts.get(name, 0) + count
+            shown.update(shown.done + world.size * len(batch.input_ids))
     objective.train(training)
     means = {name: (world.sum(sums[name]) / world.sum(counts[name])).item() for name in sums}
     loss = math.fsum(weight * means[name] for name, weight in objective.loss_weights.items())
