@@ -1,4 +1,5 @@
-"""Exports as ONNX, by both of torch's exporters, run by onnxruntime on other batch sizes and lengths than traced.
+"""Converts exports to ONNX with both exporters of torch, and runs them with onnxruntime on batch sizes and lengths
+other than the traced ones.
 
     pip install onnx onnxscript onnxruntime
     python scripts/against_transformers/onnx_exports.py
@@ -49,8 +50,8 @@ class Logits(nn.Module):
 
 
 def new_model(position: str, folder: Path) -> nn.Module:
-    """A model of our own class, opened from an export: with pre-norm, since post-norm with absolute positions is
-    transformers' BERT."""
+    """A model of fastbert's own class, loaded from an export. It has pre-norm, because post-norm with absolute
+    positions would be transformers' BERT."""
     sizes = {"layers": 2, "width": 32, "heads": 4, "ffn": 64, "max_positions": MAX_LENGTH}
     config = EncoderConfig(vocab_size=len(WORDS), position=position, norm="pre", **sizes)
     encoder = Encoder(config)

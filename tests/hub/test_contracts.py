@@ -129,7 +129,7 @@ def test_heads_of_odd_size_are_refused_by_rope(tmp_path) -> None:
         new(exported_modeling("rope", tmp_path), hidden_size=15)
 
 
-def test_a_decoder_of_its_own_is_saved_and_not_taken_for_a_tied_one(tupe, tokenizer, tmp_path) -> None:
+def test_a_decoder_of_its_own_is_saved_and_not_loaded_as_a_tied_one(tupe, tokenizer, tmp_path) -> None:
     model = new(tupe, tie_word_embeddings=False)
     words, decoder = model.encoder.words.weight, model.head.decoder.weight
     assert not torch.equal(words, decoder)

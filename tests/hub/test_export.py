@@ -96,10 +96,10 @@ def test_half_precision_is_near_and_a_row_of_padding_alone_is_finite(name, opene
     real = small_batch()["attention_mask"].bool()
     real[2] = False
     ours = our_logits(name, PADDED)
-    for key, share in (("torch.float16", 0.01), ("torch.bfloat16", 0.08), ("autocast", 0.08)):
+    for key, limit in (("torch.float16", 0.01), ("torch.bfloat16", 0.08), ("autocast", 0.08)):
         assert theirs[key].isfinite().all(), key
         error = (theirs[key].float() - ours)[real].pow(2).mean().sqrt() / ours[real].pow(2).mean().sqrt()
-        assert error < share, key
+        assert error < limit, key
 
 
 @pytest.mark.parametrize("name", VARIANTS)

@@ -197,8 +197,8 @@ def test_pickles_that_hold_more_than_tensors_or_are_cut_are_refused(bert):
     assert not Path("/tmp/fastbert-was-fooled").exists()
     for zipped in (True, False):
         torch.save({"bert": torch.zeros(9)}, path, _use_new_zipfile_serialization=zipped)
-        content, places = path.read_bytes(), random.Random(0)
-        for size in (0, *(places.randrange(len(content)) for _ in range(60))):
+        content, generator = path.read_bytes(), random.Random(0)
+        for size in (0, *(generator.randrange(len(content)) for _ in range(60))):
             flipped = bytes([*content[:size], content[size] ^ 0x55, *content[size + 1 :]])
             for damaged in (content[:size], flipped):
                 path.write_bytes(damaged)
@@ -361,8 +361,8 @@ def test_the_job_exports_a_run(run, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("position", ["absolute", "tupe-r"])
-def test_an_exchanged_tokenizer_is_told(position, run, tokenizer, tmp_path):
-    """One with as many words, in another order, would be read without a word about it."""
+def test_a_replaced_tokenizer_is_refused(position, run, tokenizer, tmp_path):
+    """A tokenizer with the same number of words in another order would be read without a warning."""
     words = load_tokenizer(tokenizer)
     other = WordPiece((*SPECIAL_TOKENS, *reversed(words.tokens[len(SPECIAL_TOKENS) :])))
     assert len(other.tokens) == len(words.tokens) and other.tokens != words.tokens
@@ -401,7 +401,7 @@ def test_tokenizers_of_hugging_face_folders_are_checked(bert, capsys):
 # --- no model at all
 
 
-def test_paths_without_a_model_are_told_apart(tmp_path, monkeypatch):
+def test_paths_without_a_model_have_different_errors(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
     (tmp_path / "runs").mkdir()

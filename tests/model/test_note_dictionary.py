@@ -44,17 +44,17 @@ class Text:
 
     def __init__(self) -> None:
         random = np.random.default_rng(0)
-        tokens, starts, places = [], [], []
+        tokens, starts, occurrences = [], [], []
         while len(tokens) < 2000:
             starts.append(len(tokens))
             for _ in range(random.integers(1, 40)):
                 word = NOTED[random.integers(len(NOTED))] if random.random() < 0.15 else (int(random.integers(10, 13)),)
                 if word in NOTED:
-                    places.append((len(tokens), len(word), NOTED.index(word)))
+                    occurrences.append((len(tokens), len(word), NOTED.index(word)))
                 tokens += word
             tokens.append(SEP)
         self.tokens, self.documents = np.array(tokens), np.array(starts)
-        self.places = [np.array(column) for column in zip(*places, strict=True)]
+        self.occurrences = [np.array(column) for column in zip(*occurrences, strict=True)]
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -63,8 +63,8 @@ class Text:
         return self.tokens[start:stop]
 
     def rare(self, start: int, stop: int) -> RareWords:
-        here = (self.places[0] >= start) & (self.places[0] < stop)
-        return RareWords(*(column[here] for column in self.places))
+        here = (self.occurrences[0] >= start) & (self.occurrences[0] < stop)
+        return RareWords(*(column[here] for column in self.occurrences))
 
 
 def batches(micro: int, document_mask: bool = False, half_window: int = K) -> TrainingBatches:
@@ -116,14 +116,14 @@ def step(objective: MLM, parts: list[Batch], number: int, optimizer: torch.optim
 
 def words_of(row: list[int]) -> list[tuple[int, int, int]]:
     """(first, stop, number) of the noted words of a row's ids."""
-    found, place = [], 1
-    while place < len(row):
-        stop = place + 1
+    found, index = [], 1
+    while index < len(row):
+        stop = index + 1
         while stop < len(row) and row[stop] >= 5 + PLAIN:
             stop += 1
-        if tuple(row[place:stop]) in NOTED:
-            found.append((place, stop, NOTED.index(tuple(row[place:stop]))))
-        place = stop
+        if tuple(row[index:stop]) in NOTED:
+            found.append((index, stop, NOTED.index(tuple(row[index:stop]))))
+        index = stop
     return found
 
 
@@ -132,7 +132,7 @@ def words_of(row: list[int]) -> list[tuple[int, int, int]]:
 @pytest.mark.parametrize("micro", [8, 4, 2, 3])
 def test_ten_steps_against_a_dictionary_written_by_hand(micro: int, leak: bool, document_mask: bool) -> None:
     options = NoteDictionaryOptions(half_window=K, gamma=0.3, mix=0.4, leak=leak)
-    # Masked in whole words some of the places are not used, and stand on words all the same.
+    # With whole words, part of the masked positions are unused, but are those of words too.
     objective = build(options, dropout=0.1, masks=MLMOptions(mask_rate=0.2, whole_word=document_mask))
     optimizer = torch.optim.SGD(objective.parameters(), 0.3)
     seen = Seen(objective)
@@ -152,7 +152,7 @@ def test_ten_steps_against_a_dictionary_written_by_hand(micro: int, leak: bool, 
             for row, ids in enumerate(part.input_ids.tolist()):
                 chosen = masked.positions[row][masked.targets[row] != -100].tolist()
                 for first, stop, word in words_of(ids):
-                    # A word that the next row goes on with stands here as another; the text has none that begin NOTED.
+                    # A word that continues in the next row is another word here; the text has none that begin NOTED.
                     window = list(range(first, stop))
                     while len(window) < stop - first + K and window[0] > 1 and ids[window[0] - 1] != SEP:
                         window.insert(0, window[0] - 1)
@@ -162,12 +162,12 @@ def test_ten_steps_against_a_dictionary_written_by_hand(micro: int, leak: bool, 
                         right += 1
                     at_border += len(window) < stop - first + 2 * K
                     contexts.setdefault(word, []).append(output[row, window].mean(0))
-                    if not leak and any(place in chosen for place in range(first, stop)):
+                    if not leak and any(index in chosen for index in range(first, stop)):
                         hidden += 1
                         continue
-                    for place in range(first, stop):
-                        own, note = expected[row, place], theirs[word]
-                        expected[row, place] = 0.6 * own + 0.4 * note * own.norm() / note.norm()
+                    for index in range(first, stop):
+                        own, note = expected[row, index], theirs[word]
+                        expected[row, index] = 0.6 * own + 0.4 * note * own.norm() / note.norm()
                         got += 1
             torch.testing.assert_close(used, expected, rtol=1e-11, atol=1e-12)
             again_across += sum(before[word] < len(contexts[word]) for word in before)
@@ -240,10 +240,10 @@ def test_the_gradient_is_that_of_the_mixture() -> None:
     words = torch.randn(ROWS, T, 16, dtype=torch.float64, requires_grad=True)
     weight = torch.randn_like(words)
     (inputs.note_tokens.edit(words) * weight).sum().backward()
-    share = torch.ones(ROWS * T, 1, dtype=torch.float64)
-    share[inputs.note_tokens.where.tokens[inputs.note_tokens.shown[:, 0]]] = 0.75
-    torch.testing.assert_close(words.grad, weight * share.view(ROWS, T, 1), rtol=1e-12, atol=0)
-    assert 0 < (share < 1).sum() < ROWS * T / 2
+    factor = torch.ones(ROWS * T, 1, dtype=torch.float64)
+    factor[inputs.note_tokens.where.tokens[inputs.note_tokens.shown[:, 0]]] = 0.75
+    torch.testing.assert_close(words.grad, weight * factor.view(ROWS, T, 1), rtol=1e-12, atol=0)
+    assert 0 < (factor < 1).sum() < ROWS * T / 2
 
 
 def test_no_weight_is_no_notes_to_the_bit() -> None:

@@ -94,12 +94,12 @@ def tupe_by_hand(encoding, length: int, cls: str) -> torch.Tensor:
     return torch.stack(rows).view(H, length, length)
 
 
-def turned_by_hand(x: torch.Tensor, base: float) -> torch.Tensor:
+def rotated_by_hand(x: torch.Tensor, base: float) -> torch.Tensor:
     """RoPE for one head [T, d], as complex numbers: x_n + i x_(n + d/2) times e^(i p base^(-2n/d))."""
     exponents = torch.arange(d // 2) * (2 / d)
     angles = torch.arange(len(x))[:, None] * base**-exponents
-    turned = torch.complex(x[:, : d // 2], x[:, d // 2 :]) * torch.polar(torch.ones_like(angles), angles)
-    return torch.cat([turned.real, turned.imag], -1)
+    rotated = torch.complex(x[:, : d // 2], x[:, d // 2 :]) * torch.polar(torch.ones_like(angles), angles)
+    return torch.cat([rotated.real, rotated.imag], -1)
 
 
 def encoder_by_hand(encoder: Encoder, ids: torch.Tensor) -> torch.Tensor:
@@ -118,8 +118,8 @@ def encoder_by_hand(encoder: Encoder, ids: torch.Tensor) -> torch.Tensor:
         bias = torch.stack([torch.stack([relative_by_hand(table, i, j) for j in range(length)]) for i in range(length)])
         bias = bias.permute(2, 0, 1)
     elif c.position == "alibi":
-        place = torch.arange(length)
-        bias = torch.stack([-(2.0 ** (-8 * (h + 1) / H)) * (place[:, None] - place).abs() for h in range(H)])
+        index = torch.arange(length)
+        bias = torch.stack([-(2.0 ** (-8 * (h + 1) / H)) * (index[:, None] - index).abs() for h in range(H)])
 
     def norm(module, y):
         return layer_norm(y, (D,), module.weight, module.bias, c.norm_eps)
@@ -131,7 +131,7 @@ def encoder_by_hand(encoder: Encoder, ids: torch.Tensor) -> torch.Tensor:
             part = slice(h * d, (h + 1) * d)
             q_, k_ = q[:, part], k[:, part]
             if c.position == "rope":
-                q_, k_ = turned_by_hand(q_, c.rope_base), turned_by_hand(k_, c.rope_base)
+                q_, k_ = rotated_by_hand(q_, c.rope_base), rotated_by_hand(k_, c.rope_base)
             scores = q_ @ k_.T / math.sqrt(2 * d if tupe else d) + bias[h]
             heads.append(scores.softmax(-1) @ v[:, part])
         return linear(block.attention.out, torch.cat(heads, -1))
@@ -224,7 +224,7 @@ def test_scores_of_rope_depend_on_the_distance_alone(i: int, j: int, shift: int,
     q, k = torch.randn(2, 1, 2, 1, 8, generator=generator).double()
 
     def score(i: int, j: int) -> torch.Tensor:
-        turn_q, turn_k = (encoding.rotation(1, torch.tensor([[place]])) for place in (i, j))
+        turn_q, turn_k = (encoding.rotation(1, torch.tensor([[index]])) for index in (i, j))
         return (rotate(q, turn_q) * rotate(k, turn_k)).sum(-1)
 
     torch.testing.assert_close(score(i, j), score(i + shift, j + shift), rtol=0, atol=5e-4)  # angles to 600 in float32

@@ -15,11 +15,11 @@ V = 40
 VOCABULARY = WordPiece(("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"w{i}" for i in range(V - 5))))
 
 
-def batch(rows: int = 4, length: int = 16, first_place: int = 0) -> Batch:
+def batch(rows: int = 4, length: int = 16, first_row: int = 0) -> Batch:
     ids = torch.randint(5, V, (64, length), generator=torch.Generator().manual_seed(0))
     ids[:, 0] = 2
-    places = torch.arange(first_place, first_place + rows)
-    return Batch(ids[places], places)
+    indices = torch.arange(first_row, first_row + rows)
+    return Batch(ids[indices], indices)
 
 
 def build(position: str = "absolute", dropout: float = 0.0, options: MLMOptions | None = None, **changes) -> MLM:
@@ -85,16 +85,16 @@ def test_loss_and_gradients_equal_transformers_bert() -> None:
 @pytest.mark.parametrize("dropout", [0.0, 0.2])
 @pytest.mark.parametrize("sizes", [[4], [1, 3], [2, 2], [1, 1, 1, 1]])
 def test_micro_batches_add_up_to_the_large_batch(sizes: list[int], dropout: float) -> None:
-    """Gradients of the mean over all masked places, even where rows have unequal numbers of them."""
+    """Gradients of the mean over all masked positions, even where rows have unequal numbers of them."""
     gradients = []
     for split in ([4], sizes):
         objective = build("tupe-r", dropout).double()
-        inputs, place = [], 0
+        inputs, first = [], 0
         for rows in split:
-            part = batch(rows, first_place=place)
+            part = batch(rows, first_row=first)
             part.input_ids[part.row_indices == 2, 3:] = 3  # a row with two words only
             inputs.append(objective.sample(part, seed=5, step=7))
-            place += rows
+            first += rows
         count = sum(part.counts["mlm"] for part in inputs)
         for part in inputs:
             (objective(part)["mlm"] / count).backward()
@@ -130,7 +130,7 @@ def test_evaluation_counts_right_answers() -> None:
     assert inputs.counts["accuracy"] == inputs.targets.numel()
 
 
-def test_options_change_what_is_drawn() -> None:
+def test_options_change_what_is_masked() -> None:
     rows = batch()
     inputs = {
         name: build(options=options).sample(rows, 0, 0)
@@ -150,6 +150,6 @@ def test_options_change_what_is_drawn() -> None:
 @pytest.mark.parametrize(
     "changes", [{"mask_rate": 0.0}, {"mask_rate": 0.95}, {"mask_token_fraction": 1.2}, {"random_token_fraction": 0.3}]
 )
-def test_shares_that_do_not_add_up_are_refused(changes: dict) -> None:
+def test_fractions_that_do_not_add_up_are_refused(changes: dict) -> None:
     with pytest.raises(UserError, match=f"^{next(iter(changes))} must"):
         MLMOptions(**changes)

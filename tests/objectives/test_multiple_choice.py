@@ -26,7 +26,7 @@ def candidates_of(objective: MultipleChoice, inputs) -> tuple[torch.Tensor, torc
 
 
 @pytest.mark.parametrize("choices", [2, 3, 10, V - 5])
-def test_candidates_are_what_the_paper_says(choices: int) -> None:
+def test_candidates_are_those_of_the_paper(choices: int) -> None:
     """100,000 candidates: distinct, never special, never the word itself but where it is the answer."""
     objective = build("multiple-choice", options=options(choices=choices))
     with torch.no_grad():  # a controller that would love to propose the words themselves and special tokens
@@ -49,26 +49,26 @@ def test_candidates_are_what_the_paper_says(choices: int) -> None:
 
 
 def test_candidates_follow_the_controller_everywhere() -> None:
-    """First candidates of many draws at [CLS], at a kept word and at a masked one, against the controller's softmax."""
+    """First candidates at [CLS], at an unmasked word and at a masked one, compared with the controller's softmax."""
     objective = build("multiple-choice", options=options(choices=3))
     rows = batch(1)
     rows.input_ids[:] = batch(1).input_ids[:1]
-    draws = 3000
-    many = type(rows)(rows.input_ids.expand(draws, -1).clone(), torch.arange(draws))
+    count = 3000
+    many = type(rows)(rows.input_ids.expand(count, -1).clone(), torch.arange(count))
     inputs = objective.sample(many, 0, 0)
     masked = torch.tensor([3, 7, 8, 9, 12, 14])
     shown = many.input_ids.index_fill(1, masked, 4)  # the same masks in every row
-    inputs = type(inputs)(**{**vars(inputs), "input_ids": shown, "positions": masked.expand(draws, -1)})
+    inputs = type(inputs)(**{**vars(inputs), "input_ids": shown, "positions": masked.expand(count, -1)})
     with torch.no_grad():
         hidden = objective.generator_hidden(inputs)
         ids, _ = objective.candidates(inputs, inputs.original, hidden)
         logits = objective.word_logits(hidden[0])
-    ids = ids.view(draws, 16, 2)
-    for place in (0, 1, 7):
-        scores = logits[place].clone()
-        scores[:5] = scores[inputs.original[0, place]] = -torch.inf
-        expected = scores.double().softmax(-1) * draws
-        observed = ids[:, place, 0].bincount(minlength=V)
+    ids = ids.view(count, 16, 2)
+    for index in (0, 1, 7):
+        scores = logits[index].clone()
+        scores[:5] = scores[inputs.original[0, index]] = -torch.inf
+        expected = scores.double().softmax(-1) * count
+        observed = ids[:, index, 0].bincount(minlength=V)
         there = expected > 0
         assert chisquare(observed[there], expected[there]).pvalue > 1e-4 and observed[~there].sum() == 0
 
@@ -107,8 +107,8 @@ def test_losses_and_gradients_equal_plain_indexing() -> None:
     for a, b in zip(gradients, torch.autograd.grad(mlm + 20.0 * choice, parameters), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-7, atol=1e-11)
 
-    share, best = ours.predictions(inputs)[1:]
-    torch.testing.assert_close(share.flatten(), 1 - scores.softmax(-1)[:, -1])
+    replaced_p, best = ours.predictions(inputs)[1:]
+    torch.testing.assert_close(replaced_p.flatten(), 1 - scores.softmax(-1)[:, -1])
     assert torch.equal(best.flatten(), ids.gather(1, scores[:, :-1].argmax(1, keepdim=True))[:, 0])
 
 

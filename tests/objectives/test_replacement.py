@@ -62,12 +62,12 @@ def test_micro_batches_add_up_to_the_large_batch(name: str, sizes: list[int], dr
     results = []
     for split in ([4], sizes):
         objective = build(name, "tupe-r", dropout, OPTIONS[name](mask_rate=0.3)).double()
-        inputs, place = [], 0
+        inputs, first = [], 0
         for rows in split:
-            part = batch(rows, first_place=place)
+            part = batch(rows, first_row=first)
             part.input_ids[part.row_indices == 2, 3:] = 3  # a row with two words only
             inputs.append(objective.sample(part, seed=5, step=7))
-            place += rows
+            first += rows
         counts = {key: sum(part.counts[key] for part in inputs) for key in objective.loss_weights}
         for part in inputs:
             sums = objective(part)
@@ -81,11 +81,11 @@ def test_micro_batches_add_up_to_the_large_batch(name: str, sizes: list[int], dr
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
-def test_samples_depend_on_seed_step_and_place(name: str) -> None:
+def test_samples_depend_on_seed_step_and_row(name: str) -> None:
     objective = build(name, options=OPTIONS[name](mask_rate=0.5)).eval()
 
     def filled(seed: int = 0, step: int = 0, first: int = 0) -> torch.Tensor:
-        rows = batch(4, first_place=first)
+        rows = batch(4, first_row=first)
         rows.input_ids[:] = batch(1).input_ids  # equal rows: what differs is inputs
         return objective.predictions(objective.sample(rows, seed, step))[0]
 
@@ -96,12 +96,12 @@ def test_samples_depend_on_seed_step_and_place(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["mlm", *OBJECTIVES])
-def test_every_key_is_of_its_seed_step_place_and_purpose(name: str) -> None:
+def test_every_key_is_of_its_seed_step_row_and_purpose(name: str) -> None:
     """No two of them are equal, so no mask, sample or dropout of one repeats another's."""
     objective = build(name, dropout=0.1)
     found = []
     for seed, step, first in ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 4)):
-        rows = batch(4, first_place=first)
+        rows = batch(4, first_row=first)
         inputs = objective.sample(rows, seed, step)
         keys = [value for field, value in vars(inputs).items() if field.endswith("_keys")]
         found += [*keys, row_keys(seed, "mask", step, rows.row_indices)]
@@ -134,7 +134,7 @@ def test_the_main_loss_gets_no_graph_of_the_generator(name: str) -> None:
 
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_no_gradient_flows_through_the_sampling(name: str) -> None:
-    """The main loss reaches nothing that is the small network's alone, and the small loss nothing of the main one's."""
+    """The encoder's loss has no gradient in the generator, and the generator's loss none in the encoder."""
     objective = build(name)
     main_only = {id(p) for p in (*objective.encoder.parameters(), *objective.head.parameters())}
     small_only = {id(p) for p in (*objective.small.parameters(), *objective.small_head.parameters())}
@@ -168,7 +168,7 @@ def test_validation_masks_everything_and_drops_nothing(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
-def test_special_tokens_stay_where_a_row_has_fewer_words_than_places(name: str) -> None:
+def test_special_tokens_stay_where_a_row_has_fewer_words_than_masked_positions(name: str) -> None:
     objective = build(name, options=OPTIONS[name](mask_rate=0.9))
     rows = batch()
     rows.input_ids[:, 3:] = 3
@@ -202,7 +202,7 @@ def test_the_document_mask_reaches_both_networks(name: str) -> None:
 
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_both_networks_read_notes_and_the_main_one_writes_them(name: str) -> None:
-    """`Taken` is stood in for: the words are edited at the main network's width, also where the small one is narrow."""
+    """With a stand-in for `NoteTokens`: words are edited at the encoder's width, also for a narrower generator."""
 
     class Shifted:
         widths, collected = [], []
@@ -217,7 +217,7 @@ def test_both_networks_read_notes_and_the_main_one_writes_them(name: str) -> Non
     objective = build(name, "tupe-a")
     inputs = objective.sample(batch(), 0, 0)
     with_notes = replace(inputs, note_tokens=Shifted())
-    for network in (objective.generator_hidden, lambda some: objective.encode(some, some.original)):
+    for network in (objective.generator_hidden, lambda given: objective.encode(given, given.original)):
         assert (network(inputs) - network(with_notes)).abs().max() > 1e-3
     assert Shifted.widths == [32, 32] and Shifted.collected == [(4, 16, 32)]
     objective.eval().encode(with_notes, with_notes.original)
@@ -229,7 +229,7 @@ def test_a_validation_has_the_weights_of_the_losses_and_leaves_the_mode(name: st
     objective = build(name, options=OPTIONS[name](loss_weight=3.0))
     seen = []
     for training in (True, False):
-        found = evaluate(objective.train(training), [batch(3), batch(1, first_place=3)], "fp32")
+        found = evaluate(objective.train(training), [batch(3), batch(1, first_row=3)], "fp32")
         main = found[f"{objective.main}_loss"]
         assert found["loss"] == pytest.approx(found["mlm_loss"] + 3.0 * main) and main > 0.1
         assert all(module.training == training for module in objective.modules())
