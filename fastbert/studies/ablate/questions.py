@@ -5,7 +5,7 @@ Data, vocabulary, the rows of the validation and their length are the same for a
 the objective; the rate and units of the masks; with the other objectives all of their options, whose networks pose the
 questions; and, with a `first_length`, the length of the sequences at a point. What does not matter: options that act in
 training alone (what masked positions show, batches, schedule), and what a variant sees of the same rows (notes, a
-document mask, position schemes).
+document mask, position encodings).
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -28,7 +28,8 @@ def questions(options: PretrainOptions, lengths: Sequence[int]) -> Questions:
     Args:
         lengths: tokens in a sequence of the validation at each point.
     """
-    chosen = asdict(options.of_objective)
+    config = options.encoder.resolve(vocab_size=1, length=options.length)
+    chosen = asdict(options.of_objective.resolve(config))
     if OBJECTIVES[options.objective].loss_in_nats:
         chosen = {name: chosen[name] for name in ("mask_rate", "whole_word")}
     own = {f"{group_of(options.objective)}.{name}": value for name, value in chosen.items()}
