@@ -31,7 +31,7 @@ FILES = {
     "s-fraction.yaml": "models: [m]\ntasks: [{task: task.yaml, train_fraction: .nan}]\n",
     "s-settings.yaml": "models: [m]\ntasks: [task.yaml]\n"
     f"learning_rates: {[n / 1e6 for n in range(1, 200)]}\nbatch_sizes: {list(range(1, 100))}\n",
-    "a-share.yaml": "base: {steps: 9}\nvariants: {a: {}}\nanneal: {share: true}\n",
+    "a-share.yaml": "base: {steps: 9}\nvariants: {a: {}}\nanneal: {fraction: true}\n",
     "a-points.yaml": "base: {steps: 9}\nvariants: {a: {}}\ncheckpoints: [.nan, 1.0]\n",
     "a-budget.yaml": "variants: {a: {}}\nbudget: {minutes: .inf}\n",
     "a-base.yaml": "base: {steps: 9, length: 0}\nvariants: {a: {}}\n",

@@ -1,4 +1,4 @@
-"""What an ablation's YAML file says, and what is refused before anything is opened."""
+"""Reading of an ablation's YAML file, and what is refused before anything is opened."""
 
 from pathlib import Path
 
@@ -25,7 +25,7 @@ def write(folder: Path, **changes) -> Path:
     return path
 
 
-def said(folder: Path, **changes) -> str:
+def error(folder: Path, **changes) -> str:
     with pytest.raises(UserError) as caught:
         load_ablation(write(folder, **changes))
     assert str(folder / "x.yaml") in str(caught.value)
@@ -88,7 +88,7 @@ def test_the_base_from_a_file(tmp_path) -> None:
     ],
 )
 def test_variants_may_not_change_what_is_held_equal(tmp_path, key, value, reason) -> None:
-    text = said(tmp_path, variants={"absolute": None, "odd": {key: value}})
+    text = error(tmp_path, variants={"absolute": None, "odd": {key: value}})
     assert f"variants: odd: {key.replace('-', '_')} is not free here" in text and reason in text
 
 
@@ -121,8 +121,8 @@ def test_variants_may_not_change_what_is_held_equal(tmp_path, key, value, reason
         ({"checkpoints": [0.5, 0.2, 1.0]}, "must ascend"),
         ({"checkpoints": [0.5]}, "end with 1.0"),
         ({"checkpoints": [1.0], "anneal": {}}, "not both"),
-        ({"anneal": {"share": 0}}, "share must be a number in (0, 1]"),
-        ({"anneal": {"shares": 0.1}}, "did you mean 'share'"),
+        ({"anneal": {"fraction": 0}}, "fraction must be a number in (0, 1]"),
+        ({"anneal": {"fractions": 0.1}}, "did you mean 'fraction'"),
         ({"anneal": {}, "variants": {"a": None, "b": {"schedule": {"name": "cosine"}}}}, "has no effect with anneal"),
         ({"seeds": 0}, "at least 1"),
         ({"threads": 0}, "whole number from 1"),
@@ -136,7 +136,7 @@ def test_variants_may_not_change_what_is_held_equal(tmp_path, key, value, reason
     ],
 )
 def test_refusals(tmp_path, changes, reason) -> None:
-    assert reason in said(tmp_path, **changes)
+    assert reason in error(tmp_path, **changes)
 
 
 @pytest.mark.parametrize(
@@ -161,9 +161,9 @@ def test_losses_that_cannot_be_compared_need_tasks(tmp_path, base, variants, rea
     base = BASE | base | {"data": str(tmp_path / "empty.txt")}
     path = write(tmp_path, base=base, variants=variants)
     assert main(["ablate", str(path), "--out", str(tmp_path / "out")]) == 2
-    said = capsys.readouterr().err
-    assert reason in said and "Give tasks:" in said and not (tmp_path / "out").exists()
-    assert ("checkpoints: [1.0]" in said) == ("first_length" in str(variants))
+    error = capsys.readouterr().err
+    assert reason in error and "Give tasks:" in error and not (tmp_path / "out").exists()
+    assert ("checkpoints: [1.0]" in error) == ("first_length" in str(variants))
     for allowed in ({"tasks": ["cola"]}, {"variants": {"a": None, "b": {"position": "tupe-r"}}}):
         given = {"base": base, "variants": variants} | allowed
         assert main(["ablate", str(write(tmp_path, **given)), "--out", str(tmp_path / "out")]) == 2

@@ -19,7 +19,7 @@ def jobs_of(folder: Path, axes: dict, **changes):
 @pytest.fixture
 def refused(axes, tmp_path, capsys):
     def refused(*flags: str, **changes) -> str:
-        """What is said on standard error by a call that must end with 2 and leave nothing."""
+        """Standard error of a call that must return 2 and leave nothing."""
         out = tmp_path / "out"
         assert main(["sweep", write_sweep(tmp_path, axes, **changes), "--out", str(out), *flags]) == 2
         assert not out.exists()
@@ -76,7 +76,7 @@ def test_options_of_glue_reach_its_tasks_alone(axes, words, tmp_path) -> None:
 
 
 def test_a_job_is_what_defines_its_result(axes, models, words, tmp_path, monkeypatch) -> None:
-    """Not names, paths, the order of axes, the size of a micro-batch or what is kept; but every option that trains."""
+    """Not names, paths, the order of axes, the size of a micro-batch or what is saved; but every option that trains."""
 
     def ids(folder: str = "b", **changes) -> list[str]:
         (tmp_path / folder).mkdir(exist_ok=True)
@@ -87,8 +87,8 @@ def test_a_job_is_what_defines_its_result(axes, models, words, tmp_path, monkeyp
     monkeypatch.chdir(Path(words).parent)
     moved = [{"name": "b", "path": models["tupe"]}, str(tmp_path / "link")]
     machine = axes["finetune"]["machine"] | {"micro_batch_size": 4}
-    kept = {"machine": machine, "worst": 9, "save_model": True}
-    assert ids(models=moved, tasks=[{"task": "words.yaml", "name": "other"}], seeds=[1, 0], finetune=kept) == before
+    saved = {"machine": machine, "worst": 9, "save_model": True}
+    assert ids(models=moved, tasks=[{"task": "words.yaml", "name": "other"}], seeds=[1, 0], finetune=saved) == before
     for change in (
         {"threads": 2},
         {"seeds": [5, 6]},
@@ -134,7 +134,7 @@ def test_refused_axes(refused, models, words) -> None:
     assert "learning_rate must be a number, found text ('fast')" in refused(learning_rates=["fast"])
     assert "learning_rates: learning_rate must be greater than 0, not -1.0" in refused(learning_rates=[-1.0])
     assert "batch_size must be at least 1, not 0" in refused(batch_sizes=[0])
-    assert "a job has one share" in refused(tasks=[{"task": words, "train_fraction": "0.1,0.5"}])
+    assert "a job has one fraction" in refused(tasks=[{"task": words, "train_fraction": "0.1,0.5"}])
     assert "different fractions above 0" in refused(tasks=[{"task": words, "train_fraction": 7}])
     # twice
     assert "learning_rates: 0.001 is there twice" in refused(learning_rates=[1e-3, 0.001])

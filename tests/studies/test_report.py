@@ -37,23 +37,23 @@ class Page(HTMLParser):
 
 
 def test_a_report_of_blocks(tmp_path) -> None:
-    (tmp_path / "drawing.png").write_bytes(PNG + b"and so on")
+    (tmp_path / "plot.png").write_bytes(PNG + b"and so on")
     report = ReportPage("A < B & C")
     report.heading("First")
     report.text("Between `code <x>` and <b>text</b>.")
     report.points(["one", "two"])
     report.table(Table(["name", "value", "verdict"], [["a|b", "1.50", "undecided"], ["c", "-10", "–"]]))
     report.code("x < y")
-    report.image("drawing.png", 'a "drawing"')
+    report.image("plot.png", 'a "plot"')
     report.write(tmp_path, {"commit": "abc"})
     markdown = (tmp_path / "report.md").read_text()
     assert markdown.startswith("# A < B & C\n\n## First\n\nBetween `code <x>`")
     assert "| name | value | verdict   |\n| ---- | ----: | --------- |\n| a\\|b |  1.50 | undecided |" in markdown
-    assert '![a "drawing"](drawing.png)' in markdown and "- one\n- two" in markdown
+    assert '![a "plot"](plot.png)' in markdown and "- one\n- two" in markdown
     page = Page((tmp_path / "report.html").read_text())
     assert not page.open
     (address,) = page.addresses
-    assert address == "data:image/png;base64,iVBORw0KYW5kIHNvIG9u"  # no network, no file beside
+    assert address == "data:image/png;base64,iVBORw0KYW5kIHNvIG9u"  # no network, no further file
     assert "Between " in page.texts and "code <x>" in page.texts and "a|b" in page.texts
     assert "<b>text</b>." in " ".join(page.texts)  # text, not markup
 
@@ -95,20 +95,20 @@ def test_the_figures_of_a_sweep(comparison, tmp_path) -> None:
     assert "51.00" in shown and "other higher, by the t-test alone" in shown and max(map(len, shown.splitlines())) < 110
 
 
-def test_every_seed_is_drawn(comparison, tmp_path, monkeypatch) -> None:
-    drawn = {}
-    for name in ("draw_scores", "draw_settings"):
+def test_every_seed_is_plotted(comparison, tmp_path, monkeypatch) -> None:
+    plotted = {}
+    for name in ("plot_scores", "plot_settings"):
         monkeypatch.setattr(
             f"fastbert.studies.shared.plots.{name}",
-            lambda path, panels, _, name=name: (drawn.update({name: panels}), path.write_bytes(PNG)),
+            lambda path, panels, _, name=name: (plotted.update({name: panels}), path.write_bytes(PNG)),
         )
     write_sweep_report(tmp_path, "glue", comparison, [], 18, {})
-    assert drawn["draw_scores"]["cola"]["other"] == pytest.approx([50.0, 51.0, 52.0])
-    assert drawn["draw_scores"]["cola"]["first"] == pytest.approx([-10.0, -12.0, -11.0])
-    assert drawn["draw_settings"]["cola"]["1e-05, 16, 3"]["other"] == pytest.approx([20.0, 30.0, 41.0])
+    assert plotted["plot_scores"]["cola"]["other"] == pytest.approx([50.0, 51.0, 52.0])
+    assert plotted["plot_scores"]["cola"]["first"] == pytest.approx([-10.0, -12.0, -11.0])
+    assert plotted["plot_settings"]["cola"]["1e-05, 16, 3"]["other"] == pytest.approx([20.0, 30.0, 41.0])
 
 
-def test_what_is_missing_is_said(comparison, tmp_path) -> None:
+def test_what_is_missing_is_reported(comparison, tmp_path) -> None:
     rows = [r for one in comparison.trials.values() for found in one.settings.values() for r in found]
     failed = row("other", 0, 0.0, rate=2e-5) | {"status": "failed", "reason": "it ran out of memory"}
     rows = [r for r in rows if r["id"] != failed["id"]]

@@ -29,7 +29,7 @@ from fastbert.studies.ablate.questions import check_measure, incomparable, plann
 from fastbert.studies.engine.backends import start
 from fastbert.studies.engine.events import run_events
 from fastbert.studies.engine.live_status import LiveStatus
-from fastbert.studies.engine.outcomes import LOG, RUN, say_failures
+from fastbert.studies.engine.outcomes import LOG, RUN, print_failures
 from fastbert.studies.engine.store import JOBS, RESULTS, ResultRow, ResultStore
 from fastbert.studies.shared.comparison import scored
 from fastbert.studies.shared.finetune_jobs import FINETUNE
@@ -155,4 +155,4 @@ def report_ablation(out: Path, name: str, ablation: Ablation, results: AblationR
     print(f"{out / RESULTS}\n{folder / 'report.html'}")
     if failed and (missing := total - len(done) - len(failed)):
         echo(f"{plural(missing, 'job')} did not run: what they need has failed, or it was stopped")
-    return say_failures(failed, total, lambda row: f"seed {row['seed']}")
+    return print_failures(failed, total, lambda row: f"seed {row['seed']}")

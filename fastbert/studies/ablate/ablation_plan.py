@@ -50,7 +50,7 @@ class AblationPlan:
     """By `timing_key`, seconds of a step, in each round of timing."""
     jobs: list[Job] = field(default_factory=list)
     """Seed by seed and variant by variant; a job comes after the one it needs."""
-    places: dict[str, list[MeasuredPoint]] = field(default_factory=dict)
+    points: dict[str, list[MeasuredPoint]] = field(default_factory=dict)
     """Variant -> its points of all seeds."""
 
     @property
@@ -93,18 +93,18 @@ def plan_ablation(
         there: dict[str, str] = {}
         for variant in result.variants:
             with prefixed(f"{ablation.path}: variants: {variant.name}"):
-                jobs, places = pretrainings(ablation, variant, seed)
+                jobs, points = pretrainings(ablation, variant, seed)
             if (other := there.setdefault(jobs[0].id, variant.name)) != variant.name:
                 raise UserError(
                     f"{ablation.path}: variants: {other} and {variant.name} would be the same training: what differs "
                     "between them has no effect with the rest of their options; leave one of them out"
                 )
             result.jobs += jobs
-            result.places[variant.name] = result.places.get(variant.name, []) + places
-            for place in (place for place in places if place.share in ablation.tasks_at):
-                result.jobs += finetunings(ablation, variant, tasks.get(variant.name, ()), place, out)
+            result.points[variant.name] = result.points.get(variant.name, []) + points
+            for point in (point for point in points if point.fraction in ablation.tasks_at):
+                result.jobs += finetunings(ablation, variant, tasks.get(variant.name, ()), point, out)
     trainings = 1 if ablation.anneal is None else len(ablation.points)
-    variants = [replace(variant, lengths=lengths_at(variant, result.places[variant.name])) for variant in variants]
+    variants = [replace(variant, lengths=lengths_at(variant, result.points[variant.name])) for variant in variants]
     every = len(ablation.seeds) * (len(ablation.points) + 2 * trainings)
     check_space(out, every * sum(variant.checkpoint_bytes for variant in variants))
     result.variants, result.seconds = timed_variants(variants, known)
@@ -180,19 +180,20 @@ def pretrainings(ablation: Ablation, variant: PlannedVariant, seed: int) -> tupl
     return jobs, [MeasuredPoint(point, steps, job.id, seed, end) for point, steps, job, end in made]
 
 
-def lengths_at(variant: PlannedVariant, places: Sequence[MeasuredPoint]) -> tuple[int, ...]:
+def lengths_at(variant: PlannedVariant, points: Sequence[MeasuredPoint]) -> tuple[int, ...]:
     """Tokens in a sequence of the validation at each point, which are the same for all seeds."""
-    return tuple(variant.length_at(place) for place in places if place.seed == places[0].seed)
+    return tuple(variant.length_at(point) for point in points if point.seed == points[0].seed)
 
 
-def annealed(options: PretrainOptions, start: int, share: float, steps: int) -> PretrainOptions:
-    """A training whose rate is constant after the warm-up until `start` and falls to 0 in `share` of as many steps.
-    Sequences of a first length last until `start` too, so that up to there all such trainings are the same.
+def annealed(options: PretrainOptions, start: int, fraction: float, steps: int) -> PretrainOptions:
+    """Options of a training whose learning rate is constant after the warm-up until step `start` and then falls to 0
+    within `fraction * start` further steps. Sequences of a first length last until `start` too, so that all such
+    trainings are equal up to there.
 
     Args:
-        steps: that a warm-up which is a share is a share of.
+        steps: the base of a warm-up that is given as a fraction.
     """
-    end = start + max(1, round(share * start))
+    end = start + max(1, round(fraction * start))
     warmup = float(warmup_steps(replace(options.schedule, name="constant"), steps))
     schedule = ScheduleOptions("wsd", warmup, decay=(end - start) / end)
     learning_rate_factor(schedule, 0, end)  # refuses a warm-up that goes beyond the point
@@ -261,20 +262,20 @@ def open_tasks(ablation: Ablation, glue_dir: str | None, variants: list[PlannedV
 
 
 def finetunings(
-    ablation: Ablation, variant: PlannedVariant, tasks: Sequence[OpenedTask], place: MeasuredPoint, out: Path
+    ablation: Ablation, variant: PlannedVariant, tasks: Sequence[OpenedTask], point: MeasuredPoint, out: Path
 ) -> list[Job]:
     """The jobs of one checkpoint: every task, setting and trial, the same for all variants."""
-    run = out.resolve() / "jobs" / place.job / RUN
-    checkpoint = str(run / "checkpoints" / f"step-{place.steps:08d}")
+    run = out.resolve() / "jobs" / point.job / RUN
+    checkpoint = str(run / "checkpoints" / f"step-{point.steps:08d}")
     jobs = []
     for task in tasks:
         for tuning in task.tunings:
             its = replace(tuning, options=replace(tuning.options, model=checkpoint))
             described = {name: value for name, value in tuning.identity.items() if name != "model"}  # a random encoder
             for trial in range(ablation.trials):
-                seed = place.seed * ablation.trials + trial  # no two seeds of a variant share a head
-                identity = described | {"seed": seed, "pretraining": place.job, "step": place.steps}
-                setting = {**tuning.setting, "at": place.share, "trial": trial}
+                seed = point.seed * ablation.trials + trial  # no two seeds of a variant share a head
+                identity = described | {"seed": seed, "pretraining": point.job, "step": point.steps}
+                setting = {**tuning.setting, "at": point.fraction, "trial": trial}
                 job = its.job(variant.name, task.name, seed, identity)
-                jobs.append(replace(job, seed=place.seed, setting=setting, after=place.job))
+                jobs.append(replace(job, seed=point.seed, setting=setting, after=point.job))
     return jobs

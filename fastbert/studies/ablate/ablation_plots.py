@@ -1,4 +1,4 @@
-"""The drawings of an ablation's report, as PNG: a measure against steps, FLOPs and minutes, and shares of cost."""
+"""The drawings of an ablation's report, as PNG: a measure against steps, FLOPs and minutes, and fractions of cost."""
 
 import math
 import statistics
@@ -13,7 +13,7 @@ from fastbert.studies.shared.plots import panels_of, save, style_axes
 LABELS = {"steps": "steps", "flops": "FLOPs", "minutes": "minutes of training"}
 
 
-def draw_curves(path: Path, measure: Measure, floor: float | None) -> None:
+def plot_curves(path: Path, measure: Measure, floor: float | None) -> None:
     """A panel for each unit: every seed a thin line, the median at each point a thick one, the baseline's final median
     dotted, and `floor`, the unigram entropy for a loss in nats, dashed."""
     figure, panels = panels_of(len(UNITS), 4.2)
@@ -48,27 +48,28 @@ def median_curve(curves: Sequence[Curve], unit: str) -> list[tuple[float, float]
     ]
 
 
-def draw_shares(path: Path, measures: Mapping[str, Sequence[VariantComparison]]) -> None:
-    """A panel for each measure: for each variant the share of the baseline's steps, FLOPs and minutes, every seed a
+def plot_fractions(path: Path, measures: Mapping[str, Sequence[VariantComparison]]) -> None:
+    """A panel for each measure: for each variant the fraction of the baseline's steps, FLOPs and minutes, every seed a
     point, the median a bar; hollow where it is undecided. Seeds that have not reached it are counted in words."""
     figure, panels = panels_of(len(measures), 4.2)
     for panel, (title, rows) in zip(panels, measures.items(), strict=True):
-        _draw_shares(panel, rows)
+        _plot_fractions(panel, rows)
         panel.set_title(title, loc="left", fontsize=10, fontweight="bold")
     figure.legend(*_unit_legend(), frameon=False, fontsize=8, ncols=len(UNITS), loc="outside lower center")
     save(figure, path)
 
 
-def _draw_shares(panel: Any, rows: Sequence[VariantComparison]) -> None:
+def _plot_fractions(panel: Any, rows: Sequence[VariantComparison]) -> None:
     for place, row in enumerate(rows):
         for number, unit in enumerate(UNITS):
             height = place + 0.22 * (number - 1)
-            values = [100 * value for value in row.shares[unit].values if math.isfinite(value)] if row.shares else []
+            values = row.fractions[unit].values if row.fractions else ()
+            values = [100 * value for value in values if math.isfinite(value)]
             fill = f"C{number}" if row.decided else "none"
             panel.plot(values, [height] * len(values), "o", color=f"C{number}", markerfacecolor=fill, markersize=4)
-            if row.shares and math.isfinite(middle := 100 * row.shares[unit].median):
+            if row.fractions and math.isfinite(middle := 100 * row.fractions[unit].median):
                 panel.vlines(middle, height - 0.09, height + 0.09, color=f"C{number}", linewidth=2)
-        missed = sum(map(math.isinf, row.shares["steps"].values)) if row.shares else 0
+        missed = sum(map(math.isinf, row.fractions["steps"].values)) if row.fractions else 0
         if missed:
             text = f"not reached: {missed} of {len(row.seeds)} seeds"
             height = place if missed == len(row.seeds) else place - 0.36

@@ -1,4 +1,4 @@
-"""The report of an ablation: shares of the baseline's cost, curves, final values with their spread, costs and noise."""
+"""Report of an ablation: fractions of the baseline's cost, curves, final values with their spread, cost and noise."""
 
 import math
 import statistics
@@ -12,7 +12,7 @@ from fastbert.config import differences, leaves
 from fastbert.finetuning.results import score_summary
 from fastbert.finetuning.table import NOTHING
 from fastbert.studies.ablate.ablation_plan import AblationPlan
-from fastbert.studies.ablate.ablation_plots import draw_curves, draw_shares
+from fastbert.studies.ablate.ablation_plots import plot_curves, plot_fractions
 from fastbert.studies.ablate.analysis import (
     LEARNED,
     CostFraction,
@@ -26,15 +26,15 @@ from fastbert.studies.ablate.costs import timing_key
 from fastbert.studies.ablate.measures import AblationResults
 from fastbert.studies.ablate.options import UNITS, Ablation
 from fastbert.studies.shared.comparison import SETTING, shown_setting
-from fastbert.studies.shared.plots import draw_scores
-from fastbert.studies.shared.report import WIDTH, ReportPage, Table, p_value, plural, save_drawing
+from fastbert.studies.shared.plots import plot_scores
+from fastbert.studies.shared.report import WIDTH, ReportPage, Table, p_value, plural, save_plot
 
 UNIT_NAMES = {"steps": "steps", "flops": "FLOPs", "minutes": "minutes"}
 OWN_QUESTIONS = (
     "Each variant's own generator or meta controller poses the questions here, so that a lower loss may also mean "
     "easier ones."
 )
-SATURATED = 0.7  # share of its own steps below which a baseline that is at its final value is remarked on
+SATURATED = 0.7  # fraction of its own steps below which a baseline that is at its final value is remarked on
 
 
 def planned_table(plan: AblationPlan, ablation: Ablation) -> Table:
@@ -46,7 +46,7 @@ def planned_table(plan: AblationPlan, ablation: Ablation) -> Table:
             f"{variant.parameters / 1e6:.2f}M",
             f"{variant.flops:.3g}",
             f"{variant.steps}",
-            f"{variant.flops_to(plan.places[variant.name][-1]):.3g}",
+            f"{variant.flops_to(plan.points[variant.name][-1]):.3g}",
         ]
         for variant in plan.variants
     ]
@@ -54,43 +54,43 @@ def planned_table(plan: AblationPlan, ablation: Ablation) -> Table:
     return Table(["variant", "parameters", "FLOPs a step", steps, "FLOPs"], rows)
 
 
-# --- shares
+# --- fractions
 
 
-def shown_share(value: float) -> str:
+def shown_fraction(value: float) -> str:
     return f"{100 * value:.0f} %" if math.isfinite(value) else "not reached"
 
 
-def share_cell(share: CostFraction) -> str:
+def fraction_cell(fraction: CostFraction) -> str:
     """The median over seeds and, in brackets, the least and the most."""
-    median = ("≤ " if share.median_at_most else "") + shown_share(share.median)
-    least, most = (shown_share(value) for value in (min(share.values), max(share.values)))
+    median = ("≤ " if fraction.median_at_most else "") + shown_fraction(fraction.median)
+    least, most = (shown_fraction(value) for value in (min(fraction.values), max(fraction.values)))
     return median if least == most else f"{median} ({least} to {most})"
 
 
-def shares_table(rows: Sequence[VariantComparison]) -> Table:
-    """Variants x units; what is undecided shows no share."""
+def fractions_table(rows: Sequence[VariantComparison]) -> Table:
+    """Variants x units; what is undecided shows no fraction."""
     body = []
     for row in rows:
         if row.verdict == "not reached" or not row.decided:
             cells = [row.verdict.partition(":")[0]] * len(UNITS)
         else:
-            cells = [share_cell(row.shares[unit]) for unit in UNITS]
+            cells = [fraction_cell(row.fractions[unit]) for unit in UNITS]
         body.append([row.variant, str(len(row.seeds)), *cells, row.verdict])
     return Table(["variant", "seeds", *(f"of its {UNIT_NAMES[unit]}" for unit in UNITS), "verdict"], body)
 
 
 def seeds_table(measure: Measure, rows: Sequence[VariantComparison]) -> Table:
-    """Every seed: final value, and the shares whatever the verdict says of them."""
+    """Every seed: final value, and the fractions whatever the verdict says of them."""
     units = UNITS if measure.along else ()
     body = []
     for row in rows:
         finals = measure.finals(row.variant)
-        for place, seed in enumerate(row.seeds):
+        for index, seed in enumerate(row.seeds):
             cells = []
             for unit in units:
-                share = row.shares[unit]
-                cells.append(("≤ " if share.at_most[place] else "") + shown_share(share.values[place]))
+                fraction = row.fractions[unit]
+                cells.append(("≤ " if fraction.at_most[index] else "") + shown_fraction(fraction.values[index]))
             body.append([row.variant, str(seed), shown_value(measure, finals[seed]), *cells])
     return Table(["variant", "seed", "final", *(f"of its {UNIT_NAMES[unit]}" for unit in units)], body)
 
@@ -131,13 +131,13 @@ def finals_table(measure: Measure, rows: Sequence[VariantComparison]) -> Table:
 
 
 def printed_fractions(results: AblationResults) -> str:
-    """Shares by every measure, or where there is only a final value this, for a terminal."""
+    """Fractions by every measure, or where there is only a final value this, for a terminal."""
     lines = []
     for measure in results.measures:
         rows = compare_variants(measure, results.hardly_learned)
         if measure.along:
             what = f"Fraction of {results.baseline.name}'s cost at which its final quality is reached: {measure.name}"
-            lines += [what, shares_table(rows).plain(), ""]
+            lines += [what, fractions_table(rows).plain(), ""]
         else:
             lines += [f"At the end: {measure.name}", finals_table(measure, rows).plain(), ""]
         if limit := limits(rows):
@@ -157,14 +157,14 @@ def write_ablation_report(
     compared = {measure.name: compare_variants(measure, results.hardly_learned) for measure in results.measures}
     along = {measure.name: compared[measure.name] for measure in results.measures if measure.along}
     if along:
-        _shares(report, folder, along)
+        _fractions(report, folder, along)
     if at_end := [measure for measure in results.measures if not measure.along]:
         _at_end(report, folder, at_end, compared)
     if results.left_out:
         report.heading("Not compared")
         report.points(results.left_out)
-    for place, measure in enumerate(results.measures):
-        _measure(report, folder, f"curves-{place}.png", results, measure, compared[measure.name])
+    for number, measure in enumerate(results.measures):
+        _measure(report, folder, f"curves-{number}.png", results, measure, compared[measure.name])
     if results.done:
         _validation(report, results)
         _costs(report, results)
@@ -188,9 +188,9 @@ def _question(report: ReportPage, ablation: Ablation, results: AblationResults) 
     report.table(planned_table(plan, ablation))
     if ablation.anneal is None:
         points = (
-            "Measured along one training with its own schedule. If its rate decays, points before the end are taken at "
-            "a rate that is still high, and shares come out larger than what a shorter training would need; `anneal` "
-            "avoids that."
+            "Measured along one training with its own schedule. If its learning rate decays, the points before the end "
+            "are measured at a rate that is still high, and the fractions are larger than what a shorter training would "
+            "need; `anneal` avoids that."
         )
     else:
         points = (
@@ -219,11 +219,11 @@ def _options(variant: Any) -> dict[str, Any]:
     return {leaf.name: leaf.value for leaf in leaves(variant.setup.options)}
 
 
-def _shares(report: ReportPage, folder: Path, compared: dict[str, list[VariantComparison]]) -> None:
+def _fractions(report: ReportPage, folder: Path, compared: dict[str, list[VariantComparison]]) -> None:
     report.heading("Fraction of the baseline's cost to reach its final quality")
     for name, rows in compared.items():
         report.text(f"By {name}:")
-        report.table(shares_table(rows))
+        report.table(fractions_table(rows))
         if limit := limits(rows):
             report.text(limit)
     report.text(
@@ -235,8 +235,8 @@ def _shares(report: ReportPage, folder: Path, compared: dict[str, list[VariantCo
         "adjusted over the variants by Holm's method, gives a p below 0.05; then it has reached the baseline's quality "
         "if it is better on the mean."
     )
-    if drawing := save_drawing("shares.png", folder, draw_shares, compared):
-        report.image(drawing, "Shares by seed, the median as a bar; hollow where it is undecided")
+    if drawing := save_plot("fractions.png", folder, plot_fractions, compared):
+        report.image(drawing, "Fractions by seed, the median as a bar; hollow where it is undecided")
 
 
 def _at_end(
@@ -245,7 +245,7 @@ def _at_end(
     """What was measured at the last point alone."""
     report.heading("Quality at the end of the budget")
     scores = {m.name: {name: list(m.finals(name).values()) for name in m.curves} for m in measures}
-    if drawing := save_drawing("finals.png", folder, draw_scores, scores, dict.fromkeys(scores, "")):
+    if drawing := save_plot("finals.png", folder, plot_scores, scores, dict.fromkeys(scores, "")):
         report.image(drawing, "Every seed a point, the median a bar")
     body = []
     for measure in measures:
@@ -257,7 +257,7 @@ def _at_end(
         if limit:
             report.text(limit)
     report.text(
-        "`reached`: better than the baseline at the end of the budget; the rule is that of the verdicts on shares: a "
+        "`reached`: better than the baseline at the end of the budget. The rule is that of the verdicts on fractions: a "
         "difference beyond the noise of the measure (below), and a paired t-test adjusted over the variants."
     )
 
@@ -273,16 +273,16 @@ def _measure(
     report.heading(f"By {measure.name}")
     loss = not measure.higher
     floor = results.plan.unigram_entropy if loss and results.objective.loss_in_nats else None
-    if measure.along and (found := save_drawing(drawing, folder, draw_curves, measure, floor)):
+    if measure.along and (found := save_plot(drawing, folder, plot_curves, measure, floor)):
         dashed = ", the unigram entropy dashed" if floor is not None else ""
         report.image(found, f"Every seed thin, medians thick, the baseline's final median dotted{dashed}")
     report.table(finals_table(measure, rows))
-    own = rows[0].shares["steps"]
+    own = rows[0].fractions["steps"]
     if measure.along and own.median < SATURATED:
-        start = ("at most " if own.median_at_most else "") + shown_share(own.median)
+        start = ("at most " if own.median_at_most else "") + shown_fraction(own.median)
         report.text(
             f"The baseline itself is at its final value from {start} of its steps on: by this measure it learns no "
-            "more then, or the noise hides it, and shares say little."
+            "more then, or the noise hides it, and fractions say little."
         )
     report.text(_noise(results, measure))
     if loss and results.objective.second_network:
@@ -317,8 +317,8 @@ def _validation(report: ReportPage, results: AblationResults) -> None:
     report.heading("Validation at the end")
     apart, rows = results.plan.incomparable, []
     for variant in results.plan.variants:
-        ends = [place for place in results.plan.places[variant.name] if place.share == 1]
-        found = [at for place in ends if (at := results.validation(place)) is not None]
+        ends = [point for point in results.plan.points[variant.name] if point.fraction == 1]
+        found = [at for point in ends if (at := results.validation(point)) is not None]
         objective = variant.setup.options.objective
         names = [name for name in found[0] if name != "step"] if found else []
         medians = {name: f"{statistics.median(at[name] for at in found):.4f}" for name in names}
@@ -344,7 +344,7 @@ def _costs(report: ReportPage, results: AblationResults) -> None:
     report.heading("Cost")
     rows = []
     for variant in results.plan.variants:
-        end, setup = results.plan.places[variant.name][-1], variant.setup
+        end, setup = results.plan.points[variant.name][-1], variant.setup
         minutes = variant.minutes_to(end)
         tokens = replace(setup, options=end.options).plan().tokens(0, end.steps)
         rounds = [results.plan.seconds[timing_key(setup, shape)] for shape in variant.step_flops]

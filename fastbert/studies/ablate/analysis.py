@@ -46,7 +46,7 @@ class Measure:
 
     @property
     def along(self) -> bool:
-        """Whether it was taken at more than the last point, so that shares of cost can be told."""
+        """Whether it was taken at more than the last point, so that fractions of cost can be told."""
         baseline = next(iter(self.curves.values()))
         return any(len(curve) > 1 for curve in baseline.values())
 
@@ -69,23 +69,23 @@ class Reached:
 def reached(curve: Curve, target: float, higher: bool) -> Reached | None:
     """Where `curve` comes to `target` for good, by straight lines between its points; None if its last is worse."""
     sign = 1 if higher else -1
-    worse = [place for place, point in enumerate(curve) if sign * point.value < sign * target]
+    worse = [index for index, point in enumerate(curve) if sign * point.value < sign * target]
     if not worse:
         return Reached(*(getattr(curve[0], unit) for unit in UNITS), at_most=True)
     if worse[-1] == len(curve) - 1:
         return None
     a, b = curve[worse[-1]], curve[worse[-1] + 1]
-    share = (target - a.value) / (b.value - a.value)
-    return Reached(*(_between(getattr(a, unit), getattr(b, unit), share) for unit in UNITS), at_most=False)
+    fraction = (target - a.value) / (b.value - a.value)
+    return Reached(*(_between(getattr(a, unit), getattr(b, unit), fraction) for unit in UNITS), at_most=False)
 
 
-def _between(a: float, b: float, share: float) -> float:
-    return b if share == 1 else a + share * (b - a)
+def _between(a: float, b: float, fraction: float) -> float:
+    return b if fraction == 1 else a + fraction * (b - a)
 
 
 @dataclass(frozen=True)
 class CostFraction:
-    """A share of the baseline's cost, seed by seed."""
+    """A fraction of the baseline's cost, seed by seed."""
 
     values: tuple[float, ...]
     """Infinite where the target was not reached."""
@@ -112,8 +112,8 @@ class VariantComparison:
     variant: str
     seeds: tuple[int, ...]
     """That both have finished."""
-    shares: dict[str, CostFraction]
-    """Unit -> share of the baseline's final cost. Without common seeds there are none."""
+    fractions: dict[str, CostFraction]
+    """Unit -> fraction of the baseline's final cost. Without common seeds there are none."""
     result: Paired | None
     """Of final values, the variant's minus the baseline's, positive where the variant is better; None for the baseline
     itself and without common seeds."""
@@ -142,9 +142,9 @@ def compare_variants(measure: Measure, hardly_learned: bool) -> list[VariantComp
     found = []
     for name, seeds in shared.items():
         result = results.get(name)
-        shares = {unit: _share(measure, baseline, name, seeds, unit) for unit in UNITS} if seeds else {}
+        fractions = {unit: _fraction(measure, baseline, name, seeds, unit) for unit in UNITS} if seeds else {}
         verdict = "baseline" if name == baseline else _verdict(result, p.get(name), scatter, hardly_learned)
-        found.append(VariantComparison(name, tuple(seeds), shares, result, p.get(name), p_flip.get(name), verdict))
+        found.append(VariantComparison(name, tuple(seeds), fractions, result, p.get(name), p_flip.get(name), verdict))
     return found
 
 
@@ -160,7 +160,7 @@ def _differences(measure: Measure, baseline: str, variant: str, seeds: Sequence[
     return paired([sign * first[seed] for seed in seeds], [sign * other[seed] for seed in seeds])
 
 
-def _share(measure: Measure, baseline: str, variant: str, seeds: Sequence[int], unit: str) -> CostFraction:
+def _fraction(measure: Measure, baseline: str, variant: str, seeds: Sequence[int], unit: str) -> CostFraction:
     values, at_most = [], []
     for seed in seeds:
         final = measure.curves[baseline][seed][-1]

@@ -43,16 +43,16 @@ class PlannedVariant:
         """Of the first `steps` of a training with `options`."""
         return replace(self.setup, options=options).plan().total(lambda *shape: costs[shape], 0, steps)
 
-    def flops_to(self, place: "MeasuredPoint") -> float:
-        return self.total(self.step_flops, place.steps, place.options)
+    def flops_to(self, point: "MeasuredPoint") -> float:
+        return self.total(self.step_flops, point.steps, point.options)
 
-    def minutes_to(self, place: "MeasuredPoint") -> float:
+    def minutes_to(self, point: "MeasuredPoint") -> float:
         """Each step at its measured time."""
-        return self.total(self.step_seconds, place.steps, place.options) / 60
+        return self.total(self.step_seconds, point.steps, point.options) / 60
 
-    def length_at(self, place: "MeasuredPoint") -> int:
+    def length_at(self, point: "MeasuredPoint") -> int:
         """Tokens in a sequence of the validation there."""
-        return replace(self.setup, options=place.options).plan().at(place.steps - 1).length
+        return replace(self.setup, options=point.options).plan().at(point.steps - 1).length
 
     def mean(self, costs: Mapping[StepShape, float]) -> float:
         """Of a step; where stages differ, over a run."""
@@ -76,8 +76,8 @@ class PlannedVariant:
 class MeasuredPoint:
     """A point at which a pretraining is measured."""
 
-    share: float
-    """Of the budget."""
+    fraction: float
+    """Fraction of the budget."""
     steps: int
     """What it cost: steps up to it and, with annealing, of its branch."""
     job: str

@@ -54,24 +54,24 @@ class AblationResults:
 
     # --- validation
 
-    def validation(self, place: MeasuredPoint) -> dict[str, Any] | None:
+    def validation(self, point: MeasuredPoint) -> dict[str, Any] | None:
         """Losses at a point; None if the training has not come there."""
-        found = self.done.get(place.job, {"validations": []})["validations"]
-        return next((row for row in found if row["step"] == place.steps), None)
+        found = self.done.get(point.job, {"validations": []})["validations"]
+        return next((row for row in found if row["step"] == point.steps), None)
 
     def curves(self, variant: PlannedVariant, value: Callable[[MeasuredPoint], float | None]) -> dict[int, Curve]:
         """By seed, what `value` gives at its points; a curve without its last point is none."""
         curves: dict[int, list[Point]] = {}
-        for place in self.plan.places[variant.name]:
-            at, measured = self.validation(place), value(place)
+        for point in self.plan.points[variant.name]:
+            at, measured = self.validation(point), value(point)
             if at is not None and measured is not None:
-                point = Point(place.steps, variant.flops_to(place), variant.minutes_to(place), measured)
-                curves.setdefault(place.seed, []).append(point)
-        last = {place.seed: place.steps for place in self.plan.places[variant.name]}
+                reached = Point(point.steps, variant.flops_to(point), variant.minutes_to(point), measured)
+                curves.setdefault(point.seed, []).append(reached)
+        last = {point.seed: point.steps for point in self.plan.points[variant.name]}
         return {seed: curve for seed, curve in curves.items() if curve[-1].steps == last[seed]}
 
     def losses(self, variant: PlannedVariant) -> dict[int, Curve]:
-        return self.curves(variant, lambda place: (self.validation(place) or {}).get("loss"))
+        return self.curves(variant, lambda point: (self.validation(point) or {}).get("loss"))
 
     @cached_property
     def validation_loss(self) -> Measure | None:
@@ -93,8 +93,8 @@ class AblationResults:
         if not (self.objective.loss_in_nats or self.objective.second_network):
             return None
         name = "mlm_loss" if self.objective.second_network else "loss"
-        finals = {place.seed: place for place in self.plan.places[self.baseline.name]}.values()  # the last of each
-        found = [at for place in finals if (at := self.validation(place)) is not None]
+        finals = {point.seed: point for point in self.plan.points[self.baseline.name]}.values()  # the last of each
+        found = [at for point in finals if (at := self.validation(point)) is not None]
         return statistics.median(at[name] for at in found) if found else None
 
     @property
@@ -106,8 +106,8 @@ class AblationResults:
     def best_setting(self, variant: PlannedVariant, task: str) -> Setting | None:
         """The setting with the highest median over seeds and trials at the end of the budget; it is taken at all
         points."""
-        ends = [place for place in self.plan.places[variant.name] if place.share == 1]
-        rows = [row for place in ends for row in self.tunings.get((place.job, 1), ()) if row["task"] == task]
+        ends = [point for point in self.plan.points[variant.name] if point.fraction == 1]
+        rows = [row for point in ends for row in self.tunings.get((point.job, 1), ()) if row["task"] == task]
         settings: dict[Setting, list[ResultRow]] = {}
         for row in rows:
             settings.setdefault(setting_of(row), []).append(row)
@@ -117,8 +117,8 @@ class AblationResults:
         """Points are the mean of the trials, x 100."""
         setting = self.best_setting(variant, task)
 
-        def value(place: MeasuredPoint) -> float | None:
-            rows = self.tunings.get((place.job, place.share), ())
+        def value(point: MeasuredPoint) -> float | None:
+            rows = self.tunings.get((point.job, point.fraction), ())
             scores = [score(row) for row in rows if row["task"] == task and setting_of(row) == setting]
             return 100 * statistics.fmean(scores) if scores else None
 

@@ -42,7 +42,7 @@ _FIXED = {
     "eval_sequences": "an ablation compares variants on the same validation set; give it under base, for all of them",
     "machine": "give it under base, for all variants: their times are compared",
 }
-_TAKEN = {
+_RESERVED = {
     **dict.fromkeys(BUDGETS, "give it under budget"),
     "seed": "give seeds next to variants",
     "out": "a job's folder lies in the ablation's; give --out",
@@ -104,10 +104,10 @@ class Ablation:
     threads: int
     budget: Budget
     points: tuple[float, ...]
-    """Shares of the budget at which the measure is taken, ascending, the last 1."""
+    """Fractions of the budget at which the measure is taken, ascending, the last 1."""
     anneal: float | None
     """None: each variant's own schedule, measured on the way. Else the rate is constant after the warm-up, and at every
-    point p it falls to 0 within this share of the steps up to p, in a training that branches off."""
+    point p it falls to 0 within this fraction of the steps up to p, in a training that branches off."""
     grid: FinetuneGrid
     """The tasks, without models."""
     tasks_at: tuple[float, ...]
@@ -144,7 +144,7 @@ def load_ablation(path: str | Path) -> tuple[Ablation, AblateOptions]:
     flags = {f.name for f in fields(AblateOptions)}
     tasks = {"tasks", "tasks_at", "finetune", "trials", *AXES}
     known = {"base", "variants", "baseline", "budget", "seeds", "threads", "checkpoints", "anneal", *tasks, *flags}
-    check_keys(values, known, where, "base", set(to_dict(PretrainOptions())), _TAKEN)
+    check_keys(values, known, where, "base", set(to_dict(PretrainOptions())), _RESERVED)
     options = from_dict(AblateOptions, {key: value for key, value in values.items() if key in flags}, where)
     trials = read_count(values, "trials", where, Repeats)
     points, anneal = _points(values, where)
@@ -153,7 +153,7 @@ def load_ablation(path: str | Path) -> tuple[Ablation, AblateOptions]:
     for key in ("tasks_at", "trials"):
         if not grid.tasks and key in values:
             raise UserError(f"{where}: {key} is for fine-tuning, but there are no tasks; name some, or leave it out")
-    tasks_at = _shares(values.get("tasks_at", list(points)), f"{where}: tasks_at")
+    tasks_at = _fractions(values.get("tasks_at", list(points)), f"{where}: tasks_at")
     if further := sorted(set(tasks_at) - set(points)):
         raise UserError(f"{where}: tasks_at: {further[0]} is none of the points, {', '.join(map(str, points))}")
     variants = _variants(values, base, grid.threads, anneal is not None, where)
@@ -181,21 +181,21 @@ def load_ablation(path: str | Path) -> tuple[Ablation, AblateOptions]:
 def _points(values: dict[str, Any], where: str) -> tuple[tuple[float, ...], float | None]:
     """When the measure is taken, and the length of the annealings."""
     if "anneal" not in values:
-        return _shares(values.get("checkpoints", list(POINTS)), f"{where}: checkpoints"), None
+        return _fractions(values.get("checkpoints", list(POINTS)), f"{where}: checkpoints"), None
     if "checkpoints" in values:
         raise UserError(f"{where}: give checkpoints or anneal, not both: anneal has points of its own")
     where = f"{where}: anneal"
-    given = read_mapping(values["anneal"], where, "points and share")
+    given = read_mapping(values["anneal"], where, "points and fraction")
     for key in given:
-        if key not in ("points", "share"):
-            raise UserError(f"{where}: unknown key {brief(key)}; {nearest(key, ('points', 'share'))}")
-    share = given.get("share", 0.1)
-    if type(share) not in (int, float) or not 0 < share <= 1:
-        raise UserError(f"{where}: share must be a number in (0, 1], such as 0.1, found {shown_option(share)}")
-    return _shares(given.get("points", [0.2, 0.4, 0.6, 0.8, 1.0]), f"{where}: points"), float(share)
+        if key not in ("points", "fraction"):
+            raise UserError(f"{where}: unknown key {brief(key)}; {nearest(key, ('points', 'fraction'))}")
+    fraction = given.get("fraction", 0.1)
+    if type(fraction) not in (int, float) or not 0 < fraction <= 1:
+        raise UserError(f"{where}: fraction must be a number in (0, 1], such as 0.1, found {shown_option(fraction)}")
+    return _fractions(given.get("points", [0.2, 0.4, 0.6, 0.8, 1.0]), f"{where}: points"), float(fraction)
 
 
-def _shares(values: Any, where: str) -> tuple[float, ...]:
+def _fractions(values: Any, where: str) -> tuple[float, ...]:
     numbers = values if isinstance(values, list) else [values]
     if not numbers or any(type(value) not in (int, float) or not 0 < value <= 1 for value in numbers):
         raise UserError(f"{where} must be fractions of the budget in (0, 1], such as 0.4, found {shown_option(values)}")
@@ -220,8 +220,8 @@ def _base(given: Any, where: str) -> dict[str, Any]:
             f"{where}: file is called inherits now; write base: {{inherits: {shown_option(given['file'])}}}"
         )
     for key in given:
-        if key in _TAKEN and key not in BUDGETS:
-            raise UserError(f"{where}: {key} is not free here; {_TAKEN[key]}")
+        if key in _RESERVED and key not in BUDGETS:
+            raise UserError(f"{where}: {key} is not free here; {_RESERVED[key]}")
     if "threads" in _group(given, "machine"):
         raise UserError(f"{where}: machine: threads is not free here; give threads next to base, for all jobs")
     from_dict(PretrainOptions, given, where)
@@ -248,7 +248,7 @@ def _variants(
             raise UserError(f"{where}: variants: the name of one {problem}")
         changes = read_mapping({} if changes is None else changes, here, "options of fastbert pretrain")
         for key in changes:
-            if reason := (_FIXED | _TAKEN).get(key):
+            if reason := (_FIXED | _RESERVED).get(key):
                 raise UserError(f"{here}: {key} is not free here: {reason}")
         if annealed and (idle := _group(changes, "schedule").keys() - {"warmup"}):
             raise UserError(
@@ -262,8 +262,8 @@ def _variants(
     if first not in found:
         raise UserError(f"{where}: baseline: there is no variant {brief(first)}; {nearest(first, found)}")
     variants = [found.pop(first), *found.values()]
-    for place, variant in enumerate(variants):
-        for other in variants[:place]:
+    for number, variant in enumerate(variants):
+        for other in variants[:number]:
             if other.options == variant.options:
                 raise UserError(f"{where}: variants: {variant.name} and {other.name} have the same options")
     return tuple(variants)

@@ -32,7 +32,7 @@ def start(
     """
     order = startable(jobs, store.rows)
     if options.backend == "local":
-        gpus = visible_gpus() if share_gpus(jobs) else []
+        gpus = visible_gpus() if may_use_gpus(jobs) else []
         return run_local(order, options.workers, threads, store.out / JOBS, gpus)
     from fastbert.studies.engine.ray_backend import connect, has_gpus, run_ray
 
@@ -46,7 +46,7 @@ def start(
     return run_ray(ray, order, options.workers, threads, store.out / JOBS, in_place)
 
 
-def share_gpus(jobs: list[Job]) -> bool:
+def may_use_gpus(jobs: list[Job]) -> bool:
     """Whether the workers are to share the GPUs: some job may use one, and none names which."""
     devices = {job.device for job in jobs}
     return bool(devices & {"auto", "cuda"}) and not any(device.startswith("cuda:") for device in devices)

@@ -71,7 +71,7 @@ def tail(path: Path) -> list[str]:
         return [f"({path} cannot be read: {error.strerror})"]
 
 
-def say_failures(failed: list[dict[str, Any]], total: int, shown: Callable[[dict[str, Any]], str]) -> int:
+def print_failures(failed: list[dict[str, Any]], total: int, shown: Callable[[dict[str, Any]], str]) -> int:
     """Prints why jobs failed; returns the exit code.
 
     Args:

@@ -26,7 +26,7 @@ Repeats = Annotated[int, Range(1, 10_000)]
 # Axis in the YAML -> the option of a job that it gives.
 AXES = {"learning_rates": "learning_rate", "batch_sizes": "batch_size", "epochs": "epochs"}
 # Options of a job that come from the axes or from the study itself.
-TAKEN = {
+RESERVED = {
     "model": "give it under models",
     "init_from": "give it under models",
     "task": "give it under tasks",
@@ -270,12 +270,12 @@ def read_finetune(values: Any, where: str, more: Iterable[str] = ()) -> dict[str
         raise UserError(f"{where}: expected a mapping of options of fastbert finetune, found {shown_option(values)}")
     values = with_underscores(values, where)
     known = {f.name for f in fields(FinetuneOptions)}
-    free = (known - set(TAKEN) - {"epochs"}) | set(more)
+    free = (known - set(RESERVED) - {"epochs"}) | set(more)
     for key in values:
         if key == "epochs":
             raise UserError(f"{where}: epochs is an axis; give it next to tasks, or in the entry of a task")
-        if key in TAKEN:
-            raise UserError(f"{where}: {key} is not free here; {TAKEN[key]}")
+        if key in RESERVED:
+            raise UserError(f"{where}: {key} is not free here; {RESERVED[key]}")
         if key not in known:
             raise UserError(f"{where}: unknown option {brief(key)}; {nearest(key, free)}")
     if isinstance(values.get("machine"), dict) and "threads" in values["machine"]:
@@ -284,8 +284,8 @@ def read_finetune(values: Any, where: str, more: Iterable[str] = ()) -> dict[str
         values["train_fraction"] = str(values["train_fraction"])
     if len(from_dict(FinetuneOptions, values, where).fractions()) > 1:
         raise UserError(
-            f"{where}: train_fraction is {brief(values['train_fraction'])}; a job has one share: for several, list the "
-            "task several times, each with a name"
+            f"{where}: train_fraction is {brief(values['train_fraction'])}; a job has one fraction: for several, list "
+            "the task several times, each with a name"
         )
     return values
 

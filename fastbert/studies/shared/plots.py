@@ -11,7 +11,7 @@ Scores = Mapping[str, Mapping[str, Sequence[float]]]
 """Panel -> name -> one score a seed."""
 
 
-def draw_scores(path: Path, panels: Scores, labels: Mapping[str, str]) -> None:
+def plot_scores(path: Path, panels: Scores, labels: Mapping[str, str]) -> None:
     """A panel each, its axis labelled by `labels`: every seed a point, the median a bar."""
     names = list(dict.fromkeys(name for scores in panels.values() for name in scores))
     figure, axes = panels_of(len(panels), min(1.4 + 0.55 * len(names), 5.0))
@@ -30,7 +30,7 @@ def draw_scores(path: Path, panels: Scores, labels: Mapping[str, str]) -> None:
     save(figure, path)
 
 
-def draw_settings(path: Path, panels: Mapping[str, Mapping[str, Scores]], labels: Mapping[str, str]) -> None:
+def plot_settings(path: Path, panels: Mapping[str, Mapping[str, Scores]], labels: Mapping[str, str]) -> None:
     """A panel each: settings from left to right; for each name every seed a point and a line through the medians.
 
     Args:
@@ -56,7 +56,7 @@ def draw_settings(path: Path, panels: Mapping[str, Mapping[str, Scores]], labels
     save(figure, path)
 
 
-def draw_differences(path: Path, lines: Sequence[tuple[str, float, float | None, float | None]], label: str) -> None:
+def plot_differences(path: Path, lines: Sequence[tuple[str, float, float | None, float | None]], label: str) -> None:
     """A line each, from above: the mean difference as a point, its interval as a bar, zero dotted.
 
     Args:

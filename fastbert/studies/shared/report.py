@@ -144,7 +144,7 @@ def p_value(value: float | None) -> str:
     return NOTHING if value is None else f"{value:.3f}" if value >= 0.001 else f"{value:.0e}"
 
 
-def save_drawing(name: str, folder: Path, draw: Callable[..., None], *what: Any) -> str | None:
+def save_plot(name: str, folder: Path, draw: Callable[..., None], *what: Any) -> str | None:
     """The drawing's name; None where matplotlib is missing."""
     try:
         draw(folder / name, *what)

@@ -9,7 +9,7 @@ from fastbert.inheritance import read_yaml
 from fastbert.studies.engine.options import EngineOptions
 from fastbert.studies.shared.grid import (
     AXES,
-    TAKEN,
+    RESERVED,
     FinetuneGrid,
     check_keys,
     read_grid,
@@ -44,7 +44,7 @@ def load_sweep(path: str | Path) -> tuple[FinetuneGrid, SweepOptions]:
     values = read_mapping(values, where, "models and tasks")
     flags = {f.name for f in fields(SweepOptions)}
     known = {"models", "tasks", "seeds", "threads", "finetune", *AXES, *flags}
-    check_keys(values, known, where, "finetune", {f.name for f in fields(FinetuneOptions)}, TAKEN)
+    check_keys(values, known, where, "finetune", {f.name for f in fields(FinetuneOptions)}, RESERVED)
     options = from_dict(SweepOptions, {key: value for key, value in values.items() if key in flags}, where)
     read_list(values, "tasks", where)
     models = tuple(read_model(entry, where) for entry in read_list(values, "models", where))

@@ -16,7 +16,7 @@ from fastbert.studies.engine.backends import start
 from fastbert.studies.engine.events import run_events
 from fastbert.studies.engine.jobs import Job
 from fastbert.studies.engine.live_status import LiveStatus
-from fastbert.studies.engine.outcomes import say_failures
+from fastbert.studies.engine.outcomes import print_failures
 from fastbert.studies.engine.store import RESULTS, ResultStore, is_done
 from fastbert.studies.shared.comparison import Comparison, scored
 from fastbert.studies.shared.finetune_jobs import check_tuned
@@ -93,4 +93,4 @@ def report_sweep(store: ResultStore, name: str, grid: FinetuneGrid) -> int:
     if done:
         print(printed_scores(comparison))
     print(f"{store.out / RESULTS}\n{folder / 'report.html'}")
-    return say_failures(failed, total, shown_job)
+    return print_failures(failed, total, shown_job)

@@ -11,7 +11,7 @@ from fastbert.finetuning.table import COLUMNS, NOTHING, glue_table
 from fastbert.studies.engine.store import ResultRow
 from fastbert.studies.shared import plots
 from fastbert.studies.shared.comparison import SETTING, Comparison, TaskComparison, Trials, shown_setting
-from fastbert.studies.shared.report import WIDTH, ReportPage, Table, p_value, plural, save_drawing
+from fastbert.studies.shared.report import WIDTH, ReportPage, Table, p_value, plural, save_plot
 from fastbert.studies.shared.statistics import Paired, flip_limits
 
 
@@ -187,7 +187,7 @@ def _scores(report: ReportPage, folder: Path, comparison: Comparison) -> None:
         if comparison.of_task(task)
     }
     labels = {task: comparison.metrics(task)[0] for task in panels}
-    if drawing := save_drawing("scores.png", folder, plots.draw_scores, panels, labels):
+    if drawing := save_plot("scores.png", folder, plots.plot_scores, panels, labels):
         report.image(drawing, "Scores of every seed at the best setting, and their median")
 
 
@@ -224,7 +224,7 @@ def _compared(report: ReportPage, folder: Path, comparison: Comparison) -> None:
             interval = (None if end is None else 100 * end for end in (result.low, result.high))
             lines.append((f"{line.task}: {other}", 100 * result.mean, *interval))
     label = f"difference to {first} (x 100), mean over seeds, 95 % interval"
-    if lines and (drawing := save_drawing("differences.png", folder, plots.draw_differences, lines, label)):
+    if lines and (drawing := save_plot("differences.png", folder, plots.plot_differences, lines, label)):
         report.image(drawing, "Mean differences over seeds with 95 % intervals")
 
 
@@ -256,5 +256,5 @@ def _tried(report: ReportPage, folder: Path, comparison: Comparison) -> None:
                 values = [100 * value for value in one.scores(setting)]
                 panels[task].setdefault(shown_setting(setting), {})[one.model] = values
     labels = {task: comparison.metrics(task)[0] for task in several}
-    if drawing := save_drawing("settings.png", folder, plots.draw_settings, panels, labels):
+    if drawing := save_plot("settings.png", folder, plots.plot_settings, panels, labels):
         report.image(drawing, "Scores at every setting tried")
