@@ -3,7 +3,7 @@
 out/ablation.json    the variants, the ids of their jobs, and the times that minutes were turned into steps with
 out/results.jsonl    an object for each job that has ended, done or failed; rewritten whole whenever one ends
 out/jobs/<id>/       log.txt, and run/ as `fastbert pretrain` or `fastbert finetune` writes it
-out/report/          report.md, report.html, drawings
+out/report/          report.md, report.html, plots
 """
 
 from collections.abc import Container
@@ -18,10 +18,9 @@ from fastbert.streams import echo
 from fastbert.studies.ablate.ablation_plan import ANNEALING, PRETRAINING, AblationPlan, plan_ablation
 from fastbert.studies.ablate.ablation_report import (
     OWN_QUESTIONS,
-    planned_table,
-    printed_fractions,
     write_ablation_report,
 )
+from fastbert.studies.ablate.ablation_tables import planned_table, printed_fractions
 from fastbert.studies.ablate.measures import AblationResults
 from fastbert.studies.ablate.options import AblateOptions, Ablation
 from fastbert.studies.ablate.pretrain_jobs import BRANCH, PRETRAIN, check_ablation_row
@@ -33,7 +32,7 @@ from fastbert.studies.engine.outcomes import LOG, RUN, print_failures
 from fastbert.studies.engine.store import JOBS, RESULTS, ResultRow, ResultStore
 from fastbert.studies.shared.comparison import scored
 from fastbert.studies.shared.finetune_jobs import FINETUNE
-from fastbert.studies.shared.report import circumstances, plural
+from fastbert.studies.shared.report import ReportPage, circumstances, plural
 
 ABLATION = "ablation"
 
@@ -145,7 +144,9 @@ def report_ablation(out: Path, name: str, ablation: Ablation, results: AblationR
     total, done, failed = len(results.plan.jobs), list(results.done.values()), results.failed
     folder = out / "report"
     make_inner_folder(folder)
-    write_ablation_report(folder, name, ablation, results, circumstances(ablation.path, ablation.threads, done))
+    report = ReportPage(f"Ablation {name}", folder)
+    write_ablation_report(report, ablation, results)
+    report.write(circumstances(ablation.path, ablation.threads, done))
     if done:
         print(printed_fractions(results))
         for line in results.left_out:

@@ -30,6 +30,7 @@ from fastbert.studies.engine.jobs import Job
 from fastbert.studies.engine.outcomes import RUN
 from fastbert.studies.shared.finetune_jobs import OpenedTask, plan_tunings
 from fastbert.studies.shared.grid import ModelEntry, prefixed
+from fastbert.studies.shared.trained import Columns
 from fastbert.training.checkpoints import check_space
 from fastbert.training.hardware import resolve_device
 from fastbert.training.options import ScheduleOptions
@@ -52,6 +53,8 @@ class AblationPlan:
     """Seed by seed and variant by variant; a job comes after the one it needs."""
     points: dict[str, list[MeasuredPoint]] = field(default_factory=dict)
     """Variant -> its points of all seeds."""
+    tasks: dict[str, Columns] = field(default_factory=dict)
+    """Task -> its columns in a table of tasks."""
 
     @property
     def incomparable(self) -> dict[str, str]:
@@ -88,7 +91,9 @@ def plan_ablation(
         variants, known = timed_variants(variants, known)
     steps = equal_steps(ablation.budget, variants)
     variants = [replace(variant, steps=count) for variant, count in zip(variants, steps, strict=True)]
-    result = AblationPlan(variants, unigram)
+    result = AblationPlan(
+        variants, unigram, tasks={task.name: task.described for task in tasks.get(variants[0].name, ())}
+    )
     for seed in ablation.seeds:
         there: dict[str, str] = {}
         for variant in result.variants:

@@ -1,35 +1,36 @@
 """Report of an ablation: fractions of the baseline's cost, curves, final values with their spread, cost and noise."""
 
-import math
 import statistics
-import textwrap
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from fastbert.config import differences, leaves
-from fastbert.finetuning.results import score_summary
 from fastbert.finetuning.table import NOTHING
+from fastbert.report.page import Table
 from fastbert.studies.ablate.ablation_plan import AblationPlan
 from fastbert.studies.ablate.ablation_plots import plot_curves, plot_fractions
-from fastbert.studies.ablate.analysis import (
-    LEARNED,
-    CostFraction,
-    Measure,
-    VariantComparison,
-    compare_variants,
-    limits,
-    noise,
+from fastbert.studies.ablate.ablation_tables import (
+    UNIT_NAMES,
+    finals_table,
+    fractions_table,
+    planned_table,
+    seeds_table,
+    shown_fraction,
+    shown_value,
+    trained_table,
+    training_sentence,
 )
+from fastbert.studies.ablate.analysis import LEARNED, Measure, VariantComparison, compare_variants, limits, noise
 from fastbert.studies.ablate.costs import timing_key
 from fastbert.studies.ablate.measures import AblationResults
-from fastbert.studies.ablate.options import UNITS, Ablation
+from fastbert.studies.ablate.options import Ablation
 from fastbert.studies.shared.comparison import SETTING, shown_setting
+from fastbert.studies.shared.finetune_jobs import FINETUNE
 from fastbert.studies.shared.plots import plot_scores
-from fastbert.studies.shared.report import WIDTH, ReportPage, Table, p_value, plural, save_plot
+from fastbert.studies.shared.report import ReportPage, p_value, plural
+from fastbert.studies.shared.trained import columns_table, tuning_table
 
-UNIT_NAMES = {"steps": "steps", "flops": "FLOPs", "minutes": "minutes"}
 OWN_QUESTIONS = (
     "Each variant's own generator or meta controller poses the questions here, so that a lower loss may also mean "
     "easier ones."
@@ -37,147 +38,34 @@ OWN_QUESTIONS = (
 SATURATED = 0.7  # fraction of its own steps below which a baseline that is at its final value is remarked on
 
 
-def planned_table(plan: AblationPlan, ablation: Ablation) -> Table:
-    """What each variant costs, before anything runs."""
-    end = 1 + (ablation.anneal or 0)
-    rows = [
-        [
-            variant.name,
-            f"{variant.parameters / 1e6:.2f}M",
-            f"{variant.flops:.3g}",
-            f"{variant.steps}",
-            f"{variant.flops_to(plan.points[variant.name][-1]):.3g}",
-        ]
-        for variant in plan.variants
-    ]
-    steps = "steps" if end == 1 else "steps before annealing"
-    return Table(["variant", "parameters", "FLOPs a step", steps, "FLOPs"], rows)
-
-
-# --- fractions
-
-
-def shown_fraction(value: float) -> str:
-    return f"{100 * value:.0f} %" if math.isfinite(value) else "not reached"
-
-
-def fraction_cell(fraction: CostFraction) -> str:
-    """The median over seeds and, in brackets, the least and the most."""
-    median = ("≤ " if fraction.median_at_most else "") + shown_fraction(fraction.median)
-    least, most = (shown_fraction(value) for value in (min(fraction.values), max(fraction.values)))
-    return median if least == most else f"{median} ({least} to {most})"
-
-
-def fractions_table(rows: Sequence[VariantComparison]) -> Table:
-    """Variants x units; what is undecided shows no fraction."""
-    body = []
-    for row in rows:
-        if row.verdict == "not reached" or not row.decided:
-            cells = [row.verdict.partition(":")[0]] * len(UNITS)
-        else:
-            cells = [fraction_cell(row.fractions[unit]) for unit in UNITS]
-        body.append([row.variant, str(len(row.seeds)), *cells, row.verdict])
-    return Table(["variant", "seeds", *(f"of its {UNIT_NAMES[unit]}" for unit in UNITS), "verdict"], body)
-
-
-def seeds_table(measure: Measure, rows: Sequence[VariantComparison]) -> Table:
-    """Every seed: final value, and the fractions whatever the verdict says of them."""
-    units = UNITS if measure.along else ()
-    body = []
-    for row in rows:
-        finals = measure.finals(row.variant)
-        for index, seed in enumerate(row.seeds):
-            cells = []
-            for unit in units:
-                fraction = row.fractions[unit]
-                cells.append(("≤ " if fraction.at_most[index] else "") + shown_fraction(fraction.values[index]))
-            body.append([row.variant, str(seed), shown_value(measure, finals[seed]), *cells])
-    return Table(["variant", "seed", "final", *(f"of its {UNIT_NAMES[unit]}" for unit in units)], body)
-
-
-def shown_value(measure: Measure, value: float | None, sign: str = "") -> str:
-    """A value of the measure, or a difference of two with `sign` "+"."""
-    return NOTHING if value is None else f"{value:{sign}.{2 if measure.higher else 4}f}"
-
-
-def finals_table(measure: Measure, rows: Sequence[VariantComparison]) -> Table:
-    """Values at the end of the budget, and differences to the baseline."""
-    head = ["variant", "seeds", "median", "mean", "std", "better by", "95 % interval"]
-    head += ["p (t)", "Holm", "p (sign flips)", "Holm"]
-    body = []
-    for row in rows:
-        values = list(measure.finals(row.variant).values())
-        if not values:
-            body.append([row.variant, "0", *[NOTHING] * (len(head) - 2)])
-            continue
-        figures, result = score_summary(values), row.result
-        interval = NOTHING
-        if result and result.low is not None:
-            interval = f"[{shown_value(measure, result.low, '+')}, {shown_value(measure, result.high, '+')}]"
-        body.append(
-            [
-                row.variant,
-                str(len(values)),
-                *(shown_value(measure, figures[name]) for name in ("median", "mean", "std")),
-                shown_value(measure, result and result.mean, "+"),
-                interval,
-                p_value(result and result.p_t),
-                p_value(row.p),
-                p_value(result and result.p_flip),
-                p_value(row.p_flip),
-            ]
-        )
-    return Table(head, body)
-
-
-def printed_fractions(results: AblationResults) -> str:
-    """Fractions by every measure, or where there is only a final value this, for a terminal."""
-    lines = []
-    for measure in results.measures:
-        rows = compare_variants(measure, results.hardly_learned)
-        if measure.along:
-            what = f"Fraction of {results.baseline.name}'s cost at which its final quality is reached: {measure.name}"
-            lines += [what, fractions_table(rows).plain(), ""]
-        else:
-            lines += [f"At the end: {measure.name}", finals_table(measure, rows).plain(), ""]
-        if limit := limits(rows):
-            lines[-1:] = [*textwrap.wrap(limit, WIDTH), ""]
-    return "\n".join(lines) or "no variant can be compared yet: the baseline has no final value"
-
-
-# --- the report
-
-
-def write_ablation_report(
-    folder: Path, name: str, ablation: Ablation, results: AblationResults, about: dict[str, Any]
-) -> None:
-    """Writes report.md, report.html and the drawings; `about` as for `ReportPage.write`."""
-    report = ReportPage(f"Ablation {name}")
+def write_ablation_report(report: ReportPage, ablation: Ablation, results: AblationResults) -> None:
+    """Adds all of an ablation to its page, and writes the plots."""
     _question(report, ablation, results)
     compared = {measure.name: compare_variants(measure, results.hardly_learned) for measure in results.measures}
     along = {measure.name: compared[measure.name] for measure in results.measures if measure.along}
     if along:
-        _fractions(report, folder, along)
+        _fractions(report, along)
     if at_end := [measure for measure in results.measures if not measure.along]:
-        _at_end(report, folder, at_end, compared)
+        _at_end(report, at_end, compared)
     if results.left_out:
         report.heading("Not compared")
         report.points(results.left_out)
     for number, measure in enumerate(results.measures):
-        _measure(report, folder, f"curves-{number}.png", results, measure, compared[measure.name])
+        _measure(report, f"curves-{number}.svg", results, measure, compared[measure.name])
     if results.done:
         _validation(report, results)
         _costs(report, results)
     if len(results.done) < len(results.plan.jobs):
         _failed(report, results)
-    report.write(folder, about)
+    _trained(report, ablation, results.plan)
 
 
 def _question(report: ReportPage, ablation: Ablation, results: AblationResults) -> None:
     plan = results.plan
     report.text(
         f"{results.baseline.name} is the baseline; {plural(len(plan.variants) - 1, 'variant')} with the same data, "
-        f"order and {plural(len(ablation.seeds), 'seed')}, at equal {UNIT_NAMES[ablation.budget.equal]}."
+        f"order and {plural(len(ablation.seeds), 'seed')}, at equal {UNIT_NAMES[ablation.budget.equal]}. "
+        f"{training_sentence(plan, ablation)}"
     )
     first = _options(plan.variants[0])
     lines = []
@@ -189,8 +77,8 @@ def _question(report: ReportPage, ablation: Ablation, results: AblationResults) 
     if ablation.anneal is None:
         points = (
             "Measured along one training with its own schedule. If its learning rate decays, the points before the end "
-            "are measured at a rate that is still high, and the fractions are larger than what a shorter training would "
-            "need; `anneal` avoids that."
+            "are measured at a rate that is still high, and the fractions are larger than what a shorter training "
+            "would need; `anneal` avoids that."
         )
     else:
         points = (
@@ -215,11 +103,21 @@ def _question(report: ReportPage, ablation: Ablation, results: AblationResults) 
     )
 
 
+def _trained(report: ReportPage, ablation: Ablation, plan: AblationPlan) -> None:
+    report.heading("What was trained")
+    report.text("The baseline; the variants differ from it as stated at the top of the page.")
+    report.table(trained_table(plan, ablation))
+    if plan.tasks:
+        report.text("Every checkpoint was fine-tuned on:")
+        report.table(columns_table("task", plan.tasks))
+        report.table(tuning_table([job for job in plan.jobs if job.kind == FINETUNE]))
+
+
 def _options(variant: Any) -> dict[str, Any]:
     return {leaf.name: leaf.value for leaf in leaves(variant.setup.options)}
 
 
-def _fractions(report: ReportPage, folder: Path, compared: dict[str, list[VariantComparison]]) -> None:
+def _fractions(report: ReportPage, compared: dict[str, list[VariantComparison]]) -> None:
     report.heading("Fraction of the baseline's cost to reach its final quality")
     for name, rows in compared.items():
         report.text(f"By {name}:")
@@ -235,18 +133,15 @@ def _fractions(report: ReportPage, folder: Path, compared: dict[str, list[Varian
         "adjusted over the variants by Holm's method, gives a p below 0.05; then it has reached the baseline's quality "
         "if it is better on the mean."
     )
-    if drawing := save_plot("fractions.png", folder, plot_fractions, compared):
-        report.image(drawing, "Fractions by seed, the median as a bar; hollow where it is undecided")
+    caption = "Fractions by seed, the median as a bar; hollow where it is undecided."
+    report.plot("fractions.svg", caption, plot_fractions, compared)
 
 
-def _at_end(
-    report: ReportPage, folder: Path, measures: Sequence[Measure], compared: dict[str, list[VariantComparison]]
-) -> None:
-    """What was measured at the last point alone."""
+def _at_end(report: ReportPage, measures: Sequence[Measure], compared: dict[str, list[VariantComparison]]) -> None:
+    """Adds the measures that exist at the last point alone."""
     report.heading("Quality at the end of the budget")
     scores = {m.name: {name: list(m.finals(name).values()) for name in m.curves} for m in measures}
-    if drawing := save_plot("finals.png", folder, plot_scores, scores, dict.fromkeys(scores, "")):
-        report.image(drawing, "Every seed a point, the median a bar")
+    report.plot("finals.svg", "Every seed a point, the median a bar.", plot_scores, scores, dict.fromkeys(scores, ""))
     body = []
     for measure in measures:
         for row in compared[measure.name][1:]:
@@ -257,15 +152,14 @@ def _at_end(
         if limit:
             report.text(limit)
     report.text(
-        "`reached`: better than the baseline at the end of the budget. The rule is that of the verdicts on fractions: a "
-        "difference beyond the noise of the measure (below), and a paired t-test adjusted over the variants."
+        "`reached`: better than the baseline at the end of the budget. The rule is that of the verdicts on fractions: "
+        "a difference beyond the noise of the measure (below), and a paired t-test adjusted over the variants."
     )
 
 
 def _measure(
     report: ReportPage,
-    folder: Path,
-    drawing: str,
+    plot: str,
     results: AblationResults,
     measure: Measure,
     rows: list[VariantComparison],
@@ -273,9 +167,10 @@ def _measure(
     report.heading(f"By {measure.name}")
     loss = not measure.higher
     floor = results.plan.unigram_entropy if loss and results.objective.loss_in_nats else None
-    if measure.along and (found := save_plot(drawing, folder, plot_curves, measure, floor)):
+    if measure.along:
         dashed = ", the unigram entropy dashed" if floor is not None else ""
-        report.image(found, f"Every seed thin, medians thick, the baseline's final median dotted{dashed}")
+        caption = f"Every seed thin, medians thick, the baseline's final median dotted{dashed}."
+        report.plot(plot, caption, plot_curves, measure, floor)
     report.table(finals_table(measure, rows))
     own = rows[0].fractions["steps"]
     if measure.along and own.median < SATURATED:

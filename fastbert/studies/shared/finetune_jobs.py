@@ -17,6 +17,7 @@ from fastbert.studies.engine.jobs import Job
 from fastbert.studies.engine.outcomes import ended, failure
 from fastbert.studies.engine.store import ResultRow
 from fastbert.studies.shared.grid import AXES, FinetuneGrid, ModelEntry, TaskEntry
+from fastbert.studies.shared.trained import Columns, encoder_columns, task_columns
 from fastbert.training.schedules import learning_rate_factor
 
 FINETUNE = "finetune"  # the kind of these jobs
@@ -69,7 +70,11 @@ class OpenedTask:
     tunings: list[PlannedTuning]
     """One for each setting."""
     warnings: list[str]
-    """What the user should know before it starts."""
+    """Shown to the user before the first job."""
+    encoder: Columns
+    """Columns of the model in a table of encoders."""
+    described: Columns
+    """Columns of the task in a table of tasks."""
 
 
 def plan_tunings(
@@ -105,7 +110,13 @@ def plan_tunings(
         identity |= {"threads": grid.threads, "precision": asked.machine.precision}
         cost = 6.0 * parameters * characters / 4 * resolved.epochs
         tunings.append(PlannedTuning(asked, {name: getattr(resolved, name) for name in AXES.values()}, identity, cost))
-    return OpenedTask(entry.name or setup.task.name, tunings, setup.warnings)
+    return OpenedTask(
+        name=entry.name or setup.task.name,
+        tunings=tunings,
+        warnings=setup.warnings,
+        encoder=encoder_columns(setup.pretrained),
+        described=task_columns(setup),
+    )
 
 
 def finetune_job(job: dict[str, Any], out: Path) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 out/sweep.json       the axes, and the ids of their jobs
 out/results.jsonl    an object for each job that has ended, done or failed; rewritten whole whenever one ends
 out/jobs/<id>/       log.txt, and run/ as `fastbert finetune` writes it
-out/report/          report.md, report.html, drawings
+out/report/          report.md, report.html, plots
 """
 
 from pathlib import Path
@@ -21,9 +21,9 @@ from fastbert.studies.engine.store import RESULTS, ResultStore, is_done
 from fastbert.studies.shared.comparison import Comparison, scored
 from fastbert.studies.shared.finetune_jobs import check_tuned
 from fastbert.studies.shared.grid import AXES, FinetuneGrid
-from fastbert.studies.shared.report import circumstances, plural
+from fastbert.studies.shared.report import ReportPage, circumstances, plural
 from fastbert.studies.sweep.options import SweepOptions
-from fastbert.studies.sweep.sweep_jobs import sweep_jobs
+from fastbert.studies.sweep.sweep_plan import SweepPlan, plan_sweep
 from fastbert.studies.sweep.sweep_report import printed_scores, shown_job, write_sweep_report
 
 SWEEP = "sweep"
@@ -43,7 +43,8 @@ def sweep(grid: FinetuneGrid, options: SweepOptions) -> int:
     with locked_folder(out):
         store = ResultStore(out, SWEEP, check_tuned)
         options.check_backend()
-        jobs = sweep_jobs(grid, options)
+        plan = plan_sweep(grid, options)
+        jobs = plan.jobs
         if options.backend == "ray" and any(job.options["save_model"] for job in jobs):
             raise UserError(
                 f"{grid.path}: save_model: models do not come back from the nodes of a cluster; drop it, or use "
@@ -57,7 +58,7 @@ def sweep(grid: FinetuneGrid, options: SweepOptions) -> int:
                 echo(f"stopped; {len(store.ended)} of {len(jobs)} jobs have ended, the same command continues")
                 return stopped
         store.write()
-        return report_sweep(store, name, grid)
+        return report_sweep(store, name, grid, plan)
 
 
 def counted_jobs(jobs: list[Job]) -> str:
@@ -80,7 +81,7 @@ def describe_sweep(grid: FinetuneGrid, jobs: list[Job]) -> dict[str, Any]:
     return {**found, "seeds": list(grid.seeds), "threads": grid.threads, "finetune": grid.finetune}
 
 
-def report_sweep(store: ResultStore, name: str, grid: FinetuneGrid) -> int:
+def report_sweep(store: ResultStore, name: str, grid: FinetuneGrid, plan: SweepPlan) -> int:
     """Writes the report, and prints what failed and the scores; returns the exit code."""
     rows, total = store.ended, len(store.jobs)
     done = [row for row in rows if is_done(row)]
@@ -89,7 +90,9 @@ def report_sweep(store: ResultStore, name: str, grid: FinetuneGrid) -> int:
     comparison = Comparison(done, [model.name for model in grid.models], tasks)
     folder = store.out / "report"
     make_inner_folder(folder)
-    write_sweep_report(folder, name, comparison, failed, total, circumstances(grid.path, grid.threads, done))
+    report = ReportPage(f"Sweep {name}", folder)
+    write_sweep_report(report, plan.tables(), comparison, failed, total)
+    report.write(circumstances(grid.path, grid.threads, done))
     if done:
         print(printed_scores(comparison))
     print(f"{store.out / RESULTS}\n{folder / 'report.html'}")

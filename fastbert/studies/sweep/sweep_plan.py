@@ -1,20 +1,44 @@
-"""From the grid of a sweep to its jobs: everything is opened and checked once, before the first job starts."""
+"""Plan of a sweep, from its grid: everything is opened and checked once, before the first job starts."""
+
+from dataclasses import dataclass, field
 
 from fastbert.errors import UserError
+from fastbert.report.page import Table
 from fastbert.streams import echo
 from fastbert.studies.engine.jobs import Job, title
 from fastbert.studies.shared.finetune_jobs import plan_tunings
 from fastbert.studies.shared.grid import FinetuneGrid, TaskEntry, prefixed
+from fastbert.studies.shared.trained import Columns, columns_table, tuning_table
 from fastbert.studies.sweep.options import SweepOptions
 
 
-def sweep_jobs(grid: FinetuneGrid, options: SweepOptions) -> list[Job]:
-    """All jobs, model by model and task by task, settings and seeds within.
+@dataclass
+class SweepPlan:
+    """The jobs of a sweep, and what they train."""
+
+    jobs: list[Job] = field(default_factory=list)
+    """Model by model and task by task, settings and seeds within."""
+    encoders: dict[str, Columns] = field(default_factory=dict)
+    """Checkpoint -> its columns in a table of encoders."""
+    tasks: dict[str, Columns] = field(default_factory=dict)
+    """Task -> its columns in a table of tasks."""
+
+    def tables(self) -> list[Table]:
+        """Tables of all that was trained."""
+        return [
+            columns_table("checkpoint", self.encoders),
+            columns_table("task", self.tasks),
+            tuning_table(self.jobs),
+        ]
+
+
+def plan_sweep(grid: FinetuneGrid, options: SweepOptions) -> SweepPlan:
+    """Everything that a sweep will run.
 
     Raises:
         UserError: a model, a task or a setting that no job could be trained with, or two jobs that are the same.
     """
-    jobs: dict[str, Job] = {}
+    plan, jobs = SweepPlan(), {}
     names: dict[str, TaskEntry] = {}
     warned: set[str] = set()
     for model in grid.models:
@@ -23,6 +47,7 @@ def sweep_jobs(grid: FinetuneGrid, options: SweepOptions) -> list[Job]:
                 task = plan_tunings(grid, model, entry, options.glue_dir, on_nodes=options.backend == "ray")
             if names.setdefault(task.name, entry) is not entry:
                 raise UserError(f"{grid.path}: tasks: {task.name} is there twice; give one of them a name: of its own")
+            plan.encoders[model.name], plan.tasks[task.name] = task.encoder, task.described
             for warning in task.warnings:
                 if warning not in warned:
                     echo(warning)
@@ -36,4 +61,5 @@ def sweep_jobs(grid: FinetuneGrid, options: SweepOptions) -> list[Job]:
                             "Leave one of the models, tasks or values out"
                         )
                     jobs[job.id] = job
-    return list(jobs.values())
+    plan.jobs = list(jobs.values())
+    return plan
