@@ -204,6 +204,7 @@ class Trainer:
                 "lr": self._learning_rate(step),
                 "grad_norm": values["norm"],
                 "tokens": plan.tokens(0, done),
+                "flops": plan.total(self.objective.flops, 0, done),
                 "skipped": progress.skipped,
                 **{
                     name: None if total is None else total / progress.window_steps

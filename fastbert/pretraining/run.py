@@ -104,7 +104,7 @@ class Sealed:
     def options(self, out: str) -> PretrainOptions:
         """The options the run was started with, for its folder `out`."""
         options, where = self.state["options"], f"{self.path}/state.json"
-        if "validation_fraction" in options:
+        if "validation_fraction" not in options:
             raise UserError(
                 f"{where} was written by an older version of fastbert, whose options had other names; resume with that "
                 f"version, or start a new run from its export: --init-from {out}/model"

@@ -36,7 +36,8 @@ svg { display: block; max-width: 100%; height: auto; } .image { background: #fff
 figure { margin: 1rem 0; } figcaption { color: var(--faint); font-size: .9rem; max-width: 64rem; }
 pre { background: var(--block); padding: .7rem; overflow-x: auto; overflow-wrap: normal; white-space: pre; }
 code { background: var(--block); padding: 0 .2rem; unicode-bidi: isolate; } pre code { padding: 0; }
-details { margin: .8rem 0; } summary { cursor: pointer; color: var(--accent); }
+.excerpt { background: var(--block); padding: .5rem .7rem; white-space: pre-wrap; margin: .5rem 0; }
+.scroll > svg { min-width: 40rem; } details { margin: .8rem 0; } summary { cursor: pointer; color: var(--accent); }
 """
 _NUMBER = re.compile(r"[-+\[]*\d[-+\d .,:/%e±\[\]]*( s)?|–|")
 SVG_WIDTH = 620  # pixels below which a wide plot is not scaled down
@@ -73,6 +74,11 @@ def bullets(texts: Sequence[str]) -> str:
 
 def code_block(text: str) -> str:
     return f"<pre><code>{escape(text)}</code></pre>"
+
+
+def excerpt(text: str) -> str:
+    """A block of running text whose line breaks count and whose long lines are wrapped."""
+    return f'<p class="excerpt">{escape(text)}</p>'
 
 
 def fold(title: str, body: str) -> str:

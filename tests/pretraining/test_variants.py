@@ -126,7 +126,18 @@ def test_what_a_run_leaves(flags, tmp_path, capsys) -> None:
     session = manifest["sessions"][0]
     assert session["machine"]["versions"]["torch"] and session["resolved"]["precision"] in ("fp32", "bf16")
     row = json.loads((run / "metrics.jsonl").read_text().splitlines()[0])
-    assert {"step", "split", "loss", "lr", "tokens", "tokens_per_second", "mfu", "grad_norm", "skipped"} == row.keys()
+    assert {
+        "step",
+        "split",
+        "loss",
+        "lr",
+        "tokens",
+        "flops",
+        "tokens_per_second",
+        "mfu",
+        "grad_norm",
+        "skipped",
+    } == row.keys()
     assert (run / "report" / "curves.png").read_bytes().startswith(b"\x89PNG")
     cards = [run / "model" / "README.md", tmp_path / "export" / "README.md"]
     assert main(["export", str(run), "--out", str(tmp_path / "export")]) == 0
@@ -165,4 +176,5 @@ def test_without_matplotlib_only_the_curves_are_missing(flags, tmp_path, monkeyp
     assert main(["pretrain", *flags, "--steps", "2", "--out", str(run)]) == 0
     said = capsys.readouterr()
     assert "matplotlib is not installed" in said.err and "masked loss" in said.out and "curves" not in said.out.lower()
-    assert [path.name for path in (run / "report").iterdir()] == ["summary.json"]
+    assert {path.name for path in (run / "report").iterdir()} == {"summary.json", "index.html"}
+    assert "Without curves: matplotlib is not installed" in (run / "report" / "index.html").read_text()
