@@ -71,7 +71,7 @@ def whole(toy, tmp_path_factory) -> Path:
     return out
 
 
-def test_what_an_ablation_leaves(whole) -> None:
+def test_what_an_ablation_leaves(whole, prepared) -> None:
     rows = read_rows(whole)
     assert [row["kind"] for row in rows] == ["pretrain", "branch", "finetune", "finetune"] * 2
     assert all(row["status"] == "done" for row in rows)
@@ -89,6 +89,14 @@ def test_what_an_ablation_leaves(whole) -> None:
     assert config["model"].endswith(f"{trunk['id']}/run/checkpoints/step-00000036")
     report = (whole / "report" / "report.md").read_text()
     assert "## By words, accuracy x 100" in report and "## By validation loss" in report
+    # The page states what was trained.
+    rows = dict(re.findall(r"^\| ([a-z ]*?) +\| (.*?) +\|$", report.partition("## What was trained")[2], re.MULTILINE))
+    assert rows["encoder"].startswith("1 x 16 (layers x width), 2 heads, feed-forward 64 (gelu), post-norm, absolute")
+    assert rows["data"].startswith(f"{prepared}: {len(open_dataset(prepared).split('train')) / 1e3:.3g}k tokens in ")
+    assert rows["length of training"].startswith("36 steps: 30 of 16 x 8 tokens, 6 of 8 x 16 tokens, 4.61k tokens")
+    assert rows["optimizer"].startswith("adamw, learning rate 0.003, weight decay 0.01")
+    assert rows["schedule"] == "constant, warm-up 0.1; annealed to 0 within 20 % of the steps before"
+    assert rows["words"].split() == ["classes", "|", "accuracy", "|", "64", "|", "40"] and rows["epochs"] == "1"
 
 
 def test_an_annealing_equals_an_uninterrupted_run(whole, tmp_path) -> None:
@@ -177,7 +185,7 @@ def test_finished_jobs_are_not_run_again(toy, whole, prepared, words, tmp_path, 
     report = (whole / "report" / "report.md").read_text()
     assert "## Quality at the end of the budget" in report and "| words, accuracy x 100 | tupe-r " in report
     assert "By validation loss:" in report and "By words, accuracy x 100:" not in report
-    assert (whole / "report" / "finals.png").is_file()
+    assert (whole / "report" / "finals.svg").is_file()
     assert {path: path.stat().st_mtime_ns for path in before} == before
     other = write(tmp_path / "other", prepared, words, budget={"steps": 31})
     assert main(["ablate", other, "--out", str(whole)]) == 2

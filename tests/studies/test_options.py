@@ -8,12 +8,12 @@ from fastbert.cli import main
 from fastbert.errors import UserError
 from fastbert.finetuning.tasks import check_glue_options
 from fastbert.studies.sweep.options import SweepOptions, load_sweep
-from fastbert.studies.sweep.sweep_jobs import sweep_jobs
+from fastbert.studies.sweep.sweep_plan import plan_sweep
 from tests.studies.conftest import write_sweep
 
 
 def jobs_of(folder: Path, axes: dict, **changes):
-    return sweep_jobs(*load_sweep(write_sweep(folder, axes, **changes)))
+    return plan_sweep(*load_sweep(write_sweep(folder, axes, **changes))).jobs
 
 
 @pytest.fixture

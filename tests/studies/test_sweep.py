@@ -34,7 +34,14 @@ def test_what_a_sweep_leaves(finished, models, words, tmp_path) -> None:
     assert main(["finetune", *flags, "--out", str(tmp_path / "alone")]) == 0
     (seed,) = json.loads((tmp_path / "alone" / "results.json").read_text())["fractions"][0]["seeds"]
     assert (seed["best"], seed["last"]) == (row["best"], row["last"])
-    assert "tupe against narrow" in (finished / "report" / "report.md").read_text()
+    report = (finished / "report" / "report.md").read_text()
+    assert "tupe against narrow" in report
+    cells = [[cell.strip() for cell in line.strip("| ").split("|")] for line in report.splitlines() if line[:1] == "|"]
+    config = json.loads((Path(models["narrow"]) / "config.json").read_text())
+    size = f"{config['num_hidden_layers']} x {config['hidden_size']}"
+    assert ["narrow", size, f"{config['num_attention_heads']}", "absolute"] in [row[:4] for row in cells]
+    assert ["words", "classes", "accuracy", "64", "40"] in cells
+    assert ["learning rate", "0.003"] in cells and ["epochs", "2"] in cells and ["seeds", "0, 1"] in cells
 
 
 def test_two_workers_give_what_one_gives(axes, finished, tmp_path, capsys) -> None:
