@@ -200,6 +200,6 @@ CASES = [
     ("ablate a-base.yaml", "a-base.yaml: base: length must be at least 2, not 0"),
     ("ablate a-variant.yaml", "a-variant.yaml: variants: a: optimizer: eps must be greater than 0, not 0.0"),
     ("ablate a-name.yaml", "a-name.yaml: variants: the name of one holds a line break"),
-    ("ablate a-column.yaml", "a-column.yaml: variants: a: column is not free here"),
+    ("ablate a-column.yaml", "a-column.yaml: variants: a: column cannot be given here"),
     ("ablate a-trials.yaml", "a-trials.yaml: trials must be at most 10,000, not 1000000"),
 ]

@@ -90,13 +90,14 @@ def test_what_an_ablation_leaves(whole, prepared) -> None:
     report = (whole / "report" / "report.md").read_text()
     assert "## By words, accuracy x 100" in report and "## By validation loss" in report
     # The page states what was trained.
-    rows = dict(re.findall(r"^\| ([a-z ]*?) +\| (.*?) +\|$", report.partition("## What was trained")[2], re.MULTILINE))
+    tables = report.partition("## What was trained")[2].split("Every checkpoint was fine-tuned on:")
+    rows, tuning = (dict(re.findall(r"^\| ([a-z ]*?) +\| (.*?) +\|$", table, re.MULTILINE)) for table in tables)
     assert rows["encoder"].startswith("1 x 16 (layers x width), 2 heads, feed-forward 64 (gelu), post-norm, absolute")
     assert rows["data"].startswith(f"{prepared}: {len(open_dataset(prepared).split('train')) / 1e3:.3g}k tokens in ")
     assert rows["length of training"].startswith("36 steps: 30 of 16 x 8 tokens, 6 of 8 x 16 tokens, 4.61k tokens")
     assert rows["optimizer"].startswith("adamw, learning rate 0.003, weight decay 0.01")
     assert rows["schedule"] == "constant, warm-up 0.1; annealed to 0 within 20 % of the steps before"
-    assert rows["words"].split() == ["classes", "|", "accuracy", "|", "64", "|", "40"] and rows["epochs"] == "1"
+    assert tuning["words"].split() == ["classes", "|", "accuracy", "|", "64", "|", "40"] and tuning["epochs"] == "1"
 
 
 def test_an_annealing_equals_an_uninterrupted_run(whole, tmp_path) -> None:

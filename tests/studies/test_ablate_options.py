@@ -66,7 +66,7 @@ def test_the_base_from_a_file(tmp_path) -> None:
         with pytest.raises(UserError, match=r"file is called inherits now; write base: \{inherits: 'run\.yaml'\}"):
             load_ablation(write(tmp_path, base=base))
     (tmp_path / "run.yaml").write_text("seed: 3")
-    with pytest.raises(UserError, match=r"inherits .*run\.yaml: base: seed is not free here; give seeds"):
+    with pytest.raises(UserError, match=r"inherits .*run\.yaml: base: seed cannot be given here; give seeds"):
         load_ablation(write(tmp_path, base={"inherits": "run.yaml"}))
 
 
@@ -89,7 +89,7 @@ def test_the_base_from_a_file(tmp_path) -> None:
 )
 def test_variants_may_not_change_what_is_held_equal(tmp_path, key, value, reason) -> None:
     text = error(tmp_path, variants={"absolute": None, "odd": {key: value}})
-    assert f"variants: odd: {key.replace('-', '_')} is not free here" in text and reason in text
+    assert f"variants: odd: {key.replace('-', '_')} cannot be given here" in text and reason in text
 
 
 @pytest.mark.parametrize(
@@ -130,7 +130,7 @@ def test_variants_may_not_change_what_is_held_equal(tmp_path, key, value, reason
         ({"learning_rates": [1e-4]}, "there are no tasks"),
         ({"trials": 3}, "there are no tasks"),
         ({"tasks_at": [1.0]}, "there are no tasks"),
-        ({"tasks": ["cola"], "tasks_at": [0.3, 1.0]}, "0.3 is none of the points, 0.1, 0.2"),
+        ({"tasks": ["cola"], "tasks_at": [0.3, 1.0]}, "0.3 is not one of the points, 0.1, 0.2"),
         ({"tasks": ["cola"], "tasks_at": [0.2]}, "end with 1.0"),
         ({"tasks": [{"task": "cola", "epoch": 3}]}, "unknown option 'epoch'"),
     ],

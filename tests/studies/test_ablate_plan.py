@@ -265,9 +265,7 @@ def test_a_report_of_known_curves(planned, timed, tmp_path, capsys) -> None:
     assert line.split() == ["tupe-r", "reached", "3", "50", "%", f"{flops:.0f}", "%", "150", "%"]
     (line,) = [line for line in printed.splitlines() if line.startswith("pre")]
     assert line.split() == ["pre", "not", "reached", "3", "–", "–", "–"]
-    reason = (
-        "electra is not compared by validation loss, because its validation asks something else: objective: electra"
-    )
+    reason = "electra is not compared by validation loss, because its validation is another: objective: electra"
     assert "electra" not in printed and reason in remarks
     assert printed.startswith("Fraction of absolute's cost at which its final quality is reached: validation loss\n")
     limit = "with 3 seeds it cannot be less than 0.25 (0.5 adjusted over 2)"
@@ -380,7 +378,7 @@ def test_live_values_are_of_what_is_compared(planned, timed, capsys) -> None:
     rows = losses(study, {"m": 1.0, "e": 1.0}, gap=30.0)
     for job in study.jobs:
         rows[job.id] |= {"objective": "electra" if job.model == "e" else "mlm"}
-    shown = partial(measured, apart=study.incomparable)
+    shown = partial(measured, incomparable=study.incomparable)
     board = LiveStatus(study.jobs, {}, shown, {("e", "pretraining")})
     for job in study.jobs:
         board.ended(job, rows[job.id])

@@ -122,9 +122,9 @@ def test_refused_axes(refused, models, words) -> None:
     assert "unknown option 'dropout'; put it under finetune" in refused(dropout=0.2)
     assert "unknown option 'learning_rate'; give learning_rates" in refused(learning_rate=1e-5)
     assert "finetune: unknown option 'dropot'; did you mean 'dropout'?" in refused(finetune={"dropot": 0.1})
-    assert "finetune: batch_size is not free here; give batch_sizes" in refused(finetune={"batch_size": 8})
+    assert "finetune: batch_size cannot be given here; give batch_sizes" in refused(finetune={"batch_size": 8})
     assert "finetune: epochs is an axis" in refused(finetune={"epochs": 8})
-    assert "threads is not free here" in refused(finetune={"machine": {"threads": 4}})
+    assert "threads cannot be given here" in refused(finetune={"machine": {"threads": 4}})
     assert "did you mean 'epochs'?" in refused(tasks=[{"task": words, "epoch": 3}])
     assert "models: unknown key 'pth'; did you mean 'path'?" in refused(models=[{"name": "a", "pth": narrow}])
     assert "has no task; give a GLUE task" in refused(tasks=[{"epochs": 3}])
@@ -137,13 +137,13 @@ def test_refused_axes(refused, models, words) -> None:
     assert "a job has one fraction" in refused(tasks=[{"task": words, "train_fraction": "0.1,0.5"}])
     assert "different fractions above 0" in refused(tasks=[{"task": words, "train_fraction": 7}])
     # twice
-    assert "learning_rates: 0.001 is there twice" in refused(learning_rates=[1e-3, 0.001])
-    assert "seeds: 1 is there twice" in refused(seeds=[1, 1])
-    assert "models: narrow is there twice; give one of them a name" in refused(
+    assert "learning_rates: 0.001 occurs twice" in refused(learning_rates=[1e-3, 0.001])
+    assert "seeds: 1 occurs twice" in refused(seeds=[1, 1])
+    assert "models: narrow occurs twice; give one of them a name" in refused(
         models=[{"name": "narrow", "path": narrow}, {"name": "narrow", "path": tupe}]
     )
-    assert "is there twice" in refused(models=[{"name": "a", "path": narrow}, {"name": "b", "path": narrow}])
-    assert "tasks: words is there twice; give one of them a name" in refused(tasks=[words, words])
+    assert "occurs twice" in refused(models=[{"name": "a", "path": narrow}, {"name": "b", "path": narrow}])
+    assert "tasks: words occurs twice; give one of them a name" in refused(tasks=[words, words])
     same = [words, {"task": words, "name": "again"}]
     assert "two jobs are the same training: words, narrow" in refused(tasks=same)
 

@@ -35,7 +35,7 @@ def test_what_a_sweep_leaves(finished, models, words, tmp_path) -> None:
     (seed,) = json.loads((tmp_path / "alone" / "results.json").read_text())["fractions"][0]["seeds"]
     assert (seed["best"], seed["last"]) == (row["best"], row["last"])
     report = (finished / "report" / "report.md").read_text()
-    assert "tupe against narrow" in report
+    assert "tupe compared with narrow" in report
     cells = [[cell.strip() for cell in line.strip("| ").split("|")] for line in report.splitlines() if line[:1] == "|"]
     config = json.loads((Path(models["narrow"]) / "config.json").read_text())
     size = f"{config['num_hidden_layers']} x {config['hidden_size']}"

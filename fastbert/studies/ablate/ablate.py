@@ -1,8 +1,8 @@
 """`fastbert ablate`: a baseline and its variants with equal data, order and seeds at equal cost, and one report.
 
-out/ablation.json    the variants, the ids of their jobs, and the times that minutes were turned into steps with
-out/results.jsonl    an object for each job that has ended, done or failed; rewritten whole whenever one ends
-out/jobs/<id>/       log.txt, and run/ as `fastbert pretrain` or `fastbert finetune` writes it
+out/ablation.json    the variants, the ids of their jobs, and the times of a step that converted minutes to steps
+out/results.jsonl    an object for each job that has ended, done or failed; rewritten as a whole whenever one ends
+out/jobs/<id>/       log.txt, and run/ as written by `fastbert pretrain` or `fastbert finetune`
 out/report/          report.md, report.html, plots
 """
 
@@ -41,11 +41,11 @@ def ablate(ablation: Ablation, options: AblateOptions) -> int:
     """Runs the jobs that are not done yet, then writes and prints the report.
 
     Returns:
-        0, or 1 if a job failed; 130 or 143 if a signal ended it: the report is of what was done until then, and the
-        same command continues.
+        0, or 1 if a job failed; 130 or 143 if a signal ended it: the report covers the jobs finished until then, and
+        the same command continues.
 
     Raises:
-        UserError: anything the user can fix, before a job starts if it can be seen then.
+        UserError: anything the user can fix; raised before the first job where it can be detected then.
     """
     name = Path(ablation.path).stem
     out = Path(options.out or f"runs/{name}")
@@ -70,7 +70,7 @@ def ablate(ablation: Ablation, options: AblateOptions) -> int:
 
 
 def describe_ablation(ablation: Ablation, plan: AblationPlan) -> dict[str, Any]:
-    """The axes by name, flat, for the record and for differences."""
+    """Flat mapping of all options that define the ablation, for its record and for differences."""
     found: dict[str, Any] = {}
     for variant in plan.variants:
         options = variant.setup.options
@@ -91,10 +91,9 @@ def describe_ablation(ablation: Ablation, plan: AblationPlan) -> dict[str, Any]:
 
 
 def forget_lost(store: ResultStore) -> None:
-    """Removes the rows of trainings whose checkpoints are gone, if a job that starts from one is left: they are run
-    again."""
+    """Removes the rows of trainings whose checkpoints are gone and needed by a job that is left: they run again."""
     needed, lost = set(), 0
-    for job in reversed(store.jobs):  # what a job needs stands before it
+    for job in reversed(store.jobs):  # a job comes after the one it needs
         checkpoints = store.out / JOBS / job.id / RUN / "checkpoints"
         if job.id in needed and store.is_done(job) and not checkpoints.is_dir():
             del store.rows[job.id]
@@ -102,11 +101,11 @@ def forget_lost(store: ResultStore) -> None:
         if job.after and not store.is_done(job):
             needed.add(job.after)
     if lost:
-        echo(f"{plural(lost, 'training')} of an earlier call left no checkpoints here and will be run again")
+        echo(f"{plural(lost, 'training')} of an earlier call left no checkpoints here and will run again")
 
 
 def counted_kinds(plan: AblationPlan) -> str:
-    """How many jobs there are, and of what."""
+    """Summary of the number of jobs of each kind."""
     kinds = [job.kind for job in plan.jobs]
     names = {PRETRAIN: "pretraining", BRANCH: "annealing", FINETUNE: "fine-tuning"}
     parts = [plural(kinds.count(kind), name) for kind, name in names.items() if kind in kinds]
@@ -114,7 +113,7 @@ def counted_kinds(plan: AblationPlan) -> str:
 
 
 def run_left(plan: AblationPlan, store: ResultStore, threads: int, options: AblateOptions) -> int:
-    """Runs the jobs that are left, each when the one it needs is done.
+    """Runs the jobs that are left, each after the one it needs.
 
     Returns:
         0, or the exit code after a signal.
@@ -123,24 +122,25 @@ def run_left(plan: AblationPlan, store: ResultStore, threads: int, options: Abla
     if not left:
         return 0
     for job in left:
-        store.rows.pop(job.id, None)  # it failed before, and what needs it waits for it again
-    apart = plan.incomparable
-    cells = {(variant, task) for variant in apart for task in (PRETRAINING, ANNEALING)}
-    live = LiveStatus(plan.jobs, store.rows, lambda row: measured(row, apart), cells)
+        store.rows.pop(job.id, None)  # it failed before; jobs that need it wait for it again
+    incomparable = plan.incomparable
+    cells = {(variant, task) for variant in incomparable for task in (PRETRAINING, ANNEALING)}
+    live = LiveStatus(plan.jobs, store.rows, lambda row: measured(row, incomparable), cells)
     timed_on = plan.variants[0].setup.device.type
     return run_events(start(options, left, store, threads, in_place=True, timed_on=timed_on), store, live)
 
 
-def measured(row: ResultRow, apart: Container[str] = ()) -> tuple[str, float]:
-    """What is shown of a finished job while others run; losses of the variants `apart` are not the baseline's."""
+def measured(row: ResultRow, incomparable: Container[str] = ()) -> tuple[str, float]:
+    """Name and value of a finished job's measure, for the live status. The losses of the variants `incomparable` are
+    named differently from the baseline's."""
     if row["kind"] == FINETUNE:
         return scored(row)
-    name = f"loss of its own ({row['objective']})" if row["model"] in apart else "validation loss"
+    name = f"loss of its own ({row['objective']})" if row["model"] in incomparable else "validation loss"
     return name, row["validations"][-1]["loss"]
 
 
 def report_ablation(out: Path, name: str, ablation: Ablation, results: AblationResults) -> int:
-    """Writes the report, and prints what failed and the fractions of cost; returns the exit code."""
+    """Writes the report, prints failures and the fractions of cost, and returns the exit code."""
     total, done, failed = len(results.plan.jobs), list(results.done.values()), results.failed
     folder = out / "report"
     make_inner_folder(folder)
@@ -155,5 +155,5 @@ def report_ablation(out: Path, name: str, ablation: Ablation, results: AblationR
             echo(f"validation loss: {OWN_QUESTIONS}")
     print(f"{out / RESULTS}\n{folder / 'report.html'}")
     if failed and (missing := total - len(done) - len(failed)):
-        echo(f"{plural(missing, 'job')} did not run: what they need has failed, or it was stopped")
+        echo(f"{plural(missing, 'job')} did not run: the jobs they need have failed, or the ablation was stopped")
     return print_failures(failed, total, lambda row: f"seed {row['seed']}")

@@ -1,5 +1,5 @@
-"""From an ablation's YAML file to its jobs: data prepared, all options checked and budgets turned into steps once,
-before the first job starts.
+"""Plan of an ablation, from its YAML file: before the first job starts, the data is prepared, all options are checked,
+and budgets are converted to steps.
 """
 
 import tempfile
@@ -36,42 +36,42 @@ from fastbert.training.hardware import resolve_device
 from fastbert.training.options import ScheduleOptions
 from fastbert.training.schedules import learning_rate_factor, warmup_steps
 
-PRETRAINING, ANNEALING = "pretraining", "annealing"  # in the place of a task's name
+PRETRAINING, ANNEALING = "pretraining", "annealing"  # instead of a task's name
 
 
 @dataclass
 class AblationPlan:
-    """The jobs of an ablation, and what they share."""
+    """The jobs of an ablation and its variants with their costs."""
 
     variants: list[PlannedVariant]
     """The baseline first."""
     unigram_entropy: float
-    """Nats, of the validation text."""
+    """Unigram entropy of the validation text, in nats."""
     seconds: dict[str, list[float]] = field(default_factory=dict)
-    """By `timing_key`, seconds of a step, in each round of timing."""
+    """`timing_key` -> seconds of a step in each round of timing."""
     jobs: list[Job] = field(default_factory=list)
     """Seed by seed and variant by variant; a job comes after the one it needs."""
     points: dict[str, list[MeasuredPoint]] = field(default_factory=dict)
-    """Variant -> its points of all seeds."""
+    """Variant -> its measured points, of all seeds."""
     tasks: dict[str, Columns] = field(default_factory=dict)
     """Task -> its columns in a table of tasks."""
 
     @property
     def incomparable(self) -> dict[str, str]:
-        """The variants whose validation losses cannot be compared with the baseline's, and why."""
+        """Variants whose validation losses cannot be compared with the baseline's -> the reason."""
         return incomparable((variant.name, variant.questions) for variant in self.variants)
 
 
 def plan_ablation(
     ablation: Ablation, glue_dir: str | None, out: Path, known: Mapping[str, list[float]]
 ) -> AblationPlan:
-    """Everything an ablation will run.
+    """Plans all jobs of an ablation.
 
     Args:
-        known: `AblationPlan.seconds` of an earlier call, so that minutes stay what they were.
+        known: `AblationPlan.seconds` of an earlier call, so that minutes give the same steps.
 
     Raises:
-        UserError: a variant, a task or a point that no job could be run with.
+        UserError: a variant, a task or a point is invalid.
     """
     for variant in ablation.variants:  # before the data is prepared
         with prefixed(f"{ablation.path}: variants: {variant.name}"):
@@ -95,14 +95,14 @@ def plan_ablation(
         variants, unigram, tasks={task.name: task.described for task in tasks.get(variants[0].name, ())}
     )
     for seed in ablation.seeds:
-        there: dict[str, str] = {}
+        names: dict[str, str] = {}
         for variant in result.variants:
             with prefixed(f"{ablation.path}: variants: {variant.name}"):
                 jobs, points = pretrainings(ablation, variant, seed)
-            if (other := there.setdefault(jobs[0].id, variant.name)) != variant.name:
+            if (other := names.setdefault(jobs[0].id, variant.name)) != variant.name:
                 raise UserError(
-                    f"{ablation.path}: variants: {other} and {variant.name} would be the same training: what differs "
-                    "between them has no effect with the rest of their options; leave one of them out"
+                    f"{ablation.path}: variants: {other} and {variant.name} would be the same training: the options "
+                    "in which they differ have no effect with the rest of their options; leave one of them out"
                 )
             result.jobs += jobs
             result.points[variant.name] = result.points.get(variant.name, []) + points
@@ -120,7 +120,7 @@ def plan_ablation(
 
 
 def prepared(ablation: Ablation) -> Path:
-    """The folder of the data, absolute, with the rare words that any variant has notes for."""
+    """Absolute path of the prepared data, with the rare words that any variant has in its note dictionary."""
     base = ablation.variants[0].options
     notes = [variant.options.notes for variant in ablation.variants if variant.options.notes.enabled]
     if notes:
@@ -132,14 +132,14 @@ def prepared(ablation: Ablation) -> Path:
 
 
 def shared(options: PretrainOptions, anneal: float | None) -> PretrainOptions:
-    """With annealing, sequences of a first length last until it begins."""
+    """Options of a variant; with annealing, sequences of a first length last until it begins."""
     if anneal is None:
         return options
     return replace(options, stages=replace(options.stages, first_fraction=1 / (1 + anneal)))
 
 
 def planned(name: str, options: PretrainOptions) -> PlannedVariant:
-    """Opens a variant as its jobs will."""
+    """Opens a variant in the same way as its jobs."""
     setup = prepare_setup(options)
     setup.batches()  # refuses a corpus of less than one batch
     objective = setup.objective()
@@ -156,7 +156,7 @@ def planned(name: str, options: PretrainOptions) -> PlannedVariant:
 
 
 def pretrainings(ablation: Ablation, variant: PlannedVariant, seed: int) -> tuple[list[Job], list[MeasuredPoint]]:
-    """The training of a variant and a seed, with its branches, and where they are measured."""
+    """The pretraining of a variant with a seed and its branches, and the points at which they are measured."""
     at = [max(1, round(point * variant.steps)) for point in ablation.points]
     if len(set(at)) < len(at):
         raise UserError(
@@ -181,12 +181,12 @@ def pretrainings(ablation: Ablation, variant: PlannedVariant, seed: int) -> tupl
         branches = zip(ends[:-1], at[:-1], strict=True)
         jobs = [trunk, *(_pretraining(variant, seed, end, trunk, start) for end, start in branches)]
         trainings, at = [*jobs[1:], trunk], [end.steps for end in ends]
-    made = zip(ablation.points, at, trainings, ends, strict=True)
-    return jobs, [MeasuredPoint(point, steps, job.id, seed, end) for point, steps, job, end in made]
+    points = zip(ablation.points, at, trainings, ends, strict=True)
+    return jobs, [MeasuredPoint(point, steps, job.id, seed, end) for point, steps, job, end in points]
 
 
 def lengths_at(variant: PlannedVariant, points: Sequence[MeasuredPoint]) -> tuple[int, ...]:
-    """Tokens in a sequence of the validation at each point, which are the same for all seeds."""
+    """Length of the validation's sequences, in tokens, at each point; equal for all seeds."""
     return tuple(variant.length_at(point) for point in points if point.seed == points[0].seed)
 
 
@@ -244,7 +244,7 @@ def _pretraining(
 
 
 def open_tasks(ablation: Ablation, glue_dir: str | None, variants: list[PlannedVariant]) -> dict[str, list[OpenedTask]]:
-    """Opens every task as the fine-tunings of each variant will, with an encoder that has not learned anything.
+    """Opens every task in the same way as the fine-tunings of each variant, with an untrained encoder.
 
     Returns:
         variant -> its tasks.
@@ -262,25 +262,27 @@ def open_tasks(ablation: Ablation, glue_dir: str | None, variants: list[PlannedV
         names = [task.name for task in found[variant.name]]
         for name in names:
             if names.count(name) > 1:
-                raise UserError(f"{ablation.path}: tasks: {name} is there twice; give one of them a name: of its own")
+                raise UserError(f"{ablation.path}: tasks: {name} occurs twice; give one of them another name:")
     return found
 
 
 def finetunings(
     ablation: Ablation, variant: PlannedVariant, tasks: Sequence[OpenedTask], point: MeasuredPoint, out: Path
 ) -> list[Job]:
-    """The jobs of one checkpoint: every task, setting and trial, the same for all variants."""
+    """Fine-tunings of one checkpoint: every task, setting and trial, equal for all variants."""
     run = out.resolve() / "jobs" / point.job / RUN
     checkpoint = str(run / "checkpoints" / f"step-{point.steps:08d}")
     jobs = []
     for task in tasks:
         for tuning in task.tunings:
-            its = replace(tuning, options=replace(tuning.options, model=checkpoint))
-            described = {name: value for name, value in tuning.identity.items() if name != "model"}  # a random encoder
+            tuning_of_checkpoint = replace(tuning, options=replace(tuning.options, model=checkpoint))
+            described = {
+                name: value for name, value in tuning.identity.items() if name != "model"
+            }  # that of the untrained encoder
             for trial in range(ablation.trials):
-                seed = point.seed * ablation.trials + trial  # no two seeds of a variant share a head
+                seed = point.seed * ablation.trials + trial  # two seeds of a variant have different heads
                 identity = described | {"seed": seed, "pretraining": point.job, "step": point.steps}
                 setting = {**tuning.setting, "at": point.fraction, "trial": trial}
-                job = its.job(variant.name, task.name, seed, identity)
+                job = tuning_of_checkpoint.job(variant.name, task.name, seed, identity)
                 jobs.append(replace(job, seed=point.seed, setting=setting, after=point.job))
     return jobs

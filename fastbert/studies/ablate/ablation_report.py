@@ -32,10 +32,10 @@ from fastbert.studies.shared.report import ReportPage, p_value, plural
 from fastbert.studies.shared.trained import columns_table, tuning_table
 
 OWN_QUESTIONS = (
-    "Each variant's own generator or meta controller poses the questions here, so that a lower loss may also mean "
-    "easier ones."
+    "Each variant's generator or meta controller makes the inputs of its validation, so a lower loss may also mean "
+    "easier inputs."
 )
-SATURATED = 0.7  # fraction of its own steps below which a baseline that is at its final value is remarked on
+SATURATED = 0.7  # of its steps: a baseline that reaches its final value before this fraction gets a remark
 
 
 def write_ablation_report(report: ReportPage, ablation: Ablation, results: AblationResults) -> None:
@@ -82,9 +82,9 @@ def _question(report: ReportPage, ablation: Ablation, results: AblationResults) 
         )
     else:
         points = (
-            "Measured after annealing: the rate is constant after the warm-up, and at each point it falls to 0 within "
-            f"{100 * ablation.anneal:g} % of the steps done so far, in a training that branches off. The cost of a "
-            "point is that up to it and of its annealing."
+            "Measured after annealing: the learning rate is constant after the warm-up, and at each point it falls to "
+            f"0 within {100 * ablation.anneal:g} % of the steps done so far, in a training that branches off. The cost "
+            "of a point includes its annealing."
         )
     shown = ", ".join(f"{100 * point:g}" for point in ablation.points)
     report.text(f"{points} Points: {shown} % of the budget.")
@@ -98,7 +98,7 @@ def _question(report: ReportPage, ablation: Ablation, results: AblationResults) 
     verdict = f"less than {LEARNED} nats, so nothing is decided" if results.hardly_learned else "enough for a verdict"
     report.text(
         f"The masked loss {of} at the end{why} is {results.masked_loss:.3f} nats, {abs(gain):.3f} "
-        f"{'under' if gain >= 0 else 'over'} the unigram entropy of the validation text, {plan.unigram_entropy:.3f}: "
+        f"{'below' if gain >= 0 else 'above'} the unigram entropy of the validation text, {plan.unigram_entropy:.3f}: "
         f"{verdict}."
     )
 
@@ -125,13 +125,13 @@ def _fractions(report: ReportPage, compared: dict[str, list[VariantComparison]])
         if limit := limits(rows):
             report.text(limit)
     report.text(
-        "The median over the seeds, in brackets the least and the most. Each seed is compared with the baseline's "
-        "training of the same seed: its final value is the target, its final cost the whole. A curve, with straight "
-        "lines between its points, reaches the target where it comes to it for good: from there on it is never "
-        "measured worse. `≤`: it was there at the first point already. A variant is undecided unless its final values "
-        "differ from the baseline's by more than the noise of the measure (below) and the paired t-test over seeds, "
-        "adjusted over the variants by Holm's method, gives a p below 0.05; then it has reached the baseline's quality "
-        "if it is better on the mean."
+        "The median over the seeds, in brackets the smallest and the largest. Each seed is compared with the "
+        "baseline's training of the same seed: that training's final value is the target, and fractions are relative to its final "
+        "cost. A curve, linearly interpolated, reaches the target at the cost from which on it is never worse again. "
+        "`≤`: the first point is as good already. A variant is undecided unless its final values differ from the "
+        "baseline's by more than the noise of the measure (below) and the paired t-test over seeds, adjusted over the "
+        "variants by Holm's method, gives a p below 0.05; then it has reached the baseline's quality if its mean is "
+        "better."
     )
     caption = "Fractions by seed, the median as a bar; hollow where it is undecided."
     report.plot("fractions.svg", caption, plot_fractions, compared)
@@ -176,28 +176,28 @@ def _measure(
     if measure.along and own.median < SATURATED:
         start = ("at most " if own.median_at_most else "") + shown_fraction(own.median)
         report.text(
-            f"The baseline itself is at its final value from {start} of its steps on: by this measure it learns no "
-            "more then, or the noise hides it, and fractions say little."
+            f"The baseline itself reaches its final value at {start} of its steps: by this measure it learns no more "
+            "after that, or the noise hides it, and fractions mean little."
         )
     report.text(_noise(results, measure))
     if loss and results.objective.second_network:
         report.text(OWN_QUESTIONS)
-    report.text("Seed by seed, whatever the verdict:")
+    report.text("Seed by seed, for every verdict:")
     report.table(seeds_table(measure, rows))
 
 
 def _noise(results: AblationResults, measure: Measure) -> str:
     found = noise(measure)
     if found is None:
-        return "The noise of the measure is not known: no variant has two finished seeds."
+        return "The noise of the measure is unknown: no variant has two finished seeds."
     text = (
-        f"Noise of the measure: the final values of a variant scatter over seeds with a standard deviation of "
+        f"Noise of the measure: the final values of a variant have a standard deviation over seeds of "
         f"{shown_value(measure, found.std)} (pooled over the variants, {plural(found.freedom, 'degree')} of freedom). "
         f"Differences below about {shown_value(measure, found.visible)} are within the spread of this many seeds."
     )
     task = measure.name.partition(",")[0]
     if task in results.tasks and (trials := results.trial_noise(task)) is not None:
-        text += f" Of this, fine-tuning one checkpoint again gives {shown_value(measure, trials)}."
+        text += f" Fine-tuning one checkpoint repeatedly gives a standard deviation of {shown_value(measure, trials)}."
     settings = {v.name: results.best_setting(v, task) for v in results.plan.variants} if task in results.tasks else {}
     if chosen := {name: shown_setting(setting) for name, setting in settings.items() if setting}:
         same = set(chosen.values())
@@ -207,10 +207,10 @@ def _noise(results: AblationResults, measure: Measure) -> str:
 
 
 def _validation(report: ReportPage, results: AblationResults) -> None:
-    """The held-out figures of every variant. Losses that cannot be compared with the baseline's are in no column with
-    it."""
+    """Adds the validation figures of every variant. Losses that cannot be compared with the baseline's are not in its
+    column."""
     report.heading("Validation at the end")
-    apart, rows = results.plan.incomparable, []
+    incomparable, rows = results.plan.incomparable, []
     for variant in results.plan.variants:
         ends = [point for point in results.plan.points[variant.name] if point.fraction == 1]
         found = [at for point in ends if (at := results.validation(point)) is not None]
@@ -218,21 +218,21 @@ def _validation(report: ReportPage, results: AblationResults) -> None:
         names = [name for name in found[0] if name != "step"] if found else []
         medians = {name: f"{statistics.median(at[name] for at in found):.4f}" for name in names}
         loss = medians.pop("loss", NOTHING)
-        if found and variant.name in apart:
+        if found and variant.name in incomparable:
             medians, loss = {f"loss of its own ({objective})": loss, **medians}, NOTHING
         figures = ", ".join(f"{name} {value}" for name, value in medians.items()) or NOTHING
         rows.append([variant.name, objective, str(len(found)), loss, figures])
     nats = results.objective.loss_in_nats
     column = "masked loss" if nats else f"{results.baseline.setup.options.objective} loss"
     report.table(Table(["variant", "objective", "seeds", column, "other medians"], rows))
-    if apart:
+    if incomparable:
         report.text(
-            f"The losses of {', '.join(apart)} are not comparable with the baseline's: their validation asks other "
-            "questions (objective, masks, lengths, or the networks that pose them). Across objectives only fine-tuning "
-            "compares."
+            f"The losses of {', '.join(incomparable)} are not comparable with the baseline's: their validation "
+            "differs (objective, masks, lengths, or the networks that make its inputs). Across objectives only "
+            "fine-tuning is comparable."
         )
     if any(variant.setup.noted for variant in results.plan.variants):
-        report.text("Where a variant has notes, its validation reads them; exports and fine-tuning do without.")
+        report.text("Where a variant has a note dictionary, its validation reads it; exports and fine-tuning do not.")
 
 
 def _costs(report: ReportPage, results: AblationResults) -> None:
@@ -256,24 +256,24 @@ def _costs(report: ReportPage, results: AblationResults) -> None:
                 f"{tokens / (60 * minutes):.0f}",
             ]
         )
-    head = ["variant", "steps", "tokens", "FLOPs", "minutes", "ms a step", "spread", "tokens/s"]
+    head = ["variant", "steps", "tokens", "FLOPs", "minutes", "ms per step", "spread", "tokens/s"]
     report.table(Table(head, rows))
     report.text(
         "At the end of the budget. FLOPs are the closed form of all networks, forward and backward. Minutes are steps "
-        "at the time of a step that was measured before the first job, alone on the machine, the variants in turn: "
-        f"the fastest of {plural(len(rounds[0]), 'round')}, because other work on the machine only makes steps slower; "
-        "spread: the slowest round over the fastest."
+        "times the time of a step, which was measured before the first job, alone on the machine, in rounds in which "
+        f"the variants alternate: the fastest of {plural(len(rounds[0]), 'round')}, because other work on the machine "
+        "only makes steps slower. Spread: the slowest round relative to the fastest."
     )
 
 
 def _failed(report: ReportPage, results: AblationResults) -> None:
-    report.heading("What is missing")
+    report.heading("Missing jobs")
     if failed := results.failed:
         rows = [[row["task"], row["model"], str(row["seed"]), row["reason"]] for row in failed]
-        report.table(Table(["job", "variant", "seed", "what happened"], rows))
+        report.table(Table(["job", "variant", "seed", "reason"], rows))
     waiting = len(results.plan.jobs) - len(results.done) - len(failed)
-    more = f"{plural(waiting, 'more job')} did not run: what they need has failed, or it was stopped. "
+    more = f"{plural(waiting, 'more job')} did not run: the jobs they need have failed, or the ablation was stopped. "
     report.text(
         (more if waiting else "")
-        + "The same command runs what is missing. Seeds without a final value are left out above."
+        + "The same command runs the missing jobs. Seeds without a final value are left out above."
     )

@@ -19,7 +19,7 @@ UNIT_NAMES = {"steps": "steps", "flops": "FLOPs", "minutes": "minutes"}
 
 
 def planned_table(plan: AblationPlan, ablation: Ablation) -> Table:
-    """What each variant costs, before anything runs."""
+    """Costs of each variant, before the first job."""
     end = 1 + (ablation.anneal or 0)
     rows = [
         [
@@ -32,11 +32,11 @@ def planned_table(plan: AblationPlan, ablation: Ablation) -> Table:
         for variant in plan.variants
     ]
     steps = "steps" if end == 1 else "steps before annealing"
-    return Table(["variant", "parameters", "FLOPs a step", steps, "FLOPs"], rows)
+    return Table(["variant", "parameters", "FLOPs per step", steps, "FLOPs"], rows)
 
 
 def training_sentence(plan: AblationPlan, ablation: Ablation) -> str:
-    """What the baseline is, in one sentence."""
+    """The baseline in one sentence."""
     variant, setup = plan.variants[0], plan.variants[0].setup
     optimizer = setup.options.optimizer
     return (
@@ -89,7 +89,7 @@ def shown_fraction(value: float) -> str:
 
 
 def fraction_cell(fraction: CostFraction) -> str:
-    """The median over seeds and, in brackets, the least and the most."""
+    """The median over seeds and, in brackets, the smallest and the largest."""
     median = ("≤ " if fraction.median_at_most else "") + shown_fraction(fraction.median)
     least, most = (shown_fraction(value) for value in (min(fraction.values), max(fraction.values)))
     return median if least == most else f"{median} ({least} to {most})"
@@ -157,7 +157,7 @@ def finals_table(measure: Measure, rows: Sequence[VariantComparison]) -> Table:
 
 
 def printed_fractions(results: AblationResults) -> str:
-    """Fractions by every measure, or where there is only a final value this, for a terminal."""
+    """Fractions by every measure, or final values where there are no others, for a terminal."""
     lines = []
     for measure in results.measures:
         rows = compare_variants(measure, results.hardly_learned)

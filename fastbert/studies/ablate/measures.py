@@ -1,5 +1,5 @@
-"""From an ablation's plan and the rows of its results.jsonl to the measures: validation loss where it is comparable,
-scores of fine-tuning on each task, and their mean.
+"""Measures of an ablation, from its plan and the rows of results.jsonl: validation loss where it is comparable, scores
+of fine-tuning on each task, and their mean.
 """
 
 import statistics
@@ -20,11 +20,11 @@ from fastbert.studies.shared.finetune_jobs import FINETUNE
 
 @dataclass(frozen=True)
 class AblationResults:
-    """What the finished jobs of an ablation say."""
+    """Results of the finished jobs of an ablation."""
 
     plan: AblationPlan
     rows: Mapping[str, ResultRow]
-    """All, by the ids of their jobs."""
+    """All rows by the ids of their jobs."""
 
     @property
     def baseline(self) -> PlannedVariant:
@@ -41,7 +41,7 @@ class AblationResults:
 
     @cached_property
     def tunings(self) -> dict[tuple[str, float], list[ResultRow]]:
-        """(Id of a pretraining, point) -> rows of its fine-tunings."""
+        """(Id of a pretraining, fraction of the budget) -> rows of its fine-tunings."""
         found: dict[tuple[str, float], list[ResultRow]] = {}
         for job in self.plan.jobs:
             if job.kind == FINETUNE and job.id in self.done:
@@ -55,12 +55,12 @@ class AblationResults:
     # --- validation
 
     def validation(self, point: MeasuredPoint) -> dict[str, Any] | None:
-        """Losses at a point; None if the training has not come there."""
+        """Losses at a point; None if the training has not reached it."""
         found = self.done.get(point.job, {"validations": []})["validations"]
         return next((row for row in found if row["step"] == point.steps), None)
 
     def curves(self, variant: PlannedVariant, value: Callable[[MeasuredPoint], float | None]) -> dict[int, Curve]:
-        """By seed, what `value` gives at its points; a curve without its last point is none."""
+        """Curves of `value` by seed; seeds without a value at the last point are left out."""
         curves: dict[int, list[Point]] = {}
         for point in self.plan.points[variant.name]:
             at, measured = self.validation(point), value(point)
@@ -75,7 +75,7 @@ class AblationResults:
 
     @cached_property
     def validation_loss(self) -> Measure | None:
-        """Of the variants whose validation asks what the baseline's asks; None if there is no other one."""
+        """Measure over the variants whose loss is comparable with the baseline's; None if there is no such variant."""
         same = [variant for variant in self.plan.variants if variant.name not in self.plan.incomparable]
         if len(same) < 2:
             return None
@@ -83,13 +83,13 @@ class AblationResults:
 
     @property
     def objective(self) -> type[Objective]:
-        """Of the baseline."""
+        """Objective of the baseline."""
         return OBJECTIVES[self.baseline.setup.options.objective]
 
     @cached_property
     def masked_loss(self) -> float | None:
-        """Of the baseline at its end, in nats: the median over the seeds. Where the objective has two networks it is
-        that of the second one, which fills the masks; None if no network predicts masked words."""
+        """Final masked-word loss of the baseline in nats, the median over the seeds. Where the objective has two
+        networks it is that of the second one, which fills the masks; None if no network predicts masked words."""
         if not (self.objective.loss_in_nats or self.objective.second_network):
             return None
         name = "mlm_loss" if self.objective.second_network else "loss"
@@ -104,7 +104,7 @@ class AblationResults:
     # --- fine-tuning
 
     def best_setting(self, variant: PlannedVariant, task: str) -> Setting | None:
-        """The setting with the highest median over seeds and trials at the end of the budget; it is taken at all
+        """The setting with the highest median over seeds and trials at the end of the budget; it is used at all
         points."""
         ends = [point for point in self.plan.points[variant.name] if point.fraction == 1]
         rows = [row for point in ends for row in self.tunings.get((point.job, 1), ()) if row["task"] == task]
@@ -114,7 +114,7 @@ class AblationResults:
         return Trials(variant.name, task, settings).best if settings else None
 
     def task_curves(self, variant: PlannedVariant, task: str) -> dict[int, Curve]:
-        """Points are the mean of the trials, x 100."""
+        """Curves of a task's score, the mean of the trials x 100."""
         setting = self.best_setting(variant, task)
 
         def value(point: MeasuredPoint) -> float | None:
@@ -138,21 +138,21 @@ class AblationResults:
         return found
 
     def metric(self, task: str) -> str:
-        """The first of the task's, which is its score."""
+        """The first metric of a task, which is its score."""
         rows = (row for rows in self.tunings.values() for row in rows if row["task"] == task)
         return next((row["metrics"][0] for row in rows), "score")
 
     @cached_property
     def measures(self) -> list[Measure]:
-        """All that have a final value of the baseline: scores of tasks first."""
+        """All measures with a final value of the baseline, scores of tasks first."""
         found = [*self.task_measures, *([self.validation_loss] if self.validation_loss else [])]
         return [measure for measure in found if measure.curves[self.baseline.name]]
 
     @property
     def left_out(self) -> list[str]:
-        """What is in no comparison, and why."""
+        """Lines on variants and measures that are in no comparison, with the reason."""
         lines = [
-            f"{name} is not compared by validation loss, because its validation asks something else: {reason}"
+            f"{name} is not compared by validation loss, because its validation is another: {reason}"
             for name, reason in self.plan.incomparable.items()
         ]
         for measure in [*self.task_measures, *([self.validation_loss] if self.validation_loss else [])]:

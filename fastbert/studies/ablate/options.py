@@ -1,8 +1,8 @@
-"""What `fastbert ablate` takes: a YAML file with a baseline, its variants and their budget, read strictly, and a few
-flags that say where and how to run.
+"""Options of `fastbert ablate`: a YAML file with a baseline, its variants and their budget, read strictly, and flags
+for where and how to run.
 
-A variant is a change of the base's options of `fastbert pretrain`. What an ablation holds equal cannot be changed by
-one: the data, its vocabulary, the order and shape of the batches, and the rows of the validation.
+A variant changes options of the base, which are those of `fastbert pretrain`. It cannot change what an ablation keeps
+equal: the data, its vocabulary, the order and shape of the batches, and the rows of the validation.
 """
 
 from dataclasses import dataclass, fields
@@ -53,20 +53,20 @@ _RESERVED = {
 
 @dataclass(frozen=True)
 class AblateOptions(EngineOptions):
-    """A baseline and its variants at equal cost: `fastbert ablate configs/ablate/x.yaml [options]`.
+    """Compare variants with a baseline at equal cost: `fastbert ablate configs/ablate/x.yaml [options]`.
 
-    The YAML file names base (options of `fastbert pretrain`; inherits: those of a YAML file), variants (changes of
-    these; the first is the baseline, or the one that baseline: names), and may give budget, seeds, threads (of each
-    job; 1), checkpoints or anneal (when to measure), and tasks (fine-tuning as the measure, as in a sweep; tasks_at:
-    at which of the points). The flags below may stand in it too. The same command continues an ablation that was
-    stopped, and runs again what failed. Its jobs continue from each other's checkpoints: on Ray all nodes need the
-    folder of `out` on one file system. The steps are timed on this machine, which must have the device of the jobs.
+    The YAML file has base (options of `fastbert pretrain`; inherits: those of a YAML file) and variants (changes of
+    the base; the first is the baseline, or the one given by baseline:). It may have budget, seeds, threads (of each
+    job; 1), checkpoints or anneal (when to measure), tasks (fine-tuning as the measure, as in a sweep) with tasks_at
+    (at which of the points), and the flags below. The same command continues an ablation that was stopped, and runs
+    failed jobs again. Jobs continue from each other's checkpoints: on Ray all nodes need the folder of `out` on one
+    file system. Steps are timed on this machine, which must have the device of the jobs.
     """
 
 
 @dataclass(frozen=True)
 class Budget:
-    """What all variants get equal, and how much of it the baseline gets, in one unit of the four."""
+    """The unit in which all variants cost the same, and the size of the baseline's budget in one of four units."""
 
     equal: str = "steps"
     """steps, flops or minutes."""
@@ -88,7 +88,7 @@ BUDGET_SIZES = tuple(field.name for field in fields(Budget) if field.name != "eq
 
 @dataclass(frozen=True)
 class AblationVariant:
-    """Options of `fastbert pretrain` but for budget, seed and folder, under the name they have in tables."""
+    """Options of `fastbert pretrain` without budget, seed and folder, and their name in tables."""
 
     name: str
     options: PretrainOptions
@@ -96,7 +96,7 @@ class AblationVariant:
 
 @dataclass(frozen=True)
 class Ablation:
-    """What an ablation's YAML file says."""
+    """Contents of an ablation's YAML file."""
 
     variants: tuple[AblationVariant, ...]
     """The baseline first."""
@@ -104,24 +104,24 @@ class Ablation:
     threads: int
     budget: Budget
     points: tuple[float, ...]
-    """Fractions of the budget at which the measure is taken, ascending, the last 1."""
+    """Fractions of the budget at which the variants are measured, ascending, the last 1."""
     anneal: float | None
-    """None: each variant's own schedule, measured on the way. Else the rate is constant after the warm-up, and at every
-    point p it falls to 0 within this fraction of the steps up to p, in a training that branches off."""
+    """None: every training has its own schedule and is measured along it. Else the learning rate is constant after the
+    warm-up, and at every point it falls to 0 within this fraction of the steps before, in a branch of the training."""
     grid: FinetuneGrid
-    """The tasks, without models."""
+    """Tasks of fine-tuning, without models."""
     tasks_at: tuple[float, ...]
-    """Those of the points at which the tasks are measured."""
+    """Points at which the tasks are measured, a subset of `points`."""
     trials: int
-    """Fine-tunings of a checkpoint on each task, at each setting."""
+    """Fine-tunings of a checkpoint on each task with each setting."""
     path: str
-    """The file, for errors."""
+    """Path of the file, for errors."""
 
     def check_inputs(self, glue_dir: str | None) -> None:
-        """Checks, before torch is imported, that data, weights, tasks and the GLUE folder are there.
+        """Checks, before torch is imported, that data, weights, tasks and the GLUE folder exist.
 
         Raises:
-            UserError: one is not.
+            UserError: one does not.
         """
         for variant in self.variants:
             with prefixed(f"{self.path}: {variant.name}"):
@@ -134,10 +134,10 @@ class Ablation:
 
 
 def load_ablation(path: str | Path) -> tuple[Ablation, AblateOptions]:
-    """The ablation in a YAML file, and the flags' defaults it gives.
+    """The ablation in a YAML file, and the defaults of flags that it gives.
 
     Raises:
-        UserError: names the file, the key, and what was expected.
+        UserError: states the file, the key, and the expected value.
     """
     values, where = read_yaml(path)
     values = read_mapping(values, where, "base and variants")
@@ -152,13 +152,13 @@ def load_ablation(path: str | Path) -> tuple[Ablation, AblateOptions]:
     grid = read_grid(values, str(path), where)
     for key in ("tasks_at", "trials"):
         if not grid.tasks and key in values:
-            raise UserError(f"{where}: {key} is for fine-tuning, but there are no tasks; name some, or leave it out")
+            raise UserError(f"{where}: {key} needs fine-tuning, but there are no tasks; add tasks, or leave it out")
     tasks_at = _fractions(values.get("tasks_at", list(points)), f"{where}: tasks_at")
     if further := sorted(set(tasks_at) - set(points)):
-        raise UserError(f"{where}: tasks_at: {further[0]} is none of the points, {', '.join(map(str, points))}")
+        raise UserError(f"{where}: tasks_at: {further[0]} is not one of the points, {', '.join(map(str, points))}")
     variants = _variants(values, base, grid.threads, anneal is not None, where)
     seeds = read_seeds(values.get("seeds", 1), where)
-    # Trainings of a variant and seed, and fine-tunings: of each point, setting and trial one.
+    # Fine-tunings of a variant and seed: one for each point, setting and trial.
     tunings = len(tasks_at) * trials * sum(len(task.settings) for task in grid.tasks)
     refuse_too_many(len(variants) * len(seeds) * (tunings + len(points)), where)
     return (
@@ -179,11 +179,11 @@ def load_ablation(path: str | Path) -> tuple[Ablation, AblateOptions]:
 
 
 def _points(values: dict[str, Any], where: str) -> tuple[tuple[float, ...], float | None]:
-    """When the measure is taken, and the length of the annealings."""
+    """Points of measurement, and the length of the annealings."""
     if "anneal" not in values:
         return _fractions(values.get("checkpoints", list(POINTS)), f"{where}: checkpoints"), None
     if "checkpoints" in values:
-        raise UserError(f"{where}: give checkpoints or anneal, not both: anneal has points of its own")
+        raise UserError(f"{where}: give checkpoints or anneal, not both: anneal has its own points")
     where = f"{where}: anneal"
     given = read_mapping(values["anneal"], where, "points and fraction")
     for key in given:
@@ -210,7 +210,7 @@ def _fractions(values: Any, where: str) -> tuple[float, ...]:
 
 
 def _base(given: Any, where: str) -> dict[str, Any]:
-    """The options of the base."""
+    """Options of the base, checked."""
     where = f"{where}: base"
     if isinstance(given, str):
         given = {"file": given}
@@ -221,9 +221,9 @@ def _base(given: Any, where: str) -> dict[str, Any]:
         )
     for key in given:
         if key in _RESERVED and key not in BUDGETS:
-            raise UserError(f"{where}: {key} is not free here; {_RESERVED[key]}")
+            raise UserError(f"{where}: {key} cannot be given here; {_RESERVED[key]}")
     if "threads" in _group(given, "machine"):
-        raise UserError(f"{where}: machine: threads is not free here; give threads next to base, for all jobs")
+        raise UserError(f"{where}: machine: threads cannot be given here; give threads next to base, for all jobs")
     from_dict(PretrainOptions, given, where)
     return given
 
@@ -249,10 +249,10 @@ def _variants(
         changes = read_mapping({} if changes is None else changes, here, "options of fastbert pretrain")
         for key in changes:
             if reason := (_FIXED | _RESERVED).get(key):
-                raise UserError(f"{here}: {key} is not free here: {reason}")
+                raise UserError(f"{here}: {key} cannot be given here: {reason}")
         if annealed and (idle := _group(changes, "schedule").keys() - {"warmup"}):
             raise UserError(
-                f"{here}: schedule: {min(idle)} has no effect with anneal, which sets the schedule; only warmup is free"
+                f"{here}: schedule: {min(idle)} has no effect with anneal, which sets the schedule; only warmup has one"
             )
         found[name] = AblationVariant(name, from_dict(PretrainOptions, merged(common, changes), here))
     first = values.get("baseline", next(iter(found)))
@@ -274,7 +274,7 @@ def _group(values: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def _budget(given: Any, base: dict[str, Any], where: str) -> Budget:
-    """The budget with its size: its own, or else that of the base."""
+    """The budget, with its own size or else that of the base."""
     where = f"{where}: budget"
     budget = from_dict(Budget, given, where)
     if any(getattr(budget, name) is not None for name in BUDGET_SIZES):

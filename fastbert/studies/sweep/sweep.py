@@ -1,8 +1,8 @@
 """`fastbert sweep`: checkpoints x tasks x settings x seeds as independent jobs, and one report.
 
 out/sweep.json       the axes, and the ids of their jobs
-out/results.jsonl    an object for each job that has ended, done or failed; rewritten whole whenever one ends
-out/jobs/<id>/       log.txt, and run/ as `fastbert finetune` writes it
+out/results.jsonl    an object for each job that has ended, done or failed; rewritten as a whole whenever one ends
+out/jobs/<id>/       log.txt, and run/ as written by `fastbert finetune`
 out/report/          report.md, report.html, plots
 """
 
@@ -36,7 +36,7 @@ def sweep(grid: FinetuneGrid, options: SweepOptions) -> int:
         0, or 1 if a job failed; 130 or 143 if a signal ended it: the same command continues.
 
     Raises:
-        UserError: anything the user can fix, before a job starts if it can be seen then.
+        UserError: anything the user can fix; raised before the first job where it can be detected then.
     """
     name = Path(grid.path).stem
     out = Path(options.out or f"runs/{name}")
@@ -47,7 +47,7 @@ def sweep(grid: FinetuneGrid, options: SweepOptions) -> int:
         jobs = plan.jobs
         if options.backend == "ray" and any(job.options["save_model"] for job in jobs):
             raise UserError(
-                f"{grid.path}: save_model: models do not come back from the nodes of a cluster; drop it, or use "
+                f"{grid.path}: save_model: models are not copied from the nodes of a cluster; drop it, or use "
                 "--backend local"
             )
         store.begin(describe_sweep(grid, jobs), jobs)
@@ -62,7 +62,7 @@ def sweep(grid: FinetuneGrid, options: SweepOptions) -> int:
 
 
 def counted_jobs(jobs: list[Job]) -> str:
-    """How many jobs there are, and of what."""
+    """Summary of the number of jobs."""
     models, tasks, seeds = ({getattr(job, name) for job in jobs} for name in ("model", "task", "seed"))
     settings = len(jobs) // (len(models) * len(seeds))
     what = plural(len(tasks), "task") + ("" if settings == len(tasks) else f" in {settings} settings")
@@ -71,7 +71,7 @@ def counted_jobs(jobs: list[Job]) -> str:
 
 
 def describe_sweep(grid: FinetuneGrid, jobs: list[Job]) -> dict[str, Any]:
-    """The axes by name, flat, for the record and for differences."""
+    """Flat mapping of the axes, for the record and for differences."""
     found: dict[str, Any] = {}
     for job in jobs:
         found[f"model {job.model}"] = job.identity["model"]
@@ -82,7 +82,7 @@ def describe_sweep(grid: FinetuneGrid, jobs: list[Job]) -> dict[str, Any]:
 
 
 def report_sweep(store: ResultStore, name: str, grid: FinetuneGrid, plan: SweepPlan) -> int:
-    """Writes the report, and prints what failed and the scores; returns the exit code."""
+    """Writes the report, prints failures and scores, and returns the exit code."""
     rows, total = store.ended, len(store.jobs)
     done = [row for row in rows if is_done(row)]
     failed = [row for row in rows if not is_done(row)]

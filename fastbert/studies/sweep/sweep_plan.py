@@ -14,7 +14,7 @@ from fastbert.studies.sweep.options import SweepOptions
 
 @dataclass
 class SweepPlan:
-    """The jobs of a sweep, and what they train."""
+    """The jobs of a sweep, with descriptions of models and tasks."""
 
     jobs: list[Job] = field(default_factory=list)
     """Model by model and task by task, settings and seeds within."""
@@ -33,10 +33,10 @@ class SweepPlan:
 
 
 def plan_sweep(grid: FinetuneGrid, options: SweepOptions) -> SweepPlan:
-    """Everything that a sweep will run.
+    """Plans all jobs of a sweep.
 
     Raises:
-        UserError: a model, a task or a setting that no job could be trained with, or two jobs that are the same.
+        UserError: a model, a task or a setting is invalid, or two jobs are equal.
     """
     plan, jobs = SweepPlan(), {}
     names: dict[str, TaskEntry] = {}
@@ -46,7 +46,7 @@ def plan_sweep(grid: FinetuneGrid, options: SweepOptions) -> SweepPlan:
             with prefixed(f"{grid.path}: {model.name}, {entry.name or entry.task}"):
                 task = plan_tunings(grid, model, entry, options.glue_dir, on_nodes=options.backend == "ray")
             if names.setdefault(task.name, entry) is not entry:
-                raise UserError(f"{grid.path}: tasks: {task.name} is there twice; give one of them a name: of its own")
+                raise UserError(f"{grid.path}: tasks: {task.name} occurs twice; give one of them another name:")
             plan.encoders[model.name], plan.tasks[task.name] = task.encoder, task.described
             for warning in task.warnings:
                 if warning not in warned:

@@ -1,4 +1,4 @@
-"""Report of a sweep: scores with their spread, checkpoints compared with the first one, and all that was tried."""
+"""Report of a sweep: scores with their spread, checkpoints compared with the first one, and all settings."""
 
 import textwrap
 from collections.abc import Sequence
@@ -71,7 +71,7 @@ def scores_table(comparison: Comparison) -> Table:
 
 
 def compared_table(comparison: Comparison, other: str) -> Table:
-    """One checkpoint against the first, task by task."""
+    """One checkpoint compared with the first, task by task."""
     head = ["task", "verdict", SETTING, "seeds", "difference", "95 % interval"]
     head += ["p (t)", "Holm", "p (sign flips)", "Holm"]
     rows = []
@@ -95,7 +95,7 @@ def compared_table(comparison: Comparison, other: str) -> Table:
 
 
 def settings_table(comparison: Comparison, task: str) -> Table:
-    """All values tried on a task: the median of each checkpoint, the spread, and the seeds."""
+    """All settings of a task: the median and the spread of each checkpoint."""
     trials = comparison.of_task(task)
     head = [SETTING, *(one.model for one in trials)]
     rows = []
@@ -148,7 +148,7 @@ def write_sweep_report(
     if failed:
         report.heading("Failed jobs")
         rows = [[row["task"], row["model"], shown_job(row), row["reason"]] for row in failed]
-        report.table(Table(["task", "checkpoint", f"{SETTING}, seed", "what happened"], rows))
+        report.table(Table(["task", "checkpoint", f"{SETTING}, seed", "reason"], rows))
         report.text("The same command runs them again.")
 
 
@@ -164,10 +164,12 @@ def _scores(report: ReportPage, comparison: Comparison) -> None:
     if _equal_trials(comparison):
         trials = "Trials are equal: the same settings and seeds for every checkpoint of a task."
     else:
-        trials = "Trials are NOT equal: jobs are missing, so that some checkpoints had fewer settings or seeds."
+        trials = (
+            "Trials are NOT equal: jobs are missing, so that a checkpoint had fewer settings or seeds than another."
+        )
     report.text(
-        f"{setting}{trials} The epoch of each seed{' is' if one else ' and the setting are'} chosen on the dev split "
-        "that the figures are of, which flatters all of them alike; `last epoch` is the median without the choice of "
+        f"{setting}{trials} The epoch of each seed{' is' if one else ' and the setting are'} selected on the dev split "
+        "that is reported, which biases all figures upwards alike; `last epoch` is the median without the selection of "
         "an epoch. A score is the task's first metric, the mean of its dev splits; std is that of a sample."
     )
     if rows := glue_rows(comparison):
@@ -202,7 +204,7 @@ def _compared(report: ReportPage, comparison: Comparison) -> None:
     lines = []
     for other in comparison.models[1:]:
         found = comparison.compared(other)
-        report.heading(f"{other} against {first}")
+        report.heading(f"{other} compared with {first}")
         if not found:
             report.text("They have no task with a common seed and setting.")
             continue
@@ -210,8 +212,8 @@ def _compared(report: ReportPage, comparison: Comparison) -> None:
         report.text(
             f"The difference is the mean of {other} minus {first} over pairs of the same seed, at the same setting: "
             "the one with the highest mean of the two medians. p (t) and the interval are of the paired t-test, which "
-            "takes the differences for normally distributed; p (sign flips) is of the exact permutation test over "
-            f"their signs, which does not. {_limits(found)}Holm: adjusted over {plural(len(found), 'task')}. A "
+            "assumes normally distributed differences; p (sign flips) is of the exact permutation test over their "
+            f"signs, which does not. {_limits(found)}Holm: adjusted over {plural(len(found), 'task')}. A "
             f"difference is undecided unless the adjusted p (t) is below 0.05.{_not_compared(comparison, found)}"
         )
         for line in found:
@@ -225,13 +227,13 @@ def _compared(report: ReportPage, comparison: Comparison) -> None:
 
 
 def _limits(found: Sequence[TaskComparison]) -> str:
-    """What the numbers of pairs cannot show, with a space behind it."""
+    """`flip_limits` of a comparison, followed by a space."""
     limit = flip_limits((line.result.n for line in found), len(found))
     return limit and f"{limit} "
 
 
 def _not_compared(comparison: Comparison, found: Sequence[TaskComparison]) -> str:
-    """The tasks that are missing among `found`, with a space before it."""
+    """A sentence on the tasks that are missing in `found`, preceded by a space."""
     missing = [task for task in comparison.tasks if task not in {line.task for line in found}]
     return f" Not compared, without a common seed and setting: {', '.join(missing)}." if missing else ""
 
@@ -240,7 +242,7 @@ def _tried(report: ReportPage, comparison: Comparison) -> None:
     several = [task for task in comparison.tasks if any(len(one.settings) > 1 for one in comparison.of_task(task))]
     if not several:
         return
-    report.heading("All settings tried")
+    report.heading("All settings")
     report.text("The median over the seeds ± the standard deviation.")
     panels: dict[str, dict[str, dict[str, list[float]]]] = {}
     for task in several:
@@ -252,4 +254,4 @@ def _tried(report: ReportPage, comparison: Comparison) -> None:
                 values = [100 * value for value in one.scores(setting)]
                 panels[task].setdefault(shown_setting(setting), {})[one.model] = values
     labels = {task: comparison.metrics(task)[0] for task in several}
-    report.plot("settings.svg", "Scores at every setting tried.", plots.plot_settings, panels, labels)
+    report.plot("settings.svg", "Scores at every setting.", plots.plot_settings, panels, labels)
