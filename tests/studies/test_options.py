@@ -116,7 +116,7 @@ def test_refused_axes(refused, models, words) -> None:
     assert "learning_rates is empty; give at least one" in refused(learning_rates=[])
     assert "seeds must be at least 1, not 0" in refused(seeds=0)
     assert "seeds is empty" in refused(seeds=[])
-    assert "seeds must be how many there are, or a list of whole numbers, found [0.5]" in refused(seeds=[0.5])
+    assert "seeds must be their number, or a list of whole numbers, found [0.5]" in refused(seeds=[0.5])
     assert "epochs has an empty value" in refused(epochs=[1, None])
     assert "unknown option 'learning_rats'; did you mean 'learning_rates'?" in refused(learning_rats=[1e-5])
     assert "unknown option 'dropout'; put it under finetune" in refused(dropout=0.2)
