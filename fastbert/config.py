@@ -26,6 +26,8 @@ Options = TypeVar("Options")
 FLAT = {"flat": True}
 MACHINE = {"role": "machine"}
 BOOKKEEPING = {"role": "bookkeeping"}
+POSITIONAL = {"positional": True}
+"""An option that may be given without its flag, in the order of the fields."""
 
 EXACT = 2**53  # up to here a whole number that is written as a fraction, such as 1e5, is the number that is meant
 _FLOAT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?", re.ASCII)
@@ -115,7 +117,7 @@ def of_another_job(values: Collection[str], known: Collection[str]) -> str:
     return f"the file looks like one for fastbert {job}" if job else ""
 
 
-MARKS = {"variants": "ablate", "models": "sweep", "task": "finetune", "own": "finetune"} | dict.fromkeys(
+MARKS = {"variants": "ablate", "models": "sweep", "task": "finetune", "custom": "finetune"} | dict.fromkeys(
     ("data", "objective", "position", "layers", "size"), "pretrain"
 )
 """Options of one job alone, which tell for which a file was written."""

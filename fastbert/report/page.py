@@ -32,14 +32,17 @@ th, td { padding: .3rem .75rem; border-bottom: 1px solid var(--line); text-align
 td.long { min-width: 16rem; white-space: pre-line; } td:not(.long) { white-space: nowrap; }
 th { border-bottom: 2px solid var(--faint); vertical-align: bottom; } td.number, th.number { text-align: right; }
 td:not(.number):not(.long) { max-width: none; }
+@media (min-width: 700px) { th:first-child, td:first-child { position: sticky; left: 0; background: var(--page); } }
 svg { display: block; max-width: 100%; height: auto; } .image { background: #fff; border-radius: 6px; padding: .4rem; }
 figure { margin: 1rem 0; } figcaption { color: var(--faint); font-size: .9rem; max-width: 64rem; }
 pre { background: var(--block); padding: .7rem; overflow-x: auto; overflow-wrap: normal; white-space: pre; }
 code { background: var(--block); padding: 0 .2rem; unicode-bidi: isolate; } pre code { padding: 0; }
+.controls { display: flex; flex-wrap: wrap; gap: .5rem 1.2rem; align-items: center; margin: .8rem 0; }
+.controls[hidden] { display: none; } label { white-space: nowrap; } label > * { vertical-align: middle; }
 .excerpt { background: var(--block); padding: .5rem .7rem; white-space: pre-wrap; margin: .5rem 0; }
 .scroll > svg { min-width: 40rem; } details { margin: .8rem 0; } summary { cursor: pointer; color: var(--accent); }
 """
-_NUMBER = re.compile(r"[-+\[]*\d[-+\d .,:/%e±\[\]]*( s)?|–|")
+_NUMBER = re.compile(r"[-+\[]*\d[-+\d .,:/%e±\[\]]*( s|[kMGB])?|–|")
 SVG_WIDTH = 620  # pixels below which a wide plot is not scaled down
 LONG = 40  # characters of a cell that is wrapped instead of widening the table
 

@@ -7,7 +7,7 @@ from fastbert.config import leaves
 from fastbert.files import atomic_file
 from fastbert.report.curves import curves_svg
 from fastbert.report.page import Table, excerpt, fold, heading, html_page, paragraph, warning
-from fastbert.report.runs import NOTHING, Run, count_text, text_of
+from fastbert.report.runs import NOTHING, Run, count_text, mapping, text_of
 from fastbert.streams import echo
 
 PAGE = "index.html"
@@ -35,7 +35,7 @@ def write_run_page(run: Run, options: Any, data: Mapping[str, str]) -> None:
             Table(["property", "value"], [[name, value] for name, value in data.items()]).html(),
             _options(options),
             heading("Machine and versions"),
-            Table(*sessions_table(run)).html(),
+            sessions_table(run).html(),
         ]
     )
     with atomic_file(run.path / "report" / PAGE, "w") as file:
@@ -43,16 +43,15 @@ def write_run_page(run: Run, options: Any, data: Mapping[str, str]) -> None:
 
 
 def result_rows(run: Run) -> list[list[str]]:
-    """[figure, value] of the last validation of a finished run, losses in nats compared with the unigram entropy."""
+    """[figure, value, difference to the unigram entropy] of the last validation of a finished run."""
     entropy, rows = run.summary["unigram_entropy"], []
     for figure in run.summary.get("figures", [{"label": k, "value": v} for k, v in run.summary["validation"].items()]):
-        value, unit = figure["value"], figure.get("unit", "")
+        value, unit, difference = figure["value"], figure.get("unit", ""), ""
         text = "not finite" if value is None else f"{100 * value:.1f} %" if unit == "%" else f"{value:.4f}"
         if unit == "nats" and value is not None:
-            difference = entropy - value
-            text += f" nats, {abs(difference):.3f} {'below' if difference > 0 else 'above'} the unigram entropy"
-        rows.append([figure["label"], text])
-    return [*rows, ["unigram entropy", f"{entropy:.4f} nats"]]
+            difference = f"{abs(entropy - value):.3f} {'below' if value < entropy else 'above'} the unigram entropy"
+        rows.append([figure["label"] + (" (nats)" if unit == "nats" else ""), text, difference])
+    return [*rows, ["unigram entropy (nats)", f"{entropy:.4f}", ""]]
 
 
 def _results(run: Run) -> str:
@@ -63,7 +62,9 @@ def _results(run: Run) -> str:
     )
     skipped = run.summary.get("skipped_updates")
     more = warning(f"Skipped updates, because loss or gradient was not finite: {skipped}.") if skipped else ""
-    return "\n".join([heading("Results"), Table(["held out", "value"], result_rows(run)).html(), paragraph(text), more])
+    return "\n".join(
+        [heading("Results"), Table(["held out", "value", ""], result_rows(run)).html(), paragraph(text), more]
+    )
 
 
 def _curves(run: Run) -> str:
@@ -127,22 +128,28 @@ def _flag(name: str) -> str:
     return f"--{name}".replace("_", "-")
 
 
-def sessions_table(run: Run) -> tuple[list[str], list[list[str]]]:
-    """Head and rows of a table of the sessions of a run: one for each start or resume."""
-    rows = []
+def sessions_table(run: Run) -> Table:
+    """A column for each session of a run: one for its start and each resume."""
+    columns = []
     for session in run.manifest["sessions"]:
-        machine, resolved = session.get("machine") or {}, session.get("resolved") or {}
-        versions = ", ".join(f"{name} {version}" for name, version in (machine.get("versions") or {}).items())
-        hardware = ", ".join([f"{machine.get('cpu')}, {machine.get('cores')} cores", *(machine.get("gpus") or [])])
+        machine, resolved = mapping(session.get("machine")), mapping(session.get("resolved"))
+        gpus = machine.get("gpus")
         commit = text_of(machine.get("commit"))[:12] + (" with changes" if machine.get("dirty") else "")
-        rows.append(
-            [
-                text_of(session.get("started")),
-                f"{session.get('from_step', 0):,}",
-                f"{resolved.get('device')}, {resolved.get('precision')}, {resolved.get('threads')} CPU threads",
-                hardware,
-                commit,
-                versions,
-            ]
+        columns.append(
+            {
+                "started (UTC)": text_of(session.get("started")),
+                "from step": text_of(session.get("from_step")),
+                "device": text_of(resolved.get("device")),
+                "precision": text_of(resolved.get("precision")),
+                "CPU threads": text_of(resolved.get("threads")),
+                "CPU": f"{text_of(machine.get('cpu'))}, {text_of(machine.get('cores'))} cores",
+                "GPUs": ", ".join(map(text_of, gpus)) if isinstance(gpus, list) and gpus else "none",
+                "optimizer": text_of(resolved.get("optimizer")),
+                "system": text_of(machine.get("system")),
+                "commit": commit,
+                **{name: text_of(version) for name, version in mapping(machine.get("versions")).items()},
+            }
         )
-    return ["started (UTC)", "from step", "computed on", "hardware", "commit", "versions"], rows
+    names = list(dict.fromkeys(name for column in columns for name in column))
+    head = ["property", *(["value"] if len(columns) == 1 else [f"session {n}" for n in range(1, len(columns) + 1)])]
+    return Table(head, [[name, *(column.get(name, NOTHING) for column in columns)] for name in names])

@@ -3,7 +3,6 @@
 A run may be unfinished, or its records damaged: what can be read is shown, and each problem becomes a warning.
 """
 
-import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from typing import Any
 from fastbert.errors import UserError, brief
 from fastbert.inheritance import read_yaml
 from fastbert.inputs import check_folder, near_name, read_or_problem
-from fastbert.records import COUNT, finite_or_none, json_text, read_json
+from fastbert.records import COUNT, json_text, read_json
 from fastbert.training.logbook import read_records
 
 NOTHING = "–"
@@ -47,8 +46,8 @@ class Run:
     """The lines of metrics.jsonl in the order of their steps, one for each step and split."""
     summary: Mapping[str, Any] | None
     """report/summary.json; None while the run is unfinished."""
-    machine: Mapping[str, Any]
-    """Options of the group `machine` in config.yaml."""
+    config: Mapping[str, Any]
+    """config.yaml as it is; empty if it cannot be read."""
     warnings: Sequence[str]
 
     @property
@@ -67,7 +66,17 @@ class Run:
 
     @property
     def resolved(self) -> Mapping[str, Any]:
-        return _mapping(self.session.get("resolved"))
+        return mapping(self.session.get("resolved"))
+
+    @property
+    def machine(self) -> Mapping[str, Any]:
+        """The options of the group `machine`."""
+        return mapping(self.config.get("machine"))
+
+    @property
+    def session_machine(self) -> Mapping[str, Any]:
+        """Hardware, versions and commit of the last session."""
+        return mapping(self.session.get("machine"))
 
     @property
     def steps(self) -> int:
@@ -144,11 +153,10 @@ class Run:
     @property
     def device(self) -> str:
         """Name of the GPU or CPU that the last session used."""
-        machine = _mapping(self.session.get("machine"))
-        gpus = machine.get("gpus")
+        gpus = self.session_machine.get("gpus")
         if text_of(self.resolved.get("device")).startswith("cuda") and isinstance(gpus, list) and gpus:
             return text_of(gpus[0])
-        return text_of(machine.get("cpu"))
+        return text_of(self.session_machine.get("cpu"))
 
 
 def read_run(path: Path | str) -> Run:
@@ -170,11 +178,11 @@ def read_run(path: Path | str) -> Run:
         summary, problem = read_or_problem(read_json, path / "report" / "summary.json", "the summary", _SUMMARY)
     values, config_problem = read_or_problem(read_yaml, path / "config.yaml")
     warnings += [text for text in (problem, config_problem) if text]
-    machine = _mapping(_mapping(values[0] if values else None).get("machine"))
-    run = Run(path, path.resolve().name, manifest, records, summary, machine, ())
+    config = mapping(values[0] if values else None)
+    run = Run(path, path.resolve().name, manifest, records, summary, config, warnings)
     if not run.finished:
-        warnings.insert(0, f"unfinished: step {run.done:,} of {run.steps:,}")
-    return Run(path, run.name, manifest, records, summary, machine, warnings)
+        warnings.insert(0, f"{run.state}; figures are those so far")
+    return run
 
 
 def _is_no_run(path: Path) -> bool:
@@ -211,7 +219,7 @@ def number(value: Any) -> float | None:
     """`value` as a float; None if it is no finite number."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    return finite_or_none(float(value)) if abs(value) < 1e300 or not math.isfinite(value) else None
+    return float(value) if abs(value) < 1e300 else None  # false for NaN as well
 
 
 def text_of(value: Any) -> str:
@@ -221,7 +229,7 @@ def text_of(value: Any) -> str:
     return brief(value if isinstance(value, str) else json_text(value), str)
 
 
-def _mapping(value: Any) -> Mapping[str, Any]:
+def mapping(value: Any) -> Mapping[str, Any]:
     return value if isinstance(value, dict) else {}
 
 

@@ -13,7 +13,7 @@ FILES = {
     "fraction.yaml": "steps: 1.5\n",
     "boolean.yaml": "batch_size: true\n",
     "empty.yaml": "out: ''\n",
-    "blank.yaml": "own: {test: '  '}\n",
+    "blank.yaml": "custom: {test: '  '}\n",
     "breaks.yaml": 'out: "a\\nb"\n',
     "twins.yaml": "batch-size: 4\nbatch_size: 8\n",
     "group.yaml": "optimizer: {learning-rate: 1.0, learning_rate: 2.0}\n",
@@ -123,7 +123,7 @@ CASES = [
     (f"{FINETUNE} --task task.yaml --max-length 3", "--max-length must be at least 8, not 3"),
     ("bench throughput --data text.txt --rounds 0", "--rounds must be at least 1, not 0"),
     # a network that no memory can hold
-    (f"{PRETRAIN} --width 65536 --layers 1000", "parameters on 256 sequences of 128 tokens at a time takes more than"),
+    (f"{PRETRAIN} --width 65536 --layers 1000", "parameters on 32 sequences of 512 tokens at a time takes more than"),
     # numbers as text
     (f"{PRETRAIN} --layers 1_0", "--layers must be a whole number, not '1_0'"),
     (f"{PRETRAIN} --layers 1.5", "--layers must be a whole number, not '1.5'"),
@@ -176,7 +176,7 @@ CASES = [
     ("pretrain fraction.yaml", "fraction.yaml: steps must be a whole number, found a number (1.5)"),
     ("pretrain boolean.yaml", "boolean.yaml: batch_size must be a whole number, found true or false (True)"),
     ("pretrain empty.yaml", "empty.yaml: out is empty; give a value, or leave the option out"),
-    ("finetune blank.yaml", "blank.yaml: own: test is empty"),
+    ("finetune blank.yaml", "blank.yaml: custom: test is empty"),
     ("finetune breaks.yaml", "breaks.yaml: out holds a line break or another control character: 'a\\nb'"),
     ("finetune twins.yaml", "twins.yaml: batch_size is given twice, with - and with _"),
     ("pretrain group.yaml", "group.yaml: optimizer: learning_rate is given twice, with - and with _"),

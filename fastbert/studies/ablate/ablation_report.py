@@ -127,10 +127,10 @@ def _fractions(report: ReportPage, compared: dict[str, list[VariantComparison]])
     report.text(
         "The median over the seeds, in brackets the smallest and the largest. Each seed is compared with the "
         "baseline's training of the same seed: that training's final value is the target, and fractions are relative "
-        "to its final cost. A curve, linearly interpolated, reaches the target at the cost from which on it is never worse again. "
-        "`≤`: the first point is as good already. A variant is undecided unless its final values differ from the "
-        "baseline's by more than the noise of the measure (below) and the paired t-test over seeds, adjusted over the "
-        "variants by Holm's method, gives a p below 0.05; then it has reached the baseline's quality if its mean is "
+        "to its final cost. A curve, linearly interpolated, reaches the target at the cost from which on it is never "
+        "worse again. `≤`: the first point is as good already. A variant is undecided unless its final values differ "
+        "from the baseline's by more than the noise of the measure (below) and the paired t-test over seeds, adjusted over "
+        "the variants by Holm's method, gives a p below 0.05; then it has reached the baseline's quality if its mean is "
         "better."
     )
     caption = "Fractions by seed, the median as a bar; hollow where it is undecided."
@@ -231,7 +231,7 @@ def _validation(report: ReportPage, results: AblationResults) -> None:
             "differs (objective, masks, lengths, or the networks that make its inputs). Across objectives only "
             "fine-tuning is comparable."
         )
-    if any(variant.setup.noted for variant in results.plan.variants):
+    if any(variant.setup.note_corpus for variant in results.plan.variants):
         report.text("Where a variant has a note dictionary, its validation reads it; exports and fine-tuning do not.")
 
 

@@ -30,7 +30,7 @@ RESERVED = {
     "model": "give it under models",
     "init_from": "give it under models",
     "task": "give it under tasks",
-    "own": "give the YAML file of a custom task under tasks",
+    "custom": "give the YAML file of a custom task under tasks",
     "out": "the folder of a job is inside that of the study; give --out",
     "seeds": "give seeds next to tasks, for all jobs",
     "first_seed": "give seeds next to tasks, as a list",

@@ -1,0 +1,37 @@
+"""The YAML files that come with fastbert, by name: `fastbert pretrain tiny` works from any folder."""
+
+import difflib
+from pathlib import Path
+
+from fastbert.errors import UserError, brief
+
+PACKAGE = Path(__file__).parent
+FOLDERS = (PACKAGE / "configs", PACKAGE.parent / "configs")
+"""The folder of an installed wheel, and of a checkout."""
+
+
+def config_path(job: str, name: str) -> str:
+    """The path of the YAML file that `name` stands for: an existing path, or the name of a file in configs/<job>/.
+
+    Raises:
+        UserError: a plain name, such as `tiny`, that is neither.
+    """
+    known = named_configs(job)
+    if not known or Path(name).exists() or Path(name).suffix or not is_plain(name):
+        return name
+    if name in known:
+        return str(known[name])
+    close = difflib.get_close_matches(name, known, 1)
+    hint = f"did you mean {close[0]}?" if close else f"known names: {', '.join(known)}"
+    raise UserError(f"there is no file {brief(name, str)} and no configuration of that name for fastbert {job}; {hint}")
+
+
+def named_configs(job: str) -> dict[str, Path]:
+    """The configurations of a job that come with fastbert: name -> path."""
+    folder = next((folder for folder in FOLDERS if (folder / job).is_dir()), None)
+    return {} if folder is None else {path.stem: path for path in sorted((folder / job).glob("*.yaml"))}
+
+
+def is_plain(name: str) -> bool:
+    """Tests whether a name could be that of a configuration: not a path, not an option."""
+    return name.replace("-", "").replace("_", "").isalnum()
