@@ -100,6 +100,17 @@ def test_what_an_ablation_leaves(whole, prepared) -> None:
     assert tuning["words"].split() == ["classes", "|", "accuracy", "|", "64", "|", "40"] and tuning["epochs"] == "1"
 
 
+def test_a_dry_run_shows_the_costs_and_leaves_nothing(toy, tmp_path, capsys, monkeypatch) -> None:
+    time_steps(monkeypatch, lambda *given: 2.0)
+    assert main(["ablate", toy, "--dry-run", "--out", str(tmp_path / "out")]) == 0
+    captured = capsys.readouterr()
+    head, *lines, jobs = captured.out.splitlines()
+    assert head.split()[-1] == "minutes" and lines[0].split()[0] == "absolute" and lines[0].split()[-1] == "1.2"
+    assert [line.split()[0] for line in lines] == ["absolute", "tupe-r"]
+    assert jobs == "8 jobs: 2 pretrainings, 2 annealings, 4 fine-tunings"
+    assert not (tmp_path / "out").exists()
+
+
 def test_an_annealing_equals_an_uninterrupted_run(whole, tmp_path) -> None:
     """The same schedule from the first step: warm-up, constant, and linear to 0 within a fifth of what went before.
     Weights, moments and losses bit for bit."""
@@ -236,7 +247,7 @@ def test_a_run_keeps_its_milestones(flags, tmp_path) -> None:
 
 
 def test_milestones_that_are_refused(flags, tmp_path, capsys) -> None:
-    for given, reason in (("3,x", "1000,3000"), ("0", "1000,3000"), ("31", "lies beyond the 30 steps")):
+    for given, reason in (("3,x", "1000,3000"), ("0", "1000,3000"), ("31", "is beyond the 30 steps")):
         assert main(["pretrain", *flags, "--out", str(tmp_path / "run"), "--milestones", given]) == 2
         assert reason in capsys.readouterr().err
     assert not (tmp_path / "run").exists()

@@ -308,7 +308,7 @@ def test_a_measure_that_stands_still_is_remarked_on(planned, tmp_path) -> None:
         for values in row["validations"]:
             values["loss"] = 2.0
     report_ablation(out, "still", ablation, AblationResults(study, rows))
-    text = "The baseline itself is at its final value from at most 50 % of its steps on"
+    text = "The baseline itself reaches its final value by at most 50 % of its steps"
     assert text in (out / "report" / "report.md").read_text()
 
 
@@ -323,8 +323,8 @@ def test_a_baseline_of_two_networks_is_judged_by_the_small_one(planned, tmp_path
     assert results.masked_loss == 3.0 and not results.hardly_learned and len(results.measures) == 1
     report_ablation(tmp_path / "out", "small", ablation, results)
     report = (tmp_path / "out" / "report" / "report.md").read_text()
-    assert "The masked loss of the baseline's generator" in report and "may also mean easier ones" in report
-    assert "may also mean easier ones" in capsys.readouterr().err
+    assert "The masked loss of the baseline's generator" in report and "may also mean easier inputs" in report
+    assert "may also mean easier inputs" in capsys.readouterr().err
 
 
 def test_masks_decide_what_is_comparable(planned) -> None:

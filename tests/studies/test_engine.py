@@ -146,7 +146,7 @@ def test_ray_jobs_that_continue_from_each_other(tmp_path, monkeypatch) -> None:
     assert [asked["job"] for asked in ray.asked] == ["a", "b"] and set(store.rows) == {"a", "b"}
     assert [Path(asked["folder"]) for asked in ray.asked] == [tmp_path / "out" / "jobs" / name for name in "ab"]
     assert (tmp_path / "out" / "jobs" / "a").is_dir()
-    with pytest.raises(UserError, match="the steps were timed here, where there is no GPU"):
+    with pytest.raises(UserError, match="the steps were timed on this machine, which has no GPU"):
         start(options, jobs, store, 1, in_place=True, timed_on="cpu")
 
 

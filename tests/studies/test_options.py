@@ -139,11 +139,11 @@ def test_refused_axes(refused, models, words) -> None:
     # twice
     assert "learning_rates: 0.001 occurs twice" in refused(learning_rates=[1e-3, 0.001])
     assert "seeds: 1 occurs twice" in refused(seeds=[1, 1])
-    assert "models: narrow occurs twice; give one of them a name" in refused(
+    assert "models: narrow occurs twice; give one of them another name" in refused(
         models=[{"name": "narrow", "path": narrow}, {"name": "narrow", "path": tupe}]
     )
     assert "occurs twice" in refused(models=[{"name": "a", "path": narrow}, {"name": "b", "path": narrow}])
-    assert "tasks: words occurs twice; give one of them a name" in refused(tasks=[words, words])
+    assert "tasks: words occurs twice; give one of them another name" in refused(tasks=[words, words])
     same = [words, {"task": words, "name": "again"}]
     assert "two jobs are the same training: words, narrow" in refused(tasks=same)
 
@@ -175,7 +175,7 @@ def test_flags_win_over_the_file(axes, tmp_path) -> None:
 
 def test_no_file(capsys, tmp_path) -> None:
     assert main(["sweep", "--workers", "2"]) == 2
-    assert "needs a YAML file first" in capsys.readouterr().err
+    assert "needs a YAML file as its first argument" in capsys.readouterr().err
     assert main(["sweep", str(tmp_path / "none.yaml")]) == 2
     assert "configuration file" in capsys.readouterr().err
     (tmp_path / "list.yaml").write_text("- models\n")

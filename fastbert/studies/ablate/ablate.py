@@ -56,6 +56,9 @@ def ablate(ablation: Ablation, options: AblateOptions) -> int:
         known = store.described().get("seconds", {})
         plan = plan_ablation(ablation, options.glue_dir, out, known)
         check_measure(ablation, plan.incomparable)
+        if options.dry_run:
+            print(f"{planned_table(plan, ablation).plain()}\n{counted_kinds(plan)}")
+            return 0
         store.begin(describe_ablation(ablation, plan), plan.jobs, seconds={**known, **plan.seconds})
         forget_lost(store)
         echo(planned_table(plan, ablation).plain())

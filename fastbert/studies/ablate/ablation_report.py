@@ -129,9 +129,9 @@ def _fractions(report: ReportPage, compared: dict[str, list[VariantComparison]])
         "baseline's training of the same seed: that training's final value is the target, and fractions are relative "
         "to its final cost. A curve, linearly interpolated, reaches the target at the cost from which on it is never "
         "worse again. `≤`: the first point is as good already. A variant is undecided unless its final values differ "
-        "from the baseline's by more than the noise of the measure (below) and the paired t-test over seeds, adjusted over "
-        "the variants by Holm's method, gives a p below 0.05; then it has reached the baseline's quality if its mean is "
-        "better."
+        "from the baseline's by more than the noise of the measure (below) and the paired t-test over seeds, adjusted "
+        "over the variants by Holm's method, gives a p below 0.05; then it has reached the baseline's quality if its "
+        "mean is better."
     )
     caption = "Fractions by seed, the median as a bar; hollow where it is undecided."
     report.plot("fractions.svg", caption, plot_fractions, compared)
@@ -176,7 +176,7 @@ def _measure(
     if measure.along and own.median < SATURATED:
         start = ("at most " if own.median_at_most else "") + shown_fraction(own.median)
         report.text(
-            f"The baseline itself reaches its final value at {start} of its steps: by this measure it learns no more "
+            f"The baseline itself reaches its final value by {start} of its steps: by this measure it learns no more "
             "after that, or the noise hides it, and fractions mean little."
         )
     report.text(_noise(results, measure))

@@ -19,7 +19,7 @@ UNIT_NAMES = {"steps": "steps", "flops": "FLOPs", "minutes": "minutes"}
 
 
 def planned_table(plan: AblationPlan, ablation: Ablation) -> Table:
-    """Costs of each variant, before the first job."""
+    """Costs of a training of each variant, before the first job."""
     end = 1 + (ablation.anneal or 0)
     rows = [
         [
@@ -28,11 +28,12 @@ def planned_table(plan: AblationPlan, ablation: Ablation) -> Table:
             f"{variant.flops:.3g}",
             f"{variant.steps}",
             f"{variant.flops_to(plan.points[variant.name][-1]):.3g}",
+            f"{variant.minutes_to(plan.points[variant.name][-1]):.3g}",
         ]
         for variant in plan.variants
     ]
     steps = "steps" if end == 1 else "steps before annealing"
-    return Table(["variant", "parameters", "FLOPs per step", steps, "FLOPs"], rows)
+    return Table(["variant", "parameters", "FLOPs per step", steps, "FLOPs", "minutes"], rows)
 
 
 def training_sentence(plan: AblationPlan, ablation: Ablation) -> str:

@@ -63,6 +63,9 @@ class AblateOptions(EngineOptions):
     file system. Steps are timed on this machine, which must have the device of the jobs.
     """
 
+    dry_run: bool = False
+    """Check everything, print the steps, FLOPs and minutes of each variant and the number of jobs, and stop."""
+
 
 @dataclass(frozen=True)
 class Budget:
