@@ -121,8 +121,8 @@ def write_inputs(folder: Path, corpus: Path, prepared: Path) -> None:
         (folder / f"{split}.csv").write_text(
             "text,label\n" + "".join(f"{row['text']},{row['label']}\n" for row in rows)
         )
-    for name in ("base", "absolute", "tupe-r"):
-        assert main(toy(["pretrain", "--data", "data/wiki", "--out", f"runs/{name}"])) == 0
+    for seed, name in enumerate(("base", "absolute", "tupe-r")):
+        assert main(toy(["pretrain", "--data", "data/wiki", "--seed", f"{seed}", "--out", f"runs/{name}"])) == 0
 
 
 @pytest.fixture(scope="module")

@@ -50,7 +50,7 @@ def test_a_group_is_changed_option_by_option(tmp_path) -> None:
 
 
 def test_the_base_from_a_file(tmp_path) -> None:
-    """In the folder of the YAML file; what stands in place wins, and null takes a budget back."""
+    """In the folder of the YAML file; what the file itself has wins, and null takes a budget back."""
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(BASE | {"steps": 900, "width": 64}))
     own = {"inherits": "run.yaml", "width": 16, "heads": 2}
     ablation, _ = load_ablation(write(tmp_path, base=own, budget="absent"))

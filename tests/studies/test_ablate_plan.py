@@ -19,10 +19,10 @@ from fastbert.pretraining.evaluation import MASK_SEED
 from fastbert.pretraining.options import PretrainOptions
 from fastbert.studies.ablate.ablate import measured, report_ablation
 from fastbert.studies.ablate.ablation_plan import plan_ablation
+from fastbert.studies.ablate.comparability import incomparable, planned_validations
 from fastbert.studies.ablate.costs import equal_steps
 from fastbert.studies.ablate.measures import AblationResults
 from fastbert.studies.ablate.options import Budget, load_ablation
-from fastbert.studies.ablate.questions import incomparable, planned_questions
 from fastbert.studies.engine.events import startable
 from fastbert.studies.engine.live_status import LiveStatus
 from fastbert.studies.shared.finetune_jobs import FINETUNE
@@ -96,13 +96,13 @@ def test_stages_cost_what_their_steps_do(planned) -> None:
     half = round(0.5 * short.steps)
     assert short.flops_to(replace(early, steps=half + 3)) == half * flops(32, 4) + 3 * flops(8, 16)
     assert long.flops_to(study.points["all long"][0]) == 25 * flops(8, 16)
-    assert long.questions != short.questions  # at the first point they are asked of other sequences
+    assert long.validation_options != short.validation_options  # sequences at the first point differ in length
     _, study = planned(variants=variants, budget={"tokens": 12800})
     assert [variant.steps for variant in study.variants] == [100, 100]
 
 
 def test_short_sequences_last_until_the_annealing(planned, timed) -> None:
-    """In every training of a variant, whatever first_fraction is; costs and minutes are sums over its steps."""
+    """In every training of a variant, for any first_fraction; costs and minutes are sums over its steps."""
     variants = {"all long": None, "short first": {"first_length": 4}}
     _, study = planned(variants=variants, budget={"steps": 100}, anneal={"points": [0.5, 1.0], "fraction": 0.2})
     flops = study.variants[1].setup.objective().flops
@@ -280,7 +280,7 @@ def test_a_report_of_known_curves(planned, timed, tmp_path, capsys) -> None:
     heads = [number for number, cells in enumerate(tables) if cells[0] == "variant"]
     (ends,) = [tables[number:] for number in heads if tables[number][3:] == ["masked loss", "other medians"]]
     assert ends[2][3] == f"{statistics.median(row['validations'][-1]['loss'] for row in list(rows.values())[::4]):.4f}"
-    assert ends[4][:4] == ["electra", "electra", "3", "–"] and ends[4][4].startswith("loss of its own (electra) 1.")
+    assert ends[4][:4] == ["electra", "electra", "3", "–"] and ends[4][4].startswith("incomparable loss (electra) 1.")
     (finals,) = [tables[number:] for number in heads if "p (sign flips)" in tables[number]]
     assert finals[3][0] == "tupe-r" and finals[3][-2:] == ["0.250", "0.500"]
     assert {"curves-0.svg", "fractions.svg", "report.html"} <= {p.name for p in (tmp_path / "out" / "report").iterdir()}
@@ -335,8 +335,8 @@ def test_masks_decide_what_is_comparable(planned) -> None:
         "words": {"mlm": {"whole_word": True}},
     }
     _, study = planned(variants=variants)
-    first, *others = (variant.questions for variant in study.variants)
-    assert [questions == first for questions in others] == [True, False, False]
+    first, *others = (variant.validation_options for variant in study.variants)
+    assert [options == first for options in others] == [True, False, False]
 
 
 def test_lengths_decide_what_is_comparable(planned, timed) -> None:
@@ -347,7 +347,7 @@ def test_lengths_decide_what_is_comparable(planned, timed) -> None:
     assert study.incomparable == {"short first": text}
     for points in ({"checkpoints": [0.75, 1.0]}, {"anneal": {"points": [0.5, 1.0]}}):
         ablation, study = planned(variants=variants, **points)
-        assert study.incomparable == {} and incomparable(planned_questions(ablation)) == {}
+        assert study.incomparable == {} and incomparable(planned_validations(ablation)) == {}
 
 
 def test_the_same_is_asked_where_losses_are_compared(planned) -> None:
@@ -370,7 +370,7 @@ def test_the_same_is_asked_where_losses_are_compared(planned) -> None:
         asked[variant.name] = [inputs.positions.tolist(), inputs.targets.tolist()]
     assert {name for name in asked if asked[name] != asked["a"]} == {"rate", "words"} == set(study.incomparable)
     assert study.incomparable["rate"] == "mlm.mask_rate: 0.4 instead of 0.15"
-    assert incomparable(planned_questions(ablation)) == study.incomparable
+    assert incomparable(planned_validations(ablation)) == study.incomparable
 
 
 def test_live_values_are_of_what_is_compared(planned, timed, capsys) -> None:
@@ -385,7 +385,7 @@ def test_live_values_are_of_what_is_compared(planned, timed, capsys) -> None:
         board.ended(job, rows[job.id])
     first, second = (f"{rows[job.id]['validations'][-1]['loss']:.4f}" for job in study.jobs)
     error = capsys.readouterr().err
-    assert f"seed 0: validation loss {first}, " in error and f"loss of its own (electra) {second}, " in error
+    assert f"seed 0: validation loss {first}, " in error and f"incomparable loss (electra) {second}, " in error
     assert board._cell("m", "pretraining") == f"1/1  {first}" and board._cell("e", "pretraining") == "1/1"
 
 

@@ -17,14 +17,14 @@ from fastbert.pretraining.setup import data_fingerprint
 from fastbert.streams import echo
 from fastbert.studies.ablate.ablation_plan import ANNEALING, PRETRAINING, AblationPlan, plan_ablation
 from fastbert.studies.ablate.ablation_report import (
-    OWN_QUESTIONS,
+    OWN_INPUTS,
     write_ablation_report,
 )
 from fastbert.studies.ablate.ablation_tables import planned_table, printed_fractions
+from fastbert.studies.ablate.comparability import check_measure, incomparable, planned_validations
 from fastbert.studies.ablate.measures import AblationResults
 from fastbert.studies.ablate.options import AblateOptions, Ablation
 from fastbert.studies.ablate.pretrain_jobs import BRANCH, PRETRAIN, check_ablation_row
-from fastbert.studies.ablate.questions import check_measure, incomparable, planned_questions
 from fastbert.studies.engine.backends import start
 from fastbert.studies.engine.events import run_events
 from fastbert.studies.engine.live_status import LiveStatus
@@ -49,7 +49,7 @@ def ablate(ablation: Ablation, options: AblateOptions) -> int:
     """
     name = Path(ablation.path).stem
     out = Path(options.out or f"runs/{name}")
-    check_measure(ablation, incomparable(planned_questions(ablation)))
+    check_measure(ablation, incomparable(planned_validations(ablation)))
     with locked_folder(out):
         store = ResultStore(out, ABLATION, check_ablation_row)
         options.check_backend()
@@ -138,7 +138,7 @@ def measured(row: ResultRow, incomparable: Container[str] = ()) -> tuple[str, fl
     named differently from the baseline's."""
     if row["kind"] == FINETUNE:
         return scored(row)
-    name = f"loss of its own ({row['objective']})" if row["model"] in incomparable else "validation loss"
+    name = f"incomparable loss ({row['objective']})" if row["model"] in incomparable else "validation loss"
     return name, row["validations"][-1]["loss"]
 
 
@@ -155,7 +155,7 @@ def report_ablation(out: Path, name: str, ablation: Ablation, results: AblationR
         for line in results.left_out:
             echo(line)
         if results.validation_loss and results.objective.second_network:
-            echo(f"validation loss: {OWN_QUESTIONS}")
+            echo(f"validation loss: {OWN_INPUTS}")
     print(f"{out / RESULTS}\n{folder / 'report.html'}")
     if failed and (missing := total - len(done) - len(failed)):
         echo(f"{plural(missing, 'job')} did not run: the jobs they need have failed, or the ablation was stopped")

@@ -22,10 +22,10 @@ from fastbert.pretraining.setup import (
     prepare_setup,
     tokenizer_to_prepare,
 )
+from fastbert.studies.ablate.comparability import incomparable
 from fastbert.studies.ablate.costs import MeasuredPoint, PlannedVariant, equal_steps, needs_time, timed_variants
 from fastbert.studies.ablate.options import Ablation
 from fastbert.studies.ablate.pretrain_jobs import BRANCH, PRETRAIN
-from fastbert.studies.ablate.questions import incomparable
 from fastbert.studies.engine.jobs import Job
 from fastbert.studies.engine.outcomes import RUN
 from fastbert.studies.shared.finetune_jobs import OpenedTask, plan_tunings
@@ -59,7 +59,7 @@ class AblationPlan:
     @property
     def incomparable(self) -> dict[str, str]:
         """Variants whose validation losses cannot be compared with the baseline's -> the reason."""
-        return incomparable((variant.name, variant.questions) for variant in self.variants)
+        return incomparable((variant.name, variant.validation_options) for variant in self.variants)
 
 
 def plan_ablation(
@@ -78,12 +78,12 @@ def plan_ablation(
             check_networks(variant.options, resolve_device(variant.options.machine.device))
             if ablation.budget.equal == "steps" and ablation.anneal is None:
                 check_steps(replace(variant.options, steps=ablation.budget.steps))
-    folder = prepared(ablation)
+    folder = prepare_data(ablation)
     variants = []
     for variant in ablation.variants:
         with prefixed(f"{ablation.path}: variants: {variant.name}"):
-            asked = replace(variant.options, data=str(folder))
-            variants.append(planned(variant.name, shared(asked, ablation.anneal)))
+            options = replace(variant.options, data=str(folder))
+            variants.append(plan_variant(variant.name, with_first_length(options, ablation.anneal)))
     first = variants[0].setup
     unigram = first.dataset.split("validation").unigram_entropy
     tasks = open_tasks(ablation, glue_dir, variants)
@@ -119,7 +119,7 @@ def plan_ablation(
 # --- data and variants
 
 
-def prepared(ablation: Ablation) -> Path:
+def prepare_data(ablation: Ablation) -> Path:
     """Absolute path of the prepared data, with the rare words that any variant has in its note dictionary."""
     base = ablation.variants[0].options
     notes = [variant.options.notes for variant in ablation.variants if variant.options.notes.enabled]
@@ -131,14 +131,14 @@ def prepared(ablation: Ablation) -> Path:
         return data_folder(base, tokenizer_to_prepare(base, pretrained)).resolve()
 
 
-def shared(options: PretrainOptions, anneal: float | None) -> PretrainOptions:
+def with_first_length(options: PretrainOptions, anneal: float | None) -> PretrainOptions:
     """Options of a variant; with annealing, sequences of a first length last until it begins."""
     if anneal is None:
         return options
     return replace(options, stages=replace(options.stages, first_fraction=1 / (1 + anneal)))
 
 
-def planned(name: str, options: PretrainOptions) -> PlannedVariant:
+def plan_variant(name: str, options: PretrainOptions) -> PlannedVariant:
     """Opens a variant in the same way as its jobs."""
     setup = prepare_setup(options)
     setup.batches()  # refuses a corpus of less than one batch
@@ -172,7 +172,7 @@ def pretrainings(ablation: Ablation, variant: PlannedVariant, seed: int) -> tupl
         trainings = jobs * len(at)
     elif options.stages.initial_batch_size:
         raise UserError(
-            "with anneal every point has a training of its own length, and initial_batch_size would grow the batch of "
+            "with anneal the training of every point has another length, and initial_batch_size would grow the batch of "
             "each at other steps; leave initial_batch_size or anneal out"
         )
     else:

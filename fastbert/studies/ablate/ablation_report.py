@@ -31,7 +31,7 @@ from fastbert.studies.shared.plots import plot_scores
 from fastbert.studies.shared.report import ReportPage, p_value, plural
 from fastbert.studies.shared.trained import columns_table, tuning_table
 
-OWN_QUESTIONS = (
+OWN_INPUTS = (
     "Each variant's generator or meta controller makes the inputs of its validation, so a lower loss may also mean "
     "easier inputs."
 )
@@ -40,7 +40,7 @@ SATURATED = 0.7  # of its steps: a baseline that reaches its final value before 
 
 def write_ablation_report(report: ReportPage, ablation: Ablation, results: AblationResults) -> None:
     """Adds all of an ablation to its page, and writes the plots."""
-    _question(report, ablation, results)
+    _overview(report, ablation, results)
     compared = {measure.name: compare_variants(measure, results.hardly_learned) for measure in results.measures}
     along = {measure.name: compared[measure.name] for measure in results.measures if measure.along}
     if along:
@@ -60,7 +60,7 @@ def write_ablation_report(report: ReportPage, ablation: Ablation, results: Ablat
     _trained(report, ablation, results.plan)
 
 
-def _question(report: ReportPage, ablation: Ablation, results: AblationResults) -> None:
+def _overview(report: ReportPage, ablation: Ablation, results: AblationResults) -> None:
     plan = results.plan
     report.text(
         f"{results.baseline.name} is the baseline; {plural(len(plan.variants) - 1, 'variant')} with the same data, "
@@ -181,7 +181,7 @@ def _measure(
         )
     report.text(_noise(results, measure))
     if loss and results.objective.second_network:
-        report.text(OWN_QUESTIONS)
+        report.text(OWN_INPUTS)
     report.text("Seed by seed, for every verdict:")
     report.table(seeds_table(measure, rows))
 
@@ -219,7 +219,7 @@ def _validation(report: ReportPage, results: AblationResults) -> None:
         medians = {name: f"{statistics.median(at[name] for at in found):.4f}" for name in names}
         loss = medians.pop("loss", NOTHING)
         if found and variant.name in incomparable:
-            medians, loss = {f"loss of its own ({objective})": loss, **medians}, NOTHING
+            medians, loss = {f"incomparable loss ({objective})": loss, **medians}, NOTHING
         figures = ", ".join(f"{name} {value}" for name, value in medians.items()) or NOTHING
         rows.append([variant.name, objective, str(len(found)), loss, figures])
     nats = results.objective.loss_in_nats

@@ -12,8 +12,8 @@ from fastbert.pretraining.options import PretrainOptions, science
 from fastbert.pretraining.setup import PretrainSetup, data_fingerprint
 from fastbert.progress import progress
 from fastbert.streams import echo
+from fastbert.studies.ablate.comparability import ValidationOptions, validation_options
 from fastbert.studies.ablate.options import Budget
-from fastbert.studies.ablate.questions import Questions, questions
 from fastbert.studies.shared.report import plural
 from fastbert.training.timing import undisturbed
 
@@ -68,9 +68,9 @@ class PlannedVariant:
         return self.mean(self.step_flops)
 
     @property
-    def questions(self) -> Questions:
+    def validation_options(self) -> ValidationOptions:
         """Contents of the validation: losses are comparable where they are equal."""
-        return questions(self.setup.options, self.lengths)
+        return validation_options(self.setup.options, self.lengths)
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,7 @@ _FIXED = {
 _RESERVED = {
     **dict.fromkeys(BUDGETS, "give it under budget"),
     "seed": "give seeds next to variants",
-    "out": "a job's folder lies in the ablation's; give --out",
+    "out": "the folder of a job is inside that of the ablation; give --out",
     "resume": "the same command continues what was stopped",
     "milestones": "give checkpoints next to variants, as fractions of the budget",
 }

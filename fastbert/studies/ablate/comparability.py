@@ -18,11 +18,11 @@ from fastbert.objectives import OBJECTIVES, group_of
 from fastbert.pretraining.options import PretrainOptions
 from fastbert.studies.ablate.options import Ablation
 
-Questions = Mapping[str, Any]
+ValidationOptions = Mapping[str, Any]
 POINT_LENGTHS = "length of its sequences at the points"
 
 
-def questions(options: PretrainOptions, lengths: Sequence[int]) -> Questions:
+def validation_options(options: PretrainOptions, lengths: Sequence[int]) -> ValidationOptions:
     """Options that define the validation of a training with `options`, by name.
 
     Args:
@@ -35,7 +35,7 @@ def questions(options: PretrainOptions, lengths: Sequence[int]) -> Questions:
     return {"objective": options.objective, **own, POINT_LENGTHS: tuple(lengths)}
 
 
-def why_not(first: Questions, other: Questions) -> str:
+def why_not(first: ValidationOptions, other: ValidationOptions) -> str:
     """The reason why losses cannot be compared, such as "objective: electra instead of mlm"; empty if they can."""
     if other["objective"] != first["objective"]:
         return f"objective: {other['objective']} instead of {first['objective']}"
@@ -47,7 +47,7 @@ def _shown(value: Any) -> str:
     return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
-def incomparable(variants: Iterable[tuple[str, Questions]]) -> dict[str, str]:
+def incomparable(variants: Iterable[tuple[str, ValidationOptions]]) -> dict[str, str]:
     """Variants whose losses cannot be compared with the first one's -> the reason."""
     (_, first), *others = variants
     return {name: reason for name, other in others if (reason := why_not(first, other))}
@@ -72,13 +72,13 @@ def check_measure(ablation: Ablation, reasons: Mapping[str, str]) -> None:
     )
 
 
-def planned_questions(ablation: Ablation) -> list[tuple[str, Questions]]:
-    """Name and questions of each variant, before its steps are known."""
+def planned_validations(ablation: Ablation) -> list[tuple[str, ValidationOptions]]:
+    """Name and validation options of each variant, before its steps are known."""
     found = []
     for variant in ablation.variants:
         options = variant.options
         plan = make_plan(options.stages, options.batch_size, options.length, NOMINAL_STEPS)
         ends = [round(point * NOMINAL_STEPS) - 1 for point in ablation.points]
         lengths = [plan.at(end).length if ablation.anneal is None else options.length for end in ends]
-        found.append((variant.name, questions(options, lengths)))
+        found.append((variant.name, validation_options(options, lengths)))
     return found
