@@ -172,8 +172,8 @@ def pretrainings(ablation: Ablation, variant: PlannedVariant, seed: int) -> tupl
         trainings = jobs * len(at)
     elif options.stages.initial_batch_size:
         raise UserError(
-            "with anneal the training of every point has another length, and initial_batch_size would grow the batch of "
-            "each at other steps; leave initial_batch_size or anneal out"
+            "with anneal the training of every point has another length, so initial_batch_size would grow its batch "
+            "at other steps; leave initial_batch_size or anneal out"
         )
     else:
         ends = [annealed(options, start, ablation.anneal, variant.steps) for start in at]
