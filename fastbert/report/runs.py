@@ -25,7 +25,7 @@ _SUMMARY = {
     **{"parameters?": COUNT, "flops?": float, "loss_in_nats?": bool, "examples_heading?": str},
 }
 _NOT_A_RUN = {
-    "results.json": "holds the results of a fine-tuning, which are in its results.json and learning_curve.png",
+    "results.json": "holds the results of a fine-tuning, whose own page is report.html in it",
     "results.jsonl": "is a sweep or an ablation, whose own page is report/report.html in it",
     "dataset.json": "holds prepared data",
     "state.json": "is a checkpoint",

@@ -130,7 +130,7 @@ def test_the_plot_of_a_run_is_the_same_bytes_and_loads_nothing(run_folder) -> No
     records = [{"step": n, "split": "train", "loss": 9 - n / 1e4, "lr": 0.1, "tokens": n} for n in range(1, 20_001)]
     run = read_run(run_folder("a", records))
     svg = curves_svg(run, 6.0)
-    assert svg == curves_svg(run, 6.0) and svg.startswith("<svg ") and len(svg) < 200_000
+    assert svg == curves_svg(run, 6.0) and "<svg role=" in svg and len(svg) < 200_000
     assert "unigram entropy 6.00" in svg and "var(--text)" in svg and "#010203" not in svg
     assert "unigram" not in curves_svg(run, None)
     for word in ("<script", "<image", "@import", 'href="http'):
