@@ -14,7 +14,7 @@ from fastbert.training.logbook import smoothed
 
 MOST_POINTS = 1500  # of a curve
 AXES = {"steps": "step", "tokens": "tokens", "flops": "training FLOPs", "minutes": "minutes of training"}
-"""What a curve can be plotted over -> its title."""
+"""Quantity on the x axis -> its title."""
 _TEXT, _LINE = "#010203", "#010204"  # replaced by the page's colours for light and dark
 _COUNTED = {"step", "split", "loss", "tokens", "length"}  # columns of a validation that are no further figure
 

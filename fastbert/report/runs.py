@@ -186,16 +186,16 @@ def read_run(path: Path | str) -> Run:
 
 
 def _is_no_run(path: Path) -> bool:
-    """Whether `path` is another folder, such as the results of a fine-tuning, which have a manifest too."""
+    """Checks whether `path` is another folder, such as the results of a fine-tuning, which have a manifest too."""
     return not (path / "manifest.json").exists() or any((path / name).exists() for name in _NOT_A_RUN)
 
 
 def _found(path: Path) -> str:
-    """What a folder that is no run is."""
+    """Describes a folder that is no run."""
     if what := next((what for name, what in _NOT_A_RUN.items() if (path / name).exists()), None):
         return what
     inside = sorted(child.name for child in path.iterdir() if (child / "manifest.json").exists())
-    return f"is no run, but there are some in it, such as {path / inside[0]}" if inside else "is no run"
+    return f"is no run, but holds runs, such as {path / inside[0]}" if inside else "is no run"
 
 
 def _records(path: Path) -> tuple[list[dict[str, Any]], list[str]]:

@@ -44,7 +44,7 @@ def test_why_runs_cannot_be_compared(run_folder) -> None:
     assert "d: unfinished: step 40 of 40" in texts and "different numbers of sequences" in texts
 
 
-def test_names_are_told_apart_and_a_folder_counts_once(run_folder) -> None:
+def test_names_are_distinct_and_a_folder_counts_once(run_folder) -> None:
     a, b, c = run_folder("one/x"), run_folder("two/x"), run_folder("y")
     runs = named_apart(read_once([str(a), f"{a}/", str(b), str(c), str(a.parent / ".." / "y")]))
     assert [run.name for run in runs] == [str(a), str(b), "y"]

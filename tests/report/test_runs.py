@@ -86,7 +86,7 @@ def test_other_folders_are_refused_by_name(run_folder, name: str, message: str) 
 
 def test_what_is_no_run_is_refused(run_folder, tmp_path) -> None:
     run = run_folder("runs/a")
-    with pytest.raises(UserError, match=r"is no run, but there are some in it, such as .*runs/a"):
+    with pytest.raises(UserError, match=r"is no run, but holds runs, such as .*runs/a"):
         read_run(run.parent)
     with pytest.raises(UserError, match=r"there is no folder .*runs/b"):
         read_run(run.parent / "b")

@@ -337,7 +337,7 @@ def _validation(report: ReportPage, results: AblationResults) -> None:
             "questions (objective, masks, lengths, or the networks that pose them). Across objectives only fine-tuning "
             "compares."
         )
-    if any(variant.setup.noted for variant in results.plan.variants):
+    if any(variant.setup.note_corpus for variant in results.plan.variants):
         report.text("Where a variant has notes, its validation reads them; exports and fine-tuning do without.")
 
 
