@@ -132,7 +132,7 @@ def svg_of(plot: Callable[[Sequence[Any]], None], titles: Sequence[str], axis: s
         plot(panels)
         panels[0].legend(frameon=False, labelcolor=_TEXT)
         for panel, title in zip(panels, titles, strict=True):
-            panel.set_ylabel(title, color=_TEXT)
+            panel.set_ylabel(title, color=_TEXT, parse_math=False)
             panel.grid(color=_LINE, linewidth=0.7)
             panel.tick_params(colors=_TEXT, labelsize=9)
             panel.spines[:].set_color(_LINE)

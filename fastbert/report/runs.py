@@ -13,6 +13,7 @@ from typing import Any
 from fastbert.errors import UserError, brief
 from fastbert.inheritance import read_yaml
 from fastbert.inputs import check_folder, near_name, read_or_problem
+from fastbert.ranges import LARGEST
 from fastbert.records import COUNT, json_text, read_json
 from fastbert.training.logbook import read_records
 
@@ -207,10 +208,13 @@ def _records(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
     if damaged:
         listed = ", ".join(map(str, damaged[:10])) + (" ..." if len(damaged) > 10 else "")
         warnings.append(f"damaged lines in {path.name}, left out: {listed}")
-    unique = {(record["step"], record["split"]): record for record in records}
-    if len(unique) < len(records):
+    possible = [record for record in records if 0 <= record["step"] <= LARGEST]
+    if len(possible) < len(records):
+        warnings.append(f"records with impossible steps in {path.name}, left out: {len(records) - len(possible)}")
+    unique = {(record["step"], record["split"]): record for record in possible}
+    if len(unique) < len(possible):
         warnings.append(f"repeated records in {path.name}: the last one of each step counts")
-    if not records:
+    if not possible:
         warnings.append(f"no records in {path.name}: there are no curves")
     return sorted(unique.values(), key=lambda record: record["step"]), warnings
 

@@ -47,11 +47,13 @@ def test_damaged_and_repeated_records_are_named(run_folder) -> None:
     run = run_folder("a", [*records_at(2, 0.1), *records_at(2, 0.2), *records_at(4, 0.2)])
     lines = (run / "metrics.jsonl").read_text().splitlines()
     lines[1:1] = ['{"step": 3, "spl', "[]"]
-    lines[-1] = lines[-1].replace('"loss": ', '"loss": NaN, "was": ')
+    lines += [f'{{"step": {step}, "split": "train", "loss": 1}}' for step in (10**400, -1)]
+    lines[4] = lines[4].replace('"loss": ', '"loss": NaN, "was": ')
     (run / "metrics.jsonl").write_text("\n".join(lines) + "\n")
     found = read_run(run)
     assert found.warnings[0] == "damaged lines in metrics.jsonl, left out: 2, 3"
-    assert "repeated records" in found.warnings[1]
+    assert found.warnings[1] == "records with impossible steps in metrics.jsonl, left out: 2"
+    assert "repeated records" in found.warnings[2] and found.done == 4
     assert [value for _, value in found.column("train", "lr")] == [0.2, 0.2]
     assert found.column("train", "loss")[-1] == (4, None)
 
