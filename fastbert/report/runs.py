@@ -27,6 +27,7 @@ _SUMMARY = {
 }
 _NOT_A_RUN = {
     "results.json": "holds the results of a fine-tuning, whose own page is report.html in it",
+    "glue.md": "holds fine-tunings on several tasks, whose table is glue.md in it",
     "results.jsonl": "is a sweep or an ablation, whose own page is report/report.html in it",
     "dataset.json": "holds prepared data",
     "state.json": "is a checkpoint",
@@ -195,7 +196,7 @@ def _found(path: Path) -> str:
     """Describes a folder that is no run."""
     if what := next((what for name, what in _NOT_A_RUN.items() if (path / name).exists()), None):
         return what
-    inside = sorted(child.name for child in path.iterdir() if (child / "manifest.json").exists())
+    inside = sorted(child.name for child in path.iterdir() if child.is_dir() and not _is_no_run(child))
     return f"is no run, but holds runs, such as {path / inside[0]}" if inside else "is no run"
 
 

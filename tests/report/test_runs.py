@@ -74,6 +74,7 @@ def test_missing_records_and_a_damaged_summary_are_warnings(run_folder) -> None:
     [
         ("results.json", "holds the results of a fine-tuning"),
         ("results.jsonl", "is a sweep or an ablation, whose own page is report/report.html"),
+        ("glue.md", "holds fine-tunings on several tasks"),
         ("dataset.json", "holds prepared data"),
         ("state.json", "is a checkpoint"),
         ("config.json", "is a model without the records of its training"),
@@ -90,6 +91,10 @@ def test_what_is_no_run_is_refused(run_folder, tmp_path) -> None:
     run = run_folder("runs/a")
     with pytest.raises(UserError, match=r"is no run, but holds runs, such as .*runs/a"):
         read_run(run.parent)
+    (run / "result.json").write_text("{}")
+    with pytest.raises(UserError, match="is no run; give"):
+        read_run(run.parent)
+    (run / "result.json").unlink()
     with pytest.raises(UserError, match=r"there is no folder .*runs/b"):
         read_run(run.parent / "b")
     with pytest.raises(UserError, match="is a file; give a folder"):
