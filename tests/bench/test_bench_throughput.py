@@ -1,5 +1,5 @@
-"""`fastbert bench throughput` at a tiny size: the contestants, the figures computed from their times, and user errors. No
-test looks at a time."""
+"""`fastbert bench throughput` at a tiny size: contestants, figures computed from their times, and user errors. No test
+looks at a time."""
 
 import json
 from pathlib import Path

@@ -214,5 +214,5 @@ def test_checkpoints_of_older_versions(short, tmp_path, capsys, monkeypatch) -> 
     assert f"newest finite checkpoint is {run}/checkpoints/step-00000015" in capsys.readouterr().err
     assert main(["pretrain", "--resume", str(run)]) == 0
     said = capsys.readouterr().err
-    assert f"{last.path} holds numbers" in said and "going on from step-00000015" in said
+    assert f"{last.path} holds numbers" in said and "step-00000015 is used" in said
     assert_same_run(whole, run)

@@ -190,7 +190,7 @@ def test_damage_is_named_and_the_one_before_is_used(checkpointer, said, damage, 
     loaded = checkpointer.load_latest()
     assert loaded.step == 100
     assert_same(loaded.tensors, tensors(100))
-    assert len(said) == 1 and str(path / file) in said[0] and "going on from step-00000100" in said[0]
+    assert len(said) == 1 and str(path / file) in said[0] and "; step-00000100 is used" in said[0]
     damage_all = checkpointer.paths()[0]
     (damage_all / "state.json").write_text("{}")
     with pytest.raises(UserError, match=r"no checkpoint in .* is whole.*step-00000200.*step-00000100"):

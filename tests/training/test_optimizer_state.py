@@ -108,7 +108,7 @@ def test_another_network_is_refused(modules, message):
 
 def test_another_optimizer_is_refused():
     module = network(0)
-    with pytest.raises(UserError, match="the kind SGD, and here it is AdamW; resume with the options"):
+    with pytest.raises(UserError, match="the class SGD, and here it is AdamW; resume with the options"):
         restore_optimizer(MAKERS["amsgrad"](module), *flatten_optimizer(MAKERS["sgd"](module)))
 
 
@@ -136,7 +136,7 @@ def test_a_state_of_an_optimizer_that_lacks_something_is_refused() -> None:
         ({key: value for key, value in rest.items() if key != "shapes"}, "shapes is missing"),
         (rest | {"state": {"dict": [[0, {"dict": moments}]]}}, "parameter 0 has no exp_avg_sq"),
         (rest | {"state": {"dict": [[9, {"dict": moments}]]}}, "9 is no parameter with moments"),
-        (rest | {"state": {"tensor": "lost"}}, "is no part of an optimizer's state"),
+        (rest | {"state": {"tensor": "lost"}}, "is not part of an optimizer's state"),
         (rest | {"state": {"dict": 3}}, "it holds 3, not a list"),
         (rest | {"param_groups": {"list": [{"dict": [["lr", "fast"], ["params", {"list": [0, 1]}]]}]}}, "lr is 'fast'"),
     ):
