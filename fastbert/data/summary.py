@@ -34,7 +34,9 @@ def summary(dataset: dict[str, Any]) -> str:
         f"({options['rare_min']} to {options['rare_max']} times in train); vocabulary {dataset['vocab_size']:,}"
     )
     if lack := rare["counts_may_lack"]:
-        lines.append(f"word counts may be too low by up to {lack}: there are too many distinct words to count exactly in memory")
+        lines.append(
+            f"word counts may be too low by up to {lack}: there are too many distinct words to count exactly in memory"
+        )
     if count := dataset["duplicates"]["documents"]:
         number = f"{count:,}" if dataset["duplicates"]["counted_all"] else f"at least {count:,}"
         dropped = "which were dropped" if options["drop_duplicates"] else "which --drop-duplicates leaves out"

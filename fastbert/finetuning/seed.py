@@ -17,9 +17,9 @@ from fastbert.finetuning.kinds.kind import TaskKind
 from fastbert.finetuning.loop import ADVICE, STATE, Tuner, build_scaled_optimizer
 from fastbert.finetuning.model import TaskModel, new_task_model
 from fastbert.finetuning.options import science
-from fastbert.finetuning.predict import BATCH, Inputs, encode_inputs, predict_scores
 from fastbert.finetuning.results import EPOCH
 from fastbert.finetuning.saved import fine_tuned_folder, save_task_model
+from fastbert.finetuning.scoring import BATCH, Inputs, encode_inputs, predict_scores
 from fastbert.finetuning.setup import FinetuneSetup, task_record
 from fastbert.finetuning.stream import SingleTaskStream
 from fastbert.records import check, finite_or_none, write_sealed

@@ -20,8 +20,8 @@ from fastbert.finetuning.custom import CustomTaskOptions
 from fastbert.finetuning.kinds.classes import Classes
 from fastbert.finetuning.loop import build_scaled_optimizer
 from fastbert.finetuning.model import TaskModel, new_task_model
-from fastbert.finetuning.predict import encode_inputs
 from fastbert.finetuning.saved import TaskRecord, load_encoder, save_task_model
+from fastbert.finetuning.scoring import encode_inputs
 from fastbert.finetuning.tasks import open_task
 from fastbert.randomness import row_keys
 from fastbert.training.optimizers import guarded_step
