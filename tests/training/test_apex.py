@@ -128,8 +128,8 @@ def test_a_checkpoint_is_continued_with_and_without_it(kinds: tuple[bool, bool],
         torch.testing.assert_close(ours, torchs, rtol=1e-5, atol=1e-6)
     # What is saved now is what the second optimizer would have saved from the start.
     plain = flatten_optimizer(built(model(), kinds[1]))[1]["param_groups"]["list"]
-    kept = flatten_optimizer(optimizers[1])[1]["param_groups"]["list"]
-    names = [[{name for name, _ in group["dict"]} for group in groups] for groups in (plain, kept)]
+    resumed = flatten_optimizer(optimizers[1])[1]["param_groups"]["list"]
+    names = [[{name for name, _ in group["dict"]} for group in groups] for groups in (plain, resumed)]
     assert names[0] == names[1]
 
 

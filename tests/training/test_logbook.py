@@ -1,4 +1,4 @@
-"""The records of a run, what people see of it, and the drawing of its curves."""
+"""The records of a run, its progress, TensorBoard, and plots of its curves."""
 
 import io
 import json
@@ -102,14 +102,14 @@ def test_records_that_are_not_what_was_logged_are_reported(tmp_path, capsys):
     for later in ([], whole[5:], [*whole[5:], b'{"step": 9, "sp']):  # what a killed run left after its checkpoint
         assert resumed(whole[:5] + later, logged) == ""
     assert resumed([*whole[:4], whole[4].rstrip()], logged) == ""  # all of it is there
-    assert "changed: some of the lines 1 to 5" in resumed([whole[0].replace(b"9", b"7"), *whole[1:]], logged)
+    assert "changed: lines among 1 to 5" in resumed([whole[0].replace(b"9", b"7"), *whole[1:]], logged)
     missing = "missing: 1 of 5 records, by the steps: train after line 2 (step 2)"
     assert missing in resumed(whole[:2] + whole[3:], logged)
     assert "missing: 2 of 5 records, by the steps: train after line 3 (step 3)" in resumed(whole[:3], logged)
     assert "missing: 5 of 5 records" in resumed([], logged)
     assert "damaged: lines 1, 3; missing: 2 of 5" in resumed([b"\xff\n", whole[1], b"[]\n", *whole[3:]], logged)
     assert "repeated: line 2" in resumed([whole[0], *whole], logged)
-    # Checkpoints of before have no tally: then what can be seen is reported.
+    # Without a tally in the checkpoint, only visible damage is reported.
     assert resumed(whole, None) == "" and "damaged: line 2." in resumed([whole[0], b"{\n", *whole[2:]], None)
 
 
@@ -350,13 +350,13 @@ def test_curves(tmp_path, monkeypatch, accuracy):
 
 
 def test_smoothing_keeps_lines_and_lowers_noise():
-    line = tuple(float(place) for place in range(400))
+    line = tuple(float(index) for index in range(400))
     assert logbook.smoothed(line)[:390] == pytest.approx(line[:390])
     noise = tuple(np.random.default_rng(0).normal(size=2000))
     assert np.std(logbook.smoothed(noise)) < 0.2
     assert logbook.smoothed((3.0,)) == [3.0]
 
 
-def test_no_loss_to_draw(tmp_path):
-    with pytest.raises(UserError, match=r"no loss to draw in .*none\.jsonl"):
+def test_no_loss_to_plot(tmp_path):
+    with pytest.raises(UserError, match=r"no loss to plot in .*none\.jsonl"):
         plot_curves(tmp_path / "none.jsonl", tmp_path / "c.png", title="")

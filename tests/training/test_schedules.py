@@ -75,7 +75,7 @@ def test_promises(name, warmup, final, decay, steps):
     )
 
 
-def test_warmup_is_a_share_below_one_and_steps_from_one():
+def test_warmup_is_a_fraction_below_one_and_steps_from_one():
     assert warmup_steps(ScheduleOptions(warmup=0.25), 1000) == 250
     assert warmup_steps(ScheduleOptions(warmup=1), 1000) == 1
     assert warmup_steps(ScheduleOptions(warmup=250), 1000) == 250
