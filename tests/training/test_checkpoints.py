@@ -67,8 +67,8 @@ def test_round_trip_is_exact(checkpointer):
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_what_is_not_finite_is_not_saved(checkpointer, bad):
-    """Neither are its metric and its state, which is JSON; what is there stays as it was."""
+def test_tensors_that_are_not_finite_are_not_saved(checkpointer, bad):
+    """Nor are metrics and state, which are JSON; earlier checkpoints are unchanged."""
     checkpointer.save(1, tensors(), {}, bad)
     before = {path: path.read_bytes() for path in checkpointer.folder.rglob("*") if path.is_file()}
     for group, name in (("model", "b"), ("optimizer", "0.step")):
@@ -179,7 +179,7 @@ def edit_manifest(path):
     ],
     ids=["truncated", "flipped", "deleted", "state edited", "state deleted", "manifest edited", "cut", "list", "gone"],
 )
-def test_damage_is_named_and_the_one_before_is_used(checkpointer, messages, damage, file, what):
+def test_damage_is_reported_and_the_previous_checkpoint_used(checkpointer, messages, damage, file, what):
     for step in (100, 200):
         checkpointer.save(step, tensors(step), {"step": step})
     path = checkpointer.paths()[-1]
@@ -229,7 +229,7 @@ def test_a_newer_format_and_a_renamed_folder_are_refused(checkpointer, monkeypat
         read_checkpoint(renamed)
 
 
-def test_damaged_later_checkpoint_does_not_push_out_the_new_one(tmp_path, messages):
+def test_damaged_later_checkpoint_does_not_displace_the_new_one(tmp_path, messages):
     checkpointer = Checkpointer(tmp_path, 1, messages.append)
     checkpointer.save(200, tensors(), {})
     (tmp_path / "step-00000200" / "state.json").unlink()
@@ -301,7 +301,7 @@ def full_disk_of_safetensors(*arguments, **options):
 @pytest.mark.parametrize(
     ("target", "failure"), [("os.fsync", full_disk), ("safetensors.torch.save_file", full_disk_of_safetensors)]
 )
-def test_full_disk_leaves_older_ones(checkpointer, monkeypatch, tmp_path, target, failure):
+def test_full_disk_leaves_older_checkpoints(checkpointer, monkeypatch, tmp_path, target, failure):
     checkpointer.save(1, tensors(1), {})
     monkeypatch.setattr(target, failure)
     with pytest.raises(UserError, match=r"the disk is full.*step-00000002"):

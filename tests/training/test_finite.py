@@ -30,7 +30,7 @@ def test_equals_torch(form, values, dtypes) -> None:
 @pytest.mark.parametrize("form", [finite.foreach_bounds, finite.extremes])
 @pytest.mark.parametrize("dtype", TYPES)
 def test_one_number_of_many(form, dtype) -> None:
-    """Vectorized and not, at the edges of blocks; and the largest numbers there are do not overflow."""
+    """Vectorized and not, at the edges of blocks; and the largest finite numbers do not overflow."""
     numbers = torch.full((100_003,), torch.finfo(dtype).max, dtype=dtype)
     numbers[::2] *= -1
     assert torch.stack(form([numbers, numbers.view(1, -1).mT])).isfinite().all()
@@ -42,13 +42,13 @@ def test_one_number_of_many(form, dtype) -> None:
 
 
 @pytest.mark.parametrize("form", [finite.foreach_bounds, finite.extremes])
-def test_what_has_no_infinities_is_finite(form, monkeypatch) -> None:
+def test_integers_and_empty_tensors_are_finite(form, monkeypatch) -> None:
     monkeypatch.setattr(finite, "extremes", form)
     assert all_finite([])
     assert all_finite([torch.arange(3), torch.tensor([True]), torch.zeros(0), torch.zeros(0, 3), torch.tensor(7.0)])
 
 
-def test_names_what_is_not_finite() -> None:
+def test_error_names_tensors_that_are_not_finite() -> None:
     good, bad = torch.ones(2, 3), torch.tensor([1.0, math.nan])
     require_finite({"model": {"a": good}, "optimizer": {}}, "it")
     groups = {"model": {"a": good, "b": bad}, "optimizer": {f"m{index}": -bad for index in range(4)}}

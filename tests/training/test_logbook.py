@@ -63,7 +63,7 @@ def test_records_are_lines_of_json_written_at_once(tmp_path):
     book.close()
 
 
-def test_what_is_not_finite_becomes_null(tmp_path):
+def test_numbers_that_are_not_finite_become_null(tmp_path):
     with Logbook(tmp_path, 100, quiet=True) as book:
         book.log(1, "train", {"loss": math.nan, "lr": math.inf, "mfu": -math.inf, "ok": 1.0})
 
@@ -303,7 +303,7 @@ def test_tensorboard_lists_a_run_by_its_folder_with_options_and_last_values(tmp_
     assert [found[name].sessions[0].status for name in ("base", "half")] == statuses
 
 
-def test_without_tensorboard_one_note(tmp_path, monkeypatch, capsys):
+def test_without_tensorboard_one_warning(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with Logbook(tmp_path, 100, quiet=True) as book:
         book.log(1, "train", TRAIN)

@@ -1,4 +1,4 @@
-"""Muon against torch's, its Newton-Schulz iteration against singular values, and what it is used for."""
+"""Muon against torch's, its Newton-Schulz iteration against singular values, and the parameters that it updates."""
 
 import json
 

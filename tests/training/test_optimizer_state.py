@@ -40,7 +40,7 @@ def train(module, optimizer, steps):
 
 
 @pytest.mark.parametrize("name", MAKERS)
-def test_restored_optimizer_goes_on_bit_for_bit(tmp_path, name):
+def test_restored_optimizer_continues_bit_for_bit(tmp_path, name):
     checkpointer = Checkpointer(tmp_path, 3, print)
     module, resumed = network(0), network(1)
     optimizer = MAKERS[name](module)
@@ -77,7 +77,7 @@ def test_restored_moments_keep_dtype_and_strides():
     assert optimizer.state[weight]["exp_avg"].stride() == weight.stride() == (1, 4)
 
 
-def test_restoring_changes_no_switch_of_the_machine():
+def test_restoring_changes_no_machine_setting():
     module = network(0)
     plain = torch.optim.AdamW(module.parameters(), lr=0.5, fused=False, foreach=False)
     train(module, plain, 1)
@@ -124,7 +124,7 @@ def test_skipped_update_survives_a_checkpoint():
 
 
 def test_a_state_of_an_optimizer_that_lacks_something_is_refused() -> None:
-    """As where keys were renamed from version to version, or a file was made by hand."""
+    """For example if keys were renamed between versions, or a file was edited."""
     module = torch.nn.Linear(3, 2)
     optimizer = torch.optim.AdamW(module.parameters())
     module(torch.ones(1, 3)).sum().backward()

@@ -23,7 +23,7 @@ def clock(monkeypatch) -> Clock:
     return Clock(monkeypatch)
 
 
-def test_the_quantile_is_low_and_no_extreme() -> None:
+def test_the_quantile_is_low_and_not_an_extreme() -> None:
     assert undisturbed([3.0]) == 3.0 and undisturbed([5.0, 4.0, 3.0, 4.0, 5.0]) == 3.0
     assert undisturbed([float(value) for value in range(101)]) == 10.0
 
