@@ -15,7 +15,7 @@ from fastbert.finetuning.folder import check_results_folder, write_options
 from fastbert.finetuning.options import FinetuneOptions
 from fastbert.finetuning.results import read_results
 from fastbert.finetuning.setup import describe_finetuning, open_encoder, prepare_finetuning
-from fastbert.finetuning.table import Summary, glue_table
+from fastbert.finetuning.table import Summary, glue_lines, glue_table
 from fastbert.finetuning.tasks import is_glue, open_task, task_names
 from fastbert.outputs import check_output_folder
 from fastbert.streams import echo
@@ -44,10 +44,10 @@ def finetune_tasks(asked: FinetuneOptions) -> int:
         code = finetune(options)
         if code:
             return code
-    table = glue_table(table_rows(asked.start, [Path(options.out) for options in parts]), asked.seeds)
+    rows = table_rows(asked.start, [Path(options.out) for options in parts])
     with atomic_file(out / TABLE, "w") as file:
-        file.write(table)
-    print(f"\n{table}\n  {out / TABLE}")
+        file.write(glue_table(rows, asked.seeds))
+    print(f"{glue_lines(rows, asked.seeds)}\n\n  {out / TABLE}")
     return 0
 
 

@@ -1,5 +1,4 @@
-"""The GLUE table as papers print it: a row for each model, a column for each task, as Markdown that reads well in a
-terminal too."""
+"""The GLUE table: as Markdown with a row for each model, as papers have it, and as text with a line for each task."""
 
 import statistics
 from collections.abc import Mapping, Sequence
@@ -35,6 +34,18 @@ def glue_table(rows: Mapping[str, Mapping[str, Summary]], seeds: int | None = No
     """Markdown: the table of `glue_cells`, and its legend below it."""
     head, lines, legend = glue_cells(rows, seeds)
     return "\n".join([*_markdown(head, lines), "", *legend]) + "\n"
+
+
+def glue_lines(rows: Mapping[str, Mapping[str, Summary]], seeds: int | None = None) -> str:
+    """Plain text for a terminal: the table of `glue_cells` with a line for each task and a column for each model, and
+    its legend below it."""
+    head, lines, legend = glue_cells(rows, seeds)
+    widths = [max(map(len, column)) for column in (head, *lines)]
+    table = [
+        "  ".join([cells[0].ljust(widths[0]), *map(str.rjust, cells[1:], widths[1:])])
+        for cells in zip(head, *lines, strict=True)
+    ]
+    return "\n".join(["", table[0], "-" * len(table[0]), *table[1:], "", *legend])
 
 
 def glue_cells(
@@ -123,12 +134,12 @@ def _legend(columns: list[str], shared: list[str], others: list[str], seeds: int
     lines.append(f"{'; '.join(meanings)}.")
     titles = ", ".join(GLUE[task].title for task in shared)
     if not shared:
-        lines.append("There is no mean: every row has other tasks.")
+        lines.append("There is no mean: no task is common to all models.")
     elif len(shared) < len(COLUMNS):
-        why = "" if len(shared) == len(columns) else ", as not every row has the others"
+        why = "" if len(shared) == len(columns) else ", as not every model has the others"
         lines.append(f"The mean is over {len(shared)} of GLUE's {len(COLUMNS)} tasks: {titles}{why}.")
     else:
         lines.append(f"The mean is over GLUE's {len(COLUMNS)} tasks.")
     if others:
-        lines.append("Columns behind the mean do not count in it.")
+        lines.append("Tasks after the mean do not count in it.")
     return lines
