@@ -19,7 +19,10 @@ COLUMNS = {
     "rte": "RTE",
 }
 """Task -> heading, in the order papers print them, and the tasks of the mean: WNLI and AX are left out of it."""
-_FIGURES = {"qqp": ("f1", "accuracy"), "mrpc": ("f1", "accuracy")}  # where papers turn the registry's order around
+_FIGURES = {
+    "qqp": ("f1", "accuracy"),
+    "mrpc": ("f1", "accuracy"),
+}  # the order in papers, the reverse of that in the registry
 _MEANINGS = {
     "mnli": "matched/mismatched accuracy",
     "qqp": "F1/accuracy",
@@ -55,7 +58,7 @@ def glue_cells(
 
     A cell is the median over the seeds ± the standard deviation, both figures of a task next to each other. The mean is
     over the tasks that every row has, as means over different tasks cannot be compared; a task with two figures counts
-    by their mean. Tasks that are not GLUE's (and WNLI) stand behind the mean, with all their metrics.
+    by their mean. Tasks that are not GLUE's (and WNLI) come after the mean, with all their metrics.
 
     Args:
         rows: name of the model -> task -> its summary.
@@ -105,7 +108,7 @@ def _cell(figures: list[tuple[float, float | None]]) -> str:
 
 
 def _heading(task: str, rows: Mapping[str, Mapping[str, Summary]]) -> str:
-    """Of a column behind the mean: the task with the names of its metrics."""
+    """Heading of a task after the mean, with the names of its metrics."""
     summary = next(tasks[task] for tasks in rows.values() if task in tasks)
     names = "/".join(_names(task, next(iter(summary.values()))))
     return f"{GLUE[task].title if task in GLUE else task} ({names})"

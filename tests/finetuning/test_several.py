@@ -53,7 +53,7 @@ def test_each_task_is_trained_as_if_alone_and_a_table_ends_the_call(bert, glue, 
         assert alone == together
 
 
-def test_goes_on_and_takes_further_tasks_and_shares(bert, glue, tmp_path) -> None:
+def test_continues_and_adds_tasks_and_fractions(bert, glue, tmp_path) -> None:
     out = tmp_path / "out"
     assert finetune(bert, "rte,sst2", out, *glue) == 0
     stamp = (out / "rte" / "seed-0" / "result.json").stat().st_mtime_ns
@@ -99,10 +99,10 @@ def test_refusals_come_before_any_training(bert, glue, words, tmp_path, capsys) 
 
     def refuses(*messages: str, task: str = "rte,mrpc", more: tuple = (), folder: Path = out) -> None:
         assert finetune(bert, task, folder, *glue, *more) == 2
-        said = capsys.readouterr().err
+        printed = capsys.readouterr().err
         for message in messages:
-            assert message in said, said
-        assert "task 1" not in said and not out.exists()
+            assert message in printed, printed
+        assert "task 1" not in printed and not out.exists()
 
     refuses(
         "5 of 8 tasks cannot be trained:\n  mnli: ",

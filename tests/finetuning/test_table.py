@@ -1,4 +1,4 @@
-"""The GLUE table: cells worked out by hand, the order of papers, and a mean that says what it is over."""
+"""The GLUE table: cells computed by hand, the order of papers, and a mean with its tasks."""
 
 import pytest
 
@@ -52,9 +52,9 @@ def test_all_tasks_in_the_order_of_papers() -> None:
         "70.0 ± 1.0",
         f"{mean:.1f}",
     ]
-    said = legend(table)
-    assert "median over 5 seeds ± the standard deviation" in said and "mean is over GLUE's 8 tasks." in said
-    assert "MRPC: F1/accuracy" in said and "STS-B: Pearson/Spearman" in said
+    printed = legend(table)
+    assert "median over 5 seeds ± the standard deviation" in printed and "mean is over GLUE's 8 tasks." in printed
+    assert "MRPC: F1/accuracy" in printed and "STS-B: Pearson/Spearman" in printed
 
 
 def test_the_mean_is_over_what_every_row_has() -> None:
