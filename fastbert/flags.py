@@ -36,6 +36,7 @@ EXAMPLES = {
     "export": "--run runs/base --out my-bert",
     "sweep": "configs/sweep/glue.yaml --workers 2",
     "ablate": "configs/ablate/tiny.yaml --workers 2",
+    "report": "--runs runs/base runs/rope --out comparison.html",
     "bench throughput": "--data data/wiki",
     "bench data": "--data wiki.txt --megabytes 20",
     "bench kernels": "--seconds 2",
@@ -150,7 +151,7 @@ def field_docs(cls: type) -> dict[str, str]:
 
 def unwrapped(text: str) -> str:
     """`text` with one line for each paragraph or item (`- `) of a list."""
-    return re.sub(r"\n(?!- |\n)\s*", " ", inspect.cleandoc(text))
+    return re.sub(r"(?<!\n)\n(?!- |\n)\s*", " ", inspect.cleandoc(text))
 
 
 def normalized(argument: str) -> str:

@@ -29,7 +29,7 @@ class EncoderOptions:
     """Inner layer: gelu(x W) (gelu, as BERT) or gelu(x W) * x V (geglu, arXiv 2002.05202)."""
     bias: bool = True
     """Biases in linear layers and LayerNorms. Without, as in ModernBERT, the outputs of heads alone keep theirs."""
-    position: str = choice("absolute", POSITIONS, "position scheme")
+    position: str = choice("tupe-r", POSITIONS, "position scheme")
     """Position encoding, by which word order enters; docs/methods.md has the equations of each and its paper."""
     rope_base: Annotated[float, Range(above=1)] = 10000.0
     """With rope: the base of its wavelengths, from 2 pi to about 2 pi times it; ModernBERT takes 160000."""

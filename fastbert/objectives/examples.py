@@ -27,7 +27,7 @@ class Filled:
     """The likeliest words with their probabilities."""
 
     def __str__(self) -> str:
-        guesses = ", ".join(f"{word} {100 * share:.0f} %" for word, share in self.guesses)
+        guesses = ", ".join(f"'{word}' {100 * share:.0f} %" for word, share in self.guesses)
         return f"{self.before} [{self.answer}] {self.after}\n      -> {guesses}"
 
 

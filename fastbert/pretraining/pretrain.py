@@ -31,10 +31,10 @@ from fastbert.training.schedules import learning_rate_factor
 
 
 def pretrain(asked: PretrainOptions, name: str) -> int:
-    """Runs or resumes a pretraining, called `name` where --out is not given; returns the exit code.
+    """Starts or resumes a pretraining, called `name` where --out is not given; returns the exit code.
 
     Raises:
-        UserError: any user error, before training starts if it can be seen then.
+        UserError: any user error, before training starts where that is possible.
     """
     if asked.resume:
         return resume(asked)
@@ -52,13 +52,13 @@ def pretrain(asked: PretrainOptions, name: str) -> int:
 
 
 def resume(asked: PretrainOptions) -> int:
-    """Resumes the run in `asked.out`, if `asked` is the same experiment. What the run is, its newest checkpoint says;
-    its other files are compared with that."""
+    """Resumes the run in `asked.out`, if `asked` is the same experiment. The newest checkpoint defines the run; its
+    other files are compared with that."""
     stored = stored_options(asked.out)
     run = RunFolder(Path(asked.out))
     sealed = run.sealed()
     manifest, remarks = check_against_checkpoint(run, stored, sealed)
-    options, notes = merge(stored, asked)
+    options, changed_options = merge(stored, asked)
     folder = manifest["data"]["folder"] if manifest else ""
     if options.data == stored.data and folder and Path(folder).is_dir():
         options = replace(options, data=folder)  # the source itself may be gone by now
@@ -73,7 +73,7 @@ def resume(asked: PretrainOptions) -> int:
         if changed := configuration.differences(found["encoder"], manifest["encoder"]):
             remarks.append(f"the encoder in {run.manifest} is not that of the run's options: {'; '.join(changed)}")
         found = manifest | {name: found[name] for name in ("data", "encoder")}
-    for line in (*remarks, *(f"resumed with another {line}" for line in notes)):
+    for line in (*remarks, *(f"resumed with another {line}" for line in changed_options)):
         echo(line)
     if asked.dry_run:
         return show_dry_run(setup, run, found, resumed=True)
@@ -81,7 +81,7 @@ def resume(asked: PretrainOptions) -> int:
 
 
 def show_dry_run(setup: PretrainSetup, run: RunFolder, manifest: dict[str, Any], resumed: bool) -> int:
-    """What `train` would take, from the newest checkpoint if the run is `resumed`; returns the exit code."""
+    """Prints the cost of `train`, from the newest checkpoint if the run is `resumed`; returns the exit code."""
     newest = read_newest(run.checkpoints, echo) if resumed else None
     if newest is not None:
         setup.options = replace(setup.options, init_from=None)  # speed does not depend on the weights
@@ -94,12 +94,12 @@ def show_dry_run(setup: PretrainSetup, run: RunFolder, manifest: dict[str, Any],
 
 
 def train(setup: PretrainSetup, run: RunFolder, manifest: dict[str, Any], resumed: bool, profile: bool) -> int:
-    """Builds the trainer, trains, and writes what the run leaves behind; returns the exit code."""
+    """Builds the trainer, trains, and writes export, curves and summary; returns the exit code."""
     if profile:
         check_room(run.profile, setup)
     with locked_folder(run.path):
         if not resumed and run.exists():
-            raise UserError(f"another process began a run in {run.path} meanwhile; choose another --out")
+            raise UserError(f"another process has started a run in {run.path}; choose another --out")
         for written_last in (run.model, run.report):
             refuse_link(written_last)
         trainer = build_trainer(setup, run, manifest, resumed)

@@ -173,7 +173,18 @@ def _hparam(value: Any) -> float | str:
 
 def read_metrics(path: Path | str) -> list[dict]:
     """The records in a metrics.jsonl, in order; damaged lines are left out. No file: no records."""
-    return [record for line in _lines(Path(path)) if (record := _record(line)) is not None]
+    return read_records(path)[0]
+
+
+def read_records(path: Path | str) -> tuple[list[dict], list[int]]:
+    """The records in a metrics.jsonl, in order, and the numbers of its damaged lines."""
+    records, damaged = [], []
+    for number, line in enumerate(_lines(Path(path)), 1):
+        if (record := _record(line)) is None:
+            damaged.append(number)
+        else:
+            records.append(record)
+    return records, damaged
 
 
 def _lines(path: Path) -> list[bytes]:

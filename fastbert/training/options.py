@@ -38,13 +38,13 @@ class OptimizerOptions:
     name: str = choice("adamw", OPTIMIZERS, "optimizer")
     """Optimizer: adamw (arXiv 1711.05101), muon (arXiv 2502.16982) for the matrices of the blocks and TUPE's two with
     adamw for the rest, or lamb (arXiv 1904.00962) for large batches."""
-    learning_rate: Positive = 1e-3
+    learning_rate: Positive = 1e-4
     """Peak learning rate; the schedule scales it. Muon's updates are scaled such that adamw's rate serves it too."""
     momentum: Rate = 0.95
     """Of muon: decay of the running mean of the gradient of its matrices."""
     beta1: Rate = 0.9
     """Decay of the running mean of the gradient."""
-    beta2: Rate = 0.98
+    beta2: Rate = 0.999
     """Decay of the running mean of the squared gradient."""
     eps: Positive = 1e-6
     """Added to the root of the second moment."""
@@ -63,7 +63,7 @@ class OptimizerOptions:
 
 @dataclass(frozen=True)
 class ScheduleOptions:
-    """The course of the learning rate, as a fraction of its peak (`OptimizerOptions.learning_rate`)."""
+    """The course of the learning rate, as a fraction of its peak."""
 
     name: str = choice("linear", SCHEDULES, "schedule")
     """Shape after the warm-up: linear, cosine, constant, or wsd (stable, then decay; arxiv.org/abs/2404.06395)."""

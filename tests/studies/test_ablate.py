@@ -21,7 +21,7 @@ from tests.studies.conftest import FINETUNE, command_of, read_rows, time_steps, 
 from tests.studies.test_ends import start, wait_for
 
 BASE = {"layers": 1, "width": 16, "heads": 2, "length": 16, "batch_size": 8, "dropout": 0.1, "eval_sequences": 8}
-BASE |= {"first_length": 8, "checkpoint_every": 5, "log_every": 4}
+BASE |= {"position": "absolute", "first_length": 8, "checkpoint_every": 5, "log_every": 4}
 BASE |= {"schedule": {"warmup": 0.1}, "optimizer": {"learning_rate": 3e-3}}
 
 

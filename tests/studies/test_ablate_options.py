@@ -9,7 +9,7 @@ from fastbert.cli import main
 from fastbert.errors import UserError
 from fastbert.studies.ablate.options import load_ablation
 
-BASE = {"layers": 2, "width": 32, "length": 32, "batch_size": 8}
+BASE = {"layers": 2, "width": 32, "position": "absolute", "length": 32, "batch_size": 8}
 FILE = {
     "base": BASE,
     "variants": {"absolute": None, "tupe-r": {"position": "tupe-r"}, "electra": {"objective": "electra"}},

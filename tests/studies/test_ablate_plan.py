@@ -39,7 +39,7 @@ def planned(prepared, tmp_path, monkeypatch):
     time_steps(monkeypatch, lambda *given: 0.1)
 
     def make(known=None, **changes):
-        base = {"data": str(prepared), **SMALL, **changes.pop("base", {})}
+        base = {"data": str(prepared), "position": "absolute", **SMALL, **changes.pop("base", {})}
         values = {"base": base, "variants": VARIANTS, "budget": {"steps": 40}} | changes
         path = tmp_path / "x.yaml"
         path.write_text(yaml.safe_dump(values, sort_keys=False))

@@ -37,7 +37,7 @@ def test_agrees_with_the_paper() -> None:
     """Over several updates, one of them skipped; q, k and v are three layers, and a bias has no trust ratio."""
     start = {**draw(0), "zeros.weight": np.zeros((4, 4), np.float32)}
     parameters = {name: nn.Parameter(torch.from_numpy(value.copy())) for name, value in start.items()}
-    optimizer = build_optimizer(parameters.items(), OptimizerOptions("lamb", weight_decay=0.2), "cpu")
+    optimizer = build_optimizer(parameters.items(), OptimizerOptions("lamb", beta2=0.98, weight_decay=0.2), "cpu")
     assert type(optimizer) is LAMB
     rates = [0.1, 0.2, 0.05, 0.1, 0.02]
     gradients = [draw(step + 1) for step in range(len(rates))]

@@ -67,7 +67,7 @@ def assert_identical(left, right):
 
 
 def test_matches_plain_adamw_step_by_step():
-    options = OptimizerOptions(learning_rate=0.1, weight_decay=0.3)
+    options = OptimizerOptions(learning_rate=0.1, beta2=0.98, weight_decay=0.3)
     ours, theirs = model(), model()
     optimizer = build_optimizer(ours.named_parameters(), options, "cpu")
     groups = [
