@@ -33,12 +33,14 @@ OPTIONS = Registry(
         "prepare": "fastbert.data.prepare:PrepareOptions",
         "pretrain": "fastbert.pretraining.options:PretrainOptions",
         "evaluate": "fastbert.pretraining.options:EvaluateOptions",
+        "fill": "fastbert.pretraining.fill_options:FillOptions",
         "finetune": "fastbert.finetuning.options:FinetuneOptions",
         "predict": "fastbert.finetuning.options:PredictOptions",
         "submit": "fastbert.finetuning.options:SubmitOptions",
         "export": "fastbert.hub.options:ExportOptions",
         "sweep": "fastbert.studies.sweep.options:SweepOptions",
         "ablate": "fastbert.studies.ablate.options:AblateOptions",
+        "report": "fastbert.report.options:ReportOptions",
         "bench throughput": "fastbert.bench.options:BenchThroughputOptions",
         "bench data": "fastbert.bench.options:BenchDataOptions",
         "bench kernels": "fastbert.bench.options:BenchKernelsOptions",
@@ -52,12 +54,14 @@ RUNS = Registry(
         "prepare": "fastbert.data.prepare:prepare",
         "pretrain": "fastbert.pretraining.pretrain:pretrain",
         "evaluate": "fastbert.pretraining.held_out:evaluate_text",
+        "fill": "fastbert.pretraining.fill:fill",
         "finetune": "fastbert.finetuning.several_tasks:finetune_tasks",
         "predict": "fastbert.finetuning.predict:predict",
         "submit": "fastbert.finetuning.submit:submit",
         "export": "fastbert.hub.export_run:export_run",
         "sweep": "fastbert.studies.sweep.sweep:sweep",
         "ablate": "fastbert.studies.ablate.ablate:ablate",
+        "report": "fastbert.report.comparison:report",
         "bench throughput": "fastbert.bench.throughput:bench_throughput",
         "bench data": "fastbert.bench.data:bench_data",
         "bench kernels": "fastbert.bench.kernels:bench_kernels",
@@ -115,7 +119,7 @@ def finetune(arguments: list[str]) -> int:
 
 
 def use_model(job: str, arguments: list[str]) -> int:
-    """Runs evaluate, predict or submit."""
+    """Runs evaluate, fill, predict or submit."""
     options = parse(OPTIONS[job], arguments, job)
     options.check_inputs()
     RUNS[job](options)
@@ -123,8 +127,6 @@ def use_model(job: str, arguments: list[str]) -> int:
 
 
 def export(arguments: list[str]) -> int:
-    if arguments and not arguments[0].startswith("-"):
-        arguments = ["--run", *arguments]
     options = parse(OPTIONS["export"], arguments, "export")
     check_model_folder(options.run)
     RUNS["export"](options)
@@ -140,6 +142,18 @@ def study(job: str, load: str, arguments: list[str]) -> int:
         raise UserError(f"fastbert {job} needs a YAML file as its first argument, such as {EXAMPLES[job].split()[0]}")
     compared.check_inputs(options.glue_dir)
     return RUNS[job](compared, options)
+
+
+def report(arguments: list[str]) -> int:
+    """Runs may stand anywhere without a flag: `fastbert report runs/a runs/b --out page`."""
+    if "--runs" not in arguments:
+        values = {index + 1 for index, argument in enumerate(arguments) if argument == "--out"}
+        bare = [one for index, one in enumerate(arguments) if not one.startswith("-") and index not in values]
+        flags = [one for index, one in enumerate(arguments) if one.startswith("-") or index in values]
+        arguments = ["--runs", *bare, *flags] if bare else flags
+    options = parse(OPTIONS["report"], arguments, "report")
+    options.check_inputs()
+    return RUNS["report"](options)
 
 
 def bench(arguments: list[str]) -> int:
@@ -166,11 +180,13 @@ JOBS: dict[str, tuple[Callable[[list[str]], int], str]] = {
         "compare variants of a pretraining at equal cost",
     ),
     "evaluate": (partial(use_model, "evaluate"), "measure masked loss, accuracy and bits per byte on held-out text"),
+    "fill": (partial(use_model, "fill"), "predict the likeliest words for each [MASK] in a text"),
     "finetune": (finetune, "fine-tune on GLUE or custom tasks, over several seeds"),
     "sweep": (
         partial(study, "sweep", "fastbert.studies.sweep.options:load_sweep"),
         "compare checkpoints by fine-tuning on tasks, settings and seeds",
     ),
+    "report": (report, "compare runs on one HTML page: curves, options, results, speed"),
     "predict": (partial(use_model, "predict"), "predict labels and probabilities with a fine-tuned model"),
     "submit": (partial(use_model, "submit"), "write or check the archive for GLUE's server"),
     "export": (export, "export a run as a Hugging Face folder"),

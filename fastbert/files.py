@@ -5,7 +5,7 @@ Two classes of outputs differ in what a link means:
 
 - Files and folders inside a folder of fastbert's (config.yaml, model/): `atomic_file` and `atomic_folder`. A link under
   that name may have been planted by somebody else, so it is replaced and never followed; in the place of a folder that
-  grows (checkpoints/, tensorboard/, report/) it is refused.
+  grows (checkpoints/, report/) it is refused.
 - What the user names with --out: see `fastbert.outputs`, which follows links and writes into devices and mount points.
 
 Temporary names are new ones, made with O_EXCL, and the process that writes holds a lock on them. So they follow no

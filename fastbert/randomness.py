@@ -1,7 +1,7 @@
-"""Randomness is a function, not a state: hashes of (seed, purpose, step, place in the global batch).
+"""Randomness as a function without state: hashes of (seed, purpose, step, index in the global batch).
 
-Nothing has to be saved to continue a run exactly, and the size of a micro-batch or the number of processes changes no
-draw, because the place counts through the global batch.
+Nothing has to be saved to continue a run exactly, and neither the size of a micro-batch nor the number of processes
+changes a random number, because rows are indexed through the global batch.
 """
 
 import torch
@@ -11,26 +11,26 @@ from torch import Tensor
 PURPOSES = {"dropout": 1, "mask": 2, "validation-mask": 3, "order": 4, "generator-dropout": 5, "sample": 6, "pair": 7}
 
 
-def row_keys(seed: int, purpose: str, step: int, places: Tensor) -> Tensor:
+def row_keys(seed: int, purpose: str, step: int, row_indices: Tensor) -> Tensor:
     """One int32 key for each row of a batch.
 
     Args:
-        seed: of the experiment.
-        purpose: one of PURPOSES, so that different draws are independent.
-        step: of the optimizer, from 0.
-        places: integer [B], the rows' places in the global batch.
+        seed: seed of the experiment.
+        purpose: one of PURPOSES, so that random numbers for different purposes are independent.
+        step: optimizer step, from 0.
+        row_indices: integer [B], index of each row in the global batch.
     """
-    key = torch.zeros((), dtype=torch.int32, device=places.device)
+    key = torch.zeros((), dtype=torch.int32, device=row_indices.device)
     for word in (seed, seed >> 32, PURPOSES[purpose], step, step >> 32):
         key = combine(key, signed(word))
-    return combine(key, places.to(torch.int32))
+    return combine(key, row_indices.to(torch.int32))
 
 
 def permute(index: Tensor, count: int, seed: int, epoch: int) -> Tensor:
-    """Where a keyed permutation of range(count) sends each of `index` (int64, any shape), in constant memory.
+    """Applies a keyed permutation of range(count) to `index` (int64, any shape), in constant memory.
 
-    A Feistel network over the next even power of two, walked until it lands inside the range: a bijection, so in
-    every epoch each row is visited once.
+    A Feistel network over the next even power of two is applied until the result is in the range. It is a bijection,
+    so every epoch visits each row once.
     """
     if count < 1 or count > 2**62:
         raise ValueError(f"cannot permute {count} rows")

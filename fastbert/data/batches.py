@@ -1,8 +1,8 @@
-"""Rows and batches from a stream of tokens: [CLS], then the next T - 1 tokens, documents joined by [SEP].
+"""Rows and batches from a stream of tokens: [CLS], then the next T - 1 tokens, with documents separated by [SEP].
 
-No token is dropped but the stream's last few. The order is a keyed permutation of the rows, new in every epoch and a
-function of (seed, place in the run), so any batch can be drawn without those before it. Where a run has sequences of
-two lengths, the stream is cut anew for the second, which has permutations of its own from its first epoch on.
+Only the last few tokens of the stream are dropped. The order is a keyed permutation of the rows for each epoch: a
+function of the seed and the sequence's number in the run, so any batch can be read without those before it. If a run
+has sequences of two lengths, the stream is cut again for the second one, with different permutations.
 
 Shapes: B rows, T tokens.
 """
@@ -31,7 +31,7 @@ class Stream(Protocol):
 
 
 class InMemory:
-    """A stream of tokens that lie in memory."""
+    """A stream of tokens in memory."""
 
     def __init__(self, tokens: np.ndarray) -> None:
         self.tokens = tokens
@@ -49,14 +49,14 @@ class Batch:
 
     input_ids: Tensor
     """int64 [B, T]."""
-    places: Tensor
-    """int64 [B], the rows' places in the global batch (in validation: in the split)."""
+    row_indices: Tensor
+    """int64 [B]: index of each row in the global batch (in validation: in the split)."""
     document_ids: Tensor | None = None
     """int64 [B, T] with the document mask: which document of its row a token belongs to."""
     position_ids: Tensor | None = None
     """int64 [B, T] with the document mask: positions that start again in every document."""
     noted: Occurrences | None = None
-    """Where the words that have notes stand; None without notes."""
+    """Positions of the words that have notes; None without a note dictionary."""
 
 
 class PackedRows:
@@ -73,10 +73,10 @@ class PackedRows:
     ) -> None:
         """
         Args:
-            noted: the words of the stream that have notes, in rows of the same length.
+            noted: the words of the stream that have notes, for rows of the same length.
 
         Raises:
-            UserError: a length under 2.
+            UserError: the length is below 2.
         """
         if length < 2:
             raise UserError(f"length must be at least 2, [CLS] and a word, not {length}")
@@ -87,42 +87,43 @@ class PackedRows:
         return len(self.stream) // (self.length - 1)
 
     def read(
-        self, indices: np.ndarray, places: np.ndarray, device: torch.device, step_words: StepWords | None = None
+        self, rows: np.ndarray, row_indices: np.ndarray, device: torch.device, step_words: StepWords | None = None
     ) -> Batch:
-        """The rows `indices`, on `device`; `places` are their places in the global batch.
+        """Reads `rows` of the stream onto `device`.
 
         Args:
-            step_words: where words have notes, those of the global batch; if None, `indices` are all of it.
+            row_indices: index of each row in the global batch.
+            step_words: with a note dictionary, the words of the global batch; None if `rows` are the global batch.
         """
-        ids = np.empty((len(indices), self.length), dtype=np.int64)
+        ids = np.empty((len(rows), self.length), dtype=np.int64)
         ids[:, 0] = self.cls_id
         width = self.length - 1
-        for row, index in enumerate(indices):
-            ids[row, 1:] = self.stream.read(int(index) * width, (int(index) + 1) * width)
-        input_ids, place = (to_device(array, device) for array in (ids, places.astype(np.int64)))
+        for i, row in enumerate(rows):
+            ids[i, 1:] = self.stream.read(int(row) * width, (int(row) + 1) * width)
+        input_ids, indices = (to_device(array, device) for array in (ids, row_indices.astype(np.int64)))
         documents = documents_of(input_ids, self.sep_id) if self.document_mask else (None, None)
         noted = None
         if self.noted is not None:
-            noted = self.noted.read(indices, step_words or self.noted.step_words(indices), device)
-        return Batch(input_ids, place, *documents, noted)
+            noted = self.noted.read(rows, step_words or self.noted.step_words(rows), device)
+        return Batch(input_ids, indices, *documents, noted)
 
 
 def documents_of(input_ids: Tensor, sep_id: int) -> tuple[Tensor, Tensor]:
     """Document ids and positions of packed rows.
 
-    A document ends with its [SEP]. Positions start again in each; position 0 is [CLS]'s, so a document that has none
-    starts at 1.
+    A document ends with its [SEP]. Positions start again in each document; position 0 is reserved for [CLS], so a
+    document without [CLS] starts at 1.
 
     Returns:
         document_ids, position_ids: int64 [B, T].
     """
     ends = (input_ids == sep_id).long()
     document_ids = ends.cumsum(1) - ends
-    place = torch.arange(input_ids.shape[1], device=input_ids.device)
+    position = torch.arange(input_ids.shape[1], device=input_ids.device)
     first = torch.zeros_like(input_ids)
-    first[:, 1:] = torch.where(ends[:, :-1].bool(), place[1:], 0)
+    first[:, 1:] = torch.where(ends[:, :-1].bool(), position[1:], 0)
     start = first.cummax(1).values
-    return document_ids, place - start + (document_ids > 0)
+    return document_ids, position - start + (document_ids > 0)
 
 
 class TrainingBatches:
@@ -139,8 +140,8 @@ class TrainingBatches:
     ) -> None:
         """
         Args:
-            rows: length -> the stream cut into rows of it, for each of the plan's lengths.
-            micro_batch_size: rows of the plan's last length; of shorter ones as many more as have the same tokens.
+            rows: length -> the stream cut into rows of this length, for each length of the plan.
+            micro_batch_size: rows of the plan's last length; the number of shorter rows is scaled to the same tokens.
 
         Raises:
             UserError: the corpus has fewer rows than one batch.
@@ -155,23 +156,23 @@ class TrainingBatches:
         self.seed, self.device, self.world = seed, device, world
 
     def at(self, step: int) -> Iterator[Batch]:
-        """This rank's micro-batches of `step` (from 0)."""
+        """Micro-batches of this rank in `step` (from 0)."""
         stage = self.plan.at(step)
         rows = self.rows[stage.length]
-        places = np.arange(stage.batch_size)
-        indices = self.order(self.plan.drawn(step) + places, stage.length)
-        step_words = None if rows.noted is None else rows.noted.step_words(indices)
+        row_indices = np.arange(stage.batch_size)
+        selected = self.order(self.plan.sequences_before(step) + row_indices, stage.length)
+        step_words = None if rows.noted is None else rows.noted.step_words(selected)
         micro = max(1, self.micro_batch_size * self.plan.lengths[-1] // stage.length)
         mine = self.world.rows(stage.batch_size)
         for start in range(mine.start, mine.stop, micro):
             part = slice(start, min(start + micro, mine.stop))
-            yield rows.read(indices[part], places[part], self.device, step_words)
+            yield rows.read(selected[part], row_indices[part], self.device, step_words)
 
-    def order(self, drawn: np.ndarray, length: int) -> np.ndarray:
-        """Row indices for the run's `drawn`-th sequences of `length`, int64."""
+    def order(self, numbers: np.ndarray, length: int) -> np.ndarray:
+        """Rows of the stream, int64, for the sequences of `length` with these numbers in the run (from 0)."""
         count, cut = len(self.rows[length]), self.plan.lengths.index(length)
-        epoch, within = np.divmod(drawn, count)
-        out = np.empty(len(drawn), dtype=np.int64)
+        epoch, within = np.divmod(numbers, count)
+        out = np.empty(len(numbers), dtype=np.int64)
         for e in np.unique(epoch):
             here = epoch == e
             out[here] = permute(torch.from_numpy(within[here]), count, self.seed, (cut << 32) + int(e)).numpy()
@@ -181,7 +182,7 @@ class TrainingBatches:
 def validation_batches(
     rows: PackedRows, sequences: int, micro_batch_size: int, device: torch.device, world: World = ONE_PROCESS
 ) -> Iterator[Batch]:
-    """This rank's rows of `sequences` spread evenly over the split (all if it has fewer), always the same."""
+    """Batches of this rank: always the same `sequences` rows spread evenly over the split (all if it has fewer)."""
     count = min(sequences, len(rows))
     indices = (np.arange(count) * len(rows) // count)[world.rows(count)]
     for start in range(0, len(indices), micro_batch_size):

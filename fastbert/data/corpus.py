@@ -16,7 +16,6 @@ from fastbert.data.duplicates import COUNTED, KeyFile, Seen
 from fastbert.data.encoding import Encoded, encode_in_worker
 from fastbert.data.hashing import text_hash
 from fastbert.data.partial import Partial, left_behind
-from fastbert.data.progress import Report
 from fastbert.data.rare import WordCounter
 from fastbert.data.shards import SPLITS
 from fastbert.data.source_counts import Shares, told_end
@@ -24,12 +23,14 @@ from fastbert.data.sources import Source
 from fastbert.data.tokenizer import WordPiece
 from fastbert.data.workers import in_order
 from fastbert.data.writer import SplitWriter
+from fastbert.progress import progress
 from fastbert.streams import echo
 
 BATCH_CHARACTERS = 2**21
 BYTES_PER_WORKER = 2**23  # a process takes half a second to start: less text than this is not worth one
 STATE_BATCHES = 128  # between two states that are kept: 270 MB of text, some ten seconds
-COUNTS = ("batches", "complete", "smallest", "largest", "duplicates")  # of a Corpus: JSON in its state
+COUNTS = ("batches", "position", "complete", "smallest", "largest", "duplicates")  # of a Corpus: JSON in its state
+STATE_VERSION = 2  # to be raised when the state has other contents
 
 
 class Corpus:
@@ -39,6 +40,8 @@ class Corpus:
         self.writers = {split: SplitWriter(folder, split, wordpiece.continuing, shard_tokens) for split in SPLITS}
         self.counter, self.shares = WordCounter(), Shares(parts)
         self.batches = 0
+        self.position = 0
+        """`Source.position` after these batches."""
         self.complete = False
         self.smallest, self.largest = 2**64, -1
         """Hashes of the documents at either end of the order that splits them."""
@@ -135,7 +138,6 @@ def tokenize(
     apart: bool,
     partial: Partial,
     submit: Callable[..., Future],
-    report: Report,
 ) -> None:
     """Writes the source into `corpus`, from where that stands to the end.
 
@@ -148,13 +150,16 @@ def tokenize(
         submit: runs a function with arguments elsewhere.
     """
     bound = np.uint64(int(share * 2**64))
-    known = corpus.batches
+    batches = _batches(source)
+    if corpus.batches:
+        with progress("skipping what is already tokenized", corpus.position) as work:
+            for _ in range(corpus.batches):
+                next(batches)
+                work.update(source.position)
     seen = Seen(corpus.keys.read(), None if drop_duplicates else COUNTED)
 
     def jobs() -> Iterator[tuple[tuple[np.ndarray, np.ndarray, np.ndarray, int, np.ndarray], int, Future]]:
-        for number, (texts, parts) in enumerate(_batches(source)):
-            if number < known:
-                continue
+        for number, (texts, parts) in enumerate(batches, corpus.batches):
             keys = text_hash(seed, texts)
             repeated, new = seen.add(keys)
             if drop_duplicates and repeated.any():
@@ -168,11 +173,12 @@ def tokenize(
             batch = (keys, training, parts, int(repeated.sum()), new)
             yield batch, source.position, submit(encode_in_worker, texts, training)
 
-    for batch, position, encoded in in_order(jobs()):
-        corpus.add(*batch, encoded)
-        report(position)
-        if corpus.batches % STATE_BATCHES == 0 and not moved and not apart:
-            corpus.save(partial, source)
+    with progress("tokenizing", source.size, done=corpus.position) as work:
+        for batch, corpus.position, encoded in in_order(jobs()):
+            corpus.add(*batch, encoded)
+            work.update(corpus.position)
+            if corpus.batches % STATE_BATCHES == 0 and not moved and not apart:
+                corpus.save(partial, source)
     corpus.close()
     if told := told_end(source):
         echo(told)

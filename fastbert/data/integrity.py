@@ -12,23 +12,21 @@ import os
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from fastbert.data.progress import progress
 from fastbert.errors import UserError
 from fastbert.files import atomic_file
 from fastbert.inputs import input_errors, open_input
+from fastbert.progress import progress
 from fastbert.records import json_text, read_json
 from fastbert.streams import echo
 
 HEADER_BYTES = 128  # of a one-dimensional .npy file, whatever its length
 CHUNK = 2**20
 THREADS = 4  # SHA-256 of one thread is 2 GB/s where the processor has instructions for it, a fifth of that elsewhere
-NOTICEABLE = 2**28  # bytes from which on a progress bar is shown
 
 FileRecord = dict[str, Any]
 """`bytes` and `sha256` of a file, as dataset.json has them. A .npy file is hashed in the order in which it is written:
@@ -93,7 +91,8 @@ def hash_of(path: Path, report: Callable[[int], None] = lambda count: None, stop
             report(count)
         if stop is None:
             file.seek(0)
-            sha.update(file.read(first))
+            sha.update(header := file.read(first))
+            report(len(header))
     return sha
 
 
@@ -108,14 +107,16 @@ def compare(folder: Path, files: Mapping[str, FileRecord], why: str) -> None:
         UserError: names the files that differ or cannot be read.
     """
     total, done, lock = sum(record["bytes"] for record in files.values()), 0, threading.Lock()
-    shown = progress(f"verifying {folder}", total) if total >= NOTICEABLE else nullcontext(lambda done: None)
-    with shown as report, ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1)) as threads:
+    with (
+        progress(f"verifying {folder}", total) as work,
+        ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1)) as threads,
+    ):
 
         def advance(count: int) -> None:
             nonlocal done
             with lock:
                 done += count
-                report(done)
+                work.update(done)
 
         found = threads.map(lambda name: hash_of(folder / name, advance).hexdigest(), files)
         damaged = [name for name, sha in zip(files, found, strict=True) if sha != files[name]["sha256"]]

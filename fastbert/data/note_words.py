@@ -18,6 +18,7 @@ from torch import Tensor
 from fastbert.data.encoding import hash_words, spread, word_starts
 from fastbert.data.shards import Dataset, TokenStream
 from fastbert.errors import UserError
+from fastbert.progress import Progress, progress
 
 BUCKET = 64
 BLOCK_ROWS = 2**18  # looked at together while words are chosen
@@ -92,12 +93,13 @@ def choose_words(dataset: Dataset, least: int, most: int, share: float, length: 
 
     stream = dataset.split("train")
     first_ranks = [np.zeros(0, np.int32)]  # of each row that is touched, the first rank whose word touches it
-    for row, _, _, word in _whole_words(stream, length):
-        ranked = rank[word] < none
-        row, ranks = row[ranked], rank[word[ranked]]
-        borders = np.flatnonzero(np.diff(row, prepend=-1))
-        if len(row):
-            first_ranks.append(np.minimum.reduceat(ranks, borders))
+    with progress("choosing words for the note dictionary", len(stream), "tokens") as work:
+        for row, _, _, word in _whole_words(stream, length, work):
+            ranked = rank[word] < none
+            row, ranks = row[ranked], rank[word[ranked]]
+            borders = np.flatnonzero(np.diff(row, prepend=-1))
+            if len(row):
+                first_ranks.append(np.minimum.reduceat(ranks, borders))
     touched = np.concatenate(first_ranks)
     if not len(touched):
         raise UserError(_no_words(dataset, least, most))
@@ -107,7 +109,7 @@ def choose_words(dataset: Dataset, least: int, most: int, share: float, length: 
     return np.where(chosen, np.cumsum(chosen) - 1, -1).astype(np.int32)
 
 
-def _whole_words(stream: TokenStream, length: int) -> Iterator[tuple[np.ndarray, ...]]:
+def _whole_words(stream: TokenStream, length: int, work: Progress) -> Iterator[tuple[np.ndarray, ...]]:
     """Blocks of (row, position, pieces, rare word) of the rare words that are whole in a row, in the stream's order."""
     width = length - 1
     rows = len(stream) // width
@@ -116,6 +118,7 @@ def _whole_words(stream: TokenStream, length: int) -> Iterator[tuple[np.ndarray,
         row = found.positions // width
         whole = (found.positions + np.maximum(found.lengths, 1) - 1) // width == row
         yield row[whole], found.positions[whole], found.lengths[whole], found.words[whole]
+        work.update(min(start + BLOCK_ROWS, rows) * width)
 
 
 def _no_words(dataset: Dataset, least: int, most: int) -> str:
@@ -160,10 +163,11 @@ class NoteWords:
         self.width, self.half_window = length - 1, half_window
         self.documents = np.append(stream.documents, len(stream))
         parts = [(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.uint16), np.zeros(0, np.int32))]
-        for row, positions, lengths, words in _whole_words(stream, length):
-            words = row_of_word[words]
-            noted = words >= 0
-            parts.append((np.unique(row[noted]), positions[noted], lengths[noted], words[noted]))
+        with progress("finding the words of the note dictionary", len(stream), "tokens") as work:
+            for row, positions, lengths, words in _whole_words(stream, length, work):
+                words = row_of_word[words]
+                noted = words >= 0
+                parts.append((np.unique(row[noted]), positions[noted], lengths[noted], words[noted]))
         rows, self.positions, self.lengths, self.words = (
             np.concatenate(part).astype(part[0].dtype) for part in zip(*parts, strict=True)
         )

@@ -37,6 +37,7 @@ from fastbert.files import (
 )
 from fastbert.inputs import UnreadableError, open_input, raise_refusal
 from fastbert.outputs import move_contents, ordered, resolved
+from fastbert.progress import progress
 from fastbert.records import parse_json, read_json, write_json
 from fastbert.streams import echo
 
@@ -280,7 +281,8 @@ def _moved(folder: Path) -> list[str]:
 def _finish(folder: Path, out: Path) -> None:
     """Makes `folder` durable and puts it into place."""
     if not (folder / MOVED).is_file():
-        sync_tree(folder)
+        with progress("flushing the files to the disk"):
+            sync_tree(folder)
         write_json(folder / MOVED, sorted(name for name in contents(folder) if _PLAIN_NAME.fullmatch(name)))
     (folder / STATE).unlink(missing_ok=True)
     names = _moved(folder)

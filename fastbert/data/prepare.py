@@ -15,23 +15,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Annotated, Any
 
-from fastbert.data.corpus import Corpus, tokenize, workers_for
+from fastbert.data.corpus import STATE_VERSION, Corpus, tokenize, workers_for
 from fastbert.data.encoding import token_dtype
 from fastbert.data.integrity import FileRecord, compare, file_record, is_record, save_array
 from fastbert.data.partial import STATE, TOKENIZER, Partial, is_free, left_behind, partial_folder, remove_traces
-from fastbert.data.progress import progress
 from fastbert.data.rare import write_rare
 from fastbert.data.shards import FORMAT, FORMAT_VERSION, SPLITS, read_record, unigram_entropy
 from fastbert.data.sources import Source, open_source
 from fastbert.data.summary import summary, warnings
 from fastbert.data.text import READING
-from fastbert.data.tokenizer import WordPiece, train_tokenizer
+from fastbert.data.tokenizer import WordPiece, sample_documents, train_tokenizer
 from fastbert.data.tokenizer_folders import load_tokenizer
 from fastbert.data.workers import pool
 from fastbert.data.writer import SplitWriter
 from fastbert.errors import OptionError, UserError
 from fastbert.files import atomic_folder, disk_errors
 from fastbert.outputs import check_output_folder
+from fastbert.progress import progress
 from fastbert.ranges import Count, Fraction, Range, Seed, Vocabulary, Workers, check_values
 from fastbert.records import read_json, seal_of, write_json
 from fastbert.streams import echo, warn
@@ -133,7 +133,8 @@ def prepare(options: PrepareOptions, table: IO[str] | None = None) -> Path:
             remove_traces(out)
         echo(f"{out} is already prepared from this source with these options")
     else:
-        with partial_folder(out, {**made_of, "format_version": FORMAT_VERSION, "reading": READING}) as partial:
+        versions = {"format_version": FORMAT_VERSION, "reading": READING, "state_version": STATE_VERSION}
+        with partial_folder(out, {**made_of, **versions}) as partial:
             if partial is None:
                 _finished(out, made_of)
             elif not partial.complete:
@@ -199,10 +200,9 @@ def _finished(out: Path, made_of: dict[str, Any]) -> bool:
 
 
 def _train(source: Source, options: PrepareOptions) -> WordPiece:
-    with progress("reading a sample for the tokenizer", source.size) as report:
-        wordpiece = train_tokenizer(
-            _watched(source, report), options.vocab_size, options.lowercase, options.strip_accents
-        )
+    with progress("reading a sample for the tokenizer", source.size) as work:
+        sample = sample_documents(_watched(source, work.update))
+    wordpiece = train_tokenizer(sample, options.vocab_size, options.lowercase, options.strip_accents)
     if len(wordpiece.tokens) < options.vocab_size:
         echo(
             f"the tokenizer has {len(wordpiece.tokens):,} entries, not the {options.vocab_size:,} asked for: "
@@ -286,9 +286,8 @@ def _tokenize(
         corpus = Corpus(partial.folder, wordpiece, options.shard_tokens, len(source.parts))
         corpus.restore(partial, source)
         if not corpus.complete:
-            with progress("tokenizing", source.size) as report:
-                asked = (options.validation_fraction, options.seed, options.drop_duplicates)
-                tokenize(corpus, source, *asked, moved, apart, partial, submit, report)
+            asked = (options.validation_fraction, options.seed, options.drop_duplicates)
+            tokenize(corpus, source, *asked, moved, apart, partial, submit)
         if all(writer.documents for writer in corpus.writers.values()):
             if not moved and not apart:
                 corpus.save(partial, source)

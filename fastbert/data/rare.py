@@ -16,6 +16,7 @@ from fastbert.data.integrity import FileRecord, compare, save_array, save_json
 from fastbert.data.tokenizer import PREFIX, WordPiece
 from fastbert.data.workers import in_order
 from fastbert.data.writer import shard_file
+from fastbert.progress import Progress, progress
 
 MOST_WORDS = 2**23  # distinct words held while counting: 128 MB, three times that while two tables are merged
 PENDING = 2**20
@@ -127,45 +128,37 @@ def write_rare(
     counts: np.ndarray,
     submit: Callable[..., Future],
 ) -> tuple[dict[str, dict[str, int]], dict[str, list[dict[str, FileRecord]]], FileRecord]:
-    """Writes the list of rare words and their places in every shard.
+    """Writes the list of rare words and their positions in every shard.
 
     Args:
-        shards: the tokens of each shard of each split, the training split first.
-        hashes, counts: of the rare words, the hashes sorted.
-        submit: runs a function with arguments elsewhere.
+        shards: number of tokens of each shard of each split, the training split first.
+        hashes, counts: those of the rare words, sorted by hash.
+        submit: runs a function with arguments in another process.
 
     Returns:
-        For each split its occurrences of rare words, its sequences, and how many of these have such a word; for each
-        shard of each split the records of its files; the record of the list.
+        For each split the occurrences of rare words, the sequences, and the sequences that contain a rare word; for
+        each shard of each split the records of its files; the record of the list.
     """
     hashes_file = folder / "hashes.npy"
     np.save(hashes_file, hashes, allow_pickle=False)
     words = [""] * len(hashes)
-    unseen = np.ones(len(hashes), dtype=bool)
     figures, files = {}, {split: [] for split in shards}
-    for split, sizes in shards.items():
-        occurrences = touched = sequences = 0
-        for number, size in enumerate(sizes):
-            tokens_file = folder / shard_file(split, number, "tokens")
-            blocks = _blocks(np.load(folder / shard_file(split, number, "documents"), allow_pickle=False), size)
-            jobs = ((None, None, submit(find_words, tokens_file, *block, hashes_file, wordpiece)) for block in blocks)
-            found = [vars(part) for _, _, part in in_order(jobs)]
-            places = RareWords(**{name: np.concatenate([part[name] for part in found]) for name in RARE})
-            tokens = np.load(tokens_file, mmap_mode="r", allow_pickle=False)
-            new, where = np.unique(places.words, return_index=True)
-            for word, place in zip(new[unseen[new]], where[unseen[new]], strict=True):
-                position = places.positions[place]
-                words[word] = spell(tokens[position : position + places.lengths[place]], wordpiece)
-            unseen[new] = False
-            names = {part: shard_file(split, number, f"rare.{part}") for part in RARE}
-            saved = {name: save_array(folder / name, getattr(places, part)) for part, name in names.items()}
-            files[split].append(saved)
-            occurrences += len(places.words)
-            row = SEQUENCE_TOKENS - 1  # [CLS] takes the first place
-            ends = places.positions + np.maximum(places.lengths, 1) - 1
-            touched += len(np.union1d(places.positions // row, ends // row))
-            sequences += -(-size // row)
-        figures[split] = {"occurrences": occurrences, "sequences": sequences, "sequences_touched": touched}
+    with progress("finding rare words", sum(map(sum, shards.values())), "tokens") as work:
+        for split, sizes in shards.items():
+            occurrences = touched = sequences = 0
+            for number, size in enumerate(sizes):
+                found = _find_in_shard(folder, split, number, size, hashes_file, wordpiece, submit, work)
+                _spell_new(words, found, folder / shard_file(split, number, "tokens"), wordpiece)
+                names = {part: shard_file(split, number, f"rare.{part}") for part in RARE}
+                files[split].append(
+                    {name: save_array(folder / name, getattr(found, part)) for part, name in names.items()}
+                )
+                occurrences += len(found.words)
+                row = SEQUENCE_TOKENS - 1  # the first position is that of [CLS]
+                ends = found.positions + np.maximum(found.lengths, 1) - 1
+                touched += len(np.union1d(found.positions // row, ends // row))
+                sequences += -(-size // row)
+            figures[split] = {"occurrences": occurrences, "sequences": sequences, "sequences_touched": touched}
     hashes_file.unlink()
 
     order = sorted(range(len(words)), key=lambda i: (-counts[i], words[i]))
@@ -178,6 +171,39 @@ def write_rare(
             records[name] = save_array(folder / name, number_of[np.load(folder / name, allow_pickle=False)])
     listed = {"words": [words[i] for i in order], "counts": [int(counts[i]) for i in order]}
     return figures, files, save_json(folder / "rare_words.json", listed)
+
+
+def _find_in_shard(
+    folder: Path,
+    split: str,
+    number: int,
+    size: int,
+    hashes_file: Path,
+    wordpiece: WordPiece,
+    submit: Callable[..., Future],
+    work: Progress,
+) -> RareWords:
+    """The rare words of a shard of `size` tokens, found block by block in worker processes."""
+    tokens_file = folder / shard_file(split, number, "tokens")
+    documents = np.load(folder / shard_file(split, number, "documents"), allow_pickle=False)
+    jobs = (
+        (stop - start, None, submit(find_words, tokens_file, start, stop, hashes_file, wordpiece))
+        for start, stop in _blocks(documents, size)
+    )
+    parts = []
+    for tokens, _, part in in_order(jobs):
+        parts.append(vars(part))
+        work.update(work.done + tokens)
+    return RareWords(**{name: np.concatenate([part[name] for part in parts]) for name in RARE})
+
+
+def _spell_new(words: list[str], found: RareWords, tokens_file: Path, wordpiece: WordPiece) -> None:
+    """Fills in the spelling of the words in `found` that have none yet in `words`."""
+    tokens = np.load(tokens_file, mmap_mode="r", allow_pickle=False)
+    for word, index in zip(*np.unique(found.words, return_index=True), strict=True):
+        if not words[word]:
+            position = found.positions[index]
+            words[word] = spell(tokens[position : position + found.lengths[index]], wordpiece)
 
 
 def _blocks(documents: np.ndarray, size: int) -> Iterator[tuple[int, int]]:

@@ -22,6 +22,7 @@ from fastbert.data.tokenizer_folders import load_tokenizer
 from fastbert.data.writer import PARTS, shard_file
 from fastbert.errors import UserError, brief, choose
 from fastbert.inputs import input_errors, open_input
+from fastbert.progress import Progress, progress
 from fastbert.records import COUNT, check, read_json, seal_of
 
 FORMAT = "fastbert tokens"
@@ -120,12 +121,12 @@ class TokenStream:
             found.append((positions + self._borders[number], lengths, words))
         return RareWords(*map(np.concatenate, zip(*found, strict=True)))
 
-    def check_ranges(self) -> None:
-        """Reads all shards; a UserError names the file if a number is not in its range, whatever the hashes say."""
+    def check_ranges(self, work: Progress) -> None:
+        """Reads all shards, also where the hashes are right; a UserError names the file with a number out of range."""
         for number, starts in enumerate(self._parts["documents"]):
             self._check_documents(number, starts)
             for first in range(0, len(self._parts["tokens"][number]), BLOCK):
-                self._tokens(number, first, first + BLOCK)
+                work.update(work.done + len(self._tokens(number, first, first + BLOCK)))
             positions = self._parts["rare.positions"][number]
             for first in range(0, len(positions), BLOCK):
                 self._rare(number, max(0, first - 1), min(first + BLOCK, len(positions)))
@@ -280,8 +281,9 @@ def _verify(folder: Path, record: dict[str, Any], streams: dict[str, TokenStream
         if always:
             remember(folder, {})  # if it fails now, it must not pass the next time
         compare(folder, {name: shards[name] for name in left}, why)
-        for stream in streams.values():
-            stream.check_ranges()
+        with progress(f"checking {folder}", sum(map(len, streams.values())), "tokens") as work:
+            for stream in streams.values():
+                stream.check_ranges(work)
         remember(folder, marks)
 
 

@@ -60,7 +60,7 @@ def far_off(sources: list[dict[str, Any]]) -> str:
     given = [sum(source[split]["bytes"] for split in SPLITS) for source in sources]
     for source, size in zip(sources, given, strict=True):
         if source["weight"] is not None and abs(size / sum(given) - source["weight"]) > FAR:
-            return f"{source['source']} has {size / sum(given):.1%} of the bytes, {source['weight']:.1%} was asked for"
+            return f"{source['source']} has {size / sum(given):.1%} of the bytes, not {source['weight']:.1%}"
     return ""
 
 

@@ -87,13 +87,13 @@ class Stage:
 
     @property
     def tokens(self) -> int:
-        """In a step."""
+        """Tokens in a step."""
         return self.batch_size * self.length
 
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """The stages of a run, the first from step 0; the last goes on without an end."""
+    """Stages of a run. The first starts at step 0; the last has no end."""
 
     stages: tuple[Stage, ...]
 
@@ -107,7 +107,7 @@ class BatchPlan:
         return tuple(dict.fromkeys(stage.length for stage in self.stages))
 
     def spans(self, start: int, stop: int) -> Iterator[tuple[Stage, int]]:
-        """Each stage that has steps of start ... stop - 1, and how many."""
+        """Stages with steps in start ... stop - 1, and the number of these steps."""
         ends = [*(stage.first for stage in self.stages[1:]), stop]
         for stage, end in zip(self.stages, ends, strict=True):
             if (count := min(stop, end) - max(start, stage.first)) > 0:
@@ -117,27 +117,27 @@ class BatchPlan:
         return next(stage for stage, _ in self.spans(step, step + 1))
 
     def tokens(self, start: int, stop: int) -> int:
-        """In the steps start ... stop - 1."""
+        """Tokens in the steps start ... stop - 1."""
         return sum(stage.tokens * count for stage, count in self.spans(start, stop))
 
-    def drawn(self, step: int) -> int:
-        """Sequences of the length of `step` that the steps before it took."""
+    def sequences_before(self, step: int) -> int:
+        """Number of sequences with the length of `step` that the steps before it used."""
         length = self.at(step).length
         return sum(stage.batch_size * count for stage, count in self.spans(0, step) if stage.length == length)
 
     def sequences(self, steps: int) -> dict[int, int]:
-        """Length -> sequences of it in the first `steps` steps."""
+        """Length -> number of sequences of this length in the first `steps` steps."""
         found = dict.fromkeys(self.lengths, 0)
         for stage, count in self.spans(0, steps):
             found[stage.length] += stage.batch_size * count
         return found
 
     def total(self, cost: Callable[[int, int], float], start: int, stop: int) -> float:
-        """Of the steps start ... stop - 1; `cost` (batch_size, length) is that of one."""
+        """Total cost of the steps start ... stop - 1; `cost(batch_size, length)` is the cost of one step."""
         return sum(cost(*stage.shape) * count for stage, count in self.spans(start, stop))
 
     def describe(self, steps: int) -> str:
-        """Such as "1000 steps: 900 of 256 x 128 tokens, 100 of 64 x 512 tokens"."""
+        """Description such as "1000 steps: 900 of 256 x 128 tokens, 100 of 64 x 512 tokens"."""
         parts = [(count, f"of {stage.batch_size} x {stage.length} tokens") for stage, count in self.spans(0, steps)]
         if len(parts) == 1:
             return f"{steps} steps {parts[0][1]}"
@@ -147,9 +147,9 @@ class BatchPlan:
 def make_plan(options: StageOptions, batch_size: int, length: int, steps: int) -> BatchPlan:
     """The plan of a run of `steps` steps.
 
-    A batch that grows from b to B = k b sequences goes through n = min(k - 1, 8) sizes before B, each for an n-th of
-    the warm-up: b (1 + (k - 1) i // n) for i = 0 ... n - 1. Sequences of the first length take the first share of the
-    steps; a step then has batch x length / first length of them, so its tokens are those it would have without.
+    A batch that grows from b to B = k b sequences has n = min(k - 1, 8) sizes before B, each for an n-th of the
+    warm-up: b (1 + (k - 1) i // n) for i = 0 ... n - 1. The first fraction of the steps has sequences of the first
+    length; such a step has batch x length / first length sequences, so its number of tokens is the same.
 
     Raises:
         UserError: the batch grows for longer than the run.
@@ -176,7 +176,7 @@ def growth(options: StageOptions, batch_size: int, steps: int) -> list[tuple[int
         )
     times = batch_size // options.initial_batch_size
     count = min(times - 1, GROWTH_STAGES)
-    # Of stages that begin at one step, those without a step of their own, the last counts.
+    # If several stages begin at the same step, only the last one has steps.
     begins = {
         warmup * i // count: options.initial_batch_size * (1 + (times - 1) * i // count) for i in range(count + 1)
     }
@@ -184,16 +184,16 @@ def growth(options: StageOptions, batch_size: int, steps: int) -> list[tuple[int
 
 
 def all_shapes(options: StageOptions, batch_size: int, length: int) -> set[tuple[int, int]]:
-    """(sequences in a step, tokens in a sequence): all that there can be, whatever the number of steps."""
+    """All possible (sequences in a step, tokens in a sequence), for any number of steps."""
     sizes = [size for _, size in growth(options, batch_size, NOMINAL_STEPS)]
     return {(size * length // tokens, tokens) for size in sizes for tokens in (options.first_length or length, length)}
 
 
 def steps_within(budget: float, cost: Callable[[int], float], least: int) -> int:
-    """The most steps that cost no more than `budget`, or `least`, if that is more.
+    """Largest number of steps that costs no more than `budget`, and at least `least`.
 
     Args:
-        cost: steps -> what a run of so many costs; rises with them.
+        cost: number of steps -> cost of a run; increasing.
         least: steps of the shortest run.
     """
     most = 2 * least

@@ -1,4 +1,4 @@
-"""The table with which `fastbert prepare` ends."""
+"""The table that `fastbert prepare` prints at the end."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,18 +8,18 @@ from fastbert.data.encoding import MUCH_UNKNOWN
 
 
 def summary(dataset: dict[str, Any]) -> str:
-    """A plain table of a dataset.json: one column a split."""
+    """A plain table of a dataset.json, one column for each split."""
     tokens = sum(split["tokens"] for split in dataset["splits"].values())
     rows: dict[str, Callable[[dict[str, Any]], str]] = {
         "documents": lambda s: f"{s['documents']:,}",
-        "words (and marks)": lambda s: f"{s['words']:,}",
+        "words and punctuation": lambda s: f"{s['words']:,}",
         "tokens": lambda s: f"{s['tokens']:,}",
-        "of all tokens": lambda s: f"{s['tokens'] / tokens:.2%}",
-        "[UNK] of the tokens": lambda s: f"{unknown(s):.3%}",
-        "tokens a word": lambda s: f"{s['tokens'] / max(s['words'], 1):.3f}",
-        "bytes a token": lambda s: f"{s['bytes'] / s['tokens']:.2f}",
-        "rare words' occurrences": lambda s: f"{s['rare']['occurrences']:,}",
-        "sequences of 128 touched": lambda s: f"{s['rare']['sequences_touched'] / s['rare']['sequences']:.1%}",
+        "fraction of all tokens": lambda s: f"{s['tokens'] / tokens:.2%}",
+        "[UNK] tokens": lambda s: f"{unknown(s):.3%}",
+        "tokens per word": lambda s: f"{s['tokens'] / max(s['words'], 1):.3f}",
+        "bytes per token": lambda s: f"{s['bytes'] / s['tokens']:.2f}",
+        "occurrences of rare words": lambda s: f"{s['rare']['occurrences']:,}",
+        "sequences with a rare word": lambda s: f"{s['rare']['sequences_touched'] / s['rare']['sequences']:.1%}",
         "unigram entropy (nats)": lambda s: f"{s['unigram_entropy']:.3f}",
     }
     splits = dataset["splits"]
@@ -34,7 +34,9 @@ def summary(dataset: dict[str, Any]) -> str:
         f"({options['rare_min']} to {options['rare_max']} times in train); vocabulary {dataset['vocab_size']:,}"
     )
     if lack := rare["counts_may_lack"]:
-        lines.append(f"counts of words may fall short by up to {lack}: too many distinct ones to hold")
+        lines.append(
+            f"word counts may be too low by up to {lack}: there are too many distinct words to count exactly in memory"
+        )
     if count := dataset["duplicates"]["documents"]:
         number = f"{count:,}" if dataset["duplicates"]["counted_all"] else f"at least {count:,}"
         dropped = "which were dropped" if options["drop_duplicates"] else "which --drop-duplicates leaves out"
@@ -45,7 +47,7 @@ def summary(dataset: dict[str, Any]) -> str:
 
 
 def warnings(dataset: dict[str, Any]) -> list[str]:
-    """What a user should know of a dataset.json before training on it."""
+    """Warnings about a dataset.json that a user should read before training on it."""
     options, splits = dataset["options"], dataset["splits"]
     found = []
     worst = max(splits, key=lambda name: unknown(splits[name]))
@@ -53,25 +55,25 @@ def warnings(dataset: dict[str, Any]) -> list[str]:
         fix = "raise --vocab-size" if options["tokenizer"] is None else "give another --tokenizer, or none to train one"
         found.append(
             f"{unknown(splits[worst]):.1%} of the {worst} tokens are [UNK]: the tokenizer has no pieces for these "
-            f"words, and nothing is learned of them; {fix}"
+            f"words, and nothing is learned about them; {fix}"
         )
-    asked = options["validation_fraction"]
+    requested = options["validation_fraction"]
     documents, tokens = (
         splits["validation"][what] / sum(split[what] for split in splits.values()) for what in ("documents", "tokens")
     )
-    if any(not 0.5 <= _odds(fraction) / _odds(asked) <= 2 for fraction in (documents, tokens)):
+    if any(not 0.5 <= _odds(fraction) / _odds(requested) <= 2 for fraction in (documents, tokens)):
         count = sum(split["documents"] for split in splits.values())
         found.append(
-            f"validation has {tokens:.2%} of the tokens and {documents:.2%} of the documents; {asked:.2%} was "
-            f"asked for: documents are not split, and these {count:,} are too few, of unequal length or copies of "
-            "each other; give more or shorter ones (text files: a blank line between them), or another --seed or "
+            f"validation has {tokens:.2%} of the tokens and {documents:.2%} of the documents instead of {requested:.2%}: "
+            f"documents are not split, and these {count:,} are too few, of unequal length or copies of each other; "
+            "give more or shorter documents (in text files, separate them by a blank line), or another --seed or "
             "--validation-fraction"
         )
     dropped = options["drop_duplicates"] and dataset["duplicates"]["documents"]
     if dropped and (off := source_counts.far_off(dataset.get("sources", []))):
         found.append(
-            f"{off}: duplicates are dropped after the sources are mixed, so what the sources share counts for the one "
-            "in which it occurs first; drop it in the files themselves, or choose --weights that allow for it"
+            f"{off}: duplicates are dropped after the sources are mixed, so a document of several sources counts for the "
+            "one that yields it first; remove duplicates from the files first, or adjust --weights"
         )
     return found
 

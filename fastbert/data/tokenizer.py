@@ -6,7 +6,7 @@ differs from run to run, so the alphabet and its `##` forms are counted here and
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fastbert.data.hashing import document_hash
-from fastbert.data.sources import cut
+from fastbert.data.sources.source import cut, text_bytes
 from fastbert.data.tokenizer_files import (
     ADDED,
     CONFIG,
@@ -27,6 +27,7 @@ from fastbert.data.tokenizer_files import (
 )
 from fastbert.errors import UserError
 from fastbert.files import atomic_file
+from fastbert.progress import Progress, progress
 from fastbert.records import read_json, write_json
 
 if TYPE_CHECKING:
@@ -163,9 +164,9 @@ def sample_documents(documents: Iterable[str], limit: int = SAMPLE_BYTES) -> lis
 
 
 def train_tokenizer(
-    documents: Iterable[str], vocab_size: int, lowercase: bool = True, strip_accents: bool | None = None
+    sample: Sequence[str], vocab_size: int, lowercase: bool = True, strip_accents: bool | None = None
 ) -> WordPiece:
-    """Trains WordPiece on a bounded sample of `documents`; the result depends on nothing but the text and arguments.
+    """Trains WordPiece on a `sample` (of `sample_documents`); the result depends on nothing but the text and arguments.
 
     The alphabet has the most frequent characters, an eighth of the vocabulary and at most COMMON_CHARACTERS, and all
     others that are frequent enough to be worth an entry (Chinese has thousands, and a character without an entry makes
@@ -179,7 +180,6 @@ def train_tokenizer(
     """
     if vocab_size < SMALLEST_VOCABULARY:
         raise UserError(f"vocab_size {vocab_size} is too small; use at least {SMALLEST_VOCABULARY}")
-    sample = sample_documents(documents)
     tokenizer = WordPiece(SPECIAL_TOKENS, lowercase=lowercase, strip_accents=strip_accents).build()
     counts = _count_characters(sample, tokenizer)
     ranked = sorted(counts, key=lambda c: (-counts[c], c))
@@ -196,7 +196,7 @@ def train_tokenizer(
     return WordPiece(tuple(tokens), lowercase=lowercase, strip_accents=strip_accents)
 
 
-def _count_characters(sample: list[str], tokenizer: "Tokenizer") -> dict[str, int]:
+def _count_characters(sample: Sequence[str], tokenizer: "Tokenizer") -> dict[str, int]:
     """How often each normalized character occurs."""
     counts = np.zeros(0x110000, dtype=np.int64)
     for text in sample:
@@ -226,7 +226,7 @@ def _fitting(characters: list[str], inner: set[str], entries: int) -> list[str]:
 
 
 def _train(
-    sample: list[str], tokenizer: "Tokenizer", alphabet: list[str], inner: set[str], vocab_size: int
+    sample: Sequence[str], tokenizer: "Tokenizer", alphabet: list[str], inner: set[str], vocab_size: int
 ) -> list[str]:
     """At most `vocab_size` tokens in the order of their ids: the special ones, the alphabet, pieces."""
     from tokenizers import trainers
@@ -240,12 +240,17 @@ def _train(
         limit_alphabet=len(alphabet),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(_pieces(sample), trainer)
+    with progress("training the tokenizer", sum(map(text_bytes, sample))) as work:
+        tokenizer.train_from_iterator(_pieces(sample, work), trainer)
     vocabulary = tokenizer.get_vocab()
     return sorted(vocabulary, key=vocabulary.__getitem__)
 
 
-def _pieces(sample: list[str]) -> Iterator[str]:
+def _pieces(sample: Sequence[str], work: Progress) -> Iterator[str]:
     # The library holds 256 texts at a time: short ones keep that small and give its threads equal work.
+    done = 0
     for text in sample:
         yield from cut(text, 2**14)
+        done += text_bytes(text)
+        work.update(done)
+    work.update(done, status="merging pieces")  # a few seconds, in which the library reports nothing

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 
 from fastbert.files import atomic_file
-from fastbert.finetuning.predict import Inputs
 from fastbert.finetuning.results import Figures
 from fastbert.finetuning.rows import Example
+from fastbert.finetuning.scoring import Inputs
 from fastbert.finetuning.tasks import Task
 from fastbert.records import finite_or_none, json_text
 

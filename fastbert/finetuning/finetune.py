@@ -4,8 +4,8 @@ out/config.yaml         the options, complete
 out/manifest.json       what the experiment is: options, model, data
 out/results.json        every seed's metrics at its best and last epoch, and their summary
 out/learning_curve.png  where several fractions are trained on
-out/seed-0/             config.yaml, metrics.jsonl, tensorboard/, errors.jsonl, model/, result.json (written last);
-                        until then checkpoints/, from which the same command continues
+out/seed-0/             config.yaml, metrics.jsonl, events.out.tfevents.*, errors.jsonl, model/, result.json (written
+                        last); until then checkpoints/, from which the same command continues
 out/fraction-0.1/seed-0/    the same for a fraction below the whole
 """
 

@@ -18,6 +18,7 @@ from fastbert.finetuning.stream import StreamBatch, TaskStream
 from fastbert.model.config import EncoderConfig
 from fastbert.randomness import row_keys
 from fastbert.records import COUNT
+from fastbert.streams import echo
 from fastbert.training.checkpoints import Checkpoint
 from fastbert.training.divergence import guard
 from fastbert.training.interrupts import Interrupts
@@ -144,6 +145,8 @@ class Tuner:
                 if interrupts.caught is not None:
                     return False
                 self.train_step(self.stream.at(epoch, index))
+                epochs = f"{epoch + 1}/{self.options.epochs}"
+                self.logbook.advance(progress.step, epoch=epochs, loss=self._mean_loss())
             self._book(self._lagged.pop())
             progress.seconds += time.perf_counter() - start
             progress.epoch += 1
@@ -182,14 +185,19 @@ class Tuner:
             return
         step, values = scalars
         progress = self.progress
-        if guard(progress, step, values, self.logbook.echo, lambda: ADVICE):
+        if guard(progress, step, values, echo, lambda: ADVICE):
             progress.window.append(values["loss"])
         done = step + 1
         if done % self.options.log_every == 0 or done == self.steps:
-            mean = sum(progress.window) / len(progress.window) if progress.window else float("nan")
-            row = {"loss": mean, "lr": self._rate(step), "grad_norm": values["norm"], "skipped": progress.skipped}
+            figures = {"grad_norm": values["norm"], "skipped": progress.skipped}
+            row = {"loss": self._mean_loss(), "lr": self._rate(step), **figures}
             self.logbook.log(done, "train", row)
             progress.window.clear()
+
+    def _mean_loss(self) -> float | None:
+        """The mean over the updates since the last logged row; None if there was none."""
+        window = self.progress.window
+        return sum(window) / len(window) if window else None
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
         """What a checkpoint holds: weights, and moments and counters of the optimizer."""

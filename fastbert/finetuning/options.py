@@ -184,10 +184,12 @@ class PredictOptions:
     """Labels and probabilities of a fine-tuned model, one JSON object a line."""
 
     model: str
-    """Folder of a fine-tuned model: that of a seed of `fastbert finetune`, or the model/ in it."""
-    out: str
-    """JSONL to write: a file, or /dev/stdout, a FIFO or the like, which is written into. With kind tokens a file called
-    .conll, .bio, .iob or .iob2 gets CoNLL columns."""
+    """A fine-tuned model: the folder of a seed of `fastbert finetune`, or the model/ in it. For an --out with several
+    seeds, the mean of their probabilities (or numbers) is used; a threshold of a multi-label task is the mean of the
+    seeds' thresholds."""
+    out: str = "-"
+    """JSONL file to write, or - for standard output. With kind tokens, a file named .conll, .bio, .iob or .iob2 gets
+    CoNLL columns."""
     task: str | None = None
     """A GLUE task or the YAML file of a custom task, whose --split is predicted; give this or --source."""
     split: str | None = None
@@ -217,7 +219,7 @@ class PredictOptions:
         Raises:
             UserError: they are not.
         """
-        check_model_folder(self.model)
+        check_model_folder(self.model, one=False)
         if self.task is not None:
             check_task(self.task, self.custom)
             check_glue_folder(self.glue_dir)

@@ -188,10 +188,7 @@ def load_task_model(path: str | Path, kernels: str = "auto") -> FineTuned:
     """
     folder = fine_tuned_folder(path)
     if folder is None:
-        raise UserError(
-            f"{path} is not a fine-tuned model: there is no {TASK_FILE} in it or in its model/; give the folder of a "
-            "seed of `fastbert finetune`, or run that first: fastbert finetune --model MODEL --task TASK --out OUT"
-        )
+        raise not_fine_tuned(path)
     record, vocabulary = read_task_record(folder)
     pretrained = load_pretrained(folder)
     model = TaskModel(pretrained.config, {record.task: record.kind}, kernels)
@@ -206,6 +203,13 @@ def load_task_model(path: str | Path, kernels: str = "auto") -> FineTuned:
             if not weight.isfinite().all():
                 raise UserError(f"{folder}: its weight {name} holds numbers that are not finite; train it again")
     return FineTuned(model, vocabulary, record)
+
+
+def not_fine_tuned(path: str | Path) -> UserError:
+    return UserError(
+        f"{path} is not a fine-tuned model: there is no {TASK_FILE} in it or in its model/; give the folder of a "
+        "seed of `fastbert finetune`, or run that first: fastbert finetune --model MODEL --task TASK --out OUT"
+    )
 
 
 def load_encoder(path: str | Path) -> Pretrained:

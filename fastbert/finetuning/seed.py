@@ -16,9 +16,10 @@ from fastbert.finetuning.folder import write_options
 from fastbert.finetuning.kinds.kind import TaskKind
 from fastbert.finetuning.loop import ADVICE, STATE, Tuner, build_scaled_optimizer
 from fastbert.finetuning.model import TaskModel, new_task_model
-from fastbert.finetuning.predict import BATCH, Inputs, encode_inputs, predict_scores
+from fastbert.finetuning.options import science
 from fastbert.finetuning.results import EPOCH
 from fastbert.finetuning.saved import fine_tuned_folder, save_task_model
+from fastbert.finetuning.scoring import BATCH, Inputs, encode_inputs, predict_scores
 from fastbert.finetuning.setup import FinetuneSetup, task_record
 from fastbert.finetuning.stream import SingleTaskStream
 from fastbert.records import check, finite_or_none, write_sealed
@@ -63,13 +64,14 @@ def train_seed(
     windows = "" if rows == len(examples) else f" in {rows} windows"
     echo(f"{setup.task.name}, seed {seed}: {len(examples)} examples{windows}, {steps} steps; {machine}")
     resumed = {"start_step": checkpoint.step, "expected": checkpoint.state["metrics"]} if checkpoint else {}
-    with Logbook(folder, steps, **resumed) as logbook:
+    experiment = science(options) | {"seed": seed, "train_fraction": fraction}
+    with Logbook(folder, steps, options=experiment, **resumed) as logbook:
         stream = SingleTaskStream(setup.task.name, data.orders, options.batch_size, seed)
         tuner = Tuner(updater, stream, options, seed, logbook)
-        epochs = Epochs(setup, tuner, Checkpointer(folder / CHECKPOINTS, 1, logbook.echo), folder, seed)
+        epochs = Epochs(setup, tuner, Checkpointer(folder / CHECKPOINTS, 1, echo), folder, seed)
         if checkpoint is not None:
             epochs.restore(checkpoint)
-            logbook.echo(f"continues after epoch {tuner.progress.epoch} of {options.epochs}")
+            echo(f"continues after epoch {tuner.progress.epoch} of {options.epochs}")
         if not tuner.run(interrupts, epochs.end):
             return None
     if epochs.best is None:
@@ -163,7 +165,7 @@ class Epochs:
                 self.tuner.state() | {"best": self.best, "last": self.last},
             )
         except NotFiniteError as error:  # an epoch before it, if any, is continued from
-            self.tuner.logbook.echo(f"{error}; there is no checkpoint of epoch {self.tuner.progress.epoch}")
+            echo(f"{error}; there is no checkpoint of epoch {self.tuner.progress.epoch}")
         self.save_best()
 
     def measure(self) -> None:
@@ -180,7 +182,7 @@ class Epochs:
             logbook.log(progress.step, split, {**figures[split], "epoch": progress.epoch})
         self.last = {"epoch": progress.epoch, "dev": figures}
         if not finite:
-            logbook.echo(f"epoch {progress.epoch}: weights or scores on dev are not finite; it does not count as best")
+            echo(f"epoch {progress.epoch}: weights or scores on dev are not finite; it does not count as best")
         elif self.best is None or selection_value(task, figures) > selection_value(task, self.best["dev"]):
             self.best, self.best_scores = self.last, scores
 

@@ -13,10 +13,10 @@ from fastbert.data.tokenizer import WordPiece
 from fastbert.errors import UserError
 from fastbert.finetuning.batches import subset
 from fastbert.finetuning.options import FinetuneOptions, science
-from fastbert.finetuning.predict import Inputs, encode_inputs
 from fastbert.finetuning.results import Figures, tuned_folder
 from fastbert.finetuning.rows import Example
 from fastbert.finetuning.saved import TaskRecord, fine_tuned_folder, load_encoder
+from fastbert.finetuning.scoring import Inputs, encode_inputs
 from fastbert.finetuning.tasks import Task, open_task
 from fastbert.hub.load import Pretrained, tokenizer_of
 from fastbert.training.apex import check_apex

@@ -6,9 +6,10 @@ from pathlib import Path
 from fastbert.errors import UserError
 from fastbert.finetuning.glue import GLUE, GlueSource
 from fastbert.finetuning.options import SubmitOptions
-from fastbert.finetuning.predict import BATCH, check_finite, check_fits, encode_inputs, predict_scores
+from fastbert.finetuning.predict import check_fits
 from fastbert.finetuning.results import best_seed, read_results, tuned_folder
 from fastbert.finetuning.saved import FineTuned, load_task_model
+from fastbert.finetuning.scoring import BATCH, check_finite, encode_inputs, predict_scores
 from fastbert.finetuning.submission import FILES, validate, write_submission
 from fastbert.finetuning.tasks import open_task
 from fastbert.outputs import check_output_file, is_standard_output

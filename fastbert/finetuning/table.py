@@ -32,15 +32,23 @@ NOTHING = "–"
 
 
 def glue_table(rows: Mapping[str, Mapping[str, Summary]], seeds: int | None = None) -> str:
-    """Markdown: a table with the figures on dev x 100, and below it what they are.
+    """Markdown: the table of `glue_cells`, and its legend below it."""
+    head, lines, legend = glue_cells(rows, seeds)
+    return "\n".join([*_markdown(head, lines), "", *legend]) + "\n"
 
-    A cell is the median over the seeds ± the standard deviation, both figures of a task beside each other. The mean is
+
+def glue_cells(
+    rows: Mapping[str, Mapping[str, Summary]], seeds: int | None = None
+) -> tuple[list[str], list[list[str]], list[str]]:
+    """The heads of the columns, the rows with the figures on dev x 100, and the lines of the legend.
+
+    A cell is the median over the seeds ± the standard deviation, both figures of a task next to each other. The mean is
     over the tasks that every row has, as means over different tasks cannot be compared; a task with two figures counts
     by their mean. Tasks that are not GLUE's (and WNLI) stand behind the mean, with all their metrics.
 
     Args:
         rows: name of the model -> task -> its summary.
-        seeds: how many there were, to be said below the table.
+        seeds: their number, for the legend.
     """
     found = list(dict.fromkeys(task for tasks in rows.values() for task in tasks))
     columns = [task for task in COLUMNS if task in found]
@@ -56,13 +64,13 @@ def glue_table(rows: Mapping[str, Mapping[str, Summary]], seeds: int | None = No
         cells = {task: _cell(_figures(task, summary)) for task, summary in tasks.items()}
         lines.append(
             [
-                model.replace("|", "\\|"),
+                model,
                 *(cells.get(task, NOTHING) for task in columns),
                 *([mean] if columns else []),
                 *(cells.get(task, NOTHING) for task in others),
             ]
         )
-    return "\n".join([*_markdown(head, lines), "", *_legend(columns, shared, others, seeds)]) + "\n"
+    return head, lines, _legend(columns, shared, others, seeds)
 
 
 def _figures(task: str, summary: Summary) -> list[tuple[float, float | None]]:
@@ -89,11 +97,12 @@ def _heading(task: str, rows: Mapping[str, Mapping[str, Summary]]) -> str:
     """Of a column behind the mean: the task with the names of its metrics."""
     summary = next(tasks[task] for tasks in rows.values() if task in tasks)
     names = "/".join(_names(task, next(iter(summary.values()))))
-    return f"{GLUE[task].title if task in GLUE else task} ({names})".replace("|", "\\|")
+    return f"{GLUE[task].title if task in GLUE else task} ({names})"
 
 
 def _markdown(head: list[str], lines: list[list[str]]) -> list[str]:
-    widths = [max(len(row[place]) for row in (head, *lines)) for place in range(len(head))]
+    head, *lines = ([cell.replace("|", "\\|") for cell in row] for row in (head, *lines))
+    widths = [max(len(row[column]) for row in (head, *lines)) for column in range(len(head))]
     rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
     rows = [
         [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]

@@ -34,6 +34,7 @@ from fastbert.hub.names import (
 )
 from fastbert.model.config import EncoderConfig
 from fastbert.outputs import check_output_folder, output_folder, resolved
+from fastbert.progress import progress
 from fastbert.records import json_text
 from fastbert.training.tensors import read_metadata, serialized
 
@@ -61,6 +62,7 @@ SETTINGS = "config"
 """Key in that header: config.json as it was written, so that a value which changed there is noticed."""
 
 
+@progress("exporting the model")
 def export_model(
     config: EncoderConfig,
     weights: dict[str, Tensor],

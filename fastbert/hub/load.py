@@ -29,6 +29,7 @@ from fastbert.hub.names import (
 )
 from fastbert.hub.weight_files import joined, read_weights
 from fastbert.model.config import EncoderConfig
+from fastbert.progress import progress
 from fastbert.ranges import plain
 from fastbert.records import COUNT, check, parse_json, read_json
 from fastbert.streams import echo
@@ -88,6 +89,7 @@ class Pretrained:
         return head_of(self.weights) == "mlm"
 
 
+@progress("reading the model")
 def load_pretrained(path: str | Path) -> Pretrained:
     """Reads a folder of any of these kinds:
 

@@ -1,7 +1,8 @@
 """The options of `fastbert export`."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from fastbert.config import POSITIONAL
 from fastbert.ranges import check_values
 
 
@@ -9,7 +10,7 @@ from fastbert.ranges import check_values
 class ExportOptions:
     """A run as a Hugging Face folder."""
 
-    run: str
+    run: str = field(metadata=POSITIONAL)
     """The run (its newest whole checkpoint is used), one of its checkpoints, an export, or a Hugging Face BERT."""
     out: str
     """Folder to write. An earlier export there is replaced, anything else is not."""

@@ -120,14 +120,14 @@ class Objective(nn.Module, ABC):
 
     def masked(self, batch: Batch, seed: int, step: int, purpose: str) -> tuple[Masks, dict[str, Any]]:
         """The masks of a micro-batch, arguments as for `draw`, and what `Masked` has of them, but for the counts."""
-        masks = self.masker(batch.input_ids, row_keys(seed, purpose, step, batch.places))
+        masks = self.masker(batch.input_ids, row_keys(seed, purpose, step, batch.row_indices))
         return masks, {
             "input_ids": masks.input_ids,
             "positions": masks.positions,
             "targets": masks.targets,
             "document_ids": batch.document_ids,
             "position_ids": batch.position_ids,
-            "dropout_keys": row_keys(seed, "dropout", step, batch.places) if self.training else None,
+            "dropout_keys": row_keys(seed, "dropout", step, batch.row_indices) if self.training else None,
             "noted": self.noted(batch, masks),
         }
 

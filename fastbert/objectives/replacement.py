@@ -76,8 +76,8 @@ class Replacement(Objective):
         return Corrupted(
             **fields,
             original=ids,
-            sample_keys=row_keys(seed, "sample", step, batch.places),
-            small_dropout_keys=row_keys(seed, "generator-dropout", step, batch.places) if self.training else None,
+            sample_keys=row_keys(seed, "sample", step, batch.row_indices),
+            small_dropout_keys=row_keys(seed, "generator-dropout", step, batch.row_indices) if self.training else None,
             counts={"mlm": masks.valid.sum(), self.main: torch.full((), ids.numel(), device=ids.device)},
         )
 

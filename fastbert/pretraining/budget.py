@@ -13,6 +13,7 @@ from torch import nn
 from fastbert.data.stages import NOMINAL_STEPS, BatchPlan, make_plan, steps_within
 from fastbert.pretraining.options import PretrainOptions
 from fastbert.pretraining.setup import PretrainSetup
+from fastbert.progress import progress
 from fastbert.streams import echo
 from fastbert.training.checkpoints import existing
 from fastbert.training.hardware import synchronize
@@ -179,6 +180,7 @@ def stage_timer(setup: PretrainSetup, objective: nn.Module, seconds: float) -> C
     return cache(lambda batch_size, length: timed_step(setup, objective, each, BatchPlan.constant(batch_size, length)))
 
 
+@progress("timing steps")
 def timed_step(setup: PretrainSetup, objective: nn.Module, seconds: float, plan: BatchPlan) -> float:
     """Seconds of a training step on `objective` without other load, measured in about `seconds`."""
     found = time_training(setup, objective, seconds, plan, MOST_TIMED)

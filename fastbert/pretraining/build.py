@@ -103,6 +103,7 @@ def build_trainer(
             options.steps,
             start_step=step,
             expected=checkpoint.state["metrics"] if checkpoint else None,
+            options=manifest["science"],
             quiet=quiet,
         ),
         validate=lambda length: setup.validate(objective, length),

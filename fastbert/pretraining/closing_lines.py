@@ -59,13 +59,14 @@ def commands(run: Path, length: int, head: str | None) -> list[str]:
 
 
 def closing_lines(
-    run: Path, model: Path, curves: Path | None, *, length: int, native: bool, head: str | None
+    run: Path, model: Path, curves: Path | None, page: Path | None, *, length: int, native: bool, head: str | None
 ) -> list[str]:
-    """All closing lines; the path of the curves is left out if there is no plot."""
+    """All closing lines; the paths of the curves and of the report are left out if they are None."""
     return [
         f"Model   {model}",
         *([f"Curves  {curves}"] if curves else []),
-        f"Run     {run}   (tensorboard --logdir {shlex.quote(str(run / 'tensorboard'))})",
+        *([f"Report  {page}"] if page else []),
+        f"Run     {run}   (tensorboard --logdir {shlex.quote(str(run.parent))})",
         "",
         "In Python",
         *(f"    {line}" for line in snippet(model, native, head)),

@@ -26,6 +26,7 @@ from fastbert.pretraining.finish import finish
 from fastbert.pretraining.loop import Trainer
 from fastbert.pretraining.run import RunFolder
 from fastbert.pretraining.setup import PretrainSetup
+from fastbert.progress import progress
 from fastbert.streams import echo
 from fastbert.training.checkpoints import existing, free_space
 from fastbert.training.hardware import synchronize
@@ -138,6 +139,7 @@ def seconds(work: Callable[[], Result], device: torch.device) -> tuple[float, Re
     return time.perf_counter() - before, result
 
 
+@progress("timing steps")
 def time_steps(trainer: Trainer, done: int, device: torch.device, interrupts: Interrupts) -> dict[Shape, Timed]:
     """Times a few of the steps after `done`, for each of their shapes."""
     plan, times = trainer.batches.plan, {}

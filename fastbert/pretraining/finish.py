@@ -10,13 +10,17 @@ from fastbert.files import make_inner_folder
 from fastbert.hub.card import model_card
 from fastbert.hub.export import export_model
 from fastbert.hub.names import check_weights, head_of, is_bert, kept
+from fastbert.inputs import read_or_problem
 from fastbert.objectives.objective import Figure, Objective
 from fastbert.pretraining.closing_lines import closing_lines
 from fastbert.pretraining.evaluation import NOT_FINITE, evaluate, shown
 from fastbert.pretraining.loop import Progress
 from fastbert.pretraining.run import RunFolder
-from fastbert.pretraining.setup import PretrainSetup
+from fastbert.pretraining.setup import PretrainSetup, data_fingerprint
+from fastbert.progress import progress
 from fastbert.records import json_text, write_json
+from fastbert.report.run_page import PAGE, write_run_page
+from fastbert.report.runs import read_run
 from fastbert.streams import echo
 from fastbert.training.hardware import describe_machine
 from fastbert.training.logbook import NothingToPlotError, plot_curves
@@ -48,7 +52,8 @@ def finish(setup: PretrainSetup, objective: Objective, run: RunFolder, progress:
     except NothingToPlotError as error:  # records may be lost between two sessions
         echo(f"no curves are plotted: {error}")
         plot = None
-    figures = summary_lines(objective.figures(final), unigram)
+    measured = objective.figures(final)
+    figures = summary_lines(measured, unigram)
     examples, lines = examples_of(setup, objective)
     write_json(
         run.report / "summary.json",
@@ -56,19 +61,43 @@ def finish(setup: PretrainSetup, objective: Objective, run: RunFolder, progress:
             "step": progress.step,
             "tokens": progress.tokens,
             "validation": final,
+            "figures": [figure._asdict() for figure in measured],
             "unigram_entropy": unigram,
+            "loss_in_nats": objective.loss_in_nats,
+            "parameters": objective.parameter_count(),
+            "flops": setup.plan().total(objective.flops, 0, progress.step),
             "skipped_updates": progress.skipped,
             "examples": examples,
+            "examples_heading": lines[1] if lines else "",
             "seconds": round(progress.seconds, 1),
             "sessions": progress.sessions,
         },
     )
     print(summary(progress, figures, unigram, lines))
+    written, problem = read_or_problem(read_run, run.path)
+    if written:
+        write_run_page(written, setup.options, data_facts(setup))
+    else:
+        echo(f"the page of the run is not written: {problem}")
     native, head = is_bert(setup.config), head_of(weights)
-    closing = closing_lines(run.path, run.model, plot, length=setup.options.length, native=native, head=head)
+    page = run.report / PAGE if written else None
+    closing = closing_lines(run.path, run.model, plot, page, length=setup.options.length, native=native, head=head)
     print("\n".join(["", *closing]))
 
 
+def data_facts(setup: PretrainSetup) -> dict[str, str]:
+    """Lines about the data for the page of the run, by their name."""
+    train, validation = setup.dataset.split("train"), setup.dataset.split("validation")
+    return {
+        "folder": setup.options.data,
+        "tokens for training": f"{len(train):,}",
+        "tokens held out": f"{len(validation):,}",
+        "vocabulary": f"{setup.config.vocab_size:,}",
+        "hash": data_fingerprint(setup.dataset),
+    }
+
+
+@progress("filling in the examples")
 def examples_of(setup: PretrainSetup, objective: Objective) -> tuple[list[str], list[str]]:
     """Held-out sentences with the predictions of the networks, and their lines in the summary."""
     with torch.compiler.set_stance("force_eager"):  # no sentence is as long as another
@@ -79,6 +108,7 @@ def examples_of(setup: PretrainSetup, objective: Objective) -> tuple[list[str], 
     return examples, ["", heading, *numbered] if examples else []
 
 
+@progress("checking export and summary")
 def check_finish(setup: PretrainSetup, objective: Objective) -> None:
     """Computes once, before training, all that the end of a run needs of an objective, so that an objective with a bug
     there fails before the first step and not after the last."""

@@ -23,6 +23,7 @@ from fastbert.objectives.objective import Figure, Objective
 from fastbert.objectives.options import MLMOptions
 from fastbert.pretraining.evaluation import evaluate, shown
 from fastbert.pretraining.options import EvaluateOptions, PretrainOptions
+from fastbert.progress import progress
 from fastbert.records import check, json_text
 from fastbert.streams import warn
 from fastbert.training.hardware import resolve_device, resolve_precision, setup_machine
@@ -51,7 +52,8 @@ def evaluate_text(options: EvaluateOptions) -> dict[str, Any]:
     rows = PackedRows(InMemory(tokens), length, vocabulary.ids["[CLS]"], vocabulary.ids["[SEP]"])
     if not len(rows):
         raise UserError(f"{options.source} has {len(tokens)} tokens, less than one sequence of {length}")
-    objective = trained_objective(options, pretrained, vocabulary).to(device)
+    kernels, mask_rate = options.machine.kernels, options.mask_rate
+    objective = trained_objective(options.model, pretrained, vocabulary, kernels, mask_rate).to(device)
     ordinary = ~np.isin(tokens, vocabulary.special_ids)
     words = tokens[ordinary]
     fraction = text.unk_tokens / max(1, text.unk_tokens + len(words))
@@ -63,7 +65,8 @@ def evaluate_text(options: EvaluateOptions) -> dict[str, Any]:
         )
     if ordinary[: len(rows) * (length - 1)].any():
         micro = options.machine.micro_batch_size or 32
-        values = evaluate(objective, validation_batches(rows, len(rows), micro, device), precision)
+        batches = validation_batches(rows, len(rows), micro, device)
+        values = evaluate(objective, batches, precision, sequences=len(rows))
     elif objective.loss_in_nats and not len(words):
         values = {"loss": None, "accuracy": None}  # all tokens are [UNK]: 8 bits for each byte
     else:
@@ -88,26 +91,27 @@ def evaluate_text(options: EvaluateOptions) -> dict[str, Any]:
     return result
 
 
-def trained_objective(options: EvaluateOptions, pretrained: Pretrained, vocabulary: WordPiece) -> Objective:
+def trained_objective(
+    model: str, pretrained: Pretrained, vocabulary: WordPiece, kernels: str, mask_rate: float
+) -> Objective:
     """The objective with its trained weights, without a note dictionary.
 
     Raises:
         UserError: the model has no MLM head, and its generator or meta controller is missing.
     """
-    kernels = options.machine.kernels
     if pretrained.has_head:
-        objective = MLM(pretrained.config, MLMOptions(mask_rate=options.mask_rate), vocabulary, kernels)
+        objective = MLM(pretrained.config, MLMOptions(mask_rate=mask_rate), vocabulary, kernels)
         objective.load_state_dict(pretrained.weights)
         return objective
-    checkpoint = find_checkpoint(Path(options.model))
+    checkpoint = find_checkpoint(Path(model))
     if checkpoint is None:
         raise UserError(
-            f"{options.model} has no MLM head, so it cannot predict masked words; give a model that has one or, for "
+            f"{model} has no MLM head, so it cannot predict masked words; give a model that has one or, for "
             "an export without one, its run, which has all of the networks"
         )
     state = check(checkpoint.state, {"options": dict}, f"{checkpoint.path}/state.json")  # sealed, as config.yaml is not
     trained = from_dict(PretrainOptions, state["options"], f"{checkpoint.path}/state.json")
-    asked = replace(trained.of_objective, mask_rate=options.mask_rate)
+    asked = replace(trained.of_objective, mask_rate=mask_rate)
     objective = OBJECTIVES[trained.objective](pretrained.config, asked, vocabulary, kernels)
     weights = checkpoint.tensors["model"].items()
     try:
@@ -138,14 +142,16 @@ def read_text(options: EvaluateOptions, vocabulary: WordPiece) -> HeldOut:
     source = open_source(options.source, options.column)
     for warning in source.warnings:
         warn(warning)
-    for text in source.documents():
-        encoded = encoder.encode([text], [False])
-        parts.append(encoded.tokens)
-        count, size = count + len(encoded.tokens), size + int(encoded.sizes[0])
-        if (encoded.tokens == unk).any():
-            unk_bytes += encoder.unknown_bytes(text)
-        if count >= options.max_tokens:
-            break
+    with progress("tokenizing", options.max_tokens, "tokens") as shown:
+        for text in source.documents():
+            encoded = encoder.encode([text], [False])
+            parts.append(encoded.tokens)
+            count, size = count + len(encoded.tokens), size + int(encoded.sizes[0])
+            shown.update(count)
+            if (encoded.tokens == unk).any():
+                unk_bytes += encoder.unknown_bytes(text)
+            if count >= options.max_tokens:
+                break
     tokens = np.concatenate(parts).astype(np.int64)
     return HeldOut(tokens, size, int((tokens == unk).sum()), unk_bytes)
 

@@ -21,6 +21,7 @@ from torch.profiler import record_function
 from fastbert.data.batches import TrainingBatches
 from fastbert.errors import UserError
 from fastbert.records import COUNT, finite_or_none
+from fastbert.streams import echo
 from fastbert.training.checkpoints import Checkpoint, Checkpointer
 from fastbert.training.divergence import guard
 from fastbert.training.finite import NotFiniteError, all_finite, require_finite
@@ -140,6 +141,7 @@ class Trainer:
                 self.train_step(progress.step)
             progress.step += 1
             progress.tokens += self.batches.plan.tokens(progress.step - 1, progress.step)
+            self.logbook.advance(progress.step, loss=self._mean_loss())
             marked = progress.step == self.steps or progress.step in self.milestones
             best = False
             if marked or progress.step % self.eval_every == 0:
@@ -185,7 +187,7 @@ class Trainer:
             return
         step, values = scalars
         progress = self.progress
-        if guard(progress, step, values, self.logbook.echo, self._advice_after_skips):
+        if guard(progress, step, values, echo, self._advice_after_skips):
             progress.window_loss += values["loss"]
             progress.window_steps += 1
             for name in sorted(values.keys() - {"loss", "norm", "finite", "state_finite"}):
@@ -196,14 +198,14 @@ class Trainer:
             self._require_finite()  # raises an error with the name of the tensor
         done = step + 1
         if self._has_row(done):
-            mean = progress.window_loss / progress.window_steps if progress.window_steps else float("nan")
             now, plan = time.perf_counter(), self.batches.plan
             seconds, first = now - self._clock, min(self._clock_step, step)
             row = {
-                "loss": mean,
+                "loss": self._mean_loss(),
                 "lr": self._learning_rate(step),
                 "grad_norm": values["norm"],
                 "tokens": plan.tokens(0, done),
+                "flops": plan.total(self.objective.flops, 0, done),
                 "skipped": progress.skipped,
                 **{
                     name: None if total is None else total / progress.window_steps
@@ -216,6 +218,10 @@ class Trainer:
             self.logbook.log(done, "train", row)
             progress.window_loss, progress.window_steps, progress.window_measured = 0.0, 0, {}
             self._clock, self._clock_step = now, done
+
+    def _mean_loss(self) -> float | None:
+        """The mean over the updates since the last logged row; None if there was none."""
+        return self.progress.window_loss / self.progress.window_steps if self.progress.window_steps else None
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -251,7 +257,7 @@ class Trainer:
         progress.last_eval = finite_or_none({"step": progress.step, **values})
         loss = progress.last_eval["loss"]
         if loss is None:
-            self.logbook.echo(
+            echo(
                 f"step {progress.step}: the validation loss is not finite, though all weights are: it does not count "
                 "as best"
             )

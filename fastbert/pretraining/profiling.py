@@ -25,6 +25,7 @@ from fastbert.model.encoder import Attention, Block, Encoder, FeedForward
 from fastbert.pretraining.loop import Trainer
 from fastbert.pretraining.setup import PretrainSetup
 from fastbert.pretraining.spans import Span, operators, parts
+from fastbert.streams import echo
 from fastbert.training.checkpoints import check_space
 from fastbert.training.hardware import synchronize
 
@@ -219,11 +220,11 @@ def profiled(trainer: Trainer, folder: Path) -> Iterator[None]:
     start, pauses = trainer.progress.step, (trainer.eval_every, trainer.checkpoint_every)
     chosen = choose_steps(start, trainer.steps, pauses, trainer.milestones)
     if not chosen:
-        trainer.logbook.echo("--profile: there is no step left to profile")
+        echo("--profile: there is no step left to profile")
         yield
         return
     if chosen.start - start < FIRST:
-        trainer.logbook.echo(
+        echo(
             f"--profile: with {trainer.steps - start} steps left, only {chosen.start - start} warm-up steps come "
             f"before the {len(chosen)} profiled ones"
         )
@@ -281,5 +282,4 @@ def _write(profiler: StepProfiler, folder: Path, title: str) -> None:
         with open(inside / "trace.json", "rb") as plain, gzip.open(inside / "trace.json.gz", "wb", 5) as packed:
             shutil.copyfileobj(plain, packed, 2**20)
         (inside / "trace.json").unlink()
-    trainer = profiler.trainer
-    trainer.logbook.echo(f"{title} {found.table()}\n\nwrote {folder}: trace.json.gz opens in https://ui.perfetto.dev")
+    echo(f"{title} {found.table()}\n\nwrote {folder}: trace.json.gz opens in https://ui.perfetto.dev")

@@ -3,7 +3,7 @@
 config.yaml      all options, complete
 manifest.json    the experiment's name and science, data, model, and each session's machine
 tokenizer/       the tokenizer of its data
-metrics.jsonl, tensorboard/, checkpoints/, model/, report/, with --profile profile/
+metrics.jsonl, events.out.tfevents.*, checkpoints/, model/, report/, with --profile profile/
 """
 
 import datetime

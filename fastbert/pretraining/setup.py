@@ -96,8 +96,9 @@ class PretrainSetup:
         """Losses on held-out sequences of `length` tokens, or of the run's length if None."""
         options = self.options
         rows = self.rows("validation", length)
-        batches = validation_batches(rows, options.eval_sequences, options.micro_batch_size, self.device, self.world)
-        return evaluate(objective, batches, self.precision, self.world)
+        count = min(options.eval_sequences, len(rows))
+        batches = validation_batches(rows, count, options.micro_batch_size, self.device, self.world)
+        return evaluate(objective, batches, self.precision, self.world, count)
 
 
 def prepare_setup(

@@ -29,6 +29,7 @@ from torch import Tensor
 from fastbert.errors import UserError, brief
 from fastbert.files import atomic_folder, disk_errors, make_inner_folder, remove, remove_leftovers
 from fastbert.inputs import UnreadableError, input_errors, open_input
+from fastbert.progress import progress
 from fastbert.records import COUNT, check, finite_or_none, parse_json, read_json, seal_of
 from fastbert.training.finite import NotFiniteError, require_finite
 from fastbert.training.tensors import read_tensors
@@ -86,6 +87,7 @@ class Checkpointer:
         """The folders of all checkpoints, whole or not, oldest first."""
         return checkpoint_paths(self.folder)
 
+    @progress("saving a checkpoint")
     def save(
         self,
         step: int,
@@ -296,6 +298,7 @@ def _read_manifest(path: Path) -> dict:
     return manifest
 
 
+@progress("reading a checkpoint")
 def _read(path: Path) -> Checkpoint:
     """Verifies sizes, then hashes, then reads, and verifies that the numbers are finite."""
     manifest = _read_manifest(path)

@@ -4,6 +4,8 @@ import signal
 import threading
 from types import FrameType
 
+from fastbert.progress import notify
+
 
 class Interrupts:
     """Catches SIGTERM and SIGINT for the length of a `with` block; the loop looks at `caught` between steps.
@@ -40,6 +42,7 @@ class Interrupts:
     def _catch(self, number: int, frame: FrameType | None) -> None:
         if self.caught is None:
             self.caught = signal.Signals(number)
+            notify("stopping after this step (Ctrl-C again: at once)")
         if number == signal.SIGINT:
             self._control_c += 1
             if self._control_c > 1:

@@ -7,24 +7,21 @@ import hashlib
 import json
 import math
 import os
-import sys
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Mapping
+from contextlib import ExitStack
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from fastbert.errors import UserError, visible
-from fastbert.files import atomic_file, disk_errors, make_inner_folder, no_link
+from fastbert.errors import UserError
+from fastbert.files import atomic_file, disk_errors, no_link
 from fastbert.inputs import open_input
+from fastbert.progress import on_terminal, shown
 from fastbert.records import json_text
 from fastbert.streams import echo
-
-if TYPE_CHECKING:
-    from rich.console import Console
-
-Column = float | int | str | bool | None
+from fastbert.training.training_progress import Column, TrainingProgress
 
 SECONDS_BETWEEN_LINES = 5.0  # of plain progress, where there is no terminal
 
@@ -33,14 +30,15 @@ class Logbook:
     """The records and the progress of one run. Only one process of a run has one.
 
     Args:
-        folder: the run's folder; gets `metrics.jsonl` and `tensorboard/`.
+        folder: the run's folder; gets `metrics.jsonl` and TensorBoard's event files. These are in the folder itself,
+            since TensorBoard names a run by their folder's path below its --logdir: `base`, not `base/tensorboard`.
         total_steps: updates planned.
         start_step: updates already done. Records of later steps, left by the run that is resumed, are dropped, and so
             is a line cut off by a crash; at 0 the records start empty.
         expected: `tally()` of the records up to `start_step`, from the checkpoint. Where the file differs, that is
             reported with the numbers of the lines.
-        quiet: no progress; messages by `echo` still come out.
-        console: the rich console to draw the bar on; by default standard error, if that is a terminal.
+        options: those that define the experiment, by name, for TensorBoard's table of hyperparameters.
+        quiet: no progress; warnings are still printed.
 
     Raises:
         UserError: `folder` cannot be written.
@@ -53,44 +51,52 @@ class Logbook:
         *,
         start_step: int = 0,
         expected: Mapping[str, Any] | None = None,
+        options: Mapping[str, Any] | None = None,
         quiet: bool = False,
-        console: "Console | None" = None,
     ):
         self.path = Path(folder) / "metrics.jsonl"
         self.total_steps = total_steps
-        self.quiet = quiet
+        self._step = start_step
         kept, problems = _intact(self.path, start_step, expected) if start_step else ([], [])
         with atomic_file(self.path) as file:
             file.writelines(kept)
         self._records, self._sha = len(kept), hashlib.sha256(b"".join(kept))
         with disk_errors(self.path):
             self._file = open(self.path, "a", encoding="utf-8", opener=no_link)  # noqa: SIM115
-        self._clock: deque[tuple[int, float]] = deque([(start_step, time.monotonic())], maxlen=20)
+        self._board = self._tensorboard(Path(folder), start_step, options or {})
         self._last_line = -math.inf
-        self._bar = None if quiet else _progress_bar(console, total_steps, start_step)
-        self._board = self._tensorboard(Path(folder) / "tensorboard", start_step)
+        self._shown = ExitStack()
+        self._progress, self._bar = None, on_terminal()
+        if not quiet:
+            self._progress = TrainingProgress(total_steps, start_step)
+            self._shown.enter_context(shown(self._progress, delay=0.0, lines=False))
         if problems:
             found = "; ".join(problems)
-            self.echo(
+            echo(
                 f"{self.path} is not as it was logged up to step {start_step}: {found}. "
                 "Training is not affected; the curves show what is left"
             )
 
-    def _tensorboard(self, folder: Path, start_step: int):
+    def _tensorboard(self, folder: Path, start_step: int, options: Mapping[str, Any]):
         try:
             from torch.utils.tensorboard import SummaryWriter
+            from torch.utils.tensorboard.summary import hparams
         except ImportError:
-            self.echo("tensorboard is not installed: the curves are only in metrics.jsonl")
+            echo("tensorboard is not installed: the curves are only in metrics.jsonl")
             return None
-        make_inner_folder(folder)
         with disk_errors(folder):
-            return SummaryWriter(str(folder), purge_step=start_step + 1 if start_step else None)
+            board = SummaryWriter(str(folder), purge_step=start_step + 1 if start_step else None)
+        # Not add_hparams: it adds a run with another name, and makes all runs have the columns of the first. The
+        # metrics of the table are the last values of the scalars.
+        _, start, self._session_end = hparams({name: _hparam(value) for name, value in options.items()}, {})
+        board.file_writer.add_summary(start)
+        return board
 
     def log(self, step: int, split: str, columns: Mapping[str, Column]) -> None:
         """Records `columns` of `split` ("train", "validation", ...) after `step` updates, and shows them.
 
-        Of the columns, the progress knows loss, lr, tokens_per_second and mfu (a share) in the split "train"; of other
-        splits it shows all. NaN and infinities become null in metrics.jsonl: JSON has no word for them.
+        Of the split "train" the progress shows the columns that `TrainingProgress` knows, of other splits all. NaN and
+        infinities become null in metrics.jsonl: JSON has neither.
 
         Raises:
             UserError: the disk is full.
@@ -99,38 +105,35 @@ class Logbook:
         with disk_errors(self.path):
             self._file.write(line)
             self._file.flush()
+        self._step = step
         self._records += 1
         self._sha.update(line.encode())
         if self._board is not None:
             for name, value in columns.items():
                 if isinstance(value, int | float) and not isinstance(value, bool):
                     self._board.add_scalar(f"{name}/{split}", value, step)
-        if self.quiet:
+        if self._progress is None:
             return
         if split == "train":
-            self._show_progress(step, columns)
+            self._progress.log(step, columns)
+            self._print_line(last=step >= self.total_steps)
         else:
             shown = "  ".join(f"{name} {_short(value)}" for name, value in columns.items())
-            self.echo(f"step {step}/{self.total_steps}  {split}  {shown}")
+            echo(f"step {step}/{self.total_steps}  {split}  {shown}")
 
-    def _show_progress(self, step: int, columns: Mapping[str, Column]) -> None:
+    def advance(self, step: int, **columns: Column) -> None:
+        """Counts the steps up to `step`, without a record; `columns` are shown until a record has them. Called after
+        every step: on a terminal a thread does the drawing."""
+        if self._progress is not None:
+            self._progress.advance(step, columns)
+            self._print_line()
+
+    def _print_line(self, last: bool = False) -> None:
+        """Prints the progress where there is no bar, at most every five seconds; the `last` line anyway."""
         now = time.monotonic()
-        first_step, then = self._clock[0]
-        self._clock.append((step, now))
-        left = (now - then) / (step - first_step) * (self.total_steps - step) if step > first_step else math.nan
-        status = "  ".join(_status(columns, left))
-        if self._bar is not None:
-            self._bar.update(self._bar.task_ids[0], completed=step, status=status)
-        elif now - self._last_line >= SECONDS_BETWEEN_LINES or step >= self.total_steps:
+        if not self._bar and (last or now - self._last_line >= SECONDS_BETWEEN_LINES):
             self._last_line = now
-            echo(f"step {step}/{self.total_steps}  {status}")
-
-    def echo(self, text: str) -> None:
-        """A message for people: above the bar if there is one, else a line on standard error."""
-        if self._bar is not None:
-            self._bar.console.print(visible(text), markup=False, highlight=False, soft_wrap=True)
-        else:
-            echo(text)
+            echo(self._progress.text(now))
 
     def tally(self) -> dict[str, Any]:
         """Number and SHA-256 of all records so far, by which a resumed run knows them again."""
@@ -148,12 +151,12 @@ class Logbook:
         """Ends the progress and closes all files; may be called twice."""
         if self._file.closed:
             return
-        if self._bar is not None:
-            self._bar.stop()
-            self._bar = None
+        self._shown.close()
         self.sync()
         self._file.close()
         if self._board is not None:
+            if self._step >= self.total_steps:
+                self._board.file_writer.add_summary(self._session_end)
             self._board.close()
 
     def __enter__(self) -> "Logbook":
@@ -163,9 +166,25 @@ class Logbook:
         self.close()
 
 
+def _hparam(value: Any) -> float | str:
+    """An option as TensorBoard shows it: numbers stay numbers, so that they can be filtered and plotted."""
+    return value if isinstance(value, int | float) and not isinstance(value, bool) else json_text(value).strip('"')
+
+
 def read_metrics(path: Path | str) -> list[dict]:
     """The records in a metrics.jsonl, in order; damaged lines are left out. No file: no records."""
-    return [record for line in _lines(Path(path)) if (record := _record(line)) is not None]
+    return read_records(path)[0]
+
+
+def read_records(path: Path | str) -> tuple[list[dict], list[int]]:
+    """The records in a metrics.jsonl, in order, and the numbers of its damaged lines."""
+    records, damaged = [], []
+    for number, line in enumerate(_lines(Path(path)), 1):
+        if (record := _record(line)) is None:
+            damaged.append(number)
+        else:
+            records.append(record)
+    return records, damaged
 
 
 def _lines(path: Path) -> list[bytes]:
@@ -233,56 +252,8 @@ def _gaps(kept: list[tuple[int, dict[str, Any]]], step: int) -> str:
     return f", by the steps: {', '.join(found[:5])}" if found else ""
 
 
-def _progress_bar(console: "Console | None", total_steps: int, start_step: int):
-    """A running rich progress bar, or None without a terminal (or without rich)."""
-    if console is None and not sys.stderr.isatty():
-        return None
-    try:
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-    except ImportError:
-        return None
-    console = console or Console(stderr=True)
-    if not console.is_terminal:
-        return None
-    columns = (BarColumn(bar_width=24), MofNCompleteColumn(), TextColumn("{task.fields[status]}", markup=False))
-    bar = Progress(*columns, console=console, refresh_per_second=2)
-    bar.add_task("", total=total_steps, completed=start_step, status="")
-    bar.start()
-    return bar
-
-
-def _status(columns: Mapping[str, Column], seconds_left: float) -> list[str]:
-    """`columns` of a training step for people, in a fixed order."""
-    words = []
-    if "loss" in columns:
-        words.append(f"loss {_number(columns['loss']):.3f}")
-    if "lr" in columns:
-        words.append(f"lr {_number(columns['lr']):.1e}")
-    if "tokens_per_second" in columns:
-        words.append(f"{_thousands(_number(columns['tokens_per_second']))} tokens/s")
-    if columns.get("mfu") is not None:
-        words.append(f"MFU {100 * columns['mfu']:.0f} %")
-    if math.isfinite(seconds_left):
-        minutes, seconds = divmod(round(seconds_left), 60)
-        hours, minutes = divmod(minutes, 60)
-        words.append(f"{hours}:{minutes:02}:{seconds:02} left" if hours else f"{minutes}:{seconds:02} left")
-    return words
-
-
-def _number(value: Column) -> float:
-    return math.nan if value is None else float(value)
-
-
 def _short(value: Column) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _thousands(value: float) -> str:
-    for size, letter in ((1e6, "M"), (1e3, "k")):
-        if value >= size:
-            return f"{value / size:.1f}{letter}"
-    return f"{value:.0f}"
 
 
 class NothingToPlotError(UserError):

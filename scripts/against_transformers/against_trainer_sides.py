@@ -26,10 +26,10 @@ from fastbert.finetuning.finetune import finetune
 from fastbert.finetuning.kinds.tokens import IGNORED
 from fastbert.finetuning.model import new_task_model
 from fastbert.finetuning.options import FinetuneOptions
-from fastbert.finetuning.predict import BATCH
 from fastbert.finetuning.results import seed_folder
 from fastbert.finetuning.rows import Example
 from fastbert.finetuning.saved import TaskRecord, load_encoder, save_task_model
+from fastbert.finetuning.scoring import BATCH
 from fastbert.finetuning.tasks import Task, open_task
 from fastbert.model import encoder
 from fastbert.model.encoder import Encoder, TokenIndex

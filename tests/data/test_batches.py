@@ -42,9 +42,9 @@ def test_micro_batches_cut_the_same_global_batch() -> None:
     for step in (0, 6, 7):
         whole = list(batches(16, 16, 3).at(step))
         parts = list(batches(16, 5, 3).at(step))
-        assert [len(part.places) for part in parts] == [5, 5, 5, 1]
+        assert [len(part.row_indices) for part in parts] == [5, 5, 5, 1]
         assert torch.cat([part.input_ids for part in parts]).tolist() == whole[0].input_ids.tolist()
-        assert torch.cat([part.places for part in parts]).tolist() == list(range(16))
+        assert torch.cat([part.row_indices for part in parts]).tolist() == list(range(16))
 
 
 def test_stages_draw_all_rows_of_a_length_before_one_comes_again() -> None:
@@ -53,7 +53,7 @@ def test_stages_draw_all_rows_of_a_length_before_one_comes_again() -> None:
     drawn = TrainingBatches({length: rows(1000, length) for length in (10, 25)}, plan, 4, 3, CPU)
     for length, steps in ((10, range(20)), (25, range(20, 28))):
         found = [list(drawn.at(step)) for step in steps]
-        micro = {len(batch.places) for step in found for batch in step[:-1]}
+        micro = {len(batch.row_indices) for step in found for batch in step[:-1]}
         assert micro == ({4} if length == 25 else set())
         assert all(batch.input_ids.shape[1] == length for step in found for batch in step)
         first = [int(row[1]) for step in found for batch in step for row in batch.input_ids]
@@ -64,7 +64,7 @@ def test_stages_draw_all_rows_of_a_length_before_one_comes_again() -> None:
         whole = TrainingBatches(drawn.rows, plan, 100, 3, CPU)
         (batch,) = whole.at(step)
         assert torch.cat([part.input_ids for part in drawn.at(step)]).equal(batch.input_ids)
-        assert batch.places.tolist() == list(range(plan.at(step).batch_size))
+        assert batch.row_indices.tolist() == list(range(plan.at(step).batch_size))
 
 
 def test_the_second_length_is_another_permutation() -> None:
@@ -91,9 +91,9 @@ def test_document_mask() -> None:
 
 
 def test_validation_rows_are_spread_and_fixed() -> None:
-    places = torch.cat([batch.places for batch in validation_batches(rows(), 10, 4, CPU)])
+    places = torch.cat([batch.row_indices for batch in validation_batches(rows(), 10, 4, CPU)])
     assert places.tolist() == [i * 111 // 10 for i in range(10)]
-    assert sum(len(batch.places) for batch in validation_batches(rows(), 500, 64, CPU)) == 111
+    assert sum(len(batch.row_indices) for batch in validation_batches(rows(), 500, 64, CPU)) == 111
 
 
 def test_a_corpus_shorter_than_a_batch() -> None:

@@ -18,11 +18,12 @@ from transformers import AutoTokenizer
 
 from fastbert.data import corpus as corpus_room
 from fastbert.data import prepare as job
+from fastbert.data.corpus import BYTES_PER_WORKER, workers_for
 from fastbert.data.hashing import text_hash
 from fastbert.data.prepare import prepare, prepared_folder
 from fastbert.data.rare import WordCounter
 from fastbert.data.shards import open_dataset
-from fastbert.data.sources import open_source
+from fastbert.data.sources import Source, open_source
 from fastbert.data.tokenizer import WordPiece
 from fastbert.data.writer import SplitWriter
 from fastbert.errors import UserError
@@ -155,7 +156,7 @@ def test_unknown_words_are_shown(corpus: Path, tmp_path: Path, capsys, given: bo
     assert sum(split["unk_tokens"] for split in record["splits"].values()) == ids.count(tokenizer.unk_token_id) > 100
     train = record["splits"]["train"]
     fraction = train["unk_tokens"] / (train["tokens"] - train["documents"])
-    (row,) = [line for line in shown.out.splitlines() if line.startswith("[UNK] of the tokens")]
+    (row,) = [line for line in shown.out.splitlines() if line.startswith("[UNK] tokens")]
     assert row.split()[4] == f"{fraction:.3%}"
     fix = "give another --tokenizer" if given else "raise --vocab-size"
     assert "of the train tokens are [UNK]" in shown.err or "of the validation tokens are [UNK]" in shown.err
@@ -198,7 +199,7 @@ def test_finished_folders_are_reused_and_others_refused(corpus: Path, capsys: py
     before = (corpus / "out" / "dataset.json").stat().st_mtime_ns
     prepare(options_of(corpus, workers=2))
     shown = capsys.readouterr()
-    assert "already prepared" in shown.err and "tokens a word" in shown.out and str(corpus / "out") in shown.out
+    assert "already prepared" in shown.err and "tokens per word" in shown.out and str(corpus / "out") in shown.out
     assert (corpus / "out" / "dataset.json").stat().st_mtime_ns == before
     with pytest.raises(UserError, match=r"was prepared with another option \(rare_max, seed\)|\(seed, rare_max\)"):
         prepare(options_of(corpus, seed=9, rare_max=7))
@@ -364,3 +365,14 @@ def test_a_killed_worker_is_told(corpus: Path, monkeypatch: pytest.MonkeyPatch) 
 
 def _die(*_: object) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_workers_follow_the_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+
+    def workers(size: int, asked: int = 0) -> int:
+        return workers_for(Source("a", "a", {}, size, lambda: iter(())), asked)
+
+    assert [workers(1), workers(BYTES_PER_WORKER), workers(100 * BYTES_PER_WORKER)] == [1, 2, 4]
+    assert workers(0) == 4, "of unknown size"
+    assert workers(1, asked=3) == 3

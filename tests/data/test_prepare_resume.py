@@ -8,7 +8,10 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 
 import datasets
 import numpy as np
@@ -18,11 +21,13 @@ import pytest
 
 from fastbert.cli import main
 from fastbert.data import corpus as room
+from fastbert.data import integrity, partial, rare, shards, tokenizer
 from fastbert.data import prepare as prepare_room
 from fastbert.data.prepare import PrepareOptions, prepare
 from fastbert.data.shards import open_dataset
 from fastbert.data.sources import open_source
 from fastbert.errors import UserError
+from fastbert.progress import Progress
 from tests.data.small_corpora import contents, small_batches, write_corpus
 
 SMALL = {"BATCH_CHARACTERS": 1_500, "STATE_BATCHES": 3}
@@ -158,13 +163,47 @@ def test_killed_and_gone_on(
     assert os.listdir(tmp_path) == ["out"]
 
 
-def test_killed_again_and_again(texts: Path, finished: dict[str, Path], tmp_path: Path) -> None:
+def test_killed_again_and_again(
+    texts: Path, finished: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     options = options_of(texts, "list", tmp_path / "out")
     for calls in (7, 5, 4):
         run_and_die(tmp_path, options, "room.Corpus.add", calls)
     record = json.loads(np.load(tmp_path / ".out.partial" / ".state.npz")["record"].tobytes())
     assert record["batches"] == 6 + 3 + 3
+    shown = record_progress(monkeypatch, room)
     assert contents(prepare(options, table=io.StringIO())) == contents(finished["list"])
+    skipped, tokenized = shown
+    assert 0 < record["position"] < tokenized.total
+    assert skipped.total == skipped.done == tokenized.before == record["position"]
+    assert tokenized.done == tokenized.total == open_source(options.source, options.column).size
+
+
+def test_every_pass_shows_its_progress_to_the_end(texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = record_progress(monkeypatch, prepare_room, tokenizer, room, rare, partial, integrity, shards)
+    out = prepare(options_of(texts, "text", tmp_path / "out"), table=io.StringIO())
+    open_dataset(out, verify=True)
+    assert [(work.label, work.done) for work in shown] == [(work.label, work.total) for work in shown]
+    assert list(dict.fromkeys(work.label for work in shown)) == [
+        *("reading a sample for the tokenizer", "training the tokenizer", f"verifying {tmp_path / '.out.partial'}"),
+        *("tokenizing", "finding rare words", "flushing the files to the disk"),
+        *(f"verifying {out}", f"checking {out}"),
+    ]
+
+
+def record_progress(monkeypatch: pytest.MonkeyPatch, *modules: ModuleType) -> list[Progress]:
+    """The progress of all that `modules` do from now on."""
+    shown = []
+
+    @contextmanager
+    def recorded(label: str, total: int = 0, unit: str = "B", done: int = 0) -> Iterator[Progress]:
+        shown.append(Progress(label, total, unit, done))
+        shown[-1].before = done
+        yield shown[-1]
+
+    for module in modules:
+        monkeypatch.setattr(module, "progress", recorded)
+    return shown
 
 
 def test_another_source_or_option_begins_anew(
@@ -181,7 +220,7 @@ def test_what_is_damaged_is_named(texts: Path, tmp_path: Path, capsys: pytest.Ca
     """And the only advice is how to begin anew."""
     options = options_of(texts, "text", tmp_path / "out")
     run_and_die(tmp_path, options, "room.Corpus.add", 8)
-    partial = tmp_path / ".out.partial"
+    folder = tmp_path / ".out.partial"
     for name, change in {
         ".state.npz": lambda content: content[:500],
         ".keys": lambda content: bytes([content[0] ^ 1]) + content[1:],
@@ -190,10 +229,10 @@ def test_what_is_damaged_is_named(texts: Path, tmp_path: Path, capsys: pytest.Ca
         ".tokenizer.json": lambda content: content.replace(b"bytes", b"cytes", 1),
         ".made_of.json": lambda content: content[1:],
     }.items():
-        path = partial / name.strip("/")
+        path = folder / name.strip("/")
         whole = path.read_bytes()
         path.unlink() if change is None else path.write_bytes(change(whole))
-        with pytest.raises(UserError, match=rf"{path.name}.*; remove {partial} to begin anew"):
+        with pytest.raises(UserError, match=rf"{path.name}.*; remove {folder} to begin anew"):
             prepare(options, table=io.StringIO())
         assert "the same command" not in capsys.readouterr().err
         path.write_bytes(whole)

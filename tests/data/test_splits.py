@@ -115,7 +115,7 @@ def test_a_validation_split_far_from_its_fraction(
     assert ("warning: validation has" in shown.err) == far
     if far:
         assert f"validation has {tokens[1] / sum(tokens):.2%} of the tokens" in shown.err
-        assert f"{share:.2%} was asked for" in shown.err
+        assert f"instead of {share:.2%}:" in shown.err
     assert "[UNK]" not in shown.err and "0.000%" in shown.out
 
 

@@ -39,7 +39,7 @@ def test_sums_are_those_of_the_single_steps(run) -> None:
     )
     drawn = dict.fromkeys(plan.lengths, 0)
     for step, stage in enumerate(stages):
-        assert plan.drawn(step) == drawn[stage.length]  # each sequence follows the one before it
+        assert plan.sequences_before(step) == drawn[stage.length]  # each sequence follows the one before it
         drawn[stage.length] += stage.batch_size
 
 
@@ -82,7 +82,7 @@ def test_the_recipe_of_bert() -> None:
     assert plan.stages == (Stage(0, 256, 128), Stage(900, 64, 512))
     assert plan.describe(1000) == "1000 steps: 900 of 256 x 128 tokens, 100 of 64 x 512 tokens"
     assert plan.describe(900) == "900 steps of 256 x 128 tokens"
-    assert [plan.drawn(step) for step in (0, 1, 899, 900, 901)] == [0, 256, 899 * 256, 0, 64]
+    assert [plan.sequences_before(step) for step in (0, 1, 899, 900, 901)] == [0, 256, 899 * 256, 0, 64]
 
 
 def test_a_batch_grows_in_equal_parts() -> None:

@@ -20,8 +20,8 @@ from fastbert.finetuning.custom import CustomTaskOptions
 from fastbert.finetuning.kinds.classes import Classes
 from fastbert.finetuning.loop import build_scaled_optimizer
 from fastbert.finetuning.model import TaskModel, new_task_model
-from fastbert.finetuning.predict import encode_inputs
 from fastbert.finetuning.saved import TaskRecord, load_encoder, save_task_model
+from fastbert.finetuning.scoring import encode_inputs
 from fastbert.finetuning.tasks import open_task
 from fastbert.randomness import row_keys
 from fastbert.training.optimizers import guarded_step
@@ -86,7 +86,7 @@ def test_losses_are_those_of_transformers(kind, bert, pairs, numbers, tmp_path) 
     assert [row["lr"] for row in logged] == pytest.approx(rates)
 
 
-def test_learns_words_with_several_seeds(bert, words, tmp_path, capsys) -> None:
+def test_learns_words_with_several_seeds(bert, words, tmp_path, capsys, works) -> None:
     out = tmp_path / "out"
     assert finetune(bert, words, out, "--seeds", "3") == 0
     found = results(out)
@@ -103,6 +103,7 @@ def test_learns_words_with_several_seeds(bert, words, tmp_path, capsys) -> None:
     }
     assert set(whole["summary"]["last"]["dev"]) == {"accuracy", "loss"}
     assert f"{np.median(best):.4f}" in capsys.readouterr().out
+    assert works["scoring"].total == works["scoring"].done > 1 and "tokenizing" in works
     heads = [load_file(out / f"seed-{seed}" / "model" / "model.safetensors")["classifier.weight"] for seed in range(3)]
     assert not torch.equal(heads[0], heads[1]) and not torch.equal(heads[1], heads[2])
     seed = out / "seed-1"

@@ -13,9 +13,9 @@ import torch
 from fastbert.data.tokenizer import SPECIAL_TOKENS, WordPiece
 from fastbert.finetuning.kinds.classes import Classes
 from fastbert.finetuning.model import TaskModel
-from fastbert.finetuning.predict import encode_inputs, predict_scores
 from fastbert.finetuning.rows import Example
 from fastbert.finetuning.saved import TaskRecord, load_task_model, save_task_model
+from fastbert.finetuning.scoring import encode_inputs, predict_scores
 from tests.finetuning.conftest import FAST, tiny_config, write_rows
 from tests.flags import main
 from tests.processes import reading
@@ -280,7 +280,7 @@ def test_links_fifos_and_standard_output(tuned, words, tmp_path, capfd) -> None:
 
 
 def test_an_output_that_cannot_be_is_refused_before_the_work(tuned, words, tmp_path, capsys, monkeypatch) -> None:
-    monkeypatch.setattr("fastbert.finetuning.predict.load_task_model", None)
+    monkeypatch.setattr("fastbert.finetuning.ensemble.load_task_model", None)
     (tmp_path / "file").touch()
     for out, message in ((tmp_path, "is a folder"), (tmp_path / "file" / "x", "is a file"), ("x" * 300, "too long")):
         assert main(["predict", "--model", str(tuned["words"]), *words, "--out", str(out), *PRECISE]) == 2

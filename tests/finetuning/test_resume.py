@@ -59,7 +59,7 @@ def bytes_of(out: Path) -> dict[str, bytes]:
     result = json.loads(found.pop("result.json"))
     for name in ("examples_per_second", "seal", "model"):
         del result[name]
-    found = {name: content for name, content in found.items() if not name.startswith(("tensorboard", "config.yaml"))}
+    found = {name: content for name, content in found.items() if not name.startswith(("events.out", "config.yaml"))}
     return found | {"result.json": json.dumps(result).encode()}
 
 

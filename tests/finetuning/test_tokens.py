@@ -16,8 +16,8 @@ from fastbert.finetuning.entities import entity_errors
 from fastbert.finetuning.kinds.tokens import Tokens
 from fastbert.finetuning.model import TaskModel, new_task_model
 from fastbert.finetuning.options import FinetuneOptions
-from fastbert.finetuning.predict import encode_inputs, predict_scores
 from fastbert.finetuning.saved import TaskRecord, load_encoder, load_task_model, save_task_model
+from fastbert.finetuning.scoring import encode_inputs, predict_scores
 from fastbert.finetuning.setup import describe_finetuning, prepare_finetuning
 from fastbert.finetuning.task_heads import TokenHead
 from fastbert.finetuning.tasks import open_task

@@ -1,4 +1,4 @@
-"""The examples of docs/hub.md, on toy data: an export trained by transformers' Trainer and by sentence-transformers."""
+"""Training examples of docs/encoders.md on toy data: transformers' Trainer and sentence-transformers."""
 
 import json
 import re
@@ -12,7 +12,7 @@ from transformers import AutoModelForTokenClassification, Trainer, TrainingArgum
 from fastbert.hub.export import export_model
 from tests.hub.conftest import named, random_models, small_config
 
-PAGE = Path(__file__).parents[2] / "docs" / "hub.md"
+PAGE = Path(__file__).parents[2] / "docs" / "encoders.md"
 QUICK = {"num_train_epochs=3": "num_train_epochs=40", "num_train_epochs=1,": "num_train_epochs=20,"}
 QUICK |= {"learning_rate=5e-5": "learning_rate=5e-3", "logging_steps=10": "logging_steps=1, save_strategy='no'"}
 QUICK |= {"per_device_train_batch_size=64": "per_device_train_batch_size=8"}
@@ -32,7 +32,7 @@ def folder(tokenizer, tmp_path, monkeypatch) -> Path:
 def run_example(title: str) -> dict:
     """The names that the code under a title of the page defines."""
     found = re.search(rf"## {title}\n.*?```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
-    assert found, f"docs/hub.md has no code under {title}"
+    assert found, f"docs/encoders.md has no code under {title}"
     code = found[1]
     for line, quick in QUICK.items():
         code = code.replace(line, quick)

@@ -92,7 +92,7 @@ def test_micro_batches_add_up_to_the_large_batch(sizes: list[int], dropout: floa
         drawn, place = [], 0
         for rows in split:
             part = batch(rows, first_place=place)
-            part.input_ids[part.places == 2, 3:] = 3  # a row with two words only
+            part.input_ids[part.row_indices == 2, 3:] = 3  # a row with two words only
             drawn.append(objective.draw(part, seed=5, step=7))
             place += rows
         count = sum(part.counts["mlm"] for part in drawn)

@@ -65,7 +65,7 @@ def test_micro_batches_add_up_to_the_large_batch(name: str, sizes: list[int], dr
         drawn, place = [], 0
         for rows in split:
             part = batch(rows, first_place=place)
-            part.input_ids[part.places == 2, 3:] = 3  # a row with two words only
+            part.input_ids[part.row_indices == 2, 3:] = 3  # a row with two words only
             drawn.append(objective.draw(part, seed=5, step=7))
             place += rows
         counts = {key: sum(part.counts[key] for part in drawn) for key in objective.loss_weights}
@@ -104,7 +104,7 @@ def test_every_key_is_of_its_seed_step_place_and_purpose(name: str) -> None:
         rows = batch(4, first_place=first)
         drawn = objective.draw(rows, seed, step)
         keys = [value for field, value in vars(drawn).items() if field.endswith("_keys")]
-        found += [*keys, row_keys(seed, "mask", step, rows.places)]
+        found += [*keys, row_keys(seed, "mask", step, rows.row_indices)]
     assert len(found) == 4 * (2 if name == "mlm" else 4)
     assert torch.cat(found).unique().numel() == 4 * len(found)
 

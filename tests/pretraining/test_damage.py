@@ -116,7 +116,7 @@ def test_a_damaged_config_is_overruled_or_refused(whole: Path, run: Path, capsys
         shutil.rmtree(run / "checkpoints" / "step-00000012")
 
 
-@pytest.mark.parametrize("name", ["checkpoints", "tensorboard", "report", "model"])
+@pytest.mark.parametrize("name", ["checkpoints", "report", "model"])
 def test_folders_of_a_run_that_were_replaced_by_links(run: Path, capsys, name: str) -> None:
     theirs = run.parent / "theirs"
     theirs.mkdir()
@@ -126,7 +126,7 @@ def test_folders_of_a_run_that_were_replaced_by_links(run: Path, capsys, name: s
     before = (run / "metrics.jsonl").stat().st_mtime_ns
     assert f"{run / name} is a link, which is not followed" in resumed(run, capsys, code=2)
     assert os.listdir(theirs) == [".x.0123abcd.tmp"]
-    assert name == "tensorboard" or (run / "metrics.jsonl").stat().st_mtime_ns == before
+    assert (run / "metrics.jsonl").stat().st_mtime_ns == before
 
 
 def test_files_of_a_run_that_were_replaced_by_folders(whole: Path, run: Path, capsys) -> None:
@@ -196,5 +196,6 @@ def test_records_that_are_all_lost(whole: Path, tmp_path: Path, capsys) -> None:
     shutil.rmtree(run / "model")
     shutil.rmtree(run / "report")
     printed = resumed(run, capsys)
-    assert "missing: 9 of 9 records" in printed and "no curves are plotted: there is no loss to draw in" in printed
-    assert (run / "model" / "model.safetensors").is_file() and os.listdir(run / "report") == ["summary.json"]
+    assert "missing: 9 of 9 records" in printed and "no curves are plotted: there is no loss to" in printed
+    assert (run / "model" / "model.safetensors").is_file()
+    assert {*os.listdir(run / "report")} == {"summary.json", "index.html"}

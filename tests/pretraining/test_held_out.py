@@ -37,7 +37,18 @@ def replaced(flags: list[str], **values: str) -> list[str]:
 def run(prepared, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "absolute"
     flags = ["--data", str(prepared), "--layers", "2", "--width", "32", "--heads", "2", "--length", "32"]
-    flags += ["--batch-size", "8", "--steps", "30", "--optimizer.learning-rate", "3e-3", "--eval-sequences", "64"]
+    flags += [
+        "--position",
+        "absolute",
+        "--batch-size",
+        "8",
+        "--steps",
+        "30",
+        "--optimizer.learning-rate",
+        "3e-3",
+        "--eval-sequences",
+        "64",
+    ]
     assert main(["pretrain", *flags, "--out", str(out), "--machine.threads", "1"]) == 0
     return out
 
@@ -48,11 +59,15 @@ def figures(capsys, *arguments: object) -> dict:
     return json.loads(capsys.readouterr().out)
 
 
-def test_run_checkpoint_and_export_give_the_same(run, corpus, capsys, tmp_path) -> None:
+def test_run_checkpoint_and_export_give_the_same(run, corpus, capsys, tmp_path, works) -> None:
     given = ("--source", corpus, "--length", 32, "--max-tokens", 20_000)
     of_run = figures(capsys, "--model", run, *given)
     exported = tmp_path / "bert"
+    assert works.keys() == {"reading the model", "reading a checkpoint", "tokenizing", "validating"}
+    assert works["tokenizing"].done >= works["tokenizing"].total == 20_000
+    works.clear()
     assert main(["export", str(run), "--out", str(exported)]) == 0
+    assert works.keys() == {"reading the model", "reading a checkpoint", "exporting the model"}
     for model in (run / "checkpoints" / "step-00000030", run / "model", exported):
         other = figures(capsys, "--model", model, *given)
         assert {k: v for k, v in other.items() if k != "model"} == {k: v for k, v in of_run.items() if k != "model"}

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 from fastbert.pretraining import loop
 from fastbert.training.checkpoints import Checkpointer
+from fastbert.training.logbook import Logbook
 from tests.flags import last_given, main
 from tests.stand_ins import around_steps, stop_before, stopped_clock
 
@@ -138,7 +139,7 @@ def test_science_is_held_machine_is_free(flags, tmp_path, capsys) -> None:
     assert "machine.micro_batch_size: 4 -> 8" in printed and "eval_every: 10 -> 2" in printed
 
 
-def test_a_damaged_checkpoint_is_passed_over_by_name(flags, tmp_path, capsys) -> None:
+def test_a_damaged_checkpoint_is_passed_over_by_name(flags, tmp_path, capsys, monkeypatch) -> None:
     whole, run = tmp_path / "whole", tmp_path / "run"
     for out in (whole, run):
         assert main(["pretrain", *flags, "--out", str(out)]) == 0
@@ -146,9 +147,12 @@ def test_a_damaged_checkpoint_is_passed_over_by_name(flags, tmp_path, capsys) ->
     weights = paths[-1] / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-10])
     capsys.readouterr()
+    lines = []
+    monkeypatch.setattr(Logbook, "_print_line", lambda book, last=False: lines.append(book._progress.text(0.0)))
     assert main(["pretrain", "--resume", str(run)]) == 0
     printed = capsys.readouterr().err
     assert str(weights) in printed and "step-00000028" in printed
+    assert [line.split()[1] for line in lines] == ["29/30", "30/30", "30/30"]  # each step, and the logged row
     assert_same_run(whole, run)
     for path in (run / "checkpoints").iterdir():
         edited = path / "state.json"

@@ -165,7 +165,7 @@ def test_a_timed_step_is_a_whole_training_step(prepared, monkeypatch) -> None:
         real = getattr(owner, name)
         monkeypatch.setattr(owner, name, lambda *given: calls.append((name, note(*given))) or real(*given))
 
-    spy(objective, "draw", lambda batch, *_: (len(batch.places), objective.training))
+    spy(objective, "draw", lambda batch, *_: (len(batch.row_indices), objective.training))
     spy(objective, "forward", lambda drawn: all(p.grad is None for p in objective.parameters()))
     spy(training_step, "clip_gradients", lambda *_: all(p.grad is not None for p in objective.parameters()))
     spy(training_step, "guarded_step")

@@ -99,7 +99,7 @@ def test_budget_in_tokens(flags, tmp_path) -> None:
     assert json.loads((run / "report" / "summary.json").read_text())["step"] == 4
 
 
-def test_what_a_run_leaves(flags, tmp_path, capsys) -> None:
+def test_what_a_run_leaves(flags, tmp_path, capsys, works) -> None:
     run = tmp_path / "run"
     capsys.readouterr()
     assert main(["pretrain", *flags, "--out", str(run)]) == 0
@@ -107,14 +107,18 @@ def test_what_a_run_leaves(flags, tmp_path, capsys) -> None:
     for words in ("unigram entropy", "masked loss", "masked accuracy", str(run / "model"), "curves.png"):
         assert words in printed.out
     assert "step 30/30" in printed.err and "tokens/s" in printed.err and "MFU" in printed.err and "left" in printed.err
-    names = {path.name for path in run.iterdir()}
+    assert {"checking export and summary", "saving a checkpoint", "exporting the model", "filling in the examples"} <= {
+        *works
+    }
+    assert works["validating"].total == works["validating"].done > 1
+    names = {path.name.partition(".tfevents")[0] for path in run.iterdir()}
     assert names == {
         *(
             ".lock",
             "config.yaml",
             "manifest.json",
             "metrics.jsonl",
-            "tensorboard",
+            "events.out",
             "tokenizer",
             "checkpoints",
             "model",
@@ -126,7 +130,18 @@ def test_what_a_run_leaves(flags, tmp_path, capsys) -> None:
     session = manifest["sessions"][0]
     assert session["machine"]["versions"]["torch"] and session["resolved"]["precision"] in ("fp32", "bf16")
     row = json.loads((run / "metrics.jsonl").read_text().splitlines()[0])
-    assert {"step", "split", "loss", "lr", "tokens", "tokens_per_second", "mfu", "grad_norm", "skipped"} == row.keys()
+    assert {
+        "step",
+        "split",
+        "loss",
+        "lr",
+        "tokens",
+        "flops",
+        "tokens_per_second",
+        "mfu",
+        "grad_norm",
+        "skipped",
+    } == row.keys()
     assert (run / "report" / "curves.png").read_bytes().startswith(b"\x89PNG")
     cards = [run / "model" / "README.md", tmp_path / "export" / "README.md"]
     assert main(["export", str(run), "--out", str(tmp_path / "export")]) == 0
@@ -164,9 +179,7 @@ def test_without_matplotlib_only_the_curves_are_missing(flags, tmp_path, monkeyp
     run = tmp_path / "run"
     assert main(["pretrain", *flags, "--steps", "2", "--out", str(run)]) == 0
     printed = capsys.readouterr()
-    assert (
-        "matplotlib is not installed" in printed.err
-        and "masked loss" in printed.out
-        and "curves" not in printed.out.lower()
-    )
-    assert [path.name for path in (run / "report").iterdir()] == ["summary.json"]
+    assert "matplotlib is not installed" in printed.err and "masked loss" in printed.out
+    assert "curves" not in printed.out.lower()
+    assert {path.name for path in (run / "report").iterdir()} == {"summary.json", "index.html"}
+    assert "Without curves: matplotlib is not installed" in (run / "report" / "index.html").read_text()

@@ -130,7 +130,7 @@ CASES = [
         "evaluate --model results --source text.txt",
         "results holds the models of several seeds; give one of them, such as results/seed-0",
     ),
-    ("predict --model results --source bars.csv --out new", "give one of them, such as results/seed-0"),
+    ("predict --model results --source bars.csv --out new", "not all of its seeds are trained; run fastbert finetune"),
     ("finetune --model run --task rte --glue-dir . --out new", "did you mean --glue-dir glue?"),
     (
         "finetune --model run --task rte --glue-dir glue/RTE --out new",

@@ -118,7 +118,7 @@ def test_short_sequences_last_until_the_annealing(planned, timed) -> None:
         planned(base={"initial_batch_size": 4}, anneal={"points": [0.5, 1.0]})
 
 
-def test_minutes_are_measured_once(planned, monkeypatch) -> None:
+def test_minutes_are_measured_once(planned, monkeypatch, works) -> None:
     """In rounds, the variants in turn; an earlier call's times are taken again. What disturbs three rounds of five, one
     variant more than the other, changes no plan."""
     asked = []
@@ -132,6 +132,7 @@ def test_minutes_are_measured_once(planned, monkeypatch) -> None:
     variants = {"a": None, "e": {"objective": "electra"}}
     _, study = planned(variants=variants, budget={"equal": "minutes", "minutes": 0.1})
     assert asked == ["mlm", "electra"] * 5
+    assert works["timing steps"].done == works["timing steps"].total == 10
     assert [min(rounds) for rounds in study.seconds.values()] == pytest.approx([0.05, 0.06])
     assert [statistics.median(rounds) for rounds in study.seconds.values()] == pytest.approx([0.1, 0.18])
     assert [v.steps for v in study.variants] == [120, 100]

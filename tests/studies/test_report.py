@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from fastbert.report.page import Table
 from fastbert.studies.shared.comparison import Comparison
-from fastbert.studies.shared.report import ReportPage, Table
+from fastbert.studies.shared.report import ReportPage
 from fastbert.studies.sweep.sweep_report import printed_scores, write_sweep_report
 from tests.studies.test_comparison import row, rows_of
 

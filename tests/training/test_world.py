@@ -95,5 +95,5 @@ def test_rows_of_the_ranks_are_the_batch() -> None:
 def test_ranks_share_the_rows_of_a_validation() -> None:
     rows = PackedRows(InMemory(np.arange(200)), 8, 2, 3)
     parts = [validation_batches(rows, 7, 2, torch.device("cpu"), World(rank, 2)) for rank in range(2)]
-    read = [[index for batch in part for index in batch.places.tolist()] for part in parts]
+    read = [[index for batch in part for index in batch.row_indices.tolist()] for part in parts]
     assert [len(part) for part in read] == [3, 4] and [*read[0], *read[1]] == [28 * row // 7 for row in range(7)]

@@ -160,6 +160,11 @@ class TaskKind(ABC):
         """The kind with what dev decides, such as thresholds; it is saved with the best epoch."""
         return self
 
+    def ensemble(self, kinds: Sequence["TaskKind"]) -> "TaskKind":
+        """The kind that decides from the mean of the scores of several models, whose `kinds`, this one included, have
+        the same labels; kinds whose `fitted` changes something override it."""
+        return self
+
     def by_label(self, scores: np.ndarray, labels: Sequence[Any]) -> dict[str, dict[str, float]]:
         """precision, recall, f1 and support of each label, where that says more than the metrics."""
         return {}

@@ -133,6 +133,14 @@ class MultiLabel(TaskKind):
         expected = self.targets(labels) == 1
         return replace(self, thresholds=tuple(map(best_threshold, scores.T, expected.T)))
 
+    def ensemble(self, kinds: Sequence["MultiLabel"]) -> "MultiLabel":
+        """The threshold of a label is the mean of its thresholds, as its probability is the mean of its probabilities;
+        a model without thresholds counts as UNFITTED."""
+        if not any(kind.thresholds for kind in kinds):
+            return self
+        rows = [kind.thresholds or (UNFITTED,) * len(self.labels) for kind in kinds]
+        return replace(self, thresholds=tuple(np.mean(rows, axis=0).tolist()))
+
     def by_label(self, scores: np.ndarray, labels: Sequence[tuple[int, ...]]) -> dict[str, dict[str, float]]:
         found, expected = self.compared("macro_f1", scores, labels)
         table = by_class(found, expected, self.labels)

@@ -11,6 +11,7 @@ from typing import Any
 from fastbert.config import differences, leaves
 from fastbert.finetuning.results import score_summary
 from fastbert.finetuning.table import NOTHING
+from fastbert.report.page import Table
 from fastbert.studies.ablate.ablation_plan import AblationPlan
 from fastbert.studies.ablate.ablation_plots import draw_curves, draw_shares
 from fastbert.studies.ablate.analysis import (
@@ -27,7 +28,7 @@ from fastbert.studies.ablate.measures import AblationResults
 from fastbert.studies.ablate.options import UNITS, Ablation
 from fastbert.studies.shared.comparison import SETTING, shown_setting
 from fastbert.studies.shared.plots import draw_scores
-from fastbert.studies.shared.report import WIDTH, ReportPage, Table, p_value, plural, save_drawing
+from fastbert.studies.shared.report import WIDTH, ReportPage, p_value, plural, save_drawing
 
 UNIT_NAMES = {"steps": "steps", "flops": "FLOPs", "minutes": "minutes"}
 OWN_QUESTIONS = (

@@ -10,6 +10,7 @@ from fastbert.data import stages as batches
 from fastbert.pretraining.budget import time_training
 from fastbert.pretraining.options import PretrainOptions, science
 from fastbert.pretraining.setup import PretrainSetup, data_fingerprint
+from fastbert.progress import progress
 from fastbert.streams import echo
 from fastbert.studies.ablate.options import Budget
 from fastbert.studies.ablate.questions import Questions, questions
@@ -136,13 +137,16 @@ def step_seconds(variants: Iterable[PlannedVariant], known: Mapping[str, list[fl
     wanted = {timing_key(v.setup, shape): (v, shape) for v in variants for shape in sorted(v.step_flops)}
     found = {key: known[key] for key in wanted if key in known}
     left = {key: value for key, value in wanted.items() if key not in found}
-    if left:
-        echo(f"timing the steps of {plural(len({v.name for v, _ in left.values()}), 'variant')}, in {ROUNDS} rounds")
-    for _ in range(ROUNDS if left else 0):
-        for key, (variant, shape) in left.items():
-            plan = batches.BatchPlan.constant(*shape)
-            took = timed_round(variant.setup, variant.setup.objective(), ROUND_SECONDS, plan)
-            found.setdefault(key, []).append(took)
+    if not left:
+        return found
+    echo(f"timing the steps of {plural(len({v.name for v, _ in left.values()}), 'variant')}, in {ROUNDS} rounds")
+    with progress("timing steps", ROUNDS * len(left), "timings") as shown:
+        for _ in range(ROUNDS):
+            for key, (variant, shape) in left.items():
+                plan = batches.BatchPlan.constant(*shape)
+                took = timed_round(variant.setup, variant.setup.objective(), ROUND_SECONDS, plan)
+                found.setdefault(key, []).append(took)
+                shown.update(shown.done + 1)
     return found
 
 

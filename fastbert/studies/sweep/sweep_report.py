@@ -8,10 +8,11 @@ from typing import Any
 from fastbert.finetuning import results
 from fastbert.finetuning.glue import GLUE
 from fastbert.finetuning.table import COLUMNS, NOTHING, glue_table
+from fastbert.report.page import Table
 from fastbert.studies.engine.store import ResultRow
 from fastbert.studies.shared import plots
 from fastbert.studies.shared.comparison import SETTING, Comparison, TaskComparison, Trials, shown_setting
-from fastbert.studies.shared.report import WIDTH, ReportPage, Table, p_value, plural, save_drawing
+from fastbert.studies.shared.report import WIDTH, ReportPage, p_value, plural, save_drawing
 from fastbert.studies.shared.statistics import Paired, flip_limits
 
 

@@ -1,0 +1,150 @@
+"""Every command and snippet of the README and the docs works: executed in order, each page in a folder, at toy size.
+The snippets of docs/extending.md and those that train with other libraries have tests of their own.
+"""
+
+import json
+import lzma
+import re
+import shlex
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from fastbert.cli import OPTIONS, main
+from fastbert.flags import parse
+from tests.finetuning.conftest import make_glue
+from tests.finetuning.conftest import sentence as one_sentence
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted({ROOT / "README.md", *(ROOT / "docs").glob("*.md")} - {ROOT / "docs" / "extending.md"})
+BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+CPU = {"--machine.device": "cpu", "--machine.threads": "1", "--machine.precision": "fp32"}
+NETWORK = {"--layers": "1", "--width": "16", "--heads": "1", "--ffn": "32", "--length": "16", "--batch-size": "4"}
+TOY = {
+    "prepare": {"--vocab-size": "300", "--workers": "1", "--validation-fraction": "0.2"},
+    "pretrain": {**NETWORK, "--steps": "2", "--eval-sequences": "4", "--data": "data/wiki", **CPU},
+    "evaluate": {"--max-tokens": "300", **CPU},
+    "finetune": {"--epochs": "1", "--batch-size": "16", "--seeds": "2", **CPU},
+}
+"""Options of a job that a toy replaces or adds."""
+IF_GIVEN = {"--machine.micro-batch-size": "2"}
+UNTOUCHED = ("--resume", "--help")
+SLOW = ("bench",)
+"""Jobs whose options are checked, but that are not run."""
+
+
+def blocks(page: Path) -> list[tuple[str, str]]:
+    """(language, text) of the fenced blocks of a page."""
+    return BLOCK.findall(page.read_text(encoding="utf-8"))
+
+
+def commands(block: str) -> list[list[str]]:
+    """The commands of a bash block as lists of arguments, without comments."""
+    lines = block.replace("\\\n", " ").splitlines()
+    return [words for line in lines for part in line.split(" && ") if (words := shlex.split(part, comments=True))]
+
+
+def toy(arguments: list[str]) -> list[str]:
+    """A command of fastbert at toy size: the same, but for the options in TOY."""
+    job, rest = arguments[0], list(arguments[1:])
+    if job not in TOY or set(UNTOUCHED) & set(rest):
+        return arguments
+    chosen = dict(TOY[job])
+    if job == "pretrain" and "--data" in rest and (Path(rest[rest.index("--data") + 1]) / "dataset.json").is_file():
+        del chosen["--data"]
+    if job == "finetune" and "--glue-dir" in rest:
+        rest.append("--glue-subset")
+    if job == "finetune" and "glue" in rest:
+        chosen["--seeds"] = "1"
+    chosen |= {flag: value for flag, value in IF_GIVEN.items() if flag in rest}
+    for flag in (*chosen, "--minutes", "--tokens"):
+        if flag in rest:
+            index = rest.index(flag)
+            del rest[index : index + 2]
+    return [job, *rest, *(word for flag, value in chosen.items() for word in (flag, value))]
+
+
+def run_command(words: list[str]) -> None:
+    if words[0] != "fastbert":
+        known = words[0] in ("cd", "git", "source", "tensorboard")
+        assert known or (words[0].startswith("./") and (ROOT / words[0]).is_file()), f"unknown command: {words}"
+        return
+    arguments = words[1:]
+    if arguments[0] in SLOW or any("hf:" in word for word in arguments):
+        count = 2 if arguments[0] == "bench" else 1
+        parse(OPTIONS[" ".join(arguments[:count])], arguments[count:], arguments[0])
+        return
+    assert main(toy(arguments)) == 0, f"{shlex.join(words)} failed as {shlex.join(toy(arguments))}"
+
+
+def write_inputs(folder: Path, corpus: Path, prepared: Path) -> None:
+    """The files that the pages take for granted: text, GLUE, tables of custom tasks, and a run."""
+    import random
+
+    text = corpus.read_text()
+    for path in (folder / "wiki" / "a.txt.xz", folder / "wikipedia_en.txt.xz"):
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(lzma.compress(text[:60000].encode()))
+    for name in ("held-out.txt", "books.txt", "german.txt"):
+        (folder / name).write_text(text[:20000])
+    (folder / "books").mkdir()
+    pq.write_table(pa.table({"body": text[:20000].split("\n\n")}), folder / "books" / "a.parquet")
+    (folder / "data").mkdir()
+    (folder / "data" / "wiki").symlink_to(prepared)
+    (folder / "configs").symlink_to(ROOT / "configs")
+    make_glue(folder / "glue", ("cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "wnli", "ax"))
+    rng = random.Random(0)
+    rows = [{"text": one_sentence(rng, word), "label": word} for word in ("bad", "good") * 20]
+    for split in ("train", "dev", "new"):
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        (folder / f"{split}.csv").write_text(
+            "text,label\n" + "".join(f"{row['text']},{row['label']}\n" for row in rows)
+        )
+    for name in ("base", "absolute", "tupe-r"):
+        assert main(toy(["pretrain", "--data", "data/wiki", "--out", f"runs/{name}"])) == 0
+
+
+@pytest.fixture(scope="module")
+def folder(corpus: Path, prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("docs")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        write_inputs(folder, corpus, prepared)
+    return folder
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_every_snippet_works(page: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for path in folder.iterdir():  # each page starts from the same files
+        (tmp_path / path.name).symlink_to(path) if path.name != "runs" else None
+    (tmp_path / "runs").mkdir()
+    for run in (folder / "runs").iterdir():
+        if f"--out runs/{run.name}" not in page.read_text(encoding="utf-8"):
+            (tmp_path / "runs" / run.name).symlink_to(run)
+    monkeypatch.chdir(tmp_path)
+    pushed: list[str] = []
+    for cls in (PreTrainedModel, PreTrainedTokenizerBase):
+        monkeypatch.setattr(cls, "push_to_hub", lambda self, name: pushed.append(name))
+    for language, text in blocks(page):
+        if language == "bash":
+            for words in commands(text):
+                run_command(words)
+        elif language == "python" and "trainer.train()" not in text:  # tests/hub/test_training_examples.py runs these
+            exec(compile(text, str(page), "exec"), {"__name__": "snippet"})
+        else:
+            assert language in ("python", "yaml", "text"), f"{page}: a block in {language} is not run by any test"
+    assert len(pushed) == 2 * ("push_to_hub" in page.read_text(encoding="utf-8"))
+
+
+def test_links_lead_somewhere() -> None:
+    for page in (*PAGES, *(ROOT / "docs" / "results").glob("*.md")):
+        for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
+            assert (page.parent / target).exists(), f"{page}: {target} does not exist"
+
+
+def test_every_page_is_listed() -> None:
+    index = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
+    assert not [page.name for page in (ROOT / "docs").glob("*.md") if page.stem != "index" and page.name not in index]
