@@ -159,7 +159,7 @@ def card_facts(
     options, machine = setup.options, describe_machine()
     optimizer, schedule = options.optimizer, options.schedule
     on_gpu = setup.device.type == "cuda"
-    kind = "nats" if objective.loss_in_nats else "weighted sum of the objective's"
+    unit = "nats" if objective.loss_in_nats else "weighted sum of all losses"
     return {
         "objective": options.objective,
         "data": options.data,
@@ -172,7 +172,7 @@ def card_facts(
         "machine": f"{torch.cuda.get_device_name(setup.device) if on_gpu else machine['cpu']}, {setup.precision}",
         "minutes": f"{progress.seconds / 60:.1f}",
         "commit and torch": f"{machine['commit']}, {machine['versions']['torch']}",
-        f"validation loss ({kind})": NOT_FINITE if final["loss"] is None else round(final["loss"], 4),
+        f"validation loss ({unit})": NOT_FINITE if final["loss"] is None else round(final["loss"], 4),
         "unigram entropy of the same text (nats)": round(unigram, 4),
         "seed": options.seed,
     }

@@ -111,8 +111,8 @@ def trained_objective(
         )
     state = check(checkpoint.state, {"options": dict}, f"{checkpoint.path}/state.json")  # sealed, as config.yaml is not
     trained = from_dict(PretrainOptions, state["options"], f"{checkpoint.path}/state.json")
-    asked = replace(trained.of_objective, mask_rate=mask_rate)
-    objective = OBJECTIVES[trained.objective](pretrained.config, asked, vocabulary, kernels)
+    objective_options = replace(trained.of_objective, mask_rate=mask_rate)
+    objective = OBJECTIVES[trained.objective](pretrained.config, objective_options, vocabulary, kernels)
     weights = checkpoint.tensors["model"].items()
     try:
         objective.load_state_dict({name: tensor for name, tensor in weights if not name.startswith("notes.")})

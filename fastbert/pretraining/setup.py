@@ -66,9 +66,9 @@ class PretrainSetup:
 
     def updater(self, objective: Objective) -> Updater:
         """State that all steps of a training use, with a new optimizer over all parameters of the networks."""
-        asked, apex = self.options.optimizer, self.options.machine.apex
-        optimizer = build_optimizer(objective.named_parameters(), asked, self.device, apex)
-        return Updater(objective, optimizer, asked.clip_norm, self.precision, self.world)
+        optimizer_options, apex = self.options.optimizer, self.options.machine.apex
+        optimizer = build_optimizer(objective.named_parameters(), optimizer_options, self.device, apex)
+        return Updater(objective, optimizer, optimizer_options.clip_norm, self.precision, self.world)
 
     def plan(self, steps: int | None = None) -> BatchPlan:
         """Batches of a run of `steps` steps; None stands for those of the options, or a nominal number."""

@@ -37,7 +37,18 @@ def replaced(flags: list[str], **values: str) -> list[str]:
 def run(prepared, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "absolute"
     flags = ["--data", str(prepared), "--layers", "2", "--width", "32", "--heads", "2", "--length", "32"]
-    flags += ["--batch-size", "8", "--steps", "30", "--optimizer.learning-rate", "3e-3", "--eval-sequences", "64"]
+    flags += [
+        "--position",
+        "absolute",
+        "--batch-size",
+        "8",
+        "--steps",
+        "30",
+        "--optimizer.learning-rate",
+        "3e-3",
+        "--eval-sequences",
+        "64",
+    ]
     assert main(["pretrain", *flags, "--out", str(out), "--machine.threads", "1"]) == 0
     return out
 
