@@ -101,9 +101,9 @@ def objective_step(
     """
     objective, world = updater.module, updater.world
     with record_function("data"):
-        drawn = [objective.draw(batch, seed, step) for batch in batches]
-        counts = {name: world.sum(sum(part.counts[name] for part in drawn)) for name in objective.loss_weights}
-    scalars = updater.update(drawn, objective, objective.loss_weights, counts, learning_rate)
+        micro_batches = [objective.sample(batch, seed, step) for batch in batches]
+        counts = {name: world.sum(sum(part.counts[name] for part in micro_batches)) for name in objective.loss_weights}
+    scalars = updater.update(micro_batches, objective, objective.loss_weights, counts, learning_rate)
     with record_function("after the step"):
-        measured = objective.after_step(drawn, scalars["finite"], world)
+        measured = objective.after_step(micro_batches, scalars["finite"], world)
     return scalars | measured
