@@ -272,7 +272,7 @@ VARIANTS: dict[str, Callable[[], AbstractContextManager]] = {
         KERNELS, {"auto": replace(KERNELS["auto"], attention=torch_attention)}
     ),
     "PyTorch's dropout": torch_dropout,
-    "glibc's allocator with its defaults": lambda: mock.patch.object(
+    "glibc's allocator as it comes": lambda: mock.patch.object(
         setup,
         "setup_machine",
         lambda machine, device: torch.set_num_threads(machine.threads or torch.get_num_threads()),
