@@ -11,6 +11,7 @@ from fastbert.finetuning.options import FinetuneOptions
 from fastbert.finetuning.saved import fine_tuned_folder
 from fastbert.finetuning.tasks import Task
 from fastbert.records import COUNT, check, read_sealed, write_sealed
+from fastbert.report.finetune_page import PAGE, write_results_page
 from fastbert.streams import echo
 
 Figures = dict[str, dict[str, float | None]]
@@ -46,19 +47,20 @@ def write_results(
         }
         for fraction, seeds in results.items()
     ]
-    write_sealed(
-        out / "results.json",
-        {
-            "task": task.name,
-            "model": options.start,
-            "metrics": list(task.metrics),
-            "learning_rate": options.learning_rate,
-            "batch_size": options.batch_size,
-            "epochs": options.epochs,
-            "precision": precision,
-            "fractions": fractions,
-        },
-    )
+    record = {
+        "task": task.name,
+        "model": options.start,
+        "metrics": list(task.metrics),
+        "learning_rate": options.learning_rate,
+        "batch_size": options.batch_size,
+        "epochs": options.epochs,
+        "precision": precision,
+        "fractions": fractions,
+    }
+    write_sealed(out / "results.json", record)
+    largest = max(results)
+    metrics = {seed["seed"]: seed_folder(out, largest, seed["seed"]) / "metrics.jsonl" for seed in results[largest]}
+    write_results_page(out, record, metrics, options)
     plural = "s" if options.seeds > 1 else ""
     lines = [f"{task.name}, {options.start}: dev at the best epoch, over {options.seeds} seed{plural}"]
     lines.append(f"  {'train':>8}  {'split':<14} {'metric':<18} {'median':>8} {'mean':>8} {'std':>8} {'max':>8}")
@@ -76,7 +78,7 @@ def write_results(
     if len(fractions) > 1:
         plot = learning_curve(out / "learning_curve.png", task, options.start, fractions)
         lines += [f"  {plot}"] if plot else []
-    print("\n".join([*lines, f"  {out / 'results.json'}"]))
+    print("\n".join([*lines, f"  {out / 'results.json'}", f"  {out / PAGE}"]))
 
 
 def fitted_lines(seeds: list[dict[str, Any]]) -> list[str]:
