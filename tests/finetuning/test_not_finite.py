@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from fastbert.errors import UserError
-from fastbert.finetuning import loop, submit
+from fastbert.finetuning import ensemble, loop, scoring, submit
 from fastbert.finetuning import seed as seed_training
 from fastbert.finetuning.saved import load_task_model
 from fastbert.studies.shared.comparison import Comparison
