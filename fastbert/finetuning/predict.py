@@ -97,7 +97,7 @@ def predictions_file(out: str) -> Iterator[IO[str]]:
 
 
 def is_conll(path: Path) -> bool:
-    """Whether predictions in a file of this name are CoNLL columns for any kind of task."""
+    """True if a file of this name can only contain CoNLL columns."""
     return path.suffix.lower() in CONLL
 
 
@@ -116,7 +116,7 @@ def read_examples(options: PredictOptions, record: TaskRecord) -> tuple[str, lis
 
 
 def check_fits(task: Task, record: TaskRecord, model: str) -> None:
-    """Raises a UserError if the model's answers are not those of the task."""
+    """Raises a UserError if the labels of the model are not those of the task."""
     for what, theirs, ours in (
         ("predicts", task.kind.name, record.kind.name),
         ("has the labels", task.kind.labels, record.kind.labels),

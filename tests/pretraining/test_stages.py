@@ -165,15 +165,15 @@ def test_a_timed_step_is_a_whole_training_step(prepared, monkeypatch) -> None:
         real = getattr(owner, name)
         monkeypatch.setattr(owner, name, lambda *given: calls.append((name, note(*given))) or real(*given))
 
-    spy(objective, "draw", lambda batch, *_: (len(batch.row_indices), objective.training))
-    spy(objective, "forward", lambda drawn: all(p.grad is None for p in objective.parameters()))
+    spy(objective, "sample", lambda batch, *_: (len(batch.row_indices), objective.training))
+    spy(objective, "forward", lambda inputs: all(p.grad is None for p in objective.parameters()))
     spy(training_step, "clip_gradients", lambda *_: all(p.grad is not None for p in objective.parameters()))
     spy(training_step, "guarded_step")
-    spy(objective, "after_step", lambda drawn, finite, world: (len(drawn), bool(finite)))
+    spy(objective, "after_step", lambda inputs, finite, world: (len(inputs), bool(finite)))
     found = budget.time_training(setup, objective, 1e-9, BatchPlan.constant(4, 32), 1)
     assert found.count == 1  # and one to warm up
-    drawn = [("draw", (3, True)), ("draw", (1, True)), ("forward", True), ("forward", False)]
-    assert calls == [*drawn, ("clip_gradients", True), ("guarded_step", None), ("after_step", (2, True))] * 2
+    sampled = [("sample", (3, True)), ("sample", (1, True)), ("forward", True), ("forward", False)]
+    assert calls == [*sampled, ("clip_gradients", True), ("guarded_step", None), ("after_step", (2, True))] * 2
     assert all(torch.equal(tensor, before[name]) for name, tensor in objective.state_dict().items())
 
 

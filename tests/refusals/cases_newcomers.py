@@ -125,7 +125,7 @@ CASES = [
     ("finetune pretrain.yaml", "the file looks like one for fastbert pretrain"),
     ("sweep pretrain.yaml", "the file looks like one for fastbert pretrain"),
     ("ablate sweep.yaml", "the file looks like one for fastbert sweep"),
-    ("export --run ready --out new", "ready holds prepared data, no model; fastbert pretrain --data ready trains one"),
+    ("export --run ready --out new", "ready holds prepared data, not a model; fastbert pretrain --data ready trains"),
     (
         "evaluate --model results --source text.txt",
         "results holds the models of several seeds; give one of them, such as results/seed-0",
