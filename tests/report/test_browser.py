@@ -161,7 +161,7 @@ def test_nothing_is_cut(opened, width: int) -> None:
 
 def test_no_two_of_many_runs_look_alike(browser, tmp_path) -> None:
     records = [{"step": 1, "split": "validation", "loss": 1.0}]
-    runs = [make_run(tmp_path / f"run-{number}", records) for number in range(21)]
+    runs = [make_run(tmp_path / f"run-{number}-with-a-name-of-its-settings", records) for number in range(21)]
     assert main(["report", *map(str, runs), "--out", str(tmp_path / "page")]) == 0
     resize(browser, 400)
     browser.get((tmp_path / "page.html").as_uri())
