@@ -46,7 +46,7 @@ class Progress:
             self._samples.append((now, done))
 
     def text(self, now: float) -> str:
-        """Such as "45% of 1.2 GB, 15.3 MB/s, 0:43 left"; with an unknown total "540.0 MB, 15.3 MB/s"."""
+        """Text such as "45% of 1.2 GB, 15.3 MB/s, 0:43 left"; with an unknown total "540.0 MB, 15.3 MB/s"."""
         parts = []
         if self.total:
             parts.append(f"{min(self.done / self.total, 1):.0%} of {amount(self.total, self.unit)}")
@@ -140,7 +140,7 @@ def _new_display() -> "rich.progress.Progress":
 
 
 def amount(number: int, unit: str) -> str:
-    """Such as "1.2 GB" or "1,000 steps"."""
+    """Text such as "1.2 GB" or "1,000 steps"."""
     if unit != "B":
         return f"{_scaled(number)} {unit}"
     for size, name in ((10**9, "GB"), (10**6, "MB")):
@@ -150,7 +150,7 @@ def amount(number: int, unit: str) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Such as "0:05" or "1:02:30"."""
+    """Text such as "0:05" or "1:02:30"."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

@@ -128,7 +128,7 @@ def test_sources(capsys, tmp_path, monkeypatch) -> None:
 
     assert "does not exist" in refused(capsys, "prepare", "--source", "none.txt", "--out", "out")
     assert "no file matches" in refused(capsys, "prepare", "--source", "none*.txt", "--out", "out")
-    assert "holds no text" in prepare("empty.txt", b"")
+    assert "has no text" in prepare("empty.txt", b"")
     assert "binary" in prepare("binary.txt", b"abc\x00\x01\x02" * 50)
     assert "not UTF-8" in prepare("latin.txt", "Gr\u00fc\u00dfe".encode("latin1") * 50)
     good = json.dumps({"text": "words"}).encode()

@@ -120,7 +120,7 @@ def test_names_that_are_no_text_are_refused() -> None:
     for name, more in ((b"r\xff", {}), ("\xfc".encode(), {"env": environment})):
         done = run("1 // 0", "export", name, **more)
         assert done.returncode == 2 and done.stderr.count(b"\n") == 1
-        assert b"is no text in the encoding of this locale" in done.stderr and b"LC_ALL=C.UTF-8" in done.stderr
+        assert b"is not text in the encoding of this locale" in done.stderr and b"LC_ALL=C.UTF-8" in done.stderr
     assert run("return 0", "export", "\xfc").returncode == 0
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fastbert.data.batches import Batch, Stream
 from fastbert.data.tokenizer import WordPiece
-from fastbert.errors import some
+from fastbert.errors import abbreviated
 from fastbert.randomness import row_keys
 
 COUNT = 5  # sentences looked for
@@ -42,7 +42,7 @@ class Spotted:
 
     def __str__(self) -> str:
         parts = {"found": self.found, "missed": self.missed, "false alarm": self.false_alarms}
-        said = "; ".join(f"{name}: {some(words)}" for name, words in parts.items() if words)
+        said = "; ".join(f"{name}: {abbreviated(words)}" for name, words in parts.items() if words)
         return f"{self.text}\n      -> {said or 'nothing was replaced, and nothing suspected'}"
 
 

@@ -112,13 +112,13 @@ def test_other_formats_types_and_tokenizers(copy: Path) -> None:
     path = copy / "train-00000.tokens.npy"
     data = path.read_bytes()
     path.write_bytes(data.replace(b"'<u2'", b"'<i2'", 1))
-    assert "train-00000.tokens.npy holds int16" in error_of(copy)
+    assert "train-00000.tokens.npy contains int16" in error_of(copy)
     path.write_bytes(b"x" * len(data))
     assert "damaged .npy file" in error_of(copy)
     path.write_bytes(data)
     unigrams = np.load(copy / "unigram-train.npy")
     np.save(copy / "unigram-train.npy", unigrams + 1)
-    assert "unigram-train.npy does not fit the tokens" in error_of(copy)
+    assert "unigram-train.npy does not match the tokens" in error_of(copy)
     np.save(copy / "unigram-train.npy", unigrams)
     assert isinstance(open_dataset(copy), Dataset)
 
