@@ -124,6 +124,6 @@ def test_other_formats_types_and_tokenizers(copy: Path) -> None:
 
     tokenizer = load_tokenizer(copy)
     WordPiece(tokenizer.tokens, lowercase=False).save(copy / "tokenizer")
-    assert "holds shards of another tokenizer" in error_of(copy)
+    assert "contains shards of another tokenizer" in error_of(copy)
     edit(copy, format_version=1)
     assert "is of format 1, this version reads 2" in error_of(copy)

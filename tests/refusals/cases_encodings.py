@@ -107,7 +107,7 @@ CASES = [
     (tokenizer("cr"), "cr/vocab.txt, line 1: a carriage return (\\r) that is not at the end of a line"),
     (
         tokenizer("bom"),
-        "begins with a byte order mark, which would be a part of its first token; remove it with: sed -i",
+        "begins with a byte order mark, which would become a part of its first token; remove it with: sed -i",
     ),
     (tokenizer("wide"), "iconv -f UTF-16 -t UTF-8 wide/vocab.txt > wide/vocab.utf8.txt"),
     (

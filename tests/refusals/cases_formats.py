@@ -84,7 +84,7 @@ CASES = [
     (prepare("fine.txt", more="--column body"), "is text without columns; leave out --column body"),
     (prepare("one.json"), "one.json, line 1 has no column 'text'; known: rows; choose with --column, or a .json file"),
     (prepare("pretty.json"), "pretty.json, line 1 is not JSON"),
-    (prepare("pretty.json"), "a .json file must be an array of objects, or objects one to a line (which jq -c"),
+    (prepare("pretty.json"), "a .json file must be an array of objects, or have an object on each line (jq -c"),
     (prepare("strings.json"), "strings.json, row 1 is a JSON string, not an object"),
     (prepare("number.json"), "number.json, line 1 is a JSON number, not an object; a .json file must be an array"),
     (prepare("cut.json"), "cut.json, row 2 is cut off"),
