@@ -35,7 +35,10 @@ setup(
         "fastbert_kernels": "kernels/fastbert_kernels",
         **{f"fastbert.{folder.replace('/', '.')}": folder for folder in CONFIGS},
     },
-    package_data={f"fastbert.{folder.replace('/', '.')}": ["*.yaml"] for folder in CONFIGS},
+    package_data={
+        "fastbert.report": ["*.js"],
+        **{f"fastbert.{folder.replace('/', '.')}": ["*.yaml"] for folder in CONFIGS},
+    },
     install_requires=[
         "torch>=2.11",
         "transformers>=5.0",

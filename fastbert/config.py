@@ -26,6 +26,8 @@ Options = TypeVar("Options")
 FLAT = {"flat": True}
 MACHINE = {"role": "machine"}
 BOOKKEEPING = {"role": "bookkeeping"}
+POSITIONAL = {"positional": True}
+"""An option that may be given without its flag, in the order of the fields."""
 
 EXACT = 2**53  # up to here a whole number written as a float, such as 1e5, is exact
 _FLOAT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?", re.ASCII)

@@ -5,7 +5,7 @@ Two classes of outputs treat links differently:
 
 - Files and folders inside a folder of fastbert (config.yaml, model/): `atomic_file` and `atomic_folder`. A link with
   that name may have been planted by another user, so it is replaced and never followed; a link instead of a folder that
-  grows (checkpoints/, tensorboard/, report/) is refused.
+  grows (checkpoints/, report/) is refused.
 - Outputs named by --out: see `fastbert.outputs`, which follows links and writes into devices and mount points.
 
 Temporary files are created with O_EXCL under new names, and the writing process holds a lock on them. So they follow no

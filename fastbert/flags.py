@@ -29,12 +29,14 @@ EXAMPLES = {
     "prepare": "--source 'wiki/*.txt.xz' --out data/wiki",
     "pretrain": "configs/pretrain/base.yaml --data data/wiki --out runs/base",
     "evaluate": "--model runs/base --source held-out.txt",
+    "fill": "runs/base 'The [MASK] of the United States.'",
     "finetune": "--model runs/base --task rte --glue-dir glue --out results/rte",
-    "predict": "--model results/rte/seed-0 --source new.csv --out predictions.jsonl",
+    "predict": "--model results/rte --source new.csv --out predictions.jsonl",
     "submit": "--results results/glue --glue-dir glue --fill --out submission.zip",
     "export": "--run runs/base --out my-bert",
     "sweep": "configs/sweep/glue.yaml --workers 2",
     "ablate": "configs/ablate/tiny.yaml --workers 2",
+    "report": "--runs runs/base runs/rope --out comparison.html",
     "bench throughput": "--data data/wiki",
     "bench data": "--data wiki.txt --megabytes 20",
     "bench kernels": "--seconds 2",
@@ -72,6 +74,11 @@ class Flag:
         return typing.get_origin(plain(self.hint)) is tuple
 
     @property
+    def is_positional(self) -> bool:
+        """True if the values may be given without the flag."""
+        return bool(self.field.metadata.get("positional"))
+
+    @property
     def is_switch(self) -> bool:
         """True if the flag has no value, and --no-... is its opposite."""
         return plain(self.hint) is bool and not self.optional
@@ -106,6 +113,7 @@ def parse(cls: type[Options], arguments: Sequence[str], job: str, default: Optio
     if {"-h", "--help"} & set(arguments):
         parser.print_help()
         raise SystemExit(0)
+    arguments = name_positionals(arguments, flags)
     refuse_unknown(arguments, flags, job)
     refuse_repeated(arguments)
     given = vars(parser.parse_args(with_equals(arguments, flags)))
@@ -143,7 +151,7 @@ def field_docs(cls: type) -> dict[str, str]:
 
 def unwrapped(text: str) -> str:
     """`text` with a line for each paragraph or list item (`- `)."""
-    return re.sub(r"\n(?!- |\n)\s*", " ", inspect.cleandoc(text))
+    return re.sub(r"(?<!\n)\n(?!- |\n)\s*", " ", inspect.cleandoc(text))
 
 
 def normalized(argument: str) -> str:
@@ -152,6 +160,33 @@ def normalized(argument: str) -> str:
         return argument
     name, equals, value = argument.partition("=")
     return name.replace("_", "-") + equals + value
+
+
+def name_positionals(arguments: Sequence[str], flags: Sequence[Flag]) -> list[str]:
+    """Arguments that belong to no flag, behind the flags of the positional options; those that are left over last."""
+    positional = [flag for flag in flags if flag.is_positional]
+    if not positional:
+        return list(arguments)
+    limits = {f"--{flag.name}": len(arguments) if flag.repeats else 1 for flag in flags if not flag.is_switch}
+    named: list[str] = []
+    bare: list[str] = []
+    free = 0  # values that may follow
+    for argument in arguments:
+        if argument.startswith("--"):
+            free = limits.get(argument, 0)
+            named.append(argument)
+        elif free:
+            free -= 1
+            named.append(argument)
+        else:
+            bare.append(argument)
+    given = {argument.partition("=")[0] for argument in named}
+    for flag in positional:
+        if bare and f"--{flag.name}" not in given:
+            count = len(bare) if flag.repeats else 1
+            named += [f"--{flag.name}", *bare[:count]]
+            bare = bare[count:]
+    return named + bare
 
 
 def with_equals(arguments: Sequence[str], flags: Sequence[Flag]) -> list[str]:
@@ -280,9 +315,12 @@ class _Help(argparse.HelpFormatter):
 
 
 def _parser(cls: type, flags: Sequence[Flag], job: str, default: Any) -> argparse.ArgumentParser:
+    names = [flag.name.upper() for flag in flags if flag.is_positional and not flag.repeats]
+    names += [f"[{flag.name.upper()} ...]" for flag in flags if flag.is_positional and flag.repeats]
+    positional = "".join(f"{name} " for name in names)
     parser = _Parser(
         f"fastbert {job}",
-        f"fastbert {job} {'[FILE.yaml] ' if job in TAKES_YAML else ''}[options]",
+        f"fastbert {job} {'[FILE.yaml] ' if job in TAKES_YAML else ''}{positional}[options]",
         description=cls.__doc__,
         epilog=f"example: fastbert {job} {EXAMPLES[job]}" if job in EXAMPLES else None,
         formatter_class=_Help,

@@ -33,5 +33,5 @@ def named_configs(job: str) -> dict[str, Path]:
 
 
 def is_plain(name: str) -> bool:
-    """Returns True if a name can be that of a configuration, and is neither a path nor an option."""
+    """Tests whether a name could be that of a configuration: not a path, not an option."""
     return name.replace("-", "").replace("_", "").isalnum()

@@ -12,7 +12,8 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, TypeVar
 
 from fastbert.streams import echo
 
@@ -26,42 +27,61 @@ SAMPLES, SECONDS_BETWEEN_SAMPLES = 32, 0.5  # the rate is an average over the la
 
 Report = Callable[[int], None]
 """Receives the amount that is done."""
+Work = TypeVar("Work", bound="Progress")
 
 
 class Progress:
-    """Amount of work done, its rate and the time left. Created by `progress`."""
+    """Amount of work done, its rate and the time left. Created by `progress`.
+
+    Attributes:
+        paused: seconds spent in nested work. The rate excludes them; the time left includes them, in proportion to
+            the remaining amount.
+        notice: text at the front of the line.
+    """
 
     def __init__(self, label: str, total: int, unit: str, done: int) -> None:
         self.label, self.total, self.unit, self.done, self.status = label, total, unit, done, ""
+        self.start, self.paused, self.notice = done, 0.0, ""
         self.begin = self._updated = time.monotonic()
         self._samples = deque([(self.begin, done)], maxlen=SAMPLES)
 
     def update(self, done: int, status: str | None = None) -> None:
         """Sets the amount done, and with `status` the text at the end of the line."""
-        now = time.monotonic()
+        now = time.monotonic() - self.paused
         self.done, self._updated = done, now
         if status is not None:
             self.status = status
         if now - self._samples[-1][0] >= SECONDS_BETWEEN_SAMPLES:
             self._samples.append((now, done))
 
+    def rate(self) -> float | None:
+        """Amount per second; None before the first update."""
+        then, before = self._samples[0]
+        known = self._updated > then and self.done > before
+        return (self.done - before) / (self._updated - then) if known else None
+
+    def seconds_left(self, now: float) -> float | None:
+        """The time left for a known total; None before the first update."""
+        rate = self.rate()
+        if rate is None:
+            return None
+        seconds = (self.total - self.done) * (1 / rate + self.paused / (self.done - self.start))
+        return max(0.0, seconds - (now - self.paused - self._updated))
+
     def text(self, now: float) -> str:
-        """Text such as "45% of 1.2 GB, 15.3 MB/s, 0:43 left"; with an unknown total "540.0 MB, 15.3 MB/s"."""
+        """The line, such as "45% of 1.2 GB, 15.3 MB/s, 0:43 left"; with an unknown total "540.0 MB, 15.3 MB/s"."""
         parts = []
         if self.total:
             parts.append(f"{min(self.done / self.total, 1):.0%} of {amount(self.total, self.unit)}")
         elif self.done:
             parts.append(amount(self.done, self.unit))
-        then, before = self._samples[0]
-        if self._updated > then and self.done > before:
-            rate = (self.done - before) / (self._updated - then)
+        if rate := self.rate():
             parts.append(_rate(rate, self.unit))
             if self.total > self.done:
-                left = (self.total - self.done) / rate - (now - self._updated)
-                parts.append(f"{duration(max(left, 0))} left")
+                parts.append(f"{duration(self.seconds_left(now))} left")
         elif not self.done:
             parts.append(duration(now - self.begin))
-        return ", ".join(parts) + (f"  {self.status}" if self.status else "")
+        return "  ".join(part for part in (self.notice, ", ".join(parts), self.status) if part)
 
 
 @contextmanager
@@ -75,21 +95,50 @@ def progress(label: str, total: int = 0, unit: str = "B", done: int = 0) -> Iter
         unit: of `total`: "B" (bytes) or a plural such as "steps".
         done: the amount that an interrupted process has already done. The rate does not include it.
     """
-    work, ended = Progress(label, total, unit, done), threading.Event()
-    terminal = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
-    thread = threading.Thread(target=_show_bar if terminal else _print_lines, args=(work, ended), daemon=True)
-    thread.start()
+    with shown(Progress(label, total, unit, done)) as work:
+        yield work
+
+
+@contextmanager
+def shown(work: Work, delay: float = DELAY, lines: bool = True) -> Iterator[Work]:
+    """Shows `work` while the block runs, as `progress` does.
+
+    Args:
+        delay: seconds before there is a bar.
+        lines: whether there are plain lines where there is no terminal.
+    """
+    bar, ended, outer = on_terminal(), threading.Event(), _nested[-1] if _nested else None
+    thread = None
+    if bar or lines:
+        target, arguments = (_show_bar, (work, ended, delay)) if bar else (_print_lines, (work, ended))
+        thread = threading.Thread(target=target, args=arguments, daemon=True)
+        thread.start()
+    _nested.append(work)
+    finished = False
     try:
         yield work
         finished = True
-    except BaseException:
-        finished = False
-        raise
     finally:
+        _nested.remove(work)
         ended.set()
-        thread.join()
-        if finished and not terminal and time.monotonic() - work.begin >= DELAY:
-            echo(f"{label}: done in {duration(time.monotonic() - work.begin)}")
+        if thread is not None:
+            thread.join()
+        seconds = time.monotonic() - work.begin
+        if outer is not None:
+            outer.paused += seconds
+        if finished and lines and not bar and seconds >= SECONDS_BETWEEN_LINES:
+            echo(f"{work.label}: done in {duration(seconds)}")
+
+
+def notify(text: str) -> None:
+    """Shows `text` in front of the progress, if there is any. Safe in a signal handler: nothing is printed here."""
+    if _nested:
+        _nested[0].notice = text
+
+
+def on_terminal() -> bool:
+    """True if standard error is a terminal on which a line can be redrawn, and rich is installed."""
+    return sys.stderr.isatty() and os.environ.get("TERM") != "dumb" and find_spec("rich") is not None
 
 
 def _print_lines(work: Progress, ended: threading.Event) -> None:
@@ -97,24 +146,26 @@ def _print_lines(work: Progress, ended: threading.Event) -> None:
         echo(f"{work.label}: {work.text(time.monotonic())}")
 
 
+_nested: list[Progress] = []  # current work, from the outermost to the innermost
 _display: "rich.progress.Progress | None" = None  # the bars that the terminal shows now
 _lock = threading.Lock()
 
 
-def _show_bar(work: Progress, ended: threading.Event) -> None:
+def _show_bar(work: Progress, ended: threading.Event, delay: float) -> None:
     global _display
-    if ended.wait(DELAY):
+    if ended.wait(delay):
         return
     with _lock:
         if _display is None:
             _display = _new_display()
             _display.start()
-        task = _display.add_task(work.label, total=work.total or None, text="")
+        task = _display.add_task(work.label, total=work.total or None, completed=work.done, text="")
     waiting = True
     while waiting:
-        waiting = not ended.wait(SECONDS_BETWEEN_FRAMES)
         _display.update(task, completed=work.done, text=work.text(time.monotonic()), refresh=True)
+        waiting = not ended.wait(SECONDS_BETWEEN_FRAMES)
     with _lock:
+        _display.update(task, completed=work.done, text=work.text(time.monotonic()), refresh=True)
         if len(_display.task_ids) > 1:
             _display.remove_task(task)
         else:
@@ -124,15 +175,24 @@ def _show_bar(work: Progress, ended: threading.Event) -> None:
 
 def _new_display() -> "rich.progress.Progress":
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn
+    from rich.progress import BarColumn, Progress, Task, TextColumn
+    from rich.table import Column
+    from rich.text import Text
 
-    texts = (TextColumn(f"{{task.{name}}}", markup=False) for name in ("description", "fields[text]"))
-    console = Console(stderr=True)
+    class Ending(TextColumn):
+        """The only column that is cut where the terminal is narrow."""
+
+        def render(self, task: Task) -> Text:
+            text = super().render(task)
+            text.no_wrap, text.overflow = True, "ellipsis"
+            return text
+
+    console = Console(stderr=True, soft_wrap=True)  # messages are not broken into lines
     # While bars are shown, what is printed to either stream appears above them, unless it goes to a file.
     return Progress(
-        next(texts),
-        BarColumn(bar_width=24),
-        next(texts),
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=24 if console.width >= 80 else 8),
+        Ending("{task.fields[text]}", markup=False, table_column=Column()),
         console=console,
         auto_refresh=False,
         redirect_stdout=sys.stdout.isatty(),
@@ -140,7 +200,7 @@ def _new_display() -> "rich.progress.Progress":
 
 
 def amount(number: int, unit: str) -> str:
-    """Text such as "1.2 GB" or "1,000 steps"."""
+    """An amount, such as "1.2 GB" or "1,000 steps"."""
     if unit != "B":
         return f"{_scaled(number)} {unit}"
     for size, name in ((10**9, "GB"), (10**6, "MB")):
@@ -150,7 +210,7 @@ def amount(number: int, unit: str) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Text such as "0:05" or "1:02:30"."""
+    """A duration, such as "0:05" or "1:02:30"."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

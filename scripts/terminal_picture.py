@@ -20,7 +20,7 @@ CONTROL = re.compile(r"\x1b\[([0-9;?]*)([A-Za-z])|\x1b\][^\x07]*\x07")
 
 
 def record(command: list[str], columns: int) -> str:
-    """Everything that a command writes to a terminal of so many columns."""
+    """Everything that a command writes to a terminal of this many columns."""
     reader, terminal = pty.openpty()
     ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 50, columns, 0, 0))
     environment = {**os.environ, "TERM": "xterm-256color", "COLUMNS": str(columns), "FORCE_COLOR": "1"}

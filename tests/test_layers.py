@@ -18,7 +18,7 @@ LAYERS = [
     {"data", "training"},
     {"model"},
     {"objectives"},
-    {"hub"},
+    {"hub", "report"},
     {"finetuning"},
     {"pretraining"},
     {"studies", "bench"},

@@ -1,7 +1,6 @@
 """Standard streams that are closed, full, without a reader or of an encoding that lacks characters; Ctrl-C."""
 
 import ast
-import io
 import os
 import re
 import signal
@@ -11,12 +10,10 @@ import textwrap
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 
 from fastbert.cli import main
 from fastbert.streams import _Dropping
 from fastbert.studies.engine.local import run_local
-from fastbert.training.logbook import Logbook
 from tests.processes import in_child
 from tests.studies.conftest import toy_job, workers_of
 from tests.studies.test_ends import wait_for
@@ -134,11 +131,6 @@ def test_names_in_messages_command_no_terminal(tmp_path, capsys) -> None:
     printed = capsys.readouterr().err
     assert "a\\x1b]0;b\\nerror: c\\x07.txt looks like JSON" in printed
     assert not set("\x1b\x07") & set(printed)
-    screen = io.StringIO()
-    console = Console(force_terminal=True, file=screen, color_system=None)
-    with Logbook(tmp_path / "run", 1, console=console) as book:
-        book.echo("the task \x1b]0;b")
-    assert "the task \\x1b]0;b" in screen.getvalue()
 
 
 def test_all_messages_are_printed_by_one_function() -> None:

@@ -104,4 +104,4 @@ def test_it_wants_a_gpu(machine) -> None:
     ]
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'kernels'}", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(command, cwd=machine, env=environment, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 2 and "--toy rehearses on the CPU" in done.stderr and not (machine / "x").exists()
+    assert done.returncode == 2 and "--toy is a dry run on the CPU" in done.stderr and not (machine / "x").exists()

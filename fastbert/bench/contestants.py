@@ -1,9 +1,9 @@
-"""The trainings that `fastbert bench throughput` compares, each in a process of its own that makes steps when it is
-asked to: fastbert's own loop, and transformers' BERT as its run_mlm.py example trains it.
+"""The trainings that `fastbert bench throughput` compares: fastbert's loop, and transformers' BERT as its example
+run_mlm.py trains it. Each runs in its own process, which makes steps on request.
 
-The peer gets the same rows, batch, dropout, share of masks and clipping, and a plain loop, which is less than
-transformers' Trainer does around a step: its data collator masks 80/10/10, its model computes the words at every place.
-Its process is as PyTorch leaves it; fastbert's own settings (`setup_machine`) are fastbert's.
+The peer trains on the same rows with the same batch size, dropout, mask rate and clipping, in a plain loop, which does
+less around a step than transformers' Trainer. Its data collator masks 80/10/10, and its model computes logits at every
+position. Its process keeps PyTorch's defaults; `setup_machine` is called for fastbert only.
 """
 
 import itertools
@@ -37,7 +37,7 @@ from fastbert.system_errors import MEMORY_REMEDY, user_error
 from fastbert.training.hardware import autocast, peak_flops, resolve_device, resolve_precision, synchronize, use_device
 from fastbert.training.memory import PeakMemory
 
-STEPS = 10**6  # planned; as many are made as there is time for
+STEPS = 10**6  # planned; fewer are made, as time allows
 WARM_UP = 3
 
 
@@ -47,17 +47,17 @@ class Contestant:
 
     name: str
     options: PretrainOptions
-    """Of fastbert's job; of the peer the shape, the data and the machine."""
+    """Options of the pretraining; the peer uses its shape, data and machine."""
     peer: bool = False
     compiled: bool = False
 
 
 class Runner:
-    """A contestant at work in its own process.
+    """A contestant in its own process.
 
     Raises:
-        UserError: it could not be built, with what it said.
-        RuntimeError: an internal error, or one of the peer, with its traceback.
+        UserError: it could not be built; has its message.
+        RuntimeError: an internal error, or an error of the peer, with its traceback.
     """
 
     def __init__(self, contestant: Contestant) -> None:
@@ -69,22 +69,22 @@ class Runner:
             self._process.start()
         theirs.close()
         self.facts: dict[str, Any] = self._answer()
-        """`tokens` of a step, `precision`, `device`; of fastbert `flops` of a step and `parameters`."""
+        """`tokens` of a step, `precision`, `device`; for fastbert also `flops` of a step and `parameters`."""
 
     def seconds(self, steps: int) -> float:
-        """The time of `steps` steps."""
+        """Seconds that `steps` steps take."""
         return self._ask("steps", steps)
 
     def peak(self) -> tuple[float, str]:
-        """Floating-point operations a second that products of matrices reach now, and how that is known."""
+        """FLOP/s that matrix products reach now, and how they were determined."""
         return self._ask("peak")
 
     def memory(self) -> int:
-        """Bytes by which the process has grown since it was about to build its networks, at the peak."""
+        """Peak growth of the process in bytes, from just before it built its networks."""
         return self._ask("memory")
 
     def profile(self) -> list[dict[str, Any]]:
-        """What a step is made of (fastbert only)."""
+        """The parts of a step and their times (fastbert only)."""
         return self._ask("profile")
 
     def close(self) -> None:
@@ -93,37 +93,37 @@ class Runner:
             self._process.join(10)
             self._process.kill()
 
-    def _ask(self, *question: Any) -> Any:
-        with suppress(BrokenPipeError):  # it has ended, which shows when the answer is read
-            self._pipe.send(question)
+    def _ask(self, *request: Any) -> Any:
+        with suppress(BrokenPipeError):  # the process has ended: reading the answer reports that
+            self._pipe.send(request)
         return self._answer()
 
     def _answer(self) -> Any:
         try:
-            kind, answer = self._pipe.recv()
+            status, answer = self._pipe.recv()
         except (EOFError, ConnectionResetError):
             self._process.join()
             code = self._process.exitcode
             if code == -signal.SIGKILL:
                 raise UserError(
-                    f"the process of {self.contestant.name} was killed, most likely for want of memory; {MEMORY_REMEDY}"
+                    f"the process of {self.contestant.name} was killed, most likely out of memory; {MEMORY_REMEDY}"
                 ) from None
             raise RuntimeError(f"{self.contestant.name} ended with exit code {code}") from None
-        if kind == "mistake":
+        if status == "user error":
             raise UserError(f"{self.contestant.name}: {answer}")
-        if kind == "fault":
+        if status == "internal error":
             raise RuntimeError(f"{self.contestant.name}:\n{answer}")
         return answer
 
 
 def _serve(contestant: Contestant, pipe: Connection) -> None:
-    """Answers questions until the other end is closed; what is said meanwhile goes nowhere."""
+    """Answers requests until the other end of the pipe is closed. Messages of the contestant are dropped."""
     sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 (until the process ends; errors go through the pipe)
     try:
         with tempfile.TemporaryDirectory(prefix="fastbert-bench-") as folder:
             setup = (_bare_setup if contestant.peer else prepare_setup)(contestant.options)
             memory = PeakMemory(setup.device)
-            step, facts, profile = (_peer if contestant.peer else _own)(setup, contestant, Path(folder))
+            step, facts, profile = (_peer if contestant.peer else _fastbert)(setup, contestant, Path(folder))
 
             def steps(count: int) -> float:
                 synchronize(setup.device)
@@ -134,7 +134,7 @@ def _serve(contestant: Contestant, pipe: Connection) -> None:
                 return time.perf_counter() - start
 
             steps(WARM_UP)
-            questions: dict[str, Callable[..., Any]] = {
+            answers: dict[str, Callable[..., Any]] = {
                 "steps": steps,
                 "memory": memory.growth,
                 "profile": profile,
@@ -144,17 +144,17 @@ def _serve(contestant: Contestant, pipe: Connection) -> None:
             shape = {"tokens": options.batch_size * options.length, "device": str(setup.device)}
             pipe.send(("answer", {**shape, "precision": setup.precision, **facts}))
             while True:
-                question, *given = pipe.recv()
-                pipe.send(("answer", questions[question](*given)))
+                request, *arguments = pipe.recv()
+                pipe.send(("answer", answers[request](*arguments)))
     except EOFError:
         return
-    except Exception as error:  # of whatever kind: the other process raises it, an internal error with this traceback
+    except Exception as error:  # any error is raised in the other process, an internal one with this traceback
         known = user_error(error)
-        pipe.send(("fault", traceback.format_exc()) if known is None else ("mistake", str(known)))
+        pipe.send(("internal error", traceback.format_exc()) if known is None else ("user error", str(known)))
 
 
 def _bare_setup(options: PretrainOptions) -> PretrainSetup:
-    """Data and shape without what fastbert sets about a process, such as how it allocates memory."""
+    """The setup without fastbert's settings of the process, such as those of the memory allocator."""
     device = resolve_device(options.machine.device)
     use_device(device)
     if options.machine.threads:
@@ -165,8 +165,11 @@ def _bare_setup(options: PretrainOptions) -> PretrainSetup:
     return PretrainSetup(options, dataset, dataset.wordpiece, config, device, precision)
 
 
-def _own(setup: PretrainSetup, contestant: Contestant, folder: Path) -> tuple[Iterator[None], dict[str, Any], Callable]:
-    """fastbert's loop as `fastbert pretrain` builds it: rows, masks, loss, clipping, update, logged rows."""
+def _fastbert(
+    setup: PretrainSetup, contestant: Contestant, folder: Path
+) -> tuple[Iterator[None], dict[str, Any], Callable]:
+    """Training steps, facts and profile of the trainer that `fastbert pretrain` builds, with its data, masks, loss,
+    clipping, update and logging."""
     run = RunFolder(folder / "run")
     trainer = build_trainer(setup, run, {"science": {}, "sessions": []}, resumed=False, quiet=True)
     trainer.objective.train()
@@ -176,7 +179,7 @@ def _own(setup: PretrainSetup, contestant: Contestant, folder: Path) -> tuple[It
 
 
 class _Sequences(torch.utils.data.Dataset):
-    """The rows of a split as a map-style dataset, as run_mlm.py has them."""
+    """The rows of the training split as a map-style dataset, as in run_mlm.py."""
 
     def __init__(self, setup: PretrainSetup) -> None:
         self.rows = setup.rows("train")
@@ -192,7 +195,7 @@ class _Sequences(torch.utils.data.Dataset):
 def _peer(
     setup: PretrainSetup, contestant: Contestant, folder: Path
 ) -> tuple[Iterator[None], dict[str, Any], Callable]:
-    """`bert_steps` on what transformers' collator makes of the rows."""
+    """`bert_steps` on batches from transformers' data collator."""
     from transformers import DataCollatorForLanguageModeling, PreTrainedTokenizerFast
 
     names = {f"{name}_token": f"[{name.upper()}]" for name in ("cls", "sep", "pad", "mask", "unk")}
@@ -216,18 +219,18 @@ def bert_steps(
     torch's fused AdamW, clipping, and a linear schedule."""
     from transformers import BertConfig, BertForMaskedLM, get_linear_schedule_with_warmup
 
-    asked, device = setup.options.optimizer, setup.device
+    options, device = setup.options.optimizer, setup.device
     shape = {theirs: getattr(setup.config, ours) for ours, theirs in BERT_OPTIONS.items()}
     model = BertForMaskedLM(BertConfig(**shape, attn_implementation="sdpa")).to(device).train()
     call = torch.compile(model, dynamic=False, backend=backend) if compiled else model
-    optimizer = torch.optim.AdamW(model.parameters(), asked.learning_rate, fused=True)
+    optimizer = torch.optim.AdamW(model.parameters(), options.learning_rate, fused=True)
     schedule = get_linear_schedule_with_warmup(optimizer, 100, STEPS)
     for batch in batches:
-        given = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
+        inputs = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
         with autocast(device, setup.precision):
-            loss = call(**given).loss
+            loss = call(**inputs).loss
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), asked.clip_norm)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), options.clip_norm)
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()

@@ -1,5 +1,5 @@
-"""`fastbert bench data`: how fast text becomes shards compared with the tokenizers library, and what reading batches
-costs compared with the training step they are for. Contestants alternate, each time in a process of its own."""
+"""`fastbert bench data`: the speed of preparing text compared with the tokenizers library, and the cost of reading
+batches compared with a training step. Contestants alternate, each time in a new process."""
 
 import io
 import os
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from fastbert.bench.options import BenchDataOptions
-from fastbert.bench.rounds import measured_on, publish, told
+from fastbert.bench.rounds import counted_rounds, measured_on, publish
 from fastbert.data.corpus import BATCH_CHARACTERS
 from fastbert.data.prepare import PrepareOptions, prepare
 from fastbert.data.sources import open_source
@@ -24,15 +24,16 @@ from fastbert.files import disk_errors, make_folder, remove_empty
 from fastbert.model.options import EncoderOptions
 from fastbert.processes import without_control_c
 
-ENCODER = EncoderOptions(layers=4, width=256, heads=4)  # of the training step that reading is compared with
-STEPS, STEP_SECONDS = 30, 5.0  # drawn in a round; of timed training
+# The encoder of the training step that reading is compared with.
+ENCODER = EncoderOptions(layers=4, width=256, heads=4, position="absolute")
+STEPS, STEP_SECONDS = 30, 5.0  # batches read in a round; seconds of timed training
 
 
 def bench_data(options: BenchDataOptions) -> int:
-    """Measures, prints and writes; returns the exit code.
+    """Runs the benchmark, prints and writes its results; returns the exit code.
 
     Raises:
-        UserError: no such text, too little of it, a folder that cannot be written.
+        UserError: the text does not exist or is too short, or the folder cannot be written.
     """
     with scratch_folder(Path(options.out)) as folder:
         text, size = write_text(options, folder / "text.txt")
@@ -44,7 +45,7 @@ def bench_data(options: BenchDataOptions) -> int:
             "encode_batch_fast": lambda: apart(time_library, text, tokenizer, options.cores),
             "loader": lambda: apart(time_loader, folder / "prepared", options),
         }
-        rounds = [{name: run() for name, run in contestants.items()} for _ in told(options.rounds)]
+        rounds = [{name: run() for name, run in contestants.items()} for _ in counted_rounds(options.rounds)]
     found = {"cores": options.cores, "text_bytes": size, "rows": results(rounds, size, options)}
     publish("data", options, found, document)
     return 0
@@ -52,7 +53,7 @@ def bench_data(options: BenchDataOptions) -> int:
 
 @contextmanager
 def scratch_folder(out: Path) -> Iterator[Path]:
-    """A folder in `out` for this block; if that ends with an error, what was made of the path to `out` is removed."""
+    """A temporary folder in `out`; after an error, the folders that were created for `out` are removed too."""
     made = make_folder(out)
     try:
         with disk_errors(out), tempfile.TemporaryDirectory(prefix=".bench-data-", dir=out) as folder:
@@ -63,7 +64,7 @@ def scratch_folder(out: Path) -> Iterator[Path]:
 
 
 def write_text(options: BenchDataOptions, path: Path) -> tuple[Path, int]:
-    """The first megabytes of the source as a text file that both contestants read, and its documents' bytes."""
+    """The first megabytes of the source as a text file that both contestants read, and the bytes of its documents."""
     size, most = 0, options.megabytes * 1e6
     with open(path, "w", encoding="utf-8") as file:
         for document in open_source(options.data, options.column).documents():
@@ -90,7 +91,7 @@ def prepare_options(options: BenchDataOptions, text: Path, out: Path, tokenizer:
 
 
 def apart(function: Callable[..., dict[str, float]], *arguments: Any) -> dict[str, float]:
-    """The function's result from a fresh process."""
+    """The function's result, computed in a new process."""
     with ProcessPoolExecutor(1, get_context("spawn")) as executor:
         with without_control_c():
             submitted = executor.submit(function, *arguments)
@@ -98,7 +99,7 @@ def apart(function: Callable[..., dict[str, float]], *arguments: Any) -> dict[st
 
 
 def time_prepare(options: PrepareOptions) -> dict[str, float]:
-    """From a file of text to a folder of shards, its own start of workers and rare words included."""
+    """Times `prepare` from a text file to a folder of shards, including the start of workers and the rare words."""
     start = time.perf_counter()
     prepare(options, table=io.StringIO())
     seconds = time.perf_counter() - start
@@ -107,19 +108,19 @@ def time_prepare(options: PrepareOptions) -> dict[str, float]:
 
 
 def time_library(text: Path, tokenizer: Path, threads: int) -> dict[str, float]:
-    """The library's fastest call on text that lies in memory; what it gives is dropped."""
+    """Times the library's fastest call on text in memory; its output is dropped."""
     os.environ["TOKENIZERS_PARALLELISM"] = "true" if threads > 1 else "false"
     os.environ["RAYON_NUM_THREADS"] = str(threads)
     library = load_tokenizer(tokenizer).build()
     library.encode_special_tokens = True
     batches: list[list[str]] = [[]]
-    held = 0
+    characters = 0
     for document in text_documents(text):
         batches[-1].append(document)
-        held += len(document)
-        if held >= threads * BATCH_CHARACTERS:  # a batch of all would take gigabytes
+        characters += len(document)
+        if characters >= threads * BATCH_CHARACTERS:  # a single batch would take gigabytes
             batches.append([])
-            held = 0
+            characters = 0
     start = time.perf_counter()
     for batch in batches:
         library.encode_batch_fast(batch, add_special_tokens=False)
@@ -127,22 +128,23 @@ def time_library(text: Path, tokenizer: Path, threads: int) -> dict[str, float]:
 
 
 def time_loader(prepared: Path, options: BenchDataOptions) -> dict[str, float]:
-    """Seconds a step: to read the rows, to draw the masks, and to train on them, reading included."""
+    """Seconds a step takes to read the rows, to sample the masks, and to train on them, reading included."""
     from fastbert.pretraining.budget import seconds_per_step
     from fastbert.pretraining.options import PretrainMachineOptions, PretrainOptions
     from fastbert.pretraining.setup import prepare_setup
 
     shape = {"encoder": ENCODER, "length": options.length, "batch_size": options.batch_size, "steps": 1000}
-    chosen = PretrainOptions(str(prepared), **shape, machine=PretrainMachineOptions(threads=options.workers))
+    machine = PretrainMachineOptions(threads=options.workers, micro_batch_size=None)
+    chosen = PretrainOptions(str(prepared), **shape, machine=machine)
     setup = prepare_setup(chosen)
     objective, batches = setup.objective().train(), setup.batches()
     took = {"rows": 0.0, "masks": 0.0}
     for step in range(-3, STEPS):  # three to warm up
         start = time.perf_counter()
-        drawn = list(batches.at(step % 1000))
+        micro_batches = list(batches.at(step % 1000))
         read = time.perf_counter()
-        for batch in drawn:
-            objective.draw(batch, 0, step % 1000)
+        for batch in micro_batches:
+            objective.sample(batch, 0, step % 1000)
         if step >= 0:
             took["rows"] += (read - start) / STEPS
             took["masks"] += (time.perf_counter() - read) / STEPS
@@ -150,8 +152,8 @@ def time_loader(prepared: Path, options: BenchDataOptions) -> dict[str, float]:
 
 
 def results(rounds: list[dict[str, dict[str, float]]], size: int, options: BenchDataOptions) -> list[dict[str, Any]]:
-    """A row for each thing measured: `what`, `unit`, `median`, `least`, `most`, and `share` of what it is held
-    against in the same round."""
+    """A row for each measurement: `what`, `unit`, `median`, `least`, `most`, and `ratio` to its reference in the same
+    round."""
     tokens = options.batch_size * options.length
     speeds = [{name: size / one[name]["seconds"] / 1e6 for name in ("prepare", "encode_batch_fast")} for one in rounds]
     steps = [one["loader"] for one in rounds]
@@ -162,13 +164,13 @@ def results(rounds: list[dict[str, dict[str, float]]], size: int, options: Bench
         spread_row("masks of a step", "ms", [1000 * s["masks"] for s in steps]),
         spread_row("a training step, 4 x 256", "ms", [1000 * s["step"] for s in steps]),
     ]
-    rows[0]["share"] = statistics.median(s["prepare"] / s["encode_batch_fast"] for s in speeds)
+    rows[0]["ratio"] = statistics.median(s["prepare"] / s["encode_batch_fast"] for s in speeds)
     for row, name in zip(rows[2:4], ("rows", "masks"), strict=True):
-        row["share"] = statistics.median(s[name] / s["step"] for s in steps)
+        row["ratio"] = statistics.median(s[name] / s["step"] for s in steps)
     for row, name in zip(rows[2:], ("rows", "masks", "step"), strict=True):
         row["tokens_per_second"] = round(statistics.median(tokens / s[name] for s in steps))
         row["rows_per_second"] = round(statistics.median(options.batch_size / s[name] for s in steps))
-    return [{**row, "share": round(row["share"], 4)} if "share" in row else row for row in rows]
+    return [{**row, "ratio": round(row["ratio"], 4)} if "ratio" in row else row for row in rows]
 
 
 def spread_row(what: str, unit: str, values: list[float]) -> dict[str, Any]:
@@ -177,7 +179,7 @@ def spread_row(what: str, unit: str, values: list[float]) -> dict[str, Any]:
 
 
 def document(found: dict[str, Any]) -> str:
-    """Markdown."""
+    """The results as Markdown."""
     options = found["options"]
     lines = [
         "# Data",
@@ -186,13 +188,13 @@ def document(found: dict[str, Any]) -> str:
         f"- text: {found['text_bytes'] / 1e6:.1f} MB of {options['data']}, {options['vocab_size']} words",
         f"- steps: {options['batch_size']} x {options['length']} tokens; {options['rounds']} rounds, alternating",
         "",
-        "| | median | least | most | rows/s | tokens/s | share |",
+        "| | median | least | most | rows/s | tokens/s | ratio |",
         "|---|--:|--:|--:|--:|--:|---|",
     ]
     for row in found["rows"]:
         rates = [f"{row[name]:,}" if name in row else "" for name in ("rows_per_second", "tokens_per_second")]
         of = "encode_batch_fast" if row["unit"] == "MB/s" else "the step"
-        share = f"{100 * row['share']:.2f} % of {of}" if "share" in row else ""
+        ratio = f"{100 * row['ratio']:.2f} % of {of}" if "ratio" in row else ""
         times = [f"{row[name]:.4g} {row['unit']}" for name in ("median", "least", "most")]
-        lines.append(f"| {' | '.join([row['what'], *times, *rates, share])} |")
+        lines.append(f"| {' | '.join([row['what'], *times, *rates, ratio])} |")
     return "\n".join([*lines, ""])

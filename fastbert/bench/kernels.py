@@ -1,5 +1,5 @@
-"""`fastbert bench kernels`: what the kernels take when compiled, which configuration is fastest here, how fast they are
-compared with their peers. The benchmarks are those of `fastbert_kernels.benchmarks`."""
+"""`fastbert bench kernels`: the resources of the compiled kernels, the fastest configuration on this GPU, and their
+speed compared with PyTorch's. The benchmarks are those of `fastbert_kernels.benchmarks`."""
 
 import json
 from pathlib import Path
@@ -16,10 +16,10 @@ from fastbert.training.options import MachineOptions
 
 
 def bench_kernels(options: BenchKernelsOptions) -> int:
-    """Runs what is asked for and prints it; returns the exit code.
+    """Runs the chosen benchmarks and prints their results; returns the exit code.
 
     Raises:
-        UserError: no Triton where it is needed, no GPU to tune for, a folder that cannot be written.
+        UserError: Triton is missing, there is no GPU to tune for, or the folder cannot be written.
     """
     cuda = torch.cuda.is_available()
     if options.tune and not cuda:
@@ -37,7 +37,7 @@ def bench_kernels(options: BenchKernelsOptions) -> int:
     if options.compile_only:
         done = [compiled.compiled(settings)]
     elif options.tune:
-        done = [attention.tune(settings, keep=True)]
+        done = [attention.tune(settings, save=True)]
     elif cuda:
         done = [attention.bench(settings), vocabulary.vocabulary(settings)]
     else:

@@ -14,8 +14,8 @@ PEERS = ("fp32", "bf16", "compiled")
 
 @dataclass(frozen=True)
 class BenchThroughputOptions:
-    """fastbert's training loop compared with transformers' BertForMaskedLM on the same rows: dropout 0.1, 15 % masks,
-    clipping and logging on either side. Writes JSON and a table."""
+    """fastbert's training loop compared with transformers' BertForMaskedLM on the same rows, with dropout 0.1, 15 %
+    masked and clipping on both sides. Writes JSON and a table."""
 
     data: str = "sotu"
     """A prepared folder, or a source to prepare first."""
@@ -32,16 +32,16 @@ class BenchThroughputOptions:
     batch_size: Count = 64
     """Sequences in a step."""
     positions: str = "absolute,tupe-r"
-    """fastbert's position schemes; the peer is compared with each, and each against the first."""
+    """Comma-separated position encodings of fastbert; each is compared with the peers and with the first."""
     peers: str | None = None
-    """transformers' in fp32, in bf16 (autocast), and compiled (in bf16), with commas between, or none (default:
-    fp32,bf16 on a CPU, bf16,compiled on a GPU)."""
+    """Comma-separated trainings of transformers: fp32, bf16 (autocast), compiled (bf16 and torch.compile), or none
+    (default: fp32,bf16 on a CPU, bf16,compiled on a GPU)."""
     rounds: Count = 5
-    """In each, every contestant trains for --seconds; the median, the least and the most are shown."""
+    """Rounds, in each of which every contestant trains for --seconds; median, minimum and maximum are shown."""
     seconds: Positive = 4.0
-    """Of training in a round, at least one step."""
+    """Seconds of training in a round; at least one step is made."""
     machine: MachineOptions = field(default_factory=MachineOptions, metadata=MACHINE)
-    """Of fastbert's contestants; the peer takes its device and threads."""
+    """Machine of fastbert's contestants; the peer uses its device and threads."""
     out: str = "bench/throughput"
     """Folder for the results."""
     json: bool = False
@@ -50,13 +50,13 @@ class BenchThroughputOptions:
     def __post_init__(self) -> None:
         check_values(self)
         for name, chosen, what, known in (
-            ("positions", self.schemes, "position scheme", POSITIONS),
+            ("positions", self.schemes, "position encoding", POSITIONS),
             ("peers", self.chosen_peers or [], "peer", PEERS),
         ):
             for one in chosen:
                 choose(what, one, known)
             if len(set(chosen)) < len(chosen):
-                raise OptionError(self, name, f"must be different ones, not {brief(getattr(self, name))}")
+                raise OptionError(self, name, f"must be all different, not {brief(getattr(self, name))}")
 
     @property
     def schemes(self) -> list[str]:
@@ -64,7 +64,7 @@ class BenchThroughputOptions:
 
     @property
     def chosen_peers(self) -> list[str] | None:
-        """None: the default, which depends on the device."""
+        """The peers; None is the default, which depends on the device."""
         if self.peers is None:
             return None
         return [] if self.peers == "none" else [name.strip() for name in self.peers.split(",")]
@@ -76,11 +76,11 @@ class BenchDataOptions:
     step of a 4 x 256 encoder. Writes JSON and a table."""
 
     data: str = "sotu"
-    """Where the text is, as for fastbert prepare --source."""
+    """Source of the text, as for fastbert prepare --source."""
     column: str = "text"
     """Column or field of the text."""
     megabytes: Positive = 60.0
-    """How much of it is used, if it has more."""
+    """Megabytes of the text to use, from its start."""
     vocab_size: Vocabulary = 8192
     """Words of the tokenizer, trained on the text first."""
     length: Length = 128
@@ -88,9 +88,9 @@ class BenchDataOptions:
     batch_size: Count = 64
     """Sequences in a step."""
     rounds: Count = 5
-    """In each, every contestant runs once; the median, the least and the most are shown."""
+    """Rounds, in each of which every contestant runs once; median, minimum and maximum are shown."""
     workers: Workers = 0
-    """Processes and threads that tokenize; 0 is one for each core."""
+    """Processes and threads that tokenize; 0 uses one per core."""
     out: str = "bench/data"
     """Folder for the results."""
     json: bool = False
@@ -106,20 +106,20 @@ class BenchDataOptions:
 
 @dataclass(frozen=True)
 class BenchKernelsOptions:
-    """The kernels compared with their peers: on a GPU with what PyTorch and its compiler have, on a CPU with
-    PyTorch's own attentions. Writes JSON, tables and pictures."""
+    """The kernels compared with PyTorch's: on a GPU with eager and compiled operators, on a CPU with its attentions.
+    Writes JSON, tables and plots."""
 
     out: str = "bench/kernels"
     """Folder for the results."""
     compile_only: bool = False
-    """Compile every kernel and configuration for GPUs of capability 8.0, 9.0 and 10.0, which need not be there, and
-    list what they take: registers, spills, shared memory, tensor-core instructions."""
+    """Compile every kernel and configuration for GPUs of capability 8.0, 9.0 and 10.0, without one of them, and list
+    their registers, spills, shared memory and tensor-core instructions."""
     tune: bool = False
-    """Check and time every configuration on this GPU, and keep the fastest for trainings on it."""
+    """Check and time every configuration on this GPU, and store the fastest for trainings on it."""
     seconds: Positive = 480.0
-    """No new case is begun after this."""
+    """Seconds after which no new case begins."""
     rounds: Count = 20
-    """Timed rounds of each case; their median, least and most are shown."""
+    """Timed rounds of each case; median, minimum and maximum are shown."""
     json: bool = False
     """One JSON object on standard output instead of the tables."""
 

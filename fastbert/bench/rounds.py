@@ -1,4 +1,4 @@
-"""What benchmarks with contestants in turns share: rounds that are told, and results with what they are of."""
+"""Rounds in which contestants alternate, and results with their date, machine and options."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -12,8 +12,8 @@ from fastbert.streams import echo
 from fastbert.training.hardware import describe_machine
 
 
-def told(rounds: int) -> Iterator[int]:
-    """0 to `rounds` - 1, each said on standard error as it begins."""
+def counted_rounds(rounds: int) -> Iterator[int]:
+    """Yields 0 to `rounds` - 1 and prints each round to standard error as it begins."""
     start = time.monotonic()
     for number in range(rounds):
         echo(f"round {number + 1} of {rounds}, after {time.monotonic() - start:.0f} s")
@@ -21,7 +21,12 @@ def told(rounds: int) -> Iterator[int]:
 
 
 def measured_on(found: dict[str, Any], processors: str) -> list[str]:
-    """Markdown: the `date` and `machine` (`describe_machine`) of results; `processors` says how many were used."""
+    """The date and machine of results, as lines of Markdown.
+
+    Args:
+        found: has `date` and `machine` (`describe_machine`).
+        processors: the number of processors used, such as "2 threads".
+    """
     machine = found["machine"]
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
     device = ", ".join(machine["gpus"]) or f"{machine['cpu']}, {processors}"
@@ -32,10 +37,11 @@ def measured_on(found: dict[str, Any], processors: str) -> list[str]:
 
 
 def publish(benchmark: str, options: Any, results: dict[str, Any], document: Callable[[dict[str, Any]], str]) -> None:
-    """Writes `benchmark`.json and .md to the folder `options.out`, and prints one of them, as `options.json` says.
+    """Writes `benchmark`.json and .md to the folder `options.out`, and prints the JSON if `options.json` is set, else
+    the Markdown.
 
     Args:
-        document: makes Markdown of all that the JSON holds.
+        document: turns the content of the JSON into Markdown.
     """
     about = {"benchmark": benchmark, "date": time.strftime("%Y-%m-%d", time.gmtime()), "machine": describe_machine()}
     found = {**about, "options": asdict(options), **results}

@@ -1,5 +1,5 @@
-"""`fastbert bench throughput`: tokens a second of fastbert's own loop and of transformers' BERT, side by side on real
-text, in turns, and what a step of the first is made of."""
+"""`fastbert bench throughput`: tokens/s of fastbert's training loop and of transformers' BERT on the same text,
+alternating, and the time of each part of a step of the former."""
 
 import statistics
 from contextlib import ExitStack
@@ -11,7 +11,7 @@ import torch
 
 from fastbert.bench.contestants import STEPS, Contestant, Runner
 from fastbert.bench.options import BenchThroughputOptions
-from fastbert.bench.rounds import measured_on, publish, told
+from fastbert.bench.rounds import counted_rounds, measured_on, publish
 from fastbert.data.shards import open_dataset
 from fastbert.errors import UserError
 from fastbert.model.options import EncoderOptions
@@ -23,10 +23,10 @@ from fastbert.training.hardware import resolve_device
 
 
 def bench_throughput(options: BenchThroughputOptions) -> int:
-    """Measures, prints and writes; returns the exit code.
+    """Runs the benchmark, prints and writes its results; returns the exit code.
 
     Raises:
-        UserError: data that cannot be used, a folder that cannot be written, a contestant that fails.
+        UserError: the data cannot be used, the folder cannot be written, or a contestant fails.
     """
     check_output_folder(Path(options.out))
     job = job_options(options)
@@ -53,7 +53,7 @@ def bench_throughput(options: BenchThroughputOptions) -> int:
 
 
 def job_options(options: BenchThroughputOptions) -> PretrainOptions:
-    """The training that both sides make."""
+    """The pretraining that both sides run."""
     machine = PretrainMachineOptions(**{name: getattr(options.machine, name) for name in asdict(options.machine)})
     return PretrainOptions(
         data=options.data,
@@ -70,8 +70,8 @@ def job_options(options: BenchThroughputOptions) -> PretrainOptions:
 
 
 def contestants(options: BenchThroughputOptions, job: PretrainOptions) -> list[Contestant]:
-    """fastbert's first, then the peers."""
-    own = [
+    """The contestants: fastbert with each position scheme, then the peers."""
+    ours = [
         Contestant(f"fastbert {position}", replace(job, encoder=replace(job.encoder, position=position)))
         for position in options.schemes
     ]
@@ -83,30 +83,34 @@ def contestants(options: BenchThroughputOptions, job: PretrainOptions) -> list[C
         machine = replace(job.machine, precision="fp32" if peer == "fp32" else "bf16", micro_batch_size=None)
         name = f"transformers {'bf16, compiled' if peer == 'compiled' else peer}"
         peers.append(Contestant(name, replace(bert, machine=machine), True, peer == "compiled"))
-    return own + peers
+    return ours + peers
 
 
 def race(
-    options: BenchThroughputOptions, all_of_them: list[Contestant]
+    options: BenchThroughputOptions, entrants: list[Contestant]
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]], tuple[float, str]]:
-    """Rows of the table, the parts of a step of the first contestant, and the peak its FLOPs are a share of."""
+    """Times all contestants in alternating rounds.
+
+    Returns:
+        The rows of the table, the parts of a step of the first contestant, and the peak FLOP/s for MFU.
+    """
     with ExitStack() as stack:
         runners = []
-        for contestant in all_of_them:
+        for contestant in entrants:
             echo(f"building {contestant.name}")
             runners.append(Runner(contestant))
             stack.callback(runners[-1].close)
         counts = [max(1, round(options.seconds / runner.seconds(1))) for runner in runners]
         peaks: list[tuple[float, str]] = []
         speeds: list[list[float]] = [[] for _ in runners]
-        for _ in told(options.rounds):
+        for _ in counted_rounds(options.rounds):
             peaks.append(runners[0].peak())
             for runner, count, found in zip(runners, counts, speeds, strict=True):
                 found.append(count * runner.facts["tokens"] / runner.seconds(count))
         memories = [runner.memory() for runner in runners]
         parts = runners[0].profile()
     peak, how = max(peaks)
-    held = [place for place, runner in enumerate(runners) if place == 0 or runner.contestant.peer]
+    references = [index for index, runner in enumerate(runners) if index == 0 or runner.contestant.peer]
     rows = []
     for runner, found, memory in zip(runners, speeds, memories, strict=True):
         row = {
@@ -118,28 +122,28 @@ def race(
             "step_ms": round(1000 * runner.facts["tokens"] / statistics.median(found), 2),
             "peak_memory": memory,
             "over": {
-                runners[place].contestant.name: ratio(found, speeds[place])
-                for place in held
-                if runners[place] is not runner
+                runners[index].contestant.name: ratio(found, speeds[index])
+                for index in references
+                if runners[index] is not runner
             },
         }
         if "flops" in runner.facts:
             rate = runner.facts["flops"] / runner.facts["tokens"] * statistics.median(found)
-            row |= {"flops": runner.facts["flops"], "flops_share": round(rate / peak, 4)}
+            row |= {"flops": runner.facts["flops"], "mfu": round(rate / peak, 4)}
         rows.append(row)
     return rows, parts, (peak, how)
 
 
 def ratio(ours: list[float], theirs: list[float]) -> list[float]:
-    """Median, least and most of the rounds' ratios."""
+    """Median, minimum and maximum of the rounds' ratios."""
     ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
     return [round(value, 3) for value in (statistics.median(ratios), min(ratios), max(ratios))]
 
 
 def document(found: dict[str, Any]) -> str:
-    """Markdown."""
+    """The results as Markdown."""
     options = found["options"]
-    held = list(dict.fromkeys(name for row in found["rows"] for name in row["over"]))
+    references = list(dict.fromkeys(name for row in found["rows"] for name in row["over"]))
     lines = [
         "# Throughput",
         "",
@@ -148,15 +152,15 @@ def document(found: dict[str, Any]) -> str:
         f"{options['batch_size']} x {options['length']} tokens; dropout 0.1, 15 % masks, clipping",
         f"- {options['rounds']} rounds of {options['seconds']:g} s, alternating; medians of tokens/s with least and "
         "most, and medians of the rounds' ratios; memory: growth of the peak from before the networks",
-        f"- rate: closed-form FLOPs a second as a fraction of {found['peak_flops'] / 1e9:.4g} GFLOP/s "
+        f"- MFU: closed-form FLOP/s as a fraction of {found['peak_flops'] / 1e9:.4g} GFLOP/s "
         f"({found['peak_from']}, the best of all rounds)",
         "",
-        f"| | tokens/s | least to most | ms a step | rate | MiB | {' | '.join(f'x {name}' for name in held)} |",
-        "|---|--:|--:|--:|--:|--:|" + "--:|" * len(held),
+        f"| | tokens/s | least to most | ms a step | MFU | MiB | {' | '.join(f'x {name}' for name in references)} |",
+        "|---|--:|--:|--:|--:|--:|" + "--:|" * len(references),
     ]
     for row in found["rows"]:
-        share = f"{100 * row['flops_share']:.1f} %" if "flops_share" in row else ""
-        ratios = [f"{row['over'][name][0]:.2f}" if name in row["over"] else "" for name in held]
+        mfu = f"{100 * row['mfu']:.1f} %" if "mfu" in row else ""
+        ratios = [f"{row['over'][name][0]:.2f}" if name in row["over"] else "" for name in references]
         cells = [
             f"{row['contestant']}, {row['precision']}"
             if row["contestant"].startswith("fastbert")
@@ -164,11 +168,12 @@ def document(found: dict[str, Any]) -> str:
             f"{row['tokens_per_second']:,}",
             f"{row['least']:,} to {row['most']:,}",
             f"{row['step_ms']:g}",
-            share,
+            mfu,
             f"{row['peak_memory'] / 2**20:,.0f}",
             *ratios,
         ]
         lines.append(f"| {' | '.join(cells)} |")
-    lines += ["", f"A step of {found['rows'][0]['contestant']}:", "", "| part | ms | share |", "|---|--:|--:|"]
-    lines += [f"| {part['part']} | {part['ms']:g} | {100 * part['share']:.1f} % |" for part in found["step"]]
+    lines += ["", f"A step of {found['rows'][0]['contestant']}:", "", "| part | ms | fraction |", "|---|--:|--:|"]
+    total = sum(part["ms"] for part in found["step"])
+    lines += [f"| {part['part']} | {part['ms']:g} | {100 * part['ms'] / total:.1f} % |" for part in found["step"]]
     return "\n".join([*lines, ""])

@@ -1,4 +1,4 @@
-"""What a model scores on the dev splits: figures, the choice of the best epoch, and the worst examples."""
+"""Scores on the dev splits: metrics, the choice of the best epoch, and the examples with the highest loss."""
 
 import statistics
 from collections.abc import Sequence
@@ -7,15 +7,15 @@ from pathlib import Path
 import numpy as np
 
 from fastbert.files import atomic_file
-from fastbert.finetuning.predict import Inputs
 from fastbert.finetuning.results import Figures
 from fastbert.finetuning.rows import Example
+from fastbert.finetuning.scoring import Inputs
 from fastbert.finetuning.tasks import Task
 from fastbert.records import finite_or_none, json_text
 
 
 def dev_figures(task: Task, scores: np.ndarray, examples: Sequence[Example]) -> dict[str, float | None]:
-    """The task's metrics, and the mean loss; None for what is not finite, and for all where a score is not."""
+    """The task's metrics and the mean loss; None for values that are not finite, and for all if a score is not."""
     if not np.isfinite(scores).all():
         return dict.fromkeys((*task.metrics, "loss"))
     labels = [example.label for example in examples]
@@ -24,7 +24,7 @@ def dev_figures(task: Task, scores: np.ndarray, examples: Sequence[Example]) -> 
 
 
 def selection_value(task: Task, figures: Figures) -> float:
-    """What decides which epoch is best: the first metric, the mean of the dev splits."""
+    """The first metric, averaged over the dev splits; the epoch with the highest value is the best."""
     return statistics.fmean(split[task.metrics[0]] for split in figures.values())
 
 
@@ -33,7 +33,7 @@ def write_errors(path: Path, task: Task, dev: dict[str, Inputs], scores: dict[st
     rows = []
     for split, values in scores.items():
         inputs = dev[split]
-        lost = inputs.orders[0].of_examples(task.kind.score_losses(values, inputs.labels))
+        lost = inputs.orders[0].by_example(task.kind.score_losses(values, inputs.labels))
         rows += [
             (float(np.sum(loss)), split, example, value)
             for loss, (example, value) in zip(lost, inputs.scored(values), strict=True)

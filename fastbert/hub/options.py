@@ -1,18 +1,19 @@
 """The options of `fastbert export`."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from fastbert.config import POSITIONAL
 from fastbert.ranges import check_values
 
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """A run as a Hugging Face folder."""
+    """Export of a run as a Hugging Face folder."""
 
-    run: str
-    """The run (its newest whole checkpoint is used), one of its checkpoints, an export, or a Hugging Face BERT."""
+    run: str = field(metadata=POSITIONAL)
+    """Run (its newest complete checkpoint is used), one of its checkpoints, an export, or a Hugging Face BERT."""
     out: str
-    """Folder to write. An earlier export there is replaced, anything else is not."""
+    """Folder to write. An earlier export there is replaced; a folder with anything else is refused."""
 
     def __post_init__(self) -> None:
         check_values(self)

@@ -1,4 +1,4 @@
-"""The objective's own losses on held-out rows, with masks that never change."""
+"""Losses of an objective on held-out rows, with fixed masks."""
 
 import math
 from collections.abc import Iterable
@@ -6,42 +6,45 @@ from collections.abc import Iterable
 import torch
 
 from fastbert.data.batches import Batch
-from fastbert.objectives.objective import Figure, Objective
+from fastbert.objectives.objective import Metric, Objective
+from fastbert.progress import progress
 from fastbert.training.hardware import autocast
 from fastbert.training.world import ONE_PROCESS, World
 
-NOT_FINITE = "not finite"  # in place of a figure
-MASK_SEED = 0  # the same masks for every run, so that seeds and variants are compared on the same questions
+NOT_FINITE = "not finite"  # shown instead of a figure
+MASK_SEED = 0  # the same masks for all runs, so that seeds and variants are compared on the same predictions
 
 
 @torch.no_grad()
 def evaluate(
-    objective: Objective, batches: Iterable[Batch], precision: str, world: World = ONE_PROCESS
+    objective: Objective, batches: Iterable[Batch], precision: str, world: World = ONE_PROCESS, sequences: int = 0
 ) -> dict[str, float]:
-    """Means over the `batches` of all ranks of everything the objective measures, and `loss`, their weighted sum.
+    """Means over the `batches` of all ranks of all losses and measurements, and `loss`, the weighted sum of the losses.
 
-    The objective is left in the mode it was in.
+    The training mode of the objective is restored. `sequences` is their number in all batches, for the progress.
     """
     training = objective.training
     objective.eval()
     sums: dict[str, torch.Tensor] = {}
     counts: dict[str, torch.Tensor] = {}
-    for batch in batches:
-        drawn = objective.draw(batch, MASK_SEED, 0, "validation-mask")
-        with autocast(batch.input_ids.device, precision):
-            parts = objective(drawn)
-        for name, value in parts.items():
-            value, count = value if isinstance(value, tuple) else (value, drawn.counts[name])
-            sums[name] = sums.get(name, 0) + value.double()
-            counts[name] = counts.get(name, 0) + count
+    with progress("validating", sequences, "sequences") as shown:
+        for batch in batches:
+            inputs = objective.sample(batch, MASK_SEED, 0, "validation-mask")
+            with autocast(batch.input_ids.device, precision):
+                parts = objective(inputs)
+            for name, value in parts.items():
+                value, count = value if isinstance(value, tuple) else (value, inputs.counts[name])
+                sums[name] = sums.get(name, 0) + value.double()
+                counts[name] = counts.get(name, 0) + count
+            shown.update(shown.done + world.size * len(batch.input_ids))
     objective.train(training)
     means = {name: (world.sum(sums[name]) / world.sum(counts[name])).item() for name in sums}
     loss = math.fsum(weight * means[name] for name, weight in objective.loss_weights.items())
     return {"loss": loss, **{name: value for name, value in means.items() if name not in objective.loss_weights}}
 
 
-def shown(figure: Figure, digits: int) -> str:
-    """The value of a figure, with `digits` after the point of one in nats; a percentage is rounded alike."""
+def shown(figure: Metric, digits: int) -> str:
+    """The value of a metric, with `digits` decimals in nats and two fewer in percent."""
     if figure.value is None:
         return NOT_FINITE
     if figure.unit == "%":

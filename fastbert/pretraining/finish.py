@@ -1,4 +1,4 @@
-"""What a finished run leaves behind: the export, the curves, and a summary of what it learned."""
+"""The end of a run: the export, the curves, and a summary of what the model learned."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,26 +7,31 @@ import torch
 
 from fastbert.data.batches import validation_batches
 from fastbert.files import make_inner_folder
-from fastbert.hub.card import AUTO_CLASSES, model_card
+from fastbert.hub.card import model_card
 from fastbert.hub.export import export_model
-from fastbert.hub.names import check_weights, head_of, is_bert, kept
-from fastbert.objectives.objective import Figure, Objective
+from fastbert.hub.names import check_weights, exported_weights, head_of, is_bert
+from fastbert.inputs import read_or_problem
+from fastbert.objectives.objective import Metric, Objective
+from fastbert.pretraining.closing_lines import closing_lines
 from fastbert.pretraining.evaluation import NOT_FINITE, evaluate, shown
 from fastbert.pretraining.loop import Progress
 from fastbert.pretraining.run import RunFolder
-from fastbert.pretraining.setup import PretrainSetup
+from fastbert.pretraining.setup import PretrainSetup, data_fingerprint
+from fastbert.progress import progress
 from fastbert.records import json_text, write_json
+from fastbert.report.run_page import PAGE, write_run_page
+from fastbert.report.runs import read_run
 from fastbert.streams import echo
 from fastbert.training.hardware import describe_machine
 from fastbert.training.logbook import NothingToPlotError, plot_curves
 
 
 def finish(setup: PretrainSetup, objective: Objective, run: RunFolder, progress: Progress) -> None:
-    """Exports the model, draws the curves, prints the summary on standard output and keeps it in report/."""
+    """Exports the model, plots the curves, and writes the summary to report/ and standard output."""
     validation = setup.dataset.split("validation")
     unigram = validation.unigram_entropy
     final = {name: value for name, value in progress.last_eval.items() if name != "step"}
-    weights = kept(objective.state_dict())
+    weights = exported_weights(objective.state_dict())
     if problem := run.restore_tokenizer(setup.vocabulary):  # damaged during the run
         echo(problem)
     export_model(
@@ -42,12 +47,13 @@ def finish(setup: PretrainSetup, objective: Objective, run: RunFolder, progress:
         title = f"{run.path.name}: {setup.config.position}, {setup.options.objective}"
         plot_curves(run.metrics, plot, title=title, baseline=unigram if objective.loss_in_nats else None)
     except ImportError:
-        echo("matplotlib is not installed: no curves are drawn; metrics.jsonl has the figures")
+        echo("matplotlib is not installed: no curves are plotted; metrics.jsonl has the figures")
         plot = None
     except NothingToPlotError as error:  # records may be lost between two sessions
-        echo(f"no curves are drawn: {error}")
+        echo(f"no curves are plotted: {error}")
         plot = None
-    figures = summary_lines(objective.figures(final), unigram)
+    measured = objective.metrics(final)
+    figures = summary_lines(measured, unigram)
     examples, lines = examples_of(setup, objective)
     write_json(
         run.report / "summary.json",
@@ -55,19 +61,45 @@ def finish(setup: PretrainSetup, objective: Objective, run: RunFolder, progress:
             "step": progress.step,
             "tokens": progress.tokens,
             "validation": final,
+            "figures": [figure._asdict() for figure in measured],
             "unigram_entropy": unigram,
+            "loss_in_nats": objective.loss_in_nats,
+            "parameters": objective.parameter_count(),
+            "flops": setup.plan().total(objective.flops, 0, progress.step),
             "skipped_updates": progress.skipped,
             "examples": examples,
+            "examples_heading": lines[1] if lines else "",
             "seconds": round(progress.seconds, 1),
             "sessions": progress.sessions,
         },
     )
-    opens = AUTO_CLASSES[head_of(weights)]
-    print(summary(run, progress, figures, unigram, lines, plot, opens))
+    print(summary(progress, figures, unigram, lines))
+    written, problem = read_or_problem(read_run, run.path)
+    if written:
+        write_run_page(written, setup.options, data_facts(setup))
+    else:
+        echo(f"the page of the run is not written: {problem}")
+    native, head = is_bert(setup.config), head_of(weights)
+    page = run.report / PAGE if written else None
+    closing = closing_lines(run.path, run.model, plot, page, length=setup.options.length, native=native, head=head)
+    print("\n".join(["", *closing]))
 
 
+def data_facts(setup: PretrainSetup) -> dict[str, str]:
+    """Lines about the data for the page of the run, by their name."""
+    train, validation = setup.dataset.split("train"), setup.dataset.split("validation")
+    return {
+        "folder": setup.options.data,
+        "tokens for training": f"{len(train):,}",
+        "tokens held out": f"{len(validation):,}",
+        "vocabulary": f"{setup.config.vocab_size:,}",
+        "hash": data_fingerprint(setup.dataset),
+    }
+
+
+@progress("filling in the examples")
 def examples_of(setup: PretrainSetup, objective: Objective) -> tuple[list[str], list[str]]:
-    """Held-out sentences and what the networks make of them; their lines in the summary."""
+    """Held-out sentences with the predictions of the networks, and their lines in the summary."""
     with torch.compiler.set_stance("force_eager"):  # no sentence is as long as another
         heading, examples = objective.examples(
             setup.dataset.split("validation"), setup.vocabulary, setup.options.length
@@ -76,29 +108,22 @@ def examples_of(setup: PretrainSetup, objective: Objective) -> tuple[list[str], 
     return examples, ["", heading, *numbered] if examples else []
 
 
+@progress("checking export and summary")
 def check_finish(setup: PretrainSetup, objective: Objective) -> None:
-    """Makes once, before training, what only the end of a run needs of an objective and may fail: so an objective that
-    cannot be reported does not fail a finished run."""
+    """Computes once, before training, all that the end of a run needs of an objective, so that an objective with a bug
+    there fails before the first step and not after the last."""
     row = validation_batches(setup.rows("validation"), 1, 1, setup.device)
     with torch.compiler.set_stance("force_eager"):
         measured = evaluate(objective, row, setup.precision)
     for values in (measured, dict.fromkeys(measured)):  # None: not finite
-        summary_lines(objective.figures(values), unigram=0.0)
+        summary_lines(objective.metrics(values), unigram=0.0)
     json_text(examples_of(setup, objective))
-    weights = kept(objective.state_dict())
+    weights = exported_weights(objective.state_dict())
     check_weights(setup.config, weights, f"objective {setup.options.objective}")
     model_card(setup.config, "", native=is_bert(setup.config), head=head_of(weights), parameters=0, facts={})
 
 
-def summary(
-    run: RunFolder,
-    progress: Progress,
-    figures: Sequence[str],
-    unigram: float,
-    examples: Sequence[str],
-    plot: Path | None,
-    opens: str,
-) -> str:
+def summary(progress: Progress, figures: Sequence[str], unigram: float, examples: Sequence[str]) -> str:
     lines = [
         "",
         f"Trained {progress.step} steps on {progress.tokens / 1e6:.2f}M tokens in {progress.seconds / 60:.1f} minutes"
@@ -106,19 +131,13 @@ def summary(
         "",
         "Held-out documents",
         f"  unigram entropy   {unigram:.3f} nats   (guessing words by their frequency)",
-    ]
-    lines += [
         *figures,
         *examples,
-        "",
-        f"Model   {run.model}   (transformers opens it: {opens}.from_pretrained)",
-        *([f"Curves  {plot}"] if plot else []),
-        f"Run     {run.path}   (tensorboard --logdir {run.path / 'tensorboard'})",
     ]
     return "\n".join(lines)
 
 
-def summary_lines(figures: Sequence[Figure], unigram: float) -> list[str]:
+def summary_lines(figures: Sequence[Metric], unigram: float) -> list[str]:
     """A line for each figure; losses in nats are compared with the unigram entropy."""
     lines = []
     for figure in figures:
@@ -129,7 +148,9 @@ def summary_lines(figures: Sequence[Figure], unigram: float) -> list[str]:
 
 
 def compared(gain: float) -> str:
-    return f"{gain:.3f} nats under it" if gain > 0 else f"{-gain:.3f} nats over it: nothing learned yet"
+    if gain > 0:
+        return f"{gain:.3f} below the unigram entropy"
+    return f"{-gain:.3f} above the unigram entropy: nothing learned yet"
 
 
 def card_facts(
@@ -138,7 +159,7 @@ def card_facts(
     options, machine = setup.options, describe_machine()
     optimizer, schedule = options.optimizer, options.schedule
     on_gpu = setup.device.type == "cuda"
-    kind = "nats" if objective.loss_in_nats else "weighted sum of the objective's"
+    unit = "nats" if objective.loss_in_nats else "weighted sum of all losses"
     return {
         "objective": options.objective,
         "data": options.data,
@@ -147,11 +168,11 @@ def card_facts(
         "batches": setup.plan().describe(progress.step),
         "optimizer": f"{optimizer.name}, learning rate {optimizer.learning_rate:g}, weight decay "
         f"{optimizer.weight_decay:g}, betas {optimizer.beta1:g} and {optimizer.beta2:g}, clip {optimizer.clip_norm:g}",
-        "schedule": f"{schedule.name}, warm-up {schedule.warmup:g}, final share {schedule.final:g}",
+        "schedule": f"{schedule.name}, warm-up {schedule.warmup:g}, final fraction {schedule.final:g}",
         "machine": f"{torch.cuda.get_device_name(setup.device) if on_gpu else machine['cpu']}, {setup.precision}",
         "minutes": f"{progress.seconds / 60:.1f}",
         "commit and torch": f"{machine['commit']}, {machine['versions']['torch']}",
-        f"validation loss ({kind})": NOT_FINITE if final["loss"] is None else round(final["loss"], 4),
+        f"validation loss ({unit})": NOT_FINITE if final["loss"] is None else round(final["loss"], 4),
         "unigram entropy of the same text (nats)": round(unigram, 4),
         "seed": options.seed,
     }

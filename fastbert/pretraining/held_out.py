@@ -1,6 +1,5 @@
-"""`fastbert evaluate`: how well a model fills blanks in unseen text, in nats a token and in bits a byte. Of a run with
-two networks, all that its objective measures.
-"""
+"""`fastbert evaluate`: masked loss of a model on held-out text in nats and bits per byte; for a run with two networks,
+all measurements of its objective."""
 
 import math
 from collections.abc import Sequence
@@ -20,10 +19,11 @@ from fastbert.errors import UserError
 from fastbert.hub.load import Pretrained, find_checkpoint, load_pretrained, tokenizer_of
 from fastbert.objectives import OBJECTIVES
 from fastbert.objectives.mlm import MLM
-from fastbert.objectives.objective import Figure, Objective
+from fastbert.objectives.objective import Metric, Objective
 from fastbert.objectives.options import MLMOptions
 from fastbert.pretraining.evaluation import evaluate, shown
 from fastbert.pretraining.options import EvaluateOptions, PretrainOptions
+from fastbert.progress import progress
 from fastbert.records import check, json_text
 from fastbert.streams import warn
 from fastbert.training.hardware import resolve_device, resolve_precision, setup_machine
@@ -33,8 +33,8 @@ def evaluate_text(options: EvaluateOptions) -> dict[str, Any]:
     """Prints the figures and returns them.
 
     Raises:
-        UserError: no such model or text, a model without an MLM head, too little text, sequences over its positions,
-            no token that could be masked.
+        UserError: model or text is missing, the model has no MLM head, the text is too short, sequences exceed the
+            positions, or no token can be masked.
     """
     device = resolve_device(options.machine.device)
     precision, _ = resolve_precision(options.machine.precision, device)
@@ -52,7 +52,8 @@ def evaluate_text(options: EvaluateOptions) -> dict[str, Any]:
     rows = PackedRows(InMemory(tokens), length, vocabulary.ids["[CLS]"], vocabulary.ids["[SEP]"])
     if not len(rows):
         raise UserError(f"{options.source} has {len(tokens)} tokens, less than one sequence of {length}")
-    objective = trained_objective(options, pretrained, vocabulary).to(device)
+    kernels, mask_rate = options.machine.kernels, options.mask_rate
+    objective = trained_objective(options.model, pretrained, vocabulary, kernels, mask_rate).to(device)
     ordinary = ~np.isin(tokens, vocabulary.special_ids)
     words = tokens[ordinary]
     fraction = text.unk_tokens / max(1, text.unk_tokens + len(words))
@@ -64,9 +65,10 @@ def evaluate_text(options: EvaluateOptions) -> dict[str, Any]:
         )
     if ordinary[: len(rows) * (length - 1)].any():
         micro = options.machine.micro_batch_size or 32
-        values = evaluate(objective, validation_batches(rows, len(rows), micro, device), precision)
+        batches = validation_batches(rows, len(rows), micro, device)
+        values = evaluate(objective, batches, precision, sequences=len(rows))
     elif objective.loss_in_nats and not len(words):
-        values = {"loss": None, "accuracy": None}  # nothing can be masked; all of the text costs 8 bits a byte
+        values = {"loss": None, "accuracy": None}  # all tokens are [UNK]: 8 bits for each byte
     else:
         raise UserError(f"{options.source} has no token that can be masked: all are [UNK]; give more or other text")
     result = {
@@ -85,31 +87,32 @@ def evaluate_text(options: EvaluateOptions) -> dict[str, Any]:
     if objective.loss_in_nats:
         bits = (values["loss"] or 0.0) * len(words) / math.log(2) + 8 * text.unk_bytes
         result["bits_per_byte"] = bits / text.size
-    print(json_text(result) if options.json else report(result, objective.figures(values)))
+    print(json_text(result) if options.json else report(result, objective.metrics(values)))
     return result
 
 
-def trained_objective(options: EvaluateOptions, pretrained: Pretrained, vocabulary: WordPiece) -> Objective:
-    """The objective with the weights it was trained to, without notes.
+def trained_objective(
+    model: str, pretrained: Pretrained, vocabulary: WordPiece, kernels: str, mask_rate: float
+) -> Objective:
+    """The objective with its trained weights, without a note dictionary.
 
     Raises:
-        UserError: the model cannot be asked for masked words, and the network that poses its questions is not there.
+        UserError: the model has no MLM head, and its generator or meta controller is missing.
     """
-    kernels = options.machine.kernels
     if pretrained.has_head:
-        objective = MLM(pretrained.config, MLMOptions(mask_rate=options.mask_rate), vocabulary, kernels)
+        objective = MLM(pretrained.config, MLMOptions(mask_rate=mask_rate), vocabulary, kernels)
         objective.load_state_dict(pretrained.weights)
         return objective
-    checkpoint = find_checkpoint(Path(options.model))
+    checkpoint = find_checkpoint(Path(model))
     if checkpoint is None:
         raise UserError(
-            f"{options.model} has no MLM head, so it cannot fill blanks; give a model that has one or, of an export "
-            "without one, the run it came from, which still has all of its networks"
+            f"{model} has no MLM head, so it cannot predict masked words; give a model that has one or, for "
+            "an export without one, its run, which has all of the networks"
         )
     state = check(checkpoint.state, {"options": dict}, f"{checkpoint.path}/state.json")  # sealed, as config.yaml is not
     trained = from_dict(PretrainOptions, state["options"], f"{checkpoint.path}/state.json")
-    asked = replace(trained.of_objective, mask_rate=options.mask_rate)
-    objective = OBJECTIVES[trained.objective](pretrained.config, asked, vocabulary, kernels)
+    objective_options = replace(trained.of_objective, mask_rate=mask_rate)
+    objective = OBJECTIVES[trained.objective](pretrained.config, objective_options, vocabulary, kernels)
     weights = checkpoint.tensors["model"].items()
     try:
         objective.load_state_dict({name: tensor for name, tensor in weights if not name.startswith("notes.")})
@@ -120,7 +123,7 @@ def trained_objective(options: EvaluateOptions, pretrained: Pretrained, vocabula
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Text as a model reads it."""
+    """Held-out text as tokens."""
 
     tokens: np.ndarray
     """int64, each document closed by [SEP]."""
@@ -128,7 +131,7 @@ class HeldOut:
     """UTF-8 bytes of the text."""
     unk_tokens: int
     unk_bytes: int
-    """UTF-8 bytes of the text that the [UNK] stand for."""
+    """UTF-8 bytes of the text that became [UNK]."""
 
 
 def read_text(options: EvaluateOptions, vocabulary: WordPiece) -> HeldOut:
@@ -139,19 +142,21 @@ def read_text(options: EvaluateOptions, vocabulary: WordPiece) -> HeldOut:
     source = open_source(options.source, options.column)
     for warning in source.warnings:
         warn(warning)
-    for text in source.documents():
-        encoded = encoder.encode([text], [False])
-        parts.append(encoded.tokens)
-        count, size = count + len(encoded.tokens), size + int(encoded.sizes[0])
-        if (encoded.tokens == unk).any():
-            unk_bytes += encoder.unknown_bytes(text)
-        if count >= options.max_tokens:
-            break
+    with progress("tokenizing", options.max_tokens, "tokens") as shown:
+        for text in source.documents():
+            encoded = encoder.encode([text], [False])
+            parts.append(encoded.tokens)
+            count, size = count + len(encoded.tokens), size + int(encoded.sizes[0])
+            shown.update(count)
+            if (encoded.tokens == unk).any():
+                unk_bytes += encoder.unknown_bytes(text)
+            if count >= options.max_tokens:
+                break
     tokens = np.concatenate(parts).astype(np.int64)
     return HeldOut(tokens, size, int((tokens == unk).sum()), unk_bytes)
 
 
-def report(result: dict[str, Any], figures: Sequence[Figure]) -> str:
+def report(result: dict[str, Any], figures: Sequence[Metric]) -> str:
     lines = [
         f"{result['model']} on {result['source']}: {result['tokens']} tokens, {result['bytes']} bytes",
         f"  {'unigram entropy':<17} {result['unigram_entropy']:.4f} nats",

@@ -1,46 +1,45 @@
-"""What a run says while it trains: metrics.jsonl for programs, TensorBoard for browsers, a progress bar for people.
+"""The records and the progress of a training: metrics.jsonl for programs, event files for TensorBoard, and a progress
+bar.
 
-The loop calls `log`; nothing here touches a GPU tensor. `plot_curves` draws metrics.jsonl.
+The loop calls `advance` and `log`; nothing here reads a tensor on a GPU. `plot_curves` plots metrics.jsonl.
 """
 
 import hashlib
 import json
 import math
 import os
-import sys
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Mapping
+from contextlib import ExitStack
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from fastbert.errors import UserError, visible
-from fastbert.files import atomic_file, disk_errors, make_inner_folder, no_link
+from fastbert.errors import UserError
+from fastbert.files import atomic_file, disk_errors, no_link
 from fastbert.inputs import open_input
+from fastbert.progress import on_terminal, shown
 from fastbert.records import json_text
 from fastbert.streams import echo
+from fastbert.training.training_progress import Column, TrainingProgress
 
-if TYPE_CHECKING:
-    from rich.console import Console
-
-Column = float | int | str | bool | None
-
-SECONDS_BETWEEN_LINES = 5.0  # of plain progress, where there is no terminal
+SECONDS_BETWEEN_LINES = 5.0  # without a terminal
 
 
 class Logbook:
-    """The records and the progress of one run. Only one process of a run has one.
+    """The records and the progress of a run. Only one process of a run has one.
 
     Args:
-        folder: the run's folder; gets `metrics.jsonl` and `tensorboard/`.
+        folder: the run's folder, for `metrics.jsonl` and TensorBoard's event files. These are in the folder itself,
+            since TensorBoard names a run by their folder's path below its --logdir: `base`, not `base/tensorboard`.
         total_steps: updates planned.
-        start_step: updates already done. Records of later steps, left by the run that is resumed, are dropped, and so
-            is a line cut off by a crash; at 0 the records start empty.
-        expected: `tally()` of the records up to `start_step`, from the checkpoint. Where the file differs, that is
+        start_step: updates already done. Records of later steps in a resumed run are dropped, and so is a line cut off
+            by a crash; at 0 the records start empty.
+        expected: `tally()` of the records up to `start_step`, from the checkpoint. If the file differs, that is
             reported with the numbers of the lines.
-        quiet: no progress; messages by `echo` still come out.
-        console: the rich console to draw the bar on; by default standard error, if that is a terminal.
+        options: options that define the experiment, by name, for TensorBoard's table of hyperparameters.
+        quiet: shows no progress; warnings are still printed.
 
     Raises:
         UserError: `folder` cannot be written.
@@ -53,44 +52,52 @@ class Logbook:
         *,
         start_step: int = 0,
         expected: Mapping[str, Any] | None = None,
+        options: Mapping[str, Any] | None = None,
         quiet: bool = False,
-        console: "Console | None" = None,
     ):
         self.path = Path(folder) / "metrics.jsonl"
         self.total_steps = total_steps
-        self.quiet = quiet
-        kept, problems = _intact(self.path, start_step, expected) if start_step else ([], [])
+        self._step = start_step
+        intact, problems = _intact(self.path, start_step, expected) if start_step else ([], [])
         with atomic_file(self.path) as file:
-            file.writelines(kept)
-        self._records, self._sha = len(kept), hashlib.sha256(b"".join(kept))
+            file.writelines(intact)
+        self._records, self._sha = len(intact), hashlib.sha256(b"".join(intact))
         with disk_errors(self.path):
             self._file = open(self.path, "a", encoding="utf-8", opener=no_link)  # noqa: SIM115
-        self._clock: deque[tuple[int, float]] = deque([(start_step, time.monotonic())], maxlen=20)
+        self._board = self._tensorboard(Path(folder), start_step, options or {})
         self._last_line = -math.inf
-        self._bar = None if quiet else _progress_bar(console, total_steps, start_step)
-        self._board = self._tensorboard(Path(folder) / "tensorboard", start_step)
+        self._shown = ExitStack()
+        self._progress, self._bar = None, on_terminal()
+        if not quiet:
+            self._progress = TrainingProgress(total_steps, start_step)
+            self._shown.enter_context(shown(self._progress, delay=0.0, lines=False))
         if problems:
             found = "; ".join(problems)
-            self.echo(
+            echo(
                 f"{self.path} is not as it was logged up to step {start_step}: {found}. "
-                "Training is not affected; the curves show what is left"
+                "Training is not affected; the curves show the remaining records"
             )
 
-    def _tensorboard(self, folder: Path, start_step: int):
+    def _tensorboard(self, folder: Path, start_step: int, options: Mapping[str, Any]):
         try:
             from torch.utils.tensorboard import SummaryWriter
+            from torch.utils.tensorboard.summary import hparams
         except ImportError:
-            self.echo("tensorboard is not installed: the curves are only in metrics.jsonl")
+            echo("tensorboard is not installed: the curves are only in metrics.jsonl")
             return None
-        make_inner_folder(folder)
         with disk_errors(folder):
-            return SummaryWriter(str(folder), purge_step=start_step + 1 if start_step else None)
+            board = SummaryWriter(str(folder), purge_step=start_step + 1 if start_step else None)
+        # Not add_hparams: it adds a run with another name, and makes all runs have the columns of the first. The
+        # metrics of the table are the last values of the scalars.
+        _, start, self._session_end = hparams({name: _hparam(value) for name, value in options.items()}, {})
+        board.file_writer.add_summary(start)
+        return board
 
     def log(self, step: int, split: str, columns: Mapping[str, Column]) -> None:
         """Records `columns` of `split` ("train", "validation", ...) after `step` updates, and shows them.
 
-        Of the columns, the progress knows loss, lr, tokens_per_second and mfu (a share) in the split "train"; of other
-        splits it shows all. NaN and infinities become null in metrics.jsonl: JSON has no word for them.
+        For the split "train" the progress shows the columns that `TrainingProgress` knows, for other splits all. NaN
+        and infinities become null in metrics.jsonl: JSON has neither.
 
         Raises:
             UserError: the disk is full.
@@ -99,45 +106,42 @@ class Logbook:
         with disk_errors(self.path):
             self._file.write(line)
             self._file.flush()
+        self._step = step
         self._records += 1
         self._sha.update(line.encode())
         if self._board is not None:
             for name, value in columns.items():
                 if isinstance(value, int | float) and not isinstance(value, bool):
                     self._board.add_scalar(f"{name}/{split}", value, step)
-        if self.quiet:
+        if self._progress is None:
             return
         if split == "train":
-            self._show_progress(step, columns)
+            self._progress.log(step, columns)
+            self._print_line(last=step >= self.total_steps)
         else:
-            shown = "  ".join(f"{name} {_short(value)}" for name, value in columns.items())
-            self.echo(f"step {step}/{self.total_steps}  {split}  {shown}")
+            figures = "  ".join(f"{name} {_short(value)}" for name, value in columns.items())
+            echo(f"step {step}/{self.total_steps}  {split}  {figures}")
 
-    def _show_progress(self, step: int, columns: Mapping[str, Column]) -> None:
+    def advance(self, step: int, **columns: Column) -> None:
+        """Counts the steps up to `step`, without a record; `columns` are shown until a record has them. Called after
+        every step: a thread updates the terminal."""
+        if self._progress is not None:
+            self._progress.advance(step, columns)
+            self._print_line()
+
+    def _print_line(self, last: bool = False) -> None:
+        """Prints the progress if there is no bar, at most every five seconds; the `last` line always."""
         now = time.monotonic()
-        first_step, then = self._clock[0]
-        self._clock.append((step, now))
-        left = (now - then) / (step - first_step) * (self.total_steps - step) if step > first_step else math.nan
-        status = "  ".join(_status(columns, left))
-        if self._bar is not None:
-            self._bar.update(self._bar.task_ids[0], completed=step, status=status)
-        elif now - self._last_line >= SECONDS_BETWEEN_LINES or step >= self.total_steps:
+        if not self._bar and (last or now - self._last_line >= SECONDS_BETWEEN_LINES):
             self._last_line = now
-            echo(f"step {step}/{self.total_steps}  {status}")
-
-    def echo(self, text: str) -> None:
-        """A message for people: above the bar if there is one, else a line on standard error."""
-        if self._bar is not None:
-            self._bar.console.print(visible(text), markup=False, highlight=False, soft_wrap=True)
-        else:
-            echo(text)
+            echo(self._progress.text(now))
 
     def tally(self) -> dict[str, Any]:
-        """Number and SHA-256 of all records so far, by which a resumed run knows them again."""
+        """Number and SHA-256 of all records so far, by which a resumed run verifies them."""
         return {"records": self._records, "sha256": self._sha.hexdigest()}
 
     def sync(self) -> None:
-        """Puts all records on the disk; to be called before a checkpoint, which must not be ahead of them."""
+        """Flushes all records to the disk; called before a checkpoint, which must not be ahead of them."""
         with disk_errors(self.path):
             self._file.flush()
             os.fsync(self._file.fileno())
@@ -148,12 +152,12 @@ class Logbook:
         """Ends the progress and closes all files; may be called twice."""
         if self._file.closed:
             return
-        if self._bar is not None:
-            self._bar.stop()
-            self._bar = None
+        self._shown.close()
         self.sync()
         self._file.close()
         if self._board is not None:
+            if self._step >= self.total_steps:
+                self._board.file_writer.add_summary(self._session_end)
             self._board.close()
 
     def __enter__(self) -> "Logbook":
@@ -163,13 +167,29 @@ class Logbook:
         self.close()
 
 
+def _hparam(value: Any) -> float | str:
+    """An option for TensorBoard: numbers stay numbers, so that they can be filtered and plotted."""
+    return value if isinstance(value, int | float) and not isinstance(value, bool) else json_text(value).strip('"')
+
+
 def read_metrics(path: Path | str) -> list[dict]:
-    """The records in a metrics.jsonl, in order; damaged lines are left out. No file: no records."""
-    return [record for line in _lines(Path(path)) if (record := _record(line)) is not None]
+    """The records in a metrics.jsonl, in order; damaged lines are skipped, and a missing file has no records."""
+    return read_records(path)[0]
+
+
+def read_records(path: Path | str) -> tuple[list[dict], list[int]]:
+    """The records in a metrics.jsonl, in order, and the numbers of its damaged lines."""
+    records, damaged = [], []
+    for number, line in enumerate(_lines(Path(path)), 1):
+        if (record := _record(line)) is None:
+            damaged.append(number)
+        else:
+            records.append(record)
+    return records, damaged
 
 
 def _lines(path: Path) -> list[bytes]:
-    if not path.is_file():  # a folder is refused when the records are to be written
+    if not path.is_file():  # a folder is refused when records are written
         return []
     with open_input(path, "records") as file:
         content = file.read()
@@ -187,13 +207,13 @@ def _record(line: bytes) -> dict[str, Any] | None:
 
 
 def _intact(path: Path, step: int, expected: Mapping[str, Any] | None) -> tuple[list[bytes], list[str]]:
-    """The lines of the records up to `step`, each once, and what is wrong with them."""
+    """The lines of the records up to `step`, each once, and a list of problems."""
     lines = _lines(path)
     if expected is not None:
         logged = lines[: expected["records"]]
         if hashlib.sha256(b"".join(logged)).hexdigest() == expected["sha256"]:
             return logged, []
-    kept: list[tuple[int, dict[str, Any]]] = []
+    intact: list[tuple[int, dict[str, Any]]] = []
     damaged, repeated, seen = [], [], set()
     for number, line in enumerate(lines, 1):
         record = _record(line)
@@ -201,20 +221,20 @@ def _intact(path: Path, step: int, expected: Mapping[str, Any] | None) -> tuple[
             damaged.append(number)
         elif record["step"] <= step:
             key = record["step"], record["split"]
-            (repeated if key in seen else kept).append((number, record))
+            (repeated if key in seen else intact).append((number, record))
             seen.add(key)
-    # What is damaged after the last record that counts was being written when the run was killed.
-    last = max([0 if expected is None else expected["records"], *(number for number, _ in kept + repeated)])
+    # Damage after the last valid record was being written when the run was killed.
+    last = max([0 if expected is None else expected["records"], *(number for number, _ in intact + repeated)])
     problems = []
     if damaged := [number for number in damaged if number <= last]:
         problems.append(f"damaged: {_numbered(damaged)}")
     if repeated:
         problems.append(f"repeated: {_numbered([number for number, _ in repeated])}")
-    if expected is not None and (missing := expected["records"] - len(kept)) > 0:
-        problems.append(f"missing: {missing} of {expected['records']} records{_gaps(kept, step)}")
+    if expected is not None and (missing := expected["records"] - len(intact)) > 0:
+        problems.append(f"missing: {missing} of {expected['records']} records{_gaps(intact, step)}")
     if expected is not None and not problems:
-        problems.append(f"changed: some of the lines 1 to {last}")
-    return [lines[number - 1] for number, _ in kept], problems
+        problems.append(f"changed: lines among 1 to {last}")
+    return [lines[number - 1] for number, _ in intact], problems
 
 
 def _numbered(numbers: list[int]) -> str:
@@ -222,81 +242,33 @@ def _numbered(numbers: list[int]) -> str:
     return f"line{'s' if numbers[1:] else ''} {', '.join(map(str, numbers[:10]))}{more}"
 
 
-def _gaps(kept: list[tuple[int, dict[str, Any]]], step: int) -> str:
-    """Where records may be missing: where a split's steps are further apart than usual."""
+def _gaps(intact: list[tuple[int, dict[str, Any]]], step: int) -> str:
+    """Ranges with missing records: a split's steps are further apart there than usual."""
     found = []
-    for split in dict.fromkeys(record["split"] for _, record in kept):
-        rows = [(number, record["step"]) for number, record in kept if record["split"] == split]
-        rows = [(0, 0), *rows, (len(kept), step)]
+    for split in dict.fromkeys(record["split"] for _, record in intact):
+        rows = [(number, record["step"]) for number, record in intact if record["split"] == split]
+        rows = [(0, 0), *rows, (len(intact), step)]
         usual = Counter(b - a for (_, a), (_, b) in pairwise(rows[:-1])).most_common(1)[0][0]
         found += [f"{split} after line {n} (step {a})" for (n, a), (_, b) in pairwise(rows) if b - a > usual]
     return f", by the steps: {', '.join(found[:5])}" if found else ""
-
-
-def _progress_bar(console: "Console | None", total_steps: int, start_step: int):
-    """A running rich progress bar, or None without a terminal (or without rich)."""
-    if console is None and not sys.stderr.isatty():
-        return None
-    try:
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-    except ImportError:
-        return None
-    console = console or Console(stderr=True)
-    if not console.is_terminal:
-        return None
-    columns = (BarColumn(bar_width=24), MofNCompleteColumn(), TextColumn("{task.fields[status]}", markup=False))
-    bar = Progress(*columns, console=console, refresh_per_second=2)
-    bar.add_task("", total=total_steps, completed=start_step, status="")
-    bar.start()
-    return bar
-
-
-def _status(columns: Mapping[str, Column], seconds_left: float) -> list[str]:
-    """`columns` of a training step for people, in a fixed order."""
-    words = []
-    if "loss" in columns:
-        words.append(f"loss {_number(columns['loss']):.3f}")
-    if "lr" in columns:
-        words.append(f"lr {_number(columns['lr']):.1e}")
-    if "tokens_per_second" in columns:
-        words.append(f"{_thousands(_number(columns['tokens_per_second']))} tokens/s")
-    if columns.get("mfu") is not None:
-        words.append(f"MFU {100 * columns['mfu']:.0f} %")
-    if math.isfinite(seconds_left):
-        minutes, seconds = divmod(round(seconds_left), 60)
-        hours, minutes = divmod(minutes, 60)
-        words.append(f"{hours}:{minutes:02}:{seconds:02} left" if hours else f"{minutes}:{seconds:02} left")
-    return words
-
-
-def _number(value: Column) -> float:
-    return math.nan if value is None else float(value)
 
 
 def _short(value: Column) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _thousands(value: float) -> str:
-    for size, letter in ((1e6, "M"), (1e3, "k")):
-        if value >= size:
-            return f"{value / size:.1f}{letter}"
-    return f"{value:.0f}"
-
-
 class NothingToPlotError(UserError):
-    """Records without a loss."""
+    """The records have no loss."""
 
 
 def plot_curves(metrics_path: Path | str, out_png: Path | str, *, title: str, baseline: float | None = None) -> None:
-    """Draws training and validation loss against steps and, if validation has an `accuracy`, that below.
+    """Plots training and validation loss against steps, and validation accuracy below if there is one.
 
     Args:
-        baseline: the loss of guessing words by their frequency (unigram entropy, nats), drawn as a dotted line.
+        baseline: the loss of guessing words by their frequency (unigram entropy, nats), plotted as a dotted line.
 
     Raises:
-        NothingToPlotError: there is no loss in `metrics_path`.
+        NothingToPlotError: `metrics_path` has no loss.
         UserError: `out_png` cannot be written.
     """
     from matplotlib.figure import Figure
@@ -306,9 +278,9 @@ def plot_curves(metrics_path: Path | str, out_png: Path | str, *, title: str, ba
     validation = _series(records, "validation", "loss")
     accuracy = _series(records, "validation", "accuracy")
     if not train and not validation:
-        raise NothingToPlotError(f"there is no loss to draw in {metrics_path}; give the metrics.jsonl of a run")
+        raise NothingToPlotError(f"there is no loss to plot in {metrics_path}; give the metrics.jsonl of a run")
 
-    # A Figure of its own, without pyplot: no display is needed and no global state is left. PNG is drawn by Agg.
+    # A Figure without pyplot needs no display and leaves no global state.
     figure = Figure(figsize=(8, 6.4 if accuracy else 4.5), layout="constrained", dpi=150)
     panels = figure.subplots(
         2 if accuracy else 1, sharex=True, squeeze=False, height_ratios=(2, 1) if accuracy else (1,)
@@ -325,8 +297,8 @@ def plot_curves(metrics_path: Path | str, out_png: Path | str, *, title: str, ba
     panels[0].set_ylabel("loss (nats)")
     panels[0].legend(frameon=False)
     if accuracy:
-        steps, shares = zip(*accuracy, strict=True)
-        panels[1].plot(steps, [100 * share for share in shares], "o-", color="tab:green", markersize=3.5)
+        steps, values = zip(*accuracy, strict=True)
+        panels[1].plot(steps, [100 * value for value in values], "o-", color="tab:green", markersize=3.5)
         panels[1].set_ylabel("masked accuracy (%)")
         panels[1].set_ylim(bottom=0)
     panels[-1].set_xlabel("step")
@@ -339,12 +311,12 @@ def plot_curves(metrics_path: Path | str, out_png: Path | str, *, title: str, ba
 
 
 def _series(records: list[dict], split: str, column: str) -> list[tuple[int, float]]:
-    """(step, value) of the records that have a value."""
+    """Pairs (step, value) of the records that have a value."""
     return [(r["step"], r[column]) for r in records if r.get("split") == split and r.get(column) is not None]
 
 
 def smoothed(values: tuple[float, ...]) -> list[float]:
-    """A centred moving mean: unlike an exponential one it does not lag behind a steep start."""
+    """A centred moving mean, which unlike an exponential one does not lag behind a steep start."""
     half = len(values) // 60
-    windows = (values[place - min(half, place) : place + min(half, place) + 1] for place in range(len(values)))
+    windows = (values[index - min(half, index) : index + min(half, index) + 1] for index in range(len(values)))
     return [sum(window) / len(window) for window in windows]

@@ -12,7 +12,7 @@ from fastbert.bench.options import BenchDataOptions
 from fastbert.errors import UserError
 
 
-def test_shares_are_of_the_same_round() -> None:
+def test_ratios_are_of_the_same_round() -> None:
     loader = {"rows": 0.001, "masks": 0.002, "step": 0.1}
     rounds = [
         {"prepare": {"seconds": 2.0}, "encode_batch_fast": {"seconds": 1.0}, "loader": loader},
@@ -20,13 +20,13 @@ def test_shares_are_of_the_same_round() -> None:
         {"prepare": {"seconds": 1.0}, "encode_batch_fast": {"seconds": 1.0}, "loader": {**loader, "rows": 0.004}},
     ]
     prepare, library, rows, masks, step = results(rounds, 8_000_000, BenchDataOptions(length=10, batch_size=5))
-    assert (prepare["median"], prepare["least"], prepare["most"], prepare["share"]) == (4.0, 2.0, 8.0, 1.0)
-    assert library["median"] == 8.0 and "share" not in library
-    assert (rows["median"], rows["most"], rows["share"]) == (1.0, 4.0, 0.01)
-    assert (masks["share"], masks["tokens_per_second"], step["rows_per_second"]) == (0.02, 25_000, 50)
+    assert (prepare["median"], prepare["least"], prepare["most"], prepare["ratio"]) == (4.0, 2.0, 8.0, 1.0)
+    assert library["median"] == 8.0 and "ratio" not in library
+    assert (rows["median"], rows["most"], rows["ratio"]) == (1.0, 4.0, 0.01)
+    assert (masks["ratio"], masks["tokens_per_second"], step["rows_per_second"]) == (0.02, 25_000, 50)
 
 
-def test_it_runs(corpus: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+def test_writes_results_and_table(corpus: Path, tmp_path: Path, monkeypatch, capsys) -> None:
     """In this process: fresh ones would take seconds each to start."""
     monkeypatch.setattr(bench_data, "apart", lambda function, *arguments: function(*arguments))
     monkeypatch.setattr(bench_data, "STEP_SECONDS", 0.0)
@@ -49,12 +49,12 @@ def square(number: int) -> dict[str, float]:
     return {"square": number**2, "process": os.getpid()}
 
 
-def test_contestants_have_processes_of_their_own() -> None:
+def test_contestants_run_in_new_processes() -> None:
     found = bench_data.apart(square, 3)
     assert found["square"] == 9 and found["process"] != os.getpid()
 
 
-def test_mistakes(tmp_path: Path) -> None:
+def test_user_errors(tmp_path: Path) -> None:
     for wrong in ({"rounds": 0}, {"length": 1}, {"megabytes": 0.0}, {"workers": -1}):
         with pytest.raises(UserError, match=f"{next(iter(wrong))} must be"):
             BenchDataOptions(**wrong)

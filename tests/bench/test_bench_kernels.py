@@ -16,9 +16,9 @@ def test_compile_only(tmp_path: Path, monkeypatch, capsys) -> None:
     monkeypatch.setattr(compiled, "calls", lambda: iter([one]))
     out = str(tmp_path / "kernels")
     assert main(["bench", "kernels", "--compile-only", "--out", out]) == 0
-    said = capsys.readouterr()
-    assert "| kernel | case | tiles | 8.0 | 9.0 | 10.0 |" in said.out and "| forward |" in said.out
-    assert "3 of 3, 0 s left" in said.err and f"wrote {out}/kernels-compiled.json" in said.err
+    output = capsys.readouterr()
+    assert "| kernel | case | tiles | 8.0 | 9.0 | 10.0 |" in output.out and "| forward |" in output.out
+    assert "3 of 3, 0 s left" in output.err and f"wrote {out}/kernels-compiled.json" in output.err
     assert main(["bench", "kernels", "--compile-only", "--json", "--out", out]) == 0
     found = json.loads(capsys.readouterr().out)
     assert {row["capability"] for row in found["results"][0]["rows"]} == {80, 90, 100}
@@ -37,7 +37,7 @@ def test_on_a_cpu(tmp_path: Path, monkeypatch, capsys) -> None:
     assert "| SDPA |" in capsys.readouterr().out  # one case at least
 
 
-def test_mistakes(tmp_path: Path, capsys) -> None:
+def test_user_errors(tmp_path: Path, capsys) -> None:
     (tmp_path / "file").write_text("")
     for arguments, message in (
         ([], "usage: fastbert bench <benchmark>"),
@@ -48,5 +48,5 @@ def test_mistakes(tmp_path: Path, capsys) -> None:
         (["kernels", "--out", str(tmp_path / "file" / "x")], "part of that path is a file; choose another folder"),
     ):
         assert main(["bench", *arguments]) == 2
-        said = capsys.readouterr()
-        assert message in said.out + said.err and "Traceback" not in said.err
+        output = capsys.readouterr()
+        assert message in output.out + output.err and "Traceback" not in output.err

@@ -1,5 +1,5 @@
-"""`fastbert bench throughput` at a tiny size: who competes, what is computed from their times, what is refused. No test
-looks at a time."""
+"""`fastbert bench throughput` at a tiny size: the contestants, the figures computed from their times, and user errors.
+No test looks at a time."""
 
 import json
 from pathlib import Path
@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from fastbert.bench import throughput as bench_throughput
-from fastbert.bench.contestants import Contestant, Runner, _bare_setup, _own, _peer
+from fastbert.bench.contestants import Contestant, Runner, _bare_setup, _fastbert, _peer
 from fastbert.bench.options import BenchThroughputOptions
 from fastbert.bench.throughput import contestants, job_options, race
 from fastbert.cli import main
@@ -25,7 +25,7 @@ def job(prepared: Path) -> PretrainOptions:
     return job_options(BenchThroughputOptions(str(prepared), **TINY))
 
 
-def test_it_runs_in_processes_of_its_own(prepared: Path, tmp_path: Path, capsys) -> None:
+def test_contestants_run_in_their_own_processes(prepared: Path, tmp_path: Path, capsys) -> None:
     flags = [str(x) for name, value in TINY.items() for x in (f"--{name.replace('_', '-')}", value)]
     flags += [
         "--positions",
@@ -53,7 +53,7 @@ def test_it_runs_in_processes_of_its_own(prepared: Path, tmp_path: Path, capsys)
 
 
 class Clocked:
-    """A runner whose steps take what the test says: seconds a step, round after round."""
+    """A runner with given seconds per step, round after round."""
 
     times: ClassVar = {
         "fastbert absolute": (1, 2, 1, 4),
@@ -71,19 +71,19 @@ class Clocked:
         return steps * self.rest.pop(0)
 
     def peak(self) -> tuple[float, str]:
-        return 5000.0 * (1 + len(self.rest)), "said"
+        return 5000.0 * (1 + len(self.rest)), "measured"
 
     def memory(self) -> int:
         return 7
 
     def profile(self) -> list:
-        return [{"part": "all", "ms": 1.0, "share": 1.0}]
+        return [{"part": "all", "ms": 1.0, "fraction": 1.0}]
 
     def close(self) -> None:
         pass
 
 
-def test_what_is_made_of_the_times(monkeypatch, job: PretrainOptions) -> None:
+def test_rows_from_times(monkeypatch, job: PretrainOptions) -> None:
     """The first call is for the number of steps; then come three rounds."""
     monkeypatch.setattr(bench_throughput, "Runner", Clocked)
     options = BenchThroughputOptions(rounds=3, seconds=8.0, peers="fp32")
@@ -91,8 +91,8 @@ def test_what_is_made_of_the_times(monkeypatch, job: PretrainOptions) -> None:
     assert (absolute["tokens_per_second"], absolute["least"], absolute["most"]) == (50, 25, 100)
     assert absolute["over"] == {"transformers fp32": [2.0, 1.0, 8.0]}
     assert tupe["over"] == {"fastbert absolute": [1.0, 0.5, 1.0], "transformers fp32": [2.0, 1.0, 4.0]}
-    assert peer["over"]["fastbert absolute"][0] == 0.5 and "flops_share" not in peer
-    assert peak == (20000.0, "said") and absolute["flops_share"] == 50 * 50 / 20000 and absolute["step_ms"] == 2000
+    assert peer["over"]["fastbert absolute"][0] == 0.5 and "mfu" not in peer
+    assert peak == (20000.0, "measured") and absolute["mfu"] == 50 * 50 / 20000 and absolute["step_ms"] == 2000
     assert parts[0]["part"] == "all"
 
 
@@ -114,7 +114,7 @@ def test_both_sides_train_the_same_shape(job: PretrainOptions, tmp_path: Path) -
         hook.remove()
     assert seen["input_ids"].shape == seen["labels"].shape == (4, 32) and seen["loss"].isfinite()
     assert (seen["input_ids"][:, 0] == setup.vocabulary.ids["[CLS]"]).all() and (seen["labels"] != -100).any()
-    step, facts, _ = _own(prepare_setup(job), Contestant("fastbert", job), tmp_path)
+    step, facts, _ = _fastbert(prepare_setup(job), Contestant("fastbert", job), tmp_path)
     next(step)
     assert facts["parameters"] == seen["parameters"]
 
@@ -130,18 +130,18 @@ def test_the_other_contestants(job: PretrainOptions) -> None:
     assert BenchThroughputOptions(peers="none").chosen_peers == []
 
 
-def test_mistakes(job: PretrainOptions, tmp_path: Path, monkeypatch) -> None:
+def test_user_errors(job: PretrainOptions, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)  # where the text is prepared
     for wrong in ({"rounds": 0}, {"length": 1}, {"seconds": 0.0}, {"batch_size": 0}):
         with pytest.raises(UserError, match=f"{next(iter(wrong))} must be"):
             BenchThroughputOptions(**wrong)
     with pytest.raises(UserError, match="unknown peer 'fp16'"):
         BenchThroughputOptions(peers="fp16")
-    with pytest.raises(UserError, match="unknown position scheme"):
+    with pytest.raises(UserError, match="unknown position encoding"):
         BenchThroughputOptions(positions="absolut")
     with pytest.raises(UserError, match="too few distinct words for a vocabulary of"):
         text = tmp_path / "text.txt"
-        text.write_text("\n\n".join(f"some words of document {n}" for n in range(60)))
+        text.write_text("\n\n".join(f"the words of document {n}" for n in range(60)))
         bench_throughput.bench_throughput(BenchThroughputOptions(str(text), out=str(tmp_path / "out")))
     broken = PretrainOptions(data=job.data, encoder=job.encoder, length=32, batch_size=10**6, steps=1)
     with pytest.raises(UserError, match=r"broken: the corpus has \d+ sequences"):

@@ -1,4 +1,4 @@
-"""One's own files give the same examples in every format; what is wrong in a file or a declaration is named."""
+"""Custom files give the same examples in every format; errors in a file or a declaration are reported."""
 
 import csv
 import gzip
@@ -53,7 +53,7 @@ TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\0\r\n\t"), min_
 def test_every_format_gives_the_same_examples(tmp_path_factory: pytest.TempPathFactory, rows: list) -> None:
     folder = tmp_path_factory.mktemp("own")
     rows = [*rows, ("a", "b", "no"), ("c", "d", "yes")]
-    table = [{"id": str(place), "one": a, "two": b, "gold": c} for place, (a, b, c) in enumerate(rows)]
+    table = [{"id": str(row), "one": a, "two": b, "gold": c} for row, (a, b, c) in enumerate(rows)]
     words = sorted({word for _, _, word in rows})
     for suffix in FORMATS:
         own = CustomTaskOptions(train=write_own(folder / f"t{suffix}", table), text="one", pair="two", label="gold")

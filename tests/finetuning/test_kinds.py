@@ -16,9 +16,9 @@ from fastbert.finetuning.kinds.classes import Classes
 from fastbert.finetuning.kinds.multi_label import MultiLabel
 from fastbert.finetuning.kinds.number import Number
 from fastbert.finetuning.model import TaskModel
-from fastbert.finetuning.predict import encode_inputs, predict_scores
 from fastbert.finetuning.rows import Example
 from fastbert.finetuning.saved import load_task_model
+from fastbert.finetuning.scoring import encode_inputs, predict_scores
 from fastbert.registry import Variant
 from tests.finetuning.conftest import WORDS, finetune, results, sentence, tiny_config, write_rows
 from tests.flags import main

@@ -13,9 +13,9 @@ import torch
 from fastbert.data.tokenizer import SPECIAL_TOKENS, WordPiece
 from fastbert.finetuning.kinds.classes import Classes
 from fastbert.finetuning.model import TaskModel
-from fastbert.finetuning.predict import encode_inputs, predict_scores
 from fastbert.finetuning.rows import Example
 from fastbert.finetuning.saved import TaskRecord, load_task_model, save_task_model
+from fastbert.finetuning.scoring import encode_inputs, predict_scores
 from tests.finetuning.conftest import FAST, tiny_config, write_rows
 from tests.flags import main
 from tests.processes import reading
@@ -43,10 +43,10 @@ def test_predictions_on_dev_are_those_of_training(name, tuned, words, pairs, num
     out = tmp_path / "dev.jsonl"
     assert main(["predict", "--model", str(tuned[name]), *task, "--out", str(out), *PRECISE]) == 0
     best = json.loads((tuned[name] / "result.json").read_text())["best"]["dev"]["dev"]
-    said = capsys.readouterr().out
+    printed = capsys.readouterr().out
     for metric, value in best.items():
         if metric != "loss":
-            assert f"{metric} {value:.4f}" in said
+            assert f"{metric} {value:.4f}" in printed
     rows, errors = lines(out), lines(tuned[name] / "errors.jsonl")
     assert [row["index"] for row in rows] == list(range(60))
     assert len(errors) == 50 and errors == sorted(errors, key=lambda row: -row["loss"])
@@ -126,13 +126,13 @@ with torch.no_grad():
         [sys.executable, "-c", script, str(folder)], capture_output=True, text=True, env=environment, cwd=tmp_path
     )
     assert done.returncode == 0, done.stderr
-    label, *shares = done.stdout.split()
+    label, *probabilities = done.stdout.split()
     ours = load_task_model(folder)
     inputs = encode_inputs([Example(0, "the good of", "bad she", None)], ours.vocabulary, ours.record)
     inputs = type(inputs)(inputs.examples, inputs.orders[:1])
     values = predict_scores(ours.model, ours.record.task, inputs, precision="fp32")[0]
     assert label == ours.record.kind.labels[0] == "different"
-    assert np.abs(values - np.array(shares, dtype=float)).max() < 1e-5
+    assert np.abs(values - np.array(probabilities, dtype=float)).max() < 1e-5
 
 
 def test_both_orders_give_the_mean_and_do_not_depend_on_the_order(tuned) -> None:
@@ -184,8 +184,8 @@ def test_refusals(tuned, bert, words, pairs, tmp_path, capsys) -> None:
 
     def refuses(arguments: list[str], message: str) -> None:
         assert main(["predict", *arguments, *out]) == 2
-        said = capsys.readouterr().err
-        assert message in said, said
+        printed = capsys.readouterr().err
+        assert message in printed, printed
 
     refuses(["--model", str(bert), "--source", str(source)], "is not a fine-tuned model: there is no task.json")
     refuses(["--model", str(tuned["words"])], "give one of --task and --source")
@@ -280,7 +280,7 @@ def test_links_fifos_and_standard_output(tuned, words, tmp_path, capfd) -> None:
 
 
 def test_an_output_that_cannot_be_is_refused_before_the_work(tuned, words, tmp_path, capsys, monkeypatch) -> None:
-    monkeypatch.setattr("fastbert.finetuning.predict.load_task_model", None)
+    monkeypatch.setattr("fastbert.finetuning.ensemble.load_task_model", None)
     (tmp_path / "file").touch()
     for out, message in ((tmp_path, "is a folder"), (tmp_path / "file" / "x", "is a file"), ("x" * 300, "too long")):
         assert main(["predict", "--model", str(tuned["words"]), *words, "--out", str(out), *PRECISE]) == 2

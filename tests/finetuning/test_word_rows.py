@@ -80,12 +80,12 @@ WORD = st.text("abcdefgABCéß", min_size=1, max_size=6)
 
 
 @st.composite
-def tagged(draw) -> list[tuple[str, str]]:
+def tagged(sample) -> list[tuple[str, str]]:
     """A sentence with valid IOB2 tags."""
     sentence, before = [], "O"
-    for word in draw(st.lists(WORD, min_size=1, max_size=6)):
+    for word in sample(st.lists(WORD, min_size=1, max_size=6)):
         allowed = ["O", "B-person", "B-group", *([f"I-{before[2:]}"] if before != "O" else [])]
-        before = draw(st.sampled_from(allowed))
+        before = sample(st.sampled_from(allowed))
         sentence.append((word, before))
     return sentence
 

@@ -38,12 +38,12 @@ def rows(run: Path, split: str) -> list[dict]:
 
 
 def poison(monkeypatch, bad_steps: set[int]) -> None:
-    """Makes the loss of some steps infinite."""
+    """Makes the loss of a few steps infinite."""
 
     def before(trainer: loop.Trainer, step: int) -> None:
         forward = trainer.objective.forward
         if step in bad_steps:
-            trainer.objective.forward = lambda drawn: {k: v * float("inf") for k, v in forward(drawn).items()}
+            trainer.objective.forward = lambda inputs: {k: v * float("inf") for k, v in forward(inputs).items()}
 
     def after(trainer: loop.Trainer, step: int) -> None:
         trainer.objective.__dict__.pop("forward", None)
@@ -55,8 +55,8 @@ def test_a_bad_update_is_skipped_and_reported(flags, tmp_path, capsys, monkeypat
     poison(monkeypatch, {4, 11})
     run = tmp_path / "run"
     assert main(["pretrain", *flags, "--out", str(run)]) == 0
-    said = capsys.readouterr().err
-    assert "step 5: loss" in said and "step 12: loss" in said and said.count("update skipped") == 2
+    printed = capsys.readouterr().err
+    assert "step 5: loss" in printed and "step 12: loss" in printed and printed.count("update skipped") == 2
     train = rows(run, "train")
     assert train[-1]["skipped"] == 2
     assert json.loads((run / "report" / "summary.json").read_text())["skipped_updates"] == 2
@@ -80,8 +80,12 @@ def test_divergence_stops_with_the_last_good_checkpoint(flags, tmp_path, capsys,
     poison(monkeypatch, set(range(22, 30)))
     run = tmp_path / "run"
     assert main(["pretrain", *flags, "--out", str(run)]) == 2
-    said = capsys.readouterr().err
-    assert "not finite in 5 steps in a row" in said and "step-00000021" in said and "--optimizer.learning-rate" in said
+    printed = capsys.readouterr().err
+    assert (
+        "not finite in 5 steps in a row" in printed
+        and "step-00000021" in printed
+        and "--optimizer.learning-rate" in printed
+    )
     monkeypatch.undo()
     assert main(["pretrain", "--resume", str(run)]) == 0
 
@@ -93,25 +97,25 @@ def test_a_huge_rate_diverges_by_itself(flags, tmp_path, capsys) -> None:
 
 
 class Sums(nn.Module):
-    """Two losses, each the sum of w x over some of a micro-batch's numbers x."""
+    """Two losses, each the sum of w x over a part of the numbers x of a micro-batch."""
 
     loss_weights: ClassVar = {"a": 1.0, "b": 50.0}
 
     def __init__(self) -> None:
         super().__init__()
         self.w = nn.Parameter(torch.tensor([2.0]))
-        self.drawn, self.after = [], []
+        self.inputs, self.after = [], []
 
-    def draw(self, x: torch.Tensor, seed: int, step: int) -> SimpleNamespace:
-        self.drawn.append((seed, step))
+    def sample(self, x: torch.Tensor, seed: int, step: int) -> SimpleNamespace:
+        self.inputs.append((seed, step))
         return SimpleNamespace(input_ids=x, counts={"a": torch.tensor(len(x)), "b": (x > 1).sum()})
 
     def forward(self, part: SimpleNamespace) -> dict[str, torch.Tensor]:
         x = part.input_ids
         return {"a": (self.w * x).sum(), "b": (self.w * x)[x > 1].sum()}
 
-    def after_step(self, drawn: list, updated: torch.Tensor, world: World) -> dict[str, torch.Tensor]:
-        self.after.append(([part.input_ids.tolist() for part in drawn], bool(updated), self.w.item()))
+    def after_step(self, inputs: list, updated: torch.Tensor, world: World) -> dict[str, torch.Tensor]:
+        self.after.append(([part.input_ids.tolist() for part in inputs], bool(updated), self.w.item()))
         return {}
 
 
@@ -152,13 +156,13 @@ def test_a_step_in_closed_form() -> None:
     trainer = trainer_of(objective)
     w = 2.0
     for step, factor in ((1, 2 / 4), (5, 1 - 1 / 6), (6, 1 - 2 / 6)):
-        objective.drawn.clear()
+        objective.inputs.clear()
         trainer.train_step(step)
         expected = {"loss": w * GRADIENT, "norm": GRADIENT, "finite": 1.0}
         assert trainer._lagged.pop() == (step, pytest.approx(expected, rel=1e-6))
         w -= 0.1 * factor * 3.0
         assert objective.w.item() == pytest.approx(w, rel=1e-6)
-        assert objective.drawn == [(7, step)] * 2
+        assert objective.inputs == [(7, step)] * 2
         assert objective.after[-1] == ([[1, 2, 3], [5]], True, objective.w.item())
     objective.w.register_hook(lambda grad: grad * torch.inf)  # the loss itself stays finite
     trainer.train_step(7)
@@ -282,19 +286,19 @@ def test_a_step_waits_for_nothing(position: str, optimizer: str, whole_word: boo
     notes = NoteDictionary(NoteDictionaryOptions(), 3, 16, 0) if with_notes else None
     objective = MLM(config, MLMOptions(whole_word=whole_word), words, notes=notes).train()
     optimizer = build_optimizer(objective.named_parameters(), OptimizerOptions(optimizer), "cpu")
-    # Word 2 of the dictionary at place 3 of the first row, two pieces long, and what is padding.
+    # Word 2 of the dictionary at position 3 of the first row, two pieces long, and padding.
     arrays = ([2, 0], [1, 0], [0, 1], [3, 0], [2, 0], [1, 0], [6, 0], [3, 4, 0], [0, 0, 1])
     noted = Occurrences(*map(torch.tensor, arrays), longest_window=8)
     batch = Batch(torch.randint(5, 8, (4, 12)), torch.arange(4), noted=noted)
     lagged = LaggedScalars()
     with NoWaiting():
-        drawn = objective.draw(batch, 0, 0)
-        loss = objective(drawn)["mlm"] / drawn.counts["mlm"]
+        inputs = objective.sample(batch, 0, 0)
+        loss = objective(inputs)["mlm"] / inputs.counts["mlm"]
         loss.backward()
         norm = clip_gradients(objective.parameters(), 1.0)
         finite = loss.isfinite() & norm.isfinite()
         guarded_step(optimizer, 1e-3, finite)
-        measured = objective.after_step([drawn], finite)
+        measured = objective.after_step([inputs], finite)
         state = [*objective.state_dict().values(), *flatten_optimizer(optimizer)[0].values()]
         assert lagged.push(0, {"loss": loss, "finite": finite, "state_finite": all_finite(state)}) is None
     assert lagged.pop() == (0, {"loss": pytest.approx(loss.item()), "finite": 1.0, "state_finite": 1.0})

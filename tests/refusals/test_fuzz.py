@@ -46,6 +46,7 @@ GIVEN = {
     "pretrain": {"data": "prepared", "steps": 3, "dry_run": True, "layers": 1, "width": 8, "heads": 2, "length": 16}
     | {"batch_size": 2, "eval_sequences": 2, "out": "run", "machine": {"threads": 1}},
     "evaluate": {"model": "missing", "source": "file.txt"},
+    "fill": {"model": "missing", "texts": ("[MASK]",)},
     "finetune": {"model": "missing", "task": "task.yaml", "out": "out"},
     "predict": {"model": "missing", "source": "file.txt", "out": "out.jsonl"},
     "submit": {"results": "missing", "out": "out.zip"},

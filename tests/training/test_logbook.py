@@ -1,20 +1,33 @@
-"""The records of a run, what people see of it, and the drawing of its curves."""
+"""The records of a run, its progress, TensorBoard, and plots of its curves."""
 
 import io
 import json
 import math
 import os
+import re
+import signal
 import sys
+import time
 
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
 from PIL import Image
-from rich.console import Console
+from tensorboard.backend.event_processing.data_provider import MultiplexerDataProvider
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
+from tensorboard.context import RequestContext
+from tensorboard.plugins.base_plugin import TBContext
+from tensorboard.plugins.hparams import api_pb2
+from tensorboard.plugins.hparams.backend_context import Context
+from tensorboard.plugins.hparams.list_session_groups import Handler
 
+from fastbert import progress as progress_module
 from fastbert.errors import UserError
+from fastbert.progress import progress
+from fastbert.streams import echo
 from fastbert.training import logbook
+from fastbert.training.interrupts import Interrupts
 from fastbert.training.logbook import Logbook, plot_curves, read_metrics
 
 TRAIN = {"loss": 5.4321, "lr": 9.1e-4, "tokens_per_second": 12345.6, "mfu": 0.412}
@@ -50,7 +63,7 @@ def test_records_are_lines_of_json_written_at_once(tmp_path):
     book.close()
 
 
-def test_what_is_not_finite_becomes_null(tmp_path):
+def test_numbers_that_are_not_finite_become_null(tmp_path):
     with Logbook(tmp_path, 100, quiet=True) as book:
         book.log(1, "train", {"loss": math.nan, "lr": math.inf, "mfu": -math.inf, "ok": 1.0})
 
@@ -89,14 +102,14 @@ def test_records_that_are_not_what_was_logged_are_reported(tmp_path, capsys):
     for later in ([], whole[5:], [*whole[5:], b'{"step": 9, "sp']):  # what a killed run left after its checkpoint
         assert resumed(whole[:5] + later, logged) == ""
     assert resumed([*whole[:4], whole[4].rstrip()], logged) == ""  # all of it is there
-    assert "changed: some of the lines 1 to 5" in resumed([whole[0].replace(b"9", b"7"), *whole[1:]], logged)
+    assert "changed: lines among 1 to 5" in resumed([whole[0].replace(b"9", b"7"), *whole[1:]], logged)
     missing = "missing: 1 of 5 records, by the steps: train after line 2 (step 2)"
     assert missing in resumed(whole[:2] + whole[3:], logged)
     assert "missing: 2 of 5 records, by the steps: train after line 3 (step 3)" in resumed(whole[:3], logged)
     assert "missing: 5 of 5 records" in resumed([], logged)
     assert "damaged: lines 1, 3; missing: 2 of 5" in resumed([b"\xff\n", whole[1], b"[]\n", *whole[3:]], logged)
     assert "repeated: line 2" in resumed([whole[0], *whole], logged)
-    # Checkpoints of before have no tally: then what can be seen is reported.
+    # Without a tally in the checkpoint, only visible damage is reported.
     assert resumed(whole, None) == "" and "damaged: line 2." in resumed([whole[0], b"{\n", *whole[2:]], None)
 
 
@@ -130,63 +143,126 @@ def test_folder_that_is_a_file(tmp_path):
 
 
 def test_plain_lines_without_a_terminal(tmp_path, capsys, clock):
+    """Each step counts, though only every hundredth is logged: at most a line in five seconds, and the last."""
     with Logbook(tmp_path, 3000) as book:
-        for step in range(100, 3001, 100):
-            clock[0] = step / 100
-            book.log(step, "train", TRAIN)
+        for step in range(1, 3001):
+            clock[0] = step / 64
+            book.advance(step, loss=9.0)
+            if step % 100 == 0:
+                book.log(step, "train", TRAIN)
             if step == 1200:
                 book.log(step, "validation", {"loss": 5.5, "accuracy": 0.1234567})
     written = capsys.readouterr().err.splitlines()
     assert "step 1200/3000  validation  loss 5.5  accuracy 0.1235" in written
     written.remove("step 1200/3000  validation  loss 5.5  accuracy 0.1235")
-    # At most one in five seconds, and the last.
-    assert [line.split()[1] for line in written] == [
-        f"{step}/3000" for step in (100, 600, 1100, 1600, 2100, 2600, 3000)
-    ]
-    assert written[2] == "step 1100/3000  loss 5.432  lr 9.1e-04  12.3k tokens/s  MFU 41 %  0:19 left"
+    assert [line.split()[1] for line in written] == [f"{step}/3000" for step in (*range(1, 3000, 320), 3000)]
+    assert written[0] == "step 1/3000  0:47 left  loss 9.000"
+    assert written[2] == "step 641/3000  0:37 left  loss 5.432  lr 9.1e-04  12.3k tokens/s  MFU 41 %"
 
 
-@pytest.mark.parametrize(("seconds", "text"), [(0, "0:00"), (9.4, "0:09"), (151, "2:31"), (3600 + 62, "1:01:02")])
+@pytest.mark.parametrize(("seconds", "text"), [(1, "0:01"), (9.4, "0:09"), (151, "2:31"), (3600 + 62, "1:01:02")])
 def test_time_left(tmp_path, capsys, clock, seconds, text):
     with Logbook(tmp_path, 3000, start_step=1000) as book:
         clock[0] = seconds  # 1000 of 2000 steps took this long
         book.log(2000, "train", {"loss": 1.0})
-    assert capsys.readouterr().err == f"step 2000/3000  loss 1.000  {text} left\n"
+    assert capsys.readouterr().err == f"step 2000/3000  {text} left  loss 1.000\n"
+
+
+def test_time_left_counts_validations_and_checkpoints_apart(tmp_path, capsys, clock):
+    """Their seconds do not count as those of steps, and their mean is expected for the rest."""
+    with Logbook(tmp_path, 100) as book:
+        for step in range(1, 56):
+            clock[0] += 1
+            book.advance(step)
+            if step == 50:
+                with progress("validating"):
+                    clock[0] += 60
+    written = re.findall(r"step (1|46|51)/100  (.*) left", capsys.readouterr().err)
+    assert written == [("1", "1:39"), ("46", "0:54"), ("51", "1:47")]  # 49 (1 + 60 / 51)
 
 
 def test_unknown_figures_do_not_stop_the_progress(tmp_path, capsys):
     with Logbook(tmp_path, 3000) as book:
-        book.log(1, "train", {"loss": math.nan, "lr": None, "tokens_per_second": 2.5e6, "mfu": None})
-    assert "loss nan  lr nan  2.5M tokens/s" in capsys.readouterr().err
+        book.advance(1, loss=None)
+        book.log(3000, "train", {"loss": math.nan, "lr": None, "tokens_per_second": 2.5e6, "mfu": None})
+    first, last = capsys.readouterr().err.splitlines()
+    assert first.endswith("left") and last.endswith("loss nan  lr nan  2.5M tokens/s")
 
 
-def test_quiet_is_quiet_but_says_what_it_is_told(tmp_path, capsys):
-    with Logbook(tmp_path, 100, quiet=True) as book:
-        book.log(1, "train", TRAIN)
-        book.log(1, "validation", TRAIN)
-        assert capsys.readouterr() == ("", "")
-        book.echo("a warning")
-    assert capsys.readouterr() == ("", "a warning\n")
+def test_quiet_is_without_progress_but_with_warnings(tmp_path, capsys):
+    fill(tmp_path, range(1, 9))
+    (tmp_path / "metrics.jsonl").write_text("[]\n" + (tmp_path / "metrics.jsonl").read_text())
+    with Logbook(tmp_path, 100, start_step=5, quiet=True) as book:
+        book.advance(6)
+        book.log(6, "train", TRAIN)
+        book.log(6, "validation", TRAIN)
+    output = capsys.readouterr()
+    assert output.out == "" and "damaged: line 1" in output.err and output.err.count("\n") == 1
 
 
-def test_bar_on_a_terminal(tmp_path, capsys):
-    screen = io.StringIO()
-    console = Console(force_terminal=True, file=screen, width=140, color_system=None)
-    with Logbook(tmp_path, 3000, start_step=600, console=console) as book:
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def as_terminal(monkeypatch, columns):
+    """Standard error as a terminal, redrawn often. Not a fixture: pytest puts its own stream back before the test."""
+    screen = Terminal()
+    for name, value in {"TERM": "xterm", "COLUMNS": str(columns), "NO_COLOR": "1"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("sys.stderr", screen)
+    monkeypatch.setattr(progress_module, "SECONDS_BETWEEN_FRAMES", 0.005)
+    monkeypatch.setattr(progress_module, "DELAY", 0.0)
+    return screen
+
+
+def wait_for(screen, text):
+    end = time.perf_counter() + 10
+    while text not in screen.getvalue():
+        assert time.perf_counter() < end, screen.getvalue()
+        time.sleep(0.002)
+
+
+def test_bar_on_a_terminal(tmp_path, monkeypatch, clock):
+    """It starts where the run does, moves with every step, and messages appear above it, whole."""
+    terminal = as_terminal(monkeypatch, 140)
+    with Logbook(tmp_path, 3000, start_step=600) as book:
+        clock[0] = 7
+        wait_for(terminal, "step 600/3000  first step 0:07")
+        clock[0] = 10
+        book.advance(601, loss=9.87654)
+        wait_for(terminal, "step 601/3000  6:39:50 left  loss 9.877")
         book.log(1200, "train", TRAIN)
-        book.echo("a message [with brackets] " + 130 * "x")
+        wait_for(terminal, "step 1200/3000  0:30 left  loss 5.432  lr 9.1e-04  12.3k tokens/s  MFU 41 %")
+        assert f"training {'━' * 9}" in terminal.getvalue().rpartition("\n")[2]
+        echo("a message [with brackets] " + 130 * "x")
         book.log(1200, "validation", {"loss": 5.5})
-    written = screen.getvalue()
-    assert "1200/3000" in written and "loss 5.432  lr 9.1e-04  12.3k tokens/s  MFU 41 %" in written
-    assert "left" in written and "━" in written
+        with progress("validating", 8, "sequences") as work:
+            work.update(3)
+            wait_for(terminal, "38% of 8 sequences")
+        with Interrupts():
+            signal.raise_signal(signal.SIGINT)
+            wait_for(terminal, "stopping after this step (Ctrl-C again: at once)  step 1200/3000")
+    written = terminal.getvalue()
     assert "a message [with brackets] " + 130 * "x" + "\n" in written  # not broken, not read as markup
     assert "step 1200/3000  validation  loss 5.5\n" in written
     assert written.endswith("\x1b[?25h")  # the cursor is shown again
-    assert capsys.readouterr() == ("", "")
+
+
+def test_bar_on_a_narrow_terminal(tmp_path, monkeypatch, clock):
+    """A longer line would be wrapped by the terminal, and no longer be redrawn where it was."""
+    terminal = as_terminal(monkeypatch, 40)
+    with Logbook(tmp_path, 3000) as book:
+        clock[0] = 1
+        book.advance(1200, loss=1.0)
+        book.log(1200, "train", TRAIN)
+        wait_for(terminal, "step 1200/3000  0:02")
+    lines = re.sub(r"\x1b\[[?0-9;]*[a-zA-Z]", "\r", terminal.getvalue()).replace("\n", "\r").split("\r")
+    assert max(map(len, lines)) <= 40 and "\x1b[1A" not in terminal.getvalue()  # nor are there two lines
 
 
 def scalars(folder, tag):
-    events = EventAccumulator(str(folder / "tensorboard"), size_guidance={"scalars": 0})
+    events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
     events.Reload()
     return [(event.step, event.value) for event in events.Scalars(tag)]
 
@@ -202,7 +278,32 @@ def test_tensorboard_holds_the_numbers_and_forgets_what_is_redone(tmp_path):
     assert step == 7 and math.isnan(value)
 
 
-def test_without_tensorboard_one_note(tmp_path, monkeypatch, capsys):
+def test_tensorboard_lists_a_run_by_its_folder_with_options_and_last_values(tmp_path):
+    """Read by TensorBoard's own table of hyperparameters; a resumed run is one row, an unfinished one is no success."""
+    base = {"learning_rate": 1e-3, "objective": "mlm", "tied": True, "init_from": None, "stages": [1, 2]}
+    for name, options, start, loss in (
+        ("base", base, 0, 6),
+        ("base", base, 50, 5),
+        ("half", {"learning_rate": 1}, 0, 7),
+    ):
+        with Logbook(tmp_path / name, 100, start_step=start, options=options, quiet=True) as book:
+            book.log(start + 50, "validation", {"loss": loss, "accuracy": 0.25})
+    multiplexer = EventMultiplexer().AddRunsFromDirectory(str(tmp_path))
+    multiplexer.Reload()
+    provider = MultiplexerDataProvider(multiplexer, str(tmp_path))
+    statuses = [api_pb2.STATUS_SUCCESS, api_pb2.STATUS_UNKNOWN]
+    request = api_pb2.ListSessionGroupsRequest(start_index=0, slice_size=9, allowed_statuses=statuses)
+    rows = Handler(RequestContext(), Context(TBContext(data_provider=provider)), "", request).run().session_groups
+    found = {row.sessions[0].name: row for row in rows}
+    assert found.keys() == {"base", "half"}
+    shown = {name: value.number_value or value.string_value for name, value in found["base"].hparams.items()}
+    assert shown == {**base, "tied": "true", "init_from": "null", "stages": "[1, 2]"}
+    values = {metric.name.tag: metric.value for metric in found["base"].sessions[0].metric_values}
+    assert values == {"loss/validation": 5.0, "accuracy/validation": 0.25}
+    assert [found[name].sessions[0].status for name in ("base", "half")] == statuses
+
+
+def test_without_tensorboard_one_warning(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with Logbook(tmp_path, 100, quiet=True) as book:
         book.log(1, "train", TRAIN)
@@ -212,11 +313,12 @@ def test_without_tensorboard_one_note(tmp_path, monkeypatch, capsys):
     assert len(lines(tmp_path)) == 2
 
 
-def test_without_rich_plain_lines(tmp_path, monkeypatch, capsys):
-    monkeypatch.setitem(sys.modules, "rich.progress", None)
-    with Logbook(tmp_path, 100, console=Console(force_terminal=True)) as book:
-        book.log(1, "train", TRAIN)
-    assert "step 1/100  loss 5.432" in capsys.readouterr().err
+def test_without_rich_plain_lines(tmp_path, monkeypatch):
+    terminal = as_terminal(monkeypatch, 140)
+    monkeypatch.setattr(progress_module, "find_spec", lambda name: None)
+    with Logbook(tmp_path, 100) as book:
+        book.log(100, "train", TRAIN)
+    assert terminal.getvalue().startswith("step 100/100  ") and "\x1b" not in terminal.getvalue()
 
 
 def write_curves(folder, accuracy):
@@ -248,13 +350,13 @@ def test_curves(tmp_path, monkeypatch, accuracy):
 
 
 def test_smoothing_keeps_lines_and_lowers_noise():
-    line = tuple(float(place) for place in range(400))
+    line = tuple(float(index) for index in range(400))
     assert logbook.smoothed(line)[:390] == pytest.approx(line[:390])
     noise = tuple(np.random.default_rng(0).normal(size=2000))
     assert np.std(logbook.smoothed(noise)) < 0.2
     assert logbook.smoothed((3.0,)) == [3.0]
 
 
-def test_no_loss_to_draw(tmp_path):
-    with pytest.raises(UserError, match=r"no loss to draw in .*none\.jsonl"):
+def test_no_loss_to_plot(tmp_path):
+    with pytest.raises(UserError, match=r"no loss to plot in .*none\.jsonl"):
         plot_curves(tmp_path / "none.jsonl", tmp_path / "c.png", title="")

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Number(TaskKind):
-    """A label, a soft label and a score are a number each."""
+    """Labels, soft labels and scores are numbers."""
 
     name = "number"
     plural = "numbers"
