@@ -55,7 +55,7 @@ CASES = [
     ("prepare --source text.txt, --out new", "'text.txt,' has no name before or after one of its commas"),
     (
         "prepare --source text.txt/ --out new",
-        "text.txt/ ends with a slash and is a file, no folder; leave",
+        "text.txt/ ends with a slash but is a file, not a folder; leave",
     ),
     ("prepare --source train.tsv/ --out new", "train.tsv/ ends with a slash"),
     # numbers that are not finite, or beyond what can be computed with
@@ -145,9 +145,9 @@ CASES = [
     ("submit --models ' ' --out x.zip", "--models is empty"),
     (f"{FINETUNE} --task ''", "--task is empty"),
     (f"{FINETUNE} --task x --custom.train ''", "--custom.train is empty"),
-    (f"{PRETRAIN} --out 'a\nb'", "--out holds a line break or another control character: 'a\\nb'"),
-    (f"{PRETRAIN} --tokenizer 'a\0b'", "--tokenizer holds a zero byte: 'a\\x00b'"),
-    (f"{PRETRAIN} --out {'x' * 300}", "--out holds a name that is too long, of more than 255 bytes"),
+    (f"{PRETRAIN} --out 'a\nb'", "--out contains a line break or another control character: 'a\\nb'"),
+    (f"{PRETRAIN} --tokenizer 'a\0b'", "--tokenizer contains a zero byte: 'a\\x00b'"),
+    (f"{PRETRAIN} --out {'x' * 300}", "--out contains a name that is too long, of more than 255 bytes"),
     # what contradicts or has no effect
     ("finetune --model . --out out --task task.yaml --custom.test missing.tsv", "missing.tsv does not exist"),
     ("finetune --model . --out out --task cola --custom.train train.tsv", "cola is a GLUE task and takes no train"),
@@ -168,7 +168,7 @@ CASES = [
         "--custom.metrics must be names with a comma",
     ),
     ("pretrain --resume ''", "--out is empty"),
-    (f"pretrain --resume {'x' * 300}", "--out holds a name that is too long"),
+    (f"pretrain --resume {'x' * 300}", "--out contains a name that is too long"),
     # files
     ("pretrain infinite.yaml", "infinite.yaml: optimizer: learning_rate must be a finite number, not inf"),
     ("pretrain nan.yaml", "nan.yaml: schedule: warmup must be a finite number, not nan"),
@@ -177,7 +177,7 @@ CASES = [
     ("pretrain boolean.yaml", "boolean.yaml: batch_size must be a whole number, found true or false (True)"),
     ("pretrain empty.yaml", "empty.yaml: out is empty; give a value, or leave the option out"),
     ("finetune blank.yaml", "blank.yaml: custom: test is empty"),
-    ("finetune breaks.yaml", "breaks.yaml: out holds a line break or another control character: 'a\\nb'"),
+    ("finetune breaks.yaml", "breaks.yaml: out contains a line break or another control character: 'a\\nb'"),
     ("finetune twins.yaml", "twins.yaml: batch_size is given twice, with - and with _"),
     ("pretrain group.yaml", "group.yaml: optimizer: learning_rate is given twice, with - and with _"),
     ("pretrain grouped.yaml", "grouped.yaml: unknown option 'encoder'"),
@@ -190,7 +190,7 @@ CASES = [
     ("sweep s-negative.yaml", "s-negative.yaml: seeds: each must be at least 0, not -1"),
     ("sweep s-threads.yaml", "s-threads.yaml: threads must be at most 4,096, not 1000000"),
     ("sweep s-model.yaml", "s-model.yaml: models: path is empty"),
-    ("sweep s-name.yaml", "s-name.yaml: models: name holds a line break"),
+    ("sweep s-name.yaml", "s-name.yaml: models: name contains a line break"),
     ("sweep s-finetune.yaml", "s-finetune.yaml: finetune: dropout must lie in [0, 1), not 1.0"),
     ("sweep s-fraction.yaml", "s-fraction.yaml: tasks: task.yaml: train_fraction must be numbers with commas between"),
     ("sweep s-settings.yaml", "s-settings.yaml: tasks: task.yaml: the axes make 19,701 settings, more than 10,000"),
@@ -199,7 +199,7 @@ CASES = [
     ("ablate a-budget.yaml", "a-budget.yaml: budget: minutes must be a finite number, not inf"),
     ("ablate a-base.yaml", "a-base.yaml: base: length must be at least 2, not 0"),
     ("ablate a-variant.yaml", "a-variant.yaml: variants: a: optimizer: eps must be greater than 0, not 0.0"),
-    ("ablate a-name.yaml", "a-name.yaml: variants: the name of one holds a line break"),
+    ("ablate a-name.yaml", "a-name.yaml: variants: the name of one contains a line break"),
     ("ablate a-column.yaml", "a-column.yaml: variants: a: column cannot be given here"),
     ("ablate a-trials.yaml", "a-trials.yaml: trials must be at most 10,000, not 1000000"),
 ]
