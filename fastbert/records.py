@@ -162,7 +162,7 @@ def check(value: Any, shape: Any, where: str, key: str = "") -> Any:
 
 
 def _fits(value: Any, shape: Any) -> bool:
-    """Whether `value` has the shape at its outermost level."""
+    """Tests whether `value` has the shape at its outermost level."""
     if shape is object:
         return True
     if isinstance(shape, Whole):
