@@ -227,7 +227,7 @@ def test_a_run_keeps_its_milestones(flags, tmp_path) -> None:
 
 
 def test_milestones_that_are_refused(flags, tmp_path, capsys) -> None:
-    for given, reason in (("3,x", "1000,3000"), ("0", "1000,3000"), ("31", "lies beyond the 30 steps")):
+    for given, reason in (("3,x", "1000,3000"), ("0", "1000,3000"), ("31", "is beyond the 30 steps")):
         assert main(["pretrain", *flags, "--out", str(tmp_path / "run"), "--milestones", given]) == 2
         assert reason in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
