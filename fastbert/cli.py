@@ -1,5 +1,5 @@
-"""`fastbert <job>`: parsing and calling, nothing else. Exit codes: 0 done, 2 user error, 1 internal error, 130 and 143
-interrupted, 141 when the reader of standard output is gone. Lost progress and messages end nothing: see
+"""`fastbert <job>`: parses the command line and calls the job. Exit codes: 0 success, 2 user error, 1 internal error,
+130 and 143 interrupted, 141 if the reader of standard output is gone. A closed standard error stops no job: see
 `fastbert.streams`."""
 
 import os
@@ -16,6 +16,7 @@ from fastbert.errors import UserError, brief, choose, message_of
 from fastbert.flags import EXAMPLES, normalized, parse
 from fastbert.hub.folders import check_model_folder
 from fastbert.named_configs import config_path
+from fastbert.pretraining.misplaced import how_to_give, is_text, quoted
 from fastbert.registry import Registry, imported
 from fastbert.requirements import check_requirements, check_text, refuse_several_processes
 from fastbert.streams import (
@@ -45,7 +46,7 @@ OPTIONS = Registry(
         "bench kernels": "fastbert.bench.options:BenchKernelsOptions",
     }
 )
-"""What each job takes. These modules import no torch; what does is imported when the options have been checked."""
+"""Options of each job. These modules import no torch; modules that do are imported when the options are checked."""
 
 
 RUNS = Registry(
@@ -66,7 +67,7 @@ RUNS = Registry(
         "bench kernels": "fastbert.bench.kernels:bench_kernels",
     }
 )
-"""What does each job, given its options."""
+"""The function that runs each job with its options."""
 
 
 def prepare(arguments: list[str]) -> int:
@@ -98,8 +99,8 @@ def pretrain(arguments: list[str]) -> int:
 
 
 def without_effect(options: Any, arguments: list[str]) -> list[str]:
-    """The flags among `arguments` that only count for a source, where the data of a pretraining is prepared. In a YAML
-    file they are no mistake: it may serve for both."""
+    """Flags in `arguments` that have an effect on a source of text only, if the data is prepared already. The same
+    options in a YAML file are fine: it may be used for both."""
     from fastbert.pretraining.options import SOURCE_ONLY
 
     if not (Path(options.data) / "dataset.json").is_file():
@@ -118,7 +119,7 @@ def finetune(arguments: list[str]) -> int:
 
 
 def use_model(job: str, arguments: list[str]) -> int:
-    """evaluate, fill, predict or submit."""
+    """Runs evaluate, fill, predict or submit."""
     options = parse(OPTIONS[job], arguments, job)
     options.check_inputs()
     RUNS[job](options)
@@ -133,12 +134,12 @@ def export(arguments: list[str]) -> int:
 
 
 def study(job: str, load: str, arguments: list[str]) -> int:
-    """sweep or ablate, whose YAML file the function at `load` reads: what is compared, and the options."""
+    """Runs sweep or ablate. The function at `load` reads the YAML file: the comparison, and the options."""
     file, arguments = yaml_file(job, arguments)
     compared, default = (None, None) if file is None else imported(load)(file)
     options = parse(OPTIONS[job], arguments, job, default)
     if compared is None:
-        raise UserError(f"fastbert {job} needs a YAML file first, such as {EXAMPLES[job].split()[0]}")
+        raise UserError(f"fastbert {job} needs a YAML file as its first argument, such as {EXAMPLES[job].split()[0]}")
     compared.check_inputs(options.glue_dir)
     return RUNS[job](compared, options)
 
@@ -159,7 +160,7 @@ def bench(arguments: list[str]) -> int:
     topics = {
         "throughput": "the training loop compared with transformers' BERT",
         "data": "preparing and reading text compared with the tokenizers library",
-        "kernels": "the kernels compared with PyTorch's, or what they need when compiled",
+        "kernels": "the kernels compared with PyTorch's, or their resource usage",
     }
     if not arguments or arguments[0] in ("-h", "--help"):
         lines = "\n".join(f"  {name:<11} {what}" for name, what in topics.items())
@@ -172,24 +173,24 @@ def bench(arguments: list[str]) -> int:
 
 
 JOBS: dict[str, tuple[Callable[[list[str]], int], str]] = {
-    "prepare": (prepare, "raw text -> tokenizer and memory-mapped shards"),
+    "prepare": (prepare, "train a tokenizer and tokenize text into memory-mapped shards"),
     "pretrain": (pretrain, "train an encoder, or resume a run"),
     "ablate": (
         partial(study, "ablate", "fastbert.studies.ablate.options:load_ablation"),
-        "a baseline and its variants compared at equal cost",
+        "compare variants of a pretraining at equal cost",
     ),
-    "evaluate": (partial(use_model, "evaluate"), "masked loss, accuracy and bits per byte on held-out text"),
-    "fill": (partial(use_model, "fill"), "the likeliest words for each [MASK] in a text"),
+    "evaluate": (partial(use_model, "evaluate"), "measure masked loss, accuracy and bits per byte on held-out text"),
+    "fill": (partial(use_model, "fill"), "predict the likeliest words for each [MASK] in a text"),
     "finetune": (finetune, "fine-tune on GLUE or custom tasks, over several seeds"),
     "sweep": (
         partial(study, "sweep", "fastbert.studies.sweep.options:load_sweep"),
-        "fine-tune checkpoints on tasks, settings and seeds; compare",
+        "compare checkpoints by fine-tuning on tasks, settings and seeds",
     ),
-    "report": (report, "runs compared on one HTML page: curves, options, results, speed"),
-    "predict": (partial(use_model, "predict"), "labels and probabilities of a fine-tuned model"),
-    "submit": (partial(use_model, "submit"), "the archive GLUE's server takes, or a check of one"),
-    "export": (export, "a run as a Hugging Face folder"),
-    "bench": (bench, "throughput, data or kernels compared with their peers"),
+    "report": (report, "compare runs on one HTML page: curves, options, results, speed"),
+    "predict": (partial(use_model, "predict"), "predict labels and probabilities with a fine-tuned model"),
+    "submit": (partial(use_model, "submit"), "write or check the archive for GLUE's server"),
+    "export": (export, "export a run as a Hugging Face folder"),
+    "bench": (bench, "compare the speed of training, data or kernels with other libraries"),
 }
 
 
@@ -203,10 +204,28 @@ def usage() -> str:
 
 
 def yaml_file(job: str, arguments: list[str]) -> tuple[str | None, list[str]]:
-    """The YAML file that may be the first argument, by path or by name, and the other arguments."""
-    if arguments and not arguments[0].startswith("-"):
-        return config_path(job, arguments[0]), arguments[1:]
-    return None, arguments
+    """The YAML file that may be the first argument, by path or by name, and the other arguments.
+
+    Raises:
+        UserError: the first argument is a folder, or text to pretrain on.
+    """
+    if not arguments or arguments[0].startswith("-"):
+        return None, arguments
+    path = Path(arguments[0])
+    if path.is_dir():
+        raise UserError(f"configuration file {path} is a folder; {folder_hint(job, path)}")
+    if job == "pretrain" and is_text(path):
+        raise UserError(f"{path} is text, not a YAML file; give it as --data {quoted(path)}")
+    return config_path(job, arguments[0]), arguments[1:]
+
+
+def folder_hint(job: str, folder: Path) -> str:
+    """Advice for a folder that is given instead of the YAML file of `job`."""
+    if job == "pretrain":
+        return how_to_give(folder) or "give a file"
+    if job == "finetune":
+        return f"give a file, and a model as --model {quoted(folder)}"
+    return f"give a file; to continue the {job} in a folder, repeat the command that started it"
 
 
 def value_of(flag: str, arguments: list[str]) -> str | None:
@@ -222,9 +241,9 @@ def value_of(flag: str, arguments: list[str]) -> str | None:
 def name_resumed_run(arguments: list[str]) -> list[str]:
     """`--resume runs/x` is short for `--out runs/x --resume`."""
     if "--resume" in arguments:
-        place = arguments.index("--resume") + 1
-        if place < len(arguments) and not arguments[place].startswith("-"):
-            return [*arguments[:place], "--out", *arguments[place:]]
+        index = arguments.index("--resume") + 1
+        if index < len(arguments) and not arguments[index].startswith("-"):
+            return [*arguments[:index], "--out", *arguments[index:]]
     return list(arguments)
 
 
@@ -236,22 +255,22 @@ def main(arguments: list[str] | None = None) -> int:
             return run_command(arguments)
         finally:
             flush_standard_output()
-    except BrokenPipeError:  # such as `| head`: nothing more can be said there, not by the interpreter's end either
+    except BrokenPipeError:  # such as `| head`: nothing more can be written, not by the interpreter either
         if not standard_output_fails():
             raise
         give_up_standard_output()
         return 141
     except OSError as error:
-        if not standard_output_fails():  # of any other file it would be a UserError
+        if not standard_output_fails():  # for any other file it is a UserError
             raise
         give_up_standard_output()
-        what, remedy = reason(error) or (error.strerror, "check where it leads to")
+        what, remedy = reason(error) or (error.strerror, "check its destination")
         print(f"error: {what}, writing standard output; {remedy.partition(' or ')[0]}", file=sys.stderr)
         return 2
 
 
 def run_command(arguments: list[str]) -> int:
-    """Runs the job that `arguments` name; user errors are printed, internal ones raised. Returns the exit code."""
+    """Runs the job in `arguments` and returns the exit code; prints user errors and raises internal ones."""
     if arguments[:1] == ["help"]:
         arguments = [*arguments[1:], "--help"]
     try:
@@ -279,11 +298,12 @@ def run_command(arguments: list[str]) -> int:
 
 
 def limit_spinning() -> None:
-    """Shortens how long OpenMP threads spin while they wait, unless the user has set it; call before torch is imported.
+    """Shortens the time that waiting OpenMP threads spin, unless the user has set it; call before torch is imported.
 
-    GNU's OpenMP, which torch uses on Linux, spins 300,000 rounds by default. A thread that has to share its core then
-    burns whole time slices, and every parallel region waits for it. With 1,000 rounds training is as fast on an idle
-    machine and 1.6 times as fast next to one busy process on one of two cores (docs/lab-notes.md).
+    GNU's OpenMP, which torch uses on Linux, spins 300,000 rounds by default. On a core
+    that runs other processes too, a thread then wastes whole time slices, and every parallel region waits for it. With
+    1,000 rounds training is as fast on an idle machine and 1.6 times as fast next to one busy process on one of two
+    cores (docs/lab-notes.md).
     """
     if not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.environ.keys():
         os.environ["GOMP_SPINCOUNT"] = "1000"

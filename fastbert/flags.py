@@ -151,7 +151,7 @@ def field_docs(cls: type) -> dict[str, str]:
 
 def unwrapped(text: str) -> str:
     """`text` with one line for each paragraph or item (`- `) of a list."""
-    return re.sub(r"\n(?!- |\n)\s*", " ", inspect.cleandoc(text))
+    return re.sub(r"(?<!\n)\n(?!- |\n)\s*", " ", inspect.cleandoc(text))
 
 
 def normalized(argument: str) -> str:

@@ -1,8 +1,9 @@
-"""Every mistake of a user: a message that says what, where and how to mend, exit code 2, no traceback, nothing lost."""
+"""User errors: a message with what, where and how to fix it, exit code 2, no traceback, nothing lost."""
 
 import errno
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from tests.stand_ins import free_space
 
 
 def refused(capsys, *arguments: object) -> str:
-    """What is said on standard error by a call that must end with 2."""
+    """Standard error of a call that must end with 2."""
     capsys.readouterr()
     try:
         code = main([str(argument) for argument in arguments])
@@ -36,7 +37,9 @@ def test_help_of_every_job(capsys) -> None:
         assert f"  {job} " in listed
         for more in ([], ["throughput"], ["data"], ["kernels"]) if job == "bench" else ([],):
             assert code_of([job, *more, "--help"]) == 0
-            assert " ".join(["fastbert", job, *more]) in capsys.readouterr().out
+            text = capsys.readouterr().out
+            assert " ".join(["fastbert", job, *more]) in text
+            assert not re.search(r"^ \S", text, re.MULTILINE)  # paragraphs begin at the margin
 
 
 def code_of(arguments: list[str]) -> int:
@@ -80,7 +83,7 @@ def test_a_full_disk_under_standard_output(size: int) -> None:
     assert done.stderr == "error: the disk is full, writing standard output; free some space\n"
 
 
-def test_our_own_faults_keep_their_traceback(monkeypatch) -> None:
+def test_internal_errors_keep_their_traceback(monkeypatch) -> None:
     monkeypatch.setattr("fastbert.pretraining.pretrain.pretrain", lambda *_: 1 // 0)
     with pytest.raises(ZeroDivisionError):
         main(["pretrain", "--steps", "1"])
@@ -133,8 +136,8 @@ def test_sources(capsys, tmp_path, monkeypatch) -> None:
     assert "not UTF-8" in prepare("latin.txt", "Gr\u00fc\u00dfe".encode("latin1") * 50)
     good = json.dumps({"text": "words"}).encode()
     assert "broken.jsonl, line 2 is not JSON" in prepare("broken.jsonl", good + b"\n{oops\n")
-    said = prepare("field.jsonl", good + b"\n" + json.dumps({"txt": "a"}).encode())
-    assert "field.jsonl, line 2 has no column 'text'; did you mean 'txt'?" in said
+    message = prepare("field.jsonl", good + b"\n" + json.dumps({"txt": "a"}).encode())
+    assert "field.jsonl, line 2 has no column 'text'; did you mean 'txt'?" in message
     assert not (tmp_path / "out").exists()
     # The same through pretrain, which prepares first.
     assert "does not exist" in refused(capsys, "pretrain", "--data", "none.txt", "--steps", "1")
@@ -179,8 +182,8 @@ def test_a_vocabulary_larger_than_the_embedding(capsys, flags, prepared, corpus,
     data = tmp_path / "larger"
     assert main(["prepare", "--source", str(corpus), "--out", str(data), "--vocab-size", "900"]) == 0
     given = [str(data) if flag == str(prepared) else flag for flag in flags]
-    said = refused(capsys, "pretrain", *given, "--out", tmp_path / "other", "--init-from", run)
-    assert "larger than the embedding" in said and "--tokenizer" in said
+    message = refused(capsys, "pretrain", *given, "--out", tmp_path / "other", "--init-from", run)
+    assert "larger than the embedding" in message and "--tokenizer" in message
 
 
 def test_run_folders(capsys, flags, tmp_path) -> None:
@@ -188,7 +191,7 @@ def test_run_folders(capsys, flags, tmp_path) -> None:
     assert main(["pretrain", *flags, "--out", str(run), "--steps", "2"]) == 0
     assert f"--resume {run}" in refused(capsys, "pretrain", *flags, "--out", run)
     (tmp_path / "full").mkdir()
-    (tmp_path / "full" / "letter.txt").write_text("dear")
+    (tmp_path / "full" / "letter.txt").write_text("hello")
     assert "already holds other files" in refused(capsys, "pretrain", *flags, "--out", tmp_path / "full")
     assert os.listdir(tmp_path / "full") == ["letter.txt"]
     (tmp_path / "file").write_text("")
@@ -214,8 +217,8 @@ def test_disk_full_in_the_middle_of_a_save(capsys, flags, tmp_path, monkeypatch)
         real(handle)
 
     monkeypatch.setattr(os, "fsync", fsync)
-    said = refused(capsys, "pretrain", *flags, "--out", run)
-    assert "the disk is full" in said and "step-00000010" in said
+    message = refused(capsys, "pretrain", *flags, "--out", run)
+    assert "the disk is full" in message and "step-00000010" in message
     monkeypatch.undo()
     assert [path.name for path in (run / "checkpoints").iterdir()] == ["step-00000007"]
     assert main(["pretrain", "--resume", str(run)]) == 0

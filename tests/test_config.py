@@ -83,7 +83,8 @@ def test_leaves_have_roles_and_flat_names() -> None:
 
 
 def options(*flags: str) -> PretrainOptions:
-    return parse(PretrainOptions, ["--steps", "10", *flags], "pretrain")
+    absolute = () if "--position" in flags else ("--position", "absolute")
+    return parse(PretrainOptions, ["--steps", "10", *absolute, *flags], "pretrain")
 
 
 @pytest.mark.parametrize(
@@ -92,7 +93,7 @@ def options(*flags: str) -> PretrainOptions:
         (["--seed", "1"], False),
         (["--position", "tupe-r"], False),
         (["--mlm.mask-rate", "0.3"], False),
-        (["--optimizer.learning-rate", "1e-4"], False),
+        (["--optimizer.learning-rate", "2e-4"], False),
         (["--batch-size", "8"], False),
         (["--machine.micro-batch-size", "8"], True),
         (["--machine.threads", "1"], True),

@@ -11,12 +11,14 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fastbert.cli import OPTIONS, main
 from fastbert.flags import parse
 from tests.finetuning.conftest import make_glue
 from tests.finetuning.conftest import sentence as one_sentence
+from tests.studies.conftest import time_steps
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted({ROOT / "README.md", *(ROOT / "docs").glob("*.md")} - {ROOT / "docs" / "extending.md"})
@@ -30,6 +32,17 @@ TOY = {
     "finetune": {"--epochs": "1", "--batch-size": "16", "--seeds": "2", **CPU},
 }
 """Options of a job that a toy replaces or adds."""
+STUDY = {
+    "ablate": {
+        "base": {"data": "data/wiki", "layers": 1, "width": 16, "heads": 1, "ffn": 32, "length": 16, "batch_size": 4}
+        | {"eval_sequences": 4, "machine": {"device": "cpu", "precision": "fp32"}},
+        "budget": {"steps": 20},
+        "seeds": 1,
+    },
+    "sweep": {"seeds": 1},
+}
+"""Changes of a study's YAML file that make it a toy, and those of one with tasks."""
+STUDY_TASKS = {"finetune": {"glue_subset": True, "machine": {"device": "cpu", "precision": "fp32"}}, "epochs": 1}
 IF_GIVEN = {"--machine.micro-batch-size": "2"}
 UNTOUCHED = ("--resume", "--help")
 SLOW = ("bench",)
@@ -50,6 +63,11 @@ def commands(block: str) -> list[list[str]]:
 def toy(arguments: list[str]) -> list[str]:
     """A command of fastbert at toy size: the same, but for the options in TOY."""
     job, rest = arguments[0], list(arguments[1:])
+    if job in STUDY:
+        path = Path(rest[0]).with_stem(f"toy-{Path(rest[0]).stem}")
+        tasks = STUDY_TASKS if "tasks" in yaml.safe_load(Path(rest[0]).read_text()) else {}
+        path.write_text(yaml.safe_dump({"inherits": rest[0], **STUDY[job], **tasks}))
+        return [job, str(path), *rest[1:]]
     if job not in TOY or set(UNTOUCHED) & set(rest):
         return arguments
     chosen = dict(TOY[job])
@@ -73,7 +91,7 @@ def run_command(words: list[str]) -> None:
         assert known or (words[0].startswith("./") and (ROOT / words[0]).is_file()), f"unknown command: {words}"
         return
     arguments = words[1:]
-    if arguments[0] in SLOW or any("hf:" in word for word in arguments):
+    if arguments[0] in SLOW or any("hf:" in word and "hf:books" not in word for word in arguments):
         count = 2 if arguments[0] == "bench" else 1
         parse(OPTIONS[" ".join(arguments[:count])], arguments[count:], arguments[0])
         return
@@ -103,8 +121,8 @@ def write_inputs(folder: Path, corpus: Path, prepared: Path) -> None:
         (folder / f"{split}.csv").write_text(
             "text,label\n" + "".join(f"{row['text']},{row['label']}\n" for row in rows)
         )
-    for name in ("base", "absolute", "tupe-r"):
-        assert main(toy(["pretrain", "--data", "data/wiki", "--out", f"runs/{name}"])) == 0
+    for seed, name in enumerate(("base", "absolute", "tupe-r")):
+        assert main(toy(["pretrain", "--data", "data/wiki", "--seed", f"{seed}", "--out", f"runs/{name}"])) == 0
 
 
 @pytest.fixture(scope="module")
@@ -125,6 +143,7 @@ def test_every_snippet_works(page: Path, folder: Path, tmp_path: Path, monkeypat
         if f"--out runs/{run.name}" not in page.read_text(encoding="utf-8"):
             (tmp_path / "runs" / run.name).symlink_to(run)
     monkeypatch.chdir(tmp_path)
+    time_steps(monkeypatch, lambda *given: 0.1)
     pushed: list[str] = []
     for cls in (PreTrainedModel, PreTrainedTokenizerBase):
         monkeypatch.setattr(cls, "push_to_hub", lambda self, name: pushed.append(name))
@@ -134,6 +153,8 @@ def test_every_snippet_works(page: Path, folder: Path, tmp_path: Path, monkeypat
                 run_command(words)
         elif language == "python" and "trainer.train()" not in text:  # tests/hub/test_training_examples.py runs these
             exec(compile(text, str(page), "exec"), {"__name__": "snippet"})
+        elif language == "yaml" and (file := re.match(r"# (\S+\.yaml)\n", text)):
+            Path(file[1]).write_text(text)
         else:
             assert language in ("python", "yaml", "text"), f"{page}: a block in {language} is not run by any test"
     assert len(pushed) == 2 * ("push_to_hub" in page.read_text(encoding="utf-8"))

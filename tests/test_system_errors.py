@@ -26,7 +26,7 @@ from fastbert.files import disk_errors, locked_folder
 from fastbert.inputs import UnreadableError, input_errors
 from fastbert.requirements import OLDEST, check_requirements, refuse_several_processes
 from fastbert.studies.engine.jobs import run_job
-from fastbert.studies.engine.outcomes import say_failures
+from fastbert.studies.engine.outcomes import print_failures
 from fastbert.studies.engine.ray_backend import outcome_of
 from fastbert.system_errors import user_error
 
@@ -212,7 +212,7 @@ def test_a_job_that_ray_could_not_run(cause: Exception | None, reason: str, tmp_
     exceptions = SimpleNamespace(RayError=RayError, OutOfMemoryError=KeyError, WorkerCrashedError=KeyError)
     outcome = outcome_of(SimpleNamespace(get=get, exceptions=exceptions), None, tmp_path)
     assert outcome["status"] == "failed" and outcome["reason"].startswith(reason)
-    assert say_failures([{"task": "t", "model": "m", "folder": "f", **outcome}], 1, lambda _: "") == 1
+    assert print_failures([{"task": "t", "model": "m", "folder": "f", **outcome}], 1, lambda _: "") == 1
     printed = capsys.readouterr().err
     assert reason in printed and "the end of" not in printed
 

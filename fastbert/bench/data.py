@@ -24,7 +24,8 @@ from fastbert.files import disk_errors, make_folder, remove_empty
 from fastbert.model.options import EncoderOptions
 from fastbert.processes import without_control_c
 
-ENCODER = EncoderOptions(layers=4, width=256, heads=4)  # of the training step that reading is compared with
+# The encoder of the training step that reading is compared with.
+ENCODER = EncoderOptions(layers=4, width=256, heads=4, position="absolute")
 STEPS, STEP_SECONDS = 30, 5.0  # batches read in a round; seconds of timed training
 
 
@@ -133,7 +134,8 @@ def time_loader(prepared: Path, options: BenchDataOptions) -> dict[str, float]:
     from fastbert.pretraining.setup import prepare_setup
 
     shape = {"encoder": ENCODER, "length": options.length, "batch_size": options.batch_size, "steps": 1000}
-    chosen = PretrainOptions(str(prepared), **shape, machine=PretrainMachineOptions(threads=options.workers))
+    machine = PretrainMachineOptions(threads=options.workers, micro_batch_size=None)
+    chosen = PretrainOptions(str(prepared), **shape, machine=machine)
     setup = prepare_setup(chosen)
     objective, batches = setup.objective().train(), setup.batches()
     took = {"rows": 0.0, "masks": 0.0}

@@ -37,7 +37,7 @@ def bench_kernels(options: BenchKernelsOptions) -> int:
     if options.compile_only:
         done = [compiled.compiled(settings)]
     elif options.tune:
-        done = [attention.tune(settings, keep=True)]
+        done = [attention.tune(settings, save=True)]
     elif cuda:
         done = [attention.bench(settings), vocabulary.vocabulary(settings)]
     else:

@@ -47,6 +47,9 @@ REFUSED = {
     **dict.fromkeys((".pkl", ".pickle"), ("a pickle, which is never opened", _TABLE)),
     **dict.fromkeys((".pt", ".pth", ".ckpt"), ("a PyTorch file", _DATA)),
     ".safetensors": ("a file of weights", _DATA),
+    **dict.fromkeys(
+        (".yaml", ".yml"), ("a YAML file", f"options in a file come first, as in fastbert pretrain FILE.yaml; {_DATA}")
+    ),
 }
 
 MAGIC = {

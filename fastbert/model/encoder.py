@@ -109,7 +109,7 @@ class Attention(nn.Module):
             if bias is not None:
                 bias = select(bias.transpose(1, 2), only).transpose(1, 2)
             if isinstance(only, Tensor):
-                options["places"] = only
+                options["query_positions"] = only
             if rotation is not None:
                 query_rotation = tuple(select(part.transpose(1, 2), only).transpose(1, 2) for part in rotation)
         if rotation is not None:

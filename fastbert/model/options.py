@@ -29,7 +29,7 @@ class EncoderOptions:
     """Feed-forward layer: gelu(x W) (gelu, as BERT) or gelu(x W) * x V (geglu, arXiv 2002.05202)."""
     bias: bool = True
     """Biases in linear layers and LayerNorms. Without them, as in ModernBERT, only the outputs of heads have biases."""
-    position: str = choice("absolute", POSITIONS, "position encoding")
+    position: str = choice("tupe-r", POSITIONS, "position encoding")
     """Position encoding; docs/methods.md has the equations and papers."""
     rope_base: Annotated[float, Range(above=1)] = 10000.0
     """Base of the wavelengths of rope, which are from 2 pi to about 2 pi times the base; ModernBERT uses 160000."""

@@ -29,7 +29,7 @@ class Filled:
     """The most probable words with their probabilities."""
 
     def __str__(self) -> str:
-        guesses = ", ".join(f"{word} {100 * p:.0f} %" for word, p in self.guesses)
+        guesses = ", ".join(f"'{word}' {100 * p:.0f} %" for word, p in self.guesses)
         return f"{self.before} [{self.answer}] {self.after}\n      -> {guesses}"
 
 

@@ -1,4 +1,4 @@
-"""What the time of a run is made of, and the steps that fit into a budget in minutes."""
+"""Time of a run by its parts, and the number of steps that fit into a budget in minutes."""
 
 import itertools
 import math
@@ -23,24 +23,24 @@ from fastbert.training.step import objective_step
 from fastbert.training.timing import Timed, repeat_in, time_in_groups, writing_seconds
 
 LEAST_TIMED, MOST_TIMED = 4, 2000  # steps
-FRACTION = 0.05  # of a budget in minutes that timing its steps takes
+FRACTION = 0.05  # of a budget in minutes is spent on timing its steps,
+LEAST, MOST = 3.0, 60.0  # seconds at least (and at most a fifth of the budget) and at most
 SHORT = 200  # steps
-LEAST, MOST = 3.0, 60.0  # seconds, of that: the least only where it is below a fifth of the budget
 
 
 @dataclass(frozen=True)
 class Costs:
-    """Seconds of a run's parts."""
+    """Seconds that each part of a run takes."""
 
     start: float
     step: Callable[[int, int], float]
-    """(batch_size, length) -> of a step."""
+    """(batch_size, length) -> seconds of a step."""
     validation: float
     checkpoint: float
     finish: float
 
     def spans(self, plan: BatchPlan, options: PretrainOptions, done: int, steps: int) -> dict[str, float]:
-        """The time of the steps after `done` in a run of `steps` steps, part by part, by name."""
+        """Seconds of the steps after `done` in a run of `steps` steps: name of a part -> seconds."""
         validations, checkpoints = saves_between(options, done, steps)
         return {
             "start": self.start,
@@ -51,8 +51,8 @@ class Costs:
         }
 
     def steps_in(self, seconds: float, plan: Callable[[int], BatchPlan], options: PretrainOptions) -> int:
-        """The steps of a run that takes about `seconds`, all its parts counted; at least those of the shortest run.
-        `plan` gives the batches of a run by the number of its steps."""
+        """The number of steps of a run that takes about `seconds`, all its parts included; at least that of the
+        shortest run. `plan` gives the batches of a run by its number of steps."""
 
         def total(steps: int) -> float:
             return sum(self.spans(plan(steps), options, 0, steps).values())
@@ -61,28 +61,28 @@ class Costs:
         steps = steps_within(seconds, total, least)
         if steps >= SHORT:
             return steps
-        # Their number of validations is uneven: 19 steps have 19 of them, 20 have ten.
+        # The number of validations is not monotonic: 19 steps have 19 of them, 20 have ten.
         return max((steps for steps in range(least, SHORT) if total(steps) <= seconds), default=least)
 
 
 def timing_window(seconds: float) -> float:
-    """Seconds in which the steps of a run are timed that may take `seconds`."""
+    """Seconds to spend on timing the steps of a run with a budget of `seconds`."""
     return min(max(FRACTION * seconds, min(LEAST, 0.2 * seconds)), MOST)
 
 
 def intervals(options: PretrainOptions, steps: int) -> tuple[int, int]:
-    """Steps between validations and between checkpoints, in a run of `steps` steps."""
+    """Intervals of validations and of checkpoints, in a run of `steps` steps."""
     return options.eval_every or max(1, steps // 10), options.checkpoint_every or min(1000, max(1, steps // 5))
 
 
 def saves_between(options: PretrainOptions, done: int, steps: int) -> tuple[int, int]:
-    """Validations and checkpoints after step `done` of a run of `steps` steps; each validation is taken for the best so
-    far, and is then kept."""
+    """Numbers of validations and checkpoints after step `done` of a run of `steps` steps, if each validation is the
+    best so far, which saves a checkpoint."""
     eval_every, checkpoint_every = intervals(options, steps)
     marked = {steps, *options.milestone_steps()}
 
     def between(*intervals: int) -> int:
-        """The steps in (done, steps] that are marked or a multiple of one of the intervals."""
+        """The number of steps in (done, steps] that are marked or a multiple of one of the intervals."""
         others = sum(done < step <= steps and all(step % interval for interval in intervals) for step in marked)
         return others + sum(
             (-1) ** (count + 1) * (steps // math.lcm(*chosen) - min(done, steps) // math.lcm(*chosen))
@@ -105,7 +105,7 @@ def shown_time(value: float) -> str:
 
 
 def check_steps(options: PretrainOptions) -> None:
-    """Refuses, before data is prepared, stages and a schedule that do not fit the number of steps."""
+    """Raises a UserError, before data is prepared, if stages or schedule do not fit the number of steps."""
     steps = steps_of(options)
     if steps is not None:
         replace(options, steps=steps).milestone_steps()
@@ -125,7 +125,7 @@ def steps_of(options: PretrainOptions) -> int | None:
 
 
 def resolve_steps(setup: PretrainSetup) -> PretrainOptions:
-    """The options with a budget in tokens or minutes turned into steps, and with all intervals set."""
+    """The options with a budget in tokens or minutes converted to steps, and with all intervals set."""
     options = setup.options
     steps = steps_in(setup, options.minutes * 60.0) if options.minutes is not None else steps_of(options)
     eval_every, checkpoint_every = intervals(options, steps)
@@ -139,15 +139,15 @@ def resolve_steps(setup: PretrainSetup) -> PretrainOptions:
 
 
 def steps_in(setup: PretrainSetup, seconds: float) -> int:
-    """The steps of a run that takes about `seconds`, planned by timing a few on networks that are then thrown away, and
-    its other parts. Prints the plan."""
+    """The number of steps of a run that takes about `seconds`, by timing a few steps and the other parts of a run on
+    networks that are discarded. Prints the plan."""
     begin = time.perf_counter()
     objective = setup.objective()
     built = time.perf_counter() - begin
     writing = writing_seconds(existing(setup.options.out or "runs"), checkpoint_size(objective))
     window = timing_window(seconds)
     timed = stage_timer(setup, objective, window)
-    setup.plan(NOMINAL_STEPS).total(timed, 0, NOMINAL_STEPS)  # times what there is in any but the shortest runs
+    setup.plan(NOMINAL_STEPS).total(timed, 0, NOMINAL_STEPS)  # times the stages of all but the shortest runs
     costs = Costs(
         start=built,  # the networks are built again
         step=timed,
@@ -168,21 +168,21 @@ def steps_in(setup: PretrainSetup, seconds: float) -> int:
 
 
 def seconds_per_step(setup: PretrainSetup, objective: nn.Module, seconds: float) -> float:
-    """The time of a training step on `objective`, measured in about `seconds`; where stages differ, their mean over a
+    """Seconds of a training step on `objective`, measured in about `seconds`; where stages differ, the mean over a
     run."""
     steps = setup.options.steps or NOMINAL_STEPS
     return setup.plan(steps).total(stage_timer(setup, objective, seconds), 0, steps) / steps
 
 
 def stage_timer(setup: PretrainSetup, objective: nn.Module, seconds: float) -> Callable[[int, int], float]:
-    """(batch_size, length) -> the time of a step, measured when it is first asked for; about `seconds` for all."""
+    """(batch_size, length) -> seconds of a step, measured at its first call, in about `seconds` for all stages."""
     each = seconds / len(setup.plan(NOMINAL_STEPS).stages)
     return cache(lambda batch_size, length: timed_step(setup, objective, each, BatchPlan.constant(batch_size, length)))
 
 
 @progress("timing steps")
 def timed_step(setup: PretrainSetup, objective: nn.Module, seconds: float, plan: BatchPlan) -> float:
-    """The time of a training step on `objective` while nothing else runs, measured in about `seconds`."""
+    """Seconds of a training step on `objective` without other load, measured in about `seconds`."""
     found = time_training(setup, objective, seconds, plan, MOST_TIMED)
     if found.disturbed:
         echo(
@@ -211,6 +211,6 @@ def time_training(setup: PretrainSetup, objective: nn.Module, seconds: float, pl
 
 
 def checkpoint_size(objective: nn.Module) -> int:
-    """Bytes: weights and two moments, and what is no parameter."""
+    """Bytes of a checkpoint: weights and two moments, and buffers."""
     state = sum(buffer.numel() * buffer.element_size() for buffer in objective.buffers())
     return 12 * objective.parameter_count() + state

@@ -42,7 +42,7 @@ def build_trainer(
     """The trainer, at its start or at the newest checkpoint; the run's folder is written or brought up to date.
 
     Raises:
-        UserError: too few sequences, too little space on the disk, no checkpoint that is whole.
+        UserError: too few sequences, too little space on the disk, or no complete checkpoint to resume from.
     """
     options = setup.options
     batches = setup.batches()
@@ -57,7 +57,7 @@ def build_trainer(
     check_space(run.path, (options.keep_checkpoints + len(milestones) + 3) * checkpoint_size(objective))
     updater = setup.updater(objective)
     flops = batches.plan.total(objective.flops, 0, options.steps)
-    if checkpointer is None:  # nothing is refused any more
+    if checkpointer is None:  # all checks have passed
         run.write(options, manifest, setup.dataset.tokenizer)
         checkpointer = Checkpointer(run.checkpoints, *keep)
     started = setup.started or options
@@ -83,11 +83,10 @@ def build_trainer(
     echo(
         f"{objective.parameter_count() / 1e6:.2f}M parameters ({options.objective}, {setup.config.position}), "
         f"{batches.plan.describe(options.steps)}, "
-        f"{flops:.2e} FLOPs; "
-        f"{setup.device} {setup.precision}, peak {peak / 1e9:.0f} GFLOP/s ({how})"
+        f"{flops:.2e} FLOPs; {setup.device} {setup.precision}, peak {peak / 1e9:.0f} GFLOP/s ({how})"
     )
     sequences = batches.plan.tokens(0, options.steps) // options.length
-    for line in setup.noted.summary(sequences) if setup.noted else ():
+    for line in setup.note_corpus.summary(sequences) if setup.note_corpus else ():
         echo(line)
     if resumed:
         echo(f"resuming {run.path} at step {step} of {options.steps}")

@@ -1,5 +1,5 @@
-"""`fastbert pretrain --dry-run`: what a run would take. Its first steps, a validation, a checkpoint and the export are
-made for real in a temporary folder beside the run's, timed, and removed."""
+"""`fastbert pretrain --dry-run`: the cost of a run. Its first steps, a validation, a checkpoint and the export are run
+and timed in a temporary folder next to that of the run, which is then removed."""
 
 import contextlib
 import datetime
@@ -39,24 +39,24 @@ Result = TypeVar("Result")
 Shape = tuple[int, int]  # sequences in a step, tokens in a sequence
 
 WARM_UP, LEAST, MOST = 2, 4, 2000  # steps of each shape
-SECONDS = 12.0  # of timed steps, of all shapes together
+SECONDS = 12.0  # for timing steps, all shapes together
 
 PARTS = {
     "embeddings": ("encoder.words.", "encoder.types.", "encoder.embedding_norm."),
     "positions": ("encoder.positions.",),
     "blocks": ("encoder.blocks.", "encoder.final_norm."),
 }
-"""Of the encoder's parameters, by how their names begin; the objective knows the others."""
+"""Parts of the encoder and the prefixes of their parameters' names; the objective has the others."""
 
 
 @dataclass(frozen=True)
 class Usage:
-    """What a run costs: seconds and bytes."""
+    """Cost of a run in seconds and bytes."""
 
     costs: Costs
     steps: dict[Shape, Timed]
     weights: int
-    """Bytes; the gradients take as many."""
+    """Bytes; the gradients take the same."""
     optimizer: int
     peak: int
     peak_kind: str
@@ -65,7 +65,7 @@ class Usage:
 
 
 def dry_run(setup: PretrainSetup, run: RunFolder, done: int, build: Callable[[Path], Trainer]) -> int:
-    """Prints what the steps after `done` would take; returns the exit code.
+    """Prints the cost of the steps after `done`; returns the exit code.
 
     Args:
         setup: with all intervals set.
@@ -73,19 +73,19 @@ def dry_run(setup: PretrainSetup, run: RunFolder, done: int, build: Callable[[Pa
         build: makes the trainer in a folder, at its first step.
 
     Raises:
-        UserError: whatever stands in the way of the run itself.
+        UserError: any that the run itself would raise.
     """
     with Interrupts() as interrupts, _scratch(run.path) as folder:
-        taken, trainer = measure(setup, RunFolder(folder), done, build, interrupts)
-    if taken is None or interrupts.caught is not None:
+        usage, trainer = measure(setup, RunFolder(folder), done, build, interrupts)
+    if usage is None or interrupts.caught is not None:
         return interrupts.exit_code
-    print("\n".join(report(setup, run, done, taken, trainer)))
+    print("\n".join(report(setup, run, done, usage, trainer)))
     return 0
 
 
 @contextlib.contextmanager
 def _scratch(path: Path) -> Iterator[Path]:
-    """A folder on the disk of `path`, for as long as the context lasts. Errors name `path` in its stead."""
+    """A temporary folder on the disk of `path`. Errors name `path` instead of it."""
     path = resolved(path)
     # Next to a mount point is another disk.
     within = (path if is_filled_within(path) else existing(path.parent)) / path.name
@@ -104,11 +104,11 @@ def _scratch(path: Path) -> Iterator[Path]:
 def measure(
     setup: PretrainSetup, run: RunFolder, done: int, build: Callable[[Path], Trainer], interrupts: Interrupts
 ) -> tuple[Usage | None, Trainer]:
-    """A run from its start to its end, with few of the steps after `done` between; None if it is interrupted."""
+    """Runs all parts of a run, with a few of the steps after `done`; the usage is None if it is interrupted."""
     start, trainer = seconds(lambda: build(run.path), setup.device)
     weights, memory = _bytes(trainer.objective.parameters()), PeakMemory(setup.device)
     with trainer.logbook:
-        echo("dry run: timing some steps, a validation, a checkpoint and the export")
+        echo("dry run: timing steps, a validation, a checkpoint and the export")
         times = time_steps(trainer, done, setup.device, interrupts)
         if interrupts.caught is not None:
             return None, trainer
@@ -118,7 +118,7 @@ def measure(
         checkpoint, _ = seconds(trainer.save_checkpoint, setup.device)
     with contextlib.redirect_stdout(io.StringIO()):
         ended, _ = seconds(lambda: finish(setup, trainer.objective, run, trainer.progress), setup.device)
-    taken = Usage(
+    usage = Usage(
         costs=Costs(start, lambda *shape: times[shape].seconds, validation, checkpoint, ended),
         steps=times,
         weights=weights,
@@ -128,11 +128,11 @@ def measure(
         checkpoint_bytes=_on_disk(run.checkpoints),
         export_bytes=_on_disk(run.model),
     )
-    return taken, trainer
+    return usage, trainer
 
 
 def seconds(work: Callable[[], Result], device: torch.device) -> tuple[float, Result]:
-    """How long `work` takes, and what it gives."""
+    """Seconds that `work` takes, and its result."""
     before = time.perf_counter()
     result = work()
     synchronize(device)
@@ -141,13 +141,13 @@ def seconds(work: Callable[[], Result], device: torch.device) -> tuple[float, Re
 
 @progress("timing steps")
 def time_steps(trainer: Trainer, done: int, device: torch.device, interrupts: Interrupts) -> dict[Shape, Timed]:
-    """The steps after `done`, a few of each shape that they have."""
+    """Times a few of the steps after `done`, for each of their shapes."""
     plan, times = trainer.batches.plan, {}
     spans = list(plan.spans(done, trainer.steps)) or [(plan.stages[-1], 1)]
     shapes = {stage.shape: range(max(stage.first, done), max(stage.first, done) + count) for stage, count in spans}
     trainer.objective.train()
     for shape, steps in shapes.items():
-        step = map(trainer.train_step, chain(steps, repeat(steps[-1]))).__next__  # there may be fewer than are timed
+        step = map(trainer.train_step, chain(steps, repeat(steps[-1]))).__next__  # a short run repeats its last step
         for _ in range(WARM_UP):
             step()
         synchronize(device)
@@ -171,7 +171,7 @@ def _on_disk(folder: Path) -> int:
 
 
 def parameters_by_part(objective: Objective) -> dict[str, int]:
-    """How many parameters each part has; a shared one counts where it comes first."""
+    """Number of parameters of each part; a shared one counts for the first part that has it."""
     parts = {**PARTS, **objective.parts}
     counts = dict.fromkeys((*parts, "other"), 0)
     for name, parameter in objective.named_parameters():
@@ -180,8 +180,8 @@ def parameters_by_part(objective: Objective) -> dict[str, int]:
     return {part: count for part, count in counts.items() if count}
 
 
-def report(setup: PretrainSetup, run: RunFolder, done: int, taken: Usage, trainer: Trainer) -> list[str]:
-    """Lines for people."""
+def report(setup: PretrainSetup, run: RunFolder, done: int, usage: Usage, trainer: Trainer) -> list[str]:
+    """Lines of the printed report."""
     options, objective = setup.options, trainer.objective
     plan, rows = trainer.batches.plan, trainer.batches.rows[options.length]
     left = options.steps - done
@@ -195,9 +195,9 @@ def report(setup: PretrainSetup, run: RunFolder, done: int, taken: Usage, traine
     ]
     shapes = plan.describe(options.steps)
     copies = options.keep_checkpoints + len(options.milestone_steps()) + 1
-    needed = copies * taken.checkpoint_bytes + taken.export_bytes
-    rest = max(0, taken.peak - 2 * taken.weights - taken.optimizer)
-    spans = taken.costs.spans(plan, options, done, options.steps)
+    needed = copies * usage.checkpoint_bytes + usage.export_bytes
+    rest = max(0, usage.peak - 2 * usage.weights - usage.optimizer)
+    spans = usage.costs.spans(plan, options, done, options.steps)
     total = sum(spans.values())
     end = datetime.datetime.now().astimezone() + datetime.timedelta(seconds=total)
     table = {
@@ -207,13 +207,13 @@ def report(setup: PretrainSetup, run: RunFolder, done: int, taken: Usage, traine
         "steps": f"{f'the {left} left of ' if done else ''}{shapes}\n{shown_count(tokens)} tokens, "
         f"{tokens / len(rows) / options.length:.2g} epochs",
         "FLOPs": f"{flops / max(1, left):.3g} a step, {flops:.3g} in all",
-        "memory": f"{shown_size(taken.peak)} at the peak ({taken.peak_kind})\nweights {shown_size(taken.weights)}, "
-        f"gradients {shown_size(taken.weights)}, optimizer {shown_size(taken.optimizer)}, "
+        "memory": f"{shown_size(usage.peak)} at the peak ({usage.peak_kind})\nweights {shown_size(usage.weights)}, "
+        f"gradients {shown_size(usage.weights)}, optimizer {shown_size(usage.optimizer)}, "
         f"activations and the rest {shown_size(rest)}",
-        "disk": f"{copies} checkpoints of {shown_size(taken.checkpoint_bytes)} and a model of "
-        f"{shown_size(taken.export_bytes)}: {shown_size(needed)}; free {shown_size(free_space(run.path))}",
-        **speeds(setup, taken, trainer),
-        "time": f"{shown_time(total)}, until {end:%Y-%m-%d %H:%M} if it starts now\n" + shown_spans(spans),
+        "disk": f"{copies} checkpoints of {shown_size(usage.checkpoint_bytes)} and a model of "
+        f"{shown_size(usage.export_bytes)}: {shown_size(needed)}; free {shown_size(free_space(run.path))}",
+        **speeds(setup, usage, trainer),
+        "time": f"{shown_time(total)}, until {end:%Y-%m-%d %H:%M} if started now\n" + shown_spans(spans),
     }
     return [
         f"Dry run: nothing is written to {run.path}",
@@ -221,11 +221,11 @@ def report(setup: PretrainSetup, run: RunFolder, done: int, taken: Usage, traine
     ]
 
 
-def speeds(setup: PretrainSetup, taken: Usage, trainer: Trainer) -> dict[str, str]:
-    """A line for each shape of a step."""
+def speeds(setup: PretrainSetup, usage: Usage, trainer: Trainer) -> dict[str, str]:
+    """A line for each shape of a step: name -> speed."""
     found = {}
-    for (batch_size, length), timed in taken.steps.items():
-        name = "speed" if len(taken.steps) == 1 else f"{batch_size} x {length}"
+    for (batch_size, length), timed in usage.steps.items():
+        name = "speed" if len(usage.steps) == 1 else f"{batch_size} x {length}"
         step = timed.seconds
         mfu = trainer.objective.flops(batch_size, length) / step / trainer.peak_flops
         busy = f"; disturbed by other work, {timed.mean:.3g} s on average" if timed.disturbed else ""

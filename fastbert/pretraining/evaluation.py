@@ -1,4 +1,4 @@
-"""The objective's own losses on held-out rows, with masks that never change."""
+"""Losses of an objective on held-out rows, with fixed masks."""
 
 import math
 from collections.abc import Iterable
@@ -11,17 +11,17 @@ from fastbert.progress import progress
 from fastbert.training.hardware import autocast
 from fastbert.training.world import ONE_PROCESS, World
 
-NOT_FINITE = "not finite"  # in place of a figure
-MASK_SEED = 0  # the same masks for every run, so that seeds and variants are compared on the same questions
+NOT_FINITE = "not finite"  # shown instead of a figure
+MASK_SEED = 0  # the same masks for all runs, so that seeds and variants are compared on the same predictions
 
 
 @torch.no_grad()
 def evaluate(
     objective: Objective, batches: Iterable[Batch], precision: str, world: World = ONE_PROCESS, sequences: int = 0
 ) -> dict[str, float]:
-    """Means over the `batches` of all ranks of everything the objective measures, and `loss`, their weighted sum.
+    """Means over the `batches` of all ranks of all losses and measurements, and `loss`, the weighted sum of the losses.
 
-    The objective is left in the mode it was in. `sequences` is their number in all batches, for the progress.
+    The training mode of the objective is restored. `sequences` is their number in all batches, for the progress.
     """
     training = objective.training
     objective.eval()
@@ -44,7 +44,7 @@ def evaluate(
 
 
 def shown(figure: Metric, digits: int) -> str:
-    """The value of a figure, with `digits` after the point of one in nats; a percentage is rounded alike."""
+    """The value of a metric, with `digits` decimals in nats and two fewer in percent."""
     if figure.value is None:
         return NOT_FINITE
     if figure.unit == "%":

@@ -1,4 +1,4 @@
-"""What a finished run leaves behind: the export, the curves, and a summary of what it learned."""
+"""The end of a run: the export, the curves, and a summary of what the model learned."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,11 +7,12 @@ import torch
 
 from fastbert.data.batches import validation_batches
 from fastbert.files import make_inner_folder
-from fastbert.hub.card import AUTO_CLASSES, model_card
+from fastbert.hub.card import model_card
 from fastbert.hub.export import export_model
 from fastbert.hub.names import check_weights, exported_weights, head_of, is_bert
 from fastbert.inputs import read_or_problem
 from fastbert.objectives.objective import Metric, Objective
+from fastbert.pretraining.closing_lines import closing_lines
 from fastbert.pretraining.evaluation import NOT_FINITE, evaluate, shown
 from fastbert.pretraining.loop import Progress
 from fastbert.pretraining.run import RunFolder
@@ -26,7 +27,7 @@ from fastbert.training.logbook import NothingToPlotError, plot_curves
 
 
 def finish(setup: PretrainSetup, objective: Objective, run: RunFolder, progress: Progress) -> None:
-    """Exports the model, draws the curves, prints the summary on standard output and keeps it in report/."""
+    """Exports the model, plots the curves, and writes the summary to report/ and standard output."""
     validation = setup.dataset.split("validation")
     unigram = validation.unigram_entropy
     final = {name: value for name, value in progress.last_eval.items() if name != "step"}
@@ -46,10 +47,10 @@ def finish(setup: PretrainSetup, objective: Objective, run: RunFolder, progress:
         title = f"{run.path.name}: {setup.config.position}, {setup.options.objective}"
         plot_curves(run.metrics, plot, title=title, baseline=unigram if objective.loss_in_nats else None)
     except ImportError:
-        echo("matplotlib is not installed: no curves are drawn; metrics.jsonl has the figures")
+        echo("matplotlib is not installed: no curves are plotted; metrics.jsonl has the figures")
         plot = None
     except NothingToPlotError as error:  # records may be lost between two sessions
-        echo(f"no curves are drawn: {error}")
+        echo(f"no curves are plotted: {error}")
         plot = None
     measured = objective.metrics(final)
     figures = summary_lines(measured, unigram)
@@ -72,13 +73,16 @@ def finish(setup: PretrainSetup, objective: Objective, run: RunFolder, progress:
             "sessions": progress.sessions,
         },
     )
+    print(summary(progress, figures, unigram, lines))
     written, problem = read_or_problem(read_run, run.path)
     if written:
         write_run_page(written, setup.options, data_facts(setup))
     else:
         echo(f"the page of the run is not written: {problem}")
-    opens = AUTO_CLASSES[head_of(weights)]
-    print(summary(run, progress, figures, unigram, lines, plot, opens))
+    native, head = is_bert(setup.config), head_of(weights)
+    page = run.report / PAGE if written else None
+    closing = closing_lines(run.path, run.model, plot, page, length=setup.options.length, native=native, head=head)
+    print("\n".join(["", *closing]))
 
 
 def data_facts(setup: PretrainSetup) -> dict[str, str]:
@@ -95,7 +99,7 @@ def data_facts(setup: PretrainSetup) -> dict[str, str]:
 
 @progress("filling in the examples")
 def examples_of(setup: PretrainSetup, objective: Objective) -> tuple[list[str], list[str]]:
-    """Held-out sentences and what the networks make of them; their lines in the summary."""
+    """Held-out sentences with the predictions of the networks, and their lines in the summary."""
     with torch.compiler.set_stance("force_eager"):  # no sentence is as long as another
         heading, examples = objective.examples(
             setup.dataset.split("validation"), setup.vocabulary, setup.options.length
@@ -106,8 +110,8 @@ def examples_of(setup: PretrainSetup, objective: Objective) -> tuple[list[str], 
 
 @progress("checking export and summary")
 def check_finish(setup: PretrainSetup, objective: Objective) -> None:
-    """Makes once, before training, what only the end of a run needs of an objective and may fail: so an objective that
-    cannot be reported does not fail a finished run."""
+    """Computes once, before training, all that the end of a run needs of an objective, so that an objective with a bug
+    there fails before the first step and not after the last."""
     row = validation_batches(setup.rows("validation"), 1, 1, setup.device)
     with torch.compiler.set_stance("force_eager"):
         measured = evaluate(objective, row, setup.precision)
@@ -119,15 +123,7 @@ def check_finish(setup: PretrainSetup, objective: Objective) -> None:
     model_card(setup.config, "", native=is_bert(setup.config), head=head_of(weights), parameters=0, facts={})
 
 
-def summary(
-    run: RunFolder,
-    progress: Progress,
-    figures: Sequence[str],
-    unigram: float,
-    examples: Sequence[str],
-    plot: Path | None,
-    opens: str,
-) -> str:
+def summary(progress: Progress, figures: Sequence[str], unigram: float, examples: Sequence[str]) -> str:
     lines = [
         "",
         f"Trained {progress.step} steps on {progress.tokens / 1e6:.2f}M tokens in {progress.seconds / 60:.1f} minutes"
@@ -135,15 +131,8 @@ def summary(
         "",
         "Held-out documents",
         f"  unigram entropy   {unigram:.3f} nats   (guessing words by their frequency)",
-    ]
-    lines += [
         *figures,
         *examples,
-        "",
-        f"Model   {run.model}   (transformers opens it: {opens}.from_pretrained)",
-        *([f"Curves  {plot}"] if plot else []),
-        f"Report  {run.report / PAGE}",
-        f"Run     {run.path}   (tensorboard --logdir {run.path.parent})",
     ]
     return "\n".join(lines)
 
@@ -159,7 +148,9 @@ def summary_lines(figures: Sequence[Metric], unigram: float) -> list[str]:
 
 
 def compared(gain: float) -> str:
-    return f"{gain:.3f} nats under it" if gain > 0 else f"{-gain:.3f} nats over it: nothing learned yet"
+    if gain > 0:
+        return f"{gain:.3f} below the unigram entropy"
+    return f"{-gain:.3f} above the unigram entropy: nothing learned yet"
 
 
 def card_facts(
@@ -168,7 +159,7 @@ def card_facts(
     options, machine = setup.options, describe_machine()
     optimizer, schedule = options.optimizer, options.schedule
     on_gpu = setup.device.type == "cuda"
-    kind = "nats" if objective.loss_in_nats else "weighted sum of the objective's"
+    unit = "nats" if objective.loss_in_nats else "weighted sum of all losses"
     return {
         "objective": options.objective,
         "data": options.data,
@@ -177,11 +168,11 @@ def card_facts(
         "batches": setup.plan().describe(progress.step),
         "optimizer": f"{optimizer.name}, learning rate {optimizer.learning_rate:g}, weight decay "
         f"{optimizer.weight_decay:g}, betas {optimizer.beta1:g} and {optimizer.beta2:g}, clip {optimizer.clip_norm:g}",
-        "schedule": f"{schedule.name}, warm-up {schedule.warmup:g}, final share {schedule.final:g}",
+        "schedule": f"{schedule.name}, warm-up {schedule.warmup:g}, final fraction {schedule.final:g}",
         "machine": f"{torch.cuda.get_device_name(setup.device) if on_gpu else machine['cpu']}, {setup.precision}",
         "minutes": f"{progress.seconds / 60:.1f}",
         "commit and torch": f"{machine['commit']}, {machine['versions']['torch']}",
-        f"validation loss ({kind})": NOT_FINITE if final["loss"] is None else round(final["loss"], 4),
+        f"validation loss ({unit})": NOT_FINITE if final["loss"] is None else round(final["loss"], 4),
         "unigram entropy of the same text (nats)": round(unigram, 4),
         "seed": options.seed,
     }

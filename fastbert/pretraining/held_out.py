@@ -1,6 +1,5 @@
-"""`fastbert evaluate`: how well a model fills blanks in unseen text, in nats a token and in bits a byte. Of a run with
-two networks, all that its objective measures.
-"""
+"""`fastbert evaluate`: masked loss of a model on held-out text in nats and bits per byte; for a run with two networks,
+all measurements of its objective."""
 
 import math
 from collections.abc import Sequence
@@ -34,8 +33,8 @@ def evaluate_text(options: EvaluateOptions) -> dict[str, Any]:
     """Prints the figures and returns them.
 
     Raises:
-        UserError: no such model or text, a model without an MLM head, too little text, sequences over its positions,
-            no token that could be masked.
+        UserError: model or text is missing, the model has no MLM head, the text is too short, sequences exceed the
+            positions, or no token can be masked.
     """
     device = resolve_device(options.machine.device)
     precision, _ = resolve_precision(options.machine.precision, device)
@@ -69,7 +68,7 @@ def evaluate_text(options: EvaluateOptions) -> dict[str, Any]:
         batches = validation_batches(rows, len(rows), micro, device)
         values = evaluate(objective, batches, precision, sequences=len(rows))
     elif objective.loss_in_nats and not len(words):
-        values = {"loss": None, "accuracy": None}  # nothing can be masked; all of the text costs 8 bits a byte
+        values = {"loss": None, "accuracy": None}  # all tokens are [UNK]: 8 bits for each byte
     else:
         raise UserError(f"{options.source} has no token that can be masked: all are [UNK]; give more or other text")
     result = {
@@ -95,10 +94,10 @@ def evaluate_text(options: EvaluateOptions) -> dict[str, Any]:
 def trained_objective(
     model: str, pretrained: Pretrained, vocabulary: WordPiece, kernels: str, mask_rate: float
 ) -> Objective:
-    """The objective with the weights it was trained to, without notes.
+    """The objective with its trained weights, without a note dictionary.
 
     Raises:
-        UserError: the model cannot be asked for masked words, and the network that poses its questions is not there.
+        UserError: the model has no MLM head, and its generator or meta controller is missing.
     """
     if pretrained.has_head:
         objective = MLM(pretrained.config, MLMOptions(mask_rate=mask_rate), vocabulary, kernels)
@@ -107,13 +106,13 @@ def trained_objective(
     checkpoint = find_checkpoint(Path(model))
     if checkpoint is None:
         raise UserError(
-            f"{model} has no MLM head, so it cannot fill blanks; give a model that has one or, of an export "
-            "without one, the run it came from, which still has all of its networks"
+            f"{model} has no MLM head, so it cannot predict masked words; give a model that has one or, for "
+            "an export without one, its run, which has all of the networks"
         )
     state = check(checkpoint.state, {"options": dict}, f"{checkpoint.path}/state.json")  # sealed, as config.yaml is not
     trained = from_dict(PretrainOptions, state["options"], f"{checkpoint.path}/state.json")
-    asked = replace(trained.of_objective, mask_rate=mask_rate)
-    objective = OBJECTIVES[trained.objective](pretrained.config, asked, vocabulary, kernels)
+    objective_options = replace(trained.of_objective, mask_rate=mask_rate)
+    objective = OBJECTIVES[trained.objective](pretrained.config, objective_options, vocabulary, kernels)
     weights = checkpoint.tensors["model"].items()
     try:
         objective.load_state_dict({name: tensor for name, tensor in weights if not name.startswith("notes.")})
@@ -124,7 +123,7 @@ def trained_objective(
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Text as a model reads it."""
+    """Held-out text as tokens."""
 
     tokens: np.ndarray
     """int64, each document closed by [SEP]."""
@@ -132,7 +131,7 @@ class HeldOut:
     """UTF-8 bytes of the text."""
     unk_tokens: int
     unk_bytes: int
-    """UTF-8 bytes of the text that the [UNK] stand for."""
+    """UTF-8 bytes of the text that became [UNK]."""
 
 
 def read_text(options: EvaluateOptions, vocabulary: WordPiece) -> HeldOut:

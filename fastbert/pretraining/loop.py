@@ -1,5 +1,5 @@
-"""The pretraining loop. It knows a stream of batches, an objective, an optimizer, a schedule, a checkpointer and a
-logbook, and no variant by name.
+"""The pretraining loop over a stream of batches, with an objective, an optimizer, a schedule, a checkpointer and a
+logbook. It has no code for a single variant.
 
 The host never waits for the step it has queued: losses are read one step later, and an update whose loss or gradient is
 not finite is skipped on the device. Everything random is a function of the step, so a run resumed from a checkpoint
@@ -38,17 +38,17 @@ REMEDIES = "a lower --optimizer.learning-rate, a longer --schedule.warmup, --mac
 
 @dataclass
 class Progress:
-    """What a checkpoint keeps beside weights and optimizer."""
+    """Counts of a training, saved in its checkpoints."""
 
     step: int = 0
     """Steps done."""
     tokens: int = 0
     """Tokens seen."""
     seconds: float = 0.0
-    """In training, validations and checkpoints, over all sessions; what a killed session did after its last checkpoint
-    is trained again and does not count."""
+    """Time of training, validations and checkpoints in all sessions; steps of a killed session after its last
+    checkpoint are repeated and do not count."""
     sessions: int = 0
-    """That have trained some of the steps."""
+    """Sessions that have trained at least one step."""
     skipped: int = 0
     """Updates skipped so far."""
     skipped_in_row: int = 0
@@ -56,11 +56,11 @@ class Progress:
     """Sum of the losses since the last logged row."""
     window_steps: int = 0
     window_measured: dict[str, float | None] = field(default_factory=dict)
-    """Sums of what else the objective measured; None where a summand was not finite."""
+    """Sums of the other measurements of the objective; None where a summand was not finite."""
     best: float | None = None
     """Lowest validation loss."""
     last_eval: dict[str, Any] = field(default_factory=dict)
-    """The step of the last validation and what it measured; None for what was not finite."""
+    """The step of the last validation and its values; None for those that are not finite."""
 
 
 _NUMBER = (float, type(None))
@@ -75,16 +75,16 @@ STATE = {"progress": _PROGRESS, "optimizer": dict, "metrics": {"records": COUNT,
 
 @dataclass
 class Trainer:
-    """One training: the parts, and the loop over them.
+    """A training: its parts, and the loop over its steps.
 
     Args:
-        updater: objective, optimizer and what else all steps share.
-        batches: what each step draws, and the plan of how much that is.
-        learning_rate: at the peak of the schedule.
+        updater: objective, optimizer and clipping, used by all steps.
+        batches: batches of each step, and the plan of their sizes.
+        learning_rate: peak of the schedule.
         validate: length of a sequence -> name -> value, with at least `loss`.
         milestones: steps after which there is a logged row, a validation and a checkpoint, as after the last.
-        state: what else belongs into a checkpoint, as JSON.
-        around: step -> a context to run it in, such as a profiler's.
+        state: further values for checkpoints, as JSON.
+        around: step -> a context in which it runs, such as a profiler's.
         peak_flops: of the machine, for MFU.
     """
 
@@ -109,7 +109,7 @@ class Trainer:
     _clock: float = 0.0
     _clock_step: int = 0
     _origin: float = field(default_factory=time.perf_counter)
-    """When the run would have begun, had all its sessions been one."""
+    """Start time of the run, as if all its sessions had been one."""
 
     @property
     def objective(self) -> nn.Module:
@@ -155,7 +155,7 @@ class Trainer:
         progress.seconds = time.perf_counter() - self._origin
 
     def train_step(self, step: int) -> None:
-        """One optimizer step: the gradient of the mean loss over the global batch, whatever the micro-batches."""
+        """One optimizer step: the gradient of the mean loss over the global batch, for any size of micro-batches."""
         scalars = objective_step(self.updater, self.batches.at(step), self.seed, step, self._learning_rate(step))
         with record_function("logging"):
             if self._has_row(step + 1):
@@ -166,23 +166,23 @@ class Trainer:
         return self.learning_rate * learning_rate_factor(self.schedule, step, self.steps)
 
     def _has_row(self, done: int) -> bool:
-        """Whether a row is logged after `done` steps."""
+        """Returns whether a row is logged after `done` steps."""
         return done % self.log_every == 0 or done == self.steps or done in self.milestones
 
     def _tensors(self) -> dict[str, dict[str, Tensor]]:
-        """What a checkpoint holds: weights and buffers of the objective, moments and counters of the optimizer."""
+        """Tensors of a checkpoint: weights and buffers of the objective, moments and counters of the optimizer."""
         return {"model": self.objective.state_dict(), "optimizer": flatten_optimizer(self.optimizer)[0]}
 
     def _require_finite(self) -> None:
-        """Waits for the device.
+        """Checks the tensors of a checkpoint; waits for the device.
 
         Raises:
-            NotFiniteError: what a checkpoint would hold now is not finite.
+            NotFiniteError: one of them is not finite.
         """
         require_finite(self._tensors(), f"the state after step {self.progress.step}")
 
     def _book(self, scalars: tuple[int, dict[str, float]] | None) -> None:
-        """Takes in the scalars of a step: the running mean, the logged row, the guard against divergence."""
+        """Adds the scalars of a step to the running mean and the log, and checks for divergence."""
         if scalars is None:
             return
         step, values = scalars
@@ -195,7 +195,7 @@ class Trainer:
                 total = None if total is None else finite_or_none(total + values[name])
                 progress.window_measured[name] = total
         if not values.get("state_finite", True):
-            self._require_finite()  # what is not finite stays so: it names what that is
+            self._require_finite()  # raises an error with the name of the tensor
         done = step + 1
         if self._has_row(done):
             now, plan = time.perf_counter(), self.batches.plan
@@ -225,7 +225,7 @@ class Trainer:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """What is done in this context does not count in the logged rate."""
+        """A context whose time does not count in the logged rate."""
         before = time.perf_counter()
         yield
         self._clock += time.perf_counter() - before
@@ -235,7 +235,7 @@ class Trainer:
         return plan.at(step).length == plan.lengths[-1]
 
     def _length_of(self, step: int) -> dict[str, int]:
-        """For the log, where sequences change their length in the run."""
+        """The length of a sequence, for the log, if it changes in the run."""
         plan = self.batches.plan
         return {"length": plan.at(step).length} if len(plan.lengths) > 1 else {}
 
@@ -244,9 +244,9 @@ class Trainer:
         self._origin = self._clock - self.progress.seconds
 
     def run_validation(self) -> bool:
-        """Logs the held-out losses on sequences as long as those just trained on; returns whether they are the lowest
-        so far. Those of a length that is not the run's last are another question's, and count for nothing; neither
-        does a loss that is not finite."""
+        """Logs the held-out losses on sequences as long as those of the last step; returns whether they are the lowest
+        so far. Losses on shorter sequences than those of the end of the run are not comparable and never count as
+        lowest; neither does a loss that is not finite."""
         self._book(self._lagged.pop())
         paused = time.perf_counter()
         self._require_finite()
@@ -280,13 +280,13 @@ class Trainer:
             self._tensors(),
             {**self.state, "progress": asdict(progress), "metrics": self.logbook.tally(), "optimizer": optimizer_state},
             metric=progress.last_eval["loss"] if measured else None,
-            # While updates are skipped the weights may be finite and yet lost: those before stay until one is made.
+            # While updates are skipped, finite weights may be useless: older checkpoints stay until an update succeeds.
             prune=progress.skipped_in_row == 0,
         )
         self._clock += time.perf_counter() - paused
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Takes up the state of a checkpoint, which has the shape `STATE`.
+        """Restores the state of a checkpoint, which has the shape `STATE`.
 
         Raises:
             UserError: its tensors do not fit the networks or the optimizer.
@@ -299,11 +299,11 @@ class Trainer:
             raise UserError(f"the checkpoint {checkpoint.path} is damaged: it has no optimizer.safetensors")
         restore_optimizer(self.optimizer, checkpoint.tensors["optimizer"], checkpoint.state["optimizer"])
         self.progress = Progress(**{f.name: checkpoint.state["progress"][f.name] for f in fields(Progress)})
-        if self.progress.skipped_in_row == 0:  # as after its save, which may have been killed before it came to that
+        if self.progress.skipped_in_row == 0:  # as at the end of its save, which may have been killed before
             self.checkpointer.prune(checkpoint.step)
 
     def _advice(self) -> str:
-        """How to continue after a divergence."""
+        """Advice after a divergence."""
         newest, run = self.checkpointer.newest_whole(), shlex.quote(str(self.checkpointer.folder.parent))
         if newest is None:
             return f"; there is no checkpoint before it. Start a new run with {REMEDIES}"
@@ -314,7 +314,7 @@ class Trainer:
         )
 
     def _advice_after_skips(self) -> str:
-        """As `_advice`; names weights and moments that are not finite, which no further update would change."""
+        """The same advice, with the weights and moments that are not finite and would stay so."""
         try:
             self._require_finite()
         except NotFiniteError as error:

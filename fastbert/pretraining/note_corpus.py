@@ -1,4 +1,4 @@
-"""Notes in a run: the words that get one, whether their dictionary fits in memory, and what is said of them."""
+"""The note dictionary of a run: its words, the check that it fits in memory, and the lines that describe it."""
 
 import math
 from collections.abc import Iterable
@@ -14,36 +14,36 @@ from fastbert.model.note_dictionary import NoteDictionary
 from fastbert.model.options import NoteDictionaryOptions
 from fastbert.training.hardware import memory
 
-ENOUGH = 50  # times a word should be met while training: the note of one met five times is noise
+ENOUGH = 50  # occurrences of a word while training: the note of a word that occurs five times is noise
 
 
 @dataclass(frozen=True)
 class NoteCorpus:
-    """The words with notes of a corpus."""
+    """The words of a corpus that have notes."""
 
     options: NoteDictionaryOptions
     words: int
-    """W."""
+    """Number of words W."""
     rarest: int
     """Occurrences in the training text of the rarest of them."""
     commonest: int
     split: dict[tuple[str, int], NoteWords]
-    """(split, length of a sequence) -> where they stand."""
+    """(split, length of a sequence) -> positions of the words."""
     length: int
-    """Of the run's longest sequences: what is said and counted is of those."""
+    """Tokens in the longest sequences of the run, which all counts are for."""
 
     @property
     def train(self) -> NoteWords:
         return self.split["train", self.length]
 
     def notes(self, width: int, seed: int, device: torch.device) -> NoteDictionary:
-        """A dictionary for hidden states of `width`, as it is before training.
+        """An untrained dictionary for hidden states of `width`.
 
         Raises:
             UserError: it does not fit in memory.
         """
         size = self.words * (4 * width + 4)
-        for where in dict.fromkeys((torch.device("cpu"), device)):  # it is drawn on the one and kept on the other
+        for where in dict.fromkeys((torch.device("cpu"), device)):  # initialized on the CPU, then moved
             if size > (free := memory(where)[0]):
                 raise UserError(
                     f"a dictionary of {self.words:,} notes of {width} numbers takes {size / 1e9:.2f} GB, and {where} "
@@ -57,27 +57,27 @@ class NoteCorpus:
         )
 
     def summary(self, sequences: int) -> list[str]:
-        """What is said before a training over so many sequences."""
+        """Lines that describe the words, before a training on this many sequences."""
         train = self.train
         epochs = sequences / train.rows
         lines = [
             f"notes for {self.words:,} words that occur {self.rarest} to {self.commonest} times: "
             f"{100 * train.rows_touched / train.rows:.1f} % of the sequences hold one, "
-            f"{100 * train.tokens / (train.rows * (train.width + 1)):.2f} % of the tokens are theirs"
+            f"{100 * train.tokens / (train.rows * (train.width + 1)):.2f} % of the tokens belong to them"
         ]
         if self.rarest * epochs < ENOUGH:
             least = math.ceil(ENOUGH / epochs)
-            narrower = f", or choose words that are met more often (--notes.min-count {least})"
+            narrower = f", or choose words that occur more often (--notes.min-count {least})"
             lines.append(
-                f"the rarest of them are met about {self.rarest * epochs:.1f} times in these {epochs:.3f} epochs, and "
-                f"a note of less than {ENOUGH} contexts is mostly noise; train longer"
+                f"the rarest of them occur about {self.rarest * epochs:.1f} times in these {epochs:.3f} epochs, and "
+                f"a note of fewer than {ENOUGH} contexts is mostly noise; train longer"
                 + (narrower if least <= self.options.max_count else "")
             )
         return lines
 
 
 def rare_band(options: NoteDictionaryOptions) -> dict[str, int]:
-    """What a source is prepared with so that the words with notes are listed: prepare's own band, wider if need be."""
+    """Options that make `prepare` list the words with notes: its default range of counts, widened if necessary."""
     if not options.enabled:
         return {}
     return {
@@ -92,11 +92,11 @@ def find_note_words(
     """Chooses the words and finds them in both splits.
 
     Args:
-        length: of the sequences that the words are chosen by.
-        lengths: all that there are in the run.
+        length: of a sequence, for the fraction of sequences with a note.
+        lengths: all lengths of sequences in the run.
 
     Raises:
-        UserError: no such words in the corpus, or not listed when it was prepared.
+        UserError: the corpus has no such words, or they were not listed when it was prepared.
     """
     row_of_word = choose_words(dataset, options.min_count, options.max_count, options.fraction, length)
     counts = dataset.rare_counts[row_of_word >= 0]

@@ -1,10 +1,11 @@
-"""What `fastbert pretrain` takes: every option with its help; groups of options stand beside the code they steer."""
+"""Options of `fastbert pretrain` and `fastbert evaluate`, each with its help. Groups of options are defined next to the
+code that they control."""
 
 import dataclasses
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from fastbert.config import BOOKKEEPING, FLAT, MACHINE, choice, leaves
 from fastbert.data.sources import check_source
@@ -15,94 +16,119 @@ from fastbert.hub.folders import check_model_folder
 from fastbert.model.options import EncoderOptions, NoteDictionaryOptions
 from fastbert.objectives import OBJECTIVES, group_of
 from fastbert.objectives.options import MaskRate, ObjectiveOptions
-from fastbert.ranges import Count, Fraction, Length, Minutes, Seed, Tokens, Vocabulary, Workers, check_values
+from fastbert.ranges import (
+    LARGEST,
+    Count,
+    Fraction,
+    Length,
+    Minutes,
+    Range,
+    Seed,
+    Tokens,
+    Vocabulary,
+    Workers,
+    check_values,
+)
 from fastbert.training.options import MachineOptions, OptimizerOptions, ScheduleOptions, TrainingMachineOptions
 
 
 @dataclass(frozen=True)
 class PretrainMachineOptions(TrainingMachineOptions):
-    """The machine of a pretraining, which may prepare its data first."""
+    """Options that may change speed and memory, never the result beyond rounding. Preparing data is included."""
 
     workers: Workers = 0
-    """Processes that tokenize, where --data is a source; 0 is one for each core."""
+    """Tokenizing processes, where --data is a source; 0 is one for each core."""
     compile: str = choice("auto", ("auto", "on", "off"))
-    """torch.compile the encoder's blocks: on, off, or auto (on a GPU; on a CPU it was measured to be slower)."""
+    """Compile the encoder's blocks with torch.compile: on, off, or auto (on a GPU; on a CPU it was slower)."""
+    micro_batch_size: Count | None = 32
+    """Sequences in one forward pass; their gradients are accumulated over the batch. None: the whole batch."""
     activation_checkpointing: bool = False
-    """Compute each block again in the backward pass instead of keeping what is in it: less memory, about a third more
-    time."""
+    """Recompute each block's activations in the backward pass: less memory, about a third more time."""
+
+
+@dataclass(frozen=True)
+class PretrainScheduleOptions(ScheduleOptions):
+    """The course of the learning rate, as a fraction of its peak (--optimizer.learning-rate)."""
+
+    warmup: Annotated[float, Range(0, LARGEST)] = 0.01
+    """Linear warm-up: a fraction of all steps if below 1, else a number of steps."""
 
 
 @dataclass(frozen=True)
 class _PretrainOptions:
-    """Pretrain an encoder: `fastbert pretrain [configs/pretrain/x.yaml] [options]`; options win over the file."""
+    """Pretrain an encoder. A YAML file, by path or by name (tiny, small, base), sets any of these options; flags
+    override it."""
 
     data: str = field(default="sotu", metadata=BOOKKEEPING)
-    """A prepared folder (fastbert prepare), or a source to prepare first: sotu, text files, tables (JSONL, JSON,
-    CSV, TSV, Parquet), globs, hf:NAME of a dataset."""
+    """Prepared folder (fastbert prepare), or a source to prepare first: sotu (State of the Union addresses), text
+    files, tables (JSONL, JSON, CSV, TSV, Parquet), globs, hf:NAME of a dataset."""
     column: str = "text"
-    """Column of the text (of JSON: field) where --data is a source; with commas, one for each source of a list."""
+    """Column of the text (in JSON: field), where --data is a source; with commas, one for each source of a list."""
     streamed: bool = field(default=False, metadata=BOOKKEEPING)
-    """Read a dataset (hf:) where it lies, without a copy in the local cache, where --data is one."""
+    """Stream a dataset (hf:) without a copy in the local cache, where --data is one."""
     vocab_size: Vocabulary = 32768
-    """Words of the tokenizer that is trained where --data is a source."""
+    """Vocabulary size of the tokenizer that is trained, where --data is a source."""
     tokenizer: str | None = None
-    """Folder of a tokenizer to use instead, where --data is a source (default: that of --init-from, if given)."""
+    """Folder of a tokenizer to use instead of training one, where --data is a source (default: that of --init-from)."""
     lowercase: bool = True
-    """Lower-case the text, where --data is a source and a tokenizer is trained."""
+    """Lowercase the text, where --data is a source and a tokenizer is trained."""
     strip_accents: bool | None = None
     """Strip accents, where --data is a source and a tokenizer is trained (default: as lowercase)."""
     validation_fraction: Fraction = 0.01
-    """Fraction of the documents held out, where --data is a source."""
+    """Fraction of the documents held out for validation, where --data is a source."""
     out: str | None = field(default=None, metadata=BOOKKEEPING)
-    """Folder of the run (default: runs/ and the name of the YAML file, numbered if it is there)."""
+    """Folder of the run (default: runs/ and the name of the YAML file, with a number if that folder exists)."""
     resume: bool = field(default=False, metadata=BOOKKEEPING)
-    """Resume the run in --out from its newest checkpoint, exactly. `--resume runs/x` names the run too."""
+    """Resume the run in --out from its newest checkpoint, exactly. `--resume runs/x` is short for --out runs/x
+    --resume."""
     init_from: str | None = None
     """Start from the weights of a run, an export, or a Hugging Face BERT folder."""
 
     objective: str = choice("mlm", OBJECTIVES)
-    """What is learned: mlm (BERT), electra (replaced tokens, arXiv 2003.10555) or multiple-choice (with a meta
-    controller, arXiv 2006.05744)."""
+    """Pretraining objective: mlm (masked language modelling, BERT), electra (replaced token detection, arXiv
+    2003.10555) or multiple-choice (with a meta controller, arXiv 2006.05744)."""
     encoder: EncoderOptions = field(default_factory=EncoderOptions, metadata=FLAT)
-    length: Length = 128
-    """Tokens in a sequence, [CLS] included."""
+    length: Length = 512
+    """Tokens per sequence, [CLS] included."""
     batch_size: Count = 256
-    """Sequences in one optimizer step."""
+    """Sequences per optimizer step."""
     stages: StageOptions = field(default_factory=StageOptions, metadata=FLAT)
     document_mask: bool = False
-    """Let tokens see only their own document of a packed sequence."""
+    """Restrict attention to the tokens of the same document in a packed sequence."""
     steps: Count | None = None
-    """Optimizer steps; give one of --steps, --tokens and --minutes."""
+    """Budget in optimizer steps. One of --steps, --tokens and --minutes is required."""
     tokens: Tokens | None = None
-    """Budget in tokens, turned into steps."""
+    """Budget in tokens, converted to steps."""
     minutes: Minutes | None = field(default=None, metadata=BOOKKEEPING)
-    """Budget in minutes, turned into steps once, at the start: a twentieth of it goes to timing a few, and the plan is
-    printed. Other work on the machine makes the run longer, not its steps fewer."""
+    """Budget in minutes, converted to steps once, at the start, by timing a few steps for a twentieth of it. Other work
+    on the machine then makes the run longer; the number of steps stays."""
     seed: Seed = 0
-    """Of initial weights, order, masks and dropout."""
+    """Random seed for initialization, data order, masking and dropout."""
 
     eval_every: Count | None = field(default=None, metadata=BOOKKEEPING)
-    """Steps between validations (default: a tenth of the run)."""
+    """Validation interval in steps (default: a tenth of the run)."""
     eval_sequences: Count = field(default=512, metadata=BOOKKEEPING)
-    """Held-out sequences in a validation, spread over the split."""
+    """Sequences per validation, spread over the held-out text."""
     checkpoint_every: Count | None = field(default=None, metadata=BOOKKEEPING)
-    """Steps between checkpoints (default: a fifth of the run, at most 1000)."""
+    """Checkpoint interval in steps (default: a fifth of the run, at most 1000)."""
     keep_checkpoints: Count = field(default=2, metadata=BOOKKEEPING)
-    """Newest checkpoints to retain; the best by validation loss is retained as well."""
+    """Number of newest checkpoints to retain, next to the best one by validation loss."""
     milestones: str | None = field(default=None, metadata=BOOKKEEPING)
-    """Steps with commas between, such as 1000,3000: logged and validated, and their checkpoints retained as well."""
+    """Comma-separated steps, such as 1000,3000, that are logged, validated and saved; their checkpoints are
+    retained."""
     log_every: Count = field(default=20, metadata=BOOKKEEPING)
-    """Steps a logged training loss is the mean of."""
+    """Logging interval in steps; the logged training loss is averaged over it."""
     dry_run: bool = field(default=False, metadata=BOOKKEEPING)
-    """Show parameters, FLOPs, memory and the time expected, and stop. Only data that has to be prepared is written."""
+    """Print parameters, FLOPs, memory, disk space and expected time, without training. Nothing is written but prepared
+    data."""
     verify_data: bool = field(default=False, metadata=BOOKKEEPING)
-    """Compare all data with its hashes, even what this machine has verified before and was not touched since."""
+    """Verify the hashes of all data, including files that this machine has verified before."""
     profile: bool = field(default=False, metadata=BOOKKEEPING)
-    """Write where the time of a few steps goes to profile/ of the run, with a trace for ui.perfetto.dev."""
+    """Profile a few steps: a table and a trace for ui.perfetto.dev, in profile/ of the run."""
 
     notes: NoteDictionaryOptions = field(default_factory=NoteDictionaryOptions)
     optimizer: OptimizerOptions = field(default_factory=OptimizerOptions)
-    schedule: ScheduleOptions = field(default_factory=ScheduleOptions)
+    schedule: PretrainScheduleOptions = field(default_factory=PretrainScheduleOptions)
     machine: PretrainMachineOptions = field(default_factory=PretrainMachineOptions, metadata=MACHINE)
 
     def __post_init__(self) -> None:
@@ -114,7 +140,7 @@ class _PretrainOptions:
 
     @property
     def of_objective(self) -> ObjectiveOptions:
-        """The options of the objective that is chosen."""
+        """Options of the chosen objective."""
         return getattr(self, group_of(self.objective))
 
     @property
@@ -128,10 +154,10 @@ class _PretrainOptions:
         return {"tokens", *SOURCE_ONLY, *others, *(() if self.notes.enabled else ("notes",))}
 
     def check_inputs(self) -> None:
-        """Checks, before torch is imported, that what a new run starts from is there.
+        """Checks, before torch is imported, that data, tokenizer and weights exist and that there is one budget.
 
         Raises:
-            UserError: it is not, or there is no budget, or more than one.
+            UserError: something is missing, or there is no budget, or more than one.
         """
         given = [budget for budget in BUDGETS if getattr(self, budget) is not None]
         if len(given) != 1:
@@ -139,7 +165,7 @@ class _PretrainOptions:
         self.check_sources()
 
     def check_sources(self) -> None:
-        """Checks that data, tokenizer and weights are there; raises a UserError if one is not."""
+        """Raises a UserError if data, tokenizer or weights do not exist."""
         if not (Path(self.data) / "dataset.json").is_file():
             check_source(self.data, self.column)
             if self.tokenizer is not None:
@@ -151,15 +177,15 @@ class _PretrainOptions:
         """The steps of `milestones`.
 
         Raises:
-            UserError: one is no whole number from 1, or lies beyond the run.
+            UserError: one is not a positive whole number, or is beyond the end of the run.
         """
         parts = [] if self.milestones is None else [part.strip() for part in self.milestones.split(",")]
         if not all(re.fullmatch(r"0*[1-9][0-9]{0,9}", part) for part in parts):
-            problem = f"must be steps with commas between, such as 1000,3000, not {brief(self.milestones)}"
+            problem = f"must be comma-separated steps, such as 1000,3000, not {brief(self.milestones)}"
             raise OptionError(self, "milestones", problem)
         steps = frozenset(map(int, parts))
         if self.steps is not None and steps and max(steps) > self.steps:
-            raise UserError(f"milestone {max(steps)} lies beyond the {self.steps} steps of the run; leave it out")
+            raise UserError(f"milestone {max(steps)} is beyond the {self.steps} steps of the run; leave it out")
         return steps
 
 
@@ -180,48 +206,47 @@ PretrainOptions = dataclasses.make_dataclass(
 
 @dataclass(frozen=True)
 class EvaluateOptions:
-    """Masked loss, accuracy and bits per byte of a model on held-out text; of a run with ELECTRA or multiple choice,
-    what its objective measures.
+    """Measure masked loss, accuracy and bits per byte of a model on held-out text; with a run of ELECTRA or multiple
+    choice, what its objective measures.
 
-    Bits per byte are (loss / ln 2 * W + 8 * U) / B: loss in nats, the mean over the masked positions; W, the tokens of
-    the text that are not special; U, the UTF-8 bytes of what became [UNK], which is never masked; B, the UTF-8 bytes of
-    all of the text. Compare them between models with the same normalization (case, accents) and the same --mask-rate
-    only."""
+    Bits per byte are (loss / ln 2 * W + 8 * U) / B, with the mean loss over the masked positions in nats, W tokens that
+    are not special, U UTF-8 bytes that became [UNK], which is never masked, and B UTF-8 bytes in all. Compare them only
+    between models with the same normalization (case, accents) and the same --mask-rate."""
 
     model: str
-    """A run, a checkpoint, an export, or a Hugging Face BERT folder with an MLM head. Of ELECTRA and multiple choice a
-    run or a checkpoint: an export has the main network alone."""
+    """Run, checkpoint, export, or Hugging Face BERT folder with an MLM head. For ELECTRA and multiple choice a run or a
+    checkpoint: an export has no generator or meta controller."""
     source: str
     """Held-out text, as for prepare: text files, tables (JSONL, JSON, CSV, TSV, Parquet), globs, hf:NAME, sotu."""
     column: str = "text"
-    """Column of a table, or field of JSON, that holds the text."""
+    """Column of the text in a table; in JSON, its field."""
     length: Length | None = None
-    """Tokens in a sequence, [CLS] included (default: the model's positions, at most 512)."""
+    """Tokens per sequence, [CLS] included (default: the model's positions, at most 512)."""
     max_tokens: Count = 1_000_000
-    """Documents are read from the beginning of the text until they have this many tokens."""
+    """Tokens to read, in whole documents from the beginning of the text."""
     mask_rate: MaskRate = 0.15
-    """Fraction of the tokens of a sequence that are masked; all of them show [MASK]."""
+    """Fraction of the tokens that are masked; all of them are replaced by [MASK]."""
     json: bool = False
-    """One JSON object on standard output instead of lines."""
+    """Print one JSON object instead of a table."""
     machine: MachineOptions = field(default_factory=MachineOptions, metadata=MACHINE)
 
     def __post_init__(self) -> None:
         check_values(self)
 
     def check_inputs(self) -> None:
-        """Checks, before torch is imported, that model and text are there.
+        """Checks, before torch is imported, that model and text exist.
 
         Raises:
-            UserError: they are not.
+            UserError: one does not.
         """
         check_model_folder(self.model)
         check_source(self.source, self.column)
 
 
-# What config.yaml keeps of these.
+# Options of a single call, which config.yaml has at their defaults.
 OF_ONE_CALL = {"resume": False, "dry_run": False, "verify_data": False, "profile": False}
 BUDGETS = ("steps", "tokens", "minutes")
-# What counts where --data is a source; the data's own hash speaks for it.
+# Options that have an effect where --data is a source. They are not science: the hash of the data covers them.
 SOURCE_ONLY = ("column", "streamed", "vocab_size", "tokenizer", "lowercase", "strip_accents", "validation_fraction")
 
 

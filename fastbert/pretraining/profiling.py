@@ -1,8 +1,8 @@
-"""`fastbert pretrain --profile`: where the time of a step goes, by parts that a person knows and by operators.
+"""`fastbert pretrain --profile`: the time of a step by parts (data, attention, optimizer, ...) and by operators.
 
-The loop marks its own parts with `record_function`, which costs next to nothing while no profiler listens. For the
-profiled steps, hooks on the modules mark the parts of the forward pass; the backward pass is told apart by autograd's
-sequence numbers, which each of its nodes shares with the forward operator that made it.
+The loop marks its parts with `record_function`, which costs next to nothing without a profiler. During the profiled
+steps, hooks on the modules mark the parts of the forward pass. The parts of the backward pass follow from autograd's
+sequence numbers: each node has that of the forward operator that created it.
 """
 
 import gzip
@@ -29,20 +29,16 @@ from fastbert.streams import echo
 from fastbert.training.checkpoints import check_space
 from fastbert.training.hardware import synchronize
 
-FIRST, COUNT = 10, 5  # steps before those that are profiled; how many these are
+FIRST, COUNT = 10, 5  # steps before the profiled ones; number of these
 SHOWN = 15  # operators in the table
-SPACE = 50_000_000  # bytes for a profile, and for each block of each micro-batch:
-SPACE_OF_BLOCK = 1_000_000
+SPACE, SPACE_OF_BLOCK = 50_000_000, 1_000_000  # bytes of a profile, and of each block of each micro-batch in it
 
 MODULES = {Encoder: "embedding", Block: "norms, dropout, sums", Attention: "attention", FeedForward: "feed-forward"}
-"""Marks of the forward pass: what a module does itself, without the marked ones in it."""
+"""Marks of the forward pass: the time of a module without that of the marked modules in it."""
 
 
 def check_room(folder: Path, setup: PretrainSetup) -> None:
-    """
-    Raises:
-        UserError: the disk of `folder` has no room for a profile.
-    """
+    """Raises a UserError if the disk of `folder` has no space for a profile."""
     options = setup.options
     passes = -(-options.batch_size // options.micro_batch_size)
     blocks = sum(network.layers for network in options.of_objective.networks(setup.config))
@@ -52,16 +48,16 @@ def check_room(folder: Path, setup: PretrainSetup) -> None:
 
 @dataclass(frozen=True)
 class Profile:
-    """What was found out about some steps."""
+    """Time of a few steps by parts and by operators."""
 
     steps: int
     seconds: float
-    """Of a step, under the profiler."""
+    """Time of a step under the profiler."""
     device: torch.device
     parts: list[dict[str, Any]]
-    """`part`, `ms` of a step, and `share` of it; on a GPU it is the GPU's time."""
+    """`part`, `ms` of a step, and `fraction` of it; on a GPU, of the GPU's time."""
     operators: list[dict[str, Any]]
-    """`operator`, `calls` in a step, `ms` of its own and `share`, the largest first."""
+    """`operator`, `calls` in a step, `ms` without the operators that it calls, and `fraction`; the largest first."""
 
     def table(self) -> str:
         """The parts, as Markdown."""
@@ -74,27 +70,27 @@ class Profile:
             ]
         )
 
-    def document(self, note: str) -> str:
-        """All of it, as Markdown."""
+    def document(self, title: str) -> str:
+        """The whole profile, as Markdown."""
         operators = _markdown(self.operators[:SHOWN])
-        return f"# Where a step's time goes\n\n{note}\n\n{self.table()}\n\n## The largest operators\n\n{operators}\n"
+        return f"# Time of a step\n\n{title}\n\n{self.table()}\n\n## The largest operators\n\n{operators}\n"
 
 
 def _markdown(rows: list[dict[str, Any]]) -> str:
     names = list(rows[0]) if rows else []
     lines = [f"| {' | '.join(names)} |", "|---" + "|--:" * (len(names) - 1) + "|"]
     for row in rows:
-        cells = [f"{100 * row[name]:.1f} %" if name == "share" else str(row[name]) for name in names]
+        cells = [f"{100 * row[name]:.1f} %" if name == "fraction" else str(row[name]) for name in names]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
 class StepProfiler:
-    """Profiles steps of a trainer: `start`, then `step` around each, then `stop` and `found`."""
+    """Profiles steps of a trainer: call `start`, run each step in `step`, then call `stop` and `found`."""
 
     def __init__(self, trainer: Trainer) -> None:
         self.trainer, self.count = trainer, 0
-        # Kineto itself prints when it starts and stops, and would tear the progress bar; at this level it does not.
+        # Kineto prints messages, which would break the progress bar; not at this level.
         os.environ.setdefault("KINETO_LOG_LEVEL", "6")
         self.device = next(trainer.objective.parameters()).device
         activities = [ProfilerActivity.CPU]
@@ -109,14 +105,14 @@ class StepProfiler:
 
     @contextmanager
     def step(self) -> Iterator[None]:
-        """A step; it ends when the device has done it."""
+        """A context for one step; it waits for the device."""
         with record_function("step"):
             yield
             synchronize(self.device)
         self.count += 1
 
     def stop(self) -> None:
-        """May be called twice."""
+        """Stops profiling; a second call does nothing."""
         if self._hooks:
             self.profile.stop()
         for hook in self._hooks:
@@ -124,7 +120,7 @@ class StepProfiler:
         self._hooks = []
 
     def found(self) -> Profile:
-        """What the steps between `start` and `stop` were made of."""
+        """The profile of the steps between `start` and `stop`."""
         spans = spans_of(self.profile.profiler.kineto_results.events())
         cuda = self.device.type == "cuda"
         seconds = sum(span.end - span.start for span in spans if span.name == "step") / 1e6 / self.count
@@ -134,10 +130,10 @@ class StepProfiler:
 
 
 def spans_of(events: Iterable[Any]) -> list[Span]:
-    """What ran on the host, from kineto's events, each with the time of the kernels it started itself.
+    """Spans of the host from kineto's events, each with the time of the kernels that it launched.
 
-    `torch.profiler`'s own list says the same, but takes seconds to build. A mark of the host comes back from the device
-    as an event over all its kernels, which is no kernel.
+    `torch.profiler`'s own list is equivalent, but takes seconds to build. A mark of the host also appears on the
+    device, as an event over all its kernels, which is not a kernel.
     """
     events = list(events)
     host = [event for event in events if event.device_type() == DeviceType.CPU and not _hidden(event)]
@@ -161,15 +157,15 @@ def spans_of(events: Iterable[Any]) -> list[Span]:
 
 
 def _hidden(event: Any) -> bool:
-    """A call of the driver, or what newer versions of torch do not show."""
+    """Returns whether an event is a call of the driver, or hidden in newer versions of torch."""
     return event.linked_correlation_id() > 0 or getattr(event, "is_hidden_event", lambda: False)()
 
 
 def mark_modules(objective: nn.Module) -> list[Any]:
-    """Hooks that mark the parts of the forward pass; `remove` takes each off.
+    """Adds hooks that mark the parts of the forward pass, and returns them for `remove`.
 
-    A second network is one part; what it shares with the first counts as the first's only there. Compiled blocks are
-    left alone: a hook would have them compiled again.
+    A second network is one part, including modules that it has in common with the first. Compiled blocks get no hooks,
+    which would recompile them.
     """
     hooks = []
     compiled = any(isinstance(module, Encoder) and module.compiled for module in objective.modules())
@@ -202,7 +198,7 @@ def _mark(module: nn.Module, name: str) -> list[Any]:
 
 
 def profile_steps(trainer: Trainer, steps: int = COUNT, warm_up: int = 2) -> Profile:
-    """What the next steps of `trainer` are made of. They are made: its weights change, its progress does not."""
+    """Profile of the next steps of `trainer`. They change its weights, but not its progress."""
     trainer.objective.train()
     first = trainer.progress.step
     for step in range(first, first + warm_up):
@@ -220,17 +216,17 @@ def profile_steps(trainer: Trainer, steps: int = COUNT, warm_up: int = 2) -> Pro
 
 @contextmanager
 def profiled(trainer: Trainer, folder: Path) -> Iterator[None]:
-    """While the trainer runs in this context, some of its steps are profiled, and `folder` is written."""
+    """A context in which the trainer runs; a few of its steps are profiled, and `folder` is written."""
     start, pauses = trainer.progress.step, (trainer.eval_every, trainer.checkpoint_every)
     chosen = choose_steps(start, trainer.steps, pauses, trainer.milestones)
     if not chosen:
-        echo("--profile: no step is left to profile")
+        echo("--profile: there is no step left to profile")
         yield
         return
     if chosen.start - start < FIRST:
         echo(
-            f"--profile: with {trainer.steps - start} steps left there are only {chosen.start - start} to warm up "
-            f"before the {len(chosen)} that are profiled"
+            f"--profile: with {trainer.steps - start} steps left, only {chosen.start - start} warm-up steps come "
+            f"before the {len(chosen)} profiled ones"
         )
     profiler = StepProfiler(trainer)
     trainer.around = _around(profiler, chosen, folder)
@@ -242,14 +238,14 @@ def profiled(trainer: Trainer, folder: Path) -> Iterator[None]:
 
 
 def choose_steps(start: int, stop: int, intervals: tuple[int, ...], milestones: frozenset[int]) -> range:
-    """The steps to profile of start ... stop - 1: the first COUNT behind FIRST others that have no validation or
-    checkpoint between them; fewer, or behind fewer, where there are none."""
+    """The steps to profile among start ... stop - 1: the first COUNT in a row after FIRST others, with no validation or
+    checkpoint between them; fewer steps, or after fewer, where that is impossible."""
     firsts = sorted(
         range(start, min(stop, start + FIRST + 1000)), key=lambda first: (-min(first, start + FIRST), first)
     )
     for count in range(COUNT, 0, -1):
         for first in firsts:
-            between = range(first + 1, first + count)  # steps done when there might be one
+            between = range(first + 1, first + count)  # steps done before each of the others
             paused = any(done in milestones or any(done % every == 0 for every in intervals) for done in between)
             if first + count <= stop and not paused:
                 return range(first, first + count)
@@ -257,7 +253,7 @@ def choose_steps(start: int, stop: int, intervals: tuple[int, ...], milestones: 
 
 
 def _around(profiler: StepProfiler, chosen: range, folder: Path) -> Callable[[int], Any]:
-    """For `Trainer.around`: profiles the `chosen` steps, then writes `folder`."""
+    """A function for `Trainer.around` that profiles the `chosen` steps, then writes `folder`."""
     trainer = profiler.trainer
 
     @contextmanager
@@ -278,12 +274,12 @@ def _around(profiler: StepProfiler, chosen: range, folder: Path) -> Callable[[in
     return around
 
 
-def _write(profiler: StepProfiler, folder: Path, note: str) -> None:
+def _write(profiler: StepProfiler, folder: Path, title: str) -> None:
     found = profiler.found()
     with atomic_folder(folder) as inside:
-        (inside / "profile.md").write_text(found.document(note), encoding="utf-8")
+        (inside / "profile.md").write_text(found.document(title), encoding="utf-8")
         profiler.profile.export_chrome_trace(str(inside / "trace.json"))
         with open(inside / "trace.json", "rb") as plain, gzip.open(inside / "trace.json.gz", "wb", 5) as packed:
             shutil.copyfileobj(plain, packed, 2**20)
         (inside / "trace.json").unlink()
-    echo(f"{note} {found.table()}\n\nwrote {folder}: trace.json.gz opens in https://ui.perfetto.dev")
+    echo(f"{title} {found.table()}\n\nwrote {folder}: trace.json.gz opens in https://ui.perfetto.dev")

@@ -1,4 +1,4 @@
-"""The folder of a run: what is written there before training, and what a resumed run is held against.
+"""The folder of a run: the files that are written before training, and the checks of a run that is resumed.
 
 config.yaml      all options, complete
 manifest.json    the experiment's name and science, data, model, and each session's machine
@@ -19,6 +19,7 @@ from fastbert.files import LOCK, atomic_file, atomic_folder, contents, disk_erro
 from fastbert.inputs import read_or_problem
 from fastbert.model.options import EncoderOptions
 from fastbert.outputs import check_output_folder
+from fastbert.pretraining.misplaced import how_to_give
 from fastbert.pretraining.options import OF_ONE_CALL, PretrainOptions
 from fastbert.ranges import text_problem
 from fastbert.records import check, read_json, write_json
@@ -40,19 +41,19 @@ class RunFolder:
         self.report = path / "report"
 
     def exists(self) -> bool:
-        """Whether something is there that a new run must not touch."""
+        """Returns whether the folder has files that a new run must not touch."""
         if not self.path.is_dir():
             return self.path.exists()
         return bool(contents(self.path)) and not self.is_half_made()
 
     def is_half_made(self) -> bool:
-        """Whether a call was killed, or ran out of space, while it wrote what the run is: a folder that fastbert has
+        """Returns whether a call was killed, or ran out of space, before the first step: a folder that fastbert has
         locked, without the manifest, which is written last."""
-        there = contents(self.path)
-        return bool(there) and there <= {self.config.name, self.tokenizer.name} and (self.path / LOCK).is_file()
+        found = contents(self.path)
+        return bool(found) and found <= {self.config.name, self.tokenizer.name} and (self.path / LOCK).is_file()
 
     def write(self, options: PretrainOptions, manifest: dict[str, Any], tokenizer: Path) -> None:
-        """Writes what the run is, the manifest last: see `is_half_made`.
+        """Writes tokenizer, options and, last, the manifest: see `is_half_made`.
 
         Raises:
             UserError: the folder cannot be written.
@@ -63,22 +64,22 @@ class RunFolder:
         write_json(self.manifest, manifest)
 
     def restore_tokenizer(self, vocabulary: WordPiece) -> str | None:
-        """Writes the tokenizer anew unless it is `vocabulary`, which the checkpoints were trained with; returns what
-        was wrong."""
+        """Writes the tokenizer again unless it is `vocabulary`, which the checkpoints were trained with; returns the
+        problem, if any."""
         found, problem = read_or_problem(load_tokenizer, self.tokenizer)
         if found and found.fingerprint == vocabulary.fingerprint:
             return None
         problem = problem or f"{self.tokenizer} is another tokenizer than that of the data"
         with atomic_folder(self.tokenizer) as folder:
             vocabulary.save(folder)
-        return f"{problem}; it is written anew"
+        return f"{problem}; it is written again"
 
     def write_config(self, options: PretrainOptions) -> None:
         with atomic_file(self.config, "w") as file:
             file.write(configuration.to_yaml(options))
 
     def sealed(self) -> "Sealed | None":
-        """What the newest checkpoint with a whole state says of the run; None if there is none."""
+        """State of the newest checkpoint that is complete; None if there is none."""
         for path in reversed(checkpoint_paths(self.checkpoints)) if self.checkpoints.is_dir() else ():
             found, _ = read_or_problem(read_state, path)  # a problem is reported when the checkpoint is loaded
             if found:
@@ -95,7 +96,8 @@ MANIFEST = {"science": dict, "encoder": dict, "data": {"folder": str, "fingerpri
 
 @dataclass(frozen=True)
 class Sealed:
-    """What a run is, by the state of a checkpoint, which is sealed by hashes. config.yaml and manifest.json are not."""
+    """Definition of a run in the state of a checkpoint, which is sealed by hashes; config.yaml and manifest.json are
+    not."""
 
     path: Path
     step: int
@@ -103,26 +105,27 @@ class Sealed:
 
     def options(self, out: str) -> PretrainOptions:
         """The options the run was started with, for its folder `out`."""
-        options, where = self.state["options"], f"{self.path}/state.json"
-        if "fraction" not in options.get("notes", {}):
+        options, where = self.state["options"] | {"out": out}, f"{self.path}/state.json"
+        try:
+            return configuration.from_dict(PretrainOptions, options, where)
+        except UserError as error:  # the file is sealed, so it is as it was written
             raise UserError(
                 f"{where} was written by an older version of fastbert, whose options had other names; resume with that "
-                f"version, or start a new run from its export: --init-from {out}/model"
-            )
-        return configuration.from_dict(PretrainOptions, options | {"out": out}, where)
+                f"version, or start a new run from its export: --init-from {out}/model ({error})"
+            ) from None
 
 
 def new_folder(out: str | None, name: str) -> RunFolder:
-    """The folder for a new run: `out`, or runs/`name`, numbered if that is taken.
+    """The folder for a new run: `out`, or runs/`name`, with a number if that exists.
 
     Raises:
-        UserError: `out` holds something already, or cannot be written.
+        UserError: `out` is not empty, or cannot be written.
     """
     if out is not None:
         run = RunFolder(Path(out))
         with disk_errors(out):
-            taken = run.exists()
-        if taken:
+            exists = run.exists()
+        if exists:
             what = "a run" if run.config.exists() else "other files"
             raise UserError(f"{out} already holds {what}; resume it with --resume {out}, or choose another --out")
     else:
@@ -141,13 +144,13 @@ def stored_options(out: str | None) -> PretrainOptions:
         UserError: there is no such run, or neither has them.
     """
     if out is None:
-        raise UserError("--resume needs the run's folder: --resume runs/x, or --out runs/x --resume")
+        raise UserError("--resume needs the folder of the run: --resume runs/x, or --out runs/x --resume")
     if problem := text_problem(out):
         raise UserError(f"--out {problem}")
     run = RunFolder(Path(out))
     if run.path.is_dir() and run.is_half_made():
         raise UserError(
-            f"the run in {out} was stopped while its folder was being made, before its first step; start it again with "
+            f"the run in {out} was stopped before its first step, while its folder was written; start it again with "
             "the same command and --out, without --resume"
         )
     options, problem = read_or_problem(read_config, run)
@@ -166,7 +169,8 @@ def read_config(run: RunFolder) -> PretrainOptions:
         UserError: it is missing or damaged.
     """
     if not run.config.exists():
-        raise UserError(f"there is no run to resume in {run.path} (no {run.config}); leave --resume out to start one")
+        hint = how_to_give(run.path) or f"no {run.config}; leave --resume out to start one"
+        raise UserError(f"there is no run to resume in {run.path}: {hint}")
     return configuration.load_yaml(PretrainOptions, run.config)
 
 
@@ -176,21 +180,21 @@ def check_against_checkpoint(
     """The manifest with the encoder and science of the checkpoint, which are sealed and fit its weights.
 
     Args:
-        stored: the options that are resumed with.
-        sealed: the run's checkpoint, if it has one.
+        stored: the options in the folder of the run.
+        sealed: the state of its newest checkpoint, if it has one.
 
     Returns:
-        The manifest, None if there is neither manifest nor checkpoint to make it from; and what was found to differ.
+        The manifest, None if there is neither manifest nor checkpoint to make it from; and a line for each difference.
     """
     manifest, problem = read_or_problem(read_json, run.manifest, "the run's manifest", MANIFEST)
     if sealed is None:
-        return manifest, [f"{problem}; it is written anew"] if problem else []
+        return manifest, [f"{problem}; it is written again"] if problem else []
     remarks = []
     if manifest is None:
-        remarks.append(f"{problem}; it is written anew from {sealed.path}, but without the records of earlier sessions")
+        remarks.append(f"{problem}; it is written again from {sealed.path}, but without records of earlier sessions")
         manifest = {"data": {"folder": "", "fingerprint": sealed.state["science"].get("data")}, "sessions": []}
     true = {name: sealed.state[name] for name in ("encoder", "science")}
-    branch = manifest.get("branch")  # of a run that began with a checkpoint of another, whose science was another's
+    branch = manifest.get("branch")  # a run that began with a checkpoint of another run, with other science
     branched = isinstance(branch, dict) and branch == {"step": sealed.step, "science": true["science"]}
     if branched and isinstance(manifest.get("science"), dict):
         true["science"] = manifest["science"]
@@ -206,22 +210,23 @@ def check_against_checkpoint(
 
 
 def _config_differences(run: RunFolder, stored: PretrainOptions, sealed: Sealed) -> list[str]:
-    """How config.yaml differs from the options that the run was started with. The science is checked elsewhere."""
+    """Differences of config.yaml from the options that the run was started with, but for science, which is checked
+    elsewhere."""
     started = sealed.options(str(run.path))
     if problem := read_or_problem(read_config, run)[1]:
-        return [f"{problem}; the options are those in {sealed.path}, and {run.config} is written anew"]
+        return [f"{problem}; the options are those in {sealed.path}, and {run.config} is written again"]
     changed = configuration.differences(*(beyond_science(options) | {"out": None} for options in (started, stored)))
     return [f"{run.config} was changed after the run was started: {'; '.join(changed)}"] if changed else []
 
 
-def merge(stored: PretrainOptions, asked: PretrainOptions) -> tuple[PretrainOptions, list[str]]:
-    """The options to go on with: those asked for, with what the stored run had worked out for itself filled in.
+def merge(stored: PretrainOptions, given: PretrainOptions) -> tuple[PretrainOptions, list[str]]:
+    """The options to continue with: those given, completed by those that the stored run had computed.
 
     Returns:
-        options, and a line for each machine or bookkeeping option that differs.
+        The options, and a line for each machine or bookkeeping option that differs.
     """
     for name in ("tokens", "minutes"):
-        value = getattr(asked, name)
+        value = getattr(given, name)
         if value is not None and value != getattr(stored, name):
             raise UserError(
                 f"{name} is fixed when a run starts: this one has {stored.steps} steps; resume without --{name}. "
@@ -229,16 +234,16 @@ def merge(stored: PretrainOptions, asked: PretrainOptions) -> tuple[PretrainOpti
             )
     filled = {}
     for name in ("steps", "eval_every", "checkpoint_every"):
-        if getattr(asked, name) is None:
+        if getattr(given, name) is None:
             filled[name] = getattr(stored, name)
-    machine = asked.machine
+    machine = given.machine
     if machine.micro_batch_size is None:
         machine = replace(machine, micro_batch_size=stored.machine.micro_batch_size)
     if stored.init_from is not None:  # the encoder's shape came with the weights
-        untouched = [f.name for f in fields(EncoderOptions) if getattr(asked.encoder, f.name) == f.default]
-        filled["encoder"] = replace(asked.encoder, **{name: getattr(stored.encoder, name) for name in untouched})
+        untouched = [f.name for f in fields(EncoderOptions) if getattr(given.encoder, f.name) == f.default]
+        filled["encoder"] = replace(given.encoder, **{name: getattr(stored.encoder, name) for name in untouched})
     merged = replace(
-        asked,
+        given,
         **filled,
         **OF_ONE_CALL,
         machine=machine,
@@ -250,21 +255,21 @@ def merge(stored: PretrainOptions, asked: PretrainOptions) -> tuple[PretrainOpti
 
 
 def beyond_science(options: PretrainOptions) -> dict[str, Any]:
-    """The options of the machine and of bookkeeping."""
+    """Values of the machine and bookkeeping options by name."""
     return {leaf.name: leaf.value for leaf in configuration.leaves(options) if leaf.role != "science"}
 
 
 def check_same_experiment(
     run: RunFolder, expected: dict[str, Any], science: dict[str, Any], stored: dict[str, Any]
 ) -> None:
-    """Sees to it that `science` is that of the run.
+    """Checks that `science` is that of the run.
 
     Args:
-        expected: the run's.
+        expected: that of the run.
         stored: that of the options in config.yaml.
 
     Raises:
-        UserError: shows what differs.
+        UserError: they differ; the message lists the differences.
     """
     changed = configuration.differences(expected, science)
     if not changed:
@@ -274,24 +279,24 @@ def check_same_experiment(
     if edited:
         fix = f"{run.config} was changed after the run was started: put back {', '.join(edited)}"
     elif expected.get("data") != science.get("data") and len(changed) == 1:
-        fix = "The data was prepared anew or exchanged: resume with --data and the folder that the run was started with"
+        fix = "The data is not that of the run: resume with --data and the folder that the run was started with"
     elif expected | {"steps": 0} == science | {"steps": 0}:
         fix = f"Steps are fixed when a run starts: resume without --steps. {longer(run)}"
     else:
-        fix = "Resume with the run's own options (--resume alone takes them)"
+        fix = "Resume with the options of the run (--resume alone uses them)"
     end = "" if fix.endswith(longer(run)) else ", or start a new run with another --out"
     raise UserError(
-        f"the run in {run.path} is another experiment; resuming would mix the two. What differs:{LINE}{lines}{LINE}"
+        f"the run in {run.path} is another experiment; resuming would mix the two. Differences:{LINE}{lines}{LINE}"
         f"{fix}{end}"
     )
 
 
 def longer(run: RunFolder) -> str:
-    """How to train longer than the run, whose schedule ends with its steps."""
+    """Advice for training longer than the run, whose schedule ends with its steps."""
     return f"To train longer, start a new run from its weights: --init-from {run.path} with another --out"
 
 
 def session(step: int, seconds: float, machine: dict[str, Any], resolved: dict[str, Any]) -> dict[str, Any]:
-    """A manifest's entry for one start of the run, at `step`, after `seconds` of training in the sessions before."""
+    """Entry of the manifest for a session that starts at `step`, after `seconds` of training in earlier ones."""
     started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     return {"started": started, "from_step": step, "from_seconds": seconds, "machine": machine, "resolved": resolved}

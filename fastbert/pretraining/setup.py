@@ -1,4 +1,4 @@
-"""What a run is made of before its first step: data, vocabulary, encoder, machine; most refusals happen here."""
+"""Setup of a run before its first step: data, vocabulary, encoder and machine. Most user errors are found here."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -35,7 +35,7 @@ from fastbert.training.world import ONE_PROCESS, World
 
 @dataclass
 class PretrainSetup:
-    """What a run is made of, before its first step."""
+    """Parts of a run before its first step."""
 
     options: PretrainOptions
     dataset: Dataset
@@ -43,16 +43,16 @@ class PretrainSetup:
     config: EncoderConfig
     device: torch.device
     precision: str
-    noted: NoteCorpus | None = None
-    """The words that have notes; None without notes."""
+    note_corpus: NoteCorpus | None = None
+    """The words that have notes; None without a note dictionary."""
     started: PretrainOptions | None = None
-    """The options in config.yaml, of a run that is resumed."""
+    """The options in config.yaml of a run that is resumed."""
     world: World = ONE_PROCESS
 
     def objective(self, initial: bool = True) -> Objective:
-        """The networks on the device; with the weights of --init-from, if that is given and they are wanted."""
+        """The networks on the device, with the weights of --init-from if that is given and `initial` is set."""
         options = self.options
-        notes = self.noted.notes(self.config.width, options.seed, self.device) if self.noted else None
+        notes = self.note_corpus.notes(self.config.width, options.seed, self.device) if self.note_corpus else None
         objective = OBJECTIVES[options.objective](
             self.config, options.of_objective, self.vocabulary, options.machine.kernels, notes
         )
@@ -65,35 +65,35 @@ class PretrainSetup:
         return objective.to(self.device)
 
     def updater(self, objective: Objective) -> Updater:
-        """What the steps of a training share, with a new optimizer over all parameters of the networks."""
-        asked, apex = self.options.optimizer, self.options.machine.apex
-        optimizer = build_optimizer(objective.named_parameters(), asked, self.device, apex)
-        return Updater(objective, optimizer, asked.clip_norm, self.precision, self.world)
+        """State that all steps of a training use, with a new optimizer over all parameters of the networks."""
+        optimizer_options, apex = self.options.optimizer, self.options.machine.apex
+        optimizer = build_optimizer(objective.named_parameters(), optimizer_options, self.device, apex)
+        return Updater(objective, optimizer, optimizer_options.clip_norm, self.precision, self.world)
 
     def plan(self, steps: int | None = None) -> BatchPlan:
-        """What each step takes, in a run of so many; if None, as many as the options say, or many if they say none."""
+        """Batches of a run of `steps` steps; None stands for those of the options, or a nominal number."""
         options = self.options
         return make_plan(options.stages, options.batch_size, options.length, steps or options.steps or NOMINAL_STEPS)
 
     def shapes(self) -> set[tuple[int, int]]:
-        """All (batch_size, length) that a step can have, whatever the number of steps."""
+        """All (batch_size, length) that a step can have, for any number of steps."""
         return all_shapes(self.options.stages, self.options.batch_size, self.options.length)
 
     def rows(self, split: str, length: int | None = None) -> PackedRows:
-        """The split in sequences of `length`, or of the run's if None."""
+        """The split in sequences of `length` tokens, or of the run's length if None."""
         options, ids = self.options, self.vocabulary.ids
         length = length or options.length
-        stream, noted = self.dataset.split(split), self.noted.split[split, length] if self.noted else None
+        stream, noted = self.dataset.split(split), self.note_corpus.split[split, length] if self.note_corpus else None
         return PackedRows(stream, length, ids["[CLS]"], ids["[SEP]"], options.document_mask, noted)
 
     def batches(self, plan: BatchPlan | None = None) -> TrainingBatches:
-        """Those of `plan`, or of the run's if None."""
+        """Training batches of `plan`, or of the run's plan if None."""
         options, plan = self.options, plan or self.plan()
         rows = {length: self.rows("train", length) for length in plan.lengths}
         return TrainingBatches(rows, plan, options.micro_batch_size, options.seed, self.device, self.world)
 
     def validate(self, objective: Objective, length: int | None = None) -> dict[str, float]:
-        """Losses on held-out sequences of `length`, or of the run's if None."""
+        """Losses on held-out sequences of `length` tokens, or of the run's length if None."""
         options = self.options
         rows = self.rows("validation", length)
         count = min(options.eval_sequences, len(rows))
@@ -104,11 +104,11 @@ class PretrainSetup:
 def prepare_setup(
     options: PretrainOptions, config: EncoderConfig | None = None, verify_data: bool | None = None
 ) -> PretrainSetup:
-    """Data, vocabulary, encoder and machine for `options`; everything that can be refused is refused here.
+    """Opens the data and resolves encoder and machine; raises the user errors that can be found before training.
 
     Args:
-        config: of a run that is resumed.
-        verify_data: as the option, which counts if this is None.
+        config: encoder of a run that is resumed.
+        verify_data: replaces the option of that name unless None.
     """
     device = resolve_device(options.machine.device)
     precision, warning = resolve_precision(options.machine.precision, device)
@@ -144,46 +144,46 @@ def prepare_setup(
     for warning in options.of_objective.warnings(config):
         echo(warning)
     lengths = {options.length, options.stages.first_length or options.length}
-    noted = find_note_words(options.notes, dataset, options.length, lengths) if options.notes.enabled else None
-    return PretrainSetup(options, dataset, vocabulary, config, device, precision, noted)
+    note_corpus = find_note_words(options.notes, dataset, options.length, lengths) if options.notes.enabled else None
+    return PretrainSetup(options, dataset, vocabulary, config, device, precision, note_corpus)
 
 
 def tokenizer_to_prepare(options: PretrainOptions, pretrained: Pretrained | None) -> str | None:
-    """Folder of the tokenizer for a source of text: --tokenizer, or else that of the weights of --init-from.
+    """Folder of the tokenizer for a source of text: --tokenizer, or else that of --init-from.
 
     Raises:
-        UserError: --tokenizer is not that of the weights; found before any text is prepared with it.
+        UserError: --tokenizer is not that of the weights.
     """
     if pretrained is None:
         return options.tokenizer
     if options.tokenizer is None:
         return str(pretrained.tokenizer)
-    if not (Path(options.data) / "dataset.json").is_file():  # else the option has no effect
+    if not (Path(options.data) / "dataset.json").is_file():  # otherwise the option has no effect
         check_tokenizer(pretrained, load_tokenizer(options.tokenizer), options.tokenizer)
     return options.tokenizer
 
 
 def check_networks(options: PretrainOptions, device: torch.device) -> None:
-    """Refuses wrong networks, and ones that `device` cannot hold, before the data is prepared."""
+    """Raises a UserError, before the data is prepared, for networks that are invalid or too large for `device`."""
     config = options.encoder.resolve(vocab_size=1, length=options.length)
-    check_exportable(config)
     check_memory(options, options.of_objective.networks(config), device)
+    check_exportable(config)  # builds the position encoding in its full width
 
 
 def check_memory(options: PretrainOptions, configs: Sequence[EncoderConfig], device: torch.device) -> None:
-    """Compares the least that training takes, with the networks `configs`, with the memory of `device`.
+    """Compares a lower bound of the memory for training the networks `configs` with that of `device`.
 
     Raises:
-        UserError: it would not fit.
+        UserError: it does not fit.
     """
     parameters = sum(map(encoder_parameters, configs))
     rows = min(options.micro_batch_size, options.batch_size)
-    needed = 16 * parameters  # weights, gradients and two moments (one with muon, which is no matter here), in float32
+    needed = 16 * parameters  # weights, gradients and two moments in float32 (muon has one)
     needed += 4 * rows * options.length * options.encoder.resolve(1, options.length).width
-    if needed > (there := memory(device)[1]):
+    if needed > (available := memory(device)[1]):
         raise UserError(
             f"training {parameters:,} parameters on {rows:,} sequences of {options.length:,} tokens at a time takes "
-            f"more than {needed / 1e9:,.0f} GB of memory, and {device} has {there / 1e9:,.0f} GB; choose a smaller "
+            f"more than {needed / 1e9:,.0f} GB of memory, and {device} has {available / 1e9:,.0f} GB; choose a smaller "
             "encoder, --length or --machine.micro-batch-size"
         )
 
@@ -194,17 +194,17 @@ def check_positions(options: PretrainOptions, given: EncoderConfig) -> None:
     if options.length > given.max_positions and given.has_position_table():
         raise UserError(
             f"length {options.length} is longer than the {given.max_positions} positions of {options.init_from}, "
-            f"which cannot be raised; lower --length to {given.max_positions} or less"
+            f"which are fixed; lower --length to {given.max_positions} or less"
         )
 
 
 def data_folder(options: PretrainOptions, tokenizer: str | None) -> Path:
-    """The prepared folder of --data, prepared now if it is a source."""
+    """The prepared folder of --data; a source is prepared now."""
     return prepared_folder(
         options.data,
         PrepareOptions(
             source=options.data,
-            out="data",  # does not count
+            out="data",  # has no effect
             tokenizer=tokenizer,
             workers=options.machine.workers,
             **rare_band(options.notes),
@@ -214,7 +214,7 @@ def data_folder(options: PretrainOptions, tokenizer: str | None) -> Path:
 
 
 def check_given_tokenizer(options: PretrainOptions, vocabulary: WordPiece) -> None:
-    """Raises a UserError if --tokenizer is not that of the prepared --data, with which it would have no effect."""
+    """Raises a UserError if --tokenizer is not that of the prepared --data, where it would have no effect."""
     found = differences(vocabulary, load_tokenizer(options.tokenizer), (options.data, options.tokenizer))
     if found:
         raise UserError(
@@ -224,16 +224,16 @@ def check_given_tokenizer(options: PretrainOptions, vocabulary: WordPiece) -> No
 
 
 def check_tokenizer(pretrained: Pretrained, vocabulary: WordPiece, where: str) -> None:
-    """Compares the tokenizer of the data with that of the weights which --init-from gives, id by id.
+    """Compares the tokenizer of the data with that of the weights of --init-from, id by id.
 
-    Weights without a tokenizer are refused: which words their ids mean cannot be found out.
+    Weights without a tokenizer are refused: the words of their ids are unknown.
 
     Args:
-        vocabulary: the data's.
-        where: it comes from.
+        vocabulary: that of the data.
+        where: folder of the data.
 
     Raises:
-        UserError: they differ. Names settings and the first ids.
+        UserError: they differ; the message lists settings and the first ids.
     """
     found = differences(vocabulary, tokenizer_of(pretrained), (where, str(pretrained.tokenizer)))
     if found:
@@ -244,7 +244,7 @@ def check_tokenizer(pretrained: Pretrained, vocabulary: WordPiece, where: str) -
 
 
 def initial_config(options: PretrainOptions, config: EncoderConfig, given: EncoderConfig) -> EncoderConfig:
-    """The shape of the encoder `given` by --init-from, with this run's dropout and longest sequence.
+    """The encoder `given` by --init-from, with the dropout and longest sequence of this run.
 
     Raises:
         UserError: its vocabulary or positions do not fit the data.
@@ -259,28 +259,28 @@ def initial_config(options: PretrainOptions, config: EncoderConfig, given: Encod
         given,
         dropout=config.dropout,
         attention_dropout=config.attention_dropout,
-        max_positions=config.max_positions,  # another than given's only where no weight depends on it
+        max_positions=config.max_positions,  # differs only where no weight depends on it
     )
 
 
 def load_initial(objective: Objective, source: str) -> None:
-    """Copies the weights of `source` into the objective; what it lacks keeps its initial value, and this is said.
+    """Copies the weights of `source` into the objective; missing weights keep their initialization and are reported.
 
-    A head is taken only if it is of the objective's own kind.
+    A head is copied only if it has the same weights as that of the objective.
     """
-    weights, own = load_pretrained(source).weights, objective.state_dict()
-    heads = [{name for name in names if name.startswith("head.")} for names in (weights, own)]
+    weights, initial = load_pretrained(source).weights, objective.state_dict()
+    heads = [{name for name in names if name.startswith("head.")} for names in (weights, initial)]
     if heads[0] != heads[1]:
         weights = {name: tensor for name, tensor in weights.items() if name not in heads[0]}
     _, unexpected = objective.load_state_dict(weights, strict=False)
     if unexpected:
         raise UserError(f"{source} has weights that this run does not use: {', '.join(unexpected[:5])}")
-    given = {own[name].data_ptr() for name in weights}  # a weight that two modules share is there under either name
-    missing = [name for name, tensor in own.items() if tensor.data_ptr() not in given]
+    given = {initial[name].data_ptr() for name in weights}  # tied weights have several names
+    missing = [name for name, tensor in initial.items() if tensor.data_ptr() not in given]
     if missing:
-        echo(f"not in {source}, so freshly initialised: {', '.join(missing)}")
+        echo(f"not in {source}, newly initialized: {', '.join(missing)}")
 
 
 def data_fingerprint(dataset: Dataset) -> str:
-    """Names the tokens of both splits and their tokenizer, wherever the folder lies."""
+    """Hash of the tokens of both splits and of their tokenizer, for any path of the folder."""
     return configuration.digest({"tokenizer": dataset.fingerprint, "splits": dataset.record["splits"]})

@@ -1,4 +1,4 @@
-"""From a profiler's spans to parts of a step: which part each moment belongs to, and how much each part took."""
+"""Parts of a step from a profiler's spans: assigns each span to a part, and adds up the time of each part."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -13,49 +13,50 @@ OUTER = {
     "after the step": "after the step: notes, gradients freed",
     "logging": "logging",
 }
-"""Marks of the loop, and what the part is called that has no mark within."""
+"""Marks of the loop, and the name of the part of each that is outside of further marks."""
 COMPILED, REGION = "compiled blocks", "Torch-Compiled Region"
 INNER = ("embedding", "attention", "feed-forward", "norms, dropout, sums", COMPILED, "second network")
-"""Marks within the forward pass; what torch.compile made marks itself, as REGION and a number."""
+"""Marks within the forward pass; compiled code has its own, REGION and a number."""
 LOOP, IDLE = "between the parts", "the GPU waits for the host"
 _NODE = "autograd::engine::evaluate_function"
 
 
 @dataclass(frozen=True)
 class Span:
-    """Something that ran on the host; times in microseconds."""
+    """A time span of the host, such as an operator; times in microseconds."""
 
     name: str
     thread: int
     start: float
     end: float
     sequence: int = -1
-    """Autograd's number: of the next node made, for a forward operator; its own, for a node of the backward pass."""
+    """Autograd's sequence number: of the next node for a forward operator, of itself for a node of the backward
+    pass."""
     kernels: float = 0.0
-    """What the device took for what this span itself started."""
+    """Time on the device of the kernels that this span launched."""
     is_async: bool = False
 
 
 @dataclass
-class _Placed:
+class _Assigned:
     span: Span
     part: str | None
     own: float
-    """Without the spans within."""
+    """Time without the spans inside."""
 
 
 def parts(spans: list[Span], steps: int, device: bool) -> list[dict[str, Any]]:
-    """The parts of a step in the order of `OUTER`: `part`, `ms` of one step, and `share` of all.
+    """The parts of a step in the order of `OUTER`: `part`, `ms` of one step, and `fraction` of all.
 
     Args:
         spans: with one named "step" around each step.
-        steps: how many.
-        device: whether the device's time counts and not the host's. The device may be idle: that is a part then.
+        steps: number of steps.
+        device: whether the device's time counts instead of the host's; then its idle time is a part.
     """
     took: Counter[str] = Counter()
-    for placed in place(spans):
-        if placed.part is not None:
-            took[placed.part] += placed.span.kernels if device else placed.own
+    for assigned in assign_parts(spans):
+        if assigned.part is not None:
+            took[assigned.part] += assigned.span.kernels if device else assigned.own
     total = sum(span.end - span.start for span in spans if span.name == "step")
     if device:
         took[IDLE] = max(0.0, total - sum(took.values()))
@@ -64,52 +65,52 @@ def parts(spans: list[Span], steps: int, device: bool) -> list[dict[str, Any]]:
     names = list(OUTER.values())
     order = [names[0], *forward, names[1], *backward, "backward: head and loss", *names[2:], LOOP, IDLE]
     return [
-        {"part": name, "ms": round(took[name] / 1000 / steps, 3), "share": round(took[name] / total, 4)}
+        {"part": name, "ms": round(took[name] / 1000 / steps, 3), "fraction": round(took[name] / total, 4)}
         for name in order
         if took[name] > 0
     ]
 
 
 def operators(spans: list[Span], steps: int, device: bool) -> list[dict[str, Any]]:
-    """The operators of a step, largest first: `operator`, `calls` and `ms` of one step without what it calls itself,
-    `share` of all."""
+    """The operators of a step, largest first: `operator`, `calls` and `ms` of one step without the operators that it
+    calls, `fraction` of all."""
     took, calls = Counter[str](), Counter[str]()
-    for placed in place(spans):
-        if placed.part is None or placed.span.name in {*OUTER, *INNER, "step"}:
+    for assigned in assign_parts(spans):
+        if assigned.part is None or assigned.span.name in {*OUTER, *INNER, "step"}:
             continue
-        took[placed.span.name] += placed.span.kernels if device else placed.own
-        calls[placed.span.name] += 1
+        took[assigned.span.name] += assigned.span.kernels if device else assigned.own
+        calls[assigned.span.name] += 1
     total = sum(span.end - span.start for span in spans if span.name == "step")
     return [
         {
             "operator": name.removeprefix(f"{_NODE}: "),
             "calls": round(calls[name] / steps, 1),
             "ms": round(value / 1000 / steps, 3),
-            "share": round(value / total, 4),
+            "fraction": round(value / total, 4),
         }
         for name, value in took.most_common()
         if value > 0
     ]
 
 
-def place(spans: list[Span]) -> list[_Placed]:
-    """Each span with the part of the step it belongs to (None: outside), by the innermost mark around it."""
-    placed: list[_Placed] = []
-    nested: dict[int, list[_Placed]] = {}
-    makers: dict[int, str] = {}  # number of a node -> the part whose operator made it
+def assign_parts(spans: list[Span]) -> list[_Assigned]:
+    """Each span with its part of the step (None: outside of a step), by the innermost mark around it."""
+    assigned: list[_Assigned] = []
+    nested: dict[int, list[_Assigned]] = {}
+    makers: dict[int, str] = {}  # number of a node -> the part whose operator created it
     for span in sorted((s for s in spans if not s.is_async), key=lambda s: (s.start, -s.end)):
         stack = nested.setdefault(span.thread, [])
         while stack and stack[-1].span.end <= span.start:
             stack.pop()
         around = stack[-1] if stack else None
-        here = _Placed(span, _part(span, around.part if around else None, makers), span.end - span.start)
+        here = _Assigned(span, _part(span, around.part if around else None, makers), span.end - span.start)
         if around is not None:
             around.own -= span.end - span.start
         if here.part is not None and not here.part.startswith("backward") and span.sequence >= 0:
-            makers[span.sequence] = here.part  # the last to bear the number is the one that makes the node
+            makers[span.sequence] = here.part  # the last operator with the number creates the node
         stack.append(here)
-        placed.append(here)
-    return placed
+        assigned.append(here)
+    return assigned
 
 
 def _part(span: Span, around: str | None, makers: dict[int, str]) -> str | None:

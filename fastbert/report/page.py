@@ -4,7 +4,6 @@ Every function returns HTML and escapes its texts, so that a name with tags, quo
 change the writing direction is shown as text. A content security policy forbids the page to load anything.
 """
 
-import base64
 import html
 import re
 from collections.abc import Sequence
@@ -28,13 +27,14 @@ p, ul { max-width: 64rem; } .faint { color: var(--faint); }
 .warning { background: var(--warning-block); border-left: 4px solid var(--warning); padding: .5rem .8rem; }
 .scroll { overflow-x: auto; max-width: 100%; margin: .8rem 0; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; overflow-wrap: normal; }
-th, td { padding: .3rem .75rem; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top;
+th, td { padding: .3rem .6rem; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top;
   max-width: 34rem; unicode-bidi: isolate; }
-td.long { min-width: 16rem; white-space: pre-line; } td:not(.long), th { white-space: nowrap; }
-th { border-bottom: 2px solid var(--faint); } td.number, th.number { text-align: right; }
+td.long { min-width: 16rem; white-space: pre-line; } td:not(.long) { white-space: nowrap; }
+th { border-bottom: 2px solid var(--faint); vertical-align: bottom; } td.number, th.number { text-align: right; }
 td:not(.number):not(.long) { max-width: none; }
 @media (min-width: 700px) { th:first-child, td:first-child { position: sticky; left: 0; background: var(--page); } }
-img, svg { max-width: 100%; height: auto; } .image { background: #fff; border-radius: 6px; padding: .4rem; }
+svg { display: block; max-width: 100%; height: auto; } .image { background: #fff; border-radius: 6px; padding: .4rem; }
+figure { margin: 1rem 0; } figcaption { color: var(--faint); font-size: .9rem; max-width: 64rem; }
 pre { background: var(--block); padding: .7rem; overflow-x: auto; overflow-wrap: normal; white-space: pre; }
 code { background: var(--block); padding: 0 .2rem; unicode-bidi: isolate; } pre code { padding: 0; }
 .controls { display: flex; flex-wrap: wrap; gap: .5rem 1.2rem; align-items: center; margin: .8rem 0; }
@@ -42,7 +42,8 @@ code { background: var(--block); padding: 0 .2rem; unicode-bidi: isolate; } pre 
 .excerpt { background: var(--block); padding: .5rem .7rem; white-space: pre-wrap; margin: .5rem 0; }
 .scroll > svg { min-width: 40rem; } details { margin: .8rem 0; } summary { cursor: pointer; color: var(--accent); }
 """
-_NUMBER = re.compile(r"[-+\[]*\d[-+\d .,:%e±\[\]]*( s|[kMG])?|–|")
+_NUMBER = re.compile(r"[-+\[]*\d[-+\d .,:/%e±\[\]]*( s|[kMGB])?|–|")
+SVG_WIDTH = 620  # pixels below which a wide plot is not scaled down
 LONG = 40  # characters of a cell that is wrapped instead of widening the table
 
 
@@ -88,10 +89,13 @@ def fold(title: str, body: str) -> str:
     return f"<details>\n<summary>{inline(title)}</summary>\n{body}\n</details>"
 
 
-def png(data: bytes, alt: str) -> str:
-    """An image inside the page."""
-    encoded = base64.b64encode(data).decode()
-    return f'<p><img class="image" alt="{escape(alt)}" src="data:image/png;base64,{encoded}"></p>'
+def svg(text: str, alt: str) -> str:
+    """A plot inside the page, from the text of an SVG file that matplotlib wrote, with the caption `alt`. On a narrow
+    screen it scrolls before its text becomes too small to read."""
+    width = float(re.search(r'<svg[^>]* width="([\d.]+)pt"', text)[1]) * 4 / 3
+    image = text[text.index("<svg") :].replace("<svg", f'<svg style="min-width: {min(width, SVG_WIDTH):.0f}px"', 1)
+    caption = f"<figcaption>{inline(alt)}</figcaption>"
+    return f'<figure>\n<div class="image scroll" tabindex="0">\n{image}</div>\n{caption}\n</figure>'
 
 
 def script_json(value: Any) -> str:

@@ -1,1 +1,1 @@
-"""Many trainings compared: an engine that runs their jobs, and the studies that stand on it."""
+"""Studies of many trainings: an engine that runs their jobs, and the studies built on it."""

@@ -1,6 +1,6 @@
-"""fastbert_kernels: the operations that decide the speed of an encoder, each with a PyTorch reference that defines it.
+"""fastbert_kernels: fast operations for encoders, each with a PyTorch reference that defines it.
 
-The package knows nothing of fastbert: anyone with another model can use it.
+The package does not depend on fastbert and can be used with any model.
 """
 
 from fastbert_kernels.attention.dispatch import attention

@@ -1,6 +1,7 @@
-"""Where the Triton kernels run: on CUDA devices, and under TRITON_INTERPRET=1 on any, interpreted.
+"""Choice between Triton kernels and PyTorch. Kernels run on CUDA devices and, interpreted under TRITON_INTERPRET=1, on
+any device.
 
-Without Triton, or for tensors that a kernel does not take, the public functions fall back to PyTorch and say so once.
+Without Triton, or for tensors that a kernel does not support, the public functions fall back to PyTorch and warn once.
 """
 
 import importlib.metadata
@@ -15,13 +16,14 @@ import torch
 from torch import Tensor
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-"""Whether Triton interprets kernels, which it decides when it is imported."""
+"""True if Triton interprets kernels. Triton reads the variable when it is imported."""
 TESTED = ("3.6", "3.7")
-"""Versions of Triton that the kernels were compiled with in the tests."""
-LEAST_CAPABILITY = (8, 0)
-"""Of GPUs that Triton supports. It compiles 16-bit products for older ones too, but not for their shared memory."""
+"""Versions of Triton with which the tests compile the kernels."""
+MIN_CAPABILITY = (8, 0)
+"""Minimum compute capability. Triton compiles 16-bit products for older GPUs too, but ignores their smaller shared
+memory."""
 
-_pretended = 0
+_compile_only = 0
 
 
 def _version() -> str | None:
@@ -29,40 +31,43 @@ def _version() -> str | None:
         return None
     try:
         return importlib.metadata.version("triton")
-    except importlib.metadata.PackageNotFoundError:  # under another name, as in PyTorch's nightly builds
+    except importlib.metadata.PackageNotFoundError:  # another distribution name, as in PyTorch's nightly builds
         import triton
 
         return triton.__version__
 
 
 TRITON = _version()
-"""Triton's version; None without it."""
+"""Triton's version; None if it is not installed."""
 
 
 @contextmanager
-def pretending() -> Iterator[None]:
-    """Within it, kernels are taken on any device: `fastbert_kernels.compilation` sees to it that they do not run."""
-    global _pretended
-    _pretended += 1
+def compiling_only() -> Iterator[None]:
+    """Context in which kernels are selected on any device; `fastbert_kernels.compilation` compiles them without running
+    them."""
+    global _compile_only
+    _compile_only += 1
     try:
         yield
     finally:
-        _pretended -= 1
+        _compile_only -= 1
 
 
-def runs_kernels(x: Tensor, what: str) -> bool:
-    """Whether kernels can take tensors of x's device; a warning, once, if `what` has to do without them on a GPU."""
-    if x.device.type != "cuda" and not INTERPRETED and not _pretended:
+def runs_kernels(x: Tensor, operation: str) -> bool:
+    """Report whether kernels run on x's device; warns once if `operation` has to fall back to PyTorch on a GPU."""
+    if x.device.type != "cuda" and not INTERPRETED and not _compile_only:
         return False
     if TRITON is None:
-        warn_once(f"{what} takes PyTorch's own form on this GPU: Triton is not installed (pip install triton)")
+        warn_once(f"{operation} falls back to PyTorch on this GPU: Triton is not installed (pip install triton)")
         return False
-    if not INTERPRETED and not _pretended and (found := _capability(x.device)) < LEAST_CAPABILITY:
-        least, found = (".".join(map(str, pair)) for pair in (LEAST_CAPABILITY, found))
-        warn_once(f"{what} takes PyTorch's own form on this GPU: Triton needs compute capability {least}, not {found}")
+    if not INTERPRETED and not _compile_only and (found := _capability(x.device)) < MIN_CAPABILITY:
+        least, found = (".".join(map(str, pair)) for pair in (MIN_CAPABILITY, found))
+        warn_once(
+            f"{operation} falls back to PyTorch on this GPU: Triton needs compute capability {least}, not {found}"
+        )
         return False
     if not TRITON.startswith(tuple(f"{tested}." for tested in TESTED)):
-        warn_once(f"Triton {TRITON} is not among the tested versions of fastbert_kernels: {', '.join(TESTED)}")
+        warn_once(f"Triton {TRITON} is not one of the versions tested with fastbert_kernels: {', '.join(TESTED)}")
     return True
 
 
@@ -70,7 +75,7 @@ def _capability(device: torch.device) -> tuple[int, int]:
     return torch.cuda.get_device_capability(device)
 
 
-# What torch.compiler.assume_constant_result sets. That function imports the compiler, and with it Triton: 0.7 s.
+# Set here as torch.compiler.assume_constant_result does, which would import the compiler and Triton (0.7 s).
 _capability._dynamo_marked_constant = True
 
 

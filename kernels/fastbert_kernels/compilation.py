@@ -1,8 +1,8 @@
-"""Compiles Triton kernels for GPUs that need not be there, and reads off what they take: registers, spills, shared
-memory, tensor-core instructions.
+"""Compilation of Triton kernels for GPUs that this machine need not have, and their resource usage: registers, spills,
+shared memory, tensor-core instructions.
 
-`pretended_gpu` puts a driver in Triton's place that compiles a launch for the GPU asked for and then runs nothing. So
-what is compiled is what a call would launch: its types, its specializations, its configuration.
+`compile_target` replaces Triton's driver by one that compiles each launch for the requested GPU and runs nothing. The
+compiled variants are therefore those of a real call: the same types, specializations and configuration.
 """
 
 import itertools
@@ -20,37 +20,37 @@ from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
-from fastbert_kernels.backend import pretending
+from fastbert_kernels.backend import compiling_only
 
 SHARED_LIMIT = {80: 163 << 10, 86: 99 << 10, 89: 99 << 10, 90: 227 << 10, 100: 227 << 10, 120: 99 << 10}
-"""Bytes of shared memory a block may have, by capability."""
+"""Maximum bytes of shared memory of a block, by capability."""
 _TENSOR_CORES = {9: "wgmma.mma_async", 10: "tcgen05.mma"}
 _numbers = itertools.count()
 
 
 @dataclass(frozen=True)
 class Resources:
-    """What a compiled kernel takes."""
+    """Resource usage of a compiled kernel."""
 
     kernel: str
     registers: int
-    """Of each thread."""
+    """Per thread."""
     spilled: int
-    """Bytes of local memory of each thread: registers that did not fit."""
+    """Bytes of local memory per thread, for registers that did not fit."""
     shared: int
-    """Bytes of shared memory of each block."""
+    """Bytes of shared memory per block."""
     tensor_cores: int
-    """Matrix instructions in its PTX: wgmma for capability 9.0, tcgen05.mma for 10.0, mma else."""
+    """Matrix instructions in its PTX: wgmma for capability 9.0, tcgen05.mma for 10.0, mma for others."""
     warps: int
     stages: int
 
 
 class _Driver:
-    """What Triton's runtime asks of a driver, for a GPU that is not there."""
+    """The part of a Triton driver that compilation needs, for a GPU that is not present."""
 
     def __init__(self, capability: int) -> None:
         self.target = GPUTarget("cuda", capability, 32)
-        self.device = f"pretended-{capability}-{next(_numbers)}"  # the key of what Triton keeps for a device
+        self.device = f"compile-only-{capability}-{next(_numbers)}"  # key of Triton's cache of a device
         limits = {"max_shared_mem": SHARED_LIMIT[capability], "multiprocessor_count": 132}
         self.utils = SimpleNamespace(
             get_device_properties=lambda device: limits,
@@ -72,45 +72,45 @@ class _Driver:
 
 
 @contextmanager
-def pretended_gpu(capability: int) -> Iterator["Compiled"]:
-    """Within it the package's functions take their kernels on any device, and launches are compiled for `capability`,
-    one of SHARED_LIMIT, and run nothing: their results are whatever memory held.
+def compile_target(capability: int) -> Iterator["Compiled"]:
+    """Context in which the package's functions select their kernels on any device and launches are compiled for
+    `capability` (a key of SHARED_LIMIT) without running: results are uninitialized memory.
 
     Raises:
-        triton.runtime.errors.OutOfResources: at a launch that would not fit this GPU.
+        triton.runtime.errors.OutOfResources: a launch does not fit this GPU.
     """
-    before, hook, pretended = driver._active, knobs.runtime.jit_post_compile_hook, _Driver(capability)
-    compiled = Compiled(pretended.device, capability, [])
+    active, hook, target = driver._active, knobs.runtime.jit_post_compile_hook, _Driver(capability)
+    compiled = Compiled(target.device, capability, [])
 
-    def note(*, fn, **more) -> None:
+    def record(*, fn, **more) -> None:
         if fn.jit_function not in compiled.functions:
             compiled.functions.append(fn.jit_function)
 
-    driver.set_active(pretended)
-    knobs.runtime.jit_post_compile_hook = note
+    driver.set_active(target)
+    knobs.runtime.jit_post_compile_hook = record
     try:
-        with pretending():
+        with compiling_only():
             yield compiled
     finally:
-        driver._active, knobs.runtime.jit_post_compile_hook = before, hook
+        driver._active, knobs.runtime.jit_post_compile_hook = active, hook
         for function in compiled.functions:
-            function.device_caches.pop(pretended.device, None)
+            function.device_caches.pop(target.device, None)
 
 
 @dataclass(frozen=True)
 class Compiled:
-    """What has been compiled for a pretended GPU so far; to be asked inside its context."""
+    """Kernels compiled so far in the context of a `compile_target`; valid inside that context."""
 
     device: str
     capability: int
     functions: list
 
     def kernels(self) -> list:
-        """Triton's compiled kernels, each variant of each."""
+        """Triton's compiled kernels, all variants."""
         return [kernel for function in self.functions for kernel in function.device_caches[self.device][0].values()]
 
     def resources(self) -> list[Resources]:
-        """Of each variant of each kernel."""
+        """Resource usage of each variant of each kernel."""
         instruction = _TENSOR_CORES.get(self.capability // 10, "mma.sync")
         found = []
         for kernel in self.kernels():
@@ -124,11 +124,11 @@ class Compiled:
 
 
 def _usage(binary: bytes) -> tuple[int, int]:
-    """Registers and bytes of stack, from the `cuobjdump` in Triton's package."""
+    """Registers and bytes of stack, by the `cuobjdump` of Triton's package."""
     program = next(Path(triton.__file__).parent.rglob("cuobjdump"))
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(binary)
         file.flush()
-        said = subprocess.run([program, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
-    registers, stack = re.search(r"REG:(\d+) STACK:(\d+)", said).groups()
+        usage = subprocess.run([program, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
+    registers, stack = re.search(r"REG:(\d+) STACK:(\d+)", usage).groups()
     return int(registers), int(stack)

@@ -1,11 +1,11 @@
-"""Tiles, warps and stages of the attention kernels: the defaults, what is tried when they are tuned, what is in use.
+"""Tiles, warps and stages of the attention kernels: defaults, candidates for tuning, and the selection in use.
 
-A configuration decides the order of sums and so the last bits of a result. So none is chosen while a training runs: it
-takes the defaults, or what `fastbert bench kernels --tune` measured on this GPU and kept in a file; and it notes in its
-manifest which, so that a resume takes the same.
+A configuration decides the order of summation and so the last bits of a result. No configuration is therefore selected
+during a run. A run uses the defaults, or those that `fastbert bench kernels --tune` measured on this GPU and saved to a
+file, and records them in its manifest, so that a resumed run uses the same.
 
-The defaults spill no registers where they were compiled for (docs/results/kernels-compiled.md). On capability 8 and 12
-they fit into the 99 KiB of shared memory of its smallest members.
+The defaults spill no registers on the capabilities they are for (docs/results/kernels-compiled.md). On capabilities 8
+and 12 they fit into 99 KiB of shared memory, the limit of the smallest GPUs.
 """
 
 import json
@@ -20,9 +20,9 @@ import torch
 
 from fastbert_kernels.backend import INTERPRETED, TRITON
 
-LARGEST = 2**20  # bytes of a file of configurations
-KINDS = ("16-bit, to 64", "16-bit, to 128", "32-bit")
-"""Tensors that share a configuration: by the bits of their numbers and the size of their heads."""
+MAX_FILE_BYTES = 2**20
+TENSOR_CLASSES = ("16-bit, to 64", "16-bit, to 128", "32-bit")
+"""Classes of tensors with one configuration each: by bits per number and head size."""
 
 
 class Tiles(NamedTuple):
@@ -39,7 +39,7 @@ _COMMON = {
     "bias": {"16-bit, to 128": Tiles(64, 32, 8, 2), "32-bit": Tiles(32, 32, 8, 1)},
     "short": {},
 }
-_FOR_64 = {  # by the major number of the capability
+_FOR_64 = {  # by the major version of the capability
     8: {
         "forward": Tiles(128, 64, 8, 2),
         "keys": Tiles(32, 128, 8, 2),
@@ -69,28 +69,29 @@ CANDIDATES: dict[str, tuple[Tiles, ...]] = {
     "bias": (Tiles(128, 64, 8, 2), Tiles(64, 64, 8, 3), Tiles(64, 128, 8, 2), Tiles(64, 64, 4, 2), Tiles(64, 32, 4, 2)),
     "short": (Tiles(64, 128, 8, 1), Tiles(64, 128, 8, 2), Tiles(32, 128, 8, 2)),
 }
-"""What is tried for 16-bit heads of up to 64: of the tiles between 32 and 128 with 4 and 8 warps and 1 to 3 stages
-those that spill nothing, or next to nothing, on one of the capabilities. `short` takes its keys from the length."""
+"""Candidates for tuning, for 16-bit heads of up to 64: of all tiles between 32 and 128 with 4 or 8 warps and 1 to 3
+stages, those with no or few spills on one of the capabilities. The number of keys of `short` follows from the
+length."""
 
-_chosen: dict[str, dict[str, Tiles]] = {}
+_selected: dict[str, dict[str, Tiles]] = {}
 
 
-def kind(head_size: int, dtype: torch.dtype) -> str:
-    """One of KINDS."""
+def tensor_class(head_size: int, dtype: torch.dtype) -> str:
+    """One of TENSOR_CLASSES."""
     if dtype == torch.float32:
-        return KINDS[2]
-    return KINDS[0] if head_size <= 64 else KINDS[1]
+        return TENSOR_CLASSES[2]
+    return TENSOR_CLASSES[0] if head_size <= 64 else TENSOR_CLASSES[1]
 
 
-def tiles(kernel: str, of: str, parts: bool = False) -> Tiles:
-    """The configuration in use of a kernel for a kind of tensors; with the `parts` of a bias it holds two tiles more,
-    for which capabilities 8 and 12 have room in a single stage of fewer queries only."""
-    found = _chosen.get(kernel, {}).get(of) or default(kernel, of)
-    return found._replace(queries=min(64, found.queries), stages=1) if parts and _major() == 8 else found
+def tiles(kernel: str, tensors: str, untied: bool = False) -> Tiles:
+    """The configuration in use of a kernel for a class of tensors. An `untied` bias needs two more tiles, for which
+    capabilities 8 and 12 have room only with a single stage and fewer queries."""
+    found = _selected.get(kernel, {}).get(tensors) or default(kernel, tensors)
+    return found._replace(queries=min(64, found.queries), stages=1) if untied and _major() == 8 else found
 
 
-def default(kernel: str, of: str) -> Tiles:
-    return _FOR_64[_major()][kernel] if of == KINDS[0] else _COMMON[kernel][of]
+def default(kernel: str, tensors: str) -> Tiles:
+    return _FOR_64[_major()][kernel] if tensors == TENSOR_CLASSES[0] else _COMMON[kernel][tensors]
 
 
 def _major() -> int:
@@ -99,7 +100,7 @@ def _major() -> int:
 
 
 def _capability() -> int:
-    """Of the GPU that kernels are launched on or, by `pretended_gpu`, compiled for."""
+    """Capability of the GPU that kernels are launched on or, in a `compile_target`, compiled for."""
     if INTERPRETED:
         return 90
     from triton.runtime import driver
@@ -108,40 +109,40 @@ def _capability() -> int:
 
 
 def in_use() -> dict[str, dict[str, list[int]]]:
-    """Kernel -> kind -> configuration, as JSON."""
-    found = {kernel: [*kinds, *([KINDS[0]] if KINDS[0] not in kinds else [])] for kernel, kinds in _COMMON.items()}
-    return {kernel: {of: list(tiles(kernel, of)) for of in kinds} for kernel, kinds in found.items()}
+    """Kernel -> class of tensors -> configuration, as JSON."""
+    found = {kernel: dict.fromkeys([*classes, TENSOR_CLASSES[0]]) for kernel, classes in _COMMON.items()}
+    return {kernel: {name: list(tiles(kernel, name)) for name in classes} for kernel, classes in found.items()}
 
 
 def use(choice: Mapping[str, Mapping[str, Any]]) -> None:
-    """Takes the configurations of `choice` (as `in_use` gives them) from now on, and the defaults for what it lacks.
+    """Select the configurations of `choice` (in the form of `in_use`), and the defaults for what it lacks.
 
     Raises:
-        ValueError: a kernel, a kind or numbers that there cannot be.
+        ValueError: an unknown kernel or class of tensors, or invalid numbers.
     """
     found: dict[str, dict[str, Tiles]] = {}
-    if not isinstance(choice, Mapping) or not all(isinstance(kinds, Mapping) for kinds in choice.values()):
-        raise ValueError("the configurations of kernels are no mapping of kernels and kinds to numbers")
-    for kernel, kinds in choice.items():
-        for of, numbers in kinds.items():
-            if kernel not in _COMMON or of not in KINDS:
-                raise ValueError(f"there is no kernel {kernel!r} for {of!r} tensors")
+    if not isinstance(choice, Mapping) or not all(isinstance(classes, Mapping) for classes in choice.values()):
+        raise ValueError("kernel configurations must map kernels and classes of tensors to numbers")
+    for kernel, classes in choice.items():
+        for tensors, numbers in classes.items():
+            if kernel not in _COMMON or tensors not in TENSOR_CLASSES:
+                raise ValueError(f"there is no kernel {kernel!r} for {tensors!r} tensors")
             whole = isinstance(numbers, Sequence) and len(numbers) == 4 and all(type(n) is int for n in numbers)
             if not whole or not all(0 < n <= 2**20 and n & (n - 1) == 0 for n in numbers[:3]):
-                raise ValueError(f"{kernel}, {of}: {str(numbers)[:200]} is not queries, keys, warps and stages")
-            found.setdefault(kernel, {})[of] = Tiles(*numbers)
-    _chosen.clear()
-    _chosen.update(found)
+                raise ValueError(f"{kernel}, {tensors}: {str(numbers)[:200]} is not queries, keys, warps and stages")
+            found.setdefault(kernel, {})[tensors] = Tiles(*numbers)
+    _selected.clear()
+    _selected.update(found)
 
 
 def file_of(device_name: str) -> Path:
-    """Where what was tuned on a GPU is kept."""
+    """Path of the configurations tuned on a GPU."""
     root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(root) / "fastbert" / f"kernels-{re.sub(r'[^A-Za-z0-9]+', '-', device_name).lower()}.json"
 
 
 def save_tuned(choice: Mapping[str, Mapping[str, Any]], device_name: str) -> Path:
-    """Writes what was tuned on a GPU with this Triton to its file; returns the path."""
+    """Write the configurations tuned on a GPU with this version of Triton; returns the path."""
     path = file_of(device_name)
     path.parent.mkdir(parents=True, exist_ok=True)
     choice = {"device": device_name, "triton": TRITON, "kernels": choice}
@@ -150,7 +151,8 @@ def save_tuned(choice: Mapping[str, Mapping[str, Any]], device_name: str) -> Pat
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
-    """Writes a file whole or not at all: under a new name, which can be nobody's link, and then renamed."""
+    """Write a file whole or not at all: under a new name, which cannot be a link to another file, and then rename
+    it."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         with open(temporary, "xb") as file:
@@ -162,20 +164,20 @@ def write_whole(path: Path, content: str | bytes) -> None:
 
 
 def load_tuned(device_name: str) -> dict[str, dict[str, list[int]]] | None:
-    """What was tuned on such a GPU with this version of Triton; None if nothing was.
+    """The configurations tuned on such a GPU with this version of Triton; None if there are none.
 
     Raises:
-        ValueError: the file cannot be read as one of `save_tuned`; it is named.
+        ValueError: the file is not one that `save_tuned` wrote; the message names it.
     """
     try:
         path = file_of(device_name)
-    except RuntimeError:  # no home directory, so nothing was kept there
+    except RuntimeError:  # no home directory, so nothing was saved there
         return None
     if not path.is_file():
         return None
     try:
         with open(path, "rb") as file:
-            stored = json.loads(file.read(LARGEST))
+            stored = json.loads(file.read(MAX_FILE_BYTES))
         return stored["kernels"] if stored["triton"] == TRITON else None
-    except (ValueError, KeyError, TypeError, RecursionError) as error:  # no JSON, or of another shape
+    except (ValueError, KeyError, TypeError, RecursionError) as error:  # not JSON, or another structure
         raise ValueError(f"{path} is damaged ({error}); delete it or tune again") from None

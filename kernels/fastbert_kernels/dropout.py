@@ -1,4 +1,5 @@
-"""Dropout whose mask is a function of keys: the same in every pass, on every device, for every split of the batch."""
+"""Dropout with a mask that is a function of keys: the same in every pass, on every device, for every split of the
+batch."""
 
 import torch
 from torch import Tensor
@@ -7,15 +8,15 @@ from fastbert_kernels.hashing import combine, light_mix, threshold
 
 
 def keep_mask(row_keys: Tensor, columns: int, p: float) -> Tensor:
-    """Which cells are kept.
+    """Mask of the cells that dropout retains.
 
     Args:
         row_keys: int32 [...], one hashed key for each row of cells.
-        columns: cells in a row.
-        p: probability that a cell is dropped.
+        columns: number of cells in a row.
+        p: dropout probability.
 
     Returns:
-        bool [..., columns].
+        bool [..., columns], False for dropped cells.
 
     Raises:
         ValueError: `row_keys` are not int32.
@@ -27,14 +28,14 @@ def keep_mask(row_keys: Tensor, columns: int, p: float) -> Tensor:
 
 
 _BITS = {torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.float16: torch.int16}
-"""Integers as wide as numbers, for `_cpu_mask`."""
+"""Integer type of the same width, for `_cpu_mask`."""
 
 
 def _cpu_mask(row_keys: Tensor, columns: int, p: float) -> Tensor:
-    """`keep_mask` as int8 [..., columns]: -1, all bits, where a cell is kept, 0 where it is dropped.
+    """`keep_mask` as int8 [..., columns]: -1 (all bits set) for retained cells, 0 for dropped ones.
 
-    On a CPU comparisons and products with bool take several times as long as these shifts, which differ from a
-    comparison in nothing, since the threshold is even.
+    On a CPU comparisons and products with bool take several times as long as these shifts. The result is the same,
+    since the threshold is even.
     """
     index = torch.arange(columns, dtype=torch.int32)
     words = light_mix(row_keys[..., None], combine(index, 0))
@@ -63,10 +64,10 @@ class _HashDropout(torch.autograd.Function):
 
 
 def hash_dropout(x: Tensor, row_keys: Tensor, p: float) -> Tensor:
-    """Inverted dropout of `x` [..., D] by `row_keys` int32 [...], the shape of `x` without its last dimension.
+    """Inverted dropout of `x` [..., D] with `row_keys` int32 [...], one for each vector of `x`.
 
     Raises:
-        ValueError: shapes, types or devices that do not fit, named; a probability outside [0, 1).
+        ValueError: shapes, dtypes or devices that do not match; a probability outside [0, 1).
     """
     if not 0.0 <= p < 1.0:
         raise ValueError(f"p must lie in [0, 1), not {p}")

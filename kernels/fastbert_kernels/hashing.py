@@ -1,14 +1,14 @@
 """A 32-bit integer hash on int32 tensors: the only source of randomness, so that it can be recomputed anywhere.
 
-The same words come out eager, compiled, on any device and inside a Triton kernel: products of int32 wrap everywhere,
-and the arithmetic shift is masked to a logical one, without which the sign bit would be lost.
+The hash words are the same in eager and compiled mode, on any device and inside a Triton kernel. Products of int32 wrap
+everywhere, and arithmetic shifts are masked so that they act as logical shifts.
 """
 
 import numpy as np
 import torch
 from torch import Tensor
 
-GOLDEN = -1640531527  # 0x9E3779B9 as int32, the odd number next to 2^32 over the golden ratio
+GOLDEN = -1640531527  # 0x9E3779B9 as int32, the odd number nearest to 2^32 / golden ratio
 _MIX_1 = 0x7FEB352D
 _MIX_2 = 0x846CA68B - 2**32
 LIGHT = -2048144789  # 0x85EBCA6B as int32
@@ -23,9 +23,10 @@ def signed(value: int) -> int:
 def mix(x: Tensor) -> Tensor:
     """A bijection of int32 words in which every input bit flips every output bit with probability near one half.
 
-    Other integers are refused: their words would be others, and differ between devices.
+    Multipliers and shifts are those of lowbias32, found by Wellons' search.
 
-    Multipliers and shifts are those of Wellons' search, known as lowbias32.
+    Raises:
+        ValueError: `x` is not int32. Wider integers would give other words, and differ between devices.
     """
     if x.dtype != torch.int32:
         raise ValueError(f"words to hash must be int32, not {x.dtype}")
@@ -39,7 +40,7 @@ def mix(x: Tensor) -> Tensor:
 
 
 def _mix_on_cpu(x: Tensor) -> Tensor:
-    """`mix` by numpy, whose calls take a third of PyTorch's time: a training step hashes small tensors 180 times."""
+    """`mix` in numpy, whose calls take a third of PyTorch's time: a training step hashes 180 small tensors."""
     y = x.numpy().view(np.uint32).copy()
     y ^= y >> _SHIFTS[0]
     y *= np.uint32(_MIX_1)
@@ -50,26 +51,27 @@ def _mix_on_cpu(x: Tensor) -> Tensor:
 
 
 def combine(key: Tensor, value: Tensor | int) -> Tensor:
-    """A new key for `value` under `key`, broadcast: int32, for a fixed key a bijection in `value`."""
+    """Key derived from `key` and `value` (broadcast): int32, for a fixed key a bijection in `value`."""
     if isinstance(value, int):
         value = signed(value)
     return mix(mix(key + GOLDEN) ^ value)
 
 
 def uniform(words: Tensor, count: int | Tensor) -> Tensor:
-    """Integers in [0, count) from int32 hash words, int64, by multiply and shift (bias under count / 2^32)."""
+    """Integers, int64 in [0, count), from int32 hash words by multiply and shift (bias below count / 2^32)."""
     return ((words.long() & 0xFFFFFFFF) * count) >> 32
 
 
 def threshold(probability: float) -> int:
-    """The int32 below which a hash word falls with `probability` (0 to 1). It is even: `dropout.py` halves it."""
+    """The int32 that a hash word is below with `probability` (0 to 1). It is even, since `dropout.py` halves it."""
     return min(2 * round(probability * 2**31), 2**32 - 2) - 2**31
 
 
 def light_mix(rows: Tensor, columns: Tensor) -> Tensor:
-    """Words for the cells of a table from hashed keys of its rows and columns, broadcast; two products a cell.
+    """Hash words for the cells of a table from hashed keys of its rows and columns (broadcast), with two products per
+    cell.
 
-    Enough for dropout, where only the high bits are compared; `mix` costs half as much again.
+    Sufficient for dropout, which compares only the high bits; `mix` costs 50 % more.
     """
     y = torch.bitwise_xor(rows, columns)
     y *= GOLDEN

@@ -1,7 +1,7 @@
-"""Scores of a few candidate words for each row: products with gathered rows of the embedding, which are never kept.
+"""Scores of a few candidate words for each row: products with gathered rows of the embedding, which are not saved.
 
-Plain indexing would hold N x K x D numbers for the backward pass and write as many gradients. Here both gradients are
-sums of weighted rows, which an embedding bag makes without writing its summands, always in the same order.
+Plain indexing would save N x K x D numbers for the backward pass and write the same number of gradients. Here both
+gradients are sums of weighted rows. An embedding bag computes them without writing the summands, in a fixed order.
 
 Shapes: N rows, K candidates, D width, V vocabulary.
 """
@@ -11,22 +11,22 @@ import torch.nn.functional as F
 from torch import Tensor
 
 ROWS = {"cpu": 256, "cuda": 8192}
-"""Rows whose candidates are gathered at a time."""
+"""Number of rows whose candidates are gathered at a time."""
 
 
 def candidate_scores(hidden: Tensor, embedding: Tensor, ids: Tensor) -> Tensor:
-    """score[n, j] = <hidden[n], embedding[ids[n, j]]>, differentiable in both factors.
+    """score[n, j] = <hidden[n], embedding[ids[n, j]]>, differentiable in hidden and embedding.
 
     Args:
         hidden: [N, D].
-        embedding: [V, D]; its precision is that of the result.
+        embedding: [V, D]; the result has its dtype.
         ids: int64 [N, K].
 
     Returns:
         [N, K].
 
     Raises:
-        ValueError: shapes, types or devices that do not fit, named.
+        ValueError: shapes, dtypes or devices that do not match.
     """
     if hidden.dim() != 2 or embedding.dim() != 2 or hidden.shape[1] != embedding.shape[1]:
         raise ValueError(f"hidden {tuple(hidden.shape)} and embedding {tuple(embedding.shape)} must be [N, D], [V, D]")
@@ -47,7 +47,7 @@ class _CandidateScores(torch.autograd.Function):
         ctx.save_for_backward(hidden, embedding, ids)
         size = ROWS.get(hidden.device.type, ROWS["cuda"])
         chunks = zip(hidden.split(size), ids.split(size), strict=True)
-        return torch.cat([(F.embedding(some, embedding) @ rows[:, :, None])[..., 0] for rows, some in chunks])
+        return torch.cat([(F.embedding(words, embedding) @ rows[:, :, None])[..., 0] for rows, words in chunks])
 
     @staticmethod
     def backward(ctx, grad: Tensor):
@@ -57,7 +57,7 @@ class _CandidateScores(torch.autograd.Function):
         grad = grad.to(embedding.dtype).contiguous()
         to_hidden = F.embedding_bag(ids, embedding, mode="sum", per_sample_weights=grad)
         words, order = ids.flatten().sort(stable=True)
-        # One bag a word: the rows it was a candidate of.
+        # One bag per word: the rows in which it is a candidate.
         starts = torch.searchsorted(words, torch.arange(len(embedding), device=ids.device))
         rows, weights = order // ids.shape[1], grad.flatten()[order]
         to_embedding = F.embedding_bag(rows, hidden, starts, mode="sum", per_sample_weights=weights)

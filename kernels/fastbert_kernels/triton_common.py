@@ -1,4 +1,5 @@
-"""What all Triton kernels share: the hash of `fastbert_kernels.hashing`, with the same words, rounding and products."""
+"""Functions used by all Triton kernels: the hash of `fastbert_kernels.hashing` (the same words), rounding and
+products."""
 
 import triton
 import triton.language as tl
@@ -35,7 +36,8 @@ def light_mix(rows, columns):
 
 @triton.jit
 def lowered(x, dtype: tl.constexpr, UPCAST: tl.constexpr):
-    """float32 to the tensors' type. The interpreter cuts off bfloat16 instead of rounding, so there it is done here."""
+    """Cast float32 to the tensors' dtype. The interpreter truncates to bfloat16, so with UPCAST rounding is done
+    here."""
     if UPCAST and dtype == tl.bfloat16:
         bits = x.to(tl.int32, bitcast=True)
         bits = (bits + 0x7FFF + ((bits >> 16) & 1)) & -65536
@@ -45,7 +47,8 @@ def lowered(x, dtype: tl.constexpr, UPCAST: tl.constexpr):
 
 @triton.jit
 def product(a, b, UPCAST: tl.constexpr):
-    """a b in float32. The interpreter's products of bfloat16 are wrong, so there the operands are cast up."""
+    """a b in float32. The interpreter's products of bfloat16 are wrong, so with UPCAST the operands are cast to
+    float32."""
     if UPCAST:
         a, b = a.to(tl.float32), b.to(tl.float32)
     return tl.dot(a, b, input_precision="ieee")

@@ -15,7 +15,7 @@ import numpy as np
 from fastbert.errors import UserError
 from fastbert.outputs import output_file
 from fastbert.records import read_json
-from fastbert.studies.shared.plots import draw_scores
+from fastbert.studies.shared.plots import plot_scores, write_plot
 from fastbert.studies.shared.statistics import LEVEL, holm
 
 SYSTEMS = ("fastbert", "trainer")
@@ -42,7 +42,7 @@ def report(arguments: argparse.Namespace) -> None:
     if path.exists():
         rows = compare(read_lines(path))
         panels = {f"{row['task']}\n{row['metric']}": {system: list(row[system]) for system in SYSTEMS} for row in rows}
-        draw_scores(doc.with_name(f"{doc.stem}-quality.png"), panels, dict.fromkeys(panels, "x 100"))
+        write_plot(doc.with_name(f"{doc.stem}-quality.png"), plot_scores, panels, dict.fromkeys(panels, "x 100"))
     print(doc)
 
 

@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 CASES = {
     "attention/attention_cases.py": ("check_operators", "check_edges", "dense", "low", "packed", "untied"),
     "cross_entropy/cross_entropy_cases.py": (),
-    "sampling/sampling_cases.py": ("check_operators", "draws", "shapes_of_rows", "samples"),
+    "sampling/sampling_cases.py": ("check_operators", "vocabularies", "distributions", "candidates"),
 }
 FRACTIONS = {"tune": 0.3, "attention": 0.45, "vocabulary": 0.1}
 """Fractions of the time that remains after the cases."""

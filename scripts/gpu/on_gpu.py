@@ -44,7 +44,7 @@ from fastbert.training.optimizer_state import flatten_optimizer
 
 LONGEST, GRACE = 500, 30  # seconds of a part, and further seconds after which a part that hangs is killed
 COMPARED = {"layers": 2, "width": 256, "batch_size": 4, "initializer_std": 0.06}  # attention far from uniform
-TRAINED = {"layers": 4, "width": 256, "batch_size": 64, "machine": {"micro_batch_size": 32}}
+TRAINED = {"layers": 4, "width": 256, "length": 128, "batch_size": 64, "machine": {"micro_batch_size": 32}}
 VARIANTS = [{"position": "tupe-r"}, {"position": "absolute"}]
 
 

@@ -73,7 +73,8 @@ class Part:
     def setup(self, options: dict[str, Any], device: str = "", precision: str = "") -> PretrainSetup:
         """A pretraining job on random text; a dry run shrinks it."""
         text, words = random_text(96 if self.toy else 8192 if "layers" in options else 32768)
-        options = {"eval_sequences": 8, "attention_dropout": options.get("dropout", 0.1), **options}
+        whole = {"machine": {"micro_batch_size": None}}
+        options = whole | {"eval_sequences": 8, "attention_dropout": options.get("dropout", 0.1), **options}
         asked = from_dict(PretrainOptions, options | (TOY if self.toy else {}), "on_gpu.py")
         config = asked.encoder.resolve(len(words.tokens), asked.length)
         return PretrainSetup(

@@ -34,7 +34,7 @@ TOY = {
     "base": {**TINY, "schedule": {"warmup": 1}},
     "budget": {"tokens": 20 * TINY["batch_size"] * TINY["length"]},
     **{"seeds": 1, "threads": 1, "epochs": 1, "finetune": {"glue_subset": True}},
-    "anneal": {"points": [0.5, 1.0], "share": 0.2},
+    "anneal": {"points": [0.5, 1.0], "fraction": 0.2},
     "tasks": ["cola", "sst2", "configs/tasks/snli.yaml"],
     "tasks_at": [0.5, 1.0],
 }

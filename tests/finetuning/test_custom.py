@@ -1,4 +1,4 @@
-"""One's own files give the same examples in every format; what is wrong in a file or a declaration is named."""
+"""Custom files give the same examples in every format; errors in a file or a declaration are reported."""
 
 import csv
 import gzip
@@ -53,7 +53,7 @@ TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\0\r\n\t"), min_
 def test_every_format_gives_the_same_examples(tmp_path_factory: pytest.TempPathFactory, rows: list) -> None:
     folder = tmp_path_factory.mktemp("own")
     rows = [*rows, ("a", "b", "no"), ("c", "d", "yes")]
-    table = [{"id": str(place), "one": a, "two": b, "gold": c} for place, (a, b, c) in enumerate(rows)]
+    table = [{"id": str(row), "one": a, "two": b, "gold": c} for row, (a, b, c) in enumerate(rows)]
     words = sorted({word for _, _, word in rows})
     for suffix in FORMATS:
         own = CustomTaskOptions(train=write_own(folder / f"t{suffix}", table), text="one", pair="two", label="gold")
@@ -152,10 +152,10 @@ def test_yaml_and_flags_declare_a_task(tmp_path: Path) -> None:
         ({"symmetric": True}, "symmetric is for pairs"),
         ({"kind": "numbers"}, "unknown kind of labels 'numbers'; did you mean 'number'"),
         ({"kind": "number", "labels": "a,b"}, "labels are given, but kind is number"),
-        ({"test": "t.jsonl"}, "without a train file to learn them from, give the labels"),
-        ({"test": "t.jsonl", "labels": "a,b,a"}, "give two or more different words"),
+        ({"test": "t.jsonl"}, "without a train file, give the labels"),
+        ({"test": "t.jsonl", "labels": "a,b,a"}, "give two or more different names"),
         ({"test": "t.jsonl", "labels": "a,b", "metrics": "f2"}, "unknown metric 'f2'; did you mean 'f1'"),
-        ({"test": "t.jsonl", "labels": "a,b", "metrics": "f1,auc,f1"}, "the metric f1 is named twice"),
+        ({"test": "t.jsonl", "labels": "a,b", "metrics": "f1,auc,f1"}, "the metric f1 is given twice"),
     ],
 )
 def test_declarations_that_do_not_fit(

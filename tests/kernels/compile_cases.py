@@ -1,6 +1,6 @@
-"""Compiles the kernels with every combination of what they can be given, for GPUs that are not here, and prints as JSON
-the version of Triton and how many variants of each kernel that made. Runs with the Triton that comes first on the path;
-nothing is taken from a cache."""
+"""Compiles the kernels with every combination of their arguments, for GPUs that this machine lacks, and prints as JSON
+the version of Triton and the number of variants of each kernel. Runs with the Triton that comes first on the path,
+without a cache."""
 
 import itertools
 import json
@@ -13,45 +13,45 @@ import torch
 import triton
 from fastbert_kernels import configurations, linear_cross_entropy, sample_candidates, sample_distinct
 from fastbert_kernels.attention.triton_launch import attention_forward
-from fastbert_kernels.compilation import pretended_gpu
+from fastbert_kernels.compilation import compile_target
 from triton.backends.nvidia.compiler import CUDABackend
 
 PARTS = ("none", "bias", "untied", "relative")
 MASKS = tuple(itertools.product((False, True), repeat=2))
 """Padding, segments."""
 LENGTHS = {True: (37, 150), False: (64, 160)}
-"""Ragged or whole tiles: a length that fits `short_kernel`, and one that does not."""
+"""Ragged or whole tiles: a length for `short_kernel`, and a longer one."""
 HEADS, BATCH = 2, 3
 found: dict[str, dict[str, int]] = {}
 
 
 @contextmanager
-def stopping(after: str) -> Iterator[None]:
-    """Compiles as far as Triton's own form for the GPU (ttgir), or as far as NVIDIA's assembler (ptx): the frontend and
-    Triton's passes are a quarter of the time, and they are what differs between combinations and between versions."""
+def compiling_up_to(stage: str) -> Iterator[None]:
+    """Stops after Triton's IR for the GPU (ttgir) or after PTX: the frontend and Triton's passes take a quarter of the
+    time, and only they differ between combinations and between versions."""
     stages = {name: getattr(CUDABackend, name) for name in ("make_llir", "make_ptx", "make_cubin")}
 
     def nothing(backend: CUDABackend, source, metadata: dict, *more) -> str:
-        if after == "ttgir":
+        if stage == "ttgir":
             scratch = dict.fromkeys(("global_scratch_align", "profile_scratch_align"), 1)
             metadata |= {"shared": 0, "tmem_size": 0, "global_scratch_size": 0, "profile_scratch_size": 0, **scratch}
-            metadata["name"] = ""  # read from the PTX else
+            metadata["name"] = ""  # otherwise read from the PTX
         return ""
 
-    CUDABackend.make_cubin = lambda *given: nothing(*given).encode()
-    if after == "ttgir":
+    CUDABackend.make_cubin = lambda *arguments: nothing(*arguments).encode()
+    if stage == "ttgir":
         CUDABackend.make_llir = CUDABackend.make_ptx = nothing
     try:
         yield
     finally:
-        for name, stage in stages.items():
-            setattr(CUDABackend, name, stage)
+        for name, function in stages.items():
+            setattr(CUDABackend, name, function)
 
 
 @contextmanager
 def gpu(name: str, capability: int) -> Iterator[None]:
-    """What is compiled in this context is counted under `name`."""
-    with pretended_gpu(capability) as compiled:
+    """Counts the variants compiled in this context under `name`."""
+    with compile_target(capability) as compiled:
         yield
         found[name] = {one.__name__: len(one.device_caches[compiled.device][0]) for one in compiled.functions}
 
@@ -89,20 +89,20 @@ def attend(
 
 
 def attention() -> None:
-    """Every combination for 9.0, and some for other GPUs and numbers, in small tiles, which compile fast; and a
-    training's calls in the tiles that are in use."""
+    """Every combination for 9.0, and a few for other GPUs and dtypes, in small tiles, which compile fast; and the calls
+    of a training step in the default tiles."""
     kernels = ("forward", "keys", "queries", "bias")
-    small = {kernel: {kind: [16, 16, 1, 1] for kind in configurations.KINDS} for kernel in kernels}
-    configurations.use({**small, "short": {configurations.KINDS[0]: [16, 64, 1, 1]}})
-    with stopping("ttgir"), gpu("all", 90):
+    small = {kernel: {name: [16, 16, 1, 1] for name in configurations.TENSOR_CLASSES} for kernel in kernels}
+    configurations.use({**small, "short": {configurations.TENSOR_CLASSES[0]: [16, 64, 1, 1]}})
+    with compiling_up_to("ttgir"), gpu("all", 90):
         for (i, parts), (j, (padding, segments)) in itertools.product(enumerate(PARTS), enumerate(MASKS)):
             for length in (*LENGTHS[True], *LENGTHS[False]):
                 attend(length, parts, padding, segments, p=0.1 * ((i + j) % 2))
-    with stopping("ptx"), gpu("packed", 90):
+    with compiling_up_to("ptx"), gpu("packed", 90):
         for (i, parts), length in itertools.product(enumerate(PARTS), LENGTHS[True]):
             attend(length, parts, p=0.1 * (i % 2), packed=True)
     for capability, dtype, size in ((80, torch.bfloat16, 16), (100, torch.float16, 24), (90, torch.float32, 16)):
-        with stopping("ptx"), gpu(f"{capability} {dtype} {size}", capability):
+        with compiling_up_to("ptx"), gpu(f"{capability} {dtype} {size}", capability):
             for parts, masks in (("bias", (False, True)), ("relative", (True, True))):
                 for length in LENGTHS[True]:
                     attend(length, parts, *masks, p=0.1 * (parts == "bias"), dtype=dtype, size=size)
@@ -113,7 +113,8 @@ def attention() -> None:
 
 
 def vocabulary() -> None:
-    """Losses and draws for vocabularies that are no multiple of 16, of a block or of a tile; for one row and more."""
+    """Losses and samples for vocabularies that are not multiples of 16, of a block or of a tile; for one row and
+    more."""
     cases = ((torch.float32, 37, 1), (torch.bfloat16, 5001, 3), (torch.float16, 5001, 1), (torch.bfloat16, 37, 1))
     with gpu("loss", 90):
         for dtype, words, rows in cases:
@@ -121,7 +122,7 @@ def vocabulary() -> None:
             target = torch.zeros(rows, dtype=torch.int64)
             linear_cross_entropy(hidden, embedding, bias, target)
             linear_cross_entropy(hidden.requires_grad_(), embedding, None, target)
-    with gpu("draws", 90):
+    with gpu("samples", 90):
         for dtype, words, rows in cases[:3]:
             hidden, embedding = (torch.zeros(size, dtype=dtype) for size in ((rows, 4), (words, 4)))
             keys, excluded = torch.zeros(rows, dtype=torch.int32), torch.zeros(rows, dtype=torch.int64)

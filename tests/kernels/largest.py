@@ -1,11 +1,11 @@
-"""What an operation gives, measured."""
+"""The size of the largest result of an operation."""
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 
 class Largest(TorchDispatchMode):
-    """Notes the size of the largest floating-point tensor that an operation gives."""
+    """Records the size of the largest floating-point tensor that an operation returns."""
 
     size = 0
 

@@ -1,4 +1,4 @@
-"""The benchmarks for a GPU that is lent are rehearsed where there is none."""
+"""Dry runs of the GPU benchmarks on a machine without a GPU."""
 
 import importlib.util
 import json
@@ -18,7 +18,7 @@ from fastbert_kernels.benchmarks.report import report
 SCRIPT = Path(__file__).parents[2] / "scripts" / "gpu" / "kernels_on_gpu.py"
 
 
-def test_rehearsal(tmp_path) -> None:
+def test_dry_run(tmp_path) -> None:
     command = [sys.executable, SCRIPT, "--toy", "--commit", "abc123", "--out", tmp_path]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr + "".join(x.read_text() for x in tmp_path.glob("*.txt"))
@@ -26,12 +26,12 @@ def test_rehearsal(tmp_path) -> None:
         json.loads((tmp_path / f"{name}.json").read_text()) for name in ("attention-tune", "attention", "vocabulary")
     )
     assert tuned["rows"][-1]["best"].keys() == {"forward", "keys", "queries", "bias", "short"}
-    assert all(row["right"] for row in tuned["rows"][:-1])
+    assert all(row["correct"] for row in tuned["rows"][:-1])
     assert benched["tiles"] == tuned["rows"][-1]["best"] and benched["ceilings"]["tflops"] > 0
     named = {row["contestant"] for row in benched["rows"]}
     assert named >= {"fastbert", "fastbert, no bias", "plain", "fastbert, packed", "TUPE-R as a matrix"}
     for row in benched["rows"]:
-        assert "refused" not in row and row["both"]["ms"] > 0
+        assert "failed" not in row and row["both"]["ms"] > 0
     assert {(row["operation"], row["contestant"]) for row in words["rows"]} >= {
         ("loss", "fastbert"),
         ("loss", "compiled"),
@@ -41,10 +41,11 @@ def test_rehearsal(tmp_path) -> None:
     written = {path.name for path in tmp_path.iterdir()}
     assert written >= {"attention.md", "attention.png", "attention-tune.md", "vocabulary.md"}
     text = (tmp_path / "attention.md").read_text()
-    assert "a rehearsal with tiny shapes" in text and "- commit: abc123" in text and "| fastbert, packed |" in text
+    assert text.startswith("# Attention on a GPU\n")
+    assert "dry run with tiny shapes" in text and "- commit: abc123" in text and "| fastbert, packed |" in text
 
 
-def test_what_compiling_tells(tmp_path, monkeypatch) -> None:
+def test_resources_of_compiled_kernels(tmp_path, monkeypatch) -> None:
     """One case, and a configuration that does not fit."""
     everything = list(compiled.calls())
     assert {one[3] for one in everything if one[1] == "forward"} == set(compiled.CANDIDATES["forward"])
@@ -53,28 +54,28 @@ def test_what_compiling_tells(tmp_path, monkeypatch) -> None:
         (
             "too large",
             "forward",
-            compiled.KINDS[0],
+            compiled.TENSOR_CLASSES[0],
             big,
-            lambda: compiled.attend(512, *compiled.OF_KIND[compiled.KINDS[0]]),
+            lambda: compiled.attend(512, *compiled.EXAMPLES[compiled.TENSOR_CLASSES[0]]),
         )
     ]
     monkeypatch.setattr(compiled, "calls", lambda: iter(cases))
     rows = compiled.compiled(Settings(tmp_path, toy=True)).rows
     assert [row["kernel"] for row in rows[:-1]] == ["forward_kernel", "delta_kernel", "keys_kernel", "queries_kernel"]
-    assert all(row["spilled"] == 0 for row in rows[:-1]) and "shared memory" in rows[-1]["refused"]
+    assert all(row["spilled"] == 0 for row in rows[:-1]) and "shared memory" in rows[-1]["failed"]
     report(tmp_path)
     table = (tmp_path / "kernels-compiled.md").read_text()
     assert "| forward | too large | 128 128 8 4 | does not fit |" in table
 
 
-def test_without_a_gpu_it_says_so(tmp_path, capsys) -> None:
+def test_without_a_gpu_there_is_an_error(tmp_path, capsys) -> None:
     with pytest.raises(SystemExit) as error:
         main(["attention", "--out", str(tmp_path)])
-    assert error.value.code == 2 and "there is no GPU here; --toy rehearses" in capsys.readouterr().err
+    assert error.value.code == 2 and "there is no GPU; use --toy" in capsys.readouterr().err
 
 
 def test_errors_that_are_not_finite(tmp_path, monkeypatch) -> None:
-    """A kernel that gives NaN is over the bound; in JSON null stands for its error, infinite in the table."""
+    """A kernel that returns NaN exceeds the bound; its error is null in JSON and inf in the table."""
     from fastbert_kernels.benchmarks.measuring import ResultRows
     from fastbert_kernels.benchmarks.report import attention_tables
 
@@ -88,5 +89,5 @@ def test_errors_that_are_not_finite(tmp_path, monkeypatch) -> None:
     rows.add(**row, forward=timed, backward=timed, both=timed)
     found = json.loads(rows.path.read_text())
     assert found["rows"][0]["errors"] == {"q": [None, 1e-6]}
-    monkeypatch.setattr("fastbert_kernels.benchmarks.report.share", lambda *arguments: 1.0)
+    monkeypatch.setattr("fastbert_kernels.benchmarks.report.roofline_fraction", lambda *arguments: 1.0)
     assert "| inf" in attention_tables(found).replace("  ", " ")

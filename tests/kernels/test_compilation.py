@@ -1,4 +1,4 @@
-"""Every combination of what the kernels can be given compiles, with the oldest Triton they promise and the newest."""
+"""Every combination of arguments of the kernels compiles, with the oldest and the newest supported Triton."""
 
 import json
 import os
@@ -15,9 +15,10 @@ CASES = Path(__file__).parent / "compile_cases.py"
 
 
 def attention(combinations: int, with_bias: int, short: bool = True, deltas: int = 1) -> dict[str, int]:
-    """Variants of each kernel: one for each combination, and of the bias's where there is one. Delta has no options."""
-    walks = ("forward_kernel", "keys_kernel", "queries_kernel", *(("short_kernel",) if short else ()))
-    return {**dict.fromkeys(walks, combinations), "bias_kernel": with_bias, "delta_kernel": deltas}
+    """Variants of each kernel: one for each combination; of the bias kernel only those with a bias; Delta has no
+    options."""
+    kernels = ("forward_kernel", "keys_kernel", "queries_kernel", *(("short_kernel",) if short else ()))
+    return {**dict.fromkeys(kernels, combinations), "bias_kernel": with_bias, "delta_kernel": deltas}
 
 
 VARIANTS = {
@@ -25,10 +26,10 @@ VARIANTS = {
     "packed": attention(4, 3),
     "80 torch.bfloat16 16": attention(2, 2),
     "100 torch.float16 24": attention(2, 2),
-    "90 torch.float32 16": attention(2, 2, short=False),  # which is for 16-bit numbers
+    "90 torch.float32 16": attention(2, 2, short=False),  # only for 16-bit dtypes
     "default tiles": attention(1, 1),
     "loss": {"rows_kernel": 4 * 2},  # with and without gradients
-    "draws": {"block_kernel": 3 * 2, "sampling_kernel": 3 * 2},  # with and without an excluded word
+    "samples": {"block_kernel": 3 * 2, "sampling_kernel": 3 * 2},  # with and without an excluded word
 }
 
 

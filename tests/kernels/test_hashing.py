@@ -30,8 +30,8 @@ def test_every_input_bit_flips_every_output_bit_half_the_time() -> None:
     for bit in range(32):
         flipped = mix(x) ^ mix(x ^ (torch.tensor(1, dtype=torch.int32) << bit))
         for out in range(32):
-            share = ((flipped >> out) & 1).double().mean().item()
-            assert abs(share - 0.5) < 0.02, (bit, out, share)
+            fraction = ((flipped >> out) & 1).double().mean().item()
+            assert abs(fraction - 0.5) < 0.02, (bit, out, fraction)
 
 
 def test_combine_is_injective_in_the_value() -> None:
@@ -40,8 +40,8 @@ def test_combine_is_injective_in_the_value() -> None:
 
 @given(st.integers(1, 1000))
 def test_uniform_covers_its_range_only(count: int) -> None:
-    drawn = uniform(mix(words(5000)), count)
-    assert drawn.min() >= 0 and drawn.max() < count
+    values = uniform(mix(words(5000)), count)
+    assert values.min() >= 0 and values.max() < count
 
 
 def test_uniform_is_uniform() -> None:
@@ -50,7 +50,7 @@ def test_uniform_is_uniform() -> None:
 
 
 @pytest.mark.parametrize("p", [0.0, 0.1, 0.5, 0.9])
-def test_share_of_dropped_cells(p: float) -> None:
+def test_fraction_of_dropped_cells(p: float) -> None:
     keep = keep_mask(mix(words(2000)), 500, p)
     dropped = int((~keep).sum())
     if p == 0:
@@ -65,7 +65,7 @@ def test_share_of_dropped_cells(p: float) -> None:
 
 
 def test_masks_have_no_structure_across_rows_and_columns() -> None:
-    """The xor of row and column keys cancels around a rectangle; after `light_mix` nothing of that is left."""
+    """The xor of row and column keys cancels around a rectangle; after `light_mix` it does not."""
     sign = keep_mask(mix(words(1500)), 1500, 0.5).double() * 2 - 1
     rectangle = sign[:-1, :-1] * sign[1:, :-1] * sign[:-1, 1:] * sign[1:, 1:]
     assert abs(rectangle.mean().item()) < 4 / rectangle.numel() ** 0.5
@@ -99,7 +99,7 @@ def test_dropout_value_and_gradient() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_dropout_is_the_mask_in_every_type(dtype: torch.dtype) -> None:
-    """Bit masks of CPUs drop what the comparison drops, also of tensors that are not contiguous and of infinities."""
+    """Bit masks on CPUs drop the same cells as the comparison, also for strided tensors and infinities."""
     keys = mix(words(4000)).view(20, 200)
     keep = keep_mask(keys, 48, 0.1)
     x = torch.randn(20, 48, 200).to(dtype).transpose(1, 2).requires_grad_()
@@ -112,18 +112,18 @@ def test_dropout_is_the_mask_in_every_type(dtype: torch.dtype) -> None:
 
 
 def test_words_of_numpy_and_of_torch_are_equal() -> None:
-    """On a CPU numpy hashes; a subclass of Tensor takes PyTorch's operations, as devices and compilers do."""
+    """Plain CPU tensors are hashed by numpy; a subclass of Tensor, like other devices and compilers, by PyTorch."""
 
     class Other(torch.Tensor):
         pass
 
-    given = torch.cat([words(1000), torch.tensor([-(2**31), 2**31 - 1, -1, 0], dtype=torch.int32)])
-    assert torch.equal(mix(given.as_subclass(Other)).as_subclass(torch.Tensor), mix(given))
-    assert mix(given[0]).shape == () and torch.equal(mix(given[::2]), mix(given)[::2])
+    tensor = torch.cat([words(1000), torch.tensor([-(2**31), 2**31 - 1, -1, 0], dtype=torch.int32)])
+    assert torch.equal(mix(tensor.as_subclass(Other)).as_subclass(torch.Tensor), mix(tensor))
+    assert mix(tensor[0]).shape == () and torch.equal(mix(tensor[::2]), mix(tensor)[::2])
 
 
-def test_refused() -> None:
-    """int64 would give other words, and others again on another device."""
+def test_wrong_arguments() -> None:
+    """int64 would give other words, which differ between devices."""
     keys = words(3)
     for call, message in (
         (lambda: mix(torch.arange(3)), "words to hash must be int32, not torch.int64"),
@@ -139,6 +139,6 @@ def test_refused() -> None:
             call()
 
 
-def test_dropout_of_nothing() -> None:
+def test_dropout_of_empty_tensors() -> None:
     for shape in ((0, 4), (3, 0)):
         assert hash_dropout(torch.ones(shape), words(shape[0]), 0.5).shape == shape

@@ -9,7 +9,7 @@ from unittest import mock
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def test_kernels_is_no_package() -> None:
+def test_kernels_is_not_a_package() -> None:
     assert not (ROOT / "kernels" / "__init__.py").exists()
 
 
@@ -35,4 +35,7 @@ def test_every_package_is_installed(monkeypatch) -> None:
         runpy.run_path("setup.py")
     folders = [path.parent for top in ("fastbert", "kernels") for path in (ROOT / top).rglob("__init__.py")]
     names = {".".join(path.relative_to(ROOT).parts).removeprefix("kernels.") for path in folders}
-    assert set(setup.call_args.kwargs["packages"]) == names
+    configs = {
+        ".".join(("fastbert", *path.parent.relative_to(ROOT).parts)) for path in (ROOT / "configs").rglob("*.yaml")
+    }
+    assert set(setup.call_args.kwargs["packages"]) == names | configs | {"fastbert.configs"}

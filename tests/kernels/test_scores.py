@@ -6,7 +6,7 @@ from fastbert_kernels.scores import candidate_scores
 
 
 def problem(rows: int, dtype: torch.dtype = torch.float64):
-    """Ids that occur several times in a row, in several rows, and words that are no candidate at all."""
+    """Ids that occur several times in a row and in several rows, and words that are not candidates."""
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(rows, 5, generator=generator, dtype=dtype, requires_grad=True)
     embedding = torch.randn(11, 5, generator=generator, dtype=dtype, requires_grad=True)
@@ -14,7 +14,7 @@ def problem(rows: int, dtype: torch.dtype = torch.float64):
 
 
 @pytest.mark.parametrize("rows", [1, 3, 7, 8])
-def test_values_and_gradients_are_those_of_plain_indexing(rows: int, monkeypatch) -> None:
+def test_values_and_gradients_equal_plain_indexing(rows: int, monkeypatch) -> None:
     monkeypatch.setitem(scores.ROWS, "cpu", 3)
     hidden, embedding, ids = problem(rows)
     ours = candidate_scores(hidden, embedding, ids)
@@ -29,7 +29,7 @@ def test_values_and_gradients_are_those_of_plain_indexing(rows: int, monkeypatch
         torch.testing.assert_close(a, b)
 
 
-def test_hidden_states_of_less_precision() -> None:
+def test_hidden_states_of_lower_precision() -> None:
     hidden, embedding, ids = problem(6, torch.float32)
     half = hidden.detach().bfloat16().requires_grad_()
     out = candidate_scores(half, embedding, ids)
@@ -47,7 +47,7 @@ def test_no_rows_or_no_candidates(rows: int, candidates: int) -> None:
         assert gradient.shape == x.shape and not gradient.any()
 
 
-def test_refused() -> None:
+def test_wrong_arguments() -> None:
     hidden, embedding, ids = problem(3)
     for wrong, message in (
         ((hidden[:, 1:], embedding, ids), r"hidden \(3, 4\) and embedding \(11, 5\) must be \[N, D\], \[V, D\]"),

@@ -1,4 +1,4 @@
-"""transformers' models with our attention against the same models with eager attention."""
+"""Models of transformers with this package's attention against the same models with eager attention."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ MODELS = {
         transformers.DistilBertForMaskedLM,
         transformers.DistilBertConfig(dim=32, n_layers=2, n_heads=2, hidden_dim=48, vocab_size=40),
     ),
-    # Its layers see a window of 4 tokens to each side, all but one in three.
+    # Two of three layers attend to a window of 4 tokens to each side.
     "modernbert": (
         transformers.ModernBertForMaskedLM,
         transformers.ModernBertConfig(
@@ -63,7 +63,7 @@ def test_logits_and_gradients_are_those_of_eager_attention(name: str) -> None:
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-6)
 
 
-def test_masks_of_ones_own() -> None:
+def test_custom_masks() -> None:
     """[B, 1, T, T]: bool, and additive."""
     given = batch()
     pairs = torch.rand(3, 1, 17, 17, generator=torch.Generator().manual_seed(2)) < 0.5
@@ -75,7 +75,7 @@ def test_masks_of_ones_own() -> None:
         torch.testing.assert_close(ours[0], theirs[0], rtol=1e-4, atol=1e-5)
 
 
-def test_t5s_position_bias_is_learned() -> None:
+def test_the_position_bias_of_t5_is_learned() -> None:
     config = transformers.T5Config(
         vocab_size=40, d_model=32, d_kv=16, d_ff=48, num_layers=2, num_heads=2, dropout_rate=0.0
     )
@@ -114,7 +114,7 @@ def test_saved_and_compiled(tmp_path) -> None:
     assert results(compiled, given)[1].isfinite()
 
 
-def test_what_it_cannot_do_is_said() -> None:
+def test_unsupported_requests_are_errors() -> None:
     given = batch()
     with pytest.raises(ValueError, match="output_attentions"):
         build("bert", "fastbert")(**given, output_attentions=True)

@@ -23,8 +23,8 @@ from tests.flags import main
 from tests.pretraining.test_resume import metrics
 
 COMBINATIONS = list(product(POSITIONS, OBJECTIVES, (False, True)))
-BESIDE = {"rope": {"feed_forward": "geglu", "bias": False, "norm": "pre"}, "alibi": {"document_mask": True}}
-"""What else is chosen with an encoding: the rest of a ModernBERT, and positions that start again."""
+WITH = {"rope": {"feed_forward": "geglu", "bias": False, "norm": "pre"}, "alibi": {"document_mask": True}}
+"""Further options of an encoding: the rest of a ModernBERT, and positions that start again."""
 NOTES = ["--notes.enabled", "--notes.half-window", "4", "--notes.fraction", "1"]
 MEASURED = {"mlm_loss", "replaced", "accuracy_replaced", "accuracy_original", "entropy"}
 MAIN = {"electra": ("rtd_loss", 50), "multiple-choice": ("choice_loss", 20)}
@@ -36,13 +36,13 @@ def test_combination(position: str, objective: str, notes: bool, flags, corpus, 
     run = tmp_path / "run"
     short = ["--steps", "6", "--eval-every", "3", "--checkpoint-every", "4", "--log-every", "2"]
     chosen = ["--objective", objective, "--position", position, *(NOTES if notes else ())]
-    chosen += flags_of(BESIDE.get(position, {}))
+    chosen += flags_of(WITH.get(position, {}))
     assert main(["pretrain", *flags, *short, *chosen, "--out", str(run)]) == 0
     capsys.readouterr()
     rows, weights = metrics(run), last_weights(run)
     check_log(rows, objective, notes)
     assert notes == ("notes.table" in weights)
-    # A table that two networks and a head share is stored once.
+    # A table that two networks and a head have in common is stored once.
     assert [name for name, tensor in weights.items() if tuple(tensor.shape) == (600, 32)] == ["encoder.words.weight"]
 
     # Resumed from the middle, within a window of the log, it ends the same.
@@ -110,7 +110,7 @@ def check_sum(row: dict, objective: str) -> None:
 
 @pytest.mark.parametrize(("position", "objective", "notes"), COMBINATIONS)
 def test_overfits_one_batch(position: str, objective: str, notes: bool, prepared) -> None:
-    """All losses fall on one batch with one draw of masks, while notes are written and the small network changes."""
+    """All losses fall on one batch with fixed masks, while notes are written and the generator changes."""
     setup = prepare_setup(options_of(prepared, position, objective, notes))
     trained = setup.objective().train()
     inputs = trained.sample(next(iter(setup.batches().at(0))), seed=0, step=0)
@@ -131,7 +131,7 @@ def options_of(prepared: Path, position: str, objective: str, notes: bool) -> Pr
         "objective": objective,
         "position": position,
         **{"layers": 2, "width": 32, "heads": 2, "length": 32, "batch_size": 4, "steps": 1},
-        **{"dropout": 0.0, "attention_dropout": 0.0, **BESIDE.get(position, {})},
+        **{"dropout": 0.0, "attention_dropout": 0.0, **WITH.get(position, {})},
         "electra": {"mask_rate": 0.2, "mask_token_fraction": 1.0},
         "multiple_choice": {"mask_rate": 0.2, "mask_token_fraction": 1.0, "choices": 4},
         "notes": {"enabled": notes, "half_window": 4, "fraction": 1.0},
@@ -144,15 +144,15 @@ def options_of(prepared: Path, position: str, objective: str, notes: bool) -> Pr
 def test_longer_sequences_from_given_weights(position: str, code: int, flags, prepared, tmp_path, capsys) -> None:
     """Without a table of positions the longest sequence may grow; the export keeps the new one."""
     first, second = tmp_path / "first", tmp_path / "second"
-    short = ["--steps", "1", "--position", position, *flags_of(BESIDE.get(position, {}))]
+    short = ["--steps", "1", "--position", position, *flags_of(WITH.get(position, {}))]
     assert main(["pretrain", *flags, *short, "--out", str(first)]) == 0
     longer = ["--init-from", str(first), "--length", "64", "--max-positions", "80", "--out", str(second)]
     assert main(["pretrain", *flags, *short, *longer]) == code
     if code:
         assert "max_positions 80 does not fit the given weights, which have 32" in capsys.readouterr().err
-        # Without it, as the message says, the advice is not to raise it.
+        # Without the option, the message does not advise to raise it.
         assert main(["pretrain", *flags, *short, *longer[:4], "--out", str(second)]) == 2
-        assert f"positions of {first}, which cannot be raised; lower --length to 32 or less" in capsys.readouterr().err
+        assert f"positions of {first}, which are fixed; lower --length to 32 or less" in capsys.readouterr().err
         options = from_dict(PretrainOptions, {"data": str(prepared), "init_from": str(first), "length": 32}, "the test")
         assert prepare_setup(options).config.max_positions == 32
         return

@@ -1,5 +1,5 @@
 """Between two sessions of a run its data, manifest, options and records may be damaged: none of it is trained on, and
-what the sealed checkpoint knows better is taken from there."""
+values that the sealed checkpoint has are read from there."""
 
 import json
 import os
@@ -58,8 +58,8 @@ def flip_a_token(run: Path) -> None:
 
 def test_data_that_changed_between_two_sessions(whole: Path, run: Path, capsys) -> None:
     assert "seal" in json.loads((run.parent / "data" / "dataset.json").read_text())
-    said = resumed(run, capsys, "--verify-data")
-    assert "metrics.jsonl" not in said and "manifest.json" not in said and "config.yaml" not in said
+    printed = resumed(run, capsys, "--verify-data")
+    assert "metrics.jsonl" not in printed and "manifest.json" not in printed and "config.yaml" not in printed
     assert_same_run(whole, run)
     shutil.rmtree(run / "checkpoints" / "step-00000012")
     flip_a_token(run)  # as a disk does it: nothing else changes
@@ -85,7 +85,7 @@ def test_a_damaged_manifest_is_overruled_by_the_checkpoint(whole: Path, run: Pat
         message = "is damaged"
     elif damage == "missing":
         manifest.unlink()
-        message = "does not exist; it is written anew"
+        message = "does not exist; it is written again"
     else:  # it claims to have begun with another run's checkpoint
         edit(manifest, lambda content: content.update(branch={"step": 8, "science": content["science"] | {"seed": 5}}))
         edit(manifest, lambda content: content["science"].update(seed=5))
@@ -101,16 +101,16 @@ def test_a_damaged_config_is_overruled_or_refused(whole: Path, run: Path, capsys
     config = run / "config.yaml"
     text = config.read_text()
     config.write_text(text.replace("seed: 0", "seed: 1"))
-    said = resumed(run, capsys, code=2)
-    assert "seed: 0 -> 1" in said and "config.yaml was changed after the run was started: put back seed" in said
+    printed = resumed(run, capsys, code=2)
+    assert "seed: 0 -> 1" in printed and "config.yaml was changed after the run was started: put back seed" in printed
     config.write_text(text.replace("eval_sequences: 16", "eval_sequences: 20"))
-    said = resumed(run, capsys)
-    assert "config.yaml was changed after the run was started: eval_sequences: 16 -> 20" in said
+    printed = resumed(run, capsys)
+    assert "config.yaml was changed after the run was started: eval_sequences: 16 -> 20" in printed
     shutil.rmtree(run / "checkpoints" / "step-00000012")
     for damage in (lambda: config.write_text("steps: [1"), config.unlink):
         damage()
-        said = resumed(run, capsys)
-        assert "config.yaml" in said and "is written anew" in said
+        printed = resumed(run, capsys)
+        assert "config.yaml" in printed and "is written again" in printed
         assert_same_run(whole, run)
         assert config.read_text() == text.replace(f"out: {whole}", f"out: {run}")
         shutil.rmtree(run / "checkpoints" / "step-00000012")
@@ -152,11 +152,12 @@ def test_records_that_are_damaged_or_missing_are_reported(whole: Path, run: Path
     assert [json.loads(line)["step"] for line in lines[:6]] == [2, 4, 4, 6, 8, 8]
     damaged = [lines[0], lines[1][:30] + "\n", *lines[2:5], lines[2], lines[5]]
     metrics.write_text("".join(damaged))
-    said = resumed(run, capsys)
+    printed = resumed(run, capsys)
     assert (
-        "metrics.jsonl is not as it was logged up to step 8: damaged: line 2; repeated: line 6; missing: 1 of 6" in said
+        "metrics.jsonl is not as it was logged up to step 8: damaged: line 2; repeated: line 6; missing: 1 of 6"
+        in printed
     )
-    assert "train after line 1 (step 2)" in said
+    assert "train after line 1 (step 2)" in printed
     assert [json.loads(line)["step"] for line in metrics.read_text().splitlines()] == [2, 4, 6, 8, 8, 10, 12, 12]
     shutil.rmtree(run / "checkpoints" / "step-00000008")  # the next checkpoint knows what is left
     assert "metrics.jsonl is not as" not in resumed(run, capsys)
@@ -168,8 +169,8 @@ def test_checkpoints_that_a_killed_save_did_not_come_to_remove(whole: Path, run:
     last = "step-00000012"
     shutil.copytree(whole / "checkpoints" / last, run / "checkpoints" / last)
     best = min(row["loss"] for row in metrics(whole) if row["split"] == "validation")
-    kept = sorted(os.listdir(whole / "checkpoints"))
-    assert metrics(whole)[-1]["loss"] == best and "step-00000008" in kept
+    names = sorted(os.listdir(whole / "checkpoints"))
+    assert metrics(whole)[-1]["loss"] == best and "step-00000008" in names
     resumed(run, capsys, "--keep-checkpoints", "1")
     assert os.listdir(run / "checkpoints") == [last]
 
@@ -183,7 +184,7 @@ def test_the_tokenizer_of_the_run(name: str, whole: Path, run: Path, capsys) -> 
         (run / "tokenizer" / "tokenizer.json").unlink()
         tokens = (run / "tokenizer" / "vocab.txt").read_text().split("\n")
         (run / "tokenizer" / "vocab.txt").write_text("\n".join([*tokens[:5], *tokens[-2:4:-1], ""]))
-    assert "tokenizer" in (said := resumed(run, capsys)) and "it is written anew" in said
+    assert "tokenizer" in (printed := resumed(run, capsys)) and "it is written again" in printed
     for path in ("tokenizer/tokenizer.json", "model/tokenizer.json", "model/model.safetensors"):
         assert (run / path).read_bytes() == (whole / path).read_bytes()
 
@@ -194,7 +195,7 @@ def test_records_that_are_all_lost(whole: Path, tmp_path: Path, capsys) -> None:
     (run / "metrics.jsonl").unlink()
     shutil.rmtree(run / "model")
     shutil.rmtree(run / "report")
-    said = resumed(run, capsys)
-    assert "missing: 9 of 9 records" in said and "no curves are drawn: there is no loss to draw in" in said
+    printed = resumed(run, capsys)
+    assert "missing: 9 of 9 records" in printed and "no curves are plotted: there is no loss to" in printed
     assert (run / "model" / "model.safetensors").is_file()
     assert {*os.listdir(run / "report")} == {"summary.json", "index.html"}

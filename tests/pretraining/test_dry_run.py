@@ -1,4 +1,4 @@
-"""A dry run tells what the run then does, leaves nothing behind, and refuses what the run would refuse."""
+"""A dry run prints what the run then does, leaves nothing behind, and refuses what the run would refuse."""
 
 import re
 import shutil
@@ -22,13 +22,13 @@ def quick(monkeypatch) -> None:
     monkeypatch.setattr(dry_run, "SECONDS", 0.05)
 
 
-def lines(said: str) -> dict[str, str]:
+def lines(printed: str) -> dict[str, str]:
     """name -> text of the table; what is continued begins under the text."""
-    rows = said.replace("\n" + 14 * " ", " ").splitlines()[1:]
+    rows = printed.replace("\n" + 14 * " ", " ").splitlines()[1:]
     return dict(row.strip().split(maxsplit=1) for row in rows)
 
 
-def test_it_tells_what_the_run_does_and_leaves_nothing(flags, tmp_path, capsys, monkeypatch) -> None:
+def test_it_prints_what_the_run_does_and_leaves_nothing(flags, tmp_path, capsys, monkeypatch) -> None:
     saved = []
     real = Checkpointer.save
     monkeypatch.setattr(Checkpointer, "save", lambda *given, **named: saved.append(given[1]) or real(*given, **named))
@@ -39,12 +39,12 @@ def test_it_tells_what_the_run_does_and_leaves_nothing(flags, tmp_path, capsys, 
     found = capsys.readouterr().out
     saved.clear()
     assert main(command) == 0
-    said = capsys.readouterr().err
+    printed = capsys.readouterr().err
     assert f"nothing is written to {run}" in found
     table = lines(found)
-    assert f"{float(re.search(r'([.0-9]+)k', table['parameters'])[1]) / 1000:.2f}M parameters" in said
+    assert f"{float(re.search(r'([.0-9]+)k', table['parameters'])[1]) / 1000:.2f}M parameters" in printed
     assert table["steps"].startswith("30 steps of 8 x 32 tokens 7.68k tokens")
-    assert re.search(rf"{said.count('  validation  ')} validations .* {len(saved)} checkpoints", table["time"])
+    assert re.search(rf"{printed.count('  validation  ')} validations .* {len(saved)} checkpoints", table["time"])
     size = sum(file.stat().st_size for file in (run / "checkpoints" / "step-00000030").iterdir())
     assert abs(float(re.search(r"checkpoints of ([.0-9]+) kB", table["disk"])[1]) * 1000 / size - 1) < 0.02
 
@@ -61,7 +61,7 @@ def test_parts_and_second_network(flags, tmp_path, capsys) -> None:
     )
 
 
-def test_a_resumed_run_is_told_what_is_left(flags, tmp_path, capsys) -> None:
+def test_a_resumed_run_shows_the_remaining_steps(flags, tmp_path, capsys) -> None:
     run = str(tmp_path / "x")
     shorter = ["pretrain", *flags, "--steps", "20", "--out", run]
     assert main(shorter) == 0
@@ -79,10 +79,10 @@ def test_the_time_is_the_sum_of_its_parts(flags, tmp_path, capsys, monkeypatch) 
     real = dry_run.measure
 
     def measure(*arguments):
-        taken, trainer = real(*arguments)
+        usage, trainer = real(*arguments)
         costs = Costs(start=5.0, step=lambda *shape: 2.0, validation=10.0, checkpoint=3.0, finish=6.0)
         times = {(8, 32): dry_run.Timed(2.0, 9)}
-        return replace(taken, costs=costs, steps=times, optimizer=0, weights=0, peak=7_000_000), trainer
+        return replace(usage, costs=costs, steps=times, optimizer=0, weights=0, peak=7_000_000), trainer
 
     monkeypatch.setattr(dry_run, "measure", measure)
     assert main(["pretrain", *flags, "--out", str(tmp_path / "x"), "--dry-run"]) == 0
@@ -113,9 +113,9 @@ def test_saves_are_counted_without_listing_them(validate: int, save: int, steps:
     options = PretrainOptions(eval_every=validate, checkpoint_every=save, steps=steps, milestones=milestones)
     marked = {steps, *options.milestone_steps()}
     validated = {step for step in range(1, steps + 1) if step in marked or step % validate == 0}
-    kept = {step for step in range(1, steps + 1) if step in validated or step % save == 0}
+    saved = {step for step in range(1, steps + 1) if step in validated or step % save == 0}
     assert saves_between(options, done, steps) == tuple(
-        sum(step > done for step in found) for found in (validated, kept)
+        sum(step > done for step in found) for found in (validated, saved)
     )
 
 
@@ -145,8 +145,8 @@ def test_refusals(flags, tmp_path, capsys, monkeypatch) -> None:
         assert message in capsys.readouterr().err
     free_space(monkeypatch, 1000)
     assert main(["pretrain", *flags, "--out", x, "--dry-run"]) == 2
-    said = capsys.readouterr().err
-    assert "checkpoints need" in said and f"the disk of {tmp_path / 'x'} has" in said
+    printed = capsys.readouterr().err
+    assert "checkpoints need" in printed and f"the disk of {tmp_path / 'x'} has" in printed
     assert [path.name for path in tmp_path.iterdir()] == ["full"]
 
 

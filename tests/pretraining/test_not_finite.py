@@ -1,5 +1,5 @@
-"""What is not finite is never kept: no weight, moment or note in a checkpoint or an export, no loss as the best, and no
-NaN in a JSON file. The run stops, names the newest finite checkpoint, and resumes from it to the bit."""
+"""Values that are not finite are never stored: no weight, moment or note in a checkpoint or an export, no loss as the
+best, no NaN in a JSON file. The run stops, names the newest finite checkpoint, and resumes from it to the bit."""
 
 import json
 import math
@@ -80,9 +80,9 @@ def assert_strict_json(folder: Path) -> None:
             json.loads(part, parse_constant=refuse)
 
 
-def assert_stopped(run: Path, said: str, newest: str) -> None:
-    assert "not finite" in said and f"newest finite checkpoint is {run}/checkpoints/{newest}" in said, said
-    assert f"fastbert pretrain --resume {run}" in said and "--optimizer.learning-rate" in said
+def assert_stopped(run: Path, message: str, newest: str) -> None:
+    assert "not finite" in message and f"newest finite checkpoint is {run}/checkpoints/{newest}" in message, message
+    assert f"fastbert pretrain --resume {run}" in message and "--optimizer.learning-rate" in message
     assert names(run)[-1] == newest and not (run / "model").exists()
     for path in run.glob("checkpoints/*/*.safetensors"):
         assert all(tensor.isfinite().all() for tensor in load_file(path).values()), path
@@ -111,9 +111,9 @@ def test_stops_and_resumes_from_the_newest_finite_checkpoint(
     with monkeypatch.context() as patch:
         inject(patch, 12, change)
         assert main([*command, "--out", str(run)]) == 2
-    said = capsys.readouterr().err.replace(f"'{run}'", str(run))  # quoted for the shell
-    assert_stopped(run, said, newest)
-    assert name in said and "after step 1" in said
+    message = capsys.readouterr().err.replace(f"'{run}'", str(run))  # quoted for the shell
+    assert_stopped(run, message, newest)
+    assert name in message and "after step 1" in message
     assert main(["pretrain", "--resume", str(run)]) == 0
     if not whole.exists():
         assert main([*command, "--out", str(whole)]) == 0
@@ -127,10 +127,10 @@ def test_noticed_though_nothing_is_to_be_saved(more, noticed: int, short, tmp_pa
     run = tmp_path / "run"
     rare = ["--checkpoint-every", "1000", "--log-every", "1000", "--eval-every", "1000", *NOTES, "--notes.mix", "0"]
     assert main(["pretrain", *short, "--steps", "400", *rare, *more, "--out", str(run)]) == 2
-    said = capsys.readouterr().err
-    assert f"after step {noticed} holds numbers that are not finite: model notes.table" in said
-    assert "validation" not in said
-    assert "there is no checkpoint before it" in said and names(run) == []
+    message = capsys.readouterr().err
+    assert f"after step {noticed} holds numbers that are not finite: model notes.table" in message
+    assert "validation" not in message
+    assert "there is no checkpoint before it" in message and names(run) == []
 
 
 @pytest.mark.parametrize("done", [12, 16])
@@ -213,6 +213,6 @@ def test_checkpoints_of_older_versions(short, tmp_path, capsys, monkeypatch) -> 
         assert main(["pretrain", "--resume", str(run)]) == 2
     assert f"newest finite checkpoint is {run}/checkpoints/step-00000015" in capsys.readouterr().err
     assert main(["pretrain", "--resume", str(run)]) == 0
-    said = capsys.readouterr().err
-    assert f"{last.path} holds numbers" in said and "going on from step-00000015" in said
+    message = capsys.readouterr().err
+    assert f"{last.path} holds numbers" in message and "step-00000015 is used" in message
     assert_same_run(whole, run)

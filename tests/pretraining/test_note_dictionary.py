@@ -130,18 +130,18 @@ def test_a_run_goes_on_from_the_weights_of_another_with_notes_of_its_own(finishe
     flags = ["--data", str(prepared), "--length", "32", "--batch-size", "4", "--steps", "1", "--eval-sequences", "4"]
     out = tmp_path / "run"
     assert main(["pretrain", *flags, *NOTES, "--init-from", str(finished["on"]), "--out", str(out)]) == 0
-    assert "freshly initialised: notes.table" in capsys.readouterr().err
+    assert "newly initialized: notes.table" in capsys.readouterr().err
     assert last_checkpoint(out)["notes.writes"].max() == 1
 
 
 def test_other_notes_are_another_experiment(finished, capsys) -> None:
     before = rows(finished["on"])
-    for flag, said in (
+    for flag, printed in (
         ("--notes.gamma", "notes.gamma: 0.1 -> 0.5"),
         ("--notes.fraction", "notes.fraction: 1.0 -> 0.5"),
     ):
         assert main(["pretrain", "--resume", str(finished["on"]), flag, "0.5"]) == 2
-        assert said in capsys.readouterr().err
+        assert printed in capsys.readouterr().err
     assert main(["pretrain", "--resume", str(finished["off"]), "--notes.gamma", "0.5"]) == 0  # idle there
     assert rows(finished["on"]) == before
 
@@ -155,13 +155,13 @@ def refused(flags: list[str], tmp_path: Path, capsys) -> str:
 
 
 def test_what_is_refused(flags, tmp_path, capsys, monkeypatch) -> None:
-    said = refused([*flags, "--notes.min-count", "20"], tmp_path, capsys)
-    assert "--rare-min 20 --rare-max 500" in said
-    said = refused([*flags, "--notes.min-count", "499"], tmp_path, capsys)
-    assert "no word" in said and "words occur" in said and "--notes.min-count" in said
+    printed = refused([*flags, "--notes.min-count", "20"], tmp_path, capsys)
+    assert "--rare-min 20 --rare-max 500" in printed
+    printed = refused([*flags, "--notes.min-count", "499"], tmp_path, capsys)
+    assert "no word" in printed and "words occur" in printed and "--notes.min-count" in printed
     monkeypatch.setattr(note_corpus, "memory", lambda device: (1000, 1000))
-    said = refused(flags, tmp_path, capsys)
-    assert "0.00 GB left" in said and "notes of 32 numbers" in said and "--notes.fraction" in said
+    printed = refused(flags, tmp_path, capsys)
+    assert "0.00 GB left" in printed and "notes of 32 numbers" in printed and "--notes.fraction" in printed
 
 
 def test_a_source_is_prepared_with_the_band_that_is_asked_for(corpus, tmp_path, monkeypatch, capsys) -> None:
@@ -173,8 +173,8 @@ def test_a_source_is_prepared_with_the_band_that_is_asked_for(corpus, tmp_path, 
     (folder,) = (tmp_path / "data").iterdir()
     options = open_dataset(folder).record["options"]
     assert (options["rare_min"], options["rare_max"]) == (20, 700)
-    said = capsys.readouterr().err
-    assert "words that occur 2" in said and "of the sequences hold one" in said and "mostly noise" in said
+    printed = capsys.readouterr().err
+    assert "words that occur 2" in printed and "of the sequences hold one" in printed and "mostly noise" in printed
 
 
 def test_room_for_the_dictionary_is_seen_to(flags, tmp_path, capsys, monkeypatch) -> None:

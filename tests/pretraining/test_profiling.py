@@ -67,7 +67,7 @@ def test_parts_of_the_host() -> None:
         "backward: the rest": 12,
         LOOP: 20,
     }
-    assert sum(row["share"] for row in found.values()) == pytest.approx(1)
+    assert sum(row["fraction"] for row in found.values()) == pytest.approx(1)
     assert next(iter(found)) == "data: rows and masks" and list(found)[-1] == LOOP
 
 
@@ -115,7 +115,7 @@ def test_kernels_belong_to_the_operator_that_started_them() -> None:
 
 def test_operators_without_what_they_call() -> None:
     first, *_, last = operators([*one_step(1), Span("aten::late", 1, 200, 300)], 1, device=False)
-    assert first == {"operator": "aten::mm", "calls": 3.0, "ms": 0.042, "share": 0.42}
+    assert first == {"operator": "aten::mm", "calls": 3.0, "ms": 0.042, "fraction": 0.42}
     assert last["ms"] == 0.001
     listed = {row["operator"] for row in operators(one_step(1), 1, device=False)}
     assert not {"aten::late", "before", "step", "aten::side"} & listed
@@ -140,8 +140,8 @@ def test_the_steps_have_nothing_between_them(start: int, stop: int, intervals: t
 
 
 def rows(run: Path) -> list[dict]:
-    kept = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in row.items() if k not in ("tokens_per_second", "mfu")} for row in kept]
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if k not in ("tokens_per_second", "mfu")} for row in rows]
 
 
 def test_the_run_is_the_same_and_the_profile_is_there(flags, tmp_path, capsys) -> None:
@@ -150,8 +150,8 @@ def test_the_run_is_the_same_and_the_profile_is_there(flags, tmp_path, capsys) -
     assert not (plain / "profile").exists()
     capsys.readouterr()
     assert main(["pretrain", *flags, "--out", str(seen), "--profile"]) == 0
-    said = capsys.readouterr().err
-    assert "Steps 15 to 19 of the run." in said and "| forward: attention |" in said and "perfetto" in said
+    printed = capsys.readouterr().err
+    assert "Steps 15 to 19 of the run." in printed and "| forward: attention |" in printed and "perfetto" in printed
     assert rows(plain) == rows(seen)
     weights = [load_file(run / "model" / "model.safetensors") for run in (plain, seen)]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
@@ -167,7 +167,7 @@ def test_the_run_is_the_same_and_the_profile_is_there(flags, tmp_path, capsys) -
 def test_a_resumed_run_is_profiled_after_it(flags, tmp_path, capsys, monkeypatch) -> None:
     run = tmp_path / "run"
     real = loop.Trainer.train_step
-    with monkeypatch.context() as patch:  # a signal while the profiler listens: no profile, and the run can go on
+    with monkeypatch.context() as patch:  # a signal while the profiler listens: no profile, and the run can be resumed
         patch.setattr(
             loop.Trainer, "train_step", lambda self, step: (step == 15 and signal.raise_signal(15)) or real(self, step)
         )
@@ -180,12 +180,12 @@ def test_a_resumed_run_is_profiled_after_it(flags, tmp_path, capsys, monkeypatch
     assert "no step is left to profile" in capsys.readouterr().err
 
 
-def test_a_short_run_says_which_steps(flags, tmp_path, capsys) -> None:
+def test_a_short_run_prints_which_steps(flags, tmp_path, capsys) -> None:
     assert main(["pretrain", *flags, "--steps", "7", "--out", str(tmp_path / "x"), "--profile"]) == 0
-    said = capsys.readouterr().err
+    printed = capsys.readouterr().err
     assert (
-        "with 7 steps left there are only 2 to warm up before the 5 that are profiled" in said
-        and "Steps 3 to 7" in said
+        "with 7 steps left, only 2 warm-up steps come before the 5 profiled ones" in printed
+        and "Steps 3 to 7" in printed
     )
 
 
@@ -210,5 +210,5 @@ def test_profile_steps(prepared, tmp_path, objective: str) -> None:
     assert set(ways) <= set(took)
     assert ("backward: second network" in took) == (objective == "electra")
     assert sum(took.values()) == pytest.approx(1000 * found.seconds, rel=0.01)
-    assert sum(row["share"] for row in found.parts) == pytest.approx(1, abs=0.01)
+    assert sum(row["fraction"] for row in found.parts) == pytest.approx(1, abs=0.01)
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in trainer.objective.modules())

@@ -21,7 +21,7 @@ from tests.stand_ins import around_steps, stop_before, stopped_clock
 TIMES = ("tokens_per_second", "mfu")
 
 # Runs a job in a process that kills itself with SIGKILL: before the update of a step, or inside the save of one, with
-# all files written and the folder not yet in its place.
+# all files written and the folder not yet renamed.
 KILLER = """
 import os, signal, sys
 where, step, arguments = sys.argv[1], int(sys.argv[2]), sys.argv[3:]
@@ -83,8 +83,8 @@ def test_killed_five_times(flags, tmp_path, capsys) -> None:
     assert main(["pretrain", "--resume", str(broken)]) == 0
     assert not list((broken / "checkpoints").glob(".*.tmp"))
     assert_same_run(whole, broken)
-    kept = sorted(path.name for path in (broken / "checkpoints").iterdir())
-    assert kept[-2:] == ["step-00000028", "step-00000030"]
+    names = sorted(path.name for path in (broken / "checkpoints").iterdir())
+    assert names[-2:] == ["step-00000028", "step-00000030"]
 
 
 def test_killed_from_outside_and_by_signals(flags, tmp_path) -> None:
@@ -100,9 +100,9 @@ def test_killed_from_outside_and_by_signals(flags, tmp_path) -> None:
         process = subprocess.Popen([*command, *arguments], stderr=subprocess.PIPE, text=True)
         wait_for_rows(broken / "metrics.jsonl", rows + 3, process)
         process.send_signal(number)
-        _, said = process.communicate(timeout=120)
-        assert process.returncode == code, said
-        assert f"--resume {broken}" in said
+        _, printed = process.communicate(timeout=120)
+        assert process.returncode == code, printed
+        assert f"--resume {broken}" in printed
         last = max((broken / "checkpoints").iterdir())
         # The checkpoint is of the very step that was reached.
         assert json.loads((last / "state.json").read_text())["progress"]["step"] == int(last.name.split("-")[1])
@@ -124,19 +124,19 @@ def test_science_is_held_machine_is_free(flags, tmp_path, capsys) -> None:
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     capsys.readouterr()
     assert main(["pretrain", "--resume", str(run), "--seed", "3", "--dropout", "0.2"]) == 2
-    said = capsys.readouterr().err
-    assert "another experiment" in said and "seed: 0 -> 3" in said and "dropout: 0.1 -> 0.2" in said
+    printed = capsys.readouterr().err
+    assert "another experiment" in printed and "seed: 0 -> 3" in printed and "dropout: 0.1 -> 0.2" in printed
     assert main(["pretrain", *flags, "--out", str(run), "--resume"]) == 2  # 30 steps asked, 8 stored
-    said = capsys.readouterr().err
+    printed = capsys.readouterr().err
     longer = f"To train longer, start a new run from its weights: --init-from {run} with another --out\n"
-    assert "steps: 8 -> 30" in said and said.endswith(longer)
+    assert "steps: 8 -> 30" in printed and printed.endswith(longer)
     assert main(["pretrain", "--resume", str(run), "--tokens", "999"]) == 2
-    said = capsys.readouterr().err
-    assert "fixed when a run starts" in said and said.endswith(longer)
+    printed = capsys.readouterr().err
+    assert "fixed when a run starts" in printed and printed.endswith(longer)
     assert {path: path.read_bytes() for path in before} == before  # nothing was touched
     assert main(["pretrain", "--resume", str(run), "--machine.micro-batch-size", "8", "--eval-every", "2"]) == 0
-    said = capsys.readouterr().err
-    assert "machine.micro_batch_size: 4 -> 8" in said and "eval_every: 10 -> 2" in said
+    printed = capsys.readouterr().err
+    assert "machine.micro_batch_size: 4 -> 8" in printed and "eval_every: 10 -> 2" in printed
 
 
 def test_a_damaged_checkpoint_is_passed_over_by_name(flags, tmp_path, capsys, monkeypatch) -> None:
@@ -150,8 +150,8 @@ def test_a_damaged_checkpoint_is_passed_over_by_name(flags, tmp_path, capsys, mo
     lines = []
     monkeypatch.setattr(Logbook, "_print_line", lambda book, last=False: lines.append(book._progress.text(0.0)))
     assert main(["pretrain", "--resume", str(run)]) == 0
-    said = capsys.readouterr().err
-    assert str(weights) in said and "step-00000028" in said
+    printed = capsys.readouterr().err
+    assert str(weights) in printed and "step-00000028" in printed
     assert [line.split()[1] for line in lines] == ["29/30", "30/30", "30/30"]  # each step, and the logged row
     assert_same_run(whole, run)
     for path in (run / "checkpoints").iterdir():
@@ -252,9 +252,9 @@ def test_a_run_of_an_older_version_is_refused_by_name(tmp_path, capsys) -> None:
     """Its options had other names."""
     run = tmp_path / "run"
     (run / "checkpoints").mkdir(parents=True)
-    state = {"options": {"data": "sotu", "held_out_fraction": 0.01, "steps": 9}, "encoder": {}, "science": {}}
+    state = {"options": {"data": "sotu", "batch_start": 4, "steps": 9}, "encoder": {}, "science": {}}
     Checkpointer(run / "checkpoints", 1, print).save(3, {"model": {"x": torch.zeros(1)}}, state)
-    (run / "config.yaml").write_text("held_out_fraction: 0.01\n")
+    (run / "config.yaml").write_text("batch_start: 4\n")
     before = sorted(run.rglob("*"))
     assert main(["pretrain", "--resume", str(run)]) == 2
     assert (

@@ -39,8 +39,8 @@ def test_a_streamed_dataset(source: str, monkeypatch) -> None:
     monkeypatch.setattr(prepare, "open_source", lambda *asked: seen.append(asked) or 1 / 0)
     for streamed in (False, True):
         with pytest.raises(ZeroDivisionError):
-            data_folder(PretrainOptions(data="hf:some/dataset", column="body", streamed=streamed, steps=1), None)
-    assert seen == [("hf:some/dataset", "body", None, False), ("hf:some/dataset", "body", None, True)]
+            data_folder(PretrainOptions(data="hf:a/dataset", column="body", streamed=streamed, steps=1), None)
+    assert seen == [("hf:a/dataset", "body", None, False), ("hf:a/dataset", "body", None, True)]
 
 
 def test_a_tokenizer_that_prepared_data_does_not_have(prepared: Path, tmp_path) -> None:
@@ -56,7 +56,7 @@ def test_a_tokenizer_that_prepared_data_does_not_have(prepared: Path, tmp_path) 
 
 
 def test_flags_of_a_source_have_no_effect_on_prepared_data(flags: list[str], tmp_path, monkeypatch, capsys) -> None:
-    """Their values in a YAML file are no mistake: it may serve for a source too."""
+    """In a YAML file they are fine: it may be used for a source too."""
     monkeypatch.setattr("fastbert.pretraining.pretrain.pretrain", lambda options, name: 0)
     typed = ["--column=body", "--streamed", "--vocab_size", "600", "--no-lowercase", "--strip-accents", "true"]
     typed += ["--validation-fraction", "0.2", "--tokenizer", f"{flags[1]}/tokenizer"]

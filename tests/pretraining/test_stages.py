@@ -95,9 +95,9 @@ def test_the_best_checkpoint_is_of_the_last_length(flags, tmp_path, monkeypatch)
     run = tmp_path / "run"
     more = ["--keep-checkpoints", "1", "--eval-every", "2", "--checkpoint-every", "2"]
     assert main(["pretrain", *flags, *STAGED, *more, "--out", str(run)]) == 0
-    kept = sorted(path.name for path in (run / "checkpoints").iterdir())
-    assert kept == ["step-00000010", "step-00000012"]
-    state = json.loads((run / "checkpoints" / kept[0] / "state.json").read_text())
+    names = sorted(path.name for path in (run / "checkpoints").iterdir())
+    assert names == ["step-00000010", "step-00000012"]
+    state = json.loads((run / "checkpoints" / names[0] / "state.json").read_text())
     assert state["progress"]["best"] == 32.0
 
 
@@ -145,10 +145,10 @@ def test_minutes_are_planned_as_if_nothing_else_ran(prepared, tmp_path, monkeypa
     total = spent + 0.5 * steps + 2.0 * len(validations) + len(checkpoints) + 1 / 3  # the export too
     assert spent < 40 and 595 < total <= 600
     assert (found.eval_every, found.checkpoint_every) == (steps // 10, steps // 5)
-    said = capsys.readouterr().err
-    assert f"planned for 10 minutes: {steps} steps of 4 x 32 tokens, 0.5 s a step; expected " in said
-    assert f"{len(validations)} validations" in said and f"{len(checkpoints)} checkpoints" in said
-    assert "other work disturbed the timing of steps" in said
+    printed = capsys.readouterr().err
+    assert f"planned for 10 minutes: {steps} steps of 4 x 32 tokens, 0.5 s a step; expected " in printed
+    assert f"{len(validations)} validations" in printed and f"{len(checkpoints)} checkpoints" in printed
+    assert "other work disturbed the timing of steps" in printed
     assert not (tmp_path / "run").exists()
 
 
@@ -209,7 +209,7 @@ def test_only_active_options_name_the_experiment(prepared) -> None:
     for active in ({"first_length": 16}, {"initial_batch_size": 2}):
         assert science(options(prepared, **active), "data") != science(plain, "data")
     muon = replace(plain, optimizer=replace(plain.optimizer, name="muon"))
-    momentum = [replace(some, optimizer=replace(some.optimizer, momentum=0.5)) for some in (plain, muon)]
+    momentum = [replace(each, optimizer=replace(each.optimizer, momentum=0.5)) for each in (plain, muon)]
     assert science(momentum[0], "data") == science(plain, "data") and science(momentum[1], "data") != science(muon, "")
 
 

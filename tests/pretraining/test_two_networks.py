@@ -1,4 +1,4 @@
-"""ELECTRA and multiple choice through the one loop: killed and resumed, in low precision, gone on with, refused."""
+"""ELECTRA and multiple choice in the pretraining loop: killed and resumed, in low precision, continued, refused."""
 
 import json
 
@@ -56,8 +56,8 @@ def test_divergence_is_reported(objective: str, more: list[str], short, tmp_path
     """Samples from NaN are words of no meaning, the loss is NaN, and the run ends as one of MLM does."""
     huge = ["--optimizer.learning-rate", "1e9", "--schedule.warmup", "0", *more]
     assert main(["pretrain", *short, "--objective", objective, *huge, "--out", str(tmp_path / "run")]) == 2
-    said = capsys.readouterr().err
-    assert said.count("update skipped") == 5 and "not finite in 5 steps in a row, up to step" in said
+    printed = capsys.readouterr().err
+    assert printed.count("update skipped") == 5 and "not finite in 5 steps in a row, up to step" in printed
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
@@ -71,15 +71,15 @@ def test_fine_tunes_and_can_be_gone_on_with(objective: str, short, tmp_path, cap
     if objective == "electra":
         assert ElectraForPreTraining.from_pretrained(run / "model").config.embedding_size == 32
     capsys.readouterr()
-    # Its encoder, but not its head, goes into a run with another objective; all that is kept into one with its own.
-    place = short.index("--layers")
-    shapeless = [*short[:place], *short[place + 6 :]]
+    # Its encoder, but not its head, goes into a run with another objective; all weights go into one with the same.
+    index = short.index("--layers")
+    shapeless = [*short[:index], *short[index + 6 :]]
     shapeless = [word for i, word in enumerate(shapeless) if word != "--position" and shapeless[i - 1] != "--position"]
     for other, new in (("mlm", "head.dense.weight"), (objective, "small.blocks.0")):
         on = ["--objective", other, "--init-from", str(run), "--out", str(tmp_path / other), "--steps", "2"]
         assert main(["pretrain", *shapeless, *on]) == 0
-        said = next(line for line in capsys.readouterr().err.splitlines() if "freshly initialised" in line)
-        assert new in said and "words.weight" not in said and "encoder." not in said.replace("small.", "")
+        printed = next(line for line in capsys.readouterr().err.splitlines() if "newly initialized" in line)
+        assert new in printed and "words.weight" not in printed and "encoder." not in printed.replace("small.", "")
 
 
 def test_refused_before_anything_is_written(flags, tmp_path, capsys) -> None:

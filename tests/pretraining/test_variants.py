@@ -68,7 +68,7 @@ def test_variants_differ_and_machine_options_do_not(plain) -> None:
 def test_the_document_mask_counts_where_documents_are_short(flags, tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)  # where the text is prepared
     text, found = tmp_path / "text.txt", []
-    text.write_text("\n\n".join(f"document {n} says that {n % 7} and {n % 5} are {n % 3}" for n in range(2000)))
+    text.write_text("\n\n".join(f"document {n} states that {n % 7} and {n % 5} are {n % 3}" for n in range(2000)))
     # Large weights: with small ones attention hardly matters in two steps.
     given = ["--data", str(text), "--vocab-size", "300", *flags[2:], "--steps", "2", "--initializer-std", "0.2"]
     for more in ([], ["--document-mask"]):
@@ -79,22 +79,22 @@ def test_the_document_mask_counts_where_documents_are_short(flags, tmp_path, mon
 
 
 def test_budget_in_minutes(flags, tmp_path) -> None:
-    """Turned into steps once, and kept."""
+    """Converted to steps once, and stored."""
     run = tmp_path / "run"
-    place = flags.index("--steps")
-    timed = [*flags[:place], *flags[place + 2 :], "--minutes", "0.04", "--eval-every", "10000", "--log-every", "100"]
+    index = flags.index("--steps")
+    timed = [*flags[:index], *flags[index + 2 :], "--minutes", "0.04", "--eval-every", "10000", "--log-every", "100"]
     assert main(["pretrain", *timed, "--out", str(run)]) == 0
-    kept = yaml.safe_load((run / "config.yaml").read_text())
-    assert kept["minutes"] == 0.04 and kept["steps"] >= 1
-    assert json.loads((run / "report" / "summary.json").read_text())["step"] == kept["steps"]
+    stored = yaml.safe_load((run / "config.yaml").read_text())
+    assert stored["minutes"] == 0.04 and stored["steps"] >= 1
+    assert json.loads((run / "report" / "summary.json").read_text())["step"] == stored["steps"]
     assert main(["pretrain", "--resume", str(run)]) == 0
     assert main(["pretrain", "--resume", str(run), "--minutes", "5"]) == 2
 
 
 def test_budget_in_tokens(flags, tmp_path) -> None:
     run = tmp_path / "run"
-    place = flags.index("--steps")
-    flags = [*flags[:place], *flags[place + 2 :], "--tokens", str(8 * 32 * 4 + 5)]
+    index = flags.index("--steps")
+    flags = [*flags[:index], *flags[index + 2 :], "--tokens", str(8 * 32 * 4 + 5)]
     assert main(["pretrain", *flags, "--out", str(run)]) == 0
     assert json.loads((run / "report" / "summary.json").read_text())["step"] == 4
 
@@ -103,10 +103,10 @@ def test_what_a_run_leaves(flags, tmp_path, capsys, works) -> None:
     run = tmp_path / "run"
     capsys.readouterr()
     assert main(["pretrain", *flags, "--out", str(run)]) == 0
-    said = capsys.readouterr()
+    printed = capsys.readouterr()
     for words in ("unigram entropy", "masked loss", "masked accuracy", str(run / "model"), "curves.png"):
-        assert words in said.out
-    assert "step 30/30" in said.err and "tokens/s" in said.err and "MFU" in said.err and "left" in said.err
+        assert words in printed.out
+    assert "step 30/30" in printed.err and "tokens/s" in printed.err and "MFU" in printed.err and "left" in printed.err
     assert {"checking export and summary", "saving a checkpoint", "exporting the model", "filling in the examples"} <= {
         *works
     }
@@ -168,8 +168,8 @@ def test_a_second_run_of_the_same_file_gets_its_own_folder(flags, tmp_path, monk
 def test_a_flag_replaces_the_budget_of_the_file(flags, tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "one.yaml").write_text("steps: 100000\n")
-    place = flags.index("--steps")
-    given = [*flags[:place], *flags[place + 2 :], "--tokens", str(8 * 32 * 3)]
+    index = flags.index("--steps")
+    given = [*flags[:index], *flags[index + 2 :], "--tokens", str(8 * 32 * 3)]
     assert main(["pretrain", "one.yaml", *given]) == 0
     assert json.loads((tmp_path / "runs" / "one" / "report" / "summary.json").read_text())["step"] == 3
 
@@ -178,7 +178,8 @@ def test_without_matplotlib_only_the_curves_are_missing(flags, tmp_path, monkeyp
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     run = tmp_path / "run"
     assert main(["pretrain", *flags, "--steps", "2", "--out", str(run)]) == 0
-    said = capsys.readouterr()
-    assert "matplotlib is not installed" in said.err and "masked loss" in said.out and "curves" not in said.out.lower()
+    printed = capsys.readouterr()
+    assert "matplotlib is not installed" in printed.err and "masked loss" in printed.out
+    assert "curves" not in printed.out.lower()
     assert {path.name for path in (run / "report").iterdir()} == {"summary.json", "index.html"}
     assert "Without curves: matplotlib is not installed" in (run / "report" / "index.html").read_text()

@@ -12,9 +12,20 @@ def files(folder: Path) -> None:
     (folder / "custom.csv").write_text("text;label\na;0\nb;1\n")
     (folder / "bars.csv").write_text("n|body\n1|a\n")
     (folder / "quoted.tsv").write_text('n\ttext\n1\t"a\nb"\n')
-    for name in ("ready", "run/checkpoints", "glue/RTE", "results/seed-0/model"):
+    for name in (
+        "ready",
+        "run/checkpoints",
+        "glue/RTE",
+        "results/seed-0/model",
+        "runs/x/checkpoints/step-1",
+        "runs/x/model",
+    ):
         (folder / name).mkdir(parents=True)
     (folder / "ready" / "dataset.json").write_text("{}")
+    (folder / "runs" / "x" / "config.yaml").write_text("steps: 3")
+    (folder / "runs" / "x" / "model" / "config.json").write_text("{}")
+    (folder / "bert").mkdir()
+    (folder / "bert" / "config.json").write_text("{}")
     (folder / "results" / "seed-0" / "model" / "task.json").write_text("{}")
     for name, text in {
         "pretrain": "data: text.txt\nsteps: 3\n",
@@ -83,6 +94,31 @@ CASES = [
     ("evaluate --data text.txt", "did you mean --source?"),
     ("export --model a --out b", "did you mean --run?"),
     ("prepare text.txt", "'text.txt' belongs to no option; options begin with --, such as --source text.txt, see"),
+    ("pretrain runs/x", "runs/x is a folder; it is a run: resume it with fastbert pretrain --resume runs/x, or start"),
+    ("pretrain bert", "bert is a folder; it is a model: start from its weights with --init-from bert"),
+    ("pretrain ready --steps 3", "ready is a folder; it is prepared data: fastbert pretrain --data ready"),
+    (
+        "pretrain text.txt --steps 3",
+        "text.txt is text, and what comes first is a YAML file; give text as --data text.txt",
+    ),
+    ("finetune runs/x", "runs/x is a folder; give a file, and a model as --model runs/x"),
+    ("sweep results", "results is a folder; give a file; to continue the sweep in a folder, repeat the command"),
+    (
+        "pretrain --resume runs/x/model",
+        "it is the export of a run: resume it with fastbert pretrain --resume runs/x, or",
+    ),
+    (
+        "pretrain --resume runs/x/checkpoints/step-1",
+        "it is a checkpoint of a run: resume it with fastbert pretrain --res",
+    ),
+    ("pretrain --resume bert", "no run to resume in bert: it is a model: start from its weights with --init-from bert"),
+    ("pretrain --resume ready", "no run to resume in ready: it is prepared data: fastbert pretrain --data ready"),
+    ("pretrain --resume pretrain.yaml", "it is a YAML file, which comes first: fastbert pretrain pretrain.yaml"),
+    (
+        "pretrain --data pretrain.yaml --steps 3",
+        "pretrain.yaml is a YAML file by its suffix .yaml, which is not read; op",
+    ),
+    ("pretrain --data bert --steps 3", "bert is a model, not text; --init-from bert starts from its weights"),
     ("pretrain trainer.yaml", "unknown option 'lr_scheduler_type'; did you mean schedule: name?"),
     ("pretrain finetune.yaml", "the file looks like one for fastbert finetune"),
     ("pretrain ablate.yaml", "the file looks like one for fastbert ablate"),

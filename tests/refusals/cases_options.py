@@ -31,7 +31,7 @@ FILES = {
     "s-fraction.yaml": "models: [m]\ntasks: [{task: task.yaml, train_fraction: .nan}]\n",
     "s-settings.yaml": "models: [m]\ntasks: [task.yaml]\n"
     f"learning_rates: {[n / 1e6 for n in range(1, 200)]}\nbatch_sizes: {list(range(1, 100))}\n",
-    "a-share.yaml": "base: {steps: 9}\nvariants: {a: {}}\nanneal: {share: true}\n",
+    "a-share.yaml": "base: {steps: 9}\nvariants: {a: {}}\nanneal: {fraction: true}\n",
     "a-points.yaml": "base: {steps: 9}\nvariants: {a: {}}\ncheckpoints: [.nan, 1.0]\n",
     "a-budget.yaml": "variants: {a: {}}\nbudget: {minutes: .inf}\n",
     "a-base.yaml": "base: {steps: 9, length: 0}\nvariants: {a: {}}\n",
@@ -123,7 +123,7 @@ CASES = [
     (f"{FINETUNE} --task task.yaml --max-length 3", "--max-length must be at least 8, not 3"),
     ("bench throughput --data text.txt --rounds 0", "--rounds must be at least 1, not 0"),
     # a network that no memory can hold
-    (f"{PRETRAIN} --width 65536 --layers 1000", "parameters on 256 sequences of 128 tokens at a time takes more than"),
+    (f"{PRETRAIN} --width 65536 --layers 1000", "parameters on 32 sequences of 512 tokens at a time takes more than"),
     # numbers as text
     (f"{PRETRAIN} --layers 1_0", "--layers must be a whole number, not '1_0'"),
     (f"{PRETRAIN} --layers 1.5", "--layers must be a whole number, not '1.5'"),
@@ -157,8 +157,8 @@ CASES = [
     (f"{PRETRAIN} --tokenizer bert-base-uncased", "hf download google-bert/bert-base-uncased"),
     (f"{PRETRAIN} --tokenizer tokens", "there is no folder tokens; give that of a Hugging Face tokenizer"),
     ("prepare --source text.txt --out out --tokenizer owner/name", "hf download owner/name --local-dir name"),
-    ("bench throughput --data text.txt --positions absolute,absolute", "--positions must be different ones"),
-    ("bench throughput --data text.txt --peers fp32,bf16,fp32", "--peers must be different ones"),
+    ("bench throughput --data text.txt --positions absolute,absolute", "--positions must be all different"),
+    ("bench throughput --data text.txt --peers fp32,bf16,fp32", "--peers must be all different"),
     (
         f"{FINETUNE} --task x --custom.train train.tsv --custom.labels ,",
         "--custom.labels must be names with a comma between",
@@ -200,6 +200,6 @@ CASES = [
     ("ablate a-base.yaml", "a-base.yaml: base: length must be at least 2, not 0"),
     ("ablate a-variant.yaml", "a-variant.yaml: variants: a: optimizer: eps must be greater than 0, not 0.0"),
     ("ablate a-name.yaml", "a-name.yaml: variants: the name of one holds a line break"),
-    ("ablate a-column.yaml", "a-column.yaml: variants: a: column is not free here"),
+    ("ablate a-column.yaml", "a-column.yaml: variants: a: column cannot be given here"),
     ("ablate a-trials.yaml", "a-trials.yaml: trials must be at most 10,000, not 1000000"),
 ]

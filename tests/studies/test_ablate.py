@@ -1,4 +1,4 @@
-"""Ablations of seconds, end to end: what one leaves, kill -9 and going on, annealings against uninterrupted runs, a job
+"""Ablations of seconds, end to end: files, resuming after kill -9, annealings compared with uninterrupted runs, a job
 that fails."""
 
 import json
@@ -21,7 +21,7 @@ from tests.studies.conftest import FINETUNE, command_of, read_rows, time_steps, 
 from tests.studies.test_ends import start, wait_for
 
 BASE = {"layers": 1, "width": 16, "heads": 2, "length": 16, "batch_size": 8, "dropout": 0.1, "eval_sequences": 8}
-BASE |= {"first_length": 8, "checkpoint_every": 5, "log_every": 4}
+BASE |= {"position": "absolute", "first_length": 8, "checkpoint_every": 5, "log_every": 4}
 BASE |= {"schedule": {"warmup": 0.1}, "optimizer": {"learning_rate": 3e-3}}
 
 
@@ -31,7 +31,7 @@ def write(folder: Path, prepared: Path, words: str, **changes) -> str:
         "base": BASE | {"data": str(prepared)},
         "variants": {"absolute": None, "tupe-r": {"position": "tupe-r"}},
         "budget": {"equal": "flops", "steps": 30},
-        "anneal": {"points": [0.5, 1.0], "share": 0.2},
+        "anneal": {"points": [0.5, 1.0], "fraction": 0.2},
         "tasks": [words],
         "epochs": 1,
         "finetune": FINETUNE,
@@ -49,7 +49,7 @@ def without_times(rows: list[dict]) -> list[dict]:
 
 
 def hashes(out: Path) -> dict[str, str]:
-    """Every kept checkpoint of every job, by the hashes of its weights and its optimizer."""
+    """Hashes of every retained checkpoint of every job, of its weights and its optimizer."""
     found = {}
     for path in out.glob("jobs/*/run/checkpoints/*/manifest.json"):
         files = json.loads(path.read_text())["files"]
@@ -71,7 +71,7 @@ def whole(toy, tmp_path_factory) -> Path:
     return out
 
 
-def test_what_an_ablation_leaves(whole) -> None:
+def test_what_an_ablation_leaves(whole, prepared) -> None:
     rows = read_rows(whole)
     assert [row["kind"] for row in rows] == ["pretrain", "branch", "finetune", "finetune"] * 2
     assert all(row["status"] == "done" for row in rows)
@@ -89,6 +89,26 @@ def test_what_an_ablation_leaves(whole) -> None:
     assert config["model"].endswith(f"{trunk['id']}/run/checkpoints/step-00000036")
     report = (whole / "report" / "report.md").read_text()
     assert "## By words, accuracy x 100" in report and "## By validation loss" in report
+    # The page states what was trained.
+    tables = report.partition("## What was trained")[2].split("Every checkpoint was fine-tuned on:")
+    rows, tuning = (dict(re.findall(r"^\| ([a-z ]*?) +\| (.*?) +\|$", table, re.MULTILINE)) for table in tables)
+    assert rows["encoder"].startswith("1 x 16 (layers x width), 2 heads, feed-forward 64 (gelu), post-norm, absolute")
+    assert rows["data"].startswith(f"{prepared}: {len(open_dataset(prepared).split('train')) / 1e3:.3g}k tokens in ")
+    assert rows["length of training"].startswith("36 steps: 30 of 16 x 8 tokens, 6 of 8 x 16 tokens, 4.61k tokens")
+    assert rows["optimizer"].startswith("adamw, learning rate 0.003, weight decay 0.01")
+    assert rows["schedule"] == "constant, warm-up 0.1; annealed to 0 within 20 % of the steps before"
+    assert tuning["words"].split() == ["classes", "|", "accuracy", "|", "64", "|", "40"] and tuning["epochs"] == "1"
+
+
+def test_a_dry_run_shows_the_costs_and_leaves_nothing(toy, tmp_path, capsys, monkeypatch) -> None:
+    time_steps(monkeypatch, lambda *given: 2.0)
+    assert main(["ablate", toy, "--dry-run", "--out", str(tmp_path / "out")]) == 0
+    captured = capsys.readouterr()
+    head, *lines, jobs = captured.out.splitlines()
+    assert head.split()[-1] == "minutes" and lines[0].split()[0] == "absolute" and lines[0].split()[-1] == "1.2"
+    assert [line.split()[0] for line in lines] == ["absolute", "tupe-r"]
+    assert jobs == "8 jobs: 2 pretrainings, 2 annealings, 4 fine-tunings"
+    assert not (tmp_path / "out").exists()
 
 
 def test_an_annealing_equals_an_uninterrupted_run(whole, tmp_path) -> None:
@@ -114,7 +134,7 @@ def test_an_annealing_equals_an_uninterrupted_run(whole, tmp_path) -> None:
 
 
 def test_killed_and_continued_equals_uninterrupted(toy, whole, tmp_path, capsys) -> None:
-    """kill -9 in the middle of a pretraining, with two workers; then one worker goes on."""
+    """kill -9 in the middle of a pretraining, with two workers; then one worker continues."""
     out = tmp_path / "out"
     process = start(toy, out, "--workers", "2", job="ablate")
     wait_for(lambda: list(out.glob("jobs/*/run/checkpoints/step-*")))
@@ -125,8 +145,8 @@ def test_killed_and_continued_equals_uninterrupted(toy, whole, tmp_path, capsys)
     stopped = [path.parent for path in out.glob("jobs/*/run/manifest.json") if not (path.parent / "model").exists()]
     assert stopped or len(read_rows(out)) < 8
     assert main(["ablate", toy, "--out", str(out)]) == 0
-    said = capsys.readouterr().err
-    assert "8 jobs: 2 pretrainings, 2 annealings, 4 fine-tunings" in said
+    error = capsys.readouterr().err
+    assert "8 jobs: 2 pretrainings, 2 annealings, 4 fine-tunings" in error
     assert any(len(json.loads((run / "manifest.json").read_text())["sessions"]) == 2 for run in stopped)
     assert without_times(read_rows(out)) == without_times(read_rows(whole))
     assert hashes(out) == hashes(whole)
@@ -177,7 +197,7 @@ def test_finished_jobs_are_not_run_again(toy, whole, prepared, words, tmp_path, 
     report = (whole / "report" / "report.md").read_text()
     assert "## Quality at the end of the budget" in report and "| words, accuracy x 100 | tupe-r " in report
     assert "By validation loss:" in report and "By words, accuracy x 100:" not in report
-    assert (whole / "report" / "finals.png").is_file()
+    assert (whole / "report" / "finals.svg").is_file()
     assert {path: path.stat().st_mtime_ns for path in before} == before
     other = write(tmp_path / "other", prepared, words, budget={"steps": 31})
     assert main(["ablate", other, "--out", str(whole)]) == 2
@@ -193,9 +213,9 @@ def test_a_failure_stays_alone(prepared, words, tmp_path, capsys) -> None:
     path = write(tmp_path, prepared, words, variants=variants, budget={"steps": 24})
     out = tmp_path / "out"
     assert main(["ablate", path, "--out", str(out)]) == 1
-    said = capsys.readouterr().err
-    assert "8 jobs: 2 pretrainings, 2 annealings, 4 fine-tunings" in said
-    assert "FAILED pretraining, mad, seed 0" in said and "3 jobs did not run" in said
+    error = capsys.readouterr().err
+    assert "8 jobs: 2 pretrainings, 2 annealings, 4 fine-tunings" in error
+    assert "FAILED pretraining, mad, seed 0" in error and "3 jobs did not run" in error
     rows = {(row["model"], row["kind"]): row["status"] for row in read_rows(out)}
     assert rows.pop(("mad", "pretrain")) == "failed" and set(rows.values()) == {"done"} and len(rows) == 3
     report = (out / "report" / "report.md").read_text()
@@ -215,10 +235,10 @@ def test_a_run_keeps_its_milestones(flags, tmp_path) -> None:
     """They are logged and validated, and stay when later checkpoints push others out; training is as without them."""
     for name, more in (("plain", []), ("marked", ["--milestones", "3,12"])):
         assert main(["pretrain", *flags, "--out", str(tmp_path / name), "--keep-checkpoints", "1", *more]) == 0
-    kept = {
+    retained = {
         name: {path.name[-2:] for path in (tmp_path / name / "checkpoints").iterdir()} for name in ("plain", "marked")
     }
-    assert {"03", "12", "30"} <= kept["marked"] and not {"03", "12"} & kept["plain"]
+    assert {"03", "12", "30"} <= retained["marked"] and not {"03", "12"} & retained["plain"]
     last = "checkpoints/step-00000030/model.safetensors"
     assert (tmp_path / "plain" / last).read_bytes() == (tmp_path / "marked" / last).read_bytes()
     steps = [json.loads(line) for line in (tmp_path / "marked" / "metrics.jsonl").read_text().splitlines()]
@@ -227,7 +247,7 @@ def test_a_run_keeps_its_milestones(flags, tmp_path) -> None:
 
 
 def test_milestones_that_are_refused(flags, tmp_path, capsys) -> None:
-    for given, reason in (("3,x", "1000,3000"), ("0", "1000,3000"), ("31", "lies beyond the 30 steps")):
+    for given, reason in (("3,x", "1000,3000"), ("0", "1000,3000"), ("31", "is beyond the 30 steps")):
         assert main(["pretrain", *flags, "--out", str(tmp_path / "run"), "--milestones", given]) == 2
         assert reason in capsys.readouterr().err
     assert not (tmp_path / "run").exists()

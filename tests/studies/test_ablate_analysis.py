@@ -1,4 +1,4 @@
-"""Shares of the baseline's cost against brute force and closed forms, and verdicts that the figures allow."""
+"""Fractions of the baseline's cost against brute force and closed forms, and verdicts that the figures allow."""
 
 import math
 import statistics
@@ -15,7 +15,7 @@ levels = st.integers(-6, 6)
 
 
 def curve(values, costs=None, flops=10.0, minutes=0.5) -> list[Point]:
-    costs = costs or [100.0 * (place + 1) for place in range(len(values))]
+    costs = costs or [100.0 * (index + 1) for index in range(len(values))]
     return [Point(cost, flops * cost, minutes * cost, value) for cost, value in zip(costs, values, strict=True)]
 
 
@@ -65,33 +65,34 @@ def test_units_are_interpolated_each_for_itself() -> None:
     assert (found.steps, found.flops, found.minutes) == (125, 1.25e6, 1.75)
 
 
-# --- shares over seeds
+# --- fractions over seeds
 
 
 def test_an_exponential_curve() -> None:
     """loss = 2 + 5 exp(-s / tau): with half the tau, half the steps. The chord of an exponential lies above it, so the
-    share by straight lines is a little more, and with many points the closed form."""
+    fraction by linear interpolation is a little more, and with many points the closed form."""
 
     def losses(tau: float, seed: int, points: int) -> list[Point]:
-        costs = [1000 * (place + 1) / points for place in range(points)]
+        costs = [1000 * (index + 1) / points for index in range(points)]
         return curve([2 + 5 * math.exp(-cost / tau) + 1e-3 * seed for cost in costs], costs)
 
     for points, error in ((10, 0.03), (1000, 1e-4)):
         fast, slow = ([losses(tau, seed, points) for seed in range(3)] for tau in (200, 400))
         (base, row) = compare_variants(measure(higher=False, base=slow, fast=fast), False)
-        assert base.verdict == "baseline" and base.shares["steps"].values == (1.0, 1.0, 1.0) and base.result is None
+        assert base.verdict == "baseline" and base.fractions["steps"].values == (1.0, 1.0, 1.0) and base.result is None
         for unit in ("steps", "flops", "minutes"):
-            assert row.shares[unit].median + 1e-9 >= 0.5 and row.shares[unit].median == pytest.approx(0.5, abs=error)
+            median = row.fractions[unit].median
+            assert median + 1e-9 >= 0.5 and median == pytest.approx(0.5, abs=error)
 
 
-def test_costs_of_a_step_enter_the_shares() -> None:
+def test_costs_of_a_step_enter_the_fractions() -> None:
     """At half the baseline's steps, with steps of 3 times the FLOPs and 1.6 times the time."""
     base = [curve([1, 2, 3, 4]), curve([2, 3, 4, 5])]
     costly = [curve([2, 4, 6, 8], flops=30.0, minutes=0.8), curve([3, 5, 7, 9.1], flops=30.0, minutes=0.8)]
     row = compare_variants(measure(base=base, costly=costly), False)[1]
-    assert row.shares["steps"].values == (0.5, 0.5)
-    assert row.shares["flops"].values == (1.5, 1.5)
-    assert row.shares["minutes"].values == pytest.approx((0.8, 0.8))
+    assert row.fractions["steps"].values == (0.5, 0.5)
+    assert row.fractions["flops"].values == (1.5, 1.5)
+    assert row.fractions["minutes"].values == pytest.approx((0.8, 0.8))
 
 
 def test_seeds_are_held_against_the_same_seed() -> None:
@@ -99,7 +100,7 @@ def test_seeds_are_held_against_the_same_seed() -> None:
     base = [curve([0, 1, 2, 3, 4]), curve([40, 41, 42, 43, 44])]
     better = [curve([1, 2, 3, 4, 5]), curve([41, 42, 43, 44, 45])]
     row = compare_variants(measure(base=base, better=better), False)[1]
-    assert row.shares["steps"].values == (0.8, 0.8) and row.shares["steps"].at_most == (False, False)
+    assert row.fractions["steps"].values == (0.8, 0.8) and row.fractions["steps"].at_most == (False, False)
     assert row.result.mean == 1
 
 
@@ -136,7 +137,7 @@ def test_verdicts() -> None:
     for row in compare_variants(found, True)[1:]:
         assert row.verdict == "undecided: the baseline has hardly learned" and not row.decided
     alone = compare_variants(measure(base=ends(1.0), better=ends(9.0)), False)[1]
-    assert alone.verdict == "undecided: one seed has no spread" and alone.shares["steps"].values
+    assert alone.verdict == "undecided: one seed has no spread" and alone.fractions["steps"].values
 
 
 def test_the_lower_loss_is_the_better_one() -> None:
@@ -162,11 +163,11 @@ def test_tests_over_several_variants_are_adjusted() -> None:
 
 
 def test_what_is_missing() -> None:
-    """Only seeds that both have finished are compared; a variant with none says so."""
-    curves = {"base": dict(enumerate(ends(1.0, 2.0, 3.0))), "some": {1: curve([0.0, 5.0])}, "none": {}}
-    base, some, none = compare_variants(Measure("score", True, curves), False)
-    assert base.seeds == (0, 1, 2) and some.seeds == (1,) and some.result.n == 1
-    assert none.seeds == () and none.shares == {} and none.verdict == "undecided: no common seed has finished"
+    """Only seeds that both have finished are compared; a variant with none is undecided."""
+    curves = {"base": dict(enumerate(ends(1.0, 2.0, 3.0))), "one": {1: curve([0.0, 5.0])}, "none": {}}
+    base, one, none = compare_variants(Measure("score", True, curves), False)
+    assert base.seeds == (0, 1, 2) and one.seeds == (1,) and one.result.n == 1
+    assert none.seeds == () and none.fractions == {} and none.verdict == "undecided: no common seed has finished"
 
 
 def test_noise() -> None:

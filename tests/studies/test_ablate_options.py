@@ -1,4 +1,4 @@
-"""What an ablation's YAML file says, and what is refused before anything is opened."""
+"""Reading of an ablation's YAML file, and what is refused before anything is opened."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from fastbert.cli import main
 from fastbert.errors import UserError
 from fastbert.studies.ablate.options import load_ablation
 
-BASE = {"layers": 2, "width": 32, "length": 32, "batch_size": 8}
+BASE = {"layers": 2, "width": 32, "position": "absolute", "length": 32, "batch_size": 8}
 FILE = {
     "base": BASE,
     "variants": {"absolute": None, "tupe-r": {"position": "tupe-r"}, "electra": {"objective": "electra"}},
@@ -25,7 +25,7 @@ def write(folder: Path, **changes) -> Path:
     return path
 
 
-def said(folder: Path, **changes) -> str:
+def error(folder: Path, **changes) -> str:
     with pytest.raises(UserError) as caught:
         load_ablation(write(folder, **changes))
     assert str(folder / "x.yaml") in str(caught.value)
@@ -50,7 +50,7 @@ def test_a_group_is_changed_option_by_option(tmp_path) -> None:
 
 
 def test_the_base_from_a_file(tmp_path) -> None:
-    """In the folder of the YAML file; what stands in place wins, and null takes a budget back."""
+    """In the folder of the YAML file; what the file itself has wins, and null takes a budget back."""
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(BASE | {"steps": 900, "width": 64}))
     own = {"inherits": "run.yaml", "width": 16, "heads": 2}
     ablation, _ = load_ablation(write(tmp_path, base=own, budget="absent"))
@@ -66,7 +66,7 @@ def test_the_base_from_a_file(tmp_path) -> None:
         with pytest.raises(UserError, match=r"file is called inherits now; write base: \{inherits: 'run\.yaml'\}"):
             load_ablation(write(tmp_path, base=base))
     (tmp_path / "run.yaml").write_text("seed: 3")
-    with pytest.raises(UserError, match=r"inherits .*run\.yaml: base: seed is not free here; give seeds"):
+    with pytest.raises(UserError, match=r"inherits .*run\.yaml: base: seed cannot be given here; give seeds"):
         load_ablation(write(tmp_path, base={"inherits": "run.yaml"}))
 
 
@@ -88,8 +88,8 @@ def test_the_base_from_a_file(tmp_path) -> None:
     ],
 )
 def test_variants_may_not_change_what_is_held_equal(tmp_path, key, value, reason) -> None:
-    text = said(tmp_path, variants={"absolute": None, "odd": {key: value}})
-    assert f"variants: odd: {key.replace('-', '_')} is not free here" in text and reason in text
+    text = error(tmp_path, variants={"absolute": None, "odd": {key: value}})
+    assert f"variants: odd: {key.replace('-', '_')} cannot be given here" in text and reason in text
 
 
 @pytest.mark.parametrize(
@@ -121,8 +121,8 @@ def test_variants_may_not_change_what_is_held_equal(tmp_path, key, value, reason
         ({"checkpoints": [0.5, 0.2, 1.0]}, "must ascend"),
         ({"checkpoints": [0.5]}, "end with 1.0"),
         ({"checkpoints": [1.0], "anneal": {}}, "not both"),
-        ({"anneal": {"share": 0}}, "share must be a number in (0, 1]"),
-        ({"anneal": {"shares": 0.1}}, "did you mean 'share'"),
+        ({"anneal": {"fraction": 0}}, "fraction must be a number in (0, 1]"),
+        ({"anneal": {"fractions": 0.1}}, "did you mean 'fraction'"),
         ({"anneal": {}, "variants": {"a": None, "b": {"schedule": {"name": "cosine"}}}}, "has no effect with anneal"),
         ({"seeds": 0}, "at least 1"),
         ({"threads": 0}, "whole number from 1"),
@@ -130,13 +130,13 @@ def test_variants_may_not_change_what_is_held_equal(tmp_path, key, value, reason
         ({"learning_rates": [1e-4]}, "there are no tasks"),
         ({"trials": 3}, "there are no tasks"),
         ({"tasks_at": [1.0]}, "there are no tasks"),
-        ({"tasks": ["cola"], "tasks_at": [0.3, 1.0]}, "0.3 is none of the points, 0.1, 0.2"),
+        ({"tasks": ["cola"], "tasks_at": [0.3, 1.0]}, "0.3 is not one of the points, 0.1, 0.2"),
         ({"tasks": ["cola"], "tasks_at": [0.2]}, "end with 1.0"),
         ({"tasks": [{"task": "cola", "epoch": 3}]}, "unknown option 'epoch'"),
     ],
 )
 def test_refusals(tmp_path, changes, reason) -> None:
-    assert reason in said(tmp_path, **changes)
+    assert reason in error(tmp_path, **changes)
 
 
 @pytest.mark.parametrize(
@@ -161,9 +161,9 @@ def test_losses_that_cannot_be_compared_need_tasks(tmp_path, base, variants, rea
     base = BASE | base | {"data": str(tmp_path / "empty.txt")}
     path = write(tmp_path, base=base, variants=variants)
     assert main(["ablate", str(path), "--out", str(tmp_path / "out")]) == 2
-    said = capsys.readouterr().err
-    assert reason in said and "Give tasks:" in said and not (tmp_path / "out").exists()
-    assert ("checkpoints: [1.0]" in said) == ("first_length" in str(variants))
+    error = capsys.readouterr().err
+    assert reason in error and "Give tasks:" in error and not (tmp_path / "out").exists()
+    assert ("checkpoints: [1.0]" in error) == ("first_length" in str(variants))
     for allowed in ({"tasks": ["cola"]}, {"variants": {"a": None, "b": {"position": "tupe-r"}}}):
         given = {"base": base, "variants": variants} | allowed
         assert main(["ablate", str(write(tmp_path, **given)), "--out", str(tmp_path / "out")]) == 2

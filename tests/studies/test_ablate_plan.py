@@ -19,10 +19,10 @@ from fastbert.pretraining.evaluation import MASK_SEED
 from fastbert.pretraining.options import PretrainOptions
 from fastbert.studies.ablate.ablate import measured, report_ablation
 from fastbert.studies.ablate.ablation_plan import plan_ablation
+from fastbert.studies.ablate.comparability import incomparable, planned_validations
 from fastbert.studies.ablate.costs import equal_steps
 from fastbert.studies.ablate.measures import AblationResults
 from fastbert.studies.ablate.options import Budget, load_ablation
-from fastbert.studies.ablate.questions import incomparable, planned_questions
 from fastbert.studies.engine.events import startable
 from fastbert.studies.engine.live_status import LiveStatus
 from fastbert.studies.shared.finetune_jobs import FINETUNE
@@ -39,7 +39,7 @@ def planned(prepared, tmp_path, monkeypatch):
     time_steps(monkeypatch, lambda *given: 0.1)
 
     def make(known=None, **changes):
-        base = {"data": str(prepared), **SMALL, **changes.pop("base", {})}
+        base = {"data": str(prepared), "position": "absolute", **SMALL, **changes.pop("base", {})}
         values = {"base": base, "variants": VARIANTS, "budget": {"steps": 40}} | changes
         path = tmp_path / "x.yaml"
         path.write_text(yaml.safe_dump(values, sort_keys=False))
@@ -68,7 +68,7 @@ def test_equal_flops_are_steps_in_inverse_proportion(planned) -> None:
         flops = variant.setup.objective().flops(8, 16)
         assert variant.flops == flops and variant.steps == round(4000 * first.flops / flops)
         assert variant.steps * flops == pytest.approx(4000 * first.flops, rel=1e-3)
-        assert study.places[variant.name][-1].steps == variant.steps
+        assert study.points[variant.name][-1].steps == variant.steps
     assert study.variants[2].steps < first.steps == 4000
     _, study = planned(budget={"equal": "flops", "flops": 1e9})
     assert study.variants[0].steps == round(1e9 / first.flops)
@@ -91,35 +91,35 @@ def test_stages_cost_what_their_steps_do(planned) -> None:
     _, study = planned(variants=variants, budget={"equal": "flops", "steps": 100}, checkpoints=[0.25, 1.0])
     long, short = study.variants
     flops = short.setup.objective().flops
-    early, end = study.places["short first"]
+    early, end = study.points["short first"]
     assert short.flops_to(end) == pytest.approx(100 * long.flops, rel=0.01) and short.steps != 100
     half = round(0.5 * short.steps)
     assert short.flops_to(replace(early, steps=half + 3)) == half * flops(32, 4) + 3 * flops(8, 16)
-    assert long.flops_to(study.places["all long"][0]) == 25 * flops(8, 16)
-    assert long.questions != short.questions  # at the first point they are asked of other sequences
+    assert long.flops_to(study.points["all long"][0]) == 25 * flops(8, 16)
+    assert long.validation_options != short.validation_options  # sequences at the first point differ in length
     _, study = planned(variants=variants, budget={"tokens": 12800})
     assert [variant.steps for variant in study.variants] == [100, 100]
 
 
 def test_short_sequences_last_until_the_annealing(planned, timed) -> None:
-    """In every training of a variant, whatever first_fraction says; costs and minutes are sums over its steps."""
+    """In every training of a variant, for any first_fraction; costs and minutes are sums over its steps."""
     variants = {"all long": None, "short first": {"first_length": 4}}
-    _, study = planned(variants=variants, budget={"steps": 100}, anneal={"points": [0.5, 1.0], "share": 0.2})
+    _, study = planned(variants=variants, budget={"steps": 100}, anneal={"points": [0.5, 1.0], "fraction": 0.2})
     flops = study.variants[1].setup.objective().flops
     trunk, early = (job for job in study.jobs if job.model == "short first")
-    for job, place, start in zip((early, trunk), study.places["short first"], (50, 100), strict=True):
+    for job, point, start in zip((early, trunk), study.points["short first"], (50, 100), strict=True):
         options = from_dict(PretrainOptions, job.options, "job")
         plan = make_plan(options.stages, options.batch_size, options.length, options.steps)
         assert plan.describe(options.steps).endswith(f"{start} of 32 x 4 tokens, {start // 5} of 8 x 16 tokens")
         variant = study.variants[1]
-        assert variant.flops_to(place) == start * flops(32, 4) + start // 5 * flops(8, 16)
-        assert variant.minutes_to(place) == pytest.approx((start * 0.4 + start // 5 * 1.6) / 60)
+        assert variant.flops_to(point) == start * flops(32, 4) + start // 5 * flops(8, 16)
+        assert variant.minutes_to(point) == pytest.approx((start * 0.4 + start // 5 * 1.6) / 60)
     with pytest.raises(UserError, match="leave initial_batch_size or anneal out"):
         planned(base={"initial_batch_size": 4}, anneal={"points": [0.5, 1.0]})
 
 
 def test_minutes_are_measured_once(planned, monkeypatch, works) -> None:
-    """In rounds, the variants in turn; an earlier call's times are taken again. What disturbs three rounds of five, one
+    """In rounds, the variants in turn; an earlier call's times are used again. What disturbs three rounds of five, one
     variant more than the other, changes no plan."""
     asked = []
 
@@ -145,7 +145,7 @@ def test_annealing(planned) -> None:
     counted in steps."""
     base = {"schedule": {"name": "cosine", "warmup": 0.1}}
     _, study = planned(
-        base=base, variants={"a": None, "b": {"norm": "pre"}}, anneal={"points": [0.5, 1], "share": 0.25}
+        base=base, variants={"a": None, "b": {"norm": "pre"}}, anneal={"points": [0.5, 1], "fraction": 0.25}
     )
     trunk, early = study.jobs[:2]
     assert [job.kind for job in study.jobs] == ["pretrain", "branch"] * 2
@@ -156,7 +156,7 @@ def test_annealing(planned) -> None:
         schedule = job.options["schedule"]
         assert schedule["name"] == "wsd" and schedule["warmup"] == 4.0 and schedule["final"] == 0.0
         assert round(schedule["decay"] * steps) == steps - start
-    assert [place.steps for place in study.places["a"]] == [25, 50]
+    assert [point.steps for point in study.points["a"]] == [25, 50]
     assert early.cost == 5 * study.variants[0].flops and trunk.cost == 50 * study.variants[0].flops
 
 
@@ -184,22 +184,22 @@ def test_jobs_are_named_by_what_they_are(planned) -> None:
 
 
 def test_what_shows_in_the_plan_only(planned, tmp_path) -> None:
-    def said(**changes) -> str:
+    def error(**changes) -> str:
         with pytest.raises(UserError) as caught:
             planned(**changes)
         assert str(tmp_path / "x.yaml") in str(caught.value)
         return str(caught.value)
 
-    text = said(variants={"a": None, "b": {"cls_attention": "tied"}})
+    text = error(variants={"a": None, "b": {"cls_attention": "tied"}})
     assert "a and b would be the same training" in text  # of absolute positions
-    assert "two of them are the same step" in said(budget={"steps": 4})
-    assert "variants: b: " in said(variants={"a": None, "b": {"heads": 3}})
-    assert "heads 3 do not divide" in said(variants={"a": None, "b": {"heads": 3}})
+    assert "two of them are the same step" in error(budget={"steps": 4})
+    assert "variants: b: " in error(variants={"a": None, "b": {"heads": 3}})
+    assert "heads 3 do not divide" in error(variants={"a": None, "b": {"heads": 3}})
     late = {"schedule": {"warmup": 15}}
-    text = said(variants={"a": None, "b": late}, anneal={"points": [0.2, 1.0]})
+    text = error(variants={"a": None, "b": late}, anneal={"points": [0.2, 1.0]})
     assert "variants: b: a warm-up of 15" in text
-    assert "x.yaml: a, nowhere.yaml: " in said(variants={"a": None}, tasks=["nowhere.yaml"])
-    assert "less than one batch" in said(base={"batch_size": 100_000})
+    assert "x.yaml: a, nowhere.yaml: " in error(variants={"a": None}, tasks=["nowhere.yaml"])
+    assert "less than one batch" in error(base={"batch_size": 100_000})
 
 
 def test_all_variants_read_the_same_data(corpus, planned, tmp_path, monkeypatch) -> None:
@@ -211,7 +211,7 @@ def test_all_variants_read_the_same_data(corpus, planned, tmp_path, monkeypatch)
     _, study = planned(base=base, variants=variants)
     assert len({variant.setup.dataset.folder for variant in study.variants}) == 1
     assert len({job.identity["data"] for job in study.jobs}) == 1
-    assert study.variants[2].setup.noted.rarest >= 5 and study.variants[1].setup.noted.commonest > 60
+    assert study.variants[2].setup.note_corpus.rarest >= 5 and study.variants[1].setup.note_corpus.commonest > 60
 
 
 def test_jobs_wait_for_what_they_need(planned) -> None:
@@ -236,13 +236,13 @@ def losses(study, decay: dict[str, float], gap: float = 0.0) -> dict[str, dict]:
     rows = {}
     for job in study.jobs:
         slow = decay[job.model]
-        ends = [place for place in study.places[job.model] if place.job == job.id]
+        ends = [point for point in study.points[job.model] if point.job == job.id]
         validations = [
             {
-                "step": place.steps,
-                "loss": 1 + gap + 4 * math.exp(-place.steps / (40 * slow)) + 1e-7 * slow * job.seed**2,
+                "step": point.steps,
+                "loss": 1 + gap + 4 * math.exp(-point.steps / (40 * slow)) + 1e-7 * slow * job.seed**2,
             }
-            for place in ends
+            for point in ends
         ]
         rows[job.id] = {"id": job.id, "kind": job.kind, "status": "done", "model": job.model, "task": job.task}
         rows[job.id] |= {"seed": job.seed, "validations": validations, "precision": "fp32", "seconds": 1.0}
@@ -253,25 +253,24 @@ def losses(study, decay: dict[str, float], gap: float = 0.0) -> dict[str, dict]:
 def test_a_report_of_known_curves(planned, timed, tmp_path, capsys) -> None:
     """tupe-r learns twice as fast at three times the time a step, pre-norm half as fast."""
     variants = {**VARIANTS, "pre": {"norm": "pre"}}
-    points = [round(0.05 * place, 2) for place in range(1, 21)]
+    points = [round(0.05 * point, 2) for point in range(1, 21)]
     ablation, study = planned(variants=variants, seeds=3, checkpoints=points, budget={"steps": 200})
     rows = losses(study, {"absolute": 4.0, "tupe-r": 2.0, "electra": 1.0, "pre": 8.0})
     results = AblationResults(study, rows)
     (measure,) = results.measures
     assert list(measure.curves) == ["absolute", "tupe-r", "pre"] and not results.hardly_learned
     assert report_ablation(tmp_path / "out", "known", ablation, results) == 0
-    said, remarks = capsys.readouterr()
-    (line,) = [line for line in said.splitlines() if line.startswith("tupe-r")]
+    printed, remarks = capsys.readouterr()
+    (line,) = [line for line in printed.splitlines() if line.startswith("tupe-r")]
     flops = 50 * study.variants[1].flops / study.variants[0].flops
-    assert line.split() == ["tupe-r", "3", "50", "%", f"{flops:.0f}", "%", "150", "%", "reached"]
-    assert next(line for line in said.splitlines() if line.startswith("pre")).count("not reached") == 4
-    reason = (
-        "electra is not compared by validation loss, because its validation asks something else: objective: electra"
-    )
-    assert "electra" not in said and reason in remarks
-    assert said.startswith("Fraction of absolute's cost at which its final quality is reached: validation loss\n")
+    assert line.split() == ["tupe-r", "reached", "3", "50", "%", f"{flops:.0f}", "%", "150", "%"]
+    (line,) = [line for line in printed.splitlines() if line.startswith("pre")]
+    assert line.split() == ["pre", "not", "reached", "3", "–", "–", "–"]
+    reason = "electra is not compared by validation loss, because its validation is another: objective: electra"
+    assert "electra" not in printed and reason in remarks
+    assert printed.startswith("Fraction of absolute's cost at which its final quality is reached: validation loss\n")
     limit = "with 3 seeds it cannot be less than 0.25 (0.5 adjusted over 2)"
-    assert limit in said.replace("\n", " ")
+    assert limit in printed.replace("\n", " ")
     report = (tmp_path / "out" / "report" / "report.md").read_text()
     assert "The losses of electra are not comparable" in report and "the fastest of 5 rounds" in report
     assert "`tupe-r`: position: 'absolute' to 'tupe-r'" in report
@@ -281,11 +280,11 @@ def test_a_report_of_known_curves(planned, timed, tmp_path, capsys) -> None:
     heads = [number for number, cells in enumerate(tables) if cells[0] == "variant"]
     (ends,) = [tables[number:] for number in heads if tables[number][3:] == ["masked loss", "other medians"]]
     assert ends[2][3] == f"{statistics.median(row['validations'][-1]['loss'] for row in list(rows.values())[::4]):.4f}"
-    assert ends[4][:4] == ["electra", "electra", "3", "–"] and ends[4][4].startswith("loss of its own (electra) 1.")
+    assert ends[4][:4] == ["electra", "electra", "3", "–"] and ends[4][4].startswith("incomparable loss (electra) 1.")
     (finals,) = [tables[number:] for number in heads if "p (sign flips)" in tables[number]]
     assert finals[3][0] == "tupe-r" and finals[3][-2:] == ["0.250", "0.500"]
-    assert {"curves-0.png", "shares.png", "report.html"} <= {p.name for p in (tmp_path / "out" / "report").iterdir()}
-    assert 'src="data:image/png;base64,' in (tmp_path / "out" / "report" / "report.html").read_text()
+    assert {"curves-0.svg", "fractions.svg", "report.html"} <= {p.name for p in (tmp_path / "out" / "report").iterdir()}
+    assert (tmp_path / "out" / "report" / "report.html").read_text().count("<svg") == 2
 
 
 def test_a_baseline_that_has_hardly_learned(planned, tmp_path, capsys) -> None:
@@ -309,7 +308,7 @@ def test_a_measure_that_stands_still_is_remarked_on(planned, tmp_path) -> None:
         for values in row["validations"]:
             values["loss"] = 2.0
     report_ablation(out, "still", ablation, AblationResults(study, rows))
-    text = "The baseline itself is at its final value from at most 50 % of its steps on"
+    text = "The baseline itself reaches its final value by at most 50 % of its steps"
     assert text in (out / "report" / "report.md").read_text()
 
 
@@ -324,8 +323,8 @@ def test_a_baseline_of_two_networks_is_judged_by_the_small_one(planned, tmp_path
     assert results.masked_loss == 3.0 and not results.hardly_learned and len(results.measures) == 1
     report_ablation(tmp_path / "out", "small", ablation, results)
     report = (tmp_path / "out" / "report" / "report.md").read_text()
-    assert "The masked loss of the baseline's generator" in report and "may also mean easier ones" in report
-    assert "may also mean easier ones" in capsys.readouterr().err
+    assert "The masked loss of the baseline's generator" in report and "may also mean easier inputs" in report
+    assert "may also mean easier inputs" in capsys.readouterr().err
 
 
 def test_masks_decide_what_is_comparable(planned) -> None:
@@ -336,8 +335,8 @@ def test_masks_decide_what_is_comparable(planned) -> None:
         "words": {"mlm": {"whole_word": True}},
     }
     _, study = planned(variants=variants)
-    first, *others = (variant.questions for variant in study.variants)
-    assert [questions == first for questions in others] == [True, False, False]
+    first, *others = (variant.validation_options for variant in study.variants)
+    assert [options == first for options in others] == [True, False, False]
 
 
 def test_lengths_decide_what_is_comparable(planned, timed) -> None:
@@ -348,7 +347,7 @@ def test_lengths_decide_what_is_comparable(planned, timed) -> None:
     assert study.incomparable == {"short first": text}
     for points in ({"checkpoints": [0.75, 1.0]}, {"anneal": {"points": [0.5, 1.0]}}):
         ablation, study = planned(variants=variants, **points)
-        assert study.incomparable == {} and incomparable(planned_questions(ablation)) == {}
+        assert study.incomparable == {} and incomparable(planned_validations(ablation)) == {}
 
 
 def test_the_same_is_asked_where_losses_are_compared(planned) -> None:
@@ -371,7 +370,7 @@ def test_the_same_is_asked_where_losses_are_compared(planned) -> None:
         asked[variant.name] = [inputs.positions.tolist(), inputs.targets.tolist()]
     assert {name for name in asked if asked[name] != asked["a"]} == {"rate", "words"} == set(study.incomparable)
     assert study.incomparable["rate"] == "mlm.mask_rate: 0.4 instead of 0.15"
-    assert incomparable(planned_questions(ablation)) == study.incomparable
+    assert incomparable(planned_validations(ablation)) == study.incomparable
 
 
 def test_live_values_are_of_what_is_compared(planned, timed, capsys) -> None:
@@ -380,13 +379,13 @@ def test_live_values_are_of_what_is_compared(planned, timed, capsys) -> None:
     rows = losses(study, {"m": 1.0, "e": 1.0}, gap=30.0)
     for job in study.jobs:
         rows[job.id] |= {"objective": "electra" if job.model == "e" else "mlm"}
-    shown = partial(measured, apart=study.incomparable)
+    shown = partial(measured, incomparable=study.incomparable)
     board = LiveStatus(study.jobs, {}, shown, {("e", "pretraining")})
     for job in study.jobs:
         board.ended(job, rows[job.id])
     first, second = (f"{rows[job.id]['validations'][-1]['loss']:.4f}" for job in study.jobs)
-    said = capsys.readouterr().err
-    assert f"seed 0: validation loss {first}, " in said and f"loss of its own (electra) {second}, " in said
+    error = capsys.readouterr().err
+    assert f"seed 0: validation loss {first}, " in error and f"incomparable loss (electra) {second}, " in error
     assert board._cell("m", "pretraining") == f"1/1  {first}" and board._cell("e", "pretraining") == "1/1"
 
 
@@ -412,7 +411,7 @@ def test_no_variant_leaves_a_report_unnamed(planned, timed, words, tmp_path, cap
     assert line in capsys.readouterr().err and line in (tmp_path / "out" / "report" / "report.md").read_text()
 
 
-def test_no_two_trainings_of_a_variant_share_a_head(planned, words) -> None:
+def test_no_two_trainings_of_a_variant_have_the_same_head(planned, words) -> None:
     changes = {"tasks": [words], "epochs": 1, "tasks_at": [1.0], "checkpoints": [1.0], "seeds": 2, "trials": 2}
     _, study = planned(variants={"a": None, "b": {"norm": "pre"}}, **changes)
     for variant in ("a", "b"):
@@ -421,7 +420,7 @@ def test_no_two_trainings_of_a_variant_share_a_head(planned, words) -> None:
 
 
 def test_the_best_setting_is_that_of_the_last_point(planned, words) -> None:
-    """It is taken at the others too, though another one be better there."""
+    """It is used at the others too, even if another one is better there."""
     changes = {"tasks": [words], "epochs": [1, 2], "tasks_at": [0.5, 1.0], "checkpoints": [0.5, 1.0]}
     _, study = planned(variants={"a": None, "b": {"norm": "pre"}}, **changes)
     accuracies, rows = {(0.5, 1): 0.9, (0.5, 2): 0.5, (1.0, 1): 0.6, (1.0, 2): 0.7}, losses(study, {"a": 1.0, "b": 1.0})

@@ -75,7 +75,7 @@ def test_verdicts() -> None:
     assert verdict([0.61, 0.70, 0.80], [0.5, 0.6, 0.7]) == "a higher, by the t-test alone"
     assert verdict([0.5, 0.6, 0.7], [0.61, 0.70, 0.80], others=80) == "undecided"
     eight = [0.5 + 0.01 * (seed % 3) for seed in range(8)]
-    assert verdict(eight, [value + 0.05 + 0.001 * place for place, value in enumerate(eight)]) == "b higher"
+    assert verdict(eight, [value + 0.05 + 0.001 * index for index, value in enumerate(eight)]) == "b higher"
     assert verdict([0.5, 0.6, 0.7], [0.55, 0.58, 0.78]) == "undecided"
     assert verdict([0.5, 0.6], [0.7, 0.8]) == "undecided"  # the same difference twice: no spread to judge by
     assert verdict([0.5], [0.9]) == "undecided"

@@ -1,5 +1,5 @@
 """Ends before the end: signals, kill -9 of the whole sweep and of a worker, jobs that fail. Nothing is lost, and the
-others go on."""
+others continue."""
 
 import os
 import resource
@@ -33,7 +33,7 @@ def rows_so_far(out: Path) -> int:
 
 
 def meanwhile(happens, act) -> threading.Thread:
-    """Does something as soon as `happens`, beside what the test does."""
+    """Does something as soon as `happens`, in parallel to the test."""
     thread = threading.Thread(target=lambda: (wait_for(happens), act()), daemon=True)
     thread.start()
     return thread
@@ -46,9 +46,9 @@ def test_stopped_killed_and_continued_equals_uninterrupted(axes, finished, tmp_p
     wait_for(lambda: list(out.glob("jobs/*/log.txt")))
     (worker,) = workers_of(process.pid)
     os.killpg(process.pid, signal.SIGTERM)
-    said = process.communicate(timeout=60)[1]
-    assert process.returncode == 143, said
-    assert "the same command continues" in said and "Traceback" not in said and "FAILED" not in said
+    error = process.communicate(timeout=60)[1]
+    assert process.returncode == 143, error
+    assert "the same command continues" in error and "Traceback" not in error and "FAILED" not in error
     assert not command_of(worker)
     assert all(row["status"] == "done" for row in (read_rows(out) if rows_so_far(out) else []))
 
@@ -79,8 +79,8 @@ def test_control_c(axes, tmp_path, capsys) -> None:
     )
     assert main(["sweep", path, "--out", str(out)]) == 130
     stop.join()
-    said = capsys.readouterr().err
-    assert "stopped; 0 of 4 jobs have ended, the same command continues" in said
+    error = capsys.readouterr().err
+    assert "stopped; 0 of 4 jobs have ended, the same command continues" in error
     assert not workers_of(os.getpid()) and rows_so_far(out) == 0
 
 
@@ -100,7 +100,7 @@ def test_failures_stay_alone_and_are_run_again(axes, finished, tmp_path, capsys)
     thread = meanwhile(lambda: list(out.glob("jobs/*/run/seed-0/metrics.jsonl")), kill)
     assert main(["sweep", path, "--out", str(out)]) == 1
     thread.join()
-    said = capsys.readouterr().err
+    error = capsys.readouterr().err
     rows = {row["id"]: row for row in read_rows(out)}
     killed = rows[logs["killed"]]
     assert killed["status"] == "failed" and killed["task"] == "long" and killed["learning_rate"] == 3e-3
@@ -110,8 +110,8 @@ def test_failures_stay_alone_and_are_run_again(axes, finished, tmp_path, capsys)
     (done,) = [row for row in rows.values() if row["status"] == "done"]
     same = [row for row in read_rows(finished) if row["id"] == done["id"]]
     assert without_times([done]) == without_times(same) != []
-    assert "2 of 3 jobs failed; the same command runs them again" in said and "for want of memory" in said
-    assert f"{logs['killed']}/log.txt" in said and "step " in said
+    assert "2 of 3 jobs failed; the same command runs them again" in error and "for want of memory" in error
+    assert f"{logs['killed']}/log.txt" in error and "step " in error
     assert "1 of 3 jobs have finished, 2 failed" in (out / "report" / "report.md").read_text()
 
     long |= {"epochs": 2, "learning_rates": [3e-3], "train_fraction": 0.5}  # another job
@@ -133,15 +133,15 @@ def test_a_job_that_runs_out_of_memory(axes, tmp_path, capsys) -> None:
     thread = meanwhile(lambda: workers_of(os.getpid()), limit)
     assert main(["sweep", path, "--out", str(out)]) == 1
     thread.join()
-    said = capsys.readouterr().err
+    error = capsys.readouterr().err
     (row,) = read_rows(out)
     assert "it ran out of memory" in row["reason"] and "micro_batch_size" in row["fix"], row
     assert "Traceback" in "\n".join(row["log"]) or "allocate memory" in "\n".join(row["log"])
-    assert "to fix it: run fewer --workers" in said
+    assert "to fix it: run fewer --workers" in error
     assert "it ran out of memory" in (out / "report" / "report.html").read_text()
     machine = axes["finetune"]["machine"] | {"micro_batch_size": 1}  # what the message advises; the same job
-    mended = write_sweep(tmp_path, axes, **one, finetune={"machine": machine})
+    fixed = write_sweep(tmp_path, axes, **one, finetune={"machine": machine})
     thread = meanwhile(lambda: workers_of(os.getpid()), limit)
-    assert main(["sweep", mended, "--out", str(out)]) == 0
+    assert main(["sweep", fixed, "--out", str(out)]) == 0
     thread.join()
     assert "1 failed before and run again" in capsys.readouterr().err

@@ -8,7 +8,7 @@ import pytest
 
 from fastbert.errors import UserError
 from fastbert.studies.engine import ray_backend
-from fastbert.studies.engine.backends import share_gpus, start, visible_gpus
+from fastbert.studies.engine.backends import may_use_gpus, start, visible_gpus
 from fastbert.studies.engine.events import run_events
 from fastbert.studies.engine.live_status import LiveStatus
 from fastbert.studies.engine.options import EngineOptions
@@ -67,9 +67,9 @@ def test_the_time_left_goes_by_the_cost_of_jobs(monkeypatch) -> None:
 
 
 def test_which_gpus_are_shared(monkeypatch) -> None:
-    assert share_gpus([toy_job("a", device="cpu"), toy_job("b")])
-    assert not share_gpus([toy_job("a", device="cpu")])
-    assert not share_gpus([toy_job("a", device="cuda:1"), toy_job("b")])  # whoever names one knows which they are
+    assert may_use_gpus([toy_job("a", device="cpu"), toy_job("b")])
+    assert not may_use_gpus([toy_job("a", device="cpu")])
+    assert not may_use_gpus([toy_job("a", device="cuda:1"), toy_job("b")])  # whoever names one knows which they are
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     report_gpus(monkeypatch, count=2)
     assert visible_gpus() == ["0", "1"]
@@ -146,7 +146,7 @@ def test_ray_jobs_that_continue_from_each_other(tmp_path, monkeypatch) -> None:
     assert [asked["job"] for asked in ray.asked] == ["a", "b"] and set(store.rows) == {"a", "b"}
     assert [Path(asked["folder"]) for asked in ray.asked] == [tmp_path / "out" / "jobs" / name for name in "ab"]
     assert (tmp_path / "out" / "jobs" / "a").is_dir()
-    with pytest.raises(UserError, match="the steps were timed here, where there is no GPU"):
+    with pytest.raises(UserError, match="the steps were timed on this machine, which has no GPU"):
         start(options, jobs, store, 1, in_place=True, timed_on="cpu")
 
 

@@ -5,7 +5,7 @@ import pytest
 from fastbert.finetuning.loop import Tuner
 from fastbert.studies.shared.finetune_jobs import finetune_job
 from fastbert.studies.sweep.options import load_sweep
-from fastbert.studies.sweep.sweep_jobs import sweep_jobs
+from fastbert.studies.sweep.sweep_plan import plan_sweep
 from tests.finetuning.test_resume import Killed, killed
 from tests.studies.conftest import read_rows, write_sweep
 
@@ -14,7 +14,7 @@ STEPS = 4  # of each of the two epochs
 
 def test_a_killed_job_is_continued(axes, finished, tmp_path, monkeypatch) -> None:
     grid, options = load_sweep(write_sweep(tmp_path, axes))
-    job = sweep_jobs(grid, options)[0].to_dict()
+    job = plan_sweep(grid, options).jobs[0].to_dict()
     row = next(row for row in read_rows(finished) if row["id"] == job["id"])
 
     def stop_in_second_epoch(out) -> None:

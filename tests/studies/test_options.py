@@ -8,18 +8,18 @@ from fastbert.cli import main
 from fastbert.errors import UserError
 from fastbert.finetuning.tasks import check_glue_options
 from fastbert.studies.sweep.options import SweepOptions, load_sweep
-from fastbert.studies.sweep.sweep_jobs import sweep_jobs
+from fastbert.studies.sweep.sweep_plan import plan_sweep
 from tests.studies.conftest import write_sweep
 
 
 def jobs_of(folder: Path, axes: dict, **changes):
-    return sweep_jobs(*load_sweep(write_sweep(folder, axes, **changes)))
+    return plan_sweep(*load_sweep(write_sweep(folder, axes, **changes))).jobs
 
 
 @pytest.fixture
 def refused(axes, tmp_path, capsys):
     def refused(*flags: str, **changes) -> str:
-        """What is said on standard error by a call that must end with 2 and leave nothing."""
+        """Standard error of a call that must return 2 and leave nothing."""
         out = tmp_path / "out"
         assert main(["sweep", write_sweep(tmp_path, axes, **changes), "--out", str(out), *flags]) == 2
         assert not out.exists()
@@ -76,7 +76,7 @@ def test_options_of_glue_reach_its_tasks_alone(axes, words, tmp_path) -> None:
 
 
 def test_a_job_is_what_defines_its_result(axes, models, words, tmp_path, monkeypatch) -> None:
-    """Not names, paths, the order of axes, the size of a micro-batch or what is kept; but every option that trains."""
+    """Not names, paths, the order of axes, the size of a micro-batch or what is saved; but every option that trains."""
 
     def ids(folder: str = "b", **changes) -> list[str]:
         (tmp_path / folder).mkdir(exist_ok=True)
@@ -87,8 +87,8 @@ def test_a_job_is_what_defines_its_result(axes, models, words, tmp_path, monkeyp
     monkeypatch.chdir(Path(words).parent)
     moved = [{"name": "b", "path": models["tupe"]}, str(tmp_path / "link")]
     machine = axes["finetune"]["machine"] | {"micro_batch_size": 4}
-    kept = {"machine": machine, "worst": 9, "save_model": True}
-    assert ids(models=moved, tasks=[{"task": "words.yaml", "name": "other"}], seeds=[1, 0], finetune=kept) == before
+    saved = {"machine": machine, "worst": 9, "save_model": True}
+    assert ids(models=moved, tasks=[{"task": "words.yaml", "name": "other"}], seeds=[1, 0], finetune=saved) == before
     for change in (
         {"threads": 2},
         {"seeds": [5, 6]},
@@ -116,15 +116,15 @@ def test_refused_axes(refused, models, words) -> None:
     assert "learning_rates is empty; give at least one" in refused(learning_rates=[])
     assert "seeds must be at least 1, not 0" in refused(seeds=0)
     assert "seeds is empty" in refused(seeds=[])
-    assert "seeds must be how many there are, or a list of whole numbers, found [0.5]" in refused(seeds=[0.5])
+    assert "seeds must be their number, or a list of whole numbers, found [0.5]" in refused(seeds=[0.5])
     assert "epochs has an empty value" in refused(epochs=[1, None])
     assert "unknown option 'learning_rats'; did you mean 'learning_rates'?" in refused(learning_rats=[1e-5])
     assert "unknown option 'dropout'; put it under finetune" in refused(dropout=0.2)
     assert "unknown option 'learning_rate'; give learning_rates" in refused(learning_rate=1e-5)
     assert "finetune: unknown option 'dropot'; did you mean 'dropout'?" in refused(finetune={"dropot": 0.1})
-    assert "finetune: batch_size is not free here; give batch_sizes" in refused(finetune={"batch_size": 8})
+    assert "finetune: batch_size cannot be given here; give batch_sizes" in refused(finetune={"batch_size": 8})
     assert "finetune: epochs is an axis" in refused(finetune={"epochs": 8})
-    assert "threads is not free here" in refused(finetune={"machine": {"threads": 4}})
+    assert "threads cannot be given here" in refused(finetune={"machine": {"threads": 4}})
     assert "did you mean 'epochs'?" in refused(tasks=[{"task": words, "epoch": 3}])
     assert "models: unknown key 'pth'; did you mean 'path'?" in refused(models=[{"name": "a", "pth": narrow}])
     assert "has no task; give a GLUE task" in refused(tasks=[{"epochs": 3}])
@@ -134,16 +134,16 @@ def test_refused_axes(refused, models, words) -> None:
     assert "learning_rate must be a number, found text ('fast')" in refused(learning_rates=["fast"])
     assert "learning_rates: learning_rate must be greater than 0, not -1.0" in refused(learning_rates=[-1.0])
     assert "batch_size must be at least 1, not 0" in refused(batch_sizes=[0])
-    assert "a job has one share" in refused(tasks=[{"task": words, "train_fraction": "0.1,0.5"}])
+    assert "a job has one fraction" in refused(tasks=[{"task": words, "train_fraction": "0.1,0.5"}])
     assert "different fractions above 0" in refused(tasks=[{"task": words, "train_fraction": 7}])
     # twice
-    assert "learning_rates: 0.001 is there twice" in refused(learning_rates=[1e-3, 0.001])
-    assert "seeds: 1 is there twice" in refused(seeds=[1, 1])
-    assert "models: narrow is there twice; give one of them a name" in refused(
+    assert "learning_rates: 0.001 occurs twice" in refused(learning_rates=[1e-3, 0.001])
+    assert "seeds: 1 occurs twice" in refused(seeds=[1, 1])
+    assert "models: narrow occurs twice; give one of them another name" in refused(
         models=[{"name": "narrow", "path": narrow}, {"name": "narrow", "path": tupe}]
     )
-    assert "is there twice" in refused(models=[{"name": "a", "path": narrow}, {"name": "b", "path": narrow}])
-    assert "tasks: words is there twice; give one of them a name" in refused(tasks=[words, words])
+    assert "occurs twice" in refused(models=[{"name": "a", "path": narrow}, {"name": "b", "path": narrow}])
+    assert "tasks: words occurs twice; give one of them another name" in refused(tasks=[words, words])
     same = [words, {"task": words, "name": "again"}]
     assert "two jobs are the same training: words, narrow" in refused(tasks=same)
 
@@ -175,7 +175,7 @@ def test_flags_win_over_the_file(axes, tmp_path) -> None:
 
 def test_no_file(capsys, tmp_path) -> None:
     assert main(["sweep", "--workers", "2"]) == 2
-    assert "needs a YAML file first" in capsys.readouterr().err
+    assert "needs a YAML file as its first argument" in capsys.readouterr().err
     assert main(["sweep", str(tmp_path / "none.yaml")]) == 2
     assert "configuration file" in capsys.readouterr().err
     (tmp_path / "list.yaml").write_text("- models\n")

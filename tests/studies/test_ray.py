@@ -71,8 +71,8 @@ def test_an_address_that_does_not_answer(refused) -> None:
     with socket.socket() as free:  # bound, and nobody listens
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
-        said = refused("--ray-address", address)
-        assert f"no Ray answers at {address}" in said and "refused" in said
+        error = refused("--ray-address", address)
+        assert f"no Ray answers at {address}" in error and "refused" in error
     assert "not of the form host:port" in refused("--ray-address", "cluster")
     assert "no Ray answers at 127.0.0.1:99999" in refused("--ray-address", "127.0.0.1:99999")
 
@@ -108,5 +108,5 @@ def test_ray_is_not_installed(refused, monkeypatch) -> None:
 
 
 def test_models_stay_on_the_nodes(refused, axes) -> None:
-    said = refused(finetune=axes["finetune"] | {"save_model": True})
-    assert "save_model" in said and "--backend local" in said
+    error = refused(finetune=axes["finetune"] | {"save_model": True})
+    assert "save_model" in error and "--backend local" in error

@@ -11,15 +11,14 @@ from scipy.stats import false_discovery_control, permutation_test, ttest_rel
 from fastbert.finetuning.results import score_summary
 from fastbert.studies.shared.statistics import flip_limits, holm, paired, sign_flip
 
-# Sixty-fourths are exact in binary: SciPy compares sums that are equal on paper as they come, rounding and all.
+# Sixty-fourths are exact in binary: SciPy compares sums that are mathematically equal as they come, rounding and all.
 score = st.integers(-30, 30).map(lambda value: value / 64)
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.data())
-def test_pairs_against_scipy(data) -> None:
-    a = data.draw(st.lists(score, min_size=2, max_size=8))
-    b = data.draw(st.lists(score, min_size=len(a), max_size=len(a)))
+@given(st.lists(st.tuples(score, score), min_size=2, max_size=8))
+def test_pairs_against_scipy(pairs) -> None:
+    a, b = zip(*pairs, strict=True)
     ours = paired(a, b)
     assert ours.n == len(a) and ours.mean == pytest.approx(np.mean(b) - np.mean(a))
     exact = permutation_test(
@@ -78,13 +77,13 @@ def test_what_few_pairs_cannot_show() -> None:
     assert "9" not in both and both.count("0.25") == 1
 
 
-def test_signs_are_drawn_where_there_are_too_many_to_try() -> None:
+def test_signs_are_sampled_where_there_are_too_many_to_try() -> None:
     differences = np.random.default_rng(3).normal(0.25, 1.0, size=24)
-    drawn, (exact_of_20,) = sign_flip(differences), (sign_flip(differences[:20]),)
+    sampled, (exact_of_20,) = sign_flip(differences), (sign_flip(differences[:20]),)
     theirs = permutation_test((differences,), np.mean, permutation_type="samples", n_resamples=50_000, rng=1)
-    assert drawn == pytest.approx(theirs.pvalue, abs=0.01)
+    assert sampled == pytest.approx(theirs.pvalue, abs=0.01)
     assert 0 < exact_of_20 < 1
-    assert sign_flip(differences) == drawn  # the same every time
+    assert sign_flip(differences) == sampled  # the same every time
 
 
 @settings(deadline=None)
@@ -92,7 +91,7 @@ def test_signs_are_drawn_where_there_are_too_many_to_try() -> None:
 def test_holm_by_its_definition(values: list[float]) -> None:
     """A hypothesis is rejected if it and all with smaller p pass p <= level / (how many are left): the adjusted value
     is the smallest level at which that happens."""
-    named = {str(place): value for place, value in enumerate(values)}
+    named = {str(index): value for index, value in enumerate(values)}
     adjusted = holm(named)
     ranked = sorted(values)
     for name, value in named.items():

@@ -34,7 +34,14 @@ def test_what_a_sweep_leaves(finished, models, words, tmp_path) -> None:
     assert main(["finetune", *flags, "--out", str(tmp_path / "alone")]) == 0
     (seed,) = json.loads((tmp_path / "alone" / "results.json").read_text())["fractions"][0]["seeds"]
     assert (seed["best"], seed["last"]) == (row["best"], row["last"])
-    assert "tupe against narrow" in (finished / "report" / "report.md").read_text()
+    report = (finished / "report" / "report.md").read_text()
+    assert "tupe compared with narrow" in report
+    cells = [[cell.strip() for cell in line.strip("| ").split("|")] for line in report.splitlines() if line[:1] == "|"]
+    config = json.loads((Path(models["narrow"]) / "config.json").read_text())
+    size = f"{config['num_hidden_layers']} x {config['hidden_size']}"
+    assert ["narrow", size, f"{config['num_attention_heads']}", "absolute"] in [row[:4] for row in cells]
+    assert ["words", "classes", "accuracy", "64", "40"] in cells
+    assert ["learning rate", "0.003"] in cells and ["epochs", "2"] in cells and ["seeds", "0, 1"] in cells
 
 
 def test_two_workers_give_what_one_gives(axes, finished, tmp_path, capsys) -> None:
@@ -54,7 +61,12 @@ def test_a_finished_job_is_never_run_again(axes, finished, words, tmp_path, caps
     assert main(["sweep", write_sweep(tmp_path, axes, models=renamed), "--out", str(finished)]) == 0
     assert "2 jobs: 1 checkpoint x 1 task x 2 seeds; 2 done before" in capsys.readouterr().err
     rows = read_rows(finished)
-    assert [row["model"] for row in rows] == ["thin", "thin", "tupe", "tupe"]  # what is not asked for now is kept
+    assert [row["model"] for row in rows] == [
+        "thin",
+        "thin",
+        "tupe",
+        "tupe",
+    ]  # rows that this call does not ask for stay
     assert main(["sweep", write_sweep(tmp_path, axes, seeds=[1, 0, 2], models=renamed), "--out", str(finished)]) == 0
     assert "3 jobs: 1 checkpoint x 1 task x 3 seeds; 2 done before" in capsys.readouterr().err
     assert {path: path.stat().st_mtime_ns for path in before} == before
@@ -66,32 +78,36 @@ def test_a_finished_job_is_never_run_again(axes, finished, words, tmp_path, caps
 
 
 def test_other_folders_are_refused(axes, finished, models, words, tmp_path, capsys) -> None:
-    def said(out: Path, **changes) -> str:
+    def error(out: Path, **changes) -> str:
         assert main(["sweep", write_sweep(tmp_path, axes, **changes), "--out", str(out)]) == 2
         return capsys.readouterr().err
 
-    kept = (finished / "results.jsonl").read_bytes()
-    text = said(finished, finetune=FINETUNE | {"weight_decay": 0.5})
+    before = (finished / "results.jsonl").read_bytes()
+    text = error(finished, finetune=FINETUNE | {"weight_decay": 0.5})
     assert "holds another sweep" in text and "finetune: {" in text and "'weight_decay': 0.5" in text
-    assert (finished / "results.jsonl").read_bytes() == kept
-    assert "is not empty and holds no sweep" in said(Path(models["tupe"]))
+    assert (finished / "results.jsonl").read_bytes() == before
+    assert "is not empty and holds no sweep" in error(Path(models["tupe"]))
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.txt").write_text("years of work")
-    assert "is not empty and holds no sweep" in said(tmp_path / "thesis")
+    assert "is not empty and holds no sweep" in error(tmp_path / "thesis")
     assert os.listdir(tmp_path / "thesis") == ["chapter.txt"]
 
 
 def test_a_damaged_line_is_named(axes, finished, tmp_path, capsys) -> None:
     path, results = write_sweep(tmp_path, axes), finished / "results.jsonl"
-    kept = results.read_bytes()
-    digit = kept.rindex(b'"accuracy": 0.') + 14
-    for damaged in (kept[:-40], bytes([*kept[:digit], kept[digit] ^ 1, *kept[digit + 1 :]]), kept[:-9] + b"\xff\n"):
+    before = results.read_bytes()
+    digit = before.rindex(b'"accuracy": 0.') + 14
+    for damaged in (
+        before[:-40],
+        bytes([*before[:digit], before[digit] ^ 1, *before[digit + 1 :]]),
+        before[:-9] + b"\xff\n",
+    ):
         results.write_bytes(damaged)
         try:
             assert main(["sweep", path, "--out", str(finished)]) == 2
             assert "results.jsonl, line 4 is damaged" in capsys.readouterr().err
         finally:
-            results.write_bytes(kept)
+            results.write_bytes(before)
 
 
 @pytest.mark.parametrize(("make", "message"), [(Path.mkdir, "is a folder"), (os.mkfifo, "is a pipe or a device")])
@@ -111,7 +127,7 @@ def test_the_example(tmp_path) -> None:
 
 
 @pytest.mark.parametrize("what", ["sweep", "ablation"])
-def test_a_link_in_the_place_of_the_jobs_is_not_followed(what: str, tmp_path) -> None:
+def test_a_link_in_place_of_the_jobs_is_not_followed(what: str, tmp_path) -> None:
     store = ResultStore(tmp_path, what, check_tuned)
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "jobs").symlink_to(tmp_path / "elsewhere")

@@ -101,6 +101,8 @@ def _in_folder(folder: Path) -> list[Path]:
         raise UserError(f"source {folder} is prepared data, not text; it is for fastbert pretrain --data {folder}")
     if (folder / "checkpoints").is_dir():
         raise UserError(f"source {folder} is a run, not text; a run is resumed with --resume {folder}")
+    if (folder / "config.json").is_file():
+        raise UserError(f"source {folder} is a model, not text; --init-from {folder} starts from its weights")
     raise UserError(f"source {folder} is a folder; name its files, for example '{folder}/*.txt' (there is no Parquet)")
 
 

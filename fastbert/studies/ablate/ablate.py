@@ -1,9 +1,9 @@
 """`fastbert ablate`: a baseline and its variants with equal data, order and seeds at equal cost, and one report.
 
-out/ablation.json    the variants, the ids of their jobs, and the times that minutes were turned into steps with
-out/results.jsonl    an object for each job that has ended, done or failed; rewritten whole whenever one ends
-out/jobs/<id>/       log.txt, and run/ as `fastbert pretrain` or `fastbert finetune` writes it
-out/report/          report.md, report.html, drawings
+out/ablation.json    the variants, the ids of their jobs, and the times of a step that converted minutes to steps
+out/results.jsonl    an object for each job that has ended, done or failed; rewritten as a whole whenever one ends
+out/jobs/<id>/       log.txt, and run/ as written by `fastbert pretrain` or `fastbert finetune`
+out/report/          report.md, report.html, plots
 """
 
 from collections.abc import Container
@@ -17,23 +17,22 @@ from fastbert.pretraining.setup import data_fingerprint
 from fastbert.streams import echo
 from fastbert.studies.ablate.ablation_plan import ANNEALING, PRETRAINING, AblationPlan, plan_ablation
 from fastbert.studies.ablate.ablation_report import (
-    OWN_QUESTIONS,
-    planned_table,
-    printed_fractions,
+    OWN_INPUTS,
     write_ablation_report,
 )
+from fastbert.studies.ablate.ablation_tables import planned_table, printed_fractions
+from fastbert.studies.ablate.comparability import check_measure, incomparable, planned_validations
 from fastbert.studies.ablate.measures import AblationResults
 from fastbert.studies.ablate.options import AblateOptions, Ablation
 from fastbert.studies.ablate.pretrain_jobs import BRANCH, PRETRAIN, check_ablation_row
-from fastbert.studies.ablate.questions import check_measure, incomparable, planned_questions
 from fastbert.studies.engine.backends import start
 from fastbert.studies.engine.events import run_events
 from fastbert.studies.engine.live_status import LiveStatus
-from fastbert.studies.engine.outcomes import LOG, RUN, say_failures
+from fastbert.studies.engine.outcomes import LOG, RUN, print_failures
 from fastbert.studies.engine.store import JOBS, RESULTS, ResultRow, ResultStore
 from fastbert.studies.shared.comparison import scored
 from fastbert.studies.shared.finetune_jobs import FINETUNE
-from fastbert.studies.shared.report import circumstances, plural
+from fastbert.studies.shared.report import ReportPage, circumstances, plural
 
 ABLATION = "ablation"
 
@@ -42,21 +41,24 @@ def ablate(ablation: Ablation, options: AblateOptions) -> int:
     """Runs the jobs that are not done yet, then writes and prints the report.
 
     Returns:
-        0, or 1 if a job failed; 130 or 143 if a signal ended it: the report is of what was done until then, and the
-        same command continues.
+        0, or 1 if a job failed; 130 or 143 if a signal ended it: the report covers the jobs finished until then, and
+        the same command continues.
 
     Raises:
-        UserError: anything the user can fix, before a job starts if it can be seen then.
+        UserError: anything the user can fix; raised before the first job where it can be detected then.
     """
     name = Path(ablation.path).stem
     out = Path(options.out or f"runs/{name}")
-    check_measure(ablation, incomparable(planned_questions(ablation)))
+    check_measure(ablation, incomparable(planned_validations(ablation)))
     with locked_folder(out):
         store = ResultStore(out, ABLATION, check_ablation_row)
         options.check_backend()
         known = store.described().get("seconds", {})
         plan = plan_ablation(ablation, options.glue_dir, out, known)
         check_measure(ablation, plan.incomparable)
+        if options.dry_run:
+            print(f"{planned_table(plan, ablation).plain()}\n{counted_kinds(plan)}")
+            return 0
         store.begin(describe_ablation(ablation, plan), plan.jobs, seconds={**known, **plan.seconds})
         forget_lost(store)
         echo(planned_table(plan, ablation).plain())
@@ -71,7 +73,7 @@ def ablate(ablation: Ablation, options: AblateOptions) -> int:
 
 
 def describe_ablation(ablation: Ablation, plan: AblationPlan) -> dict[str, Any]:
-    """The axes by name, flat, for the record and for differences."""
+    """Flat mapping of all options that define the ablation, for its record and for differences."""
     found: dict[str, Any] = {}
     for variant in plan.variants:
         options = variant.setup.options
@@ -92,10 +94,9 @@ def describe_ablation(ablation: Ablation, plan: AblationPlan) -> dict[str, Any]:
 
 
 def forget_lost(store: ResultStore) -> None:
-    """Removes the rows of trainings whose checkpoints are gone, if a job that starts from one is left: they are run
-    again."""
+    """Removes the rows of trainings whose checkpoints are gone and needed by a job that is left: they run again."""
     needed, lost = set(), 0
-    for job in reversed(store.jobs):  # what a job needs stands before it
+    for job in reversed(store.jobs):  # a job comes after the one it needs
         checkpoints = store.out / JOBS / job.id / RUN / "checkpoints"
         if job.id in needed and store.is_done(job) and not checkpoints.is_dir():
             del store.rows[job.id]
@@ -103,11 +104,11 @@ def forget_lost(store: ResultStore) -> None:
         if job.after and not store.is_done(job):
             needed.add(job.after)
     if lost:
-        echo(f"{plural(lost, 'training')} of an earlier call left no checkpoints here and will be run again")
+        echo(f"{plural(lost, 'training')} of an earlier call left no checkpoints here and will run again")
 
 
 def counted_kinds(plan: AblationPlan) -> str:
-    """How many jobs there are, and of what."""
+    """Summary of the number of jobs of each kind."""
     kinds = [job.kind for job in plan.jobs]
     names = {PRETRAIN: "pretraining", BRANCH: "annealing", FINETUNE: "fine-tuning"}
     parts = [plural(kinds.count(kind), name) for kind, name in names.items() if kind in kinds]
@@ -115,7 +116,7 @@ def counted_kinds(plan: AblationPlan) -> str:
 
 
 def run_left(plan: AblationPlan, store: ResultStore, threads: int, options: AblateOptions) -> int:
-    """Runs the jobs that are left, each when the one it needs is done.
+    """Runs the jobs that are left, each after the one it needs.
 
     Returns:
         0, or the exit code after a signal.
@@ -124,35 +125,38 @@ def run_left(plan: AblationPlan, store: ResultStore, threads: int, options: Abla
     if not left:
         return 0
     for job in left:
-        store.rows.pop(job.id, None)  # it failed before, and what needs it waits for it again
-    apart = plan.incomparable
-    cells = {(variant, task) for variant in apart for task in (PRETRAINING, ANNEALING)}
-    live = LiveStatus(plan.jobs, store.rows, lambda row: measured(row, apart), cells)
+        store.rows.pop(job.id, None)  # it failed before; jobs that need it wait for it again
+    incomparable = plan.incomparable
+    cells = {(variant, task) for variant in incomparable for task in (PRETRAINING, ANNEALING)}
+    live = LiveStatus(plan.jobs, store.rows, lambda row: measured(row, incomparable), cells)
     timed_on = plan.variants[0].setup.device.type
     return run_events(start(options, left, store, threads, in_place=True, timed_on=timed_on), store, live)
 
 
-def measured(row: ResultRow, apart: Container[str] = ()) -> tuple[str, float]:
-    """What is shown of a finished job while others run; losses of the variants `apart` are not the baseline's."""
+def measured(row: ResultRow, incomparable: Container[str] = ()) -> tuple[str, float]:
+    """Name and value of a finished job's measure, for the live status. The losses of the variants `incomparable` are
+    named differently from the baseline's."""
     if row["kind"] == FINETUNE:
         return scored(row)
-    name = f"loss of its own ({row['objective']})" if row["model"] in apart else "validation loss"
+    name = f"incomparable loss ({row['objective']})" if row["model"] in incomparable else "validation loss"
     return name, row["validations"][-1]["loss"]
 
 
 def report_ablation(out: Path, name: str, ablation: Ablation, results: AblationResults) -> int:
-    """Writes the report, and prints what failed and the fractions of cost; returns the exit code."""
+    """Writes the report, prints failures and the fractions of cost, and returns the exit code."""
     total, done, failed = len(results.plan.jobs), list(results.done.values()), results.failed
     folder = out / "report"
     make_inner_folder(folder)
-    write_ablation_report(folder, name, ablation, results, circumstances(ablation.path, ablation.threads, done))
+    report = ReportPage(f"Ablation {name}", folder)
+    write_ablation_report(report, ablation, results)
+    report.write(circumstances(ablation.path, ablation.threads, done))
     if done:
         print(printed_fractions(results))
         for line in results.left_out:
             echo(line)
         if results.validation_loss and results.objective.second_network:
-            echo(f"validation loss: {OWN_QUESTIONS}")
+            echo(f"validation loss: {OWN_INPUTS}")
     print(f"{out / RESULTS}\n{folder / 'report.html'}")
     if failed and (missing := total - len(done) - len(failed)):
-        echo(f"{plural(missing, 'job')} did not run: what they need has failed, or it was stopped")
-    return say_failures(failed, total, lambda row: f"seed {row['seed']}")
+        echo(f"{plural(missing, 'job')} did not run: the jobs they need have failed, or the ablation was stopped")
+    return print_failures(failed, total, lambda row: f"seed {row['seed']}")

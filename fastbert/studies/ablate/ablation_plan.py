@@ -1,5 +1,5 @@
-"""From an ablation's YAML file to its jobs: data prepared, all options checked and budgets turned into steps once,
-before the first job starts.
+"""Plan of an ablation, from its YAML file: before the first job starts, the data is prepared, all options are checked,
+and budgets are converted to steps.
 """
 
 import tempfile
@@ -22,65 +22,68 @@ from fastbert.pretraining.setup import (
     prepare_setup,
     tokenizer_to_prepare,
 )
+from fastbert.studies.ablate.comparability import incomparable
 from fastbert.studies.ablate.costs import MeasuredPoint, PlannedVariant, equal_steps, needs_time, timed_variants
 from fastbert.studies.ablate.options import Ablation
 from fastbert.studies.ablate.pretrain_jobs import BRANCH, PRETRAIN
-from fastbert.studies.ablate.questions import incomparable
 from fastbert.studies.engine.jobs import Job
 from fastbert.studies.engine.outcomes import RUN
 from fastbert.studies.shared.finetune_jobs import OpenedTask, plan_tunings
 from fastbert.studies.shared.grid import ModelEntry, prefixed
+from fastbert.studies.shared.trained import Columns
 from fastbert.training.checkpoints import check_space
 from fastbert.training.hardware import resolve_device
 from fastbert.training.options import ScheduleOptions
 from fastbert.training.schedules import learning_rate_factor, warmup_steps
 
-PRETRAINING, ANNEALING = "pretraining", "annealing"  # in the place of a task's name
+PRETRAINING, ANNEALING = "pretraining", "annealing"  # instead of a task's name
 
 
 @dataclass
 class AblationPlan:
-    """The jobs of an ablation, and what they share."""
+    """The jobs of an ablation and its variants with their costs."""
 
     variants: list[PlannedVariant]
     """The baseline first."""
     unigram_entropy: float
-    """Nats, of the validation text."""
+    """Unigram entropy of the validation text, in nats."""
     seconds: dict[str, list[float]] = field(default_factory=dict)
-    """By `timing_key`, seconds of a step, in each round of timing."""
+    """`timing_key` -> seconds of a step in each round of timing."""
     jobs: list[Job] = field(default_factory=list)
     """Seed by seed and variant by variant; a job comes after the one it needs."""
-    places: dict[str, list[MeasuredPoint]] = field(default_factory=dict)
-    """Variant -> its points of all seeds."""
+    points: dict[str, list[MeasuredPoint]] = field(default_factory=dict)
+    """Variant -> its measured points, of all seeds."""
+    tasks: dict[str, Columns] = field(default_factory=dict)
+    """Task -> its columns in a table of tasks."""
 
     @property
     def incomparable(self) -> dict[str, str]:
-        """The variants whose validation losses cannot be compared with the baseline's, and why."""
-        return incomparable((variant.name, variant.questions) for variant in self.variants)
+        """Variants whose validation losses cannot be compared with the baseline's -> the reason."""
+        return incomparable((variant.name, variant.validation_options) for variant in self.variants)
 
 
 def plan_ablation(
     ablation: Ablation, glue_dir: str | None, out: Path, known: Mapping[str, list[float]]
 ) -> AblationPlan:
-    """Everything an ablation will run.
+    """Plans all jobs of an ablation.
 
     Args:
-        known: `AblationPlan.seconds` of an earlier call, so that minutes stay what they were.
+        known: `AblationPlan.seconds` of an earlier call, so that minutes give the same steps.
 
     Raises:
-        UserError: a variant, a task or a point that no job could be run with.
+        UserError: a variant, a task or a point is invalid.
     """
     for variant in ablation.variants:  # before the data is prepared
         with prefixed(f"{ablation.path}: variants: {variant.name}"):
             check_networks(variant.options, resolve_device(variant.options.machine.device))
             if ablation.budget.equal == "steps" and ablation.anneal is None:
                 check_steps(replace(variant.options, steps=ablation.budget.steps))
-    folder = prepared(ablation)
+    folder = prepare_data(ablation)
     variants = []
     for variant in ablation.variants:
         with prefixed(f"{ablation.path}: variants: {variant.name}"):
-            asked = replace(variant.options, data=str(folder))
-            variants.append(planned(variant.name, shared(asked, ablation.anneal)))
+            options = replace(variant.options, data=str(folder))
+            variants.append(plan_variant(variant.name, with_first_length(options, ablation.anneal)))
     first = variants[0].setup
     unigram = first.dataset.split("validation").unigram_entropy
     tasks = open_tasks(ablation, glue_dir, variants)
@@ -88,23 +91,25 @@ def plan_ablation(
         variants, known = timed_variants(variants, known)
     steps = equal_steps(ablation.budget, variants)
     variants = [replace(variant, steps=count) for variant, count in zip(variants, steps, strict=True)]
-    result = AblationPlan(variants, unigram)
+    result = AblationPlan(
+        variants, unigram, tasks={task.name: task.described for task in tasks.get(variants[0].name, ())}
+    )
     for seed in ablation.seeds:
-        there: dict[str, str] = {}
+        names: dict[str, str] = {}
         for variant in result.variants:
             with prefixed(f"{ablation.path}: variants: {variant.name}"):
-                jobs, places = pretrainings(ablation, variant, seed)
-            if (other := there.setdefault(jobs[0].id, variant.name)) != variant.name:
+                jobs, points = pretrainings(ablation, variant, seed)
+            if (other := names.setdefault(jobs[0].id, variant.name)) != variant.name:
                 raise UserError(
-                    f"{ablation.path}: variants: {other} and {variant.name} would be the same training: what differs "
-                    "between them has no effect with the rest of their options; leave one of them out"
+                    f"{ablation.path}: variants: {other} and {variant.name} would be the same training: the options "
+                    "in which they differ have no effect with the rest of their options; leave one of them out"
                 )
             result.jobs += jobs
-            result.places[variant.name] = result.places.get(variant.name, []) + places
-            for place in (place for place in places if place.share in ablation.tasks_at):
-                result.jobs += finetunings(ablation, variant, tasks.get(variant.name, ()), place, out)
+            result.points[variant.name] = result.points.get(variant.name, []) + points
+            for point in (point for point in points if point.fraction in ablation.tasks_at):
+                result.jobs += finetunings(ablation, variant, tasks.get(variant.name, ()), point, out)
     trainings = 1 if ablation.anneal is None else len(ablation.points)
-    variants = [replace(variant, lengths=lengths_at(variant, result.places[variant.name])) for variant in variants]
+    variants = [replace(variant, lengths=lengths_at(variant, result.points[variant.name])) for variant in variants]
     every = len(ablation.seeds) * (len(ablation.points) + 2 * trainings)
     check_space(out, every * sum(variant.checkpoint_bytes for variant in variants))
     result.variants, result.seconds = timed_variants(variants, known)
@@ -114,8 +119,8 @@ def plan_ablation(
 # --- data and variants
 
 
-def prepared(ablation: Ablation) -> Path:
-    """The folder of the data, absolute, with the rare words that any variant has notes for."""
+def prepare_data(ablation: Ablation) -> Path:
+    """Absolute path of the prepared data, with the rare words that any variant has in its note dictionary."""
     base = ablation.variants[0].options
     notes = [variant.options.notes for variant in ablation.variants if variant.options.notes.enabled]
     if notes:
@@ -126,15 +131,15 @@ def prepared(ablation: Ablation) -> Path:
         return data_folder(base, tokenizer_to_prepare(base, pretrained)).resolve()
 
 
-def shared(options: PretrainOptions, anneal: float | None) -> PretrainOptions:
-    """With annealing, sequences of a first length last until it begins."""
+def with_first_length(options: PretrainOptions, anneal: float | None) -> PretrainOptions:
+    """Options of a variant; with annealing, sequences of a first length last until it begins."""
     if anneal is None:
         return options
     return replace(options, stages=replace(options.stages, first_fraction=1 / (1 + anneal)))
 
 
-def planned(name: str, options: PretrainOptions) -> PlannedVariant:
-    """Opens a variant as its jobs will."""
+def plan_variant(name: str, options: PretrainOptions) -> PlannedVariant:
+    """Opens a variant in the same way as its jobs."""
     setup = prepare_setup(options)
     setup.batches()  # refuses a corpus of less than one batch
     objective = setup.objective()
@@ -151,7 +156,7 @@ def planned(name: str, options: PretrainOptions) -> PlannedVariant:
 
 
 def pretrainings(ablation: Ablation, variant: PlannedVariant, seed: int) -> tuple[list[Job], list[MeasuredPoint]]:
-    """The training of a variant and a seed, with its branches, and where they are measured."""
+    """The pretraining of a variant with a seed and its branches, and the points at which they are measured."""
     at = [max(1, round(point * variant.steps)) for point in ablation.points]
     if len(set(at)) < len(at):
         raise UserError(
@@ -167,8 +172,8 @@ def pretrainings(ablation: Ablation, variant: PlannedVariant, seed: int) -> tupl
         trainings = jobs * len(at)
     elif options.stages.initial_batch_size:
         raise UserError(
-            "with anneal every point has a training of its own length, and initial_batch_size would grow the batch of "
-            "each at other steps; leave initial_batch_size or anneal out"
+            "with anneal the training of every point has another length, so initial_batch_size would grow its batch "
+            "at other steps; leave initial_batch_size or anneal out"
         )
     else:
         ends = [annealed(options, start, ablation.anneal, variant.steps) for start in at]
@@ -176,23 +181,24 @@ def pretrainings(ablation: Ablation, variant: PlannedVariant, seed: int) -> tupl
         branches = zip(ends[:-1], at[:-1], strict=True)
         jobs = [trunk, *(_pretraining(variant, seed, end, trunk, start) for end, start in branches)]
         trainings, at = [*jobs[1:], trunk], [end.steps for end in ends]
-    made = zip(ablation.points, at, trainings, ends, strict=True)
-    return jobs, [MeasuredPoint(point, steps, job.id, seed, end) for point, steps, job, end in made]
+    points = zip(ablation.points, at, trainings, ends, strict=True)
+    return jobs, [MeasuredPoint(point, steps, job.id, seed, end) for point, steps, job, end in points]
 
 
-def lengths_at(variant: PlannedVariant, places: Sequence[MeasuredPoint]) -> tuple[int, ...]:
-    """Tokens in a sequence of the validation at each point, which are the same for all seeds."""
-    return tuple(variant.length_at(place) for place in places if place.seed == places[0].seed)
+def lengths_at(variant: PlannedVariant, points: Sequence[MeasuredPoint]) -> tuple[int, ...]:
+    """Length of the validation's sequences, in tokens, at each point; equal for all seeds."""
+    return tuple(variant.length_at(point) for point in points if point.seed == points[0].seed)
 
 
-def annealed(options: PretrainOptions, start: int, share: float, steps: int) -> PretrainOptions:
-    """A training whose rate is constant after the warm-up until `start` and falls to 0 in `share` of as many steps.
-    Sequences of a first length last until `start` too, so that up to there all such trainings are the same.
+def annealed(options: PretrainOptions, start: int, fraction: float, steps: int) -> PretrainOptions:
+    """Options of a training whose learning rate is constant after the warm-up until step `start` and then falls to 0
+    within `fraction * start` further steps. Sequences of a first length last until `start` too, so that all such
+    trainings are equal up to there.
 
     Args:
-        steps: that a warm-up which is a share is a share of.
+        steps: the base of a warm-up that is given as a fraction.
     """
-    end = start + max(1, round(share * start))
+    end = start + max(1, round(fraction * start))
     warmup = float(warmup_steps(replace(options.schedule, name="constant"), steps))
     schedule = ScheduleOptions("wsd", warmup, decay=(end - start) / end)
     learning_rate_factor(schedule, 0, end)  # refuses a warm-up that goes beyond the point
@@ -238,7 +244,7 @@ def _pretraining(
 
 
 def open_tasks(ablation: Ablation, glue_dir: str | None, variants: list[PlannedVariant]) -> dict[str, list[OpenedTask]]:
-    """Opens every task as the fine-tunings of each variant will, with an encoder that has not learned anything.
+    """Opens every task in the same way as the fine-tunings of each variant, with an untrained encoder.
 
     Returns:
         variant -> its tasks.
@@ -256,25 +262,27 @@ def open_tasks(ablation: Ablation, glue_dir: str | None, variants: list[PlannedV
         names = [task.name for task in found[variant.name]]
         for name in names:
             if names.count(name) > 1:
-                raise UserError(f"{ablation.path}: tasks: {name} is there twice; give one of them a name: of its own")
+                raise UserError(f"{ablation.path}: tasks: {name} occurs twice; give one of them another name:")
     return found
 
 
 def finetunings(
-    ablation: Ablation, variant: PlannedVariant, tasks: Sequence[OpenedTask], place: MeasuredPoint, out: Path
+    ablation: Ablation, variant: PlannedVariant, tasks: Sequence[OpenedTask], point: MeasuredPoint, out: Path
 ) -> list[Job]:
-    """The jobs of one checkpoint: every task, setting and trial, the same for all variants."""
-    run = out.resolve() / "jobs" / place.job / RUN
-    checkpoint = str(run / "checkpoints" / f"step-{place.steps:08d}")
+    """Fine-tunings of one checkpoint: every task, setting and trial, equal for all variants."""
+    run = out.resolve() / "jobs" / point.job / RUN
+    checkpoint = str(run / "checkpoints" / f"step-{point.steps:08d}")
     jobs = []
     for task in tasks:
         for tuning in task.tunings:
-            its = replace(tuning, options=replace(tuning.options, model=checkpoint))
-            described = {name: value for name, value in tuning.identity.items() if name != "model"}  # a random encoder
+            tuning_of_checkpoint = replace(tuning, options=replace(tuning.options, model=checkpoint))
+            described = {
+                name: value for name, value in tuning.identity.items() if name != "model"
+            }  # that of the untrained encoder
             for trial in range(ablation.trials):
-                seed = place.seed * ablation.trials + trial  # no two seeds of a variant share a head
-                identity = described | {"seed": seed, "pretraining": place.job, "step": place.steps}
-                setting = {**tuning.setting, "at": place.share, "trial": trial}
-                job = its.job(variant.name, task.name, seed, identity)
-                jobs.append(replace(job, seed=place.seed, setting=setting, after=place.job))
+                seed = point.seed * ablation.trials + trial  # two seeds of a variant have different heads
+                identity = described | {"seed": seed, "pretraining": point.job, "step": point.steps}
+                setting = {**tuning.setting, "at": point.fraction, "trial": trial}
+                job = tuning_of_checkpoint.job(variant.name, task.name, seed, identity)
+                jobs.append(replace(job, seed=point.seed, setting=setting, after=point.job))
     return jobs

@@ -1,31 +1,33 @@
-"""The drawings of an ablation's report, as PNG: a measure against steps, FLOPs and minutes, and shares of cost."""
+"""Plots of an ablation's report: a measure over steps, FLOPs and minutes, and fractions of the baseline's cost."""
 
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from fastbert.studies.ablate.analysis import Curve, Measure, VariantComparison
 from fastbert.studies.ablate.options import UNITS
-from fastbert.studies.shared.plots import panels_of, save, style_axes
+from fastbert.studies.shared.plots import COLORS, MARKERS, add_legend, label_ends, new_panels, series_style, style_axes
 
 LABELS = {"steps": "steps", "flops": "FLOPs", "minutes": "minutes of training"}
 
 
-def draw_curves(path: Path, measure: Measure, floor: float | None) -> None:
-    """A panel for each unit: every seed a thin line, the median at each point a thick one, the baseline's final median
-    dotted, and `floor`, the unigram entropy for a loss in nats, dashed."""
-    figure, panels = panels_of(len(UNITS), 4.2)
+def plot_curves(measure: Measure, floor: float | None) -> Any:
+    """A panel for each unit: every seed a thin line, the medians a thick one that is labeled at its end, the baseline's
+    final median dotted, and `floor`, the unigram entropy for a loss in nats, dashed."""
+    figure, panels = new_panels(len(UNITS), 4.2)
     first = next(iter(measure.curves))
     for panel, unit in zip(panels, UNITS, strict=True):
+        ends = []
         for number, (name, curves) in enumerate(measure.curves.items()):
+            style = series_style(number)
             for curve in curves.values():
                 line = [(getattr(point, unit), point.value) for point in curve]
-                panel.plot(*zip(*line, strict=True), ".-", color=f"C{number}", alpha=0.3, linewidth=0.8, markersize=4)
+                panel.plot(*zip(*line, strict=True), color=style["color"], alpha=0.3, linewidth=0.8)
             if curves:
                 line = median_curve(list(curves.values()), unit)
-                panel.plot(*zip(*line, strict=True), "o-", color=f"C{number}", markersize=4, label=name)
+                panel.plot(*zip(*line, strict=True), **style, markersize=5, label=name)
+                ends.append((line[-1][1], name, style["color"]))
         finals = measure.finals(first).values()
         panel.axhline(statistics.median(finals), color="0.35", linestyle=":", linewidth=1)
         if floor is not None:
@@ -33,49 +35,52 @@ def draw_curves(path: Path, measure: Measure, floor: float | None) -> None:
         panel.set_xlim(left=0)
         panel.set_xlabel(LABELS[unit], fontsize=9)
         style_axes(panel, "both")
+    label_ends(panels[-1], ends)
     panels[0].set_ylabel(measure.name, fontsize=9)
-    panels[0].legend(frameon=False, fontsize=8)
-    save(figure, path)
+    add_legend(figure, panels)
+    return figure
 
 
 def median_curve(curves: Sequence[Curve], unit: str) -> list[tuple[float, float]]:
     """(Median cost, median value) at each point that any seed has."""
-    places = sorted({point.steps for curve in curves for point in curve})
-    found = [[point for curve in curves for point in curve if point.steps == steps] for steps in places]
+    steps = sorted({point.steps for curve in curves for point in curve})
+    found = [[point for curve in curves for point in curve if point.steps == count] for count in steps]
     return [
         (statistics.median(getattr(p, unit) for p in points), statistics.median(p.value for p in points))
         for points in found
     ]
 
 
-def draw_shares(path: Path, measures: Mapping[str, Sequence[VariantComparison]]) -> None:
-    """A panel for each measure: for each variant the share of the baseline's steps, FLOPs and minutes, every seed a
-    point, the median a bar; hollow where it is undecided. Seeds that have not reached it are counted in words."""
-    figure, panels = panels_of(len(measures), 4.2)
+def plot_fractions(measures: Mapping[str, Sequence[VariantComparison]]) -> Any:
+    """A panel for each measure: for each variant the fraction of the baseline's steps, FLOPs and minutes, every seed a
+    point, the median a bar; hollow where it is undecided. Seeds that have not reached it are counted in text."""
+    figure, panels = new_panels(len(measures), 4.2)
     for panel, (title, rows) in zip(panels, measures.items(), strict=True):
-        _draw_shares(panel, rows)
+        _plot_rows(panel, rows)
         panel.set_title(title, loc="left", fontsize=10, fontweight="bold")
     figure.legend(*_unit_legend(), frameon=False, fontsize=8, ncols=len(UNITS), loc="outside lower center")
-    save(figure, path)
+    return figure
 
 
-def _draw_shares(panel: Any, rows: Sequence[VariantComparison]) -> None:
-    for place, row in enumerate(rows):
+def _plot_rows(panel: Any, rows: Sequence[VariantComparison]) -> None:
+    for row, variant in enumerate(rows):
         for number, unit in enumerate(UNITS):
-            height = place + 0.22 * (number - 1)
-            values = [100 * value for value in row.shares[unit].values if math.isfinite(value)] if row.shares else []
-            fill = f"C{number}" if row.decided else "none"
-            panel.plot(values, [height] * len(values), "o", color=f"C{number}", markerfacecolor=fill, markersize=4)
-            if row.shares and math.isfinite(middle := 100 * row.shares[unit].median):
-                panel.vlines(middle, height - 0.09, height + 0.09, color=f"C{number}", linewidth=2)
-        missed = sum(map(math.isinf, row.shares["steps"].values)) if row.shares else 0
+            height = row + 0.22 * (number - 1)
+            values = variant.fractions[unit].values if variant.fractions else ()
+            values = [100 * value for value in values if math.isfinite(value)]
+            style = {"color": COLORS[number], "marker": MARKERS[number], "linestyle": "", "markersize": 4}
+            fill = COLORS[number] if variant.decided else "none"
+            panel.plot(values, [height] * len(values), markerfacecolor=fill, **style)
+            if variant.fractions and math.isfinite(median := 100 * variant.fractions[unit].median):
+                panel.vlines(median, height - 0.09, height + 0.09, color=COLORS[number], linewidth=2)
+        missed = sum(map(math.isinf, variant.fractions["steps"].values)) if variant.fractions else 0
         if missed:
-            text = f"not reached: {missed} of {len(row.seeds)} seeds"
-            height = place if missed == len(row.seeds) else place - 0.36
+            text = f"not reached: {missed} of {len(variant.seeds)} seeds"
+            height = row if missed == len(variant.seeds) else row - 0.36
             style = {"fontsize": 7, "color": "0.35", "verticalalignment": "center"}
             panel.text(0.02, height, text, **style, transform=panel.get_yaxis_transform())
     panel.axvline(100, color="0.35", linestyle=":", linewidth=1)
-    panel.set_yticks(range(len(rows)), [row.variant for row in rows], fontsize=8)
+    panel.set_yticks(range(len(rows)), [variant.variant for variant in rows], fontsize=8)
     panel.set_ylim(len(rows) - 0.5, -0.5)
     panel.set_xlim(left=0)
     panel.set_xlabel("% of the baseline's cost", fontsize=9)
@@ -85,5 +90,8 @@ def _draw_shares(panel: Any, rows: Sequence[VariantComparison]) -> None:
 def _unit_legend() -> tuple[list[Any], list[str]]:
     from matplotlib.lines import Line2D
 
-    marks = [Line2D([], [], marker="o", linestyle="", color=f"C{number}", markersize=4) for number in range(len(UNITS))]
+    marks = [
+        Line2D([], [], marker=MARKERS[number], linestyle="", color=COLORS[number], markersize=4)
+        for number in range(len(UNITS))
+    ]
     return marks, [LABELS[unit] for unit in UNITS]

@@ -1,11 +1,10 @@
-"""How much of the baseline's cost a variant needs to be as good as the baseline is in the end, and whether that can be
-told from the spread over seeds.
+"""Fractions of the baseline's cost that a variant needs for the baseline's final quality, and verdicts on them.
 
-A curve has the measured points of one training, with straight lines between them. It reaches a value where it comes to
-it for good: from there on it is never worse again. So a lucky point in the middle counts for nothing, and a curve that
-ends worse has not reached it. Every seed is compared with the baseline's own training of that seed (same order of the
-data, same initial values where parameters are shared): its final value is the target, its final cost the whole. The
-spread over seeds then holds the noise of both.
+A curve consists of the measured points of one training, linearly interpolated. It reaches a value at the cost from
+which on it is never worse again: a lucky point in the middle does not count, and a curve that ends worse has not
+reached it. Every seed is compared with the baseline's training of the same seed, which has the same order of the data
+and the same initial values of the parameters that both have. The target is that training's final value, and fractions
+are relative to its final cost. The spread over seeds thus contains the noise of both.
 """
 
 import math
@@ -16,12 +15,12 @@ from dataclasses import dataclass
 from fastbert.studies.ablate.options import UNITS
 from fastbert.studies.shared.statistics import LEVEL, Paired, flip_limits, holm, paired
 
-LEARNED = 1.5  # nats under the unigram entropy that a baseline must be for a verdict
+LEARNED = 1.5  # nats below the unigram entropy that a baseline must reach for a verdict
 
 
 @dataclass(frozen=True)
 class Point:
-    """What a training had cost when it was measured, and what was measured."""
+    """A measured value of a training, and the training's cost until then."""
 
     steps: float
     flops: float
@@ -30,23 +29,23 @@ class Point:
 
 
 Curve = Sequence[Point]
-"""By ascending cost; the last is at the end of the budget."""
+"""Points in the order of their cost; the last is at the end of the budget."""
 
 
 @dataclass(frozen=True)
 class Measure:
-    """A quality, and its curves."""
+    """A measure of quality with its curves."""
 
     name: str
-    """validation loss, or a task and its metric, or the mean of tasks."""
+    """Validation loss, a task with its metric, or the mean of several tasks."""
     higher: bool
-    """Whether higher is better."""
+    """True where higher values are better."""
     curves: Mapping[str, Mapping[int, Curve]]
-    """Variant -> seed -> curve; the baseline first. Trainings without a final value are left out."""
+    """Variant -> seed -> curve, the baseline first; trainings without a final value are left out."""
 
     @property
     def along(self) -> bool:
-        """Whether it was taken at more than the last point, so that shares of cost can be told."""
+        """True where it was measured at more than the last point, which fractions of cost require."""
         baseline = next(iter(self.curves.values()))
         return any(len(curve) > 1 for curve in baseline.values())
 
@@ -57,40 +56,40 @@ class Measure:
 
 @dataclass(frozen=True)
 class Reached:
-    """Where a curve reaches a value for good."""
+    """Cost from which on a curve is at least as good as a value."""
 
     steps: float
     flops: float
     minutes: float
     at_most: bool
-    """It was there at the first point already, perhaps before."""
+    """True where the first point is as good already: the cost is an upper bound."""
 
 
 def reached(curve: Curve, target: float, higher: bool) -> Reached | None:
-    """Where `curve` comes to `target` for good, by straight lines between its points; None if its last is worse."""
+    """Cost from which on `curve` is at least as good as `target`, linearly interpolated; None if it ends worse."""
     sign = 1 if higher else -1
-    worse = [place for place, point in enumerate(curve) if sign * point.value < sign * target]
+    worse = [index for index, point in enumerate(curve) if sign * point.value < sign * target]
     if not worse:
         return Reached(*(getattr(curve[0], unit) for unit in UNITS), at_most=True)
     if worse[-1] == len(curve) - 1:
         return None
     a, b = curve[worse[-1]], curve[worse[-1] + 1]
-    share = (target - a.value) / (b.value - a.value)
-    return Reached(*(_between(getattr(a, unit), getattr(b, unit), share) for unit in UNITS), at_most=False)
+    fraction = (target - a.value) / (b.value - a.value)
+    return Reached(*(_between(getattr(a, unit), getattr(b, unit), fraction) for unit in UNITS), at_most=False)
 
 
-def _between(a: float, b: float, share: float) -> float:
-    return b if share == 1 else a + share * (b - a)
+def _between(a: float, b: float, fraction: float) -> float:
+    return b if fraction == 1 else a + fraction * (b - a)
 
 
 @dataclass(frozen=True)
 class CostFraction:
-    """A share of the baseline's cost, seed by seed."""
+    """Fractions of the baseline's cost, seed by seed."""
 
     values: tuple[float, ...]
-    """Infinite where the target was not reached."""
+    """One for each seed; infinite where the target was not reached."""
     at_most: tuple[bool, ...]
-    """Where the value is an upper bound."""
+    """True for each value that is an upper bound."""
 
     @property
     def median(self) -> float:
@@ -98,7 +97,7 @@ class CostFraction:
 
     @property
     def median_at_most(self) -> bool:
-        """Whether the median is an upper bound."""
+        """True where the median is an upper bound."""
         order = sorted(zip(self.values, self.at_most, strict=True))
         half = len(order) // 2
         middle = order[half : half + 1] if len(order) % 2 else order[half - 1 : half + 1]
@@ -107,22 +106,22 @@ class CostFraction:
 
 @dataclass(frozen=True)
 class VariantComparison:
-    """A variant against the baseline by one measure."""
+    """A variant compared with the baseline by one measure."""
 
     variant: str
     seeds: tuple[int, ...]
-    """That both have finished."""
-    shares: dict[str, CostFraction]
-    """Unit -> share of the baseline's final cost. Without common seeds there are none."""
+    """Seeds that both have finished."""
+    fractions: dict[str, CostFraction]
+    """Unit -> fractions of the baseline's final cost; empty without common seeds."""
     result: Paired | None
-    """Of final values, the variant's minus the baseline's, positive where the variant is better; None for the baseline
-    itself and without common seeds."""
+    """Differences of final values, positive where the variant is better; None for the baseline itself and without
+    common seeds."""
     p: float | None
-    """Of the paired t-test, adjusted over the variants by Holm's method."""
+    """p-value of the paired t-test, adjusted over the variants by Holm's method."""
     p_flip: float | None
-    """Of the sign-flip test, adjusted likewise."""
+    """p-value of the sign-flip test, adjusted in the same way."""
     verdict: str
-    """reached, not reached, or undecided and why."""
+    """reached, not reached, or undecided with the reason."""
 
     @property
     def decided(self) -> bool:
@@ -130,26 +129,26 @@ class VariantComparison:
 
 
 def compare_variants(measure: Measure, hardly_learned: bool) -> list[VariantComparison]:
-    """Every variant against the first, the baseline, which comes first itself; nothing is decided if that has
-    `hardly_learned`."""
+    """Compares every variant with the first, the baseline, which is the first of the result; without a verdict if the
+    baseline has `hardly_learned`."""
     baseline, *variants = measure.curves
-    shared = {name: sorted(measure.curves[name].keys() & measure.curves[baseline].keys()) for name in measure.curves}
-    results = {name: _differences(measure, baseline, name, shared[name]) for name in variants if shared[name]}
+    common = {name: sorted(measure.curves[name].keys() & measure.curves[baseline].keys()) for name in measure.curves}
+    results = {name: _differences(measure, baseline, name, common[name]) for name in variants if common[name]}
     tested = {name: result.p_t for name, result in results.items() if result.p_t is not None}
     p = holm(tested)
     p_flip = holm({name: result.p_flip for name, result in results.items()})
     scatter = noise(measure)
     found = []
-    for name, seeds in shared.items():
+    for name, seeds in common.items():
         result = results.get(name)
-        shares = {unit: _share(measure, baseline, name, seeds, unit) for unit in UNITS} if seeds else {}
+        fractions = {unit: _fraction(measure, baseline, name, seeds, unit) for unit in UNITS} if seeds else {}
         verdict = "baseline" if name == baseline else _verdict(result, p.get(name), scatter, hardly_learned)
-        found.append(VariantComparison(name, tuple(seeds), shares, result, p.get(name), p_flip.get(name), verdict))
+        found.append(VariantComparison(name, tuple(seeds), fractions, result, p.get(name), p_flip.get(name), verdict))
     return found
 
 
 def limits(rows: Sequence[VariantComparison]) -> str:
-    """What the numbers of pairs in a comparison cannot show; empty where there is nothing to say."""
+    """`flip_limits` of a comparison."""
     pairs = [row.result.n for row in rows if row.result is not None]
     return flip_limits(pairs, len(pairs))
 
@@ -160,13 +159,13 @@ def _differences(measure: Measure, baseline: str, variant: str, seeds: Sequence[
     return paired([sign * first[seed] for seed in seeds], [sign * other[seed] for seed in seeds])
 
 
-def _share(measure: Measure, baseline: str, variant: str, seeds: Sequence[int], unit: str) -> CostFraction:
+def _fraction(measure: Measure, baseline: str, variant: str, seeds: Sequence[int], unit: str) -> CostFraction:
     values, at_most = [], []
     for seed in seeds:
         final = measure.curves[baseline][seed][-1]
-        there = reached(measure.curves[variant][seed], final.value, measure.higher)
-        values.append(getattr(there, unit) / getattr(final, unit) if there else math.inf)
-        at_most.append(there is not None and there.at_most)
+        cost = reached(measure.curves[variant][seed], final.value, measure.higher)
+        values.append(getattr(cost, unit) / getattr(final, unit) if cost else math.inf)
+        at_most.append(cost is not None and cost.at_most)
     return CostFraction(tuple(values), tuple(at_most))
 
 
@@ -187,19 +186,19 @@ def _verdict(result: Paired | None, p: float | None, scatter: "Noise | None", ha
 
 @dataclass(frozen=True)
 class Noise:
-    """How much final values scatter over seeds."""
+    """Spread of final values over seeds."""
 
     std: float
     """Standard deviation over the seeds of a variant, pooled over the variants."""
     freedom: int
-    """Degrees of freedom it is known with."""
+    """Degrees of freedom of the estimate."""
     visible: float
-    """Differences of two medians or means below this are within the spread: t(0.975, n - 1) std sqrt(2 / n) with n
-    seeds, for a variant and a baseline whose seeds scatter independently."""
+    """Smallest difference of two means beyond the spread: t(0.975, n - 1) std sqrt(2 / n) with n seeds, where the
+    seeds of a variant and of the baseline are independent."""
 
 
 def noise(measure: Measure) -> Noise | None:
-    """None where no variant has two seeds."""
+    """Spread pooled over the variants; None where no variant has two seeds."""
     finals = [list(measure.finals(variant).values()) for variant in measure.curves]
     finals = [values for values in finals if len(values) > 1]
     if not finals:

@@ -1,4 +1,4 @@
-"""What the variants of an ablation cost, in steps, FLOPs and minutes, and the steps that make them cost the same."""
+"""Costs of an ablation's variants in steps, FLOPs and minutes, and the numbers of steps at which costs are equal."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -12,51 +12,51 @@ from fastbert.pretraining.options import PretrainOptions, science
 from fastbert.pretraining.setup import PretrainSetup, data_fingerprint
 from fastbert.progress import progress
 from fastbert.streams import echo
+from fastbert.studies.ablate.comparability import ValidationOptions, validation_options
 from fastbert.studies.ablate.options import Budget
-from fastbert.studies.ablate.questions import Questions, questions
 from fastbert.studies.shared.report import plural
 from fastbert.training.timing import undisturbed
 
-ROUNDS, ROUND_SECONDS, ROUND_STEPS = 5, 2.0, 30  # of timing; in a round at most
+ROUNDS, ROUND_SECONDS, ROUND_STEPS = 5, 2.0, 30  # of timing; seconds and steps of a round at most
 
 StepShape = tuple[int, int]  # (sequences in a step, tokens in a sequence)
 
 
 @dataclass(frozen=True)
 class PlannedVariant:
-    """A variant with its numbers."""
+    """A variant with its size and costs."""
 
     name: str
     setup: PretrainSetup
     parameters: int
-    """Of all networks."""
+    """Parameters of all networks."""
     checkpoint_bytes: int
     step_flops: dict[StepShape, int]
-    """Of a step, in closed form, all networks."""
+    """FLOPs of a step in closed form, all networks together."""
     step_seconds: dict[StepShape, float] = field(default_factory=dict)
-    """Of a step, as measured."""
+    """Measured seconds of a step."""
     steps: int = 0
-    """Its budget; with annealing, without that at the end."""
+    """The budget, without the annealing at the end."""
     lengths: tuple[int, ...] = ()
-    """Tokens in a sequence of the validation at each point."""
+    """Length of the validation's sequences, in tokens, at each point."""
 
     def total(self, costs: Mapping[StepShape, float], steps: int, options: PretrainOptions) -> float:
-        """Of the first `steps` of a training with `options`."""
+        """Cost of the first `steps` steps of a training with `options`, from the costs of a step."""
         return replace(self.setup, options=options).plan().total(lambda *shape: costs[shape], 0, steps)
 
-    def flops_to(self, place: "MeasuredPoint") -> float:
-        return self.total(self.step_flops, place.steps, place.options)
+    def flops_to(self, point: "MeasuredPoint") -> float:
+        return self.total(self.step_flops, point.steps, point.options)
 
-    def minutes_to(self, place: "MeasuredPoint") -> float:
-        """Each step at its measured time."""
-        return self.total(self.step_seconds, place.steps, place.options) / 60
+    def minutes_to(self, point: "MeasuredPoint") -> float:
+        """Minutes up to a point, each step at its measured time."""
+        return self.total(self.step_seconds, point.steps, point.options) / 60
 
-    def length_at(self, place: "MeasuredPoint") -> int:
-        """Tokens in a sequence of the validation there."""
-        return replace(self.setup, options=place.options).plan().at(place.steps - 1).length
+    def length_at(self, point: "MeasuredPoint") -> int:
+        """Length of the validation's sequences, in tokens, at a point."""
+        return replace(self.setup, options=point.options).plan().at(point.steps - 1).length
 
     def mean(self, costs: Mapping[StepShape, float]) -> float:
-        """Of a step; where stages differ, over a run."""
+        """Cost of a step; where stages differ, the mean over a run."""
         return (
             self.setup.plan(batches.NOMINAL_STEPS).total(lambda *shape: costs[shape], 0, batches.NOMINAL_STEPS)
             / batches.NOMINAL_STEPS
@@ -64,28 +64,28 @@ class PlannedVariant:
 
     @property
     def flops(self) -> float:
-        """Of a step; where stages differ, their mean over a run."""
+        """FLOPs of a step; where stages differ, the mean over a run."""
         return self.mean(self.step_flops)
 
     @property
-    def questions(self) -> Questions:
-        """What the validation asks: losses are comparable where this is equal."""
-        return questions(self.setup.options, self.lengths)
+    def validation_options(self) -> ValidationOptions:
+        """Contents of the validation: losses are comparable where they are equal."""
+        return validation_options(self.setup.options, self.lengths)
 
 
 @dataclass(frozen=True)
 class MeasuredPoint:
     """A point at which a pretraining is measured."""
 
-    share: float
-    """Of the budget."""
+    fraction: float
+    """Position in the budget, a fraction."""
     steps: int
-    """What it cost: steps up to it and, with annealing, of its branch."""
+    """Steps up to the point and, with annealing, those of its branch."""
     job: str
-    """Id of the pretraining, or of the branch, whose state after `steps` steps it is."""
+    """Id of the pretraining, or of the branch, that is measured after `steps` steps."""
     seed: int
     options: PretrainOptions
-    """Of that training."""
+    """Options of that training."""
 
 
 def needs_time(budget: Budget) -> bool:
@@ -93,8 +93,8 @@ def needs_time(budget: Budget) -> bool:
 
 
 def equal_steps(budget: Budget, variants: list[PlannedVariant]) -> list[int]:
-    """The steps of each variant, the baseline first, such that all cost what the baseline does. Where minutes are asked
-    for, the variants must have been timed."""
+    """Steps of each variant, the baseline first, at which all cost the same as the baseline. A budget in minutes needs
+    variants that have been timed."""
     first = variants[0]
     setup = first.setup
     steps = {
@@ -106,18 +106,18 @@ def equal_steps(budget: Budget, variants: list[PlannedVariant]) -> list[int]:
         "minutes": lambda: 60 * budget.minutes / first.mean(first.step_seconds),
     }
     (size,) = [name for name in steps if getattr(budget, name) is not None]
-    of_a_step = {
+    step_costs = {
         "steps": lambda variant: 1,
         "flops": lambda variant: variant.flops,
         "minutes": lambda variant: variant.mean(variant.step_seconds),
     }
-    costs = list(map(of_a_step[budget.equal], variants))
+    costs = list(map(step_costs[budget.equal], variants))
     count = max(1, round(steps[size]()))
     return [max(1, round(count * costs[0] / cost)) for cost in costs]
 
 
 def timing_key(setup: PretrainSetup, shape: StepShape) -> str:
-    """Names what the time of a step depends on."""
+    """Hash of everything that the time of a step depends on."""
     options = setup.options
     machine = {"threads": options.machine.threads, "device": str(setup.device), "precision": setup.precision}
     described = (
@@ -127,13 +127,13 @@ def timing_key(setup: PretrainSetup, shape: StepShape) -> str:
 
 
 def timed_round(setup: PretrainSetup, objective: nn.Module, seconds: float, plan: batches.BatchPlan) -> float:
-    """The time of a step in one round."""
+    """Seconds of a step, measured in one round."""
     return time_training(setup, objective, seconds, plan, ROUND_STEPS).seconds
 
 
 def step_seconds(variants: Iterable[PlannedVariant], known: Mapping[str, list[float]]) -> dict[str, list[float]]:
-    """Seconds of a step of each variant and shape: those that are known, else measured in rounds, the variants in
-    turn."""
+    """Seconds of a step of each variant and shape: those that are known, else measured in rounds in which the variants
+    alternate."""
     wanted = {timing_key(v.setup, shape): (v, shape) for v in variants for shape in sorted(v.step_flops)}
     found = {key: known[key] for key in wanted if key in known}
     left = {key: value for key, value in wanted.items() if key not in found}
@@ -144,8 +144,8 @@ def step_seconds(variants: Iterable[PlannedVariant], known: Mapping[str, list[fl
         for _ in range(ROUNDS):
             for key, (variant, shape) in left.items():
                 plan = batches.BatchPlan.constant(*shape)
-                took = timed_round(variant.setup, variant.setup.objective(), ROUND_SECONDS, plan)
-                found.setdefault(key, []).append(took)
+                seconds = timed_round(variant.setup, variant.setup.objective(), ROUND_SECONDS, plan)
+                found.setdefault(key, []).append(seconds)
                 shown.update(shown.done + 1)
     return found
 
@@ -153,7 +153,7 @@ def step_seconds(variants: Iterable[PlannedVariant], known: Mapping[str, list[fl
 def timed_variants(
     variants: list[PlannedVariant], known: Mapping[str, list[float]]
 ) -> tuple[list[PlannedVariant], dict[str, list[float]]]:
-    """The variants with the times of their steps, those of the fastest rounds; and all rounds."""
+    """The variants with the times of their steps in the fastest rounds, and the times of all rounds."""
     seconds, found = step_seconds(variants, known), []
     for variant in variants:
         rounds = {shape: seconds[timing_key(variant.setup, shape)] for shape in variant.step_flops}

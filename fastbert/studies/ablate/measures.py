@@ -1,5 +1,5 @@
-"""From an ablation's plan and the rows of its results.jsonl to the measures: validation loss where it is comparable,
-scores of fine-tuning on each task, and their mean.
+"""Measures of an ablation, from its plan and the rows of results.jsonl: validation loss where it is comparable, scores
+of fine-tuning on each task, and their mean.
 """
 
 import statistics
@@ -20,11 +20,11 @@ from fastbert.studies.shared.finetune_jobs import FINETUNE
 
 @dataclass(frozen=True)
 class AblationResults:
-    """What the finished jobs of an ablation say."""
+    """Results of the finished jobs of an ablation."""
 
     plan: AblationPlan
     rows: Mapping[str, ResultRow]
-    """All, by the ids of their jobs."""
+    """All rows by the ids of their jobs."""
 
     @property
     def baseline(self) -> PlannedVariant:
@@ -41,7 +41,7 @@ class AblationResults:
 
     @cached_property
     def tunings(self) -> dict[tuple[str, float], list[ResultRow]]:
-        """(Id of a pretraining, point) -> rows of its fine-tunings."""
+        """(Id of a pretraining, fraction of the budget) -> rows of its fine-tunings."""
         found: dict[tuple[str, float], list[ResultRow]] = {}
         for job in self.plan.jobs:
             if job.kind == FINETUNE and job.id in self.done:
@@ -54,28 +54,28 @@ class AblationResults:
 
     # --- validation
 
-    def validation(self, place: MeasuredPoint) -> dict[str, Any] | None:
-        """Losses at a point; None if the training has not come there."""
-        found = self.done.get(place.job, {"validations": []})["validations"]
-        return next((row for row in found if row["step"] == place.steps), None)
+    def validation(self, point: MeasuredPoint) -> dict[str, Any] | None:
+        """Losses at a point; None if the training has not reached it."""
+        found = self.done.get(point.job, {"validations": []})["validations"]
+        return next((row for row in found if row["step"] == point.steps), None)
 
     def curves(self, variant: PlannedVariant, value: Callable[[MeasuredPoint], float | None]) -> dict[int, Curve]:
-        """By seed, what `value` gives at its points; a curve without its last point is none."""
+        """Curves of `value` by seed; seeds without a value at the last point are left out."""
         curves: dict[int, list[Point]] = {}
-        for place in self.plan.places[variant.name]:
-            at, measured = self.validation(place), value(place)
+        for point in self.plan.points[variant.name]:
+            at, measured = self.validation(point), value(point)
             if at is not None and measured is not None:
-                point = Point(place.steps, variant.flops_to(place), variant.minutes_to(place), measured)
-                curves.setdefault(place.seed, []).append(point)
-        last = {place.seed: place.steps for place in self.plan.places[variant.name]}
+                reached = Point(point.steps, variant.flops_to(point), variant.minutes_to(point), measured)
+                curves.setdefault(point.seed, []).append(reached)
+        last = {point.seed: point.steps for point in self.plan.points[variant.name]}
         return {seed: curve for seed, curve in curves.items() if curve[-1].steps == last[seed]}
 
     def losses(self, variant: PlannedVariant) -> dict[int, Curve]:
-        return self.curves(variant, lambda place: (self.validation(place) or {}).get("loss"))
+        return self.curves(variant, lambda point: (self.validation(point) or {}).get("loss"))
 
     @cached_property
     def validation_loss(self) -> Measure | None:
-        """Of the variants whose validation asks what the baseline's asks; None if there is no other one."""
+        """Measure over the variants whose loss is comparable with the baseline's; None if there is no such variant."""
         same = [variant for variant in self.plan.variants if variant.name not in self.plan.incomparable]
         if len(same) < 2:
             return None
@@ -83,18 +83,18 @@ class AblationResults:
 
     @property
     def objective(self) -> type[Objective]:
-        """Of the baseline."""
+        """Objective of the baseline."""
         return OBJECTIVES[self.baseline.setup.options.objective]
 
     @cached_property
     def masked_loss(self) -> float | None:
-        """Of the baseline at its end, in nats: the median over the seeds. Where the objective has two networks it is
-        that of the second one, which fills the masks; None if no network predicts masked words."""
+        """Final masked-word loss of the baseline in nats, the median over the seeds. Where the objective has two
+        networks it is that of the second one, which fills the masks; None if no network predicts masked words."""
         if not (self.objective.loss_in_nats or self.objective.second_network):
             return None
         name = "mlm_loss" if self.objective.second_network else "loss"
-        finals = {place.seed: place for place in self.plan.places[self.baseline.name]}.values()  # the last of each
-        found = [at for place in finals if (at := self.validation(place)) is not None]
+        finals = {point.seed: point for point in self.plan.points[self.baseline.name]}.values()  # the last of each
+        found = [at for point in finals if (at := self.validation(point)) is not None]
         return statistics.median(at[name] for at in found) if found else None
 
     @property
@@ -104,21 +104,21 @@ class AblationResults:
     # --- fine-tuning
 
     def best_setting(self, variant: PlannedVariant, task: str) -> Setting | None:
-        """The setting with the highest median over seeds and trials at the end of the budget; it is taken at all
+        """The setting with the highest median over seeds and trials at the end of the budget; it is used at all
         points."""
-        ends = [place for place in self.plan.places[variant.name] if place.share == 1]
-        rows = [row for place in ends for row in self.tunings.get((place.job, 1), ()) if row["task"] == task]
+        ends = [point for point in self.plan.points[variant.name] if point.fraction == 1]
+        rows = [row for point in ends for row in self.tunings.get((point.job, 1), ()) if row["task"] == task]
         settings: dict[Setting, list[ResultRow]] = {}
         for row in rows:
             settings.setdefault(setting_of(row), []).append(row)
         return Trials(variant.name, task, settings).best if settings else None
 
     def task_curves(self, variant: PlannedVariant, task: str) -> dict[int, Curve]:
-        """Points are the mean of the trials, x 100."""
+        """Curves of a task's score, the mean of the trials x 100."""
         setting = self.best_setting(variant, task)
 
-        def value(place: MeasuredPoint) -> float | None:
-            rows = self.tunings.get((place.job, place.share), ())
+        def value(point: MeasuredPoint) -> float | None:
+            rows = self.tunings.get((point.job, point.fraction), ())
             scores = [score(row) for row in rows if row["task"] == task and setting_of(row) == setting]
             return 100 * statistics.fmean(scores) if scores else None
 
@@ -138,21 +138,21 @@ class AblationResults:
         return found
 
     def metric(self, task: str) -> str:
-        """The first of the task's, which is its score."""
+        """The first metric of a task, which is its score."""
         rows = (row for rows in self.tunings.values() for row in rows if row["task"] == task)
         return next((row["metrics"][0] for row in rows), "score")
 
     @cached_property
     def measures(self) -> list[Measure]:
-        """All that have a final value of the baseline: scores of tasks first."""
+        """All measures with a final value of the baseline, scores of tasks first."""
         found = [*self.task_measures, *([self.validation_loss] if self.validation_loss else [])]
         return [measure for measure in found if measure.curves[self.baseline.name]]
 
     @property
     def left_out(self) -> list[str]:
-        """What is in no comparison, and why."""
+        """Lines on variants and measures that are in no comparison, with the reason."""
         lines = [
-            f"{name} is not compared by validation loss, because its validation asks something else: {reason}"
+            f"{name} is not compared by validation loss, because its validation is another: {reason}"
             for name, reason in self.plan.incomparable.items()
         ]
         for measure in [*self.task_measures, *([self.validation_loss] if self.validation_loss else [])]:

@@ -1,8 +1,8 @@
-"""What `fastbert ablate` takes: a YAML file with a baseline, its variants and their budget, read strictly, and a few
-flags that say where and how to run.
+"""Options of `fastbert ablate`: a YAML file with a baseline, its variants and their budget, read strictly, and flags
+for where and how to run.
 
-A variant is a change of the base's options of `fastbert pretrain`. What an ablation holds equal cannot be changed by
-one: the data, its vocabulary, the order and shape of the batches, and the rows of the validation.
+A variant changes options of the base, which are those of `fastbert pretrain`. It cannot change what an ablation keeps
+equal: the data, its vocabulary, the order and shape of the batches, and the rows of the validation.
 """
 
 from dataclasses import dataclass, fields
@@ -42,10 +42,10 @@ _FIXED = {
     "eval_sequences": "an ablation compares variants on the same validation set; give it under base, for all of them",
     "machine": "give it under base, for all variants: their times are compared",
 }
-_TAKEN = {
+_RESERVED = {
     **dict.fromkeys(BUDGETS, "give it under budget"),
     "seed": "give seeds next to variants",
-    "out": "a job's folder lies in the ablation's; give --out",
+    "out": "the folder of a job is inside that of the ablation; give --out",
     "resume": "the same command continues what was stopped",
     "milestones": "give checkpoints next to variants, as fractions of the budget",
 }
@@ -53,20 +53,23 @@ _TAKEN = {
 
 @dataclass(frozen=True)
 class AblateOptions(EngineOptions):
-    """A baseline and its variants at equal cost: `fastbert ablate configs/ablate/x.yaml [options]`.
+    """Compare variants with a baseline at equal cost: `fastbert ablate configs/ablate/x.yaml [options]`.
 
-    The YAML file names base (options of `fastbert pretrain`; inherits: those of a YAML file), variants (changes of
-    these; the first is the baseline, or the one that baseline: names), and may give budget, seeds, threads (of each
-    job; 1), checkpoints or anneal (when to measure), and tasks (fine-tuning as the measure, as in a sweep; tasks_at:
-    at which of the points). The flags below may stand in it too. The same command continues an ablation that was
-    stopped, and runs again what failed. Its jobs continue from each other's checkpoints: on Ray all nodes need the
-    folder of `out` on one file system. The steps are timed on this machine, which must have the device of the jobs.
+    The YAML file has base (options of `fastbert pretrain`; inherits: those of a YAML file) and variants (changes of
+    the base; the first is the baseline, or the one given by baseline:). It may have budget, seeds, threads (of each
+    job; 1), checkpoints or anneal (when to measure), tasks (fine-tuning as the measure, as in a sweep) with tasks_at
+    (at which of the points), and the flags below. The same command continues an ablation that was stopped, and runs
+    failed jobs again. Jobs continue from each other's checkpoints: on Ray all nodes need the folder of `out` on one
+    file system. Steps are timed on this machine, which must have the device of the jobs.
     """
+
+    dry_run: bool = False
+    """Check everything, print the steps, FLOPs and minutes of each variant and the number of jobs, and stop."""
 
 
 @dataclass(frozen=True)
 class Budget:
-    """What all variants get equal, and how much of it the baseline gets, in one unit of the four."""
+    """The unit in which all variants cost the same, and the size of the baseline's budget in one of four units."""
 
     equal: str = "steps"
     """steps, flops or minutes."""
@@ -88,7 +91,7 @@ BUDGET_SIZES = tuple(field.name for field in fields(Budget) if field.name != "eq
 
 @dataclass(frozen=True)
 class AblationVariant:
-    """Options of `fastbert pretrain` but for budget, seed and folder, under the name they have in tables."""
+    """Options of `fastbert pretrain` without budget, seed and folder, and their name in tables."""
 
     name: str
     options: PretrainOptions
@@ -96,7 +99,7 @@ class AblationVariant:
 
 @dataclass(frozen=True)
 class Ablation:
-    """What an ablation's YAML file says."""
+    """Contents of an ablation's YAML file."""
 
     variants: tuple[AblationVariant, ...]
     """The baseline first."""
@@ -104,24 +107,24 @@ class Ablation:
     threads: int
     budget: Budget
     points: tuple[float, ...]
-    """Shares of the budget at which the measure is taken, ascending, the last 1."""
+    """Fractions of the budget at which the variants are measured, ascending, the last 1."""
     anneal: float | None
-    """None: each variant's own schedule, measured on the way. Else the rate is constant after the warm-up, and at every
-    point p it falls to 0 within this share of the steps up to p, in a training that branches off."""
+    """None: every training has its own schedule and is measured along it. Else the learning rate is constant after the
+    warm-up, and at every point it falls to 0 within this fraction of the steps before, in a branch of the training."""
     grid: FinetuneGrid
-    """The tasks, without models."""
+    """Tasks of fine-tuning, without models."""
     tasks_at: tuple[float, ...]
-    """Those of the points at which the tasks are measured."""
+    """Points at which the tasks are measured, a subset of `points`."""
     trials: int
-    """Fine-tunings of a checkpoint on each task, at each setting."""
+    """Fine-tunings of a checkpoint on each task with each setting."""
     path: str
-    """The file, for errors."""
+    """Path of the file, for errors."""
 
     def check_inputs(self, glue_dir: str | None) -> None:
-        """Checks, before torch is imported, that data, weights, tasks and the GLUE folder are there.
+        """Checks, before torch is imported, that data, weights, tasks and the GLUE folder exist.
 
         Raises:
-            UserError: one is not.
+            UserError: one does not.
         """
         for variant in self.variants:
             with prefixed(f"{self.path}: {variant.name}"):
@@ -134,17 +137,17 @@ class Ablation:
 
 
 def load_ablation(path: str | Path) -> tuple[Ablation, AblateOptions]:
-    """The ablation in a YAML file, and the flags' defaults it gives.
+    """The ablation in a YAML file, and the defaults of flags that it gives.
 
     Raises:
-        UserError: names the file, the key, and what was expected.
+        UserError: states the file, the key, and the expected value.
     """
     values, where = read_yaml(path)
     values = read_mapping(values, where, "base and variants")
     flags = {f.name for f in fields(AblateOptions)}
     tasks = {"tasks", "tasks_at", "finetune", "trials", *AXES}
     known = {"base", "variants", "baseline", "budget", "seeds", "threads", "checkpoints", "anneal", *tasks, *flags}
-    check_keys(values, known, where, "base", set(to_dict(PretrainOptions())), _TAKEN)
+    check_keys(values, known, where, "base", set(to_dict(PretrainOptions())), _RESERVED)
     options = from_dict(AblateOptions, {key: value for key, value in values.items() if key in flags}, where)
     trials = read_count(values, "trials", where, Repeats)
     points, anneal = _points(values, where)
@@ -152,13 +155,13 @@ def load_ablation(path: str | Path) -> tuple[Ablation, AblateOptions]:
     grid = read_grid(values, str(path), where)
     for key in ("tasks_at", "trials"):
         if not grid.tasks and key in values:
-            raise UserError(f"{where}: {key} is for fine-tuning, but there are no tasks; name some, or leave it out")
-    tasks_at = _shares(values.get("tasks_at", list(points)), f"{where}: tasks_at")
+            raise UserError(f"{where}: {key} needs fine-tuning, but there are no tasks; add tasks, or leave it out")
+    tasks_at = _fractions(values.get("tasks_at", list(points)), f"{where}: tasks_at")
     if further := sorted(set(tasks_at) - set(points)):
-        raise UserError(f"{where}: tasks_at: {further[0]} is none of the points, {', '.join(map(str, points))}")
+        raise UserError(f"{where}: tasks_at: {further[0]} is not one of the points, {', '.join(map(str, points))}")
     variants = _variants(values, base, grid.threads, anneal is not None, where)
     seeds = read_seeds(values.get("seeds", 1), where)
-    # Trainings of a variant and seed, and fine-tunings: of each point, setting and trial one.
+    # Fine-tunings of a variant and seed: one for each point, setting and trial.
     tunings = len(tasks_at) * trials * sum(len(task.settings) for task in grid.tasks)
     refuse_too_many(len(variants) * len(seeds) * (tunings + len(points)), where)
     return (
@@ -179,23 +182,23 @@ def load_ablation(path: str | Path) -> tuple[Ablation, AblateOptions]:
 
 
 def _points(values: dict[str, Any], where: str) -> tuple[tuple[float, ...], float | None]:
-    """When the measure is taken, and the length of the annealings."""
+    """Points of measurement, and the length of the annealings."""
     if "anneal" not in values:
-        return _shares(values.get("checkpoints", list(POINTS)), f"{where}: checkpoints"), None
+        return _fractions(values.get("checkpoints", list(POINTS)), f"{where}: checkpoints"), None
     if "checkpoints" in values:
-        raise UserError(f"{where}: give checkpoints or anneal, not both: anneal has points of its own")
+        raise UserError(f"{where}: give checkpoints or anneal, not both: anneal has its own points")
     where = f"{where}: anneal"
-    given = read_mapping(values["anneal"], where, "points and share")
+    given = read_mapping(values["anneal"], where, "points and fraction")
     for key in given:
-        if key not in ("points", "share"):
-            raise UserError(f"{where}: unknown key {brief(key)}; {nearest(key, ('points', 'share'))}")
-    share = given.get("share", 0.1)
-    if type(share) not in (int, float) or not 0 < share <= 1:
-        raise UserError(f"{where}: share must be a number in (0, 1], such as 0.1, found {shown_option(share)}")
-    return _shares(given.get("points", [0.2, 0.4, 0.6, 0.8, 1.0]), f"{where}: points"), float(share)
+        if key not in ("points", "fraction"):
+            raise UserError(f"{where}: unknown key {brief(key)}; {nearest(key, ('points', 'fraction'))}")
+    fraction = given.get("fraction", 0.1)
+    if type(fraction) not in (int, float) or not 0 < fraction <= 1:
+        raise UserError(f"{where}: fraction must be a number in (0, 1], such as 0.1, found {shown_option(fraction)}")
+    return _fractions(given.get("points", [0.2, 0.4, 0.6, 0.8, 1.0]), f"{where}: points"), float(fraction)
 
 
-def _shares(values: Any, where: str) -> tuple[float, ...]:
+def _fractions(values: Any, where: str) -> tuple[float, ...]:
     numbers = values if isinstance(values, list) else [values]
     if not numbers or any(type(value) not in (int, float) or not 0 < value <= 1 for value in numbers):
         raise UserError(f"{where} must be fractions of the budget in (0, 1], such as 0.4, found {shown_option(values)}")
@@ -210,7 +213,7 @@ def _shares(values: Any, where: str) -> tuple[float, ...]:
 
 
 def _base(given: Any, where: str) -> dict[str, Any]:
-    """The options of the base."""
+    """Options of the base, checked."""
     where = f"{where}: base"
     if isinstance(given, str):
         given = {"file": given}
@@ -220,10 +223,10 @@ def _base(given: Any, where: str) -> dict[str, Any]:
             f"{where}: file is called inherits now; write base: {{inherits: {shown_option(given['file'])}}}"
         )
     for key in given:
-        if key in _TAKEN and key not in BUDGETS:
-            raise UserError(f"{where}: {key} is not free here; {_TAKEN[key]}")
+        if key in _RESERVED and key not in BUDGETS:
+            raise UserError(f"{where}: {key} cannot be given here; {_RESERVED[key]}")
     if "threads" in _group(given, "machine"):
-        raise UserError(f"{where}: machine: threads is not free here; give threads next to base, for all jobs")
+        raise UserError(f"{where}: machine: threads cannot be given here; give threads next to base, for all jobs")
     from_dict(PretrainOptions, given, where)
     return given
 
@@ -248,11 +251,11 @@ def _variants(
             raise UserError(f"{where}: variants: the name of one {problem}")
         changes = read_mapping({} if changes is None else changes, here, "options of fastbert pretrain")
         for key in changes:
-            if reason := (_FIXED | _TAKEN).get(key):
-                raise UserError(f"{here}: {key} is not free here: {reason}")
+            if reason := (_FIXED | _RESERVED).get(key):
+                raise UserError(f"{here}: {key} cannot be given here: {reason}")
         if annealed and (idle := _group(changes, "schedule").keys() - {"warmup"}):
             raise UserError(
-                f"{here}: schedule: {min(idle)} has no effect with anneal, which sets the schedule; only warmup is free"
+                f"{here}: schedule: {min(idle)} has no effect with anneal, which sets the schedule; only warmup has one"
             )
         found[name] = AblationVariant(name, from_dict(PretrainOptions, merged(common, changes), here))
     first = values.get("baseline", next(iter(found)))
@@ -262,8 +265,8 @@ def _variants(
     if first not in found:
         raise UserError(f"{where}: baseline: there is no variant {brief(first)}; {nearest(first, found)}")
     variants = [found.pop(first), *found.values()]
-    for place, variant in enumerate(variants):
-        for other in variants[:place]:
+    for number, variant in enumerate(variants):
+        for other in variants[:number]:
             if other.options == variant.options:
                 raise UserError(f"{where}: variants: {variant.name} and {other.name} have the same options")
     return tuple(variants)
@@ -274,7 +277,7 @@ def _group(values: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def _budget(given: Any, base: dict[str, Any], where: str) -> Budget:
-    """The budget with its size: its own, or else that of the base."""
+    """The budget, with its own size or else that of the base."""
     where = f"{where}: budget"
     budget = from_dict(Budget, given, where)
     if any(getattr(budget, name) is not None for name in BUDGET_SIZES):

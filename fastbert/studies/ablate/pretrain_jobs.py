@@ -1,7 +1,7 @@
-"""One pretraining of an ablation, run or resumed as `fastbert pretrain` does it, and the row that it leaves.
+"""Pretraining job of an ablation: runs or resumes `fastbert pretrain`, and returns a row of results.
 
-A branch begins as a folder with a checkpoint of another run and a schedule of its own; from there it is a run that is
-resumed. Up to that checkpoint both schedules give the same rates, so it ends as a run would that had its schedule from
+A branch starts as a folder with a checkpoint of another run and its own schedule, and is then resumed. Up to that
+checkpoint both schedules give the same learning rates, so its result equals that of a run that had its schedule from
 the first step.
 """
 
@@ -84,10 +84,10 @@ def branch(trunk: Path, step: int, options: PretrainOptions, out: Path) -> None:
     source = RunFolder(trunk)
     checkpoint = source.checkpoints / f"step-{step:08d}"
     if not checkpoint.is_dir():
-        raise UserError(f"there is no checkpoint {checkpoint} to branch off from; remove {trunk} to have it run again")
+        raise UserError(f"there is no checkpoint {checkpoint} to branch off from; remove {trunk}, and it runs again")
     manifest = read_json(source.manifest, "the run's manifest")
     described = science(options, manifest["data"]["fingerprint"])
-    # The checkpoint's state is sealed and says what the trunk is: the branch says that it knows.
+    # The checkpoint's state is sealed and names the trunk's options: the branch records that it was copied.
     begins = {"step": step, "science": read_state(checkpoint)[1].get("science")}
     manifest |= {"experiment": digest(described), "science": described, "branch": begins, "sessions": []}
     with atomic_folder(out) as folder:

@@ -1,4 +1,4 @@
-"""Where the jobs of a study run: the back end that its options choose, and the GPUs that its workers share."""
+"""Choice of the back end that runs a study's jobs, and of the GPUs of its workers."""
 
 import os
 from collections.abc import Iterator
@@ -20,19 +20,19 @@ def start(
     in_place: bool = False,
     timed_on: str | None = None,
 ) -> Iterator[Event]:
-    """The back end at work on `jobs`, in their order, in which each stands behind the one it needs.
+    """Starts the back end on `jobs`, in their order, in which each comes after the one it needs.
 
     Args:
         threads: CPU threads of each job.
         in_place: of `run_ray`: jobs continue from each other's checkpoints.
-        timed_on: the type of the device on which their steps were timed here, if they were.
+        timed_on: the type of the device on which their steps were timed, if they were.
 
     Raises:
-        UserError: the Ray cannot be used, or its jobs would run on another type of device.
+        UserError: Ray cannot be used, or its jobs would run on another type of device.
     """
     order = startable(jobs, store.rows)
     if options.backend == "local":
-        gpus = visible_gpus() if share_gpus(jobs) else []
+        gpus = visible_gpus() if may_use_gpus(jobs) else []
         return run_local(order, options.workers, threads, store.out / JOBS, gpus)
     from fastbert.studies.engine.ray_backend import connect, has_gpus, run_ray
 
@@ -40,20 +40,20 @@ def start(
     if timed_on == "cpu" and has_gpus(ray) and any(job.device == "auto" for job in jobs):
         ray.shutdown()
         raise UserError(
-            "the steps were timed here, where there is no GPU, but the jobs would run on the GPUs of the Ray cluster; "
-            "start it on a node with a GPU, or give machine: device: cpu"
+            "the steps were timed on this machine, which has no GPU, but the jobs would run on the GPUs of the Ray "
+            "cluster; start it on a node with a GPU, or give machine: device: cpu"
         )
     return run_ray(ray, order, options.workers, threads, store.out / JOBS, in_place)
 
 
-def share_gpus(jobs: list[Job]) -> bool:
-    """Whether the workers are to share the GPUs: some job may use one, and none names which."""
+def may_use_gpus(jobs: list[Job]) -> bool:
+    """True if the workers are assigned GPUs: a job may use one, and no job names which."""
     devices = {job.device for job in jobs}
     return bool(devices & {"auto", "cuda"}) and not any(device.startswith("cuda:") for device in devices)
 
 
 def visible_gpus() -> list[str]:
-    """The GPUs of this process, as CUDA_VISIBLE_DEVICES names them. torch is imported only if that is not set."""
+    """GPUs of this process as named by CUDA_VISIBLE_DEVICES; torch is imported only if that is not set."""
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     if named is not None:  # CUDA ignores what follows an entry that is no GPU
         return list(takewhile(lambda entry: entry not in ("", "-1"), (entry.strip() for entry in named.split(","))))

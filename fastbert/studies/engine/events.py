@@ -1,5 +1,5 @@
-"""Running the jobs of a study that are left, in an order that their dependencies allow, until all have ended or a
-signal stops them."""
+"""Events of a study that runs its jobs, in an order that their dependencies allow, until all have ended or a signal
+stops them."""
 
 from collections.abc import Iterator
 from contextlib import closing
@@ -11,18 +11,18 @@ from fastbert.studies.engine.store import ResultRow, ResultStore
 from fastbert.training.interrupts import Interrupts
 
 TICK = 0.5  # seconds
-NO_MORE = object()  # in the place of the next job
+NO_MORE = object()  # instead of the next job
 
 Event = tuple[Job, dict[str, Any] | None] | None
-"""A job that has begun (None) or ended (its outcome); or None: nothing happened for a while."""
+"""A job that has begun (None) or ended (its outcome); or None after a time without events."""
 
 
 def startable(left: list[Job], rows: dict[str, ResultRow]) -> Iterator[Job | None]:
-    """The jobs in their order, each once the one it needs is done; None where all that are left must wait. Those that
-    need one that failed are left out."""
+    """The jobs in their order, each once the one it needs is done; None while all that are left must wait. Jobs that
+    need a failed one are left out."""
     waiting, lost = list(left), set()
     while waiting:
-        for job in waiting:  # what a job needs stands before it
+        for job in waiting:  # a job comes after the one it needs
             if job.after in lost or (job.after in rows and rows[job.after]["status"] == "failed"):
                 lost.add(job.id)
         waiting = [job for job in waiting if job.id not in lost]
@@ -34,7 +34,7 @@ def startable(left: list[Job], rows: dict[str, ResultRow]) -> Iterator[Job | Non
 
 
 def run_events(events: Iterator[Event], store: ResultStore, live: LiveStatus) -> int:
-    """Stores the outcome of each job that ends, and shows what happens.
+    """Stores the outcome of each job that ends, and shows the progress.
 
     Returns:
         0, or the exit code after a signal.

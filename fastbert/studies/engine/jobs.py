@@ -1,7 +1,7 @@
-"""One job of a study: a training of one seed, run to its end or to a failure that is explained.
+"""Job of a study: a training with one seed, which ends as done or as failed with a reason.
 
-A job names the function that runs it, so the engine knows no kind of job. `run_job` is a plain function of plain
-values: a process of this machine and a node of a cluster run the same.
+A job names the function that runs it, so that the engine does not depend on kinds of jobs. `run_job` is a function of
+JSON values, which a process of this machine and a node of a cluster call alike.
 """
 
 import os
@@ -22,38 +22,38 @@ from fastbert.studies.engine.outcomes import LOG, RUN, explained, failure, tail
 from fastbert.system_errors import user_error
 
 JobRunner = Callable[[dict[str, Any], Path], dict[str, Any]]
-"""(A job as `Job.to_dict` gives it, the folder of its run) -> its outcome, see `run_job`."""
+"""(Job as given by `Job.to_dict`, folder of its run) -> outcome, see `run_job`."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """A training of one seed and where it stands in the study. All values are JSON."""
+    """A training with one seed, and its position in the study. All values are JSON."""
 
     id: str
     """Hash of `identity`: eight hexadecimal digits."""
     model: str
-    """Its name in tables."""
+    """Name of the model in tables."""
     task: str
-    """Its name in tables."""
+    """Name of the task in tables."""
     seed: int
     setting: dict[str, float | int]
-    """What distinguishes it from others of the same model, task and seed, such as learning rate and epochs."""
+    """Options that distinguish it from others of the same model, task and seed, such as learning rate and epochs."""
     identity: dict[str, Any]
-    """All that defines the result: the active options, the fingerprints of weights, tokenizer and examples."""
+    """Everything that defines the result: active options, fingerprints of weights, tokenizer and examples."""
     options: dict[str, Any]
-    """For its runner, without `out`."""
+    """Options for its runner, without `out`."""
     folder: str
-    """Where paths in `options` start from."""
+    """Folder to which paths in `options` are relative."""
     cost: float
-    """Expected work, in any unit that all jobs of the study share."""
+    """Expected work, in the same arbitrary unit for all jobs of the study."""
     runner: str
     """`JobRunner`, as "module:function"."""
     kind: str
-    """Name of what it does, in results.jsonl."""
+    """Kind of the job in results.jsonl."""
     device: str = "auto"
-    """Its machine.device: auto, cpu, cuda or cuda:N."""
+    """Option machine.device of the job: auto, cpu, cuda or cuda:N."""
     after: str | None = None
-    """Id of the job that must be done before it, if there is one."""
+    """Id of the job that must be done before it; None without one."""
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -65,20 +65,20 @@ def title(job: Job) -> str:
 
 
 def thread_variables(threads: int) -> dict[str, str]:
-    """The environment of a process that runs jobs: what a result may depend on besides its options."""
+    """Environment variables of a process that runs jobs, on which a result may depend besides its options."""
     names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS")
     return {**dict.fromkeys(names, str(threads)), "TOKENIZERS_PARALLELISM": "false"}
 
 
 def run_job(job: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Trains; a failure is an outcome too, and what was written before it stays in `folder`.
+    """Trains; a failure is an outcome too, and the files written before it stay in `folder`.
 
     Args:
         job: of `Job.to_dict`.
-        folder: gets log.txt (all that the job prints) and run/ (what its runner writes).
+        folder: gets log.txt (standard output and error of the job) and run/ (the files of its runner).
 
     Returns:
-        status "done" with what the runner gives (`result`, `precision`, seconds of interrupted attempts that it
+        status "done" with the runner's outcome (`result`, `precision`, seconds of interrupted attempts that it
         continued) and seconds, or "failed" with `reason`, `fix` and `log` (the last lines).
     """
     start = time.perf_counter()
@@ -92,7 +92,7 @@ def run_job(job: dict[str, Any], folder: Path) -> dict[str, Any]:
     with _printed_to(log):
         try:
             outcome = _train(job, folder / RUN)
-        except Exception as error:  # whatever it is, it ends this job only, and is reported
+        except Exception as error:  # any error ends this job only, and is reported
             outcome = explained(error)
             with suppress(OSError):  # a full disk; the outcome names it too
                 echo(f"error: {outcome['reason']}" if user_error(error) else traceback.format_exc())
@@ -103,7 +103,7 @@ def run_job(job: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 def _train(job: dict[str, Any], out: Path) -> dict[str, Any]:
     if not Path(job["folder"]).is_dir():
-        raise UserError(f"the folder {job['folder']} of the study is not there; every node needs the same paths")
+        raise UserError(f"the folder {job['folder']} of the study does not exist; every node needs the same paths")
     os.chdir(job["folder"])
     runner: JobRunner = imported(job["runner"])
     return runner(job, out)
@@ -111,7 +111,7 @@ def _train(job: dict[str, Any], out: Path) -> dict[str, Any]:
 
 @contextmanager
 def _printed_to(file: IO[str]) -> Iterator[None]:
-    """All that this process writes to standard output and error goes to the file, also from C++."""
+    """Redirects standard output and error of this process to the file, including output from C++."""
     sys.stdout.flush()
     sys.stderr.flush()
     before = [os.dup(1), os.dup(2)]
@@ -121,7 +121,7 @@ def _printed_to(file: IO[str]) -> Iterator[None]:
     try:
         yield
     finally:
-        with suppress(OSError):  # a full disk: what the log lacks goes to standard error with the next flush
+        with suppress(OSError):  # a full disk: the rest of the log goes to standard error with the next flush
             sys.stdout.flush()
             sys.stderr.flush()
         for number, copy in enumerate(before, 1):

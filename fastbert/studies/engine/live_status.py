@@ -1,5 +1,4 @@
-"""What a study shows while it runs, on standard error: a table on a terminal, else a line for each job
-that ends."""
+"""Live status of a study on standard error: a table on a terminal, else a line for each job that ends."""
 
 import statistics
 import sys
@@ -14,13 +13,13 @@ from fastbert.studies.engine.store import ResultRow, is_done
 
 
 class LiveStatus:
-    """Counts, rate and time left; used in a `with` block.
+    """Shows counts, rate and remaining time; used in a `with` block.
 
     Args:
-        jobs: all of the study.
-        rows: by ids; also of jobs that have finished before.
-        measured: row -> name and value of what is shown of a finished job.
-        apart: (model, task) of the cells without values, because theirs cannot be compared with the others'.
+        jobs: all jobs of the study.
+        rows: results by ids, with those of an earlier call.
+        measured: row of a finished job -> name and value of its measure.
+        without_values: (model, task) of the cells that show no value, because theirs are not comparable.
     """
 
     def __init__(
@@ -28,14 +27,14 @@ class LiveStatus:
         jobs: Sequence[Job],
         rows: Mapping[str, ResultRow],
         measured: Callable[[ResultRow], tuple[str, float]],
-        apart: Container[tuple[str, str]] = (),
+        without_values: Container[tuple[str, str]] = (),
     ) -> None:
-        self.jobs, self.measured, self.apart = jobs, measured, apart
+        self.jobs, self.measured, self.without_values = jobs, measured, without_values
         self.done: dict[str, ResultRow] = {job.id: rows[job.id] for job in jobs if is_done(rows.get(job.id))}
         self.failed: list[Job] = []
         self.running: dict[str, tuple[Job, float]] = {}
         self._start = time.monotonic()
-        self._work = 0.0  # cost of the jobs that have ended since
+        self._work = 0.0  # cost of the jobs that have ended in this call
         self._ended = 0
         self._live = None
         if sys.stderr.isatty():
@@ -71,17 +70,17 @@ class LiveStatus:
             self.failed.append(job)
             what = f"FAILED: {row['reason']}"
         if self._live is None or row["status"] != "done":
-            self._say(f"{title(job)}: {what}")
+            self._print(f"{title(job)}: {what}")
         if self._live is None:
             echo(f"  {self.status()}")
         self.tick()
 
     def tick(self) -> None:
-        """Draws the table anew; without one, nothing."""
+        """Refreshes the table, if there is one."""
         if self._live:
             self._live.update(self._table(), refresh=True)
 
-    def _say(self, text: str) -> None:
+    def _print(self, text: str) -> None:
         if self._live:
             self._live.console.print(visible(text), markup=False, highlight=False, soft_wrap=True)
         else:
@@ -101,7 +100,7 @@ class LiveStatus:
         return ", ".join(words)
 
     def _table(self) -> Any:
-        """A row for each checkpoint, a column for each task: finished of all, and the median so far."""
+        """A row for each model, a column for each task: number of finished jobs, and the median so far."""
         from rich.console import Group
         from rich.table import Table
         from rich.text import Text
@@ -118,7 +117,7 @@ class LiveStatus:
         here = [job for job in self.jobs if job.model == model and job.task == task]
         done = [self.measured(self.done[job.id])[1] for job in here if job.id in self.done]
         failed = sum(job in self.failed for job in here)
-        shown = done and (model, task) not in self.apart
+        shown = done and (model, task) not in self.without_values
         return (
             f"{len(done)}/{len(here)}"
             + (f" {failed} failed" if failed else "")

@@ -1,4 +1,4 @@
-"""Jobs on this machine: processes that live over many jobs, so that only the first pays for importing torch."""
+"""Local back end: worker processes that each run many jobs, so that torch is imported once for each worker."""
 
 import contextlib
 import json
@@ -21,13 +21,13 @@ from fastbert.studies.engine.outcomes import LOG, explained_death
 @dataclass
 class _Worker:
     number: int
-    """The least that no other worker has; it chooses the GPU."""
+    """Smallest number that no other worker has; it determines the GPU."""
     process: subprocess.Popen[str]
     job: Job | None = None
 
     def send(self, job: Job, folder: Path) -> None:
         self.job = job
-        with contextlib.suppress(BrokenPipeError):  # it has died; its standard output says so at the next look
+        with contextlib.suppress(BrokenPipeError):  # it has died, which the next read of its standard output shows
             self.process.stdin.write(json_text({"job": job.to_dict(), "folder": str(folder / job.id)}) + "\n")
             self.process.stdin.flush()
 
@@ -46,7 +46,7 @@ class _Worker:
 
 @dataclass
 class _Crew:
-    """The processes, at most `most`, and a selector of their outcomes."""
+    """Worker processes, at most `most`, and a selector of their outcomes."""
 
     most: int
     threads: int
@@ -55,7 +55,7 @@ class _Crew:
     workers: list[_Worker] = field(default_factory=list)
 
     def idle(self) -> _Worker | None:
-        """A process without a job, started if there may be one more."""
+        """A process without a job, a new one if fewer than `most` run; None if all are busy."""
         found = next((worker for worker in self.workers if worker.job is None), None)
         return found or (self.start() if len(self.workers) < self.most else None)
 
@@ -89,12 +89,12 @@ def run_local(
 ) -> Iterator[Event]:
     """Runs the jobs in their order, `workers` at a time; closing the generator ends the processes at once.
 
-    A process whose job failed, or that died, is replaced: what an error leaves behind does not reach another job.
+    A process whose job failed, or that died, is replaced, so that no state after an error affects another job.
 
     Args:
-        jobs: asked for the next one whenever the one before has been sent; None: wait until a running job has ended.
+        jobs: iterated whenever a job has been sent; None: wait until a running job has ended.
         folder: gets a folder for each job, named by its id.
-        gpus: what CUDA_VISIBLE_DEVICES calls the GPUs that the workers have in turn; none: it stays as it is.
+        gpus: names of the GPUs for CUDA_VISIBLE_DEVICES, assigned to the workers in rotation; empty: unchanged.
     """
     waiting = iter(jobs)
     following = next(waiting, NO_MORE)
@@ -127,5 +127,5 @@ def run_local(
 
 
 def _answer(line: str) -> dict[str, Any] | None:
-    """The outcome in a line; None if the process ended before it was whole."""
+    """The outcome in a line; None if the process ended before the line was complete."""
     return json.loads(line) if line.endswith("\n") else None

@@ -1,4 +1,4 @@
-"""The options that every study has."""
+"""Options of all studies."""
 
 from dataclasses import dataclass
 
@@ -11,18 +11,18 @@ BACKENDS = ("local", "ray")
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """Where the jobs of a study run."""
+    """Back end, workers and folders of a study."""
 
     out: str | None = None
     """Folder for results.jsonl, report/ and jobs/ (default: runs/<name of the YAML file>)."""
     workers: Processes = 1
-    """Jobs at a time, each a process with the YAML file's threads. Results do not depend on it. On this machine each
-    worker has one GPU, in turn; one that CUDA_VISIBLE_DEVICES hides is not used."""
+    """Number of concurrent jobs, each in a process with the YAML file's threads; results do not depend on it. On this
+    machine each worker has one GPU, in rotation; GPUs that CUDA_VISIBLE_DEVICES hides are not used."""
     backend: str = choice("local", BACKENDS, "back end")
     """local (processes of this machine) or ray."""
     ray_address: str | None = None
-    """host:port of a Ray cluster that runs; without it a Ray is started here for this call. Its nodes need fastbert,
-    and models, tasks, data and GLUE under the same paths. A job gets a GPU if the cluster has any, unless
+    """host:port of a running Ray cluster; without it Ray is started on this machine for this call. All nodes need
+    fastbert, and models, tasks, data and GLUE under the same paths. A job gets a GPU if the cluster has any, unless
     machine.device is cpu."""
     glue_dir: str | None = None
     """Folder of the official GLUE archive, or of Parquet files (default: nyu-mll/glue through `datasets`)."""
@@ -33,7 +33,7 @@ class EngineOptions:
             raise UserError("a Ray address is given, but the back end is local; add --backend ray or drop the address")
 
     def check_backend(self) -> None:
-        """Raises a UserError if the jobs are for Ray, and it is not installed or does not answer."""
+        """Raises a UserError if the back end is Ray, and it is not installed or does not answer."""
         if self.backend == "ray":
             from fastbert.studies.engine.ray_backend import check_ray
 

@@ -1,4 +1,4 @@
-"""Outcomes of jobs: why one failed and what to do about it, from its error, its exit code or its log."""
+"""Outcomes of jobs: the reason of a failure and how to fix it, from the error, the exit code or the log."""
 
 import signal
 from collections.abc import Callable
@@ -10,10 +10,10 @@ from fastbert.streams import echo
 from fastbert.system_errors import NO_MEMORY, out_of_memory, user_error
 
 LOG, RUN = "log.txt", "run"  # in the folder of a job
-TAIL = 15  # lines of a log that a failure shows
+TAIL = 15  # lines of a log that are shown after a failure
 JOB_MEMORY_REMEDY = (
-    "run fewer --workers, or give less to a job: a smaller machine: micro_batch_size (the results stay the same), for "
-    "fine-tuning a shorter max_length"
+    "run fewer --workers, or reduce the memory of a job: a smaller machine: micro_batch_size (the results stay the "
+    "same), for fine-tuning a shorter max_length"
 )
 
 
@@ -22,22 +22,22 @@ def failure(reason: str, fix: str) -> dict[str, Any]:
 
 
 def ended(code: int) -> dict[str, Any]:
-    """The outcome of a training that returned with an exit code other than 0."""
+    """The outcome of a training that returned an exit code other than 0."""
     return failure(f"it was ended by {_signal(code - 128) if code > 128 else f'exit code {code}'}", "run it again")
 
 
 def explained(error: Exception) -> dict[str, Any]:
     """The outcome of a job that raised `error`."""
-    said = (str(error).strip().splitlines() or [""])[0]
+    text = (str(error).strip().splitlines() or [""])[0]
     if out_of_memory(error):
-        return failure(f"it ran out of memory ({type(error).__name__}: {said})", JOB_MEMORY_REMEDY)
+        return failure(f"it ran out of memory ({type(error).__name__}: {text})", JOB_MEMORY_REMEDY)
     if known := user_error(error):
         return failure(message_of(known), "")
-    return failure(f"{type(error).__name__}: {said}", "the traceback is in its log")
+    return failure(f"{type(error).__name__}: {text}", "the traceback is in its log")
 
 
 def explained_death(code: int, log: Path) -> dict[str, Any]:
-    """The outcome of a job whose process ended under it.
+    """The outcome of a job whose process ended before the job.
 
     Args:
         code: of the process; -N where signal N ended it.
@@ -62,7 +62,7 @@ def _signal(number: int) -> str:
 
 
 def tail(path: Path) -> list[str]:
-    """The last lines of a log; none if there is no log, or why it cannot be read."""
+    """The last lines of a log; empty without a log, and the reason if it cannot be read."""
     try:
         return path.read_text(encoding="utf-8", errors="replace").splitlines()[-TAIL:]
     except FileNotFoundError:
@@ -71,13 +71,13 @@ def tail(path: Path) -> list[str]:
         return [f"({path} cannot be read: {error.strerror})"]
 
 
-def say_failures(failed: list[dict[str, Any]], total: int, shown: Callable[[dict[str, Any]], str]) -> int:
-    """Prints why jobs failed; returns the exit code.
+def print_failures(failed: list[dict[str, Any]], total: int, shown: Callable[[dict[str, Any]], str]) -> int:
+    """Prints the reasons of failures; returns the exit code.
 
     Args:
         failed: their rows in results.jsonl.
-        total: jobs of the study.
-        shown: what distinguishes a job from others of its model and task.
+        total: number of jobs of the study.
+        shown: row -> text that distinguishes a job from others of its model and task.
     """
     for row in failed:
         log = "".join(f"\n    {line}" for line in row["log"])

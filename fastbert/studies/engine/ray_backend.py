@@ -1,7 +1,7 @@
-"""Jobs on Ray: a cluster that runs, by its address, or one started here for the study and ended with it.
+"""Ray back end: a running cluster, given by its address, or a local one that starts and ends with the study.
 
-A job is a plain remote function. Where jobs continue from each other's checkpoints they run in the study's own folder,
-so all nodes need one file system. Otherwise what a job wrote comes back as text with its outcome, and they need none.
+A job is a remote function. Where jobs continue from each other's checkpoints they run in the study's folder, so all
+nodes need one file system. Otherwise a job's text files are returned with its outcome, and no common one is needed.
 """
 
 import importlib.util
@@ -20,7 +20,7 @@ from fastbert.studies.engine.jobs import Job, run_job
 from fastbert.studies.engine.outcomes import JOB_MEMORY_REMEDY, failure
 from fastbert.system_errors import user_error
 
-OBJECT_STORE = 100 * 2**20  # bytes; Ray takes 30 % of the memory unless it is told
+OBJECT_STORE = 100 * 2**20  # bytes; by default Ray reserves 30 % of the memory
 ANSWER_TIMEOUT = 5.0  # seconds for an address to answer
 _TEXTS = (".txt", ".json", ".jsonl", ".yaml")
 _HTTP2 = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(3) + b"\x04" + bytes(5)  # a client's preface and empty SETTINGS
@@ -40,7 +40,7 @@ def connect(workers: int, threads: int, address: str | None) -> Any:
     """Starts Ray, or joins the one at `address`; returns the module.
 
     Raises:
-        UserError: the cluster does not take this process.
+        UserError: the cluster refuses this process.
     """
     import ray
 
@@ -60,15 +60,15 @@ def connect(workers: int, threads: int, address: str | None) -> Any:
         where = f"at {address}" if address else "of this machine"
         raise UserError(f"the Ray {where} cannot be used: {error}{token if address else ''}") from None
     finally:
-        signal.signal(signal.SIGTERM, before)  # Ray has put its own there
+        signal.signal(signal.SIGTERM, before)  # Ray has replaced the handler
     return ray
 
 
 def check_answers(address: str) -> None:
-    """Sees that a gRPC server listens at `address`, host:port; ray.init alone would try for minutes.
+    """Checks that a gRPC server listens at `address`, host:port; ray.init alone would try for minutes.
 
     Raises:
-        UserError: it is no such address, or nothing answers.
+        UserError: it is not a valid address, or nothing answers.
     """
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not host or not port.isdigit():
@@ -92,11 +92,11 @@ def check_answers(address: str) -> None:
 def run_ray(
     ray: Any, jobs: Iterable[Job | None], workers: int, threads: int, folder: Path, in_place: bool
 ) -> Iterator[Event]:
-    """`local.run_local` by a Ray that is connected; closing the generator cancels what runs. A job gets a GPU if its
-    device asks for one, or is auto and the cluster has GPUs.
+    """Runs the jobs like `local.run_local`, on a connected Ray; closing the generator cancels running jobs. A job gets
+    a GPU if its device is cuda, or is auto and the cluster has GPUs.
 
     Args:
-        in_place: whether jobs run in `folder`, which all nodes must have. If not, their text files are written there.
+        in_place: run the jobs in `folder`, which all nodes must have; else their text files are copied there.
     """
     remote = ray.remote(num_cpus=threads, max_retries=0)(run_remotely)
     devices = ("auto", "cuda") if has_gpus(ray) else ("cuda",)  # of jobs that get a GPU
@@ -108,11 +108,13 @@ def run_ray(
             if following is None:
                 following = next(waiting, NO_MORE)
             while isinstance(following, Job) and len(running) < workers:
-                job, its = following, folder.resolve() / following.id
+                job, job_folder = following, folder.resolve() / following.id
                 if in_place:
-                    make_folder(its)
+                    make_folder(job_folder)
                 gpus = int(job.device.startswith(devices))
-                running[remote.options(num_gpus=gpus).remote(job.to_dict(), str(its) if in_place else None)] = job
+                running[remote.options(num_gpus=gpus).remote(job.to_dict(), str(job_folder) if in_place else None)] = (
+                    job
+                )
                 following = next(waiting, NO_MORE)
                 yield job, None
             ready = ray.wait(list(running), timeout=TICK)[0] if running else []
@@ -132,8 +134,8 @@ def has_gpus(ray: Any) -> bool:
 
 
 def run_remotely(job: dict[str, Any], folder: str | None) -> dict[str, Any]:
-    """`run_job` in `folder`, which the driver has made. Without one, in a folder that is gone afterwards; its text
-    files are in the outcome, under "files"."""
+    """Runs `run_job` in `folder`, which the driver has made. Without one, in a temporary folder, whose text files are
+    in the outcome under "files"."""
     if folder is not None:
         if not Path(folder).is_dir():
             return failure(
@@ -156,18 +158,18 @@ def run_remotely(job: dict[str, Any], folder: str | None) -> dict[str, Any]:
 
 
 def outcome_of(ray: Any, reference: Any, folder: Path) -> dict[str, Any]:
-    """The outcome of a remote job that has ended, also if Ray could not run it; its files go to `folder`."""
+    """The outcome of a remote job that has ended, also if Ray could not run it; writes its files to `folder`."""
     try:
         outcome = ray.get(reference)
     except ray.exceptions.RayError as error:
         known = user_error(cause) if (cause := getattr(error, "cause", None)) is not None else None
         if known is not None:  # without the traceback that Ray adds
             return failure(str(known), "")
-        said = " ".join(str(error).split())
+        text = " ".join(str(error).split())
         killed = isinstance(error, ray.exceptions.OutOfMemoryError | ray.exceptions.WorkerCrashedError)
         why = "its process was killed, most likely for want of memory" if killed else "Ray could not run it"
-        return failure(f"{why} ({type(error).__name__}: {said[:300]})", JOB_MEMORY_REMEDY if killed else "run it again")
-    for name, text in outcome.pop("files", {}).items():
+        return failure(f"{why} ({type(error).__name__}: {text[:300]})", JOB_MEMORY_REMEDY if killed else "run it again")
+    for name, content in outcome.pop("files", {}).items():
         with atomic_file(folder / name, "w") as file:
-            file.write(text)
+            file.write(content)
     return outcome

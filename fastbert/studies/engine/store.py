@@ -1,4 +1,4 @@
-"""The folder of a study: its sealed record, results.jsonl with a row for each job that has ended, and jobs/<id>/."""
+"""Folder of a study: its sealed record, results.jsonl with a row for each job that has ended, and jobs/<id>/."""
 
 import os
 from collections.abc import Callable, Mapping
@@ -19,23 +19,23 @@ LARGEST_RESULTS = 2**28  # bytes
 ResultRow = dict[str, Any]
 """A line of results.jsonl without its seal."""
 RowCheck = Callable[[ResultRow, str], None]
-"""Raises a UserError if the row of a finished job does not have the figures of its kind; the text names its origin."""
+"""(Row of a finished job, its origin) -> raises a UserError if the row lacks figures of its kind."""
 
 
 class ResultStore:
-    """What the jobs of a study gave, in its folder.
+    """Results of a study's jobs, in its folder.
 
     Args:
         out: the folder; the caller holds its lock.
-        what: sweep, ablation: names the record and the folder in errors.
-        check_done: of the rows of finished jobs.
+        what: sweep or ablation, the name of the record and of the folder in errors.
+        check_done: check of the rows of finished jobs.
 
     Attributes:
-        jobs: of this call, once it has begun.
-        rows: by the ids of their jobs; also of jobs that an earlier call had.
+        jobs: those of this call, after `begin`.
+        rows: by the ids of their jobs, with those of an earlier call.
 
     Raises:
-        UserError: `out` holds something else.
+        UserError: `out` holds other files.
     """
 
     def __init__(self, out: Path, what: str, check_done: RowCheck) -> None:
@@ -50,7 +50,7 @@ class ResultStore:
         return self.out / f"{self.what}.json"
 
     def described(self) -> dict[str, Any]:
-        """The record that an earlier call wrote; empty if there was none.
+        """The record written by an earlier call; empty without one.
 
         Raises:
             UserError: it is damaged.
@@ -61,11 +61,11 @@ class ResultStore:
         return read_sealed(self.record, f"the record of the {self.what}", shape, "restore it, or choose another --out")
 
     def begin(self, description: dict[str, Any], jobs: list[Job], **more: Any) -> None:
-        """Writes what the study is, with `more` keys of its record, and reads its rows. Its axes may have grown or
-        shrunk since the last call; one that shares no job with what is there is another one.
+        """Writes the study's record, with `more` keys, and reads its rows. Its axes may differ from those of the last
+        call; a study without a common job is another one.
 
         Raises:
-            UserError: `out` holds another study, a damaged row, or a link in the place of its jobs.
+            UserError: `out` holds another study, a damaged row, or a link instead of the folder of its jobs.
         """
         refuse_link(self.out / JOBS)
         before, self.jobs = self.described(), jobs
@@ -74,7 +74,7 @@ class ResultStore:
         if before and not set(ids) & {*before["jobs"], *self.rows}:
             changed = LINE.join(differences(before["axes"], description))
             raise UserError(
-                f"{self.out} holds another {self.what}: no job of it is in this one. What differs:{LINE}{changed}{LINE}"
+                f"{self.out} holds another {self.what}: they have no job in common. What differs:{LINE}{changed}{LINE}"
                 "Give the same file to continue it, or choose another --out"
             )
         remove_leftovers(self.out)
@@ -98,7 +98,7 @@ class ResultStore:
         return self.rows[job.id]
 
     def write(self) -> None:
-        """Writes all rows, those of the study in its order, then those of jobs that it had in an earlier call."""
+        """Writes all rows: those of this call in its order, then those of jobs that only an earlier call had."""
         ids = [job.id for job in self.jobs if job.id in self.rows]
         with atomic_file(self.out / RESULTS, "w") as file:
             for key in dict.fromkeys([*ids, *self.rows]):
@@ -120,14 +120,14 @@ class ResultStore:
 
     @property
     def done_before(self) -> str:
-        """How many jobs need not be run, and how many failed before, for the count of jobs."""
+        """Text with the numbers of jobs that are done and that failed before, for the count of jobs."""
         failed = sum(job.id in self.rows for job in self.left)
         done = len(self.jobs) - len(self.left)
         again = f"; {failed} failed before and run again" if failed else ""
         return (f"; {done} done before" if done else "") + again
 
     def _names(self, job: Job) -> ResultRow:
-        """What a row holds about its job that defines no result."""
+        """Values of a row that do not define a result."""
         return {"model": job.model, "task": job.task, "folder": str(self.out / JOBS / job.id)}
 
 
@@ -136,10 +136,10 @@ def is_done(row: Mapping[str, Any] | None) -> bool:
 
 
 def read_result_rows(path: Path, check_done: RowCheck) -> dict[str, ResultRow]:
-    """The rows of results.jsonl by the jobs' ids; none if there is no file yet.
+    """The rows of results.jsonl by the jobs' ids; empty without a file.
 
     Raises:
-        UserError: a line is damaged, or it is no file: found here, before any job, and not when its row is written.
+        UserError: a line is damaged, or the path is not a file: detected before any job, not when a row is written.
     """
     rows: dict[str, ResultRow] = {}
     if not os.path.lexists(path):
@@ -150,7 +150,7 @@ def read_result_rows(path: Path, check_done: RowCheck) -> dict[str, ResultRow]:
         try:
             row = _read_row(line, f"{path}, line {number}", check_done)
         except UserError as error:
-            raise UserError(f"{error}; delete the line, and its job is run again") from None
+            raise UserError(f"{error}; delete the line, and its job runs again") from None
         rows[row["id"]] = row
     return rows
 

@@ -1,7 +1,7 @@
-"""A process that takes one job after the other: `python -m fastbert.studies.engine.worker`, started by `local`.
+"""Worker process that runs one job after another: `python -m fastbert.studies.engine.worker`, started by `local`.
 
-Jobs come as lines of JSON on standard input and outcomes leave on standard output. When the input ends, because the
-study is over or was killed, the process ends at once, in the middle of a job too.
+Jobs are read as lines of JSON from standard input, and outcomes are written to standard output. When the input ends,
+because the study has finished or was killed, the process ends immediately, even during a job.
 """
 
 import json
@@ -19,16 +19,16 @@ from fastbert.studies.engine.jobs import run_job
 def main() -> None:
     prepare_streams()
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # whatever else prints does not disturb the answers
+    os.dup2(2, 1)  # other output goes to standard error
     jobs: queue.Queue[str] = queue.Queue()
     threading.Thread(target=_listen, args=(jobs,), daemon=True).start()
     while True:
-        asked = json.loads(jobs.get())
-        outcome = run_job(asked["job"], Path(asked["folder"]))
+        request = json.loads(jobs.get())
+        outcome = run_job(request["job"], Path(request["folder"]))
         try:
             answers.write(json_text(outcome) + "\n")
             answers.flush()
-        except BrokenPipeError:  # the study is gone; it runs the job again
+        except BrokenPipeError:  # the study has ended; it will run the job again
             os._exit(0)
 
 

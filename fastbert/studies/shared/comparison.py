@@ -1,4 +1,4 @@
-"""From rows of fine-tunings to a comparison: scores, best settings, and checkpoints compared with the first one.
+"""Comparison of fine-tuned checkpoints, from rows of results: scores, best settings, differences to the first one.
 
 A row's score is the task's first metric on dev, the mean of its dev splits. A checkpoint's setting (learning rate,
 batch size, epochs) is the one with the highest median over seeds; two checkpoints are compared at one setting, seed by
@@ -15,12 +15,12 @@ from fastbert.studies.shared.statistics import LEVEL, Paired, holm, paired
 
 Setting = tuple[float, int, int]
 """Learning rate, batch size, epochs."""
-SETTING = "learning rate, batch, epochs"  # the head of its column
+SETTING = "learning rate, batch, epochs"  # head of its column
 
 
 def score(row: ResultRow, epoch: str = "best") -> float | None:
-    """The task's first metric at the best or the last epoch, the mean over its dev splits; None if it was not finite,
-    which the best epoch's always is."""
+    """The task's first metric at the best or the last epoch, the mean over its dev splits; None if it is not finite,
+    which is possible at the last epoch only."""
     values = [metrics[row["metrics"][0]] for metrics in row[epoch]["dev"].values()]
     return None if None in values else statistics.fmean(values)
 
@@ -41,14 +41,14 @@ class Trials:
     model: str
     task: str
     settings: dict[Setting, list[ResultRow]]
-    """In the order of the sweep; the rows in the order of their seeds."""
+    """Setting -> rows in the order of their seeds; settings in the order of the sweep."""
 
     def scores(self, setting: Setting, epoch: str = "best") -> list[float]:
         return [score(row, epoch) for row in self.settings[setting]]
 
     @cached_property
     def best(self) -> Setting:
-        """The highest median over seeds; among settings whose seeds have failed, those with the most left count."""
+        """The setting with the highest median over seeds, among those with the most finished seeds."""
         most = max(len(rows) for rows in self.settings.values())
         full = [setting for setting, rows in self.settings.items() if len(rows) == most]
         return max(full, key=lambda setting: statistics.median(self.scores(setting)))
@@ -64,12 +64,12 @@ class TaskComparison:
     setting: Setting
     result: Paired
     p_t: float | None
-    """Adjusted by Holm's method over the tasks."""
+    """p-value of the t-test, adjusted by Holm's method over the tasks; `p_flip` likewise."""
     p_flip: float
 
     @property
     def verdict(self) -> str:
-        """Undecided unless the adjusted t-test says otherwise; what the sign-flip test cannot confirm is marked."""
+        """Undecided, or the better checkpoint by the adjusted t-test, marked where the sign-flip test disagrees."""
         if self.p_t is None or self.p_t >= LEVEL:
             return "undecided"
         higher = self.other if self.result.mean > 0 else self.first
@@ -77,7 +77,7 @@ class TaskComparison:
 
 
 class Comparison:
-    """What the rows of finished jobs say; the models are compared with the first of them."""
+    """Scores from the rows of finished jobs; the models are compared with the first of them."""
 
     def __init__(self, rows: Iterable[ResultRow], models: Sequence[str], tasks: Sequence[str]) -> None:
         self.models, self.tasks = list(models), list(tasks)
@@ -98,9 +98,9 @@ class Comparison:
         """The task's metrics; the first is the score."""
         return tuple(next(iter(self.of_task(task)[0].settings.values()))[0]["metrics"])
 
-    def shared_setting(self, first: Trials, other: Trials) -> Setting | None:
-        """The setting at which two checkpoints are compared: the highest mean of their two medians, among those with
-        the most seeds that both have finished. None if there is no such seed."""
+    def common_setting(self, first: Trials, other: Trials) -> Setting | None:
+        """The setting at which two checkpoints are compared: that with the highest mean of their two medians, among
+        those with the most seeds that both have finished. None if there is no such seed."""
         pairs = {
             setting: len(_by_seed(first, setting).keys() & _by_seed(other, setting).keys())
             for setting in first.settings
@@ -117,12 +117,12 @@ class Comparison:
         return max(means, key=means.__getitem__)
 
     def compared(self, other: str) -> list[TaskComparison]:
-        """`other` against the first checkpoint, on every task that both have finished with a common seed."""
+        """Compares `other` with the first checkpoint, on every task that both have finished with a common seed."""
         first = self.models[0]
         found: dict[str, tuple[Setting, Paired]] = {}
         for task in self.tasks:
             a, b = self.trials.get((first, task)), self.trials.get((other, task))
-            setting = self.shared_setting(a, b) if a and b else None
+            setting = self.common_setting(a, b) if a and b else None
             if setting is None:
                 continue
             left, right = _by_seed(a, setting), _by_seed(b, setting)

@@ -1,4 +1,4 @@
-"""Fine-tunings as jobs of a study: tasks opened and checked before the first job, the runner, and its rows."""
+"""Fine-tunings as jobs of a study: tasks that are opened and checked before the first job, the runner, and its rows."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +17,7 @@ from fastbert.studies.engine.jobs import Job
 from fastbert.studies.engine.outcomes import ended, failure
 from fastbert.studies.engine.store import ResultRow
 from fastbert.studies.shared.grid import AXES, FinetuneGrid, ModelEntry, TaskEntry
+from fastbert.studies.shared.trained import Columns, encoder_columns, task_columns
 from fastbert.training.schedules import learning_rate_factor
 
 FINETUNE = "finetune"  # the kind of these jobs
@@ -31,18 +32,18 @@ _TUNED = {
 
 @dataclass(frozen=True)
 class PlannedTuning:
-    """A model on a task at one setting, as it was checked; a job once it has a seed."""
+    """A checked fine-tuning of a model on a task with one setting; with a seed it becomes a job."""
 
     options: FinetuneOptions
     setting: dict[str, Any]
     """Learning rate, batch size and epochs, after defaults."""
     identity: dict[str, Any]
-    """All that defines a result, without the seed."""
+    """Everything that defines a result, without the seed."""
     cost: float
-    """FLOPs, roughly."""
+    """Approximate FLOPs."""
 
     def job(self, model: str, task: str, seed: int, identity: dict[str, Any]) -> Job:
-        """Its job; `identity` holds the seed too."""
+        """The job with a seed, which `identity` contains too."""
         options = to_dict(replace(self.options, first_seed=seed))
         del options["out"]
         return Job(
@@ -63,37 +64,41 @@ class PlannedTuning:
 
 @dataclass(frozen=True)
 class OpenedTask:
-    """A task for one model."""
+    """A task opened for one model."""
 
     name: str
     tunings: list[PlannedTuning]
-    """One for each setting."""
+    """One fine-tuning for each setting."""
     warnings: list[str]
-    """What the user should know before it starts."""
+    """Shown to the user before the first job."""
+    encoder: Columns
+    """Columns of the model in a table of encoders."""
+    described: Columns
+    """Columns of the task in a table of tasks."""
 
 
 def plan_tunings(
     grid: FinetuneGrid, model: ModelEntry, entry: TaskEntry, glue_dir: str | None, on_nodes: bool = False
 ) -> OpenedTask:
-    """Opens model and task as their jobs will, and checks every setting.
+    """Opens model and task in the same way as their jobs, and checks every setting.
 
     Args:
-        on_nodes: the jobs run on the nodes of a cluster, which must have their device; this machine need not.
+        on_nodes: the jobs run on the nodes of a cluster; this machine need not have their device.
 
     Raises:
-        UserError: one cannot be opened, or no job could be trained with a setting.
+        UserError: one cannot be opened, or a setting is invalid.
     """
-    asked = grid.options(model, entry, glue_dir, **entry.settings[0])
+    options = grid.options(model, entry, glue_dir, **entry.settings[0])
     if on_nodes:
-        asked = replace(asked, machine=replace(asked.machine, device="cpu", apex=False))
-    setup = prepare_finetuning(asked)
+        options = replace(options, machine=replace(options.machine, device="cpu", apex=False))
+    setup = prepare_finetuning(options)
     described = describe_finetuning(setup)
     weights = setup.pretrained.weights
     parameters = sum(weights[key].numel() for key in weights if key.startswith("encoder.blocks."))
     tunings = []
     for setting in entry.settings:
-        asked = grid.options(model, entry, glue_dir, **setting)
-        resolved = asked.resolved(setup.task, setup.pretrained.config.max_positions)
+        options = grid.options(model, entry, glue_dir, **setting)
+        resolved = options.resolved(setup.task, setup.pretrained.config.max_positions)
         (fraction,) = resolved.fractions()
         rows = subset(len(setup.train), fraction)
         try:
@@ -102,14 +107,22 @@ def plan_tunings(
             raise UserError(f"{setting}: {error}") from None
         characters = sum(len(setup.train[row].text) + len(setup.train[row].pair or "") for row in rows)
         identity = described | science(resolved) | {"task": setup.task.name, "fraction": fraction}
-        identity |= {"threads": grid.threads, "precision": asked.machine.precision}
+        identity |= {"threads": grid.threads, "precision": options.machine.precision}
         cost = 6.0 * parameters * characters / 4 * resolved.epochs
-        tunings.append(PlannedTuning(asked, {name: getattr(resolved, name) for name in AXES.values()}, identity, cost))
-    return OpenedTask(entry.name or setup.task.name, tunings, setup.warnings)
+        tunings.append(
+            PlannedTuning(options, {name: getattr(resolved, name) for name in AXES.values()}, identity, cost)
+        )
+    return OpenedTask(
+        name=entry.name or setup.task.name,
+        tunings=tunings,
+        warnings=setup.warnings,
+        encoder=encoder_columns(setup.pretrained),
+        described=task_columns(setup),
+    )
 
 
 def finetune_job(job: dict[str, Any], out: Path) -> dict[str, Any]:
-    """The `JobRunner` of a fine-tuning: trains, or continues an attempt on the same model and data, to the end."""
+    """`JobRunner` of a fine-tuning: trains to the end, continuing an earlier attempt on the same model and data."""
     if not (out / MANIFEST).is_file() or changed_since(job, out):
         remove(out)
     code = finetune(from_dict(FinetuneOptions, job["options"] | {"out": str(out)}, where="the study's job"))
@@ -127,9 +140,9 @@ def finetune_job(job: dict[str, Any], out: Path) -> dict[str, Any]:
 
 
 def changed_since(job: dict[str, Any], out: Path) -> str | None:
-    """Which of model, tokenizer and data the fine-tuning in `out` has read otherwise than the job was planned with."""
+    """Name of the input (model, tokenizer or data) of the fine-tuning in `out` that differs from the plan, or None."""
     science = read_json(out / MANIFEST, "the job's manifest", {"science": dict})["science"]
-    planned = {"model": science.get("model"), **job["identity"]}  # the model of a job that needs another is not known
+    planned = {"model": science.get("model"), **job["identity"]}  # unknown for a job that needs another
     return next((name for name in ("model", "tokenizer", "data") if science.get(name) != planned[name]), None)
 
 

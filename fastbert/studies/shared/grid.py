@@ -1,6 +1,6 @@
-"""Fine-tunings that a study's YAML file asks for: models x tasks x settings x seeds, read strictly.
+"""Grid of fine-tunings in a study's YAML file: models x tasks x settings x seeds, read strictly.
 
-Axes are checked value by value through `FinetuneOptions`, so a study refuses what `fastbert finetune` would.
+Axes are checked value by value by `FinetuneOptions`, so a study refuses the same values as `fastbert finetune`.
 """
 
 import math
@@ -21,17 +21,17 @@ from fastbert.ranges import Range, Seed, Workers, problem_of, text_problem
 
 MOST_SETTINGS = 10_000  # of a task
 Repeats = Annotated[int, Range(1, 10_000)]
-"""Trainings of the same that differ by their seed."""
+"""Number of trainings that differ only by their seed."""
 
-# Axis in the YAML -> the option of a job that it gives.
+# Axis in the YAML -> option of a job.
 AXES = {"learning_rates": "learning_rate", "batch_sizes": "batch_size", "epochs": "epochs"}
-# Options of a job that come from the axes or from the study itself.
-TAKEN = {
+# Options of a job that are given by the axes or by the study -> what to do instead.
+RESERVED = {
     "model": "give it under models",
     "init_from": "give it under models",
     "task": "give it under tasks",
     "custom": "give the YAML file of a custom task under tasks",
-    "out": "a job's folder lies in the study's; give --out",
+    "out": "the folder of a job is inside that of the study; give --out",
     "seeds": "give seeds next to tasks, for all jobs",
     "first_seed": "give seeds next to tasks, as a list",
     "learning_rate": "give learning_rates",
@@ -42,7 +42,7 @@ TAKEN = {
 
 @dataclass(frozen=True)
 class ModelEntry:
-    """A checkpoint, under the name it has in tables."""
+    """A checkpoint and its name in tables."""
 
     name: str
     path: str
@@ -50,35 +50,34 @@ class ModelEntry:
 
 @dataclass(frozen=True)
 class TaskEntry:
-    """A task, under the name it has in tables."""
+    """A task and its name in tables."""
 
     name: str | None
-    """None: the task's own, known once it is opened."""
+    """None: the task's own name, known when it is opened."""
     task: str
     settings: tuple[dict[str, Any], ...]
-    """Every combination of the axes that the task is trained with: values of `AXES`; what is left out is the
-    default."""
+    """Combinations of the axes: option -> value, for the options of `AXES`; missing ones have their default."""
     overrides: dict[str, Any]
-    """Further options of its jobs."""
+    """Further options of the task's jobs."""
 
 
 @dataclass(frozen=True)
 class FinetuneGrid:
-    """The fine-tunings that a YAML file asks for; an ablation names no models and has seeds of its own."""
+    """Grid of fine-tunings in a YAML file; that of an ablation has no models and no seeds."""
 
     models: tuple[ModelEntry, ...]
     tasks: tuple[TaskEntry, ...]
     seeds: tuple[int, ...]
     threads: int
     finetune: dict[str, Any]
-    """Options of all jobs."""
+    """Options for all jobs."""
     path: str
-    """The file, for errors."""
+    """Path of the file, for errors."""
 
     def options(self, model: ModelEntry, task: TaskEntry, glue_dir: str | None, **more: Any) -> FinetuneOptions:
-        """Those of one job; `more` is its setting."""
+        """Options of one job; `more` is its setting."""
         values = {
-            "save_model": False,  # of hundreds of jobs only the figures are kept, unless the file says otherwise
+            "save_model": False,  # hundreds of jobs store only their figures, unless the file sets it
             **merged(self.finetune, task.overrides),
             "model": model.path,
             "task": task.task,
@@ -86,16 +85,16 @@ class FinetuneGrid:
             "seeds": 1,
             **more,
         }
-        if not is_glue(task.task):  # options of GLUE are for the other tasks of the sweep
+        if not is_glue(task.task):  # options of GLUE do not apply
             values |= {"glue_dir": None, "glue_subset": False}
         values["machine"] = {**values.get("machine", {}), "threads": self.threads}
         return from_dict(FinetuneOptions, values, f"{self.path}: {task.name or task.task}")
 
     def check_inputs(self, glue_dir: str | None) -> None:
-        """Checks, before torch is imported, that models, tasks and the GLUE folder are there.
+        """Checks, before torch is imported, that models, tasks and the GLUE folder exist.
 
         Raises:
-            UserError: one is not.
+            UserError: one does not.
         """
         for model in self.models:
             with prefixed(f"{self.path}: models"):
@@ -112,7 +111,7 @@ class FinetuneGrid:
 
 @contextmanager
 def prefixed(where: str) -> Iterator[None]:
-    """UserErrors begin with the origin of what they refuse."""
+    """Prefixes UserErrors with the origin of the refused value."""
     try:
         yield
     except UserError as error:
@@ -120,7 +119,7 @@ def prefixed(where: str) -> Iterator[None]:
 
 
 def read_mapping(values: Any, where: str, what: str) -> dict[str, Any]:
-    """A mapping with the keys' names as the options have them, in its groups too."""
+    """A mapping whose keys, also in its groups, are spelled like the options."""
     if not isinstance(values, dict):
         raise UserError(f"{where}: expected a mapping with {what}, found {shown_option(values)}")
     return {
@@ -130,32 +129,32 @@ def read_mapping(values: Any, where: str, what: str) -> dict[str, Any]:
 
 
 def check_keys(
-    values: dict[str, Any], known: set[str], where: str, group: str, inside: set[str], taken: Mapping[str, str]
+    values: dict[str, Any], known: set[str], where: str, group: str, inside: set[str], reserved: Mapping[str, str]
 ) -> None:
     """Refuses keys that a YAML file cannot have.
 
     Args:
-        group: the key that has those of `inside`, for a hint.
-        taken: of them, those that are not free: name -> what to do instead.
+        group: the key under which those of `inside` belong, for a hint.
+        reserved: option that cannot be given there -> what to do instead.
     """
     for key in values:
         if key not in known:
             under = f"put it under {group}" if key in inside else ""
             hint = under or of_another_job(values, known) or nearest(key, known)
-            raise UserError(f"{where}: unknown option {brief(key)}; {taken.get(key, hint)}")
+            raise UserError(f"{where}: unknown option {brief(key)}; {reserved.get(key, hint)}")
 
 
 def read_grid(
     values: dict[str, Any], path: str, where: str, models: tuple[ModelEntry, ...] = (), seeds: tuple[int, ...] = ()
 ) -> FinetuneGrid:
-    """The grid of a file's `tasks`, `threads`, `finetune` and axes; without tasks it is empty."""
+    """Grid from `tasks`, `threads`, `finetune` and the axes of a file; empty without tasks."""
     fixed = read_finetune(values.get("finetune", {}), f"{where}: finetune")
     threads = read_count(values, "threads", where, Workers)
     common = {axis: read_axis(values[axis], axis, where) for axis in AXES if axis in values}
     entries = read_list(values, "tasks", where) if values.get("tasks") not in (None, []) else []
     idle = [key for key in ("finetune", *AXES) if key in values]
     if idle and not entries:
-        raise UserError(f"{where}: {idle[0]} is for fine-tuning, but there are no tasks; name some, or leave it out")
+        raise UserError(f"{where}: {idle[0]} needs fine-tuning, but there are no tasks; add tasks, or leave it out")
     tasks = tuple(read_task(entry, common, fixed, where) for entry in entries)
     return FinetuneGrid(models=models, tasks=tasks, seeds=seeds, threads=threads, finetune=fixed, path=path)
 
@@ -185,7 +184,7 @@ def read_model(entry: Any, where: str) -> ModelEntry:
 
 
 def _strings(entry: Any, keys: Iterable[str], where: str) -> dict[str, str]:
-    """A mapping with some of `keys`, all of them texts."""
+    """A mapping that has no other keys than `keys`, with texts as values."""
     if not isinstance(entry, dict):
         raise UserError(f"{where}: expected a text or a mapping, found {shown_option(entry)}")
     for key, value in entry.items():
@@ -199,7 +198,7 @@ def _strings(entry: Any, keys: Iterable[str], where: str) -> dict[str, str]:
 
 
 def read_task(entry: Any, common: dict[str, list[Any]], fixed: dict[str, Any], where: str) -> TaskEntry:
-    """An entry of tasks with its settings: its own axes win over those of the sweep."""
+    """An entry of tasks with its settings; its axes override those of the study."""
     where = f"{where}: tasks"
     if isinstance(entry, str):
         entry = {"task": entry}
@@ -207,7 +206,9 @@ def read_task(entry: Any, common: dict[str, list[Any]], fixed: dict[str, Any], w
         raise UserError(f"{where}: expected a text or a mapping, found {shown_option(entry)}")
     named = _strings({key: entry[key] for key in ("task", "name") if key in entry}, ("task", "name"), where)
     if "task" not in named:
-        raise UserError(f"{where}: {shown_option(entry)} has no task; give a GLUE task or the YAML file of an own one")
+        raise UserError(
+            f"{where}: {shown_option(entry)} has no task; give a GLUE task or the YAML file of a custom one"
+        )
     where = f"{where}: {named.get('name', named['task'])}"
     own = {axis: read_axis(entry[axis], axis, where) for axis in AXES if axis in entry}
     rest = {key: value for key, value in entry.items() if key not in (*named, *own)}
@@ -218,13 +219,13 @@ def read_task(entry: Any, common: dict[str, list[Any]], fixed: dict[str, Any], w
     settings: list[dict[str, Any]] = [{}]
     for axis, values in axes.items():
         settings = [setting | {AXES[axis]: value} for setting in settings for value in values]
-    # The options are made once here, for what they refuse: a value out of range, a mapping with an unknown key.
+    # Options are made here for their checks: a value out of range, a mapping with an unknown key.
     from_dict(FinetuneOptions, merged(fixed, overrides), where)
     return TaskEntry(named.get("name"), named["task"], tuple(settings), overrides)
 
 
 def read_axis(values: Any, axis: str, where: str) -> list[Any]:
-    """The values of an axis, each as `FinetuneOptions` takes it."""
+    """Values of an axis, as `FinetuneOptions` converts them."""
     where, name = f"{where}: {axis}", AXES[axis]
     values = values if isinstance(values, list) else [values]
     if not values:
@@ -232,13 +233,13 @@ def read_axis(values: Any, axis: str, where: str) -> list[Any]:
     for value in values:
         if value is None:
             raise UserError(f"{where} has an empty value; give a number, or leave the axis out for the default")
-    taken = [getattr(from_dict(FinetuneOptions, {name: value}, where), name) for value in values]
-    refuse_twice(taken, where, "")
-    return taken
+    converted = [getattr(from_dict(FinetuneOptions, {name: value}, where), name) for value in values]
+    refuse_twice(converted, where, "")
+    return converted
 
 
 def read_count(values: dict[str, Any], name: str, where: str, kind: Any) -> int:
-    """The whole number from 1 called `name`, 1 if it is left out; `kind` declares how large it may be."""
+    """The whole number `name`, at least 1 and 1 by default; `kind` declares its range."""
     value = values.get(name, 1)
     if type(value) is not int or value < 1:
         raise UserError(f"{where}: {name} must be a whole number from 1, found {shown_option(value)}")
@@ -254,9 +255,9 @@ def read_seeds(values: Any, where: str) -> tuple[int, ...]:
             raise UserError(f"{where} {problem}")
         return tuple(range(values))
     if not isinstance(values, list) or any(type(value) is not int for value in values):
-        raise UserError(f"{where} must be how many there are, or a list of whole numbers, found {shown_option(values)}")
+        raise UserError(f"{where} must be their number, or a list of whole numbers, found {shown_option(values)}")
     if not values:
-        raise UserError(f"{where} is empty; give how many there are, or list them")
+        raise UserError(f"{where} is empty; give their number, or list them")
     for value in values:
         if problem := problem_of(value, Seed):
             raise UserError(f"{where}: each {problem}")
@@ -265,27 +266,27 @@ def read_seeds(values: Any, where: str) -> tuple[int, ...]:
 
 
 def read_finetune(values: Any, where: str, more: Iterable[str] = ()) -> dict[str, Any]:
-    """Options for `fastbert finetune` that a sweep leaves free; `more` are further keys, for the hint."""
+    """Options of `fastbert finetune` that can be given in a study; `more` are further keys, for the hint."""
     if not isinstance(values, dict):
         raise UserError(f"{where}: expected a mapping of options of fastbert finetune, found {shown_option(values)}")
     values = with_underscores(values, where)
     known = {f.name for f in fields(FinetuneOptions)}
-    free = (known - set(TAKEN) - {"epochs"}) | set(more)
+    free = (known - set(RESERVED) - {"epochs"}) | set(more)
     for key in values:
         if key == "epochs":
             raise UserError(f"{where}: epochs is an axis; give it next to tasks, or in the entry of a task")
-        if key in TAKEN:
-            raise UserError(f"{where}: {key} is not free here; {TAKEN[key]}")
+        if key in RESERVED:
+            raise UserError(f"{where}: {key} cannot be given here; {RESERVED[key]}")
         if key not in known:
             raise UserError(f"{where}: unknown option {brief(key)}; {nearest(key, free)}")
     if isinstance(values.get("machine"), dict) and "threads" in values["machine"]:
-        raise UserError(f"{where}: machine: threads is not free here; give threads next to tasks, for all jobs")
+        raise UserError(f"{where}: machine: threads cannot be given here; give threads next to tasks, for all jobs")
     if isinstance(values.get("train_fraction"), int | float):
         values["train_fraction"] = str(values["train_fraction"])
     if len(from_dict(FinetuneOptions, values, where).fractions()) > 1:
         raise UserError(
-            f"{where}: train_fraction is {brief(values['train_fraction'])}; a job has one share: for several, list the "
-            "task several times, each with a name"
+            f"{where}: train_fraction is {brief(values['train_fraction'])}; a job has one fraction: for several, list "
+            "the task several times, each with a name"
         )
     return values
 
@@ -299,7 +300,7 @@ def refuse_twice(values: Iterable[Any], where: str, hint: str) -> None:
     seen = set()
     for value in values:
         if value in seen:
-            raise UserError(f"{where}: {brief(value, str)} is there twice{hint}")
+            raise UserError(f"{where}: {brief(value, str)} occurs twice{hint}")
         seen.add(value)
 
 

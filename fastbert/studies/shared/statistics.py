@@ -1,4 +1,4 @@
-"""Two checkpoints over the same seeds: is the difference more than the spread? Tests on pairs, and many at once."""
+"""Paired tests of two checkpoints over the same seeds, and their adjustment for multiple comparisons."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -7,31 +7,32 @@ from dataclasses import dataclass
 import numpy as np
 
 LEVEL = 0.05
-_EXACT = 20  # pairs up to which all signs are tried
-_DRAWS = 200_000
+_EXACT = 20  # pairs up to which all combinations of signs are computed
+_SAMPLES = 200_000
 
 
 @dataclass(frozen=True)
 class Paired:
-    """What pairs of scores say of the mean difference, b - a."""
+    """Mean difference b - a of pairs of scores, with its interval and tests."""
 
     n: int
     mean: float
     low: float | None
-    """Of the 95 % interval by Student's t; None where there is no spread to judge by: for one pair, or if all
-    differences are the same, as those of two models that give every example the most frequent label."""
+    """Lower end of the 95 % interval by Student's t; None without a spread: for one pair, or if all differences are
+    equal, such as those of two models that give every example the most frequent label."""
     high: float | None
     p_t: float | None
-    """Of the paired t-test, two-sided; None as `low`."""
+    """p-value of the two-sided paired t-test; None like `low`."""
     p_flip: float
-    """Of the sign-flip permutation test, two-sided."""
+    """p-value of the two-sided sign-flip permutation test."""
 
 
 def paired(a: Sequence[float], b: Sequence[float]) -> Paired:
-    """Compares `b` with `a`, place by place.
+    """Compares `b` with `a`, pair by pair.
 
-    The t-test takes the differences for normally distributed. The sign-flip test takes them only for symmetric about
-    zero if nothing differs: p is the share of all 2^n choices of signs that give a mean at least as far from zero.
+    The t-test assumes that the differences are normally distributed. The sign-flip test only assumes that they are
+    symmetric about zero under the null hypothesis: p is the fraction of all 2^n combinations of signs that give a mean
+    at least as far from zero.
     """
     differences = np.asarray(b, dtype=np.float64) - np.asarray(a, dtype=np.float64)
     n, mean = len(differences), float(differences.mean())
@@ -47,27 +48,27 @@ def paired(a: Sequence[float], b: Sequence[float]) -> Paired:
 
 
 def sign_flip(differences: np.ndarray) -> float:
-    """The p-value of the sign-flip permutation test on float64 [n]: exact up to 20 pairs, above from random signs."""
+    """The p-value of the sign-flip permutation test on float64 [n]: exact up to 20 pairs, above by random signs."""
     n = len(differences)
     observed = abs(differences.sum())
-    # Sums that are equal on paper differ by rounding.
+    # Sums that are mathematically equal differ by rounding.
     least = observed - 1e-9 * max(float(np.abs(differences).sum()), 1e-300)
     if n <= _EXACT:
         sums = np.zeros(1)
         for difference in differences:
             sums = np.concatenate([sums + difference, sums - difference])
         return float(np.mean(np.abs(sums) >= least))
-    signs = np.random.default_rng(0).choice((-1.0, 1.0), size=(_DRAWS, n))
-    return float((np.sum(np.abs(signs @ differences) >= least) + 1) / (_DRAWS + 1))
+    signs = np.random.default_rng(0).choice((-1.0, 1.0), size=(_SAMPLES, n))
+    return float((np.sum(np.abs(signs @ differences) >= least) + 1) / (_SAMPLES + 1))
 
 
 def flip_limits(pairs: Iterable[int], tests: int = 1) -> str:
-    """The sentence on the least p that a sign-flip test of this few pairs can have, 2^(1 - n) for n pairs; empty where
-    all of them can be below the level.
+    """A sentence on the smallest p that a sign-flip test of few pairs can have, 2^(1 - n) for n pairs; empty if all of
+    them can be below the level.
 
     Args:
-        pairs: how many there are, of one comparison or several.
-        tests: that Holm's adjustment is over.
+        pairs: number of pairs, of one comparison or several.
+        tests: number of tests in Holm's adjustment.
     """
     limits, pairs = [], set(pairs)
     for n in sorted(pairs):
@@ -81,12 +82,12 @@ def flip_limits(pairs: Iterable[int], tests: int = 1) -> str:
     single = "; with 1 seed there is no test, and nothing is decided" if 1 in pairs else ""
     return (
         f"Few pairs limit the p of a sign-flip test: {'; '.join(limits)}. So it can confirm no difference there, and a "
-        f"verdict rests on the t-test alone, which takes the differences for normally distributed{single}."
+        f"verdict rests on the t-test alone, which assumes normally distributed differences{single}."
     )
 
 
 def holm(values: Mapping[str, float]) -> dict[str, float]:
-    """Holm's adjustment of p-values by name: where nothing differs, any of them is below a level at most that often."""
+    """Holm's adjustment of p-values by name: it controls the probability that any true null hypothesis is rejected."""
     adjusted: dict[str, float] = {}
     least = 0.0
     for rank, name in enumerate(sorted(values, key=values.__getitem__)):

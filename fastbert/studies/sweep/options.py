@@ -1,4 +1,4 @@
-"""What `fastbert sweep` takes: a YAML file of axes, read strictly, and a few flags that say where and how to run."""
+"""Options of `fastbert sweep`: a YAML file of axes, read strictly, and flags for where and how to run."""
 
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -9,7 +9,7 @@ from fastbert.inheritance import read_yaml
 from fastbert.studies.engine.options import EngineOptions
 from fastbert.studies.shared.grid import (
     AXES,
-    TAKEN,
+    RESERVED,
     FinetuneGrid,
     check_keys,
     read_grid,
@@ -26,31 +26,31 @@ from fastbert.studies.shared.grid import (
 class SweepOptions(EngineOptions):
     """Fine-tune checkpoints on tasks, over settings and seeds: `fastbert sweep configs/sweep/x.yaml [options]`.
 
-    The YAML file names models (the first is what the others are compared with) and tasks, and may give learning_rates,
-    batch_sizes, epochs (lists, or one value), seeds (how many, or a list), threads (of each job; 1), and under finetune
-    any option of `fastbert finetune`; an entry of tasks may be a mapping {task: sst2, train_fraction: 0.1, epochs: 3}
-    with axes and options of its own. The flags below may stand in it too. The same command continues a sweep that
-    was stopped, and runs again what failed.
+    The YAML file has models (the others are compared with the first) and tasks. It may have learning_rates,
+    batch_sizes, epochs (lists, or one value), seeds (their number, or a list), threads (of each job; 1), under finetune
+    any option of `fastbert finetune`, and the flags below. An entry of tasks may be a mapping with its own axes and
+    options: {task: sst2, train_fraction: 0.1, epochs: 3}. The same command continues a sweep that was stopped, and
+    runs failed jobs again.
     """
 
 
 def load_sweep(path: str | Path) -> tuple[FinetuneGrid, SweepOptions]:
-    """The grid in a YAML file, and the flags' defaults it gives.
+    """The grid in a YAML file, and the defaults of flags that it gives.
 
     Raises:
-        UserError: names the file, the key, and what was expected.
+        UserError: states the file, the key, and the expected value.
     """
     values, where = read_yaml(path)
     values = read_mapping(values, where, "models and tasks")
     flags = {f.name for f in fields(SweepOptions)}
     known = {"models", "tasks", "seeds", "threads", "finetune", *AXES, *flags}
-    check_keys(values, known, where, "finetune", {f.name for f in fields(FinetuneOptions)}, TAKEN)
+    check_keys(values, known, where, "finetune", {f.name for f in fields(FinetuneOptions)}, RESERVED)
     options = from_dict(SweepOptions, {key: value for key, value in values.items() if key in flags}, where)
     read_list(values, "tasks", where)
     models = tuple(read_model(entry, where) for entry in read_list(values, "models", where))
     grid = read_grid(values, str(path), where, models=models, seeds=read_seeds(values.get("seeds", 1), where))
     settings = sum(len(task.settings) for task in grid.tasks)
     refuse_too_many(len(models) * settings * len(grid.seeds), where)
-    refuse_twice([model.name for model in models], f"{where}: models", "; give one of them a name: of its own")
+    refuse_twice([model.name for model in models], f"{where}: models", "; give one of them another name:")
     refuse_twice([str(Path(model.path).resolve()) for model in models], f"{where}: models", "")
     return grid, options

@@ -1,9 +1,9 @@
 """`fastbert sweep`: checkpoints x tasks x settings x seeds as independent jobs, and one report.
 
 out/sweep.json       the axes, and the ids of their jobs
-out/results.jsonl    an object for each job that has ended, done or failed; rewritten whole whenever one ends
-out/jobs/<id>/       log.txt, and run/ as `fastbert finetune` writes it
-out/report/          report.md, report.html, drawings
+out/results.jsonl    an object for each job that has ended, done or failed; rewritten as a whole whenever one ends
+out/jobs/<id>/       log.txt, and run/ as written by `fastbert finetune`
+out/report/          report.md, report.html, plots
 """
 
 from pathlib import Path
@@ -16,14 +16,14 @@ from fastbert.studies.engine.backends import start
 from fastbert.studies.engine.events import run_events
 from fastbert.studies.engine.jobs import Job
 from fastbert.studies.engine.live_status import LiveStatus
-from fastbert.studies.engine.outcomes import say_failures
+from fastbert.studies.engine.outcomes import print_failures
 from fastbert.studies.engine.store import RESULTS, ResultStore, is_done
 from fastbert.studies.shared.comparison import Comparison, scored
 from fastbert.studies.shared.finetune_jobs import check_tuned
 from fastbert.studies.shared.grid import AXES, FinetuneGrid
-from fastbert.studies.shared.report import circumstances, plural
+from fastbert.studies.shared.report import ReportPage, circumstances, plural
 from fastbert.studies.sweep.options import SweepOptions
-from fastbert.studies.sweep.sweep_jobs import sweep_jobs
+from fastbert.studies.sweep.sweep_plan import SweepPlan, plan_sweep
 from fastbert.studies.sweep.sweep_report import printed_scores, shown_job, write_sweep_report
 
 SWEEP = "sweep"
@@ -36,17 +36,18 @@ def sweep(grid: FinetuneGrid, options: SweepOptions) -> int:
         0, or 1 if a job failed; 130 or 143 if a signal ended it: the same command continues.
 
     Raises:
-        UserError: anything the user can fix, before a job starts if it can be seen then.
+        UserError: anything the user can fix; raised before the first job where it can be detected then.
     """
     name = Path(grid.path).stem
     out = Path(options.out or f"runs/{name}")
     with locked_folder(out):
         store = ResultStore(out, SWEEP, check_tuned)
         options.check_backend()
-        jobs = sweep_jobs(grid, options)
+        plan = plan_sweep(grid, options)
+        jobs = plan.jobs
         if options.backend == "ray" and any(job.options["save_model"] for job in jobs):
             raise UserError(
-                f"{grid.path}: save_model: models do not come back from the nodes of a cluster; drop it, or use "
+                f"{grid.path}: save_model: models are not copied from the nodes of a cluster; drop it, or use "
                 "--backend local"
             )
         store.begin(describe_sweep(grid, jobs), jobs)
@@ -57,11 +58,11 @@ def sweep(grid: FinetuneGrid, options: SweepOptions) -> int:
                 echo(f"stopped; {len(store.ended)} of {len(jobs)} jobs have ended, the same command continues")
                 return stopped
         store.write()
-        return report_sweep(store, name, grid)
+        return report_sweep(store, name, grid, plan)
 
 
 def counted_jobs(jobs: list[Job]) -> str:
-    """How many jobs there are, and of what."""
+    """Summary of the number of jobs."""
     models, tasks, seeds = ({getattr(job, name) for job in jobs} for name in ("model", "task", "seed"))
     settings = len(jobs) // (len(models) * len(seeds))
     what = plural(len(tasks), "task") + ("" if settings == len(tasks) else f" in {settings} settings")
@@ -70,7 +71,7 @@ def counted_jobs(jobs: list[Job]) -> str:
 
 
 def describe_sweep(grid: FinetuneGrid, jobs: list[Job]) -> dict[str, Any]:
-    """The axes by name, flat, for the record and for differences."""
+    """Flat mapping of the axes, for the record and for differences."""
     found: dict[str, Any] = {}
     for job in jobs:
         found[f"model {job.model}"] = job.identity["model"]
@@ -80,8 +81,8 @@ def describe_sweep(grid: FinetuneGrid, jobs: list[Job]) -> dict[str, Any]:
     return {**found, "seeds": list(grid.seeds), "threads": grid.threads, "finetune": grid.finetune}
 
 
-def report_sweep(store: ResultStore, name: str, grid: FinetuneGrid) -> int:
-    """Writes the report, and prints what failed and the scores; returns the exit code."""
+def report_sweep(store: ResultStore, name: str, grid: FinetuneGrid, plan: SweepPlan) -> int:
+    """Writes the report, prints failures and scores, and returns the exit code."""
     rows, total = store.ended, len(store.jobs)
     done = [row for row in rows if is_done(row)]
     failed = [row for row in rows if not is_done(row)]
@@ -89,8 +90,10 @@ def report_sweep(store: ResultStore, name: str, grid: FinetuneGrid) -> int:
     comparison = Comparison(done, [model.name for model in grid.models], tasks)
     folder = store.out / "report"
     make_inner_folder(folder)
-    write_sweep_report(folder, name, comparison, failed, total, circumstances(grid.path, grid.threads, done))
+    report = ReportPage(f"Sweep {name}", folder)
+    write_sweep_report(report, plan.tables(), comparison, failed, total)
+    report.write(circumstances(grid.path, grid.threads, done))
     if done:
         print(printed_scores(comparison))
     print(f"{store.out / RESULTS}\n{folder / 'report.html'}")
-    return say_failures(failed, total, shown_job)
+    return print_failures(failed, total, shown_job)

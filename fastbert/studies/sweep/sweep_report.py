@@ -1,18 +1,17 @@
-"""The report of a sweep: scores with their spread, checkpoints compared with the first one, and all that was tried."""
+"""Report of a sweep: scores with their spread, checkpoints compared with the first one, and all settings."""
 
 import textwrap
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from fastbert.finetuning import results
 from fastbert.finetuning.glue import GLUE
-from fastbert.finetuning.table import COLUMNS, NOTHING, glue_table
+from fastbert.finetuning.table import COLUMNS, NOTHING, glue_cells
 from fastbert.report.page import Table
 from fastbert.studies.engine.store import ResultRow
 from fastbert.studies.shared import plots
 from fastbert.studies.shared.comparison import SETTING, Comparison, TaskComparison, Trials, shown_setting
-from fastbert.studies.shared.report import WIDTH, ReportPage, p_value, plural, save_drawing
+from fastbert.studies.shared.report import WIDTH, ReportPage, p_value, plural
 from fastbert.studies.shared.statistics import Paired, flip_limits
 
 
@@ -23,8 +22,8 @@ def percent(value: float | None) -> str:
 def printed_scores(comparison: Comparison) -> str:
     """Scores and differences for a terminal."""
     full = scores_table(comparison)
-    shown = [place for place, name in enumerate(full.head) if name not in ("train", "tried", "last epoch")]
-    short = Table([full.head[place] for place in shown], [[row[place] for place in shown] for row in full.rows])
+    shown = [column for column, name in enumerate(full.head) if name not in ("train", "tried", "last epoch")]
+    short = Table([full.head[column] for column in shown], [[row[column] for column in shown] for row in full.rows])
     lines = ["Dev, x 100, at the best setting and epoch, over the seeds", short.plain()]
     for other in comparison.models[1:]:
         found = comparison.compared(other)
@@ -72,25 +71,16 @@ def scores_table(comparison: Comparison) -> Table:
 
 
 def compared_table(comparison: Comparison, other: str) -> Table:
-    """One checkpoint against the first, task by task."""
-    head = [
-        "task",
-        SETTING,
-        "seeds",
-        "difference",
-        "95 % interval",
-        "p (t)",
-        "Holm",
-        "p (sign flips)",
-        "Holm",
-        "verdict",
-    ]
+    """One checkpoint compared with the first, task by task."""
+    head = ["task", "verdict", SETTING, "seeds", "difference", "95 % interval"]
+    head += ["p (t)", "Holm", "p (sign flips)", "Holm"]
     rows = []
     for line in comparison.compared(other):
         result = line.result
         rows.append(
             [
                 line.task,
+                line.verdict,
                 shown_setting(line.setting),
                 str(result.n),
                 f"{100 * result.mean:+.2f}",
@@ -99,14 +89,13 @@ def compared_table(comparison: Comparison, other: str) -> Table:
                 p_value(line.p_t),
                 p_value(result.p_flip),
                 p_value(line.p_flip),
-                line.verdict,
             ]
         )
     return Table(head, rows)
 
 
 def settings_table(comparison: Comparison, task: str) -> Table:
-    """All values tried on a task: the median of each checkpoint, the spread, and the seeds."""
+    """All settings of a task: the median and the spread of each checkpoint."""
     trials = comparison.of_task(task)
     head = [SETTING, *(one.model for one in trials)]
     rows = []
@@ -126,7 +115,7 @@ def _setting_cell(trials: Trials, setting: tuple[float, int, int]) -> str:
 
 
 def glue_rows(comparison: Comparison) -> dict[str, dict[str, Any]]:
-    """For `glue_table`: checkpoint -> GLUE task -> its metrics at the best setting."""
+    """Rows of `glue_cells`: checkpoint -> GLUE task -> its metrics at the best setting."""
     rows: dict[str, dict[str, Any]] = {}
     for (model, task), trials in comparison.trials.items():
         if task in COLUMNS and comparison.metrics(task) == GLUE[task].metrics:  # a custom task may have the name too
@@ -136,37 +125,38 @@ def glue_rows(comparison: Comparison) -> dict[str, dict[str, Any]]:
 
 
 def write_sweep_report(
-    folder: Path, name: str, comparison: Comparison, failed: Sequence[ResultRow], total: int, about: dict[str, Any]
+    report: ReportPage, trained: Sequence[Table], comparison: Comparison, failed: Sequence[ResultRow], total: int
 ) -> None:
-    """Writes report.md, report.html and the drawings.
+    """Adds all of a sweep to its page, and writes the plots.
 
     Args:
+        trained: tables of what was trained.
         failed: rows of failed jobs.
-        total: jobs of the sweep.
-        about: of `ReportPage.write`.
+        total: number of jobs of the sweep.
     """
-    report = ReportPage(f"Sweep {name}")
     finished = sum(len(rows) for trials in comparison.trials.values() for rows in trials.settings.values())
     count = f"{finished} of {total} jobs have finished" + (f", {len(failed)} failed" if failed else "")
     what = f"{plural(len(comparison.models), 'checkpoint')} on {plural(len(comparison.tasks), 'task')}"
     report.text(f"{count}: {what}. All figures are on dev, x 100.")
     if comparison.trials:
-        _scores(report, folder, comparison)
-        _compared(report, folder, comparison)
-        _tried(report, folder, comparison)
+        _scores(report, comparison)
+        _compared(report, comparison)
+        _tried(report, comparison)
+    report.heading("What was trained")
+    for table in trained:
+        report.table(table)
     if failed:
         report.heading("Failed jobs")
         rows = [[row["task"], row["model"], shown_job(row), row["reason"]] for row in failed]
-        report.table(Table(["task", "checkpoint", f"{SETTING}, seed", "what happened"], rows))
+        report.table(Table(["task", "checkpoint", f"{SETTING}, seed", "reason"], rows))
         report.text("The same command runs them again.")
-    report.write(folder, about)
 
 
 def shown_job(row: ResultRow) -> str:
     return f"{row['learning_rate']:g}, {row['batch_size']}, {row['epochs']}, seed {row['seed']}"
 
 
-def _scores(report: ReportPage, folder: Path, comparison: Comparison) -> None:
+def _scores(report: ReportPage, comparison: Comparison) -> None:
     report.heading("Scores")
     report.table(scores_table(comparison))
     one = all(len(trials.settings) == 1 for trials in comparison.trials.values())
@@ -174,22 +164,28 @@ def _scores(report: ReportPage, folder: Path, comparison: Comparison) -> None:
     if _equal_trials(comparison):
         trials = "Trials are equal: the same settings and seeds for every checkpoint of a task."
     else:
-        trials = "Trials are NOT equal: jobs are missing, so that some checkpoints had fewer settings or seeds."
+        trials = (
+            "Trials are NOT equal: jobs are missing, so that a checkpoint had fewer settings or seeds than another."
+        )
     report.text(
-        f"{setting}{trials} The epoch of each seed{' is' if one else ' and the setting are'} chosen on the dev split "
-        "that the figures are of, which flatters all of them alike; `last epoch` is the median without the choice of "
+        f"{setting}{trials} The epoch of each seed{' is' if one else ' and the setting are'} selected on the dev split "
+        "that is reported, which biases all figures upwards alike; `last epoch` is the median without the selection of "
         "an epoch. A score is the task's first metric, the mean of its dev splits; std is that of a sample."
     )
     if rows := glue_rows(comparison):
-        report.code(glue_table(rows).rstrip())
+        head, lines, legend = glue_cells(rows)
+        report.text("The table of GLUE:")
+        report.table(Table(head, lines))
+        report.text(" ".join(legend))
     panels = {
         task: {one.model: [100 * value for value in one.scores(one.best)] for one in comparison.of_task(task)}
         for task in comparison.tasks
         if comparison.of_task(task)
     }
     labels = {task: comparison.metrics(task)[0] for task in panels}
-    if drawing := save_drawing("scores.png", folder, plots.draw_scores, panels, labels):
-        report.image(drawing, "Scores of every seed at the best setting, and their median")
+    report.plot(
+        "scores.svg", "Scores of every seed at the best setting, and their median.", plots.plot_scores, panels, labels
+    )
 
 
 def _equal_trials(comparison: Comparison) -> bool:
@@ -203,12 +199,12 @@ def _equal_trials(comparison: Comparison) -> bool:
     return True
 
 
-def _compared(report: ReportPage, folder: Path, comparison: Comparison) -> None:
+def _compared(report: ReportPage, comparison: Comparison) -> None:
     first = comparison.models[0]
     lines = []
     for other in comparison.models[1:]:
         found = comparison.compared(other)
-        report.heading(f"{other} against {first}")
+        report.heading(f"{other} compared with {first}")
         if not found:
             report.text("They have no task with a common seed and setting.")
             continue
@@ -216,8 +212,8 @@ def _compared(report: ReportPage, folder: Path, comparison: Comparison) -> None:
         report.text(
             f"The difference is the mean of {other} minus {first} over pairs of the same seed, at the same setting: "
             "the one with the highest mean of the two medians. p (t) and the interval are of the paired t-test, which "
-            "takes the differences for normally distributed; p (sign flips) is of the exact permutation test over "
-            f"their signs, which does not. {_limits(found)}Holm: adjusted over {plural(len(found), 'task')}. A "
+            "assumes normally distributed differences; p (sign flips) is of the exact permutation test over their "
+            f"signs, which does not. {_limits(found)}Holm: adjusted over {plural(len(found), 'task')}. A "
             f"difference is undecided unless the adjusted p (t) is below 0.05.{_not_compared(comparison, found)}"
         )
         for line in found:
@@ -225,27 +221,28 @@ def _compared(report: ReportPage, folder: Path, comparison: Comparison) -> None:
             interval = (None if end is None else 100 * end for end in (result.low, result.high))
             lines.append((f"{line.task}: {other}", 100 * result.mean, *interval))
     label = f"difference to {first} (x 100), mean over seeds, 95 % interval"
-    if lines and (drawing := save_drawing("differences.png", folder, plots.draw_differences, lines, label)):
-        report.image(drawing, "Mean differences over seeds with 95 % intervals")
+    if lines:
+        caption = "Mean differences over seeds with 95 % intervals."
+        report.plot("differences.svg", caption, plots.plot_differences, lines, label)
 
 
 def _limits(found: Sequence[TaskComparison]) -> str:
-    """What the numbers of pairs cannot show, with a space behind it."""
+    """`flip_limits` of a comparison, followed by a space."""
     limit = flip_limits((line.result.n for line in found), len(found))
     return limit and f"{limit} "
 
 
 def _not_compared(comparison: Comparison, found: Sequence[TaskComparison]) -> str:
-    """The tasks that are missing among `found`, with a space before it."""
+    """A sentence on the tasks that are missing in `found`, preceded by a space."""
     missing = [task for task in comparison.tasks if task not in {line.task for line in found}]
     return f" Not compared, without a common seed and setting: {', '.join(missing)}." if missing else ""
 
 
-def _tried(report: ReportPage, folder: Path, comparison: Comparison) -> None:
+def _tried(report: ReportPage, comparison: Comparison) -> None:
     several = [task for task in comparison.tasks if any(len(one.settings) > 1 for one in comparison.of_task(task))]
     if not several:
         return
-    report.heading("All settings tried")
+    report.heading("All settings")
     report.text("The median over the seeds ± the standard deviation.")
     panels: dict[str, dict[str, dict[str, list[float]]]] = {}
     for task in several:
@@ -257,5 +254,4 @@ def _tried(report: ReportPage, folder: Path, comparison: Comparison) -> None:
                 values = [100 * value for value in one.scores(setting)]
                 panels[task].setdefault(shown_setting(setting), {})[one.model] = values
     labels = {task: comparison.metrics(task)[0] for task in several}
-    if drawing := save_drawing("settings.png", folder, plots.draw_settings, panels, labels):
-        report.image(drawing, "Scores at every setting tried")
+    report.plot("settings.svg", "Scores at every setting.", plots.plot_settings, panels, labels)

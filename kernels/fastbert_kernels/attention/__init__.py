@@ -1,1 +1,1 @@
-"""Exact attention with an additive, learned bias, as a matrix or by TUPE's parts."""
+"""Exact attention with an additive, learned bias, given as a matrix or as the components of TUPE's bias."""

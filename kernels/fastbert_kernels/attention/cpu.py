@@ -1,9 +1,9 @@
-"""Exact attention on a CPU: plain products and softmax, chunk by chunk in the cache, with a backward pass of its own.
+"""Exact attention on a CPU: plain products and softmax, chunk by chunk in the cache, with a custom backward pass.
 
-The softmax takes powers of 2 without subtracting the largest score first. That is exact as long as the sums stay far
-from the ends of float32, which is looked up afterwards; chunks where they do not are computed again the usual way. What
-a training step keeps is one matrix of probabilities, whose signs say what dropout dropped, or nothing where that would
-be too large: then the backward pass computes it again.
+The softmax computes powers of 2 without subtracting the largest score first. This is exact as long as the sums stay far
+from the limits of float32, which is checked afterwards; other chunks are recomputed with the largest score subtracted.
+A training step saves one matrix of probabilities, negative where dropout dropped them. Where that matrix would be too
+large, nothing is saved and the backward pass recomputes it.
 
 Shapes: B batch, H heads, T tokens, K head size. Matrices as in docs/kernels.md: S scores, P probabilities.
 """
@@ -23,17 +23,19 @@ from fastbert_kernels.attention.reference import attention_reference, dropout_ro
 from fastbert_kernels.hashing import GOLDEN, LIGHT, combine, threshold
 
 SAVED_BYTES = 1 << 30
-"""Probabilities of one call beyond this are computed again in the backward pass."""
+"""Probabilities of one call above this size are not saved, but recomputed in the backward pass."""
 RANGE = (2.0**-60, 2.0**60)
-"""Sums of powers of 2 within it are as exact as with the largest score subtracted."""
+"""Range of the sums of powers of 2 within which the result is as exact as with the largest score subtracted."""
 SHORT = 1 << 16
-"""Float32 matrices of fewer scores take other forms without gradients: what is copied here costs more than it saves."""
+"""Minimum number of scores of a float32 matrix to compute by chunks without gradients: for smaller ones copies cost
+more than chunks save."""
 SINGLE = 1 << 18
-"""Scores from which on float32 products are made by oneDNN, one matrix at a time. It has AVX-512 for every CPU, while
-MKL keeps AMD's to AVX2; for smaller ones the calls for each matrix cost more than that saves (docs/lab-notes.md)."""
+"""Minimum number of scores of a float32 matrix whose products oneDNN computes, one matrix at a time. It uses AVX-512 on
+every CPU, while MKL is limited to AVX2 on those of AMD; for smaller matrices the calls cost more than this saves
+(docs/lab-notes.md)."""
 
 
-@torch.compiler.disable  # unrolled, its chunks would take a compiler minutes
+@torch.compiler.disable  # compiling the unrolled chunks would take minutes
 def cpu_attention(
     q: Tensor,
     k: Tensor,
@@ -49,10 +51,10 @@ def cpu_attention(
 ) -> Tensor:
     """`attention_reference` for checked tensors on a CPU.
 
-    Args as there, but `scale` is given, and so are `keys` if there is dropout.
+    Arguments as there, but `scale` is required, and `keys` with dropout.
 
     Returns:
-        [B, H, queries, K]. Its gradients can be taken once: they have none themselves.
+        [B, H, queries, K], differentiable once.
     """
     masks = {"cu_seqlens": cu_seqlens, "key_padding": key_padding, "segments": segments}
     with torch.autocast("cpu", enabled=False):
@@ -83,12 +85,12 @@ class _Attention(torch.autograd.Function):
         bias, *saved = ctx.saved_tensors
         count = 3 * len(ctx.call.groups)
         with torch.autocast("cpu", enabled=False):
-            made = ctx.call.backward(grad, bias, saved[:count], saved[count:], ctx.needs_input_grad)
-        return *made, None
+            gradients = ctx.call.backward(grad, bias, saved[:count], saved[count:], ctx.needs_input_grad)
+        return *gradients, None
 
 
 class _ChunkedCall:
-    """What a call is given besides its tensors, as groups of sequences of equal length."""
+    """The options of a call: groups of sequences of equal length, each with its chunks, scale and dropout."""
 
     def __init__(self, q, k, cu_seqlens, key_padding, segments, scale: float, dropout_p: float, keys) -> None:
         heads = q.shape[1]
@@ -108,7 +110,7 @@ class _ChunkedCall:
         self.cells = sum(group.plan.cells for group in self.groups)
 
     def split(self, x: Tensor, gradient: bool = False) -> list[Tensor]:
-        """Of each group the contiguous matrices [B H, T, K]."""
+        """The contiguous matrices [B H, T, K] of each group."""
         parts = [x] if self.packing is None else self.packing.split(x, gradient)
         return [part.contiguous().flatten(0, 1) for part in parts]
 
@@ -117,35 +119,37 @@ class _ChunkedCall:
         return parts[0] if self.packing is None else self.packing.join(parts)
 
     def forward(self, q, k, v, bias, save: bool) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-        """The output; what the backward pass wants: q, k, v by group, and with `save` the chunks' probabilities."""
+        """The output; and for the backward pass q, k, v by group and, with `save`, the probabilities of the chunks."""
         matrices = [x for qkv in zip(*map(self.split, (q, k, v)), strict=True) for x in qkv]
         outs, saved = [], []
         for group, first in zip(self.groups, range(0, len(matrices), 3), strict=True):
-            out, kept = group.forward(*matrices[first : first + 3], bias, save)
+            out, probabilities = group.forward(*matrices[first : first + 3], bias, save)
             outs.append(out)
-            saved += kept
+            saved += probabilities
         return self.join(outs, q.shape[1]), matrices, saved
 
-    def backward(self, grad, bias, matrices: list[Tensor], saved: list[Tensor], wanted) -> list[Tensor | None]:
+    def backward(self, grad, bias, matrices: list[Tensor], saved: list[Tensor], required) -> list[Tensor | None]:
         dbias = None
-        if bias is not None and wanted[3]:
+        if bias is not None and required[3]:
             dbias = torch.zeros(bias.shape, dtype=torch.promote_types(grad.dtype, torch.float32))
-        made, rest = [], iter(saved)
-        for group, own, first in zip(self.groups, self.split(grad, True), range(0, len(matrices), 3), strict=True):
-            kept = [next(rest, None) for _ in group.plan.chunks]
-            made.append(group.backward(own, *matrices[first : first + 3], bias, kept, dbias, wanted))
-        joined = [None if parts[0] is None else self.join(parts, grad.shape[1]) for parts in zip(*made, strict=True)]
+        gradients, rest = [], iter(saved)
+        for group, d_out, first in zip(self.groups, self.split(grad, True), range(0, len(matrices), 3), strict=True):
+            probabilities = [next(rest, None) for _ in group.plan.chunks]
+            tensors = matrices[first : first + 3]
+            gradients.append(group.backward(d_out, *tensors, bias, probabilities, dbias, required))
+        by_tensor = zip(*gradients, strict=True)
+        joined = [None if parts[0] is None else self.join(parts, grad.shape[1]) for parts in by_tensor]
         return [*joined, None if dbias is None else dbias.to(bias.dtype)]
 
 
 class _Work:
-    """Memory that the chunks of a pass use one after the other, by name."""
+    """Named memory that the chunks of a pass reuse."""
 
     def __init__(self) -> None:
         self.flat: dict[str, Tensor] = {}
         self.views: dict[tuple, Tensor] = {}
-        self.bias_place: tuple[slice, ...] | None = None
-        """Of which chunk the bias is there."""
+        self.bias_part: tuple[slice, ...] | None = None
+        """Heads, queries and keys of the bias in memory."""
 
     def __call__(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         key = name, dtype, *shape
@@ -157,64 +161,66 @@ class _Work:
         return self.views[key]
 
     def times(self, name: str, a: Tensor, b: Tensor, alpha: float = 1.0, out: Tensor | None = None) -> Tensor:
-        """alpha a b for a [N, I, J] and b [N, J, L]: [N, I, L], in `out` if given; without `name` in new memory."""
+        """The product alpha a b [N, I, L] of a [N, I, J] and b [N, J, L], written to `out` if given, else to memory
+        `name`, or to new memory if `name` is empty."""
         if (
             a.dtype == torch.float32
             and len(a) == 1
             and a.shape[1] * max(a.shape[2], b.shape[2]) >= SINGLE
             and _onednn()
         ):
-            made = self.single(a[0], b[0], alpha)[None]
+            result = self.single(a[0], b[0], alpha)[None]
         else:
-            made = out
+            result = out
             if out is None or not out.is_contiguous():
                 shape = (len(a), a.shape[1], b.shape[2])
-                made = self(name, shape, a.dtype) if name else torch.empty(shape, dtype=a.dtype)
-            torch.baddbmm(made, a, b, beta=0, alpha=alpha, out=made)
-        return made if out is None or made is out else out.copy_(made)
+                result = self(name, shape, a.dtype) if name else torch.empty(shape, dtype=a.dtype)
+            torch.baddbmm(result, a, b, beta=0, alpha=alpha, out=result)
+        return result if out is None or result is out else out.copy_(result)
 
     @staticmethod
     def single(a: Tensor, b: Tensor, alpha: float) -> Tensor:
-        """alpha a b by oneDNN, for matrices in float32."""
-        if alpha != 1.0:  # on the smaller one
+        """The product alpha a b of float32 matrices by oneDNN."""
+        if alpha != 1.0:  # scale the smaller one
             a, b = (a * alpha, b) if a.numel() < b.numel() else (a, b * alpha)
         if a.stride(1) == 1:
             return _onednn()(a, b.t())
-        return _onednn()(b.t().contiguous(), a).t()  # it would copy a
+        return _onednn()(b.t().contiguous(), a).t()  # oneDNN would copy a
 
 
 class _ChunkDropout:
-    """The hash of `keep_mask`, for a chunk at a time."""
+    """Dropout of a chunk with the hash of `keep_mask`."""
 
     def __init__(self, row_keys: Tensor, columns: int, p: float) -> None:
         self.row_keys, self.threshold, self.scale = row_keys, threshold(p), 1.0 / (1.0 - p)
         self.columns = combine(torch.arange(columns, dtype=torch.int32), 0)
 
     def keep(self, p: Tensor, chunk: Chunk, work: _Work) -> Tensor:
-        """`p` [rows, H, queries, keys] with zeros where cells are dropped."""
+        """A copy of `p` [rows, H, queries, keys] with zeros for dropped cells."""
         words, other = (work(name, p.shape, torch.int32) for name in ("words", "shifted"))
         rows = self.row_keys[chunk.rows, chunk.heads, chunk.queries, None]
         torch.bitwise_xor(rows, self.columns[chunk.keys], out=words).mul_(GOLDEN)
         torch.bitwise_right_shift(words, 15, out=other)
         words.bitwise_xor_(other.bitwise_and_(0x1FFFF)).mul_(LIGHT)
-        # The fastest selection there is on a CPU copies numbers where others exceed a bound; here both are integers.
+        # The fastest selection on a CPU copies numbers where others exceed a threshold; here both are integers.
         bits = torch.int32 if p.dtype == torch.float32 else torch.int64
-        kept = work("kept", p.shape, bits)
-        torch.ops.aten.threshold_backward(p.view(bits), words.to(bits), self.threshold - 1, grad_input=kept)
-        return kept.view(p.dtype)
+        retained = work("retained", p.shape, bits)
+        torch.ops.aten.threshold_backward(p.view(bits), words.to(bits), self.threshold - 1, grad_input=retained)
+        return retained.view(p.dtype)
 
 
 class _Group:
-    """Attention of sequences of equal length; q, k, v and what is made of them are contiguous matrices [B H, T, K]."""
+    """Attention of sequences of equal length; q, k, v, the output and the gradients are contiguous matrices [B H, T,
+    K]."""
 
     def __init__(self, plan: ChunkPlan, scale: float, dropout: _ChunkDropout | None, dtype: torch.dtype) -> None:
         self.plan, self.scale, self.dropout = plan, scale, dropout
         self.dtype, self.wide = dtype, torch.promote_types(dtype, torch.float32)
         self.exact = [False] * len(plan.chunks)
-        """Of which chunks the largest scores are subtracted."""
+        """Flags of the chunks: whether the largest scores are subtracted."""
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, save: bool) -> tuple[Tensor, list[Tensor]]:
-        """The output, and if they are to be saved the signed probabilities of each chunk."""
+        """The output, and with `save` the signed probabilities of each chunk."""
         work, saved = _Work(), [None] * len(self.plan.chunks)
         out = torch.empty(*q.shape[:2], v.shape[2], dtype=self.dtype)
         sums = torch.empty(q.shape[0] * q.shape[1], dtype=self.wide)
@@ -240,8 +246,8 @@ class _Group:
     def probabilities(
         self, q: Tensor, k: Tensor, bias: Tensor | None, number: int, work: _Work, keep: bool, sums: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """P of a chunk [rows H, queries, keys], negative where dropped, and what V is multiplied by: P without dropout,
-        else -P where it is kept and 0 elsewhere. With `keep` the first is memory of its own."""
+        """P of a chunk [rows H, queries, keys], negative where dropped, and the factor of V: P without dropout, else
+        -P, with 0 for dropped cells. With `keep` the first is in new memory."""
         chunk = self.plan.chunks[number]
         narrow = self.dtype != self.wide
         columns = k[chunk.matrices, chunk.keys].mT
@@ -269,23 +275,23 @@ class _Group:
         return (p.copy_(s), work("used", s.shape, self.dtype).copy_(used)) if narrow else (s, used)
 
     def bias(self, bias: Tensor, chunk: Chunk, work: _Work) -> Tensor:
-        """A chunk's part, times log2 e."""
-        part = _of_bias(bias, chunk)
-        made = work("bias", part.shape, self.wide)
-        place = chunk.heads, chunk.queries, chunk.keys
-        if len(bias) > 1 or work.bias_place != place:
-            made.copy_(part).mul_(1 / math.log(2))
-            work.bias_place = place
-        return made
+        """The chunk's part of the bias, times log2 e."""
+        values = _chunk_of_bias(bias, chunk)
+        scaled = work("bias", values.shape, self.wide)
+        part = chunk.heads, chunk.queries, chunk.keys
+        if len(bias) > 1 or work.bias_part != part:
+            scaled.copy_(values).mul_(1 / math.log(2))
+            work.bias_part = part
+        return scaled
 
     def backward(
-        self, grad, q, k, v, bias, saved: list[Tensor | None], dbias: Tensor | None, wanted
+        self, grad, q, k, v, bias, saved: list[Tensor | None], dbias: Tensor | None, required
     ) -> list[Tensor | None]:
-        """dQ, dK, dV where wanted; adds the gradient of the bias to `dbias` [1 or B, 1 or H, queries, T]."""
+        """dQ, dK, dV where required; adds the gradient of the bias to `dbias` [1 or B, 1 or H, queries, T]."""
         work = _Work()
         scale = 1.0 if self.dropout is None else self.dropout.scale
-        dq = torch.empty_like(q) if wanted[0] else None
-        dk, dv = (self.total(x) if want else None for x, want in zip((k, v), wanted[1:], strict=False))
+        dq = torch.empty_like(q) if required[0] else None
+        dk, dv = (self.total(x) if needed else None for x, needed in zip((k, v), required[1:], strict=False))
         for number, chunk in enumerate(self.plan.chunks):
             q_, k_, v_ = q[chunk.matrices, chunk.queries], k[chunk.matrices, chunk.keys], v[chunk.matrices, chunk.keys]
             p = saved[number]
@@ -302,7 +308,7 @@ class _Group:
                 self.add(dv[chunk.matrices, chunk.keys], used.mT, do, scale, work)
             ds = torch.ops.aten._softmax_backward_data(dp, p, -1, p.dtype, grad_input=dp)
             if dbias is not None:
-                _add_bias(_of_bias(dbias, chunk), ds.view(chunk.shape), work)
+                _add_bias(_chunk_of_bias(dbias, chunk), ds.view(chunk.shape), work)
             if dq is not None:
                 work.times("dq", ds, k_, self.scale, dq[chunk.matrices, chunk.queries])
             if dk is not None:
@@ -310,7 +316,8 @@ class _Group:
         return [None if x is None else x.to(self.dtype) for x in (dq, dk, dv)]
 
     def total(self, x: Tensor) -> Tensor:
-        """For a gradient that each chunk writes, or to which several add, in at least float32."""
+        """Memory for a gradient: written once if chunks are whole, else zeros in at least float32 to which chunks
+        add."""
         return torch.empty_like(x) if self.plan.whole else torch.zeros_like(x, dtype=self.wide)
 
     def add(self, total: Tensor, a: Tensor, b: Tensor, alpha: float, work: _Work) -> None:
@@ -320,33 +327,33 @@ class _Group:
             total.add_(work.times("gradient", a, b, alpha))
 
 
-def _of_bias(bias: Tensor, chunk: Chunk) -> Tensor:
-    """A chunk's part [1 or rows, 1 or H, queries, keys] of what has the shape of the bias."""
+def _chunk_of_bias(bias: Tensor, chunk: Chunk) -> Tensor:
+    """The chunk's part [1 or rows, 1 or H, queries, keys] of a tensor with the shape of the bias."""
     rows, heads = (slice(None) if bias.shape[i] == 1 else part for i, part in enumerate((chunk.rows, chunk.heads)))
     return bias[rows, heads, chunk.queries, chunk.keys]
 
 
 def _add_bias(total: Tensor, ds: Tensor, work: _Work) -> None:
-    """Adds dS [rows, H, queries, keys] to [1 or rows, 1 or H, queries, keys]."""
+    """Add dS [rows, H, queries, keys] to `total` [1 or rows, 1 or H, queries, keys]."""
     if summed := [i for i in (0, 1) if total.shape[i] < ds.shape[i]]:
-        # `sum` itself would cast to fresh memory, whose pages cost more than the sum.
+        # `sum` with a dtype would cast into new memory, which costs more than the sum itself.
         wide = ds if ds.dtype == total.dtype else work("wide", ds.shape, total.dtype).copy_(ds)
         ds = torch.sum(wide, summed, keepdim=True, out=work("sum of dS", total.shape, total.dtype))
     total.add_(ds)
 
 
 def _in_range(chunk: Chunk, sums: Tensor) -> bool:
-    """Whether those of all queries that see a key are."""
+    """Report whether the sums of all queries with at least one allowed key are in RANGE."""
     sums = sums.view(chunk.shape[:3])
-    good = (sums >= RANGE[0]) & (sums <= RANGE[1])
+    valid = (sums >= RANGE[0]) & (sums <= RANGE[1])
     if chunk.allowed is not None:
-        good |= ~chunk.allowed.any(-1)
-    return bool(good.all())
+        valid |= ~chunk.allowed.any(-1)
+    return bool(valid.all())
 
 
 @cache
 def _onednn() -> Callable[[Tensor, Tensor], Tensor] | None:
-    """x [I, J], w [L, J] -> x w^T in float32; None where this build of PyTorch has no such operator."""
+    """Function of x [I, J] and w [L, J] that returns x w^T in float32; None where this build of PyTorch lacks it."""
     if platform.machine().lower() not in ("x86_64", "amd64"):
         return None
     try:

@@ -1,4 +1,4 @@
-"""How attention on a CPU is cut into chunks whose scores stay in the cache, and which keys each of them needs.
+"""Division of CPU attention into chunks whose scores stay in the cache, and the range of keys that each chunk needs.
 
 Shapes: B batch, H heads, T tokens, K head size.
 """
@@ -12,27 +12,29 @@ import torch
 from torch import Tensor
 
 CELLS = 1 << 20
-"""Scores in a chunk: 4 MiB in float32. Smaller ones are no faster (docs/lab-notes.md), and each brings a dozen parallel
-operations, which cost most where another program holds a core. A constant, since it decides the order of sums."""
+"""Scores in a chunk: 4 MiB in float32. Smaller chunks are no faster (docs/lab-notes.md), and each costs a dozen
+parallel operations, which are slow where another program uses a core. A constant, since it decides the order of
+summation."""
 BLOCK = 256
-"""Queries of a chunk where long rows hold several segments, so that it can skip the keys of other segments."""
+"""Queries in a chunk of long rows with segments, few enough that the keys of other segments can be skipped."""
 STEP = 32
-"""Keys are skipped in multiples of this, so that few sizes of products occur: oneDNN compiles each of them once."""
+"""Keys are skipped in multiples of this, which limits the number of product sizes: oneDNN compiles each size."""
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """Some scores: of some rows and heads, which are neighbours in [B H, T, K], queries and keys."""
+    """A block of the scores [B, H, queries, keys]: consecutive rows, heads, queries and keys."""
 
     matrices: slice
+    """Rows and heads as indices into [B H, T, K]."""
     rows: slice
     heads: slice
     queries: slice
     keys: slice
     shape: tuple[int, int, int, int]
-    """How many rows, heads, queries and keys."""
+    """Number of rows, heads, queries and keys."""
     allowed: Tensor | None
-    """bool [rows, 1, 1 or queries, keys], where not all of them may be seen."""
+    """bool [rows, 1, 1 or queries, keys], False for masked scores; None if none is masked."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class ChunkPlan:
 
     chunks: list[Chunk]
     whole: bool
-    """Whether each chunk holds all queries and all keys of its rows."""
+    """True if each chunk has all queries and all keys of its rows."""
 
     @property
     def cells(self) -> int:
@@ -51,7 +53,7 @@ class ChunkPlan:
 def chunk_plan(
     shape: tuple[int, int, int, int], key_padding: Tensor | None, segments: Tensor | None, single: float
 ) -> ChunkPlan:
-    """Of scores [B, H, queries, keys]; matrices of at least `single` scores get a chunk each."""
+    """Chunks of scores [B, H, queries, keys]; each matrix of at least `single` scores is a chunk."""
     batch, heads, queries, keys = shape
     by_segments = segments is not None and queries > 2 * BLOCK
     queries_of = _cut(queries, BLOCK if by_segments else max(1, min(queries, CELLS // keys)))
@@ -78,7 +80,7 @@ def _cut(size: int, step: int) -> list[slice]:
 def _mask(
     key_padding: Tensor | None, segments: Tensor | None, rows: slice, queries: slice
 ) -> tuple[slice, Tensor | None]:
-    """The keys that a chunk needs, and which of them are allowed (None for all)."""
+    """The range of keys that a chunk needs, and its mask of allowed scores (None if all are allowed)."""
     allowed = None if key_padding is None else key_padding[rows, None, None]
     if segments is not None:
         same = (segments[rows, queries, None] == segments[rows, None, :])[:, None]
@@ -91,8 +93,8 @@ def _mask(
 
 
 class Packing:
-    """Sequences one after the other as batches of sequences of about equal length, and back. What is moved are rows of
-    the K numbers of a token and head."""
+    """Conversion of packed sequences into batches of sequences of about equal length, and back. The unit that is moved
+    is a row of the K numbers of a token and head."""
 
     def __init__(self, cu_seqlens: Tensor, heads: int) -> None:
         self.bounds, self.heads = cu_seqlens.tolist(), heads
@@ -102,16 +104,16 @@ class Packing:
             if size:
                 groups.setdefault(min(max(sizes), _rounded(size)), []).append(number)
         self.groups = sorted(groups.items())
-        """(padded length, numbers of the sequences)"""
+        """(padded length, indices of the sequences)"""
         self.sizes = [torch.tensor([sizes[number] for number in numbers]) for _, numbers in self.groups]
         first = 0
         self.tokens, self.back, padding = [], torch.empty(self.bounds[-1], heads, dtype=torch.int64), []
         for (length, numbers), size in zip(self.groups, self.sizes, strict=True):
-            place, size = torch.arange(length), size[:, None]
-            token = cu_seqlens[numbers].long()[:, None] + place.minimum(size - 1)
+            position, size = torch.arange(length), size[:, None]
+            token = cu_seqlens[numbers].long()[:, None] + position.minimum(size - 1)
             shape = len(numbers), heads, length
             row = torch.arange(first, first + math.prod(shape)).view(shape)
-            real = place < size
+            real = position < size
             self.tokens.append(token)
             self.back[token[real]] = row.transpose(1, 2)[real]
             padding.append(row.transpose(1, 2)[~real].flatten())
@@ -119,15 +121,15 @@ class Packing:
         self.padding = torch.cat(padding)
 
     def shapes(self) -> Iterator[tuple[int, int, int, Tensor | None, list[int]]]:
-        """For each group: sequences, queries, keys, bool [sequences, length], False for padding (None if there is
-        none), and the numbers of the sequences."""
+        """Number of sequences, queries, keys; bool [sequences, length], False for padding (None if there is none); and
+        the indices of the sequences, for each group."""
         for (length, numbers), sizes in zip(self.groups, self.sizes, strict=True):
             padding = None if (sizes == length).all() else torch.arange(length) < sizes[:, None]
             yield len(numbers), length, length, padding, numbers
 
     def split(self, x: Tensor, gradient: bool) -> list[Tensor]:
-        """[1, H, tokens, K] -> for each group [sequences, H, length, K]. Padding repeats the last token; in a gradient
-        it is 0."""
+        """Convert [1, H, tokens, K] to [sequences, H, length, K] for each group. Padding repeats the last token; in a
+        gradient it is 0."""
         size = x.shape[3]
         if x.stride(3) != 1 or x.stride(1) % size or x.stride(2) % size:
             x = x.contiguous()
@@ -143,13 +145,13 @@ class Packing:
         return [part.view(*number.shape, size) for number, part in parts]
 
     def join(self, parts: list[Tensor]) -> Tensor:
-        """The reverse of `split`, without the padding."""
+        """Reverse of `split`, without the padding."""
         flat = torch.cat([part.flatten(0, 2) for part in parts])
         rows = flat.index_select(0, self.back.flatten())
         return rows.view(*self.back.shape, -1).transpose(0, 1)[None]
 
 
 def _rounded(size: int) -> int:
-    """Up to a multiple of 16, or of a 32nd of the next power of two: little padding, and few sizes of products."""
+    """Round up to a multiple of 16, or of 1/32 of the next power of two: little padding, and few sizes of products."""
     step = max(16, (1 << (size - 1).bit_length()) // 32)
     return -(-size // step) * step

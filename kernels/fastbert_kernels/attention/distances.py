@@ -1,4 +1,4 @@
-"""T5's buckets of distances (arXiv 1910.10683), and what lies on the diagonals of a bias."""
+"""T5's buckets of distances (arXiv 1910.10683), and biases that are constant along diagonals."""
 
 import math
 
@@ -21,36 +21,35 @@ def relative_bucket(distance: Tensor, buckets: int = 32, max_distance: int = 128
 
 
 def from_diagonals(by_distance: Tensor, first: int, rows: int, length: int) -> Tensor:
-    """From a number for each distance to rows of the matrix they make: a view, or a copy in a traced
-    program.
+    """Rows of the bias matrix with one value for each distance: a view, or a copy when traced or compiled.
 
     Args:
-        by_distance: [H, 2 P - 1], of the distances 1 - P to P - 1.
-        first, rows: which rows, of at most P.
-        length: columns, at most P.
+        by_distance: [H, 2 P - 1], the values for the distances 1 - P to P - 1.
+        first, rows: the first row and the number of rows; row indices are below P.
+        length: number of columns, at most P.
 
     Returns:
         [H, rows, length], with by_distance[j - i + P - 1] in row i - first and column j.
     """
     middle = (by_distance.shape[-1] - 1) // 2
     if torch.compiler.is_compiling() or torch.jit.is_tracing():
-        # The size of `unfold`'s windows would be a constant of the graph. Its gradient takes less time than that of an
-        # index, so training has it.
+        # `unfold` would make the window size a constant of the graph. In eager mode its gradient is faster than that of
+        # indexing.
         row = torch.arange(first, first + rows, device=by_distance.device)
         column = torch.arange(length, device=by_distance.device)
         return by_distance[:, column - row[:, None] + middle]
-    # Row i is a window of the diagonal values that begins at the distance -i: the last row's comes first.
+    # Row i is the window of values that begins at the distance -i; the window of the last row comes first.
     start = middle - (first + rows - 1)
     return by_distance[:, start : start + rows + length - 1].unfold(-1, length, 1).flip(1)
 
 
 def add_diagonals(by_distance: Tensor, rows: Tensor, first: int) -> None:
-    """The gradient of `from_diagonals`: adds the sums of the diagonals of rows [H, rows, T] to `by_distance`, in place
-    and in a fixed order."""
+    """Gradient of `from_diagonals`: adds the sums of the diagonals of rows [H, rows, T] to `by_distance`, in place and
+    in a fixed order."""
     heads, count, length = rows.shape
     start = (by_distance.shape[-1] - 1) // 2 - (first + count - 1)
-    # With each row longer by its number of rows and read as if it were one shorter, every row stands one further to the
-    # right than the one below it, and the diagonals are columns.
+    # Rows are padded to length + count and read with length + count - 1, which shifts each row by one relative to the
+    # next, so that diagonals become columns.
     skewed = F.pad(rows.flip(1), (0, count)).flatten(1)[:, : count * (length + count - 1)]
     skewed = skewed.view(heads, count, length + count - 1)
     by_distance[:, start : start + count + length - 1] += skewed.sum(1)

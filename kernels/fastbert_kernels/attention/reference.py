@@ -1,7 +1,8 @@
-"""The definition of attention with an additive, learned bias, in plain products, and what every form of it shares.
+"""The definition of attention with an additive, learned bias, in plain products, and the checks and keys that all
+implementations use.
 
-Shapes: B batch, H heads, T queries and keys, K head size. Sequences of unequal lengths that are packed one after the
-other are a batch of one whose T is their whole length; T in the bias is then the length of the longest.
+Shapes: B batch, H heads, T queries and keys, K head size. Packed sequences of unequal lengths are a batch of one whose
+T is their total length; T in the bias is then the length of the longest.
 """
 
 import itertools
@@ -26,72 +27,78 @@ def attention_reference(
     dropout_p: float = 0.0,
     seed: int | None = None,
     keys: Tensor | None = None,
-    places: Tensor | None = None,
+    query_positions: Tensor | None = None,
 ) -> Tensor:
-    """What `attention` means, in plain products and a softmax in at least float32.
+    """Definition of `attention`, by plain products and a softmax in at least float32.
 
-        softmax(scale q k^T + bias, over the keys that may be seen) v
+        softmax(scale q k^T + bias, over the allowed keys) v
 
     Args:
         q: [B, H, T, K], or another number of queries.
         k, v: [B, H, T, K].
         bias: [1 or B, 1 or H, queries, T], added to the scaled scores.
-        cu_seqlens: int32 [sequences + 1], where each packed sequence begins, and the end of the last; B is 1 then, the
-            bias is by place in the sequence, and tokens see their own sequence.
-        key_padding: bool [B, T], False for keys that no query may see.
-        segments: int [B, T]; a query sees the keys of its own segment, such as its document.
-        scale: of the scores, K ** -0.5 if None.
-        dropout_p: share of the probabilities that is dropped.
-        seed: of the dropout, with the row's number; or give
-        keys: int32 [B or sequences], a hashed key for each, so that a row drops the same wherever it stands.
-        places: int64 [B, queries], which tokens the queries are: segments and dropout go by it. The first ones if None.
+        cu_seqlens: int32 [sequences + 1], the start of each packed sequence and the end of the last. B is 1, the bias
+            is indexed by position in the sequence, and tokens attend within their sequence.
+        key_padding: bool [B, T], False for masked keys (padding).
+        segments: int [B, T]; a query attends to the keys of its segment, such as its document.
+        scale: factor of q k^T, K ** -0.5 if None.
+        dropout_p: dropout probability.
+        seed: random seed of the dropout, hashed with the row index; or give
+        keys: int32 [B or sequences], one hashed key for each, so that the dropout of a row does not depend on its
+            index.
+        query_positions: int64 [B, queries], the positions of the queries, for segments and dropout; 0, 1, ... if None.
 
     Returns:
         [B, H, queries, K]; zeros where a query sees no key.
 
     Raises:
-        ValueError: shapes or types that do not fit, named.
+        ValueError: shapes, dtypes or devices that do not match.
     """
-    check_attention(q, k, v, bias, cu_seqlens, key_padding, segments, dropout_p, seed, keys, places)
+    check_attention(q, k, v, bias, cu_seqlens, key_padding, segments, dropout_p, seed, keys, query_positions)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     keys = dropout_keys(q, cu_seqlens, dropout_p, seed, keys)
     if cu_seqlens is None:
-        allowed = allowed_pairs(key_padding, segments, q.shape[2], places)
-        return _plain(q, k, v, bias, allowed, scale, dropout_p, keys, places)
+        allowed = allowed_pairs(key_padding, segments, q.shape[2], query_positions)
+        return _plain(q, k, v, bias, allowed, scale, dropout_p, keys, query_positions)
     parts = []
     bounds = cu_seqlens.tolist()
     if bounds != sorted(bounds) or bounds[0] != 0 or bounds[-1] != q.shape[2]:
-        raise ValueError(f"cu_seqlens must rise from 0 to the {q.shape[2]} tokens, not {bounds[:3]} ... {bounds[-1]}")
+        raise ValueError(f"cu_seqlens must ascend from 0 to the {q.shape[2]} tokens, not {bounds[:3]} ... {bounds[-1]}")
     for number, (start, end) in enumerate(itertools.pairwise(bounds)):
         q_, k_, v_ = (x[:, :, start:end] for x in (q, k, v))
-        local = None if bias is None else bias[:, :, : end - start, : end - start]
-        own = None if keys is None else keys[number : number + 1]
-        parts.append(_plain(q_, k_, v_, local, None, scale, dropout_p, own))
+        bias_ = None if bias is None else bias[:, :, : end - start, : end - start]
+        key = None if keys is None else keys[number : number + 1]
+        parts.append(_plain(q_, k_, v_, bias_, None, scale, dropout_p, key))
     return torch.cat(parts, 2)
 
 
 def allowed_pairs(
-    key_padding: Tensor | None, segments: Tensor | None, queries: int, places: Tensor | None = None
+    key_padding: Tensor | None, segments: Tensor | None, queries: int, query_positions: Tensor | None = None
 ) -> Tensor | None:
-    """bool [B, 1, 1 or queries, T]: which keys the tokens at `places`, or the first `queries`, see; None for all."""
+    """Mask of allowed keys, bool [B, 1, 1 or queries, T], for the queries at `query_positions` or the first `queries`;
+    None if all are allowed."""
     allowed = None if key_padding is None else key_padding[:, None, None, :]
     if segments is None:
         return allowed
-    own = segments[:, :queries] if places is None else segments.gather(1, places)
-    same = (own[:, :, None] == segments[:, None, :])[:, None]
+    of_query = segments[:, :queries] if query_positions is None else segments.gather(1, query_positions)
+    same = (of_query[:, :, None] == segments[:, None, :])[:, None]
     return same if allowed is None else allowed & same
 
 
-def dropout_row_keys(keys: Tensor, heads: int, length: int, places: Tensor | None = None) -> Tensor:
-    """int32 [B, H, T]: the hashed key of each row of the attention matrix, from one key for each row of the batch."""
+def dropout_row_keys(keys: Tensor, heads: int, length: int, query_positions: Tensor | None = None) -> Tensor:
+    """int32 [B, H, T], one hashed key for each row of the attention matrix, from one key for each row of the batch."""
     head = torch.arange(heads, dtype=torch.int32, device=keys.device)
-    query = torch.arange(length, dtype=torch.int32, device=keys.device) if places is None else places.int()[:, None]
+    query = (
+        torch.arange(length, dtype=torch.int32, device=keys.device)
+        if query_positions is None
+        else query_positions.int()[:, None]
+    )
     return combine(combine(keys[:, None], head)[:, :, None], query)
 
 
-def _plain(q, k, v, bias, allowed, scale: float, dropout_p: float, keys, places=None) -> Tensor:
-    """One batch of sequences of equal length."""
-    # The scale goes to the queries: T x K numbers instead of T x T.
+def _plain(q, k, v, bias, allowed, scale: float, dropout_p: float, keys, query_positions=None) -> Tensor:
+    """Attention of a batch of sequences of equal length."""
+    # Scaling the queries costs T x K products instead of T x T.
     scores = (q * scale) @ k.transpose(-1, -2)
     if bias is not None:
         scores = scores + bias
@@ -102,13 +109,13 @@ def _plain(q, k, v, bias, allowed, scale: float, dropout_p: float, keys, places=
     if allowed is not None:
         probabilities = probabilities * allowed.any(-1, keepdim=True)
     if dropout_p:
-        rows = dropout_row_keys(keys, q.shape[1], q.shape[2], places)
+        rows = dropout_row_keys(keys, q.shape[1], q.shape[2], query_positions)
         probabilities = hash_dropout(probabilities, rows, dropout_p)
     return probabilities.to(v.dtype) @ v
 
 
 def dropout_keys(q: Tensor, cu_seqlens: Tensor | None, dropout_p: float, seed: int | None, keys: Tensor | None):
-    """A key for each row of the batch, or each packed sequence; None without dropout."""
+    """Keys [B or sequences], one for each row of the batch or packed sequence; None without dropout."""
     if not dropout_p or keys is not None:
         return keys if dropout_p else None
     count = len(q) if cu_seqlens is None else len(cu_seqlens) - 1
@@ -117,21 +124,23 @@ def dropout_keys(q: Tensor, cu_seqlens: Tensor | None, dropout_p: float, seed: i
 
 
 def check_attention(
-    q, k, v, bias, cu_seqlens, key_padding, segments, dropout_p: float, seed, keys, places=None
+    q, k, v, bias, cu_seqlens, key_padding, segments, dropout_p: float, seed, keys, query_positions=None
 ) -> None:
     if not q.dim() == k.dim() == v.dim() == 4:
         raise ValueError(f"q, k, v must be [B, H, T, K], not {tuple(q.shape)}, {tuple(k.shape)}, {tuple(v.shape)}")
     if q.shape[:2] != k.shape[:2] or q.shape[3] != k.shape[3] or k.shape[:3] != v.shape[:3]:
-        raise ValueError(f"q {tuple(q.shape)}, k {tuple(k.shape)} and v {tuple(v.shape)} do not fit each other")
+        raise ValueError(f"q {tuple(q.shape)}, k {tuple(k.shape)} and v {tuple(v.shape)} do not match")
     if not q.dtype == k.dtype == v.dtype or not q.device == k.device == v.device:
         raise ValueError(
-            f"q ({q.dtype}, {q.device}), k ({k.dtype}, {k.device}) and v ({v.dtype}, {v.device}) must be alike"
+            f"q ({q.dtype}, {q.device}), k ({k.dtype}, {k.device}) and v ({v.dtype}, {v.device}) must have "
+            "the same dtype and device"
         )
-    if places is not None and (cu_seqlens is not None or places.shape != (len(q), q.shape[2])):
+    if query_positions is not None and (cu_seqlens is not None or query_positions.shape != (len(q), q.shape[2])):
         raise ValueError(
-            f"places {tuple(places.shape)} must be [B, queries] {(len(q), q.shape[2])}, without cu_seqlens"
+            f"query_positions {tuple(query_positions.shape)} must be [B, queries] {(len(q), q.shape[2])}, "
+            "without cu_seqlens"
         )
-    if segments is not None and places is None and q.shape[2] > k.shape[2]:
+    if segments is not None and query_positions is None and q.shape[2] > k.shape[2]:
         raise ValueError(f"with segments there cannot be more queries ({q.shape[2]}) than keys ({k.shape[2]})")
     batch, heads, queries, size = q.shape
     length = k.shape[2]
@@ -143,20 +152,20 @@ def check_attention(
             scores = (batch, heads, queries, length)
             raise ValueError(f"bias {tuple(bias.shape)} does not fit scores [B, H, T, T] {scores}")
         if bias.shape[2] != bias.shape[3] and cu_seqlens is not None:
-            raise ValueError(f"bias {tuple(bias.shape)} must be square for packed sequences, by place in the longest")
+            raise ValueError(f"bias {tuple(bias.shape)} must be square for packed sequences, indexed by position")
         if not bias.is_floating_point():
             raise ValueError(f"bias must be floating-point, not {bias.dtype}")
-    others = {"bias": bias, "cu_seqlens": cu_seqlens, "key_padding": key_padding, "segments": segments, "keys": keys}
-    for name, x in {**others, "places": places}.items():
+    tensors = {"bias": bias, "cu_seqlens": cu_seqlens, "key_padding": key_padding, "segments": segments, "keys": keys}
+    for name, x in {**tensors, "query_positions": query_positions}.items():
         if x is not None and x.device != q.device:
             raise ValueError(f"{name} is on {x.device} and q on {q.device}; they must be on one device")
-    for name, x, kind in (("key_padding", key_padding, "bool"), ("segments", segments, "int")):
+    for name, x, dtype in (("key_padding", key_padding, "bool"), ("segments", segments, "int")):
         if x is None:
             continue
         if x.shape != (batch, length):
             raise ValueError(f"{name} {tuple(x.shape)} must be [B, T] {(batch, length)}")
-        if (x.dtype == torch.bool) != (kind == "bool") or x.is_floating_point() or x.is_complex():
-            raise ValueError(f"{name} must be {kind}, not {x.dtype}")
+        if (x.dtype == torch.bool) != (dtype == "bool") or x.is_floating_point() or x.is_complex():
+            raise ValueError(f"{name} must be {dtype}, not {x.dtype}")
     if cu_seqlens is not None:
         if batch != 1 or queries != length or key_padding is not None or segments is not None:
             raise ValueError("with cu_seqlens, B must be 1, and there is no key_padding, segments or shorter q")

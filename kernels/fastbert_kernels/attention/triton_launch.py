@@ -1,7 +1,7 @@
-"""From tensors to launches of the attention kernels, as operators that PyTorch knows.
+"""Launches of the attention kernels, as custom PyTorch operators.
 
-Shapes as in `triton_tiles`. With `bounds` the row of all sequences one after the other is B = 1, and T in a bias is the
-length of the longest.
+Shapes as in `triton_tiles`. With `bounds` the packed sequences are a batch of B = 1, and T in a bias is the length of
+the longest.
 """
 
 from typing import Any
@@ -19,9 +19,9 @@ from fastbert_kernels.attention.triton_backward import (
     short_kernel,
 )
 from fastbert_kernels.attention.triton_forward import forward_kernel
-from fastbert_kernels.attention.triton_tiles import Bias, Cells, HeadRows, KernelDropout, Numbers, Untied
+from fastbert_kernels.attention.triton_tiles import Bias, HeadRows, KernelDropout, RowValues, TokenValues, Untied
 from fastbert_kernels.backend import INTERPRETED
-from fastbert_kernels.configurations import KINDS, kind, tiles
+from fastbert_kernels.configurations import TENSOR_CLASSES, tensor_class, tiles
 from fastbert_kernels.hashing import threshold
 
 KERNELS = {
@@ -32,30 +32,33 @@ KERNELS = {
     "short": short_kernel,
 }
 SHORT = (64, 128)
-"""Sizes of the tile with which `short_kernel` holds a whole sequence."""
+"""Tile sizes of `short_kernel`, whose tile has a whole sequence."""
 PROGRAMS = 528
-"""As many are wanted at least where sequences are summed: four for each multiprocessor of an H100. A constant, since
-the number of groups decides the order of summation."""
+"""Target number of programs of `bias_kernel`: four for each multiprocessor of an H100. A constant, since the number of
+groups of sequences decides the order of summation."""
 STRIPE_CELLS = 1 << 24
-"""Cells of a bias's gradient that are there at a time where it is only needed for its parts."""
+"""Number of values of the bias's gradient in memory at a time, where only the gradients of its components are
+needed."""
 
 
 class _Launches:
-    """What the kernels of one call are given."""
+    """The arguments that all kernels of one call have in common, and their launches."""
 
     def __init__(
         self, q, bias, untied, relative, bounds, key_padding, segments, keys, scale, dropout_p, longest
     ) -> None:
         self.packed, self.heads, self.head_size = bounds is not None, q.shape[1], q.shape[3]
-        self.kind = kind(self.head_size, q.dtype)
+        self.tensor_class = tensor_class(self.head_size, q.dtype)
         self.batch = len(bounds) - 1 if self.packed else len(q)
         bounds, keys = (None if x is None else x.contiguous() for x in (bounds, keys))
         self.longest = longest if self.packed else q.shape[2]
         self.block_k = max(16, triton.next_power_of_2(self.head_size))
-        padding = None if key_padding is None else _cells(key_padding.view(torch.int8))
-        segments = None if segments is None else _cells(segments if segments.dtype == torch.int64 else segments.int())
+        padding = None if key_padding is None else _token_values(key_padding.view(torch.int8))
+        segments = (
+            None if segments is None else _token_values(segments if segments.dtype == torch.int64 else segments.int())
+        )
         dropout = KernelDropout(keys, threshold(dropout_p), 1.0 / (1.0 - dropout_p)) if dropout_p else None
-        self.short = self.longest <= SHORT[-1] and self.kind == KINDS[0]
+        self.short = self.longest <= SHORT[-1] and self.tensor_class == TENSOR_CLASSES[0]
         self.tensors = {"bias": None, "untied": untied, "relative": relative, "bounds": bounds, "dropout": dropout}
         self.tensors |= {"padding": padding, "segments": segments}
         if bias is not None:
@@ -63,33 +66,33 @@ class _Launches:
             self.tensors["bias"] = Bias(bias, *strides)
         self.numbers = {"scale": scale, "T": self.longest, "B": self.batch, "H": self.heads, "K": self.head_size}
 
-    def __call__(self, name: str, programs: int, blocks: dict[str, int], warps: int, stages: int, **own: Any) -> None:
-        given = {**self.tensors, **self.numbers, **own}
+    def __call__(self, name: str, programs: int, blocks: dict[str, int], warps: int, stages: int, **more: Any) -> None:
+        arguments = {**self.tensors, **self.numbers, **more}
         even = not self.packed and all(self.longest % size == 0 for size in blocks.values())
         options = {"EVEN": even, "UPCAST": INTERPRETED, "num_warps": warps, "num_stages": stages}
-        KERNELS[name][(programs,)](**given, **options, **blocks, BLOCK_K=self.block_k)
+        KERNELS[name][(programs,)](**arguments, **options, **blocks, BLOCK_K=self.block_k)
 
-    def walk(self, name: str, axis: str, **own: Any) -> None:
-        """A kernel with a program for each block of queries ("M") or keys ("N") of each sequence and head."""
-        chosen = tiles(name, self.kind, self.tensors["untied"] is not None)
+    def by_blocks(self, name: str, axis: str, **more: Any) -> None:
+        """Launch a kernel with a program for each block of queries ("M") or keys ("N") of each sequence and head."""
+        chosen = tiles(name, self.tensor_class, self.tensors["untied"] is not None)
         keys = next(size for size in SHORT if self.longest <= size) if name == "short" else chosen.keys
         blocks = {"BLOCK_M": chosen.queries, "BLOCK_N": keys}
         programs = triton.cdiv(self.longest, blocks[f"BLOCK_{axis}"]) * self.batch * self.heads
-        self(name, programs, blocks, chosen.warps, chosen.stages, **own)
+        self(name, programs, blocks, chosen.warps, chosen.stages, **more)
 
-    def bias_gradient(self, biases: int, first_row: int, rows: int, device, **own: Any) -> Tensor:
-        """float32 [biases, H, rows, T]: dS of some rows, summed over the sequences or (with B biases) not."""
-        chosen = tiles("bias", self.kind, self.tensors["untied"] is not None)
+    def bias_gradient(self, biases: int, first_row: int, rows: int, device, **more: Any) -> Tensor:
+        """dS of consecutive rows, float32 [biases, H, rows, T]: summed over the sequences if `biases` is 1."""
+        chosen = tiles("bias", self.tensor_class, self.tensors["untied"] is not None)
         blocks = {"BLOCK_M": chosen.queries, "BLOCK_N": chosen.keys}
         down, across = triton.cdiv(rows, chosen.queries), triton.cdiv(self.longest, chosen.keys)
         groups, count = self.groups(biases, down * across * self.heads)
         out = torch.empty(groups, self.heads, rows, self.longest, dtype=torch.float32, device=device)
-        more = {"dbias": Bias(out, *out.stride()), "first_row": first_row, "rows": rows, "count": count}
-        self("bias", down * across * self.heads * groups, blocks, chosen.warps, chosen.stages, **own, **more)
+        more |= {"dbias": Bias(out, *out.stride()), "first_row": first_row, "rows": rows, "count": count}
+        self("bias", down * across * self.heads * groups, blocks, chosen.warps, chosen.stages, **more)
         return out if biases > 1 else out.sum(0, keepdim=True)
 
     def groups(self, biases: int, programs: int) -> tuple[int, int]:
-        """In how many groups the sequences are summed, and how many there are in each."""
+        """Number of groups in which sequences are summed, and number of sequences per group."""
         if biases > 1:
             return self.batch, 1
         count = triton.cdiv(self.batch, triton.cdiv(PROGRAMS, programs))
@@ -100,16 +103,16 @@ def _rows(x: Tensor) -> HeadRows:
     return HeadRows(x, *x.stride())
 
 
-def _numbers(x: Tensor) -> Numbers:
-    return Numbers(x, *x.stride()[:2])
+def _row_values(x: Tensor) -> RowValues:
+    return RowValues(x, *x.stride()[:2])
 
 
-def _cells(x: Tensor) -> Cells:
-    return Cells(x, *x.stride())
+def _token_values(x: Tensor) -> TokenValues:
+    return TokenValues(x, *x.stride())
 
 
-def _untied(place_q, place_k, theta) -> Untied | None:
-    return None if place_q is None else Untied(place_q, place_k, theta, place_q.shape[1])
+def _untied(pos_q, pos_k, theta) -> Untied | None:
+    return None if pos_q is None else Untied(pos_q, pos_k, theta, pos_q.shape[1])
 
 
 @torch.library.custom_op("fastbert_kernels::attention_forward", mutates_args=())
@@ -118,8 +121,8 @@ def attention_forward(
     k: Tensor,
     v: Tensor,
     bias: Tensor | None,
-    place_q: Tensor | None,
-    place_k: Tensor | None,
+    pos_q: Tensor | None,
+    pos_k: Tensor | None,
     theta: Tensor | None,
     relative: Tensor | None,
     bounds: Tensor | None,
@@ -133,26 +136,28 @@ def attention_forward(
     """The forward kernel.
 
     Args:
-        q, k, v: [B, H, T, K], of any strides.
+        q, k, v: [B, H, T, K], any strides.
         bias: [1 or B, H, T, T]; or, instead of it,
-        place_q, place_k: [H, P, K], contiguous, of q's type, P at least the longest sequence, with
+        pos_q, pos_k: [H, P, K], contiguous, of q's dtype, P at least the length of the longest sequence, with
         theta: float32 [H, 2], contiguous, and
         relative: float32 [H, 2 P - 1], contiguous, or None.
-        bounds: int32 [sequences + 1], where each sequence of a B of 1 begins, and the end of the last.
-        key_padding: bool [B, T], False for keys that no query may see; not with `bounds`.
-        segments: integers [B, T]; a query sees keys of its own segment; not with `bounds`.
-        keys: int32 [B or sequences], of the dropout.
-        longest: the length of the longest sequence, with `bounds`.
+        bounds: int32 [sequences + 1], the start of each packed sequence and the end of the last.
+        key_padding: bool [B, T], False for masked keys; not with `bounds`.
+        segments: integers [B, T]; a query attends to keys of its segment; not with `bounds`.
+        keys: int32 [B or sequences], hashed keys of the dropout.
+        scale: factor of the products.
+        dropout_p: dropout probability.
+        longest: length of the longest sequence, with `bounds`.
 
     Returns:
-        O, of q's order of strides; L, float32 [B, H, T].
+        O, with q's order of strides; L, float32 [B, H, T].
     """
     out = torch.empty_like(q)
     lse = torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)
-    untied = _untied(place_q, place_k, theta)
+    untied = _untied(pos_q, pos_k, theta)
     call = _Launches(q, bias, untied, relative, bounds, key_padding, segments, keys, scale, dropout_p, longest)
-    with torch.cuda.device_of(q):  # Triton launches on the current device, and tiles are chosen for it
-        call.walk("forward", "M", q=_rows(q), k=_rows(k), v=_rows(v), out=_rows(out), lse=_numbers(lse))
+    with torch.cuda.device_of(q):  # Triton launches on the current device, and tiles are selected for it
+        call.by_blocks("forward", "M", q=_rows(q), k=_rows(k), v=_rows(v), out=_rows(out), lse=_row_values(lse))
     return out, lse
 
 
@@ -170,8 +175,8 @@ def attention_backward(
     k: Tensor,
     v: Tensor,
     bias: Tensor | None,
-    place_q: Tensor | None,
-    place_k: Tensor | None,
+    pos_q: Tensor | None,
+    pos_k: Tensor | None,
     theta: Tensor | None,
     relative: Tensor | None,
     bounds: Tensor | None,
@@ -181,37 +186,37 @@ def attention_backward(
     scale: float,
     dropout_p: float,
     longest: int,
-    bias_wanted: bool,
+    bias_required: bool,
 ) -> list[Tensor]:
-    """dQ, dK, dV; behind them, if `bias_wanted`, the gradient of the bias or those of its four parts that are there."""
+    """dQ, dK, dV, and if `bias_required` the gradient of the bias or of those of its four components that are given."""
     dq, dk, dv = (torch.empty_like(x) for x in (q, k, v))
-    untied = _untied(place_q, place_k, theta)
+    untied = _untied(pos_q, pos_k, theta)
     call = _Launches(q, bias, untied, relative, bounds, key_padding, segments, keys, scale, dropout_p, longest)
     delta = torch.empty_like(lse)
-    common = {"q": _rows(q), "k": _rows(k), "v": _rows(v), "do": _rows(grad), "lse": _numbers(lse)}
-    common["delta"] = _numbers(delta)
+    common = {"q": _rows(q), "k": _rows(k), "v": _rows(v), "do": _rows(grad), "lse": _row_values(lse)}
+    common["delta"] = _row_values(delta)
     with torch.cuda.device_of(q):
         if call.short:
-            call.walk("short", "N", **common, dq=_rows(dq), dk=_rows(dk), dv=_rows(dv))
+            call.by_blocks("short", "N", **common, dq=_rows(dq), dk=_rows(dk), dv=_rows(dv))
         else:
             block = {"BLOCK_M": 32, "BLOCK_K": call.block_k}
             programs = triton.cdiv(q.shape[2], 32) * q.shape[0] * q.shape[1]
             sizes = {"T": q.shape[2], "H": call.heads, "K": call.head_size}
-            delta_kernel[(programs,)](_rows(out), _rows(grad), _numbers(delta), **sizes, **block)
-            call.walk("keys", "N", **common, dk=_rows(dk), dv=_rows(dv))
-            call.walk("queries", "M", **common, dq=_rows(dq))
-        if not bias_wanted:
+            delta_kernel[(programs,)](_rows(out), _rows(grad), _row_values(delta), **sizes, **block)
+            call.by_blocks("keys", "N", **common, dk=_rows(dk), dv=_rows(dv))
+            call.by_blocks("queries", "M", **common, dq=_rows(dq))
+        if not bias_required:
             return [dq, dk, dv]
         if bias is not None:
             whole = call.bias_gradient(len(bias), 0, call.longest, q.device, **common)
             return [dq, dk, dv, whole.to(bias.dtype)]
-        return [dq, dk, dv, *_parts_gradients(call, place_q, place_k, theta, relative, scale, q.device, common)]
+        return [dq, dk, dv, *_component_gradients(call, pos_q, pos_k, theta, relative, scale, q.device, common)]
 
 
-def _parts_gradients(call: _Launches, place_q, place_k, theta, relative, scale: float, device, common) -> list[Tensor]:
-    """Of the bias's parts, from stripes of the bias's gradient."""
-    wide = [x.float() for x in (place_q, place_k)]
-    sums = [torch.zeros_like(x, dtype=torch.float32) for x in (place_q, place_k, theta, relative) if x is not None]
+def _component_gradients(call: _Launches, pos_q, pos_k, theta, relative, scale: float, device, common) -> list[Tensor]:
+    """Gradients of the bias's components, from stripes of the bias's gradient."""
+    wide = [x.float() for x in (pos_q, pos_k)]
+    sums = [torch.zeros_like(x, dtype=torch.float32) for x in (pos_q, pos_k, theta, relative) if x is not None]
     length = call.longest
     step = max(128, STRIPE_CELLS // (call.heads * length) // 128 * 128)
     for first in range(0, length, step):
@@ -226,19 +231,19 @@ def _parts_gradients(call: _Launches, place_q, place_k, theta, relative, scale: 
         sums[1][:, :length] += scale * stripe.transpose(1, 2) @ wide[0][:, first : first + rows]
         if relative is not None:
             add_diagonals(sums[3], stripe, first)
-    given = [x for x in (place_q, place_k, theta, relative) if x is not None]
-    return [total.to(x.dtype) for total, x in zip(sums, given, strict=True)]
+    components = [x for x in (pos_q, pos_k, theta, relative) if x is not None]
+    return [total.to(x.dtype) for total, x in zip(sums, components, strict=True)]
 
 
 @attention_backward.register_fake
-def _(grad, out, lse, q, k, v, bias, place_q, place_k, theta, relative, *more):
-    made = [torch.empty_like(x) for x in (q, k, v)]
+def _(grad, out, lse, q, k, v, bias, pos_q, pos_k, theta, relative, *more):
+    gradients = [torch.empty_like(x) for x in (q, k, v)]
     if more[-1]:
-        of_bias = [torch.empty_like(x) for x in (place_q, place_k, theta, relative) if x is not None]
+        of_bias = [torch.empty_like(x) for x in (pos_q, pos_k, theta, relative) if x is not None]
         if bias is not None:
             of_bias = [torch.empty_like(bias, memory_format=torch.contiguous_format)]
-        made += of_bias
-    return made
+        gradients += of_bias
+    return gradients
 
 
 def _setup(ctx, inputs, output) -> None:
@@ -248,14 +253,14 @@ def _setup(ctx, inputs, output) -> None:
 
 def _backward(ctx, grad, _):
     out, lse, *tensors = ctx.saved_tensors
-    wanted = any(ctx.needs_input_grad[3:8])
-    dq, dk, dv, *of_bias = attention_backward(grad, out, lse, *tensors, ctx.scale, ctx.dropout_p, ctx.longest, wanted)
-    made = [None] * 5
-    if wanted:
-        places = [0] if tensors[3] is not None else [i for i in range(1, 5) if tensors[3 + i] is not None]
-        for place, value in zip(places, of_bias, strict=True):
-            made[place] = value if ctx.needs_input_grad[3 + place] else None
-    return dq, dk, dv, *made, *[None] * 7
+    required = any(ctx.needs_input_grad[3:8])
+    dq, dk, dv, *of_bias = attention_backward(grad, out, lse, *tensors, ctx.scale, ctx.dropout_p, ctx.longest, required)
+    gradients = [None] * 5  # of the bias and its components
+    if required:
+        indices = [0] if tensors[3] is not None else [i for i in range(1, 5) if tensors[3 + i] is not None]
+        for i, value in zip(indices, of_bias, strict=True):
+            gradients[i] = value if ctx.needs_input_grad[3 + i] else None
+    return dq, dk, dv, *gradients, *[None] * 7
 
 
 attention_forward.register_autograd(_backward, setup_context=_setup)
@@ -275,7 +280,7 @@ def triton_attention(
     keys: Tensor | None = None,
     max_seqlen: int | None = None,
 ) -> Tensor:
-    """By the Triton kernel, whatever the device (on a CPU it needs TRITON_INTERPRET=1)."""
+    """Attention by the Triton kernels on any device (on a CPU with TRITON_INTERPRET=1)."""
     longest = bias.shape[2] if bias is not None else max_seqlen or q.shape[2]
     if bias is not None:
         bias = bias.expand(-1, q.shape[1], -1, -1)

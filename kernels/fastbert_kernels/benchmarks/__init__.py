@@ -1,6 +1,7 @@
-"""The kernels beside their peers: what they take when compiled, which configuration is fastest, how fast they are.
+"""Benchmarks of the kernels: resource usage when compiled, the fastest configurations, and times next to those of
+PyTorch.
 
     python -m fastbert_kernels.benchmarks compiled | tune | attention | vocabulary | report --out FOLDER
 
-Needs torch, Triton and this package, nothing else. Every result is a row of a JSON file, there as soon as it is known.
+Needs only torch, Triton and this package. Every result is a row of a JSON file, written as soon as it is known.
 """

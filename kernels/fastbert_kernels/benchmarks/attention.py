@@ -1,6 +1,5 @@
-"""Attention on the GPU that is here: is every configuration right, which is fastest, how fast is that beside what
-PyTorch has. B T = 65,536 tokens, 12 heads of 64, bfloat16, as the encoder has them: q, k, v views of one tensor, the
-bias in float32."""
+"""Attention on this machine's GPU: errors and times of all configurations, and times next to those of PyTorch. B T =
+65,536 tokens, 12 heads of 64, bfloat16; as in the encoder, q, k, v are views of one tensor and the bias is float32."""
 
 import functools
 import itertools
@@ -14,12 +13,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fastbert_kernels import attention, attention_reference, configurations
 from fastbert_kernels.attention.untied import by_kernels, by_matrix, untied_parts
-from fastbert_kernels.benchmarks.measuring import REFUSALS, ResultRows, Settings, ceilings, peak_mib, refusal, timed
-from fastbert_kernels.configurations import CANDIDATES, KINDS, Tiles
+from fastbert_kernels.benchmarks.measuring import FAILURES, ResultRows, Settings, ceilings, failure, peak_mib, timed
+from fastbert_kernels.configurations import CANDIDATES, TENSOR_CLASSES, Tiles
 
 HEADS, HEAD_SIZE, TOKENS = 12, 64, 65_536
 LENGTHS = (512, 128, 1024, 2048, 256)
-"""The most telling first: time may run out."""
+"""Most informative first, since the time limit may end the benchmark."""
 TOY = {"heads": 2, "size": 16, "lengths": (32, 48), "tokens": 96}
 
 
@@ -28,19 +27,19 @@ def shape(settings: Settings) -> tuple[int, int, tuple[int, ...], int]:
 
 
 def tensors(settings: Settings, length: int, biased: bool, batch: int | None = None) -> list[Tensor]:
-    """q, k, v, perhaps the bias; last a gradient of the output."""
+    """q, k, v, with `biased` the bias, and a gradient of the output."""
     heads, size, _, tokens = shape(settings)
     batch = batch or tokens // length
-    given = {"generator": torch.Generator(settings.device).manual_seed(0), "device": settings.device}
-    qkv = torch.randn(batch, length, 3, heads, size, **given).to(torch.bfloat16)
+    options = {"generator": torch.Generator(settings.device).manual_seed(0), "device": settings.device}
+    qkv = torch.randn(batch, length, 3, heads, size, **options).to(torch.bfloat16)
     found = [x.detach().requires_grad_() for x in qkv.permute(2, 0, 3, 1, 4)]
     if biased:
-        found.append(torch.randn(1, heads, length, length, **given).requires_grad_())
-    return [*found, torch.randn(batch, length, heads, size, **given).to(torch.bfloat16).transpose(1, 2)]
+        found.append(torch.randn(1, heads, length, length, **options).requires_grad_())
+    return [*found, torch.randn(batch, length, heads, size, **options).to(torch.bfloat16).transpose(1, 2)]
 
 
 def packed_tensors(settings: Settings, length: int) -> tuple[list[Tensor], Tensor, Tensor]:
-    """Sequences of a quarter to all of `length`, padded: as `tensors`; key_padding; and their bounds when packed."""
+    """Sequences of 1/4 to all of `length`: padded tensors as in `tensors`; key_padding; and the bounds when packed."""
     found = tensors(settings, length, True)
     generator = torch.Generator().manual_seed(1)
     sizes = torch.randint(length // 4, length + 1, (len(found[0]),), generator=generator)
@@ -65,7 +64,7 @@ def flex(function: Callable, q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> T
 
 
 def concatenated(q: Tensor, k: Tensor, v: Tensor, pos_q: Tensor, pos_k: Tensor) -> Tensor:
-    """TUPE-A without its reset, as one attention with heads of twice the size, by cuDNN or flash."""
+    """TUPE-A without its reset, as attention with heads of twice the size, by cuDNN or flash."""
     longer = [torch.cat([x, pos.expand(len(x), -1, -1, -1)], -1) for x, pos in ((q, pos_q), (k, pos_k))]
     with sdpa_kernel([SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION]):
         out = F.scaled_dot_product_attention(*longer, F.pad(v, (0, v.shape[-1])), scale=longer[0].shape[-1] ** -0.5)
@@ -73,7 +72,7 @@ def concatenated(q: Tensor, k: Tensor, v: Tensor, pos_q: Tensor, pos_k: Tensor) 
 
 
 def contestants(cuda: bool) -> dict[str, tuple[bool, Callable]]:
-    """Name -> whether with a bias, and the function."""
+    """Name -> (whether it has a bias, function)."""
     found = {"fastbert": (True, attention), "fastbert, no bias": (False, attention)}
     found["plain"] = (True, attention_reference)
     if not cuda:
@@ -90,17 +89,17 @@ def contestants(cuda: bool) -> dict[str, tuple[bool, Callable]]:
     }
 
 
-# --- is it right
+# --- errors
 
 
 def errors(settings: Settings, function: Callable, length: int) -> dict[str, list[float]]:
-    """Of output and gradients against float64, beside those of the reference in bfloat16."""
-    *given, grad = tensors(settings, length, True, batch=3)
+    """Errors of output and gradients against float64, each with that of the reference in bfloat16."""
+    *inputs, grad = tensors(settings, length, True, batch=3)
 
     def results(compute: Callable, dtype: torch.dtype | None = None) -> list[Tensor]:
-        own = given if dtype is None else [x.detach().to(dtype).requires_grad_() for x in given]
-        out = compute(*own)
-        return [out.detach(), *torch.autograd.grad(out, own, grad.to(out.dtype))]
+        leaves = inputs if dtype is None else [x.detach().to(dtype).requires_grad_() for x in inputs]
+        out = compute(*leaves)
+        return [out.detach(), *torch.autograd.grad(out, leaves, grad.to(out.dtype))]
 
     exact, ours, plain = results(attention_reference, torch.float64), results(function), results(attention_reference)
     found = zip(("out", "q", "k", "v", "bias"), exact, ours, plain, strict=True)
@@ -108,46 +107,46 @@ def errors(settings: Settings, function: Callable, length: int) -> dict[str, lis
 
 
 def within(found: dict[str, list[float]]) -> bool:
-    """The rule: at most twice plain PyTorch's error in the same precision, plus 1e-5."""
+    """Report whether errors are at most twice those of plain PyTorch in the same precision, plus 1e-5."""
     return all(ours <= 2 * plain + 1e-5 for ours, plain in found.values())
 
 
 # --- tune
 
 
-def tune(settings: Settings, keep: bool = False) -> ResultRows:
-    """Every configuration of every kernel: its errors on ragged and whole tiles, and its time in a forward or backward
-    pass with the defaults elsewhere. With `keep`, the fastest right ones are kept for this GPU."""
+def tune(settings: Settings, save: bool = False) -> ResultRows:
+    """Measure every configuration of every kernel: errors with ragged and whole tiles, and the time of a forward or
+    backward pass with defaults for the other kernels. With `save`, the fastest correct ones are saved for this GPU."""
     rows = ResultRows("attention-tune", settings)
     long, short = (64, 32) if settings.toy else (512, 128)
     best: dict[str, tuple[float, Tiles]] = {}
     for kernel, choices in CANDIDATES.items():
         length = short if kernel == "short" else long
-        *given, grad = tensors(settings, length, True)
+        *inputs, grad = tensors(settings, length, True)
         for tiles in choices[:1] if settings.toy else choices:
             if rows.over:
                 break
             row: dict[str, Any] = {"kernel": kernel, "tiles": list(tiles), "length": length}
-            configurations.use({kernel: {KINDS[0]: tiles}})
+            configurations.use({kernel: {TENSOR_CLASSES[0]: tiles}})
             try:
                 found = {n: errors(settings, attention, n) for n in (length, length - 3)}
-                row |= {"right": all(map(within, found.values())), "errors": {str(n): e for n, e in found.items()}}
-                out = attention(*given)
-                part = functools.partial(attention, *given)
+                row |= {"correct": all(map(within, found.values())), "errors": {str(n): e for n, e in found.items()}}
+                out = attention(*inputs)
+                part = functools.partial(attention, *inputs)
                 if kernel != "forward":
-                    part = functools.partial(torch.autograd.grad, out, given, grad, retain_graph=True)
+                    part = functools.partial(torch.autograd.grad, out, inputs, grad, retain_graph=True)
                 row |= timed(part, settings.device, settings.rounds)
-            except REFUSALS as error:  # that a configuration does not fit this GPU is a result
-                row |= {"right": False, "refused": refusal(error)}
+            except FAILURES as error:  # a configuration that does not fit this GPU is a result too
+                row |= {"correct": False, "failed": failure(error)}
             finally:
                 configurations.use({})
             rows.add(**row)
-            if row["right"]:
+            if row["correct"]:
                 best[kernel] = min(best.get(kernel, (row["ms"], tiles)), (row["ms"], tiles))
-    choice = {kernel: {KINDS[0]: list(tiles)} for kernel, (_, tiles) in best.items()}
+    choice = {kernel: {TENSOR_CLASSES[0]: list(tiles)} for kernel, (_, tiles) in best.items()}
     rows.add(best=choice)
-    if keep and settings.device.type == "cuda":
-        rows.add(kept=str(configurations.save_tuned(choice, torch.cuda.get_device_name())))
+    if save and settings.device.type == "cuda":
+        rows.add(saved=str(configurations.save_tuned(choice, torch.cuda.get_device_name())))
     return rows
 
 
@@ -155,13 +154,14 @@ def tune(settings: Settings, keep: bool = False) -> ResultRows:
 
 
 def bench(settings: Settings, tiles: dict | None = None) -> ResultRows:
-    """Forward, backward and both, peak memory and errors of every contestant; then packed lengths, and TUPE's parts."""
+    """Measure forward, backward and both, peak memory and errors of every contestant; then packed sequences and
+    TUPE."""
     if tiles:
         configurations.use(tiles)
     device = settings.device
     heads, size, _, tokens = shape(settings)
-    about = {"ceilings": ceilings(device, settings.toy), "tiles": tiles or "default"}
-    rows = ResultRows("attention", settings, **about, shape={"heads": heads, "head_size": size, "tokens": tokens})
+    header = {"ceilings": ceilings(device, settings.toy), "tiles": tiles or "default"}
+    rows = ResultRows("attention", settings, **header, shape={"heads": heads, "head_size": size, "tokens": tokens})
     for length in shape(settings)[2]:
         for name, (biased, function) in contestants(device.type == "cuda").items():
             row: dict[str, Any] = {"case": "batch", "length": length, "contestant": name}
@@ -170,8 +170,8 @@ def bench(settings: Settings, tiles: dict | None = None) -> ResultRows:
                 time_passes(row, settings, function, inputs, grad)
                 if biased:
                     row["errors"] = errors(settings, function, length)
-            except REFUSALS as error:  # that a backend does not take this shape is a result
-                row["refused"] = refusal(error)
+            except FAILURES as error:  # a backend that does not support this shape is a result too
+                row["failed"] = failure(error)
             if not rows.over:
                 rows.add(**row)
         for name, function, inputs, grad in itertools.chain(packed(settings, length), untied(settings, length)):
@@ -180,15 +180,15 @@ def bench(settings: Settings, tiles: dict | None = None) -> ResultRows:
             row = {"case": "packed" if "pa" in name else "TUPE", "length": length, "contestant": name}
             try:
                 time_passes(row, settings, function, inputs, grad)
-            except REFUSALS as error:
-                row["refused"] = refusal(error)
+            except FAILURES as error:
+                row["failed"] = failure(error)
             rows.add(**row)
     configurations.use({})
     return rows
 
 
 def packed(settings: Settings, length: int) -> Iterator[tuple[str, Callable, list[Tensor], Tensor]]:
-    """The same sequences packed and padded: times to be held against each other, not TFLOP/s."""
+    """The same sequences packed and padded, to compare times, not TFLOP/s."""
     (q, k, v, bias, grad), real, bounds = packed_tensors(settings, length)
     flat = [x.detach().transpose(1, 2)[real].transpose(0, 1)[None].requires_grad_() for x in (q, k, v)]
     rows_of_grad = grad.transpose(1, 2)[real].transpose(0, 1)[None]
@@ -200,13 +200,13 @@ def packed(settings: Settings, length: int) -> Iterator[tuple[str, Callable, lis
 
 
 def untied(settings: Settings, length: int) -> Iterator[tuple[str, Callable, list[Tensor], Tensor]]:
-    """The inner forms of `untied_attention` beside the concatenated one."""
+    """The implementations of `untied_attention`, and the concatenated form."""
     q, k, v, grad = tensors(settings, length, False)
     heads, size, *_ = shape(settings)
-    given = {"generator": torch.Generator(q.device).manual_seed(2), "device": q.device, "dtype": q.dtype}
-    pos_q, pos_k = (torch.randn(heads, length, size, **given).requires_grad_() for _ in range(2))
-    first, other = (torch.randn(heads, **given).requires_grad_() for _ in range(2))
-    table = torch.randn(32, heads, **given).requires_grad_()
+    options = {"generator": torch.Generator(q.device).manual_seed(2), "device": q.device, "dtype": q.dtype}
+    pos_q, pos_k = (torch.randn(heads, length, size, **options).requires_grad_() for _ in range(2))
+    first, other = (torch.randn(heads, **options).requires_grad_() for _ in range(2))
+    table = torch.randn(32, heads, **options).requires_grad_()
     plain = {"cu_seqlens": None, "key_padding": None, "segments": None, "scale": (2 * size) ** -0.5}
     plain |= {"dropout_p": 0.0, "seed": None, "keys": None}
 
@@ -216,7 +216,7 @@ def untied(settings: Settings, length: int) -> Iterator[tuple[str, Callable, lis
     parts = [pos_q, pos_k, first, other, table]
     yield "TUPE-R as a matrix", form(by_matrix), [q, k, v, *parts], grad
     if settings.device.type == "cuda":
-        yield "TUPE-R by its parts", form(by_kernels), [q, k, v, *parts], grad
+        yield "TUPE-R by components", form(by_kernels), [q, k, v, *parts], grad
         compiled = torch.compile(concatenated, dynamic=False)
         yield "TUPE-A without reset, concatenated", compiled, [q, k, v, pos_q, pos_k], grad
 
@@ -224,8 +224,8 @@ def untied(settings: Settings, length: int) -> Iterator[tuple[str, Callable, lis
 def time_passes(
     row: dict[str, Any], settings: Settings, function: Callable, inputs: list[Tensor], grad: Tensor
 ) -> None:
-    """Times of a contestant with TFLOP/s (4 B H T T K forward, 10 backward, whatever it computes twice), and its share
-    of what the ceilings allow; the peak of memory beyond the inputs in MiB."""
+    """Add the times of a contestant to `row`, with TFLOP/s (4 B H T T K forward, 10 backward, without recomputation),
+    and its peak memory beyond the inputs in MiB."""
 
     def both() -> Any:
         return torch.autograd.grad(function(*inputs), inputs, grad)
@@ -234,11 +234,11 @@ def time_passes(
     row["peak_mib"] = peak_mib(both, settings.device)
     out = function(*inputs)
     batch, heads, length, size = inputs[0].shape
-    for kind, call, products in (
+    for passes, call, products in (
         ("forward", functools.partial(function, *inputs), 4),
         ("backward", functools.partial(torch.autograd.grad, out, inputs, grad, retain_graph=True), 10),
         ("both", both, 14),
     ):
-        row[kind] = timed(call, settings.device, settings.rounds)
+        row[passes] = timed(call, settings.device, settings.rounds)
         if batch > 1:
-            row[kind]["tflops"] = round(products * batch * heads * length**2 * size / row[kind]["ms"] / 1e9, 2)
+            row[passes]["tflops"] = round(products * batch * heads * length**2 * size / row[passes]["ms"] / 1e9, 2)

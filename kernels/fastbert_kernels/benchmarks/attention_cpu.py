@@ -1,6 +1,6 @@
-"""Attention on a CPU beside what PyTorch has there: 8,192 tokens, 12 heads of 64, and the loop's own shape, with and
-without a learned bias, forward alone and with the backward pass. Contestants take turns, so that whatever else the
-machine does meets them all."""
+"""Attention on a CPU next to implementations in PyTorch: 8,192 tokens, 12 heads of 64, and the shape of a small run,
+with and without a learned bias, forward only and with the backward pass. Contestants alternate, so that other load on
+the machine affects all of them."""
 
 import statistics
 import time
@@ -31,10 +31,10 @@ def masked(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
 
 
-def concatenated(q: Tensor, k: Tensor, v: Tensor, places: Tensor | None) -> Tensor:
-    """TUPE-A's bias (without its reset) as longer queries and keys: `places` [2, H, T, K]."""
+def concatenated(q: Tensor, k: Tensor, v: Tensor, positions: Tensor | None) -> Tensor:
+    """TUPE-A's bias (without its reset) as longer queries and keys: `positions` [2, H, T, K]."""
     longer = [
-        torch.cat([x, pos.to(x.dtype).expand(len(x), -1, -1, -1)], -1) for x, pos in zip((q, k), places, strict=True)
+        torch.cat([x, pos.to(x.dtype).expand(len(x), -1, -1, -1)], -1) for x, pos in zip((q, k), positions, strict=True)
     ]
     return F.scaled_dot_product_attention(*longer, v, scale=q.shape[-1] ** -0.5)
 
@@ -45,12 +45,12 @@ def contestants(biased: bool) -> dict[str, Callable]:
 
 
 def bench(settings: Settings) -> ResultRows:
-    """Milliseconds of each contestant, and its time over fastbert's: the median over rounds of the rounds' ratios."""
+    """Milliseconds of each contestant, and its time over fastbert's: the median of the ratios of all rounds."""
     rows = ResultRows("attention-cpu", settings, threads=torch.get_num_threads())
     for shape in TOY if settings.toy else SHAPES:
         for dtype in (torch.bfloat16, torch.float32):
             for biased in (True, False):
-                given = tensors(shape, dtype)
+                inputs = tensors(shape, dtype)
                 for backward in (True, False):
                     if rows.over:
                         return rows
@@ -60,7 +60,7 @@ def bench(settings: Settings) -> ResultRows:
                         "bias": "learned" if biased else "none",
                     }
                     what["passes"] = "forward and backward" if backward else "forward"
-                    race(rows, what, calls(given, biased, backward), settings.rounds)
+                    race(rows, what, calls(inputs, biased, backward), settings.rounds)
     return rows
 
 
@@ -71,20 +71,20 @@ def tensors(shape: tuple[int, int, int, int], dtype: torch.dtype) -> dict[str, A
     return {
         "qkv": [x.detach().requires_grad_() for x in qkv.permute(2, 0, 3, 1, 4)],
         "bias": torch.randn(1, heads, length, length, generator=generator).requires_grad_(),
-        "places": torch.randn(2, heads, length, size, generator=generator).requires_grad_(),
+        "positions": torch.randn(2, heads, length, size, generator=generator).requires_grad_(),
         "grad": torch.randn(batch, length, heads, size, generator=generator).to(dtype).transpose(1, 2),
     }
 
 
-def calls(given: dict[str, Any], biased: bool, backward: bool) -> dict[str, Callable[[], Any]]:
+def calls(inputs: dict[str, Any], biased: bool, backward: bool) -> dict[str, Callable[[], Any]]:
     def call(name: str, function: Callable) -> Callable[[], Any]:
-        more = given["places" if "concatenated" in name else "bias"] if biased else None
-        wanted = [*given["qkv"], *([more] if biased else [])]
+        more = inputs["positions" if "concatenated" in name else "bias"] if biased else None
+        required = [*inputs["qkv"], *([more] if biased else [])]
 
         def run() -> Any:
             with torch.set_grad_enabled(backward):
-                out = function(*given["qkv"], more)
-            return torch.autograd.grad(out, wanted, given["grad"]) if backward else out
+                out = function(*inputs["qkv"], more)
+            return torch.autograd.grad(out, required, inputs["grad"]) if backward else out
 
         return run
 
@@ -97,7 +97,7 @@ def race(rows: ResultRows, what: dict[str, Any], functions: dict[str, Callable[[
         for name, function in functions.items():
             start = time.perf_counter()
             function()
-            if number:  # the first warms up
+            if number:  # the first is a warm-up
                 times[name].append(1000 * (time.perf_counter() - start))
     for name, found in times.items():
         over = statistics.median(a / b for a, b in zip(found, times["fastbert"], strict=True))

@@ -1,4 +1,4 @@
-"""Rows of results that survive whatever comes after them, times by the device's own clock, and a machine's ceilings."""
+"""Result rows that are saved at once, times by the device's clock, and a machine's peak performance."""
 
 import json
 import math
@@ -17,20 +17,20 @@ from triton.runtime.errors import TritonError
 
 from fastbert_kernels.configurations import write_whole
 
-REFUSALS = (RuntimeError, TritonError)
-"""What a contestant raises that cannot do a case: a result, and a row."""
+FAILURES = (RuntimeError, TritonError)
+"""Errors of a contestant that does not support a case; the row records them."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Of one benchmark."""
+    """Settings of one benchmark."""
 
     out: Path
     seconds: float = 480.0
-    """No new row after this."""
+    """Time limit for starting a new row."""
     rounds: int = 20
     toy: bool = False
-    """Tiny shapes, on any machine, to rehearse: times without meaning."""
+    """Dry run with tiny shapes, on any machine; times are meaningless."""
 
     @property
     def device(self) -> torch.device:
@@ -38,29 +38,34 @@ class Settings:
 
 
 class ResultRows:
-    """A JSON file of rows that grows, and the clock that ends it. Each row is also said on standard error."""
+    """A growing JSON file of rows, with a time limit. Each row is also printed to standard error."""
 
-    def __init__(self, name: str, settings: Settings, steps: int | None = None, **about: Any) -> None:
-        """`steps`: how many `step`s there will be, if that is known, for the time left."""
+    def __init__(self, name: str, settings: Settings, steps: int | None = None, **header: Any) -> None:
+        """Open the file.
+
+        Args:
+            steps: total number of calls of `step`, for the time left; None if unknown.
+            header: more entries of the file.
+        """
         settings.out.mkdir(parents=True, exist_ok=True)
         self.path, self.start, self.rows = settings.out / f"{name}.json", time.monotonic(), []
         self.end, self.steps, self.done = self.start + settings.seconds, steps, 0
         cuda = settings.device.type == "cuda"
-        self.about = {
+        self.header = {
             "benchmark": name,
             "date": time.strftime("%Y-%m-%d", time.gmtime()),
             "device": torch.cuda.get_device_name() if cuda else f"{platform.machine()} CPU",
             "torch": torch.__version__,
             "triton": triton.__version__,
             "toy": settings.toy,
-            **about,
+            **header,
         }
 
     def add(self, **row: Any) -> None:
         self.rows.append(row)
-        said = [_said(name, value) for name, value in row.items() if name != "errors"]
-        print(f"{self.clock()}  {', '.join(said)}", file=sys.stderr, flush=True)
-        write_whole(self.path, finite_json({**self.about, "rows": self.rows}) + "\n")
+        texts = [_text(name, value) for name, value in row.items() if name != "errors"]
+        print(f"{self.clock()}  {', '.join(texts)}", file=sys.stderr, flush=True)
+        write_whole(self.path, finite_json({**self.header, "rows": self.rows}) + "\n")
 
     def step(self) -> None:
         self.done += 1
@@ -74,11 +79,11 @@ class ResultRows:
 
     @property
     def over(self) -> bool:
-        return bool(self.rows) and time.monotonic() > self.end  # one row at least: there is something to report
+        return bool(self.rows) and time.monotonic() > self.end  # at least one row, so that there is a report
 
 
 def finite_json(value: Any) -> str:
-    """`value` as JSON in which null stands for what is not finite, such as the error of a kernel that gives NaN."""
+    """`value` as JSON with null for numbers that are not finite, such as the error of a kernel that returns NaN."""
 
     def finite(value: Any) -> Any:
         if isinstance(value, float):
@@ -90,18 +95,19 @@ def finite_json(value: Any) -> str:
     return json.dumps(finite(value), indent=1, allow_nan=False)
 
 
-def _said(name: str, value: Any) -> str:
+def _text(name: str, value: Any) -> str:
     if isinstance(value, dict) and "ms" in value:
         return f"{name} {value['ms']} ms"
     return str(value) if isinstance(value, str) else f"{name} {value}"
 
 
-def refusal(error: Exception) -> str:
+def failure(error: Exception) -> str:
     return f"{type(error).__name__}: {error}".splitlines()[0][:200]
 
 
 def timed(function: Callable[[], Any], device: torch.device, rounds: int) -> dict[str, float]:
-    """Milliseconds: median, least and most over rounds, after three to warm up, with a cold L2 cache on a GPU."""
+    """Milliseconds: median, minimum and maximum over rounds, after three warm-up calls, with a cold L2 cache on a
+    GPU."""
     for _ in range(3):
         function()
     times = []
@@ -124,7 +130,7 @@ def timed(function: Callable[[], Any], device: torch.device, rounds: int) -> dic
 
 
 def peak_mib(function: Callable[[], Any], device: torch.device) -> float | None:
-    """What a call takes at its peak beyond what was there; None where the device does not count."""
+    """Peak memory of a call beyond that in use before, in MiB; None on a CPU."""
     if device.type != "cuda":
         return None
     torch.cuda.synchronize()

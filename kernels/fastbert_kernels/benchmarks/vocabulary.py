@@ -1,5 +1,5 @@
-"""The loss without logits and the draw of distinct words beside compiled PyTorch, in the shapes of BERT-Base with
-32,768 words: 9,728 masked places (512 rows of 128 tokens), and 65,536 tokens of a controller a quarter as wide."""
+"""The loss and the sampling of distinct words next to compiled PyTorch, in the shapes of BERT-Base with 32,768 words:
+9,728 masked positions (512 rows of 128 tokens), and 65,536 tokens of a meta controller with 1/4 of the width."""
 
 import functools
 from collections.abc import Callable
@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastbert_kernels import linear_cross_entropy, sample_candidates
-from fastbert_kernels.benchmarks.measuring import REFUSALS, ResultRows, Settings, peak_mib, refusal, timed
+from fastbert_kernels.benchmarks.measuring import FAILURES, ResultRows, Settings, failure, peak_mib, timed
 
 
 def plain_loss(hidden: Tensor, embedding: Tensor, bias: Tensor, target: Tensor) -> Tensor:
@@ -18,7 +18,7 @@ def plain_loss(hidden: Tensor, embedding: Tensor, bias: Tensor, target: Tensor) 
 
 
 def gumbel(hidden: Tensor, embedding: Tensor, bias: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """k distinct words by the largest of logits and Gumbel noise: what one writes in PyTorch."""
+    """Sample k distinct words by the largest sums of logits and Gumbel noise, the usual way in PyTorch."""
     logits = F.linear(hidden, embedding, bias).float()
     noise = -torch.empty_like(logits).exponential_().log()
     ids = (logits + noise).topk(k).indices
@@ -26,18 +26,18 @@ def gumbel(hidden: Tensor, embedding: Tensor, bias: Tensor, k: int) -> tuple[Ten
 
 
 def vocabulary(settings: Settings) -> ResultRows:
-    """Times, forward and backward together for the loss, and peak memory."""
+    """Measure times (of forward and backward for the loss) and peak memory."""
     device, found = settings.device, ResultRows("vocabulary", settings)
-    words, width, small, places, tokens = (300, 16, 16, 64, 32) if settings.toy else (32768, 768, 192, 9728, 65536)
-    given = {"generator": torch.Generator(device).manual_seed(0), "device": device, "dtype": torch.bfloat16}
+    words, width, small, masked, tokens = (300, 16, 16, 64, 32) if settings.toy else (32768, 768, 192, 9728, 65536)
+    options = {"generator": torch.Generator(device).manual_seed(0), "device": device, "dtype": torch.bfloat16}
     bias = torch.zeros(words, device=device, dtype=torch.bfloat16)
 
     def compiled(function: Callable) -> Callable:
         return torch.compile(function, dynamic=False) if device.type == "cuda" else function
 
-    hidden = torch.randn(places, width, **given).requires_grad_()
-    embedding = (torch.randn(words, width, **given) / width**0.5).requires_grad_()
-    target = torch.randint(0, words, (places,), device=device)
+    hidden = torch.randn(masked, width, **options).requires_grad_()
+    embedding = (torch.randn(words, width, **options) / width**0.5).requires_grad_()
+    target = torch.randint(0, words, (masked,), device=device)
     for name, function in (
         ("fastbert", linear_cross_entropy),
         ("compiled", compiled(plain_loss)),
@@ -47,21 +47,21 @@ def vocabulary(settings: Settings) -> ResultRows:
         def step(function: Callable = function) -> Any:
             return torch.autograd.grad(function(hidden, embedding, bias, target), (hidden, embedding))
 
-        add(found, settings, step, operation="loss", contestant=name, rows=places, words=words, width=width)
-    states = torch.randn(tokens, small, **given)
-    table = torch.randn(words, small, **given) / small**0.5
+        add(found, settings, step, operation="loss", contestant=name, rows=masked, words=words, width=width)
+    states = torch.randn(tokens, small, **options)
+    table = torch.randn(words, small, **options) / small**0.5
     ours = functools.partial(sample_candidates, states, table, 9, seed=0, bias=bias)
     for name, call in (("fastbert", ours), ("compiled", functools.partial(compiled(gumbel), states, table, bias, 9))):
         add(found, settings, call, operation="candidates", contestant=name, rows=tokens, words=words, width=small)
     return found
 
 
-def add(found: ResultRows, settings: Settings, call: Callable, **what: Any) -> None:
+def add(found: ResultRows, settings: Settings, call: Callable, **row: Any) -> None:
     if found.over:
         return
     try:
-        with torch.enable_grad() if what["operation"] == "loss" else torch.no_grad():
+        with torch.enable_grad() if row["operation"] == "loss" else torch.no_grad():
             call()
-            found.add(**what, **timed(call, settings.device, settings.rounds), peak_mib=peak_mib(call, settings.device))
-    except REFUSALS as error:  # such as memory that does not suffice
-        found.add(**what, refused=refusal(error))
+            found.add(**row, **timed(call, settings.device, settings.rounds), peak_mib=peak_mib(call, settings.device))
+    except FAILURES as error:  # such as out of memory
+        found.add(**row, failed=failure(error))

@@ -1,1 +1,1 @@
-"""Cross-entropy over a vocabulary without its logits."""
+"""Cross-entropy over a vocabulary without all logits in memory."""

@@ -1,29 +1,29 @@
-"""Cross-entropy over a vocabulary whose logits are there for a few rows at a time, forward and backward.
+"""Cross-entropy over a vocabulary with the logits of a few rows in memory at a time, forward and backward.
 
     L = sum_n -log softmax(h_n E^T + b)_{y_n}        dL/dlogits_n = softmax_n - onehot(y_n)
 
-The gradient of a row's logits is known as soon as the row's loss is, up to the one number that comes from above. So all
-gradients are made in the forward pass, chunk by chunk, and only multiplied in the backward pass: three products in all,
-as with logits that are kept, and no second reading of the embedding.
+The gradient of a row's logits is known with the row's loss, up to the scalar gradient of the loss. So all gradients are
+computed in the forward pass, chunk by chunk, and multiplied by that scalar in the backward pass: three products in all,
+as with saved logits, and no logits are recomputed.
 
-Shapes: N rows, V words, D width, R rows held at a time.
+Shapes: N rows, V words, D width, R rows in memory at a time.
 """
 
 import torch
 from torch import Tensor
 
 from fastbert_kernels.backend import runs_kernels
-from fastbert_kernels.cross_entropy.cpu import cpu_losses_and_slopes
+from fastbert_kernels.cross_entropy.cpu import cpu_row_losses
 from fastbert_kernels.cross_entropy.reference import check_loss, linear_cross_entropy_reference
 
 CELLS = 1 << 25
-"""Logits held at a time, or as many as the embedding has numbers if that is more: each chunk reads and writes the
-embedding's gradient once, which with fewer rows than the embedding is wide would be the larger part of the traffic."""
+"""Logits in memory at a time, or the size of the embedding if that is larger: each chunk reads and writes the
+embedding's gradient once, which would dominate memory traffic if a chunk had fewer rows than the embedding is wide."""
 FEW = 1 << 20
-"""Without the kernel, up to this many logits are kept: a custom operator costs more than it saves there
-(docs/lab-notes.md)."""
+"""Maximum number of logits to compute without chunks where there is no kernel: there the custom operator costs more
+than it saves (docs/lab-notes.md)."""
 ALIGNMENT = 16
-"""Rows of logits are padded to a multiple of this for the kernel: cuBLAS is slow at rows that begin anywhere."""
+"""Rows of logits are padded to a multiple of this for the kernel: cuBLAS is slow for unaligned rows."""
 
 
 def linear_cross_entropy(
@@ -38,29 +38,30 @@ def linear_cross_entropy(
 ) -> Tensor:
     """`linear_cross_entropy_reference` without [N, V] in memory; arguments and errors as there.
 
-    Products are in hidden's type, or in autocast's as those of `F.linear` are; the softmax and the sums over chunks in
-    at least float32. On a GPU a Triton kernel turns logits into losses and slopes, elsewhere PyTorch's operations do.
+    Products are computed in hidden's dtype, or in that of autocast, as in `F.linear`; the softmax and the sums over
+    chunks in at least float32. Losses and gradients of the logits come from a Triton kernel on a GPU and from PyTorch
+    operations elsewhere.
 
     Args:
-        rows: R at most (default: by CELLS). Changes nothing beyond rounding.
+        rows: maximum of R (default: by CELLS). Changes the result by rounding only.
 
     Returns:
-        a number in at least float32, differentiable once in hidden, embedding and bias. A target that is neither a word
-        nor `ignore_index` makes it NaN by the kernel, and is an error elsewhere.
+        a scalar in at least float32, differentiable once in hidden, embedding and bias. For a target that is neither a
+        word nor `ignore_index` the kernel returns NaN, and PyTorch raises an error.
     """
     check_loss(hidden, embedding, bias, target, reduction)
     if rows is not None and rows < 1:
         raise ValueError(f"rows must be at least 1, not {rows}")
     if rows is None and len(hidden) * len(embedding) <= FEW and not _has_kernel(hidden):
-        given = {"ignore_index": ignore_index, "reduction": reduction}
-        return linear_cross_entropy_reference(hidden, embedding, bias, target, **given)
+        options = {"ignore_index": ignore_index, "reduction": reduction}
+        return linear_cross_entropy_reference(hidden, embedding, bias, target, **options)
     kind, dtype = hidden.device.type, hidden.dtype
-    if torch.is_autocast_enabled(kind) and dtype != torch.float64:  # which autocast lets be
+    if torch.is_autocast_enabled(kind) and dtype != torch.float64:  # autocast leaves float64 unchanged
         dtype = torch.get_autocast_dtype(kind)
     parameters = (hidden, embedding, bias)
-    wanted = [torch.is_grad_enabled() and x is not None and x.requires_grad for x in parameters]
+    required = [torch.is_grad_enabled() and x is not None and x.requires_grad for x in parameters]
     with torch.autocast(kind, enabled=False):
-        total, *_ = losses_and_gradients(*parameters, target, ignore_index, rows, dtype, wanted)
+        total, *_ = losses_and_gradients(*parameters, target, ignore_index, rows, dtype, required)
     return total if reduction == "sum" else total / (target != ignore_index).sum()
 
 
@@ -73,31 +74,31 @@ def losses_and_gradients(
     ignore_index: int,
     rows: int | None,
     dtype: torch.dtype,
-    wanted: list[bool],
+    required: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The sum of the losses, and of its gradients those that are wanted; empty tensors for the others. An operator that
-    PyTorch knows, so that `torch.compile` need not look into it.
+    """The sum of the losses and its gradients, with empty tensors for gradients that are not required. A custom
+    operator, so that `torch.compile` does not trace into it.
 
     Args:
-        dtype: of the products.
-        wanted: of hidden, embedding, bias.
+        dtype: dtype of the products.
+        required: whether the gradients of hidden, embedding and bias are required.
     """
     wide = torch.promote_types(dtype, torch.float32)
     h, e, b = (None if x is None else x.to(dtype) for x in (hidden, embedding, bias))
     target, count, words, width = target.contiguous(), len(h), *e.shape
-    # Chunks of about equal size: a short one at the end would read the whole embedding for a few rows.
+    # Chunks of about equal size: a short last one would read the whole embedding for a few rows.
     chunks = -(-count // (rows or max(width, CELLS // words)))
-    rows, padded, losses_and_slopes = -(-count // max(1, chunks)), words, cpu_losses_and_slopes
+    rows, padded, row_losses = -(-count // max(1, chunks)), words, cpu_row_losses
     if _has_kernel(h):
-        from fastbert_kernels.cross_entropy.triton_rows import triton_losses_and_slopes as losses_and_slopes
+        from fastbert_kernels.cross_entropy.triton_rows import triton_row_losses as row_losses
 
         padded = -(-words // ALIGNMENT) * ALIGNMENT
     buffer, losses = h.new_empty(rows, padded), h.new_empty(count, dtype=wide)
-    to_hidden = h.new_empty(h.shape if wanted[0] else 0)
-    to_embedding = (
-        None if wanted[1] and count else h.new_zeros(e.shape if wanted[1] else 0, dtype=_gradient_dtype(dtype))
+    d_hidden = h.new_empty(h.shape if required[0] else 0)
+    d_embedding = (
+        None if required[1] and count else h.new_zeros(e.shape if required[1] else 0, dtype=_gradient_dtype(dtype))
     )
-    to_bias = h.new_zeros(words if wanted[2] else 0, dtype=wide)
+    d_bias = h.new_zeros(words if required[2] else 0, dtype=wide)
     for start in range(0, count, max(1, rows)):
         part = slice(start, start + rows)
         logits = buffer[: len(h[part]), :words]
@@ -105,14 +106,14 @@ def losses_and_gradients(
             torch.mm(h[part], e.T, out=logits)
         else:
             torch.addmm(b, h[part], e.T, out=logits)
-        losses_and_slopes(logits, target[part], ignore_index, losses[part], any(wanted))
-        if wanted[0]:
-            torch.mm(logits, e, out=to_hidden[part])
-        if wanted[1]:
-            to_embedding = _add(to_embedding, logits, h[part], _gradient_dtype(dtype) if chunks == 1 else wide)
-        if wanted[2]:
-            to_bias += logits.sum(0, dtype=wide if h.is_cuda else None)  # on a CPU that would copy all of them
-    return losses.sum(), to_hidden, to_embedding.to(_gradient_dtype(dtype)), to_bias
+        row_losses(logits, target[part], ignore_index, losses[part], any(required))
+        if required[0]:
+            torch.mm(logits, e, out=d_hidden[part])
+        if required[1]:
+            d_embedding = _accumulate(d_embedding, logits, h[part], _gradient_dtype(dtype) if chunks == 1 else wide)
+        if required[2]:
+            d_bias += logits.sum(0, dtype=wide if h.is_cuda else None)  # on a CPU a dtype would copy all logits
+    return losses.sum(), d_hidden, d_embedding.to(_gradient_dtype(dtype)), d_bias
 
 
 def _has_kernel(x: Tensor) -> bool:
@@ -120,32 +121,32 @@ def _has_kernel(x: Tensor) -> bool:
 
 
 def _gradient_dtype(dtype: torch.dtype) -> torch.dtype:
-    """How the embedding's gradient waits for the backward pass: in the products' type, as that of `F.linear` is, but
-    for float16, which a sum over all rows could overflow."""
+    """Dtype in which the embedding's gradient is saved for the backward pass: that of the products, as in `F.linear`,
+    but float32 for float16, which a sum over all rows could overflow."""
     return torch.float32 if dtype == torch.float16 else dtype
 
 
-def _add(total: Tensor | None, slopes: Tensor, hidden: Tensor, dtype: torch.dtype) -> Tensor:
-    """total + slopes^T hidden, in `dtype`."""
+def _accumulate(total: Tensor | None, gradients: Tensor, hidden: Tensor, dtype: torch.dtype) -> Tensor:
+    """total + gradients^T hidden, in `dtype`; `gradients` are those of the logits."""
     if total is not None and hidden.dtype == dtype:
-        return total.addmm_(slopes.T, hidden)
-    if hidden.is_cuda and hidden.dtype != dtype:  # no other backend has 16-bit products that end in float32
-        product = torch.mm(slopes.T, hidden, out_dtype=dtype)
+        return total.addmm_(gradients.T, hidden)
+    if hidden.is_cuda and hidden.dtype != dtype:  # only CUDA has 16-bit products with float32 output
+        product = torch.mm(gradients.T, hidden, out_dtype=dtype)
     else:
-        product = torch.mm(slopes.T, hidden).to(dtype)
+        product = torch.mm(gradients.T, hidden).to(dtype)
     return product if total is None else total.add_(product)
 
 
 @losses_and_gradients.register_fake
-def _(hidden, embedding, bias, target, ignore_index, rows, dtype, wanted):
+def _(hidden, embedding, bias, target, ignore_index, rows, dtype, required):
     wide = torch.promote_types(dtype, torch.float32)
-    shapes = (x.shape if needed else (0,) for x, needed in zip((hidden, embedding, bias), wanted, strict=True))
-    made = zip(shapes, (dtype, _gradient_dtype(dtype), wide), strict=True)
-    return hidden.new_empty((), dtype=wide), *(hidden.new_empty(shape, dtype=own) for shape, own in made)
+    shapes = (x.shape if needed else (0,) for x, needed in zip((hidden, embedding, bias), required, strict=True))
+    saved = zip(shapes, (dtype, _gradient_dtype(dtype), wide), strict=True)
+    return hidden.new_empty((), dtype=wide), *(hidden.new_empty(shape, dtype=dtype) for shape, dtype in saved)
 
 
 def _setup(ctx, inputs, output) -> None:
-    *_, ctx.wanted = inputs
+    *_, ctx.required = inputs
     ctx.dtypes = [None if x is None else x.dtype for x in inputs[:3]]
     ctx.mark_non_differentiable(*output[1:])
     ctx.save_for_backward(*output[1:])
@@ -153,9 +154,9 @@ def _setup(ctx, inputs, output) -> None:
 
 @torch.autograd.function.once_differentiable
 def _backward(ctx, grad: Tensor, *_):
-    # The product is in grad's type: a 0-dimensional factor of a 16-bit tensor would be rounded to 16 bits itself.
-    made = zip(ctx.saved_tensors, ctx.dtypes, ctx.wanted, strict=True)
-    return *((x.to(grad.dtype) * grad).to(dtype) if wanted else None for x, dtype, wanted in made), *[None] * 5
+    # The product is in grad's dtype: as a 0-dimensional factor of a 16-bit tensor, grad would be rounded to 16 bits.
+    saved = zip(ctx.saved_tensors, ctx.dtypes, ctx.required, strict=True)
+    return *((x.to(grad.dtype) * grad).to(dtype) if required else None for x, dtype, required in saved), *[None] * 5
 
 
 losses_and_gradients.register_autograd(_backward, setup_context=_setup)

@@ -14,21 +14,21 @@ def linear_cross_entropy_reference(
     ignore_index: int = -100,
     reduction: str = "mean",
 ) -> Tensor:
-    """What `linear_cross_entropy` means: a product, and the softmax's loss in at least float32.
+    """Definition of `linear_cross_entropy`: a product, and the cross-entropy of its softmax in at least float32.
 
     Args:
         hidden: floating [N, D].
         embedding: floating [V, D].
         bias: floating [V].
-        target: int64 [N], words or `ignore_index`.
-        ignore_index: a target that does not count.
-        reduction: mean (over the rows that count; NaN if none does) or sum.
+        target: int64 [N], word ids or `ignore_index`.
+        ignore_index: target of rows that are ignored.
+        reduction: mean (over the rows that are not ignored; NaN if there are none) or sum.
 
     Returns:
-        a number in at least float32.
+        a scalar in at least float32.
 
     Raises:
-        ValueError: shapes, types or devices that do not fit, named; an empty vocabulary; another reduction.
+        ValueError: shapes, dtypes or devices that do not match; an empty vocabulary; another reduction.
     """
     check_loss(hidden, embedding, bias, target, reduction)
     logits = F.linear(hidden, embedding, bias)

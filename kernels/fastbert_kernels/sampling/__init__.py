@@ -1,1 +1,1 @@
-"""Distinct words drawn from a softmax over the vocabulary."""
+"""Sampling of distinct words from a softmax over the vocabulary."""

@@ -1,6 +1,6 @@
-"""Runs the attention kernels over ragged cases and prints, as JSON, the largest errors of values and gradients against
-the float64 reference, each beside that of the reference in the same precision; fails if two runs differ in a bit or the
-operators are not what PyTorch wants of them. Runs with the name of a group of cases, on a GPU or, with
+"""Runs the attention kernels on ragged cases and prints, as JSON, the largest errors of values and gradients against
+the float64 reference, next to those of the reference in the same precision. Fails if two runs differ in a bit or
+PyTorch's checks of the operators fail. The argument is the name of a group of cases; runs on a GPU or, with
 TRITON_INTERPRET=1, on the CPU."""
 
 import json
@@ -16,7 +16,7 @@ from fastbert_kernels import (
     untied_attention_reference,
 )
 from fastbert_kernels.attention import triton_launch as launches
-from fastbert_kernels.attention import untied as parts_of_tupe
+from fastbert_kernels.attention import untied as untied_module
 from fastbert_kernels.attention.triton_launch import attention_forward, triton_attention
 from fastbert_kernels.attention.untied import by_kernels, untied_parts
 from fastbert_kernels.backend import INTERPRETED
@@ -30,7 +30,7 @@ def random(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.randn(shape, generator=GENERATOR).to(DEVICE, dtype)
 
 
-def chances(*shape: int) -> Tensor:
+def uniform(*shape: int) -> Tensor:
     return torch.rand(shape, generator=GENERATOR).to(DEVICE)
 
 
@@ -39,14 +39,14 @@ def keys(count: int) -> Tensor:
 
 
 def poisoned(x: Tensor) -> Tensor:
-    """`x` as a part of a larger tensor whose other numbers are NaN: whatever reads beyond it shows."""
+    """`x` as a part of a larger tensor of NaN, so that reads beyond it are detected."""
     whole = torch.full([size + 3 for size in x.shape], torch.nan, dtype=x.dtype, device=DEVICE)
     part = whole[tuple(slice(1, size + 1) for size in x.shape)]
     return part.copy_(x).requires_grad_()
 
 
 def run(case: str, function: Callable, reference: Callable, tensors: Sequence[Tensor], grad: Tensor) -> None:
-    """Prints a case: for the output and every gradient the errors of the kernel and of the plain way."""
+    """Prints a case: the errors of the kernel and of the reference for the output and every gradient."""
 
     def results(compute: Callable, dtype: torch.dtype | None = None) -> list[Tensor]:
         own = [x.detach().to(dtype) if dtype else x.detach() for x in tensors]
@@ -69,15 +69,15 @@ def run_dense(
     tensors = [poisoned(random(batch, 2, length, size, dtype=dtype)) for _ in range(3)]
     if biases is not None:
         tensors.append(poisoned(random(biases, 2, length, length, dtype=dtype)))
-    padding = chances(batch, length) < 0.7 if pad else None
+    padding = uniform(batch, length) < 0.7 if pad else None
     if pad:
-        padding[1] = False  # no query of this row sees a key
-    segments = (chances(batch, length) < 0.1).cumsum(1).int() if parts else None
-    given = {"key_padding": padding, "segments": segments, "dropout_p": p, "keys": keys(batch) if p else None}
+        padding[1] = False  # all keys of this row are masked
+    segments = (uniform(batch, length) < 0.1).cumsum(1).int() if parts else None
+    options = {"key_padding": padding, "segments": segments, "dropout_p": p, "keys": keys(batch) if p else None}
     run(
         f"{dtype} B {batch} T {length} K {size} bias {biases} padding {pad} dropout {p} segments {parts}",
-        lambda q, k, v, b=None: triton_attention(q, k, v, b, **given, scale=size**-0.5),
-        lambda q, k, v, b=None: attention_reference(q, k, v, b, **given),
+        lambda q, k, v, b=None: triton_attention(q, k, v, b, **options, scale=size**-0.5),
+        lambda q, k, v, b=None: attention_reference(q, k, v, b, **options),
         tensors,
         random(batch, 2, length, size, dtype=dtype),
     )
@@ -89,11 +89,11 @@ def run_packed(ends: list[int], has_bias: bool, p: float, dtype: torch.dtype = t
     tensors = [poisoned(random(1, 2, ends[-1], 16, dtype=dtype)) for _ in range(3)]
     if has_bias:
         tensors.append(poisoned(random(1, 2, longest, longest, dtype=dtype)))
-    given = {"cu_seqlens": cu_seqlens, "dropout_p": p, "keys": keys(len(ends)) if p else None}
+    options = {"cu_seqlens": cu_seqlens, "dropout_p": p, "keys": keys(len(ends)) if p else None}
     run(
         f"{dtype} packed {ends} bias {has_bias} dropout {p}",
-        lambda q, k, v, b=None: triton_attention(q, k, v, b, **given, scale=0.25),
-        lambda q, k, v, b=None: attention_reference(q, k, v, b, **given),
+        lambda q, k, v, b=None: triton_attention(q, k, v, b, **options, scale=0.25),
+        lambda q, k, v, b=None: attention_reference(q, k, v, b, **options),
         tensors,
         random(1, 2, ends[-1], 16, dtype=dtype),
     )
@@ -104,26 +104,26 @@ def run_untied(
 ) -> None:
     batch, size, buckets = 1 if ends else 2, 16, 8
     tensors = [poisoned(random(batch, 2, length, size, dtype=dtype)) for _ in range(3)]
-    places = int(torch.tensor([0, *ends]).diff().max()) if ends else length
-    tensors += [poisoned(random(2, places + 2, size, dtype=dtype)) for _ in range(2)]
+    positions = int(torch.tensor([0, *ends]).diff().max()) if ends else length
+    tensors += [poisoned(random(2, positions + 2, size, dtype=dtype)) for _ in range(2)]
     tensors += [poisoned(random(2, dtype=dtype)) for _ in range(2)]
     if relative:
         tensors.append(poisoned(random(buckets, 2, dtype=dtype)))
-    padding = chances(batch, length) < 0.7 if pad else None
-    segments = (chances(batch, length) < 0.1).cumsum(1) if parts else None
-    given = {
+    padding = uniform(batch, length) < 0.7 if pad else None
+    segments = (uniform(batch, length) < 0.1).cumsum(1) if parts else None
+    options = {
         "segments": segments,
         "cu_seqlens": torch.tensor([0, *ends], dtype=torch.int32, device=DEVICE) if ends else None,
         "key_padding": padding,
     }
-    given |= {"dropout_p": p, "keys": keys(len(ends) if ends else batch) if p else None}
+    options |= {"dropout_p": p, "keys": keys(len(ends) if ends else batch) if p else None}
 
     def kernels(q, k, v, pos_q, pos_k, first, other, table=None):
-        made = untied_parts(q, pos_q, pos_k, first, other, table, ends is not None, 20)
-        return by_kernels(q, k, v, made, **given, scale=0.2, seed=None)
+        components = untied_parts(q, pos_q, pos_k, first, other, table, ends is not None, 20)
+        return by_kernels(q, k, v, components, **options, scale=0.2, seed=None)
 
     def plain(*tensors):
-        return untied_attention_reference(*tensors, **given, scale=0.2, max_distance=20)
+        return untied_attention_reference(*tensors, **options, scale=0.2, max_distance=20)
 
     grad = random(batch, 2, length, size, dtype=dtype)
     case = f"untied {dtype} T {length} {relative} padding {pad} segments {parts} dropout {p} {ends}"
@@ -131,28 +131,28 @@ def run_untied(
 
 
 def check_operators() -> None:
-    """PyTorch's own checks of a custom operator, one graph under torch.compile, and what the public function takes."""
+    """PyTorch's checks of a custom operator, a single graph under torch.compile, and a contiguous output."""
     q, k, v = (random(2, 2, 9, 16).requires_grad_() for _ in range(3))
-    bias, given, none = random(1, 2, 9, 9).requires_grad_(), {"dropout_p": 0.1, "keys": keys(2)}, [None] * 4
+    bias, options, none = random(1, 2, 9, 9).requires_grad_(), {"dropout_p": 0.1, "keys": keys(2)}, [None] * 4
     torch.library.opcheck(attention_forward, (q, k, v, bias, *none, None, None, None, keys(2), 0.25, 0.1, 9))
     bounds = torch.tensor([0, 4, 9], dtype=torch.int32, device=DEVICE)
     one = [x.detach()[:1].requires_grad_() for x in (q, k, v)]
     torch.library.opcheck(attention_forward, (*one, bias, *none, bounds, None, None, None, 0.25, 0.0, 9))
-    places = [random(2, 9, 16).requires_grad_() for _ in range(2)]
-    numbers = [random(2, 2).requires_grad_(), random(2, 17).requires_grad_()]
-    torch.library.opcheck(attention_forward, (q, k, v, None, *places, *numbers, None, None, None, None, 0.25, 0.0, 9))
+    positions = [random(2, 9, 16).requires_grad_() for _ in range(2)]
+    biases = [random(2, 2).requires_grad_(), random(2, 17).requires_grad_()]
+    torch.library.opcheck(attention_forward, (q, k, v, None, *positions, *biases, None, None, None, None, 0.25, 0.0, 9))
     compiled = torch.compile(triton_attention, backend="aot_eager", fullgraph=True)
-    out, plain = (function(q, k, v, bias, scale=0.25, **given) for function in (compiled, triton_attention))
+    out, plain = (function(q, k, v, bias, scale=0.25, **options) for function in (compiled, triton_attention))
     assert torch.equal(out, plain)
     assert torch.equal(*(torch.autograd.grad(x.sum(), bias)[0] for x in (out, plain)))
-    # As the encoder has them: views of one tensor, and an output that becomes [B, T, H K] without a copy.
+    # As in the encoder: views of one tensor, and an output that becomes [B, T, H K] without a copy.
     views = random(2, 9, 3, 2, 16).permute(2, 0, 3, 1, 4).unbind()
     assert attention(*views, bias).transpose(1, 2).is_contiguous()
 
 
 def check_edges() -> None:
-    """Empty batches and sequences; keys, bounds and segments that are no rows of int32; tensors that are expanded."""
-    parts_of_tupe.BIAS_BYTES = 0  # TUPE's parts go to the kernels
+    """Empty batches and sequences; strided or int64 keys, bounds and segments; expanded tensors."""
+    untied_module.BIAS_BYTES = 0  # use the kernels at any size
     q, k, v = (random(2, 2, 9, 16).requires_grad_() for _ in range(3))
     bias, scattered = random(1, 2, 9, 9).requires_grad_(), keys(4)[::2]
     vectors = [random(2, 9, 16).requires_grad_() for _ in range(2)]
@@ -167,12 +167,12 @@ def check_edges() -> None:
     assert out.shape == (0, 2, 9, 16)
     assert not any(x.any() for x in torch.autograd.grad(out.sum(), vectors + numbers))
 
-    def both(**given) -> None:
+    def both(**options) -> None:
         for function in (attention, untied_attention):
             more = (bias,) if function is attention else (*vectors, *numbers)
             reference = attention_reference if function is attention else untied_attention_reference
-            own = [x[:1].detach().requires_grad_() for x in (q, k, v)] if "cu_seqlens" in given else [q, k, v]
-            ours, plain = (form(*own, *more, **given) for form in (function, reference))
+            own = [x[:1].detach().requires_grad_() for x in (q, k, v)] if "cu_seqlens" in options else [q, k, v]
+            ours, plain = (form(*own, *more, **options) for form in (function, reference))
             torch.testing.assert_close(ours, plain, rtol=1e-5, atol=1e-5)
             found = (torch.autograd.grad(x.sum(), (*own, *more)) for x in (ours, plain))  # the gradient is expanded
             for a, b in zip(*found, strict=True):
@@ -196,12 +196,12 @@ def dense() -> None:
     run_dense(torch.float32, 2, 40, 17, 2, parts=True)
     for length, size in ((1, 16), (33, 128), (64, 8)):
         run_dense(torch.float32, 2, length, size, 1)
-    launches.PROGRAMS = 8  # two groups of sequences, the second smaller, instead of one for each
+    launches.PROGRAMS = 8  # two groups of sequences, the second smaller, instead of a group for each
     run_dense(torch.float32, 5, 33, 16, 1, 0.1)
 
 
 def low() -> None:
-    """16-bit numbers: sequences that fit one tile, and longer ones; whole tiles and ragged ones."""
+    """16-bit dtypes: sequences that fit into one tile, and longer ones; whole and ragged tiles."""
     run_dense(torch.float16, 2, 70, 24, 1, 0.1, pad=True)
     run_dense(torch.bfloat16, 2, 130, 24, 1, 0.1, pad=True, parts=True)
     run_dense(torch.bfloat16, 2, 64, 64, 1)

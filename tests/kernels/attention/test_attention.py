@@ -37,7 +37,7 @@ def test_default_scale_and_no_bias() -> None:
 def test_a_query_without_keys_gives_zeros_and_no_nan() -> None:
     q, k, v, bias = inputs()
     padding, segments = torch.ones(B, T, dtype=torch.bool), torch.zeros(B, T, dtype=torch.int32)
-    segments[1, 2], padding[1, 2] = 1, False  # alone in its segment, and no key itself
+    segments[1, 2], padding[1, 2] = 1, False  # alone in its segment, and masked as a key
     out = attention(q, k, v, bias, key_padding=padding, segments=segments)
     assert (out[1, :, 2] == 0).all() and (out[0] != 0).all()
     gradients = torch.autograd.grad(out.sum(), (q, k, v, bias))
@@ -45,7 +45,7 @@ def test_a_query_without_keys_gives_zeros_and_no_nan() -> None:
     assert (gradients[0][1, :, 2] == 0).all()
 
 
-def test_forbidden_keys_do_not_matter() -> None:
+def test_masked_keys_do_not_matter() -> None:
     q, k, v, bias = inputs()
     padding = torch.ones(B, T, dtype=torch.bool)
     padding[:, -2:] = False
@@ -79,7 +79,7 @@ def test_gradcheck() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_low_precision_is_no_worse_than_torch(dtype) -> None:
+def test_low_precision_errors_are_those_of_torch(dtype) -> None:
     q, k, v, bias = (x.detach() for x in inputs())
     exact = attention(q, k, v, bias)
     low = [x.to(dtype) for x in (q, k, v, bias)]
@@ -89,7 +89,7 @@ def test_low_precision_is_no_worse_than_torch(dtype) -> None:
     assert ours <= 2 * theirs + 1e-5
 
 
-def test_shapes_that_do_not_fit_are_named() -> None:
+def test_wrong_arguments() -> None:
     q, k, v, _ = inputs()
     with pytest.raises(ValueError, match=r"k \(3, 2, 7, 4\)"):
         attention(q, k[..., :4], v)
@@ -114,7 +114,7 @@ def test_shapes_that_do_not_fit_are_named() -> None:
         for function in (attention, attention_reference):
             with pytest.raises(ValueError, match=message):
                 function(q, k, v, **wrong)
-    with pytest.raises(ValueError, match="must be alike"):
+    with pytest.raises(ValueError, match="must have the same dtype"):
         attention(q, k.float(), v)
     with pytest.raises(ValueError, match=r"q \(3, 2, 7, 0\) must be \[B, H, T, K\] with K at least 1"):
         attention(*(x[..., :0] for x in (q, k, v)), scale=1.0)
@@ -124,7 +124,7 @@ def test_shapes_that_do_not_fit_are_named() -> None:
 
 
 @pytest.mark.parametrize("empty", ["batch", "tokens", "pack"])
-def test_nothing_gives_nothing(empty: str) -> None:
+def test_empty_inputs(empty: str) -> None:
     q, k, v, bias = inputs()
     masks = {"key_padding": torch.ones(B, T, dtype=torch.bool), "segments": torch.ones(B, T, dtype=torch.int32)}
     if empty == "pack":
@@ -150,8 +150,8 @@ def test_segments_and_packed_sequences_are_the_same_attention() -> None:
     bounds = torch.tensor([0, 3, 4, 9], dtype=torch.int32)
     packed = attention(q, k, v, bias, cu_seqlens=bounds)
     segments = torch.repeat_interleave(torch.arange(3), torch.tensor(sizes))[None]
-    places = torch.cat([torch.arange(size) for size in sizes])
-    gathered = bias[:, :, places[:, None], places]
+    positions = torch.cat([torch.arange(size) for size in sizes])
+    gathered = bias[:, :, positions[:, None], positions]
     torch.testing.assert_close(attention(q, k, v, gathered, segments=segments), packed, rtol=1e-12, atol=1e-12)
     keys = torch.arange(3, dtype=torch.int32)
     for number, (start, size) in enumerate(((0, 3), (3, 1), (4, 5))):
@@ -164,7 +164,7 @@ def test_segments_and_packed_sequences_are_the_same_attention() -> None:
         torch.testing.assert_close(packed[:, :, start : start + size], one, rtol=1e-12, atol=1e-12)
 
 
-def test_a_seed_stands_for_a_key_a_row() -> None:
+def test_a_seed_gives_a_key_to_each_row() -> None:
     q, k, v, _ = inputs()
     dropped = attention(q, k, v, dropout_p=0.5, seed=5)
     assert torch.equal(dropped, attention(q, k, v, dropout_p=0.5, seed=5))
@@ -175,12 +175,12 @@ def test_a_seed_stands_for_a_key_a_row() -> None:
 
 
 @pytest.mark.parametrize("function", [attention, attention_reference])
-def test_queries_at_places_are_those_rows_of_the_whole(function) -> None:
+def test_queries_at_positions_equal_those_rows_of_full_attention(function) -> None:
     """With segments, padding, a bias and dropout, values and gradients."""
     generator = torch.Generator().manual_seed(1)
     q, k, v = (torch.randn(3, 2, 11, 4, generator=generator, dtype=torch.float64).requires_grad_() for _ in range(3))
     bias = torch.randn(3, 2, 11, 11, generator=generator, dtype=torch.float64)
-    places = torch.tensor([[10, 0, 3], [4, 4, 7], [1, 2, 9]])
+    positions = torch.tensor([[10, 0, 3], [4, 4, 7], [1, 2, 9]])
     row = torch.arange(3)[:, None]
     masks = {
         "segments": (torch.rand(3, 11, generator=generator) < 0.2).cumsum(1),
@@ -188,12 +188,12 @@ def test_queries_at_places_are_those_rows_of_the_whole(function) -> None:
         "keys": mix(torch.arange(3, dtype=torch.int32)),
         "dropout_p": 0.3,
     }
-    whole = function(q, k, v, bias, **masks).transpose(1, 2)[row, places].transpose(1, 2)
-    some_q, some_bias = (x.transpose(1, 2)[row, places].transpose(1, 2) for x in (q, bias))
-    some = function(some_q, k, v, some_bias, **masks, places=places)
-    torch.testing.assert_close(some, whole, rtol=1e-12, atol=1e-14)
+    whole = function(q, k, v, bias, **masks).transpose(1, 2)[row, positions].transpose(1, 2)
+    selected_q, selected_bias = (x.transpose(1, 2)[row, positions].transpose(1, 2) for x in (q, bias))
+    selected = function(selected_q, k, v, selected_bias, **masks, query_positions=positions)
+    torch.testing.assert_close(selected, whole, rtol=1e-12, atol=1e-14)
     grad = torch.randn(whole.shape, generator=generator, dtype=torch.float64)
-    for ours, theirs in zip(*(torch.autograd.grad(out, (q, k, v), grad) for out in (some, whole)), strict=True):
+    for ours, theirs in zip(*(torch.autograd.grad(out, (q, k, v), grad) for out in (selected, whole)), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-13)
-    with pytest.raises(ValueError, match=r"places \(3, 2\) must be \[B, queries\] \(3, 3\)"):
-        function(some_q, k, v, some_bias, places=places[:, :2])
+    with pytest.raises(ValueError, match=r"query_positions \(3, 2\) must be \[B, queries\] \(3, 3\)"):
+        function(selected_q, k, v, selected_bias, query_positions=positions[:, :2])

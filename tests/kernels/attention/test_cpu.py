@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from tests.kernels.attention.test_cpu_chunks import cut
+from tests.kernels.attention.test_cpu_chunks import divide
 
 PLAIN = {"cu_seqlens": None, "key_padding": None, "segments": None, "dropout_p": 0.0, "keys": None}
 
 
 def inputs(shape: tuple[int, int, int, int], queries: int, bias: tuple[int, int] | None, dtype=torch.float64):
-    """q, k, v as views of one tensor, perhaps the bias; a gradient of the output, not contiguous."""
+    """q, k, v as views of one tensor, the bias if given; and a non-contiguous gradient of the output."""
     batch, heads, length, size = shape
     generator = torch.Generator().manual_seed(0)
     qkv = torch.randn(batch, length, 3, heads, size, generator=generator, dtype=torch.float64).to(dtype)
@@ -43,7 +43,7 @@ def assert_same(ours: list[Tensor], theirs: list[Tensor], tolerance: float = 1e-
 
 @pytest.fixture
 def small_chunks(monkeypatch) -> None:
-    cut(monkeypatch, CELLS=60, BLOCK=4, STEP=2)
+    divide(monkeypatch, CELLS=60, BLOCK=4, STEP=2)
 
 
 @settings(max_examples=60, deadline=None)
@@ -55,9 +55,9 @@ def small_chunks(monkeypatch) -> None:
     pad=st.booleans(),
     parts=st.booleans(),
     drop=st.booleans(),
-    kept=st.booleans(),
+    save=st.booleans(),
 )
-def test_equals_the_definition(shape, cells, whole, bias, pad, parts, drop, kept) -> None:
+def test_equals_the_definition(shape, cells, whole, bias, pad, parts, drop, save) -> None:
     batch, heads, length, _ = shape
     queries = length if whole else max(1, length // 2)
     sizes = {None: None, "one": (1, 1), "heads": (1, heads), "rows": (batch, 1), "both": (batch, heads)}[bias]
@@ -73,7 +73,7 @@ def test_equals_the_definition(shape, cells, whole, bias, pad, parts, drop, kept
     names = ("CELLS", "BLOCK", "STEP")
     before = [getattr(cpu_chunks, name) for name in names], module.SAVED_BYTES
     cpu_chunks.CELLS, cpu_chunks.BLOCK, cpu_chunks.STEP = cells, 4, 2
-    module.SAVED_BYTES = before[1] if kept else 0
+    module.SAVED_BYTES = before[1] if save else 0
     try:
         ours = results(cpu_attention, tensors, grad, scale=0.7, **options)
     finally:
@@ -85,7 +85,7 @@ def test_equals_the_definition(shape, cells, whole, bias, pad, parts, drop, kept
 
 @pytest.mark.parametrize(("p", "biased"), list(itertools.product((0.0, 0.2), (False, True))))
 def test_packed_sequences(p: float, biased: bool, small_chunks) -> None:
-    """Several of one length, one of none."""
+    """Several sequences of the same length, and an empty one."""
     bounds = torch.tensor([0, 5, 8, 8, 13, 14, 19], dtype=torch.int32)
     tensors, grad = inputs((1, 2, 19, 4), 19, None)
     if biased:
@@ -101,7 +101,7 @@ def test_packed_sequences(p: float, biased: bool, small_chunks) -> None:
     [(torch.float32, 400.0), *itertools.product((torch.float32, torch.bfloat16, torch.float16), (0.125, 20.0))],
 )
 def test_scores_of_any_size(scale: float, dtype: torch.dtype) -> None:
-    """Those whose powers of 2 overflow or vanish are computed with the largest subtracted."""
+    """Scores whose powers of 2 overflow or underflow are computed with the largest subtracted."""
     tensors, grad = inputs((2, 2, 50, 16), 50, (1, 2), dtype)
     exact = [x.detach().double().requires_grad_() for x in tensors]
     true = results(attention_reference, exact, grad.double(), scale=scale)
@@ -130,7 +130,7 @@ def test_gradcheck(small_chunks) -> None:
         first.sum().backward()
 
 
-def test_some_gradients_and_none() -> None:
+def test_subsets_of_gradients() -> None:
     tensors, grad = inputs((2, 2, 9, 4), 9, (1, 2))
     every = results(cpu_attention, tensors, grad, scale=0.5, **PLAIN)
     for number, one in enumerate(tensors):
@@ -141,7 +141,7 @@ def test_some_gradients_and_none() -> None:
         assert torch.equal(cpu_attention(*tensors, scale=0.5, **PLAIN), every[0])
 
 
-def test_the_public_function_takes_it_where_it_pays(monkeypatch) -> None:
+def test_the_public_function_uses_chunks_for_large_inputs(monkeypatch) -> None:
     """Checkpointed, under autocast with a float32 bias, and twice to the same bits."""
     tensors, grad = inputs((8, 8, 128, 16), 128, (1, 8), torch.bfloat16)
     tensors[3] = tensors[3].detach().float().requires_grad_()
@@ -153,10 +153,10 @@ def test_the_public_function_takes_it_where_it_pays(monkeypatch) -> None:
         lambda *x, **more: checkpoint(attention, *x, use_reentrant=False, **more), tensors, grad, dropout_p=0.1, seed=4
     )
     assert len(called) == 3 and all(torch.equal(a, b) for a, b in zip(ours, again, strict=True))
-    assert all(torch.equal(a, b) for a, b in zip(tensors, before, strict=True))  # nothing given is written to
+    assert all(torch.equal(a, b) for a, b in zip(tensors, before, strict=True))  # inputs are not modified
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(attention(*tensors, dropout_p=0.1, seed=4), ours[0])
     attention(*(x[:1, :1, :8] for x in tensors[:3]))
-    assert len(called) == 4  # few scores take the reference
+    assert len(called) == 4  # few scores: the reference
     compiled = torch.compile(attention, backend="aot_eager", fullgraph=True)
     torch.testing.assert_close(compiled(*tensors), attention(*tensors), rtol=0.02, atol=0.02)

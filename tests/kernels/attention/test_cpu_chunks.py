@@ -1,4 +1,4 @@
-"""The chunks of a CPU in every way in which a call can be cut: values, errors in low precision, memory."""
+"""CPU attention for every division into chunks: values, errors in low precision, memory."""
 
 import itertools
 import platform
@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from tests.kernels.largest import Largest
 
 H, K = 2, 12
-WAYS = {
+DIVISIONS = {
     "one chunk": {},
     "rows": {"CELLS": 4000},
     "heads": {"CELLS": 1500},
@@ -25,7 +25,7 @@ WAYS = {
     "oneDNN, nothing saved": {"SINGLE": 1, "SAVED_BYTES": 0, "CELLS": 1500},
     "nothing saved": {"SAVED_BYTES": 0},
 }
-"""Constants that cut a call of some thousand scores as a large one is cut."""
+"""Constants with which a call of a few thousand scores is divided like a large one."""
 OPTIONS = {
     "plain": {},
     "bias": {"bias": (1, H)},
@@ -44,8 +44,8 @@ OPTIONS = {
 }
 
 
-def cut(monkeypatch: pytest.MonkeyPatch, **sizes: int) -> None:
-    """Cuts small calls as large ones are, by the constants of `cpu_chunks` and `cpu`."""
+def divide(monkeypatch: pytest.MonkeyPatch, **sizes: int) -> None:
+    """Set the constants of `cpu_chunks` and `cpu`, so that small calls are divided like large ones."""
     for name, value in sizes.items():
         monkeypatch.setattr(cpu if hasattr(cpu, name) else cpu_chunks, name, value)
 
@@ -64,7 +64,7 @@ def case(
     sizes: list[int] | None = None,
     seed: int = 0,
 ) -> tuple[list[Tensor], dict, Tensor]:
-    """Tensors, options, and a gradient of the output; q, k, v are views of one tensor, as an encoder has them."""
+    """Tensors, options, and a gradient of the output; q, k, v are views of one tensor, as in the encoder."""
     generator = torch.Generator().manual_seed(seed)
     if sizes:
         batch, queries, length = 1, sum(sizes), sum(sizes)
@@ -95,10 +95,10 @@ def results(function, tensors: list[Tensor], options: dict, grad: Tensor, dtype:
     return [out.detach(), *torch.autograd.grad(out, own, grad.to(out.dtype))]
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("division", DIVISIONS)
 @pytest.mark.parametrize("name", OPTIONS)
-def test_is_the_reference(name: str, way: str, monkeypatch) -> None:
-    cut(monkeypatch, **WAYS[way])
+def test_equals_the_reference(name: str, division: str, monkeypatch) -> None:
+    divide(monkeypatch, **DIVISIONS[division])
     for dtype, tolerance in ((torch.float64, 1e-12), (torch.float32, 2e-5)):
         given = case(dtype, **{**OPTIONS[name], "bias_dtype": None})
         for ours, theirs in zip(results(by_chunks, *given), results(attention_reference, *given), strict=True):
@@ -109,7 +109,7 @@ def test_is_the_reference(name: str, way: str, monkeypatch) -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 @pytest.mark.parametrize("name", OPTIONS)
 def test_errors_are_those_of_the_reference(name: str, dtype: torch.dtype) -> None:
-    """Over many draws, the largest and the root mean square error of each tensor against float64."""
+    """The largest and the root mean square error of each tensor against float64, over 30 seeds."""
     errors = []
     for seed in range(30):
         given = case(dtype, seed=seed, **OPTIONS[name])
@@ -118,23 +118,23 @@ def test_errors_are_those_of_the_reference(name: str, dtype: torch.dtype) -> Non
         errors.append([[(x.double() - true).flatten() for x, true in zip(own, exact, strict=True)] for own in both])
         assert [x.dtype for x in both[0]] == [x.dtype for x in both[1]]
     for tensor in range(len(exact)):
-        ours, plain = (torch.cat([draw[side][tensor] for draw in errors]) for side in (0, 1))
+        ours, plain = (torch.cat([seed[side][tensor] for seed in errors]) for side in (0, 1))
         assert ours.abs().max() <= 2 * plain.abs().max() + 1e-5, tensor
         assert ours.square().mean().sqrt() <= 1.5 * plain.square().mean().sqrt() + 1e-6, tensor
 
 
 @pytest.fixture
 def poisoned() -> Iterator[None]:
-    """Memory that has not been written to is NaN."""
+    """Uninitialized memory is NaN."""
     torch.use_deterministic_algorithms(True)
     yield
     torch.use_deterministic_algorithms(False)
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_nothing_reads_memory_that_was_not_written(way: str, poisoned, monkeypatch) -> None:
+@pytest.mark.parametrize("division", DIVISIONS)
+def test_uninitialized_memory_is_not_read(division: str, poisoned, monkeypatch) -> None:
     assert torch.empty(1).isnan()
-    cut(monkeypatch, **WAYS[way])
+    divide(monkeypatch, **DIVISIONS[division])
     for dtype, name in itertools.product((torch.float32, torch.bfloat16), ("plain", "padding and segments", "packed")):
         given = case(dtype, **OPTIONS[name])
         first, again = results(by_chunks, *given), results(by_chunks, *given)
@@ -144,8 +144,8 @@ def test_nothing_reads_memory_that_was_not_written(way: str, poisoned, monkeypat
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("sign", [-1, 1])
-def test_some_chunks_beyond_the_range_of_powers(dtype: torch.dtype, sign: int, monkeypatch) -> None:
-    cut(monkeypatch, **WAYS["rows"])
+def test_chunks_outside_the_range_of_powers(dtype: torch.dtype, sign: int, monkeypatch) -> None:
+    divide(monkeypatch, **DIVISIONS["rows"])
     for name in ("bias", "padding and segments"):
         (q, k, v, bias), options, grad = case(dtype, **OPTIONS[name])
         bias = bias.repeat(3, 1, 1, 1)
@@ -158,7 +158,7 @@ def test_some_chunks_beyond_the_range_of_powers(dtype: torch.dtype, sign: int, m
 
 
 class Operators(TorchDispatchMode):
-    """The names of the operators that are called in its context."""
+    """Names of the operators called in its context."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -171,15 +171,15 @@ class Operators(TorchDispatchMode):
 
 @pytest.mark.parametrize("cells", [37 * 37, 37 * 37 + 1])
 def test_large_matrices_are_multiplied_by_onednn(cells: int, monkeypatch) -> None:
-    """Its operator is PyTorch's own and has no promise of staying: a version without it shows here."""
-    cut(monkeypatch, SINGLE=cells)
+    """The operator is private to PyTorch: this test fails with a version that removed it."""
+    divide(monkeypatch, SINGLE=cells)
     with Operators() as called:
         results(by_chunks, *case(torch.float32, **OPTIONS["bias"]))
     x86 = platform.machine().lower() in ("x86_64", "amd64")
     assert ("mkldnn::_linear_pointwise" in called.names) == (x86 and cells == 37 * 37)
 
 
-def test_large_scores_of_forbidden_keys_do_not_matter() -> None:
+def test_large_scores_of_masked_keys_do_not_matter() -> None:
     tensors, options, grad = case(torch.float32)
     options["key_padding"] = (torch.arange(37) % 3 > 0).expand(3, -1)
     expected = results(by_chunks, tensors, options, grad)
@@ -190,31 +190,31 @@ def test_large_scores_of_forbidden_keys_do_not_matter() -> None:
 
 @pytest.mark.parametrize("given", [{}, {"sizes": [9, 9]}, {"sizes": [4, 7]}])
 def test_short_sequences_in_float32_without_gradients(given: dict) -> None:
-    """They are not cut: what they take instead must be the same."""
+    """Short sequences are not divided; the alternative gives the same result."""
     tensors, options, _ = case(torch.float32, **given)
     with torch.no_grad():
         ours, theirs = (f(*tensors, None, **options) for f in (by_chunks, attention_reference))
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize(("limit", "kept"), [(1 << 30, 1), (0, 0)])
-def test_memory(limit: int, kept: int, monkeypatch) -> None:
-    """No operation gives all scores, and what is kept is they, once, or nothing of their size."""
-    cut(monkeypatch, CELLS=1 << 14, SAVED_BYTES=limit)
+@pytest.mark.parametrize(("limit", "count"), [(1 << 30, 1), (0, 0)])
+def test_memory(limit: int, count: int, monkeypatch) -> None:
+    """No operation computes all scores at once; saved is one matrix of probabilities, or nothing of that size."""
+    divide(monkeypatch, CELLS=1 << 14, SAVED_BYTES=limit)
     tensors, options, grad = case(torch.bfloat16, batch=4, queries=120, length=120, bias=(1, H), dropout_p=0.2)
     saved: list[int] = []
-    own = [x.detach().requires_grad_() for x in tensors]
+    leaves = [x.detach().requires_grad_() for x in tensors]
     with Largest() as largest:
         with torch.autograd.graph.saved_tensors_hooks(lambda x: saved.append(x.numel()) or x, lambda x: x):
-            out = by_chunks(*own, **options)
-        torch.autograd.grad(out, own, grad)
+            out = by_chunks(*leaves, **options)
+        torch.autograd.grad(out, leaves, grad)
     assert largest.size <= H * 120 * 120
-    assert sum(saved) == kept * 4 * H * 120 * 120 + sum(x.numel() for x in tensors)
+    assert sum(saved) == count * 4 * H * 120 * 120 + sum(x.numel() for x in tensors)
 
 
 def test_gradients_of_many_chunks_are_added_in_float32(monkeypatch) -> None:
-    """512 queries, each a chunk of its own, that give each value 1/512: in bfloat16 the sum would stop at a half."""
-    cut(monkeypatch, CELLS=512)
+    """Each of 512 queries is a chunk and adds 1/512 to each value: in bfloat16 the sum would stop at a half."""
+    divide(monkeypatch, CELLS=512)
     q, k, v = torch.zeros(3, 1, 1, 512, 4, dtype=torch.bfloat16)
     masks = {"cu_seqlens": None, "key_padding": None, "segments": None}
     out = by_chunks(q, k, v.requires_grad_(), None, **masks, scale=1.0, dropout_p=0.0, keys=None)
@@ -223,7 +223,7 @@ def test_gradients_of_many_chunks_are_added_in_float32(monkeypatch) -> None:
 
 
 def test_a_layer_learns_the_same() -> None:
-    """Losses of some steps with either form agree, with dropout."""
+    """Losses of 8 steps with chunks and with the reference agree, with dropout."""
 
     def losses(function) -> list[float]:
         generator = torch.Generator().manual_seed(0)

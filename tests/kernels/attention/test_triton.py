@@ -1,5 +1,5 @@
-"""The attention kernels under Triton's interpreter, against the float64 reference; and compiled for GPUs that are not
-here."""
+"""The attention kernels under Triton's interpreter, against the float64 reference; and compiled for
+GPUs that this machine lacks."""
 
 import json
 import os
@@ -16,7 +16,7 @@ pytest.importorskip("triton")
 from fastbert_kernels import backend, configurations
 from fastbert_kernels.attention import triton_launch
 from fastbert_kernels.attention.triton_launch import attention_forward
-from fastbert_kernels.compilation import SHARED_LIMIT, Resources, pretended_gpu
+from fastbert_kernels.compilation import SHARED_LIMIT, Resources, compile_target
 
 CASES = Path(__file__).parent / "attention_cases.py"
 
@@ -36,7 +36,7 @@ def test_operators(group: str) -> None:
 
 
 def interpreted(group: str) -> list[dict]:
-    """A process has to know from its start that kernels are interpreted."""
+    """Rows of a group of cases, from a process in which kernels are interpreted."""
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
     done = subprocess.run([sys.executable, CASES, group], capture_output=True, text=True, env=environment, timeout=500)
     assert done.returncode == 0, done.stderr
@@ -46,9 +46,10 @@ def interpreted(group: str) -> list[dict]:
 def compiled(
     capability: int, *shapes: tuple[int, int], dtype=torch.bfloat16, size: int = 64, p: float = 0.0, parts: bool = False
 ) -> list[Resources]:
-    """What calls of the given batches and lengths compile, with a learned bias or, with `parts`, TUPE's parts of it."""
+    """Kernels compiled by calls with these batches and lengths, with a learned bias or, with `parts`, TUPE's
+    components."""
     heads = 12
-    with pretended_gpu(capability) as gpu:
+    with compile_target(capability) as gpu:
         for batch, length in shapes:
             qkv = torch.zeros(batch, length, 3, heads, size, dtype=dtype, requires_grad=True)
             q, k, v = qkv.permute(2, 0, 3, 1, 4)
@@ -66,7 +67,7 @@ def compiled(
 @pytest.mark.parametrize("length", [128, 512])
 @pytest.mark.parametrize("capability", [80, 90, 100])
 def test_the_defaults_spill_nothing(capability: int, length: int) -> None:
-    """A training of BERT-Base: bfloat16, heads of 64, dropout 0.1."""
+    """Training of BERT-Base: bfloat16, heads of 64, dropout 0.1."""
     found = {one.kernel: one for one in compiled(capability, (2, length), p=0.1)}
     short = {"forward_kernel", "short_kernel", "bias_kernel"}
     assert found.keys() == (
@@ -79,7 +80,7 @@ def test_the_defaults_spill_nothing(capability: int, length: int) -> None:
 
 @pytest.mark.parametrize("capability", [86, 90, 100])
 def test_everything_fits_every_gpu(capability: int) -> None:
-    """A launch that asks for more shared memory than there is is refused by `pretended_gpu` as by the GPU."""
+    """A launch that needs too much shared memory fails in `compile_target` as on the GPU."""
     for dtype, size in ((torch.float32, 64), (torch.bfloat16, 128)):
         found = compiled(capability, (1, 150), dtype=dtype, size=size)
         assert len(found) == 5
@@ -90,15 +91,15 @@ def test_everything_fits_every_gpu(capability: int) -> None:
 
 
 def test_other_batches_and_lengths_of_a_bucket_compile_nothing_new() -> None:
-    """Lengths are of one bucket if they are whole tiles, or none but multiples of 16, or none of these."""
+    """Three buckets of lengths: multiples of the tile, other multiples of 16, and all others."""
     for lengths in ((256, 384, 1024), (144, 272, 400), (131, 263, 1001)):
         once = compiled(90, (2, lengths[0]))
         shapes = [(batch, length) for length, batch in zip(lengths, (1, 3, 5), strict=True)]
         assert len(compiled(90, *shapes)) == len(once)
 
 
-def test_everything_is_asked_of_the_tensors_own_gpu(monkeypatch) -> None:
-    """The tiles and the launches of forward and backward; another GPU may be the current one."""
+def test_the_gpu_of_the_tensors_decides(monkeypatch) -> None:
+    """Tiles and launches of forward and backward are for the tensors' GPU, which need not be the current one."""
     inside, seen = [], []
 
     @contextmanager
@@ -109,7 +110,7 @@ def test_everything_is_asked_of_the_tensors_own_gpu(monkeypatch) -> None:
 
     class Launch:
         def __getitem__(self, grid: tuple[int]):
-            return lambda *given, **more: seen.append(bool(inside))
+            return lambda *arguments, **options: seen.append(bool(inside))
 
     monkeypatch.setattr(torch.cuda, "device_of", device_of)
     monkeypatch.setattr(configurations, "_capability", lambda: seen.append(bool(inside)) or 90)
@@ -124,14 +125,14 @@ def test_everything_is_asked_of_the_tensors_own_gpu(monkeypatch) -> None:
     assert len(seen) == 9 and all(seen)
 
 
-def test_a_tuned_choice_is_kept_and_used(tmp_path, monkeypatch) -> None:
+def test_tuned_configurations_are_saved_and_used(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert configurations.load_tuned("NVIDIA H200") is None
     path = configurations.save_tuned({"keys": {"16-bit, to 64": [32, 64, 4, 1]}}, "NVIDIA H200")
     assert configurations.load_tuned("NVIDIA H100") is None
     try:
         configurations.use(configurations.load_tuned("NVIDIA H200"))
-        with pretended_gpu(90):
+        with compile_target(90):
             used = configurations.in_use()
         keys = next(one for one in compiled(90, (1, 256)) if one.kernel == "keys_kernel")
     finally:
@@ -139,7 +140,7 @@ def test_a_tuned_choice_is_kept_and_used(tmp_path, monkeypatch) -> None:
     assert used["keys"]["16-bit, to 64"] == [32, 64, 4, 1] and used["forward"]["16-bit, to 64"] == [128, 64, 8, 3]
     assert (keys.warps, keys.stages) == (4, 1)
     path.write_text(path.read_text().replace(backend.TRITON, "1.0"))
-    assert configurations.load_tuned("NVIDIA H200") is None  # another Triton may compile something else
+    assert configurations.load_tuned("NVIDIA H200") is None  # another Triton compiles other code
     path.write_text("{")
     with pytest.raises(ValueError, match=r"kernels-nvidia-h200\.json is damaged"):
         configurations.load_tuned("NVIDIA H200")

@@ -1,4 +1,5 @@
-"""TUPE's attention from its parts, against the formula written out, torch's own attention and transformers' buckets."""
+"""TUPE's attention from the components of its bias, against the explicit formula, torch's own attention and
+transformers' buckets."""
 
 import pytest
 import torch
@@ -16,25 +17,25 @@ B, H, T, K, R = 2, 3, 11, 4, 8
 
 
 def inputs(
-    relative: bool = True, batch: int = B, length: int = T, places: int = T, dtype=torch.float64
+    relative: bool = True, batch: int = B, length: int = T, positions: int = T, dtype=torch.float64
 ) -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
-    shapes = [(batch, H, length, K)] * 3 + [(H, places, K)] * 2 + [(H,)] * 2 + [(R, H)] * relative
+    shapes = [(batch, H, length, K)] * 3 + [(H, positions, K)] * 2 + [(H,)] * 2 + [(R, H)] * relative
     return [torch.randn(shape, generator=generator, dtype=dtype).requires_grad_() for shape in shapes]
 
 
 def plain(q, k, v, pos_q, pos_k, cls_to_all, all_to_cls, table=None, max_distance: int = 128) -> torch.Tensor:
-    """The paper's formula, a cell at a time; buckets by transformers' T5."""
+    """The paper's formula, cell by cell, with the buckets of transformers' T5."""
     length = q.shape[2]
     rows = []
     for i in range(length):
         row = []
         for j in range(length):
-            place = (pos_q[:, i] * pos_k[:, j]).sum(-1) / (2 * K) ** 0.5
+            score = (pos_q[:, i] * pos_k[:, j]).sum(-1) / (2 * K) ** 0.5
             if table is not None:
                 bucket = T5Attention._relative_position_bucket(torch.tensor(j - i), True, len(table), max_distance)
-                place = place + table[bucket]
-            row.append(cls_to_all if i == 0 else all_to_cls if j == 0 else place)
+                score = score + table[bucket]
+            row.append(cls_to_all if i == 0 else all_to_cls if j == 0 else score)
         rows.append(torch.stack(row, -1))
     scores = q @ k.transpose(-1, -2) / (2 * K) ** 0.5 + torch.stack(rows, -2)
     return scores.softmax(-1) @ v
@@ -51,7 +52,7 @@ def assert_same(
 
 @pytest.fixture
 def cells(request, monkeypatch) -> int:
-    """Scores that there may be at a time."""
+    """Number of scores computed at a time."""
     monkeypatch.setattr(untied, "CELLS", request.param)
     return request.param
 
@@ -64,7 +65,7 @@ def test_equals_the_formula(relative: bool, cells: int) -> None:
     assert_same(untied_attention(*tensors), plain(*tensors), tensors)
 
 
-def test_buckets_may_reach_further_or_less_far() -> None:
+def test_max_distance_changes_the_buckets() -> None:
     tensors = inputs()
     ours = untied_attention(*tensors, max_distance=5)
     assert_same(ours, plain(*tensors, max_distance=5), tensors)
@@ -73,7 +74,7 @@ def test_buckets_may_reach_further_or_less_far() -> None:
 
 @pytest.mark.parametrize("cells", [100], indirect=True)
 def test_tupe_a_equals_torchs_attention_on_longer_vectors(cells: int) -> None:
-    """The bias with its reset is an inner product of K + 2 numbers."""
+    """The bias with its reset is an inner product of vectors of size K + 2."""
     tensors = inputs(False)
     q, k, v, pos_q, pos_k, cls_to_all, all_to_cls = tensors
     scale, first = (2 * K) ** -0.5, (torch.arange(T) == 0).double()[:, None]
@@ -88,7 +89,7 @@ def test_tupe_a_equals_torchs_attention_on_longer_vectors(cells: int) -> None:
 @settings(max_examples=25, deadline=None)
 @given(st.integers(1, 9), st.integers(1, 40), st.booleans(), st.booleans(), st.booleans(), st.booleans())
 def test_stripes_equal_the_matrix(length: int, cells: int, relative: bool, pad: bool, parts: bool, drop: bool) -> None:
-    tensors = inputs(relative, length=length, places=length + 3)
+    tensors = inputs(relative, length=length, positions=length + 3)
     generator = torch.Generator().manual_seed(2)
     padding = torch.rand(B, length, generator=generator) < 0.6 if pad else None
     segments = torch.randint(0, 2, (B, length), generator=generator) if parts else None
@@ -96,8 +97,8 @@ def test_stripes_equal_the_matrix(length: int, cells: int, relative: bool, pad: 
     before, untied.CELLS = untied.CELLS, cells
 
     def result(form) -> torch.Tensor:
-        made = untied.untied_parts(tensors[0], *tensors[3:7], tensors[7] if relative else None, False, 128)
-        return form(*tensors[:3], made, cu_seqlens=None, scale=0.4, keys=None, **options)
+        components = untied.untied_parts(tensors[0], *tensors[3:7], tensors[7] if relative else None, False, 128)
+        return form(*tensors[:3], components, cu_seqlens=None, scale=0.4, keys=None, **options)
 
     try:
         assert_same(result(by_stripes), result(by_matrix), tensors)
@@ -106,8 +107,8 @@ def test_stripes_equal_the_matrix(length: int, cells: int, relative: bool, pad: 
 
 
 @pytest.mark.parametrize("cells", [1, 1 << 23], indirect=True)
-def test_packed_sequences_are_sequences(cells: int) -> None:
-    tensors = inputs(batch=1, places=6)
+def test_packed_sequences_equal_separate_ones(cells: int) -> None:
+    tensors = inputs(batch=1, positions=6)
     bounds = torch.tensor([0, 5, 5, 6, 11], dtype=torch.int32)
     keys = torch.arange(4, dtype=torch.int32)
     for drop in (0.0, 0.5):
@@ -121,13 +122,13 @@ def test_packed_sequences_are_sequences(cells: int) -> None:
 
 @pytest.mark.parametrize("cells", [60], indirect=True)
 def test_gradcheck(cells: int) -> None:
-    tensors = inputs(batch=1, length=4, places=5)
+    tensors = inputs(batch=1, length=4, positions=5)
     torch.autograd.gradcheck(lambda *x: untied_attention(*x, dropout_p=0.2, seed=3), tensors)
 
 
 @pytest.mark.parametrize("cells", [40_000], indirect=True)
 def test_long_sequences_have_no_matrix(cells: int) -> None:
-    tensors = inputs(batch=1, length=300, places=300, dtype=torch.float32)
+    tensors = inputs(batch=1, length=300, positions=300, dtype=torch.float32)
     with Largest() as largest:
         untied_attention(*tensors).sum().backward()
     assert largest.size <= cells  # a matrix for each head has 270,000
@@ -146,19 +147,19 @@ def test_any_precision(dtype: torch.dtype, cells: int) -> None:
     assert error <= 2 * theirs + 1e-5
 
 
-def test_refused() -> None:
+def test_wrong_arguments() -> None:
     good = inputs()
-    for place, wrong, message in (
+    for index, wrong, message in (
         (3, good[3][:, :-1], r"pos_q \(3, 10, 4\) must be \[H, P, K\]"),
         (4, torch.zeros(H, T + 1, K), "must have the same shape"),
         (5, torch.zeros(2), r"cls_to_all \(2,\) must be \[H\] \(3,\)"),
         (7, good[7].T, r"relative_table \(3, 8\) must be \[R, H\]"),
         (7, torch.zeros(R, H, dtype=torch.int64), "relative_table .* must be floating-point"),
-        (1, good[1][:, :, :-1], "must have the same shape|do not fit"),
+        (1, good[1][:, :, :-1], "do not match"),
         (3, good[3].to("meta"), "pos_q .* on q's device"),
     ):
         with pytest.raises(ValueError, match=message):
-            untied_attention(*good[:place], wrong, *good[place + 1 :])
+            untied_attention(*good[:index], wrong, *good[index + 1 :])
     with pytest.raises(ValueError, match="with T at least 1"):
         untied_attention(*(x[:, :, :0] for x in good[:3]), *good[3:])
     with pytest.raises(ValueError, match="keys must be int32"):

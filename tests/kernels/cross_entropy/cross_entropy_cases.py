@@ -1,6 +1,6 @@
-"""Runs `linear_cross_entropy` with its Triton kernel over ragged cases and prints, as JSON, the errors (norms) of loss
-and gradients against the float64 definition, each beside that of the definition in the same precision; fails if the
-operator is not what PyTorch wants of it. Runs on a GPU or, with TRITON_INTERPRET=1, on the CPU."""
+"""Runs `linear_cross_entropy` with its Triton kernel on ragged cases and prints, as JSON, the errors (norms) of loss
+and gradients against the float64 definition, next to those of the definition in the same precision. Fails if PyTorch's
+checks of the operator fail. Runs on a GPU or, with TRITON_INTERPRET=1, on the CPU."""
 
 import json
 
@@ -18,7 +18,7 @@ calls = 0
 
 
 def poisoned(x: Tensor) -> Tensor:
-    """`x` as a part of a larger tensor whose other numbers are NaN: whatever reads beyond it shows."""
+    """`x` as a part of a larger tensor of NaN, so that reads beyond it are detected."""
     whole = torch.full([size + 3 for size in x.shape], torch.nan, dtype=x.dtype)
     return whole[tuple(slice(1, size + 1) for size in x.shape)].copy_(x)
 
@@ -31,18 +31,18 @@ def targets(count: int, words: int, ignored: str) -> Tensor:
     target = torch.randint(0, words, (count,), generator=GENERATOR)
     target[0], target[-1] = words - 1, 0
     if ignored != "none":
-        target[:: 3 if ignored == "some" else 1] = -100
-    return torch.stack([target, target + words], 1)[:, 0]  # of a stride
+        target[:: 3 if ignored == "third" else 1] = -100
+    return torch.stack([target, target + words], 1)[:, 0]  # strided
 
 
 def run(dtype: torch.dtype, shape: tuple[int, int, int], rows: int | None, has_bias: bool, ignored: str) -> None:
-    """Prints a case: for the loss and every gradient the errors with the kernel and of the plain way."""
+    """Prints a case: the errors of the kernel and of the definition for the loss and every gradient."""
     count, words, width = shape
-    given = [poisoned(random(*size, dtype=dtype)) for size in ((count, width), (words, width), (words,))]
-    given, target = given if has_bias else given[:2], targets(count, words, ignored)
+    tensors = [poisoned(random(*size, dtype=dtype)) for size in ((count, width), (words, width), (words,))]
+    tensors, target = tensors if has_bias else tensors[:2], targets(count, words, ignored)
 
     def results(function, dtype: torch.dtype | None = None, **options) -> list[Tensor]:
-        own = [x.detach() if dtype is None else x.detach().to(dtype) for x in given]
+        own = [x.detach() if dtype is None else x.detach().to(dtype) for x in tensors]
         own = [x.requires_grad_() for x in own]
         loss = function(*own, *([] if has_bias else [None]), target, reduction="sum", **options)
         return [loss.detach(), *torch.autograd.grad(loss / count, own)]
@@ -56,44 +56,44 @@ def run(dtype: torch.dtype, shape: tuple[int, int, int], rows: int | None, has_b
     found = zip(("loss", "hidden", "embedding", "bias"), exact, ours, plain, strict=False)
     errors = {name: [(x.double() - e).norm().item() for x in (a, b)] for name, e, a, b in found}
     print(json.dumps({"case": case, "errors": errors}), flush=True)
-    with torch.no_grad():  # a variant of its own: nothing is overwritten
-        bias = given[2] if has_bias else None
-        assert torch.equal(linear_cross_entropy(*given[:2], bias, target, reduction="sum", rows=rows), ours[0]), case
+    with torch.no_grad():  # another variant, which overwrites nothing
+        bias = tensors[2] if has_bias else None
+        assert torch.equal(linear_cross_entropy(*tensors[:2], bias, target, reduction="sum", rows=rows), ours[0]), case
 
 
 def check_rows() -> None:
-    """The kernel by itself: it writes nothing beside the rows, whatever their distance, and bears extreme logits."""
+    """The kernel alone: it writes only to the rows, for any stride, and handles extreme logits."""
     for dtype, words in ((torch.float32, 5000), (torch.bfloat16, 37), (torch.float16, 4096)):
         x = random(5, words) * 10
         x[0] *= 1e4 / x[0].abs().max()
         x[1, ::2] = -torch.inf
         x[1, : min(words - 5, 4500)] = -torch.inf  # a whole tile
         x[2] = 1e4
-        x[4] = torch.nan  # not read: the row does not count
+        x[4] = torch.nan  # not read: the row is ignored
         x, target = x.to(dtype), torch.tensor([3, words - 2 + words % 2, 7, words - 1, -100])
         target[1] = x[1].isfinite().nonzero()[-1, 0]
         whole = torch.full((7, words + 16), torch.nan, dtype=dtype)
         logits, losses = whole[1:6, :words].copy_(x), torch.full((7,), torch.nan)
-        triton_rows.triton_losses_and_slopes(logits, target, -100, losses[1:6], True)
+        triton_rows.triton_row_losses(logits, target, -100, losses[1:6], True)
         exact = x[:4].double()
-        wanted = torch.nn.functional.cross_entropy(exact, target[:4], reduction="none")
-        torch.testing.assert_close(losses[1:5].double(), wanted, rtol=1e-6, atol=1e-5)
-        slope = exact.softmax(1).scatter_add(1, target[:4, None], -torch.ones(4, 1, dtype=torch.float64))
+        expected = torch.nn.functional.cross_entropy(exact, target[:4], reduction="none")
+        torch.testing.assert_close(losses[1:5].double(), expected, rtol=1e-6, atol=1e-5)
+        gradient = exact.softmax(1).scatter_add(1, target[:4, None], -torch.ones(4, 1, dtype=torch.float64))
         rounding = {torch.float32: 1e-6, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}[dtype]
-        torch.testing.assert_close(logits[:4].double(), slope, rtol=rounding, atol=1e-6)
+        torch.testing.assert_close(logits[:4].double(), gradient, rtol=rounding, atol=1e-6)
         assert losses[5] == 0 and not logits[4].any()
         logits.fill_(torch.nan)
         losses[1:6] = torch.nan
         assert whole.isnan().all() and losses.isnan().all()
     logits, losses = random(2, 40), torch.zeros(2)
-    triton_rows.triton_losses_and_slopes(logits, torch.tensor([40, -1]), -100, losses, False)
-    assert losses.isnan().all(), "a target that is no word"
+    triton_rows.triton_row_losses(logits, torch.tensor([40, -1]), -100, losses, False)
+    assert losses.isnan().all(), "a target outside the vocabulary"
 
 
 def check_operator() -> None:
-    """PyTorch's own checks of a custom operator, and one graph under torch.compile."""
+    """PyTorch's checks of a custom operator, and a single graph under torch.compile."""
     hidden, embedding, bias = (random(*shape).requires_grad_() for shape in ((9, 6), (20, 6), (20,)))
-    target = targets(9, 20, "some")
+    target = targets(9, 20, "third")
     torch.library.opcheck(
         losses_and_gradients, (hidden, embedding, bias, target, -100, 4, torch.float32, [True, True, True])
     )
@@ -108,24 +108,24 @@ def check_operator() -> None:
 
 
 def main() -> None:
-    kernel = triton_rows.triton_losses_and_slopes
+    kernel = triton_rows.triton_row_losses
 
     def counting(*arguments) -> None:
         global calls
         calls += 1
         kernel(*arguments)
 
-    triton_rows.triton_losses_and_slopes = counting
+    triton_rows.triton_row_losses = counting
     check_rows()
     check_operator()
     for dtype in TYPES:
-        run(dtype, (23, 37, 8), 12, True, "some")
+        run(dtype, (23, 37, 8), 12, True, "third")
         run(dtype, (7, 130, 5), None, False, "none")
     for shape, rows, has_bias, ignored in (
         ((5, 16, 3), None, True, "all"),
         ((1, 3, 1), 1, True, "none"),
-        ((3, 4096, 4), 2, False, "some"),
-        ((4, 9001, 4), 3, True, "some"),
+        ((3, 4096, 4), 2, False, "third"),
+        ((4, 9001, 4), 3, True, "third"),
     ):
         run(torch.float32, shape, rows, has_bias, ignored)
 

@@ -1,4 +1,4 @@
-"""The loss without logits against torch's own, values and gradients, in every precision and chunk."""
+"""`linear_cross_entropy` against torch's cross-entropy: values and gradients, for all precisions and chunks."""
 
 import pytest
 import torch
@@ -31,31 +31,31 @@ def test_equals_torch(rows: int | None, reduction: str) -> None:
         ours = linear_cross_entropy(hidden, embedding, given, target, reduction=reduction, rows=rows)
         theirs = F.cross_entropy(F.linear(hidden, embedding, given), target, reduction=reduction)
         torch.testing.assert_close(ours, theirs, rtol=1e-13, atol=1e-13)
-        wanted = [x for x in (hidden, embedding, given) if x is not None]
-        mine, other = (torch.autograd.grad(3 * loss, wanted) for loss in (ours, theirs))
+        inputs = [x for x in (hidden, embedding, given) if x is not None]
+        mine, other = (torch.autograd.grad(3 * loss, inputs) for loss in (ours, theirs))
         for a, b in zip(mine, other, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-13)
 
 
-def test_gradcheck_and_part_of_the_gradients() -> None:
+def test_gradcheck_and_single_gradients() -> None:
     hidden, embedding, bias, target = problem()
     torch.autograd.gradcheck(lambda h, e, b: linear_cross_entropy(h, e, b, target, rows=6), (hidden, embedding, bias))
-    for chosen in range(3):
-        given = [x.detach().requires_grad_(place == chosen) for place, x in enumerate((hidden, embedding, bias))]
+    for only in range(3):
+        given = [x.detach().requires_grad_(i == only) for i, x in enumerate((hidden, embedding, bias))]
         linear_cross_entropy(*given, target, rows=6).backward()
-        assert [x.grad is not None for x in given] == [place == chosen for place in range(3)]
+        assert [x.grad is not None for x in given] == [i == only for i in range(3)]
     with torch.no_grad():
         assert not linear_cross_entropy(hidden, embedding, bias, target, rows=6).requires_grad
 
 
-def test_another_target_that_does_not_count() -> None:
+def test_another_ignore_index() -> None:
     hidden, embedding, bias, target = problem()
     ours = linear_cross_entropy(hidden, embedding, bias, target.clamp(min=0), ignore_index=0, rows=9)
     theirs = F.cross_entropy(F.linear(hidden, embedding, bias), target.clamp(min=0), ignore_index=0)
     torch.testing.assert_close(ours, theirs)
 
 
-def test_low_precision_is_no_worse_than_plain() -> None:
+def test_low_precision_errors_are_those_of_the_definition() -> None:
     exact = problem()
     reference = torch.autograd.grad(F.cross_entropy(F.linear(*exact[:3]), exact[3]), exact[:3])
     for autocast in (False, True):
@@ -75,15 +75,15 @@ def test_low_precision_is_no_worse_than_plain() -> None:
             assert mine <= 2 * plain + 1e-5
 
 
-def test_the_logits_of_all_rows_are_never_there_at_once() -> None:
+def test_the_logits_of_all_rows_are_never_in_memory() -> None:
     hidden, embedding, bias, target = (x.detach() for x in problem())
-    with Largest() as largest:  # which does not look into the operator
+    with Largest() as largest:  # does not see operations inside a custom operator
         losses_and_gradients(hidden, embedding, bias, target, -100, 3, torch.float64, [True, True, True])
     assert largest.size == V * D  # the embedding; the logits have N * V
 
 
-def test_many_logits_are_not_kept(monkeypatch) -> None:
-    """Few are: plain PyTorch is as fast then, and a test below this size without `rows` would test nothing else."""
+def test_many_logits_are_computed_in_chunks(monkeypatch) -> None:
+    """Few are not: plain PyTorch is as fast then. Tests below this size need `rows` to test the operator."""
     assert dispatch.FEW >= N * V
     for few, custom in ((N * V, False), (N * V - 1, True)):
         monkeypatch.setattr(dispatch, "FEW", few)
@@ -100,7 +100,7 @@ def test_no_rows() -> None:
 
 
 def test_large_logits() -> None:
-    """No digit is lost to the sum's logarithm, and nothing overflows."""
+    """The logarithm of the sum loses no digits, and nothing overflows."""
     hidden, embedding = torch.full((2, 1), 1e4), torch.tensor([[1.0], [0.9999], [-1.0]])
     target = torch.tensor([1, 2])
     exact = linear_cross_entropy_reference(hidden.double(), embedding.double(), None, target, reduction="sum")
@@ -136,15 +136,15 @@ def test_one_graph(autocast: bool) -> None:
     assert torch.equal(*both) and all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
-def test_a_second_derivative_is_refused() -> None:
+def test_a_second_derivative_is_an_error() -> None:
     hidden, embedding, bias, target = problem()
     loss = linear_cross_entropy(hidden, embedding, bias, target, rows=6)
-    (slope,) = torch.autograd.grad(loss * hidden.sum(), hidden, create_graph=True)
+    (gradient,) = torch.autograd.grad(loss * hidden.sum(), hidden, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
-        slope.sum().backward()
+        gradient.sum().backward()
 
 
-def test_refused() -> None:
+def test_wrong_arguments() -> None:
     hidden, embedding, bias, target = problem()
     for wrong, message in (
         ((hidden[:, 1:], embedding, bias, target), "hidden"),

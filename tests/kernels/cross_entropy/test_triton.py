@@ -1,4 +1,4 @@
-"""The loss without logits by its Triton kernel, under Triton's interpreter, against the float64 definition."""
+"""`linear_cross_entropy` by its Triton kernel, under Triton's interpreter, against the float64 definition."""
 
 import json
 import os
@@ -10,14 +10,14 @@ import pytest
 import torch
 
 pytest.importorskip("triton")
-from fastbert_kernels.compilation import pretended_gpu
-from fastbert_kernels.cross_entropy.triton_rows import triton_losses_and_slopes
+from fastbert_kernels.compilation import compile_target
+from fastbert_kernels.cross_entropy.triton_rows import triton_row_losses
 
 CASES = Path(__file__).parent / "cross_entropy_cases.py"
 
 
 def test_values_and_gradients() -> None:
-    """All cases in one process, which has to know from its start that kernels are interpreted."""
+    """All cases in one process in which kernels are interpreted."""
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
     done = subprocess.run([sys.executable, CASES], capture_output=True, text=True, env=environment, timeout=300)
     assert done.returncode == 0, done.stderr
@@ -28,12 +28,12 @@ def test_values_and_gradients() -> None:
             assert ours <= 2 * plain + 1e-5, (row["case"], name)
 
 
-def test_nothing_that_changes_from_chunk_to_chunk_compiles_again() -> None:
+def test_chunks_do_not_recompile() -> None:
     logits, target, losses = torch.zeros(40, 5008)[:, :5000], torch.zeros(40, dtype=torch.int64), torch.zeros(40)
-    with pretended_gpu(90) as compiled:
+    with compile_target(90) as compiled:
         for start, rows, ignore_index in ((0, 16, -100), (1, 16, 1), (17, 1, 0), (24, 16, -(2**31))):
             part = slice(start, start + rows)
-            triton_losses_and_slopes(logits[part], target[part], ignore_index, losses[part], True)
+            triton_row_losses(logits[part], target[part], ignore_index, losses[part], True)
         assert len(compiled.kernels()) == 1
-        triton_losses_and_slopes(logits, target, -100, losses, False)
+        triton_row_losses(logits, target, -100, losses, False)
         assert len(compiled.kernels()) == 2

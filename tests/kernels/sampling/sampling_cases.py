@@ -1,7 +1,7 @@
-"""Runs the sampling kernels on ragged vocabularies beside the reference and prints, as JSON, which share of the rows
-drew other words and by how much the log-probabilities of the same words differ; fails if words repeat, may not be drawn
-or have no finite log-probability, or if the operators are not what PyTorch wants of them. Runs with the name of a
-group of cases, on a GPU or, with TRITON_INTERPRET=1, on the CPU."""
+"""Runs the sampling kernels and the reference on ragged vocabularies and prints, as JSON, the fraction of rows with
+other samples and the largest difference of the log-probabilities of equal samples. Fails if samples repeat, are not
+allowed or have no finite log-probability, or if PyTorch's checks of the operators fail. The argument is the name of a
+group of cases; runs on a GPU or, with TRITON_INTERPRET=1, on the CPU."""
 
 import json
 import sys
@@ -15,12 +15,12 @@ from fastbert_kernels import (
     sample_distinct_reference,
 )
 from fastbert_kernels.backend import INTERPRETED
-from fastbert_kernels.sampling.dispatch import drawing_operator, sampling_operator
+from fastbert_kernels.sampling.dispatch import candidates_operator, distinct_operator
 from torch import Tensor
 
 torch.set_default_device("cuda" if torch.cuda.is_available() and not INTERPRETED else "cpu")
 GENERATOR = torch.Generator(torch.get_default_device()).manual_seed(0)
-torch.use_deterministic_algorithms(True, warn_only=True)  # fresh memory is full of NaN, so that whatever reads it shows
+torch.use_deterministic_algorithms(True, warn_only=True)  # uninitialized memory is NaN, so reads are detected
 
 
 def keys(count: int) -> Tensor:
@@ -28,7 +28,7 @@ def keys(count: int) -> Tensor:
 
 
 def poisoned(x: Tensor) -> Tensor:
-    """`x` as a part of a larger tensor whose other numbers are NaN."""
+    """`x` as a part of a larger tensor of NaN."""
     whole = torch.full([size + 3 for size in x.shape], torch.nan, dtype=x.dtype)
     return whole[1:-2, 1:-2].copy_(x)
 
@@ -48,7 +48,7 @@ def check(
 
 
 def compare(case: str, ours: tuple[Tensor, Tensor], reference: tuple[Tensor, Tensor]) -> None:
-    """Below 1e-37 the order has no meaning, and the reference's log-probabilities have few digits."""
+    """Prints a case. Below 1e-37 the order is arbitrary, and the reference's log-probabilities have few digits."""
     same = (ours[0] == reference[0]) & ((reference[1] > -85) | (reference[1] < -600))
     other = (ours[0] != reference[0]).any(1).double().mean().item()
     error = (ours[1] - reference[1]).abs()[same].max().item()
@@ -56,37 +56,43 @@ def compare(case: str, ours: tuple[Tensor, Tensor], reference: tuple[Tensor, Ten
 
 
 def run(logits: Tensor, k: int, forbidden: Tensor | None = None, excluded: Tensor | None = None, case="") -> None:
-    given, before = keys(len(logits)), logits.clone()
-    ours = sample_distinct(logits, k, given, forbidden=forbidden, excluded=excluded)
+    row_keys, before = keys(len(logits)), logits.clone()
+    ours = sample_distinct(logits, k, row_keys, forbidden=forbidden, excluded=excluded)
     assert torch.equal(logits, before)
     check(*ours, logits.shape[1], forbidden, excluded)
     with_words = f"forbidden {forbidden is not None} excluded {excluded is not None}"
     case = f"{case} {logits.dtype} N {len(logits)} V {logits.shape[1]} K {k} {with_words}"
-    compare(case, ours, sample_distinct_reference(logits, k, given, forbidden=forbidden, excluded=excluded))
+    compare(case, ours, sample_distinct_reference(logits, k, row_keys, forbidden=forbidden, excluded=excluded))
 
 
-def some(count: int, words: int) -> Tensor:
+def random_words(count: int, words: int) -> Tensor:
     return torch.randperm(words, generator=GENERATOR)[:count]
 
 
-def draws() -> None:
+def vocabularies() -> None:
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
-        run(poisoned(normal(12, 300, 3.0, dtype)), 7, some(40, 300), torch.randint(0, 300, (12,), generator=GENERATOR))
+        run(
+            poisoned(normal(12, 300, 3.0, dtype)),
+            7,
+            random_words(40, 300),
+            torch.randint(0, 300, (12,), generator=GENERATOR),
+        )
     run(poisoned(normal(20, 1000, 2.0)), 9)
-    run(normal(3, 64, 1.0).expand(6, 3, 64)[:, 1], 1)  # a row that is there once
+    run(normal(3, 64, 1.0).expand(6, 3, 64)[:, 1], 1)  # one row, expanded
     run(normal(1, 8, 1.0), 8)
-    # As many as there are, to the last word of the last block.
+    # All allowed words are sampled, up to the last word of the last block.
     run(poisoned(normal(2, 64, 1.0)), 64)
     run(poisoned(normal(3, 65, 1.0, torch.float16)), 64, excluded=torch.tensor([64, 0, 63]))
-    run(poisoned(normal(2, 130, 1.0)), 70, some(60, 130))
+    run(poisoned(normal(2, 130, 1.0)), 70, random_words(60, 130))
 
 
-def shapes_of_rows() -> None:
-    """Flat rows and peaked ones; rows that lack the likeliest word, the only likely one, all words of a block."""
+def distributions() -> None:
+    """Flat and peaked rows; rows without the most likely word, without all likely words, without all words of a
+    block."""
     for scale in (0.01, 10.0, 3000.0):
         logits = normal(8, 300, scale)
         run(poisoned(logits), 9, case=f"scale {scale}:")
-        run(poisoned(logits), 9, excluded=logits.argmax(1), case=f"scale {scale}, without the likeliest:")
+        run(poisoned(logits), 9, excluded=logits.argmax(1), case=f"scale {scale}, without the most likely word:")
         likely = logits.mean(0).topk(30).indices
         run(
             poisoned(logits),
@@ -101,7 +107,7 @@ def shapes_of_rows() -> None:
     run(poisoned(logits), 12, forbidden=empty, case="an empty block:")
     run(poisoned(logits), 12, forbidden=empty[1:], excluded=torch.full((6,), 64), case="a block emptied by a row:")
     logits[:, :190] = -torch.inf
-    run(poisoned(logits), 14, excluded=torch.arange(180, 186), case="words of no probability at all:")
+    run(poisoned(logits), 14, excluded=torch.arange(180, 186), case="words with probability 0:")
     ids, log_probabilities = sample_distinct(torch.full((3, 70), -torch.inf), 5, keys(3))
     check(ids, log_probabilities, 70, None, None)
     rows_without_a_distribution()
@@ -109,8 +115,9 @@ def shapes_of_rows() -> None:
 
 
 def rows_without_a_distribution() -> None:
-    """NaN and infinities, in all logits or in one: distinct words that may be drawn, and other rows are as ever."""
-    forbidden, excluded = torch.arange(80), torch.arange(100, 107)  # nothing of the first block may be drawn
+    """With NaN or infinities in all logits or in one, samples are distinct and allowed, and other rows do not
+    change."""
+    forbidden, excluded = torch.arange(80), torch.arange(100, 107)  # no word of the first block is allowed
     logits = normal(7, 200, 2.0)
     alone, _ = sample_distinct(logits, 6, keys(7), forbidden=forbidden, excluded=excluded)
     for row, bad in enumerate((torch.nan, torch.inf, -torch.inf)):
@@ -123,53 +130,53 @@ def rows_without_a_distribution() -> None:
     assert torch.equal(ours[6:], alone[6:])
 
 
-def samples() -> None:
+def candidates() -> None:
     rows, words = 14, 1000
     for dtype in (torch.float32, torch.bfloat16):
         hidden, embedding = normal(rows, 8, 1.0, dtype), normal(words, 8, 1.0)
-        more = {"bias": normal(1, words, 1.0)[0], "forbidden": some(60, words), "temperature": 1.5}
-        excluded, given = torch.randint(0, words, (rows,), generator=GENERATOR), keys(rows)
-        whole = sample_candidates(hidden, embedding, 5, keys=given, excluded=excluded, **more)
+        more = {"bias": normal(1, words, 1.0)[0], "forbidden": random_words(60, words), "temperature": 1.5}
+        excluded, row_keys = torch.randint(0, words, (rows,), generator=GENERATOR), keys(rows)
+        whole = sample_candidates(hidden, embedding, 5, keys=row_keys, excluded=excluded, **more)
         check(*whole, words, more["forbidden"], excluded)
-        assert sample_candidates(hidden[:0], embedding, 5, keys=given[:0], **more)[0].shape == (0, 5)
-        reference = sample_candidates_reference(hidden, embedding, 5, keys=given, excluded=excluded, **more)
+        assert sample_candidates(hidden[:0], embedding, 5, keys=row_keys[:0], **more)[0].shape == (0, 5)
+        reference = sample_candidates_reference(hidden, embedding, 5, keys=row_keys, excluded=excluded, **more)
         compare(f"candidates {dtype}", whole, reference)
         order = torch.randperm(rows, generator=GENERATOR)
         for chunk in (5, 1000):
             other = sample_candidates(
-                hidden[order], embedding, 5, keys=given[order], excluded=excluded[order], rows=chunk, **more
+                hidden[order], embedding, 5, keys=row_keys[order], excluded=excluded[order], rows=chunk, **more
             )
             assert torch.equal(other[0], whole[0][order])
-    # What the kernels do not take goes to PyTorch.
-    double = sample_candidates(hidden.double(), embedding, 5, keys=given)
-    assert torch.equal(double[0], sample_candidates_reference(hidden.double(), embedding, 5, keys=given)[0])
+    # Dtypes that the kernels do not support fall back to PyTorch.
+    double = sample_candidates(hidden.double(), embedding, 5, keys=row_keys)
+    assert torch.equal(double[0], sample_candidates_reference(hidden.double(), embedding, 5, keys=row_keys)[0])
     assert double[1].dtype == torch.float64
 
 
-def law() -> None:
-    """Two of five words; how often each pair came, by its words' numbers."""
+def pairs() -> None:
+    """Prints how often each pair of five words was sampled, by their ids."""
     probabilities = [0.45, 0.3, 0.2, 0.05, 0.0]
     rows = torch.tensor(probabilities).log().expand(400, -1)
     ids, _ = sample_distinct(rows, 2, keys(400))
-    pairs, counts = torch.unique(ids, dim=0, return_counts=True)
-    print(json.dumps({"probabilities": probabilities, "pairs": pairs.tolist(), "counts": counts.tolist()}))
+    found, counts = torch.unique(ids, dim=0, return_counts=True)
+    print(json.dumps({"probabilities": probabilities, "pairs": found.tolist(), "counts": counts.tolist()}))
 
 
 def check_operators() -> None:
     hidden, embedding, bias = normal(3, 4, 1.0), normal(70, 4, 1.0), normal(1, 70, 1.0)[0]
     forbidden, excluded = torch.tensor([3, 69]), torch.tensor([1, 2, 64])
-    for given in ((bias, keys(3), forbidden, excluded), (None, keys(3), None, None)):
-        torch.library.opcheck(sampling_operator, (hidden, embedding, *given, 2, 1.0, 2))
-    torch.library.opcheck(drawing_operator, (normal(3, 70, 1.0), keys(3), forbidden, excluded, 2))
+    for options in ((bias, keys(3), forbidden, excluded), (None, keys(3), None, None)):
+        torch.library.opcheck(candidates_operator, (hidden, embedding, *options, 2, 1.0, 2))
+    torch.library.opcheck(distinct_operator, (normal(3, 70, 1.0), keys(3), forbidden, excluded, 2))
 
     def both(hidden: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
         ids, _ = sample_candidates(hidden, embedding, 2, seed=3, bias=bias, forbidden=forbidden)
         return ids, sample_distinct(logits, 2, keys(3), excluded=excluded)[0]
 
-    given = hidden.requires_grad_(), normal(3, 70, 1.0).requires_grad_()
-    compiled = torch.compile(both, backend="aot_eager", fullgraph=True)(*given)
-    assert all(torch.equal(a, b) for a, b in zip(compiled, both(*given), strict=True))
+    tensors = hidden.requires_grad_(), normal(3, 70, 1.0).requires_grad_()
+    compiled = torch.compile(both, backend="aot_eager", fullgraph=True)(*tensors)
+    assert all(torch.equal(a, b) for a, b in zip(compiled, both(*tensors), strict=True))
 
 
 if __name__ == "__main__":
-    {f.__name__: f for f in (check_operators, draws, shapes_of_rows, samples, law)}[sys.argv[1]]()
+    {f.__name__: f for f in (check_operators, vocabularies, distributions, candidates, pairs)}[sys.argv[1]]()

@@ -1,11 +1,11 @@
-"""Which variants' validation losses can be compared with the baseline's: those whose validation asks the same.
+"""Comparability of validation losses: a variant's is comparable with the baseline's if both validations are the same.
 
-Data, vocabulary, the rows of the validation and their length are the same for all variants of an ablation
-(`ablate_options` refuses changes of them), and masked positions are functions of a row. So these are what may differ:
-the objective; the rate and units of the masks; with the other objectives all of their options, whose networks pose the
-questions; and, with a `first_length`, the length of the sequences at a point. What does not matter: options that act in
-training alone (what masked positions show, batches, schedule), and what a variant sees of the same rows (notes, a
-document mask, position encodings).
+Data, vocabulary, the rows of the validation and their length are equal for all variants of an ablation (`options`
+refuses changes of them), and masked positions are functions of a row. These may differ: the objective; the rate and
+units of the masks; for objectives other than MLM all of their options, since their networks choose the words to judge;
+and, with a `first_length`, the length of the sequences at a point. These do not matter: options that act in training
+alone (replacements at masked positions, batches, schedule), and what a variant reads from the same rows (a note
+dictionary, a document mask, position encodings).
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,15 +18,15 @@ from fastbert.objectives import OBJECTIVES, group_of
 from fastbert.pretraining.options import PretrainOptions
 from fastbert.studies.ablate.options import Ablation
 
-Questions = Mapping[str, Any]
+ValidationOptions = Mapping[str, Any]
 POINT_LENGTHS = "length of its sequences at the points"
 
 
-def questions(options: PretrainOptions, lengths: Sequence[int]) -> Questions:
-    """What the validation of a training with `options` asks, by name.
+def validation_options(options: PretrainOptions, lengths: Sequence[int]) -> ValidationOptions:
+    """Options that define the validation of a training with `options`, by name.
 
     Args:
-        lengths: tokens in a sequence of the validation at each point.
+        lengths: tokens in a sequence of the validation, at each point.
     """
     config = options.encoder.resolve(vocab_size=1, length=options.length)
     chosen = asdict(options.of_objective.resolve(config))
@@ -36,8 +36,8 @@ def questions(options: PretrainOptions, lengths: Sequence[int]) -> Questions:
     return {"objective": options.objective, **own, POINT_LENGTHS: tuple(lengths)}
 
 
-def why_not(first: Questions, other: Questions) -> str:
-    """Why losses cannot be compared, such as "objective: electra instead of mlm"; empty if they can."""
+def why_not(first: ValidationOptions, other: ValidationOptions) -> str:
+    """The reason why losses cannot be compared, such as "objective: electra instead of mlm"; empty if they can."""
     if other["objective"] != first["objective"]:
         return f"objective: {other['objective']} instead of {first['objective']}"
     changed = [name for name in first if first[name] != other[name]]
@@ -48,17 +48,17 @@ def _shown(value: Any) -> str:
     return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
-def incomparable(asked: Iterable[tuple[str, Questions]]) -> dict[str, str]:
-    """The variants whose losses cannot be compared with those of the first of `asked`, and why."""
-    (_, first), *others = asked
+def incomparable(variants: Iterable[tuple[str, ValidationOptions]]) -> dict[str, str]:
+    """Variants whose losses cannot be compared with the first one's -> the reason."""
+    (_, first), *others = variants
     return {name: reason for name, other in others if (reason := why_not(first, other))}
 
 
 def check_measure(ablation: Ablation, reasons: Mapping[str, str]) -> None:
-    """Refuses an ablation without tasks that has variants with losses of their own (`reasons`, of `incomparable`).
+    """Refuses an ablation without tasks that has variants with incomparable losses (`reasons`, of `incomparable`).
 
     Raises:
-        UserError: names them and why.
+        UserError: names them with the reasons.
     """
     if ablation.grid.tasks or not reasons:
         return
@@ -66,20 +66,20 @@ def check_measure(ablation: Ablation, reasons: Mapping[str, str]) -> None:
     lengths = any(reason.startswith(POINT_LENGTHS) for reason in reasons.values())
     raise UserError(
         f"{ablation.path}: variants: without tasks the only measure is the validation loss, and there are losses that "
-        f"cannot be compared with the baseline's ({ablation.baseline}), because the validation asks something else:"
+        f"cannot be compared with the baseline's ({ablation.baseline}), because their validation is another:"
         f"{lines}{LINE}"
         "Give tasks: to compare them by fine-tuning, or leave these variants out"
         + ("; lengths are equal with anneal:, or with checkpoints: [1.0]" if lengths else "")
     )
 
 
-def planned_questions(ablation: Ablation) -> list[tuple[str, Questions]]:
-    """Each variant's name and questions, before its steps are known."""
+def planned_validations(ablation: Ablation) -> list[tuple[str, ValidationOptions]]:
+    """Name and validation options of each variant, before its steps are known."""
     found = []
     for variant in ablation.variants:
         options = variant.options
         plan = make_plan(options.stages, options.batch_size, options.length, NOMINAL_STEPS)
         ends = [round(point * NOMINAL_STEPS) - 1 for point in ablation.points]
         lengths = [plan.at(end).length if ablation.anneal is None else options.length for end in ends]
-        found.append((variant.name, questions(options, lengths)))
+        found.append((variant.name, validation_options(options, lengths)))
     return found

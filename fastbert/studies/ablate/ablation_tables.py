@@ -1,0 +1,172 @@
+"""Tables of an ablation: what was trained, fractions of the baseline's cost, final values; on a page and a terminal."""
+
+import math
+import textwrap
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+
+from fastbert.finetuning.results import score_summary
+from fastbert.finetuning.table import NOTHING
+from fastbert.report.page import Table
+from fastbert.studies.ablate.ablation_plan import AblationPlan
+from fastbert.studies.ablate.analysis import CostFraction, Measure, VariantComparison, compare_variants, limits
+from fastbert.studies.ablate.measures import AblationResults
+from fastbert.studies.ablate.options import UNITS, Ablation
+from fastbert.studies.shared.report import WIDTH, p_value, plural, short_count
+from fastbert.studies.shared.trained import shown_size
+
+UNIT_NAMES = {"steps": "steps", "flops": "FLOPs", "minutes": "minutes"}
+
+
+def planned_table(plan: AblationPlan, ablation: Ablation) -> Table:
+    """Costs of a training of each variant, before the first job."""
+    end = 1 + (ablation.anneal or 0)
+    rows = [
+        [
+            variant.name,
+            f"{variant.parameters / 1e6:.2f}M",
+            f"{variant.flops:.3g}",
+            f"{variant.steps}",
+            f"{variant.flops_to(plan.points[variant.name][-1]):.3g}",
+            f"{variant.minutes_to(plan.points[variant.name][-1]):.3g}",
+        ]
+        for variant in plan.variants
+    ]
+    steps = "steps" if end == 1 else "steps before annealing"
+    return Table(["variant", "parameters", "FLOPs per step", steps, "FLOPs", "minutes"], rows)
+
+
+def training_sentence(plan: AblationPlan, ablation: Ablation) -> str:
+    """The baseline in one sentence."""
+    variant, setup = plan.variants[0], plan.variants[0].setup
+    optimizer = setup.options.optimizer
+    return (
+        f"The baseline has {shown_size(setup.config)} (layers x width), {short_count(variant.parameters)} parameters, "
+        f"and learns {setup.options.objective} on {ablation.variants[0].options.data} "
+        f"({short_count(len(setup.dataset.split('train')))} tokens) in {_length(plan)}, with {optimizer.name} at a "
+        f"learning rate of {optimizer.learning_rate:g}, on {setup.device.type}."
+    )
+
+
+def _length(plan: AblationPlan) -> str:
+    """Steps and tokens of the baseline, with the last annealing."""
+    variant = plan.variants[0]
+    end = plan.points[variant.name][-1]
+    batches = replace(variant.setup, options=end.options).plan()
+    return f"{batches.describe(end.steps)}, {short_count(batches.tokens(0, end.steps))} tokens"
+
+
+def trained_table(plan: AblationPlan, ablation: Ablation) -> Table:
+    """The baseline in full: encoder, data, length, optimizer, machine."""
+    variant, setup = plan.variants[0], plan.variants[0].setup
+    options, config, train = setup.options, setup.config, setup.dataset.split("train")
+    optimizer, schedule = options.optimizer, options.schedule
+    annealing = f"; annealed to 0 within {100 * ablation.anneal:g} % of the steps before" if ablation.anneal else ""
+    objective = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in asdict(options.of_objective).items())
+    rows = {
+        "encoder": f"{shown_size(config)} (layers x width), {config.heads} heads, feed-forward {config.ffn} "
+        f"({config.feed_forward}), {config.norm}-norm, {config.position} positions, dropout {config.dropout:g}",
+        "parameters": f"{short_count(variant.parameters)}, of all networks",
+        "objective": f"{options.objective}: {objective}",
+        "initial weights": options.init_from or f"random, standard deviation {config.initializer_std:g}",
+        "data": f"{ablation.variants[0].options.data}: {short_count(len(train))} tokens in "
+        f"{plural(len(train.documents), 'document')}; validation {short_count(len(setup.dataset.split('validation')))} "
+        f"tokens; vocabulary {config.vocab_size:,}",
+        "length of training": _length(plan),
+        "optimizer": f"{optimizer.name}, learning rate {optimizer.learning_rate:g}, weight decay "
+        f"{optimizer.weight_decay:g}",
+        "schedule": f"{'constant' if ablation.anneal else schedule.name}, warm-up {schedule.warmup:g}{annealing}",
+        "seeds": ", ".join(map(str, ablation.seeds)),
+        "machine": f"{setup.device.type}, {setup.precision}, {plural(ablation.threads, 'CPU thread')} for each job",
+    }
+    return Table(["baseline", variant.name], [[name, value] for name, value in rows.items()])
+
+
+# --- fractions
+
+
+def shown_fraction(value: float) -> str:
+    return f"{100 * value:.0f} %" if math.isfinite(value) else "not reached"
+
+
+def fraction_cell(fraction: CostFraction) -> str:
+    """The median over seeds and, in brackets, the smallest and the largest."""
+    median = ("≤ " if fraction.median_at_most else "") + shown_fraction(fraction.median)
+    least, most = (shown_fraction(value) for value in (min(fraction.values), max(fraction.values)))
+    return median if least == most else f"{median} ({least} to {most})"
+
+
+def fractions_table(rows: Sequence[VariantComparison]) -> Table:
+    """Fractions of the baseline's cost, variants x units; only a variant that has reached its quality has them."""
+    body = []
+    for row in rows:
+        cells = [NOTHING] * len(UNITS)
+        if row.decided and row.verdict != "not reached":
+            cells = [fraction_cell(row.fractions[unit]) for unit in UNITS]
+        body.append([row.variant, row.verdict, str(len(row.seeds)), *cells])
+    return Table(["variant", "verdict", "seeds", *(f"of the {UNIT_NAMES[unit]}" for unit in UNITS)], body)
+
+
+def seeds_table(measure: Measure, rows: Sequence[VariantComparison]) -> Table:
+    """Every seed: final value and fractions, whatever the verdict is."""
+    units = UNITS if measure.along else ()
+    body = []
+    for row in rows:
+        finals = measure.finals(row.variant)
+        for index, seed in enumerate(row.seeds):
+            cells = []
+            for unit in units:
+                fraction = row.fractions[unit]
+                cells.append(("≤ " if fraction.at_most[index] else "") + shown_fraction(fraction.values[index]))
+            body.append([row.variant, str(seed), shown_value(measure, finals[seed]), *cells])
+    return Table(["variant", "seed", "final", *(f"of the {UNIT_NAMES[unit]}" for unit in units)], body)
+
+
+def shown_value(measure: Measure, value: float | None, sign: str = "") -> str:
+    """A value of the measure, or a difference of two with `sign` "+"."""
+    return NOTHING if value is None else f"{value:{sign}.{2 if measure.higher else 4}f}"
+
+
+def finals_table(measure: Measure, rows: Sequence[VariantComparison]) -> Table:
+    """Values at the end of the budget, and differences to the baseline."""
+    head = ["variant", "seeds", "median", "mean", "std", "better by", "95 % interval"]
+    head += ["p (t)", "Holm", "p (sign flips)", "Holm"]
+    body = []
+    for row in rows:
+        values = list(measure.finals(row.variant).values())
+        if not values:
+            body.append([row.variant, "0", *[NOTHING] * (len(head) - 2)])
+            continue
+        figures, result = score_summary(values), row.result
+        interval = NOTHING
+        if result and result.low is not None:
+            interval = f"[{shown_value(measure, result.low, '+')}, {shown_value(measure, result.high, '+')}]"
+        body.append(
+            [
+                row.variant,
+                str(len(values)),
+                *(shown_value(measure, figures[name]) for name in ("median", "mean", "std")),
+                shown_value(measure, result and result.mean, "+"),
+                interval,
+                p_value(result and result.p_t),
+                p_value(row.p),
+                p_value(result and result.p_flip),
+                p_value(row.p_flip),
+            ]
+        )
+    return Table(head, body)
+
+
+def printed_fractions(results: AblationResults) -> str:
+    """Fractions by every measure, or final values where there are no others, for a terminal."""
+    lines = []
+    for measure in results.measures:
+        rows = compare_variants(measure, results.hardly_learned)
+        if measure.along:
+            what = f"Fraction of {results.baseline.name}'s cost at which its final quality is reached: {measure.name}"
+            lines += [what, fractions_table(rows).plain(), ""]
+        else:
+            lines += [f"At the end: {measure.name}", finals_table(measure, rows).plain(), ""]
+        if limit := limits(rows):
+            lines[-1:] = [*textwrap.wrap(limit, WIDTH), ""]
+    return "\n".join(lines) or "no variant can be compared yet: the baseline has no final value"
