@@ -236,7 +236,7 @@ def test_names_of_classes_in_lists_of_older_versions(tmp_path) -> None:
         (["O", "B-x", "O"], r"a\.parquet: the ClassLabel of the labels names O, B-x, O; give it two or more different"),
         (["O"], "names O; give it two or more different"),
         (["O", ""], "name 1 is empty; write the file with another name"),
-        (["O", "B-x\ty"], "name 1 holds a line break or another control character"),
+        (["O", "B-x\ty"], "name 1 contains a line break or another control character"),
     ],
 )
 def test_names_of_classes_that_are_no_labels(tmp_path, names, message) -> None:
@@ -251,7 +251,7 @@ def test_names_of_classes_that_are_no_labels(tmp_path, names, message) -> None:
         ({"dev": "c\tO\nd\tB-y\n"}, r"dev-a\.conll, line 2: unknown tag 'B-y'.*those of the training file"),
         ({"labels": "O,B-x"}, r"a\.conll, line 2: unknown tag 'I-x'"),
         ({"labels": "O,O"}, "give two or more different names"),
-        ({"label": "3"}, "line 1 has 2 columns, and column 3 is asked for"),
+        ({"label": "3"}, "line 1 has 2 columns, not column 3"),
         ({"label": "tag"}, "line 1: no column 'tag'; give the number of a column"),
         ({"label": "1"}, "word and tag are both column 1"),
         ({"pair": "b"}, "kind tokens labels the words of one text; drop pair"),
