@@ -34,9 +34,9 @@ class Progress:
     """Amount of work done, its rate and the time left. Created by `progress`.
 
     Attributes:
-        paused: seconds spent in nested work, which the rate does not include. Of the time left they are a part: as many
-            seconds are expected for the same amount as so far.
-        notice: a text at the front of the line.
+        paused: seconds spent in nested work. The rate excludes them; the time left includes them, in proportion to
+            the remaining amount.
+        notice: text at the front of the line.
     """
 
     def __init__(self, label: str, total: int, unit: str, done: int) -> None:
@@ -61,7 +61,7 @@ class Progress:
         return (self.done - before) / (self._updated - then) if known else None
 
     def seconds_left(self, now: float) -> float | None:
-        """Of a known total; None before the first update."""
+        """The time left for a known total; None before the first update."""
         rate = self.rate()
         if rate is None:
             return None
@@ -69,7 +69,7 @@ class Progress:
         return max(0.0, seconds - (now - self.paused - self._updated))
 
     def text(self, now: float) -> str:
-        """Such as "45% of 1.2 GB, 15.3 MB/s, 0:43 left"; with an unknown total "540.0 MB, 15.3 MB/s"."""
+        """The line, such as "45% of 1.2 GB, 15.3 MB/s, 0:43 left"; with an unknown total "540.0 MB, 15.3 MB/s"."""
         parts = []
         if self.total:
             parts.append(f"{min(self.done / self.total, 1):.0%} of {amount(self.total, self.unit)}")
@@ -95,12 +95,12 @@ def progress(label: str, total: int = 0, unit: str = "B", done: int = 0) -> Iter
         unit: of `total`: "B" (bytes) or a plural such as "steps".
         done: the amount that an interrupted process has already done. The rate does not include it.
     """
-    with shown(Progress(label, total, unit, done)) as work:
+    with shown(Progress(label, total, unit, done), DELAY) as work:
         yield work
 
 
 @contextmanager
-def shown(work: Work, delay: float = DELAY, lines: bool = True) -> Iterator[Work]:
+def shown(work: Work, delay: float, lines: bool = True) -> Iterator[Work]:
     """Shows `work` while the block runs, as `progress` does.
 
     Args:
@@ -137,7 +137,7 @@ def notify(text: str) -> None:
 
 
 def on_terminal() -> bool:
-    """Whether standard error is a terminal on which a line can be redrawn, and rich is installed."""
+    """True if standard error is a terminal on which a line can be redrawn, and rich is installed."""
     return sys.stderr.isatty() and os.environ.get("TERM") != "dumb" and find_spec("rich") is not None
 
 
@@ -146,7 +146,7 @@ def _print_lines(work: Progress, ended: threading.Event) -> None:
         echo(f"{work.label}: {work.text(time.monotonic())}")
 
 
-_nested: list[Progress] = []  # the work that is going on, each the outer one of the next
+_nested: list[Progress] = []  # current work, from the outermost to the innermost
 _display: "rich.progress.Progress | None" = None  # the bars that the terminal shows now
 _lock = threading.Lock()
 
@@ -169,6 +169,7 @@ def _show_bar(work: Progress, ended: threading.Event, delay: float) -> None:
         if len(_display.task_ids) > 1:
             _display.remove_task(task)
         else:
+            _display.live.transient = not work.total  # its bar shows nothing once the work is done
             _display.stop()
             _display = None
 
@@ -200,7 +201,7 @@ def _new_display() -> "rich.progress.Progress":
 
 
 def amount(number: int, unit: str) -> str:
-    """Such as "1.2 GB" or "1,000 steps"."""
+    """An amount, such as "1.2 GB" or "1,000 steps"."""
     if unit != "B":
         return f"{_scaled(number)} {unit}"
     for size, name in ((10**9, "GB"), (10**6, "MB")):
@@ -210,7 +211,7 @@ def amount(number: int, unit: str) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Such as "0:05" or "1:02:30"."""
+    """A duration, such as "0:05" or "1:02:30"."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

@@ -153,12 +153,12 @@ REFUSED = {
         "",
         "is `from fastbert_kernels.hashing import combine as c`",
     ),
-    "methods of EncoderConfig": ("", "config.norm_parameters()", "stops with `.* no attribute 'norm_parameters'`"),
-    "EncoderConfig": ("", "print(EncoderConfig)", "stops with `name 'EncoderConfig' is not defined`"),
+    "methods of EncoderConfig": ("", "config.norm_parameters()", "fails with `.* no attribute 'norm_parameters'`"),
+    "EncoderConfig": ("", "print(EncoderConfig)", "fails with `name 'EncoderConfig' is not defined`"),
     "with positions alone": (
         "",
         "bias = self.bias\n        self.bias = lambda length, ids: bias(length, ids) if ids is None else EncoderConfig",
-        "stops with `name 'EncoderConfig' is not defined`",
+        "fails with `name 'EncoderConfig' is not defined`",
     ),
     "a name of the model": (
         "def layer_norm():\n    pass\n",
@@ -204,13 +204,13 @@ class Toy(MLM):
 def descent(groups, options, device):
     return torch.optim.SGD(groups, lr=0.1)
 """
-FIGURES = "def figures(self, measured): return "
+METRICS = "def metrics(self, measured): return "
 EXAMPLES = "def examples(self, *_): return "
 # A line of the constructor or a method of an objective, and how it is refused.
-FAULTS = {
-    "figures that stop": (FIGURES + "measured['nothing']", KeyError, "nothing"),
-    "figures without None": (FIGURES + "[] if 2 * measured['loss'] else []", TypeError, "NoneType"),
-    "figures of another type": (FIGURES + "[('loss', 1.0)]", AttributeError, "'tuple' object has no attribute"),
+ERRORS = {
+    "metrics that fail": (METRICS + "measured['nothing']", KeyError, "nothing"),
+    "metrics without None": (METRICS + "[] if 2 * measured['loss'] else []", TypeError, "NoneType"),
+    "metrics of another type": (METRICS + "[('loss', 1.0)]", AttributeError, "'tuple' object has no attribute"),
     "examples without a heading": (EXAMPLES + "None", TypeError, "cannot unpack"),
     "examples that are no text": (EXAMPLES + "('', [self])", TypeError, "not JSON serializable"),
     "no FLOPs": ("def flops(self, *_): return None", TypeError, "unsupported operand"),
@@ -218,9 +218,9 @@ FAULTS = {
 }
 
 
-@pytest.mark.parametrize("why", FAULTS)
+@pytest.mark.parametrize("why", ERRORS)
 def test_an_objective_that_would_fail_at_the_end_is_refused_before_training(why, modules, flags, tmp_path, monkeypatch):
-    code, error, message = FAULTS[why]
+    code, error, message = ERRORS[why]
     built, method = ("pass", code) if code.startswith("def") else (code, "")
     (modules / "toy_objective.py").write_text(FAULTY.format(built=built, method=method))
     monkeypatch.setitem(OBJECTIVES.lines, "mlm", Variant("toy_objective:Toy"))

@@ -144,7 +144,7 @@ def time_loader(prepared: Path, options: BenchDataOptions) -> dict[str, float]:
         micro_batches = list(batches.at(step % 1000))
         read = time.perf_counter()
         for batch in micro_batches:
-            objective.draw(batch, 0, step % 1000)
+            objective.sample(batch, 0, step % 1000)
         if step >= 0:
             took["rows"] += (read - start) / STEPS
             took["masks"] += (time.perf_counter() - read) / STEPS

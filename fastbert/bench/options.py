@@ -32,7 +32,7 @@ class BenchThroughputOptions:
     batch_size: Count = 64
     """Sequences in a step."""
     positions: str = "absolute,tupe-r"
-    """Comma-separated position schemes of fastbert; each is compared with the peers and with the first scheme."""
+    """Comma-separated position encodings of fastbert; each is compared with the peers and with the first."""
     peers: str | None = None
     """Comma-separated trainings of transformers: fp32, bf16 (autocast), compiled (bf16 and torch.compile), or none
     (default: fp32,bf16 on a CPU, bf16,compiled on a GPU)."""
@@ -50,7 +50,7 @@ class BenchThroughputOptions:
     def __post_init__(self) -> None:
         check_values(self)
         for name, chosen, what, known in (
-            ("positions", self.schemes, "position scheme", POSITIONS),
+            ("positions", self.schemes, "position encoding", POSITIONS),
             ("peers", self.chosen_peers or [], "peer", PEERS),
         ):
             for one in chosen:

@@ -1,6 +1,7 @@
-"""Examples to batches: pairs cut as BERT cuts them, batches of like length, padded no further than they need.
+"""Batches from examples: pairs are truncated as in BERT, a batch has examples of similar length and is padded to its
+longest.
 
-The order is a function of (seed, epoch): a keyed permutation, within whose stretches examples are sorted by length.
+The order is a function of (seed, epoch): a keyed permutation, in which blocks of examples are sorted by length.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -16,13 +17,13 @@ from fastbert.data.tokenizer import WordPiece
 from fastbert.finetuning.rows import Example
 from fastbert.randomness import permute, row_keys
 
-POOL = 50  # batches that are sorted by length together
+POOL = 50  # batches whose examples are sorted by length together
 # A padded length is a multiple of this on a GPU: tensor cores, few distinct shapes. A CPU's time grows with the tokens
-# alone, and of SST-2's the rounding up would be a fifth.
+# alone, and for SST-2 a fifth of them would be padding.
 PAD_TO = 8
-TEXTS_AT_A_TIME = 4096  # handed to the tokenizer, so that its objects for a large task never all exist at once
+TEXTS_AT_A_TIME = 4096  # for the tokenizer, whose result takes much memory
 
-# "epochs" of the keyed permutation that no training reaches, for other orders of the same rows
+# "epochs" of the keyed permutation that no training reaches, for other permutations of the rows
 _BATCH_ORDER = 1 << 40
 _SUBSETS = 1 << 41
 
@@ -40,25 +41,25 @@ class TaskBatch:
     labels: Tensor | None
     """[B, ...], as `TaskKind.losses` reads them; None where there are none."""
     scored: Tensor | None = None
-    """bool [B, T] on the host, as only prediction reads it: the tokens that are scored; None where each row is, as a
-    whole."""
+    """bool [B, T] on the host, for prediction only: the tokens that are scored; None where each row as a whole is
+    scored."""
 
 
 @dataclass(frozen=True)
 class EncodedSplit:
-    """A split of a task as ids, [CLS] and [SEP] included, one example after the other."""
+    """A split of a task as token ids, including [CLS] and [SEP], all examples concatenated."""
 
     tokens: np.ndarray
     """int32 [sum of lengths]."""
     starts: np.ndarray
     """int64 [N + 1]: where each example begins."""
     firsts: np.ndarray
-    """int64 [N]: tokens of type 0; those after them are of type 1."""
+    """int64 [N]: the number of tokens of type 0, which come before those of type 1."""
     labels: np.ndarray | None
-    """[N, ...], as the task's kind has them for training, or where words have labels [sum of lengths]; None where the
+    """[N, ...], the training targets of the task's kind, or where words have labels [sum of lengths]; None where the
     split has no labels."""
     truncated: int
-    """Examples that were cut to `max_length`."""
+    """Number of examples that were truncated to `max_length`."""
     max_length: int
     pad: int
     """The id of [PAD]."""
@@ -66,9 +67,9 @@ class EncodedSplit:
     scored: np.ndarray | None = None
     """bool [sum of lengths], the tokens at which words are scored; None where each row is scored as a whole."""
     ignored: int = 0
-    """The label of other tokens."""
+    """The label of the other tokens."""
     units: np.ndarray | None = None
-    """int64 [examples + 1]: the first of each example's words, which are counted over all of them; None where a row is
+    """int64 [examples + 1]: the index of each example's first word among the words of all examples; None where a row is
     an example."""
 
     def __len__(self) -> int:
@@ -81,17 +82,17 @@ class EncodedSplit:
 
     @cached_property
     def _units_before(self) -> np.ndarray:
-        """int64 [N + 1]: units in the rows before each."""
+        """int64 [N + 1]: the number of units in the rows before each row."""
         if self.scored is None:
             return np.arange(len(self) + 1)
         return np.concatenate([[0], np.cumsum(self.scored)])[self.starts]
 
     def units_in(self, rows: np.ndarray) -> np.ndarray:
-        """The units that are scored in `rows`, in their order: int64 [U of them]."""
+        """Indices of the units that are scored in `rows`, in their order: int64 [their number]."""
         return ranges(self._units_before[rows], self._units_before[rows + 1])
 
-    def of_examples(self, values: np.ndarray) -> list[np.ndarray]:
-        """What each example has of values of all units, [U, ...]."""
+    def by_example(self, values: np.ndarray) -> list[np.ndarray]:
+        """Values of all units, [U, ...], split by example."""
         return list(values) if self.units is None else np.split(values, self.units[1:-1])
 
     def batch(self, rows: np.ndarray, device: torch.device | str = "cpu") -> TaskBatch:
@@ -100,8 +101,8 @@ class EncodedSplit:
         longest = int(lengths.max())
         multiple = 1 if torch.device(device).type == "cpu" else PAD_TO
         width = max(longest, min(-(-longest // multiple) * multiple, self.max_length))
-        place = np.arange(width)
-        real = place < lengths[:, None]
+        column = np.arange(width)
+        real = column < lengths[:, None]
 
         def padded(values: np.ndarray, fill: int, dtype: type) -> np.ndarray:
             out = np.full((len(rows), width), fill, dtype)
@@ -109,7 +110,7 @@ class EncodedSplit:
             return out
 
         ids = padded(self.tokens, self.pad, np.int64)
-        types = (place >= self.firsts[rows][:, None]) & real if self.is_pair else None
+        types = (column >= self.firsts[rows][:, None]) & real if self.is_pair else None
         labels, scored = self.labels, None
         if self.scored is not None:
             scored = padded(self.scored, 0, bool)
@@ -130,17 +131,17 @@ class EncodedSplit:
 
 
 def ranges(first: np.ndarray, end: np.ndarray) -> np.ndarray:
-    """The integers from `first` up to `end`, [N] each, one range after the other."""
+    """The concatenated integer ranges from `first` up to `end`, [N] each."""
     counts = end - first
     return np.arange(counts.sum()) + np.repeat(first - (np.cumsum(counts) - counts), counts)
 
 
-def kept_lengths(first: int, second: int, room: int) -> tuple[int, int]:
-    """How many tokens of each text of a pair stay within `room`: BERT takes them from the end of the longer text, one
-    by one, from the second where both are equally long. In closed form."""
+def truncated_lengths(first: int, second: int, room: int) -> tuple[int, int]:
+    """Lengths of the two texts of a pair, truncated to `room` tokens: BERT removes tokens one by one from the end of
+    the longer text, or of the second if both are equally long. In closed form."""
     if first + second > room:
-        second_kept = max(min(second, room // 2), room - first)
-        return min(first, room - second_kept), second_kept
+        rest = max(min(second, room // 2), room - first)
+        return min(first, room - rest), rest
     return first, second
 
 
@@ -153,8 +154,8 @@ def encode(
     """[CLS] text [SEP], or [CLS] text [SEP] pair [SEP], each at most `max_length` tokens.
 
     Args:
-        examples: all with a pair or none; all with a label or none.
-        targets: makes of the labels what training reads, [N, ...].
+        examples: all of them with a pair or none; all with a label or none.
+        targets: converts labels to training targets, [N, ...].
     """
     tokenizer = vocabulary.build()
     cls, sep = vocabulary.ids["[CLS]"], vocabulary.ids["[SEP]"]
@@ -170,7 +171,7 @@ def encode(
         )
         for text, pair in zip(texts, pairs, strict=True):
             a, b = text.ids, [] if pair is None else pair.ids
-            first, second = kept_lengths(len(a), len(b), max_length - (3 if is_pair else 2))
+            first, second = truncated_lengths(len(a), len(b), max_length - (3 if is_pair else 2))
             truncated += first + second < len(a) + len(b)
             ids = [cls, *a[:first], sep]
             firsts.append(len(ids))
@@ -192,10 +193,10 @@ def encode(
 
 
 def training_order(lengths: np.ndarray, batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:
-    """The batches of an epoch, as rows: every row once, one batch smaller if need be.
+    """The batches of an epoch, as row indices: every row once; one batch may be smaller.
 
-    Stretches of `POOL` batches of the permuted rows are sorted by length and cut into batches, whose order is permuted
-    in turn: like lengths meet, yet in every epoch other rows.
+    Blocks of `POOL` batches of the permuted rows are sorted by length and cut into batches, whose order is permuted
+    as well: a batch has rows of similar length, and other rows in every epoch.
     """
     count = len(lengths)
     order = permute(torch.arange(count), count, seed, epoch).numpy()
@@ -204,36 +205,36 @@ def training_order(lengths: np.ndarray, batch_size: int, seed: int, epoch: int) 
         pool = order[at : at + POOL * batch_size]
         pool = pool[np.argsort(lengths[pool], kind="stable")]
         batches += [pool[start : start + batch_size] for start in range(0, len(pool), batch_size)]
-    return [batches[place] for place in permute(torch.arange(len(batches)), len(batches), seed, epoch + _BATCH_ORDER)]
+    return [batches[index] for index in permute(torch.arange(len(batches)), len(batches), seed, epoch + _BATCH_ORDER)]
 
 
-def draw_orders(orders: Sequence[EncodedSplit], seed: int, epoch: int) -> EncodedSplit:
-    """The split as an epoch reads it: of each pair's two orders the one that a hash of (seed, epoch, row) draws.
+def sample_orders(orders: Sequence[EncodedSplit], seed: int, epoch: int) -> EncodedSplit:
+    """The split for one epoch: a hash of (seed, epoch, row) chooses one of the two orders of each pair.
 
     Args:
-        orders: the split encoded once, or in both orders of its pairs. A pair has the same length in both, cut or not
-            (`kept_lengths` fills the room), so the rows begin at the same places.
+        orders: the split encoded once, or in both orders of its pairs. A pair has the same length in both, truncated or
+            not, so the rows begin at the same indices.
     """
     if len(orders) == 1:
         return orders[0]
     first, second = orders
-    turned = (row_keys(seed, "pair", epoch, torch.arange(len(first))) & 1).bool().numpy()
+    swapped = (row_keys(seed, "pair", epoch, torch.arange(len(first))) & 1).bool().numpy()
     return replace(
         first,
-        tokens=np.where(np.repeat(turned, first.lengths), second.tokens, first.tokens),
-        firsts=np.where(turned, second.firsts, first.firsts),
+        tokens=np.where(np.repeat(swapped, first.lengths), second.tokens, first.tokens),
+        firsts=np.where(swapped, second.firsts, first.firsts),
     )
 
 
 def reading_order(lengths: np.ndarray, batch_size: int) -> Iterator[np.ndarray]:
-    """Batches for prediction, the longest rows first, so that a memory too small shows at once."""
+    """Batches for prediction, the longest rows first, so that too little memory is noticed at once."""
     order = np.argsort(-lengths, kind="stable")
     for at in range(0, len(order), batch_size):
         yield order[at : at + batch_size]
 
 
 def subset(count: int, fraction: float) -> np.ndarray:
-    """The rows of a share of a training split, sorted: the first of one permutation that no seed changes, so a smaller
-    share lies within every larger one."""
+    """Sorted row indices of a fraction of a training split: the first ones of a permutation that does not depend on the
+    seed, so a smaller fraction is part of every larger one."""
     size = max(1, round(fraction * count))
     return np.sort(permute(torch.arange(count), count, 0, _SUBSETS).numpy()[:size])

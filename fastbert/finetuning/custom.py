@@ -1,4 +1,4 @@
-"""Custom tasks: what declares one, and its files."""
+"""Custom tasks: their options and files."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -27,9 +27,9 @@ class CustomTaskOptions:
     (.conll, .conllu, .tsv, .txt, ...) or tables with lists."""
 
     name: str | None = None
-    """What the task is called in results (default: the name of its YAML file)."""
+    """Name of the task in results (default: the name of its YAML file)."""
     train: str | None = None
-    """File of the training examples; a path is relative to where fastbert runs, or else to the YAML file."""
+    """File of the training examples; a path is relative to the working directory, or else to the YAML file."""
     dev: str | None = None
     """File of the examples that choose the best epoch."""
     test: str | None = None
@@ -46,18 +46,18 @@ class CustomTaskOptions:
     a list of tags or of spans in each row (usually tags or spans); in CoNLL files the number or name of the column of
     tags (usually the last, upos)."""
     kind: str = choice("classes", KINDS, "kind of labels")
-    """What the labels are: a class, a number, or any number of labels (multi-label) for each text, or a tag for each
+    """Kind of the labels: a class, a number, or any number of labels (multi-label) for each text, or a tag for each
     word (tokens)."""
     labels: str | None = None
-    """Label words in their order, a comma between them, double quotes around one with a comma (default: those of train,
-    sorted; in Parquet with ClassLabel names, these in their order). With two labels, the second is the positive one of
-    F1, AUC and pairwise accuracy."""
+    """Comma-separated label names in id order, in double quotes if one contains a comma (default: those of train,
+    sorted; in Parquet with ClassLabel names, these in their order). With two labels, the second is the positive class
+    of F1, AUC and pairwise accuracy."""
     metrics: str | None = None
-    """Names of metrics, a comma between them; the first chooses the best epoch (default: accuracy; for numbers
+    """Comma-separated names of metrics; the first chooses the best epoch (default: accuracy; for numbers
     pearson, spearman; for several labels micro_f1, macro_f1, subset_accuracy; for entities entity_f1,
     entity_precision, entity_recall, accuracy)."""
     symmetric: bool = False
-    """The order of the two texts means nothing, so that --symmetric may read both."""
+    """The order of the two texts has no meaning, so --symmetric may read both."""
 
     def __post_init__(self) -> None:
         check_values(self)
@@ -67,16 +67,16 @@ class CustomTaskOptions:
                 raise OptionError(self, name, f"must be names with a comma between them, not {brief(value)}")
 
     def check(self) -> None:
-        """Sees that the options fit each other; apart from their making, for flags alone need not be a whole task.
+        """Checks that the options fit each other. The constructor does not, since flags alone may be a part of a task.
 
         Raises:
-            UserError: they do not.
+            UserError: they do not fit.
         """
         if self.symmetric and self.pair is None:
             raise UserError("symmetric is for pairs; name the column of the second text with pair")
-        if self.labels is not None and not KINDS[self.kind].least_labels:
+        if self.labels is not None and not KINDS[self.kind].min_labels:
             raise UserError(f"labels are given, but kind is {self.kind}; drop labels or set kind: classes")
-        if self.pair is not None and KINDS[self.kind].of_words:
+        if self.pair is not None and KINDS[self.kind].labels_words:
             raise UserError(f"kind {self.kind} labels the words of one text; drop pair")
         text, label = self.text or TEXT, self.label or LABEL
         for name, column in (("pair", self.pair), ("label", label)):
@@ -87,7 +87,7 @@ class CustomTaskOptions:
 
 
 class CustomSource:
-    """Reads the files of an `CustomTaskOptions`; `folder` is where relative paths are looked for second."""
+    """The files of a custom task; relative paths are searched in the working directory, then in `folder`."""
 
     def __init__(self, options: CustomTaskOptions, folder: Path | None = None) -> None:
         options.check()
@@ -97,9 +97,9 @@ class CustomSource:
             if name := getattr(options, split):
                 refuse_slash(name)
                 path = Path(name)
-                beside = folder / path if folder is not None else path
-                self.paths[split] = beside if beside.exists() and not path.exists() else path
-                _check_format(self.paths[split], KINDS[options.kind].of_words, split == "test")
+                inside = folder / path if folder is not None else path
+                self.paths[split] = inside if inside.exists() and not path.exists() else path
+                _check_format(self.paths[split], KINDS[options.kind].labels_words, split == "test")
         if not self.paths:
             raise UserError("a custom task needs files: name train and dev (and test, if there is one)")
 
@@ -119,10 +119,10 @@ class CustomSource:
         """The rows of a split.
 
         Raises:
-            UserError: names file, line and remedy: missing file or column, no text, an empty text, a binary file.
+            UserError: with file, line and remedy, for a missing file or column, an empty text, a binary file.
         """
         options = self.options
-        if KINDS[options.kind].of_words:
+        if KINDS[options.kind].labels_words:
             yield from word_rows(self.paths[split], options.text, options.label, may_lack_labels=split == "test")
             return
         columns = self.columns(split)
@@ -130,32 +130,31 @@ class CustomSource:
             yield make_row(where, columns.texts, values)
 
     def check_rows(self, split: str) -> None:
-        """Looks at the first row of a split.
+        """Reads the first row of a split.
 
         Raises:
-            UserError: there is none, or as `rows`.
+            UserError: there is none, or it is wrong.
         """
         if next(self.rows(split, []), None) is None:
             raise UserError(f"{self.paths[split]} holds no rows; give a file with rows")
 
     def class_names(self) -> tuple[str, ...] | None:
-        """The names of the labels in their order, where the training file is Parquet and has them."""
+        """Label names in id order if the training file is Parquet and has them, else None."""
         path, options = self.paths["train"], self.options
         if suffixes(path)[0] != ".parquet":
             return None
-        words = KINDS[options.kind].of_words
+        words = KINDS[options.kind].labels_words
         return check_parquet(path, word_columns(path, options.text, options.label) if words else self.columns("train"))
 
 
 def check_custom_file(path: Path, kind: str | None) -> None:
-    """Raises a UserError if `path` is no file that can be read, or of no format that is for the kind; of no kind if it
-    is not known."""
-    _check_format(path, KINDS[kind].of_words if kind is not None else is_conll(path), may_lack_labels=True)
+    """Raises a UserError if `path` cannot be read, or has a format that the kind (None if unknown) does not read."""
+    _check_format(path, KINDS[kind].labels_words if kind is not None else is_conll(path), may_lack_labels=True)
     open_input(path).close()
 
 
-def _check_format(path: Path, of_words: bool, may_lack_labels: bool) -> None:
-    if of_words:
+def _check_format(path: Path, labels_words: bool, may_lack_labels: bool) -> None:
+    if labels_words:
         check_word_file(path, may_lack_labels)
     elif is_conll(path) and suffixes(path)[0] not in (*TABLES, ".txt"):
         raise UserError(

@@ -1,4 +1,4 @@
-"""What a model scores on the dev splits: figures, the choice of the best epoch, and the worst examples."""
+"""Scores on the dev splits: metrics, the choice of the best epoch, and the examples with the highest loss."""
 
 import statistics
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from fastbert.records import finite_or_none, json_text
 
 
 def dev_figures(task: Task, scores: np.ndarray, examples: Sequence[Example]) -> dict[str, float | None]:
-    """The task's metrics, and the mean loss; None for what is not finite, and for all where a score is not."""
+    """The task's metrics and the mean loss; None for values that are not finite, and for all if a score is not."""
     if not np.isfinite(scores).all():
         return dict.fromkeys((*task.metrics, "loss"))
     labels = [example.label for example in examples]
@@ -24,7 +24,7 @@ def dev_figures(task: Task, scores: np.ndarray, examples: Sequence[Example]) -> 
 
 
 def selection_value(task: Task, figures: Figures) -> float:
-    """What decides which epoch is best: the first metric, the mean of the dev splits."""
+    """The first metric, averaged over the dev splits; the epoch with the highest value is the best."""
     return statistics.fmean(split[task.metrics[0]] for split in figures.values())
 
 
@@ -33,7 +33,7 @@ def write_errors(path: Path, task: Task, dev: dict[str, Inputs], scores: dict[st
     rows = []
     for split, values in scores.items():
         inputs = dev[split]
-        lost = inputs.orders[0].of_examples(task.kind.score_losses(values, inputs.labels))
+        lost = inputs.orders[0].by_example(task.kind.score_losses(values, inputs.labels))
         rows += [
             (float(np.sum(loss)), split, example, value)
             for loss, (example, value) in zip(lost, inputs.scored(values), strict=True)
@@ -42,7 +42,11 @@ def write_errors(path: Path, task: Task, dev: dict[str, Inputs], scores: dict[st
     with atomic_file(path, "w") as file:
         for loss, split, example, value in rows[:worst]:
             row = {"split": split, "index": example.index, "loss": round(loss, 4)}
-            row |= {"expected": task.kind.shown(example), **task.kind.answer(example, value), "text": example.text}
+            row |= {
+                "expected": task.kind.file_label(example),
+                **task.kind.prediction_row(example, value),
+                "text": example.text,
+            }
             row |= {} if (errors := task.kind.errors(example, value)) is None else {"errors": errors}
             row |= {} if example.pair is None else {"pair": example.pair}
             file.write(json_text(row, ensure_ascii=False) + "\n")

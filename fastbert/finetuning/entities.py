@@ -1,6 +1,6 @@
-"""Entities in sequences of tags: decoding, and precision, recall and F1, as CoNLL's evaluation and seqeval count them.
+"""Entities in sequences of tags: decoding, and precision, recall and F1 as in CoNLL's evaluation and seqeval.
 
-An entity is right if its first word, last word and type are.
+An entity is correct if its first word, its last word and its type are.
 """
 
 from bisect import bisect_right
@@ -11,13 +11,13 @@ import numpy as np
 
 
 def decode(types: np.ndarray, begins: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """The entities of sentences one after the other, int64 [n, 4]: sentence, first word, the word after the last, type.
+    """Entities of concatenated sentences, int64 [n, 4]: sentence, first word, the word after the last, type.
 
     Args:
-        types: of each word, [W]; -1 outside of entities.
-        begins: bool [W], whether a word is tagged as the beginning of an entity. A word whose type is another than that
-            of the word before it begins one too.
-        lengths: words of each sentence; their sum is W.
+        types: the entity type of each word, [W]; -1 outside of entities.
+        begins: bool [W], whether a word is tagged as the beginning of an entity. A word whose type differs from that of
+            the word before it begins one too.
+        lengths: the number of words in each sentence; their sum is W.
     """
     first_words = np.zeros(len(types), bool)
     first_words[(np.cumsum(lengths) - lengths)[lengths > 0]] = True
@@ -32,18 +32,18 @@ def decode(types: np.ndarray, begins: np.ndarray, lengths: np.ndarray) -> np.nda
 
 
 def common(found: np.ndarray, expected: np.ndarray) -> np.ndarray:
-    """The entities, [n, 4], that are in both."""
+    """Entities, [n, 4], that are in both."""
     both = set(map(tuple, expected.tolist()))
     return np.array([entity for entity in found.tolist() if tuple(entity) in both], np.int64).reshape(-1, 4)
 
 
 def precision_recall_f1(right: int, found: int, expected: int) -> tuple[float, float, float]:
-    """Of counts; 0 where nothing is found, or nothing was to be found."""
+    """Precision, recall and F1 from counts of correct, found and expected entities; 0 where they are undefined."""
     return right / max(found, 1), right / max(expected, 1), 2 * right / max(found + expected, 1)
 
 
 def by_type(found: np.ndarray, expected: np.ndarray, types: Sequence[str]) -> dict[str, dict[str, float]]:
-    """Precision, recall, F1 and support (entities expected) of each type."""
+    """Precision, recall, F1 and support (number of expected entities) of each type."""
     right = common(found, expected)
     table = {}
     for number, name in enumerate(types):
@@ -58,11 +58,11 @@ Span = dict[str, Any]
 
 
 def entity_errors(found: list[Span], expected: list[Span]) -> list[dict[str, Any]]:
-    """The differences between the predicted spans of a text and the expected ones: missed, spurious, or, where two
-    overlap, another type or boundary.
+    """Differences between the predicted and the expected spans of a text: missed, spurious or, where two overlap, a
+    wrong type or boundary.
 
     Args:
-        found, expected: in the order of the text, none overlapping another of its list.
+        found, expected: in the order of the text; the spans of a list do not overlap.
     """
     right = {_key(span) for span in expected} & {_key(span) for span in found}
     ends = [span["end"] for span in found]

@@ -1,12 +1,12 @@
-"""`fastbert finetune`: one task, several seeds, perhaps several fractions of its training split; results that add up.
+"""`fastbert finetune` for one task: several seeds, optionally several fractions of its training split.
 
 out/config.yaml         the options, complete
-out/manifest.json       what the experiment is: options, model, data
-out/results.json        every seed's metrics at its best and last epoch, and their summary
-out/learning_curve.png  where several fractions are trained on
+out/manifest.json       definition of the experiment: options, model, data
+out/results.json        metrics of every seed at its best and last epoch, and their summary
+out/learning_curve.png  for several fractions
 out/seed-0/             config.yaml, metrics.jsonl, events.out.tfevents.*, errors.jsonl, model/, result.json (written
                         last); until then checkpoints/, from which the same command continues
-out/fraction-0.1/seed-0/    the same for a fraction below the whole
+out/fraction-0.1/seed-0/    the same for a fraction below 1
 """
 
 from pathlib import Path
@@ -23,25 +23,25 @@ from fastbert.streams import echo
 from fastbert.training.interrupts import Interrupts
 
 
-def finetune(asked: FinetuneOptions) -> int:
-    """Trains every seed that is not finished yet, writes and prints the results; returns the exit code.
+def finetune(requested: FinetuneOptions) -> int:
+    """Trains all seeds that are not finished, writes and prints the results; returns the exit code.
 
     Raises:
-        UserError: anything the user can fix, before training starts if it can be seen then.
+        UserError: any user error, before training starts if possible.
     """
-    asked.check_inputs()
-    check_output_folder(asked.out)
-    check_others(Path(asked.out))
-    setup = prepare_finetuning(asked)
+    requested.check_inputs()
+    check_output_folder(requested.out)
+    check_others(Path(requested.out))
+    setup = prepare_finetuning(requested)
     for warning in setup.warnings:
         echo(warning)
-    out = Path(asked.out)
+    out = Path(requested.out)
     results: dict[float, list[dict[str, Any]]] = {}
     with locked_folder(out), Interrupts() as interrupts:
         open_folder(out, setup)
         for fraction in setup.options.fractions():
             results[fraction] = []
-            for seed in range(asked.first_seed, asked.first_seed + asked.seeds):
+            for seed in range(requested.first_seed, requested.first_seed + requested.seeds):
                 folder = seed_folder(out, fraction, seed)
                 result = finished(folder, setup.task.metrics)
                 if result is None:

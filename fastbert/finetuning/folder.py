@@ -1,4 +1,4 @@
-"""The --out of a fine-tuning: what it may hold, and the files that say which experiment it is."""
+"""The --out of a fine-tuning: a check of its content, and the files that define the experiment."""
 
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,10 @@ from fastbert.training.optimizers import implementation
 
 
 def check_results_folder(out: Path, setup: FinetuneSetup, experiment: dict[str, Any]) -> None:
-    """Sees to it that results of `experiment`, which is that of `setup`, may go to `out`, which is there.
+    """Checks that results of `experiment`, described by `setup`, may be written to the existing folder `out`.
 
     Raises:
-        UserError: it holds another experiment, or something else; the result of a finished seed in it is damaged.
+        UserError: `out` contains another experiment or other files, or the result of a finished seed is damaged.
     """
     manifest_path = out / "manifest.json"
     if manifest_path.is_file():
@@ -30,7 +30,7 @@ def check_results_folder(out: Path, setup: FinetuneSetup, experiment: dict[str, 
         if changed:
             lines = LINE.join(changed)
             raise UserError(
-                f"{out} holds the results of another experiment. What differs:{LINE}{lines}{LINE}"
+                f"{out} holds the results of another experiment. Differences:{LINE}{lines}{LINE}"
                 "Give the same options to continue it, or choose another --out"
             )
     check_others(out)
@@ -41,8 +41,8 @@ def check_results_folder(out: Path, setup: FinetuneSetup, experiment: dict[str, 
 
 
 def check_others(out: Path) -> None:
-    """Raises a UserError if `out` holds what no fine-tuning wrote. It may have been killed before its manifest: then
-    the options are there, and the lock; so this is called before there is one, too."""
+    """Raises a UserError if `out` contains files of anything else than a fine-tuning. One that was killed before it
+    wrote a manifest leaves config.yaml and the lock, so call this before locking as well."""
     if not out.is_dir() or (out / "manifest.json").is_file():
         return
     if contents(out) - ({"config.yaml"} if (out / LOCK).is_file() else set()):
@@ -50,7 +50,7 @@ def check_others(out: Path) -> None:
 
 
 def open_folder(out: Path, setup: FinetuneSetup) -> None:
-    """Writes what the experiment is, if `out` may take it (see `check_results_folder`)."""
+    """Writes options and manifest to `out` after `check_results_folder`."""
     experiment = describe_finetuning(setup)
     check_results_folder(out, setup, experiment)
     write_options(out, setup.options)

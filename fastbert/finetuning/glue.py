@@ -1,6 +1,6 @@
-"""GLUE's tasks: where the official archive and the `datasets` layout keep them, and how many rows each split has.
+"""GLUE's tasks: their files in the official archive and in the layout of `datasets`, and the rows of each split.
 
-Label words stand in the order of `datasets` (nyu-mll/glue), whose files hold their places: the same id means the same.
+Labels are in the order of `datasets` (nyu-mll/glue), whose files contain label ids.
 """
 
 from collections.abc import Iterator
@@ -28,28 +28,28 @@ THREE_WAY = Classes(("entailment", "neutral", "contradiction"))
 
 @dataclass(frozen=True)
 class GlueTask:
-    """What is fixed about one task."""
+    """Constants of one task."""
 
     title: str
-    """As papers and the official folders spell it."""
+    """Name in papers and of the official folder."""
     kind: TaskKind
     metrics: tuple[str, ...]
     columns: tuple[str, ...]
-    """Text, or both texts, and label in the official files."""
+    """Columns of the official files: the text or both texts, and the label."""
     hub_columns: tuple[str, ...]
-    """The texts in `datasets`, whose label is always `label`."""
+    """Columns of the texts in `datasets`; the column of the label is `label`."""
     rows: dict[str, int]
-    """Official rows of every split."""
+    """Official number of rows of each split."""
     majority: str
-    """The most frequent label of train (of AX: of the published shares), or the mean score: a placeholder."""
+    """Placeholder: the most frequent label of train (for AX by the published fractions), or the mean score."""
     folders: tuple[str, ...] = ()
-    """Further folder names."""
+    """Other names of the folder."""
     headers: dict[str, tuple[str, ...]] = field(default_factory=dict)
     """Columns of the splits whose official files have no header."""
     symmetric: bool = False
     ragged: bool = False
-    """The official rows are known to be uneven, or could not be seen: rows that lack fields are skipped and counted,
-    as the readers do that give the official counts, and an empty text is let through."""
+    """Official files of this task have incomplete rows, or have not been seen: rows without all fields are skipped and
+    counted, as in the readers behind the official counts, and an empty text is accepted."""
 
 
 def _sizes(train: int, dev: int, test: int) -> dict[str, int]:
@@ -171,22 +171,22 @@ GLUE: dict[str, GlueTask] = {
 
 
 def plain(name: str) -> str:
-    """`name` as the registry spells it: SST-2, sst_2 and sst2 are one."""
+    """`name` in the spelling of the registry: SST-2, sst_2 and sst2 are the same."""
     return "".join(c for c in name.lower() if c.isalnum())
 
 
 class GlueSource:
-    """One task out of a GLUE folder, official TSV or the Parquet of `datasets`; without a folder, out of `datasets`."""
+    """One task from a GLUE folder (official TSV, or the Parquet of `datasets`), or without a folder from `datasets`."""
 
     def __init__(self, name: str, folder: str | None, subset: bool) -> None:
         """
         Args:
             name: a key of `GLUE`.
-            folder: holds a folder for each task.
-            subset: fewer rows than the official ones are meant.
+            folder: contains a folder for each task.
+            subset: accept fewer rows than the official number.
 
         Raises:
-            UserError: the folder is not there or holds nothing for this task.
+            UserError: the folder does not exist or has no folder for this task.
         """
         self.name, self.task, self.subset = name, GLUE[name], subset
         self.root = None if folder is None else Path(folder)
@@ -204,12 +204,12 @@ class GlueSource:
             raise UserError(f"{root} has no folder {self.task.title}; it holds {inside}; {remedy}")
         return sorted(folders, key=lambda folder: names.index(plain(folder.name)))
 
-    def places(self) -> dict[str, str]:
-        """Where each split comes from; of those that are not there, where it should be."""
+    def origins(self) -> dict[str, str]:
+        """Files of each split, also of missing ones; the name on the hub without a folder."""
         return {split: ", ".join(str(path) for path in self._paths(split)) or HUB for split in self.task.rows}
 
     def has(self, split: str) -> bool:
-        """Whether the files of a split are there; of `datasets` it is taken for granted."""
+        """True if the files of a split exist; always true for `datasets`."""
         return not self.folders or all(path.is_file() for path in self._paths(split))
 
     def _paths(self, split: str) -> list[Path]:
@@ -226,10 +226,10 @@ class GlueSource:
         return "diagnostic.tsv" if self.name == "ax" else f"{split}.tsv"
 
     def rows(self, split: str, warnings: list[str]) -> Iterator[Row]:
-        """The rows of a split, labels as words or numbers, those of test None; what was skipped goes to `warnings`.
+        """The rows of a split, with labels as words or numbers, in test None; skipped rows are reported in `warnings`.
 
         Raises:
-            UserError: names file, line and remedy; at the end, fewer rows than the official ones.
+            UserError: with file, line and remedy; at the end, if there are fewer rows than the official number.
         """
         paths = self._paths(split)
         if not paths:
@@ -242,11 +242,11 @@ class GlueSource:
         for row in found:
             count += 1
             yield row
-        where = paths[0] if len(paths) == 1 else self.places()[split]
+        where = paths[0] if len(paths) == 1 else self.origins()[split]
         if count < official and not self.subset:
             raise UserError(
                 f"{where} holds {count:,} usable rows, and {self.task.title}'s {split} has {official:,}; "
-                "fetch it again, or say that a subset is meant with --glue-subset"
+                "download it again, or accept a subset with --glue-subset"
             )
         if count > official:
             warnings.append(f"{where} holds {count:,} rows, more than the official {official:,}")
@@ -298,7 +298,7 @@ class GlueSource:
         return self._numbered(split, ((f"{where}, row {number}", cells) for number, cells in rows))
 
     def _numbered(self, split: str, rows: Iterator[tuple[str, list[Any]]]) -> Iterator[Row]:
-        """Rows of `datasets`, whose labels are indices into the list of labels, and -1 in test."""
+        """Rows of `datasets`, in which a label is an id, in test -1."""
         labels = self.task.kind.labels
         for here, values in rows:
             label = values[-1]
@@ -319,6 +319,6 @@ def _hub_split(split: str) -> str:
 
 
 def check_glue_folder(folder: str | Path | None) -> None:
-    """Raises a UserError if what --glue-dir names is no folder."""
+    """Raises a UserError if --glue-dir is no folder."""
     if folder is not None and not Path(folder).is_dir():
         raise UserError(f"no GLUE folder {folder}; give the folder that holds CoLA, SST-2, ... with --glue-dir")

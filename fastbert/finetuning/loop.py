@@ -1,7 +1,7 @@
-"""The fine-tuning loop: epochs over a stream of batches, a rate for each layer, one update a batch.
+"""The fine-tuning loop: epochs over a stream of batches, one update for each batch, a learning rate for each layer.
 
-As in pretraining the host never waits for the step it has queued, an update that is not finite is skipped on the
-device, and everything random is a function of (seed, step, place): the same options give the same bits.
+As in pretraining, the host does not wait for the step it has queued, an update that is not finite is skipped on the
+device, and randomness is a function of (seed, step, index): the same options give the same bits.
 """
 
 import time
@@ -34,11 +34,11 @@ ADVICE = ". Try a lower --learning-rate, a longer --schedule.warmup, or --machin
 
 
 def layer_scale(name: str, layers: int, decay: float) -> float:
-    """The share of the learning rate for the parameter `name` of a `TaskModel`.
+    """Factor on the learning rate of the parameter `name` of a `TaskModel`.
 
     decay^(layers + 1 - depth), with depth 0 for embeddings and positions, i + 1 for block i (and `layers` for a last
-    norm), layers + 1 for the head, which has the full rate (https://arxiv.org/abs/2003.10555; its published code has
-    one more factor below the head).
+    norm), layers + 1 for the head, which has the full rate (https://arxiv.org/abs/2003.10555, whose published code
+    has one more factor below the head).
     """
     if not name.startswith("encoder."):
         depth = layers + 1
@@ -59,10 +59,9 @@ def build_scaled_optimizer(
     device: torch.device,
     apex: bool = False,
 ) -> torch.optim.Optimizer:
-    """An optimizer for `guarded_step` whose groups each keep the share of the rate they take, under "lr_scale".
+    """An optimizer for `guarded_step` in which each group has a factor on the learning rate, "lr_scale".
 
-    `guarded_step` gives all groups the same rate, and a hook of the optimizer's own multiplies it right before the
-    update.
+    `guarded_step` sets the same rate for all groups, and a hook of the optimizer multiplies it before the update.
     """
     members: dict[tuple[float, float], list[tuple[str, nn.Parameter]]] = {}
     for name, parameter in named_parameters:
@@ -79,21 +78,21 @@ def build_scaled_optimizer(
 
 
 def scale_rates(optimizer: torch.optim.Optimizer, arguments: tuple, keywords: dict) -> None:
-    """The hook: each group's rate, set afresh by `guarded_step`, times its share."""
+    """The hook: multiplies the rate of each group, which `guarded_step` has set, by its factor."""
     for group in optimizer.param_groups:
         group["lr"] *= group["lr_scale"]
 
 
 @dataclass
 class TuningProgress:
-    """What a checkpoint holds besides tensors."""
+    """Progress of a training, as saved in a checkpoint."""
 
     epoch: int = 0
-    """Epochs done."""
+    """Completed epochs."""
     step: int = 0
-    """Updates done."""
+    """Completed updates."""
     seconds: float = 0.0
-    """In the training steps of the epochs done, over all sessions."""
+    """Seconds in the training steps of the completed epochs, over all sessions."""
     skipped: int = 0
     """Updates skipped so far."""
     skipped_in_row: int = 0
@@ -103,17 +102,17 @@ class TuningProgress:
 
 _PROGRESS = {f.name: COUNT for f in fields(TuningProgress)} | {"seconds": float, "window": [float]}
 STATE = {"progress": _PROGRESS, "optimizer": dict, "metrics": {"records": COUNT, "sha256": str}}
-"""The shape of a checkpoint's state, for `check`."""
+"""Shape of a checkpoint's state, for `check`."""
 
 
 @dataclass
 class Tuner:
-    """One training: the parts, and the loop over them.
+    """One training: its components and the loop.
 
     Args:
-        updater: of a `TaskModel` and its optimizer.
-        stream: what each step trains on.
-        options: with rate, epochs and length resolved.
+        updater: with a `TaskModel` and its optimizer.
+        stream: the batch of each step.
+        options: with learning rate, epochs and length resolved.
     """
 
     updater: Updater
@@ -126,14 +125,14 @@ class Tuner:
 
     @property
     def steps(self) -> int:
-        """Of the whole training."""
+        """Number of steps of the whole training."""
         return self.options.epochs * self.stream.batches
 
     def run(self, interrupts: Interrupts, after_epoch: Callable[[], object]) -> bool:
-        """Trains the epochs that are not done; false if a signal ended it before.
+        """Trains the remaining epochs; false if a signal ended it early.
 
         Args:
-            after_epoch: is called when `progress` has counted an epoch.
+            after_epoch: called after each epoch.
 
         Raises:
             UserError: loss or gradient was not finite in several steps in a row.
@@ -147,7 +146,7 @@ class Tuner:
                 self.train_step(self.stream.at(epoch, index))
                 epochs = f"{epoch + 1}/{self.options.epochs}"
                 self.logbook.advance(progress.step, epoch=epochs, loss=self._mean_loss())
-            self._book(self._lagged.pop())
+            self._log(self._lagged.pop())
             progress.seconds += time.perf_counter() - start
             progress.epoch += 1
             after_epoch()
@@ -157,7 +156,8 @@ class Tuner:
         return self.options.learning_rate * learning_rate_factor(self.options.schedule, step, self.steps)
 
     def train_step(self, batch: StreamBatch) -> None:
-        """One update: the gradient of the weighted mean loss over the batch's units, whatever the micro-batches."""
+        """One update with the gradient of the weighted mean loss over the units of the batch, for any micro-batch
+        size."""
         model, step, count = self.updater.module, self.progress.step, len(batch.rows)
         device, kind = next(model.parameters()).device, model.kinds[batch.head]
         keys = row_keys(self.seed, "dropout", step, torch.arange(count)).to(device)
@@ -177,10 +177,10 @@ class Tuner:
         scalars = self.updater.update(parts, forward, {"task": batch.weight}, {"task": batch.units}, self._rate(step))
         before = self._lagged.push(step, scalars)
         self.progress.step += 1
-        self._book(before)
+        self._log(before)
 
-    def _book(self, scalars: tuple[int, dict[str, float]] | None) -> None:
-        """Takes in the scalars of a step: the logged row, and the guard against divergence."""
+    def _log(self, scalars: tuple[int, dict[str, float]] | None) -> None:
+        """Checks the scalars of a step for divergence, and logs a row if one is due."""
         if scalars is None:
             return
         step, values = scalars
@@ -200,11 +200,11 @@ class Tuner:
         return sum(window) / len(window) if window else None
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
-        """What a checkpoint holds: weights, and moments and counters of the optimizer."""
+        """Tensors of a checkpoint: weights, and moments and counters of the optimizer."""
         return {"model": self.updater.module.state_dict(), "optimizer": flatten_optimizer(self.updater.optimizer)[0]}
 
     def state(self) -> dict[str, Any]:
-        """The rest of it; all records are on the disk then."""
+        """State of a checkpoint other than tensors; flushes all logged records to disk."""
         self.logbook.sync()
         return {
             "progress": asdict(self.progress),
@@ -213,7 +213,7 @@ class Tuner:
         }
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Continues from a checkpoint, whose state has the shape `STATE`.
+        """Continues from a checkpoint with a state of the shape `STATE`.
 
         Raises:
             UserError: its tensors do not fit the model or the optimizer.

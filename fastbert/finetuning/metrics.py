@@ -1,4 +1,4 @@
-"""Metrics as GLUE's server computes them, by scikit-learn and SciPy.
+"""Metrics as on GLUE's server, by scikit-learn and SciPy.
 
 A new metric is one function, one line in `METRICS`, and its name in the kinds of tasks that it fits.
 """
@@ -12,22 +12,22 @@ from fastbert.finetuning.entities import common, precision_recall_f1
 
 
 def accuracy(predictions: np.ndarray, labels: np.ndarray) -> float:
-    """Share of label ids [N] that are right."""
+    """Fraction of correct label ids [N]."""
     return float(np.mean(predictions == labels))
 
 
 def f1(predictions: np.ndarray, labels: np.ndarray) -> float:
-    """F1 of label 1 of two, ids [N]; 0 where neither predictions nor labels hold it (scikit-learn's value too)."""
+    """F1 of label 1 of two, from ids [N]; 0 if neither predictions nor labels contain it (as in scikit-learn)."""
     from sklearn.metrics import f1_score
 
     return float(f1_score(labels, predictions, pos_label=1, zero_division=0))
 
 
 def macro_f1(predictions: np.ndarray, labels: np.ndarray) -> float:
-    """Mean of the F1 of every label that predictions or labels [N] hold; of every label where each is 0 or 1, [N, L].
+    """Mean F1 of all labels in predictions or labels [N], or of all L labels, 0 or 1 in [N, L].
 
     Raises:
-        UserError: of [N, L] no example has a label, which leaves it undefined.
+        UserError: no example of [N, L] has a label, so F1 is undefined.
     """
     if labels.ndim == 2:
         _require_labels(labels)
@@ -40,7 +40,7 @@ def micro_f1(predictions: np.ndarray, labels: np.ndarray) -> float:
     """F1 of all pairs of an example and a label, 0 or 1 in [N, L].
 
     Raises:
-        UserError: no example has a label, which leaves it undefined.
+        UserError: no example has a label, so F1 is undefined.
     """
     _require_labels(labels)
     right = int((predictions & labels).sum())
@@ -48,7 +48,7 @@ def micro_f1(predictions: np.ndarray, labels: np.ndarray) -> float:
 
 
 def subset_accuracy(predictions: np.ndarray, labels: np.ndarray) -> float:
-    """Fraction of the examples whose labels, 0 or 1 in [N, L], are all right."""
+    """Fraction of the examples whose labels, 0 or 1 in [N, L], are all correct."""
     return float((predictions == labels).all(axis=1).mean())
 
 
@@ -57,14 +57,14 @@ def matthews(predictions: np.ndarray, labels: np.ndarray) -> float:
     from sklearn.metrics import matthews_corrcoef
 
     if _constant(predictions) or _constant(labels):
-        return 0.0  # scikit-learn's value too, which it gives with a warning
+        return 0.0  # the value of scikit-learn, which also warns
     return float(matthews_corrcoef(labels, predictions))
 
 
 def pearson(predictions: np.ndarray, labels: np.ndarray) -> float:
-    """Pearson's correlation of numbers [N]. Where either is constant it is undefined (SciPy: nan) and counts as 0.
+    """Pearson's correlation of numbers [N]. If either is constant it is undefined (nan in SciPy) and counts as 0.
 
-    So a model that has learned nothing gets the worst sensible score and not one that no comparison can order.
+    A model that has learned nothing then has a low score that can be compared.
     """
     from scipy.stats import pearsonr
 
@@ -86,7 +86,7 @@ def auc(predictions: np.ndarray, labels: np.ndarray) -> float:
     """Area under the ROC curve of scores [N] for label 1 of ids [N].
 
     Raises:
-        UserError: the labels are all the same, which leaves it undefined.
+        UserError: all labels are the same, so it is undefined.
     """
     from sklearn.metrics import roc_auc_score
 
@@ -96,13 +96,13 @@ def auc(predictions: np.ndarray, labels: np.ndarray) -> float:
 
 
 def pairwise_accuracy(predictions: np.ndarray, labels: np.ndarray) -> float:
-    """Share of the pairs of examples with different labels whose scores [N] have the same order, ties for a half.
+    """Fraction of the pairs of examples with different labels whose scores [N] have the same order; ties count half.
 
-    Of P pairs in order, Q against it and T tied in score alone, it is (P + T/2) / (P + Q + T). Kendall's tau-b is
-    (P - Q) / sqrt((P + Q + T) (P + Q + U)) with U the pairs tied in label alone, and is known in n log n steps.
+    With P concordant pairs, Q discordant ones and T tied in score only, it is (P + T/2) / (P + Q + T). Kendall's tau-b,
+    computed in n log n steps, is (P - Q) / sqrt((P + Q + T) (P + Q + U)) with U pairs tied in label only.
 
     Raises:
-        UserError: the labels are all the same, so there is no such pair.
+        UserError: all labels are the same, so there is no such pair.
     """
     from scipy.stats import kendalltau
 
@@ -122,13 +122,13 @@ def entity_f1(predictions: np.ndarray, labels: np.ndarray) -> float:
     """F1 of entities [n, 4] (`entities.decode`), all types together.
 
     Raises:
-        UserError: there are no entities to be found, which leaves it undefined; so for precision and recall.
+        UserError: there are no entities in the labels, so it is undefined; the same for precision and recall.
     """
     return _of_entities(predictions, labels)[2]
 
 
 def entity_precision(predictions: np.ndarray, labels: np.ndarray) -> float:
-    """Fraction of the predicted entities that are right; 0 where none is predicted."""
+    """Fraction of the predicted entities that are correct; 0 if none is predicted."""
     return _of_entities(predictions, labels)[0]
 
 
@@ -156,7 +156,7 @@ def _constant(values: np.ndarray) -> bool:
 
 
 def _different_pairs(values: np.ndarray) -> int:
-    """Pairs of places whose values differ."""
+    """Number of pairs of indices whose values differ."""
     counts = np.unique(values, return_counts=True)[1]
     return (len(values) * (len(values) - 1) - int((counts * (counts - 1)).sum())) // 2
 

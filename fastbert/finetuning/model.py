@@ -1,4 +1,4 @@
-"""An encoder with a head for each task that is trained on it."""
+"""An encoder with a head for each task."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -13,11 +13,11 @@ from fastbert.model.encoder import Encoder, initialize
 
 
 class TaskModel(nn.Module):
-    """The encoder and its heads, by the names of their tasks.
+    """An encoder and its heads, by task.
 
     Args:
-        config: of the encoder, with the dropout to train with.
-        kinds: of the tasks.
+        config: the encoder's, with the dropout for training.
+        kinds: the kind of each task.
     """
 
     def __init__(self, config: EncoderConfig, kinds: Mapping[str, TaskKind], kernels: str = "auto") -> None:
@@ -31,7 +31,7 @@ class TaskModel(nn.Module):
         return self.heads[module_name(name)]
 
     def forward(self, batch: TaskBatch, head: str, row_keys: Tensor | None = None) -> Tensor:
-        """Logits by a head; dropout where `row_keys` (int32 [B]) are given."""
+        """Logits of a head; with dropout if `row_keys` (int32 [B]) are given."""
         layers = self.head(head)
         hidden = self.encoder(
             batch.input_ids,
@@ -44,7 +44,7 @@ class TaskModel(nn.Module):
 
 
 def module_name(task: str) -> str:
-    """What the head of a task is called in a `ModuleDict`, which takes neither dots nor names of its own methods."""
+    """Name of a task's head in a `ModuleDict`, which accepts neither dots nor the names of its methods."""
     return "task_" + "".join(c if c.isalnum() else f"%{ord(c):x}_" for c in task)
 
 
@@ -57,10 +57,10 @@ def new_task_model(
     attention_dropout: float,
     kernels: str,
 ) -> TaskModel:
-    """The pretrained encoder under new heads. The first weights of a head depend on (seed, their name in the head)
-    alone, and not on other heads.
+    """The pretrained encoder with new heads. The initial weights of a head depend on (seed, their name in the head)
+    only, not on other heads.
 
-    A pooler of the pretrained model is left out: it was trained for another purpose, if at all.
+    A pooler of the pretrained model is not used: it was trained for another purpose, or not at all.
     """
     config = replace(pretrained.config, dropout=dropout, attention_dropout=attention_dropout)
     model = TaskModel(config, kinds, kernels)

@@ -1,4 +1,4 @@
-"""What `fastbert finetune` takes, and what the papers recommend for each task."""
+"""Options of `fastbert finetune`, `predict` and `submit`, and defaults for each task from the papers."""
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,22 +14,22 @@ from fastbert.inputs import check_folder, open_input, refuse_slash
 from fastbert.ranges import LARGEST_SEED, Count, Natural, NotNegative, Part, Positive, Range, Rate, Seed, check_values
 from fastbert.training.options import MachineOptions, OptimizerOptions, ScheduleOptions, TrainingMachineOptions
 
-# Learning rate and epochs. TUPE (arXiv 2006.15595) trains MNLI, QQP and QNLI for 5 epochs and all others for 10, at
-# 2e-5 to 5e-5, whichever is best on dev; it names no rate for a task. So the middle of that range for the large tasks,
-# its upper end for the small ones, which get few updates. Batch 32 and a warm-up of 6 % are its too.
+# Learning rate and epochs. TUPE (arXiv 2006.15595) trains MNLI, QQP and QNLI for 5 epochs and all others for 10, with
+# the best rate on dev from 2e-5 to 5e-5, not given by task. These defaults are the middle of that range for large tasks
+# and its upper end for small ones, which have few updates. Batch size 32 and a warm-up of 6 % are from the same paper.
 TASK_DEFAULTS: dict[str, tuple[float, int]] = {
     **dict.fromkeys(("mnli", "qqp", "qnli"), (3e-5, 5)),
     "sst2": (3e-5, 10),
     **dict.fromkeys(("cola", "mrpc", "stsb", "rte", "wnli"), (5e-5, 10)),
 }
-OWN_DEFAULTS = (5e-5, 5)
+CUSTOM_DEFAULTS = (5e-5, 5)
 
-MOST_TRAININGS = 10_000  # of one call
+MOST_TRAININGS = 10_000  # in one call
 
 
 @dataclass(frozen=True)
 class FinetuneOptions:
-    """Fine-tune an encoder: `fastbert finetune [configs/finetune/x.yaml] [options]`; options win over the file."""
+    """Fine-tune an encoder: `fastbert finetune [configs/finetune/x.yaml] [options]`; options override the file."""
 
     model: str | None = field(default=None, metadata=BOOKKEEPING)
     """A run, a checkpoint, an export, or a Hugging Face BERT folder: its encoder is used, the head is new."""
@@ -38,35 +38,36 @@ class FinetuneOptions:
     folder of a seed, or an --out, whose best seed on dev is used. The head is new."""
     task: str | None = None
     """A GLUE task (cola, sst2, mrpc, stsb, qqp, mnli, qnli, rte, wnli), the YAML file of a custom task, or any name
-    for the one that --custom... flags give. Several with commas between, or glue for the eight of the GLUE table: each
-    trained in a folder of --out, and a table ends the call."""
+    for a task given by --custom... flags. Several tasks separated by commas, or glue for the eight tasks of the GLUE
+    table, are trained one after the other, each in a folder of --out, and a table of their results is written."""
     glue_dir: str | None = field(default=None, metadata=BOOKKEEPING)
     """Folder of the official GLUE archive, or of Parquet files (default: nyu-mll/glue through `datasets`)."""
     glue_subset: bool = field(default=False, metadata=BOOKKEEPING)
-    """Take GLUE files that have fewer rows than the official ones."""
+    """Accept GLUE files with fewer rows than the official number."""
     out: str | None = field(default=None, metadata=BOOKKEEPING)
-    """Folder for results.json and one folder a seed. Seeds that are finished there are not trained again, and others
-    continue after their last finished epoch."""
+    """Folder for results.json and a folder for each seed. Finished seeds are not trained again; others continue after
+    their last finished epoch."""
     custom: CustomTaskOptions = field(default_factory=CustomTaskOptions, metadata=BOOKKEEPING)
 
     seeds: Count = field(default=5, metadata=BOOKKEEPING)
-    """Runs, each with a seed of its own: of the head's first weights, the order and dropout."""
+    """Number of runs with different seeds for the head's initialization, the order of examples and dropout."""
     first_seed: Seed = field(default=0, metadata=BOOKKEEPING)
-    """The first of the seeds; the others follow it."""
+    """First seed; the others follow it."""
     train_fraction: str = field(default="1.0", metadata=BOOKKEEPING)
-    """Fractions of the training split, such as 0.1,0.3,1.0: each is trained on, the smaller within the larger."""
+    """Fractions of the training split to train on, such as 0.1,0.3,1.0; each contains the smaller ones."""
 
     epochs: Count | None = None
-    """Passes over the training split (default: the task's)."""
+    """Passes over the training split (default: by task)."""
     batch_size: Count = 32
-    """Examples in one optimizer step."""
+    """Examples per optimizer step."""
     max_length: Annotated[int, Range(8, 2**20)] | None = None
-    """Longest input in tokens; longer ones are cut, a pair at its longer text, or where words have labels read in
-    windows (default: the model's positions)."""
+    """Maximum input length in tokens. Longer inputs are truncated, a pair at its longer text; where words have labels,
+    they are split into windows (default: the model's positions)."""
     learning_rate: Positive | None = None
-    """Peak learning rate (default: the task's)."""
+    """Peak learning rate (default: by task)."""
     layer_decay: Part = 1.0
-    """Factor on the learning rate from each layer to the one below (arXiv 2003.10555: 0.8); 1 gives all the same."""
+    """Factor on the learning rate from each layer to the one below (arXiv 2003.10555: 0.8); 1 for the same rate in
+    all."""
     weight_decay: NotNegative = 0.01
     """Decoupled weight decay of the matrices."""
     beta2: Rate = 0.999
@@ -74,27 +75,27 @@ class FinetuneOptions:
     eps: Positive = 1e-6
     """Added to the root of AdamW's second moment."""
     clip_norm: NotNegative = 1.0
-    """Largest norm of all gradients together; 0 turns clipping off."""
+    """Maximum norm of the gradient; 0 disables clipping."""
     schedule: ScheduleOptions = field(default_factory=ScheduleOptions)
     dropout: Rate = 0.1
     """Dropout on embeddings, sublayer outputs and the head's input."""
     attention_dropout: Rate = 0.1
     """Dropout on attention probabilities."""
     symmetric: bool = False
-    """Read pairs in both orders, where the task does not care which text comes first: training samples one for each
-    pair and epoch, at no cost, and predictions are the mean of both."""
+    """Read pairs in both orders, for tasks in which the order has no meaning: training samples one order for each pair
+    and epoch, without additional cost, and predictions are the mean over both."""
 
     worst: Natural = field(default=50, metadata=BOOKKEEPING)
-    """Dev examples with the highest loss, written to errors.jsonl."""
+    """Number of dev examples with the highest loss to write to errors.jsonl."""
     save_model: bool = field(default=True, metadata=BOOKKEEPING)
-    """Keep each seed's best epoch as a model; without it only the figures are written."""
+    """Save each seed's best epoch as a model; without it only metrics are written."""
     log_every: Count = field(default=20, metadata=BOOKKEEPING)
-    """Steps a logged training loss is the mean of."""
+    """Logging interval in steps; the logged loss is averaged over it."""
     machine: TrainingMachineOptions = field(default_factory=TrainingMachineOptions, metadata=MACHINE)
 
     @property
     def start(self) -> str:
-        """Where the encoder comes from, as the user gave it."""
+        """The value of --model or --init-from."""
         return self.model or self.init_from
 
     def __post_init__(self) -> None:
@@ -108,19 +109,19 @@ class FinetuneOptions:
             raise OptionError(self, "seeds", problem)
 
     def check_inputs(self) -> None:
-        """Checks, before torch is imported, that model and tasks are there.
+        """Checks, before torch is imported, that model and tasks exist.
 
         Raises:
-            UserError: they are not, or an option is missing that has no default.
+            UserError: they do not exist, or a required option is missing.
         """
-        if self.start is not None:  # what is wrong with what was given comes before what is missing
+        if self.start is not None:  # an error in a given option comes before a missing one
             check_model_folder(self.start, one=self.model is not None)
         for name, value in (("model (or --init-from)", self.start), ("task", self.task), ("out", self.out)):
             if value is None:
                 raise UserError(f"--{name} is missing; see fastbert finetune --help")
         names = task_names(self.task)
         if names is not None and self.custom != CustomTaskOptions():
-            raise UserError("--custom... describes one task; among several, give a task of your own as a YAML file")
+            raise UserError("--custom... describes one task; among several, give a custom task as a YAML file")
         for name in names or [self.task]:
             try:
                 check_task(name, self.custom)
@@ -130,10 +131,10 @@ class FinetuneOptions:
         check_glue_options(names or [self.task], self.glue_dir, self.glue_subset)
 
     def fractions(self) -> list[float]:
-        """The shares of `train_fraction`, in the order given.
+        """The values of `train_fraction`, in the order given.
 
         Raises:
-            UserError: one is no number, lies outside (0, 1], or comes twice.
+            UserError: a value is no number, is outside (0, 1], or is repeated.
         """
         try:
             fractions = [convert_text(part.strip(), float) for part in self.train_fraction.split(",")]
@@ -146,7 +147,7 @@ class FinetuneOptions:
         return fractions
 
     def steps(self, examples: int) -> int:
-        """Updates in a training on this many examples, with the epochs resolved."""
+        """Number of updates in a training on this many examples; the epochs must be resolved."""
         return self.epochs * -(-examples // self.batch_size)
 
     def optimizer(self, learning_rate: float) -> OptimizerOptions:
@@ -159,10 +160,10 @@ class FinetuneOptions:
         )
 
     def resolved(self, task: Task, positions: int) -> "FinetuneOptions":
-        """These options with the task's defaults and the model's length filled in.
+        """Fills in the task's defaults and the model's length.
 
         Raises:
-            UserError: `max_length` is over the positions, or `symmetric` is asked of a task that is not.
+            UserError: `max_length` exceeds the positions, or `symmetric` is set for a task that is not symmetric.
         """
         if self.max_length is not None and self.max_length > positions:
             raise UserError(
@@ -170,7 +171,7 @@ class FinetuneOptions:
             )
         if self.symmetric and not (task.symmetric and task.is_pair):
             raise UserError(f"the order of the texts matters in the task {task.name}: leave --symmetric out")
-        learning_rate, epochs = TASK_DEFAULTS.get(task.name, OWN_DEFAULTS)
+        learning_rate, epochs = TASK_DEFAULTS.get(task.name, CUSTOM_DEFAULTS)
         return replace(
             self,
             learning_rate=self.learning_rate or learning_rate,
@@ -191,17 +192,17 @@ class PredictOptions:
     """JSONL file to write, or - for standard output. With kind tokens, a file named .conll, .bio, .iob or .iob2 gets
     CoNLL columns."""
     task: str | None = None
-    """A GLUE task or the YAML file of a custom task, whose --split is predicted; give this or --source."""
+    """A GLUE task or the YAML file of a custom task; its --split is predicted. Give this or --source."""
     split: str | None = None
     """Split of the task (default: its first for development)."""
     glue_dir: str | None = None
     """Folder of the official GLUE archive, or of Parquet files (default: nyu-mll/glue through `datasets`)."""
     glue_subset: bool = False
-    """Take GLUE files that have fewer rows than the official ones."""
+    """Accept GLUE files with fewer rows than the official number."""
     custom: CustomTaskOptions = field(default_factory=CustomTaskOptions)
     source: str | None = None
     """New text in JSONL, JSON, CSV, TSV or Parquet, with the columns --custom.text and, for pairs, --custom.pair
-    (or pair); for a model of kind tokens, what its task takes, without tags."""
+    (or pair); for a model of kind tokens, the columns of its task without tags."""
     machine: MachineOptions = field(default_factory=MachineOptions, metadata=MACHINE)
 
     def __post_init__(self) -> None:
@@ -214,10 +215,10 @@ class PredictOptions:
                     raise OptionError(self, name, "belongs to a --task; leave it out with --source")
 
     def check_inputs(self) -> None:
-        """Checks, before torch is imported, that the model and what it predicts are there.
+        """Checks, before torch is imported, that the model and its input exist.
 
         Raises:
-            UserError: they are not.
+            UserError: they do not.
         """
         check_model_folder(self.model, one=False)
         if self.task is not None:
@@ -231,36 +232,37 @@ class PredictOptions:
 
 @dataclass(frozen=True)
 class SubmitOptions:
-    """The archive that GLUE's server takes, from fine-tuned models; or a check of one."""
+    """Archive for GLUE's server, from fine-tuned models; or a check of one."""
 
     models: tuple[str, ...] = ()
     """Fine-tuned models as task=folder, such as cola=results/cola/seed-0 rte=results/rte: the folder of a seed, or an
-    --out of `fastbert finetune`, whose best seed on dev is used. That of mnli answers ax too, unless ax has one."""
+    --out of `fastbert finetune`, whose best seed on dev is used. The model of mnli also predicts ax, unless ax has a
+    model."""
     results: str | None = None
-    """--out of `fastbert finetune`, with one task or several: of each task the seed that is best on dev is used, where
-    --models names none."""
+    """--out of `fastbert finetune`, with one task or several: for each task without a model in --models, the best seed
+    on dev is used."""
     glue_dir: str | None = None
     """Folder of the official GLUE archive, or of Parquet files (default: nyu-mll/glue through `datasets`)."""
     out: str | None = None
     """Zip file to write."""
     fill: bool = False
-    """Give tasks without a model or test split the majority label in every row: the server takes only all files."""
+    """Use the majority label in every row for tasks without a model or test split; the server requires all files."""
     check: str | None = None
-    """Instead: an archive, or a folder with its files, to check against the server's rules and row counts."""
+    """Check an existing archive, or a folder with its files, against the server's rules and row counts."""
     machine: MachineOptions = field(default_factory=MachineOptions, metadata=MACHINE)
 
     def __post_init__(self) -> None:
         check_values(self)
 
     def check_inputs(self) -> None:
-        """Checks, before torch is imported, that what is submitted or checked is there.
+        """Checks, before torch is imported, that models or archive exist.
 
         Raises:
-            UserError: it is not, or options are missing or contradict each other.
+            UserError: they do not, or options are missing or contradict each other.
         """
         if self.check is not None:
             if self.models or self.results or self.out or self.fill or self.glue_dir:
-                raise UserError("--check only looks at an archive; leave all options but --check out")
+                raise UserError("--check only reads an archive; leave out all other options")
             if not Path(self.check).is_dir():
                 open_input(self.check, "archive").close()
             return
@@ -273,10 +275,10 @@ class SubmitOptions:
         check_glue_folder(self.glue_dir)
 
     def folders(self) -> dict[str, str]:
-        """GLUE task -> folder, of `models`.
+        """GLUE task -> folder, from `models`.
 
         Raises:
-            UserError: one is not of that form, or of no GLUE task, or a task has two.
+            UserError: an entry does not have that form, is for no GLUE task, or a task has two.
         """
         found: dict[str, str] = {}
         for text in self.models:
@@ -290,5 +292,5 @@ class SubmitOptions:
 
 
 def science(options: FinetuneOptions) -> dict[str, Any]:
-    """The options that define the experiment, by dotted name; those without effect in this combination are left out."""
+    """Options that define the experiment, by dotted name, without those that have no effect in this combination."""
     return {leaf.name: leaf.value for leaf in leaves(options, active=True) if leaf.role == "science"}

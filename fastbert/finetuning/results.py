@@ -1,4 +1,4 @@
-"""The results of a fine-tuning over its seeds: results.json, a table for people, and a learning curve."""
+"""Results of a fine-tuning over its seeds: results.json, a printed table, and a learning curve."""
 
 import statistics
 from collections.abc import Sequence
@@ -11,16 +11,17 @@ from fastbert.finetuning.options import FinetuneOptions
 from fastbert.finetuning.saved import fine_tuned_folder
 from fastbert.finetuning.tasks import Task
 from fastbert.records import COUNT, check, read_sealed, write_sealed
+from fastbert.report.finetune_page import PAGE, write_results_page
 from fastbert.streams import echo
 
 Figures = dict[str, dict[str, float | None]]
-"""dev split -> metric -> value; the mean loss too. None for what was not finite, which the best epoch never has."""
+"""dev split -> metric (or loss) -> value. None for a value that was not finite, which the best epoch never has."""
 
 
 _NUMBER = (float, type(None))
 EPOCH = {"epoch?": COUNT, "dev": {str: {str: _NUMBER}}}
 SEED = {"seed": COUNT, "best": EPOCH, "last": EPOCH, "train_examples": COUNT, "truncated": {str: COUNT}}
-"""The shape of a seed's result.json, for `check`."""
+"""Shape of a seed's result.json, for `check`."""
 STATISTICS = ("median", "mean", "std", "max")
 _SUMMARY = {str: {str: dict.fromkeys(STATISTICS, _NUMBER)}}
 RESULTS = {
@@ -32,8 +33,11 @@ RESULTS = {
 def write_results(
     options: FinetuneOptions, task: Task, precision: str, out: Path, results: dict[float, list[dict[str, Any]]]
 ) -> None:
-    """Writes results.json and the learning curve, and prints the table; `results` are the seeds' by their fraction of
-    the training split."""
+    """Writes results.json and the learning curve, and prints the table.
+
+    Args:
+        results: fraction of the training split -> results of the seeds.
+    """
     fractions = [
         {
             "fraction": fraction,
@@ -43,19 +47,20 @@ def write_results(
         }
         for fraction, seeds in results.items()
     ]
-    write_sealed(
-        out / "results.json",
-        {
-            "task": task.name,
-            "model": options.start,
-            "metrics": list(task.metrics),
-            "learning_rate": options.learning_rate,
-            "batch_size": options.batch_size,
-            "epochs": options.epochs,
-            "precision": precision,
-            "fractions": fractions,
-        },
-    )
+    record = {
+        "task": task.name,
+        "model": options.start,
+        "metrics": list(task.metrics),
+        "learning_rate": options.learning_rate,
+        "batch_size": options.batch_size,
+        "epochs": options.epochs,
+        "precision": precision,
+        "fractions": fractions,
+    }
+    write_sealed(out / "results.json", record)
+    largest = max(results)
+    metrics = {seed["seed"]: seed_folder(out, largest, seed["seed"]) / "metrics.jsonl" for seed in results[largest]}
+    write_results_page(out, record, metrics, options)
     plural = "s" if options.seeds > 1 else ""
     lines = [f"{task.name}, {options.start}: dev at the best epoch, over {options.seeds} seed{plural}"]
     lines.append(f"  {'train':>8}  {'split':<14} {'metric':<18} {'median':>8} {'mean':>8} {'std':>8} {'max':>8}")
@@ -73,12 +78,12 @@ def write_results(
     if len(fractions) > 1:
         plot = learning_curve(out / "learning_curve.png", task, options.start, fractions)
         lines += [f"  {plot}"] if plot else []
-    print("\n".join([*lines, f"  {out / 'results.json'}"]))
+    print("\n".join([*lines, f"  {out / 'results.json'}", f"  {out / PAGE}"]))
 
 
 def fitted_lines(seeds: list[dict[str, Any]]) -> list[str]:
-    """The metrics at the best epoch with what was fitted to the same dev split, medians over the seeds; no lines if the
-    kind fits nothing."""
+    """Lines with the metrics at the best epoch with thresholds fitted to the same dev split, medians over the seeds;
+    empty if the kind has none."""
     lines = []
     for split, metrics in seeds[0].get("fitted_to_dev", {}).items():
         values = {name: [seed["fitted_to_dev"][split][name] for seed in seeds] for name in metrics}
@@ -88,7 +93,7 @@ def fitted_lines(seeds: list[dict[str, Any]]) -> list[str]:
 
 
 def label_table(seeds: list[dict[str, Any]]) -> list[str]:
-    """The figures of each label at the best epoch, medians over the seeds; no lines if the kind has none."""
+    """Lines with the figures of each label at the best epoch, medians over the seeds; empty if the kind has none."""
     lines = []
     for split, table in seeds[0].get("by_label", {}).items():
         width = max(14, *(len(name) for name in table))
@@ -102,12 +107,12 @@ def label_table(seeds: list[dict[str, Any]]) -> list[str]:
 
 
 def read_results(out: Path) -> dict[str, Any]:
-    """What `write_results` wrote to results.json in `out`.
+    """Reads results.json in `out`.
 
     Raises:
         UserError: it is missing or damaged.
     """
-    fix = "run fastbert finetune again with the same --out: it trains no seed twice, and writes the file anew"
+    fix = "run fastbert finetune again with the same --out, which rewrites the file and trains no finished seed again"
     results = read_sealed(out / "results.json", "the results of fastbert finetune", RESULTS, fix)
     where = f"the results of fastbert finetune {out / 'results.json'}"
     try:
@@ -130,7 +135,7 @@ def check_best(result: dict[str, Any], metrics: Sequence[str], where: str) -> No
 
 
 def finished(folder: Path, metrics: Sequence[str]) -> dict[str, Any] | None:
-    """The result of a seed of a task with `metrics` that was trained to its end; it is written last.
+    """The result of a finished seed of a task with `metrics`; None if it is not finished.
 
     Raises:
         UserError: it is damaged.
@@ -152,16 +157,16 @@ def seed_folder(out: Path, fraction: float, seed: int) -> Path:
 
 
 def tuned_folder(path: Path) -> Path:
-    """`path` itself, or the best seed in it if it is the --out of a fine-tuning."""
+    """`path`, or the best seed in it if it is the --out of a fine-tuning."""
     return best_seed(path) if fine_tuned_folder(path) is None and (path / "results.json").is_file() else path
 
 
 def best_seed(out: Path) -> Path:
-    """The folder of the seed with the best epoch on dev, by the task's first metric and the mean of its dev splits; of
-    several shares of train, the largest is looked at.
+    """Folder of the seed with the best epoch on dev, by the task's first metric, averaged over its dev splits. Of
+    several fractions of the training split, the largest is used.
 
     Raises:
-        UserError: there are no results, or no model of that seed was kept.
+        UserError: there are no results, or the model of that seed was not saved.
     """
     results = read_results(out)
     metric = results["metrics"][0]
@@ -178,8 +183,8 @@ def best_seed(out: Path) -> Path:
 
 
 def summary(seeds: list[Figures]) -> dict[str, dict[str, dict[str, float | None]]]:
-    """dev split -> metric -> median, mean, std (of a sample; None for one seed) and max over the seeds; all None
-    where a seed's value was not finite."""
+    """dev split -> metric -> median, mean, sample standard deviation (None for one seed) and maximum over the seeds;
+    all None if the value of a seed was not finite."""
     out: dict[str, dict[str, dict[str, float | None]]] = {}
     for split in seeds[0]:
         out[split] = {}
@@ -190,7 +195,7 @@ def summary(seeds: list[Figures]) -> dict[str, dict[str, dict[str, float | None]
 
 
 def score_summary(values: Sequence[float]) -> dict[str, float | None]:
-    """Median, mean, standard deviation (of a sample; None for one value) and maximum."""
+    """Median, mean, sample standard deviation (None for one value) and maximum."""
     return {
         "median": statistics.median(values),
         "mean": statistics.fmean(values),
@@ -204,18 +209,18 @@ def cell(value: float | None) -> str:
 
 
 def learning_curve(path: Path, task: Task, model: str, fractions: list[dict[str, Any]]) -> Path | None:
-    """Draws the first metric against the number of training examples: each seed a point, the median a line."""
+    """Plots the first metric over the number of training examples: a point for each seed, a line for the median."""
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        echo("matplotlib is not installed: no learning curve is drawn; results.json has the figures")
+        echo("matplotlib is not installed: no learning curve is plotted; results.json has the values")
         return None
     metric = task.metrics[0]
     parts = sorted(fractions, key=lambda part: part["train_examples"])
     figure = Figure(figsize=(6, 4), layout="constrained", dpi=150)
     panel = figure.subplots()
-    for place, split in enumerate(parts[0]["summary"]["best"]):
-        color = f"C{place}"
+    for index, split in enumerate(parts[0]["summary"]["best"]):
+        color = f"C{index}"
         medians = []
         for part in parts:
             size = part["train_examples"]

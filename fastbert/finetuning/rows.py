@@ -1,4 +1,4 @@
-"""Rows of a task's tables, each with the file and line it came from, and the examples made of them."""
+"""Rows of a task's tables, with file and line for errors, and the examples made of them."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -10,18 +10,18 @@ from fastbert.ranges import number_of
 
 
 class Row(NamedTuple):
-    """One example as it stands in its file."""
+    """One example as read from its file."""
 
     where: str
     """File and line, for errors."""
     text: str
     pair: str | None
     label: Any
-    """A word or number as found; None where there is none. Of words, a list of tags."""
+    """A word or number as in the file, or a list of tags; None if there is none."""
     words: tuple[tuple[int, int], ...] | None = None
-    """The character range of each word, where the words have the labels."""
+    """The character range of each word, where words have labels."""
     lines: tuple[int, ...] | None = None
-    """Of each word, in a file with a word a line."""
+    """Line number of each word in a file with one word per line."""
 
 
 @dataclass(frozen=True)
@@ -29,28 +29,28 @@ class Example:
     """One row of a split."""
 
     index: int
-    """From 0, in the order of the file."""
+    """Index in the file, from 0."""
     text: str
     pair: str | None
     label: Any
-    """As the task's kind reads it: the id of a class, a number, ...; None where the split has none."""
+    """Label in the form of the task's kind: the id of a class, a number, ...; None if the split has none."""
     words: tuple[tuple[int, int], ...] | None = None
     """The character range of each word, where the words have labels."""
 
 
 class TaskSource(Protocol):
-    """Where the rows of a task come from."""
+    """A reader of the rows of a task."""
 
     def rows(self, split: str, warnings: list[str]) -> Iterator[Row]:
-        """The rows of a split; what the user should know of them is appended to `warnings`."""
+        """The rows of a split; appends to `warnings`."""
         ...
 
 
 def make_row(where: str, columns: Sequence[str], values: Sequence[Any], may_be_empty: bool = False) -> Row:
-    """A Row of the texts in `columns`, followed in `values` by the label.
+    """The row with the texts of `columns` and the label, which is the last of `values`.
 
     Raises:
-        UserError: a text is no text, or is empty.
+        UserError: a text is missing, empty or not text.
     """
     for column, value in zip(columns, values[:-1], strict=True):
         if not isinstance(value, str):
@@ -62,7 +62,7 @@ def make_row(where: str, columns: Sequence[str], values: Sequence[Any], may_be_e
 
 
 def number_in(value: Any) -> float | None:
-    """The number that a cell holds, also one that is not finite; None if it holds none."""
+    """The number in a cell, also one that is not finite; None if it is no number."""
     try:
         return None if isinstance(value, bool) else number_of(value) if isinstance(value, str) else float(value)
     except OverflowError:

@@ -1,7 +1,5 @@
-"""The folder of a fine-tuned model.
-
-It is a model of transformers' own kind (`AutoModelForSequenceClassification` opens it, with
-`trust_remote_code=True` unless the encoder is a BERT), and `task.json` next to it says what it was trained for.
+"""Folder of a fine-tuned model, which transformers opens: `AutoModelForSequenceClassification.from_pretrained`, with
+`trust_remote_code=True` unless the encoder is a BERT. `task.json` in it describes the task.
 """
 
 from dataclasses import dataclass
@@ -31,22 +29,22 @@ from fastbert.training.tensors import read_metadata, read_tensors
 
 TASK_FILE = "task.json"
 TASK = "task"
-"""Key in the metadata of the weights: task.json as it was written."""
+"""Key in the metadata of the weights, with the content of task.json."""
 
 
 @dataclass(frozen=True)
 class TaskRecord:
-    """What task.json says: what a fine-tuned model expects and what its scores mean."""
+    """Content of task.json: the inputs that a fine-tuned model expects and the meaning of its scores."""
 
     task: str
     kind: TaskKind
     is_pair: bool
     both_orders: bool
-    """Its predictions are the mean over a pair's two orders."""
+    """Predictions are the mean over the two orders of a pair."""
     max_length: int
     seed: int
     dev: dict[str, dict[str, float]]
-    """The metrics of the saved epoch, by split."""
+    """Metrics of the saved epoch, by split."""
 
     def to_json(self) -> dict[str, Any]:
         first = {"task": self.task, "kind": self.kind.name, "labels": list(self.kind.labels)}
@@ -69,8 +67,7 @@ _TASK_SHAPE = {
 
 
 def save_task_model(model: TaskModel, record: TaskRecord, tokenizer: Path, out: Path) -> None:
-    """Writes the encoder and the head of `record.task` to the folder `out`, whole or not at all; an older one is
-    replaced.
+    """Writes the encoder and the head of `record.task` to the folder `out`, whole or not at all; replaces an older one.
 
     Raises:
         UserError: no space, no permission; weights that are not finite.
@@ -85,7 +82,7 @@ def save_task_model(model: TaskModel, record: TaskRecord, tokenizer: Path, out: 
         "label2id": {label: int(output) for output, label in kind.id2label.items()},
         **({} if kind.problem_type is None else {"problem_type": kind.problem_type}),
     }
-    require_finite({"head": head}, "the model to save")  # export_model looks at the encoder
+    require_finite({"head": head}, "the model to save")  # export_model checks the encoder
     with atomic_folder(out) as folder:
         export_model(config, encoder, tokenizer, folder, max_length=record.max_length)
         encoder, mark = read_tensors(folder / "model.safetensors")
@@ -99,7 +96,7 @@ def save_task_model(model: TaskModel, record: TaskRecord, tokenizer: Path, out: 
 
 
 def _exported(head: nn.Module, native: bool) -> dict[str, Tensor]:
-    """The weights of a head by their names in the folder."""
+    """Weights of a head, by their names in the folder."""
     named = {}
     for name, parameter in head.named_parameters():
         layer, _, end = name.rpartition(".")
@@ -112,13 +109,13 @@ def _card(record: TaskRecord, native: bool) -> str:
     metrics = "\n".join(
         f"- {split}, {name}: {value:.4f}" for split, values in record.dev.items() for name, value in values.items()
     )
-    limit = "It reads longer texts in overlapping windows of" if record.kind.of_words else "Inputs are cut to"
+    limit = "It reads longer texts in overlapping windows of" if record.kind.labels_words else "Inputs are cut to"
     return f"""---
 library_name: transformers
 pipeline_tag: {record.kind.pipeline}
 tags:
 - fastbert
-# license: to be chosen by whoever publishes this model
+# license: choose one before you publish this model
 ---
 
 # A text encoder fine-tuned on {record.task}
@@ -133,7 +130,7 @@ By fastbert {__version__}, seed {record.seed}: the best epoch by its metric on d
 
 
 def fine_tuned_folder(path: str | Path) -> Path | None:
-    """Where the model that `save_task_model` wrote lies: `path` itself or `path`/model; None if there is none."""
+    """Folder of a fine-tuned model: `path` or `path`/model; None if there is none."""
     for folder in (Path(path), Path(path) / "model"):
         if (folder / TASK_FILE).is_file():
             return folder
@@ -148,7 +145,7 @@ class FineTuned:
 
 
 def read_task_record(folder: Path) -> tuple[TaskRecord, WordPiece]:
-    """What a fine-tuned model was trained for, and its tokenizer.
+    """Record and tokenizer of a fine-tuned model.
 
     Raises:
         UserError: the record is damaged, or the tokenizer is not the one the model was trained with.
@@ -164,9 +161,9 @@ def read_task_record(folder: Path) -> tuple[TaskRecord, WordPiece]:
     kind = KINDS[choose(f"kind of task in {folder / TASK_FILE}", values["kind"], KINDS)]
     where = f"the task record {folder / TASK_FILE}"
     kind = kind.restored(tuple(values["labels"]), values.get("settings", {}), where)
-    if len(kind.labels) < kind.least_labels:
+    if len(kind.labels) < kind.min_labels:
         raise UserError(
-            f"the task record {folder / TASK_FILE} is damaged: a task has {kind.least_labels} labels at least"
+            f"the task record {folder / TASK_FILE} is damaged: a task has {kind.min_labels} labels at least"
         )
     parts = {name: value for name, value in values.items() if name not in ("kind", "labels", "settings", "tokenizer")}
     record = TaskRecord(kind=kind, **parts)
@@ -181,7 +178,7 @@ def read_task_record(folder: Path) -> tuple[TaskRecord, WordPiece]:
 
 
 def load_task_model(path: str | Path, kernels: str = "auto") -> FineTuned:
-    """A fine-tuned model, bit for bit as it was trained, from its folder or its seed's.
+    """Loads a fine-tuned model, bit for bit as trained, from its folder or that of its seed.
 
     Raises:
         UserError: there is none, or it is damaged.
@@ -213,7 +210,7 @@ def not_fine_tuned(path: str | Path) -> UserError:
 
 
 def load_encoder(path: str | Path) -> Pretrained:
-    """As `load_pretrained`, and a seed's folder of `fastbert finetune` stands for the model in it."""
+    """Loads an encoder like `load_pretrained`, also from the folder of a seed of `fastbert finetune`."""
     folder = fine_tuned_folder(path)
     if folder is not None:
         read_task_record(folder)  # refuses another tokenizer

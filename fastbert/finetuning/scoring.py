@@ -37,8 +37,8 @@ class Inputs:
         return [example.label for example in self.examples]
 
     def scored(self, scores: np.ndarray) -> Iterator[tuple[Example, np.ndarray]]:
-        """Each example with its part of the scores, [U, ...]."""
-        return zip(self.examples, self.orders[0].of_examples(scores), strict=True)
+        """Pairs of an example and its scores, a part of `scores` [U, ...]."""
+        return zip(self.examples, self.orders[0].by_example(scores), strict=True)
 
 
 @progress("tokenizing")
@@ -54,7 +54,7 @@ def encode_inputs(examples: Sequence[Example], vocabulary: WordPiece, record: Ta
 def predict_scores(
     model: TaskModel, head: str, inputs: Inputs, *, precision: str, batch_size: int = BATCH
 ) -> np.ndarray:
-    """The scores that a head gives, float64 [U, ...]: the mean over the orders that are read."""
+    """Scores of a head, float64 [U, ...], the mean over the orders of the pairs."""
     kind, device = model.kinds[head], next(model.parameters()).device
     out = np.zeros((len(inputs.orders[0].units_in(np.arange(len(inputs.orders[0])))), *kind.score_shape()))
     with progress("scoring", sum(map(len, inputs.orders)), "inputs") as shown:
@@ -70,7 +70,7 @@ def predict_scores(
 
 
 def check_finite(values: np.ndarray, model: str | Path, precision: str) -> None:
-    """Raises a UserError if not all scores, [U, ...], are finite: they would be neither labels nor numbers."""
+    """Raises a UserError if not all scores [U, ...] are finite."""
     bad = int((~np.isfinite(values)).any(axis=tuple(range(1, values.ndim))).sum())
     if bad:
         remedy = "use another model" if precision == "fp32" else "try --machine.precision fp32"

@@ -31,7 +31,7 @@ from fastbert.training.logbook import Logbook
 from fastbert.training.step import Updater
 
 CHECKPOINTS = "checkpoints"
-"""In the folder of a seed, until it is finished."""
+"""Folder in that of a seed, until it is finished."""
 _STATE = STATE | {"best": (EPOCH, type(None)), "last": EPOCH}
 
 
@@ -41,7 +41,7 @@ def train_seed(
     """Trains one seed in its folder, from its newest checkpoint if there is one.
 
     Returns:
-        Its result; None if a signal ended the training.
+        The result; None if a signal ended the training.
 
     Raises:
         UserError: training diverged; the disk is full; the checkpoints are damaged.
@@ -50,7 +50,7 @@ def train_seed(
     checkpoint = checkpoint_of(folder, options.save_model)
     with disk_errors(folder):
         if checkpoint is None:
-            remove(folder)  # what an attempt without a checkpoint left
+            remove(folder)  # files of an attempt without a checkpoint
             folder.mkdir(parents=True)
         else:
             remove_leftovers(folder)
@@ -88,10 +88,10 @@ def train_seed(
 
 
 def checkpoint_of(folder: Path, save_model: bool) -> Checkpoint | None:
-    """The checkpoint that a seed continues from; None if there is none, or the model of its best epoch is missing.
+    """The checkpoint that a seed continues from; None if there is none, or if the model of its best epoch is missing.
 
     Raises:
-        UserError: there are checkpoints, and none of them is whole.
+        UserError: there are checkpoints, and all of them are damaged.
     """
     checkpoint = read_newest(folder / CHECKPOINTS, echo)
     if checkpoint is None:
@@ -107,7 +107,7 @@ def checkpoint_of(folder: Path, save_model: bool) -> Checkpoint | None:
 
 
 def build_updater(setup: FinetuneSetup, seed: int) -> Updater:
-    """The model of a seed, with a new head, and its optimizer."""
+    """Builds the model of a seed, with a new head, and its optimizer."""
     options, task = setup.options, setup.task
     model = new_task_model(
         setup.pretrained,
@@ -129,7 +129,7 @@ def build_updater(setup: FinetuneSetup, seed: int) -> Updater:
 
 
 def check_disk(folder: Path, model: TaskModel, save_model: bool, resumed: bool) -> None:
-    """Raises a UserError if the disk has no space for a seed: the files being written and, if it is not `resumed`,
+    """Raises a UserError if the disk has no space for a seed: the files to be written and, if it is not `resumed`,
     those that they replace."""
     weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
     checkpoint = 3 * weights  # with AdamW's two moments
@@ -139,7 +139,7 @@ def check_disk(folder: Path, model: TaskModel, save_model: bool, resumed: bool) 
 
 @dataclass
 class Epochs:
-    """What is measured after each epoch of a seed, and what is saved of it."""
+    """Ends of the epochs of a seed: dev is scored, and checkpoint and model are saved."""
 
     setup: FinetuneSetup
     tuner: Tuner
@@ -147,14 +147,14 @@ class Epochs:
     folder: Path
     seed: int
     best: dict[str, Any] | None = None
-    """Of the best epoch so far, its number and the figures on dev."""
+    """Number of the best epoch so far and its metrics on dev."""
     last: dict[str, Any] = field(default_factory=dict)
     best_scores: dict[str, np.ndarray] = field(default_factory=dict)
 
     def end(self) -> None:
-        """Ends an epoch: scores dev, writes a checkpoint, and saves the model if it is the best so far.
+        """Scores dev, writes a checkpoint, and saves the model if it is the best so far.
 
-        In this order, since the weights of a best epoch are in its checkpoint until they are in the model.
+        The order matters: the weights of a best epoch are in its checkpoint until they are in the model.
         """
         self.measure()
         try:
@@ -169,8 +169,8 @@ class Epochs:
         self.save_best()
 
     def measure(self) -> None:
-        """Scores dev and logs it. An epoch whose weights, scores or metrics are not finite is no candidate for the
-        best."""
+        """Scores dev and logs the metrics. An epoch with weights, scores or metrics that are not finite does not count
+        as best."""
         setup, task, progress, logbook = self.setup, self.setup.task, self.tuner.progress, self.tuner.logbook
         model, scores, figures = self.tuner.updater.module, {}, {}
         finite = bool(all_finite(model.state_dict().values()))
@@ -187,19 +187,19 @@ class Epochs:
             self.best, self.best_scores = self.last, scores
 
     def save_best(self) -> None:
-        """Saves the model if the epoch just done is the best."""
+        """Saves the model if the last epoch is the best."""
         if self.setup.options.save_model and self.best and self.best["epoch"] == self.tuner.progress.epoch:
             record = task_record(self.setup.options, self.setup.task, self.seed, self.best["dev"])
             record = replace(record, kind=self.fitted())
             save_task_model(self.tuner.updater.module, record, self.setup.pretrained.tokenizer, self.folder / "model")
 
     def fitted(self) -> TaskKind:
-        """The kind with what the scores of the best epoch on dev decide."""
+        """The kind with settings fitted to the scores of the best epoch on dev."""
         labels = [label for split in self.best_scores for label in self.setup.dev[split].labels]
         return self.setup.task.kind.fitted(np.concatenate([*self.best_scores.values()]), labels)
 
     def result(self, train: Inputs) -> dict[str, Any]:
-        """What is known at the end; there is a best epoch."""
+        """The result of the training; there must be a best epoch."""
         options, progress, count = self.setup.options, self.tuner.progress, len(train.examples)
         splits = {"train": train, **self.setup.dev}
         return {
@@ -215,7 +215,7 @@ class Epochs:
         }
 
     def details(self) -> dict[str, Any]:
-        """Of the best epoch: figures of each label, and the metrics with what was fitted to the same dev splits."""
+        """Figures of each label at the best epoch, and the metrics with settings fitted to the same dev splits."""
         task, kind, found = self.setup.task, self.fitted(), {}
         fitted = replace(task, kind=kind)
         for split, scores in self.best_scores.items():

@@ -1,4 +1,5 @@
-"""What all seeds of a fine-tuning share: machine, encoder, task and texts, and a description of the experiment."""
+"""Setup of a fine-tuning, common to all seeds: machine, encoder, task and texts, and a description of the
+experiment."""
 
 import hashlib
 import json
@@ -26,7 +27,7 @@ from fastbert.training.schedules import learning_rate_factor
 
 @dataclass
 class FinetuneSetup:
-    """What all seeds share."""
+    """Everything that the seeds have in common."""
 
     options: FinetuneOptions
     task: Task
@@ -37,22 +38,22 @@ class FinetuneSetup:
     device: torch.device
     precision: str
     warnings: list[str]
-    """What the user should know before it starts."""
+    """Printed before training starts."""
 
 
 def task_record(options: FinetuneOptions, task: Task, seed: int, dev: Figures) -> TaskRecord:
     return TaskRecord(task.name, task.kind, task.is_pair, options.symmetric, options.max_length, seed, dev)
 
 
-def open_encoder(asked: FinetuneOptions) -> Pretrained:
+def open_encoder(requested: FinetuneOptions) -> Pretrained:
     """The encoder to start from.
 
     Raises:
         UserError: there is none, or --init-from names no fine-tuned model.
     """
-    if asked.init_from is None:
-        return load_encoder(asked.model)
-    folder = tuned_folder(Path(asked.init_from))
+    if requested.init_from is None:
+        return load_encoder(requested.model)
+    folder = tuned_folder(Path(requested.init_from))
     if fine_tuned_folder(folder) is None:
         raise UserError(
             f"{folder} holds no fine-tuned model; give the folder of a seed of fastbert finetune, or its --out, with "
@@ -61,23 +62,25 @@ def open_encoder(asked: FinetuneOptions) -> Pretrained:
     return load_encoder(folder)
 
 
-def prepare_finetuning(asked: FinetuneOptions) -> FinetuneSetup:
-    """Machine, model, task and texts; everything that can be refused is refused here."""
-    device = resolve_device(asked.machine.device)
-    precision, warning = resolve_precision(asked.machine.precision, device)
-    if asked.machine.apex:
+def prepare_finetuning(requested: FinetuneOptions) -> FinetuneSetup:
+    """Opens machine, model, task and texts, and checks everything that can be checked before training."""
+    device = resolve_device(requested.machine.device)
+    precision, warning = resolve_precision(requested.machine.precision, device)
+    if requested.machine.apex:
         check_apex("adamw", device)
-    setup_machine(asked.machine, device)
-    task = open_task(asked.task, glue_dir=asked.glue_dir, custom=asked.custom, glue_subset=asked.glue_subset)
+    setup_machine(requested.machine, device)
+    task = open_task(
+        requested.task, glue_dir=requested.glue_dir, custom=requested.custom, glue_subset=requested.glue_subset
+    )
     if "train" not in task.splits or not task.dev_splits:
         lacking = "train" if "train" not in task.splits else "dev"
         raise UserError(
             f"the task {task.name} has no {lacking} split; fine-tuning needs one to train on and one for dev: of a "
             f"custom task, --custom.{lacking}"
         )
-    pretrained = open_encoder(asked)
+    pretrained = open_encoder(requested)
     vocabulary = tokenizer_of(pretrained)
-    options = asked.resolved(task, pretrained.config.max_positions)
+    options = requested.resolved(task, pretrained.config.max_positions)
     record = task_record(options, task, 0, {})
     train = task.examples("train")
     dev = {split: encode_inputs(task.examples(split), vocabulary, record) for split in task.dev_splits}
@@ -88,14 +91,14 @@ def prepare_finetuning(asked: FinetuneOptions) -> FinetuneSetup:
     warnings = [*([warning] if warning else []), *task.warnings]
     if len(vocabulary.tokens) < pretrained.config.vocab_size:
         warnings.append(
-            f"the tokenizer in {pretrained.tokenizer} has {len(vocabulary.tokens)} tokens and {asked.start} "
+            f"the tokenizer in {pretrained.tokenizer} has {len(vocabulary.tokens)} tokens and {requested.start} "
             f"{pretrained.config.vocab_size}: is it the one the model was trained with?"
         )
     return FinetuneSetup(options, task, pretrained, vocabulary, train, dev, device, precision, warnings)
 
 
 def describe_finetuning(setup: FinetuneSetup) -> dict[str, Any]:
-    """What the results depend on, by name."""
+    """Everything that the results depend on, by name."""
     return {
         **science(setup.options),
         "labels": list(setup.task.kind.labels),
@@ -112,7 +115,7 @@ def describe_finetuning(setup: FinetuneSetup) -> dict[str, Any]:
 
 
 def fingerprint_of_weights(pretrained: Pretrained) -> str:
-    """Eight hexadecimal digits that name the encoder, wherever it lies."""
+    """Hash of the encoder's configuration and weights, eight hexadecimal digits."""
     digest = hashlib.sha256(json.dumps(pretrained.config.to_dict(), sort_keys=True).encode())
     for name in sorted(pretrained.weights):
         if name.startswith("encoder."):

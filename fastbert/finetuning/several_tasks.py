@@ -1,7 +1,7 @@
-"""`fastbert finetune` with several tasks: each by the road of one task, in a folder of its own; then the GLUE table.
+"""`fastbert finetune` for several tasks: one after the other, each in its folder; then the GLUE table.
 
-out/config.yaml   the options as given
-out/<task>/       as finetune.py writes it for one task
+out/config.yaml   the options
+out/<task>/       the output for one task, see finetune.py
 out/glue.md       the table
 """
 
@@ -15,7 +15,7 @@ from fastbert.finetuning.folder import check_results_folder, write_options
 from fastbert.finetuning.options import FinetuneOptions
 from fastbert.finetuning.results import read_results
 from fastbert.finetuning.setup import describe_finetuning, open_encoder, prepare_finetuning
-from fastbert.finetuning.table import Summary, glue_table
+from fastbert.finetuning.table import Summary, glue_lines, glue_table
 from fastbert.finetuning.tasks import is_glue, open_task, task_names
 from fastbert.outputs import check_output_folder
 from fastbert.streams import echo
@@ -23,36 +23,36 @@ from fastbert.streams import echo
 TABLE = "glue.md"
 
 
-def finetune_tasks(asked: FinetuneOptions) -> int:
-    """Trains the task, or the tasks, of `asked`; returns the exit code.
+def finetune_tasks(requested: FinetuneOptions) -> int:
+    """Trains one task or several; returns the exit code.
 
-    A further call with the same --out trains what is missing: seeds that were interrupted, and tasks that are added.
+    Another call with the same --out trains what is missing: interrupted seeds and additional tasks.
 
     Raises:
-        UserError: anything the user can fix; before the first task is trained if it can be seen then.
+        UserError: any user error, before the first task is trained if possible.
     """
-    names = task_names(asked.task)
+    names = task_names(requested.task)
     if names is None:
-        return finetune(asked)
-    asked.check_inputs()
-    out = Path(asked.out)
+        return finetune(requested)
+    requested.check_inputs()
+    out = Path(requested.out)
     check_tasks_folder(out)
-    parts = check_tasks(asked, names)
-    write_options(out, asked)
-    for place, options in enumerate(parts, 1):
-        echo(f"task {place} of {len(parts)}: {options.task}")
+    parts = check_tasks(requested, names)
+    write_options(out, requested)
+    for number, options in enumerate(parts, 1):
+        echo(f"task {number} of {len(parts)}: {options.task}")
         code = finetune(options)
         if code:
             return code
-    table = glue_table(table_rows(asked.start, [Path(options.out) for options in parts]), asked.seeds)
+    rows = table_rows(requested.start, [Path(options.out) for options in parts])
     with atomic_file(out / TABLE, "w") as file:
-        file.write(table)
-    print(f"\n{table}\n  {out / TABLE}")
+        file.write(glue_table(rows, requested.seeds))
+    print(f"{glue_lines(rows, requested.seeds)}\n\n  {out / TABLE}")
     return 0
 
 
 def check_tasks_folder(out: Path) -> None:
-    """Raises a UserError if `out` cannot be written, or holds something else than the results of several tasks."""
+    """Raises a UserError if `out` cannot be written, or contains anything else than the results of several tasks."""
     check_output_folder(out)
     if not out.is_dir():
         return
@@ -62,26 +62,27 @@ def check_tasks_folder(out: Path) -> None:
         raise UserError(f"{out} is not empty and holds no results of fastbert finetune; choose another --out")
 
 
-def check_tasks(asked: FinetuneOptions, names: list[str]) -> list[FinetuneOptions]:
-    """The options of each task, after all has been read once that will be trained on: hours may pass before the last
-    task begins.
+def check_tasks(requested: FinetuneOptions, names: list[str]) -> list[FinetuneOptions]:
+    """Options of each task. Reads all model and task files once, since the last task may start hours later.
 
     Raises:
-        UserError: names every task that cannot be trained and why, and the others.
+        UserError: lists every task that cannot be trained and why, and the others.
     """
-    open_encoder(asked)
+    open_encoder(requested)
     parts: dict[str, FinetuneOptions] = {}
     problems: dict[str, str] = {}
     for name in names:
         try:
-            its = asked if is_glue(name) else replace(asked, glue_dir=None, glue_subset=False)
+            its = requested if is_glue(name) else replace(requested, glue_dir=None, glue_subset=False)
             task = open_task(name, glue_dir=its.glue_dir, glue_subset=its.glue_subset)
             if task.name in parts:
-                raise UserError(f"a task called {task.name} comes twice; leave it out, or rename one in its YAML file")
+                raise UserError(
+                    f"a task called {task.name} is given twice; leave one out, or rename one in its YAML file"
+                )
             if Path(task.name).name != task.name:
                 raise UserError(f"{task.name!r} is no name for a folder; rename the task in its YAML file")
-            folder = Path(asked.out) / task.name
-            symmetric = asked.symmetric and task.symmetric and task.is_pair
+            folder = Path(requested.out) / task.name
+            symmetric = requested.symmetric and task.symmetric and task.is_pair
             options = replace(its, task=name, out=str(folder), symmetric=symmetric)
             check_output_folder(folder)
             setup = prepare_finetuning(options)
@@ -95,17 +96,17 @@ def check_tasks(asked: FinetuneOptions, names: list[str]) -> list[FinetuneOption
         rest = ",".join(name for name in names if name not in problems)
         remedy = f"{LINE}Fix that, or train the others: --task {rest}" if rest else ""
         raise UserError(f"{len(problems)} of {len(names)} tasks cannot be trained:{LINE}{lines}{remedy}")
-    if asked.symmetric and not any(options.symmetric for options in parts.values()):
+    if requested.symmetric and not any(options.symmetric for options in parts.values()):
         raise UserError("the order of the texts matters in all of these tasks: leave --symmetric out")
     return list(parts.values())
 
 
 def table_rows(model: str, folders: list[Path]) -> dict[str, dict[str, Summary]]:
-    """The rows of the table from the results in `folders`: one for each share of the training splits."""
+    """Rows of the table from the results in `folders`: one for each fraction of the training splits."""
     rows: dict[str, dict[str, Summary]] = {}
     for folder in folders:
         results = read_results(folder)
         for part in results["fractions"]:
-            share = "" if part["fraction"] == 1.0 else f", {100 * part['fraction']:g} % of train"
-            rows.setdefault(model + share, {})[results["task"]] = part["summary"]["best"]
+            suffix = "" if part["fraction"] == 1.0 else f", {100 * part['fraction']:g} % of train"
+            rows.setdefault(model + suffix, {})[results["task"]] = part["summary"]["best"]
     return rows

@@ -1,4 +1,4 @@
-"""The archive that GLUE's server takes: eleven TSV files in a zip, written whole and checked line by line."""
+"""The archive for GLUE's server: eleven TSV files in a zip, written whole and checked line by line."""
 
 import io
 import lzma
@@ -34,12 +34,12 @@ FILES: dict[str, tuple[str, str]] = {
 """Name in the archive -> task and split."""
 HEADER = "index\tprediction"
 LOWEST, HIGHEST = 0.0, 5.0  # scores of STS-B
-MOST_FILES = 1000  # in an archive or a folder that is looked at
+MOST_FILES = 1000  # in an archive or a folder that is checked
 LARGEST_ARCHIVE = LONGEST_FILE = 2**24  # bytes; QQP's, the largest, has 4 MB
 
 
-# What zipfile raises over a damaged archive: RuntimeError for one that is encrypted or compressed in an unknown way,
-# OSError without a number for damaged bz2.
+# Exceptions of zipfile for a damaged archive: RuntimeError if it is encrypted or its compression is unknown, OSError
+# without a number for damaged bz2.
 _UNZIPPING = (
     *(zipfile.BadZipFile, lzma.LZMAError, zlib.error, struct.error),
     *(EOFError, OSError, ValueError, RuntimeError),
@@ -51,15 +51,15 @@ def write_submission(
     predictions: Mapping[str, Mapping[str, Sequence[str | float]]],
     fill_missing: bool = False,
 ) -> dict[str, int]:
-    """Writes the zip file `path`, after it was checked as `validate` does; the same predictions give the same bytes.
+    """Writes the zip file `path` after checking it as in `validate`; the same predictions give the same bytes.
 
     Args:
         predictions: task -> test split -> label words in the order of the split (numbers for STS-B, which are clipped
             to 0..5).
-        fill_missing: give files without predictions the task's majority label (the server takes only all eleven).
+        fill_missing: use the task's majority label in files without predictions (the server requires all eleven).
 
     Returns:
-        The rows of each file.
+        The number of rows of each file.
 
     Raises:
         UserError: a task or split is unknown or missing, its rows are not the official ones, or a word is no label.
@@ -71,8 +71,8 @@ def write_submission(
     missing = tuple(file for file, (name, split) in FILES.items() if split not in predictions.get(name, {}))
     if missing and not fill_missing:
         raise UserError(
-            f"no predictions for {', '.join(missing)}, and GLUE's server takes only all {len(FILES)} files; predict "
-            "the others too, or ask for the majority label in their place"
+            f"no predictions for {', '.join(missing)}, and GLUE's server requires all {len(FILES)} files; predict "
+            "the others too, or fill them with the majority label"
         )
     contents = {}
     for file, (name, split) in FILES.items():
@@ -82,11 +82,11 @@ def write_submission(
             raise UserError(f"{file}: {len(given):,} predictions, and {name}'s {split} has {count:,} rows; predict all")
         cells = [_cell(value, task, f"{file}, prediction {index}") for index, value in enumerate(given)]
         contents[file] = "\n".join([HEADER, *(f"{index}\t{cell}" for index, cell in enumerate(cells)), ""])
-    path, made = Path(path), io.BytesIO()  # some megabytes; what is written to a FIFO cannot be read back
+    path, made = Path(path), io.BytesIO()  # a few megabytes; a FIFO cannot be read back
     with zipfile.ZipFile(made, "w", zipfile.ZIP_DEFLATED) as archive:
         for file, text in contents.items():
-            entry = zipfile.ZipInfo(file)  # of a fixed date, where writestr by name takes today's
-            entry.external_attr = 0o644 << 16  # without it they unpack as files that nobody may read
+            entry = zipfile.ZipInfo(file)  # with a fixed date; writestr by name would use the current one
+            entry.external_attr = 0o644 << 16  # without it the unpacked files have no permissions
             archive.writestr(entry, text, zipfile.ZIP_DEFLATED)
     rows = _checked(path, _unzipped(made, path))
     with output_file(path) as out:
@@ -106,23 +106,23 @@ def _cell(value: str | float, task: GlueTask, where: str) -> str:
 
 
 def validate(path: Path | str) -> dict[str, int]:
-    """Checks an archive (a zip, or a folder with its files) against what GLUE's server takes.
+    """Checks an archive (a zip, or a folder with its files) against the rules of GLUE's server.
 
     Returns:
-        The rows of each file.
+        The number of rows of each file.
 
     Raises:
-        UserError: every file that is wrong, with its first wrong line; or the archive cannot be read.
+        UserError: lists every wrong file with its first wrong line; or the archive cannot be read.
     """
     path = Path(path)
     return _checked(path, _contents(path))
 
 
 def _checked(path: Path, contents: Mapping[str, bytes]) -> dict[str, int]:
-    """The rows of each file, by name; raises a UserError, which names `path`, if the server would not take them."""
+    """Number of rows of each file; raises a UserError, with `path`, if the server would not accept them."""
     others = [file for file in contents if file not in FILES]
     more = f" (and {len(others) - 5:,} more)" if len(others) > 5 else ""
-    problems = [f"{path}/{file} does not belong in a submission; take it out{more}" for file in others[:5]]
+    problems = [f"{path}/{file} does not belong in a submission; remove it{more}" for file in others[:5]]
     rows = {}
     for file, (name, split) in FILES.items():
         if file not in contents:
@@ -144,14 +144,14 @@ def _contents(path: Path) -> dict[str, bytes]:
             return _unzipped(archive, path)
     with input_errors(path, "submission"), os.scandir(path) as entries:
         names = sorted(entry.name for _, entry in zip(range(MOST_FILES), entries, strict=False) if entry.is_file())
-    # Of a file that does not belong there the name is enough.
+    # Files that do not belong there are not read.
     return {name: read_input(path / name, most=LONGEST_FILE) if name in FILES else b"" for name in names}
 
 
 def _unzipped(file: IO[bytes], path: Path) -> dict[str, bytes]:
-    """The files in the archive `file`, by name, of those that do not belong there without content; errors name `path`.
+    """Name -> content of the files in the archive `file`; files that do not belong there are not read.
 
-    What a member claims of its size is not believed: no more is unpacked than a file of a submission can have.
+    The sizes in the archive are not trusted: no more is unpacked than a file of a submission can have.
     """
     try:
         if file.seek(0, os.SEEK_END) > LARGEST_ARCHIVE:
@@ -180,7 +180,7 @@ def _unzipped(file: IO[bytes], path: Path) -> dict[str, bytes]:
 
 
 def _problem(content: bytes, task: GlueTask, count: int) -> str | None:
-    """The first thing wrong with a file: ", line 3: ..."; None where it is right."""
+    """First error in a file, such as ", line 3: ..."; None if there is none."""
     try:
         lines = content.decode("utf-8").splitlines()
     except UnicodeDecodeError as error:

@@ -1,4 +1,4 @@
-"""`fastbert submit`: the archive GLUE's server takes, predicted by fine-tuned models, or a check of one."""
+"""`fastbert submit`: an archive for GLUE's server with predictions of fine-tuned models, or a check of one."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,21 +25,23 @@ class ArchiveFile:
     task: str
     split: str
     model: Path | None
-    """None: the majority label is written."""
+    """None if the majority label is written."""
     why: str = ""
-    """There is no model."""
+    """Reason if there is no model."""
 
 
 def submit(options: SubmitOptions) -> None:
-    """Writes and validates an archive, or validates the one of --check; prints what is in it.
+    """Writes and validates an archive, or validates that of --check; prints its content.
 
     Raises:
-        UserError: a model or a test split is missing or does not fit, before anything is predicted; or the archive of
-            --check is not what the server takes.
+        UserError: a model or a test split is missing or does not fit, before anything is predicted; or the server would
+            not accept the archive of --check.
     """
     if options.check is not None:
         rows = validate(options.check)
-        print("\n".join([f"{options.check}: GLUE's server takes it", *(f"  {f:<11} {n:>9,}" for f, n in rows.items())]))
+        print(
+            "\n".join([f"{options.check}: valid for GLUE's server", *(f"  {f:<11} {n:>9,}" for f, n in rows.items())])
+        )
         return
     check_output_file(options.out)
     device = resolve_device(options.machine.device)
@@ -57,7 +59,7 @@ def submit(options: SubmitOptions) -> None:
                 words = predict_part(part, tuned, options, precision)
                 predictions.setdefault(part.task, {})[part.split] = words
     rows = write_submission(options.out, predictions, options.fill)
-    lines = [f"{options.out}: {len(rows)} files, as GLUE's server takes them"]
+    lines = [f"{options.out}: {len(rows)} files, valid for GLUE's server"]
     for part in parts:
         filler = "majority label" if GLUE[part.task].kind.labels else "mean score"
         source = part.model or f"{filler} {GLUE[part.task].majority} in every row: {part.why}"
@@ -67,14 +69,14 @@ def submit(options: SubmitOptions) -> None:
 
 
 def plan(options: SubmitOptions) -> list[ArchiveFile]:
-    """What each file will hold, after every model's record and every test split has been looked at.
+    """Source of each file, after checking the record of every model and every test split.
 
     Raises:
         UserError: see `submit`.
     """
     models = chosen_models(options)
     if not models:
-        raise UserError("give models with --models task=folder or --results, or an archive to look at with --check")
+        raise UserError("give models with --models task=folder or --results, or an archive to check with --check")
     for name, folder in models.items():
         record = load_task_model(folder).record
         if record.task != name and (name, record.task) != ("ax", "mnli"):
@@ -94,8 +96,8 @@ def plan(options: SubmitOptions) -> list[ArchiveFile]:
     missing = [part.file for part in parts if part.model is None]
     if missing and not options.fill:
         raise UserError(
-            f"no model for {', '.join(missing)}, and GLUE's server takes only all {len(FILES)} files; give more "
-            "--models, or --fill to put the majority label in their place"
+            f"no model for {', '.join(missing)}, and GLUE's server requires all {len(FILES)} files; give more "
+            "--models, or --fill to use the majority label"
         )
     return parts
 
@@ -118,29 +120,29 @@ def chosen_models(options: SubmitOptions) -> dict[str, Path]:
 
 
 def missing_split(name: str, split: str, glue_dir: str | None) -> str | None:
-    """Why there is no test split to predict; None if there is one."""
-    if glue_dir is None or not Path(glue_dir).is_dir():  # in `datasets`, or a mistake that is not to be filled over
+    """Reason why there is no test split to predict; None if there is one."""
+    if glue_dir is None or not Path(glue_dir).is_dir():  # `datasets` has all splits; a wrong folder is reported later
         return None
     try:
         source = GlueSource(name, glue_dir, subset=True)
     except UserError:
         return f"{glue_dir} has no folder {GLUE[name].title}"
-    return None if source.has(split) else f"{source.places()[split]} is not there"
+    return None if source.has(split) else f"{source.origins()[split]} is not there"
 
 
 def check_split(folder: Path, name: str, split: str, glue_dir: str | None) -> None:
-    """Raises a UserError if the model's answers are not the task's, or the test split has not the official rows."""
+    """Raises a UserError if the labels of the model are not the task's, or the test split lacks official rows."""
     task = open_task(name, glue_dir=glue_dir, glue_subset=True)
     check_fits(task, load_task_model(folder).record, str(folder))
     count, official = len(task.examples(split)), GLUE[name].rows[split]
     if count != official:
         raise UserError(
-            f"{task.splits[split]} holds {count:,} rows, and GLUE's server expects {official:,}; fetch the file again"
+            f"{task.splits[split]} holds {count:,} rows, and GLUE's server expects {official:,}; download it again"
         )
 
 
 def predict_part(part: ArchiveFile, tuned: FineTuned, options: SubmitOptions, precision: str) -> list[str | float]:
-    """The label words, or numbers, of a test split."""
+    """Predicted labels, or numbers, for a test split."""
     record = tuned.record
     task = open_task(part.task, glue_dir=options.glue_dir, glue_subset=True)
     inputs = encode_inputs(task.examples(part.split), tuned.vocabulary, record)

@@ -1,5 +1,4 @@
-"""The GLUE table as papers print it: a row for each model, a column for each task, as Markdown that reads well in a
-terminal too."""
+"""The GLUE table: as Markdown with a row for each model, as papers have it, and as text with a line for each task."""
 
 import statistics
 from collections.abc import Mapping, Sequence
@@ -20,7 +19,10 @@ COLUMNS = {
     "rte": "RTE",
 }
 """Task -> heading, in the order papers print them, and the tasks of the mean: WNLI and AX are left out of it."""
-_FIGURES = {"qqp": ("f1", "accuracy"), "mrpc": ("f1", "accuracy")}  # where papers turn the registry's order around
+_FIGURES = {
+    "qqp": ("f1", "accuracy"),
+    "mrpc": ("f1", "accuracy"),
+}  # the order in papers, the reverse of that in the registry
 _MEANINGS = {
     "mnli": "matched/mismatched accuracy",
     "qqp": "F1/accuracy",
@@ -37,6 +39,18 @@ def glue_table(rows: Mapping[str, Mapping[str, Summary]], seeds: int | None = No
     return "\n".join([*_markdown(head, lines), "", *legend]) + "\n"
 
 
+def glue_lines(rows: Mapping[str, Mapping[str, Summary]], seeds: int | None = None) -> str:
+    """Plain text for a terminal: the table of `glue_cells` with a line for each task and a column for each model, and
+    its legend below it."""
+    head, lines, legend = glue_cells(rows, seeds)
+    widths = [max(map(len, column)) for column in (head, *lines)]
+    table = [
+        "  ".join([cells[0].ljust(widths[0]), *map(str.rjust, cells[1:], widths[1:])])
+        for cells in zip(head, *lines, strict=True)
+    ]
+    return "\n".join(["", table[0], "-" * len(table[0]), *table[1:], "", *legend])
+
+
 def glue_cells(
     rows: Mapping[str, Mapping[str, Summary]], seeds: int | None = None
 ) -> tuple[list[str], list[list[str]], list[str]]:
@@ -44,7 +58,7 @@ def glue_cells(
 
     A cell is the median over the seeds ± the standard deviation, both figures of a task next to each other. The mean is
     over the tasks that every row has, as means over different tasks cannot be compared; a task with two figures counts
-    by their mean. Tasks that are not GLUE's (and WNLI) stand behind the mean, with all their metrics.
+    by their mean. Tasks that are not GLUE's (and WNLI) come after the mean, with all their metrics.
 
     Args:
         rows: name of the model -> task -> its summary.
@@ -94,7 +108,7 @@ def _cell(figures: list[tuple[float, float | None]]) -> str:
 
 
 def _heading(task: str, rows: Mapping[str, Mapping[str, Summary]]) -> str:
-    """Of a column behind the mean: the task with the names of its metrics."""
+    """Heading of a task after the mean, with the names of its metrics."""
     summary = next(tasks[task] for tasks in rows.values() if task in tasks)
     names = "/".join(_names(task, next(iter(summary.values()))))
     return f"{GLUE[task].title if task in GLUE else task} ({names})"
@@ -123,12 +137,12 @@ def _legend(columns: list[str], shared: list[str], others: list[str], seeds: int
     lines.append(f"{'; '.join(meanings)}.")
     titles = ", ".join(GLUE[task].title for task in shared)
     if not shared:
-        lines.append("There is no mean: every row has other tasks.")
+        lines.append("There is no mean: no task is common to all models.")
     elif len(shared) < len(COLUMNS):
-        why = "" if len(shared) == len(columns) else ", as not every row has the others"
+        why = "" if len(shared) == len(columns) else ", as not every model has the others"
         lines.append(f"The mean is over {len(shared)} of GLUE's {len(COLUMNS)} tasks: {titles}{why}.")
     else:
         lines.append(f"The mean is over GLUE's {len(COLUMNS)} tasks.")
     if others:
-        lines.append("Columns behind the mean do not count in it.")
+        lines.append("Tasks after the mean do not count in it.")
     return lines

@@ -1,5 +1,5 @@
-"""What is trained on top of the encoder for one task. A head says which hidden states it reads, and what transformers
-calls its weights."""
+"""Heads on top of the encoder. A head declares which hidden states it reads, and the names of its weights in
+transformers."""
 
 from typing import ClassVar
 
@@ -7,21 +7,21 @@ import torch
 from fastbert_kernels import combine, hash_dropout
 from torch import Tensor, nn
 
-SITE = -1  # of dropout; those of the encoder count from 0
+SITE = -1  # dropout site of the head; the sites of the encoder count from 0
 
 
 class PooledHead(nn.Module):
-    """BERT's: [CLS] -> dense, tanh (the pooler) -> dropout -> linear.
+    """BERT's head for texts: [CLS] -> dense, tanh (the pooler) -> dropout -> linear.
 
     Args:
-        outputs: logits for each example.
-        dropout: probability, where row keys are given.
+        outputs: number of logits for each example.
+        dropout: probability, applied if row keys are given.
     """
 
     reads: slice | None = slice(1)
-    """The tokens whose hidden states it reads, from the last block; None for all."""
+    """Tokens whose hidden states it reads; None for all."""
     bert_names: ClassVar = {"pooler": "bert.pooler.dense", "classifier": "classifier"}
-    """Its layers -> their names in transformers' BERT; our own class for transformers has ours."""
+    """Names of its layers in transformers' BERT; the exported FastBert classes use the names here."""
 
     def __init__(self, width: int, outputs: int, dropout: float) -> None:
         super().__init__()
@@ -30,7 +30,7 @@ class PooledHead(nn.Module):
         self.dropout = dropout
 
     def forward(self, hidden: Tensor, row_keys: Tensor | None) -> Tensor:
-        """Logits [B, L] of hidden states [B, 1, D]; dropout where `row_keys` (int32 [B]) are given."""
+        """Logits [B, L] from hidden states [B, 1, D]; with dropout if `row_keys` (int32 [B]) are given."""
         pooled = torch.tanh(self.pooler(hidden[:, 0]))
         if row_keys is not None:
             pooled = hash_dropout(pooled, combine(row_keys, SITE), self.dropout)
@@ -38,11 +38,11 @@ class PooledHead(nn.Module):
 
 
 class TokenHead(nn.Module):
-    """BERT's for tokens: dropout -> linear at each.
+    """BERT's head for tokens: dropout -> linear at each token.
 
     Args:
-        outputs: logits for each token.
-        dropout: probability, where row keys are given.
+        outputs: number of logits for each token.
+        dropout: probability, applied if row keys are given.
     """
 
     reads: slice | None = None
@@ -54,7 +54,7 @@ class TokenHead(nn.Module):
         self.dropout = dropout
 
     def forward(self, hidden: Tensor, row_keys: Tensor | None) -> Tensor:
-        """Logits [B, T, L] of hidden states [B, T, D]; dropout where `row_keys` (int32 [B]) are given."""
+        """Logits [B, T, L] from hidden states [B, T, D]; with dropout if `row_keys` (int32 [B]) are given."""
         if row_keys is not None:
             index = torch.arange(hidden.shape[1], dtype=torch.int32, device=hidden.device)
             hidden = hash_dropout(hidden, combine(combine(row_keys, SITE)[:, None], index), self.dropout)

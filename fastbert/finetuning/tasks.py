@@ -1,4 +1,4 @@
-"""What is learned and predicted: examples with a text or a pair and a label, of GLUE or of custom files."""
+"""Tasks: examples with a text or a pair and a label, from GLUE or from custom files."""
 
 import os
 from collections.abc import Sequence
@@ -19,26 +19,26 @@ from fastbert.finetuning.rows import Example, TaskSource
 from fastbert.finetuning.table import COLUMNS
 from fastbert.lists import paths, words
 
-ALL = "glue"  # as the name of a task: those of the table
+ALL = "glue"  # task name for all tasks of the GLUE table
 
 
 @dataclass(frozen=True)
 class Task:
-    """A task: its labels and metrics, and the splits it can read."""
+    """A task: labels, metrics and splits."""
 
     name: str
     kind: TaskKind
-    """With the task's labels."""
+    """Kind of labels, with the labels of the task."""
     is_pair: bool
     metrics: tuple[str, ...]
-    """Names in `metrics.METRICS`; the first decides which epoch is best."""
+    """Names in `metrics.METRICS`; the first selects the best epoch."""
     symmetric: bool
-    """The two texts of a pair may change places."""
+    """The two texts of a pair may be swapped."""
     splits: dict[str, str]
-    """train, dev..., test... and where each comes from."""
+    """train, dev..., test... -> file or origin of each."""
     source: TaskSource = field(repr=False)
     warnings: list[str] = field(default_factory=list, repr=False, compare=False)
-    """What reading has found that the user should know; `examples` appends."""
+    """Warnings from reading the files; `examples` appends to them."""
 
     def __post_init__(self) -> None:
         self.kind.check_metrics(self.metrics)
@@ -52,8 +52,8 @@ class Task:
         """All examples of a split, in the order of its file.
 
         Raises:
-            UserError: the task has no such split; a file or column is missing; a text is empty; a label is unknown,
-                of the wrong kind, or missing outside of test; GLUE's row count is not reached.
+            UserError: there is no such split; a file or column is missing; a text is empty; a label is unknown, of the
+                wrong kind, or missing outside of test; a GLUE file has too few rows.
         """
         choose(f"split of {self.name}", split, self.splits)
         labelled = not split.startswith("test")
@@ -70,14 +70,14 @@ class Task:
         return examples
 
     def measure(self, scores: np.ndarray, labels: Sequence[Any]) -> dict[str, float]:
-        """Every metric of the task.
+        """All metrics of the task.
 
         Args:
-            scores: [U, ...], as `TaskKind.scores` has them: [N, L] probabilities of the L labels, [N] numbers, ...
-            labels: of N examples.
+            scores: [U, ...], from `TaskKind.scores`: [N, L] probabilities of the L labels, [N] numbers, ...
+            labels: the labels of N examples.
 
         Raises:
-            UserError: there is no example, one has no label, a score is not finite, or a metric is undefined (AUC and
+            UserError: there is no example, a label is missing, a score is not finite, or a metric is undefined (AUC and
                 pairwise accuracy with a single label).
         """
         scores = np.asarray(scores, dtype=np.float64)
@@ -85,7 +85,7 @@ class Task:
         if missing:
             raise UserError(
                 f"task {self.name}: {missing} of {len(labels)} examples have no label, so they can be predicted but "
-                "not scored; score a split with labels (GLUE keeps those of its test splits)"
+                "not scored; score a split with labels (GLUE does not publish those of its test splits)"
             )
         if len(labels) == 0:
             raise UserError(f"task {self.name}: there is no example to score; give a split with examples")
@@ -107,7 +107,7 @@ class Task:
 
 
 def task_names(task: str | None) -> list[str] | None:
-    """The several tasks that --task names, or None if it names one."""
+    """Names of the tasks in --task if there are several, or None if there is one."""
     if task == ALL:
         return list(COLUMNS)
     if task is None or "," not in task or Path(task).is_file():
@@ -116,10 +116,10 @@ def task_names(task: str | None) -> list[str] | None:
 
 
 def check_task(name: str, custom: CustomTaskOptions) -> None:
-    """Checks that a task is known, or the YAML file and the files that declare it are there; reads none of them.
+    """Checks that a task is known, or that its YAML file and data files exist, without reading the data.
 
     Raises:
-        UserError: they are not.
+        UserError: they do not.
     """
     if (declared := custom_task(name, custom)) is not None:
         for path in CustomSource(*declared).paths.values():
@@ -127,8 +127,8 @@ def check_task(name: str, custom: CustomTaskOptions) -> None:
 
 
 def custom_task(name: str, custom: CustomTaskOptions | None) -> tuple[CustomTaskOptions, Path | None] | None:
-    """The custom task that `name`, a YAML file or any name, and `custom` declare, and the folder of the file; None for
-    a GLUE task. Options in `custom` that differ from the defaults win over the file.
+    """Options of the custom task `name` (a YAML file, or any name with the options `custom`), and the folder of the
+    file; None for a GLUE task. Options in `custom` that differ from the defaults override the file.
 
     Raises:
         UserError: there is no such task, or a GLUE task has options.
@@ -150,17 +150,17 @@ def is_yaml(name: str) -> bool:
 
 
 def is_glue(name: str) -> bool:
-    """Whether --task `name` is one of GLUE's."""
+    """True if `name` is a GLUE task."""
     return plain(name) in GLUE
 
 
 def check_glue_options(tasks: Sequence[str], glue_dir: str | None, glue_subset: bool, dashes: str = "--") -> None:
     """
     Args:
-        dashes: what stands before the name of an option; none in a YAML file.
+        dashes: prefix of option names in the message; empty for a YAML file.
 
     Raises:
-        UserError: an option of GLUE is given, and none of the tasks is one of GLUE's.
+        UserError: an option for GLUE is given, and none of the tasks is a GLUE task.
     """
     if not any(map(is_glue, tasks)) and (glue_dir is not None or glue_subset):
         name = "glue_dir" if glue_dir is not None else "glue_subset"
@@ -171,7 +171,7 @@ def check_glue_options(tasks: Sequence[str], glue_dir: str | None, glue_subset: 
 
 
 def given_in(custom: CustomTaskOptions | None) -> dict[str, Any]:
-    """The options that differ from the defaults."""
+    """Options that differ from the defaults."""
     values = {} if custom is None else {field.name: getattr(custom, field.name) for field in fields(custom)}
     return {name: value for name, value in values.items() if value != getattr(CustomTaskOptions, name)}
 
@@ -183,17 +183,17 @@ def open_task(
     custom: CustomTaskOptions | None = None,
     glue_subset: bool = False,
 ) -> Task:
-    """The task of that name.
+    """Opens a task.
 
     Args:
         name_or_yaml: a GLUE task, the YAML file of a custom task, or any name for the custom task in `custom`.
         glue_dir: folder of the official archive, or of the Parquet files of nyu-mll/glue; without one, GLUE is read
             through `datasets`.
-        custom: the custom task; what differs from the defaults wins over a YAML file.
-        glue_subset: GLUE files with fewer rows than the official ones are meant.
+        custom: the custom task; options that differ from the defaults override a YAML file.
+        glue_subset: accept GLUE files with fewer rows than the official number.
 
     Raises:
-        UserError: no such task, file, folder or column; for learned labels also what is wrong in the training file.
+        UserError: no such task, file, folder or column; errors in the training file, if labels are learned from it.
     """
     declared = custom_task(name_or_yaml, custom)
     if declared is None:
@@ -209,7 +209,7 @@ def _glue_task(name: str, folder: str | None, subset: bool) -> Task:
         is_pair=len(task.hub_columns) == 2,
         metrics=task.metrics,
         symmetric=task.symmetric,
-        splits=source.places(),
+        splits=source.origins(),
         source=source,
     )
 
@@ -221,7 +221,7 @@ def _custom_task(name: str, options: CustomTaskOptions, folder: Path | None) -> 
         name=options.name or name,
         kind=kind,
         is_pair=options.pair is not None,
-        metrics=tuple(words(options.metrics or "")) or kind.usual_metrics,
+        metrics=tuple(words(options.metrics or "")) or kind.default_metrics,
         symmetric=options.symmetric,
         splits={split: str(path) for split, path in source.paths.items()},
         source=source,

@@ -1,7 +1,8 @@
-"""Texts with labels of words to ids: each word is scored at its first piece, once, and a long text is read in windows.
+"""Encoding of texts in which words have labels: each word is scored once, at its first piece; long texts are split into
+windows.
 
-Windows overlap by up to a quarter of their length. Of two that overlap, the first scores the first half of the words
-that both hold, so every word is scored with the more context of the two.
+Windows overlap by up to a quarter of their length. The first of two scores the first half of the words in the overlap,
+the second the rest, so every word is scored in the window with more context.
 """
 
 from collections.abc import Sequence
@@ -14,15 +15,15 @@ from fastbert.finetuning.batches import TEXTS_AT_A_TIME, EncodedSplit, ranges
 from fastbert.finetuning.rows import Example
 
 OVERLAP = 0.25
-"""Of the pieces of a window, at most."""
+"""Maximum fraction of the pieces of a window that the next one repeats."""
 
 
 def windows(pieces: np.ndarray, room: int) -> list[tuple[int, int]]:
     """(first word, the word after the last) of each window over a text.
 
     Args:
-        pieces: of each word, [W], each at most `room`.
-        room: pieces of a window.
+        pieces: number of pieces of each word, [W], each at most `room`.
+        room: number of pieces in a window.
     """
     ends = np.concatenate([[0], np.cumsum(pieces)])
     found, start = [], 0
@@ -31,28 +32,28 @@ def windows(pieces: np.ndarray, room: int) -> list[tuple[int, int]]:
         found.append((start, end))
         if end == len(pieces):
             return found
-        # The next holds a word more than this one, and begins as early as room and overlap allow.
+        # The next has at least one word more than this one, and begins as early as room and overlap allow.
         earliest = max(ends[end] - int(OVERLAP * room), ends[end + 1] - room)
         start = max(int(np.searchsorted(ends, earliest)), start + 1)
 
 
 def scored_words(spans: list[tuple[int, int]], count: int) -> list[tuple[int, int]]:
-    """The words that each window scores; together all `count`, each once, and every window some."""
+    """Word ranges that the windows score: each of the `count` words once, and at least one word in every window."""
     cuts = [0, *((second + end) // 2 for (_, end), (second, _) in pairwise(spans)), count]
     return list(pairwise(cuts))
 
 
 def encode_words(examples: Sequence[Example], vocabulary: WordPiece, max_length: int, ignored: int) -> EncodedSplit:
-    """[CLS] pieces [SEP] for each window, at most `max_length` tokens; a word that the tokenizer reads nothing of is
-    [UNK], and one that is longer than a window is cut.
+    """[CLS] pieces [SEP] for each window, at most `max_length` tokens. A word without pieces becomes [UNK], and a word
+    that is longer than a window is truncated.
 
     Args:
         examples: with the ranges of their words; all with labels or none.
-        ignored: the label of tokens that are not scored.
+        ignored: label of tokens that are not scored.
     """
     cls, sep = vocabulary.ids["[CLS]"], vocabulary.ids["[SEP]"]
     room = max_length - 2
-    known: dict[str, int] = {}  # distinct word -> its number; a word's pieces do not depend on its neighbors
+    known: dict[str, int] = {}  # distinct word -> number; the pieces of a word do not depend on its neighbors
     word = np.fromiter(
         (known.setdefault(e.text[start:end], len(known)) for e in examples for start, end in e.words), np.int64
     )
@@ -63,7 +64,7 @@ def encode_words(examples: Sequence[Example], vocabulary: WordPiece, max_length:
     sizes = np.minimum(sizes, room)
     before = np.concatenate([[0], np.cumsum(sizes[word])])  # pieces before each word, over all texts
 
-    rows = []  # of each window: its first word, the word after its last, and the same of those that it scores
+    rows = []  # for each window: first word, the word after the last, and the same for the words that it scores
     for start, end in pairwise(units.tolist()):
         if before[end] - before[start] <= room:
             rows.append((start, end, start, end))
@@ -104,8 +105,8 @@ def encode_words(examples: Sequence[Example], vocabulary: WordPiece, max_length:
 
 
 def _pieces_of_words(words: list[str], vocabulary: WordPiece) -> tuple[np.ndarray, np.ndarray]:
-    """The pieces of words one after the other, int32, and where each begins, int64 [W + 1]; [UNK] for a word that the
-    tokenizer reads nothing of."""
+    """Concatenated pieces of words, int32, and the index at which each word begins, int64 [W + 1]; [UNK] for a word
+    without pieces."""
     tokenizer, unk = vocabulary.build(), [vocabulary.ids["[UNK]"]]
     pieces, sizes = [np.zeros(0, np.int32)], [0]
     for at in range(0, len(words), TEXTS_AT_A_TIME):

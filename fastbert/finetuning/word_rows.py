@@ -1,6 +1,6 @@
-"""Rows of texts whose words have labels: CoNLL columns; tables with lists of tokens and tags; text with spans.
+"""Rows of texts in which words have labels: CoNLL columns; tables with lists of tokens and tags; texts with spans.
 
-All become a text, the character range of each of its words, and a tag for each word, IOB2 where they come from spans.
+A row has a text, the character range of each word, and a tag for each word; tags from spans are IOB2.
 """
 
 import re
@@ -22,8 +22,8 @@ from fastbert.finetuning.rows import Row
 
 OUTSIDE = "O"
 COLUMNS = {"tokens": "tags", "text": "spans"}
-"""Names of the columns if the user gives none: that of the words -> that of their labels."""
-# Characters that BERT's tokenizer makes words of their own.
+"""Default names of columns: the column of words -> that of labels."""
+# Characters that are separate words in BERT's tokenizer.
 _IDEOGRAPH = re.compile(
     "[\u4e00-\u9fff\u3400-\u4dbf\U00020000-\U0002a6df\U0002a700-\U0002b73f\U0002b740-\U0002b81f\U0002b820-\U0002ceaf"
     "\uf900-\ufaff\U0002f800-\U0002fa1f]"
@@ -35,7 +35,7 @@ def is_conll(path: Path) -> bool:
 
 
 def check_word_file(path: Path, may_lack_labels: bool) -> None:
-    """Raises a UserError if the file can be no text with labels of words, by its suffix. CSV can be text alone."""
+    """Raises a UserError if, by its suffix, the file cannot have labels of words. CSV can only have text."""
     kind = suffixes(path)[0]
     if (kind == ".csv" and not may_lack_labels) or kind not in (*TABLES, *conll.SUFFIXES):
         tables = [suffix for suffix in TABLES if suffix not in (".csv", ".tsv")]
@@ -46,14 +46,14 @@ def check_word_file(path: Path, may_lack_labels: bool) -> None:
 
 
 def word_rows(path: Path, text: str | None, label: str | None, may_lack_labels: bool) -> Iterator[Row]:
-    """The rows of a file, in which `Row.label` is a list of tags, or None.
+    """Rows of a file; `Row.label` is a list of tags or None.
 
     Args:
-        text, label: columns; None for the usual ones.
-        may_lack_labels: of all rows or of some.
+        text, label: columns; None for the defaults.
+        may_lack_labels: all rows, or a part of them, may have no labels.
 
     Raises:
-        UserError: names file, line and remedy.
+        UserError: with file, line and remedy.
     """
     check_word_file(path, may_lack_labels)
     if suffixes(path)[0] == ".csv":
@@ -78,7 +78,7 @@ def word_rows(path: Path, text: str | None, label: str | None, may_lack_labels: 
 
 
 def word_columns(path: Path, text: str | None, label: str | None, may_lack_labels: bool = False) -> Columns:
-    """The columns of a table: those named; else tokens and tags, or text and spans, whichever its first row has."""
+    """Columns of a table: those given, else tokens and tags, or text and spans, depending on the first row."""
     there = column_names(path) if suffixes(path)[0] == ".parquet" else first_keys(path)
     if text is None:
         text = next((name for name in COLUMNS if name in there), "tokens")
@@ -94,7 +94,7 @@ def word_columns(path: Path, text: str | None, label: str | None, may_lack_label
 
 
 def where_of(row: Row, index: int) -> str:
-    """File and line of a word's tag, for errors."""
+    """File and line of the tag of a word, for errors."""
     if row.lines is None:
         return f"{row.where}, tag {index + 1}"
     return f"{row.where.rpartition(', line ')[0]}, line {row.lines[index]}"
@@ -136,7 +136,7 @@ def _from_tokens(where: str, tokens: Sequence[str], tags: list[str] | None, line
 
 
 def split_words(text: str) -> list[tuple[int, int]]:
-    """The character ranges of the words in a text, split as BERT's tokenizer does: at white space, punctuation and
+    """Character ranges of the words in a text, split as in BERT's tokenizer: at white space, punctuation and
     ideographs."""
     from tokenizers.pre_tokenizers import BertPreTokenizer
 
@@ -162,8 +162,8 @@ def _tags(where: str, given: str, text: str, ranges: list[tuple[int, int]], span
     """A tag for each word, B-label or I-label within a span, O outside.
 
     Args:
-        given: the text as the spans count its characters; `text` has one character for a line end of two, and no byte
-            order mark at its beginning.
+        given: the text in which the spans count characters; in `text` line ends are one character, and there is no byte
+            order mark at the beginning.
     """
     marks = len(given) - len(given.lstrip("\ufeff"))
     line_ends = [found.end() for found in re.finditer("\r\n", given)]

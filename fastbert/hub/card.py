@@ -1,4 +1,4 @@
-"""The README.md of an exported model: what it is, where it came from, how to open it. Facts only."""
+"""Model card (README.md) of an exported model: its architecture, its training, and how to load it."""
 
 from typing import Any
 
@@ -21,32 +21,32 @@ with torch.no_grad():
 ```"""
 
 _REMOTE = """
-`trust_remote_code=True` is needed because this encoder is not one that transformers knows: its code is in this folder,
-in `configuration_fastbert.py` and `modeling_fastbert.py`. It imports torch and transformers only.
-The tokenizer needs none of it: `AutoTokenizer.from_pretrained(folder, trust_remote_code=False)` opens it and runs no
-code. Without either value AutoTokenizer asks whether to run the code, and waits 15 seconds for an answer.
+`trust_remote_code=True` is needed because transformers does not include this architecture. Its code is in this folder,
+in `configuration_fastbert.py` and `modeling_fastbert.py`, and imports only torch and transformers. The tokenizer needs
+no such code: `AutoTokenizer.from_pretrained(folder, trust_remote_code=False)` loads it without running any. If the
+argument is left out, AutoTokenizer asks whether to run the code and waits 15 seconds for an answer.
 """
 
 
 AUTO_CLASSES = {None: "AutoModel", "mlm": "AutoModelForMaskedLM", "replaced": "AutoModelForPreTraining"}
-"""What opens an export with its head, if it has one."""
+"""Class that loads an export with its head, if it has one."""
 
 
 def model_card(
     config: EncoderConfig, name: str, *, native: bool, head: str | None, parameters: int, facts: dict[str, Any]
 ) -> str:
-    """Markdown.
+    """Renders the card as Markdown.
 
     Args:
-        config: of the encoder.
-        name: of the exported folder.
-        native: whether transformers opens it as its own BERT or ELECTRA.
-        head: which head is in it: mlm, replaced or None.
-        parameters: how many there are, with those of the head.
-        facts: rows of the table on its pretraining, in order.
+        config: configuration of the encoder.
+        name: name of the exported folder.
+        native: true if transformers' own BERT or ELECTRA loads it.
+        head: the exported head, mlm or replaced, or None.
+        parameters: number of parameters, including those of the head.
+        facts: rows of the table about pretraining, in order.
     """
     encoder = {
-        "position scheme": config.position,
+        "position encoding": config.position,
         **{option.replace("_", " "): getattr(config, option) for option in POSITIONS.uses(config.position)},
         "layer norm": config.norm,
         "feed-forward": config.feed_forward,
@@ -64,15 +64,15 @@ def model_card(
     trust = "" if native else ", trust_remote_code=True"
     without_code = "" if native else ", trust_remote_code=False"
     parts = [
-        "\n".join([*front, "- fastbert", "# license: to be chosen by whoever publishes this model", "---"]),
+        "\n".join([*front, "- fastbert", "# license: to be chosen by the publisher of this model", "---"]),
         f"# {name}",
         f"A text encoder, exported by fastbert {__version__}.",
         "## Encoder\n\n" + _table(encoder),
-        "## Pretraining\n\n" + (_table(facts) if facts else "Nothing was noted down at its export."),
+        "## Pretraining\n\n" + (_table(facts) if facts else "Not recorded."),
         "## Use\n\n" + _SNIPPET.format(name=name, width=config.width, trust=trust, without_code=without_code),
-        f"`{'`, `'.join(classes)}` opens it as it is; `{'`, `'.join(tasks)}` add a new head, which has to be trained.",
+        f"Load it with `{'` or `'.join(classes)}`. `{'`, `'.join(tasks)}` add a new head, which must be trained.",
         *([] if native else [_REMOTE.strip()]),
-        "## Licence\n\nNot stated. It is for whoever publishes this model to choose, with an eye on its training data.",
+        "## License\n\nNot stated: the publisher of this model chooses one that its training data allows.",
     ]
     return "\n\n".join(parts) + "\n"
 

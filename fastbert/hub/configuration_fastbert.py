@@ -1,6 +1,6 @@
-"""The configuration of a fastbert encoder for transformers. Names are BERT's wherever BERT has the thing.
+"""Configuration of a fastbert encoder for transformers. Options that BERT has too are named as in BERT.
 
-This file and modeling_fastbert.py travel inside an exported model; they need torch and transformers only.
+This file and modeling_fastbert.py are part of an exported model; they need only torch and transformers.
 """
 
 from transformers import PretrainedConfig
@@ -37,23 +37,23 @@ FRACTIONS = ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_
 
 
 class FastBertConfig(PretrainedConfig):
-    """Everything `FastBertModel` is built from: the keys of DEFAULTS, and what every configuration has.
+    """Configuration of a `FastBertModel`: the keys of DEFAULTS, and those that all configurations have.
 
     Args:
-        position: name of the position scheme, whose code is in modeling_fastbert.py.
-        cls_attention: with TUPE, untied gives [CLS] two attention values of its own, tied treats it as a word.
+        position: name of the position encoding, whose code is in modeling_fastbert.py.
+        cls_attention: with TUPE, untied gives [CLS] two learned attention values, tied treats it as a word.
         norm: LayerNorm after each residual sum (post, as BERT) or before each sublayer (pre).
-        relative_buckets: of the distances, both directions together.
-        relative_max_distance: from which on all distances share a bucket.
-        type_vocab_size: token types (segments); 0 for an encoder that has none.
-        feed_forward: gelu (BERT) or geglu (arXiv 2002.05202), of `intermediate_size`.
-        bias: whether linear layers and LayerNorms have biases; the outputs of heads always do.
-        rope_base: with rope, of its wavelengths.
+        relative_buckets: number of buckets of relative distances, both directions together.
+        relative_max_distance: distance from which on all distances have the same bucket.
+        type_vocab_size: number of token types (segments); 0 for an encoder without them.
+        feed_forward: gelu (BERT) or geglu (arXiv 2002.05202), with inner width `intermediate_size`.
+        bias: true if linear layers and LayerNorms have biases; the outputs of heads always have them.
+        rope_base: with rope, base of its wavelengths.
 
-    The position scheme reads the names that fastbert has for these: `width`, `heads`, `max_positions`, ...
+    The position encoding reads fastbert's names of these options: `width`, `heads`, `max_positions`, ...
 
     Raises:
-        ValueError: by `check`, of values that no encoder can have.
+        ValueError: a value is impossible (`check`).
     """
 
     model_type = "fastbert"
@@ -77,18 +77,18 @@ class FastBertConfig(PretrainedConfig):
         self.check()
 
     def check(self):
-        """Raises a ValueError that names a value which no encoder can have."""
+        """Raises a ValueError if a value is impossible; the message names it."""
         for name, known in CHOICES.items():
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, not {getattr(self, name)!r}")
         for name in (*AT_LEAST_ONE, "type_vocab_size"):
             value, least = getattr(self, name), int(name in AT_LEAST_ONE)
             if type(value) is not int or value < least:
-                raise ValueError(f"{name} must be a whole number, {least} at least, not {value!r}")
+                raise ValueError(f"{name} must be an integer of at least {least}, not {value!r}")
         for name in FRACTIONS:
             value = getattr(self, name)
             if not (value is None and name == "classifier_dropout") and not 0 <= value <= 1:
-                raise ValueError(f"{name} must lie between 0 and 1, not {value!r}")
+                raise ValueError(f"{name} must be between 0 and 1, not {value!r}")
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"hidden_size {self.hidden_size} must be a multiple of num_attention_heads {self.num_attention_heads}"

@@ -1,7 +1,7 @@
-"""From our weights to a folder that transformers opens: as its own BERT (or, with the head of a discriminator, its
+"""Export of an encoder to a folder that transformers loads: as its own BERT (or, with the head of a discriminator, its
 own ELECTRA) where that computes the same, else with code.
 
-The folder holds config.json, model.safetensors, the tokenizer's files, README.md and, if it is none of these,
+The folder holds config.json, model.safetensors, the tokenizer's files, README.md and, with code,
 configuration_fastbert.py and modeling_fastbert.py.
 """
 
@@ -47,19 +47,19 @@ AUTO_MAP = {
     "AutoModelForTokenClassification": "modeling_fastbert.FastBertForTokenClassification",
     "AutoModelForQuestionAnswering": "modeling_fastbert.FastBertForQuestionAnswering",
 }
-# By the head that is exported, if any.
+# Keys: the exported head, if any.
 FAMILIES = {None: "bert", "mlm": "bert", "replaced": "electra"}
 NATIVE_CLASSES = {None: "BertModel", "mlm": "BertForMaskedLM", "replaced": "ElectraForPreTraining"}
 OWN_CLASSES = {None: "FastBertModel", "mlm": "FastBertForMaskedLM", "replaced": "FastBertForPreTraining"}
 MARK = "fastbert"
-"""Key in the header of our model.safetensors. `save_pretrained` does not copy it, so that a model which somebody went
-on training and saved elsewhere is not taken for an export that may be replaced."""
+"""Key in the header of an export's model.safetensors. `save_pretrained` does not copy it, so a model that was trained
+further and saved with transformers is not treated as an export that may be replaced."""
 NO_TYPES = "no_token_types"
-"""Key in that header: the token types of the native BERT are zeros, ours has none."""
+"""Key in that header: fastbert's encoder has no token types, so those of the exported BERT are zeros."""
 TOKENIZER = "tokenizer"
-"""Key in that header: the fingerprint of the vocabulary that the weights belong to."""
+"""Key in that header: fingerprint of the vocabulary that the weights were trained with."""
 SETTINGS = "config"
-"""Key in that header: config.json as it was written, so that a value which changed there is noticed."""
+"""Key in that header: config.json as it was written, so that later changes of it are detected."""
 
 
 @progress("exporting the model")
@@ -72,25 +72,25 @@ def export_model(
     card: dict[str, Any] | None = None,
     max_length: int | None = None,
 ) -> None:
-    """Writes the folder `out`, whole or not at all; an earlier export there is replaced.
+    """Writes the folder `out` atomically; an earlier export there is replaced.
 
-    What BERT computes (absolute positions, post-norm, GELU, biases) becomes a BERT of transformers' own, with ELECTRA's
-    head an ELECTRA. Everything else comes with the two files of code it needs and is opened with
+    An encoder that computes what BERT does (absolute positions, post-norm, GELU, biases) becomes a BERT of
+    transformers, with ELECTRA's head an ELECTRA. All others are exported with two files of code and are loaded with
     `trust_remote_code=True`, without fastbert.
 
     Args:
-        config: of the encoder.
+        config: configuration of the encoder.
         weights: `encoder.<names of Encoder>` and, if there is one, `head.<names of MLMHead or ReplacedHead>`, on any
             device; the tied `head.decoder.weight` may be left out.
-        tokenizer: folder with tokenizer.json or vocab.txt. Its files are not copied but written anew, from what was
-            read of them, and compared with what transformers reads.
+        tokenizer: folder with tokenizer.json or vocab.txt. Its files are not copied: they are interpreted, written
+            again, and compared with what transformers reads.
         out: folder to write.
-        card: facts for the table in README.md: data, steps, validation loss, command, ...
-        max_length: tokens, `model_max_length` of the tokenizer; None for the model's positions.
+        card: rows of the table in README.md: data, steps, validation loss, command, ...
+        max_length: `model_max_length` of the tokenizer, in tokens; None for the model's positions.
 
     Raises:
         UserError: `out` holds something else; the weights do not fit `config`; the tokenizer is missing, damaged or
-            larger than the vocabulary of the model; no space or no permission.
+            larger than the vocabulary of the model; there is no space or no permission.
     """
     out, tokenizer = resolved(out), Path(tokenizer)
     check_out(out)
@@ -121,10 +121,10 @@ def export_model(
 
 
 def write_model(folder: Path, settings: dict[str, Any], tensors: dict[str, Tensor], mark: dict[str, str]) -> None:
-    """Writes config.json and model.safetensors, which know each other."""
+    """Writes config.json and model.safetensors, whose header has a copy of it."""
     (folder / "config.json").write_text(json_text(settings, indent=2) + "\n", encoding="utf-8")
     metadata = {"format": "pt", **mark, SETTINGS: json_text(settings, sort_keys=True)}
-    # Not save_file: that reports a full disk as an error of its own, which atomic_folder does not know.
+    # Not save_file, whose error for a full disk atomic_folder does not handle.
     (folder / "model.safetensors").write_bytes(serialized(tensors, metadata))
 
 
@@ -138,7 +138,7 @@ def check_out(out: Path) -> None:
             return
     model = out / "model.safetensors"
     if not model.is_file() or MARK not in read_metadata(model):
-        raise UserError(f"{out} is not empty and is not an export of fastbert's; choose another folder")
+        raise UserError(f"{out} is not empty and is not an export of fastbert; choose another folder")
 
 
 def _bert_weights(config: EncoderConfig, weights: dict[str, Tensor], head: str | None) -> dict[str, Tensor]:
@@ -149,7 +149,7 @@ def _bert_weights(config: EncoderConfig, weights: dict[str, Tensor], head: str |
         for name, part in zip(theirs, weights[ours].detach().cpu().chunk(len(theirs)), strict=True):
             tensors[name] = part.contiguous()
     if not config.type_vocab_size:
-        # BERT adds a type to every token. Two, since tokenizers number the segments of a pair 0 and 1.
+        # BERT adds a type embedding to every token. Two rows: tokenizers number the segments of a pair 0 and 1.
         words = tensors[f"{family}.embeddings.word_embeddings.weight"]
         tensors[f"{family}.embeddings.token_type_embeddings.weight"] = torch.zeros(2, config.width, dtype=words.dtype)
     # BertModel's own names have no prefix.

@@ -1,4 +1,4 @@
-"""`fastbert export`: a run, a checkpoint or a Hugging Face BERT as a folder that transformers opens."""
+"""`fastbert export`: converts a run, a checkpoint or a Hugging Face BERT to a folder that transformers loads."""
 
 from pathlib import Path
 
@@ -8,9 +8,10 @@ from fastbert.hub.options import ExportOptions
 
 
 def export_run(options: ExportOptions) -> None:
-    """Writes the folder and prints how to open it; raises what `load_pretrained` and `export_model` do."""
+    """Writes the folder and prints where its README.md is. Raises the errors of `load_pretrained` and
+    `export_model`."""
     check_out(Path(options.out))
     pretrained = load_pretrained(options.run)
     card = {"weights": pretrained.source, **pretrained.facts}
     export_model(pretrained.config, pretrained.weights, pretrained.tokenizer, Path(options.out), card=card)
-    print(f"{options.out}: {pretrained.source}; its README.md says how transformers opens it")
+    print(f"{options.out}: {pretrained.source}; its README.md shows how to load it with transformers")

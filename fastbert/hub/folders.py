@@ -1,4 +1,4 @@
-"""Whether a model can be where the user says it is; imports no torch, so that a wrong name is refused at once."""
+"""Checks of model folders that the user names. Imports no torch, so that a wrong name is refused at once."""
 
 from pathlib import Path
 
@@ -8,14 +8,14 @@ from fastbert.inputs import input_errors
 
 
 def check_model_folder(path: str | Path, one: bool = True) -> Path:
-    """The folder `path`.
+    """Checks that the folder `path` can hold a model, and returns it.
 
     Args:
-        one: the --out of a fine-tuning, with the models of several seeds, will not do.
+        one: also refuse the --out of a fine-tuning, which has the models of several seeds.
 
     Raises:
-        UserError: there is none, with what to do where `path` is a name on the Hugging Face hub; or it holds prepared
-            data, or several models.
+        UserError: the folder does not exist (the message explains what to do with a name on the Hugging Face hub),
+            holds prepared data, or holds several models.
     """
     folder = check_downloaded(path, "model", "a Hugging Face BERT, an export, a run or a checkpoint")
     with input_errors(folder):
@@ -23,7 +23,7 @@ def check_model_folder(path: str | Path, one: bool = True) -> Path:
             return folder
         if (folder / "dataset.json").exists():
             raise UserError(
-                f"{folder} holds prepared data, no model; fastbert pretrain --data {folder} trains one on it"
+                f"{folder} holds prepared data, not a model; fastbert pretrain --data {folder} trains one on it"
             )
         if one and (seeds := seed_folders(folder)):
             raise UserError(f"{folder} holds the models of several seeds; give one of them, such as {seeds[0]}")
@@ -31,5 +31,5 @@ def check_model_folder(path: str | Path, one: bool = True) -> Path:
 
 
 def seed_folders(folder: Path) -> list[Path]:
-    """The folders of fine-tuned models in `folder`, if that is an --out of `fastbert finetune`."""
+    """Folders of fine-tuned models in `folder`, if it is an --out of `fastbert finetune`."""
     return sorted(path.parent.parent for depth in ("", "*/") for path in folder.glob(f"{depth}seed-*/model/task.json"))

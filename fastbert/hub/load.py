@@ -1,7 +1,6 @@
-"""A pretrained encoder from whatever folder it lies in: a Hugging Face BERT or ELECTRA, one of our exports, a run, a
-checkpoint.
+"""Loading of pretrained encoders: a Hugging Face BERT or ELECTRA, an export of fastbert, a run, a checkpoint.
 
-No code of the folder is executed and nothing is unpickled.
+No code of the folder is executed and no arbitrary objects are unpickled.
 """
 
 import re
@@ -14,7 +13,7 @@ from torch import Tensor
 from fastbert.config import differences
 from fastbert.data.tokenizer import WordPiece
 from fastbert.data.tokenizer_folders import load_tokenizer
-from fastbert.errors import UserError, brief, some
+from fastbert.errors import UserError, abbreviated, brief
 from fastbert.hub.export import NO_TYPES, SETTINGS, TOKENIZER
 from fastbert.hub.folders import check_model_folder
 from fastbert.hub.names import (
@@ -24,8 +23,8 @@ from fastbert.hub.names import (
     TIED,
     bert_names,
     check_weights,
+    exported_weights,
     head_of,
-    kept,
 )
 from fastbert.hub.weight_files import joined, read_weights
 from fastbert.model.config import EncoderConfig
@@ -35,8 +34,8 @@ from fastbert.records import COUNT, check, parse_json, read_json
 from fastbert.streams import echo
 from fastbert.training.checkpoints import Checkpoint, read_checkpoint, read_newest
 
-LARGEST_CONFIG = 2**24  # bytes; labels may be many
-# What transformers' BertConfig takes where config.json is silent; sizes it should not be silent about.
+LARGEST_CONFIG = 2**24  # bytes; there may be many labels
+# Defaults of transformers' BertConfig for keys that config.json lacks. Sizes have no default here.
 _BERT_DEFAULTS = {
     "type_vocab_size": 2,
     "hidden_dropout_prob": 0.1,
@@ -44,17 +43,17 @@ _BERT_DEFAULTS = {
     "layer_norm_eps": 1e-12,
     "initializer_range": 0.02,
 }
-# What exports are silent about that are older than the options.
+# Values of options that older exports do not have.
 _OWN_DEFAULTS = {name: getattr(EncoderConfig, name) for name in ("feed_forward", "bias", "rope_base")}
-_KINDS = {field.name: plain(field.type) for field in fields(EncoderConfig)}
-# Where a BERT's config.json says otherwise, its hidden states would not be ours.
+_TYPES = {field.name: plain(field.type) for field in fields(EncoderConfig)}
+# With other values, the hidden states of a BERT differ from those of fastbert's encoder.
 _BERT_ONLY = {
     "hidden_act": "gelu",
     "position_embedding_type": "absolute",
     "is_decoder": False,
     "add_cross_attention": False,
 }
-# What of a checkpoint's state is used here, where it is there.
+# Entries of a checkpoint's state that are used here, if present.
 _STATE = {
     "tokenizer?": str,
     "objective?": (str, type(None)),
@@ -64,46 +63,46 @@ _STATE = {
         "schedule.warmup?": float,
     },
 }
-# Parts of a BERT that are no weights: buffers of older versions of transformers.
+# Tensors of a BERT that are not weights: buffers of older versions of transformers.
 _BERT_BUFFERS = ("embeddings.position_ids", "embeddings.token_type_ids")
 
 
 @dataclass(frozen=True)
 class Pretrained:
-    """An encoder and where it came from."""
+    """A pretrained encoder and its source."""
 
     config: EncoderConfig
     weights: dict[str, Tensor]
     """`encoder.<names of Encoder>` and, if there is a head, `head.<names of MLMHead or ReplacedHead>`; on the CPU, in
-    the file's precision. The tied word embedding is there under both its names."""
+    the file's precision. The tied word embedding is listed under both names."""
     tokenizer: Path
-    """Folder of its tokenizer. Whether one is in it is found out when it is opened."""
+    """Folder of its tokenizer, which may be missing; it is checked when the tokenizer is loaded."""
     source: str
-    """For messages and records."""
+    """Description of the source, for messages and records."""
     facts: dict[str, Any] = field(default_factory=dict)
-    """What a checkpoint says of its training, for the model card."""
+    """Facts about the training of a checkpoint, for the model card."""
 
     @property
     def has_head(self) -> bool:
-        """Whether it has an MLM head."""
+        """True if there is an MLM head."""
         return head_of(self.weights) == "mlm"
 
 
 @progress("reading the model")
 def load_pretrained(path: str | Path) -> Pretrained:
-    """Reads a folder of any of these kinds:
+    """Reads one of these folders:
 
     - a Hugging Face BERT, or an ELECTRA whose embedding is as wide as its hidden states: config.json with
       `model_type: bert` or `electra`, and model.safetensors or pytorch_model.bin;
-    - an export of fastbert's;
-    - a run of `fastbert pretrain`: its newest whole checkpoint is taken;
+    - an export of fastbert;
+    - a run of `fastbert pretrain`: its newest complete checkpoint is used;
     - one checkpoint of a run.
 
-    Heads other than the MLM head and ELECTRA's discriminator's (poolers, classifiers) are left aside.
+    Heads other than the MLM head and ELECTRA's discriminator's (poolers, classifiers) are ignored.
 
     Raises:
-        UserError: the folder does not exist or is none of these; its configuration is not one fastbert can express; a
-            file is missing or damaged; weights are missing or do not fit; its tokenizer is unusable or was exchanged.
+        UserError: the folder does not exist or is none of these; its configuration is not supported; a file is missing
+            or damaged; weights are missing or do not fit; its tokenizer is unusable or was replaced.
     """
     folder = check_model_folder(path)
     if (folder / "config.json").is_file():
@@ -111,14 +110,17 @@ def load_pretrained(path: str | Path) -> Pretrained:
     if (checkpoint := find_checkpoint(folder)) is not None:
         return _from_checkpoint(checkpoint)
     raise UserError(
-        f"{folder} holds no model: looked for config.json (a Hugging Face BERT or an export of fastbert's), "
+        f"{folder} holds no model: looked for config.json (a Hugging Face BERT or an export of fastbert), "
         "checkpoints/ (a run) and state.json with manifest.json (a checkpoint of a run)"
     )
 
 
 def find_checkpoint(folder: Path) -> Checkpoint | None:
-    """The newest whole checkpoint of a run, or the checkpoint itself; None if the folder is neither, a UserError if the
-    run has none or the checkpoint is damaged."""
+    """Finds the newest complete checkpoint of a run, or opens a checkpoint; None if the folder is neither.
+
+    Raises:
+        UserError: the run has no checkpoint, or the checkpoint is damaged.
+    """
     if (folder / "checkpoints").is_dir():
         if (checkpoint := read_newest(folder / "checkpoints", echo=echo)) is None:
             raise UserError(f"{folder / 'checkpoints'} holds no checkpoint yet; wait for the run's first")
@@ -129,7 +131,7 @@ def find_checkpoint(folder: Path) -> Checkpoint | None:
 
 
 def tokenizer_of(pretrained: Pretrained) -> WordPiece:
-    """The tokenizer that lies with the weights.
+    """Loads the tokenizer of a pretrained encoder.
 
     Raises:
         UserError: there is none, it cannot be used, or it has more tokens than the embedding.
@@ -137,8 +139,8 @@ def tokenizer_of(pretrained: Pretrained) -> WordPiece:
     folder = pretrained.tokenizer
     if not _has_tokenizer(folder):
         raise UserError(
-            f"{folder} holds no tokenizer, so it is not known which ids the words have in {pretrained.source}; copy "
-            "there the tokenizer.json or vocab.txt that it was trained with"
+            f"{folder} holds no tokenizer, so the ids of words in {pretrained.source} are unknown; copy the "
+            "tokenizer.json or vocab.txt that it was trained with to that folder"
         )
     vocabulary = load_tokenizer(folder)
     if len(vocabulary.tokens) > pretrained.config.vocab_size:
@@ -158,39 +160,40 @@ def _has_tokenizer(folder: Path) -> bool:
 
 def _from_hub(folder: Path) -> Pretrained:
     settings = read_json(folder / "config.json", "model configuration", dict, LARGEST_CONFIG)
-    kind = settings.get("model_type")
-    if kind not in ("bert", "electra", "fastbert"):
+    family = settings.get("model_type")
+    if family not in ("bert", "electra", "fastbert"):
         raise UserError(
-            f"{folder / 'config.json'} has model_type {brief(kind)}; fastbert reads bert, electra and its own exports"
+            f"{folder / 'config.json'} has model_type {brief(family)}; fastbert reads bert, electra and its own exports"
         )
     tensors, metadata = read_weights(folder)
     _check_tokenizer(folder, metadata.get(TOKENIZER), f"the model in {folder}")
     changed = _changed_settings(folder, settings, metadata)
-    kinds = {"bert": "the BERT", "electra": "the ELECTRA", "fastbert": "the fastbert model"}
+    names = {"bert": "the BERT", "electra": "the ELECTRA", "fastbert": "the fastbert model"}
     try:
-        if kind != "fastbert":
+        if family != "fastbert":
             config = _config(folder, _BERT_DEFAULTS | settings, BERT_OPTIONS, tensors)
             config, weights = _from_bert(folder, config, settings, tensors, untyped=NO_TYPES in metadata)
         else:
             config = _config(folder, _OWN_DEFAULTS | settings, BERT_OPTIONS | OWN_OPTIONS, tensors)
-            # A FastBertModel is saved without the prefix.
+            # The weights of a FastBertModel have no prefix.
             prefix = "" if any(name.startswith("encoder.") for name in tensors) else "encoder."
             named = {prefix + name: tensor for name, tensor in tensors.items()}
             named = {re.sub(f"^{DISCRIMINATOR}", "head.", name): tensor for name, tensor in named.items()}
             weights = {name: tensor for name, tensor in named.items() if name.startswith(("encoder.", "head."))}
-        pretrained = _pretrained(config, weights, folder, f"{kinds[kind]} in {folder}")
+        pretrained = _pretrained(config, weights, folder, f"{names[family]} in {folder}")
     except UserError as error:
         raise UserError(f"{changed}: {error}" if changed else str(error)) from None
     if changed:
-        raise UserError(f"{changed}; put that back, or export the model again")
+        raise UserError(f"{changed}; undo the change, or export the model again")
     if (folder / "model.safetensors").is_file():
         _check_dtype(folder, settings, weights)
     return pretrained
 
 
 def _changed_settings(folder: Path, settings: dict[str, Any], metadata: dict[str, str]) -> str:
-    """How config.json differs from what our export was written with. A key may be missing where that means its default,
-    and others may be added, but not both: that is a key with a damaged name."""
+    """Describes how config.json differs from the one that the export was written with; empty if it does not. A key may
+    be missing if the value was its default, and others may be added, but not both: that is a key with a damaged
+    name."""
     if SETTINGS not in metadata:
         return ""
     written = parse_json(metadata[SETTINGS], f"the configuration in {folder / 'model.safetensors'}", dict)
@@ -199,11 +202,11 @@ def _changed_settings(folder: Path, settings: dict[str, Any], metadata: dict[str
         settings = dict.fromkeys(written) | defaults | settings
     found = {key: settings.get(key, "missing") for key in written}
     changed = differences(written, found)
-    return f"{folder / 'config.json'} was changed since it was written ({some(changed)})" if changed else ""
+    return f"{folder / 'config.json'} was changed since it was written ({abbreviated(changed)})" if changed else ""
 
 
 def _check_dtype(folder: Path, settings: dict[str, Any], weights: dict[str, Tensor]) -> None:
-    """Sees to it that the weights have the precision that config.json names, if it names one."""
+    """Checks that the weights have the precision in config.json, if there is one."""
     stated = settings.get("dtype", settings.get("torch_dtype"))
     if stated is None or stated == "auto":
         return
@@ -211,17 +214,16 @@ def _check_dtype(folder: Path, settings: dict[str, Any], weights: dict[str, Tens
         if (found := str(tensor.dtype)) != f"torch.{str(stated).removeprefix('torch.')}":
             raise UserError(
                 f"{folder / 'config.json'} names the dtype {brief(stated, str)}, and {name} in model.safetensors has "
-                f"{found[6:]}; restore the file that was changed, or name the dtype of the weights"
+                f"{found[6:]}; restore the file that was changed, or set the dtype to that of the weights"
             )
 
 
 def _check_tokenizer(folder: Path, trained_with: str | None, model: str) -> None:
-    """Sees to it that the tokenizer in `folder`, if one is there, is usable, and that it is that of a model which says
-    what it was trained with."""
+    """Checks that the tokenizer in `folder`, if there is one, is usable and has the fingerprint `trained_with`."""
     if _has_tokenizer(folder) and load_tokenizer(folder).fingerprint != trained_with and trained_with:
         raise UserError(
-            f"the tokenizer in {folder} is not the one that {model} was trained with, so its words would mean others; "
-            "put the original tokenizer back"
+            f"the tokenizer in {folder} is not the one that {model} was trained with, so its ids mean other words; "
+            "restore the original tokenizer"
         )
 
 
@@ -230,12 +232,12 @@ def _config(folder: Path, settings: dict[str, Any], names: dict[str, str], tenso
     if missing:
         raise UserError(f"{folder / 'config.json'} lacks {', '.join(missing)}")
     for ours, theirs in names.items():
-        kind, value = _KINDS[ours], settings[theirs]
-        if type(value) is not kind and not (kind is float and type(value) is int):
+        expected, value = _TYPES[ours], settings[theirs]
+        if type(value) is not expected and not (expected is float and type(value) is int):
             raise UserError(
-                f"{folder / 'config.json'} has {theirs} {brief(value)}, which must be of type {kind.__name__}"
+                f"{folder / 'config.json'} has {theirs} {brief(value)}, which must be of type {expected.__name__}"
             )
-    if (layers := settings[names["layers"]]) > 1000 + len(tensors):  # before that many are built
+    if (layers := settings[names["layers"]]) > 1000 + len(tensors):  # before so large a model is built
         raise UserError(f"{folder / 'config.json'} has {names['layers']} {layers}, and the weights lack those layers")
     try:
         return EncoderConfig(**{ours: settings[theirs] for ours, theirs in names.items()})
@@ -257,32 +259,35 @@ def _from_bert(
             f"{folder / 'config.json'} has embedding_size {brief(size)} and hidden_size {config.width}; fastbert reads "
             "ELECTRAs in which the two are equal (base and large, not small)"
         )
-    there = {_modern(name, family): tensor for name, tensor in tensors.items()}
-    there = {name: tensor for name, tensor in there.items() if name.removeprefix(f"{family}.") not in _BERT_BUFFERS}
+    found = {_modern(name, family): tensor for name, tensor in tensors.items()}
+    found = {name: tensor for name, tensor in found.items() if name.removeprefix(f"{family}.") not in _BERT_BUFFERS}
     if untyped:
-        there.pop(f"{family}.embeddings.token_type_embeddings.weight", None)
+        found.pop(f"{family}.embeddings.token_type_embeddings.weight", None)
         config = replace(config, type_vocab_size=0)
-    decoder = there.pop("cls.predictions.decoder.weight", None)
-    if "cls.predictions.decoder.bias" in there:
-        there["cls.predictions.bias"] = there.pop("cls.predictions.decoder.bias")
+    decoder = found.pop("cls.predictions.decoder.weight", None)
+    if "cls.predictions.decoder.bias" in found:
+        found["cls.predictions.bias"] = found.pop("cls.predictions.decoder.bias")
     heads = {"cls.predictions.": "mlm", "discriminator_predictions.": "replaced"}
-    head = next((head for prefix, head in heads.items() if any(name.startswith(prefix) for name in there)), None)
+    head = next((head for prefix, head in heads.items() if any(name.startswith(prefix) for name in found)), None)
     names = bert_names(config, types=not untyped, head=head, family=family)
     wanted = {theirs for group in names.values() for theirs in group}
-    if missing := sorted(wanted - there.keys()):
-        raise UserError(f"the weights in {folder} lack {some(missing)}")
+    if missing := sorted(wanted - found.keys()):
+        raise UserError(f"the weights in {folder} lack {abbreviated(missing)}")
     parts = (f"{family}.embeddings.", f"{family}.encoder.")
-    rest = [name for name in there if name.startswith(parts) and name not in wanted]
+    rest = [name for name in found if name.startswith(parts) and name not in wanted]
     if rest:
-        raise UserError(f"the weights in {folder} hold {some(rest)}, which a BERT of this configuration does not have")
-    weights = {ours: joined(there, theirs, folder) for ours, theirs in names.items()}
+        raise UserError(
+            f"the weights in {folder} contain {abbreviated(rest)}, which a BERT of this configuration lacks"
+        )
+    weights = {ours: joined(found, theirs, folder) for ours, theirs in names.items()}
     if head == "mlm" and decoder is not None:
         weights[TIED] = decoder
     return config, weights
 
 
 def _modern(name: str, family: str) -> str:
-    """The name that transformers 5 has for a weight of a BERT: TensorFlow's gamma and beta, and models saved bare."""
+    """Converts the name of a BERT's weight to that of transformers 5, from TensorFlow's gamma and beta and from models
+    that were saved without a prefix."""
     name = name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
     return f"{family}.{name}" if name.startswith(("embeddings.", "encoder.", "pooler.")) else name
 
@@ -293,7 +298,7 @@ def _modern(name: str, family: str) -> str:
 def _from_checkpoint(checkpoint: Checkpoint) -> Pretrained:
     path = checkpoint.path
     if not isinstance(checkpoint.state.get("encoder"), dict) or "model" not in checkpoint.tensors:
-        raise UserError(f"the checkpoint {path} is not one of a pretraining run; give the folder of such a run")
+        raise UserError(f"the checkpoint {path} is not from a pretraining run; give the folder of such a run")
     try:
         config = EncoderConfig.from_dict(checkpoint.state["encoder"])
     except UserError as error:
@@ -301,14 +306,14 @@ def _from_checkpoint(checkpoint: Checkpoint) -> Pretrained:
     check(checkpoint.state, _STATE, f"the checkpoint's state {path / 'state.json'}")
     tokenizer = path.parent.parent / "tokenizer"
     _check_tokenizer(tokenizer, checkpoint.state.get("tokenizer"), f"the checkpoint {path}")
-    weights = kept(checkpoint.tensors["model"])
+    weights = exported_weights(checkpoint.tensors["model"])
     objective = checkpoint.state.get("objective")
-    kind = " (nats)" if objective in (None, "mlm") else ""  # else a weighted sum of several losses
+    unit = " (nats)" if objective in (None, "mlm") else ""  # else a weighted sum of several losses
     facts = {
         "objective": objective,
         "steps": checkpoint.step,
         "tokens": checkpoint.state.get("progress", {}).get("tokens"),
-        f"validation loss{kind}": checkpoint.metric,
+        f"validation loss{unit}": checkpoint.metric,
         **_recipe(checkpoint.state.get("science", {})),
     }
     known = {name: value for name, value in facts.items() if value is not None}
@@ -316,7 +321,7 @@ def _from_checkpoint(checkpoint: Checkpoint) -> Pretrained:
 
 
 def _recipe(science: dict[str, Any]) -> dict[str, str]:
-    """Lines of the model card from the options that defined the run (names with _ for .), as far as they are there."""
+    """Rows of the model card, from those options of the run that were saved."""
     lines = {
         "batch": "{batch_size} sequences of {length} tokens",
         "optimizer": "{optimizer_name}, learning rate {optimizer_learning_rate:g}, weight decay "
@@ -331,7 +336,7 @@ def _recipe(science: dict[str, Any]) -> dict[str, str]:
         try:
             found[name] = line.format(**values)
         except KeyError:
-            continue  # a run from before there was such an option
+            continue  # an older run without such an option
     return found
 
 

@@ -1,9 +1,8 @@
-"""fastbert's encoder for transformers, from the word embeddings to a classifier, in one file and in reading order.
+"""fastbert's encoder for transformers in one file, from the word embeddings to the heads.
 
-It is BERT (arXiv 1810.04805) except for the position scheme, whose source is part of this file in an export, and three
-choices of the configuration: where the LayerNorms stand (`norm`), what the feed-forward layers compute
-(`feed_forward`), and whether there are biases (`bias`). Weights bear the names they had in pretraining, so nothing is
-translated.
+The model is BERT (arXiv 1810.04805) except for the position encoding, whose source is part of this file in an export,
+and three options: the position of LayerNorms (`norm`), the feed-forward layers (`feed_forward`), and biases (`bias`).
+Weights have the same names as in pretraining.
 
 Shapes: B batch, T tokens, D width, H heads, K head size, V vocabulary, L labels.
 """
@@ -25,12 +24,12 @@ from transformers.modeling_outputs import (
 from transformers.utils import can_return_tuple, logging
 
 from .configuration_fastbert import FastBertConfig
-from .positions_fastbert import SCHEME, Position, rotate
+from .positions_fastbert import POSITION_NAME, Position, rotate
 
 logger = logging.get_logger(__name__)
 
-# Added to the scores of padding. Its exponential is 0 in every floating-point type, and unlike the least number of
-# float32 it is still finite after a cast to float16 (autocast does that): a row of padding alone gives no NaN.
+# Added to the attention scores of padding. Its exponential is 0 in every floating-point type. Unlike the minimum of
+# float32 it stays finite when autocast casts it to float16, so that a row of padding alone gives no NaN.
 PADDING_SCORE = -3e4
 
 
@@ -39,7 +38,7 @@ def layer_norm(config):
 
 
 def with_mask(bias, attention_mask):
-    """The bias of the scores with a mask of `FastBertModel.forward` in it."""
+    """Adds a mask, as in `FastBertModel.forward`, to the bias of the attention scores."""
     if attention_mask.dim() == 2:
         return bias.masked_fill((attention_mask == 0)[:, None, None, :], PADDING_SCORE)
     if attention_mask.dim() == 4 and attention_mask.dtype == torch.bool:
@@ -48,7 +47,7 @@ def with_mask(bias, attention_mask):
         return bias + attention_mask
     raise ValueError(
         f"an attention_mask of shape {list(attention_mask.shape)} and {attention_mask.dtype}: give [rows, tokens], or "
-        "[rows, 1 or heads, tokens, tokens] of bool (true: seen) or of floating-point numbers, added to the scores"
+        "[rows, 1 or heads, tokens, tokens], either bool (true: attended) or floating-point (added to the scores)"
     )
 
 
@@ -59,14 +58,17 @@ def with_mask(bias, attention_mask):
 class FastBertAttention(nn.Module):
     def __init__(self, config):
         super().__init__()
-        self.config = config  # names the implementation, which `set_attn_implementation` may change
+        self.config = config  # has the attention implementation, which `set_attn_implementation` may change
         self.heads, self.dropout_p = config.num_attention_heads, config.attention_probs_dropout_prob
         self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size, bias=config.bias)
         self.out = nn.Linear(config.hidden_size, config.hidden_size, bias=config.bias)
 
     def forward(self, x, scale, bias, rotation):
-        """softmax(scale q k^T + bias) v, [B, T, D], and if the implementation is eager the softmax [B, H, T, T], else
-        None; for x [B, T, D] and bias [1 or B, 1 or H, 1 or T, T] or None."""
+        """Computes softmax(scale q k^T + bias) v for x [B, T, D] and bias [1 or B, 1 or H, 1 or T, T] or None.
+
+        Returns:
+            [B, T, D]; the softmax [B, H, T, T] if the attention implementation is "eager", else None.
+        """
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # each [B, H, T, K]
         if rotation is not None:
             q, k = rotate(q, rotation), rotate(k, rotation)
@@ -111,7 +113,7 @@ class FastBertBlock(GradientCheckpointingLayer):
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(self, x, scale, bias, rotation):
-        """Hidden states and what `FastBertAttention` has of its softmax."""
+        """Hidden states [B, T, D], and attention weights as in `FastBertAttention`."""
         y, weights = self.attention(self.attention_norm(x) if self.pre else x, scale, bias, rotation)
         x = x + self.dropout(y)
         if self.pre:
@@ -121,32 +123,34 @@ class FastBertBlock(GradientCheckpointingLayer):
 
 
 class FastBertPreTrainedModel(PreTrainedModel):
-    """Loading and saving. The base class initializes new weights, such as a classifier's, as BERT's."""
+    """Base class for loading and saving. New weights, such as those of a classifier, are initialized as in BERT."""
 
     config_class = FastBertConfig
     base_model_prefix = "encoder"
     _no_split_modules = ["FastBertBlock"]  # noqa: RUF012
     _supports_sdpa = True
     supports_gradient_checkpointing = True
-    # No loss divides by the `num_items_in_batch` of transformers' Trainer. Without this line it would believe so, since
-    # `forward` has **kwargs, and no longer divide by the steps of gradient accumulation.
+    # The losses here do not use the `num_items_in_batch` of transformers' Trainer. Without this line the Trainer would
+    # assume so, because `forward` has **kwargs, and would not divide by the number of gradient accumulation steps.
     accepts_loss_kwargs = False
 
     def __init__(self, config, *inputs, **kwargs):
-        config.check()  # again: `from_pretrained` changes a configuration after it was made
-        if config.position != SCHEME:
-            raise ValueError(f"this file holds the code of position {SCHEME}, not of {config.position}")
+        config.check()  # again, because `from_pretrained` changes a configuration after its constructor
+        if config.position != POSITION_NAME:
+            raise ValueError(f"this file has the code of position encoding {POSITION_NAME}, not of {config.position}")
         if config.head_size % Position.head_multiple:
-            raise ValueError(f"position {SCHEME} needs heads of a multiple of {Position.head_multiple} numbers")
+            raise ValueError(
+                f"position encoding {POSITION_NAME} needs a head size that is a multiple of {Position.head_multiple}"
+            )
         super().__init__(config, *inputs, **kwargs)
 
     @classmethod
     def _can_set_attn_implementation(cls):
-        return True  # transformers looks for its own functions in the source and would ignore the call
+        return True  # transformers searches the source for its own attention functions, which are not used here
 
     def _init_weights(self, module):
         super()._init_weights(module)
-        if isinstance(module, Position):  # transformers leaves buffers that are not in the file uninitialized
+        if isinstance(module, Position):  # transformers does not initialize buffers that are not in the file
             saved = module.state_dict()
             for name, buffer in Position(self.config).named_buffers():
                 if name not in saved:
@@ -154,7 +158,7 @@ class FastBertPreTrainedModel(PreTrainedModel):
 
 
 class FastBertModel(FastBertPreTrainedModel):
-    """The bare encoder: from word ids to hidden states. It has no pooler; the classifier below brings its own."""
+    """The encoder without a head: token ids to hidden states. It has no pooler; the classifier below has its own."""
 
     def __init__(self, config):
         super().__init__(config)
@@ -188,20 +192,20 @@ class FastBertModel(FastBertPreTrainedModel):
         """Hidden states [B, T, D].
 
         Args:
-            input_ids: integer [B, T]. The first token of a row is its [CLS]: padding stands on the right.
-            attention_mask: [B, T], 1 for tokens, 0 for padding; or [B, 1 or H, T, T], bool and true where a token (the
-                row) sees another (the column), or numbers that are added to the scores. No padding if None.
-            token_type_ids: integer [B, T], the segment of a pair, 0 if None; ignored by an encoder without types.
+            input_ids: integer [B, T]. The first token of a row is [CLS], so padding must be on the right.
+            attention_mask: [B, T], 1 for tokens, 0 for padding; or [B, 1 or H, T, T], either bool, true where a query
+                (row) attends to a key (column), or floating-point, added to the attention scores. None: no padding.
+            token_type_ids: integer [B, T], segments of a pair, 0 if None; ignored by an encoder without token types.
             position_ids: integer [1 or B, T], 0 to T - 1 if None.
-            inputs_embeds: [B, T, D] in place of `input_ids`: what stands for the embeddings of the words.
-            output_attentions: also give the softmax of every block, [B, H, T, T]; only attn_implementation "eager" has
-                it, of the other one the tuple is empty.
-            output_hidden_states: also give those of the embeddings and of every block.
-            kwargs: ignored, as by transformers' BERT: what else a tokenizer returns.
+            inputs_embeds: [B, T, D], word embeddings instead of `input_ids`.
+            output_attentions: also return the attention weights of every block, [B, H, T, T]. This needs
+                attn_implementation "eager"; otherwise the tuple is empty.
+            output_hidden_states: also return the hidden states of the embeddings and of every block.
+            kwargs: ignored, as in transformers' BERT: other outputs of a tokenizer.
 
         Raises:
-            ValueError: not one of `input_ids` and `inputs_embeds`; a row is longer than the positions; an attention
-                mask of another shape.
+            ValueError: both or neither of `input_ids` and `inputs_embeds` are given; a row is longer than the
+                positions; the attention mask has another shape.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give either input_ids or inputs_embeds")
@@ -222,7 +226,7 @@ class FastBertModel(FastBertPreTrainedModel):
         if output_attentions is None:
             output_attentions = self.config.output_attentions
         if output_attentions and self.config._attn_implementation != "eager":
-            logger.warning_once('output_attentions needs `attn_implementation="eager"`: without it there are none')
+            logger.warning_once('output_attentions needs `attn_implementation="eager"`; none are returned')
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
         hidden_states, attentions = [x], []
@@ -242,12 +246,11 @@ class FastBertModel(FastBertPreTrainedModel):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Heads: words for masked positions, whether tokens were replaced, labels for texts and for tokens, answers
-# in texts.
+# Heads: masked language modelling, replaced token detection, sequence and token classification, question answering.
 
 
 class FastBertWithHead(FastBertPreTrainedModel):
-    """The encoder below a head. A subclass has `output_class`, `logits(hidden)` and `loss(logits, labels, mask)`."""
+    """Encoder with a head. A subclass has `output_class`, `logits(hidden)` and `loss(logits, labels, mask)`."""
 
     @can_return_tuple
     def forward(
@@ -260,7 +263,7 @@ class FastBertWithHead(FastBertPreTrainedModel):
         labels=None,
         **kwargs,
     ):
-        """Logits, and with `labels` their mean loss; the other arguments are those of `FastBertModel.forward`."""
+        """Logits, and with `labels` the mean loss; the other arguments are those of `FastBertModel.forward`."""
         inputs = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
         outputs = self.encoder(*inputs, **kwargs, return_dict=True)
         logits = self.logits(outputs.last_hidden_state)
@@ -273,7 +276,7 @@ class FastBertWithHead(FastBertPreTrainedModel):
 
 
 class FastBertMLMHead(nn.Module):
-    """dense, GELU, LayerNorm, then the embedding of the words (tied) and a bias for each word."""
+    """Dense, GELU, LayerNorm, then the tied word embedding and a bias for each word."""
 
     def __init__(self, config):
         super().__init__()
@@ -286,7 +289,7 @@ class FastBertMLMHead(nn.Module):
 
 
 class FastBertForMaskedLM(FastBertWithHead):
-    """Words for masked positions: logits [B, T, V], labels integer [B, T], -100 where nothing is predicted."""
+    """Masked language model: logits [B, T, V]; labels integer [B, T], -100 for tokens without a loss."""
 
     _tied_weights_keys = {"head.decoder.weight": "encoder.words.weight"}  # noqa: RUF012
     output_class = MaskedLMOutput
@@ -311,7 +314,7 @@ class FastBertForMaskedLM(FastBertWithHead):
 
 
 class FastBertReplacedHead(nn.Module):
-    """dense, GELU, one number: how likely a token was replaced."""
+    """Dense, GELU, dense: a logit for each token, of whether it was replaced."""
 
     def __init__(self, config):
         super().__init__()
@@ -323,22 +326,22 @@ class FastBertReplacedHead(nn.Module):
 
 
 class FastBertForPreTraining(FastBertWithHead):
-    """ELECTRA's discriminator (arXiv 2003.10555), which tokens of a text are not its own: logits [B, T], labels [B, T],
-    1 where a token was replaced, 0 where it was not, -100 where nothing is predicted."""
+    """ELECTRA's discriminator (arXiv 2003.10555), which detects replaced tokens: logits [B, T]; labels [B, T], 1 for
+    replaced tokens, 0 for original ones, -100 for tokens without a loss."""
 
     output_class = TokenClassifierOutput
 
     def __init__(self, config):
         super().__init__(config)
         self.encoder = FastBertModel(config)
-        self.discriminator = FastBertReplacedHead(config)  # not `head`, whose weights are other ones
+        self.discriminator = FastBertReplacedHead(config)  # not `head`, the name of the MLM head
         self.post_init()
 
     def logits(self, hidden):
         return self.discriminator(hidden)
 
     def loss(self, logits, labels, attention_mask):
-        """Binary cross-entropy over the tokens that are not padding and have a label."""
+        """Mean binary cross-entropy over the tokens that are not padding and have a label."""
         real = labels != -100
         if attention_mask is not None and attention_mask.dim() == 2:
             real = real & (attention_mask != 0)
@@ -346,7 +349,7 @@ class FastBertForPreTraining(FastBertWithHead):
 
 
 class FastBertForSequenceClassification(FastBertWithHead):
-    """BERT's classifier: [CLS] -> dense, tanh (the pooler) -> dropout -> logits [B, L]."""
+    """BERT's classifier: [CLS] -> dense, tanh (the pooler) -> dropout -> dense, logits [B, L]."""
 
     output_class = SequenceClassifierOutput
 
@@ -363,8 +366,8 @@ class FastBertForSequenceClassification(FastBertWithHead):
         return self.classifier(self.dropout(torch.tanh(self.pooler(hidden[:, 0]))))
 
     def loss(self, logits, labels, attention_mask):
-        """Squared error where L is 1 or `config.problem_type` is regression, cross-entropy for integer labels [B],
-        binary cross-entropy for other labels [B, L]."""
+        """Mean squared error if L is 1 or `config.problem_type` is regression; cross-entropy for integer labels [B];
+        binary cross-entropy for floating-point labels [B, L]."""
         problem = self.config.problem_type
         if problem is None:
             if self.config.num_labels == 1:
@@ -379,7 +382,8 @@ class FastBertForSequenceClassification(FastBertWithHead):
 
 
 class FastBertForTokenClassification(FastBertWithHead):
-    """Labels of tokens: dropout -> logits [B, T, L], labels integer [B, T], -100 where nothing is predicted."""
+    """Token classification: dropout -> dense, logits [B, T, L]; labels integer [B, T], -100 for tokens without a
+    loss."""
 
     output_class = TokenClassifierOutput
 
@@ -399,7 +403,7 @@ class FastBertForTokenClassification(FastBertWithHead):
 
 
 class FastBertForQuestionAnswering(FastBertPreTrainedModel):
-    """The span of a text that answers a question: logits of its first and of its last token, each [B, T]."""
+    """Extractive question answering: logits of the first and of the last token of the answer, each [B, T]."""
 
     def __init__(self, config):
         super().__init__(config)
@@ -419,8 +423,8 @@ class FastBertForQuestionAnswering(FastBertPreTrainedModel):
         end_positions=None,
         **kwargs,
     ):
-        """The logits, and with both positions, integer [B], their loss: the mean of two cross-entropies over the
-        tokens. A position outside the T tokens, such as that of an answer which was truncated, is ignored."""
+        """Logits, and with both positions, integer [B], the loss: the mean of the two cross-entropies over the tokens.
+        Positions outside the T tokens, such as those of a truncated answer, are ignored."""
         inputs = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
         outputs = self.encoder(*inputs, **kwargs, return_dict=True)
         start_logits, end_logits = self.qa_outputs(outputs.last_hidden_state).unbind(-1)

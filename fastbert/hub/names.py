@@ -1,4 +1,4 @@
-"""What fastbert's options and weights are called in transformers: one table for each, read in both directions."""
+"""Names of fastbert's options and weights in transformers: one table for each, used in both directions."""
 
 from collections.abc import Iterable
 from dataclasses import fields
@@ -6,7 +6,7 @@ from dataclasses import fields
 import torch
 from torch import Tensor, nn
 
-from fastbert.errors import UserError, some
+from fastbert.errors import UserError, abbreviated
 from fastbert.model.config import EncoderConfig
 from fastbert.model.encoder import Encoder
 from fastbert.model.heads import MLMHead, ReplacedHead
@@ -27,14 +27,14 @@ BERT_OPTIONS = {
     "norm_eps": "layer_norm_eps",
     "initializer_std": "initializer_range",
 }
-# Fields that BERT does not have -> keys of a FastBertConfig, which has all of the others too.
+# Fields that BERT does not have -> keys of a FastBertConfig, which has BERT's keys too.
 OWN_OPTIONS = {field.name: field.name for field in fields(EncoderConfig) if field.name not in BERT_OPTIONS}
 
 TIED = "head.decoder.weight"
-"""Another name of `encoder.words.weight`."""
+"""Second name of `encoder.words.weight`, in a tied MLM head."""
 
 DISCRIMINATOR = "discriminator."
-"""What `head.` of a discriminator is called in an export with code, so that no class takes one head for the other."""
+"""Prefix of a discriminator's head, `head.`, in an export with code, so that no class loads one head as another."""
 
 _BLOCK = {
     "attention.qkv": ("attention.self.query", "attention.self.key", "attention.self.value"),
@@ -47,23 +47,23 @@ _BLOCK = {
 
 
 HEADS = {"mlm": "head.decoder.bias", "replaced": "head.output.bias"}
-"""Heads that are kept with an encoder: the weight that tells each apart."""
+"""Heads that are exported with an encoder -> the weight that identifies each."""
 
 
 def head_of(weights: Iterable[str]) -> str | None:
-    """Which of HEADS there is among the names of weights."""
-    there = set(weights)
-    return next((kind for kind, mark in HEADS.items() if mark in there), None)
+    """Finds which of HEADS is among the names of weights."""
+    names = set(weights)
+    return next((head for head, mark in HEADS.items() if mark in names), None)
 
 
-def kept(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The weights of an objective's encoder and, if it is one of HEADS, of its head; no other weights."""
+def exported_weights(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Weights of an objective that are exported: those of its encoder and, if it is one of HEADS, of its head."""
     prefixes = ("encoder.", "head.") if head_of(weights) else ("encoder.",)
     return {name: tensor for name, tensor in weights.items() if name.startswith(prefixes)}
 
 
 def is_bert(config: EncoderConfig) -> bool:
-    """Whether transformers' own BERT computes what this encoder does."""
+    """True if transformers' own BERT computes the same as this encoder."""
     bert = {"norm": "post", "feed_forward": "gelu", "bias": True}
     fits = all(getattr(config, name) == value for name, value in bert.items())
     return fits and POSITIONS[config.position].bert_weights is not None
@@ -72,8 +72,8 @@ def is_bert(config: EncoderConfig) -> bool:
 def bert_names(
     config: EncoderConfig, *, types: bool, head: str | None, family: str = "bert"
 ) -> dict[str, tuple[str, ...]]:
-    """Our name of each weight -> BERT's, as in a `BertForMaskedLM`, or in the family "electra" ELECTRA's, as in an
-    `ElectraForPreTraining`; several are the parts of ours along dimension 0."""
+    """fastbert's name of each weight -> BERT's, as in a `BertForMaskedLM`, or for the family "electra" ELECTRA's, as in
+    an `ElectraForPreTraining`. Where there are several names, the weight is their concatenation along dimension 0."""
     modules = {
         "encoder.embedding_norm": (f"{family}.embeddings.LayerNorm",),
         **{
@@ -109,11 +109,11 @@ FLOATS_ONLY = "instead of floating-point numbers of 16, 32 or 64 bits"
 
 
 def check_weights(config: EncoderConfig, weights: dict[str, Tensor], source: str) -> None:
-    """Sees to it that `weights` are those of the encoder `config` describes, and of its head if they hold one.
+    """Checks that `weights` are those of an encoder of `config`, and of its head if they include one.
 
     Raises:
-        UserError: a weight is missing, too many, of another shape, not of floating-point numbers, not finite, or no
-            longer tied. Names it and `source`.
+        UserError: a weight is missing, unexpected, of another shape, not of floating-point numbers, not finite, or not
+            tied. The message names it and `source`.
     """
     with torch.device("meta"):
         encoder = Encoder(config)
@@ -129,17 +129,17 @@ def check_weights(config: EncoderConfig, weights: dict[str, Tensor], source: str
     problems = [f"{name} is missing" for name in shapes if name not in weights and name != TIED]
     for name, tensor in weights.items():
         if name not in shapes:
-            problems.append(f"{name} has no place in it")
+            problems.append(f"{name} is unexpected")
         elif tuple(tensor.shape) != shapes[name]:
             problems.append(f"{name} has shape {tuple(tensor.shape)} instead of {shapes[name]}")
         elif tensor.dtype not in FLOATS:
             problems.append(f"{name} holds {str(tensor.dtype).removeprefix('torch.')} {FLOATS_ONLY}")
     if problems:
-        raise UserError(f"the weights of {source} do not fit its configuration: {some(problems, '; ')}")
+        raise UserError(f"the weights of {source} do not fit its configuration: {abbreviated(problems, '; ')}")
     if bad := not_finite(weights):
         raise UserError(
-            f"the weights of {source} hold numbers that are not finite, in {some(bad)}: its training has diverged, or "
-            "a file is damaged; use an earlier checkpoint, or export or download it again"
+            f"the weights of {source} are not finite in {abbreviated(bad)}: its training has diverged, or a file is "
+            "damaged; use an earlier checkpoint, or export or download it again"
         )
     if TIED in weights and not torch.equal(weights[TIED], weights["encoder.words.weight"]):
         raise UserError(f"the output embedding of {source} is not its word embedding; fastbert's MLM head ties the two")

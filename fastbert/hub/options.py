@@ -8,12 +8,12 @@ from fastbert.ranges import check_values
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """A run as a Hugging Face folder."""
+    """Export of a run as a Hugging Face folder."""
 
     run: str = field(metadata=POSITIONAL)
-    """The run (its newest whole checkpoint is used), one of its checkpoints, an export, or a Hugging Face BERT."""
+    """Run (its newest complete checkpoint is used), one of its checkpoints, an export, or a Hugging Face BERT."""
     out: str
-    """Folder to write. An earlier export there is replaced, anything else is not."""
+    """Folder to write. An earlier export there is replaced; a folder with anything else is refused."""
 
     def __post_init__(self) -> None:
         check_values(self)

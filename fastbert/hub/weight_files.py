@@ -1,4 +1,4 @@
-"""The weights in a Hugging Face folder, by name, whatever file they are in. Nothing in it is executed."""
+"""Weights of a Hugging Face folder, by name, from either file format. Nothing in the folder is executed."""
 
 import os
 import pickle
@@ -10,13 +10,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fastbert.errors import UserError, brief, some
+from fastbert.errors import UserError, abbreviated, brief
 from fastbert.hub.export import SETTINGS
 from fastbert.hub.names import FLOATS, FLOATS_ONLY
 from fastbert.inputs import open_input, raise_refusal
 from fastbert.training.tensors import HASH, read_tensors
 
-# What torch.load raises over a damaged file, found by damaging some.
+# Errors of torch.load for damaged files, found by experiment.
 _UNPICKLING = (
     RuntimeError,
     EOFError,
@@ -33,15 +33,15 @@ _UNPICKLING = (
 
 
 def read_weights(folder: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The weights in a Hugging Face folder, and the metadata next to them.
+    """Reads the weights of a Hugging Face folder, and the metadata of their file.
 
     Raises:
-        UserError: there are none, or their file cannot be read, is damaged, or holds something else.
+        UserError: there are no weights, or their file cannot be read, is damaged, or holds something else.
     """
     path = folder / "model.safetensors"
     if path.is_file():
         tensors, metadata = read_tensors(path)
-        if SETTINGS in metadata and HASH not in metadata:  # they were written together
+        if SETTINGS in metadata and HASH not in metadata:  # both are written together
             raise UserError(f"{path} is damaged (its hash is missing); copy, download or export it again")
         return tensors, metadata
     path = folder / "pytorch_model.bin"
@@ -51,22 +51,22 @@ def read_weights(folder: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def _unpickled(path: Path) -> dict[str, Tensor]:
-    """The weights by name in a file of `torch.save`."""
+    """Reads a file of `torch.save`: weights by name."""
     with open_input(path, "weights") as file:
         size = file.seek(0, os.SEEK_END)
         file.seek(0)
         try:
             if zipfile.is_zipfile(file):
-                with zipfile.ZipFile(file) as archive:  # torch.save does not compress: more comes out of a bomb only
+                with zipfile.ZipFile(file) as archive:  # torch.save does not compress: only a zip bomb expands
                     if sum(entry.file_size for entry in archive.infolist()) > size:
                         raise UserError(f"{path} is damaged: it holds more than its {size:,} bytes; download it again")
             file.seek(0)
-            with warnings.catch_warnings():  # about the pickle protocol, which says nothing to who has the file
+            with warnings.catch_warnings():  # about the pickle protocol, of no use to the user
                 warnings.simplefilter("ignore")
                 tensors = torch.load(file, map_location="cpu", weights_only=True)
         except _UNPICKLING as error:
             raise_refusal(error, path)
-            # The first sentence: those after it advise to load the file with whatever code it holds.
+            # Only the first sentence: the next ones advise to load the file together with any code in it.
             reason = brief((str(error) or type(error).__name__).splitlines()[0].split(". ")[0], str)
             raise UserError(
                 f"{path} is damaged or holds more than tensors ({reason}); download it again, best as model.safetensors"
@@ -79,18 +79,18 @@ def _unpickled(path: Path) -> dict[str, Tensor]:
     return {name: tensor.detach() for name, tensor in tensors.items()}
 
 
-def joined(there: dict[str, Tensor], names: tuple[str, ...], folder: Path) -> Tensor:
-    """The weights `names` of those that are there, concatenated along dimension 0.
+def joined(tensors: dict[str, Tensor], names: tuple[str, ...], folder: Path) -> Tensor:
+    """Concatenates the tensors `names` along dimension 0.
 
     Raises:
-        UserError: they are no floating-point numbers, or differ in shape.
+        UserError: they are not floating-point numbers, or differ in shape.
     """
-    parts = [there[name] for name in names]
+    parts = [tensors[name] for name in names]
     for name, part in zip(names, parts, strict=True):
         if part.dtype not in FLOATS:
             raise UserError(f"the weights in {folder} do not fit: {name} holds {str(part.dtype)[6:]} {FLOATS_ONLY}")
         if not part.ndim or part.shape != parts[0].shape:
             raise UserError(
-                f"the weights in {folder} do not fit: {some([f'{n} {list(there[n].shape)}' for n in names])}"
+                f"the weights in {folder} do not fit: {abbreviated([f'{n} {list(tensors[n].shape)}' for n in names])}"
             )
     return torch.cat(parts)

@@ -1,4 +1,4 @@
-"""The numbers that an encoder is made of, and the presets of its size."""
+"""The configuration of an encoder, and the presets of its size."""
 
 from dataclasses import MISSING, asdict, dataclass, fields, replace
 from typing import Annotated, Any
@@ -16,8 +16,8 @@ CLS_ATTENTION, NORM, FEED_FORWARD = ("untied", "tied"), ("post", "pre"), ("gelu"
 
 @dataclass(frozen=True)
 class EncoderConfig:
-    """Every number of an encoder; enough, with the weights, to rebuild it. The ranges end far beyond what is in use: a
-    file may claim anything."""
+    """All hyperparameters of an encoder: with the weights, enough to rebuild it. The ranges are wide; they reject
+    values of damaged files."""
 
     vocab_size: Annotated[int, Range(1, 2**28)]
     layers: Annotated[int, Range(1, 2**12)]
@@ -26,7 +26,7 @@ class EncoderConfig:
     ffn: Annotated[int, Range(1, 2**24)]
     max_positions: Annotated[int, Range(1, 2**28)]
     type_vocab_size: Annotated[int, Range(0, 2**20)] = 2
-    position: str = choice("absolute", POSITIONS, "position scheme")
+    position: str = choice("absolute", POSITIONS, "position encoding")
     cls_attention: str = choice("untied", CLS_ATTENTION)
     norm: str = choice("post", NORM)
     dropout: Rate = 0.1
@@ -52,7 +52,7 @@ class EncoderConfig:
         if self.head_size % (multiple := POSITIONS[self.position].head_multiple):
             raise UserError(
                 f"position {self.position} needs a head size that is a multiple of {multiple}, and width {self.width} "
-                f"with heads {self.heads} makes {self.head_size}; choose another width or other heads"
+                f"with heads {self.heads} gives {self.head_size}; choose another width or number of heads"
             )
 
     @property
@@ -60,17 +60,17 @@ class EncoderConfig:
         return self.width // self.heads
 
     def has_position_table(self) -> bool:
-        """Whether the number of position parameters depends on `max_positions`."""
+        """True if the number of position parameters depends on `max_positions`."""
         count = POSITIONS[self.position].parameters_of
         return count(self) != count(replace(self, max_positions=self.max_positions + 1))
 
     def scaled(self, width: int, layers: int | None = None) -> "EncoderConfig":
-        """The configuration of a generator or meta controller of `width`: the same number of layers unless `layers` is
-        given, the inner width in proportion, and the head size nearest to this one's among those that divide the width
-        and that the position scheme allows.
+        """Configuration of a generator or meta controller of `width`: the same number of layers unless `layers` is
+        given, a proportional inner width, and the head size nearest to this one's that divides the width and that the
+        position encoding allows.
 
         Raises:
-            UserError: the position scheme allows none.
+            UserError: the position encoding allows no head size.
         """
         wanted = width * self.heads / self.width
         divisors = [heads for heads in range(1, width + 1) if width % heads == 0]
@@ -85,7 +85,11 @@ class EncoderConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "EncoderConfig":
-        """Raises a UserError if an option is unknown, missing, or has another type or an impossible value."""
+        """Builds a configuration.
+
+        Raises:
+            UserError: an option is unknown, missing, or has a wrong type or value.
+        """
         if "cls" in values:  # now cls_attention
             raise UserError(
                 "the encoder's configuration was written by an older version of fastbert, which had the option cls; "

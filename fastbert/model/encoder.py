@@ -17,29 +17,29 @@ from torch.utils.checkpoint import checkpoint
 from fastbert.model.config import EncoderConfig
 from fastbert.model.kernel_choice import KERNELS
 from fastbert.model.positions import POSITIONS
-from fastbert.model.positions.scheme import rotate
+from fastbert.model.positions.encoding import rotate
 
 TokenIndex = Tensor | slice | None
-"""Tokens of each row: int64 [B, M], the same first ones of all rows, or (None) all of them."""
+"""Indices of tokens in each row: int64 [B, M], a slice for all rows, or None for all tokens."""
 
 
 def select(x: Tensor, only: TokenIndex) -> Tensor:
-    """[1 or B, T, ...] -> [B, M, ...], the tokens at the indices `only`."""
+    """Selects the tokens at the indices `only`: [1 or B, T, ...] -> [B, M, ...]."""
     if only is None or isinstance(only, slice):
         return x if only is None else x[:, only]
     batch = torch.arange(len(only), device=x.device)[:, None] if len(x) > 1 else torch.zeros_like(only[:, :1])
-    if x.device.type == "cuda":  # whose index_select has a backward pass that does not repeat
+    if x.device.type == "cuda":  # the backward pass of its index_select is not deterministic
         return x[batch, only]
     return x.flatten(0, 1).index_select(0, (only + x.shape[1] * batch).flatten()).unflatten(0, only.shape)
 
 
 class SiteDropout(nn.Module):
-    """Dropout at one site of the network, by the hash of each row's key, the site and the token's index in the row."""
+    """Dropout at one site of the network, by a hash of the row's key, the site and the token's index in the row."""
 
     def __init__(self, p: float, site: int) -> None:
         super().__init__()
         self.p = p
-        # A tensor, so that all blocks are one program to a compiler.
+        # A tensor, so that torch.compile uses one program for all blocks.
         self.register_buffer("site", torch.tensor(site, dtype=torch.int32), persistent=False)
 
     def forward(self, x: Tensor, row_keys: Tensor | None, only: TokenIndex = None) -> Tensor:
@@ -54,24 +54,24 @@ class SiteDropout(nn.Module):
 
 
 PROGRAMS = 1024
-"""Programs of a block in one process, at most. A network has up to five for each kind of shape (training and validation
-of the last block and of the others, and contexts for notes), and a run up to five of those (the first, other batches,
-other lengths, and one row of either); a process may train several networks one after the other."""
+"""Most compiled programs of a block in one process. A network has up to five for each class of shapes (training and
+validation of the last block and of the others, and contexts for notes), and a run up to five such classes (the first
+shape, other batch sizes, other lengths, and one row of either); a process may train several networks in sequence."""
 
 
 def layer_norm(config: EncoderConfig) -> nn.LayerNorm:
-    """Over the width."""
+    """LayerNorm over the width."""
     return nn.LayerNorm(config.width, eps=config.norm_eps, bias=config.bias)
 
 
 @dataclass(frozen=True)
 class AttentionContext:
-    """What the attention of every block reads in addition to hidden states, made once a forward pass."""
+    """Inputs of the attention in every block, other than hidden states; computed once per forward pass."""
 
     function: Callable[..., Tensor]
     """`Kernels.attention`."""
     scale: float
-    """What q k^T is multiplied by."""
+    """Factor of q k^T."""
     bias: Tensor | None
     """[1 or B, H, T, T], added to the scaled scores."""
     rotation: tuple[Tensor, Tensor] | None
@@ -81,7 +81,7 @@ class AttentionContext:
     segments: Tensor | None
     """Integer [B, T]; tokens see only tokens of the same segment."""
     row_keys: Tensor | None
-    """int32 [B], the dropout keys of the rows; no dropout if None."""
+    """int32 [B], dropout keys of the rows; None without dropout."""
 
 
 class Attention(nn.Module):
@@ -93,7 +93,7 @@ class Attention(nn.Module):
         self.out = nn.Linear(config.width, config.width, bias=config.bias)
 
     def forward(self, x_BTD: Tensor, context: AttentionContext, only: TokenIndex = None) -> Tensor:
-        """[B, T, D], or [B, M, D] of the queries of the tokens `only`, which see all keys."""
+        """Output [B, T, D], or [B, M, D] for the queries of the tokens `only`, which attend to all keys."""
         bias, rotation = context.bias, context.rotation
         options = {"key_padding": context.key_padding, "segments": context.segments}
         query_rotation = rotation
@@ -150,8 +150,8 @@ class Block(nn.Module):
         self.feed_forward_dropout = SiteDropout(config.dropout, site + 2)
 
     def forward(self, x: Tensor, context: AttentionContext, only: TokenIndex = None) -> Tensor:
-        """[B, T, D], or [B, M, D] of the tokens `only`, for which the others need no more than keys and values. Dropout
-        hashes indices, so it drops the same either way."""
+        """Output [B, T, D], or [B, M, D] of the tokens `only`; of the other tokens only keys and values are computed.
+        Dropout is a hash of indices, so both forms drop the same values."""
         row_keys = context.row_keys
         y = self.attention(self.attention_norm(x) if self.pre else x, context, only)
         x = select(x, only)
@@ -163,7 +163,7 @@ class Block(nn.Module):
 
 
 class Encoder(nn.Module):
-    """A BERT-class encoder with the position scheme that `config` names."""
+    """A BERT-class encoder with the position encoding of `config`."""
 
     def __init__(self, config: EncoderConfig, kernels: str = "auto") -> None:
         super().__init__()
@@ -177,7 +177,7 @@ class Encoder(nn.Module):
         self.blocks = nn.ModuleList(Block(config, index) for index in range(config.layers))
         self.final_norm = layer_norm(config) if config.norm == "pre" else None
         self.compiled = self.checkpointing = False
-        """Whether blocks are compiled, and whether the backward pass computes them again (`adapt`)."""
+        """True if blocks are compiled, and if the backward pass recomputes them (`set_execution`)."""
 
     def forward(
         self,
@@ -190,7 +190,7 @@ class Encoder(nn.Module):
         row_keys: Tensor | None = None,
         only: TokenIndex = None,
         edit_words: Callable[[Tensor], Tensor] | None = None,
-        show: Callable[[Tensor], None] | None = None,
+        on_hidden: Callable[[Tensor], None] | None = None,
     ) -> Tensor:
         """Hidden states [B, T, D], or [B, M, D] of the tokens `only`.
 
@@ -201,13 +201,13 @@ class Encoder(nn.Module):
             position_ids: integer [B, T], 0 to T-1 if None; for packed sequences each starts again at its [CLS].
             token_type_ids: integer [B, T], the segment of a pair, 0 if None; without effect where the encoder has no
                 token types (TUPE's default).
-            row_keys: int32 [B], the dropout keys of the rows (`fastbert.randomness.row_keys`); no dropout if None.
-            only: the tokens that are wanted, such as slice(1) for [CLS]; the last block computes no more than those.
-            edit_words: from the word embeddings [B, T, D], as they are looked up, to those that are used instead.
-            show: is called with the hidden states of all tokens, [B, T, D] without gradient, whatever `only` says.
+            row_keys: int32 [B], dropout keys of the rows (`fastbert.randomness.row_keys`); None for no dropout.
+            only: tokens whose hidden states are needed, such as slice(1) for [CLS]; the last block computes only those.
+            edit_words: maps the word embeddings [B, T, D] to those that are used instead.
+            on_hidden: called with the hidden states of all tokens, [B, T, D] without gradient, also with `only`.
 
         Raises:
-            ValueError: a sequence longer than the positions.
+            ValueError: the sequences are longer than `max_positions`.
         """
         length = input_ids.shape[1]
         if length > self.config.max_positions:
@@ -229,12 +229,12 @@ class Encoder(nn.Module):
                 run = partial(checkpoint, block, use_reentrant=False, preserve_rng_state=False)
             x = run(x, context, only if index == last else None)
         hidden = x if self.final_norm is None else self.final_norm(x)
-        if show is not None:
-            with torch.no_grad():  # after the passes with a gradient: autocast keeps the casts of the first
+        if on_hidden is not None:
+            with torch.no_grad():  # after the passes with a gradient, because autocast caches the casts of the first
                 if only is not None:
                     x = block(before, context)
                     hidden_BTD = x if self.final_norm is None else self.final_norm(x)
-                show(hidden if only is None else hidden_BTD)
+                on_hidden(hidden if only is None else hidden_BTD)
         return hidden
 
     def embed(
@@ -245,7 +245,7 @@ class Encoder(nn.Module):
         row_keys: Tensor | None,
         edit_words: Callable[[Tensor], Tensor] | None,
     ) -> Tensor:
-        """What the first block reads, [B, T, D]; arguments as for `forward`."""
+        """Input of the first block, [B, T, D]; arguments as for `forward`."""
         x = self.embed_words(input_ids, edit_words)
         if (positions := self.positions.embed(input_ids.shape[1], position_ids)) is not None:
             x = x + positions
@@ -254,25 +254,25 @@ class Encoder(nn.Module):
         return self.embedding_dropout(self.embedding_norm(x), row_keys)
 
     def embed_words(self, input_ids: Tensor, edit_words: Callable[[Tensor], Tensor] | None) -> Tensor:
-        """[B, T, D], nothing but words."""
+        """Word embeddings alone, [B, T, D]."""
         x = self.words(input_ids)
         return x if edit_words is None else edit_words(x)
 
 
 def raise_program_limit() -> None:
-    """Lets torch.compile keep PROGRAMS programs of a block. At its own limit, 8, it would compile no more and run every
-    further shape eagerly, with one warning."""
-    import torch._dynamo  # takes a second, and is needed by those who compile alone
+    """Allows torch.compile PROGRAMS programs of a block. Beyond its default limit, 8, it runs further shapes eagerly,
+    with a single warning."""
+    import torch._dynamo  # takes a second, and only compiled runs need it
 
     settings = torch._dynamo.config
     for name in ("recompile_limit", "accumulated_recompile_limit"):
         setattr(settings, name, max(getattr(settings, name), PROGRAMS))
 
 
-def adapt(module: nn.Module, compiled: bool, checkpointing: bool) -> None:
-    """Makes the encoders in `module` compile their blocks when they first run, or keep no more of a block for the
-    backward pass than its input (Chen et al. 2016, arXiv 1604.06174). Neither changes a result beyond rounding: what
-    dropout drops is a function of keys, so a block computed again is the same block."""
+def set_execution(module: nn.Module, compiled: bool, checkpointing: bool) -> None:
+    """Turns on compilation of blocks (at their first forward pass) and activation checkpointing (Chen et al. 2016,
+    arXiv 1604.06174) for the encoders in `module`. Neither changes results beyond rounding: dropout is a function of
+    keys, so a recomputed block gives the same values."""
     for encoder in module.modules():
         if isinstance(encoder, Encoder):
             encoder.compiled, encoder.checkpointing = compiled, checkpointing
@@ -284,10 +284,10 @@ def adapt(module: nn.Module, compiled: bool, checkpointing: bool) -> None:
 
 @torch.no_grad()
 def initialize(module: nn.Module, seed: int, std: float) -> None:
-    """Weights N(0, std), biases 0, LayerNorm 1 and 0.
+    """Initializes weights from N(0, std), biases with 0, LayerNorm with 1 and 0.
 
-    Each parameter's draw depends on (seed, its name) alone, so variants start from the same values where they share
-    a parameter.
+    The values of a parameter depend on (seed, its name) alone, so variants start from the same values for all
+    parameters they have in common.
     """
     norms = {id(p) for m in module.modules() if isinstance(m, nn.LayerNorm) for p in m.parameters()}
     for name, parameter in module.named_parameters():

@@ -1,6 +1,7 @@
-"""Parameters and floating-point operations in closed form: a multiply and an add count as two, products only.
+"""Numbers of parameters and of floating-point operations, in closed form.
 
-The convention is torch's FLOP counter's, with which the tests compare it; softmax, norms and sums are left out.
+Only matrix products count, a multiply-add as two; softmax, norms and sums are left out. This is the convention of
+torch's FLOP counter, with which the tests compare these numbers.
 """
 
 from fastbert.model.config import EncoderConfig
@@ -8,6 +9,7 @@ from fastbert.model.positions import POSITIONS
 
 
 def encoder_parameters(config: EncoderConfig) -> int:
+    """Number of parameters of an encoder."""
     d, f, bias = config.width, config.ffn, int(config.bias)
     norm, up = d * (1 + bias), _ups(config) * f
 
@@ -21,15 +23,15 @@ def encoder_parameters(config: EncoderConfig) -> int:
 
 
 def _ups(config: EncoderConfig) -> int:
-    """Matrices that bring the width to the inner size."""
+    """Number of matrices that project from the width to the inner width."""
     return 2 if config.feed_forward == "geglu" else 1
 
 
 def encoder_flops(config: EncoderConfig, batch: int, length: int, last: int | None = None) -> int:
-    """One forward pass over [B, T]; the position bias is computed once for the batch.
+    """FLOPs of one forward pass over [B, T]; the position bias is computed once for the batch.
 
     Args:
-        last: tokens of a row that the last block is computed for, all if None: the others are its keys and values.
+        last: tokens of a row that the last block is computed for, all if None; the others are only keys and values.
     """
     blocks = (config.layers - 1) * block_flops(config, length, length)
     blocks += block_flops(config, length, length if last is None else last)
@@ -37,15 +39,17 @@ def encoder_flops(config: EncoderConfig, batch: int, length: int, last: int | No
 
 
 def block_flops(config: EncoderConfig, length: int, queries: int) -> int:
-    """One forward pass of one block over a row, for `queries` of its tokens; the others are keys and values."""
+    """FLOPs of one forward pass of one block over a row, for `queries` of its tokens; the others are keys and
+    values."""
     d, f = config.width, config.ffn
     return 2 * queries * (2 * d * d + (_ups(config) + 1) * d * f) + 4 * length * d * d + 4 * queries * length * d
 
 
 def mlm_head_flops(config: EncoderConfig, masked: int) -> int:
-    """One forward pass over `masked` positions."""
+    """FLOPs of one forward pass over `masked` positions."""
     return 2 * masked * (config.width**2 + config.width * config.vocab_size)
 
 
 TRAINING = 3
-"""A backward pass costs two forward passes: the gradients of both factors of every product."""
+"""Cost of forward and backward pass in forward passes: the backward pass computes the gradients of both factors of
+every product."""

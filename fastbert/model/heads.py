@@ -1,4 +1,4 @@
-"""Heads on top of the encoder. Where it has no biases their hidden layers have none; their outputs keep theirs."""
+"""Heads on top of the encoder. In an encoder without biases, their hidden layers have none, but their outputs do."""
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -8,7 +8,7 @@ from fastbert.model.encoder import layer_norm
 
 
 class WordTransform(nn.Module):
-    """dense, GELU, LayerNorm: what heads over words do with hidden states first."""
+    """Dense, GELU, LayerNorm: the hidden layer of heads over words."""
 
     def __init__(self, config: EncoderConfig, hidden_width: int | None = None) -> None:
         super().__init__()
@@ -16,18 +16,18 @@ class WordTransform(nn.Module):
         self.norm = layer_norm(config)
 
     def transform(self, hidden: Tensor) -> Tensor:
-        """[..., hidden width] -> [..., D], what the embedding of the words multiplies."""
+        """Vectors that are multiplied by the word embedding: [..., hidden width] -> [..., D]."""
         return self.norm(F.gelu(self.dense(hidden)))
 
 
 class MLMHead(WordTransform):
-    """Words from hidden states: `transform`, then the tied embedding and a bias for each word."""
+    """Head of masked language models: `transform`, then the tied embedding and a bias for each word."""
 
     def __init__(self, config: EncoderConfig, words: nn.Embedding, hidden_width: int | None = None) -> None:
         """
         Args:
             words: [V, D], tied.
-            hidden_width: of the hidden states, D if None.
+            hidden_width: width of the hidden states, D if None.
         """
         super().__init__(config, hidden_width)
         self.decoder = nn.Linear(config.width, config.vocab_size)
@@ -39,7 +39,7 @@ class MLMHead(WordTransform):
 
 
 class ReplacedHead(nn.Module):
-    """Whether each token was replaced: dense, GELU, one number (ELECTRA's discriminator)."""
+    """Head of ELECTRA's discriminator, a logit for each token: dense, GELU, dense."""
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The functions behind `machine.kernels`: for each choice what computes attention, the loss and samples."""
+"""Kernel implementations for each value of `machine.kernels`: attention, loss and sampling."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Kernels:
-    """Functions of `fastbert_kernels`, or others of the same signatures."""
+    """Functions of `fastbert_kernels`, or others with the same signatures."""
 
     attention: Callable[..., Tensor]
     linear_cross_entropy: Callable[..., Tensor]
@@ -32,4 +32,4 @@ KERNELS = {
         attention_reference, linear_cross_entropy_reference, sample_candidates_reference, sample_distinct_reference
     ),
 }
-"""auto: the fastest that the machine has. reference: the plain PyTorch that defines it."""
+"""auto: the fastest implementation for the machine. reference: the definitions in plain PyTorch."""

@@ -1,4 +1,4 @@
-"""Notes for rare words (Wu et al. 2020, "Taking Notes on the Fly", arXiv 2008.01466): a dictionary of contexts.
+"""Note dictionary for rare words (Wu et al., "Taking Notes on the Fly", ICLR 2021, arXiv 2008.01466).
 
 For a rare word w at tokens s..t, with c_j the encoder's output at token j, k the half window, e the word embedding:
 
@@ -6,9 +6,9 @@ For a rare word w at tokens s..t, with c_j the encoder's output at token j, k th
     NoteDict(w) = (1 - gamma) NoteDict(w) + gamma (mean of Note(w, x) over the global batch)    once an optimizer step
     input_i     = (1 - lambda) e_i + lambda |e_i| / |NoteDict(w)| NoteDict(w)                   for i in s..t
 
-A note is a mean of hidden states, whose norm is about sqrt(D) where they leave a LayerNorm and far from that of an
-embedding. What is read has therefore the note's direction and the norm |e_i| of the embedding it is mixed with, piece
-by piece and without a gradient through the norm. The dictionary itself holds hidden states as they are.
+A note is a mean of hidden states. After a LayerNorm their norm is about sqrt(D), far from that of an embedding, so each
+piece of a word reads its note with the norm |e_i| of its own embedding; no gradient flows through the norm. The
+dictionary itself holds hidden states without scaling.
 
 Shapes: B rows, T tokens, D width, W words in the dictionary; of a batch U words, R occurrences, P pieces.
 """
@@ -26,13 +26,13 @@ from fastbert.training.world import ONE_PROCESS, World
 
 
 class NoteDictionary(nn.Module):
-    """The dictionary: buffers, saved and restored with the weights, that no optimizer sees.
+    """The notes, in buffers: saved and restored with the weights, but not seen by the optimizer.
 
-    A step touches the rows of its own words only, whatever W is. In an objective:
+    A step reads and writes the rows of its own words only, so its cost does not depend on W. In an objective:
 
-        draw        noted = NoteTokens(notes, batch.noted, places, valid, length)
-        forward     hidden = encoder(..., edit_words=noted.edit); if training: noted.collect(hidden)
-        after_step  return notes.write([part.noted for part in drawn], updated)
+        sample      note_tokens = NoteTokens(notes, batch.noted, positions, valid, length)
+        forward     hidden = encoder(..., edit_words=note_tokens.edit); if training: note_tokens.collect(hidden)
+        after_step  return notes.write([part.note_tokens for part in micro_batches], updated)
     """
 
     def __init__(
@@ -48,8 +48,9 @@ class NoteDictionary(nn.Module):
         Args:
             words: W.
             width: D.
-            seed: of the experiment.
-            occurrences_per_token, pieces_per_token: of words with notes in the training text, for `flops`.
+            seed: seed of the experiment.
+            occurrences_per_token, pieces_per_token: frequencies of words with notes, and of their pieces, in the
+                training text; for `flops`.
         """
         super().__init__()
         self.options = options
@@ -60,98 +61,104 @@ class NoteDictionary(nn.Module):
         if options.initial_std:
             table.normal_(0.0, options.initial_std, generator=generator)
         self.register_buffer("table", table)
-        self.register_buffer("writes", torch.zeros(words, dtype=torch.int32))  # of each note
-        self.register_buffer("written", torch.zeros((), dtype=torch.int64))  # notes written at least once
+        self.register_buffer("writes", torch.zeros(words, dtype=torch.int32))  # number of updates of each note
+        self.register_buffer("written", torch.zeros((), dtype=torch.int64))  # number of notes written at least once
 
     def flops(self, tokens: int) -> int:
-        """Of a step over so many tokens, on the average over the corpus: a multiply and an add for each number of the
-        hidden states in the windows, three for each of a piece that reads a note, two for each that is written."""
+        """FLOPs of a step over this many tokens, as an average over the corpus: one multiply-add for each value of the
+        hidden states in the windows, three for each value of a piece that reads a note, two for each that is
+        written."""
         windows = self.occurrences_per_token * 2 * self.options.half_window + self.pieces_per_token
-        numbers = windows + 3 * self.pieces_per_token + 2 * self.occurrences_per_token
-        return round(tokens * 2 * self.table.shape[1] * numbers)
+        values = windows + 3 * self.pieces_per_token + 2 * self.occurrences_per_token
+        return round(tokens * 2 * self.table.shape[1] * values)
 
     @torch.no_grad()
-    def write(self, taken: Sequence["NoteTokens"], updated: Tensor, world: World = ONE_PROCESS) -> dict[str, Tensor]:
-        """Writes the notes of a step's words, each once, from all their occurrences.
+    def write(
+        self, micro_batches: Sequence["NoteTokens"], updated: Tensor, world: World = ONE_PROCESS
+    ) -> dict[str, Tensor]:
+        """Updates the notes of a step's words, each once, from all their occurrences.
 
-        The sums [U, D] stand in the order of the global batch's words, which every rank knows, as it knows their
+        The sums [U, D] are in the order of the words of the global batch. Every rank knows these words and their
         counts.
 
         Args:
-            taken: of all micro-batches of the step, their hidden states collected.
-            updated: bool [], whether the optimizer made its update; if not, nothing is written.
+            micro_batches: words of all micro-batches of the step, with their hidden states collected.
+            updated: bool [], false if the optimizer skipped its update; then nothing is written.
 
         Returns:
-            For the log: the share of the dictionary's words met so far, the share of the step's tokens that got a note,
-            and of the notes of the step's words the mean norm and the mean norm of their change.
+            Scalars for the log: the fraction of the dictionary's words that have occurred so far, the fraction of the
+            step's tokens that read a note, and for the words of the step the mean norm of their notes and of the
+            change.
         """
-        where = taken[0].where
+        where = micro_batches[0].where
         sums = self.table.new_zeros(len(where.words), self.table.shape[1])
-        for part in taken:
+        for part in micro_batches:
             add_rows(sums, part.where.slots, part.contexts)
         sums = world.sum(sums)
-        noted = world.sum(sum(part.tokens for part in taken))
-        tokens = world.sum(torch.full_like(noted, sum(part.size for part in taken)))
+        reading = world.sum(sum(part.tokens for part in micro_batches))
+        tokens = world.sum(torch.full_like(reading, sum(part.size for part in micro_batches)))
         wrote = (where.counts > 0) & updated
         old = self.table.index_select(0, where.words)
         contexts = sums / where.counts.clamp(min=1)[:, None]
         change = torch.where(wrote[:, None], self.options.gamma * (contexts - old), 0.0)
-        self.table.index_add_(0, where.words, change)  # each word stands there once; padding adds zeros
+        self.table.index_add_(0, where.words, change)  # each word occurs once; padding adds zeros
         first = wrote & (self.writes.index_select(0, where.words) == 0)
         self.written += first.sum()
         self.writes.index_add_(0, where.words, wrote.to(self.writes.dtype))
         real = (where.counts > 0).to(change.dtype)
         return {
             "notes_words": self.written / len(self.table),
-            "notes_tokens": noted / tokens,
+            "notes_tokens": reading / tokens,
             "notes_norm": (real * (old + change).norm(dim=1)).sum() / real.sum().clamp(min=1),
             "notes_drift": change.norm(dim=1).sum() / real.sum().clamp(min=1),
         }
 
 
 class NoteTokens:
-    """The notes of one micro-batch: what its words read, and the contexts to be written after the step."""
+    """Words with notes in one micro-batch: the notes they read, and the contexts to be written after the step."""
 
-    def __init__(self, notes: NoteDictionary, where: Occurrences, places: Tensor, valid: Tensor, length: int) -> None:
+    def __init__(
+        self, notes: NoteDictionary, where: Occurrences, positions: Tensor, valid: Tensor, length: int
+    ) -> None:
         """
         Args:
-            where: the words with notes of the micro-batch.
-            places: int64 [B, M], the masked positions of each row; a word with one of them gets no note there.
-            valid: bool [B, M], which of them are used.
+            where: occurrences of words with notes in the micro-batch.
+            positions: int64 [B, M], masked positions of each row; a word with a masked piece reads no note there.
+            valid: bool [B, M], true for positions that are masked.
             length: T.
         """
         self.notes, self.where, self.contexts = notes, where, None
         shown = where.lengths > 0
         if not notes.options.leak:
-            masked = torch.zeros(len(places), length, dtype=torch.int64, device=places.device)
-            masked.scatter_(1, places, valid.long())
-            before = F.pad(masked.flatten().cumsum(0), (1, 0))  # masked places before each place of the batch
+            masked = torch.zeros(len(positions), length, dtype=torch.int64, device=positions.device)
+            masked.scatter_(1, positions, valid.long())
+            before = F.pad(masked.flatten().cumsum(0), (1, 0))  # masked positions before each token of the batch
             shown = shown & (before[where.firsts + where.lengths] == before[where.firsts])
         self.shown = shown.index_select(0, where.owners)[:, None]
-        """bool [P, 1]: pieces that get a note."""
-        self.size = len(places) * length
+        """bool [P, 1], true for pieces that read a note."""
+        self.size = len(positions) * length
         """B T."""
 
     @property
     def tokens(self) -> Tensor:
-        """How many tokens get a note."""
+        """Number of tokens that read a note."""
         return self.shown.sum()
 
     def edit(self, words_BTD: Tensor) -> Tensor:
-        """Word embeddings [B, T, D] with the notes mixed in; no gradient flows into these."""
+        """Mixes the notes into word embeddings [B, T, D]; no gradient flows into the notes."""
         where, notes = self.where, self.notes
         flat = words_BTD.flatten(0, 1)
         pieces = flat.index_select(0, where.tokens)
         rows = where.words.index_select(0, where.slots).index_select(0, where.owners)
         note = notes.table.index_select(0, rows)
         note = F.normalize(note, dim=1) * pieces.detach().norm(dim=1, keepdim=True)
-        # A difference that is added, and not a place that is overwritten: padding adds zero to the first [CLS].
-        share = self.shown.to(note.dtype) * notes.options.mix
-        return flat.index_add(0, where.tokens, (share * (note - pieces)).to(flat.dtype)).view_as(words_BTD)
+        # Differences are added, because padding points to the first [CLS]: it adds zero there.
+        weight = self.shown.to(note.dtype) * notes.options.mix
+        return flat.index_add(0, where.tokens, (weight * (note - pieces)).to(flat.dtype)).view_as(words_BTD)
 
     @torch.no_grad()
     def collect(self, hidden_BTD: Tensor) -> None:
-        """Keeps the mean of the hidden states [B, T, D] in the window of each occurrence."""
+        """Stores the mean of the hidden states [B, T, D] in the window of each occurrence."""
         where = self.where
         flat = hidden_BTD.flatten(0, 1).to(self.notes.table.dtype)
         offset = torch.arange(where.longest_window, device=flat.device)
@@ -162,7 +169,8 @@ class NoteTokens:
 
 
 def add_rows(into: Tensor, index: Tensor, rows: Tensor) -> None:
-    """into[index] += rows, always in the same order: on a GPU index_add_ would not keep one, on a CPU index_put_."""
+    """Adds in a deterministic order, into[index] += rows: index_add_ is deterministic on a CPU only, index_put_ on a
+    GPU."""
     if into.is_cuda:
         into.index_put_((index,), rows, accumulate=True)
     else:

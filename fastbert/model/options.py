@@ -12,7 +12,7 @@ from fastbert.ranges import Count, Layers, NotNegative, Part, Probability, Range
 
 @dataclass(frozen=True)
 class EncoderOptions:
-    """The encoder."""
+    """Encoder architecture."""
 
     size: str = choice("base", SIZES)
     """Preset of layers and width: tiny 2x128, mini 4x256, small 4x512, base 12x768, large 24x1024."""
@@ -23,22 +23,23 @@ class EncoderOptions:
     heads: Count | None = None
     """Attention heads (default: one for every 64 of width)."""
     ffn: Annotated[int, Range(1, 2**20)] | None = None
-    """Inner size of the feed-forward layers (default: 4 times the width; with geglu, whose third matrix would make it
-    half as large again, 8/3 of the width, rounded up to a multiple of 64, or of 8 where the width is less than 64)."""
+    """Inner size of the feed-forward layers (default: 4 times the width; with geglu, which has a third matrix, 8/3 of
+    the width, rounded up to a multiple of 64, or of 8 for widths below 64)."""
     feed_forward: str = choice("gelu", FEED_FORWARD)
-    """Inner layer: gelu(x W) (gelu, as BERT) or gelu(x W) * x V (geglu, arXiv 2002.05202)."""
+    """Feed-forward layer: gelu(x W) (gelu, as BERT) or gelu(x W) * x V (geglu, arXiv 2002.05202)."""
     bias: bool = True
-    """Biases in linear layers and LayerNorms. Without, as in ModernBERT, the outputs of heads alone keep theirs."""
-    position: str = choice("tupe-r", POSITIONS, "position scheme")
-    """Position encoding, by which word order enters; docs/methods.md has the equations of each and its paper."""
+    """Biases in linear layers and LayerNorms. Without them, as in ModernBERT, only the outputs of heads have biases."""
+    position: str = choice("tupe-r", POSITIONS, "position encoding")
+    """Position encoding; docs/methods.md has the equations and papers."""
     rope_base: Annotated[float, Range(above=1)] = 10000.0
-    """With rope: the base of its wavelengths, from 2 pi to about 2 pi times it; ModernBERT takes 160000."""
+    """Base of the wavelengths of rope, which are from 2 pi to about 2 pi times the base; ModernBERT uses 160000."""
     cls_attention: str = choice("untied", CLS_ATTENTION)
-    """With TUPE: untied gives [CLS] its own two attention values (the paper's reset), tied treats it as a word."""
+    """Attention of [CLS] with TUPE: untied gives it two learned values (the paper's reset), tied treats it as a
+    word."""
     norm: str = choice("post", NORM)
     """LayerNorm after each residual sum (post, as BERT) or before each sublayer (pre)."""
     max_positions: Annotated[int, Range(1, 2**20)] | None = None
-    """Longest sequence the encoder takes (default: the run's length; what lies beyond is never trained)."""
+    """Longest sequence that the encoder accepts (default: the run's length; positions beyond it are never trained)."""
     type_vocab_size: Annotated[int, Range(0, 2**16)] | None = None
     """Token types (segments) for pairs (default: 2, or 0 where the paper of the position encoding has none)."""
     dropout: Rate = 0.1
@@ -52,37 +53,37 @@ class EncoderOptions:
         check_values(self)
 
     def inactive(self) -> set[str]:
-        """The options without effect. What BERT has not counts only where it is used."""
+        """Options without effect in this combination. Features that BERT lacks count only if they are used."""
         plain = {"feed_forward": self.feed_forward == "gelu", "bias": self.bias}
         return POSITIONS.unused(self.position) | {name for name, is_plain in plain.items() if is_plain}
 
     def like(self, given: EncoderConfig) -> "EncoderOptions":
-        """These options with the shape of `given`, an encoder whose weights are to be taken.
+        """Replaces the shape by that of `given`, a pretrained encoder that training starts from.
 
         Raises:
-            UserError: an option was set to something else.
+            UserError: an option was set to another value.
         """
         if self.size != EncoderOptions.size and SIZES.get(self.size) != (given.layers, given.width):
-            raise UserError(f"size {self.size} is not that of the given weights: leave it out with --init-from")
+            raise UserError(f"size {self.size} is not that of the given weights; leave it out with --init-from")
         shape = {}
         for field in fields(self):
             if field.name in ("size", "dropout", "attention_dropout", "initializer_std"):
                 continue
             if field.name == "max_positions" and self.max_positions is not None and not given.has_position_table():
                 continue
-            asked, shape[field.name] = getattr(self, field.name), getattr(given, field.name)
-            if asked not in (field.default, shape[field.name]):
+            requested, shape[field.name] = getattr(self, field.name), getattr(given, field.name)
+            if requested not in (field.default, shape[field.name]):
                 raise UserError(
-                    f"{field.name} {asked} does not fit the given weights, which have {shape[field.name]}; "
+                    f"{field.name} {requested} does not fit the given weights, which have {shape[field.name]}; "
                     "leave it out with --init-from"
                 )
         return replace(self, size=EncoderOptions.size, **shape)
 
     def resolve(self, vocab_size: int, length: int) -> EncoderConfig:
-        """All numbers, for a vocabulary and the longest sequence of a run.
+        """Resolves all defaults, for a vocabulary and the longest sequence of a run.
 
         Raises:
-            UserError: an unknown preset or variant, heads that do not divide the width, a length over the positions.
+            UserError: the heads do not divide the width, or the length exceeds the positions.
         """
         layers, width = SIZES[self.size]
         width = self.width if self.width is not None else width
@@ -105,7 +106,7 @@ class EncoderOptions:
 
 
 def default_ffn(width: int, feed_forward: str) -> int:
-    """The inner size that makes about 8 width^2 weights: of two matrices with gelu, of three with geglu."""
+    """Inner size with which the matrices have about 8 width^2 weights: two with gelu, three with geglu."""
     if feed_forward != "geglu":
         return 4 * width
     step = 64 if width >= 64 else 8
@@ -114,26 +115,28 @@ def default_ffn(width: int, feed_forward: str) -> int:
 
 @dataclass(frozen=True)
 class NoteDictionaryOptions:
-    """Notes for rare words (arXiv 2008.01466), used while pretraining and dropped after it."""
+    """Note dictionary for rare words (arXiv 2008.01466), used in pretraining only."""
 
     enabled: bool = False
-    """Keep a note for each of some rare words and mix it into their embeddings."""
+    """Use a note dictionary: a note for each of a set of rare words, mixed into the embeddings of the word."""
     half_window: Annotated[int, Range(0, 2**20)] = 16
-    """Tokens of context on either side of the word that its note is the mean of."""
+    """Tokens of context on each side of the word, over which its note is averaged."""
     gamma: Part = 0.1
-    """Fraction of the new context in a note each time its word is met."""
+    """Weight of the new context in a note each time its word occurs (exponential moving average)."""
     mix: Probability = 0.5
-    """Fraction of the note in the word's input, the paper's lambda."""
+    """Weight of the note in the word's input embedding, the paper's lambda."""
     min_count: Count = 50
-    """A word has a note only if it occurs at least this often in the training text ..."""
+    """Fewest occurrences, in the training text, of a word with a note."""
     max_count: Count = 500
-    """... and at most this often. The words must have been listed when the data was prepared."""
+    """Most occurrences of a word with a note. Prepared data must list these words: --rare-min and --rare-max of
+    `fastbert prepare`."""
     fraction: Part = 0.2
-    """Words are selected from that band, in a fixed random order, until this fraction of the sequences holds one."""
+    """Fraction of the sequences that contain a word with a note: words between the two counts are selected, in a fixed
+    random order, until it is reached."""
     initial_std: NotNegative = 0.02
-    """Standard deviation of the numbers in a note before its first writing; 0 starts from zeros."""
+    """Standard deviation of the initial values of notes; 0 starts from zeros."""
     leak: bool = False
-    """Give a word its note where some of its pieces are masked too, and with it what they are."""
+    """Read the note of a word with masked pieces too, although the note reveals them (an ablation)."""
 
     def __post_init__(self) -> None:
         check_values(self)

@@ -1,11 +1,11 @@
 """Encoders of another width that read through the embeddings of the main encoder.
 
-`SharedEmbeddings` is ELECTRA's generator: words, positions that are added to words, token types and their LayerNorm are
-the main encoder's, and a linear layer brings the sum to its own width. `SharedWords` is the meta controller of MC-BERT:
-only the words are the main encoder's, brought to its own width by a matrix that serves its output too. Whatever takes
-part in the attention scores (relative biases, TUPE) is its own in both.
+`SharedEmbeddings` is ELECTRA's generator: word embeddings, added positions, token types and their LayerNorm are those
+of the main encoder, and a linear layer projects the sum to its own width. `SharedWords` is the meta controller of
+MC-BERT: only the word embeddings are those of the main encoder, projected by a matrix that its output uses too.
+Parameters of the attention scores (relative biases, TUPE) are not shared in either.
 
-Shapes: B batch, T tokens, D width of the main encoder, S of this one, V vocabulary.
+Shapes: B batch, T tokens, D width of the main encoder, S width of this encoder, V vocabulary.
 """
 
 from collections.abc import Callable
@@ -31,13 +31,13 @@ class SharedEmbeddings(Encoder):
         self.projection = nn.Linear(width, config.width, bias=config.bias) if width != config.width else None
 
     def embed(self, *arguments, **named) -> Tensor:
-        """[B, T, S]."""
+        """Projected embeddings, [B, T, S]."""
         x = super().embed(*arguments, **named)
         return x if self.projection is None else self.projection(x)
 
     @staticmethod
     def flops(config: EncoderConfig, main: EncoderConfig, batch: int, length: int) -> int:
-        """One forward pass over [B, T]."""
+        """FLOPs of one forward pass over [B, T]."""
         return encoder_flops(config, batch, length) + _projection_flops(config, main, batch * length)
 
 
@@ -52,18 +52,18 @@ class SharedWords(Encoder):
         self.projection = nn.Linear(width, config.width, bias=False) if width != config.width else None
 
     def embed_words(self, input_ids: Tensor, edit_words: Callable[[Tensor], Tensor] | None) -> Tensor:
-        """[B, T, S]."""
+        """Projected word embeddings, [B, T, S]."""
         x = super().embed_words(input_ids, edit_words)
         return x if self.projection is None else self.projection(x)
 
     def vocabulary(self) -> Tensor:
-        """[V, S], the words as this network reads and writes them."""
+        """Word embeddings [V, S] of this network, for its input and output."""
         words = self.words.weight
         return words if self.projection is None else F.linear(words, self.projection.weight)
 
     @staticmethod
     def flops(config: EncoderConfig, main: EncoderConfig, batch: int, length: int) -> int:
-        """One forward pass over [B, T], and one `vocabulary`."""
+        """FLOPs of one forward pass over [B, T], and of one call of `vocabulary`."""
         tokens = batch * length + config.vocab_size
         return encoder_flops(config, batch, length) + _projection_flops(config, main, tokens)
 

@@ -1,4 +1,4 @@
-"""Objectives: each owns its networks and turns a batch into losses. A new one is one file with a subclass of
+"""Objectives: each owns its networks and computes losses from a batch. A new one is one file with a subclass of
 `objective.Objective`, and one line here."""
 
 from fastbert.registry import Registry, Variant
@@ -15,5 +15,5 @@ OBJECTIVES = Registry(
 
 
 def group_of(objective: str) -> str:
-    """The name of the group of its options: multiple-choice has --multiple-choice..., in Python multiple_choice."""
+    """Name of the group of an objective's options: multiple_choice for multiple-choice (--multiple-choice...)."""
     return objective.replace("-", "_")

@@ -1,5 +1,5 @@
-"""A few held-out sentences and what the networks make of them, for people to look at: a word is masked and filled in
-again, or a generator or meta controller replaces some and the encoder is asked which."""
+"""Held-out sentences with the predictions of the networks, as qualitative examples: one word is masked and predicted,
+or a generator or meta controller replaces several words and the encoder detects which."""
 
 import itertools
 from collections.abc import Iterator
@@ -10,47 +10,53 @@ from torch import Tensor, nn
 
 from fastbert.data.batches import Batch, Stream
 from fastbert.data.tokenizer import WordPiece
-from fastbert.errors import some
+from fastbert.errors import abbreviated
 from fastbert.randomness import row_keys
 
-COUNT = 5  # sentences looked for
-WINDOW = 2000  # tokens looked at for a sentence
+COUNT = 5  # sentences
+WINDOW = 2000  # tokens that are searched for each sentence
 SHORTEST = 8  # tokens of a sentence
 
 
 @dataclass(frozen=True)
 class Filled:
+    """A sentence with one masked word."""
+
     before: str
     after: str
     answer: str
     guesses: list[tuple[str, float]]
-    """The likeliest words with their probabilities."""
+    """The most probable words with their probabilities."""
 
     def __str__(self) -> str:
-        guesses = ", ".join(f"'{word}' {100 * share:.0f} %" for word, share in self.guesses)
+        guesses = ", ".join(f"'{word}' {100 * p:.0f} %" for word, p in self.guesses)
         return f"{self.before} [{self.answer}] {self.after}\n      -> {guesses}"
 
 
 @dataclass(frozen=True)
-class Spotted:
+class Detected:
+    """A sentence with replaced words, and the replacements that the encoder detected."""
+
     text: str
-    """With [word -> replacement]."""
+    """The sentence, with [word -> replacement]."""
     found: list[str]
-    """Replacements that the encoder took for such, with what it says."""
+    """Replacements that the encoder detected, with its probability."""
     missed: list[str]
+    """Replacements that it did not detect."""
     false_alarms: list[str]
+    """Original words that it took for replacements."""
 
     def __str__(self) -> str:
         parts = {"found": self.found, "missed": self.missed, "false alarm": self.false_alarms}
-        said = "; ".join(f"{name}: {some(words)}" for name, words in parts.items() if words)
-        return f"{self.text}\n      -> {said or 'nothing was replaced, and nothing suspected'}"
+        verdicts = "; ".join(f"{name}: {abbreviated(words)}" for name, words in parts.items() if words)
+        return f"{self.text}\n      -> {verdicts or 'no word was replaced or suspected'}"
 
 
 def sentence(ids: list[int], vocabulary: WordPiece, longest: int) -> list[int] | None:
-    """The first whole sentence in a stretch of tokens, by its full stops; None if there is none that fits."""
+    """Finds the first whole sentence among tokens, by full stops; None if there is none of a suitable length."""
     unk, sep = vocabulary.ids["[UNK]"], vocabulary.ids["[SEP]"]
     stop = vocabulary.ids.get(".", sep)
-    ends = [place for place, index in enumerate(ids) if index in (stop, sep)]
+    ends = [index for index, token in enumerate(ids) if token in (stop, sep)]
     for before, end in itertools.pairwise(ends):
         found = ids[before + 1 : end + 1]
         if SHORTEST <= len(found) <= longest and unk not in found and sep not in found:
@@ -61,14 +67,18 @@ def sentence(ids: list[int], vocabulary: WordPiece, longest: int) -> list[int] |
 def sentences(
     objective: nn.Module, stream: Stream, vocabulary: WordPiece, length: int
 ) -> Iterator[tuple[Tensor, list[int], Tensor]]:
-    """A few sentences spread over a split, none of more than `length` tokens with [CLS] and [SEP]; meanwhile the
-    objective evaluates: (number [1], ids, ids with [CLS] and [SEP] [1, T])."""
+    """Sentences spread over a split, of at most `length` tokens with [CLS] and [SEP]; while they are iterated over, the
+    objective is in evaluation mode.
+
+    Yields:
+        number, int64 [1]; ids; ids with [CLS] and [SEP], int64 [1, T].
+    """
     training = objective.training
     objective.eval()
     device = next(objective.parameters()).device
     starts = [number * len(stream) // COUNT for number in range(COUNT)]
-    stretches = [stream.read(start, min(start + WINDOW, len(stream))).tolist() for start in starts]
-    found = [ids for stretch in stretches if (ids := sentence(stretch, vocabulary, length - 2))]
+    windows = [stream.read(start, min(start + WINDOW, len(stream))).tolist() for start in starts]
+    found = [ids for window in windows if (ids := sentence(window, vocabulary, length - 2))]
     for number, ids in enumerate(found):
         row = [vocabulary.ids["[CLS]"], *ids, vocabulary.ids["[SEP]"]]
         yield torch.tensor([number], device=device), ids, torch.tensor([row], device=device)
@@ -77,48 +87,48 @@ def sentences(
 
 @torch.no_grad()
 def fill_in(objective: nn.Module, stream: Stream, vocabulary: WordPiece, length: int) -> list[Filled]:
-    """Masks one whole word in each of a few sentences."""
+    """Masks one whole word in each of a few sentences and predicts it."""
     out = []
     for number, ids, row in sentences(objective, stream, vocabulary, length):
         pieces = [vocabulary.tokens[index] for index in ids]
         whole = [
-            place
-            for place, piece in enumerate(pieces[:-1])
-            if piece.isalpha() and len(piece) > 2 and not pieces[place + 1].startswith("##")
+            index
+            for index, piece in enumerate(pieces[:-1])
+            if piece.isalpha() and len(piece) > 2 and not pieces[index + 1].startswith("##")
         ]
         if not whole:
             continue
-        place = whole[int(row_keys(0, "sample", 0, number)[0]) % len(whole)]
-        row[0, place + 1] = vocabulary.ids["[MASK]"]
+        index = whole[int(row_keys(0, "sample", 0, number)[0]) % len(whole)]
+        row[0, index + 1] = vocabulary.ids["[MASK]"]
         hidden = objective.encoder(row)
-        shares, guesses = objective.head(hidden[0, place + 1]).float().softmax(-1).topk(3)
+        probabilities, guesses = objective.head(hidden[0, index + 1]).float().softmax(-1).topk(3)
         words = [vocabulary.tokens[guess] for guess in guesses.tolist()]
-        likeliest = list(zip(words, shares.tolist(), strict=True))
-        out.append(Filled(join(pieces[:place]), join(pieces[place + 1 :]), pieces[place], likeliest))
+        best = list(zip(words, probabilities.tolist(), strict=True))
+        out.append(Filled(join(pieces[:index]), join(pieces[index + 1 :]), pieces[index], best))
     return out
 
 
 @torch.no_grad()
-def spot(objective: nn.Module, stream: Stream, vocabulary: WordPiece, length: int) -> list[Spotted]:
-    """Replaces words in each of a few sentences as in training, and asks the encoder which they are."""
+def detect_replaced(objective: nn.Module, stream: Stream, vocabulary: WordPiece, length: int) -> list[Detected]:
+    """Replaces words in each of a few sentences as in training; the encoder detects which."""
     out = []
     for number, ids, row in sentences(objective, stream, vocabulary, length):
-        drawn = objective.draw(Batch(row, number), 0, 0, "validation-mask")
-        read, suspicion, guesses = objective.show(drawn)
+        inputs = objective.sample(Batch(row, number), 0, 0, "validation-mask")
+        filled, replaced, guesses = objective.predictions(inputs)
         pieces: list[str] = []
         verdicts: dict[str, list[str]] = {"found": [], "missed": [], "false_alarms": []}
-        for place in range(1, len(ids) + 1):
-            was, shown = (vocabulary.tokens[int(x[0, place])] for x in (row, read))
+        for index in range(1, len(ids) + 1):
+            was, shown = (vocabulary.tokens[int(x[0, index])] for x in (row, filled))
             pieces.append(was if was == shown else f"[{was} -> {shown}]")
-            share = float(suspicion[0, place])
-            guess = f" for '{vocabulary.tokens[int(guesses[0, place])]}'" if guesses is not None and share > 0.5 else ""
-            kind = ("missed", "found")[share > 0.5] if was != shown else "false_alarms"
-            if was != shown or share > 0.5:
-                verdicts[kind].append(f"'{shown}'{guess} {100 * share:.0f} %")
-        out.append(Spotted(join(pieces), **verdicts))
+            p = float(replaced[0, index])
+            guess = f" for '{vocabulary.tokens[int(guesses[0, index])]}'" if guesses is not None and p > 0.5 else ""
+            verdict = ("missed", "found")[p > 0.5] if was != shown else "false_alarms"
+            if was != shown or p > 0.5:
+                verdicts[verdict].append(f"'{shown}'{guess} {100 * p:.0f} %")
+        out.append(Detected(join(pieces), **verdicts))
     return out
 
 
 def join(pieces: list[str]) -> str:
-    """Pieces as readable text."""
+    """Joins pieces to readable text."""
     return " ".join(pieces).replace(" ##", "").replace(" .", ".").replace(" ,", ",").replace(" ' ", "'")

@@ -1,4 +1,4 @@
-"""Masked language modelling (Devlin et al. 2019), with masks drawn anew each time a row is seen (Liu et al. 2019).
+"""Masked language modelling (Devlin et al. 2019), with new masks each time a row is seen (Liu et al. 2019).
 
     L = mean over the masked positions i of -log p(x_i | corrupted x)
 
@@ -17,7 +17,7 @@ from fastbert.data.tokenizer import WordPiece
 from fastbert.model.flops import TRAINING, block_flops, encoder_flops, mlm_head_flops
 from fastbert.model.heads import MLMHead
 from fastbert.objectives.examples import fill_in
-from fastbert.objectives.objective import Figure, Masked, Objective
+from fastbert.objectives.objective import MaskedInputs, Metric, Objective
 
 
 class MLM(Objective):
@@ -31,45 +31,45 @@ class MLM(Objective):
         self.head = MLMHead(self.config, self.encoder.words)
 
     @torch.no_grad()
-    def draw(self, batch: Batch, seed: int, step: int, purpose: str = "mask") -> Masked:
-        masks, fields = self.masked(batch, seed, step, purpose)
+    def sample(self, batch: Batch, seed: int, step: int, purpose: str = "mask") -> MaskedInputs:
+        masks, fields = self.sample_masks(batch, seed, step, purpose)
         counts = {"mlm": masks.valid.sum()}
         if not self.training:
             counts["accuracy"] = counts["mlm"]
-        return Masked(**fields, counts=counts)
+        return MaskedInputs(**fields, counts=counts)
 
-    def forward(self, drawn: Masked) -> dict[str, Tensor]:
-        """Sums over the masked positions: of the loss, and outside training of the right answers."""
+    def forward(self, inputs: MaskedInputs) -> dict[str, Tensor]:
+        """Sums over the masked positions: the loss, and in validation the number of right predictions."""
         if self.training:
-            hidden, decoder = self.head.transform(self.masked_hidden(drawn)), self.head.decoder
+            hidden, decoder = self.head.transform(self.masked_hidden(inputs)), self.head.decoder
             loss = self.encoder.kernels.linear_cross_entropy
-            return {"mlm": loss(hidden, decoder.weight, decoder.bias, drawn.targets.flatten(), reduction="sum")}
-        logits, targets = self.logits(drawn), drawn.targets.flatten()
+            return {"mlm": loss(hidden, decoder.weight, decoder.bias, inputs.targets.flatten(), reduction="sum")}
+        logits, targets = self.logits(inputs), inputs.targets.flatten()
         wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
         loss = F.cross_entropy(wide, targets, reduction="sum")
         return {"mlm": loss, "accuracy": (logits.argmax(-1) == targets).sum()}
 
-    def logits(self, drawn: Masked) -> Tensor:
-        """[B M, V] at the masked positions."""
-        return self.head(self.masked_hidden(drawn))
+    def logits(self, inputs: MaskedInputs) -> Tensor:
+        """Logits [B M, V] at the masked positions."""
+        return self.head(self.masked_hidden(inputs))
 
-    def masked_hidden(self, drawn: Masked) -> Tensor:
-        """[B M, D], the encoder's at the masked positions."""
-        return self.encode(drawn, drawn.input_ids, drawn.positions).flatten(0, 1)
+    def masked_hidden(self, inputs: MaskedInputs) -> Tensor:
+        """Hidden states [B M, D] of the encoder at the masked positions."""
+        return self.encode(inputs, inputs.input_ids, inputs.positions).flatten(0, 1)
 
     def flops(self, batch: int, length: int) -> int:
-        """Of one training step over [B, T], by the closed forms of `fastbert.model.flops`."""
+        """FLOPs of one training step over [B, T], by the closed forms of `fastbert.model.flops`."""
         masked = self.masker.count(length)
         encoder = encoder_flops(self.config, batch, length, masked)
         networks = TRAINING * (encoder + mlm_head_flops(self.config, batch * masked))
         if self.notes is None:
             return networks
-        contexts = batch * block_flops(self.config, length, length)  # the last block of all tokens, forward alone
+        contexts = batch * block_flops(self.config, length, length)  # the last block for all tokens, forward only
         return networks + contexts + self.notes.flops(batch * length)
 
     def examples(self, stream: Stream, vocabulary: WordPiece, length: int) -> tuple[str, list[str]]:
         heading = "Held-out sentences, the masked word in brackets, and the model's guesses"
         return heading, list(map(str, fill_in(self, stream, vocabulary, length)))
 
-    def figures(self, measured: Mapping[str, float | None]) -> list[Figure]:
-        return [Figure("masked loss", measured["loss"], "nats"), Figure("masked accuracy", measured["accuracy"], "%")]
+    def metrics(self, measured: Mapping[str, float | None]) -> list[Metric]:
+        return [Metric("masked loss", measured["loss"], "nats"), Metric("masked accuracy", measured["accuracy"], "%")]

@@ -3,7 +3,7 @@
     L = L_MLM(controller) + 20 L_choice
     L_choice = mean over all tokens i of the cross-entropy of the right one among k candidates
 
-The main network reads x^R. Its candidates at i are words drawn without replacement from the controller's distribution
+The encoder reads x^R. Its candidates at i are words sampled without replacement from the meta controller's distribution
 there, never x_i itself and never a special token, and [NOTA], "none of the above":
 
     where x^R_i = x_i     k - 1 such words and [NOTA]; [NOTA] is right
@@ -11,8 +11,8 @@ there, never x_i itself and never a special token, and [NOTA], "none of the abov
 
     score(c) = <h_i, embedding(c)> + bias(c), with h = LayerNorm(GELU(dense(hidden))); [NOTA] has a row of its own
 
-The words are shared through a learned matrix W from D to S, which gives the controller its output too: its logits are
-h (E W)^T + b. Shapes as in `replacement`; k choices.
+Both networks use the same word embedding E. A learned matrix W projects it from D to S for the meta controller, whose
+logits are h (E W)^T + b. Shapes as in `replacement`; k choices.
 """
 
 from typing import Any, ClassVar
@@ -28,11 +28,11 @@ from fastbert.model.config import EncoderConfig
 from fastbert.model.flops import TRAINING, encoder_flops
 from fastbert.model.heads import WordTransform
 from fastbert.model.shared_embeddings import SharedWords
-from fastbert.objectives.replacement import CANDIDATES, Corrupted, Replacement
+from fastbert.objectives.replacement import CANDIDATES, CorruptedInputs, Replacement
 
 
 class ChoiceHead(WordTransform):
-    """Scores of candidate words and of [NOTA]: `transform`, then the embedding of each and a bias."""
+    """Scores of candidate words and of [NOTA]: `transform`, then the dot product with each embedding, and a bias."""
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__(config)
@@ -40,14 +40,15 @@ class ChoiceHead(WordTransform):
         self.none = nn.Linear(config.width, 1)
 
     def forward(self, hidden: Tensor, words: Tensor, ids: Tensor) -> Tensor:
-        """[N, D], the embedding [V, D] and candidates [N, k - 1] -> scores [N, k], [NOTA]'s last."""
+        """Hidden states [N, D], the embedding [V, D] and candidates [N, k - 1] -> scores [N, k], that of [NOTA]
+        last."""
         hidden = self.transform(hidden)
         scores = candidate_scores(hidden, words, ids) + F.embedding(ids, self.bias[:, None])[..., 0]
         return torch.cat([scores, self.none(hidden).to(scores.dtype)], dim=1)
 
 
 class ControllerHead(WordTransform):
-    """`transform` at the controller's width and a bias for each word; the embedding is handed in."""
+    """`transform` at the width of the meta controller, and a bias for each word; the embedding is a shared one."""
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__(config)
@@ -55,7 +56,8 @@ class ControllerHead(WordTransform):
 
 
 class MultipleChoice(Replacement):
-    """A controller that fills masks and proposes candidates, and the encoder, which chooses among them everywhere."""
+    """A meta controller that fills masks and proposes candidates, and the encoder, which chooses among them at every
+    token."""
 
     main = "choice"
     second_network = "meta controller"
@@ -70,66 +72,66 @@ class MultipleChoice(Replacement):
                 f"multiple_choice.choices {choices} is more than the {words} words of the vocabulary; lower it"
             )
         self.head = ChoiceHead(self.config)
-        self.small = SharedWords(self.small_config, self.encoder)
-        self.small_head = ControllerHead(self.small_config)
+        self.small = SharedWords(self.generator_config, self.encoder)
+        self.small_head = ControllerHead(self.generator_config)
 
     def word_logits(self, hidden: Tensor) -> Tensor:
-        """The controller's, [..., S] -> [..., V]."""
+        """Logits of the meta controller: [..., S] -> [..., V]."""
         return F.linear(self.small_head.transform(hidden), self.small.vocabulary(), self.small_head.bias)
 
-    def main_loss(self, drawn: Corrupted, read: Tensor, small_hidden: Tensor) -> tuple[Tensor, Tensor]:
-        """The sum of the cross-entropies; bool [B, T], where the choice is right."""
-        ids, answers = self.candidates(drawn, read, small_hidden)
-        scores = self.scores(drawn, read, ids)
+    def main_loss(self, inputs: CorruptedInputs, filled: Tensor, generator_hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """Sum of the cross-entropies; bool [B, T], true where the choice is right."""
+        ids, answers = self.candidates(inputs, filled, generator_hidden)
+        scores = self.scores(inputs, filled, ids)
         loss = F.cross_entropy(scores, answers, reduction="sum")
-        return loss, (scores.detach().argmax(-1) == answers).view_as(read)
+        return loss, (scores.detach().argmax(-1) == answers).view_as(filled)
 
-    def judge(self, drawn: Corrupted, read: Tensor, small_hidden: Tensor) -> tuple[Tensor, Tensor]:
-        """What [NOTA] leaves to the candidates [B, T], and the best of them."""
-        ids, _ = self.candidates(drawn, read, small_hidden)
-        scores = self.scores(drawn, read, ids)
+    def predict(self, inputs: CorruptedInputs, filled: Tensor, generator_hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """1 - probability of [NOTA], [B, T], and the most probable of the other candidates, int64 [B, T]."""
+        ids, _ = self.candidates(inputs, filled, generator_hidden)
+        scores = self.scores(inputs, filled, ids)
         best = ids.gather(1, scores[:, :-1].argmax(1, keepdim=True))
-        return (1 - scores.softmax(-1)[:, -1]).view_as(read), best.view_as(read)
+        return (1 - scores.softmax(-1)[:, -1]).view_as(filled), best.view_as(filled)
 
-    def scores(self, drawn: Corrupted, read: Tensor, ids: Tensor) -> Tensor:
-        """[B T, k] for candidates [B T, k - 1] and [NOTA], in at least float32."""
-        hidden = self.encode(drawn, read).flatten(0, 1)
+    def scores(self, inputs: CorruptedInputs, filled: Tensor, ids: Tensor) -> Tensor:
+        """Scores [B T, k] of the candidates [B T, k - 1] and of [NOTA], in at least float32."""
+        hidden = self.encode(inputs, filled).flatten(0, 1)
         return self.head(hidden, self.encoder.words.weight, ids)
 
     @torch.no_grad()
-    def candidates(self, drawn: Corrupted, read: Tensor, small_hidden: Tensor) -> tuple[Tensor, Tensor]:
-        """The choices at every token.
+    def candidates(self, inputs: CorruptedInputs, filled: Tensor, generator_hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """Samples the choices at every token.
 
         Args:
-            read: [B, T], x^R.
-            small_hidden: [B, T, S], of the controller.
+            filled: [B, T], x^R.
+            generator_hidden: [B, T, S], hidden states of the meta controller.
 
         Returns:
-            ids, int64 [B T, k - 1]: words in the order drawn, where x_i was replaced with x_i in the last column;
+            ids, int64 [B T, k - 1]: words in the order sampled; where x_i was replaced, x_i is in the last column;
             answers, int64 [B T]: k - 1, [NOTA], or where x_i was replaced k - 2.
         """
-        original, choices = drawn.original.flatten(), self.options.choices
+        original, choices = inputs.original.flatten(), self.options.choices
         ids, _ = self.encoder.kernels.sample_candidates(
-            self.small_head.transform(small_hidden.flatten(0, 1)),
+            self.small_head.transform(generator_hidden.flatten(0, 1)),
             self.small.vocabulary(),
             choices - 1,
-            keys=drawn.token_keys(CANDIDATES).flatten(),
+            keys=inputs.token_keys(CANDIDATES).flatten(),
             bias=self.small_head.bias,
             forbidden=self.masker.special_ids,
             excluded=original,
         )
-        replaced = read.flatten() != original
+        replaced = filled.flatten() != original
         ids[:, -1] = torch.where(replaced, original, ids[:, -1])
         return ids, torch.where(replaced, choices - 2, choices - 1)
 
     def flops(self, batch: int, length: int) -> int:
-        """Of one training step over [B, T]: both networks, their heads, and the forward pass that proposes candidates
-        (the vocabulary in whole blocks, as it is sampled)."""
+        """FLOPs of one training step over [B, T]: both networks, their heads, and the forward pass that proposes
+        candidates (the vocabulary padded to whole blocks, as it is sampled)."""
         config, tokens = self.config, batch * length
-        d, s, v = config.width, self.small_config.width, config.vocab_size
-        places = batch * self.masker.count(length)
+        d, s, v = config.width, self.generator_config.width, config.vocab_size
+        masked = batch * self.masker.count(length)
         main = encoder_flops(config, batch, length) + 2 * tokens * (d * d + self.options.choices * d)
-        small = SharedWords.flops(self.small_config, config, batch, length) + 2 * places * (s * s + s * v)
+        small = SharedWords.flops(self.generator_config, config, batch, length) + 2 * masked * (s * s + s * v)
         vocabulary = 2 * v * d * s if s != d else 0
         candidates = vocabulary + 2 * tokens * (s * s + s * -(-v // BLOCK) * BLOCK)
         notes = self.notes.flops(tokens) if self.notes is not None else 0

@@ -1,6 +1,6 @@
-"""The interface of objectives: all that the loop, validation, evaluation, reports and dry runs know of one.
+"""The interface of objectives, which the training loop, validation, evaluation, reports and dry runs use.
 
-A subclass builds its networks in its constructor and overrides what it needs.
+A subclass builds its networks in the constructor and overrides what it needs.
 """
 
 from abc import ABC, abstractmethod
@@ -21,61 +21,62 @@ from fastbert.randomness import row_keys
 from fastbert.training.world import ONE_PROCESS, World
 
 
-class Figure(NamedTuple):
-    """A line of a summary."""
+class Metric(NamedTuple):
+    """A metric of a validation, as one line of a summary."""
 
     label: str
     value: float | None
     """None if it is not finite."""
     unit: str = ""
-    """nats; % for a fraction that is shown as a percentage; empty for a plain number."""
+    """nats; % for a fraction that is printed as a percentage; empty for a plain number."""
 
 
 @dataclass(frozen=True)
-class Drawn:
-    """A micro-batch with everything random about it."""
+class Inputs:
+    """Inputs of a forward pass: a micro-batch for which everything random has been sampled."""
 
     input_ids: Tensor
-    """[B, T], masked."""
+    """int64 [B, T], with masks."""
     document_ids: Tensor | None
     position_ids: Tensor | None
     dropout_keys: Tensor | None
-    """int32 [B], of the encoder; None where nothing is dropped."""
+    """int32 [B], keys of the encoder's dropout; None without dropout."""
     counts: dict[str, Tensor]
-    """What each loss is a mean over."""
-    noted: NoteTokens | None
-    """What is read from the notes and written to them."""
+    """Name of a loss -> number of terms in its sum; the loss is reported as sum / count."""
+    note_tokens: NoteTokens | None
+    """Words that read and write the note dictionary; None without one."""
 
 
 @dataclass(frozen=True)
-class Masked(Drawn):
-    """A micro-batch with its masks."""
+class MaskedInputs(Inputs):
+    """Inputs with masked positions."""
 
     positions: Tensor
-    """int64 [B, M]."""
+    """int64 [B, M], the masked positions."""
     targets: Tensor
-    """int64 [B, M]; -100 where nothing is masked."""
+    """int64 [B, M], the words there; -100 where nothing is masked."""
 
 
 class Objective(nn.Module, ABC):
-    """An encoder and what it learns by.
+    """An encoder with the heads, further networks and losses that train it.
 
-    Counts are known before any forward pass, so a loss over several micro-batches (or processes) is the exact mean over
-    all of them. State that is no parameter is a persistent buffer: it is saved and restored with the weights.
+    `sample` gives the counts of the losses before any forward pass, so the loss over several micro-batches (or
+    processes) is the exact mean over all of them. State that is not a parameter must be a persistent buffer: buffers
+    are saved and restored with the weights.
 
     An export holds the parameters of `encoder` and, if they are those of a head that transformers knows (`hub.names`),
     of `head`.
     """
 
     loss_weights: Mapping[str, float]
-    """Name of a loss -> its weight in the loss."""
+    """Name of a loss -> its weight in the total loss."""
     loss_in_nats: ClassVar[bool] = False
-    """Whether the loss is the mean of the encoder's -log p(word) over the masked positions, in nats: it can be compared
-    with the unigram entropy, and be given in bits per byte."""
+    """True if the loss is the encoder's mean -log p(word) over the masked positions, in nats. It is then compared with
+    the unigram entropy and reported in bits per byte."""
     second_network: ClassVar[str] = ""
-    """What fills the masks, where that is not the encoder; its loss at the masked positions is logged as `mlm_loss`."""
+    """Name of the network that fills the masks, if it is not the encoder; its loss is logged as `mlm_loss`."""
     parts: ClassVar[Mapping[str, tuple[str, ...]]] = {"head": ("head.",)}
-    """Name of a part, for a dry run -> how the names of its parameters begin; the encoder's are known."""
+    """Name of a part of the model, for dry runs -> prefixes of its parameters' names; without the encoder."""
 
     def __init__(
         self,
@@ -91,35 +92,44 @@ class Objective(nn.Module, ABC):
         self.encoder = Encoder(config, kernels)
 
     @abstractmethod
-    def draw(self, batch: Batch, seed: int, step: int, purpose: str = "mask") -> Drawn:
-        """Everything random about a micro-batch, as a function of the arguments.
+    def sample(self, batch: Batch, seed: int, step: int, purpose: str = "mask") -> Inputs:
+        """Samples everything random about a micro-batch (masks, replacements, dropout keys), as a function of the
+        arguments alone.
 
         Args:
             batch: rows with their indices in the global batch.
-            seed: of the experiment.
-            step: of the optimizer.
-            purpose: mask, or validation-mask.
+            seed: seed of the experiment.
+            step: optimizer step.
+            purpose: mask or validation-mask.
         """
 
     @abstractmethod
-    def forward(self, drawn: Drawn) -> dict[str, Any]:
-        """Name -> sum over the micro-batch, differentiable for the names in `loss_weights`. What is only measured may
-        be a pair of sum and count."""
+    def forward(self, inputs: Inputs) -> dict[str, Any]:
+        """Computes the losses of a micro-batch.
 
-    def after_step(self, drawn: Sequence[Drawn], updated: Tensor, world: World = ONE_PROCESS) -> dict[str, Tensor]:
-        """Is called after the optimizer; writes the notes, if there are any.
+        Returns:
+            Name -> sum over the micro-batch, differentiable for the names in `loss_weights`. A further metric may be a
+            pair (sum, count).
+        """
+
+    def after_step(
+        self, micro_batches: Sequence[Inputs], updated: Tensor, world: World = ONE_PROCESS
+    ) -> dict[str, Tensor]:
+        """Updates state after an optimizer step: the note dictionary, if there is one.
 
         Args:
-            drawn: all micro-batches of the step.
-            updated: bool [], whether the update was made.
+            micro_batches: the inputs of all micro-batches of the step.
+            updated: bool [], false if the update was skipped because a loss or gradient was not finite.
 
         Returns:
             Scalars for the log.
         """
-        return {} if self.notes is None else self.notes.write([part.noted for part in drawn], updated, world)
+        if self.notes is None:
+            return {}
+        return self.notes.write([part.note_tokens for part in micro_batches], updated, world)
 
-    def masked(self, batch: Batch, seed: int, step: int, purpose: str) -> tuple[Masks, dict[str, Any]]:
-        """The masks of a micro-batch, arguments as for `draw`, and what `Masked` has of them, but for the counts."""
+    def sample_masks(self, batch: Batch, seed: int, step: int, purpose: str) -> tuple[Masks, dict[str, Any]]:
+        """Masks of a micro-batch, and the fields of `MaskedInputs` except `counts`; arguments as for `sample`."""
         masks = self.masker(batch.input_ids, row_keys(seed, purpose, step, batch.row_indices))
         return masks, {
             "input_ids": masks.input_ids,
@@ -128,40 +138,41 @@ class Objective(nn.Module, ABC):
             "document_ids": batch.document_ids,
             "position_ids": batch.position_ids,
             "dropout_keys": row_keys(seed, "dropout", step, batch.row_indices) if self.training else None,
-            "noted": self.noted(batch, masks),
+            "note_tokens": self.note_tokens(batch, masks),
         }
 
-    def noted(self, batch: Batch, masks: Masks) -> NoteTokens | None:
-        """What a micro-batch reads from the notes and writes to them; None without notes."""
+    def note_tokens(self, batch: Batch, masks: Masks) -> NoteTokens | None:
+        """Words of a micro-batch that read and write the note dictionary; None without one."""
         if self.notes is None or batch.noted is None:
             return None
         return NoteTokens(self.notes, batch.noted, masks.positions, masks.valid, batch.input_ids.shape[1])
 
-    def encode(self, drawn: Drawn, input_ids: Tensor, only: TokenIndex = None) -> Tensor:
-        """The encoder's hidden states [B, T, D], or [B, M, D] of the tokens `only`; in training notes are written."""
-        noted = drawn.noted
+    def encode(self, inputs: Inputs, input_ids: Tensor, only: TokenIndex = None) -> Tensor:
+        """Hidden states of the encoder, [B, T, D], or [B, M, D] of the tokens `only`. In training, those around words
+        with notes are collected for the note dictionary."""
+        notes = inputs.note_tokens
         return self.encoder(
             input_ids,
-            document_ids=drawn.document_ids,
-            position_ids=drawn.position_ids,
-            row_keys=drawn.dropout_keys,
+            document_ids=inputs.document_ids,
+            position_ids=inputs.position_ids,
+            row_keys=inputs.dropout_keys,
             only=only,
-            edit_words=noted.edit if noted else None,
-            show=noted.collect if noted and self.training else None,
+            edit_words=notes.edit if notes else None,
+            on_hidden=notes.collect if notes and self.training else None,
         )
 
     @abstractmethod
     def flops(self, batch: int, length: int) -> int:
-        """FLOPs of one training step over [B, T] in closed form, a multiply and an add counted as two."""
+        """FLOPs of one training step over [B, T], in closed form; a multiply-add counts as two."""
 
     def parameter_count(self) -> int:
-        """Of all networks; what they share counts once."""
+        """Number of parameters of all networks; shared ones count once."""
         return sum(parameter.numel() for parameter in self.parameters())
 
     def examples(self, stream: Stream, vocabulary: WordPiece, length: int) -> tuple[str, list[str]]:
-        """A heading, and a few sentences of held-out text with what the networks make of them; none by default."""
+        """Heading, and held-out sentences with the predictions of the networks, printed at the end of a run."""
         return "", []
 
-    def figures(self, measured: Mapping[str, float | None]) -> list[Figure]:
-        """What a validation measured, for people."""
-        return [Figure(name, value) for name, value in measured.items()]
+    def metrics(self, measured: Mapping[str, float | None]) -> list[Metric]:
+        """Lines of the summary and of `fastbert evaluate`, from the values of a validation by name."""
+        return [Metric(name, value) for name, value in measured.items()]

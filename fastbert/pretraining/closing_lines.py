@@ -47,12 +47,11 @@ def snippet(model: Path, native: bool, head: str | None) -> list[str]:
     ]
 
 
-def commands(run: Path, length: int, head: str | None) -> list[str]:
+def commands(run: Path, length: int) -> list[str]:
     """Commands that use the model of a run with sequences of `length` tokens."""
     name, following = shlex.quote(str(run)), shlex.quote(f"{run}-more-text")
-    fill = [f'fastbert fill {name} "{WITH_MASK}"'] if head == "mlm" else []
     return [
-        *fill,
+        f'fastbert fill {name} "{WITH_MASK}"',
         f"fastbert finetune --model {name} --custom.train train.csv --custom.dev dev.csv --out results/mine",
         f"fastbert pretrain --init-from {name} --data more.txt --length {length} --minutes 10 --out {following}",
     ]
@@ -72,5 +71,5 @@ def closing_lines(
         *(f"    {line}" for line in snippet(model, native, head)),
         "",
         "On the command line",
-        *(f"    {line}" for line in commands(run, length, head)),
+        *(f"    {line}" for line in commands(run, length)),
     ]

@@ -188,6 +188,11 @@ def report(setup: PretrainSetup, run: RunFolder, done: int, usage: Usage, traine
     tokens, flops = plan.tokens(done, options.steps), plan.total(objective.flops, done, options.steps)
     parts = parameters_by_part(objective)
     of_parts = ", ".join(f"{part} {shown_count(count)}" for part, count in parts.items())
+    names = ("encoder", objective.second_network)
+    networks = [
+        f"{name}: {config.layers} layers of width {config.width}, {config.heads} heads, inner width {config.ffn}"
+        for name, config in zip(names, options.of_objective.networks(setup.config), strict=False)
+    ]
     shapes = plan.describe(options.steps)
     copies = options.keep_checkpoints + len(options.milestone_steps()) + 1
     needed = copies * usage.checkpoint_bytes + usage.export_bytes
@@ -196,6 +201,7 @@ def report(setup: PretrainSetup, run: RunFolder, done: int, usage: Usage, traine
     total = sum(spans.values())
     end = datetime.datetime.now().astimezone() + datetime.timedelta(seconds=total)
     table = {
+        "networks": "\n".join(networks),
         "parameters": f"{shown_count(sum(parts.values()))}: {of_parts}",
         "data": f"{setup.dataset.folder}: {len(rows):,} rows of {options.length} tokens",
         "steps": f"{f'the {left} left of ' if done else ''}{shapes}\n{shown_count(tokens)} tokens, "

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 import torch
 
 from fastbert.data.batches import Batch
-from fastbert.objectives.objective import Figure, Objective
+from fastbert.objectives.objective import Metric, Objective
 from fastbert.progress import progress
 from fastbert.training.hardware import autocast
 from fastbert.training.world import ONE_PROCESS, World
@@ -29,11 +29,11 @@ def evaluate(
     counts: dict[str, torch.Tensor] = {}
     with progress("validating", sequences, "sequences") as shown:
         for batch in batches:
-            drawn = objective.draw(batch, MASK_SEED, 0, "validation-mask")
+            inputs = objective.sample(batch, MASK_SEED, 0, "validation-mask")
             with autocast(batch.input_ids.device, precision):
-                parts = objective(drawn)
+                parts = objective(inputs)
             for name, value in parts.items():
-                value, count = value if isinstance(value, tuple) else (value, drawn.counts[name])
+                value, count = value if isinstance(value, tuple) else (value, inputs.counts[name])
                 sums[name] = sums.get(name, 0) + value.double()
                 counts[name] = counts.get(name, 0) + count
             shown.update(shown.done + world.size * len(batch.input_ids))
@@ -43,8 +43,8 @@ def evaluate(
     return {"loss": loss, **{name: value for name, value in means.items() if name not in objective.loss_weights}}
 
 
-def shown(figure: Figure, digits: int) -> str:
-    """The value of a figure, with `digits` decimals in nats and two fewer in percent."""
+def shown(figure: Metric, digits: int) -> str:
+    """The value of a metric, with `digits` decimals in nats and two fewer in percent."""
     if figure.value is None:
         return NOT_FINITE
     if figure.unit == "%":

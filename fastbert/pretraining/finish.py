@@ -9,9 +9,9 @@ from fastbert.data.batches import validation_batches
 from fastbert.files import make_inner_folder
 from fastbert.hub.card import model_card
 from fastbert.hub.export import export_model
-from fastbert.hub.names import check_weights, head_of, is_bert, kept
+from fastbert.hub.names import check_weights, exported_weights, head_of, is_bert
 from fastbert.inputs import read_or_problem
-from fastbert.objectives.objective import Figure, Objective
+from fastbert.objectives.objective import Metric, Objective
 from fastbert.pretraining.closing_lines import closing_lines
 from fastbert.pretraining.evaluation import NOT_FINITE, evaluate, shown
 from fastbert.pretraining.loop import Progress
@@ -31,7 +31,7 @@ def finish(setup: PretrainSetup, objective: Objective, run: RunFolder, progress:
     validation = setup.dataset.split("validation")
     unigram = validation.unigram_entropy
     final = {name: value for name, value in progress.last_eval.items() if name != "step"}
-    weights = kept(objective.state_dict())
+    weights = exported_weights(objective.state_dict())
     if problem := run.restore_tokenizer(setup.vocabulary):  # damaged during the run
         echo(problem)
     export_model(
@@ -52,7 +52,7 @@ def finish(setup: PretrainSetup, objective: Objective, run: RunFolder, progress:
     except NothingToPlotError as error:  # records may be lost between two sessions
         echo(f"no curves are plotted: {error}")
         plot = None
-    measured = objective.figures(final)
+    measured = objective.metrics(final)
     figures = summary_lines(measured, unigram)
     examples, lines = examples_of(setup, objective)
     write_json(
@@ -116,9 +116,9 @@ def check_finish(setup: PretrainSetup, objective: Objective) -> None:
     with torch.compiler.set_stance("force_eager"):
         measured = evaluate(objective, row, setup.precision)
     for values in (measured, dict.fromkeys(measured)):  # None: not finite
-        summary_lines(objective.figures(values), unigram=0.0)
+        summary_lines(objective.metrics(values), unigram=0.0)
     json_text(examples_of(setup, objective))
-    weights = kept(objective.state_dict())
+    weights = exported_weights(objective.state_dict())
     check_weights(setup.config, weights, f"objective {setup.options.objective}")
     model_card(setup.config, "", native=is_bert(setup.config), head=head_of(weights), parameters=0, facts={})
 
@@ -137,7 +137,7 @@ def summary(progress: Progress, figures: Sequence[str], unigram: float, examples
     return "\n".join(lines)
 
 
-def summary_lines(figures: Sequence[Figure], unigram: float) -> list[str]:
+def summary_lines(figures: Sequence[Metric], unigram: float) -> list[str]:
     """A line for each figure; losses in nats are compared with the unigram entropy."""
     lines = []
     for figure in figures:
@@ -159,7 +159,7 @@ def card_facts(
     options, machine = setup.options, describe_machine()
     optimizer, schedule = options.optimizer, options.schedule
     on_gpu = setup.device.type == "cuda"
-    kind = "nats" if objective.loss_in_nats else "weighted sum of the objective's"
+    unit = "nats" if objective.loss_in_nats else "weighted sum of all losses"
     return {
         "objective": options.objective,
         "data": options.data,
@@ -172,7 +172,7 @@ def card_facts(
         "machine": f"{torch.cuda.get_device_name(setup.device) if on_gpu else machine['cpu']}, {setup.precision}",
         "minutes": f"{progress.seconds / 60:.1f}",
         "commit and torch": f"{machine['commit']}, {machine['versions']['torch']}",
-        f"validation loss ({kind})": NOT_FINITE if final["loss"] is None else round(final["loss"], 4),
+        f"validation loss ({unit})": NOT_FINITE if final["loss"] is None else round(final["loss"], 4),
         "unigram entropy of the same text (nats)": round(unigram, 4),
         "seed": options.seed,
     }

@@ -19,7 +19,7 @@ from fastbert.errors import UserError
 from fastbert.hub.load import Pretrained, find_checkpoint, load_pretrained, tokenizer_of
 from fastbert.objectives import OBJECTIVES
 from fastbert.objectives.mlm import MLM
-from fastbert.objectives.objective import Figure, Objective
+from fastbert.objectives.objective import Metric, Objective
 from fastbert.objectives.options import MLMOptions
 from fastbert.pretraining.evaluation import evaluate, shown
 from fastbert.pretraining.options import EvaluateOptions, PretrainOptions
@@ -87,7 +87,7 @@ def evaluate_text(options: EvaluateOptions) -> dict[str, Any]:
     if objective.loss_in_nats:
         bits = (values["loss"] or 0.0) * len(words) / math.log(2) + 8 * text.unk_bytes
         result["bits_per_byte"] = bits / text.size
-    print(json_text(result) if options.json else report(result, objective.figures(values)))
+    print(json_text(result) if options.json else report(result, objective.metrics(values)))
     return result
 
 
@@ -111,8 +111,8 @@ def trained_objective(
         )
     state = check(checkpoint.state, {"options": dict}, f"{checkpoint.path}/state.json")  # sealed, as config.yaml is not
     trained = from_dict(PretrainOptions, state["options"], f"{checkpoint.path}/state.json")
-    asked = replace(trained.of_objective, mask_rate=mask_rate)
-    objective = OBJECTIVES[trained.objective](pretrained.config, asked, vocabulary, kernels)
+    objective_options = replace(trained.of_objective, mask_rate=mask_rate)
+    objective = OBJECTIVES[trained.objective](pretrained.config, objective_options, vocabulary, kernels)
     weights = checkpoint.tensors["model"].items()
     try:
         objective.load_state_dict({name: tensor for name, tensor in weights if not name.startswith("notes.")})
@@ -156,7 +156,7 @@ def read_text(options: EvaluateOptions, vocabulary: WordPiece) -> HeldOut:
     return HeldOut(tokens, size, int((tokens == unk).sum()), unk_bytes)
 
 
-def report(result: dict[str, Any], figures: Sequence[Figure]) -> str:
+def report(result: dict[str, Any], figures: Sequence[Metric]) -> str:
     lines = [
         f"{result['model']} on {result['source']}: {result['tokens']} tokens, {result['bytes']} bytes",
         f"  {'unigram entropy':<17} {result['unigram_entropy']:.4f} nats",

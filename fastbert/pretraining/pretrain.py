@@ -1,5 +1,6 @@
 """`fastbert pretrain`: from options to a run folder with a trained encoder, its curves and its export."""
 
+import shlex
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -30,41 +31,41 @@ from fastbert.training.interrupts import Interrupts
 from fastbert.training.schedules import learning_rate_factor
 
 
-def pretrain(asked: PretrainOptions, name: str) -> int:
+def pretrain(given: PretrainOptions, name: str) -> int:
     """Starts or resumes a pretraining, called `name` where --out is not given; returns the exit code.
 
     Raises:
         UserError: any user error, before training starts where that is possible.
     """
-    if asked.resume:
-        return resume(asked)
-    asked.check_inputs()
-    run = new_folder(asked.out, name)
-    check_steps(asked)
-    setup = prepare_setup(replace(asked, **OF_ONE_CALL, out=str(run.path)), verify_data=asked.verify_data)
+    if given.resume:
+        return resume(given)
+    given.check_inputs()
+    run = new_folder(given.out, name)
+    check_steps(given)
+    setup = prepare_setup(replace(given, **OF_ONE_CALL, out=str(run.path)), verify_data=given.verify_data)
     setup.options = resolve_steps(setup)
     setup.plan()  # refuses a batch that grows for longer than the run
     learning_rate_factor(setup.options.schedule, 0, setup.options.steps)  # refuses a warm-up longer than the run
     manifest = describe_experiment(setup, science(setup.options, data_fingerprint(setup.dataset)))
-    if asked.dry_run:
+    if given.dry_run:
         return show_dry_run(setup, run, manifest, resumed=False)
-    return train(setup, run, manifest, resumed=False, profile=asked.profile)
+    return train(setup, run, manifest, resumed=False, profile=given.profile)
 
 
-def resume(asked: PretrainOptions) -> int:
-    """Resumes the run in `asked.out`, if `asked` is the same experiment. The newest checkpoint defines the run; its
+def resume(given: PretrainOptions) -> int:
+    """Resumes the run in `given.out`, if `given` is the same experiment. The newest checkpoint defines the run; its
     other files are compared with that."""
-    stored = stored_options(asked.out)
-    run = RunFolder(Path(asked.out))
+    stored = stored_options(given.out)
+    run = RunFolder(Path(given.out))
     sealed = run.sealed()
     manifest, remarks = check_against_checkpoint(run, stored, sealed)
-    options, changed_options = merge(stored, asked)
+    options, changed_options = merge(stored, given)
     folder = manifest["data"]["folder"] if manifest else ""
     if options.data == stored.data and folder and Path(folder).is_dir():
         options = replace(options, data=folder)  # the source itself may be gone by now
     # Without a checkpoint the encoder is what it was at the start: it follows from the options and the data.
     config = EncoderConfig.from_dict(sealed.state["encoder"]) if sealed else None
-    setup = prepare_setup(options, config, asked.verify_data)
+    setup = prepare_setup(options, config, given.verify_data)
     setup.started = stored
     fingerprint = data_fingerprint(setup.dataset)
     found = describe_experiment(setup, science(setup.options, fingerprint))
@@ -75,9 +76,9 @@ def resume(asked: PretrainOptions) -> int:
         found = manifest | {name: found[name] for name in ("data", "encoder")}
     for line in (*remarks, *(f"resumed with another {line}" for line in changed_options)):
         echo(line)
-    if asked.dry_run:
+    if given.dry_run:
         return show_dry_run(setup, run, found, resumed=True)
-    return train(setup, run, found, resumed=True, profile=asked.profile)
+    return train(setup, run, found, resumed=True, profile=given.profile)
 
 
 def show_dry_run(setup: PretrainSetup, run: RunFolder, manifest: dict[str, Any], resumed: bool) -> int:
@@ -109,7 +110,7 @@ def train(setup: PretrainSetup, run: RunFolder, manifest: dict[str, Any], resume
         if trainer.progress.step < trainer.steps:
             echo(
                 f"stopped at step {trainer.progress.step} of {trainer.steps}; "
-                f"resume with: fastbert pretrain --resume {run.path}"
+                f"resume with: fastbert pretrain --resume {shlex.quote(str(run.path))}"
             )
             return interrupts.exit_code
         finish(setup, trainer.objective, run, trainer.progress)

@@ -219,14 +219,14 @@ def _config_differences(run: RunFolder, stored: PretrainOptions, sealed: Sealed)
     return [f"{run.config} was changed after the run was started: {'; '.join(changed)}"] if changed else []
 
 
-def merge(stored: PretrainOptions, asked: PretrainOptions) -> tuple[PretrainOptions, list[str]]:
+def merge(stored: PretrainOptions, given: PretrainOptions) -> tuple[PretrainOptions, list[str]]:
     """The options to continue with: those given, completed by those that the stored run had computed.
 
     Returns:
         The options, and a line for each machine or bookkeeping option that differs.
     """
     for name in ("tokens", "minutes"):
-        value = getattr(asked, name)
+        value = getattr(given, name)
         if value is not None and value != getattr(stored, name):
             raise UserError(
                 f"{name} is fixed when a run starts: this one has {stored.steps} steps; resume without --{name}. "
@@ -234,16 +234,16 @@ def merge(stored: PretrainOptions, asked: PretrainOptions) -> tuple[PretrainOpti
             )
     filled = {}
     for name in ("steps", "eval_every", "checkpoint_every"):
-        if getattr(asked, name) is None:
+        if getattr(given, name) is None:
             filled[name] = getattr(stored, name)
-    machine = asked.machine
+    machine = given.machine
     if machine.micro_batch_size is None:
         machine = replace(machine, micro_batch_size=stored.machine.micro_batch_size)
     if stored.init_from is not None:  # the encoder's shape came with the weights
-        untouched = [f.name for f in fields(EncoderOptions) if getattr(asked.encoder, f.name) == f.default]
-        filled["encoder"] = replace(asked.encoder, **{name: getattr(stored.encoder, name) for name in untouched})
+        untouched = [f.name for f in fields(EncoderOptions) if getattr(given.encoder, f.name) == f.default]
+        filled["encoder"] = replace(given.encoder, **{name: getattr(stored.encoder, name) for name in untouched})
     merged = replace(
-        asked,
+        given,
         **filled,
         **OF_ONE_CALL,
         machine=machine,

@@ -18,9 +18,9 @@ from fastbert.errors import UserError
 from fastbert.hub.export_code import check_exportable
 from fastbert.hub.load import Pretrained, load_pretrained, tokenizer_of
 from fastbert.model.config import EncoderConfig
-from fastbert.model.encoder import adapt, initialize
+from fastbert.model.encoder import initialize, set_execution
 from fastbert.model.flops import encoder_parameters
-from fastbert.objectives import OBJECTIVES
+from fastbert.objectives import OBJECTIVES, group_of
 from fastbert.objectives.objective import Objective
 from fastbert.pretraining.evaluation import evaluate
 from fastbert.pretraining.note_corpus import NoteCorpus, find_note_words, rare_band
@@ -61,14 +61,14 @@ class PretrainSetup:
             load_initial(objective, options.init_from)
         machine = options.machine
         compiled = machine.compile == "on" or (machine.compile == "auto" and self.device.type == "cuda")
-        adapt(objective, compiled, machine.activation_checkpointing)
+        set_execution(objective, compiled, machine.activation_checkpointing)
         return objective.to(self.device)
 
     def updater(self, objective: Objective) -> Updater:
         """State that all steps of a training use, with a new optimizer over all parameters of the networks."""
-        asked, apex = self.options.optimizer, self.options.machine.apex
-        optimizer = build_optimizer(objective.named_parameters(), asked, self.device, apex)
-        return Updater(objective, optimizer, asked.clip_norm, self.precision, self.world)
+        optimizer_options, apex = self.options.optimizer, self.options.machine.apex
+        optimizer = build_optimizer(objective.named_parameters(), optimizer_options, self.device, apex)
+        return Updater(objective, optimizer, optimizer_options.clip_norm, self.precision, self.world)
 
     def plan(self, steps: int | None = None) -> BatchPlan:
         """Batches of a run of `steps` steps; None stands for those of the options, or a nominal number."""
@@ -140,6 +140,7 @@ def prepare_setup(
             f"{folder} holds {len(rows.stream)} tokens for validation, less than one sequence of {options.length}; "
             "lower --length, or prepare it with a larger --validation-fraction"
         )
+    options = replace(options, **{group_of(options.objective): options.of_objective.resolve(config)})
     for warning in options.of_objective.warnings(config):
         echo(warning)
     lengths = {options.length, options.stages.first_length or options.length}

@@ -139,7 +139,7 @@ def results_table(runs: Sequence[Run]) -> Table:
 
 
 def cost_table(runs: Sequence[Run]) -> Table:
-    """What each run used, and on what."""
+    """Cost, speed and device of each run."""
 
     def rows(run: Run) -> list[list[str]]:
         resolved = run.resolved

@@ -1,18 +1,20 @@
 """Learning curves of runs: thinned series for a page, and the static plot of one run as SVG."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 
+from fastbert.report.page import escape
 from fastbert.report.runs import Run
 from fastbert.training.logbook import smoothed
 
 MOST_POINTS = 1500  # of a curve
 AXES = {"steps": "step", "tokens": "tokens", "flops": "training FLOPs", "minutes": "minutes of training"}
-"""What a curve can be plotted over -> its title."""
+"""Quantity on the x axis -> its title."""
 _TEXT, _LINE = "#010203", "#010204"  # replaced by the page's colours for light and dark
 _COUNTED = {"step", "split", "loss", "tokens", "length"}  # columns of a validation that are no further figure
 
@@ -75,29 +77,24 @@ def figures_of(runs: Sequence[Run]) -> list[str]:
 
 
 def curves_svg(run: Run, baseline: float | None) -> str | None:
-    """The losses, the accuracy (or the first other figure) of validations, and the learning rate of a run over steps.
+    """Plots losses, the first other figure of validations (such as accuracy) and the learning rate of a run.
 
     Args:
         baseline: the unigram entropy, as a dotted line; None where the loss cannot be compared with it.
 
     Returns:
-        An <svg> element in the colours of the page, the same bytes for the same records; None if there is no loss.
+        HTML, as `svg_of`; None if there is no loss.
 
     Raises:
         ImportError: matplotlib is not installed.
     """
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
-
     train, validation = curve(run, "train", "loss", 600), curve(run, "validation", "loss", 600)
     if train is None and validation is None:
         return None
     further = [(name.replace("_", " "), curve(run, "validation", name, 600)) for name in figures_of([run])[:1]]
     further = [(title, one) for title, one in (*further, ("learning rate", curve(run, "train", "lr", 200))) if one]
-    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "fastbert", "font.family": "sans-serif"}):
-        figure = Figure(figsize=(9.5, 3.4 + 1.6 * len(further)), layout="constrained")
-        heights = [2.2, *(1 for _ in further)]
-        panels = figure.subplots(len(heights), sharex=True, squeeze=False, height_ratios=heights)[:, 0]
+
+    def plot(panels: Sequence[Any]) -> None:
         if train:
             finite = [point for point in run.column("train", "loss") if point[1] is not None]
             steps, losses = zip(*finite, strict=True)
@@ -108,20 +105,44 @@ def curves_svg(run: Run, baseline: float | None) -> str | None:
             panels[0].plot(validation.x["steps"], _floats(validation.y), "o-C1", markersize=3.5, label="validation")
         if baseline is not None:
             panels[0].axhline(baseline, color=_TEXT, linestyle=":", label=f"unigram entropy {baseline:.2f}")
+        for panel, (_, one) in zip(panels[1:], further, strict=True):
+            panel.plot(one.x["steps"], _floats(one.y), "o-" if len(one.y) < 60 else "-", color="C2", markersize=3)
+
+    return svg_of(plot, ["loss", *(title for title, _ in further)], "step")
+
+
+def svg_of(plot: Callable[[Sequence[Any]], None], titles: Sequence[str], axis: str) -> str:
+    """Plots panels below each other as an <svg> element in the colours of the page, the same bytes for the same data.
+
+    Args:
+        plot: gets matplotlib's axes, one for each panel; lines with a label are listed in the first.
+        titles: of the panels' y axes; the first panel is twice as high.
+        axis: title of the x axis.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+    """
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "fastbert", "font.family": "sans-serif"}):
+        figure = Figure(figsize=(9.5, 1.8 + 1.6 * len(titles)), layout="constrained")
+        heights = [2.2, *(1 for _ in titles[1:])]
+        panels = figure.subplots(len(heights), sharex=True, squeeze=False, height_ratios=heights)[:, 0]
+        plot(panels)
         panels[0].legend(frameon=False, labelcolor=_TEXT)
-        for panel, title in zip(panels, ("loss", *(title for title, _ in further)), strict=True):
-            panel.set_ylabel(title, color=_TEXT)
+        for panel, title in zip(panels, titles, strict=True):
+            panel.set_ylabel(title, color=_TEXT, parse_math=False)
             panel.grid(color=_LINE, linewidth=0.7)
             panel.tick_params(colors=_TEXT, labelsize=9)
             panel.spines[:].set_color(_LINE)
-        for panel, (_, one) in zip(panels[1:], further, strict=True):
-            panel.plot(one.x["steps"], _floats(one.y), "o-" if len(one.y) < 60 else "-", color="C2", markersize=3)
-        panels[-1].set_xlabel("step", color=_TEXT)
+        panels[-1].set_xlabel(axis, color=_TEXT)
         file = io.StringIO()
         figure.savefig(file, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     text = file.getvalue()
     text = text[text.index("<svg") :].replace(_TEXT, "var(--text)").replace(_LINE, "var(--line)")
-    return text.replace("<svg", '<svg role="img" aria-label="Learning curves"', 1)
+    text = text.replace("<svg", f'<svg role="img" aria-label="{escape(titles[0])}"', 1)
+    return f'<div class="scroll">{text}</div>'
 
 
 def _floats(values: Sequence[float | None]) -> list[float]:

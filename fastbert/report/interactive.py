@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from fastbert.errors import printable
 from fastbert.report.curves import AXES, curve, figures_of
 from fastbert.report.page import script_json
 from fastbert.report.runs import Run
@@ -46,12 +47,18 @@ def baseline(runs: Sequence[Run]) -> float | None:
 def _panel(runs: Sequence[Run], split: str, column: str, title: str) -> dict[str, Any]:
     found = [(number, curve(run, split, column)) for number, run in enumerate(runs)]
     curves = [{"run": number, "x": one.x, "y": one.y, "mean": one.mean} for number, one in found if one]
-    return {"title": title, "split": split, "loss": column == "loss", "percent": "accuracy" in column, "curves": curves}
+    return {
+        "title": _plain_text(title),
+        "split": split,
+        "loss": column == "loss",
+        "percent": "accuracy" in column,
+        "curves": curves,
+    }
 
 
 def _plain_text(name: str) -> str:
-    """`name` for plotly, which reads tags and entities in texts."""
-    return name.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    """Escapes `name` for plotly, which reads tags and entities in texts."""
+    return printable(name).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
 def curve_scripts(data: dict[str, Any]) -> list[str]:

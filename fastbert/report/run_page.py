@@ -33,7 +33,7 @@ def write_run_page(run: Run, options: Any, data: Mapping[str, str]) -> None:
             Table(["quantity", "value"], cost_rows(run)).html(),
             heading("Data"),
             Table(["property", "value"], [[name, value] for name, value in data.items()]).html(),
-            _options(options),
+            options_section(options),
             heading("Machine and versions"),
             sessions_table(run).html(),
         ]
@@ -75,7 +75,7 @@ def _curves(run: Run) -> str:
         return warning("Without curves: matplotlib is not installed. The values are in metrics.jsonl.")
     if svg is None:
         return warning("Without curves: metrics.jsonl has no losses.")
-    return heading("Curves") + f'\n<div class="scroll">{svg}</div>'
+    return heading("Curves") + svg
 
 
 def _examples(summary: Mapping[str, Any]) -> str:
@@ -98,7 +98,8 @@ def cost_rows(run: Run) -> list[list[str]]:
     ]
 
 
-def _options(options: Any) -> str:
+def options_section(options: Any) -> str:
+    """The options of a job: those that differ from their defaults, and all of them in a fold."""
     default = {leaf.name: leaf.value for leaf in leaves(type(options)())}
     active = {leaf.name for leaf in leaves(options, active=True)}
     everything = leaves(options)
@@ -110,7 +111,8 @@ def _options(options: Any) -> str:
     changed = Table(["option", "value", "default", "concerns"], [row for row in rows if row[1] != row[2]])
     idle = [[_flag(leaf.name), text_of(leaf.value)] for leaf in everything if leaf.name not in active]
     body = Table(changed.head, rows).html()
-    body += paragraph("Options without effect in this combination:") + Table(["option", "value"], idle).html()
+    if idle:
+        body += paragraph("Options without effect in this combination:") + Table(["option", "value"], idle).html()
     return "\n".join(
         [
             heading("Options"),

@@ -13,6 +13,7 @@ from typing import Any
 from fastbert.errors import UserError, brief
 from fastbert.inheritance import read_yaml
 from fastbert.inputs import check_folder, near_name, read_or_problem
+from fastbert.ranges import LARGEST
 from fastbert.records import COUNT, json_text, read_json
 from fastbert.training.logbook import read_records
 
@@ -25,7 +26,8 @@ _SUMMARY = {
     **{"parameters?": COUNT, "flops?": float, "loss_in_nats?": bool, "examples_heading?": str},
 }
 _NOT_A_RUN = {
-    "results.json": "holds the results of a fine-tuning, which are in its results.json and learning_curve.png",
+    "results.json": "holds the results of a fine-tuning, whose own page is report.html in it",
+    "glue.md": "holds fine-tunings on several tasks, whose table is glue.md in it",
     "results.jsonl": "is a sweep or an ablation, whose own page is report/report.html in it",
     "dataset.json": "holds prepared data",
     "state.json": "is a checkpoint",
@@ -186,16 +188,16 @@ def read_run(path: Path | str) -> Run:
 
 
 def _is_no_run(path: Path) -> bool:
-    """Whether `path` is another folder, such as the results of a fine-tuning, which have a manifest too."""
+    """Checks whether `path` is another folder, such as the results of a fine-tuning, which have a manifest too."""
     return not (path / "manifest.json").exists() or any((path / name).exists() for name in _NOT_A_RUN)
 
 
 def _found(path: Path) -> str:
-    """What a folder that is no run is."""
+    """Describes a folder that is no run."""
     if what := next((what for name, what in _NOT_A_RUN.items() if (path / name).exists()), None):
         return what
-    inside = sorted(child.name for child in path.iterdir() if (child / "manifest.json").exists())
-    return f"is no run, but there are some in it, such as {path / inside[0]}" if inside else "is no run"
+    inside = sorted(child.name for child in path.iterdir() if child.is_dir() and not _is_no_run(child))
+    return f"is no run, but holds runs, such as {path / inside[0]}" if inside else "is no run"
 
 
 def _records(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
@@ -207,10 +209,13 @@ def _records(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
     if damaged:
         listed = ", ".join(map(str, damaged[:10])) + (" ..." if len(damaged) > 10 else "")
         warnings.append(f"damaged lines in {path.name}, left out: {listed}")
-    unique = {(record["step"], record["split"]): record for record in records}
-    if len(unique) < len(records):
+    possible = [record for record in records if 0 <= record["step"] <= LARGEST]
+    if len(possible) < len(records):
+        warnings.append(f"records with impossible steps in {path.name}, left out: {len(records) - len(possible)}")
+    unique = {(record["step"], record["split"]): record for record in possible}
+    if len(unique) < len(possible):
         warnings.append(f"repeated records in {path.name}: the last one of each step counts")
-    if not records:
+    if not possible:
         warnings.append(f"no records in {path.name}: there are no curves")
     return sorted(unique.values(), key=lambda record: record["step"]), warnings
 

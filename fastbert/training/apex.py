@@ -1,7 +1,7 @@
-"""NVIDIA apex's FusedAdam as the AdamW of a run: found or refused, stepped under a flag on the device, and its state
-turned into that of torch's AdamW and back.
+"""NVIDIA apex's FusedAdam as the AdamW of a run: its checks, an update that a flag on the device can skip, and the
+conversion of its state to that of torch's AdamW and back.
 
-It is used only where `machine.apex` asks for it. The `apex` on PyPI is another project.
+It is used only if `machine.apex` is set. The `apex` on PyPI is another project.
 """
 
 import inspect
@@ -19,13 +19,13 @@ HOW = (
 
 
 def check_apex(optimizer: str, device: torch.device) -> None:
-    """Sees to it that a run with `machine.apex` can have it.
+    """Checks that a run with `machine.apex` can use it.
 
     Args:
-        optimizer: its name among the options.
+        optimizer: name of the optimizer in the options.
 
     Raises:
-        UserError: apex, or its CUDA extensions, are missing; the device is no GPU; the optimizer is not adamw.
+        UserError: apex or its CUDA extensions are missing, the device is not a GPU, or the optimizer is not adamw.
     """
     if optimizer != "adamw":
         raise UserError(f"--machine.apex is an AdamW: it needs --optimizer.name adamw, not {optimizer}")
@@ -38,7 +38,7 @@ def fused_adam() -> type[torch.optim.Optimizer]:
     """Apex's FusedAdam.
 
     Raises:
-        UserError: there is none, or none that can skip an update on the device; how to install it.
+        UserError: it is missing, or cannot skip an update on the device; has instructions for installing it.
     """
     try:
         from apex.multi_tensor_apply import multi_tensor_applier
@@ -46,14 +46,14 @@ def fused_adam() -> type[torch.optim.Optimizer]:
     except ImportError as error:
         raise UserError(f"--machine.apex needs NVIDIA's apex, which cannot be imported ({error}): {HOW}") from None
     if not multi_tensor_applier.available:
-        raise UserError(f"--machine.apex needs apex's CUDA extensions, and the installed apex is without them: {HOW}")
+        raise UserError(f"--machine.apex needs apex's CUDA extensions, and the installed apex lacks them: {HOW}")
     if "capturable" not in inspect.signature(FusedAdam).parameters:
         raise UserError(f"--machine.apex needs apex's capturable FusedAdam; the installed one is older: {HOW}")
     return FusedAdam
 
 
 def build_fused_adam(groups: list[dict], constants: dict[str, Any]) -> torch.optim.Optimizer:
-    """FusedAdam over groups as torch's AdamW takes them, with its constants."""
+    """FusedAdam over parameter groups in the format of torch's AdamW, with AdamW's constants."""
     optimizer = fused_adam()(groups, adam_w_mode=True, capturable=True, **constants)
     for group in optimizer.param_groups:
         # Left out, apex starts its counter at 1 in the first step even if that step is skipped.
@@ -62,7 +62,7 @@ def build_fused_adam(groups: list[dict], constants: dict[str, Any]) -> torch.opt
 
 
 class _Flag:
-    """Stands where apex expects a GradScaler: the only road by which FusedAdam takes a skip flag from outside."""
+    """A substitute for GradScaler, the only way to pass a skip flag to FusedAdam."""
 
     def __init__(self, skip: Tensor):
         self.skip = skip.float().reshape(1)
@@ -86,16 +86,16 @@ def apex_step(optimizer: torch.optim.Optimizer, skip: Tensor) -> None:
 
 
 def translate(state: dict[str, Any], optimizer: torch.optim.Optimizer) -> None:
-    """Turns the `state_dict` of torch's AdamW into one for the FusedAdam `optimizer`, or the reverse, in place.
+    """Converts the `state_dict` of torch's AdamW into one for the FusedAdam `optimizer`, or the reverse, in place.
 
-    Both keep the same moments. FusedAdam counts updates once a group, AdamW once a parameter; FusedAdam's rate is a
-    tensor.
+    Both store the same moments. FusedAdam has one update counter per group, AdamW one per parameter; FusedAdam's
+    learning rate is a tensor.
 
     Raises:
         UserError: the parameters of a group have had unequal numbers of updates.
     """
     to_apex = type(optimizer).__name__ == "FusedAdam"
-    for group, own in zip(state["param_groups"], optimizer.param_groups, strict=False):  # counted by the caller
+    for group, own in zip(state["param_groups"], optimizer.param_groups, strict=False):  # the caller compares lengths
         members = [state["state"][index] for index in group["params"] if index in state["state"]]
         if to_apex:
             steps = {int(member.pop("step")) for member in members}
@@ -110,5 +110,5 @@ def translate(state: dict[str, Any], optimizer: torch.optim.Optimizer) -> None:
             for member in members:
                 member["step"] = group["step"].reshape(()).float()
             group["lr"] = float(group["lr"])
-        for name in group.keys() - own.keys():  # settings that the other does not have
+        for name in group.keys() - own.keys():  # settings that the target lacks
             del group[name]

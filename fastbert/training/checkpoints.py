@@ -1,13 +1,13 @@
-"""Checkpoints that are whole or not there: safetensors and JSON, sealed by a manifest with the hash of every file.
+"""Checkpoints, written whole or not at all: safetensors and JSON, with a manifest that has the hash of every file.
 
     checkpoints/step-00000123/
         model.safetensors ...   one file for each group of tensors
-        state.json              whatever else the run needs to go on
+        state.json              everything else that the run needs to resume
         manifest.json           format, step, metric, and size and SHA-256 of each file
 
-A save is written beside and renamed, old checkpoints are removed only after it, and loading verifies before it reads:
-neither a killed save nor a damaged file costs more than one interval. Tensors that are not finite are neither saved nor
-loaded. Nothing is unpickled.
+A checkpoint is written under a temporary name and renamed, older ones are removed only afterwards, and files are
+verified before they are read: neither a killed save nor a damaged file costs more than one interval. Tensors that are
+not finite are neither saved nor loaded. Nothing is unpickled.
 """
 
 import errno
@@ -37,22 +37,22 @@ from fastbert.training.tensors import read_tensors
 FORMAT = 1
 _FOLDER = re.compile(r"step-([0-9]{8,})")
 _FILE = re.compile(r"[\w-]+\.(safetensors|json)")
-_MANIFEST = {  # null as the metric for NaN, which older versions wrote
+_MANIFEST = {
     "step": COUNT,
     "metric": (float, type(None)),
     "files": {str: {"bytes": COUNT, "sha256": str}, "state.json": dict},
 }
-_ALIASES = "aliases"  # safetensors metadata: names that share the memory of a stored tensor
+_ALIASES = "aliases"  # safetensors metadata: names of tensors that use the memory of a stored tensor
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What `Checkpointer.save` was given, read back."""
+    """The content of a checkpoint, as given to `Checkpointer.save`."""
 
     path: Path
     step: int
     tensors: dict[str, dict[str, Tensor]]
-    """File name without ending -> name -> tensor, on the CPU."""
+    """File name without extension -> name -> tensor, on the CPU."""
     state: dict
     metric: float | None
 
@@ -61,13 +61,13 @@ class Checkpointer:
     """Saves, prunes and loads the checkpoints of one run. Only one process of a run may save.
 
     Args:
-        folder: the run's `checkpoints` folder; made if need be. What killed saves left in it is removed.
-        keep_last: number of newest checkpoints kept, at least 1; the one with the lowest metric is kept besides.
-        echo: is called with warnings.
-        keep: steps whose checkpoints are kept too.
+        folder: the run's `checkpoints` folder, created if missing. Leftovers of killed saves are removed.
+        keep_last: number of newest checkpoints to keep, at least 1, besides the one with the lowest metric.
+        echo: prints warnings.
+        keep: steps whose checkpoints are never removed.
 
     Raises:
-        UserError: the folder cannot be made or written, or `keep_last` is below 1.
+        UserError: the folder cannot be created or written, or `keep_last` is below 1.
     """
 
     def __init__(
@@ -96,22 +96,22 @@ class Checkpointer:
         metric: float | None = None,
         prune: bool = True,
     ) -> Path:
-        """Writes a checkpoint and removes those no longer kept.
+        """Writes a checkpoint and removes outdated ones.
 
         Args:
             step: updates done.
-            tensors: file name without ending -> name -> tensor, on any device. Tensors that share memory are stored
-                once if they are the same view of it, else each for itself.
-            state: must fit JSON, which has neither NaN nor infinities.
+            tensors: file name without extension -> name -> tensor, on any device. Tensors with common memory are
+                stored once if they are the same view of it, else separately.
+            state: JSON, which has neither NaN nor infinities.
             metric: lower is better; None and NaN are never the best.
-            prune: whether those no longer kept are removed now, or only after a later save.
+            prune: whether outdated checkpoints are removed now, or only after a later save.
 
         Returns:
-            The checkpoint's folder, durable on the disk.
+            The checkpoint's folder, flushed to the disk.
 
         Raises:
             NotFiniteError: a tensor holds NaN or an infinity.
-            UserError: no space or no permission. In both cases older checkpoints are as they were.
+            UserError: no space or no permission. In both cases older checkpoints are unchanged.
             ValueError: `state` holds NaN or an infinity.
         """
         path = self.folder / f"step-{step:08d}"
@@ -133,60 +133,60 @@ class Checkpointer:
         return path
 
     def load_latest(self) -> Checkpoint | None:
-        """As `read_newest`, of this folder."""
+        """Calls `read_newest` on this folder."""
         return read_newest(self.folder, self.echo)
 
     def newest_whole(self) -> Path | None:
-        """The folder of the checkpoint that a resumed run would start from; None if there is none."""
+        """The folder of the checkpoint from which a resumed run would start; None if there is none."""
         for path in reversed(self.paths()):
             try:
                 return _read(path).path
             except UnreadableError:
                 raise
-            except UserError:  # it is named when the run is resumed
+            except UserError:  # reported when the run is resumed
                 continue
         return None
 
     def prune(self, step: int) -> None:
-        """Removes the checkpoints no longer kept.
+        """Removes outdated checkpoints.
 
-        Judges those up to `step` only. Later ones are there if the run went back, because they are damaged perhaps:
-        they must not push out the one just saved, and the run may yet replace them.
+        Only those up to `step` are considered. Later ones exist if the run has resumed from an earlier checkpoint,
+        perhaps because they are damaged: they must not displace the one just saved, and the run may replace them.
         """
         paths = [path for path in self.paths() if _step_of(path) <= step]
         metrics = {path: _metric_of(path) for path in paths}
-        keep = {*paths[-self.keep_last :], *(path for path in paths if _step_of(path) in self.keep)}
+        retained = {*paths[-self.keep_last :], *(path for path in paths if _step_of(path) in self.keep)}
         measured = [path for path in paths if metrics[path] is not None]
         if measured:
-            keep.add(min(measured, key=lambda path: metrics[path]))  # the earliest of equals
+            retained.add(min(measured, key=lambda path: metrics[path]))  # the earliest of equals
         with disk_errors(self.folder):
             for path in paths:
-                if path not in keep:
-                    # Renamed first: killed halfway, it is a leftover and not a damaged checkpoint.
-                    doomed = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-                    path.rename(doomed)
-                    remove(doomed)
+                if path not in retained:
+                    # Renamed first: a kill in between leaves a temporary folder, not a damaged checkpoint.
+                    outdated = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+                    path.rename(outdated)
+                    remove(outdated)
 
 
 def checkpoint_paths(folder: Path) -> list[Path]:
-    """The folders of all checkpoints in `folder`, whole or not, oldest first; none where there is no such folder."""
+    """The folders of all checkpoints in `folder`, whole or not, oldest first; empty if there is no such folder."""
     if not folder.is_dir():
         return []
     return sorted((path for path in folder.iterdir() if _FOLDER.fullmatch(path.name)), key=_step_of)
 
 
 def read_checkpoint(path: Path | str) -> Checkpoint:
-    """The checkpoint in `path`, verified. Nothing is written or removed: its run may be going on.
+    """The checkpoint in `path`, verified. Nothing is written or removed: its run may still be training.
 
     Raises:
-        UserError: it is missing, renamed or damaged, or its tensors are not finite; names the file and what to do.
+        UserError: it is missing, renamed or damaged, or its tensors are not finite; names the file and the remedy.
     """
     path = Path(path).resolve()
     if not path.is_dir():
-        there = ", ".join(other.name for other in checkpoint_paths(path.parent)) if path.parent.is_dir() else ""
-        raise UserError(f"there is no checkpoint {path}; those in {path.parent}: {there or 'none'}")
+        existing = ", ".join(other.name for other in checkpoint_paths(path.parent)) if path.parent.is_dir() else ""
+        raise UserError(f"there is no checkpoint {path}; those in {path.parent}: {existing or 'none'}")
     if not _FOLDER.fullmatch(path.name):
-        raise UserError(f"the checkpoint {path} was renamed; give it its name step-... back")
+        raise UserError(f"the checkpoint {path} was renamed; rename it to step-... again")
     try:
         return _read(path)
     except NotFiniteError as error:
@@ -194,12 +194,12 @@ def read_checkpoint(path: Path | str) -> Checkpoint:
     except UnreadableError:
         raise
     except UserError as error:
-        raise UserError(f"{error}; restore the file, or delete {path} and take another checkpoint") from None
+        raise UserError(f"{error}; restore the file, or delete {path} and use another checkpoint") from None
 
 
 def read_newest(folder: Path, echo: Callable[[str], None]) -> Checkpoint | None:
-    """The newest checkpoint in `folder` that verifies and is finite, or None if there are none at all. The others are
-    named to `echo`. Nothing is written or removed.
+    """The newest checkpoint in `folder` that is whole and finite; None if there are no checkpoints. `echo` reports the
+    damaged ones that are newer. Nothing is written or removed.
 
     Raises:
         UserError: there are checkpoints, and none of them is whole and finite.
@@ -208,24 +208,24 @@ def read_newest(folder: Path, echo: Callable[[str], None]) -> Checkpoint | None:
     for path in reversed(checkpoint_paths(folder)):
         try:
             checkpoint = _read(path)
-        except UnreadableError:  # an older one would lose what this one holds
+        except UnreadableError:  # resuming from an older one would lose steps
             raise
         except UserError as error:
             damaged.append(str(error))
             continue
         for problem in damaged:
-            echo(f"{problem}; going on from {path.name}")
+            echo(f"{problem}; {path.name} is used")
         return checkpoint
     if damaged:
         raise UserError(
             f"no checkpoint in {folder} is whole: {'; '.join(damaged)}. "
-            "Restore one of them, or move the folder away to start anew"
+            "Restore one of them, or move the folder away to start again"
         )
     return None
 
 
 def read_state(path: Path) -> tuple[int, dict]:
-    """Step and state of the checkpoint in `path`, of whose files only these are read; a UserError if one is missing or
+    """Step and state of the checkpoint in `path`; its tensors are not read. A UserError if a file is missing or
     damaged."""
     manifest, file = _read_manifest(path), path / "state.json"
     if not file.is_file() or _sha256(file) != manifest["files"]["state.json"]["sha256"]:
@@ -236,33 +236,33 @@ def read_state(path: Path) -> tuple[int, dict]:
 def check_space(
     folder: Path | str, bytes_needed: int, what: str = "checkpoints need", remedy: str = "keep fewer checkpoints"
 ) -> None:
-    """Sees to it, before work starts, that `bytes_needed` can be written below `folder`, which need not exist yet.
+    """Checks, before work starts, that `bytes_needed` can be written to `folder`, which need not exist yet.
 
     Args:
-        what, remedy: for the error: who needs it, and what else can be done about it.
+        what, remedy: for the error: what needs the space, and what else can be done about it.
 
     Raises:
-        UserError: the disk has less room.
+        UserError: the disk has less free space.
     """
     free = free_space(folder)
     if free < bytes_needed:
         raise UserError(
             f"{what} {bytes_needed / 1e9:.2f} GB and the disk of {folder} has {free / 1e9:.2f} GB left; "
-            f"free some space, choose another folder, or {remedy}"
+            f"free up space, choose another folder, or {remedy}"
         )
 
 
 def free_space(folder: Path | str) -> int:
-    """Bytes left on the disk of `folder`, which need not exist yet."""
+    """Free bytes on the disk of `folder`, which need not exist yet."""
     return shutil.disk_usage(existing(folder)).free
 
 
 def existing(folder: Path | str) -> Path:
-    """`folder`, or what is there of the path to it."""
-    there = Path(folder).absolute()
-    while not there.exists():
-        there = there.parent
-    return there
+    """`folder`, or its nearest parent that exists."""
+    path = Path(folder).absolute()
+    while not path.exists():
+        path = path.parent
+    return path
 
 
 def _step_of(path: Path) -> int:
@@ -272,9 +272,9 @@ def _step_of(path: Path) -> int:
 def _metric_of(path: Path) -> float | None:
     try:
         return _read_manifest(path)["metric"]
-    except UnreadableError:  # it may be the best
+    except UnreadableError:  # this may be the best checkpoint
         raise
-    except UserError:  # a damaged checkpoint is never the best
+    except UserError:  # a damaged one is never the best
         return None
 
 
@@ -291,8 +291,8 @@ def _read_manifest(path: Path) -> dict:
     if manifest.get("seal") != seal_of(manifest):
         raise UserError(f"the checkpoint's manifest {file} is damaged: its hash does not fit")
     manifest = check(finite_or_none(manifest), _MANIFEST, f"the checkpoint's manifest {file}")
-    if odd := [name for name in manifest["files"] if not _FILE.fullmatch(name)]:
-        raise UserError(f"the checkpoint's manifest {file} is damaged: {brief(odd[0])} is no file of a checkpoint")
+    if unexpected := [name for name in manifest["files"] if not _FILE.fullmatch(name)]:
+        raise UserError(f"the checkpoint's manifest {file} is damaged: {brief(unexpected[0])} is no checkpoint file")
     if manifest["step"] != _step_of(path):
         raise UserError(f"the checkpoint {path} was renamed: it is from step {manifest['step']}")
     return manifest
@@ -300,7 +300,7 @@ def _read_manifest(path: Path) -> dict:
 
 @progress("reading a checkpoint")
 def _read(path: Path) -> Checkpoint:
-    """Verifies sizes, then hashes, then reads, and verifies that the numbers are finite."""
+    """Verifies sizes and hashes, reads the files, and checks that all numbers are finite."""
     manifest = _read_manifest(path)
     files = {path / name: expected for name, expected in manifest["files"].items()}
     for file, expected in files.items():
@@ -319,7 +319,8 @@ def _read(path: Path) -> Checkpoint:
 
 
 def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
-    """safetensors refuses shared memory: the same view twice becomes an alias, overlapping ones are copied."""
+    """Writes a safetensors file. The format has no shared memory: equal views become aliases, overlapping ones are
+    copied."""
     stored: dict[str, Tensor] = {}
     aliases: dict[str, str] = {}
     views: dict[tuple, str] = {}
@@ -344,13 +345,13 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
     where = f"the checkpoint file {path}"
     aliases = parse_json(metadata.get(_ALIASES, "null"), where, {str: str})
     if lost := [target for target in aliases.values() if target not in tensors]:
-        raise UserError(f"{where} is damaged: it lacks {brief(lost[0])}")
+        raise UserError(f"{where} is damaged: {brief(lost[0])} is missing")
     return tensors | {name: tensors[target] for name, target in aliases.items()}
 
 
 @contextmanager
 def _safetensors_errors():
-    """safetensors reports what the operating system says as text only; here it becomes an OSError again."""
+    """Raises OSErrors for errors of the operating system, which safetensors reports as text."""
     try:
         yield
     except safetensors.SafetensorError as error:

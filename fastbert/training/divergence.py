@@ -1,4 +1,4 @@
-"""The guard against a training that diverges: updates that were skipped are counted and said, too many end it."""
+"""The guard against divergence: skipped updates are counted and reported, and too many in a row end the training."""
 
 from collections.abc import Callable, Mapping
 from typing import Protocol
@@ -9,7 +9,7 @@ PATIENCE = 5  # updates in a row that may be skipped before the training stops
 
 
 class SkipCounts(Protocol):
-    """What keeps the counts, so that a checkpoint may hold them."""
+    """The counts, which a checkpoint holds."""
 
     skipped: int
     """Updates skipped so far."""
@@ -23,12 +23,13 @@ def guard(
     echo: Callable[[str], None],
     advice: Callable[[], str],
 ) -> bool:
-    """Takes in what is known of an update, and returns whether it was made.
+    """Counts an update, and returns whether it was made.
 
     Args:
-        step: of the update, from 0.
+        step: number of the update, from 0.
         values: its `loss`, the gradient's `norm`, and whether both were `finite`.
-        advice: how to mend it, as the end of the message; asked for only if the training ends here.
+        echo: prints warnings.
+        advice: gives the end of the error message, how to fix it; called only if the training ends here.
 
     Raises:
         UserError: `PATIENCE` updates in a row were skipped.

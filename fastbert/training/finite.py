@@ -1,7 +1,7 @@
-"""Whether weights and optimizer moments are finite: what is not is never saved, exported or trained from.
+"""Checks that weights and optimizer moments are finite: others are never saved, exported or trained from.
 
-A number that is not finite never becomes finite again: an update multiplies and adds. So it is enough to look now and
-then, and before everything that is kept.
+A number that is not finite never becomes finite again, since an update only multiplies and adds. So it is enough to
+check at intervals, and before anything is saved.
 """
 
 from collections.abc import Iterable, Mapping
@@ -19,7 +19,7 @@ class NotFiniteError(UserError):
 
 
 def all_finite(tensors: Iterable[Tensor]) -> Tensor:
-    """Whether all numbers of `tensors` are finite, as a bool scalar on the device of the first; nothing waits for it.
+    """A bool scalar on the device of the first tensor: all numbers of `tensors` are finite. Nothing waits for it.
 
     Tensors of integers and booleans, and empty ones, are finite.
     """
@@ -37,15 +37,15 @@ def all_finite(tensors: Iterable[Tensor]) -> Tensor:
 
 
 def foreach_bounds(tensors: list[Tensor]) -> list[Tensor]:
-    """The largest absolute number of each tensor, NaN if it holds one; a few launches on a GPU, slow on a CPU.
+    """The largest absolute value of each tensor, NaN if it holds one; a few launches on a GPU, slow on a CPU.
 
-    Unlike a sum or a Euclidean norm it never overflows where all numbers are finite.
+    Unlike a sum or a Euclidean norm it never overflows if all numbers are finite.
     """
     return list(torch._foreach_norm(tensors, ord=float("inf")))
 
 
 def extremes(tensors: list[Tensor]) -> list[Tensor]:
-    """The least and the largest number of each tensor, NaN if it holds one; a launch for each, vectorized on a CPU."""
+    """Minimum and maximum of each tensor, NaN if it holds one; a launch for each tensor, vectorized on a CPU."""
     return [bound for tensor in tensors for bound in tensor.aminmax()]
 
 
@@ -57,14 +57,14 @@ def not_finite(named: Mapping[str, Tensor]) -> list[str]:
 
 
 def require_finite(groups: Mapping[str, Mapping[str, Tensor]], what: str) -> None:
-    """Sees to it that all numbers are finite. Waits for the device.
+    """Checks that all numbers are finite. Waits for the device.
 
     Args:
         groups: such as "model" and "optimizer" -> name -> tensor.
-        what: whose numbers they are, for the message.
+        what: the owner of the tensors, for the message.
 
     Raises:
-        NotFiniteError: names the first of the tensors that hold NaN or an infinity.
+        NotFiniteError: names the first tensors that hold NaN or an infinity.
     """
     bad = [f"{group} {name}" for group, named in groups.items() for name in not_finite(named)]
     if bad:

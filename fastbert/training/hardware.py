@@ -1,7 +1,7 @@
-"""The machine a run uses: device, precision, threads, memory, and the peak that MFU is measured against.
+"""The machine of a run: device, precision, threads, memory, and the peak FLOP/s for MFU.
 
 Nothing here may change a result beyond rounding. In fp32 on CUDA, torch.set_float32_matmul_precision stays at
-"highest": no TF32; who wants tensor cores takes bf16.
+"highest", without TF32; bf16 uses tensor cores.
 """
 
 import ctypes
@@ -25,10 +25,10 @@ from fastbert.training.options import PRECISIONS, MachineOptions
 
 
 def resolve_device(name: str) -> torch.device:
-    """The device that `name` (auto, cpu, cuda, cuda:N) means here.
+    """The device that `name` (auto, cpu, cuda, cuda:N) stands for on this machine.
 
     Raises:
-        UserError: unknown name, or a GPU that is not there.
+        UserError: unknown name, or there is no such GPU.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -43,10 +43,10 @@ def resolve_device(name: str) -> torch.device:
 
 
 def resolve_precision(name: str, device: torch.device) -> tuple[str, str | None]:
-    """What `name` (auto, fp32, bf16) means on `device`.
+    """The precision that `name` (auto, fp32, bf16) stands for on `device`.
 
     Returns:
-        "fp32" or "bf16", and a warning if bf16 was asked for where it is slow.
+        "fp32" or "bf16", and a warning if bf16 was requested where it is slow.
     """
     choose("precision", name, PRECISIONS)
     if device.type == "cuda":
@@ -75,24 +75,24 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[Non
 
 
 def use_device(device: torch.device) -> None:
-    """Makes `device`, where it is cuda:N, the current GPU of this process: streams, events, kernels of Triton and apex,
-    and calls of torch.cuda without a device go to the current one. `cuda` alone is the current one already."""
+    """Makes cuda:N the current GPU of this process: streams, events, kernels of Triton and apex, and calls of
+    torch.cuda without a device use the current one. `cuda` alone is the current one already."""
     if device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)
 
 
 def synchronize(device: torch.device) -> None:
-    """Waits until the device has done what is queued."""
+    """Waits until the device has finished all queued work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def setup_machine(options: MachineOptions, device: torch.device) -> None:
-    """Makes `device` the current one, sets the number of threads and, for runs on a CPU, lets glibc keep large freed
-    blocks instead of returning them.
+    """Makes `device` the current one, sets the number of threads and, on a CPU, makes glibc reuse large freed blocks
+    instead of returning them to the system.
 
-    By default glibc maps blocks of some MiB afresh each time, and the kernel zeroes their pages: an fp32 addition of
-    [8192, 1024] was measured at 14.4 ms with that and 0.9 ms without. The price: the process keeps its peak memory.
+    By default glibc maps blocks of several MiB anew each time, and the kernel zeroes their pages: an fp32 addition of
+    [8192, 1024] took 14.4 ms with that and 0.9 ms without. In return the process keeps its peak memory.
     """
     use_device(device)
     if options.threads:
@@ -105,7 +105,7 @@ def setup_machine(options: MachineOptions, device: torch.device) -> None:
 
 
 def memory(device: torch.device) -> tuple[int, int]:
-    """Bytes that can still be had on `device`, and that it has; of a CPU less where a control group has a limit."""
+    """Free and total bytes of memory on `device`; on a CPU within the limit of the control group."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)
     free = total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -119,7 +119,7 @@ def memory(device: torch.device) -> tuple[int, int]:
 
 
 def describe_machine() -> dict[str, object]:
-    """What a result depends on besides the options, for manifest.json: commit, versions, hardware. Values are JSON."""
+    """Commit, versions and hardware, on which a result depends besides the options, as JSON for manifest.json."""
     versions = {"python": platform.python_version(), "fastbert": __version__}
     for package in ("torch", "transformers", "tokenizers", "numpy"):
         try:
@@ -141,7 +141,7 @@ def describe_machine() -> dict[str, object]:
 
 
 def commit_of(root: Path) -> dict[str, object]:
-    """The commit of the checkout whose root is `root`, and whether tracked files differ from it; None if it is none."""
+    """The commit of the checkout with this root, and whether tracked files differ from it; None without a checkout."""
 
     def git(*arguments: str) -> str | None:
         try:
@@ -151,7 +151,7 @@ def commit_of(root: Path) -> dict[str, object]:
         return result.stdout.strip() if result.returncode == 0 else None
 
     top = git("rev-parse", "--show-toplevel")
-    # An installed package may lie inside the checkout of something else, a virtual environment for instance.
+    # An installed package may be inside another project's checkout, for example in its virtual environment.
     if top is None or Path(top).resolve() != root:
         return {"commit": None, "dirty": None}
     commit = git("rev-parse", "--verify", "--quiet", "HEAD")
@@ -190,14 +190,14 @@ _DATASHEET: tuple[tuple[str, float | None, float], ...] = (
 
 
 def peak_flops(device: torch.device, precision: str, again: bool = False) -> tuple[float, str]:
-    """The peak that MFU is a share of, in floating-point operations per second, and how it is known.
+    """The peak for MFU in FLOP/s, and its source.
 
-    It is the datasheet's dense figure for known GPUs. For CPUs and other GPUs it is the best of a few square matrix
-    products, timed once (a fraction of a second) with the threads set now: such an MFU is a share of what a product
-    reaches here.
+    Known GPUs have the dense figure of their datasheet. For CPUs and other GPUs it is the best of a few square matrix
+    products, timed once (a fraction of a second) with the current number of threads: MFU is then relative to a matrix
+    product on this machine.
 
     Args:
-        again: time them anew.
+        again: repeat the timing.
     """
     if again:
         measured_flops.cache_clear()
@@ -213,10 +213,11 @@ def peak_flops(device: torch.device, precision: str, again: bool = False) -> tup
 
 @cache
 def measured_flops(device: torch.device, precision: str) -> float:
+    """FLOP/s of the fastest square matrix product."""
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     best = 0.0
     for size in (256, 512, 1024) if device.type == "cpu" else (1024, 4096):
-        # Larger ones are only tried where they take little time: an emulated bf16 product can be 100 times slower.
+        # Larger ones are tried only if they take little time: an emulated bf16 product can be 100 times slower.
         if best and 2 * size**3 / best > 0.1:
             break
         matrix = torch.ones(size, size, device=device, dtype=dtype)

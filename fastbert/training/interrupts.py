@@ -1,4 +1,4 @@
-"""A run that is asked to stop ends between two steps, with a checkpoint, and says by its exit code who asked."""
+"""Signals that end a run between two steps, with a checkpoint and an exit code for the signal."""
 
 import signal
 import threading
@@ -8,13 +8,13 @@ from fastbert.progress import notify
 
 
 class Interrupts:
-    """Catches SIGTERM and SIGINT for the length of a `with` block; the loop looks at `caught` between steps.
+    """Catches SIGTERM and SIGINT in a `with` block; the loop reads `caught` between steps.
 
     A second Ctrl-C raises KeyboardInterrupt at once. Outside the main thread, where Python cannot install handlers,
     nothing is caught.
 
     Attributes:
-        caught: the first signal that came, or None.
+        caught: the first signal received, or None.
     """
 
     def __init__(self) -> None:
@@ -24,7 +24,7 @@ class Interrupts:
 
     @property
     def exit_code(self) -> int:
-        """0 if nothing was caught, 143 after SIGTERM, 130 after SIGINT."""
+        """0 without a signal, 143 after SIGTERM, 130 after SIGINT."""
         return 128 + self.caught if self.caught is not None else 0
 
     def __enter__(self) -> "Interrupts":
@@ -35,7 +35,7 @@ class Interrupts:
 
     def __exit__(self, *error: object) -> None:
         for number, handler in self._before.items():
-            # None stands for a handler that Python did not install and cannot put back.
+            # None: a handler that Python did not install and cannot restore.
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
         self._before.clear()
 

@@ -1,4 +1,4 @@
-"""Which configurations of the kernels a training takes: the same from its first step to its last, resumes included."""
+"""The configurations of the kernels in a training: the same from its first step to its last, resumes included."""
 
 from typing import Any
 
@@ -9,17 +9,17 @@ from fastbert.errors import UserError
 
 
 def fix_kernels(device: torch.device, sessions: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """Sets the configurations of the kernels, which decide the last bits of a result: those of the run's latest session
-    on such a GPU; else what was tuned on this one (`fastbert bench kernels --tune`); else the defaults.
+    """Sets the configurations of the kernels, which affect the rounding of results: those of the run's latest session
+    on the same GPU model; else the tuned ones (`fastbert bench kernels --tune`); else the defaults.
 
     Args:
-        sessions: of the manifest, before this one.
+        sessions: the earlier sessions in the manifest.
 
     Returns:
-        What is in use, for the manifest; None where no kernels run.
+        The configurations in use, for the manifest; None if no kernels run.
 
     Raises:
-        UserError: the file of what was tuned, or the manifest, holds something else.
+        UserError: the manifest or the file of tuned configurations is damaged.
     """
     if device.type != "cuda" or not runs_kernels(torch.empty(0, device=device), "training"):
         return None

@@ -35,7 +35,7 @@ class LaggedScalars:
         return before
 
     def pop(self) -> tuple[int, dict[str, float]] | None:
-        """What is pending, waiting for it if need be."""
+        """The pending scalars, if any; waits for them."""
         pending, self._pending = self._pending, None
         if pending is None:
             return None

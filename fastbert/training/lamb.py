@@ -1,7 +1,7 @@
 """LAMB (You et al., ICLR 2020, arXiv 1904.00962): Adam's update, scaled for each weight by the norm of the weight.
 
-NVIDIA apex has it fused, but FusedLAMB counts its steps on the host and takes no flag that says to skip an update; and
-it would take the norm of a fused weight as one. So it stands here, in torch's foreach operations.
+NVIDIA apex has it fused, but FusedLAMB counts its steps on the host and has no flag to skip an update; and it would
+compute one norm for a fused weight. So it is implemented here, with torch's foreach operations.
 """
 
 import torch
@@ -9,16 +9,16 @@ from torch import Tensor
 
 
 class LAMB(torch.optim.Optimizer):
-    """For a weight w with the gradient g, rate eta and weight decay lambda, at update t:
+    """The LAMB optimizer. For a weight w, its gradient g, rate eta and weight decay lambda, at update t:
 
         m  <-  beta1 m + (1 - beta1) g                  v  <-  beta2 v + (1 - beta2) g^2
         u   =  m / (1 - beta1^t) / (sqrt(v / (1 - beta2^t)) + eps)  +  lambda w
         w  <-  w - eta |w| / |u| u
 
-    |w| / |u|, the trust ratio, is 1 where either norm is 0, and everywhere in groups without "matrices": the vectors,
-    as in the authors' code. It is taken for each matrix of a fused weight.
+    |w| / |u|, the trust ratio, is 1 where either norm is 0, and in groups without "matrices": the vectors, as in the
+    authors' code. Each matrix of a fused weight has its own ratio.
 
-    Driven by `guarded_step`, as torch's fused optimizers are: where `found_inf` is 1, nothing changes.
+    Stepped by `guarded_step`, as torch's fused optimizers are: where `found_inf` is 1, nothing changes.
     """
 
     _step_supports_amp_scaling = True  # reads `found_inf`
@@ -26,8 +26,8 @@ class LAMB(torch.optim.Optimizer):
     def __init__(self, groups: list[dict], *, lr: float, betas: tuple[float, float], eps: float) -> None:
         """
         Args:
-            groups: parameter groups. One with "matrices" gets trust ratios: for each of its parameters, how many
-                matrices lie one below the other in it.
+            groups: parameter groups. One with "matrices" has trust ratios; "matrices" is the number of matrices that
+                are stacked in each of its parameters.
         """
         super().__init__(groups, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": 0.0})
         for group in self.param_groups:
@@ -50,7 +50,7 @@ class LAMB(torch.optim.Optimizer):
         first, second = (
             [self.state[parameter][name] for parameter in parameters] for name in ("exp_avg", "exp_avg_sq")
         )
-        for gradient in gradients:  # not finite perhaps, and 0 NaN would be NaN
+        for gradient in gradients:  # may hold NaN, and 0 NaN would be NaN
             gradient.masked_fill_(skip, 0.0)
         beta1, beta2 = group["betas"]
         group["step"] += skip.logical_not()
@@ -59,7 +59,7 @@ class LAMB(torch.optim.Optimizer):
         torch._foreach_mul_(second, torch.where(skip, 1.0, beta2))
         torch._foreach_addcmul_(second, gradients, gradients, value=1 - beta2)
 
-        step = group["step"].double().clamp(min=1)  # 0 if all updates were skipped
+        step = group["step"].double().clamp(min=1)  # 0 if every update was skipped
         updates = torch._foreach_mul(second, (1 / (1 - beta2**step)).float())
         torch._foreach_sqrt_(updates)
         torch._foreach_add_(updates, group["eps"])
@@ -75,10 +75,10 @@ class LAMB(torch.optim.Optimizer):
 
 
 def trust(updates: list[Tensor], weights: list[Tensor], counts: list[int]) -> None:
-    """Scales each matrix of `updates` to the norm of that of `weights`, unless one of both norms is 0.
+    """Scales each matrix of `updates` to the norm of the matching one of `weights`, unless either norm is 0.
 
     Args:
-        counts: how many matrices lie one below the other in each weight.
+        counts: the number of matrices that are stacked in each weight.
     """
     parts = [
         [part for tensor, count in zip(tensors, counts, strict=True) for part in tensor.chunk(count)]

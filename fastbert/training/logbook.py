@@ -1,6 +1,7 @@
-"""What a run says while it trains: metrics.jsonl for programs, TensorBoard for browsers, a progress bar for people.
+"""The records and the progress of a training: metrics.jsonl for programs, event files for TensorBoard, and a progress
+bar.
 
-The loop calls `log`; nothing here touches a GPU tensor. `plot_curves` draws metrics.jsonl.
+The loop calls `advance` and `log`; nothing here reads a tensor on a GPU. `plot_curves` plots metrics.jsonl.
 """
 
 import hashlib
@@ -23,22 +24,22 @@ from fastbert.records import json_text
 from fastbert.streams import echo
 from fastbert.training.training_progress import Column, TrainingProgress
 
-SECONDS_BETWEEN_LINES = 5.0  # of plain progress, where there is no terminal
+SECONDS_BETWEEN_LINES = 5.0  # without a terminal
 
 
 class Logbook:
-    """The records and the progress of one run. Only one process of a run has one.
+    """The records and the progress of a run. Only one process of a run has one.
 
     Args:
-        folder: the run's folder; gets `metrics.jsonl` and TensorBoard's event files. These are in the folder itself,
+        folder: the run's folder, for `metrics.jsonl` and TensorBoard's event files. These are in the folder itself,
             since TensorBoard names a run by their folder's path below its --logdir: `base`, not `base/tensorboard`.
         total_steps: updates planned.
-        start_step: updates already done. Records of later steps, left by the run that is resumed, are dropped, and so
-            is a line cut off by a crash; at 0 the records start empty.
-        expected: `tally()` of the records up to `start_step`, from the checkpoint. Where the file differs, that is
+        start_step: updates already done. Records of later steps in a resumed run are dropped, and so is a line cut off
+            by a crash; at 0 the records start empty.
+        expected: `tally()` of the records up to `start_step`, from the checkpoint. If the file differs, that is
             reported with the numbers of the lines.
-        options: those that define the experiment, by name, for TensorBoard's table of hyperparameters.
-        quiet: no progress; warnings are still printed.
+        options: options that define the experiment, by name, for TensorBoard's table of hyperparameters.
+        quiet: shows no progress; warnings are still printed.
 
     Raises:
         UserError: `folder` cannot be written.
@@ -57,10 +58,10 @@ class Logbook:
         self.path = Path(folder) / "metrics.jsonl"
         self.total_steps = total_steps
         self._step = start_step
-        kept, problems = _intact(self.path, start_step, expected) if start_step else ([], [])
+        intact, problems = _intact(self.path, start_step, expected) if start_step else ([], [])
         with atomic_file(self.path) as file:
-            file.writelines(kept)
-        self._records, self._sha = len(kept), hashlib.sha256(b"".join(kept))
+            file.writelines(intact)
+        self._records, self._sha = len(intact), hashlib.sha256(b"".join(intact))
         with disk_errors(self.path):
             self._file = open(self.path, "a", encoding="utf-8", opener=no_link)  # noqa: SIM115
         self._board = self._tensorboard(Path(folder), start_step, options or {})
@@ -74,7 +75,7 @@ class Logbook:
             found = "; ".join(problems)
             echo(
                 f"{self.path} is not as it was logged up to step {start_step}: {found}. "
-                "Training is not affected; the curves show what is left"
+                "Training is not affected; the curves show the remaining records"
             )
 
     def _tensorboard(self, folder: Path, start_step: int, options: Mapping[str, Any]):
@@ -95,8 +96,8 @@ class Logbook:
     def log(self, step: int, split: str, columns: Mapping[str, Column]) -> None:
         """Records `columns` of `split` ("train", "validation", ...) after `step` updates, and shows them.
 
-        Of the split "train" the progress shows the columns that `TrainingProgress` knows, of other splits all. NaN and
-        infinities become null in metrics.jsonl: JSON has neither.
+        For the split "train" the progress shows the columns that `TrainingProgress` knows, for other splits all. NaN
+        and infinities become null in metrics.jsonl: JSON has neither.
 
         Raises:
             UserError: the disk is full.
@@ -118,29 +119,29 @@ class Logbook:
             self._progress.log(step, columns)
             self._print_line(last=step >= self.total_steps)
         else:
-            shown = "  ".join(f"{name} {_short(value)}" for name, value in columns.items())
-            echo(f"step {step}/{self.total_steps}  {split}  {shown}")
+            figures = "  ".join(f"{name} {_short(value)}" for name, value in columns.items())
+            echo(f"step {step}/{self.total_steps}  {split}  {figures}")
 
     def advance(self, step: int, **columns: Column) -> None:
         """Counts the steps up to `step`, without a record; `columns` are shown until a record has them. Called after
-        every step: on a terminal a thread does the drawing."""
+        every step: a thread updates the terminal."""
         if self._progress is not None:
             self._progress.advance(step, columns)
             self._print_line()
 
     def _print_line(self, last: bool = False) -> None:
-        """Prints the progress where there is no bar, at most every five seconds; the `last` line anyway."""
+        """Prints the progress if there is no bar, at most every five seconds; the `last` line always."""
         now = time.monotonic()
         if not self._bar and (last or now - self._last_line >= SECONDS_BETWEEN_LINES):
             self._last_line = now
             echo(self._progress.text(now))
 
     def tally(self) -> dict[str, Any]:
-        """Number and SHA-256 of all records so far, by which a resumed run knows them again."""
+        """Number and SHA-256 of all records so far, by which a resumed run verifies them."""
         return {"records": self._records, "sha256": self._sha.hexdigest()}
 
     def sync(self) -> None:
-        """Puts all records on the disk; to be called before a checkpoint, which must not be ahead of them."""
+        """Flushes all records to the disk; called before a checkpoint, which must not be ahead of them."""
         with disk_errors(self.path):
             self._file.flush()
             os.fsync(self._file.fileno())
@@ -167,12 +168,12 @@ class Logbook:
 
 
 def _hparam(value: Any) -> float | str:
-    """An option as TensorBoard shows it: numbers stay numbers, so that they can be filtered and plotted."""
+    """An option for TensorBoard: numbers stay numbers, so that they can be filtered and plotted."""
     return value if isinstance(value, int | float) and not isinstance(value, bool) else json_text(value).strip('"')
 
 
 def read_metrics(path: Path | str) -> list[dict]:
-    """The records in a metrics.jsonl, in order; damaged lines are left out. No file: no records."""
+    """The records in a metrics.jsonl, in order; damaged lines are skipped, and a missing file has no records."""
     return read_records(path)[0]
 
 
@@ -188,7 +189,7 @@ def read_records(path: Path | str) -> tuple[list[dict], list[int]]:
 
 
 def _lines(path: Path) -> list[bytes]:
-    if not path.is_file():  # a folder is refused when the records are to be written
+    if not path.is_file():  # a folder is refused when records are written
         return []
     with open_input(path, "records") as file:
         content = file.read()
@@ -206,13 +207,13 @@ def _record(line: bytes) -> dict[str, Any] | None:
 
 
 def _intact(path: Path, step: int, expected: Mapping[str, Any] | None) -> tuple[list[bytes], list[str]]:
-    """The lines of the records up to `step`, each once, and what is wrong with them."""
+    """The lines of the records up to `step`, each once, and a list of problems."""
     lines = _lines(path)
     if expected is not None:
         logged = lines[: expected["records"]]
         if hashlib.sha256(b"".join(logged)).hexdigest() == expected["sha256"]:
             return logged, []
-    kept: list[tuple[int, dict[str, Any]]] = []
+    intact: list[tuple[int, dict[str, Any]]] = []
     damaged, repeated, seen = [], [], set()
     for number, line in enumerate(lines, 1):
         record = _record(line)
@@ -220,20 +221,20 @@ def _intact(path: Path, step: int, expected: Mapping[str, Any] | None) -> tuple[
             damaged.append(number)
         elif record["step"] <= step:
             key = record["step"], record["split"]
-            (repeated if key in seen else kept).append((number, record))
+            (repeated if key in seen else intact).append((number, record))
             seen.add(key)
-    # What is damaged after the last record that counts was being written when the run was killed.
-    last = max([0 if expected is None else expected["records"], *(number for number, _ in kept + repeated)])
+    # Damage after the last valid record was being written when the run was killed.
+    last = max([0 if expected is None else expected["records"], *(number for number, _ in intact + repeated)])
     problems = []
     if damaged := [number for number in damaged if number <= last]:
         problems.append(f"damaged: {_numbered(damaged)}")
     if repeated:
         problems.append(f"repeated: {_numbered([number for number, _ in repeated])}")
-    if expected is not None and (missing := expected["records"] - len(kept)) > 0:
-        problems.append(f"missing: {missing} of {expected['records']} records{_gaps(kept, step)}")
+    if expected is not None and (missing := expected["records"] - len(intact)) > 0:
+        problems.append(f"missing: {missing} of {expected['records']} records{_gaps(intact, step)}")
     if expected is not None and not problems:
-        problems.append(f"changed: some of the lines 1 to {last}")
-    return [lines[number - 1] for number, _ in kept], problems
+        problems.append(f"changed: lines among 1 to {last}")
+    return [lines[number - 1] for number, _ in intact], problems
 
 
 def _numbered(numbers: list[int]) -> str:
@@ -241,12 +242,12 @@ def _numbered(numbers: list[int]) -> str:
     return f"line{'s' if numbers[1:] else ''} {', '.join(map(str, numbers[:10]))}{more}"
 
 
-def _gaps(kept: list[tuple[int, dict[str, Any]]], step: int) -> str:
-    """Where records may be missing: where a split's steps are further apart than usual."""
+def _gaps(intact: list[tuple[int, dict[str, Any]]], step: int) -> str:
+    """Ranges with missing records: a split's steps are further apart there than usual."""
     found = []
-    for split in dict.fromkeys(record["split"] for _, record in kept):
-        rows = [(number, record["step"]) for number, record in kept if record["split"] == split]
-        rows = [(0, 0), *rows, (len(kept), step)]
+    for split in dict.fromkeys(record["split"] for _, record in intact):
+        rows = [(number, record["step"]) for number, record in intact if record["split"] == split]
+        rows = [(0, 0), *rows, (len(intact), step)]
         usual = Counter(b - a for (_, a), (_, b) in pairwise(rows[:-1])).most_common(1)[0][0]
         found += [f"{split} after line {n} (step {a})" for (n, a), (_, b) in pairwise(rows) if b - a > usual]
     return f", by the steps: {', '.join(found[:5])}" if found else ""
@@ -257,17 +258,17 @@ def _short(value: Column) -> str:
 
 
 class NothingToPlotError(UserError):
-    """Records without a loss."""
+    """The records have no loss."""
 
 
 def plot_curves(metrics_path: Path | str, out_png: Path | str, *, title: str, baseline: float | None = None) -> None:
-    """Draws training and validation loss against steps and, if validation has an `accuracy`, that below.
+    """Plots training and validation loss against steps, and validation accuracy below if there is one.
 
     Args:
-        baseline: the loss of guessing words by their frequency (unigram entropy, nats), drawn as a dotted line.
+        baseline: the loss of guessing words by their frequency (unigram entropy, nats), plotted as a dotted line.
 
     Raises:
-        NothingToPlotError: there is no loss in `metrics_path`.
+        NothingToPlotError: `metrics_path` has no loss.
         UserError: `out_png` cannot be written.
     """
     from matplotlib.figure import Figure
@@ -277,9 +278,9 @@ def plot_curves(metrics_path: Path | str, out_png: Path | str, *, title: str, ba
     validation = _series(records, "validation", "loss")
     accuracy = _series(records, "validation", "accuracy")
     if not train and not validation:
-        raise NothingToPlotError(f"there is no loss to draw in {metrics_path}; give the metrics.jsonl of a run")
+        raise NothingToPlotError(f"there is no loss to plot in {metrics_path}; give the metrics.jsonl of a run")
 
-    # A Figure of its own, without pyplot: no display is needed and no global state is left. PNG is drawn by Agg.
+    # A Figure without pyplot needs no display and leaves no global state.
     figure = Figure(figsize=(8, 6.4 if accuracy else 4.5), layout="constrained", dpi=150)
     panels = figure.subplots(
         2 if accuracy else 1, sharex=True, squeeze=False, height_ratios=(2, 1) if accuracy else (1,)
@@ -296,8 +297,8 @@ def plot_curves(metrics_path: Path | str, out_png: Path | str, *, title: str, ba
     panels[0].set_ylabel("loss (nats)")
     panels[0].legend(frameon=False)
     if accuracy:
-        steps, shares = zip(*accuracy, strict=True)
-        panels[1].plot(steps, [100 * share for share in shares], "o-", color="tab:green", markersize=3.5)
+        steps, values = zip(*accuracy, strict=True)
+        panels[1].plot(steps, [100 * value for value in values], "o-", color="tab:green", markersize=3.5)
         panels[1].set_ylabel("masked accuracy (%)")
         panels[1].set_ylim(bottom=0)
     panels[-1].set_xlabel("step")
@@ -310,12 +311,12 @@ def plot_curves(metrics_path: Path | str, out_png: Path | str, *, title: str, ba
 
 
 def _series(records: list[dict], split: str, column: str) -> list[tuple[int, float]]:
-    """(step, value) of the records that have a value."""
+    """Pairs (step, value) of the records that have a value."""
     return [(r["step"], r[column]) for r in records if r.get("split") == split and r.get(column) is not None]
 
 
 def smoothed(values: tuple[float, ...]) -> list[float]:
-    """A centred moving mean: unlike an exponential one it does not lag behind a steep start."""
+    """A centred moving mean, which unlike an exponential one does not lag behind a steep start."""
     half = len(values) // 60
-    windows = (values[place - min(half, place) : place + min(half, place) + 1] for place in range(len(values)))
+    windows = (values[index - min(half, index) : index + min(half, index) + 1] for index in range(len(values)))
     return [sum(window) / len(window) for window in windows]

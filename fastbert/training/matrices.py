@@ -1,4 +1,4 @@
-"""Which matrices a weight holds: a fused one is several to an optimizer that looks at whole matrices (Muon, LAMB)."""
+"""The matrices in a weight: a fused weight holds several for optimizers that treat whole matrices (Muon, LAMB)."""
 
 import re
 from collections.abc import Iterable
@@ -9,16 +9,16 @@ _HIDDEN = re.compile(r"(?:.*\.)?(?:blocks\.\d+\.(?:attention|feed_forward)\.\w+|
 
 
 def is_hidden(name: str, parameter: Tensor) -> bool:
-    """Whether it is a matrix of attention or feed-forward in a block, or one of TUPE's that make queries and keys of
-    positions, of any of an objective's networks."""
+    """True for the matrices of attention and feed-forward layers and TUPE's for queries and keys of positions, in any
+    network of an objective."""
     return parameter.ndim == 2 and _HIDDEN.fullmatch(name) is not None
 
 
 def matrix_counts(named: Iterable[tuple[str, Tensor]]) -> dict[str, int]:
-    """How many matrices lie one below the other in each parameter.
+    """The number of matrices that are stacked in each parameter.
 
-    In a block `attention.qkv` holds three, for queries, keys and values, and `feed_forward.up` two where it has twice
-    the rows that `feed_forward.down` has columns: those of a gated unit. Everything else is one.
+    In a block `attention.qkv` holds three, for queries, keys and values, and `feed_forward.up` two if it has twice as
+    many rows as `feed_forward.down` has columns: those of a gated unit. All others are one.
     """
     shapes = {name: parameter.shape for name, parameter in named}
     counts = {}

@@ -1,4 +1,4 @@
-"""How much memory work takes at its peak: torch's own count on a GPU, resident memory of the process on a CPU."""
+"""Peak memory of work: as counted by torch on a GPU, resident memory of the process on a CPU."""
 
 import ctypes
 import gc
@@ -12,10 +12,10 @@ import torch
 
 
 class PeakMemory:
-    """The growth of the peak from when this is built to when it is read.
+    """The growth of the peak since this object was created.
 
-    On a CPU that is resident memory (VmHWM), counted afresh where the system allows it; what the process had freed is
-    given back first, so that it does not hide the growth.
+    On a CPU that is resident memory (VmHWM), whose peak is reset if the system allows it; freed memory is returned to
+    the system first, so that it does not hide the growth.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -29,24 +29,24 @@ class PeakMemory:
         if platform.libc_ver()[0] == "glibc":
             ctypes.CDLL(None).malloc_trim(0)
         with suppress(OSError):  # no such file, or not allowed
-            # proc(5): VmHWM becomes the resident memory of now
+            # proc(5): resets VmHWM to the current resident memory
             Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
         self._before = _resident("VmRSS")
 
     def growth(self) -> int:
-        """Bytes."""
+        """Growth in bytes."""
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device) - self._before
         return max(0, _resident("VmHWM") - self._before)
 
     @property
     def kind(self) -> str:
-        """What `growth` counts."""
+        """The memory that `growth` counts."""
         return "allocated on the GPU" if self.device.type == "cuda" else "resident memory of the process"
 
 
 def _resident(field: str) -> int:
-    """VmRSS or VmHWM of this process in bytes; elsewhere than on Linux its peak so far for both."""
+    """VmRSS or VmHWM of this process in bytes; outside Linux the peak so far for both."""
     if sys.platform == "linux":
         for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
             if line.startswith(f"{field}:"):

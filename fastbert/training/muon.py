@@ -1,8 +1,8 @@
 """Muon (Jordan 2024, https://kellerjordan.github.io/posts/muon; Liu et al. 2025, arXiv 2502.16982) for the matrices of
 the blocks and TUPE's two, with torch's fused AdamW for everything else.
 
-torch.optim.Muon takes whole weights, one after the other, and cannot skip an update on the device; so the update stands
-here, and torch's is what the tests hold it against.
+torch.optim.Muon updates whole weights one by one, and cannot skip an update on the device; so the update is
+implemented here, and the tests compare it with torch's.
 
 Shapes: N matrices of one shape, R rows, C columns.
 """
@@ -15,22 +15,22 @@ from torch import Tensor
 
 NEWTON_SCHULZ_STEPS = 5
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
-EPS = 1e-7  # the least norm that is divided by
+EPS = 1e-7  # lower bound of the norm that is divided by
 MATCH_ADAMW = 0.2
-STACKED = 2**25  # numbers that are orthogonalized together, at most
+STACKED = 2**25  # largest number of elements that are orthogonalized together
 
 
 class Muon(torch.optim.Optimizer):
-    """For a matrix W [R, C] with the gradient G, momentum mu, rate eta and weight decay lambda:
+    """The Muon optimizer. For a matrix W [R, C], its gradient G, momentum mu, rate eta and weight decay lambda:
 
         B  <-  mu B + (1 - mu) G
         U   =  mu B + (1 - mu) G                                    (Nesterov)
         W  <-  W - eta lambda W - 0.2 eta sqrt(max(R, C)) orthogonalized(U)
 
-    An orthogonal matrix has entries of root mean square 1 / sqrt(max(R, C)), so with that factor an update is as large
-    as one of AdamW usually is, about 0.2 eta, and the one learning rate serves both.
+    An orthogonal matrix has entries of root mean square 1 / sqrt(max(R, C)), so with that factor an update is about as
+    large as a typical one of AdamW, 0.2 eta, and both use the same learning rate.
 
-    Driven by `guarded_step`, as torch's fused optimizers are: where `found_inf` is 1, nothing changes.
+    Stepped by `guarded_step`, as torch's fused optimizers are: where `found_inf` is 1, nothing changes.
     """
 
     _step_supports_amp_scaling = True  # reads `found_inf`
@@ -47,10 +47,10 @@ class Muon(torch.optim.Optimizer):
     ) -> None:
         """
         Args:
-            groups: parameter groups. One with "matrices" is updated by Muon: for each of its parameters, how many
-                matrices of equal shape lie one below the other in it. The others, at least one, are AdamW's.
-            betas, eps: AdamW's.
-            dtype: of the products in the Newton-Schulz iteration.
+            groups: parameter groups. One with "matrices" is updated by Muon; "matrices" is the number of matrices of
+                equal shape that are stacked in each of its parameters. AdamW updates the others, at least one.
+            betas, eps: constants of AdamW.
+            dtype: precision of the products in the Newton-Schulz iteration.
         """
         super().__init__(groups, {"lr": lr})
         for group in self._hidden():
@@ -66,7 +66,7 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self) -> None:
-        # Loading a state replaces both; AdamW works on the same groups and moments.
+        # Loading a state replaces both; AdamW uses the same groups and moments.
         self._adamw.param_groups, self._adamw.state = self._others(), self.state
         self._adamw.found_inf = self.found_inf
         self._adamw.step()
@@ -75,17 +75,17 @@ class Muon(torch.optim.Optimizer):
 
     def _step_hidden(self, group: dict, skip: Tensor) -> None:
         """The update of a group, or none where `skip`, a boolean scalar on the device, is true."""
-        here = [(p, n) for p, n in zip(group["params"], group["matrices"], strict=True) if p.grad is not None]
-        if not here:
+        trained = [(p, n) for p, n in zip(group["params"], group["matrices"], strict=True) if p.grad is not None]
+        if not trained:
             return
-        parameters, counts = (list(column) for column in zip(*here, strict=True))
+        parameters, counts = (list(column) for column in zip(*trained, strict=True))
         gradients = [parameter.grad for parameter in parameters]
         for parameter in parameters:
             if "momentum_buffer" not in self.state[parameter]:
                 self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
         buffers = [self.state[parameter]["momentum_buffer"] for parameter in parameters]
         momentum, rate = group["momentum"], group["lr"]
-        for gradient in gradients:  # not finite perhaps, and 0 NaN would be NaN
+        for gradient in gradients:  # may hold NaN, and 0 NaN would be NaN
             gradient.masked_fill_(skip, 0.0)
         torch._foreach_mul_(buffers, torch.where(skip, 1.0, momentum))
         torch._foreach_add_(buffers, gradients, alpha=1 - momentum)
@@ -100,7 +100,8 @@ class Muon(torch.optim.Optimizer):
 
 
 def stacks(weights: list[Tensor], counts: list[int]) -> Iterator[list[Tensor]]:
-    """Views [n, R, C] of the n = `counts` matrices in each weight; of one shape, at most STACKED numbers together."""
+    """Lists of views [n, R, C] of the n = `counts` matrices in each weight; a list has one shape and at most STACKED
+    elements."""
     by_shape: dict[torch.Size, list[Tensor]] = {}
     for weight, count in zip(weights, counts, strict=True):
         view = weight.unflatten(0, (count, -1))
@@ -116,14 +117,14 @@ def stacks(weights: list[Tensor], counts: list[int]) -> Iterator[list[Tensor]]:
 
 
 def orthogonalized(matrices_NRC: Tensor, dtype: torch.dtype) -> Tensor:
-    """Near U V^T of the singular value decomposition U S V^T of each matrix, by five steps of
+    """An approximation of U V^T from the singular value decomposition U S V^T of each matrix, by five steps of
 
         X  <-  a X + (b X X^T + c (X X^T)^2) X,        X = G / |G|  at first,
 
-    which send every singular value that is not tiny to somewhere between 0.7 and 1.2. Matrices of zeros stay that.
+    which map every singular value that is not tiny into 0.7 to 1.2. Matrices of zeros stay zero.
 
     Args:
-        dtype: of the products and of the result.
+        dtype: precision of the products and of the result.
     """
     a, b, c = COEFFICIENTS
     tall = matrices_NRC.shape[1] > matrices_NRC.shape[2]

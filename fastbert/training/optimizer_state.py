@@ -1,4 +1,4 @@
-"""An optimizer's state as a checkpoint holds it, tensors apart from the rest, and back into an optimizer to the bit."""
+"""An optimizer's state in a checkpoint, with tensors separate from the rest, and its exact restoration."""
 
 from typing import Any
 
@@ -23,7 +23,7 @@ def flatten_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tenso
         if isinstance(value, dict):
             return {"dict": [[key, split(item, f"{name}.{key}")] for key, item in value.items()]}
         if isinstance(value, list | tuple):
-            return {type(value).__name__: [split(item, f"{name}.{place}") for place, item in enumerate(value)]}
+            return {type(value).__name__: [split(item, f"{name}.{index}") for index, item in enumerate(value)]}
         if value is None or isinstance(value, bool | int | float | str):
             return value
         raise TypeError(f"the optimizer's {name} is a {type(value).__name__}, which a checkpoint cannot hold")
@@ -38,13 +38,13 @@ def flatten_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tenso
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], rest: dict) -> None:
-    """Puts what `flatten_optimizer` gave into an optimizer over the same parameters, bit for bit.
+    """Restores the output of `flatten_optimizer` in an optimizer over the same parameters, bit for bit.
 
-    Constants (betas, weight decay) become those of the checkpoint, as with `load_state_dict`; switches of the machine
+    Constants (betas, weight decay) become those of the checkpoint, as with `load_state_dict`; settings of the machine
     (fused, foreach, capturable) stay as the optimizer was built. If an error is raised, the optimizer is unchanged.
 
     Raises:
-        UserError: the parameters differ in number, name or shape, or the state is another kind of optimizer's.
+        UserError: the parameters differ in number, name or shape, or the state is that of another optimizer class.
     """
 
     def join(value: Any) -> Any:
@@ -60,7 +60,7 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tenso
         if not more and kind in ("list", "tuple"):
             items = [join(item) for item in check(content, [object], where)]
             return items if kind == "list" else tuple(items)
-        raise UserError(f"{where} is damaged: {brief(value)} is no part of an optimizer's state")
+        raise UserError(f"{where} is damaged: {brief(value)} is not part of an optimizer's state")
 
     where = "the optimizer's state in the checkpoint"
     check(rest, _SHAPE, where)
@@ -75,7 +75,7 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tenso
     for own, saved in zip(optimizer.param_groups, state["param_groups"], strict=True):
         for key, value in own.items():
             if key in ("fused", "foreach", "capturable", "differentiable") or key not in saved:
-                saved[key] = value  # not in the checkpoint: torch has grown a setting since
+                saved[key] = value  # not in the checkpoint: newer versions of torch have more settings
             elif not _alike(saved[key], value):
                 raise UserError(f"{where} is damaged: {key} is {brief(saved[key])}, where this optimizer has {value}")
             elif isinstance(value, Tensor):
@@ -86,11 +86,11 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tenso
         for key, value in optimizer.state.get(parameter, {}).items():
             if not isinstance(value, Tensor):
                 continue
-            # load_state_dict has chosen the device, but rounds to the parameter's dtype; and fused kernels walk weights
+            # load_state_dict has chosen the device, but rounds to the parameter's dtype; and fused kernels read weights
             # and moments in memory order, so both must have the same strides.
             like = parameter if value.shape == parameter.shape else value
-            kept = torch.empty_like(like, dtype=exact[index][key].dtype, device=value.device, requires_grad=False)
-            optimizer.state[parameter][key] = kept.copy_(exact[index][key])
+            restored = torch.empty_like(like, dtype=exact[index][key].dtype, device=value.device, requires_grad=False)
+            optimizer.state[parameter][key] = restored.copy_(exact[index][key])
 
 
 _MOMENTS = {name: ("exp_avg", "exp_avg_sq") for name in ("AdamW", "FusedAdam", "Lamb")}
@@ -109,7 +109,7 @@ def _check_moments(state: Any, kind: str, shapes: dict[int, list[int]], where: s
 
 
 def _alike(saved: Any, own: Any) -> bool:
-    """Whether a setting of a parameter group can have come from an optimizer where it is `own`."""
+    """True if the saved setting of a parameter group has the type and shape of the optimizer's `own`."""
     if isinstance(own, tuple):
         return isinstance(saved, tuple) and len(saved) == len(own) and all(map(_alike, saved, own))
     if isinstance(own, Tensor):
@@ -126,7 +126,7 @@ def _shapes(optimizer: torch.optim.Optimizer) -> list[list[int]]:
 
 
 def _check_same(optimizer: torch.optim.Optimizer, saved_groups: list[dict], rest: dict) -> None:
-    """Raises a UserError if the checkpoint's kind, groups, names or shapes are not the optimizer's."""
+    """Raises a UserError if class, groups, names or shapes in the checkpoint are not the optimizer's."""
 
     def compare(what: str, saved: Any, own: Any) -> None:
         if saved != own:
@@ -135,9 +135,9 @@ def _check_same(optimizer: torch.optim.Optimizer, saved_groups: list[dict], rest
                 "resume with the options the run was started with"
             )
 
-    compare("the kind", rest["kind"], type(optimizer).__name__)
+    compare("the class", rest["kind"], type(optimizer).__name__)
     groups = optimizer.state_dict()["param_groups"]
-    sizes = [[len(group["params"]) for group in some] for some in (saved_groups, groups)]
+    sizes = [[len(group["params"]) for group in all_groups] for all_groups in (saved_groups, groups)]
     compare("groups of this many parameters:", *sizes)
     for saved, own in zip(saved_groups, groups, strict=True):
         for saved_name, own_name in zip(saved.get("param_names", ()), own.get("param_names", ()), strict=False):

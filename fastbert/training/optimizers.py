@@ -1,6 +1,6 @@
-"""Builds the optimizer, clips gradients and makes the update, without the device ever waiting for the host.
+"""Builds the optimizer, clips gradients and makes the update, without waiting for the device.
 
-An update whose gradients are not finite is skipped on the device itself, so the loop need not read a flag back.
+An update whose gradients are not finite is skipped on the device, so the loop need not read a flag.
 """
 
 from collections.abc import Iterable
@@ -25,15 +25,14 @@ def build_optimizer(
     """The optimizer over all parameters that require a gradient, to be stepped with `guarded_step`.
 
     Args:
-        named_parameters: such as `model.named_parameters()`, or several chained. A tied parameter that comes under two
-            names is taken once, under the first.
-        device: where the parameters live.
-        apex: take NVIDIA apex's FusedAdam for adamw (`check_apex` refuses what cannot have it).
+        named_parameters: such as `model.named_parameters()`, or several chained. A tied parameter with two names is
+            included once, under the first.
+        device: device of the parameters.
+        apex: use NVIDIA apex's FusedAdam for adamw (`check_apex` refuses it where it cannot be used).
 
     Returns:
-        An optimizer with one group of matrices (decayed) and one of vectors and scalars (not decayed), each in the
-        order given and with the names under "param_names"; with muon its matrices come first, in a group
-        of their own.
+        An optimizer with one group of matrices (with weight decay) and one of vectors and scalars (without), each in
+        the given order and with the names as "param_names"; with muon its matrices come first, in a separate group.
     """
     seen: set[int] = set()
     decayed, plain = [], []
@@ -52,7 +51,7 @@ def build_optimizer(
 def make_optimizer(
     groups: list[dict], options: OptimizerOptions, device: torch.device, apex: bool
 ) -> torch.optim.Optimizer:
-    """The optimizer over groups of named parameters, as `build_optimizer` makes them."""
+    """The optimizer over groups of named parameters, in the format of `build_optimizer`."""
     if apex:
         return build_fused_adam(groups, _constants(options))
     optimizer = OPTIMIZERS[options.name](groups, options, device)
@@ -67,7 +66,7 @@ def check_skips(optimizer: torch.optim.Optimizer) -> None:
 
 
 def implementation(optimizer: type[torch.optim.Optimizer]) -> str:
-    """Its full name, for manifests, such as torch.optim.adamw.AdamW or apex.optimizers.fused_adam.FusedAdam."""
+    """The full name of a class, for manifests: torch.optim.adamw.AdamW or apex.optimizers.fused_adam.FusedAdam."""
     return f"{optimizer.__module__}.{optimizer.__qualname__}"
 
 
@@ -103,8 +102,8 @@ def guarded_step(optimizer: torch.optim.Optimizer, learning_rate: float, finite:
         apex_step(optimizer, skip)
     else:
         check_skips(optimizer)
-        # What torch's GradScaler does: the fused kernels return at once where found_inf is 1, and the step counters,
-        # which were advanced before, are taken back by it. Muon and LAMB keep to it too.
+        # As with torch's GradScaler: the fused kernels return at once where found_inf is 1, and subtract it from the
+        # step counters, which were advanced before. Muon and LAMB follow this protocol too.
         optimizer.found_inf = skip.float()
         try:
             optimizer.step()
@@ -113,7 +112,7 @@ def guarded_step(optimizer: torch.optim.Optimizer, learning_rate: float, finite:
 
 
 def _constants(options: OptimizerOptions) -> dict:
-    """Of AdamW, by the names that torch and apex give them."""
+    """Constants of AdamW, by their names in torch and apex."""
     return {
         "lr": options.learning_rate,
         "betas": (options.beta1, options.beta2),
@@ -130,11 +129,11 @@ def build_muon(groups: list[dict], options: OptimizerOptions, device: torch.devi
     hidden, others = [], []
     for group in groups:
         counts = matrix_counts(group["params"])
-        for share, mine in ((hidden, True), (others, False)):
-            members = [(name, parameter) for name, parameter in group["params"] if is_hidden(name, parameter) is mine]
+        for part, for_muon in ((hidden, True), (others, False)):
+            members = [(name, value) for name, value in group["params"] if is_hidden(name, value) is for_muon]
             if members:
-                matrices = {"matrices": [counts[name] for name, _ in members]} if mine else {}
-                share.append({**group, **matrices, "params": members})
+                matrices = {"matrices": [counts[name] for name, _ in members]} if for_muon else {}
+                part.append({**group, **matrices, "params": members})
     precision, _ = resolve_precision("auto", device)
     return Muon(
         [*hidden, *others],

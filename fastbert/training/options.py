@@ -19,7 +19,7 @@ from fastbert.ranges import (
 )
 from fastbert.registry import Registry, Variant
 
-# Each takes (parameter groups, options, device) and gives an optimizer that `guarded_step` can drive.
+# (parameter groups, options, device) -> an optimizer for `guarded_step`
 OPTIMIZERS = Registry(
     {
         "adamw": "fastbert.training.optimizers:build_adamw",
@@ -39,19 +39,19 @@ class OptimizerOptions:
     """Optimizer: adamw (arXiv 1711.05101), muon (arXiv 2502.16982) for the matrices of the blocks and TUPE's two with
     adamw for the rest, or lamb (arXiv 1904.00962) for large batches."""
     learning_rate: Positive = 1e-4
-    """Peak learning rate; the schedule scales it. Muon's updates are scaled such that adamw's rate serves it too."""
+    """Peak learning rate, scaled by the schedule. Muon's updates are as large as adamw's, so one rate suits both."""
     momentum: Rate = 0.95
-    """Of muon: decay of the running mean of the gradient of its matrices."""
+    """Decay of the running mean of the gradient of muon's matrices."""
     beta1: Rate = 0.9
     """Decay of the running mean of the gradient."""
     beta2: Rate = 0.999
     """Decay of the running mean of the squared gradient."""
     eps: Positive = 1e-6
-    """Added to the root of the second moment."""
+    """Constant added to the root of the second moment."""
     weight_decay: NotNegative = 0.01
     """Decoupled weight decay; vectors (biases, LayerNorm weights) are never decayed."""
     clip_norm: NotNegative = 1.0
-    """Largest norm of all gradients together; 0 turns clipping off."""
+    """Largest norm of the whole gradient; 0 disables clipping."""
 
     def __post_init__(self) -> None:
         check_values(self)
@@ -72,7 +72,7 @@ class ScheduleOptions:
     final: Probability = 0.0
     """Fraction of the peak reached at the end (linear, cosine, and the decay of wsd)."""
     decay: Probability = 0.2
-    """Fraction of all steps that the linear decay of wsd takes."""
+    """Length of wsd's linear decay as a fraction of all steps."""
 
     def __post_init__(self) -> None:
         check_values(self)
@@ -88,18 +88,19 @@ class ScheduleOptions:
 
 @dataclass(frozen=True)
 class MachineOptions:
-    """What may change speed and memory, never the result beyond rounding."""
+    """Options that change speed and memory, never the result beyond rounding."""
 
     device: str = "auto"
-    """auto (a GPU if there is one), cpu, cuda, or cuda:N."""
+    """Device: auto (a GPU if there is one), cpu, cuda, or cuda:N."""
     precision: str = choice("auto", PRECISIONS)
-    """auto (bf16 where the machine is fast at it), fp32, or bf16 (autocast; weights and optimizer stay fp32)."""
+    """Precision: auto (bf16 where the machine supports it in hardware), fp32, or bf16 (autocast; weights and optimizer
+    stay fp32)."""
     threads: Workers = 0
-    """CPU threads of one operation; 0 leaves torch's default."""
+    """CPU threads of one operation; 0 is torch's default."""
     micro_batch_size: Count | None = None
-    """Sequences in one forward pass; smaller ones are accumulated to the batch. Default: the whole batch."""
+    """Sequences in one forward pass; gradients are accumulated over the batch. Default: the whole batch."""
     kernels: str = choice("auto", ("auto", "reference"))
-    """Of attention, loss and sampling: auto (the fastest on this machine) or reference (plain PyTorch)."""
+    """Kernels of attention, loss and sampling: auto (the fastest on this machine) or reference (plain PyTorch)."""
 
     def __post_init__(self) -> None:
         check_values(self)
@@ -109,7 +110,7 @@ class MachineOptions:
 
 @dataclass(frozen=True)
 class TrainingMachineOptions(MachineOptions):
-    """The machine of a training."""
+    """Machine options of a training."""
 
     apex: bool = False
     """Use NVIDIA apex's FusedAdam for adamw, on a GPU; refused where apex or its CUDA extensions are missing."""

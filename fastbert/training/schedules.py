@@ -1,4 +1,4 @@
-"""How the learning rate runs over a training: a warm-up from near zero, then one of several shapes down to the end."""
+"""Learning-rate schedules: a warm-up from near zero, then one of several shapes to the end of the training."""
 
 import math
 from collections.abc import Callable
@@ -11,7 +11,7 @@ def warmup_steps(options: ScheduleOptions, steps: int) -> int:
     """The length of the warm-up in a run of `steps` updates.
 
     Raises:
-        UserError: the warm-up, or warm-up and decay together, are longer than the run.
+        UserError: the warm-up, or the sum of warm-up and decay, is longer than the run.
     """
     warmup = int(options.warmup) if options.warmup >= 1 else round(options.warmup * steps)
     if warmup > steps:
@@ -25,16 +25,15 @@ def warmup_steps(options: ScheduleOptions, steps: int) -> int:
 
 
 def learning_rate_factor(options: ScheduleOptions, step: int, steps: int) -> float:
-    """The share of the peak learning rate for update number `step`, counted from 0, of `steps`.
+    """The learning rate of update number `step` of `steps`, counted from 0, as a fraction of the peak.
 
     With w warm-up steps the factor is (step + 1) / w while step < w: the first update moves the weights, and update
-    w - 1 has the peak. After it, with p = (step - w) / (steps - w), it follows the shape: linear 1 - p (1 - final),
+    w - 1 has the peak. Afterwards, with p = (step - w) / (steps - w), it follows the shape: linear 1 - p (1 - final),
     cosine final + (1 - final) (1 + cos pi p) / 2, constant 1, wsd 1 and then linear over the last `decay` of the steps.
-    `final` would be reached at step == steps; the last planned update lies one step before, so it is not lost to a rate
-    of zero.
+    `final` would be reached at step == steps; the last update is one step before, so its rate is not zero.
 
     Raises:
-        UserError: as `warmup_steps`; any call, step 0 for instance, shows it before work starts.
+        UserError: see `warmup_steps`; independent of `step`, so that a call before the training checks the schedule.
     """
     warmup = warmup_steps(options, steps)
     if step < warmup:
@@ -47,7 +46,7 @@ def _decay_steps(options: ScheduleOptions, steps: int) -> int:
 
 
 def _progress(step: int, first: int, last: int) -> float:
-    """Where `step` lies between `first` (0) and `last` (1), clamped."""
+    """The position of `step` between `first` (0) and `last` (1), clamped."""
     return min(max((step - first) / max(last - first, 1), 0.0), 1.0)
 
 
@@ -67,7 +66,7 @@ def _wsd(options: ScheduleOptions, step: int, first: int, steps: int) -> float:
     return _linear(options, step, steps - _decay_steps(options, steps), steps)
 
 
-# (options, step, first step after the warm-up, steps) -> share of the peak
+# (options, step, first step after the warm-up, steps) -> fraction of the peak
 SHAPES: dict[str, Callable[[ScheduleOptions, int, int, int], float]] = {
     "linear": _linear,
     "cosine": _cosine,

@@ -2,9 +2,9 @@
 
     L = sum over losses l of weight_l * (sum of l over the global batch) / (count of l in the global batch)
 
-Counts are known before the first forward pass, so the gradient is that of the exact mean over the global batch, however
-it is cut into micro-batches and spread over processes. Nothing waits for the device: an update whose loss or gradient
-is not finite is skipped on the device itself.
+Counts are known before the first forward pass, so the gradient is that of the exact mean over the global batch, for any
+number of micro-batches and processes. Nothing waits for the device: an update whose loss or gradient is not finite is
+skipped on the device.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -24,11 +24,11 @@ Part = TypeVar("Part")
 
 @dataclass(frozen=True)
 class Updater:
-    """What all steps of a training share.
+    """Module, optimizer and settings of an update, the same for all steps of a training.
 
     Args:
-        clip_norm: largest norm of all gradients together; 0 turns clipping off.
-        precision: fp32 or bf16, of the forward passes.
+        clip_norm: largest norm of the whole gradient; 0 disables clipping.
+        precision: fp32 or bf16, for the forward passes.
     """
 
     module: nn.Module
@@ -45,17 +45,17 @@ class Updater:
         counts: Mapping[str, Tensor | int],
         learning_rate: float,
     ) -> dict[str, Tensor]:
-        """Accumulates the gradients of all micro-batches and makes one update.
+        """Accumulates the gradients of all micro-batches and updates the weights.
 
         Args:
             parts: this rank's micro-batches.
             forward: micro-batch -> name of a loss -> its sum over the micro-batch; other names are ignored.
             weights: name of a loss -> its weight.
-            counts: name of a loss -> what its sum over the global batch is a mean over.
+            counts: name of a loss -> the divisor of its sum over the global batch.
 
         Returns:
-            Scalars on the device: `loss`; `norm`, of the gradient before clipping; `finite`, whether both are and the
-            update was made.
+            Scalars on the device: `loss`; `norm` of the gradient before clipping; `finite`, whether both are finite,
+            so that the update was made.
         """
         parameters = list(self.module.parameters())
         device = parameters[0].device
@@ -93,17 +93,17 @@ def objective_step(
 
     Args:
         batches: this rank's micro-batches of the step.
-        seed: of the experiment.
+        seed: seed of the experiment.
         step: from 0; masks, samples and dropout depend on it.
 
     Returns:
-        As `Updater.update`, and what else the objective measured.
+        The scalars of `Updater.update`, and those that the objective measured.
     """
     objective, world = updater.module, updater.world
     with record_function("data"):
-        drawn = [objective.draw(batch, seed, step) for batch in batches]
-        counts = {name: world.sum(sum(part.counts[name] for part in drawn)) for name in objective.loss_weights}
-    scalars = updater.update(drawn, objective, objective.loss_weights, counts, learning_rate)
+        micro_batches = [objective.sample(batch, seed, step) for batch in batches]
+        counts = {name: world.sum(sum(part.counts[name] for part in micro_batches)) for name in objective.loss_weights}
+    scalars = updater.update(micro_batches, objective, objective.loss_weights, counts, learning_rate)
     with record_function("after the step"):
-        measured = objective.after_step(drawn, scalars["finite"], world)
+        measured = objective.after_step(micro_batches, scalars["finite"], world)
     return scalars | measured

@@ -1,7 +1,7 @@
-"""safetensors files that are the same bytes for the same tensors, and know when they were damaged.
+"""safetensors files with equal bytes for equal tensors, and with a hash that shows damage.
 
-The library writes metadata in the order of a hash table, which differs from process to process; here it is sorted. One
-of its entries is a hash over everything else. Files without it, as other programs write them, are read unchecked.
+The library writes metadata in the order of a hash table, which differs between processes; here it is sorted. One of its
+entries is a hash over everything else. Files of other programs, without it, are read unchecked.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ HASH = "sha256"
 
 
 def content_hash(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
-    """The hash of `tensors`, on the CPU, and `metadata`; the order of neither matters."""
+    """The hash of `tensors`, on the CPU, and `metadata`, in any order."""
     rest = {key: value for key, value in metadata.items() if key != HASH}
     sha = hashlib.sha256(json.dumps(rest, sort_keys=True).encode())
     for name, tensor in sorted(tensors.items()):
@@ -32,7 +32,7 @@ def content_hash(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> 
 
 
 def serialized(tensors: dict[str, Tensor], metadata: Mapping[str, str]) -> bytes:
-    """A safetensors file of `tensors`, on the CPU, and `metadata` with their hash: equal bytes for equal content."""
+    """The bytes of a safetensors file with `tensors`, on the CPU, `metadata` and their hash."""
     metadata = {**metadata, HASH: content_hash(tensors, metadata)}
     content = safetensors.torch.save(tensors, metadata=metadata)
     end = 8 + int.from_bytes(content[:8], "little")
@@ -45,7 +45,7 @@ def serialized(tensors: dict[str, Tensor], metadata: Mapping[str, str]) -> bytes
 
 def read_metadata(path: Path) -> dict[str, str]:
     """The metadata in a safetensors file; a UserError if it cannot be read, is truncated or damaged."""
-    open_input(path, "weights").close()  # safetensors reports what the system refuses as damage
+    open_input(path, "weights").close()  # safetensors would report missing permissions as damage
     try:
         with input_errors(path), safetensors.safe_open(path, "pt") as file:
             return file.metadata() or {}
@@ -57,7 +57,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors and metadata of a safetensors file.
 
     Raises:
-        UserError: the file cannot be read, is truncated or damaged, or its content lacks the hash that it holds.
+        UserError: the file cannot be read, is truncated or damaged, or its content does not fit its hash.
     """
     metadata = read_metadata(path)
     try:
@@ -66,7 +66,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     except safetensors.SafetensorError as error:
         raise _damaged(path, str(error)) from None
     if HASH in metadata and content_hash(tensors, metadata) != metadata[HASH]:
-        raise _damaged(path, "its content does not have the hash that was written with it")
+        raise _damaged(path, "its content does not fit its hash")
     return tensors, metadata
 
 

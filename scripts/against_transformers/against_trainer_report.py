@@ -1,6 +1,6 @@
-"""The tables and the plot of docs/results/glue.md, from the files that against_trainer.py has written.
+"""Tables and plot of docs/results/glue.md, from the files that against_trainer.py has written.
 
-A table stands between `<!-- NAME -->` and `<!-- end -->` in the document and is made anew from NAME's file beside it.
+A table is between `<!-- NAME -->` and `<!-- end -->` in the document, and is rewritten from NAME's file next to it.
 """
 
 import argparse
@@ -22,7 +22,7 @@ SYSTEMS = ("fastbert", "trainer")
 
 
 def report(arguments: argparse.Namespace) -> None:
-    """Fills the tables whose files are there, and draws the seeds."""
+    """Writes the tables whose files exist, and plots the seeds."""
     doc: Path = arguments.doc
     if not doc.is_file():
         raise UserError(
@@ -76,8 +76,8 @@ def parity_table(path: Path) -> str:
 
 
 def compare(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """For every task and metric the values of both systems, in percent, over the seeds that both have finished; from
-    two seeds on also the difference of the means, its interval of 95 % and p by Welch's test."""
+    """Compares both systems for every task and metric, in percent, over the seeds that both have finished; with two or
+    more seeds also the difference of the means, its 95 % interval and p by Welch's test."""
     from scipy.stats import ttest_ind
 
     values: dict[tuple[str, str], dict[str, dict[int, float]]] = {}
@@ -127,7 +127,7 @@ def quality_table(path: Path) -> str:
 
 
 def verdict(rows: list[dict[str, Any]]) -> str:
-    """What the numbers allow to say."""
+    """Conclusion from the tests, as a sentence."""
     tests = [row for row in rows if np.isfinite(row.get("p", np.nan))]
     if not tests:
         return "There are too few seeds for a test."
@@ -152,7 +152,7 @@ def cell(values: list[float], digits: int) -> str:
 
 
 def speed_table(path: Path) -> str:
-    """The contestants, and what fastbert loses where one thing is switched off; ratios are taken within a round."""
+    """Table of the contestants, and of fastbert with one optimization switched off; ratios are within a round."""
     found = read_json(path, "speed")
     tables = []
     for task in dict.fromkeys(run["task"] for run in found["runs"]):
@@ -171,13 +171,13 @@ def speed_table(path: Path) -> str:
             cells = [case, cell(speeds, 1), cell(ratios, 2) if ratios and case != "fastbert" else ""]
             cells += [f"{next(iter(rounds.values()))['tokens_per_example']:.1f}"]
             rows[variant].append([*cells, cell([run["peak_mib"] for run in rounds.values()], 0)])
-        some = next(iter(next(iter(runs.values())).values()))
+        first = next(iter(next(iter(runs.values())).values()))
         head = ("examples/s", "tokens/example, with padding", "peak memory, MiB")
-        title = f"**{task}**, {some['examples']} examples, {some['threads']} threads, {len(ours)} rounds"
+        title = f"**{task}**, {first['examples']} examples, {first['threads']} threads, {len(ours)} rounds"
         tables.append(f"{title}\n\n{markdown(('', head[0], 'fastbert : this', *head[1:]), rows[False])}\n")
         if rows[True]:
-            first = "fastbert without: it takes instead"
-            tables.append(f"{markdown((first, head[0], 'this : fastbert', *head[1:]), rows[True])}\n")
+            without = "fastbert with, instead of its own"
+            tables.append(f"{markdown((without, head[0], 'this : fastbert', *head[1:]), rows[True])}\n")
     load = f"Load average before: {found['load_before']:.2f}; at the end: {found['load_after']:.2f}.\n"
     return "".join(tables) + load
 

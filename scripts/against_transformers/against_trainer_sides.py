@@ -1,5 +1,5 @@
-"""The two sides that against_trainer.py compares: one training by `fastbert finetune`, one by transformers'
-Trainer, and what fastbert does differently, each to be switched off."""
+"""The two sides that against_trainer.py compares, a training by `fastbert finetune` and one by transformers' Trainer,
+and the optimizations of fastbert, each of which can be switched off."""
 
 import argparse
 import contextlib
@@ -42,8 +42,8 @@ from fastbert.training.options import TrainingMachineOptions
 def recipe(
     arguments: argparse.Namespace, task: str, seed: int, out: str, precision: str = "fp32", **changes: Any
 ) -> FinetuneOptions:
-    """The hyperparameters of both sides: those of transformers' GLUE example (rate, length), with BERT's dropout,
-    weight decay and clipping and the warm-up of 6 %; the models are not kept."""
+    """Hyperparameters of both sides: those of transformers' GLUE example (learning rate, length), with BERT's dropout,
+    weight decay and clipping and a warm-up of 6 %; the models are not saved."""
     common = FinetuneOptions(
         model=str(arguments.model or minilm()),
         task=task,
@@ -88,7 +88,7 @@ def folder_of(options: FinetuneOptions) -> Path:
 
 def first_model(options: FinetuneOptions, task: Task):
     """transformers' model for the task with the weights and the dropout that `fastbert finetune` begins with, and the
-    model's own tokenizer. What is no BERT is opened with the code of its export."""
+    model's own tokenizer. A model that is not a BERT is loaded with the code of its export."""
     import transformers
 
     pretrained = load_encoder(options.model)
@@ -107,8 +107,8 @@ def first_model(options: FinetuneOptions, task: Task):
 
 
 def features(examples: list[Example], tokenizer, max_length: int) -> list[dict[str, Any]]:
-    """What the Trainer is given: ids by transformers' tokenizer, not padded, and the label; of words, the labels at
-    their first pieces, as in transformers' example of token classification."""
+    """Inputs of the Trainer: ids by transformers' tokenizer, not padded, and the label; for token classification,
+    labels at the first pieces of words, as in transformers' example."""
     if examples[0].words is not None:
         return [word_features(example, tokenizer, max_length) for example in examples]
     pairs = None if examples[0].pair is None else [example.pair for example in examples]
@@ -132,10 +132,10 @@ def word_features(example: Example, tokenizer, max_length: int) -> dict[str, Any
 
 
 def task_scores(task: Task, found: Any, tokenizer, examples: list[Example]) -> np.ndarray:
-    """The Trainer's logits as `Task.measure` takes them. A word that the tokenizer deletes has none there, and counts
-    as tagged with the first label, O."""
+    """Converts the Trainer's logits for `Task.measure`. A word that the tokenizer deletes has none, and counts as
+    tagged with the first label, O."""
     logits = found.predictions
-    if not task.kind.of_words:
+    if not task.kind.labels_words:
         return task.kind.scores(torch.from_numpy(logits)).numpy()
     words = [example.text[start:end] for example in examples for start, end in example.words]
     pieces = tokenizer(words, add_special_tokens=False)["input_ids"]
@@ -146,7 +146,7 @@ def task_scores(task: Task, found: Any, tokenizer, examples: list[Example]) -> n
 
 
 def training_arguments(options: FinetuneOptions, folder: str, **changes: Any):
-    """The Trainer's arguments that mean the same as `options`; all else stays at its default."""
+    """The Trainer's arguments equivalent to `options`; all others have their defaults."""
     from transformers import TrainingArguments
 
     chosen = {
@@ -168,8 +168,8 @@ def training_arguments(options: FinetuneOptions, folder: str, **changes: Any):
 
 
 def train_trainer(options: FinetuneOptions, order: str) -> dict[str, Any]:
-    """Trains with transformers' Trainer and dynamic padding, in the order "random" or "group_by_length"; a dictionary
-    as that of `train_fastbert`."""
+    """Trains with transformers' Trainer and dynamic padding, in the order "random" or "group_by_length"; returns a
+    dictionary as `train_fastbert` does."""
     from transformers import (
         DataCollatorForTokenClassification,
         DataCollatorWithPadding,
@@ -193,7 +193,7 @@ def train_trainer(options: FinetuneOptions, order: str) -> dict[str, Any]:
     examples = task.examples("train")
     examples = [examples[row] for row in subset(len(examples), options.fractions()[0])]
     train = features(examples, tokenizer, options.max_length)
-    collator = DataCollatorForTokenClassification if task.kind.of_words else DataCollatorWithPadding
+    collator = DataCollatorForTokenClassification if task.kind.labels_words else DataCollatorWithPadding
     clock = Clock()
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(
@@ -207,7 +207,7 @@ def train_trainer(options: FinetuneOptions, order: str) -> dict[str, Any]:
         trained = trainer.train()
         dev = {}
         padded_tokens = sum(batch["input_ids"].numel() for batch in trainer.get_train_dataloader())
-        trainer.args.train_sampling_strategy = "random"  # else it predicts in another order than that of the examples
+        trainer.args.train_sampling_strategy = "random"  # else the order of predictions is not that of the examples
         for split in task.dev_splits:
             examples = task.examples(split)
             found = trainer.predict(features(examples, tokenizer, options.max_length))
@@ -226,24 +226,24 @@ def train_trainer(options: FinetuneOptions, order: str) -> dict[str, Any]:
 
 
 def encoded(options: FinetuneOptions, task: Task) -> EncodedSplit:
-    """The share of the training split that `fastbert finetune` trains on, as it reads it."""
+    """Training examples of `fastbert finetune`, encoded by its own code."""
     vocabulary = load_tokenizer(load_encoder(options.model).tokenizer)
     examples = task.examples("train")
     chosen = [examples[row] for row in subset(len(examples), options.fractions()[0])]
     return task.kind.encode(chosen, vocabulary, options.max_length)
 
 
-# --- what fastbert does differently
+# --- optimizations of fastbert
 
 
 def random_order(lengths: np.ndarray, batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:
-    """As `training_order`, blind to the lengths."""
+    """Replaces `training_order`; ignores the lengths."""
     order = permute(torch.arange(len(lengths)), len(lengths), seed, epoch).numpy()
     return [order[at : at + batch_size] for at in range(0, len(order), batch_size)]
 
 
 def torch_attention(q, k, v, bias=None, *, key_padding, segments, scale=None, dropout_p=0.0, keys=None):
-    """PyTorch's own, which transformers takes by default, in place of `attention`; of a BERT there is no bias."""
+    """Replaces `attention` by that of PyTorch, the default of transformers; a BERT has no bias."""
     allowed = allowed_pairs(key_padding, segments, q.shape[2])
     return F.scaled_dot_product_attention(q, k, v, attn_mask=allowed, scale=scale, dropout_p=dropout_p)
 
@@ -264,7 +264,7 @@ def torch_dropout() -> AbstractContextManager:
     return stack
 
 
-# What fastbert does differently, each switched off.
+# Replacements that switch off one optimization each.
 VARIANTS: dict[str, Callable[[], AbstractContextManager]] = {
     "random order": lambda: mock.patch.object(stream, "training_order", random_order),
     "last block for all tokens": whole_last_block,

@@ -1,12 +1,12 @@
-"""Runs transformers' own tests of models and configurations on the classes of our exports, for every position scheme.
+"""Runs transformers' own tests of models and configurations on the classes of exports, for every position encoding.
 
     python scripts/against_transformers/model_tests.py [--source FOLDER_OR_ARCHIVE] [-k EXPRESSION]
 
 ModelTesterMixin (tests/test_modeling_common.py) and ConfigTester (tests/test_configuration_common.py) come from the
-source distribution of the installed version of transformers, which pip downloads unless `--source` names it. It lacks
-the modules that they import for generation and exporters, of which a text encoder needs nothing. For each scheme the
-numbers of tests that passed, failed and were skipped are printed, and the names of those that failed; the exit status
-is 1 if any did. On two CPU cores it takes 3 minutes a scheme.
+source distribution of the installed version of transformers, which pip downloads unless `--source` is given. The
+modules that they import for generation and exporters are replaced by stubs: a text encoder does not need them. For each
+encoding, prints the numbers of tests that passed, failed and were skipped, and the names of failed tests; the exit code
+is 1 if any failed. This takes 3 minutes per encoding on two CPU cores.
 
 Skipped are tests of images, audio, generation, mixtures of experts, several GPUs, FlashAttention, and on a machine
 without a GPU those that need one. It needs pytest, parameterized and, for one of the tests, peft.
@@ -32,7 +32,7 @@ STUBS = {
     '"output_hidden_states": True, "output_attentions": True, "dtype": "float16", "problem_type": "regression"}\n',
 }
 FOLDER = "FASTBERT_MODEL_TESTS"
-"""Environment variable: where the tests and the code of the exports were written."""
+"""Environment variable: folder of the tests and the code of the exports."""
 TABLES = {
     "AutoModel": "MODEL_MAPPING_NAMES",
     "AutoModelForMaskedLM": "MODEL_FOR_MASKED_LM_MAPPING_NAMES",
@@ -40,7 +40,7 @@ TABLES = {
     "AutoModelForTokenClassification": "MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES",
     "AutoModelForQuestionAnswering": "MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES",
 }
-"""Where the tests look up what labels a class takes."""
+"""Tables in which the tests look up the labels of a class."""
 
 
 def variants() -> dict[str, dict]:

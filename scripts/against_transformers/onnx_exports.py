@@ -1,11 +1,12 @@
-"""Exports as ONNX, by both of torch's exporters, run by onnxruntime on other batch sizes and lengths than traced.
+"""Converts exports to ONNX with both exporters of torch, and runs them with onnxruntime on batch sizes and lengths
+other than the traced ones.
 
     pip install onnx onnxscript onnxruntime
     python scripts/against_transformers/onnx_exports.py
 
-A small model with random weights for every position scheme is exported, opened by transformers, converted and compared
-with itself. Prints a table of the largest differences of the logits, relative to the largest logit; exit code 1 if one
-exceeds `TOLERANCE`.
+A small model with random weights for every position encoding is exported, opened by transformers, converted and
+compared with itself. Prints a table of the largest differences of the logits, relative to the largest logit; exit code
+1 if one exceeds `TOLERANCE`.
 """
 
 import sys
@@ -49,8 +50,8 @@ class Logits(nn.Module):
 
 
 def new_model(position: str, folder: Path) -> nn.Module:
-    """A model of our own class, opened from an export: with pre-norm, since post-norm with absolute positions is
-    transformers' BERT."""
+    """A model of fastbert's own class, loaded from an export. It has pre-norm, because post-norm with absolute
+    positions would be transformers' BERT."""
     sizes = {"layers": 2, "width": 32, "heads": 4, "ffn": 64, "max_positions": MAX_LENGTH}
     config = EncoderConfig(vocab_size=len(WORDS), position=position, norm="pre", **sizes)
     encoder = Encoder(config)
@@ -105,7 +106,7 @@ def main() -> int:
     warnings.simplefilter("ignore")  # the exporters' own
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    print("| position scheme | torch.export | TorchScript |\n|---|---|---|")
+    print("| position encoding | torch.export | TorchScript |\n|---|---|---|")
     failed = False
     for position in POSITIONS:
         with tempfile.TemporaryDirectory() as folder:

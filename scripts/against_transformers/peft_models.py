@@ -1,11 +1,11 @@
-"""LoRA and prompt tuning of exports by PEFT, for each of its task types and every position scheme.
+"""LoRA and prompt tuning of exports by PEFT, for each of its task types and every position encoding.
 
     pip install peft
     python scripts/against_transformers/peft_models.py
 
-A few steps of training have to lower the loss and to change no weight of the encoder. Prompt tuning of labels of tokens
-is left out: PEFT has no labels for the tokens it adds, with transformers' BERT neither. Prints the first and the last
-loss; exit code 1 if a model fails.
+A few steps of training must lower the loss and must not change a weight of the encoder. Prompt tuning for token
+classification is left out: PEFT has no labels for the tokens it adds, nor has it for transformers' BERT. Prints the
+first and the last loss; exit code 1 if a model fails.
 """
 
 import sys

@@ -1,11 +1,11 @@
-"""What only a GPU can tell: are the results right there, how fast are the steps, does a pretraining learn.
+"""Checks that need a GPU: correctness of results, speed of training steps, short pretrainings.
 
     PYTHONPATH=.:kernels python3 scripts/gpu/on_gpu.py --parts correctness --out $OUT --commit abc1234
     PYTHONPATH=.:kernels python3 scripts/gpu/on_gpu.py --parts throughput,composition --out $OUT --commit abc1234
     PYTHONPATH=.:kernels python3 scripts/gpu/on_gpu.py --parts pretrain --out $OUT --data data/wiki --minutes 6
 
-Each part writes PART.json and PART.md after every result, so that a run cut short keeps what it had, and ends within
---seconds. `--toy` rehearses it all on any machine; what the device cannot show is "not measured".
+Each part writes PART.json and PART.md after every result, so that an interrupted run has its results so far, and ends
+within --seconds. `--toy` is a dry run on any machine; results that need the device are "not measured".
 """
 
 import argparse
@@ -42,16 +42,16 @@ from fastbert.training.interrupts import Interrupts
 from fastbert.training.logbook import read_metrics
 from fastbert.training.optimizer_state import flatten_optimizer
 
-LONGEST, GRACE = 500, 30  # seconds of a part, and those behind them after which one that hangs is killed
+LONGEST, GRACE = 500, 30  # seconds of a part, and further seconds after which a part that hangs is killed
 COMPARED = {"layers": 2, "width": 256, "batch_size": 4, "initializer_std": 0.06}  # attention far from uniform
 TRAINED = {"layers": 4, "width": 256, "length": 128, "batch_size": 64, "machine": {"micro_batch_size": 32}}
 VARIANTS = [{"position": "tupe-r"}, {"position": "absolute"}]
 
 
 def correctness(part: Part) -> None:
-    """Accuracy: relative errors of norms against float64 on the CPU over 6 batches, with the same hash dropout. Rule:
-    hidden states, losses at the masked places and each gradient err at most twice as much as with plain PyTorch
-    ("reference") on this device, plus 1e-5; `worst` lies nearest to that bound or beyond it."""
+    """Accuracy: relative errors of norms, compared with float64 on the CPU over 6 batches, with the same hash dropout.
+    Rule: the errors of hidden states, losses at the masked positions and each gradient are at most twice those of plain
+    PyTorch ("reference") on this device, plus 1e-5; `worst` is the value nearest to that bound or furthest above it."""
     part.attempt(same_bits, aspect="random bits as on the CPU")
     for case, length in (("plain", 128), ("packed", 100), ("packed, dropout", 111)):
         for position, norm in itertools.product(POSITIONS, ("post", "pre")):
@@ -72,14 +72,14 @@ def correctness(part: Part) -> None:
 
 
 def differing(a: dict[str, Any], b: dict[str, Any]) -> str:
-    """A row's result: whether both hold the same numbers under the same names."""
+    """Result of a row: "holds" if both have the same numbers under the same names."""
     wide = [{name: torch.as_tensor(value).cpu() for name, value in values.items()} for values in (a, b)]
     found = [name for name in a | b if not all(name in x for x in wide) or not torch.equal(*(x[name] for x in wide))]
     return f"fails: {len(found)} of {len(a)} differ: {', '.join(found[:8])}" if found else "holds"
 
 
 def same_bits(part: Part) -> Iterator[dict[str, Any]]:
-    """Everything random that a device draws."""
+    """Random numbers of the device, compared with those of the CPU."""
     found = []
     for device in ("cpu", str(part.device)):
         keys = row_keys(7, "dropout", 123, torch.arange(256, device=device))
@@ -88,16 +88,17 @@ def same_bits(part: Part) -> Iterator[dict[str, Any]]:
         for name, whole_word in (("pieces", False), ("words", True)):
             setup = part.setup({**COMPARED, "mlm": {"whole_word": whole_word}}, device)
             batch = setup.rows("train").read(np.arange(64), np.arange(64), setup.device)
-            drawn = setup.objective().train().draw(batch, 7, 123)
-            # Unused places come in any order: compared is the label of every token, 0 where there is none.
-            labels = torch.zeros_like(drawn.input_ids).scatter_add(1, drawn.positions, drawn.targets.clamp(min=0))
-            out |= {f"{name} shown": drawn.input_ids, f"{name} asked": labels, f"{name} keys": drawn.dropout_keys}
+            inputs = setup.objective().train().sample(batch, 7, 123)
+            # The order of unused positions is undefined: labels of all tokens are compared, 0 for tokens without one.
+            labels = torch.zeros_like(inputs.input_ids).scatter_add(1, inputs.positions, inputs.targets.clamp(min=0))
+            out |= {f"{name} shown": inputs.input_ids, f"{name} asked": labels, f"{name} keys": inputs.dropout_keys}
         found.append(out)
     yield {"case": ", ".join(found[0]), "result": differing(*found) if part.cuda else NEEDS_CUDA}
 
 
 def accuracy(part: Part, options: dict[str, Any], compiled: bool = False) -> Iterator[dict[str, Any]]:
-    """The rule for one encoder, in both precisions; `compiled`, on a GPU, is ours but not the plain one."""
+    """Checks the rule for one encoder, in both precisions; with `compiled`, on a GPU, only fastbert's side is
+    compiled."""
     plain = {"kernels": "reference", "compile": "off"}
     ours = {"kernels": "auto", "compile": "on" if compiled and part.cuda else "off"}
     true = outcome(part, options, "cpu", "fp32", plain, torch.float64)
@@ -105,24 +106,24 @@ def accuracy(part: Part, options: dict[str, Any], compiled: bool = False) -> Ite
         here = (part, options, str(part.device), precision)
         found = [outcome(*here, machine, torch.float32) for machine in (ours, plain)]
         mine, other = ({name: float((x[name] - t).norm() / t.norm()) for name, t in true.items()} for x in found)
-        share = {name: float(np.nan_to_num(mine[name] / (2 * other[name] + 1e-5), nan=np.inf)) for name in true}
-        worst = max(share, key=share.__getitem__)
+        ratio = {name: float(np.nan_to_num(mine[name] / (2 * other[name] + 1e-5), nan=np.inf)) for name in true}
+        worst = max(ratio, key=ratio.__getitem__)
         row = {"precision": precision, "hidden": mine["hidden"], "losses": mine["losses"], "worst": worst}
-        row |= {"its error": mine[worst], "plain's": other[worst], "of the bound": share[worst]}
-        yield {**row, "result": "holds" if share[worst] <= 1 else "fails: over the bound"}
+        row |= {"its error": mine[worst], "plain's": other[worst], "of the bound": ratio[worst]}
+        yield {**row, "result": "holds" if ratio[worst] <= 1 else "fails: over the bound"}
 
 
 def outcome(part: Part, options: dict, device: str, precision: str, machine: dict, dtype: torch.dtype) -> dict:
-    """Hidden states, losses and gradients of 6 batches, strung together, in float64 on the CPU."""
+    """Hidden states, losses and gradients of 6 batches, concatenated, in float64 on the CPU."""
     setup = part.setup({**COMPARED, **options, "machine": machine}, device, precision)
     objective, rows, found, values = setup.objective().train(), np.arange(setup.options.batch_size), {}, {}
     objective.to(dtype).encoder.register_forward_hook(lambda module, given, out: values.update(hidden=out))
     for step in range(2 if part.toy else 6):
-        drawn = objective.draw(setup.rows("train").read(rows + step * len(rows), rows, setup.device), 0, step)
+        inputs = objective.sample(setup.rows("train").read(rows + step * len(rows), rows, setup.device), 0, step)
         with autocast(setup.device, precision):
-            logits, loss = objective.logits(drawn), objective(drawn)["mlm"] / drawn.counts["mlm"]
+            logits, loss = objective.logits(inputs), objective(inputs)["mlm"] / inputs.counts["mlm"]
         loss.backward()
-        values["losses"] = nn.functional.cross_entropy(logits.double(), drawn.targets.flatten(), reduction="none")
+        values["losses"] = nn.functional.cross_entropy(logits.double(), inputs.targets.flatten(), reduction="none")
         for name, value in (values | {name: p.grad for name, p in objective.named_parameters()}).items():
             found.setdefault(name, []).append(value.detach().double().cpu().flatten())
         objective.zero_grad()
@@ -130,11 +131,14 @@ def outcome(part: Part, options: dict, device: str, precision: str, machine: dic
 
 
 def steps(part: Part, options: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """The trainer's own: the third of four has an infinite loss; five more run under CUDA's alarm for waiting hosts."""
+    """Steps of the trainer: the third of four has an infinite loss; five more run in CUDA's debug mode that raises an
+    error if the host synchronizes."""
     trainer = part.trainer(part.setup(TRAINED | options), 1000, log_every=1000)
     forward, states = trainer.objective.forward, []
     for step, factor in enumerate((1.0, 1.0, np.inf, 1.0)):
-        trainer.objective.forward = lambda drawn, f=factor: {name: f * value for name, value in forward(drawn).items()}
+        trainer.objective.forward = lambda inputs, f=factor: {
+            name: f * value for name, value in forward(inputs).items()
+        }
         trainer.train_step(step)
         tensors = dict(trainer.objective.named_parameters()) | flatten_optimizer(trainer.optimizer)[0]
         states.append({name: value.detach().clone() for name, value in tensors.items()})
@@ -151,7 +155,8 @@ def steps(part: Part, options: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def repeats(part: Part, options: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """One step twice, without clipping, which would spread what differs; ten twice; five more from a checkpoint."""
+    """Repeats one step (without clipping, which would spread a difference), ten steps, and five steps from a
+    checkpoint."""
 
     def run(steps: int, options: dict[str, Any], checkpoint: Checkpoint | None = None) -> tuple[Path, dict[str, Any]]:
         trainer = part.trainer(part.setup(TRAINED | options), steps, log_every=1)
@@ -173,7 +178,7 @@ def repeats(part: Part, options: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def pretrain(part: Part) -> None:
-    """Jobs of `fastbert pretrain` on the same data, each with the same share of --minutes; losses of held-out text."""
+    """Pretrainings on the same data, each with the same fraction of --minutes; held-out losses."""
     args = part.args
     for variant in args.variants if args.data else ():
         values = {"data": args.data, "minutes": args.minutes / len(args.variants), **args.options, **variant}
@@ -184,14 +189,14 @@ def pretrain(part: Part) -> None:
 
 
 def run_job(part: Part, options: PretrainOptions) -> Iterator[dict[str, Any]]:
-    """One pretraining with its curves, also if it is cut short."""
+    """One pretraining with its curves, also if it is interrupted."""
     folder, result, start = next(part.folders), "measured", time.monotonic()
     try:
         pretrain_job(replace(options, out=str(folder)), "on_gpu")
     except KeyboardInterrupt:
         result = "stopped: time was up"
-    except ImportError as error:  # at the very end, for the picture of the curves
-        result = f"measured, but left no report: {error}"
+    except ImportError as error:  # at the end of a run, for the plot of the curves
+        result = f"measured, but without a report: {error}"
     rows = read_metrics(folder / "metrics.jsonl")
     curve, training = ([row for row in rows if row["split"] == split] for split in ("validation", "train"))
     row = {"steps": rows[-1]["step"] if rows else 0, "seconds": time.monotonic() - start}
@@ -206,16 +211,16 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--parts", type=lambda names: [works[name] for name in names.split(",")], required=True)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--commit", help="of the code, where there is no git")
-    parser.add_argument("--seconds", type=lambda x: min(float(x), LONGEST), default=LONGEST, help="for a part")
+    parser.add_argument("--commit", help="commit of the code, where there is no git")
+    parser.add_argument("--seconds", type=lambda x: min(float(x), LONGEST), default=LONGEST, help="seconds of a part")
     parser.add_argument("--toy", action="store_true", help="tiny sizes, on a CPU too")
     parser.add_argument("--data", help="pretrain: a prepared folder")
-    parser.add_argument("--minutes", type=float, default=6.0, help="pretrain: of all variants together")
+    parser.add_argument("--minutes", type=float, default=6.0, help="pretrain: minutes of all variants together")
     parser.add_argument("--options", type=yaml.safe_load, default={"size": "small"}, help="pretrain: as in its YAML")
     parser.add_argument("--variants", type=yaml.safe_load, nargs="+", default=VARIANTS, help="as --options")
     args = parser.parse_args()
     if not args.toy and not torch.cuda.is_available():
-        parser.error("there is no GPU here; --toy rehearses on the CPU")
+        parser.error("there is no GPU; --toy is a dry run on the CPU")
     parts, machine = [], describe_machine()
     machine["versions"] |= {d.name: d.version for d in importlib.metadata.distributions() if d.name == "triton"}
     header = {"date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "command": shlex.join(sys.argv)}

@@ -1,4 +1,4 @@
-"""What the parts of scripts/gpu/on_gpu.py share: results that are on the disk at once, jobs on random text, times."""
+"""Base of the parts of scripts/gpu/on_gpu.py: results that are written at once, jobs on random text, times."""
 
 import argparse
 import itertools
@@ -31,9 +31,9 @@ TOY = {"layers": 1, "width": 16, "heads": 2, "length": 24, "batch_size": 4}
 
 def random_text(vocab_size: int) -> tuple[InMemory, WordPiece]:
     """Random words in documents of about 40, with the interface of a prepared dataset and of its splits."""
-    draw = np.random.default_rng(0)
-    tokens = draw.integers(len(SPECIAL_TOKENS), vocab_size, 64 * vocab_size)
-    tokens[draw.random(len(tokens)) < 1 / 40] = SPECIAL_TOKENS.index("[SEP]")
+    generator = np.random.default_rng(0)
+    tokens = generator.integers(len(SPECIAL_TOKENS), vocab_size, 64 * vocab_size)
+    tokens[generator.random(len(tokens)) < 1 / 40] = SPECIAL_TOKENS.index("[SEP]")
     text = InMemory(tokens)
     text.split = lambda name: text
     pieces = (f"##w{i}" if i % 3 == 0 else f"w{i}" for i in range(vocab_size - len(SPECIAL_TOKENS)))
@@ -41,11 +41,11 @@ def random_text(vocab_size: int) -> tuple[InMemory, WordPiece]:
 
 
 class Part:
-    """One part's results, on the disk after every one of them; its device, and the jobs that are built for it."""
+    """A part: its results, which are written after each of them, its device, and its jobs."""
 
     def __init__(self, work: Callable[["Part"], None], args: argparse.Namespace, header: dict, folder: Path) -> None:
         self.name, self.args, self.toy, self.header = work.__name__, args, args.toy, {**header, "note": work.__doc__}
-        self.folders = (folder / f"{self.name}-{number}" for number in itertools.count())  # for what runs write
+        self.folders = (folder / f"{self.name}-{number}" for number in itertools.count())  # outputs of runs
         self.rows, self.deadline = [], time.monotonic() + args.seconds
         self.device, self.cuda = resolve_device("auto"), torch.cuda.is_available()
         self.precision = resolve_precision("auto", self.device)[0] if self.cuda else "fp32"
@@ -59,7 +59,7 @@ class Part:
             file.write("\n".join([f"# {self.name}", "", *header, "", table(self.rows), ""]))
 
     def attempt(self, check: Callable[..., Iterable[dict[str, Any]]], *options: Any, **what: Any) -> None:
-        """Adds the rows of `check`; what it has no time for and what it raises become rows too."""
+        """Adds the rows of `check`, or a row if there is no time left or it fails."""
         try:
             if time.monotonic() > self.deadline:
                 raise KeyboardInterrupt
@@ -67,7 +67,7 @@ class Part:
                 self.add(**what, **row)
         except KeyboardInterrupt:
             self.add(**what, result=LATE)
-        except Exception as error:  # with its traceback in the report: time on the device must not end at one fault
+        except Exception as error:  # with its traceback in the report: one failure must not end the part
             self.add(**what, **failure(error))
 
     def setup(self, options: dict[str, Any], device: str = "", precision: str = "") -> PretrainSetup:
@@ -82,7 +82,7 @@ class Part:
         )
 
     def trainer(self, setup: PretrainSetup, steps: int, log_every: int) -> Trainer:
-        """As `job.train` builds it."""
+        """Builds the trainer as a run does."""
         options, folder, objective = setup.options, next(self.folders), setup.objective().train()
         parts = {"updater": setup.updater(objective), "batches": setup.batches()}
         rate = options.optimizer.learning_rate
@@ -108,7 +108,7 @@ def failure(error: Exception) -> dict[str, Any]:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Markdown; lists and mappings are for the JSON alone."""
+    """Markdown table; lists and mappings are in the JSON only."""
     names = dict.fromkeys(name for row in rows for name, value in row.items() if not isinstance(value, list | dict))
     cells = [[row.get(name, "") for name in names] for row in rows]
     texts = [[f"{x:.4g}" if isinstance(x, float) else str(x).partition("\n")[0] for x in line] for line in cells]

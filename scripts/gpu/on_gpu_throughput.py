@@ -22,31 +22,34 @@ SHAPES = (
     ("large", 128, (128, 512, 32)),
     ("large", 512, (32, 128, 8)),
 )
-"""Preset, length, batches: each shape is measured with the first before any is with the second."""
+"""Preset, length, batch sizes: all shapes are measured with their first batch size, then with the second, ..."""
 CONTESTANTS = ("fastbert absolute", "fastbert tupe-r", "eager", "compiled")
-ROUNDS, RACE_SECONDS, COMPILE_SECONDS = 5, 40, 150  # with less time left no race, no compilation begins
+ROUNDS, RACE_SECONDS, COMPILE_SECONDS = 5, 40, 150  # no race or compilation begins with less time left
 
 
 def throughput(part: Part) -> None:
-    """Whole training steps on random text, no accumulation; contestants in turn, median of 5 rounds of a second.
-    fastbert reads rows and draws masks in its step; eager and compiled are transformers' BertForMaskedLM (SDPA, torch's
-    fused AdamW, clipping), given masked batches on the device. GiB: added at the peak. x: speed over that peer's."""
+    """Complete training steps on random text, without accumulation; contestants alternate, median of 5 rounds of a
+    second. fastbert's step includes reading rows and sampling masks; eager and compiled are transformers'
+    BertForMaskedLM (SDPA, torch's fused AdamW, clipping) on batches that are masked before. GiB: peak memory of the
+    contestant. x: ratio of speed to that peer."""
     peak, how = peak_flops(part.device, part.precision)
-    part.header["MFU"] = f"products (the head's at masked places) of {peak / 1e12:.4g} TFLOP/s {part.precision} ({how})"
-    for turn, dropout, (size, length, batches) in itertools.product(range(3), (0.1, 0.0), SHAPES):
-        options = {"size": size, "length": length, "batch_size": batches[turn], "dropout": dropout}
-        case = "toy" if part.toy else f"{size}, T {length}, batch {batches[turn]}, dropout {dropout}"
+    part.header["MFU"] = (
+        f"products (the head's at masked positions) of {peak / 1e12:.4g} TFLOP/s {part.precision} ({how})"
+    )
+    for number, dropout, (size, length, batches) in itertools.product(range(3), (0.1, 0.0), SHAPES):
+        options = {"size": size, "length": length, "batch_size": batches[number], "dropout": dropout}
+        case = "toy" if part.toy else f"{size}, T {length}, batch {batches[number]}, dropout {dropout}"
         if not (part.toy and part.rows):
-            part.attempt(race, options, CONTESTANTS[: 4 - (turn > 0)], peak, case=case)
+            part.attempt(race, options, CONTESTANTS[: 4 - (number > 0)], peak, case=case)
 
 
 def race(part: Part, options: dict[str, Any], names: tuple[str, ...], peak: float) -> Iterator[dict[str, Any]]:
-    """One shape: fastbert's encoders and their peer, eager and compiled."""
+    """Measures one shape: fastbert's encoders and their peer, eager and compiled."""
     if time.monotonic() + (COMPILE_SECONDS if "compiled" in names else RACE_SECONDS) > part.deadline:
         raise KeyboardInterrupt
     ready, gib, flops, speeds = {}, {}, {}, {name: [] for name in names}
     for name in names:
-        step = trainer = None  # what failed before gives its memory back
+        step = trainer = None  # frees the memory of a contestant that failed
         gc.collect()
         torch.cuda.empty_cache()
         before = torch.cuda.memory_allocated()
@@ -64,7 +67,7 @@ def race(part: Part, options: dict[str, Any], names: tuple[str, ...], peak: floa
             part.seconds(step, 3)
             gib[name] = (torch.cuda.max_memory_allocated() - before) / 2**30 if part.cuda else NEEDS_CUDA
             ready[name] = step, min(50, max(1, round((0.05 if part.toy else 1.0) / part.seconds(step, 1))))
-        except Exception as error:  # a contestant that fails (out of memory, echo) is a row; the others still race
+        except Exception as error:  # a contestant that fails (out of memory, echo) is a row; the others continue
             yield {"contestant": name, **failure(error)}
     for _, (name, (step, count)) in itertools.product(range(ROUNDS), ready.items()):
         speeds[name].append(round(count * size[0] * size[1] / part.seconds(step, count)))
@@ -79,17 +82,17 @@ def race(part: Part, options: dict[str, Any], names: tuple[str, ...], peak: floa
 def peer_step(part: Part, setup: PretrainSetup, compiled: bool) -> Callable[[], None]:
     """A training step of transformers' BERT of the same shape, on a few batches masked before."""
     objective = replace(setup, config=replace(setup.config, layers=1)).objective().train()
-    drawn = [objective.draw(batch, 0, step) for step in range(4) for batch in setup.batches().at(step)]
-    labels = [torch.full_like(d.input_ids, -100).scatter(1, d.positions, d.targets) for d in drawn]
-    batches = [{"input_ids": d.input_ids, "labels": label} for d, label in zip(drawn, labels, strict=True)]
+    inputs = [objective.sample(batch, 0, step) for step in range(4) for batch in setup.batches().at(step)]
+    labels = [torch.full_like(d.input_ids, -100).scatter(1, d.positions, d.targets) for d in inputs]
+    batches = [{"input_ids": d.input_ids, "labels": label} for d, label in zip(inputs, labels, strict=True)]
     torch._dynamo.reset()
     backend = "eager" if part.toy else "inductor"
     return bert_steps(setup, itertools.cycle(batches), compiled, backend).__next__
 
 
 def composition(part: Part) -> None:
-    """What a step's time is made of: the device's time (on a CPU the host's) under the profiler, by parts of the step;
-    of the largest operators below. The GPU waits for the host where the host is slower."""
+    """Time of a step by its parts and largest operators: the device's time (on a CPU the host's) under the profiler.
+    The GPU waits for the host where the host is slower."""
     for (size, length, batches), position in itertools.product(SHAPES, ("tupe-r", "absolute")):
         options = {"size": size, "length": length, "batch_size": batches[0], "position": position}
         case = f"{position}, toy" if part.toy else f"{position}, {size}, T {length}, batch {batches[0]}"
@@ -98,7 +101,7 @@ def composition(part: Part) -> None:
 
 
 def composed(part: Part, options: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """One row: milliseconds of each part; in the JSON the operators too."""
+    """One row: milliseconds of each part; the JSON also has the operators."""
     found = profile_steps(part.trainer(part.setup(options), 10**6, log_every=10**9))
     yield {
         "step": 1000 * found.seconds,

@@ -1,11 +1,11 @@
-"""The study on a GPU, in parts: an ablation that is stopped after --seconds and continues in the next call.
+"""Runs an ablation on a GPU in parts: it is stopped after --seconds and continues in the next call.
 
     PYTHONPATH=.:kernels python3 scripts/gpu/study_on_gpu.py configs/ablate/study-gpu.yaml --glue-dir glue --out $OUT
 
-It needs the prepared folder that the YAML file names, and its tasks' files. Jobs are kept in runs/ between the
-calls on one machine. On a fresh one give the OUT of the last part as --carried: what it says is done is not run again,
-but for trainings that something left starts from. OUT gets results.jsonl, ablation.json and the report of all that is
-done so far. `--toy` is a dry run with tiny encoders on any machine.
+It needs the prepared folder of the YAML file, and the files of its tasks. Jobs stay in runs/ between calls on one
+machine. On a new machine give the OUT of the last part as --carried: finished jobs are not run again, except trainings
+that remaining jobs start from. OUT gets results.jsonl, ablation.json and the report of all finished jobs. `--toy` is a
+dry run with tiny encoders on any machine.
 """
 
 import argparse
@@ -25,9 +25,9 @@ from fastbert.studies.ablate.ablate import ABLATION, ablate
 from fastbert.studies.ablate.options import AblateOptions, load_ablation
 from fastbert.studies.engine.store import RESULTS
 
-LONGEST = 500  # seconds, of a part
+LONGEST = 500  # seconds of a part
 STOPPED = 128 + signal.SIGTERM
-KEPT = (RESULTS, f"{ABLATION}.json")
+CARRIED = (RESULTS, f"{ABLATION}.json")
 REPORT = ("report/report.md", "report/report.html")
 TINY = {"layers": 1, "width": 16, "heads": 2, "length": 16, "first_length": 8, "batch_size": 4, "eval_sequences": 4}
 TOY = {
@@ -38,7 +38,7 @@ TOY = {
     "tasks": ["cola", "sst2", "configs/tasks/snli.yaml"],
     "tasks_at": [0.5, 1.0],
 }
-"""How a dry run differs from the YAML file: every variant with one seed, two points and three tasks, in seconds."""
+"""Changes of the YAML file for a dry run: every variant with one seed, two points and three tasks, in seconds."""
 
 
 def main() -> int:
@@ -52,7 +52,7 @@ def main() -> int:
     parser.add_argument("--toy", action="store_true", help="tiny encoders, on a CPU too")
     args = parser.parse_args()
     if not args.toy and not torch.cuda.is_available():
-        parser.error("there is no GPU here; --toy rehearses on the CPU")
+        parser.error("there is no GPU; --toy is a dry run on the CPU")
     config, folder = args.config, Path("runs") / args.config.stem
     args.out.mkdir(parents=True, exist_ok=True)
     if args.toy:
@@ -60,7 +60,7 @@ def main() -> int:
         config.write_text(yaml.safe_dump({"inherits": str(args.config.resolve()), **TOY}), encoding="utf-8")
     if args.carried and not (folder / RESULTS).exists():
         folder.mkdir(parents=True, exist_ok=True)
-        for name in KEPT:
+        for name in CARRIED:
             shutil.copy(args.carried / name, folder)
     clock = threading.Timer(args.seconds, os.kill, (os.getpid(), signal.SIGTERM))
     clock.daemon = True
@@ -72,11 +72,11 @@ def main() -> int:
         parser.error(str(error))
     finally:
         clock.cancel()
-        for name in (*KEPT, *REPORT):
+        for name in (*CARRIED, *REPORT):
             if (folder / name).exists():
                 shutil.copy(folder / name, args.out)
     if code == STOPPED:
-        echo("this part's time is up; the same command continues")
+        echo("the time of this part is over; the same command continues")
     return 0 if code == STOPPED else code
 
 

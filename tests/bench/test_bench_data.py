@@ -26,7 +26,7 @@ def test_ratios_are_of_the_same_round() -> None:
     assert (masks["ratio"], masks["tokens_per_second"], step["rows_per_second"]) == (0.02, 25_000, 50)
 
 
-def test_it_runs(corpus: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+def test_writes_results_and_table(corpus: Path, tmp_path: Path, monkeypatch, capsys) -> None:
     """In this process: fresh ones would take seconds each to start."""
     monkeypatch.setattr(bench_data, "apart", lambda function, *arguments: function(*arguments))
     monkeypatch.setattr(bench_data, "STEP_SECONDS", 0.0)

@@ -1,5 +1,5 @@
-"""`fastbert bench throughput` at a tiny size: the contestants, the figures computed from their times, and user errors. No
-test looks at a time."""
+"""`fastbert bench throughput` at a tiny size: the contestants, the figures computed from their times, and user errors.
+No test looks at a time."""
 
 import json
 from pathlib import Path
@@ -137,7 +137,7 @@ def test_user_errors(job: PretrainOptions, tmp_path: Path, monkeypatch) -> None:
             BenchThroughputOptions(**wrong)
     with pytest.raises(UserError, match="unknown peer 'fp16'"):
         BenchThroughputOptions(peers="fp16")
-    with pytest.raises(UserError, match="unknown position scheme"):
+    with pytest.raises(UserError, match="unknown position encoding"):
         BenchThroughputOptions(positions="absolut")
     with pytest.raises(UserError, match="too few distinct words for a vocabulary of"):
         text = tmp_path / "text.txt"

@@ -1,5 +1,5 @@
-"""A random tiny BERT, and tasks that it can learn: which of two words is in a text, whether a pair shares its word,
-how often a word occurs."""
+"""A random tiny BERT, and tasks that it can learn: which of two words is in a text, whether both texts of a pair have
+it, how often a word occurs."""
 
 import json
 import random
@@ -105,8 +105,8 @@ FAST = (
 
 
 def make_glue(folder: Path, names: Sequence[str], train: int = 48, dev: int = 24, test: int = 6) -> Path:
-    """A small GLUE folder as the official archive lays it out: whether two texts share their word, or which word it is;
-    for STS-B a number."""
+    """A small GLUE folder as the official archive lays it out: whether two texts have the same word, or which word it
+    is; for STS-B a number."""
     for name in names:
         task = GLUE[name]
         rng = random.Random(name)

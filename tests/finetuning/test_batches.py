@@ -1,4 +1,4 @@
-"""Texts as BERT cuts them, an order that is a function of seed and epoch, and padding that ends with the batch."""
+"""Truncation as in BERT, an order that is a function of seed and epoch, and padding to the longest row of a batch."""
 
 import hashlib
 
@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastbert.data.tokenizer import WordPiece
-from fastbert.finetuning.batches import draw_orders, encode, kept_lengths, reading_order, subset, training_order
+from fastbert.finetuning.batches import encode, reading_order, sample_orders, subset, training_order, truncated_lengths
 from fastbert.finetuning.kinds.classes import Classes
 from fastbert.finetuning.kinds.number import Number
 from fastbert.finetuning.rows import Example
@@ -31,7 +31,7 @@ def longest_first(first: int, second: int, room: int) -> tuple[int, int]:
 @settings(deadline=None)
 @given(st.integers(0, 60), st.integers(0, 60), st.integers(0, 80))
 def test_pairs_are_cut_as_bert_cuts_them(first: int, second: int, room: int) -> None:
-    assert kept_lengths(first, second, room) == longest_first(first, second, room)
+    assert truncated_lengths(first, second, room) == longest_first(first, second, room)
 
 
 def test_ids_types_and_counts() -> None:
@@ -102,7 +102,7 @@ def test_the_order_is_what_it_always_was() -> None:
 
 
 def test_batches_come_in_another_order_with_seed_and_epoch() -> None:
-    """Even where they are the same batches: as many rows as are sorted together, each of its own length."""
+    """Even where they are the same batches: the rows that are sorted together, all of different lengths."""
     found = [[tuple(rows) for rows in training_order(np.arange(60), 4, *given)] for given in ((0, 0), (0, 1), (1, 0))]
     assert found[0] != found[1] != found[2] != found[0]
     assert sorted(found[0]) == sorted(found[1]) == sorted(found[2])
@@ -141,27 +141,27 @@ def row_of(data, row: int) -> tuple:
 )
 def test_each_pair_is_read_in_one_of_its_orders(sizes: list, max_length: int, seed: int, epoch: int) -> None:
     orders = both_orders([("good " * first, "the " * second) for first, second in sizes], max_length)
-    drawn = draw_orders(orders, seed, epoch)
-    assert (drawn.starts == orders[0].starts).all() and (drawn.labels == orders[0].labels).all()
+    sampled = sample_orders(orders, seed, epoch)
+    assert (sampled.starts == orders[0].starts).all() and (sampled.labels == orders[0].labels).all()
     for row in range(len(sizes)):
-        assert row_of(drawn, row) in (row_of(orders[0], row), row_of(orders[1], row))
+        assert row_of(sampled, row) in (row_of(orders[0], row), row_of(orders[1], row))
 
 
 def test_both_orders_occur_and_depend_on_seed_and_epoch() -> None:
     orders = both_orders([("good", "the bad")] * 400, 30)
 
-    def turned(seed: int, epoch: int) -> np.ndarray:
-        drawn = draw_orders(orders, seed, epoch)
-        assert {row_of(drawn, row) == row_of(orders[1], row) for row in range(400)} == {False, True}
-        return drawn.firsts == orders[1].firsts
+    def swapped(seed: int, epoch: int) -> np.ndarray:
+        sampled = sample_orders(orders, seed, epoch)
+        assert {row_of(sampled, row) == row_of(orders[1], row) for row in range(400)} == {False, True}
+        return sampled.firsts == orders[1].firsts
 
-    first, again, later, other = turned(0, 0), turned(0, 0), turned(0, 1), turned(1, 0)
+    first, again, later, other = swapped(0, 0), swapped(0, 0), swapped(0, 1), swapped(1, 0)
     assert (first == again).all()
     for one in (first, later, other):
         assert 160 < one.sum() < 240
     for one in (later, other):
         assert 150 < (first == one).sum() < 250  # as of independent coins
-    assert draw_orders(orders[:1], 0, 0) is orders[0]
+    assert sample_orders(orders[:1], 0, 0) is orders[0]
 
 
 def test_reading_order_is_longest_first() -> None:

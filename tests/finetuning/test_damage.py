@@ -1,4 +1,4 @@
-"""A fine-tuned model that was damaged in its weights, its settings or its task's record is refused by name."""
+"""A fine-tuned model that was damaged in its weights, its settings or its task's record is refused."""
 
 import shutil
 from pathlib import Path
@@ -39,16 +39,16 @@ def test_a_flipped_bit_is_refused_by_name(model: Path, tmp_path: Path, name: str
     copy = Path(shutil.copytree(model, tmp_path / "copy"))
     whole = (copy / name).read_bytes()
     end = len(whole) - 1  # without its last line's end JSON is whole
-    places = torch.randint(0, end, (25,), generator=torch.Generator().manual_seed(0)).tolist()
-    for number, place in enumerate([*places, end - 2]):
-        flipped = bytes([*whole[:place], whole[place] ^ 1 << number % 8, *whole[place + 1 :]])
-        for content, load in ((flipped, load_task_model), (whole[:place], load_encoder)):
+    offsets = torch.randint(0, end, (25,), generator=torch.Generator().manual_seed(0)).tolist()
+    for number, offset in enumerate([*offsets, end - 2]):
+        flipped = bytes([*whole[:offset], whole[offset] ^ 1 << number % 8, *whole[offset + 1 :]])
+        for content, load in ((flipped, load_task_model), (whole[:offset], load_encoder)):
             (copy / name).write_bytes(content)
             with pytest.raises(UserError, match=name):
                 load(copy)
 
 
-def test_what_the_task_record_says_is_compared(model: Path, tmp_path: Path) -> None:
+def test_the_task_record_is_compared_with_its_copy(model: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(model, tmp_path / "copy"))
     text = (copy / "task.json").read_text()
     (copy / "task.json").write_text(text.replace('"max_length": 16', '"max_length": 18'))
@@ -80,7 +80,7 @@ def test_damaged_results_are_refused_by_name(bert: Path, tmp_path: Path, capsys:
             stamp = (tmp_path / "out" / "manifest.json").stat().st_mtime_ns
             assert main(asked) == 2, (name, content)
             assert (tmp_path / "out" / "manifest.json").stat().st_mtime_ns == stamp  # refused before writing
-            said = capsys.readouterr().err
-            assert f"{path} is damaged" in said and "Traceback" not in said
+            printed = capsys.readouterr().err
+            assert f"{path} is damaged" in printed and "Traceback" not in printed
         path.write_bytes(whole)
     assert main(command) == 0

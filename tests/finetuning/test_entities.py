@@ -57,10 +57,10 @@ def test_predicted_tags_are_valid_and_have_the_same_entities(tags) -> None:
 
 
 @st.composite
-def spans(draw) -> list[dict]:
+def spans(sample) -> list[dict]:
     """Spans in the order of a text, none overlapping another."""
     found, end = [], 0
-    for gap, length, label in draw(
+    for gap, length, label in sample(
         st.lists(st.tuples(st.integers(0, 3), st.integers(1, 3), st.sampled_from("xy")), max_size=5)
     ):
         start, end = end + gap, end + gap + length

@@ -1,4 +1,4 @@
-"""`fastbert finetune`: transformers' own losses, tasks that are learned, equal bits, seeds that go on, and refusals."""
+"""`fastbert finetune`: the losses of transformers, tasks that are learned, equal bits, interrupted seeds, refusals."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from fastbert.data.tokenizer_folders import load_tokenizer
 from fastbert.finetuning import task_heads
-from fastbert.finetuning.batches import TaskBatch, draw_orders, encode, training_order
+from fastbert.finetuning.batches import TaskBatch, encode, sample_orders, training_order
 from fastbert.finetuning.custom import CustomTaskOptions
 from fastbert.finetuning.kinds.classes import Classes
 from fastbert.finetuning.loop import build_scaled_optimizer
@@ -236,17 +236,17 @@ def test_a_bad_update_is_skipped_and_too_many_end_the_training(bert, words, tmp_
 
     monkeypatch.setattr(Classes, "losses", poisoned)
     assert finetune(bert, words, tmp_path / "a", "--epochs", "1") == 0
-    said = capsys.readouterr().err
-    assert "step 4: loss inf" in said and "step 7: loss 0." in said and said.count("update skipped") == 2
+    printed = capsys.readouterr().err
+    assert "step 4: loss inf" in printed and "step 7: loss 0." in printed and printed.count("update skipped") == 2
     assert results(tmp_path / "a")["fractions"][0]["seeds"][0]["skipped_updates"] == 2
     calls.clear()
     bad |= set(range(3, 9))
     assert finetune(bert, words, tmp_path / "b", "--epochs", "1") == 2
-    said = capsys.readouterr().err
-    assert "not finite in 5 steps in a row, up to step 8" in said and "--learning-rate" in said
+    printed = capsys.readouterr().err
+    assert "not finite in 5 steps in a row, up to step 8" in printed and "--learning-rate" in printed
 
 
-def test_fractions_are_nested_and_drawn(bert, words, tmp_path, capsys) -> None:
+def test_fractions_are_nested_and_plotted(bert, words, tmp_path, capsys) -> None:
     out = tmp_path / "out"
     more = ("--epochs", "1", "--seeds", "2", "--no-save-model")
     assert finetune(bert, words, out, *more, "--train-fraction", "0.25,1.0") == 0
@@ -258,7 +258,7 @@ def test_fractions_are_nested_and_drawn(bert, words, tmp_path, capsys) -> None:
     whole = tmp_path / "whole"
     assert finetune(bert, words, whole, *more) == 0
     last = [results(folder)["fractions"][-1]["seeds"][1]["last"] for folder in (out, whole)]
-    assert last[0] == last[1]  # other fractions beside it change nothing
+    assert last[0] == last[1]  # other fractions next to it change nothing
 
 
 def test_goes_on_with_the_seeds_that_are_missing(bert, words, tmp_path, capsys) -> None:
@@ -279,8 +279,8 @@ def test_goes_on_with_the_seeds_that_are_missing(bert, words, tmp_path, capsys) 
     assert not (out / "seed-1" / "stale").exists()
     capsys.readouterr()
     assert finetune(bert, words, out, "--epochs", "2", "--layer-decay", "0.9") == 2
-    said = capsys.readouterr().err
-    assert "another experiment" in said and "epochs: 1 -> 2" in said and "layer_decay: 1.0 -> 0.9" in said
+    printed = capsys.readouterr().err
+    assert "another experiment" in printed and "epochs: 1 -> 2" in printed and "layer_decay: 1.0 -> 0.9" in printed
     assert results(out)["epochs"] == 1
 
 
@@ -321,8 +321,8 @@ def test_interrupted_and_continued_equals_uninterrupted(bert, words, tmp_path, c
     assert "another process is training" in capsys.readouterr().err
     os.kill(process.pid, signal.SIGTERM)
     os.kill(process.pid, signal.SIGCONT)
-    said = process.communicate(timeout=60)[1]
-    assert process.returncode == 143 and "the same command continues" in said
+    printed = process.communicate(timeout=60)[1]
+    assert process.returncode == 143 and "the same command continues" in printed
     assert not (broken / "results.json").exists()
     assert main(command) == 0
     for seed in ("seed-0", "seed-1"):
@@ -331,7 +331,7 @@ def test_interrupted_and_continued_equals_uninterrupted(bert, words, tmp_path, c
 
 
 def test_symmetric_pairs_are_trained_in_both_orders(bert, pairs, tmp_path) -> None:
-    """The loss of the first step, whose weights are known: that of the batch in the orders that were drawn."""
+    """The loss of the first step, whose weights are known: that of the batch in the sampled orders."""
     out, flags = tmp_path / "out", ("--dropout", "0", "--attention-dropout", "0", "--log-every", "1", "--epochs", "2")
     assert finetune(bert, pairs, out, *flags, "--symmetric") == 0
     assert finetune(bert, pairs, tmp_path / "one", *flags) == 0
@@ -343,13 +343,13 @@ def test_symmetric_pairs_are_trained_in_both_orders(bert, pairs, tmp_path) -> No
     orders = encode_inputs(task.examples("train"), vocabulary, record).orders
     rows = training_order(orders[0].lengths, 16, 0, 0)[0]
     first = {}
-    for name, data in (("drawn", draw_orders(orders, 0, 0)), ("straight", orders[0])):
+    for name, data in (("sampled", sample_orders(orders, 0, 0)), ("straight", orders[0])):
         batch = data.batch(rows)
         first[name] = torch.nn.functional.cross_entropy(model(batch, "pairs"), batch.labels).item()
     logged = {name: records(tmp_path / name / "seed-0", "train") for name in ("out", "one")}
-    assert logged["out"][0]["loss"] == pytest.approx(first["drawn"], abs=1e-5)
+    assert logged["out"][0]["loss"] == pytest.approx(first["sampled"], abs=1e-5)
     assert logged["one"][0]["loss"] == pytest.approx(first["straight"], abs=1e-5)
-    assert abs(first["drawn"] - first["straight"]) > 1e-4
+    assert abs(first["sampled"] - first["straight"]) > 1e-4
     assert len(logged["out"]) == len(logged["one"])  # no more steps: each pair once an epoch
 
 

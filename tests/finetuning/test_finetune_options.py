@@ -1,4 +1,4 @@
-"""What `fastbert finetune` takes: options from YAML and flags, defaults of a task, and refusals."""
+"""Options of `fastbert finetune`: options from YAML and flags, defaults of a task, and refusals."""
 
 import json
 import os
@@ -55,8 +55,8 @@ def test_the_defaults_of_a_task() -> None:
 def test_refusals(bert, words, tmp_path, capsys) -> None:
     def refuses(message: str, *more: str, model: Path | str = bert, task: list[str] = words) -> None:
         assert finetune(model, task, tmp_path / "out", *more) == 2
-        said = capsys.readouterr().err
-        assert message in said, said
+        printed = capsys.readouterr().err
+        assert message in printed, printed
         assert not (tmp_path / "out").exists()
 
     refuses("unknown task 'colla'; did you mean 'cola'?", task=["--task", "colla"])
@@ -77,10 +77,10 @@ def test_refusals(bert, words, tmp_path, capsys) -> None:
     bare = tiny_model(tmp_path / "bare")
     for name in ("tokenizer.json", "vocab.txt"):
         (bare / name).unlink()
-    refuses("holds no tokenizer", model=bare)
+    refuses("has no tokenizer", model=bare)
     large = tiny_model(tmp_path / "large", vocab_size=40)
     settings = json.loads((large / "tokenizer.json").read_text())
-    settings["model"]["vocab"] |= {f"more{place}": 28 + place for place in range(20)}
+    settings["model"]["vocab"] |= {f"more{index}": 28 + index for index in range(20)}
     (large / "tokenizer.json").write_text(json.dumps(settings))
     refuses("is not the one that the model", model=large)
     write_rows(tmp_path / "same.jsonl", [{"text": "good", "label": "good"}] * 3)

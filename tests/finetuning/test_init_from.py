@@ -23,9 +23,9 @@ def finetune(model: Path, task: list[str], out: Path, *more: str) -> int:
 def test_a_fine_tuned_model_gives_its_encoder_and_not_its_head(bert, words, pairs, tmp_path) -> None:
     assert finetune(bert, words, tmp_path / "first", "--epochs", "1") == 0
     first = tmp_path / "first" / "seed-0"
-    taken, own = load_encoder(first), load_file(first / "model" / "model.safetensors")
-    assert torch.equal(taken.weights["encoder.words.weight"], own["bert.embeddings.word_embeddings.weight"])
-    assert not any("classifier" in name or "pooler" in name for name in taken.weights)
+    found, own = load_encoder(first), load_file(first / "model" / "model.safetensors")
+    assert torch.equal(found.weights["encoder.words.weight"], own["bert.embeddings.word_embeddings.weight"])
+    assert not any("classifier" in name or "pooler" in name for name in found.weights)
     assert finetune(first, pairs, tmp_path / "second", "--epochs", "1", "--learning-rate", "1e-12") == 0
     second = load_file(tmp_path / "second" / "seed-0" / "model" / "model.safetensors")
     name = "bert.encoder.layer.0.output.dense.weight"
@@ -34,7 +34,7 @@ def test_a_fine_tuned_model_gives_its_encoder_and_not_its_head(bert, words, pair
 
 
 def test_init_from_a_three_label_task_to_a_two_label_one(bert, tmp_path, capsys) -> None:
-    """As SNLI before RTE: the encoder of the best seed of the largest share goes on under a new head."""
+    """Such as SNLI before RTE: the encoder of the best seed of the largest fraction is used with a new head."""
     rng = random.Random(0)
     words = (("bad", "bad"), ("bad", "good"), ("good", "good"))
     rows = [
@@ -75,8 +75,8 @@ def test_init_from_a_three_label_task_to_a_two_label_one(bert, tmp_path, capsys)
     assert not (tmp_path / "none").exists()
 
 
-def test_a_tokenizer_smaller_than_the_embedding_is_said(bert, words, tmp_path, capsys) -> None:
+def test_a_tokenizer_smaller_than_the_embedding_is_reported(bert, words, tmp_path, capsys) -> None:
     larger = tiny_model(tmp_path / "larger", vocab_size=40)
-    for model, said in ((bert, False), (larger, True)):
-        assert finetune(model, words, tmp_path / str(said), "--epochs", "1", "--no-save-model") == 0
-        assert ("is it the one the model was trained with?" in capsys.readouterr().err) == said
+    for model, warned in ((bert, False), (larger, True)):
+        assert finetune(model, words, tmp_path / str(warned), "--epochs", "1", "--no-save-model") == 0
+        assert ("is it the one the model was trained with?" in capsys.readouterr().err) == warned

@@ -1,4 +1,4 @@
-"""Metrics against scikit-learn, SciPy, formulas and counting by hand, and what is said where there is no value."""
+"""Metrics against scikit-learn, SciPy, formulas and counting by hand, and errors where a metric is undefined."""
 
 import itertools
 import math
@@ -114,9 +114,9 @@ def test_perfect_and_reversed_orders() -> None:
     assert METRICS["pairwise_accuracy"](np.zeros(2000), values) == 0.5
 
 
-@pytest.mark.parametrize(("metric", "said"), [("auc", "AUC needs"), ("pairwise_accuracy", "pairwise accuracy needs")])
-def test_no_ranking_of_a_single_label(metric: str, said: str) -> None:
-    with pytest.raises(UserError, match=f"{said} examples .* all 3 have the same; give more"):
+@pytest.mark.parametrize(("metric", "start"), [("auc", "AUC needs"), ("pairwise_accuracy", "pairwise accuracy needs")])
+def test_no_ranking_of_a_single_label(metric: str, start: str) -> None:
+    with pytest.raises(UserError, match=f"{start} examples .* all 3 have the same; give more"):
         task(metric).measure(np.eye(2)[[0, 1, 0]], [1, 1, 1])
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from fastbert.errors import UserError
-from fastbert.finetuning import loop, predict, submit
+from fastbert.finetuning import ensemble, loop, scoring, submit
 from fastbert.finetuning import seed as seed_training
 from fastbert.finetuning.saved import load_task_model
 from fastbert.studies.shared.comparison import Comparison
@@ -32,7 +32,7 @@ def finetune(model: Path, task: list[str], out: Path, *more: str) -> int:
 
 
 def poison_scores(monkeypatch, module, bad: set[int]) -> None:
-    """NaN in the first score of some calls."""
+    """NaN in the first score of a few calls."""
     real, calls = module.predict_scores, []
 
     def scoring(*arguments, **more):
@@ -48,8 +48,8 @@ def test_an_epoch_that_is_not_finite_is_never_the_best(bert, small, tmp_path, ca
     poison_scores(monkeypatch, seed_training, {1, 3})
     out = tmp_path / "out"
     assert finetune(bert, small, out, "--epochs", "3", "--seeds", "2") == 0
-    said = capsys.readouterr()
-    assert "epoch 1: weights or scores on dev are not finite" in said.err and "nan" not in said.out
+    printed = capsys.readouterr()
+    assert "epoch 1: weights or scores on dev are not finite" in printed.err and "nan" not in printed.out
     assert_strict_json(out)
     (part,) = json.loads((out / "results.json").read_text())["fractions"]
     first, second = part["seeds"]
@@ -74,8 +74,8 @@ def test_weights_that_are_not_finite_are_not_saved(bert, small, tmp_path, capsys
     monkeypatch.setattr(loop.Tuner, "train_step", stepping)
     out = tmp_path / "out"
     assert finetune(bert, small, out, "--epochs", "2", "--seeds", "1") == 2
-    said = capsys.readouterr().err
-    assert "seed 0: training diverged, in none of 2 epochs" in said and "--learning-rate" in said
+    printed = capsys.readouterr().err
+    assert "seed 0: training diverged, in none of 2 epochs" in printed and "--learning-rate" in printed
     assert not (out / "seed-0" / "model").exists() and not (out / "results.json").exists()
 
 
@@ -105,8 +105,12 @@ def test_models_that_are_not_finite_are_refused(bert, small, tuned, tmp_path, ca
     damage(shutil.copytree(bert, broken), "encoder.layer.1.output.dense.weight")
     for command in (["finetune", "--model", str(broken), *small, *FAST], ["export", str(broken)]):
         assert main([*command, "--out", str(tmp_path / "new")]) == 2
-        said = capsys.readouterr().err
-        assert "not finite" in said and "encoder.blocks.1.feed_forward.down.weight" in said and str(broken) in said
+        printed = capsys.readouterr().err
+        assert (
+            "not finite" in printed
+            and "encoder.blocks.1.feed_forward.down.weight" in printed
+            and str(broken) in printed
+        )
         assert not (tmp_path / "new").exists()
     damage(shutil.copytree(tuned / "model", tmp_path / "model"), "classifier.weight")
     source = ["--source", small[5], "--out", str(tmp_path / "predictions.jsonl")]
@@ -116,9 +120,9 @@ def test_models_that_are_not_finite_are_refused(bert, small, tuned, tmp_path, ca
 
 def test_scores_that_are_not_finite_are_not_written(small, tuned, tmp_path, capsys, monkeypatch) -> None:
     with pytest.raises(UserError, match=r"2 of 3 scores of m are not finite; try --machine\.precision fp32"):
-        predict.check_finite(np.array([[0.1, math.nan], [math.inf, 0.2], [0.5, 0.5]]), "m", "bf16")
-    predict.check_finite(np.zeros((0, 2)), "m", "bf16")
-    poison_scores(monkeypatch, predict, {1})
+        scoring.check_finite(np.array([[0.1, math.nan], [math.inf, 0.2], [0.5, 0.5]]), "m", "bf16")
+    scoring.check_finite(np.zeros((0, 2)), "m", "bf16")
+    poison_scores(monkeypatch, ensemble, {1})
     written = tmp_path / "predictions.jsonl"
     assert main(["predict", "--model", str(tuned), "--source", small[5], "--out", str(written)]) == 2
     assert "1 of 16 scores" in capsys.readouterr().err and not written.exists()

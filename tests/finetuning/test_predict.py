@@ -43,10 +43,10 @@ def test_predictions_on_dev_are_those_of_training(name, tuned, words, pairs, num
     out = tmp_path / "dev.jsonl"
     assert main(["predict", "--model", str(tuned[name]), *task, "--out", str(out), *PRECISE]) == 0
     best = json.loads((tuned[name] / "result.json").read_text())["best"]["dev"]["dev"]
-    said = capsys.readouterr().out
+    printed = capsys.readouterr().out
     for metric, value in best.items():
         if metric != "loss":
-            assert f"{metric} {value:.4f}" in said
+            assert f"{metric} {value:.4f}" in printed
     rows, errors = lines(out), lines(tuned[name] / "errors.jsonl")
     assert [row["index"] for row in rows] == list(range(60))
     assert len(errors) == 50 and errors == sorted(errors, key=lambda row: -row["loss"])
@@ -126,13 +126,13 @@ with torch.no_grad():
         [sys.executable, "-c", script, str(folder)], capture_output=True, text=True, env=environment, cwd=tmp_path
     )
     assert done.returncode == 0, done.stderr
-    label, *shares = done.stdout.split()
+    label, *probabilities = done.stdout.split()
     ours = load_task_model(folder)
     inputs = encode_inputs([Example(0, "the good of", "bad she", None)], ours.vocabulary, ours.record)
     inputs = type(inputs)(inputs.examples, inputs.orders[:1])
     values = predict_scores(ours.model, ours.record.task, inputs, precision="fp32")[0]
     assert label == ours.record.kind.labels[0] == "different"
-    assert np.abs(values - np.array(shares, dtype=float)).max() < 1e-5
+    assert np.abs(values - np.array(probabilities, dtype=float)).max() < 1e-5
 
 
 def test_both_orders_give_the_mean_and_do_not_depend_on_the_order(tuned) -> None:
@@ -184,8 +184,8 @@ def test_refusals(tuned, bert, words, pairs, tmp_path, capsys) -> None:
 
     def refuses(arguments: list[str], message: str) -> None:
         assert main(["predict", *arguments, *out]) == 2
-        said = capsys.readouterr().err
-        assert message in said, said
+        printed = capsys.readouterr().err
+        assert message in printed, printed
 
     refuses(["--model", str(bert), "--source", str(source)], "is not a fine-tuned model: there is no task.json")
     refuses(["--model", str(tuned["words"])], "give one of --task and --source")

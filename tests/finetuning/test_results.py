@@ -16,13 +16,13 @@ from fastbert.finetuning.tasks import Task
 
 
 def write_results(out: Path, dev: dict[float, list[list[float]]]) -> None:
-    """Share of train -> for each seed the accuracies on two dev splits; f1 says the contrary."""
+    """Fraction of train -> for each seed the accuracies on two dev splits; F1 ranks the seeds the other way."""
     out.mkdir(exist_ok=True)
     fractions = []
     for fraction, seeds in dev.items():
         part = {"fraction": fraction, "seeds": []}
         for seed, values in enumerate(seeds, 3):
-            splits = {f"dev_{place}": {"accuracy": v, "f1": -v, "loss": v} for place, v in enumerate(values)}
+            splits = {f"dev_{index}": {"accuracy": v, "f1": -v, "loss": v} for index, v in enumerate(values)}
             part["seeds"].append({"seed": seed, "best": {"epoch": 1, "dev": splits}})
             folder = (out if fraction == 1.0 else out / f"fraction-{fraction}") / f"seed-{seed}"
             (folder / "model").mkdir(parents=True, exist_ok=True)
@@ -45,7 +45,7 @@ def test_the_rate_counts_the_examples_of_all_epochs(tmp_path) -> None:
     assert result["examples_per_second"] == 15.0 and result["train_examples"] == 10
 
 
-def test_the_mean_of_the_dev_splits_by_the_first_metric_on_the_largest_share(tmp_path) -> None:
+def test_the_mean_of_the_dev_splits_by_the_first_metric_on_the_largest_fraction(tmp_path) -> None:
     write_results(tmp_path, {1.0: [[0.9, 0.1], [0.5, 0.6], [0.4, 0.4]], 0.5: [[0.99, 0.99], [0, 0], [0, 0]]})
     assert best_seed(tmp_path) == tuned_folder(tmp_path) == tmp_path / "seed-4"
     write_results(tmp_path, {0.1: [[0.9, 0.9], [1, 1]], 0.5: [[-0.1, -0.2], [-0.3, -0.2]]})

@@ -103,8 +103,10 @@ def test_other_options_and_damage_are_refused_or_reported(bert, small, tmp_path,
     whole = state.read_text()
     state.write_text(whole.replace('"epoch": 1', '"epoch": 3'))
     assert finetune(bert, small, out, *MORE) == 2
-    said = capsys.readouterr().err
-    assert f"no checkpoint in {out / 'seed-0' / 'checkpoints'} is whole" in said and "move the folder away" in said
+    printed = capsys.readouterr().err
+    assert (
+        f"no checkpoint in {out / 'seed-0' / 'checkpoints'} is whole" in printed and "move the folder away" in printed
+    )
     state.write_text(whole)
     metrics = out / "seed-0" / "metrics.jsonl"
     metrics.write_text(metrics.read_text().replace('"auc"', '"acu"'))

@@ -11,7 +11,7 @@ import torch
 from torch.nn import functional as F
 
 from fastbert.data.tokenizer import WordPiece
-from fastbert.finetuning.batches import draw_orders, encode, training_order
+from fastbert.finetuning.batches import encode, sample_orders, training_order
 from fastbert.finetuning.kinds.classes import Classes
 from fastbert.finetuning.kinds.number import Number
 from fastbert.finetuning.loop import Tuner, build_scaled_optimizer
@@ -100,7 +100,7 @@ def test_two_tasks_train_together_by_their_own_losses_and_weights(tmp_path) -> N
     assert [row["loss"] for row in read_metrics(tmp_path / "metrics.jsonl")] == pytest.approx(losses, rel=1e-5)
 
 
-def test_ranks_share_the_rows_of_a_batch(tmp_path) -> None:
+def test_ranks_divide_the_rows_of_a_batch(tmp_path) -> None:
     """Without a sum over the ranks each has its rows' part of the loss."""
     options = FinetuneOptions(epochs=1, learning_rate=1e-9, log_every=1, schedule=ScheduleOptions("constant", 0.0))
     losses = {}
@@ -146,11 +146,11 @@ def test_a_stream_of_one_task_is_a_function_of_epoch_and_index() -> None:
     kind = TASKS["topic"]
     examples = [Example(n, " ".join(FILLERS[: 1 + n % 7]), "good bad", n % 3) for n in range(23)]
     swapped = [Example(e.index, e.pair, e.text, e.label) for e in examples]
-    orders = [encode(some, WordPiece(WORDS), 30, kind.targets) for some in (examples, swapped)]
+    orders = [encode(order, WordPiece(WORDS), 30, kind.targets) for order in (examples, swapped)]
     stream = SingleTaskStream("topic", orders, 5, seed=7)
     assert stream.batches == 5
     for epoch, index in ((2, 4), (0, 1), (2, 0)):
-        batch, data = stream.at(epoch, index), draw_orders(orders, 7, epoch)
+        batch, data = stream.at(epoch, index), sample_orders(orders, 7, epoch)
         assert (batch.rows == training_order(data.lengths, 5, 7, epoch)[index]).all()
         assert (batch.data.tokens == data.tokens).all() and batch.head == "topic" and batch.weight == 1.0
     assert (stream.at(0, 0).data.tokens != stream.at(1, 0).data.tokens).any()

@@ -36,7 +36,7 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(GLUE, name, replace(task, rows={split: ROWS for split in task.rows}))
 
 
-def some(rows: Callable[[str], int] = lambda file: ROWS) -> dict[str, dict[str, list]]:
+def official(rows: Callable[[str], int] = lambda file: ROWS) -> dict[str, dict[str, list]]:
     """Predictions that take every label in turn, and for STS-B numbers around the scale."""
     predictions: dict[str, dict[str, list]] = {}
     for file, (name, split) in FILES.items():
@@ -51,7 +51,7 @@ def read(path: Path) -> dict[str, str]:
 
 
 def spoil(path: Path, file: str, change: Callable[[str], str | bytes | None]) -> Path:
-    """A copy of the archive with one file changed, or taken out."""
+    """A copy of the archive with one file changed, or removed."""
     contents: dict[str, str | bytes | None] = {**read(path)}
     contents[file] = change(contents.get(file, ""))
     with zipfile.ZipFile(path.with_name("spoilt.zip"), "w") as archive:
@@ -69,7 +69,7 @@ def made(path: Path, *predictions: dict, **more: bool) -> Path:
 
 def test_the_whole_archive_with_the_official_rows(tmp_path: Path) -> None:
     path, expected = tmp_path / "glue.zip", {file: rows for file, (rows, _) in SERVER.items()}
-    assert write_submission(path, some(lambda file: SERVER[file][0])) == expected == validate(path)
+    assert write_submission(path, official(lambda file: SERVER[file][0])) == expected == validate(path)
     contents = read(path)
     assert list(contents) == list(SERVER)
     for file, (rows, words) in SERVER.items():
@@ -81,10 +81,10 @@ def test_the_whole_archive_with_the_official_rows(tmp_path: Path) -> None:
 
 
 def test_scores_are_clipped_and_rounded_and_bytes_repeat(tmp_path: Path, short: None) -> None:
-    path = made(tmp_path / "glue.zip", some())
+    path = made(tmp_path / "glue.zip", official())
     assert read(path)["STS-B.tsv"] == "index\tprediction\n0\t0.000\n1\t0.123\n2\t5.000\n3\t5.000\n"
     assert validate(path) == dict.fromkeys(SERVER, ROWS)
-    assert made(tmp_path / "again.zip", some()).read_bytes() == path.read_bytes()
+    assert made(tmp_path / "again.zip", official()).read_bytes() == path.read_bytes()
     with zipfile.ZipFile(path) as archive:
         entries = archive.infolist()
         assert {(entry.date_time, entry.external_attr >> 16) for entry in entries} == {((1980, 1, 1, 0, 0, 0), 0o644)}
@@ -106,7 +106,7 @@ def test_every_score_passes(tmp_path_factory: pytest.TempPathFactory, score: flo
 
 
 def test_missing_tasks_are_filled_in_only_where_asked(tmp_path: Path, short: None) -> None:
-    predictions = some()
+    predictions = official()
     del predictions["rte"], predictions["mnli"]["test_mismatched"], predictions["stsb"]
     with pytest.raises(UserError, match=r"no predictions for STS-B\.tsv, MNLI-mm\.tsv, RTE\.tsv, .* majority label"):
         write_submission(tmp_path / "glue.zip", predictions)
@@ -135,7 +135,7 @@ def test_missing_tasks_are_filled_in_only_where_asked(tmp_path: Path, short: Non
 )
 def test_predictions_that_do_not_fit(tmp_path: Path, short: None, change: dict, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        write_submission(tmp_path / "glue.zip", some() | change)
+        write_submission(tmp_path / "glue.zip", official() | change)
     assert not (tmp_path / "glue.zip").exists()
 
 
@@ -167,14 +167,14 @@ def test_predictions_that_do_not_fit(tmp_path: Path, short: None, change: dict, 
 def test_the_validator_names_file_and_line(
     tmp_path: Path, short: None, file: str, change: Callable, message: str
 ) -> None:
-    path = spoil(made(tmp_path / "glue.zip", some()), file, change)
+    path = spoil(made(tmp_path / "glue.zip", official()), file, change)
     with pytest.raises(UserError, match=message) as caught:
         validate(path)
     assert len(str(caught.value).split("\n")) == 1
 
 
 def test_the_validator_names_every_file_that_is_wrong(tmp_path: Path, short: None) -> None:
-    path = spoil(made(tmp_path / "glue.zip", some()), "RTE.tsv", lambda text: None)
+    path = spoil(made(tmp_path / "glue.zip", official()), "RTE.tsv", lambda text: None)
     path = spoil(path.rename(tmp_path / "other.zip"), "folder/RTE.tsv", lambda text: "index\tprediction\n")
     with pytest.raises(UserError, match=r"folder/RTE\.tsv does not belong.*\n.*RTE\.tsv is missing"):
         validate(path)
@@ -186,7 +186,7 @@ def test_archives_that_cannot_be_read(tmp_path: Path, short: None) -> None:
     (tmp_path / "text.zip").write_text("index\tprediction\n")
     with pytest.raises(UserError, match=r"text\.zip is damaged or no zip file"):
         validate(tmp_path / "text.zip")
-    path = made(tmp_path / "glue.zip", some())
+    path = made(tmp_path / "glue.zip", official())
     data = bytearray(path.read_bytes())
     data[data.index(b"CoLA.tsv") + 12] ^= 0xFF
     path.write_bytes(data)

@@ -1,4 +1,4 @@
-"""`fastbert submit`: every file by the model it should come from, equal to `predict`, or filled where that is asked."""
+"""`fastbert submit`: every file by the model it should come from, equal to `predict`, or filled with --fill."""
 
 import json
 import zipfile
@@ -79,7 +79,7 @@ def test_the_best_seed_of_each_task_answers_and_the_rest_is_filled(trained, glue
             assert line.endswith(f"majority label {GLUE[name].majority} in every row: no model")
             assert set(answers(out, file)) == {GLUE[name].majority}
     assert submit("--check", out) == 0
-    assert "GLUE's server takes it" in capsys.readouterr().out
+    assert "valid for GLUE's server" in capsys.readouterr().out
 
 
 def test_models_by_name_win_over_results(trained, glue, tmp_path) -> None:
@@ -121,8 +121,8 @@ def test_refusals(bert, trained, glue, tmp_path, capsys) -> None:
 
     def refuses(message: str, *arguments: object, where: Path = glue) -> None:
         assert submit("--glue-dir", where, *arguments) == 2
-        said = capsys.readouterr().err
-        assert message in said and "predicting" not in said, said
+        printed = capsys.readouterr().err
+        assert message in printed and "predicting" not in printed, printed
         assert not out.exists()
 
     rest = "no model for CoLA.tsv, SST-2.tsv, MRPC.tsv, STS-B.tsv, MNLI-m.tsv, MNLI-mm.tsv, QNLI.tsv, QQP.tsv, WNLI.tsv"
@@ -143,10 +143,10 @@ def test_refusals(bert, trained, glue, tmp_path, capsys) -> None:
     assert submit("--check", tmp_path / "none.zip") == 2
     assert "none.zip does not exist" in capsys.readouterr().err
     assert submit("--check", out, "--out", out) == 2
-    assert "--check only looks at an archive" in capsys.readouterr().err
+    assert "--check only reads an archive" in capsys.readouterr().err
 
 
-def test_a_best_seed_whose_model_was_not_kept(bert, glue, tmp_path, capsys) -> None:
+def test_a_best_seed_whose_model_was_not_saved(bert, glue, tmp_path, capsys) -> None:
     more = ("--task", "rte", "--glue-dir", str(glue), "--epochs", "1", "--no-save-model", "--out", str(tmp_path / "r"))
     assert main(["finetune", "--model", str(bert), *FAST, *more]) == 0
     assert submit("--results", tmp_path / "r", "--glue-dir", glue, "--out", tmp_path / "x.zip", "--fill") == 2

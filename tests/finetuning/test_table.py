@@ -1,8 +1,8 @@
-"""The GLUE table: cells worked out by hand, the order of papers, and a mean that says what it is over."""
+"""The GLUE table: cells computed by hand, the order of papers, and a mean with its tasks."""
 
 import pytest
 
-from fastbert.finetuning.table import COLUMNS, Summary, glue_table
+from fastbert.finetuning.table import COLUMNS, Summary, glue_lines, glue_table
 
 
 def figure(median: float, std: float | None = 0.01) -> dict[str, float | None]:
@@ -52,9 +52,9 @@ def test_all_tasks_in_the_order_of_papers() -> None:
         "70.0 ± 1.0",
         f"{mean:.1f}",
     ]
-    said = legend(table)
-    assert "median over 5 seeds ± the standard deviation" in said and "mean is over GLUE's 8 tasks." in said
-    assert "MRPC: F1/accuracy" in said and "STS-B: Pearson/Spearman" in said
+    printed = legend(table)
+    assert "median over 5 seeds ± the standard deviation" in printed and "mean is over GLUE's 8 tasks." in printed
+    assert "MRPC: F1/accuracy" in printed and "STS-B: Pearson/Spearman" in printed
 
 
 def test_the_mean_is_over_what_every_row_has() -> None:
@@ -64,18 +64,18 @@ def test_the_mean_is_over_what_every_row_has() -> None:
     assert found["Model"] == ["SST-2", "CoLA", "RTE", "Mean of 2"]
     assert found["a"] == ["–", "-2.0 ± 1.0", "70.0 ± 1.0", "34.0"]
     assert found["b"] == ["90.0 ± 1.0", "30.0 ± 1.0", "50.0 ± 1.0", "40.0"]
-    assert "The mean is over 2 of GLUE's 8 tasks: CoLA, RTE, as not every row has the others." in legend(table)
+    assert "The mean is over 2 of GLUE's 8 tasks: CoLA, RTE, as not every model has the others." in legend(table)
     apart = glue_table({"a": {"rte": ALL["rte"]}, "b": {"cola": ALL["cola"]}})
     assert [row[-1] for row in rows_of(apart).values()] == ["Mean", "–", "–"]
     assert "There is no mean" in legend(apart)
 
 
-def test_other_tasks_stand_behind_the_mean_and_do_not_count() -> None:
+def test_other_tasks_come_after_the_mean_and_do_not_count() -> None:
     other = {"snli": summary(accuracy=0.8, macro_f1=0.7), "wnli": summary(accuracy=0.56), "rte": ALL["rte"]}
     table = glue_table({"a": other})
     assert rows_of(table)["Model"] == ["RTE", "Mean of 1", "snli (accuracy/macro_f1)", "WNLI (accuracy)"]
     assert rows_of(table)["a"] == ["70.0 ± 1.0", "70.0", "80.0/70.0 ± 1.0/1.0", "56.0 ± 1.0"]
-    assert "behind the mean do not count" in legend(table)
+    assert "after the mean do not count" in legend(table)
     assert rows_of(glue_table({"a": {"snli": other["snli"]}}))["Model"] == ["snli (accuracy/macro_f1)"]
 
 
@@ -89,3 +89,13 @@ def test_it_is_markdown_and_lines_up(name: str) -> None:
     lines = [line for line in glue_table({name: ALL, "b": {}}).splitlines() if line[:1] == "|"]
     assert len({len(line) for line in lines}) == 1 and set(lines[1]) == set("|-: ")
     assert {line.replace("\\|", "").count("|") for line in lines} == {len(COLUMNS) + 3}
+
+
+def test_a_terminal_has_a_line_for_each_task() -> None:
+    text = glue_lines({"mine": ALL, "runs/a|b": {"rte": ALL["rte"]}}, seeds=5)
+    lines = text.split("\n\n")[0].splitlines()[1:]
+    assert [line.split()[0] for line in lines if "--" not in line] == ["Model", *COLUMNS.values(), "Mean"]
+    assert {len(line) for line in lines} == {len(lines[0])} and len(lines[0]) < 80
+    assert lines[0].split() == ["Model", "mine", "runs/a|b"]
+    assert lines[2].split() == ["MNLI-m/mm", "84.3/83.1", "±", "1.0/2.0", "–"]
+    assert text.endswith(legend(glue_table({"mine": ALL, "b": {"rte": ALL["rte"]}}, seeds=5)).split(". ")[-1])

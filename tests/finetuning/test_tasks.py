@@ -28,7 +28,7 @@ OFFICIAL_ROWS = {
     "ax": (1104,),
 }
 MNLI_HEAD = "index\tpromptID\tpairID\tgenre\ts1_binary_parse\ts2_binary_parse\ts1_parse\ts2_parse\tsentence1\tsentence2"
-STSB_HEAD = "index\tgenre\tfilename\tyear\told_index\tsource1\tsource2\tsentence1\tsentence2"
+STSB_HEAD = "index genre filename year old_index source1 source2 sentence1 sentence2".replace(" ", "\t")
 # task -> folder, {official file: its text}; A and B stand for texts; labels are those with the ids 0 and 1
 FILES = {
     "cola": ("CoLA", {"train": "gj04\t0\t*\tA\ngj04\t1\t\tB\n", "test": "index\tsentence\n0\tA\n1\tB\n"}),
@@ -88,7 +88,7 @@ FILES = {
     ),
     "ax": ("AX", {"test": "index\tsentence1\tsentence2\n0\tA\tB\n1\tB\tA\n"}),
 }
-A, B = 'He said " no', '"Zwölf 😀\u2028 boxers" , the second says .'
+A, B = 'He wrote " no', '"Zwölf 😀\u2028 boxers" , the second one .'
 
 
 def write(path: Path, text: str) -> Path:
@@ -111,7 +111,7 @@ def expected(name: str, split: str) -> list[Example]:
     labels = [3.8, 0.0] if name == "stsb" else [0, 1]
     labels = [None, None] if split.startswith("test") else labels
     pairs = [None, None] if name in ("cola", "sst2") else [B, A]
-    return [Example(place, *row) for place, row in enumerate(zip([A, B], pairs, labels, strict=True))]
+    return [Example(index, *row) for index, row in enumerate(zip([A, B], pairs, labels, strict=True))]
 
 
 def test_the_official_row_counts() -> None:
@@ -183,7 +183,7 @@ def test_rows_of_qqp_that_lack_fields_are_skipped_and_counted(tmp_path: Path) ->
     assert len(task.warnings) == 2
     assert "5 rows lack fields" in task.warnings[0] and "1 rows have an empty" in task.warnings[1]
     task.examples("train")
-    assert len(task.warnings) == 2  # said once
+    assert len(task.warnings) == 2  # reported once
     write(path.with_name("test.tsv"), "id\tquestion1\tquestion2\n0\tA\tB\n1\tB\n")
     with pytest.raises(UserError, match=r"test\.tsv, line 3 lacks fields"):
         task.examples("test")
@@ -309,7 +309,7 @@ def test_missing_folders_and_files(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("label", [-1, 2, None, "entailment"])
-def test_labels_of_parquet_must_be_places(tmp_path: Path, label: Any) -> None:
+def test_labels_of_parquet_must_be_label_ids(tmp_path: Path, label: Any) -> None:
     write_parquet(tmp_path / "rte/train.parquet", [{"sentence1": "a", "sentence2": "b", "label": label}])
     with pytest.raises(UserError, match=r"train\.parquet, row 1: the label .* not a whole number from 0 to 1"):
         glue_task("rte", tmp_path).examples("train")

@@ -204,8 +204,8 @@ def test_micro_batches_do_not_change_the_loss(bert, tagging, tmp_path) -> None:
 def test_windows_are_the_rows_that_are_trained_on(bert, tagging, tmp_path, capsys) -> None:
     out = tmp_path / "out"
     assert finetune(bert, tagging, out, "--epochs", "2", "--no-save-model", "--max-length", "10") == 0
-    said = re.search(r"120 examples in (\d+) windows, (\d+) steps", capsys.readouterr().err)
-    windows, steps = map(int, said.groups())
+    printed = re.search(r"120 examples in (\d+) windows, (\d+) steps", capsys.readouterr().err)
+    windows, steps = map(int, printed.groups())
     assert windows > 130 and steps == 2 * math.ceil(windows / 16)
     assert read_metrics(out / "seed-0" / "metrics.jsonl")[-1]["step"] == steps
 

@@ -93,7 +93,7 @@ def test_no_word_is_lost() -> None:
     data = KIND.encode([many, short, many], VOCABULARY, 10)
     assert len(data) == 2 * len(windows(np.ones(count, int), 8)) + 1
     assert data.labels[data.scored].tolist() == [*many.label, 2, *many.label]
-    assert [len(part) for part in data.of_examples(data.labels[data.scored])] == [count, 1, count]
+    assert [len(part) for part in data.by_example(data.labels[data.scored])] == [count, 1, count]
     assert data.units_in(np.arange(len(data))).tolist() == list(range(2 * count + 1))
     rows = np.array([3, 0])
     batch = data.batch(rows)

@@ -66,17 +66,17 @@ def small_batch() -> dict[str, torch.Tensor]:
     input_ids = torch.randint(5, 27, (3, 24), generator=generator)
     input_ids[:, 0] = 2
     lengths = torch.tensor([24, 11, 18])
-    place = torch.arange(24).expand(3, -1)
+    index = torch.arange(24).expand(3, -1)
     return {
         "input_ids": input_ids,
-        "attention_mask": (place < lengths[:, None]).long(),
-        "token_type_ids": (place >= 9).long(),
-        "position_ids": torch.where(place < 13, place, place - 13),
+        "attention_mask": (index < lengths[:, None]).long(),
+        "token_type_ids": (index >= 9).long(),
+        "position_ids": torch.where(index < 13, index, index - 13),
     }
 
 
 def exported_modeling(position: str, folder: Path) -> ModuleType:
-    """modeling_fastbert.py as an export with the scheme `position` has it, imported from `folder`."""
+    """modeling_fastbert.py as an export with the encoding `position` has it, imported from `folder`."""
     package = f"exported_{position.replace('-', '_')}"
     (folder / package).mkdir()
     for name, text in export_code(position).items():

@@ -107,7 +107,7 @@ def fine_tune(folder, batch, remote, **options):
     torch.manual_seed(0)
     model = AutoModelForSequenceClassification.from_pretrained(folder, trust_remote_code=remote, **options).train()
     labels = torch.tensor([0, 1, 1]) if model.config.num_labels > 1 else torch.tensor([0.0, 1.0, 1.0])
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)  # at 1e-2 some seeds diverge
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)  # at 1e-2 several seeds diverge
     losses = []
     for _ in range(40):
         loss = model(**inputs(batch, "attention_mask", "token_type_ids"), labels=labels).loss

@@ -31,7 +31,7 @@ def tupe(tmp_path_factory) -> ModuleType:
 
 def new(modeling: ModuleType, name: str = "ForMaskedLM", **choices) -> nn.Module:
     """A model with random weights, all of which matter."""
-    values = small_config(position=modeling.SCHEME).to_dict()
+    values = small_config(position=modeling.POSITION_NAME).to_dict()
     settings = {theirs: values[ours] for ours, theirs in (BERT_OPTIONS | OWN_OPTIONS).items()}
     torch.manual_seed(0)
     model = getattr(modeling, f"FastBert{name}")(modeling.FastBertConfig(**settings | choices))
@@ -113,11 +113,11 @@ def test_overrides_that_no_encoder_can_have_are_refused(tupe, tmp_path) -> None:
     model.save_pretrained(tmp_path)
     for override, message in (
         ({"norm": "Pre"}, "norm must be one of post, pre, not 'Pre'"),
-        ({"position": "rope"}, "this file holds the code of position tupe-r, not of rope"),
+        ({"position": "rope"}, "this file has the code of position encoding tupe-r, not of rope"),
         ({"num_attention_heads": 5}, "hidden_size 24 must be a multiple of num_attention_heads 5"),
-        ({"num_hidden_layers": -1}, "num_hidden_layers must be a whole number, 1 at least, not -1"),
-        ({"type_vocab_size": 0.5}, "type_vocab_size must be a whole number, 0 at least, not 0.5"),
-        ({"hidden_dropout_prob": 1.5}, "hidden_dropout_prob must lie between 0 and 1, not 1.5"),
+        ({"num_hidden_layers": -1}, "num_hidden_layers must be an integer of at least 1, not -1"),
+        ({"type_vocab_size": 0.5}, "type_vocab_size must be an integer of at least 0, not 0.5"),
+        ({"hidden_dropout_prob": 1.5}, "hidden_dropout_prob must be between 0 and 1, not 1.5"),
     ):
         with pytest.raises(ValueError, match=message):
             type(model).from_pretrained(tmp_path, **override)
@@ -125,11 +125,11 @@ def test_overrides_that_no_encoder_can_have_are_refused(tupe, tmp_path) -> None:
 
 
 def test_heads_of_odd_size_are_refused_by_rope(tmp_path) -> None:
-    with pytest.raises(ValueError, match="position rope needs heads of a multiple of 2 numbers"):
+    with pytest.raises(ValueError, match="position encoding rope needs a head size that is a multiple of 2"):
         new(exported_modeling("rope", tmp_path), hidden_size=15)
 
 
-def test_a_decoder_of_its_own_is_saved_and_not_taken_for_a_tied_one(tupe, tokenizer, tmp_path) -> None:
+def test_a_decoder_of_its_own_is_saved_and_not_loaded_as_a_tied_one(tupe, tokenizer, tmp_path) -> None:
     model = new(tupe, tie_word_embeddings=False)
     words, decoder = model.encoder.words.weight, model.head.decoder.weight
     assert not torch.equal(words, decoder)

@@ -88,10 +88,10 @@ def test_a_flipped_bit_or_a_cut_is_refused(copy: Path, name: str) -> None:
 
     @settings(max_examples=60, deadline=None, database=None)
     @given(st.one_of(st.integers(0, header - 1), st.integers(0, len(whole) - 1)), st.integers(0, 7))
-    def check(place: int, bit: int) -> None:
-        refused(bytes([*whole[:place], whole[place] ^ 1 << bit, *whole[place + 1 :]]))
-        if whole[:place].rstrip() != whole.rstrip():  # a line break at the end means nothing in JSON
-            refused(whole[:place])
+    def check(index: int, bit: int) -> None:
+        refused(bytes([*whole[:index], whole[index] ^ 1 << bit, *whole[index + 1 :]]))
+        if whole[:index].rstrip() != whole.rstrip():  # a line break at the end means nothing in JSON
+            refused(whole[:index])
 
     check()
 
@@ -110,8 +110,8 @@ def test_every_job_that_reads_an_export_checks_its_hash(copy: Path, tmp_path: Pa
     )
     for job in jobs:
         assert main(job) == 2
-        assert "model.safetensors is damaged (its content does not have the hash" in capsys.readouterr().err
-    # Written by others, such a file has no hash, and cannot be told from a whole one.
+        assert "model.safetensors is damaged (its content does not fit its hash" in capsys.readouterr().err
+    # Such a file written by other programs has no hash, and looks like a complete one.
     save_file({name: tensor.clone() for name, tensor in load_file(path).items()}, path)
     load_pretrained(copy)
 

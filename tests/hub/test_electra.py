@@ -30,7 +30,7 @@ VARIANTS = {
 
 
 def discriminator(config: EncoderConfig) -> tuple[Encoder, ReplacedHead, dict[str, torch.Tensor]]:
-    """Random in every parameter; and the weights as in an objective's state, with a second network beside."""
+    """Encoder and head with random parameters, and weights as in an objective's state, with a second network."""
     encoder, _ = random_models(config)
     head = ReplacedHead(config)
     with torch.no_grad():

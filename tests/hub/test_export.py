@@ -96,10 +96,10 @@ def test_half_precision_is_near_and_a_row_of_padding_alone_is_finite(name, opene
     real = small_batch()["attention_mask"].bool()
     real[2] = False
     ours = our_logits(name, PADDED)
-    for key, share in (("torch.float16", 0.01), ("torch.bfloat16", 0.08), ("autocast", 0.08)):
+    for key, limit in (("torch.float16", 0.01), ("torch.bfloat16", 0.08), ("autocast", 0.08)):
         assert theirs[key].isfinite().all(), key
         error = (theirs[key].float() - ours)[real].pow(2).mean().sqrt() / ours[real].pow(2).mean().sqrt()
-        assert error < share, key
+        assert error < limit, key
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -152,7 +152,7 @@ def test_loads_back_bit_for_bit_without_running_its_code(name, exports, tokenize
     assert head.decoder.weight is encoder.words.weight
 
 
-def test_the_configuration_has_the_names_that_schemes_read():
+def test_the_configuration_has_the_names_that_encodings_read():
     config = small_config(position="rope", type_vocab_size=0)
     names = BERT_OPTIONS | OWN_OPTIONS
     theirs = FastBertConfig(**{names[name]: value for name, value in config.to_dict().items()})
@@ -160,7 +160,7 @@ def test_the_configuration_has_the_names_that_schemes_read():
     assert theirs.head_size == config.head_size
 
 
-def test_exports_of_one_name_and_several_schemes_open_in_one_process(tokenizer, tmp_path):
+def test_exports_of_one_name_and_several_encodings_open_in_one_process(tokenizer, tmp_path):
     """Transformers registers a class of models for each class of configurations, and names modules by their folder."""
     for position in ("tupe-a", "alibi", "rope", "tupe-a"):
         config = small_config(position=position)
@@ -171,7 +171,7 @@ def test_exports_of_one_name_and_several_schemes_open_in_one_process(tokenizer, 
         with torch.no_grad():
             torch.testing.assert_close(model(ids).last_hidden_state, encoder(ids), rtol=1e-5, atol=1e-5)
     model.config.position = "relative"
-    with pytest.raises(ValueError, match="this file holds the code of position tupe-a, not of relative"):
+    with pytest.raises(ValueError, match="this file has the code of position encoding tupe-a, not of relative"):
         type(model)(model.config)
 
 
@@ -212,7 +212,7 @@ def test_card_has_the_facts_and_leaves_the_licence_open(exports):
     assert "| feed-forward | gelu |" in text and "| biases | yes |" in text
     modern = (exports / "rope.modern" / "README.md").read_text()
     for fact in (
-        "| position scheme | rope |",
+        "| position encoding | rope |",
         "| rope base | 50.0 |",
         "| feed-forward | geglu |",
         "| biases | no |",
@@ -234,7 +234,7 @@ def test_replaces_only_its_own_exports(tokenizer, tmp_path):
 
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.txt").write_text("years of work")
-    with pytest.raises(UserError, match="thesis is not empty and is not an export of fastbert's; choose another"):
+    with pytest.raises(UserError, match="thesis is not empty and is not an export of fastbert; choose another"):
         export_model(config, weights, tokenizer, tmp_path / "thesis")
     with pytest.raises(UserError, match=r"chapter\.txt: it is a file; choose a folder"):
         export_model(config, weights, tokenizer, tmp_path / "thesis" / "chapter.txt")
@@ -242,7 +242,7 @@ def test_replaces_only_its_own_exports(tokenizer, tmp_path):
 
 def test_a_model_that_was_trained_on_and_saved_is_not_replaced(opened, tokenizer):
     config = small_config()
-    with pytest.raises(UserError, match="not an export of fastbert's"):
+    with pytest.raises(UserError, match="not an export of fastbert"):
         export_model(config, named(*random_models(config)), tokenizer, opened / "again-absolute.post")
 
 
@@ -270,7 +270,7 @@ def test_bad_weights_are_named(tokenizer, tmp_path):
         r"encoder\.blocks\.1\.feed_forward\.up\.bias is missing",
     )
     refuses({k: v for k, v in weights.items() if k != "head.norm.bias"}, r"head\.norm\.bias is missing")
-    refuses(weights | {"encoder.novelty": torch.zeros(1)}, r"encoder\.novelty has no place in it")
+    refuses(weights | {"encoder.novelty": torch.zeros(1)}, r"encoder\.novelty is unexpected")
     refuses(weights | {"encoder.words.weight": torch.zeros(39, 24)}, r"shape \(39, 24\) instead of \(40, 24\)")
     refuses(weights | {"head.decoder.weight": torch.zeros(40, 24)}, "is not its word embedding")
     refuses({}, "is missing; .* and 24 more")
@@ -281,7 +281,7 @@ def test_bad_tokenizers_are_named(tokenizer, tmp_path):
     weights = named(*random_models(config))
     with pytest.raises(UserError, match=r"has 27 tokens and the model 20; give the folder of the tokenizer it was"):
         export_model(config, weights, tokenizer, tmp_path / "out")
-    with pytest.raises(UserError, match="holds no tokenizer; give a folder with"):
+    with pytest.raises(UserError, match="has no tokenizer; give a folder with"):
         export_model(config, weights, tmp_path, tmp_path / "out")
 
 
@@ -310,6 +310,6 @@ def test_a_tokenizer_opens_without_code_or_a_question_as_the_card_states(exports
 
 
 @pytest.mark.parametrize("position", ["tupe-r", "relative"])
-def test_a_scheme_is_tried_at_a_short_length(position) -> None:
+def test_an_encoding_is_tested_at_a_short_length(position) -> None:
     """A bias over all positions would have 4 TB a head here."""
     check_exportable(small_config(position=position, max_positions=2**20))

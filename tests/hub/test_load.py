@@ -197,8 +197,8 @@ def test_pickles_that_hold_more_than_tensors_or_are_cut_are_refused(bert):
     assert not Path("/tmp/fastbert-was-fooled").exists()
     for zipped in (True, False):
         torch.save({"bert": torch.zeros(9)}, path, _use_new_zipfile_serialization=zipped)
-        content, places = path.read_bytes(), random.Random(0)
-        for size in (0, *(places.randrange(len(content)) for _ in range(60))):
+        content, generator = path.read_bytes(), random.Random(0)
+        for size in (0, *(generator.randrange(len(content)) for _ in range(60))):
             flipped = bytes([*content[:size], content[size] ^ 0x55, *content[size + 1 :]])
             for damaged in (content[:size], flipped):
                 path.write_bytes(damaged)
@@ -235,7 +235,7 @@ def test_code_in_a_folder_is_never_run(tokenizer, tmp_path):
         (tmp_path / "out" / name).write_text("raise SystemExit('run')")
     assert load_pretrained(tmp_path / "out").config == config
     change_settings(tmp_path / "out", position="rotary")
-    with pytest.raises(UserError, match=r"config\.json was changed .*: unknown position scheme 'rotary'"):
+    with pytest.raises(UserError, match=r"config\.json was changed .*: unknown position encoding 'rotary'"):
         load_pretrained(tmp_path / "out")
     change_settings(tmp_path / "out", position="tupe-r", norm=...)
     with pytest.raises(UserError, match=r"config\.json lacks norm$"):
@@ -332,7 +332,7 @@ def test_a_head_of_another_kind_is_left_aside(run):
 
 def test_checkpoints_that_are_not_of_pretraining_are_named(run):
     checkpointer = Checkpointer(run / "checkpoints", 9, print)
-    with pytest.raises(UserError, match="is not one of a pretraining run"):
+    with pytest.raises(UserError, match="is not from a pretraining run"):
         load_pretrained(checkpointer.save(20, {"model": {"x": torch.zeros(1)}}, {}))
     encoder = small_config().to_dict()
     with pytest.raises(UserError, match=r"state\.json: unknown encoder option 'layer'; did you mean 'layers'"):
@@ -361,8 +361,8 @@ def test_the_job_exports_a_run(run, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("position", ["absolute", "tupe-r"])
-def test_an_exchanged_tokenizer_is_told(position, run, tokenizer, tmp_path):
-    """One with as many words, in another order, would be read without a word about it."""
+def test_a_replaced_tokenizer_is_refused(position, run, tokenizer, tmp_path):
+    """A tokenizer with the same number of words in another order would be read without a warning."""
     words = load_tokenizer(tokenizer)
     other = WordPiece((*SPECIAL_TOKENS, *reversed(words.tokens[len(SPECIAL_TOKENS) :])))
     assert len(other.tokens) == len(words.tokens) and other.tokens != words.tokens
@@ -384,7 +384,7 @@ def test_an_exchanged_tokenizer_is_told(position, run, tokenizer, tmp_path):
 def test_tokenizers_of_hugging_face_folders_are_checked(bert, capsys):
     """transformers' weights do not say what tokenizer they were trained with."""
     folder, words = bert[0], (*SPECIAL_TOKENS, *(f"w{n}" for n in range(36)))
-    with pytest.raises(UserError, match="holds no tokenizer, so it is not known which ids the words have"):
+    with pytest.raises(UserError, match="holds no tokenizer, so the ids of words in"):
         tokenizer_of(load_pretrained(folder))
     WordPiece(words).save(folder)
     with pytest.raises(UserError, match=r"has 41 tokens and the BERT in .* 40; give the model with the tokenizer"):
@@ -395,13 +395,13 @@ def test_tokenizers_of_hugging_face_folders_are_checked(bert, capsys):
         load_pretrained(folder)
     (folder / "tokenizer_config.json").unlink()
     assert not tokenizer_of(load_pretrained(folder)).lowercase
-    assert "is read as tokenizer.json says" in capsys.readouterr().err
+    assert "is read with the settings of tokenizer.json" in capsys.readouterr().err
 
 
 # --- no model at all
 
 
-def test_paths_without_a_model_are_told_apart(tmp_path, monkeypatch):
+def test_paths_without_a_model_have_different_errors(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
     (tmp_path / "runs").mkdir()

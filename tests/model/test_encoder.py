@@ -73,7 +73,7 @@ def test_without_biases_only_the_outputs_of_heads_have_one() -> None:
 def test_a_second_network_of_rope_has_heads_of_even_size() -> None:
     config = dataclasses.replace(SMALL, position="rope", width=48, heads=8).resolve(50, 16)
     assert config.scaled(24).head_size == 6 and config.scaled(10).head_size in (2, 10)
-    with pytest.raises(UserError, match="multiple of 2, and width 9 with heads 1 makes 9"):
+    with pytest.raises(UserError, match="multiple of 2, and width 9 with heads 1 gives 9"):
         config.scaled(9)
 
 
@@ -88,7 +88,7 @@ def test_presets_are_berts() -> None:
     assert sum(p.numel() for p in bert.parameters()) == encoder_parameters(base)
 
 
-def test_token_types_matter_where_there_are_some() -> None:
+def test_token_types_have_an_effect_if_present() -> None:
     ids, types = torch.tensor([[1, 2, 3]]), torch.tensor([[0, 0, 1]])
     for position, expected in (("absolute", True), ("tupe-r", False)):
         encoder = Encoder(dataclasses.replace(SMALL, position=position).resolve(50, 8))
@@ -112,7 +112,7 @@ def test_dropout_depends_on_keys_alone() -> None:
     assert (whole != encoder(ids)).any()
 
 
-def test_each_dropout_site_draws_its_own_mask() -> None:
+def test_each_dropout_site_has_its_own_mask() -> None:
     """Masks of two sites agree at half of the elements, and each attention gets keys that nothing else uses."""
     encoder = Encoder(dataclasses.replace(SMALL, dropout=0.5, attention_dropout=0.5).resolve(50, 16))
     sites = [module for module in encoder.modules() if isinstance(module, SiteDropout)]
@@ -140,12 +140,12 @@ def test_each_dropout_has_its_own_probability() -> None:
 
 
 @pytest.mark.parametrize("norm", ["post", "pre"])
-def test_hidden_states_of_all_tokens_are_shown(norm: str) -> None:
-    """Whatever tokens are asked for."""
+def test_on_hidden_gets_the_hidden_states_of_all_tokens(norm: str) -> None:
+    """Also if only a part of the tokens is selected."""
     encoder = Encoder(dataclasses.replace(SMALL, norm=norm).resolve(50, 9)).double()
     ids, shown = torch.arange(18).view(2, 9), []
     for only in (None, slice(1), torch.tensor([[5], [3]])):
-        encoder(ids, only=only, show=shown.append)
+        encoder(ids, only=only, on_hidden=shown.append)
     for hidden in shown:
         torch.testing.assert_close(hidden, encoder(ids), rtol=1e-12, atol=1e-12)
     assert len(shown) == 3
@@ -180,7 +180,7 @@ def test_initial_values_depend_on_name_and_seed_alone() -> None:
         ({"dropout": 1.0}, r"dropout must lie in \[0, 1\)"),
         ({"layers": 0}, "layers must be at least 1"),
         ({"feed_forward": "gegl"}, "unknown feed_forward 'gegl'; did you mean 'geglu'"),
-        ({"position": "rope", "heads": 32}, "a multiple of 2, and width 32 with heads 32 makes 1; choose another"),
+        ({"position": "rope", "heads": 32}, "a multiple of 2, and width 32 with heads 32 gives 1; choose another"),
         ({"rope_base": 1.0}, "rope_base must be greater than 1, not 1.0"),
         ({"rope_base": math.nan}, "rope_base must be a finite number, not nan"),
     ],
@@ -191,7 +191,7 @@ def test_options_that_do_not_fit_are_refused(changes: dict, message: str) -> Non
 
 
 def test_an_unknown_scheme_is_refused_by_the_encoder() -> None:
-    with pytest.raises(UserError, match="unknown position scheme 'tupe-x'; did you mean 'tupe-"):
+    with pytest.raises(UserError, match="unknown position encoding 'tupe-x'; did you mean 'tupe-"):
         Encoder(dataclasses.replace(SMALL, position="tupe-x").resolve(50, 16))
 
 
@@ -226,17 +226,17 @@ def test_too_long_a_sequence() -> None:
         encoder(torch.zeros(1, 17, dtype=torch.long))
 
 
-PLACES = {"first": slice(1), "chosen": torch.tensor([[5, 1, 0], [3, 3, 2], [8, 4, 7]])}
+SELECTED = {"first": slice(1), "chosen": torch.tensor([[5, 1, 0], [3, 3, 2], [8, 4, 7]])}
 
 
 @pytest.mark.parametrize(("norm", "bias"), [("post", True), ("pre", False)])
 @pytest.mark.parametrize("position", list(POSITIONS))
 @pytest.mark.parametrize("kernels", ["auto", "reference"])
-@pytest.mark.parametrize("places", PLACES)
-def test_only_some_places_are_those_of_the_whole(position: str, norm: str, bias: bool, kernels: str, places) -> None:
+@pytest.mark.parametrize("selected", SELECTED)
+def test_selected_tokens_equal_those_of_all(position: str, norm: str, bias: bool, kernels: str, selected) -> None:
     """Values and every gradient, with padding, documents and dropout; that of the attention only where a query keeps
     its number."""
-    dropped = 0.3 if places == "first" else 0.0
+    dropped = 0.3 if selected == "first" else 0.0
     options = dataclasses.replace(
         SMALL, position=position, norm=norm, bias=bias, dropout=0.2, attention_dropout=dropped
     )
@@ -248,7 +248,7 @@ def test_only_some_places_are_those_of_the_whole(position: str, norm: str, bias:
     documents = torch.tensor([[0] * 4 + [1] * 5, [0] * 9, [0] * 9])
     positions = torch.tensor([[0, 1, 2, 3, 1, 2, 3, 4, 5], list(range(9)), list(range(9))])
     keys = row_keys(0, "dropout", 0, torch.arange(3))
-    only = PLACES[places]
+    only = SELECTED[selected]
     results = []
     for given in (None, only):
         masks = {"attention_mask": mask, "document_ids": documents, "position_ids": positions, "row_keys": keys}
@@ -259,17 +259,17 @@ def test_only_some_places_are_those_of_the_whole(position: str, norm: str, bias:
         hidden.square().sum().backward()
         gradients = {name: p.grad.clone() for name, p in encoder.named_parameters() if p.grad is not None}
         results.append((hidden, gradients))
-    (whole, expected), (some, found) = results
-    torch.testing.assert_close(some, whole, rtol=1e-12, atol=1e-12)
+    (whole, expected), (part, found) = results
+    torch.testing.assert_close(part, whole, rtol=1e-12, atol=1e-12)
     assert found.keys() == expected.keys()
     for name in expected:
         torch.testing.assert_close(found[name], expected[name], rtol=1e-10, atol=1e-11)
 
 
 @pytest.mark.parametrize("position", ["absolute", "tupe-r", "rope"])
-def test_only_some_places_without_masks(position: str) -> None:
+def test_selected_tokens_without_masks(position: str) -> None:
     encoder = Encoder(dataclasses.replace(SMALL, position=position).resolve(50, 9)).double()
-    ids, only = torch.arange(27).reshape(3, 9), PLACES["chosen"]
+    ids, only = torch.arange(27).reshape(3, 9), SELECTED["chosen"]
     expected = encoder(ids)[torch.arange(3)[:, None], only]
     torch.testing.assert_close(encoder(ids, only=only), expected, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(encoder(ids[:1], only=only[:1]), expected[:1], rtol=1e-12, atol=1e-12)

@@ -68,9 +68,9 @@ def test_hidden_states_logits_and_gradients_are_modernberts(restarted: bool) -> 
     theirs = modernbert()
     encoder, head = ours_of(theirs)
     ids = torch.randint(4, 60, (2, T), generator=torch.Generator().manual_seed(1))
-    place = torch.arange(T).expand(2, -1)
-    mask = place < torch.tensor([[T], [13]])
-    positions = torch.where(place < 8, place, place - 7) if restarted else None
+    index = torch.arange(T).expand(2, -1)
+    mask = index < torch.tensor([[T], [13]])
+    positions = torch.where(index < 8, index, index - 7) if restarted else None
     hidden = encoder(ids, attention_mask=mask, position_ids=positions)
     given = {"attention_mask": mask.long(), **({} if positions is None else {"position_ids": positions})}
     expected = theirs.model(ids, **given).last_hidden_state

@@ -17,7 +17,7 @@ from fastbert.model.flops import TRAINING, encoder_flops, mlm_head_flops
 from fastbert.model.kernel_choice import KERNELS
 from fastbert.model.note_dictionary import NoteDictionary
 from fastbert.model.options import EncoderOptions, NoteDictionaryOptions
-from fastbert.objectives.masking import masked_places
+from fastbert.objectives.masking import mask_count
 from fastbert.objectives.mlm import MLM
 from fastbert.objectives.options import MLMOptions
 
@@ -44,17 +44,17 @@ class Text:
 
     def __init__(self) -> None:
         random = np.random.default_rng(0)
-        tokens, starts, places = [], [], []
+        tokens, starts, occurrences = [], [], []
         while len(tokens) < 2000:
             starts.append(len(tokens))
             for _ in range(random.integers(1, 40)):
                 word = NOTED[random.integers(len(NOTED))] if random.random() < 0.15 else (int(random.integers(10, 13)),)
                 if word in NOTED:
-                    places.append((len(tokens), len(word), NOTED.index(word)))
+                    occurrences.append((len(tokens), len(word), NOTED.index(word)))
                 tokens += word
             tokens.append(SEP)
         self.tokens, self.documents = np.array(tokens), np.array(starts)
-        self.places = [np.array(column) for column in zip(*places, strict=True)]
+        self.occurrences = [np.array(column) for column in zip(*occurrences, strict=True)]
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -63,8 +63,8 @@ class Text:
         return self.tokens[start:stop]
 
     def rare(self, start: int, stop: int) -> RareWords:
-        here = (self.places[0] >= start) & (self.places[0] < stop)
-        return RareWords(*(column[here] for column in self.places))
+        here = (self.occurrences[0] >= start) & (self.occurrences[0] < stop)
+        return RareWords(*(column[here] for column in self.occurrences))
 
 
 def batches(micro: int, document_mask: bool = False, half_window: int = K) -> TrainingBatches:
@@ -98,32 +98,32 @@ class Seen:
     @torch.no_grad()
     def whole(self, encoder: Encoder, given: tuple, named: dict, _: Tensor) -> None:
         """The hidden states of all tokens, from a pass of its own."""
-        self.outputs.append(encoder.forward(*given, **named | {"only": None, "show": None}))
+        self.outputs.append(encoder.forward(*given, **named | {"only": None, "on_hidden": None}))
         self.inputs.pop()
 
 
 def step(objective: MLM, parts: list[Batch], number: int, optimizer: torch.optim.Optimizer) -> tuple[list, dict]:
     """As the loop's."""
-    drawn = [objective.draw(part, 5, number) for part in parts]
-    count = sum(part.counts["mlm"] for part in drawn)
-    for part in drawn:
+    inputs = [objective.sample(part, 5, number) for part in parts]
+    count = sum(part.counts["mlm"] for part in inputs)
+    for part in inputs:
         (objective(part)["mlm"] / count).backward()
     optimizer.step()
-    measured = objective.after_step(drawn, torch.tensor(True))
+    measured = objective.after_step(inputs, torch.tensor(True))
     optimizer.zero_grad()
-    return drawn, measured
+    return inputs, measured
 
 
 def words_of(row: list[int]) -> list[tuple[int, int, int]]:
     """(first, stop, number) of the noted words of a row's ids."""
-    found, place = [], 1
-    while place < len(row):
-        stop = place + 1
+    found, index = [], 1
+    while index < len(row):
+        stop = index + 1
         while stop < len(row) and row[stop] >= 5 + PLAIN:
             stop += 1
-        if tuple(row[place:stop]) in NOTED:
-            found.append((place, stop, NOTED.index(tuple(row[place:stop]))))
-        place = stop
+        if tuple(row[index:stop]) in NOTED:
+            found.append((index, stop, NOTED.index(tuple(row[index:stop]))))
+        index = stop
     return found
 
 
@@ -132,7 +132,7 @@ def words_of(row: list[int]) -> list[tuple[int, int, int]]:
 @pytest.mark.parametrize("micro", [8, 4, 2, 3])
 def test_ten_steps_against_a_dictionary_written_by_hand(micro: int, leak: bool, document_mask: bool) -> None:
     options = NoteDictionaryOptions(half_window=K, gamma=0.3, mix=0.4, leak=leak)
-    # Masked in whole words some of the places are not used, and stand on words all the same.
+    # With whole words, part of the masked positions are unused, but are those of words too.
     objective = build(options, dropout=0.1, masks=MLMOptions(mask_rate=0.2, whole_word=document_mask))
     optimizer = torch.optim.SGD(objective.parameters(), 0.3)
     seen = Seen(objective)
@@ -143,16 +143,16 @@ def test_ten_steps_against_a_dictionary_written_by_hand(micro: int, leak: bool, 
         embedding = objective.encoder.words.weight.detach().clone()
         parts = list(batches(micro, document_mask).at(number))
         seen.inputs.clear(), seen.outputs.clear()
-        drawn, measured = step(objective, parts, number, optimizer)
+        inputs, measured = step(objective, parts, number, optimizer)
         contexts: dict[int, list[Tensor]] = {}
         got = 0
-        for part, masked, used, output in zip(parts, drawn, seen.inputs, seen.outputs, strict=True):
+        for part, masked, used, output in zip(parts, inputs, seen.inputs, seen.outputs, strict=True):
             before = {word: len(found) for word, found in contexts.items()}
             expected = embedding[masked.input_ids]
             for row, ids in enumerate(part.input_ids.tolist()):
                 chosen = masked.positions[row][masked.targets[row] != -100].tolist()
                 for first, stop, word in words_of(ids):
-                    # A word that the next row goes on with stands here as another; the text has none that begin NOTED.
+                    # A word that continues in the next row is another word here; the text has none that begin NOTED.
                     window = list(range(first, stop))
                     while len(window) < stop - first + K and window[0] > 1 and ids[window[0] - 1] != SEP:
                         window.insert(0, window[0] - 1)
@@ -162,12 +162,12 @@ def test_ten_steps_against_a_dictionary_written_by_hand(micro: int, leak: bool, 
                         right += 1
                     at_border += len(window) < stop - first + 2 * K
                     contexts.setdefault(word, []).append(output[row, window].mean(0))
-                    if not leak and any(place in chosen for place in range(first, stop)):
+                    if not leak and any(index in chosen for index in range(first, stop)):
                         hidden += 1
                         continue
-                    for place in range(first, stop):
-                        own, note = expected[row, place], theirs[word]
-                        expected[row, place] = 0.6 * own + 0.4 * note * own.norm() / note.norm()
+                    for index in range(first, stop):
+                        own, note = expected[row, index], theirs[word]
+                        expected[row, index] = 0.6 * own + 0.4 * note * own.norm() / note.norm()
                         got += 1
             torch.testing.assert_close(used, expected, rtol=1e-11, atol=1e-12)
             again_across += sum(before[word] < len(contexts[word]) for word in before)
@@ -204,46 +204,46 @@ def test_a_step_reads_what_stood_there_at_its_start() -> None:
     """Nothing is written between the micro-batches, nor if the update was skipped, nor outside training."""
     objective = build(NoteDictionaryOptions())
     before = {name: tensor.clone() for name, tensor in objective.notes.state_dict().items()}
-    drawn = [objective.draw(part, 0, 0) for part in batches(2).at(0)]
-    for part in drawn:
+    inputs = [objective.sample(part, 0, 0) for part in batches(2).at(0)]
+    for part in inputs:
         objective(part)
     objective.eval()
     for part in batches(2).at(1):
-        objective(objective.draw(part, 0, 0, "validation-mask"))
-    drawn[0].noted.contexts[:] = float("nan")  # as a step that is skipped may have it
-    assert objective.after_step(drawn, torch.tensor(False))["notes_drift"] == 0
+        objective(objective.sample(part, 0, 0, "validation-mask"))
+    inputs[0].note_tokens.contexts[:] = float("nan")  # as a step that is skipped may have it
+    assert objective.after_step(inputs, torch.tensor(False))["notes_drift"] == 0
     for name, tensor in objective.notes.state_dict().items():
         assert torch.equal(tensor, before[name]), name
 
 
 def test_validation_reads_notes() -> None:
     objective = build(NoteDictionaryOptions()).eval()
-    drawn = objective.draw(next(iter(batches(8).at(0))), 0, 0, "validation-mask")
-    first = objective(drawn)["mlm"]
+    inputs = objective.sample(next(iter(batches(8).at(0))), 0, 0, "validation-mask")
+    first = objective(inputs)["mlm"]
     objective.notes.table.normal_()
-    assert objective(drawn)["mlm"] != first
+    assert objective(inputs)["mlm"] != first
 
 
 def test_no_gradient_reaches_the_dictionary() -> None:
     objective = build(NoteDictionaryOptions())
     assert not any("notes" in name for name, _ in objective.named_parameters())
     assert not any(buffer.requires_grad for buffer in objective.notes.buffers())
-    drawn = objective.draw(next(iter(batches(8).at(0))), 0, 0)
-    objective(drawn)["mlm"].backward()
-    assert not drawn.noted.contexts.requires_grad and objective.notes.table.grad is None
+    inputs = objective.sample(next(iter(batches(8).at(0))), 0, 0)
+    objective(inputs)["mlm"].backward()
+    assert not inputs.note_tokens.contexts.requires_grad and objective.notes.table.grad is None
 
 
 def test_the_gradient_is_that_of_the_mixture() -> None:
     """(1 - lambda) at a piece with a note, as it is elsewhere; the norm that scales the note is a constant."""
     objective = build(NoteDictionaryOptions(mix=0.25, leak=True))
-    drawn = objective.draw(next(iter(batches(8).at(0))), 0, 0)
+    inputs = objective.sample(next(iter(batches(8).at(0))), 0, 0)
     words = torch.randn(ROWS, T, 16, dtype=torch.float64, requires_grad=True)
     weight = torch.randn_like(words)
-    (drawn.noted.edit(words) * weight).sum().backward()
-    share = torch.ones(ROWS * T, 1, dtype=torch.float64)
-    share[drawn.noted.where.tokens[drawn.noted.shown[:, 0]]] = 0.75
-    torch.testing.assert_close(words.grad, weight * share.view(ROWS, T, 1), rtol=1e-12, atol=0)
-    assert 0 < (share < 1).sum() < ROWS * T / 2
+    (inputs.note_tokens.edit(words) * weight).sum().backward()
+    factor = torch.ones(ROWS * T, 1, dtype=torch.float64)
+    factor[inputs.note_tokens.where.tokens[inputs.note_tokens.shown[:, 0]]] = 0.75
+    torch.testing.assert_close(words.grad, weight * factor.view(ROWS, T, 1), rtol=1e-12, atol=0)
+    assert 0 < (factor < 1).sum() < ROWS * T / 2
 
 
 def test_no_weight_is_no_notes_to_the_bit() -> None:
@@ -269,8 +269,8 @@ def test_each_option_changes_the_training(changes: dict) -> None:
         objective = build(options)
         optimizer = torch.optim.SGD(objective.parameters(), 0.3)
         for number in range(2):
-            drawn, _ = step(objective, list(batches(8, half_window=options.half_window).at(number)), number, optimizer)
-        losses.append(objective(drawn[0])["mlm"].item())
+            inputs, _ = step(objective, list(batches(8, half_window=options.half_window).at(number)), number, optimizer)
+        losses.append(objective(inputs[0])["mlm"].item())
     assert losses[0] != losses[1]
 
 
@@ -284,10 +284,10 @@ def test_initial_notes() -> None:
 
 def test_zero_notes_are_read_without_a_division_by_zero() -> None:
     objective = build(NoteDictionaryOptions(initial_std=0.0, leak=True))
-    drawn = objective.draw(next(iter(batches(8).at(0))), 0, 0)
+    inputs = objective.sample(next(iter(batches(8).at(0))), 0, 0)
     words = torch.zeros(ROWS, T, 16, dtype=torch.float64)
-    assert torch.equal(drawn.noted.edit(words), words)
-    edited = drawn.noted.edit(words + 1)
+    assert torch.equal(inputs.note_tokens.edit(words), words)
+    edited = inputs.note_tokens.edit(words + 1)
     assert set(edited.unique().tolist()) == {0.5, 1.0}
 
 
@@ -296,10 +296,10 @@ def test_products_are_those_that_torch_counts(whole_word: bool) -> None:
     """The contexts' block among them, once forward; what notes add besides are sums."""
     objective = build(NoteDictionaryOptions(half_window=K), masks=MLMOptions(mask_rate=0.2, whole_word=whole_word))
     objective.encoder.kernels = KERNELS["reference"]  # torch cannot look into operators of our own
-    drawn = objective.draw(next(iter(batches(8).at(0))), 0, 0)
+    inputs = objective.sample(next(iter(batches(8).at(0))), 0, 0)
     with FlopCounterMode(display=False) as counter:
-        objective(drawn)["mlm"].backward()
-    assert drawn.noted.contexts.abs().sum() > 0
+        objective(inputs)["mlm"].backward()
+    assert inputs.note_tokens.contexts.abs().sum() > 0
     assert counter.get_total_flops() == objective.flops(ROWS, T) - objective.notes.flops(ROWS * T)
 
 
@@ -317,7 +317,7 @@ def test_flops_are_those_of_the_text() -> None:
     assert notes.flops(tokens) == pytest.approx(expected, rel=1e-6) and expected > 0
     plain, objective = build(None), build(NoteDictionaryOptions())
     objective.notes = notes
-    masked = masked_places(T, plain.options.mask_rate)
+    masked = mask_count(T, plain.options.mask_rate)
     assert plain.flops(8, T) == TRAINING * (
         encoder_flops(plain.config, 8, T, last=masked) + mlm_head_flops(plain.config, 8 * masked)
     )

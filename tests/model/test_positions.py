@@ -1,4 +1,4 @@
-"""Every position scheme against its equations, written out in float64 with loops, values and gradients."""
+"""Every position encoding against its equations, written out in float64 with loops, values and gradients."""
 
 import math
 
@@ -13,9 +13,9 @@ from fastbert.model.config import EncoderConfig
 from fastbert.model.encoder import Encoder, initialize
 from fastbert.model.positions import POSITIONS
 from fastbert.model.positions.alibi import Alibi
+from fastbert.model.positions.encoding import rotate
 from fastbert.model.positions.relative import relative_bucket
 from fastbert.model.positions.rotary import Rotary
-from fastbert.model.positions.scheme import rotate
 
 T, H, D = 9, 2, 8
 d = D // H
@@ -72,10 +72,10 @@ def linear(module, y: torch.Tensor) -> torch.Tensor:
     return y @ module.weight.T + (0 if module.bias is None else module.bias)
 
 
-def tupe_by_hand(scheme, length: int, cls: str) -> torch.Tensor:
+def tupe_by_hand(encoding, length: int, cls: str) -> torch.Tensor:
     """reset((p_i Uq)(p_j Uk)^T / sqrt(2d) [+ b]), one entry at a time."""
-    p = torch.nn.functional.layer_norm(scheme.table.weight, (D,), scheme.norm.weight, scheme.norm.bias, 1e-5)
-    q, k = linear(scheme.query, p), linear(scheme.key, p)
+    p = torch.nn.functional.layer_norm(encoding.table.weight, (D,), encoding.norm.weight, encoding.norm.bias, 1e-5)
+    q, k = linear(encoding.query, p), linear(encoding.key, p)
     rows = []
     for h in range(H):
         part = slice(h * d, (h + 1) * d)
@@ -84,8 +84,8 @@ def tupe_by_hand(scheme, length: int, cls: str) -> torch.Tensor:
         for i in range(length):
             for j in range(length):
                 value = q[i, part] @ k[j, part] / math.sqrt(2 * d)
-                if hasattr(scheme, "relative"):
-                    value = value + relative_by_hand(scheme.relative.table.weight, i, j)[h]
+                if hasattr(encoding, "relative"):
+                    value = value + relative_by_hand(encoding.relative.table.weight, i, j)[h]
                 if cls == "untied" and i == 0:
                     value = theta1
                 elif cls == "untied" and j == 0:
@@ -94,12 +94,12 @@ def tupe_by_hand(scheme, length: int, cls: str) -> torch.Tensor:
     return torch.stack(rows).view(H, length, length)
 
 
-def turned_by_hand(x: torch.Tensor, base: float) -> torch.Tensor:
+def rotated_by_hand(x: torch.Tensor, base: float) -> torch.Tensor:
     """RoPE for one head [T, d], as complex numbers: x_n + i x_(n + d/2) times e^(i p base^(-2n/d))."""
     exponents = torch.arange(d // 2) * (2 / d)
     angles = torch.arange(len(x))[:, None] * base**-exponents
-    turned = torch.complex(x[:, : d // 2], x[:, d // 2 :]) * torch.polar(torch.ones_like(angles), angles)
-    return torch.cat([turned.real, turned.imag], -1)
+    rotated = torch.complex(x[:, : d // 2], x[:, d // 2 :]) * torch.polar(torch.ones_like(angles), angles)
+    return torch.cat([rotated.real, rotated.imag], -1)
 
 
 def encoder_by_hand(encoder: Encoder, ids: torch.Tensor) -> torch.Tensor:
@@ -118,8 +118,8 @@ def encoder_by_hand(encoder: Encoder, ids: torch.Tensor) -> torch.Tensor:
         bias = torch.stack([torch.stack([relative_by_hand(table, i, j) for j in range(length)]) for i in range(length)])
         bias = bias.permute(2, 0, 1)
     elif c.position == "alibi":
-        place = torch.arange(length)
-        bias = torch.stack([-(2.0 ** (-8 * (h + 1) / H)) * (place[:, None] - place).abs() for h in range(H)])
+        index = torch.arange(length)
+        bias = torch.stack([-(2.0 ** (-8 * (h + 1) / H)) * (index[:, None] - index).abs() for h in range(H)])
 
     def norm(module, y):
         return layer_norm(y, (D,), module.weight, module.bias, c.norm_eps)
@@ -131,7 +131,7 @@ def encoder_by_hand(encoder: Encoder, ids: torch.Tensor) -> torch.Tensor:
             part = slice(h * d, (h + 1) * d)
             q_, k_ = q[:, part], k[:, part]
             if c.position == "rope":
-                q_, k_ = turned_by_hand(q_, c.rope_base), turned_by_hand(k_, c.rope_base)
+                q_, k_ = rotated_by_hand(q_, c.rope_base), rotated_by_hand(k_, c.rope_base)
             scores = q_ @ k_.T / math.sqrt(2 * d if tupe else d) + bias[h]
             heads.append(scores.softmax(-1) @ v[:, part])
         return linear(block.attention.out, torch.cat(heads, -1))
@@ -202,8 +202,8 @@ def test_slopes_of_alibi(power: int) -> None:
 
 
 def test_alibi_counts_steps_between_positions() -> None:
-    scheme = Alibi(config("alibi"))
-    whole, restarted = scheme.bias(4, None), scheme.bias(4, torch.tensor([[0, 1, 2, 1], [0, 1, 2, 3]]))
+    encoding = Alibi(config("alibi"))
+    whole, restarted = encoding.bias(4, None), encoding.bias(4, torch.tensor([[0, 1, 2, 1], [0, 1, 2, 3]]))
     assert whole.shape == (1, H, 4, 4) and restarted.shape == (2, H, 4, 4) and not whole.requires_grad
     assert torch.equal(restarted[1], whole[0])
     assert restarted[0, 0, 0].tolist() == [0, -1 / 16, -2 / 16, -1 / 16]
@@ -212,19 +212,19 @@ def test_alibi_counts_steps_between_positions() -> None:
 
 @pytest.mark.parametrize("position", ["relative", "tupe-a", "tupe-r", "alibi"])
 def test_a_bias_is_that_of_the_positions(position: str) -> None:
-    scheme, positions = build(position).positions, torch.tensor([[0, 1, 2, 1], [3, 0, 9, 4]])
-    whole = scheme.bias(12, None)[0]
-    for bias, row in zip(scheme.bias(4, positions), positions, strict=True):
+    encoding, positions = build(position).positions, torch.tensor([[0, 1, 2, 1], [3, 0, 9, 4]])
+    whole = encoding.bias(12, None)[0]
+    for bias, row in zip(encoding.bias(4, positions), positions, strict=True):
         torch.testing.assert_close(bias, whole[:, row[:, None], row])
 
 
 @given(st.integers(0, 300), st.integers(0, 300), st.integers(0, 300), st.sampled_from([2.0, 1e4, 1.6e5]))
 def test_scores_of_rope_depend_on_the_distance_alone(i: int, j: int, shift: int, base: float) -> None:
-    scheme, generator = Rotary(config("rope", width=16, rope_base=base)), torch.Generator().manual_seed(0)
+    encoding, generator = Rotary(config("rope", width=16, rope_base=base)), torch.Generator().manual_seed(0)
     q, k = torch.randn(2, 1, 2, 1, 8, generator=generator).double()
 
     def score(i: int, j: int) -> torch.Tensor:
-        turn_q, turn_k = (scheme.rotation(1, torch.tensor([[place]])) for place in (i, j))
+        turn_q, turn_k = (encoding.rotation(1, torch.tensor([[index]])) for index in (i, j))
         return (rotate(q, turn_q) * rotate(k, turn_k)).sum(-1)
 
     torch.testing.assert_close(score(i, j), score(i + shift, j + shift), rtol=0, atol=5e-4)  # angles to 600 in float32
@@ -249,8 +249,8 @@ def test_schemes_without_a_table_have_no_weights_and_read_longer_texts(position:
 
 @pytest.mark.parametrize("position", ["rope", "alibi"])
 def test_no_cast_rounds_angles_and_slopes(position: str) -> None:
-    schemes = POSITIONS[position](config(position)), POSITIONS[position](config(position)).to(torch.bfloat16)
-    parts = [scheme.rotation(T, None) if position == "rope" else (scheme.bias(T, None),) for scheme in schemes]
+    encodings = POSITIONS[position](config(position)), POSITIONS[position](config(position)).to(torch.bfloat16)
+    parts = [encoding.rotation(T, None) if position == "rope" else (encoding.bias(T, None),) for encoding in encodings]
     assert all(torch.equal(a, b) and a.dtype == torch.float32 for a, b in zip(*parts, strict=True))
 
 

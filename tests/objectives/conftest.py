@@ -18,11 +18,11 @@ OPTIONS = {"electra": ElectraOptions, "multiple-choice": MultipleChoiceOptions}
 MLM = {"mlm": MLMOptions}
 
 
-def batch(rows: int = 4, length: int = 16, first_place: int = 0) -> Batch:
+def batch(rows: int = 4, length: int = 16, first_row: int = 0) -> Batch:
     ids = torch.randint(5, V, (64, length), generator=torch.Generator().manual_seed(0))
     ids[:, 0] = 2
-    places = torch.arange(first_place, first_place + rows)
-    return Batch(ids[places], places)
+    indices = torch.arange(first_row, first_row + rows)
+    return Batch(ids[indices], indices)
 
 
 def build(
@@ -42,6 +42,6 @@ def build(
     return objective.train()
 
 
-def loss_of(objective: Replacement, drawn: Any) -> torch.Tensor:
-    sums = objective(drawn)
-    return sum(weight * sums[name] / drawn.counts[name] for name, weight in objective.loss_weights.items())
+def loss_of(objective: Replacement, inputs: Any) -> torch.Tensor:
+    sums = objective(inputs)
+    return sum(weight * sums[name] / inputs.counts[name] for name, weight in objective.loss_weights.items())

@@ -26,7 +26,7 @@ def theirs_of(ours: Electra) -> tuple[ElectraForMaskedLM, ElectraForPreTraining]
     sizes = {"vocab_size": V, "embedding_size": 32, "max_position_embeddings": 16, "num_hidden_layers": 2}
     none = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "attn_implementation": "eager"}
     models = []
-    for kind, config in ((ElectraForMaskedLM, ours.small_config), (ElectraForPreTraining, ours.config)):
+    for kind, config in ((ElectraForMaskedLM, ours.generator_config), (ElectraForPreTraining, ours.config)):
         more = {
             "hidden_size": config.width,
             "num_attention_heads": config.heads,
@@ -78,29 +78,29 @@ def test_losses_and_gradients_equal_transformers_electra(scale: float) -> None:
     generator, discriminator = theirs_of(ours)
     pairs = pairs_of(ours, generator, discriminator)
     assert len(pairs) == len(list(ours.parameters()))
-    draws = torch.Generator().manual_seed(5)
+    noise = torch.Generator().manual_seed(5)
     with torch.no_grad():
         for mine, theirs in pairs:  # biases and norms too: a parameter that is mixed up shows
-            mine += 0.1 * torch.randn(mine.shape, generator=draws, dtype=torch.float64)
+            mine += 0.1 * torch.randn(mine.shape, generator=noise, dtype=torch.float64)
             for other, part in zip(theirs, mine.chunk(len(theirs)), strict=True):
                 other.copy_(part)
 
-    drawn = ours.draw(batch(), seed=1, step=2)
+    inputs = ours.sample(batch(), seed=1, step=2)
     with torch.no_grad():
-        read, suspicion, _ = ours.show(drawn)
-    replaced = read != drawn.original
-    assert 0 < replaced.sum() <= drawn.positions.numel()
-    labels = torch.full_like(read, -100).scatter(1, drawn.positions, drawn.targets)
-    mlm = generator(input_ids=drawn.input_ids, labels=labels).loss
-    logits = discriminator(input_ids=read).logits
+        filled, suspicion, _ = ours.predictions(inputs)
+    replaced = filled != inputs.original
+    assert 0 < replaced.sum() <= inputs.positions.numel()
+    labels = torch.full_like(filled, -100).scatter(1, inputs.positions, inputs.targets)
+    mlm = generator(input_ids=inputs.input_ids, labels=labels).loss
+    logits = discriminator(input_ids=filled).logits
     rtd = F.binary_cross_entropy_with_logits(logits, replaced.double())  # as theirs, which ends in float32
-    torch.testing.assert_close(discriminator(input_ids=read, labels=replaced.double()).loss, rtd.float())
-    sums = ours(drawn)
-    torch.testing.assert_close(sums["mlm"] / drawn.counts["mlm"], mlm, rtol=1e-10, atol=0)
-    torch.testing.assert_close(sums["rtd"] / drawn.counts["rtd"], rtd, rtol=1e-10, atol=0)
+    torch.testing.assert_close(discriminator(input_ids=filled, labels=replaced.double()).loss, rtd.float())
+    sums = ours(inputs)
+    torch.testing.assert_close(sums["mlm"] / inputs.counts["mlm"], mlm, rtol=1e-10, atol=0)
+    torch.testing.assert_close(sums["rtd"] / inputs.counts["rtd"], rtd, rtol=1e-10, atol=0)
     torch.testing.assert_close(suspicion, logits.sigmoid(), rtol=1e-10, atol=0)
 
-    sum(weight * sums[name] / drawn.counts[name] for name, weight in ours.loss_weights.items()).backward()
+    sum(weight * sums[name] / inputs.counts[name] for name, weight in ours.loss_weights.items()).backward()
     (mlm + 50.0 * rtd).backward()
     for mine, theirs in pairs:
         torch.testing.assert_close(mine.grad, torch.cat([other.grad for other in theirs]), rtol=1e-7, atol=1e-11)
@@ -113,29 +113,34 @@ def test_a_sample_that_is_the_word_itself_counts_as_original() -> None:
         objective.small_head.decoder.bias[7] = 100.0
     rows = batch()
     rows.input_ids[:, 1:] = 7
-    drawn = objective.draw(rows, 0, 0)
-    sums = objective(drawn)
-    assert sums["replaced"][0] == 0 and sums["accuracy_kept"][1] == rows.input_ids.numel()
+    inputs = objective.sample(rows, 0, 0)
+    sums = objective(inputs)
+    assert sums["replaced"][0] == 0 and sums["accuracy_original"][1] == rows.input_ids.numel()
     rows.input_ids[:, 1:] = 8
-    drawn = objective.draw(rows, 0, 0)
-    read, suspicion, _ = objective.show(drawn)
-    replaced, tokens = objective(drawn)["replaced"]
-    assert replaced == (read == 7).sum() == drawn.positions.numel() and tokens == rows.input_ids.numel()
-    sums = objective(drawn)
-    right = (suspicion > 0.5) == (read != drawn.original)
-    assert sums["accuracy_replaced"][0] == right[read == 7].sum()
-    assert sums["accuracy_kept"][0] == right[read != 7].sum()
+    inputs = objective.sample(rows, 0, 0)
+    filled, suspicion, _ = objective.predictions(inputs)
+    replaced, tokens = objective(inputs)["replaced"]
+    assert replaced == (filled == 7).sum() == inputs.positions.numel() and tokens == rows.input_ids.numel()
+    sums = objective(inputs)
+    right = (suspicion > 0.5) == (filled != inputs.original)
+    assert sums["accuracy_replaced"][0] == right[filled == 7].sum()
+    assert sums["accuracy_original"][0] == right[filled != 7].sum()
 
 
 def test_sizes_of_the_generator() -> None:
+    """The paper's three sizes (its Table 6) are the defaults; other widths count as one of them."""
     for width, scale, expected in (
-        (256, 0.25, (64, 1, 256)),
-        (768, 1 / 3, (256, 4, 1024)),
-        (1024, 0.25, (256, 4, 1024)),
+        (256, None, (64, 1, 256)),
+        (768, None, (256, 4, 1024)),
+        (1024, None, (256, 4, 1024)),
+        (512, None, (128, 2, 512)),
+        (576, None, (192, 3, 768)),
+        (1536, None, (384, 6, 1536)),
+        (768, 0.25, (192, 3, 768)),
         (128, 1.0, (128, 2, 512)),
     ):
         config = EncoderOptions(layers=3, width=width).resolve(V, 16)
-        small = Electra(config, ElectraOptions(generator_scale=scale), VOCABULARY).small_config
+        small = Electra(config, ElectraOptions(generator_scale=scale), VOCABULARY).generator_config
         assert (small.width, small.heads, small.ffn) == expected and small.layers == 3
 
 

@@ -30,7 +30,7 @@ def test_the_masked_word_is_whole_and_the_guesses_are_the_models() -> None:
     assert objective.training and len(filled) == 5
     for example in filled:
         assert example.answer in ("people", "work", "the")  # nation ##al is two pieces, the stop no word
-        assert sum(share for _, share in example.guesses) <= 1
+        assert sum(p for _, p in example.guesses) <= 1
         text = f"{example.before} {example.answer} {example.after}".replace(" .", ".").split()
         assert " ".join(text) == "the people work the national people work."
     with torch.no_grad():  # make one word certain: it must come first

@@ -15,11 +15,11 @@ V = 40
 VOCABULARY = WordPiece(("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"w{i}" for i in range(V - 5))))
 
 
-def batch(rows: int = 4, length: int = 16, first_place: int = 0) -> Batch:
+def batch(rows: int = 4, length: int = 16, first_row: int = 0) -> Batch:
     ids = torch.randint(5, V, (64, length), generator=torch.Generator().manual_seed(0))
     ids[:, 0] = 2
-    places = torch.arange(first_place, first_place + rows)
-    return Batch(ids[places], places)
+    indices = torch.arange(first_row, first_row + rows)
+    return Batch(ids[indices], indices)
 
 
 def build(position: str = "absolute", dropout: float = 0.0, options: MLMOptions | None = None, **changes) -> MLM:
@@ -71,10 +71,10 @@ def test_loss_and_gradients_equal_transformers_bert() -> None:
             for module, weight in zip((own.query, own.key, own.value), split, strict=True):
                 module.weight.copy_(weight)
                 module.bias.zero_()
-    drawn = ours.draw(batch(), seed=1, step=2)
-    labels = torch.full_like(drawn.input_ids, -100).scatter(1, drawn.positions, drawn.targets)
-    expected = theirs(input_ids=drawn.input_ids, labels=labels).loss
-    loss = ours(drawn)["mlm"] / drawn.counts["mlm"]
+    inputs = ours.sample(batch(), seed=1, step=2)
+    labels = torch.full_like(inputs.input_ids, -100).scatter(1, inputs.positions, inputs.targets)
+    expected = theirs(input_ids=inputs.input_ids, labels=labels).loss
+    loss = ours(inputs)["mlm"] / inputs.counts["mlm"]
     torch.testing.assert_close(loss, expected, rtol=1e-10, atol=0)
     loss.backward()
     expected.backward()
@@ -85,18 +85,18 @@ def test_loss_and_gradients_equal_transformers_bert() -> None:
 @pytest.mark.parametrize("dropout", [0.0, 0.2])
 @pytest.mark.parametrize("sizes", [[4], [1, 3], [2, 2], [1, 1, 1, 1]])
 def test_micro_batches_add_up_to_the_large_batch(sizes: list[int], dropout: float) -> None:
-    """Gradients of the mean over all masked places, even where rows have unequal numbers of them."""
+    """Gradients of the mean over all masked positions, even where rows have unequal numbers of them."""
     gradients = []
     for split in ([4], sizes):
         objective = build("tupe-r", dropout).double()
-        drawn, place = [], 0
+        inputs, first = [], 0
         for rows in split:
-            part = batch(rows, first_place=place)
+            part = batch(rows, first_row=first)
             part.input_ids[part.row_indices == 2, 3:] = 3  # a row with two words only
-            drawn.append(objective.draw(part, seed=5, step=7))
-            place += rows
-        count = sum(part.counts["mlm"] for part in drawn)
-        for part in drawn:
+            inputs.append(objective.sample(part, seed=5, step=7))
+            first += rows
+        count = sum(part.counts["mlm"] for part in inputs)
+        for part in inputs:
             (objective(part)["mlm"] / count).backward()
         gradients.append([p.grad for p in objective.parameters() if p.grad is not None])
     for whole, parts in zip(*gradients, strict=True):
@@ -107,11 +107,11 @@ def test_micro_batches_add_up_to_the_large_batch(sizes: list[int], dropout: floa
 @pytest.mark.parametrize("norm", ["post", "pre"])
 def test_overfits_one_batch(position: str, norm: str) -> None:
     objective = build(position, norm=norm)
-    drawn = objective.draw(batch(8), seed=0, step=0)
+    inputs = objective.sample(batch(8), seed=0, step=0)
     optimizer = torch.optim.AdamW(objective.parameters(), 3e-3)
     losses = []
     for _ in range(40):
-        loss = objective(drawn)["mlm"] / drawn.counts["mlm"]
+        loss = objective(inputs)["mlm"] / inputs.counts["mlm"]
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -121,19 +121,19 @@ def test_overfits_one_batch(position: str, norm: str) -> None:
 
 def test_evaluation_counts_right_answers() -> None:
     objective = build().eval()
-    drawn = objective.draw(batch(), seed=0, step=0, purpose="validation-mask")
-    assert drawn.dropout_keys is None
-    assert (drawn.input_ids.gather(1, drawn.positions) == VOCABULARY.ids["[MASK]"]).all()
-    sums = objective(drawn)
-    guesses = objective.logits(drawn).argmax(-1)
-    assert sums["accuracy"] == (guesses == drawn.targets.flatten()).sum()
-    assert drawn.counts["accuracy"] == drawn.targets.numel()
+    inputs = objective.sample(batch(), seed=0, step=0, purpose="validation-mask")
+    assert inputs.dropout_keys is None
+    assert (inputs.input_ids.gather(1, inputs.positions) == VOCABULARY.ids["[MASK]"]).all()
+    sums = objective(inputs)
+    guesses = objective.logits(inputs).argmax(-1)
+    assert sums["accuracy"] == (guesses == inputs.targets.flatten()).sum()
+    assert inputs.counts["accuracy"] == inputs.targets.numel()
 
 
-def test_options_change_what_is_drawn() -> None:
+def test_options_change_what_is_masked() -> None:
     rows = batch()
-    drawn = {
-        name: build(options=options).draw(rows, 0, 0)
+    inputs = {
+        name: build(options=options).sample(rows, 0, 0)
         for name, options in {
             "default": MLMOptions(),
             "rate": MLMOptions(mask_rate=0.4),
@@ -141,15 +141,15 @@ def test_options_change_what_is_drawn() -> None:
             "no [MASK]": MLMOptions(mask_token_fraction=0.0, random_token_fraction=1.0),
         }.items()
     }
-    assert drawn["rate"].positions.shape[1] == 6 and drawn["default"].positions.shape[1] == 2
-    assert (drawn["all [MASK]"].input_ids.gather(1, drawn["all [MASK]"].positions) == 4).all()
-    assert (drawn["no [MASK]"].input_ids != 4).all()
-    assert (drawn["default"].input_ids == 4).any()
+    assert inputs["rate"].positions.shape[1] == 6 and inputs["default"].positions.shape[1] == 2
+    assert (inputs["all [MASK]"].input_ids.gather(1, inputs["all [MASK]"].positions) == 4).all()
+    assert (inputs["no [MASK]"].input_ids != 4).all()
+    assert (inputs["default"].input_ids == 4).any()
 
 
 @pytest.mark.parametrize(
     "changes", [{"mask_rate": 0.0}, {"mask_rate": 0.95}, {"mask_token_fraction": 1.2}, {"random_token_fraction": 0.3}]
 )
-def test_shares_that_do_not_add_up_are_refused(changes: dict) -> None:
+def test_fractions_that_do_not_add_up_are_refused(changes: dict) -> None:
     with pytest.raises(UserError, match=f"^{next(iter(changes))} must"):
         MLMOptions(**changes)

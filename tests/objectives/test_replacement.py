@@ -46,9 +46,9 @@ def test_flops_are_those_that_torch_counts(name: str, position: str, inner: str,
     options = OPTIONS[name](whole_word=position == "rope", **(equal if scale == "equal" else {}))
     objective = build(name, position, options=options, vocabulary=words, vocab_size=256, feed_forward=inner)
     objective.encoder.kernels = KERNELS["reference"]  # torch cannot look into operators of our own
-    drawn = objective.draw(batch(), 0, 0)
+    inputs = objective.sample(batch(), 0, 0)
     with FlopCounterMode(display=False) as counter:
-        loss_of(objective, drawn).backward()
+        loss_of(objective, inputs).backward()
     # The candidates' scores are multiplied once more for each of two gradients, in embedding bags that it cannot count.
     bags = 2 * 2 * 4 * 16 * 9 * 32 if name == "multiple-choice" else 0
     assert counter.get_total_flops() + bags == objective.flops(4, 16)
@@ -62,17 +62,17 @@ def test_micro_batches_add_up_to_the_large_batch(name: str, sizes: list[int], dr
     results = []
     for split in ([4], sizes):
         objective = build(name, "tupe-r", dropout, OPTIONS[name](mask_rate=0.3)).double()
-        drawn, place = [], 0
+        inputs, first = [], 0
         for rows in split:
-            part = batch(rows, first_place=place)
+            part = batch(rows, first_row=first)
             part.input_ids[part.row_indices == 2, 3:] = 3  # a row with two words only
-            drawn.append(objective.draw(part, seed=5, step=7))
-            place += rows
-        counts = {key: sum(part.counts[key] for part in drawn) for key in objective.loss_weights}
-        for part in drawn:
+            inputs.append(objective.sample(part, seed=5, step=7))
+            first += rows
+        counts = {key: sum(part.counts[key] for part in inputs) for key in objective.loss_weights}
+        for part in inputs:
             sums = objective(part)
             sum(weight * sums[key] / counts[key] for key, weight in objective.loss_weights.items()).backward()
-        measured = objective.after_step(drawn, torch.tensor(True))
+        measured = objective.after_step(inputs, torch.tensor(True))
         results.append(([p.grad for p in objective.parameters()], measured))
     for whole, parts in zip(results[0][0], results[1][0], strict=True):
         torch.testing.assert_close(whole, parts, rtol=1e-9, atol=1e-12)
@@ -81,29 +81,29 @@ def test_micro_batches_add_up_to_the_large_batch(name: str, sizes: list[int], dr
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
-def test_samples_depend_on_seed_step_and_place(name: str) -> None:
+def test_samples_depend_on_seed_step_and_row(name: str) -> None:
     objective = build(name, options=OPTIONS[name](mask_rate=0.5)).eval()
 
-    def read(seed: int = 0, step: int = 0, first: int = 0) -> torch.Tensor:
-        rows = batch(4, first_place=first)
-        rows.input_ids[:] = batch(1).input_ids  # equal rows: what differs is drawn
-        return objective.show(objective.draw(rows, seed, step))[0]
+    def filled(seed: int = 0, step: int = 0, first: int = 0) -> torch.Tensor:
+        rows = batch(4, first_row=first)
+        rows.input_ids[:] = batch(1).input_ids  # equal rows: what differs is inputs
+        return objective.predictions(objective.sample(rows, seed, step))[0]
 
-    assert torch.equal(read(), read())
-    for other in (read(seed=1), read(step=1), read(first=4)):
-        assert not torch.equal(read(), other)
-    assert not torch.equal(read()[0], read()[1])
+    assert torch.equal(filled(), filled())
+    for other in (filled(seed=1), filled(step=1), filled(first=4)):
+        assert not torch.equal(filled(), other)
+    assert not torch.equal(filled()[0], filled()[1])
 
 
 @pytest.mark.parametrize("name", ["mlm", *OBJECTIVES])
-def test_every_key_is_of_its_seed_step_place_and_purpose(name: str) -> None:
+def test_every_key_is_of_its_seed_step_row_and_purpose(name: str) -> None:
     """No two of them are equal, so no mask, sample or dropout of one repeats another's."""
     objective = build(name, dropout=0.1)
     found = []
     for seed, step, first in ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 4)):
-        rows = batch(4, first_place=first)
-        drawn = objective.draw(rows, seed, step)
-        keys = [value for field, value in vars(drawn).items() if field.endswith("_keys")]
+        rows = batch(4, first_row=first)
+        inputs = objective.sample(rows, seed, step)
+        keys = [value for field, value in vars(inputs).items() if field.endswith("_keys")]
         found += [*keys, row_keys(seed, "mask", step, rows.row_indices)]
     assert len(found) == 4 * (2 if name == "mlm" else 4)
     assert torch.cat(found).unique().numel() == 4 * len(found)
@@ -118,15 +118,15 @@ def test_the_main_loss_gets_no_graph_of_the_generator(name: str) -> None:
     def sampler(real):
         return lambda *given, **named: tracked.append(torch.is_grad_enabled()) or real(*given, **named)
 
-    def main_loss(drawn, read: torch.Tensor, small_hidden: torch.Tensor):
-        tracked.append(small_hidden.requires_grad)
-        return real(drawn, read, small_hidden)
+    def main_loss(inputs, filled: torch.Tensor, generator_hidden: torch.Tensor):
+        tracked.append(generator_hidden.requires_grad)
+        return real(inputs, filled, generator_hidden)
 
     kernels = objective.encoder.kernels
     sampling = {key: sampler(getattr(kernels, key)) for key in ("sample_distinct", "sample_candidates")}
     objective.encoder.kernels = replace(kernels, **sampling)
     real, objective.main_loss = objective.main_loss, main_loss
-    objective(objective.draw(batch(), 0, 0))[objective.main].backward()
+    objective(objective.sample(batch(), 0, 0))[objective.main].backward()
     assert tracked == [False] * (2 if name == "electra" else 3)
     main = {id(p) for p in (*objective.encoder.parameters(), *objective.head.parameters())}
     assert all(p.grad is None for p in objective.parameters() if id(p) not in main)
@@ -134,14 +134,14 @@ def test_the_main_loss_gets_no_graph_of_the_generator(name: str) -> None:
 
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_no_gradient_flows_through_the_sampling(name: str) -> None:
-    """The main loss reaches nothing that is the small network's alone, and the small loss nothing of the main one's."""
+    """The encoder's loss has no gradient in the generator, and the generator's loss none in the encoder."""
     objective = build(name)
     main_only = {id(p) for p in (*objective.encoder.parameters(), *objective.head.parameters())}
     small_only = {id(p) for p in (*objective.small.parameters(), *objective.small_head.parameters())}
     shared = main_only & small_only
     for key, reached in ((objective.main, main_only), ("mlm", small_only)):
         objective.zero_grad()
-        objective(objective.draw(batch(), 0, 0))[key].backward()
+        objective(objective.sample(batch(), 0, 0))[key].backward()
         got = {id(p) for p in objective.parameters() if p.grad is not None and p.grad.abs().sum() > 0}
         assert got <= reached and shared & got and got - shared
 
@@ -149,33 +149,34 @@ def test_no_gradient_flows_through_the_sampling(name: str) -> None:
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_validation_masks_everything_and_drops_nothing(name: str) -> None:
     objective = build(name, dropout=0.1, options=OPTIONS[name](mask_token_fraction=0.0)).eval()
-    drawn = objective.draw(batch(), 0, 0, "validation-mask")
-    assert drawn.dropout_keys is None and drawn.small_dropout_keys is None
-    assert (drawn.input_ids.gather(1, drawn.positions) == 4).all()
-    assert torch.equal(objective(drawn)["mlm"], objective(drawn)["mlm"])
-    drawn = objective.train().draw(batch(), 0, 0)
-    assert (drawn.input_ids != 4).all() and torch.equal(drawn.input_ids, drawn.original)
+    inputs = objective.sample(batch(), 0, 0, "validation-mask")
+    assert inputs.dropout_keys is None and inputs.generator_dropout_keys is None
+    assert (inputs.input_ids.gather(1, inputs.positions) == 4).all()
+    assert torch.equal(objective(inputs)["mlm"], objective(inputs)["mlm"])
+    inputs = objective.train().sample(batch(), 0, 0)
+    assert (inputs.input_ids != 4).all() and torch.equal(inputs.input_ids, inputs.original)
     # Each network drops by keys of its own.
-    assert not torch.equal(drawn.dropout_keys, drawn.small_dropout_keys)
+    assert not torch.equal(inputs.dropout_keys, inputs.generator_dropout_keys)
     networks = {
-        "small_dropout_keys": objective.small_hidden,
+        "generator_dropout_keys": objective.generator_hidden,
         "dropout_keys": lambda d: objective.encode(d, d.original),
     }
     for own, network in networks.items():
         for keys in networks:
-            same = torch.equal(network(drawn), network(replace(drawn, **{keys: None})))
+            same = torch.equal(network(inputs), network(replace(inputs, **{keys: None})))
             assert same == (keys != own)
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
-def test_special_tokens_stay_where_a_row_has_fewer_words_than_places(name: str) -> None:
+def test_special_tokens_stay_where_a_row_has_fewer_words_than_masked_positions(name: str) -> None:
     objective = build(name, options=OPTIONS[name](mask_rate=0.9))
     rows = batch()
     rows.input_ids[:, 3:] = 3
-    drawn = objective.draw(rows, 0, 0)
-    read = objective.show(drawn)[0]
-    assert (read[:, 3:] == 3).all() and (read[:, 0] == 2).all() and (read[:, 1:3] != drawn.original[:, 1:3]).any()
-    assert drawn.counts["mlm"] == 8 and drawn.counts[objective.main] == 64
+    inputs = objective.sample(rows, 0, 0)
+    filled = objective.predictions(inputs)[0]
+    assert (filled[:, 3:] == 3).all() and (filled[:, 0] == 2).all()
+    assert (filled[:, 1:3] != inputs.original[:, 1:3]).any()
+    assert inputs.counts["mlm"] == 8 and inputs.counts[objective.main] == 64
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
@@ -185,23 +186,23 @@ def test_the_document_mask_reaches_both_networks(name: str) -> None:
     rows = batch(2)
     rows.input_ids[:, 8] = 3
     documents, positions = documents_of(rows.input_ids, 3)
-    drawn = objective.draw(replace(rows, document_ids=documents, position_ids=positions), 0, 0)
-    other = drawn.original.clone()
+    inputs = objective.sample(replace(rows, document_ids=documents, position_ids=positions), 0, 0)
+    other = inputs.original.clone()
     other[:, 9:] = 5
-    running = replace(drawn, position_ids=None)  # positions that do not start again
+    running = replace(inputs, position_ids=None)  # positions that do not start again
     for hidden in (
-        lambda drawn, ids: objective.small_hidden(replace(drawn, input_ids=ids)),
-        lambda drawn, ids: objective.encode(drawn, ids),
+        lambda inputs, ids: objective.generator_hidden(replace(inputs, input_ids=ids)),
+        lambda inputs, ids: objective.encode(inputs, ids),
     ):
-        whole = hidden(drawn, drawn.original)
-        for changed in (hidden(drawn, other), hidden(running, drawn.original)):
+        whole = hidden(inputs, inputs.original)
+        for changed in (hidden(inputs, other), hidden(running, inputs.original)):
             torch.testing.assert_close(whole[:, :9], changed[:, :9])
             assert (whole[:, 9:] - changed[:, 9:]).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_both_networks_read_notes_and_the_main_one_writes_them(name: str) -> None:
-    """`Taken` is stood in for: the words are edited at the main network's width, also where the small one is narrow."""
+    """With a stand-in for `NoteTokens`: words are edited at the encoder's width, also for a narrower generator."""
 
     class Shifted:
         widths, collected = [], []
@@ -214,12 +215,12 @@ def test_both_networks_read_notes_and_the_main_one_writes_them(name: str) -> Non
             self.collected.append(hidden.shape)
 
     objective = build(name, "tupe-a")
-    drawn = objective.draw(batch(), 0, 0)
-    noted = replace(drawn, noted=Shifted())
-    for network in (objective.small_hidden, lambda some: objective.encode(some, some.original)):
-        assert (network(drawn) - network(noted)).abs().max() > 1e-3
+    inputs = objective.sample(batch(), 0, 0)
+    with_notes = replace(inputs, note_tokens=Shifted())
+    for network in (objective.generator_hidden, lambda given: objective.encode(given, given.original)):
+        assert (network(inputs) - network(with_notes)).abs().max() > 1e-3
     assert Shifted.widths == [32, 32] and Shifted.collected == [(4, 16, 32)]
-    objective.eval().encode(noted, noted.original)
+    objective.eval().encode(with_notes, with_notes.original)
     assert len(Shifted.widths) == 3 and len(Shifted.collected) == 1  # a validation reads them alone
 
 
@@ -228,7 +229,7 @@ def test_a_validation_has_the_weights_of_the_losses_and_leaves_the_mode(name: st
     objective = build(name, options=OPTIONS[name](loss_weight=3.0))
     seen = []
     for training in (True, False):
-        found = evaluate(objective.train(training), [batch(3), batch(1, first_place=3)], "fp32")
+        found = evaluate(objective.train(training), [batch(3), batch(1, first_row=3)], "fp32")
         main = found[f"{objective.main}_loss"]
         assert found["loss"] == pytest.approx(found["mlm_loss"] + 3.0 * main) and main > 0.1
         assert all(module.training == training for module in objective.modules())
@@ -244,10 +245,10 @@ def test_a_step_waits_for_nothing(name: str, whole_word: bool) -> None:
     objective = build(name, "tupe-r", 0.1, options=options, vocabulary=words)
     rows = batch()
     with NoWaiting():
-        drawn = objective.draw(rows, 0, 0)
-        loss_of(objective, drawn).backward()
-        measured = objective.after_step([drawn], torch.tensor(True))
-    accuracies = {"accuracy_replaced", "accuracy_kept"}
+        inputs = objective.sample(rows, 0, 0)
+        loss_of(objective, inputs).backward()
+        measured = objective.after_step([inputs], torch.tensor(True))
+    accuracies = {"accuracy_replaced", "accuracy_original"}
     assert measured.keys() == {"mlm_loss", f"{objective.main}_loss", "replaced", "entropy"} | accuracies
 
 
@@ -261,4 +262,4 @@ def test_options_change_what_is_learned(name: str) -> None:
 
 
 def masks(objective) -> int:
-    return objective.draw(batch(), 0, 0).positions.numel()
+    return objective.sample(batch(), 0, 0).positions.numel()

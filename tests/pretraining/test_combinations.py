@@ -1,5 +1,5 @@
-"""Every position scheme with every objective, with and without notes: trained, resumed to the bit, evaluated, exported,
-fine-tuned, and overfitted to one batch."""
+"""Every position encoding with every objective, with and without notes: trained, resumed to the bit, evaluated,
+exported, fine-tuned, and overfitted to one batch."""
 
 import json
 import math
@@ -24,9 +24,9 @@ from tests.pretraining.test_resume import metrics
 
 COMBINATIONS = list(product(POSITIONS, OBJECTIVES, (False, True)))
 WITH = {"rope": {"feed_forward": "geglu", "bias": False, "norm": "pre"}, "alibi": {"document_mask": True}}
-"""What else is chosen with a scheme: the rest of a ModernBERT, and positions that start again."""
+"""Further options of an encoding: the rest of a ModernBERT, and positions that start again."""
 NOTES = ["--notes.enabled", "--notes.half-window", "4", "--notes.fraction", "1"]
-MEASURED = {"mlm_loss", "replaced", "accuracy_replaced", "accuracy_kept", "entropy"}
+MEASURED = {"mlm_loss", "replaced", "accuracy_replaced", "accuracy_original", "entropy"}
 MAIN = {"electra": ("rtd_loss", 50), "multiple-choice": ("choice_loss", 20)}
 HEADS = {"mlm": {"encoder", "head"}, "electra": {"encoder", "head"}, "multiple-choice": {"encoder"}}
 
@@ -113,15 +113,15 @@ def test_overfits_one_batch(position: str, objective: str, notes: bool, prepared
     """All losses fall on one batch with fixed masks, while notes are written and the generator changes."""
     setup = prepare_setup(options_of(prepared, position, objective, notes))
     trained = setup.objective().train()
-    drawn = trained.draw(next(iter(setup.batches().at(0))), seed=0, step=0)
+    inputs = trained.sample(next(iter(setup.batches().at(0))), seed=0, step=0)
     optimizer, first = torch.optim.AdamW(trained.parameters(), 1e-2), {}
     for _ in range(60):
-        sums = trained(drawn)
+        sums = trained(inputs)
         first = first or {name: sums[name].item() for name in trained.loss_weights}
         optimizer.zero_grad()
-        sum(weight * sums[name] / drawn.counts[name] for name, weight in trained.loss_weights.items()).backward()
+        sum(weight * sums[name] / inputs.counts[name] for name, weight in trained.loss_weights.items()).backward()
         optimizer.step()
-        trained.after_step([drawn], torch.tensor(True))
+        trained.after_step([inputs], torch.tensor(True))
     assert all(sums[name].item() < first[name] / 2 for name in first)
 
 

@@ -55,6 +55,10 @@ def test_parts_and_second_network(flags, tmp_path, capsys) -> None:
     total, *parts = (1000 * float(number) for number in re.findall(r"([.0-9]+)k", table["parameters"]))
     assert sum(parts) == pytest.approx(total, rel=0.01)
     assert [part for part in dry_run.PARTS if f"{part} " in table["parameters"]] == list(dry_run.PARTS)
+    assert table["networks"] == (
+        "encoder: 2 layers of width 32, 2 heads, inner width 128 "
+        "generator: 2 layers of width 8, 1 heads, inner width 32"
+    )
 
 
 def test_a_resumed_run_shows_the_remaining_steps(flags, tmp_path, capsys) -> None:

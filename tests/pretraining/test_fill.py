@@ -31,7 +31,7 @@ def bert(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("bert")
     words = WordPiece(WORDS, strip_accents=False)
     words.save(folder / "tokenizer")
-    config = EncoderOptions(layers=2, width=32, heads=2).resolve(len(WORDS), 16)
+    config = EncoderOptions(layers=2, width=32, heads=2, position="absolute").resolve(len(WORDS), 16)
     objective = MLM(config, MLMOptions(), words)
     initialize(objective, 0, 0.3)
     export_model(config, objective.state_dict(), folder / "tokenizer", folder / "model")
@@ -89,9 +89,9 @@ def test_a_second_network_answers_as_in_training(name) -> None:
     objective = OBJECTIVES[name](config, options, words).eval()
     initialize(objective, 0, 0.3)
     rows = torch.randint(5, len(WORDS), (3, 12), generator=torch.Generator().manual_seed(0))
-    batch = objective.draw(Batch(rows, torch.arange(3)), 0, 0, "validation-mask")
+    batch = objective.sample(Batch(rows, torch.arange(3)), 0, 0, "validation-mask")
     masked = batch.input_ids == words.ids["[MASK]"]
-    expected = objective.masked_log_probabilities(batch, objective.small_hidden(batch))
+    expected = objective.masked_log_probabilities(batch, objective.generator_hidden(batch))
     expected = expected.new_zeros(3, 12, len(WORDS)).scatter(
         1, batch.positions[..., None].expand(-1, -1, len(WORDS)), expected.view(3, -1, len(WORDS))
     )

@@ -37,7 +37,18 @@ def replaced(flags: list[str], **values: str) -> list[str]:
 def run(prepared, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "absolute"
     flags = ["--data", str(prepared), "--layers", "2", "--width", "32", "--heads", "2", "--length", "32"]
-    flags += ["--batch-size", "8", "--steps", "30", "--optimizer.learning-rate", "3e-3", "--eval-sequences", "64"]
+    flags += [
+        "--position",
+        "absolute",
+        "--batch-size",
+        "8",
+        "--steps",
+        "30",
+        "--optimizer.learning-rate",
+        "3e-3",
+        "--eval-sequences",
+        "64",
+    ]
     assert main(["pretrain", *flags, "--out", str(out), "--machine.threads", "1"]) == 0
     return out
 
@@ -81,10 +92,10 @@ def test_figures_against_transformers(run, corpus, capsys) -> None:
     words = load_tokenizer(run / "model")
     config = EncoderOptions(layers=1, width=4, heads=1).resolve(len(words.tokens), 32)
     masks = MLM(config, MLMOptions(), words).eval()
-    drawn = [masks.draw(batch, 0, 0, "validation-mask") for batch in batches(rows, words)]
-    masked = torch.cat([part.input_ids for part in drawn])
+    inputs = [masks.sample(batch, 0, 0, "validation-mask") for batch in batches(rows, words)]
+    masked = torch.cat([part.input_ids for part in inputs])
     labels = torch.full_like(masked, -100).scatter(
-        1, torch.cat([part.positions for part in drawn]), torch.cat([part.targets for part in drawn])
+        1, torch.cat([part.positions for part in inputs]), torch.cat([part.targets for part in inputs])
     )
     assert ((masked == tokenizer.mask_token_id) == (labels != -100)).all()
     assert (torch.where(labels == -100, masked, labels) == rows).all()

@@ -32,9 +32,9 @@ def trained(prepared: Path, objective: str, kernels: str) -> list[float]:
     trained = setup.objective().train()
     optimizer, losses = torch.optim.AdamW(trained.parameters(), 1e-3), []
     for step in range(4):
-        drawn = trained.draw(next(iter(setup.batches().at(step))), seed=0, step=step)
-        sums = trained(drawn)
-        loss = sum(weight * sums[name] / drawn.counts[name] for name, weight in trained.loss_weights.items())
+        inputs = trained.sample(next(iter(setup.batches().at(step))), seed=0, step=step)
+        sums = trained(inputs)
+        loss = sum(weight * sums[name] / inputs.counts[name] for name, weight in trained.loss_weights.items())
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -43,7 +43,7 @@ def poison(monkeypatch, bad_steps: set[int]) -> None:
     def before(trainer: loop.Trainer, step: int) -> None:
         forward = trainer.objective.forward
         if step in bad_steps:
-            trainer.objective.forward = lambda drawn: {k: v * float("inf") for k, v in forward(drawn).items()}
+            trainer.objective.forward = lambda inputs: {k: v * float("inf") for k, v in forward(inputs).items()}
 
     def after(trainer: loop.Trainer, step: int) -> None:
         trainer.objective.__dict__.pop("forward", None)
@@ -104,18 +104,18 @@ class Sums(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.w = nn.Parameter(torch.tensor([2.0]))
-        self.drawn, self.after = [], []
+        self.inputs, self.after = [], []
 
-    def draw(self, x: torch.Tensor, seed: int, step: int) -> SimpleNamespace:
-        self.drawn.append((seed, step))
+    def sample(self, x: torch.Tensor, seed: int, step: int) -> SimpleNamespace:
+        self.inputs.append((seed, step))
         return SimpleNamespace(input_ids=x, counts={"a": torch.tensor(len(x)), "b": (x > 1).sum()})
 
     def forward(self, part: SimpleNamespace) -> dict[str, torch.Tensor]:
         x = part.input_ids
         return {"a": (self.w * x).sum(), "b": (self.w * x)[x > 1].sum()}
 
-    def after_step(self, drawn: list, updated: torch.Tensor, world: World) -> dict[str, torch.Tensor]:
-        self.after.append(([part.input_ids.tolist() for part in drawn], bool(updated), self.w.item()))
+    def after_step(self, inputs: list, updated: torch.Tensor, world: World) -> dict[str, torch.Tensor]:
+        self.after.append(([part.input_ids.tolist() for part in inputs], bool(updated), self.w.item()))
         return {}
 
 
@@ -156,13 +156,13 @@ def test_a_step_in_closed_form() -> None:
     trainer = trainer_of(objective)
     w = 2.0
     for step, factor in ((1, 2 / 4), (5, 1 - 1 / 6), (6, 1 - 2 / 6)):
-        objective.drawn.clear()
+        objective.inputs.clear()
         trainer.train_step(step)
         expected = {"loss": w * GRADIENT, "norm": GRADIENT, "finite": 1.0}
         assert trainer._lagged.pop() == (step, pytest.approx(expected, rel=1e-6))
         w -= 0.1 * factor * 3.0
         assert objective.w.item() == pytest.approx(w, rel=1e-6)
-        assert objective.drawn == [(7, step)] * 2
+        assert objective.inputs == [(7, step)] * 2
         assert objective.after[-1] == ([[1, 2, 3], [5]], True, objective.w.item())
     objective.w.register_hook(lambda grad: grad * torch.inf)  # the loss itself stays finite
     trainer.train_step(7)
@@ -292,13 +292,13 @@ def test_a_step_waits_for_nothing(position: str, optimizer: str, whole_word: boo
     batch = Batch(torch.randint(5, 8, (4, 12)), torch.arange(4), noted=noted)
     lagged = LaggedScalars()
     with NoWaiting():
-        drawn = objective.draw(batch, 0, 0)
-        loss = objective(drawn)["mlm"] / drawn.counts["mlm"]
+        inputs = objective.sample(batch, 0, 0)
+        loss = objective(inputs)["mlm"] / inputs.counts["mlm"]
         loss.backward()
         norm = clip_gradients(objective.parameters(), 1.0)
         finite = loss.isfinite() & norm.isfinite()
         guarded_step(optimizer, 1e-3, finite)
-        measured = objective.after_step([drawn], finite)
+        measured = objective.after_step([inputs], finite)
         state = [*objective.state_dict().values(), *flatten_optimizer(optimizer)[0].values()]
         assert lagged.push(0, {"loss": loss, "finite": finite, "state_finite": all_finite(state)}) is None
     assert lagged.pop() == (0, {"loss": pytest.approx(loss.item()), "finite": 1.0, "state_finite": 1.0})

@@ -11,7 +11,7 @@ from torch import nn
 
 from fastbert.data.stages import StageOptions, all_shapes
 from fastbert.errors import UserError
-from fastbert.model.encoder import Block, Encoder, adapt
+from fastbert.model.encoder import Block, Encoder, set_execution
 from fastbert.model.options import EncoderOptions
 from fastbert.pretraining.build import build_trainer
 from fastbert.pretraining.options import PretrainMachineOptions, PretrainOptions
@@ -90,7 +90,7 @@ def test_compiled_code() -> None:
     ids, keys = torch.arange(24).view(2, 12), torch.tensor([5, 6], dtype=torch.int32)
     found = []
     for compiled in (False, True):
-        adapt(encoder, compiled, checkpointing=False)
+        set_execution(encoder, compiled, checkpointing=False)
         hidden = encoder(ids, row_keys=keys)
         found.append([hidden, *torch.autograd.grad(hidden.square().sum(), list(encoder.blocks.parameters()))])
     for ours, eager in zip(*found, strict=True):
@@ -130,7 +130,7 @@ def test_no_shape_of_a_run_is_left_to_eager_code() -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Block, "compile", lambda self: nn.Module.compile(self, backend=backend))
-        adapt(encoder, compiled=True, checkpointing=False)
+        set_execution(encoder, compiled=True, checkpointing=False)
     shapes = all_shapes(StageOptions(first_length=8, initial_batch_size=2), batch_size=4, length=16)
     assert shapes == {(4, 8), (8, 8), (2, 16), (4, 16)}
     parts = {(rows, length) for batch, length in shapes for rows in (min(3, batch), batch % 3 or 3)}
@@ -149,7 +149,7 @@ def test_checkpointing_keeps_less_and_gives_the_same_bits() -> None:
     ids, keys = torch.arange(128).view(2, 64) % 50, torch.tensor([5, 6], dtype=torch.int32)
     gradients, saved = [], []
     for checkpointing in (False, True):
-        adapt(encoder, compiled=False, checkpointing=checkpointing)
+        set_execution(encoder, compiled=False, checkpointing=checkpointing)
         sizes = []
         with torch.autograd.graph.saved_tensors_hooks(lambda x: sizes.append(x.numel()) or x, lambda x: x):  # noqa: B023 (called within)
             loss = encoder(ids, row_keys=keys).square().mean()

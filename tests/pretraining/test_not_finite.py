@@ -214,5 +214,5 @@ def test_checkpoints_of_older_versions(short, tmp_path, capsys, monkeypatch) -> 
     assert f"newest finite checkpoint is {run}/checkpoints/step-00000015" in capsys.readouterr().err
     assert main(["pretrain", "--resume", str(run)]) == 0
     message = capsys.readouterr().err
-    assert f"{last.path} holds numbers" in message and "going on from step-00000015" in message
+    assert f"{last.path} holds numbers" in message and "step-00000015 is used" in message
     assert_same_run(whole, run)

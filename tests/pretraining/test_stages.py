@@ -44,17 +44,17 @@ def metrics(run: Path) -> list[dict]:
 )
 def test_resumes_exactly_within_and_between_stages(flags, tmp_path, monkeypatch, more) -> None:
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    drawn: list[tuple[int, int]] = []
+    batched: list[tuple[int, int]] = []
 
     def watch(trainer: loop.Trainer, step: int) -> None:
         batches = list(trainer.batches.at(step))
         assert {len(batch.input_ids) for batch in batches} == {64 // batches[0].input_ids.shape[1]}  # micro-batches
-        drawn.append((sum(len(batch.input_ids) for batch in batches), batches[0].input_ids.shape[1]))
+        batched.append((sum(len(batch.input_ids) for batch in batches), batches[0].input_ids.shape[1]))
 
     with monkeypatch.context() as patch:
         around_steps(patch, watch)
         assert main(["pretrain", *flags, *STAGED, *more, "--out", str(whole)]) == 0
-    assert drawn == SHAPES
+    assert batched == SHAPES
     arguments = [*flags, *STAGED, *more, "--out", str(broken)]
     for step in (2, 4, 6, 8, 10):  # within a stage, and at the first step of one
         with monkeypatch.context() as patch:
@@ -165,15 +165,15 @@ def test_a_timed_step_is_a_whole_training_step(prepared, monkeypatch) -> None:
         real = getattr(owner, name)
         monkeypatch.setattr(owner, name, lambda *given: calls.append((name, note(*given))) or real(*given))
 
-    spy(objective, "draw", lambda batch, *_: (len(batch.row_indices), objective.training))
-    spy(objective, "forward", lambda drawn: all(p.grad is None for p in objective.parameters()))
+    spy(objective, "sample", lambda batch, *_: (len(batch.row_indices), objective.training))
+    spy(objective, "forward", lambda inputs: all(p.grad is None for p in objective.parameters()))
     spy(training_step, "clip_gradients", lambda *_: all(p.grad is not None for p in objective.parameters()))
     spy(training_step, "guarded_step")
-    spy(objective, "after_step", lambda drawn, finite, world: (len(drawn), bool(finite)))
+    spy(objective, "after_step", lambda inputs, finite, world: (len(inputs), bool(finite)))
     found = budget.time_training(setup, objective, 1e-9, BatchPlan.constant(4, 32), 1)
     assert found.count == 1  # and one to warm up
-    drawn = [("draw", (3, True)), ("draw", (1, True)), ("forward", True), ("forward", False)]
-    assert calls == [*drawn, ("clip_gradients", True), ("guarded_step", None), ("after_step", (2, True))] * 2
+    sampled = [("sample", (3, True)), ("sample", (1, True)), ("forward", True), ("forward", False)]
+    assert calls == [*sampled, ("clip_gradients", True), ("guarded_step", None), ("after_step", (2, True))] * 2
     assert all(torch.equal(tensor, before[name]) for name, tensor in objective.state_dict().items())
 
 
@@ -218,7 +218,7 @@ def test_only_active_options_name_the_experiment(prepared) -> None:
     [
         (["--first-length", "64"], "first_length 64 is not shorter than length 32"),
         (["--first-length", "12"], "choose a first_length that divides length"),
-        (["--initial-batch-size", "3"], "initial_batch_size 3 is no part of batch_size 4"),
+        (["--initial-batch-size", "3"], "initial_batch_size 3 does not divide batch_size 4"),
         (["--batch-warmup", "13"], "the batch grows for 13 steps, longer than the run of 12"),
         (["--first-fraction", "1.5"], "--first-fraction must lie in (0, 1), not 1.5"),
         (["--first-length", "2", "--batch-size", "65536", "--initial-batch-size", "32768"], "less than one batch of"),

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 from transformers import ElectraForPreTraining
 
@@ -25,8 +26,12 @@ def test_killed_and_resumed_to_the_bit(objective: str, short, tmp_path) -> None:
     chosen = [*short, "--objective", objective, "--document-mask"]
     assert main(["pretrain", *chosen, "--out", str(whole)]) == 0
     run_and_die("step", 5, ["pretrain", *chosen, "--out", str(broken)])
-    assert main(["pretrain", "--resume", str(broken)]) == 0
+    assert main(["pretrain", "--resume", str(broken), *chosen]) == 0  # sizes that are not given are those of the run
     assert_same_run(whole, broken)
+    stored = yaml.safe_load((broken / "config.yaml").read_text())
+    assert stored["electra"]["generator_scale"] == (0.25 if objective == "electra" else None)
+    controller = [stored["multiple_choice"][f"controller_{name}"] for name in ("layers", "width")]
+    assert controller == ([2, 8] if objective == "multiple-choice" else [None, None])
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)

@@ -8,6 +8,7 @@ import pytest
 
 from fastbert.errors import UserError
 from fastbert.report.comparison import differences, examples, named_apart, page_path, read_once, warnings_of
+from fastbert.report.curves import curves_svg
 from fastbert.report.interactive import baseline, curve_data
 from fastbert.report.runs import read_run
 from tests.flags import main
@@ -44,7 +45,7 @@ def test_why_runs_cannot_be_compared(run_folder) -> None:
     assert "d: unfinished: step 40 of 40" in texts and "different numbers of sequences" in texts
 
 
-def test_names_are_told_apart_and_a_folder_counts_once(run_folder) -> None:
+def test_names_are_distinct_and_a_folder_counts_once(run_folder) -> None:
     a, b, c = run_folder("one/x"), run_folder("two/x"), run_folder("y")
     runs = named_apart(read_once([str(a), f"{a}/", str(b), str(c), str(a.parent / ".." / "y")]))
     assert [run.name for run in runs] == [str(a), str(b), "y"]
@@ -70,13 +71,17 @@ def test_the_entropy_is_a_line_only_where_all_losses_can_be_compared_with_it(run
     assert baseline([a, b]) is None and baseline([read_run(run_folder("c", finished=False))]) is None
 
 
-def test_panels_of_curves(run_folder) -> None:
+def test_panels_of_curves(run_folder, tmp_path) -> None:
     lost = [{"step": 2, "split": "train", "loss": float("nan")}, {"step": 4, "split": "train", "loss": 1.0}]
     data = curve_data([read_run(run_folder("a")), read_run(run_folder("b", lost)), read_run(run_folder("c", []))])
     assert [(panel["title"], [one["run"] for one in panel["curves"]]) for panel in data["panels"]] == [
         *(("training loss", [0, 1]), ("validation loss", [0]), ("validation accuracy", [0])),
     ]
     assert data["panels"][0]["curves"][1]["y"] == [None, 1.0]
+    odd = [{"step": 2, "split": "validation", "loss": 1.0, "<b>$\\frac$": 0.5, "\u202ex": 1}]
+    titles = [panel["title"] for panel in curve_data([read_run(run_folder("d", odd))])["panels"]]
+    assert titles[1:] == ["validation &lt;b&gt;$\\frac$", "validation \\u202ex"]
+    assert "&lt;b&gt;$\\frac$" in curves_svg(read_run(tmp_path / "d"), None)
     assert [panel["percent"] for panel in data["panels"]] == [False, False, True]
 
 

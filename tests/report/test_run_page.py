@@ -39,8 +39,9 @@ def test_options_that_differ_come_first_and_all_in_a_fold(page: str) -> None:
     before, fold = page.split("<details>")
     assert all(f"<td>{flag}</td>" in before for flag in ("--seed", "--batch-size", "--steps", "--data"))
     assert "--layers" not in before and "<td>--layers</td>" in fold and "<td>--seed</td>" in fold
-    idle = fold.split("without effect")[1]
+    active, idle = fold.split("without effect")
     assert "--electra.loss-weight" in idle and "--mlm.mask-rate" not in idle
+    assert "--electra.loss-weight" not in active and "--mlm.mask-rate" in active
 
 
 def test_a_loss_above_the_entropy_and_one_that_is_not_finite(run_folder) -> None:
@@ -68,14 +69,13 @@ def test_each_session_is_a_column(run_folder) -> None:
     assert rows["from step"] == ["0", "20"] and rows["GPUs"] == ["none", "H200"] and rows["torch"] == ["2.13.0", "–"]
 
 
-@pytest.mark.parametrize("objective", ["electra", "multiple-choice"])
-def test_a_trained_run_has_its_page_and_can_be_compared(objective, flags, tmp_path: Path, capsys) -> None:
-    run = tmp_path / objective
-    flags = [*flags, "--objective", objective, "--steps", "4", "--log-every", "2", "--eval-every", "4"]
+def test_a_trained_run_has_its_page_and_can_be_compared(flags, tmp_path: Path, capsys) -> None:
+    run = tmp_path / "run"
+    flags = [*flags, "--objective", "electra", "--steps", "4", "--log-every", "2", "--eval-every", "4"]
     assert main(["pretrain", *flags, "--out", str(run)]) == 0
     assert f"Report  {run / 'report' / 'index.html'}" in capsys.readouterr().out
     found = Texts((run / "report" / "index.html").read_text())
-    assert f"Objective {objective}" in found.text and "tokens held out" in found.text and "svg" in found.tags
+    assert "Objective electra" in found.text and "tokens held out" in found.text and "svg" in found.tags
     summary = read_run(run).summary
     last = read_run(run).column("train", "flops")[-1]
     assert last == (4, summary["flops"]) and summary["parameters"] > 0

@@ -47,11 +47,13 @@ def test_damaged_and_repeated_records_are_named(run_folder) -> None:
     run = run_folder("a", [*records_at(2, 0.1), *records_at(2, 0.2), *records_at(4, 0.2)])
     lines = (run / "metrics.jsonl").read_text().splitlines()
     lines[1:1] = ['{"step": 3, "spl', "[]"]
-    lines[-1] = lines[-1].replace('"loss": ', '"loss": NaN, "was": ')
+    lines += [f'{{"step": {step}, "split": "train", "loss": 1}}' for step in (10**400, -1)]
+    lines[4] = lines[4].replace('"loss": ', '"loss": NaN, "was": ')
     (run / "metrics.jsonl").write_text("\n".join(lines) + "\n")
     found = read_run(run)
     assert found.warnings[0] == "damaged lines in metrics.jsonl, left out: 2, 3"
-    assert "repeated records" in found.warnings[1]
+    assert found.warnings[1] == "records with impossible steps in metrics.jsonl, left out: 2"
+    assert "repeated records" in found.warnings[2] and found.done == 4
     assert [value for _, value in found.column("train", "lr")] == [0.2, 0.2]
     assert found.column("train", "loss")[-1] == (4, None)
 
@@ -72,6 +74,7 @@ def test_missing_records_and_a_damaged_summary_are_warnings(run_folder) -> None:
     [
         ("results.json", "holds the results of a fine-tuning"),
         ("results.jsonl", "is a sweep or an ablation, whose own page is report/report.html"),
+        ("glue.md", "holds fine-tunings on several tasks"),
         ("dataset.json", "holds prepared data"),
         ("state.json", "is a checkpoint"),
         ("config.json", "is a model without the records of its training"),
@@ -86,8 +89,12 @@ def test_other_folders_are_refused_by_name(run_folder, name: str, message: str) 
 
 def test_what_is_no_run_is_refused(run_folder, tmp_path) -> None:
     run = run_folder("runs/a")
-    with pytest.raises(UserError, match=r"is no run, but there are some in it, such as .*runs/a"):
+    with pytest.raises(UserError, match=r"is no run, but holds runs, such as .*runs/a"):
         read_run(run.parent)
+    (run / "result.json").write_text("{}")
+    with pytest.raises(UserError, match="is no run; give"):
+        read_run(run.parent)
+    (run / "result.json").unlink()
     with pytest.raises(UserError, match=r"there is no folder .*runs/b"):
         read_run(run.parent / "b")
     with pytest.raises(UserError, match="is a file; give a folder"):
@@ -130,7 +137,7 @@ def test_the_plot_of_a_run_is_the_same_bytes_and_loads_nothing(run_folder) -> No
     records = [{"step": n, "split": "train", "loss": 9 - n / 1e4, "lr": 0.1, "tokens": n} for n in range(1, 20_001)]
     run = read_run(run_folder("a", records))
     svg = curves_svg(run, 6.0)
-    assert svg == curves_svg(run, 6.0) and svg.startswith("<svg ") and len(svg) < 200_000
+    assert svg == curves_svg(run, 6.0) and "<svg role=" in svg and len(svg) < 200_000
     assert "unigram entropy 6.00" in svg and "var(--text)" in svg and "#010203" not in svg
     assert "unigram" not in curves_svg(run, None)
     for word in ("<script", "<image", "@import", 'href="http'):

@@ -105,7 +105,7 @@ def test_variants_may_not_change_what_is_held_equal(tmp_path, key, value, reason
         ({"variants": {}}, "must be a mapping"),
         ({"variants": ["a", "b"]}, "must be a mapping"),
         ({"variants": {"a": None, "b": {"postion": "tupe-r"}}}, "variants: b: unknown option 'postion'; did you mean"),
-        ({"variants": {"a": None, "b": {"position": "tupe-x"}}}, "variants: b: unknown position scheme 'tupe-x'"),
+        ({"variants": {"a": None, "b": {"position": "tupe-x"}}}, "variants: b: unknown position encoding 'tupe-x'"),
         ({"variants": {"a": None, "b": {}}}, "b and a have the same options"),
         ({"variants": {"a": None, 3: {"norm": "pre"}}}, "put it in quotes"),
         ({"baseline": "absolut"}, "did you mean 'absolute'"),

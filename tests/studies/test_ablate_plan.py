@@ -366,7 +366,7 @@ def test_the_same_is_asked_where_losses_are_compared(planned) -> None:
     for variant in study.variants:
         setup = variant.setup
         batches = validation_batches(setup.rows("validation"), 8, 8, setup.device)
-        (inputs,) = [setup.objective().draw(batch, MASK_SEED, 0, "validation-mask") for batch in batches]
+        (inputs,) = [setup.objective().sample(batch, MASK_SEED, 0, "validation-mask") for batch in batches]
         asked[variant.name] = [inputs.positions.tolist(), inputs.targets.tolist()]
     assert {name for name in asked if asked[name] != asked["a"]} == {"rate", "words"} == set(study.incomparable)
     assert study.incomparable["rate"] == "mlm.mask_rate: 0.4 instead of 0.15"

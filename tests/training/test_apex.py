@@ -1,4 +1,4 @@
-"""`machine.apex`: used where it is asked for and nowhere else, refused where it cannot be had, equal to torch's AdamW
+"""`machine.apex`: used only if it is set, refused where it cannot be used, equal to torch's AdamW
 (the stand-in computes the formula), and resumed from it and by it."""
 
 import json
@@ -45,7 +45,7 @@ def test_it_is_never_selected_implicitly(apex) -> None:
     assert type(built(model(), True)) is apex_stand_in.FusedAdam
 
 
-def test_what_cannot_have_it_is_refused(monkeypatch) -> None:
+def test_refused_where_it_cannot_be_used(monkeypatch) -> None:
     for module in ("apex", "apex.optimizers", "apex.multi_tensor_apply"):
         monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(UserError, match=r"cannot be imported .*https://github.com/NVIDIA/apex .*leave --machine.apex"):
@@ -58,7 +58,7 @@ def test_what_cannot_have_it_is_refused(monkeypatch) -> None:
     with pytest.raises(UserError, match=r"No module named 'apex\.multi_tensor_apply'.*on PyPI is another project"):
         check_apex("adamw", CUDA)
     apex_stand_in.install(monkeypatch, available=False)
-    with pytest.raises(UserError, match="without them: build it"):
+    with pytest.raises(UserError, match="lacks them: build it"):
         check_apex("adamw", CUDA)
     apex_stand_in.install(monkeypatch, fused_adam=type("FusedAdam", (torch.optim.SGD,), {}))
     with pytest.raises(UserError, match="the installed one is older"):
@@ -128,8 +128,8 @@ def test_a_checkpoint_is_continued_with_and_without_it(kinds: tuple[bool, bool],
         torch.testing.assert_close(ours, torchs, rtol=1e-5, atol=1e-6)
     # What is saved now is what the second optimizer would have saved from the start.
     plain = flatten_optimizer(built(model(), kinds[1]))[1]["param_groups"]["list"]
-    kept = flatten_optimizer(optimizers[1])[1]["param_groups"]["list"]
-    names = [[{name for name, _ in group["dict"]} for group in groups] for groups in (plain, kept)]
+    resumed = flatten_optimizer(optimizers[1])[1]["param_groups"]["list"]
+    names = [[{name for name, _ in group["dict"]} for group in groups] for groups in (plain, resumed)]
     assert names[0] == names[1]
 
 
@@ -145,7 +145,7 @@ def test_unequal_counts_are_refused(apex) -> None:
         restore_optimizer(built(module, True), *flatten_optimizer(optimizer))
 
 
-def test_runs_use_it_and_say_so(flags, tmp_path, apex, monkeypatch) -> None:
+def test_runs_use_it_and_record_it(flags, tmp_path, apex, monkeypatch) -> None:
     """Pretraining and fine-tuning, on a CPU that counts as a GPU here."""
     for job in (pretraining.setup, finetuning.setup):
         monkeypatch.setattr(job, "check_apex", lambda optimizer, device: None)

@@ -24,13 +24,13 @@ from tests.stand_ins import free_space
 
 
 @pytest.fixture
-def said():
+def messages():
     return []
 
 
 @pytest.fixture
-def checkpointer(tmp_path, said):
-    return Checkpointer(tmp_path / "checkpoints", 3, said.append)
+def checkpointer(tmp_path, messages):
+    return Checkpointer(tmp_path / "checkpoints", 3, messages.append)
 
 
 def tensors(seed=0):
@@ -67,8 +67,8 @@ def test_round_trip_is_exact(checkpointer):
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_what_is_not_finite_is_not_saved(checkpointer, bad):
-    """Neither are its metric and its state, which is JSON; what is there stays as it was."""
+def test_tensors_that_are_not_finite_are_not_saved(checkpointer, bad):
+    """Nor are metrics and state, which are JSON; earlier checkpoints are unchanged."""
     checkpointer.save(1, tensors(), {}, bad)
     before = {path: path.read_bytes() for path in checkpointer.folder.rglob("*") if path.is_file()}
     for group, name in (("model", "b"), ("optimizer", "0.step")):
@@ -95,7 +95,7 @@ def test_shared_and_strided_tensors(checkpointer):
     group = {
         "base": base,
         "tied": base,
-        "turned": base.t(),
+        "transposed": base.t(),
         "row": base[2],
         "strided": base[::2, 1:3],
         "lone": torch.randn(9)[3:],
@@ -119,18 +119,18 @@ def test_no_checkpoint_at_all(checkpointer, tmp_path):
     keep_last=st.integers(1, 3),
 )
 @settings(max_examples=25, deadline=None)
-def test_last_ones_and_best_are_kept(tmp_path_factory, metrics, keep_last):
+def test_last_and_best_are_retained(tmp_path_factory, metrics, keep_last):
     folder = tmp_path_factory.mktemp("prune")
     checkpointer = Checkpointer(folder, keep_last, print)
     for step, metric in enumerate(metrics):
         checkpointer.save(step, {}, {}, metric)
-    kept = {int(path.name[5:]) for path in checkpointer.paths()}
+    retained = {int(path.name[5:]) for path in checkpointer.paths()}
     expected = set(range(len(metrics))[-keep_last:])
     finite = {step: metric for step, metric in enumerate(metrics) if metric is not None and math.isfinite(metric)}
     if finite:
         expected.add(min(finite, key=lambda step: finite[step]))
-    assert kept == expected
-    assert {path.name for path in folder.iterdir()} == {f"step-{step:08d}" for step in kept}
+    assert retained == expected
+    assert {path.name for path in folder.iterdir()} == {f"step-{step:08d}" for step in retained}
     shutil.rmtree(folder)
 
 
@@ -179,7 +179,7 @@ def edit_manifest(path):
     ],
     ids=["truncated", "flipped", "deleted", "state edited", "state deleted", "manifest edited", "cut", "list", "gone"],
 )
-def test_damage_is_named_and_the_one_before_is_used(checkpointer, said, damage, file, what):
+def test_damage_is_reported_and_the_previous_checkpoint_used(checkpointer, messages, damage, file, what):
     for step in (100, 200):
         checkpointer.save(step, tensors(step), {"step": step})
     path = checkpointer.paths()[-1]
@@ -190,7 +190,7 @@ def test_damage_is_named_and_the_one_before_is_used(checkpointer, said, damage, 
     loaded = checkpointer.load_latest()
     assert loaded.step == 100
     assert_same(loaded.tensors, tensors(100))
-    assert len(said) == 1 and str(path / file) in said[0] and "going on from step-00000100" in said[0]
+    assert len(messages) == 1 and str(path / file) in messages[0] and "; step-00000100 is used" in messages[0]
     damage_all = checkpointer.paths()[0]
     (damage_all / "state.json").write_text("{}")
     with pytest.raises(UserError, match=r"no checkpoint in .* is whole.*step-00000200.*step-00000100"):
@@ -205,9 +205,9 @@ def test_every_flipped_bit_is_found(checkpointer):
     for file in sorted(path.iterdir()):
         content = file.read_bytes()
         for _ in range(40):
-            place, bit = pick.randrange(len(content)), pick.randrange(8)
+            position, bit = pick.randrange(len(content)), pick.randrange(8)
             changed = bytearray(content)
-            changed[place] ^= 1 << bit
+            changed[position] ^= 1 << bit
             file.write_bytes(changed)
             try:
                 loaded = read_checkpoint(path)
@@ -229,11 +229,11 @@ def test_a_newer_format_and_a_renamed_folder_are_refused(checkpointer, monkeypat
         read_checkpoint(renamed)
 
 
-def test_damaged_later_checkpoint_does_not_push_out_the_new_one(tmp_path, said):
-    checkpointer = Checkpointer(tmp_path, 1, said.append)
+def test_damaged_later_checkpoint_does_not_displace_the_new_one(tmp_path, messages):
+    checkpointer = Checkpointer(tmp_path, 1, messages.append)
     checkpointer.save(200, tensors(), {})
     (tmp_path / "step-00000200" / "state.json").unlink()
-    checkpointer.save(150, tensors(), {})  # the run went on from an earlier step
+    checkpointer.save(150, tensors(), {})  # the run resumed from an earlier step
     assert checkpointer.load_latest().step == 150
     checkpointer.save(200, tensors(), {})
     assert checkpointer.load_latest().step == 200 and [p.name for p in checkpointer.paths()] == ["step-00000200"]
@@ -272,14 +272,14 @@ def test_killed_saves_lose_nothing(tmp_path):
         except EOFError:
             pass
         interrupted += any(path.name.endswith(".tmp") for path in tmp_path.iterdir())
-        said = []
-        checkpointer = Checkpointer(tmp_path, 2, said.append)
+        messages = []
+        checkpointer = Checkpointer(tmp_path, 2, messages.append)
         loaded = checkpointer.load_latest()
-        assert said == [] and loaded.step >= finished and loaded.state == {"step": loaded.step}
+        assert messages == [] and loaded.step >= finished and loaded.state == {"step": loaded.step}
         assert all((t == loaded.step).all() for group in loaded.tensors.values() for t in group.values())
         assert not any(path.name.startswith(".") for path in tmp_path.iterdir())
         assert all(read_checkpoint(path) for path in checkpointer.paths())
-    assert interrupted > 3  # some kills did hit a save halfway
+    assert interrupted > 3  # several kills hit a save halfway
 
 
 def test_killed_between_the_two_renames_of_a_replacement(tmp_path):
@@ -301,7 +301,7 @@ def full_disk_of_safetensors(*arguments, **options):
 @pytest.mark.parametrize(
     ("target", "failure"), [("os.fsync", full_disk), ("safetensors.torch.save_file", full_disk_of_safetensors)]
 )
-def test_full_disk_leaves_older_ones(checkpointer, monkeypatch, tmp_path, target, failure):
+def test_full_disk_leaves_older_checkpoints(checkpointer, monkeypatch, tmp_path, target, failure):
     checkpointer.save(1, tensors(1), {})
     monkeypatch.setattr(target, failure)
     with pytest.raises(UserError, match=r"the disk is full.*step-00000002"):
@@ -325,7 +325,7 @@ def test_no_permission(tmp_path):
         Checkpointer(tmp_path / "checkpoints", 1, print)
 
 
-def test_nothing_kept_is_refused(tmp_path):
+def test_retaining_nothing_is_refused(tmp_path):
     with pytest.raises(UserError, match="keep_last is 0"):
         Checkpointer(tmp_path, 0, print)
 
@@ -337,8 +337,8 @@ def test_space_is_checked_before(tmp_path, monkeypatch):
         check_space(tmp_path / "not" / "yet", 5_100_000_000)
 
 
-def test_a_place_without_folders():
-    with pytest.raises(UserError, match="no folder can be made at /proc/fastbert/checkpoints"):
+def test_a_path_without_folders():
+    with pytest.raises(UserError, match="no folder can be created at /proc/fastbert/checkpoints"):
         Checkpointer("/proc/fastbert/checkpoints", 1, print)
 
 

@@ -1,4 +1,4 @@
-"""Updates that were skipped are counted and said, and the fifth in a row ends the training with advice."""
+"""Skipped updates are counted and reported, and the fifth in a row ends the training with advice."""
 
 from dataclasses import dataclass
 
@@ -19,23 +19,23 @@ BAD = {"loss": float("inf"), "norm": 3.0, "finite": 0.0}
 
 
 def test_good_updates_end_a_row_of_bad_ones() -> None:
-    counts, said = Counts(), []
-    made = [guard(counts, step, BAD if step % 5 else GOOD, said.append, lambda: "") for step in range(20)]
+    counts, messages = Counts(), []
+    made = [guard(counts, step, BAD if step % 5 else GOOD, messages.append, lambda: "") for step in range(20)]
     assert made == [step % 5 == 0 for step in range(20)]
     assert (counts.skipped, counts.skipped_in_row) == (16, 4)
-    assert len(said) == 16 and said[0] == "step 2: loss inf, gradient norm 3; update skipped"
+    assert len(messages) == 16 and messages[0] == "step 2: loss inf, gradient norm 3; update skipped"
 
 
 def test_five_in_a_row_end_the_training() -> None:
-    counts, said, asked = Counts(skipped=7), [], []
+    counts, messages, asked = Counts(skipped=7), [], []
 
     def advice() -> str:
         asked.append(1)
         return "; rest a while"
 
     for step in range(4):
-        assert not guard(counts, step, BAD, said.append, advice)
+        assert not guard(counts, step, BAD, messages.append, advice)
     assert not asked
     with pytest.raises(UserError, match=r"not finite in 5 steps in a row, up to step 5; rest a while$"):
-        guard(counts, 4, BAD, said.append, advice)
-    assert counts.skipped == 12 and len(said) == 5
+        guard(counts, 4, BAD, messages.append, advice)
+    assert counts.skipped == 12 and len(messages) == 5

@@ -1,4 +1,4 @@
-"""Finite or not, as torch.isfinite says of every number, without waiting and for whatever a checkpoint holds."""
+"""Finite or not, as torch.isfinite finds for every number, without waiting and for all tensors of a checkpoint."""
 
 import math
 
@@ -17,7 +17,7 @@ TYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 @pytest.mark.parametrize("form", [finite.foreach_bounds, finite.extremes])
 @given(values=st.lists(st.lists(NUMBER, max_size=5), max_size=4), dtypes=st.lists(st.sampled_from(TYPES), min_size=4))
 @settings(max_examples=60, deadline=None)
-def test_as_torch_says(form, values, dtypes) -> None:
+def test_equals_torch(form, values, dtypes) -> None:
     """In the form for GPUs too, which CPUs compute slowly."""
     tensors = [torch.tensor(row).to(dtype) for row, dtype in zip(values, dtypes, strict=False)]
     expected = all(tensor.isfinite().all() for tensor in tensors)
@@ -30,27 +30,27 @@ def test_as_torch_says(form, values, dtypes) -> None:
 @pytest.mark.parametrize("form", [finite.foreach_bounds, finite.extremes])
 @pytest.mark.parametrize("dtype", TYPES)
 def test_one_number_of_many(form, dtype) -> None:
-    """Vectorized and not, at the edges of blocks; and the largest numbers there are do not overflow."""
+    """Vectorized and not, at the edges of blocks; and the largest finite numbers do not overflow."""
     numbers = torch.full((100_003,), torch.finfo(dtype).max, dtype=dtype)
     numbers[::2] *= -1
     assert torch.stack(form([numbers, numbers.view(1, -1).mT])).isfinite().all()
-    for place in (0, 63, 64, 50_001, 100_002):
+    for index in (0, 63, 64, 50_001, 100_002):
         for bad in (math.nan, math.inf, -math.inf):
             other = numbers.clone()
-            other[place] = bad
+            other[index] = bad
             assert not torch.stack(form([numbers, other])).isfinite().all()
 
 
 @pytest.mark.parametrize("form", [finite.foreach_bounds, finite.extremes])
-def test_what_has_no_infinities_is_finite(form, monkeypatch) -> None:
+def test_integers_and_empty_tensors_are_finite(form, monkeypatch) -> None:
     monkeypatch.setattr(finite, "extremes", form)
     assert all_finite([])
     assert all_finite([torch.arange(3), torch.tensor([True]), torch.zeros(0), torch.zeros(0, 3), torch.tensor(7.0)])
 
 
-def test_names_what_is_not_finite() -> None:
+def test_error_names_tensors_that_are_not_finite() -> None:
     good, bad = torch.ones(2, 3), torch.tensor([1.0, math.nan])
     require_finite({"model": {"a": good}, "optimizer": {}}, "it")
-    groups = {"model": {"a": good, "b": bad}, "optimizer": {f"m{place}": -bad for place in range(4)}}
+    groups = {"model": {"a": good, "b": bad}, "optimizer": {f"m{index}": -bad for index in range(4)}}
     with pytest.raises(NotFiniteError, match=r"^it holds .*: model b, optimizer m0, optimizer m1 and 2 more$"):
         require_finite(groups, "it")

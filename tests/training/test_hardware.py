@@ -108,7 +108,7 @@ def test_threads():
         torch.set_num_threads(before)
 
 
-def test_memory_is_kept_on_glibc_cpus_only(monkeypatch):
+def test_memory_is_reused_on_glibc_cpus_only(monkeypatch):
     calls = []
     monkeypatch.setattr(ctypes, "CDLL", lambda name: types.SimpleNamespace(mallopt=lambda *call: calls.append(call)))
     library = [""]  # musl, macOS

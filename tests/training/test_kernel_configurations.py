@@ -27,7 +27,7 @@ def test_without_kernels_there_is_nothing_to_fix() -> None:
     assert fix_kernels(torch.device("cpu"), []) is None
 
 
-def test_a_run_keeps_the_configurations_it_started_with() -> None:
+def test_a_run_continues_with_its_first_configurations() -> None:
     first = fix_kernels(GPU, [])
     assert first["device"] == "NVIDIA H200" and first["configurations"]["keys"]["16-bit, to 64"] == [64, 128, 8, 2]
     configurations.save_tuned(TUNED, "NVIDIA H200")  # tuned in between
@@ -37,7 +37,7 @@ def test_a_run_keeps_the_configurations_it_started_with() -> None:
     assert configurations.tiles("keys", "16-bit, to 64") == (32, 64, 4, 1)
 
 
-def test_another_gpu_takes_its_own(monkeypatch) -> None:
+def test_another_gpu_uses_its_own_configurations(monkeypatch) -> None:
     configurations.save_tuned(TUNED, "NVIDIA A100")
     first = fix_kernels(GPU, [])
     report_gpus(monkeypatch, "NVIDIA A100")

@@ -14,7 +14,7 @@ QKV = "blocks.0.attention.qkv.weight"
 SHAPES = {QKV: (24, 8), "words.weight": (11, 8), "zeros.weight": (4, 4), "bias": (8,)}
 
 
-def draw(seed: int) -> dict[str, np.ndarray]:
+def random_weights(seed: int) -> dict[str, np.ndarray]:
     random = np.random.default_rng(seed)
     return {name: random.standard_normal(shape).astype(np.float32) for name, shape in SHAPES.items()}
 
@@ -35,12 +35,12 @@ def papers_update(w: np.ndarray, gradients: list[np.ndarray], rates: list[float]
 
 def test_agrees_with_the_paper() -> None:
     """Over several updates, one of them skipped; q, k and v are three layers, and a bias has no trust ratio."""
-    start = {**draw(0), "zeros.weight": np.zeros((4, 4), np.float32)}
+    start = {**random_weights(0), "zeros.weight": np.zeros((4, 4), np.float32)}
     parameters = {name: nn.Parameter(torch.from_numpy(value.copy())) for name, value in start.items()}
     optimizer = build_optimizer(parameters.items(), OptimizerOptions("lamb", beta2=0.98, weight_decay=0.2), "cpu")
     assert type(optimizer) is LAMB
     rates = [0.1, 0.2, 0.05, 0.1, 0.02]
-    gradients = [draw(step + 1) for step in range(len(rates))]
+    gradients = [random_weights(step + 1) for step in range(len(rates))]
     for step, rate in enumerate(rates):
         for name, parameter in parameters.items():
             parameter.grad = torch.from_numpy(gradients[step][name].copy())
@@ -64,12 +64,12 @@ def test_agrees_with_the_paper() -> None:
 
 
 def test_without_trust_ratios_it_is_adamw() -> None:
-    ours, theirs = ([nn.Parameter(torch.from_numpy(value)) for value in draw(0).values()] for _ in range(2))
+    ours, theirs = ([nn.Parameter(torch.from_numpy(value)) for value in random_weights(0).values()] for _ in range(2))
     optimizer = LAMB([{"params": ours, "weight_decay": 0.3}], lr=0.1, betas=(0.9, 0.98), eps=1e-6)
     oracle = torch.optim.AdamW(theirs, lr=0.1, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.3)
     for step in range(8):
         for parameters in (ours, theirs):
-            for parameter, gradient in zip(parameters, draw(step + 1).values(), strict=True):
+            for parameter, gradient in zip(parameters, random_weights(step + 1).values(), strict=True):
                 parameter.grad = torch.from_numpy(gradient)
         guarded_step(optimizer, 0.1, FINITE)
         oracle.step()

@@ -1,4 +1,4 @@
-"""The records of a run, what people see of it, and the drawing of its curves."""
+"""The records of a run, its progress, TensorBoard, and plots of its curves."""
 
 import io
 import json
@@ -63,7 +63,7 @@ def test_records_are_lines_of_json_written_at_once(tmp_path):
     book.close()
 
 
-def test_what_is_not_finite_becomes_null(tmp_path):
+def test_numbers_that_are_not_finite_become_null(tmp_path):
     with Logbook(tmp_path, 100, quiet=True) as book:
         book.log(1, "train", {"loss": math.nan, "lr": math.inf, "mfu": -math.inf, "ok": 1.0})
 
@@ -102,14 +102,14 @@ def test_records_that_are_not_what_was_logged_are_reported(tmp_path, capsys):
     for later in ([], whole[5:], [*whole[5:], b'{"step": 9, "sp']):  # what a killed run left after its checkpoint
         assert resumed(whole[:5] + later, logged) == ""
     assert resumed([*whole[:4], whole[4].rstrip()], logged) == ""  # all of it is there
-    assert "changed: some of the lines 1 to 5" in resumed([whole[0].replace(b"9", b"7"), *whole[1:]], logged)
+    assert "changed: lines among 1 to 5" in resumed([whole[0].replace(b"9", b"7"), *whole[1:]], logged)
     missing = "missing: 1 of 5 records, by the steps: train after line 2 (step 2)"
     assert missing in resumed(whole[:2] + whole[3:], logged)
     assert "missing: 2 of 5 records, by the steps: train after line 3 (step 3)" in resumed(whole[:3], logged)
     assert "missing: 5 of 5 records" in resumed([], logged)
     assert "damaged: lines 1, 3; missing: 2 of 5" in resumed([b"\xff\n", whole[1], b"[]\n", *whole[3:]], logged)
     assert "repeated: line 2" in resumed([whole[0], *whole], logged)
-    # Checkpoints of before have no tally: then what can be seen is reported.
+    # Without a tally in the checkpoint, only visible damage is reported.
     assert resumed(whole, None) == "" and "damaged: line 2." in resumed([whole[0], b"{\n", *whole[2:]], None)
 
 
@@ -169,16 +169,16 @@ def test_time_left(tmp_path, capsys, clock, seconds, text):
 
 
 def test_time_left_counts_validations_and_checkpoints_apart(tmp_path, capsys, clock):
-    """The seconds that they take do not slow the steps; as many are expected for the rest."""
-    with Logbook(tmp_path, 40) as book:
-        for step in range(1, 21):
-            clock[0] += 6
+    """Their seconds do not count as those of steps, and their mean is expected for the rest."""
+    with Logbook(tmp_path, 100) as book:
+        for step in range(1, 56):
+            clock[0] += 1
             book.advance(step)
-            if step % 10 == 0:
+            if step == 50:
                 with progress("validating"):
                     clock[0] += 60
-    written = re.findall(r"step (1|10|11|20)/40  (.*) left", capsys.readouterr().err)
-    assert written == [("1", "3:54"), ("10", "3:00"), ("11", "5:32"), ("20", "3:00")]
+    written = re.findall(r"step (1|46|51)/100  (.*) left", capsys.readouterr().err)
+    assert written == [("1", "1:39"), ("46", "0:54"), ("51", "1:47")]  # 49 (1 + 60 / 51)
 
 
 def test_unknown_figures_do_not_stop_the_progress(tmp_path, capsys):
@@ -250,7 +250,7 @@ def test_bar_on_a_terminal(tmp_path, monkeypatch, clock):
 
 
 def test_bar_on_a_narrow_terminal(tmp_path, monkeypatch, clock):
-    """A line that is too long would be broken by the terminal and no longer be redrawn in its place."""
+    """A longer line would be wrapped by the terminal, and no longer be redrawn where it was."""
     terminal = as_terminal(monkeypatch, 40)
     with Logbook(tmp_path, 3000) as book:
         clock[0] = 1
@@ -258,7 +258,7 @@ def test_bar_on_a_narrow_terminal(tmp_path, monkeypatch, clock):
         book.log(1200, "train", TRAIN)
         wait_for(terminal, "step 1200/3000  0:02")
     lines = re.sub(r"\x1b\[[?0-9;]*[a-zA-Z]", "\r", terminal.getvalue()).replace("\n", "\r").split("\r")
-    assert max(map(len, lines)) <= 40
+    assert max(map(len, lines)) <= 40 and "\x1b[1A" not in terminal.getvalue()  # nor are there two lines
 
 
 def scalars(folder, tag):
@@ -303,7 +303,7 @@ def test_tensorboard_lists_a_run_by_its_folder_with_options_and_last_values(tmp_
     assert [found[name].sessions[0].status for name in ("base", "half")] == statuses
 
 
-def test_without_tensorboard_one_note(tmp_path, monkeypatch, capsys):
+def test_without_tensorboard_one_warning(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with Logbook(tmp_path, 100, quiet=True) as book:
         book.log(1, "train", TRAIN)
@@ -350,13 +350,13 @@ def test_curves(tmp_path, monkeypatch, accuracy):
 
 
 def test_smoothing_keeps_lines_and_lowers_noise():
-    line = tuple(float(place) for place in range(400))
+    line = tuple(float(index) for index in range(400))
     assert logbook.smoothed(line)[:390] == pytest.approx(line[:390])
     noise = tuple(np.random.default_rng(0).normal(size=2000))
     assert np.std(logbook.smoothed(noise)) < 0.2
     assert logbook.smoothed((3.0,)) == [3.0]
 
 
-def test_no_loss_to_draw(tmp_path):
-    with pytest.raises(UserError, match=r"no loss to draw in .*none\.jsonl"):
+def test_no_loss_to_plot(tmp_path):
+    with pytest.raises(UserError, match=r"no loss to plot in .*none\.jsonl"):
         plot_curves(tmp_path / "none.jsonl", tmp_path / "c.png", title="")

@@ -1,4 +1,4 @@
-"""Muon against torch's, its Newton-Schulz iteration against singular values, and what it is used for."""
+"""Muon against torch's, its Newton-Schulz iteration against singular values, and the parameters that it updates."""
 
 import json
 
@@ -29,7 +29,7 @@ def weights(seed: int) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize(("stacked", "dtype"), [(2**25, "fp32"), (1, "fp32"), (300, "fp32"), (2**25, "bf16")])
 def test_agrees_with_torch_step_by_step(monkeypatch, stacked: int, dtype: str) -> None:
-    """torch's, on each matrix of the fused weights. Its products are in bfloat16, which is taken from it to compare
+    """torch's, on each matrix of the fused weights. Its products are in bfloat16, which is removed to compare
     closely; with it, the small singular values are noise in both."""
     monkeypatch.setattr(muon, "STACKED", stacked)
     if dtype == "fp32":

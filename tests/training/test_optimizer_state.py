@@ -40,7 +40,7 @@ def train(module, optimizer, steps):
 
 
 @pytest.mark.parametrize("name", MAKERS)
-def test_restored_optimizer_goes_on_bit_for_bit(tmp_path, name):
+def test_restored_optimizer_continues_bit_for_bit(tmp_path, name):
     checkpointer = Checkpointer(tmp_path, 3, print)
     module, resumed = network(0), network(1)
     optimizer = MAKERS[name](module)
@@ -77,7 +77,7 @@ def test_restored_moments_keep_dtype_and_strides():
     assert optimizer.state[weight]["exp_avg"].stride() == weight.stride() == (1, 4)
 
 
-def test_restoring_changes_no_switch_of_the_machine():
+def test_restoring_changes_no_machine_setting():
     module = network(0)
     plain = torch.optim.AdamW(module.parameters(), lr=0.5, fused=False, foreach=False)
     train(module, plain, 1)
@@ -108,7 +108,7 @@ def test_another_network_is_refused(modules, message):
 
 def test_another_optimizer_is_refused():
     module = network(0)
-    with pytest.raises(UserError, match="the kind SGD, and here it is AdamW; resume with the options"):
+    with pytest.raises(UserError, match="the class SGD, and here it is AdamW; resume with the options"):
         restore_optimizer(MAKERS["amsgrad"](module), *flatten_optimizer(MAKERS["sgd"](module)))
 
 
@@ -124,7 +124,7 @@ def test_skipped_update_survives_a_checkpoint():
 
 
 def test_a_state_of_an_optimizer_that_lacks_something_is_refused() -> None:
-    """As where keys were renamed from version to version, or a file was made by hand."""
+    """For example if keys were renamed between versions, or a file was edited."""
     module = torch.nn.Linear(3, 2)
     optimizer = torch.optim.AdamW(module.parameters())
     module(torch.ones(1, 3)).sum().backward()
@@ -136,7 +136,7 @@ def test_a_state_of_an_optimizer_that_lacks_something_is_refused() -> None:
         ({key: value for key, value in rest.items() if key != "shapes"}, "shapes is missing"),
         (rest | {"state": {"dict": [[0, {"dict": moments}]]}}, "parameter 0 has no exp_avg_sq"),
         (rest | {"state": {"dict": [[9, {"dict": moments}]]}}, "9 is no parameter with moments"),
-        (rest | {"state": {"tensor": "lost"}}, "is no part of an optimizer's state"),
+        (rest | {"state": {"tensor": "lost"}}, "is not part of an optimizer's state"),
         (rest | {"state": {"dict": 3}}, "it holds 3, not a list"),
         (rest | {"param_groups": {"list": [{"dict": [["lr", "fast"], ["params", {"list": [0, 1]}]]}]}}, "lr is 'fast'"),
     ):

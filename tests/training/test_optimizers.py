@@ -25,7 +25,7 @@ def model():
 
 
 def encoder():
-    """Has what the optimizers tell apart: matrices in blocks, one of them fused, tables, and vectors."""
+    """A network with all classes of parameters: matrices in blocks, one of them fused, tables, and vectors."""
     module = Encoder(EncoderOptions(layers=2, width=8, heads=2, position="tupe-r").resolve(11, 6))
     initialize(module, seed=0, std=0.02)
     return module
@@ -111,7 +111,7 @@ def test_skipped_update_changes_no_bit(name, steps_before):
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_goes_on_from_a_checkpoint_bit_for_bit(name):
+def test_continues_from_a_checkpoint_bit_for_bit(name):
     """Also if the first update was skipped, and with options that are not those of the run."""
 
     def train(module, optimizer, steps):

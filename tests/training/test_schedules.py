@@ -60,7 +60,7 @@ def test_agrees_with_transformers(options, make):
     decay=st.floats(0, 0.45),
     steps=st.integers(100, 1000),
 )
-def test_promises(name, warmup, final, decay, steps):
+def test_properties_of_all_schedules(name, warmup, final, decay, steps):
     """Never zero, never above the peak, up in the warm-up and never up after it."""
     options = ScheduleOptions(name, warmup, final, decay)
     factors = [learning_rate_factor(options, step, steps) for step in range(steps)]
@@ -75,7 +75,7 @@ def test_promises(name, warmup, final, decay, steps):
     )
 
 
-def test_warmup_is_a_share_below_one_and_steps_from_one():
+def test_warmup_is_a_fraction_below_one_and_steps_from_one():
     assert warmup_steps(ScheduleOptions(warmup=0.25), 1000) == 250
     assert warmup_steps(ScheduleOptions(warmup=1), 1000) == 1
     assert warmup_steps(ScheduleOptions(warmup=250), 1000) == 250

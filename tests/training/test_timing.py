@@ -23,7 +23,7 @@ def clock(monkeypatch) -> Clock:
     return Clock(monkeypatch)
 
 
-def test_the_quantile_is_low_and_no_extreme() -> None:
+def test_the_quantile_is_low_and_not_an_extreme() -> None:
     assert undisturbed([3.0]) == 3.0 and undisturbed([5.0, 4.0, 3.0, 4.0, 5.0]) == 3.0
     assert undisturbed([float(value) for value in range(101)]) == 10.0
 
@@ -69,12 +69,12 @@ def test_repeated_work(clock) -> None:
 
 
 def test_bytes_are_written_where_the_checkpoints_will_be(tmp_path, monkeypatch) -> None:
-    taken = []
+    sizes = []
     real = timing.os.urandom
-    monkeypatch.setattr(timing.os, "urandom", lambda size: taken.append(size) or real(size))
+    monkeypatch.setattr(timing.os, "urandom", lambda size: sizes.append(size) or real(size))
     assert 0 < writing_seconds(tmp_path, 1000) < math.inf and writing_seconds(tmp_path, 0) == 0
     monkeypatch.setattr(timing, "SAMPLE", 2**10)
     assert writing_seconds(tmp_path, 2**30) > 0
-    assert taken == [1000, 0, 2**10] and list(tmp_path.iterdir()) == []
+    assert sizes == [1000, 0, 2**10] and list(tmp_path.iterdir()) == []
     with pytest.raises(UserError, match="choose another"):
         writing_seconds(tmp_path / "nowhere", 10)

@@ -92,7 +92,7 @@ def test_rows_of_the_ranks_are_the_batch() -> None:
             assert rows == list(range(count))
 
 
-def test_ranks_share_the_rows_of_a_validation() -> None:
+def test_ranks_divide_the_rows_of_a_validation() -> None:
     rows = PackedRows(InMemory(np.arange(200)), 8, 2, 3)
     parts = [validation_batches(rows, 7, 2, torch.device("cpu"), World(rank, 2)) for rank in range(2)]
     read = [[index for batch in part for index in batch.row_indices.tolist()] for part in parts]

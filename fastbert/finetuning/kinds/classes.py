@@ -16,16 +16,16 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 OF_TWO_CLASSES = ("f1", "auc", "pairwise_accuracy")
-OF_SCORES = ("auc", "pairwise_accuracy")  # these read a score, the others the likeliest label
+OF_SCORES = ("auc", "pairwise_accuracy")  # computed from a score, the others from the most likely label
 
 
 class Classes(TaskKind):
-    """A label is the id of a class; scores are the probabilities of the classes, and so are soft labels."""
+    """Labels are class ids; scores and soft labels are the probabilities of the classes."""
 
     name = plural = "classes"
-    least_labels = 2
+    min_labels = 2
     metrics = ("accuracy", "f1", "macro_f1", "matthews", "auc", "pairwise_accuracy")
-    usual_metrics = ("accuracy",)
+    default_metrics = ("accuracy",)
     architecture = "ForSequenceClassification"
     problem_type = "single_label_classification"
     pipeline = "text-classification"
@@ -40,7 +40,7 @@ class Classes(TaskKind):
             raise UserError(f"{row.where}: unknown label {brief(word)}; {nearest(word, self.ids)}")
         return None if word is None else self.ids[word]
 
-    def shown(self, example: Example) -> str:
+    def file_label(self, example: Example) -> str:
         return self.labels[example.label]
 
     def new_head(self, width: int, dropout: float) -> "nn.Module":
@@ -74,7 +74,7 @@ class Classes(TaskKind):
     def prediction(self, scores: np.ndarray) -> str:
         return self.labels[int(np.argmax(scores))]
 
-    def answer(self, example: Example, scores: np.ndarray) -> dict[str, Any]:
+    def prediction_row(self, example: Example, scores: np.ndarray) -> dict[str, Any]:
         probabilities = {label: float(value) for label, value in zip(self.labels, scores, strict=True)}
         return {"label": self.prediction(scores), "probabilities": probabilities}
 
@@ -89,7 +89,7 @@ class Classes(TaskKind):
 
 
 def label_word(row: Row) -> str | None:
-    """The label of a row as a word; None where there is none. Whole numbers, true and false are words too.
+    """The label of a row as text; None if there is none. Whole numbers, true and false are accepted.
 
     Raises:
         UserError: the label is a fraction, a list, ...: not a class.
@@ -109,7 +109,7 @@ def label_word(row: Row) -> str | None:
 
 
 def learn_labels(rows: Iterable[Row]) -> tuple[str, ...]:
-    """The label words of the training rows, sorted (as numbers if all are whole numbers).
+    """Label names of the training rows, sorted (as numbers if all are whole numbers).
 
     Raises:
         UserError: a row has no label, there are fewer than two labels, or they are fractions.
@@ -145,7 +145,7 @@ def learn_labels(rows: Iterable[Row]) -> tuple[str, ...]:
 
 
 def in_order(found: Iterable[str]) -> tuple[str, ...]:
-    """Label words sorted, as numbers if all are whole numbers."""
+    """Label names, sorted; as numbers if all are whole numbers."""
     numbers = {word: number_in(word) for word in found}
     whole = all(number is not None and number.is_integer() for number in numbers.values())
     return tuple(sorted(numbers, key=lambda word: (numbers[word] if whole else 0, word)))

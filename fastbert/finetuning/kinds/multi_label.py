@@ -1,6 +1,6 @@
 """Any number of labels for each example: a sigmoid for each label, and the mean of their binary cross-entropies.
 
-A label is predicted where its probability reaches its threshold: 0.5 while training, afterwards the one with the
+A label is predicted if its probability reaches its threshold: 0.5 during training, afterwards the threshold with the
 highest F1 of that label on dev.
 """
 
@@ -22,25 +22,24 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 SEPARATOR = ";"
-"""Between the labels in a cell that is a text."""
+"""Separator of the labels in a cell with text."""
 OTHER_SEPARATORS = ",|"
 UNFITTED = 0.5
-"""The threshold before dev decides."""
+"""Threshold before it is fitted to dev."""
 
 
 @dataclass(frozen=True)
 class MultiLabel(TaskKind):
-    """A label is a tuple of label ids in ascending order; scores are the probabilities of the labels, and so are soft
-    labels."""
+    """Labels are tuples of label ids in ascending order; scores and soft labels are the probabilities of the labels."""
 
     thresholds: tuple[float, ...] = ()
-    """Of each label; empty before dev decides."""
+    """Threshold of each label; empty before they are fitted to dev."""
 
     name = "multi-label"
     plural = "several labels"
-    least_labels = 2
+    min_labels = 2
     metrics = ("micro_f1", "macro_f1", "subset_accuracy")
-    usual_metrics = metrics
+    default_metrics = metrics
     architecture = "ForSequenceClassification"
     problem_type = "multi_label_classification"
     pipeline = "text-classification"
@@ -62,7 +61,7 @@ class MultiLabel(TaskKind):
                 raise UserError(f"{row.where}: unknown label {brief(word)}; {separator_hint(row, word)}{known}")
         return tuple(sorted(self.ids[word] for word in found))
 
-    def shown(self, example: Example) -> list[str]:
+    def file_label(self, example: Example) -> list[str]:
         return [self.labels[label] for label in example.label]
 
     def settings(self) -> dict[str, Any]:
@@ -126,7 +125,7 @@ class MultiLabel(TaskKind):
         return self.decided(scores).astype(np.int64), self.targets(labels).astype(np.int64)
 
     def decided(self, scores: np.ndarray) -> np.ndarray:
-        """bool [..., L]: the labels that are predicted."""
+        """bool [..., L]: the predicted labels."""
         return scores >= (np.array(self.thresholds) if self.thresholds else UNFITTED)
 
     def fitted(self, scores: np.ndarray, labels: Sequence[tuple[int, ...]]) -> "MultiLabel":
@@ -151,12 +150,12 @@ class MultiLabel(TaskKind):
     def prediction(self, scores: np.ndarray) -> list[str]:
         return [self.labels[label] for label in np.flatnonzero(self.decided(scores))]
 
-    def answer(self, example: Example, scores: np.ndarray) -> dict[str, Any]:
+    def prediction_row(self, example: Example, scores: np.ndarray) -> dict[str, Any]:
         probabilities = {label: float(value) for label, value in zip(self.labels, scores, strict=True)}
         return {"labels": self.prediction(scores), "probabilities": probabilities}
 
     def errors(self, example: Example, scores: np.ndarray) -> list[dict[str, Any]]:
-        """Each label that is missed or spurious."""
+        """Missed and spurious labels."""
         found, expected = self.decided(scores), self.targets([example.label])[0] == 1
         return [
             {"error": "missed" if expected[label] else "spurious", "label": self.labels[label]}
@@ -165,8 +164,9 @@ class MultiLabel(TaskKind):
 
 
 def best_threshold(scores: np.ndarray, expected: np.ndarray) -> float:
-    """The threshold t with the highest F1 of `scores >= t`: 0.5, or in the middle between two neighboring scores (or 0
-    and the lowest). Of equally good ones that nearest to 0.5, then the lower; 0.5 if nothing is expected.
+    """The threshold t with the highest F1 of `scores >= t`. Candidates are 0.5 and the midpoints between neighboring
+    scores (and between 0 and the lowest). Of equally good ones, the nearest to 0.5 is chosen, then the lower; 0.5 if no
+    example has the label.
 
     Args:
         scores: probabilities [N] of a label.
@@ -177,20 +177,20 @@ def best_threshold(scores: np.ndarray, expected: np.ndarray) -> float:
     ascending = np.unique(scores)
     below = np.concatenate([[0.0], ascending[:-1]])
     middle = (below + ascending) / 2
-    middle = np.where(middle > below, middle, ascending)  # between neighbors in float64 there is no number
+    middle = np.where(middle > below, middle, ascending)  # there is no number between neighbors in float64
     candidates = np.append(middle, UNFITTED)
     order = np.argsort(scores, kind="stable")
-    first = np.searchsorted(scores[order], candidates)  # the examples from there on are predicted
+    first = np.searchsorted(scores[order], candidates)  # this example and those after it are predicted
     right = np.append(np.cumsum(expected[order][::-1])[::-1], 0)[first]
     f1 = 2 * right / (len(scores) - first + expected.sum())
     return float(candidates[np.lexsort((candidates, np.abs(candidates - UNFITTED), -f1))[0]])
 
 
 def label_words(row: Row) -> list[str] | None:
-    """The label words of a row: a list, or a text with `;` between them; None where there is none.
+    """Label names of a row: a list, or a text with `;` between them; None if there is none.
 
     Raises:
-        UserError: the label is neither, a word is empty or there twice, or the text is a list as code.
+        UserError: the label is neither, a name is empty or repeated, or the text is a list as code.
     """
     label = row.label
     if label is None:
@@ -216,12 +216,12 @@ def label_words(row: Row) -> list[str] | None:
     found = [clean(word, row.where).strip() for word in found]
     if len(set(found)) != len(found):
         word = next(word for word in found if found.count(word) > 1)
-        raise UserError(f"{row.where}: the label {brief(word)} is there twice; drop one")
+        raise UserError(f"{row.where}: the label {brief(word)} is repeated; drop one")
     return found
 
 
 def separator_hint(row: Row, word: str) -> str:
-    """The beginning of a remedy for a word out of a text that looks like several labels; empty for others."""
+    """Beginning of the remedy for a name that looks like several labels; empty for others."""
     other = next((one for one in OTHER_SEPARATORS if one in word), None)
     if other is None or not isinstance(row.label, str):
         return ""
@@ -229,10 +229,10 @@ def separator_hint(row: Row, word: str) -> str:
 
 
 def learn_labels(rows: Iterable[Row]) -> tuple[str, ...]:
-    """The label words of the training rows, sorted.
+    """Label names of the training rows, sorted.
 
     Raises:
-        UserError: a row has no list of labels, there are fewer than two labels, or one in a text holds a comma.
+        UserError: a row has no labels, there are fewer than two labels, or one in a text contains a comma.
     """
     found: set[str] = set()
     for row in rows:
@@ -244,7 +244,7 @@ def learn_labels(rows: Iterable[Row]) -> tuple[str, ...]:
                 raise UserError(f"{row.where}: the label {problem}; fix it, or name another column with --custom.label")
             if word not in found and (hint := separator_hint(row, word)):
                 raise UserError(
-                    f"{row.where}: the label {brief(word)} looks like several; {hint}if it is one, name all with labels"
+                    f"{row.where}: the label {brief(word)} looks like several; {hint}if it is one, list all with labels"
                 )
         found.update(labels)
     if len(found) < 2:

@@ -1,8 +1,7 @@
-"""A tag for each word of a text: named entities as IOB2 (O, B-type, I-type), or one tag a word, as parts of speech.
+"""A tag for each word of a text: named entities in IOB2 (O, B-type, I-type), or others such as parts of speech.
 
-A word is labeled at its first piece (Devlin et al. 2019, section 5.3). Entities are decoded as CoNLL's evaluation does:
-one begins at B, and at an I that does not continue an entity of its type.
-"""
+A word is labeled at its first piece (Devlin et al. 2019, section 5.3). Entities are decoded as in CoNLL's evaluation:
+an entity begins at B, and at an I that does not continue an entity of its type."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -33,24 +32,24 @@ _OTHER_SCHEME = re.compile(r"[ESLUM]-.+")
 
 
 class Tokens(TaskKind):
-    """A label is a tuple of tag ids, one for each word; scores are the probabilities of the tags for each word."""
+    """Labels are tuples of tag ids, one for each word; scores are the probabilities of the tags for each word."""
 
     name = "tokens"
     plural = "tags of words"
-    least_labels = 2
+    min_labels = 2
     metrics = (*OF_ENTITIES, "accuracy", "macro_f1")
     architecture = "ForTokenClassification"
     problem_type = None
     pipeline = "token-classification"
-    of_words: ClassVar[bool] = True
+    labels_words: ClassVar[bool] = True
 
     @property
-    def usual_metrics(self) -> tuple[str, ...]:
+    def default_metrics(self) -> tuple[str, ...]:
         return (*OF_ENTITIES, "accuracy") if self.has_entities else ("accuracy", "macro_f1")
 
     @property
     def has_entities(self) -> bool:
-        """Whether the tags are IOB2."""
+        """True if the tags are IOB2."""
         return any(_IOB2.fullmatch(label) for label in self.labels)
 
     # --- files
@@ -61,7 +60,7 @@ class Tokens(TaskKind):
 
     @cached_property
     def types(self) -> tuple[str, ...]:
-        """Of entities, in the order of their tags."""
+        """Types of entities, in the order of their tags."""
         return tuple(dict.fromkeys(label[2:] for label in self.labels if _IOB2.fullmatch(label)))
 
     def read(self, row: Row) -> tuple[int, ...] | None:
@@ -75,8 +74,8 @@ class Tokens(TaskKind):
                 raise UserError(f"{where_of(row, index)}: unknown tag {brief(tag)}; {known}")
         return tuple(self.ids[tag] for tag in row.label)
 
-    def shown(self, example: Example) -> list[Any]:
-        """The spans of entities, or the tags."""
+    def file_label(self, example: Example) -> list[Any]:
+        """Spans of entities, or tags."""
         tags = np.array(example.label)
         if not self.has_entities:
             return [self.labels[tag] for tag in tags]
@@ -128,7 +127,7 @@ class Tokens(TaskKind):
         return self._entities(found, labels), self._entities(expected, labels)
 
     def by_label(self, scores: np.ndarray, labels: Sequence[tuple[int, ...]]) -> dict[str, dict[str, float]]:
-        """Of each type of entity, or of each tag."""
+        """Figures of each type of entity, or of each tag."""
         if self.has_entities:
             return by_type(*self.compared("entity_f1", scores, labels), self.types)
         return by_class(scores.argmax(-1), self.targets(labels), self.labels)
@@ -140,7 +139,7 @@ class Tokens(TaskKind):
             return [self.labels[tag] for tag in found]
         return self._tags(self._entities(found, None), len(found))
 
-    def answer(self, example: Example, scores: np.ndarray) -> dict[str, Any]:
+    def prediction_row(self, example: Example, scores: np.ndarray) -> dict[str, Any]:
         tokens = [example.text[start:end] for start, end in example.words]
         row = {"text": example.text, "tokens": tokens}
         if not self.has_entities:
@@ -152,7 +151,7 @@ class Tokens(TaskKind):
         return row | {"tags": self._tags(entities, len(tokens)), "spans": spans}
 
     def errors(self, example: Example, scores: np.ndarray) -> list[dict[str, Any]]:
-        """Each entity that is missed, spurious, or found with another type or boundary; or each wrong tag."""
+        """Entities that are missed, spurious, or predicted with a wrong type or boundary; or wrong tags."""
         found, expected = scores.argmax(-1), np.array(example.label)
         if self.has_entities:
             spans = (self._spans(example, self._entities(tags, None)) for tags in (found, expected))
@@ -177,23 +176,23 @@ class Tokens(TaskKind):
 
     @cached_property
     def _coded(self) -> tuple[np.ndarray, np.ndarray]:
-        """Of each tag: the type of its entity or -1, and whether it is a B."""
+        """Type of each tag's entity or -1, and bool: the tag is a B."""
         types = [self.types.index(label[2:]) if _IOB2.fullmatch(label) else -1 for label in self.labels]
         return np.array(types), np.array([label.startswith("B-") for label in self.labels])
 
     def _entities(self, tags: np.ndarray, labels: Sequence[Sequence[int]] | None) -> np.ndarray:
-        """int64 [n, 4]: sentence, first word, the word after the last, type; words counted over all sentences.
+        """int64 [n, 4]: sentence, first word, the word after the last, type; words are counted over all sentences.
 
         Args:
-            tags: ids [W], of all sentences.
-            labels: of the sentences, for their lengths; None if there is one.
+            tags: ids [W] of all sentences.
+            labels: tags of the sentences, for their lengths; None if there is one sentence.
         """
         types, begins = self._coded
         lengths = [len(tags)] if labels is None else [len(one) for one in labels]
         return decode(types[tags], begins[tags], np.array(lengths))
 
     def _tags(self, entities: np.ndarray, count: int) -> list[str]:
-        """The tags of `count` words."""
+        """Tags of `count` words."""
         found = [OUTSIDE] * count
         for _, first, end, type_ in entities.tolist():
             found[first] = f"B-{self.types[type_]}"
@@ -209,7 +208,7 @@ class Tokens(TaskKind):
 
 
 def learn_tags(rows: Iterable[Row]) -> tuple[str, ...]:
-    """The tags of the training rows: O, then B and I of each type of entity, sorted; or all tags, sorted.
+    """Tags of the training rows: O, then B and I of each type of entity, sorted; or all tags, sorted.
 
     Raises:
         UserError: a row has no tags, there are fewer than two, or they are entities and not IOB2.
@@ -237,7 +236,7 @@ def learn_tags(rows: Iterable[Row]) -> tuple[str, ...]:
 
 
 def check_tag(tag: str, where: str, entities: bool = True) -> None:
-    """Raises a UserError if the tag is none of IOB2's."""
+    """Raises a UserError if the tag is not IOB2."""
     if tag == OUTSIDE or _IOB2.fullmatch(tag):
         return
     if _OTHER_SCHEME.fullmatch(tag):
@@ -250,7 +249,7 @@ def check_tag(tag: str, where: str, entities: bool = True) -> None:
 
 
 def check_iob2(row: Row) -> None:
-    """Raises a UserError at a tag that IOB2 does not have there: I- that continues no entity of its type, or another
+    """Raises a UserError if the tags are not IOB2: an I- that does not continue an entity of its type, or another
     form."""
     for index, tag in enumerate(row.label):
         before = row.label[index - 1] if index else OUTSIDE

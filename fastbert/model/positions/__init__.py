@@ -1,5 +1,5 @@
-"""Position schemes. A new one is one file with a subclass of `scheme.Scheme`, and one line here, which also names the
-shared options that only some schemes read."""
+"""Position encodings. A new one is one file with a subclass of `encoding.PositionEncoding`, and one line here, which
+also names the shared options that only these encodings use."""
 
 from fastbert.registry import Registry, Variant
 

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from fastbert.model.config import EncoderConfig
-from fastbert.model.positions.scheme import Scheme
+from fastbert.model.positions.encoding import PositionEncoding
 
 
-class Absolute(Scheme):
+class Absolute(PositionEncoding):
     shared = ("table",)
     bert_weights: ClassVar = {"table.weight": "embeddings.position_embeddings.weight"}
 

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from fastbert.model.config import EncoderConfig
-from fastbert.model.positions.scheme import Scheme
+from fastbert.model.positions.encoding import PositionEncoding
 
 
-class Alibi(Scheme):
+class Alibi(PositionEncoding):
     """No parameters and no table; nothing of it is learned."""
 
     def __init__(self, config: EncoderConfig) -> None:

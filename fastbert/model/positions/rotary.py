@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from fastbert.model.config import EncoderConfig
-from fastbert.model.positions.scheme import Scheme
+from fastbert.model.positions.encoding import PositionEncoding
 
 
-class Rotary(Scheme):
+class Rotary(PositionEncoding):
     """No parameters and no table: the angles are computed, in float32 whatever the encoder's own precision."""
 
     head_multiple = 2

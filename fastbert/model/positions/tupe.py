@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from fastbert.model.config import EncoderConfig
+from fastbert.model.positions.encoding import PositionEncoding
 from fastbert.model.positions.relative import RelativeBias, gather_pairs
-from fastbert.model.positions.scheme import Scheme
 
 
-class TupeAbsolute(Scheme):
+class TupeAbsolute(PositionEncoding):
     token_types = 0  # as in the paper
 
     def __init__(self, config: EncoderConfig) -> None:

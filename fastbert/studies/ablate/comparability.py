@@ -5,7 +5,7 @@ refuses changes of them), and masked positions are functions of a row. These may
 units of the masks; for objectives other than MLM all of their options, since their networks choose the words to judge;
 and, with a `first_length`, the length of the sequences at a point. These do not matter: options that act in training
 alone (replacements at masked positions, batches, schedule), and what a variant reads from the same rows (a note
-dictionary, a document mask, position schemes).
+dictionary, a document mask, position encodings).
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -28,7 +28,8 @@ def validation_options(options: PretrainOptions, lengths: Sequence[int]) -> Vali
     Args:
         lengths: tokens in a sequence of the validation, at each point.
     """
-    chosen = asdict(options.of_objective)
+    config = options.encoder.resolve(vocab_size=1, length=options.length)
+    chosen = asdict(options.of_objective.resolve(config))
     if OBJECTIVES[options.objective].loss_in_nats:
         chosen = {name: chosen[name] for name in ("mask_rate", "whole_word")}
     own = {f"{group_of(options.objective)}.{name}": value for name, value in chosen.items()}

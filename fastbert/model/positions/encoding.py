@@ -1,8 +1,8 @@
-"""The interface of position schemes. A scheme is a subclass of `Scheme` that overrides what it needs.
+"""The interface of position encodings. An encoding is a subclass of `PositionEncoding` that overrides what it needs.
 
-An export carries the source of its scheme. So a scheme's module imports only torch, the standard library,
+An export carries the source of its encoding. So an encoding's module imports only torch, the standard library,
 `fastbert.model.positions`, `fastbert_kernels`, and `EncoderConfig` for annotations, and reads only fields of the
-configuration and `head_size`. A buffer that is not saved belongs to the scheme itself, not to a submodule, and holds
+configuration and `head_size`. A buffer that is not saved belongs to the encoding itself, not to a submodule, and holds
 integers where a cast must not round it. Tables are read by calling their module, never by its weight: where an export
 is offloaded, a call loads them, and buffers know the device.
 
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from fastbert.model.config import EncoderConfig
 
 
-class Scheme(nn.Module):
+class PositionEncoding(nn.Module):
     """No positions at all, scores scaled as in BERT.
 
     `position_ids` is an integer [B, T], or None for 0 to T - 1 in every row; position 0 belongs to [CLS] alone.
@@ -28,14 +28,15 @@ class Scheme(nn.Module):
     token_types: ClassVar[int] = 2
     """Default of `type_vocab_size`."""
     shared: ClassVar[tuple[str, ...]] = ()
-    """Submodules that `embed` reads. ELECTRA's generator, which reads the main encoder's embeddings, shares them."""
+    """Submodules that `embed` uses. ELECTRA's generator uses those of the main encoder, as it does with its
+    embeddings."""
     bert_weights: ClassVar[dict[str, str] | None] = None
-    """Where transformers' BERT computes the same: names of the scheme's weights -> names in BERT."""
+    """Names of the encoding's weights -> names in transformers' BERT, if BERT computes the same."""
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
         self.score_scale = config.head_size**-0.5
-        """What q k^T is multiplied by."""
+        """Factor of q k^T."""
 
     def embed(self, length: int, position_ids: Tensor | None) -> Tensor | None:
         """[1 or B, T, D], added to the word embeddings."""
@@ -52,7 +53,7 @@ class Scheme(nn.Module):
     def forward(
         self, length: int, position_ids: Tensor | None
     ) -> tuple[Tensor | None, Tensor | None, tuple[Tensor, Tensor] | None]:
-        """What the three have to give. An export calls the module, so that hooks which load its weights run first."""
+        """Results of the three methods. An export calls the module, so that hooks that load its weights run first."""
         return self.embed(length, position_ids), self.bias(length, position_ids), self.rotation(length, position_ids)
 
     @classmethod
