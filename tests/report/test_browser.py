@@ -169,7 +169,7 @@ def test_no_two_of_many_runs_look_alike(browser, tmp_path) -> None:
     assert len(set(looks)) == 21
     names, panel = graph(
         browser,
-        "[graph.querySelector('.legend'), graph.querySelector('.nsewdrag')].map(one => one.getBoundingClientRect())"
+        "[graph.querySelector('.legend .bg'), graph.querySelector('.nsewdrag')].map(one => one.getBoundingClientRect())"
         ".map(box => [box.top, box.bottom])",
     )
     assert names[1] <= panel[0]  # a long legend scrolls instead of covering the curves
