@@ -1,7 +1,7 @@
-"""How often letters outside ASCII occur in text of a language, and the encodings that such text is found in.
+"""Frequencies of non-ASCII letters in languages, and the encodings used for text in these languages.
 
-For each language its letters outside ASCII, the most frequent first: with the typographic characters that all share,
-that is enough to recognize the encoding of a line.
+Each language has its non-ASCII letters, the most frequent first. With the typographic characters common to all
+languages, that is enough to recognize the encoding of a line.
 """
 
 import string
@@ -13,32 +13,32 @@ FREQUENT = "’“”‘„–…«»—\u00a0"
 COMMON = "°·§€•©®™‚›‹×½²³µ±¡¿†‰£¼¾"
 WORDS = "àáèéêíóôöåÀÁÈÉÍÓÖÅавиксуояэАВИКСУОЯіїєүήηο"  # words of one letter
 JOINING = "’·\u00a0\u00ad"
-SHARE = 0.9  # of the letters outside ASCII, those of the list
+LISTED = 0.9  # fraction of the non-ASCII letters in a text that are in the list
 FREQUENT_EACH = 0.05
 COMMON_EACH = 0.005
-ANOTHER = 3e-4  # a letter that the list lacks
+ANOTHER = 3e-4  # a letter that is not in the list
 SYMBOL = 1e-5  # anything else: a currency sign, a fraction, a line of a box
-RARE = 1e-6  # a character that this language has no use for
-BROKEN = 1e-7  # bytes that are no character of the encoding
+RARE = 1e-6  # a character that this language does not use
+BROKEN = 1e-7  # bytes that are not a character of the encoding
 
 
 @dataclass(frozen=True)
 class Language:
-    """The letters of a language outside ASCII."""
+    """The non-ASCII letters of a language."""
 
     letters: str
     latin: bool = False
-    """Its words mix these letters with those of ASCII."""
+    """True if words mix these letters with those of ASCII."""
     lead: tuple[int, int] = (0, -1)
     """First and last lead byte of the characters in everyday use, in an encoding of two bytes a character."""
     each: float = 0.0
-    """How often one of these occurs, on average."""
+    """Average frequency of one of these characters."""
 
     @cached_property
     def frequency(self) -> dict[str, float]:
-        """Letter or typographic character -> how often it occurs among the characters outside ASCII."""
+        """Letter or typographic character -> its frequency among the non-ASCII characters."""
         weights = {c: 1 / (rank + 2) for rank, c in enumerate(self.letters)}
-        scale = SHARE * (1 - min(1.0, self.each * 3000)) / sum(weights.values())
+        scale = LISTED * (1 - min(1.0, self.each * 3000)) / sum(weights.values())
         frequency = dict.fromkeys(COMMON, COMMON_EACH) | dict.fromkeys(FREQUENT, FREQUENT_EACH)
         for c, weight in weights.items():
             frequency[c] = weight * scale
@@ -124,14 +124,14 @@ KOREAN = (
 
 @dataclass(frozen=True)
 class Encoding:
-    """A text encoding, as people name it, as iconv does and as Python does."""
+    """A text encoding with its usual name, and those in iconv and Python."""
 
     title: str
     iconv: str
     codec: str
     languages: tuple[Language, ...]
     prior: float
-    """How much rarer than Windows-1252 it is, as a natural logarithm."""
+    """Natural logarithm of its frequency relative to Windows-1252."""
     lead: tuple[int, int] | None = None
     """Replaces that of the language."""
 

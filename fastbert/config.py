@@ -1,7 +1,7 @@
-"""Options: dataclasses beside the code that uses them, filled from a YAML file and from flags; flags win.
+"""Options: dataclasses next to the code that uses them, filled from a YAML file and from flags; flags win.
 
-A field is marked through `dataclasses.field(metadata=...)`: `flat` lifts the fields of a group to the level above
-(`--layers`, not `--encoder.layers`), `role` says what a change means for a run that is resumed. Fields without a role
+A field is marked by `dataclasses.field(metadata=...)`: `flat` lifts the fields of a group to the level above
+(`--layers`, not `--encoder.layers`), and `role` defines what a change means for a resumed run. Fields without a role
 are science: they define the experiment.
 """
 
@@ -29,17 +29,17 @@ BOOKKEEPING = {"role": "bookkeeping"}
 POSITIONAL = {"positional": True}
 """An option that may be given without its flag, in the order of the fields."""
 
-EXACT = 2**53  # up to here a whole number that is written as a fraction, such as 1e5, is the number that is meant
+EXACT = 2**53  # up to here a whole number written as a float, such as 1e5, is exact
 _FLOAT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?", re.ASCII)
 
 
 def choice(default: str, choices: Iterable[str], what: str | None = None, **metadata: Any) -> Any:
-    """A field that takes one of `choices`, for `check_values` and the help; `what` names it in errors."""
+    """A field with one of `choices` as its value, for `check_values` and the help; `what` names it in errors."""
     return dataclasses.field(default=default, metadata={**metadata, "choices": choices, "what": what})
 
 
 def load_yaml(cls: type[Options], path: str | Path) -> Options:
-    """The options in a YAML file and those that it inherits; keys are the flags' names, groups are mappings.
+    """Reads the options of a YAML file and those it inherits; keys are the flags' names, groups are mappings.
 
     Raises:
         UserError: names the file, the key, and what was expected.
@@ -49,7 +49,7 @@ def load_yaml(cls: type[Options], path: str | Path) -> Options:
 
 
 def with_underscores(values: dict[str, Any], where: str) -> dict[str, Any]:
-    """`values` under the names that options have in Python: batch-size is batch_size. A UserError if both are there."""
+    """`values` with the Python names of options: batch-size is batch_size. A UserError if both are given."""
     named: dict[str, Any] = {}
     for key, value in values.items():
         name = str(key).replace("-", "_")
@@ -60,7 +60,7 @@ def with_underscores(values: dict[str, Any], where: str) -> dict[str, Any]:
 
 
 def from_dict(cls: type[Options], values: Any, where: str) -> Options:
-    """The dataclass `cls` from nested mappings, strictly typed; `where` names their origin in errors."""
+    """Creates the dataclass `cls` from nested mappings, strictly typed; `where` names their origin in errors."""
     if not isinstance(values, dict):
         raise UserError(f"{where}: expected a mapping of options, found {_kind(values)}")
     hints = hints_of(cls)
@@ -99,7 +99,7 @@ def from_dict(cls: type[Options], values: Any, where: str) -> Options:
 
 
 def meant(key: str, known: Collection[str]) -> str:
-    """A hint for an unknown option of a file; `known` are the keys there."""
+    """A hint for an unknown option of a file; `known` are the valid keys."""
     names = [name for name in foreign_names(key) if name.partition(".")[0].replace("-", "_") in known]
     if names:
         return "did you mean {}?".format(names[0].replace("-", "_").replace(".", ": "))
@@ -107,11 +107,11 @@ def meant(key: str, known: Collection[str]) -> str:
 
 
 def of_another_job(values: Collection[str], known: Collection[str]) -> str:
-    """What to do with a file whose options are those of another job; empty where none of them says so.
+    """A hint for a file with the options of another job; empty if it has none of them.
 
     Args:
         values: the options in the file.
-        known: those of the job that reads it.
+        known: the options of the job that reads it.
     """
     job = next((job for option, job in MARKS.items() if option in values and option not in known), "")
     return f"the file looks like one for fastbert {job}" if job else ""
@@ -120,16 +120,16 @@ def of_another_job(values: Collection[str], known: Collection[str]) -> str:
 MARKS = {"variants": "ablate", "models": "sweep", "task": "finetune", "custom": "finetune"} | dict.fromkeys(
     ("data", "objective", "position", "layers", "size"), "pretrain"
 )
-"""Options of one job alone, which tell for which a file was written."""
+"""Options that only one job has, by which the job of a file is recognized."""
 
 
 def _convert(value: Any, hint: Any, where: str) -> Any:
-    """`value`, as a file has it, as the option that is declared as `hint` takes it; a UserError if it does not fit."""
+    """Converts a value from a file to the type of an option declared as `hint`; a UserError if it is invalid."""
     if value is None and takes_none(hint):
         return None
     kind = plain(hint)
     if kind is float and isinstance(value, str) and _FLOAT.fullmatch(value):
-        value = float(value)  # YAML 1.1 reads 1e-3, which has no point, as text
+        value = float(value)  # YAML 1.1 reads 1e-3, without a point, as text
     if kind is int and isinstance(value, str) and "e" in value.lower() and _FLOAT.fullmatch(value):
         value = float(value)
     if kind is float and type(value) is int and value.bit_length() < 1000:
@@ -144,10 +144,10 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
 
 
 def convert_text(text: str, kind: type) -> Any:
-    """The value of type `kind` that a flag's `text` stands for.
+    """Converts the `text` of a flag to a value of type `kind`.
 
     Raises:
-        ValueError: it stands for none.
+        ValueError: the text is not such a value.
     """
     if kind is bool and text.lower() in ("true", "false"):
         return text.lower() == "true"
@@ -166,7 +166,7 @@ def convert_text(text: str, kind: type) -> Any:
 
 
 def _spelling(text: str) -> str:
-    """How to write a number that has a unit, or a comma or an underscore between its digits; empty if it has none."""
+    """A hint for writing a number that has a unit, or a comma or an underscore between its digits; otherwise empty."""
     found = re.fullmatch(r"([-+]?)(\d{1,12}(?:[.,_]\d{1,12}){0,4})\s*(%|[kKmMgGbB]?)", text, re.ASCII)
     if found is None:
         return ""
@@ -197,7 +197,7 @@ def _kind(value: Any) -> str:
 
 
 def to_dict(options: Any) -> dict[str, Any]:
-    """Nested mappings in the shape of the YAML file: flat groups lifted."""
+    """Options as nested mappings in the form of the YAML file, with flat groups lifted."""
     out: dict[str, Any] = {}
     for field in fields(options):
         value = getattr(options, field.name)
@@ -216,7 +216,7 @@ def to_yaml(options: Any) -> str:
 
 @dataclass(frozen=True)
 class Leaf:
-    """One option: its dotted name, value, and what it is (science, machine or bookkeeping)."""
+    """An option: its dotted name, its value and its role (science, machine or bookkeeping)."""
 
     name: str
     value: Any
@@ -227,7 +227,7 @@ def leaves(options: Any, prefix: str = "", role: str = "science", active: bool =
     """All options of a dataclass, in order.
 
     Args:
-        active: leave out those without effect, which the dataclasses name themselves, by a method `inactive`.
+        active: leave out options without effect, which the dataclasses list in a method `inactive`.
     """
     out = []
     inactive = options.inactive() if active and hasattr(options, "inactive") else ()
@@ -243,12 +243,12 @@ def leaves(options: Any, prefix: str = "", role: str = "science", active: bool =
 
 
 def digest(values: dict[str, Any]) -> str:
-    """Eight hexadecimal digits that name a set of values."""
+    """Eight hexadecimal digits that identify a set of values."""
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """One line for each value that differs."""
+    """A line for each value that differs."""
     return [
         f"{brief(name, str)}: {brief(old.get(name))} -> {brief(new.get(name))}"
         for name in dict.fromkeys([*old, *new])

@@ -1,4 +1,4 @@
-"""A name on the Hugging Face hub where a folder is expected: nothing is downloaded here, but the error says how to."""
+"""Errors for a name on the Hugging Face hub instead of a folder: nothing is downloaded, the message explains how."""
 
 import re
 from pathlib import Path
@@ -8,14 +8,14 @@ from fastbert.inputs import input_errors, near_name
 
 
 def check_downloaded(path: str | Path, what: str, kinds: str) -> Path:
-    """The folder `path`.
+    """Returns the folder `path`.
 
     Args:
-        what: it holds, such as "model".
-        kinds: of folders that would do, for the error.
+        what: its content, such as "model".
+        kinds: description of suitable folders, for the error.
 
     Raises:
-        UserError: there is none; with what to do where `path` is a name on the Hugging Face hub.
+        UserError: it does not exist; explains the download if `path` is a name on the Hugging Face hub.
     """
     path = Path(path)
     with input_errors(path):
@@ -34,7 +34,7 @@ def check_downloaded(path: str | Path, what: str, kinds: str) -> Path:
 
 
 def hub_name(path: Path) -> str | None:
-    """The name on the hub that `path`, which is no folder, may be: owner/name, or that of one of BERT's releases."""
+    """The name on the hub that `path` may be if it is not a folder: owner/name, or the name of a BERT release."""
     if re.fullmatch(r"bert-(base|large)-[\w-]+", str(path)):
         return f"google-bert/{path}"
     if re.fullmatch(r"[\w.-]+/[\w.-]+", str(path)) and not path.parent.is_dir():

@@ -1,8 +1,8 @@
-"""What the bytes of a file that is not UTF-8 are, and how to convert it, for the error that refuses it.
+"""Recognition of the encoding of a file that is not UTF-8, for the error that refuses it and explains the conversion.
 
-A byte order mark and the zero bytes of UTF-16 are certain. An older encoding is recognized by its letters: each
-candidate decodes the text, and the one in which the characters and their neighbors are the most likely is chosen. On
-short texts this errs far less often than charset-normalizer.
+UTF-16 is recognized by its byte order mark or zero bytes. An older encoding is recognized by its letters: each
+candidate decodes the text, and the one with the most likely characters and neighbors is chosen. On short texts this is
+right far more often than charset-normalizer.
 """
 
 import codecs
@@ -28,11 +28,11 @@ from fastbert.alphabets import (
     Language,
 )
 
-LOOKED_AT = 2**16  # bytes from the line of the first wrong one
-MOST_BYTES = 1000  # of those outside ASCII that choose an older encoding
-FEW = 3  # characters outside ASCII, or lines with some, that are not right UTF-8 by chance
-UNLIKELY = -6.0  # the mean log-likelihood of such a byte; below it no encoding is named
-UNUSUAL_SHARE = -4.0  # for few letters of Cyrillic among many of ASCII, or a word of accented letters alone
+EXAMINED = 2**16  # bytes from the line of the first wrong one
+MOST_BYTES = 1000  # non-ASCII bytes used to recognize an older encoding
+FEW = 3  # non-ASCII characters, or lines with such characters, that are not valid UTF-8 by chance
+UNLIKELY = -6.0  # mean log-likelihood of such a byte below which no encoding is named
+UNUSUAL_RATIO = -4.0  # for few Cyrillic letters among many ASCII letters, or a word of accented letters only
 LONGEST_SAMPLE = 40  # characters of the text that a message shows
 
 _CONTINUED = rb"[\x80-\xbf]"
@@ -57,7 +57,7 @@ _DECOMPRESS = {".gz": "gzip", ".xz": "xz", ".zst": "zstd"}
 
 @dataclass(frozen=True)
 class Wide:
-    """UTF-16 or UTF-32, as iconv names it."""
+    """UTF-16 or UTF-32, with its name in iconv."""
 
     iconv: str
     codec: str
@@ -66,19 +66,21 @@ class Wide:
 
 
 def explain(content: bytes, start: int, path: Path | str | None, earlier: int = 0) -> str:
-    """What `content`, whose byte `start` is no UTF-8, is, and how to convert the file: the end of a sentence.
+    """Explains the encoding of `content`, whose byte `start` is not UTF-8, and how to convert the file, as the end of a
+    sentence.
 
     Args:
         content: a part of a file, from the beginning of a line.
-        path: the file, for the command that converts it; None where it is part of another one.
-        earlier: characters outside ASCII, or lines with some, that were right UTF-8 before `content`.
+        path: the file, for the command that converts it; None if it is part of another file.
+        earlier: number of non-ASCII characters, or of lines with such characters, that were valid UTF-8 before
+            `content`.
     """
     if found := wide(content):
-        text = content[found.mark : LOOKED_AT].decode(found.codec, "replace")
+        text = content[found.mark : EXAMINED].decode(found.codec, "replace")
         return f"it is {found.iconv}, {_reads(text)}; {convert(found.iconv, path)}"
     begin = _line_start(content, start)
-    earlier += len(_MULTIBYTE.findall(content, max(0, begin - LOOKED_AT), begin))
-    content, start = content[begin : begin + LOOKED_AT], start - begin
+    earlier += len(_MULTIBYTE.findall(content, max(0, begin - EXAMINED), begin))
+    content, start = content[begin : begin + EXAMINED], start - begin
     if is_binary(content):
         return "it is binary, not text; give UTF-8 text"
     if broken := _broken(content, start, path, earlier):
@@ -87,7 +89,7 @@ def explain(content: bytes, start: int, path: Path | str | None, earlier: int = 
     if encoding is UTF8:
         return _damaged(path)
     if encoding is None:
-        return f"its encoding was not recognized; {convert('ENCODING', path)}, with the one that it was written in"
+        return f"its encoding was not recognized; {convert('ENCODING', path)}, with the encoding it was written in"
     text = content.decode(encoding.codec, "replace")
     if earlier >= FEW:
         return f"it is UTF-8 before and probably {encoding.title} from there, {_reads(text)}; convert that part alone"
@@ -95,7 +97,7 @@ def explain(content: bytes, start: int, path: Path | str | None, earlier: int = 
 
 
 def convert(iconv: str, path: Path | str | None, flags: str = "") -> str:
-    """The command that writes the file anew as UTF-8, next to it."""
+    """The command that converts the file to UTF-8, in a new file next to it."""
     command = f"iconv {flags}-f {iconv} -t UTF-8"
     if path is None:
         return f"convert it with: {command}"
@@ -113,15 +115,15 @@ def wide(content: bytes) -> Wide | None:
     """UTF-16 or UTF-32, recognized by a byte order mark or by its zero bytes; None for anything else.
 
     Args:
-        content: the beginning of a file; no more than LOOKED_AT bytes of it count.
+        content: the beginning of a file, of which EXAMINED bytes are used.
     """
-    content = content[:LOOKED_AT]
+    content = content[:EXAMINED]
     for mark, name, codec in _MARKS:
         if content.startswith(mark) and _usual(content[len(mark) :], codec) is not None:
             return Wide(name, codec, len(mark))
     zeros, printable = content.count(b"\0"), len(_PRINTABLE.findall(content))
     if not zeros or (zeros < len(content) / 5 and printable > 0.9 * (len(content) - zeros)):
-        return None  # without any, or ASCII with some
+        return None  # no zero bytes, or a few in ASCII text
     for name in ("UTF-32LE", "UTF-32BE"):
         if _usual(content, name):
             return Wide(name, name, 0)
@@ -130,19 +132,19 @@ def wide(content: bytes) -> Wide | None:
 
 
 def is_binary(content: bytes) -> bool:
-    """Whether there is a zero byte, or more control characters than in text."""
+    """Returns True if there is a zero byte, or more control characters than in text."""
     return b"\0" in content or len(_CONTROL.findall(content)) > len(content) / 50
 
 
-# --- what is wrong with UTF-8
+# --- damaged UTF-8
 
 
 def _broken(content: bytes, start: int, path: Path | str | None, earlier: int) -> str | None:
-    """The end of the sentence where `content` is UTF-8, but for a few bytes; None where it is something else."""
+    """The end of the sentence if `content` is UTF-8 except for a few bytes; None if it is something else."""
     if _SURROGATE.match(content, start):
         return (
-            "it is UTF-8 but for surrogates, the halves of a character (CESU-8, as Java and some databases write it); "
-            "write it again as UTF-8"
+            "it is UTF-8 except for surrogates, the halves of a character (CESU-8, as written by Java and several "
+            "databases); write it again as UTF-8"
         )
     right = len(_MULTIBYTE.findall(content))
     wrong = len(_HIGH.findall(_MULTIBYTE.sub(b"", content)))
@@ -159,7 +161,7 @@ def _damaged(path: Path | str | None) -> str:
 
 
 def _is_cut(end: bytes) -> bool:
-    """Whether `end` is the beginning of a character of UTF-8 and nothing more."""
+    """Returns True if `end` is the beginning of a single UTF-8 character."""
     try:
         codecs.getincrementaldecoder("utf-8")().decode(end)
     except UnicodeDecodeError:
@@ -171,7 +173,7 @@ def _is_cut(end: bytes) -> bool:
 
 
 def _usual(content: bytes, codec: str) -> int | None:
-    """How many spaces, line ends, stops and the like there are where `content` reads as text in `codec`, else None."""
+    """Number of spaces, line ends, stops and similar characters if `content` is text in `codec`, else None."""
     size = 4 if "32" in codec.lower() else 2
     try:
         text = content[: len(content) // size * size].decode(codec)
@@ -185,7 +187,7 @@ def _usual(content: bytes, codec: str) -> int | None:
 
 
 def _is_odd(character: str) -> bool:
-    """A character that text does not have: control, private, unassigned, or a surrogate."""
+    """Returns True for a character that does not occur in text: control, private, unassigned, or a surrogate."""
     return unicodedata.category(character) in ("Cc", "Cn", "Co", "Cs") and character not in "\t\n\r\f\x85"
 
 
@@ -193,7 +195,7 @@ def _is_odd(character: str) -> bool:
 
 
 def older(content: bytes) -> Encoding | None:
-    """The encoding of one or two bytes a character that `content` is most likely in, the first one if several are."""
+    """The most likely encoding of `content` with one or two bytes per character, the first one if several are equal."""
     high = [match.end() for match, _ in zip(_HIGH.finditer(content), range(MOST_BYTES), strict=False)]
     if len(high) == MOST_BYTES:
         content = content[: high[-1]]
@@ -203,24 +205,23 @@ def older(content: bytes) -> Encoding | None:
 
 
 def _score(content: bytes, encoding: Encoding) -> float:
-    """The log-likelihood of the characters outside ASCII, and of how many of the letters they are, in the best of the
-    languages."""
+    """The log-likelihood of the non-ASCII characters, and of their ratio to all letters, in the best language."""
     text = content.decode(encoding.codec, "replace")
     found = Counter(
         (text[max(0, match.start() - 1) : match.start()], match[0], text[match.end() : match.end() + 1])
         for match in _OUTSIDE_ASCII.finditer(text)
     )
     letters = sum(often for (_, c, _), often in found.items() if _is_letter(c))
-    share = letters / max(1, letters + len(_ASCII_LETTER.findall(text)))
+    ratio = letters / max(1, letters + len(_ASCII_LETTER.findall(text)))
     return encoding.prior + max(
-        (UNUSUAL_SHARE * (1 + min(letters, 3)) if (share > 0.5 if language.latin else share < 0.2) else 0.0)
+        (UNUSUAL_RATIO * (1 + min(letters, 3)) if (ratio > 0.5 if language.latin else ratio < 0.2) else 0.0)
         + sum(often * math.log(_likelihood(*near, language, encoding)) for near, often in found.items())
         for language in encoding.languages
     )
 
 
 def _likelihood(before: str, character: str, after: str, language: Language, encoding: Encoding) -> float:
-    """How often `character` occurs, times how usual its neighbors are."""
+    """Frequency of `character`, times a factor for its neighbors."""
     likelihood = _frequency(character, language, encoding)
     follows, precedes = _is_letter(before), _is_letter(after)
     if not _is_letter(character):
@@ -247,7 +248,7 @@ def _frequency(character: str, language: Language, encoding: Encoding) -> float:
     if language.each:
         coded = character.encode(encoding.codec, "replace")
         first, last = encoding.lead or language.lead
-        # GBK and CP949 have further characters, hardly used, with a second byte below 0xA1.
+        # GBK and CP949 have further, rarely used characters with a second byte below 0xA1.
         usual = len(coded) > 1 and first <= coded[0] <= last and (coded[1] >= 0xA1 or first != 0xB0)
         return language.each if usual else RARE
     if not character.isalpha():
@@ -259,16 +260,16 @@ def _frequency(character: str, language: Language, encoding: Encoding) -> float:
 
 
 def _line_start(content: bytes, start: int) -> int:
-    """Where the line of byte `start` begins, or its first byte outside ASCII if it is long."""
+    """Index of the beginning of the line of byte `start`, or of its first non-ASCII byte if the line is long."""
     begin = content.rfind(b"\n", 0, start) + 1
-    if start - begin <= LOOKED_AT // 4:
+    if start - begin <= EXAMINED // 4:
         return begin
-    begin = start - LOOKED_AT // 4
+    begin = start - EXAMINED // 4
     return next((match.start() for match in [_HIGH.search(content, begin)] if match), start)
 
 
 def _reads(text: str) -> str:
-    """What the line around the first character outside ASCII reads as, to compare."""
+    """Sample of the decoded line around the first non-ASCII character, for the user to compare."""
     first = match.start() if (match := _OUTSIDE_ASCII.search(text)) else 0
     begin = max(text.rfind("\n", 0, first) + 1, first - LONGEST_SAMPLE // 2)
     line = text[begin : begin + LONGEST_SAMPLE].split("\n")[0].strip()

@@ -1,4 +1,4 @@
-"""What a user can put right is a `UserError`: the command line prints it without a traceback and exits with 2."""
+"""User errors and texts in messages. The command line prints a `UserError` without a traceback and exits with 2."""
 
 import difflib
 import re
@@ -14,26 +14,26 @@ _UNSEEN = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\
 
 
 class UserError(Exception):
-    """A user error: the message says what is wrong, where, and how to fix it."""
+    """User error: the message states the problem, where it is, and how to fix it."""
 
 
 class OptionError(UserError):
-    """An option has a value that it cannot have. Whoever knows how the user gave it, as a flag or as a key of a file,
-    names it so."""
+    """Invalid value of an option. The caller that knows whether it came from a flag or from a key of a file names it
+    accordingly."""
 
     def __init__(self, options: Any, name: str, problem: str) -> None:
         """
         Args:
-            options: the dataclass whose field it is.
-            name: of the field.
-            problem: the end of the sentence that begins with the name.
+            options: the dataclass of the option.
+            name: name of the field.
+            problem: the rest of a sentence that begins with the name.
         """
         super().__init__(f"{name} {problem}")
         self.group, self.name, self.problem = type(options), name, problem
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """A hint for an unknown `name`: the closest of `known`, then all of them, as the end of a sentence."""
+    """Hint for an unknown `name`: the closest of `known`, then all of them, as the end of a sentence."""
     known = sorted(known)
     close = closest(name, known)
     hint = f"did you mean {close!r}? " if close else ""
@@ -43,38 +43,38 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def closest(name: str, known: Iterable[str], likeness: float = 0.5) -> str | None:
-    """The one of `known` that `name` may have been meant to be: the most alike of those that have this `likeness`."""
+    """The name in `known` that is most similar to `name`; None if no similarity reaches `likeness`."""
     close = difflib.get_close_matches(str(name)[:LONGEST_SHOWN], known, n=1, cutoff=likeness)
     return brief(close[0], str) if close else None
 
 
 def brief(value: Any, text: Callable[[Any], str] = repr) -> str:
-    """`value` for a message: whole, or its beginning where it is long, without control characters."""
-    if isinstance(value, int) and value.bit_length() > 8 * LONGEST_SHOWN:  # Python refuses to print the longest
+    """`value` for a message, shortened if it is long, without control characters."""
+    if isinstance(value, int) and value.bit_length() > 8 * LONGEST_SHOWN:  # Python refuses to print very long ones
         return f"a whole number of {value.bit_length():,} bits"
     shown = printable(text(value[: LONGEST_SHOWN + 1]) if isinstance(value, str | bytes | list) else text(value))
     return shown if len(shown) <= LONGEST_SHOWN else f"{shown[:LONGEST_SHOWN]}..."
 
 
-def some(items: list[str], separator: str = ", ") -> str:
-    """The first five of `items`, and how many more there are."""
+def abbreviated(items: list[str], separator: str = ", ") -> str:
+    """The first five of `items` and the number of further ones."""
     return separator.join(brief(item, str) for item in items[:5]) + (
         f" and {len(items) - 5} more" if len(items) > 5 else ""
     )
 
 
 def printable(text: str) -> str:
-    """`text` with control characters as Python escapes them, such as \\x1b, so that a terminal shows and obeys none."""
+    """`text` with control characters escaped as in Python, such as \\x1b, so a terminal does not interpret them."""
     return _UNSEEN.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def visible(text: str) -> str:
-    """`text` of several lines with all other control characters escaped, for whatever prints to a terminal."""
+    """`text` of several lines with all other control characters escaped, for printing to a terminal."""
     return "\n".join(map(printable, text.split("\n")))
 
 
 def message_of(error: UserError) -> str:
-    """What is printed of an error: `LONGEST_MESSAGE` characters at most, without the middle if it has more."""
+    """The printed text of an error: at most `LONGEST_MESSAGE` characters, with the middle left out if it has more."""
     text = LINE.join(map(printable, str(error).split(LINE)))
     if len(text) <= LONGEST_MESSAGE:
         return text
@@ -83,7 +83,7 @@ def message_of(error: UserError) -> str:
 
 
 def choose(what: str, name: str, known: Iterable[str]) -> str:
-    """`name` if it is one of `known`.
+    """Returns `name` if it is one of `known`.
 
     Raises:
         UserError: names the nearest known one.

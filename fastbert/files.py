@@ -1,16 +1,16 @@
-"""Files and folders written whole or not at all: written under a temporary name in the same folder, flushed to the
-disk, renamed. Everything that fastbert writes goes through here.
+"""Files and folders written whole or not at all: under a temporary name in the same folder, flushed to the disk, then
+renamed. Everything that fastbert writes uses this module.
 
-Two classes of outputs differ in what a link means:
+Two classes of outputs treat links differently:
 
-- Files and folders inside a folder of fastbert's (config.yaml, model/): `atomic_file` and `atomic_folder`. A link under
-  that name may have been planted by somebody else, so it is replaced and never followed; in the place of a folder that
-  grows (checkpoints/, report/) it is refused.
-- What the user names with --out: see `fastbert.outputs`, which follows links and writes into devices and mount points.
+- Files and folders inside a folder of fastbert (config.yaml, model/): `atomic_file` and `atomic_folder`. A link with
+  that name may have been planted by another user, so it is replaced and never followed; a link instead of a folder that
+  grows (checkpoints/, report/) is refused.
+- Outputs named by --out: see `fastbert.outputs`, which follows links and writes into devices and mount points.
 
-Temporary names are new ones, made with O_EXCL, and the process that writes holds a lock on them. So they follow no
-link either, and leftovers of a killed process can be distinguished from what another one is writing: the next write of
-the same name removes them.
+Temporary files are created with O_EXCL under new names, and the writing process holds a lock on them. So they follow no
+link either, and leftovers of a killed process can be distinguished from files of a running one: the next write of the
+same name removes them.
 """
 
 import errno
@@ -29,7 +29,7 @@ from fastbert.errors import UserError
 from fastbert.system_errors import out_of_memory, reason
 
 LOCK = ".lock"
-LOST_AND_FOUND = "lost+found"  # lies in the root folder of many file systems
+LOST_AND_FOUND = "lost+found"  # in the root folder of many file systems
 _TEMPORARY = re.compile(r"\.(.+)\.[0-9a-f]+(\.old)?\.tmp")
 _NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EBADF, errno.EINVAL)  # file systems without flock
 
@@ -39,14 +39,14 @@ _NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EBADF, errno.EI
 
 @contextmanager
 def disk_errors(path: Path | str) -> Iterator[None]:
-    """Turns what the operating system says about space and permission into a UserError that names `path`."""
+    """Converts errors of the operating system about space and permissions to a UserError that names `path`."""
     try:
         yield
     except PermissionError as error:
         raise UserError(f"no permission to write {path}; choose another folder or change its permissions") from error
     except FileNotFoundError as error:
         if _is_gone(path):
-            raise UserError(f"cannot write {path}: its folder was removed meanwhile; start again") from error
+            raise UserError(f"cannot write {path}: its folder was removed in the meantime; start again") from error
         raise
     except OSError as error:
         if error.errno in (errno.ENOTDIR, errno.EEXIST):
@@ -54,7 +54,7 @@ def disk_errors(path: Path | str) -> Iterator[None]:
         if error.errno == errno.EISDIR:
             raise UserError(f"cannot write {path}: it is a folder; choose another name or remove it") from error
         if error.errno == errno.EROFS:
-            raise UserError(f"{path} lies on a read-only file system; choose another folder") from error
+            raise UserError(f"{path} is on a read-only file system; choose another folder") from error
         if error.errno == errno.ELOOP:
             raise UserError(f"cannot write {path}: a link in that path is not followed; remove it") from error
         if error.errno == errno.ENAMETOOLONG:
@@ -65,38 +65,38 @@ def disk_errors(path: Path | str) -> Iterator[None]:
 
 
 def _is_gone(path: Path | str) -> bool:
-    """Whether the folder that `path` was to be written to is no longer there."""
+    """Returns True if the folder of `path` no longer exists."""
     return not os.path.isdir(os.path.dirname(os.path.abspath(path)))
 
 
 @contextmanager
 def folder_errors(path: Path | str) -> Iterator[None]:
-    """`disk_errors` while a folder is made; where there can be none, as below /proc, that is reported too."""
+    """`disk_errors` for creating a folder; locations where none can be created, such as /proc, are reported too."""
     with disk_errors(path):
         try:
             yield
         except FileNotFoundError as error:
-            raise UserError(f"no folder can be made at {path}; choose another place") from error
+            raise UserError(f"no folder can be created at {path}; choose another one") from error
 
 
 # --- folders
 
 
 def make_folder(path: Path) -> list[Path]:
-    """Makes a folder and those above it, if they are not there. Of a link that leads nowhere, the target is made.
+    """Creates a folder and its parents if they do not exist. For a link that leads nowhere, the target is created.
 
     Returns:
-        The folders that were made, the outermost first.
+        The folders that were created, the outermost first.
 
     Raises:
-        UserError: it cannot be made; those above it are not left behind.
+        UserError: it cannot be created; created parents are removed again.
     """
     with folder_errors(path):
         real = Path(os.path.realpath(path))
         missing = [folder for folder in (real, *real.parents) if not os.path.lexists(folder)][::-1]
         try:
             real.mkdir(parents=True, exist_ok=True)
-            os.stat(path)  # "a/../b" leads nowhere without an a
+            os.stat(path)  # fails for "a/../b" if there is no a
         except OSError:
             remove_empty([folder for folder in missing if os.path.isdir(folder)])
             raise
@@ -104,22 +104,22 @@ def make_folder(path: Path) -> list[Path]:
 
 
 def make_inner_folder(path: Path) -> None:
-    """Makes a folder within one of fastbert's, if it is not there; a UserError if it cannot be made or is a link."""
+    """Creates a folder inside a folder of fastbert if needed; a UserError if it cannot be created or is a link."""
     refuse_link(path)
     make_folder(path)
 
 
 def refuse_link(path: Path) -> None:
-    """Raises a UserError if a folder within one of fastbert's is a link: what that leads to may be anybody's."""
+    """Raises a UserError if a folder inside a folder of fastbert is a link, which may lead to another user's files."""
     if os.path.islink(path):
         raise UserError(
-            f"{path} is a link, which is not followed: put the folder it leads to in its place, or give --out a folder "
-            "on the other disk"
+            f"{path} is a link, which is not followed: replace it by the folder it leads to, or give --out a folder on "
+            "the other disk"
         )
 
 
 def remove_empty(folders: list[Path]) -> None:
-    """Removes the empty ones among folders that lie in each other, the outermost first: what `make_folder` made."""
+    """Removes the empty ones of nested folders, given from the outermost as `make_folder` returns them."""
     for folder in reversed(folders):
         try:
             folder.rmdir()
@@ -131,7 +131,7 @@ def remove_empty(folders: list[Path]) -> None:
 
 
 def contents(folder: Path) -> set[str]:
-    """The names in `folder`, without those that are no content: a lock, what a killed process left, lost+found."""
+    """The names in `folder`, without locks, leftovers of killed processes and lost+found."""
     return {name for name in os.listdir(folder) if name not in (LOCK, LOST_AND_FOUND) and not is_temporary(name)}
 
 
@@ -140,7 +140,7 @@ def is_temporary(name: str) -> bool:
 
 
 def sync_folder(folder: Path) -> None:
-    """Makes renames within `folder` durable."""
+    """Flushes renames within `folder` to the disk."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -149,7 +149,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def sync_tree(folder: Path) -> None:
-    """Makes all that lies in `folder` durable."""
+    """Flushes everything in `folder` to the disk."""
     for inside in folder.rglob("*"):
         if inside.is_dir():
             sync_folder(inside)
@@ -160,7 +160,7 @@ def sync_tree(folder: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Removes a file, a link (not what it leads to), or a folder with all that is in it; nothing if there is none."""
+    """Removes a file, a link (not its target), or a folder with its contents, if it exists."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -174,13 +174,13 @@ def remove(path: Path) -> None:
 def atomic_file(
     path: Path | str, mode: str = "wb", *, replace: Callable[[Path, Path], None] | None = None
 ) -> Iterator[IO[Any]]:
-    """A file that appears under `path` only when the block ends without an error. A link there is replaced.
+    """Yields a file that appears as `path` only when the block ends without an error. A link there is replaced.
 
     Args:
-        replace: (temporary file, path): what puts the complete file into place; by default a rename.
+        replace: (temporary file, path): moves the complete file to `path`; by default a rename.
 
     Raises:
-        UserError: no space, no permission, or `path` is a folder, a device or the like.
+        UserError: there is no space or permission, or `path` is a folder, a device or similar.
     """
     path = Path(path)
     made = make_folder(path.parent)
@@ -203,7 +203,7 @@ def atomic_file(
 
 @contextmanager
 def atomic_folder(path: Path | str) -> Iterator[Path]:
-    """A folder that appears under `path` only when the block ends without an error. An older one, or a link, is
+    """Yields a folder that appears as `path` only when the block ends without an error. An older folder or a link is
     replaced."""
     path = Path(path)
     made = make_folder(path.parent)
@@ -230,7 +230,7 @@ def atomic_folder(path: Path | str) -> Iterator[Path]:
 
 
 def refuse_special(path: Path) -> None:
-    """Raises a UserError if `path` is there and is neither a file nor a link: a rename would destroy a device."""
+    """Raises a UserError if `path` exists and is neither a file nor a link: a rename would destroy a device."""
     if os.path.lexists(path):
         mode = os.lstat(path).st_mode
         if stat.S_ISDIR(mode):
@@ -244,22 +244,23 @@ def _temporary(name: str, ending: str = ".tmp") -> str:
 
 
 def shortened(name: str) -> str:
-    """`name`, with room for what `_temporary` adds: a name has at most 255 bytes."""
+    """`name`, shortened so that `_temporary` can extend it to at most 255 bytes."""
     return name.encode(errors="surrogateescape")[:230].decode(errors="ignore")
 
 
 def _new_file(path: Path) -> tuple[Path, int]:
-    """A temporary file in the folder of `path`, which is locked, and its descriptor."""
+    """Creates a temporary file in the folder of `path` and locks it; returns its path and descriptor."""
     while True:
         temporary = path.with_name(_temporary(path.name))
         handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
         if lock(handle) is not False and os.path.lexists(temporary):
             return temporary, handle
-        os.close(handle)  # taken for a leftover by another process, in the moment before it was locked
+        os.close(handle)  # another process removed it as a leftover just before it was locked
 
 
 def new_folder(path: Path) -> tuple[Path, int]:
-    """A temporary folder next to `path`, which is locked, and its descriptor, to be closed when it is renamed."""
+    """Creates a temporary folder next to `path` and locks it; returns its path and descriptor, to be closed after a
+    rename."""
     while True:
         temporary = path.with_name(_temporary(path.name))
         temporary.mkdir()
@@ -270,7 +271,7 @@ def new_folder(path: Path) -> tuple[Path, int]:
 
 
 def no_link(path: str, flags: int) -> int:
-    """For `open(..., opener=no_link)`: fails where `path` is a link, so that nothing is written to what it leads to."""
+    """Opener for `open(..., opener=no_link)` that fails if `path` is a link, so that its target is not written."""
     return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
 
 
@@ -278,7 +279,7 @@ def no_link(path: str, flags: int) -> int:
 
 
 def lock(handle: int, wait: bool = False) -> bool | None:
-    """Locks an open file or folder; False if another process holds it, None where the file system has no locks."""
+    """Locks an open file or folder; False if another process has the lock, None if the file system has no locks."""
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except BlockingIOError:
@@ -291,11 +292,11 @@ def lock(handle: int, wait: bool = False) -> bool | None:
 
 
 def open_lock(path: Path) -> int:
-    """The descriptor of a lock file, made if need be. It is not truncated, and a link under that name not followed.
+    """Opens a lock file, created if needed, without truncating it or following a link; returns its descriptor.
 
     Raises:
-        UserError: `path` is a link or no file, or cannot be written.
-        FileNotFoundError: its folder is gone.
+        UserError: `path` is a link or not a file, or cannot be written.
+        FileNotFoundError: its folder does not exist.
     """
     try:
         handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
@@ -315,7 +316,7 @@ def open_lock(path: Path) -> int:
 
 
 def is_open_as(handle: int, path: Path) -> bool:
-    """Whether `path` is still the file that was opened as `handle`."""
+    """Returns True if `path` is still the file that was opened as `handle`."""
     try:
         return os.path.samestat(os.fstat(handle), os.lstat(path))
     except FileNotFoundError:
@@ -324,13 +325,13 @@ def is_open_as(handle: int, path: Path) -> bool:
 
 @contextmanager
 def locked_folder(folder: Path | str) -> Iterator[None]:
-    """Makes the folder and keeps other processes from training in it. If nothing was written, what was made for it is
+    """Creates the folder and prevents other processes from training in it. If nothing was written, created folders are
     removed again.
 
-    The lock is the process's, so it ends with it, however that ends.
+    The lock ends with the process, however that ends.
 
     Raises:
-        UserError: it cannot be made, or another process trains there.
+        UserError: the folder cannot be created, or another process is training there.
     """
     folder = Path(folder)
     while True:
@@ -354,13 +355,13 @@ def locked_folder(folder: Path | str) -> Iterator[None]:
 
 
 def remove_leftovers(folder: Path | str, name: str | None = None) -> None:
-    """Removes what killed processes left half written in `folder` (temporary names of `atomic_file`, `atomic_folder`).
-    What another process is writing stays, and links are neither followed nor removed.
+    """Removes half-written files of killed processes from `folder` (temporary names of `atomic_file`, `atomic_folder`).
+    Files of running processes stay, and links are neither followed nor removed.
 
-    A folder that was set aside to be replaced, and whose successor never came, goes back to its place.
+    A folder that was renamed to be replaced, but was not replaced, is renamed back.
 
     Args:
-        name: removes those of this file or folder only; `folder` may be the user's.
+        name: removes only leftovers of this file or folder, for a `folder` of the user.
     """
     folder = Path(folder)
     with os.scandir(folder) as entries:
@@ -374,18 +375,18 @@ def remove_leftovers(folder: Path | str, name: str | None = None) -> None:
         path = Path(entry.path)
         try:
             handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-        except (FileNotFoundError, PermissionError):  # just renamed, or another user's
+        except (FileNotFoundError, PermissionError):  # just renamed, or of another user
             continue
         try:
             free = lock(handle)
-            # Where there are no locks, a folder of fastbert's has but one writer, and others are left as they are.
+            # Without locks, a folder of fastbert has a single writer; other folders are left as they are.
             if free is False or (free is None and name is not None) or not is_open_as(handle, path):
                 continue
             if parts and parts[2] and not os.path.lexists(folder / parts[1]):
                 path.rename(folder / parts[1])
             else:
                 remove(path)
-        except PermissionError:  # another user's, in a folder such as /tmp
+        except PermissionError:  # of another user, in a common folder for temporary files
             if name is None:
                 raise
         finally:

@@ -1,7 +1,7 @@
 """The command line of a job: a flag for every field of its options dataclass, and the help that lists them.
 
-Fields of a group are `--group.field`, those of a group marked `flat` are `--field`; underscores are dashes. What a flag
-does is the docstring below its field.
+Fields of a group are `--group.field`, fields of a group marked `flat` are `--field`; underscores become dashes. The
+help of a flag is the docstring below its field.
 """
 
 import argparse
@@ -23,8 +23,8 @@ from fastbert.ranges import hints_of, plain, problem_of, takes_none
 
 Options = TypeVar("Options")
 
-TAKES_YAML = ("pretrain", "finetune", "sweep", "ablate")  # jobs whose options may stand in a file
-NEAR = 0.7  # likeness of a flag that may be meant: with many flags there is always one that is somewhat alike
+TAKES_YAML = ("pretrain", "finetune", "sweep", "ablate")  # jobs that read options from a file
+NEAR = 0.7  # similarity of a flag to suggest: among many flags one is always slightly similar
 EXAMPLES = {
     "prepare": "--source 'wiki/*.txt.xz' --out data/wiki",
     "pretrain": "configs/pretrain/base.yaml --data data/wiki --out runs/base",
@@ -41,7 +41,7 @@ EXAMPLES = {
     "bench data": "--data wiki.txt --megabytes 20",
     "bench kernels": "--seconds 2",
 }
-"""A command line of each job, without its beginning."""
+"""Example arguments for each job."""
 
 
 @dataclass(frozen=True)
@@ -49,19 +49,19 @@ class Flag:
     """One option on the command line."""
 
     name: str
-    """Without the leading dashes, such as optimizer.learning-rate."""
+    """Name without the leading dashes, such as optimizer.learning-rate."""
     path: tuple[str, ...]
-    """The fields that lead to it from the job's dataclass."""
+    """Names of the nested fields from the job's dataclass to the flag."""
     field: Field
     hint: Any
-    """Its type, with the range that it declares."""
+    """Type, annotated with the declared range."""
     help: str
     group: str
-    """The docstring of its group; empty for the job's own."""
+    """Docstring of the group; empty for flags of the job itself."""
 
     @property
     def kind(self) -> type:
-        """The type of its values, but for None."""
+        """Type of the values, without None."""
         return typing.get_args(plain(self.hint))[0] if self.repeats else plain(self.hint)
 
     @property
@@ -70,17 +70,17 @@ class Flag:
 
     @property
     def repeats(self) -> bool:
-        """Whether it takes any number of values."""
+        """True if the flag accepts any number of values."""
         return typing.get_origin(plain(self.hint)) is tuple
 
     @property
     def is_positional(self) -> bool:
-        """Whether its values may be given without it."""
+        """True if the values may be given without the flag."""
         return bool(self.field.metadata.get("positional"))
 
     @property
     def is_switch(self) -> bool:
-        """Whether it stands without a value, and --no-... for its opposite."""
+        """True if the flag has no value, and --no-... is its opposite."""
         return plain(self.hint) is bool and not self.optional
 
     @property
@@ -137,7 +137,7 @@ def flags_of(cls: type, prefix: str = "", path: tuple[str, ...] = (), group: str
 
 @cache
 def field_docs(cls: type) -> dict[str, str]:
-    """The docstring below each field of a dataclass, those of its bases included; line ends within a paragraph gone."""
+    """The docstring below each field of a dataclass and its bases, with paragraphs on a single line."""
     docs: dict[str, str] = {}
     for base in reversed(cls.__mro__):
         if is_dataclass(base) and not vars(base).get("GENERATED"):
@@ -150,12 +150,12 @@ def field_docs(cls: type) -> dict[str, str]:
 
 
 def unwrapped(text: str) -> str:
-    """`text` with one line for each paragraph or item (`- `) of a list."""
+    """`text` with a line for each paragraph or list item (`- `)."""
     return re.sub(r"(?<!\n)\n(?!- |\n)\s*", " ", inspect.cleandoc(text))
 
 
 def normalized(argument: str) -> str:
-    """A flag with dashes for its underscores; its value, and any other argument, as it is."""
+    """A flag with dashes instead of underscores; its value and other arguments are unchanged."""
     if not argument.startswith("--"):
         return argument
     name, equals, value = argument.partition("=")
@@ -190,7 +190,7 @@ def name_positionals(arguments: Sequence[str], flags: Sequence[Flag]) -> list[st
 
 
 def with_equals(arguments: Sequence[str], flags: Sequence[Flag]) -> list[str]:
-    """Flags and their one value as --flag=value: argparse takes a value such as -1e3 or -inf for a flag."""
+    """Flags with a single value as --flag=value, because argparse would read a value such as -1e3 or -inf as a flag."""
     single = {f"--{flag.name}" for flag in flags if not flag.is_switch and not flag.repeats}
     out: list[str] = []
     for argument in arguments:
@@ -201,7 +201,7 @@ def with_equals(arguments: Sequence[str], flags: Sequence[Flag]) -> list[str]:
     return out
 
 
-# --- what is wrong with a command line
+# --- errors in a command line
 
 
 def refuse_unknown(arguments: Sequence[str], flags: Sequence[Flag], job: str) -> None:
@@ -230,7 +230,7 @@ def refuse_unknown(arguments: Sequence[str], flags: Sequence[Flag], job: str) ->
 
 
 def _remedy(argument: str, before: Flag | None, job: str, example: str) -> str:
-    """For an argument where a flag was expected; `example` of one that may be meant, or nothing."""
+    """Advice for an argument instead of a flag; `example` shows a possible flag, or is empty."""
     if before is not None and before.is_switch:
         return f": --{before.name} takes no value; leave it out, or give --{before.negation} for the opposite"
     if argument.endswith((".yaml", ".yml")):
@@ -241,7 +241,7 @@ def _remedy(argument: str, before: Flag | None, job: str, example: str) -> str:
 
 
 def meant(name: str, flags: Sequence[Flag]) -> str:
-    """What to use instead of the unknown flag `name`, as a part of a sentence; empty if nothing is like it."""
+    """A replacement for the unknown flag `name`, as a part of a sentence; empty if nothing is similar."""
     if hint := foreign(name, {flag.name for flag in flags}):
         return hint
     near = near_flags(name, flags)
@@ -249,11 +249,11 @@ def meant(name: str, flags: Sequence[Flag]) -> str:
 
 
 def near_flags(name: str, flags: Sequence[Flag]) -> list[str]:
-    """Up to three flags, of any group, that `name` may have been meant to be: equal but for the group, initials (lr),
-    a beginning, or close in spelling."""
+    """Up to three flags of any group that are similar to `name`: equal except for the group, with these initials (lr),
+    beginning or ending with it, or close in spelling."""
     bare = name.removeprefix("no-").rpartition(".")[2].lower()
     last = {flag.name: flag.name.rpartition(".")[2] for flag in flags}
-    if inside := [flag for flag in last if flag.startswith(f"{bare}.")]:  # a group: what chooses or enables it
+    if inside := [flag for flag in last if flag.startswith(f"{bare}.")]:  # a group: the flag that selects or enables it
         return [flag for flag in inside if last[flag] in ("name", "enabled")] or inside[:3]
     for fits in (
         lambda its: its == bare,
@@ -269,9 +269,9 @@ def near_flags(name: str, flags: Sequence[Flag]) -> list[str]:
 
 
 def refuse_repeated(arguments: Sequence[str]) -> None:
-    """No flag may stand twice: one of its values would be dropped.
+    """Refuses a flag that is given twice, because one of the values would be dropped.
 
-    `--flag value`, `--flag=value`, and `--no-flag` of a switch are one flag; no value begins with --.
+    `--flag value`, `--flag=value`, and `--no-flag` of a switch are the same flag; no value begins with --.
 
     Raises:
         UserError: names the flag.
@@ -365,7 +365,7 @@ def _reader(flag: Flag) -> Callable[[str], Any]:
 
 
 def help_of(flag: Flag, default: Any) -> str:
-    """The text of a flag with its default, which is shown once: that of an option that is None stands in its text."""
+    """The text of a flag with its default; a default of None is explained in the text itself."""
     value = flag.field.default
     if flag.field.default_factory is not MISSING:
         value = flag.field.default_factory()
@@ -384,7 +384,7 @@ def help_of(flag: Flag, default: Any) -> str:
 
 
 def _build(cls: type, given: dict[tuple[str, ...], Any], default: Any, job: str, prefix: str = "") -> Any:
-    """The dataclass `cls` from the values of flags, by the fields that lead to them."""
+    """Creates the dataclass `cls` from the values of flags by the path of their fields."""
     hints, arguments = hints_of(cls), {}
     missing = []
     for field in fields(cls):

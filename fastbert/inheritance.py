@@ -1,8 +1,8 @@
 """YAML files that state only their difference to another one.
 
-`inherits: other.yaml` in a mapping, at the top of a file or further inside, puts the values of that file beneath the
-mapping's own. The path starts from the folder of the file that names it. Mappings are merged key by key; lists and
-single values replace those they inherit, so `key: null` takes a value back.
+`inherits: other.yaml` in a mapping, at the top of a file or further inside, adds the values of that file that the
+mapping does not have. The path is relative to the folder of the file that contains it. Mappings are merged key by key;
+lists and single values replace inherited ones, so `key: null` resets a value.
 """
 
 from collections import Counter
@@ -15,17 +15,17 @@ from fastbert.ranges import text_problem
 
 INHERITS = "inherits"
 LARGEST_YAML = 2**20  # bytes
-MOST_FILES, LONGEST_CHAIN = 64, 16  # read for one, the same ones counted each time; from one to the next
+MOST_FILES, LONGEST_CHAIN = 64, 16  # files read for one, counted each time; length of a chain
 
 
 def read_yaml(path: str | Path) -> tuple[Any, str]:
-    """What a YAML file holds, inherited values included; an empty one holds no options.
+    """Reads a YAML file including inherited values; an empty file has no options.
 
     Returns:
-        The value, and how errors name its origin: the file and those that it inherits.
+        The value, and its origin for errors: the file and those that it inherits.
 
     Raises:
-        UserError: there is no such file, or it is not YAML; or of an inherited one, after the chain that led there.
+        UserError: the file, or one that it inherits, does not exist or is not YAML; names the chain of files.
     """
     chain = _Chain()
     value = chain.read(Path(path), ())
@@ -34,7 +34,7 @@ def read_yaml(path: str | Path) -> tuple[Any, str]:
 
 
 def merged(values: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """`values` with those of `over` in their place, mappings key by key. batch-size and batch_size are the same key."""
+    """`values` updated by those of `over`, mappings key by key. batch-size and batch_size are the same key."""
     found = dict(values)
     spelled = {_plain(key): key for key in values}
     given = Counter(map(_plain, over))
@@ -51,13 +51,13 @@ def _plain(key: str) -> str:
 
 
 class _Chain:
-    """One file with all that it inherits."""
+    """A file with everything that it inherits."""
 
     def __init__(self) -> None:
         self.files: list[Path] = []
 
     def read(self, path: Path, above: tuple[Path, ...]) -> Any:
-        """The values of `path`, which `above` lead to, the outermost first."""
+        """Reads the values of `path`; the files `above` inherit it, the outermost first."""
         from fastbert.yaml_text import parse_yaml  # yaml is imported where it is needed
 
         chain = (*above, path)
@@ -69,11 +69,11 @@ class _Chain:
                 raise
             raise UserError(f"{_named(above)}: {error}") from None
         if above and not isinstance(value, dict | None):
-            raise UserError(f"{_named(chain)}: the inherited file must hold a mapping of options, found {brief(value)}")
+            raise UserError(f"{_named(chain)}: the inherited file must be a mapping of options, found {brief(value)}")
         return {} if value is None else self.resolved(value, chain)
 
     def resolved(self, value: Any, chain: tuple[Path, ...]) -> Any:
-        """`value`, of the last file in the chain, with what its mappings inherit."""
+        """`value` from the last file in the chain, with the inherited values of its mappings."""
         if isinstance(value, list):
             return [self.resolved(item, chain) for item in value]
         if not isinstance(value, dict):

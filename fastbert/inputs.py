@@ -1,5 +1,5 @@
-"""Files that somebody names as an input, opened and read in one way: what cannot be read is a UserError that says why,
-nothing waits for a pipe that nobody fills, and a file read whole has a limit."""
+"""Opening and reading of input files: a file that cannot be read is a UserError with the reason, pipes are refused
+instead of waited for, and a file that is read as a whole has a maximum size."""
 
 import errno
 import os
@@ -14,17 +14,17 @@ from fastbert.system_errors import out_of_memory, reason
 
 Result = TypeVar("Result")
 
-LARGEST_TEXT = 64 * 2**20  # bytes of a configuration file, a record or a vocabulary that is read whole
+LARGEST_TEXT = 64 * 2**20  # bytes of a configuration file, a record or a vocabulary
 CHUNK = 2**20  # bytes read at once
-NEAR_NAMES = 200  # a folder with more names is not searched for the one that was meant
+NEAR_NAMES = 200  # a folder with more names is not searched for similar ones
 
 
 class UnreadableError(UserError):
-    """What is there cannot be read now, which says nothing of its content: nothing is to be replaced because of it."""
+    """An existing file cannot be read now. Its content may be intact, so it must not be replaced."""
 
 
 def read_or_problem(read: Callable[..., Result], *arguments: Any) -> tuple[Result | None, str]:
-    """What `read` gives, or None and what is wrong with the content.
+    """The result of `read`, or None and the problem of the content.
 
     Raises:
         UnreadableError: it cannot be read now.
@@ -38,13 +38,13 @@ def read_or_problem(read: Callable[..., Result], *arguments: Any) -> tuple[Resul
 
 
 def open_input(path: Path | str, what: str = "") -> IO[bytes]:
-    """The regular file `path`, open for reading bytes.
+    """Opens the regular file `path` for reading bytes.
 
     Args:
-        what: names the file in errors, such as "configuration file".
+        what: description of the file in errors, such as "configuration file".
 
     Raises:
-        UserError: there is no such file, no permission to read it, or it is a folder, a pipe or a device.
+        UserError: the file does not exist, cannot be read, or is a folder, a pipe or a device.
     """
     with input_errors(path, what):
         handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
@@ -54,7 +54,7 @@ def open_input(path: Path | str, what: str = "") -> IO[bytes]:
                 raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
             if not stat.S_ISREG(mode):
                 raise UserError(
-                    f"{named(path, what)} is a pipe or a device, not a file; write what it gives into a file first"
+                    f"{named(path, what)} is a pipe or a device, not a file; write its content to a file first"
                 )
             return os.fdopen(handle, "rb")
         except BaseException:
@@ -63,7 +63,7 @@ def open_input(path: Path | str, what: str = "") -> IO[bytes]:
 
 
 def check_folder(path: Path | str, what: str = "") -> None:
-    """Raises a UserError if there is no folder `path` that can be listed."""
+    """Raises a UserError if `path` is not a folder that can be listed."""
     with input_errors(path, what):
         try:
             os.scandir(path).close()
@@ -92,7 +92,7 @@ def read_text_input(path: Path | str, what: str = "", most: int = LARGEST_TEXT) 
     """The UTF-8 text in the regular file `path`, without a byte order mark.
 
     Raises:
-        UserError: as `read_input`, or the text is not UTF-8 or holds a zero byte.
+        UserError: as `read_input`, or the text is not UTF-8 or contains a zero byte.
     """
     content = read_input(path, what, most)
     refuse_zero_bytes(path, what, content)
@@ -111,19 +111,19 @@ def not_utf8(
     more: Callable[[int], bytes] | None = None,
     earlier: int = 0,
 ) -> UserError:
-    """The error for a file that is not UTF-8: what it probably is, and the command that converts it.
+    """The error for a file that is not UTF-8, with its probable encoding and the command that converts it.
 
     Args:
-        content: a part of the file, from the beginning of a line; its byte `start` is no UTF-8.
+        content: a part of the file, from the beginning of a line; its byte `start` is not UTF-8.
         line: the number of that line in the file.
-        more: reads up to this many bytes of what follows, which make the guess better.
-        earlier: lines before it with characters outside ASCII, all of them right.
+        more: reads up to this many following bytes, which improve the guess.
+        earlier: number of earlier lines with non-ASCII characters, all valid.
     """
-    # Imported here, where a file is refused: its tables take longer to make than most files to read.
-    from fastbert.encodings import LOOKED_AT, explain
+    # Imported only when a file is refused, because building its tables takes longer than reading most files.
+    from fastbert.encodings import EXAMINED, explain
 
     if more is not None:
-        content += more(LOOKED_AT)
+        content += more(EXAMINED)
     number = line + content.count(b"\n", 0, start)
     return UserError(
         f"{named(path, what)} is not UTF-8 text (byte 0x{content[start]:02x}, line {number}): "
@@ -138,20 +138,20 @@ def refuse_zero_bytes(
     line: int = 1,
     more: Callable[[int], bytes] | None = None,
 ) -> None:
-    """Raises if `content` holds a zero byte, as binary files do, and UTF-16.
+    """Refuses content with a zero byte, which is binary or UTF-16.
 
     Args:
-        content, line, more: as for `not_utf8`.
+        content, line, more: as in `not_utf8`.
 
     Raises:
-        UserError: says where, and for UTF-16 and UTF-32 how to convert the file.
+        UserError: names the line, and for UTF-16 and UTF-32 explains how to convert the file.
     """
     if (start := content.find(b"\0")) < 0:
         return
-    from fastbert.encodings import LOOKED_AT, wide
+    from fastbert.encodings import EXAMINED, wide
 
     if more is not None:
-        content += more(LOOKED_AT)
+        content += more(EXAMINED)
     if wide(content):
         raise not_utf8(path, what, content, start, line)
     number = line + content.count(b"\n", 0, start)
@@ -159,9 +159,9 @@ def refuse_zero_bytes(
 
 
 def refuse_slash(path: str) -> None:
-    """Raises a UserError if `path` ends with a slash and is a file: `Path` drops the slash that the system refuses."""
+    """Raises a UserError if `path` is a file and ends with a slash, which the system would refuse but `Path` drops."""
     if path.endswith("/") and os.path.isfile(path.rstrip("/")):
-        raise UserError(f"{path} ends with a slash and is a file, no folder; leave the slash out")
+        raise UserError(f"{path} ends with a slash but is a file, not a folder; leave out the slash")
 
 
 def named(path: Path | str, what: str = "") -> str:
@@ -170,7 +170,7 @@ def named(path: Path | str, what: str = "") -> str:
 
 @contextmanager
 def input_errors(path: Path | str, what: str = "") -> Iterator[None]:
-    """Turns what the operating system reports while `path`, a file or a folder, is read into a UserError."""
+    """Converts errors of the operating system while the file or folder `path` is read to a UserError."""
     name = named(path, what)
     try:
         yield
@@ -189,7 +189,7 @@ def input_errors(path: Path | str, what: str = "") -> Iterator[None]:
             raise UserError(f"{brief(name, str)}: a name in that path is too long; check the path") from None
         if error.errno == errno.ENXIO:
             raise UserError(f"{name} is a socket or a device, not a file; give a file") from None
-        if error.errno == errno.EIO:  # damage, to be treated as such
+        if error.errno == errno.EIO:  # treated as damage
             raise UserError(f"{name} cannot be read: {error.strerror}; check its disk") from None
         if out_of_memory(error) or (found := reason(error)) is None:
             raise
@@ -197,12 +197,12 @@ def input_errors(path: Path | str, what: str = "") -> Iterator[None]:
     except ValueError as error:
         if "null byte" not in str(error):
             raise
-        raise UserError(f"{name!r} is no path: it holds a zero byte") from None
+        raise UserError(f"{name!r} is not a path: it contains a zero byte") from None
 
 
 def raise_refusal(error: BaseException, path: Path | str, what: str = "") -> None:
-    """Raises `error`, which a library raised while it read `path`, if the system refused to read (a UserError) or ran
-    out of memory. Otherwise the file is damaged, and the caller reports that."""
+    """Raises `error`, which a library raised while reading `path`, if the system refused to read (as a UserError) or
+    ran out of memory. Otherwise the file is damaged, and the caller reports this."""
     if out_of_memory(error):
         raise error
     if isinstance(error, OSError) and reason(error):
@@ -211,12 +211,12 @@ def raise_refusal(error: BaseException, path: Path | str, what: str = "") -> Non
 
 
 def near_name(path: Path) -> str:
-    """A name in the folder of `path` that may be meant, as "; did you mean ...?", or why the path is none that exists;
-    empty if nothing is known."""
+    """A similar name in the folder of `path`, as "; did you mean ...?", or a reason why the path does not exist; empty
+    if nothing is known."""
     if path.parts[:1] == ("~",):
-        return "; ~ is not the home folder within quotes and after =: give the whole path"
+        return "; ~ does not mean the home folder within quotes or after =: give the whole path"
     if path.parts and path.parts[0] in ("http:", "https:", "ftp:", "s3:", "gs:"):
-        return "; it is an address, and nothing is downloaded here: download the file first and give its path"
+        return "; it is a URL, and nothing is downloaded: download the file first and give its path"
     try:
         with os.scandir(path.parent) as entries:
             names = [entry.name for _, entry in zip(range(NEAR_NAMES), entries, strict=False)]

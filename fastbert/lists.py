@@ -1,12 +1,12 @@
-"""Lists in one option: commas between names. A name with a comma in it is put in double quotes; a path that exists
-needs none."""
+"""Comma-separated lists in an option. A name that contains a comma is put in double quotes; an existing path needs no
+quotes."""
 
 import csv
 from collections.abc import Callable
 
 from fastbert.errors import UserError, brief
 
-MOST_COMMAS = 8  # in a path of a list; in one that stands alone there is no limit
+MOST_COMMAS = 8  # in a path of a list; a single path has no limit
 
 
 def words(text: str) -> list[str]:

@@ -1,5 +1,5 @@
-"""Names of options in other programs (transformers' Trainer and its example scripts, nanochat) and in earlier versions,
-and what they are called here: for the error of an option that is unknown."""
+"""Names of options in other programs (transformers' Trainer and its example scripts, nanochat) and earlier versions,
+with the names here, for the error of an unknown option."""
 
 import re
 from collections.abc import Collection
@@ -14,10 +14,11 @@ _WARMUP = ("schedule.warmup",)
 _WORKERS = ("workers", "machine.workers")
 _BUDGET = "the budget is --steps, --tokens or --minutes"
 _ACCUMULATION = (
-    "--batch-size is that of an optimizer step and --machine.micro-batch-size that of a forward pass; the rest follows"
+    "gradient accumulation follows from --batch-size (of an optimizer step) and --machine.micro-batch-size (of a "
+    "forward pass)"
 )
-_JOBS = "training is fastbert pretrain or finetune; what it yields is measured by evaluate and used by predict"
-_ONE_DEVICE = "one process trains on one device, which --machine.device names"
+_JOBS = "fastbert pretrain and finetune train; evaluate and predict use the result"
+_ONE_DEVICE = "one process trains on one device, given by --machine.device"
 _METRICS = "metrics are written to metrics.jsonl and as TensorBoard events, below --out"
 
 NAMES: dict[str, tuple[str, ...]] = {
@@ -66,18 +67,16 @@ NAMES: dict[str, tuple[str, ...]] = {
     "random-seed": ("seed", "first-seed"),
     **dict.fromkeys(("valid-split", "validation-split-percentage", "test-size"), ("validation-fraction",)),
 }
-"""Name elsewhere -> flags here, the first that a job has being the one."""
+"""Name elsewhere -> flags here; the first one that a job has is suggested."""
 
 RENAMED: dict[str, tuple[str, ...]] = {
-    "validation-share": ("validation-fraction",),
-    "first-share": ("first-fraction",),
     "batch-start": ("initial-batch-size",),
     "cls": ("cls-attention",),
     "least": ("min-count",),
     "most": ("max-count",),
     "weight": ("mix", "loss-weight"),
 }
-"""Name in an earlier version -> names now, the first that the same group has being the one."""
+"""Name in an earlier version -> present names; the first one that the same group has is suggested."""
 
 REMARKS: dict[str, str] = {
     **dict.fromkeys(("epochs", "num-train-epochs", "num-epochs", "max-epochs", "n-epochs"), _BUDGET),
@@ -94,15 +93,15 @@ REMARKS: dict[str, str] = {
     ),
     **dict.fromkeys(("delimiter", "sep", "separator"), "the delimiter of a .csv is recognized by its header"),
 }
-"""Name elsewhere -> what to do here; shown where a job has all flags in it."""
+"""Name elsewhere -> advice; shown if a job has all flags in it."""
 
 
 def foreign(name: str, flags: Collection[str]) -> str:
-    """What an option of another program or version is called here, as the end of a sentence; empty if it is not known.
+    """The present name of an option of another program or version, as the end of a sentence; empty if it is unknown.
 
     Args:
         name: without the leading dashes.
-        flags: of the job, without dashes.
+        flags: flags of the job, without dashes.
     """
     group, dot, last = name.rpartition(".")
     for own in (*foreign_names(name), *(f"{group}{dot}{own}" for own in foreign_names(last))):
@@ -113,6 +112,6 @@ def foreign(name: str, flags: Collection[str]) -> str:
 
 
 def foreign_names(name: str) -> tuple[str, ...]:
-    """Flags, some of which a job may have, for an option of another program or version, written with - or _."""
+    """Possible flags for an option of another program or version, written with - or _; a job has only part of them."""
     name = name.lower().replace("_", "-")
     return NAMES.get(name) or RENAMED.get(name, ())

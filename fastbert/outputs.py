@@ -1,16 +1,16 @@
-"""What the user names with --out: checked before work starts, and written such that it stays what it is.
+"""Outputs named by --out: checked before work starts, and written without changing what they are.
 
 A file (`output_file`):
-- a link stays, and the file it leads to, existing or not, has the new content, whole or not at all;
+- a link stays, and the file it leads to, existing or not, gets the new content, whole or not at all;
 - a FIFO, a character device (/dev/null) or an open descriptor (/dev/stdout, /dev/fd/N, `>(...)`) is written into;
-- a file that is a mount point cannot be replaced, so it is overwritten once the content is complete;
+- a file that is a mount point cannot be replaced, so it is overwritten when the content is complete;
 - a folder, a block device or a socket is refused.
 
 A folder (`output_folder`, and `prepare` in a way that survives kills):
-- a link stays, and the folder it leads to is the output; it is made if it is not there;
-- a folder that is not there is written next to its place and renamed;
-- an empty folder, a mount point, the working directory, or a folder in one that cannot be written is filled from
-  within: a rename would fail, or cost the folder its permissions. The file that makes it complete comes last.
+- a link stays, and the folder it leads to is the output, created if needed;
+- a folder that does not exist is written under a temporary name next to it and renamed;
+- an empty folder, a mount point, the working directory, or a folder whose parent cannot be written is filled from
+  within: a rename would fail, or change the folder's permissions. The file that makes it complete is moved last.
 """
 
 import errno
@@ -53,7 +53,7 @@ def check_output_file(path: Path | str) -> None:
 
 @contextmanager
 def output_file(path: Path | str, mode: str = "wb") -> Iterator[IO[Any]]:
-    """A file for the user, to be written in this block (see the head of this module); a UserError if it cannot be."""
+    """Yields an output file of the user to write (see the module's docstring); a UserError if it cannot be written."""
     path = Path(path)
     encoding = None if "b" in mode else "utf-8"
     with disk_errors(path):
@@ -72,7 +72,7 @@ def output_file(path: Path | str, mode: str = "wb") -> Iterator[IO[Any]]:
 
 
 def is_standard_output(path: Path | str) -> bool:
-    """Whether what is written to `path` goes where standard output goes, so that nothing else should."""
+    """Returns True if `path` is the same file as standard output, so that nothing else should be printed there."""
     try:
         return os.path.samestat(os.stat(path), os.fstat(1))
     except OSError:  # no such file yet, or a closed standard output
@@ -80,7 +80,7 @@ def is_standard_output(path: Path | str) -> bool:
 
 
 def _is_stream(path: Path) -> bool:
-    """Whether `path` is written into, for it holds nothing that could be replaced."""
+    """Returns True if `path` is written into because it has no content that could be replaced."""
     try:
         mode = os.stat(path).st_mode
     except FileNotFoundError:
@@ -89,24 +89,24 @@ def _is_stream(path: Path) -> bool:
 
 
 def _descriptor(path: Path) -> int | None:
-    """N if `path` means the open descriptor N of this process, such as /dev/stdout and /dev/fd/N; else None.
+    """N if `path` is the open descriptor N of this process, such as /dev/stdout and /dev/fd/N; else None.
 
-    Opened by its name it would be another file description, with an offset of its own: where standard output is a file,
-    each would write over the other.
+    Opened by its name it would be another file description with a separate offset: if standard output is a file, the
+    two would overwrite each other.
     """
-    for _ in range(40):  # as many links as Linux follows
+    for _ in range(40):  # the number of links that Linux follows
         folder = os.path.realpath(path.parent)
         if re.fullmatch("[0-9]+", path.name) and re.fullmatch(rf"/proc/{os.getpid()}(/task/\d+)?/fd", folder):
             return _writable(int(path.name), path)
         try:
             path = Path(folder, os.readlink(Path(folder, path.name)))
-        except OSError:  # no link
+        except OSError:  # not a link
             return None
     return None
 
 
 def _writable(number: int, path: Path) -> int:
-    """`number`, if that descriptor is open for writing."""
+    """Returns `number` if that descriptor is open for writing."""
     try:
         read_only = fcntl.fcntl(number, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY
     except OSError:
@@ -117,7 +117,7 @@ def _writable(number: int, path: Path) -> int:
 
 
 def _target(path: Path) -> Path:
-    """The file that `path` is, or leads to."""
+    """The file that `path` is or leads to."""
     try:
         mode = os.stat(path).st_mode
     except FileNotFoundError:
@@ -131,7 +131,7 @@ def _target(path: Path) -> Path:
 
 
 def _replace(temporary: Path, path: Path) -> None:
-    """Puts a complete file into place; where that is a mount point, by writing into it."""
+    """Renames a complete file to `path`, or copies it if `path` is a mount point."""
     try:
         os.replace(temporary, path)
     except OSError as error:
@@ -149,46 +149,48 @@ def _replace(temporary: Path, path: Path) -> None:
 
 
 def check_output_folder(path: Path | str) -> None:
-    """Raises a UserError, before work starts, if no files can be written to the folder `path`, which need not be there;
-    makes nothing."""
+    """Raises a UserError, before work starts, if no files can be written to the folder `path`, which need not exist;
+    creates nothing."""
     with folder_errors(path):
         _check_room(resolved(path), path)
 
 
 def resolved(path: Path | str) -> Path:
-    """The folder that `path` is, or leads to, absolute. It need not be there."""
+    """The absolute path of the folder that `path` is or leads to. It need not exist."""
     return Path(os.path.realpath(path))
 
 
-def _check_room(folder: Path, asked: Path | str, name: str = "") -> None:
-    """Raises a UserError if a file `name` cannot be written to `folder`, which need not be there.
+def _check_room(folder: Path, output: Path | str, name: str = "") -> None:
+    """Raises a UserError if a file `name` cannot be written to `folder`, which need not exist.
 
     Args:
-        asked: names the output in errors.
+        output: the path that the user gave, for errors.
     """
     there, names = folder, [name]
     while not os.path.lexists(there):
         names.append(there.name)
         there = there.parent
     if there.is_symlink():  # all others are resolved
-        raise UserError(f"cannot write {asked}: a link in that path leads back to itself; remove it")
+        raise UserError(f"cannot write {output}: a link in that path leads back to itself; remove it")
     if not there.is_dir():
-        raise UserError(f"cannot write {asked}: part of that path is a file; choose another folder")
+        raise UserError(f"cannot write {output}: part of that path is a file; choose another folder")
     if max(len(os.fsencode(name)) for name in names) > os.pathconf(there, "PC_NAME_MAX"):
-        raise UserError(f"cannot write {asked}: a name in that path is too long; choose a shorter one")
+        raise UserError(f"cannot write {output}: a name in that path is too long; choose a shorter one")
     if os.statvfs(there).f_flag & os.ST_RDONLY:
-        raise UserError(f"{asked} lies on a read-only file system; choose another folder")
+        raise UserError(f"{output} is on a read-only file system; choose another folder")
     if not os.access(there, os.W_OK | os.X_OK):
-        raise UserError(f"no permission to write {asked}; choose another folder or change its permissions")
-    if not os.statvfs(there).f_blocks:  # the kernel's own, such as /proc: what it refuses shows only when it is tried
-        with folder_errors(asked):
+        raise UserError(f"no permission to write {output}; choose another folder or change its permissions")
+    if not os.statvfs(
+        there
+    ).f_blocks:  # a file system of the kernel, such as /proc: only an attempt shows what it refuses
+        with folder_errors(output):
             temporary, handle = new_folder(there / "fastbert")
         os.close(handle)
         temporary.rmdir()
 
 
 def is_filled_within(path: Path) -> bool:
-    """Whether the folder `path`, resolved, must stay the folder it is: see the head of this module."""
+    """Returns True if the folder `path`, resolved, must not be replaced (see the module's docstring)."""
     if not path.is_dir():
         return False
     return (
@@ -200,7 +202,7 @@ def is_filled_within(path: Path) -> bool:
 
 
 def is_mount(path: Path) -> bool:
-    """Whether a folder is a mount point, bind mounts of the same file system included."""
+    """Returns True if a folder is a mount point, including bind mounts of the same file system."""
     if os.path.ismount(path):
         return True
     try:
@@ -213,16 +215,16 @@ def is_mount(path: Path) -> bool:
 
 @contextmanager
 def output_folder(path: Path | str, first: str, last: str) -> Iterator[Path]:
-    """A folder to fill, which becomes `path` when the block ends without an error: whole or not at all, except that a
-    kill while a folder is filled from within may leave it without the file `last`.
+    """Yields a folder to fill, which becomes `path` when the block ends without an error: whole or not at all, except
+    that a kill while a folder is filled from within may leave it without the file `last`.
 
     Args:
-        first: the file that shows whose folder it is, if the call is killed while it is filled: it is put there before
-            the others, and that of an older output is removed after the others.
+        first: the file that identifies the folder if the call is killed while filling it: it is written before the
+            others, and that of an older output is removed after the others.
         last: the file without which nothing opens the folder.
 
     Raises:
-        UserError: it cannot be written.
+        UserError: the folder cannot be written.
     """
     path = resolved(path)
     if not is_filled_within(path):
@@ -249,15 +251,15 @@ def output_folder(path: Path | str, first: str, last: str) -> Iterator[Path]:
 
 
 def ordered(names: Sequence[str] | set[str], first: str, last: str) -> list[str]:
-    """`names` by the alphabet, but for the two at the ends."""
+    """`names` in alphabetical order between `first` and `last`."""
     return sorted(names, key=lambda name: (name == last, name != first, name))
 
 
 def move_contents(source: Path, target: Path, names: Sequence[str]) -> None:
-    """Moves the files and folders `names` of `source`, one after the other, and removes `source`. Both are folders of
-    one file system."""
+    """Moves the files and folders `names` from `source` to `target` in this order and removes `source`. Both are on the
+    same file system."""
     for name in names:
         os.rename(source / name, target / name)
-        sync_folder(target)  # so that no order but this one reaches the disk
+        sync_folder(target)  # so that this order reaches the disk
     shutil.rmtree(source)
     sync_folder(target)

@@ -1,4 +1,4 @@
-"""Child processes that Ctrl-C does not reach: a terminal sends it to all processes, and the parent ends its own."""
+"""Child processes that ignore Ctrl-C: a terminal sends it to all processes, and the parent ends its children itself."""
 
 import signal
 from collections.abc import Iterator
@@ -8,11 +8,11 @@ from multiprocessing import resource_tracker
 
 @contextmanager
 def without_control_c(spawned: bool = True) -> Iterator[None]:
-    """Processes started in this block never see SIGINT, not even while they import their modules, where it would end
-    them with a traceback of their own. This process gets it after the block.
+    """Blocks SIGINT for processes started in this block, also while they import their modules, where it would end them
+    with a traceback. This process receives it after the block.
 
     Args:
-        spawned: by multiprocessing, whose resource tracker would unblock the signal where the first process starts it.
+        spawned: multiprocessing starts the processes; its resource tracker would otherwise unblock the signal.
     """
     if spawned:
         resource_tracker.ensure_running()

@@ -1,10 +1,10 @@
-"""The values that an option can have: declared next to it, checked in one function, refused in one form of message.
+"""Valid values of options: declared with the option, checked by one function, refused with messages of one form.
 
     warmup: Annotated[float, Range(0, below=1)] = 0.06
     steps: Count | None = None
 
-Fields that declare nothing have the limits of their type: whole numbers of 32 bits, finite numbers that 32-bit
-arithmetic can hold, and text that can stand in a path and in one line of a message.
+Fields without a declaration have the limits of their type: whole numbers of 32 bits, finite numbers in the range of
+float32, and text that can be used in a path and in one line of a message.
 """
 
 import math
@@ -19,20 +19,20 @@ from typing import Annotated, Any
 from fastbert.errors import OptionError, brief, choose
 
 LARGEST = 2**31 - 1
-"""Of a count: steps, sequences, tokens in a file."""
+"""Largest count of steps, sequences, or tokens in a file."""
 LARGEST_SEED = 2**63 - 1
-"""The hashes take 64 bits of a seed, and records hold whole numbers of 64 bits with a sign."""
+"""The hashes use 64 bits of a seed, and records contain signed 64-bit numbers."""
 SMALLEST_FLOAT, LARGEST_FLOAT = 1e-30, 1e30
-"""Magnitudes of numbers without bounds of their own: float32 holds them, and what they are multiplied with."""
+"""Range of numbers without declared bounds: they, and products with them, fit into float32."""
 LONGEST_TEXT = 4096
-"""Characters, the longest path of Linux."""
+"""Characters; the longest path in Linux."""
 LONGEST_NAME = 255
 """Bytes of a name in a path."""
 
 
 @dataclass(frozen=True)
 class Range:
-    """An interval; a bound that is None is that of the type."""
+    """An interval; a bound of None means the limit of the type."""
 
     least: float | None = None
     most: float | None = None
@@ -40,7 +40,7 @@ class Range:
     below: float | None = None
 
     def problem(self, value: float) -> str | None:
-        """Why `value` does not lie in it, as the end of a sentence; None if it does."""
+        """Reason why `value` is outside the interval, as the end of a sentence; None if it is inside."""
         if isinstance(value, float) and not math.isfinite(value):
             return f"must be a finite number, not {value}"
         if self._contains(value):
@@ -68,7 +68,7 @@ class Range:
 
 
 def _limits(value: float, given: Range) -> str | None:
-    """Why a value is beyond what its type can hold, for bounds that are not `given`."""
+    """Reason why a value exceeds the limits of its type, for bounds that are not `given`."""
     if isinstance(value, int):
         if given.most is None and abs(value) > LARGEST:
             return f"must be at {f'most {LARGEST:,}' if value > 0 else f'least -{LARGEST:,}'}, not {brief(value)}"
@@ -89,52 +89,52 @@ NotNegative = Annotated[float, Range(0)]
 Probability = Annotated[float, Range(0, 1)]
 Rate = Annotated[float, Range(0, below=1)]
 Part = Annotated[float, Range(above=0, most=1)]
-"""A fraction of something that cannot be none of it."""
+"""A fraction above 0, up to all."""
 Fraction = Annotated[float, Range(above=0, below=1)]
-"""A fraction that leaves some of both sides."""
+"""A fraction that is neither nothing nor all."""
 Workers = Annotated[int, Range(0, 4096)]
-"""Processes or threads, 0 for a default; more would not help on any machine."""
+"""Number of processes or threads, 0 for a default."""
 Processes = Annotated[int, Range(1, 4096)]
 Vocabulary = Annotated[int, Range(256, 2**20)]
-"""Words of a tokenizer that is trained: its trainer reserves memory for all of them."""
+"""Vocabulary size for training a tokenizer; the trainer reserves memory for all entries."""
 Layers = Annotated[int, Range(1, 1000)]
 Width = Annotated[int, Range(1, 2**16)]
 Tokens = Annotated[int, Range(1, 2**53)]
 Minutes = Annotated[float, Range(above=0, most=5_256_000)]
 Length = Annotated[int, Range(2, 2**20)]
-"""Tokens in a sequence, [CLS] and one more at least."""
+"""Tokens in a sequence, at least [CLS] and one more."""
 
 
 def number_of(text: str) -> float:
-    """The number that a text from outside stands for. Python alone would also take 1_000 and digits of other scripts.
+    """Parses a number. Unlike Python, it refuses 1_000 and digits of other scripts.
 
     Raises:
-        ValueError: it stands for none.
+        ValueError: the text is not a number.
     """
     if "_" in text or not text.strip().isascii():
-        raise ValueError(f"{brief(text)} is no number")
+        raise ValueError(f"{brief(text)} is not a number")
     return float(text)
 
 
 def text_problem(value: str) -> str | None:
-    """Why a text is no value of an option, as the end of a sentence; None if it can be one."""
+    """Reason why a text is not a valid option, as the end of a sentence; None if it is valid."""
     if not value.strip():
         return "is empty; give a value, or leave the option out"
     if len(value) > LONGEST_TEXT:
         return f"has {len(value):,} characters, more than {LONGEST_TEXT:,}"
     if any(len(name.encode(errors="replace")) > LONGEST_NAME for name in re.split("[/,]", value)):
-        return f"holds a name that is too long, of more than {LONGEST_NAME} bytes: {brief(value)}"
+        return f"contains a name that is too long, of more than {LONGEST_NAME} bytes: {brief(value)}"
     if "\0" in value:
-        return f"holds a zero byte: {brief(value)}"
+        return f"contains a zero byte: {brief(value)}"
     if any(unicodedata.category(character) in ("Cc", "Zl", "Zp") for character in value):
-        return f"holds a line break or another control character: {brief(value)}"
+        return f"contains a line break or another control character: {brief(value)}"
     if any("\ud800" <= character <= "\udfff" for character in value):
         return f"is not UTF-8 text: {brief(value)}"
     return None
 
 
 def problem_of(value: Any, hint: Any) -> str | None:
-    """Why a value of the right type is none of an option declared as `hint`; None if it is one."""
+    """Reason why a value of the right type is not valid for an option declared as `hint`; None if it is."""
     if isinstance(value, str):
         return text_problem(value)
     if isinstance(value, tuple):
@@ -155,12 +155,12 @@ def range_of(hint: Any) -> Range:
 
 @cache
 def hints_of(cls: type) -> dict[str, Any]:
-    """Name -> type hint of a dataclass, with what it declares."""
+    """Name -> type hint of the fields of a dataclass, including annotations."""
     return typing.get_type_hints(cls, include_extras=True)
 
 
 def plain(hint: Any) -> Any:
-    """A type hint without `| None` and without what it declares."""
+    """A type hint without `| None` and annotations."""
     if typing.get_origin(hint) is Annotated:
         return plain(typing.get_args(hint)[0])
     if typing.get_origin(hint) in (types.UnionType, typing.Union):
@@ -169,15 +169,15 @@ def plain(hint: Any) -> Any:
 
 
 def takes_none(hint: Any) -> bool:
-    """Whether a type hint allows None."""
+    """Returns True if a type hint allows None."""
     return any(arm is types.NoneType or takes_none(arm) for arm in typing.get_args(hint))
 
 
 def check_values(options: Any) -> None:
-    """Compares every field of a dataclass with what it declares, as a type or as a `choice`; groups check themselves.
+    """Checks every field of a dataclass against its declared range or `choice`; groups check themselves.
 
     Raises:
-        UserError: names the first that does not fit.
+        UserError: names the first invalid field.
     """
     hints = hints_of(type(options))
     for field in fields(options):

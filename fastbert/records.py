@@ -1,4 +1,4 @@
-"""JSON that other programs can read and damage shows in: no NaN and no infinity, whole files, and seals."""
+"""JSON that other programs can read and in which damage is detected: no NaN or infinity, whole files, and seals."""
 
 import hashlib
 import json
@@ -12,28 +12,28 @@ from fastbert.errors import UserError, brief
 from fastbert.files import atomic_file
 from fastbert.inputs import LARGEST_TEXT, read_text_input
 
-DEEPEST = 64  # lists and objects inside each other
-MOST_DIGITS = 310  # of a whole number; tokenizer_config.json has one of 31 where transformers knows no longest text
-MOST_VALUES = 2**21  # in a file, counted by commas: a value takes up to 30 times its bytes in memory
+DEEPEST = 64  # nested lists and objects
+MOST_DIGITS = 310  # of a whole number; tokenizer_config.json has one of 31 digits if there is no maximum length
+MOST_VALUES = 2**21  # in a file, counted by commas; a value needs up to 30 times its bytes in memory
 
 
 def write_json(path: Path | str, value: Any) -> None:
-    """Writes `value` as `json_text` has it."""
+    """Writes the `json_text` of `value`, whole or not at all."""
     with atomic_file(path, "w") as file:
         file.write(json_text(value, indent=2) + "\n")
 
 
 def json_text(value: Any, **options: Any) -> str:
-    """`value` as JSON in which null stands for what is not finite: JSON has no NaN and no infinity.
+    """`value` as JSON, with null for numbers that are not finite: JSON has no NaN and no infinity.
 
     Args:
-        options: of `json.dumps`.
+        options: options of `json.dumps`.
     """
     return json.dumps(finite_or_none(value), allow_nan=False, **options)
 
 
 def finite_or_none(value: Any) -> Any:
-    """`value`, of what JSON can hold, with None for every number that is not finite."""
+    """A JSON value with None for every number that is not finite."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):
@@ -46,18 +46,18 @@ def finite_or_none(value: Any) -> Any:
 def read_json(
     path: Path | str, what: str, shape: Any = object, most: int = LARGEST_TEXT, values: int = MOST_VALUES
 ) -> Any:
-    """The JSON in `path`; `what` names it in errors.
+    """Reads the JSON in `path`; `what` names it in errors.
 
     Args:
-        shape: what it must look like, for `check`.
-        most: bytes.
-        values: how many it may hold.
+        shape: expected structure, for `check`.
+        most: maximum number of bytes.
+        values: maximum number of values.
 
     Raises:
-        UserError: the file is missing, too large, not JSON, or not of this shape.
+        UserError: the file is missing, too large, not JSON, or has another structure.
     """
     path = Path(path)
-    if not os.path.lexists(path):  # callers say what happens then
+    if not os.path.lexists(path):  # callers extend this message
         raise UserError(f"{what} {path} does not exist")
     if path.is_dir():
         raise UserError(f"{what} {path} is damaged: it is a folder")
@@ -65,18 +65,18 @@ def read_json(
 
 
 def parse_json(text: str | bytes, where: str, shape: Any = object, values: int = MOST_VALUES) -> Any:
-    """The value in a JSON text, nested at most `DEEPEST` deep, with whole numbers of at most 64 bits.
+    """Parses JSON with at most `DEEPEST` levels and whole numbers of at most 64 bits.
 
     Args:
         where: names its origin in errors.
-        shape: what it must look like, for `check`.
-        values: how many it may hold.
+        shape: expected structure, for `check`.
+        values: maximum number of values.
 
     Raises:
-        UserError: it is not such JSON, or not of this shape.
+        UserError: it is not such JSON, or has another structure.
     """
     if text.count(b"," if isinstance(text, bytes) else ",") >= values:
-        raise UserError(f"{where} holds more than {values:,} values, which is too many for such a file")
+        raise UserError(f"{where} has more than {values:,} values, which is too many for such a file")
     try:
         value = json.loads(text, parse_int=_integer)
         _refuse_odd(value, escapes=(b"\\u" if isinstance(text, bytes) else "\\u") in text)
@@ -94,7 +94,7 @@ def _integer(digits: str) -> int:
 
 
 def _refuse_odd(value: Any, escapes: bool) -> None:
-    """Raises a ValueError for what is nested too deep, and for half of a surrogate pair, which only `escapes` make."""
+    """Raises a ValueError for too many levels, and for half of a surrogate pair, which needs `escapes`."""
     depth, level = 0, [value]
     while level:
         if escapes:
@@ -112,7 +112,7 @@ def _refuse_odd(value: Any, escapes: bool) -> None:
 
 @dataclass(frozen=True)
 class Whole:
-    """In a shape: a whole number from `least` to `most`."""
+    """Structure of a whole number from `least` to `most`."""
 
     least: int = 0
     most: int = 2**63 - 1
@@ -162,7 +162,7 @@ def check(value: Any, shape: Any, where: str, key: str = "") -> Any:
 
 
 def _fits(value: Any, shape: Any) -> bool:
-    """Whether `value` has the shape at its outermost level."""
+    """Tests whether `value` has the shape at its outermost level."""
     if shape is object:
         return True
     if isinstance(shape, Whole):
@@ -205,12 +205,13 @@ def write_sealed(path: Path | str, record: dict[str, Any]) -> None:
 
 
 def read_sealed(path: Path | str, what: str, shape: Any, fix: str) -> dict[str, Any]:
-    """The JSON object that `write_sealed` wrote, without its seal. Older versions wrote none: then only `shape` counts.
+    """Reads a JSON object of `write_sealed`, without its seal. Older versions wrote no seal: then only `shape` is
+    checked.
 
     Args:
         what: names the file in errors.
-        shape: what it must look like, for `check`.
-        fix: of a damaged file, as the end of the message.
+        shape: expected structure, for `check`.
+        fix: advice for a damaged file, as the end of the message.
 
     Raises:
         UserError: the file is missing or damaged.
@@ -225,6 +226,6 @@ def read_sealed(path: Path | str, what: str, shape: Any, fix: str) -> dict[str, 
 
 
 def seal_of(record: dict[str, Any]) -> str:
-    """SHA-256 over a JSON object but for its key `seal`, which is where a file keeps the hash of its own content."""
+    """SHA-256 of a JSON object without its key `seal`, which stores this hash."""
     bare = {key: value for key, value in record.items() if key != "seal"}
     return hashlib.sha256(json.dumps(bare, sort_keys=True).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""Names of variants and where they are defined: a wrong name is refused before torch is imported."""
+"""Registries of variants by name and import path, so that a wrong name is refused before torch is imported."""
 
 import importlib
 from collections.abc import Iterator, Mapping
@@ -9,15 +9,15 @@ class Variant(NamedTuple):
     """A line of a registry."""
 
     path: str
-    """"module:attribute" of what the name stands for."""
+    """"module:attribute" of the variant."""
     options: str = ""
-    """"module:attribute" of the dataclass of its own options, best in a module without torch; empty if it has none."""
+    """"module:attribute" of the dataclass of its specific options, in a module without torch; empty if it has none."""
     uses: tuple[str, ...] = ()
-    """Options of the group that all variants share which have an effect only with variants that name them here."""
+    """Common options that have an effect with this variant, but not with variants that do not list them."""
 
 
 class Registry(Mapping[str, Any]):
-    """A mapping whose values are imported when they are first asked for.
+    """A mapping whose values are imported when they are looked up.
 
     Args:
         lines: name -> its `Variant`, or the path alone.
@@ -27,23 +27,23 @@ class Registry(Mapping[str, Any]):
         self.lines = {name: Variant(line) if isinstance(line, str) else line for name, line in lines.items()}
 
     def register(self, name: str, line: Variant | str) -> None:
-        """Adds a variant at run time, as a line of the registry's file does; an older one of that name is replaced."""
+        """Adds a variant at run time, or replaces the one with this name."""
         self.lines[name] = Variant(line) if isinstance(line, str) else line
 
     def __getitem__(self, name: str) -> Any:
         return imported(self.lines[name].path)
 
     def options(self, name: str) -> type | None:
-        """The dataclass of the variant's own options."""
+        """The dataclass of the variant's specific options."""
         path = self.lines[name].options
         return imported(path) if path else None
 
     def uses(self, name: str) -> tuple[str, ...]:
-        """The shared options that have an effect with this variant and not with all."""
+        """The common options that have an effect with this variant, but not with all variants."""
         return self.lines[name].uses
 
     def unused(self, name: str) -> set[str]:
-        """The shared options that have an effect with other variants only."""
+        """The common options that have an effect only with other variants."""
         return {use for line in self.lines.values() for use in line.uses} - set(self.lines[name].uses)
 
     def __iter__(self) -> Iterator[str]:

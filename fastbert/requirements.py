@@ -1,4 +1,4 @@
-"""What fastbert needs before a job starts: packages that are not too old, arguments that are text, and one process."""
+"""Requirements checked before a job starts: recent packages, arguments that are text, and a single process."""
 
 import re
 import sys
@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from fastbert.errors import UserError
 
 OLDEST = {"torch": "2.11", "transformers": "5.0", "tokenizers": "0.22", "numpy": "2.0"}
-"""The packages whose older versions fail in the midst of a job; as in setup.py."""
-_LAUNCHERS = (  # what they set in each process: the number of processes
+"""Packages whose older versions would fail during a job; as in setup.py."""
+_LAUNCHERS = (  # with the variables that they set: number of processes and rank
     ("torchrun", "WORLD_SIZE", "RANK"),
     ("mpirun", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),
     ("srun", "SLURM_STEP_NUM_TASKS", "SLURM_PROCID"),
@@ -16,7 +16,7 @@ _LAUNCHERS = (  # what they set in each process: the number of processes
 
 
 def check_requirements() -> None:
-    """Raises a UserError if a package is too old. One without metadata (a build from source) is taken as it is."""
+    """Raises a UserError if a package is too old. A package without metadata (a build from source) is not checked."""
     import importlib.metadata  # not for a help screen
 
     for package, oldest in OLDEST.items():
@@ -35,13 +35,13 @@ def _numbers(version: str) -> tuple[int, ...]:
 
 
 def check_text(arguments: Sequence[str]) -> None:
-    """Raises a UserError if an argument is no text in this locale: such names fit into no record of a run."""
+    """Raises a UserError if an argument is not text in this locale, because records cannot contain such names."""
     for argument in arguments:
         try:
             argument.encode()
         except UnicodeEncodeError:
             raise UserError(
-                f"{argument!r} is no text in the encoding of this locale ({sys.getfilesystemencoding()}); rename the "
+                f"{argument!r} is not text in the encoding of this locale ({sys.getfilesystemencoding()}); rename the "
                 "file, or set LC_ALL=C.UTF-8 if it is named in UTF-8"
             ) from None
 

@@ -1,4 +1,4 @@
-"""Standard input, output and error, whatever the shell made of them: closed, full, or of an encoding without our
+"""Standard input, output and error that are usable even if they are closed, full, or of an encoding that lacks
 characters."""
 
 import io
@@ -19,37 +19,38 @@ def warn(text: str) -> None:
 
 
 def prepare_streams() -> None:
-    """Makes standard streams that can be used; may be called again.
+    """Replaces unusable standard streams; may be called again.
 
-    - A closed one leads to /dev/null. Left closed, its number would go to the next file that is opened, and whatever
-      prints to that number would write into that file.
-    - Characters that the encoding of standard output lacks are written as escapes; so are file names that are no text.
-    - Messages and progress that standard error does not take (a full disk, a terminal that is gone) are dropped: no
-      training ends because of them.
+    - A closed stream is redirected to /dev/null. Otherwise the next file that is opened would get its number, and
+      messages would be written into that file.
+    - Characters that the encoding of standard output lacks are written as escapes, and so are file names that are not
+      text.
+    - Messages and progress that cannot be written to standard error (a full disk, a closed terminal) are dropped, so
+      they do not end a training.
     """
     for number in range(3):
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free: this one
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest free number: this one
             os.set_inheritable(number, True)
     if sys.stdin is None:
         sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115 (lives as long as the process)
     if sys.stdout is sys.__stdout__ and not isinstance(sys.stdout, _Stream):
-        sys.stdout = sys.__stdout__ = _Stream(sys.stdout, io.BufferedWriter(_Noting(1, "w", closefd=False)))
+        sys.stdout = sys.__stdout__ = _Stream(sys.stdout, io.BufferedWriter(_Recording(1, "w", closefd=False)))
     if sys.stderr is sys.__stderr__ and not isinstance(sys.stderr, _Stream):
         sys.stderr = sys.__stderr__ = _Stream(sys.stderr, _Dropping(2, "w", closefd=False), line_buffering=True)
 
 
 def flush_standard_output() -> None:
-    """Raises the OSError of what could not be written there, also if that was caught, as argparse does."""
+    """Flushes standard output and raises the OSError of a failed write, even if it was caught, as in argparse."""
     sys.stdout.flush()
     if isinstance(sys.stdout, _Stream) and (error := sys.stdout.buffer.raw.failed):
         raise error
 
 
 def standard_output_fails() -> bool:
-    """Whether something could not be written to standard output."""
+    """Returns True if a write to standard output failed."""
     try:
         flush_standard_output()
     except OSError:
@@ -58,12 +59,12 @@ def standard_output_fails() -> bool:
 
 
 def give_up_standard_output() -> None:
-    """Drops what is left to be written there, so that the interpreter's end does not try again."""
+    """Drops the remaining output, so that the interpreter does not try again when it exits."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 class _Stream(io.TextIOWrapper):
-    """Takes the place of `before`, which is None if it was closed; characters that its encoding lacks are escaped."""
+    """Replacement for the stream `before` (None if it was closed) that escapes characters its encoding lacks."""
 
     def __init__(self, before: io.TextIOWrapper | None, target: io.IOBase, line_buffering: bool = False) -> None:
         encoding = "utf-8"
@@ -73,8 +74,8 @@ class _Stream(io.TextIOWrapper):
         super().__init__(target, encoding, "backslashreplace", line_buffering=line_buffering)
 
 
-class _Noting(io.FileIO):
-    """Notes that something could not be written."""
+class _Recording(io.FileIO):
+    """Records the error of a failed write."""
 
     failed: OSError | None = None
 
@@ -87,7 +88,7 @@ class _Noting(io.FileIO):
 
 
 class _Dropping(io.FileIO):
-    """Drops what cannot be written."""
+    """Drops output that cannot be written."""
 
     def write(self, data: bytes) -> int:
         size, done = len(data), 0

@@ -1,8 +1,8 @@
-"""What the system refuses (space, memory, permissions, limits, broken installations) as user errors, wherever it shows.
+"""Conversion of system errors (space, memory, permissions, limits, broken installations) to user errors.
 
-`fastbert.inputs` and `fastbert.files` name the file that was read or written. What comes past them, from a library or
-a place where nobody expected it, becomes a user error at the edge of a process: in `fastbert.cli` and in the workers of
-a sweep. Everything else is an internal error and keeps its traceback.
+`fastbert.inputs` and `fastbert.files` name the file that was read or written. Any other system error, for example from
+a library, is converted at the top of a process: in `fastbert.cli` and in the workers of a sweep. Everything else is an
+internal error and retains its traceback.
 """
 
 import errno
@@ -15,14 +15,14 @@ import traceback
 from fastbert.errors import UserError, brief
 
 MEMORY_REMEDY = (
-    "give it less: a smaller --machine.micro-batch-size (the results stay the same), fewer --workers, shorter "
-    "sequences or a smaller model"
+    "use a smaller --machine.micro-batch-size (the results stay the same), fewer --workers, shorter sequences or a "
+    "smaller model"
 )
-_SHORT_WRITE = re.compile(r"\d+ requested and \d+ written")  # numpy's words, without an error number
+_SHORT_WRITE = re.compile(r"\d+ requested and \d+ written")  # numpy's message, without an error number
 NO_MEMORY = re.compile(
     r"(can't|cannot|failed to|unable to) allocate|out of memory|bad[_ ]alloc|alloc_failed", re.IGNORECASE
 )
-_DISK_FULL = "free some space or choose another folder"
+_DISK_FULL = "free space or choose another folder"
 _CHECK_DISK = "check its disk, or choose another folder"
 REASONS: dict[int, tuple[str, str]] = {
     errno.ENOSPC: ("the disk is full", _DISK_FULL),
@@ -48,7 +48,7 @@ REASONS: dict[int, tuple[str, str]] = {
     errno.EREMOTEIO: ("the network file system reports an error", _CHECK_DISK),
     errno.EAGAIN: ("the limit of processes is reached", "raise it (ulimit -u), or use fewer --workers"),
 }
-"""Error number -> what is wrong and how to fix it."""
+"""Error number -> problem and remedy."""
 _WITHOUT_NUMBER = {
     "can't start new thread": REASONS[errno.EAGAIN],
     "No usable temporary directory": ("no folder for temporary files can be written", "set TMPDIR to one that can"),
@@ -57,7 +57,7 @@ _WITHOUT_NUMBER = {
 
 
 def reason(error: OSError) -> tuple[str, str] | None:
-    """What is wrong and how to fix it; None where it may be an internal error."""
+    """Problem and remedy; None if it may be an internal error."""
     if error.errno is None and _SHORT_WRITE.search(str(error)):
         limited = resource.getrlimit(resource.RLIMIT_FSIZE)[0] != resource.RLIM_INFINITY
         return REASONS[errno.EFBIG if limited else errno.ENOSPC]
@@ -65,14 +65,14 @@ def reason(error: OSError) -> tuple[str, str] | None:
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether the machine or its GPU has too little memory, which Python, PyTorch and C++ report in several ways."""
+    """Returns True if the machine or its GPU ran out of memory, which Python, PyTorch and C++ report differently."""
     if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
         return True
     return isinstance(error, RuntimeError) and NO_MEMORY.search(str(error)) is not None
 
 
 def user_error(error: BaseException) -> UserError | None:
-    """`error` as a user error if the user can fix it; None if it is an internal error."""
+    """Converts `error` to a user error if the user can fix it; None if it is an internal error."""
     if isinstance(error, UserError):
         return error
     if out_of_memory(error):
@@ -96,9 +96,9 @@ def user_error(error: BaseException) -> UserError | None:
 
 
 def _broken_package(error: BaseException) -> str | None:
-    """The package that could not be imported, or whose import failed; None if that is fastbert's own."""
+    """The package that could not be imported, or whose import failed; None if it is a package of fastbert."""
     name = getattr(error, "name", None)
-    if not name:  # a library that does not load: the package that asked for it
+    if not name:  # a library that cannot be loaded: find the package that uses it
         for frame, _ in traceback.walk_tb(error.__traceback__):
             module = frame.f_globals.get("__name__", "")
             if module.split(".")[0] not in sys.stdlib_module_names:

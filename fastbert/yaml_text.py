@@ -1,8 +1,8 @@
-"""YAML as options are written in it: texts, numbers, true, false and null, in lists and in mappings with text keys.
+"""The part of YAML used for options: text, numbers, true, false and null, in lists and in mappings with text keys.
 
-The rest of YAML is refused by its line: a key given twice, of which `yaml.safe_load` drops one without a warning, tags
-that make other objects, numbers that do not mean what they look like (010 is 8), and what is nested or repeated by
-aliases beyond any use, so that reading takes bounded time and memory.
+The rest of YAML is refused with its line: a key given twice, of which `yaml.safe_load` drops one without a warning,
+tags for other objects, numbers that do not mean what they look like (010 is 8), and excessive nesting or repetition by
+aliases, so that reading takes bounded time and memory.
 """
 
 import re
@@ -12,27 +12,27 @@ import yaml
 
 from fastbert.errors import UserError, brief
 
-MOST_VALUES = 20_000  # keys and values of a file, those of aliases counted each time
+MOST_VALUES = 20_000  # keys and values of a file; those of aliases are counted each time
 DEEPEST = 32
 LARGEST_INTEGER = 2**64
 
 _TAG = "tag:yaml.org,2002:"
 _NULL, _BOOL, _INT, _FLOAT, _STR, _MERGE = (_TAG + name for name in ("null", "bool", "int", "float", "str", "merge"))
 _SCALARS = (_NULL, _BOOL, _INT, _FLOAT, _STR)
-_TEXTS = (_TAG + "timestamp", _TAG + "value", _MERGE)  # a date, "=", and << that is no key: as they are written
+_TEXTS = (_TAG + "timestamp", _TAG + "value", _MERGE)  # a date, "=", and << that is not a key: read as text
 _DECIMAL = re.compile(r"[-+]?(0|[1-9][0-9]*)")  # others are binary, octal, hexadecimal, or minutes and seconds
-_UNUSABLE = re.compile("[\0\ud800-\udfff]")  # no path has the first, no UTF-8 the others
+_UNUSABLE = re.compile("[\0\ud800-\udfff]")  # not allowed in a path, and in UTF-8
 _NAMES = {_NULL: "null", _BOOL: "true or false", _INT: "a number", _FLOAT: "a number"}
 
 
 def parse_yaml(text: str, where: str) -> Any:
-    """The value that `text` describes; None for an empty one.
+    """Parses `text`; None if it is empty.
 
     Args:
         where: names the file in errors.
 
     Raises:
-        UserError: names the line of what is not valid YAML, or not allowed here.
+        UserError: the text is not valid YAML, or not allowed here; names the line.
     """
     try:
         loader = _Loader(text, where)
@@ -54,7 +54,7 @@ def parse_yaml(text: str, where: str) -> Any:
 
 
 class _Loader(yaml.SafeLoader):
-    """Composes nodes, but no more and no deeper ones than options have."""
+    """Composes nodes with limits on their number and depth."""
 
     def __init__(self, text: str, where: str) -> None:
         super().__init__(text)
@@ -71,7 +71,7 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Values:
-    """Builds values from nodes. Those of an alias are built each time, so that their number is limited too."""
+    """Builds values from nodes. Values of an alias are built each time, so their number is limited too."""
 
     def __init__(self, loader: _Loader, where: str) -> None:
         self.loader, self.where = loader, where
@@ -86,7 +86,7 @@ class _Values:
         if node.tag != _TAG + ("map" if isinstance(node, yaml.MappingNode) else "seq"):
             raise self.error(node, f"the tag {brief(node.tag.replace(_TAG, '!!'), str)} is not allowed in options")
         if node in self.open:
-            raise self.error(node, "an alias stands inside what it names")
+            raise self.error(node, "an alias is inside the value that it refers to")
         self.open.append(node)
         value = self.mapping(node) if isinstance(node, yaml.MappingNode) else [self.of(item) for item in node.value]
         self.open.pop()
@@ -95,7 +95,7 @@ class _Values:
     def mapping(self, node: yaml.MappingNode) -> dict[str, Any]:
         values: dict[str, Any] = {}
         lines: dict[str, int] = {}  # key -> its line
-        merged: list[dict[str, Any]] = []  # what << names
+        merged: list[dict[str, Any]] = []  # mappings given by <<
         for key_node, value_node in node.value:
             if key_node.tag == _MERGE:
                 value = self.of(value_node)
@@ -129,7 +129,7 @@ class _Values:
             raise self.error(node, f"the tag {brief(tag.replace(_TAG, '!!'), str)} is not allowed in options")
         if tag == _STR:
             if found := _UNUSABLE.search(text):
-                raise self.error(node, f"a text holds the character U+{ord(found[0]):04X}, which is not allowed")
+                raise self.error(node, f"a text contains the character U+{ord(found[0]):04X}, which is not allowed")
             return text
         if tag != self.loader.resolve(yaml.ScalarNode, text, (True, False)):
             raise self.error(node, f"{brief(text)} is not {_NAMES[tag]}; leave its tag out")
@@ -156,7 +156,7 @@ class _Values:
         return int(text)
 
     def underscore(self, node: yaml.Node) -> UserError:
-        """A flag with such a number is refused too."""
+        """The error for a number with an underscore, which is also refused in flags."""
         plain = brief(node.value.replace("_", ""), str)
         return self.error(node, f"{brief(node.value)} has an underscore; write {plain}, or put text in quotes")
 
@@ -165,7 +165,7 @@ class _Values:
 
 
 def _check_size(at: yaml.Node | yaml.Event, where: str, count: int, depth: int) -> None:
-    """Raises a UserError for more values, or deeper ones, than options have."""
+    """Raises a UserError if there are too many values or they are nested too deeply."""
     line = f"{where}: line {at.start_mark.line + 1}"
     if count > MOST_VALUES:
         raise UserError(f"{line}: more than {MOST_VALUES:,} values; options have far fewer")

@@ -6,11 +6,11 @@ from fastbert import cli
 def last_given(arguments: list[str]) -> list[str]:
     """Of each flag that stands there twice, the last with its value; fastbert itself refuses such a line."""
     out: list[str] = []
-    for place, argument in enumerate(arguments):
+    for index, argument in enumerate(arguments):
         if not argument.startswith("--"):
-            dropped = place > 0 and arguments[place - 1].startswith("--") and arguments[place - 1] in arguments[place:]
+            dropped = index > 0 and arguments[index - 1].startswith("--") and arguments[index - 1] in arguments[index:]
             out += [] if dropped else [argument]
-        elif argument not in arguments[place + 1 :]:
+        elif argument not in arguments[index + 1 :]:
             out.append(argument)
     return out
 

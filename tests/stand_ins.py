@@ -1,4 +1,4 @@
-"""What tests put in the place of a slow or rare part of the machine, each in one place: steps of pretraining that are
+"""Replacements for slow or rare parts of the machine in tests: steps of pretraining that are
 watched or stopped, a clock, a disk that is nearly full."""
 
 import shutil

@@ -1,4 +1,4 @@
-"""The comparison with transformers' Trainer, at toy size: losses that agree, runs that go on, tables that say what the
+"""The comparison with transformers' Trainer, at toy size: losses that agree, runs that continue, tables that state the
 numbers allow."""
 
 import importlib.util
@@ -30,7 +30,7 @@ def script():
 
 @pytest.fixture(scope="module")
 def common(tmp_path_factory) -> list[str]:
-    """The flags of a tiny BERT and of an RTE whose label says whether two sentences share their word."""
+    """The flags of a tiny BERT and of an RTE whose label states if two sentences have the same word."""
     folder, rng = tmp_path_factory.mktemp("glue"), random.Random(0)
     (folder / "RTE").mkdir()
     for split, count in (("train", 96), ("dev", 40), ("test", 4)):
@@ -129,7 +129,7 @@ def test_words_with_labels_have_equal_losses_and_comparable_scores(script, commo
     assert ours["accuracy"] == pytest.approx(theirs["accuracy"], abs=0.02)
 
 
-def test_every_variant_changes_what_it_names_and_is_taken_back(script, common, capsys) -> None:
+def test_every_variant_changes_what_it_names_and_is_reset(script, common, capsys) -> None:
     def run(case: str) -> dict:
         words = ["one", *common, "--task", "rte", "--examples", "64", "--case", case, "--out", "unused"]
         script.one(script.parse(words))
@@ -223,7 +223,7 @@ def test_the_verdict_is_that_of_welch_and_holm(script) -> None:
     assert report["verdict"](report["compare"](rows_of("rte", [0.7], [0.6]))) == "There are too few seeds for a test."
 
 
-def test_user_mistakes(script, common, tmp_path, monkeypatch, capsys) -> None:
+def test_user_errors(script, common, tmp_path, monkeypatch, capsys) -> None:
     def refuses(message: str, *words: str) -> None:
         monkeypatch.setattr(sys, "argv", ["against_trainer.py", *words])
         with pytest.raises(SystemExit) as ended:

@@ -80,7 +80,7 @@ def test_a_full_disk_under_standard_output(size: int) -> None:
     with open("/dev/full", "w") as full:
         done = subprocess.run([sys.executable, "-c", code], stdout=full, stderr=subprocess.PIPE, text=True)
     assert done.returncode == 2
-    assert done.stderr == "error: the disk is full, writing standard output; free some space\n"
+    assert done.stderr == "error: the disk is full, writing standard output; free space\n"
 
 
 def test_internal_errors_keep_their_traceback(monkeypatch) -> None:
@@ -131,7 +131,7 @@ def test_sources(capsys, tmp_path, monkeypatch) -> None:
 
     assert "does not exist" in refused(capsys, "prepare", "--source", "none.txt", "--out", "out")
     assert "no file matches" in refused(capsys, "prepare", "--source", "none*.txt", "--out", "out")
-    assert "holds no text" in prepare("empty.txt", b"")
+    assert "has no text" in prepare("empty.txt", b"")
     assert "binary" in prepare("binary.txt", b"abc\x00\x01\x02" * 50)
     assert "not UTF-8" in prepare("latin.txt", "Gr\u00fc\u00dfe".encode("latin1") * 50)
     good = json.dumps({"text": "words"}).encode()

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from fastbert.encodings import LOOKED_AT, explain
+from fastbert.encodings import EXAMINED, explain
 from fastbert.errors import UserError
 from fastbert.inputs import not_utf8, refuse_zero_bytes
 
@@ -62,9 +62,9 @@ def message(content: bytes, **how: object) -> str:
     raise AssertionError("it is UTF-8")
 
 
-def converted(content: bytes, said: str) -> str:
+def converted(content: bytes, explanation: str) -> str:
     """What the command in a message makes of the content, by Python's codec of the name that iconv knows."""
-    name, target = re.search(r"convert it with: iconv -f (\S+) -t UTF-8 in\.txt > (\S+)$", said).groups()
+    name, target = re.search(r"convert it with: iconv -f (\S+) -t UTF-8 in\.txt > (\S+)$", explanation).groups()
     assert target == "in.utf8.txt"
     return content.decode(name)
 
@@ -72,32 +72,32 @@ def converted(content: bytes, said: str) -> str:
 @pytest.mark.parametrize(("text", "encoding"), ENCODED)
 def test_the_command_gives_the_text_back(text: str, encoding: str) -> None:
     content = text.encode(encoding)
-    said = message(content)
-    assert converted(content, said) == text
-    assert ("probably" not in said) == encoding.startswith("utf")
-    shown = re.search(r"in which it reads '(.+?)'; convert", said)[1]
+    explanation = message(content)
+    assert converted(content, explanation) == text
+    assert ("probably" not in explanation) == encoding.startswith("utf")
+    shown = re.search(r"in which it reads '(.+?)'; convert", explanation)[1]
     assert len(shown) <= 40 and shown.strip("…") in text
 
 
 @pytest.mark.parametrize("encoding", ["cp1252", "cp1250", "utf-16-le"])
 def test_the_first_such_byte_may_come_late(encoding: str) -> None:
-    text = ASCII * (3 * LOOKED_AT // len(ASCII)) + GERMAN
+    text = ASCII * (3 * EXAMINED // len(ASCII)) + GERMAN
     assert converted(text.encode(encoding), message(text.encode(encoding))) == text
 
 
 def test_a_line_of_any_length_and_what_follows_it() -> None:
     """One accent may be of any encoding; the lines after it decide, and no more of them is read than is looked at."""
-    text = "x " * LOOKED_AT + "é\n" + JAPANESE
+    text = "x " * EXAMINED + "é\n" + JAPANESE
     first, rest = text.encode("cp932", "ignore"), []
     first = "表\n".encode("cp932")
     assert "Shift-JIS" in message(first, more=lambda size: rest.append(size) or JAPANESE.encode("cp932"))
-    assert rest == [LOOKED_AT]
-    long = ("x " * LOOKED_AT + GERMAN).encode("cp1252")
+    assert rest == [EXAMINED]
+    long = ("x " * EXAMINED + GERMAN).encode("cp1252")
     assert "probably Windows-1252, in which it reads" in message(long)
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "explanation"),
     [
         (
             (GERMAN * 20).encode()[:-2] + b"\xc3",
@@ -118,15 +118,15 @@ def test_a_line_of_any_length_and_what_follows_it() -> None:
             (GERMAN * 5).encode() + (GERMAN * 20).encode("cp1252"),
             "it is UTF-8 before and probably Windows-1252 from there",
         ),
-        (b"a \xed\xa0\xbd\xed\xb8\x80 b\n", "it is UTF-8 but for surrogates, the halves of a character (CESU-8"),
+        (b"a \xed\xa0\xbd\xed\xb8\x80 b\n", "it is UTF-8 except for surrogates, the halves of a character (CESU-8"),
         (b"a\xff\x01\x02\x03\x80\x90\x05\x06", "it is binary, not text"),
         (b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\0", "is binary, not text: a zero byte in line 3"),
         (b"caf\xe9\0", "is binary, not text: a zero byte in line 1"),
         (bytes(random.Random(0).choices(range(0x80, 0x100), k=40)), "its encoding was not recognized"),
     ],
 )
-def test_what_is_no_other_encoding(content: bytes, said: str) -> None:
-    assert said in message(content)
+def test_what_is_no_other_encoding(content: bytes, explanation: str) -> None:
+    assert explanation in message(content)
 
 
 def test_lines_before_that_were_utf8_count() -> None:

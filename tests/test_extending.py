@@ -207,7 +207,7 @@ def descent(groups, options, device):
 METRICS = "def metrics(self, measured): return "
 EXAMPLES = "def examples(self, *_): return "
 # A line of the constructor or a method of an objective, and how it is refused.
-FAULTS = {
+ERRORS = {
     "metrics that fail": (METRICS + "measured['nothing']", KeyError, "nothing"),
     "metrics without None": (METRICS + "[] if 2 * measured['loss'] else []", TypeError, "NoneType"),
     "metrics of another type": (METRICS + "[('loss', 1.0)]", AttributeError, "'tuple' object has no attribute"),
@@ -218,9 +218,9 @@ FAULTS = {
 }
 
 
-@pytest.mark.parametrize("why", FAULTS)
+@pytest.mark.parametrize("why", ERRORS)
 def test_an_objective_that_would_fail_at_the_end_is_refused_before_training(why, modules, flags, tmp_path, monkeypatch):
-    code, error, message = FAULTS[why]
+    code, error, message = ERRORS[why]
     built, method = ("pass", code) if code.startswith("def") else (code, "")
     (modules / "toy_objective.py").write_text(FAULTY.format(built=built, method=method))
     monkeypatch.setitem(OBJECTIVES.lines, "mlm", Variant("toy_objective:Toy"))

@@ -1,5 +1,5 @@
 """A folder whose making was killed is begun again by the same command, at whatever operation the kill came; none that
-holds something else is taken for one."""
+contains something else is mistaken for one."""
 
 import shutil
 from collections.abc import Callable

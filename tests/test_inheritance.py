@@ -70,7 +70,7 @@ def test_what_cannot_be_inherited(tmp_path) -> None:
     c.write_text("x: [")
     assert refusal(a).startswith(f"{a} inherits {b}: {c} is not valid YAML")
     c.write_text("- x")
-    assert f"{a} inherits {b} inherits {c}: the inherited file must hold a mapping" in refusal(a)
+    assert f"{a} inherits {b} inherits {c}: the inherited file must be a mapping" in refusal(a)
     for name in (["b.yaml"], 3, None, ""):
         write(tmp_path, {"a.yaml": {"inherits": name}})
         assert f"{a}: inherits must be the path of one YAML file, found {name!r}" in refusal(a)

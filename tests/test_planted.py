@@ -78,7 +78,7 @@ def test_what_was_tuned_is_not_written_through_a_link(tmp_path, target, monkeypa
     assert target.read_text() == "precious" and '"device": "GPU"' in path.read_text()
 
 
-def test_a_link_in_the_place_of_a_folder_is_replaced(tmp_path) -> None:
+def test_a_link_instead_of_a_folder_is_replaced(tmp_path) -> None:
     (tmp_path / "theirs").mkdir()
     (tmp_path / "theirs" / "file").write_text("precious")
     for name, leads_to in (("x", "theirs"), ("y", "nothing")):
@@ -93,7 +93,7 @@ def test_prepare_does_not_work_in_a_planted_folder(corpus, tmp_path) -> None:
     (tmp_path / "theirs").mkdir()
     (tmp_path / "theirs" / "file").write_text("precious")
     (tmp_path / ".out.partial").symlink_to("theirs")
-    with pytest.raises(UserError, match=r"\.out\.partial, where the work would be stored, is a link"):
+    with pytest.raises(UserError, match=r"\.out\.partial, the folder for unfinished work, is a link"):
         prepare(PrepareOptions(str(corpus), str(tmp_path / "out"), vocab_size=600, workers=1))
     assert (tmp_path / "theirs" / "file").read_text() == "precious"
 

@@ -32,7 +32,7 @@ def test_permutations_differ_and_mix() -> None:
             assert (a == b).double().mean() < 0.02
 
 
-def test_row_keys_separate_seed_purpose_step_and_place() -> None:
+def test_row_keys_separate_seed_purpose_step_and_row() -> None:
     keys = {
         (seed, purpose, step): row_keys(seed, purpose, step, torch.arange(50))
         for seed in (0, 1, 2**33)

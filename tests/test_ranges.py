@@ -64,11 +64,11 @@ REFUSED = [  # flag, text, the end of the message
     ("group.size", "0", "must be greater than 0, not 0.0"),
     ("name", "", "is empty; give a value, or leave the option out"),
     ("name", "  ", "is empty; give a value, or leave the option out"),
-    ("name", "a\nb", "holds a line break or another control character: 'a\\nb'"),
-    ("name", "a\0b", "holds a zero byte: 'a\\x00b'"),
+    ("name", "a\nb", "contains a line break or another control character: 'a\\nb'"),
+    ("name", "a\0b", "contains a zero byte: 'a\\x00b'"),
     ("name", "\udcff", "is not UTF-8 text: '\\udcff'"),
-    ("name", "a\u2028b", "holds a line break or another control character: 'a\\u2028b'"),
-    ("name", "x" * 256, f"holds a name that is too long, of more than 255 bytes: '{'x' * 199}..."),
+    ("name", "a\u2028b", "contains a line break or another control character: 'a\\u2028b'"),
+    ("name", "x" * 256, f"contains a name that is too long, of more than 255 bytes: '{'x' * 199}..."),
     ("name", "x" * 5000, "has 5,000 characters, more than 4,096"),
 ]
 ONLY_IN_FILES = [
@@ -176,7 +176,7 @@ def test_what_fits() -> None:
     st.booleans(),
     st.booleans(),
 )
-def test_an_interval_is_what_its_message_says(value, low, high, opened, closed) -> None:
+def test_an_interval_is_that_of_its_message(value, low, high, opened, closed) -> None:
     bounds = {"above" if opened else "least": low, "most" if closed else "below": high}
     found = Range(**bounds).problem(value)
     inside = (low is None or value > low or (value == low and not opened)) and (

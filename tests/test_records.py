@@ -60,7 +60,7 @@ def test_what_writes_files(tmp_path) -> None:
 
 @pytest.mark.parametrize("folder", ["fastbert", "scripts", "kernels"])
 def test_no_other_road_to_json(folder: str) -> None:
-    """json.dump and json.dumps write NaN unless they are told not to."""
+    """json.dump and json.dumps write NaN by default."""
     bad = []
     for path in sorted((ROOT / folder).rglob("*.py")):
         for node in ast.walk(tree := ast.parse(path.read_text())):

@@ -45,7 +45,7 @@ CASES = {
     "a single document": ("pretrain", "--data", "{single}", *PRETRAIN[3:], *STEPS),
     "dry run": (*PRETRAIN, *STEPS, "--dry-run", "--schedule.warmup", 11),
     "less data than a batch": ("pretrain", "--data", DATA, *PRETRAIN[3:11], *STEPS, "--batch-size", 100000),
-    "prepare's share": (*PREPARE, "--validation-fraction", 2),
+    "prepare's fraction": (*PREPARE, "--validation-fraction", 2),
     "prepare's seed": (*PREPARE, "--seed", -1),
     "prepare's vocabulary": ("prepare", "--source", TEXT, "--out", "prepared/x", "--vocab-size", 20),
     "prepare's weights": ("prepare", "--source", TEXT, "--out", "prepared/x", "--weights", "0.7,0.3"),

@@ -57,7 +57,7 @@ def test_standard_output_on_a_full_disk(arguments: list[str]) -> None:
     with open("/dev/full", "w") as full:
         done = run("print('x'); raise SystemExit(0)", *arguments, stdout=full)
     assert done.returncode == 2
-    assert done.stderr == b"error: the disk is full, writing standard output; free some space\n"
+    assert done.stderr == b"error: the disk is full, writing standard output; free space\n"
 
 
 def test_closed_streams_take_no_file(tmp_path) -> None:
@@ -117,7 +117,7 @@ def test_names_that_are_no_text_are_refused() -> None:
     for name, more in ((b"r\xff", {}), ("\xfc".encode(), {"env": environment})):
         done = run("1 // 0", "export", name, **more)
         assert done.returncode == 2 and done.stderr.count(b"\n") == 1
-        assert b"is no text in the encoding of this locale" in done.stderr and b"LC_ALL=C.UTF-8" in done.stderr
+        assert b"is not text in the encoding of this locale" in done.stderr and b"LC_ALL=C.UTF-8" in done.stderr
     assert run("return 0", "export", "\xfc").returncode == 0
 
 

@@ -1,4 +1,4 @@
-"""The study's script, rehearsed on the CPU without the packages that machines with a GPU may lack: in two parts, the
+"""Dry run of the study's script on the CPU without the packages that machines with a GPU may lack: in two parts, the
 second on a machine that has only the first one's results."""
 
 import json
@@ -62,8 +62,8 @@ def test_two_parts_on_two_machines(machine) -> None:
         assert first.poll() is None and time.monotonic() < end, first.communicate()[1]
         time.sleep(0.1)
     first.send_signal(signal.SIGTERM)  # as its own clock does
-    said = first.communicate(timeout=60)[1]
-    assert first.returncode == 0 and "this part's time is up; the same command continues" in said, said
+    printed = first.communicate(timeout=60)[1]
+    assert first.returncode == 0 and "this part's time is up; the same command continues" in printed, printed
     before = {row["id"]: row for row in read_rows(machine / "one")}
     variants = list(yaml.safe_load(CONFIG.read_text())["variants"])
     assert len(variants) == 8 and 12 <= len(before) < 64
@@ -71,9 +71,9 @@ def test_two_parts_on_two_machines(machine) -> None:
 
     (machine / "runs").rename(machine / "lost")
     second = start(machine, "two", "--carried", "one")
-    said = second.communicate(timeout=400)[1]
-    assert second.returncode == 0, said
-    assert "64 jobs: 8 pretrainings, 8 annealings, 48 fine-tunings" in said
+    printed = second.communicate(timeout=400)[1]
+    assert second.returncode == 0, printed
+    assert "64 jobs: 8 pretrainings, 8 annealings, 48 fine-tunings" in printed
     rows = read_rows(machine / "two")
     assert len(rows) == 64 and {row["status"] for row in rows} == {"done"}
     assert {row["model"] for row in rows} == set(variants)

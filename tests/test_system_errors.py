@@ -51,14 +51,14 @@ REFUSALS = {
 
 
 def raised(number: int) -> OSError:
-    return OSError(number, os.strerror(number), "some/file")
+    return OSError(number, os.strerror(number), "a/file")
 
 
 @pytest.mark.parametrize(("name", "message"), REFUSALS.items())
 def test_refusals_are_user_errors(name: str, message: str) -> None:
     error = raised(getattr(errno, name))
     found = str(user_error(error))
-    assert message in found and "some/file" in found and "; " in found
+    assert message in found and "a/file" in found and "; " in found
     with (
         pytest.raises(UserError, match=f"(?s)(the/output.*{message}|{message}.*the/output)"),
         disk_errors("the/output"),
@@ -108,7 +108,7 @@ def test_the_command_line_prints_refusals_and_raises_the_rest(monkeypatch, capsy
         return cli.main(["pretrain"])
 
     assert job(raised(errno.EACCES)) == 2
-    assert capsys.readouterr().err == "error: no permission: some/file; change the permissions, or give another path\n"
+    assert capsys.readouterr().err == "error: no permission: a/file; change the permissions, or give another path\n"
     assert job(ModuleNotFoundError("No module named 'rich'", name="rich")) == 2
     assert "the package rich cannot be imported" in capsys.readouterr().err
     assert job(OSError("30 requested and 12 written")) == 2
@@ -201,7 +201,7 @@ class RayError(Exception):
 
 @pytest.mark.parametrize(
     ("cause", "reason"),
-    [(raised(errno.ENOSPC), "the disk is full: some/file"), (None, "Ray could not run it (RayError: Traceback")],
+    [(raised(errno.ENOSPC), "the disk is full: a/file"), (None, "Ray could not run it (RayError: Traceback")],
 )
 def test_a_job_that_ray_could_not_run(cause: Exception | None, reason: str, tmp_path, capsys) -> None:
     def get(_: object) -> None:

@@ -1,4 +1,4 @@
-"""Files that exist and cannot be read: no permission, limits. Nothing is taken for damaged because of them."""
+"""Files that exist and cannot be read: no permission, limits. They are not treated as damaged."""
 
 import errno
 import os
@@ -151,7 +151,7 @@ def test_a_file_over_the_limit(tmp_path) -> None:
 def test_a_folder_that_was_removed_meanwhile(tmp_path) -> None:
     (tmp_path / "run").mkdir()
     with (
-        pytest.raises(UserError, match="its folder was removed meanwhile"),
+        pytest.raises(UserError, match="its folder was removed in the meantime"),
         atomic_file(tmp_path / "run" / "a") as file,
     ):
         file.write(b"x")

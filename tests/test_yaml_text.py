@@ -33,7 +33,7 @@ def test_what_yaml_writes_is_read_equal(value, flow: bool) -> None:
         *("", "# nothing", "~", "a", "--- a", "a: !!str 5", "a: !!int 5", "a: yes", "a: .5", "a: '010'"),
         "a: &x {b: 1}\nc: {<<: *x, d: 2}\ne: [*x, *x]",
         "a: &x {b: 1, c: 2}\nd: {c: 3, <<: [{b: 4}, *x]}",
-        "a: >\n  folded\n  text\nb: |\n  kept\n  lines\n",
+        "a: >\n  folded\n  text\nb: |\n  literal\n  lines\n",
     ],
 )
 def test_texts_that_mean_what_they_do_elsewhere(text: str) -> None:
@@ -68,7 +68,7 @@ CHAIN = "a0: &a0 [x]\n" + "".join(f"a{n}: &a{n} [*a{n - 1}]\n" for n in range(1,
         ("a: !!binary aGk=", "the tag !!binary is not allowed"),
         ("a: !!set {x}", "is not allowed in options"),
         ("a: !!int x", "'x' is not a number"),
-        ("a: &x [*x]", "line 1: an alias stands inside what it names"),
+        ("a: &x [*x]", "line 1: an alias is inside the value that it refers to"),
         ("a: *x", "line 1, column 4: found undefined alias"),
         ("<<: 3", "<< takes a mapping"),
         ("a: 1\n---\nb: 2", "line 2, column 1: but found another document"),
@@ -83,8 +83,8 @@ CHAIN = "a0: &a0 [x]\n" + "".join(f"a{n}: &a{n} [*a{n - 1}]\n" for n in range(1,
         ('a: "\\UFFFFFFFF"', "is not valid YAML: line 1: no such character"),
         ("%YAML 1." + "9" * 5000 + "\n---\na: 1", "is not valid YAML: line 1: no such character or version"),
         ("a: 1\nb: \x07", r"is not valid YAML: line 2: the character U\+0007 is not allowed"),
-        ('a: "\\0"', r"a text holds the character U\+0000"),
-        ('a: "\\ud800"', r"a text holds the character U\+D800"),
+        ('a: "\\0"', r"a text contains the character U\+0000"),
+        ('a: "\\ud800"', r"a text contains the character U\+D800"),
     ],
 )
 def test_refused_by_its_line(text: str, message: str) -> None:

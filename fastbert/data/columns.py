@@ -1,4 +1,4 @@
-"""What is read of a table: columns of text and perhaps one of labels."""
+"""The columns that are read from a table: one or more with text, and possibly one with labels."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,11 +13,11 @@ class Columns:
     """A column of any type."""
     label_may_lack: bool = False
     remedy: str = "choose with --column"
-    """The end of the error for a column that is missing or holds no text."""
+    """Advice in the error for a column that is missing or contains no text."""
     class_names: bool = False
-    """Integers that the features of `datasets` give names to become those names, and -1 a missing label."""
+    """Replace integers by the names that the features of `datasets` define, and -1 by a missing label."""
     lists: bool = False
-    """The texts may be lists of texts."""
+    """Texts may be lists of texts."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -25,7 +25,7 @@ class Columns:
         return self.texts if self.label is None else (*self.texts, self.label)
 
     def check(self, found: Sequence[str], where: str, hint: str = "") -> None:
-        """Raises a UserError if a column is missing, or is there twice, among those `found`, which it names.
+        """Raises a UserError that lists the columns `found` if a column is missing or occurs twice.
 
         Args:
             where: names the file in errors.

@@ -21,7 +21,7 @@ DOCUMENT = "-DOCSTART-"
 @dataclass(frozen=True)
 class Sentence:
     lines: tuple[int, ...]
-    """Of each word, from 1."""
+    """Line of each word, from 1."""
     words: tuple[str, ...]
     tags: tuple[str, ...] | None
     """None in a file of words alone."""
@@ -31,8 +31,8 @@ def read_conll(path: Path, word: str | None, tag: str | None, may_lack_tags: boo
     """The sentences of a file.
 
     Args:
-        word, tag: columns by number, from 1, or in a .conllu file by name; the first and last (form and upos) if None.
-        may_lack_tags: there may be only one column.
+        word, tag: columns by number, from 1, or in a .conllu file by name; None for the first and last (form and upos).
+        may_lack_tags: a single column is allowed.
 
     Raises:
         UserError: names file and line: a line with another number of columns than the first, an empty word or tag, no
@@ -100,7 +100,7 @@ def _indices(
             known = f"{nearest(column, NAMES)}; or " if universal else ""
             raise UserError(f"{where}: no column {brief(column)}; {known}give the number of a column, from 1")
         if not 1 <= int(column) <= count:
-            raise UserError(f"{where} has {_columns(count)}, and column {column} is asked for; fix text or label")
+            raise UserError(f"{where} has {_columns(count)}, not column {column}; fix text or label")
         return int(column) - 1
 
     words = index(word or ("form" if universal else "1"))

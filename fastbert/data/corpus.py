@@ -1,7 +1,7 @@
-"""A source's documents through the tokenizer into shards, with a state from which a killed process goes on.
+"""Tokenizes a source's documents into shards, with a saved state from which a killed process continues.
 
-Batches, states and all counts are functions of the source alone, so neither the number of workers nor where a process
-was killed shows in the result.
+Batches, states and all counts are functions of the source alone, so the result depends neither on the number of workers
+nor on where a process was killed.
 """
 
 import os
@@ -18,7 +18,7 @@ from fastbert.data.hashing import text_hash
 from fastbert.data.partial import Partial, left_behind
 from fastbert.data.rare import WordCounter
 from fastbert.data.shards import SPLITS
-from fastbert.data.source_counts import Shares, told_end
+from fastbert.data.source_counts import SourceCounts, end_of_mixture
 from fastbert.data.sources import Source
 from fastbert.data.tokenizer import WordPiece
 from fastbert.data.workers import in_order
@@ -27,26 +27,26 @@ from fastbert.progress import progress
 from fastbert.streams import echo
 
 BATCH_CHARACTERS = 2**21
-BYTES_PER_WORKER = 2**23  # a process takes half a second to start: less text than this is not worth one
-STATE_BATCHES = 128  # between two states that are kept: 270 MB of text, some ten seconds
-COUNTS = ("batches", "position", "complete", "smallest", "largest", "duplicates")  # of a Corpus: JSON in its state
+BYTES_PER_WORKER = 2**23  # a process takes half a second to start, which is not worth it for less text
+STATE_BATCHES = 128  # between two saved states: 270 MB of text, about ten seconds
+COUNTS = ("batches", "position", "complete", "smallest", "largest", "duplicates")  # attributes saved as JSON
 STATE_VERSION = 2  # to be raised when the state has other contents
 
 
 class Corpus:
-    """Both splits of a source, as far as they are written."""
+    """The part of both splits of a source that is already written."""
 
     def __init__(self, folder: Path, wordpiece: WordPiece, shard_tokens: int, parts: int) -> None:
         self.writers = {split: SplitWriter(folder, split, wordpiece.continuing, shard_tokens) for split in SPLITS}
-        self.counter, self.shares = WordCounter(), Shares(parts)
+        self.counter, self.source_counts = WordCounter(), SourceCounts(parts)
         self.batches = 0
         self.position = 0
         """`Source.position` after these batches."""
         self.complete = False
         self.smallest, self.largest = 2**64, -1
-        """Hashes of the documents at either end of the order that splits them."""
+        """The smallest and the largest document hash; documents are split by their hash."""
         self.duplicates = 0
-        """Documents whose text occurred before; a lower bound unless `counted_all`."""
+        """Number of documents whose text occurred before; a lower bound unless `counted_all`."""
         self.keys = KeyFile(folder / ".keys")
 
     def add(
@@ -61,17 +61,17 @@ class Corpus:
         """Writes and counts a batch of documents.
 
         Args:
-            keys: uint64 [documents], their hashes.
-            training: bool [documents], whether each is for training.
-            parts: int64 [documents], the part of the source each came from.
-            duplicates: documents of the batch that occurred before, whether they are still in it or not.
-            new: uint64, the hashes to remember.
+            keys: uint64 [documents], hashes of the documents.
+            training: bool [documents], True for training documents.
+            parts: int64 [documents], the part of the source that each came from.
+            duplicates: number of documents of the batch that occurred before, including those already dropped.
+            new: uint64, hashes that did not occur before.
         """
         self.duplicates += duplicates
         self.keys.write(new)
         if len(keys):
             self.smallest, self.largest = min(self.smallest, int(keys.min())), max(self.largest, int(keys.max()))
-        self.shares.add(parts, training, encoded.sizes, encoded.lengths)
+        self.source_counts.add(parts, training, encoded.sizes, encoded.lengths)
         of_tokens = np.repeat(training, encoded.lengths)
         for split, here, tokens in (("train", training, of_tokens), ("validation", ~training, ~of_tokens)):
             self.writers[split].write(encoded.tokens[tokens], encoded.lengths[here], int(encoded.sizes[here].sum()))
@@ -80,7 +80,7 @@ class Corpus:
 
     @property
     def counted_all(self) -> bool:
-        """Whether `duplicates` is exact where duplicates are not dropped."""
+        """True if `duplicates` is exact although duplicates are not dropped."""
         return self.keys.count < COUNTED
 
     def close(self) -> None:
@@ -90,7 +90,7 @@ class Corpus:
         self.complete = True
 
     def save(self, partial: Partial, source: Source) -> None:
-        """Keeps all that `restore` needs."""
+        """Saves everything that `restore` needs."""
         states = {split: writer.state() for split, writer in self.writers.items()}
         self.keys.sync()
         record: dict[str, Any] = {name: getattr(self, name) for name in COUNTS}
@@ -101,17 +101,17 @@ class Corpus:
         }
         arrays = {f"{split}.{name}": array for split, state in states.items() for name, array in state[1].items()}
         arrays |= {f"counter.{name}": array for name, array in self.counter.state().items()}
-        partial.save(record, {**arrays, "shares": self.shares.counts})
+        partial.save(record, {**arrays, "source_counts": self.source_counts.counts})
 
     def restore(self, partial: Partial, source: Source) -> None:
-        """Goes on from the state that was kept last, if there is one.
+        """Continues from the last saved state, if there is one.
 
         Raises:
             DamagedWorkError: state or files are not what was written.
         """
         with left_behind(partial.folder):
-            if (kept := partial.load()) is not None:
-                self._restore(*kept, source)
+            if (saved := partial.load()) is not None:
+                self._restore(*saved, source)
 
     def _restore(self, record: dict[str, Any], arrays: dict[str, np.ndarray], source: Source) -> None:
 
@@ -124,14 +124,14 @@ class Corpus:
         for split, writer in self.writers.items():
             writer.restore(record["writers"][split], group(split))
         self.counter.restore(group("counter"))
-        self.shares.counts = arrays["shares"]
+        self.source_counts.counts = arrays["source_counts"]
         source.ended_by = record["ended_by"]
 
 
 def tokenize(
     corpus: Corpus,
     source: Source,
-    share: float,
+    fraction: float,
     seed: int,
     drop_duplicates: bool,
     moved: dict[int, bool],
@@ -139,17 +139,17 @@ def tokenize(
     partial: Partial,
     submit: Callable[..., Future],
 ) -> None:
-    """Writes the source into `corpus`, from where that stands to the end.
+    """Writes the rest of the source into `corpus`.
 
     Args:
-        share, seed: of the documents, this share goes to validation, by a hash of (seed, text).
+        fraction, seed: this fraction of the documents goes to validation, by a hash of (seed, text).
         drop_duplicates: leave out documents whose text occurred before.
-        moved: hash -> whether documents with this hash go to validation, whatever `share` is.
-        apart: the first document does not go where its copies go.
-        partial: keeps the state now and then, unless documents are moved.
-        submit: runs a function with arguments elsewhere.
+        moved: hash -> True if documents with this hash go to validation, False for training, overriding `fraction`.
+        apart: put the first document into another split than its copies.
+        partial: stores the state every STATE_BATCHES batches, unless documents are moved.
+        submit: runs a function with arguments in another process.
     """
-    bound = np.uint64(int(share * 2**64))
+    bound = np.uint64(int(fraction * 2**64))
     batches = _batches(source)
     if corpus.batches:
         with progress("skipping what is already tokenized", corpus.position) as work:
@@ -180,20 +180,20 @@ def tokenize(
             if corpus.batches % STATE_BATCHES == 0 and not moved and not apart:
                 corpus.save(partial, source)
     corpus.close()
-    if told := told_end(source):
-        echo(told)
+    if message := end_of_mixture(source):
+        echo(message)
 
 
-def workers_for(source: Source, asked: int) -> int:
-    """Processes that tokenize: as many as `asked` for, or one for each core where there is work for it."""
+def workers_for(source: Source, requested: int) -> int:
+    """Number of processes that tokenize: `requested`, or one for each core as long as there is work for it."""
     cores = os.cpu_count() or 1
-    if asked or not source.size:
-        return asked or cores
+    if requested or not source.size:
+        return requested or cores
     return min(cores, 1 + source.size // BYTES_PER_WORKER)
 
 
 def _batches(source: Source) -> Iterator[tuple[list[str], np.ndarray]]:
-    """Documents in batches, and which part of the source each came from, int64."""
+    """Batches of documents, and the part of the source that each document came from, int64."""
     batch: list[str] = []
     parts: list[int] = []
     held = 0

@@ -1,7 +1,7 @@
-"""Which documents occurred before, by a 64-bit hash of their text.
+"""Detection of duplicate documents by a 64-bit hash of their text.
 
-Among n distinct documents two share a hash with a probability of n^2 / 2^65: 3e-4 for 100 million. A hash takes 8 bytes
-of memory and, while the corpus is prepared, 8 of disk.
+Among n distinct documents two have the same hash with a probability of n^2 / 2^65: 3e-4 for 100 million. A hash takes 8
+bytes of memory and, while the corpus is prepared, 8 bytes on the disk.
 """
 
 import hashlib
@@ -23,25 +23,25 @@ class Seen:
     def __init__(self, keys: np.ndarray, most: int | None) -> None:
         """
         Args:
-            keys: distinct ones to begin with.
-            most: keys that are remembered; None is all.
+            keys: the initial, distinct keys.
+            most: maximum number of keys in the set; None for no limit.
         """
         self.most = most
         self._sorted = [np.sort(keys)]
         self._held = len(keys)
 
     def add(self, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Remembers `keys`.
+        """Adds `keys`.
 
         Returns:
-            repeated, bool [keys]: whether each was there before, in an earlier call or further ahead in this one;
-            new, uint64: those that are remembered from now on, in their order.
+            repeated, bool [keys]: True for a key that occurred before, in an earlier call or earlier in this one;
+            new, uint64: the keys added to the set, in their order.
         """
         repeated = np.ones(len(keys), dtype=bool)
         repeated[np.unique(keys, return_index=True)[1]] = False
         for known in self._sorted:
-            place = np.minimum(np.searchsorted(known, keys), max(len(known) - 1, 0))
-            repeated |= known[place] == keys if len(known) else False
+            index = np.minimum(np.searchsorted(known, keys), max(len(known) - 1, 0))
+            repeated |= known[index] == keys if len(known) else False
         new = keys[~repeated][: None if self.most is None else max(0, self.most - self._held)]
         self._held += len(new)
         self._sorted.append(np.sort(new))
@@ -52,7 +52,7 @@ class Seen:
 
 
 class KeyFile:
-    """The keys that are remembered, on the disk: what a call that continues begins with."""
+    """The keys on the disk, from which an interrupted call continues."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.count, self._sha = path, 0, hashlib.sha256()
@@ -77,10 +77,10 @@ class KeyFile:
         return {"count": self.count, "sha256": self._sha.hexdigest()}
 
     def restore(self, state: dict[str, Any], needed: bool) -> None:
-        """Continues after the keys of `state`; what was written behind them is cut off.
+        """Continues after the keys of `state`; later keys are cut off.
 
         Args:
-            needed: whether keys are read or written again; else only their number counts.
+            needed: True if keys are read or written again; otherwise only their number is used.
 
         Raises:
             UserError: the file does not begin with them.
@@ -95,7 +95,7 @@ class KeyFile:
             self._file.seek(0, os.SEEK_END)
 
     def read(self) -> np.ndarray:
-        """uint64: all of them."""
+        """All keys, uint64."""
         self.sync()
         return np.fromfile(self.path, "<u8").astype(np.uint64) if self.count else np.zeros(0, np.uint64)
 

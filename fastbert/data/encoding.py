@@ -1,8 +1,8 @@
-"""Documents to ids, several times faster than the tokenizers library alone and with the same ids.
+"""Encodes documents as ids, several times faster than the tokenizers library alone and with the same ids.
 
 BERT's pre-tokenization never looks across white space or ASCII punctuation, so the ids of a text are those of its
 chunks between them. Natural text repeats its chunks: each distinct one goes through the library once and then comes
-from a table, and numpy puts the ids together. This is what worker processes run; imports are kept light for that.
+from a table, and numpy concatenates the ids. Worker processes run this module, so it imports little.
 """
 
 import itertools
@@ -24,7 +24,7 @@ MUCH_UNKNOWN = 0.01  # the fraction of [UNK] among the tokens of a text above wh
 # str.split() separates at these too, but for BERT they are control characters or part of a word.
 ODD_SPACE = re.compile("[\x0b\x0c\x1c-\x1f\x85]")
 PLAIN_SPACE = re.compile("[ \t\n\r]+")
-# Words of their own for BERT, and frequent enough to be worth a pass over the text to set them free.
+# Separate words for BERT, and frequent enough to be worth a pass over the text that puts spaces around them.
 PUNCTUATION = ",.-()\"':;"
 
 
@@ -56,14 +56,14 @@ def word_starts(tokens: np.ndarray, continuing: np.ndarray) -> np.ndarray:
 def hash_words(tokens: np.ndarray, starts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(uint64 hashes, int64 lengths in pieces) of the runs that begin at `starts`; starts[0] must be 0.
 
-    A hash is the sum over the run of a hash of (id, place in the run): 64 bits, so that among 10 million distinct words
-    two share one with a probability of 3e-6.
+    A hash is the sum over the run of a hash of (id, index in the run). It has 64 bits: among 10 million distinct words,
+    two have the same hash with a probability of 3e-6.
     """
     if not len(starts):
         return np.zeros(0, np.uint64), np.zeros(0, np.int64)
     lengths = np.diff(starts, append=len(tokens))
-    place = np.arange(len(tokens), dtype=np.uint64) - np.repeat(starts.astype(np.uint64), lengths)
-    return np.add.reduceat(mix(tokens + (place << np.uint64(32))), starts), lengths
+    index = np.arange(len(tokens), dtype=np.uint64) - np.repeat(starts.astype(np.uint64), lengths)
+    return np.add.reduceat(mix(tokens + (index << np.uint64(32))), starts), lengths
 
 
 def sum_by_key(keys: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -81,7 +81,7 @@ def spread(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
 
 
 class _Chunks(dict[str, int]):
-    """Chunk -> its row in the table. Asking for an unknown one gives it the next row and notes it in `fresh`."""
+    """Chunk -> its row in the table. Looking up an unknown chunk assigns the next row and appends it to `fresh`."""
 
     def __init__(self, lowercase: bool) -> None:
         super().__init__()
@@ -103,7 +103,7 @@ class _Chunks(dict[str, int]):
 
 
 class TextEncoder:
-    """Turns documents into ids. "[MASK]" and its like in a text are text."""
+    """Encodes documents as ids. "[MASK]" and other special tokens in a document are ordinary text."""
 
     def __init__(self, wordpiece: WordPiece) -> None:
         self._lowercase = wordpiece.lowercase
@@ -149,7 +149,7 @@ class TextEncoder:
         return sum(len(text[start:stop].encode()) for start, stop in spans)
 
     def _learn(self) -> None:
-        """Lets the library encode the chunks that are new, and appends them to the table."""
+        """Encodes the new chunks by the library and appends them to the table."""
         fresh, self._chunks.fresh = self._chunks.fresh, []
         parts = []
         for first in range(0, len(fresh), 4096):  # an Encoding is large: few at a time
@@ -184,7 +184,7 @@ _encoder: TextEncoder | None = None
 
 
 def start_worker(wordpiece: WordPiece) -> None:
-    """Makes this process a worker: one thread, and an end with its parent even if that is killed."""
+    """Makes this process a worker: it uses one thread, and ends with its parent even if that is killed."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     set_encoder(wordpiece)
     parent = parent_process()

@@ -1,5 +1,5 @@
-"""What a file holds: by its suffix, and by its first bytes. What fastbert cannot read as text or as a table is refused
-by name, with what to do instead.
+"""The format of a file, by its suffix and its first bytes. Formats that are neither text nor a table are refused by
+name, with advice.
 
 Tables are .jsonl, .ndjson, .json, .csv, .tsv and .parquet; all but the last may be compressed, as text may. A file with
 any other suffix, or none, is text.
@@ -71,8 +71,8 @@ MAGIC = {
     b"SQLite format 3\x00": "SQLite",
     b"Obj\x01": "Avro",
 }
-TAR = (257, b"ustar")  # where its magic bytes stand
-LOOKED_AT = 1024  # bytes
+TAR = (257, b"ustar")  # offset and magic bytes
+BEGINNING = 1024  # bytes
 
 
 def suffixes(path: Path) -> tuple[str, str]:
@@ -87,7 +87,7 @@ def is_table(path: Path) -> bool:
 
 
 def check_name(path: Path) -> None:
-    """Raises a UserError if the name is that of standard input, or its suffix that of a format which is not read."""
+    """Raises a UserError if the name means standard input, or the suffix a format that is not read."""
     if str(path) == "-":
         raise UserError(
             "- would be standard input, which can be read only once; write it into a file first (cat > text.txt) and "
@@ -102,22 +102,23 @@ def check_name(path: Path) -> None:
 
 
 def refuse_magic(beginning: bytes, path: Path) -> None:
-    """Raises a UserError if a file that begins like this is no text; says which it is."""
+    """Raises a UserError that names the format if a file with this beginning is not text."""
     kind = next((kind for magic, kind in MAGIC.items() if beginning.startswith(magic)), None)
     if kind is None and beginning[TAR[0] :].startswith(TAR[1]):
         kind = "tar"
     if kind:
         compression = suffixes(path)[1]
         inside = f" inside {compression}" if compression else ""
-        raise UserError(f"{path} is a {kind} file{inside}, not text; unpack it or give it the suffix that says so")
+        raise UserError(f"{path} is a {kind} file{inside}, not text; unpack it or give it the suffix of its format")
 
 
 @contextmanager
 def opened(path: Path) -> Iterator[tuple[IO[bytes], IO[bytes]]]:
-    """(the file, its content as its name says it is compressed); the position in the first says how much was read.
+    """Opens a file: (the file itself, its content decompressed by its suffix). The position in the file itself is the
+    number of bytes read.
 
     Raises:
-        UserError: it cannot be opened; damage, wherever in the block it shows.
+        UserError: it cannot be opened, or turns out to be damaged within the block.
     """
     compression = suffixes(path)[1]
     with open_input(path) as raw:
@@ -142,10 +143,10 @@ def opened(path: Path) -> Iterator[tuple[IO[bytes], IO[bytes]]]:
 
 
 def looks_like(path: Path) -> str:
-    """What the text file `path` seems to be instead of plain text, empty if nothing speaks for that; a UserError if it
+    """The format that the beginning of the text file `path` suggests, empty for plain text; a UserError if the file
     cannot be opened or is damaged."""
     with opened(path) as (_, stream):
-        beginning = stream.read(LOOKED_AT).removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+        beginning = stream.read(BEGINNING).removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     if beginning.startswith((b"<!doctype html", b"<html", b"<?xml", b"<!doctype xml")):
         return "HTML or XML"
     if beginning.startswith((b'{"', b'[{"')):

@@ -1,4 +1,4 @@
-"""The integer hash behind every choice that `prepare` makes: which document goes where, and which word is which."""
+"""Integer hashes of `prepare`: they assign documents to splits, sample documents, and identify words."""
 
 import hashlib
 from collections.abc import Sequence
@@ -15,12 +15,12 @@ def mix(x: np.ndarray) -> np.ndarray:
 
 
 def text_hash(seed: int, texts: Sequence[str]) -> np.ndarray:
-    """uint64 [texts]: the hash of (seed, text), equal for equal texts and, but for one in 2^64, for no others."""
+    """Hashes of (seed, text), uint64 [texts]: equal for equal texts, and for different texts once in 2^64."""
     digests = b"".join(hashlib.blake2b(text.encode(), digest_size=8).digest() for text in texts)
     return mix(mix(np.array([seed % 2**64], dtype=np.uint64)) ^ np.frombuffer(digests, "<u8").astype(np.uint64))
 
 
 def document_hash(seed: int, first: int, count: int) -> np.ndarray:
-    """uint64 [count]: the hash of (seed, index) for the documents first ... first + count - 1."""
+    """Hashes of (seed, index) for the documents first ... first + count - 1, uint64 [count]."""
     key = mix(np.array([seed % 2**64], dtype=np.uint64))
     return mix(key ^ mix(np.arange(first, first + count, dtype=np.uint64)))

@@ -1,8 +1,8 @@
-"""Hashes of a prepared folder's files: taken while they are written, compared when the folder is opened.
+"""Hashes of a prepared folder's files, computed while they are written and compared when the folder is opened.
 
-Every file is hashed once per machine. That it was is remembered in the user's cache directory, by the file's size, time
-of change and inode, so that opening a folder again costs a `stat` of each file; a file that is touched is hashed again.
-Content that changes while all three stay, as by a fault of the disk, is found only by a verification that is forced.
+Every file is hashed once per machine. The user's cache directory records its size, modification time and inode, so
+opening a folder again costs a `stat` of each file; a file that was touched is hashed again. Content that changes while
+all three stay the same, for example by a defect of the disk, is found only by a forced verification.
 """
 
 import functools
@@ -29,12 +29,12 @@ CHUNK = 2**20
 THREADS = 4  # SHA-256 of one thread is 2 GB/s where the processor has instructions for it, a fifth of that elsewhere
 
 FileRecord = dict[str, Any]
-"""`bytes` and `sha256` of a file, as dataset.json has them. A .npy file is hashed in the order in which it is written:
-what follows its header, then the header, which holds the length and is known last."""
+"""`bytes` and `sha256` of a file, as in dataset.json. A .npy file is hashed in the order in which it is written: first
+the content, then the header, which contains the length and is known last."""
 
 
 def is_record(value: Any) -> bool:
-    """Whether `value`, from a JSON file, is a FileRecord."""
+    """Returns True if `value`, from a JSON file, is a FileRecord."""
     return isinstance(value, dict) and {"bytes": int, "sha256": str} == {key: type(one) for key, one in value.items()}
 
 
@@ -75,8 +75,8 @@ def hash_of(path: Path, report: Callable[[int], None] = lambda count: None, stop
     """SHA-256 over a file, in the order of FileRecord.
 
     Args:
-        report: is called with the number of bytes hashed since the last call.
-        stop: of an unfinished .npy file only the bytes up to here, and no header.
+        report: called with the number of bytes hashed since the last call.
+        stop: hash an unfinished .npy file up to this byte, without its header.
 
     Raises:
         UserError: it cannot be read.
@@ -84,10 +84,10 @@ def hash_of(path: Path, report: Callable[[int], None] = lambda count: None, stop
     sha, buffer = hashlib.sha256(), memoryview(bytearray(CHUNK))
     first = HEADER_BYTES if path.suffix == ".npy" else 0
     with open_input(path) as file, input_errors(path):
-        place = file.seek(first)
-        while count := file.readinto(buffer if stop is None else buffer[: max(0, stop - place)]):
+        position = file.seek(first)
+        while count := file.readinto(buffer if stop is None else buffer[: max(0, stop - position)]):
             sha.update(buffer[:count])
-            place += count
+            position += count
             report(count)
         if stop is None:
             file.seek(0)
@@ -101,7 +101,7 @@ def compare(folder: Path, files: Mapping[str, FileRecord], why: str) -> None:
 
     Args:
         files: name -> record.
-        why: for the error, what it means that one differs and how to fix it.
+        why: for the error, what a difference means and how to fix it.
 
     Raises:
         UserError: names the files that differ or cannot be read.
@@ -125,13 +125,14 @@ def compare(folder: Path, files: Mapping[str, FileRecord], why: str) -> None:
         raise UserError(f"{folder / damaged[0]} is damaged{others}: {why}")
 
 
-# --- what was verified on this machine
+# --- files that were verified on this machine
 
 
 def unverified(folder: Path, files: Mapping[str, FileRecord], always: bool) -> tuple[list[str], dict[str, Any]]:
     """
     Returns:
-        The names of the files that are not known to be whole, all of them with `always`; and what `remember` takes.
+        The names of the files that were not verified in their present state, or of all files with `always`; and the
+        marks of all files for `remember`.
     """
     known = {} if always else _remembered(folder)
     marks = {}
@@ -143,18 +144,18 @@ def unverified(folder: Path, files: Mapping[str, FileRecord], always: bool) -> t
 
 
 def remember(folder: Path, marks: dict[str, Any]) -> None:
-    """Notes that the files were verified while they were as in `marks`. Where nothing can be noted, that is reported
-    once, and they are verified every time."""
+    """Records that files with these `marks` were verified. If nothing can be recorded, this is reported once, and the
+    files are verified every time."""
     try:
         path = record_file(folder)
         with atomic_file(path, "w") as file:
             file.write(json_text({"folder": str(folder.resolve()), "files": marks}))
     except (UserError, OSError, RuntimeError) as error:
-        _report_once(f"data is verified at every start, because what was verified cannot be remembered: {error}")
+        _report_once(f"data is verified at every start, because verifications cannot be recorded: {error}")
 
 
 def record_file(folder: Path) -> Path:
-    """Where it is noted what of `folder` was verified.
+    """The file that records the verified files of `folder`.
 
     Raises:
         RuntimeError: the user has no home directory.
@@ -165,12 +166,13 @@ def record_file(folder: Path) -> Path:
 
 
 def _remembered(folder: Path) -> dict[str, Any]:
-    """What was noted last. A note that is missing, damaged or of another folder only costs a verification."""
+    """Marks of the last verification. A record that is missing, damaged or of another folder costs only another
+    verification."""
     try:
-        noted = read_json(record_file(folder), "note", {"folder": str, "files": dict})
+        record = read_json(record_file(folder), "record", {"folder": str, "files": dict})
     except (UserError, OSError, RuntimeError):
         return {}
-    return noted["files"] if noted["folder"] == str(folder.resolve()) else {}
+    return record["files"] if record["folder"] == str(folder.resolve()) else {}
 
 
 @functools.cache
@@ -179,7 +181,7 @@ def _report_once(text: str) -> None:
 
 
 def ascending_within(parts: Iterable[np.ndarray], stop: int) -> bool:
-    """Whether the numbers, given in parts, ascend strictly from 0 or more and stay below `stop`."""
+    """Returns True if the numbers, given in parts, ascend strictly within 0 ... stop - 1."""
     last = -1
     for part in parts:
         if len(part):

@@ -1,4 +1,4 @@
-"""Rows of JSON files: objects one to a line, or an array of objects, which is read one by one with bounded memory."""
+"""Rows of JSON files: an object on each line, or an array whose objects are read one by one in bounded memory."""
 
 import json
 import re
@@ -10,21 +10,21 @@ from typing import IO, Any
 from fastbert.data.text import LONGEST_ROW, is_unicode, lines, pieces
 from fastbert.errors import UserError, brief
 
-WINDOW = 2**16  # characters of an array that are read at a time, if its objects fit
+WINDOW = 2**16  # characters of an array read at a time, if its objects fit
 _SPACE = re.compile(r"[ \t\n]*")
-_NEAR = 16  # characters: an object that is cut off within a literal or an escape fails this close to the end
+_NEAR = 16  # characters: parsing an object that is cut off within a literal or escape fails this close to the end
 _UNTERMINATED = "Unterminated string"
 _KINDS = {str: "string", list: "list", bool: "boolean", int: "number", float: "number", type(None): "null"}
 
 
 def json_lines(stream: IO[bytes], path: Path, hint: str) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """(file and line, JSON, object) for each line; blank lines are skipped.
+    """Yields (file and line, JSON, object) for each line; blank lines are skipped.
 
     Args:
-        hint: what to do with a file of another shape.
+        hint: advice for a file of another structure.
 
     Raises:
-        UserError: a line is not JSON, or no object; names it.
+        UserError: a line is not JSON or not an object; names it.
     """
     name, scan = str(path), json.JSONDecoder().scan_once
     for number, line in lines(stream, path):
@@ -46,10 +46,10 @@ def json_lines(stream: IO[bytes], path: Path, hint: str) -> Iterator[tuple[str, 
 
 
 def json_array(stream: IO[bytes], path: Path) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """(file and row, JSON, object) for each object of an array, rows counted from 1.
+    """Yields (file and row, JSON, object) for each object of an array, with rows counted from 1.
 
     Raises:
-        UserError: it is not JSON, is cut off, or holds something else than objects; names the row.
+        UserError: it is not JSON, is cut off, or contains something other than objects; names the row.
     """
     window = _Window(pieces(stream, path))
     window.take()  # the bracket
@@ -79,14 +79,14 @@ def json_array(stream: IO[bytes], path: Path) -> Iterator[tuple[str, str, dict[s
 
 
 class _Window:
-    """The part of a file that is parsed now, and from `at` on not yet."""
+    """The part of a file in memory; `at` is the index of the first character that is not parsed yet."""
 
     def __init__(self, source: Iterator[tuple[int, str]]) -> None:
         self.text, self.at = "", 0
         self._source = source
 
     def next(self) -> str:
-        """The next character that is not white space, at which `at` is now; empty at the end of the file."""
+        """Moves `at` to the next character that is not white space and returns it; empty at the end of the file."""
         while True:
             self.at = _SPACE.match(self.text, self.at).end()
             if self.at < len(self.text):
@@ -95,13 +95,13 @@ class _Window:
                 return ""
 
     def take(self) -> str:
-        """`next`, and goes past it."""
+        """Returns `next` and moves past it."""
         character = self.next()
         self.at += len(character)
         return character
 
     def more(self) -> bool:
-        """Drops what is parsed and reads as much again as is left, so that long rows cost linear time."""
+        """Drops the parsed part and doubles the rest by reading more, so that long rows take linear time."""
         parts, size = [self.text[self.at :]], 0
         most = max(WINDOW, len(parts[0]))
         while size < most and (piece := next(self._source, None)):
@@ -133,16 +133,16 @@ def _element(window: _Window, where: str) -> tuple[Any, str]:
 
 
 def begins_array(stream: IO[bytes]) -> bool:
-    """Whether the first character of a buffered stream, after white space, is a bracket."""
+    """Returns True if the first character of a buffered stream, after white space, is a bracket."""
     return stream.peek(WINDOW).removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"[")
 
 
 def may_be_wrong(text: str, keys: Sequence[str]) -> bool:
-    """Whether `check_cells` may find something in a row; cheap, as it is asked of every row.
+    """Returns True if `check_cells` may find an error in a row; cheap, because it is called for every row.
 
     Args:
         text: the JSON of the row.
-        keys: the columns that are read, in quotes.
+        keys: the columns to read, in quotes.
     """
     if "\\u" in text:
         return True
@@ -153,14 +153,14 @@ def may_be_wrong(text: str, keys: Sequence[str]) -> bool:
 
 
 def check_cells(row: dict[str, Any], text: str, names: Sequence[str], where: str) -> None:
-    """What `may_be_wrong` has found in the JSON of a row.
+    """Checks the cells of a row for which `may_be_wrong` is True.
 
     Args:
         text: the JSON of `row`.
-        names: the columns that are read.
+        names: the columns to read.
 
     Raises:
-        UserError: one of them is there twice, or holds half of a surrogate pair.
+        UserError: a column occurs twice, or contains half of a surrogate pair.
     """
     if "\\u" in text:
         for name in names:
@@ -181,7 +181,7 @@ def check_cells(row: dict[str, Any], text: str, names: Sequence[str], where: str
 
 
 def _texts(value: Any) -> Iterator[str]:
-    """The strings in a value of JSON, whatever its depth."""
+    """The strings in a JSON value, at any depth."""
     rest = [value]
     while rest:
         one = rest.pop()

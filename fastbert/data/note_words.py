@@ -1,10 +1,10 @@
-"""Rare words that get notes (arXiv 2008.01466): which of a corpus's are chosen, and where they stand in its rows.
+"""Rare words of the note dictionary (arXiv 2008.01466): the choice of the words, and their positions in the rows.
 
-All of it happens on the host while batches are read, so that the device gets arrays of indices in a few fixed shapes.
-A word that is cut by the edge of a row is passed over there: its other half is not to be seen.
+This runs on the host while batches are read, so the device receives index arrays with a few fixed shapes. A word that
+is cut by the end of a row is ignored there.
 
 Shapes: R occurrences and P tokens of a micro-batch, U distinct words of a global batch, each padded to a multiple of
-BUCKET with at least one left over.
+BUCKET with at least one padding entry.
 """
 
 import hashlib
@@ -21,13 +21,13 @@ from fastbert.errors import UserError
 from fastbert.progress import Progress, progress
 
 BUCKET = 64
-BLOCK_ROWS = 2**18  # looked at together while words are chosen
-SAMPLE_TOKENS = 2**24  # looked at to find out which band would have words
+BLOCK_ROWS = 2**18  # rows read at a time while words are chosen
+SAMPLE_TOKENS = 2**24  # tokens read to suggest another range of counts
 
 
 @dataclass(frozen=True)
 class StepWords:
-    """The distinct words with notes of a global batch. Every process of a run works out the same."""
+    """The distinct words with notes in a global batch. Every process of a run computes the same."""
 
     words: np.ndarray
     """int64, ascending: rows of the dictionary."""
@@ -37,50 +37,51 @@ class StepWords:
 
 @dataclass(frozen=True)
 class Occurrences:
-    """Where words with notes stand in a micro-batch [B, T], on the device. Places are counted through B T."""
+    """Occurrences of words with notes in a micro-batch [B, T], on the device. Positions are indices into B T tokens."""
 
     words: Tensor
     """int64 [U]: rows of the dictionary, each once; padding repeats row 0 with a count of 0."""
     counts: Tensor
     """int64 [U]: occurrences in the global batch."""
     slots: Tensor
-    """int64 [R]: which of `words` each is; padding has the last, which is padding too."""
+    """int64 [R]: index in `words` of each occurrence; padding has the last index, which is padding too."""
     firsts: Tensor
-    """int64 [R]: place of the first piece."""
+    """int64 [R]: position of the first piece."""
     lengths: Tensor
-    """int64 [R]: pieces, 0 for padding."""
+    """int64 [R]: number of pieces, 0 for padding."""
     window_firsts: Tensor
-    """int64 [R]: place of the context's first token."""
+    """int64 [R]: position of the context's first token."""
     window_lengths: Tensor
-    """int64 [R]: tokens of the context, 0 for padding."""
+    """int64 [R]: number of tokens of the context, 0 for padding."""
     tokens: Tensor
-    """int64 [P]: places of all their pieces; padding has 0."""
+    """int64 [P]: positions of all pieces; padding has 0."""
     owners: Tensor
-    """int64 [P]: which occurrence each belongs to; padding has the last, which is padding too."""
+    """int64 [P]: index of the occurrence that each token belongs to; padding has the last, which is padding too."""
     longest_window: int
-    """No window has more tokens; the same in all batches of a run."""
+    """Maximum number of tokens of a window, the same in all batches of a run."""
 
 
-def choose_words(dataset: Dataset, least: int, most: int, share: float, length: int) -> np.ndarray:
-    """Takes words of the band least ... most, in the order of a hash of their spelling, until `share` of the training
-    sequences hold one, or all if they touch fewer. The choice depends on the corpus and these numbers only.
+def choose_words(dataset: Dataset, least: int, most: int, fraction: float, length: int) -> np.ndarray:
+    """Selects words that occur least ... most times, in the order of a hash of their spelling, until this `fraction` of
+    the training sequences contains one, or all such words if they are not enough. The choice depends only on the corpus
+    and these numbers.
 
     Args:
         least, most: occurrences in the training split.
-        length: tokens of a sequence, [CLS] included.
+        length: tokens of a sequence, including [CLS].
 
     Returns:
-        int32 [rare words of the dataset]: the row of each in the dictionary, -1 for those that get no note.
+        int32 [rare words of the dataset]: row of each word in the dictionary, -1 for words without a note.
 
     Raises:
-        UserError: the band is not within the one that was prepared, or holds no word that is whole in a sequence.
+        UserError: the range of counts exceeds the prepared one, or no such word is whole in a sequence.
     """
     made = dataset.record["options"]
     if least < made["rare_min"] or most > made["rare_max"]:
         raise UserError(
-            f"notes are asked for words that occur {least} to {most} times, and {dataset.folder} lists those that "
-            f"occur {made['rare_min']} to {made['rare_max']} times: choose --notes.min-count and --notes.max-count "
-            f"within, or prepare it again with --rare-min {min(least, made['rare_min'])} "
+            f"the note dictionary needs words that occur {least} to {most} times, but {dataset.folder} lists words "
+            f"that occur {made['rare_min']} to {made['rare_max']} times: choose --notes.min-count and "
+            f"--notes.max-count within this range, or prepare it again with --rare-min {min(least, made['rare_min'])} "
             f"--rare-max {max(most, made['rare_max'])} and another --out"
         )
     counts = dataset.rare_counts
@@ -92,7 +93,7 @@ def choose_words(dataset: Dataset, least: int, most: int, share: float, length: 
     )
 
     stream = dataset.split("train")
-    first_ranks = [np.zeros(0, np.int32)]  # of each row that is touched, the first rank whose word touches it
+    first_ranks = [np.zeros(0, np.int32)]  # the lowest rank of the words in each row that contains one
     with progress("choosing words for the note dictionary", len(stream), "tokens") as work:
         for row, _, _, word in _whole_words(stream, length, work):
             ranked = rank[word] < none
@@ -103,14 +104,14 @@ def choose_words(dataset: Dataset, least: int, most: int, share: float, length: 
     touched = np.concatenate(first_ranks)
     if not len(touched):
         raise UserError(_no_words(dataset, least, most))
-    wanted = min(len(touched), max(1, int(np.ceil(share * (len(stream) // (length - 1))))))
+    wanted = min(len(touched), max(1, int(np.ceil(fraction * (len(stream) // (length - 1))))))
     last = np.partition(touched, wanted - 1)[wanted - 1]
     chosen = rank <= last
     return np.where(chosen, np.cumsum(chosen) - 1, -1).astype(np.int32)
 
 
 def _whole_words(stream: TokenStream, length: int, work: Progress) -> Iterator[tuple[np.ndarray, ...]]:
-    """Blocks of (row, position, pieces, rare word) of the rare words that are whole in a row, in the stream's order."""
+    """Yields blocks of (row, position, pieces, rare word) for rare words that are whole in a row, in stream order."""
     width = length - 1
     rows = len(stream) // width
     for start in range(0, rows, BLOCK_ROWS):
@@ -122,7 +123,8 @@ def _whole_words(stream: TokenStream, length: int, work: Progress) -> Iterator[t
 
 
 def _no_words(dataset: Dataset, least: int, most: int) -> str:
-    """The message for a band without words, with the nearest wider one that has some; rarer words come first."""
+    """The message for a range of counts without words, with the nearest wider range that has words; rarer words come
+    first."""
     listed = len(dataset.rare_words) > 0
     counts = dataset.rare_counts if listed else _all_counts(dataset)
     made = dataset.record["options"]
@@ -131,17 +133,17 @@ def _no_words(dataset: Dataset, least: int, most: int) -> str:
     rarer = [(max(lowest, least >> power), most) for power in range(1, 32)]
     commoner = [(least, min(highest, most << power)) for power in range(1, 32)]
     for low, high in rarer + commoner:
-        if some := int(((counts >= low) & (counts <= high)).sum()):
-            found = f"{problem}; {some:,} words occur {low} to {high} times"
+        if number := int(((counts >= low) & (counts <= high)).sum()):
+            found = f"{problem}; {number:,} words occur {low} to {high} times"
             flags = f"--notes.min-count {low} --notes.max-count {high}"
             if listed:
                 return f"{found}: {flags}"
             return f"{found}: prepare it again with --rare-min {low} --rare-max {high} and another --out, then {flags}"
-    return f"{problem}, and neither is any other; prepare it from more text"
+    return f"{problem}, nor is any other word; prepare it from more text"
 
 
 def _all_counts(dataset: Dataset) -> np.ndarray:
-    """How often the words of the training split occur, from its first tokens if it is long."""
+    """Counts of the words of the training split, extrapolated from its first tokens if it is long."""
     stream = dataset.split("train")
     tokens = stream.read(0, min(len(stream), SAMPLE_TOKENS))
     starts = word_starts(tokens, dataset.wordpiece.continuing)
@@ -151,12 +153,12 @@ def _all_counts(dataset: Dataset) -> np.ndarray:
 
 
 class NoteWords:
-    """The occurrences of the chosen words in the rows of a split, 14 bytes each in memory."""
+    """Occurrences of the chosen words in the rows of a split, with 14 bytes of memory for each."""
 
     def __init__(self, stream: TokenStream, row_of_word: np.ndarray, length: int, half_window: int) -> None:
         """
         Args:
-            row_of_word: from `choose_words`.
+            row_of_word: result of `choose_words`.
             length: T.
             half_window: k, tokens of context on either side of a word.
         """
@@ -182,25 +184,25 @@ class NoteWords:
         return int(self.lengths.sum(dtype=np.int64))
 
     def step_words(self, indices: np.ndarray) -> StepWords:
-        """Of the rows `indices`, a whole global batch."""
+        """The words in the rows `indices` of a whole global batch."""
         found, _ = self._find(indices)
         return StepWords(*np.unique(self.words[found].astype(np.int64), return_counts=True))
 
     def read(self, indices: np.ndarray, step: StepWords, device: torch.device) -> Occurrences:
-        """The occurrences in the rows `indices`, a part of the global batch that `step` tells the words of.
+        """The occurrences in the rows `indices`, a part of the global batch with the words `step`.
 
-        A window holds up to k tokens on either side of the word, within its row and its document. [CLS] and the [SEP]
-        behind a document are in none: they stand for no word.
+        A window has up to k tokens on either side of the word, within its row and its document. It excludes [CLS] and
+        the [SEP] after a document, which represent no word.
         """
         found, row = self._find(indices)
         position, length = self.positions[found], self.lengths[found].astype(np.int64)
         document = np.searchsorted(self.documents, position, side="right") - 1
-        document_end = self.documents[document + 1] - 1  # where its [SEP] stands
+        document_end = self.documents[document + 1] - 1  # position of its [SEP]
         row_start = np.asarray(indices, dtype=np.int64)[row] * self.width
         first = np.maximum(position - self.half_window, np.maximum(self.documents[document], row_start))
         stop = np.minimum(position + length + self.half_window, np.minimum(document_end, row_start + self.width))
         # A row of the batch begins with its [CLS].
-        to_place = row * (self.width + 1) + 1 - row_start
+        offset = row * (self.width + 1) + 1 - row_start
         slots = np.searchsorted(step.words, self.words[found])
 
         distinct, occurrences, tokens = _bucket(len(step.words)), _bucket(len(found)), _bucket(int(length.sum()))
@@ -208,27 +210,27 @@ class NoteWords:
         of_words[:, : len(step.words)] = step.words, step.counts
         of_occurrences = np.zeros((5, occurrences), np.int64)
         of_occurrences[0] = distinct - 1
-        of_occurrences[:, : len(found)] = slots, position + to_place, length, first + to_place, stop - first
+        of_occurrences[:, : len(found)] = slots, position + offset, length, first + offset, stop - first
         of_tokens = np.zeros((2, tokens), np.int64)
         of_tokens[1] = occurrences - 1
         real = length.sum()
-        of_tokens[:, :real] = spread(position + to_place, length), np.repeat(np.arange(len(found)), length)
+        of_tokens[:, :real] = spread(position + offset, length), np.repeat(np.arange(len(found)), length)
         parts = [to_device(part, device) for part in (of_words, of_occurrences, of_tokens)]
         return Occurrences(*(field for part in parts for field in part), longest_window=self.longest_window)
 
     def _find(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Which of the split's occurrences lie in the rows `indices`, and in which of these, both int64."""
+        """Indices of the split's occurrences in the rows `indices`, and the index of the row of each, both int64."""
         starts = np.asarray(indices, dtype=np.int64) * self.width
         first, stop = (np.searchsorted(self.positions, border) for border in (starts, starts + self.width))
         return spread(first, stop - first), np.repeat(np.arange(len(starts)), stop - first)
 
 
 def _bucket(count: int) -> int:
-    """A few sizes only, so that shapes repeat; always more than `count`."""
+    """The next multiple of BUCKET above `count`: few distinct sizes, so that shapes repeat."""
     return (count // BUCKET + 1) * BUCKET
 
 
 def to_device(array: np.ndarray, device: torch.device) -> Tensor:
-    """Without waiting for it."""
+    """Copies an array to a device without waiting for the copy."""
     tensor = torch.from_numpy(array)
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)

@@ -1,4 +1,4 @@
-"""Rows of Parquet files and of Arrow tables, read in batches of rows; memory does not follow row groups or files."""
+"""Rows of Parquet files and of Arrow tables, read in small batches; memory does not grow with row groups or files."""
 
 import json
 from collections.abc import Iterator
@@ -13,17 +13,17 @@ from fastbert.inputs import open_input, raise_refusal
 if TYPE_CHECKING:
     import pyarrow
 
-# Rows that are decoded at a time: even rows of a megabyte each stay within 64 MB.
+# Rows decoded at a time: even rows of a megabyte each need only 64 MB.
 ROWS = 64
-PAGE_BUFFER = 2**20  # bytes of a column read ahead, in place of the whole column of a row group
-FEATURES = b"huggingface"  # where `datasets` puts what it knows of the columns
+PAGE_BUFFER = 2**20  # bytes of a column read ahead, instead of the whole column of a row group
+FEATURES = b"huggingface"  # key under which `datasets` stores the features of the columns
 
 
 def check_parquet(path: Path, columns: Columns) -> tuple[str, ...] | None:
-    """Looks at the file's end, where its columns are named; returns its `class_names`.
+    """Checks the schema at the end of the file and returns its `class_names`.
 
     Raises:
-        UserError: damaged, or a column is missing or holds no text.
+        UserError: the file is damaged, or a column is missing or contains no text.
     """
     import pyarrow.parquet
 
@@ -34,7 +34,7 @@ def check_parquet(path: Path, columns: Columns) -> tuple[str, ...] | None:
 
 
 def check_schema(schema: "pyarrow.Schema", columns: Columns, where: str) -> None:
-    """Raises a UserError if a column is missing, named twice, or of another type than text; names those there are."""
+    """Raises a UserError that lists the columns if one is missing, occurs twice, or is not text."""
     columns.check(schema.names, where)
     for name in columns.texts:
         kind = schema.field(name).type
@@ -44,7 +44,7 @@ def check_schema(schema: "pyarrow.Schema", columns: Columns, where: str) -> None
 
 
 def is_text(kind: "pyarrow.DataType") -> bool:
-    """Whether a column of this type holds text, perhaps by way of a dictionary."""
+    """Returns True if a column of this type contains text, also if it is dictionary-encoded."""
     import pyarrow.types
 
     if pyarrow.types.is_dictionary(kind):
@@ -54,7 +54,7 @@ def is_text(kind: "pyarrow.DataType") -> bool:
 
 
 def is_list(kind: "pyarrow.DataType") -> bool:
-    """Whether a cell of this type is a list, of any length or of one."""
+    """Returns True if a cell of this type is a list, of variable or fixed length."""
     import pyarrow.types
 
     checks = (pyarrow.types.is_list, pyarrow.types.is_large_list, pyarrow.types.is_fixed_size_list)
@@ -62,7 +62,7 @@ def is_list(kind: "pyarrow.DataType") -> bool:
 
 
 def column_names(path: Path) -> list[str]:
-    """Raises a UserError if the file is damaged."""
+    """Names of all columns; a UserError if the file is damaged."""
     import pyarrow.parquet
 
     with _damage(path), open_input(path) as file:
@@ -70,15 +70,15 @@ def column_names(path: Path) -> list[str]:
 
 
 def class_names(schema: "pyarrow.Schema", columns: Columns, where: str) -> tuple[str, ...] | None:
-    """The names of a label column's integers, alone or in lists, in their order, from the features that `datasets` has
-    put into a file; None if there are none, or `columns` does not ask for them.
+    """The names of a label column's integers in their order, from the features that `datasets` stored in the file. The
+    column may also contain lists. None if there are no names, or without `columns.class_names`.
 
     Raises:
         UserError: these features are damaged.
     """
     if not columns.class_names or columns.label is None or FEATURES not in (schema.metadata or {}):
         return None
-    damaged = UserError(f"{where}: the features that datasets put into it are damaged; write the file again")
+    damaged = UserError(f"{where}: the features that datasets stored in it are damaged; write the file again")
     try:
         features = json.loads(schema.metadata[FEATURES])
     except (ValueError, RecursionError):
@@ -102,10 +102,10 @@ def class_names(schema: "pyarrow.Schema", columns: Columns, where: str) -> tuple
 
 
 def parquet_rows(path: Path, columns: Columns) -> Iterator[tuple[int, int, list[Any]]]:
-    """(bytes of the file read, estimated by its rows; row from 1; cells) of every row.
+    """Yields (bytes of the file read, estimated by its rows; row from 1; cells) for every row.
 
     Raises:
-        UserError: damaged; a column is missing or holds no text; text that is not UTF-8.
+        UserError: the file is damaged, a column is missing or contains no text, or text is not UTF-8.
     """
     import pyarrow.parquet
 
@@ -119,7 +119,7 @@ def parquet_rows(path: Path, columns: Columns) -> Iterator[tuple[int, int, list[
         check_schema(schema, columns, str(path))
         names = class_names(schema, columns, str(path))
         there = [name for name in columns.names if name in schema.names]
-        # One thread: a pool would only hold more of the columns.
+        # One thread: more of them would only have more of the columns in memory.
         batches = file.iter_batches(batch_size=ROWS, columns=there, use_threads=False)
         total = file.metadata.num_rows
         for number, cells in arrow_rows(batches, there, columns, str(path)):
@@ -131,7 +131,7 @@ def parquet_rows(path: Path, columns: Columns) -> Iterator[tuple[int, int, list[
 def arrow_rows(
     batches: Iterator["pyarrow.RecordBatch"], there: list[str], columns: Columns, where: str
 ) -> Iterator[tuple[int, list[Any]]]:
-    """(row from 1, cells) of Arrow batches that have the columns `there`."""
+    """Yields (row from 1, cells) of Arrow batches that have the columns `there`."""
     number = 0
     for batch in batches:
         cells = [
@@ -149,10 +149,10 @@ def cells_of(values: "pyarrow.Array | pyarrow.ChunkedArray", where: str, first: 
     """The cells of a column; null is None.
 
     Args:
-        first: rows before these, for errors.
+        first: number of rows before these, for errors.
 
     Raises:
-        UserError: a text that is not UTF-8, which Arrow itself does not look at.
+        UserError: a text is not UTF-8, which Arrow itself does not check.
     """
     try:
         return values.to_pylist()
@@ -164,24 +164,26 @@ def cells_of(values: "pyarrow.Array | pyarrow.ChunkedArray", where: str, first: 
 
 
 def _name(value: Any, names: tuple[str, ...], where: str) -> Any:
-    """The name of a class, or those in a list; None for -1, which says in `datasets` that there is no label."""
+    """The name of a class, or the names in a list; None for -1, which means a missing label in `datasets`."""
     if isinstance(value, list):
         return [_name(one, names, where) for one in value]
     if not isinstance(value, int) or isinstance(value, bool) or value == -1:
         return None if value == -1 else value
     if not 0 <= value < len(names):
-        raise UserError(f"{where}: the label {value} is none of the {len(names)} that datasets names in the file")
+        raise UserError(
+            f"{where}: the label {value} is none of the {len(names)} labels that datasets defines in the file"
+        )
     return names[value]
 
 
 @contextmanager
 def _damage(path: Path) -> Iterator[None]:
-    """Turns what Arrow says of a file into a UserError that names it."""
+    """Converts Arrow's errors to a UserError that names the file."""
     import pyarrow
 
     try:
         yield
-    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:  # the last one of a column's name
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:  # UnicodeDecodeError: column names
         raise_refusal(error, path)
-        said = " ".join(str(error).split())
-        raise UserError(f"{path} is cut off, damaged or no Parquet file ({said}); fetch it again") from error
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path} is cut off, damaged or no Parquet file ({reason}); fetch it again") from error

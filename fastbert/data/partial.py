@@ -1,6 +1,8 @@
-"""The folder `prepare` works in, for one process at a time, and still of use after a kill. It lies next to the result
-and is renamed; where the result's folder must stay the folder it is (see `fastbert.outputs`), it lies within, and what
-is in it is moved out, dataset.json last."""
+"""The folder in which `prepare` works: one process at a time uses it, and the next call can continue after a kill.
+
+It is next to the result and is renamed in the end. If the result's folder already exists and has to remain (see
+`fastbert.outputs`), it is inside that folder, and its contents are moved out, dataset.json last.
+"""
 
 import json
 import math
@@ -42,12 +44,12 @@ from fastbert.records import parse_json, read_json, write_json
 from fastbert.streams import echo
 
 MADE_OF, TOKENIZER, STATE = ".made_of.json", ".tokenizer.json", ".state.npz"
-MOVED = ".moved.json"  # names of all that the result consists of; there from when it is complete
-INNER = (STATE, TOKENIZER, MADE_OF, MOVED, LOCK)  # names of what is no part of the result
+MOVED = ".moved.json"  # names of all files of the result; exists as soon as the result is complete
+INNER = (STATE, TOKENIZER, MADE_OF, MOVED, LOCK)  # names that are not a part of the result
 WITHIN = ".partial"
 DATASET = "dataset.json"
 _PLAIN_NAME = re.compile(r"\w[\w.-]*", re.ASCII)
-# What numpy and zipfile raise over a damaged archive, found by flipping each of its bits.
+# Errors of numpy and zipfile for a damaged archive, found by flipping each of its bits.
 _UNZIPPING = (
     ValueError,
     LookupError,
@@ -63,12 +65,12 @@ _UNZIPPING = (
 
 
 class DamagedWorkError(UserError):
-    """What an interrupted call left is not what it wrote."""
+    """Damaged files of an interrupted call."""
 
 
 @contextmanager
 def left_behind(folder: Path) -> Iterator[None]:
-    """What is read back of an interrupted call's work in `folder`: where it is damaged, that is how to continue.
+    """Reads an interrupted call's files in `folder`: an error in the block also explains how to continue.
 
     Raises:
         DamagedWorkError: the block raised a UserError.
@@ -82,23 +84,23 @@ def left_behind(folder: Path) -> Iterator[None]:
 
 
 class Partial:
-    """A result in the making: `folder`, and the state of the work at its last `save`."""
+    """An unfinished result: `folder`, and the state of the work at the last `save`."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     @property
     def complete(self) -> bool:
-        """Whether nothing is left to do but to put it into place, as after a kill in the midst of that."""
+        """True if the result only has to be moved to its final folder, for example after a kill during the move."""
         return (self.folder / MOVED).is_file()
 
     def save(self, record: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
-        """Keeps JSON and arrays, whole or not at all, in place of what was kept before."""
+        """Replaces the saved state by JSON and arrays, whole or not at all."""
         with atomic_file(self.folder / STATE) as file:
             np.savez(file, record=np.frombuffer(json.dumps(record, allow_nan=False).encode(), np.uint8), **arrays)
 
     def load(self) -> tuple[dict[str, Any], dict[str, np.ndarray]] | None:
-        """What was saved last; None if nothing was, a UserError if it is damaged."""
+        """The last saved state; None if there is none, a UserError if it is damaged."""
         if not (self.folder / STATE).is_file():
             return None
         try:
@@ -110,12 +112,12 @@ class Partial:
 
 
 def _read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """What `np.savez` wrote to `path`, which may claim anything: no more memory is taken than the file has bytes."""
+    """Reads an untrusted file that `np.savez` wrote, using no more memory than the file has bytes."""
     arrays = {}
     with open_input(path) as file, zipfile.ZipFile(file) as archive:
         size = os.fstat(file.fileno()).st_size
         if sum(entry.file_size for entry in archive.infolist()) > size:
-            raise ValueError("it holds more than its bytes")
+            raise ValueError("its entries are longer than the file")
         for entry in archive.infolist():
             if entry.compress_type != zipfile.ZIP_STORED:
                 raise ValueError(f"{entry.filename} is compressed")
@@ -123,20 +125,21 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
                 np.lib.format.read_magic(member)
                 shape, fortran, dtype = np.lib.format.read_array_header_1_0(member)
                 if dtype.hasobject or fortran or math.prod(shape) * dtype.itemsize > entry.file_size:
-                    raise ValueError(f"{entry.filename} is not as long as its header says")
+                    raise ValueError(f"{entry.filename} does not have the length in its header")
                 content = bytearray(math.prod(shape) * dtype.itemsize)
                 filled = 0
                 while part := member.read(2**20):
                     content[filled : filled + len(part)] = part
                     filled += len(part)
             if filled != len(content) or len(content) != math.prod(shape) * dtype.itemsize:
-                raise ValueError(f"{entry.filename} is not as long as its header says")
+                raise ValueError(f"{entry.filename} does not have the length in its header")
             arrays[entry.filename.removesuffix(".npy")] = np.frombuffer(content, dtype).reshape(shape)
     return arrays
 
 
 def is_free(out: Path) -> bool:
-    """Whether a result may be written to `out`: it is not there, or empty, or a killed call was moving one there."""
+    """Returns True if a result may be written to `out`: it does not exist, is empty, or a killed call was moving a
+    result there."""
     if not out.exists():
         return True
     return out.is_dir() and (not contents(out) - {WITHIN} or (out / WITHIN / MOVED).is_file())
@@ -144,10 +147,11 @@ def is_free(out: Path) -> bool:
 
 @contextmanager
 def partial_folder(out: Path, made_of: dict[str, Any]) -> Iterator[Partial | None]:
-    """A folder to fill, which becomes `out` when the block ends without an error; None if `out` came meanwhile.
+    """Yields a folder to fill, which becomes `out` when the block ends without an error; None if another process
+    finished `out` in the meantime.
 
     If the process is killed or interrupted, or fails after a `save`, the folder stays, and the next call with the same
-    `made_of` (JSON) gets it as it is; with another it starts anew. Where another process fills it, this one waits.
+    `made_of` (JSON) continues it; with another one it starts anew. While another process fills it, this one waits.
     """
     out = resolved(out)
     folder = out / WITHIN if out.is_dir() else out.with_name(f".{shortened(out.name)}.partial")
@@ -166,23 +170,23 @@ def partial_folder(out: Path, made_of: dict[str, Any]) -> Iterator[Partial | Non
             if not same:
                 if left:
                     echo(
-                        f"beginning anew: what an interrupted call left in {folder} is from another source, other "
-                        "options or another version",
+                        f"beginning anew: the unfinished work in {folder} is from another source, other options or "
+                        "another version",
                     )
                 _empty(folder, out)
                 write_json(folder / MADE_OF, made_of)
             elif (folder / "tokenizer").is_dir():
-                echo(f"continuing what an interrupted call left in {folder}")
+                echo(f"continuing the unfinished work in {folder}")
             partial = Partial(folder)
             try:
                 yield partial
                 _finish(folder, out)
-            except DamagedWorkError:  # the same command would find the same
+            except DamagedWorkError:  # the same command would fail again
                 raise
             except BaseException as error:
                 interrupted = not isinstance(error, Exception) and (folder / "tokenizer").is_dir()
                 if interrupted or partial.complete or (folder / STATE).is_file():
-                    echo(f"what was done stays in {folder}; the same command continues from there")
+                    echo(f"the unfinished work stays in {folder}; the same command continues from there")
                 else:
                     shutil.rmtree(folder)
                     remove_empty(made)
@@ -192,7 +196,7 @@ def partial_folder(out: Path, made_of: dict[str, Any]) -> Iterator[Partial | Non
 
 
 def remove_traces(out: Path) -> None:
-    """Removes from a finished folder what a call did not come to remove which was killed when all was in place."""
+    """Removes working files from a finished folder, which a call leaves that was killed after the last move."""
     if not os.access(out, os.W_OK | os.X_OK):
         return
     folder = out / WITHIN
@@ -209,23 +213,23 @@ def remove_traces(out: Path) -> None:
 
 
 def _lock(folder: Path, out: Path) -> tuple[int | None, list[Path]]:
-    """The lock of `folder`, an open descriptor, or None if another process held it and has made `out`; and the folders
-    that were made for it.
+    """Locks `folder`: returns an open descriptor, or None if another process had the lock and finished `out`; and the
+    folders that were created.
 
     Raises:
-        UserError: `folder` is a link: what it leads to may be anybody's.
+        UserError: `folder` is a link, which may lead to another user's files.
     """
     made: list[Path] = []
     while True:
         if folder.is_symlink():
-            raise UserError(f"{folder}, where the work would be stored, is a link; remove it or choose another --out")
+            raise UserError(f"{folder}, the folder for unfinished work, is a link; remove it or choose another --out")
         made += make_folder(folder)
         try:
             handle = open_lock(folder / LOCK)
         except FileNotFoundError:  # the folder was renamed just now
             continue
         if lock(handle) is False:
-            echo(f"another process prepares {out}; waiting for it")
+            echo(f"another process is preparing {out}; waiting for it")
             lock(handle, wait=True)
         same = is_open_as(handle, folder / LOCK)
         if (out / DATASET).is_file():  # it was not there when this process began
@@ -239,8 +243,8 @@ def _lock(folder: Path, out: Path) -> tuple[int | None, list[Path]]:
 
 
 def _is_planted(folder: Path) -> bool:
-    """Whether `folder` or its tokenizer holds what `prepare` never puts there: links, second names of files that lie
-    elsewhere, FIFOs. What the work would write under such a name would go elsewhere."""
+    """Returns True if `folder` or its tokenizer contains what `prepare` never creates: links, hard links to other
+    files, FIFOs. Writing to such a name would change a file elsewhere."""
     for path in folder.iterdir():
         found = path.lstat()
         if stat.S_ISDIR(found.st_mode):
@@ -252,14 +256,14 @@ def _is_planted(folder: Path) -> bool:
 
 
 def _clean(folder: Path) -> None:
-    """Removes files and folders that a kill left half written."""
+    """Removes files and folders that were half written when a call was killed."""
     remove_leftovers(folder)
     if (folder / "tokenizer").is_dir():
         remove_leftovers(folder / "tokenizer")
 
 
 def _empty(folder: Path, out: Path) -> None:
-    """Removes what another call left in `folder`, and what it had moved to `out`."""
+    """Removes another call's files in `folder`, and the files that it had moved to `out`."""
     if (folder / MOVED).is_file():
         for name in _moved(folder):
             remove(out / name)
@@ -269,8 +273,8 @@ def _empty(folder: Path, out: Path) -> None:
 
 
 def _moved(folder: Path) -> list[str]:
-    """The names of all that the result in `folder` consists of. They are renamed and removed, so none may lead
-    elsewhere; a UserError if they are not what `_finish` wrote."""
+    """The names of all files of the result in `folder`. They are renamed and removed, so none may lead to another
+    folder; a UserError if they are not what `_finish` wrote."""
     names = read_json(folder / MOVED, "leftover")
     plain = isinstance(names, list) and all(isinstance(name, str) and _PLAIN_NAME.fullmatch(name) for name in names)
     if not plain:
@@ -279,7 +283,7 @@ def _moved(folder: Path) -> list[str]:
 
 
 def _finish(folder: Path, out: Path) -> None:
-    """Makes `folder` durable and puts it into place."""
+    """Flushes `folder` to the disk and moves it to `out`."""
     if not (folder / MOVED).is_file():
         with progress("flushing the files to the disk"):
             sync_tree(folder)

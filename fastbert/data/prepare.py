@@ -1,8 +1,8 @@
-"""`fastbert prepare`: from a source of text to a folder of memory-mapped shards that a run can draw batches from.
+"""`fastbert prepare`: converts a source of text to a folder of memory-mapped shards from which a run reads batches.
 
 The source is read once (twice if a tokenizer is trained first). Worker processes tokenize; this process reads, splits,
 writes and counts, always in the order of the source, so that the result is the same for any number of workers. A killed
-call leaves its work beside the result, and the next one goes on from there to the same bytes.
+call leaves its work next to the result, and the next call continues it to the same bytes.
 """
 
 import dataclasses
@@ -42,58 +42,57 @@ class PrepareOptions:
     """Tokenizes a source of text into a folder that `fastbert pretrain --data` reads."""
 
     source: str
-    """Where the text is; commas between several sources (a path
-    that exists may have commas in it):
+    """Source of the text, or several separated by commas (a path
+    that exists may contain commas):
     - sotu: State of the Union addresses
-    - tables, by path or glob, a row a document: .parquet, .csv,
-      .tsv (without quoting), .jsonl and .ndjson (an object on
-      each line), .json (an array of objects)
+    - tables, by path or glob, with a document in each row:
+      .parquet, .csv, .tsv (without quoting), .jsonl and .ndjson
+      (an object on each line), .json (an array of objects)
     - files with any other suffix or none: text, a blank line
       between documents
-    - both, but for Parquet, also as .gz, .xz, .zst
+    - all of these except Parquet also as .gz, .xz, .zst
     - a folder of Parquet files
     - hf:NAME[:CONFIG[:SPLIT]]: a dataset on the hub, or a
       folder of data files or of save_to_disk; split train"""
     out: str
-    """The folder to write."""
+    """Folder to write."""
     column: str = "text"
-    """Column (of JSON: field) of the text; one for all sources,
-    or with commas one for each, double quotes around one with
-    a comma."""
+    """Column (in JSON: field) with the text: one for all sources,
+    or one for each separated by commas; a name that contains a
+    comma is put in double quotes."""
     weights: str | None = None
     """Mix the sources by these fractions of the text's bytes, such
-    as 0.7,0.3. Every stretch keeps the fractions, so the mixture
-    ends where a source runs out."""
+    as 0.7,0.3. They hold in every part of the corpus, so the
+    mixture ends where a source runs out."""
     streamed: bool = False
-    """Read a dataset (hf:) where it lies, without a copy in the
-    local cache; twice if a tokenizer is trained. The result
-    does not depend on it."""
+    """Read a dataset (hf:) where it is stored, without a copy in
+    the local cache; twice if a tokenizer is trained. The result
+    is the same."""
     tokenizer: str | None = None
-    """A folder with a BERT tokenizer to use (Hugging Face, prepared or a run); without it one is trained on the
-    source."""
+    """Folder of a BERT tokenizer to use (Hugging Face, prepared or a run) instead of training one on the source."""
     vocab_size: Vocabulary = 32768
-    """Entries of the tokenizer that is trained, special tokens included."""
+    """Vocabulary size of the tokenizer that is trained, including special tokens."""
     lowercase: bool = True
-    """Lower-case the text, with the tokenizer that is trained."""
+    """Lower-case the text in the tokenizer that is trained."""
     strip_accents: bool | None = None
-    """Strip accents, with the tokenizer that is trained (default: as lowercase); false where they tell words apart, as
-    in German."""
+    """Strip accents in the tokenizer that is trained (default: as lowercase); use false where accents distinguish
+    words, as in German."""
     validation_fraction: Fraction = 0.01
     """Fraction of the documents held out for validation, by a
-    hash of their text: copies of a document are all on one
-    side."""
+    hash of their text: copies of a document are in the same
+    split."""
     drop_duplicates: bool = False
-    """Leave out documents whose text, to the byte, occurred before; 8 bytes of memory for each document."""
+    """Leave out documents with exactly the text of an earlier one; needs 8 bytes of memory for each document."""
     rare_min: Count = 50
     """A word is rare if it occurs at least this often in the training split ..."""
     rare_max: Count = 500
     """... and at most this often."""
     workers: Workers = 0
-    """Processes that tokenize; 0 is one for each core. The result does not depend on it."""
+    """Processes that tokenize; 0 means one for each core. The result is the same."""
     seed: Seed = 0
     """Selects the documents held out for validation."""
     shard_tokens: Annotated[int, Range(1024)] = 2**27
-    """Most tokens in one file."""
+    """Maximum number of tokens in a file."""
 
     def __post_init__(self) -> None:
         check_values(self)
@@ -101,9 +100,9 @@ class PrepareOptions:
             raise OptionError(self, "rare_min", f"must not be above rare_max, {self.rare_max}, but is {self.rare_min}")
 
     def identity(self) -> dict[str, Any]:
-        """The options that decide about the result; a given tokenizer by its fingerprint."""
+        """The options that determine the result; a given tokenizer is represented by its fingerprint."""
         options = dataclasses.asdict(self)
-        for name in ("source", "weights", "out", "workers", "streamed"):  # the source's identity knows its weights
+        for name in ("source", "weights", "out", "workers", "streamed"):  # weights are a part of the source's identity
             del options[name]
         if self.tokenizer is not None:
             options["tokenizer"] = load_tokenizer(self.tokenizer).fingerprint
@@ -114,12 +113,11 @@ class PrepareOptions:
 
 
 def prepare(options: PrepareOptions, table: IO[str] | None = None) -> Path:
-    """Writes the folder `options.out`, whole or not at all, and a table of what it holds to `table` (standard output).
-
-    A finished folder of the same source and options is used as it is.
+    """Writes the folder `options.out`, whole or not at all, and prints a table of its contents to `table` (by default
+    standard output). A finished folder of the same source and options is left as it is.
 
     Raises:
-        UserError: the source or tokenizer cannot be used, or `out` holds something else.
+        UserError: the source or tokenizer cannot be used, or `out` contains something else.
     """
     table = table or sys.stdout
     out = Path(options.out)
@@ -148,13 +146,13 @@ def prepare(options: PrepareOptions, table: IO[str] | None = None) -> Path:
 
 
 def prepared_folder(spec: str, options: PrepareOptions, root: Path | str = "data") -> Path:
-    """The prepared folder that `spec` names, or that of the source `spec`, prepared below `root` if need be.
+    """Returns the prepared folder `spec`, or the folder of the source `spec`, which is prepared below `root` if needed.
 
     Args:
-        options: for a source; its `source` and `out` do not count.
+        options: options for a source; `source` and `out` are ignored.
 
     Raises:
-        UserError: as `prepare`, or `spec` is a folder that is not prepared.
+        UserError: as in `prepare`, or `spec` is a folder that is not prepared.
     """
     if (Path(spec) / "dataset.json").is_file():
         return Path(spec)
@@ -183,7 +181,7 @@ def _check_out(out: Path) -> None:
 
 
 def _finished(out: Path, made_of: dict[str, Any]) -> bool:
-    """Whether `out` is the finished result already; raises a UserError if it is something else."""
+    """Returns True if `out` is the finished result already; raises a UserError if it is something else."""
     if not (out / "dataset.json").is_file():
         _check_out(out)
         return False
@@ -205,8 +203,8 @@ def _train(source: Source, options: PrepareOptions) -> WordPiece:
     wordpiece = train_tokenizer(sample, options.vocab_size, options.lowercase, options.strip_accents)
     if len(wordpiece.tokens) < options.vocab_size:
         echo(
-            f"the tokenizer has {len(wordpiece.tokens):,} entries, not the {options.vocab_size:,} asked for: "
-            "what it was trained on has no other character, and no other piece that occurs twice",
+            f"the tokenizer has {len(wordpiece.tokens):,} entries instead of {options.vocab_size:,}: "
+            "its training text has no other character, and no other piece that occurs twice",
         )
     return wordpiece
 
@@ -218,7 +216,7 @@ def _watched(source: Source, report: Callable[[int], None]) -> Iterator[str]:
 
 
 def _write(partial: Partial, source: Source, options: PrepareOptions, made_of: dict[str, Any]) -> None:
-    """Fills the folder, from where it stands."""
+    """Writes what is missing in the folder."""
     folder = partial.folder
     wordpiece, tokenizer_files = _tokenizer(folder, source, options)
     with pool(workers_for(source, options.workers), wordpiece) as submit:
@@ -238,7 +236,7 @@ def _write(partial: Partial, source: Source, options: PrepareOptions, made_of: d
         "tokenizer_files": tokenizer_files,
         "vocab_size": len(wordpiece.tokens),
         "dtype": token_dtype(len(wordpiece.tokens)).name,
-        "sources": corpus.shares.record(source),
+        "sources": corpus.source_counts.record(source),
         "duplicates": {
             "documents": corpus.duplicates,
             "counted_all": options.drop_duplicates or corpus.counted_all,
@@ -255,19 +253,19 @@ def _write(partial: Partial, source: Source, options: PrepareOptions, made_of: d
 
 
 def _tokenizer(folder: Path, source: Source, options: PrepareOptions) -> tuple[WordPiece, dict[str, FileRecord]]:
-    """The tokenizer in the folder, put there if it is not, and the records of its files; a UserError if an interrupted
-    call left it, and it was damaged since."""
-    note = folder / TOKENIZER
-    if not note.is_file():
+    """The tokenizer in the folder, which is first trained or copied if missing, and the records of its files; a
+    UserError if it was damaged after an interrupted call."""
+    record = folder / TOKENIZER
+    if not record.is_file():
         wordpiece = load_tokenizer(options.tokenizer) if options.tokenizer else _train(source, options)
         with atomic_folder(folder / "tokenizer") as inside:
             wordpiece.save(inside)
             files = {f"tokenizer/{path.name}": file_record(path) for path in sorted(inside.iterdir())}
-        write_json(note, files)
+        write_json(record, files)
     with left_behind(folder):
-        files = read_json(note, "the record of the tokenizer's files")
+        files = read_json(record, "the record of the tokenizer's files")
         if not isinstance(files, dict) or not all(map(is_record, files.values())):
-            raise UserError(f"the record of the tokenizer's files {note} is damaged")
+            raise UserError(f"the record of the tokenizer's files {record} is damaged")
         compare(folder, files, "it is not what the interrupted call wrote")
     return load_tokenizer(folder / "tokenizer"), files
 
@@ -275,7 +273,8 @@ def _tokenizer(folder: Path, source: Source, options: PrepareOptions) -> tuple[W
 def _tokenize(
     partial: Partial, source: Source, wordpiece: WordPiece, options: PrepareOptions, submit: Callable[..., Future]
 ) -> Corpus:
-    """Both splits, written; each has a document at least. Equal documents are all in one, unless there are no others.
+    """Writes both splits, each with at least one document. Copies of a document are in the same split, unless there is
+    no other document.
 
     Raises:
         UserError: the source is a single document, with `drop_duplicates` also copies of one.
@@ -286,8 +285,8 @@ def _tokenize(
         corpus = Corpus(partial.folder, wordpiece, options.shard_tokens, len(source.parts))
         corpus.restore(partial, source)
         if not corpus.complete:
-            asked = (options.validation_fraction, options.seed, options.drop_duplicates)
-            tokenize(corpus, source, *asked, moved, apart, partial, submit)
+            how = (options.validation_fraction, options.seed, options.drop_duplicates)
+            tokenize(corpus, source, *how, moved, apart, partial, submit)
         if all(writer.documents for writer in corpus.writers.values()):
             if not moved and not apart:
                 corpus.save(partial, source)
@@ -298,7 +297,7 @@ def _tokenize(
                 f"source {options.source!r} is a single document{copies}, but training and validation need one each; "
                 "put a blank line between documents (where every line is one: sed G FILE > NEW)"
             )
-        # So few documents that the hash put all on one side: the nearest to the other side goes there.
+        # There are so few documents that all are in one split: the one nearest to the other split is moved there.
         if apart := corpus.smallest == corpus.largest:
             warn(
                 f"the {corpus.duplicates + 1:,} documents of {options.source!r} are copies of one, so "
@@ -317,7 +316,7 @@ def _tokenize(
 def _record(
     folder: Path, writer: SplitWriter, wordpiece: WordPiece, rare: dict[str, int], files: list[dict[str, FileRecord]]
 ) -> dict[str, Any]:
-    """What dataset.json says of a split; `files` are the records of the rare words' files."""
+    """The entry of dataset.json for a split; `files` are the records of the rare words' files."""
     words = writer.unigrams[~wordpiece.continuing].sum() - writer.unigrams[wordpiece.ids["[SEP]"]]
     return {
         "documents": writer.documents,

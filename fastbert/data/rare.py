@@ -1,7 +1,7 @@
-"""Rare words: which words a corpus holds a few times, and where they stand in its shards.
+"""Rare words of a corpus and their positions in its shards.
 
-A word is a run of pieces joined by ##; special tokens are none. Counting is done on 64-bit hashes while the corpus is
-tokenized; once the counts are known, a second look at the shards finds the places of the rare ones.
+A word is a run of pieces joined by ##, without special tokens. Words are counted by 64-bit hashes while the corpus is
+tokenized; when the counts are known, a second pass over the shards finds the positions of the rare words.
 """
 
 from collections.abc import Callable, Iterator
@@ -18,19 +18,19 @@ from fastbert.data.workers import in_order
 from fastbert.data.writer import shard_file
 from fastbert.progress import Progress, progress
 
-MOST_WORDS = 2**23  # distinct words held while counting: 128 MB, three times that while two tables are merged
+MOST_WORDS = 2**23  # distinct words while counting: 128 MB, three times that while two tables are merged
 PENDING = 2**20
 BLOCK_TOKENS = 2**21
 SEQUENCE_TOKENS = 128
-RARE = ("positions", "lengths", "words")  # of RareWords: a file each
+RARE = ("positions", "lengths", "words")  # fields of RareWords, each in its own file
 
 
 class WordCounter:
     """Counts of words by hash, in bounded memory.
 
-    With more than `most` distinct words, the least frequent so far are dropped until half of that is left, in the
-    order of the corpus and thus always the same. A word that comes back later is counted anew: what a count may lack
-    at most is `lacking`.
+    When there are more than `most` distinct words, the least frequent ones are dropped until half of `most` remain.
+    This depends only on the order of the corpus. A dropped word that occurs again is counted from zero: `lacking` is
+    an upper bound on the occurrences missing from a count.
     """
 
     def __init__(self, most: int = MOST_WORDS) -> None:
@@ -41,25 +41,25 @@ class WordCounter:
         self._held = 0
 
     def add(self, hashes: np.ndarray, counts: np.ndarray) -> None:
-        """Adds `counts` (int64) of the words `hashes` (uint64)."""
+        """Adds `counts` (int64) of the words with these `hashes` (uint64)."""
         self._pending.append((hashes, counts))
         self._held += len(hashes)
         if self._held >= max(PENDING, len(self._hashes) // 4):
             self._merge()
 
     def between(self, least: int, most: int) -> tuple[np.ndarray, np.ndarray]:
-        """Hashes (sorted) and counts of the words with least <= count <= most."""
+        """Sorted hashes and the counts of the words with least <= count <= most."""
         self._merge()
         rare = (self._counts >= least) & (self._counts <= most)
         return self._hashes[rare], self._counts[rare]
 
     def __len__(self) -> int:
-        """Distinct words held."""
+        """Number of distinct words."""
         self._merge()
         return len(self._hashes)
 
     def state(self) -> dict[str, np.ndarray]:
-        """Arrays from which `restore` goes on. It merges, so where words are too many, its calls decide."""
+        """Arrays for `restore`. This merges the counts, so with too many words they depend on when this is called."""
         self._merge()
         return {"hashes": self._hashes, "counts": self._counts, "lacking": np.array(self.lacking)}
 
@@ -73,8 +73,8 @@ class WordCounter:
         self._pending, self._held = [], 0
         self._hashes, self._counts = sum_by_key(np.concatenate(hashes), np.concatenate(counts))
         if len(self._hashes) > self.most:
-            place = len(self._counts) - self.most // 2 - 1
-            dropped = int(np.partition(self._counts, place)[place])
+            index = len(self._counts) - self.most // 2 - 1
+            dropped = int(np.partition(self._counts, index)[index])
             self.lacking += dropped
             keep = self._counts > dropped
             self._hashes, self._counts = self._hashes[keep], self._counts[keep]
@@ -82,39 +82,39 @@ class WordCounter:
 
 @dataclass(frozen=True)
 class RareWords:
-    """Occurrences of rare words in a stretch of a shard or a split."""
+    """Occurrences of rare words in a part of a shard or a split."""
 
     positions: np.ndarray
-    """int64, ascending: the first piece of each, counted in tokens from the beginning of the shard or the split."""
+    """int64, ascending: position of the first piece of each, in tokens from the beginning of the shard or the split."""
     lengths: np.ndarray
-    """uint16: pieces."""
+    """uint16: number of pieces."""
     words: np.ndarray
-    """int32: index in `Dataset.rare_words`; before these are sorted, among the sorted hashes."""
+    """int32: index in `Dataset.rare_words`; before that list is sorted, index in the sorted hashes."""
 
 
 def find_words(tokens_file: Path, start: int, stop: int, hashes_file: Path, wordpiece: WordPiece) -> RareWords:
-    """The words of tokens start ... stop - 1 of a shard whose hash is in `hashes_file` (sorted uint64).
+    """Finds the words among the tokens start ... stop - 1 of a shard whose hash is in `hashes_file` (sorted uint64).
 
-    start and stop must not lie within a word. Runs in worker processes.
+    start and stop must not be within a word. Runs in worker processes.
     """
     tokens = np.load(tokens_file, mmap_mode="r", allow_pickle=False)[start:stop]
     wanted = np.load(hashes_file, allow_pickle=False)
     starts = word_starts(tokens, wordpiece.continuing)
     hashes, lengths = hash_words(tokens, starts)
-    # Most words are not rare: a table of 22 of the hash's bits spares nearly all of them the binary search.
+    # Most words are not rare: a table indexed by 22 bits of the hash excludes nearly all of them before the search.
     hint = np.zeros(2**22, dtype=bool)
     hint[wanted >> np.uint64(42)] = True
     maybe = np.flatnonzero(hint[hashes >> np.uint64(42)])
-    place = np.minimum(np.searchsorted(wanted, hashes[maybe]), len(wanted) - 1)
-    found = wanted[place] == hashes[maybe]
+    index = np.minimum(np.searchsorted(wanted, hashes[maybe]), len(wanted) - 1)
+    found = wanted[index] == hashes[maybe]
     rare = maybe[found]
     return RareWords(
-        (starts[rare] + start).astype(np.int64), lengths[rare].astype(np.uint16), place[found].astype(np.int32)
+        (starts[rare] + start).astype(np.int64), lengths[rare].astype(np.uint16), index[found].astype(np.int32)
     )
 
 
 def spell(pieces: np.ndarray, wordpiece: WordPiece) -> str:
-    """The word that a run of ids stands for."""
+    """The word spelled by a run of ids."""
     return "".join(wordpiece.tokens[i] for i in pieces[:1]) + "".join(
         wordpiece.tokens[i].removeprefix(PREFIX) for i in pieces[1:]
     )
@@ -207,7 +207,7 @@ def _spell_new(words: list[str], found: RareWords, tokens_file: Path, wordpiece:
 
 
 def _blocks(documents: np.ndarray, size: int) -> Iterator[tuple[int, int]]:
-    """(start, stop) of stretches of about BLOCK_TOKENS tokens that begin with a document."""
+    """Yields (start, stop) of blocks of about BLOCK_TOKENS tokens that begin with a document."""
     wanted = np.arange(BLOCK_TOKENS, size, BLOCK_TOKENS)
     starts = documents[np.searchsorted(documents[:-1], wanted)] if len(documents) else wanted[:0]
     borders = np.unique(np.concatenate([[0], starts[starts < size], [size]]))

@@ -1,4 +1,4 @@
-"""A prepared folder, opened: tokens by memory map across shard borders, document starts, rare words, counts."""
+"""Reader of a prepared folder: memory-mapped tokens across shard borders, document starts, rare words, counts."""
 
 from functools import cached_property
 from pathlib import Path
@@ -44,12 +44,12 @@ RECORD = {
     "rare_words": {"words": COUNT, "file": _FILE},
     "options": {"rare_min": COUNT, "rare_max": COUNT},
 }
-"""What of dataset.json is used, as a shape for `check`."""
+"""Entries of dataset.json that are used, in the form for `check`."""
 
 
 def unigram_entropy(unigrams: np.ndarray, wordpiece: WordPiece) -> float:
-    """The entropy, in nats, of the distribution of tokens with the counts `unigrams` [V], special tokens left out; 0
-    where there are no others."""
+    """The entropy in nats of the token distribution with counts `unigrams` [V], without special tokens; 0 if there are
+    no other tokens."""
     counts = unigrams.astype(np.float64)
     counts[list(wordpiece.special_ids)] = 0
     p = counts[counts > 0] / max(counts.sum(), 1)
@@ -57,12 +57,12 @@ def unigram_entropy(unigrams: np.ndarray, wordpiece: WordPiece) -> float:
 
 
 class TokenStream:
-    """A split: documents one after the other, each followed by one [SEP]; no [CLS]."""
+    """The tokens of a split: all documents in order, each followed by one [SEP], without [CLS]."""
 
     def __init__(self, folder: Path, split: str, record: dict[str, Any], wordpiece: WordPiece, rare: int) -> None:
         """
         Args:
-            record: of the split, in dataset.json.
+            record: the split's entry in dataset.json.
             rare: number of words in the list of rare words.
         """
         self.split, self._folder, self._record = split, folder, record
@@ -77,14 +77,14 @@ class TokenStream:
             for part in PARTS
         }
         self.unigrams = np.array(map_array(folder / f"unigram-{split}.npy", np.dtype(np.int64)))
-        """int64 [V]: how often each id occurs."""
+        """int64 [V]: number of occurrences of each id."""
         self.unigram_entropy = unigram_entropy(self.unigrams, wordpiece)
-        """Nats, special tokens left out: the loss of a model that knows only how frequent each token is."""
+        """Nats, without special tokens: the loss of a model that knows only how frequent each token is."""
         self.text_bytes: int = record["bytes"]
         """UTF-8 bytes of the text that the tokens came from."""
 
     def __len__(self) -> int:
-        """Tokens."""
+        """Number of tokens."""
         return int(self._borders[-1])
 
     def read(self, start: int, stop: int) -> np.ndarray:
@@ -92,7 +92,7 @@ class TokenStream:
 
         Raises:
             IndexError: not 0 <= start <= stop <= len(self).
-            UserError: an id that is not in the vocabulary.
+            UserError: an id is not in the vocabulary.
         """
         self._check(start, stop)
         stretches = [self._tokens(n, a, b) for n, a, b in self._stretches(start, stop)]
@@ -100,18 +100,18 @@ class TokenStream:
 
     @cached_property
     def documents(self) -> np.ndarray:
-        """int64, ascending: the position of every document's first token; a UserError if they do not ascend."""
+        """Position of every document's first token, int64; a UserError if the positions do not ascend."""
         for number, starts in enumerate(self._parts["documents"]):
             self._check_documents(number, starts)
         parts = zip(self._parts["documents"], self._borders[:-1], strict=True)
         return np.concatenate([starts + border for starts, border in parts])
 
     def rare(self, start: int, stop: int) -> RareWords:
-        """The rare words whose first piece lies within start ... stop - 1.
+        """The rare words whose first piece is within start ... stop - 1.
 
         Raises:
             IndexError: as in `read`.
-            UserError: positions, lengths or words out of their range.
+            UserError: positions, lengths or words are out of range.
         """
         self._check(start, stop)
         found = []
@@ -132,7 +132,7 @@ class TokenStream:
                 self._rare(number, max(0, first - 1), min(first + BLOCK, len(positions)))
 
     def _tokens(self, number: int, first: int, last: int) -> np.ndarray:
-        """Tokens first ... last - 1 of a shard, in the vocabulary."""
+        """Tokens first ... last - 1 of a shard, after a check of their range."""
         tokens = self._parts["tokens"][number][first:last]
         if len(tokens) and (largest := np.maximum.reduce(tokens)) >= self._vocab_size:
             problem = f"the token id {largest}, beyond the vocabulary of {self._vocab_size}"
@@ -145,7 +145,7 @@ class TokenStream:
             raise self._out_of_range("documents", number, f"starts that do not ascend from 0 to below {size}")
 
     def _rare(self, number: int, a: int, b: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Positions, lengths and words of the rare words a ... b - 1 of a shard, each in its range."""
+        """Positions, lengths and words of the rare words a ... b - 1 of a shard, after a check of their ranges."""
         positions, lengths, words = (self._parts[f"rare.{part}"][number][a:b] for part in RARE)
         size = len(self._parts["tokens"][number])
         if not ascending_within((positions,), size):
@@ -158,14 +158,14 @@ class TokenStream:
 
     def _out_of_range(self, part: str, number: int, problem: str) -> UserError:
         file = self._folder / shard_file(self.split, number, part)
-        return UserError(f"{file} is damaged: it holds {problem}; {AGAIN}")
+        return UserError(f"{file} is damaged: it contains {problem}; {AGAIN}")
 
     def _check(self, start: int, stop: int) -> None:
         if not 0 <= start <= stop <= len(self):
             raise IndexError(f"tokens {start} to {stop} of a {self.split} split of {len(self)}")
 
     def _stretches(self, start: int, stop: int) -> list[tuple[int, int, int]]:
-        """(shard, first, last) of the parts of start ... stop - 1; one empty part if there are none."""
+        """(shard, first, last) of the parts of start ... stop - 1; a single empty part for an empty range."""
         first = min(int(np.searchsorted(self._borders, start, side="right")) - 1, len(self._borders) - 2)
         last = max(first, int(np.searchsorted(self._borders, stop, side="left")) - 1)
         borders = self._borders
@@ -176,7 +176,7 @@ class TokenStream:
 
 
 class Dataset:
-    """A prepared folder. Use `open_dataset`."""
+    """A prepared folder, opened by `open_dataset`."""
 
     def __init__(
         self, folder: Path, record: dict[str, Any], wordpiece: WordPiece, streams: dict[str, TokenStream]
@@ -185,35 +185,34 @@ class Dataset:
         self.tokenizer = folder / "tokenizer"
         """A Hugging Face folder."""
         self.fingerprint: str = record["tokenizer"]
-        """Of the tokenizer."""
+        """Fingerprint of the tokenizer."""
         self.vocab_size: int = record["vocab_size"]
         words, counts = _rare_words(folder, record["rare_words"]["words"])
         self.rare_words: list[str] = words
-        """By descending count in the training split, then by spelling."""
+        """Spelling of the rare words, sorted by descending count in the training split, then alphabetically."""
         self.rare_counts = counts
-        """int64: how often each occurs in the training split."""
+        """int64: occurrences of each rare word in the training split."""
 
     def split(self, name: str) -> TokenStream:
         """The stream of `train` or `validation`; a UserError for any other name."""
         return self._streams[choose("split", name, SPLITS)]
 
     def verify(self) -> None:
-        """Reads every file and compares it with its SHA-256, whatever is remembered of an earlier verification; a
-        UserError names one that is damaged."""
+        """Compares every file with its SHA-256, even if it was verified before; a UserError names a damaged file."""
         _verify(self.folder, self.record, self._streams, always=True)
 
 
 def read_record(folder: Path) -> dict[str, Any]:
-    """dataset.json of a prepared folder, with its seal intact.
+    """Reads dataset.json of a prepared folder and checks its seal.
 
     Raises:
-        UserError: missing or unfinished folder, another format, a damaged file.
+        UserError: the folder is missing or unfinished, has another format, or dataset.json is damaged.
     """
     path = folder / "dataset.json"
     if not folder.is_dir():
         raise UserError(f"dataset {folder} does not exist; write it with fastbert prepare --out {folder}")
     if not path.is_file():
-        raise UserError(f"{folder} has no dataset.json: it is no prepared folder; write one with fastbert prepare")
+        raise UserError(f"{folder} has no dataset.json: it is not a prepared folder; write one with fastbert prepare")
     record = read_json(path, "dataset")
     if not isinstance(record, dict) or record.get("format") != FORMAT:
         raise UserError(f"{path} does not describe a prepared folder; write one with fastbert prepare")
@@ -223,7 +222,7 @@ def read_record(folder: Path) -> dict[str, Any]:
             "prepare it again with another --out, or use the version that wrote it"
         )
     if record.get("seal") != seal_of(record):
-        raise UserError(f"{path} is damaged: its seal does not fit its content; {AGAIN}")
+        raise UserError(f"{path} is damaged: its seal does not match its content; {AGAIN}")
     try:
         check(record, RECORD, f"dataset {path}")
         for split in SPLITS:
@@ -232,22 +231,22 @@ def read_record(folder: Path) -> dict[str, Any]:
                 check(shard["files"], names, f"dataset {path}", f"splits.{split}.shards[{number}].files")
         for name in _files(record):
             if Path(name).is_absolute() or ".." in Path(name).parts:
-                raise UserError(f"dataset {path} is damaged: {brief(name)} does not lie in its folder")
+                raise UserError(f"dataset {path} is damaged: {brief(name)} is not in its folder")
     except UserError as error:
         raise UserError(f"{error}; {AGAIN}") from None
     return record
 
 
 def open_dataset(folder: Path | str, verify: bool = False) -> Dataset:
-    """Opens a prepared folder. Its files are compared with their hashes once per machine, and again when one of them
-    was touched since; those that are read as a whole are compared each time.
+    """Opens a prepared folder. Shards are compared with their hashes once per machine, and again if one of them was
+    touched; the small files are compared each time.
 
     Args:
-        verify: compare all files again, whatever is remembered.
+        verify: compare all files again, even if they were verified before.
 
     Raises:
-        UserError: missing or unfinished folder, another format, another tokenizer, a file that is missing, cut off,
-            mistyped or damaged.
+        UserError: the folder is missing or unfinished, has another format or tokenizer, or a file is missing, cut off,
+            of another type or damaged.
     """
     folder = Path(folder)
     record = read_record(folder)
@@ -258,7 +257,7 @@ def open_dataset(folder: Path | str, verify: bool = False) -> Dataset:
         size = file.stat().st_size
         if size != expected["bytes"] and name not in record["tokenizer_files"]:
             raise UserError(f"{file} has {size:,} bytes, not {expected['bytes']:,}: it was cut off or changed; {AGAIN}")
-    other = f"{folder} holds shards of another tokenizer than {folder / 'tokenizer'}; {AGAIN}"
+    other = f"{folder} contains shards of another tokenizer than {folder / 'tokenizer'}; {AGAIN}"
     compare(folder, record["tokenizer_files"], other)
     wordpiece = load_tokenizer(folder)
     if wordpiece.fingerprint != record["tokenizer"] or len(wordpiece.tokens) != record["vocab_size"]:
@@ -272,14 +271,14 @@ def open_dataset(folder: Path | str, verify: bool = False) -> Dataset:
 
 
 def _verify(folder: Path, record: dict[str, Any], streams: dict[str, TokenStream], always: bool) -> None:
-    """Compares the files of a folder with their hashes, the shards only if they are not known to be whole."""
+    """Compares the files of a folder with their hashes; shards only if their present state was not verified before."""
     why, files = f"its SHA-256 is not that of dataset.json; {AGAIN}", _files(record)
     shards = {name: one for name, one in files.items() if name.startswith(tuple(f"{split}-" for split in SPLITS))}
     compare(folder, {name: one for name, one in files.items() if name not in shards}, why)
     left, marks = unverified(folder, shards, always)
     if left:
         if always:
-            remember(folder, {})  # if it fails now, it must not pass the next time
+            remember(folder, {})  # after a failure, the next call must not pass
         compare(folder, {name: shards[name] for name in left}, why)
         with progress(f"checking {folder}", sum(map(len, streams.values())), "tokens") as work:
             for stream in streams.values():
@@ -288,7 +287,7 @@ def _verify(folder: Path, record: dict[str, Any], streams: dict[str, TokenStream
 
 
 def _files(record: dict[str, Any]) -> dict[str, FileRecord]:
-    """Name -> bytes and sha256 of the files that dataset.json vouches for."""
+    """Name -> bytes and sha256 of all files that dataset.json lists."""
     files = {**record["tokenizer_files"], "rare_words.json": record["rare_words"]["file"]}
     for split, content in record["splits"].items():
         files[f"unigram-{split}.npy"] = content["unigram_file"]
@@ -298,10 +297,10 @@ def _files(record: dict[str, Any]) -> dict[str, FileRecord]:
 
 
 def map_array(path: Path, dtype: np.dtype) -> np.ndarray:
-    """The one-dimensional array in a .npy file, mapped into memory, read-only.
+    """Maps the one-dimensional array in a .npy file into memory, read-only.
 
     Raises:
-        UserError: its header is not that of numbers of type `dtype` that fill the file.
+        UserError: the header does not match numbers of type `dtype` that fill the file.
     """
     length = max(0, path.stat().st_size - HEADER_BYTES) // dtype.itemsize
     with open_input(path) as file, input_errors(path):
@@ -309,9 +308,9 @@ def map_array(path: Path, dtype: np.dtype) -> np.ndarray:
     if header != npy_header(dtype, length):
         for other in map(np.dtype, NUMBERS):
             if header == npy_header(other, length * dtype.itemsize // other.itemsize):
-                raise UserError(f"{path} holds {other}, not {dtype}; {AGAIN}")
+                raise UserError(f"{path} contains {other}, not {dtype}; {AGAIN}")
         raise UserError(f"{path} is a damaged .npy file: its header is not that of {length} {dtype}; {AGAIN}")
-    # As a plain array: slices of a numpy.memmap take longer.
+    # A plain array, because slicing a numpy.memmap is slower.
     with input_errors(path):
         return np.memmap(path, dtype, "r", HEADER_BYTES, (length,)).view(np.ndarray) if length else np.zeros(0, dtype)
 
@@ -323,9 +322,9 @@ def _rare_words(folder: Path, number: int) -> tuple[list[str], np.ndarray]:
     words, counts = rare.get("words"), rare.get("counts")
     for values, kind in ((words, str), (counts, int)):
         if not isinstance(values, list) or len(values) != number or not all(type(value) is kind for value in values):
-            raise UserError(f"{path} does not fit dataset.json: it does not hold {number} words and counts; {AGAIN}")
+            raise UserError(f"{path} does not match dataset.json: it does not have {number} words and counts; {AGAIN}")
     if counts and not 0 <= min(counts) <= max(counts) < 2**63:
-        raise UserError(f"{path} is damaged: it holds a count out of its range; {AGAIN}")
+        raise UserError(f"{path} is damaged: it contains a count out of range; {AGAIN}")
     return words, np.array(counts, dtype=np.int64)
 
 
@@ -336,4 +335,4 @@ def _check_sizes(folder: Path, stream: TokenStream, record: dict[str, Any], spli
             name = shard_file(split, number, "tokens")
             raise UserError(f"{folder / name} and the files next to it differ in length from dataset.json; {AGAIN}")
     if stream.unigrams.shape != (record["vocab_size"],) or stream.unigrams.sum() != len(stream):
-        raise UserError(f"{folder / f'unigram-{split}.npy'} does not fit the tokens; {AGAIN}")
+        raise UserError(f"{folder / f'unigram-{split}.npy'} does not match the tokens; {AGAIN}")

@@ -1,4 +1,4 @@
-"""What each source gave to a prepared corpus: documents, bytes and tokens, by split."""
+"""Counts of the documents, bytes and tokens that each source contributes to a prepared corpus, by split."""
 
 from typing import Any
 
@@ -8,10 +8,10 @@ from fastbert.data.shards import SPLITS
 from fastbert.data.sources import Source
 
 FIGURES = ("documents", "bytes", "tokens")
-FAR = 0.05  # between a fraction and a weight: more than what whole documents explain in a corpus of many
+FAR = 0.05  # difference of a fraction from its weight that whole documents do not explain in a large corpus
 
 
-class Shares:
+class SourceCounts:
     """Counts for every part of a source."""
 
     def __init__(self, parts: int) -> None:
@@ -21,16 +21,16 @@ class Shares:
         """Adds documents.
 
         Args:
-            parts: int64 [documents], which part each came from.
-            training: bool [documents], whether it is for training.
-            sizes, lengths: int64 [documents], its UTF-8 bytes and its tokens.
+            parts: int64 [documents], the part that each came from.
+            training: bool [documents], True for training documents.
+            sizes, lengths: int64 [documents], UTF-8 bytes and tokens.
         """
         split = np.where(training, SPLITS.index("train"), SPLITS.index("validation"))
         figures = np.stack([np.ones_like(sizes), sizes, lengths], axis=1)
         np.add.at(self.counts, (parts, split), figures)
 
     def record(self, source: Source) -> list[dict[str, Any]]:
-        """What dataset.json says of the parts of `source`."""
+        """The entries of dataset.json for the parts of `source`."""
         out = []
         for number, part in enumerate(source.parts):
             figures = {
@@ -42,8 +42,8 @@ class Shares:
         return out
 
 
-def told_end(source: Source) -> str | None:
-    """Where a mixture ended and what of its other sources it left unread; None of any other source."""
+def end_of_mixture(source: Source) -> str | None:
+    """A message about where a mixture ended and how far its other sources were read; None for other sources."""
     if source.ended_by is None:
         return None
     rest = [
@@ -55,8 +55,8 @@ def told_end(source: Source) -> str | None:
 
 
 def far_off(sources: list[dict[str, Any]]) -> str:
-    """Names a source of a dataset.json whose fraction of the bytes is more than FAR from its weight; empty if there is
-    none."""
+    """A description of a source whose fraction of the bytes differs from its weight by more than FAR; empty if there
+    is none."""
     given = [sum(source[split]["bytes"] for split in SPLITS) for source in sources]
     for source, size in zip(sources, given, strict=True):
         if source["weight"] is not None and abs(size / sum(given) - source["weight"]) > FAR:
@@ -65,7 +65,7 @@ def far_off(sources: list[dict[str, Any]]) -> str:
 
 
 def table(sources: list[dict[str, Any]]) -> list[str]:
-    """Lines of `sources` in a dataset.json: each source's figures and its shares, both splits together."""
+    """Lines of a table of `sources` in a dataset.json: counts and fractions of each source in both splits together."""
     totals = [{figure: sum(source[split][figure] for split in SPLITS) for figure in FIGURES} for source in sources]
     bytes_, tokens = (sum(total[figure] for total in totals) for figure in ("bytes", "tokens"))
     names = [_short(source["source"]) for source in sources]
@@ -74,8 +74,8 @@ def table(sources: list[dict[str, Any]]) -> list[str]:
     lines = [f"{'source':<{width}}" + "".join(f"{column:>16}" for column in columns)]
     for name, source, total in zip(names, sources, totals, strict=True):
         weight = "" if source["weight"] is None else f"{source['weight']:.2%}"
-        shares = (f"{total['bytes'] / bytes_:.2%}", f"{total['tokens'] / tokens:.2%}")
-        cells = (weight, *shares, *(f"{total[figure]:,}" for figure in FIGURES))
+        fractions = (f"{total['bytes'] / bytes_:.2%}", f"{total['tokens'] / tokens:.2%}")
+        cells = (weight, *fractions, *(f"{total[figure]:,}" for figure in FIGURES))
         lines.append(f"{name:<{width}}" + "".join(f"{cell:>16}" for cell in cells))
     ended = [name for name, source in zip(names, sources, strict=True) if source["ran_out"]]
     return lines + [f"the mixture ends where {name} has no more documents" for name in ended]

@@ -1,8 +1,8 @@
-"""How many sequences of how many tokens each optimizer step takes, where that changes in a run.
+"""Sequence length and batch size of each optimizer step, where they change during a run.
 
-Two options change it: short sequences first and long ones at the end, as BERT was trained, and a batch that grows. Both
-are worked out before the first step, as a list of stages that is a function of the options and the number of steps
-alone; so what a step draws does not depend on where a run was resumed.
+Two options change them: short sequences first and long ones at the end, as in BERT, and a batch that grows. Both are
+computed before the first step as a list of stages, from the options and the number of steps alone, so the batch of a
+step does not depend on where a run was resumed.
 """
 
 from bisect import bisect_right
@@ -14,23 +14,23 @@ from typing import Annotated
 from fastbert.errors import OptionError, UserError
 from fastbert.ranges import LARGEST, Count, Fraction, Length, Range, check_values
 
-GROWTH_STAGES = 8  # in which a batch grows, at most
-NOMINAL_STEPS = 10**6  # stands for a run whose steps are not known yet
+GROWTH_STAGES = 8  # at most
+NOMINAL_STEPS = 10**6  # of a run whose number of steps is not known yet
 
 
 @dataclass(frozen=True)
 class StageOptions:
-    """Sequences that are short at first, and a batch that is small at first."""
+    """Short sequences and small batches at the beginning of a run."""
 
     first_length: Length | None = None
-    """Tokens in a sequence in the first part of the run, before those of --length; a step takes more sequences then, so
-    that it keeps its number of tokens (BERT: 128, then 512)."""
+    """Sequence length in the first part of the run, before --length (BERT: 128, then 512). A step then has more
+    sequences, so its number of tokens stays the same."""
     first_fraction: Fraction = 0.9
-    """Fraction of the steps that sequences of the first length take."""
+    """Fraction of the steps with the first sequence length."""
     initial_batch_size: Count | None = None
-    """Sequences in a step at the start, from where the batch grows to --batch-size in equal parts."""
+    """Sequences in the first steps; the batch then grows to --batch-size in equal increments."""
     batch_warmup: Annotated[float, Range(above=0, most=LARGEST)] = 0.1
-    """In what the batch grows: a fraction of all steps if below 1, else a number of steps."""
+    """Duration of the batch growth: a fraction of all steps if below 1, else a number of steps."""
 
     def __post_init__(self) -> None:
         check_values(self)
@@ -45,18 +45,17 @@ class StageOptions:
         return first | ({"initial_batch_size", "batch_warmup"} if self.initial_batch_size is None else set())
 
     def check(self, batch_size: int, length: int) -> None:
-        """Raises a UserError if the first length is not the shorter one, the first batch not the smaller one, or one
-        does not divide what it has to."""
+        """Raises a UserError if the first length or batch is not smaller than the final one, or does not divide it."""
         first, start = self.first_length, self.initial_batch_size
         if first is not None and first >= length:
             raise UserError(
-                f"first_length {first} is not shorter than length {length}: sequences grow in a run; give the longest "
-                "as --length and the shorter one as --first-length"
+                f"first_length {first} is not shorter than length {length}: sequences only grow during a run; give the "
+                "longest as --length and the shorter one as --first-length"
             )
         if start is not None and (start >= batch_size or batch_size % start):
             raise UserError(
-                f"initial_batch_size {start} is no part of batch_size {batch_size}: the batch grows in multiples of "
-                "its start; give a smaller number that divides it"
+                f"initial_batch_size {start} does not divide batch_size {batch_size}, and the batch grows in multiples "
+                "of its initial size; give a smaller number that divides it"
             )
         if first is not None and (start or batch_size) * length % first:
             raise UserError(
@@ -66,16 +65,16 @@ class StageOptions:
 
     @property
     def least_steps(self) -> int:
-        """No run can be shorter."""
+        """Number of steps of the shortest possible run."""
         return int(self.batch_warmup) if self.initial_batch_size is not None and self.batch_warmup >= 1 else 1
 
 
 @dataclass(frozen=True)
 class Stage:
-    """Steps that are alike."""
+    """Consecutive steps with the same batch size and length."""
 
     first: int
-    """Its first step."""
+    """First step."""
     batch_size: int
     """Sequences in a step."""
     length: int

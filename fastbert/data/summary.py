@@ -64,16 +64,16 @@ def warnings(dataset: dict[str, Any]) -> list[str]:
     if any(not 0.5 <= _odds(fraction) / _odds(requested) <= 2 for fraction in (documents, tokens)):
         count = sum(split["documents"] for split in splits.values())
         found.append(
-            f"validation has {tokens:.2%} of the tokens and {documents:.2%} of the documents instead of {requested:.2%}: "
-            f"documents are not split, and these {count:,} are too few, of unequal length or copies of each other; "
-            "give more or shorter documents (in text files, separate them by a blank line), or another --seed or "
-            "--validation-fraction"
+            f"validation has {tokens:.2%} of the tokens and {documents:.2%} of the documents instead of "
+            f"{requested:.2%}: documents are not split, and these {count:,} are too few, of unequal length or copies "
+            "of each other; give more or shorter documents (in text files, separate them by a blank line), or another "
+            "--seed or --validation-fraction"
         )
     dropped = options["drop_duplicates"] and dataset["duplicates"]["documents"]
     if dropped and (off := source_counts.far_off(dataset.get("sources", []))):
         found.append(
-            f"{off}: duplicates are dropped after the sources are mixed, so a document of several sources counts for the "
-            "one that yields it first; remove duplicates from the files first, or adjust --weights"
+            f"{off}: duplicates are dropped after the sources are mixed, so a document of several sources counts for "
+            "the one that yields it first; remove duplicates from the files first, or adjust --weights"
         )
     return found
 

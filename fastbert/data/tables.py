@@ -1,7 +1,7 @@
-"""Rows of tables: JSONL, JSON arrays, CSV, TSV and Parquet, for sources of text and for tasks alike.
+"""Rows of tables (JSONL, JSON arrays, CSV, TSV and Parquet), for sources of text and for tasks.
 
-Text in a cell has been through `fastbert.data.text`, so that it does not matter what it was stored in. A new format is
-one reader and one line in `READERS`.
+Text in cells follows the rules of `fastbert.data.text`, so it is the same in all formats. A new format is a reader and
+a line in `READERS`.
 """
 
 import csv
@@ -17,9 +17,9 @@ from fastbert.data.parquet import check_parquet, parquet_rows
 from fastbert.data.text import LONGEST_ROW, clean, lines
 from fastbert.errors import UserError
 
-JSONL_HINT = "write one object a line; an array of objects is read from a file called .json"
+JSONL_HINT = "write an object on each line; an array of objects is read from a file called .json"
 JSON_HINT = (
-    "a .json file must be an array of objects, or objects one to a line (which jq -c '.NAME[]' makes of an array NAME "
+    "a .json file must be an array of objects, or have an object on each line (jq -c '.NAME[]' converts an array NAME "
     "inside an object)"
 )
 
@@ -31,13 +31,13 @@ Fields = tuple[int, list[str]]
 
 
 def read_rows(path: Path, columns: Columns) -> Iterator[tuple[int, str, Cells]]:
-    """(bytes of the file read, file and row for errors, cells of the texts and the label) of every row.
+    """Yields (bytes of the file read, file and row for errors, cells of the texts and the label) for every row.
 
     A cell that is missing or null is None. Memory does not grow with the file.
 
     Raises:
-        UserError: names file, line and remedy: another format, damage, a column that is missing, a row with too many or
-            too few fields, text that is none.
+        UserError: the file has another format or is damaged, a column is missing, a row has too many or too few fields,
+            or a text is invalid; names the file, the line and what to do.
     """
     check_table(path)
     kind = suffixes(path)[0]
@@ -52,7 +52,7 @@ def read_rows(path: Path, columns: Columns) -> Iterator[tuple[int, str, Cells]]:
 
 
 def _clean(values: Cells, where: str) -> Cells:
-    """`values`, with their texts clean; a loop, as most rows have one cell."""
+    """Applies `clean` to the texts in `values`."""
     for index, value in enumerate(values):
         if isinstance(value, str):
             values[index] = clean(value, where)
@@ -60,17 +60,17 @@ def _clean(values: Cells, where: str) -> Cells:
 
 
 def check_table(path: Path) -> None:
-    """Raises a UserError if the file is no table by its suffix."""
+    """Raises a UserError if the suffix is not that of a table."""
     check_name(path)
     if suffixes(path)[0] not in TABLES:
         raise UserError(
-            f"{path}: the suffix says what is in a file; give one of {', '.join(TABLES)} (all but the last also with "
-            ".gz, .xz or .zst)"
+            f"{path}: the suffix must be that of the file's format, one of {', '.join(TABLES)} (all but the last also "
+            "with .gz, .xz or .zst)"
         )
 
 
 def check_columns(path: Path, columns: Columns) -> None:
-    """Looks at the first row, or at the end of a Parquet file, where its columns are named; raises as `read_rows`."""
+    """Checks the first row, or the schema of a Parquet file; raises as `read_rows`."""
     if suffixes(path)[0] == ".parquet":
         check_parquet(path, columns)
     else:
@@ -81,15 +81,15 @@ def check_columns(path: Path, columns: Columns) -> None:
 
 
 def tsv_fields(stream: IO[bytes], path: Path) -> Iterator[Fields]:
-    """(line, fields), quotes being characters like any other; empty lines are skipped."""
+    """Yields (line, fields). Quotes are ordinary characters; empty lines are skipped."""
     for number, line in lines(stream, path):
         if line:
             yield number, line.split("\t")
 
 
 def csv_fields(stream: IO[bytes], path: Path, columns: Columns) -> Iterator[Fields]:
-    """(first line, fields) with double quotes around fields that need them, and between them what the first line has
-    between the names of `columns`; empty lines are skipped."""
+    """Yields (first line, fields), with double quotes around fields that need them and the `delimiter` of the first
+    line; empty lines are skipped."""
     start, size = 1, 0
     numbered = lines(stream, path)
     first = next(((number, line) for number, line in numbered if line), (1, ""))
@@ -105,7 +105,7 @@ def csv_fields(stream: IO[bytes], path: Path, columns: Columns) -> Iterator[Fiel
                 )
             yield f"{line}\n"
 
-    csv.field_size_limit(LONGEST_ROW)  # of the whole process, which has no other use of csv; `counted` is the limit
+    csv.field_size_limit(LONGEST_ROW)  # a global setting, not used elsewhere; `counted` enforces the limit
     before = first[0] - 1  # empty lines
     start += before
     reader = csv.reader(counted(), strict=True, delimiter=delimiter(first[1], columns))
@@ -121,9 +121,9 @@ def csv_fields(stream: IO[bytes], path: Path, columns: Columns) -> Iterator[Fiel
 
 
 def delimiter(header: str, columns: Columns) -> str:
-    """What separates the fields of a CSV: a comma, as the name says, or what spreadsheets of many countries write.
+    """The delimiter of a CSV: a comma, or one of those that spreadsheets of many countries write.
 
-    Another than the comma is it only if it finds a column that a comma does not, or if the line has no comma at all.
+    It is another one than the comma only if it yields a column that the comma does not, or if the line has no comma.
     """
 
     def names(separator: str) -> list[str]:
@@ -138,14 +138,14 @@ def delimiter(header: str, columns: Columns) -> str:
 def pick(
     path: Path, rows: Iterator[Fields], columns: Columns, header: Sequence[str] | None = None, ragged: bool = False
 ) -> Iterator[tuple[int, Cells | None]]:
-    """(line, the wanted cells) of rows of fields; the first row names the columns unless `header` does.
+    """Yields (line, cells of `columns`) for rows of fields. The first row names the columns unless `header` does.
 
     Args:
-        ragged: rows with too few fields come as None, and too many are no error.
+        ragged: rows with too few fields become None, and too many fields are no error.
 
     Raises:
-        UserError: a column is missing or there twice, a row has another number of fields than the header, or there is
-            not even a header.
+        UserError: a column is missing or occurs twice, a row has another number of fields than the header, or there is
+            no header.
     """
     first = 0
     if header is None:
@@ -179,7 +179,7 @@ def read_fields(stream: IO[bytes], path: Path, columns: Columns) -> Iterator[tup
 
 
 def first_keys(path: Path) -> list[str]:
-    """The names in the first object of a JSON file; none if it holds no object."""
+    """The names in the first object of a JSON file; none if it has no object."""
     check_table(path)
     with opened(path) as (_, stream):
         array = suffixes(path)[0] == ".json" and begins_array(stream)

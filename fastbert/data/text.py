@@ -1,4 +1,4 @@
-"""One rule for text, whatever it is stored in: UTF-8, every line end a \\n, no zero byte, no half of a surrogate pair.
+"""The rule for text in every format: UTF-8, every line end a \\n, no zero byte, no half of a surrogate pair.
 
 Files are decoded here line by line, with bounded memory; cells of tables pass through `clean`.
 """
@@ -11,20 +11,20 @@ from fastbert.data.formats import refuse_magic
 from fastbert.errors import UserError
 from fastbert.inputs import not_utf8, refuse_zero_bytes
 
-READING = 2  # changes with the rules here: what an interrupted `prepare` has read by others is not continued
+READING = 2  # changes with these rules: an interrupted `prepare` that used other rules is not continued
 BOM = b"\xef\xbb\xbf"
-PIECE = 2**20  # bytes of a line that are read at a time
-LONGEST_ROW = 2**26  # characters of a row of a table, which is held whole
+PIECE = 2**20  # bytes of a line read at a time
+LONGEST_ROW = 2**26  # characters of a row of a table, which is in memory as a whole
 
 
 def clean(text: str, where: str) -> str:
-    """A document or a cell with \\n at line ends, and without byte order marks at its beginning.
+    """Returns a document or a cell with \\n at line ends and without byte order marks at its beginning.
 
     Args:
-        where: names file and row in errors.
+        where: file and row, for errors.
 
     Raises:
-        UserError: it holds a zero character, as no text does.
+        UserError: the text contains a zero character.
     """
     if "\0" in text:
         raise UserError(f"{where}: a zero character (NUL) in the text; remove it, or give text instead of binary data")
@@ -34,7 +34,7 @@ def clean(text: str, where: str) -> str:
 
 
 def is_unicode(text: str) -> bool:
-    """Whether `text` is free of halves of surrogate pairs, which escapes in JSON can bring in."""
+    """Returns False if `text` contains half of a surrogate pair, which escapes in JSON can produce."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -43,8 +43,8 @@ def is_unicode(text: str) -> bool:
 
 
 def pieces(stream: IO[bytes], path: Path) -> Iterator[tuple[int, str]]:
-    """(line number, text) of a file: a line with its end, which is \\n for \\r\\n and \\r as well, as when Python
-    reads text. A line of more than PIECE bytes comes in pieces, of which the last one has the end. A byte order mark at
+    """Yields (line number, text) of a file: lines with \\n at their ends, also for \\r\\n and \\r, as in Python's text
+    mode. A line of more than PIECE bytes is yielded in pieces, the last of which has the line end. A byte order mark at
     the beginning is dropped.
 
     Raises:
@@ -54,7 +54,7 @@ def pieces(stream: IO[bytes], path: Path) -> Iterator[tuple[int, str]]:
     while True:
         read = stream.readline(PIECE)
         whole = begun and not rest and read.endswith(b"\n")
-        if whole and read.isascii() and b"\r" not in read and b"\0" not in read:  # as below, which takes longer
+        if whole and read.isascii() and b"\r" not in read and b"\0" not in read:  # the common case, as below but faster
             before = b""
             yield number, read.decode("ascii")
             number += 1
@@ -75,7 +75,7 @@ def pieces(stream: IO[bytes], path: Path) -> Iterator[tuple[int, str]]:
         except UnicodeDecodeError as error:
             start = len(before) + error.start
             raise not_utf8(path, "", before + line + rest, start, number, stream.read, earlier) from None
-        before = line if rest else b""  # for the message, should a character turn out to be cut off
+        before = line if rest else b""  # for the message, in case a character is cut off
         earlier += not text.isascii()
         begun = begun or bool(line)
         if "\r" not in text:
@@ -92,8 +92,8 @@ def pieces(stream: IO[bytes], path: Path) -> Iterator[tuple[int, str]]:
 
 
 def _whole_characters(line: bytes) -> tuple[bytes, bytes]:
-    """A piece of a long line, and the bytes at its end that belong to the next: those of a character that is not
-    complete, and a \\r that may be the first half of a \\r\\n."""
+    """A piece of a long line, and the bytes at its end that belong to the next piece: an incomplete character, or a \\r
+    that may be the first half of \\r\\n."""
     if line.endswith(b"\r"):
         return line[:-1], b"\r"
     end = len(line)
@@ -105,7 +105,7 @@ def _whole_characters(line: bytes) -> tuple[bytes, bytes]:
 
 
 def lines(stream: IO[bytes], path: Path) -> Iterator[tuple[int, str]]:
-    """(number, line) of a file, without line ends; raises as `pieces`, and where a line has more than LONGEST_ROW
+    """Yields (number, line) of a file, without line ends; raises as `pieces`, and if a line has more than LONGEST_ROW
     characters."""
     held: list[str] = []
     size = 0

@@ -1,7 +1,7 @@
-"""The WordPiece tokenizer: trained here, and saved as a Hugging Face BERT folder.
+"""The WordPiece tokenizer: training, and saving as a Hugging Face BERT folder.
 
-Training is made a function of the text alone: the library's trainer breaks ties by the order of a hash table that
-differs from run to run, so the alphabet and its `##` forms are counted here and handed to it in a fixed order.
+Training depends on the text alone. The library's trainer breaks ties by the order of a hash table that differs from run
+to run, so the alphabet and its `##` forms are counted here and passed to it in a fixed order.
 """
 
 import hashlib
@@ -33,15 +33,15 @@ from fastbert.records import read_json, write_json
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-SAMPLE_BYTES = 64 * 2**20  # UTF-8 text a tokenizer is trained on, at most
+SAMPLE_BYTES = 64 * 2**20  # maximum UTF-8 text for training a tokenizer
 SMALLEST_VOCABULARY = 256
-COMMON_CHARACTERS = 1000  # of these many, at most, even the rare ones are in a trained vocabulary
-WORTH = 50  # a further character is, if it makes up 1 / (WORTH * vocab_size) of the text
+COMMON_CHARACTERS = 1000  # maximum number of characters in a trained vocabulary that may be rare
+WORTH = 50  # any further character must make up 1 / (WORTH * vocab_size) of the text
 
 
 @dataclass(frozen=True)
 class WordPiece:
-    """A WordPiece vocabulary and how text is brought into its alphabet. Light and picklable."""
+    """A WordPiece vocabulary and the settings of text normalization. Small and picklable."""
 
     tokens: tuple[str, ...]
     """The token of every id."""
@@ -51,11 +51,11 @@ class WordPiece:
     split_chinese: bool = True
     clean_text: bool = True
     longest_word: int = 100
-    """Characters; a longer word is [UNK]."""
+    """Maximum number of characters; a longer word is [UNK]."""
 
     @cached_property
     def ids(self) -> dict[str, int]:
-        return {token: place for place, token in enumerate(self.tokens)}
+        return {token: index for index, token in enumerate(self.tokens)}
 
     @cached_property
     def special_ids(self) -> tuple[int, ...]:
@@ -64,22 +64,23 @@ class WordPiece:
 
     @cached_property
     def continuing(self) -> np.ndarray:
-        """bool [V]: whether an id goes on with a word (a `##` piece)."""
+        """bool [V]: True for ids that continue a word (`##` pieces)."""
         return np.array([token.startswith(PREFIX) and token != PREFIX for token in self.tokens])
 
     @property
     def settings(self) -> tuple[bool, bool, bool, bool, int]:
-        """All that decides about ids beyond the vocabulary: lower case, accents, Chinese, clean text, longest word."""
+        """Settings that affect ids besides the vocabulary: lower case, accents, Chinese, clean text, longest word."""
         accents = self.lowercase if self.strip_accents is None else self.strip_accents
         return self.lowercase, accents, self.split_chinese, self.clean_text, self.longest_word
 
     @cached_property
     def fingerprint(self) -> str:
-        """sha256 over the vocabulary and all settings that decide about ids."""
+        """SHA-256 of the vocabulary and all settings that affect ids."""
         return hashlib.sha256(json.dumps([self.tokens, self.settings]).encode()).hexdigest()
 
     def build(self) -> "Tokenizer":
-        """The `tokenizers.Tokenizer` that adds [CLS] and [SEP] and takes "[MASK]" in a text as the special token."""
+        """Builds the `tokenizers.Tokenizer`, which adds [CLS] and [SEP] and reads "[MASK]" in a text as the special
+        token."""
         from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
         tokenizer = Tokenizer(models.WordPiece(self.ids, unk_token="[UNK]", max_input_chars_per_word=self.longest_word))
@@ -103,11 +104,15 @@ class WordPiece:
         """Writes a Hugging Face folder that `transformers.AutoTokenizer.from_pretrained` opens with equal ids.
 
         Args:
-            max_length: tokens, becomes `model_max_length`; None where there is no model that limits it.
+            max_length: `model_max_length` in tokens; None if no model limits it.
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        for name in (SPECIAL_MAP, ADDED, VOCABULARY):  # an earlier tokenizer's, which transformers would read too
+        for name in (
+            SPECIAL_MAP,
+            ADDED,
+            VOCABULARY,
+        ):  # files of an earlier tokenizer, which transformers would read too
             (folder / name).unlink(missing_ok=True)
         with atomic_file(folder / JSON, "w") as file:
             file.write(self.build().to_str(pretty=True))
@@ -118,7 +123,7 @@ class WordPiece:
 
     def config(self) -> dict[str, Any]:
         """tokenizer_config.json, without `model_max_length`."""
-        # transformers builds a BertTokenizer anew from the vocabulary, with BERT's own values for these two.
+        # transformers rebuilds a BertTokenizer from the vocabulary, with BERT's values for these two settings.
         usual = self.clean_text and self.longest_word == 100
         return {
             "tokenizer_class": "BertTokenizer" if usual else "PreTrainedTokenizerFast",
@@ -129,7 +134,7 @@ class WordPiece:
         }
 
     def wrote(self, folder: Path) -> bool:
-        """Whether the files in `folder` are, entry by entry, what `save` writes."""
+        """Returns True if all entries of the files in `folder` are those that `save` writes."""
         if not (folder / JSON).is_file() or not (folder / CONFIG).is_file():
             return False
         if (folder / SPECIAL_MAP).exists() or (folder / ADDED).exists():
@@ -140,11 +145,11 @@ class WordPiece:
 
 
 def sample_documents(documents: Iterable[str], limit: int = SAMPLE_BYTES) -> list[str]:
-    """Documents spread evenly over a stream of unknown length: all of them, or between `limit` / 2 and `limit` bytes.
+    """Samples documents evenly from a stream of unknown length: all of them, or between `limit` / 2 and `limit` bytes.
 
-    A document stays while its hash is below a bound, which is halved whenever the sample is full.
+    A document stays in the sample while its hash is below a bound, which is halved whenever the sample is full.
     """
-    bound, held, kept = 2**64, 0, []
+    bound, total, sample = 2**64, 0, []
     hashes, first = document_hash(0, 0, 4096), 0
     for index, text in enumerate(documents):
         if index - first == len(hashes):
@@ -154,26 +159,26 @@ def sample_documents(documents: Iterable[str], limit: int = SAMPLE_BYTES) -> lis
         if key >= bound:
             continue
         size = len(text) if text.isascii() else len(text.encode())
-        kept.append((key, size, text))
-        held += size
-        while held > limit and len(kept) > 1:
+        sample.append((key, size, text))
+        total += size
+        while total > limit and len(sample) > 1:
             bound //= 2
-            kept = [item for item in kept if item[0] < bound] or [min(kept)]
-            held = sum(size for _, size, _ in kept)
-    return [text for _, _, text in kept]
+            sample = [item for item in sample if item[0] < bound] or [min(sample)]
+            total = sum(size for _, size, _ in sample)
+    return [text for _, _, text in sample]
 
 
 def train_tokenizer(
     sample: Sequence[str], vocab_size: int, lowercase: bool = True, strip_accents: bool | None = None
 ) -> WordPiece:
-    """Trains WordPiece on a `sample` (of `sample_documents`); the result depends on nothing but the text and arguments.
+    """Trains WordPiece on a `sample` (of `sample_documents`); the result depends only on the text and arguments.
 
     The alphabet has the most frequent characters, an eighth of the vocabulary and at most COMMON_CHARACTERS, and all
-    others that are frequent enough to be worth an entry (Chinese has thousands, and a character without an entry makes
-    its word [UNK]), up to the whole vocabulary. Where entries are left in the end, the rarest characters get them.
+    further characters that are frequent enough (Chinese has thousands, and a character without an entry makes its word
+    [UNK]), up to the whole vocabulary. Entries that are left in the end are filled with the rarest characters.
 
-    Returns: at most `vocab_size` entries, fewer if the sample has no other character and no other piece that occurs
-    twice. The special tokens have the ids 0 to 4.
+    Returns: at most `vocab_size` entries, and fewer if the sample has no other character and no other piece that
+    occurs twice. The special tokens have the ids 0 to 4.
 
     Raises:
         UserError: `vocab_size` is too small for the alphabet.
@@ -191,13 +196,13 @@ def train_tokenizer(
     if more := _fitting(ranked[len(alphabet) :], inner, vocab_size - len(tokens)):
         alphabet += more
         tokens = _train(sample, tokenizer, alphabet, inner, vocab_size)
-    # A character that occurs within words needs two entries; one may be left over, for the beginning of a word.
+    # A character that occurs within words needs two entries; a last single entry is used for the beginning of a word.
     tokens += ranked[len(alphabet) :][: vocab_size - len(tokens)]
     return WordPiece(tuple(tokens), lowercase=lowercase, strip_accents=strip_accents)
 
 
 def _count_characters(sample: Sequence[str], tokenizer: "Tokenizer") -> dict[str, int]:
-    """How often each normalized character occurs."""
+    """Counts of each normalized character."""
     counts = np.zeros(0x110000, dtype=np.int64)
     for text in sample:
         found, often = np.unique(np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32), return_counts=True)
@@ -211,13 +216,13 @@ def _count_characters(sample: Sequence[str], tokenizer: "Tokenizer") -> dict[str
 
 
 def _occurs_within_words(character: str, tokenizer: "Tokenizer") -> bool:
-    """False of punctuation and, by the normalizer, of Chinese characters: each is a word."""
+    """Returns False for punctuation and, with `split_chinese`, Chinese characters: each is a word."""
     text = tokenizer.normalizer.normalize_str("a" + character)
     return len(tokenizer.pre_tokenizer.pre_tokenize_str(text)) == 1
 
 
 def _fitting(characters: list[str], inner: set[str], entries: int) -> list[str]:
-    """The first `characters` that fit into `entries`: those that occur within words need a `##` form too."""
+    """The first `characters` that fit into `entries`; those in `inner` also need a `##` form."""
     for number, c in enumerate(characters):
         entries -= 1 + (c in inner)
         if entries < 0:
@@ -228,7 +233,7 @@ def _fitting(characters: list[str], inner: set[str], entries: int) -> list[str]:
 def _train(
     sample: Sequence[str], tokenizer: "Tokenizer", alphabet: list[str], inner: set[str], vocab_size: int
 ) -> list[str]:
-    """At most `vocab_size` tokens in the order of their ids: the special ones, the alphabet, pieces."""
+    """Trains at most `vocab_size` tokens, in the order of their ids: special tokens, alphabet, pieces."""
     from tokenizers import trainers
 
     alphabet = sorted(alphabet)
@@ -247,7 +252,7 @@ def _train(
 
 
 def _pieces(sample: Sequence[str], work: Progress) -> Iterator[str]:
-    # The library holds 256 texts at a time: short ones keep that small and give its threads equal work.
+    # The library reads 256 texts at a time: short ones need little memory and give its threads equal work.
     done = 0
     for text in sample:
         yield from cut(text, 2**14)

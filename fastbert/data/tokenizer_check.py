@@ -1,7 +1,7 @@
-"""Whether transformers reads a tokenizer folder as fastbert does: both encode texts that exercise every setting.
+"""Comparison of a tokenizer in fastbert and transformers: both encode texts that exercise every setting.
 
-transformers never sees the folder itself, only a copy of the entries that `interpret` read: no code of the folder can
-run. Importing it takes about half a second next to torch, so it happens here, where a folder is compared.
+transformers never sees the folder itself, only a copy of the entries that `interpret` read, so no code in the folder
+can run. Importing it takes about half a second, so it is imported only when a folder is compared.
 """
 
 import string
@@ -19,7 +19,7 @@ from fastbert.streams import echo
 
 Probe = tuple[str, str | None]
 
-# The first that is encoded differently is shown: plain texts come first.
+# The first text that is encoded differently is shown, so plain texts come first.
 _TEXTS = (
     "",
     "Hello WORLD",
@@ -42,13 +42,13 @@ _TEXTS = (
 
 
 def check_folder(wordpiece: WordPiece, files: Interpreted) -> None:
-    """Compares `wordpiece`, which was built from `files`, with what transformers makes of them.
+    """Compares `wordpiece`, which was built from `files`, with the tokenizer that transformers builds from them.
 
-    A tokenizer.json alone is taken as it is, although transformers lower-cases if a BERT's config.json lies next to
-    it: a setting that stands in the only file is worth more than a default. This is reported.
+    A tokenizer.json without tokenizer_config.json is read as it is, although transformers lower-cases if the
+    config.json of a BERT is next to it: a setting in the only file precedes a default. This is reported.
 
     Raises:
-        UserError: the two differ. Shows how, and a text if one is encoded differently.
+        UserError: the two differ; shows how, and a text that is encoded differently.
     """
     folder, contents = files.path.parent, files.contents
     found = difference(wordpiece, open_in_transformers(contents))
@@ -56,8 +56,8 @@ def check_folder(wordpiece: WordPiece, files: Interpreted) -> None:
         rest = {name: content for name, content in contents.items() if name != MODEL}
         if difference(wordpiece, open_in_transformers(rest)) is None:
             echo(
-                f"the tokenizer in {folder} is read as {JSON} says. transformers reads it differently as long as there "
-                f"is no {CONFIG}: {found}. fastbert export writes a folder that both read alike",
+                f"the tokenizer in {folder} is read with the settings of {JSON}. transformers reads it differently as "
+                f"long as there is no {CONFIG}: {found}. fastbert export writes a folder that both read alike",
             )
             found = None
     if found is None and (stated := contradictions(contents)):
@@ -66,13 +66,13 @@ def check_folder(wordpiece: WordPiece, files: Interpreted) -> None:
         config = contents.get(CONFIG, {})
         right = {key: value for key, value in wordpiece.config().items() if config.get(key, ...) != value}
         raise UserError(
-            f"transformers and fastbert read the tokenizer in {folder} differently: {found}. If {files.path.name} is "
-            f"what the model was trained with, put {json_text(right)} into {CONFIG}"
+            f"transformers and fastbert read the tokenizer in {folder} differently: {found}. If the model was trained "
+            f"with {files.path.name}, put {json_text(right)} into {CONFIG}"
         )
 
 
 def open_in_transformers(contents: dict[str, Any]) -> Any:
-    """`AutoTokenizer` on a folder with nothing but `contents`."""
+    """Opens a folder with only `contents` by `AutoTokenizer`."""
     from transformers import AutoTokenizer, logging
 
     verbosity = logging.get_verbosity()
@@ -88,9 +88,9 @@ def open_in_transformers(contents: dict[str, Any]) -> Any:
 
 
 def difference(wordpiece: WordPiece, theirs: Any) -> str | None:
-    """How `theirs`, a tokenizer of transformers, differs from `wordpiece`; None if it does not.
+    """Description of the differences between `wordpiece` and `theirs`, a tokenizer of transformers; None if equal.
 
-    Names settings that differ and the first text whose ids or token types do.
+    It names the settings that differ, and the first text with other ids or token types.
     """
     parts = [*_settings(wordpiece, theirs), *_roles(theirs), *_vocabulary(wordpiece, theirs)]
     library = wordpiece.build()
@@ -114,10 +114,10 @@ def _shown(tokens: list[str]) -> str:
 
 
 def differences(here: WordPiece, there: WordPiece, names: tuple[str, str]) -> list[str]:
-    """Which settings differ between two tokenizers, and which ids: the first three.
+    """Settings that differ between two tokenizers, and the first three ids that do.
 
     Args:
-        names: what the two are called in the result.
+        names: names of the two in the result.
     """
     ids = [
         f"id {number} is {one!r} in {names[0]} and {other!r} in {names[1]}"
@@ -163,15 +163,15 @@ def _roles(theirs: Any) -> Iterator[str]:
 def _vocabulary(wordpiece: WordPiece, theirs: Any) -> Iterator[str]:
     other = theirs.get_vocab()
     for token in sorted(wordpiece.ids.keys() | other.keys()):
-        if token and wordpiece.ids.get(token) != other.get(token):  # an empty one is never found in a text
+        if token and wordpiece.ids.get(token) != other.get(token):  # an empty token never occurs in a text
             here, there = wordpiece.ids.get(token), other.get(token)
             yield f"the id of {token!r} is {here} in fastbert and {there} in transformers"
             return
 
 
 def probes(wordpiece: WordPiece) -> Iterator[Probe]:
-    """Texts that exercise every setting, alone and in pairs; the vocabulary's own words in other cases are among
-    them."""
+    """Texts that exercise every setting, alone and in pairs, among them words of the vocabulary in upper and lower
+    case."""
     for text in _TEXTS:
         yield text, None
     for token in _spread(wordpiece.tokens):
@@ -185,7 +185,7 @@ def probes(wordpiece: WordPiece) -> Iterator[Probe]:
 
 
 def _spread(tokens: tuple[str, ...], count: int = 48) -> list[str]:
-    """Words all over the vocabulary, and further ones with upper-case letters and letters beyond ASCII."""
+    """Words from all parts of the vocabulary, including words with upper-case and non-ASCII letters."""
     words = [token for token in tokens if token and not token.startswith("##") and token not in SPECIAL_TOKENS]
     chosen: dict[str, None] = {}
     for part in (words, [w for w in words if w != w.lower()], [w for w in words if not w.isascii()]):

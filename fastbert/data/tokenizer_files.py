@@ -1,7 +1,7 @@
-"""The files of a Hugging Face tokenizer folder, read as data.
+"""Interprets the files of a Hugging Face tokenizer folder as data.
 
-Each entry that decides about ids is interpreted or refused by name. Everything else in the folder, code included, is
-ignored: `Interpreted.contents` holds the entries that count, and nothing but these is shown to transformers.
+Each entry that affects ids is interpreted or refused by name. Everything else in the folder, including code, is
+ignored: `Interpreted.contents` has the relevant entries, and transformers sees only these.
 """
 
 import re
@@ -17,19 +17,19 @@ from fastbert.records import read_json
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 PREFIX = "##"
-LONGEST_WORD = 2000  # characters of a word that may be split into pieces: the time for it grows with their square
+LONGEST_WORD = 2000  # maximum characters of a word: the time to split it grows quadratically
 JSON, VOCABULARY, CONFIG = "tokenizer.json", "vocab.txt", "tokenizer_config.json"
 SPECIAL_MAP, ADDED, MODEL = "special_tokens_map.json", "added_tokens.json", "config.json"
 
-# Classes that transformers 5 opens as BERT's tokenizer, and those that take tokenizer.json as it is.
+# Classes that transformers 5 opens as BERT's tokenizer, and those that use tokenizer.json as it is.
 _BERTS = ("Bert", "Electra", "DistilBert", "MobileBert", "ConvBert", "SqueezeBert", "LayoutLM")
 _AS_IT_IS = ("PreTrainedTokenizer", "TokenizersBackend")
-# Model types for which it takes BERT's tokenizer where no class is declared, and ours.
+# Model types for which it uses BERT's tokenizer if no class is declared, and that of fastbert.
 _MODELS = (
     *("bert", "electra", "distilbert", "mobilebert", "convbert", "squeezebert", "layoutlm", "megatron-bert"),
     "fastbert",
 )
-# Entries of tokenizer_config.json that transformers hands to its tokenizer, and what they may be.
+# Entries of tokenizer_config.json that transformers passes to its tokenizer, and their types.
 _SETTINGS: dict[str, tuple[type, ...]] = {
     "do_lower_case": (bool,),
     "strip_accents": (bool, type(None)),
@@ -39,27 +39,27 @@ _SETTINGS: dict[str, tuple[type, ...]] = {
     "truncation_side": (str,),
     "tokenizer_class": (str, type(None)),
 }
-# Entries that would replace the vocabulary or the template; no BERT tokenizer has them.
+# Entries that would replace the vocabulary or the template; BERT tokenizers do not have them.
 _REFUSED = ("init_inputs", "vocab", "merges", "tokenizer_object", "post_processor")
 _LISTS = ("additional_special_tokens", "extra_special_tokens", "model_specific_special_tokens")
 _ROLES = tuple(f"{token[1:-1].lower()}_token" for token in SPECIAL_TOKENS)
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
-# What Rust's `trim_end` removes, with which the tokenizers library reads vocab.txt; str.rstrip removes more.
+# Characters that Rust's `trim_end` removes, which the tokenizers library applies to vocab.txt; str.rstrip removes more.
 _WHITE_SPACE = "\t\n\x0b\x0c\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(map(chr, range(0x2000, 0x200B)))
 _LONE_CR = re.compile(r"\r(?![\r\n]|$)")
 
 
 @dataclass(frozen=True)
 class Interpreted:
-    """What the tokenizer files of a folder say."""
+    """Contents of the tokenizer files of a folder."""
 
     path: Path
-    """The file with the vocabulary, for messages."""
+    """File with the vocabulary, for messages."""
     vocabulary: dict[str, int]
     settings: dict[str, Any]
     """Fields of WordPiece."""
     contents: dict[str, Any]
-    """File name -> the part of its content that counts."""
+    """File name -> the relevant part of its content."""
 
 
 def interpret(folder: Path) -> Interpreted:
@@ -95,7 +95,7 @@ def interpret(folder: Path) -> Interpreted:
         contents[VOCABULARY] = _vocabulary_text(path)
         vocabulary, settings = read_vocabulary(contents[VOCABULARY], path), _from_config(config)
     else:
-        raise UserError(f"{folder} holds no tokenizer; give a folder with tokenizer.json or vocab.txt")
+        raise UserError(f"{folder} has no tokenizer; give a folder with tokenizer.json or vocab.txt")
     for name, tokens in added.items():
         _check_added(folder / name, tokens)
     _check_class(folder, contents)
@@ -103,8 +103,8 @@ def interpret(folder: Path) -> Interpreted:
 
 
 def _vocabulary_text(path: Path) -> str:
-    """The text of a vocab.txt; a UserError if it is not UTF-8, or has what transformers reads as it is: a byte order
-    mark, or \\r within a line."""
+    """The text of a vocab.txt; a UserError if it is not UTF-8, or has a byte order mark or \\r within a line, which
+    transformers would read as parts of tokens."""
     content = read_input(path, "vocabulary")
     refuse_zero_bytes(path, "vocabulary", content)
     try:
@@ -113,7 +113,7 @@ def _vocabulary_text(path: Path) -> str:
         raise not_utf8(path, "vocabulary", content, error.start) from None
     if text.startswith("\ufeff"):
         raise UserError(
-            f"vocabulary {path} begins with a byte order mark, which would be a part of its first token; "
+            f"vocabulary {path} begins with a byte order mark, which would become a part of its first token; "
             f"remove it with: sed -i '1s/^\\xef\\xbb\\xbf//' {shlex.quote(str(path))}"
         )
     if found := _LONE_CR.search(text):
@@ -126,8 +126,8 @@ def _vocabulary_text(path: Path) -> str:
 
 
 def read_vocabulary(text: str, path: Path) -> dict[str, int]:
-    """Token -> id, from the text of a vocab.txt, split as transformers does: at \\n alone, white space at the end of a
-    line removed. Blank lines at the end are left out: no text has a piece without letters.
+    """Token -> id, from the text of a vocab.txt. As in transformers, only \\n ends a line, and white space at the end
+    of a line is removed. Blank lines at the end are dropped, because an empty piece never occurs in a text.
 
     Raises:
         UserError: a line repeats another.
@@ -145,7 +145,7 @@ def read_vocabulary(text: str, path: Path) -> dict[str, int]:
 
 
 def contradictions(contents: dict[str, Any]) -> list[str]:
-    """Settings for which tokenizer_config.json states another value than tokenizer.json."""
+    """Settings that differ between tokenizer_config.json and tokenizer.json."""
     if JSON not in contents:
         return []
     normalizer, config = contents[JSON]["normalizer"], contents.get(CONFIG, {})
@@ -193,12 +193,12 @@ def template(cls: int, sep: int) -> dict[str, Any]:
 def _typed(values: dict[str, Any], kind: type | tuple[type, ...], path: Path) -> dict[str, Any]:
     for key, value in values.items():
         if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-            raise UserError(f"{path}: {brief(key, str)} is {brief(value)}, which it cannot be")
+            raise UserError(f"{path}: {brief(key, str)} is {brief(value)}, which is not allowed")
     return values
 
 
 def _read_config(values: dict[str, Any], path: Path) -> dict[str, Any]:
-    """The entries of a tokenizer_config.json that decide about ids."""
+    """The entries of a tokenizer_config.json that affect ids."""
     read: dict[str, Any] = {}
     for key, kinds in _SETTINGS.items():
         if key in values:
@@ -216,16 +216,16 @@ def _read_config(values: dict[str, Any], path: Path) -> dict[str, Any]:
 
 
 def _read_map(values: dict[str, Any], path: Path) -> dict[str, Any]:
-    """The special tokens by name, with flags where they have some, and the lists of further ones."""
+    """The special tokens by name, with their flags if any, and the lists of further special tokens."""
     read: dict[str, Any] = {}
     for key, value in values.items():
         if key in _LISTS and value is not None:
             if not isinstance(value, list | dict):
-                raise UserError(f"{path}: {key} is {brief(value)}, which it cannot be")
+                raise UserError(f"{path}: {key} is {brief(value)}, which is not allowed")
             tokens = value.values() if isinstance(value, dict) else value
             read[key] = [t if isinstance(t, str) else _flagged(t, path)["content"] for t in tokens]
         elif key in _ROLES and not isinstance(value, str | dict):
-            raise UserError(f"{path}: {key} is {brief(value)}, which it cannot be; a BERT tokenizer has all five")
+            raise UserError(f"{path}: {key} is {brief(value)}, which is not allowed; a BERT tokenizer has all five")
         elif key.endswith("_token") and isinstance(value, str | dict):
             read[key] = value if isinstance(value, str) else _flagged(value, path)
     return read
@@ -255,23 +255,23 @@ def _check_added(path: Path, added: list[str]) -> None:
         shown = ", ".join(map(brief, tokens[:5])) + (f" and {len(tokens) - 5} more" if len(tokens) > 5 else "")
         kind = "token" if len(tokens) == 1 else "tokens"
         raise UserError(
-            f"{path} has the added {kind} {shown}: transformers keeps these whole wherever they occur, and fastbert "
-            f"would split them; only {', '.join(SPECIAL_TOKENS)} may be added. Remove them if no text contains them"
+            f"{path} has the added {kind} {shown}: transformers never splits these, but fastbert would; "
+            f"only {', '.join(SPECIAL_TOKENS)} may be added. Remove them if no text contains them"
         )
 
 
 def _check_class(folder: Path, contents: dict[str, Any]) -> None:
-    """Refuses classes other than BERT's; a vocab.txt alone is BERT's."""
+    """Refuses classes other than BERT's; a vocab.txt without a class is BERT's."""
     config = contents.get(CONFIG, {})
     model = contents.get(MODEL, {})
     declared = config.get("tokenizer_class") or model.get("tokenizer_class")
     if model.get("model_type", "bert") not in _MODELS:
         if declared is None:
             raise UserError(
-                f"{folder / MODEL} has model_type {brief(model['model_type'])}, for which transformers takes another "
+                f"{folder / MODEL} has model_type {brief(model['model_type'])}, for which transformers uses another "
                 f'tokenizer; if this is a BERT tokenizer, put "tokenizer_class": "BertTokenizer" into {CONFIG}'
             )
-        del model["model_type"]  # the declared class counts
+        del model["model_type"]  # the declared class is used
     name = (declared or "BertTokenizer").removesuffix("Fast")
     as_it_is = name in _AS_IT_IS
     if not as_it_is and name not in [f"{family}Tokenizer" for family in _BERTS]:
@@ -288,7 +288,7 @@ def _check_class(folder: Path, contents: dict[str, Any]) -> None:
 
 
 def _from_config(config: dict[str, Any]) -> dict[str, Any]:
-    """The settings of a BertTokenizer; its own where tokenizer_config.json does not give one."""
+    """The settings of a BertTokenizer, with its defaults where tokenizer_config.json has no value."""
     return {
         "lowercase": config.get("do_lower_case", True),
         "strip_accents": config.get("strip_accents"),
@@ -297,7 +297,7 @@ def _from_config(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _from_json(content: dict[str, Any], path: Path) -> tuple[dict[str, int], dict[str, Any], dict[str, Any]]:
-    """(vocabulary, settings, the part of the file that counts)."""
+    """(vocabulary, settings, the relevant part of the file)."""
     kinds = {"model": "WordPiece", "normalizer": "BertNormalizer", "pre_tokenizer": "BertPreTokenizer"}
     for part, kind in kinds.items():
         found = content.get(part)
@@ -312,7 +312,7 @@ def _from_json(content: dict[str, Any], path: Path) -> tuple[dict[str, int], dic
     for part in ("truncation", "padding"):
         found = content.get(part)
         if isinstance(found, dict) and found.get("direction", "Right") != "Right":
-            raise UserError(f"tokenizer {path}: its {part} is not on the right as fastbert's; set its direction there")
+            raise UserError(f"tokenizer {path}: its {part} is on the left, but in fastbert on the right; set direction")
     vocabulary = dict(_typed(model["vocab"], int, path))
     try:
         "".join(vocabulary).encode()
@@ -337,7 +337,7 @@ def _from_json(content: dict[str, Any], path: Path) -> tuple[dict[str, int], dic
     }
     longest = _member(model, "max_input_chars_per_word", (int,), path)
     if not 0 < longest <= LONGEST_WORD:
-        raise UserError(f"tokenizer {path}: its max_input_chars_per_word is {longest}, which it cannot be")
+        raise UserError(f"tokenizer {path}: its max_input_chars_per_word is {longest}, which is not allowed")
     settings = {
         "lowercase": normalizer["lowercase"],
         "strip_accents": normalizer["strip_accents"],
@@ -345,7 +345,7 @@ def _from_json(content: dict[str, Any], path: Path) -> tuple[dict[str, int], dic
         "clean_text": normalizer["clean_text"],
         "longest_word": longest,
     }
-    counting = {
+    relevant = {
         "version": "1.0",
         "truncation": None,
         "padding": None,
@@ -362,7 +362,7 @@ def _from_json(content: dict[str, Any], path: Path) -> tuple[dict[str, int], dic
             "vocab": model["vocab"],
         },
     }
-    return vocabulary, settings, counting
+    return vocabulary, settings, relevant
 
 
 def _member(values: dict[str, Any], key: str, kinds: tuple[type, ...], path: Path) -> Any:
@@ -384,7 +384,7 @@ def _added_tokens(tokens: Any, path: Path) -> list[dict[str, Any]]:
 
 
 def _post_processor(found: Any, vocabulary: dict[str, int], path: Path) -> dict[str, Any] | None:
-    """None, or BERT's template; refuses every other one."""
+    """Returns None or BERT's template; refuses every other post-processor."""
     cls, sep = (vocabulary.get(token) for token in ("[CLS]", "[SEP]"))
     if found is None or cls is None or sep is None:
         return None

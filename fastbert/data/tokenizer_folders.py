@@ -12,14 +12,14 @@ from fastbert.errors import UserError
 
 
 def load_tokenizer(folder: Path | str) -> WordPiece:
-    """The tokenizer of a Hugging Face BERT folder (tokenizer.json, else vocab.txt), a prepared folder or a run.
+    """Opens the tokenizer of a Hugging Face BERT folder (tokenizer.json, else vocab.txt), a prepared folder or a run.
 
-    A folder that is not as `WordPiece.save` writes it is compared with what transformers makes of it. Truncation and
-    padding that a tokenizer.json may carry are dropped.
+    A folder that `WordPiece.save` did not write is compared with transformers' reading of it. Truncation and padding in
+    a tokenizer.json are dropped.
 
     Raises:
-        UserError: no tokenizer, a damaged one, one that is not BERT's kind of WordPiece, lacks a special token, or is
-            read differently by transformers.
+        UserError: there is no tokenizer, or it is damaged, not BERT's WordPiece, lacks a special token, or is read
+            differently by transformers.
     """
     folder = check_downloaded(folder, "tokenizer", "a Hugging Face tokenizer, prepared data or a run")
     if (folder / "dataset.json").is_file() or (folder / "checkpoints").is_dir():
@@ -34,7 +34,7 @@ def load_tokenizer(folder: Path | str) -> WordPiece:
     return wordpiece
 
 
-_compared: set[bytes] = set()  # contents that transformers reads as we do: a job opens the same folder several times
+_compared: set[bytes] = set()  # contents that transformers reads equally: a job opens the same folder several times
 
 
 def _from_files(files: Interpreted) -> WordPiece:

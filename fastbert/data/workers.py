@@ -1,4 +1,4 @@
-"""Processes that tokenize: started, fed in order, never more than a few jobs ahead."""
+"""Worker processes that tokenize, with a bounded queue of jobs and results in order."""
 
 import os
 from collections import deque
@@ -18,7 +18,8 @@ from fastbert.processes import without_control_c
 
 @contextmanager
 def pool(workers: int, wordpiece: WordPiece) -> Iterator[Callable[..., Future]]:
-    """A function that runs another in one of `workers` processes (one worker: in this process) and gives a Future."""
+    """Yields a function that runs another function in a worker process (with one worker: in this process) and returns a
+    Future."""
     if workers == 1:
         set_encoder(wordpiece)
         yield _now
@@ -29,14 +30,14 @@ def pool(workers: int, wordpiece: WordPiece) -> Iterator[Callable[..., Future]]:
             yield partial(_submitted, executor)
         except BrokenProcessPool:
             raise UserError(
-                "a process that tokenizes was killed, most likely for want of memory; use fewer with --workers"
+                "a process that tokenizes was killed, most likely because memory ran out; use fewer --workers"
             ) from None
         finally:
             executor.shutdown(cancel_futures=True)
 
 
 def _submitted(executor: ProcessPoolExecutor, function: Callable[..., Any], *arguments: Any) -> Future:
-    with without_control_c():  # it starts the processes
+    with without_control_c():  # submitting starts the processes
         return executor.submit(function, *arguments)
 
 
@@ -47,7 +48,7 @@ def _now(function: Callable[..., Any], *arguments: Any) -> Future:
 
 
 def in_order(jobs: Iterator[tuple[Any, Any, Future]]) -> Iterator[tuple[Any, Any, Any]]:
-    """The jobs with their results, in order. As many are under way as keep every worker busy, and no more."""
+    """Yields the jobs with their results, in order. Only enough jobs to keep every worker busy are queued."""
     ahead = 2 * (os.cpu_count() or 1)
     waiting: deque[tuple[Any, Any, Future]] = deque()
     for job in jobs:

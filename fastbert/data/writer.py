@@ -1,4 +1,4 @@
-"""Writes the shards of one split: plain .npy files that numpy maps into memory."""
+"""Writer for the shards of a split: plain .npy files that numpy maps into memory."""
 
 import hashlib
 import os
@@ -20,10 +20,9 @@ def shard_file(split: str, number: int, part: str) -> str:
 
 
 class SplitWriter:
-    """Takes a split's documents in order and writes token files of at most `shard_tokens` tokens, hashing what it
-    writes.
+    """Writes a split's documents in order to files of at most `shard_tokens` tokens and hashes them.
 
-    A document is cut, before a word, only if it alone exceeds a shard.
+    Only a document that alone exceeds a shard is cut, before a word.
     """
 
     def __init__(self, folder: Path, split: str, continuing: np.ndarray, shard_tokens: int) -> None:
@@ -38,7 +37,7 @@ class SplitWriter:
         """Name -> record of the files of each finished shard."""
         self._file: IO[bytes] | None = None
         self._sha = hashlib.sha256()
-        self._durable = 0  # shards that are known to be on the disk
+        self._durable = 0  # number of shards flushed to the disk
         self._tokens = 0
         self._starts: list[np.ndarray] = []
 
@@ -73,7 +72,7 @@ class SplitWriter:
             self._finish_shard()
 
     def state(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-        """JSON and arrays from which `restore` resumes; what was written so far is on the disk when this returns."""
+        """JSON and arrays for `restore`. All that was written so far is on the disk when this returns."""
         if self._file is not None:
             self._file.flush()
             os.fsync(self._file.fileno())
@@ -87,10 +86,10 @@ class SplitWriter:
         return record, {"unigrams": self.unigrams, "starts": starts}
 
     def restore(self, record: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
-        """Resumes from `state()`; what was written after it is cut off or, in later shards, written over.
+        """Resumes from `state()`; what was written after it is cut off or, in later shards, overwritten.
 
         Raises:
-            UserError: the files are not those that were written up to then.
+            UserError: the files are not those written up to that state.
         """
         why = "it is not what the interrupted call wrote"
         self.documents, self.bytes, self.shards = record["documents"], record["bytes"], list(record["shards"])

@@ -13,7 +13,7 @@ from torch import Tensor
 from fastbert.config import differences
 from fastbert.data.tokenizer import WordPiece
 from fastbert.data.tokenizer_folders import load_tokenizer
-from fastbert.errors import UserError, brief, some
+from fastbert.errors import UserError, abbreviated, brief
 from fastbert.hub.export import NO_TYPES, SETTINGS, TOKENIZER
 from fastbert.hub.folders import check_model_folder
 from fastbert.hub.names import (
@@ -202,7 +202,7 @@ def _changed_settings(folder: Path, settings: dict[str, Any], metadata: dict[str
         settings = dict.fromkeys(written) | defaults | settings
     found = {key: settings.get(key, "missing") for key in written}
     changed = differences(written, found)
-    return f"{folder / 'config.json'} was changed since it was written ({some(changed)})" if changed else ""
+    return f"{folder / 'config.json'} was changed since it was written ({abbreviated(changed)})" if changed else ""
 
 
 def _check_dtype(folder: Path, settings: dict[str, Any], weights: dict[str, Tensor]) -> None:
@@ -272,11 +272,13 @@ def _from_bert(
     names = bert_names(config, types=not untyped, head=head, family=family)
     wanted = {theirs for group in names.values() for theirs in group}
     if missing := sorted(wanted - found.keys()):
-        raise UserError(f"the weights in {folder} lack {some(missing)}")
+        raise UserError(f"the weights in {folder} lack {abbreviated(missing)}")
     parts = (f"{family}.embeddings.", f"{family}.encoder.")
     rest = [name for name in found if name.startswith(parts) and name not in wanted]
     if rest:
-        raise UserError(f"the weights in {folder} hold {some(rest)}, which a BERT of this configuration does not have")
+        raise UserError(
+            f"the weights in {folder} contain {abbreviated(rest)}, which a BERT of this configuration lacks"
+        )
     weights = {ours: joined(found, theirs, folder) for ours, theirs in names.items()}
     if head == "mlm" and decoder is not None:
         weights[TIED] = decoder

@@ -6,7 +6,7 @@ from dataclasses import fields
 import torch
 from torch import Tensor, nn
 
-from fastbert.errors import UserError, some
+from fastbert.errors import UserError, abbreviated
 from fastbert.model.config import EncoderConfig
 from fastbert.model.encoder import Encoder
 from fastbert.model.heads import MLMHead, ReplacedHead
@@ -135,10 +135,10 @@ def check_weights(config: EncoderConfig, weights: dict[str, Tensor], source: str
         elif tensor.dtype not in FLOATS:
             problems.append(f"{name} holds {str(tensor.dtype).removeprefix('torch.')} {FLOATS_ONLY}")
     if problems:
-        raise UserError(f"the weights of {source} do not fit its configuration: {some(problems, '; ')}")
+        raise UserError(f"the weights of {source} do not fit its configuration: {abbreviated(problems, '; ')}")
     if bad := not_finite(weights):
         raise UserError(
-            f"the weights of {source} are not finite in {some(bad)}: its training has diverged, or a file is "
+            f"the weights of {source} are not finite in {abbreviated(bad)}: its training has diverged, or a file is "
             "damaged; use an earlier checkpoint, or export or download it again"
         )
     if TIED in weights and not torch.equal(weights[TIED], weights["encoder.words.weight"]):

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fastbert.errors import UserError, brief, some
+from fastbert.errors import UserError, abbreviated, brief
 from fastbert.hub.export import SETTINGS
 from fastbert.hub.names import FLOATS, FLOATS_ONLY
 from fastbert.inputs import open_input, raise_refusal
@@ -91,6 +91,6 @@ def joined(tensors: dict[str, Tensor], names: tuple[str, ...], folder: Path) -> 
             raise UserError(f"the weights in {folder} do not fit: {name} holds {str(part.dtype)[6:]} {FLOATS_ONLY}")
         if not part.ndim or part.shape != parts[0].shape:
             raise UserError(
-                f"the weights in {folder} do not fit: {some([f'{n} {list(tensors[n].shape)}' for n in names])}"
+                f"the weights in {folder} do not fit: {abbreviated([f'{n} {list(tensors[n].shape)}' for n in names])}"
             )
     return torch.cat(parts)

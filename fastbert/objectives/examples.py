@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fastbert.data.batches import Batch, Stream
 from fastbert.data.tokenizer import WordPiece
-from fastbert.errors import some
+from fastbert.errors import abbreviated
 from fastbert.randomness import row_keys
 
 COUNT = 5  # sentences
@@ -48,7 +48,7 @@ class Detected:
 
     def __str__(self) -> str:
         parts = {"found": self.found, "missed": self.missed, "false alarm": self.false_alarms}
-        verdicts = "; ".join(f"{name}: {some(words)}" for name, words in parts.items() if words)
+        verdicts = "; ".join(f"{name}: {abbreviated(words)}" for name, words in parts.items() if words)
         return f"{self.text}\n      -> {verdicts or 'no word was replaced or suspected'}"
 
 

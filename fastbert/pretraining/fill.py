@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 from fastbert.data.text import clean
 from fastbert.data.tokenizer import WordPiece
 from fastbert.encodings import explain
-from fastbert.errors import UserError, brief, some, visible
+from fastbert.errors import UserError, abbreviated, brief, visible
 from fastbert.hub.load import load_pretrained, tokenizer_of
 from fastbert.objectives.mlm import MLM
 from fastbert.objectives.objective import Objective
@@ -83,7 +83,7 @@ def masked_texts(options: FillOptions, tokenizer: Tokenizer, positions: int) -> 
         spans = zip(encoding.tokens, encoding.offsets, strict=True)
         unknown = [text[start:end] for token, (start, end) in spans if token == "[UNK]"]
         if unknown := [word for word in dict.fromkeys(unknown) if word != "[UNK]"]:
-            warn(f"{where}: the tokenizer of {options.model} reads {some(unknown)} as [UNK], an unknown word")
+            warn(f"{where}: the tokenizer of {options.model} reads {abbreviated(unknown)} as [UNK], an unknown word")
         yield MaskedText(text, encoding.ids)
 
 

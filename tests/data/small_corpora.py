@@ -14,12 +14,12 @@ SYLLABLES = [a + b for a in "bcdfglmnprst" for b in "aeiou"]
 
 def write_corpus(path: Path, documents: int = 300, seed: int = 0) -> list[str]:
     """Made-up words with frequencies that fall off as in real text, and characters no tokenizer has seen twice."""
-    draw = random.Random(seed)
-    words = ["".join(draw.choices(SYLLABLES, k=draw.randint(1, 4))) for _ in range(400)]
+    rng = random.Random(seed)
+    words = ["".join(rng.choices(SYLLABLES, k=rng.randint(1, 4))) for _ in range(400)]
     weights = [1 / (n + 1) for n in range(400)]
     texts = []
     for n in range(documents):
-        line = " ".join(draw.choices(words, weights, k=draw.randint(5, 80)))
+        line = " ".join(rng.choices(words, weights, k=rng.randint(5, 80)))
         texts.append(f"{line.capitalize()}, [MASK] {n} [SEP].\nIt's {line[:20]} {chr(0x3400 + n)}!")
     path.write_text("\n\n".join(texts), encoding="utf-8")
     return texts

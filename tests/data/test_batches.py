@@ -47,33 +47,33 @@ def test_micro_batches_cut_the_same_global_batch() -> None:
         assert torch.cat([part.row_indices for part in parts]).tolist() == list(range(16))
 
 
-def test_stages_draw_all_rows_of_a_length_before_one_comes_again() -> None:
+def test_stages_read_all_rows_of_a_length_before_repeating_one() -> None:
     """Across the stages of a growing batch, and in an order of its own for the second length."""
     plan = BatchPlan((Stage(0, 4, 10), Stage(5, 8, 10), Stage(20, 6, 25), Stage(27, 12, 25)))
-    drawn = TrainingBatches({length: rows(1000, length) for length in (10, 25)}, plan, 4, 3, CPU)
+    batches = TrainingBatches({length: rows(1000, length) for length in (10, 25)}, plan, 4, 3, CPU)
     for length, steps in ((10, range(20)), (25, range(20, 28))):
-        found = [list(drawn.at(step)) for step in steps]
+        found = [list(batches.at(step)) for step in steps]
         micro = {len(batch.row_indices) for step in found for batch in step[:-1]}
         assert micro == ({4} if length == 25 else set())
         assert all(batch.input_ids.shape[1] == length for step in found for batch in step)
         first = [int(row[1]) for step in found for batch in step for row in batch.input_ids]
-        count, width = len(drawn.rows[length]), length - 1
+        count, width = len(batches.rows[length]), length - 1
         assert sorted(first[:count]) == [5 + width * row for row in range(count)]
         assert len(set(first[count:])) == len(first[count:]) > 0
     for step in (3, 7, 19, 20, 28):
-        whole = TrainingBatches(drawn.rows, plan, 100, 3, CPU)
+        whole = TrainingBatches(batches.rows, plan, 100, 3, CPU)
         (batch,) = whole.at(step)
-        assert torch.cat([part.input_ids for part in drawn.at(step)]).equal(batch.input_ids)
+        assert torch.cat([part.input_ids for part in batches.at(step)]).equal(batch.input_ids)
         assert batch.row_indices.tolist() == list(range(plan.at(step).batch_size))
 
 
 def test_the_second_length_is_another_permutation() -> None:
     same = {length: rows(count, length) for length, count in ((10, 999), (11, 1110))}
     assert len(same[10]) == len(same[11]) == 111
-    drawn = TrainingBatches(same, BatchPlan((Stage(0, 4, 10), Stage(1, 4, 11))), 4, 0, CPU)
-    second = drawn.order(np.arange(111), 11).tolist()
+    batches = TrainingBatches(same, BatchPlan((Stage(0, 4, 10), Stage(1, 4, 11))), 4, 0, CPU)
+    second = batches.order(np.arange(111), 11).tolist()
     for epoch in range(3):
-        assert drawn.order(np.arange(111) + 111 * epoch, 10).tolist() != second
+        assert batches.order(np.arange(111) + 111 * epoch, 10).tolist() != second
 
 
 def test_order_depends_on_the_seed() -> None:
@@ -91,8 +91,8 @@ def test_document_mask() -> None:
 
 
 def test_validation_rows_are_spread_and_fixed() -> None:
-    places = torch.cat([batch.row_indices for batch in validation_batches(rows(), 10, 4, CPU)])
-    assert places.tolist() == [i * 111 // 10 for i in range(10)]
+    indices = torch.cat([batch.row_indices for batch in validation_batches(rows(), 10, 4, CPU)])
+    assert indices.tolist() == [i * 111 // 10 for i in range(10)]
     assert sum(len(batch.row_indices) for batch in validation_batches(rows(), 500, 64, CPU)) == 111
 
 

@@ -118,7 +118,7 @@ def outcome(path: Path) -> list[str] | str:
     try:
         return list(open_source(str(path)).documents())
     except UserError as error:
-        return "no text" if "holds no text" in str(error) else "refused"
+        return "no text" if "has no text" in str(error) else "refused"
 
 
 @pytest.mark.parametrize(

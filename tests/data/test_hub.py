@@ -34,8 +34,8 @@ def files(tmp_path: Path) -> Path:
         for part in (0, 1):
             path = tmp_path / "files" / f"{name}-{part:05d}-of-00002.parquet"
             path.parent.mkdir(exist_ok=True)
-            some = rows[part * len(rows) // 2 : (part + 1) * len(rows) // 2]
-            pq.write_table(pa.table({"text": some, "n": range(len(some))}), path, row_group_size=20)
+            part_rows = rows[part * len(rows) // 2 : (part + 1) * len(rows) // 2]
+            pq.write_table(pa.table({"text": part_rows, "n": range(len(part_rows))}), path, row_group_size=20)
     return tmp_path / "files"
 
 

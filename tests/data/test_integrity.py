@@ -62,10 +62,10 @@ def hashed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return names
 
 
-def flip(path: Path, place: int, bit: int = 1, unnoticed: bool = False) -> None:
-    """Changes a bit; `unnoticed`, as a fault of the disk does, the time of change stays."""
+def flip(path: Path, position: int, bit: int = 1, unnoticed: bool = False) -> None:
+    """Changes a bit; `unnoticed`, as by a defect of the disk, the modification time stays."""
     before, content = path.stat(), bytearray(path.read_bytes())
-    content[place] ^= bit
+    content[position] ^= bit
     path.write_bytes(content)
     if unnoticed:
         os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
@@ -76,12 +76,12 @@ def test_a_flipped_bit_in_any_file_is_named(copy: Path) -> None:
     files = [path for path in sorted(copy.rglob("*")) if path.is_file()]
     assert len(files) > 20
     for path in files:
-        for place in (0, HEADER_BYTES // 2, path.stat().st_size // 2, -2):
-            flip(path, place)
+        for position in (0, HEADER_BYTES // 2, path.stat().st_size // 2, -2):
+            flip(path, position)
             with pytest.raises(UserError) as caught:
                 open_dataset(copy)
             assert path.name in str(caught.value)
-            flip(path, place)
+            flip(path, position)
     open_dataset(copy)
 
 
@@ -156,21 +156,21 @@ def rewritten(folder: Path, name: str, change) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "place", "value", "message"),
+    ("name", "position", "value", "message"),
     [
-        ("train-00001.tokens.npy", 5, 183, r"holds the token id 183, beyond the vocabulary of 183"),
-        ("validation-00000.tokens.npy", -1, 65535, r"holds the token id 65535"),
-        ("train-00000.documents.npy", 0, -1, r"holds starts that do not ascend from 0 to below"),
-        ("train-00000.documents.npy", 1, 0, r"holds starts that do not ascend"),
-        ("train-00000.documents.npy", -1, 5000, r"holds starts that do not ascend"),
-        ("train-00000.rare.positions.npy", 2, 2**40, r"holds positions that do not ascend"),
-        ("train-00000.rare.lengths.npy", -1, 65535, r"holds a word that ends beyond the shard"),
-        ("train-00000.rare.words.npy", 3, 10**6, r"holds a word beyond the list of"),
-        ("train-00000.rare.words.npy", 3, -1, r"holds a word beyond the list of"),
+        ("train-00001.tokens.npy", 5, 183, r"contains the token id 183, beyond the vocabulary of 183"),
+        ("validation-00000.tokens.npy", -1, 65535, r"contains the token id 65535"),
+        ("train-00000.documents.npy", 0, -1, r"contains starts that do not ascend from 0 to below"),
+        ("train-00000.documents.npy", 1, 0, r"contains starts that do not ascend"),
+        ("train-00000.documents.npy", -1, 5000, r"contains starts that do not ascend"),
+        ("train-00000.rare.positions.npy", 2, 2**40, r"contains positions that do not ascend"),
+        ("train-00000.rare.lengths.npy", -1, 65535, r"contains a word that ends beyond the shard"),
+        ("train-00000.rare.words.npy", 3, 10**6, r"contains a word beyond the list of"),
+        ("train-00000.rare.words.npy", 3, -1, r"contains a word beyond the list of"),
     ],
 )
-def test_ranges_are_checked_whatever_the_hash_says(copy: Path, name: str, place: int, value: int, message: str) -> None:
-    rewritten(copy, name, lambda array: array.__setitem__(place, value))
+def test_ranges_are_checked_whatever_the_hash(copy: Path, name: str, position: int, value: int, message: str) -> None:
+    rewritten(copy, name, lambda array: array.__setitem__(position, value))
     with pytest.raises(UserError, match=f"{name} is damaged: it {message}"):
         open_dataset(copy)
 
@@ -183,7 +183,7 @@ def test_ranges_are_checked_where_numbers_are_used(copy: Path) -> None:
     dataset = open_dataset(copy)
     stream, cpu = dataset.split("train"), torch.device("cpu")
     rows = PackedRows(stream, 16, 2, 3)
-    with pytest.raises(UserError, match=r"train-00000\.tokens\.npy is damaged: it holds the token id"):
+    with pytest.raises(UserError, match=r"train-00000\.tokens\.npy is damaged: it contains the token id"):
         for step in range(len(rows) // 8):
             list(TrainingBatches({16: rows}, BatchPlan.constant(8, 16), 8, 0, cpu).at(step))
     with pytest.raises(UserError, match=r"train-00000\.documents\.npy is damaged"):
@@ -201,14 +201,14 @@ def test_ranges_are_checked_where_numbers_are_used(copy: Path) -> None:
         lambda rare: rare["words"].__setitem__(0, None),
     ],
 )
-def test_rare_words_are_checked_whatever_the_hash_says(copy: Path, change) -> None:
+def test_rare_words_are_checked_whatever_the_hash(copy: Path, change) -> None:
     rare = json.loads((copy / "rare_words.json").read_text())
     change(rare)
     (copy / "rare_words.json").write_text(json.dumps(rare))
     record = json.loads((copy / "dataset.json").read_text())
     record["rare_words"]["file"] = file_record(copy / "rare_words.json")
     (copy / "dataset.json").write_text(json.dumps(record | {"seal": seal_of(record)}))
-    with pytest.raises(UserError, match=r"rare_words\.json (does not fit dataset\.json|is damaged)"):
+    with pytest.raises(UserError, match=r"rare_words\.json (does not match dataset\.json|is damaged)"):
         open_dataset(copy)
 
 
@@ -217,7 +217,7 @@ def test_lengths_that_differ_from_dataset_json(copy: Path) -> None:
     record["splits"]["train"]["shards"][0]["tokens"] -= 1
     record["splits"]["train"]["shards"][1]["tokens"] += 1
     (copy / "dataset.json").write_text(json.dumps(record))
-    with pytest.raises(UserError, match=r"dataset\.json is damaged: its seal does not fit its content"):
+    with pytest.raises(UserError, match=r"dataset\.json is damaged: its seal does not match its content"):
         open_dataset(copy)
     (copy / "dataset.json").write_text(json.dumps({**record, "seal": seal_of(record)}))
     with pytest.raises(UserError, match=r"train-00000\.tokens\.npy and the files next to it differ in length"):
@@ -246,11 +246,11 @@ def test_what_an_interrupted_call_left_is_compared(
         open_shard: HEADER_BYTES + 1,
         partial / "tokenizer" / "tokenizer.json": -20,
     }
-    for path, place in damaged.items():
-        flip(path, place)
+    for path, position in damaged.items():
+        flip(path, position)
         with pytest.raises(UserError, match=rf"{path.name} is damaged.*remove .*\.out\.partial to begin anew"):
             prepare(options, table=io.StringIO())
-        flip(path, place)
+        flip(path, position)
     for path in (partial / "train-00000.tokens.npy", open_shard):  # cut off: not to be filled with zeros
         content = path.read_bytes()
         path.write_bytes(content[:HEADER_BYTES])
@@ -258,16 +258,16 @@ def test_what_an_interrupted_call_left_is_compared(
             prepare(options, table=io.StringIO())
         path.write_bytes(content)
     state = (partial / ".state.npz").read_bytes()
-    for place in range(0, len(state), len(state) // 40):
-        flip(partial / ".state.npz", place, bit=1 << place % 8)
+    for position in range(0, len(state), len(state) // 40):
+        flip(partial / ".state.npz", position, bit=1 << position % 8)
         try:
-            kept = prepare_room.Partial(partial).load()
+            loaded = prepare_room.Partial(partial).load()
         except UserError as error:
             assert ".state.npz is damaged" in str(error)
         else:
             (partial / ".state.npz").write_bytes(state)
             record, arrays = prepare_room.Partial(partial).load()
-            assert kept[0] == record and all(np.array_equal(kept[1][name], arrays[name]) for name in arrays)
+            assert loaded[0] == record and all(np.array_equal(loaded[1][name], arrays[name]) for name in arrays)
         (partial / ".state.npz").write_bytes(state)
     prepare(options, table=io.StringIO())
     assert (tmp_path / "out" / "dataset.json").read_bytes() == (prepared / "dataset.json").read_bytes()

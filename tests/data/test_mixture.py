@@ -1,4 +1,4 @@
-"""Several sources: their order, their shares in every stretch, where a mixture ends, and what is refused."""
+"""Several sources: their order, their fractions in every part, where a mixture ends, and what is refused."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -22,29 +22,29 @@ def memory(name: str, texts: list[str]) -> Source:
 
 
 @st.composite
-def mixtures(draw: st.DrawFn) -> tuple[list[list[str]], list[float]]:
-    count = draw(st.integers(2, 4))
+def mixtures(sample: st.DrawFn) -> tuple[list[list[str]], list[float]]:
+    count = sample(st.integers(2, 4))
     letters = "abcé"
-    texts = [[letters[n] * size for size in draw(st.lists(st.integers(1, 40), min_size=1))] for n in range(count)]
-    raw = [draw(st.integers(1, 20)) for _ in range(count)]
+    texts = [[letters[n] * size for size in sample(st.lists(st.integers(1, 40), min_size=1))] for n in range(count)]
+    raw = [sample(st.integers(1, 20)) for _ in range(count)]
     return texts, [weight / sum(raw) for weight in raw]
 
 
 @settings(max_examples=200, deadline=None)
 @given(mixtures())
-def test_shares_hold_in_every_prefix_and_order_is_kept(given_: tuple[list[list[str]], list[float]]) -> None:
+def test_fractions_hold_in_every_prefix_and_order_is_retained(given_: tuple[list[list[str]], list[float]]) -> None:
     texts, weights = given_
-    mixture = Mixture("all", [memory(str(n), some) for n, some in enumerate(texts)], weights)
-    taken, total, longest = [0] * len(texts), 0, max(len(text.encode()) for some in texts for text in some)
+    mixture = Mixture("all", [memory(str(n), part) for n, part in enumerate(texts)], weights)
+    given, total, longest = [0] * len(texts), 0, max(len(text.encode()) for part in texts for text in part)
     found: list[list[str]] = [[] for _ in texts]
     for text in mixture.documents():
         found[mixture.part].append(text)
-        taken[mixture.part] += len(text.encode())
+        given[mixture.part] += len(text.encode())
         total += len(text.encode())
         assert 0 <= mixture.position <= mixture.size
-        for given_bytes, weight in zip(taken, weights, strict=True):
+        for given_bytes, weight in zip(given, weights, strict=True):
             assert weight * (total - longest * len(texts)) - 1e-6 <= given_bytes <= weight * total + longest + 1e-6
-    assert all(some[: len(got)] == got for some, got in zip(texts, found, strict=True))
+    assert all(part[: len(got)] == got for part, got in zip(texts, found, strict=True))
     assert mixture.ended_by is not None and found[mixture.ended_by] == texts[mixture.ended_by]
     assert list(mixture.documents()) == list(mixture.documents())
 
@@ -77,7 +77,7 @@ def test_a_list_is_read_one_after_the_other(tmp_path: Path) -> None:
     assert [(found.part, text) for text in found.documents()] == [(0, "1"), (0, "2"), (1, "3"), (1, "4")]
     assert found.position == found.size and found.ended_by is None
     (tmp_path / "a.txt").write_text(" \n")
-    with pytest.raises(UserError, match=r"a.txt' holds no text"):
+    with pytest.raises(UserError, match=r"a.txt' has no text"):
         list(open_source(f"{tmp_path}/a.txt,{tmp_path}/b.jsonl", column="body").documents())
     with pytest.raises(UserError, match="3 columns for 2 sources"):
         open_source(f"{tmp_path}/a.txt,{tmp_path}/b.jsonl", column="a,b,c")
@@ -88,7 +88,7 @@ def test_a_list_is_read_one_after_the_other(tmp_path: Path) -> None:
     [
         ("0.7", "1 weight for 2 sources; give --weights one number for each"),
         ("0.2,0.3,0.5", "3 weights for 2 sources"),
-        ("1.2,-0.2", "weight -0.2 is not greater than 0; leave a source out"),
+        ("1.2,-0.2", "weight -0.2 is not greater than 0; leave out sources"),
         ("1,0", "weight 0 is not greater than 0"),
         ("nan,1", "weight nan is not greater than 0"),
         ("inf,1", "weight inf is not greater than 0"),
@@ -107,7 +107,7 @@ def test_weights_that_do_not_fit(tmp_path: Path, weights: str, message: str) -> 
 
 @given(st.lists(st.integers(1, 10**6), min_size=1, max_size=12))
 @settings(suppress_health_check=[HealthCheck.too_slow])
-def test_the_weights_that_are_proposed_are_taken(raw: list[int]) -> None:
+def test_the_proposed_weights_are_accepted(raw: list[int]) -> None:
     text = ",".join(map(str, raw))
     try:
         weights = parse_weights(text, len(raw))

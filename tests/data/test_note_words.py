@@ -1,4 +1,4 @@
-"""Words with notes: which are chosen, where they stand in a batch, and what is said where there are none."""
+"""Words with notes: the choice of words, their positions in a batch, and messages."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -37,7 +37,9 @@ class Words:
             tokens.append(SEP)
         self.tokens = np.array(tokens, np.uint16)
         self.documents = np.array(starts, np.int64)
-        self.places = RareWords(np.array(positions, np.int64), np.array(lengths, np.uint16), np.array(words, np.int32))
+        self.occurrences = RareWords(
+            np.array(positions, np.int64), np.array(lengths, np.uint16), np.array(words, np.int32)
+        )
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -46,29 +48,29 @@ class Words:
         return self.tokens[start:stop]
 
     def rare(self, start: int, stop: int) -> RareWords:
-        here = (self.places.positions >= start) & (self.places.positions < stop)
-        return RareWords(self.places.positions[here], self.places.lengths[here], self.places.words[here])
+        here = (self.occurrences.positions >= start) & (self.occurrences.positions < stop)
+        return RareWords(self.occurrences.positions[here], self.occurrences.lengths[here], self.occurrences.words[here])
 
 
 def by_hand(ids: list[list[int]], noted: list[tuple[int, ...]], half_window: int, cut: list[bool]) -> list[tuple]:
     """(row, first, pieces, window's first, window's end, word) from the rows' ids alone: ids of 100 and more continue a
-    word. `cut` says of a row that its last word goes on in the next."""
+    word. `cut` is true for a row whose last word continues in the next."""
     found = []
     for number, row in enumerate(ids):
-        place = 1
-        while place < len(row):
-            stop = place + 1
+        position = 1
+        while position < len(row):
+            stop = position + 1
             while stop < len(row) and row[stop] >= 100:
                 stop += 1
-            word = tuple(row[place:stop])
+            word = tuple(row[position:stop])
             if word in noted and not (stop == len(row) and cut[number]):
-                left, right = place, stop
-                while left > 1 and row[left - 1] != SEP and place - left < half_window:
+                left, right = position, stop
+                while left > 1 and row[left - 1] != SEP and position - left < half_window:
                     left -= 1
                 while right < len(row) and row[right] != SEP and right - stop < half_window:
                     right += 1
-                found.append((number, place, stop - place, left, right, noted.index(word)))
-            place = stop
+                found.append((number, position, stop - position, left, right, noted.index(word)))
+            position = stop
     return found
 
 
@@ -165,35 +167,35 @@ def touched(dataset, chosen: np.ndarray, length: int) -> set[int]:
 
 
 @pytest.mark.parametrize("length", [16, 33])
-@pytest.mark.parametrize("share", [0.01, 0.2, 0.6])
-def test_words_are_taken_until_the_share_is_reached(prepared: Path, share: float, length: int) -> None:
+@pytest.mark.parametrize("fraction", [0.01, 0.2, 0.6])
+def test_words_are_selected_until_the_fraction_is_reached(prepared: Path, fraction: float, length: int) -> None:
     dataset = open_dataset(prepared)
     rows = len(dataset.split("train")) // (length - 1)
-    row_of_word = choose_words(dataset, 50, 500, share, length)
+    row_of_word = choose_words(dataset, 50, 500, fraction, length)
     chosen = row_of_word >= 0
     assert row_of_word[chosen].tolist() == list(range(chosen.sum()))
     covered = touched(dataset, chosen, length)
-    assert len(covered) >= share * rows
-    # The set is minimal in the order of the hashes: that some word can be left out is what its last one is for.
+    assert len(covered) >= fraction * rows
+    # The set is minimal in the order of the hashes: without its last word the fraction is not reached.
     fewer = []
     for word in np.flatnonzero(chosen):
         without = chosen.copy()
         without[word] = False
         fewer.append(len(touched(dataset, without, length)))
-    assert min(fewer) < share * rows
-    assert np.array_equal(row_of_word, choose_words(open_dataset(prepared), 50, 500, share, length))
-    more = choose_words(dataset, 50, 500, min(1.0, 2 * share), length) >= 0
-    assert (more | ~chosen).all() and more.sum() >= chosen.sum() + (share == 0.2)
+    assert min(fewer) < fraction * rows
+    assert np.array_equal(row_of_word, choose_words(open_dataset(prepared), 50, 500, fraction, length))
+    more = choose_words(dataset, 50, 500, min(1.0, 2 * fraction), length) >= 0
+    assert (more | ~chosen).all() and more.sum() >= chosen.sum() + (fraction == 0.2)
     index = NoteWords(dataset.split("train"), row_of_word, length, 4)
     assert (index.rows, index.rows_touched) == (rows, len(covered))
 
 
-def test_a_band_is_kept_to(prepared: Path) -> None:
+def test_only_words_of_the_range_are_selected(prepared: Path) -> None:
     dataset = open_dataset(prepared)
     everything = choose_words(dataset, 50, 500, 1.0, 32) >= 0
     assert everything.all()
-    some = choose_words(dataset, 60, 100, 1.0, 32) >= 0
-    assert np.array_equal(some, (dataset.rare_counts >= 60) & (dataset.rare_counts <= 100)) and some.any()
+    selected = choose_words(dataset, 60, 100, 1.0, 32) >= 0
+    assert np.array_equal(selected, (dataset.rare_counts >= 60) & (dataset.rare_counts <= 100)) and selected.any()
 
 
 def test_a_band_that_was_not_prepared(prepared: Path) -> None:
@@ -201,7 +203,7 @@ def test_a_band_that_was_not_prepared(prepared: Path) -> None:
         choose_words(open_dataset(prepared), 20, 600, 0.2, 32)
 
 
-def test_a_band_without_words_names_one_that_has_some(prepared: Path) -> None:
+def test_a_range_without_words_suggests_one_with_words(prepared: Path) -> None:
     dataset = open_dataset(prepared)
     dataset.rare_counts = dataset.rare_counts.copy()
     dataset.rare_counts[:] = 120
@@ -223,4 +225,4 @@ def test_a_corpus_without_rare_words_names_a_band(tmp_path: Path) -> None:
     low, high = (int(word) for word in str(error.value).split("--notes.min-count ")[1].split(" --notes.max-count "))
     assert low <= count <= high and "2 words occur" in str(error.value)
     again = replace(options, out=str(tmp_path / "again"), rare_min=low, rare_max=high)
-    assert (choose_words(open_dataset(prepare(again)), low, high, 0.2, 8) >= 0).any()  # what it says helps
+    assert (choose_words(open_dataset(prepare(again)), low, high, 0.2, 8) >= 0).any()  # its advice helps

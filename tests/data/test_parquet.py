@@ -62,7 +62,7 @@ def test_rows_are_documents_in_order(tmp_path: Path, rows: list[str | None], gro
         assert list(found.documents()) == want
         assert 0 < found.position <= found.size == path.stat().st_size
     else:
-        assert "holds no text" in error_of(path)
+        assert "has no text" in error_of(path)
 
 
 def test_another_column_and_a_long_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from scipy.stats import entropy
 from transformers import AutoTokenizer
 
-from fastbert.data import corpus as corpus_room
+from fastbert.data import corpus as corpus_module
 from fastbert.data import prepare as job
 from fastbert.data.corpus import BYTES_PER_WORKER, workers_for
 from fastbert.data.hashing import text_hash
@@ -145,7 +145,7 @@ def test_the_seed_moves_documents_and_nothing_else(corpus: Path) -> None:
 
 @pytest.mark.parametrize("given", [False, True])
 def test_unknown_words_are_shown(corpus: Path, tmp_path: Path, capsys, given: bool) -> None:
-    """Characters that occur once each, more than a vocabulary of 256 has entries for."""
+    """More characters than a vocabulary of 256 has entries for."""
     text = "\n\n".join(f"ab {chr(0x4E00 + n)} ab ab" for n in range(400))
     (tmp_path / "corpus.txt").write_text(text, encoding="utf-8")
     more = {"tokenizer": str(corpus / "out")} if given else {"vocab_size": 256}
@@ -157,7 +157,7 @@ def test_unknown_words_are_shown(corpus: Path, tmp_path: Path, capsys, given: bo
     train = record["splits"]["train"]
     fraction = train["unk_tokens"] / (train["tokens"] - train["documents"])
     (row,) = [line for line in shown.out.splitlines() if line.startswith("[UNK] tokens")]
-    assert row.split()[4] == f"{fraction:.3%}"
+    assert row.split()[2] == f"{fraction:.3%}"
     fix = "give another --tokenizer" if given else "raise --vocab-size"
     assert "of the train tokens are [UNK]" in shown.err or "of the validation tokens are [UNK]" in shown.err
     assert fix in shown.err
@@ -175,7 +175,7 @@ def test_a_table_gives_the_tokens_of_its_text(tmp_path: Path, capsys: pytest.Cap
 
 
 @pytest.mark.parametrize("other", [False, True])
-def test_what_other_rules_have_read_is_not_continued(tmp_path: Path, monkeypatch, capsys, other: bool) -> None:
+def test_work_with_other_reading_rules_is_not_continued(tmp_path: Path, monkeypatch, capsys, other: bool) -> None:
     (tmp_path / "page").write_text("<html>\n\n" + "one\n\ntwo words\n\n" * 30)
     options = options_of(tmp_path, source=str(tmp_path / "page"))
     with monkeypatch.context() as patch:
@@ -187,7 +187,7 @@ def test_what_other_rules_have_read_is_not_continued(tmp_path: Path, monkeypatch
     capsys.readouterr()
     prepare(options)
     printed = capsys.readouterr().err
-    assert ("beginning anew" in printed) == other and ("continuing what" in printed) != other
+    assert ("beginning anew" in printed) == other and ("continuing the unfinished work" in printed) != other
     assert printed.count("page looks like HTML or XML, but is read as plain text because of its name") == 1
 
 
@@ -274,10 +274,10 @@ def test_accents_of_a_given_tokenizer(corpus: Path) -> None:
     assert given[0].identity() == given[1].identity()
 
 
-def test_less_vocabulary_than_asked_for_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_smaller_vocabulary_than_requested_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_corpus(tmp_path / "corpus.txt", documents=20)
     dataset = open_dataset(prepare(options_of(tmp_path, vocab_size=70_000)))
-    assert f"{dataset.vocab_size:,} entries, not the 70,000 asked for" in capsys.readouterr().err
+    assert f"{dataset.vocab_size:,} entries instead of 70,000" in capsys.readouterr().err
     assert dataset.record["splits"]["train"]["unk_tokens"] == dataset.record["splits"]["validation"]["unk_tokens"] == 0
     assert dataset.vocab_size < 5_000 and dataset.split("train").read(0, 1).dtype == np.uint16
 
@@ -339,8 +339,8 @@ def test_shards_hold_whole_documents(tmp_path_factory: pytest.TempPathFactory, l
     writer = SplitWriter(folder, "train", continuing, shard_tokens=16)
     documents = [np.arange(n) % 3 == 1 for n in lengths]  # a word of one piece, then words of two
     for first in range(0, len(lengths), group):
-        some = documents[first : first + group]
-        writer.write(np.concatenate(some).astype(np.uint16), np.array([len(d) for d in some]), 0)
+        group_documents = documents[first : first + group]
+        writer.write(np.concatenate(group_documents).astype(np.uint16), np.array([len(d) for d in group_documents]), 0)
     writer.close()
     shards = [np.load(folder / f"train-{n:05d}.tokens.npy") for n in range(len(writer.shards))]
     starts = [np.load(folder / f"train-{n:05d}.documents.npy") for n in range(len(writer.shards))]
@@ -356,9 +356,9 @@ def test_shards_hold_whole_documents(tmp_path_factory: pytest.TempPathFactory, l
         assert border in (ends - lengths) or lengths[within] > 16
 
 
-def test_a_killed_worker_is_told(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(corpus_room, "encode_in_worker", _die)
-    with pytest.raises(UserError, match="was killed, most likely for want of memory"):
+def test_a_killed_worker_is_reported(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(corpus_module, "encode_in_worker", _die)
+    with pytest.raises(UserError, match="was killed, most likely because memory ran out"):
         prepare(options_of(corpus, workers=2, out=str(corpus / "killed")))
     assert not (corpus / "killed").exists()
 

@@ -1,4 +1,4 @@
-"""`prepare` with every kind of source: equal bytes for any number of workers, and after kill -9 at any place."""
+"""`prepare` with every kind of source: equal bytes for any number of workers, and after kill -9 at any point."""
 
 import dataclasses
 import io
@@ -68,7 +68,7 @@ def options_of(texts: Path, kind: str, out: Path, **changes: object) -> PrepareO
 
 @pytest.fixture(scope="module")
 def finished(texts: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Each kind, prepared without interruption, with states at the same places."""
+    """Each kind, prepared without interruption, with states at the same points."""
     out = tmp_path_factory.mktemp("finished")
     with pytest.MonkeyPatch.context() as patch:
         for name, value in SMALL.items():
@@ -109,14 +109,14 @@ def dying(function):
     return call
 
 if __name__ == "__main__":
-    {place} = dying({place})
+    {point} = dying({point})
     job.prepare(job.{options!r})
 """
 
 
-def run_and_die(folder: Path, options: PrepareOptions, place: str, calls: int) -> None:
+def run_and_die(folder: Path, options: PrepareOptions, point: str, calls: int) -> None:
     code = DIES.format(
-        batch=SMALL["BATCH_CHARACTERS"], state=SMALL["STATE_BATCHES"], place=place, calls=calls, options=options
+        batch=SMALL["BATCH_CHARACTERS"], state=SMALL["STATE_BATCHES"], point=point, calls=calls, options=options
     )
     (folder / "run.py").write_text(code)
     environment = {**os.environ, "PYTHONPATH": os.getcwd()}
@@ -127,7 +127,7 @@ def run_and_die(folder: Path, options: PrepareOptions, place: str, calls: int) -
 
 
 @pytest.mark.parametrize(
-    ("place", "calls", "least"),
+    ("point", "calls", "least"),
     [
         ("job._train", 0, 0),  # nothing is there yet
         ("room.Corpus.add", 1, 0),  # the tokenizer
@@ -138,18 +138,18 @@ def run_and_die(folder: Path, options: PrepareOptions, place: str, calls: int) -
         ("partial.os.rename", 1, 20),  # whole, but for its name
     ],
 )
-def test_killed_and_gone_on(
+def test_killed_and_continued(
     texts: Path,
     finished: dict[str, Path],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    place: str,
+    point: str,
     calls: int,
     least: int,
 ) -> None:
     """`least`: batches that need not be tokenized again."""
-    options = options_of(texts, "copies", tmp_path / "out", workers=2 if place == "room.Corpus.add" else 1)
-    run_and_die(tmp_path, options, place, calls)
+    options = options_of(texts, "copies", tmp_path / "out", workers=2 if point == "room.Corpus.add" else 1)
+    run_and_die(tmp_path, options, point, calls)
     trained, encoded = [], []
     train, encode = prepare_room._train, room.encode_in_worker
     monkeypatch.setattr(prepare_room, "_train", lambda *a: trained.append(1) or train(*a))
@@ -157,7 +157,7 @@ def test_killed_and_gone_on(
     out = prepare(dataclasses.replace(options, workers=1), table=io.StringIO())
     assert contents(out) == contents(finished["copies"])
     assert open_dataset(out).record["duplicates"]["documents"] > 50
-    assert len(trained) == (place == "job._train")
+    assert len(trained) == (point == "job._train")
     total = len(list(room._batches(open_source(options.source, weights=options.weights))))
     assert total > 20 and len(encoded) <= total - least and (len(encoded) == 0) == (least == 20)
     assert os.listdir(tmp_path) == ["out"]
@@ -212,7 +212,7 @@ def test_another_source_or_option_begins_anew(
     """With a message: the work of hours is dropped."""
     run_and_die(tmp_path, options_of(texts, "text", tmp_path / "out", seed=5), "room.Corpus.add", 8)
     out = prepare(options_of(texts, "text", tmp_path / "out"), table=io.StringIO())
-    assert f"beginning anew: what an interrupted call left in {tmp_path / '.out.partial'}" in capsys.readouterr().err
+    assert f"beginning anew: the unfinished work in {tmp_path / '.out.partial'}" in capsys.readouterr().err
     assert contents(out) == contents(finished["text"]) and os.listdir(tmp_path) == ["out"]
 
 
@@ -238,7 +238,7 @@ def test_what_is_damaged_is_named(texts: Path, tmp_path: Path, capsys: pytest.Ca
         path.write_bytes(whole)
 
 
-def test_interrupted_and_gone_on(
+def test_interrupted_and_continued(
     texts: Path,
     finished: dict[str, Path],
     tmp_path: Path,
@@ -255,7 +255,7 @@ def test_interrupted_and_gone_on(
         prepare(options)
     assert "the same command continues from there" in capsys.readouterr().err
     assert contents(prepare(options)) == contents(finished["text"])
-    assert "continuing what an interrupted call left" in capsys.readouterr().err
+    assert "continuing the unfinished work" in capsys.readouterr().err
 
 
 def test_two_processes_prepare_one_folder(texts: Path, finished: dict[str, Path], tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Every way of storing the same documents gives the same documents; every damaged file is named with its place."""
+"""Every way of storing the same documents gives the same documents; every damaged file is named with the line."""
 
 import gzip
 import json
@@ -97,8 +97,8 @@ def error_of(spec: object) -> str:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "holds no text"),
-        (b" \n\n \n", "holds no text"),
+        (b"", "has no text"),
+        (b" \n\n \n", "has no text"),
         (b"fine\nab\0cd", r"is binary, not text: a zero byte in line 2"),
         (b"fine\n\nd\xe9j\xe0", r"is not UTF-8 text (byte 0xe9, line 3)"),
         (gzip.compress(b"text", mtime=0), "is a gzip file, not text"),
@@ -170,7 +170,7 @@ def test_text_that_looks_like_something_else_is_read_with_a_warning(tmp_path: Pa
 
 
 def test_a_table_is_another_source_than_its_characters(tmp_path: Path) -> None:
-    """What was once prepared from such a file, read as text, is not taken for it."""
+    """A folder prepared from such a file as text does not match it."""
     (tmp_path / "a.csv").write_text("text\na\n")
     (tmp_path / "a.txt").write_text("text\na\n")
     tabular, plain = (open_source(f"{tmp_path}/a.{kind}").identity["files"][0] for kind in ("csv", "txt"))

@@ -98,24 +98,24 @@ def test_seen_is_a_set(batches: list[list[int]], first: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("lengths", "share", "far"),
+    ("lengths", "fraction", "far"),
     [([50] * 99 + [4500], 0.01, True), ([50] * 400, 0.1, False), ([50] * 3, 0.01, True), ([50] * 400, 0.9, False)],
 )
 def test_a_validation_split_far_from_its_fraction(
-    tmp_path: Path, capsys, lengths: list[int], share: float, far: bool
+    tmp_path: Path, capsys, lengths: list[int], fraction: float, far: bool
 ) -> None:
     """99 short documents and a long one, which goes to validation with the right seed."""
     texts = [f"{n} " + "word " * length for n, length in enumerate(lengths)]
     (tmp_path / "corpus.txt").write_text("\n\n".join(texts))
     seeds = range(300) if max(lengths) > 1000 else [0]
-    seed = next(s for s in seeds if max(lengths) < 1000 or text_hash(s, [texts[-1].strip()])[0] < share * 2**64)
-    record = open_dataset(prepare(options_of(tmp_path, validation_fraction=share, seed=seed, vocab_size=256))).record
+    seed = next(s for s in seeds if max(lengths) < 1000 or text_hash(s, [texts[-1].strip()])[0] < fraction * 2**64)
+    record = open_dataset(prepare(options_of(tmp_path, validation_fraction=fraction, seed=seed, vocab_size=256))).record
     tokens = [split["tokens"] for split in record["splits"].values()]
     shown = capsys.readouterr()
     assert ("warning: validation has" in shown.err) == far
     if far:
         assert f"validation has {tokens[1] / sum(tokens):.2%} of the tokens" in shown.err
-        assert f"instead of {share:.2%}:" in shown.err
+        assert f"instead of {fraction:.2%}:" in shown.err
     assert "[UNK]" not in shown.err and "0.000%" in shown.out
 
 
@@ -130,21 +130,21 @@ def test_text_hash() -> None:
 def test_document_hash() -> None:
     many = document_hash(3, 0, 100_000)
     assert np.array_equal(document_hash(3, 500, 10), many[500:510]) and len(np.unique(many)) == len(many)
-    for share in (0.01, 0.3):
-        assert (many < share * 2**64).mean() == pytest.approx(share, abs=4 * (share / len(many)) ** 0.5)
+    for fraction in (0.01, 0.3):
+        assert (many < fraction * 2**64).mean() == pytest.approx(fraction, abs=4 * (fraction / len(many)) ** 0.5)
     assert abs(np.corrcoef(many / 2**64, document_hash(4, 0, 100_000) / 2**64)[0, 1]) < 0.02
 
 
-@pytest.mark.parametrize("share", [1e-9, 0.999999])
-def test_tiny_corpora_get_both_splits(tmp_path: Path, share: float) -> None:
+@pytest.mark.parametrize("fraction", [1e-9, 0.999999])
+def test_tiny_corpora_get_both_splits(tmp_path: Path, fraction: float) -> None:
     write_corpus(tmp_path / "corpus.txt", documents=3)
-    dataset = open_dataset(prepare(options_of(tmp_path, validation_fraction=share, rare_min=1), table=io.StringIO()))
+    dataset = open_dataset(prepare(options_of(tmp_path, validation_fraction=fraction, rare_min=1), table=io.StringIO()))
     texts = list(open_source(str(tmp_path / "corpus.txt")).documents())
     keys = text_hash(0, texts)
     assert sorted(dataset.record["splits"][s]["documents"] for s in ("train", "validation")) == [1, 2]
-    alone = "validation" if share < 0.5 else "train"
+    alone = "validation" if fraction < 0.5 else "train"
     assert dataset.record["splits"][alone]["documents"] == 1
-    text = texts[int(keys.argmin() if share < 0.5 else keys.argmax())]
+    text = texts[int(keys.argmin() if fraction < 0.5 else keys.argmax())]
     assert dataset.record["splits"][alone]["bytes"] == len(text.encode())
 
 
@@ -158,9 +158,9 @@ def test_a_single_document_is_refused(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["corpus.txt"]
 
 
-@pytest.mark.parametrize("share", [1e-9, 0.999999])
-def test_copies_of_a_single_document_get_both_splits(tmp_path: Path, capsys, share: float) -> None:
+@pytest.mark.parametrize("fraction", [1e-9, 0.999999])
+def test_copies_of_a_single_document_get_both_splits(tmp_path: Path, capsys, fraction: float) -> None:
     (tmp_path / "corpus.txt").write_text("one document\n\n" * 30)
-    record = open_dataset(prepare(options_of(tmp_path, validation_fraction=share))).record
+    record = open_dataset(prepare(options_of(tmp_path, validation_fraction=fraction))).record
     assert sorted(split["documents"] for split in record["splits"].values()) == [1, 29]
     assert "are copies of one, so validation has the text of training" in capsys.readouterr().err

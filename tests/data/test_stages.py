@@ -11,19 +11,19 @@ from fastbert.errors import UserError
 
 
 @st.composite
-def runs(draw):
+def runs(sample):
     """(options, batch_size, length, steps) of all kinds."""
-    start, times = draw(st.integers(1, 6)), draw(st.integers(2, 40))
-    first, longer = draw(st.integers(2, 30)), draw(st.integers(2, 5))
-    warmup = draw(st.one_of(st.floats(0.01, 0.99), st.integers(1, 50)))
+    start, times = sample(st.integers(1, 6)), sample(st.integers(2, 40))
+    first, longer = sample(st.integers(2, 30)), sample(st.integers(2, 5))
+    warmup = sample(st.one_of(st.floats(0.01, 0.99), st.integers(1, 50)))
     options = StageOptions(
-        draw(st.sampled_from((None, first))),
-        draw(st.floats(0.01, 0.99)),
-        draw(st.sampled_from((None, start))),
+        sample(st.sampled_from((None, first))),
+        sample(st.floats(0.01, 0.99)),
+        sample(st.sampled_from((None, start))),
         float(warmup),
     )
     options.check(start * times, first * longer)
-    return options, start * times, first * longer, draw(st.integers(options.least_steps, 400))
+    return options, start * times, first * longer, sample(st.integers(options.least_steps, 400))
 
 
 @settings(deadline=None)
@@ -37,10 +37,10 @@ def test_sums_are_those_of_the_single_steps(run) -> None:
     assert plan.total(lambda batch, length: batch**2 + length, half, steps) == sum(
         stage.batch_size**2 + stage.length for stage in stages[half:]
     )
-    drawn = dict.fromkeys(plan.lengths, 0)
+    counts = dict.fromkeys(plan.lengths, 0)
     for step, stage in enumerate(stages):
-        assert plan.sequences_before(step) == drawn[stage.length]  # each sequence follows the one before it
-        drawn[stage.length] += stage.batch_size
+        assert plan.sequences_before(step) == counts[stage.length]  # each sequence follows the one before it
+        counts[stage.length] += stage.batch_size
 
 
 @settings(deadline=None)
@@ -103,8 +103,8 @@ def test_a_batch_grows_in_equal_parts() -> None:
         ({"first_length": 0}, "first_length must be at least 2, not 0"),
         ({"first_fraction": 1.0}, r"must lie in \(0, 1\), not 1.0"),
         ({"first_fraction": math.nan}, "must be a finite number, not nan"),
-        ({"initial_batch_size": 8}, "initial_batch_size 8 is no part of batch_size 8"),
-        ({"initial_batch_size": 3}, "initial_batch_size 3 is no part of batch_size 8"),
+        ({"initial_batch_size": 8}, "initial_batch_size 8 does not divide batch_size 8"),
+        ({"initial_batch_size": 3}, "initial_batch_size 3 does not divide batch_size 8"),
         ({"batch_warmup": 1.5}, "whole number of steps"),
         ({"batch_warmup": 0.0}, "must be greater than 0, not 0.0"),
     ],

@@ -93,7 +93,7 @@ def test_the_fingerprint_sees_vocabulary_and_settings(trained: WordPiece) -> Non
     swapped = (*trained.tokens[:-2], trained.tokens[-1], trained.tokens[-2])
     others = [WordPiece(swapped), *(WordPiece(trained.tokens, **{x: False}) for x in ("lowercase", "strip_accents"))]
     assert len({trained.fingerprint, *(other.fingerprint for other in others)}) == 4
-    assert WordPiece(trained.tokens, strip_accents=True).fingerprint == trained.fingerprint  # says the same as None
+    assert WordPiece(trained.tokens, strip_accents=True).fingerprint == trained.fingerprint  # the same as None
 
 
 def test_training_is_the_same_for_any_number_of_threads_and_hash_seed() -> None:
@@ -117,16 +117,16 @@ def test_letters_of_the_text_are_never_unknown(trained: WordPiece) -> None:
 
 def chinese(characters: int, length: int) -> list[str]:
     """Documents of 100 characters with frequencies that fall off as in Chinese text."""
-    draw = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     weights = 1 / np.arange(10, characters + 10) ** 1.2
-    text = draw.choice(characters, length, p=weights / weights.sum()).astype(np.uint32) + 0x4E00
+    text = rng.choice(characters, length, p=weights / weights.sum()).astype(np.uint32) + 0x4E00
     whole = text.tobytes().decode("utf-32-le")
     return [whole[start : start + 100] for start in range(0, length, 100)]
 
 
 @pytest.mark.parametrize(
     ("vocab_size", "unknown"),
-    [(8192, 0.0), (2048, 0.06), (256, 0.45)],  # all characters; as many as there are entries for
+    [(8192, 0.0), (2048, 0.06), (256, 0.45)],  # all characters; those that have entries
 )
 def test_an_alphabet_may_use_the_whole_vocabulary(vocab_size: int, unknown: float) -> None:
     documents = chinese(4_000, 40_000)
@@ -189,7 +189,7 @@ def change(folder: Path, target: Path, **changes: object) -> Path:
 
 
 def test_refused_tokenizers(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="holds no tokenizer"):
+    with pytest.raises(UserError, match="has no tokenizer"):
         load_tokenizer(tmp_path)
     with pytest.raises(UserError, match="its normalizer is None, not BertNormalizer"):
         load_tokenizer(change(folder, tmp_path, normalizer=None))

@@ -157,7 +157,10 @@ READABLE: dict[str, dict[str, Any]] = {
         "tokenizer__json": tokenizer_json(split_chinese=False),
         "tokenizer_config__json": CLASS | {"tokenize_chinese_chars": False},
     },
-    "control characters kept": {"tokenizer__json": tokenizer_json(clean_text=False), "tokenizer_config__json": FAST},
+    "control characters retained": {
+        "tokenizer__json": tokenizer_json(clean_text=False),
+        "tokenizer_config__json": FAST,
+    },
     "short words": {"tokenizer__json": tokenizer_json(longest_word=20), "tokenizer_config__json": FAST},
     "long words": {"tokenizer__json": tokenizer_json(longest_word=200)},
     "truncation and padding": {"tokenizer__json": tokenizer_json(_cut), "tokenizer_config__json": CLASS},
@@ -202,8 +205,8 @@ READABLE: dict[str, dict[str, Any]] = {
 DISAGREES = (
     r"do_lower_case is False in fastbert and True in transformers; .*; the text 'Hello WORLD' is \[\[CLS\] Hello W "
 )
-WHOLE = r"the added token '\[E1\]': transformers keeps these whole"
-# Folders that the two read differently: the files, and what the refusal says.
+WHOLE = r"the added token '\[E1\]': transformers never splits these"
+# Folders that the two read differently: the files and the message.
 REFUSED: dict[str, tuple[str, dict[str, Any]]] = {
     "another case": (
         DISAGREES,
@@ -285,11 +288,11 @@ REFUSED: dict[str, tuple[str, dict[str, Any]]] = {
         {"tokenizer__json": tokenizer_json(), "tokenizer_config__json": CLASS | {"padding_side": "left"}},
     ),
     "truncation on the left in tokenizer.json": (
-        "its truncation is not on the right",
+        "its truncation is on the left",
         {"tokenizer__json": tokenizer_json(_cut_left), "tokenizer_config__json": CLASS},
     ),
     "no [UNK]": (
-        "unk_token is None, which it cannot be",
+        "unk_token is None, which is not allowed",
         {"vocab__txt": vocabulary(), "tokenizer_config__json": CLASS | {"unk_token": None}},
     ),
     "truncation on the left": (
@@ -324,7 +327,7 @@ REFUSED: dict[str, tuple[str, dict[str, Any]]] = {
         {"vocab__txt": "\ufeff" + vocabulary(), "tokenizer_config__json": CLASS},
     ),
     "a setting that is none": (
-        "do_lower_case is 'no', which it cannot be",
+        "do_lower_case is 'no', which is not allowed",
         {"vocab__txt": vocabulary(), "tokenizer_config__json": CLASS | {"do_lower_case": "no"}},
     ),
 }

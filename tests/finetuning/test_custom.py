@@ -143,7 +143,7 @@ def test_yaml_and_flags_declare_a_task(tmp_path: Path) -> None:
         ({"train": "nowhere.jsonl"}, "nowhere.jsonl does not exist"),
         (
             {"train": "t.txt"},
-            r"t\.txt: the suffix says what is in a file; give one of .jsonl, .ndjson, .json, .csv, .tsv, .parquet",
+            r"t\.txt: the suffix must be that of the file's format, one of .jsonl, .ndjson, .json, .csv, .tsv, .pa",
         ),
         ({"train": "folder.csv"}, "folder.csv is a folder; give a file"),
         ({"text": "x", "label": "x"}, "text and label are both the column 'x'"),
@@ -152,10 +152,10 @@ def test_yaml_and_flags_declare_a_task(tmp_path: Path) -> None:
         ({"symmetric": True}, "symmetric is for pairs"),
         ({"kind": "numbers"}, "unknown kind of labels 'numbers'; did you mean 'number'"),
         ({"kind": "number", "labels": "a,b"}, "labels are given, but kind is number"),
-        ({"test": "t.jsonl"}, "without a train file to learn them from, give the labels"),
-        ({"test": "t.jsonl", "labels": "a,b,a"}, "give two or more different words"),
+        ({"test": "t.jsonl"}, "without a train file, give the labels"),
+        ({"test": "t.jsonl", "labels": "a,b,a"}, "give two or more different names"),
         ({"test": "t.jsonl", "labels": "a,b", "metrics": "f2"}, "unknown metric 'f2'; did you mean 'f1'"),
-        ({"test": "t.jsonl", "labels": "a,b", "metrics": "f1,auc,f1"}, "the metric f1 is named twice"),
+        ({"test": "t.jsonl", "labels": "a,b", "metrics": "f1,auc,f1"}, "the metric f1 is given twice"),
     ],
 )
 def test_declarations_that_do_not_fit(
@@ -286,7 +286,7 @@ def test_damaged_features_of_datasets_are_refused(tmp_path: Path, noted: str) ->
     if "label" in noted:  # not a ClassLabel: the numbers are the labels
         assert open_task("mine", custom=options).examples("dev")[0].label == 0
     else:
-        with pytest.raises(UserError, match="the features that datasets put into it are damaged"):
+        with pytest.raises(UserError, match="the features that datasets stored in it are damaged"):
             open_task("mine", custom=options)
 
 
@@ -295,7 +295,9 @@ def test_class_names_and_numbers_that_do_not_fit(tmp_path: Path) -> None:
     features = {"info": {"features": {"label": {"_type": "ClassLabel", "names": ["no", "yes"]}}}}
     path = tmp_path / "t.parquet"
     pyarrow.parquet.write_table(table.replace_schema_metadata({"huggingface": json.dumps(features)}), path)
-    with pytest.raises(UserError, match=r"row 2: the label 2 is none of the 2 that datasets names in the file"):
+    with pytest.raises(
+        UserError, match=r"row 2: the label 2 is none of the 2 labels that datasets defines in the file"
+    ):
         open_task("mine", custom=CustomTaskOptions(dev=str(path), labels="no,yes")).examples("dev")
 
 

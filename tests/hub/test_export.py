@@ -281,7 +281,7 @@ def test_bad_tokenizers_are_named(tokenizer, tmp_path):
     weights = named(*random_models(config))
     with pytest.raises(UserError, match=r"has 27 tokens and the model 20; give the folder of the tokenizer it was"):
         export_model(config, weights, tokenizer, tmp_path / "out")
-    with pytest.raises(UserError, match="holds no tokenizer; give a folder with"):
+    with pytest.raises(UserError, match="has no tokenizer; give a folder with"):
         export_model(config, weights, tmp_path, tmp_path / "out")
 
 

@@ -395,7 +395,7 @@ def test_tokenizers_of_hugging_face_folders_are_checked(bert, capsys):
         load_pretrained(folder)
     (folder / "tokenizer_config.json").unlink()
     assert not tokenizer_of(load_pretrained(folder)).lowercase
-    assert "is read as tokenizer.json says" in capsys.readouterr().err
+    assert "is read with the settings of tokenizer.json" in capsys.readouterr().err
 
 
 # --- no model at all

@@ -210,7 +210,7 @@ def test_files_that_are_damaged_are_named(tmp_path: Path) -> None:
                 r"tokenizer_config\.json is damaged",
             ),
             ({"tokenizer__json": tokenizer_json(), "tokenizer_config__json": {"vocab": {"a": 0}}}, "has vocab, which"),
-            ({"tokenizer__json": tokenizer_json(), "added_tokens__json": {"a": "b"}}, "a is 'b', which it cannot be"),
+            ({"tokenizer__json": tokenizer_json(), "added_tokens__json": {"a": "b"}}, "a is 'b', which is not allowed"),
             ({"tokenizer__json": tokenizer_json(), "special_tokens_map__json": {"cls_token": {}}}, "{} is no token"),
             ({"vocab__txt": "[PAD]", "tokenizer_config__json": {"tokenizer_class": "TokenizersBackend"}}, "needs"),
         )

@@ -44,17 +44,17 @@ def metrics(run: Path) -> list[dict]:
 )
 def test_resumes_exactly_within_and_between_stages(flags, tmp_path, monkeypatch, more) -> None:
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    drawn: list[tuple[int, int]] = []
+    batched: list[tuple[int, int]] = []
 
     def watch(trainer: loop.Trainer, step: int) -> None:
         batches = list(trainer.batches.at(step))
         assert {len(batch.input_ids) for batch in batches} == {64 // batches[0].input_ids.shape[1]}  # micro-batches
-        drawn.append((sum(len(batch.input_ids) for batch in batches), batches[0].input_ids.shape[1]))
+        batched.append((sum(len(batch.input_ids) for batch in batches), batches[0].input_ids.shape[1]))
 
     with monkeypatch.context() as patch:
         around_steps(patch, watch)
         assert main(["pretrain", *flags, *STAGED, *more, "--out", str(whole)]) == 0
-    assert drawn == SHAPES
+    assert batched == SHAPES
     arguments = [*flags, *STAGED, *more, "--out", str(broken)]
     for step in (2, 4, 6, 8, 10):  # within a stage, and at the first step of one
         with monkeypatch.context() as patch:
@@ -218,7 +218,7 @@ def test_only_active_options_name_the_experiment(prepared) -> None:
     [
         (["--first-length", "64"], "first_length 64 is not shorter than length 32"),
         (["--first-length", "12"], "choose a first_length that divides length"),
-        (["--initial-batch-size", "3"], "initial_batch_size 3 is no part of batch_size 4"),
+        (["--initial-batch-size", "3"], "initial_batch_size 3 does not divide batch_size 4"),
         (["--batch-warmup", "13"], "the batch grows for 13 steps, longer than the run of 12"),
         (["--first-fraction", "1.5"], "--first-fraction must lie in (0, 1), not 1.5"),
         (["--first-length", "2", "--batch-size", "65536", "--initial-batch-size", "32768"], "less than one batch of"),

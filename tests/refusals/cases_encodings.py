@@ -89,13 +89,13 @@ CASES = [
     ),
     (prepare("last.txt"), "(byte 0xe9, line 3): it is probably Windows-1252, in which it reads 'a café'"),
     (prepare("mixed.txt"), "it is UTF-8 before and probably Windows-1252 from there"),
-    (prepare("cesu.txt"), "(byte 0xed, line 3): it is UTF-8 but for surrogates"),
+    (prepare("cesu.txt"), "(byte 0xed, line 3): it is UTF-8 except for surrogates"),
     (prepare("binary.txt"), "it is binary, not text; give UTF-8 text"),
     (prepare("zero.txt"), "zero.txt is binary, not text: a zero byte in line 3"),
     (prepare("16be.jsonl"), "iconv -f UTF-16BE -t UTF-8 16be.jsonl > 16be.utf8.jsonl"),
     (prepare("16.jsonl"), "iconv -f UTF-16 -t UTF-8 16.jsonl > 16.utf8.jsonl"),
     (prepare("1252.jsonl"), "1252.jsonl is not UTF-8 text (byte 0xfc, line 2): it is probably Windows-1252"),
-    (prepare("cesu.jsonl"), "cesu.jsonl is not UTF-8 text (byte 0xed, line 1): it is UTF-8 but for surrogates"),
+    (prepare("cesu.jsonl"), "cesu.jsonl is not UTF-8 text (byte 0xed, line 1): it is UTF-8 except for surrogates"),
     (prepare("zero.jsonl"), "zero.jsonl is binary, not text: a zero byte in line 1"),
     (
         "pretrain 16.yaml",
@@ -107,7 +107,7 @@ CASES = [
     (tokenizer("cr"), "cr/vocab.txt, line 1: a carriage return (\\r) that is not at the end of a line"),
     (
         tokenizer("bom"),
-        "begins with a byte order mark, which would be a part of its first token; remove it with: sed -i",
+        "begins with a byte order mark, which would become a part of its first token; remove it with: sed -i",
     ),
     (tokenizer("wide"), "iconv -f UTF-16 -t UTF-8 wide/vocab.txt > wide/vocab.utf8.txt"),
     (

@@ -1,4 +1,4 @@
-"""Any value for any option of any job: exit code 0, or 2 with one last line that says why and nothing left behind.
+"""Any value for any option of any job: exit code 0, or 2 with the reason in the last line and nothing left behind.
 
 The options are found through the jobs. FASTBERT_FUZZ=5000 tries this many command lines instead of the few of the
 suite, and others every time.
@@ -141,7 +141,7 @@ def outcome(give: Callable[[], Any]) -> str:
         return "refused"
 
 
-def test_every_value_of_every_option_is_taken_or_refused_alike() -> None:
+def test_every_value_of_every_option_is_accepted_or_refused_alike() -> None:
     """As a flag and in a file, each option alone."""
     tried = 0
     for job, cls in JOBS.items():
@@ -213,7 +213,7 @@ def test_any_command_line_ends_with_0_or_2(folder: Path, monkeypatch, capfd) -> 
             assert "Traceback" not in printed.err, (arguments, printed)
             assert printed.err.rstrip("\n").splitlines()[-1].startswith("error: "), (arguments, printed)
             assert "unknown option" not in printed.err, (arguments, printed)  # every option is one
-            # Text that was prepared is kept, and may turn out too short only then.
+            # Prepared text stays, and may be too short only then.
             left = {path for path, _ in tree(folder) - before if not path.startswith(str(folder / "data"))}
             assert not left and before <= tree(folder), (arguments, printed)
         clean(folder, before)
@@ -229,7 +229,7 @@ LISTS = [
     *[(load_sweep, SWEEP, (key,)) for key in ("learning_rates", "batch_sizes", "epochs", "finetune")],
     *[(load_sweep, SWEEP, ("finetune", key)) for key in ("train_fraction", "dropout", "machine", "save_model")],
     *[(load_ablation, ABLATION, (key,)) for key in ("base", "variants", "baseline", "seeds", "checkpoints", "trials")],
-    *[(load_ablation, ABLATION, ("anneal", key)) for key in ("share", "points")],
+    *[(load_ablation, ABLATION, ("anneal", key)) for key in ("fraction", "points")],
     *[(load_ablation, ABLATION, ("budget", key)) for key in ("equal", "steps", "tokens", "flops", "minutes")],
     *[(load_ablation, ABLATION, ("variants", "a", key)) for key in ("optimizer", "layers", "dropout")],
 ]

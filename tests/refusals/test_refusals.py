@@ -1,4 +1,4 @@
-"""User errors: each command line ends with exit code 2, one line that says what is wrong, and nothing left behind.
+"""User errors: each command line ends with exit code 2, a line that states the problem, and nothing left behind.
 
 The modules `cases_*` next to this one hold the cases: `CASES`, a list of (arguments, a part of the message), and
 `files(folder)`, which makes the small input files that their arguments name.

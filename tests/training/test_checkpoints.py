@@ -338,7 +338,7 @@ def test_space_is_checked_before(tmp_path, monkeypatch):
 
 
 def test_a_path_without_folders():
-    with pytest.raises(UserError, match="no folder can be made at /proc/fastbert/checkpoints"):
+    with pytest.raises(UserError, match="no folder can be created at /proc/fastbert/checkpoints"):
         Checkpointer("/proc/fastbert/checkpoints", 1, print)
 
 

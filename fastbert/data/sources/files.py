@@ -21,11 +21,11 @@ def open_files(spec: str, column: str, hint: str) -> tuple[Source, list[Path]]:
     """The source that a path, a glob or a folder of Parquet files names, and its files.
 
     Args:
-        hint: what else a source may be, for errors.
+        hint: other possible sources, for errors.
 
     Raises:
-        UserError: no such file or match, no permission, a format that is not read, or a table without the text column
-            `column`.
+        UserError: no file exists or matches, it cannot be read, has a format that is not read, or is a table without
+            the text column `column`.
     """
     paths = find_files(spec, hint)
     warnings = []
@@ -53,19 +53,19 @@ def open_files(spec: str, column: str, hint: str) -> tuple[Source, list[Path]]:
 
 
 def file_identity(path: Path) -> dict[str, Any]:
-    """JSON that changes when the file does, and not when its folder moves."""
+    """JSON that changes when the file changes, but not when its folder is moved."""
     about = path.stat()
     return {"name": path.name, "bytes": about.st_size, "mtime_ns": about.st_mtime_ns}
 
 
 def _identity(path: Path) -> dict[str, Any]:
     kind = suffixes(path)[0]
-    # Without their format, these would be taken for what was once prepared from the same files, read as plain text.
+    # Without the format, these files would match a folder prepared from them as plain text by an older version.
     return file_identity(path) | ({"format": kind} if kind in (".ndjson", ".json", ".csv", ".tsv") else {})
 
 
 def find_files(spec: str, hint: str) -> list[Path]:
-    """The files that `spec` means, in order: as given, or sorted by path."""
+    """The files that `spec` names, as given or sorted by path."""
     path = Path(spec)
     with input_errors(spec, "source"):
         if path.is_dir():
@@ -85,7 +85,7 @@ def find_files(spec: str, hint: str) -> list[Path]:
 
 
 def _in_folder(folder: Path) -> list[Path]:
-    """Its Parquet files, at any depth. Names with _ or . at the front are notes of the program that wrote them."""
+    """Parquet files of a folder, at any depth. Names that begin with _ or . are metadata of other programs."""
     found = [
         path
         for path in sorted(folder.rglob("*"))
@@ -98,7 +98,7 @@ def _in_folder(folder: Path) -> list[Path]:
     if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
         raise UserError(f"source {folder} is a folder that datasets saved; give it as hf:{folder}")
     if (folder / "dataset.json").is_file():
-        raise UserError(f"source {folder} is prepared data, not text; it is for fastbert pretrain --data {folder}")
+        raise UserError(f"source {folder} is prepared data, not text; use it with fastbert pretrain --data {folder}")
     if (folder / "checkpoints").is_dir():
         raise UserError(f"source {folder} is a run, not text; a run is resumed with --resume {folder}")
     if (folder / "config.json").is_file():
@@ -107,10 +107,10 @@ def _in_folder(folder: Path) -> list[Path]:
 
 
 def read_file(path: Path, column: str) -> Iterator[tuple[int, str]]:
-    """(bytes of the file read, text) of every document; of a table, of every row whose cell is not null.
+    """Yields (bytes of the file read, text) for every document: in a table, for every row whose cell is not null.
 
     Raises:
-        UserError: the file cannot be read; names line or row.
+        UserError: the file cannot be read; names the line or row.
     """
     if not is_table(path):
         with opened(path) as (raw, stream):
@@ -127,7 +127,7 @@ def read_file(path: Path, column: str) -> Iterator[tuple[int, str]]:
 
 
 def read_text(stream: IO[bytes], path: Path) -> Iterator[str]:
-    """Documents of a text file, a blank line between them.
+    """Documents of a text file, separated by blank lines.
 
     Raises:
         UserError: the file is binary or not UTF-8; names line and byte.
@@ -145,7 +145,7 @@ def read_text(stream: IO[bytes], path: Path) -> Iterator[str]:
         lines.append(line)
         held += len(line)
         if held > source.LONGEST_DOCUMENT:
-            # What `documents()` would cut off the whole text, cut off early: memory stays bounded without blanks.
+            # The pieces that `documents()` would cut from the whole text: memory is bounded without blank lines.
             ready, rest = source.cut_early("".join(lines))
             yield from ready
             lines, held = [rest], len(rest)

@@ -1,4 +1,5 @@
-"""Documents of Hugging Face datasets: from the hub or its cache, a folder of data files, or one that datasets saved."""
+"""Documents of Hugging Face datasets: from the hub or its cache, a folder of data files, or a folder of
+`save_to_disk`."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -18,23 +19,24 @@ if TYPE_CHECKING:
     from datasets import Dataset, DatasetBuilder, IterableDataset
 
 HUB = "hf:"
-STREAM_ROWS = 256  # decoded at a time, all their columns
-STREAM_BUFFER = 2**22  # bytes asked for at a time, of each column
+STREAM_ROWS = 256  # rows decoded at a time, with all columns
+STREAM_BUFFER = 2**22  # bytes requested at a time, for each column
 FORM = "hf:NAME[:CONFIG[:SPLIT]]"
 
 
 def open_hub(spec: str, column: str, streamed: bool) -> Source:
-    """The dataset that `hf:NAME[:CONFIG[:SPLIT]]` names; the split is train unless it says otherwise.
+    """Opens the dataset `hf:NAME[:CONFIG[:SPLIT]]`; the split is train by default.
 
-    NAME is a name on the hub (owner/name; its cached copy serves without a network), a local folder that
-    `datasets.load_dataset` takes (Parquet, JSONL, CSV, text: a row for each line), or one that `save_to_disk` wrote.
-    Code of the dataset's own is never run.
+    NAME is a name on the hub (owner/name; a cached copy works without a network), a local folder that
+    `datasets.load_dataset` reads (Parquet, JSONL, CSV, text with a row for each line), or a folder of `save_to_disk`.
+    Code in a dataset is never executed.
 
     Args:
-        streamed: reads where the data lies, without a copy in the local cache. What is read is the same.
+        streamed: reads the data where it is stored, without a copy in the local cache. The documents are the same.
 
     Raises:
-        UserError: it cannot be reached or read; no such configuration, split or column (the known ones are named).
+        UserError: the dataset cannot be reached or read, or a configuration, split or column does not exist (the known
+            ones are named).
     """
     name, config, split = (*spec.removeprefix(HUB).split(":", 2), "", "")[:3]
     if not name.strip("/"):
@@ -56,7 +58,9 @@ def open_hub(spec: str, column: str, streamed: bool) -> Source:
             from datasets import load_dataset_builder
 
             builder = load_dataset_builder(name, config or None)
-            if folder.is_dir() and hasattr(builder.config, "keep_default_na"):  # CSV, where NA and null are words too
+            if folder.is_dir() and hasattr(
+                builder.config, "keep_default_na"
+            ):  # CSV, where NA and null are ordinary words
                 builder = load_dataset_builder(name, config or None, keep_default_na=False)
         split = split or "train"
         dataset = _load(builder, spec, split, streamed)
@@ -68,7 +72,7 @@ def open_hub(spec: str, column: str, streamed: bool) -> Source:
 
 
 def _saved(folder: Path, spec: str, config: str, split: str) -> Path:
-    """The folder of the one split that is meant, below what `save_to_disk` wrote."""
+    """The folder of the selected split in a folder of `save_to_disk`."""
     if config:
         raise UserError(f"source {spec!r}: a saved folder has no configurations; write hf:{folder}::{split or 'SPLIT'}")
     if (folder / "dataset_dict.json").is_file():
@@ -106,7 +110,8 @@ def _load(builder: "DatasetBuilder", spec: str, split: str, streamed: bool) -> "
 
 
 def _read_by_pages(builder: "DatasetBuilder") -> None:
-    """Keeps a stream of Parquet from holding whole files; of the row group it reads, datasets decodes all rows."""
+    """Limits the memory of streamed Parquet files, which `datasets` would otherwise read as a whole. It still decodes
+    all rows of a row group."""
     if hasattr(builder.config, "fragment_scan_options"):
         from pyarrow.dataset import ParquetFragmentScanOptions
 
@@ -122,7 +127,7 @@ def _no_split(spec: str, split: str, splits: Iterable[str]) -> UserError:
 
 
 def _files_of(builder: "DatasetBuilder", folder: Path) -> dict[str, Any]:
-    """The files of a local folder, or the hub's revision."""
+    """Identity of the files of a local folder, or the revision on the hub."""
     if not folder.is_dir():
         return {"revision": builder.hash}
     paths = sorted({Path(file) for files in builder.config.data_files.values() for file in files})
@@ -130,7 +135,7 @@ def _files_of(builder: "DatasetBuilder", folder: Path) -> dict[str, Any]:
 
 
 def _extent(builder: "DatasetBuilder", dataset: "Dataset | IterableDataset", split: str) -> tuple[int, int]:
-    """(bytes of the Arrow form, rows), or (0, 0) of a stream of unknown length."""
+    """(bytes of the Arrow tables, rows), or (0, 0) for a stream of unknown length."""
     if hasattr(dataset, "num_rows"):
         return _bytes_of(dataset), dataset.num_rows
     known = (builder.info.splits or {}).get(split)
@@ -142,9 +147,9 @@ def _bytes_of(dataset: "Dataset") -> int:
 
 
 def _check(dataset: "Dataset | IterableDataset", column: str, spec: str) -> None:
-    """Raises a UserError if `column` is missing or holds no text."""
+    """Raises a UserError if `column` is missing or contains no text."""
     features = dataset.features
-    if features is None:  # a stream of which nobody knows the columns before its first row
+    if features is None:  # a stream whose columns are unknown before its first row
         with _refusals(spec):
             features = dataset._resolve_features().features
     check_schema(features.arrow_schema, Columns((column,)), f"source {spec!r}")
@@ -155,7 +160,7 @@ def _read(
 ) -> Iterator[tuple[int, str]]:
     done = held = 0
     with _refusals(spec):
-        # Nothing but the one column is decoded, and that as Arrow: pictures beside the text cost nothing.
+        # Only this column is decoded, as Arrow: images in other columns cost nothing.
         for batch in dataset.select_columns([column]).with_format("arrow").iter(ROWS):
             texts = cells_of(batch.column(column), f"source {spec!r}, column {column!r}", done)
             for text in texts:
@@ -168,7 +173,7 @@ def _read(
 
 @contextmanager
 def _refusals(spec: str) -> Iterator[None]:
-    """Turns what datasets raises about names, files and networks into a UserError."""
+    """Converts errors of `datasets` about names, files and networks to a UserError."""
     import pyarrow
     from datasets.exceptions import DatasetGenerationError
 
@@ -182,12 +187,12 @@ def _refusals(spec: str) -> Iterator[None]:
         if isinstance(error, UnicodeDecodeError):
             what = explain(error.object, error.start, None)
             raise UserError(f"source {spec!r} cannot be read: a file of it is not UTF-8 text: {what}") from raised
-        said = " ".join(str(error).split("Example of usage")[0].split())
+        reason = " ".join(str(error).split("Example of usage")[0].split())
         if isinstance(error, FileNotFoundError | ConnectionError) and not Path(spec.removeprefix(HUB)).exists():
-            said += (
+            reason += (
                 "; where the hub cannot be reached, give a local copy: a folder of its Parquet files, or one that "
                 "save_to_disk wrote, as hf:FOLDER"
             )
-        elif "BuilderConfig" in said or "Config name" in said:
-            said += f"; write {FORM}, and hf:NAME::SPLIT for a split alone"
-        raise UserError(f"source {spec!r} cannot be read: {said}") from raised
+        elif "BuilderConfig" in reason or "Config name" in reason:
+            reason += f"; write {FORM}, and hf:NAME::SPLIT for a split alone"
+        raise UserError(f"source {spec!r} cannot be read: {reason}") from raised

@@ -1,4 +1,4 @@
-"""What a source of documents is: leaves that read a format, and several of them one after the other or mixed."""
+"""The interface of a source of documents, and the cutting of long documents."""
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -7,7 +7,7 @@ from typing import Any
 
 from fastbert.errors import UserError
 
-LONGEST_DOCUMENT = 2**20  # characters; longer ones are cut at line ends, which bounds everybody's memory
+LONGEST_DOCUMENT = 2**20  # characters; longer documents are cut at line ends, which bounds the memory of all steps
 _LEADING = re.compile(r"[\s\ufeff]*")
 
 
@@ -16,28 +16,28 @@ class Source:
     """Documents in a fixed order."""
 
     spec: str
-    """What the user wrote."""
+    """The source as the user wrote it."""
     name: str
-    """Short and fit for a file name."""
+    """Short name for file names."""
     identity: dict[str, Any]
     """JSON that changes when the text may have changed."""
     size: int
-    """The unit of `position`: bytes as stored (compressed), or 0 where nobody knows before the end."""
+    """Total of `position` in bytes as stored (compressed), or 0 if it is unknown before the end."""
     read: Callable[[], Iterator[tuple[int, str]]] = field(repr=False)
     """Yields (bytes read so far, text)."""
     position: int = 0
-    """Bytes of `size` that the running `documents()` has read; where that is unknown, bytes of text."""
+    """Bytes of `size` that the running `documents()` has read; if `size` is unknown, bytes of text."""
     part: int = 0
-    """Which of `parts` gave the document last yielded."""
+    """Index in `parts` of the source of the last document."""
 
     warnings: Sequence[str] = ()
-    """What the user should know of it before it is read."""
+    """Warnings for the user before the source is read."""
     ended_by: int | None = None
-    """In a mixture that was read to its end, the part that ran out."""
+    """The part that ran out, in a mixture that was read to its end."""
     parts: "Sequence[Source]" = field(default=(), repr=False, compare=False)
-    """The sources this one is made of; a plain one is its own only part."""
+    """The sources that a list or mixture consists of; any other source is its only part."""
     weights: Sequence[float] | None = None
-    """Fractions of the text's bytes that the parts have in a mixture."""
+    """Fraction of the text's bytes of each part of a mixture."""
 
     def __post_init__(self) -> None:
         self.parts = self.parts or (self,)
@@ -46,7 +46,7 @@ class Source:
         """Non-empty documents without white space at their ends, at most LONGEST_DOCUMENT characters each.
 
         Raises:
-            UserError: the source holds no document, or cannot be read (file, place and remedy are named).
+            UserError: the source has no document, or cannot be read; names the file, the row and what to do.
         """
         self.position, empty = 0, True
         for position, text in self.read():
@@ -55,7 +55,7 @@ class Source:
                 empty = False
                 yield piece
         if empty:
-            raise UserError(f"source {self.spec!r} holds no text; give one with documents (a blank line between them)")
+            raise UserError(f"source {self.spec!r} has no text; give one with documents (a blank line between them)")
 
 
 def cut(text: str, limit: int) -> Iterable[str]:
@@ -71,15 +71,15 @@ def cut(text: str, limit: int) -> Iterable[str]:
 
 
 def cut_early(beginning: str) -> tuple[list[str], str]:
-    """The pieces of `cut` at LONGEST_DOCUMENT that do not depend on what follows `beginning` in its document, and what
-    then stands for the rest of it."""
+    """The pieces of `cut` at LONGEST_DOCUMENT that do not depend on the text after `beginning`, and the remaining text
+    of `beginning`."""
     *ready, rest = _pieces(beginning, LONGEST_DOCUMENT)
-    # White space may be the end, which is no reason to cut, or lie between words; more of it makes no difference.
+    # White space at the end may separate words of the document, or end it; any more of it makes no difference.
     return ready, rest + beginning[len(beginning.rstrip()) :][:LONGEST_DOCUMENT]
 
 
 def _pieces(text: str, limit: int) -> Iterator[str]:
-    """Those of `cut`, the last of which, behind the last cut, may be empty."""
+    """The pieces of `cut`; the last one may be empty."""
     text = text.rstrip()
     start = _LEADING.match(text).end()
     while len(text) - start > limit:
