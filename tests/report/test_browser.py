@@ -155,7 +155,8 @@ def test_nothing_is_cut(opened, width: int) -> None:
     for tag, reachable, needed, scrolls, right in cut:
         assert right <= window and (reachable >= int(needed) if tag == "TABLE" else needed <= window)
         assert scrolls or tag == "svg"
-    assert any(reachable > window for tag, reachable, *_ in cut if tag == "TABLE")  # else nothing was tested
+    if width == 400:
+        assert any(reachable > window for tag, reachable, *_ in cut if tag == "TABLE")  # else nothing was tested
     assert opened.execute_script("return getComputedStyle(document.body).backgroundColor") == "rgb(13, 17, 23)"
 
 
