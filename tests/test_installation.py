@@ -39,7 +39,7 @@ def test_a_wheel_carries_the_configurations(tmp_path: Path) -> None:
         capture_output=True,
         text=True,
     )
-    assert "given: tupe-r" in " ".join(done.stdout.split()) and not list(elsewhere.iterdir())
+    assert "given: muon" in " ".join(done.stdout.split()) and not list(elsewhere.iterdir())
 
 
 def test_configurations_have_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
