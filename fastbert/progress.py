@@ -95,12 +95,12 @@ def progress(label: str, total: int = 0, unit: str = "B", done: int = 0) -> Iter
         unit: of `total`: "B" (bytes) or a plural such as "steps".
         done: the amount that an interrupted process has already done. The rate does not include it.
     """
-    with shown(Progress(label, total, unit, done)) as work:
+    with shown(Progress(label, total, unit, done), DELAY) as work:
         yield work
 
 
 @contextmanager
-def shown(work: Work, delay: float = DELAY, lines: bool = True) -> Iterator[Work]:
+def shown(work: Work, delay: float, lines: bool = True) -> Iterator[Work]:
     """Shows `work` while the block runs, as `progress` does.
 
     Args:
@@ -169,6 +169,7 @@ def _show_bar(work: Progress, ended: threading.Event, delay: float) -> None:
         if len(_display.task_ids) > 1:
             _display.remove_task(task)
         else:
+            _display.live.transient = not work.total  # its bar shows nothing once the work is done
             _display.stop()
             _display = None
 

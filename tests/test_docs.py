@@ -45,11 +45,8 @@ STUDY = {
 STUDY_TASKS = {"finetune": {"glue_subset": True, "machine": {"device": "cpu", "precision": "fp32"}}, "epochs": 1}
 IF_GIVEN = {"--machine.micro-batch-size": "2"}
 UNTOUCHED = ("--resume", "--help")
-GLUE_SUBSET = {"glue_subset": True}
 SLOW = ("bench",)
 """Jobs whose options are checked, but that are not run."""
-NAMED = re.compile(r"# (\w+\.yaml)\n")
-"""The first line of a block that later commands read as a file."""
 
 
 def blocks(page: Path) -> list[tuple[str, str]]:
@@ -86,20 +83,6 @@ def toy(arguments: list[str]) -> list[str]:
             index = rest.index(flag)
             del rest[index : index + 2]
     return [job, *rest, *(word for flag, value in chosen.items() for word in (flag, value))]
-
-
-def toy_study(text: str) -> str:
-    """The YAML file of a study at toy size."""
-    values = yaml.safe_load(text)
-    if "base" in values:
-        network = {flag.strip("-").replace("-", "_"): yaml.safe_load(value) for flag, value in NETWORK.items()}
-        values["base"] |= {**network, "data": "data/wiki", "eval_sequences": 4}
-        values["budget"] = {"equal": values["budget"]["equal"], "steps": 8}
-        values |= {"seeds": 1, **({"anneal": {"points": [1.0], "fraction": 0.5}} if "anneal" in values else {})}
-    if "models" in values:
-        values |= {"seeds": 1, "epochs": 1, "learning_rates": values["learning_rates"][:1], "finetune": GLUE_SUBSET}
-        values["tasks"] = values["tasks"][:1]
-    return yaml.safe_dump(values)
 
 
 def run_command(words: list[str]) -> None:
@@ -170,8 +153,6 @@ def test_every_snippet_works(page: Path, folder: Path, tmp_path: Path, monkeypat
                 run_command(words)
         elif language == "python" and "trainer.train()" not in text:  # tests/hub/test_training_examples.py runs these
             exec(compile(text, str(page), "exec"), {"__name__": "snippet"})
-        elif language == "yaml" and (named := NAMED.match(text)):
-            Path(named[1]).write_text(toy_study(text))
         elif language == "yaml" and (file := re.match(r"# (\S+\.yaml)\n", text)):
             Path(file[1]).write_text(text)
         else:

@@ -98,6 +98,17 @@ def test_bars_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "a message\n" in terminal.getvalue()
 
 
+@pytest.mark.parametrize("total", [0, 8])
+def test_bar_of_an_unknown_total_disappears(monkeypatch: pytest.MonkeyPatch, total: int) -> None:
+    terminal = Terminal()
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr("sys.stderr", terminal)
+    monkeypatch.setattr(module, "DELAY", 0)
+    with progress("reading", total):
+        wait_for(lambda: "reading" in terminal.getvalue())
+    assert terminal.getvalue().endswith("\x1b[1A\x1b[2K") is (total == 0)
+
+
 def test_short_work_shows_nothing(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     terminal = Terminal()
     with progress("reading", 100) as work:

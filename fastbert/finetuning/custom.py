@@ -64,7 +64,7 @@ class CustomTaskOptions:
         for name in ("labels", "metrics"):
             value = getattr(self, name)
             if value is not None and not all(word.strip() for word in value.split(",")):
-                raise OptionError(self, name, f"must be comma-separated names, not {brief(value)}")
+                raise OptionError(self, name, f"must be names with a comma between them, not {brief(value)}")
 
     def check(self) -> None:
         """Checks that the options fit each other. The constructor does not, since flags alone may be a part of a task.
@@ -74,9 +74,9 @@ class CustomTaskOptions:
         """
         if self.symmetric and self.pair is None:
             raise UserError("symmetric is for pairs; name the column of the second text with pair")
-        if self.labels is not None and not KINDS[self.kind].least_labels:
+        if self.labels is not None and not KINDS[self.kind].min_labels:
             raise UserError(f"labels are given, but kind is {self.kind}; drop labels or set kind: classes")
-        if self.pair is not None and KINDS[self.kind].of_words:
+        if self.pair is not None and KINDS[self.kind].labels_words:
             raise UserError(f"kind {self.kind} labels the words of one text; drop pair")
         text, label = self.text or TEXT, self.label or LABEL
         for name, column in (("pair", self.pair), ("label", label)):
@@ -99,7 +99,7 @@ class CustomSource:
                 path = Path(name)
                 inside = folder / path if folder is not None else path
                 self.paths[split] = inside if inside.exists() and not path.exists() else path
-                _check_format(self.paths[split], KINDS[options.kind].of_words, split == "test")
+                _check_format(self.paths[split], KINDS[options.kind].labels_words, split == "test")
         if not self.paths:
             raise UserError("a custom task needs files: name train and dev (and test, if there is one)")
 
@@ -122,7 +122,7 @@ class CustomSource:
             UserError: with file, line and remedy, for a missing file or column, an empty text, a binary file.
         """
         options = self.options
-        if KINDS[options.kind].of_words:
+        if KINDS[options.kind].labels_words:
             yield from word_rows(self.paths[split], options.text, options.label, may_lack_labels=split == "test")
             return
         columns = self.columns(split)
@@ -143,18 +143,18 @@ class CustomSource:
         path, options = self.paths["train"], self.options
         if suffixes(path)[0] != ".parquet":
             return None
-        words = KINDS[options.kind].of_words
+        words = KINDS[options.kind].labels_words
         return check_parquet(path, word_columns(path, options.text, options.label) if words else self.columns("train"))
 
 
 def check_custom_file(path: Path, kind: str | None) -> None:
     """Raises a UserError if `path` cannot be read, or has a format that the kind (None if unknown) does not read."""
-    _check_format(path, KINDS[kind].of_words if kind is not None else is_conll(path), may_lack_labels=True)
+    _check_format(path, KINDS[kind].labels_words if kind is not None else is_conll(path), may_lack_labels=True)
     open_input(path).close()
 
 
-def _check_format(path: Path, of_words: bool, may_lack_labels: bool) -> None:
-    if of_words:
+def _check_format(path: Path, labels_words: bool, may_lack_labels: bool) -> None:
+    if labels_words:
         check_word_file(path, may_lack_labels)
     elif is_conll(path) and suffixes(path)[0] not in (*TABLES, ".txt"):
         raise UserError(

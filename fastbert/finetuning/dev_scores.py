@@ -42,7 +42,11 @@ def write_errors(path: Path, task: Task, dev: dict[str, Inputs], scores: dict[st
     with atomic_file(path, "w") as file:
         for loss, split, example, value in rows[:worst]:
             row = {"split": split, "index": example.index, "loss": round(loss, 4)}
-            row |= {"expected": task.kind.shown(example), **task.kind.answer(example, value), "text": example.text}
+            row |= {
+                "expected": task.kind.file_label(example),
+                **task.kind.prediction_row(example, value),
+                "text": example.text,
+            }
             row |= {} if (errors := task.kind.errors(example, value)) is None else {"errors": errors}
             row |= {} if example.pair is None else {"pair": example.pair}
             file.write(json_text(row, ensure_ascii=False) + "\n")

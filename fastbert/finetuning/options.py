@@ -139,7 +139,7 @@ class FinetuneOptions:
         try:
             fractions = [convert_text(part.strip(), float) for part in self.train_fraction.split(",")]
         except ValueError:
-            problem = f"must be numbers separated by commas, such as 0.1,0.3,1.0, not {brief(self.train_fraction)}"
+            problem = f"must be numbers with commas between, such as 0.1,0.3,1.0, not {brief(self.train_fraction)}"
             raise OptionError(self, "train_fraction", problem) from None
         if not all(0.0 < fraction <= 1.0 for fraction in fractions) or len(set(fractions)) < len(fractions):
             problem = f"must be different fractions above 0 and up to 1, not {brief(self.train_fraction)}"

@@ -47,7 +47,7 @@ def predict(options: PredictOptions) -> dict[str, Any]:
     check_predictions_file(options.out)
     ensemble = open_ensemble(options.model)
     record = ensemble.record
-    if is_conll(Path(options.out)) and not record.kind.of_words:
+    if is_conll(Path(options.out)) and not record.kind.labels_words:
         raise UserError(f"{options.out} would be CoNLL columns, and {options.model} does not label words; write .jsonl")
     if ensemble.seeds:
         echo(f"{options.model}: the mean over the seeds {', '.join(map(str, ensemble.seeds))}")
@@ -67,7 +67,7 @@ def predict(options: PredictOptions) -> dict[str, Any]:
     write(f"{where}: {len(examples)} predictions for {split}{figures}")
     if inputs.truncated:
         echo(
-            f"{inputs.truncated} {'inputs with words' if record.kind.of_words else 'inputs'} were cut to "
+            f"{inputs.truncated} {'inputs with words' if record.kind.labels_words else 'inputs'} were cut to "
             f"{record.max_length} tokens"
         )
     return {"out": options.out, "examples": len(examples), "truncated": inputs.truncated} | metrics
@@ -147,10 +147,10 @@ def read_source(options: PredictOptions, record: TaskRecord) -> list[Example]:
 def write_predictions(file: IO[str], inputs: Inputs, values: np.ndarray, record: TaskRecord, columns: bool) -> None:
     """Writes the index and the prediction of each example as JSON, or, where words have labels, `columns` of CoNLL."""
     for example, scores in inputs.scored(values):
-        if columns and record.kind.of_words:
+        if columns and record.kind.labels_words:
             words = (example.text[start:end] for start, end in example.words)
             pairs = zip(words, record.kind.prediction(scores), strict=True)
             file.write("".join(f"{word}\t{tag}\n" for word, tag in pairs) + "\n")
         else:
-            row = {"index": example.index, **record.kind.answer(example, scores)}
+            row = {"index": example.index, **record.kind.prediction_row(example, scores)}
             file.write(json_text(row, ensure_ascii=False) + "\n")

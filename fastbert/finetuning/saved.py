@@ -109,7 +109,7 @@ def _card(record: TaskRecord, native: bool) -> str:
     metrics = "\n".join(
         f"- {split}, {name}: {value:.4f}" for split, values in record.dev.items() for name, value in values.items()
     )
-    limit = "It reads longer texts in overlapping windows of" if record.kind.of_words else "Inputs are cut to"
+    limit = "It reads longer texts in overlapping windows of" if record.kind.labels_words else "Inputs are cut to"
     return f"""---
 library_name: transformers
 pipeline_tag: {record.kind.pipeline}
@@ -161,9 +161,9 @@ def read_task_record(folder: Path) -> tuple[TaskRecord, WordPiece]:
     kind = KINDS[choose(f"kind of task in {folder / TASK_FILE}", values["kind"], KINDS)]
     where = f"the task record {folder / TASK_FILE}"
     kind = kind.restored(tuple(values["labels"]), values.get("settings", {}), where)
-    if len(kind.labels) < kind.least_labels:
+    if len(kind.labels) < kind.min_labels:
         raise UserError(
-            f"the task record {folder / TASK_FILE} is damaged: a task has {kind.least_labels} labels at least"
+            f"the task record {folder / TASK_FILE} is damaged: a task has {kind.min_labels} labels at least"
         )
     parts = {name: value for name, value in values.items() if name not in ("kind", "labels", "settings", "tokenizer")}
     record = TaskRecord(kind=kind, **parts)

@@ -221,7 +221,7 @@ def _custom_task(name: str, options: CustomTaskOptions, folder: Path | None) -> 
         name=options.name or name,
         kind=kind,
         is_pair=options.pair is not None,
-        metrics=tuple(words(options.metrics or "")) or kind.usual_metrics,
+        metrics=tuple(words(options.metrics or "")) or kind.default_metrics,
         symmetric=options.symmetric,
         splits={split: str(path) for split, path in source.paths.items()},
         source=source,

@@ -74,9 +74,11 @@
       const suffix = row === 0 ? "" : `${row + 1}`, bottom = top - heights[row] / total;
       wanted[`xaxis${suffix}`] = { anchor: `y${suffix}`, matches: row === 0 ? undefined : "x", gridcolor: line,
         zeroline: false, type: control("logx").checked ? "log" : "linear", exponentformat: "SI",
+        uirevision: `${axis} ${control("logx").checked}`, // the zoom stays until this changes
         title: row === data.panels.length - 1 ? { text: data.axes[axis] } : undefined };
       wanted[`yaxis${suffix}`] = { anchor: `x${suffix}`, domain: [Math.max(0, bottom), top], gridcolor: line,
         zeroline: false, type: panel.loss && control("logy").checked ? "log" : "linear",
+        uirevision: `${control("logy").checked}`,
         tickformat: panel.percent ? ".2~%" : undefined };
       wanted.annotations.push({ text: `<b>${panel.title}</b>`, showarrow: false, xref: "paper", yref: "paper", x: 0,
         xanchor: "left", y: top, yanchor: "bottom" });

@@ -27,7 +27,7 @@ p, ul { max-width: 64rem; } .faint { color: var(--faint); }
 .warning { background: var(--warning-block); border-left: 4px solid var(--warning); padding: .5rem .8rem; }
 .scroll { overflow-x: auto; max-width: 100%; margin: .8rem 0; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; overflow-wrap: normal; }
-th, td { padding: .3rem .75rem; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top;
+th, td { padding: .3rem .6rem; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top;
   max-width: 34rem; unicode-bidi: isolate; }
 td.long { min-width: 16rem; white-space: pre-line; } td:not(.long) { white-space: nowrap; }
 th { border-bottom: 2px solid var(--faint); vertical-align: bottom; } td.number, th.number { text-align: right; }

@@ -135,7 +135,7 @@ def task_scores(task: Task, found: Any, tokenizer, examples: list[Example]) -> n
     """Converts the Trainer's logits for `Task.measure`. A word that the tokenizer deletes has none, and counts as
     tagged with the first label, O."""
     logits = found.predictions
-    if not task.kind.of_words:
+    if not task.kind.labels_words:
         return task.kind.scores(torch.from_numpy(logits)).numpy()
     words = [example.text[start:end] for example in examples for start, end in example.words]
     pieces = tokenizer(words, add_special_tokens=False)["input_ids"]
@@ -193,7 +193,7 @@ def train_trainer(options: FinetuneOptions, order: str) -> dict[str, Any]:
     examples = task.examples("train")
     examples = [examples[row] for row in subset(len(examples), options.fractions()[0])]
     train = features(examples, tokenizer, options.max_length)
-    collator = DataCollatorForTokenClassification if task.kind.of_words else DataCollatorWithPadding
+    collator = DataCollatorForTokenClassification if task.kind.labels_words else DataCollatorWithPadding
     clock = Clock()
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(
@@ -272,7 +272,7 @@ VARIANTS: dict[str, Callable[[], AbstractContextManager]] = {
         KERNELS, {"auto": replace(KERNELS["auto"], attention=torch_attention)}
     ),
     "PyTorch's dropout": torch_dropout,
-    "glibc's allocator with its defaults": lambda: mock.patch.object(
+    "glibc's allocator as it comes": lambda: mock.patch.object(
         setup,
         "setup_machine",
         lambda machine, device: torch.set_num_threads(machine.threads or torch.get_num_threads()),

@@ -152,10 +152,10 @@ def test_yaml_and_flags_declare_a_task(tmp_path: Path) -> None:
         ({"symmetric": True}, "symmetric is for pairs"),
         ({"kind": "numbers"}, "unknown kind of labels 'numbers'; did you mean 'number'"),
         ({"kind": "number", "labels": "a,b"}, "labels are given, but kind is number"),
-        ({"test": "t.jsonl"}, "without a train file to learn them from, give the labels"),
-        ({"test": "t.jsonl", "labels": "a,b,a"}, "give two or more different words"),
+        ({"test": "t.jsonl"}, "without a train file, give the labels"),
+        ({"test": "t.jsonl", "labels": "a,b,a"}, "give two or more different names"),
         ({"test": "t.jsonl", "labels": "a,b", "metrics": "f2"}, "unknown metric 'f2'; did you mean 'f1'"),
-        ({"test": "t.jsonl", "labels": "a,b", "metrics": "f1,auc,f1"}, "the metric f1 is named twice"),
+        ({"test": "t.jsonl", "labels": "a,b", "metrics": "f1,auc,f1"}, "the metric f1 is given twice"),
     ],
 )
 def test_declarations_that_do_not_fit(

@@ -75,7 +75,7 @@ def test_lists_cells_and_class_names_are_the_same_labels(tmp_path) -> None:
     assert by_list.kind.labels == ("x", "y", "z")
     expected = [(0, 1), (), (2,), (0,)]
     assert [example.label for example in by_list.examples("train")] == expected
-    assert by_list.kind.shown(by_list.examples("train")[0]) == ["x", "y"]
+    assert by_list.kind.file_label(by_list.examples("train")[0]) == ["x", "y"]
     assert by_cell.kind == by_list.kind and by_cell.examples("train") == by_list.examples("train")
     parquet = open_task("mine", custom=CustomTaskOptions(train=str(tmp_path / "t.parquet"), kind="multi-label"))
     assert parquet.kind.labels == ("y", "x", "z")
@@ -95,9 +95,9 @@ def test_lists_cells_and_class_names_are_the_same_labels(tmp_path) -> None:
         ("t.jsonl", '["x", null]', "line 2: None in the list of labels is no word"),
         ("t.jsonl", '[["x"]]', r"line 2: \['x'\] in the list of labels is no word"),
         ("t.jsonl", '["x", " "]', "line 2: a label in .* is empty; drop it"),
-        ("t.jsonl", '["x", "x "]', "line 2: the label 'x' is there twice"),
+        ("t.jsonl", '["x", "x "]', "line 2: the label 'x' is repeated"),
         ("t.jsonl", '["x", "why"]', "line 2: unknown label 'why'; did you mean 'y'[?] known: x, y"),
-        ("t.csv", "x;y;x", "line 3: the label 'x' is there twice"),
+        ("t.csv", "x;y;x", "line 3: the label 'x' is repeated"),
         ("t.csv", "x;", "line 3: a label in 'x;' is empty"),
         ("t.csv", "x|y", r"line 3: unknown label 'x\|y'; write ';', not '\|', between the labels in a cell"),
         ("t.csv", "\"['x', 'y']\"", "line 3: the cell .* holds a list as text; write the labels with ';' between"),
@@ -117,7 +117,7 @@ def test_labels_that_cannot_be_learned_are_refused(tmp_path) -> None:
         opened(tmp_path / "t.csv", "text,label\na,x\nb,\n")
     with pytest.raises(UserError, match="line 2 has no label; train needs one in every row; an empty list"):
         opened(tmp_path / "t.jsonl", '{"text": "a", "label": ["x"]}\n{"text": "b", "label": null}\n')
-    with pytest.raises(UserError, match="two or more different words"):
+    with pytest.raises(UserError, match="two or more different names"):
         opened(tmp_path / "t.csv", "text,label\na,x\n", labels="x,x")
     write_rows(tmp_path / "t.jsonl", [{"text": "a", "label": ["x", "y"]}])
     with pytest.raises(UserError, match=r"line 1: the label \['x', 'y'\] is no class; set kind: multi-label"):

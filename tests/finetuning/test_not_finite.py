@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from fastbert.errors import UserError
-from fastbert.finetuning import loop, predict, submit
+from fastbert.finetuning import ensemble, loop, scoring, submit
 from fastbert.finetuning import seed as seed_training
 from fastbert.finetuning.saved import load_task_model
 from fastbert.studies.shared.comparison import Comparison
@@ -120,9 +120,9 @@ def test_models_that_are_not_finite_are_refused(bert, small, tuned, tmp_path, ca
 
 def test_scores_that_are_not_finite_are_not_written(small, tuned, tmp_path, capsys, monkeypatch) -> None:
     with pytest.raises(UserError, match=r"2 of 3 scores of m are not finite; try --machine\.precision fp32"):
-        predict.check_finite(np.array([[0.1, math.nan], [math.inf, 0.2], [0.5, 0.5]]), "m", "bf16")
-    predict.check_finite(np.zeros((0, 2)), "m", "bf16")
-    poison_scores(monkeypatch, predict, {1})
+        scoring.check_finite(np.array([[0.1, math.nan], [math.inf, 0.2], [0.5, 0.5]]), "m", "bf16")
+    scoring.check_finite(np.zeros((0, 2)), "m", "bf16")
+    poison_scores(monkeypatch, ensemble, {1})
     written = tmp_path / "predictions.jsonl"
     assert main(["predict", "--model", str(tuned), "--source", small[5], "--out", str(written)]) == 2
     assert "1 of 16 scores" in capsys.readouterr().err and not written.exists()

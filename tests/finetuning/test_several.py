@@ -111,7 +111,7 @@ def test_refusals_come_before_any_training(bert, glue, words, tmp_path, capsys) 
         task="glue",
     )
     refuses("colla: unknown task 'colla'; did you mean 'cola'?", task="rte,colla")
-    refuses("a task called rte comes twice", task="rte,RTE")
+    refuses("a task called rte is given twice", task="rte,RTE")
     refuses("--custom... describes one task", more=("--custom.pair", "b"))
     refuses("the order of the texts matters in all of these tasks", task="rte,sst2", more=("--symmetric",))
     refuses("max_length 99 is longer than the 30 positions", more=("--max-length", "99"))

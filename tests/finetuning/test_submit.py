@@ -79,7 +79,7 @@ def test_the_best_seed_of_each_task_answers_and_the_rest_is_filled(trained, glue
             assert line.endswith(f"majority label {GLUE[name].majority} in every row: no model")
             assert set(answers(out, file)) == {GLUE[name].majority}
     assert submit("--check", out) == 0
-    assert "GLUE's server takes it" in capsys.readouterr().out
+    assert "valid for GLUE's server" in capsys.readouterr().out
 
 
 def test_models_by_name_win_over_results(trained, glue, tmp_path) -> None:
@@ -143,7 +143,7 @@ def test_refusals(bert, trained, glue, tmp_path, capsys) -> None:
     assert submit("--check", tmp_path / "none.zip") == 2
     assert "none.zip does not exist" in capsys.readouterr().err
     assert submit("--check", out, "--out", out) == 2
-    assert "--check only looks at an archive" in capsys.readouterr().err
+    assert "--check only reads an archive" in capsys.readouterr().err
 
 
 def test_a_best_seed_whose_model_was_not_saved(bert, glue, tmp_path, capsys) -> None:

@@ -139,7 +139,7 @@ def test_text_is_split_as_the_tokenizer_splits_it_and_spans_may_hold_white_space
     assert [task.kind.labels[tag] for tag in example.label] == [
         *("B-city", "I-city", "I-city", "O", "B-city", "I-city", "O", "O", "O")
     ]
-    assert task.kind.shown(example)[1] == {"start": 10, "end": 12, "label": "city", "text": "北京"}
+    assert task.kind.file_label(example)[1] == {"start": 10, "end": 12, "label": "city", "text": "北京"}
 
 
 @pytest.mark.parametrize(
@@ -153,7 +153,7 @@ def test_text_is_split_as_the_tokenizer_splits_it_and_spans_may_hold_white_space
 )
 def test_spans_count_the_characters_of_the_text_as_it_stands_in_the_file(tmp_path, text, span, found) -> None:
     task = task_of(tmp_path, "a.jsonl", [{"text": text, "spans": [span]}])
-    (shown,) = task.kind.shown(task.examples("train")[0])
+    (shown,) = task.kind.file_label(task.examples("train")[0])
     assert (shown["start"], shown["end"], shown["text"]) == found and text[span[0] : span[1]] == found[2]
 
 
@@ -250,7 +250,7 @@ def test_names_of_classes_that_are_no_labels(tmp_path, names, message) -> None:
     [
         ({"dev": "c\tO\nd\tB-y\n"}, r"dev-a\.conll, line 2: unknown tag 'B-y'.*those of the training file"),
         ({"labels": "O,B-x"}, r"a\.conll, line 2: unknown tag 'I-x'"),
-        ({"labels": "O,O"}, "give two or more different words"),
+        ({"labels": "O,O"}, "give two or more different names"),
         ({"label": "3"}, "line 1 has 2 columns, not column 3"),
         ({"label": "tag"}, "line 1: no column 'tag'; give the number of a column"),
         ({"label": "1"}, "word and tag are both column 1"),

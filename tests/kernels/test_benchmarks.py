@@ -41,6 +41,7 @@ def test_dry_run(tmp_path) -> None:
     written = {path.name for path in tmp_path.iterdir()}
     assert written >= {"attention.md", "attention.png", "attention-tune.md", "vocabulary.md"}
     text = (tmp_path / "attention.md").read_text()
+    assert text.startswith("# Attention on a GPU\n")
     assert "dry run with tiny shapes" in text and "- commit: abc123" in text and "| fastbert, packed |" in text
 
 

@@ -78,10 +78,10 @@ def test_losses_and_gradients_equal_transformers_electra(scale: float) -> None:
     generator, discriminator = theirs_of(ours)
     pairs = pairs_of(ours, generator, discriminator)
     assert len(pairs) == len(list(ours.parameters()))
-    generator = torch.Generator().manual_seed(5)
+    noise = torch.Generator().manual_seed(5)
     with torch.no_grad():
         for mine, theirs in pairs:  # biases and norms too: a parameter that is mixed up shows
-            mine += 0.1 * torch.randn(mine.shape, generator=generator, dtype=torch.float64)
+            mine += 0.1 * torch.randn(mine.shape, generator=noise, dtype=torch.float64)
             for other, part in zip(theirs, mine.chunk(len(theirs)), strict=True):
                 other.copy_(part)
 

@@ -31,7 +31,7 @@ def bert(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("bert")
     words = WordPiece(WORDS, strip_accents=False)
     words.save(folder / "tokenizer")
-    config = EncoderOptions(layers=2, width=32, heads=2).resolve(len(WORDS), 16)
+    config = EncoderOptions(layers=2, width=32, heads=2, position="absolute").resolve(len(WORDS), 16)
     objective = MLM(config, MLMOptions(), words)
     initialize(objective, 0, 0.3)
     export_model(config, objective.state_dict(), folder / "tokenizer", folder / "model")

@@ -44,17 +44,17 @@ def metrics(run: Path) -> list[dict]:
 )
 def test_resumes_exactly_within_and_between_stages(flags, tmp_path, monkeypatch, more) -> None:
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    drawn: list[tuple[int, int]] = []
+    batched: list[tuple[int, int]] = []
 
     def watch(trainer: loop.Trainer, step: int) -> None:
         batches = list(trainer.batches.at(step))
         assert {len(batch.input_ids) for batch in batches} == {64 // batches[0].input_ids.shape[1]}  # micro-batches
-        drawn.append((sum(len(batch.input_ids) for batch in batches), batches[0].input_ids.shape[1]))
+        batched.append((sum(len(batch.input_ids) for batch in batches), batches[0].input_ids.shape[1]))
 
     with monkeypatch.context() as patch:
         around_steps(patch, watch)
         assert main(["pretrain", *flags, *STAGED, *more, "--out", str(whole)]) == 0
-    assert drawn == SHAPES
+    assert batched == SHAPES
     arguments = [*flags, *STAGED, *more, "--out", str(broken)]
     for step in (2, 4, 6, 8, 10):  # within a stage, and at the first step of one
         with monkeypatch.context() as patch:

@@ -39,7 +39,7 @@ CASES = [
     ("ablate tasks.yaml --out o", "tasks.yaml: tasks must be a list"),
     ("export --run model --out /proc/x", "no folder can be created at /proc/x; choose another one"),
     ("submit --results model --out /proc/x.zip", "no folder can be created at /proc/x.zip; choose another one"),
-    ("submit --check a.zip --fill", "--check only looks at an archive; leave all options but --check out"),
-    ("submit --check a.zip --glue-dir model", "--check only looks at an archive; leave all options but --check out"),
+    ("submit --check a.zip --fill", "--check only reads an archive; leave out all other options"),
+    ("submit --check a.zip --glue-dir model", "--check only reads an archive; leave out all other options"),
     ("export --run code --out o", "holds more than tensors (Weights only load failed); download it again"),
 ]

@@ -31,7 +31,7 @@ FILES = {
     "s-fraction.yaml": "models: [m]\ntasks: [{task: task.yaml, train_fraction: .nan}]\n",
     "s-settings.yaml": "models: [m]\ntasks: [task.yaml]\n"
     f"learning_rates: {[n / 1e6 for n in range(1, 200)]}\nbatch_sizes: {list(range(1, 100))}\n",
-    "a-share.yaml": "base: {steps: 9}\nvariants: {a: {}}\nanneal: {fraction: true}\n",
+    "a-fraction.yaml": "base: {steps: 9}\nvariants: {a: {}}\nanneal: {fraction: true}\n",
     "a-points.yaml": "base: {steps: 9}\nvariants: {a: {}}\ncheckpoints: [.nan, 1.0]\n",
     "a-budget.yaml": "variants: {a: {}}\nbudget: {minutes: .inf}\n",
     "a-base.yaml": "base: {steps: 9, length: 0}\nvariants: {a: {}}\n",
@@ -157,8 +157,8 @@ CASES = [
     (f"{PRETRAIN} --tokenizer bert-base-uncased", "hf download google-bert/bert-base-uncased"),
     (f"{PRETRAIN} --tokenizer tokens", "there is no folder tokens; give that of a Hugging Face tokenizer"),
     ("prepare --source text.txt --out out --tokenizer owner/name", "hf download owner/name --local-dir name"),
-    ("bench throughput --data text.txt --positions absolute,absolute", "--positions must be different ones"),
-    ("bench throughput --data text.txt --peers fp32,bf16,fp32", "--peers must be different ones"),
+    ("bench throughput --data text.txt --positions absolute,absolute", "--positions must be all different"),
+    ("bench throughput --data text.txt --peers fp32,bf16,fp32", "--peers must be all different"),
     (
         f"{FINETUNE} --task x --custom.train train.tsv --custom.labels ,",
         "--custom.labels must be names with a comma between",
@@ -194,7 +194,7 @@ CASES = [
     ("sweep s-finetune.yaml", "s-finetune.yaml: finetune: dropout must lie in [0, 1), not 1.0"),
     ("sweep s-fraction.yaml", "s-fraction.yaml: tasks: task.yaml: train_fraction must be numbers with commas between"),
     ("sweep s-settings.yaml", "s-settings.yaml: tasks: task.yaml: the axes make 19,701 settings, more than 10,000"),
-    ("ablate a-share.yaml", "a-share.yaml: anneal: share must be a number in (0, 1], such as 0.1, found True"),
+    ("ablate a-fraction.yaml", "a-fraction.yaml: anneal: fraction must be a number in (0, 1], such as 0.1"),
     ("ablate a-points.yaml", "a-points.yaml: checkpoints must be fractions of the budget in (0, 1]"),
     ("ablate a-budget.yaml", "a-budget.yaml: budget: minutes must be a finite number, not inf"),
     ("ablate a-base.yaml", "a-base.yaml: base: length must be at least 2, not 0"),

@@ -229,7 +229,7 @@ LISTS = [
     *[(load_sweep, SWEEP, (key,)) for key in ("learning_rates", "batch_sizes", "epochs", "finetune")],
     *[(load_sweep, SWEEP, ("finetune", key)) for key in ("train_fraction", "dropout", "machine", "save_model")],
     *[(load_ablation, ABLATION, (key,)) for key in ("base", "variants", "baseline", "seeds", "checkpoints", "trials")],
-    *[(load_ablation, ABLATION, ("anneal", key)) for key in ("share", "points")],
+    *[(load_ablation, ABLATION, ("anneal", key)) for key in ("fraction", "points")],
     *[(load_ablation, ABLATION, ("budget", key)) for key in ("equal", "steps", "tokens", "flops", "minutes")],
     *[(load_ablation, ABLATION, ("variants", "a", key)) for key in ("optimizer", "layers", "dropout")],
 ]

@@ -74,6 +74,8 @@ def test_every_line_is_plotted_and_nothing_is_loaded(opened) -> None:
     # Two runs with records, three panels; the training losses as logged and smoothed.
     assert graph(opened, "graph.data.length") == 8
     assert opened.execute_script("return performance.getEntriesByType('resource').length") == 0
+    widths = graph(opened, "graph.data.filter(line => line.meta.panel === 1).map(line => line.line.width)")
+    assert widths[0] > widths[1]  # of equal curves both are seen
     buttons = graph(opened, "[...graph.querySelectorAll('.modebar-btn')].map(button => button.dataset.title)")
     assert buttons[:2] == ["Download plot", "Zoom"]  # none that sends the data anywhere
 
@@ -125,11 +127,17 @@ def test_smoothing(opened) -> None:
     assert smoothed == pytest.approx(means)
 
 
-def test_zoom_is_that_of_all_panels(opened) -> None:
-    opened.execute_async_script(
-        "Plotly.relayout(document.getElementById('curves'), {'xaxis2.range': [10, 20]}).then(arguments[0])"
-    )
-    assert graph(opened, "['xaxis', 'xaxis2', 'xaxis3'].map(a => graph._fullLayout[a].range)") == [[10, 20]] * 3
+def test_zoom_is_that_of_all_panels_until_the_axis_changes(opened) -> None:
+    from selenium.webdriver import ActionChains
+
+    panel = opened.find_elements("css selector", "#curves .nsewdrag")[1]
+    ActionChains(opened).move_to_element(panel).click_and_hold().move_by_offset(150, 0).release().perform()
+    ranges = graph(opened, "['xaxis', 'xaxis2', 'xaxis3'].map(a => graph._fullLayout[a].range)")
+    assert ranges[0] == ranges[1] == ranges[2] and 15 < ranges[0][0] < ranges[0][1] < 35
+    set_control(opened, "smoothing", 50)
+    assert graph(opened, "graph._fullLayout.xaxis.range") == ranges[0]
+    set_control(opened, "axis", "tokens")
+    assert graph(opened, "graph._fullLayout.xaxis.range[1]") > 10000
 
 
 @pytest.mark.parametrize("width", [1100, 400])
@@ -149,3 +157,20 @@ def test_nothing_is_cut(opened, width: int) -> None:
         assert scrolls or tag == "svg"
     assert any(reachable > window for tag, reachable, *_ in cut if tag == "TABLE")  # else nothing was tested
     assert opened.execute_script("return getComputedStyle(document.body).backgroundColor") == "rgb(13, 17, 23)"
+
+
+def test_no_two_of_many_runs_look_alike(browser, tmp_path) -> None:
+    records = [{"step": 1, "split": "validation", "loss": 1.0}]
+    runs = [make_run(tmp_path / f"run-{number}-with-a-name-of-its-settings", records) for number in range(21)]
+    assert main(["report", *map(str, runs), "--out", str(tmp_path / "page")]) == 0
+    resize(browser, 400)
+    browser.get((tmp_path / "page.html").as_uri())
+    looks = graph(browser, "graph.data.map(line => `${line.line.color} ${line.line.dash}`)")
+    assert len(set(looks)) == 21
+    names, panel = graph(
+        browser,
+        "[graph.querySelector('.legend'), graph.querySelector('.nsewdrag')].map(one => one.getBoundingClientRect())"
+        ".map(box => [box.top, box.bottom])",
+    )
+    assert names[1] <= panel[0]  # a long legend scrolls instead of covering the curves
+    assert not browser.get_log("browser")

@@ -2,11 +2,12 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from fastbert.finetuning.options import FinetuneOptions
-from fastbert.finetuning.results import seed_folder, summary
+from fastbert.finetuning.results import seed_folder, summary, write_results
 from fastbert.report.finetune_page import results_table, seeds_table, write_results_page
 from tests.report.test_page import HOSTILE_NAME, Texts
 
@@ -34,7 +35,7 @@ def test_tables(results: dict) -> None:
     assert seeds_table(results).rows == [["0", "100", "2", "0.5000"], ["1", "100", "2", "0.7500"]]
 
 
-def test_the_page(results: dict, tmp_path: Path) -> None:
+def test_the_page(results: dict, tmp_path: Path, capsys) -> None:
     paths = {}
     for seed in (0, 1):
         paths[seed] = seed_folder(tmp_path, 1.0, seed) / "metrics.jsonl"
@@ -42,7 +43,10 @@ def test_the_page(results: dict, tmp_path: Path) -> None:
         rows = [{"step": 5, "split": "dev", "epoch": epoch, "accuracy": epoch / 4} for epoch in (1, 2, 3)]
         rows += [{"step": 6, "split": "dev", "epoch": 4, "accuracy": None}, {"step": 5, "split": "train", "loss": 1.0}]
         paths[seed].write_text("".join(json.dumps(row) + "\n" for row in rows))
-    write_results_page(tmp_path, results, paths, FinetuneOptions(model="runs/a", task="rte", seeds=2))
+    task = SimpleNamespace(name=HOSTILE_NAME, metrics=("accuracy",))
+    seeds = [seed | {"truncated": {"train": 0}} for seed in results["fractions"][0]["seeds"]]
+    write_results(FinetuneOptions(model="runs/a", task="rte", seeds=2), task, "fp32", tmp_path, {1.0: seeds})
+    assert f"  {tmp_path / 'report.html'}\n" in capsys.readouterr().out
     text = (tmp_path / "report.html").read_text()
     page = Texts(text)
     assert "seed 0, dev" in page.text and "seed 1, dev" in page.text and "svg" in page.tags

@@ -23,9 +23,9 @@ class Classes(TaskKind):
     """Labels are class ids; scores and soft labels are the probabilities of the classes."""
 
     name = plural = "classes"
-    least_labels = 2
+    min_labels = 2
     metrics = ("accuracy", "f1", "macro_f1", "matthews", "auc", "pairwise_accuracy")
-    usual_metrics = ("accuracy",)
+    default_metrics = ("accuracy",)
     architecture = "ForSequenceClassification"
     problem_type = "single_label_classification"
     pipeline = "text-classification"
@@ -40,7 +40,7 @@ class Classes(TaskKind):
             raise UserError(f"{row.where}: unknown label {brief(word)}; {nearest(word, self.ids)}")
         return None if word is None else self.ids[word]
 
-    def shown(self, example: Example) -> str:
+    def file_label(self, example: Example) -> str:
         return self.labels[example.label]
 
     def new_head(self, width: int, dropout: float) -> "nn.Module":
@@ -74,7 +74,7 @@ class Classes(TaskKind):
     def prediction(self, scores: np.ndarray) -> str:
         return self.labels[int(np.argmax(scores))]
 
-    def answer(self, example: Example, scores: np.ndarray) -> dict[str, Any]:
+    def prediction_row(self, example: Example, scores: np.ndarray) -> dict[str, Any]:
         probabilities = {label: float(value) for label, value in zip(self.labels, scores, strict=True)}
         return {"label": self.prediction(scores), "probabilities": probabilities}
 

@@ -39,11 +39,11 @@ class TaskKind(ABC):
     """Name in options and task.json, a key of `KINDS`."""
     plural: ClassVar[str]
     """Plural noun for the labels, in messages."""
-    least_labels: ClassVar[int]
+    min_labels: ClassVar[int]
     """Minimum number of labels; 0 for kinds without a set of labels."""
     metrics: ClassVar[tuple[str, ...]]
     """Names in `METRICS` that fit."""
-    usual_metrics: ClassVar[tuple[str, ...]]
+    default_metrics: ClassVar[tuple[str, ...]]
     """Default metrics of a custom task."""
     architecture: ClassVar[str]
     """Suffix of the name of transformers' class for the export, after Bert or FastBert."""
@@ -51,7 +51,7 @@ class TaskKind(ABC):
     """`problem_type` in the export's config.json; None for none."""
     pipeline: ClassVar[str]
     """Hugging Face's pipeline tag of the export."""
-    of_words: ClassVar[bool] = False
+    labels_words: ClassVar[bool] = False
     """True if each word of a text has a label, false if the text has."""
     missing_hint: ClassVar[str] = ""
     """End of the error message for a row without a label."""
@@ -86,7 +86,7 @@ class TaskKind(ABC):
         """
 
     @abstractmethod
-    def shown(self, example: Example) -> Any:
+    def file_label(self, example: Example) -> Any:
         """The label of an example in the form of files."""
 
     def settings(self) -> dict[str, Any]:
@@ -170,11 +170,11 @@ class TaskKind(ABC):
 
     @abstractmethod
     def prediction(self, scores: np.ndarray) -> Any:
-        """Prediction for an example from the scores of its units; for kinds `of_words` a list with one for each
+        """Prediction for an example from the scores of its units; for kinds `labels_words` a list with one for each
         word."""
 
     @abstractmethod
-    def answer(self, example: Example, scores: np.ndarray) -> dict[str, Any]:
+    def prediction_row(self, example: Example, scores: np.ndarray) -> dict[str, Any]:
         """Prediction for an example, in the form of a line of `fastbert predict`."""
 
     def errors(self, example: Example, scores: np.ndarray) -> list[dict[str, Any]] | None:

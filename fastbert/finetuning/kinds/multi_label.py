@@ -37,9 +37,9 @@ class MultiLabel(TaskKind):
 
     name = "multi-label"
     plural = "several labels"
-    least_labels = 2
+    min_labels = 2
     metrics = ("micro_f1", "macro_f1", "subset_accuracy")
-    usual_metrics = metrics
+    default_metrics = metrics
     architecture = "ForSequenceClassification"
     problem_type = "multi_label_classification"
     pipeline = "text-classification"
@@ -61,7 +61,7 @@ class MultiLabel(TaskKind):
                 raise UserError(f"{row.where}: unknown label {brief(word)}; {separator_hint(row, word)}{known}")
         return tuple(sorted(self.ids[word] for word in found))
 
-    def shown(self, example: Example) -> list[str]:
+    def file_label(self, example: Example) -> list[str]:
         return [self.labels[label] for label in example.label]
 
     def settings(self) -> dict[str, Any]:
@@ -150,7 +150,7 @@ class MultiLabel(TaskKind):
     def prediction(self, scores: np.ndarray) -> list[str]:
         return [self.labels[label] for label in np.flatnonzero(self.decided(scores))]
 
-    def answer(self, example: Example, scores: np.ndarray) -> dict[str, Any]:
+    def prediction_row(self, example: Example, scores: np.ndarray) -> dict[str, Any]:
         probabilities = {label: float(value) for label, value in zip(self.labels, scores, strict=True)}
         return {"labels": self.prediction(scores), "probabilities": probabilities}
 

@@ -20,9 +20,9 @@ class Number(TaskKind):
 
     name = "number"
     plural = "numbers"
-    least_labels = 0
+    min_labels = 0
     metrics = ("pearson", "spearman", "pairwise_accuracy")
-    usual_metrics = ("pearson", "spearman")
+    default_metrics = ("pearson", "spearman")
     architecture = "ForSequenceClassification"
     problem_type = "regression"
     pipeline = "text-classification"
@@ -48,7 +48,7 @@ class Number(TaskKind):
             raise not_a_label(row.where, label)
         return number
 
-    def shown(self, example: Example) -> float:
+    def file_label(self, example: Example) -> float:
         return example.label
 
     def new_head(self, width: int, dropout: float) -> "nn.Module":
@@ -80,5 +80,5 @@ class Number(TaskKind):
     def prediction(self, scores: np.ndarray) -> float:
         return float(scores)
 
-    def answer(self, example: Example, scores: np.ndarray) -> dict[str, Any]:
+    def prediction_row(self, example: Example, scores: np.ndarray) -> dict[str, Any]:
         return {"value": self.prediction(scores)}

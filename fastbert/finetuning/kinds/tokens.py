@@ -36,15 +36,15 @@ class Tokens(TaskKind):
 
     name = "tokens"
     plural = "tags of words"
-    least_labels = 2
+    min_labels = 2
     metrics = (*OF_ENTITIES, "accuracy", "macro_f1")
     architecture = "ForTokenClassification"
     problem_type = None
     pipeline = "token-classification"
-    of_words: ClassVar[bool] = True
+    labels_words: ClassVar[bool] = True
 
     @property
-    def usual_metrics(self) -> tuple[str, ...]:
+    def default_metrics(self) -> tuple[str, ...]:
         return (*OF_ENTITIES, "accuracy") if self.has_entities else ("accuracy", "macro_f1")
 
     @property
@@ -74,7 +74,7 @@ class Tokens(TaskKind):
                 raise UserError(f"{where_of(row, index)}: unknown tag {brief(tag)}; {known}")
         return tuple(self.ids[tag] for tag in row.label)
 
-    def shown(self, example: Example) -> list[Any]:
+    def file_label(self, example: Example) -> list[Any]:
         """Spans of entities, or tags."""
         tags = np.array(example.label)
         if not self.has_entities:
@@ -139,7 +139,7 @@ class Tokens(TaskKind):
             return [self.labels[tag] for tag in found]
         return self._tags(self._entities(found, None), len(found))
 
-    def answer(self, example: Example, scores: np.ndarray) -> dict[str, Any]:
+    def prediction_row(self, example: Example, scores: np.ndarray) -> dict[str, Any]:
         tokens = [example.text[start:end] for start, end in example.words]
         row = {"text": example.text, "tokens": tokens}
         if not self.has_entities:

@@ -11,7 +11,7 @@ from fastbert.config import digest, to_dict
 from fastbert.errors import UserError
 from fastbert.hub.export import export_model
 from fastbert.hub.load import load_pretrained
-from fastbert.hub.names import kept
+from fastbert.hub.names import exported_weights
 from fastbert.model.options import NoteDictionaryOptions
 from fastbert.pretraining.budget import check_steps, checkpoint_size, resolve_steps
 from fastbert.pretraining.options import PretrainOptions, science
@@ -254,7 +254,7 @@ def open_tasks(ablation: Ablation, glue_dir: str | None, variants: list[PlannedV
         with tempfile.TemporaryDirectory() as folder:
             model = Path(folder) / "model"
             setup = variant.setup
-            export_model(setup.config, kept(setup.objective().state_dict()), setup.dataset.tokenizer, model)
+            export_model(setup.config, exported_weights(setup.objective().state_dict()), setup.dataset.tokenizer, model)
             for entry in ablation.grid.tasks:
                 with prefixed(f"{ablation.path}: {variant.name}, {entry.name or entry.task}"):
                     task = plan_tunings(ablation.grid, ModelEntry(variant.name, str(model)), entry, glue_dir)

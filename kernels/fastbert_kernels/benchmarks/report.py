@@ -129,13 +129,14 @@ def cpu_table(found: dict[str, Any]) -> str:
     return markdown_table(head, ([*row["shape"], *(row[name] for name in names)] for row in found["rows"]))
 
 
-TABLES = {
-    "attention-cpu": cpu_table,
-    "kernels-compiled": compiled_table,
-    "attention-tune": tune_table,
-    "attention": attention_tables,
-    "vocabulary": vocabulary_table,
+PAGES = {
+    "attention-cpu": ("Attention on a CPU", cpu_table),
+    "kernels-compiled": ("Resource usage of the compiled kernels", compiled_table),
+    "attention-tune": ("Configurations of the attention kernels", tune_table),
+    "attention": ("Attention on a GPU", attention_tables),
+    "vocabulary": ("Loss and sampling over a vocabulary", vocabulary_table),
 }
+"""Name of a benchmark -> title and tables of its page."""
 
 
 def plot(found: dict[str, Any], path: Path) -> None:
@@ -174,13 +175,13 @@ def plot(found: dict[str, Any], path: Path) -> None:
 def report(folder: Path, commit: str | None = None) -> list[Path]:
     """Write NAME.md for each NAME.json of a benchmark in `folder`, and a plot for attention; returns the paths."""
     written = []
-    for name, make in TABLES.items():
+    for name, (title, tables) in PAGES.items():
         if not (folder / f"{name}.json").is_file():
             continue
         found = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
         if commit:
             found["commit"] = commit
-        text = [f"# {name}", "", header_lines(found), "", make(found), ""]
+        text = [f"# {title}", "", header_lines(found), "", tables(found), ""]
         if name == "attention":
             plot(found, folder / "attention.png")
             written.append(folder / "attention.png")
