@@ -4,7 +4,7 @@ import sys
 
 __version__ = "0.1.0"
 
-# A checkout can be run by any Python: this comes before whatever an older one cannot read, and in words that it can.
+# A checkout can be run by any Python, so this check comes first and uses syntax that an older one can read.
 if sys.version_info < (3, 11):  # noqa: UP036 (pip's own check does not see a checkout)
     message = "error: fastbert needs Python 3.11 or newer, and this is {}.{}\n"
     sys.stderr.write(message.format(*sys.version_info[:2]))

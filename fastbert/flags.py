@@ -99,7 +99,7 @@ def parse(cls: type[Options], arguments: Sequence[str], job: str, default: Optio
 
     Args:
         cls: the job's dataclass.
-        arguments: what stands behind `fastbert <job>`, without a YAML file.
+        arguments: the arguments after `fastbert <job>`, without a YAML file.
         job: its name, for the help.
         default: values to start from, such as those of a YAML file.
 
@@ -236,7 +236,7 @@ def _remedy(argument: str, before: Flag | None, job: str, example: str) -> str:
     if argument.endswith((".yaml", ".yml")):
         return f"; a YAML file comes first: fastbert {job} {brief(argument, str)} [options]"
     if before is not None:
-        return f": --{before.name} takes one value; put quotes around one that holds spaces"
+        return f": --{before.name} takes one value; put quotes around one that contains spaces"
     return f"; options begin with --{example}, see fastbert {job} --help"
 
 

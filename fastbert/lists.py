@@ -10,28 +10,28 @@ MOST_COMMAS = 8  # in a path of a list; a single path has no limit
 
 
 def words(text: str) -> list[str]:
-    """The names in `text` without white space around them. `a,"b, c"` are two.
+    """The names in `text` without white space around them. `a,"b, c"` has two names.
 
     Raises:
-        UserError: a quote is not closed, or something follows one that is; no name stands before or after a comma.
+        UserError: a quote is not closed or is followed by other text, or a name before or after a comma is missing.
     """
     try:
         rows = list(csv.reader([text], skipinitialspace=True, strict=True))
     except csv.Error:
         raise UserError(
-            f"{brief(text)} is no list of names: put double quotes around a name with a comma, as in 'a,\"b, c\"'"
+            f"{brief(text)} is not a list of names: put double quotes around a name with a comma, as in 'a,\"b, c\"'"
         ) from None
     return _named([word.strip() for row in rows for word in row], text)
 
 
 def paths(text: str, exists: Callable[[str], bool]) -> list[str]:
-    """The paths in `text`. Where a path with commas exists, it is one: the longest that begins at a part is it.
+    """The paths in `text`. If a path that contains commas exists, it is a single path; longer ones are preferred.
 
     Args:
-        exists: whether something is called so.
+        exists: returns True if a path exists.
 
     Raises:
-        UserError: no path stands before or after a comma.
+        UserError: a path before or after a comma is missing.
     """
     if exists(text):
         return [text]
@@ -48,9 +48,9 @@ def paths(text: str, exists: Callable[[str], bool]) -> list[str]:
 
 
 def _named(names: list[str], text: str) -> list[str]:
-    """`names`, of which none may be empty; no names at all if all of them are."""
+    """Returns `names`, of which none may be empty; no names if all are empty."""
     if not any(names):
         return []
     if not all(names):
-        raise UserError(f"{brief(text)} has no name before or after one of its commas; leave that comma out")
+        raise UserError(f"{brief(text)} has no name before or after one of its commas; leave out that comma")
     return names

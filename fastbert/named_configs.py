@@ -11,7 +11,7 @@ FOLDERS = (PACKAGE / "configs", PACKAGE.parent / "configs")
 
 
 def config_path(job: str, name: str) -> str:
-    """The path of the YAML file that `name` stands for: an existing path, or the name of a file in configs/<job>/.
+    """The path of the YAML file `name`: an existing path, or the name of a file in configs/<job>/.
 
     Raises:
         UserError: a plain name, such as `tiny`, that is neither.

@@ -122,21 +122,21 @@ COUNT = Whole()
 
 
 def check(value: Any, shape: Any, where: str, key: str = "") -> Any:
-    """`value` if it has the shape:
+    """Returns `value` if it has the structure `shape`:
 
     - str, bool, dict, list, type(None): a value of this type; int: a whole number; float: a finite number; object: any;
     - `Whole`: a whole number in its range;
-    - a tuple of shapes: one of them;
-    - [shape]: a list of values of that shape;
-    - {str: shape}: an object whose values have that shape;
-    - {"key": shape, "key?": shape}: an object with these keys, those with "?" optional, and perhaps more.
+    - a tuple: one of these structures;
+    - [shape]: a list of values with this structure;
+    - {str: shape}: an object whose values have this structure;
+    - {"key": shape, "key?": shape}: an object with these keys, those with "?" optional, and possibly more.
 
     Args:
-        where: names the value's origin in errors.
-        key: where in it the value stands, for errors.
+        where: origin of the value, for errors.
+        key: key of the value within it, for errors.
 
     Raises:
-        UserError: names the key whose value is missing or has another shape.
+        UserError: a value is missing or has another structure; names its key.
     """
     if isinstance(shape, tuple):
         if not any(_fits(value, one) for one in shape):
@@ -162,7 +162,7 @@ def check(value: Any, shape: Any, where: str, key: str = "") -> Any:
 
 
 def _fits(value: Any, shape: Any) -> bool:
-    """Tests whether `value` has the shape at its outermost level."""
+    """Returns True if the outermost level of `value` has this structure."""
     if shape is object:
         return True
     if isinstance(shape, Whole):

@@ -47,7 +47,7 @@ def test_paths_that_exist_may_have_commas(tmp_path: Path, monkeypatch: pytest.Mo
 @pytest.mark.parametrize("text", ["a,", ",a", "a,,b", "a, ,b"])
 def test_a_comma_without_a_name_is_refused(text: str) -> None:
     for read in (words, lambda text: paths(text, lambda _: False)):
-        with pytest.raises(UserError, match="has no name before or after one of its commas; leave that comma out"):
+        with pytest.raises(UserError, match="has no name before or after one of its commas; leave out that comma"):
             read(text)
 
 

@@ -63,7 +63,7 @@ def read_conll(path: Path, word: str | None, tag: str | None, may_lack_tags: boo
                 text = "; text that is not in columns is read from .jsonl or .csv" if may_lack_tags else ""
                 comment = first if first_line.startswith("#") else number if line.startswith("#") else None
                 remedy = (
-                    "give every line the same number, with tabs between columns if a word holds white space, and an "
+                    "give every line the same number, with tabs between columns if a word contains white space, and an "
                     "empty line between sentences"
                     if comment is None
                     else f"if line {comment} is a comment, drop it: they are read in .conllu files alone"

@@ -49,7 +49,7 @@ def token_dtype(vocab_size: int) -> np.dtype:
 
 
 def word_starts(tokens: np.ndarray, continuing: np.ndarray) -> np.ndarray:
-    """int64 [words]: where runs of pieces joined by ## begin; [UNK], [SEP] and the like are runs of their own."""
+    """Starts of the runs of pieces joined by ##, int64 [words]; [UNK], [SEP] and similar tokens are separate runs."""
     return np.flatnonzero(~continuing[tokens])
 
 

@@ -24,7 +24,7 @@ from fastbert.progress import progress
 from fastbert.records import json_text, read_json
 from fastbert.streams import echo
 
-HEADER_BYTES = 128  # of a one-dimensional .npy file, whatever its length
+HEADER_BYTES = 128  # of a one-dimensional .npy file of any length
 CHUNK = 2**20
 THREADS = 4  # SHA-256 of one thread is 2 GB/s where the processor has instructions for it, a fifth of that elsewhere
 

@@ -278,7 +278,7 @@ def _moved(folder: Path) -> list[str]:
     names = read_json(folder / MOVED, "leftover")
     plain = isinstance(names, list) and all(isinstance(name, str) and _PLAIN_NAME.fullmatch(name) for name in names)
     if not plain:
-        raise UserError(f"{folder / MOVED} is damaged: it holds no list of names; remove {folder} to begin anew")
+        raise UserError(f"{folder / MOVED} is damaged: it is not a list of names; remove {folder} to begin anew")
     return names
 
 

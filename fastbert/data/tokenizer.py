@@ -47,7 +47,7 @@ class WordPiece:
     """The token of every id."""
     lowercase: bool = True
     strip_accents: bool | None = None
-    """None: as `lowercase` (BERT's own rule)."""
+    """None: as `lowercase` (the rule of BERT)."""
     split_chinese: bool = True
     clean_text: bool = True
     longest_word: int = 100

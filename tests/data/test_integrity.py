@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from fastbert.data import corpus as room
+from fastbert.data import corpus as corpus_module
 from fastbert.data import integrity
-from fastbert.data import prepare as prepare_room
+from fastbert.data import prepare as prepare_module
 from fastbert.data.batches import PackedRows, TrainingBatches
 from fastbert.data.integrity import HEADER_BYTES, file_record
 from fastbert.data.prepare import PrepareOptions, prepare
@@ -228,15 +228,15 @@ def test_what_an_interrupted_call_left_is_compared(
     source: Path, prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     small_batches(monkeypatch, BATCH_CHARACTERS=1_500, STATE_BATCHES=3)
-    options, add = options_of(source, tmp_path / "out"), room.Corpus.add
+    options, add = options_of(source, tmp_path / "out"), corpus_module.Corpus.add
 
-    def interrupted(self: room.Corpus, *arguments: object) -> None:
+    def interrupted(self: corpus_module.Corpus, *arguments: object) -> None:
         if self.batches == 20:
             raise KeyboardInterrupt
         add(self, *arguments)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(room.Corpus, "add", interrupted)
+        patch.setattr(corpus_module.Corpus, "add", interrupted)
         prepare(options, table=io.StringIO())
     partial = tmp_path / ".out.partial"
     open_shard = sorted(partial.glob("train-*.tokens.npy"))[-1]
@@ -261,12 +261,12 @@ def test_what_an_interrupted_call_left_is_compared(
     for position in range(0, len(state), len(state) // 40):
         flip(partial / ".state.npz", position, bit=1 << position % 8)
         try:
-            loaded = prepare_room.Partial(partial).load()
+            loaded = prepare_module.Partial(partial).load()
         except UserError as error:
             assert ".state.npz is damaged" in str(error)
         else:
             (partial / ".state.npz").write_bytes(state)
-            record, arrays = prepare_room.Partial(partial).load()
+            record, arrays = prepare_module.Partial(partial).load()
             assert loaded[0] == record and all(np.array_equal(loaded[1][name], arrays[name]) for name in arrays)
         (partial / ".state.npz").write_bytes(state)
     prepare(options, table=io.StringIO())

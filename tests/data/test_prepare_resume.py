@@ -20,9 +20,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from fastbert.cli import main
-from fastbert.data import corpus as room
+from fastbert.data import corpus as corpus_module
 from fastbert.data import integrity, partial, rare, shards, tokenizer
-from fastbert.data import prepare as prepare_room
+from fastbert.data import prepare as prepare_module
 from fastbert.data.prepare import PrepareOptions, prepare
 from fastbert.data.shards import open_dataset
 from fastbert.data.sources import open_source
@@ -72,7 +72,7 @@ def finished(texts: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
     out = tmp_path_factory.mktemp("finished")
     with pytest.MonkeyPatch.context() as patch:
         for name, value in SMALL.items():
-            patch.setattr(room, name, value)
+            patch.setattr(corpus_module, name, value)
         return {kind: prepare(options_of(texts, kind, out / kind), table=io.StringIO()) for kind in KINDS}
 
 
@@ -95,8 +95,9 @@ def test_workers_and_states_leave_no_trace(
 
 DIES = """
 import os, signal
-import fastbert.data.corpus as room, fastbert.data.partial as partial, fastbert.data.rare, fastbert.data.prepare as job
-room.BATCH_CHARACTERS, room.STATE_BATCHES = {batch}, {state}
+import fastbert.data.corpus as corpus_module, fastbert.data.partial as partial
+import fastbert.data.rare, fastbert.data.prepare as job
+corpus_module.BATCH_CHARACTERS, corpus_module.STATE_BATCHES = {batch}, {state}
 
 def dying(function):
     calls = 0
@@ -130,8 +131,8 @@ def run_and_die(folder: Path, options: PrepareOptions, point: str, calls: int) -
     ("point", "calls", "least"),
     [
         ("job._train", 0, 0),  # nothing is there yet
-        ("room.Corpus.add", 1, 0),  # the tokenizer
-        ("room.Corpus.add", 11, 9),  # three states
+        ("corpus_module.Corpus.add", 1, 0),  # the tokenizer
+        ("corpus_module.Corpus.add", 11, 9),  # three states
         ("partial.os.replace", 9, 3),  # within a later save
         ("job.write_rare", 0, 20),  # all is tokenized
         ("job._record", 1, 20),
@@ -148,17 +149,17 @@ def test_killed_and_continued(
     least: int,
 ) -> None:
     """`least`: batches that need not be tokenized again."""
-    options = options_of(texts, "copies", tmp_path / "out", workers=2 if point == "room.Corpus.add" else 1)
+    options = options_of(texts, "copies", tmp_path / "out", workers=2 if point == "corpus_module.Corpus.add" else 1)
     run_and_die(tmp_path, options, point, calls)
     trained, encoded = [], []
-    train, encode = prepare_room._train, room.encode_in_worker
-    monkeypatch.setattr(prepare_room, "_train", lambda *a: trained.append(1) or train(*a))
-    monkeypatch.setattr(room, "encode_in_worker", lambda *a: encoded.append(1) or encode(*a))
+    train, encode = prepare_module._train, corpus_module.encode_in_worker
+    monkeypatch.setattr(prepare_module, "_train", lambda *a: trained.append(1) or train(*a))
+    monkeypatch.setattr(corpus_module, "encode_in_worker", lambda *a: encoded.append(1) or encode(*a))
     out = prepare(dataclasses.replace(options, workers=1), table=io.StringIO())
     assert contents(out) == contents(finished["copies"])
     assert open_dataset(out).record["duplicates"]["documents"] > 50
     assert len(trained) == (point == "job._train")
-    total = len(list(room._batches(open_source(options.source, weights=options.weights))))
+    total = len(list(corpus_module._batches(open_source(options.source, weights=options.weights))))
     assert total > 20 and len(encoded) <= total - least and (len(encoded) == 0) == (least == 20)
     assert os.listdir(tmp_path) == ["out"]
 
@@ -168,10 +169,10 @@ def test_killed_again_and_again(
 ) -> None:
     options = options_of(texts, "list", tmp_path / "out")
     for calls in (7, 5, 4):
-        run_and_die(tmp_path, options, "room.Corpus.add", calls)
+        run_and_die(tmp_path, options, "corpus_module.Corpus.add", calls)
     record = json.loads(np.load(tmp_path / ".out.partial" / ".state.npz")["record"].tobytes())
     assert record["batches"] == 6 + 3 + 3
-    shown = record_progress(monkeypatch, room)
+    shown = record_progress(monkeypatch, corpus_module)
     assert contents(prepare(options, table=io.StringIO())) == contents(finished["list"])
     skipped, tokenized = shown
     assert 0 < record["position"] < tokenized.total
@@ -180,7 +181,7 @@ def test_killed_again_and_again(
 
 
 def test_every_pass_shows_its_progress_to_the_end(texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    shown = record_progress(monkeypatch, prepare_room, tokenizer, room, rare, partial, integrity, shards)
+    shown = record_progress(monkeypatch, prepare_module, tokenizer, corpus_module, rare, partial, integrity, shards)
     out = prepare(options_of(texts, "text", tmp_path / "out"), table=io.StringIO())
     open_dataset(out, verify=True)
     assert [(work.label, work.done) for work in shown] == [(work.label, work.total) for work in shown]
@@ -210,7 +211,7 @@ def test_another_source_or_option_begins_anew(
     texts: Path, finished: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """With a message: the work of hours is dropped."""
-    run_and_die(tmp_path, options_of(texts, "text", tmp_path / "out", seed=5), "room.Corpus.add", 8)
+    run_and_die(tmp_path, options_of(texts, "text", tmp_path / "out", seed=5), "corpus_module.Corpus.add", 8)
     out = prepare(options_of(texts, "text", tmp_path / "out"), table=io.StringIO())
     assert f"beginning anew: the unfinished work in {tmp_path / '.out.partial'}" in capsys.readouterr().err
     assert contents(out) == contents(finished["text"]) and os.listdir(tmp_path) == ["out"]
@@ -219,7 +220,7 @@ def test_another_source_or_option_begins_anew(
 def test_what_is_damaged_is_named(texts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """And the only advice is how to begin anew."""
     options = options_of(texts, "text", tmp_path / "out")
-    run_and_die(tmp_path, options, "room.Corpus.add", 8)
+    run_and_die(tmp_path, options, "corpus_module.Corpus.add", 8)
     folder = tmp_path / ".out.partial"
     for name, change in {
         ".state.npz": lambda content: content[:500],
@@ -251,7 +252,7 @@ def test_interrupted_and_continued(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(prepare_room, "write_rare", interrupt)
+        patch.setattr(prepare_module, "write_rare", interrupt)
         prepare(options)
     assert "the same command continues from there" in capsys.readouterr().err
     assert contents(prepare(options)) == contents(finished["text"])
@@ -275,7 +276,7 @@ def test_two_processes_prepare_one_folder(texts: Path, finished: dict[str, Path]
         time.sleep(0.02)
     before = time.time_ns()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(prepare_room, "_write", None)
+        patch.setattr(prepare_module, "_write", None)
         prepare(options, table=io.StringIO())
     assert first.communicate()[1] and first.returncode == 0
     assert (tmp_path / "out" / "dataset.json").stat().st_mtime_ns > before

@@ -140,7 +140,7 @@ def test_options_that_config_json_leaves_out_are_berts(bert):
         ({"hidden_size": ..., "vocab_size": ...}, "lacks vocab_size, hidden_size"),
         ({"num_attention_heads": 5}, r"config\.json: heads 5 do not divide width 24"),
         ({"vocab_size": 41}, r"encoder\.words\.weight has shape \(40, 24\) instead of \(41, 24\)"),
-        ({"num_hidden_layers": 1}, r"hold bert\.encoder\.layer\.1\.\S+, .* and 11 more, which a BERT of this"),
+        ({"num_hidden_layers": 1}, r"contain bert\.encoder\.layer\.1\.\S+, .* and 11 more, which a BERT of this"),
         ({"num_hidden_layers": 3}, r"lack bert\.encoder\.layer\.2\.\S+, .* and 11 more"),
     ],
 )
