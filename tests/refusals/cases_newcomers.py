@@ -96,7 +96,7 @@ CASES = [
     ("pretrain ready --steps 3", "ready is a folder; it is prepared data: fastbert pretrain --data ready"),
     (
         "pretrain text.txt --steps 3",
-        "text.txt is text, and what comes first is a YAML file; give text as --data text.txt",
+        "text.txt is text, not a YAML file; give it as --data text.txt",
     ),
     ("finetune runs/x", "runs/x is a folder; give a file, and a model as --model runs/x"),
     ("sweep results", "results is a folder; give a file; to continue the sweep in a folder, repeat the command"),
@@ -139,7 +139,7 @@ CASES = [
     ),
     (
         "finetune --model run --task cola, --out new",
-        "'cola,' has no name before or after one of its commas; leave that",
+        "'cola,' has no name before or after one of its commas; leave out that",
     ),
     (
         f"finetune {MINE.replace('csv', 'csv/')}",

@@ -111,9 +111,9 @@ CASES = [
     ),
     (
         f"{PRETRAIN} --milestones 1,two",
-        "must be steps with commas between, such as 1000,3000, not '1,two'",
+        "must be comma-separated steps, such as 1000,3000, not '1,two'",
     ),
-    (f"{PRETRAIN} --milestones {HUGE}", "--milestones must be steps with commas between"),
+    (f"{PRETRAIN} --milestones {HUGE}", "--milestones must be comma-separated steps"),
     (f"pretrain --data text.txt --tokens {HUGE}", "--tokens must be at most 9,007,199,254,740,992"),
     (f"pretrain --data text.txt --steps {HUGE}", "--steps must be at most 2,147,483,647"),
     (f"{PRETRAIN} --eval-every {2**63}", "--eval-every must be at most 2,147,483,647"),
