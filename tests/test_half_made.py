@@ -89,7 +89,7 @@ def test_a_run_that_another_process_has_begun_meanwhile(flags, tmp_path, monkeyp
         return {}
 
     monkeypatch.setattr("fastbert.pretraining.pretrain.describe_experiment", late)
-    assert "another process began a run" in refused(capsys, "pretrain", *flags, "--out", tmp_path / "run")
+    assert "another process has started a run" in refused(capsys, "pretrain", *flags, "--out", tmp_path / "run")
 
 
 def test_a_fine_tuning(tmp_path, capsys) -> None:

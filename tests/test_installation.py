@@ -24,10 +24,12 @@ def test_a_wheel_carries_the_configurations(tmp_path: Path) -> None:
         shutil.copy(ROOT / name, source)
     build = [sys.executable, "setup.py", "--quiet", "build", "--build-lib", str(site)]
     subprocess.run(build, cwd=source, check=True, capture_output=True)
-    for name, suffix in (("fastbert", ".py"), ("configs", ".yaml")):
+    for name, suffix in (("fastbert", ".py"), ("fastbert", ".js"), ("configs", ".yaml")):
         built = site / "fastbert" / ("configs" if name == "configs" else "")
         expected = {path.relative_to(ROOT / name): path.read_bytes() for path in (ROOT / name).rglob(f"*{suffix}")}
-        assert expected == {path.relative_to(built): path.read_bytes() for path in built.rglob(f"*{suffix}")}
+        assert expected and expected == {
+            path.relative_to(built): path.read_bytes() for path in built.rglob(f"*{suffix}")
+        }
     code = "from fastbert.cli import main; main(['pretrain', 'tiny', '--help'])"
     done = subprocess.run(
         [sys.executable, "-P", "-c", code],
@@ -37,7 +39,7 @@ def test_a_wheel_carries_the_configurations(tmp_path: Path) -> None:
         capture_output=True,
         text=True,
     )
-    assert "given: tupe-r" in " ".join(done.stdout.split()) and not list(elsewhere.iterdir())
+    assert "given: muon" in " ".join(done.stdout.split()) and not list(elsewhere.iterdir())
 
 
 def test_configurations_have_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -270,11 +270,11 @@ def _from_bert(
     heads = {"cls.predictions.": "mlm", "discriminator_predictions.": "replaced"}
     head = next((head for prefix, head in heads.items() if any(name.startswith(prefix) for name in found)), None)
     names = bert_names(config, types=not untyped, head=head, family=family)
-    wanted = {theirs for group in names.values() for theirs in group}
-    if missing := sorted(wanted - found.keys()):
+    expected = {theirs for group in names.values() for theirs in group}
+    if missing := sorted(expected - found.keys()):
         raise UserError(f"the weights in {folder} lack {abbreviated(missing)}")
     parts = (f"{family}.embeddings.", f"{family}.encoder.")
-    rest = [name for name in found if name.startswith(parts) and name not in wanted]
+    rest = [name for name in found if name.startswith(parts) and name not in expected]
     if rest:
         raise UserError(
             f"the weights in {folder} contain {abbreviated(rest)}, which a BERT of this configuration lacks"

@@ -72,11 +72,11 @@ class EncoderConfig:
         Raises:
             UserError: the position encoding allows no head size.
         """
-        wanted = width * self.heads / self.width
+        target = width * self.heads / self.width
         divisors = [heads for heads in range(1, width + 1) if width % heads == 0]
         multiple = POSITIONS[self.position].head_multiple
         divisors = [heads for heads in divisors if width // heads % multiple == 0] or divisors
-        heads = min(divisors, key=lambda heads: (abs(heads - wanted), heads))
+        heads = min(divisors, key=lambda heads: (abs(heads - target), heads))
         ffn = max(1, round(width * self.ffn / self.width))
         return replace(self, width=width, layers=layers or self.layers, heads=heads, ffn=ffn)
 

@@ -136,7 +136,7 @@ class NoteDictionaryOptions:
     initial_std: NotNegative = 0.02
     """Standard deviation of the initial values of notes; 0 starts from zeros."""
     leak: bool = False
-    """Read the note of a word with masked pieces too, although the note reveals them (an ablation)."""
+    """Read the note of a word even if pieces of it are masked, which the note reveals (an ablation)."""
 
     def __post_init__(self) -> None:
         check_values(self)

@@ -30,9 +30,9 @@ class SharedEmbeddings(Encoder):
         width = main.config.width
         self.projection = nn.Linear(width, config.width, bias=config.bias) if width != config.width else None
 
-    def embed(self, *arguments, **named) -> Tensor:
+    def embed(self, *args, **kwargs) -> Tensor:
         """Projected embeddings, [B, T, S]."""
-        x = super().embed(*arguments, **named)
+        x = super().embed(*args, **kwargs)
         return x if self.projection is None else self.projection(x)
 
     @staticmethod

@@ -26,8 +26,8 @@ class Electra(Replacement):
     second_network = "generator"
     parts: ClassVar = {"head": ("head.",), second_network: ("small.", "small_head.")}
 
-    def __init__(self, *arguments: Any, **named: Any) -> None:
-        super().__init__(*arguments, **named)
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
         self.head = ReplacedHead(self.config)
         self.small = SharedEmbeddings(self.generator_config, self.encoder)
         self.small_head = MLMHead(self.config, self.encoder.words, self.generator_config.width)

@@ -26,8 +26,8 @@ class MLM(Objective):
     loss_weights: ClassVar = {"mlm": 1.0}
     loss_in_nats = True
 
-    def __init__(self, *arguments: Any, **named: Any) -> None:
-        super().__init__(*arguments, **named)
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
         self.head = MLMHead(self.config, self.encoder.words)
 
     @torch.no_grad()

@@ -63,9 +63,9 @@ class MultipleChoice(Replacement):
     second_network = "meta controller"
     parts: ClassVar = {"head": ("head.",), second_network: ("small.", "small_head.")}
 
-    def __init__(self, *arguments: Any, **named: Any) -> None:
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
         """Raises a UserError if there are more choices than words in the vocabulary."""
-        super().__init__(*arguments, **named)
+        super().__init__(*args, **kwargs)
         choices = self.options.choices
         if choices > (words := len(self.masker.ordinary_ids)):
             raise UserError(

@@ -67,8 +67,8 @@ class Replacement(Objective):
     main: ClassVar[str]
     small: Encoder
 
-    def __init__(self, *arguments: Any, **named: Any) -> None:
-        super().__init__(*arguments, **named)
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
         _, self.generator_config = self.options.networks(self.config)
         self.loss_weights = {"mlm": 1.0, self.main: self.options.loss_weight}
 

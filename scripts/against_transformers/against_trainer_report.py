@@ -47,7 +47,7 @@ def report(arguments: argparse.Namespace) -> None:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The rows of a JSONL; none if there is no file."""
+    """Reads the rows of a JSONL; none if there is no file."""
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
 
 

@@ -91,7 +91,7 @@ def same_bits(part: Part) -> Iterator[dict[str, Any]]:
             inputs = setup.objective().train().sample(batch, 7, 123)
             # The order of unused positions is undefined: labels of all tokens are compared, 0 for tokens without one.
             labels = torch.zeros_like(inputs.input_ids).scatter_add(1, inputs.positions, inputs.targets.clamp(min=0))
-            out |= {f"{name} shown": inputs.input_ids, f"{name} asked": labels, f"{name} keys": inputs.dropout_keys}
+            out |= {f"{name} shown": inputs.input_ids, f"{name} labels": labels, f"{name} keys": inputs.dropout_keys}
         found.append(out)
     yield {"case": ", ".join(found[0]), "result": differing(*found) if part.cuda else NEEDS_CUDA}
 

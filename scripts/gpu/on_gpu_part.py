@@ -75,10 +75,10 @@ class Part:
         text, words = random_text(96 if self.toy else 8192 if "layers" in options else 32768)
         whole = {"machine": {"micro_batch_size": None}}
         options = whole | {"eval_sequences": 8, "attention_dropout": options.get("dropout", 0.1), **options}
-        asked = from_dict(PretrainOptions, options | (TOY if self.toy else {}), "on_gpu.py")
-        config = asked.encoder.resolve(len(words.tokens), asked.length)
+        options = from_dict(PretrainOptions, options | (TOY if self.toy else {}), "on_gpu.py")
+        config = options.encoder.resolve(len(words.tokens), options.length)
         return PretrainSetup(
-            asked, text, words, config, torch.device(device or self.device), precision or self.precision
+            options, text, words, config, torch.device(device or self.device), precision or self.precision
         )
 
     def trainer(self, setup: PretrainSetup, steps: int, log_every: int) -> Trainer:
@@ -86,11 +86,11 @@ class Part:
         options, folder, objective = setup.options, next(self.folders), setup.objective().train()
         parts = {"updater": setup.updater(objective), "batches": setup.batches()}
         rate = options.optimizer.learning_rate
-        asked = {"seed": options.seed, "learning_rate": rate, "schedule": options.schedule}
+        settings = {"seed": options.seed, "learning_rate": rate, "schedule": options.schedule}
         every = {"steps": steps, "eval_every": steps, "checkpoint_every": 5, "log_every": log_every}
         books = {"checkpointer": Checkpointer(folder, 3, echo), "logbook": Logbook(folder, steps, quiet=True)}
         checks = {"validate": lambda length: setup.validate(objective, length), "peak_flops": 1.0}
-        return Trainer(**parts, **asked, **every, **books, **checks, state={})
+        return Trainer(**parts, **settings, **every, **books, **checks, state={})
 
     def seconds(self, step: Callable[[], None], count: int) -> float:
         synchronize(self.device)

@@ -177,7 +177,7 @@ def test_a_resumed_run_is_profiled_after_it(flags, tmp_path, capsys, monkeypatch
     assert "Steps 24 to 28 of the run." in capsys.readouterr().err
     assert "Steps 24 to 28" in (run / "profile" / "profile.md").read_text()
     assert main(["pretrain", "--resume", str(run), "--profile"]) == 0
-    assert "no step is left to profile" in capsys.readouterr().err
+    assert "there is no step left to profile" in capsys.readouterr().err
 
 
 def test_a_short_run_prints_which_steps(flags, tmp_path, capsys) -> None:

@@ -244,7 +244,7 @@ def test_not_a_run(tmp_path, capsys) -> None:
     assert main(["pretrain", "--resume", str(tmp_path / "none")]) == 2
     assert "no run to resume" in capsys.readouterr().err
     assert main(["pretrain", "--resume"]) == 2
-    assert "needs the run's folder" in capsys.readouterr().err
+    assert "needs the folder of the run" in capsys.readouterr().err
     assert os.listdir(tmp_path) == []
 
 

@@ -41,7 +41,10 @@ def test_the_page(results: dict, tmp_path: Path, capsys) -> None:
         paths[seed] = seed_folder(tmp_path, 1.0, seed) / "metrics.jsonl"
         paths[seed].parent.mkdir()
         rows = [{"step": 5, "split": "dev", "epoch": epoch, "accuracy": epoch / 4} for epoch in (1, 2, 3)]
-        rows += [{"step": 6, "split": "dev", "epoch": 4, "accuracy": None}, {"step": 5, "split": "train", "loss": 1.0}]
+        rows += [
+            {"step": 6, "split": "dev", "epoch": 4, "accuracy": None},
+            {"step": 6, "split": "other", "epoch": 4, "accuracy": None},
+        ]
         paths[seed].write_text("".join(json.dumps(row) + "\n" for row in rows))
     task = SimpleNamespace(name=HOSTILE_NAME, metrics=("accuracy",))
     seeds = [seed | {"truncated": {"train": 0}} for seed in results["fractions"][0]["seeds"]]
@@ -50,6 +53,7 @@ def test_the_page(results: dict, tmp_path: Path, capsys) -> None:
     text = (tmp_path / "report.html").read_text()
     page = Texts(text)
     assert "seed 0, dev" in page.text and "seed 1, dev" in page.text and "svg" in page.tags
+    assert "seed 0, other" not in page.text
     assert HOSTILE_NAME in page.text and "script" not in page.tags
     assert "<td>--seeds</td>" in text.split("<details>")[0]
 

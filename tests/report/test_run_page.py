@@ -78,6 +78,6 @@ def test_a_trained_run_has_its_page_and_can_be_compared(flags, tmp_path: Path, c
     assert "Objective electra" in found.text and "tokens held out" in found.text and "svg" in found.tags
     summary = read_run(run).summary
     last = read_run(run).column("train", "flops")[-1]
-    assert last == (4, summary["flops"]) and summary["parameters"] > 0
+    assert last == (4, summary["flops"]) and summary["parameters"] > 0 and summary["loss_in_nats"] is False
     assert main(["report", "--out", str(tmp_path / "page"), str(run)]) == 0
     assert (tmp_path / "page.html").stat().st_size > 4_000_000

@@ -59,8 +59,8 @@ def test_nothing_is_cut(study: str, width: int, browser, pages) -> None:
     assert outside == []
     scrolled = browser.execute_script(
         "return [...document.querySelectorAll('table, svg')].map(one => { const box = one.closest('.scroll');"
-        " box.scrollLeft = 1e6; const end = box.getBoundingClientRect().right;"
-        " const right = one.getBoundingClientRect().right <= end + 1; box.scrollLeft = 0; return right })"
+        " box.scrollLeft = 1e6; const [right, end] = [one, box].map(each => each.getBoundingClientRect().right);"
+        " box.scrollLeft = 0; return right <= end + 1 && getComputedStyle(box).overflowX === 'auto' })"
     )
     assert len(scrolled) >= 3 and all(scrolled)  # the last column can be reached
     heads = browser.execute_script(

@@ -30,6 +30,8 @@ def test_labels_at_the_ends_do_not_overlap(values) -> None:
     gaps = [b - a for a, b in pairwise(heights)]
     assert all(gap >= LABEL_GAP - 1e-9 for gap in gaps) and max(heights) <= 1
     assert [float(values[int(text.get_text())]) for text in panel.texts] == sorted(values)
+    lowest = min((min(values) + 1) / 3, 1 - LABEL_GAP * (len(values) - 1))
+    assert min(heights) >= lowest - 1e-9  # labels move up first
     if len(values) == 1 and -1 <= values[0] <= 2:
         assert heights[0] == pytest.approx((values[0] + 1) / 3)  # at the value itself where there is room
 

@@ -85,12 +85,13 @@ def test_the_figures_of_a_sweep(comparison, tmp_path) -> None:
     #                                  train  setting      tried seeds median   mean      std     max      last
     assert scores["cola", "first"] == ["100", "1e-05, 16, 3", "2", "3", "-11.00", "-11.00", "1.00", "-10.00", "-21.00"]
     assert scores["cola", "other"] == ["100", "2e-05, 16, 3", "2", "3", "51.00", "51.00", "1.00", "52.00", "41.00"]
+    head = next(c for c in cells if "verdict" in c)
     compared = {c[0]: c[1:] for c in cells if len(c) == 10}
+    assert compared["own"][head.index("verdict") - 1] == "undecided"
     # At 1e-5 the medians are -0.11 and 0.3, at 2e-5 -0.3 and 0.51: the second is higher together.
     assert compared["cola"][0] == "other higher, by the t-test alone"
     assert compared["cola"][1:5] == ["2e-05, 16, 3", "3", "+81.00", "[+53.67, +108.33]"]
     assert compared["cola"][7:] == ["0.250", "0.500"]
-    assert compared["own"][0] == "undecided"
     text = " ".join(lines)
     limit = "with 3 seeds it cannot be less than 0.25 (0.5 adjusted over 2)"
     assert limit in text and limit in printed_scores(comparison).replace("\n", " ") and "Trials are equal" in text

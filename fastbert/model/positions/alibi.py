@@ -1,10 +1,10 @@
-"""ALiBi: the further apart two tokens are, the lower their score (Press, Smith, Lewis, ICLR 2022, arXiv 2108.12409).
+"""ALiBi: attention scores decrease linearly with distance (Press, Smith, Lewis, ICLR 2022, arXiv 2108.12409).
 
     scores_ij = q_i k_j / sqrt(d) - slope_h |i - j|
 
-The paper's tokens see only what lies before them; with |i - j| both sides are alike, as in MosaicBERT (arXiv
-2312.17482). With m heads, a power of two, the slopes are 2^(-8/m), 2^(-16/m), ..., 2^-8. Other head counts take, as the
-released code does, those of the power of two m below and then every second one of 2m, from the first: 2^(-4/m),
+The paper has causal attention; |i - j| is symmetric in both directions, as in MosaicBERT (arXiv 2312.17482). With m
+heads, m a power of two, the slopes are 2^(-8/m), 2^(-16/m), ..., 2^-8. For other numbers of heads, as in the released
+code, they are those of the next lower power of two m, then every second one of 2m, from the first: 2^(-4/m),
 2^(-12/m), ...
 
 Shapes: B batch, T tokens, H heads.
@@ -18,17 +18,17 @@ from fastbert.model.positions.encoding import PositionEncoding
 
 
 class Alibi(PositionEncoding):
-    """No parameters and no table; nothing of it is learned."""
+    """Linear biases without parameters."""
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__(config)
         self.power = 2 ** (config.heads.bit_length() - 1)  # m
         steps = [*range(2, 2 * self.power + 1, 2), *range(1, 2 * self.power, 2)][: config.heads]
-        # Exponents in units of -4/m: whole numbers, so that no cast of the module rounds them.
+        # Exponents in units of -4/m: integers, which casts of the module do not round.
         self.register_buffer("steps", torch.tensor(steps), persistent=False)
 
     def slopes(self) -> Tensor:
-        """[H]."""
+        """Slopes of the heads, [H]."""
         return torch.exp2(self.steps.float() * (-4 / self.power))
 
     def bias(self, length: int, position_ids: Tensor | None) -> Tensor:

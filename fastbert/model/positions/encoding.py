@@ -1,10 +1,10 @@
-"""The interface of position encodings. An encoding is a subclass of `PositionEncoding` that overrides what it needs.
+"""Interface of position encodings. An encoding is a subclass of `PositionEncoding` that overrides what it needs.
 
-An export carries the source of its encoding. So an encoding's module imports only torch, the standard library,
+The source of an encoding is part of its exports. Therefore its module imports only torch, the standard library,
 `fastbert.model.positions`, `fastbert_kernels`, and `EncoderConfig` for annotations, and reads only fields of the
 configuration and `head_size`. A buffer that is not saved belongs to the encoding itself, not to a submodule, and holds
-integers where a cast must not round it. Tables are read by calling their module, never by its weight: where an export
-is offloaded, a call loads them, and buffers know the device.
+integers if casts must not round it. Tables are read by calling their module, never by its weight, because in an
+offloaded export the call loads them. The device is that of a buffer.
 
 Shapes: B batch, T tokens, D width, H heads, K head size.
 """
@@ -18,13 +18,13 @@ from fastbert.model.config import EncoderConfig
 
 
 class PositionEncoding(nn.Module):
-    """No positions at all, scores scaled as in BERT.
+    """Base class: no positions, scores scaled as in BERT.
 
     `position_ids` is an integer [B, T], or None for 0 to T - 1 in every row; position 0 belongs to [CLS] alone.
     """
 
     head_multiple: ClassVar[int] = 1
-    """The head size must be a multiple of this."""
+    """Divisor of the head size."""
     token_types: ClassVar[int] = 2
     """Default of `type_vocab_size`."""
     shared: ClassVar[tuple[str, ...]] = ()

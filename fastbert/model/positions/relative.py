@@ -1,4 +1,4 @@
-"""BERT-R: absolute positions and, in every layer, T5's learned bias for the distance of tokens (arXiv 1910.10683)."""
+"""BERT-R: absolute positions and, in every layer, T5's learned bias by the distance of tokens (arXiv 1910.10683)."""
 
 import torch
 from fastbert_kernels.attention.distances import from_diagonals, relative_bucket

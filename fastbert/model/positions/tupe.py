@@ -1,13 +1,13 @@
 """TUPE: positions untied from words (Ke, He, Liu, ICLR 2021, arXiv 2006.15595).
 
-With d the size of a head, x the input of a layer and p the normalised position embeddings,
+With d the size of a head, x the input of a layer and p the normalized position embeddings,
 
     TUPE-A  a_ij = (x_i Wq)(x_j Wk)^T / sqrt(2d) + reset( (p_i Uq)(p_j Uk)^T / sqrt(2d) )
     TUPE-R  a_ij = (x_i Wq)(x_j Wk)^T / sqrt(2d) + reset( (p_i Uq)(p_j Uk)^T / sqrt(2d) + b_bucket(j-i) )
     reset(v)_ij = theta1 where i is [CLS], theta2 where only j is [CLS], v_ij elsewhere
 
-theta1 and theta2, one value a head, come from two extra rows of the position table. The reset term is the same for
-all layers. `cls_attention: tied` leaves the reset out.
+theta1 and theta2, one value per head each, come from two extra rows of the position table. The second term is the same
+for all layers. `cls_attention: tied` omits the reset.
 """
 
 import torch
@@ -26,7 +26,7 @@ class TupeAbsolute(PositionEncoding):
         self.heads, self.max_positions = config.heads, config.max_positions
         self.untied = config.cls_attention == "untied"
         self.score_scale = (2 * config.head_size) ** -0.5
-        # Rows: the positions, then (if untied) those of theta1, [CLS] to all, and theta2, all to [CLS].
+        # Rows: the positions, then, if untied, those of theta1 ([CLS] to all) and theta2 (all to [CLS]).
         self.table = nn.Embedding(config.max_positions + 2 * self.untied, config.width)
         self.register_buffer("indices", torch.arange(self.table.num_embeddings), persistent=False)
         self.norm = nn.LayerNorm(config.width, eps=1e-5, bias=config.bias)
