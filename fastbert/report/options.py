@@ -18,7 +18,8 @@ class ReportOptions:
     runs: tuple[str, ...] = ()
     """Folders of runs, finished or not; they can be given first, without the flag."""
     out: str = "report.html"
-    """File to write; .html is added to a name without it. An earlier page is replaced, no other file is."""
+    """File to write, or - for standard output; .html is added to a name without it. An earlier page is replaced, no
+    other file is."""
 
     def __post_init__(self) -> None:
         check_values(self)
