@@ -348,7 +348,9 @@ def test_checkpoints_that_are_not_of_pretraining_are_named(run):
         load_pretrained(renamed)
     shutil.rmtree(run / "checkpoints")
     (run / "checkpoints").mkdir()
-    with pytest.raises(UserError, match="checkpoints holds no checkpoint yet; wait for the run's first"):
+    with pytest.raises(
+        UserError, match="checkpoints holds no checkpoint yet; wait for the first checkpoint of the run"
+    ):
         load_pretrained(run)
 
 
