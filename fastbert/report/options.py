@@ -1,4 +1,4 @@
-"""The options of `fastbert report`."""
+"""Options of `fastbert report`."""
 
 from dataclasses import dataclass
 
@@ -18,7 +18,7 @@ class ReportOptions:
     runs: tuple[str, ...] = ()
     """Folders of runs, finished or not; they can be given first, without the flag."""
     out: str = "report.html"
-    """File to write; .html is added to a name without it. An earlier page is replaced, no other file is."""
+    """File to write; .html is added to a name without it. An earlier page is replaced; any other file is refused."""
 
     def __post_init__(self) -> None:
         check_values(self)
