@@ -192,7 +192,7 @@ def test_run_folders(capsys, flags, tmp_path) -> None:
     assert f"--resume {run}" in refused(capsys, "pretrain", *flags, "--out", run)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "letter.txt").write_text("hello")
-    assert "already holds other files" in refused(capsys, "pretrain", *flags, "--out", tmp_path / "full")
+    assert "already contains other files" in refused(capsys, "pretrain", *flags, "--out", tmp_path / "full")
     assert os.listdir(tmp_path / "full") == ["letter.txt"]
     (tmp_path / "file").write_text("")
     assert "file" in refused(capsys, "pretrain", *flags, "--out", tmp_path / "file" / "run")

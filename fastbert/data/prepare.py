@@ -176,7 +176,7 @@ def _check_out(out: Path) -> None:
             return
         free = is_free(out)
     if not free:
-        raise UserError(f"{out} exists and is no prepared folder; choose another --out or remove it")
+        raise UserError(f"{out} exists and is not a prepared folder; choose another --out or remove it")
     check_output_folder(out)
 
 

@@ -234,7 +234,7 @@ def _read_map(values: dict[str, Any], path: Path) -> dict[str, Any]:
 def _flagged(value: Any, path: Path) -> dict[str, Any]:
     """The content and the flags of an added token."""
     if not isinstance(value, dict) or not isinstance(value.get("content"), str):
-        raise UserError(f"{path}: {brief(value)} is no token")
+        raise UserError(f"{path}: {brief(value)} is not a token")
     return {"content": value["content"], **_typed({f: value[f] for f in _FLAGS if f in value}, bool, path)}
 
 
@@ -373,7 +373,7 @@ def _member(values: dict[str, Any], key: str, kinds: tuple[type, ...], path: Pat
 
 def _added_tokens(tokens: Any, path: Path) -> list[dict[str, Any]]:
     if not isinstance(tokens, list):
-        raise UserError(f"tokenizer {path} is damaged: added_tokens is no list")
+        raise UserError(f"tokenizer {path} is damaged: added_tokens is not a list")
     read = []
     for value in tokens:
         token = _flagged(value, path)

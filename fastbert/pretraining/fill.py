@@ -55,7 +55,7 @@ def fill(options: FillOptions) -> None:
     objective = trained_objective(options.model, pretrained, vocabulary, options.machine.kernels, mask_rate)
     objective.to(device).eval()
     if isinstance(objective, Replacement):
-        echo(f"the words are those of the {objective.second_network} of {options.model}")
+        echo(f"the words are predicted by the {objective.second_network} of {options.model}")
     texts = masked_texts(options, vocabulary.build(), pretrained.config.max_positions)
     count = 0
     while part := list(islice(texts, options.machine.micro_batch_size or 1)):
@@ -70,7 +70,7 @@ def fill(options: FillOptions) -> None:
 
 
 def masked_texts(options: FillOptions, tokenizer: Tokenizer, positions: int) -> Iterator[MaskedText]:
-    """The texts of the command line or of standard input, as ids; a warning for words without pieces."""
+    """The texts of the command line or of standard input, as ids; warns of words that the tokenizer does not know."""
     texts = standard_input() if options.reads_standard_input else enumerate_texts(options.texts)
     for where, text in texts:
         check_masked(text, where)
@@ -88,13 +88,13 @@ def masked_texts(options: FillOptions, tokenizer: Tokenizer, positions: int) -> 
 
 
 def enumerate_texts(texts: tuple[str, ...]) -> Iterator[tuple[str, str]]:
-    """Name for messages, text."""
+    """Pairs (name for messages, text)."""
     for number, text in enumerate(texts, 1):
         yield f"text {number}", clean(text, f"text {number}")
 
 
 def standard_input() -> Iterator[tuple[str, str]]:
-    """The lines of standard input that are not blank: name for messages, text.
+    """Lines of standard input that are not blank: pairs (name for messages, text).
 
     Raises:
         UserError: a line is not UTF-8, or contains a zero byte.

@@ -16,18 +16,18 @@ _MEANT = re.compile(r"\[ *mask *\]|<mask>|___+", re.IGNORECASE)  # other spellin
 
 @dataclass(frozen=True)
 class FillOptions:
-    """The likeliest words for each [MASK] in a text, with their probabilities:
+    """Print the most likely words for each [MASK] in a text, with their probabilities:
     `fastbert fill runs/base "The [MASK] of the United States."`"""
 
     model: str = field(metadata=POSITIONAL)
     """A run, a checkpoint, an export, or a Hugging Face BERT folder with an MLM head. In a run of ELECTRA or multiple
-    choice the generator or the meta controller fills in the words; an export of these does not contain it."""
+    choice the generator or the meta controller fills in the words; an export of such a run contains neither."""
     texts: tuple[str, ...] = field(default=(), metadata=POSITIONAL)
-    """Texts that contain [MASK], each in quotes. Without any, or with -, the lines of standard input are read."""
+    """Texts that contain [MASK], each in quotes. Without texts, or with -, the lines of standard input are read."""
     top: Count = 5
     """Number of words for each [MASK]."""
     json: bool = False
-    """One JSON object a line for each text instead of a table."""
+    """Print a line with a JSON object for each text instead of a table."""
     machine: MachineOptions = field(default_factory=MachineOptions, metadata=MACHINE)
 
     def __post_init__(self) -> None:

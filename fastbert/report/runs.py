@@ -221,7 +221,7 @@ def _records(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
 
 
 def number(value: Any) -> float | None:
-    """`value` as a float; None if it is no finite number."""
+    """`value` as a float; None if it is not a finite number."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     return float(value) if abs(value) < 1e300 else None  # false for NaN as well

@@ -208,9 +208,9 @@ def test_finished_folders_are_reused_and_others_refused(corpus: Path, capsys: py
         prepare(options_of(corpus, source=str(corpus / "other.txt")))
     (corpus / "notes").mkdir()
     (corpus / "notes" / "mine").write_text("keep")
-    with pytest.raises(UserError, match="exists and is no prepared folder"):
+    with pytest.raises(UserError, match="exists and is not a prepared folder"):
         prepare(options_of(corpus, out=str(corpus / "notes")))
-    with pytest.raises(UserError, match="exists and is no prepared folder"):
+    with pytest.raises(UserError, match="exists and is not a prepared folder"):
         prepare(options_of(corpus, out=str(corpus / "other.txt")))
 
 

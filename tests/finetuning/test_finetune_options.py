@@ -65,7 +65,7 @@ def test_refusals(bert, words, tmp_path, capsys) -> None:
     refuses("--epochs must be at least 1, not 0", "--epochs", "0")
     refuses("--layer-decay must lie in (0, 1], not 1.5", "--layer-decay", "1.5")
     refuses("--learning-rate must be greater than 0, not -1.0", "--learning-rate", "-1")
-    refuses("--train-fraction must be numbers with commas between", "--train-fraction", "0.1;0.2")
+    refuses("--train-fraction must be comma-separated numbers", "--train-fraction", "0.1;0.2")
     refuses("--train-fraction must be different fractions above 0 and up to 1", "--train-fraction", "0.1,2")
     refuses("max_length 31 is longer than the 30 positions", "--max-length", "31")
     refuses("--max-length must be at least 8, not 3", "--max-length", "3")

@@ -51,7 +51,7 @@ def test_a_tokenizer_that_prepared_data_does_not_have(prepared: Path, tmp_path) 
     lines = (prepared / "tokenizer" / "vocab.txt").read_text().splitlines()
     other.mkdir()
     (other / "vocab.txt").write_text("\n".join([*lines[:-2], lines[-1], lines[-2]]) + "\n")
-    with pytest.raises(UserError, match=f"--tokenizer {other} is not that of {prepared}, which is prepared: .*id 598"):
+    with pytest.raises(UserError, match=f"{other} differs from that of {prepared}, which is prepared: .*id 598"):
         prepare_setup(PretrainOptions(data=str(prepared), tokenizer=str(other), length=32, steps=1))
 
 

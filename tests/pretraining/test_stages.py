@@ -148,7 +148,7 @@ def test_minutes_are_planned_as_if_nothing_else_ran(prepared, tmp_path, monkeypa
     printed = capsys.readouterr().err
     assert f"planned for 10 minutes: {steps} steps of 4 x 32 tokens, 0.5 s a step; expected " in printed
     assert f"{len(validations)} validations" in printed and f"{len(checkpoints)} checkpoints" in printed
-    assert "other work disturbed the timing of steps" in printed
+    assert "other processes disturbed the timing of steps" in printed
     assert not (tmp_path / "run").exists()
 
 
