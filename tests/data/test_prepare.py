@@ -187,7 +187,9 @@ def test_work_with_other_reading_rules_is_not_continued(tmp_path: Path, monkeypa
     capsys.readouterr()
     prepare(options)
     printed = capsys.readouterr().err
-    assert ("beginning anew" in printed) == other and ("continuing the unfinished work" in printed) != other
+    assert ("starting from the beginning" in printed) == other and (
+        "continuing the unfinished work" in printed
+    ) != other
     assert printed.count("page looks like HTML or XML, but is read as plain text because of its name") == 1
 
 
