@@ -80,7 +80,7 @@ def test_a_full_disk_under_standard_output(size: int) -> None:
     with open("/dev/full", "w") as full:
         done = subprocess.run([sys.executable, "-c", code], stdout=full, stderr=subprocess.PIPE, text=True)
     assert done.returncode == 2
-    assert done.stderr == "error: the disk is full, writing standard output; free space\n"
+    assert done.stderr == "error: the disk is full while writing standard output; free space\n"
 
 
 def test_internal_errors_keep_their_traceback(monkeypatch) -> None:

@@ -1,4 +1,4 @@
-"""`fastbert fill`: the likeliest words for each [MASK] of a text, from an MLM head, or from the generator or meta
+"""`fastbert fill`: the most likely words for each [MASK] of a text, from an MLM head, or from the generator or meta
 controller of a run."""
 
 import sys
@@ -27,7 +27,7 @@ from fastbert.streams import echo, warn
 from fastbert.training.hardware import autocast, resolve_device, resolve_precision, setup_machine
 
 Words = list[tuple[str, float]]
-"""Tokens of the vocabulary with their probabilities, the likeliest first."""
+"""Tokens of the vocabulary with their probabilities, the most likely first."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class MaskedText:
 
 
 def fill(options: FillOptions) -> None:
-    """Prints the likeliest words for each text, as soon as the text has been read.
+    """Prints the most likely words for each text, as soon as the text has been read.
 
     Raises:
         UserError: no such model; a model that cannot fill in words; a text that is not UTF-8, is empty, has no [MASK],
@@ -118,7 +118,7 @@ def standard_input() -> Iterator[tuple[str, str]]:
 def likeliest(
     objective: Objective, texts: list[MaskedText], vocabulary: WordPiece, top: int, precision: str
 ) -> list[list[Words]]:
-    """The `top` likeliest words for each [MASK] of each text."""
+    """The `top` most likely words for each [MASK] of each text."""
     device = next(objective.parameters()).device
     rows = [torch.tensor(text.ids) for text in texts]
     ids = pad_sequence(rows, batch_first=True, padding_value=vocabulary.ids["[PAD]"]).to(device)  # [B, T]

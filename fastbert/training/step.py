@@ -24,7 +24,7 @@ Part = TypeVar("Part")
 
 @dataclass(frozen=True)
 class Updater:
-    """Module, optimizer and settings of an update, the same for all steps of a training.
+    """Module, optimizer and settings of an update, the same for all steps of a run.
 
     Args:
         clip_norm: largest norm of the whole gradient; 0 disables clipping.

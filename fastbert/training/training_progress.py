@@ -1,4 +1,4 @@
-"""Progress of a training: steps, time left and latest figures."""
+"""Progress of a training run: steps, time left and latest figures."""
 
 import math
 from collections.abc import Mapping

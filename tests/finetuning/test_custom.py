@@ -189,7 +189,7 @@ def test_declarations_that_do_not_fit(
         ("t.csv", "Text,label\na,b\n", r"has no column 'text'; did you mean 'Text'\?"),
         ("t.tsv", "text\tlabel\na\tb\tc\n", r"line 2 has 3 fields, not 2.*read without quoting"),
         ("t.tsv", "PAR1", r"is a Parquet file, not text"),
-        ("t.parquet", "text", r"damaged or no Parquet file"),
+        ("t.parquet", "text", r"damaged or not a Parquet file"),
     ],
 )
 def test_what_is_wrong_in_an_own_file(tmp_path: Path, name: str, text: str, message: str) -> None:

@@ -63,7 +63,7 @@ def test_refusals(bert, words, tmp_path, capsys) -> None:
     refuses("the task x has no dev split", task=["--task", "x", *words[2:4]])
     refuses("--seeds must be at least 1, not 0", "--seeds", "0")
     refuses("--epochs must be at least 1, not 0", "--epochs", "0")
-    refuses("--layer-decay must lie in (0, 1], not 1.5", "--layer-decay", "1.5")
+    refuses("--layer-decay must be in (0, 1], not 1.5", "--layer-decay", "1.5")
     refuses("--learning-rate must be greater than 0, not -1.0", "--learning-rate", "-1")
     refuses("--train-fraction must be comma-separated numbers", "--train-fraction", "0.1;0.2")
     refuses("--train-fraction must be different fractions above 0 and up to 1", "--train-fraction", "0.1,2")

@@ -62,7 +62,7 @@ def test_flags_of_a_source_have_no_effect_on_prepared_data(flags: list[str], tmp
     typed += ["--validation-fraction", "0.2", "--tokenizer", f"{flags[1]}/tokenizer"]
     assert main(["pretrain", *flags, *typed]) == 0
     names = "--column, --streamed, --vocab-size, --no-lowercase, --strip-accents, --validation-fraction, --tokenizer"
-    assert f"warning: {names} have no effect, as {flags[1]} is prepared already\n" in capsys.readouterr().err
+    assert f"warning: {names} have no effect, because {flags[1]} is already prepared\n" in capsys.readouterr().err
     assert main(["pretrain", *flags, "--no-streamed"]) == 0
     assert f"warning: --no-streamed has no effect, as {flags[1]} is" in capsys.readouterr().err
     (tmp_path / "x.yaml").write_text("column: body\nvocab_size: 600\nlowercase: false\n")
