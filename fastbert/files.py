@@ -46,7 +46,7 @@ def disk_errors(path: Path | str) -> Iterator[None]:
         raise UserError(f"no permission to write {path}; choose another folder or change its permissions") from error
     except FileNotFoundError as error:
         if _is_gone(path):
-            raise UserError(f"cannot write {path}: its folder was removed meanwhile; start again") from error
+            raise UserError(f"cannot write {path}: its folder was removed in the meantime; start again") from error
         raise
     except OSError as error:
         if error.errno in (errno.ENOTDIR, errno.EEXIST):

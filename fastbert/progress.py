@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 DELAY = 1.0  # seconds; shorter work shows nothing
 SECONDS_BETWEEN_LINES = 5.0
 SECONDS_BETWEEN_FRAMES = 0.25
+MARGIN = 3  # columns
 SAMPLES, SECONDS_BETWEEN_SAMPLES = 32, 0.5  # the rate is an average over the last 16 seconds or 32 updates
 
 Report = Callable[[int], None]
@@ -178,27 +179,31 @@ def _show_bar(work: Progress, ended: threading.Event, delay: float) -> None:
 def _new_display() -> "rich.progress.Progress":
     from rich.console import Console
     from rich.progress import BarColumn, Progress, Task, TextColumn
-    from rich.table import Column
     from rich.text import Text
 
+    console = Console(stderr=True, soft_wrap=True)  # long messages are not wrapped
+    bar_width = 24 if console.width >= 80 else 4
+
     class Ending(TextColumn):
-        """The only column that is cut off if the terminal is narrow."""
+        """Text that is cut off if the terminal is narrow. A margin leaves room for the ^C that a terminal prints, which
+        would otherwise start another line."""
 
         def render(self, task: Task) -> Text:
             text = super().render(task)
-            text.no_wrap, text.overflow = True, "ellipsis"
+            label = max(len(shown.description) for shown in display.tasks)
+            text.truncate(max(1, console.width - label - bar_width - 2 - MARGIN), overflow="ellipsis")
             return text
 
-    console = Console(stderr=True, soft_wrap=True)  # long messages are not wrapped
     # While bars are shown, output to either stream appears above them, unless it is redirected to a file.
-    return Progress(
+    display = Progress(
         TextColumn("{task.description}", markup=False),
-        BarColumn(bar_width=24 if console.width >= 80 else 8),
-        Ending("{task.fields[text]}", markup=False, table_column=Column()),
+        BarColumn(bar_width=bar_width),
+        Ending("{task.fields[text]}", markup=False),
         console=console,
         auto_refresh=False,
         redirect_stdout=sys.stdout.isatty(),
     )
+    return display
 
 
 def amount(number: int, unit: str) -> str:

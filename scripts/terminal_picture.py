@@ -71,7 +71,7 @@ def main() -> None:
     parser.add_argument("command", nargs="+")
     arguments = parser.parse_args()
     shown = screen(record(arguments.command, arguments.columns))
-    with open(os.devnull, "w") as nowhere:
+    with open(os.devnull, "w", encoding="utf-8") as nowhere:
         console = Console(
             record=True, width=arguments.columns, file=nowhere, force_terminal=True, color_system="truecolor"
         )

@@ -153,7 +153,7 @@ REFUSED = {
         "",
         "is `from fastbert_kernels.hashing import combine as c`",
     ),
-    "methods of EncoderConfig": ("", "config.norm_parameters()", "fails with `.* no attribute 'norm_parameters'`"),
+    "methods of EncoderConfig": ("", "config.scaled(8)", "fails with `.* no attribute 'scaled'`"),
     "EncoderConfig": ("", "print(EncoderConfig)", "fails with `name 'EncoderConfig' is not defined`"),
     "with positions alone": (
         "",

@@ -190,7 +190,7 @@ def report(setup: PretrainSetup, run: RunFolder, done: int, usage: Usage, traine
     of_parts = ", ".join(f"{part} {shown_count(count)}" for part, count in parts.items())
     names = ("encoder", objective.second_network)
     networks = [
-        f"{name}: {config.layers} layers of width {config.width}, {config.heads} heads, inner width {config.ffn}"
+        f"{name}: layers {config.layers}, width {config.width}, heads {config.heads}, inner width {config.ffn}"
         for name, config in zip(names, options.of_objective.networks(setup.config), strict=False)
     ]
     shapes = plan.describe(options.steps)

@@ -166,8 +166,8 @@ def tokenizer_to_prepare(options: PretrainOptions, pretrained: Pretrained | None
 def check_networks(options: PretrainOptions, device: torch.device) -> None:
     """Raises a UserError, before the data is prepared, for networks that are invalid or too large for `device`."""
     config = options.encoder.resolve(vocab_size=1, length=options.length)
+    check_exportable(config.scaled(min(config.width, 64)))  # builds the position encoding
     check_memory(options, options.of_objective.networks(config), device)
-    check_exportable(config)  # builds the position encoding at full width
 
 
 def check_memory(options: PretrainOptions, configs: Sequence[EncoderConfig], device: torch.device) -> None:

@@ -110,7 +110,7 @@ def test_labels_are_learned_in_order(tmp_path: Path, found: list, words: tuple) 
 @pytest.mark.parametrize("label", ["a\x1b[2Jb", "a\nb", "x" * 300])
 def test_labels_that_could_not_be_named(tmp_path: Path, label: str) -> None:
     path = write_own(tmp_path / "t.jsonl", [{"text": "a", "label": label}, {"text": "b", "label": "c"}])
-    with pytest.raises(UserError, match=r"t\.jsonl, line 1: the label holds .*: '"):
+    with pytest.raises(UserError, match=r"t\.jsonl, line 1: the label contains .*: '"):
         open_task("mine", custom=CustomTaskOptions(train=path))
 
 

@@ -77,7 +77,7 @@ def test_refusals(bert, words, tmp_path, capsys) -> None:
     bare = tiny_model(tmp_path / "bare")
     for name in ("tokenizer.json", "vocab.txt"):
         (bare / name).unlink()
-    refuses("has no tokenizer", model=bare)
+    refuses("holds no tokenizer", model=bare)
     large = tiny_model(tmp_path / "large", vocab_size=40)
     settings = json.loads((large / "tokenizer.json").read_text())
     settings["model"]["vocab"] |= {f"more{index}": 28 + index for index in range(20)}

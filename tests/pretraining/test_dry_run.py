@@ -56,8 +56,7 @@ def test_parts_and_second_network(flags, tmp_path, capsys) -> None:
     assert sum(parts) == pytest.approx(total, rel=0.01)
     assert [part for part in dry_run.PARTS if f"{part} " in table["parameters"]] == list(dry_run.PARTS)
     assert table["networks"] == (
-        "encoder: 2 layers of width 32, 2 heads, inner width 128 "
-        "generator: 2 layers of width 8, 1 heads, inner width 32"
+        "encoder: layers 2, width 32, heads 2, inner width 128 generator: layers 2, width 8, heads 1, inner width 32"
     )
 
 

@@ -79,7 +79,7 @@ def test_weights_without_a_tokenizer_are_refused(prepared, tmp_path, capsys) -> 
     for name in ("tokenizer.json", "vocab.txt", "tokenizer_config.json"):
         (model / name).unlink()
     printed = refused(capsys, tmp_path, prepared, model)
-    assert f"{model} holds no tokenizer" in printed and "copy there the tokenizer.json or vocab.txt" in printed
+    assert f"{model} holds no tokenizer" in printed and "copy the tokenizer.json or vocab.txt" in printed
 
 
 def test_dropout_is_that_of_the_new_run(prepared, tmp_path) -> None:

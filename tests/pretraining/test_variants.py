@@ -153,7 +153,7 @@ def test_what_a_run_leaves(flags, tmp_path, capsys, works) -> None:
             "| seed | 0 |",
         ):
             assert fact in card
-        assert "| schedule | linear, warm-up 0.06" in card and "## Licence" in card
+        assert "| schedule | linear, warm-up 0.01" in card and "## License" in card
     assert "| commit and torch | " in cards[0].read_text() and "| batch | 8 sequences of 32 " in cards[1].read_text()
 
 

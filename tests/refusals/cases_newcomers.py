@@ -139,7 +139,7 @@ CASES = [
     ),
     (
         "finetune --model run --task cola, --out new",
-        "'cola,' has no name before or after one of its commas; leave that",
+        "'cola,' has no name before or after one of its commas; leave out that",
     ),
     (
         f"finetune {MINE.replace('csv', 'csv/')}",
