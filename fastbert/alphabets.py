@@ -17,7 +17,7 @@ LISTED = 0.9  # assumed fraction of the non-ASCII letters of a text that are in 
 FREQUENT_EACH = 0.05
 COMMON_EACH = 0.005
 ANOTHER = 3e-4  # frequency of a letter that is not in the list
-SYMBOL = 1e-5  # any other character: a currency sign, a fraction, a box-drawing line
+SYMBOL = 1e-5  # any other character: a currency sign, a fraction, a box character
 RARE = 1e-6  # a character that the language does not use
 BROKEN = 1e-7  # bytes that are not a character in the encoding
 

@@ -34,7 +34,7 @@ from fastbert.training.options import MachineOptions, OptimizerOptions, Schedule
 
 @dataclass(frozen=True)
 class PretrainMachineOptions(TrainingMachineOptions):
-    """Options that may change speed and memory, but not the result beyond rounding; some are for preparing data."""
+    """Options that may change speed and memory, but not the result beyond rounding; --workers is for preparing data."""
 
     workers: Workers = 0
     """Number of tokenizing processes if --data is a source; 0: one per core."""

@@ -18,7 +18,8 @@ def matrix_counts(named: Iterable[tuple[str, Tensor]]) -> dict[str, int]:
     """Number of matrices stacked in each parameter.
 
     In a block, `attention.qkv` contains three, for queries, keys and values, and `feed_forward.up` contains two if it
-    is gated: it then has twice as many rows as `feed_forward.down` has columns. All others contain one.
+    is gated, which is the case if its number of rows is twice the number of columns of `feed_forward.down`. All others
+    contain one.
     """
     shapes = {name: parameter.shape for name, parameter in named}
     counts = {}
