@@ -12,10 +12,10 @@ def check_downloaded(path: str | Path, what: str, kinds: str) -> Path:
 
     Args:
         what: its content, such as "model".
-        kinds: description of suitable folders, for the error.
+        kinds: description of suitable folders, for the error message.
 
     Raises:
-        UserError: it does not exist; explains the download if `path` is a name on the Hugging Face hub.
+        UserError: it does not exist. If `path` is a name on the Hugging Face hub, the message explains the download.
     """
     path = Path(path)
     with input_errors(path):
@@ -34,7 +34,7 @@ def check_downloaded(path: str | Path, what: str, kinds: str) -> Path:
 
 
 def hub_name(path: Path) -> str | None:
-    """The name on the hub that `path` may be if it is not a folder: owner/name, or the name of a BERT release."""
+    """Name on the hub that `path` may be if it is not a folder: owner/name, or the name of a BERT release."""
     if re.fullmatch(r"bert-(base|large)-[\w-]+", str(path)):
         return f"google-bert/{path}"
     if re.fullmatch(r"[\w.-]+/[\w.-]+", str(path)) and not path.parent.is_dir():

@@ -7,14 +7,14 @@ from fastbert.errors import UserError, brief
 
 PACKAGE = Path(__file__).parent
 FOLDERS = (PACKAGE / "configs", PACKAGE.parent / "configs")
-"""The folder of an installed wheel, and of a checkout."""
+"""Folders of configurations in an installed wheel and in a checkout."""
 
 
 def config_path(job: str, name: str) -> str:
-    """The path of the YAML file `name`: an existing path, or the name of a file in configs/<job>/.
+    """Path of the YAML file `name`: an existing path, or the name of a file in configs/<job>/.
 
     Raises:
-        UserError: a plain name, such as `tiny`, that is neither.
+        UserError: it is a plain name, such as `tiny`, but neither of these.
     """
     known = named_configs(job)
     if not known or Path(name).exists() or Path(name).suffix or not is_plain(name):

@@ -64,7 +64,7 @@ def refusal(path: Path) -> str:
 def test_what_cannot_be_inherited(tmp_path) -> None:
     a, b, c = (tmp_path / f"{name}.yaml" for name in "abc")
     write(tmp_path, {"a.yaml": {"inherits": "b.yaml"}, "b.yaml": {"inherits": "a.yaml"}})
-    assert refusal(a).startswith(f"{a} inherits {b} inherits {a}: files inherit each other in a circle")
+    assert refusal(a).startswith(f"{a} inherits {b} inherits {a}: the files inherit each other in a cycle")
     write(tmp_path, {"b.yaml": {"inner": {"inherits": "c.yaml"}}})
     assert refusal(a).startswith(f"{a} inherits {b}: configuration file {c} does not exist")
     c.write_text("x: [")

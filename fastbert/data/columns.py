@@ -1,4 +1,4 @@
-"""The columns that are read from a table: one or more with text, and possibly one with labels."""
+"""Columns to read from a table: one or more with text, and possibly one with labels."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""`fastbert predict`: labels and probabilities of a fine-tuned model, or of the mean of its seeds."""
+"""`fastbert predict`: labels and probabilities from a fine-tuned model, or from the mean over its seeds."""
 
 import io
 import sys
@@ -35,8 +35,8 @@ def predict(options: PredictOptions) -> dict[str, Any]:
     metrics.
 
     Raises:
-        UserError: no such model, task or text; a task whose labels are not those of the model; a missing pair; scores
-            that are not finite; seeds that cannot be averaged.
+        UserError: no such model, task or text; a task with other labels than the model; a missing pair; scores that are
+            not finite; seeds that cannot be averaged.
     """
     machine = options.machine
     device = resolve_device(machine.device)
@@ -83,13 +83,13 @@ def check_predictions_file(out: str) -> None:
 
 @contextmanager
 def predictions_file(out: str) -> Iterator[IO[str]]:
-    """The file `out`, or standard output, to write UTF-8 text to."""
+    """Opens the file `out`, or standard output, for UTF-8 text."""
     if out != STANDARD_OUTPUT:
         with output_file(out, "w") as file:
             yield file
         return
     sys.stdout.flush()
-    file = io.TextIOWrapper(sys.stdout.buffer, encoding="utf-8")  # whatever the encoding of sys.stdout is
+    file = io.TextIOWrapper(sys.stdout.buffer, encoding="utf-8")  # the encoding of sys.stdout may be another
     try:
         yield file
     finally:
@@ -116,7 +116,7 @@ def read_examples(options: PredictOptions, record: TaskRecord) -> tuple[str, lis
 
 
 def check_fits(task: Task, record: TaskRecord, model: str) -> None:
-    """Raises a UserError if the labels of the model are not those of the task."""
+    """Raises a UserError if the labels of the model differ from those of the task."""
     for what, theirs, ours in (
         ("predicts", task.kind.name, record.kind.name),
         ("has the labels", task.kind.labels, record.kind.labels),
@@ -133,7 +133,7 @@ def read_source(options: PredictOptions, record: TaskRecord) -> list[Example]:
     """The texts in the file --source; labels in it are ignored.
 
     Raises:
-        UserError: a line is wrong.
+        UserError: a line is invalid.
     """
     pair = (options.custom.pair or "pair") if record.is_pair else None
     custom = replace(options.custom, test=options.source, pair=pair, kind=record.kind.name)

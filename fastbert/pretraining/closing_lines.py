@@ -61,7 +61,7 @@ def commands(run: Path, length: int) -> list[str]:
 def closing_lines(
     run: Path, model: Path, curves: Path | None, page: Path | None, *, length: int, native: bool, head: str | None
 ) -> list[str]:
-    """All closing lines; the paths of the curves and of the report are left out if they are None."""
+    """All closing lines, without those of the curves and the report where their paths are None."""
     return [
         f"Model   {model}",
         *([f"Curves  {curves}"] if curves else []),

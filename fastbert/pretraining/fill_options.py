@@ -16,13 +16,13 @@ _MEANT = re.compile(r"\[ *mask *\]|<mask>|___+", re.IGNORECASE)  # other spellin
 
 @dataclass(frozen=True)
 class FillOptions:
-    """Predict the likeliest words for each [MASK] in a text, with their probabilities."""
+    """Predict the most likely words for each [MASK] in a text, with their probabilities."""
 
     model: str = field(metadata=POSITIONAL)
     """A run, a checkpoint, an export, or a Hugging Face BERT folder with an MLM head. In a run of ELECTRA or multiple
-    choice the generator or the meta controller fills in the words; an export of these does not contain it."""
+    choice the generator or the meta controller fills in the words; an export of such a run contains neither."""
     texts: tuple[str, ...] = field(default=(), metadata=POSITIONAL)
-    """Texts that contain [MASK], each in quotes. Without any, or with -, the lines of standard input are read."""
+    """Texts that contain [MASK], each in quotes. Without texts, or with -, the lines of standard input are read."""
     top: Count = 5
     """Number of words for each [MASK]."""
     json: bool = False

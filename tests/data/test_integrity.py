@@ -100,7 +100,9 @@ def test_shards_are_hashed_once_per_machine(copy: Path, hashed: list[str]) -> No
     flip(touched, -1, unnoticed=True)
     open_dataset(copy)
     for forced in (lambda: open_dataset(copy, verify=True), open_dataset(copy).verify):
-        with pytest.raises(UserError, match=r"train-00001\.tokens\.npy is damaged: its SHA-256 is not that of dataset"):
+        with pytest.raises(
+            UserError, match=r"train-00001\.tokens\.npy is damaged: its SHA-256 differs from that in dataset"
+        ):
             forced()
     with pytest.raises(UserError, match=r"train-00001\.tokens\.npy is damaged"):  # it is not forgotten
         open_dataset(copy)
@@ -248,7 +250,9 @@ def test_what_an_interrupted_call_left_is_compared(
     }
     for path, position in damaged.items():
         flip(path, position)
-        with pytest.raises(UserError, match=rf"{path.name} is damaged.*remove .*\.out\.partial to begin anew"):
+        with pytest.raises(
+            UserError, match=rf"{path.name} is damaged.*remove .*\.out\.partial to start from the beginning"
+        ):
             prepare(options, table=io.StringIO())
         flip(path, position)
     for path in (partial / "train-00000.tokens.npy", open_shard):  # cut off: not to be filled with zeros

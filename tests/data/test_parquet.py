@@ -136,9 +136,9 @@ def test_damaged_files(tmp_path: Path) -> None:
     data = path.read_bytes()
     for content in (data[: len(data) // 2], b"", b"no such thing"):
         path.write_bytes(content)
-        assert str(path) in error_of(path) and "is cut off, damaged or no Parquet file" in error_of(path)
+        assert str(path) in error_of(path) and "is cut off, damaged or not a Parquet file" in error_of(path)
     path.write_bytes(data.replace(b"text", b"\x8eext"))
-    assert "is cut off, damaged or no Parquet file ('utf-8' codec can't decode" in error_of(path)
+    assert "is cut off, damaged or not a Parquet file ('utf-8' codec can't decode" in error_of(path)
     (tmp_path / "a.txt").write_bytes(data)
     assert "is a Parquet file, not text" in error_of(tmp_path / "a.txt")
     (tmp_path / "b.parquet.gz").write_bytes(data)

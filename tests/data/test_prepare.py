@@ -187,7 +187,9 @@ def test_work_with_other_reading_rules_is_not_continued(tmp_path: Path, monkeypa
     capsys.readouterr()
     prepare(options)
     printed = capsys.readouterr().err
-    assert ("beginning anew" in printed) == other and ("continuing the unfinished work" in printed) != other
+    assert ("starting from the beginning" in printed) == other and (
+        "continuing the unfinished work" in printed
+    ) != other
     assert printed.count("page looks like HTML or XML, but is read as plain text because of its name") == 1
 
 
@@ -208,9 +210,9 @@ def test_finished_folders_are_reused_and_others_refused(corpus: Path, capsys: py
         prepare(options_of(corpus, source=str(corpus / "other.txt")))
     (corpus / "notes").mkdir()
     (corpus / "notes" / "mine").write_text("keep")
-    with pytest.raises(UserError, match="exists and is no prepared folder"):
+    with pytest.raises(UserError, match="exists and is not a prepared folder"):
         prepare(options_of(corpus, out=str(corpus / "notes")))
-    with pytest.raises(UserError, match="exists and is no prepared folder"):
+    with pytest.raises(UserError, match="exists and is not a prepared folder"):
         prepare(options_of(corpus, out=str(corpus / "other.txt")))
 
 

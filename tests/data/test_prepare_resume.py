@@ -213,12 +213,12 @@ def test_another_source_or_option_begins_anew(
     """With a message: the work of hours is dropped."""
     run_and_die(tmp_path, options_of(texts, "text", tmp_path / "out", seed=5), "corpus_module.Corpus.add", 8)
     out = prepare(options_of(texts, "text", tmp_path / "out"), table=io.StringIO())
-    assert f"beginning anew: the unfinished work in {tmp_path / '.out.partial'}" in capsys.readouterr().err
+    assert f"starting from the beginning: the unfinished work in {tmp_path / '.out.partial'}" in capsys.readouterr().err
     assert contents(out) == contents(finished["text"]) and os.listdir(tmp_path) == ["out"]
 
 
 def test_what_is_damaged_is_named(texts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """And the only advice is how to begin anew."""
+    """And the only advice is how to start from the beginning."""
     options = options_of(texts, "text", tmp_path / "out")
     run_and_die(tmp_path, options, "corpus_module.Corpus.add", 8)
     folder = tmp_path / ".out.partial"
@@ -233,7 +233,7 @@ def test_what_is_damaged_is_named(texts: Path, tmp_path: Path, capsys: pytest.Ca
         path = folder / name.strip("/")
         whole = path.read_bytes()
         path.unlink() if change is None else path.write_bytes(change(whole))
-        with pytest.raises(UserError, match=rf"{path.name}.*; remove {folder} to begin anew"):
+        with pytest.raises(UserError, match=rf"{path.name}.*; remove {folder} to start from the beginning"):
             prepare(options, table=io.StringIO())
         assert "the same command" not in capsys.readouterr().err
         path.write_bytes(whole)
@@ -254,7 +254,7 @@ def test_interrupted_and_continued(
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(prepare_module, "write_rare", interrupt)
         prepare(options)
-    assert "the same command continues from there" in capsys.readouterr().err
+    assert "the same command continues it" in capsys.readouterr().err
     assert contents(prepare(options)) == contents(finished["text"])
     assert "continuing the unfinished work" in capsys.readouterr().err
 

@@ -163,4 +163,4 @@ def test_copies_of_a_single_document_get_both_splits(tmp_path: Path, capsys, fra
     (tmp_path / "corpus.txt").write_text("one document\n\n" * 30)
     record = open_dataset(prepare(options_of(tmp_path, validation_fraction=fraction))).record
     assert sorted(split["documents"] for split in record["splits"].values()) == [1, 29]
-    assert "are copies of one, so validation has the text of training" in capsys.readouterr().err
+    assert "are copies of one, so validation has the same text as training" in capsys.readouterr().err

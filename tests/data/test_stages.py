@@ -101,7 +101,7 @@ def test_a_batch_grows_in_equal_parts() -> None:
         ({"first_length": 99}, "give the longest as --length"),
         ({"first_length": 7}, "cannot be cut into whole sequences of 7"),
         ({"first_length": 0}, "first_length must be at least 2, not 0"),
-        ({"first_fraction": 1.0}, r"must lie in \(0, 1\), not 1.0"),
+        ({"first_fraction": 1.0}, r"must be in \(0, 1\), not 1.0"),
         ({"first_fraction": math.nan}, "must be a finite number, not nan"),
         ({"initial_batch_size": 8}, "initial_batch_size 8 does not divide batch_size 8"),
         ({"initial_batch_size": 3}, "initial_batch_size 3 does not divide batch_size 8"),

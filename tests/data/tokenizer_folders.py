@@ -50,7 +50,7 @@ def texts() -> list[str]:
 
 
 def put(folder: Path, **files: Any) -> Path:
-    """Writes files; __ in a name stands for a dot, what is no text is written as JSON."""
+    """Writes files; __ in a name stands for a dot, what is not text is written as JSON."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
         text = content if isinstance(content, str) else json.dumps(content)

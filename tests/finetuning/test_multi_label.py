@@ -90,10 +90,10 @@ def test_lists_cells_and_class_names_are_the_same_labels(tmp_path) -> None:
             "null",
             "line 2 has no label; train needs one in every row; an empty list, or an empty cell, means",
         ),
-        ("t.jsonl", "3", "line 2: the label 3 is no list of words; write a list"),
-        ("t.jsonl", '["x", 1]', "line 2: 1 in the list of labels is no word"),
-        ("t.jsonl", '["x", null]', "line 2: None in the list of labels is no word"),
-        ("t.jsonl", '[["x"]]', r"line 2: \['x'\] in the list of labels is no word"),
+        ("t.jsonl", "3", "line 2: the label 3 is not a list of words; write a list"),
+        ("t.jsonl", '["x", 1]', "line 2: 1 in the list of labels is not a word"),
+        ("t.jsonl", '["x", null]', "line 2: None in the list of labels is not a word"),
+        ("t.jsonl", '[["x"]]', r"line 2: \['x'\] in the list of labels is not a word"),
         ("t.jsonl", '["x", " "]', "line 2: a label in .* is empty; drop it"),
         ("t.jsonl", '["x", "x "]', "line 2: the label 'x' is repeated"),
         ("t.jsonl", '["x", "why"]', "line 2: unknown label 'why'; did you mean 'y'[?] known: x, y"),
@@ -120,7 +120,7 @@ def test_labels_that_cannot_be_learned_are_refused(tmp_path) -> None:
     with pytest.raises(UserError, match="two or more different names"):
         opened(tmp_path / "t.csv", "text,label\na,x\n", labels="x,x")
     write_rows(tmp_path / "t.jsonl", [{"text": "a", "label": ["x", "y"]}])
-    with pytest.raises(UserError, match=r"line 1: the label \['x', 'y'\] is no class; set kind: multi-label"):
+    with pytest.raises(UserError, match=r"line 1: the label \['x', 'y'\] is not a class; set kind: multi-label"):
         open_task("mine", custom=CustomTaskOptions(train=str(tmp_path / "t.jsonl")))
 
 
@@ -242,7 +242,7 @@ def test_thresholds_that_are_removed_or_changed_are_refused(tuned, tmp_path, set
     del facts["settings"]
     facts |= settings_now
     (copy / "task.json").write_text(json.dumps(facts))
-    with pytest.raises(UserError, match=r"task\.json was changed since it was written \(settings: .*put that back"):
+    with pytest.raises(UserError, match=r"task\.json was changed since it was written \(settings: .*restore it"):
         read_task_record(copy)
 
 

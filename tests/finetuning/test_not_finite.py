@@ -75,7 +75,10 @@ def test_weights_that_are_not_finite_are_not_saved(bert, small, tmp_path, capsys
     out = tmp_path / "out"
     assert finetune(bert, small, out, "--epochs", "2", "--seeds", "1") == 2
     printed = capsys.readouterr().err
-    assert "seed 0: training diverged, in none of 2 epochs" in printed and "--learning-rate" in printed
+    assert (
+        "seed 0: training diverged: weights or scores on dev were not finite in any of the 2 epochs" in printed
+        and "--learning-rate" in printed
+    )
     assert not (out / "seed-0" / "model").exists() and not (out / "results.json").exists()
 
 

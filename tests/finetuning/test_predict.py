@@ -232,15 +232,23 @@ def test_another_tokenizer_and_damaged_records_are_refused(tuned, words, tmp_pat
 
     swapped = copy("swapped")
     swap_tokens(swapped)
-    refuses("holds another tokenizer than its model was trained with", "predict", "--model", swapped, *words)
-    refuses("holds another tokenizer than its model was trained with", "finetune", "--init-from", swapped, *words)
+    refuses(
+        "has another tokenizer than the one with which its model was trained", "predict", "--model", swapped, *words
+    )
+    refuses(
+        "has another tokenizer than the one with which its model was trained",
+        "finetune",
+        "--init-from",
+        swapped,
+        *words,
+    )
     for content in ("[1]", "{}", '{"labels": 3}'):
         damaged = copy("damaged")
         (damaged / "task.json").write_text(content)
         refuses("task.json is damaged", "predict", "--model", damaged, *words)
         shutil.rmtree(damaged)
     for change, message in (
-        ({"labels": ["bad"]}, "a task has 2 labels at least"),
+        ({"labels": ["bad"]}, "a task has at least 2 labels"),
         ({"kind": "clases"}, "task.json 'clases'; did you mean 'classes'"),
         ({"seed": 7}, "task.json was changed since it was written (seed: 0 -> 7)"),
     ):

@@ -118,7 +118,7 @@ def test_refusals_come_before_any_training(bert, glue, words, tmp_path, capsys) 
     refuses("there is no folder", more=("--model", str(tmp_path / "nowhere")))
     path = tmp_path / "odd.yaml"
     path.write_text(f"name: a/b\ntrain: {words[3]}\ndev: {words[5]}\n")
-    refuses("'a/b' is no name for a folder", task=f"rte,{path}")
+    refuses("'a/b' is not a name for a folder", task=f"rte,{path}")
 
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.txt").write_text("years of work")

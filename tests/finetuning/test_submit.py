@@ -109,7 +109,7 @@ def test_a_test_split_that_is_not_there_is_filled_only_where_asked(trained, glue
     assert not (tmp_path / "glue.zip").exists()
     assert submit(*arguments, "--fill") == 0
     printed = capsys.readouterr().out
-    assert "MNLI-m.tsv" in printed and "test_matched.tsv is not there" in printed
+    assert "MNLI-m.tsv" in printed and "test_matched.tsv does not exist" in printed
     assert f"{part} has no folder AX" in printed and f"{part} has no folder STS-B" in printed
     assert set(answers(tmp_path / "glue.zip", "MNLI-m.tsv")) == {"contradiction"}
     assert set(answers(tmp_path / "glue.zip", "STS-B.tsv")) == {"2.701"}

@@ -285,7 +285,7 @@ def test_what_is_wrong_in_a_glue_file(tmp_path: Path, text: str, message: str) -
 def test_scores_of_stsb_must_be_numbers_and_files_text(tmp_path: Path) -> None:
     path = official(tmp_path, "stsb", "train")
     path.write_bytes(path.read_bytes().replace(b"0.000", b"good"))
-    with pytest.raises(UserError, match=r"train\.tsv, line 3: the label 'good' is no number"):
+    with pytest.raises(UserError, match=r"train\.tsv, line 3: the label 'good' is not a number"):
         glue_task("stsb", tmp_path).examples("train")
     path.write_bytes(path.read_bytes().replace("😀".encode(), b"\xff"))
     with pytest.raises(UserError, match=r"train\.tsv is not UTF-8 text \(byte 0xff, line 2\)"):

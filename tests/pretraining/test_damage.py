@@ -73,7 +73,7 @@ def test_data_that_changed_between_two_sessions(whole: Path, run: Path, capsys) 
 
 @pytest.mark.parametrize("damage", ["encoder", "science", "cut", "missing", "branch"])
 def test_a_damaged_manifest_is_overruled_by_the_checkpoint(whole: Path, run: Path, capsys, damage: str) -> None:
-    manifest, message = run / "manifest.json", "is not that of"
+    manifest, message = run / "manifest.json", "differs from that in"
     if damage == "encoder":
         edit(manifest, lambda content: content["encoder"].update(dropout=0.0, norm_eps=0.1))
         message = "norm_eps: 1e-12 -> 0.1"
@@ -102,7 +102,7 @@ def test_a_damaged_config_is_overruled_or_refused(whole: Path, run: Path, capsys
     text = config.read_text()
     config.write_text(text.replace("seed: 0", "seed: 1"))
     printed = resumed(run, capsys, code=2)
-    assert "seed: 0 -> 1" in printed and "config.yaml was changed after the run was started: put back seed" in printed
+    assert "seed: 0 -> 1" in printed and "config.yaml was changed after the run was started: restore seed" in printed
     config.write_text(text.replace("eval_sequences: 16", "eval_sequences: 20"))
     printed = resumed(run, capsys)
     assert "config.yaml was changed after the run was started: eval_sequences: 16 -> 20" in printed

@@ -66,10 +66,11 @@ def test_a_resumed_run_shows_the_remaining_steps(flags, tmp_path, capsys) -> Non
     assert main(shorter) == 0
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
     assert main([*shorter, "--resume", "--dry-run"]) == 0
-    assert "steps       the 0 left of 20 steps of 8 x 32" in capsys.readouterr().out
+    assert "steps       0 remaining of 20 steps of 8 x 32" in capsys.readouterr().out
     shutil.rmtree(tmp_path / "x" / "checkpoints" / "step-00000020")
     assert main(["pretrain", "--resume", run, "--dry-run"]) == 0
-    assert "steps       the 6 left of 20 steps of 8 x 32 tokens\n              1.536k tokens" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "steps       6 remaining of 20 steps of 8 x 32 tokens\n              1.536k tokens" in printed
     assert {path for path in tmp_path.rglob("*")} <= set(before)
     assert all(path.stat().st_mtime_ns == before[path] for path in tmp_path.rglob("*") if path.is_file())
 
@@ -134,7 +135,7 @@ def test_refusals(flags, tmp_path, capsys, monkeypatch) -> None:
     (tmp_path / "full" / "file").touch()
     x, full = str(tmp_path / "x"), str(tmp_path / "full")
     for given, message in (
-        ([*flags, "--out", full], "already holds other files"),
+        ([*flags, "--out", full], "already contains other files"),
         ([*flags, "--batch-size", "100000", "--out", x], "less than one batch"),
         ([*flags, "--out", x, "--schedule.warmup", "40"], "warm-up"),
         ([*flags, "--out", x, "--tokens", "100"], "give one of --steps, --tokens and --minutes"),

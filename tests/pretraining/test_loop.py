@@ -186,7 +186,7 @@ def test_logged_rows_in_closed_form() -> None:
     trainer = trainer_of(objective, logbook=logbook, steps=8, log_every=3, milestones=frozenset({7}))
     for step in range(8):
         trainer.train_step(step)
-    trainer._book(trainer._lagged.pop())
+    trainer._record(trainer._lagged.pop())
     factors = [1 / 4, 2 / 4, 3 / 4, 1, 1, 1 - 1 / 4, 1 - 2 / 4, 1 - 3 / 4]
     weights = [2.0]
     for factor in factors:

@@ -161,7 +161,7 @@ def test_what_is_refused(flags, tmp_path, capsys, monkeypatch) -> None:
     assert "no word" in printed and "words occur" in printed and "--notes.min-count" in printed
     monkeypatch.setattr(note_corpus, "memory", lambda device: (1000, 1000))
     printed = refused(flags, tmp_path, capsys)
-    assert "0.00 GB left" in printed and "notes of 32 numbers" in printed and "--notes.fraction" in printed
+    assert "0.00 GB left" in printed and "words, width 32" in printed and "--notes.fraction" in printed
 
 
 def test_a_source_is_prepared_with_the_band_that_is_asked_for(corpus, tmp_path, monkeypatch, capsys) -> None:
@@ -174,7 +174,7 @@ def test_a_source_is_prepared_with_the_band_that_is_asked_for(corpus, tmp_path, 
     options = open_dataset(folder).record["options"]
     assert (options["rare_min"], options["rare_max"]) == (20, 700)
     printed = capsys.readouterr().err
-    assert "words that occur 2" in printed and "of the sequences hold one" in printed and "mostly noise" in printed
+    assert "words that occur 2" in printed and "of the sequences contain one" in printed and "mostly noise" in printed
 
 
 def test_room_for_the_dictionary_is_seen_to(flags, tmp_path, capsys, monkeypatch) -> None:

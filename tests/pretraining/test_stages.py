@@ -148,7 +148,7 @@ def test_minutes_are_planned_as_if_nothing_else_ran(prepared, tmp_path, monkeypa
     printed = capsys.readouterr().err
     assert f"planned for 10 minutes: {steps} steps of 4 x 32 tokens, 0.5 s a step; expected " in printed
     assert f"{len(validations)} validations" in printed and f"{len(checkpoints)} checkpoints" in printed
-    assert "other work disturbed the timing of steps" in printed
+    assert "other processes disturbed the timing of steps" in printed
     assert not (tmp_path / "run").exists()
 
 
@@ -220,7 +220,7 @@ def test_only_active_options_name_the_experiment(prepared) -> None:
         (["--first-length", "12"], "choose a first_length that divides length"),
         (["--initial-batch-size", "3"], "initial_batch_size 3 does not divide batch_size 4"),
         (["--batch-warmup", "13"], "the batch grows for 13 steps, longer than the run of 12"),
-        (["--first-fraction", "1.5"], "--first-fraction must lie in (0, 1), not 1.5"),
+        (["--first-fraction", "1.5"], "--first-fraction must be in (0, 1), not 1.5"),
         (["--first-length", "2", "--batch-size", "65536", "--initial-batch-size", "32768"], "less than one batch of"),
         (["--optimizer.name", "mun"], "did you mean 'muon'"),
     ],

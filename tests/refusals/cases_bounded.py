@@ -111,7 +111,10 @@ CASES = [
     ("ablate variants.yaml", "variants.yaml: seeds must be at most 10,000, not 1000000000"),
     ("ablate trials.yaml", "trials.yaml: 60,012 jobs, and the most is 10,000"),
     ("ablate group.yaml", "group.yaml: variants: b: norm must be text, found a mapping"),
-    ("finetune --seeds 1000000000", "--seeds with train_fraction make 1,000,000,000 trainings, and the most is 10,000"),
+    (
+        "finetune --seeds 1000000000",
+        "--seeds with train_fraction make 1,000,000,000 training runs, but the maximum is 10,000",
+    ),
     ("export --run layers --out x", "config.json has num_hidden_layers 1000000000, and the weights lack those layers"),
     ("export --run layers-float --out x", "has num_hidden_layers 1000000000.0, which must be of type int"),
     ("export --run layers-text --out x", "has num_hidden_layers '12', which must be of type int"),

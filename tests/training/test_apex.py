@@ -141,7 +141,7 @@ def test_unequal_counts_are_refused(apex) -> None:
     guarded_step(optimizer, 0.1, FINITE)
     module[0].weight.grad = None
     guarded_step(optimizer, 0.1, FINITE)
-    with pytest.raises(UserError, match="unequal numbers of updates, which apex cannot continue"):
+    with pytest.raises(UserError, match="different numbers of updates, which apex cannot use"):
         restore_optimizer(built(module, True), *flatten_optimizer(optimizer))
 
 

@@ -135,7 +135,7 @@ def test_a_state_of_an_optimizer_that_lacks_something_is_refused() -> None:
     for changed, message in (
         ({key: value for key, value in rest.items() if key != "shapes"}, "shapes is missing"),
         (rest | {"state": {"dict": [[0, {"dict": moments}]]}}, "parameter 0 has no exp_avg_sq"),
-        (rest | {"state": {"dict": [[9, {"dict": moments}]]}}, "9 is no parameter with moments"),
+        (rest | {"state": {"dict": [[9, {"dict": moments}]]}}, "9 is not a parameter with moments"),
         (rest | {"state": {"tensor": "lost"}}, "is not part of an optimizer's state"),
         (rest | {"state": {"dict": 3}}, "it holds 3, not a list"),
         (rest | {"param_groups": {"list": [{"dict": [["lr", "fast"], ["params", {"list": [0, 1]}]]}]}}, "lr is 'fast'"),

@@ -217,8 +217,8 @@ def test_an_optimizer_that_cannot_skip_is_refused():
     ("change", "message"),
     [
         ({"name": "adam"}, "did you mean 'adamw'"),
-        ({"momentum": 1.0}, r"momentum must lie in \[0, 1\), not 1.0"),
-        ({"beta2": 1.0}, r"beta2 must lie in \[0, 1\), not 1.0"),
+        ({"momentum": 1.0}, r"momentum must be in \[0, 1\), not 1.0"),
+        ({"beta2": 1.0}, r"beta2 must be in \[0, 1\), not 1.0"),
         ({"eps": 0.0}, "eps must be greater than 0, not 0.0"),
         ({"learning_rate": -1.0}, "learning_rate must be greater than 0, not -1.0"),
         ({"clip_norm": -1.0}, "clip_norm must be at least 0, not -1.0"),

@@ -90,8 +90,8 @@ def test_warmup_is_a_fraction_below_one_and_steps_from_one():
         ({"warmup": 10.5}, "warmup must be .* a whole number of steps, not 10.5"),
         ({"warmup": math.nan}, "warmup must be a finite number, not nan"),
         ({"warmup": math.inf}, "warmup must be a finite number, not inf"),
-        ({"final": 1.5}, r"final must lie in \[0, 1\], not 1.5"),
-        ({"decay": -1.0}, r"decay must lie in \[0, 1\], not -1.0"),
+        ({"final": 1.5}, r"final must be in \[0, 1\], not 1.5"),
+        ({"decay": -1.0}, r"decay must be in \[0, 1\], not -1.0"),
     ],
 )
 def test_wrong_options_are_refused(change, message):
