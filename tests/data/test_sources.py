@@ -117,7 +117,7 @@ def test_bad_text(tmp_path: Path, content: bytes, message: str) -> None:
         ('{"texts": "a", "id": 1}', "line 2 has no column 'text'; did you mean 'texts'? known: id, texts"),
         ('{"text": 7}', "line 2: the column 'text' is of type int, not text"),
         ('["text"]', "line 2 is a JSON list"),
-        ('{"text": "\\ud83d"}', "line 2: 'text' holds half of a surrogate pair"),
+        ('{"text": "\\ud83d"}', "line 2: 'text' contains half of a surrogate pair"),
         ("\udce9", "a.jsonl is not UTF-8 text (byte 0xe9, line 2)"),
     ],
 )

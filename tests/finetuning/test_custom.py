@@ -180,7 +180,7 @@ def test_declarations_that_do_not_fit(
         ("t.jsonl", '{"text": "a", "label": "x"}\n', r"holds 1 label\(s\) \(x\); a task needs two"),
         ("t.jsonl", '["a"]\n', r"line 1 is a JSON list, not an object"),
         ("t.jsonl", '{"text": "a",\n', r"line 1 is not JSON"),
-        ("t.jsonl", '{"text": "a \\ud83d", "label": "x"}', r"line 1: 'text' holds half of a surrogate pair"),
+        ("t.jsonl", '{"text": "a \\ud83d", "label": "x"}', r"line 1: 'text' contains half of a surrogate pair"),
         ("t.csv", "text,label\na,2\na,0.5\n", r"line 3: the label '0.5' is a number, no class; set kind: number"),
         ("t.csv", "text,label\na,b,c\n", r"line 2 has 3 fields, not 2; fix the row"),
         ("t.csv", 'text,label\na,b\n"a"b,c\n', r"line 3 is not CSV"),

@@ -154,7 +154,7 @@ def test_records_that_are_damaged_or_missing_are_reported(whole: Path, run: Path
     metrics.write_text("".join(damaged))
     printed = resumed(run, capsys)
     assert (
-        "metrics.jsonl is not as it was logged up to step 8: damaged: line 2; repeated: line 6; missing: 1 of 6"
+        "metrics.jsonl was changed after it was logged up to step 8: damaged: line 2; repeated: line 6; missing: 1 of 6"
         in printed
     )
     assert "train after line 1 (step 2)" in printed
