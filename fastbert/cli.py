@@ -118,8 +118,8 @@ def finetune(arguments: list[str]) -> int:
     return RUNS["finetune"](options)
 
 
-def use_model(job: str, arguments: list[str]) -> int:
-    """Runs evaluate, fill, predict or submit."""
+def check_and_run(job: str, arguments: list[str]) -> int:
+    """Runs evaluate, fill, predict, report or submit."""
     options = parse(OPTIONS[job], arguments, job)
     options.check_inputs()
     RUNS[job](options)
@@ -142,18 +142,6 @@ def study(job: str, load: str, arguments: list[str]) -> int:
         raise UserError(f"fastbert {job} needs a YAML file as its first argument, such as {EXAMPLES[job].split()[0]}")
     compared.check_inputs(options.glue_dir)
     return RUNS[job](compared, options)
-
-
-def report(arguments: list[str]) -> int:
-    """Runs may be given anywhere without a flag: `fastbert report runs/a runs/b --out page`."""
-    if "--runs" not in arguments:
-        values = {index + 1 for index, argument in enumerate(arguments) if argument == "--out"}
-        bare = [one for index, one in enumerate(arguments) if not one.startswith("-") and index not in values]
-        flags = [one for index, one in enumerate(arguments) if one.startswith("-") or index in values]
-        arguments = ["--runs", *bare, *flags] if bare else flags
-    options = parse(OPTIONS["report"], arguments, "report")
-    options.check_inputs()
-    return RUNS["report"](options)
 
 
 def bench(arguments: list[str]) -> int:
@@ -179,16 +167,19 @@ JOBS: dict[str, tuple[Callable[[list[str]], int], str]] = {
         partial(study, "ablate", "fastbert.studies.ablate.options:load_ablation"),
         "compare pretraining variants at equal cost",
     ),
-    "evaluate": (partial(use_model, "evaluate"), "measure masked loss, accuracy and bits per byte on held-out text"),
-    "fill": (partial(use_model, "fill"), "predict the most likely words for each [MASK] in a text"),
+    "evaluate": (
+        partial(check_and_run, "evaluate"),
+        "measure masked loss, accuracy, bits per byte on held-out text",
+    ),
+    "fill": (partial(check_and_run, "fill"), "predict the most likely words for each [MASK] in a text"),
     "finetune": (finetune, "fine-tune on GLUE or custom tasks, over several seeds"),
     "sweep": (
         partial(study, "sweep", "fastbert.studies.sweep.options:load_sweep"),
         "compare checkpoints by fine-tuning on tasks, settings and seeds",
     ),
-    "report": (report, "compare runs on one HTML page: curves, options, results, speed"),
-    "predict": (partial(use_model, "predict"), "predict labels and probabilities with a fine-tuned model"),
-    "submit": (partial(use_model, "submit"), "write or check the archive for GLUE's server"),
+    "report": (partial(check_and_run, "report"), "compare runs on one HTML page: curves, options, results, speed"),
+    "predict": (partial(check_and_run, "predict"), "predict labels and probabilities with a fine-tuned model"),
+    "submit": (partial(check_and_run, "submit"), "write or check the archive for GLUE's server"),
     "export": (export, "export a run as a Hugging Face folder"),
     "bench": (bench, "compare the speed of training, data or kernels with other libraries"),
 }

@@ -27,10 +27,10 @@ def check_downloaded(path: str | Path, what: str, kinds: str) -> Path:
     name = brief(path, str)
     if hub := hub_name(path):
         raise UserError(
-            f"there is no folder {name}. If it is a model on the Hugging Face hub, download it first, "
+            f"there is no folder {name}; check the path, or, if it is a model on the Hugging Face hub, download it: "
             f"`hf download {hub} --local-dir {path.name}` (huggingface-cli in older versions), and give that folder"
         )
-    raise UserError(f"there is no folder {name}{near_name(path)}; give that of {kinds}")
+    raise UserError(f"there is no folder {name}{near_name(path)}; give the folder of {kinds}")
 
 
 def hub_name(path: Path) -> str | None:

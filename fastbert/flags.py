@@ -27,16 +27,16 @@ TAKES_YAML = ("pretrain", "finetune", "sweep", "ablate")  # jobs that read optio
 NEAR = 0.7  # minimum similarity of a suggested flag: among many flags one is always slightly similar
 EXAMPLES = {
     "prepare": "--source 'wiki/*.txt.xz' --out data/wiki",
-    "pretrain": "configs/pretrain/base.yaml --data data/wiki --out runs/base",
+    "pretrain": "base --data data/wiki --out runs/base",
     "evaluate": "--model runs/base --source held-out.txt",
     "fill": "runs/base 'The [MASK] of the United States.'",
     "finetune": "--model runs/base --task rte --glue-dir glue --out results/rte",
     "predict": "--model results/rte --source new.csv --out predictions.jsonl",
     "submit": "--results results/glue --glue-dir glue --fill --out submission.zip",
-    "export": "--run runs/base --out my-bert",
+    "export": "runs/base --out my-bert",
     "sweep": "configs/sweep/glue.yaml --workers 2",
     "ablate": "configs/ablate/tiny.yaml --workers 2",
-    "report": "--runs runs/base runs/rope --out comparison.html",
+    "report": "runs/base runs/rope --out comparison.html",
     "bench throughput": "--data data/wiki",
     "bench data": "--data wiki.txt --megabytes 20",
     "bench kernels": "--seconds 2",
@@ -306,13 +306,16 @@ class _Help(argparse.HelpFormatter):
         return [
             line
             for paragraph in text.splitlines()
-            for line in textwrap.wrap(paragraph, width, subsequent_indent="  " * paragraph.startswith("- "))
+            for line in textwrap.wrap(
+                paragraph, width, subsequent_indent="  " * paragraph.startswith("- "), break_on_hyphens=False
+            )
         ]
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
         paragraphs = unwrapped(text).split("\n")
         return "\n".join(
-            textwrap.fill(part, width, initial_indent=indent, subsequent_indent=indent) for part in paragraphs
+            textwrap.fill(part, width, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False)
+            for part in paragraphs
         )
 
 
@@ -335,6 +338,8 @@ def _parser(cls: type, flags: Sequence[Flag], job: str, default: Any) -> argpars
         if prefix not in groups:
             groups[prefix] = parser.add_argument_group(f"--{prefix}...", flag.group)
         text = help_of(flag, default).replace("%", "%%")
+        if flag.is_positional:
+            text += f" May be given without --{flag.name}."
         add = groups[prefix].add_argument
         if flag.is_switch:
             add(f"--{flag.name}", f"--{flag.negation}", dest=flag.name, help=text, action=_Switch, nargs=0)

@@ -50,9 +50,10 @@ def snippet(model: Path, native: bool, head: str | None) -> list[str]:
 def commands(run: Path, length: int) -> list[str]:
     """Commands that use the model of a run with sequences of `length` tokens."""
     name, following = shlex.quote(str(run)), shlex.quote(f"{run}-more-text")
+    files = "--custom.train train.csv --custom.dev dev.csv"
     return [
         f'fastbert fill {name} "{WITH_MASK}"',
-        f"fastbert finetune --model {name} --custom.train train.csv --custom.dev dev.csv --out results/mine",
+        f"fastbert finetune --model {name} --task mine {files} --out results/mine",
         f"fastbert pretrain --init-from {name} --data more.txt --length {length} --minutes 10 --out {following}",
     ]
 

@@ -22,11 +22,11 @@ CONTROLS = f"""<div class="controls" id="controls">
 <div id="curves"></div>
 <noscript><p class="warning">The curves need JavaScript.</p></noscript>
 <p class="faint">Click a name in the legend to hide or show a run, double-click it to show that run alone. Drag to zoom
-into all panels, double-click to zoom out. Thin lines are the logged losses, thick lines their smoothed course.</p>"""
+into all panels, double-click to zoom out. Thin lines are the logged losses, thick lines the smoothed ones.</p>"""
 
 
 def curve_data(runs: Sequence[Run]) -> dict[str, Any]:
-    """The curves of the runs by panels, for curves.js."""
+    """The curves of the runs, grouped by panel, for curves.js."""
     panels = [_panel(runs, "train", "loss", "training loss"), _panel(runs, "validation", "loss", "validation loss")]
     panels += [_panel(runs, "validation", name, f"validation {name.replace('_', ' ')}") for name in figures_of(runs)]
     return {

@@ -45,10 +45,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("config", type=Path, help="an ablation's YAML file")
     parser.add_argument("--glue-dir", required=True, help="the official GLUE archive")
-    parser.add_argument("--out", type=Path, required=True, help="for results and report")
+    parser.add_argument("--out", type=Path, required=True, help="folder for results and report")
     parser.add_argument("--carried", type=Path, help="the --out of a part on another machine")
-    parser.add_argument("--workers", type=int, default=4, help="jobs at a time")
-    parser.add_argument("--seconds", type=lambda x: min(float(x), LONGEST), default=LONGEST, help="for this part")
+    parser.add_argument("--workers", type=int, default=4, help="number of concurrent jobs")
+    parser.add_argument(
+        "--seconds", type=lambda x: min(float(x), LONGEST), default=LONGEST, help="time limit of this part"
+    )
     parser.add_argument("--toy", action="store_true", help="tiny encoders, on a CPU too")
     args = parser.parse_args()
     if not args.toy and not torch.cuda.is_available():

@@ -50,7 +50,7 @@ def square(number: int) -> dict[str, float]:
 
 
 def test_contestants_run_in_new_processes() -> None:
-    found = bench_data.apart(square, 3)
+    found = bench_data.in_new_process(square, 3)
     assert found["square"] == 9 and found["process"] != os.getpid()
 
 

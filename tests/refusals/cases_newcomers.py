@@ -91,6 +91,11 @@ CASES = [
     ("evaluate --data text.txt", "did you mean --source?"),
     ("export --model a --out b", "did you mean --run?"),
     ("prepare text.txt", "'text.txt' belongs to no option; options begin with --, such as --source text.txt, see"),
+    ("fill 'a [MASK] of the'", "the model comes before the text: fastbert fill MODEL 'a [MASK] of the'"),
+    (
+        "evaluate --model my/bert --source text.txt",
+        "check the path, or, if it is a model on the Hugging Face hub",
+    ),
     ("pretrain runs/x", "runs/x is a folder; it is a run: resume it with fastbert pretrain --resume runs/x, or start"),
     ("pretrain bert", "bert is a folder; it is a model: start from its weights with --init-from bert"),
     ("pretrain ready --steps 3", "ready is a folder; it is prepared data: fastbert pretrain --data ready"),

@@ -155,7 +155,7 @@ CASES = [
     ("finetune --model bert-base-uncased --task task.yaml --out out", "hf download google-bert/bert-base-uncased"),
     (f"{PRETRAIN} --init-from bert-base-uncased", "hf download google-bert/bert-base-uncased"),
     (f"{PRETRAIN} --tokenizer bert-base-uncased", "hf download google-bert/bert-base-uncased"),
-    (f"{PRETRAIN} --tokenizer tokens", "there is no folder tokens; give that of a Hugging Face tokenizer"),
+    (f"{PRETRAIN} --tokenizer tokens", "there is no folder tokens; give the folder of a Hugging Face tokenizer"),
     ("prepare --source text.txt --out out --tokenizer owner/name", "hf download owner/name --local-dir name"),
     ("bench throughput --data text.txt --positions absolute,absolute", "--positions must be all different"),
     ("bench throughput --data text.txt --peers fp32,bf16,fp32", "--peers must be all different"),

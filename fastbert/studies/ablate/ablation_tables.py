@@ -1,4 +1,4 @@
-"""Tables of an ablation: what was trained, fractions of the baseline's cost, final values; on a page and a terminal."""
+"""Tables of an ablation, for a page and a terminal: the trainings, fractions of the baseline's cost, final values."""
 
 import math
 import textwrap
@@ -19,7 +19,7 @@ UNIT_NAMES = {"steps": "steps", "flops": "FLOPs", "minutes": "minutes"}
 
 
 def planned_table(plan: AblationPlan, ablation: Ablation) -> Table:
-    """Costs of a training of each variant, before the first job."""
+    """Planned costs of one training of each variant."""
     end = 1 + (ablation.anneal or 0)
     rows = [
         [
@@ -49,7 +49,7 @@ def training_sentence(plan: AblationPlan, ablation: Ablation) -> str:
 
 
 def _length(plan: AblationPlan) -> str:
-    """Steps and tokens of the baseline, with the last annealing."""
+    """Steps and tokens of the baseline, including the last annealing."""
     variant = plan.variants[0]
     end = plan.points[variant.name][-1]
     batches = replace(variant.setup, options=end.options).plan()
@@ -97,7 +97,7 @@ def fraction_cell(fraction: CostFraction) -> str:
 
 
 def fractions_table(rows: Sequence[VariantComparison]) -> Table:
-    """Fractions of the baseline's cost, variants x units; only a variant that has reached its quality has them."""
+    """Fractions of the baseline's cost, variants x units; only variants that have reached its quality have them."""
     body = []
     for row in rows:
         cells = [NOTHING] * len(UNITS)
@@ -108,7 +108,7 @@ def fractions_table(rows: Sequence[VariantComparison]) -> Table:
 
 
 def seeds_table(measure: Measure, rows: Sequence[VariantComparison]) -> Table:
-    """Every seed: final value and fractions, whatever the verdict is."""
+    """Final value and fractions of every seed, regardless of the verdict."""
     units = UNITS if measure.along else ()
     body = []
     for row in rows:
@@ -128,7 +128,7 @@ def shown_value(measure: Measure, value: float | None, sign: str = "") -> str:
 
 
 def finals_table(measure: Measure, rows: Sequence[VariantComparison]) -> Table:
-    """Values at the end of the budget, and differences to the baseline."""
+    """Values at the end of the budget, and differences from the baseline."""
     head = ["variant", "seeds", "median", "mean", "std", "better by", "95 % interval"]
     head += ["p (t)", "Holm", "p (sign flips)", "Holm"]
     body = []
@@ -158,7 +158,7 @@ def finals_table(measure: Measure, rows: Sequence[VariantComparison]) -> Table:
 
 
 def printed_fractions(results: AblationResults) -> str:
-    """Fractions by every measure, or final values where there are no others, for a terminal."""
+    """Fractions by every measure, or final values if it was measured only at the end, for a terminal."""
     lines = []
     for measure in results.measures:
         rows = compare_variants(measure, results.hardly_learned)

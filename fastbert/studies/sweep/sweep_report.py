@@ -118,7 +118,7 @@ def glue_rows(comparison: Comparison) -> dict[str, dict[str, Any]]:
     """Rows of `glue_cells`: checkpoint -> GLUE task -> its metrics at the best setting."""
     rows: dict[str, dict[str, Any]] = {}
     for (model, task), trials in comparison.trials.items():
-        if task in COLUMNS and comparison.metrics(task) == GLUE[task].metrics:  # a custom task may have the name too
+        if task in COLUMNS and comparison.metrics(task) == GLUE[task].metrics:  # a custom task may have the same name
             seeds = [row["best"]["dev"] for row in trials.settings[trials.best]]
             rows.setdefault(model, {})[task] = results.summary(seeds)
     return rows
@@ -127,10 +127,10 @@ def glue_rows(comparison: Comparison) -> dict[str, dict[str, Any]]:
 def write_sweep_report(
     report: ReportPage, trained: Sequence[Table], comparison: Comparison, failed: Sequence[ResultRow], total: int
 ) -> None:
-    """Adds all of a sweep to its page, and writes the plots.
+    """Adds all sections to the page of a sweep, and writes the plots.
 
     Args:
-        trained: tables of what was trained.
+        trained: tables of `SweepPlan.tables`.
         failed: rows of failed jobs.
         total: number of jobs of the sweep.
     """
@@ -164,17 +164,16 @@ def _scores(report: ReportPage, comparison: Comparison) -> None:
     if _equal_trials(comparison):
         trials = "Trials are equal: the same settings and seeds for every checkpoint of a task."
     else:
-        trials = (
-            "Trials are NOT equal: jobs are missing, so that a checkpoint had fewer settings or seeds than another."
-        )
+        trials = "Trials are NOT equal: jobs are missing, so a checkpoint had fewer settings or seeds than another."
     report.text(
         f"{setting}{trials} The epoch of each seed{' is' if one else ' and the setting are'} selected on the dev split "
-        "that is reported, which biases all figures upwards alike; `last epoch` is the median without the selection of "
-        "an epoch. A score is the task's first metric, the mean of its dev splits; std is that of a sample."
+        "that is reported, which biases all figures upwards equally; `last epoch` is the median without epoch "
+        "selection. A score is the task's first metric, averaged over its dev splits; std is the sample standard "
+        "deviation."
     )
     if rows := glue_rows(comparison):
         head, lines, legend = glue_cells(rows)
-        report.text("The table of GLUE:")
+        report.text("GLUE table:")
         report.table(Table(head, lines))
         report.text(" ".join(legend))
     panels = {
@@ -211,16 +210,16 @@ def _compared(report: ReportPage, comparison: Comparison) -> None:
         report.table(compared_table(comparison, other))
         report.text(
             f"The difference is the mean of {other} minus {first} over pairs of the same seed, at the same setting: "
-            "the one with the highest mean of the two medians. p (t) and the interval are of the paired t-test, which "
-            "assumes normally distributed differences; p (sign flips) is of the exact permutation test over their "
-            f"signs, which does not. {_limits(found)}Holm: adjusted over {plural(len(found), 'task')}. A "
+            "the one with the highest mean of the two medians. p (t) and the interval come from the paired t-test, "
+            "which assumes normally distributed differences; p (sign flips) comes from the exact permutation test over "
+            f"their signs, which does not. {_limits(found)}Holm: adjusted over {plural(len(found), 'task')}. A "
             f"difference is undecided unless the adjusted p (t) is below 0.05.{_not_compared(comparison, found)}"
         )
         for line in found:
             result = line.result
             interval = (None if end is None else 100 * end for end in (result.low, result.high))
             lines.append((f"{line.task}: {other}", 100 * result.mean, *interval))
-    label = f"difference to {first} (x 100), mean over seeds, 95 % interval"
+    label = f"difference from {first} (x 100), mean over seeds, 95 % interval"
     if lines:
         caption = "Mean differences over seeds with 95 % intervals."
         report.plot("differences.svg", caption, plots.plot_differences, lines, label)
