@@ -133,7 +133,7 @@ def test_damaged_compression(tmp_path: Path, compression: str, damage: str) -> N
     path = tmp_path / f"a.txt{compression}"
     packed = PACK[compression](b"".join(b"%d\n\n" % n for n in range(10_000)))
     path.write_bytes(packed[: len(packed) // 2] if damage == "cut off" else b"no such thing")
-    assert f"is cut off, damaged or no {compression} file" in error_of(path) and str(path) in error_of(path)
+    assert f"is cut off, damaged or not a {compression} file" in error_of(path) and str(path) in error_of(path)
 
 
 def test_commas_in_paths(tmp_path: Path) -> None:

@@ -188,11 +188,11 @@ def test_archives_that_cannot_be_read(tmp_path: Path, short: None) -> None:
     with pytest.raises(UserError, match=r"no submission .*nothing\.zip; give a zip"):
         validate(tmp_path / "nothing.zip")
     (tmp_path / "text.zip").write_text("index\tprediction\n")
-    with pytest.raises(UserError, match=r"text\.zip is damaged or no zip file"):
+    with pytest.raises(UserError, match=r"text\.zip is damaged or not a zip file"):
         validate(tmp_path / "text.zip")
     path = made(tmp_path / "glue.zip", official())
     data = bytearray(path.read_bytes())
     data[data.index(b"CoLA.tsv") + 12] ^= 0xFF
     path.write_bytes(data)
-    with pytest.raises(UserError, match=r"glue\.zip is damaged or no zip file"):
+    with pytest.raises(UserError, match=r"glue\.zip is damaged or not a zip file"):
         validate(path)

@@ -55,7 +55,7 @@ def test_refused_where_it_cannot_be_used(monkeypatch) -> None:
     monkeypatch.delitem(sys.modules, "apex.optimizers")
     monkeypatch.delitem(sys.modules, "apex.multi_tensor_apply")
     monkeypatch.setitem(sys.modules, "apex", other)
-    with pytest.raises(UserError, match=r"No module named 'apex\.multi_tensor_apply'.*on PyPI is another project"):
+    with pytest.raises(UserError, match=r"No module named 'apex\.multi_tensor_apply'.*on PyPI is unrelated"):
         check_apex("adamw", CUDA)
     apex_stand_in.install(monkeypatch, available=False)
     with pytest.raises(UserError, match="lacks them: build it"):

@@ -225,7 +225,7 @@ def test_a_newer_format_and_a_renamed_folder_are_refused(checkpointer, monkeypat
     with pytest.raises(UserError, match="was renamed: it is from step 5"):
         read_checkpoint(renamed)
     monkeypatch.setattr("fastbert.training.checkpoints.FORMAT", 2)
-    with pytest.raises(UserError, match="has format 1, and this version of fastbert reads 2"):
+    with pytest.raises(UserError, match="has format 1, but this version of fastbert reads format 2"):
         read_checkpoint(renamed)
 
 
