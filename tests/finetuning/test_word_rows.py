@@ -179,7 +179,7 @@ FINE = "a\tB-x\nb\tI-x\n"
         ("a.conll", FINE + "\tO\n", r"line 3: the word is empty"),
         ("a.conll", FINE + "c\t\n", r"line 3: the tag is empty"),
         ("a.conll", "a\nb\n", r"line 1 has one column; give a word and its tag on each line"),
-        ("a.conll", "", r"a\.conll holds no rows"),
+        ("a.conll", "", r"a\.conll has no rows"),
         ("a.csv", FINE, r"a\.csv: words and their tags are read from CoNLL columns \(\.conll,"),
         ("a.jsonl", [{"tokens": ["a", "b"], "tags": ["O"]}], r"line 1: 2 tokens and 1 tags; give a tag for every"),
         ("a.jsonl", [{"tokens": [], "tags": []}], r"line 1: the sentence is empty; drop the row"),
