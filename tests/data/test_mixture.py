@@ -97,7 +97,7 @@ def test_a_list_is_read_one_after_the_other(tmp_path: Path) -> None:
         ("", "are not comma-separated numbers"),
     ],
 )
-def test_weights_that_do_not_fit(tmp_path: Path, weights: str, message: str) -> None:
+def test_invalid_weights(tmp_path: Path, weights: str, message: str) -> None:
     for name in "ab":
         (tmp_path / f"{name}.txt").write_text(name)
     with pytest.raises(UserError) as caught:

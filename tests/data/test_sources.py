@@ -1,4 +1,4 @@
-"""Every way of storing the same documents gives the same documents; every damaged file is named with the line."""
+"""Every way of storing the same documents gives the same documents; every damaged file is reported with the line."""
 
 import gzip
 import json
@@ -170,7 +170,7 @@ def test_text_that_looks_like_something_else_is_read_with_a_warning(tmp_path: Pa
 
 
 def test_a_table_is_another_source_than_its_characters(tmp_path: Path) -> None:
-    """A folder prepared from such a file as text does not match it."""
+    """A folder that was prepared from such a file as text does not match it."""
     (tmp_path / "a.csv").write_text("text\na\n")
     (tmp_path / "a.txt").write_text("text\na\n")
     tabular, plain = (open_source(f"{tmp_path}/a.{kind}").identity["files"][0] for kind in ("csv", "txt"))
@@ -195,7 +195,7 @@ def test_a_table_is_another_source_than_its_characters(tmp_path: Path) -> None:
 def test_rows_have_a_limit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, before: str, unit: str, message: str
 ) -> None:
-    """Memory stays bounded where a row does not end, such as where a quote is not closed."""
+    """Memory is bounded even if a row does not end, for example because a quote is not closed."""
     for module in (text, tables, json_rows):
         monkeypatch.setattr(module, "LONGEST_ROW", 1000)
     monkeypatch.setattr(text, "PIECE", 100)

@@ -10,7 +10,7 @@ def figure(median: float, std: float | None = 0.01) -> dict[str, float | None]:
 
 
 def summary(**metrics: float) -> Summary:
-    """Of one dev split; the loss is there as in results.json."""
+    """Summary of one dev split, with the loss as in results.json."""
     return {"dev": {name: figure(value) for name, value in {**metrics, "loss": 7.0}.items()}}
 
 

@@ -1,4 +1,4 @@
-"""Sentences with tags are the same from every kind of file; what is wrong in one is named with its line."""
+"""Sentences with tags are the same from every kind of file; errors are reported with their line."""
 
 import gzip
 import json
@@ -131,7 +131,7 @@ def test_parts_of_speech_and_columns_by_number_or_name(tmp_path) -> None:
     assert gimpel.kind.labels == ("V", "O") and not gimpel.kind.has_entities
 
 
-def test_text_is_split_as_the_tokenizer_splits_it_and_spans_may_hold_white_space_at_their_ends(tmp_path) -> None:
+def test_text_is_split_as_in_the_tokenizer_and_spans_may_end_with_white_space(tmp_path) -> None:
     text = "New-York, 北京 is\u00a0big."
     assert [text[a:b] for a, b in split_words(text)] == ["New", "-", "York", ",", "北", "京", "is", "big", "."]
     task = task_of(tmp_path, "a.jsonl", [{"text": text, "spans": [[0, 8, "city"], [9, 13, "city"]]}])
@@ -151,7 +151,7 @@ def test_text_is_split_as_the_tokenizer_splits_it_and_spans_may_hold_white_space
         ("\U0001f600 ab", [2, 4, "x"], (2, 4, "ab")),
     ],
 )
-def test_spans_count_the_characters_of_the_text_as_it_stands_in_the_file(tmp_path, text, span, found) -> None:
+def test_spans_count_characters_of_the_text_in_the_file(tmp_path, text, span, found) -> None:
     task = task_of(tmp_path, "a.jsonl", [{"text": text, "spans": [span]}])
     (shown,) = task.kind.file_label(task.examples("train")[0])
     assert (shown["start"], shown["end"], shown["text"]) == found and text[span[0] : span[1]] == found[2]
@@ -210,7 +210,7 @@ FINE = "a\tB-x\nb\tI-x\n"
         ("a.conll", "b\tO\n\n# id 5\n", r"line 3 has 3 columns and line 1 has 2; if line 3 is a comment, drop it"),
     ],
 )
-def test_what_is_wrong_in_a_file(tmp_path, name, content, message) -> None:
+def test_errors_in_a_file(tmp_path, name, content, message) -> None:
     with pytest.raises(UserError, match=message):
         task_of(tmp_path, name, content).examples("train")
 
@@ -239,7 +239,7 @@ def test_names_of_classes_in_lists_of_older_versions(tmp_path) -> None:
         (["O", "B-x\ty"], "name 1 contains a line break or another control character"),
     ],
 )
-def test_names_of_classes_that_are_no_labels(tmp_path, names, message) -> None:
+def test_class_names_that_cannot_be_labels(tmp_path, names, message) -> None:
     named_classes(tmp_path / "a.parquet", names, [0], in_list=False)
     with pytest.raises(UserError, match=message):
         open_task("mine", custom=CustomTaskOptions(train=str(tmp_path / "a.parquet"), kind="tokens"))
@@ -258,7 +258,7 @@ def test_names_of_classes_that_are_no_labels(tmp_path, names, message) -> None:
         ({"metrics": "f1"}, "the metric f1 does not fit labels that are tags of words; give one of: entity_f1"),
     ],
 )
-def test_what_is_wrong_in_a_declaration(tmp_path, options, message) -> None:
+def test_errors_in_a_declaration(tmp_path, options, message) -> None:
     with pytest.raises(UserError, match=message):
         task = task_of(tmp_path, "a.conll", FINE, **options)
         task.examples("train")

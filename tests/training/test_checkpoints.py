@@ -1,4 +1,4 @@
-"""Checkpoints survive kills, damage and a full disk, and give back every bit."""
+"""Checkpoints survive kills, damage and a full disk, and restore every bit."""
 
 import errno
 import json
@@ -108,7 +108,7 @@ def test_shared_and_strided_tensors(checkpointer):
     assert stored.keys() == group.keys() - {"tied"}
 
 
-def test_no_checkpoint_at_all(checkpointer, tmp_path):
+def test_no_checkpoint(checkpointer, tmp_path):
     assert checkpointer.load_latest() is None
     with pytest.raises(UserError, match=r"there is no checkpoint .*step-00000009; those in .*: none"):
         read_checkpoint(tmp_path / "checkpoints" / "step-00000009")
@@ -325,7 +325,7 @@ def test_no_permission(tmp_path):
         Checkpointer(tmp_path / "checkpoints", 1, print)
 
 
-def test_retaining_nothing_is_refused(tmp_path):
+def test_retaining_no_checkpoint_is_refused(tmp_path):
     with pytest.raises(UserError, match="keep_last is 0"):
         Checkpointer(tmp_path, 0, print)
 
