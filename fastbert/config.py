@@ -35,7 +35,7 @@ _FLOAT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?", re.ASCII)
 
 
 def choice(default: str, choices: Iterable[str], what: str | None = None, **metadata: Any) -> Any:
-    """A field with one of `choices` as its value, for `check_values` and the help; `what` names it in errors."""
+    """Field whose value is one of `choices`, for `check_values` and the help; `what` names it in error messages."""
     return dataclasses.field(default=default, metadata={**metadata, "choices": choices, "what": what})
 
 

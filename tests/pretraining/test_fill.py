@@ -59,7 +59,7 @@ def give_input(monkeypatch, content: bytes) -> None:
 TEXTS = ("the [MASK] sat on the mat .", "[MASK] [MASK]s, a été[MASK]", "The [MASK]", "the [MASK] \u2603 ice")
 
 
-def test_words_and_probabilities_are_those_of_transformers(bert, capsys, monkeypatch) -> None:
+def test_words_and_probabilities_equal_transformers(bert, capsys, monkeypatch) -> None:
     pipe = pipeline("fill-mask", str(bert), device="cpu", top_k=7)
     expected = []
     for text in TEXTS:
