@@ -1,5 +1,6 @@
 """`fastbert predict`: labels and probabilities from a fine-tuned model, or from the mean over its seeds."""
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
@@ -48,6 +49,7 @@ def predict(options: PredictOptions) -> dict[str, Any]:
     if ensemble.seeds:
         echo(f"{options.model}: the mean over the seeds {', '.join(map(str, ensemble.seeds))}")
     split, examples, task = read_examples(options, record)
+    refuse_input(options.out, [options.source] if task is None else [options.task, *task.splits.values()])
     inputs = encode_inputs(examples, ensemble.vocabulary, record)
     labelled = task is not None and None not in inputs.labels
     if labelled:
@@ -75,6 +77,12 @@ def check_predictions_file(out: str) -> None:
         check_output_file(out)
     if Path(out).suffix.lower() in (*COMPRESSIONS, ".parquet"):
         raise UserError(f"{out}: predictions are JSON lines or CoNLL columns, not compressed; write .jsonl")
+
+
+def refuse_input(out: str, inputs: list[str]) -> None:
+    """Raises a UserError if the predictions would replace a file that is read."""
+    if Path(out).is_file() and any(os.path.exists(one) and os.path.samefile(out, one) for one in inputs):
+        raise UserError(f"--out {out} is an input of the predictions; choose another file")
 
 
 def is_conll(path: Path) -> bool:
