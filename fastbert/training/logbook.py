@@ -316,7 +316,7 @@ def _series(records: list[dict], split: str, column: str) -> list[tuple[int, flo
 
 
 def smoothed(values: tuple[float, ...]) -> list[float]:
-    """A centred moving mean, which unlike an exponential one does not lag behind a steep start."""
+    """A centered moving mean, which unlike an exponential one does not lag behind a steep start."""
     half = len(values) // 60
     windows = (values[index - min(half, index) : index + min(half, index) + 1] for index in range(len(values)))
     return [sum(window) / len(window) for window in windows]
