@@ -43,7 +43,7 @@ REFUSALS = {
     "ELOOP": "link",
     "ENAMETOOLONG": "too long",
     "EBUSY": "in use",
-    "ETXTBSY": "a program that runs",
+    "ETXTBSY": "a running program",
     "EIO": "disk",
     "ESTALE": "network file system",
     "ETIMEDOUT": "network file system",

@@ -59,8 +59,8 @@ def _panel(runs: Sequence[Run], split: str, column: str, title: str) -> dict[str
 
 
 def _plain_text(name: str) -> str:
-    """Escapes `name` for plotly, which reads tags and entities in texts."""
-    return printable(name).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    """Escapes `name` for plotly, which reads tags, entities and %{templates} in texts."""
+    return printable(name).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace("%", "&#37;")
 
 
 def curve_scripts(data: dict[str, Any]) -> list[str]:

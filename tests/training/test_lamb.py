@@ -1,4 +1,4 @@
-"""LAMB against the paper's equations in float64, and against AdamW where its trust ratio is 1."""
+"""LAMB compared with the paper's equations in float64, and with AdamW if its trust ratio is 1."""
 
 import numpy as np
 import pytest
