@@ -4,8 +4,8 @@
 
 It needs the prepared folder of the YAML file, and the files of its tasks. Jobs stay in runs/ between calls on one
 machine. On a new machine give the OUT of the last part as --previous: finished jobs are not run again, except trainings
-that remaining jobs start from. OUT receives results.jsonl, ablation.json and the report of all finished jobs. `--toy` is a
-dry run with tiny encoders on any machine.
+that remaining jobs start from. OUT receives results.jsonl, ablation.json and the report of all finished jobs. `--toy`
+is a dry run with tiny encoders on any machine.
 """
 
 import argparse
