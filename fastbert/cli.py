@@ -171,7 +171,7 @@ JOBS: dict[str, tuple[Callable[[list[str]], int], str]] = {
         partial(check_and_run, "evaluate"),
         "measure masked loss, accuracy, bits per byte on held-out text",
     ),
-    "fill": (partial(check_and_run, "fill"), "predict the most likely words for each [MASK] in a text"),
+    "fill": (partial(check_and_run, "fill"), "predict the most likely words for each [MASK]"),
     "finetune": (finetune, "fine-tune on GLUE or custom tasks, over several seeds"),
     "sweep": (
         partial(study, "sweep", "fastbert.studies.sweep.options:load_sweep"),
