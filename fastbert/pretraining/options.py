@@ -245,7 +245,7 @@ class EvaluateOptions:
 
 
 # Options of a single call; config.yaml has their defaults.
-OF_ONE_CALL = {"resume": False, "dry_run": False, "verify_data": False, "profile": False}
+SINGLE_CALL_OPTIONS = {"resume": False, "dry_run": False, "verify_data": False, "profile": False}
 BUDGETS = ("steps", "tokens", "minutes")
 # Options that have an effect where --data is a source. They are not science: the hash of the data covers them.
 SOURCE_ONLY = ("column", "streamed", "vocab_size", "tokenizer", "lowercase", "strip_accents", "validation_fraction")

@@ -63,7 +63,7 @@ def finished(prepared: Path, tmp_path_factory) -> dict[str, Path]:
 
 
 def test_weight_zero_equals_no_notes(finished) -> None:
-    """Up to rounding; tests/model/test_notes.py compares them to the bit."""
+    """Up to rounding; tests/model/test_note_dictionary.py compares them to the bit."""
     off, zero, on = (rows(finished[name]) for name in ("off", "zero", "on"))
     for row, same in zip(off, zero, strict=True):
         numbers = [name for name in row if name not in ("split", "flops")]  # notes cost FLOPs

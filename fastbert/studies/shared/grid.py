@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any
 
-from fastbert.config import from_dict, of_another_job, with_underscores
+from fastbert.config import from_dict, other_job_hint, with_underscores
 from fastbert.errors import UserError, brief, nearest
 from fastbert.finetuning.glue import check_glue_folder
 from fastbert.finetuning.options import MOST_TRAININGS, FinetuneOptions
@@ -140,7 +140,7 @@ def check_keys(
     for key in values:
         if key not in known:
             under = f"put it under {group}" if key in inside else ""
-            hint = under or of_another_job(values, known) or nearest(key, known)
+            hint = under or other_job_hint(values, known) or nearest(key, known)
             raise UserError(f"{where}: unknown option {brief(key)}; {reserved.get(key, hint)}")
 
 
