@@ -13,13 +13,13 @@ FREQUENT = "’“”‘„–…«»—\u00a0"
 COMMON = "°·§€•©®™‚›‹×½²³µ±¡¿†‰£¼¾"
 WORDS = "àáèéêíóôöåÀÁÈÉÍÓÖÅавиксуояэАВИКСУОЯіїєүήηο"  # words of one letter
 JOINING = "’·\u00a0\u00ad"
-LISTED = 0.9  # fraction of the non-ASCII letters in a text that are in the list
+LISTED = 0.9  # assumed fraction of the non-ASCII letters of a text that are in the list
 FREQUENT_EACH = 0.05
 COMMON_EACH = 0.005
-ANOTHER = 3e-4  # a letter that is not in the list
-SYMBOL = 1e-5  # anything else: a currency sign, a fraction, a line of a box
-RARE = 1e-6  # a character that this language does not use
-BROKEN = 1e-7  # bytes that are not a character of the encoding
+ANOTHER = 3e-4  # frequency of a letter that is not in the list
+SYMBOL = 1e-5  # any other character: a currency sign, a fraction, a box character
+RARE = 1e-6  # a character that the language does not use
+BROKEN = 1e-7  # bytes that are not a character in the encoding
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Language:
     latin: bool = False
     """True if words mix these letters with those of ASCII."""
     lead: tuple[int, int] = (0, -1)
-    """First and last lead byte of the characters in everyday use, in an encoding of two bytes a character."""
+    """First and last lead byte of the characters in everyday use, in an encoding with two bytes per character."""
     each: float = 0.0
     """Average frequency of one of these characters."""
 
@@ -124,7 +124,7 @@ KOREAN = (
 
 @dataclass(frozen=True)
 class Encoding:
-    """A text encoding with its usual name, and those in iconv and Python."""
+    """A text encoding with its usual name and its names in iconv and Python."""
 
     title: str
     iconv: str
@@ -133,7 +133,7 @@ class Encoding:
     prior: float
     """Natural logarithm of its frequency relative to Windows-1252."""
     lead: tuple[int, int] | None = None
-    """Replaces that of the language."""
+    """Overrides `lead` of the language."""
 
 
 EVERY_LANGUAGE = (

@@ -1,5 +1,5 @@
 """`fastbert <job>`: parses the command line and calls the job. Exit codes: 0 success, 2 user error, 1 internal error,
-130 and 143 interrupted, 141 if the reader of standard output is gone. A closed standard error stops no job: see
+130 and 143 interrupted, 141 if the reader of standard output is gone. A closed standard error does not stop a job: see
 `fastbert.streams`."""
 
 import os
@@ -16,7 +16,7 @@ from fastbert.errors import UserError, brief, choose, message_of
 from fastbert.flags import EXAMPLES, normalized, parse
 from fastbert.hub.folders import check_model_folder
 from fastbert.named_configs import config_path
-from fastbert.pretraining.misplaced import how_to_give, is_text, quoted
+from fastbert.pretraining.misplaced import is_text, quoted, usage_hint
 from fastbert.registry import Registry, imported
 from fastbert.requirements import check_requirements, check_text, refuse_several_processes
 from fastbert.streams import (
@@ -67,7 +67,7 @@ RUNS = Registry(
         "bench kernels": "fastbert.bench.kernels:bench_kernels",
     }
 )
-"""The function that runs each job with its options."""
+"""Function that runs each job with its options."""
 
 
 def prepare(arguments: list[str]) -> int:
@@ -88,19 +88,19 @@ def pretrain(arguments: list[str]) -> int:
 
         default = replace(stored_options(value_of("--out", arguments)), resume=True)
     elif default is not None and any(value_of(f"--{budget}", arguments) for budget in BUDGETS):
-        default = replace(default, **dict.fromkeys(BUDGETS))  # a budget given by a flag replaces that of the file
+        default = replace(default, **dict.fromkeys(BUDGETS))  # a budget given by a flag overrides that of the file
     options = parse(OPTIONS["pretrain"], arguments, "pretrain", default)
     if not options.resume:
         options.check_inputs()
     if idle := without_effect(options, arguments):
         have = "have" if len(idle) > 1 else "has"
-        warn(f"{', '.join(idle)} {have} no effect, as {brief(options.data, str)} is prepared already")
+        warn(f"{', '.join(idle)} {have} no effect, because {brief(options.data, str)} is already prepared")
     return RUNS["pretrain"](options, name)
 
 
 def without_effect(options: Any, arguments: list[str]) -> list[str]:
-    """Flags in `arguments` that have an effect on a source of text only, if the data is prepared already. The same
-    options in a YAML file are fine: it may be used for both."""
+    """Flags in `arguments` without effect, because the data is already prepared and they apply only to a source of
+    text. The same options are allowed in a YAML file, which may be used for both."""
     from fastbert.pretraining.options import SOURCE_ONLY
 
     if not (Path(options.data) / "dataset.json").is_file():
@@ -118,8 +118,8 @@ def finetune(arguments: list[str]) -> int:
     return RUNS["finetune"](options)
 
 
-def use_model(job: str, arguments: list[str]) -> int:
-    """Runs evaluate, fill, predict or submit."""
+def check_and_run(job: str, arguments: list[str]) -> int:
+    """Runs evaluate, fill, predict, report or submit."""
     options = parse(OPTIONS[job], arguments, job)
     options.check_inputs()
     RUNS[job](options)
@@ -134,7 +134,7 @@ def export(arguments: list[str]) -> int:
 
 
 def study(job: str, load: str, arguments: list[str]) -> int:
-    """Runs sweep or ablate. The function at `load` reads the YAML file: the comparison, and the options."""
+    """Runs sweep or ablate. The function at `load` reads the comparison and the options from the YAML file."""
     file, arguments = yaml_file(job, arguments)
     compared, default = (None, None) if file is None else imported(load)(file)
     options = parse(OPTIONS[job], arguments, job, default)
@@ -142,18 +142,6 @@ def study(job: str, load: str, arguments: list[str]) -> int:
         raise UserError(f"fastbert {job} needs a YAML file as its first argument, such as {EXAMPLES[job].split()[0]}")
     compared.check_inputs(options.glue_dir)
     return RUNS[job](compared, options)
-
-
-def report(arguments: list[str]) -> int:
-    """Runs may stand anywhere without a flag: `fastbert report runs/a runs/b --out page`."""
-    if "--runs" not in arguments:
-        values = {index + 1 for index, argument in enumerate(arguments) if argument == "--out"}
-        bare = [one for index, one in enumerate(arguments) if not one.startswith("-") and index not in values]
-        flags = [one for index, one in enumerate(arguments) if one.startswith("-") or index in values]
-        arguments = ["--runs", *bare, *flags] if bare else flags
-    options = parse(OPTIONS["report"], arguments, "report")
-    options.check_inputs()
-    return RUNS["report"](options)
 
 
 def bench(arguments: list[str]) -> int:
@@ -177,18 +165,21 @@ JOBS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     "pretrain": (pretrain, "train an encoder, or resume a run"),
     "ablate": (
         partial(study, "ablate", "fastbert.studies.ablate.options:load_ablation"),
-        "compare variants of a pretraining at equal cost",
+        "compare pretraining variants at equal cost",
     ),
-    "evaluate": (partial(use_model, "evaluate"), "measure masked loss, accuracy and bits per byte on held-out text"),
-    "fill": (partial(use_model, "fill"), "predict the likeliest words for each [MASK] in a text"),
+    "evaluate": (
+        partial(check_and_run, "evaluate"),
+        "measure masked loss, accuracy, bits per byte on held-out text",
+    ),
+    "fill": (partial(check_and_run, "fill"), "predict the most likely words for each [MASK]"),
     "finetune": (finetune, "fine-tune on GLUE or custom tasks, over several seeds"),
     "sweep": (
         partial(study, "sweep", "fastbert.studies.sweep.options:load_sweep"),
         "compare checkpoints by fine-tuning on tasks, settings and seeds",
     ),
-    "report": (report, "compare runs on one HTML page: curves, options, results, speed"),
-    "predict": (partial(use_model, "predict"), "predict labels and probabilities with a fine-tuned model"),
-    "submit": (partial(use_model, "submit"), "write or check the archive for GLUE's server"),
+    "report": (partial(check_and_run, "report"), "compare runs on one HTML page: curves, options, results, speed"),
+    "predict": (partial(check_and_run, "predict"), "predict labels and probabilities with a fine-tuned model"),
+    "submit": (partial(check_and_run, "submit"), "write or check the archive for GLUE's server"),
     "export": (export, "export a run as a Hugging Face folder"),
     "bench": (bench, "compare the speed of training, data or kernels with other libraries"),
 }
@@ -220,9 +211,9 @@ def yaml_file(job: str, arguments: list[str]) -> tuple[str | None, list[str]]:
 
 
 def folder_hint(job: str, folder: Path) -> str:
-    """Advice for a folder that is given instead of the YAML file of `job`."""
+    """Advice if a folder is given instead of the YAML file of `job`."""
     if job == "pretrain":
-        return how_to_give(folder) or "give a file"
+        return usage_hint(folder) or "give a file"
     if job == "finetune":
         return f"give a file, and a model as --model {quoted(folder)}"
     return f"give a file; to continue the {job} in a folder, repeat the command that started it"
@@ -255,7 +246,7 @@ def main(arguments: list[str] | None = None) -> int:
             return run_command(arguments)
         finally:
             flush_standard_output()
-    except BrokenPipeError:  # such as `| head`: nothing more can be written, not by the interpreter either
+    except BrokenPipeError:  # as with `| head`: nothing more can be written, not even by the interpreter
         if not standard_output_fails():
             raise
         give_up_standard_output()
@@ -265,7 +256,7 @@ def main(arguments: list[str] | None = None) -> int:
             raise
         give_up_standard_output()
         what, remedy = reason(error) or (error.strerror, "check its destination")
-        print(f"error: {what}, writing standard output; {remedy.partition(' or ')[0]}", file=sys.stderr)
+        print(f"error: {what} while writing standard output; {remedy.partition(' or ')[0]}", file=sys.stderr)
         return 2
 
 
@@ -298,12 +289,12 @@ def run_command(arguments: list[str]) -> int:
 
 
 def limit_spinning() -> None:
-    """Shortens the time that waiting OpenMP threads spin, unless the user has set it; call before torch is imported.
+    """Shortens the time that waiting OpenMP threads spin, unless the user has set it; must be called before torch is
+    imported.
 
-    GNU's OpenMP, which torch uses on Linux, spins 300,000 rounds by default. On a core
-    that runs other processes too, a thread then wastes whole time slices, and every parallel region waits for it. With
-    1,000 rounds training is as fast on an idle machine and 1.6 times as fast next to one busy process on one of two
-    cores (docs/lab-notes.md).
+    GNU's OpenMP, which torch uses on Linux, spins 300,000 rounds by default. On a core that also runs other processes,
+    a thread then wastes whole time slices, and every parallel region waits for it. With 1,000 rounds training is as
+    fast on an idle machine and 1.6 times as fast next to one busy process on one of two cores (docs/lab-notes.md).
     """
     if not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.environ.keys():
         os.environ["GOMP_SPINCOUNT"] = "1000"

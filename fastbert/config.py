@@ -1,8 +1,9 @@
-"""Options: dataclasses next to the code that uses them, filled from a YAML file and from flags; flags win.
+"""Options: dataclasses next to the code that uses them, filled from a YAML file and from flags, which override the
+file.
 
 A field is marked by `dataclasses.field(metadata=...)`: `flat` lifts the fields of a group to the level above
 (`--layers`, not `--encoder.layers`), and `role` defines what a change means for a resumed run. Fields without a role
-are science: they define the experiment.
+have the role "science": they define the experiment.
 """
 
 import dataclasses
@@ -18,7 +19,7 @@ from typing import Any, TypeVar
 
 from fastbert.errors import UserError, brief, nearest
 from fastbert.inheritance import read_yaml
-from fastbert.option_hints import foreign_names
+from fastbert.option_hints import equivalent_flags
 from fastbert.ranges import hints_of, plain, problem_of, takes_none
 
 Options = TypeVar("Options")
@@ -29,27 +30,28 @@ BOOKKEEPING = {"role": "bookkeeping"}
 POSITIONAL = {"positional": True}
 """An option that may be given without its flag, in the order of the fields."""
 
-EXACT = 2**53  # up to here a whole number written as a float, such as 1e5, is exact
+EXACT = 2**53  # a whole number written as a float, such as 1e5, is exact up to here
 _FLOAT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?", re.ASCII)
 
 
 def choice(default: str, choices: Iterable[str], what: str | None = None, **metadata: Any) -> Any:
-    """A field with one of `choices` as its value, for `check_values` and the help; `what` names it in errors."""
+    """Field whose value is one of `choices`, for `check_values` and the help; `what` names it in error messages."""
     return dataclasses.field(default=default, metadata={**metadata, "choices": choices, "what": what})
 
 
 def load_yaml(cls: type[Options], path: str | Path) -> Options:
-    """Reads the options of a YAML file and those it inherits; keys are the flags' names, groups are mappings.
+    """Reads the options in a YAML file, including inherited ones; keys are the flags' names, groups are mappings.
 
     Raises:
-        UserError: names the file, the key, and what was expected.
+        UserError: the file or an option is invalid; the message names file, key and expected value.
     """
     values, where = read_yaml(path)
     return from_dict(cls, values, where)
 
 
 def with_underscores(values: dict[str, Any], where: str) -> dict[str, Any]:
-    """`values` with the Python names of options: batch-size is batch_size. A UserError if both are given."""
+    """`values` with the Python names of options: batch_size instead of batch-size. Raises a UserError if both are
+    given."""
     named: dict[str, Any] = {}
     for key, value in values.items():
         name = str(key).replace("-", "_")
@@ -75,8 +77,8 @@ def from_dict(cls: type[Options], values: Any, where: str) -> Options:
         if key not in known:
             kinds = {name: plain(hint) for name, hint in hints.items()}
             groups = [name for name, kind in kinds.items() if is_dataclass(kind) and key in kind.__dataclass_fields__]
-            other = of_another_job(values, known) if "out" in known else ""  # every job has it, groups do not
-            hint = f"it belongs under {' or '.join(groups)}" if groups else other or meant(key, known)
+            other = other_job_hint(values, known) if "out" in known else ""  # every job has it, groups do not
+            hint = f"it belongs under {' or '.join(groups)}" if groups else other or suggestion(key, known)
             raise UserError(f"{where}: unknown option {brief(key)}; {hint}")
     arguments = {}
     for field in fields(cls):
@@ -98,16 +100,16 @@ def from_dict(cls: type[Options], values: Any, where: str) -> Options:
         raise UserError(f"{where}: {error}") from None
 
 
-def meant(key: str, known: Collection[str]) -> str:
-    """A hint for an unknown option of a file; `known` are the valid keys."""
-    names = [name for name in foreign_names(key) if name.partition(".")[0].replace("-", "_") in known]
+def suggestion(key: str, known: Collection[str]) -> str:
+    """Hint for an unknown option in a file; `known` are the valid keys."""
+    names = [name for name in equivalent_flags(key) if name.partition(".")[0].replace("-", "_") in known]
     if names:
         return "did you mean {}?".format(names[0].replace("-", "_").replace(".", ": "))
     return nearest(key, known)
 
 
-def of_another_job(values: Collection[str], known: Collection[str]) -> str:
-    """A hint for a file with the options of another job; empty if it has none of them.
+def other_job_hint(values: Collection[str], known: Collection[str]) -> str:
+    """Hint for a file with the options of another job; empty if there are none.
 
     Args:
         values: the options in the file.
@@ -120,11 +122,11 @@ def of_another_job(values: Collection[str], known: Collection[str]) -> str:
 MARKS = {"variants": "ablate", "models": "sweep", "task": "finetune", "custom": "finetune"} | dict.fromkeys(
     ("data", "objective", "position", "layers", "size"), "pretrain"
 )
-"""Options that only one job has, by which the job of a file is recognized."""
+"""Options that only one job has, from which the job of a file is recognized."""
 
 
 def _convert(value: Any, hint: Any, where: str) -> Any:
-    """Converts a value from a file to the type of an option declared as `hint`; a UserError if it is invalid."""
+    """Converts a value from a file to the type of an option declared as `hint`. Raises a UserError if it is invalid."""
     if value is None and takes_none(hint):
         return None
     kind = plain(hint)
@@ -166,7 +168,7 @@ def convert_text(text: str, kind: type) -> Any:
 
 
 def _spelling(text: str) -> str:
-    """A hint for writing a number that has a unit, or a comma or an underscore between its digits; otherwise empty."""
+    """Hint for writing a number that has a unit, or a comma or underscore between its digits; otherwise empty."""
     found = re.fullmatch(r"([-+]?)(\d{1,12}(?:[.,_]\d{1,12}){0,4})\s*(%|[kKmMgGbB]?)", text, re.ASCII)
     if found is None:
         return ""

@@ -12,10 +12,10 @@ def check_downloaded(path: str | Path, what: str, kinds: str) -> Path:
 
     Args:
         what: its content, such as "model".
-        kinds: description of suitable folders, for the error.
+        kinds: description of suitable folders, for the error message.
 
     Raises:
-        UserError: it does not exist; explains the download if `path` is a name on the Hugging Face hub.
+        UserError: it does not exist. If `path` is a name on the Hugging Face hub, the message explains the download.
     """
     path = Path(path)
     with input_errors(path):
@@ -27,14 +27,14 @@ def check_downloaded(path: str | Path, what: str, kinds: str) -> Path:
     name = brief(path, str)
     if hub := hub_name(path):
         raise UserError(
-            f"there is no folder {name}. If it is a model on the Hugging Face hub, download it first, "
+            f"there is no folder {name}; check the path, or, if it is a model on the Hugging Face hub, download it: "
             f"`hf download {hub} --local-dir {path.name}` (huggingface-cli in older versions), and give that folder"
         )
-    raise UserError(f"there is no folder {name}{near_name(path)}; give that of {kinds}")
+    raise UserError(f"there is no folder {name}{near_name(path)}; give the folder of {kinds}")
 
 
 def hub_name(path: Path) -> str | None:
-    """The name on the hub that `path` may be if it is not a folder: owner/name, or the name of a BERT release."""
+    """Name on the hub that `path` may be if it is not a folder: owner/name, or the name of a BERT release."""
     if re.fullmatch(r"bert-(base|large)-[\w-]+", str(path)):
         return f"google-bert/{path}"
     if re.fullmatch(r"[\w.-]+/[\w.-]+", str(path)) and not path.parent.is_dir():

@@ -1,8 +1,8 @@
-"""Recognition of the encoding of a file that is not UTF-8, for the error that refuses it and explains the conversion.
+"""Recognition of the encoding of a file that is not UTF-8, for the error message, which explains the conversion.
 
 UTF-16 is recognized by its byte order mark or zero bytes. An older encoding is recognized by its letters: each
 candidate decodes the text, and the one with the most likely characters and neighbors is chosen. On short texts this is
-right far more often than charset-normalizer.
+correct far more often than charset-normalizer.
 """
 
 import codecs
@@ -28,10 +28,10 @@ from fastbert.alphabets import (
     Language,
 )
 
-EXAMINED = 2**16  # bytes from the line of the first wrong one
+EXAMINED = 2**16  # bytes from the line of the first invalid byte
 MOST_BYTES = 1000  # non-ASCII bytes used to recognize an older encoding
-FEW = 3  # non-ASCII characters, or lines with such characters, that are not valid UTF-8 by chance
-UNLIKELY = -6.0  # mean log-likelihood of such a byte below which no encoding is named
+FEW = 3  # this many non-ASCII characters, or lines with such characters, are not valid UTF-8 by chance
+UNLIKELY = -6.0  # no encoding is reported if the mean log-likelihood of such a byte is lower
 UNUSUAL_RATIO = -4.0  # for few Cyrillic letters among many ASCII letters, or a word of accented letters only
 LONGEST_SAMPLE = 40  # characters of the text that a message shows
 
@@ -46,7 +46,7 @@ _CONTROL = re.compile(rb"[\x00-\x08\x0e-\x1a\x1c-\x1f\x7f]")
 _ASCII_LETTER = re.compile(r"[A-Za-z]")
 _PRINTABLE = re.compile(rb"[\t\n\r -~]")
 _OUTSIDE_ASCII = re.compile(r"[^\x00-\x7f]")
-_MARKS = (  # the longer ones first: UTF-32's begins with that of UTF-16
+_MARKS = (  # longer marks first: UTF-32's begins with UTF-16's
     (codecs.BOM_UTF32_LE, "UTF-32", "utf-32-le"),
     (codecs.BOM_UTF32_BE, "UTF-32", "utf-32-be"),
     (codecs.BOM_UTF16_LE, "UTF-16", "utf-16-le"),
@@ -89,15 +89,17 @@ def explain(content: bytes, start: int, path: Path | str | None, earlier: int = 
     if encoding is UTF8:
         return _damaged(path)
     if encoding is None:
-        return f"its encoding was not recognized; {convert('ENCODING', path)}, with the encoding it was written in"
+        return (
+            f"its encoding was not recognized; {convert('ENCODING', path)}, with the encoding in which it was written"
+        )
     text = content.decode(encoding.codec, "replace")
     if earlier >= FEW:
-        return f"it is UTF-8 before and probably {encoding.title} from there, {_reads(text)}; convert that part alone"
+        return f"it is UTF-8 before and probably {encoding.title} from there, {_reads(text)}; convert only that part"
     return f"it is probably {encoding.title}, {_reads(text)}; {convert(encoding.iconv, path)}"
 
 
 def convert(iconv: str, path: Path | str | None, flags: str = "") -> str:
-    """The command that converts the file to UTF-8, in a new file next to it."""
+    """Command that converts the file to UTF-8, in a new file next to it."""
     command = f"iconv {flags}-f {iconv} -t UTF-8"
     if path is None:
         return f"convert it with: {command}"
@@ -115,7 +117,7 @@ def wide(content: bytes) -> Wide | None:
     """UTF-16 or UTF-32, recognized by a byte order mark or by its zero bytes; None for anything else.
 
     Args:
-        content: the beginning of a file, of which EXAMINED bytes are used.
+        content: beginning of a file, of which EXAMINED bytes are used.
     """
     content = content[:EXAMINED]
     for mark, name, codec in _MARKS:
@@ -140,7 +142,7 @@ def is_binary(content: bytes) -> bool:
 
 
 def _broken(content: bytes, start: int, path: Path | str | None, earlier: int) -> str | None:
-    """The end of the sentence if `content` is UTF-8 except for a few bytes; None if it is something else."""
+    """Explanation, as the end of a sentence, if `content` is UTF-8 except for a few bytes; otherwise None."""
     if _SURROGATE.match(content, start):
         return (
             "it is UTF-8 except for surrogates, the halves of a character (CESU-8, as written by Java and several "
@@ -173,7 +175,7 @@ def _is_cut(end: bytes) -> bool:
 
 
 def _usual(content: bytes, codec: str) -> int | None:
-    """Number of spaces, line ends, stops and similar characters if `content` is text in `codec`, else None."""
+    """Number of spaces, line ends, stops and similar characters if `content` is text in `codec`, otherwise None."""
     size = 4 if "32" in codec.lower() else 2
     try:
         text = content[: len(content) // size * size].decode(codec)
@@ -195,7 +197,8 @@ def _is_odd(character: str) -> bool:
 
 
 def older(content: bytes) -> Encoding | None:
-    """The most likely encoding of `content` with one or two bytes per character, the first one if several are equal."""
+    """The most likely encoding of `content` with one or two bytes per character; the first of several equally likely
+    ones."""
     high = [match.end() for match, _ in zip(_HIGH.finditer(content), range(MOST_BYTES), strict=False)]
     if len(high) == MOST_BYTES:
         content = content[: high[-1]]

@@ -8,8 +8,8 @@ from typing import Any
 MOST_LISTED = 50  # names in a message
 LONGEST_SHOWN = 200  # characters of a value or a name in a message
 LONGEST_MESSAGE = 2000  # characters
-LINE = "\n  "  # begins a further line of a message; other line breaks come from values and are escaped
-# Control characters, among them those that begin a terminal's commands, other line breaks, and changes of direction.
+LINE = "\n  "  # starts another line of a message; other line breaks come from values and are escaped
+# Control characters, including those that start terminal commands, other line breaks, and changes of direction.
 _UNSEEN = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 
 
@@ -18,7 +18,7 @@ class UserError(Exception):
 
 
 class OptionError(UserError):
-    """Invalid value of an option. The caller that knows whether it came from a flag or from a key of a file names it
+    """Invalid value of an option. The caller, which knows whether it came from a flag or from a file, names the option
     accordingly."""
 
     def __init__(self, options: Any, name: str, problem: str) -> None:
@@ -26,7 +26,7 @@ class OptionError(UserError):
         Args:
             options: the dataclass of the option.
             name: name of the field.
-            problem: the rest of a sentence that begins with the name.
+            problem: rest of the sentence that begins with the name.
         """
         super().__init__(f"{name} {problem}")
         self.group, self.name, self.problem = type(options), name, problem
@@ -50,14 +50,14 @@ def closest(name: str, known: Iterable[str], likeness: float = 0.5) -> str | Non
 
 def brief(value: Any, text: Callable[[Any], str] = repr) -> str:
     """`value` for a message, shortened if it is long, without control characters."""
-    if isinstance(value, int) and value.bit_length() > 8 * LONGEST_SHOWN:  # Python refuses to print very long ones
+    if isinstance(value, int) and value.bit_length() > 8 * LONGEST_SHOWN:  # Python refuses to print very long integers
         return f"a whole number of {value.bit_length():,} bits"
     shown = printable(text(value[: LONGEST_SHOWN + 1]) if isinstance(value, str | bytes | list) else text(value))
     return shown if len(shown) <= LONGEST_SHOWN else f"{shown[:LONGEST_SHOWN]}..."
 
 
 def abbreviated(items: list[str], separator: str = ", ") -> str:
-    """The first five of `items` and the number of further ones."""
+    """The first five of `items` and the number of the others."""
     return separator.join(brief(item, str) for item in items[:5]) + (
         f" and {len(items) - 5} more" if len(items) > 5 else ""
     )
@@ -86,7 +86,7 @@ def choose(what: str, name: str, known: Iterable[str]) -> str:
     """Returns `name` if it is one of `known`.
 
     Raises:
-        UserError: names the nearest known one.
+        UserError: it is not; the message suggests the closest known name.
     """
     known = list(known)
     if name not in known:

@@ -4,13 +4,13 @@ renamed. Everything that fastbert writes uses this module.
 Two classes of outputs treat links differently:
 
 - Files and folders inside a folder of fastbert (config.yaml, model/): `atomic_file` and `atomic_folder`. A link with
-  that name may have been planted by another user, so it is replaced and never followed; a link instead of a folder that
-  grows (checkpoints/, report/) is refused.
-- Outputs named by --out: see `fastbert.outputs`, which follows links and writes into devices and mount points.
+  that name may have been planted by another user, so it is replaced and never followed. A link instead of a folder that
+  is written over time (checkpoints/, report/) is refused.
+- Outputs given by --out: see `fastbert.outputs`, which follows links and writes into devices and mount points.
 
-Temporary files are created with O_EXCL under new names, and the writing process holds a lock on them. So they follow no
-link either, and leftovers of a killed process can be distinguished from files of a running one: the next write of the
-same name removes them.
+Temporary files are created with O_EXCL under new names, and the writing process holds a lock on them. So they do not
+follow links either, and leftovers of a killed process can be distinguished from files of a running process: the next
+write of the same name removes them.
 """
 
 import errno
@@ -61,7 +61,7 @@ def disk_errors(path: Path | str) -> Iterator[None]:
             raise UserError(f"cannot write {path}: a name in that path is too long; choose a shorter one") from error
         if out_of_memory(error) or (found := reason(error)) is None:
             raise
-        raise UserError(f"{found[0]}, writing {path}; {found[1]}") from error
+        raise UserError(f"{found[0]} while writing {path}; {found[1]}") from error
 
 
 def _is_gone(path: Path | str) -> bool:
@@ -71,7 +71,7 @@ def _is_gone(path: Path | str) -> bool:
 
 @contextmanager
 def folder_errors(path: Path | str) -> Iterator[None]:
-    """`disk_errors` for creating a folder; locations where none can be created, such as /proc, are reported too."""
+    """`disk_errors` for creating a folder; also reports locations where none can be created, such as /proc."""
     with disk_errors(path):
         try:
             yield
@@ -83,7 +83,7 @@ def folder_errors(path: Path | str) -> Iterator[None]:
 
 
 def make_folder(path: Path) -> list[Path]:
-    """Creates a folder and its parents if they do not exist. For a link that leads nowhere, the target is created.
+    """Creates a folder and its parents if they do not exist. For a broken link, the target is created.
 
     Returns:
         The folders that were created, the outermost first.
@@ -104,7 +104,8 @@ def make_folder(path: Path) -> list[Path]:
 
 
 def make_inner_folder(path: Path) -> None:
-    """Creates a folder inside a folder of fastbert if needed; a UserError if it cannot be created or is a link."""
+    """Creates a folder inside a folder of fastbert if needed. Raises a UserError if it cannot be created or is a
+    link."""
     refuse_link(path)
     make_folder(path)
 
@@ -113,13 +114,14 @@ def refuse_link(path: Path) -> None:
     """Raises a UserError if a folder inside a folder of fastbert is a link, which may lead to another user's files."""
     if os.path.islink(path):
         raise UserError(
-            f"{path} is a link, which is not followed: replace it by the folder it leads to, or give --out a folder on "
+            f"{path} is a link, which is not followed: replace it with its target, or give --out a folder on "
             "the other disk"
         )
 
 
 def remove_empty(folders: list[Path]) -> None:
-    """Removes the empty ones of nested folders, given from the outermost as `make_folder` returns them."""
+    """Removes those of several nested folders that are empty. The outermost comes first, as returned by
+    `make_folder`."""
     for folder in reversed(folders):
         try:
             folder.rmdir()
@@ -131,7 +133,7 @@ def remove_empty(folders: list[Path]) -> None:
 
 
 def contents(folder: Path) -> set[str]:
-    """The names in `folder`, without locks, leftovers of killed processes and lost+found."""
+    """Names in `folder`, except locks, leftovers of killed processes and lost+found."""
     return {name for name in os.listdir(folder) if name not in (LOCK, LOST_AND_FOUND) and not is_temporary(name)}
 
 
@@ -177,7 +179,7 @@ def atomic_file(
     """Yields a file that appears as `path` only when the block ends without an error. A link there is replaced.
 
     Args:
-        replace: (temporary file, path): moves the complete file to `path`; by default a rename.
+        replace: function (temporary file, path) that moves the complete file to `path`; by default a rename.
 
     Raises:
         UserError: there is no space or permission, or `path` is a folder, a device or similar.
@@ -255,12 +257,12 @@ def _new_file(path: Path) -> tuple[Path, int]:
         handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
         if lock(handle) is not False and os.path.lexists(temporary):
             return temporary, handle
-        os.close(handle)  # another process removed it as a leftover just before it was locked
+        os.close(handle)  # another process took it for a leftover and removed it just before it was locked
 
 
 def new_folder(path: Path) -> tuple[Path, int]:
-    """Creates a temporary folder next to `path` and locks it; returns its path and descriptor, to be closed after a
-    rename."""
+    """Creates a temporary folder next to `path` and locks it; returns its path and descriptor, which must be closed
+    after the rename."""
     while True:
         temporary = path.with_name(_temporary(path.name))
         temporary.mkdir()
@@ -279,7 +281,8 @@ def no_link(path: str, flags: int) -> int:
 
 
 def lock(handle: int, wait: bool = False) -> bool | None:
-    """Locks an open file or folder; False if another process has the lock, None if the file system has no locks."""
+    """Locks an open file or folder. Returns False if another process has the lock, None if the file system has no
+    locks."""
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except BlockingIOError:
@@ -292,7 +295,7 @@ def lock(handle: int, wait: bool = False) -> bool | None:
 
 
 def open_lock(path: Path) -> int:
-    """Opens a lock file, created if needed, without truncating it or following a link; returns its descriptor.
+    """Opens a lock file, or creates it, without truncating it or following a link; returns its descriptor.
 
     Raises:
         UserError: `path` is a link or not a file, or cannot be written.
@@ -328,7 +331,7 @@ def locked_folder(folder: Path | str) -> Iterator[None]:
     """Creates the folder and prevents other processes from training in it. If nothing was written, created folders are
     removed again.
 
-    The lock ends with the process, however that ends.
+    The lock is released when the process exits, for whatever reason.
 
     Raises:
         UserError: the folder cannot be created, or another process is training there.
@@ -355,13 +358,13 @@ def locked_folder(folder: Path | str) -> Iterator[None]:
 
 
 def remove_leftovers(folder: Path | str, name: str | None = None) -> None:
-    """Removes half-written files of killed processes from `folder` (temporary names of `atomic_file`, `atomic_folder`).
-    Files of running processes stay, and links are neither followed nor removed.
+    """Removes partly written files of killed processes from `folder` (temporary names of `atomic_file`,
+    `atomic_folder`). Files of running processes remain, and links are neither followed nor removed.
 
     A folder that was renamed to be replaced, but was not replaced, is renamed back.
 
     Args:
-        name: removes only leftovers of this file or folder, for a `folder` of the user.
+        name: remove only leftovers of this file or folder, for a `folder` that belongs to the user.
     """
     folder = Path(folder)
     with os.scandir(folder) as entries:
@@ -375,18 +378,18 @@ def remove_leftovers(folder: Path | str, name: str | None = None) -> None:
         path = Path(entry.path)
         try:
             handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-        except (FileNotFoundError, PermissionError):  # just renamed, or of another user
+        except (FileNotFoundError, PermissionError):  # just renamed, or owned by another user
             continue
         try:
             free = lock(handle)
-            # Without locks, a folder of fastbert has a single writer; other folders are left as they are.
+            # Without locks, a folder of fastbert has a single writer; other folders are not changed.
             if free is False or (free is None and name is not None) or not is_open_as(handle, path):
                 continue
             if parts and parts[2] and not os.path.lexists(folder / parts[1]):
                 path.rename(folder / parts[1])
             else:
                 remove(path)
-        except PermissionError:  # of another user, in a common folder for temporary files
+        except PermissionError:  # owned by another user, in a common folder for temporary files
             if name is None:
                 raise
         finally:

@@ -18,25 +18,25 @@ from typing import Any, TypeVar
 
 from fastbert.config import convert_text
 from fastbert.errors import OptionError, UserError, brief, closest
-from fastbert.option_hints import foreign
+from fastbert.option_hints import hint_for
 from fastbert.ranges import hints_of, plain, problem_of, takes_none
 
 Options = TypeVar("Options")
 
 TAKES_YAML = ("pretrain", "finetune", "sweep", "ablate")  # jobs that read options from a file
-NEAR = 0.7  # similarity of a flag to suggest: among many flags one is always slightly similar
+NEAR = 0.7  # minimum similarity of a suggested flag: among many flags one is always slightly similar
 EXAMPLES = {
     "prepare": "--source 'wiki/*.txt.xz' --out data/wiki",
-    "pretrain": "configs/pretrain/base.yaml --data data/wiki --out runs/base",
+    "pretrain": "base --data data/wiki --out runs/base",
     "evaluate": "--model runs/base --source held-out.txt",
     "fill": "runs/base 'The [MASK] of the United States.'",
     "finetune": "--model runs/base --task rte --glue-dir glue --out results/rte",
     "predict": "--model results/rte --source new.csv --out predictions.jsonl",
     "submit": "--results results/glue --glue-dir glue --fill --out submission.zip",
-    "export": "--run runs/base --out my-bert",
+    "export": "runs/base --out my-bert",
     "sweep": "configs/sweep/glue.yaml --workers 2",
     "ablate": "configs/ablate/tiny.yaml --workers 2",
-    "report": "--runs runs/base runs/rope --out comparison.html",
+    "report": "runs/base runs/rope --out comparison.html",
     "bench throughput": "--data data/wiki",
     "bench data": "--data wiki.txt --megabytes 20",
     "bench kernels": "--seconds 2",
@@ -95,17 +95,18 @@ class Flag:
 
 
 def parse(cls: type[Options], arguments: Sequence[str], job: str, default: Options | None = None) -> Options:
-    """Options from flags.
+    """Parses flags into options.
 
     Args:
         cls: the job's dataclass.
         arguments: the arguments after `fastbert <job>`, without a YAML file.
-        job: its name, for the help.
+        job: name of the job, for the help.
         default: values to start from, such as those of a YAML file.
 
     Raises:
         SystemExit: with 0 after --help.
-        UserError: a flag is unknown, is given twice, lacks its value or has one that does not fit; one is missing.
+        UserError: a flag is unknown, is given twice, or lacks its value or has an invalid one; or a required flag is
+            missing.
     """
     flags = list(flags_of(cls))
     arguments = [normalized(argument) for argument in arguments]
@@ -163,7 +164,8 @@ def normalized(argument: str) -> str:
 
 
 def name_positionals(arguments: Sequence[str], flags: Sequence[Flag]) -> list[str]:
-    """Arguments that belong to no flag, behind the flags of the positional options; those that are left over last."""
+    """Inserts the flags of positional options before arguments that belong to no flag; remaining arguments come
+    last."""
     positional = [flag for flag in flags if flag.is_positional]
     if not positional:
         return list(arguments)
@@ -190,7 +192,7 @@ def name_positionals(arguments: Sequence[str], flags: Sequence[Flag]) -> list[st
 
 
 def with_equals(arguments: Sequence[str], flags: Sequence[Flag]) -> list[str]:
-    """Flags with a single value as --flag=value, because argparse would read a value such as -1e3 or -inf as a flag."""
+    """Joins flags with a single value to --flag=value, because argparse would read a value such as -1e3 as a flag."""
     single = {f"--{flag.name}" for flag in flags if not flag.is_switch and not flag.repeats}
     out: list[str] = []
     for argument in arguments:
@@ -215,7 +217,7 @@ def refuse_unknown(arguments: Sequence[str], flags: Sequence[Flag], job: str) ->
         if argument.startswith("--"):
             before, equals, _ = argument.partition("=")
             if before not in known:
-                hint = meant(before.removeprefix("--"), flags)
+                hint = suggestion(before.removeprefix("--"), flags)
                 see = f"{hint} See" if hint.endswith("?") else f"{hint}; see" if hint else "see"
                 raise UserError(f"unknown option {brief(before, str)}; {see} fastbert {job} --help")
             flag = known[before]
@@ -230,7 +232,7 @@ def refuse_unknown(arguments: Sequence[str], flags: Sequence[Flag], job: str) ->
 
 
 def _remedy(argument: str, before: Flag | None, job: str, example: str) -> str:
-    """Advice for an argument instead of a flag; `example` shows a possible flag, or is empty."""
+    """Advice for an argument without a flag; `example` shows a possible flag, or is empty."""
     if before is not None and before.is_switch:
         return f": --{before.name} takes no value; leave it out, or give --{before.negation} for the opposite"
     if argument.endswith((".yaml", ".yml")):
@@ -240,9 +242,9 @@ def _remedy(argument: str, before: Flag | None, job: str, example: str) -> str:
     return f"; options begin with --{example}, see fastbert {job} --help"
 
 
-def meant(name: str, flags: Sequence[Flag]) -> str:
-    """A replacement for the unknown flag `name`, as a part of a sentence; empty if nothing is similar."""
-    if hint := foreign(name, {flag.name for flag in flags}):
+def suggestion(name: str, flags: Sequence[Flag]) -> str:
+    """Suggestion for the unknown flag `name`, as part of a sentence; empty if nothing is similar."""
+    if hint := hint_for(name, {flag.name for flag in flags}):
         return hint
     near = near_flags(name, flags)
     return f"did you mean {' or '.join(f'--{one}' for one in near)}?" if near else ""
@@ -250,7 +252,7 @@ def meant(name: str, flags: Sequence[Flag]) -> str:
 
 def near_flags(name: str, flags: Sequence[Flag]) -> list[str]:
     """Up to three flags of any group that are similar to `name`: equal except for the group, with these initials (lr),
-    beginning or ending with it, or close in spelling."""
+    beginning or ending with this word, or with similar spelling."""
     bare = name.removeprefix("no-").rpartition(".")[2].lower()
     last = {flag.name: flag.name.rpartition(".")[2] for flag in flags}
     if inside := [flag for flag in last if flag.startswith(f"{bare}.")]:  # a group: the flag that selects or enables it
@@ -274,7 +276,7 @@ def refuse_repeated(arguments: Sequence[str]) -> None:
     `--flag value`, `--flag=value`, and `--no-flag` of a switch are the same flag; no value begins with --.
 
     Raises:
-        UserError: names the flag.
+        UserError: a flag is given twice; the message names it.
     """
     seen: dict[str, str] = {}
     for argument in arguments:
@@ -304,13 +306,16 @@ class _Help(argparse.HelpFormatter):
         return [
             line
             for paragraph in text.splitlines()
-            for line in textwrap.wrap(paragraph, width, subsequent_indent="  " * paragraph.startswith("- "))
+            for line in textwrap.wrap(
+                paragraph, width, subsequent_indent="  " * paragraph.startswith("- "), break_on_hyphens=False
+            )
         ]
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
         paragraphs = unwrapped(text).split("\n")
         return "\n".join(
-            textwrap.fill(part, width, initial_indent=indent, subsequent_indent=indent) for part in paragraphs
+            textwrap.fill(part, width, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False)
+            for part in paragraphs
         )
 
 
@@ -333,6 +338,8 @@ def _parser(cls: type, flags: Sequence[Flag], job: str, default: Any) -> argpars
         if prefix not in groups:
             groups[prefix] = parser.add_argument_group(f"--{prefix}...", flag.group)
         text = help_of(flag, default).replace("%", "%%")
+        if flag.is_positional:
+            text += f" May be given without --{flag.name}."
         add = groups[prefix].add_argument
         if flag.is_switch:
             add(f"--{flag.name}", f"--{flag.negation}", dest=flag.name, help=text, action=_Switch, nargs=0)
@@ -365,7 +372,7 @@ def _reader(flag: Flag) -> Callable[[str], Any]:
 
 
 def help_of(flag: Flag, default: Any) -> str:
-    """The text of a flag with its default; a default of None is explained in the text itself."""
+    """Help text of a flag with its default; a default of None is explained in the text itself."""
     value = flag.field.default
     if flag.field.default_factory is not MISSING:
         value = flag.field.default_factory()
@@ -412,5 +419,5 @@ def _build(cls: type, given: dict[tuple[str, ...], Any], default: Any, job: str,
 
 
 def _named(prefix: str, name: str) -> str:
-    """The flag of a field."""
+    """Flag of a field."""
     return f"--{prefix}{name}".replace("_", "-")

@@ -1,8 +1,9 @@
-"""YAML files that state only their difference to another one.
+"""YAML files that state only how they differ from another file.
 
-`inherits: other.yaml` in a mapping, at the top of a file or further inside, adds the values of that file that the
-mapping does not have. The path is relative to the folder of the file that contains it. Mappings are merged key by key;
-lists and single values replace inherited ones, so `key: null` resets a value.
+`inherits: other.yaml` in a mapping, at the top level of a file or nested, adds the values of that file that the mapping
+does not have. The path is relative to the folder of the file that contains it; if there is no such file, paths such as
+configs/pretrain/tiny.yaml are those of the files that come with fastbert. Mappings are merged key by key; lists and
+single values replace inherited ones, so `key: null` resets a value.
 """
 
 from collections import Counter
@@ -11,21 +12,23 @@ from typing import Any
 
 from fastbert.errors import UserError, brief
 from fastbert.inputs import read_text_input
+from fastbert.named_configs import shipped
 from fastbert.ranges import text_problem
 
 INHERITS = "inherits"
 LARGEST_YAML = 2**20  # bytes
-MOST_FILES, LONGEST_CHAIN = 64, 16  # files read for one, counted each time; length of a chain
+MOST_FILES, LONGEST_CHAIN = 64, 16  # files read for one file, with repetitions; length of a chain
 
 
 def read_yaml(path: str | Path) -> tuple[Any, str]:
     """Reads a YAML file including inherited values; an empty file has no options.
 
     Returns:
-        The value, and its origin for errors: the file and those that it inherits.
+        The value, and its origin for error messages: the file and those that it inherits.
 
     Raises:
-        UserError: the file, or one that it inherits, does not exist or is not YAML; names the chain of files.
+        UserError: the file, or one that it inherits, does not exist or is not YAML; the message names the chain of
+            files.
     """
     chain = _Chain()
     value = chain.read(Path(path), ())
@@ -34,7 +37,7 @@ def read_yaml(path: str | Path) -> tuple[Any, str]:
 
 
 def merged(values: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """`values` updated by those of `over`, mappings key by key. batch-size and batch_size are the same key."""
+    """`values` updated with those of `over`, mappings key by key. batch-size and batch_size are the same key."""
     found = dict(values)
     spelled = {_plain(key): key for key in values}
     given = Counter(map(_plain, over))
@@ -58,7 +61,7 @@ class _Chain:
 
     def read(self, path: Path, above: tuple[Path, ...]) -> Any:
         """Reads the values of `path`; the files `above` inherit it, the outermost first."""
-        from fastbert.yaml_text import parse_yaml  # yaml is imported where it is needed
+        from fastbert.yaml_text import parse_yaml  # yaml is imported only when needed
 
         chain = (*above, path)
         self.files.append(path)
@@ -86,8 +89,10 @@ class _Chain:
         if not isinstance(name, str) or text_problem(name):
             raise UserError(f"{_named(chain)}: inherits must be the path of one YAML file, found {brief(name)}")
         path = chain[-1].parent / name
+        if not path.exists():
+            path = shipped(name) or path
         if path.resolve() in {file.resolve() for file in chain}:
-            raise UserError(f"{_named((*chain, path))}: files inherit each other in a circle; leave one `inherits` out")
+            raise UserError(f"{_named((*chain, path))}: the files inherit each other in a cycle; remove one `inherits`")
         if len(self.files) == MOST_FILES or len(chain) == LONGEST_CHAIN:
             limits = f"at most {MOST_FILES} files are read for one, {LONGEST_CHAIN} of them in a chain"
             raise UserError(f"{_named((*chain, path))}: too many files; {limits}")

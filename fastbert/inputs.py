@@ -1,5 +1,5 @@
-"""Opening and reading of input files: a file that cannot be read is a UserError with the reason, pipes are refused
-instead of waited for, and a file that is read as a whole has a maximum size."""
+"""Opening and reading of input files: a file that cannot be read raises a UserError with the reason, pipes are refused
+instead of waiting for them, and a file that is read as a whole has a maximum size."""
 
 import errno
 import os
@@ -15,19 +15,19 @@ from fastbert.system_errors import out_of_memory, reason
 Result = TypeVar("Result")
 
 LARGEST_TEXT = 64 * 2**20  # bytes of a configuration file, a record or a vocabulary
-CHUNK = 2**20  # bytes read at once
+CHUNK = 2**20  # bytes read at a time
 NEAR_NAMES = 200  # a folder with more names is not searched for similar ones
 
 
 class UnreadableError(UserError):
-    """An existing file cannot be read now. Its content may be intact, so it must not be replaced."""
+    """An existing file currently cannot be read. Its content may be intact, so it must not be replaced."""
 
 
 def read_or_problem(read: Callable[..., Result], *arguments: Any) -> tuple[Result | None, str]:
-    """The result of `read`, or None and the problem of the content.
+    """The result of `read`, or None and the problem with the content.
 
     Raises:
-        UnreadableError: it cannot be read now.
+        UnreadableError: the file currently cannot be read.
     """
     try:
         return read(*arguments), ""
@@ -41,7 +41,7 @@ def open_input(path: Path | str, what: str = "") -> IO[bytes]:
     """Opens the regular file `path` for reading bytes.
 
     Args:
-        what: description of the file in errors, such as "configuration file".
+        what: description of the file in error messages, such as "configuration file".
 
     Raises:
         UserError: the file does not exist, cannot be read, or is a folder, a pipe or a device.
@@ -77,7 +77,7 @@ def read_input(path: Path | str, what: str = "", most: int = LARGEST_TEXT) -> by
     """The content of the regular file `path`.
 
     Raises:
-        UserError: as `open_input`, or the file has more than `most` bytes.
+        UserError: as in `open_input`, or the file has more than `most` bytes.
     """
     content = bytearray()
     with open_input(path, what) as file, input_errors(path, what):
@@ -92,7 +92,7 @@ def read_text_input(path: Path | str, what: str = "", most: int = LARGEST_TEXT) 
     """The UTF-8 text in the regular file `path`, without a byte order mark.
 
     Raises:
-        UserError: as `read_input`, or the text is not UTF-8 or contains a zero byte.
+        UserError: as in `read_input`, or the text is not UTF-8 or contains a zero byte.
     """
     content = read_input(path, what, most)
     refuse_zero_bytes(path, what, content)
@@ -111,12 +111,12 @@ def not_utf8(
     more: Callable[[int], bytes] | None = None,
     earlier: int = 0,
 ) -> UserError:
-    """The error for a file that is not UTF-8, with its probable encoding and the command that converts it.
+    """Error for a file that is not UTF-8, with its probable encoding and the command that converts it.
 
     Args:
-        content: a part of the file, from the beginning of a line; its byte `start` is not UTF-8.
+        content: part of the file, from the beginning of a line; its byte `start` is not UTF-8.
         line: the number of that line in the file.
-        more: reads up to this many following bytes, which improve the guess.
+        more: reads up to the given number of following bytes, which improve the guess.
         earlier: number of earlier lines with non-ASCII characters, all valid.
     """
     # Imported only when a file is refused, because building its tables takes longer than reading most files.
@@ -144,7 +144,7 @@ def refuse_zero_bytes(
         content, line, more: as in `not_utf8`.
 
     Raises:
-        UserError: names the line, and for UTF-16 and UTF-32 explains how to convert the file.
+        UserError: there is a zero byte; the message names the line, and explains the conversion of UTF-16 and UTF-32.
     """
     if (start := content.find(b"\0")) < 0:
         return
@@ -159,7 +159,7 @@ def refuse_zero_bytes(
 
 
 def refuse_slash(path: str) -> None:
-    """Raises a UserError if `path` is a file and ends with a slash, which the system would refuse but `Path` drops."""
+    """Raises a UserError if `path` is a file but ends with a slash, which the system would refuse and `Path` drops."""
     if path.endswith("/") and os.path.isfile(path.rstrip("/")):
         raise UserError(f"{path} ends with a slash but is a file, not a folder; leave out the slash")
 
@@ -189,7 +189,7 @@ def input_errors(path: Path | str, what: str = "") -> Iterator[None]:
             raise UserError(f"{brief(name, str)}: a name in that path is too long; check the path") from None
         if error.errno == errno.ENXIO:
             raise UserError(f"{name} is a socket or a device, not a file; give a file") from None
-        if error.errno == errno.EIO:  # treated as damage
+        if error.errno == errno.EIO:  # treated as a damaged file
             raise UserError(f"{name} cannot be read: {error.strerror}; check its disk") from None
         if out_of_memory(error) or (found := reason(error)) is None:
             raise
@@ -201,8 +201,8 @@ def input_errors(path: Path | str, what: str = "") -> Iterator[None]:
 
 
 def raise_refusal(error: BaseException, path: Path | str, what: str = "") -> None:
-    """Raises `error`, which a library raised while reading `path`, if the system refused to read (as a UserError) or
-    ran out of memory. Otherwise the file is damaged, and the caller reports this."""
+    """Raises `error`, which a library raised while reading `path`, again if memory ran out or, as a UserError, if the
+    system refused to read. Otherwise the file is damaged, which the caller reports."""
     if out_of_memory(error):
         raise error
     if isinstance(error, OSError) and reason(error):

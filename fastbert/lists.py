@@ -1,4 +1,4 @@
-"""Comma-separated lists in an option. A name that contains a comma is put in double quotes; an existing path needs no
+"""Comma-separated lists in an option. A name that contains a comma must be in double quotes; an existing path needs no
 quotes."""
 
 import csv
@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from fastbert.errors import UserError, brief
 
-MOST_COMMAS = 8  # in a path of a list; a single path has no limit
+MOST_COMMAS = 8  # maximum in a path of a list; a single path has no limit
 
 
 def words(text: str) -> list[str]:

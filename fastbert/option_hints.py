@@ -1,5 +1,5 @@
-"""Names of options in other programs (transformers' Trainer and its example scripts, nanochat) and earlier versions,
-with the names here, for the error of an unknown option."""
+"""Names of options in other programs (transformers' Trainer and its example scripts, nanochat) and in earlier versions,
+with the corresponding flags, for the error message about an unknown option."""
 
 import re
 from collections.abc import Collection
@@ -67,7 +67,7 @@ NAMES: dict[str, tuple[str, ...]] = {
     "random-seed": ("seed", "first-seed"),
     **dict.fromkeys(("valid-split", "validation-split-percentage", "test-size"), ("validation-fraction",)),
 }
-"""Name elsewhere -> flags here; the first one that a job has is suggested."""
+"""Name in another program -> flags; the first flag that the job has is suggested."""
 
 RENAMED: dict[str, tuple[str, ...]] = {
     "batch-start": ("initial-batch-size",),
@@ -76,7 +76,7 @@ RENAMED: dict[str, tuple[str, ...]] = {
     "most": ("max-count",),
     "weight": ("mix", "loss-weight"),
 }
-"""Name in an earlier version -> present names; the first one that the same group has is suggested."""
+"""Name in an earlier version -> present names; the first one in the same group is suggested."""
 
 REMARKS: dict[str, str] = {
     **dict.fromkeys(("epochs", "num-train-epochs", "num-epochs", "max-epochs", "n-epochs"), _BUDGET),
@@ -93,25 +93,25 @@ REMARKS: dict[str, str] = {
     ),
     **dict.fromkeys(("delimiter", "sep", "separator"), "the delimiter of a .csv is recognized by its header"),
 }
-"""Name elsewhere -> advice; shown if a job has all flags in it."""
+"""Name in another program -> advice, which is shown if the job has all flags in it."""
 
 
-def foreign(name: str, flags: Collection[str]) -> str:
-    """The present name of an option of another program or version, as the end of a sentence; empty if it is unknown.
+def hint_for(name: str, flags: Collection[str]) -> str:
+    """Advice about an option of another program or version, as the end of a sentence; empty if it is unknown.
 
     Args:
-        name: without the leading dashes.
+        name: name without the leading dashes.
         flags: flags of the job, without dashes.
     """
     group, dot, last = name.rpartition(".")
-    for own in (*foreign_names(name), *(f"{group}{dot}{own}" for own in foreign_names(last))):
+    for own in (*equivalent_flags(name), *(f"{group}{dot}{own}" for own in equivalent_flags(last))):
         if own in flags:
             return f"did you mean --{own}?"
     remark = REMARKS.get(name.lower(), "")
     return remark if all(flag in flags for flag in re.findall(r"--([\w.-]+)", remark)) else ""
 
 
-def foreign_names(name: str) -> tuple[str, ...]:
+def equivalent_flags(name: str) -> tuple[str, ...]:
     """Possible flags for an option of another program or version, written with - or _; a job has only part of them."""
     name = name.lower().replace("_", "-")
     return NAMES.get(name) or RENAMED.get(name, ())

@@ -1,17 +1,17 @@
-"""Outputs named by --out: checked before work starts, and written without changing what they are.
+"""Outputs given by --out: checked before work starts, and written without changing their type.
 
 A file (`output_file`):
-- a link stays, and the file it leads to, existing or not, gets the new content, whole or not at all;
+- a link remains, and its target, existing or not, gets the new content, whole or not at all;
 - a FIFO, a character device (/dev/null) or an open descriptor (/dev/stdout, /dev/fd/N, `>(...)`) is written into,
   standard output through its stream, so that `| head` ends the command without an error;
 - a file that is a mount point cannot be replaced, so it is overwritten when the content is complete;
 - a folder, a block device or a socket is refused.
 
 A folder (`output_folder`, and `prepare` in a way that survives kills):
-- a link stays, and the folder it leads to is the output, created if needed;
+- a link remains, and its target is the output folder, created if needed;
 - a folder that does not exist is written under a temporary name next to it and renamed;
-- an empty folder, a mount point, the working directory, or a folder whose parent cannot be written is filled from
-  within: a rename would fail, or change the folder's permissions. The file that makes it complete is moved last.
+- an empty folder, a mount point, the working directory, or a folder whose parent cannot be written is filled in place:
+  a rename would fail, or change the folder's permissions. The file that makes it complete is moved last.
 """
 
 import errno
@@ -55,7 +55,8 @@ def check_output_file(path: Path | str) -> None:
 
 @contextmanager
 def output_file(path: Path | str, mode: str = "wb") -> Iterator[IO[Any]]:
-    """Yields an output file of the user to write (see the module's docstring); a UserError if it cannot be written."""
+    """Yields a file for writing the user's output (see the module's docstring). Raises a UserError if it cannot be
+    written."""
     path = Path(path)
     encoding = None if "b" in mode else "utf-8"
     number = _descriptor(path)
@@ -100,7 +101,7 @@ def is_standard_output(path: Path | str) -> bool:
 
 
 def _is_stream(path: Path) -> bool:
-    """Returns True if `path` is written into because it has no content that could be replaced."""
+    """Returns True if `path` is a FIFO or a character device, whose content cannot be replaced."""
     try:
         mode = os.stat(path).st_mode
     except FileNotFoundError:
@@ -109,10 +110,10 @@ def _is_stream(path: Path) -> bool:
 
 
 def _descriptor(path: Path) -> int | None:
-    """N if `path` is the open descriptor N of this process, such as /dev/stdout and /dev/fd/N; else None.
+    """N if `path` is the open descriptor N of this process, such as /dev/stdout and /dev/fd/N; otherwise None.
 
-    Opened by its name it would be another file description with a separate offset: if standard output is a file, the
-    two would overwrite each other.
+    Opening it by its name would create another file description with a separate offset: if standard output is a file,
+    the two would overwrite each other.
     """
     for _ in range(40):  # the number of links that Linux follows
         folder = os.path.realpath(path.parent)
@@ -137,7 +138,7 @@ def _writable(number: int, path: Path) -> int:
 
 
 def _target(path: Path) -> Path:
-    """The file that `path` is or leads to."""
+    """The file `path`, with links resolved."""
     try:
         mode = os.stat(path).st_mode
     except FileNotFoundError:
@@ -176,7 +177,7 @@ def check_output_folder(path: Path | str) -> None:
 
 
 def resolved(path: Path | str) -> Path:
-    """The absolute path of the folder that `path` is or leads to. It need not exist."""
+    """Absolute path of the folder `path`, with links resolved. It need not exist."""
     return Path(os.path.realpath(path))
 
 
@@ -184,7 +185,7 @@ def _check_room(folder: Path, output: Path | str, name: str = "") -> None:
     """Raises a UserError if a file `name` cannot be written to `folder`, which need not exist.
 
     Args:
-        output: the path that the user gave, for errors.
+        output: the path given by the user, for error messages.
     """
     there, names = folder, [name]
     while not os.path.lexists(there):
@@ -202,7 +203,7 @@ def _check_room(folder: Path, output: Path | str, name: str = "") -> None:
         raise UserError(f"no permission to write {output}; choose another folder or change its permissions")
     if not os.statvfs(
         there
-    ).f_blocks:  # a file system of the kernel, such as /proc: only an attempt shows what it refuses
+    ).f_blocks:  # a virtual file system, such as /proc: whether it can be written is known only after an attempt
         with folder_errors(output):
             temporary, handle = new_folder(there / "fastbert")
         os.close(handle)
@@ -236,12 +237,12 @@ def is_mount(path: Path) -> bool:
 @contextmanager
 def output_folder(path: Path | str, first: str, last: str) -> Iterator[Path]:
     """Yields a folder to fill, which becomes `path` when the block ends without an error: whole or not at all, except
-    that a kill while a folder is filled from within may leave it without the file `last`.
+    that a folder that is filled in place may lack the file `last` if the process is killed meanwhile.
 
     Args:
-        first: the file that identifies the folder if the call is killed while filling it: it is written before the
-            others, and that of an older output is removed after the others.
-        last: the file without which nothing opens the folder.
+        first: the file that identifies the folder if the process is killed while filling it. It is written before the
+            others, and the one of an older output is removed after the others.
+        last: the file without which the folder cannot be opened.
 
     Raises:
         UserError: the folder cannot be written.
@@ -280,6 +281,6 @@ def move_contents(source: Path, target: Path, names: Sequence[str]) -> None:
     same file system."""
     for name in names:
         os.rename(source / name, target / name)
-        sync_folder(target)  # so that this order reaches the disk
+        sync_folder(target)  # so that the disk has the same order
     shutil.rmtree(source)
     sync_folder(target)

@@ -1,4 +1,5 @@
-"""Child processes that ignore Ctrl-C: a terminal sends it to all processes, and the parent ends its children itself."""
+"""Child processes that ignore Ctrl-C: a terminal sends it to all processes, but the parent stops its children
+itself."""
 
 import signal
 from collections.abc import Iterator
@@ -8,7 +9,7 @@ from multiprocessing import resource_tracker
 
 @contextmanager
 def without_control_c(spawned: bool = True) -> Iterator[None]:
-    """Blocks SIGINT for processes started in this block, also while they import their modules, where it would end them
+    """Blocks SIGINT for processes started in this block, also while they import their modules, when it would stop them
     with a traceback. This process receives it after the block.
 
     Args:

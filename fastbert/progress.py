@@ -1,8 +1,8 @@
 """Progress of long work on standard error: a bar with rate and time left on a terminal, a plain line every few seconds
 elsewhere. Work that takes less than a second shows nothing.
 
-A thread does the printing, so that an update costs no more than storing a number, and work without updates is shown to
-be alive.
+A thread does the printing, so that an update costs no more than storing a number, and work without updates also shows
+that it is running.
 """
 
 import os
@@ -27,7 +27,7 @@ MARGIN = 3  # columns
 SAMPLES, SECONDS_BETWEEN_SAMPLES = 32, 0.5  # the rate is an average over the last 16 seconds or 32 updates
 
 Report = Callable[[int], None]
-"""Receives the amount that is done."""
+"""Function that receives the amount done."""
 Work = TypeVar("Work", bound="Progress")
 
 
@@ -87,14 +87,14 @@ class Progress:
 
 @contextmanager
 def progress(label: str, total: int = 0, unit: str = "B", done: int = 0) -> Iterator[Progress]:
-    """Shows the progress of the block, which calls `update` on what this yields. Blocks may be nested: a terminal then
-    shows one bar below the other.
+    """Shows the progress of the block, which calls `update` on the yielded object. Blocks may be nested: a terminal
+    then shows one bar below the other.
 
     Args:
         label: a few words such as "tokenizing".
         total: the amount of work; 0 if it is unknown.
         unit: of `total`: "B" (bytes) or a plural such as "steps".
-        done: the amount that an interrupted process has already done. The rate does not include it.
+        done: the amount that an interrupted process has already done, which does not count in the rate.
     """
     with shown(Progress(label, total, unit, done), DELAY) as work:
         yield work
@@ -105,8 +105,8 @@ def shown(work: Work, delay: float, lines: bool = True) -> Iterator[Work]:
     """Shows `work` while the block runs, as `progress` does.
 
     Args:
-        delay: seconds before there is a bar.
-        lines: whether there are plain lines where there is no terminal.
+        delay: seconds before a bar appears.
+        lines: print plain lines if there is no terminal.
     """
     bar, ended, outer = on_terminal(), threading.Event(), _nested[-1] if _nested else None
     thread = None
@@ -132,7 +132,8 @@ def shown(work: Work, delay: float, lines: bool = True) -> Iterator[Work]:
 
 
 def notify(text: str) -> None:
-    """Shows `text` in front of the progress, if there is any. Safe in a signal handler: nothing is printed here."""
+    """Shows `text` at the front of the current progress, if there is any. Safe in a signal handler: it prints
+    nothing."""
     if _nested:
         _nested[0].notice = text
 
@@ -148,7 +149,7 @@ def _print_lines(work: Progress, ended: threading.Event) -> None:
 
 
 _nested: list[Progress] = []  # current work, from the outermost to the innermost
-_display: "rich.progress.Progress | None" = None  # the bars that the terminal shows now
+_display: "rich.progress.Progress | None" = None  # the bars that the terminal currently shows
 _lock = threading.Lock()
 
 
@@ -171,7 +172,7 @@ def _show_bar(work: Progress, ended: threading.Event, delay: float) -> None:
         if len(_display.task_ids) > 1:
             _display.remove_task(task)
         else:
-            _display.live.transient = not work.total  # its bar shows nothing once the work is done
+            _display.live.transient = not work.total  # its bar is useless once the work is done
             _display.stop()
             _display = None
 
@@ -181,12 +182,12 @@ def _new_display() -> "rich.progress.Progress":
     from rich.progress import BarColumn, Progress, Task, TextColumn
     from rich.text import Text
 
-    console = Console(stderr=True, soft_wrap=True)  # messages are not broken into lines
+    console = Console(stderr=True, soft_wrap=True)  # long messages are not wrapped
     bar_width = 24 if console.width >= 80 else 4
 
     class Ending(TextColumn):
-        """Text that is cut where the terminal is narrow. A margin leaves room for the ^C that a terminal prints, which
-        would otherwise begin another line."""
+        """Text that is cut off if the terminal is narrow. A margin leaves room for the ^C that a terminal prints, which
+        would otherwise start another line."""
 
         def render(self, task: Task) -> Text:
             text = super().render(task)
@@ -194,7 +195,7 @@ def _new_display() -> "rich.progress.Progress":
             text.truncate(max(1, console.width - label - bar_width - 2 - MARGIN), overflow="ellipsis")
             return text
 
-    # While bars are shown, what is printed to either stream appears above them, unless it goes to a file.
+    # While bars are shown, output to either stream appears above them, unless it is redirected to a file.
     display = Progress(
         TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=bar_width),

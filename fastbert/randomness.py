@@ -1,7 +1,7 @@
-"""Randomness as a function without state: hashes of (seed, purpose, step, index in the global batch).
+"""Stateless randomness: hashes of (seed, purpose, step, index in the global batch).
 
-Nothing has to be saved to continue a run exactly, and neither the size of a micro-batch nor the number of processes
-changes a random number, because rows are indexed through the global batch.
+Nothing has to be saved to resume a run exactly, and neither the micro-batch size nor the number of processes changes a
+random number, because rows are indexed by their position in the global batch.
 """
 
 import torch

@@ -1,9 +1,9 @@
-"""Valid values of options: declared with the option, checked by one function, refused with messages of one form.
+"""Valid values of options: declared with the option, checked by one function, and refused with uniform messages.
 
     warmup: Annotated[float, Range(0, below=1)] = 0.06
     steps: Count | None = None
 
-Fields without a declaration have the limits of their type: whole numbers of 32 bits, finite numbers in the range of
+Fields without a declaration have the limits of their type: 32-bit whole numbers, finite numbers in the range of
 float32, and text that can be used in a path and in one line of a message.
 """
 
@@ -23,7 +23,7 @@ LARGEST = 2**31 - 1
 LARGEST_SEED = 2**63 - 1
 """The hashes use 64 bits of a seed, and records contain signed 64-bit numbers."""
 SMALLEST_FLOAT, LARGEST_FLOAT = 1e-30, 1e30
-"""Range of numbers without declared bounds: they, and products with them, fit into float32."""
+"""Range of numbers without declared bounds, so that they and their products fit into float32."""
 LONGEST_TEXT = 4096
 """Characters; the longest path in Linux."""
 LONGEST_NAME = 255
@@ -56,12 +56,12 @@ class Range:
         )
 
     def _violated(self, value: float) -> str:
-        """The bound that `value` violates; for fractions both, as an interval."""
+        """The bound that `value` violates; for fractions both bounds, as an interval."""
         low = self.least if self.above is None else self.above
         high = self.most if self.below is None else self.below
         if low is not None and high is not None and high <= 1:
             opening, closing = "[" if self.above is None else "(", "]" if self.below is None else ")"
-            return f"lie in {opening}{low}, {high}{closing}"
+            return f"be in {opening}{low}, {high}{closing}"
         if low is not None and value <= low:
             return f"be at least {low:,}" if self.above is None else f"be greater than {low:,}"
         return f"be at most {high:,}" if self.below is None else f"be less than {high:,}"
@@ -73,8 +73,8 @@ def _limits(value: float, given: Range) -> str | None:
         if given.most is None and abs(value) > LARGEST:
             return f"must be at {f'most {LARGEST:,}' if value > 0 else f'least -{LARGEST:,}'}, not {brief(value)}"
     elif value and given.most is None and given.below is None and not SMALLEST_FLOAT <= abs(value) <= LARGEST_FLOAT:
-        zero = "be 0 or " if given._contains(0.0) else ""
-        return f"must {zero}lie between {SMALLEST_FLOAT:g} and {LARGEST_FLOAT:g}, not {brief(value)}"
+        zero = "0 or " if given._contains(0.0) else ""
+        return f"must be {zero}between {SMALLEST_FLOAT:g} and {LARGEST_FLOAT:g}, not {brief(value)}"
     elif not value and math.copysign(1, value) < 0:
         return "must not be -0.0; write 0"
     return None
@@ -89,9 +89,9 @@ NotNegative = Annotated[float, Range(0)]
 Probability = Annotated[float, Range(0, 1)]
 Rate = Annotated[float, Range(0, below=1)]
 Part = Annotated[float, Range(above=0, most=1)]
-"""A fraction above 0, up to all."""
+"""A fraction in (0, 1]."""
 Fraction = Annotated[float, Range(above=0, below=1)]
-"""A fraction that is neither nothing nor all."""
+"""A fraction in (0, 1)."""
 Workers = Annotated[int, Range(0, 4096)]
 """Number of processes or threads, 0 for a default."""
 Processes = Annotated[int, Range(1, 4096)]
@@ -137,7 +137,7 @@ def text_problem(value: str) -> str | None:
 
 
 def problem_of(value: Any, hint: Any) -> str | None:
-    """Reason why a value of the right type is not valid for an option declared as `hint`; None if it is."""
+    """Reason why a value of the right type is invalid for an option declared as `hint`; None if it is valid."""
     if PROSE in getattr(hint, "__metadata__", ()):
         return None
     if isinstance(value, str):
@@ -182,7 +182,7 @@ def check_values(options: Any) -> None:
     """Checks every field of a dataclass against its declared range or `choice`; groups check themselves.
 
     Raises:
-        UserError: names the first invalid field.
+        UserError: a field is invalid; the message names the first one.
     """
     hints = hints_of(type(options))
     for field in fields(options):

@@ -1,4 +1,4 @@
-"""JSON that other programs can read and in which damage is detected: no NaN or infinity, whole files, and seals."""
+"""JSON that other programs can read and in which damage is detected: no NaN or infinity, atomic writes, and hashes."""
 
 import hashlib
 import json
@@ -13,8 +13,8 @@ from fastbert.files import atomic_file
 from fastbert.inputs import LARGEST_TEXT, read_text_input
 
 DEEPEST = 64  # nested lists and objects
-MOST_DIGITS = 310  # of a whole number; tokenizer_config.json has one of 31 digits if there is no maximum length
-MOST_VALUES = 2**21  # in a file, counted by commas; a value needs up to 30 times its bytes in memory
+MOST_DIGITS = 310  # of a whole number; tokenizer_config.json has one with 31 digits if there is no maximum length
+MOST_VALUES = 2**21  # per file, counted by commas; a value needs up to 30 times its size in memory
 
 
 def write_json(path: Path | str, value: Any) -> None:
@@ -46,7 +46,7 @@ def finite_or_none(value: Any) -> Any:
 def read_json(
     path: Path | str, what: str, shape: Any = object, most: int = LARGEST_TEXT, values: int = MOST_VALUES
 ) -> Any:
-    """Reads the JSON in `path`; `what` names it in errors.
+    """Reads the JSON in `path`; `what` names it in error messages.
 
     Args:
         shape: expected structure, for `check`.
@@ -68,7 +68,7 @@ def parse_json(text: str | bytes, where: str, shape: Any = object, values: int =
     """Parses JSON with at most `DEEPEST` levels and whole numbers of at most 64 bits.
 
     Args:
-        where: names its origin in errors.
+        where: names its origin in error messages.
         shape: expected structure, for `check`.
         values: maximum number of values.
 
@@ -136,7 +136,7 @@ def check(value: Any, shape: Any, where: str, key: str = "") -> Any:
         key: key of the value within it, for errors.
 
     Raises:
-        UserError: a value is missing or has another structure; names its key.
+        UserError: a value is missing or has another structure; the message names its key.
     """
     if isinstance(shape, tuple):
         if not any(_fits(value, one) for one in shape):
@@ -205,11 +205,11 @@ def write_sealed(path: Path | str, record: dict[str, Any]) -> None:
 
 
 def read_sealed(path: Path | str, what: str, shape: Any, fix: str) -> dict[str, Any]:
-    """Reads a JSON object of `write_sealed`, without its seal. Older versions wrote no seal: then only `shape` is
-    checked.
+    """Reads a JSON object written by `write_sealed`, without its seal. If an older version wrote it without a seal,
+    only `shape` is checked.
 
     Args:
-        what: names the file in errors.
+        what: names the file in error messages.
         shape: expected structure, for `check`.
         fix: advice for a damaged file, as the end of the message.
 

@@ -1,4 +1,4 @@
-"""Registries of variants by name and import path, so that a wrong name is refused before torch is imported."""
+"""Registries of variants by name and import path, so that an unknown name is refused before torch is imported."""
 
 import importlib
 from collections.abc import Iterator, Mapping
@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 
 class Variant(NamedTuple):
-    """A line of a registry."""
+    """An entry of a registry."""
 
     path: str
     """"module:attribute" of the variant."""

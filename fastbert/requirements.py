@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from fastbert.errors import UserError
 
 OLDEST = {"torch": "2.11", "transformers": "5.0", "tokenizers": "0.22", "numpy": "2.0"}
-"""Packages whose older versions would fail during a job; as in setup.py."""
+"""Minimum versions of packages, as in setup.py; older ones would fail during a job."""
 _LAUNCHERS = (  # with the variables that they set: number of processes and rank
     ("torchrun", "WORLD_SIZE", "RANK"),
     ("mpirun", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),
@@ -52,6 +52,6 @@ def refuse_several_processes(environment: Mapping[str, str]) -> None:
         processes = environment.get(size, "")
         if rank in environment and processes.isdecimal() and int(processes) > 1:
             raise UserError(
-                f"{launcher} started {processes} processes, and fastbert trains in one process, on one GPU; start it "
+                f"{launcher} started {processes} processes, but fastbert trains in one process, on one GPU; start it "
                 "without a launcher (or as one process), and choose the GPU with --machine.device cuda:N"
             )

@@ -1,4 +1,4 @@
-"""Standard input, output and error that are usable even if they are closed, full, or of an encoding that lacks
+"""Standard input, output and error that are usable even if they are closed or full, or their encoding lacks
 characters."""
 
 import io
@@ -21,12 +21,12 @@ def warn(text: str) -> None:
 def prepare_streams() -> None:
     """Replaces unusable standard streams; may be called again.
 
-    - A closed stream is redirected to /dev/null. Otherwise the next file that is opened would get its number, and
-      messages would be written into that file.
+    - A closed stream is redirected to /dev/null. Otherwise the next opened file would get its number, and messages
+      would be written into that file.
     - Characters that the encoding of standard output lacks are written as escapes, and so are file names that are not
       text.
     - Messages and progress that cannot be written to standard error (a full disk, a closed terminal) are dropped, so
-      they do not end a training.
+      that they do not stop a training run.
     """
     for number in range(3):
         try:
@@ -94,7 +94,7 @@ class _Dropping(io.FileIO):
         size, done = len(data), 0
         try:
             while done < size:
-                done += super().write(data[done:]) or size  # None: a pipe that is full and does not wait
+                done += super().write(data[done:]) or size  # None: a non-blocking pipe is full
         except OSError:
             pass
         return size

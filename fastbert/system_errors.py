@@ -2,7 +2,7 @@
 
 `fastbert.inputs` and `fastbert.files` name the file that was read or written. Any other system error, for example from
 a library, is converted at the top of a process: in `fastbert.cli` and in the workers of a sweep. Everything else is an
-internal error and retains its traceback.
+internal error and keeps its traceback.
 """
 
 import errno
@@ -15,7 +15,7 @@ import traceback
 from fastbert.errors import UserError, brief
 
 MEMORY_REMEDY = (
-    "use a smaller --machine.micro-batch-size (the results stay the same), fewer --workers, shorter sequences or a "
+    "use a smaller --machine.micro-batch-size (the results do not change), fewer --workers, shorter sequences or a "
     "smaller model"
 )
 _SHORT_WRITE = re.compile(r"\d+ requested and \d+ written")  # numpy's message, without an error number
@@ -39,11 +39,11 @@ REASONS: dict[int, tuple[str, str]] = {
     errno.ELOOP: ("a link leads back to itself or is not followed", "remove it"),
     errno.ENAMETOOLONG: ("a name is too long", "choose a shorter one"),
     errno.EBUSY: ("it is in use", "stop what uses it, or choose another path"),
-    errno.ETXTBSY: ("it is a program that runs", "stop it, or choose another path"),
+    errno.ETXTBSY: ("it is a running program", "stop it, or choose another path"),
     errno.EIO: ("the disk reports an error", _CHECK_DISK),
     errno.ESTALE: ("the network file system lost it", _CHECK_DISK),
-    errno.ENODEV: ("its device is not there", _CHECK_DISK),
-    errno.ENXIO: ("its device is not there", _CHECK_DISK),
+    errno.ENODEV: ("its device is missing", _CHECK_DISK),
+    errno.ENXIO: ("its device is missing", _CHECK_DISK),
     errno.ETIMEDOUT: ("the network file system does not answer", _CHECK_DISK),
     errno.EREMOTEIO: ("the network file system reports an error", _CHECK_DISK),
     errno.EAGAIN: ("the limit of processes is reached", "raise it (ulimit -u), or use fewer --workers"),

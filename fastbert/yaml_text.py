@@ -1,8 +1,8 @@
-"""The part of YAML used for options: text, numbers, true, false and null, in lists and in mappings with text keys.
+"""The subset of YAML used for options: text, numbers, true, false and null, in lists and in mappings with text keys.
 
-The rest of YAML is refused with its line: a key given twice, of which `yaml.safe_load` drops one without a warning,
-tags for other objects, numbers that do not mean what they look like (010 is 8), and excessive nesting or repetition by
-aliases, so that reading takes bounded time and memory.
+Everything else is refused with its line: duplicate keys, of which `yaml.safe_load` drops one without a warning, tags
+for other objects, numbers with an unexpected meaning (010 is 8), and excessive nesting or repetition by aliases, so
+that reading takes bounded time and memory.
 """
 
 import re
@@ -12,7 +12,7 @@ import yaml
 
 from fastbert.errors import UserError, brief
 
-MOST_VALUES = 20_000  # keys and values of a file; those of aliases are counted each time
+MOST_VALUES = 20_000  # keys and values in a file; those of aliases are counted each time
 DEEPEST = 32
 LARGEST_INTEGER = 2**64
 
@@ -26,13 +26,13 @@ _NAMES = {_NULL: "null", _BOOL: "true or false", _INT: "a number", _FLOAT: "a nu
 
 
 def parse_yaml(text: str, where: str) -> Any:
-    """Parses `text`; None if it is empty.
+    """Parses `text`; returns None if it is empty.
 
     Args:
-        where: names the file in errors.
+        where: names the file in error messages.
 
     Raises:
-        UserError: the text is not valid YAML, or not allowed here; names the line.
+        UserError: the text is not valid YAML, or is not allowed for options; the message names the line.
     """
     try:
         loader = _Loader(text, where)
@@ -76,7 +76,7 @@ class _Values:
     def __init__(self, loader: _Loader, where: str) -> None:
         self.loader, self.where = loader, where
         self.count = 0
-        self.open: list[yaml.Node] = []  # the lists and mappings around
+        self.open: list[yaml.Node] = []  # the enclosing lists and mappings
 
     def of(self, node: yaml.Node) -> Any:
         self.count += 1
@@ -108,7 +108,7 @@ class _Values:
                 raise self.error(key_node, f"{brief(key, str)} is given twice, first in line {lines[key]}")
             lines[key] = line
             values[key] = self.of(value_node)
-        for base in merged:  # the mapping's own keys win, then those of the first in the list
+        for base in merged:  # keys of the mapping itself take precedence, then those of the first in the list
             values |= {key: value for key, value in base.items() if key not in values}
         return values
 
@@ -156,7 +156,7 @@ class _Values:
         return int(text)
 
     def underscore(self, node: yaml.Node) -> UserError:
-        """The error for a number with an underscore, which is also refused in flags."""
+        """Error for a number with an underscore, which is also refused in flags."""
         plain = brief(node.value.replace("_", ""), str)
         return self.error(node, f"{brief(node.value)} has an underscore; write {plain}, or put text in quotes")
 

@@ -80,7 +80,7 @@ def test_a_full_disk_under_standard_output(size: int) -> None:
     with open("/dev/full", "w") as full:
         done = subprocess.run([sys.executable, "-c", code], stdout=full, stderr=subprocess.PIPE, text=True)
     assert done.returncode == 2
-    assert done.stderr == "error: the disk is full, writing standard output; free space\n"
+    assert done.stderr == "error: the disk is full while writing standard output; free space\n"
 
 
 def test_internal_errors_keep_their_traceback(monkeypatch) -> None:
@@ -192,7 +192,7 @@ def test_run_folders(capsys, flags, tmp_path) -> None:
     assert f"--resume {run}" in refused(capsys, "pretrain", *flags, "--out", run)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "letter.txt").write_text("hello")
-    assert "already holds other files" in refused(capsys, "pretrain", *flags, "--out", tmp_path / "full")
+    assert "already contains other files" in refused(capsys, "pretrain", *flags, "--out", tmp_path / "full")
     assert os.listdir(tmp_path / "full") == ["letter.txt"]
     (tmp_path / "file").write_text("")
     assert "file" in refused(capsys, "pretrain", *flags, "--out", tmp_path / "file" / "run")

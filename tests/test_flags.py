@@ -13,7 +13,8 @@ from fastbert import config
 from fastbert.cli import OPTIONS, main
 from fastbert.errors import UserError
 from fastbert.flags import EXAMPLES, TAKES_YAML, flags_of, help_of, parse
-from fastbert.option_hints import NAMES, REMARKS, foreign
+from fastbert.named_configs import config_path
+from fastbert.option_hints import NAMES, REMARKS, hint_for
 from tests.small_options import Inner, Lifted, Outer, write
 
 
@@ -117,14 +118,14 @@ def test_names_of_other_programs_lead_to_flags_that_exist() -> None:
     flags = {flag.name for options in OPTIONS.values() for flag in flags_of(options)}
     assert all(flag in flags for names in NAMES.values() for flag in names)
     jobs = [{flag.name for flag in flags_of(options)} for options in OPTIONS.values()]
-    assert all(any(foreign(name, job) for job in jobs) for name in {*NAMES, *REMARKS})
+    assert all(any(hint_for(name, job) for job in jobs) for name in {*NAMES, *REMARKS})
 
 
 @pytest.mark.parametrize("job", OPTIONS)
 def test_the_example_of_a_job_is_a_command_line_of_it(job: str) -> None:
     arguments = shlex.split(EXAMPLES[job])
     file = job in TAKES_YAML and not arguments[0].startswith("-")
-    assert not file or (Path(__file__).parents[1] / arguments[0]).is_file()
+    assert not file or Path(config_path(job, arguments[0])).is_file()
     parse(OPTIONS[job], arguments[file:], job)
 
 
@@ -147,9 +148,11 @@ def test_help_of_every_job(job: str, capsys, monkeypatch) -> None:
     assert stop.value.code == 0
     printed = capsys.readouterr().out
     assert max(map(len, printed.splitlines())) <= 80
+    assert not [line for line in printed.splitlines() if line.endswith("-")]  # a name is never split at its hyphen
     text = " ".join(printed.split())
     for flag in flags_of(OPTIONS[job]):
         assert flag.help, f"{flag.name} has no docstring"
+        assert flag.is_positional == (f"given without --{flag.name}." in text), flag.name
         entry = text.partition(f" --{flag.name}")[2].partition(" --")[0]
         shown = help_of(flag, None)
         assert shown.count("(default:") + shown.count("(required)") <= 1, flag.name

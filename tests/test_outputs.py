@@ -75,7 +75,7 @@ def test_a_character_device_is_written_into(tmp_path) -> None:
 
 def test_a_device_that_is_full(tmp_path) -> None:
     full = os.open("/dev/full", os.O_WRONLY)  # not by its name, which a bug here would replace
-    with pytest.raises(UserError, match="the disk is full, writing /dev/fd/"):
+    with pytest.raises(UserError, match="the disk is full while writing /dev/fd/"):
         write(f"/dev/fd/{full}")
     os.close(full)
 
@@ -314,7 +314,7 @@ def read_bytes(path: Path) -> dict[str, bytes]:
 
 def test_numpys_short_writes_are_full_disks_or_limits(tmp_path) -> None:
     """numpy reports them without an error number."""
-    with pytest.raises(UserError, match="the disk is full, writing x"), disk_errors("x"):
+    with pytest.raises(UserError, match="the disk is full while writing x"), disk_errors("x"):
         raise OSError("1250 requested and 624 written")
 
     def short() -> None:

@@ -112,7 +112,7 @@ def test_names_that_a_killed_prepare_noted_lead_nowhere_else(tmp_path, target, n
     (folder / partial.MOVED).write_text(json.dumps(names))
     (folder / partial.MADE_OF).write_text(json.dumps({"seed": 0}))
     with (
-        pytest.raises(UserError, match=r"moved\.json is damaged: .*; remove .*partial to begin anew"),
+        pytest.raises(UserError, match=r"moved\.json is damaged: .*; remove .*partial to start from the beginning"),
         partial.partial_folder(out, {"seed": 0 if same else 1}),
     ):
         pass

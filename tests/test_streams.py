@@ -67,7 +67,7 @@ def test_standard_output_on_a_full_disk(arguments: list[str], job: str) -> None:
     with open("/dev/full", "w") as full:
         done = run(job, *arguments, stdout=full)
     assert done.returncode == 2
-    assert done.stderr == b"error: the disk is full, writing standard output; free space\n"
+    assert done.stderr == b"error: the disk is full while writing standard output; free space\n"
 
 
 def test_closed_streams_take_no_file(tmp_path) -> None:

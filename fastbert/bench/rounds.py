@@ -41,7 +41,7 @@ def publish(benchmark: str, options: Any, results: dict[str, Any], document: Cal
     the Markdown.
 
     Args:
-        document: turns the content of the JSON into Markdown.
+        document: converts the content of the JSON to Markdown.
     """
     about = {"benchmark": benchmark, "date": time.strftime("%Y-%m-%d", time.gmtime()), "machine": describe_machine()}
     found = {**about, "options": asdict(options), **results}

@@ -1,5 +1,5 @@
 """`fastbert bench throughput`: tokens/s of fastbert's training loop and of transformers' BERT on the same text,
-alternating, and the time of each part of a step of the former."""
+alternating, and the time of each part of a step of fastbert."""
 
 import statistics
 from contextlib import ExitStack
@@ -150,12 +150,12 @@ def document(found: dict[str, Any]) -> str:
         *measured_on(found, f"{found['threads']} threads"),
         f"- encoder: {options['layers']} layers of {options['width']}, {found['vocabulary']:,} words; steps of "
         f"{options['batch_size']} x {options['length']} tokens; dropout 0.1, 15 % masks, clipping",
-        f"- {options['rounds']} rounds of {options['seconds']:g} s, alternating; medians of tokens/s with least and "
-        "most, and medians of the rounds' ratios; memory: growth of the peak from before the networks",
+        f"- {options['rounds']} rounds of {options['seconds']:g} s, alternating; medians of tokens/s with minimum "
+        "and maximum, and medians of the rounds' ratios; memory: peak growth since before the networks were built",
         f"- MFU: closed-form FLOP/s as a fraction of {found['peak_flops'] / 1e9:.4g} GFLOP/s "
         f"({found['peak_from']}, the best of all rounds)",
         "",
-        f"| | tokens/s | least to most | ms a step | MFU | MiB | {' | '.join(f'x {name}' for name in references)} |",
+        f"| | tokens/s | min to max | ms per step | MFU | MiB | {' | '.join(f'x {name}' for name in references)} |",
         "|---|--:|--:|--:|--:|--:|" + "--:|" * len(references),
     ]
     for row in found["rows"]:

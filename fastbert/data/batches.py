@@ -1,8 +1,9 @@
-"""Rows and batches from a stream of tokens: [CLS], then the next T - 1 tokens, with documents separated by [SEP].
+"""Rows and batches from a stream of tokens. A row is [CLS] and the next T - 1 tokens; [SEP] separates documents.
 
-Only the last few tokens of the stream are dropped. The order is a keyed permutation of the rows for each epoch: a
-function of the seed and the sequence's number in the run, so any batch can be read without those before it. If a run
-has sequences of two lengths, the stream is cut again for the second one, with different permutations.
+Only the last tokens of the stream, which do not fill a row, are dropped. The order is a keyed permutation of the rows
+for each epoch: a function of the seed and the sequence's number in the run, so any batch can be read without the
+previous ones. If a run has sequences of two lengths, the stream is cut again for the second one, with different
+permutations.
 
 Shapes: B rows, T tokens.
 """
@@ -52,9 +53,9 @@ class Batch:
     row_indices: Tensor
     """int64 [B]: index of each row in the global batch (in validation: in the split)."""
     document_ids: Tensor | None = None
-    """int64 [B, T] with the document mask: which document of its row a token belongs to."""
+    """int64 [B, T] with the document mask: index of the token's document in its row."""
     position_ids: Tensor | None = None
-    """int64 [B, T] with the document mask: positions that start again in every document."""
+    """int64 [B, T] with the document mask: positions, which restart in every document."""
     noted: Occurrences | None = None
     """Positions of the words that have notes; None without a note dictionary."""
 
@@ -111,8 +112,8 @@ class PackedRows:
 def documents_of(input_ids: Tensor, sep_id: int) -> tuple[Tensor, Tensor]:
     """Document ids and positions of packed rows.
 
-    A document ends with its [SEP]. Positions start again in each document; position 0 is reserved for [CLS], so a
-    document without [CLS] starts at 1.
+    A document ends with its [SEP]. Positions restart in each document; position 0 is reserved for [CLS], so a document
+    without [CLS] starts at 1.
 
     Returns:
         document_ids, position_ids: int64 [B, T].
@@ -141,7 +142,8 @@ class TrainingBatches:
         """
         Args:
             rows: length -> the stream cut into rows of this length, for each length of the plan.
-            micro_batch_size: rows of the plan's last length; the number of shorter rows is scaled to the same tokens.
+            micro_batch_size: rows of the plan's last length; the number of shorter rows is scaled to the same number of
+                tokens.
 
         Raises:
             UserError: the corpus has fewer rows than one batch.
@@ -169,7 +171,7 @@ class TrainingBatches:
             yield rows.read(selected[part], row_indices[part], self.device, step_words)
 
     def order(self, numbers: np.ndarray, length: int) -> np.ndarray:
-        """Rows of the stream, int64, for the sequences of `length` with these numbers in the run (from 0)."""
+        """Rows of the stream, int64, for the sequences of this `length` with these numbers in the run (from 0)."""
         count, cut = len(self.rows[length]), self.plan.lengths.index(length)
         epoch, within = np.divmod(numbers, count)
         out = np.empty(len(numbers), dtype=np.int64)

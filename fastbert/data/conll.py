@@ -1,4 +1,4 @@
-"""CoNLL columns: a word and its annotations on each line, an empty line between sentences.
+"""CoNLL columns: each line has a word and its annotations; an empty line separates sentences.
 
 Columns are separated by tabs or, in a line without one, by other white space. In a .conllu file (Universal
 Dependencies), comments, ranges of words (1-2) and empty words (1.1) are skipped, and columns have names.
@@ -24,7 +24,7 @@ class Sentence:
     """Line of each word, from 1."""
     words: tuple[str, ...]
     tags: tuple[str, ...] | None
-    """None in a file of words alone."""
+    """None in a file that has only words."""
 
 
 def read_conll(path: Path, word: str | None, tag: str | None, may_lack_tags: bool = False) -> Iterator[Sentence]:
@@ -35,8 +35,8 @@ def read_conll(path: Path, word: str | None, tag: str | None, may_lack_tags: boo
         may_lack_tags: a single column is allowed.
 
     Raises:
-        UserError: names file and line: a line with another number of columns than the first, an empty word or tag, no
-            such column, binary data or another encoding.
+        UserError: a line has another number of columns than the first, a word or tag is empty, there is no such column,
+            or the file is binary or not UTF-8; the message names file and line.
     """
     check_name(path)
     universal = suffixes(path)[0] == ".conllu"
@@ -66,7 +66,7 @@ def read_conll(path: Path, word: str | None, tag: str | None, may_lack_tags: boo
                     "give every line the same number, with tabs between columns if a word contains white space, and an "
                     "empty line between sentences"
                     if comment is None
-                    else f"if line {comment} is a comment, drop it: they are read in .conllu files alone"
+                    else f"if line {comment} is a comment, drop it: comments are allowed only in .conllu files"
                 )
                 raise UserError(f"{where} has {_columns(len(fields))} and line {first} has {count}; {remedy}{text}")
             chosen = [clean(fields[index], where) for index in indices if index is not None]

@@ -1,7 +1,6 @@
 """Tokenizes a source's documents into shards, with a saved state from which a killed process continues.
 
-Batches, states and all counts are functions of the source alone, so the result depends neither on the number of workers
-nor on where a process was killed.
+Batches, states and all counts depend only on the source, not on the number of workers or on when a process was killed.
 """
 
 import os
@@ -15,7 +14,7 @@ import numpy as np
 from fastbert.data.duplicates import COUNTED, KeyFile, Seen
 from fastbert.data.encoding import Encoded, encode_in_worker
 from fastbert.data.hashing import text_hash
-from fastbert.data.partial import Partial, left_behind
+from fastbert.data.partial import Partial, leftover_errors
 from fastbert.data.rare import WordCounter
 from fastbert.data.shards import SPLITS
 from fastbert.data.source_counts import SourceCounts, end_of_mixture
@@ -27,14 +26,14 @@ from fastbert.progress import progress
 from fastbert.streams import echo
 
 BATCH_CHARACTERS = 2**21
-BYTES_PER_WORKER = 2**23  # a process takes half a second to start, which is not worth it for less text
+BYTES_PER_WORKER = 2**23  # starting a process takes half a second, which does not pay off for less text
 STATE_BATCHES = 128  # between two saved states: 270 MB of text, about ten seconds
 COUNTS = ("batches", "position", "complete", "smallest", "largest", "duplicates")  # attributes saved as JSON
-STATE_VERSION = 2  # to be raised when the state has other contents
+STATE_VERSION = 2  # raise it when the content of the state changes
 
 
 class Corpus:
-    """The part of both splits of a source that is already written."""
+    """The part of a source that is already written, in both splits."""
 
     def __init__(self, folder: Path, wordpiece: WordPiece, shard_tokens: int, parts: int) -> None:
         self.writers = {split: SplitWriter(folder, split, wordpiece.continuing, shard_tokens) for split in SPLITS}
@@ -63,7 +62,7 @@ class Corpus:
         Args:
             keys: uint64 [documents], hashes of the documents.
             training: bool [documents], True for training documents.
-            parts: int64 [documents], the part of the source that each came from.
+            parts: int64 [documents], the part of the source that each document came from.
             duplicates: number of documents of the batch that occurred before, including those already dropped.
             new: uint64, hashes that did not occur before.
         """
@@ -104,12 +103,12 @@ class Corpus:
         partial.save(record, {**arrays, "source_counts": self.source_counts.counts})
 
     def restore(self, partial: Partial, source: Source) -> None:
-        """Continues from the last saved state, if there is one.
+        """Resumes from the last saved state, if there is one.
 
         Raises:
-            DamagedWorkError: state or files are not what was written.
+            DamagedWorkError: state or files are damaged.
         """
-        with left_behind(partial.folder):
+        with leftover_errors(partial.folder):
             if (saved := partial.load()) is not None:
                 self._restore(*saved, source)
 
@@ -142,10 +141,10 @@ def tokenize(
     """Writes the rest of the source into `corpus`.
 
     Args:
-        fraction, seed: this fraction of the documents goes to validation, by a hash of (seed, text).
+        fraction, seed: a hash of (seed, text) assigns this fraction of the documents to validation.
         drop_duplicates: leave out documents whose text occurred before.
-        moved: hash -> True if documents with this hash go to validation, False for training, overriding `fraction`.
-        apart: put the first document into another split than its copies.
+        moved: hash -> True if documents with this hash are for validation, False if for training; overrides `fraction`.
+        apart: put the first document into a different split than its copies.
         partial: stores the state every STATE_BATCHES batches, unless documents are moved.
         submit: runs a function with arguments in another process.
     """

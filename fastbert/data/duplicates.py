@@ -1,7 +1,7 @@
 """Detection of duplicate documents by a 64-bit hash of their text.
 
-Among n distinct documents two have the same hash with a probability of n^2 / 2^65: 3e-4 for 100 million. A hash takes 8
-bytes of memory and, while the corpus is prepared, 8 bytes on the disk.
+Among n distinct documents, the probability that two have the same hash is n^2 / 2^65: 3e-4 for 100 million. A hash
+takes 8 bytes of memory and, while the corpus is prepared, 8 bytes on the disk.
 """
 
 import hashlib
@@ -14,7 +14,7 @@ import numpy as np
 from fastbert.data.integrity import hash_of
 from fastbert.errors import UserError
 
-COUNTED = 2**24  # distinct documents remembered where duplicates are only counted: 128 MB
+COUNTED = 2**24  # maximum number of distinct documents to remember if duplicates are only counted: 128 MB
 
 
 class Seen:
@@ -52,7 +52,7 @@ class Seen:
 
 
 class KeyFile:
-    """The keys on the disk, from which an interrupted call continues."""
+    """The keys on the disk, with which an interrupted call is resumed."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.count, self._sha = path, 0, hashlib.sha256()
@@ -67,23 +67,23 @@ class KeyFile:
         self.count += len(keys)
 
     def sync(self) -> None:
-        """Returns when what was written is on the disk."""
+        """Flushes all written keys to the disk."""
         if self._file is not None:
             self._file.flush()
             os.fsync(self._file.fileno())
 
     def state(self) -> dict[str, Any]:
-        """JSON from which `restore` continues."""
+        """JSON for `restore`."""
         return {"count": self.count, "sha256": self._sha.hexdigest()}
 
     def restore(self, state: dict[str, Any], needed: bool) -> None:
-        """Continues after the keys of `state`; later keys are cut off.
+        """Resumes after the keys of `state`; later keys are cut off.
 
         Args:
             needed: True if keys are read or written again; otherwise only their number is used.
 
         Raises:
-            UserError: the file does not begin with them.
+            UserError: the file does not begin with these keys.
         """
         self.count = state["count"]
         if needed and self.count:

@@ -1,8 +1,8 @@
 """Encodes documents as ids, several times faster than the tokenizers library alone and with the same ids.
 
 BERT's pre-tokenization never looks across white space or ASCII punctuation, so the ids of a text are those of its
-chunks between them. Natural text repeats its chunks: each distinct one goes through the library once and then comes
-from a table, and numpy concatenates the ids. Worker processes run this module, so it imports little.
+chunks between them. Natural text repeats its chunks: the library encodes each distinct chunk once; after that its ids
+come from a table, and numpy concatenates them. Worker processes run this module, so it imports little.
 """
 
 import itertools
@@ -18,13 +18,13 @@ import numpy as np
 from fastbert.data.hashing import mix
 from fastbert.data.tokenizer import WordPiece
 
-TABLE_ENTRIES = 2**19  # distinct chunks a process remembers; then it starts afresh
+TABLE_ENTRIES = 2**19  # distinct chunks that a process remembers; then it clears the table
 TABLE_CHARACTERS = 2**25
-MUCH_UNKNOWN = 0.01  # the fraction of [UNK] among the tokens of a text above which a warning is printed
-# str.split() separates at these too, but for BERT they are control characters or part of a word.
+MUCH_UNKNOWN = 0.01  # a warning is printed above this fraction of [UNK] among the tokens of a text
+# str.split() also splits at these, but for BERT they are control characters or part of a word.
 ODD_SPACE = re.compile("[\x0b\x0c\x1c-\x1f\x85]")
 PLAIN_SPACE = re.compile("[ \t\n\r]+")
-# Separate words for BERT, and frequent enough to be worth a pass over the text that puts spaces around them.
+# Separate words for BERT, frequent enough that a pass over the text that puts spaces around them pays off.
 PUNCTUATION = ",.-()\"':;"
 
 
@@ -39,9 +39,9 @@ class Encoded:
     sizes: np.ndarray
     """int64 [documents]: UTF-8 bytes of text."""
     word_hashes: np.ndarray
-    """uint64, sorted: the distinct words of the counted documents."""
+    """uint64, sorted: hashes of the distinct words of the counted documents."""
     word_counts: np.ndarray
-    """int64: how often each occurs there."""
+    """int64: number of occurrences of each word in these documents."""
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
@@ -57,7 +57,7 @@ def hash_words(tokens: np.ndarray, starts: np.ndarray) -> tuple[np.ndarray, np.n
     """(uint64 hashes, int64 lengths in pieces) of the runs that begin at `starts`; starts[0] must be 0.
 
     A hash is the sum over the run of a hash of (id, index in the run). It has 64 bits: among 10 million distinct words,
-    two have the same hash with a probability of 3e-6.
+    the probability that two have the same hash is 3e-6.
     """
     if not len(starts):
         return np.zeros(0, np.uint64), np.zeros(0, np.int64)
@@ -143,16 +143,16 @@ class TextEncoder:
         return Encoded(tokens, np.diff(ends, prepend=0) + 1, sizes, *self._words(used, often[used]))
 
     def unknown_bytes(self, text: str) -> int:
-        """UTF-8 bytes of the words of `text` that become [UNK]; slow, by the library's offsets."""
+        """UTF-8 bytes of the words of `text` that become [UNK]; slow, because it needs the library's offsets."""
         encoding = self._library.encode(text, add_special_tokens=False)
         spans = (span for index, span in zip(encoding.ids, encoding.offsets, strict=True) if index == self._unknown)
         return sum(len(text[start:stop].encode()) for start, stop in spans)
 
     def _learn(self) -> None:
-        """Encodes the new chunks by the library and appends them to the table."""
+        """Encodes the new chunks with the library and appends them to the table."""
         fresh, self._chunks.fresh = self._chunks.fresh, []
         parts = []
-        for first in range(0, len(fresh), 4096):  # an Encoding is large: few at a time
+        for first in range(0, len(fresh), 4096):  # an Encoding is large: encode few at a time
             encodings = self._library.encode_batch_fast(fresh[first : first + 4096], add_special_tokens=False)
             parts += [encoding.ids for encoding in encodings]
         if parts:
@@ -184,7 +184,7 @@ _encoder: TextEncoder | None = None
 
 
 def start_worker(wordpiece: WordPiece) -> None:
-    """Makes this process a worker: it uses one thread, and ends with its parent even if that is killed."""
+    """Makes this process a worker: it uses one thread, and exits with its parent even if the parent is killed."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     set_encoder(wordpiece)
     parent = parent_process()
@@ -193,11 +193,11 @@ def start_worker(wordpiece: WordPiece) -> None:
 
 
 def set_encoder(wordpiece: WordPiece) -> None:
-    """Makes `encode_in_worker` work in this process."""
+    """Prepares this process for `encode_in_worker`."""
     global _encoder
     _encoder = TextEncoder(wordpiece)
 
 
 def encode_in_worker(documents: Sequence[str], counted: Sequence[bool]) -> Encoded:
-    assert _encoder is not None, "set_encoder comes first"
+    assert _encoder is not None, "call set_encoder first"
     return _encoder.encode(documents, counted)

@@ -1,5 +1,5 @@
-"""The format of a file, by its suffix and its first bytes. Formats that are neither text nor a table are refused by
-name, with advice.
+"""The format of a file, by its suffix and its first bytes. Formats that are neither text nor a table are refused with
+advice.
 
 Tables are .jsonl, .ndjson, .json, .csv, .tsv and .parquet; all but the last may be compressed, as text may. A file with
 any other suffix, or none, is text.
@@ -35,7 +35,9 @@ REFUSED = {
     **dict.fromkeys((".doc", ".docx", ".odt", ".rtf", ".epub", ".mobi"), ("a formatted document", _DOCUMENT)),
     **dict.fromkeys((".ppt", ".pptx", ".odp"), ("a presentation", _DOCUMENT)),
     **dict.fromkeys((".zip", ".tar", ".tgz", ".txz", ".tbz2", ".7z", ".rar"), ("an archive", _ARCHIVE)),
-    **dict.fromkeys((".bz2", ".lz4", ".lzma", ".br", ".z", ".snappy"), ("compressed in another way", _COMPRESSED)),
+    **dict.fromkeys(
+        (".bz2", ".lz4", ".lzma", ".br", ".z", ".snappy"), ("compressed in a format that is not supported", _COMPRESSED)
+    ),
     **dict.fromkeys((".xls", ".xlsx", ".ods"), ("a spreadsheet", _TABLE)),
     **dict.fromkeys((".sqlite", ".sqlite3", ".db"), ("a database", _TABLE)),
     ".arrow": ("an Arrow file", f"{_TABLE}; a folder that datasets saved is given as hf:FOLDER"),
@@ -87,7 +89,7 @@ def is_table(path: Path) -> bool:
 
 
 def check_name(path: Path) -> None:
-    """Raises a UserError if the name means standard input, or the suffix a format that is not read."""
+    """Raises a UserError if the name means standard input, or the suffix is that of an unsupported format."""
     if str(path) == "-":
         raise UserError(
             "- would be standard input, which can be read only once; write it into a file first (cat > text.txt) and "
@@ -114,11 +116,11 @@ def refuse_magic(beginning: bytes, path: Path) -> None:
 
 @contextmanager
 def opened(path: Path) -> Iterator[tuple[IO[bytes], IO[bytes]]]:
-    """Opens a file: (the file itself, its content decompressed by its suffix). The position in the file itself is the
+    """Opens a file and yields (the file itself, its decompressed content). The position in the file itself is the
     number of bytes read.
 
     Raises:
-        UserError: it cannot be opened, or turns out to be damaged within the block.
+        UserError: it cannot be opened, or is found to be damaged while it is read in the block.
     """
     compression = suffixes(path)[1]
     with open_input(path) as raw:
@@ -139,11 +141,13 @@ def opened(path: Path) -> Iterator[tuple[IO[bytes], IO[bytes]]]:
             raise_refusal(error, path)
             if not compression:
                 raise UserError(f"{path} cannot be read: {error}") from error
-            raise UserError(f"{path} is cut off, damaged or no {compression} file ({error}); fetch it again") from error
+            raise UserError(
+                f"{path} is cut off, damaged or not a {compression} file ({error}); fetch it again"
+            ) from error
 
 
 def looks_like(path: Path) -> str:
-    """The format that the beginning of the text file `path` suggests, empty for plain text; a UserError if the file
+    """Format that the beginning of the text file `path` suggests, empty for plain text. Raises a UserError if the file
     cannot be opened or is damaged."""
     with opened(path) as (_, stream):
         beginning = stream.read(BEGINNING).removeprefix(b"\xef\xbb\xbf").lstrip().lower()

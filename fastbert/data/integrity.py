@@ -1,8 +1,8 @@
 """Hashes of a prepared folder's files, computed while they are written and compared when the folder is opened.
 
 Every file is hashed once per machine. The user's cache directory records its size, modification time and inode, so
-opening a folder again costs a `stat` of each file; a file that was touched is hashed again. Content that changes while
-all three stay the same, for example by a defect of the disk, is found only by a forced verification.
+opening a folder again costs a `stat` of each file; a file that was touched is hashed again. Only a forced verification
+detects content that has changed although all three are the same, for example by a disk failure.
 """
 
 import functools
@@ -24,9 +24,9 @@ from fastbert.progress import progress
 from fastbert.records import json_text, read_json
 from fastbert.streams import echo
 
-HEADER_BYTES = 128  # of a one-dimensional .npy file of any length
+HEADER_BYTES = 128  # header size of a one-dimensional .npy file of any length
 CHUNK = 2**20
-THREADS = 4  # SHA-256 of one thread is 2 GB/s where the processor has instructions for it, a fifth of that elsewhere
+THREADS = 4  # one thread hashes 2 GB/s if the processor has instructions for SHA-256, otherwise a fifth of that
 
 FileRecord = dict[str, Any]
 """`bytes` and `sha256` of a file, as in dataset.json. A .npy file is hashed in the order in which it is written: first
@@ -39,7 +39,7 @@ def is_record(value: Any) -> bool:
 
 
 def npy_header(dtype: np.dtype, length: int) -> bytes:
-    """The HEADER_BYTES with which numpy begins a file of `length` numbers."""
+    """Header of HEADER_BYTES bytes that numpy writes for a file of `length` numbers."""
     header = io.BytesIO()
     np.lib.format.write_array_header_1_0(header, {"descr": dtype.str, "fortran_order": False, "shape": (length,)})
     assert len(header.getvalue()) == HEADER_BYTES
@@ -47,7 +47,7 @@ def npy_header(dtype: np.dtype, length: int) -> bytes:
 
 
 def save_array(path: Path, array: np.ndarray) -> FileRecord:
-    """Writes a one-dimensional array as numpy.save does; returns the record of its bytes."""
+    """Writes a one-dimensional array as numpy.save does; returns the record of the file."""
     data = np.ascontiguousarray(array)
     header = npy_header(data.dtype, len(data))
     with open(path, "wb") as file:
@@ -59,7 +59,7 @@ def save_array(path: Path, array: np.ndarray) -> FileRecord:
 
 
 def save_json(path: Path, value: Any) -> FileRecord:
-    """Writes JSON, whole or not at all; returns the record of its bytes."""
+    """Writes JSON, whole or not at all; returns the record of the file."""
     content = (json_text(value, indent=2) + "\n").encode()
     with atomic_file(path) as file:
         file.write(content)
@@ -67,7 +67,7 @@ def save_json(path: Path, value: Any) -> FileRecord:
 
 
 def file_record(path: Path) -> FileRecord:
-    """The record of a file on the disk; a UserError if it cannot be read."""
+    """Record of a file on the disk. Raises a UserError if it cannot be read."""
     return {"bytes": path.stat().st_size, "sha256": hash_of(path).hexdigest()}
 
 
@@ -101,10 +101,10 @@ def compare(folder: Path, files: Mapping[str, FileRecord], why: str) -> None:
 
     Args:
         files: name -> record.
-        why: for the error, what a difference means and how to fix it.
+        why: end of the error message: what a difference means and how to fix it.
 
     Raises:
-        UserError: names the files that differ or cannot be read.
+        UserError: files differ or cannot be read; the message names them.
     """
     total, done, lock = sum(record["bytes"] for record in files.values()), 0, threading.Lock()
     with (
@@ -129,10 +129,10 @@ def compare(folder: Path, files: Mapping[str, FileRecord], why: str) -> None:
 
 
 def unverified(folder: Path, files: Mapping[str, FileRecord], always: bool) -> tuple[list[str], dict[str, Any]]:
-    """
+    """Finds the files that were not verified in their present state.
+
     Returns:
-        The names of the files that were not verified in their present state, or of all files with `always`; and the
-        marks of all files for `remember`.
+        Their names, or those of all files with `always`; and the marks of all files for `remember`.
     """
     known = {} if always else _remembered(folder)
     marks = {}
@@ -144,7 +144,7 @@ def unverified(folder: Path, files: Mapping[str, FileRecord], always: bool) -> t
 
 
 def remember(folder: Path, marks: dict[str, Any]) -> None:
-    """Records that files with these `marks` were verified. If nothing can be recorded, this is reported once, and the
+    """Records that files with these `marks` were verified. If this cannot be recorded, it is reported once, and the
     files are verified every time."""
     try:
         path = record_file(folder)
@@ -166,8 +166,8 @@ def record_file(folder: Path) -> Path:
 
 
 def _remembered(folder: Path) -> dict[str, Any]:
-    """Marks of the last verification. A record that is missing, damaged or of another folder costs only another
-    verification."""
+    """Marks of the last verification. If the record is missing, damaged or for another folder, the files are simply
+    verified again."""
     try:
         record = read_json(record_file(folder), "record", {"folder": str, "files": dict})
     except (UserError, OSError, RuntimeError):

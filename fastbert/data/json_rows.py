@@ -1,4 +1,4 @@
-"""Rows of JSON files: an object on each line, or an array whose objects are read one by one in bounded memory."""
+"""Rows of JSON files: an object on each line, or an array of objects, which are read one by one in bounded memory."""
 
 import json
 import re
@@ -12,7 +12,7 @@ from fastbert.errors import UserError, brief
 
 WINDOW = 2**16  # characters of an array read at a time, if its objects fit
 _SPACE = re.compile(r"[ \t\n]*")
-_NEAR = 16  # characters: parsing an object that is cut off within a literal or escape fails this close to the end
+_NEAR = 16  # characters: if an object is cut off within a literal or escape, parsing fails this close to the end
 _UNTERMINATED = "Unterminated string"
 _KINDS = {str: "string", list: "list", bool: "boolean", int: "number", float: "number", type(None): "null"}
 
@@ -21,10 +21,10 @@ def json_lines(stream: IO[bytes], path: Path, hint: str) -> Iterator[tuple[str, 
     """Yields (file and line, JSON, object) for each line; blank lines are skipped.
 
     Args:
-        hint: advice for a file of another structure.
+        hint: advice for a file with another structure.
 
     Raises:
-        UserError: a line is not JSON or not an object; names it.
+        UserError: a line is not JSON or not an object; the message names the line.
     """
     name, scan = str(path), json.JSONDecoder().scan_once
     for number, line in lines(stream, path):
@@ -36,7 +36,7 @@ def json_lines(stream: IO[bytes], path: Path, hint: str) -> Iterator[tuple[str, 
                 row, end = scan(line, 0)
             except StopIteration:  # no value begins here
                 end = None
-            if end != len(line):  # white space around the object, or no JSON
+            if end != len(line):  # white space around the object, or invalid JSON
                 row = json.loads(line)
         except (ValueError, RecursionError) as error:
             raise UserError(f"{where} is not JSON ({_reason(error)}); {hint}") from None
@@ -49,7 +49,7 @@ def json_array(stream: IO[bytes], path: Path) -> Iterator[tuple[str, str, dict[s
     """Yields (file and row, JSON, object) for each object of an array, with rows counted from 1.
 
     Raises:
-        UserError: it is not JSON, is cut off, or contains something other than objects; names the row.
+        UserError: it is not JSON, is cut off, or contains something other than objects; the message names the row.
     """
     window = _Window(pieces(stream, path))
     window.take()  # the bracket
@@ -95,13 +95,13 @@ class _Window:
                 return ""
 
     def take(self) -> str:
-        """Returns `next` and moves past it."""
+        """Returns the character of `next` and moves past it."""
         character = self.next()
         self.at += len(character)
         return character
 
     def more(self) -> bool:
-        """Drops the parsed part and doubles the rest by reading more, so that long rows take linear time."""
+        """Drops the parsed part and doubles the remaining text by reading more, so that long rows take linear time."""
         parts, size = [self.text[self.at :]], 0
         most = max(WINDOW, len(parts[0]))
         while size < most and (piece := next(self._source, None)):
@@ -160,12 +160,14 @@ def check_cells(row: dict[str, Any], text: str, names: Sequence[str], where: str
         names: the columns to read.
 
     Raises:
-        UserError: a column occurs twice, or contains half of a surrogate pair.
+        UserError: a column occurs twice, or contains an unpaired surrogate.
     """
     if "\\u" in text:
         for name in names:
             if not all(map(is_unicode, _texts(row.get(name)))):
-                raise UserError(f"{where}: {brief(name)} holds half of a surrogate pair, no text; fix the row")
+                raise UserError(
+                    f"{where}: {brief(name)} contains half of a surrogate pair, which is not text; fix the row"
+                )
     if any(text.count(f'"{name}"') > 1 for name in names):
         counts: Counter[str] = Counter()
 

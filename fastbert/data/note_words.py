@@ -1,7 +1,7 @@
-"""Rare words of the note dictionary (arXiv 2008.01466): the choice of the words, and their positions in the rows.
+"""Rare words of the note dictionary (arXiv 2008.01466): choice of the words, and their positions in the rows.
 
-This runs on the host while batches are read, so the device receives index arrays with a few fixed shapes. A word that
-is cut by the end of a row is ignored there.
+This code runs on the host while batches are read, and the device receives index arrays with a few fixed shapes. A word
+that is cut by the end of a row is ignored there.
 
 Shapes: R occurrences and P tokens of a micro-batch, U distinct words of a global batch, each padded to a multiple of
 BUCKET with at least one padding entry.
@@ -27,7 +27,7 @@ SAMPLE_TOKENS = 2**24  # tokens read to suggest another range of counts
 
 @dataclass(frozen=True)
 class StepWords:
-    """The distinct words with notes in a global batch. Every process of a run computes the same."""
+    """The distinct words with notes in a global batch, which are the same in every process of a run."""
 
     words: np.ndarray
     """int64, ascending: rows of the dictionary."""
@@ -54,21 +54,21 @@ class Occurrences:
     window_lengths: Tensor
     """int64 [R]: number of tokens of the context, 0 for padding."""
     tokens: Tensor
-    """int64 [P]: positions of all pieces; padding has 0."""
+    """int64 [P]: positions of all pieces; 0 for padding."""
     owners: Tensor
-    """int64 [P]: index of the occurrence that each token belongs to; padding has the last, which is padding too."""
+    """int64 [P]: index of the occurrence to which each token belongs; padding has the last, which is padding too."""
     longest_window: int
     """Maximum number of tokens of a window, the same in all batches of a run."""
 
 
 def choose_words(dataset: Dataset, least: int, most: int, fraction: float, length: int) -> np.ndarray:
     """Selects words that occur least ... most times, in the order of a hash of their spelling, until this `fraction` of
-    the training sequences contains one, or all such words if they are not enough. The choice depends only on the corpus
-    and these numbers.
+    the training sequences contains one, or all such words if there are too few. The choice depends only on the corpus
+    and these arguments.
 
     Args:
-        least, most: occurrences in the training split.
-        length: tokens of a sequence, including [CLS].
+        least, most: range of the occurrences in the training split.
+        length: tokens per sequence, [CLS] included.
 
     Returns:
         int32 [rare words of the dataset]: row of each word in the dictionary, -1 for words without a note.
@@ -123,8 +123,8 @@ def _whole_words(stream: TokenStream, length: int, work: Progress) -> Iterator[t
 
 
 def _no_words(dataset: Dataset, least: int, most: int) -> str:
-    """The message for a range of counts without words, with the nearest wider range that has words; rarer words come
-    first."""
+    """Error message for a range of counts without words, with the nearest wider range that has words; ranges with rarer
+    words are tried first."""
     listed = len(dataset.rare_words) > 0
     counts = dataset.rare_counts if listed else _all_counts(dataset)
     made = dataset.record["options"]
@@ -153,7 +153,7 @@ def _all_counts(dataset: Dataset) -> np.ndarray:
 
 
 class NoteWords:
-    """Occurrences of the chosen words in the rows of a split, with 14 bytes of memory for each."""
+    """Occurrences of the chosen words in the rows of a split. Each takes 14 bytes of memory."""
 
     def __init__(self, stream: TokenStream, row_of_word: np.ndarray, length: int, half_window: int) -> None:
         """
@@ -219,14 +219,15 @@ class NoteWords:
         return Occurrences(*(field for part in parts for field in part), longest_window=self.longest_window)
 
     def _find(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Indices of the split's occurrences in the rows `indices`, and the index of the row of each, both int64."""
+        """Indices of the split's occurrences in the rows `indices`, and for each the index of its row in `indices`,
+        int64."""
         starts = np.asarray(indices, dtype=np.int64) * self.width
         first, stop = (np.searchsorted(self.positions, border) for border in (starts, starts + self.width))
         return spread(first, stop - first), np.repeat(np.arange(len(starts)), stop - first)
 
 
 def _bucket(count: int) -> int:
-    """The next multiple of BUCKET above `count`: few distinct sizes, so that shapes repeat."""
+    """Next multiple of BUCKET above `count`, so that there are few distinct shapes."""
     return (count // BUCKET + 1) * BUCKET
 
 

@@ -13,7 +13,7 @@ from fastbert.inputs import open_input, raise_refusal
 if TYPE_CHECKING:
     import pyarrow
 
-# Rows decoded at a time: even rows of a megabyte each need only 64 MB.
+# Rows decoded at a time: rows of a megabyte each then need only 64 MB.
 ROWS = 64
 PAGE_BUFFER = 2**20  # bytes of a column read ahead, instead of the whole column of a row group
 FEATURES = b"huggingface"  # key under which `datasets` stores the features of the columns
@@ -62,7 +62,7 @@ def is_list(kind: "pyarrow.DataType") -> bool:
 
 
 def column_names(path: Path) -> list[str]:
-    """Names of all columns; a UserError if the file is damaged."""
+    """Names of all columns. Raises a UserError if the file is damaged."""
     import pyarrow.parquet
 
     with _damage(path), open_input(path) as file:
@@ -70,7 +70,7 @@ def column_names(path: Path) -> list[str]:
 
 
 def class_names(schema: "pyarrow.Schema", columns: Columns, where: str) -> tuple[str, ...] | None:
-    """The names of a label column's integers in their order, from the features that `datasets` stored in the file. The
+    """Names of the classes of a label column in id order, from the features that `datasets` stored in the file. The
     column may also contain lists. None if there are no names, or without `columns.class_names`.
 
     Raises:
@@ -91,7 +91,7 @@ def class_names(schema: "pyarrow.Schema", columns: Columns, where: str) -> tuple
             return None
     if isinstance(features, dict) and isinstance(features.get("feature"), dict):  # a list
         features = features["feature"]
-    elif isinstance(features, list) and len(features) == 1:  # a list, as older versions write it
+    elif isinstance(features, list) and len(features) == 1:  # a list, as written by older versions
         features = features[0]
     if not isinstance(features, dict) or features.get("_type") != "ClassLabel":
         return None
@@ -119,7 +119,7 @@ def parquet_rows(path: Path, columns: Columns) -> Iterator[tuple[int, int, list[
         check_schema(schema, columns, str(path))
         names = class_names(schema, columns, str(path))
         there = [name for name in columns.names if name in schema.names]
-        # One thread: more of them would only have more of the columns in memory.
+        # One thread: several would only load more columns into memory.
         batches = file.iter_batches(batch_size=ROWS, columns=there, use_threads=False)
         total = file.metadata.num_rows
         for number, cells in arrow_rows(batches, there, columns, str(path)):
@@ -149,7 +149,7 @@ def cells_of(values: "pyarrow.Array | pyarrow.ChunkedArray", where: str, first: 
     """The cells of a column; null is None.
 
     Args:
-        first: number of rows before these, for errors.
+        first: number of previous rows, for error messages.
 
     Raises:
         UserError: a text is not UTF-8, which Arrow itself does not check.
@@ -186,4 +186,4 @@ def _damage(path: Path) -> Iterator[None]:
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:  # UnicodeDecodeError: column names
         raise_refusal(error, path)
         reason = " ".join(str(error).split())
-        raise UserError(f"{path} is cut off, damaged or no Parquet file ({reason}); fetch it again") from error
+        raise UserError(f"{path} is cut off, damaged or not a Parquet file ({reason}); fetch it again") from error

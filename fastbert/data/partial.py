@@ -1,7 +1,7 @@
-"""The folder in which `prepare` works: one process at a time uses it, and the next call can continue after a kill.
+"""Working folder of `prepare`: one process at a time uses it, and the next call continues after a process was killed.
 
-It is next to the result and is renamed in the end. If the result's folder already exists and has to remain (see
-`fastbert.outputs`), it is inside that folder, and its contents are moved out, dataset.json last.
+It is next to the result and is renamed at the end. If the folder of the result already exists and has to remain (see
+`fastbert.outputs`), the working folder is inside it, and its contents are moved out, dataset.json last.
 """
 
 import json
@@ -69,8 +69,8 @@ class DamagedWorkError(UserError):
 
 
 @contextmanager
-def left_behind(folder: Path) -> Iterator[None]:
-    """Reads an interrupted call's files in `folder`: an error in the block also explains how to continue.
+def leftover_errors(folder: Path) -> Iterator[None]:
+    """Context manager for reading an interrupted call's files in `folder`: errors also explain how to continue.
 
     Raises:
         DamagedWorkError: the block raised a UserError.
@@ -80,7 +80,7 @@ def left_behind(folder: Path) -> Iterator[None]:
     except UnreadableError:
         raise
     except UserError as error:
-        raise DamagedWorkError(f"{error}; remove {folder} to begin anew") from None
+        raise DamagedWorkError(f"{error}; remove {folder} to start from the beginning") from None
 
 
 class Partial:
@@ -100,7 +100,7 @@ class Partial:
             np.savez(file, record=np.frombuffer(json.dumps(record, allow_nan=False).encode(), np.uint8), **arrays)
 
     def load(self) -> tuple[dict[str, Any], dict[str, np.ndarray]] | None:
-        """The last saved state; None if there is none, a UserError if it is damaged."""
+        """The last saved state; None if there is none. Raises a UserError if it is damaged."""
         if not (self.folder / STATE).is_file():
             return None
         try:
@@ -138,8 +138,8 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
 
 
 def is_free(out: Path) -> bool:
-    """Returns True if a result may be written to `out`: it does not exist, is empty, or a killed call was moving a
-    result there."""
+    """Returns True if a result may be written to `out`: it does not exist or is empty, or a call was killed while it
+    moved a result there."""
     if not out.exists():
         return True
     return out.is_dir() and (not contents(out) - {WITHIN} or (out / WITHIN / MOVED).is_file())
@@ -150,8 +150,9 @@ def partial_folder(out: Path, made_of: dict[str, Any]) -> Iterator[Partial | Non
     """Yields a folder to fill, which becomes `out` when the block ends without an error; None if another process
     finished `out` in the meantime.
 
-    If the process is killed or interrupted, or fails after a `save`, the folder stays, and the next call with the same
-    `made_of` (JSON) continues it; with another one it starts anew. While another process fills it, this one waits.
+    If the process is killed or interrupted, or fails after a `save`, the folder remains, and the next call with the
+    same `made_of` (JSON) resumes the work; with another `made_of` it starts from the beginning. While another process
+    uses the folder, this one waits.
     """
     out = resolved(out)
     folder = out / WITHIN if out.is_dir() else out.with_name(f".{shortened(out.name)}.partial")
@@ -164,14 +165,14 @@ def partial_folder(out: Path, made_of: dict[str, Any]) -> Iterator[Partial | Non
             if _is_planted(folder):
                 _empty(folder, out)
             _clean(folder)
-            with left_behind(folder):
+            with leftover_errors(folder):
                 left = (folder / MADE_OF).is_file()
                 same = left and read_json(folder / MADE_OF, "leftover") == made_of
             if not same:
                 if left:
                     echo(
-                        f"beginning anew: the unfinished work in {folder} is from another source, other options or "
-                        "another version",
+                        f"starting from the beginning: the unfinished work in {folder} is from another source, other "
+                        "options or another version",
                     )
                 _empty(folder, out)
                 write_json(folder / MADE_OF, made_of)
@@ -186,7 +187,7 @@ def partial_folder(out: Path, made_of: dict[str, Any]) -> Iterator[Partial | Non
             except BaseException as error:
                 interrupted = not isinstance(error, Exception) and (folder / "tokenizer").is_dir()
                 if interrupted or partial.complete or (folder / STATE).is_file():
-                    echo(f"the unfinished work stays in {folder}; the same command continues from there")
+                    echo(f"the unfinished work remains in {folder}; the same command continues it")
                 else:
                     shutil.rmtree(folder)
                     remove_empty(made)
@@ -196,7 +197,7 @@ def partial_folder(out: Path, made_of: dict[str, Any]) -> Iterator[Partial | Non
 
 
 def remove_traces(out: Path) -> None:
-    """Removes working files from a finished folder, which a call leaves that was killed after the last move."""
+    """Removes working files from a finished folder, which remain if a call was killed after the last move."""
     if not os.access(out, os.W_OK | os.X_OK):
         return
     folder = out / WITHIN
@@ -232,19 +233,19 @@ def _lock(folder: Path, out: Path) -> tuple[int | None, list[Path]]:
             echo(f"another process is preparing {out}; waiting for it")
             lock(handle, wait=True)
         same = is_open_as(handle, folder / LOCK)
-        if (out / DATASET).is_file():  # it was not there when this process began
+        if (out / DATASET).is_file():  # it did not exist when this process started
             if same:
                 shutil.rmtree(folder)
             os.close(handle)
             return None, made
         if same:
             return handle, made
-        os.close(handle)  # of a folder that was removed while this process waited
+        os.close(handle)  # the folder was removed while this process waited
 
 
 def _is_planted(folder: Path) -> bool:
-    """Returns True if `folder` or its tokenizer contains what `prepare` never creates: links, hard links to other
-    files, FIFOs. Writing to such a name would change a file elsewhere."""
+    """Returns True if `folder` or its tokenizer contains links, hard links to other files or FIFOs, which `prepare`
+    never creates. Writing to them would change a file elsewhere."""
     for path in folder.iterdir():
         found = path.lstat()
         if stat.S_ISDIR(found.st_mode):
@@ -256,7 +257,7 @@ def _is_planted(folder: Path) -> bool:
 
 
 def _clean(folder: Path) -> None:
-    """Removes files and folders that were half written when a call was killed."""
+    """Removes files and folders that were partly written when a call was killed."""
     remove_leftovers(folder)
     if (folder / "tokenizer").is_dir():
         remove_leftovers(folder / "tokenizer")
@@ -273,12 +274,14 @@ def _empty(folder: Path, out: Path) -> None:
 
 
 def _moved(folder: Path) -> list[str]:
-    """The names of all files of the result in `folder`. They are renamed and removed, so none may lead to another
-    folder; a UserError if they are not what `_finish` wrote."""
+    """Names of all files of the result in `folder`. They are renamed and removed, so none may lead to another folder.
+    Raises a UserError if `_finish` did not write them."""
     names = read_json(folder / MOVED, "leftover")
     plain = isinstance(names, list) and all(isinstance(name, str) and _PLAIN_NAME.fullmatch(name) for name in names)
     if not plain:
-        raise UserError(f"{folder / MOVED} is damaged: it is not a list of names; remove {folder} to begin anew")
+        raise UserError(
+            f"{folder / MOVED} is damaged: it is not a list of names; remove {folder} to start from the beginning"
+        )
     return names
 
 

@@ -2,7 +2,7 @@
 
 The source is read once (twice if a tokenizer is trained first). Worker processes tokenize; this process reads, splits,
 writes and counts, always in the order of the source, so that the result is the same for any number of workers. A killed
-call leaves its work next to the result, and the next call continues it to the same bytes.
+call leaves its work next to the result, and the next call completes it to the same bytes.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ from typing import IO, Annotated, Any
 from fastbert.data.corpus import STATE_VERSION, Corpus, tokenize, workers_for
 from fastbert.data.encoding import token_dtype
 from fastbert.data.integrity import FileRecord, compare, file_record, is_record, save_array
-from fastbert.data.partial import STATE, TOKENIZER, Partial, is_free, left_behind, partial_folder, remove_traces
+from fastbert.data.partial import STATE, TOKENIZER, Partial, is_free, leftover_errors, partial_folder, remove_traces
 from fastbert.data.rare import write_rare
 from fastbert.data.shards import FORMAT, FORMAT_VERSION, SPLITS, read_record, unigram_entropy
 from fastbert.data.sources import Source, open_source
@@ -39,7 +39,7 @@ from fastbert.streams import echo, warn
 
 @dataclass(frozen=True)
 class PrepareOptions:
-    """Tokenizes a source of text into a folder that `fastbert pretrain --data` reads."""
+    """Tokenize a source of text into a folder that `fastbert pretrain --data` reads."""
 
     source: str
     """Source of the text, or several separated by commas (a path
@@ -62,8 +62,7 @@ class PrepareOptions:
     comma is put in double quotes."""
     weights: str | None = None
     """Mix the sources by these fractions of the text's bytes, such
-    as 0.7,0.3. They hold in every part of the corpus, so the
-    mixture ends where a source runs out."""
+    as 0.7,0.3. They apply to every part of the corpus, so the mixture ends where a source runs out."""
     streamed: bool = False
     """Read a dataset (hf:) where it is stored, without a copy in
     the local cache; twice if a tokenizer is trained. The result
@@ -73,10 +72,10 @@ class PrepareOptions:
     vocab_size: Vocabulary = 32768
     """Vocabulary size of the tokenizer that is trained, including special tokens."""
     lowercase: bool = True
-    """Lower-case the text in the tokenizer that is trained."""
+    """Lowercase the text in the tokenizer that is trained."""
     strip_accents: bool | None = None
-    """Strip accents in the tokenizer that is trained (default: as lowercase); use false where accents distinguish
-    words, as in German."""
+    """Strip accents in the tokenizer that is trained (default: the value of --lowercase); use false if accents
+    distinguish words, as in German."""
     validation_fraction: Fraction = 0.01
     """Fraction of the documents held out for validation, by a
     hash of their text: copies of a document are in the same
@@ -88,9 +87,9 @@ class PrepareOptions:
     rare_max: Count = 500
     """... and at most this often."""
     workers: Workers = 0
-    """Processes that tokenize; 0 means one for each core. The result is the same."""
+    """Number of tokenizing processes; 0: one per core. The result does not depend on it."""
     seed: Seed = 0
-    """Selects the documents held out for validation."""
+    """Random seed that selects the documents held out for validation."""
     shard_tokens: Annotated[int, Range(1024)] = 2**27
     """Maximum number of tokens in a file."""
 
@@ -102,19 +101,19 @@ class PrepareOptions:
     def identity(self) -> dict[str, Any]:
         """The options that determine the result; a given tokenizer is represented by its fingerprint."""
         options = dataclasses.asdict(self)
-        for name in ("source", "weights", "out", "workers", "streamed"):  # weights are a part of the source's identity
+        for name in ("source", "weights", "out", "workers", "streamed"):  # weights are part of the source's identity
             del options[name]
         if self.tokenizer is not None:
             options["tokenizer"] = load_tokenizer(self.tokenizer).fingerprint
             del options["vocab_size"], options["lowercase"], options["strip_accents"]
         elif self.strip_accents is None:
-            del options["strip_accents"]  # as in data from before there was this option
+            del options["strip_accents"]  # as in data that was prepared before this option existed
         return options
 
 
 def prepare(options: PrepareOptions, table: IO[str] | None = None) -> Path:
     """Writes the folder `options.out`, whole or not at all, and prints a table of its contents to `table` (by default
-    standard output). A finished folder of the same source and options is left as it is.
+    standard output). A finished folder of the same source and options is not changed.
 
     Raises:
         UserError: the source or tokenizer cannot be used, or `out` contains something else.
@@ -176,12 +175,12 @@ def _check_out(out: Path) -> None:
             return
         free = is_free(out)
     if not free:
-        raise UserError(f"{out} exists and is no prepared folder; choose another --out or remove it")
+        raise UserError(f"{out} exists and is not a prepared folder; choose another --out or remove it")
     check_output_folder(out)
 
 
 def _finished(out: Path, made_of: dict[str, Any]) -> bool:
-    """Returns True if `out` is the finished result already; raises a UserError if it is something else."""
+    """Returns True if `out` is already the finished result; raises a UserError if it is something else."""
     if not (out / "dataset.json").is_file():
         _check_out(out)
         return False
@@ -204,7 +203,7 @@ def _train(source: Source, options: PrepareOptions) -> WordPiece:
     if len(wordpiece.tokens) < options.vocab_size:
         echo(
             f"the tokenizer has {len(wordpiece.tokens):,} entries instead of {options.vocab_size:,}: "
-            "its training text has no other character, and no other piece that occurs twice",
+            "its training text has no further character, and no further piece that occurs twice",
         )
     return wordpiece
 
@@ -253,7 +252,7 @@ def _write(partial: Partial, source: Source, options: PrepareOptions, made_of: d
 
 
 def _tokenizer(folder: Path, source: Source, options: PrepareOptions) -> tuple[WordPiece, dict[str, FileRecord]]:
-    """The tokenizer in the folder, which is first trained or copied if missing, and the records of its files; a
+    """The tokenizer in the folder, which is first trained or copied if missing, and the records of its files. Raises a
     UserError if it was damaged after an interrupted call."""
     record = folder / TOKENIZER
     if not record.is_file():
@@ -262,7 +261,7 @@ def _tokenizer(folder: Path, source: Source, options: PrepareOptions) -> tuple[W
             wordpiece.save(inside)
             files = {f"tokenizer/{path.name}": file_record(path) for path in sorted(inside.iterdir())}
         write_json(record, files)
-    with left_behind(folder):
+    with leftover_errors(folder):
         files = read_json(record, "the record of the tokenizer's files")
         if not isinstance(files, dict) or not all(map(is_record, files.values())):
             raise UserError(f"the record of the tokenizer's files {record} is damaged")
@@ -277,7 +276,7 @@ def _tokenize(
     no other document.
 
     Raises:
-        UserError: the source is a single document, with `drop_duplicates` also copies of one.
+        UserError: the source is a single document or, with `drop_duplicates`, copies of one.
     """
     moved: dict[int, bool] = {}
     apart = False
@@ -295,13 +294,13 @@ def _tokenize(
             copies = f" ({corpus.duplicates + 1:,} copies of it)" if corpus.duplicates else ""
             raise UserError(
                 f"source {options.source!r} is a single document{copies}, but training and validation need one each; "
-                "put a blank line between documents (where every line is one: sed G FILE > NEW)"
+                "put a blank line between documents (if every line is one: sed G FILE > NEW)"
             )
-        # There are so few documents that all are in one split: the one nearest to the other split is moved there.
+        # There are so few documents that all are in one split: the document closest to the other split is moved there.
         if apart := corpus.smallest == corpus.largest:
             warn(
                 f"the {corpus.duplicates + 1:,} documents of {options.source!r} are copies of one, so "
-                "validation has the text of training",
+                "validation has the same text as training",
             )
         elif not corpus.writers["validation"].documents:
             moved = {corpus.smallest: True}
@@ -316,7 +315,7 @@ def _tokenize(
 def _record(
     folder: Path, writer: SplitWriter, wordpiece: WordPiece, rare: dict[str, int], files: list[dict[str, FileRecord]]
 ) -> dict[str, Any]:
-    """The entry of dataset.json for a split; `files` are the records of the rare words' files."""
+    """Entry of dataset.json for a split; `files` are the records of the rare words' files."""
     words = writer.unigrams[~wordpiece.continuing].sum() - writer.unigrams[wordpiece.ids["[SEP]"]]
     return {
         "documents": writer.documents,

@@ -18,11 +18,11 @@ from fastbert.data.workers import in_order
 from fastbert.data.writer import shard_file
 from fastbert.progress import Progress, progress
 
-MOST_WORDS = 2**23  # distinct words while counting: 128 MB, three times that while two tables are merged
+MOST_WORDS = 2**23  # distinct words while counting: 128 MB, and three times as much while two tables are merged
 PENDING = 2**20
 BLOCK_TOKENS = 2**21
 SEQUENCE_TOKENS = 128
-RARE = ("positions", "lengths", "words")  # fields of RareWords, each in its own file
+RARE = ("positions", "lengths", "words")  # fields of RareWords, each in a separate file
 
 
 class WordCounter:
@@ -59,7 +59,8 @@ class WordCounter:
         return len(self._hashes)
 
     def state(self) -> dict[str, np.ndarray]:
-        """Arrays for `restore`. This merges the counts, so with too many words they depend on when this is called."""
+        """Arrays for `restore`. This merges the counts; if there are too many words, the counts therefore depend on
+        when this is called."""
         self._merge()
         return {"hashes": self._hashes, "counts": self._counts, "lacking": np.array(self.lacking)}
 
@@ -82,10 +83,11 @@ class WordCounter:
 
 @dataclass(frozen=True)
 class RareWords:
-    """Occurrences of rare words in a part of a shard or a split."""
+    """Occurrences of rare words in part of a shard or split."""
 
     positions: np.ndarray
-    """int64, ascending: position of the first piece of each, in tokens from the beginning of the shard or the split."""
+    """int64, ascending: position of the first piece of each occurrence, in tokens from the start of the shard or
+    split."""
     lengths: np.ndarray
     """uint16: number of pieces."""
     words: np.ndarray
@@ -114,7 +116,7 @@ def find_words(tokens_file: Path, start: int, stop: int, hashes_file: Path, word
 
 
 def spell(pieces: np.ndarray, wordpiece: WordPiece) -> str:
-    """The word spelled by a run of ids."""
+    """Spelling of the word that a run of ids represents."""
     return "".join(wordpiece.tokens[i] for i in pieces[:1]) + "".join(
         wordpiece.tokens[i].removeprefix(PREFIX) for i in pieces[1:]
     )
@@ -132,12 +134,12 @@ def write_rare(
 
     Args:
         shards: number of tokens of each shard of each split, the training split first.
-        hashes, counts: those of the rare words, sorted by hash.
+        hashes, counts: hashes and counts of the rare words, sorted by hash.
         submit: runs a function with arguments in another process.
 
     Returns:
-        For each split the occurrences of rare words, the sequences, and the sequences that contain a rare word; for
-        each shard of each split the records of its files; the record of the list.
+        For each split the numbers of occurrences of rare words, of sequences, and of sequences that contain a rare
+        word; for each shard of each split the records of its files; the record of the list.
     """
     hashes_file = folder / "hashes.npy"
     np.save(hashes_file, hashes, allow_pickle=False)
@@ -154,7 +156,7 @@ def write_rare(
                     {name: save_array(folder / name, getattr(found, part)) for part, name in names.items()}
                 )
                 occurrences += len(found.words)
-                row = SEQUENCE_TOKENS - 1  # the first position is that of [CLS]
+                row = SEQUENCE_TOKENS - 1  # the first position of a sequence is [CLS]
                 ends = found.positions + np.maximum(found.lengths, 1) - 1
                 touched += len(np.union1d(found.positions // row, ends // row))
                 sequences += -(-size // row)

@@ -1,4 +1,4 @@
-"""Reader of a prepared folder: memory-mapped tokens across shard borders, document starts, rare words, counts."""
+"""Reader of a prepared folder: memory-mapped tokens across shards, document starts, rare words, counts."""
 
 from functools import cached_property
 from pathlib import Path
@@ -30,7 +30,7 @@ FORMAT_VERSION = 2
 SPLITS = ("train", "validation")
 NUMBERS = ("i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f4", "f8")
 LARGEST_RARE = 2**28  # bytes of rare_words.json
-BLOCK = 2**22  # numbers whose range is checked at once
+BLOCK = 2**22  # numbers whose range is checked at a time
 AGAIN = "prepare it again (fastbert prepare) after removing the folder"
 
 
@@ -44,7 +44,7 @@ RECORD = {
     "rare_words": {"words": COUNT, "file": _FILE},
     "options": {"rare_min": COUNT, "rare_max": COUNT},
 }
-"""Entries of dataset.json that are used, in the form for `check`."""
+"""Schema of the entries of dataset.json that are used, for `check`."""
 
 
 def unigram_entropy(unigrams: np.ndarray, wordpiece: WordPiece) -> float:
@@ -79,7 +79,7 @@ class TokenStream:
         self.unigrams = np.array(map_array(folder / f"unigram-{split}.npy", np.dtype(np.int64)))
         """int64 [V]: number of occurrences of each id."""
         self.unigram_entropy = unigram_entropy(self.unigrams, wordpiece)
-        """Nats, without special tokens: the loss of a model that knows only how frequent each token is."""
+        """Nats, without special tokens: the loss of a model that knows only the frequency of each token."""
         self.text_bytes: int = record["bytes"]
         """UTF-8 bytes of the text that the tokens came from."""
 
@@ -100,7 +100,7 @@ class TokenStream:
 
     @cached_property
     def documents(self) -> np.ndarray:
-        """Position of every document's first token, int64; a UserError if the positions do not ascend."""
+        """Position of every document's first token, int64. Raises a UserError if the positions do not ascend."""
         for number, starts in enumerate(self._parts["documents"]):
             self._check_documents(number, starts)
         parts = zip(self._parts["documents"], self._borders[:-1], strict=True)
@@ -122,7 +122,8 @@ class TokenStream:
         return RareWords(*map(np.concatenate, zip(*found, strict=True)))
 
     def check_ranges(self, work: Progress) -> None:
-        """Reads all shards, also where the hashes are right; a UserError names the file with a number out of range."""
+        """Reads all shards, even if their hashes are correct; raises a UserError that names a file with a number out of
+        range."""
         for number, starts in enumerate(self._parts["documents"]):
             self._check_documents(number, starts)
             for first in range(0, len(self._parts["tokens"][number]), BLOCK):
@@ -183,7 +184,7 @@ class Dataset:
     ) -> None:
         self.folder, self.record, self.wordpiece, self._streams = folder, record, wordpiece, streams
         self.tokenizer = folder / "tokenizer"
-        """A Hugging Face folder."""
+        """Folder of the tokenizer in Hugging Face's format."""
         self.fingerprint: str = record["tokenizer"]
         """Fingerprint of the tokenizer."""
         self.vocab_size: int = record["vocab_size"]
@@ -194,11 +195,12 @@ class Dataset:
         """int64: occurrences of each rare word in the training split."""
 
     def split(self, name: str) -> TokenStream:
-        """The stream of `train` or `validation`; a UserError for any other name."""
+        """The stream of `train` or `validation`. Raises a UserError for any other name."""
         return self._streams[choose("split", name, SPLITS)]
 
     def verify(self) -> None:
-        """Compares every file with its SHA-256, even if it was verified before; a UserError names a damaged file."""
+        """Compares every file with its SHA-256, even if it was verified before; raises a UserError that names a damaged
+        file."""
         _verify(self.folder, self.record, self._streams, always=True)
 
 
@@ -239,7 +241,7 @@ def read_record(folder: Path) -> dict[str, Any]:
 
 def open_dataset(folder: Path | str, verify: bool = False) -> Dataset:
     """Opens a prepared folder. Shards are compared with their hashes once per machine, and again if one of them was
-    touched; the small files are compared each time.
+    modified; the small files are compared each time.
 
     Args:
         verify: compare all files again, even if they were verified before.
@@ -271,14 +273,14 @@ def open_dataset(folder: Path | str, verify: bool = False) -> Dataset:
 
 
 def _verify(folder: Path, record: dict[str, Any], streams: dict[str, TokenStream], always: bool) -> None:
-    """Compares the files of a folder with their hashes; shards only if their present state was not verified before."""
-    why, files = f"its SHA-256 is not that of dataset.json; {AGAIN}", _files(record)
+    """Compares the files of a folder with their hashes, shards only if their present state was not verified before."""
+    why, files = f"its SHA-256 differs from that in dataset.json; {AGAIN}", _files(record)
     shards = {name: one for name, one in files.items() if name.startswith(tuple(f"{split}-" for split in SPLITS))}
     compare(folder, {name: one for name, one in files.items() if name not in shards}, why)
     left, marks = unverified(folder, shards, always)
     if left:
         if always:
-            remember(folder, {})  # after a failure, the next call must not pass
+            remember(folder, {})  # so that the next call verifies again if this one fails
         compare(folder, {name: shards[name] for name in left}, why)
         with progress(f"checking {folder}", sum(map(len, streams.values())), "tokens") as work:
             for stream in streams.values():
@@ -309,14 +311,14 @@ def map_array(path: Path, dtype: np.dtype) -> np.ndarray:
         for other in map(np.dtype, NUMBERS):
             if header == npy_header(other, length * dtype.itemsize // other.itemsize):
                 raise UserError(f"{path} contains {other}, not {dtype}; {AGAIN}")
-        raise UserError(f"{path} is a damaged .npy file: its header is not that of {length} {dtype}; {AGAIN}")
+        raise UserError(f"{path} is a damaged .npy file: its header is not one of {length} {dtype}; {AGAIN}")
     # A plain array, because slicing a numpy.memmap is slower.
     with input_errors(path):
         return np.memmap(path, dtype, "r", HEADER_BYTES, (length,)).view(np.ndarray) if length else np.zeros(0, dtype)
 
 
 def _rare_words(folder: Path, number: int) -> tuple[list[str], np.ndarray]:
-    """Words and counts in rare_words.json; a UserError if they are not `number` words with a count each."""
+    """Words and counts in rare_words.json. Raises a UserError if they are not `number` words with a count each."""
     path = folder / "rare_words.json"
     rare = read_json(path, "list of rare words", dict, LARGEST_RARE, 2**25)
     words, counts = rare.get("words"), rare.get("counts")

@@ -8,7 +8,7 @@ from fastbert.data.shards import SPLITS
 from fastbert.data.sources import Source
 
 FIGURES = ("documents", "bytes", "tokens")
-FAR = 0.05  # difference of a fraction from its weight that whole documents do not explain in a large corpus
+FAR = 0.05  # larger differences between fraction and weight are not due to whole documents in a large corpus
 
 
 class SourceCounts:
@@ -21,7 +21,7 @@ class SourceCounts:
         """Adds documents.
 
         Args:
-            parts: int64 [documents], the part that each came from.
+            parts: int64 [documents], the part of the source that each document came from.
             training: bool [documents], True for training documents.
             sizes, lengths: int64 [documents], UTF-8 bytes and tokens.
         """
@@ -43,7 +43,7 @@ class SourceCounts:
 
 
 def end_of_mixture(source: Source) -> str | None:
-    """A message about where a mixture ended and how far its other sources were read; None for other sources."""
+    """Message about where a mixture ended and how far its other sources were read; None for sources without weights."""
     if source.ended_by is None:
         return None
     rest = [
@@ -54,9 +54,9 @@ def end_of_mixture(source: Source) -> str | None:
     return f"the mixture ends where {source.parts[source.ended_by].spec} has no more documents; {', '.join(rest)}"
 
 
-def far_off(sources: list[dict[str, Any]]) -> str:
-    """A description of a source whose fraction of the bytes differs from its weight by more than FAR; empty if there
-    is none."""
+def weight_deviation(sources: list[dict[str, Any]]) -> str:
+    """Description of a source whose fraction of the bytes differs from its weight by more than FAR; empty if there is
+    none."""
     given = [sum(source[split]["bytes"] for split in SPLITS) for source in sources]
     for source, size in zip(sources, given, strict=True):
         if source["weight"] is not None and abs(size / sum(given) - source["weight"]) > FAR:

@@ -1,7 +1,7 @@
-"""Sequence length and batch size of each optimizer step, where they change during a run.
+"""Sequence length and batch size of each optimizer step, which may change during a run.
 
-Two options change them: short sequences first and long ones at the end, as in BERT, and a batch that grows. Both are
-computed before the first step as a list of stages, from the options and the number of steps alone, so the batch of a
+There are two such schedules: short sequences first and long ones at the end, as in BERT, and a growing batch. Both are
+converted before the first step to a list of stages, from the options and the number of steps alone, so the batch of a
 step does not depend on where a run was resumed.
 """
 
@@ -14,8 +14,8 @@ from typing import Annotated
 from fastbert.errors import OptionError, UserError
 from fastbert.ranges import LARGEST, Count, Fraction, Length, Range, check_values
 
-GROWTH_STAGES = 8  # at most
-NOMINAL_STEPS = 10**6  # of a run whose number of steps is not known yet
+GROWTH_STAGES = 8  # maximum number of stages in which the batch grows
+NOMINAL_STEPS = 10**6  # assumed for a run whose number of steps is not known yet
 
 
 @dataclass(frozen=True)
@@ -24,13 +24,13 @@ class StageOptions:
 
     first_length: Length | None = None
     """Sequence length in the first part of the run, before --length (BERT: 128, then 512). A step then has more
-    sequences, so its number of tokens stays the same."""
+    sequences, so that its number of tokens is the same."""
     first_fraction: Fraction = 0.9
     """Fraction of the steps with the first sequence length."""
     initial_batch_size: Count | None = None
-    """Sequences in the first steps; the batch then grows to --batch-size in equal increments."""
+    """Sequences per step at the beginning; the batch then grows to --batch-size in equal increments."""
     batch_warmup: Annotated[float, Range(above=0, most=LARGEST)] = 0.1
-    """Duration of the batch growth: a fraction of all steps if below 1, else a number of steps."""
+    """Duration of the batch growth: a fraction of all steps if below 1, otherwise a number of steps."""
 
     def __post_init__(self) -> None:
         check_values(self)
@@ -40,7 +40,7 @@ class StageOptions:
             raise OptionError(self, "batch_warmup", problem)
 
     def inactive(self) -> set[str]:
-        """The options without effect."""
+        """Names of the options without effect."""
         first = {"first_length", "first_fraction"} if self.first_length is None else set()
         return first | ({"initial_batch_size", "batch_warmup"} if self.initial_batch_size is None else set())
 
@@ -92,7 +92,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """Stages of a run. The first starts at step 0; the last has no end."""
+    """Stages of a run. The first starts at step 0; the last is open-ended."""
 
     stages: tuple[Stage, ...]
 
@@ -102,7 +102,7 @@ class BatchPlan:
 
     @cached_property
     def lengths(self) -> tuple[int, ...]:
-        """Each length once, in the order of the run."""
+        """Distinct sequence lengths, in the order of the run."""
         return tuple(dict.fromkeys(stage.length for stage in self.stages))
 
     def spans(self, start: int, stop: int) -> Iterator[tuple[Stage, int]]:
@@ -144,14 +144,14 @@ class BatchPlan:
 
 
 def make_plan(options: StageOptions, batch_size: int, length: int, steps: int) -> BatchPlan:
-    """The plan of a run of `steps` steps.
+    """Builds the plan of a run of `steps` steps.
 
     A batch that grows from b to B = k b sequences has n = min(k - 1, 8) sizes before B, each for an n-th of the
     warm-up: b (1 + (k - 1) i // n) for i = 0 ... n - 1. The first fraction of the steps has sequences of the first
     length; such a step has batch x length / first length sequences, so its number of tokens is the same.
 
     Raises:
-        UserError: the batch grows for longer than the run.
+        UserError: the growth of the batch takes longer than the run.
     """
     sizes = growth(options, batch_size, steps)
     lengths = [(0, length)]
@@ -165,7 +165,7 @@ def make_plan(options: StageOptions, batch_size: int, length: int, steps: int) -
 
 
 def growth(options: StageOptions, batch_size: int, steps: int) -> list[tuple[int, int]]:
-    """(first step, sequences of the run's `length` in a step), in order."""
+    """Pairs (first step, sequences of the final length per step), in order."""
     if options.initial_batch_size is None:
         return [(0, batch_size)]
     warmup = int(options.batch_warmup) if options.batch_warmup >= 1 else round(options.batch_warmup * steps)
@@ -189,7 +189,7 @@ def all_shapes(options: StageOptions, batch_size: int, length: int) -> set[tuple
 
 
 def steps_within(budget: float, cost: Callable[[int], float], least: int) -> int:
-    """Largest number of steps that costs no more than `budget`, and at least `least`.
+    """Largest number of steps that costs no more than `budget`, but at least `least`.
 
     Args:
         cost: number of steps -> cost of a run; increasing.

@@ -1,4 +1,4 @@
-"""The table that `fastbert prepare` prints at the end."""
+"""Table that `fastbert prepare` prints at the end."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,7 +8,7 @@ from fastbert.data.encoding import MUCH_UNKNOWN
 
 
 def summary(dataset: dict[str, Any]) -> str:
-    """A plain table of a dataset.json, one column for each split."""
+    """Plain-text table of a dataset.json, with a column for each split."""
     tokens = sum(split["tokens"] for split in dataset["splits"].values())
     rows: dict[str, Callable[[dict[str, Any]], str]] = {
         "documents": lambda s: f"{s['documents']:,}",
@@ -70,16 +70,16 @@ def warnings(dataset: dict[str, Any]) -> list[str]:
             "--seed or --validation-fraction"
         )
     dropped = options["drop_duplicates"] and dataset["duplicates"]["documents"]
-    if dropped and (off := source_counts.far_off(dataset.get("sources", []))):
+    if dropped and (off := source_counts.weight_deviation(dataset.get("sources", []))):
         found.append(
             f"{off}: duplicates are dropped after the sources are mixed, so a document of several sources counts for "
-            "the one that yields it first; remove duplicates from the files first, or adjust --weights"
+            "the source that yields it first; remove duplicates from the files first, or adjust --weights"
         )
     return found
 
 
 def unknown(split: dict[str, Any]) -> float:
-    """The fraction of [UNK] among the tokens of a split, [SEP] left out."""
+    """Fraction of [UNK] among the tokens of a split, [SEP] excluded."""
     return split["unk_tokens"] / max(1, split["tokens"] - split["documents"])
 
 

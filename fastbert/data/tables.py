@@ -1,7 +1,7 @@
 """Rows of tables (JSONL, JSON arrays, CSV, TSV and Parquet), for sources of text and for tasks.
 
-Text in cells follows the rules of `fastbert.data.text`, so it is the same in all formats. A new format is a reader and
-a line in `READERS`.
+Text in cells follows the rules of `fastbert.data.text`, so it is the same in all formats. A new format is a function
+and a line in `READERS`.
 """
 
 import csv
@@ -37,7 +37,7 @@ def read_rows(path: Path, columns: Columns) -> Iterator[tuple[int, str, Cells]]:
 
     Raises:
         UserError: the file has another format or is damaged, a column is missing, a row has too many or too few fields,
-            or a text is invalid; names the file, the line and what to do.
+            or a text is invalid; the message names file and line.
     """
     check_table(path)
     kind = suffixes(path)[0]
@@ -60,7 +60,7 @@ def _clean(values: Cells, where: str) -> Cells:
 
 
 def check_table(path: Path) -> None:
-    """Raises a UserError if the suffix is not that of a table."""
+    """Raises a UserError if the suffix is not that of a table format."""
     check_name(path)
     if suffixes(path)[0] not in TABLES:
         raise UserError(
@@ -70,7 +70,7 @@ def check_table(path: Path) -> None:
 
 
 def check_columns(path: Path, columns: Columns) -> None:
-    """Checks the first row, or the schema of a Parquet file; raises as `read_rows`."""
+    """Checks the first row, or the schema of a Parquet file; raises the same errors as `read_rows`."""
     if suffixes(path)[0] == ".parquet":
         check_parquet(path, columns)
     else:
@@ -121,9 +121,9 @@ def csv_fields(stream: IO[bytes], path: Path, columns: Columns) -> Iterator[Fiel
 
 
 def delimiter(header: str, columns: Columns) -> str:
-    """The delimiter of a CSV: a comma, or one of those that spreadsheets of many countries write.
+    """Delimiter of a CSV: a comma, or one of those that spreadsheets write in many countries.
 
-    It is another one than the comma only if it yields a column that the comma does not, or if the line has no comma.
+    It is not the comma only if another delimiter yields a column that the comma does not, or if the line has no comma.
     """
 
     def names(separator: str) -> list[str]:
@@ -141,7 +141,7 @@ def pick(
     """Yields (line, cells of `columns`) for rows of fields. The first row names the columns unless `header` does.
 
     Args:
-        ragged: rows with too few fields become None, and too many fields are no error.
+        ragged: rows with too few fields become None, and too many fields are allowed.
 
     Raises:
         UserError: a column is missing or occurs twice, a row has another number of fields than the header, or there is
@@ -179,7 +179,7 @@ def read_fields(stream: IO[bytes], path: Path, columns: Columns) -> Iterator[tup
 
 
 def first_keys(path: Path) -> list[str]:
-    """The names in the first object of a JSON file; none if it has no object."""
+    """Names in the first object of a JSON file; empty if it has no object."""
     check_table(path)
     with opened(path) as (_, stream):
         array = suffixes(path)[0] == ".json" and begins_array(stream)

@@ -1,4 +1,4 @@
-"""The rule for text in every format: UTF-8, every line end a \\n, no zero byte, no half of a surrogate pair.
+"""Rules for text in every format: UTF-8, \\n as line end, no zero byte, no unpaired surrogate.
 
 Files are decoded here line by line, with bounded memory; cells of tables pass through `clean`.
 """
@@ -21,7 +21,7 @@ def clean(text: str, where: str) -> str:
     """Returns a document or a cell with \\n at line ends and without byte order marks at its beginning.
 
     Args:
-        where: file and row, for errors.
+        where: file and row, for error messages.
 
     Raises:
         UserError: the text contains a zero character.
@@ -34,7 +34,7 @@ def clean(text: str, where: str) -> str:
 
 
 def is_unicode(text: str) -> bool:
-    """Returns False if `text` contains half of a surrogate pair, which escapes in JSON can produce."""
+    """Returns False if `text` contains an unpaired surrogate, which escapes in JSON can produce."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -43,18 +43,18 @@ def is_unicode(text: str) -> bool:
 
 
 def pieces(stream: IO[bytes], path: Path) -> Iterator[tuple[int, str]]:
-    """Yields (line number, text) of a file: lines with \\n at their ends, also for \\r\\n and \\r, as in Python's text
-    mode. A line of more than PIECE bytes is yielded in pieces, the last of which has the line end. A byte order mark at
-    the beginning is dropped.
+    """Yields (line number, text) of a file: lines that end with \\n, also instead of \\r\\n and \\r, as in Python's
+    text mode. A line of more than PIECE bytes is yielded in pieces, the last of which has the line end. A byte order
+    mark at the beginning is dropped.
 
     Raises:
-        UserError: the file is binary or not UTF-8; names the line.
+        UserError: the file is binary or not UTF-8; the message names the line.
     """
     number, earlier, begun, rest, before = 1, 0, False, b"", b""
     while True:
         read = stream.readline(PIECE)
         whole = begun and not rest and read.endswith(b"\n")
-        if whole and read.isascii() and b"\r" not in read and b"\0" not in read:  # the common case, as below but faster
+        if whole and read.isascii() and b"\r" not in read and b"\0" not in read:  # common case: faster
             before = b""
             yield number, read.decode("ascii")
             number += 1
@@ -75,7 +75,7 @@ def pieces(stream: IO[bytes], path: Path) -> Iterator[tuple[int, str]]:
         except UnicodeDecodeError as error:
             start = len(before) + error.start
             raise not_utf8(path, "", before + line + rest, start, number, stream.read, earlier) from None
-        before = line if rest else b""  # for the message, in case a character is cut off
+        before = line if rest else b""  # for the error message, in case a character is cut off
         earlier += not text.isascii()
         begun = begun or bool(line)
         if "\r" not in text:
@@ -105,8 +105,8 @@ def _whole_characters(line: bytes) -> tuple[bytes, bytes]:
 
 
 def lines(stream: IO[bytes], path: Path) -> Iterator[tuple[int, str]]:
-    """Yields (number, line) of a file, without line ends; raises as `pieces`, and if a line has more than LONGEST_ROW
-    characters."""
+    """Yields (number, line) of a file, without line ends. Raises the errors of `pieces`, and a UserError if a line has
+    more than LONGEST_ROW characters."""
     held: list[str] = []
     size = 0
     number = 1

@@ -1,7 +1,7 @@
 """The WordPiece tokenizer: training, and saving as a Hugging Face BERT folder.
 
-Training depends on the text alone. The library's trainer breaks ties by the order of a hash table that differs from run
-to run, so the alphabet and its `##` forms are counted here and passed to it in a fixed order.
+The result of training depends only on the text. The library's trainer breaks ties by the order of a hash table that
+differs from run to run, so the alphabet and its `##` forms are counted here and passed to it in a fixed order.
 """
 
 import hashlib
@@ -33,9 +33,9 @@ from fastbert.records import read_json, write_json
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-SAMPLE_BYTES = 64 * 2**20  # maximum UTF-8 text for training a tokenizer
+SAMPLE_BYTES = 64 * 2**20  # maximum size of the UTF-8 text for training a tokenizer
 SMALLEST_VOCABULARY = 256
-COMMON_CHARACTERS = 1000  # maximum number of characters in a trained vocabulary that may be rare
+COMMON_CHARACTERS = 1000  # maximum number of characters that enter a trained vocabulary even if they are rare
 WORTH = 50  # any further character must make up 1 / (WORTH * vocab_size) of the text
 
 
@@ -47,7 +47,7 @@ class WordPiece:
     """The token of every id."""
     lowercase: bool = True
     strip_accents: bool | None = None
-    """None: as `lowercase` (the rule of BERT)."""
+    """None: the value of `lowercase` (BERT's rule)."""
     split_chinese: bool = True
     clean_text: bool = True
     longest_word: int = 100
@@ -69,7 +69,8 @@ class WordPiece:
 
     @property
     def settings(self) -> tuple[bool, bool, bool, bool, int]:
-        """Settings that affect ids besides the vocabulary: lower case, accents, Chinese, clean text, longest word."""
+        """Settings that affect ids in addition to the vocabulary: lower case, accents, Chinese, clean text, longest
+        word."""
         accents = self.lowercase if self.strip_accents is None else self.strip_accents
         return self.lowercase, accents, self.split_chinese, self.clean_text, self.longest_word
 
@@ -134,7 +135,7 @@ class WordPiece:
         }
 
     def wrote(self, folder: Path) -> bool:
-        """Returns True if all entries of the files in `folder` are those that `save` writes."""
+        """Returns True if the files in `folder` are exactly those that `save` writes."""
         if not (folder / JSON).is_file() or not (folder / CONFIG).is_file():
             return False
         if (folder / SPECIAL_MAP).exists() or (folder / ADDED).exists():
@@ -147,7 +148,7 @@ class WordPiece:
 def sample_documents(documents: Iterable[str], limit: int = SAMPLE_BYTES) -> list[str]:
     """Samples documents evenly from a stream of unknown length: all of them, or between `limit` / 2 and `limit` bytes.
 
-    A document stays in the sample while its hash is below a bound, which is halved whenever the sample is full.
+    A document remains in the sample while its hash is below a bound, which is halved whenever the sample is full.
     """
     bound, total, sample = 2**64, 0, []
     hashes, first = document_hash(0, 0, 4096), 0
@@ -173,12 +174,13 @@ def train_tokenizer(
 ) -> WordPiece:
     """Trains WordPiece on a `sample` (of `sample_documents`); the result depends only on the text and arguments.
 
-    The alphabet has the most frequent characters, an eighth of the vocabulary and at most COMMON_CHARACTERS, and all
-    further characters that are frequent enough (Chinese has thousands, and a character without an entry makes its word
-    [UNK]), up to the whole vocabulary. Entries that are left in the end are filled with the rarest characters.
+    The alphabet consists of the most frequent characters, up to an eighth of the vocabulary and COMMON_CHARACTERS, and
+    of all further characters that are frequent enough (Chinese has thousands, and a character without an entry makes
+    its word [UNK]), up to the whole vocabulary. Entries that remain at the end are filled with the rarest characters.
 
-    Returns: at most `vocab_size` entries, and fewer if the sample has no other character and no other piece that
-    occurs twice. The special tokens have the ids 0 to 4.
+    Returns:
+        At most `vocab_size` entries, fewer if the sample has no further character and no further piece that occurs
+        twice. The special tokens have the ids 0 to 4.
 
     Raises:
         UserError: `vocab_size` is too small for the alphabet.
@@ -196,13 +198,13 @@ def train_tokenizer(
     if more := _fitting(ranked[len(alphabet) :], inner, vocab_size - len(tokens)):
         alphabet += more
         tokens = _train(sample, tokenizer, alphabet, inner, vocab_size)
-    # A character that occurs within words needs two entries; a last single entry is used for the beginning of a word.
+    # A character that occurs within words needs two entries; a single last entry is used for the beginning of a word.
     tokens += ranked[len(alphabet) :][: vocab_size - len(tokens)]
     return WordPiece(tuple(tokens), lowercase=lowercase, strip_accents=strip_accents)
 
 
 def _count_characters(sample: Sequence[str], tokenizer: "Tokenizer") -> dict[str, int]:
-    """Counts of each normalized character."""
+    """Number of occurrences of each normalized character."""
     counts = np.zeros(0x110000, dtype=np.int64)
     for text in sample:
         found, often = np.unique(np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32), return_counts=True)
@@ -216,7 +218,7 @@ def _count_characters(sample: Sequence[str], tokenizer: "Tokenizer") -> dict[str
 
 
 def _occurs_within_words(character: str, tokenizer: "Tokenizer") -> bool:
-    """Returns False for punctuation and, with `split_chinese`, Chinese characters: each is a word."""
+    """Returns False for punctuation and, with `split_chinese`, Chinese characters, each of which is a word."""
     text = tokenizer.normalizer.normalize_str("a" + character)
     return len(tokenizer.pre_tokenizer.pre_tokenize_str(text)) == 1
 

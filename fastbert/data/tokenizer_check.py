@@ -19,7 +19,7 @@ from fastbert.streams import echo
 
 Probe = tuple[str, str | None]
 
-# The first text that is encoded differently is shown, so plain texts come first.
+# The error message shows the first text that is encoded differently, so plain texts come first.
 _TEXTS = (
     "",
     "Hello WORLD",
@@ -44,11 +44,11 @@ _TEXTS = (
 def check_folder(wordpiece: WordPiece, files: Interpreted) -> None:
     """Compares `wordpiece`, which was built from `files`, with the tokenizer that transformers builds from them.
 
-    A tokenizer.json without tokenizer_config.json is read as it is, although transformers lower-cases if the
-    config.json of a BERT is next to it: a setting in the only file precedes a default. This is reported.
+    A tokenizer.json without tokenizer_config.json is read as it is, although transformers lowercases if there is also
+    the config.json of a BERT: a setting in the only file overrides a default. This is reported.
 
     Raises:
-        UserError: the two differ; shows how, and a text that is encoded differently.
+        UserError: the two differ; the message shows how, and a text that is encoded differently.
     """
     folder, contents = files.path.parent, files.contents
     found = difference(wordpiece, open_in_transformers(contents))
@@ -72,7 +72,7 @@ def check_folder(wordpiece: WordPiece, files: Interpreted) -> None:
 
 
 def open_in_transformers(contents: dict[str, Any]) -> Any:
-    """Opens a folder with only `contents` by `AutoTokenizer`."""
+    """Opens a folder that contains only `contents` with `AutoTokenizer`."""
     from transformers import AutoTokenizer, logging
 
     verbosity = logging.get_verbosity()
@@ -114,7 +114,7 @@ def _shown(tokens: list[str]) -> str:
 
 
 def differences(here: WordPiece, there: WordPiece, names: tuple[str, str]) -> list[str]:
-    """Settings that differ between two tokenizers, and the first three ids that do.
+    """Settings and the first three ids that differ between two tokenizers.
 
     Args:
         names: names of the two in the result.
@@ -170,8 +170,7 @@ def _vocabulary(wordpiece: WordPiece, theirs: Any) -> Iterator[str]:
 
 
 def probes(wordpiece: WordPiece) -> Iterator[Probe]:
-    """Texts that exercise every setting, alone and in pairs, among them words of the vocabulary in upper and lower
-    case."""
+    """Texts and pairs that exercise every setting, including words of the vocabulary in upper and lower case."""
     for text in _TEXTS:
         yield text, None
     for token in _spread(wordpiece.tokens):

@@ -1,7 +1,7 @@
 """Interprets the files of a Hugging Face tokenizer folder as data.
 
-Each entry that affects ids is interpreted or refused by name. Everything else in the folder, including code, is
-ignored: `Interpreted.contents` has the relevant entries, and transformers sees only these.
+Each entry that affects ids is interpreted or refused. Everything else in the folder, including code, is ignored:
+`Interpreted.contents` has the relevant entries, and transformers reads only these.
 """
 
 import re
@@ -17,14 +17,14 @@ from fastbert.records import read_json
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 PREFIX = "##"
-LONGEST_WORD = 2000  # maximum characters of a word: the time to split it grows quadratically
+LONGEST_WORD = 2000  # maximum number of characters of a word: the time to split it grows quadratically
 JSON, VOCABULARY, CONFIG = "tokenizer.json", "vocab.txt", "tokenizer_config.json"
 SPECIAL_MAP, ADDED, MODEL = "special_tokens_map.json", "added_tokens.json", "config.json"
 
 # Classes that transformers 5 opens as BERT's tokenizer, and those that use tokenizer.json as it is.
 _BERTS = ("Bert", "Electra", "DistilBert", "MobileBert", "ConvBert", "SqueezeBert", "LayoutLM")
 _AS_IT_IS = ("PreTrainedTokenizer", "TokenizersBackend")
-# Model types for which it uses BERT's tokenizer if no class is declared, and that of fastbert.
+# Model types for which transformers uses BERT's tokenizer if no class is declared, and that of fastbert.
 _MODELS = (
     *("bert", "electra", "distilbert", "mobilebert", "convbert", "squeezebert", "layoutlm", "megatron-bert"),
     "fastbert",
@@ -63,7 +63,7 @@ class Interpreted:
 
 
 def interpret(folder: Path) -> Interpreted:
-    """Reads tokenizer.json, else vocab.txt, and the files next to it.
+    """Reads tokenizer.json, otherwise vocab.txt, and the files next to it.
 
     Raises:
         UserError: no tokenizer, a damaged one, or one that is not BERT's WordPiece with its five special tokens.
@@ -103,8 +103,8 @@ def interpret(folder: Path) -> Interpreted:
 
 
 def _vocabulary_text(path: Path) -> str:
-    """The text of a vocab.txt; a UserError if it is not UTF-8, or has a byte order mark or \\r within a line, which
-    transformers would read as parts of tokens."""
+    """Reads the text of a vocab.txt. Raises a UserError if it is not UTF-8, or has a byte order mark or \\r within a
+    line, which transformers would read as parts of tokens."""
     content = read_input(path, "vocabulary")
     refuse_zero_bytes(path, "vocabulary", content)
     try:
@@ -139,7 +139,7 @@ def read_vocabulary(text: str, path: Path) -> dict[str, int]:
     for number, token in enumerate(tokens, 1):
         if token in ids:
             what = f"repeats {token!r}, line {ids[token] + 1}" if token else f"is blank, as line {ids[token] + 1} is"
-            raise UserError(f"vocabulary {path}: line {number} {what}; every line must be another token")
+            raise UserError(f"vocabulary {path}: line {number} {what}; every line must be a different token")
         ids[token] = number - 1
     return ids
 
@@ -232,14 +232,14 @@ def _read_map(values: dict[str, Any], path: Path) -> dict[str, Any]:
 
 
 def _flagged(value: Any, path: Path) -> dict[str, Any]:
-    """The content and the flags of an added token."""
+    """Content and flags of an added token."""
     if not isinstance(value, dict) or not isinstance(value.get("content"), str):
-        raise UserError(f"{path}: {brief(value)} is no token")
+        raise UserError(f"{path}: {brief(value)} is not a token")
     return {"content": value["content"], **_typed({f: value[f] for f in _FLAGS if f in value}, bool, path)}
 
 
 def _mentioned(contents: dict[str, Any]) -> Iterator[str]:
-    """Every token in what `_read_config` or `_read_map` returned."""
+    """Yields every token in the output of `_read_config` or `_read_map`."""
     for key, value in contents.items():
         if key in _SETTINGS:
             continue
@@ -288,7 +288,7 @@ def _check_class(folder: Path, contents: dict[str, Any]) -> None:
 
 
 def _from_config(config: dict[str, Any]) -> dict[str, Any]:
-    """The settings of a BertTokenizer, with its defaults where tokenizer_config.json has no value."""
+    """Settings of a BertTokenizer, with its defaults for values that tokenizer_config.json does not have."""
     return {
         "lowercase": config.get("do_lower_case", True),
         "strip_accents": config.get("strip_accents"),
@@ -373,7 +373,7 @@ def _member(values: dict[str, Any], key: str, kinds: tuple[type, ...], path: Pat
 
 def _added_tokens(tokens: Any, path: Path) -> list[dict[str, Any]]:
     if not isinstance(tokens, list):
-        raise UserError(f"tokenizer {path} is damaged: added_tokens is no list")
+        raise UserError(f"tokenizer {path} is damaged: added_tokens is not a list")
     read = []
     for value in tokens:
         token = _flagged(value, path)

@@ -12,10 +12,11 @@ from fastbert.errors import UserError
 
 
 def load_tokenizer(folder: Path | str) -> WordPiece:
-    """Opens the tokenizer of a Hugging Face BERT folder (tokenizer.json, else vocab.txt), a prepared folder or a run.
+    """Opens the tokenizer of a Hugging Face BERT folder (tokenizer.json, otherwise vocab.txt), a prepared folder or a
+    run.
 
-    A folder that `WordPiece.save` did not write is compared with transformers' reading of it. Truncation and padding in
-    a tokenizer.json are dropped.
+    For a folder that `WordPiece.save` did not write, the tokenizer is compared with that of transformers. Truncation
+    and padding in a tokenizer.json are dropped.
 
     Raises:
         UserError: there is no tokenizer, or it is damaged, not BERT's WordPiece, lacks a special token, or is read
@@ -34,7 +35,7 @@ def load_tokenizer(folder: Path | str) -> WordPiece:
     return wordpiece
 
 
-_compared: set[bytes] = set()  # contents that transformers reads equally: a job opens the same folder several times
+_compared: set[bytes] = set()  # contents that were compared before: a job opens the same folder several times
 
 
 def _from_files(files: Interpreted) -> WordPiece:

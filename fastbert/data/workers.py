@@ -24,7 +24,7 @@ def pool(workers: int, wordpiece: WordPiece) -> Iterator[Callable[..., Future]]:
         set_encoder(wordpiece)
         yield _now
         return
-    # Spawned, not forked: a fork copies the caller's threads' locks, CUDA's and the tokenizer library's among them.
+    # Spawned, not forked: a fork copies the locks of all threads, such as those of CUDA and the tokenizers library.
     with ProcessPoolExecutor(workers, get_context("spawn"), start_worker, (wordpiece,)) as executor:
         try:
             yield partial(_submitted, executor)

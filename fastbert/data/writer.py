@@ -1,4 +1,4 @@
-"""Writer for the shards of a split: plain .npy files that numpy maps into memory."""
+"""Writer of the shards of a split: plain .npy files that numpy maps into memory."""
 
 import hashlib
 import os
@@ -15,14 +15,14 @@ PARTS = ("tokens", "documents", "rare.positions", "rare.lengths", "rare.words")
 
 
 def shard_file(split: str, number: int, part: str) -> str:
-    """The name of a shard's file, for example train-00000.tokens.npy."""
+    """Name of a file of a shard, for example train-00000.tokens.npy."""
     return f"{split}-{number:05d}.{part}.npy"
 
 
 class SplitWriter:
     """Writes a split's documents in order to files of at most `shard_tokens` tokens and hashes them.
 
-    Only a document that alone exceeds a shard is cut, before a word.
+    Only a document that is longer than a shard is split, before a word.
     """
 
     def __init__(self, folder: Path, split: str, continuing: np.ndarray, shard_tokens: int) -> None:
@@ -32,7 +32,7 @@ class SplitWriter:
         self.unigrams = np.zeros(len(continuing), np.int64)
         self.documents = self.bytes = 0
         self.shards: list[int] = []
-        """Tokens of each finished shard."""
+        """Number of tokens of each finished shard."""
         self.files: list[dict[str, FileRecord]] = []
         """Name -> record of the files of each finished shard."""
         self._file: IO[bytes] | None = None
@@ -72,7 +72,7 @@ class SplitWriter:
             self._finish_shard()
 
     def state(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-        """JSON and arrays for `restore`. All that was written so far is on the disk when this returns."""
+        """JSON and arrays for `restore`. Flushes everything written so far to the disk."""
         if self._file is not None:
             self._file.flush()
             os.fsync(self._file.fileno())
@@ -86,10 +86,10 @@ class SplitWriter:
         return record, {"unigrams": self.unigrams, "starts": starts}
 
     def restore(self, record: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
-        """Resumes from `state()`; what was written after it is cut off or, in later shards, overwritten.
+        """Resumes from `state()`; later tokens are cut off or, in later shards, overwritten.
 
         Raises:
-            UserError: the files are not those written up to that state.
+            UserError: the files differ from those written up to that state.
         """
         why = "it is not what the interrupted call wrote"
         self.documents, self.bytes, self.shards = record["documents"], record["bytes"], list(record["shards"])

@@ -1,4 +1,4 @@
-"""Batches from examples: pairs are truncated as in BERT, a batch has examples of similar length and is padded to its
+"""Batches of examples: pairs are truncated as in BERT; a batch contains examples of similar length, padded to the
 longest.
 
 The order is a function of (seed, epoch): a keyed permutation, in which blocks of examples are sorted by length.
@@ -18,8 +18,8 @@ from fastbert.finetuning.rows import Example
 from fastbert.randomness import permute, row_keys
 
 POOL = 50  # batches whose examples are sorted by length together
-# A padded length is a multiple of this on a GPU: tensor cores, few distinct shapes. A CPU's time grows with the tokens
-# alone, and for SST-2 a fifth of them would be padding.
+# On a GPU, lengths are padded to a multiple of this, for tensor cores and few distinct shapes. On a CPU, the time
+# depends only on the number of tokens, and for SST-2 a fifth of them would be padding.
 PAD_TO = 8
 TEXTS_AT_A_TIME = 4096  # for the tokenizer, whose result takes much memory
 
@@ -37,12 +37,12 @@ class TaskBatch:
     attention_mask: Tensor
     """bool [B, T], true for tokens."""
     token_type_ids: Tensor | None
-    """int64 [B, T], 1 from the second text of a pair on; None where there are no pairs."""
+    """int64 [B, T], 1 for the second text of a pair; None if the examples are not pairs."""
     labels: Tensor | None
-    """[B, ...], as `TaskKind.losses` reads them; None where there are none."""
+    """[B, ...], in the form that `TaskKind.losses` expects; None without labels."""
     scored: Tensor | None = None
-    """bool [B, T] on the host, for prediction only: the tokens that are scored; None where each row as a whole is
-    scored."""
+    """bool [B, T] on the host, for prediction only: the tokens that are scored; None if each row is scored as a
+    whole."""
 
 
 @dataclass(frozen=True)
@@ -52,12 +52,12 @@ class EncodedSplit:
     tokens: np.ndarray
     """int32 [sum of lengths]."""
     starts: np.ndarray
-    """int64 [N + 1]: where each example begins."""
+    """int64 [N + 1]: index of the first token of each example, and the end of the last."""
     firsts: np.ndarray
-    """int64 [N]: the number of tokens of type 0, which come before those of type 1."""
+    """int64 [N]: number of tokens of type 0, which precede those of type 1."""
     labels: np.ndarray | None
-    """[N, ...], the training targets of the task's kind, or where words have labels [sum of lengths]; None where the
-    split has no labels."""
+    """Training targets of the task's kind, [N, ...], or [sum of lengths] if words have labels; None if the split has no
+    labels."""
     truncated: int
     """Number of examples that were truncated to `max_length`."""
     max_length: int
@@ -65,11 +65,11 @@ class EncodedSplit:
     """The id of [PAD]."""
     is_pair: bool
     scored: np.ndarray | None = None
-    """bool [sum of lengths], the tokens at which words are scored; None where each row is scored as a whole."""
+    """bool [sum of lengths], the tokens at which words are scored; None if each row is scored as a whole."""
     ignored: int = 0
-    """The label of the other tokens."""
+    """Label of the tokens that are not scored."""
     units: np.ndarray | None = None
-    """int64 [examples + 1]: the index of each example's first word among the words of all examples; None where a row is
+    """int64 [examples + 1]: the index of each example's first word among the words of all examples; None if each row is
     an example."""
 
     def __len__(self) -> int:
@@ -88,7 +88,7 @@ class EncodedSplit:
         return np.concatenate([[0], np.cumsum(self.scored)])[self.starts]
 
     def units_in(self, rows: np.ndarray) -> np.ndarray:
-        """Indices of the units that are scored in `rows`, in their order: int64 [their number]."""
+        """Indices of the units that are scored in `rows`, in order, int64."""
         return ranges(self._units_before[rows], self._units_before[rows + 1])
 
     def by_example(self, values: np.ndarray) -> list[np.ndarray]:
@@ -96,7 +96,7 @@ class EncodedSplit:
         return list(values) if self.units is None else np.split(values, self.units[1:-1])
 
     def batch(self, rows: np.ndarray, device: torch.device | str = "cpu") -> TaskBatch:
-        """The examples `rows` (int64 [B]), in that order."""
+        """Batch of the examples `rows` (int64 [B]), in that order."""
         lengths = self.lengths[rows]
         longest = int(lengths.max())
         multiple = 1 if torch.device(device).type == "cpu" else PAD_TO
@@ -137,8 +137,8 @@ def ranges(first: np.ndarray, end: np.ndarray) -> np.ndarray:
 
 
 def truncated_lengths(first: int, second: int, room: int) -> tuple[int, int]:
-    """Lengths of the two texts of a pair, truncated to `room` tokens: BERT removes tokens one by one from the end of
-    the longer text, or of the second if both are equally long. In closed form."""
+    """Lengths of the two texts of a pair, truncated to `room` tokens together. BERT removes tokens one by one from the
+    end of the longer text, or of the second if both are equally long; this is the closed form."""
     if first + second > room:
         rest = max(min(second, room // 2), room - first)
         return min(first, room - rest), rest
@@ -151,7 +151,7 @@ def encode(
     max_length: int,
     targets: Callable[[Sequence[Any]], np.ndarray],
 ) -> EncodedSplit:
-    """[CLS] text [SEP], or [CLS] text [SEP] pair [SEP], each at most `max_length` tokens.
+    """Encodes examples as [CLS] text [SEP] or [CLS] text [SEP] pair [SEP], each at most `max_length` tokens.
 
     Args:
         examples: all of them with a pair or none; all with a label or none.
@@ -193,10 +193,10 @@ def encode(
 
 
 def training_order(lengths: np.ndarray, batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:
-    """The batches of an epoch, as row indices: every row once; one batch may be smaller.
+    """Batches of an epoch, as row indices: every row once; one batch may be smaller.
 
-    Blocks of `POOL` batches of the permuted rows are sorted by length and cut into batches, whose order is permuted
-    as well: a batch has rows of similar length, and other rows in every epoch.
+    Blocks of `POOL` batches of the permuted rows are sorted by length and cut into batches, whose order is permuted as
+    well: a batch has rows of similar length, and different rows in every epoch.
     """
     count = len(lengths)
     order = permute(torch.arange(count), count, seed, epoch).numpy()
@@ -227,7 +227,7 @@ def sample_orders(orders: Sequence[EncodedSplit], seed: int, epoch: int) -> Enco
 
 
 def reading_order(lengths: np.ndarray, batch_size: int) -> Iterator[np.ndarray]:
-    """Batches for prediction, the longest rows first, so that too little memory is noticed at once."""
+    """Batches for prediction, the longest rows first, so that a lack of memory is noticed at once."""
     order = np.argsort(-lengths, kind="stable")
     for at in range(0, len(order), batch_size):
         yield order[at : at + batch_size]

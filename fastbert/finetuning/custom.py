@@ -31,33 +31,33 @@ class CustomTaskOptions:
     train: str | None = None
     """File of the training examples; a path is relative to the working directory, or else to the YAML file."""
     dev: str | None = None
-    """File of the examples that choose the best epoch."""
+    """File of the examples on which the best epoch is selected."""
     test: str | None = None
     """File of the examples to predict; their labels may be missing."""
     text: str | None = None
-    """Column of the text, or of the first of a pair (default: text). With kind tokens, a column with a list of words in
-    each row or with a text (usually tokens or text); in CoNLL files the number of the column of words, in .conllu also
-    its name (usually 1, form)."""
+    """Column of the text, or of the first text of a pair (default: text). With kind tokens, a column of lists of words
+    or of texts (usually tokens or text); in CoNLL files the number of the word column, in .conllu also its name
+    (usually 1, form)."""
     pair: str | None = None
     """Column of the second text of a pair."""
     label: str | None = None
-    """Column of the label (default: label). With kind multi-label, a list of words in each row, which may be empty, or
-    a text with ; between the words, as in CSV and TSV; an empty cell is an empty list. With kind tokens, a column with
-    a list of tags or of spans in each row (usually tags or spans); in CoNLL files the number or name of the column of
-    tags (usually the last, upos)."""
+    """Column of the label (default: label). With kind multi-label, each cell is a list of labels, which may be empty,
+    or a text with ; between the labels, as in CSV and TSV; an empty cell is an empty list. With kind tokens, a column
+    of lists of tags or spans (usually tags or spans); in CoNLL files the number or name of the tag column (usually the
+    last, upos)."""
     kind: str = choice("classes", KINDS, "kind of labels")
-    """Kind of the labels: a class, a number, or any number of labels (multi-label) for each text, or a tag for each
-    word (tokens)."""
+    """Kind of labels: for each text, one of several classes, a number, or any number of labels (multi-label); for each
+    word, a tag (tokens)."""
     labels: str | None = None
-    """Comma-separated label names in id order, in double quotes if one contains a comma (default: those of train,
-    sorted; in Parquet with ClassLabel names, these in their order). With two labels, the second is the positive class
-    of F1, AUC and pairwise accuracy."""
+    """Comma-separated label names in id order, in double quotes if one contains a comma (default: the labels in train,
+    sorted; for Parquet with ClassLabel names, these in order). With two labels, the second is the positive class of F1,
+    AUC and pairwise accuracy."""
     metrics: str | None = None
     """Comma-separated names of metrics; the first chooses the best epoch (default: accuracy; for numbers
     pearson, spearman; for several labels micro_f1, macro_f1, subset_accuracy; for entities entity_f1,
     entity_precision, entity_recall, accuracy)."""
     symmetric: bool = False
-    """The order of the two texts has no meaning, so --symmetric may read both."""
+    """The order of the two texts has no meaning, so --symmetric may read both orders."""
 
     def __post_init__(self) -> None:
         check_values(self)
@@ -67,10 +67,11 @@ class CustomTaskOptions:
                 raise OptionError(self, name, f"must be names with a comma between them, not {brief(value)}")
 
     def check(self) -> None:
-        """Checks that the options fit each other. The constructor does not, since flags alone may be a part of a task.
+        """Checks that the options are consistent. The constructor does not, since flags may describe only part of a
+        task.
 
         Raises:
-            UserError: they do not fit.
+            UserError: they are not.
         """
         if self.symmetric and self.pair is None:
             raise UserError("symmetric is for pairs; name the column of the second text with pair")
@@ -104,7 +105,7 @@ class CustomSource:
             raise UserError("a custom task needs files: name train and dev (and test, if there is one)")
 
     def columns(self, split: str) -> Columns:
-        """The columns of a split; those of test may have no label column."""
+        """The columns of a split; in test the label column may be missing."""
         options = self.options
         text = options.text or TEXT
         return Columns(
@@ -119,7 +120,8 @@ class CustomSource:
         """The rows of a split.
 
         Raises:
-            UserError: with file, line and remedy, for a missing file or column, an empty text, a binary file.
+            UserError: a file or column is missing, a text is empty, or a file is binary; the message names file and
+                line.
         """
         options = self.options
         if KINDS[options.kind].labels_words:
@@ -133,13 +135,13 @@ class CustomSource:
         """Reads the first row of a split.
 
         Raises:
-            UserError: there is none, or it is wrong.
+            UserError: there is none, or it is invalid.
         """
         if next(self.rows(split, []), None) is None:
-            raise UserError(f"{self.paths[split]} holds no rows; give a file with rows")
+            raise UserError(f"{self.paths[split]} has no rows; give a file with rows")
 
     def class_names(self) -> tuple[str, ...] | None:
-        """Label names in id order if the training file is Parquet and has them, else None."""
+        """Label names in id order if the training file is Parquet and has them, otherwise None."""
         path, options = self.paths["train"], self.options
         if suffixes(path)[0] != ".parquet":
             return None

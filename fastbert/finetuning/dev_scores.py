@@ -29,7 +29,7 @@ def selection_value(task: Task, figures: Figures) -> float:
 
 
 def write_errors(path: Path, task: Task, dev: dict[str, Inputs], scores: dict[str, np.ndarray], worst: int) -> None:
-    """The `worst` dev examples with the highest loss (where words have labels, its sum), in descending order."""
+    """Writes the `worst` dev examples with the highest loss (its sum if words have labels), in descending order."""
     rows = []
     for split, values in scores.items():
         inputs = dev[split]

@@ -18,9 +18,9 @@ from fastbert.hub.folders import seed_folders
 @dataclass(frozen=True)
 class Ensemble:
     path: str
-    """The folder that the user named."""
+    """Folder given by the user."""
     folders: tuple[Path, ...]
-    """One for each model."""
+    """Folder of each model."""
     seeds: tuple[int, ...]
     """The seeds that are averaged; empty if `path` is a single model."""
     record: TaskRecord
@@ -43,10 +43,10 @@ class Ensemble:
 
 
 def open_ensemble(path: str) -> Ensemble:
-    """The model in the folder `path`, or all seeds of the fine-tuning whose --out it is.
+    """Opens the model in the folder `path`, or all seeds if `path` is the --out of a fine-tuning.
 
     Raises:
-        UserError: there is no such model, a seed has no model or a damaged one, or the seeds do not fit together.
+        UserError: there is no such model, a seed has no model or a damaged one, or the seeds are not compatible.
     """
     folders = dict(models_of(Path(path)))
     members = [(folder, *read_task_record(folder)) for folder in folders]
@@ -54,7 +54,7 @@ def open_ensemble(path: str) -> Ensemble:
     for folder, other, words in members:
         if folders[folder] not in (None, other.seed):
             raise UserError(f"{folder} holds the model of seed {other.seed}; restore that of seed {folders[folder]}")
-        for what, mine, its in (
+        for what, expected, found in (
             ("the task", record.task, other.task),
             ("the kind", record.kind.name, other.kind.name),
             ("the labels", record.kind.labels, other.kind.labels),
@@ -63,10 +63,10 @@ def open_ensemble(path: str) -> Ensemble:
             ("max_length", record.max_length, other.max_length),
             ("a tokenizer with the hash", vocabulary.fingerprint, words.fingerprint),
         ):
-            if mine != its:
+            if expected != found:
                 raise UserError(
-                    f"the models of {path} cannot be averaged: {folder} has {what} {brief(its, str)}, {first} "
-                    f"{brief(mine, str)}; give one seed, such as --model {first.parent}"
+                    f"the models of {path} cannot be averaged: {folder} has {what} {brief(found, str)}, {first} "
+                    f"{brief(expected, str)}; give one seed, such as --model {first.parent}"
                 )
     kind = record.kind.ensemble([other.kind for _, other, _ in members])
     return Ensemble(
@@ -79,8 +79,8 @@ def open_ensemble(path: str) -> Ensemble:
 
 
 def models_of(path: Path) -> Iterator[tuple[Path, int | None]]:
-    """The folders of the models, and their seeds where results.json lists them; of several fractions of the training
-    split the largest is used."""
+    """Yields the folder of each model, and its seed if `path` has several. Of several fractions of the training split,
+    the largest is used."""
     folder = fine_tuned_folder(path)
     if folder is not None:
         yield folder, None
@@ -100,7 +100,7 @@ def models_of(path: Path) -> Iterator[tuple[Path, int | None]]:
 
 
 def no_results(path: Path) -> UserError:
-    """The error for a folder that is neither a fine-tuned model nor the finished --out of one task."""
+    """Error for a folder that is neither a fine-tuned model nor the finished --out of one task."""
     seeds = seed_folders(path)
     if tasks := sorted({seed.parent for seed in seeds if (seed.parent / "results.json").is_file()}):
         return UserError(f"{path} holds the results of several tasks; give the folder of one, such as {tasks[0]}")

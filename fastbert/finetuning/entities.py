@@ -16,7 +16,7 @@ def decode(types: np.ndarray, begins: np.ndarray, lengths: np.ndarray) -> np.nda
     Args:
         types: the entity type of each word, [W]; -1 outside of entities.
         begins: bool [W], whether a word is tagged as the beginning of an entity. A word whose type differs from that of
-            the word before it begins one too.
+            the previous word also begins an entity.
         lengths: the number of words in each sentence; their sum is W.
     """
     first_words = np.zeros(len(types), bool)
@@ -32,7 +32,7 @@ def decode(types: np.ndarray, begins: np.ndarray, lengths: np.ndarray) -> np.nda
 
 
 def common(found: np.ndarray, expected: np.ndarray) -> np.ndarray:
-    """Entities, [n, 4], that are in both."""
+    """Entities [n, 4] that are in both arrays."""
     both = set(map(tuple, expected.tolist()))
     return np.array([entity for entity in found.tolist() if tuple(entity) in both], np.int64).reshape(-1, 4)
 
@@ -70,7 +70,7 @@ def entity_errors(found: list[Span], expected: list[Span]) -> list[dict[str, Any
     for span in expected:
         if _key(span) in right:
             continue
-        first = bisect_right(ends, span["start"])  # the first that ends behind the start
+        first = bisect_right(ends, span["start"])  # the first that ends after the start
         other = found[first] if first < len(found) and found[first]["start"] < span["end"] else None
         if other is None or _key(other) in right:
             errors.append({"error": "missed", "expected": span})

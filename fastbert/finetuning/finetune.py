@@ -1,6 +1,6 @@
 """`fastbert finetune` for one task: several seeds, optionally several fractions of its training split.
 
-out/config.yaml         the options, complete
+out/config.yaml         all options
 out/manifest.json       definition of the experiment: options, model, data
 out/results.json        metrics of every seed at its best and last epoch, and their summary
 out/learning_curve.png  for several fractions
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from fastbert.files import disk_errors, locked_folder, remove
-from fastbert.finetuning.folder import check_others, open_folder
+from fastbert.finetuning.folder import check_other_files, open_folder
 from fastbert.finetuning.options import FinetuneOptions
 from fastbert.finetuning.results import finished, seed_folder, write_results
 from fastbert.finetuning.seed import CHECKPOINTS, train_seed
@@ -31,7 +31,7 @@ def finetune(requested: FinetuneOptions) -> int:
     """
     requested.check_inputs()
     check_output_folder(requested.out)
-    check_others(Path(requested.out))
+    check_other_files(Path(requested.out))
     setup = prepare_finetuning(requested)
     for warning in setup.warnings:
         echo(warning)

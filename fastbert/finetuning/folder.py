@@ -33,16 +33,16 @@ def check_results_folder(out: Path, setup: FinetuneSetup, experiment: dict[str, 
                 f"{out} holds the results of another experiment. Differences:{LINE}{lines}{LINE}"
                 "Give the same options to continue it, or choose another --out"
             )
-    check_others(out)
+    check_other_files(out)
     options = setup.options
     for fraction in options.fractions():
         for seed in range(options.first_seed, options.first_seed + options.seeds):
             finished(seed_folder(out, fraction, seed), setup.task.metrics)
 
 
-def check_others(out: Path) -> None:
-    """Raises a UserError if `out` contains files of anything else than a fine-tuning. One that was killed before it
-    wrote a manifest leaves config.yaml and the lock, so call this before locking as well."""
+def check_other_files(out: Path) -> None:
+    """Raises a UserError if `out` contains files that are not from a fine-tuning. A process that is killed before it
+    writes the manifest leaves config.yaml and the lock, so call this before locking as well."""
     if not out.is_dir() or (out / "manifest.json").is_file():
         return
     if contents(out) - ({"config.yaml"} if (out / LOCK).is_file() else set()):

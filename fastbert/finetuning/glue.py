@@ -20,7 +20,7 @@ from fastbert.finetuning.kinds.number import Number
 from fastbert.finetuning.rows import Row, make_row
 
 HUB = "nyu-mll/glue"
-"""Read through `datasets` where no folder is given."""
+"""Dataset that is read through `datasets` if no folder is given."""
 BINARY = Classes(("0", "1"))
 TWO_WAY = Classes(("entailment", "not_entailment"))
 THREE_WAY = Classes(("entailment", "neutral", "contradiction"))
@@ -31,7 +31,7 @@ class GlueTask:
     """Constants of one task."""
 
     title: str
-    """Name in papers and of the official folder."""
+    """Name in papers and name of the official folder."""
     kind: TaskKind
     metrics: tuple[str, ...]
     columns: tuple[str, ...]
@@ -48,8 +48,8 @@ class GlueTask:
     """Columns of the splits whose official files have no header."""
     symmetric: bool = False
     ragged: bool = False
-    """Official files of this task have incomplete rows, or have not been seen: rows without all fields are skipped and
-    counted, as in the readers behind the official counts, and an empty text is accepted."""
+    """Official files of this task have incomplete rows, or could not be inspected: rows with missing fields are skipped
+    and counted, as in the readers that gave the official counts, and an empty text is accepted."""
 
 
 def _sizes(train: int, dev: int, test: int) -> dict[str, int]:
@@ -205,7 +205,7 @@ class GlueSource:
         return sorted(folders, key=lambda folder: names.index(plain(folder.name)))
 
     def origins(self) -> dict[str, str]:
-        """Files of each split, also of missing ones; the name on the hub without a folder."""
+        """Files of each split, even if missing; without a folder, the name on the hub."""
         return {split: ", ".join(str(path) for path in self._paths(split)) or HUB for split in self.task.rows}
 
     def has(self, split: str) -> bool:
@@ -226,10 +226,11 @@ class GlueSource:
         return "diagnostic.tsv" if self.name == "ax" else f"{split}.tsv"
 
     def rows(self, split: str, warnings: list[str]) -> Iterator[Row]:
-        """The rows of a split, with labels as words or numbers, in test None; skipped rows are reported in `warnings`.
+        """The rows of a split, with labels as words or numbers (None in test); skipped rows are reported in `warnings`.
 
         Raises:
-            UserError: with file, line and remedy; at the end, if there are fewer rows than the official number.
+            UserError: a row is invalid (the message names file and line); or, at the end, there are fewer rows than the
+                official number.
         """
         paths = self._paths(split)
         if not paths:
@@ -268,18 +269,16 @@ class GlueSource:
                 empty += not (row.text.strip() and (row.pair is None or row.pair.strip()))
                 yield row
         if skipped:
-            warnings.append(f"{path}: {skipped} rows lack fields and were skipped, as the official counts have it")
+            warnings.append(f"{path}: {skipped} rows lack fields and were skipped, as in the official counts")
         if empty:
-            warnings.append(
-                f"{path}: {empty} rows have an empty text and were retained, as the official counts have it"
-            )
+            warnings.append(f"{path}: {empty} rows have an empty text and were retained, as in the official counts")
 
     def _parquet_rows(self, path: Path, split: str) -> Iterator[Row]:
         return self._numbered(split, ((where, cells) for _, where, cells in read_rows(path, self._hub_columns)))
 
     @property
     def _hub_columns(self) -> Columns:
-        return Columns(self.task.hub_columns, "label", remedy=f"take the file from {HUB}")
+        return Columns(self.task.hub_columns, "label", remedy=f"download the file from {HUB}")
 
     def _hub_rows(self, split: str) -> Iterator[Row]:
         import datasets
@@ -298,7 +297,7 @@ class GlueSource:
         return self._numbered(split, ((f"{where}, row {number}", cells) for number, cells in rows))
 
     def _numbered(self, split: str, rows: Iterator[tuple[str, list[Any]]]) -> Iterator[Row]:
-        """Rows of `datasets`, in which a label is an id, in test -1."""
+        """Rows read through `datasets`, in which a label is an id (-1 in test)."""
         labels = self.task.kind.labels
         for here, values in rows:
             label = values[-1]
@@ -308,7 +307,7 @@ class GlueSource:
                 if not isinstance(label, int) or not 0 <= label < len(labels):
                     raise UserError(
                         f"{here}: the label {label!r} is not a whole number from 0 to {len(labels) - 1}; "
-                        f"take the file from {HUB}"
+                        f"download the file from {HUB}"
                     )
                 label = labels[label]
             yield make_row(here, self.task.hub_columns, [*values[:-1], label], self.task.ragged)
@@ -319,6 +318,6 @@ def _hub_split(split: str) -> str:
 
 
 def check_glue_folder(folder: str | Path | None) -> None:
-    """Raises a UserError if --glue-dir is no folder."""
+    """Raises a UserError if --glue-dir is not a folder."""
     if folder is not None and not Path(folder).is_dir():
         raise UserError(f"no GLUE folder {folder}; give the folder that holds CoLA, SST-2, ... with --glue-dir")

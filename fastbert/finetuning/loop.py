@@ -1,7 +1,7 @@
 """The fine-tuning loop: epochs over a stream of batches, one update for each batch, a learning rate for each layer.
 
 As in pretraining, the host does not wait for the step it has queued, an update that is not finite is skipped on the
-device, and randomness is a function of (seed, step, index): the same options give the same bits.
+device, and randomness is a function of (seed, step, index): the same options give the same result bit for bit.
 """
 
 import time
@@ -59,7 +59,7 @@ def build_scaled_optimizer(
     device: torch.device,
     apex: bool = False,
 ) -> torch.optim.Optimizer:
-    """An optimizer for `guarded_step` in which each group has a factor on the learning rate, "lr_scale".
+    """Builds an optimizer for `guarded_step` in which each group has a factor on the learning rate, "lr_scale".
 
     `guarded_step` sets the same rate for all groups, and a hook of the optimizer multiplies it before the update.
     """
@@ -85,7 +85,7 @@ def scale_rates(optimizer: torch.optim.Optimizer, arguments: tuple, keywords: di
 
 @dataclass
 class TuningProgress:
-    """Progress of a training, as saved in a checkpoint."""
+    """Progress of a training run, as saved in a checkpoint."""
 
     epoch: int = 0
     """Completed epochs."""
@@ -102,12 +102,12 @@ class TuningProgress:
 
 _PROGRESS = {f.name: COUNT for f in fields(TuningProgress)} | {"seconds": float, "window": [float]}
 STATE = {"progress": _PROGRESS, "optimizer": dict, "metrics": {"records": COUNT, "sha256": str}}
-"""Shape of a checkpoint's state, for `check`."""
+"""Schema of a checkpoint's state, for `check`."""
 
 
 @dataclass
 class Tuner:
-    """One training: its components and the loop.
+    """A training run: its components and the loop.
 
     Args:
         updater: with a `TaskModel` and its optimizer.
@@ -125,11 +125,11 @@ class Tuner:
 
     @property
     def steps(self) -> int:
-        """Number of steps of the whole training."""
+        """Number of steps of the whole run."""
         return self.options.epochs * self.stream.batches
 
     def run(self, interrupts: Interrupts, after_epoch: Callable[[], object]) -> bool:
-        """Trains the remaining epochs; false if a signal ended it early.
+        """Trains the remaining epochs; returns false if a signal stopped it early.
 
         Args:
             after_epoch: called after each epoch.
@@ -156,8 +156,8 @@ class Tuner:
         return self.options.learning_rate * learning_rate_factor(self.options.schedule, step, self.steps)
 
     def train_step(self, batch: StreamBatch) -> None:
-        """One update with the gradient of the weighted mean loss over the units of the batch, for any micro-batch
-        size."""
+        """Performs one update with the gradient of the weighted mean loss over the units of the batch, for any
+        micro-batch size."""
         model, step, count = self.updater.module, self.progress.step, len(batch.rows)
         device, kind = next(model.parameters()).device, model.kinds[batch.head]
         keys = row_keys(self.seed, "dropout", step, torch.arange(count)).to(device)
@@ -213,7 +213,7 @@ class Tuner:
         }
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Continues from a checkpoint with a state of the shape `STATE`.
+        """Resumes from a checkpoint whose state matches the schema `STATE`.
 
         Raises:
             UserError: its tensors do not fit the model or the optimizer.

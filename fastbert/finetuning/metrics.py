@@ -1,6 +1,6 @@
-"""Metrics as on GLUE's server, by scikit-learn and SciPy.
+"""Metrics as on GLUE's server, computed by scikit-learn and SciPy.
 
-A new metric is one function, one line in `METRICS`, and its name in the kinds of tasks that it fits.
+A new metric is one function, one line in `METRICS`, and its name in the kinds of tasks that it suits.
 """
 
 from collections.abc import Callable
@@ -17,7 +17,8 @@ def accuracy(predictions: np.ndarray, labels: np.ndarray) -> float:
 
 
 def f1(predictions: np.ndarray, labels: np.ndarray) -> float:
-    """F1 of label 1 of two, from ids [N]; 0 if neither predictions nor labels contain it (as in scikit-learn)."""
+    """F1 of label 1 of two labels, from ids [N]; 0 if neither predictions nor labels contain it (as in
+    scikit-learn)."""
     from sklearn.metrics import f1_score
 
     return float(f1_score(labels, predictions, pos_label=1, zero_division=0))
@@ -53,7 +54,7 @@ def subset_accuracy(predictions: np.ndarray, labels: np.ndarray) -> float:
 
 
 def matthews(predictions: np.ndarray, labels: np.ndarray) -> float:
-    """Matthews' correlation of label ids [N]; 0 where all predictions, or all labels, are the same."""
+    """Matthews' correlation of label ids [N]; 0 if all predictions, or all labels, are the same."""
     from sklearn.metrics import matthews_corrcoef
 
     if _constant(predictions) or _constant(labels):
@@ -74,7 +75,7 @@ def pearson(predictions: np.ndarray, labels: np.ndarray) -> float:
 
 
 def spearman(predictions: np.ndarray, labels: np.ndarray) -> float:
-    """Spearman's rank correlation of numbers [N]; 0 where either is constant, as for `pearson`."""
+    """Spearman's rank correlation of numbers [N]; 0 if either is constant, as for `pearson`."""
     from scipy.stats import spearmanr
 
     if _constant(predictions) or _constant(labels):
@@ -133,7 +134,7 @@ def entity_precision(predictions: np.ndarray, labels: np.ndarray) -> float:
 
 
 def entity_recall(predictions: np.ndarray, labels: np.ndarray) -> float:
-    """Fraction of the entities that are found."""
+    """Fraction of the entities that are predicted."""
     return _of_entities(predictions, labels)[1]
 
 

@@ -13,10 +13,10 @@ from fastbert.model.encoder import Encoder, initialize
 
 
 class TaskModel(nn.Module):
-    """An encoder and its heads, by task.
+    """An encoder with a head for each task.
 
     Args:
-        config: the encoder's, with the dropout for training.
+        config: configuration of the encoder, with the dropout for training.
         kinds: the kind of each task.
     """
 
@@ -57,10 +57,10 @@ def new_task_model(
     attention_dropout: float,
     kernels: str,
 ) -> TaskModel:
-    """The pretrained encoder with new heads. The initial weights of a head depend on (seed, their name in the head)
-    only, not on other heads.
+    """Builds the pretrained encoder with new heads. The initial weights of a head depend only on (seed, their name in
+    the head), not on other heads.
 
-    A pooler of the pretrained model is not used: it was trained for another purpose, or not at all.
+    The pooler of the pretrained model is not used: it was trained for another purpose, or not at all.
     """
     config = replace(pretrained.config, dropout=dropout, attention_dropout=attention_dropout)
     model = TaskModel(config, kinds, kernels)

@@ -15,8 +15,9 @@ from fastbert.ranges import LARGEST_SEED, Count, Natural, NotNegative, Part, Pos
 from fastbert.training.options import MachineOptions, OptimizerOptions, ScheduleOptions, TrainingMachineOptions
 
 # Learning rate and epochs. TUPE (arXiv 2006.15595) trains MNLI, QQP and QNLI for 5 epochs and all others for 10, with
-# the best rate on dev from 2e-5 to 5e-5, not given by task. These defaults are the middle of that range for large tasks
-# and its upper end for small ones, which have few updates. Batch size 32 and a warm-up of 6 % are from the same paper.
+# the best rate on dev from 2e-5 to 5e-5, not stated by task. These defaults are the middle of that range for large
+# tasks and its upper end for small ones, which have few updates. Batch size 32 and a warm-up of 6 % are from the same
+# paper.
 TASK_DEFAULTS: dict[str, tuple[float, int]] = {
     **dict.fromkeys(("mnli", "qqp", "qnli"), (3e-5, 5)),
     "sst2": (3e-5, 10),
@@ -32,9 +33,10 @@ class FinetuneOptions:
     """Fine-tune an encoder: `fastbert finetune [configs/finetune/x.yaml] [options]`; options override the file."""
 
     model: str | None = field(default=None, metadata=BOOKKEEPING)
-    """A run, a checkpoint, an export, or a Hugging Face BERT folder: its encoder is used, the head is new."""
+    """Pretrained model: a run, a checkpoint, an export, or a Hugging Face BERT folder. Its encoder is used; the head is
+    new."""
     init_from: str | None = field(default=None, metadata=BOOKKEEPING)
-    """Instead of --model: a model that `fastbert finetune` has trained on another task, such as MNLI before RTE. The
+    """Instead of --model, a model that `fastbert finetune` has trained on another task, such as MNLI before RTE: the
     folder of a seed, or an --out, whose best seed on dev is used. The head is new."""
     task: str | None = None
     """A GLUE task (cola, sst2, mrpc, stsb, qqp, mnli, qnli, rte, wnli), the YAML file of a custom task, or any name
@@ -66,14 +68,14 @@ class FinetuneOptions:
     learning_rate: Positive | None = None
     """Peak learning rate (default: by task)."""
     layer_decay: Part = 1.0
-    """Factor on the learning rate from each layer to the one below (arXiv 2003.10555: 0.8); 1 for the same rate in
-    all."""
+    """Ratio of a layer's learning rate to that of the layer above (arXiv 2003.10555: 0.8); 1: the same rate in all
+    layers."""
     weight_decay: NotNegative = 0.01
     """Decoupled weight decay of the matrices."""
     beta2: Rate = 0.999
     """Decay of AdamW's running mean of the squared gradient."""
     eps: Positive = 1e-6
-    """Added to the root of AdamW's second moment."""
+    """Constant added to the root of AdamW's second moment."""
     clip_norm: NotNegative = 1.0
     """Maximum norm of the gradient; 0 disables clipping."""
     schedule: ScheduleOptions = field(default_factory=ScheduleOptions)
@@ -105,7 +107,7 @@ class FinetuneOptions:
         if self.first_seed > (most := LARGEST_SEED - (self.seeds - 1)):
             raise OptionError(self, "first_seed", f"must be at most {most:,}, as the other seeds follow it")
         if (trainings := self.seeds * len(self.fractions())) > MOST_TRAININGS:
-            problem = f"with train_fraction make {trainings:,} trainings, and the most is {MOST_TRAININGS:,}"
+            problem = f"with train_fraction make {trainings:,} training runs, but the maximum is {MOST_TRAININGS:,}"
             raise OptionError(self, "seeds", problem)
 
     def check_inputs(self) -> None:
@@ -114,7 +116,7 @@ class FinetuneOptions:
         Raises:
             UserError: they do not exist, or a required option is missing.
         """
-        if self.start is not None:  # an error in a given option comes before a missing one
+        if self.start is not None:  # an error in a given option is reported before a missing one
             check_model_folder(self.start, one=self.model is not None)
         for name, value in (("model (or --init-from)", self.start), ("task", self.task), ("out", self.out)):
             if value is None:
@@ -134,12 +136,12 @@ class FinetuneOptions:
         """The values of `train_fraction`, in the order given.
 
         Raises:
-            UserError: a value is no number, is outside (0, 1], or is repeated.
+            UserError: a value is not a number, is outside (0, 1], or is repeated.
         """
         try:
             fractions = [convert_text(part.strip(), float) for part in self.train_fraction.split(",")]
         except ValueError:
-            problem = f"must be numbers with commas between, such as 0.1,0.3,1.0, not {brief(self.train_fraction)}"
+            problem = f"must be comma-separated numbers, such as 0.1,0.3,1.0, not {brief(self.train_fraction)}"
             raise OptionError(self, "train_fraction", problem) from None
         if not all(0.0 < fraction <= 1.0 for fraction in fractions) or len(set(fractions)) < len(fractions):
             problem = f"must be different fractions above 0 and up to 1, not {brief(self.train_fraction)}"
@@ -147,7 +149,7 @@ class FinetuneOptions:
         return fractions
 
     def steps(self, examples: int) -> int:
-        """Number of updates in a training on this many examples; the epochs must be resolved."""
+        """Number of updates when training on this many examples; the epochs must be resolved."""
         return self.epochs * -(-examples // self.batch_size)
 
     def optimizer(self, learning_rate: float) -> OptimizerOptions:
@@ -182,7 +184,7 @@ class FinetuneOptions:
 
 @dataclass(frozen=True)
 class PredictOptions:
-    """Labels and probabilities of a fine-tuned model, one JSON object a line."""
+    """Predict labels and probabilities with a fine-tuned model, one JSON object per line."""
 
     model: str
     """A fine-tuned model: the folder of a seed of `fastbert finetune`, or the model/ in it. For an --out with several
@@ -194,7 +196,7 @@ class PredictOptions:
     task: str | None = None
     """A GLUE task or the YAML file of a custom task; its --split is predicted. Give this or --source."""
     split: str | None = None
-    """Split of the task (default: its first for development)."""
+    """Split of the task (default: its first dev split)."""
     glue_dir: str | None = None
     """Folder of the official GLUE archive, or of Parquet files (default: nyu-mll/glue through `datasets`)."""
     glue_subset: bool = False
@@ -218,7 +220,7 @@ class PredictOptions:
         """Checks, before torch is imported, that the model and its input exist.
 
         Raises:
-            UserError: they do not.
+            UserError: one of them does not exist.
         """
         check_model_folder(self.model, one=False)
         if self.task is not None:
@@ -232,7 +234,7 @@ class PredictOptions:
 
 @dataclass(frozen=True)
 class SubmitOptions:
-    """Archive for GLUE's server, from fine-tuned models; or a check of one."""
+    """Write an archive for GLUE's server with the predictions of fine-tuned models, or check one."""
 
     models: tuple[str, ...] = ()
     """Fine-tuned models as task=folder, such as cola=results/cola/seed-0 rte=results/rte: the folder of a seed, or an
@@ -278,7 +280,7 @@ class SubmitOptions:
         """GLUE task -> folder, from `models`.
 
         Raises:
-            UserError: an entry does not have that form, is for no GLUE task, or a task has two.
+            UserError: an entry does not have that form or does not name a GLUE task, or a task has two models.
         """
         found: dict[str, str] = {}
         for text in self.models:
@@ -292,5 +294,5 @@ class SubmitOptions:
 
 
 def science(options: FinetuneOptions) -> dict[str, Any]:
-    """Options that define the experiment, by dotted name, without those that have no effect in this combination."""
+    """Options that define the experiment, by dotted name, except those without effect in this combination."""
     return {leaf.name: leaf.value for leaf in leaves(options, active=True) if leaf.role == "science"}

@@ -1,5 +1,6 @@
-"""`fastbert predict`: labels and probabilities of a fine-tuned model, or of the mean of its seeds."""
+"""`fastbert predict`: labels and probabilities from a fine-tuned model, or from the mean over its seeds."""
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
@@ -31,8 +32,8 @@ def predict(options: PredictOptions) -> dict[str, Any]:
     metrics.
 
     Raises:
-        UserError: no such model, task or text; a task whose labels are not those of the model; a missing pair; scores
-            that are not finite; seeds that cannot be averaged.
+        UserError: no such model, task or text; a task with other labels than the model; a missing pair; scores that are
+            not finite; seeds that cannot be averaged.
     """
     machine = options.machine
     device = resolve_device(machine.device)
@@ -48,6 +49,7 @@ def predict(options: PredictOptions) -> dict[str, Any]:
     if ensemble.seeds:
         echo(f"{options.model}: the mean over the seeds {', '.join(map(str, ensemble.seeds))}")
     split, examples, task = read_examples(options, record)
+    refuse_input(options.out, [options.source] if task is None else [options.task, *task.splits.values()])
     inputs = encode_inputs(examples, ensemble.vocabulary, record)
     labelled = task is not None and None not in inputs.labels
     if labelled:
@@ -77,6 +79,12 @@ def check_predictions_file(out: str) -> None:
         raise UserError(f"{out}: predictions are JSON lines or CoNLL columns, not compressed; write .jsonl")
 
 
+def refuse_input(out: str, inputs: list[str]) -> None:
+    """Raises a UserError if the predictions would replace a file that is read."""
+    if Path(out).is_file() and any(os.path.exists(one) and os.path.samefile(out, one) for one in inputs):
+        raise UserError(f"--out {out} is an input of the predictions; choose another file")
+
+
 def is_conll(path: Path) -> bool:
     """True if a file of this name can only contain CoNLL columns."""
     return path.suffix.lower() in CONLL
@@ -97,7 +105,7 @@ def read_examples(options: PredictOptions, record: TaskRecord) -> tuple[str, lis
 
 
 def check_fits(task: Task, record: TaskRecord, model: str) -> None:
-    """Raises a UserError if the labels of the model are not those of the task."""
+    """Raises a UserError if the labels of the model differ from those of the task."""
     for what, theirs, ours in (
         ("predicts", task.kind.name, record.kind.name),
         ("has the labels", task.kind.labels, record.kind.labels),
@@ -114,7 +122,7 @@ def read_source(options: PredictOptions, record: TaskRecord) -> list[Example]:
     """The texts in the file --source; labels in it are ignored.
 
     Raises:
-        UserError: a line is wrong.
+        UserError: a line is invalid.
     """
     pair = (options.custom.pair or "pair") if record.is_pair else None
     custom = replace(options.custom, test=options.source, pair=pair, kind=record.kind.name)

@@ -21,7 +21,7 @@ Figures = dict[str, dict[str, float | None]]
 _NUMBER = (float, type(None))
 EPOCH = {"epoch?": COUNT, "dev": {str: {str: _NUMBER}}}
 SEED = {"seed": COUNT, "best": EPOCH, "last": EPOCH, "train_examples": COUNT, "truncated": {str: COUNT}}
-"""Shape of a seed's result.json, for `check`."""
+"""Schema of a seed's result.json, for `check`."""
 STATISTICS = ("median", "mean", "std", "max")
 _SUMMARY = {str: {str: dict.fromkeys(STATISTICS, _NUMBER)}}
 RESULTS = {
@@ -112,7 +112,9 @@ def read_results(out: Path) -> dict[str, Any]:
     Raises:
         UserError: it is missing or damaged.
     """
-    fix = "run fastbert finetune again with the same --out, which rewrites the file and trains no finished seed again"
+    fix = (
+        "run fastbert finetune again with the same --out, which rewrites the file without training finished seeds again"
+    )
     results = read_sealed(out / "results.json", "the results of fastbert finetune", RESULTS, fix)
     where = f"the results of fastbert finetune {out / 'results.json'}"
     try:
@@ -162,8 +164,8 @@ def tuned_folder(path: Path) -> Path:
 
 
 def best_seed(out: Path) -> Path:
-    """Folder of the seed with the best epoch on dev, by the task's first metric, averaged over its dev splits. Of
-    several fractions of the training split, the largest is used.
+    """Folder of the seed whose best epoch has the highest value on dev of the task's first metric, averaged over its
+    dev splits. Of several fractions of the training split, the largest is used.
 
     Raises:
         UserError: there are no results, or the model of that seed was not saved.
@@ -177,7 +179,7 @@ def best_seed(out: Path) -> Path:
     if not (folder / "model").is_dir():
         raise UserError(
             f"{folder} is the best seed of {out} ({metric} {value:.4f}) and its model was not saved; train it again "
-            "without --no-save-model, or name another seed"
+            "without --no-save-model, or give another seed"
         )
     return folder
 
@@ -209,7 +211,7 @@ def cell(value: float | None) -> str:
 
 
 def learning_curve(path: Path, task: Task, model: str, fractions: list[dict[str, Any]]) -> Path | None:
-    """Plots the first metric over the number of training examples: a point for each seed, a line for the median."""
+    """Plots the first metric against the number of training examples: a point for each seed, a line for the median."""
     try:
         from matplotlib.figure import Figure
     except ImportError:

@@ -1,4 +1,4 @@
-"""Rows of a task's tables, with file and line for errors, and the examples made of them."""
+"""Rows of a task's tables, with file and line for error messages, and the examples made from them."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -19,7 +19,7 @@ class Row(NamedTuple):
     label: Any
     """A word or number as in the file, or a list of tags; None if there is none."""
     words: tuple[tuple[int, int], ...] | None = None
-    """The character range of each word, where words have labels."""
+    """Character range of each word, if words have labels."""
     lines: tuple[int, ...] | None = None
     """Line number of each word in a file with one word per line."""
 
@@ -35,7 +35,7 @@ class Example:
     label: Any
     """Label in the form of the task's kind: the id of a class, a number, ...; None if the split has none."""
     words: tuple[tuple[int, int], ...] | None = None
-    """The character range of each word, where the words have labels."""
+    """Character range of each word, if words have labels."""
 
 
 class TaskSource(Protocol):
@@ -62,7 +62,7 @@ def make_row(where: str, columns: Sequence[str], values: Sequence[Any], may_be_e
 
 
 def number_in(value: Any) -> float | None:
-    """The number in a cell, also one that is not finite; None if it is no number."""
+    """The number in a cell, which may be infinite or NaN; None if it is not a number."""
     try:
         return None if isinstance(value, bool) else number_of(value) if isinstance(value, str) else float(value)
     except OverflowError:

@@ -120,7 +120,7 @@ tags:
 
 # A text encoder fine-tuned on {record.task}
 
-By fastbert {__version__}, seed {record.seed}: the best epoch by its metric on dev.
+Trained by fastbert {__version__}, seed {record.seed}: the epoch with the best metric on dev.
 
 {metrics}
 {record.kind.card()}
@@ -148,7 +148,7 @@ def read_task_record(folder: Path) -> tuple[TaskRecord, WordPiece]:
     """Record and tokenizer of a fine-tuned model.
 
     Raises:
-        UserError: the record is damaged, or the tokenizer is not the one the model was trained with.
+        UserError: the record is damaged, or the tokenizer is not the one with which the model was trained.
     """
     values, vocabulary = read_json(folder / TASK_FILE, "task record", _TASK_SHAPE), load_tokenizer(folder)
     known = {name.removesuffix("?") for name in _TASK_SHAPE}
@@ -163,7 +163,7 @@ def read_task_record(folder: Path) -> tuple[TaskRecord, WordPiece]:
     kind = kind.restored(tuple(values["labels"]), values.get("settings", {}), where)
     if len(kind.labels) < kind.min_labels:
         raise UserError(
-            f"the task record {folder / TASK_FILE} is damaged: a task has {kind.min_labels} labels at least"
+            f"the task record {folder / TASK_FILE} is damaged: a task has at least {kind.min_labels} labels"
         )
     parts = {name: value for name, value in values.items() if name not in ("kind", "labels", "settings", "tokenizer")}
     record = TaskRecord(kind=kind, **parts)
@@ -171,14 +171,16 @@ def read_task_record(folder: Path) -> tuple[TaskRecord, WordPiece]:
     where = f"the task record in {weights}"
     written = parse_json(read_metadata(weights).get(TASK, "{}"), where, dict) if weights.is_file() else {}
     if written and (changed := differences(written, {"tokenizer": written.get("tokenizer")} | values)):
-        raise UserError(f"{folder / TASK_FILE} was changed since it was written ({'; '.join(changed)}); put that back")
+        raise UserError(f"{folder / TASK_FILE} was changed since it was written ({'; '.join(changed)}); restore it")
     if trained_with != vocabulary.fingerprint:
-        raise UserError(f"{folder} holds another tokenizer than its model was trained with; put that one back")
+        raise UserError(
+            f"{folder} has another tokenizer than the one with which its model was trained; restore that one"
+        )
     return record, vocabulary
 
 
 def load_task_model(path: str | Path, kernels: str = "auto") -> FineTuned:
-    """Loads a fine-tuned model, bit for bit as trained, from its folder or that of its seed.
+    """Loads a fine-tuned model, bit for bit as trained, from its folder or the folder of its seed.
 
     Raises:
         UserError: there is none, or it is damaged.
@@ -192,9 +194,9 @@ def load_task_model(path: str | Path, kernels: str = "auto") -> FineTuned:
     model.encoder.load_state_dict(encoder_weights(pretrained))
     head = _exported(model.head(record.task), is_bert(pretrained.config))
     with input_errors(folder), safe_open(folder / "model.safetensors", "pt") as file, torch.no_grad():
-        there = set(file.keys())
+        stored = set(file.keys())
         for name, weight in head.items():
-            if name not in there or tuple(file.get_slice(name).get_shape()) != tuple(weight.shape):
+            if name not in stored or tuple(file.get_slice(name).get_shape()) != tuple(weight.shape):
                 raise UserError(f"{folder} is damaged: its weight {name} is missing or does not fit {TASK_FILE}")
             weight.copy_(file.get_tensor(name))
             if not weight.isfinite().all():

@@ -33,11 +33,11 @@ class Inputs:
 
     @property
     def labels(self) -> list[Any]:
-        """One for each example."""
+        """Label of each example."""
         return [example.label for example in self.examples]
 
     def scored(self, scores: np.ndarray) -> Iterator[tuple[Example, np.ndarray]]:
-        """Pairs of an example and its scores, a part of `scores` [U, ...]."""
+        """Pairs of an example and its part of `scores` [U, ...]."""
         return zip(self.examples, self.orders[0].by_example(scores), strict=True)
 
 

@@ -1,5 +1,5 @@
-"""The training of one seed in its folder: dev is scored after each epoch, the best epoch's model is saved, and a
-checkpoint makes the same command continue after the last epoch that was finished."""
+"""Trains one seed in its folder: dev is scored after each epoch, the best epoch's model is saved, and a checkpoint lets
+the same command continue after the last finished epoch."""
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -31,7 +31,7 @@ from fastbert.training.logbook import Logbook
 from fastbert.training.step import Updater
 
 CHECKPOINTS = "checkpoints"
-"""Folder in that of a seed, until it is finished."""
+"""Folder in the seed's folder, until the seed is finished."""
 _STATE = STATE | {"best": (EPOCH, type(None)), "last": EPOCH}
 
 
@@ -76,8 +76,8 @@ def train_seed(
             return None
     if epochs.best is None:
         raise UserError(
-            f"{setup.task.name}, seed {seed}: training diverged, in none of {options.epochs} epochs were weights and "
-            f"scores on dev finite{ADVICE}"
+            f"{setup.task.name}, seed {seed}: training diverged: weights or scores on dev were not finite in any of "
+            f"the {options.epochs} epochs{ADVICE}"
         )
     write_errors(
         folder / "errors.jsonl", replace(setup.task, kind=epochs.fitted()), setup.dev, epochs.best_scores, options.worst
@@ -88,7 +88,7 @@ def train_seed(
 
 
 def checkpoint_of(folder: Path, save_model: bool) -> Checkpoint | None:
-    """The checkpoint that a seed continues from; None if there is none, or if the model of its best epoch is missing.
+    """The checkpoint from which a seed continues; None if there is none, or if the model of its best epoch is missing.
 
     Raises:
         UserError: there are checkpoints, and all of them are damaged.
@@ -129,8 +129,8 @@ def build_updater(setup: FinetuneSetup, seed: int) -> Updater:
 
 
 def check_disk(folder: Path, model: TaskModel, save_model: bool, resumed: bool) -> None:
-    """Raises a UserError if the disk has no space for a seed: the files to be written and, if it is not `resumed`,
-    those that they replace."""
+    """Raises a UserError if the disk has no space for a seed: the files to be written and, unless it is `resumed`, the
+    files that they replace."""
     weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
     checkpoint = 3 * weights  # with AdamW's two moments
     needed = (checkpoint + save_model * weights) * (1 if resumed else 2)
@@ -139,7 +139,7 @@ def check_disk(folder: Path, model: TaskModel, save_model: bool, resumed: bool) 
 
 @dataclass
 class Epochs:
-    """Ends of the epochs of a seed: dev is scored, and checkpoint and model are saved."""
+    """Work at the end of each epoch of a seed: scores dev, and saves checkpoint and model."""
 
     setup: FinetuneSetup
     tuner: Tuner
@@ -164,7 +164,7 @@ class Epochs:
                 self.tuner.tensors() | {"scores": scores},
                 self.tuner.state() | {"best": self.best, "last": self.last},
             )
-        except NotFiniteError as error:  # an epoch before it, if any, is continued from
+        except NotFiniteError as error:  # training can be resumed from an earlier epoch, if any
             echo(f"{error}; there is no checkpoint of epoch {self.tuner.progress.epoch}")
         self.save_best()
 

@@ -49,7 +49,7 @@ def open_encoder(requested: FinetuneOptions) -> Pretrained:
     """The encoder to start from.
 
     Raises:
-        UserError: there is none, or --init-from names no fine-tuned model.
+        UserError: there is none, or --init-from is not a fine-tuned model.
     """
     if requested.init_from is None:
         return load_encoder(requested.model)
@@ -75,8 +75,8 @@ def prepare_finetuning(requested: FinetuneOptions) -> FinetuneSetup:
     if "train" not in task.splits or not task.dev_splits:
         lacking = "train" if "train" not in task.splits else "dev"
         raise UserError(
-            f"the task {task.name} has no {lacking} split; fine-tuning needs one to train on and one for dev: of a "
-            f"custom task, --custom.{lacking}"
+            f"the task {task.name} has no {lacking} split, and fine-tuning needs train and dev; for a "
+            f"custom task, give --custom.{lacking}"
         )
     pretrained = open_encoder(requested)
     vocabulary = tokenizer_of(pretrained)

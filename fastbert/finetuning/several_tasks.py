@@ -52,7 +52,7 @@ def finetune_tasks(requested: FinetuneOptions) -> int:
 
 
 def check_tasks_folder(out: Path) -> None:
-    """Raises a UserError if `out` cannot be written, or contains anything else than the results of several tasks."""
+    """Raises a UserError if `out` cannot be written, or contains anything other than the results of several tasks."""
     check_output_folder(out)
     if not out.is_dir():
         return
@@ -80,7 +80,7 @@ def check_tasks(requested: FinetuneOptions, names: list[str]) -> list[FinetuneOp
                     f"a task called {task.name} is given twice; leave one out, or rename one in its YAML file"
                 )
             if Path(task.name).name != task.name:
-                raise UserError(f"{task.name!r} is no name for a folder; rename the task in its YAML file")
+                raise UserError(f"{task.name!r} is not a name for a folder; rename the task in its YAML file")
             folder = Path(requested.out) / task.name
             symmetric = requested.symmetric and task.symmetric and task.is_pair
             options = replace(its, task=name, out=str(folder), symmetric=symmetric)

@@ -1,4 +1,4 @@
-"""Batches of a training as a function of (epoch, index), so that it can resume at any step without saved state."""
+"""Batches of a training run as a function of (epoch, index), so that it can resume at any step without saved state."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -30,7 +30,7 @@ class StreamBatch:
 
 
 class TaskStream(Protocol):
-    """The batches of a training."""
+    """The batches of a training run."""
 
     batches: int
     """Number of batches in an epoch."""
@@ -51,7 +51,7 @@ class SingleTaskStream:
     def __init__(self, head: str, orders: Sequence[EncodedSplit], batch_size: int, seed: int) -> None:
         self.head, self.orders, self.batch_size, self.seed = head, orders, batch_size, seed
         self.batches = -(-len(orders[0]) // batch_size)
-        self._epoch = -1  # the epoch that _data and _order belong to
+        self._epoch = -1  # the epoch of _data and _order
 
     def at(self, epoch: int, index: int) -> StreamBatch:
         if epoch != self._epoch:

@@ -62,7 +62,8 @@ def write_submission(
         The number of rows of each file.
 
     Raises:
-        UserError: a task or split is unknown or missing, its rows are not the official ones, or a word is no label.
+        UserError: a task or split is unknown or missing, it has another number of rows than the official split, or a
+            word is not a label.
     """
     for name, splits in predictions.items():
         choose("GLUE task", name, GLUE)
@@ -97,11 +98,11 @@ def write_submission(
 def _cell(value: str | float, task: GlueTask, where: str) -> str:
     if task.kind.labels:
         if str(value) not in task.kind.labels:
-            raise UserError(f"{where}: {brief(value)} is no label; {nearest(str(value), task.kind.labels)}")
+            raise UserError(f"{where}: {brief(value)} is not a label; {nearest(str(value), task.kind.labels)}")
         return str(value)
     number = number_in(value)
     if number is None or not math.isfinite(number):
-        raise UserError(f"{where}: {brief(value)} is no finite number; predict again")
+        raise UserError(f"{where}: {brief(value)} is not a finite number; predict again")
     return f"{min(max(number, LOWEST), HIGHEST):.3f}"
 
 
@@ -176,7 +177,7 @@ def _unzipped(file: IO[bytes], path: Path) -> dict[str, bytes]:
     except _UNZIPPING as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
-        raise UserError(f"{path} is damaged or no zip file ({brief(error, str)}); make it again") from None
+        raise UserError(f"{path} is damaged or not a zip file ({brief(error, str)}); make it again") from None
 
 
 def _problem(content: bytes, task: GlueTask, count: int) -> str | None:
@@ -197,10 +198,10 @@ def _problem(content: bytes, task: GlueTask, count: int) -> str | None:
         if fields[0] != str(index):
             return f"{where}: the index must be {index}, not {brief(fields[0])}; keep the order of the test split"
         if task.kind.labels and fields[1] not in task.kind.labels:
-            return f"{where}: {brief(fields[1])} is no label; {nearest(fields[1], task.kind.labels)}"
+            return f"{where}: {brief(fields[1])} is not a label; {nearest(fields[1], task.kind.labels)}"
         score = number_in(fields[1])
         if not task.kind.labels and not (score is not None and LOWEST <= score <= HIGHEST):
-            return f"{where}: {brief(fields[1])} is no number from {LOWEST:g} to {HIGHEST:g}"
+            return f"{where}: {brief(fields[1])} is not a number from {LOWEST:g} to {HIGHEST:g}"
     if len(lines) - 1 < count:
         return f", line {len(lines) + 1}: the file ends after {len(lines) - 1:,} of {count:,} rows; predict them all"
     return None

@@ -31,11 +31,11 @@ class ArchiveFile:
 
 
 def submit(options: SubmitOptions) -> None:
-    """Writes and validates an archive, or validates that of --check; prints its content.
+    """Writes and validates an archive, or validates the one given by --check; prints its content.
 
     Raises:
         UserError: a model or a test split is missing or does not fit, before anything is predicted; or the server would
-            not accept the archive of --check.
+            not accept the archive given by --check.
     """
     if options.check is not None:
         rows = validate(options.check)
@@ -80,7 +80,7 @@ def plan(options: SubmitOptions) -> list[ArchiveFile]:
     for name, folder in models.items():
         record = load_task_model(folder).record
         if record.task != name and (name, record.task) != ("ax", "mnli"):
-            raise UserError(f"{folder} was trained on {record.task}, not on {name}; name the model of {name}")
+            raise UserError(f"{folder} was trained on {record.task}, not on {name}; give the model of {name}")
     parts = []
     for file, (name, split) in FILES.items():
         folder, why = models.get(name), "no model"
@@ -113,7 +113,7 @@ def chosen_models(options: SubmitOptions) -> dict[str, Path]:
         for path in found:
             name = read_results(path.parent)["task"]
             if name not in GLUE:
-                echo(f"{path.parent}: {name} is no GLUE task, left out")
+                echo(f"{path.parent}: {name} is not a GLUE task, left out")
             else:
                 chosen[name] = best_seed(path.parent)
     return chosen | {name: tuned_folder(Path(folder)) for name, folder in options.folders().items()}
@@ -127,11 +127,11 @@ def missing_split(name: str, split: str, glue_dir: str | None) -> str | None:
         source = GlueSource(name, glue_dir, subset=True)
     except UserError:
         return f"{glue_dir} has no folder {GLUE[name].title}"
-    return None if source.has(split) else f"{source.origins()[split]} is not there"
+    return None if source.has(split) else f"{source.origins()[split]} does not exist"
 
 
 def check_split(folder: Path, name: str, split: str, glue_dir: str | None) -> None:
-    """Raises a UserError if the labels of the model are not the task's, or the test split lacks official rows."""
+    """Raises a UserError if the labels of the model differ from the task's, or the test split lacks official rows."""
     task = open_task(name, glue_dir=glue_dir, glue_subset=True)
     check_fits(task, load_task_model(folder).record, str(folder))
     count, official = len(task.examples(split)), GLUE[name].rows[split]

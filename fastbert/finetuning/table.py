@@ -1,4 +1,4 @@
-"""The GLUE table: as Markdown with a row for each model, as papers have it, and as text with a line for each task."""
+"""The GLUE table: as Markdown with a row for each model, as in papers, and as text with a line for each task."""
 
 import statistics
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ COLUMNS = {
     "mrpc": "MRPC",
     "rte": "RTE",
 }
-"""Task -> heading, in the order papers print them, and the tasks of the mean: WNLI and AX are left out of it."""
+"""Task -> heading, in the order of the papers. The mean is over these tasks, without WNLI and AX."""
 _FIGURES = {
     "qqp": ("f1", "accuracy"),
     "mrpc": ("f1", "accuracy"),
@@ -34,14 +34,14 @@ NOTHING = "–"
 
 
 def glue_table(rows: Mapping[str, Mapping[str, Summary]], seeds: int | None = None) -> str:
-    """Markdown: the table of `glue_cells`, and its legend below it."""
+    """The table of `glue_cells` as Markdown, with its legend below."""
     head, lines, legend = glue_cells(rows, seeds)
     return "\n".join([*_markdown(head, lines), "", *legend]) + "\n"
 
 
 def glue_lines(rows: Mapping[str, Mapping[str, Summary]], seeds: int | None = None) -> str:
-    """Plain text for a terminal: the table of `glue_cells` with a line for each task and a column for each model, and
-    its legend below it."""
+    """The table of `glue_cells` as plain text for a terminal, with a line for each task and a column for each model,
+    and its legend below."""
     head, lines, legend = glue_cells(rows, seeds)
     widths = [max(map(len, column)) for column in (head, *lines)]
     table = [
@@ -54,15 +54,15 @@ def glue_lines(rows: Mapping[str, Mapping[str, Summary]], seeds: int | None = No
 def glue_cells(
     rows: Mapping[str, Mapping[str, Summary]], seeds: int | None = None
 ) -> tuple[list[str], list[list[str]], list[str]]:
-    """The heads of the columns, the rows with the figures on dev x 100, and the lines of the legend.
+    """Column headings, rows with the figures on dev x 100, and the lines of the legend.
 
     A cell is the median over the seeds ± the standard deviation, both figures of a task next to each other. The mean is
-    over the tasks that every row has, as means over different tasks cannot be compared; a task with two figures counts
-    by their mean. Tasks that are not GLUE's (and WNLI) come after the mean, with all their metrics.
+    over the tasks that every row has, since means over different tasks cannot be compared; a task with two figures
+    contributes their mean. Tasks that are not GLUE's (and WNLI) come after the mean, with all their metrics.
 
     Args:
         rows: name of the model -> task -> its summary.
-        seeds: their number, for the legend.
+        seeds: number of seeds, for the legend.
     """
     found = list(dict.fromkeys(task for tasks in rows.values() for task in tasks))
     columns = [task for task in COLUMNS if task in found]
@@ -88,7 +88,7 @@ def glue_cells(
 
 
 def _figures(task: str, summary: Summary) -> list[tuple[float, float | None]]:
-    """(median, standard deviation) of each figure of a task, in the order they are printed."""
+    """(median, standard deviation) of each figure of a task, in the order in which they are printed."""
     return [
         (metrics[name]["median"], metrics[name]["std"])
         for metrics in summary.values()
@@ -139,7 +139,7 @@ def _legend(columns: list[str], shared: list[str], others: list[str], seeds: int
     if not shared:
         lines.append("There is no mean: no task is common to all models.")
     elif len(shared) < len(COLUMNS):
-        why = "" if len(shared) == len(columns) else ", as not every model has the others"
+        why = "" if len(shared) == len(columns) else ", since not every model has the others"
         lines.append(f"The mean is over {len(shared)} of GLUE's {len(COLUMNS)} tasks: {titles}{why}.")
     else:
         lines.append(f"The mean is over GLUE's {len(COLUMNS)} tasks.")

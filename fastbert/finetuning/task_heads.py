@@ -19,7 +19,7 @@ class PooledHead(nn.Module):
     """
 
     reads: slice | None = slice(1)
-    """Tokens whose hidden states it reads; None for all."""
+    """Tokens whose hidden states the head reads; None for all."""
     bert_names: ClassVar = {"pooler": "bert.pooler.dense", "classifier": "classifier"}
     """Names of its layers in transformers' BERT; the exported FastBert classes use the names here."""
 

@@ -119,7 +119,7 @@ def check_task(name: str, custom: CustomTaskOptions) -> None:
     """Checks that a task is known, or that its YAML file and data files exist, without reading the data.
 
     Raises:
-        UserError: they do not.
+        UserError: it is unknown, or a file does not exist.
     """
     if (declared := custom_task(name, custom)) is not None:
         for path in CustomSource(*declared).paths.values():
@@ -133,7 +133,7 @@ def custom_task(name: str, custom: CustomTaskOptions | None) -> tuple[CustomTask
     Raises:
         UserError: there is no such task, or a GLUE task has options.
     """
-    chosen = given_in(custom)
+    chosen = given_options(custom)
     if is_yaml(name):
         return replace(load_yaml(CustomTaskOptions, name), **chosen), Path(name).parent
     if is_glue(name):
@@ -141,7 +141,8 @@ def custom_task(name: str, custom: CustomTaskOptions | None) -> tuple[CustomTask
             raise UserError(f"{name} is a GLUE task and takes no {', '.join(chosen)}; rename the custom task")
         return None
     if not chosen:
-        raise UserError(f"unknown task {name!r}; {nearest(name, GLUE)}; for a custom task give a YAML file or flags")
+        advice = "for a custom task give its YAML file, or --custom.train and --custom.dev"
+        raise UserError(f"unknown task {name!r}; {nearest(name, GLUE)}; {advice}")
     return custom, None
 
 
@@ -155,7 +156,8 @@ def is_glue(name: str) -> bool:
 
 
 def check_glue_options(tasks: Sequence[str], glue_dir: str | None, glue_subset: bool, dashes: str = "--") -> None:
-    """
+    """Checks that options for GLUE are given only with a GLUE task.
+
     Args:
         dashes: prefix of option names in the message; empty for a YAML file.
 
@@ -166,11 +168,13 @@ def check_glue_options(tasks: Sequence[str], glue_dir: str | None, glue_subset: 
         name = "glue_dir" if glue_dir is not None else "glue_subset"
         option = f"{dashes}{name.replace('_', '-')}" if dashes else name
         who = " and ".join(brief(task, str) for task in tasks)
-        none = f"{who} {'are no GLUE tasks' if len(tasks) > 1 else 'is no GLUE task'}" if tasks else "there is no task"
+        none = (
+            f"{who} {'are not GLUE tasks' if len(tasks) > 1 else 'is not a GLUE task'}" if tasks else "there is no task"
+        )
         raise UserError(f"{option} is for GLUE, and {none}; leave it out")
 
 
-def given_in(custom: CustomTaskOptions | None) -> dict[str, Any]:
+def given_options(custom: CustomTaskOptions | None) -> dict[str, Any]:
     """Options that differ from the defaults."""
     values = {} if custom is None else {field.name: getattr(custom, field.name) for field in fields(custom)}
     return {name: value for name, value in values.items() if value != getattr(CustomTaskOptions, name)}

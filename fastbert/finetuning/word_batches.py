@@ -32,13 +32,13 @@ def windows(pieces: np.ndarray, room: int) -> list[tuple[int, int]]:
         found.append((start, end))
         if end == len(pieces):
             return found
-        # The next has at least one word more than this one, and begins as early as room and overlap allow.
+        # The next window ends at least one word later than this one, and begins as early as room and overlap allow.
         earliest = max(ends[end] - int(OVERLAP * room), ends[end + 1] - room)
         start = max(int(np.searchsorted(ends, earliest)), start + 1)
 
 
 def scored_words(spans: list[tuple[int, int]], count: int) -> list[tuple[int, int]]:
-    """Word ranges that the windows score: each of the `count` words once, and at least one word in every window."""
+    """Ranges of the words that each window scores: each of the `count` words once, and at least one word per window."""
     cuts = [0, *((second + end) // 2 for (_, end), (second, _) in pairwise(spans)), count]
     return list(pairwise(cuts))
 

@@ -35,7 +35,7 @@ def is_conll(path: Path) -> bool:
 
 
 def check_word_file(path: Path, may_lack_labels: bool) -> None:
-    """Raises a UserError if, by its suffix, the file cannot have labels of words. CSV can only have text."""
+    """Raises a UserError if the suffix is not that of a file with labeled words. CSV can only have text."""
     kind = suffixes(path)[0]
     if (kind == ".csv" and not may_lack_labels) or kind not in (*TABLES, *conll.SUFFIXES):
         tables = [suffix for suffix in TABLES if suffix not in (".csv", ".tsv")]
@@ -50,7 +50,7 @@ def word_rows(path: Path, text: str | None, label: str | None, may_lack_labels: 
 
     Args:
         text, label: columns; None for the defaults.
-        may_lack_labels: all rows, or a part of them, may have no labels.
+        may_lack_labels: rows without labels are allowed.
 
     Raises:
         UserError: with file, line and remedy.
@@ -78,7 +78,7 @@ def word_rows(path: Path, text: str | None, label: str | None, may_lack_labels: 
 
 
 def word_columns(path: Path, text: str | None, label: str | None, may_lack_labels: bool = False) -> Columns:
-    """Columns of a table: those given, else tokens and tags, or text and spans, depending on the first row."""
+    """Columns of a table: those given, otherwise tokens and tags, or text and spans, depending on the first row."""
     there = column_names(path) if suffixes(path)[0] == ".parquet" else first_keys(path)
     if text is None:
         text = next((name for name in COLUMNS if name in there), "tokens")
@@ -179,7 +179,7 @@ def _tags(where: str, given: str, text: str, ranges: list[tuple[int, int]], span
         start, end = (at - bisect_right(line_ends, at) - min(at, marks) for at in (start, end))
         inside = range(bisect_right(ranges, start, key=itemgetter(1)), bisect_left(ranges, end, key=itemgetter(0)))
         if not inside:
-            raise UserError(f"{here} holds white space alone; drop it")
+            raise UserError(f"{here} contains only white space; drop it")
         first, last = ranges[inside[0]][0], ranges[inside[-1]][1]
         if (first, last) != (start, end):
             raise UserError(
@@ -200,7 +200,7 @@ def _span(where: str, span: Any, text: str) -> tuple[int, int, str]:
     elif isinstance(span, list) and len(span) == 3:
         start, end, label = span
     else:
-        raise UserError(f'{where}: {brief(span)} is no span; write {{"start": 0, "end": 5, "label": "person"}}')
+        raise UserError(f'{where}: {brief(span)} is not a span; write {{"start": 0, "end": 5, "label": "person"}}')
     if not all(isinstance(number, int) and not isinstance(number, bool) for number in (start, end)):
         raise UserError(
             f"{where}: start and end must be whole numbers of characters, not {brief(start)} and {brief(end)}"

@@ -1,5 +1,5 @@
-"""Export of an encoder to a folder that transformers loads: as its own BERT (or, with the head of a discriminator, its
-own ELECTRA) where that computes the same, else with code.
+"""Export of an encoder to a folder that transformers loads: as transformers' own BERT (or, with a discriminator's head,
+ELECTRA) if that computes the same, else with code.
 
 The folder holds config.json, model.safetensors, the tokenizer's files, README.md and, with code,
 configuration_fastbert.py and modeling_fastbert.py.
@@ -75,8 +75,8 @@ def export_model(
     """Writes the folder `out` atomically; an earlier export there is replaced.
 
     An encoder that computes what BERT does (absolute positions, post-norm, GELU, biases) becomes a BERT of
-    transformers, with ELECTRA's head an ELECTRA. All others are exported with two files of code and are loaded with
-    `trust_remote_code=True`, without fastbert.
+    transformers, or an ELECTRA if it has ELECTRA's head. All others are exported with two files of code and are
+    loaded with `trust_remote_code=True`, without fastbert.
 
     Args:
         config: configuration of the encoder.
@@ -90,7 +90,7 @@ def export_model(
 
     Raises:
         UserError: `out` holds something else; the weights do not fit `config`; the tokenizer is missing, damaged or
-            larger than the vocabulary of the model; there is no space or no permission.
+            larger than the vocabulary of the model; the disk is full or the folder is not writable.
     """
     out, tokenizer = resolved(out), Path(tokenizer)
     check_out(out)
@@ -104,7 +104,9 @@ def export_model(
     native, head = is_bert(config), head_of(weights)
     tensors = _bert_weights(config, weights, head) if native else _own_weights(weights, head)
     dtype = functools.reduce(torch.promote_types, (tensor.dtype for tensor in tensors.values()))
-    tensors = {name: tensor.to(dtype) for name, tensor in tensors.items()}  # config.json names one for all
+    tensors = {
+        name: tensor.to(dtype) for name, tensor in tensors.items()
+    }  # config.json names one dtype for all weights
     mark = {MARK: fastbert.__version__, TOKENIZER: vocabulary.fingerprint}
     mark |= {NO_TYPES: "true"} if native and not config.type_vocab_size else {}
     settings = _config_json(config, native, head, vocabulary.ids["[PAD]"], tensors)

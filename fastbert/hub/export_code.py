@@ -1,5 +1,5 @@
 """Code of an export: modeling_fastbert.py with the source of the model's position encoding. Transformers runs it
-without fastbert, and both compute by the same definition."""
+without fastbert, by the same definition."""
 
 import ast
 import hashlib
@@ -22,7 +22,7 @@ IMPORT = "from .positions_fastbert import POSITION_NAME, Position, rotate\n"
 """Line of modeling_fastbert.py that is replaced by the source of the encoding."""
 BUNDLED = ("fastbert.model.positions", "fastbert_kernels")
 """Packages whose modules are copied into an export if an encoding imports them."""
-PROBED = 8  # positions that an encoding is tested with: the memory of a bias grows with their square
+PROBED = 8  # positions with which an encoding is tested; the memory of a bias grows with their square
 ANNOTATIONS = "from fastbert.model.config import EncoderConfig"
 """Import that is removed, because annotations are not evaluated."""
 

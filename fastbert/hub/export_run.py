@@ -8,7 +8,7 @@ from fastbert.hub.options import ExportOptions
 
 
 def export_run(options: ExportOptions) -> None:
-    """Writes the folder and prints where its README.md is. Raises the errors of `load_pretrained` and
+    """Writes the folder and prints a pointer to its README.md. Raises the errors of `load_pretrained` and
     `export_model`."""
     check_out(Path(options.out))
     pretrained = load_pretrained(options.run)

@@ -1,4 +1,4 @@
-"""Checks of model folders that the user names. Imports no torch, so that a wrong name is refused at once."""
+"""Checks of model folders that the user names. They do not import torch, so a wrong name is refused at once."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ def check_model_folder(path: str | Path, one: bool = True) -> Path:
     """Checks that the folder `path` can hold a model, and returns it.
 
     Args:
-        one: also refuse the --out of a fine-tuning, which has the models of several seeds.
+        one: also refuse the --out of a fine-tuning, which holds the models of several seeds.
 
     Raises:
         UserError: the folder does not exist (the message explains what to do with a name on the Hugging Face hub),

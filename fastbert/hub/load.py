@@ -98,7 +98,7 @@ def load_pretrained(path: str | Path) -> Pretrained:
     - a run of `fastbert pretrain`: its newest complete checkpoint is used;
     - one checkpoint of a run.
 
-    Heads other than the MLM head and ELECTRA's discriminator's (poolers, classifiers) are ignored.
+    Heads other than the MLM head and that of ELECTRA's discriminator (poolers, classifiers) are ignored.
 
     Raises:
         UserError: the folder does not exist or is none of these; its configuration is not supported; a file is missing
@@ -123,7 +123,9 @@ def find_checkpoint(folder: Path) -> Checkpoint | None:
     """
     if (folder / "checkpoints").is_dir():
         if (checkpoint := read_newest(folder / "checkpoints", echo=echo)) is None:
-            raise UserError(f"{folder / 'checkpoints'} holds no checkpoint yet; wait for the run's first")
+            raise UserError(
+                f"{folder / 'checkpoints'} holds no checkpoint yet; wait for the first checkpoint of the run"
+            )
         return checkpoint
     if (folder / "manifest.json").is_file() and (folder / "state.json").is_file():
         return read_checkpoint(folder)
@@ -222,7 +224,7 @@ def _check_tokenizer(folder: Path, trained_with: str | None, model: str) -> None
     """Checks that the tokenizer in `folder`, if there is one, is usable and has the fingerprint `trained_with`."""
     if _has_tokenizer(folder) and load_tokenizer(folder).fingerprint != trained_with and trained_with:
         raise UserError(
-            f"the tokenizer in {folder} is not the one that {model} was trained with, so its ids mean other words; "
+            f"the tokenizer in {folder} is not the one that {model} was trained with, so its ids denote other words; "
             "restore the original tokenizer"
         )
 
@@ -237,7 +239,7 @@ def _config(folder: Path, settings: dict[str, Any], names: dict[str, str], tenso
             raise UserError(
                 f"{folder / 'config.json'} has {theirs} {brief(value)}, which must be of type {expected.__name__}"
             )
-    if (layers := settings[names["layers"]]) > 1000 + len(tensors):  # before so large a model is built
+    if (layers := settings[names["layers"]]) > 1000 + len(tensors):  # before a model of that size is built
         raise UserError(f"{folder / 'config.json'} has {names['layers']} {layers}, and the weights lack those layers")
     try:
         return EncoderConfig(**{ours: settings[theirs] for ours, theirs in names.items()})
@@ -321,7 +323,7 @@ def _from_checkpoint(checkpoint: Checkpoint) -> Pretrained:
 
 
 def _recipe(science: dict[str, Any]) -> dict[str, str]:
-    """Rows of the model card, from those options of the run that were saved."""
+    """Rows of the model card, from the options that were saved with the checkpoint."""
     lines = {
         "batch": "{batch_size} sequences of {length} tokens",
         "optimizer": "{optimizer_name}, learning rate {optimizer_learning_rate:g}, weight decay "
@@ -336,7 +338,7 @@ def _recipe(science: dict[str, Any]) -> dict[str, str]:
         try:
             found[name] = line.format(**values)
         except KeyError:
-            continue  # an older run without such an option
+            continue  # written by an older version without this option
     return found
 
 

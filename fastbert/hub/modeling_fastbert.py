@@ -29,7 +29,7 @@ from .positions_fastbert import POSITION_NAME, Position, rotate
 logger = logging.get_logger(__name__)
 
 # Added to the attention scores of padding. Its exponential is 0 in every floating-point type. Unlike the minimum of
-# float32 it stays finite when autocast casts it to float16, so that a row of padding alone gives no NaN.
+# float32 it stays finite when autocast casts it to float16, so a row of nothing but padding gives no NaN.
 PADDING_SCORE = -3e4
 
 
@@ -246,7 +246,7 @@ class FastBertModel(FastBertPreTrainedModel):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Heads: masked language modelling, replaced token detection, sequence and token classification, question answering.
+# Heads: masked language modeling, replaced token detection, sequence and token classification, question answering.
 
 
 class FastBertWithHead(FastBertPreTrainedModel):
@@ -263,7 +263,7 @@ class FastBertWithHead(FastBertPreTrainedModel):
         labels=None,
         **kwargs,
     ):
-        """Logits, and with `labels` the mean loss; the other arguments are those of `FastBertModel.forward`."""
+        """Logits, and with `labels` the mean loss; other arguments as for `FastBertModel.forward`."""
         inputs = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
         outputs = self.encoder(*inputs, **kwargs, return_dict=True)
         logits = self.logits(outputs.last_hidden_state)
@@ -314,7 +314,7 @@ class FastBertForMaskedLM(FastBertWithHead):
 
 
 class FastBertReplacedHead(nn.Module):
-    """Dense, GELU, dense: a logit for each token, of whether it was replaced."""
+    """Dense, GELU, dense: one logit for each token, positive for a replaced one."""
 
     def __init__(self, config):
         super().__init__()

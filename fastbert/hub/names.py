@@ -47,7 +47,7 @@ _BLOCK = {
 
 
 HEADS = {"mlm": "head.decoder.bias", "replaced": "head.output.bias"}
-"""Heads that are exported with an encoder -> the weight that identifies each."""
+"""Heads that are exported with an encoder -> the weight that identifies them."""
 
 
 def head_of(weights: Iterable[str]) -> str | None:
@@ -57,7 +57,7 @@ def head_of(weights: Iterable[str]) -> str | None:
 
 
 def exported_weights(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Weights of an objective that are exported: those of its encoder and, if it is one of HEADS, of its head."""
+    """Weights of an objective that are exported: the encoder's and, if its head is one of HEADS, the head's."""
     prefixes = ("encoder.", "head.") if head_of(weights) else ("encoder.",)
     return {name: tensor for name, tensor in weights.items() if name.startswith(prefixes)}
 
@@ -72,8 +72,8 @@ def is_bert(config: EncoderConfig) -> bool:
 def bert_names(
     config: EncoderConfig, *, types: bool, head: str | None, family: str = "bert"
 ) -> dict[str, tuple[str, ...]]:
-    """fastbert's name of each weight -> BERT's, as in a `BertForMaskedLM`, or for the family "electra" ELECTRA's, as in
-    an `ElectraForPreTraining`. Where there are several names, the weight is their concatenation along dimension 0."""
+    """fastbert's name of each weight -> its names in `BertForMaskedLM` or, for the family "electra", in
+    `ElectraForPreTraining`. A weight with several names is the concatenation of these along dimension 0."""
     modules = {
         "encoder.embedding_norm": (f"{family}.embeddings.LayerNorm",),
         **{

@@ -1,4 +1,4 @@
-"""The options of `fastbert export`."""
+"""Options of `fastbert export`."""
 
 from dataclasses import dataclass, field
 

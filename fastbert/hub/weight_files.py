@@ -16,7 +16,7 @@ from fastbert.hub.names import FLOATS, FLOATS_ONLY
 from fastbert.inputs import open_input, raise_refusal
 from fastbert.training.tensors import HASH, read_tensors
 
-# Errors of torch.load for damaged files, found by experiment.
+# Errors that torch.load raises for damaged files, found by experiment.
 _UNPICKLING = (
     RuntimeError,
     EOFError,
@@ -61,15 +61,16 @@ def _unpickled(path: Path) -> dict[str, Tensor]:
                     if sum(entry.file_size for entry in archive.infolist()) > size:
                         raise UserError(f"{path} is damaged: it holds more than its {size:,} bytes; download it again")
             file.seek(0)
-            with warnings.catch_warnings():  # about the pickle protocol, of no use to the user
+            with warnings.catch_warnings():  # about the pickle protocol, which the user cannot change
                 warnings.simplefilter("ignore")
                 tensors = torch.load(file, map_location="cpu", weights_only=True)
         except _UNPICKLING as error:
             raise_refusal(error, path)
-            # Only the first sentence: the next ones advise to load the file together with any code in it.
+            # Only the first sentence: the next ones advise loading the file with any code in it.
             reason = brief((str(error) or type(error).__name__).splitlines()[0].split(". ")[0], str)
             raise UserError(
-                f"{path} is damaged or holds more than tensors ({reason}); download it again, best as model.safetensors"
+                f"{path} is damaged or holds more than tensors ({reason}); download it again, preferably as "
+                "model.safetensors"
             ) from None
     if not isinstance(tensors, dict):
         raise UserError(f"{path} holds a {type(tensors).__name__} and not weights by name; give a model's folder")

@@ -1,4 +1,4 @@
-"""The configuration of an encoder, and the presets of its size."""
+"""Configuration of an encoder, and presets of its size."""
 
 from dataclasses import MISSING, asdict, dataclass, fields, replace
 from typing import Annotated, Any
@@ -16,8 +16,8 @@ CLS_ATTENTION, NORM, FEED_FORWARD = ("untied", "tied"), ("post", "pre"), ("gelu"
 
 @dataclass(frozen=True)
 class EncoderConfig:
-    """All hyperparameters of an encoder: with the weights, enough to rebuild it. The ranges are wide; they reject
-    values of damaged files."""
+    """All hyperparameters of an encoder, enough to rebuild it from its weights. The ranges are wide: they only
+    reject values of damaged files."""
 
     vocab_size: Annotated[int, Range(1, 2**28)]
     layers: Annotated[int, Range(1, 2**12)]
@@ -90,7 +90,7 @@ class EncoderConfig:
         Raises:
             UserError: an option is unknown, missing, or has a wrong type or value.
         """
-        if "cls" in values:  # now cls_attention
+        if "cls" in values:  # renamed to cls_attention
             raise UserError(
                 "the encoder's configuration was written by an older version of fastbert, which had the option cls; "
                 "give the export of that run, the folder model/ in it, or use that version"

@@ -39,7 +39,7 @@ class SiteDropout(nn.Module):
     def __init__(self, p: float, site: int) -> None:
         super().__init__()
         self.p = p
-        # A tensor, so that torch.compile uses one program for all blocks.
+        # A tensor, not a number, so that torch.compile uses one program for all blocks.
         self.register_buffer("site", torch.tensor(site, dtype=torch.int32), persistent=False)
 
     def forward(self, x: Tensor, row_keys: Tensor | None, only: TokenIndex = None) -> Tensor:
@@ -54,7 +54,7 @@ class SiteDropout(nn.Module):
 
 
 PROGRAMS = 1024
-"""Most compiled programs of a block in one process. A network has up to five for each class of shapes (training and
+"""Limit of compiled programs of a block in one process. A network has up to five for each class of shapes (training and
 validation of the last block and of the others, and contexts for notes), and a run up to five such classes (the first
 shape, other batch sizes, other lengths, and one row of either); a process may train several networks in sequence."""
 
@@ -79,7 +79,7 @@ class AttentionContext:
     key_padding: Tensor | None
     """bool [B, T], true for real tokens."""
     segments: Tensor | None
-    """Integer [B, T]; tokens see only tokens of the same segment."""
+    """Integer [B, T]; tokens attend only to tokens of the same segment."""
     row_keys: Tensor | None
     """int32 [B], dropout keys of the rows; None without dropout."""
 
@@ -150,7 +150,7 @@ class Block(nn.Module):
         self.feed_forward_dropout = SiteDropout(config.dropout, site + 2)
 
     def forward(self, x: Tensor, context: AttentionContext, only: TokenIndex = None) -> Tensor:
-        """Output [B, T, D], or [B, M, D] of the tokens `only`; of the other tokens only keys and values are computed.
+        """Output [B, T, D], or [B, M, D] of the tokens `only`; for other tokens only keys and values are computed.
         Dropout is a hash of indices, so both forms drop the same values."""
         row_keys = context.row_keys
         y = self.attention(self.attention_norm(x) if self.pre else x, context, only)
@@ -197,10 +197,10 @@ class Encoder(nn.Module):
         Args:
             input_ids: integer [B, T]; position 0 of a sequence is its [CLS].
             attention_mask: [B, T], nonzero for real tokens, zero for padding.
-            document_ids: integer [B, T]; tokens see only tokens of the same document.
+            document_ids: integer [B, T]; tokens attend only to tokens of the same document.
             position_ids: integer [B, T], 0 to T-1 if None; for packed sequences each starts again at its [CLS].
-            token_type_ids: integer [B, T], the segment of a pair, 0 if None; without effect where the encoder has no
-                token types (TUPE's default).
+            token_type_ids: integer [B, T], the segment of a pair, 0 if None; ignored by an encoder without token
+                types (TUPE's default).
             row_keys: int32 [B], dropout keys of the rows (`fastbert.randomness.row_keys`); None for no dropout.
             only: tokens whose hidden states are needed, such as slice(1) for [CLS]; the last block computes only those.
             edit_words: maps the word embeddings [B, T, D] to those that are used instead.

@@ -31,7 +31,8 @@ def encoder_flops(config: EncoderConfig, batch: int, length: int, last: int | No
     """FLOPs of one forward pass over [B, T]; the position bias is computed once for the batch.
 
     Args:
-        last: tokens of a row that the last block is computed for, all if None; the others are only keys and values.
+        last: number of tokens per row for which the last block is computed, all if None; others are only keys and
+            values.
     """
     blocks = (config.layers - 1) * block_flops(config, length, length)
     blocks += block_flops(config, length, length if last is None else last)

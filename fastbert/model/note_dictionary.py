@@ -3,7 +3,7 @@
 For a rare word w at tokens s..t, with c_j the encoder's output at token j, k the half window, e the word embedding:
 
     Note(w, x)  = mean of c_j over j in [s-k, t+k], within the row and the document
-    NoteDict(w) = (1 - gamma) NoteDict(w) + gamma (mean of Note(w, x) over the global batch)    once an optimizer step
+    NoteDict(w) = (1 - gamma) NoteDict(w) + gamma (mean of Note(w, x) over the global batch)    once per optimizer step
     input_i     = (1 - lambda) e_i + lambda |e_i| / |NoteDict(w)| NoteDict(w)                   for i in s..t
 
 A note is a mean of hidden states. After a LayerNorm their norm is about sqrt(D), far from that of an embedding, so each
@@ -26,7 +26,7 @@ from fastbert.training.world import ONE_PROCESS, World
 
 
 class NoteDictionary(nn.Module):
-    """The notes, in buffers: saved and restored with the weights, but not seen by the optimizer.
+    """The notes, in buffers: saved and restored with the weights, but not updated by the optimizer.
 
     A step reads and writes the rows of its own words only, so its cost does not depend on W. In an objective:
 
@@ -115,7 +115,7 @@ class NoteDictionary(nn.Module):
 
 
 class NoteTokens:
-    """Words with notes in one micro-batch: the notes they read, and the contexts to be written after the step."""
+    """Words with notes in one micro-batch: the notes they read, and the contexts to write after the step."""
 
     def __init__(
         self, notes: NoteDictionary, where: Occurrences, positions: Tensor, valid: Tensor, length: int
@@ -169,7 +169,7 @@ class NoteTokens:
 
 
 def add_rows(into: Tensor, index: Tensor, rows: Tensor) -> None:
-    """Adds in a deterministic order, into[index] += rows: index_add_ is deterministic on a CPU only, index_put_ on a
+    """Computes into[index] += rows in a deterministic order: index_add_ is deterministic on a CPU only, index_put_ on a
     GPU."""
     if into.is_cuda:
         into.index_put_((index,), rows, accumulate=True)

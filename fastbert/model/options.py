@@ -1,4 +1,4 @@
-"""The user's options of an encoder and of its note dictionary."""
+"""Options of an encoder and of its note dictionary, as the user sets them."""
 
 from dataclasses import dataclass, fields, replace
 from typing import Annotated
@@ -32,7 +32,7 @@ class EncoderOptions:
     position: str = choice("tupe-r", POSITIONS, "position encoding")
     """Position encoding; docs/methods.md has the equations and papers."""
     rope_base: Annotated[float, Range(above=1)] = 10000.0
-    """Base of the wavelengths of rope, which are from 2 pi to about 2 pi times the base; ModernBERT uses 160000."""
+    """Base of rope's wavelengths, which range from 2 pi to about 2 pi times the base; ModernBERT uses 160000."""
     cls_attention: str = choice("untied", CLS_ATTENTION)
     """Attention of [CLS] with TUPE: untied gives it two learned values (the paper's reset), tied treats it as a
     word."""
@@ -118,7 +118,7 @@ class NoteDictionaryOptions:
     """Note dictionary for rare words (arXiv 2008.01466), used in pretraining only."""
 
     enabled: bool = False
-    """Use a note dictionary: a note for each of a set of rare words, mixed into the embeddings of the word."""
+    """Use a note dictionary: one note for each selected rare word, mixed into the word's embeddings."""
     half_window: Annotated[int, Range(0, 2**20)] = 16
     """Tokens of context on each side of the word, over which its note is averaged."""
     gamma: Part = 0.1
@@ -126,17 +126,17 @@ class NoteDictionaryOptions:
     mix: Probability = 0.5
     """Weight of the note in the word's input embedding, the paper's lambda."""
     min_count: Count = 50
-    """Fewest occurrences, in the training text, of a word with a note."""
+    """Minimum number of occurrences, in the training text, of a word with a note."""
     max_count: Count = 500
-    """Most occurrences of a word with a note. Prepared data must list these words: --rare-min and --rare-max of
-    `fastbert prepare`."""
+    """Maximum number of occurrences of a word with a note. Prepared data must list these words: --rare-min and
+    --rare-max of `fastbert prepare`."""
     fraction: Part = 0.2
     """Fraction of the sequences that contain a word with a note: words between the two counts are selected, in a fixed
     random order, until it is reached."""
     initial_std: NotNegative = 0.02
     """Standard deviation of the initial values of notes; 0 starts from zeros."""
     leak: bool = False
-    """Read the note of a word even if pieces of it are masked, which the note reveals (an ablation)."""
+    """Read the note of a word even if pieces of it are masked, although the note reveals them (an ablation)."""
 
     def __post_init__(self) -> None:
         check_values(self)

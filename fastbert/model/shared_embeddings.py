@@ -1,8 +1,8 @@
-"""Encoders of another width that read through the embeddings of the main encoder.
+"""Encoders of a different width that use the embeddings of the main encoder.
 
 `SharedEmbeddings` is ELECTRA's generator: word embeddings, added positions, token types and their LayerNorm are those
 of the main encoder, and a linear layer projects the sum to its own width. `SharedWords` is the meta controller of
-MC-BERT: only the word embeddings are those of the main encoder, projected by a matrix that its output uses too.
+MC-BERT: only the word embeddings are those of the main encoder, projected by a matrix that its output also uses.
 Parameters of the attention scores (relative biases, TUPE) are not shared in either.
 
 Shapes: B batch, T tokens, D width of the main encoder, S width of this encoder, V vocabulary.
@@ -57,7 +57,7 @@ class SharedWords(Encoder):
         return x if self.projection is None else self.projection(x)
 
     def vocabulary(self) -> Tensor:
-        """Word embeddings [V, S] of this network, for its input and output."""
+        """Word embeddings [V, S] that this network uses for its input and output."""
         words = self.words.weight
         return words if self.projection is None else F.linear(words, self.projection.weight)
 

@@ -3,7 +3,7 @@
     L = L_MLM(generator) + 50 L_RTD
     L_RTD = mean over all tokens of the binary cross-entropy of "x^R_i differs from x_i"
 
-Both networks use the same word embeddings, added positions, token types and LayerNorm of these. Shapes as in
+Both networks use the same word embeddings, added positions, token types and LayerNorm of their sum. Shapes as in
 `replacement`.
 """
 
@@ -37,7 +37,7 @@ class Electra(Replacement):
         return self.small_head(hidden)
 
     def main_loss(self, inputs: CorruptedInputs, filled: Tensor, generator_hidden: Tensor) -> tuple[Tensor, Tensor]:
-        """Sum of the binary cross-entropies; bool [B, T], true where the more probable answer is right."""
+        """Sum of the binary cross-entropies; bool [B, T], true where the prediction is correct."""
         logits = self.replaced_logits(inputs, filled)
         replaced = filled != inputs.original
         loss = F.binary_cross_entropy_with_logits(logits, replaced.to(logits.dtype), reduction="sum")

@@ -44,7 +44,7 @@ class Detected:
     missed: list[str]
     """Replacements that it did not detect."""
     false_alarms: list[str]
-    """Original words that it took for replacements."""
+    """Original words that it classified as replacements."""
 
     def __str__(self) -> str:
         parts = {"found": self.found, "missed": self.missed, "false alarm": self.false_alarms}
@@ -53,7 +53,7 @@ class Detected:
 
 
 def sentence(ids: list[int], vocabulary: WordPiece, longest: int) -> list[int] | None:
-    """Finds the first whole sentence among tokens, by full stops; None if there is none of a suitable length."""
+    """Finds the first whole sentence among tokens, by full stops; None if no sentence has a suitable length."""
     unk, sep = vocabulary.ids["[UNK]"], vocabulary.ids["[SEP]"]
     stop = vocabulary.ids.get(".", sep)
     ends = [index for index, token in enumerate(ids) if token in (stop, sep)]

@@ -1,7 +1,7 @@
 """Masking: which positions of a row are masked and what they show, as hashes of the rows' keys, on the device.
 
-Every row has the same number M of masked positions, so shapes are static and nothing waits for the device. Where a row
-has fewer tokens to mask, the remaining positions are marked invalid.
+Every row has the same number M of masked positions, so shapes are static and nothing waits for the device. If a row has
+fewer tokens to mask, the remaining positions are marked invalid.
 
 Shapes: B rows, T tokens, M masked positions, V vocabulary.
 """
@@ -31,7 +31,7 @@ class Masks(NamedTuple):
     valid: Tensor
     """bool [B, M], true for positions that are masked."""
     targets: Tensor
-    """int64 [B, M], the words there; -100 where nothing is masked."""
+    """int64 [B, M], the original words; -100 where nothing is masked."""
 
 
 class Masker(nn.Module):
@@ -78,7 +78,7 @@ class Masker(nn.Module):
 
 
 def mask_count(length: int, rate: float, whole_word: bool = False) -> int:
-    """M for rows of `length` tokens; with whole words more than the expected number of masked tokens."""
+    """M for rows of `length` tokens; with whole words, more than the expected number of masked tokens."""
     count = max(1, round(rate * length))
     return min(length, count + OVERHANG) if whole_word else count
 
@@ -96,8 +96,8 @@ def choose_positions(
         continuation: bool [V], pieces that continue a word; if given, whole words are masked.
 
     Returns:
-        positions, int64 [B, M], in ascending order among the valid ones; valid, bool [B, M]. M is `count`, or that of
-        `mask_count` with whole words.
+        positions, int64 [B, M], in ascending order among the valid ones; valid, bool [B, M]. M is `count`, or with
+        whole words the result of `mask_count`.
     """
     length = input_ids.shape[1]
     index = torch.arange(length, dtype=torch.int32, device=input_ids.device)
@@ -126,10 +126,10 @@ def choose_positions(
 def _in_window(order: Tensor, first: Tensor, size: Tensor, ordinary: Tensor, keys: Tensor, count: int) -> Tensor:
     """Mask of the tokens to be masked as whole words: bool [B, T], in the order of `order`.
 
-    Every word must have the same probability, whatever its number of pieces. Filling a budget until a word does not
-    fit, or skipping the words that do not fit (BERT's released code), prefers short words. Here the N ordinary tokens
-    of a row, sorted by the hashes of their words, form a circle, and a window of `count` of them starts at a uniform
-    offset. A word is masked if its first piece is in the window. That piece is one of N tokens, so
+    Every word must have the same probability, regardless of its number of pieces. Filling a budget until a word does
+    not fit, or skipping the words that do not fit (BERT's released code), prefers short words. Here the N ordinary
+    tokens of a row, sorted by the hashes of their words, form a circle, and a window of `count` of them starts at a
+    uniform offset. A word is masked if its first piece is in the window. That piece is one of N tokens, so
 
         P(word is masked) = count / N        exactly, and E[masked tokens] = count
 

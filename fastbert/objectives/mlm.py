@@ -1,4 +1,4 @@
-"""Masked language modelling (Devlin et al. 2019), with new masks each time a row is seen (Liu et al. 2019).
+"""Masked language modeling (Devlin et al. 2019), with new masks each time a row is seen (Liu et al. 2019).
 
     L = mean over the masked positions i of -log p(x_i | corrupted x)
 
@@ -39,7 +39,7 @@ class MLM(Objective):
         return MaskedInputs(**fields, counts=counts)
 
     def forward(self, inputs: MaskedInputs) -> dict[str, Tensor]:
-        """Sums over the masked positions: the loss, and in validation the number of right predictions."""
+        """Sums over the masked positions: the loss, and in validation the number of correct predictions."""
         if self.training:
             hidden, decoder = self.head.transform(self.masked_hidden(inputs)), self.head.decoder
             loss = self.encoder.kernels.linear_cross_entropy

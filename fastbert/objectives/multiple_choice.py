@@ -1,7 +1,7 @@
 """Multiple choice with a meta controller (MC-BERT: Xu et al., arXiv 2006.05744).
 
     L = L_MLM(controller) + 20 L_choice
-    L_choice = mean over all tokens i of the cross-entropy of the right one among k candidates
+    L_choice = mean over all tokens i of the cross-entropy of the correct one among k candidates
 
 The encoder reads x^R. Its candidates at i are words sampled without replacement from the meta controller's distribution
 there, never x_i itself and never a special token, and [NOTA], "none of the above":
@@ -80,7 +80,7 @@ class MultipleChoice(Replacement):
         return F.linear(self.small_head.transform(hidden), self.small.vocabulary(), self.small_head.bias)
 
     def main_loss(self, inputs: CorruptedInputs, filled: Tensor, generator_hidden: Tensor) -> tuple[Tensor, Tensor]:
-        """Sum of the cross-entropies; bool [B, T], true where the choice is right."""
+        """Sum of the cross-entropies; bool [B, T], true where the choice is correct."""
         ids, answers = self.candidates(inputs, filled, generator_hidden)
         scores = self.scores(inputs, filled, ids)
         loss = F.cross_entropy(scores, answers, reduction="sum")

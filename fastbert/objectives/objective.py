@@ -1,6 +1,6 @@
-"""The interface of objectives, which the training loop, validation, evaluation, reports and dry runs use.
+"""Interface of objectives for the training loop, validation, evaluation, reports and dry runs.
 
-A subclass builds its networks in the constructor and overrides what it needs.
+A subclass builds its networks in the constructor and overrides the methods it needs.
 """
 
 from abc import ABC, abstractmethod
@@ -33,7 +33,7 @@ class Metric(NamedTuple):
 
 @dataclass(frozen=True)
 class Inputs:
-    """Inputs of a forward pass: a micro-batch for which everything random has been sampled."""
+    """Inputs of a forward pass: a micro-batch with all random choices sampled."""
 
     input_ids: Tensor
     """int64 [B, T], with masks."""
@@ -54,11 +54,11 @@ class MaskedInputs(Inputs):
     positions: Tensor
     """int64 [B, M], the masked positions."""
     targets: Tensor
-    """int64 [B, M], the words there; -100 where nothing is masked."""
+    """int64 [B, M], the original words; -100 where nothing is masked."""
 
 
 class Objective(nn.Module, ABC):
-    """An encoder with the heads, further networks and losses that train it.
+    """An encoder, with the heads, further networks and losses that train it.
 
     `sample` gives the counts of the losses before any forward pass, so the loss over several micro-batches (or
     processes) is the exact mean over all of them. State that is not a parameter must be a persistent buffer: buffers
@@ -93,7 +93,7 @@ class Objective(nn.Module, ABC):
 
     @abstractmethod
     def sample(self, batch: Batch, seed: int, step: int, purpose: str = "mask") -> Inputs:
-        """Samples everything random about a micro-batch (masks, replacements, dropout keys), as a function of the
+        """Makes all random choices for a micro-batch (masks, replacements, dropout keys), as a function of the
         arguments alone.
 
         Args:

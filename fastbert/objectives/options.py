@@ -1,4 +1,4 @@
-"""The options of each objective."""
+"""Options of each objective."""
 
 from dataclasses import dataclass, replace
 from typing import Annotated, ClassVar, Self
@@ -32,7 +32,7 @@ class ObjectiveOptions:
         return self
 
     def networks(self, config: EncoderConfig) -> list[EncoderConfig]:
-        """Configurations of the networks to train, first that of the encoder, `config`.
+        """Configurations of the networks to train; the first is the encoder's, `config`.
 
         Raises:
             UserError: one of them cannot be built.
@@ -46,7 +46,7 @@ class ObjectiveOptions:
 
 @dataclass(frozen=True)
 class MLMOptions(ObjectiveOptions):
-    """Masked language modelling."""
+    """Masked language modeling."""
 
     mask_token_fraction: Probability = 0.8
     """Fraction of the masked tokens that show [MASK]."""
@@ -75,7 +75,7 @@ def default_scale(width: int) -> float:
 
 
 def scaled_width(width: int, scale: float) -> int:
-    """The multiple of 8 nearest to width * scale, at least 8, but not above `width`; `width` itself at a scale of 1."""
+    """The multiple of 8 nearest to width * scale, from 8 to `width`; `width` itself for a scale of 1."""
     return width if scale == 1 else min(width, max(8, 8 * round(width * scale / 8)))
 
 
@@ -93,9 +93,9 @@ class ElectraOptions(ReplacementOptions):
     """ELECTRA: replaced token detection (arXiv 2003.10555)."""
 
     generator_scale: Part | None = None
-    """Width, inner width and heads of the generator as a fraction of the encoder's; the number of layers is the same
-    and the width is rounded to a multiple of 8 (default: 1/3 for widths from 513 to 1023, such as that of Base, else
-    1/4, as in the paper)."""
+    """Width, inner width and heads of the generator as a fraction of the encoder's; the number of layers is the same,
+    and the width is rounded to a multiple of 8 (default, as in the paper: 1/3 for widths from 513 to 1023, such as
+    Base, else 1/4)."""
     loss_weight: Positive = 50.0
     """Weight of the detection loss, relative to the generator's loss."""
 
@@ -118,8 +118,8 @@ class MultipleChoiceOptions(ReplacementOptions):
     controller_layers: Layers | None = None
     """Transformer blocks of the meta controller (default: the encoder's number)."""
     controller_width: Width | None = None
-    """Hidden size of the meta controller (default: 1/3 of the encoder's for widths from 513 to 1023, such as that of
-    Base, as in the paper, else 1/4; rounded to a multiple of 8)."""
+    """Hidden size of the meta controller (default: 1/3 of the encoder's for widths from 513 to 1023, such as Base,
+    as in the paper, else 1/4; rounded to a multiple of 8)."""
     loss_weight: Positive = 20.0
     """Weight of the choice loss, relative to the meta controller's loss: the paper's lambda."""
 

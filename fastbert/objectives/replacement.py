@@ -1,4 +1,4 @@
-"""The base class of ELECTRA and multiple choice: a generator fills masks by sampling, the encoder reads the result.
+"""Base class of ELECTRA and multiple choice: a generator fills masks by sampling, the encoder reads the result.
 
     L = mean over the masked positions of -log p_G(x_i | masked x) + weight * mean over all tokens of the encoder's loss
 
@@ -50,13 +50,13 @@ class CorruptedInputs(MaskedInputs):
 
 class Replacement(Objective):
     """An objective with two networks. The constructor of a subclass builds the generator, `small`, its head,
-    `small_head`, and the encoder's, `head`. (Initial weights are hashes of parameter names, so these names stay.) A
-    subclass has
+    `small_head`, and the encoder's, `head`. (Initial weights are hashes of parameter names, so these names must not
+    change.) A subclass has
 
     main                         name of the encoder's loss
     word_logits(hidden)          generator's hidden states [..., S] -> its logits [..., V]
     main_loss(inputs, filled, generator_hidden)
-                                 encoder's loss, summed over all tokens; bool [B, T], true where its prediction is right
+                                 encoder's loss, summed over all tokens; bool [B, T], true where it predicts correctly
     predict(inputs, filled, generator_hidden)
                                  [B, T], probability that a token was replaced, by the encoder; int64 [B, T], its
                                  guesses of the original words, or None
@@ -96,7 +96,7 @@ class Replacement(Objective):
         )
 
     def forward(self, inputs: CorruptedInputs) -> dict[str, Tensor | tuple[Tensor, Tensor]]:
-        """Sums of both losses, and as pairs (sum, count) metrics of how difficult the encoder's task is."""
+        """Sums of both losses, and metrics of the difficulty of the encoder's task as pairs (sum, count)."""
         hidden = self.generator_hidden(inputs)
         log_p, targets = self.masked_log_probabilities(inputs, hidden), inputs.targets.flatten()
         mlm = F.nll_loss(log_p, targets, ignore_index=-100, reduction="sum")

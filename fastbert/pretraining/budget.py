@@ -1,4 +1,4 @@
-"""Time of a run by its parts, and the number of steps that fit into a budget in minutes."""
+"""Estimates the time of each part of a run, and the number of steps that fit into a budget in minutes."""
 
 import itertools
 import math
@@ -23,9 +23,9 @@ from fastbert.training.step import objective_step
 from fastbert.training.timing import Timed, repeat_in, time_in_groups, writing_seconds
 
 LEAST_TIMED, MOST_TIMED = 4, 2000  # steps
-FRACTION = 0.05  # of a budget in minutes is spent on timing its steps,
-LEAST, MOST = 3.0, 60.0  # seconds at least (and at most a fifth of the budget) and at most
-SHORT = 200  # steps
+FRACTION = 0.05  # fraction of a budget in minutes that is spent on timing steps
+LEAST, MOST = 3.0, 60.0  # bounds of that time in seconds; it never exceeds a fifth of the budget
+SHORT = 200  # steps; the length of a shorter run is found by trying all
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Costs:
     finish: float
 
     def spans(self, plan: BatchPlan, options: PretrainOptions, done: int, steps: int) -> dict[str, float]:
-        """Seconds of the steps after `done` in a run of `steps` steps: name of a part -> seconds."""
+        """Time of the steps after `done` in a run of `steps` steps: name of a part -> seconds."""
         validations, checkpoints = saves_between(options, done, steps)
         return {
             "start": self.start,
@@ -51,8 +51,8 @@ class Costs:
         }
 
     def steps_in(self, seconds: float, plan: Callable[[int], BatchPlan], options: PretrainOptions) -> int:
-        """The number of steps of a run that takes about `seconds`, all its parts included; at least that of the
-        shortest run. `plan` gives the batches of a run by its number of steps."""
+        """Number of steps of a run whose parts take about `seconds` together, but at least that of the shortest run.
+        `plan` maps a number of steps to the batches of the run."""
 
         def total(steps: int) -> float:
             return sum(self.spans(plan(steps), options, 0, steps).values())
@@ -61,7 +61,7 @@ class Costs:
         steps = steps_within(seconds, total, least)
         if steps >= SHORT:
             return steps
-        # The number of validations is not monotonic: 19 steps have 19 of them, 20 have ten.
+        # The number of validations is not monotonic: 19 steps have 19 validations, 20 steps have 10.
         return max((steps for steps in range(least, SHORT) if total(steps) <= seconds), default=least)
 
 
@@ -76,8 +76,8 @@ def intervals(options: PretrainOptions, steps: int) -> tuple[int, int]:
 
 
 def saves_between(options: PretrainOptions, done: int, steps: int) -> tuple[int, int]:
-    """Numbers of validations and checkpoints after step `done` of a run of `steps` steps, if each validation is the
-    best so far, which saves a checkpoint."""
+    """Numbers of validations and checkpoints after step `done` of a run of `steps` steps. Each validation is assumed to
+    be the best so far, which saves a checkpoint."""
     eval_every, checkpoint_every = intervals(options, steps)
     marked = {steps, *options.milestone_steps()}
 
@@ -168,26 +168,27 @@ def steps_in(setup: PretrainSetup, seconds: float) -> int:
 
 
 def seconds_per_step(setup: PretrainSetup, objective: nn.Module, seconds: float) -> float:
-    """Seconds of a training step on `objective`, measured in about `seconds`; where stages differ, the mean over a
-    run."""
+    """Seconds of a training step on `objective`, measured in about `seconds`; the mean over the run if its stages
+    differ."""
     steps = setup.options.steps or NOMINAL_STEPS
     return setup.plan(steps).total(stage_timer(setup, objective, seconds), 0, steps) / steps
 
 
 def stage_timer(setup: PretrainSetup, objective: nn.Module, seconds: float) -> Callable[[int, int], float]:
-    """(batch_size, length) -> seconds of a step, measured at its first call, in about `seconds` for all stages."""
+    """Function (batch_size, length) -> seconds of a step. It times a shape when first called with it; all stages
+    together take about `seconds`."""
     each = seconds / len(setup.plan(NOMINAL_STEPS).stages)
     return cache(lambda batch_size, length: timed_step(setup, objective, each, BatchPlan.constant(batch_size, length)))
 
 
 @progress("timing steps")
 def timed_step(setup: PretrainSetup, objective: nn.Module, seconds: float, plan: BatchPlan) -> float:
-    """Seconds of a training step on `objective` without other load, measured in about `seconds`."""
+    """Seconds of a training step on `objective` on an otherwise idle machine, measured in about `seconds`."""
     found = time_training(setup, objective, seconds, plan, MOST_TIMED)
     if found.disturbed:
         echo(
-            f"other work disturbed the timing of steps: they took {found.mean:.3g} s on average and "
-            f"{found.seconds:.3g} s at the 10th percentile, which is used"
+            f"other processes disturbed the timing of steps: the mean is {found.mean:.3g} s; the 10th percentile, "
+            f"{found.seconds:.3g} s, is used"
         )
     return found.seconds
 
@@ -205,7 +206,7 @@ def time_training(setup: PretrainSetup, objective: nn.Module, seconds: float, pl
         lagged.push(number, scalars)  # as in training, the host is one step ahead of the device
 
     wait = partial(synchronize, setup.device)
-    step()  # to warm up
+    step()  # warm-up
     wait()
     return time_in_groups(step, wait, seconds, least=LEAST_TIMED, most=most)
 

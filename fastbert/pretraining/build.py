@@ -1,4 +1,4 @@
-"""Builds the trainer of a run, at its start or at the newest checkpoint, and the manifest of its experiment."""
+"""Builds the trainer of a run, from its start or its newest checkpoint, and the manifest of its experiment."""
 
 from dataclasses import replace
 from typing import Any
@@ -39,7 +39,7 @@ def describe_experiment(setup: PretrainSetup, experiment: dict[str, Any]) -> dic
 def build_trainer(
     setup: PretrainSetup, run: RunFolder, manifest: dict[str, Any], resumed: bool, quiet: bool = False
 ) -> Trainer:
-    """The trainer, at its start or at the newest checkpoint; the run's folder is written or brought up to date.
+    """Builds the trainer, from the start or the newest checkpoint, and writes or updates the run's folder.
 
     Raises:
         UserError: too few sequences, too little space on the disk, or no complete checkpoint to resume from.

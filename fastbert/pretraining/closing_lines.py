@@ -50,9 +50,10 @@ def snippet(model: Path, native: bool, head: str | None) -> list[str]:
 def commands(run: Path, length: int) -> list[str]:
     """Commands that use the model of a run with sequences of `length` tokens."""
     name, following = shlex.quote(str(run)), shlex.quote(f"{run}-more-text")
+    files = "--custom.train train.csv --custom.dev dev.csv"
     return [
         f'fastbert fill {name} "{WITH_MASK}"',
-        f"fastbert finetune --model {name} --custom.train train.csv --custom.dev dev.csv --out results/mine",
+        f"fastbert finetune --model {name} --task mine {files} --out results/mine",
         f"fastbert pretrain --init-from {name} --data more.txt --length {length} --minutes 10 --out {following}",
     ]
 
@@ -60,7 +61,7 @@ def commands(run: Path, length: int) -> list[str]:
 def closing_lines(
     run: Path, model: Path, curves: Path | None, page: Path | None, *, length: int, native: bool, head: str | None
 ) -> list[str]:
-    """All closing lines; the paths of the curves and of the report are left out if they are None."""
+    """All closing lines, without those of the curves and the report where their paths are None."""
     return [
         f"Model   {model}",
         *([f"Curves  {curves}"] if curves else []),

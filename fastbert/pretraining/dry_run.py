@@ -1,5 +1,5 @@
 """`fastbert pretrain --dry-run`: the cost of a run. Its first steps, a validation, a checkpoint and the export are run
-and timed in a temporary folder next to that of the run, which is then removed."""
+and timed in a temporary folder next to the run's folder, which is then removed."""
 
 import contextlib
 import datetime
@@ -69,11 +69,11 @@ def dry_run(setup: PretrainSetup, run: RunFolder, done: int, build: Callable[[Pa
 
     Args:
         setup: with all intervals set.
-        run: the folder that is not written.
-        build: makes the trainer in a folder, at its first step.
+        run: folder of the run, which is not written.
+        build: builds a trainer at its first step that writes to the given folder.
 
     Raises:
-        UserError: any that the run itself would raise.
+        UserError: any error that the run itself would raise.
     """
     with Interrupts() as interrupts, _scratch(run.path) as folder:
         usage, trainer = measure(setup, RunFolder(folder), done, build, interrupts)
@@ -85,9 +85,9 @@ def dry_run(setup: PretrainSetup, run: RunFolder, done: int, build: Callable[[Pa
 
 @contextlib.contextmanager
 def _scratch(path: Path) -> Iterator[Path]:
-    """A temporary folder on the disk of `path`. Errors name `path` instead of it."""
+    """Temporary folder on the disk of `path`. Error messages name `path` instead."""
     path = resolved(path)
-    # Next to a mount point is another disk.
+    # The folder around a mount point is on another disk.
     within = (path if is_filled_within(path) else existing(path.parent)) / path.name
     with folder_errors(path):
         remove_leftovers(within.parent, within.name)
@@ -104,7 +104,7 @@ def _scratch(path: Path) -> Iterator[Path]:
 def measure(
     setup: PretrainSetup, run: RunFolder, done: int, build: Callable[[Path], Trainer], interrupts: Interrupts
 ) -> tuple[Usage | None, Trainer]:
-    """Runs all parts of a run, with a few of the steps after `done`; the usage is None if it is interrupted."""
+    """Runs all parts of a run, with a few of the steps after `done`. The usage is None after an interruption."""
     start, trainer = seconds(lambda: build(run.path), setup.device)
     weights, memory = _bytes(trainer.objective.parameters()), PeakMemory(setup.device)
     with trainer.logbook:
@@ -171,7 +171,7 @@ def _on_disk(folder: Path) -> int:
 
 
 def parameters_by_part(objective: Objective) -> dict[str, int]:
-    """Number of parameters of each part; a shared one counts for the first part that has it."""
+    """Number of parameters of each part; a shared parameter counts for the first part that contains it."""
     parts = {**PARTS, **objective.parts}
     counts = dict.fromkeys((*parts, "other"), 0)
     for name, parameter in objective.named_parameters():
@@ -204,7 +204,7 @@ def report(setup: PretrainSetup, run: RunFolder, done: int, usage: Usage, traine
         "networks": "\n".join(networks),
         "parameters": f"{shown_count(sum(parts.values()))}: {of_parts}",
         "data": f"{setup.dataset.folder}: {len(rows):,} rows of {options.length} tokens",
-        "steps": f"{f'the {left} left of ' if done else ''}{shapes}\n{shown_count(tokens)} tokens, "
+        "steps": f"{f'{left} remaining of ' if done else ''}{shapes}\n{shown_count(tokens)} tokens, "
         f"{tokens / len(rows) / options.length:.2g} epochs",
         "FLOPs": f"{flops / max(1, left):.3g} a step, {flops:.3g} in all",
         "memory": f"{shown_size(usage.peak)} at the peak ({usage.peak_kind})\nweights {shown_size(usage.weights)}, "
@@ -228,7 +228,7 @@ def speeds(setup: PretrainSetup, usage: Usage, trainer: Trainer) -> dict[str, st
         name = "speed" if len(usage.steps) == 1 else f"{batch_size} x {length}"
         step = timed.seconds
         mfu = trainer.objective.flops(batch_size, length) / step / trainer.peak_flops
-        busy = f"; disturbed by other work, {timed.mean:.3g} s on average" if timed.disturbed else ""
+        busy = f"; disturbed by other processes, {timed.mean:.3g} s on average" if timed.disturbed else ""
         found[name] = (
             f"{step:.3g} s a step, {batch_size * length / step:,.0f} tokens/s, MFU {100 * mfu:.0f} % "
             f"({timed.count} steps timed on {setup.device}, {setup.precision}{busy})"

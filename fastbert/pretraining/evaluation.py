@@ -19,9 +19,10 @@ MASK_SEED = 0  # the same masks for all runs, so that seeds and variants are com
 def evaluate(
     objective: Objective, batches: Iterable[Batch], precision: str, world: World = ONE_PROCESS, sequences: int = 0
 ) -> dict[str, float]:
-    """Means over the `batches` of all ranks of all losses and measurements, and `loss`, the weighted sum of the losses.
+    """Mean of each loss and metric over the `batches` of all ranks, and `loss`, the weighted sum of the losses.
 
-    The training mode of the objective is restored. `sequences` is their number in all batches, for the progress.
+    The training mode of the objective is restored. `sequences` is the number of sequences in all batches, for the
+    progress bar.
     """
     training = objective.training
     objective.eval()

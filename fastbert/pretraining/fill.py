@@ -1,4 +1,4 @@
-"""`fastbert fill`: the likeliest words for each [MASK] of a text, from an MLM head, or from the generator or meta
+"""`fastbert fill`: the most likely words for each [MASK] of a text, from an MLM head, or from the generator or meta
 controller of a run."""
 
 import sys
@@ -27,7 +27,7 @@ from fastbert.streams import echo, warn
 from fastbert.training.hardware import autocast, resolve_device, resolve_precision, setup_machine
 
 Words = list[tuple[str, float]]
-"""Tokens of the vocabulary with their probabilities, the likeliest first."""
+"""Tokens of the vocabulary with their probabilities, the most likely first."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class MaskedText:
 
 
 def fill(options: FillOptions) -> None:
-    """Prints the likeliest words for each text, as soon as the text has been read.
+    """Prints the most likely words for each text, as soon as the text has been read.
 
     Raises:
         UserError: no such model; a model that cannot fill in words; a text that is not UTF-8, is empty, has no [MASK],
@@ -55,7 +55,7 @@ def fill(options: FillOptions) -> None:
     objective = trained_objective(options.model, pretrained, vocabulary, options.machine.kernels, mask_rate)
     objective.to(device).eval()
     if isinstance(objective, Replacement):
-        echo(f"the words are those of the {objective.second_network} of {options.model}")
+        echo(f"the words are predicted by the {objective.second_network} of {options.model}")
     texts = masked_texts(options, vocabulary.build(), pretrained.config.max_positions)
     count = 0
     while part := list(islice(texts, options.machine.micro_batch_size or 1)):
@@ -70,7 +70,7 @@ def fill(options: FillOptions) -> None:
 
 
 def masked_texts(options: FillOptions, tokenizer: Tokenizer, positions: int) -> Iterator[MaskedText]:
-    """The texts of the command line or of standard input, as ids; a warning for words without pieces."""
+    """The texts of the command line or of standard input, as ids; warns of words that the tokenizer does not know."""
     texts = standard_input() if options.reads_standard_input else enumerate_texts(options.texts)
     for where, text in texts:
         check_masked(text, where)
@@ -88,13 +88,13 @@ def masked_texts(options: FillOptions, tokenizer: Tokenizer, positions: int) -> 
 
 
 def enumerate_texts(texts: tuple[str, ...]) -> Iterator[tuple[str, str]]:
-    """Name for messages, text."""
+    """Pairs (name for messages, text)."""
     for number, text in enumerate(texts, 1):
         yield f"text {number}", clean(text, f"text {number}")
 
 
 def standard_input() -> Iterator[tuple[str, str]]:
-    """The lines of standard input that are not blank: name for messages, text.
+    """Lines of standard input that are not blank: pairs (name for messages, text).
 
     Raises:
         UserError: a line is not UTF-8, or contains a zero byte.
@@ -118,7 +118,7 @@ def standard_input() -> Iterator[tuple[str, str]]:
 def likeliest(
     objective: Objective, texts: list[MaskedText], vocabulary: WordPiece, top: int, precision: str
 ) -> list[list[Words]]:
-    """The `top` likeliest words for each [MASK] of each text."""
+    """The `top` most likely words for each [MASK] of each text."""
     device = next(objective.parameters()).device
     rows = [torch.tensor(text.ids) for text in texts]
     ids = pad_sequence(rows, batch_first=True, padding_value=vocabulary.ids["[PAD]"]).to(device)  # [B, T]

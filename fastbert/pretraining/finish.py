@@ -78,7 +78,7 @@ def finish(setup: PretrainSetup, objective: Objective, run: RunFolder, progress:
     if written:
         write_run_page(written, setup.options, data_facts(setup))
     else:
-        echo(f"the page of the run is not written: {problem}")
+        echo(f"the run's report page is not written: {problem}")
     native, head = is_bert(setup.config), head_of(weights)
     page = run.report / PAGE if written else None
     closing = closing_lines(run.path, run.model, plot, page, length=setup.options.length, native=native, head=head)
@@ -86,7 +86,7 @@ def finish(setup: PretrainSetup, objective: Objective, run: RunFolder, progress:
 
 
 def data_facts(setup: PretrainSetup) -> dict[str, str]:
-    """Lines about the data for the page of the run, by their name."""
+    """Facts about the data for the run's report page: name -> text."""
     train, validation = setup.dataset.split("train"), setup.dataset.split("validation")
     return {
         "folder": setup.options.data,
@@ -100,7 +100,7 @@ def data_facts(setup: PretrainSetup) -> dict[str, str]:
 @progress("filling in the examples")
 def examples_of(setup: PretrainSetup, objective: Objective) -> tuple[list[str], list[str]]:
     """Held-out sentences with the predictions of the networks, and their lines in the summary."""
-    with torch.compiler.set_stance("force_eager"):  # no sentence is as long as another
+    with torch.compiler.set_stance("force_eager"):  # compiled code would be recompiled for every length
         heading, examples = objective.examples(
             setup.dataset.split("validation"), setup.vocabulary, setup.options.length
         )
@@ -110,8 +110,8 @@ def examples_of(setup: PretrainSetup, objective: Objective) -> tuple[list[str], 
 
 @progress("checking export and summary")
 def check_finish(setup: PretrainSetup, objective: Objective) -> None:
-    """Computes once, before training, all that the end of a run needs of an objective, so that an objective with a bug
-    there fails before the first step and not after the last."""
+    """Computes everything that the end of a run needs from the objective once before training, so that a bug in it
+    appears before the first step instead of after the last."""
     row = validation_batches(setup.rows("validation"), 1, 1, setup.device)
     with torch.compiler.set_stance("force_eager"):
         measured = evaluate(objective, row, setup.precision)

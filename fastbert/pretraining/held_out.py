@@ -1,5 +1,5 @@
 """`fastbert evaluate`: masked loss of a model on held-out text in nats and bits per byte; for a run with two networks,
-all measurements of its objective."""
+all metrics of its objective."""
 
 import math
 from collections.abc import Sequence
@@ -59,9 +59,9 @@ def evaluate_text(options: EvaluateOptions) -> dict[str, Any]:
     fraction = text.unk_tokens / max(1, text.unk_tokens + len(words))
     if fraction > MUCH_UNKNOWN:
         warn(
-            f"{fraction:.1%} of the tokens of {options.source} are [UNK], which the tokenizer of "
-            f"{options.model} has no pieces for: loss and accuracy leave them out, bits per byte counts 8 for each of "
-            "their bytes",
+            f"{fraction:.1%} of the tokens of {options.source} are [UNK], because the tokenizer of "
+            f"{options.model} has no pieces for them: loss and accuracy leave them out, bits per byte counts 8 bits "
+            "for each of their bytes",
         )
     if ordinary[: len(rows) * (length - 1)].any():
         micro = options.machine.micro_batch_size or 32
@@ -109,7 +109,7 @@ def trained_objective(
             f"{model} has no MLM head, so it cannot predict masked words; give a model that has one or, for "
             "an export without one, its run, which has all of the networks"
         )
-    state = check(checkpoint.state, {"options": dict}, f"{checkpoint.path}/state.json")  # sealed, as config.yaml is not
+    state = check(checkpoint.state, {"options": dict}, f"{checkpoint.path}/state.json")  # hashed, unlike config.yaml
     trained = from_dict(PretrainOptions, state["options"], f"{checkpoint.path}/state.json")
     objective_options = replace(trained.of_objective, mask_rate=mask_rate)
     objective = OBJECTIVES[trained.objective](pretrained.config, objective_options, vocabulary, kernels)
@@ -135,7 +135,7 @@ class HeldOut:
 
 
 def read_text(options: EvaluateOptions, vocabulary: WordPiece) -> HeldOut:
-    """The first documents of the source, until they have `max_tokens` tokens."""
+    """Reads the first documents of the source, until they have `max_tokens` tokens."""
     encoder, unk = TextEncoder(vocabulary), vocabulary.ids["[UNK]"]
     parts: list[np.ndarray] = []
     count = size = unk_bytes = 0

@@ -1,5 +1,5 @@
 """The pretraining loop over a stream of batches, with an objective, an optimizer, a schedule, a checkpointer and a
-logbook. It has no code for a single variant.
+logbook. It has no code that is specific to a variant.
 
 The host never waits for the step it has queued: losses are read one step later, and an update whose loss or gradient is
 not finite is skipped on the device. Everything random is a function of the step, so a run resumed from a checkpoint
@@ -38,7 +38,7 @@ REMEDIES = "a lower --optimizer.learning-rate, a longer --schedule.warmup, --mac
 
 @dataclass
 class Progress:
-    """Counts of a training, saved in its checkpoints."""
+    """Counters of a training run, saved in its checkpoints."""
 
     step: int = 0
     """Steps done."""
@@ -56,7 +56,7 @@ class Progress:
     """Sum of the losses since the last logged row."""
     window_steps: int = 0
     window_measured: dict[str, float | None] = field(default_factory=dict)
-    """Sums of the other measurements of the objective; None where a summand was not finite."""
+    """Sums of the objective's other metrics; None where a summand was not finite."""
     best: float | None = None
     """Lowest validation loss."""
     last_eval: dict[str, Any] = field(default_factory=dict)
@@ -70,22 +70,22 @@ _PROGRESS = {
     "last_eval": {"step?": COUNT, "loss?": _NUMBER},
 }
 STATE = {"progress": _PROGRESS, "optimizer": dict, "metrics": {"records": COUNT, "sha256": str}}
-"""The shape of a checkpoint's state that a run resumes from, for `check`."""
+"""Schema of the state from which a run resumes, for `check`."""
 
 
 @dataclass
 class Trainer:
-    """A training: its parts, and the loop over its steps.
+    """A training run: its components and the loop over its steps.
 
     Args:
         updater: objective, optimizer and clipping, used by all steps.
         batches: batches of each step, and the plan of their sizes.
         learning_rate: peak of the schedule.
         validate: length of a sequence -> name -> value, with at least `loss`.
-        milestones: steps after which there is a logged row, a validation and a checkpoint, as after the last.
+        milestones: steps that are followed by a logged row, a validation and a checkpoint, like the last step.
         state: further values for checkpoints, as JSON.
-        around: step -> a context in which it runs, such as a profiler's.
-        peak_flops: of the machine, for MFU.
+        around: step -> a context manager around it, such as a profiler's.
+        peak_flops: peak FLOP/s of the machine, for MFU.
     """
 
     updater: Updater
@@ -109,7 +109,7 @@ class Trainer:
     _clock: float = 0.0
     _clock_step: int = 0
     _origin: float = field(default_factory=time.perf_counter)
-    """Start time of the run, as if all its sessions had been one."""
+    """Start time of the run, as if all its sessions had been one without breaks."""
 
     @property
     def objective(self) -> nn.Module:
@@ -120,11 +120,12 @@ class Trainer:
         return self.updater.optimizer
 
     def run(self, interrupts: Interrupts) -> None:
-        """Trains until the last step or until a signal is caught; either way the last state is in a checkpoint.
+        """Trains until the last step or until a signal is caught; in both cases the last state is saved in a
+        checkpoint.
 
         Raises:
-            UserError: too many updates in a row were skipped, or weights or moments are not finite; names the newest
-                checkpoint, which is finite.
+            UserError: too many updates in a row were skipped, or weights or moments are not finite. The message names
+                the newest checkpoint, which is finite.
         """
         try:
             self._run(interrupts)
@@ -150,17 +151,18 @@ class Trainer:
                 self.save_checkpoint()
         if interrupts.caught is not None and progress.step < self.steps:
             self.save_checkpoint()
-        if progress.skipped == self.steps:  # fewer than end a longer run
+        if progress.skipped == self.steps:  # too few to stop a longer run early
             raise UserError(f"loss or gradient was not finite in any of the {self.steps} steps{self._advice()}")
         progress.seconds = time.perf_counter() - self._origin
 
     def train_step(self, step: int) -> None:
-        """One optimizer step: the gradient of the mean loss over the global batch, for any size of micro-batches."""
+        """Performs one optimizer step: the gradient of the mean loss over the global batch, for any micro-batch
+        size."""
         scalars = objective_step(self.updater, self.batches.at(step), self.seed, step, self._learning_rate(step))
         with record_function("logging"):
             if self._has_row(step + 1):
                 scalars["state_finite"] = all_finite(chain(*(group.values() for group in self._tensors().values())))
-            self._book(self._lagged.push(step, scalars))
+            self._record(self._lagged.push(step, scalars))
 
     def _learning_rate(self, step: int) -> float:
         return self.learning_rate * learning_rate_factor(self.schedule, step, self.steps)
@@ -181,7 +183,7 @@ class Trainer:
         """
         require_finite(self._tensors(), f"the state after step {self.progress.step}")
 
-    def _book(self, scalars: tuple[int, dict[str, float]] | None) -> None:
+    def _record(self, scalars: tuple[int, dict[str, float]] | None) -> None:
         """Adds the scalars of a step to the running mean and the log, and checks for divergence."""
         if scalars is None:
             return
@@ -225,7 +227,7 @@ class Trainer:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """A context whose time does not count in the logged rate."""
+        """Context manager: the time inside does not count in the logged rate."""
         before = time.perf_counter()
         yield
         self._clock += time.perf_counter() - before
@@ -235,7 +237,7 @@ class Trainer:
         return plan.at(step).length == plan.lengths[-1]
 
     def _length_of(self, step: int) -> dict[str, int]:
-        """The length of a sequence, for the log, if it changes in the run."""
+        """Sequence length for the log, if it changes during the run."""
         plan = self.batches.plan
         return {"length": plan.at(step).length} if len(plan.lengths) > 1 else {}
 
@@ -244,10 +246,10 @@ class Trainer:
         self._origin = self._clock - self.progress.seconds
 
     def run_validation(self) -> bool:
-        """Logs the held-out losses on sequences as long as those of the last step; returns whether they are the lowest
-        so far. Losses on shorter sequences than those of the end of the run are not comparable and never count as
-        lowest; neither does a loss that is not finite."""
-        self._book(self._lagged.pop())
+        """Logs the held-out losses on sequences as long as those of the last step; returns whether the loss is the
+        lowest so far. A loss on sequences shorter than those at the end of the run is not comparable and never counts
+        as the lowest; neither does a loss that is not finite."""
+        self._record(self._lagged.pop())
         paused = time.perf_counter()
         self._require_finite()
         progress, last = self.progress, max(0, self.progress.step - 1)
@@ -268,7 +270,7 @@ class Trainer:
         return best
 
     def save_checkpoint(self) -> None:
-        self._book(self._lagged.pop())
+        self._record(self._lagged.pop())
         paused = time.perf_counter()
         progress = self.progress
         self.logbook.sync()
@@ -286,7 +288,7 @@ class Trainer:
         self._clock += time.perf_counter() - paused
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Restores the state of a checkpoint, which has the shape `STATE`.
+        """Restores the state of a checkpoint that matches the schema `STATE`.
 
         Raises:
             UserError: its tensors do not fit the networks or the optimizer.
@@ -299,7 +301,7 @@ class Trainer:
             raise UserError(f"the checkpoint {checkpoint.path} is damaged: it has no optimizer.safetensors")
         restore_optimizer(self.optimizer, checkpoint.tensors["optimizer"], checkpoint.state["optimizer"])
         self.progress = Progress(**{f.name: checkpoint.state["progress"][f.name] for f in fields(Progress)})
-        if self.progress.skipped_in_row == 0:  # as at the end of its save, which may have been killed before
+        if self.progress.skipped_in_row == 0:  # completes the save, which may have been killed before this
             self.checkpointer.prune(checkpoint.step)
 
     def _advice(self) -> str:
@@ -314,7 +316,7 @@ class Trainer:
         )
 
     def _advice_after_skips(self) -> str:
-        """The same advice, with the weights and moments that are not finite and would stay so."""
+        """The same advice, preceded by the name of a weight or moment that is not finite, if any."""
         try:
             self._require_finite()
         except NotFiniteError as error:

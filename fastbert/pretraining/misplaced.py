@@ -1,4 +1,4 @@
-"""Files and folders that are given as the wrong argument, and the option that takes each. Imports no torch."""
+"""Recognizes files and folders given as the wrong argument and names the option that accepts them; imports no torch."""
 
 import shlex
 from pathlib import Path
@@ -13,9 +13,9 @@ def is_run(folder: Path) -> bool:
     return (folder / "config.yaml").is_file() and (folder / "checkpoints").is_dir()
 
 
-def how_to_give(path: Path) -> str:
-    """Description of `path` with the option of `fastbert pretrain` that takes it, as the end of a sentence; empty if it
-    is unknown."""
+def usage_hint(path: Path) -> str:
+    """Description of `path` with the option of `fastbert pretrain` that accepts it, as the end of a sentence; empty if
+    `path` is not recognized."""
     if is_run(path):
         return f"it is a run: {resume(path)}, or start a new run from its weights with --init-from {quoted(path)}"
     for run, what in ((path.parent, "the export"), (path.parent.parent, "a checkpoint")):
@@ -31,7 +31,7 @@ def how_to_give(path: Path) -> str:
 
 
 def is_text(path: Path) -> bool:
-    """True if `path` is a file of text or a table by its suffix, but for .json, which may be a file of options."""
+    """True if `path` is a file of text or a table by its suffix, except .json, which may be a file of options."""
     return path.suffix != ".json" and suffixes(path)[0] in (".txt", *TABLES) and path.is_file()
 
 

@@ -14,30 +14,30 @@ from fastbert.model.note_dictionary import NoteDictionary
 from fastbert.model.options import NoteDictionaryOptions
 from fastbert.training.hardware import memory
 
-ENOUGH = 50  # occurrences of a word while training: the note of a word that occurs five times is noise
+ENOUGH = 50  # occurrences of a word during training: the note of a word that occurs five times is noise
 
 
 @dataclass(frozen=True)
 class NoteCorpus:
-    """The words of a corpus that have notes."""
+    """Words of a corpus that have notes in the dictionary."""
 
     options: NoteDictionaryOptions
     words: int
     """Number of words W."""
     rarest: int
-    """Occurrences in the training text of the rarest of them."""
+    """Occurrences of the rarest word in the training text."""
     commonest: int
     split: dict[tuple[str, int], NoteWords]
     """(split, length of a sequence) -> positions of the words."""
     length: int
-    """Tokens in the longest sequences of the run, which all counts are for."""
+    """Tokens per sequence, the longest of the run; all counts are for this length."""
 
     @property
     def train(self) -> NoteWords:
         return self.split["train", self.length]
 
     def notes(self, width: int, seed: int, device: torch.device) -> NoteDictionary:
-        """An untrained dictionary for hidden states of `width`.
+        """Creates an untrained dictionary for hidden states of width `width`.
 
         Raises:
             UserError: it does not fit in memory.
@@ -46,7 +46,7 @@ class NoteCorpus:
         for where in dict.fromkeys((torch.device("cpu"), device)):  # initialized on the CPU, then moved
             if size > (free := memory(where)[0]):
                 raise UserError(
-                    f"a dictionary of {self.words:,} notes of {width} numbers takes {size / 1e9:.2f} GB, and {where} "
+                    f"a note dictionary of {self.words:,} words, width {width}, takes {size / 1e9:.2f} GB, and {where} "
                     f"has {free / 1e9:.2f} GB left: lower --notes.fraction, narrow --notes.min-count to "
                     "--notes.max-count, or lower --width"
                 )
@@ -57,26 +57,26 @@ class NoteCorpus:
         )
 
     def summary(self, sequences: int) -> list[str]:
-        """Lines that describe the words, before a training on this many sequences."""
+        """Lines that describe the words before training on this many sequences."""
         train = self.train
         epochs = sequences / train.rows
         lines = [
-            f"notes for {self.words:,} words that occur {self.rarest} to {self.commonest} times: "
-            f"{100 * train.rows_touched / train.rows:.1f} % of the sequences hold one, "
+            f"note dictionary: {self.words:,} words that occur {self.rarest} to {self.commonest} times: "
+            f"{100 * train.rows_touched / train.rows:.1f} % of the sequences contain one, "
             f"{100 * train.tokens / (train.rows * (train.width + 1)):.2f} % of the tokens belong to them"
         ]
         if self.rarest * epochs < ENOUGH:
             least = math.ceil(ENOUGH / epochs)
             narrower = f", or choose words that occur more often (--notes.min-count {least})"
             lines.append(
-                f"the rarest of them occur about {self.rarest * epochs:.1f} times in these {epochs:.3f} epochs, and "
+                f"the rarest words occur about {self.rarest * epochs:.1f} times in these {epochs:.3f} epochs, and "
                 f"a note of fewer than {ENOUGH} contexts is mostly noise; train longer"
                 + (narrower if least <= self.options.max_count else "")
             )
         return lines
 
 
-def rare_band(options: NoteDictionaryOptions) -> dict[str, int]:
+def rare_word_range(options: NoteDictionaryOptions) -> dict[str, int]:
     """Options that make `prepare` list the words with notes: its default range of counts, widened if necessary."""
     if not options.enabled:
         return {}
@@ -92,8 +92,8 @@ def find_note_words(
     """Chooses the words and finds them in both splits.
 
     Args:
-        length: of a sequence, for the fraction of sequences with a note.
-        lengths: all lengths of sequences in the run.
+        length: tokens per sequence, for the fraction of sequences with a note.
+        lengths: all sequence lengths of the run.
 
     Raises:
         UserError: the corpus has no such words, or they were not listed when it was prepared.

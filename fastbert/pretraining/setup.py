@@ -23,7 +23,7 @@ from fastbert.model.flops import encoder_parameters
 from fastbert.objectives import OBJECTIVES, group_of
 from fastbert.objectives.objective import Objective
 from fastbert.pretraining.evaluation import evaluate
-from fastbert.pretraining.note_corpus import NoteCorpus, find_note_words, rare_band
+from fastbert.pretraining.note_corpus import NoteCorpus, find_note_words, rare_word_range
 from fastbert.pretraining.options import SOURCE_ONLY, PretrainOptions
 from fastbert.streams import echo
 from fastbert.training.apex import check_apex
@@ -46,7 +46,7 @@ class PretrainSetup:
     note_corpus: NoteCorpus | None = None
     """The words that have notes; None without a note dictionary."""
     started: PretrainOptions | None = None
-    """The options in config.yaml of a run that is resumed."""
+    """Options in config.yaml, if a run is resumed."""
     world: World = ONE_PROCESS
 
     def objective(self, initial: bool = True) -> Objective:
@@ -65,13 +65,13 @@ class PretrainSetup:
         return objective.to(self.device)
 
     def updater(self, objective: Objective) -> Updater:
-        """State that all steps of a training use, with a new optimizer over all parameters of the networks."""
+        """Builds the updater of all training steps, with a new optimizer over all parameters of the networks."""
         optimizer_options, apex = self.options.optimizer, self.options.machine.apex
         optimizer = build_optimizer(objective.named_parameters(), optimizer_options, self.device, apex)
         return Updater(objective, optimizer, optimizer_options.clip_norm, self.precision, self.world)
 
     def plan(self, steps: int | None = None) -> BatchPlan:
-        """Batches of a run of `steps` steps; None stands for those of the options, or a nominal number."""
+        """Batches of a run of `steps` steps; None means the number in the options, or a nominal number."""
         options = self.options
         return make_plan(options.stages, options.batch_size, options.length, steps or options.steps or NOMINAL_STEPS)
 
@@ -137,7 +137,7 @@ def prepare_setup(
             check_given_tokenizer(options, vocabulary)
     if not len(rows := PackedRows(dataset.split("validation"), options.length, 0, 0)):
         raise UserError(
-            f"{folder} holds {len(rows.stream)} tokens for validation, less than one sequence of {options.length}; "
+            f"{folder} has {len(rows.stream)} tokens for validation, less than one sequence of {options.length}; "
             "lower --length, or prepare it with a larger --validation-fraction"
         )
     options = replace(options, **{group_of(options.objective): options.of_objective.resolve(config)})
@@ -152,7 +152,7 @@ def tokenizer_to_prepare(options: PretrainOptions, pretrained: Pretrained | None
     """Folder of the tokenizer for a source of text: --tokenizer, or else that of --init-from.
 
     Raises:
-        UserError: --tokenizer is not that of the weights.
+        UserError: --tokenizer differs from the tokenizer of the weights.
     """
     if pretrained is None:
         return options.tokenizer
@@ -166,8 +166,8 @@ def tokenizer_to_prepare(options: PretrainOptions, pretrained: Pretrained | None
 def check_networks(options: PretrainOptions, device: torch.device) -> None:
     """Raises a UserError, before the data is prepared, for networks that are invalid or too large for `device`."""
     config = options.encoder.resolve(vocab_size=1, length=options.length)
+    check_exportable(config.scaled(min(config.width, 64)))  # builds the position encoding
     check_memory(options, options.of_objective.networks(config), device)
-    check_exportable(config)  # builds the position encoding in its full width
 
 
 def check_memory(options: PretrainOptions, configs: Sequence[EncoderConfig], device: torch.device) -> None:
@@ -199,7 +199,7 @@ def check_positions(options: PretrainOptions, given: EncoderConfig) -> None:
 
 
 def data_folder(options: PretrainOptions, tokenizer: str | None) -> Path:
-    """The prepared folder of --data; a source is prepared now."""
+    """Prepared folder of --data; prepares it first if --data is a source."""
     return prepared_folder(
         options.data,
         PrepareOptions(
@@ -207,18 +207,20 @@ def data_folder(options: PretrainOptions, tokenizer: str | None) -> Path:
             out="data",  # has no effect
             tokenizer=tokenizer,
             workers=options.machine.workers,
-            **rare_band(options.notes),
+            **rare_word_range(options.notes),
             **{name: getattr(options, name) for name in SOURCE_ONLY if name != "tokenizer"},
         ),
     )
 
 
 def check_given_tokenizer(options: PretrainOptions, vocabulary: WordPiece) -> None:
-    """Raises a UserError if --tokenizer is not that of the prepared --data, where it would have no effect."""
+    """Raises a UserError if --tokenizer differs from the tokenizer of the prepared --data and so would have no
+    effect."""
     found = differences(vocabulary, load_tokenizer(options.tokenizer), (options.data, options.tokenizer))
     if found:
         raise UserError(
-            f"--tokenizer {options.tokenizer} is not that of {options.data}, which is prepared: {'; '.join(found)}. "
+            f"--tokenizer {options.tokenizer} differs from that of {options.data}, which is prepared: "
+            f"{'; '.join(found)}. "
             "Leave it out, or give --data the source to prepare it with this tokenizer"
         )
 
@@ -226,10 +228,10 @@ def check_given_tokenizer(options: PretrainOptions, vocabulary: WordPiece) -> No
 def check_tokenizer(pretrained: Pretrained, vocabulary: WordPiece, where: str) -> None:
     """Compares the tokenizer of the data with that of the weights of --init-from, id by id.
 
-    Weights without a tokenizer are refused: the words of their ids are unknown.
+    Weights without a tokenizer are refused, because the meaning of their ids is unknown.
 
     Args:
-        vocabulary: that of the data.
+        vocabulary: vocabulary of the data.
         where: folder of the data.
 
     Raises:
@@ -238,7 +240,7 @@ def check_tokenizer(pretrained: Pretrained, vocabulary: WordPiece, where: str) -
     found = differences(vocabulary, tokenizer_of(pretrained), (where, str(pretrained.tokenizer)))
     if found:
         raise UserError(
-            f"the tokenizer of {where} is not that of {pretrained.source}, so its ids would mean other words: "
+            f"the tokenizer of {where} differs from that of {pretrained.source}, so its ids would mean other words: "
             f"{'; '.join(found)}. Prepare the data with `fastbert prepare --tokenizer {pretrained.tokenizer}`"
         )
 
@@ -266,7 +268,7 @@ def initial_config(options: PretrainOptions, config: EncoderConfig, given: Encod
 def load_initial(objective: Objective, source: str) -> None:
     """Copies the weights of `source` into the objective; missing weights keep their initialization and are reported.
 
-    A head is copied only if it has the same weights as that of the objective.
+    A head is copied only if its weights have the same names as those of the objective's head.
     """
     weights, initial = load_pretrained(source).weights, objective.state_dict()
     heads = [{name for name in names if name.startswith("head.")} for names in (weights, initial)]
@@ -282,5 +284,5 @@ def load_initial(objective: Objective, source: str) -> None:
 
 
 def data_fingerprint(dataset: Dataset) -> str:
-    """Hash of the tokens of both splits and of their tokenizer, for any path of the folder."""
+    """Hash of the tokens of both splits and of their tokenizer; it does not depend on the folder's path."""
     return configuration.digest({"tokenizer": dataset.fingerprint, "splits": dataset.record["splits"]})

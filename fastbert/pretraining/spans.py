@@ -13,10 +13,10 @@ OUTER = {
     "after the step": "after the step: notes, gradients freed",
     "logging": "logging",
 }
-"""Marks of the loop, and the name of the part of each that is outside of further marks."""
+"""Marks of the loop -> name of the part that consists of their time outside inner marks."""
 COMPILED, REGION = "compiled blocks", "Torch-Compiled Region"
 INNER = ("embedding", "attention", "feed-forward", "norms, dropout, sums", COMPILED, "second network")
-"""Marks within the forward pass; compiled code has its own, REGION and a number."""
+"""Marks within the forward pass; torch marks compiled code by REGION and a number."""
 LOOP, IDLE = "between the parts", "the GPU waits for the host"
 _NODE = "autograd::engine::evaluate_function"
 
@@ -42,16 +42,16 @@ class _Assigned:
     span: Span
     part: str | None
     own: float
-    """Time without the spans inside."""
+    """Time without that of the spans inside."""
 
 
 def parts(spans: list[Span], steps: int, device: bool) -> list[dict[str, Any]]:
-    """The parts of a step in the order of `OUTER`: `part`, `ms` of one step, and `fraction` of all.
+    """The parts of a step in the order of `OUTER`: `part`, `ms` per step, and `fraction` of the total.
 
     Args:
         spans: with one named "step" around each step.
         steps: number of steps.
-        device: whether the device's time counts instead of the host's; then its idle time is a part.
+        device: whether the device's time is measured instead of the host's; its idle time is then a part.
     """
     took: Counter[str] = Counter()
     for assigned in assign_parts(spans):
@@ -72,8 +72,8 @@ def parts(spans: list[Span], steps: int, device: bool) -> list[dict[str, Any]]:
 
 
 def operators(spans: list[Span], steps: int, device: bool) -> list[dict[str, Any]]:
-    """The operators of a step, largest first: `operator`, `calls` and `ms` of one step without the operators that it
-    calls, `fraction` of all."""
+    """The operators of a step, largest first: `operator`, `calls` per step, `ms` per step without the operators that it
+    calls, and `fraction` of the total."""
     took, calls = Counter[str](), Counter[str]()
     for assigned in assign_parts(spans):
         if assigned.part is None or assigned.span.name in {*OUTER, *INNER, "step"}:

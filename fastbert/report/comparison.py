@@ -1,4 +1,4 @@
-"""`fastbert report`: runs of pretraining on one page, with their curves, results, options, speed and examples."""
+"""`fastbert report`: compares pretraining runs on one page: curves, results, options, speed and examples."""
 
 import os
 from collections import Counter
@@ -24,12 +24,12 @@ def report(options: ReportOptions) -> int:
     """Writes the page and prints where; returns the exit code.
 
     Raises:
-        UserError: a folder is no run's, or the page cannot be written.
+        UserError: a folder is not a run, or the page cannot be written.
     """
     path = page_path(options.out)
     check_output_file(path)
     refuse_other_file(path)
-    runs = named_apart(read_once(options.runs))
+    runs = with_unique_names(read_once(options.runs))
     page = comparison_page(runs)
     with output_file(path, "w") as file:
         file.write(page)
@@ -39,7 +39,8 @@ def report(options: ReportOptions) -> int:
 
 
 def page_path(out: str) -> Path:
-    """The file of the page: `out`, with .html unless it ends so or exists, as a device does; - is standard output."""
+    """Path of the page: `out`, with .html appended unless it has this suffix or exists, as a device does; - is standard
+    output."""
     if out == "-":
         return Path("/dev/stdout")
     return Path(out if out.lower().endswith((".html", ".htm")) or os.path.exists(out) else f"{out}.html")
@@ -59,8 +60,8 @@ def read_once(paths: Sequence[str]) -> list[Run]:
     return [read_run(path) for path in reversed(unique.values())]
 
 
-def named_apart(runs: Sequence[Run]) -> list[Run]:
-    """The runs with different names: of folders with the same name, the path is the name."""
+def with_unique_names(runs: Sequence[Run]) -> list[Run]:
+    """The runs with unique names: where folders have the same name, the path is the name."""
     counts = Counter(run.name for run in runs)
     return [replace(run, name=str(run.path)) if counts[run.name] > 1 else run for run in runs]
 
@@ -90,7 +91,7 @@ def comparison_page(runs: Sequence[Run]) -> str:
         cost_table(runs).html(),
         paragraph(
             "Tokens per second and MFU are medians over the logged steps; minutes of a finished run include "
-            "validations and checkpoints. Compare them only between runs on the same machine without other work."
+            "validations and checkpoints. Compare them only between runs on the same machine without other load."
         ),
         *(differences(runs) if len(runs) > 1 else ()),
         *examples(runs),
@@ -102,7 +103,7 @@ def comparison_page(runs: Sequence[Run]) -> str:
 
 
 def warnings_of(runs: Sequence[Run]) -> list[str]:
-    """The problems of single runs, and why runs cannot be compared."""
+    """Warnings about single runs, and reasons why runs cannot be compared."""
     found = [f"{run.name}: {text}" for run in runs for text in run.warnings]
     objectives = sorted({run.objective for run in runs})
     if len(objectives) > 1:
@@ -119,7 +120,7 @@ def warnings_of(runs: Sequence[Run]) -> list[str]:
 
 
 def transposed(first: str, runs: Sequence[Run], rows_of: Callable[[Run], Sequence[Sequence[str]]]) -> Table:
-    """A table with a row for each run and a column for each name in the [name, value] rows of any."""
+    """A table with a row for each run and a column for each name in the [name, value] rows of any run."""
     cells = [dict(rows_of(run)) for run in runs]
     columns = list(dict.fromkeys(name for row in cells for name in row))
     return Table(
@@ -156,7 +157,7 @@ def cost_table(runs: Sequence[Run]) -> Table:
 
 
 def differences(runs: Sequence[Run]) -> list[str]:
-    """The options that differ between the runs: those of the experiment apart from those of the machine."""
+    """The options that differ between the runs, those of the experiment and those of the machine in separate tables."""
     science = [_flags(run.science) | {"data": _data(run)} for run in runs]
     machine = [
         _flags({f"machine.{name}": value for name, value in run.machine.items()}) | _software(run) for run in runs
@@ -206,7 +207,7 @@ def _table(runs: Sequence[Run], values: Sequence[Mapping[str, str]]) -> tuple[Ta
 
 
 def examples(runs: Sequence[Run]) -> list[str]:
-    """Held-out sentences with the answers of each run next to each other; a sentence that runs have in common once."""
+    """Held-out sentences with the answers of each run next to each other; a sentence of several runs appears once."""
     sentences: dict[str, dict[str, str]] = {}
     for run in runs:
         for example in run.summary["examples"] if run.summary else ():

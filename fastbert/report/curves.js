@@ -1,4 +1,4 @@
-// Plots `fastbertCurves` (fastbert/report/interactive.py): one figure, a panel for each quantity, a colour for each run.
+// Plots `fastbertCurves` (fastbert/report/interactive.py): one figure, a panel for each quantity, a color for each run.
 // A run is one legend group: a click in the legend hides its lines in all panels.
 "use strict";
 (() => {
@@ -7,7 +7,7 @@
   const control = (id) => document.getElementById(id);
   const colors = ["#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd", "#8c564b", "#e377c2", "#7f7f7f", "#bcbd22",
     "#17becf"];
-  const dashes = ["solid", "dash", "dot", "dashdot", "longdash"]; // runs with the same colour have different dashes
+  const dashes = ["solid", "dash", "dot", "dashdot", "longdash"]; // runs with the same color have different dashes
   const symbols = ["circle", "square", "diamond", "cross", "x", "triangle-up", "star"];
   const widest = Math.min(data.runs.length, 6) - 1; // of equal curves the first is wider and seen below the others
   const style = (run) => ({ color: colors[run % colors.length], width: 1.6 + 0.7 * Math.max(0, widest - run),
@@ -23,7 +23,7 @@
     return lines;
   }
 
-  // Centred moving mean of finite values over a window that is a fraction of the points.
+  // Centered moving mean of finite values over a window that is a fraction of the points.
   function smooth(values, fraction) {
     const half = Math.round(values.length * fraction / 2);
     const sums = [0], counts = [0];

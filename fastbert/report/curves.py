@@ -12,11 +12,11 @@ from fastbert.report.page import escape
 from fastbert.report.runs import Run
 from fastbert.training.logbook import smoothed
 
-MOST_POINTS = 1500  # of a curve
+MOST_POINTS = 1500  # per curve
 AXES = {"steps": "step", "tokens": "tokens", "flops": "training FLOPs", "minutes": "minutes of training"}
 """Quantity on the x axis -> its title."""
-_TEXT, _LINE = "#010203", "#010204"  # replaced by the page's colours for light and dark
-_COUNTED = {"step", "split", "loss", "tokens", "length"}  # columns of a validation that are no further figure
+_TEXT, _LINE = "#010203", "#010204"  # replaced by the page's colors for light and dark
+_COUNTED = {"step", "split", "loss", "tokens", "length"}  # columns of a validation that are not further metrics
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Curve:
     y: list[float | None]
     """None: not finite."""
     mean: list[float | None] | None
-    """Mean of all values that each point stands for; None where no point was left out."""
+    """Mean of the values that each point represents; None if no point was left out."""
 
 
 def curve(run: Run, split: str, column: str, most: int = MOST_POINTS) -> Curve | None:
@@ -70,14 +70,14 @@ def _rounded(values: np.ndarray) -> list[float]:
     return [int(value) if value.is_integer() else float(f"{value:.7g}") for value in values.tolist()]
 
 
-def figures_of(runs: Sequence[Run]) -> list[str]:
-    """The further columns that validations of the runs measured, such as accuracy."""
+def further_metrics(runs: Sequence[Run]) -> list[str]:
+    """Further metrics that validations of the runs measured, such as accuracy."""
     found = (column for run in runs for record in run.records if record["split"] == "validation" for column in record)
     return [column for column in dict.fromkeys(found) if column not in _COUNTED]
 
 
 def curves_svg(run: Run, baseline: float | None) -> str | None:
-    """Plots losses, the first other figure of validations (such as accuracy) and the learning rate of a run.
+    """Plots losses, the first further metric of validations (such as accuracy) and the learning rate of a run.
 
     Args:
         baseline: the unigram entropy, as a dotted line; None where the loss cannot be compared with it.
@@ -91,7 +91,7 @@ def curves_svg(run: Run, baseline: float | None) -> str | None:
     train, validation = curve(run, "train", "loss", 600), curve(run, "validation", "loss", 600)
     if train is None and validation is None:
         return None
-    further = [(name.replace("_", " "), curve(run, "validation", name, 600)) for name in figures_of([run])[:1]]
+    further = [(name.replace("_", " "), curve(run, "validation", name, 600)) for name in further_metrics([run])[:1]]
     further = [(title, one) for title, one in (*further, ("learning rate", curve(run, "train", "lr", 200))) if one]
 
     def plot(panels: Sequence[Any]) -> None:
@@ -112,10 +112,10 @@ def curves_svg(run: Run, baseline: float | None) -> str | None:
 
 
 def svg_of(plot: Callable[[Sequence[Any]], None], titles: Sequence[str], axis: str) -> str:
-    """Plots panels below each other as an <svg> element in the colours of the page, the same bytes for the same data.
+    """Plots panels below each other as an <svg> element in the colors of the page, equal to the byte for equal data.
 
     Args:
-        plot: gets matplotlib's axes, one for each panel; lines with a label are listed in the first.
+        plot: function of matplotlib's axes, one for each panel; the legend is in the first.
         titles: of the panels' y axes; the first panel is twice as high.
         axis: title of the x axis.
 

@@ -1,4 +1,4 @@
-"""The page of a fine-tuning, report.html among its results: metrics over the seeds, epochs, labels and options."""
+"""The page of a fine-tuning, report.html in its results folder: metrics over the seeds, epochs, labels and options."""
 
 import statistics
 from collections.abc import Mapping, Sequence
@@ -32,8 +32,8 @@ def write_results_page(out: Path, results: Mapping[str, Any], metrics: Mapping[i
         heading("Results"),
         results_table(results).html(),
         paragraph(
-            f"Model `{results['model']}`. Metrics on dev at the best epoch, over the seeds; std is that of a sample. "
-            "`last epoch` is the median without the choice of an epoch, which is made on the same dev split."
+            f"Model `{results['model']}`. Metrics on dev at the best epoch, over the seeds; std is the sample standard "
+            "deviation. `last epoch` is the median without the selection of an epoch, which uses the same dev split."
         ),
         heading("Epochs"),
         _curves(results["metrics"][0], metrics),

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from fastbert.errors import printable
-from fastbert.report.curves import AXES, curve, figures_of
+from fastbert.report.curves import AXES, curve, further_metrics
 from fastbert.report.page import script_json
 from fastbert.report.runs import Run
 
@@ -22,13 +22,15 @@ CONTROLS = f"""<div class="controls" id="controls">
 <div id="curves"></div>
 <noscript><p class="warning">The curves need JavaScript.</p></noscript>
 <p class="faint">Click a name in the legend to hide or show a run, double-click it to show that run alone. Drag to zoom
-into all panels, double-click to zoom out. Thin lines are the logged losses, thick lines their smoothed course.</p>"""
+into all panels, double-click to zoom out. Thin lines are the logged losses, thick lines the smoothed ones.</p>"""
 
 
 def curve_data(runs: Sequence[Run]) -> dict[str, Any]:
-    """The curves of the runs by panels, for curves.js."""
+    """The curves of the runs, grouped by panel, for curves.js."""
     panels = [_panel(runs, "train", "loss", "training loss"), _panel(runs, "validation", "loss", "validation loss")]
-    panels += [_panel(runs, "validation", name, f"validation {name.replace('_', ' ')}") for name in figures_of(runs)]
+    panels += [
+        _panel(runs, "validation", name, f"validation {name.replace('_', ' ')}") for name in further_metrics(runs)
+    ]
     return {
         "runs": [_plain_text(run.name) for run in runs],
         "axes": AXES,

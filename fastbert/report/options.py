@@ -1,7 +1,8 @@
-"""The options of `fastbert report`."""
+"""Options of `fastbert report`."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from fastbert.config import POSITIONAL
 from fastbert.errors import UserError
 from fastbert.ranges import check_values
 
@@ -10,16 +11,16 @@ MOST_RUNS = 50
 
 @dataclass(frozen=True)
 class ReportOptions:
-    """Compare pretraining runs on one HTML page: `fastbert report RUN [RUN ...] [--out PAGE]`.
+    """Compare pretraining runs on one HTML page.
 
     Curves over steps, tokens, FLOPs or minutes, the options that differ, results, speed and examples. The page is one
     file that opens in a browser without a network."""
 
-    runs: tuple[str, ...] = ()
-    """Folders of runs, finished or not; they can be given first, without the flag."""
+    runs: tuple[str, ...] = field(default=(), metadata=POSITIONAL)
+    """Folders of runs, finished or not."""
     out: str = "report.html"
-    """File to write, or - for standard output; .html is added to a name without it. An earlier page is replaced, no
-    other file is."""
+    """File to write, or - for standard output; .html is added to a name without it. An earlier page is replaced; any
+    other file is refused."""
 
     def __post_init__(self) -> None:
         check_values(self)

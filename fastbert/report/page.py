@@ -44,7 +44,7 @@ code { background: var(--block); padding: 0 .2rem; unicode-bidi: isolate; } pre 
 .scroll > svg { min-width: 40rem; } details { margin: .8rem 0; } summary { cursor: pointer; color: var(--accent); }
 """
 _NUMBER = re.compile(r"[-+\[]*\d[-+\d .,:/%e±\[\]]*( s|[kMGB])?|–|")
-SVG_WIDTH = 620  # pixels below which a wide plot is not scaled down
+SVG_WIDTH = 620  # pixels; wide plots are not scaled down further
 LONG = 40  # characters of a cell that is wrapped instead of widening the table
 
 
@@ -81,7 +81,7 @@ def code_block(text: str) -> str:
 
 
 def excerpt(text: str) -> str:
-    """A block of running text whose line breaks count and whose long lines are wrapped."""
+    """A block of running text that preserves line breaks and wraps long lines."""
     return f'<p class="excerpt">{escape(text)}</p>'
 
 
@@ -137,7 +137,7 @@ class Table:
         ]
 
     def html(self) -> str:
-        """The table in a container of its own that scrolls, so that no column is cut off on a narrow screen."""
+        """The table in a container that scrolls, so that no column is cut off on a narrow screen."""
         right = self.right()
 
         def cells(row: Sequence[str], tag: str) -> str:
@@ -158,7 +158,7 @@ def html_page(title: str, body: str, scripts: Sequence[str] = (), generator: str
     Args:
         body: HTML below the title.
         scripts: JavaScript, not escaped: data in it goes through `script_json`.
-        generator: what wrote the page, by which it is recognized later.
+        generator: name of the program that wrote the page, by which the page is recognized later.
     """
     allowed = "default-src 'none'; style-src 'unsafe-inline'; img-src data: blob:"
     if scripts:

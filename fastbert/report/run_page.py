@@ -18,7 +18,7 @@ def write_run_page(run: Run, options: Any, data: Mapping[str, str]) -> None:
 
     Args:
         options: the options of the run, a dataclass.
-        data: lines about its data, by their name.
+        data: properties of its data, by name.
 
     Raises:
         UserError: the file cannot be written.
@@ -43,7 +43,7 @@ def write_run_page(run: Run, options: Any, data: Mapping[str, str]) -> None:
 
 
 def result_rows(run: Run) -> list[list[str]]:
-    """[figure, value, difference to the unigram entropy] of the last validation of a finished run."""
+    """[metric, value, difference from the unigram entropy] of the last validation of a finished run."""
     entropy, rows = run.summary["unigram_entropy"], []
     for figure in run.summary.get("figures", [{"label": k, "value": v} for k, v in run.summary["validation"].items()]):
         value, unit, difference = figure["value"], figure.get("unit", ""), ""
@@ -86,7 +86,7 @@ def _examples(summary: Mapping[str, Any]) -> str:
 
 
 def cost_rows(run: Run) -> list[list[str]]:
-    """[quantity, value] of what a run used."""
+    """Resource usage of a run, as [quantity, value] rows."""
     mfu, rate = run.median("mfu"), run.median("tokens_per_second")
     return [
         ["parameters", count_text((run.summary or {}).get("parameters"))],
@@ -118,7 +118,7 @@ def options_section(options: Any) -> str:
             heading("Options"),
             paragraph(
                 "Options that differ from their defaults. `science` defines the experiment; `machine` changes "
-                "speed and memory only; `bookkeeping` is how often something is measured or saved."
+                "speed and memory only; `bookkeeping` sets how often something is measured or saved."
             ),
             changed.html(),
             fold("All options", body),

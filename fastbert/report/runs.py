@@ -1,4 +1,4 @@
-"""Reading a run folder for a report: what was trained, on which machine, at which cost, and with which result.
+"""Reading of a run folder for a report: options, machine, cost, curves and results.
 
 A run may be unfinished, or its records damaged: what can be read is shown, and each problem becomes a warning.
 """
@@ -26,20 +26,20 @@ _SUMMARY = {
     **{"parameters?": COUNT, "flops?": float, "loss_in_nats?": bool, "examples_heading?": str},
 }
 _NOT_A_RUN = {
-    "results.json": "holds the results of a fine-tuning, whose own page is report.html in it",
-    "glue.md": "holds fine-tunings on several tasks, whose table is glue.md in it",
-    "results.jsonl": "is a sweep or an ablation, whose own page is report/report.html in it",
+    "results.json": "holds the results of a fine-tuning, with the page report.html",
+    "glue.md": "holds fine-tunings on several tasks, with the table glue.md",
+    "results.jsonl": "is a sweep or an ablation, with the page report/report.html",
     "dataset.json": "holds prepared data",
     "state.json": "is a checkpoint",
     "config.json": "is a model without the records of its training",
     "result.json": "is one seed of a fine-tuning",
 }
-"""File in a folder that is no run -> what that folder is."""
+"""File in a folder that is not a run -> description of that folder."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run as its folder describes it."""
+    """A run, as recorded in its folder."""
 
     path: Path
     name: str
@@ -49,7 +49,7 @@ class Run:
     summary: Mapping[str, Any] | None
     """report/summary.json; None while the run is unfinished."""
     config: Mapping[str, Any]
-    """config.yaml as it is; empty if it cannot be read."""
+    """Content of config.yaml; empty if it cannot be read."""
     warnings: Sequence[str]
 
     @property
@@ -129,7 +129,7 @@ class Run:
 
     @property
     def minutes(self) -> float | None:
-        """Minutes of the run, validations and checkpoints included; of an unfinished run those of training alone."""
+        """Minutes of the run, validations and checkpoints included; for an unfinished run of training alone."""
         if self.summary:
             return self.summary["seconds"] / 60
         minutes = self.clock["minutes"]
@@ -165,7 +165,7 @@ def read_run(path: Path | str) -> Run:
     """Reads the run in the folder `path`.
 
     Raises:
-        UserError: it is no run's folder, with what to give instead; or its manifest is damaged.
+        UserError: it is not the folder of a run (the message states what to give instead), or its manifest is damaged.
     """
     path = Path(path)
     if not path.exists():
@@ -183,25 +183,25 @@ def read_run(path: Path | str) -> Run:
     config = mapping(values[0] if values else None)
     run = Run(path, path.resolve().name, manifest, records, summary, config, warnings)
     if not run.finished:
-        warnings.insert(0, f"{run.state}; figures are those so far")
+        warnings.insert(0, f"{run.state}; figures cover the run so far")
     return run
 
 
 def _is_no_run(path: Path) -> bool:
-    """Checks whether `path` is another folder, such as the results of a fine-tuning, which have a manifest too."""
+    """True if `path` is another folder, such as the results of a fine-tuning, which also has a manifest."""
     return not (path / "manifest.json").exists() or any((path / name).exists() for name in _NOT_A_RUN)
 
 
 def _found(path: Path) -> str:
-    """Describes a folder that is no run."""
+    """Describes a folder that is not a run."""
     if what := next((what for name, what in _NOT_A_RUN.items() if (path / name).exists()), None):
         return what
     inside = sorted(child.name for child in path.iterdir() if child.is_dir() and not _is_no_run(child))
-    return f"is no run, but holds runs, such as {path / inside[0]}" if inside else "is no run"
+    return f"is not a run, but holds runs, such as {path / inside[0]}" if inside else "is not a run"
 
 
 def _records(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
-    """The records in the order of their steps, the last one of each step and split, and warnings."""
+    """The records in the order of their steps, with the last one of each step and split, and warnings."""
     if not path.exists():
         return [], [f"no {path.name}: there are no curves"]
     records, damaged = read_records(path)
@@ -214,14 +214,14 @@ def _records(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
         warnings.append(f"records with impossible steps in {path.name}, left out: {len(records) - len(possible)}")
     unique = {(record["step"], record["split"]): record for record in possible}
     if len(unique) < len(possible):
-        warnings.append(f"repeated records in {path.name}: the last one of each step counts")
+        warnings.append(f"repeated records in {path.name}: the last one of each step is used")
     if not possible:
         warnings.append(f"no records in {path.name}: there are no curves")
     return sorted(unique.values(), key=lambda record: record["step"]), warnings
 
 
 def number(value: Any) -> float | None:
-    """`value` as a float; None if it is no finite number."""
+    """`value` as a float; None if it is not a finite number."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     return float(value) if abs(value) < 1e300 else None  # false for NaN as well

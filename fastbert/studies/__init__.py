@@ -1,1 +1,1 @@
-"""Studies of many trainings: an engine that runs their jobs, and the studies built on it."""
+"""Studies that consist of many training jobs: an engine that runs the jobs, ablations and sweeps."""

@@ -1,7 +1,7 @@
-"""NVIDIA apex's FusedAdam as the AdamW of a run: its checks, an update that a flag on the device can skip, and the
-conversion of its state to that of torch's AdamW and back.
+"""NVIDIA apex's FusedAdam as a run's AdamW: checks, an update that a flag on the device can skip, and the conversion of
+its state to that of torch's AdamW and back.
 
-It is used only if `machine.apex` is set. The `apex` on PyPI is another project.
+It is used only if `machine.apex` is set. The package `apex` on PyPI is an unrelated project.
 """
 
 import inspect
@@ -13,8 +13,8 @@ from torch import Tensor
 from fastbert.errors import UserError
 
 HOW = (
-    "build it from https://github.com/NVIDIA/apex with APEX_CPP_EXT=1 APEX_CUDA_EXT=1 (the `apex` on PyPI is another "
-    "project), or leave --machine.apex out"
+    "build it from https://github.com/NVIDIA/apex with APEX_CPP_EXT=1 APEX_CUDA_EXT=1 (the package `apex` on PyPI is "
+    "unrelated), or leave --machine.apex out"
 )
 
 
@@ -28,7 +28,7 @@ def check_apex(optimizer: str, device: torch.device) -> None:
         UserError: apex or its CUDA extensions are missing, the device is not a GPU, or the optimizer is not adamw.
     """
     if optimizer != "adamw":
-        raise UserError(f"--machine.apex is an AdamW: it needs --optimizer.name adamw, not {optimizer}")
+        raise UserError(f"--machine.apex replaces AdamW: it needs --optimizer.name adamw, not {optimizer}")
     if device.type != "cuda":
         raise UserError(f"--machine.apex needs a CUDA GPU, and the device is {device}; leave --machine.apex out")
     fused_adam()
@@ -38,7 +38,7 @@ def fused_adam() -> type[torch.optim.Optimizer]:
     """Apex's FusedAdam.
 
     Raises:
-        UserError: it is missing, or cannot skip an update on the device; has instructions for installing it.
+        UserError: it is missing or cannot skip an update on the device. The message explains how to install it.
     """
     try:
         from apex.multi_tensor_apply import multi_tensor_applier
@@ -56,13 +56,13 @@ def build_fused_adam(groups: list[dict], constants: dict[str, Any]) -> torch.opt
     """FusedAdam over parameter groups in the format of torch's AdamW, with AdamW's constants."""
     optimizer = fused_adam()(groups, adam_w_mode=True, capturable=True, **constants)
     for group in optimizer.param_groups:
-        # Left out, apex starts its counter at 1 in the first step even if that step is skipped.
+        # Without this, apex starts its counter at 1 in the first step even if that step is skipped.
         group["step"] = torch.zeros(1, dtype=torch.int, device=group["params"][0].device)
     return optimizer
 
 
 class _Flag:
-    """A substitute for GradScaler, the only way to pass a skip flag to FusedAdam."""
+    """Substitute for a GradScaler, which is the only way to pass a skip flag to FusedAdam."""
 
     def __init__(self, skip: Tensor):
         self.skip = skip.float().reshape(1)
@@ -75,7 +75,7 @@ class _Flag:
 
 
 def apex_step(optimizer: torch.optim.Optimizer, skip: Tensor) -> None:
-    """One update of a FusedAdam unless `skip`, a boolean scalar on the device, is true.
+    """Performs one update of a FusedAdam unless `skip`, a boolean scalar on the device, is true.
 
     Apex overwrites its skip buffer with the scaler's answer, but only after the first group's counter has been advanced
     by the buffer's old content; so the buffer is set first and the scaler repeats it.
@@ -92,7 +92,7 @@ def translate(state: dict[str, Any], optimizer: torch.optim.Optimizer) -> None:
     learning rate is a tensor.
 
     Raises:
-        UserError: the parameters of a group have had unequal numbers of updates.
+        UserError: the parameters of a group have received different numbers of updates.
     """
     to_apex = type(optimizer).__name__ == "FusedAdam"
     for group, own in zip(state["param_groups"], optimizer.param_groups, strict=False):  # the caller compares lengths
@@ -101,8 +101,8 @@ def translate(state: dict[str, Any], optimizer: torch.optim.Optimizer) -> None:
             steps = {int(member.pop("step")) for member in members}
             if len(steps) > 1:
                 raise UserError(
-                    "the checkpoint's parameters have had unequal numbers of updates, which apex cannot continue; "
-                    "resume without --machine.apex"
+                    "the checkpoint's parameters have received different numbers of updates, which apex cannot use;"
+                    " resume without --machine.apex"
                 )
             group["step"] = torch.tensor([max(steps, default=0)], dtype=torch.int)
             group["lr"] = torch.tensor(float(group["lr"]))
@@ -110,5 +110,5 @@ def translate(state: dict[str, Any], optimizer: torch.optim.Optimizer) -> None:
             for member in members:
                 member["step"] = group["step"].reshape(()).float()
             group["lr"] = float(group["lr"])
-        for name in group.keys() - own.keys():  # settings that the target lacks
+        for name in group.keys() - own.keys():  # settings that the other optimizer does not have
             del group[name]

@@ -5,9 +5,9 @@
         state.json              everything else that the run needs to resume
         manifest.json           format, step, metric, and size and SHA-256 of each file
 
-A checkpoint is written under a temporary name and renamed, older ones are removed only afterwards, and files are
-verified before they are read: neither a killed save nor a damaged file costs more than one interval. Tensors that are
-not finite are neither saved nor loaded. Nothing is unpickled.
+A checkpoint is written under a temporary name and renamed, older checkpoints are removed only afterwards, and files are
+verified before they are read: neither a killed save nor a damaged file costs more than one checkpoint interval. Tensors
+that are not finite are neither saved nor loaded. Nothing is unpickled.
 """
 
 import errno
@@ -47,7 +47,7 @@ _ALIASES = "aliases"  # safetensors metadata: names of tensors that use the memo
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The content of a checkpoint, as given to `Checkpointer.save`."""
+    """Content of a checkpoint, as passed to `Checkpointer.save`."""
 
     path: Path
     step: int
@@ -62,7 +62,7 @@ class Checkpointer:
 
     Args:
         folder: the run's `checkpoints` folder, created if missing. Leftovers of killed saves are removed.
-        keep_last: number of newest checkpoints to keep, at least 1, besides the one with the lowest metric.
+        keep_last: number of newest checkpoints to keep, at least 1, in addition to the one with the lowest metric.
         echo: prints warnings.
         keep: steps whose checkpoints are never removed.
 
@@ -84,7 +84,7 @@ class Checkpointer:
             remove_leftovers(self.folder)
 
     def paths(self) -> list[Path]:
-        """The folders of all checkpoints, whole or not, oldest first."""
+        """Folders of all checkpoints, complete or not, oldest first."""
         return checkpoint_paths(self.folder)
 
     @progress("saving a checkpoint")
@@ -100,19 +100,19 @@ class Checkpointer:
 
         Args:
             step: updates done.
-            tensors: file name without extension -> name -> tensor, on any device. Tensors with common memory are
-                stored once if they are the same view of it, else separately.
-            state: JSON, which has neither NaN nor infinities.
+            tensors: file name without extension -> name -> tensor, on any device. Tensors with common memory are stored
+                once if they are the same view of it, otherwise separately.
+            state: values for JSON, without NaN and infinities.
             metric: lower is better; None and NaN are never the best.
-            prune: whether outdated checkpoints are removed now, or only after a later save.
+            prune: remove outdated checkpoints now; if false, a later save removes them.
 
         Returns:
             The checkpoint's folder, flushed to the disk.
 
         Raises:
-            NotFiniteError: a tensor holds NaN or an infinity.
-            UserError: no space or no permission. In both cases older checkpoints are unchanged.
-            ValueError: `state` holds NaN or an infinity.
+            NotFiniteError: a tensor contains NaN or an infinity.
+            UserError: no space or no permission. Older checkpoints remain unchanged.
+            ValueError: `state` contains NaN or an infinity.
         """
         path = self.folder / f"step-{step:08d}"
         require_finite(tensors, f"the state after step {step}")
@@ -133,7 +133,7 @@ class Checkpointer:
         return path
 
     def load_latest(self) -> Checkpoint | None:
-        """Calls `read_newest` on this folder."""
+        """The newest checkpoint in the folder, see `read_newest`."""
         return read_newest(self.folder, self.echo)
 
     def newest_whole(self) -> Path | None:
@@ -150,36 +150,37 @@ class Checkpointer:
     def prune(self, step: int) -> None:
         """Removes outdated checkpoints.
 
-        Only those up to `step` are considered. Later ones exist if the run has resumed from an earlier checkpoint,
-        perhaps because they are damaged: they must not displace the one just saved, and the run may replace them.
+        Only checkpoints up to `step` are considered. Later ones exist if the run has resumed from an earlier
+        checkpoint, perhaps because they are damaged: they must not cause the removal of the one just saved, and the run
+        may overwrite them.
         """
         paths = [path for path in self.paths() if _step_of(path) <= step]
         metrics = {path: _metric_of(path) for path in paths}
         retained = {*paths[-self.keep_last :], *(path for path in paths if _step_of(path) in self.keep)}
         measured = [path for path in paths if metrics[path] is not None]
         if measured:
-            retained.add(min(measured, key=lambda path: metrics[path]))  # the earliest of equals
+            retained.add(min(measured, key=lambda path: metrics[path]))  # the earliest if several are equal
         with disk_errors(self.folder):
             for path in paths:
                 if path not in retained:
-                    # Renamed first: a kill in between leaves a temporary folder, not a damaged checkpoint.
+                    # Renamed first, so that a killed process leaves a temporary folder and not a damaged checkpoint.
                     outdated = path.with_name(f".{path.name}.{os.getpid()}.tmp")
                     path.rename(outdated)
                     remove(outdated)
 
 
 def checkpoint_paths(folder: Path) -> list[Path]:
-    """The folders of all checkpoints in `folder`, whole or not, oldest first; empty if there is no such folder."""
+    """Folders of all checkpoints in `folder`, complete or not, oldest first; empty if there is no such folder."""
     if not folder.is_dir():
         return []
     return sorted((path for path in folder.iterdir() if _FOLDER.fullmatch(path.name)), key=_step_of)
 
 
 def read_checkpoint(path: Path | str) -> Checkpoint:
-    """The checkpoint in `path`, verified. Nothing is written or removed: its run may still be training.
+    """Reads and verifies the checkpoint in `path`. Nothing is written or removed: its run may still be training.
 
     Raises:
-        UserError: it is missing, renamed or damaged, or its tensors are not finite; names the file and the remedy.
+        UserError: it is missing, renamed or damaged, or its tensors are not finite.
     """
     path = Path(path).resolve()
     if not path.is_dir():
@@ -198,11 +199,11 @@ def read_checkpoint(path: Path | str) -> Checkpoint:
 
 
 def read_newest(folder: Path, echo: Callable[[str], None]) -> Checkpoint | None:
-    """The newest checkpoint in `folder` that is whole and finite; None if there are no checkpoints. `echo` reports the
-    damaged ones that are newer. Nothing is written or removed.
+    """Reads the newest checkpoint in `folder` that is complete and finite; None if there are no checkpoints. `echo`
+    reports newer ones that are damaged. Nothing is written or removed.
 
     Raises:
-        UserError: there are checkpoints, and none of them is whole and finite.
+        UserError: there are checkpoints, but none of them is complete and finite.
     """
     damaged: list[str] = []
     for path in reversed(checkpoint_paths(folder)):
@@ -225,11 +226,11 @@ def read_newest(folder: Path, echo: Callable[[str], None]) -> Checkpoint | None:
 
 
 def read_state(path: Path) -> tuple[int, dict]:
-    """Step and state of the checkpoint in `path`; its tensors are not read. A UserError if a file is missing or
+    """Step and state of the checkpoint in `path`; its tensors are not read. Raises a UserError if a file is missing or
     damaged."""
     manifest, file = _read_manifest(path), path / "state.json"
     if not file.is_file() or _sha256(file) != manifest["files"]["state.json"]["sha256"]:
-        raise UserError(f"the checkpoint file {file} is damaged: its SHA-256 does not fit")
+        raise UserError(f"the checkpoint file {file} is damaged: its SHA-256 does not match")
     return manifest["step"], read_json(file, "the checkpoint's state", dict)
 
 
@@ -239,7 +240,7 @@ def check_space(
     """Checks, before work starts, that `bytes_needed` can be written to `folder`, which need not exist yet.
 
     Args:
-        what, remedy: for the error: what needs the space, and what else can be done about it.
+        what, remedy: parts of the message: what needs the space, and what else the user can do.
 
     Raises:
         UserError: the disk has less free space.
@@ -272,9 +273,9 @@ def _step_of(path: Path) -> int:
 def _metric_of(path: Path) -> float | None:
     try:
         return _read_manifest(path)["metric"]
-    except UnreadableError:  # this may be the best checkpoint
+    except UnreadableError:  # it may be the best checkpoint
         raise
-    except UserError:  # a damaged one is never the best
+    except UserError:  # a damaged checkpoint is never the best
         return None
 
 
@@ -287,12 +288,14 @@ def _read_manifest(path: Path) -> dict:
     file = path / "manifest.json"
     manifest = read_json(file, "the checkpoint's manifest", dict)
     if manifest.get("format", FORMAT) != FORMAT:
-        raise UserError(f"{file} has format {brief(manifest['format'])}, and this version of fastbert reads {FORMAT}")
+        raise UserError(
+            f"{file} has format {brief(manifest['format'])}, but this version of fastbert reads format {FORMAT}"
+        )
     if manifest.get("seal") != seal_of(manifest):
-        raise UserError(f"the checkpoint's manifest {file} is damaged: its hash does not fit")
+        raise UserError(f"the checkpoint's manifest {file} is damaged: its hash does not match")
     manifest = check(finite_or_none(manifest), _MANIFEST, f"the checkpoint's manifest {file}")
     if unexpected := [name for name in manifest["files"] if not _FILE.fullmatch(name)]:
-        raise UserError(f"the checkpoint's manifest {file} is damaged: {brief(unexpected[0])} is no checkpoint file")
+        raise UserError(f"the checkpoint's manifest {file} is damaged: {brief(unexpected[0])} is not a checkpoint file")
     if manifest["step"] != _step_of(path):
         raise UserError(f"the checkpoint {path} was renamed: it is from step {manifest['step']}")
     return manifest
@@ -311,7 +314,7 @@ def _read(path: Path) -> Checkpoint:
             raise UserError(f"the checkpoint file {file} is damaged: {size} bytes instead of {expected['bytes']}")
     for file, expected in files.items():
         if _sha256(file) != expected["sha256"]:
-            raise UserError(f"the checkpoint file {file} is damaged: its SHA-256 does not fit")
+            raise UserError(f"the checkpoint file {file} is damaged: its SHA-256 does not match")
     tensors = {file.stem: _read_tensors(file) for file in files if file.suffix == ".safetensors"}
     require_finite(tensors, f"the checkpoint {path}")
     state = read_json(path / "state.json", "the checkpoint's state", dict)
@@ -351,7 +354,7 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
 
 @contextmanager
 def _safetensors_errors():
-    """Raises OSErrors for errors of the operating system, which safetensors reports as text."""
+    """Converts errors of the operating system, which safetensors reports as text, to OSErrors."""
     try:
         yield
     except safetensors.SafetensorError as error:

@@ -1,4 +1,4 @@
-"""The guard against divergence: skipped updates are counted and reported, and too many in a row end the training."""
+"""Guard against divergence: counts and reports skipped updates, and stops the training after too many in a row."""
 
 from collections.abc import Callable, Mapping
 from typing import Protocol
@@ -9,7 +9,7 @@ PATIENCE = 5  # updates in a row that may be skipped before the training stops
 
 
 class SkipCounts(Protocol):
-    """The counts, which a checkpoint holds."""
+    """Counters, stored in the checkpoint."""
 
     skipped: int
     """Updates skipped so far."""
@@ -23,13 +23,13 @@ def guard(
     echo: Callable[[str], None],
     advice: Callable[[], str],
 ) -> bool:
-    """Counts an update, and returns whether it was made.
+    """Counts an update and returns whether it was performed.
 
     Args:
         step: number of the update, from 0.
         values: its `loss`, the gradient's `norm`, and whether both were `finite`.
         echo: prints warnings.
-        advice: gives the end of the error message, how to fix it; called only if the training ends here.
+        advice: returns the end of the error message, which explains the fix; called only if the training ends here.
 
     Raises:
         UserError: `PATIENCE` updates in a row were skipped.

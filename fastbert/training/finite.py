@@ -1,7 +1,8 @@
-"""Checks that weights and optimizer moments are finite: others are never saved, exported or trained from.
+"""Checks that weights and optimizer moments are finite. States that are not finite are never saved, exported or used as
+a start.
 
 A number that is not finite never becomes finite again, since an update only multiplies and adds. So it is enough to
-check at intervals, and before anything is saved.
+check at intervals and before anything is saved.
 """
 
 from collections.abc import Iterable, Mapping
@@ -15,13 +16,14 @@ SHOWN = 3  # names in a message
 
 
 class NotFiniteError(UserError):
-    """Weights, buffers or moments hold NaN or an infinity."""
+    """Weights, buffers or moments contain NaN or an infinity."""
 
 
 def all_finite(tensors: Iterable[Tensor]) -> Tensor:
-    """A bool scalar on the device of the first tensor: all numbers of `tensors` are finite. Nothing waits for it.
+    """Bool scalar on the device of the first tensor: whether all numbers in `tensors` are finite. Does not wait for the
+    device.
 
-    Tensors of integers and booleans, and empty ones, are finite.
+    Tensors of integers or booleans and empty tensors count as finite.
     """
     tensors = [tensor.detach() for tensor in tensors]
     home = tensors[0].device if tensors else torch.device("cpu")
@@ -37,7 +39,7 @@ def all_finite(tensors: Iterable[Tensor]) -> Tensor:
 
 
 def foreach_bounds(tensors: list[Tensor]) -> list[Tensor]:
-    """The largest absolute value of each tensor, NaN if it holds one; a few launches on a GPU, slow on a CPU.
+    """The largest absolute value of each tensor, NaN if it contains NaN. A few launches on a GPU, slow on a CPU.
 
     Unlike a sum or a Euclidean norm it never overflows if all numbers are finite.
     """
@@ -45,12 +47,12 @@ def foreach_bounds(tensors: list[Tensor]) -> list[Tensor]:
 
 
 def extremes(tensors: list[Tensor]) -> list[Tensor]:
-    """Minimum and maximum of each tensor, NaN if it holds one; a launch for each tensor, vectorized on a CPU."""
+    """Minimum and maximum of each tensor, NaN if it contains NaN. One launch per tensor, vectorized on a CPU."""
     return [bound for tensor in tensors for bound in tensor.aminmax()]
 
 
 def not_finite(named: Mapping[str, Tensor]) -> list[str]:
-    """The names of the tensors that hold NaN or an infinity. Waits for the device."""
+    """Names of the tensors that contain NaN or an infinity. Waits for the device."""
     if all_finite(named.values()):
         return []
     return [name for name, tensor in named.items() if not all_finite([tensor])]
@@ -60,11 +62,11 @@ def require_finite(groups: Mapping[str, Mapping[str, Tensor]], what: str) -> Non
     """Checks that all numbers are finite. Waits for the device.
 
     Args:
-        groups: such as "model" and "optimizer" -> name -> tensor.
+        groups: name of a group, such as "model" or "optimizer" -> name -> tensor.
         what: the owner of the tensors, for the message.
 
     Raises:
-        NotFiniteError: names the first tensors that hold NaN or an infinity.
+        NotFiniteError: the message names the first tensors that contain NaN or an infinity.
     """
     bad = [f"{group} {name}" for group, named in groups.items() for name in not_finite(named)]
     if bad:

@@ -1,6 +1,6 @@
-"""The machine of a run: device, precision, threads, memory, and the peak FLOP/s for MFU.
+"""The machine of a run: device, precision, threads, memory, and peak FLOP/s for MFU.
 
-Nothing here may change a result beyond rounding. In fp32 on CUDA, torch.set_float32_matmul_precision stays at
+Nothing in this module may change a result beyond rounding. In fp32 on CUDA, torch.set_float32_matmul_precision remains
 "highest", without TF32; bf16 uses tensor cores.
 """
 
@@ -25,7 +25,7 @@ from fastbert.training.options import PRECISIONS, MachineOptions
 
 
 def resolve_device(name: str) -> torch.device:
-    """The device that `name` (auto, cpu, cuda, cuda:N) stands for on this machine.
+    """The device that `name` (auto, cpu, cuda, cuda:N) selects on this machine.
 
     Raises:
         UserError: unknown name, or there is no such GPU.
@@ -43,7 +43,7 @@ def resolve_device(name: str) -> torch.device:
 
 
 def resolve_precision(name: str, device: torch.device) -> tuple[str, str | None]:
-    """The precision that `name` (auto, fp32, bf16) stands for on `device`.
+    """The precision that `name` (auto, fp32, bf16) selects on `device`.
 
     Returns:
         "fp32" or "bf16", and a warning if bf16 was requested where it is slow.
@@ -70,13 +70,13 @@ def _cpu_multiplies_bf16() -> bool:
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[None]:
-    """The context for the forward pass: autocast to bfloat16, or nothing for "fp32"."""
+    """Context manager for the forward pass: autocast to bfloat16, or nothing for "fp32"."""
     return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
 
 
 def use_device(device: torch.device) -> None:
-    """Makes cuda:N the current GPU of this process: streams, events, kernels of Triton and apex, and calls of
-    torch.cuda without a device use the current one. `cuda` alone is the current one already."""
+    """Makes cuda:N the current GPU of this process, which streams, events, Triton's and apex's kernels, and calls of
+    torch.cuda without a device use. `cuda` without a number is already the current GPU."""
     if device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)
 
@@ -91,8 +91,9 @@ def setup_machine(options: MachineOptions, device: torch.device) -> None:
     """Makes `device` the current one, sets the number of threads and, on a CPU, makes glibc reuse large freed blocks
     instead of returning them to the system.
 
-    By default glibc maps blocks of several MiB anew each time, and the kernel zeroes their pages: an fp32 addition of
-    [8192, 1024] took 14.4 ms with that and 0.9 ms without. In return the process keeps its peak memory.
+    By default glibc maps blocks of several MiB anew each time, and the operating system zeroes their pages: an fp32
+    addition of [8192, 1024] took 14.4 ms with the default and 0.9 ms without. In return the process never releases its
+    peak memory.
     """
     use_device(device)
     if options.threads:
@@ -119,7 +120,8 @@ def memory(device: torch.device) -> tuple[int, int]:
 
 
 def describe_machine() -> dict[str, object]:
-    """Commit, versions and hardware, on which a result depends besides the options, as JSON for manifest.json."""
+    """Commit, versions and hardware, on which a result depends in addition to the options, as JSON for
+    manifest.json."""
     versions = {"python": platform.python_version(), "fastbert": __version__}
     for package in ("torch", "transformers", "tokenizers", "numpy"):
         try:
@@ -141,7 +143,7 @@ def describe_machine() -> dict[str, object]:
 
 
 def commit_of(root: Path) -> dict[str, object]:
-    """The commit of the checkout with this root, and whether tracked files differ from it; None without a checkout."""
+    """Commit of the git checkout with this root, and whether tracked files differ from it; None without a checkout."""
 
     def git(*arguments: str) -> str | None:
         try:
@@ -167,7 +169,7 @@ def _cpu_name() -> str:
 
 
 # Dense TFLOP/s from NVIDIA's datasheets: bf16 on tensor cores with fp32 accumulation, fp32 on CUDA cores (no TF32).
-# The first pattern found in the device's name counts; None: no such hardware, so the fp32 figure is the peak.
+# The first pattern that occurs in the device's name applies. None: no bf16 hardware, so the fp32 figure is the peak.
 _DATASHEET: tuple[tuple[str, float | None, float], ...] = (
     (r"B200", 2250.0, 75.0),
     (r"H200 NVL|H100 NVL", 835.5, 60.0),
@@ -190,11 +192,11 @@ _DATASHEET: tuple[tuple[str, float | None, float], ...] = (
 
 
 def peak_flops(device: torch.device, precision: str, again: bool = False) -> tuple[float, str]:
-    """The peak for MFU in FLOP/s, and its source.
+    """Peak FLOP/s for MFU, and its source.
 
-    Known GPUs have the dense figure of their datasheet. For CPUs and other GPUs it is the best of a few square matrix
-    products, timed once (a fraction of a second) with the current number of threads: MFU is then relative to a matrix
-    product on this machine.
+    For known GPUs it is the dense figure of their datasheet. For CPUs and other GPUs it is that of the fastest of a few
+    square matrix products, timed once (a fraction of a second) with the current number of threads: MFU is then relative
+    to a matrix product on this machine.
 
     Args:
         again: repeat the timing.
@@ -217,7 +219,7 @@ def measured_flops(device: torch.device, precision: str) -> float:
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     best = 0.0
     for size in (256, 512, 1024) if device.type == "cpu" else (1024, 4096):
-        # Larger ones are tried only if they take little time: an emulated bf16 product can be 100 times slower.
+        # Larger products are timed only if they take little time: an emulated bf16 product can be 100 times slower.
         if best and 2 * size**3 / best > 0.1:
             break
         matrix = torch.ones(size, size, device=device, dtype=dtype)
@@ -226,7 +228,7 @@ def measured_flops(device: torch.device, precision: str) -> float:
             product = matrix @ matrix
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
-            if attempt or size > 256:  # the very first product starts threads and loads libraries
+            if attempt or size > 256:  # the first product starts threads and loads libraries
                 best = max(best, 2 * size**3 / (time.perf_counter() - before))
             del product
     return best

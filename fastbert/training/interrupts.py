@@ -1,4 +1,4 @@
-"""Signals that end a run between two steps, with a checkpoint and an exit code for the signal."""
+"""Signals that stop a run between two steps, with a checkpoint and the signal's exit code."""
 
 import signal
 import threading
@@ -35,7 +35,7 @@ class Interrupts:
 
     def __exit__(self, *error: object) -> None:
         for number, handler in self._before.items():
-            # None: a handler that Python did not install and cannot restore.
+            # None: the handler was not installed by Python, which cannot restore it.
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
         self._before.clear()
 

@@ -1,4 +1,4 @@
-"""The configurations of the kernels in a training: the same from its first step to its last, resumes included."""
+"""Kernel configurations of a run: the same from the first step to the last, also after resuming."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from fastbert.errors import UserError
 
 def fix_kernels(device: torch.device, sessions: list[dict[str, Any]]) -> dict[str, Any] | None:
     """Sets the configurations of the kernels, which affect the rounding of results: those of the run's latest session
-    on the same GPU model; else the tuned ones (`fastbert bench kernels --tune`); else the defaults.
+    on the same GPU model; without one, the tuned ones (`fastbert bench kernels --tune`) or the defaults.
 
     Args:
         sessions: the earlier sessions in the manifest.

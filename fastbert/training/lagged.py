@@ -15,7 +15,7 @@ class _Pending:
 
 
 class LaggedScalars:
-    """Holds the scalars of one step until those of the next are queued."""
+    """Buffer for the scalars of one step until those of the next step are queued."""
 
     def __init__(self) -> None:
         self._pending: _Pending | None = None
@@ -29,7 +29,7 @@ class LaggedScalars:
             host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
             host.copy_(values, non_blocking=True)
             ready = torch.cuda.Event()
-            ready.record(torch.cuda.current_stream(values.device))  # the copy's, whatever the current device
+            ready.record(torch.cuda.current_stream(values.device))  # the copy's stream, also if another is current
             values = host
         self._pending = _Pending(step, list(scalars), values, ready)
         return before

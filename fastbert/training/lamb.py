@@ -1,7 +1,7 @@
 """LAMB (You et al., ICLR 2020, arXiv 1904.00962): Adam's update, scaled for each weight by the norm of the weight.
 
-NVIDIA apex has it fused, but FusedLAMB counts its steps on the host and has no flag to skip an update; and it would
-compute one norm for a fused weight. So it is implemented here, with torch's foreach operations.
+NVIDIA apex has a fused version, but FusedLAMB counts its steps on the host, has no flag to skip an update, and computes
+one norm for a fused weight. So LAMB is implemented here with torch's foreach operations.
 """
 
 import torch
@@ -15,10 +15,10 @@ class LAMB(torch.optim.Optimizer):
         u   =  m / (1 - beta1^t) / (sqrt(v / (1 - beta2^t)) + eps)  +  lambda w
         w  <-  w - eta |w| / |u| u
 
-    |w| / |u|, the trust ratio, is 1 where either norm is 0, and in groups without "matrices": the vectors, as in the
-    authors' code. Each matrix of a fused weight has its own ratio.
+    |w| / |u|, the trust ratio, is 1 if either norm is 0, and in groups without "matrices", which contain the vectors,
+    as in the authors' code. Each matrix of a fused weight has a separate ratio.
 
-    Stepped by `guarded_step`, as torch's fused optimizers are: where `found_inf` is 1, nothing changes.
+    `guarded_step` steps it like torch's fused optimizers: if `found_inf` is 1, nothing changes.
     """
 
     _step_supports_amp_scaling = True  # reads `found_inf`
@@ -26,12 +26,12 @@ class LAMB(torch.optim.Optimizer):
     def __init__(self, groups: list[dict], *, lr: float, betas: tuple[float, float], eps: float) -> None:
         """
         Args:
-            groups: parameter groups. One with "matrices" has trust ratios; "matrices" is the number of matrices that
-                are stacked in each of its parameters.
+            groups: parameter groups. A group with "matrices" has trust ratios; "matrices" lists the number of matrices
+                stacked in each of its parameters.
         """
         super().__init__(groups, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": 0.0})
         for group in self.param_groups:
-            group["step"] = torch.zeros((), device=group["params"][0].device)  # updates made
+            group["step"] = torch.zeros((), device=group["params"][0].device)  # number of updates
 
     @torch.no_grad()
     def step(self) -> None:
@@ -39,7 +39,7 @@ class LAMB(torch.optim.Optimizer):
             self._step_group(group, self.found_inf != 0)
 
     def _step_group(self, group: dict, skip: Tensor) -> None:
-        """The update of a group, or none where `skip`, a boolean scalar on the device, is true."""
+        """Updates a group unless `skip`, a boolean scalar on the device, is true."""
         parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
         if not parameters:
             return
@@ -50,7 +50,7 @@ class LAMB(torch.optim.Optimizer):
         first, second = (
             [self.state[parameter][name] for parameter in parameters] for name in ("exp_avg", "exp_avg_sq")
         )
-        for gradient in gradients:  # may hold NaN, and 0 NaN would be NaN
+        for gradient in gradients:  # they may contain NaN, and 0 * NaN is NaN
             gradient.masked_fill_(skip, 0.0)
         beta1, beta2 = group["betas"]
         group["step"] += skip.logical_not()
@@ -69,16 +69,16 @@ class LAMB(torch.optim.Optimizer):
         torch._foreach_add_(updates, parameters, alpha=group["weight_decay"])
         if "matrices" in group:
             counts = [n for p, n in zip(group["params"], group["matrices"], strict=True) if p.grad is not None]
-            trust(updates, parameters, counts)
+            apply_trust_ratios(updates, parameters, counts)
         torch._foreach_mul_(updates, torch.where(skip, 0.0, -group["lr"]))
         torch._foreach_add_(parameters, updates)
 
 
-def trust(updates: list[Tensor], weights: list[Tensor], counts: list[int]) -> None:
-    """Scales each matrix of `updates` to the norm of the matching one of `weights`, unless either norm is 0.
+def apply_trust_ratios(updates: list[Tensor], weights: list[Tensor], counts: list[int]) -> None:
+    """Scales each matrix of `updates` to the norm of the corresponding matrix of `weights`, unless either norm is 0.
 
     Args:
-        counts: the number of matrices that are stacked in each weight.
+        counts: number of matrices stacked in each weight.
     """
     parts = [
         [part for tensor, count in zip(tensors, counts, strict=True) for part in tensor.chunk(count)]

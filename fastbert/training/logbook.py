@@ -1,7 +1,6 @@
-"""The records and the progress of a training: metrics.jsonl for programs, event files for TensorBoard, and a progress
-bar.
+"""Records and progress of a run: metrics.jsonl for programs, event files for TensorBoard, and a progress bar.
 
-The loop calls `advance` and `log`; nothing here reads a tensor on a GPU. `plot_curves` plots metrics.jsonl.
+The loop calls `advance` and `log`; neither reads a tensor on a GPU. `plot_curves` plots metrics.jsonl.
 """
 
 import hashlib
@@ -28,18 +27,18 @@ SECONDS_BETWEEN_LINES = 5.0  # without a terminal
 
 
 class Logbook:
-    """The records and the progress of a run. Only one process of a run has one.
+    """Records and progress of a run. Only one process of a run has a logbook.
 
     Args:
         folder: the run's folder, for `metrics.jsonl` and TensorBoard's event files. These are in the folder itself,
-            since TensorBoard names a run by their folder's path below its --logdir: `base`, not `base/tensorboard`.
-        total_steps: updates planned.
-        start_step: updates already done. Records of later steps in a resumed run are dropped, and so is a line cut off
-            by a crash; at 0 the records start empty.
-        expected: `tally()` of the records up to `start_step`, from the checkpoint. If the file differs, that is
-            reported with the numbers of the lines.
+            since TensorBoard names a run by the path of its folder below --logdir: `base`, not `base/tensorboard`.
+        total_steps: number of planned updates.
+        start_step: number of updates already done. In a resumed run, records of later steps and a line cut off by a
+            crash are dropped; at 0 the records start empty.
+        expected: `tally()` of the records up to `start_step`, from the checkpoint. If the file differs, the line
+            numbers are reported.
         options: options that define the experiment, by name, for TensorBoard's table of hyperparameters.
-        quiet: shows no progress; warnings are still printed.
+        quiet: show no progress; warnings are still printed.
 
     Raises:
         UserError: `folder` cannot be written.
@@ -74,7 +73,7 @@ class Logbook:
         if problems:
             found = "; ".join(problems)
             echo(
-                f"{self.path} is not as it was logged up to step {start_step}: {found}. "
+                f"{self.path} was changed after it was logged up to step {start_step}: {found}. "
                 "Training is not affected; the curves show the remaining records"
             )
 
@@ -87,8 +86,8 @@ class Logbook:
             return None
         with disk_errors(folder):
             board = SummaryWriter(str(folder), purge_step=start_step + 1)  # also at 0: killed before a checkpoint
-        # Not add_hparams: it adds a run with another name, and makes all runs have the columns of the first. The
-        # metrics of the table are the last values of the scalars.
+        # Not add_hparams, which adds a run with another name and gives all runs the columns of the first. The metrics
+        # of the table are the last values of the scalars.
         _, start, self._session_end = hparams({name: _hparam(value) for name, value in options.items()}, {})
         board.file_writer.add_summary(start)
         return board
@@ -96,8 +95,8 @@ class Logbook:
     def log(self, step: int, split: str, columns: Mapping[str, Column]) -> None:
         """Records `columns` of `split` ("train", "validation", ...) after `step` updates, and shows them.
 
-        For the split "train" the progress shows the columns that `TrainingProgress` knows, for other splits all. NaN
-        and infinities become null in metrics.jsonl: JSON has neither.
+        For the split "train" the progress shows the columns that `TrainingProgress` knows, for other splits all
+        columns. NaN and infinities become null in metrics.jsonl, since JSON has neither.
 
         Raises:
             UserError: the disk is full.
@@ -123,21 +122,21 @@ class Logbook:
             echo(f"step {step}/{self.total_steps}  {split}  {figures}")
 
     def advance(self, step: int, **columns: Column) -> None:
-        """Counts the steps up to `step`, without a record; `columns` are shown until a record has them. Called after
-        every step: a thread updates the terminal."""
+        """Counts the steps up to `step` without a record; `columns` are shown until a record contains them. Called
+        after every step: a thread updates the terminal."""
         if self._progress is not None:
             self._progress.advance(step, columns)
             self._print_line()
 
     def _print_line(self, last: bool = False) -> None:
-        """Prints the progress if there is no bar, at most every five seconds; the `last` line always."""
+        """Prints the progress if there is no bar, at most every five seconds; the `last` line is always printed."""
         now = time.monotonic()
         if not self._bar and (last or now - self._last_line >= SECONDS_BETWEEN_LINES):
             self._last_line = now
             echo(self._progress.text(now))
 
     def tally(self) -> dict[str, Any]:
-        """Number and SHA-256 of all records so far, by which a resumed run verifies them."""
+        """Number and SHA-256 of all records so far, with which a resumed run verifies them."""
         return {"records": self._records, "sha256": self._sha.hexdigest()}
 
     def sync(self) -> None:
@@ -168,7 +167,7 @@ class Logbook:
 
 
 def _hparam(value: Any) -> float | str:
-    """An option for TensorBoard: numbers stay numbers, so that they can be filtered and plotted."""
+    """An option for TensorBoard: numbers remain numbers, so that they can be filtered and plotted."""
     return value if isinstance(value, int | float) and not isinstance(value, bool) else json_text(value).strip('"')
 
 
@@ -189,7 +188,7 @@ def read_records(path: Path | str) -> tuple[list[dict], list[int]]:
 
 
 def _lines(path: Path) -> list[bytes]:
-    if not path.is_file():  # a folder is refused when records are written
+    if not path.is_file():  # writing the records refuses a folder of this name
         return []
     with open_input(path, "records") as file:
         content = file.read()
@@ -197,7 +196,7 @@ def _lines(path: Path) -> list[bytes]:
 
 
 def _record(line: bytes) -> dict[str, Any] | None:
-    """The record in a line; None if it is damaged."""
+    """The record in a line; None if the line is damaged."""
     try:
         record = json.loads(line)
     except (ValueError, RecursionError):
@@ -223,7 +222,7 @@ def _intact(path: Path, step: int, expected: Mapping[str, Any] | None) -> tuple[
             key = record["step"], record["split"]
             (repeated if key in seen else intact).append((number, record))
             seen.add(key)
-    # Damage after the last valid record was being written when the run was killed.
+    # Damaged lines after the last valid record were being written when the run was killed.
     last = max([0 if expected is None else expected["records"], *(number for number, _ in intact + repeated)])
     problems = []
     if damaged := [number for number in damaged if number <= last]:
@@ -243,7 +242,7 @@ def _numbered(numbers: list[int]) -> str:
 
 
 def _gaps(intact: list[tuple[int, dict[str, Any]]], step: int) -> str:
-    """Ranges with missing records: a split's steps are further apart there than usual."""
+    """Description of where records are missing: the steps of a split are further apart there than usual."""
     found = []
     for split in dict.fromkeys(record["split"] for _, record in intact):
         rows = [(number, record["step"]) for number, record in intact if record["split"] == split]
@@ -316,7 +315,7 @@ def _series(records: list[dict], split: str, column: str) -> list[tuple[int, flo
 
 
 def smoothed(values: tuple[float, ...]) -> list[float]:
-    """A centred moving mean, which unlike an exponential one does not lag behind a steep start."""
+    """Centered moving average, which unlike an exponential one does not lag behind a steep start."""
     half = len(values) // 60
     windows = (values[index - min(half, index) : index + min(half, index) + 1] for index in range(len(values)))
     return [sum(window) / len(window) for window in windows]

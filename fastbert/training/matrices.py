@@ -1,4 +1,4 @@
-"""The matrices in a weight: a fused weight holds several for optimizers that treat whole matrices (Muon, LAMB)."""
+"""Matrices in a weight: for optimizers that update whole matrices (Muon, LAMB), a fused weight is several matrices."""
 
 import re
 from collections.abc import Iterable
@@ -9,16 +9,17 @@ _HIDDEN = re.compile(r"(?:.*\.)?(?:blocks\.\d+\.(?:attention|feed_forward)\.\w+|
 
 
 def is_hidden(name: str, parameter: Tensor) -> bool:
-    """True for the matrices of attention and feed-forward layers and TUPE's for queries and keys of positions, in any
-    network of an objective."""
+    """True for the matrices of attention and feed-forward layers, and for TUPE's projections of positions to queries
+    and keys, in any network of an objective."""
     return parameter.ndim == 2 and _HIDDEN.fullmatch(name) is not None
 
 
 def matrix_counts(named: Iterable[tuple[str, Tensor]]) -> dict[str, int]:
-    """The number of matrices that are stacked in each parameter.
+    """Number of matrices stacked in each parameter.
 
-    In a block `attention.qkv` holds three, for queries, keys and values, and `feed_forward.up` two if it has twice as
-    many rows as `feed_forward.down` has columns: those of a gated unit. All others are one.
+    In a block, `attention.qkv` contains three, for queries, keys and values, and `feed_forward.up` contains two if it
+    is gated, which is the case if its number of rows is twice the number of columns of `feed_forward.down`. All others
+    contain one.
     """
     shapes = {name: parameter.shape for name, parameter in named}
     counts = {}

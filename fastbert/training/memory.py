@@ -1,4 +1,4 @@
-"""Peak memory of work: as counted by torch on a GPU, resident memory of the process on a CPU."""
+"""Peak memory usage: memory allocated by torch on a GPU, resident memory of the process on a CPU."""
 
 import ctypes
 import gc
@@ -12,10 +12,10 @@ import torch
 
 
 class PeakMemory:
-    """The growth of the peak since this object was created.
+    """Growth of the peak since this object was created.
 
-    On a CPU that is resident memory (VmHWM), whose peak is reset if the system allows it; freed memory is returned to
-    the system first, so that it does not hide the growth.
+    On a CPU it is measured on resident memory (VmHWM), whose peak is reset if the system allows it; freed memory is
+    returned to the system first, so that it does not hide the growth.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -46,7 +46,7 @@ class PeakMemory:
 
 
 def _resident(field: str) -> int:
-    """VmRSS or VmHWM of this process in bytes; outside Linux the peak so far for both."""
+    """VmRSS or VmHWM of this process in bytes; on systems other than Linux, the peak so far for both."""
     if sys.platform == "linux":
         for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
             if line.startswith(f"{field}:"):

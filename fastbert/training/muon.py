@@ -1,8 +1,8 @@
 """Muon (Jordan 2024, https://kellerjordan.github.io/posts/muon; Liu et al. 2025, arXiv 2502.16982) for the matrices of
-the blocks and TUPE's two, with torch's fused AdamW for everything else.
+the blocks and TUPE's two projections, with torch's fused AdamW for all other parameters.
 
-torch.optim.Muon updates whole weights one by one, and cannot skip an update on the device; so the update is
-implemented here, and the tests compare it with torch's.
+torch.optim.Muon updates whole weights one by one and cannot skip an update on the device; so the update is implemented
+here, and the tests compare it with torch's.
 
 Shapes: N matrices of one shape, R rows, C columns.
 """
@@ -15,7 +15,7 @@ from torch import Tensor
 
 NEWTON_SCHULZ_STEPS = 5
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
-EPS = 1e-7  # lower bound of the norm that is divided by
+EPS = 1e-7  # lower bound of the norm in the denominator
 MATCH_ADAMW = 0.2
 STACKED = 2**25  # largest number of elements that are orthogonalized together
 
@@ -28,9 +28,9 @@ class Muon(torch.optim.Optimizer):
         W  <-  W - eta lambda W - 0.2 eta sqrt(max(R, C)) orthogonalized(U)
 
     An orthogonal matrix has entries of root mean square 1 / sqrt(max(R, C)), so with that factor an update is about as
-    large as a typical one of AdamW, 0.2 eta, and both use the same learning rate.
+    large as a typical update of AdamW, 0.2 eta, and both use the same learning rate.
 
-    Stepped by `guarded_step`, as torch's fused optimizers are: where `found_inf` is 1, nothing changes.
+    `guarded_step` steps it like torch's fused optimizers: if `found_inf` is 1, nothing changes.
     """
 
     _step_supports_amp_scaling = True  # reads `found_inf`
@@ -47,8 +47,8 @@ class Muon(torch.optim.Optimizer):
     ) -> None:
         """
         Args:
-            groups: parameter groups. One with "matrices" is updated by Muon; "matrices" is the number of matrices of
-                equal shape that are stacked in each of its parameters. AdamW updates the others, at least one.
+            groups: parameter groups. Muon updates those with "matrices", which lists the number of matrices of equal
+                shape stacked in each parameter; AdamW updates the others, of which there must be at least one.
             betas, eps: constants of AdamW.
             dtype: precision of the products in the Newton-Schulz iteration.
         """
@@ -66,7 +66,7 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self) -> None:
-        # Loading a state replaces both; AdamW uses the same groups and moments.
+        # Loading a state replaces groups and moments, which AdamW uses too.
         self._adamw.param_groups, self._adamw.state = self._others(), self.state
         self._adamw.found_inf = self.found_inf
         self._adamw.step()
@@ -74,7 +74,7 @@ class Muon(torch.optim.Optimizer):
             self._step_hidden(group, self.found_inf != 0)
 
     def _step_hidden(self, group: dict, skip: Tensor) -> None:
-        """The update of a group, or none where `skip`, a boolean scalar on the device, is true."""
+        """Updates a group unless `skip`, a boolean scalar on the device, is true."""
         trained = [(p, n) for p, n in zip(group["params"], group["matrices"], strict=True) if p.grad is not None]
         if not trained:
             return
@@ -85,7 +85,7 @@ class Muon(torch.optim.Optimizer):
                 self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
         buffers = [self.state[parameter]["momentum_buffer"] for parameter in parameters]
         momentum, rate = group["momentum"], group["lr"]
-        for gradient in gradients:  # may hold NaN, and 0 NaN would be NaN
+        for gradient in gradients:  # they may contain NaN, and 0 * NaN is NaN
             gradient.masked_fill_(skip, 0.0)
         torch._foreach_mul_(buffers, torch.where(skip, 1.0, momentum))
         torch._foreach_add_(buffers, gradients, alpha=1 - momentum)
@@ -117,9 +117,9 @@ def stacks(weights: list[Tensor], counts: list[int]) -> Iterator[list[Tensor]]:
 
 
 def orthogonalized(matrices_NRC: Tensor, dtype: torch.dtype) -> Tensor:
-    """An approximation of U V^T from the singular value decomposition U S V^T of each matrix, by five steps of
+    """Approximates U V^T of the singular value decomposition U S V^T of each matrix by five steps of
 
-        X  <-  a X + (b X X^T + c (X X^T)^2) X,        X = G / |G|  at first,
+        X  <-  a X + (b X X^T + c (X X^T)^2) X,        starting from X = G / |G|,
 
     which map every singular value that is not tiny into 0.7 to 1.2. Matrices of zeros stay zero.
 
@@ -128,7 +128,7 @@ def orthogonalized(matrices_NRC: Tensor, dtype: torch.dtype) -> Tensor:
     """
     a, b, c = COEFFICIENTS
     tall = matrices_NRC.shape[1] > matrices_NRC.shape[2]
-    x = matrices_NRC.mT if tall else matrices_NRC  # the smaller of the two products X X^T
+    x = matrices_NRC.mT if tall else matrices_NRC  # X X^T is then the smaller of the two products
     x = (x / x.norm(dim=(1, 2), keepdim=True).clamp(min=EPS)).to(dtype)
     for _ in range(NEWTON_SCHULZ_STEPS):
         gram = x @ x.mT

@@ -1,4 +1,5 @@
-"""An optimizer's state in a checkpoint, with tensors separate from the rest, and its exact restoration."""
+"""Conversion of an optimizer's state for a checkpoint, with tensors separate from the rest, and its exact
+restoration."""
 
 from typing import Any
 
@@ -40,11 +41,11 @@ def flatten_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tenso
 def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], rest: dict) -> None:
     """Restores the output of `flatten_optimizer` in an optimizer over the same parameters, bit for bit.
 
-    Constants (betas, weight decay) become those of the checkpoint, as with `load_state_dict`; settings of the machine
-    (fused, foreach, capturable) stay as the optimizer was built. If an error is raised, the optimizer is unchanged.
+    Constants (betas, weight decay) become those of the checkpoint, as with `load_state_dict`; machine settings (fused,
+    foreach, capturable) remain those of the optimizer. If an error is raised, the optimizer is unchanged.
 
     Raises:
-        UserError: the parameters differ in number, name or shape, or the state is that of another optimizer class.
+        UserError: the parameters differ in number, name or shape, or the state belongs to another optimizer class.
     """
 
     def join(value: Any) -> Any:
@@ -68,14 +69,14 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tenso
     check(state, {"state": {}, "param_groups": [{"params": list, "param_names?": list}]}, where)
     _check_moments(state["state"], rest["kind"], dict(enumerate(rest["shapes"])), where)
     kind = type(optimizer).__name__
-    if {rest["kind"], kind} == {"AdamW", "FusedAdam"}:  # the same with and without machine.apex
+    if {rest["kind"], kind} == {"AdamW", "FusedAdam"}:  # both are AdamW, without or with machine.apex
         translate(state, optimizer)
         rest = {**rest, "kind": kind}
     _check_same(optimizer, state["param_groups"], rest)
     for own, saved in zip(optimizer.param_groups, state["param_groups"], strict=True):
         for key, value in own.items():
             if key in ("fused", "foreach", "capturable", "differentiable") or key not in saved:
-                saved[key] = value  # not in the checkpoint: newer versions of torch have more settings
+                saved[key] = value  # machine settings, and settings of newer versions of torch
             elif not _alike(saved[key], value):
                 raise UserError(f"{where} is damaged: {key} is {brief(saved[key])}, where this optimizer has {value}")
             elif isinstance(value, Tensor):
@@ -97,13 +98,13 @@ _MOMENTS = {name: ("exp_avg", "exp_avg_sq") for name in ("AdamW", "FusedAdam", "
 
 
 def _check_moments(state: Any, kind: str, shapes: dict[int, list[int]], where: str) -> None:
-    """Raises a UserError if a parameter, by its index, lacks a moment or has one of another shape than its own."""
+    """Raises a UserError if a parameter, given by its index, lacks a moment or has a moment of another shape."""
     for index, values in check(state, dict, where).items():
         if not isinstance(values, dict) or index not in shapes:
-            raise UserError(f"{where} is damaged: {brief(index)} is no parameter with moments")
+            raise UserError(f"{where} is damaged: {brief(index)} is not a parameter with moments")
         for name in _MOMENTS.get(kind, ()):
             if not isinstance(values.get(name), Tensor) or list(values[name].shape) != shapes[index]:
-                raise UserError(f"{where} is damaged: parameter {index} has no {name}, or one of another shape")
+                raise UserError(f"{where} is damaged: parameter {index} has no {name}, or it has another shape")
         if kind == "AdamW" and not (isinstance(values.get("step"), Tensor) and values["step"].numel() == 1):
             raise UserError(f"{where} is damaged: parameter {index} has no step")
 
@@ -126,13 +127,13 @@ def _shapes(optimizer: torch.optim.Optimizer) -> list[list[int]]:
 
 
 def _check_same(optimizer: torch.optim.Optimizer, saved_groups: list[dict], rest: dict) -> None:
-    """Raises a UserError if class, groups, names or shapes in the checkpoint are not the optimizer's."""
+    """Raises a UserError if class, groups, names or shapes in the checkpoint differ from the optimizer's."""
 
     def compare(what: str, saved: Any, own: Any) -> None:
         if saved != own:
             raise UserError(
                 f"the checkpoint's optimizer has {what} {brief(saved, str)}, and here it is {brief(own, str)}; "
-                "resume with the options the run was started with"
+                "resume with the options with which the run was started"
             )
 
     compare("the class", rest["kind"], type(optimizer).__name__)

@@ -1,6 +1,6 @@
-"""Builds the optimizer, clips gradients and makes the update, without waiting for the device.
+"""Builds the optimizer, clips gradients and performs the update, without waiting for the device.
 
-An update whose gradients are not finite is skipped on the device, so the loop need not read a flag.
+An update whose gradients are not finite is skipped on the device, so the loop does not have to read a flag.
 """
 
 from collections.abc import Iterable
@@ -22,17 +22,17 @@ def build_optimizer(
     device: torch.device | str,
     apex: bool = False,
 ) -> torch.optim.Optimizer:
-    """The optimizer over all parameters that require a gradient, to be stepped with `guarded_step`.
+    """Builds the optimizer over all parameters that require a gradient, for `guarded_step`.
 
     Args:
-        named_parameters: such as `model.named_parameters()`, or several chained. A tied parameter with two names is
-            included once, under the first.
+        named_parameters: `model.named_parameters()`, or several of these chained. A tied parameter with two names is
+            included once, with the first name.
         device: device of the parameters.
-        apex: use NVIDIA apex's FusedAdam for adamw (`check_apex` refuses it where it cannot be used).
+        apex: use NVIDIA apex's FusedAdam for adamw (`check_apex` raises an error if it cannot be used).
 
     Returns:
         An optimizer with one group of matrices (with weight decay) and one of vectors and scalars (without), each in
-        the given order and with the names as "param_names"; with muon its matrices come first, in a separate group.
+        the given order and with "param_names". For muon, its matrices are a separate group, the first.
     """
     seen: set[int] = set()
     decayed, plain = [], []
@@ -51,7 +51,7 @@ def build_optimizer(
 def make_optimizer(
     groups: list[dict], options: OptimizerOptions, device: torch.device, apex: bool
 ) -> torch.optim.Optimizer:
-    """The optimizer over groups of named parameters, in the format of `build_optimizer`."""
+    """Builds the optimizer over groups of named parameters, in the format of `build_optimizer`."""
     if apex:
         return build_fused_adam(groups, _constants(options))
     optimizer = OPTIMIZERS[options.name](groups, options, device)
@@ -60,21 +60,21 @@ def make_optimizer(
 
 
 def check_skips(optimizer: torch.optim.Optimizer) -> None:
-    """Raises a TypeError if the optimizer cannot skip an update where `found_inf` is 1."""
+    """Raises a TypeError if the optimizer cannot skip an update when `found_inf` is 1."""
     if not getattr(optimizer, "_step_supports_amp_scaling", False):
         raise TypeError(f"{type(optimizer).__name__} cannot skip an update on the device")
 
 
 def implementation(optimizer: type[torch.optim.Optimizer]) -> str:
-    """The full name of a class, for manifests: torch.optim.adamw.AdamW or apex.optimizers.fused_adam.FusedAdam."""
+    """Full name of the class, for manifests: torch.optim.adamw.AdamW or apex.optimizers.fused_adam.FusedAdam."""
     return f"{optimizer.__module__}.{optimizer.__qualname__}"
 
 
 def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> Tensor:
-    """Scales all gradients together so that their norm is at most `max_norm`; 0 leaves them as they are.
+    """Scales all gradients together so that their norm is at most `max_norm`; 0 disables clipping.
 
     Returns:
-        The norm before clipping, a scalar on the device; nothing waits for it.
+        The norm before clipping, a scalar on the device. Does not wait for the device.
     """
     parameters = [parameter for parameter in parameters if parameter.grad is not None]
     norm = nn.utils.get_total_norm([parameter.grad for parameter in parameters])
@@ -84,7 +84,8 @@ def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> Tenso
 
 
 def guarded_step(optimizer: torch.optim.Optimizer, learning_rate: float, finite: Tensor) -> None:
-    """One update at `learning_rate` if `finite` is true; otherwise weights, moments and counters stay as they are.
+    """Performs one update at `learning_rate` if `finite` is true; otherwise weights, moments and counters do not
+    change.
 
     The decision is made on the device: nothing is copied to the host.
 
@@ -102,8 +103,8 @@ def guarded_step(optimizer: torch.optim.Optimizer, learning_rate: float, finite:
         apex_step(optimizer, skip)
     else:
         check_skips(optimizer)
-        # As with torch's GradScaler: the fused kernels return at once where found_inf is 1, and subtract it from the
-        # step counters, which were advanced before. Muon and LAMB follow this protocol too.
+        # As with torch's GradScaler: the fused kernels return at once if found_inf is 1, and subtract it from the step
+        # counters, which were incremented before. Muon and LAMB follow the same protocol.
         optimizer.found_inf = skip.float()
         try:
             optimizer.step()
@@ -112,7 +113,7 @@ def guarded_step(optimizer: torch.optim.Optimizer, learning_rate: float, finite:
 
 
 def _constants(options: OptimizerOptions) -> dict:
-    """Constants of AdamW, by their names in torch and apex."""
+    """Constants of AdamW by their names in torch and apex."""
     return {
         "lr": options.learning_rate,
         "betas": (options.beta1, options.beta2),

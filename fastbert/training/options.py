@@ -1,4 +1,4 @@
-"""The user's options of the optimizer, the learning rate and the machine."""
+"""Options of the optimizer, the learning rate schedule and the machine."""
 
 import re
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from fastbert.ranges import (
 )
 from fastbert.registry import Registry, Variant
 
-# (parameter groups, options, device) -> an optimizer for `guarded_step`
+# name -> function (parameter groups, options, device) -> optimizer for `guarded_step`
 OPTIMIZERS = Registry(
     {
         "adamw": "fastbert.training.optimizers:build_adamw",
@@ -36,8 +36,8 @@ class OptimizerOptions:
     """The optimizer and its constants."""
 
     name: str = choice("adamw", OPTIMIZERS, "optimizer")
-    """Optimizer: adamw (arXiv 1711.05101), muon (arXiv 2502.16982) for the matrices of the blocks and TUPE's two with
-    adamw for the rest, or lamb (arXiv 1904.00962) for large batches."""
+    """Optimizer: adamw (arXiv 1711.05101), muon (arXiv 2502.16982) for the matrices of the blocks and TUPE's two
+    projections with adamw for the rest, or lamb (arXiv 1904.00962) for large batches."""
     learning_rate: Positive = 1e-4
     """Peak learning rate, scaled by the schedule. Muon's updates are as large as adamw's, so one rate suits both."""
     momentum: Rate = 0.95
@@ -57,18 +57,18 @@ class OptimizerOptions:
         check_values(self)
 
     def inactive(self) -> set[str]:
-        """The options without effect."""
+        """Names of the options without effect."""
         return OPTIMIZERS.unused(self.name)
 
 
 @dataclass(frozen=True)
 class ScheduleOptions:
-    """The course of the learning rate, as a fraction of its peak."""
+    """Learning rate schedule, as a fraction of the peak."""
 
     name: str = choice("linear", SCHEDULES, "schedule")
     """Shape after the warm-up: linear, cosine, constant, or wsd (stable, then decay; arxiv.org/abs/2404.06395)."""
     warmup: Annotated[float, Range(0, LARGEST)] = 0.06
-    """Linear warm-up: a fraction of all steps if below 1, else a number of steps."""
+    """Linear warm-up: a fraction of all steps if below 1, otherwise a number of steps."""
     final: Probability = 0.0
     """Fraction of the peak reached at the end (linear, cosine, and the decay of wsd)."""
     decay: Probability = 0.2
@@ -81,22 +81,22 @@ class ScheduleOptions:
             raise OptionError(self, "warmup", problem)
 
     def inactive(self) -> set[str]:
-        """The options without effect."""
+        """Names of the options without effect."""
         names = {"decay"} if self.name != "wsd" else set()
         return names | ({"final"} if self.name == "constant" else set())
 
 
 @dataclass(frozen=True)
 class MachineOptions:
-    """Options that change speed and memory, never the result beyond rounding."""
+    """Options that change speed and memory, but not the result beyond rounding."""
 
     device: str = "auto"
     """Device: auto (a GPU if there is one), cpu, cuda, or cuda:N."""
     precision: str = choice("auto", PRECISIONS)
-    """Precision: auto (bf16 where the machine supports it in hardware), fp32, or bf16 (autocast; weights and optimizer
-    stay fp32)."""
+    """Precision: auto (bf16 if the machine supports it in hardware), fp32, or bf16 (autocast; weights and optimizer
+    state remain fp32)."""
     threads: Workers = 0
-    """CPU threads of one operation; 0 is torch's default."""
+    """Number of CPU threads per operation; 0: torch's default."""
     micro_batch_size: Count | None = None
     """Sequences in one forward pass; gradients are accumulated over the batch. Default: the whole batch."""
     kernels: str = choice("auto", ("auto", "reference"))
@@ -110,7 +110,7 @@ class MachineOptions:
 
 @dataclass(frozen=True)
 class TrainingMachineOptions(MachineOptions):
-    """Machine options of a training."""
+    """Machine options of jobs that train."""
 
     apex: bool = False
-    """Use NVIDIA apex's FusedAdam for adamw, on a GPU; refused where apex or its CUDA extensions are missing."""
+    """Use NVIDIA apex's FusedAdam for adamw, on a GPU; an error if apex or its CUDA extensions are missing."""

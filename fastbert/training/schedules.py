@@ -1,4 +1,4 @@
-"""Learning-rate schedules: a warm-up from near zero, then one of several shapes to the end of the training."""
+"""Learning rate schedules: a linear warm-up, followed by one of several shapes until the end of the training."""
 
 import math
 from collections.abc import Callable
@@ -8,7 +8,7 @@ from fastbert.training.options import ScheduleOptions
 
 
 def warmup_steps(options: ScheduleOptions, steps: int) -> int:
-    """The length of the warm-up in a run of `steps` updates.
+    """Number of warm-up steps in a run of `steps` updates.
 
     Raises:
         UserError: the warm-up, or the sum of warm-up and decay, is longer than the run.
@@ -27,13 +27,15 @@ def warmup_steps(options: ScheduleOptions, steps: int) -> int:
 def learning_rate_factor(options: ScheduleOptions, step: int, steps: int) -> float:
     """The learning rate of update number `step` of `steps`, counted from 0, as a fraction of the peak.
 
-    With w warm-up steps the factor is (step + 1) / w while step < w: the first update moves the weights, and update
-    w - 1 has the peak. Afterwards, with p = (step - w) / (steps - w), it follows the shape: linear 1 - p (1 - final),
-    cosine final + (1 - final) (1 + cos pi p) / 2, constant 1, wsd 1 and then linear over the last `decay` of the steps.
-    `final` would be reached at step == steps; the last update is one step before, so its rate is not zero.
+    With w warm-up steps the factor is (step + 1) / w while step < w: the first update already changes the weights, and
+    update w - 1 has the peak rate. Afterwards, with p = (step - w) / (steps - w), it is linear 1 - p (1 - final),
+    cosine final + (1 - final) (1 + cos pi p) / 2, constant 1, wsd 1 and then linear over the last fraction `decay` of
+    the steps. `final` would be reached at step == steps, one step after the last update, whose rate is therefore not
+    zero.
 
     Raises:
-        UserError: see `warmup_steps`; independent of `step`, so that a call before the training checks the schedule.
+        UserError: see `warmup_steps`. It does not depend on `step`, so one call before the training checks the
+            schedule.
     """
     warmup = warmup_steps(options, steps)
     if step < warmup:

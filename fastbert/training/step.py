@@ -2,9 +2,9 @@
 
     L = sum over losses l of weight_l * (sum of l over the global batch) / (count of l in the global batch)
 
-Counts are known before the first forward pass, so the gradient is that of the exact mean over the global batch, for any
-number of micro-batches and processes. Nothing waits for the device: an update whose loss or gradient is not finite is
-skipped on the device.
+Counts are known before the first forward pass, so the gradient is exactly that of the mean over the global batch, for
+any number of micro-batches and processes. Nothing waits for the device: an update whose loss or gradient is not finite
+is skipped on the device.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -24,7 +24,7 @@ Part = TypeVar("Part")
 
 @dataclass(frozen=True)
 class Updater:
-    """Module, optimizer and settings of an update, the same for all steps of a training.
+    """Module, optimizer and settings of an update, the same for all steps of a run.
 
     Args:
         clip_norm: largest norm of the whole gradient; 0 disables clipping.
@@ -54,8 +54,8 @@ class Updater:
             counts: name of a loss -> the divisor of its sum over the global batch.
 
         Returns:
-            Scalars on the device: `loss`; `norm` of the gradient before clipping; `finite`, whether both are finite,
-            so that the update was made.
+            Scalars on the device: `loss`; `norm` of the gradient before clipping; `finite`, whether both are finite and
+            the update was performed.
         """
         parameters = list(self.module.parameters())
         device = parameters[0].device
@@ -89,15 +89,15 @@ class Updater:
 def objective_step(
     updater: Updater, batches: Iterable[Any], seed: int, step: int, learning_rate: float
 ) -> dict[str, Tensor]:
-    """One step of the objective that `updater` trains.
+    """Performs one training step of the objective in `updater`.
 
     Args:
         batches: this rank's micro-batches of the step.
         seed: seed of the experiment.
-        step: from 0; masks, samples and dropout depend on it.
+        step: number of the step, from 0; masks, samples and dropout depend on it.
 
     Returns:
-        The scalars of `Updater.update`, and those that the objective measured.
+        The scalars of `Updater.update` and those of the objective.
     """
     objective, world = updater.module, updater.world
     with record_function("data"):

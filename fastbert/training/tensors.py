@@ -1,7 +1,7 @@
-"""safetensors files with equal bytes for equal tensors, and with a hash that shows damage.
+"""safetensors files with equal bytes for equal tensors, and with a hash that reveals damage.
 
 The library writes metadata in the order of a hash table, which differs between processes; here it is sorted. One of its
-entries is a hash over everything else. Files of other programs, without it, are read unchecked.
+entries is a hash over everything else. Files of other programs have no such hash and are read without this check.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ HASH = "sha256"
 
 
 def content_hash(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
-    """The hash of `tensors`, on the CPU, and `metadata`, in any order."""
+    """Hash of `tensors`, which must be on the CPU, and `metadata`; the order does not matter."""
     rest = {key: value for key, value in metadata.items() if key != HASH}
     sha = hashlib.sha256(json.dumps(rest, sort_keys=True).encode())
     for name, tensor in sorted(tensors.items()):
@@ -32,19 +32,19 @@ def content_hash(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> 
 
 
 def serialized(tensors: dict[str, Tensor], metadata: Mapping[str, str]) -> bytes:
-    """The bytes of a safetensors file with `tensors`, on the CPU, `metadata` and their hash."""
+    """Bytes of a safetensors file with `tensors`, which must be on the CPU, `metadata` and their hash."""
     metadata = {**metadata, HASH: content_hash(tensors, metadata)}
     content = safetensors.torch.save(tensors, metadata=metadata)
     end = 8 + int.from_bytes(content[:8], "little")
     entries = json.loads(content[8:end])
     entries["__metadata__"] = dict(sorted(metadata.items()))
     header = json.dumps(entries, separators=(",", ":"), allow_nan=False).encode()
-    header += b" " * (-len(header) % 8)  # the tensors stay aligned
+    header += b" " * (-len(header) % 8)  # keeps the tensors aligned
     return len(header).to_bytes(8, "little") + header + content[end:]
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-    """The metadata in a safetensors file; a UserError if it cannot be read, is truncated or damaged."""
+    """Metadata of a safetensors file. Raises a UserError if it cannot be read, is truncated or damaged."""
     open_input(path, "weights").close()  # safetensors would report missing permissions as damage
     try:
         with input_errors(path), safetensors.safe_open(path, "pt") as file:
@@ -57,7 +57,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors and metadata of a safetensors file.
 
     Raises:
-        UserError: the file cannot be read, is truncated or damaged, or its content does not fit its hash.
+        UserError: the file cannot be read, is truncated or damaged, or its content does not match its hash.
     """
     metadata = read_metadata(path)
     try:
@@ -66,7 +66,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     except safetensors.SafetensorError as error:
         raise _damaged(path, str(error)) from None
     if HASH in metadata and content_hash(tensors, metadata) != metadata[HASH]:
-        raise _damaged(path, "its content does not fit its hash")
+        raise _damaged(path, "its content does not match its hash")
     return tensors, metadata
 
 

@@ -1,5 +1,5 @@
-"""Timing of repeated work on a machine that may do other work too: a low quantile of several times, since other
-processes can only make them longer."""
+"""Timing of repeated work on a machine with other load: a low quantile of several measurements, since other processes
+can only make them longer."""
 
 import hashlib
 import math
@@ -15,31 +15,31 @@ from fastbert.files import disk_errors
 
 QUANTILE = 0.1
 DISTURBED = 1.25  # ratio of the mean to the quantile
-GROUP = 0.1  # shortest duration of a group of steps in seconds, while nothing else runs
+GROUP = 0.1  # shortest duration of a group of steps in seconds, on an idle machine
 SAMPLE = 2**26  # largest number of bytes that are written to time a disk
 
 
 class Timed(NamedTuple):
-    """The time of steps of one shape."""
+    """Measured time of the steps of one shape."""
 
     seconds: float
-    """Seconds of a step, while nothing else runs."""
+    """Seconds of a step on an otherwise idle machine."""
     count: int
-    """Steps timed."""
+    """Number of timed steps."""
     mean: float = 0.0
-    """Mean over all steps, which is longer if other work disturbed the timing."""
+    """Mean over all steps, which is longer if other processes disturbed the timing."""
 
     @property
     def disturbed(self) -> bool:
-        """Other work made the steps so much longer that it should be reported."""
+        """True if other processes made the steps so much longer that it should be reported."""
         return self.mean > DISTURBED * self.seconds
 
 
 def undisturbed(times: Sequence[float]) -> float:
     """The 10th percentile of `times`; the minimum of up to ten.
 
-    It is right while up to nine tenths of the times are longer because of other processes, and no extreme of many: if
-    steps vary by 2 % by themselves it is 3 % below the mean.
+    It is right as long as at most nine tenths of the times are longer because of other processes. Unlike the minimum of
+    many times it is not an extreme: if steps vary by 2 % by themselves, it is 3 % below the mean.
     """
     return sorted(times)[int(QUANTILE * (len(times) - 1))]
 
@@ -53,17 +53,17 @@ def time_in_groups(
     most: int,
     stopped: Callable[[], bool] = lambda: False,
 ) -> Timed:
-    """The time of a step, from groups of steps that are timed one after the other.
+    """Measures the time of a step on consecutive groups of steps.
 
-    All groups but the first have about the same number of steps, one if a step takes a tenth of a second. So periods
-    without other work, when steps are fast, have the more groups, and waiting at the end of a group costs little.
+    All groups except the first have about the same number of steps (one if a step takes a tenth of a second). So there
+    are more groups in periods without other load, when steps are fast, and waiting at the end of a group costs little.
 
     Args:
-        step: makes a step.
+        step: performs a step.
         wait: waits for the device, at the end of a group.
-        seconds: the window, exceeded only to reach `least`.
-        least: smallest number of steps, unless they take more than twice the window.
-        most: largest number of steps.
+        seconds: duration of the timing, exceeded only to reach `least`.
+        least: minimum number of steps, unless they take more than twice the duration.
+        most: maximum number of steps.
         stopped: ends the timing early.
     """
     times: list[float] = []
@@ -85,7 +85,7 @@ def time_in_groups(
 
 
 def repeat_in(seconds: float, work: Callable[[], object], most: int = 3) -> float:
-    """The time of `work`, which is called once, and again up to `most` times while that fits into `seconds`."""
+    """Seconds of `work`, which is called up to `most` times as long as that fits into `seconds`, but at least once."""
     times: list[float] = []
     begin = time.perf_counter()
     while not times or (len(times) < most and time.perf_counter() - begin + min(times) < seconds):
@@ -96,8 +96,8 @@ def repeat_in(seconds: float, work: Callable[[], object], most: int = 3) -> floa
 
 
 def writing_seconds(folder: Path, size: int) -> float:
-    """Seconds to write, hash and flush `size` bytes to the disk of `folder`, as for a checkpoint; timed with at most
-    64 MiB in a file without a name, so that not even a kill leaves one.
+    """Seconds to write, hash and flush `size` bytes to the disk of `folder`, as for a checkpoint. Timed with at most 64
+    MiB in an unnamed file, so that even a killed process leaves no file.
 
     Raises:
         UserError: nothing can be written there.

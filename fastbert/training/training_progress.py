@@ -1,4 +1,4 @@
-"""The progress of a training: its steps, the time left and its latest figures."""
+"""Progress of a training run: steps, time left and latest figures."""
 
 import math
 from collections.abc import Mapping
@@ -9,11 +9,11 @@ Column = float | int | str | bool | None
 
 
 class TrainingProgress(Progress):
-    """The steps that are done, the time left and the figures of the last logged row.
+    """Steps done, time left and the figures of the last logged row.
 
     Args:
-        total: steps planned.
-        done: steps done before this session.
+        total: number of planned steps.
+        done: number of steps done before this session.
     """
 
     def __init__(self, total: int, done: int) -> None:
@@ -22,7 +22,7 @@ class TrainingProgress(Progress):
         self._row: Mapping[str, Column] = {}
 
     def advance(self, step: int, columns: Mapping[str, Column]) -> None:
-        """Sets the number of steps done. `columns` that are not None are shown until a logged row has them."""
+        """Sets the number of steps done. `columns` that are not None are shown until a logged row contains them."""
         self._columns |= {name: value for name, value in columns.items() if value is not None}
         if step > self.done:
             self.update(step)
@@ -33,7 +33,7 @@ class TrainingProgress(Progress):
         self.advance(step, {})
 
     def text(self, now: float) -> str:
-        """The line, for example "step 1200/3000  2:31 left  loss 5.432  lr 9.1e-04"."""
+        """Line of text, for example "step 1200/3000  2:31 left  loss 5.432  lr 9.1e-04"."""
         left = self.seconds_left(now)
         time_left = f"first step {duration(now - self.begin)}" if left is None else f"{duration(left)} left"
         parts = (self.notice, f"step {self.done}/{self.total}", time_left, *_figures({**self._columns, **self._row}))
@@ -41,7 +41,7 @@ class TrainingProgress(Progress):
 
 
 def _figures(columns: Mapping[str, Column]) -> list[str]:
-    """`columns` for people, in a fixed order."""
+    """`columns` as text, in a fixed order."""
     figures = []
     if "epoch" in columns:
         figures.append(f"epoch {columns['epoch']}")

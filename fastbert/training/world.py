@@ -1,4 +1,5 @@
-"""The processes that train one model together, as the loop, batches, step, note dictionary and evaluation see them."""
+"""Interface to the processes that train one model together, for the loop, batches, step, note dictionary and
+evaluation."""
 
 from dataclasses import dataclass
 
@@ -13,11 +14,11 @@ class World:
     size: int = 1
 
     def rows(self, count: int) -> slice:
-        """The rows of a global batch of `count` that this rank computes."""
+        """Rows that this rank computes, of a global batch of `count` rows."""
         return slice(self.rank * count // self.size, (self.rank + 1) * count // self.size)
 
     def sum(self, tensor: Tensor) -> Tensor:
-        """The sum over all ranks, on each rank; all must call it in the same order. May write into `tensor`."""
+        """Sum over all ranks, on each rank. All ranks must call it in the same order. May write into `tensor`."""
         return tensor
 
 

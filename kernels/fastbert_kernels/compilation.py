@@ -124,7 +124,7 @@ class Compiled:
 
 
 def _usage(binary: bytes) -> tuple[int, int]:
-    """Registers and bytes of stack, by the `cuobjdump` of Triton's package."""
+    """Registers and bytes of stack, read by the `cuobjdump` in Triton's package."""
     program = next(Path(triton.__file__).parent.rglob("cuobjdump"))
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(binary)

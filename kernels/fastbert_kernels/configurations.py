@@ -4,8 +4,8 @@ A configuration decides the order of summation and so the last bits of a result.
 during a run. A run uses the defaults, or those that `fastbert bench kernels --tune` measured on this GPU and saved to a
 file, and records them in its manifest, so that a resumed run uses the same.
 
-The defaults spill no registers on the capabilities they are for (docs/results/kernels-compiled.md). On capabilities 8
-and 12 they fit into 99 KiB of shared memory, the limit of the smallest GPUs.
+The defaults spill no registers on the capabilities for which they are selected (docs/results/kernels-compiled.md). On
+capabilities 8 and 12 they fit into 99 KiB of shared memory, the limit of the smallest GPUs.
 """
 
 import json

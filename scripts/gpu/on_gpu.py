@@ -212,10 +212,12 @@ def main() -> int:
     parser.add_argument("--parts", type=lambda names: [works[name] for name in names.split(",")], required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--commit", help="commit of the code, where there is no git")
-    parser.add_argument("--seconds", type=lambda x: min(float(x), LONGEST), default=LONGEST, help="seconds of a part")
+    parser.add_argument(
+        "--seconds", type=lambda x: min(float(x), LONGEST), default=LONGEST, help="time limit of a part in seconds"
+    )
     parser.add_argument("--toy", action="store_true", help="tiny sizes, on a CPU too")
     parser.add_argument("--data", help="pretrain: a prepared folder")
-    parser.add_argument("--minutes", type=float, default=6.0, help="pretrain: minutes of all variants together")
+    parser.add_argument("--minutes", type=float, default=6.0, help="pretrain: minutes for all variants together")
     parser.add_argument("--options", type=yaml.safe_load, default={"size": "small"}, help="pretrain: as in its YAML")
     parser.add_argument("--variants", type=yaml.safe_load, nargs="+", default=VARIANTS, help="as --options")
     args = parser.parse_args()

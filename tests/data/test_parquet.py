@@ -1,4 +1,4 @@
-"""Parquet as a source: rows are documents whatever the layout of the file, and memory does not follow its size."""
+"""Parquet as a source: rows are documents for any layout of the file, and memory does not grow with its size."""
 
 import re
 from pathlib import Path
@@ -100,7 +100,7 @@ def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
 
 
 def test_reading_is_lazy(tmp_path: Path) -> None:
-    """Damage at the end is not met by who reads the beginning."""
+    """Reading the beginning does not encounter damage at the end."""
     path = write(tmp_path / "a.parquet", [f"{n}" * 1000 for n in range(2_000)], row_group_size=100, compression="none")
     data = bytearray(path.read_bytes())
     middle = len(data) * 3 // 4
@@ -112,7 +112,7 @@ def test_reading_is_lazy(tmp_path: Path) -> None:
         list(documents)
 
 
-def test_columns_that_do_not_fit_are_refused_when_opened(tmp_path: Path) -> None:
+def test_unsuitable_columns_are_refused_when_opened(tmp_path: Path) -> None:
     write(tmp_path / "a.parquet", ROWS)
     path = write(tmp_path / "b.parquet", ROWS)
     for column, message in (
@@ -136,9 +136,9 @@ def test_damaged_files(tmp_path: Path) -> None:
     data = path.read_bytes()
     for content in (data[: len(data) // 2], b"", b"no such thing"):
         path.write_bytes(content)
-        assert str(path) in error_of(path) and "is cut off, damaged or no Parquet file" in error_of(path)
+        assert str(path) in error_of(path) and "is cut off, damaged or not a Parquet file" in error_of(path)
     path.write_bytes(data.replace(b"text", b"\x8eext"))
-    assert "is cut off, damaged or no Parquet file ('utf-8' codec can't decode" in error_of(path)
+    assert "is cut off, damaged or not a Parquet file ('utf-8' codec can't decode" in error_of(path)
     (tmp_path / "a.txt").write_bytes(data)
     assert "is a Parquet file, not text" in error_of(tmp_path / "a.txt")
     (tmp_path / "b.parquet.gz").write_bytes(data)

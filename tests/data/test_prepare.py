@@ -1,4 +1,4 @@
-"""What `prepare` writes, against the text it came from; and that it is the same however it was made."""
+"""Output of `prepare`, compared with the source text, and the same for any number of workers."""
 
 import csv
 import dataclasses
@@ -145,7 +145,7 @@ def test_the_seed_moves_documents_and_nothing_else(corpus: Path) -> None:
 
 @pytest.mark.parametrize("given", [False, True])
 def test_unknown_words_are_shown(corpus: Path, tmp_path: Path, capsys, given: bool) -> None:
-    """More characters than a vocabulary of 256 has entries for."""
+    """More characters than a vocabulary of 256 entries can have."""
     text = "\n\n".join(f"ab {chr(0x4E00 + n)} ab ab" for n in range(400))
     (tmp_path / "corpus.txt").write_text(text, encoding="utf-8")
     more = {"tokenizer": str(corpus / "out")} if given else {"vocab_size": 256}
@@ -187,7 +187,9 @@ def test_work_with_other_reading_rules_is_not_continued(tmp_path: Path, monkeypa
     capsys.readouterr()
     prepare(options)
     printed = capsys.readouterr().err
-    assert ("beginning anew" in printed) == other and ("continuing the unfinished work" in printed) != other
+    assert ("starting from the beginning" in printed) == other and (
+        "continuing the unfinished work" in printed
+    ) != other
     assert printed.count("page looks like HTML or XML, but is read as plain text because of its name") == 1
 
 
@@ -208,9 +210,9 @@ def test_finished_folders_are_reused_and_others_refused(corpus: Path, capsys: py
         prepare(options_of(corpus, source=str(corpus / "other.txt")))
     (corpus / "notes").mkdir()
     (corpus / "notes" / "mine").write_text("keep")
-    with pytest.raises(UserError, match="exists and is no prepared folder"):
+    with pytest.raises(UserError, match="exists and is not a prepared folder"):
         prepare(options_of(corpus, out=str(corpus / "notes")))
-    with pytest.raises(UserError, match="exists and is no prepared folder"):
+    with pytest.raises(UserError, match="exists and is not a prepared folder"):
         prepare(options_of(corpus, out=str(corpus / "other.txt")))
 
 
@@ -318,7 +320,7 @@ def test_word_counter_is_exact_while_it_has_room(batches: list[list[int]]) -> No
     assert dict(zip(hashes.tolist(), counts.tolist(), strict=True)) == {k: n for k, n in want.items() if 2 <= n <= 5}
 
 
-def test_word_counter_keeps_its_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_word_counter_respects_its_bound(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fastbert.data.rare.PENDING", 1)
     counter = WordCounter(most=100)
     often = np.arange(50, dtype=np.uint64)

@@ -117,7 +117,7 @@ def test_labels_that_could_not_be_named(tmp_path: Path, label: str) -> None:
 @pytest.mark.parametrize("label", ["1_000", "٣"])
 def test_numbers_that_python_alone_reads(tmp_path: Path, label: str) -> None:
     path = write_own(tmp_path / "t.csv", [{"text": "a", "label": label}, {"text": "b", "label": " 2 "}])
-    with pytest.raises(UserError, match=r"line 2: the label .* is no number"):
+    with pytest.raises(UserError, match=r"line 2: the label .* is not a number"):
         open_task("mine", custom=CustomTaskOptions(train=path, kind="number")).examples("train")
 
 
@@ -158,7 +158,7 @@ def test_yaml_and_flags_declare_a_task(tmp_path: Path) -> None:
         ({"test": "t.jsonl", "labels": "a,b", "metrics": "f1,auc,f1"}, "the metric f1 is given twice"),
     ],
 )
-def test_declarations_that_do_not_fit(
+def test_inconsistent_declarations(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict, message: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -175,12 +175,12 @@ def test_declarations_that_do_not_fit(
         ("t.jsonl", '{"text": 5, "label": "x"}\n', r"line 1: 'text' is of type int, not text"),
         ("t.jsonl", '{"text": null, "label": "x"}\n', r"line 1: 'text' is missing"),
         ("t.jsonl", '{"text": "\\n", "label": "x"}\n', r"line 1: the text 'text' is empty"),
-        ("t.jsonl", '{"text": "a", "label": ["x"]}\n', r"line 1: the label \['x'\] is no class"),
-        ("t.jsonl", '{"text": "a", "label": 0.5}\n', r"line 1: the label 0.5 is no class; set kind: number"),
+        ("t.jsonl", '{"text": "a", "label": ["x"]}\n', r"line 1: the label \['x'\] is not a class"),
+        ("t.jsonl", '{"text": "a", "label": 0.5}\n', r"line 1: the label 0.5 is not a class; set kind: number"),
         ("t.jsonl", '{"text": "a", "label": "x"}\n', r"holds 1 label\(s\) \(x\); a task needs two"),
         ("t.jsonl", '["a"]\n', r"line 1 is a JSON list, not an object"),
         ("t.jsonl", '{"text": "a",\n', r"line 1 is not JSON"),
-        ("t.jsonl", '{"text": "a \\ud83d", "label": "x"}', r"line 1: 'text' holds half of a surrogate pair"),
+        ("t.jsonl", '{"text": "a \\ud83d", "label": "x"}', r"line 1: 'text' contains half of a surrogate pair"),
         ("t.csv", "text,label\na,2\na,0.5\n", r"line 3: the label '0.5' is a number, no class; set kind: number"),
         ("t.csv", "text,label\na,b,c\n", r"line 2 has 3 fields, not 2; fix the row"),
         ("t.csv", 'text,label\na,b\n"a"b,c\n', r"line 3 is not CSV"),
@@ -189,20 +189,21 @@ def test_declarations_that_do_not_fit(
         ("t.csv", "Text,label\na,b\n", r"has no column 'text'; did you mean 'Text'\?"),
         ("t.tsv", "text\tlabel\na\tb\tc\n", r"line 2 has 3 fields, not 2.*read without quoting"),
         ("t.tsv", "PAR1", r"is a Parquet file, not text"),
-        ("t.parquet", "text", r"damaged or no Parquet file"),
+        ("t.parquet", "text", r"damaged or not a Parquet file"),
     ],
 )
-def test_what_is_wrong_in_an_own_file(tmp_path: Path, name: str, text: str, message: str) -> None:
+def test_errors_in_a_custom_file(tmp_path: Path, name: str, text: str, message: str) -> None:
     path = write(tmp_path / name, text)
     with pytest.raises(UserError, match=message):
         open_task("mine", custom=CustomTaskOptions(train=str(path))).examples("train")
 
 
 @pytest.mark.parametrize("word", ["good", "nan", "inf", 10**400, True, ["1"]])
-def test_a_number_must_be_one(tmp_path: Path, word: Any) -> None:
+def test_a_label_must_be_a_number(tmp_path: Path, word: Any) -> None:
     rows = [{"text": "a", "label": "1.5"}, {"text": "b", "label": word}]
     path = write_own(tmp_path / "t.jsonl", rows)
-    with pytest.raises(UserError, match=r"t\.jsonl, line 2: the label .* is no number"):
+    problem = "is not a number" if word in ("good", True, ["1"]) else "is neither a finite number nor a class"
+    with pytest.raises(UserError, match=rf"t\.jsonl, line 2: the label .* {problem}"):
         open_task("mine", custom=CustomTaskOptions(dev=path, kind="number")).examples("dev")
 
 
@@ -230,7 +231,7 @@ def test_a_label_that_train_does_not_have(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_what_no_container_may_hold(tmp_path: Path, name: str, value: Any, message: str) -> None:
+def test_text_that_no_format_may_contain(tmp_path: Path, name: str, value: Any, message: str) -> None:
     path = write_own(tmp_path / name, [{"text": value, "label": "x"}])
     with pytest.raises(UserError, match=message):
         open_task("mine", custom=CustomTaskOptions(dev=path, labels="x,y")).examples("dev")
@@ -308,11 +309,11 @@ def test_a_table_without_rows_is_refused(tmp_path: Path, empty: str, suffix: str
     for split in ("train", "dev", "test"):
         files[split] = write_own(tmp_path / f"{split}{suffix}", [{"text": "a", "label": 0}, {"text": "b", "label": 1}])
     Path(files[empty]).write_text(nothing)
-    with pytest.raises(UserError, match=f"{empty}{suffix} holds no rows; give a file with rows"):
+    with pytest.raises(UserError, match=f"{empty}{suffix} has no rows; give a file with rows"):
         open_task("mine", custom=CustomTaskOptions(**files))
 
 
-def test_every_file_is_looked_at_before_work(tmp_path: Path) -> None:
+def test_every_file_is_checked_before_work(tmp_path: Path) -> None:
     train = write_own(tmp_path / "t.jsonl", [{"text": "a", "label": "x"}, {"text": "b", "label": "y"}])
     os.mkfifo(tmp_path / "pipe.csv")
     for test, message in (
@@ -333,7 +334,5 @@ def test_a_label_that_is_not_finite_is_never_sent_to_the_other_kind(tmp_path, la
     line = '{{"text": "a", "label": {}}}\n' if suffix == "jsonl" else "a,{}\n"
     path.write_text("text,label\n" * (suffix == "csv") + "".join(map(line.format, ("1", "0", label))))
     options = CustomTaskOptions(train=str(path), dev=str(path), kind=kind)
-    with pytest.raises(
-        UserError, match=rf"t\.{suffix}, line \d: the label .* is no number that can be learned and no class"
-    ):
+    with pytest.raises(UserError, match=rf"t\.{suffix}, line \d: the label .* is neither a finite number nor a class"):
         open_task("t", custom=options).examples("train")

@@ -1,5 +1,5 @@
 """Fine-tuning that diverges: an epoch that is not finite is never the best, no such model is saved or read, no such
-score is written, and no JSON file holds NaN."""
+score is written, and no JSON file contains NaN."""
 
 import json
 import math
@@ -75,7 +75,10 @@ def test_weights_that_are_not_finite_are_not_saved(bert, small, tmp_path, capsys
     out = tmp_path / "out"
     assert finetune(bert, small, out, "--epochs", "2", "--seeds", "1") == 2
     printed = capsys.readouterr().err
-    assert "seed 0: training diverged, in none of 2 epochs" in printed and "--learning-rate" in printed
+    assert (
+        "seed 0: training diverged: weights or scores on dev were not finite in any of the 2 epochs" in printed
+        and "--learning-rate" in printed
+    )
     assert not (out / "seed-0" / "model").exists() and not (out / "results.json").exists()
 
 
@@ -86,7 +89,7 @@ def test_a_huge_rate(bert, small, tmp_path, capsys) -> None:
 
 
 def damage(folder: Path, name: str) -> None:
-    """NaN in one number of one weight, with the hash that fits."""
+    """Sets one number of one weight to NaN, with a matching hash."""
     path = folder / "model.safetensors"
     tensors, metadata = read_tensors(path)
     tensors[name].view(-1)[3] = math.nan

@@ -1,4 +1,4 @@
-"""The archive has what GLUE's server asks for, and the validator finds every way of spoiling it, by file and line."""
+"""The archive has what GLUE's server requires, and the validator finds every error, by file and line."""
 
 import zipfile
 from collections.abc import Callable
@@ -37,7 +37,7 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def official(rows: Callable[[str], int] = lambda file: ROWS) -> dict[str, dict[str, list]]:
-    """Predictions that take every label in turn, and for STS-B numbers around the scale."""
+    """Predictions that cycle through all labels, and for STS-B numbers in and around the range of the scores."""
     predictions: dict[str, dict[str, list]] = {}
     for file, (name, split) in FILES.items():
         words = SERVER[file][1] or [-0.5, 0.12345, 4.99951, 7]
@@ -105,7 +105,7 @@ def test_every_score_passes(tmp_path_factory: pytest.TempPathFactory, score: flo
         assert abs(written - min(max(score, 0), 5)) <= 0.0005001
 
 
-def test_missing_tasks_are_filled_in_only_where_asked(tmp_path: Path, short: None) -> None:
+def test_missing_tasks_are_filled_in_only_on_request(tmp_path: Path, short: None) -> None:
     predictions = official()
     del predictions["rte"], predictions["mnli"]["test_mismatched"], predictions["stsb"]
     with pytest.raises(UserError, match=r"no predictions for STS-B\.tsv, MNLI-mm\.tsv, RTE\.tsv, .* majority label"):
@@ -124,16 +124,16 @@ def test_missing_tasks_are_filled_in_only_where_asked(tmp_path: Path, short: Non
         ({"rte": {"test": ["entailment"] * 3}}, r"RTE\.tsv: 3 predictions, and rte's test has 4 rows"),
         (
             {"rte": {"test": ["entailment"] * 3 + ["1"]}},
-            r"RTE\.tsv, prediction 3: '1' is no label; .*known: entailment",
+            r"RTE\.tsv, prediction 3: '1' is not a label; .*known: entailment",
         ),
-        ({"cola": {"test": [0, 1, 2, 0]}}, r"CoLA\.tsv, prediction 2: 2 is no label"),
-        ({"stsb": {"test": [1, 2, 3, float("nan")]}}, r"STS-B\.tsv, prediction 3: nan is no finite number"),
-        ({"stsb": {"test": [1, "good", 3, 4]}}, r"STS-B\.tsv, prediction 1: 'good' is no finite number"),
+        ({"cola": {"test": [0, 1, 2, 0]}}, r"CoLA\.tsv, prediction 2: 2 is not a label"),
+        ({"stsb": {"test": [1, 2, 3, float("nan")]}}, r"STS-B\.tsv, prediction 3: nan is not a finite number"),
+        ({"stsb": {"test": [1, "good", 3, 4]}}, r"STS-B\.tsv, prediction 1: 'good' is not a finite number"),
         ({"mnli": {"test": ["neutral"] * 4}}, r"unknown test split of mnli 'test'; .*test_matched"),
         ({"snli": {"test": ["neutral"] * 4}}, r"unknown GLUE task 'snli'; did you mean"),
     ],
 )
-def test_predictions_that_do_not_fit(tmp_path: Path, short: None, change: dict, message: str) -> None:
+def test_invalid_predictions(tmp_path: Path, short: None, change: dict, message: str) -> None:
     with pytest.raises(UserError, match=message):
         write_submission(tmp_path / "glue.zip", official() | change)
     assert not (tmp_path / "glue.zip").exists()
@@ -148,18 +148,22 @@ def test_predictions_that_do_not_fit(tmp_path: Path, short: None, change: dict, 
         ("RTE.tsv", lambda text: text.split("\n", 1)[1], r"RTE\.tsv, line 1: the header must be"),
         ("RTE.tsv", lambda text: "", r"RTE\.tsv, line 1: the header must be .* not ''"),
         ("RTE.tsv", lambda text: text.replace("2\t", "3\t"), r"RTE\.tsv, line 4: the index must be 2, not '3'"),
-        ("RTE.tsv", lambda text: text.replace("1\tnot_", "1\tNot_"), r"RTE\.tsv, line 3: 'Not_entailment' is no label"),
-        ("CoLA.tsv", lambda text: text.replace("3\t1", "3\t1.0"), r"CoLA\.tsv, line 5: '1\.0' is no label"),
+        (
+            "RTE.tsv",
+            lambda text: text.replace("1\tnot_", "1\tNot_"),
+            r"RTE\.tsv, line 3: 'Not_entailment' is not a label",
+        ),
+        ("CoLA.tsv", lambda text: text.replace("3\t1", "3\t1.0"), r"CoLA\.tsv, line 5: '1\.0' is not a label"),
         ("CoLA.tsv", lambda text: text.replace("3\t1", "3 1"), r"CoLA\.tsv, line 5: 1 fields, not index and"),
         ("QQP.tsv", lambda text: text[:-4], r"QQP\.tsv, line 5: the file ends after 3 of 4 rows"),
         ("QQP.tsv", lambda text: text + "4\t0\n", r"QQP\.tsv, line 6: more than the 4 official rows"),
         (
             "STS-B.tsv",
             lambda text: text.replace("0.123", "5.1"),
-            r"STS-B\.tsv, line 3: '5\.1' is no number from 0 to 5",
+            r"STS-B\.tsv, line 3: '5\.1' is not a number from 0 to 5",
         ),
-        ("STS-B.tsv", lambda text: text.replace("0.123", "nan"), r"STS-B\.tsv, line 3: 'nan' is no number"),
-        ("STS-B.tsv", lambda text: text.replace("0.123", "high"), r"STS-B\.tsv, line 3: 'high' is no number"),
+        ("STS-B.tsv", lambda text: text.replace("0.123", "nan"), r"STS-B\.tsv, line 3: 'nan' is not a number"),
+        ("STS-B.tsv", lambda text: text.replace("0.123", "high"), r"STS-B\.tsv, line 3: 'high' is not a number"),
         ("AX.tsv", lambda text: text.encode("utf-16"), r"AX\.tsv is not UTF-8 text: it is UTF-16"),
         ("AX.tsv", lambda text: b"\xff\xd8\x01\x02", r"AX\.tsv is not UTF-8 text: it is binary"),
     ],
@@ -184,11 +188,11 @@ def test_archives_that_cannot_be_read(tmp_path: Path, short: None) -> None:
     with pytest.raises(UserError, match=r"no submission .*nothing\.zip; give a zip"):
         validate(tmp_path / "nothing.zip")
     (tmp_path / "text.zip").write_text("index\tprediction\n")
-    with pytest.raises(UserError, match=r"text\.zip is damaged or no zip file"):
+    with pytest.raises(UserError, match=r"text\.zip is damaged or not a zip file"):
         validate(tmp_path / "text.zip")
     path = made(tmp_path / "glue.zip", official())
     data = bytearray(path.read_bytes())
     data[data.index(b"CoLA.tsv") + 12] ^= 0xFF
     path.write_bytes(data)
-    with pytest.raises(UserError, match=r"glue\.zip is damaged or no zip file"):
+    with pytest.raises(UserError, match=r"glue\.zip is damaged or not a zip file"):
         validate(path)

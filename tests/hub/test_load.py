@@ -348,7 +348,9 @@ def test_checkpoints_that_are_not_of_pretraining_are_named(run):
         load_pretrained(renamed)
     shutil.rmtree(run / "checkpoints")
     (run / "checkpoints").mkdir()
-    with pytest.raises(UserError, match="checkpoints holds no checkpoint yet; wait for the run's first"):
+    with pytest.raises(
+        UserError, match="checkpoints holds no checkpoint yet; wait for the first checkpoint of the run"
+    ):
         load_pretrained(run)
 
 
@@ -410,8 +412,8 @@ def test_paths_without_a_model_have_different_errors(tmp_path, monkeypatch):
         "empty": r"empty holds no model: looked for config\.json .*, checkpoints/ .* and state\.json",
         "notes.txt": r"notes\.txt is a file; give the folder of the model",
         "google-bert/bert-base-uncased": r"`hf download google-bert/bert-base-uncased --local-dir bert-base-uncased`",
-        "runs/x": r"there is no folder runs/x; give that of",
-        "/nowhere/at/all": "there is no folder /nowhere/at/all; give that of",
+        "runs/x": r"there is no folder runs/x; give the folder of",
+        "/nowhere/at/all": "there is no folder /nowhere/at/all; give the folder of",
     }.items():
         with pytest.raises(UserError, match=message):
             load_pretrained(path)

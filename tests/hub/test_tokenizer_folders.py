@@ -192,7 +192,7 @@ def test_files_that_are_damaged_are_named(tmp_path: Path) -> None:
                 {"tokenizer__json": tokenizer_json(lambda c: c["model"]["vocab"].update(a="5"))},
                 "a is '5', which it cannot",
             ),
-            ({"tokenizer__json": tokenizer_json(lambda c: c.update(added_tokens=[3]))}, "3 is no token"),
+            ({"tokenizer__json": tokenizer_json(lambda c: c.update(added_tokens=[3]))}, "3 is not a token"),
             (
                 {"tokenizer__json": tokenizer_json(lambda c: c["model"]["vocab"].update({"\ud800": 999}))},
                 "not Unicode text",
@@ -211,7 +211,7 @@ def test_files_that_are_damaged_are_named(tmp_path: Path) -> None:
             ),
             ({"tokenizer__json": tokenizer_json(), "tokenizer_config__json": {"vocab": {"a": 0}}}, "has vocab, which"),
             ({"tokenizer__json": tokenizer_json(), "added_tokens__json": {"a": "b"}}, "a is 'b', which is not allowed"),
-            ({"tokenizer__json": tokenizer_json(), "special_tokens_map__json": {"cls_token": {}}}, "{} is no token"),
+            ({"tokenizer__json": tokenizer_json(), "special_tokens_map__json": {"cls_token": {}}}, "{} is not a token"),
             ({"vocab__txt": "[PAD]", "tokenizer_config__json": {"tokenizer_class": "TokenizersBackend"}}, "needs"),
         )
     ):

@@ -177,7 +177,7 @@ def test_initial_values_depend_on_name_and_seed_alone() -> None:
         ({"norm": "middle"}, "unknown norm 'middle'"),
         ({"cls_attention": "tide"}, "did you mean 'tied'"),
         ({"max_positions": 10}, "length 16 is longer than the 10 positions"),
-        ({"dropout": 1.0}, r"dropout must lie in \[0, 1\)"),
+        ({"dropout": 1.0}, r"dropout must be in \[0, 1\)"),
         ({"layers": 0}, "layers must be at least 1"),
         ({"feed_forward": "gegl"}, "unknown feed_forward 'gegl'; did you mean 'geglu'"),
         ({"position": "rope", "heads": 32}, "a multiple of 2, and width 32 with heads 32 gives 1; choose another"),

@@ -1,4 +1,4 @@
-"""The last lines of a run work as printed: the snippet of Python runs, and the commands parse."""
+"""The closing lines of a run work as printed: the Python snippet runs, and the commands parse."""
 
 import contextlib
 import io
@@ -17,6 +17,7 @@ RUNS = {
     "ELECTRA": (["--position", "absolute", "--objective", "electra"], "AutoModelForPreTraining", "[('[CLS]', 0."),
     "multiple choice": (["--objective", "multiple-choice"], "AutoModel", "tensor([["),
 }
+TABLE = "text,label\na,x\nb,y\n"
 
 
 def closing_of(printed: str) -> tuple[str, list[str]]:
@@ -37,11 +38,14 @@ def test_the_snippet_runs_and_the_commands_parse(name: str, flags, tmp_path, mon
     assert f"import {opens}, AutoTokenizer" in snippet and expected in printed.getvalue()
     # transformers opens its own BERT and ELECTRA without the code of an export.
     assert ("trust_remote_code=True" in snippet) == (chosen[1] != "absolute")
+    for name_of_file, text in (("train.csv", TABLE), ("dev.csv", TABLE), ("more.txt", "A text.\n\nAnother text.\n")):
+        Path(name_of_file).write_text(text)
     fill, *others = [shlex.split(command) for command in commands if command]
     assert fill[1] == "fill" and main(fill[1:]) == 0 and "%" in capsys.readouterr().out
     for _, job, *arguments in others:
         options = parse(OPTIONS[job], arguments, job)
         assert getattr(options, "model" if job == "finetune" else "init_from") == str(run)
+        options.check_inputs()
     if name == "BERT":  # whose positions bound the length
         short = (*flags[:2], "--steps", "1", "--batch-size", "2", "--out", "next")
         budget = others[-1].index("--minutes")

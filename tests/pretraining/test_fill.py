@@ -59,7 +59,7 @@ def give_input(monkeypatch, content: bytes) -> None:
 TEXTS = ("the [MASK] sat on the mat .", "[MASK] [MASK]s, a été[MASK]", "The [MASK]", "the [MASK] \u2603 ice")
 
 
-def test_words_and_probabilities_are_those_of_transformers(bert, capsys, monkeypatch) -> None:
+def test_words_and_probabilities_equal_transformers(bert, capsys, monkeypatch) -> None:
     pipe = pipeline("fill-mask", str(bert), device="cpu", top_k=7)
     expected = []
     for text in TEXTS:
@@ -109,7 +109,7 @@ def test_a_run_of_electra_answers_by_its_generator_and_its_export_does_not(prepa
     assert len(of_run[0]["masks"][0]) == 3
     assert filled(capsys, run / "checkpoints" / "step-00000002", "the [MASK]", "--top", 3) == of_run
     assert main(["fill", str(run), "[MASK]"]) == 0
-    assert "the words are those of the generator of" in capsys.readouterr().err
+    assert "the words are predicted by the generator of" in capsys.readouterr().err
     assert "has no MLM head" in refused(capsys, run / "model", "the [MASK]")
 
 

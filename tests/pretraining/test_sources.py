@@ -16,7 +16,7 @@ from fastbert.pretraining.setup import data_folder, prepare_setup
 
 @pytest.fixture
 def source(corpus: Path, tmp_path, monkeypatch) -> str:
-    """A JSONL file with its text under another name."""
+    """A JSONL file with another name for the text column."""
     monkeypatch.chdir(tmp_path)
     documents = corpus.read_text().split("\n\n")
     Path("text.jsonl").write_text("".join(json.dumps({"body": document}) + "\n" for document in documents))
@@ -51,18 +51,18 @@ def test_a_tokenizer_that_prepared_data_does_not_have(prepared: Path, tmp_path) 
     lines = (prepared / "tokenizer" / "vocab.txt").read_text().splitlines()
     other.mkdir()
     (other / "vocab.txt").write_text("\n".join([*lines[:-2], lines[-1], lines[-2]]) + "\n")
-    with pytest.raises(UserError, match=f"--tokenizer {other} is not that of {prepared}, which is prepared: .*id 598"):
+    with pytest.raises(UserError, match=f"{other} differs from that of {prepared}, which is prepared: .*id 598"):
         prepare_setup(PretrainOptions(data=str(prepared), tokenizer=str(other), length=32, steps=1))
 
 
 def test_flags_of_a_source_have_no_effect_on_prepared_data(flags: list[str], tmp_path, monkeypatch, capsys) -> None:
-    """In a YAML file they are fine: it may be used for a source too."""
+    """They are allowed in a YAML file, which may also be used for a source."""
     monkeypatch.setattr("fastbert.pretraining.pretrain.pretrain", lambda options, name: 0)
     typed = ["--column=body", "--streamed", "--vocab_size", "600", "--no-lowercase", "--strip-accents", "true"]
     typed += ["--validation-fraction", "0.2", "--tokenizer", f"{flags[1]}/tokenizer"]
     assert main(["pretrain", *flags, *typed]) == 0
     names = "--column, --streamed, --vocab-size, --no-lowercase, --strip-accents, --validation-fraction, --tokenizer"
-    assert f"warning: {names} have no effect, as {flags[1]} is prepared already\n" in capsys.readouterr().err
+    assert f"warning: {names} have no effect, because {flags[1]} is already prepared\n" in capsys.readouterr().err
     assert main(["pretrain", *flags, "--no-streamed"]) == 0
     assert f"warning: --no-streamed has no effect, as {flags[1]} is" in capsys.readouterr().err
     (tmp_path / "x.yaml").write_text("column: body\nvocab_size: 600\nlowercase: false\n")

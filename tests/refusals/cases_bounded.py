@@ -111,7 +111,10 @@ CASES = [
     ("ablate variants.yaml", "variants.yaml: seeds must be at most 10,000, not 1000000000"),
     ("ablate trials.yaml", "trials.yaml: 60,012 jobs, and the most is 10,000"),
     ("ablate group.yaml", "group.yaml: variants: b: norm must be text, found a mapping"),
-    ("finetune --seeds 1000000000", "--seeds with train_fraction make 1,000,000,000 trainings, and the most is 10,000"),
+    (
+        "finetune --seeds 1000000000",
+        "--seeds with train_fraction make 1,000,000,000 training runs, but the maximum is 10,000",
+    ),
     ("export --run layers --out x", "config.json has num_hidden_layers 1000000000, and the weights lack those layers"),
     ("export --run layers-float --out x", "has num_hidden_layers 1000000000.0, which must be of type int"),
     ("export --run layers-text --out x", "has num_hidden_layers '12', which must be of type int"),
@@ -131,7 +134,7 @@ CASES = [
     ("export --run pickle --out x", "pytorch_model.bin is damaged: it holds more than its"),
     ("submit --check zeros.zip", "zeros.zip/CoLA.tsv is larger than any submission file"),
     ("submit --check many.zip", "many.zip holds 1,001 files, and a submission 11"),
-    ("submit --check plain.zip", "plain.zip is damaged or no zip file"),
+    ("submit --check plain.zip", "plain.zip is damaged or not a zip file"),
     ("submit --check /dev/zero", "/dev/zero is a pipe or a device, not a file"),
     ("pretrain --data data --steps 1 --out x", "data is of format [[[["),
     (

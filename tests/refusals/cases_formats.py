@@ -76,7 +76,7 @@ CASES = [
     (prepare("inner.txt.gz"), "inner.txt.gz is a gzip file inside .gz, not text"),
     (prepare("inner.jsonl.gz"), "inner.jsonl.gz is a PDF file inside .gz, not text"),
     (prepare("tar.txt"), "tar.txt is a tar file, not text"),
-    (prepare("cut.csv.gz"), "cut.csv.gz is cut off, damaged or no .gz file"),
+    (prepare("cut.csv.gz"), "cut.csv.gz is cut off, damaged or not a .gz file"),
     (prepare("-"), "- would be standard input, which can be read only once; write it into a file first"),
     (prepare("fine.txt,-"), "- would be standard input"),
     (prepare("/dev/zero"), "/dev/zero is a pipe or a device, not a file; write its content to a file first"),

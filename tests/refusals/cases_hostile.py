@@ -31,8 +31,8 @@ def files(folder: Path) -> None:
 CASES = [
     ("evaluate --model model --source a.txt --machine.device cuda:٣", "unknown device 'cuda:٣'"),
     ("finetune --model model --machine.threads ٣", "--machine.threads must be a whole number, not '٣'"),
-    ("prepare --source a.txt,b.txt --weights ٠.٥,٠.٥ --out o", "are not numbers with commas between"),
-    ("prepare --source a.txt,b.txt --weights 0.5,0_0.5 --out o", "are not numbers with commas between"),
+    ("prepare --source a.txt,b.txt --weights ٠.٥,٠.٥ --out o", "are not comma-separated numbers"),
+    ("prepare --source a.txt,b.txt --weights 0.5,0_0.5 --out o", "are not comma-separated numbers"),
     ("prepare --source hf:/ --out o", "source 'hf:/' names no dataset"),
     ("sweep sweep.yaml --glue-dir nothere --out o", "no GLUE folder nothere"),
     ("ablate ablate.yaml --glue-dir nothere --out o", "no GLUE folder nothere"),

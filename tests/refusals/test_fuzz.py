@@ -148,7 +148,7 @@ def test_every_value_of_every_option_is_accepted_or_refused_alike() -> None:
         for flag in command_line.flags_of(cls):
             read, convert = command_line._reader(flag), partial(config._convert, hint=flag.hint, where="x.yaml")
             for value in [] if flag.is_switch or flag.repeats else values_for(flag.kind):
-                if value != "None":  # which on a command line is no text
+                if value != "None":  # which on a command line is not text
                     found = outcome(partial(read, str(value))), outcome(partial(convert, value))
                     assert found[0] == found[1], (job, flag.name, value)
                     tried += 1

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from fastbert.errors import UserError
-from fastbert.report.comparison import differences, examples, named_apart, page_path, read_once, warnings_of
+from fastbert.report.comparison import differences, examples, page_path, read_once, warnings_of, with_unique_names
 from fastbert.report.curves import curves_svg
 from fastbert.report.interactive import baseline, curve_data
 from fastbert.report.runs import read_run
@@ -47,7 +47,7 @@ def test_why_runs_cannot_be_compared(run_folder) -> None:
 
 def test_names_are_distinct_and_a_folder_counts_once(run_folder) -> None:
     a, b, c = run_folder("one/x"), run_folder("two/x"), run_folder("y")
-    runs = named_apart(read_once([str(a), f"{a}/", str(b), str(c), str(a.parent / ".." / "y")]))
+    runs = with_unique_names(read_once([str(a), f"{a}/", str(b), str(c), str(a.parent / ".." / "y")]))
     assert [run.name for run in runs] == [str(a), str(b), "y"]
 
 
@@ -136,7 +136,7 @@ def test_no_runs_and_too_many(capsys, tmp_path) -> None:
     assert report() == 2 and "give the folders of one or more runs" in capsys.readouterr().err
     assert report(*["x"] * 51) == 2 and "51 runs are too many for one page" in capsys.readouterr().err
     assert report("--runs", tmp_path / "absent") == 2 and "there is no folder" in capsys.readouterr().err
-    with pytest.raises(UserError, match="is no run"):
+    with pytest.raises(UserError, match="is not a run"):
         read_run(tmp_path)
 
 

@@ -73,7 +73,7 @@ def test_missing_records_and_a_damaged_summary_are_warnings(run_folder) -> None:
     ("name", "message"),
     [
         ("results.json", "holds the results of a fine-tuning"),
-        ("results.jsonl", "is a sweep or an ablation, whose own page is report/report.html"),
+        ("results.jsonl", "is a sweep or an ablation, with the page report/report.html"),
         ("glue.md", "holds fine-tunings on several tasks"),
         ("dataset.json", "holds prepared data"),
         ("state.json", "is a checkpoint"),
@@ -89,10 +89,10 @@ def test_other_folders_are_refused_by_name(run_folder, name: str, message: str) 
 
 def test_what_is_no_run_is_refused(run_folder, tmp_path) -> None:
     run = run_folder("runs/a")
-    with pytest.raises(UserError, match=r"is no run, but holds runs, such as .*runs/a"):
+    with pytest.raises(UserError, match=r"is not a run, but holds runs, such as .*runs/a"):
         read_run(run.parent)
     (run / "result.json").write_text("{}")
-    with pytest.raises(UserError, match="is no run; give"):
+    with pytest.raises(UserError, match="is not a run; give"):
         read_run(run.parent)
     (run / "result.json").unlink()
     with pytest.raises(UserError, match=r"there is no folder .*runs/b"):
@@ -104,7 +104,7 @@ def test_what_is_no_run_is_refused(run_folder, tmp_path) -> None:
         read_run(run)
     shutil.rmtree(run / "report")
     (run / "manifest.json").unlink()
-    with pytest.raises(UserError, match="is no run; give the folder of a run of fastbert pretrain"):
+    with pytest.raises(UserError, match="is not a run; give the folder of a run of fastbert pretrain"):
         read_run(run)
 
 

@@ -112,7 +112,7 @@ def test_variants_may_not_change_what_is_held_equal(tmp_path, key, value, reason
         ({"baseline": {"data": "sotu"}}, "baseline must be the name of a variant, found {'data': 'sotu'}"),
         ({"baseline": ["absolute"]}, "baseline must be the name"),
         ({"baseline": None}, "found nothing"),
-        ({"budget": {"equal": "joules", "steps": 3}}, "unknown unit of equality 'joules'"),
+        ({"budget": {"equal": "joules", "steps": 3}}, "unknown budget unit 'joules'"),
         ({"budget": {"equal": "steps", "step": 3}}, "unknown option 'step'; did you mean 'steps'"),
         ({"budget": {"steps": 3, "minutes": 4}}, "once, not as steps and as minutes"),
         ({"budget": {"minutes": -1}}, "greater than 0"),

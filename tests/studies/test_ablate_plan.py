@@ -114,7 +114,7 @@ def test_short_sequences_last_until_the_annealing(planned, timed) -> None:
         variant = study.variants[1]
         assert variant.flops_to(point) == start * flops(32, 4) + start // 5 * flops(8, 16)
         assert variant.minutes_to(point) == pytest.approx((start * 0.4 + start // 5 * 1.6) / 60)
-    with pytest.raises(UserError, match="leave initial_batch_size or anneal out"):
+    with pytest.raises(UserError, match="drop initial_batch_size or anneal"):
         planned(base={"initial_batch_size": 4}, anneal={"points": [0.5, 1.0]})
 
 
@@ -191,7 +191,7 @@ def test_what_shows_in_the_plan_only(planned, tmp_path) -> None:
         return str(caught.value)
 
     text = error(variants={"a": None, "b": {"cls_attention": "tied"}})
-    assert "a and b would be the same training" in text  # of absolute positions
+    assert "a and b are the same training" in text  # of absolute positions
     assert "two of them are the same step" in error(budget={"steps": 4})
     assert "variants: b: " in error(variants={"a": None, "b": {"heads": 3}})
     assert "heads 3 do not divide" in error(variants={"a": None, "b": {"heads": 3}})
@@ -266,7 +266,7 @@ def test_a_report_of_known_curves(planned, timed, tmp_path, capsys) -> None:
     assert line.split() == ["tupe-r", "reached", "3", "50", "%", f"{flops:.0f}", "%", "150", "%"]
     (line,) = [line for line in printed.splitlines() if line.startswith("pre")]
     assert line.split() == ["pre", "not", "reached", "3", "–", "–", "–"]
-    reason = "electra is not compared by validation loss, because its validation is another: objective: electra"
+    reason = "electra is not compared by validation loss, because its validation differs: objective: electra"
     assert "electra" not in printed and reason in remarks
     assert printed.startswith("Fraction of absolute's cost at which its final quality is reached: validation loss\n")
     limit = "with 3 seeds it cannot be less than 0.25 (0.5 adjusted over 2)"
@@ -343,7 +343,7 @@ def test_lengths_decide_what_is_comparable(planned, timed) -> None:
     """Those of the sequences at the points: with anneal, all are measured at the full length."""
     variants = {"a": None, "short first": {"first_length": 4, "first_fraction": 0.5}}
     _, study = planned(variants=variants, checkpoints=[0.5, 1.0])
-    text = "length of its sequences at the points: 4, 16 instead of 16, 16"
+    text = "sequence length at the points: 4, 16 instead of 16, 16"
     assert study.incomparable == {"short first": text}
     for points in ({"checkpoints": [0.75, 1.0]}, {"anneal": {"points": [0.5, 1.0]}}):
         ablation, study = planned(variants=variants, **points)

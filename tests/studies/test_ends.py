@@ -80,7 +80,7 @@ def test_control_c(axes, tmp_path, capsys) -> None:
     assert main(["sweep", path, "--out", str(out)]) == 130
     stop.join()
     error = capsys.readouterr().err
-    assert "stopped; 0 of 4 jobs have ended, the same command continues" in error
+    assert "stopped; 0 of 4 jobs have ended; the same command continues" in error
     assert not workers_of(os.getpid()) and rows_so_far(out) == 0
 
 
@@ -110,7 +110,7 @@ def test_failures_stay_alone_and_are_run_again(axes, finished, tmp_path, capsys)
     (done,) = [row for row in rows.values() if row["status"] == "done"]
     same = [row for row in read_rows(finished) if row["id"] == done["id"]]
     assert without_times([done]) == without_times(same) != []
-    assert "2 of 3 jobs failed; the same command runs them again" in error and "for want of memory" in error
+    assert "2 of 3 jobs failed; the same command runs them again" in error and "the system was out of memory" in error
     assert f"{logs['killed']}/log.txt" in error and "step " in error
     assert "1 of 3 jobs have finished, 2 failed" in (out / "report" / "report.md").read_text()
 
@@ -137,7 +137,7 @@ def test_a_job_that_runs_out_of_memory(axes, tmp_path, capsys) -> None:
     (row,) = read_rows(out)
     assert "it ran out of memory" in row["reason"] and "micro_batch_size" in row["fix"], row
     assert "Traceback" in "\n".join(row["log"]) or "allocate memory" in "\n".join(row["log"])
-    assert "to fix it: run fewer --workers" in error
+    assert "to fix it: use fewer --workers" in error
     assert "it ran out of memory" in (out / "report" / "report.html").read_text()
     machine = axes["finetune"]["machine"] | {"micro_batch_size": 1}  # what the message advises; the same job
     fixed = write_sweep(tmp_path, axes, **one, finetune={"machine": machine})

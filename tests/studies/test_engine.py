@@ -35,7 +35,7 @@ def test_a_graph_of_jobs_of_a_new_kind(tmp_path, monkeypatch, capsys) -> None:
     jobs += [toy_job("d", after="a"), toy_job("e", after="b")]
     store = opened(tmp_path / "out", jobs)
     live = LiveStatus(jobs, store.rows, lambda row: ("gpu", 0.0))
-    assert run_events(start(EngineOptions(workers=2), store.left, store, 3), store, live) == 0
+    assert run_events(start(EngineOptions(workers=2), store.remaining, store, 3), store, live) == 0
     rows = opened(tmp_path / "out", jobs).rows
     assert set(rows) == {"a", "b", "c", "e"} and rows["a"]["reason"] == "as asked" and rows["b"]["kind"] == "toy"
     assert rows["e"]["before"] == ["a", "b", "c", "e"]

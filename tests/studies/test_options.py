@@ -116,7 +116,7 @@ def test_refused_axes(refused, models, words) -> None:
     assert "learning_rates is empty; give at least one" in refused(learning_rates=[])
     assert "seeds must be at least 1, not 0" in refused(seeds=0)
     assert "seeds is empty" in refused(seeds=[])
-    assert "seeds must be their number, or a list of whole numbers, found [0.5]" in refused(seeds=[0.5])
+    assert "seeds must be the number of seeds, or a list of whole numbers, found [0.5]" in refused(seeds=[0.5])
     assert "epochs has an empty value" in refused(epochs=[1, None])
     assert "unknown option 'learning_rats'; did you mean 'learning_rates'?" in refused(learning_rats=[1e-5])
     assert "unknown option 'dropout'; put it under finetune" in refused(dropout=0.2)
@@ -129,7 +129,7 @@ def test_refused_axes(refused, models, words) -> None:
     assert "models: unknown key 'pth'; did you mean 'path'?" in refused(models=[{"name": "a", "pth": narrow}])
     assert "has no task; give a GLUE task" in refused(tasks=[{"epochs": 3}])
     assert "has no path; give the folder" in refused(models=[{"name": "a"}])
-    assert "expected a text or a mapping, found 7" in refused(models=[7])
+    assert "expected a string or a mapping, found 7" in refused(models=[7])
     assert "threads must be a whole number from 1, found 0" in refused(threads=0)
     assert "learning_rate must be a number, found text ('fast')" in refused(learning_rates=["fast"])
     assert "learning_rates: learning_rate must be greater than 0, not -1.0" in refused(learning_rates=[-1.0])
@@ -139,11 +139,11 @@ def test_refused_axes(refused, models, words) -> None:
     # twice
     assert "learning_rates: 0.001 occurs twice" in refused(learning_rates=[1e-3, 0.001])
     assert "seeds: 1 occurs twice" in refused(seeds=[1, 1])
-    assert "models: narrow occurs twice; give one of them another name" in refused(
+    assert "models: narrow occurs twice; give one of them a different name" in refused(
         models=[{"name": "narrow", "path": narrow}, {"name": "narrow", "path": tupe}]
     )
     assert "occurs twice" in refused(models=[{"name": "a", "path": narrow}, {"name": "b", "path": narrow}])
-    assert "tasks: words occurs twice; give one of them another name" in refused(tasks=[words, words])
+    assert "tasks: words occurs twice; give one of them a different name" in refused(tasks=[words, words])
     same = [words, {"task": words, "name": "again"}]
     assert "two jobs are the same training: words, narrow" in refused(tasks=same)
 

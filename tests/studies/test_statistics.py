@@ -66,7 +66,7 @@ def test_what_few_pairs_cannot_show() -> None:
     for n, shown in ((1, "1"), (2, "0.5"), (3, "0.25"), (5, "0.0625")):
         assert f"{least(n, 1):.3g}" == shown
         seeds = f"{n} seed{'s' if n > 1 else ''}"
-        assert f": with {seeds} it cannot be less than {shown}. So" in flip_limits([n])
+        assert f": with {seeds} it cannot be less than {shown}. Such" in flip_limits([n])
         assert ("with 1 seed there is no test" in flip_limits([n, 5])) == (n == 1)
     assert flip_limits([6]) == flip_limits([6, 9]) == flip_limits([]) == "" and least(6, 1) < 0.05
     assert "with 6 seeds it cannot be less than 0.0312 (0.0625 adjusted over 2)." in flip_limits([6], 2)

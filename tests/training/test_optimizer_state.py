@@ -1,4 +1,4 @@
-"""One step with a restored optimizer equals one step with the one that never stopped."""
+"""One step with a restored optimizer equals one step with an optimizer that never stopped."""
 
 import json
 
@@ -123,7 +123,7 @@ def test_skipped_update_survives_a_checkpoint():
     assert {float(state["step"]) for state in again.state.values()} == {0.0}
 
 
-def test_a_state_of_an_optimizer_that_lacks_something_is_refused() -> None:
+def test_an_incomplete_state_is_refused() -> None:
     """For example if keys were renamed between versions, or a file was edited."""
     module = torch.nn.Linear(3, 2)
     optimizer = torch.optim.AdamW(module.parameters())
@@ -135,7 +135,7 @@ def test_a_state_of_an_optimizer_that_lacks_something_is_refused() -> None:
     for changed, message in (
         ({key: value for key, value in rest.items() if key != "shapes"}, "shapes is missing"),
         (rest | {"state": {"dict": [[0, {"dict": moments}]]}}, "parameter 0 has no exp_avg_sq"),
-        (rest | {"state": {"dict": [[9, {"dict": moments}]]}}, "9 is no parameter with moments"),
+        (rest | {"state": {"dict": [[9, {"dict": moments}]]}}, "9 is not a parameter with moments"),
         (rest | {"state": {"tensor": "lost"}}, "is not part of an optimizer's state"),
         (rest | {"state": {"dict": 3}}, "it holds 3, not a list"),
         (rest | {"param_groups": {"list": [{"dict": [["lr", "fast"], ["params", {"list": [0, 1]}]]}]}}, "lr is 'fast'"),

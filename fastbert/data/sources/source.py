@@ -1,4 +1,4 @@
-"""The interface of a source of documents, and the cutting of long documents."""
+"""Interface of a source of documents, and splitting of long documents."""
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -7,7 +7,7 @@ from typing import Any
 
 from fastbert.errors import UserError
 
-LONGEST_DOCUMENT = 2**20  # characters; longer documents are cut at line ends, which bounds the memory of all steps
+LONGEST_DOCUMENT = 2**20  # characters; longer documents are split at line ends, which bounds the memory of all steps
 _LEADING = re.compile(r"[\s\ufeff]*")
 
 
@@ -26,9 +26,9 @@ class Source:
     read: Callable[[], Iterator[tuple[int, str]]] = field(repr=False)
     """Yields (bytes read so far, text)."""
     position: int = 0
-    """Bytes of `size` that the running `documents()` has read; if `size` is unknown, bytes of text."""
+    """Bytes of `size` that `documents()` has read so far; if `size` is unknown, bytes of text."""
     part: int = 0
-    """Index in `parts` of the source of the last document."""
+    """Index in `parts` of the source that yielded the last document."""
 
     warnings: Sequence[str] = ()
     """Warnings for the user before the source is read."""
@@ -46,7 +46,7 @@ class Source:
         """Non-empty documents without white space at their ends, at most LONGEST_DOCUMENT characters each.
 
         Raises:
-            UserError: the source has no document, or cannot be read; names the file, the row and what to do.
+            UserError: the source has no document, or cannot be read.
         """
         self.position, empty = 0, True
         for position, text in self.read():
@@ -59,13 +59,14 @@ class Source:
 
 
 def cut(text: str, limit: int) -> Iterable[str]:
-    """Pieces of at most `limit` characters, cut at the last line end that fits, else white space, else anywhere.
+    """Pieces of at most `limit` characters, cut at the last line end that fits, otherwise at white space, otherwise
+    anywhere.
 
     White space at their ends, byte order marks at their beginning and empty pieces are dropped.
     """
     if len(text) > limit:
         return filter(None, _pieces(text, limit))
-    text = text.rstrip()  # nearly every document, and so without a generator
+    text = text.rstrip()  # nearly every document, so this avoids a generator
     text = text[_LEADING.match(text).end() :]
     return (text,) if text else ()
 
@@ -74,7 +75,7 @@ def cut_early(beginning: str) -> tuple[list[str], str]:
     """The pieces of `cut` at LONGEST_DOCUMENT that do not depend on the text after `beginning`, and the remaining text
     of `beginning`."""
     *ready, rest = _pieces(beginning, LONGEST_DOCUMENT)
-    # White space at the end may separate words of the document, or end it; any more of it makes no difference.
+    # White space at the end may separate words of the document, or end it; more white space makes no difference.
     return ready, rest + beginning[len(beginning.rstrip()) :][:LONGEST_DOCUMENT]
 
 

@@ -1,4 +1,4 @@
-"""Kinds of tasks by name. A new one is one file, a subclass of `kind.TaskKind`, and one line here."""
+"""Kinds of tasks by name. A new kind is one file, a subclass of `kind.TaskKind`, and one line here."""
 
 from fastbert.registry import Registry
 

@@ -15,8 +15,8 @@ from fastbert.ranges import text_problem
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-OF_TWO_CLASSES = ("f1", "auc", "pairwise_accuracy")
-OF_SCORES = ("auc", "pairwise_accuracy")  # computed from a score, the others from the most likely label
+BINARY_METRICS = ("f1", "auc", "pairwise_accuracy")
+SCORE_METRICS = ("auc", "pairwise_accuracy")  # computed from a score, the others from the most likely label
 
 
 class Classes(TaskKind):
@@ -69,7 +69,7 @@ class Classes(TaskKind):
         return -np.log(np.maximum(scores[np.arange(len(labels)), labels], np.finfo(np.float64).tiny))
 
     def compared(self, metric: str, scores: np.ndarray, labels: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-        return scores[:, 1] - scores[:, 0] if metric in OF_SCORES else scores.argmax(axis=1), np.asarray(labels)
+        return scores[:, 1] - scores[:, 0] if metric in SCORE_METRICS else scores.argmax(axis=1), np.asarray(labels)
 
     def prediction(self, scores: np.ndarray) -> str:
         return self.labels[int(np.argmax(scores))]
@@ -81,8 +81,8 @@ class Classes(TaskKind):
     def check_metrics(self, names: Sequence[str]) -> None:
         super().check_metrics(names)
         for name in names:
-            if name in OF_TWO_CLASSES and len(self.labels) != 2:
-                others = ", ".join(other for other in self.metrics if other not in OF_TWO_CLASSES)
+            if name in BINARY_METRICS and len(self.labels) != 2:
+                others = ", ".join(other for other in self.metrics if other not in BINARY_METRICS)
                 raise UserError(
                     f"the metric {name} is for two labels, and there are {len(self.labels)}; give one of: {others}"
                 )
@@ -100,12 +100,12 @@ def label_word(row: Row) -> str | None:
     if isinstance(label, bool):
         return str(label).lower()
     if isinstance(label, int) or (isinstance(label, float) and label.is_integer()):
-        return str(int(label))  # a table with a gap holds its whole numbers as 1.0
+        return str(int(label))  # a table with a missing cell stores whole numbers as 1.0
     if isinstance(label, float) and not math.isfinite(label):
         raise not_a_label(row.where, label)
     fitting = {float: "number", list: "multi-label"}.get(type(label))
     hint = f"set kind: {fitting}, or " if fitting else ""
-    raise UserError(f"{row.where}: the label {brief(label)} is no class; {hint}give a word or a whole number")
+    raise UserError(f"{row.where}: the label {brief(label)} is not a class; {hint}give a word or a whole number")
 
 
 def learn_labels(rows: Iterable[Row]) -> tuple[str, ...]:
@@ -136,7 +136,7 @@ def learn_labels(rows: Iterable[Row]) -> tuple[str, ...]:
     numbers = [number_in(word) for word in found]
     if None not in numbers:
         if bad := [word for word, number in zip(found, numbers, strict=True) if not math.isfinite(number)]:
-            raise not_a_label(found[bad[0]], bad[0])  # a gap among numbers, not a word
+            raise not_a_label(found[bad[0]], bad[0])  # a missing value among numbers, not a word
         if all(number.is_integer() for number in numbers):
             return in_order(found)
         word = next(word for word in found if not float(word).is_integer())

@@ -42,7 +42,7 @@ class TaskKind(ABC):
     min_labels: ClassVar[int]
     """Minimum number of labels; 0 for kinds without a set of labels."""
     metrics: ClassVar[tuple[str, ...]]
-    """Names in `METRICS` that fit."""
+    """Names in `METRICS` that suit this kind."""
     default_metrics: ClassVar[tuple[str, ...]]
     """Default metrics of a custom task."""
     architecture: ClassVar[str]
@@ -52,7 +52,7 @@ class TaskKind(ABC):
     pipeline: ClassVar[str]
     """Hugging Face's pipeline tag of the export."""
     labels_words: ClassVar[bool] = False
-    """True if each word of a text has a label, false if the text has."""
+    """True if each word of a text has a label, false if the text has one."""
     missing_hint: ClassVar[str] = ""
     """End of the error message for a row without a label."""
 
@@ -82,12 +82,12 @@ class TaskKind(ABC):
         """The label of a row, for `Example.label`; None if there is none.
 
         Raises:
-            UserError: the label is wrong.
+            UserError: the label is invalid.
         """
 
     @abstractmethod
     def file_label(self, example: Example) -> Any:
-        """The label of an example in the form of files."""
+        """The label of an example, as written to files."""
 
     def settings(self) -> dict[str, Any]:
         """Settings for task.json in addition to the labels."""
@@ -99,7 +99,7 @@ class TaskKind(ABC):
 
     @classmethod
     def restored(cls, labels: tuple[str, ...], settings: dict[str, Any], where: str) -> "TaskKind":
-        """The kind that was saved with these labels and settings.
+        """Restores the kind that was saved with these labels and settings.
 
         Raises:
             UserError: the settings in the file `where` do not fit.
@@ -111,7 +111,7 @@ class TaskKind(ABC):
     # --- training
 
     def encode(self, examples: Sequence[Example], vocabulary: "WordPiece", max_length: int) -> "EncodedSplit":
-        """Examples as token ids, at most `max_length` in each row."""
+        """Encodes examples as token ids, at most `max_length` in each row."""
         from fastbert.finetuning.batches import encode
 
         return encode(examples, vocabulary, max_length, self.targets)
@@ -137,7 +137,7 @@ class TaskKind(ABC):
 
     @abstractmethod
     def scores(self, logits: "Tensor") -> "Tensor":
-        """float64 [B, ...], or where words have labels [B, T, ...]: predictions that can be averaged and measured."""
+        """Predictions that can be averaged and measured, float64 [B, ...], or [B, T, ...] if words have labels."""
 
     @abstractmethod
     def score_shape(self) -> tuple[int, ...]:
@@ -145,11 +145,11 @@ class TaskKind(ABC):
 
     @abstractmethod
     def ideal_scores(self, labels: Sequence[Any]) -> np.ndarray:
-        """float64 [U, ...]: scores of a model without errors, for the labels of N examples."""
+        """Scores of a model without errors, float64 [U, ...], for the labels of N examples."""
 
     @abstractmethod
     def score_losses(self, scores: np.ndarray, labels: Sequence[Any]) -> np.ndarray:
-        """float64 [U]: the training loss of each unit, computed from scores and the labels of N examples."""
+        """Training loss of each unit, float64 [U], from its scores and the labels of N examples."""
 
     @abstractmethod
     def compared(self, metric: str, scores: np.ndarray, labels: Sequence[Any]) -> tuple[np.ndarray, np.ndarray]:
@@ -160,18 +160,18 @@ class TaskKind(ABC):
         return self
 
     def ensemble(self, kinds: Sequence["TaskKind"]) -> "TaskKind":
-        """The kind that decides from the mean of the scores of several models, whose `kinds`, this one included, have
-        the same labels; kinds whose `fitted` changes something override it."""
+        """The kind for the mean of the scores of several models, from their `kinds`, which include this one and have
+        the same labels. Kinds whose `fitted` changes something override it."""
         return self
 
     def by_label(self, scores: np.ndarray, labels: Sequence[Any]) -> dict[str, dict[str, float]]:
-        """precision, recall, f1 and support of each label; empty if the metrics are enough."""
+        """precision, recall, f1 and support of each label; empty for kinds without such a table."""
         return {}
 
     @abstractmethod
     def prediction(self, scores: np.ndarray) -> Any:
-        """Prediction for an example from the scores of its units; for kinds `labels_words` a list with one for each
-        word."""
+        """Prediction for an example from the scores of its units; for kinds with `labels_words`, a list with a
+        prediction for each word."""
 
     @abstractmethod
     def prediction_row(self, example: Example, scores: np.ndarray) -> dict[str, Any]:
@@ -182,10 +182,10 @@ class TaskKind(ABC):
         return None
 
     def check_metrics(self, names: Sequence[str]) -> None:
-        """Checks that the metrics of a task fit it.
+        """Checks that the metrics of a task suit the kind.
 
         Raises:
-            UserError: a metric is unknown or does not fit, or there is none.
+            UserError: a metric is unknown or does not suit the kind, or there is none.
         """
         if not names:
             raise UserError(f"a task needs a metric; name one of: {', '.join(METRICS)}")
@@ -242,5 +242,5 @@ def by_class(found: np.ndarray, expected: np.ndarray, labels: Sequence[str]) -> 
 def not_a_label(where: str, label: Any) -> UserError:
     """Error for NaN and infinities, which no kind of task can learn."""
     return UserError(
-        f"{where}: the label {brief(label)} is no number that can be learned and no class; fill it in or drop the row"
+        f"{where}: the label {brief(label)} is neither a finite number nor a class; fill it in or drop the row"
     )

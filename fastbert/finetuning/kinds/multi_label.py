@@ -133,8 +133,8 @@ class MultiLabel(TaskKind):
         return replace(self, thresholds=tuple(map(best_threshold, scores.T, expected.T)))
 
     def ensemble(self, kinds: Sequence["MultiLabel"]) -> "MultiLabel":
-        """The threshold of a label is the mean of its thresholds, as its probability is the mean of its probabilities;
-        a model without thresholds counts as UNFITTED."""
+        """Averages the thresholds of each label, like its probabilities; UNFITTED counts for a model without
+        thresholds."""
         if not any(kind.thresholds for kind in kinds):
             return self
         rows = [kind.thresholds or (UNFITTED,) * len(self.labels) for kind in kinds]
@@ -165,22 +165,22 @@ class MultiLabel(TaskKind):
 
 def best_threshold(scores: np.ndarray, expected: np.ndarray) -> float:
     """The threshold t with the highest F1 of `scores >= t`. Candidates are 0.5 and the midpoints between neighboring
-    scores (and between 0 and the lowest). Of equally good ones, the nearest to 0.5 is chosen, then the lower; 0.5 if no
-    example has the label.
+    scores (and between 0 and the lowest). Of equally good candidates, the one nearest to 0.5 is chosen, then the lower
+    one. The result is 0.5 if no example has the label.
 
     Args:
         scores: probabilities [N] of a label.
-        expected: bool [N], whether the examples have it.
+        expected: bool [N], whether each example has the label.
     """
     if not expected.any():
         return UNFITTED
     ascending = np.unique(scores)
     below = np.concatenate([[0.0], ascending[:-1]])
     middle = (below + ascending) / 2
-    middle = np.where(middle > below, middle, ascending)  # there is no number between neighbors in float64
+    middle = np.where(middle > below, middle, ascending)  # two neighbors in float64 have no number between them
     candidates = np.append(middle, UNFITTED)
     order = np.argsort(scores, kind="stable")
-    first = np.searchsorted(scores[order], candidates)  # this example and those after it are predicted
+    first = np.searchsorted(scores[order], candidates)  # this example and those after it get the label
     right = np.append(np.cumsum(expected[order][::-1])[::-1], 0)[first]
     f1 = 2 * right / (len(scores) - first + expected.sum())
     return float(candidates[np.lexsort((candidates, np.abs(candidates - UNFITTED), -f1))[0]])
@@ -190,7 +190,7 @@ def label_words(row: Row) -> list[str] | None:
     """Label names of a row: a list, or a text with `;` between them; None if there is none.
 
     Raises:
-        UserError: the label is neither, a name is empty or repeated, or the text is a list as code.
+        UserError: the label is neither, a name is empty or repeated, or the text is a list literal.
     """
     label = row.label
     if label is None:
@@ -205,11 +205,13 @@ def label_words(row: Row) -> list[str] | None:
     elif isinstance(label, list):
         found = label
     else:
-        raise UserError(f"{row.where}: the label {brief(label)} is no list of words; write a list, also for one label")
+        raise UserError(
+            f"{row.where}: the label {brief(label)} is not a list of words; write a list, also for one label"
+        )
     for word in found:
         if not isinstance(word, str):
             raise UserError(
-                f"{row.where}: {brief(word)} in the list of labels is no word; give the names of the labels that apply"
+                f"{row.where}: {brief(word)} in the list of labels is not a word; give the names of the labels"
             )
         if not word.strip():
             raise UserError(f"{row.where}: a label in {brief(label)} is empty; drop it")

@@ -1,4 +1,4 @@
-"""A number for each example: the squared error."""
+"""A number for each example: regression with the squared error."""
 
 import math
 from collections.abc import Sequence
@@ -43,7 +43,7 @@ class Number(TaskKind):
         if number is None:
             fitting = "classes" if isinstance(label, str | bool) else "multi-label" if isinstance(label, list) else None
             hint = f", or set kind: {fitting}" if fitting else ""
-            raise UserError(f"{row.where}: the label {brief(label)} is no number; fix it{hint}")
+            raise UserError(f"{row.where}: the label {brief(label)} is not a number; fix it{hint}")
         if not math.isfinite(number):
             raise not_a_label(row.where, label)
         return number

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from fastbert.finetuning.batches import EncodedSplit
 
-OF_ENTITIES = ("entity_f1", "entity_precision", "entity_recall")
+ENTITY_METRICS = ("entity_f1", "entity_precision", "entity_recall")
 IGNORED = -100
 """Label of pieces that are not scored, as in transformers."""
 _IOB2 = re.compile(r"[BI]-.+")
@@ -37,7 +37,7 @@ class Tokens(TaskKind):
     name = "tokens"
     plural = "tags of words"
     min_labels = 2
-    metrics = (*OF_ENTITIES, "accuracy", "macro_f1")
+    metrics = (*ENTITY_METRICS, "accuracy", "macro_f1")
     architecture = "ForTokenClassification"
     problem_type = None
     pipeline = "token-classification"
@@ -45,7 +45,7 @@ class Tokens(TaskKind):
 
     @property
     def default_metrics(self) -> tuple[str, ...]:
-        return (*OF_ENTITIES, "accuracy") if self.has_entities else ("accuracy", "macro_f1")
+        return (*ENTITY_METRICS, "accuracy") if self.has_entities else ("accuracy", "macro_f1")
 
     @property
     def has_entities(self) -> bool:
@@ -122,18 +122,18 @@ class Tokens(TaskKind):
         self, metric: str, scores: np.ndarray, labels: Sequence[tuple[int, ...]]
     ) -> tuple[np.ndarray, np.ndarray]:
         found, expected = scores.argmax(-1), self.targets(labels)
-        if metric not in OF_ENTITIES:
+        if metric not in ENTITY_METRICS:
             return found, expected
         return self._entities(found, labels), self._entities(expected, labels)
 
     def by_label(self, scores: np.ndarray, labels: Sequence[tuple[int, ...]]) -> dict[str, dict[str, float]]:
-        """Figures of each type of entity, or of each tag."""
+        """Precision, recall, F1 and support of each type of entity, or of each tag."""
         if self.has_entities:
             return by_type(*self.compared("entity_f1", scores, labels), self.types)
         return by_class(scores.argmax(-1), self.targets(labels), self.labels)
 
     def prediction(self, scores: np.ndarray) -> list[str]:
-        """A tag for each word, valid IOB2 where they are entities."""
+        """A tag for each word; tags of entities are valid IOB2."""
         found = scores.argmax(-1)
         if not self.has_entities:
             return [self.labels[tag] for tag in found]
@@ -169,14 +169,14 @@ class Tokens(TaskKind):
     def check_metrics(self, names: Sequence[str]) -> None:
         super().check_metrics(names)
         for name in names:
-            if name in OF_ENTITIES and not self.has_entities:
+            if name in ENTITY_METRICS and not self.has_entities:
                 raise UserError(
                     f"the metric {name} is for entities (tags O, B-type, I-type); give accuracy or macro_f1"
                 )
 
     @cached_property
     def _coded(self) -> tuple[np.ndarray, np.ndarray]:
-        """Type of each tag's entity or -1, and bool: the tag is a B."""
+        """Entity type of each tag or -1, and bool, whether the tag is a B."""
         types = [self.types.index(label[2:]) if _IOB2.fullmatch(label) else -1 for label in self.labels]
         return np.array(types), np.array([label.startswith("B-") for label in self.labels])
 
@@ -192,7 +192,7 @@ class Tokens(TaskKind):
         return decode(types[tags], begins[tags], np.array(lengths))
 
     def _tags(self, entities: np.ndarray, count: int) -> list[str]:
-        """Tags of `count` words."""
+        """IOB2 tags of `count` words."""
         found = [OUTSIDE] * count
         for _, first, end, type_ in entities.tolist():
             found[first] = f"B-{self.types[type_]}"

@@ -4,7 +4,7 @@
 
 The paper has causal attention; |i - j| is symmetric in both directions, as in MosaicBERT (arXiv 2312.17482). With m
 heads, m a power of two, the slopes are 2^(-8/m), 2^(-16/m), ..., 2^-8. For other numbers of heads, as in the released
-code, they are those of the next lower power of two m, then every second one of 2m, from the first: 2^(-4/m),
+code, they are the slopes of the next lower power of two m, then every second slope of 2m, from the first: 2^(-4/m),
 2^(-12/m), ...
 
 Shapes: B batch, T tokens, H heads.

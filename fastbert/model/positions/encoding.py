@@ -1,4 +1,4 @@
-"""Interface of position encodings. An encoding is a subclass of `PositionEncoding` that overrides what it needs.
+"""Interface of position encodings. An encoding subclasses `PositionEncoding` and overrides the methods it needs.
 
 The source of an encoding is part of its exports. Therefore its module imports only torch, the standard library,
 `fastbert.model.positions`, `fastbert_kernels`, and `EncoderConfig` for annotations, and reads only fields of the
@@ -24,11 +24,11 @@ class PositionEncoding(nn.Module):
     """
 
     head_multiple: ClassVar[int] = 1
-    """Divisor of the head size."""
+    """Number that must divide the head size."""
     token_types: ClassVar[int] = 2
     """Default of `type_vocab_size`."""
     shared: ClassVar[tuple[str, ...]] = ()
-    """Submodules that `embed` uses. ELECTRA's generator uses those of the main encoder, as it does with its
+    """Submodules that `embed` uses. ELECTRA's generator uses the main encoder's, as it does with the
     embeddings."""
     bert_weights: ClassVar[dict[str, str] | None] = None
     """Names of the encoding's weights -> names in transformers' BERT, if BERT computes the same."""
@@ -58,7 +58,7 @@ class PositionEncoding(nn.Module):
 
     @classmethod
     def parameters_of(cls, config: EncoderConfig) -> int:
-        """The number of parameters."""
+        """Number of parameters."""
         with torch.device("meta"):
             return sum(parameter.numel() for parameter in cls(config).parameters())
 
@@ -69,8 +69,8 @@ class PositionEncoding(nn.Module):
 
 
 def rotate(x_BHTK: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
-    """Queries or keys, in which the numbers n and n + K/2 are a point in a plane, rotated by its angle: cos and sin
-    [1 or B, 1, T, K / 2]."""
+    """Rotates queries or keys: elements n and n + K/2 are a point in a plane, rotated by the angle whose cos and sin
+    [1 or B, 1, T, K / 2] are `rotation`."""
     cos, sin = rotation
     a, b = x_BHTK.chunk(2, dim=-1)
     return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1).to(x_BHTK.dtype)

@@ -18,7 +18,7 @@ from fastbert.model.positions.encoding import PositionEncoding
 
 
 class Rotary(PositionEncoding):
-    """Rotation without parameters; the angles are computed in float32, whatever the precision of the encoder."""
+    """Rotation without parameters; the angles are computed in float32, regardless of the encoder's precision."""
 
     head_multiple = 2
 

@@ -1,12 +1,12 @@
 """TUPE: positions untied from words (Ke, He, Liu, ICLR 2021, arXiv 2006.15595).
 
-With d the size of a head, x the input of a layer and p the normalized position embeddings,
+With head size d, x the input of a layer and p the normalized position embeddings,
 
     TUPE-A  a_ij = (x_i Wq)(x_j Wk)^T / sqrt(2d) + reset( (p_i Uq)(p_j Uk)^T / sqrt(2d) )
     TUPE-R  a_ij = (x_i Wq)(x_j Wk)^T / sqrt(2d) + reset( (p_i Uq)(p_j Uk)^T / sqrt(2d) + b_bucket(j-i) )
     reset(v)_ij = theta1 where i is [CLS], theta2 where only j is [CLS], v_ij elsewhere
 
-theta1 and theta2, one value per head each, come from two extra rows of the position table. The second term is the same
+theta1 and theta2, one value each per head, come from two extra rows of the position table. The second term is the same
 for all layers. `cls_attention: tied` omits the reset.
 """
 

@@ -1,7 +1,7 @@
-"""`fastbert ablate`: a baseline and its variants with equal data, order and seeds at equal cost, and one report.
+"""`fastbert ablate`: compares a baseline with variants on equal data, order and seeds at equal cost, in one report.
 
-out/ablation.json    the variants, the ids of their jobs, and the times of a step that converted minutes to steps
-out/results.jsonl    an object for each job that has ended, done or failed; rewritten as a whole whenever one ends
+out/ablation.json    the variants, the ids of their jobs, and the step times that converted minutes to steps
+out/results.jsonl    one object per job that is done or has failed; the file is rewritten whenever a job ends
 out/jobs/<id>/       log.txt, and run/ as written by `fastbert pretrain` or `fastbert finetune`
 out/report/          report.md, report.html, plots
 """
@@ -17,7 +17,7 @@ from fastbert.pretraining.setup import data_fingerprint
 from fastbert.streams import echo
 from fastbert.studies.ablate.ablation_plan import ANNEALING, PRETRAINING, AblationPlan, plan_ablation
 from fastbert.studies.ablate.ablation_report import (
-    OWN_INPUTS,
+    DIFFERENT_INPUTS,
     write_ablation_report,
 )
 from fastbert.studies.ablate.ablation_tables import planned_table, printed_fractions
@@ -32,7 +32,7 @@ from fastbert.studies.engine.outcomes import LOG, RUN, print_failures
 from fastbert.studies.engine.store import JOBS, RESULTS, ResultRow, ResultStore
 from fastbert.studies.shared.comparison import scored
 from fastbert.studies.shared.finetune_jobs import FINETUNE
-from fastbert.studies.shared.report import ReportPage, circumstances, plural
+from fastbert.studies.shared.report import ReportPage, plural, provenance
 
 ABLATION = "ablation"
 
@@ -41,11 +41,11 @@ def ablate(ablation: Ablation, options: AblateOptions) -> int:
     """Runs the jobs that are not done yet, then writes and prints the report.
 
     Returns:
-        0, or 1 if a job failed; 130 or 143 if a signal ended it: the report covers the jobs finished until then, and
-        the same command continues.
+        0, or 1 if a job failed; 130 or 143 after a signal: the report then covers the jobs finished so far, and the
+        same command resumes the ablation.
 
     Raises:
-        UserError: anything the user can fix; raised before the first job where it can be detected then.
+        UserError: invalid input; raised before the first job wherever it can be detected there.
     """
     name = Path(ablation.path).stem
     out = Path(options.out or f"runs/{name}")
@@ -60,20 +60,20 @@ def ablate(ablation: Ablation, options: AblateOptions) -> int:
             print(f"{planned_table(plan, ablation).plain()}\n{counted_kinds(plan)}")
             return 0
         store.begin(describe_ablation(ablation, plan), plan.jobs, seconds={**known, **plan.seconds})
-        forget_lost(store)
+        rerun_lost_trainings(store)
         echo(planned_table(plan, ablation).plain())
         echo(f"{counted_kinds(plan)}{store.done_before}")
-        echo(f"the log of a job while it runs: {out / JOBS / '<id>' / LOG}")
-        stopped = run_left(plan, store, ablation.threads, options)
+        echo(f"log of a running job: {out / JOBS / '<id>' / LOG}")
+        stopped = run_remaining(plan, store, ablation.threads, options)
         store.write()
         code = report_ablation(out, name, ablation, AblationResults(plan, store.rows))
         if stopped:
-            echo(f"stopped; {len(store.ended)} of {len(plan.jobs)} jobs have ended, the same command continues")
+            echo(f"stopped; {len(store.ended)} of {len(plan.jobs)} jobs have ended; the same command continues")
         return stopped or code
 
 
 def describe_ablation(ablation: Ablation, plan: AblationPlan) -> dict[str, Any]:
-    """Flat mapping of all options that define the ablation, for its record and for differences."""
+    """Flat mapping of all options that define the ablation, for its record and for comparison with a later call."""
     found: dict[str, Any] = {}
     for variant in plan.variants:
         options = variant.setup.options
@@ -93,10 +93,10 @@ def describe_ablation(ablation: Ablation, plan: AblationPlan) -> dict[str, Any]:
     }
 
 
-def forget_lost(store: ResultStore) -> None:
-    """Removes the rows of trainings whose checkpoints are gone and needed by a job that is left: they run again."""
+def rerun_lost_trainings(store: ResultStore) -> None:
+    """Removes the rows of trainings whose checkpoints a remaining job needs but which are missing: they run again."""
     needed, lost = set(), 0
-    for job in reversed(store.jobs):  # a job comes after the one it needs
+    for job in reversed(store.jobs):  # a job comes after the one it depends on
         checkpoints = store.out / JOBS / job.id / RUN / "checkpoints"
         if job.id in needed and store.is_done(job) and not checkpoints.is_dir():
             del store.rows[job.id]
@@ -104,7 +104,7 @@ def forget_lost(store: ResultStore) -> None:
         if job.after and not store.is_done(job):
             needed.add(job.after)
     if lost:
-        echo(f"{plural(lost, 'training')} of an earlier call left no checkpoints here and will run again")
+        echo(f"the checkpoints of {plural(lost, 'earlier training')} are missing; they will run again")
 
 
 def counted_kinds(plan: AblationPlan) -> str:
@@ -115,27 +115,27 @@ def counted_kinds(plan: AblationPlan) -> str:
     return f"{plural(len(kinds), 'job')}: {', '.join(parts)}"
 
 
-def run_left(plan: AblationPlan, store: ResultStore, threads: int, options: AblateOptions) -> int:
-    """Runs the jobs that are left, each after the one it needs.
+def run_remaining(plan: AblationPlan, store: ResultStore, threads: int, options: AblateOptions) -> int:
+    """Runs the remaining jobs, each after the one it depends on.
 
     Returns:
         0, or the exit code after a signal.
     """
-    left = store.left
-    if not left:
+    remaining = store.remaining
+    if not remaining:
         return 0
-    for job in left:
-        store.rows.pop(job.id, None)  # it failed before; jobs that need it wait for it again
+    for job in remaining:
+        store.rows.pop(job.id, None)  # it failed before; jobs that depend on it wait for it again
     incomparable = plan.incomparable
     cells = {(variant, task) for variant in incomparable for task in (PRETRAINING, ANNEALING)}
     live = LiveStatus(plan.jobs, store.rows, lambda row: measured(row, incomparable), cells)
     timed_on = plan.variants[0].setup.device.type
-    return run_events(start(options, left, store, threads, in_place=True, timed_on=timed_on), store, live)
+    return run_events(start(options, remaining, store, threads, in_place=True, timed_on=timed_on), store, live)
 
 
 def measured(row: ResultRow, incomparable: Container[str] = ()) -> tuple[str, float]:
-    """Name and value of a finished job's measure, for the live status. The losses of the variants `incomparable` are
-    named differently from the baseline's."""
+    """Name and value of a finished job's measure, for the live status. Losses of `incomparable`
+    variants have another name than the baseline's."""
     if row["kind"] == FINETUNE:
         return scored(row)
     name = f"incomparable loss ({row['objective']})" if row["model"] in incomparable else "validation loss"
@@ -149,13 +149,13 @@ def report_ablation(out: Path, name: str, ablation: Ablation, results: AblationR
     make_inner_folder(folder)
     report = ReportPage(f"Ablation {name}", folder)
     write_ablation_report(report, ablation, results)
-    report.write(circumstances(ablation.path, ablation.threads, done))
+    report.write(provenance(ablation.path, ablation.threads, done))
     if done:
         print(printed_fractions(results))
         for line in results.left_out:
             echo(line)
         if results.validation_loss and results.objective.second_network:
-            echo(f"validation loss: {OWN_INPUTS}")
+            echo(f"validation loss: {DIFFERENT_INPUTS}")
     print(f"{out / RESULTS}\n{folder / 'report.html'}")
     if failed and (missing := total - len(done) - len(failed)):
         echo(f"{plural(missing, 'job')} did not run: the jobs they need have failed, or the ablation was stopped")

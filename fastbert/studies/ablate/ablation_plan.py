@@ -48,9 +48,9 @@ class AblationPlan:
     unigram_entropy: float
     """Unigram entropy of the validation text, in nats."""
     seconds: dict[str, list[float]] = field(default_factory=dict)
-    """`timing_key` -> seconds of a step in each round of timing."""
+    """`timing_key` -> seconds per step in each timing round."""
     jobs: list[Job] = field(default_factory=list)
-    """Seed by seed and variant by variant; a job comes after the one it needs."""
+    """Ordered by seed, then by variant; a job comes after the one it depends on."""
     points: dict[str, list[MeasuredPoint]] = field(default_factory=dict)
     """Variant -> its measured points, of all seeds."""
     tasks: dict[str, Columns] = field(default_factory=dict)
@@ -68,7 +68,7 @@ def plan_ablation(
     """Plans all jobs of an ablation.
 
     Args:
-        known: `AblationPlan.seconds` of an earlier call, so that minutes give the same steps.
+        known: `AblationPlan.seconds` of an earlier call, so that minutes are converted to the same numbers of steps.
 
     Raises:
         UserError: a variant, a task or a point is invalid.
@@ -101,8 +101,8 @@ def plan_ablation(
                 jobs, points = pretrainings(ablation, variant, seed)
             if (other := names.setdefault(jobs[0].id, variant.name)) != variant.name:
                 raise UserError(
-                    f"{ablation.path}: variants: {other} and {variant.name} would be the same training: the options "
-                    "in which they differ have no effect with the rest of their options; leave one of them out"
+                    f"{ablation.path}: variants: {other} and {variant.name} are the same training: the options in "
+                    "which they differ have no effect in this combination; remove one of them"
                 )
             result.jobs += jobs
             result.points[variant.name] = result.points.get(variant.name, []) + points
@@ -120,7 +120,7 @@ def plan_ablation(
 
 
 def prepare_data(ablation: Ablation) -> Path:
-    """Absolute path of the prepared data, with the rare words that any variant has in its note dictionary."""
+    """Prepares the data, with the rare words of every variant's note dictionary; returns its absolute path."""
     base = ablation.variants[0].options
     notes = [variant.options.notes for variant in ablation.variants if variant.options.notes.enabled]
     if notes:
@@ -132,14 +132,14 @@ def prepare_data(ablation: Ablation) -> Path:
 
 
 def with_first_length(options: PretrainOptions, anneal: float | None) -> PretrainOptions:
-    """Options of a variant; with annealing, sequences of a first length last until it begins."""
+    """Options of a variant; with annealing, the stage of `first_length` lasts until the annealing begins."""
     if anneal is None:
         return options
     return replace(options, stages=replace(options.stages, first_fraction=1 / (1 + anneal)))
 
 
 def plan_variant(name: str, options: PretrainOptions) -> PlannedVariant:
-    """Opens a variant in the same way as its jobs."""
+    """Sets up a variant in the same way as its jobs."""
     setup = prepare_setup(options)
     setup.batches()  # refuses a corpus of less than one batch
     objective = setup.objective()
@@ -156,7 +156,7 @@ def plan_variant(name: str, options: PretrainOptions) -> PlannedVariant:
 
 
 def pretrainings(ablation: Ablation, variant: PlannedVariant, seed: int) -> tuple[list[Job], list[MeasuredPoint]]:
-    """The pretraining of a variant with a seed and its branches, and the points at which they are measured."""
+    """Jobs that pretrain a variant with one seed (a trunk and its branches), and the points that they measure."""
     at = [max(1, round(point * variant.steps)) for point in ablation.points]
     if len(set(at)) < len(at):
         raise UserError(
@@ -172,8 +172,8 @@ def pretrainings(ablation: Ablation, variant: PlannedVariant, seed: int) -> tupl
         trainings = jobs * len(at)
     elif options.stages.initial_batch_size:
         raise UserError(
-            "with anneal the training of every point has another length, so initial_batch_size would grow its batch "
-            "at other steps; leave initial_batch_size or anneal out"
+            "with anneal the trainings of the points differ in length, so initial_batch_size would increase their "
+            "batch sizes at different steps; drop initial_batch_size or anneal"
         )
     else:
         ends = [annealed(options, start, ablation.anneal, variant.steps) for start in at]
@@ -186,22 +186,22 @@ def pretrainings(ablation: Ablation, variant: PlannedVariant, seed: int) -> tupl
 
 
 def lengths_at(variant: PlannedVariant, points: Sequence[MeasuredPoint]) -> tuple[int, ...]:
-    """Length of the validation's sequences, in tokens, at each point; equal for all seeds."""
+    """Length of the validation sequences, in tokens, at each point; equal for all seeds."""
     return tuple(variant.length_at(point) for point in points if point.seed == points[0].seed)
 
 
 def annealed(options: PretrainOptions, start: int, fraction: float, steps: int) -> PretrainOptions:
     """Options of a training whose learning rate is constant after the warm-up until step `start` and then falls to 0
-    within `fraction * start` further steps. Sequences of a first length last until `start` too, so that all such
-    trainings are equal up to there.
+    within `fraction * start` further steps. The stage of `first_length` also lasts until `start`, so that all such
+    trainings are equal up to that step.
 
     Args:
-        steps: the base of a warm-up that is given as a fraction.
+        steps: number of steps that a fractional warm-up refers to.
     """
     end = start + max(1, round(fraction * start))
     warmup = float(warmup_steps(replace(options.schedule, name="constant"), steps))
     schedule = ScheduleOptions("wsd", warmup, decay=(end - start) / end)
-    learning_rate_factor(schedule, 0, end)  # refuses a warm-up that goes beyond the point
+    learning_rate_factor(schedule, 0, end)  # refuses a warm-up that ends after the point
     return replace(options, steps=end, schedule=schedule, stages=replace(options.stages, first_fraction=start / end))
 
 
@@ -244,7 +244,7 @@ def _pretraining(
 
 
 def open_tasks(ablation: Ablation, glue_dir: str | None, variants: list[PlannedVariant]) -> dict[str, list[OpenedTask]]:
-    """Opens every task in the same way as the fine-tunings of each variant, with an untrained encoder.
+    """Opens every task as each variant's fine-tunings will, with an untrained encoder.
 
     Returns:
         variant -> its tasks.
@@ -262,7 +262,7 @@ def open_tasks(ablation: Ablation, glue_dir: str | None, variants: list[PlannedV
         names = [task.name for task in found[variant.name]]
         for name in names:
             if names.count(name) > 1:
-                raise UserError(f"{ablation.path}: tasks: {name} occurs twice; give one of them another name:")
+                raise UserError(f"{ablation.path}: tasks: {name} occurs twice; give one of them a different name")
     return found
 
 
@@ -276,9 +276,8 @@ def finetunings(
     for task in tasks:
         for tuning in task.tunings:
             tuning_of_checkpoint = replace(tuning, options=replace(tuning.options, model=checkpoint))
-            described = {
-                name: value for name, value in tuning.identity.items() if name != "model"
-            }  # that of the untrained encoder
+            # The model of `tuning` is the untrained encoder.
+            described = {name: value for name, value in tuning.identity.items() if name != "model"}
             for trial in range(ablation.trials):
                 seed = point.seed * ablation.trials + trial  # two seeds of a variant have different heads
                 identity = described | {"seed": seed, "pretraining": point.job, "step": point.steps}

@@ -53,7 +53,7 @@ def median_curve(curves: Sequence[Curve], unit: str) -> list[tuple[float, float]
 
 def plot_fractions(measures: Mapping[str, Sequence[VariantComparison]]) -> Any:
     """A panel for each measure: for each variant the fraction of the baseline's steps, FLOPs and minutes, every seed a
-    point, the median a bar; hollow where it is undecided. Seeds that have not reached it are counted in text."""
+    point, the median a bar; hollow where undecided. A text counts the seeds that have not reached it."""
     figure, panels = new_panels(len(measures), 4.2)
     for panel, (title, rows) in zip(panels, measures.items(), strict=True):
         _plot_rows(panel, rows)

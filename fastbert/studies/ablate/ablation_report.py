@@ -13,11 +13,11 @@ from fastbert.studies.ablate.ablation_plots import plot_curves, plot_fractions
 from fastbert.studies.ablate.ablation_tables import (
     UNIT_NAMES,
     finals_table,
+    format_fraction,
+    format_value,
     fractions_table,
     planned_table,
     seeds_table,
-    shown_fraction,
-    shown_value,
     trained_table,
     training_sentence,
 )
@@ -25,21 +25,21 @@ from fastbert.studies.ablate.analysis import LEARNED, Measure, VariantComparison
 from fastbert.studies.ablate.costs import timing_key
 from fastbert.studies.ablate.measures import AblationResults
 from fastbert.studies.ablate.options import Ablation
-from fastbert.studies.shared.comparison import SETTING, shown_setting
+from fastbert.studies.shared.comparison import SETTING, format_setting
 from fastbert.studies.shared.finetune_jobs import FINETUNE
 from fastbert.studies.shared.plots import plot_scores
 from fastbert.studies.shared.report import ReportPage, p_value, plural
 from fastbert.studies.shared.trained import columns_table, tuning_table
 
-OWN_INPUTS = (
-    "Each variant's generator or meta controller makes the inputs of its validation, so a lower loss may also mean "
-    "easier inputs."
+DIFFERENT_INPUTS = (
+    "Each variant's generator or meta controller creates its validation inputs, so a lower loss may also mean easier "
+    "inputs."
 )
-SATURATED = 0.7  # of its steps: a baseline that reaches its final value before this fraction gets a remark
+SATURATED = 0.7  # fraction of the steps; a baseline that reaches its final value earlier gets a remark
 
 
 def write_ablation_report(report: ReportPage, ablation: Ablation, results: AblationResults) -> None:
-    """Adds all of an ablation to its page, and writes the plots."""
+    """Adds all sections to the page of an ablation, and writes the plots."""
     _overview(report, ablation, results)
     compared = {measure.name: compare_variants(measure, results.hardly_learned) for measure in results.measures}
     along = {measure.name: compared[measure.name] for measure in results.measures if measure.along}
@@ -77,8 +77,8 @@ def _overview(report: ReportPage, ablation: Ablation, results: AblationResults) 
     if ablation.anneal is None:
         points = (
             "Measured along one training with its own schedule. If its learning rate decays, the points before the end "
-            "are measured at a rate that is still high, and the fractions are larger than what a shorter training "
-            "would need; `anneal` avoids that."
+            "are measured at a learning rate that is still high, so the fractions are larger than a shorter "
+            "training would need; `anneal` avoids that."
         )
     else:
         points = (
@@ -94,7 +94,7 @@ def _overview(report: ReportPage, ablation: Ablation, results: AblationResults) 
     of, why = "of the baseline", ""
     if second := results.objective.second_network:
         of += f"'s {second}"
-        why = " (its objective predicts no masked word with the main network)"
+        why = " (under its objective the main network predicts no masked words)"
     verdict = f"less than {LEARNED} nats, so nothing is decided" if results.hardly_learned else "enough for a verdict"
     report.text(
         f"The masked loss {of} at the end{why} is {results.masked_loss:.3f} nats, {abs(gain):.3f} "
@@ -127,33 +127,33 @@ def _fractions(report: ReportPage, compared: dict[str, list[VariantComparison]])
     report.text(
         "The median over the seeds, in brackets the smallest and the largest. Each seed is compared with the "
         "baseline's training of the same seed: that training's final value is the target, and fractions are relative "
-        "to its final cost. A curve, linearly interpolated, reaches the target at the cost from which on it is never "
-        "worse again. `≤`: the first point is as good already. A variant is undecided unless its final values differ "
-        "from the baseline's by more than the noise of the measure (below) and the paired t-test over seeds, adjusted "
-        "over the variants by Holm's method, gives a p below 0.05; then it has reached the baseline's quality if its "
-        "mean is better."
+        "to its final cost. The linearly interpolated curve reaches the target at the cost from which it is never "
+        "worse again. `≤`: the first point already reaches the target. A variant is undecided unless its final values "
+        "differ from the baseline's by more than the noise of the measure (below) and the paired t-test over seeds, "
+        "adjusted over the variants by Holm's method, gives a p below 0.05; a decided variant has reached the "
+        "baseline's quality if its mean is better."
     )
-    caption = "Fractions by seed, the median as a bar; hollow where it is undecided."
+    caption = "Fractions by seed, the median as a bar; hollow where the verdict is undecided."
     report.plot("fractions.svg", caption, plot_fractions, compared)
 
 
 def _at_end(report: ReportPage, measures: Sequence[Measure], compared: dict[str, list[VariantComparison]]) -> None:
-    """Adds the measures that exist at the last point alone."""
+    """Adds the measures that exist only at the last point."""
     report.heading("Quality at the end of the budget")
     scores = {m.name: {name: list(m.finals(name).values()) for name in m.curves} for m in measures}
     report.plot("finals.svg", "Every seed a point, the median a bar.", plot_scores, scores, dict.fromkeys(scores, ""))
     body = []
     for measure in measures:
         for row in compared[measure.name][1:]:
-            better = shown_value(measure, row.result and row.result.mean, "+")
+            better = format_value(measure, row.result and row.result.mean, "+")
             body.append([measure.name, row.variant, str(len(row.seeds)), better, p_value(row.p), row.verdict])
     report.table(Table(["measure", "variant", "seeds", "better by", "Holm", "verdict"], body))
     for limit in dict.fromkeys(limits(compared[measure.name]) for measure in measures):
         if limit:
             report.text(limit)
     report.text(
-        "`reached`: better than the baseline at the end of the budget. The rule is that of the verdicts on fractions: "
-        "a difference beyond the noise of the measure (below), and a paired t-test adjusted over the variants."
+        "`reached`: better than the baseline at the end of the budget. The rule is the same as for fractions: a "
+        "difference beyond the noise of the measure (below), and a paired t-test adjusted over the variants."
     )
 
 
@@ -174,14 +174,14 @@ def _measure(
     report.table(finals_table(measure, rows))
     own = rows[0].fractions["steps"]
     if measure.along and own.median < SATURATED:
-        start = ("at most " if own.median_at_most else "") + shown_fraction(own.median)
+        start = ("at most " if own.median_at_most else "") + format_fraction(own.median)
         report.text(
-            f"The baseline itself reaches its final value by {start} of its steps: by this measure it learns no more "
-            "after that, or the noise hides it, and fractions mean little."
+            f"The baseline itself reaches its final value by {start} of its steps: after that it no longer improves "
+            "by this measure, or the noise hides it, so fractions mean little."
         )
     report.text(_noise(results, measure))
     if loss and results.objective.second_network:
-        report.text(OWN_INPUTS)
+        report.text(DIFFERENT_INPUTS)
     report.text("Seed by seed, for every verdict:")
     report.table(seeds_table(measure, rows))
 
@@ -192,14 +192,14 @@ def _noise(results: AblationResults, measure: Measure) -> str:
         return "The noise of the measure is unknown: no variant has two finished seeds."
     text = (
         f"Noise of the measure: the final values of a variant have a standard deviation over seeds of "
-        f"{shown_value(measure, found.std)} (pooled over the variants, {plural(found.freedom, 'degree')} of freedom). "
-        f"Differences below about {shown_value(measure, found.visible)} are within the spread of this many seeds."
+        f"{format_value(measure, found.std)} (pooled over the variants, {plural(found.freedom, 'degree')} of freedom). "
+        f"Differences below about {format_value(measure, found.visible)} are within the spread of this many seeds."
     )
     task = measure.name.partition(",")[0]
     if task in results.tasks and (trials := results.trial_noise(task)) is not None:
-        text += f" Fine-tuning one checkpoint repeatedly gives a standard deviation of {shown_value(measure, trials)}."
+        text += f" Fine-tuning one checkpoint repeatedly gives a standard deviation of {format_value(measure, trials)}."
     settings = {v.name: results.best_setting(v, task) for v in results.plan.variants} if task in results.tasks else {}
-    if chosen := {name: shown_setting(setting) for name, setting in settings.items() if setting}:
+    if chosen := {name: format_setting(setting) for name, setting in settings.items() if setting}:
         same = set(chosen.values())
         shown = same.pop() if len(same) == 1 else "; ".join(f"{name} {setting}" for name, setting in chosen.items())
         text += f" Fine-tuned with {SETTING}: {shown}."
@@ -207,8 +207,8 @@ def _noise(results: AblationResults, measure: Measure) -> str:
 
 
 def _validation(report: ReportPage, results: AblationResults) -> None:
-    """Adds the validation figures of every variant. Losses that cannot be compared with the baseline's are not in its
-    column."""
+    """Adds the validation figures of every variant. Losses that cannot be compared with the baseline's get
+    no entry in its column."""
     report.heading("Validation at the end")
     incomparable, rows = results.plan.incomparable, []
     for variant in results.plan.variants:
@@ -228,7 +228,7 @@ def _validation(report: ReportPage, results: AblationResults) -> None:
     if incomparable:
         report.text(
             f"The losses of {', '.join(incomparable)} are not comparable with the baseline's: their validation "
-            "differs (objective, masks, lengths, or the networks that make its inputs). Across objectives only "
+            "differs (objective, masks, lengths, or the networks that create its inputs). Across objectives only "
             "fine-tuning is comparable."
         )
     if any(variant.setup.note_corpus for variant in results.plan.variants):
@@ -259,10 +259,10 @@ def _costs(report: ReportPage, results: AblationResults) -> None:
     head = ["variant", "steps", "tokens", "FLOPs", "minutes", "ms per step", "spread", "tokens/s"]
     report.table(Table(head, rows))
     report.text(
-        "At the end of the budget. FLOPs are the closed form of all networks, forward and backward. Minutes are steps "
-        "times the time of a step, which was measured before the first job, alone on the machine, in rounds in which "
-        f"the variants alternate: the fastest of {plural(len(rounds[0]), 'round')}, because other work on the machine "
-        "only makes steps slower. Spread: the slowest round relative to the fastest."
+        "At the end of the budget. FLOPs are computed in closed form for all networks, forward and backward. "
+        "Minutes are the number of steps times the step time, which was measured before the first job, in rounds in "
+        f"which the variants alternate: the fastest of {plural(len(rounds[0]), 'round')}, because other work on the "
+        "machine only slows steps down. Spread: the slowest round relative to the fastest."
     )
 
 

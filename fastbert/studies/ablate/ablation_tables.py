@@ -1,4 +1,4 @@
-"""Tables of an ablation: what was trained, fractions of the baseline's cost, final values; on a page and a terminal."""
+"""Tables of an ablation, for a page and a terminal: the trainings, fractions of the baseline's cost, final values."""
 
 import math
 import textwrap
@@ -19,7 +19,7 @@ UNIT_NAMES = {"steps": "steps", "flops": "FLOPs", "minutes": "minutes"}
 
 
 def planned_table(plan: AblationPlan, ablation: Ablation) -> Table:
-    """Costs of a training of each variant, before the first job."""
+    """Planned costs of one training of each variant."""
     end = 1 + (ablation.anneal or 0)
     rows = [
         [
@@ -49,7 +49,7 @@ def training_sentence(plan: AblationPlan, ablation: Ablation) -> str:
 
 
 def _length(plan: AblationPlan) -> str:
-    """Steps and tokens of the baseline, with the last annealing."""
+    """Steps and tokens of the baseline, including the last annealing."""
     variant = plan.variants[0]
     end = plan.points[variant.name][-1]
     batches = replace(variant.setup, options=end.options).plan()
@@ -85,19 +85,19 @@ def trained_table(plan: AblationPlan, ablation: Ablation) -> Table:
 # --- fractions
 
 
-def shown_fraction(value: float) -> str:
+def format_fraction(value: float) -> str:
     return f"{100 * value:.0f} %" if math.isfinite(value) else "not reached"
 
 
 def fraction_cell(fraction: CostFraction) -> str:
     """The median over seeds and, in brackets, the smallest and the largest."""
-    median = ("≤ " if fraction.median_at_most else "") + shown_fraction(fraction.median)
-    least, most = (shown_fraction(value) for value in (min(fraction.values), max(fraction.values)))
+    median = ("≤ " if fraction.median_at_most else "") + format_fraction(fraction.median)
+    least, most = (format_fraction(value) for value in (min(fraction.values), max(fraction.values)))
     return median if least == most else f"{median} ({least} to {most})"
 
 
 def fractions_table(rows: Sequence[VariantComparison]) -> Table:
-    """Fractions of the baseline's cost, variants x units; only a variant that has reached its quality has them."""
+    """Fractions of the baseline's cost, variants x units; only variants that have reached its quality have them."""
     body = []
     for row in rows:
         cells = [NOTHING] * len(UNITS)
@@ -108,7 +108,7 @@ def fractions_table(rows: Sequence[VariantComparison]) -> Table:
 
 
 def seeds_table(measure: Measure, rows: Sequence[VariantComparison]) -> Table:
-    """Every seed: final value and fractions, whatever the verdict is."""
+    """Final value and fractions of every seed, regardless of the verdict."""
     units = UNITS if measure.along else ()
     body = []
     for row in rows:
@@ -117,18 +117,18 @@ def seeds_table(measure: Measure, rows: Sequence[VariantComparison]) -> Table:
             cells = []
             for unit in units:
                 fraction = row.fractions[unit]
-                cells.append(("≤ " if fraction.at_most[index] else "") + shown_fraction(fraction.values[index]))
-            body.append([row.variant, str(seed), shown_value(measure, finals[seed]), *cells])
+                cells.append(("≤ " if fraction.at_most[index] else "") + format_fraction(fraction.values[index]))
+            body.append([row.variant, str(seed), format_value(measure, finals[seed]), *cells])
     return Table(["variant", "seed", "final", *(f"of the {UNIT_NAMES[unit]}" for unit in units)], body)
 
 
-def shown_value(measure: Measure, value: float | None, sign: str = "") -> str:
+def format_value(measure: Measure, value: float | None, sign: str = "") -> str:
     """A value of the measure, or a difference of two with `sign` "+"."""
     return NOTHING if value is None else f"{value:{sign}.{2 if measure.higher else 4}f}"
 
 
 def finals_table(measure: Measure, rows: Sequence[VariantComparison]) -> Table:
-    """Values at the end of the budget, and differences to the baseline."""
+    """Values at the end of the budget, and differences from the baseline."""
     head = ["variant", "seeds", "median", "mean", "std", "better by", "95 % interval"]
     head += ["p (t)", "Holm", "p (sign flips)", "Holm"]
     body = []
@@ -140,13 +140,13 @@ def finals_table(measure: Measure, rows: Sequence[VariantComparison]) -> Table:
         figures, result = score_summary(values), row.result
         interval = NOTHING
         if result and result.low is not None:
-            interval = f"[{shown_value(measure, result.low, '+')}, {shown_value(measure, result.high, '+')}]"
+            interval = f"[{format_value(measure, result.low, '+')}, {format_value(measure, result.high, '+')}]"
         body.append(
             [
                 row.variant,
                 str(len(values)),
-                *(shown_value(measure, figures[name]) for name in ("median", "mean", "std")),
-                shown_value(measure, result and result.mean, "+"),
+                *(format_value(measure, figures[name]) for name in ("median", "mean", "std")),
+                format_value(measure, result and result.mean, "+"),
                 interval,
                 p_value(result and result.p_t),
                 p_value(row.p),
@@ -158,7 +158,7 @@ def finals_table(measure: Measure, rows: Sequence[VariantComparison]) -> Table:
 
 
 def printed_fractions(results: AblationResults) -> str:
-    """Fractions by every measure, or final values where there are no others, for a terminal."""
+    """Fractions by every measure, or final values if it was measured only at the end, for a terminal."""
     lines = []
     for measure in results.measures:
         rows = compare_variants(measure, results.hardly_learned)

@@ -1,7 +1,7 @@
 """Fractions of the baseline's cost that a variant needs for the baseline's final quality, and verdicts on them.
 
 A curve consists of the measured points of one training, linearly interpolated. It reaches a value at the cost from
-which on it is never worse again: a lucky point in the middle does not count, and a curve that ends worse has not
+which it is never worse again: a lucky point in the middle does not count, and a curve that ends worse has not
 reached it. Every seed is compared with the baseline's training of the same seed, which has the same order of the data
 and the same initial values of the parameters that both have. The target is that training's final value, and fractions
 are relative to its final cost. The spread over seeds thus contains the noise of both.
@@ -39,13 +39,13 @@ class Measure:
     name: str
     """Validation loss, a task with its metric, or the mean of several tasks."""
     higher: bool
-    """True where higher values are better."""
+    """True if higher values are better."""
     curves: Mapping[str, Mapping[int, Curve]]
     """Variant -> seed -> curve, the baseline first; trainings without a final value are left out."""
 
     @property
     def along(self) -> bool:
-        """True where it was measured at more than the last point, which fractions of cost require."""
+        """True if it was measured at more than the last point, which fractions of cost require."""
         baseline = next(iter(self.curves.values()))
         return any(len(curve) > 1 for curve in baseline.values())
 
@@ -56,17 +56,17 @@ class Measure:
 
 @dataclass(frozen=True)
 class Reached:
-    """Cost from which on a curve is at least as good as a value."""
+    """Cost from which a curve is at least as good as a value."""
 
     steps: float
     flops: float
     minutes: float
     at_most: bool
-    """True where the first point is as good already: the cost is an upper bound."""
+    """True if already the first point is as good: the cost is an upper bound."""
 
 
 def reached(curve: Curve, target: float, higher: bool) -> Reached | None:
-    """Cost from which on `curve` is at least as good as `target`, linearly interpolated; None if it ends worse."""
+    """Cost from which `curve` is at least as good as `target`, linearly interpolated; None if it ends worse."""
     sign = 1 if higher else -1
     worse = [index for index, point in enumerate(curve) if sign * point.value < sign * target]
     if not worse:
@@ -97,7 +97,7 @@ class CostFraction:
 
     @property
     def median_at_most(self) -> bool:
-        """True where the median is an upper bound."""
+        """True if the median is an upper bound."""
         order = sorted(zip(self.values, self.at_most, strict=True))
         half = len(order) // 2
         middle = order[half : half + 1] if len(order) % 2 else order[half - 1 : half + 1]
@@ -129,8 +129,8 @@ class VariantComparison:
 
 
 def compare_variants(measure: Measure, hardly_learned: bool) -> list[VariantComparison]:
-    """Compares every variant with the first, the baseline, which is the first of the result; without a verdict if the
-    baseline has `hardly_learned`."""
+    """Compares every variant with the baseline, which comes first in `measure` and in the result; gives no verdict if
+    the baseline has `hardly_learned`."""
     baseline, *variants = measure.curves
     common = {name: sorted(measure.curves[name].keys() & measure.curves[baseline].keys()) for name in measure.curves}
     results = {name: _differences(measure, baseline, name, common[name]) for name in variants if common[name]}

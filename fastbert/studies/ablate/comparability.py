@@ -1,4 +1,4 @@
-"""Comparability of validation losses: a variant's is comparable with the baseline's if both validations are the same.
+"""Comparability of validation losses: a variant's loss is comparable with the baseline's if both validations are equal.
 
 Data, vocabulary, the rows of the validation and their length are equal for all variants of an ablation (`options`
 refuses changes of them), and masked positions are functions of a row. These may differ: the objective; the rate and
@@ -19,7 +19,7 @@ from fastbert.pretraining.options import PretrainOptions
 from fastbert.studies.ablate.options import Ablation
 
 ValidationOptions = Mapping[str, Any]
-POINT_LENGTHS = "length of its sequences at the points"
+POINT_LENGTHS = "sequence length at the points"
 
 
 def validation_options(options: PretrainOptions, lengths: Sequence[int]) -> ValidationOptions:
@@ -55,10 +55,10 @@ def incomparable(variants: Iterable[tuple[str, ValidationOptions]]) -> dict[str,
 
 
 def check_measure(ablation: Ablation, reasons: Mapping[str, str]) -> None:
-    """Refuses an ablation without tasks that has variants with incomparable losses (`reasons`, of `incomparable`).
+    """Refuses an ablation without tasks if variants have incomparable losses (`reasons`, from `incomparable`).
 
     Raises:
-        UserError: names them with the reasons.
+        UserError: names these variants with the reasons.
     """
     if ablation.grid.tasks or not reasons:
         return
@@ -66,7 +66,7 @@ def check_measure(ablation: Ablation, reasons: Mapping[str, str]) -> None:
     lengths = any(reason.startswith(POINT_LENGTHS) for reason in reasons.values())
     raise UserError(
         f"{ablation.path}: variants: without tasks the only measure is the validation loss, and there are losses that "
-        f"cannot be compared with the baseline's ({ablation.baseline}), because their validation is another:"
+        f"cannot be compared with the baseline's ({ablation.baseline}), because their validation differs:"
         f"{lines}{LINE}"
         "Give tasks: to compare them by fine-tuning, or leave these variants out"
         + ("; lengths are equal with anneal:, or with checkpoints: [1.0]" if lengths else "")

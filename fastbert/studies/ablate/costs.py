@@ -1,4 +1,4 @@
-"""Costs of an ablation's variants in steps, FLOPs and minutes, and the numbers of steps at which costs are equal."""
+"""Costs of an ablation's variants in steps, FLOPs and minutes, and the numbers of steps at which they cost the same."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -17,7 +17,7 @@ from fastbert.studies.ablate.options import Budget
 from fastbert.studies.shared.report import plural
 from fastbert.training.timing import undisturbed
 
-ROUNDS, ROUND_SECONDS, ROUND_STEPS = 5, 2.0, 30  # of timing; seconds and steps of a round at most
+ROUNDS, ROUND_SECONDS, ROUND_STEPS = 5, 2.0, 30  # timing rounds; upper limits of a round in seconds and steps
 
 StepShape = tuple[int, int]  # (sequences in a step, tokens in a sequence)
 
@@ -38,7 +38,7 @@ class PlannedVariant:
     steps: int = 0
     """The budget, without the annealing at the end."""
     lengths: tuple[int, ...] = ()
-    """Length of the validation's sequences, in tokens, at each point."""
+    """Length of the validation sequences, in tokens, at each point."""
 
     def total(self, costs: Mapping[StepShape, float], steps: int, options: PretrainOptions) -> float:
         """Cost of the first `steps` steps of a training with `options`, from the costs of a step."""
@@ -52,11 +52,11 @@ class PlannedVariant:
         return self.total(self.step_seconds, point.steps, point.options) / 60
 
     def length_at(self, point: "MeasuredPoint") -> int:
-        """Length of the validation's sequences, in tokens, at a point."""
+        """Length of the validation sequences, in tokens, at a point."""
         return replace(self.setup, options=point.options).plan().at(point.steps - 1).length
 
     def mean(self, costs: Mapping[StepShape, float]) -> float:
-        """Cost of a step; where stages differ, the mean over a run."""
+        """Cost of a step, averaged over a run if its stages differ."""
         return (
             self.setup.plan(batches.NOMINAL_STEPS).total(lambda *shape: costs[shape], 0, batches.NOMINAL_STEPS)
             / batches.NOMINAL_STEPS
@@ -64,12 +64,12 @@ class PlannedVariant:
 
     @property
     def flops(self) -> float:
-        """FLOPs of a step; where stages differ, the mean over a run."""
+        """FLOPs of a step, averaged over a run if its stages differ."""
         return self.mean(self.step_flops)
 
     @property
     def validation_options(self) -> ValidationOptions:
-        """Contents of the validation: losses are comparable where they are equal."""
+        """Options that define the validation; losses are comparable if they are equal."""
         return validation_options(self.setup.options, self.lengths)
 
 
@@ -78,9 +78,9 @@ class MeasuredPoint:
     """A point at which a pretraining is measured."""
 
     fraction: float
-    """Position in the budget, a fraction."""
+    """Position of the point, as a fraction of the budget."""
     steps: int
-    """Steps up to the point and, with annealing, those of its branch."""
+    """Steps up to the point, including those of its annealing."""
     job: str
     """Id of the pretraining, or of the branch, that is measured after `steps` steps."""
     seed: int
@@ -93,8 +93,8 @@ def needs_time(budget: Budget) -> bool:
 
 
 def equal_steps(budget: Budget, variants: list[PlannedVariant]) -> list[int]:
-    """Steps of each variant, the baseline first, at which all cost the same as the baseline. A budget in minutes needs
-    variants that have been timed."""
+    """Number of steps of each variant, the baseline first, at which it costs the same as the baseline. A budget in
+    minutes needs variants that have been timed."""
     first = variants[0]
     setup = first.setup
     steps = {
@@ -132,8 +132,8 @@ def timed_round(setup: PretrainSetup, objective: nn.Module, seconds: float, plan
 
 
 def step_seconds(variants: Iterable[PlannedVariant], known: Mapping[str, list[float]]) -> dict[str, list[float]]:
-    """Seconds of a step of each variant and shape: those that are known, else measured in rounds in which the variants
-    alternate."""
+    """Seconds per step of each variant and shape: known ones are reused, others are measured in rounds in which the
+    variants alternate."""
     wanted = {timing_key(v.setup, shape): (v, shape) for v in variants for shape in sorted(v.step_flops)}
     found = {key: known[key] for key in wanted if key in known}
     left = {key: value for key, value in wanted.items() if key not in found}
@@ -153,7 +153,7 @@ def step_seconds(variants: Iterable[PlannedVariant], known: Mapping[str, list[fl
 def timed_variants(
     variants: list[PlannedVariant], known: Mapping[str, list[float]]
 ) -> tuple[list[PlannedVariant], dict[str, list[float]]]:
-    """The variants with the times of their steps in the fastest rounds, and the times of all rounds."""
+    """The variants with the step times of the fastest rounds, and the step times of all rounds."""
     seconds, found = step_seconds(variants, known), []
     for variant in variants:
         rounds = {shape: seconds[timing_key(variant.setup, shape)] for shape in variant.step_flops}

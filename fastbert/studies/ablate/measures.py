@@ -88,8 +88,8 @@ class AblationResults:
 
     @cached_property
     def masked_loss(self) -> float | None:
-        """Final masked-word loss of the baseline in nats, the median over the seeds. Where the objective has two
-        networks it is that of the second one, which fills the masks; None if no network predicts masked words."""
+        """Final masked-word loss of the baseline in nats, the median over the seeds. If the objective has two
+        networks, it is the loss of the second one, which fills the masks; None if no network predicts masked words."""
         if not (self.objective.loss_in_nats or self.objective.second_network):
             return None
         name = "mlm_loss" if self.objective.second_network else "loss"
@@ -144,15 +144,15 @@ class AblationResults:
 
     @cached_property
     def measures(self) -> list[Measure]:
-        """All measures with a final value of the baseline, scores of tasks first."""
+        """All measures for which the baseline has a final value, scores of tasks first."""
         found = [*self.task_measures, *([self.validation_loss] if self.validation_loss else [])]
         return [measure for measure in found if measure.curves[self.baseline.name]]
 
     @property
     def left_out(self) -> list[str]:
-        """Lines on variants and measures that are in no comparison, with the reason."""
+        """Reasons why variants and measures are not compared, a line each."""
         lines = [
-            f"{name} is not compared by validation loss, because its validation is another: {reason}"
+            f"{name} is not compared by validation loss, because its validation differs: {reason}"
             for name, reason in self.plan.incomparable.items()
         ]
         for measure in [*self.task_measures, *([self.validation_loss] if self.validation_loss else [])]:

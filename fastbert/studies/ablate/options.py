@@ -1,8 +1,8 @@
 """Options of `fastbert ablate`: a YAML file with a baseline, its variants and their budget, read strictly, and flags
 for where and how to run.
 
-A variant changes options of the base, which are those of `fastbert pretrain`. It cannot change what an ablation keeps
-equal: the data, its vocabulary, the order and shape of the batches, and the rows of the validation.
+A variant changes options of the base, which are those of `fastbert pretrain`. It cannot change what must be equal in an
+ablation: the data, its vocabulary, the order and shape of the batches, and the rows of the validation.
 """
 
 from dataclasses import dataclass, fields
@@ -21,13 +21,13 @@ from fastbert.studies.shared.grid import (
     FinetuneGrid,
     Repeats,
     check_keys,
+    format_option,
     prefixed,
     read_count,
     read_grid,
     read_mapping,
     read_seeds,
     refuse_too_many,
-    shown_option,
 )
 
 UNITS = ("steps", "flops", "minutes")
@@ -46,7 +46,7 @@ _RESERVED = {
     **dict.fromkeys(BUDGETS, "give it under budget"),
     "seed": "give seeds next to variants",
     "out": "the folder of a job is inside that of the ablation; give --out",
-    "resume": "the same command continues what was stopped",
+    "resume": "the same command resumes a stopped ablation",
     "milestones": "give checkpoints next to variants, as fractions of the budget",
 }
 
@@ -58,8 +58,8 @@ class AblateOptions(EngineOptions):
     The YAML file has base (options of `fastbert pretrain`; inherits: those of a YAML file) and variants (changes of
     the base; the first is the baseline, or the one given by baseline:). It may have budget, seeds, threads (of each
     job; 1), checkpoints or anneal (when to measure), tasks (fine-tuning as the measure, as in a sweep) with tasks_at
-    (at which of the points), and the flags below. The same command continues an ablation that was stopped, and runs
-    failed jobs again. Jobs continue from each other's checkpoints: on Ray all nodes need the folder of `out` on one
+    (at which of the points), and the flags below. The same command resumes a stopped ablation, and runs failed jobs
+    again. Jobs continue from each other's checkpoints: on Ray all nodes need the folder of `out` on one
     file system. Steps are timed on this machine, which must have the device of the jobs.
     """
 
@@ -69,10 +69,10 @@ class AblateOptions(EngineOptions):
 
 @dataclass(frozen=True)
 class Budget:
-    """The unit in which all variants cost the same, and the size of the baseline's budget in one of four units."""
+    """Unit in which all variants cost the same, and size of the baseline's budget in one of four units."""
 
     equal: str = "steps"
-    """steps, flops or minutes."""
+    """Unit in which all variants cost the same: steps, flops or minutes."""
     steps: Count | None = None
     tokens: Tokens | None = None
     flops: Positive | None = None
@@ -80,7 +80,7 @@ class Budget:
 
     def __post_init__(self) -> None:
         check_values(self)
-        choose("unit of equality", self.equal, UNITS)
+        choose("budget unit", self.equal, UNITS)
         given = [name for name in BUDGET_SIZES if getattr(self, name) is not None]
         if len(given) > 1:
             raise UserError(f"give the size of the baseline's budget once, not as {' and as '.join(given)}")
@@ -124,7 +124,7 @@ class Ablation:
         """Checks, before torch is imported, that data, weights, tasks and the GLUE folder exist.
 
         Raises:
-            UserError: one does not.
+            UserError: one of them does not.
         """
         for variant in self.variants:
             with prefixed(f"{self.path}: {variant.name}"):
@@ -137,7 +137,7 @@ class Ablation:
 
 
 def load_ablation(path: str | Path) -> tuple[Ablation, AblateOptions]:
-    """The ablation in a YAML file, and the defaults of flags that it gives.
+    """Reads a YAML file: the ablation, and the values of flags that the file sets.
 
     Raises:
         UserError: states the file, the key, and the expected value.
@@ -194,17 +194,19 @@ def _points(values: dict[str, Any], where: str) -> tuple[tuple[float, ...], floa
             raise UserError(f"{where}: unknown key {brief(key)}; {nearest(key, ('points', 'fraction'))}")
     fraction = given.get("fraction", 0.1)
     if type(fraction) not in (int, float) or not 0 < fraction <= 1:
-        raise UserError(f"{where}: fraction must be a number in (0, 1], such as 0.1, found {shown_option(fraction)}")
+        raise UserError(f"{where}: fraction must be a number in (0, 1], such as 0.1, found {format_option(fraction)}")
     return _fractions(given.get("points", [0.2, 0.4, 0.6, 0.8, 1.0]), f"{where}: points"), float(fraction)
 
 
 def _fractions(values: Any, where: str) -> tuple[float, ...]:
     numbers = values if isinstance(values, list) else [values]
     if not numbers or any(type(value) not in (int, float) or not 0 < value <= 1 for value in numbers):
-        raise UserError(f"{where} must be fractions of the budget in (0, 1], such as 0.4, found {shown_option(values)}")
+        raise UserError(
+            f"{where} must be fractions of the budget in (0, 1], such as 0.4, found {format_option(values)}"
+        )
     if any(b <= a for a, b in pairwise(numbers)) or numbers[-1] != 1:
         raise UserError(
-            f"{where} must ascend and end with 1.0, where the final quality is measured; found {shown_option(values)}"
+            f"{where} must ascend and end with 1.0, where the final quality is measured; found {format_option(values)}"
         )
     return tuple(float(value) for value in numbers)
 
@@ -220,7 +222,7 @@ def _base(given: Any, where: str) -> dict[str, Any]:
     given = read_mapping(given, where, "options of fastbert pretrain")
     if "file" in given:
         raise UserError(
-            f"{where}: file is called inherits now; write base: {{inherits: {shown_option(given['file'])}}}"
+            f"{where}: file is called inherits now; write base: {{inherits: {format_option(given['file'])}}}"
         )
     for key in given:
         if key in _RESERVED and key not in BUDGETS:
@@ -238,7 +240,7 @@ def _variants(
     given = values.get("variants")
     if not isinstance(given, dict) or not given:
         raise UserError(
-            f"{where}: variants must be a mapping of names to changes of the base, found {shown_option(given)}"
+            f"{where}: variants must be a mapping of names to changes of the base, found {format_option(given)}"
         )
     machine = {"machine": {**_group(base, "machine"), "threads": threads}}
     common = {key: value for key, value in base.items() if key not in BUDGETS} | machine
@@ -261,7 +263,7 @@ def _variants(
     first = values.get("baseline", next(iter(found)))
     if not isinstance(first, str):
         wanted = "baseline must be the name of a variant"
-        raise UserError(f"{where}: {wanted}, found {shown_option(first)}; options of all variants are base")
+        raise UserError(f"{where}: {wanted}, found {format_option(first)}; give options of all variants under base")
     if first not in found:
         raise UserError(f"{where}: baseline: there is no variant {brief(first)}; {nearest(first, found)}")
     variants = [found.pop(first), *found.values()]
@@ -277,7 +279,7 @@ def _group(values: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def _budget(given: Any, base: dict[str, Any], where: str) -> Budget:
-    """The budget, with its own size or else that of the base."""
+    """The budget; its size defaults to the budget of the base."""
     where = f"{where}: budget"
     budget = from_dict(Budget, given, where)
     if any(getattr(budget, name) is not None for name in BUDGET_SIZES):

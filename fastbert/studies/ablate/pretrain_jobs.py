@@ -1,8 +1,8 @@
 """Pretraining job of an ablation: runs or resumes `fastbert pretrain`, and returns a row of results.
 
 A branch starts as a folder with a checkpoint of another run and its own schedule, and is then resumed. Up to that
-checkpoint both schedules give the same learning rates, so its result equals that of a run that had its schedule from
-the first step.
+checkpoint both schedules give the same learning rates, so the result equals that of a run with the branch's schedule
+from the first step.
 """
 
 import os
@@ -46,7 +46,7 @@ def pretrain_job(job: dict[str, Any], out: Path) -> dict[str, Any]:
         return ended(code)
     manifest = read_json(out / "manifest.json", "the job's manifest")
     if manifest["science"]["data"] != job["identity"]["data"]:
-        return failure("the data changed after the ablation had started", "run it again when nothing writes there")
+        return failure("the data changed after the ablation had started", "run it again once nothing changes the data")
     first, last = manifest["sessions"][0], manifest["sessions"][-1]
     records = read_metrics(out / "metrics.jsonl")
     validations = [
@@ -59,7 +59,7 @@ def pretrain_job(job: dict[str, Any], out: Path) -> dict[str, Any]:
     return {
         "status": "done",
         "precision": last["resolved"]["precision"],
-        # Of the sessions before this one; a branch begins with its trunk's.
+        # Seconds of earlier sessions, without the trunk's, which a branch inherits.
         "seconds": last.get("from_seconds", 0.0) - first.get("from_seconds", 0.0),
         "result": {
             "objective": options.objective,
@@ -71,11 +71,11 @@ def pretrain_job(job: dict[str, Any], out: Path) -> dict[str, Any]:
 
 
 def branch(trunk: Path, step: int, options: PretrainOptions, out: Path) -> None:
-    """Makes the folder of a run that has done its first steps as `trunk` did, ready to be resumed.
+    """Creates the folder of a run that begins with the first steps of `trunk`, ready to be resumed.
 
     Args:
         trunk: folder of a run with a checkpoint at `step`.
-        options: of the new run, whose learning rate up to `step` is that of the trunk.
+        options: options of the new run, whose learning rates up to `step` equal the trunk's.
         out: folder to write, whole or not at all.
 
     Raises:
@@ -91,7 +91,7 @@ def branch(trunk: Path, step: int, options: PretrainOptions, out: Path) -> None:
     begins = {"step": step, "science": read_state(checkpoint)[1].get("science")}
     manifest |= {"experiment": digest(described), "science": described, "branch": begins, "sessions": []}
     with atomic_folder(out) as folder:
-        # The files of a checkpoint are never written again, so both runs may have the same ones.
+        # Checkpoint files are never rewritten, so both runs can link to the same files.
         shutil.copytree(checkpoint, folder / "checkpoints" / checkpoint.name, copy_function=os.link)
         shutil.copy(source.metrics, folder)  # later records are dropped when it is resumed
         RunFolder(folder).write(options, manifest, source.tokenizer)

@@ -20,12 +20,12 @@ def start(
     in_place: bool = False,
     timed_on: str | None = None,
 ) -> Iterator[Event]:
-    """Starts the back end on `jobs`, in their order, in which each comes after the one it needs.
+    """Starts the back end on `jobs`, which are ordered so that each comes after the one it depends on.
 
     Args:
         threads: CPU threads of each job.
-        in_place: of `run_ray`: jobs continue from each other's checkpoints.
-        timed_on: the type of the device on which their steps were timed, if they were.
+        in_place: see `run_ray`: jobs continue from each other's checkpoints.
+        timed_on: type of the device on which the steps were timed, if they were.
 
     Raises:
         UserError: Ray cannot be used, or its jobs would run on another type of device.
@@ -47,13 +47,13 @@ def start(
 
 
 def may_use_gpus(jobs: list[Job]) -> bool:
-    """True if the workers are assigned GPUs: a job may use one, and no job names which."""
+    """True if GPUs are assigned to the workers: a job may use one, and no job requests a particular one."""
     devices = {job.device for job in jobs}
     return bool(devices & {"auto", "cuda"}) and not any(device.startswith("cuda:") for device in devices)
 
 
 def visible_gpus() -> list[str]:
-    """GPUs of this process as named by CUDA_VISIBLE_DEVICES; torch is imported only if that is not set."""
+    """GPUs of this process, by CUDA_VISIBLE_DEVICES; imports torch only if that is not set."""
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     if named is not None:  # CUDA ignores what follows an entry that is no GPU
         return list(takewhile(lambda entry: entry not in ("", "-1"), (entry.strip() for entry in named.split(","))))

@@ -1,5 +1,5 @@
-"""Events of a study that runs its jobs, in an order that their dependencies allow, until all have ended or a signal
-stops them."""
+"""Event loop of a study: runs the jobs in an order that their dependencies allow, until all have ended or a signal
+stops the study."""
 
 from collections.abc import Iterator
 from contextlib import closing
@@ -11,18 +11,18 @@ from fastbert.studies.engine.store import ResultRow, ResultStore
 from fastbert.training.interrupts import Interrupts
 
 TICK = 0.5  # seconds
-NO_MORE = object()  # instead of the next job
+NO_MORE = object()  # sentinel: there is no next job
 
 Event = tuple[Job, dict[str, Any] | None] | None
-"""A job that has begun (None) or ended (its outcome); or None after a time without events."""
+"""(job, None) when a job has begun, (job, outcome) when it has ended, None after a while without events."""
 
 
-def startable(left: list[Job], rows: dict[str, ResultRow]) -> Iterator[Job | None]:
-    """The jobs in their order, each once the one it needs is done; None while all that are left must wait. Jobs that
-    need a failed one are left out."""
-    waiting, lost = list(left), set()
+def startable(remaining: list[Job], rows: dict[str, ResultRow]) -> Iterator[Job | None]:
+    """Yields the jobs in their order, each once the one it depends on is done; None while all remaining jobs must wait.
+    Jobs that depend on a failed one are skipped."""
+    waiting, lost = list(remaining), set()
     while waiting:
-        for job in waiting:  # a job comes after the one it needs
+        for job in waiting:  # a job comes after the one it depends on
             if job.after in lost or (job.after in rows and rows[job.after]["status"] == "failed"):
                 lost.add(job.id)
         waiting = [job for job in waiting if job.id not in lost]
@@ -34,7 +34,7 @@ def startable(left: list[Job], rows: dict[str, ResultRow]) -> Iterator[Job | Non
 
 
 def run_events(events: Iterator[Event], store: ResultStore, live: LiveStatus) -> int:
-    """Stores the outcome of each job that ends, and shows the progress.
+    """Stores the outcome of each job that ends, and shows progress.
 
     Returns:
         0, or the exit code after a signal.
@@ -44,7 +44,7 @@ def run_events(events: Iterator[Event], store: ResultStore, live: LiveStatus) ->
             job, outcome = event or (None, None)
             stopped = interrupts.caught is not None
             if outcome is not None and not (stopped and outcome["status"] == "failed"):
-                # A signal to all processes of the group ends the jobs too, and these have not failed.
+                # A signal to the process group also ends the running jobs; these have not failed.
                 live.ended(job, store.add(job, outcome))
             elif job is not None and outcome is None:
                 live.begun(job)

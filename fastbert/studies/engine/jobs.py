@@ -1,7 +1,7 @@
 """Job of a study: a training with one seed, which ends as done or as failed with a reason.
 
-A job names the function that runs it, so that the engine does not depend on kinds of jobs. `run_job` is a function of
-JSON values, which a process of this machine and a node of a cluster call alike.
+A job names the function that runs it, so that the engine does not depend on the kinds of jobs. `run_job` takes and
+returns JSON values, so that it can run in a process on this machine or on a node of a cluster.
 """
 
 import os
@@ -53,7 +53,7 @@ class Job:
     device: str = "auto"
     """Option machine.device of the job: auto, cpu, cuda or cuda:N."""
     after: str | None = None
-    """Id of the job that must be done before it; None without one."""
+    """Id of the job that it depends on, if any."""
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -65,17 +65,17 @@ def title(job: Job) -> str:
 
 
 def thread_variables(threads: int) -> dict[str, str]:
-    """Environment variables of a process that runs jobs, on which a result may depend besides its options."""
+    """Environment variables of a process that runs jobs; results may depend on them."""
     names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS")
     return {**dict.fromkeys(names, str(threads)), "TOKENIZERS_PARALLELISM": "false"}
 
 
 def run_job(job: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Trains; a failure is an outcome too, and the files written before it stay in `folder`.
+    """Runs a job; a failure is returned as an outcome, and the files written before it stay in `folder`.
 
     Args:
-        job: of `Job.to_dict`.
-        folder: gets log.txt (standard output and error of the job) and run/ (the files of its runner).
+        job: result of `Job.to_dict`.
+        folder: folder for log.txt (standard output and error of the job) and run/ (the files of its runner).
 
     Returns:
         status "done" with the runner's outcome (`result`, `precision`, seconds of interrupted attempts that it
@@ -103,7 +103,9 @@ def run_job(job: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 def _train(job: dict[str, Any], out: Path) -> dict[str, Any]:
     if not Path(job["folder"]).is_dir():
-        raise UserError(f"the folder {job['folder']} of the study does not exist; every node needs the same paths")
+        raise UserError(
+            f"the folder {job['folder']} of the study does not exist; it must have the same path on every node"
+        )
     os.chdir(job["folder"])
     runner: JobRunner = imported(job["runner"])
     return runner(job, out)

@@ -17,9 +17,9 @@ class LiveStatus:
 
     Args:
         jobs: all jobs of the study.
-        rows: results by ids, with those of an earlier call.
+        rows: rows by job id, including those of an earlier call.
         measured: row of a finished job -> name and value of its measure.
-        without_values: (model, task) of the cells that show no value, because theirs are not comparable.
+        without_values: (model, task) of the cells that show no value, because it would not be comparable.
     """
 
     def __init__(

@@ -27,7 +27,7 @@ class _Worker:
 
     def send(self, job: Job, folder: Path) -> None:
         self.job = job
-        with contextlib.suppress(BrokenPipeError):  # it has died, which the next read of its standard output shows
+        with contextlib.suppress(BrokenPipeError):  # it has died; the next read of its standard output detects that
             self.process.stdin.write(json_text({"job": job.to_dict(), "folder": str(folder / job.id)}) + "\n")
             self.process.stdin.flush()
 
@@ -45,8 +45,8 @@ class _Worker:
 
 
 @dataclass
-class _Crew:
-    """Worker processes, at most `most`, and a selector of their outcomes."""
+class _Pool:
+    """Pool of at most `most` worker processes, with a selector that waits for their outcomes."""
 
     most: int
     threads: int
@@ -64,7 +64,7 @@ class _Crew:
         variables = thread_variables(self.threads)
         if self.gpus:
             variables["CUDA_VISIBLE_DEVICES"] = self.gpus[number % len(self.gpus)]
-        with without_control_c(spawned=False):  # the study ends its workers
+        with without_control_c(spawned=False):  # Control-C ends the study, which ends its workers
             process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "fastbert.studies.engine.worker"],
                 stdin=subprocess.PIPE,
@@ -92,19 +92,20 @@ def run_local(
     A process whose job failed, or that died, is replaced, so that no state after an error affects another job.
 
     Args:
-        jobs: iterated whenever a job has been sent; None: wait until a running job has ended.
-        folder: gets a folder for each job, named by its id.
-        gpus: names of the GPUs for CUDA_VISIBLE_DEVICES, assigned to the workers in rotation; empty: unchanged.
+        jobs: the next one is requested once a job has been sent; None means: wait until a running job has ended.
+        folder: folder for the folders of the jobs, which are named by their ids.
+        gpus: names of the GPUs for CUDA_VISIBLE_DEVICES, assigned to the workers in rotation; if empty, the variable
+            is unchanged.
     """
     waiting = iter(jobs)
     following = next(waiting, NO_MORE)
     with selectors.DefaultSelector() as selector:
-        crew = _Crew(workers, threads, gpus, selector)
+        pool = _Pool(workers, threads, gpus, selector)
         try:
-            while following is not NO_MORE or any(worker.job for worker in crew.workers):
+            while following is not NO_MORE or any(worker.job for worker in pool.workers):
                 if following is None:
                     following = next(waiting, NO_MORE)
-                while isinstance(following, Job) and (worker := crew.idle()):
+                while isinstance(following, Job) and (worker := pool.idle()):
                     worker.send(following, folder)
                     following = next(waiting, NO_MORE)
                     yield worker.job, None
@@ -114,7 +115,7 @@ def run_local(
                     job, outcome = worker.job, _answer(worker.process.stdout.readline())
                     worker.job = None
                     if outcome is None or outcome["status"] == "failed":
-                        code = crew.dismiss(worker, patience=5.0 if outcome is None else 0.0)
+                        code = pool.dismiss(worker, patience=5.0 if outcome is None else 0.0)
                         if job and outcome is None:
                             outcome = explained_death(code, folder / job.id / LOG)
                     if job:
@@ -122,7 +123,7 @@ def run_local(
                 if not ready:
                     yield None
         finally:
-            for worker in crew.workers:
+            for worker in pool.workers:
                 worker.end()
 
 

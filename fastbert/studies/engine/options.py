@@ -1,4 +1,4 @@
-"""Options of all studies."""
+"""Options common to all studies."""
 
 from dataclasses import dataclass
 
@@ -16,10 +16,10 @@ class EngineOptions:
     out: str | None = None
     """Folder for results.jsonl, report/ and jobs/ (default: runs/<name of the YAML file>)."""
     workers: Processes = 1
-    """Number of concurrent jobs, each in a process with the YAML file's threads; results do not depend on it. On this
-    machine each worker has one GPU, in rotation; GPUs that CUDA_VISIBLE_DEVICES hides are not used."""
+    """Number of concurrent jobs, each in a process with the YAML file's number of threads; results do not depend on it.
+    On this machine each worker has one GPU, in rotation; GPUs that CUDA_VISIBLE_DEVICES hides are not used."""
     backend: str = choice("local", BACKENDS, "back end")
-    """local (processes of this machine) or ray."""
+    """Back end that runs the jobs: local (processes on this machine) or ray."""
     ray_address: str | None = None
     """host:port of a running Ray cluster; without it Ray is started on this machine for this call. All nodes need
     fastbert, and models, tasks, data and GLUE under the same paths. A job gets a GPU if the cluster has any, unless

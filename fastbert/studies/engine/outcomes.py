@@ -1,4 +1,4 @@
-"""Outcomes of jobs: the reason of a failure and how to fix it, from the error, the exit code or the log."""
+"""Outcomes of jobs: the reason for a failure and how to fix it, from the error, the exit code or the log."""
 
 import signal
 from collections.abc import Callable
@@ -12,8 +12,8 @@ from fastbert.system_errors import NO_MEMORY, out_of_memory, user_error
 LOG, RUN = "log.txt", "run"  # in the folder of a job
 TAIL = 15  # lines of a log that are shown after a failure
 JOB_MEMORY_REMEDY = (
-    "run fewer --workers, or reduce the memory of a job: a smaller machine: micro_batch_size (the results stay the "
-    "same), for fine-tuning a shorter max_length"
+    "use fewer --workers, or reduce the memory of a job: lower machine: micro_batch_size (the results stay the same), "
+    "or for fine-tuning max_length"
 )
 
 
@@ -37,16 +37,16 @@ def explained(error: Exception) -> dict[str, Any]:
 
 
 def explained_death(code: int, log: Path) -> dict[str, Any]:
-    """The outcome of a job whose process ended before the job.
+    """The outcome of a job whose process ended unexpectedly.
 
     Args:
-        code: of the process; -N where signal N ended it.
+        code: exit code of the process; -N if signal N ended it.
         log: the job's log, if it wrote one.
     """
     lines = tail(log)
     ending = _signal(-code) if code < 0 else f"exit code {code}"
     if code == -signal.SIGKILL:
-        reason = "its process was killed by SIGKILL, most likely by the system for want of memory"
+        reason = "its process was killed by SIGKILL, most likely because the system was out of memory"
         return failure(reason, JOB_MEMORY_REMEDY) | {"log": lines}
     if NO_MEMORY.search("\n".join(lines)):
         reason = f"its process ran out of memory and ended by {ending}"

@@ -1,7 +1,7 @@
 """Ray back end: a running cluster, given by its address, or a local one that starts and ends with the study.
 
 A job is a remote function. Where jobs continue from each other's checkpoints they run in the study's folder, so all
-nodes need one file system. Otherwise a job's text files are returned with its outcome, and no common one is needed.
+nodes need a common file system. Otherwise a job's text files are returned with its outcome.
 """
 
 import importlib.util
@@ -37,7 +37,7 @@ def check_ray(address: str | None) -> None:
 
 
 def connect(workers: int, threads: int, address: str | None) -> Any:
-    """Starts Ray, or joins the one at `address`; returns the module.
+    """Starts Ray, or connects to the cluster at `address`; returns the module.
 
     Raises:
         UserError: the cluster refuses this process.
@@ -50,15 +50,15 @@ def connect(workers: int, threads: int, address: str | None) -> Any:
         how |= {"include_dashboard": False}
     before = signal.getsignal(signal.SIGTERM)
     try:
-        # A task's OMP_NUM_THREADS is its num_cpus, by Ray itself.
+        # Ray itself sets a task's OMP_NUM_THREADS to its num_cpus.
         ray.init(log_to_driver=False, logging_level="ERROR", **how)
     except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         token = (
             ". If it asks for a token, as Ray does by default from 2.59 on, set RAY_AUTH_MODE=token and give this "
             "process the cluster's token: https://docs.ray.io/en/latest/ray-security/token-auth.html"
         )
-        where = f"at {address}" if address else "of this machine"
-        raise UserError(f"the Ray {where} cannot be used: {error}{token if address else ''}") from None
+        where = f"at {address}" if address else "on this machine"
+        raise UserError(f"Ray {where} cannot be used: {error}{token if address else ''}") from None
     finally:
         signal.signal(signal.SIGTERM, before)  # Ray has replaced the handler
     return ray
@@ -86,17 +86,17 @@ def check_answers(address: str) -> None:
             "start one here"
         ) from None
     if settings[3:] != b"\x04":
-        raise UserError(f"what answers at {address} is not Ray; give host:port of the head node, by default port 6379")
+        raise UserError(f"the server at {address} is not Ray; give host:port of the head node, by default port 6379")
 
 
 def run_ray(
     ray: Any, jobs: Iterable[Job | None], workers: int, threads: int, folder: Path, in_place: bool
 ) -> Iterator[Event]:
-    """Runs the jobs like `local.run_local`, on a connected Ray; closing the generator cancels running jobs. A job gets
-    a GPU if its device is cuda, or is auto and the cluster has GPUs.
+    """Runs the jobs like `local.run_local`, on a connected Ray cluster; closing the generator cancels running jobs. A
+    job gets a GPU if its device is cuda, or is auto and the cluster has GPUs.
 
     Args:
-        in_place: run the jobs in `folder`, which all nodes must have; else their text files are copied there.
+        in_place: run the jobs in `folder`, which all nodes must have; otherwise copy their text files there.
     """
     remote = ray.remote(num_cpus=threads, max_retries=0)(run_remotely)
     devices = ("auto", "cuda") if has_gpus(ray) else ("cuda",)  # of jobs that get a GPU
@@ -134,13 +134,13 @@ def has_gpus(ray: Any) -> bool:
 
 
 def run_remotely(job: dict[str, Any], folder: str | None) -> dict[str, Any]:
-    """Runs `run_job` in `folder`, which the driver has made. Without one, in a temporary folder, whose text files are
-    in the outcome under "files"."""
+    """Runs `run_job` in `folder`, which the driver has created; without one, in a temporary folder, whose text files
+    are returned in the outcome under "files"."""
     if folder is not None:
         if not Path(folder).is_dir():
             return failure(
                 f"the node {socket.gethostname()} has no folder {folder}: these jobs continue from each other's "
-                "checkpoints, so all nodes need one file system",
+                "checkpoints, so all nodes need a common file system",
                 "give --out on a file system that every node has under this path, or use --backend local",
             )
         outcome = run_job(job, Path(folder))
@@ -167,7 +167,7 @@ def outcome_of(ray: Any, reference: Any, folder: Path) -> dict[str, Any]:
             return failure(str(known), "")
         text = " ".join(str(error).split())
         killed = isinstance(error, ray.exceptions.OutOfMemoryError | ray.exceptions.WorkerCrashedError)
-        why = "its process was killed, most likely for want of memory" if killed else "Ray could not run it"
+        why = "its process was killed, most likely out of memory" if killed else "Ray could not run it"
         return failure(f"{why} ({type(error).__name__}: {text[:300]})", JOB_MEMORY_REMEDY if killed else "run it again")
     for name, content in outcome.pop("files", {}).items():
         with atomic_file(folder / name, "w") as file:

@@ -31,8 +31,8 @@ class ResultStore:
         check_done: check of the rows of finished jobs.
 
     Attributes:
-        jobs: those of this call, after `begin`.
-        rows: by the ids of their jobs, with those of an earlier call.
+        jobs: jobs of this call, set by `begin`.
+        rows: rows by job id, including those of an earlier call.
 
     Raises:
         UserError: `out` holds other files.
@@ -62,7 +62,7 @@ class ResultStore:
 
     def begin(self, description: dict[str, Any], jobs: list[Job], **more: Any) -> None:
         """Writes the study's record, with `more` keys, and reads its rows. Its axes may differ from those of the last
-        call; a study without a common job is another one.
+        call, if the two have a job in common.
 
         Raises:
             UserError: `out` holds another study, a damaged row, or a link instead of the folder of its jobs.
@@ -98,7 +98,7 @@ class ResultStore:
         return self.rows[job.id]
 
     def write(self) -> None:
-        """Writes all rows: those of this call in its order, then those of jobs that only an earlier call had."""
+        """Writes all rows: first those of this call's jobs in their order, then those that only an earlier call had."""
         ids = [job.id for job in self.jobs if job.id in self.rows]
         with atomic_file(self.out / RESULTS, "w") as file:
             for key in dict.fromkeys([*ids, *self.rows]):
@@ -109,7 +109,7 @@ class ResultStore:
         return is_done(self.rows.get(job.id))
 
     @property
-    def left(self) -> list[Job]:
+    def remaining(self) -> list[Job]:
         """The jobs that are not done, in their order."""
         return [job for job in self.jobs if not self.is_done(job)]
 
@@ -120,9 +120,9 @@ class ResultStore:
 
     @property
     def done_before(self) -> str:
-        """Text with the numbers of jobs that are done and that failed before, for the count of jobs."""
-        failed = sum(job.id in self.rows for job in self.left)
-        done = len(self.jobs) - len(self.left)
+        """Text with the numbers of jobs that an earlier call finished and that failed there."""
+        failed = sum(job.id in self.rows for job in self.remaining)
+        done = len(self.jobs) - len(self.remaining)
         again = f"; {failed} failed before and run again" if failed else ""
         return (f"; {done} done before" if done else "") + again
 
@@ -157,7 +157,7 @@ def read_result_rows(path: Path, check_done: RowCheck) -> dict[str, ResultRow]:
 
 def _read_row(line: bytes, where: str, check_done: RowCheck) -> ResultRow:
     row = parse_json(line, where, {"id": str, "status": str})
-    if row.pop("seal", None) not in (None, seal_of(row)):  # None: older
+    if row.pop("seal", None) not in (None, seal_of(row)):  # None: written by an older version
         raise UserError(f"{where} is damaged: its hash does not fit")
     if is_done(row):
         check_done(row, where)

@@ -1,4 +1,4 @@
-"""Comparison of fine-tuned checkpoints, from rows of results: scores, best settings, differences to the first one.
+"""Comparison of fine-tuned checkpoints, from rows of results: scores, best settings, differences from the first one.
 
 A row's score is the task's first metric on dev, the mean of its dev splits. A checkpoint's setting (learning rate,
 batch size, epochs) is the one with the highest median over seeds; two checkpoints are compared at one setting, seed by
@@ -99,8 +99,8 @@ class Comparison:
         return tuple(next(iter(self.of_task(task)[0].settings.values()))[0]["metrics"])
 
     def common_setting(self, first: Trials, other: Trials) -> Setting | None:
-        """The setting at which two checkpoints are compared: that with the highest mean of their two medians, among
-        those with the most seeds that both have finished. None if there is no such seed."""
+        """The setting at which two checkpoints are compared: the one with the highest mean of their two medians,
+        among those with the most seeds that both have finished. None if there is no such seed."""
         pairs = {
             setting: len(_by_seed(first, setting).keys() & _by_seed(other, setting).keys())
             for setting in first.settings
@@ -140,6 +140,6 @@ def _by_seed(trials: Trials, setting: Setting) -> dict[int, float]:
     return {row["seed"]: score(row) for row in trials.settings[setting]}
 
 
-def shown_setting(setting: Setting) -> str:
+def format_setting(setting: Setting) -> str:
     learning_rate, batch_size, epochs = setting
     return f"{learning_rate:g}, {batch_size}, {epochs}"

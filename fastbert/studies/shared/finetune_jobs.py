@@ -43,7 +43,7 @@ class PlannedTuning:
     """Approximate FLOPs."""
 
     def job(self, model: str, task: str, seed: int, identity: dict[str, Any]) -> Job:
-        """The job with a seed, which `identity` contains too."""
+        """The job with a seed, which is also part of `identity`."""
         options = to_dict(replace(self.options, first_seed=seed))
         del options["out"]
         return Job(
@@ -86,7 +86,7 @@ def plan_tunings(
         on_nodes: the jobs run on the nodes of a cluster; this machine need not have their device.
 
     Raises:
-        UserError: one cannot be opened, or a setting is invalid.
+        UserError: the model or the task cannot be opened, or a setting is invalid.
     """
     options = grid.options(model, entry, glue_dir, **entry.settings[0])
     if on_nodes:
@@ -122,14 +122,14 @@ def plan_tunings(
 
 
 def finetune_job(job: dict[str, Any], out: Path) -> dict[str, Any]:
-    """`JobRunner` of a fine-tuning: trains to the end, continuing an earlier attempt on the same model and data."""
+    """`JobRunner` of a fine-tuning: trains to the end, resuming an earlier attempt on the same model and data."""
     if not (out / MANIFEST).is_file() or changed_since(job, out):
         remove(out)
     code = finetune(from_dict(FinetuneOptions, job["options"] | {"out": str(out)}, where="the study's job"))
     if code:
         return ended(code)
     if changed := changed_since(job, out):
-        return failure(f"the {changed} changed after the study had started", "run it again when nothing writes there")
+        return failure(f"the {changed} changed after the study had started", "run it again once nothing changes it")
     results = read_results(out)
     return {
         "status": "done",
@@ -142,7 +142,7 @@ def finetune_job(job: dict[str, Any], out: Path) -> dict[str, Any]:
 def changed_since(job: dict[str, Any], out: Path) -> str | None:
     """Name of the input (model, tokenizer or data) of the fine-tuning in `out` that differs from the plan, or None."""
     science = read_json(out / MANIFEST, "the job's manifest", {"science": dict})["science"]
-    planned = {"model": science.get("model"), **job["identity"]}  # unknown for a job that needs another
+    planned = {"model": science.get("model"), **job["identity"]}  # a job that depends on another has no model yet
     return next((name for name in ("model", "tokenizer", "data") if science.get(name) != planned[name]), None)
 
 

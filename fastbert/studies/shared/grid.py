@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any
 
-from fastbert.config import from_dict, of_another_job, with_underscores
+from fastbert.config import from_dict, other_job_hint, with_underscores
 from fastbert.errors import UserError, brief, nearest
 from fastbert.finetuning.glue import check_glue_folder
 from fastbert.finetuning.options import MOST_TRAININGS, FinetuneOptions
@@ -56,14 +56,14 @@ class TaskEntry:
     """None: the task's own name, known when it is opened."""
     task: str
     settings: tuple[dict[str, Any], ...]
-    """Combinations of the axes: option -> value, for the options of `AXES`; missing ones have their default."""
+    """Combinations of the axes: option -> value, for the options of `AXES`; missing ones have their defaults."""
     overrides: dict[str, Any]
     """Further options of the task's jobs."""
 
 
 @dataclass(frozen=True)
 class FinetuneGrid:
-    """Grid of fine-tunings in a YAML file; that of an ablation has no models and no seeds."""
+    """Grid of fine-tunings in a YAML file; an ablation's grid has no models and no seeds."""
 
     models: tuple[ModelEntry, ...]
     tasks: tuple[TaskEntry, ...]
@@ -94,7 +94,7 @@ class FinetuneGrid:
         """Checks, before torch is imported, that models, tasks and the GLUE folder exist.
 
         Raises:
-            UserError: one does not.
+            UserError: one of them does not.
         """
         for model in self.models:
             with prefixed(f"{self.path}: models"):
@@ -111,7 +111,7 @@ class FinetuneGrid:
 
 @contextmanager
 def prefixed(where: str) -> Iterator[None]:
-    """Prefixes UserErrors with the origin of the refused value."""
+    """Prefixes UserErrors with the origin of the invalid value."""
     try:
         yield
     except UserError as error:
@@ -119,9 +119,9 @@ def prefixed(where: str) -> Iterator[None]:
 
 
 def read_mapping(values: Any, where: str, what: str) -> dict[str, Any]:
-    """A mapping whose keys, also in its groups, are spelled like the options."""
+    """Checks that `values` is a mapping, and spells its keys, also in its groups, like the options."""
     if not isinstance(values, dict):
-        raise UserError(f"{where}: expected a mapping with {what}, found {shown_option(values)}")
+        raise UserError(f"{where}: expected a mapping with {what}, found {format_option(values)}")
     return {
         key: with_underscores(value, f"{where}: {key}") if isinstance(value, dict) and key != "variants" else value
         for key, value in with_underscores(values, where).items()
@@ -131,16 +131,16 @@ def read_mapping(values: Any, where: str, what: str) -> dict[str, Any]:
 def check_keys(
     values: dict[str, Any], known: set[str], where: str, group: str, inside: set[str], reserved: Mapping[str, str]
 ) -> None:
-    """Refuses keys that a YAML file cannot have.
+    """Refuses keys that are not allowed in a YAML file.
 
     Args:
-        group: the key under which those of `inside` belong, for a hint.
+        group: the key under which the keys `inside` belong, for a hint.
         reserved: option that cannot be given there -> what to do instead.
     """
     for key in values:
         if key not in known:
             under = f"put it under {group}" if key in inside else ""
-            hint = under or of_another_job(values, known) or nearest(key, known)
+            hint = under or other_job_hint(values, known) or nearest(key, known)
             raise UserError(f"{where}: unknown option {brief(key)}; {reserved.get(key, hint)}")
 
 
@@ -166,7 +166,7 @@ def read_list(values: dict[str, Any], axis: str, where: str) -> list[Any]:
     if isinstance(found, str):
         found = [found]
     if not isinstance(found, list):
-        raise UserError(f"{where}: {axis} must be a list, found {shown_option(found)}")
+        raise UserError(f"{where}: {axis} must be a list, found {format_option(found)}")
     if not found:
         raise UserError(f"{where}: {axis} is empty; a sweep needs at least one entry there")
     return found
@@ -179,19 +179,19 @@ def read_model(entry: Any, where: str) -> ModelEntry:
         return ModelEntry(Path(entry).resolve().name, entry)
     values = _strings(entry, ("name", "path"), where)
     if "path" not in values:
-        raise UserError(f"{where}: {shown_option(entry)} has no path; give the folder of a checkpoint")
+        raise UserError(f"{where}: {format_option(entry)} has no path; give the folder of a checkpoint")
     return ModelEntry(values.get("name") or Path(values["path"]).resolve().name, values["path"])
 
 
 def _strings(entry: Any, keys: Iterable[str], where: str) -> dict[str, str]:
-    """A mapping that has no other keys than `keys`, with texts as values."""
+    """Checks that `entry` is a mapping with no other keys than `keys`, and with strings as values."""
     if not isinstance(entry, dict):
-        raise UserError(f"{where}: expected a text or a mapping, found {shown_option(entry)}")
+        raise UserError(f"{where}: expected a string or a mapping, found {format_option(entry)}")
     for key, value in entry.items():
         if key not in keys:
             raise UserError(f"{where}: unknown key {brief(key)}; {nearest(key, keys)}")
         if not isinstance(value, str):
-            raise UserError(f"{where}: {key} must be a text, found {shown_option(value)}")
+            raise UserError(f"{where}: {key} must be a string, found {format_option(value)}")
         if problem := text_problem(value):
             raise UserError(f"{where}: {key} {problem}")
     return entry
@@ -203,11 +203,11 @@ def read_task(entry: Any, common: dict[str, list[Any]], fixed: dict[str, Any], w
     if isinstance(entry, str):
         entry = {"task": entry}
     if not isinstance(entry, dict):
-        raise UserError(f"{where}: expected a text or a mapping, found {shown_option(entry)}")
+        raise UserError(f"{where}: expected a string or a mapping, found {format_option(entry)}")
     named = _strings({key: entry[key] for key in ("task", "name") if key in entry}, ("task", "name"), where)
     if "task" not in named:
         raise UserError(
-            f"{where}: {shown_option(entry)} has no task; give a GLUE task or the YAML file of a custom one"
+            f"{where}: {format_option(entry)} has no task; give a GLUE task or the YAML file of a custom one"
         )
     where = f"{where}: {named.get('name', named['task'])}"
     own = {axis: read_axis(entry[axis], axis, where) for axis in AXES if axis in entry}
@@ -234,7 +234,7 @@ def read_axis(values: Any, axis: str, where: str) -> list[Any]:
         if value is None:
             raise UserError(f"{where} has an empty value; give a number, or leave the axis out for the default")
     converted = [getattr(from_dict(FinetuneOptions, {name: value}, where), name) for value in values]
-    refuse_twice(converted, where, "")
+    refuse_duplicates(converted, where, "")
     return converted
 
 
@@ -242,7 +242,7 @@ def read_count(values: dict[str, Any], name: str, where: str, kind: Any) -> int:
     """The whole number `name`, at least 1 and 1 by default; `kind` declares its range."""
     value = values.get(name, 1)
     if type(value) is not int or value < 1:
-        raise UserError(f"{where}: {name} must be a whole number from 1, found {shown_option(value)}")
+        raise UserError(f"{where}: {name} must be a whole number from 1, found {format_option(value)}")
     if problem := problem_of(value, kind):
         raise UserError(f"{where}: {name} {problem}")
     return value
@@ -255,20 +255,22 @@ def read_seeds(values: Any, where: str) -> tuple[int, ...]:
             raise UserError(f"{where} {problem}")
         return tuple(range(values))
     if not isinstance(values, list) or any(type(value) is not int for value in values):
-        raise UserError(f"{where} must be their number, or a list of whole numbers, found {shown_option(values)}")
+        raise UserError(
+            f"{where} must be the number of seeds, or a list of whole numbers, found {format_option(values)}"
+        )
     if not values:
-        raise UserError(f"{where} is empty; give their number, or list them")
+        raise UserError(f"{where} is empty; give the number of seeds, or list them")
     for value in values:
         if problem := problem_of(value, Seed):
             raise UserError(f"{where}: each {problem}")
-    refuse_twice(values, where, "")
+    refuse_duplicates(values, where, "")
     return tuple(values)
 
 
 def read_finetune(values: Any, where: str, more: Iterable[str] = ()) -> dict[str, Any]:
     """Options of `fastbert finetune` that can be given in a study; `more` are further keys, for the hint."""
     if not isinstance(values, dict):
-        raise UserError(f"{where}: expected a mapping of options of fastbert finetune, found {shown_option(values)}")
+        raise UserError(f"{where}: expected a mapping of options of fastbert finetune, found {format_option(values)}")
     values = with_underscores(values, where)
     known = {f.name for f in fields(FinetuneOptions)}
     free = (known - set(RESERVED) - {"epochs"}) | set(more)
@@ -296,7 +298,7 @@ def refuse_too_many(jobs: int, where: str) -> None:
         raise UserError(f"{where}: {jobs:,} jobs, and the most is {MOST_TRAININGS:,}; give fewer values or seeds")
 
 
-def refuse_twice(values: Iterable[Any], where: str, hint: str) -> None:
+def refuse_duplicates(values: Iterable[Any], where: str, hint: str) -> None:
     seen = set()
     for value in values:
         if value in seen:
@@ -304,5 +306,5 @@ def refuse_twice(values: Iterable[Any], where: str, hint: str) -> None:
         seen.add(value)
 
 
-def shown_option(value: Any) -> str:
+def format_option(value: Any) -> str:
     return "nothing" if value is None else brief(value)

@@ -19,7 +19,7 @@ LABEL_GAP = 0.075  # distance of two labels at the ends of lines, relative to th
 
 
 def series_style(number: int) -> dict[str, Any]:
-    """Color, marker and dash pattern of a series; those of 280 series differ."""
+    """Color, marker and dash pattern of a series; the combination is unique for 280 series."""
     return {
         "color": COLORS[number % len(COLORS)],
         "marker": MARKERS[number % len(MARKERS)],
@@ -28,15 +28,15 @@ def series_style(number: int) -> dict[str, Any]:
 
 
 def write_plot(path: Path, plot: Callable[..., Any], *what: Any) -> None:
-    """Writes the figure `plot(*what)` in the format of the path's suffix. SVG holds text as text, and the same bytes
-    for the same figure.
+    """Writes the figure `plot(*what)` in the format of the path's suffix. SVG files hold text as text,
+    and are equal to the byte for equal figures.
 
     Raises:
         ImportError: matplotlib is not installed.
     """
     import matplotlib
 
-    # Ids in the SVG are hashes with this salt: those of two plots in one page differ.
+    # Ids in the SVG are hashes with this salt, so the ids of two plots in one page differ.
     rc = {"svg.fonttype": "none", "svg.hashsalt": path.name, "text.parse_math": False}
     with matplotlib.rc_context(rc), atomic_file(path) as file:
         metadata = {"Date": None} if path.suffix == ".svg" else {}
@@ -44,7 +44,7 @@ def write_plot(path: Path, plot: Callable[..., Any], *what: Any) -> None:
 
 
 def plot_scores(panels: Scores, labels: Mapping[str, str]) -> Any:
-    """A panel each, its axis labeled by `labels`: every seed a point, the median a bar."""
+    """One panel for each entry of `panels`, its axis labeled by `labels`: every seed a point, the median a bar."""
     names = list(dict.fromkeys(name for scores in panels.values() for name in scores))
     figure, axes = new_panels(len(panels), min(1.4 + 0.55 * len(names), 5.0))
     for panel, (title, scores) in zip(axes, panels.items(), strict=True):
@@ -65,7 +65,7 @@ def plot_scores(panels: Scores, labels: Mapping[str, str]) -> Any:
 
 
 def plot_settings(panels: Mapping[str, Mapping[str, Scores]], labels: Mapping[str, str]) -> Any:
-    """A panel each: settings from left to right; for each name every seed a point and a line through the medians.
+    """One panel for each entry: settings from left to right; for each name, the seeds and a line through the medians.
 
     Args:
         panels: panel -> setting -> name -> one score for each seed.
@@ -92,7 +92,7 @@ def plot_settings(panels: Mapping[str, Mapping[str, Scores]], labels: Mapping[st
 
 
 def plot_differences(lines: Sequence[tuple[str, float, float | None, float | None]], label: str) -> Any:
-    """A line each, from above: the mean difference as a point, its interval as a bar, zero dotted.
+    """One row for each entry, from top to bottom: the mean difference as a point, its interval as a bar, zero dotted.
 
     Args:
         lines: (name, mean, low, high); without an interval only the point.
@@ -146,10 +146,10 @@ def add_legend(figure: Any, panels: Sequence[Any]) -> None:
 
 
 def label_ends(panel: Any, ends: Sequence[tuple[float, str, str]]) -> None:
-    """Writes a label to the right of each line, at its last value or as near to it as the other labels allow.
+    """Writes a label to the right of each line, as near to its last value as the other labels allow.
 
     Args:
-        ends: (last value, label, color) of each line, once the panel has its limits.
+        ends: (last value, label, color) of each line; the limits of the panel must already be set.
     """
     low, high = panel.get_ylim()
     gap = min(LABEL_GAP, 1 / max(len(ends), 1))

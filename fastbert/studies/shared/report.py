@@ -1,5 +1,5 @@
 """Report of a study, from blocks: headings, paragraphs, tables, plots; written as Markdown and as one HTML page that
-opens without a network. And the phrases and numbers that the reports of all studies have."""
+opens without a network. Also formats phrases and numbers for all reports."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -37,10 +37,10 @@ class ReportPage:
         self._blocks.append((table.markdown(), table.html()))
 
     def plot(self, name: str, alt: str, plot: Callable[..., Any], *what: Any) -> None:
-        """Writes the figure `plot(*what)` as `name`, an SVG file, and shows it; nothing where matplotlib is missing.
+        """Writes the figure `plot(*what)` as `name`, an SVG file, and shows it; without matplotlib, prints a warning.
 
         Args:
-            alt: what it shows, in one line.
+            alt: description of the plot in one line.
         """
         path = self.folder / name
         try:
@@ -86,8 +86,8 @@ def short_count(value: float) -> str:
     return f"{value:g}"
 
 
-def circumstances(path: str, threads: int, done: Sequence[dict[str, Any]]) -> dict[str, str]:
-    """Lines by name for the end of a report: where and with what the finished jobs were run."""
+def provenance(path: str, threads: int, done: Sequence[dict[str, Any]]) -> dict[str, str]:
+    """Lines by name for the end of a report: configuration, machine and versions of the finished jobs."""
     machine = describe_machine()
     precisions = ", ".join(sorted({row["precision"] for row in done}))
     return {

@@ -81,8 +81,8 @@ def flip_limits(pairs: Iterable[int], tests: int = 1) -> str:
         return ""
     single = "; with 1 seed there is no test, and nothing is decided" if 1 in pairs else ""
     return (
-        f"Few pairs limit the p of a sign-flip test: {'; '.join(limits)}. So it can confirm no difference there, and a "
-        f"verdict rests on the t-test alone, which assumes normally distributed differences{single}."
+        f"Few pairs limit the p of a sign-flip test: {'; '.join(limits)}. Such a test cannot confirm a difference, so "
+        f"the verdict rests on the t-test alone, which assumes normally distributed differences{single}."
     )
 
 

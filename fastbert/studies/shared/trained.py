@@ -1,4 +1,4 @@
-"""Tables of what a study trained, so that its page stands alone: encoders, tasks, options of fine-tuning."""
+"""Tables of the encoders, tasks and fine-tuning options of a study, so that its page is self-contained."""
 
 from collections.abc import Mapping, Sequence
 
@@ -10,7 +10,7 @@ from fastbert.studies.engine.jobs import Job
 from fastbert.studies.shared.report import short_count
 
 Columns = Mapping[str, str]
-"""Head of a column -> cell."""
+"""Column header -> cell."""
 
 _TUNING = {
     "learning rate": "learning_rate",
@@ -19,10 +19,10 @@ _TUNING = {
     "schedule": "schedule.name",
     "warm-up": "schedule.warmup",
     "weight decay": "weight_decay",
-    "decay of the learning rate per layer": "layer_decay",
+    "layer-wise learning rate decay": "layer_decay",
     "dropout": "dropout",
-    "largest norm of the gradients": "clip_norm",
-    "longest input in tokens": "max_length",
+    "gradient clipping norm": "clip_norm",
+    "maximum input length in tokens": "max_length",
     "CPU threads of a job": "threads",
 }
 
@@ -57,7 +57,7 @@ def task_columns(setup: FinetuneSetup) -> Columns:
 
 
 def columns_table(first: str, rows: Mapping[str, Columns]) -> Table:
-    """A table of `rows` by their names, which are in the column `first`."""
+    """A table with one line for each entry of `rows`, whose names are in the column `first`."""
     head = next(iter(rows.values()))
     return Table([first, *head], [[name, *(columns[column] for column in head)] for name, columns in rows.items()])
 

@@ -17,8 +17,8 @@ from fastbert.studies.shared.grid import (
     read_mapping,
     read_model,
     read_seeds,
+    refuse_duplicates,
     refuse_too_many,
-    refuse_twice,
 )
 
 
@@ -29,13 +29,13 @@ class SweepOptions(EngineOptions):
     The YAML file has models (the others are compared with the first) and tasks. It may have learning_rates,
     batch_sizes, epochs (lists, or one value), seeds (their number, or a list), threads (of each job; 1), under finetune
     any option of `fastbert finetune`, and the flags below. An entry of tasks may be a mapping with its own axes and
-    options: {task: sst2, train_fraction: 0.1, epochs: 3}. The same command continues a sweep that was stopped, and
-    runs failed jobs again.
+    options: {task: sst2, train_fraction: 0.1, epochs: 3}. The same command resumes a stopped sweep, and runs failed
+    jobs again.
     """
 
 
 def load_sweep(path: str | Path) -> tuple[FinetuneGrid, SweepOptions]:
-    """The grid in a YAML file, and the defaults of flags that it gives.
+    """Reads a YAML file: the grid, and the values of flags that the file sets.
 
     Raises:
         UserError: states the file, the key, and the expected value.
@@ -51,6 +51,6 @@ def load_sweep(path: str | Path) -> tuple[FinetuneGrid, SweepOptions]:
     grid = read_grid(values, str(path), where, models=models, seeds=read_seeds(values.get("seeds", 1), where))
     settings = sum(len(task.settings) for task in grid.tasks)
     refuse_too_many(len(models) * settings * len(grid.seeds), where)
-    refuse_twice([model.name for model in models], f"{where}: models", "; give one of them another name:")
-    refuse_twice([str(Path(model.path).resolve()) for model in models], f"{where}: models", "")
+    refuse_duplicates([model.name for model in models], f"{where}: models", "; give one of them a different name")
+    refuse_duplicates([str(Path(model.path).resolve()) for model in models], f"{where}: models", "")
     return grid, options

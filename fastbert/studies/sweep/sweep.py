@@ -1,7 +1,7 @@
-"""`fastbert sweep`: checkpoints x tasks x settings x seeds as independent jobs, and one report.
+"""`fastbert sweep`: fine-tunes checkpoints x tasks x settings x seeds as independent jobs, and writes one report.
 
 out/sweep.json       the axes, and the ids of their jobs
-out/results.jsonl    an object for each job that has ended, done or failed; rewritten as a whole whenever one ends
+out/results.jsonl    one object per job that is done or has failed; the file is rewritten whenever a job ends
 out/jobs/<id>/       log.txt, and run/ as written by `fastbert finetune`
 out/report/          report.md, report.html, plots
 """
@@ -21,10 +21,10 @@ from fastbert.studies.engine.store import RESULTS, ResultStore, is_done
 from fastbert.studies.shared.comparison import Comparison, scored
 from fastbert.studies.shared.finetune_jobs import check_tuned
 from fastbert.studies.shared.grid import AXES, FinetuneGrid
-from fastbert.studies.shared.report import ReportPage, circumstances, plural
+from fastbert.studies.shared.report import ReportPage, plural, provenance
 from fastbert.studies.sweep.options import SweepOptions
 from fastbert.studies.sweep.sweep_plan import SweepPlan, plan_sweep
-from fastbert.studies.sweep.sweep_report import printed_scores, shown_job, write_sweep_report
+from fastbert.studies.sweep.sweep_report import format_job, printed_scores, write_sweep_report
 
 SWEEP = "sweep"
 
@@ -33,10 +33,10 @@ def sweep(grid: FinetuneGrid, options: SweepOptions) -> int:
     """Runs the jobs that are not done yet, the longest first, then writes and prints the report.
 
     Returns:
-        0, or 1 if a job failed; 130 or 143 if a signal ended it: the same command continues.
+        0, or 1 if a job failed; 130 or 143 after a signal: the same command resumes the sweep.
 
     Raises:
-        UserError: anything the user can fix; raised before the first job where it can be detected then.
+        UserError: invalid input; raised before the first job wherever it can be detected there.
     """
     name = Path(grid.path).stem
     out = Path(options.out or f"runs/{name}")
@@ -52,10 +52,11 @@ def sweep(grid: FinetuneGrid, options: SweepOptions) -> int:
             )
         store.begin(describe_sweep(grid, jobs), jobs)
         echo(f"{counted_jobs(jobs)}{store.done_before}")
-        if left := sorted(store.left, key=lambda job: -job.cost):
-            stopped = run_events(start(options, left, store, grid.threads), store, LiveStatus(jobs, store.rows, scored))
+        if remaining := sorted(store.remaining, key=lambda job: -job.cost):
+            events = start(options, remaining, store, grid.threads)
+            stopped = run_events(events, store, LiveStatus(jobs, store.rows, scored))
             if stopped:
-                echo(f"stopped; {len(store.ended)} of {len(jobs)} jobs have ended, the same command continues")
+                echo(f"stopped; {len(store.ended)} of {len(jobs)} jobs have ended; the same command continues")
                 return stopped
         store.write()
         return report_sweep(store, name, grid, plan)
@@ -71,7 +72,7 @@ def counted_jobs(jobs: list[Job]) -> str:
 
 
 def describe_sweep(grid: FinetuneGrid, jobs: list[Job]) -> dict[str, Any]:
-    """Flat mapping of the axes, for the record and for differences."""
+    """Flat mapping of the axes, for the record and for comparison with a later call."""
     found: dict[str, Any] = {}
     for job in jobs:
         found[f"model {job.model}"] = job.identity["model"]
@@ -92,8 +93,8 @@ def report_sweep(store: ResultStore, name: str, grid: FinetuneGrid, plan: SweepP
     make_inner_folder(folder)
     report = ReportPage(f"Sweep {name}", folder)
     write_sweep_report(report, plan.tables(), comparison, failed, total)
-    report.write(circumstances(grid.path, grid.threads, done))
+    report.write(provenance(grid.path, grid.threads, done))
     if done:
         print(printed_scores(comparison))
     print(f"{store.out / RESULTS}\n{folder / 'report.html'}")
-    return print_failures(failed, total, shown_job)
+    return print_failures(failed, total, format_job)

@@ -17,14 +17,14 @@ class SweepPlan:
     """The jobs of a sweep, with descriptions of models and tasks."""
 
     jobs: list[Job] = field(default_factory=list)
-    """Model by model and task by task, settings and seeds within."""
+    """Ordered by model, task, setting and seed."""
     encoders: dict[str, Columns] = field(default_factory=dict)
     """Checkpoint -> its columns in a table of encoders."""
     tasks: dict[str, Columns] = field(default_factory=dict)
     """Task -> its columns in a table of tasks."""
 
     def tables(self) -> list[Table]:
-        """Tables of all that was trained."""
+        """Tables of the checkpoints, tasks and options."""
         return [
             columns_table("checkpoint", self.encoders),
             columns_table("task", self.tasks),
@@ -46,7 +46,7 @@ def plan_sweep(grid: FinetuneGrid, options: SweepOptions) -> SweepPlan:
             with prefixed(f"{grid.path}: {model.name}, {entry.name or entry.task}"):
                 task = plan_tunings(grid, model, entry, options.glue_dir, on_nodes=options.backend == "ray")
             if names.setdefault(task.name, entry) is not entry:
-                raise UserError(f"{grid.path}: tasks: {task.name} occurs twice; give one of them another name:")
+                raise UserError(f"{grid.path}: tasks: {task.name} occurs twice; give one of them a different name")
             plan.encoders[model.name], plan.tasks[task.name] = task.encoder, task.described
             for warning in task.warnings:
                 if warning not in warned:

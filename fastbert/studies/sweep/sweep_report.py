@@ -10,7 +10,7 @@ from fastbert.finetuning.table import COLUMNS, NOTHING, glue_cells
 from fastbert.report.page import Table
 from fastbert.studies.engine.store import ResultRow
 from fastbert.studies.shared import plots
-from fastbert.studies.shared.comparison import SETTING, Comparison, TaskComparison, Trials, shown_setting
+from fastbert.studies.shared.comparison import SETTING, Comparison, TaskComparison, Trials, format_setting
 from fastbert.studies.shared.report import WIDTH, ReportPage, p_value, plural
 from fastbert.studies.shared.statistics import Paired, flip_limits
 
@@ -58,7 +58,7 @@ def scores_table(comparison: Comparison) -> Table:
                     comparison.metrics(task)[0],
                     trials.model,
                     f"{trials.settings[trials.best][0]['train_examples']}",
-                    shown_setting(trials.best),
+                    format_setting(trials.best),
                     f"{len(trials.settings)}",
                     f"{len(trials.settings[trials.best])}",
                     *(percent(figures[name]) for name in results.STATISTICS),
@@ -81,7 +81,7 @@ def compared_table(comparison: Comparison, other: str) -> Table:
             [
                 line.task,
                 line.verdict,
-                shown_setting(line.setting),
+                format_setting(line.setting),
                 str(result.n),
                 f"{100 * result.mean:+.2f}",
                 _interval(result),
@@ -101,7 +101,7 @@ def settings_table(comparison: Comparison, task: str) -> Table:
     rows = []
     for setting in dict.fromkeys(setting for one in trials for setting in one.settings):
         cells = [_setting_cell(one, setting) for one in trials]
-        rows.append([shown_setting(setting), *cells])
+        rows.append([format_setting(setting), *cells])
     return Table(head, rows)
 
 
@@ -118,7 +118,7 @@ def glue_rows(comparison: Comparison) -> dict[str, dict[str, Any]]:
     """Rows of `glue_cells`: checkpoint -> GLUE task -> its metrics at the best setting."""
     rows: dict[str, dict[str, Any]] = {}
     for (model, task), trials in comparison.trials.items():
-        if task in COLUMNS and comparison.metrics(task) == GLUE[task].metrics:  # a custom task may have the name too
+        if task in COLUMNS and comparison.metrics(task) == GLUE[task].metrics:  # a custom task may have the same name
             seeds = [row["best"]["dev"] for row in trials.settings[trials.best]]
             rows.setdefault(model, {})[task] = results.summary(seeds)
     return rows
@@ -127,10 +127,10 @@ def glue_rows(comparison: Comparison) -> dict[str, dict[str, Any]]:
 def write_sweep_report(
     report: ReportPage, trained: Sequence[Table], comparison: Comparison, failed: Sequence[ResultRow], total: int
 ) -> None:
-    """Adds all of a sweep to its page, and writes the plots.
+    """Adds all sections to the page of a sweep, and writes the plots.
 
     Args:
-        trained: tables of what was trained.
+        trained: tables of `SweepPlan.tables`.
         failed: rows of failed jobs.
         total: number of jobs of the sweep.
     """
@@ -147,12 +147,12 @@ def write_sweep_report(
         report.table(table)
     if failed:
         report.heading("Failed jobs")
-        rows = [[row["task"], row["model"], shown_job(row), row["reason"]] for row in failed]
+        rows = [[row["task"], row["model"], format_job(row), row["reason"]] for row in failed]
         report.table(Table(["task", "checkpoint", f"{SETTING}, seed", "reason"], rows))
         report.text("The same command runs them again.")
 
 
-def shown_job(row: ResultRow) -> str:
+def format_job(row: ResultRow) -> str:
     return f"{row['learning_rate']:g}, {row['batch_size']}, {row['epochs']}, seed {row['seed']}"
 
 
@@ -164,17 +164,16 @@ def _scores(report: ReportPage, comparison: Comparison) -> None:
     if _equal_trials(comparison):
         trials = "Trials are equal: the same settings and seeds for every checkpoint of a task."
     else:
-        trials = (
-            "Trials are NOT equal: jobs are missing, so that a checkpoint had fewer settings or seeds than another."
-        )
+        trials = "Trials are NOT equal: jobs are missing, so a checkpoint had fewer settings or seeds than another."
     report.text(
         f"{setting}{trials} The epoch of each seed{' is' if one else ' and the setting are'} selected on the dev split "
-        "that is reported, which biases all figures upwards alike; `last epoch` is the median without the selection of "
-        "an epoch. A score is the task's first metric, the mean of its dev splits; std is that of a sample."
+        "that is reported, which biases all figures upwards equally; `last epoch` is the median without epoch "
+        "selection. A score is the task's first metric, averaged over its dev splits; std is the sample standard "
+        "deviation."
     )
     if rows := glue_rows(comparison):
         head, lines, legend = glue_cells(rows)
-        report.text("The table of GLUE:")
+        report.text("GLUE table:")
         report.table(Table(head, lines))
         report.text(" ".join(legend))
     panels = {
@@ -211,16 +210,16 @@ def _compared(report: ReportPage, comparison: Comparison) -> None:
         report.table(compared_table(comparison, other))
         report.text(
             f"The difference is the mean of {other} minus {first} over pairs of the same seed, at the same setting: "
-            "the one with the highest mean of the two medians. p (t) and the interval are of the paired t-test, which "
-            "assumes normally distributed differences; p (sign flips) is of the exact permutation test over their "
-            f"signs, which does not. {_limits(found)}Holm: adjusted over {plural(len(found), 'task')}. A "
+            "the one with the highest mean of the two medians. p (t) and the interval come from the paired t-test, "
+            "which assumes normally distributed differences; p (sign flips) comes from the exact permutation test over "
+            f"their signs, which does not. {_limits(found)}Holm: adjusted over {plural(len(found), 'task')}. A "
             f"difference is undecided unless the adjusted p (t) is below 0.05.{_not_compared(comparison, found)}"
         )
         for line in found:
             result = line.result
             interval = (None if end is None else 100 * end for end in (result.low, result.high))
             lines.append((f"{line.task}: {other}", 100 * result.mean, *interval))
-    label = f"difference to {first} (x 100), mean over seeds, 95 % interval"
+    label = f"difference from {first} (x 100), mean over seeds, 95 % interval"
     if lines:
         caption = "Mean differences over seeds with 95 % intervals."
         report.plot("differences.svg", caption, plots.plot_differences, lines, label)
@@ -252,6 +251,6 @@ def _tried(report: ReportPage, comparison: Comparison) -> None:
         for one in comparison.of_task(task):
             for setting in one.settings:
                 values = [100 * value for value in one.scores(setting)]
-                panels[task].setdefault(shown_setting(setting), {})[one.model] = values
+                panels[task].setdefault(format_setting(setting), {})[one.model] = values
     labels = {task: comparison.metrics(task)[0] for task in several}
     report.plot("settings.svg", "Scores at every setting.", plots.plot_settings, panels, labels)

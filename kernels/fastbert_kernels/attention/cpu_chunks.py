@@ -13,7 +13,7 @@ from torch import Tensor
 
 CELLS = 1 << 20
 """Scores in a chunk: 4 MiB in float32. Smaller chunks are no faster (docs/lab-notes.md), and each costs a dozen
-parallel operations, which are slow where another program uses a core. A constant, since it decides the order of
+parallel operations, which are slow while another program uses a core. A constant, since it decides the order of
 summation."""
 BLOCK = 256
 """Queries in a chunk of long rows with segments, few enough that the keys of other segments can be skipped."""

@@ -1,4 +1,4 @@
-"""Benchmarks of the kernels: resource usage when compiled, the fastest configurations, and times next to those of
+"""Benchmarks of the kernels: resource usage when compiled, the fastest configurations, and times compared with
 PyTorch.
 
     python -m fastbert_kernels.benchmarks compiled | tune | attention | vocabulary | report --out FOLDER

@@ -1,6 +1,6 @@
-"""Attention on a CPU next to implementations in PyTorch: 8,192 tokens, 12 heads of 64, and the shape of a small run,
-with and without a learned bias, forward only and with the backward pass. Contestants alternate, so that other load on
-the machine affects all of them."""
+"""Attention on a CPU compared with implementations in PyTorch: 8,192 tokens, 12 heads of 64, and the shape of a small
+run, with and without a learned bias, forward only and with the backward pass. Contestants alternate, so other load
+on the machine affects all of them."""
 
 import statistics
 import time
@@ -45,7 +45,7 @@ def contestants(biased: bool) -> dict[str, Callable]:
 
 
 def bench(settings: Settings) -> ResultRows:
-    """Milliseconds of each contestant, and its time over fastbert's: the median of the ratios of all rounds."""
+    """Milliseconds of each contestant, and its time relative to fastbert's: the median ratio over all rounds."""
     rows = ResultRows("attention-cpu", settings, threads=torch.get_num_threads())
     for shape in TOY if settings.toy else SHAPES:
         for dtype in (torch.bfloat16, torch.float32):

@@ -1,5 +1,5 @@
-"""The loss and the sampling of distinct words next to compiled PyTorch, in the shapes of BERT-Base with 32,768 words:
-9,728 masked positions (512 rows of 128 tokens), and 65,536 tokens of a meta controller with 1/4 of the width."""
+"""The loss and the sampling of distinct words compared with compiled PyTorch, in the shapes of BERT-Base with 32,768
+words: 9,728 masked positions (512 rows of 128 tokens), and 65,536 tokens of a meta controller with 1/4 of the width."""
 
 import functools
 from collections.abc import Callable

@@ -20,7 +20,7 @@ CELLS = 1 << 25
 """Logits in memory at a time, or the size of the embedding if that is larger: each chunk reads and writes the
 embedding's gradient once, which would dominate memory traffic if a chunk had fewer rows than the embedding is wide."""
 FEW = 1 << 20
-"""Maximum number of logits to compute without chunks where there is no kernel: there the custom operator costs more
+"""Maximum number of logits to compute without chunks if there is no kernel: for fewer the custom operator costs more
 than it saves (docs/lab-notes.md)."""
 ALIGNMENT = 16
 """Rows of logits are padded to a multiple of this for the kernel: cuBLAS is slow for unaligned rows."""

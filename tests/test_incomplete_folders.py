@@ -1,5 +1,5 @@
-"""A folder whose making was killed is begun again by the same command, at whatever operation the kill came; none that
-contains something else is mistaken for one."""
+"""A folder whose creation was killed is started again by the same command, at whatever operation the kill came; a
+folder that contains something else is not mistaken for one."""
 
 import shutil
 from collections.abc import Callable
@@ -60,7 +60,7 @@ def test_a_run(flags, tmp_path) -> None:
         if (out / "manifest.json").exists():  # then it can be resumed, and not be begun again
             begun.append(True)
             assert stored_options(str(out)) == setup.options
-            with pytest.raises(UserError, match="already holds a run; resume it with --resume"):
+            with pytest.raises(UserError, match="already contains a run; resume it with --resume"):
                 new_folder(str(out), "name")
         elif out.exists() and (out / LOCK).exists():
             with pytest.raises(UserError, match=r"without --resume|leave --resume out"):
@@ -69,17 +69,17 @@ def test_a_run(flags, tmp_path) -> None:
     assert every_kill(out, lambda: (make(), begun.clear())[0], check) > 12
 
 
-def test_the_users_own_files_are_no_half_made_run(tmp_path) -> None:
+def test_the_users_own_files_are_no_incomplete_run(tmp_path) -> None:
     for name in ("config.yaml", "tokenizer", "text.txt"):
         out = tmp_path / name / "out"
         out.mkdir(parents=True)
         (out / name).touch()
-        with pytest.raises(UserError, match="already holds"):
+        with pytest.raises(UserError, match="already contains"):
             new_folder(str(out), "name")
     (tmp_path / "locked").mkdir()
     for name in (LOCK, "config.yaml", "notes.txt"):
         (tmp_path / "locked" / name).touch()
-    with pytest.raises(UserError, match="already holds"):
+    with pytest.raises(UserError, match="already contains"):
         new_folder(str(tmp_path / "locked"), "name")
 
 
