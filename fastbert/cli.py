@@ -16,7 +16,7 @@ from fastbert.errors import UserError, brief, choose, message_of
 from fastbert.flags import EXAMPLES, normalized, parse
 from fastbert.hub.folders import check_model_folder
 from fastbert.named_configs import config_path
-from fastbert.pretraining.misplaced import how_to_give, is_text, quoted
+from fastbert.pretraining.misplaced import is_text, quoted, usage_hint
 from fastbert.registry import Registry, imported
 from fastbert.requirements import check_requirements, check_text, refuse_several_processes
 from fastbert.streams import (
@@ -213,7 +213,7 @@ def yaml_file(job: str, arguments: list[str]) -> tuple[str | None, list[str]]:
 def folder_hint(job: str, folder: Path) -> str:
     """Advice if a folder is given instead of the YAML file of `job`."""
     if job == "pretrain":
-        return how_to_give(folder) or "give a file"
+        return usage_hint(folder) or "give a file"
     if job == "finetune":
         return f"give a file, and a model as --model {quoted(folder)}"
     return f"give a file; to continue the {job} in a folder, repeat the command that started it"

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 from fastbert.errors import UserError, brief, nearest
 from fastbert.inheritance import read_yaml
-from fastbert.option_hints import foreign_names
+from fastbert.option_hints import equivalent_flags
 from fastbert.ranges import hints_of, plain, problem_of, takes_none
 
 Options = TypeVar("Options")
@@ -35,7 +35,7 @@ _FLOAT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?", re.ASCII)
 
 
 def choice(default: str, choices: Iterable[str], what: str | None = None, **metadata: Any) -> Any:
-    """A field with one of `choices` as its value, for `check_values` and the help; `what` names it in errors."""
+    """Field whose value is one of `choices`, for `check_values` and the help; `what` names it in error messages."""
     return dataclasses.field(default=default, metadata={**metadata, "choices": choices, "what": what})
 
 
@@ -77,8 +77,8 @@ def from_dict(cls: type[Options], values: Any, where: str) -> Options:
         if key not in known:
             kinds = {name: plain(hint) for name, hint in hints.items()}
             groups = [name for name, kind in kinds.items() if is_dataclass(kind) and key in kind.__dataclass_fields__]
-            other = of_another_job(values, known) if "out" in known else ""  # every job has it, groups do not
-            hint = f"it belongs under {' or '.join(groups)}" if groups else other or meant(key, known)
+            other = other_job_hint(values, known) if "out" in known else ""  # every job has it, groups do not
+            hint = f"it belongs under {' or '.join(groups)}" if groups else other or suggestion(key, known)
             raise UserError(f"{where}: unknown option {brief(key)}; {hint}")
     arguments = {}
     for field in fields(cls):
@@ -100,15 +100,15 @@ def from_dict(cls: type[Options], values: Any, where: str) -> Options:
         raise UserError(f"{where}: {error}") from None
 
 
-def meant(key: str, known: Collection[str]) -> str:
+def suggestion(key: str, known: Collection[str]) -> str:
     """Hint for an unknown option in a file; `known` are the valid keys."""
-    names = [name for name in foreign_names(key) if name.partition(".")[0].replace("-", "_") in known]
+    names = [name for name in equivalent_flags(key) if name.partition(".")[0].replace("-", "_") in known]
     if names:
         return "did you mean {}?".format(names[0].replace("-", "_").replace(".", ": "))
     return nearest(key, known)
 
 
-def of_another_job(values: Collection[str], known: Collection[str]) -> str:
+def other_job_hint(values: Collection[str], known: Collection[str]) -> str:
     """Hint for a file with the options of another job; empty if there are none.
 
     Args:

@@ -114,7 +114,7 @@ def refuse_link(path: Path) -> None:
     """Raises a UserError if a folder inside a folder of fastbert is a link, which may lead to another user's files."""
     if os.path.islink(path):
         raise UserError(
-            f"{path} is a link, which is not followed: replace it by the folder it leads to, or give --out a folder on "
+            f"{path} is a link, which is not followed: replace it with its target, or give --out a folder on "
             "the other disk"
         )
 

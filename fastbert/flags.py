@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 from fastbert.config import convert_text
 from fastbert.errors import OptionError, UserError, brief, closest
-from fastbert.option_hints import foreign
+from fastbert.option_hints import hint_for
 from fastbert.ranges import hints_of, plain, problem_of, takes_none
 
 Options = TypeVar("Options")
@@ -217,7 +217,7 @@ def refuse_unknown(arguments: Sequence[str], flags: Sequence[Flag], job: str) ->
         if argument.startswith("--"):
             before, equals, _ = argument.partition("=")
             if before not in known:
-                hint = meant(before.removeprefix("--"), flags)
+                hint = suggestion(before.removeprefix("--"), flags)
                 see = f"{hint} See" if hint.endswith("?") else f"{hint}; see" if hint else "see"
                 raise UserError(f"unknown option {brief(before, str)}; {see} fastbert {job} --help")
             flag = known[before]
@@ -242,9 +242,9 @@ def _remedy(argument: str, before: Flag | None, job: str, example: str) -> str:
     return f"; options begin with --{example}, see fastbert {job} --help"
 
 
-def meant(name: str, flags: Sequence[Flag]) -> str:
+def suggestion(name: str, flags: Sequence[Flag]) -> str:
     """Suggestion for the unknown flag `name`, as part of a sentence; empty if nothing is similar."""
-    if hint := foreign(name, {flag.name for flag in flags}):
+    if hint := hint_for(name, {flag.name for flag in flags}):
         return hint
     near = near_flags(name, flags)
     return f"did you mean {' or '.join(f'--{one}' for one in near)}?" if near else ""

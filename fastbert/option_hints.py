@@ -96,7 +96,7 @@ REMARKS: dict[str, str] = {
 """Name in another program -> advice, which is shown if the job has all flags in it."""
 
 
-def foreign(name: str, flags: Collection[str]) -> str:
+def hint_for(name: str, flags: Collection[str]) -> str:
     """Advice about an option of another program or version, as the end of a sentence; empty if it is unknown.
 
     Args:
@@ -104,14 +104,14 @@ def foreign(name: str, flags: Collection[str]) -> str:
         flags: flags of the job, without dashes.
     """
     group, dot, last = name.rpartition(".")
-    for own in (*foreign_names(name), *(f"{group}{dot}{own}" for own in foreign_names(last))):
+    for own in (*equivalent_flags(name), *(f"{group}{dot}{own}" for own in equivalent_flags(last))):
         if own in flags:
             return f"did you mean --{own}?"
     remark = REMARKS.get(name.lower(), "")
     return remark if all(flag in flags for flag in re.findall(r"--([\w.-]+)", remark)) else ""
 
 
-def foreign_names(name: str) -> tuple[str, ...]:
+def equivalent_flags(name: str) -> tuple[str, ...]:
     """Possible flags for an option of another program or version, written with - or _; a job has only part of them."""
     name = name.lower().replace("_", "-")
     return NAMES.get(name) or RENAMED.get(name, ())

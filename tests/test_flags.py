@@ -14,7 +14,7 @@ from fastbert.cli import OPTIONS, main
 from fastbert.errors import UserError
 from fastbert.flags import EXAMPLES, TAKES_YAML, flags_of, help_of, parse
 from fastbert.named_configs import config_path
-from fastbert.option_hints import NAMES, REMARKS, foreign
+from fastbert.option_hints import NAMES, REMARKS, hint_for
 from tests.small_options import Inner, Lifted, Outer, write
 
 
@@ -118,7 +118,7 @@ def test_names_of_other_programs_lead_to_flags_that_exist() -> None:
     flags = {flag.name for options in OPTIONS.values() for flag in flags_of(options)}
     assert all(flag in flags for names in NAMES.values() for flag in names)
     jobs = [{flag.name for flag in flags_of(options)} for options in OPTIONS.values()]
-    assert all(any(foreign(name, job) for job in jobs) for name in {*NAMES, *REMARKS})
+    assert all(any(hint_for(name, job) for job in jobs) for name in {*NAMES, *REMARKS})
 
 
 @pytest.mark.parametrize("job", OPTIONS)

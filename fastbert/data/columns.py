@@ -15,7 +15,7 @@ class Columns:
     remedy: str = "choose with --column"
     """Advice in the error for a column that is missing or contains no text."""
     class_names: bool = False
-    """Replace integers by the names that the features of `datasets` define, and -1 by a missing label."""
+    """Replace integers with the names that the features of `datasets` define, and -1 by a missing label."""
     lists: bool = False
     """Texts may be lists of texts."""
 
@@ -28,7 +28,7 @@ class Columns:
         """Raises a UserError that lists the columns `found` if a column is missing or occurs twice.
 
         Args:
-            where: names the file in errors.
+            where: names the file in error messages.
             hint: replaces the remedy for a missing column.
         """
         for name in self.names:

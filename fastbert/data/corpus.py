@@ -14,7 +14,7 @@ import numpy as np
 from fastbert.data.duplicates import COUNTED, KeyFile, Seen
 from fastbert.data.encoding import Encoded, encode_in_worker
 from fastbert.data.hashing import text_hash
-from fastbert.data.partial import Partial, left_behind
+from fastbert.data.partial import Partial, leftover_errors
 from fastbert.data.rare import WordCounter
 from fastbert.data.shards import SPLITS
 from fastbert.data.source_counts import SourceCounts, end_of_mixture
@@ -108,7 +108,7 @@ class Corpus:
         Raises:
             DamagedWorkError: state or files are damaged.
         """
-        with left_behind(partial.folder):
+        with leftover_errors(partial.folder):
             if (saved := partial.load()) is not None:
                 self._restore(*saved, source)
 

@@ -69,7 +69,7 @@ class DamagedWorkError(UserError):
 
 
 @contextmanager
-def left_behind(folder: Path) -> Iterator[None]:
+def leftover_errors(folder: Path) -> Iterator[None]:
     """Context manager for reading an interrupted call's files in `folder`: errors also explain how to continue.
 
     Raises:
@@ -165,7 +165,7 @@ def partial_folder(out: Path, made_of: dict[str, Any]) -> Iterator[Partial | Non
             if _is_planted(folder):
                 _empty(folder, out)
             _clean(folder)
-            with left_behind(folder):
+            with leftover_errors(folder):
                 left = (folder / MADE_OF).is_file()
                 same = left and read_json(folder / MADE_OF, "leftover") == made_of
             if not same:

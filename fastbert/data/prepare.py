@@ -18,7 +18,7 @@ from typing import IO, Annotated, Any
 from fastbert.data.corpus import STATE_VERSION, Corpus, tokenize, workers_for
 from fastbert.data.encoding import token_dtype
 from fastbert.data.integrity import FileRecord, compare, file_record, is_record, save_array
-from fastbert.data.partial import STATE, TOKENIZER, Partial, is_free, left_behind, partial_folder, remove_traces
+from fastbert.data.partial import STATE, TOKENIZER, Partial, is_free, leftover_errors, partial_folder, remove_traces
 from fastbert.data.rare import write_rare
 from fastbert.data.shards import FORMAT, FORMAT_VERSION, SPLITS, read_record, unigram_entropy
 from fastbert.data.sources import Source, open_source
@@ -261,7 +261,7 @@ def _tokenizer(folder: Path, source: Source, options: PrepareOptions) -> tuple[W
             wordpiece.save(inside)
             files = {f"tokenizer/{path.name}": file_record(path) for path in sorted(inside.iterdir())}
         write_json(record, files)
-    with left_behind(folder):
+    with leftover_errors(folder):
         files = read_json(record, "the record of the tokenizer's files")
         if not isinstance(files, dict) or not all(map(is_record, files.values())):
             raise UserError(f"the record of the tokenizer's files {record} is damaged")

@@ -54,7 +54,7 @@ def end_of_mixture(source: Source) -> str | None:
     return f"the mixture ends where {source.parts[source.ended_by].spec} has no more documents; {', '.join(rest)}"
 
 
-def far_off(sources: list[dict[str, Any]]) -> str:
+def weight_deviation(sources: list[dict[str, Any]]) -> str:
     """Description of a source whose fraction of the bytes differs from its weight by more than FAR; empty if there is
     none."""
     given = [sum(source[split]["bytes"] for split in SPLITS) for source in sources]

@@ -70,7 +70,7 @@ def warnings(dataset: dict[str, Any]) -> list[str]:
             "--seed or --validation-fraction"
         )
     dropped = options["drop_duplicates"] and dataset["duplicates"]["documents"]
-    if dropped and (off := source_counts.far_off(dataset.get("sources", []))):
+    if dropped and (off := source_counts.weight_deviation(dataset.get("sources", []))):
         found.append(
             f"{off}: duplicates are dropped after the sources are mixed, so a document of several sources counts for "
             "the source that yields it first; remove duplicates from the files first, or adjust --weights"

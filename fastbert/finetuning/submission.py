@@ -177,7 +177,7 @@ def _unzipped(file: IO[bytes], path: Path) -> dict[str, bytes]:
     except _UNZIPPING as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
-        raise UserError(f"{path} is damaged or no zip file ({brief(error, str)}); make it again") from None
+        raise UserError(f"{path} is damaged or not a zip file ({brief(error, str)}); make it again") from None
 
 
 def _problem(content: bytes, task: GlueTask, count: int) -> str | None:

@@ -13,7 +13,7 @@ def is_run(folder: Path) -> bool:
     return (folder / "config.yaml").is_file() and (folder / "checkpoints").is_dir()
 
 
-def how_to_give(path: Path) -> str:
+def usage_hint(path: Path) -> str:
     """Description of `path` with the option of `fastbert pretrain` that accepts it, as the end of a sentence; empty if
     `path` is not recognized."""
     if is_run(path):

@@ -76,7 +76,7 @@ class NoteCorpus:
         return lines
 
 
-def rare_band(options: NoteDictionaryOptions) -> dict[str, int]:
+def rare_word_range(options: NoteDictionaryOptions) -> dict[str, int]:
     """Options that make `prepare` list the words with notes: its default range of counts, widened if necessary."""
     if not options.enabled:
         return {}

@@ -85,7 +85,7 @@ class _PretrainOptions:
     """Start from the weights of a run, an export, or a Hugging Face BERT folder."""
 
     objective: str = choice("mlm", OBJECTIVES)
-    """Pretraining objective: mlm (masked language modelling, BERT), electra (replaced token detection, arXiv
+    """Pretraining objective: mlm (masked language modeling, BERT), electra (replaced token detection, arXiv
     2003.10555) or multiple-choice (with a meta controller, arXiv 2006.05744)."""
     encoder: EncoderOptions = field(default_factory=EncoderOptions, metadata=FLAT)
     length: Length = 512
@@ -245,7 +245,7 @@ class EvaluateOptions:
 
 
 # Options of a single call; config.yaml has their defaults.
-OF_ONE_CALL = {"resume": False, "dry_run": False, "verify_data": False, "profile": False}
+SINGLE_CALL_OPTIONS = {"resume": False, "dry_run": False, "verify_data": False, "profile": False}
 BUDGETS = ("steps", "tokens", "minutes")
 # Options that have an effect where --data is a source. They are not science: the hash of the data covers them.
 SOURCE_ONLY = ("column", "streamed", "vocab_size", "tokenizer", "lowercase", "strip_accents", "validation_fraction")

@@ -14,7 +14,7 @@ from fastbert.pretraining.budget import check_steps, resolve_steps
 from fastbert.pretraining.build import build_trainer, describe_experiment
 from fastbert.pretraining.dry_run import dry_run
 from fastbert.pretraining.finish import finish
-from fastbert.pretraining.options import OF_ONE_CALL, PretrainOptions, science
+from fastbert.pretraining.options import SINGLE_CALL_OPTIONS, PretrainOptions, science
 from fastbert.pretraining.profiling import check_room, profiled
 from fastbert.pretraining.run import (
     RunFolder,
@@ -42,7 +42,7 @@ def pretrain(given: PretrainOptions, name: str) -> int:
     given.check_inputs()
     run = new_folder(given.out, name)
     check_steps(given)
-    setup = prepare_setup(replace(given, **OF_ONE_CALL, out=str(run.path)), verify_data=given.verify_data)
+    setup = prepare_setup(replace(given, **SINGLE_CALL_OPTIONS, out=str(run.path)), verify_data=given.verify_data)
     setup.options = resolve_steps(setup)
     setup.plan()  # refuses a batch that grows for longer than the run
     learning_rate_factor(setup.options.schedule, 0, setup.options.steps)  # refuses a warm-up longer than the run

@@ -19,8 +19,8 @@ from fastbert.files import LOCK, atomic_file, atomic_folder, contents, disk_erro
 from fastbert.inputs import read_or_problem
 from fastbert.model.options import EncoderOptions
 from fastbert.outputs import check_output_folder
-from fastbert.pretraining.misplaced import how_to_give
-from fastbert.pretraining.options import OF_ONE_CALL, PretrainOptions
+from fastbert.pretraining.misplaced import usage_hint
+from fastbert.pretraining.options import SINGLE_CALL_OPTIONS, PretrainOptions
 from fastbert.ranges import text_problem
 from fastbert.records import check, read_json, write_json
 from fastbert.training.checkpoints import checkpoint_paths, read_state
@@ -169,7 +169,7 @@ def read_config(run: RunFolder) -> PretrainOptions:
         UserError: it is missing or damaged.
     """
     if not run.config.exists():
-        hint = how_to_give(run.path) or f"no {run.config}; leave --resume out to start one"
+        hint = usage_hint(run.path) or f"no {run.config}; leave --resume out to start one"
         raise UserError(f"there is no run to resume in {run.path}: {hint}")
     return configuration.load_yaml(PretrainOptions, run.config)
 
@@ -215,7 +215,9 @@ def _config_differences(run: RunFolder, stored: PretrainOptions, sealed: Sealed)
     started = sealed.options(str(run.path))
     if problem := read_or_problem(read_config, run)[1]:
         return [f"{problem}; the options are those in {sealed.path}, and {run.config} is written again"]
-    changed = configuration.differences(*(beyond_science(options) | {"out": None} for options in (started, stored)))
+    changed = configuration.differences(
+        *(non_science_options(options) | {"out": None} for options in (started, stored))
+    )
     return [f"{run.config} was changed after the run was started: {'; '.join(changed)}"] if changed else []
 
 
@@ -245,16 +247,16 @@ def merge(stored: PretrainOptions, given: PretrainOptions) -> tuple[PretrainOpti
     merged = replace(
         given,
         **filled,
-        **OF_ONE_CALL,
+        **SINGLE_CALL_OPTIONS,
         machine=machine,
         out=stored.out,
         tokens=stored.tokens,
         minutes=stored.minutes,
     )
-    return merged, configuration.differences(beyond_science(stored), beyond_science(merged))
+    return merged, configuration.differences(non_science_options(stored), non_science_options(merged))
 
 
-def beyond_science(options: PretrainOptions) -> dict[str, Any]:
+def non_science_options(options: PretrainOptions) -> dict[str, Any]:
     """Values of the machine and bookkeeping options by name."""
     return {leaf.name: leaf.value for leaf in configuration.leaves(options) if leaf.role != "science"}
 

@@ -23,7 +23,7 @@ from fastbert.model.flops import encoder_parameters
 from fastbert.objectives import OBJECTIVES, group_of
 from fastbert.objectives.objective import Objective
 from fastbert.pretraining.evaluation import evaluate
-from fastbert.pretraining.note_corpus import NoteCorpus, find_note_words, rare_band
+from fastbert.pretraining.note_corpus import NoteCorpus, find_note_words, rare_word_range
 from fastbert.pretraining.options import SOURCE_ONLY, PretrainOptions
 from fastbert.streams import echo
 from fastbert.training.apex import check_apex
@@ -207,7 +207,7 @@ def data_folder(options: PretrainOptions, tokenizer: str | None) -> Path:
             out="data",  # has no effect
             tokenizer=tokenizer,
             workers=options.machine.workers,
-            **rare_band(options.notes),
+            **rare_word_range(options.notes),
             **{name: getattr(options, name) for name in SOURCE_ONLY if name != "tokenizer"},
         ),
     )

@@ -230,7 +230,7 @@ def read_state(path: Path) -> tuple[int, dict]:
     damaged."""
     manifest, file = _read_manifest(path), path / "state.json"
     if not file.is_file() or _sha256(file) != manifest["files"]["state.json"]["sha256"]:
-        raise UserError(f"the checkpoint file {file} is damaged: its SHA-256 does not fit")
+        raise UserError(f"the checkpoint file {file} is damaged: its SHA-256 does not match")
     return manifest["step"], read_json(file, "the checkpoint's state", dict)
 
 
@@ -292,7 +292,7 @@ def _read_manifest(path: Path) -> dict:
             f"{file} has format {brief(manifest['format'])}, but this version of fastbert reads format {FORMAT}"
         )
     if manifest.get("seal") != seal_of(manifest):
-        raise UserError(f"the checkpoint's manifest {file} is damaged: its hash does not fit")
+        raise UserError(f"the checkpoint's manifest {file} is damaged: its hash does not match")
     manifest = check(finite_or_none(manifest), _MANIFEST, f"the checkpoint's manifest {file}")
     if unexpected := [name for name in manifest["files"] if not _FILE.fullmatch(name)]:
         raise UserError(f"the checkpoint's manifest {file} is damaged: {brief(unexpected[0])} is not a checkpoint file")
@@ -314,7 +314,7 @@ def _read(path: Path) -> Checkpoint:
             raise UserError(f"the checkpoint file {file} is damaged: {size} bytes instead of {expected['bytes']}")
     for file, expected in files.items():
         if _sha256(file) != expected["sha256"]:
-            raise UserError(f"the checkpoint file {file} is damaged: its SHA-256 does not fit")
+            raise UserError(f"the checkpoint file {file} is damaged: its SHA-256 does not match")
     tensors = {file.stem: _read_tensors(file) for file in files if file.suffix == ".safetensors"}
     require_finite(tensors, f"the checkpoint {path}")
     state = read_json(path / "state.json", "the checkpoint's state", dict)

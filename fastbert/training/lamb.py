@@ -69,12 +69,12 @@ class LAMB(torch.optim.Optimizer):
         torch._foreach_add_(updates, parameters, alpha=group["weight_decay"])
         if "matrices" in group:
             counts = [n for p, n in zip(group["params"], group["matrices"], strict=True) if p.grad is not None]
-            trust(updates, parameters, counts)
+            apply_trust_ratios(updates, parameters, counts)
         torch._foreach_mul_(updates, torch.where(skip, 0.0, -group["lr"]))
         torch._foreach_add_(parameters, updates)
 
 
-def trust(updates: list[Tensor], weights: list[Tensor], counts: list[int]) -> None:
+def apply_trust_ratios(updates: list[Tensor], weights: list[Tensor], counts: list[int]) -> None:
     """Scales each matrix of `updates` to the norm of the corresponding matrix of `weights`, unless either norm is 0.
 
     Args:

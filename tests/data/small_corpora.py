@@ -13,7 +13,7 @@ SYLLABLES = [a + b for a in "bcdfglmnprst" for b in "aeiou"]
 
 
 def write_corpus(path: Path, documents: int = 300, seed: int = 0) -> list[str]:
-    """Made-up words with frequencies that fall off as in real text, and characters no tokenizer has seen twice."""
+    """Made-up words with frequencies as in real text, and characters that no tokenizer has seen twice."""
     rng = random.Random(seed)
     words = ["".join(rng.choices(SYLLABLES, k=rng.randint(1, 4))) for _ in range(400)]
     weights = [1 / (n + 1) for n in range(400)]

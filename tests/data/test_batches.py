@@ -20,7 +20,7 @@ def batches(batch_size: int, micro: int, seed: int) -> TrainingBatches:
     return TrainingBatches({10: rows()}, BatchPlan.constant(batch_size, 10), micro, seed, CPU)
 
 
-def test_no_token_is_dropped_but_the_last_few() -> None:
+def test_only_the_last_tokens_are_dropped() -> None:
     packed = rows(1000, 10)
     assert len(packed) == 111
     batch = packed.read(np.arange(111), np.arange(111), CPU)
@@ -38,7 +38,7 @@ def test_an_epoch_sees_every_row_once(batch_size: int, micro: int, seed: int) ->
 
 
 def test_micro_batches_cut_the_same_global_batch() -> None:
-    """Across the border of two epochs too."""
+    """Also across the border of two epochs."""
     for step in (0, 6, 7):
         whole = list(batches(16, 16, 3).at(step))
         parts = list(batches(16, 5, 3).at(step))
@@ -48,7 +48,7 @@ def test_micro_batches_cut_the_same_global_batch() -> None:
 
 
 def test_stages_read_all_rows_of_a_length_before_repeating_one() -> None:
-    """Across the stages of a growing batch, and in an order of its own for the second length."""
+    """Across the stages of a growing batch, and in a different order for the second length."""
     plan = BatchPlan((Stage(0, 4, 10), Stage(5, 8, 10), Stage(20, 6, 25), Stage(27, 12, 25)))
     batches = TrainingBatches({length: rows(1000, length) for length in (10, 25)}, plan, 4, 3, CPU)
     for length, steps in ((10, range(20)), (25, range(20, 28))):

@@ -1,4 +1,4 @@
-"""The same text gives the same documents, and is refused or accepted alike, in whatever it is stored."""
+"""The same text gives the same documents, and is accepted or refused alike, in every file format."""
 
 import csv
 import gzip
@@ -129,7 +129,7 @@ def outcome(path: Path) -> list[str] | str:
         ("a.csv", "n, text \n1,a\n"),
     ],
 )
-def test_tables_as_people_write_them(tmp_path: Path, name: str, content: str) -> None:
+def test_tables_in_common_variants(tmp_path: Path, name: str, content: str) -> None:
     (tmp_path / name).write_text(content)
     assert outcome(tmp_path / name) == ["a"]
 

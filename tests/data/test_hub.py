@@ -1,4 +1,4 @@
-"""Hugging Face datasets as a source, streamed or not, from folders: the hub itself is out of a test's reach."""
+"""Hugging Face datasets as a source, streamed or not, from folders, since tests have no access to the hub."""
 
 import json
 from pathlib import Path
@@ -29,7 +29,7 @@ def saved(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def files(tmp_path: Path) -> Path:
-    """A folder of Parquet files for two splits, as the hub lays them out."""
+    """A folder of Parquet files for two splits, in the hub's layout."""
     for name, rows in TEXTS.items():
         for part in (0, 1):
             path = tmp_path / "files" / f"{name}-{part:05d}-of-00002.parquet"
@@ -95,7 +95,7 @@ def test_a_folder_of_jsonl(tmp_path: Path, streamed: bool) -> None:
 
 
 @pytest.mark.parametrize("streamed", [False, True])
-def test_text_is_cleaned_as_that_of_files_is(tmp_path: Path, streamed: bool) -> None:
+def test_text_is_cleaned_as_in_files(tmp_path: Path, streamed: bool) -> None:
     rows = ["\ufeffa\r\nb\rc\x85d", "", None, "NA", "null", "x"]
     datasets.Dataset.from_dict({"text": rows}).save_to_disk(tmp_path / "saved")
     (tmp_path / "csv").mkdir()
@@ -115,7 +115,7 @@ def test_a_folder_with_commas(saved: Path, tmp_path: Path) -> None:
     assert read(f"hf:{tmp_path}/a,b::test, {tmp_path}/c.txt") == [*TEXTS["test"], "c"]
 
 
-def test_streamed_or_not_is_the_same_data_and_the_files_are_its_identity(files: Path) -> None:
+def test_streamed_data_is_the_same_and_identified_by_its_files(files: Path) -> None:
     identities = [open_source(f"hf:{files}", streamed=streamed).identity for streamed in (False, True)]
     assert identities[0] == identities[1]
     pq.write_table(pa.table({"text": ["other"], "n": [1]}), files / "train-00000-of-00002.parquet")
@@ -143,7 +143,7 @@ def test_files_of_another_encoding(tmp_path: Path, streamed: bool) -> None:
         list(open_source(f"hf:{tmp_path}", streamed=streamed).documents())
 
 
-def test_what_cannot_be_reached(tmp_path: Path) -> None:
+def test_unreachable_datasets(tmp_path: Path) -> None:
     for streamed in (False, True):
         message = error_of("hf:no-such-owner/no-such-data", streamed=streamed)
         assert "Couldn't reach 'no-such-owner/no-such-data' on the Hub" in message

@@ -1,4 +1,5 @@
-"""No damaged file of a prepared folder is trained on: hashes when it is opened, ranges whatever the hashes say."""
+"""No damaged file of a prepared folder is used for training: hashes are compared when it is opened, and ranges are
+checked in any case."""
 
 import io
 import json
@@ -50,7 +51,7 @@ def copy(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
 
 @pytest.fixture
 def hashed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The names of the shards' files that are hashed."""
+    """Names of the shards' files that are hashed."""
     names: list[str] = []
     real = integrity.hash_of
 
@@ -63,7 +64,7 @@ def hashed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def flip(path: Path, position: int, bit: int = 1, unnoticed: bool = False) -> None:
-    """Changes a bit; `unnoticed`, as by a defect of the disk, the modification time stays."""
+    """Flips a bit; if `unnoticed`, as by a disk failure, without changing the modification time."""
     before, content = path.stat(), bytearray(path.read_bytes())
     content[position] ^= bit
     path.write_bytes(content)
@@ -71,7 +72,7 @@ def flip(path: Path, position: int, bit: int = 1, unnoticed: bool = False) -> No
         os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
 
 
-def test_a_flipped_bit_in_any_file_is_named(copy: Path) -> None:
+def test_a_flipped_bit_in_any_file_is_reported(copy: Path) -> None:
     open_dataset(copy)
     files = [path for path in sorted(copy.rglob("*")) if path.is_file()]
     assert len(files) > 20
@@ -132,7 +133,7 @@ def test_a_cache_that_is_damaged_or_cannot_be_written(
     assert capsys.readouterr().err.count("data is verified at every start") == 1
 
 
-def test_hashes_are_of_what_was_written(prepared: Path) -> None:
+def test_hashes_match_the_written_files(prepared: Path) -> None:
     record = read_record(prepared)
     files = {**record["tokenizer_files"], "rare_words.json": record["rare_words"]["file"]}
     for split, content in record["splits"].items():
@@ -226,7 +227,7 @@ def test_lengths_that_differ_from_dataset_json(copy: Path) -> None:
         open_dataset(copy)
 
 
-def test_what_an_interrupted_call_left_is_compared(
+def test_files_of_an_interrupted_call_are_compared(
     source: Path, prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     small_batches(monkeypatch, BATCH_CHARACTERS=1_500, STATE_BATCHES=3)

@@ -94,10 +94,10 @@ def test_a_list_is_read_one_after_the_other(tmp_path: Path) -> None:
         ("inf,1", "weight inf is not greater than 0"),
         ("7,3", "the weights 7,3 sum to 10, not to 1; for these proportions write 0.7,0.3"),
         ("0.7;0.3", "weights '0.7;0.3' are not comma-separated numbers"),
-        ("", "are not numbers"),
+        ("", "are not comma-separated numbers"),
     ],
 )
-def test_weights_that_do_not_fit(tmp_path: Path, weights: str, message: str) -> None:
+def test_invalid_weights(tmp_path: Path, weights: str, message: str) -> None:
     for name in "ab":
         (tmp_path / f"{name}.txt").write_text(name)
     with pytest.raises(UserError) as caught:

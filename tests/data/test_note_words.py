@@ -53,7 +53,7 @@ class Words:
 
 
 def by_hand(ids: list[list[int]], noted: list[tuple[int, ...]], half_window: int, cut: list[bool]) -> list[tuple]:
-    """(row, first, pieces, window's first, window's end, word) from the rows' ids alone: ids of 100 and more continue a
+    """(row, first, pieces, window's first, window's end, word) from the ids of the rows alone: ids from 100 continue a
     word. `cut` is true for a row whose last word continues in the next."""
     found = []
     for number, row in enumerate(ids):
@@ -80,7 +80,7 @@ DOCUMENTS = st.lists(st.lists(WORD, max_size=12), min_size=1, max_size=6)
 
 @settings(deadline=None, max_examples=150)
 @given(DOCUMENTS, st.integers(2, 14), st.integers(0, 5), st.integers(0, 2**32), st.integers(1, 5))
-def test_occurrences_are_those_one_finds_by_hand(documents, length, half_window, coin, micro) -> None:
+def test_occurrences_equal_a_search_by_hand(documents, length, half_window, coin, micro) -> None:
     stream = Words(documents)
     row_of_word = np.full(len(stream.known), -1, np.int32)
     noted = [word for number, word in enumerate(stream.known) if coin >> number % 32 & 1]
@@ -131,7 +131,7 @@ def test_occurrences_are_those_one_finds_by_hand(documents, length, half_window,
     assert not here.counts[len(words) :].any() and len(here.counts) > len(words)
 
 
-def test_every_occurrence_that_is_whole_is_met_in_an_epoch() -> None:
+def test_every_whole_occurrence_is_read_in_an_epoch() -> None:
     """Through the shuffled micro-batches of steps; the global batch's words are in each of them."""
     stream = Words([[(5,), (6, 100)] * 40, [(7,)] * 33, [(5,), (8, 100, 100)] * 21])
     index = NoteWords(stream, np.arange(4, dtype=np.int32), 12, 2)
@@ -148,13 +148,13 @@ def test_every_occurrence_that_is_whole_is_met_in_an_epoch() -> None:
     assert met + left == len(index.positions)
 
 
-def test_without_notes_a_batch_carries_nothing(prepared: Path) -> None:
+def test_without_notes_a_batch_has_no_occurrences(prepared: Path) -> None:
     rows = PackedRows(open_dataset(prepared).split("train"), 32, CLS, SEP)
     assert rows.read(np.arange(2), np.arange(2), CPU).noted is None
 
 
 def touched(dataset, chosen: np.ndarray, length: int) -> set[int]:
-    """Rows with a chosen word that is whole in them, one occurrence at a time."""
+    """Rows that contain a whole chosen word, found one occurrence at a time."""
     stream = dataset.split("train")
     width = length - 1
     rare = stream.rare(0, len(stream))
@@ -198,7 +198,7 @@ def test_only_words_of_the_range_are_selected(prepared: Path) -> None:
     assert np.array_equal(selected, (dataset.rare_counts >= 60) & (dataset.rare_counts <= 100)) and selected.any()
 
 
-def test_a_band_that_was_not_prepared(prepared: Path) -> None:
+def test_a_range_that_was_not_prepared(prepared: Path) -> None:
     with pytest.raises(UserError, match=r"20 to 600 times.*50 to 500 times.*--rare-min 20 --rare-max 600"):
         choose_words(open_dataset(prepared), 20, 600, 0.2, 32)
 
@@ -214,7 +214,7 @@ def test_a_range_without_words_suggests_one_with_words(prepared: Path) -> None:
     assert "--rare-min" not in str(error.value)
 
 
-def test_a_corpus_without_rare_words_names_a_band(tmp_path: Path) -> None:
+def test_a_corpus_without_rare_words_suggests_a_range(tmp_path: Path) -> None:
     source = tmp_path / "text.txt"
     source.write_text("\n\n".join(" ".join(["north", "south"] * 6) for _ in range(3)))
     options = PrepareOptions(str(source), str(tmp_path / "data"), vocab_size=256, validation_fraction=0.3, workers=1)

@@ -1,4 +1,4 @@
-"""Parquet as a source: rows are documents whatever the layout of the file, and memory does not follow its size."""
+"""Parquet as a source: rows are documents for any layout of the file, and memory does not grow with its size."""
 
 import re
 from pathlib import Path
@@ -100,7 +100,7 @@ def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
 
 
 def test_reading_is_lazy(tmp_path: Path) -> None:
-    """Damage at the end is not met by who reads the beginning."""
+    """Reading the beginning does not encounter damage at the end."""
     path = write(tmp_path / "a.parquet", [f"{n}" * 1000 for n in range(2_000)], row_group_size=100, compression="none")
     data = bytearray(path.read_bytes())
     middle = len(data) * 3 // 4
@@ -112,7 +112,7 @@ def test_reading_is_lazy(tmp_path: Path) -> None:
         list(documents)
 
 
-def test_columns_that_do_not_fit_are_refused_when_opened(tmp_path: Path) -> None:
+def test_unsuitable_columns_are_refused_when_opened(tmp_path: Path) -> None:
     write(tmp_path / "a.parquet", ROWS)
     path = write(tmp_path / "b.parquet", ROWS)
     for column, message in (

@@ -1,4 +1,4 @@
-"""What `prepare` writes, against the text it came from; and that it is the same however it was made."""
+"""Output of `prepare`, compared with the source text, and the same for any number of workers."""
 
 import csv
 import dataclasses
@@ -145,7 +145,7 @@ def test_the_seed_moves_documents_and_nothing_else(corpus: Path) -> None:
 
 @pytest.mark.parametrize("given", [False, True])
 def test_unknown_words_are_shown(corpus: Path, tmp_path: Path, capsys, given: bool) -> None:
-    """More characters than a vocabulary of 256 has entries for."""
+    """More characters than a vocabulary of 256 entries can have."""
     text = "\n\n".join(f"ab {chr(0x4E00 + n)} ab ab" for n in range(400))
     (tmp_path / "corpus.txt").write_text(text, encoding="utf-8")
     more = {"tokenizer": str(corpus / "out")} if given else {"vocab_size": 256}
@@ -320,7 +320,7 @@ def test_word_counter_is_exact_while_it_has_room(batches: list[list[int]]) -> No
     assert dict(zip(hashes.tolist(), counts.tolist(), strict=True)) == {k: n for k, n in want.items() if 2 <= n <= 5}
 
 
-def test_word_counter_keeps_its_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_word_counter_respects_its_bound(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fastbert.data.rare.PENDING", 1)
     counter = WordCounter(most=100)
     often = np.arange(50, dtype=np.uint64)

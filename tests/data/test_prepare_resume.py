@@ -68,7 +68,7 @@ def options_of(texts: Path, kind: str, out: Path, **changes: object) -> PrepareO
 
 @pytest.fixture(scope="module")
 def finished(texts: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Each kind, prepared without interruption, with states at the same points."""
+    """Each source, prepared without interruption, with states at the same points."""
     out = tmp_path_factory.mktemp("finished")
     with pytest.MonkeyPatch.context() as patch:
         for name, value in SMALL.items():
@@ -148,7 +148,7 @@ def test_killed_and_continued(
     calls: int,
     least: int,
 ) -> None:
-    """`least`: batches that need not be tokenized again."""
+    """`least`: number of batches that are not tokenized again."""
     options = options_of(texts, "copies", tmp_path / "out", workers=2 if point == "corpus_module.Corpus.add" else 1)
     run_and_die(tmp_path, options, point, calls)
     trained, encoded = [], []
@@ -164,7 +164,7 @@ def test_killed_and_continued(
     assert os.listdir(tmp_path) == ["out"]
 
 
-def test_killed_again_and_again(
+def test_killed_repeatedly(
     texts: Path, finished: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options = options_of(texts, "list", tmp_path / "out")
@@ -193,7 +193,7 @@ def test_every_pass_shows_its_progress_to_the_end(texts: Path, tmp_path: Path, m
 
 
 def record_progress(monkeypatch: pytest.MonkeyPatch, *modules: ModuleType) -> list[Progress]:
-    """The progress of all that `modules` do from now on."""
+    """Records the progress of everything that `modules` do from now on."""
     shown = []
 
     @contextmanager
@@ -207,18 +207,18 @@ def record_progress(monkeypatch: pytest.MonkeyPatch, *modules: ModuleType) -> li
     return shown
 
 
-def test_another_source_or_option_begins_anew(
+def test_another_source_or_option_starts_from_the_beginning(
     texts: Path, finished: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """With a message: the work of hours is dropped."""
+    """With a message, because hours of work may be dropped."""
     run_and_die(tmp_path, options_of(texts, "text", tmp_path / "out", seed=5), "corpus_module.Corpus.add", 8)
     out = prepare(options_of(texts, "text", tmp_path / "out"), table=io.StringIO())
     assert f"starting from the beginning: the unfinished work in {tmp_path / '.out.partial'}" in capsys.readouterr().err
     assert contents(out) == contents(finished["text"]) and os.listdir(tmp_path) == ["out"]
 
 
-def test_what_is_damaged_is_named(texts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """And the only advice is how to start from the beginning."""
+def test_damaged_files_are_reported(texts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The advice is how to start from the beginning."""
     options = options_of(texts, "text", tmp_path / "out")
     run_and_die(tmp_path, options, "corpus_module.Corpus.add", 8)
     folder = tmp_path / ".out.partial"
@@ -260,7 +260,7 @@ def test_interrupted_and_continued(
 
 
 def test_two_processes_prepare_one_folder(texts: Path, finished: dict[str, Path], tmp_path: Path) -> None:
-    """The second waits and uses what the first made."""
+    """The second waits and uses the result of the first."""
     options = options_of(texts, "text", tmp_path / "out")
     code = (
         "import time, fastbert.data.prepare as job\n"
@@ -283,7 +283,7 @@ def test_two_processes_prepare_one_folder(texts: Path, finished: dict[str, Path]
     assert contents(tmp_path / "out") == contents(finished["text"]) and os.listdir(tmp_path) == ["out"]
 
 
-def test_workers_end_with_a_killed_parent(texts: Path, tmp_path: Path) -> None:
+def test_workers_exit_with_a_killed_parent(texts: Path, tmp_path: Path) -> None:
     options = options_of(texts, "text", tmp_path / "out", workers=2)
     code = (
         "import time, fastbert.data.prepare as job\n"

@@ -1,4 +1,5 @@
-"""A prepared folder that is damaged in any way is refused by name; reading crosses shard borders unseen."""
+"""A prepared folder with any damage is refused with the name of the file; reading across shards works like in one
+file."""
 
 import io
 import json

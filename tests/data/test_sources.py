@@ -1,4 +1,4 @@
-"""Every way of storing the same documents gives the same documents; every damaged file is named with the line."""
+"""Every way of storing the same documents gives the same documents; every damaged file is reported with the line."""
 
 import gzip
 import json
@@ -117,7 +117,7 @@ def test_bad_text(tmp_path: Path, content: bytes, message: str) -> None:
         ('{"texts": "a", "id": 1}', "line 2 has no column 'text'; did you mean 'texts'? known: id, texts"),
         ('{"text": 7}', "line 2: the column 'text' is of type int, not text"),
         ('["text"]', "line 2 is a JSON list"),
-        ('{"text": "\\ud83d"}', "line 2: 'text' holds half of a surrogate pair"),
+        ('{"text": "\\ud83d"}', "line 2: 'text' contains half of a surrogate pair"),
         ("\udce9", "a.jsonl is not UTF-8 text (byte 0xe9, line 2)"),
     ],
 )
@@ -133,7 +133,7 @@ def test_damaged_compression(tmp_path: Path, compression: str, damage: str) -> N
     path = tmp_path / f"a.txt{compression}"
     packed = PACK[compression](b"".join(b"%d\n\n" % n for n in range(10_000)))
     path.write_bytes(packed[: len(packed) // 2] if damage == "cut off" else b"no such thing")
-    assert f"is cut off, damaged or no {compression} file" in error_of(path) and str(path) in error_of(path)
+    assert f"is cut off, damaged or not a {compression} file" in error_of(path) and str(path) in error_of(path)
 
 
 def test_commas_in_paths(tmp_path: Path) -> None:
@@ -170,7 +170,7 @@ def test_text_that_looks_like_something_else_is_read_with_a_warning(tmp_path: Pa
 
 
 def test_a_table_is_another_source_than_its_characters(tmp_path: Path) -> None:
-    """A folder prepared from such a file as text does not match it."""
+    """A folder that was prepared from such a file as text does not match it."""
     (tmp_path / "a.csv").write_text("text\na\n")
     (tmp_path / "a.txt").write_text("text\na\n")
     tabular, plain = (open_source(f"{tmp_path}/a.{kind}").identity["files"][0] for kind in ("csv", "txt"))
@@ -195,7 +195,7 @@ def test_a_table_is_another_source_than_its_characters(tmp_path: Path) -> None:
 def test_rows_have_a_limit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, before: str, unit: str, message: str
 ) -> None:
-    """Memory stays bounded where a row does not end, such as where a quote is not closed."""
+    """Memory is bounded even if a row does not end, for example because a quote is not closed."""
     for module in (text, tables, json_rows):
         monkeypatch.setattr(module, "LONGEST_ROW", 1000)
     monkeypatch.setattr(text, "PIECE", 100)

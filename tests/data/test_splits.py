@@ -34,7 +34,7 @@ def repeated(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]
     return folder, texts
 
 
-def test_copies_of_a_document_are_on_one_side(repeated: tuple[Path, list[str]], capsys) -> None:
+def test_copies_of_a_document_are_in_one_split(repeated: tuple[Path, list[str]], capsys) -> None:
     folder, texts = repeated
     out = prepare(options_of(folder))
     train, validation = (documents_of(out, split) for split in ("train", "validation"))
@@ -45,7 +45,7 @@ def test_copies_of_a_document_are_on_one_side(repeated: tuple[Path, list[str]], 
     assert "79 exact duplicates of earlier documents, which --drop-duplicates leaves out" in capsys.readouterr().out
 
 
-def test_the_split_is_that_of_the_text_in_any_order(repeated: tuple[Path, list[str]], tmp_path: Path) -> None:
+def test_the_split_does_not_depend_on_the_order(repeated: tuple[Path, list[str]], tmp_path: Path) -> None:
     folder, texts = repeated
     (tmp_path / "corpus.txt").write_text("\n\n".join(reversed(texts)), encoding="utf-8")
     given = {"tokenizer": str(prepare(options_of(folder), table=io.StringIO()))}
@@ -57,7 +57,7 @@ def test_the_split_is_that_of_the_text_in_any_order(repeated: tuple[Path, list[s
 def test_dropped_duplicates(
     repeated: tuple[Path, list[str]], tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Exactly the corpus without the copies, whatever the batches; a batch may consist of copies alone."""
+    """Exactly the corpus without the copies, for any batches; a batch may consist of copies only."""
     folder, texts = repeated
     (tmp_path / "corpus.txt").write_text("\n\n".join(texts), encoding="utf-8")
     plain = prepare(options_of(tmp_path, tokenizer=str(prepare(options_of(folder)))), table=io.StringIO())
@@ -104,7 +104,7 @@ def test_seen_is_a_set(batches: list[list[int]], first: int) -> None:
 def test_a_validation_split_far_from_its_fraction(
     tmp_path: Path, capsys, lengths: list[int], fraction: float, far: bool
 ) -> None:
-    """99 short documents and a long one, which goes to validation with the right seed."""
+    """99 short documents and a long one, which is in validation for a suitable seed."""
     texts = [f"{n} " + "word " * length for n, length in enumerate(lengths)]
     (tmp_path / "corpus.txt").write_text("\n\n".join(texts))
     seeds = range(300) if max(lengths) > 1000 else [0]

@@ -1,4 +1,4 @@
-"""Plans of batches: what any plan promises, the recipes written out, and budgets."""
+"""Plans of batches: properties of any plan, explicit examples, and budgets."""
 
 import math
 
@@ -28,7 +28,7 @@ def runs(sample):
 
 @settings(deadline=None)
 @given(runs())
-def test_sums_are_those_of_the_single_steps(run) -> None:
+def test_sums_equal_the_sums_of_single_steps(run) -> None:
     options, batch_size, length, steps = run
     plan = make_plan(options, batch_size, length, steps)
     stages = [plan.at(step) for step in range(steps)]
@@ -45,7 +45,7 @@ def test_sums_are_those_of_the_single_steps(run) -> None:
 
 @settings(deadline=None)
 @given(runs())
-def test_batches_and_lengths_only_grow_to_what_was_asked(run) -> None:
+def test_batches_and_lengths_only_grow_to_the_requested_values(run) -> None:
     options, batch_size, length, steps = run
     stages = [make_plan(options, batch_size, length, steps).at(step) for step in range(steps)]
     lengths = [stage.length for stage in stages]
@@ -66,7 +66,7 @@ def test_batches_and_lengths_only_grow_to_what_was_asked(run) -> None:
 
 @settings(deadline=None, max_examples=50)
 @given(runs(), st.integers(1, 10**6))
-def test_a_budget_in_tokens_is_used_up_but_for_less_than_a_step(run, budget) -> None:
+def test_a_budget_in_tokens_is_used_up_to_less_than_a_step(run, budget) -> None:
     options, batch_size, length, _ = run
 
     def tokens(steps: int) -> int:

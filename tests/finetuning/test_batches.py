@@ -30,7 +30,7 @@ def longest_first(first: int, second: int, room: int) -> tuple[int, int]:
 
 @settings(deadline=None)
 @given(st.integers(0, 60), st.integers(0, 60), st.integers(0, 80))
-def test_pairs_are_cut_as_bert_cuts_them(first: int, second: int, room: int) -> None:
+def test_pairs_are_truncated_as_in_bert(first: int, second: int, room: int) -> None:
     assert truncated_lengths(first, second, room) == longest_first(first, second, room)
 
 
@@ -62,7 +62,7 @@ def test_a_single_text_has_no_types_and_numbers_are_floats() -> None:
     )
 
 
-def test_the_ids_are_those_of_transformers(tmp_path) -> None:
+def test_ids_equal_transformers(tmp_path) -> None:
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(tiny_model(tmp_path))
@@ -94,15 +94,15 @@ def test_every_row_once_and_one_batch_smaller(count: int, batch_size: int, seed:
     assert all((a == b).all() for a, b in zip(batches, again, strict=True))
 
 
-def test_the_order_is_what_it_always_was() -> None:
-    """Fine-tunings keep their batches to the bit."""
+def test_the_order_does_not_change() -> None:
+    """Batches of a fine-tuning are the same to the bit as in earlier versions."""
     order = np.concatenate(training_order(np.arange(300) % 17, 8, seed=5, epoch=2))
     found = hashlib.sha256(order.tobytes()).hexdigest()
     assert found == "142bacaa88cdc85fbd06be4430e6a6fd80a447b32358a81aca5f46328b241e53"
 
 
 def test_batches_come_in_another_order_with_seed_and_epoch() -> None:
-    """Even where they are the same batches: the rows that are sorted together, all of different lengths."""
+    """Even if the batches are the same: the rows that are sorted together all have different lengths."""
     found = [[tuple(rows) for rows in training_order(np.arange(60), 4, *given)] for given in ((0, 0), (0, 1), (1, 0))]
     assert found[0] != found[1] != found[2] != found[0]
     assert sorted(found[0]) == sorted(found[1]) == sorted(found[2])

@@ -158,7 +158,7 @@ def test_yaml_and_flags_declare_a_task(tmp_path: Path) -> None:
         ({"test": "t.jsonl", "labels": "a,b", "metrics": "f1,auc,f1"}, "the metric f1 is given twice"),
     ],
 )
-def test_declarations_that_do_not_fit(
+def test_inconsistent_declarations(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict, message: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -180,7 +180,7 @@ def test_declarations_that_do_not_fit(
         ("t.jsonl", '{"text": "a", "label": "x"}\n', r"holds 1 label\(s\) \(x\); a task needs two"),
         ("t.jsonl", '["a"]\n', r"line 1 is a JSON list, not an object"),
         ("t.jsonl", '{"text": "a",\n', r"line 1 is not JSON"),
-        ("t.jsonl", '{"text": "a \\ud83d", "label": "x"}', r"line 1: 'text' holds half of a surrogate pair"),
+        ("t.jsonl", '{"text": "a \\ud83d", "label": "x"}', r"line 1: 'text' contains half of a surrogate pair"),
         ("t.csv", "text,label\na,2\na,0.5\n", r"line 3: the label '0.5' is a number, no class; set kind: number"),
         ("t.csv", "text,label\na,b,c\n", r"line 2 has 3 fields, not 2; fix the row"),
         ("t.csv", 'text,label\na,b\n"a"b,c\n', r"line 3 is not CSV"),
@@ -192,17 +192,18 @@ def test_declarations_that_do_not_fit(
         ("t.parquet", "text", r"damaged or not a Parquet file"),
     ],
 )
-def test_what_is_wrong_in_an_own_file(tmp_path: Path, name: str, text: str, message: str) -> None:
+def test_errors_in_a_custom_file(tmp_path: Path, name: str, text: str, message: str) -> None:
     path = write(tmp_path / name, text)
     with pytest.raises(UserError, match=message):
         open_task("mine", custom=CustomTaskOptions(train=str(path))).examples("train")
 
 
 @pytest.mark.parametrize("word", ["good", "nan", "inf", 10**400, True, ["1"]])
-def test_a_number_must_be_one(tmp_path: Path, word: Any) -> None:
+def test_a_label_must_be_a_number(tmp_path: Path, word: Any) -> None:
     rows = [{"text": "a", "label": "1.5"}, {"text": "b", "label": word}]
     path = write_own(tmp_path / "t.jsonl", rows)
-    with pytest.raises(UserError, match=r"t\.jsonl, line 2: the label .* is not a number"):
+    problem = "is not a number" if word in ("good", True, ["1"]) else "is neither a finite number nor a class"
+    with pytest.raises(UserError, match=rf"t\.jsonl, line 2: the label .* {problem}"):
         open_task("mine", custom=CustomTaskOptions(dev=path, kind="number")).examples("dev")
 
 
@@ -230,7 +231,7 @@ def test_a_label_that_train_does_not_have(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_what_no_container_may_hold(tmp_path: Path, name: str, value: Any, message: str) -> None:
+def test_text_that_no_format_may_contain(tmp_path: Path, name: str, value: Any, message: str) -> None:
     path = write_own(tmp_path / name, [{"text": value, "label": "x"}])
     with pytest.raises(UserError, match=message):
         open_task("mine", custom=CustomTaskOptions(dev=path, labels="x,y")).examples("dev")
@@ -312,7 +313,7 @@ def test_a_table_without_rows_is_refused(tmp_path: Path, empty: str, suffix: str
         open_task("mine", custom=CustomTaskOptions(**files))
 
 
-def test_every_file_is_looked_at_before_work(tmp_path: Path) -> None:
+def test_every_file_is_checked_before_work(tmp_path: Path) -> None:
     train = write_own(tmp_path / "t.jsonl", [{"text": "a", "label": "x"}, {"text": "b", "label": "y"}])
     os.mkfifo(tmp_path / "pipe.csv")
     for test, message in (

@@ -61,7 +61,7 @@ def test_the_task_record_is_compared_with_its_copy(model: Path, tmp_path: Path) 
 
 
 def test_damaged_results_are_refused_by_name(bert: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Of a fine-tuning that is continued or started from: flipped bits, and JSON of another form."""
+    """Results of a fine-tuning that is continued or used as a start: flipped bits, and JSON with another structure."""
     task = make_task(tmp_path, "words", train=32, dev=16)
     command = ["finetune", "--model", str(bert), *task, *FAST, "--epochs", "1", "--out", str(tmp_path / "out")]
     assert main(command) == 0

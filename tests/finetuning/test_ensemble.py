@@ -17,9 +17,9 @@ from fastbert.finetuning.kinds.multi_label import MultiLabel
 from fastbert.finetuning.kinds.number import Number
 from fastbert.finetuning.kinds.tokens import Tokens
 from fastbert.finetuning.model import TaskModel
-from fastbert.finetuning.predict import predictions_file
 from fastbert.finetuning.saved import TaskRecord, save_task_model
 from fastbert.model.encoder import initialize
+from fastbert.outputs import standard_output
 from fastbert.records import write_sealed
 from tests.finetuning.conftest import FILLERS, WORDS, WordPiece, tiny_config, write_rows
 from tests.flags import main
@@ -37,7 +37,7 @@ TEXTS = [" ".join(FILLERS[n : n + 6]) for n in range(12)]
 
 
 def save_seeds(out: Path, kind: TaskKind, thresholds: bool = False) -> Path:
-    """Random models as `fastbert finetune` leaves them."""
+    """Random models in the layout of `fastbert finetune`."""
     WordPiece(WORDS).save(out / "tokenizer")
     for seed in SEEDS:
         if thresholds:
@@ -91,7 +91,7 @@ def transformers_mean(out: Path, kind: TaskKind) -> np.ndarray:
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_the_mean_over_seeds_is_that_of_transformers(name, tuned, capfd) -> None:
+def test_the_mean_over_seeds_equals_transformers(name, tuned, capfd) -> None:
     found, messages = predicted(capfd, tuned / name)
     expected = transformers_mean(tuned / name, KINDS[name])
     assert f"{tuned / name}: the mean over the seeds 0, 1, 4" in messages
@@ -120,7 +120,7 @@ def test_thresholds_of_models_without_them_are_a_half() -> None:
     assert plain.ensemble([plain, fitted]).thresholds == pytest.approx((0.3, 0.7, 0.4))
 
 
-def test_one_seed_is_as_before_and_a_dash_is_standard_output(tuned, tmp_path, capfd) -> None:
+def test_one_seed_and_standard_output(tuned, tmp_path, capfd) -> None:
     seed = tuned / "classes" / "seed-1"
     of_seed, messages = predicted(capfd, seed, "--out", "-")
     assert "mean over" not in messages and of_seed != predicted(capfd, tuned / "classes")[0]
@@ -134,13 +134,13 @@ def test_one_seed_is_as_before_and_a_dash_is_standard_output(tuned, tmp_path, ca
     assert of_folder == of_seed and f"{tmp_path / 'alone'}: the model of seed 1\n" in messages
 
 
-def test_a_reader_that_goes_away_is_no_user_error(monkeypatch) -> None:
-    """So that the command ends like others in a pipe to `head`."""
+def test_a_closed_pipe_is_not_a_user_error(monkeypatch) -> None:
+    """The command ends like others in a pipe to `head`."""
     reading, writing = os.pipe()
     os.close(reading)
     with pytest.raises(BrokenPipeError), open(writing, "w") as stdout:
         monkeypatch.setattr(sys, "stdout", stdout)
-        with predictions_file("-") as file:
+        with standard_output("w") as file:
             file.write("x")
 
 

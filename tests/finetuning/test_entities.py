@@ -1,4 +1,4 @@
-"""Entities and their scores are those of seqeval, for every sequence of tags, valid or not."""
+"""Entities and their scores equal seqeval's for every sequence of tags, valid or not."""
 
 import warnings
 
@@ -30,7 +30,7 @@ def onehot(sentences: list[list[int]]) -> np.ndarray:
 
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.lists(st.tuples(TAGS, TAGS), min_size=1, max_size=6), min_size=1, max_size=4))
-def test_scores_are_those_of_seqeval(pairs) -> None:
+def test_scores_equal_seqeval(pairs) -> None:
     expected = [[0, 1, 2], *([tag for tag, _ in sentence] for sentence in pairs)]
     found = [[0, 1, 0], *([tag for _, tag in sentence] for sentence in pairs)]
     theirs = ([words(tags) for tags in expected], [words(tags) for tags in found])
@@ -49,7 +49,7 @@ def test_scores_are_those_of_seqeval(pairs) -> None:
 @settings(max_examples=100, deadline=None)
 @given(st.lists(TAGS, min_size=1, max_size=8))
 def test_predicted_tags_are_valid_and_have_the_same_entities(tags) -> None:
-    """What is written can be read as training data."""
+    """Written predictions can be read as training data."""
     written = KIND.prediction(onehot([tags]))
     assert get_entities(written) == get_entities(words(tags))
     for before, tag in zip(["O", *written], written, strict=False):

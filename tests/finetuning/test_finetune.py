@@ -39,7 +39,7 @@ def records(folder: Path, split: str) -> list[dict]:
 
 
 @pytest.mark.parametrize("kind", ["pairs", "numbers"])
-def test_losses_are_those_of_transformers(kind, bert, pairs, numbers, tmp_path) -> None:
+def test_losses_equal_transformers(kind, bert, pairs, numbers, tmp_path) -> None:
     """Same weights, same batches, no dropout: BertForSequenceClassification, torch's AdamW and a linear schedule."""
     from transformers import AutoModelForSequenceClassification, get_linear_schedule_with_warmup
 
@@ -145,7 +145,7 @@ def test_another_seed_is_another_head_on_the_same_encoder(bert) -> None:
 
 
 def test_dropout_is_new_in_every_step_row_and_site(bert, words, tmp_path, monkeypatch) -> None:
-    """Each row of each micro-batch has a key of its own, the same with another micro-batch size; the head drops by
+    """Each row of each micro-batch has a separate key, which does not depend on the micro-batch size; the head uses
     none of the encoder's sites."""
     given: dict[int, list[torch.Tensor]] = {5: [], 16: []}
     real = TaskModel.forward
@@ -261,7 +261,7 @@ def test_fractions_are_nested_and_plotted(bert, words, tmp_path, capsys) -> None
     assert last[0] == last[1]  # other fractions next to it change nothing
 
 
-def test_goes_on_with_the_seeds_that_are_missing(bert, words, tmp_path, capsys) -> None:
+def test_continues_with_the_missing_seeds(bert, words, tmp_path, capsys) -> None:
     out = tmp_path / "out"
     assert finetune(bert, words, out, "--epochs", "1") == 0
     stamp = (out / "seed-0" / "result.json").stat().st_mtime_ns
@@ -295,7 +295,7 @@ def test_another_model_or_data_is_another_experiment(bert, words, tmp_path, caps
     assert "data: '" in capsys.readouterr().err
 
 
-def test_what_can_be_known_before_training_is_reported_then(words, tmp_path, capsys) -> None:
+def test_errors_are_reported_before_training(words, tmp_path, capsys) -> None:
     model, out = tiny_model(tmp_path, vocab_size=40), tmp_path / "out"
     write_rows(tmp_path / "same.jsonl", [{"text": "good", "label": "good"}] * 3)
     same = ("--custom.dev", str(tmp_path / "same.jsonl"), "--epochs", "1", "--train-fraction", "0.1")
@@ -331,7 +331,7 @@ def test_interrupted_and_continued_equals_uninterrupted(bert, words, tmp_path, c
 
 
 def test_symmetric_pairs_are_trained_in_both_orders(bert, pairs, tmp_path) -> None:
-    """The loss of the first step, whose weights are known: that of the batch in the sampled orders."""
+    """The loss of the first step, whose weights are known, is the loss of the batch in the sampled orders."""
     out, flags = tmp_path / "out", ("--dropout", "0", "--attention-dropout", "0", "--log-every", "1", "--epochs", "2")
     assert finetune(bert, pairs, out, *flags, "--symmetric") == 0
     assert finetune(bert, pairs, tmp_path / "one", *flags) == 0

@@ -9,7 +9,7 @@ from tests.finetuning.conftest import finetune, make_glue, results, tiny_model, 
 from tests.flags import main
 
 
-def test_fewer_rows_than_the_official_ones_must_be_meant(bert, tmp_path, capsys) -> None:
+def test_fewer_rows_than_official_need_a_flag(bert, tmp_path, capsys) -> None:
     glue = make_glue(tmp_path / "glue", ["rte"])
     task = ["--task", "rte", "--glue-dir", str(glue)]
     assert finetune(bert, task, tmp_path / "out", "--epochs", "1") == 2
@@ -24,12 +24,12 @@ def test_fewer_rows_than_the_official_ones_must_be_meant(bert, tmp_path, capsys)
     assert main([*predict, "--glue-subset"]) == 0
 
 
-def test_the_machine_has_no_workers_here(bert, words, tmp_path, capsys) -> None:
+def test_there_is_no_option_workers(bert, words, tmp_path, capsys) -> None:
     assert finetune(bert, words, tmp_path / "out", "--machine.workers", "2") == 2
     assert "unknown option --machine.workers" in capsys.readouterr().err
 
 
-def test_yaml_gives_options_and_flags_win(bert, words, tmp_path) -> None:
+def test_flags_override_yaml(bert, words, tmp_path) -> None:
     path = tmp_path / "x.yaml"
     path.write_text("seeds: 3\nepochs: 1\nworst: 4\nschedule:\n  warmup: 0.2\n")
     out = tmp_path / "out"

@@ -1,4 +1,4 @@
-"""Where a fine-tuning starts: a fine-tuned model gives its encoder to another task, and its head to none."""
+"""Start of a fine-tuning: the encoder of a fine-tuned model is used for another task, its head is not."""
 
 import json
 import random

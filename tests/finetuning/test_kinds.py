@@ -1,4 +1,4 @@
-"""A kind of task is one file and one line: that of docs/extending.md trains, predicts and is exported."""
+"""A kind of task is one file and one line: the one in docs/extending.md trains, predicts and is exported."""
 
 import json
 import random
@@ -98,7 +98,7 @@ def test_the_example_has_the_loss_of_its_thresholds_for_labels_and_soft_labels(o
         (MultiLabel(("a", "b", "c", "d")), [(0, 2), (), (3,)], 4),
     ],
 )
-def test_the_loss_of_scores_is_that_of_logits(kind, labels, outputs) -> None:
+def test_the_loss_of_scores_equals_the_loss_of_logits(kind, labels, outputs) -> None:
     """On dev the loss is computed from averaged scores; a model that is always right has none."""
     logits = torch.randn(3, outputs, dtype=torch.float64)
     expected = kind.losses(logits, torch.from_numpy(kind.targets(labels)))

@@ -1,4 +1,4 @@
-"""Metrics against scikit-learn, SciPy, formulas and counting by hand, and errors where a metric is undefined."""
+"""Metrics compared with scikit-learn, SciPy, formulas and counts by hand, and errors for undefined metrics."""
 
 import itertools
 import math
@@ -169,7 +169,7 @@ def test_splits_that_cannot_be_scored() -> None:
         (("pairwise_accuracy",), ("a", "b", "c"), "classes", "pairwise_accuracy is for two labels"),
     ],
 )
-def test_metrics_that_do_not_fit(metrics: tuple, labels: tuple, kind: str, message: str) -> None:
+def test_unsuitable_metrics(metrics: tuple, labels: tuple, kind: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         task(*metrics, labels=labels, kind=kind)
 

@@ -103,7 +103,7 @@ def test_lists_cells_and_class_names_are_the_same_labels(tmp_path) -> None:
         ("t.csv", "\"['x', 'y']\"", "line 3: the cell .* holds a list as text; write the labels with ';' between"),
     ],
 )
-def test_what_is_no_list_of_known_words_is_refused(tmp_path, name, label, message) -> None:
+def test_only_lists_of_known_words_are_accepted(tmp_path, name, label, message) -> None:
     lists = f'{{"text": "a", "label": ["x", "y"]}}\n{{"text": "b", "label": {label}}}\n'
     task = opened(tmp_path / name, lists if name == "t.jsonl" else f"text,label\na,x;y\nb,{label}\n", labels="x,y")
     with pytest.raises(UserError, match=message):
@@ -124,7 +124,7 @@ def test_labels_that_cannot_be_learned_are_refused(tmp_path) -> None:
         open_task("mine", custom=CustomTaskOptions(train=str(tmp_path / "t.jsonl")))
 
 
-def test_cells_with_several_labels_are_no_classes(tmp_path) -> None:
+def test_cells_with_several_labels_are_not_classes(tmp_path) -> None:
     path = tmp_path / "t.csv"
     for separator in ",;|":
         path.write_text(f'text,label\na,x\nb,"x{separator} y"\nc,y\n')
@@ -190,7 +190,7 @@ def test_thresholds_of_neighbors_in_float64_ties_and_labels_that_do_not_occur() 
 
 @settings(max_examples=30, deadline=None)
 @given(st.lists(st.tuples(*[st.tuples(st.floats(0, 1), st.booleans())] * 3), min_size=1, max_size=6))
-def test_metrics_are_those_of_scikit_learn(rows) -> None:
+def test_metrics_equal_scikit_learn(rows) -> None:
     kind, expected = MultiLabel(NAMES), np.array([[one for _, one in row] for row in rows])
     if not expected.any():
         return
@@ -246,7 +246,7 @@ def test_thresholds_that_are_removed_or_changed_are_refused(tuned, tmp_path, set
         read_task_record(copy)
 
 
-def test_predictions_use_the_thresholds_and_the_export_has_our_loss(tuned, task, tmp_path, capsys) -> None:
+def test_predictions_use_the_thresholds_and_the_export_has_the_same_loss(tuned, task, tmp_path, capsys) -> None:
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     folder = tuned / "seed-0" / "model"

@@ -1,5 +1,5 @@
 """Fine-tuning that diverges: an epoch that is not finite is never the best, no such model is saved or read, no such
-score is written, and no JSON file holds NaN."""
+score is written, and no JSON file contains NaN."""
 
 import json
 import math
@@ -89,7 +89,7 @@ def test_a_huge_rate(bert, small, tmp_path, capsys) -> None:
 
 
 def damage(folder: Path, name: str) -> None:
-    """NaN in one number of one weight, with the hash that fits."""
+    """Sets one number of one weight to NaN, with a matching hash."""
     path = folder / "model.safetensors"
     tensors, metadata = read_tensors(path)
     tensors[name].view(-1)[3] = math.nan

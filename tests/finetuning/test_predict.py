@@ -1,4 +1,4 @@
-"""New text through a fine-tuned model: the same scores as on dev, as transformers gives, in either order of a pair."""
+"""Predictions for new text: the same scores as on dev, as in transformers, and for either order of a pair."""
 
 import json
 import shutil
@@ -37,7 +37,7 @@ def tuned(request, bert, tupe, words, pairs, numbers, tmp_path_factory) -> dict[
 
 
 @pytest.mark.parametrize("name", ["words", "pairs", "numbers"])
-def test_predictions_on_dev_are_those_of_training(name, tuned, words, pairs, numbers, tmp_path, capsys) -> None:
+def test_predictions_on_dev_equal_training(name, tuned, words, pairs, numbers, tmp_path, capsys) -> None:
     task = {"words": words, "pairs": pairs, "numbers": numbers}[name]
     capsys.readouterr()
     out = tmp_path / "dev.jsonl"
@@ -78,8 +78,8 @@ def test_transformers_opens_a_native_model_and_agrees(name, tuned, tmp_path) -> 
 
 
 def test_a_cased_model_predicts_the_same_in_transformers(tmp_path) -> None:
-    """Of a BERT with nothing but a cased tokenizer.json: 40 of 40 predictions, on texts in which case decides. A text
-    over the training length is cut to it."""
+    """A BERT with only a cased tokenizer.json: 40 of 40 predictions on texts whose label depends on the case. A text
+    that is longer than the training length is truncated."""
     from transformers import AutoTokenizer, pipeline
 
     words = (*SPECIAL_TOKENS, *(word for n in range(20) for word in (f"word{n}", f"Word{n}")))
@@ -108,7 +108,7 @@ def test_a_cased_model_predicts_the_same_in_transformers(tmp_path) -> None:
     assert classify("word1 " * 60, truncation=True)[0]["label"] in record.kind.labels
 
 
-def test_transformers_opens_ours_with_its_code_and_without_fastbert(tuned, tmp_path) -> None:
+def test_transformers_opens_an_export_with_code_without_fastbert(tuned, tmp_path) -> None:
     script = """
 import sys, torch
 sys.modules["fastbert"] = sys.modules["fastbert_kernels"] = None
@@ -206,7 +206,7 @@ def test_refusals(tuned, bert, words, pairs, tmp_path, capsys) -> None:
     for what, read in ((words_model[2:], source), (words, Path(words[words.index("--custom.train") + 1]))):
         before = read.read_bytes()
         assert main(["predict", *words_model[:2], *what, "--out", str(read)]) == 2
-        assert f"{read} is a file that the predictions are made for" in capsys.readouterr().err
+        assert f"{read} is an input of the predictions" in capsys.readouterr().err
         assert read.read_bytes() == before
     for name in ("a.jsonl.gz", "a.parquet"):
         assert main(["predict", *words_model, "--out", str(tmp_path / name)]) == 2
@@ -270,7 +270,7 @@ def test_another_tokenizer_and_damaged_records_are_refused(tuned, words, tmp_pat
 
 
 def test_links_fifos_and_standard_output(tuned, words, tmp_path, capfd) -> None:
-    """They stay what they are; on standard output there are predictions alone."""
+    """They remain what they are; standard output has only predictions."""
 
     def predicted(out: Path | str) -> str:
         capfd.readouterr()
@@ -292,7 +292,7 @@ def test_links_fifos_and_standard_output(tuned, words, tmp_path, capfd) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {"file", "link", "target", "fifo"}
 
 
-def test_an_output_that_cannot_be_is_refused_before_the_work(tuned, words, tmp_path, capsys, monkeypatch) -> None:
+def test_an_impossible_output_is_refused_before_work(tuned, words, tmp_path, capsys, monkeypatch) -> None:
     monkeypatch.setattr("fastbert.finetuning.ensemble.load_task_model", None)
     (tmp_path / "file").touch()
     for out, message in ((tmp_path, "is a folder"), (tmp_path / "file" / "x", "is a file"), ("x" * 300, "too long")):

@@ -1,4 +1,4 @@
-"""Which seed of a fine-tuning is the best, by results.json alone."""
+"""The best seed of a fine-tuning, according to results.json alone."""
 
 import json
 from pathlib import Path
@@ -52,14 +52,14 @@ def test_the_mean_of_the_dev_splits_by_the_first_metric_on_the_largest_fraction(
     assert best_seed(tmp_path) == tmp_path / "fraction-0.5" / "seed-3"
 
 
-def test_a_seed_stands_for_itself(tmp_path) -> None:
+def test_a_seed_folder_is_used_as_it_is(tmp_path) -> None:
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "task.json").write_text("{}")
     assert tuned_folder(tmp_path) == tmp_path
     assert tuned_folder(tmp_path / "nowhere") == tmp_path / "nowhere"
 
 
-def test_what_is_missing(tmp_path) -> None:
+def test_missing_results(tmp_path) -> None:
     with pytest.raises(UserError, match=r"results\.json does not exist"):
         best_seed(tmp_path)
     write_results(tmp_path, {1.0: [[0.1, 0.2]]})

@@ -1,4 +1,4 @@
-"""A fine-tuning that is killed continues after its last finished epoch, to the same bytes."""
+"""A fine-tuning that is killed continues after its last finished epoch and gives the same bytes."""
 
 import json
 from pathlib import Path
@@ -20,7 +20,7 @@ MORE = (
 
 
 class Killed(BaseException):
-    """As a kill: no handler of fastbert's sees it."""
+    """Simulated kill: no handler of fastbert catches it."""
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def whole(bert, small, tmp_path_factory) -> Path:
 
 
 def killed(monkeypatch, owner, name: str, call: int):
-    """A context in which the call of that number, from 0, is a kill; `done` counts those before."""
+    """Context manager: the call with this number, from 0, is a kill; `done` counts the calls before."""
     done, real = [], getattr(owner, name)
 
     def counted(*arguments):
@@ -115,9 +115,7 @@ def test_other_options_and_damage_are_refused_or_reported(bert, small, tmp_path,
     assert f"{metrics} was changed after it was logged up to step {STEPS}" in capsys.readouterr().err
 
 
-def test_a_model_that_was_not_saved_and_is_wanted_makes_the_seed_start_again(
-    bert, small, whole, tmp_path, monkeypatch, capsys
-) -> None:
+def test_a_missing_model_makes_the_seed_start_again(bert, small, whole, tmp_path, monkeypatch, capsys) -> None:
     out = tmp_path / "out"
     with monkeypatch.context() as patch:
         killed(patch, Tuner, "train_step", 3 * STEPS)

@@ -1,4 +1,5 @@
-"""Several tasks in one call: each as if it were alone, then the table; all that can be refused is refused before."""
+"""Several tasks in one call: each is trained as if it were alone, then the table is written; all errors are reported
+before."""
 
 import json
 import shutil
@@ -66,7 +67,7 @@ def test_continues_and_adds_tasks_and_fractions(bert, glue, tmp_path) -> None:
     assert found[f"{bert}, 25 % of train"][0] == f"{100 * small:.1f}"
 
 
-def test_own_tasks_by_their_yaml(bert, glue, words, tmp_path, capsys) -> None:
+def test_custom_tasks_by_yaml(bert, glue, words, tmp_path, capsys) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text(f"train: {words[3]}\ndev: {words[5]}\n")
     assert finetune(bert, f"{path},rte", tmp_path / "out", *glue) == 0
@@ -88,7 +89,7 @@ def test_own_tasks_by_their_yaml(bert, glue, words, tmp_path, capsys) -> None:
     assert not (tmp_path / "out" / "mine" / "seed-0").exists()
 
 
-def test_glue_stands_for_the_eight_of_the_table() -> None:
+def test_glue_means_the_eight_tasks_of_the_table() -> None:
     assert task_names("glue") == ["mnli", "qqp", "qnli", "sst2", "cola", "stsb", "mrpc", "rte"]
     assert task_names("rte") is None and task_names(None) is None
     assert task_names("rte, cola") == ["rte", "cola"]

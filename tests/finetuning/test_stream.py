@@ -101,7 +101,7 @@ def test_two_tasks_train_together_by_their_own_losses_and_weights(tmp_path) -> N
 
 
 def test_ranks_divide_the_rows_of_a_batch(tmp_path) -> None:
-    """Without a sum over the ranks each has its rows' part of the loss."""
+    """Without a sum over the ranks, each has the part of the loss of its rows."""
     options = FinetuneOptions(epochs=1, learning_rate=1e-9, log_every=1, schedule=ScheduleOptions("constant", 0.0))
     losses = {}
     for world in (World(0, 2), World(1, 2), World()):
@@ -119,7 +119,7 @@ def test_ranks_divide_the_rows_of_a_batch(tmp_path) -> None:
 
 
 def test_heads_start_from_the_same_weights_alone_and_together(bert) -> None:
-    """Those of a `PooledHead` by itself: its weights are named without the task."""
+    """The weights of a `PooledHead` by itself: their names do not contain the task."""
     expected = PooledHead(32, 3, 0.0)
     initialize(expected, 3, 0.1)
     for tasks in ({"topic": TASKS["topic"]}, dict(reversed(TASKS.items()))):

@@ -1,4 +1,4 @@
-"""The archive has what GLUE's server asks for, and the validator finds every way of spoiling it, by file and line."""
+"""The archive has what GLUE's server requires, and the validator finds every error, by file and line."""
 
 import zipfile
 from collections.abc import Callable
@@ -37,7 +37,7 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def official(rows: Callable[[str], int] = lambda file: ROWS) -> dict[str, dict[str, list]]:
-    """Predictions that take every label in turn, and for STS-B numbers around the scale."""
+    """Predictions that cycle through all labels, and for STS-B numbers in and around the range of the scores."""
     predictions: dict[str, dict[str, list]] = {}
     for file, (name, split) in FILES.items():
         words = SERVER[file][1] or [-0.5, 0.12345, 4.99951, 7]
@@ -105,7 +105,7 @@ def test_every_score_passes(tmp_path_factory: pytest.TempPathFactory, score: flo
         assert abs(written - min(max(score, 0), 5)) <= 0.0005001
 
 
-def test_missing_tasks_are_filled_in_only_where_asked(tmp_path: Path, short: None) -> None:
+def test_missing_tasks_are_filled_in_only_on_request(tmp_path: Path, short: None) -> None:
     predictions = official()
     del predictions["rte"], predictions["mnli"]["test_mismatched"], predictions["stsb"]
     with pytest.raises(UserError, match=r"no predictions for STS-B\.tsv, MNLI-mm\.tsv, RTE\.tsv, .* majority label"):
@@ -133,7 +133,7 @@ def test_missing_tasks_are_filled_in_only_where_asked(tmp_path: Path, short: Non
         ({"snli": {"test": ["neutral"] * 4}}, r"unknown GLUE task 'snli'; did you mean"),
     ],
 )
-def test_predictions_that_do_not_fit(tmp_path: Path, short: None, change: dict, message: str) -> None:
+def test_invalid_predictions(tmp_path: Path, short: None, change: dict, message: str) -> None:
     with pytest.raises(UserError, match=message):
         write_submission(tmp_path / "glue.zip", official() | change)
     assert not (tmp_path / "glue.zip").exists()
@@ -188,11 +188,11 @@ def test_archives_that_cannot_be_read(tmp_path: Path, short: None) -> None:
     with pytest.raises(UserError, match=r"no submission .*nothing\.zip; give a zip"):
         validate(tmp_path / "nothing.zip")
     (tmp_path / "text.zip").write_text("index\tprediction\n")
-    with pytest.raises(UserError, match=r"text\.zip is damaged or no zip file"):
+    with pytest.raises(UserError, match=r"text\.zip is damaged or not a zip file"):
         validate(tmp_path / "text.zip")
     path = made(tmp_path / "glue.zip", official())
     data = bytearray(path.read_bytes())
     data[data.index(b"CoLA.tsv") + 12] ^= 0xFF
     path.write_bytes(data)
-    with pytest.raises(UserError, match=r"glue\.zip is damaged or no zip file"):
+    with pytest.raises(UserError, match=r"glue\.zip is damaged or not a zip file"):
         validate(path)

@@ -1,4 +1,4 @@
-"""`fastbert submit`: every file by the model it should come from, equal to `predict`, or filled with --fill."""
+"""`fastbert submit`: every file comes from the right model, equal to `predict`, or is filled with --fill."""
 
 import json
 import zipfile
@@ -82,7 +82,7 @@ def test_the_best_seed_of_each_task_answers_and_the_rest_is_filled(trained, glue
     assert "valid for GLUE's server" in capsys.readouterr().out
 
 
-def test_models_by_name_win_over_results(trained, glue, tmp_path) -> None:
+def test_models_override_results(trained, glue, tmp_path) -> None:
     out, chosen = tmp_path / "glue.zip", best(trained / "stsb", "pearson")
     other = trained / "stsb" / ("seed-0" if chosen.name == "seed-1" else "seed-1")
     models = (f"stsb={other}", f"ax={trained / 'mnli' / 'seed-0'}", f"mnli={trained / 'mnli' / 'seed-1'}")
@@ -99,7 +99,7 @@ def test_models_by_name_win_over_results(trained, glue, tmp_path) -> None:
         assert answers(out, file) == predicted(model, name, split, glue, tmp_path / "p.jsonl")
 
 
-def test_a_test_split_that_is_not_there_is_filled_only_where_asked(trained, glue, tmp_path, capsys) -> None:
+def test_a_missing_test_split_is_filled_only_on_request(trained, glue, tmp_path, capsys) -> None:
     part = tmp_path / "part"
     make_glue(part, ["mnli", "rte"], test=ROWS)
     (part / "MNLI" / "test_matched.tsv").unlink()

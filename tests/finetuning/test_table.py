@@ -10,7 +10,7 @@ def figure(median: float, std: float | None = 0.01) -> dict[str, float | None]:
 
 
 def summary(**metrics: float) -> Summary:
-    """Of one dev split; the loss is there as in results.json."""
+    """Summary of one dev split, with the loss as in results.json."""
     return {"dev": {name: figure(value) for name, value in {**metrics, "loss": 7.0}.items()}}
 
 
@@ -64,7 +64,7 @@ def test_the_mean_is_over_what_every_row_has() -> None:
     assert found["Model"] == ["SST-2", "CoLA", "RTE", "Mean of 2"]
     assert found["a"] == ["–", "-2.0 ± 1.0", "70.0 ± 1.0", "34.0"]
     assert found["b"] == ["90.0 ± 1.0", "30.0 ± 1.0", "50.0 ± 1.0", "40.0"]
-    assert "The mean is over 2 of GLUE's 8 tasks: CoLA, RTE, as not every model has the others." in legend(table)
+    assert "The mean is over 2 of GLUE's 8 tasks: CoLA, RTE, since not every model has the others." in legend(table)
     apart = glue_table({"a": {"rte": ALL["rte"]}, "b": {"cola": ALL["cola"]}})
     assert [row[-1] for row in rows_of(apart).values()] == ["Mean", "–", "–"]
     assert "There is no mean" in legend(apart)

@@ -1,4 +1,4 @@
-"""GLUE reads the same from the official files and from Parquet; what is wrong in a file is named with its line."""
+"""GLUE reads the same from the official files and from Parquet; errors in a file are reported with their line."""
 
 import json
 from collections.abc import Sequence
@@ -202,7 +202,7 @@ def test_row_counts_are_checked_against_the_official_ones(tmp_path: Path, monkey
 
 
 def parquet_of(root: Path, name: str, split: str) -> list[dict[str, Any]]:
-    """The rows of `expected` as nyu-mll/glue holds them."""
+    """The rows of `expected` in the form of nyu-mll/glue."""
     texts = GLUE[name].hub_columns
     rows = []
     for e in expected(name, split):
@@ -237,7 +237,7 @@ def test_shards_of_parquet_are_read_in_order(tmp_path: Path) -> None:
 
 
 def read_from(monkeypatch: pytest.MonkeyPatch, hub: str, cache: Path) -> None:
-    """GLUE's name on the Hugging Face hub, and where datasets keeps what it reads."""
+    """GLUE's name on the Hugging Face hub, and the cache of datasets."""
     monkeypatch.setattr(glue, "HUB", hub)
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", cache)
 
@@ -276,7 +276,7 @@ GLUE_HEAD = "index\tsentence1\tsentence2\tlabel\n0\tA\tB\tentailment\n"
         ("PK\x03\x04abc", r"is a zip file, not text"),
     ],
 )
-def test_what_is_wrong_in_a_glue_file(tmp_path: Path, text: str, message: str) -> None:
+def test_errors_in_a_glue_file(tmp_path: Path, text: str, message: str) -> None:
     write(tmp_path / "RTE" / "train.tsv", text)
     with pytest.raises(UserError, match=r"RTE.train\.tsv.*" + message):
         glue_task("rte", tmp_path).examples("train")

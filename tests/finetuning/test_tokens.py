@@ -57,7 +57,7 @@ def tuned(bert, tagging, tmp_path_factory) -> Path:
     return out
 
 
-def test_losses_and_predictions_are_those_of_transformers(bert, tagging, tmp_path) -> None:
+def test_losses_and_predictions_equal_transformers(bert, tagging, tmp_path) -> None:
     """Same weights and batches, no dropout: BertForTokenClassification with labels at first pieces."""
     from transformers import AutoModelForTokenClassification, get_linear_schedule_with_warmup
 

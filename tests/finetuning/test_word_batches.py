@@ -24,7 +24,7 @@ KIND = Tokens(("N", "V", "X"))
         )
     )
 )
-def test_windows_hold_every_word_and_each_is_scored_where_it_has_more_context(given_) -> None:
+def test_each_word_is_scored_in_the_window_with_more_context(given_) -> None:
     room, pieces = given_
     spans = windows(np.array(pieces), room)
     scored = scored_words(spans, len(pieces))
@@ -54,7 +54,7 @@ def words(*texts: str, label: tuple | None = None) -> Example:
     return Example(0, " ".join(texts), None, label, ranges)
 
 
-def test_pieces_are_those_of_transformers_and_labels_are_at_the_first(tmp_path) -> None:
+def test_pieces_equal_transformers_and_labels_are_at_the_first(tmp_path) -> None:
     from transformers import AutoTokenizer
 
     VOCABULARY.save(tmp_path)
@@ -79,7 +79,8 @@ def test_pieces_are_those_of_transformers_and_labels_are_at_the_first(tmp_path) 
 
 
 def test_no_word_is_lost() -> None:
-    """One that the tokenizer deletes is [UNK]; one longer than a window is cut; a long text is read in windows."""
+    """A word that the tokenizer deletes is [UNK]; a word longer than a window is truncated; a long text is read in
+    windows."""
     unk = VOCABULARY.ids["[UNK]"]
     data = KIND.encode([words("\u200d", "a", "\ufe0f", label=(0, 1, 2))], VOCABULARY, 30)
     assert data.tokens.tolist()[1:-1] == [unk, VOCABULARY.ids["a"], unk] and data.labels.tolist()[1:-1] == [0, 1, 2]

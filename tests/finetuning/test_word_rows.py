@@ -1,4 +1,4 @@
-"""Sentences with tags are the same from every kind of file; what is wrong in one is named with its line."""
+"""Sentences with tags are the same from every kind of file; errors are reported with their line."""
 
 import gzip
 import json
@@ -131,7 +131,7 @@ def test_parts_of_speech_and_columns_by_number_or_name(tmp_path) -> None:
     assert gimpel.kind.labels == ("V", "O") and not gimpel.kind.has_entities
 
 
-def test_text_is_split_as_the_tokenizer_splits_it_and_spans_may_hold_white_space_at_their_ends(tmp_path) -> None:
+def test_text_is_split_as_in_the_tokenizer_and_spans_may_end_with_white_space(tmp_path) -> None:
     text = "New-York, 北京 is\u00a0big."
     assert [text[a:b] for a, b in split_words(text)] == ["New", "-", "York", ",", "北", "京", "is", "big", "."]
     task = task_of(tmp_path, "a.jsonl", [{"text": text, "spans": [[0, 8, "city"], [9, 13, "city"]]}])
@@ -151,7 +151,7 @@ def test_text_is_split_as_the_tokenizer_splits_it_and_spans_may_hold_white_space
         ("\U0001f600 ab", [2, 4, "x"], (2, 4, "ab")),
     ],
 )
-def test_spans_count_the_characters_of_the_text_as_it_stands_in_the_file(tmp_path, text, span, found) -> None:
+def test_spans_count_characters_of_the_text_in_the_file(tmp_path, text, span, found) -> None:
     task = task_of(tmp_path, "a.jsonl", [{"text": text, "spans": [span]}])
     (shown,) = task.kind.file_label(task.examples("train")[0])
     assert (shown["start"], shown["end"], shown["text"]) == found and text[span[0] : span[1]] == found[2]
@@ -179,7 +179,7 @@ FINE = "a\tB-x\nb\tI-x\n"
         ("a.conll", FINE + "\tO\n", r"line 3: the word is empty"),
         ("a.conll", FINE + "c\t\n", r"line 3: the tag is empty"),
         ("a.conll", "a\nb\n", r"line 1 has one column; give a word and its tag on each line"),
-        ("a.conll", "", r"a\.conll holds no rows"),
+        ("a.conll", "", r"a\.conll has no rows"),
         ("a.csv", FINE, r"a\.csv: words and their tags are read from CoNLL columns \(\.conll,"),
         ("a.jsonl", [{"tokens": ["a", "b"], "tags": ["O"]}], r"line 1: 2 tokens and 1 tags; give a tag for every"),
         ("a.jsonl", [{"tokens": [], "tags": []}], r"line 1: the sentence is empty; drop the row"),
@@ -201,8 +201,8 @@ FINE = "a\tB-x\nb\tI-x\n"
         ("a.jsonl", [{"text": "a", "spans": [{"start": 0, "label": "x"}]}], r"span 1: .* is not a span; write"),
         ("a.jsonl", [{"text": "a", "spans": [["0", 1, "x"]]}], r"start and end must be whole numbers.*'0' and 1"),
         ("a.jsonl", [{"text": "a", "spans": [[0, 1, ""]]}], r"span 1: the label is ''; give a word"),
-        ("a.jsonl", [{"tokens": ["\ud800"], "tags": ["B-x"]}], r"line 1: 'tokens' holds half of a surrogate pair"),
-        ("a.jsonl", [{"text": "a", "spans": [[0, 1, "\udfff"]]}], r"line 1: 'spans' holds half of a surrogate pair"),
+        ("a.jsonl", [{"tokens": ["\ud800"], "tags": ["B-x"]}], r"line 1: 'tokens' contains half of a surrogate pair"),
+        ("a.jsonl", [{"text": "a", "spans": [[0, 1, "\udfff"]]}], r"line 1: 'spans' contains half of a surrogate pair"),
         ("a.jsonl", [{"tokens": ["a", "b"], "tags": ["O", " "]}], r"line 1: tag 2 of 'tags' is empty; write O"),
         ("a.conll", "a\tO\nb\tO\n", r"every word of the training file has the tag O; give a file with entities"),
         ("a.conllu", "1\ta\t_\n", r"line 1 has 3 columns, and a \.conllu file has 10 with tabs between"),
@@ -210,7 +210,7 @@ FINE = "a\tB-x\nb\tI-x\n"
         ("a.conll", "b\tO\n\n# id 5\n", r"line 3 has 3 columns and line 1 has 2; if line 3 is a comment, drop it"),
     ],
 )
-def test_what_is_wrong_in_a_file(tmp_path, name, content, message) -> None:
+def test_errors_in_a_file(tmp_path, name, content, message) -> None:
     with pytest.raises(UserError, match=message):
         task_of(tmp_path, name, content).examples("train")
 
@@ -239,7 +239,7 @@ def test_names_of_classes_in_lists_of_older_versions(tmp_path) -> None:
         (["O", "B-x\ty"], "name 1 contains a line break or another control character"),
     ],
 )
-def test_names_of_classes_that_are_no_labels(tmp_path, names, message) -> None:
+def test_class_names_that_cannot_be_labels(tmp_path, names, message) -> None:
     named_classes(tmp_path / "a.parquet", names, [0], in_list=False)
     with pytest.raises(UserError, match=message):
         open_task("mine", custom=CustomTaskOptions(train=str(tmp_path / "a.parquet"), kind="tokens"))
@@ -258,7 +258,7 @@ def test_names_of_classes_that_are_no_labels(tmp_path, names, message) -> None:
         ({"metrics": "f1"}, "the metric f1 does not fit labels that are tags of words; give one of: entity_f1"),
     ],
 )
-def test_what_is_wrong_in_a_declaration(tmp_path, options, message) -> None:
+def test_errors_in_a_declaration(tmp_path, options, message) -> None:
     with pytest.raises(UserError, match=message):
         task = task_of(tmp_path, "a.conll", FINE, **options)
         task.examples("train")

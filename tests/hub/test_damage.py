@@ -110,7 +110,7 @@ def test_every_job_that_reads_an_export_checks_its_hash(copy: Path, tmp_path: Pa
     )
     for job in jobs:
         assert main(job) == 2
-        assert "model.safetensors is damaged (its content does not fit its hash" in capsys.readouterr().err
+        assert "model.safetensors is damaged (its content does not match its hash" in capsys.readouterr().err
     # Such a file written by other programs has no hash, and looks like a complete one.
     save_file({name: tensor.clone() for name, tensor in load_file(path).items()}, path)
     load_pretrained(copy)

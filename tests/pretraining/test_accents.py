@@ -1,4 +1,4 @@
-"""`pretrain --strip-accents` where --data is a source: it reaches the tokenizer, and the data's hash speaks for it."""
+"""`pretrain --strip-accents` where --data is a source: it reaches the tokenizer and changes the data's hash."""
 
 from pathlib import Path
 

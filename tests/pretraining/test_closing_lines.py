@@ -1,4 +1,4 @@
-"""The last lines of a run work as printed: the snippet of Python runs, and the commands parse."""
+"""The closing lines of a run work as printed: the Python snippet runs, and the commands parse."""
 
 import contextlib
 import io

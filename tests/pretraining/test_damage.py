@@ -1,5 +1,5 @@
-"""Between two sessions of a run its data, manifest, options and records may be damaged: none of it is trained on, and
-values that the sealed checkpoint has are read from there."""
+"""Between two sessions of a run its data, manifest, options and records may be damaged: training never uses damaged
+content, and values that the hashed checkpoint has are read from it."""
 
 import json
 import os
@@ -14,7 +14,7 @@ from tests.pretraining.test_resume import assert_same_run, metrics
 
 @pytest.fixture(scope="module")
 def whole(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of two checkpoints, and the data it was trained on."""
+    """A run with two checkpoints, and its data."""
     folder = tmp_path_factory.mktemp("damage")
     data = shutil.copytree(prepared, folder / "data")
     shape = ["--layers", "1", "--width", "16", "--heads", "2", "--length", "32", "--batch-size", "8"]
@@ -26,7 +26,7 @@ def whole(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def run(whole: Path, tmp_path: Path) -> Path:
-    """The run as it was after 8 of its 12 steps; `data` next to it is its own."""
+    """The run after 8 of its 12 steps, with its own copy of the data in `data` next to it."""
     run = Path(shutil.copytree(whole, tmp_path / "run"))
     for path in (run / "checkpoints").iterdir():
         if path.name != "step-00000008":
@@ -154,7 +154,7 @@ def test_records_that_are_damaged_or_missing_are_reported(whole: Path, run: Path
     metrics.write_text("".join(damaged))
     printed = resumed(run, capsys)
     assert (
-        "metrics.jsonl is not as it was logged up to step 8: damaged: line 2; repeated: line 6; missing: 1 of 6"
+        "metrics.jsonl was changed after it was logged up to step 8: damaged: line 2; repeated: line 6; missing: 1 of 6"
         in printed
     )
     assert "train after line 1 (step 2)" in printed
@@ -164,8 +164,8 @@ def test_records_that_are_damaged_or_missing_are_reported(whole: Path, run: Path
     assert (run / "model" / "model.safetensors").read_bytes() == (whole / "model" / "model.safetensors").read_bytes()
 
 
-def test_checkpoints_that_a_killed_save_did_not_come_to_remove(whole: Path, run: Path, capsys) -> None:
-    """All are written, and the newest is the run's last: no save follows that would remove the older ones."""
+def test_checkpoints_that_a_killed_save_did_not_remove(whole: Path, run: Path, capsys) -> None:
+    """All checkpoints are written, and the newest is the run's last: no later save would remove the older ones."""
     last = "step-00000012"
     shutil.copytree(whole / "checkpoints" / last, run / "checkpoints" / last)
     best = min(row["loss"] for row in metrics(whole) if row["split"] == "validation")
@@ -177,7 +177,7 @@ def test_checkpoints_that_a_killed_save_did_not_come_to_remove(whole: Path, run:
 
 @pytest.mark.parametrize("name", ["tokenizer.json", "vocab.txt and tokenizer.json"])
 def test_the_tokenizer_of_the_run(name: str, whole: Path, run: Path, capsys) -> None:
-    """Damaged, or another one of equal size: the export has the one that the weights were trained with."""
+    """Damaged, or replaced by another one of equal size: the export has the tokenizer of the weights."""
     if name == "tokenizer.json":
         (run / "tokenizer" / name).write_bytes(b"{")
     else:
@@ -189,8 +189,8 @@ def test_the_tokenizer_of_the_run(name: str, whole: Path, run: Path, capsys) -> 
         assert (run / path).read_bytes() == (whole / path).read_bytes()
 
 
-def test_records_that_are_all_lost(whole: Path, tmp_path: Path, capsys) -> None:
-    """After the last checkpoint, so that no further one is logged: the run ends all the same, without curves."""
+def test_all_records_are_lost(whole: Path, tmp_path: Path, capsys) -> None:
+    """After the last checkpoint, so that no record is logged any more: the run still finishes, without curves."""
     run = Path(shutil.copytree(whole, tmp_path / "run"))
     (run / "metrics.jsonl").unlink()
     shutil.rmtree(run / "model")

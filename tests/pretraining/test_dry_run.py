@@ -1,4 +1,4 @@
-"""A dry run prints what the run then does, leaves nothing behind, and refuses what the run would refuse."""
+"""A dry run prints the cost of the run, leaves nothing behind, and refuses what the run would refuse."""
 
 import re
 import shutil
@@ -23,7 +23,7 @@ def quick(monkeypatch) -> None:
 
 
 def lines(printed: str) -> dict[str, str]:
-    """name -> text of the table; what is continued begins under the text."""
+    """name -> text in the table; continued lines are indented to the text."""
     rows = printed.replace("\n" + 14 * " ", " ").splitlines()[1:]
     return dict(row.strip().split(maxsplit=1) for row in rows)
 
@@ -92,7 +92,7 @@ def test_the_time_is_the_sum_of_its_parts(flags, tmp_path, capsys, monkeypatch) 
     assert "activations and the rest 7 MB" in table["memory"]
 
 
-def test_stages_are_timed_apart(flags, tmp_path, capsys) -> None:
+def test_stages_are_timed_separately(flags, tmp_path, capsys) -> None:
     more = ["--first-length", "16", "--first-fraction", "0.5"]
     assert main(["pretrain", *flags, *more, "--out", str(tmp_path / "x"), "--dry-run"]) == 0
     found = capsys.readouterr().out
@@ -124,7 +124,7 @@ def test_the_saves_of_the_longest_run() -> None:
     assert saves_between(options, 0, options.steps) == (options.steps, options.steps)
 
 
-def test_an_interrupted_one_leaves_nothing(flags, tmp_path, monkeypatch) -> None:
+def test_an_interrupted_dry_run_leaves_nothing(flags, tmp_path, monkeypatch) -> None:
     around_steps(monkeypatch, lambda trainer, step: signal.raise_signal(signal.SIGTERM))
     assert main(["pretrain", *flags, "--out", str(tmp_path / "x"), "--dry-run"]) == 143
     assert list(tmp_path.iterdir()) == []

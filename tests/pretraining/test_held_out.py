@@ -1,4 +1,4 @@
-"""`evaluate` and `--init-from`: the same figures from a run, a checkpoint, an export, and from transformers itself."""
+"""`evaluate` and `--init-from`: the same figures from a run, a checkpoint, an export and transformers."""
 
 import json
 import math
@@ -59,7 +59,7 @@ def figures(capsys, *arguments: object) -> dict:
     return json.loads(capsys.readouterr().out)
 
 
-def test_run_checkpoint_and_export_give_the_same(run, corpus, capsys, tmp_path, works) -> None:
+def test_run_checkpoint_and_export_agree(run, corpus, capsys, tmp_path, works) -> None:
     given = ("--source", corpus, "--length", 32, "--max-tokens", 20_000)
     of_run = figures(capsys, "--model", run, *given)
     exported = tmp_path / "bert"
@@ -113,7 +113,7 @@ def test_figures_against_transformers(run, corpus, capsys) -> None:
     assert ours["unigram_entropy"] == pytest.approx(-(fractions * fractions.log()).sum().item(), rel=1e-9)
 
 
-def test_unknown_words_are_not_free(run, corpus, capsys, tmp_path) -> None:
+def test_unknown_words_cost_bits(run, corpus, capsys, tmp_path) -> None:
     """Every second word replaced by an unknown one with the same number of bytes."""
     words = corpus.read_text().replace("\n\n", "\n").split()[:6000]
     unknown = [
@@ -172,8 +172,8 @@ def batches(rows: torch.Tensor, words):
     return validation_batches(packed, len(packed), 32, torch.device("cpu"))
 
 
-def test_going_on_from_a_run_starts_where_it_ended(run, flags, tmp_path, capsys) -> None:
-    """With a rate of almost nothing, the first validation is the last of the run it starts from."""
+def test_init_from_a_run_starts_where_it_ended(run, flags, tmp_path, capsys) -> None:
+    """With a learning rate of almost 0, the first validation equals the last one of the other run."""
     out = tmp_path / "on"
     flags = [flag for flag in flags if flag not in ("--position", "tupe-r")]
     flags = [*replaced(flags, steps="1"), "--init-from", str(run), "--eval-sequences", "64", "--dropout", "0"]
@@ -224,7 +224,7 @@ def test_init_from_a_real_bert(corpus, flags, prepared, tmp_path, capsys) -> Non
     assert "has no MLM head" in capsys.readouterr().err
 
 
-def test_evaluation_leaves_the_mode_alone() -> None:
+def test_evaluation_restores_the_training_mode() -> None:
     words = load_words()
     objective = MLM(EncoderOptions(layers=1, width=8, heads=1).resolve(8, 16), MLMOptions(), words).train()
     rows = PackedRows(InMemory(torch.randint(5, 8, (100,)).numpy()), 16, 2, 3)
@@ -247,7 +247,7 @@ def test_encoder_of_documents_agrees_with_the_library(run, corpus) -> None:
 
 
 def test_two_networks(corpus, flags, tmp_path, capsys) -> None:
-    """Both networks of a run are asked as they were trained; its export has one of them."""
+    """Both networks of a run are evaluated as in training; its export has one of them."""
     run = tmp_path / "run"
     assert main(["pretrain", *replaced(flags, steps="40"), "--objective", "electra", "--out", str(run)]) == 0
     weights = load_file(run / "checkpoints" / "step-00000040" / "model.safetensors")

@@ -82,14 +82,14 @@ def test_weights_without_a_tokenizer_are_refused(prepared, tmp_path, capsys) -> 
     assert f"{model} holds no tokenizer" in printed and "copy the tokenizer.json or vocab.txt" in printed
 
 
-def test_dropout_is_that_of_the_new_run(prepared, tmp_path) -> None:
+def test_dropout_is_set_by_the_new_run(prepared, tmp_path) -> None:
     encoder = EncoderOptions(dropout=0.3, attention_dropout=0.2)
     given = {"data": str(prepared), "init_from": str(exported(load_tokenizer(prepared), tmp_path)), "length": 16}
     config = prepare_setup(PretrainOptions(**given, steps=1, batch_size=2, encoder=encoder)).config
     assert (config.width, config.dropout, config.attention_dropout) == (16, 0.3, 0.2)
 
 
-def test_the_tokenizer_of_a_run_can_be_prepared_with(prepared, tmp_path) -> None:
+def test_data_can_be_prepared_with_the_tokenizer_of_a_run(prepared, tmp_path) -> None:
     (tmp_path / "checkpoints").mkdir()
     load_tokenizer(prepared).save(tmp_path / "tokenizer")
     assert load_tokenizer(tmp_path) == load_tokenizer(prepared)

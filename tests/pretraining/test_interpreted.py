@@ -1,4 +1,4 @@
-"""A training with the Triton kernels, interpreted, gives the curve of one with their references."""
+"""Training with interpreted Triton kernels gives the same curve as training with their references."""
 
 import json
 import os
@@ -13,7 +13,7 @@ pytest.importorskip("triton")
 
 
 def losses(prepared: Path, out: Path, kernels: str) -> np.ndarray:
-    """Of every step, from a process that interprets kernels, where `kernels` is auto, or has none."""
+    """Loss of every step, from a process that interprets kernels if `kernels` is auto, and uses none otherwise."""
     shape = ["--layers", "1", "--width", "32", "--heads", "2", "--length", "20", "--batch-size", "2"]
     flags = [*shape, "--position", "tupe-r", "--optimizer.learning-rate", "1e-2", "--log-every", "1", "--steps", "50"]
     flags += ["--machine.precision", "fp32", "--machine.threads", "1", "--eval-sequences", "4"]
@@ -27,7 +27,7 @@ def losses(prepared: Path, out: Path, kernels: str) -> np.ndarray:
 
 
 def test_fifty_steps(prepared: Path, tmp_path: Path) -> None:
-    """With dropout, which is the same in the kernels."""
+    """With dropout, which is identical in the kernels."""
     ours, theirs = (losses(prepared, tmp_path / kernels, kernels) for kernels in ("auto", "reference"))
     assert len(ours) == 50 and ours[-5:].mean() < ours[:5].mean() - 0.1
     np.testing.assert_allclose(ours, theirs, rtol=1e-4)

@@ -1,4 +1,4 @@
-"""`machine.kernels`: which functions each choice calls, and that both train alike."""
+"""`machine.kernels`: the functions that each choice calls, and equal training with both."""
 
 from dataclasses import fields
 from pathlib import Path

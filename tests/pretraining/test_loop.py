@@ -1,4 +1,4 @@
-"""The loop itself: accumulation, skipped updates, divergence, and that nothing in a step waits for the device."""
+"""The training loop: accumulation, skipped updates, divergence, and no waiting for the device within a step."""
 
 import json
 from dataclasses import fields
@@ -65,7 +65,7 @@ def test_a_bad_update_is_skipped_and_reported(flags, tmp_path, capsys, monkeypat
 
 
 def test_the_skipped_update_leaves_no_trace(flags, tmp_path, monkeypatch) -> None:
-    """With a constant rate, weights after a skipped last step are those of the step before."""
+    """With a constant rate, the weights after a skipped last step equal those of the step before."""
     constant = ["--schedule.name", "constant", "--schedule.warmup", "0"]
     for name, steps in (("a", "5"), ("b", "6")):
         with monkeypatch.context() as patch:
@@ -120,7 +120,7 @@ class Sums(nn.Module):
 
 
 class Descent(torch.optim.Optimizer):
-    """Plain gradient descent that skips as torch's fused optimizers do."""
+    """Plain gradient descent that skips updates like torch's fused optimizers."""
 
     _step_supports_amp_scaling = True
 
@@ -170,7 +170,7 @@ def test_a_step_in_closed_form() -> None:
 
 
 class MeasuredSums(Sums):
-    """Whose logged rows have the mean of w too."""
+    """Logged rows also have the mean of w."""
 
     def after_step(self, *arguments) -> dict[str, torch.Tensor]:
         return {"w": self.w.detach()[0].clone()}
@@ -225,7 +225,7 @@ def test_only_the_lowest_loss_is_best_and_only_its_own_step_has_it() -> None:
     assert saved == [(step, measured.get(step)) for step in range(1, 10)]
 
 
-def test_a_checkpoint_keeps_all_of_the_progress() -> None:
+def test_a_checkpoint_stores_all_progress() -> None:
     """Each counter, and the sums of the log's window."""
     trained, resumed = Sums(), Sums()
     saved, pruned = {}, []
@@ -261,7 +261,7 @@ def test_a_checkpoint_keeps_all_of_the_progress() -> None:
 
 
 class NoWaiting(TorchDispatchMode):
-    """Fails at operations whose result the host has to wait for: values and data-dependent shapes."""
+    """Fails at operations that make the host wait for the device: values and data-dependent shapes."""
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         name = function.name()
@@ -307,7 +307,7 @@ def test_a_step_waits_for_nothing(position: str, optimizer: str, whole_word: boo
 
 
 def test_lagged_scalars_wait_for_the_gpu_that_has_them(monkeypatch) -> None:
-    """The event is the copy's stream's, on the values' device, and it is over before the host's memory is read."""
+    """The event is recorded on the copy's stream, on the device of the values, and has ended before the host reads."""
     calls = []
 
     class OnGPU(torch.Tensor):
@@ -339,7 +339,7 @@ def test_lagged_scalars_come_one_step_late() -> None:
 
 
 def test_validation_is_the_same_for_any_micro_batch_and_seed(flags, tmp_path) -> None:
-    """The same masks whatever the seed; only the weights differ, so an untrained rate shows equal losses."""
+    """The masks do not depend on the seed; only the weights differ, so without training the losses are equal."""
     losses = []
     for seed, micro in (("0", "4"), ("0", "16"), ("5", "4")):
         run = tmp_path / f"{seed}-{micro}"

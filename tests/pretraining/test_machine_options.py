@@ -1,4 +1,4 @@
-"""Options under `machine` change speed and memory, never the result beyond rounding: each against plain PyTorch in
+"""Machine options change speed and memory, but not the result beyond rounding: each is compared with plain PyTorch in
 float32."""
 
 import shutil
@@ -67,7 +67,7 @@ def references(prepared: Path, tmp_path_factory) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("name", VARIANTS)
 @pytest.mark.parametrize("objective", ["mlm", "electra"])
 def test_the_losses_are_the_same(name: str, objective: str, references, prepared, tmp_path, monkeypatch) -> None:
-    """The compiler's front half runs here; what it generates is in the test below."""
+    """This runs the front end of the compiler; the generated code is in the test below."""
     torch.compiler.reset()
     monkeypatch.setattr(Block, "compile", lambda self: nn.Module.compile(self, backend="aot_eager"))
     found = losses(prepared, tmp_path / "run", replace(REFERENCE, **VARIANTS[name]), objective=objective)
@@ -98,7 +98,7 @@ def test_compiled_code() -> None:
 
 
 def test_blocks_are_one_program(prepared: Path, tmp_path: Path) -> None:
-    """However many there are: what differs between them, the number of a site of dropout, is a tensor."""
+    """For any number of blocks: what differs between them, the index of the dropout site, is a tensor."""
     torch.compiler.reset()
     config = EncoderOptions(layers=5, width=16, heads=2).resolve(50, 12)
     encoder = Encoder(config, "reference").train()
@@ -116,7 +116,7 @@ def test_blocks_are_one_program(prepared: Path, tmp_path: Path) -> None:
     assert len(programs) == 1
 
 
-def test_no_shape_of_a_run_is_left_to_eager_code() -> None:
+def test_all_shapes_of_a_run_are_compiled() -> None:
     """All shapes that a run with stages has, trained on and validated: two lengths, batches that grow, what is left for
     the last micro-batch. Every call of a block is a call of one of its programs, whose number is known."""
     torch.compiler.reset()
@@ -143,7 +143,7 @@ def test_no_shape_of_a_run_is_left_to_eager_code() -> None:
     assert len(programs) == 2 * 5  # first, other batch, one row; other length, one row of it
 
 
-def test_checkpointing_keeps_less_and_gives_the_same_bits() -> None:
+def test_checkpointing_stores_less_and_gives_the_same_bits() -> None:
     config = EncoderOptions(layers=3, width=32, heads=2).resolve(50, 64)
     encoder = Encoder(config, "reference").train()
     ids, keys = torch.arange(128).view(2, 64) % 50, torch.tensor([5, 6], dtype=torch.int32)

@@ -32,14 +32,14 @@ def short(flags) -> list[str]:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch) -> None:
-    """Neither curves nor waiting for the disk."""
+    """No curves, and no waiting for the disk."""
     monkeypatch.setattr(finish, "plot_curves", lambda *arguments, **more: None)
     monkeypatch.setattr(os, "fsync", lambda handle: None)
 
 
 @pytest.fixture(scope="module")
 def uninterrupted() -> dict[str, Path]:
-    """Runs by their flags."""
+    """Uninterrupted runs by their flags."""
     return {}
 
 
@@ -121,8 +121,8 @@ def test_stops_and_resumes_from_the_newest_finite_checkpoint(
 
 
 @pytest.mark.parametrize(("more", "noticed"), [(["--log-every", "4"], 16), (["--eval-every", "14"], 14)])
-def test_noticed_though_nothing_is_to_be_saved(more, noticed: int, short, tmp_path, capsys, monkeypatch) -> None:
-    """By the next logged row or validation, where the losses stay finite: notes that nothing reads."""
+def test_noticed_without_a_save(more, noticed: int, short, tmp_path, capsys, monkeypatch) -> None:
+    """By the next logged row or validation, if the losses remain finite: notes that nothing reads."""
     inject(monkeypatch, 12, lambda trainer: trainer.objective.notes.table[-1].fill_(NAN))
     run = tmp_path / "run"
     rare = ["--checkpoint-every", "1000", "--log-every", "1000", "--eval-every", "1000", *NOTES, "--notes.mix", "0"]
@@ -135,7 +135,7 @@ def test_noticed_though_nothing_is_to_be_saved(more, noticed: int, short, tmp_pa
 
 @pytest.mark.parametrize("done", [12, 16])
 def test_stopped_by_a_signal_or_done(done: int, short, tmp_path, capsys, monkeypatch) -> None:
-    """Neither the checkpoint of an interrupted run nor the export of a finished one."""
+    """Neither the checkpoint of an interrupted run nor the export of a finished run is written."""
 
     def change(trainer: loop.Trainer) -> None:
         in_weight(NAN)(trainer)
@@ -148,8 +148,8 @@ def test_stopped_by_a_signal_or_done(done: int, short, tmp_path, capsys, monkeyp
     assert_stopped(run, capsys.readouterr().err, "step-00000007" if done < 16 else "step-00000014")
 
 
-def test_checkpoints_from_before_skipped_updates_stay(short, tmp_path, capsys, monkeypatch) -> None:
-    """Finite weights that give no finite loss must not push out those that did."""
+def test_checkpoints_from_before_skipped_updates_remain(short, tmp_path, capsys, monkeypatch) -> None:
+    """Finite weights without a finite loss must not cause the removal of older checkpoints with one."""
     poison(monkeypatch, set(range(8, 16)))
     run = tmp_path / "run"
     assert main(["pretrain", *short, *EVERY, "--out", str(run)]) == 2
@@ -192,7 +192,7 @@ def test_a_validation_loss_that_is_not_finite(bad: set[int], short, tmp_path, ca
 
 
 def test_checkpoints_of_older_versions(short, tmp_path, capsys, monkeypatch) -> None:
-    """They may be NaN: passed over by name where the newest is wanted, refused where one is named."""
+    """They may contain NaN: skipped with a message if the newest is loaded, refused if one is given explicitly."""
     run, whole = tmp_path / "run", tmp_path / "whole"
     for out in (run, whole):
         assert main(["pretrain", *short, *FIVE, "--keep-checkpoints", "3", "--out", str(out)]) == 0

@@ -1,4 +1,5 @@
-"""Runs that take notes: resumed to the bit, exported without them, refused before they start where they cannot be."""
+"""Runs with a note dictionary: resumed to the bit, exported without it, and impossible ones refused before they
+start."""
 
 import json
 import os
@@ -46,7 +47,7 @@ def last_checkpoint(run: Path) -> dict[str, torch.Tensor]:
 
 @pytest.fixture(scope="module")
 def finished(prepared: Path, tmp_path_factory) -> dict[str, Path]:
-    """The same run without notes, with notes, and with notes of no weight."""
+    """The same run without notes, with notes, and with notes of weight 0."""
     flags = [
         *("--data", str(prepared), "--layers", "2", "--width", "32", "--heads", "2", "--length", "32"),
         *("--position", "tupe-r", "--batch-size", "8", "--machine.micro-batch-size", "4", "--machine.threads", "1"),
@@ -61,8 +62,8 @@ def finished(prepared: Path, tmp_path_factory) -> dict[str, Path]:
     return {name: out / name for name in runs}
 
 
-def test_no_weight_is_no_notes(finished) -> None:
-    """But for rounding; tests/model/test_notes.py has it to the bit."""
+def test_weight_zero_equals_no_notes(finished) -> None:
+    """Up to rounding; tests/model/test_note_dictionary.py compares them to the bit."""
     off, zero, on = (rows(finished[name]) for name in ("off", "zero", "on"))
     for row, same in zip(off, zero, strict=True):
         numbers = [name for name in row if name not in ("split", "flops")]  # notes cost FLOPs
@@ -75,7 +76,7 @@ def test_no_weight_is_no_notes(finished) -> None:
     assert theirs.keys() - ours.keys() == {"notes.table", "notes.writes", "notes.written"}
 
 
-def test_off_it_leaves_no_trace(finished) -> None:
+def test_disabled_it_leaves_no_trace(finished) -> None:
     assert not any("notes" in name for name in last_checkpoint(finished["off"]))
     assert not any(FIGURES & row.keys() for row in rows(finished["off"]))
     manifest = json.loads((finished["off"] / "manifest.json").read_text())
@@ -111,7 +112,7 @@ def test_a_killed_run_resumes_to_the_bit(finished, tmp_path) -> None:
         assert torch.equal(tensor, theirs[name]), name
 
 
-def test_export_and_what_starts_from_it_have_none(finished, corpus, tmp_path, capsys) -> None:
+def test_export_and_runs_from_it_have_no_notes(finished, corpus, tmp_path, capsys) -> None:
     run = finished["on"]
     ours, theirs = (load_file(finished[name] / "model" / "model.safetensors") for name in ("on", "off"))
     assert ours.keys() == theirs.keys()
@@ -126,7 +127,7 @@ def test_export_and_what_starts_from_it_have_none(finished, corpus, tmp_path, ca
     assert load_file(tmp_path / "again" / "model.safetensors").keys() == ours.keys()
 
 
-def test_a_run_goes_on_from_the_weights_of_another_with_notes_of_its_own(finished, prepared, tmp_path, capsys) -> None:
+def test_a_run_from_other_weights_has_new_notes(finished, prepared, tmp_path, capsys) -> None:
     flags = ["--data", str(prepared), "--length", "32", "--batch-size", "4", "--steps", "1", "--eval-sequences", "4"]
     out = tmp_path / "run"
     assert main(["pretrain", *flags, *NOTES, "--init-from", str(finished["on"]), "--out", str(out)]) == 0
@@ -154,7 +155,7 @@ def refused(flags: list[str], tmp_path: Path, capsys) -> str:
     return capsys.readouterr().err
 
 
-def test_what_is_refused(flags, tmp_path, capsys, monkeypatch) -> None:
+def test_refusals(flags, tmp_path, capsys, monkeypatch) -> None:
     printed = refused([*flags, "--notes.min-count", "20"], tmp_path, capsys)
     assert "--rare-min 20 --rare-max 500" in printed
     printed = refused([*flags, "--notes.min-count", "499"], tmp_path, capsys)
@@ -164,7 +165,7 @@ def test_what_is_refused(flags, tmp_path, capsys, monkeypatch) -> None:
     assert "0.00 GB left" in printed and "words, width 32" in printed and "--notes.fraction" in printed
 
 
-def test_a_source_is_prepared_with_the_band_that_is_asked_for(corpus, tmp_path, monkeypatch, capsys) -> None:
+def test_a_source_is_prepared_with_the_requested_range(corpus, tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
     flags = ["--layers", "1", "--width", "16", "--heads", "1", "--length", "32", "--batch-size", "4", "--steps", "1"]
     source = ["--data", str(corpus), "--vocab-size", "600", "--validation-fraction", "0.1", "--eval-sequences", "4"]
@@ -177,7 +178,7 @@ def test_a_source_is_prepared_with_the_band_that_is_asked_for(corpus, tmp_path, 
     assert "words that occur 2" in printed and "of the sequences contain one" in printed and "mostly noise" in printed
 
 
-def test_room_for_the_dictionary_is_seen_to(flags, tmp_path, capsys, monkeypatch) -> None:
+def test_a_dictionary_that_does_not_fit_is_refused(flags, tmp_path, capsys, monkeypatch) -> None:
     asked = []
     monkeypatch.setattr("fastbert.pretraining.build.check_space", lambda folder, size: asked.append(size))
     for more in ([], NOTES):

@@ -1,4 +1,4 @@
-"""--profile: its arithmetic on made-up spans, and that it changes nothing in the run it looks at."""
+"""--profile: its arithmetic on made-up spans, and that it does not change the profiled run."""
 
 import gzip
 import json
@@ -72,7 +72,7 @@ def test_parts_of_the_host() -> None:
 
 
 def test_parts_of_the_device() -> None:
-    """Its backward pass is started by a thread of its own, and the device has nothing to do for 37 of 100 us."""
+    """The backward pass runs in a separate thread, and the device is idle for 37 of 100 us."""
     found = {row["part"]: round(1000 * row["ms"]) for row in parts(one_step(2), 1, device=True)}
     assert found == {
         "data: rows and masks": 10,
@@ -86,7 +86,7 @@ def test_parts_of_the_device() -> None:
 
 
 class Event(SimpleNamespace):
-    """As kineto's: everything is a method."""
+    """Event like kineto's, in which everything is a method."""
 
     def __getattribute__(self, name: str):
         values = super().__getattribute__("__dict__")
@@ -134,7 +134,7 @@ def test_operators_without_what_they_call() -> None:
         (7, 7, (50, 50), range(0)),
     ],
 )
-def test_the_steps_have_nothing_between_them(start: int, stop: int, intervals: tuple, found: range) -> None:
+def test_no_pause_between_profiled_steps(start: int, stop: int, intervals: tuple, found: range) -> None:
     assert choose_steps(start, stop, intervals, frozenset()) == found
     assert choose_steps(start, stop, (1000, 1000), frozenset({found.start + 2})) != found or len(found) < 3
 
@@ -144,7 +144,7 @@ def rows(run: Path) -> list[dict]:
     return [{k: v for k, v in row.items() if k not in ("tokens_per_second", "mfu")} for row in rows]
 
 
-def test_the_run_is_the_same_and_the_profile_is_there(flags, tmp_path, capsys) -> None:
+def test_the_run_is_the_same_and_the_profile_is_written(flags, tmp_path, capsys) -> None:
     plain, seen = tmp_path / "plain", tmp_path / "seen"
     assert main(["pretrain", *flags, "--out", str(plain)]) == 0
     assert not (plain / "profile").exists()

@@ -1,4 +1,4 @@
-"""A run killed at any moment and resumed equals the uninterrupted one, in its metrics and its weights."""
+"""A run that is killed at any moment and resumed equals the uninterrupted one in metrics and weights."""
 
 import json
 import os
@@ -118,7 +118,7 @@ def wait_for_rows(path: Path, count: int, process: subprocess.Popen) -> None:
         time.sleep(0.005)
 
 
-def test_science_is_held_machine_is_free(flags, tmp_path, capsys) -> None:
+def test_science_is_fixed_and_machine_options_may_change(flags, tmp_path, capsys) -> None:
     run = tmp_path / "run"
     assert main(["pretrain", *flags, "--out", str(run), "--steps", "8"]) == 0
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
@@ -139,7 +139,7 @@ def test_science_is_held_machine_is_free(flags, tmp_path, capsys) -> None:
     assert "machine.micro_batch_size: 4 -> 8" in printed and "eval_every: 10 -> 2" in printed
 
 
-def test_a_damaged_checkpoint_is_passed_over_by_name(flags, tmp_path, capsys, monkeypatch) -> None:
+def test_a_damaged_checkpoint_is_skipped_and_reported(flags, tmp_path, capsys, monkeypatch) -> None:
     whole, run = tmp_path / "whole", tmp_path / "run"
     for out in (whole, run):
         assert main(["pretrain", *flags, "--out", str(out)]) == 0
@@ -185,7 +185,7 @@ def test_two_processes_in_one_run(flags, tmp_path, capsys) -> None:
         process.communicate()
 
 
-def test_minutes_are_those_of_all_sessions(flags, tmp_path, monkeypatch, capsys) -> None:
+def test_minutes_count_all_sessions(flags, tmp_path, monkeypatch, capsys) -> None:
     """A step takes a minute by the test's clock. The first session is stopped by a signal, the second dies after steps
     that are in no checkpoint and are trained again, the third finishes; a fourth has nothing left to train."""
     now, stop = stopped_clock(monkeypatch), {}
@@ -229,7 +229,7 @@ def test_minutes_are_those_of_all_sessions(flags, tmp_path, monkeypatch, capsys)
 
 
 def test_checkpoints_hold_the_options_of_the_start(flags, tmp_path, monkeypatch) -> None:
-    """Also those of a session with other machine options."""
+    """Also if a session had other machine options."""
     run = tmp_path / "run"
     with monkeypatch.context() as patch:
         stop_before(patch, 3)
@@ -248,7 +248,7 @@ def test_not_a_run(tmp_path, capsys) -> None:
     assert os.listdir(tmp_path) == []
 
 
-def test_a_run_of_an_older_version_is_refused_by_name(tmp_path, capsys) -> None:
+def test_a_run_of_an_older_version_is_refused(tmp_path, capsys) -> None:
     """Its options had other names."""
     run = tmp_path / "run"
     (run / "checkpoints").mkdir(parents=True)

@@ -16,7 +16,7 @@ from fastbert.pretraining.setup import data_folder, prepare_setup
 
 @pytest.fixture
 def source(corpus: Path, tmp_path, monkeypatch) -> str:
-    """A JSONL file with its text under another name."""
+    """A JSONL file with another name for the text column."""
     monkeypatch.chdir(tmp_path)
     documents = corpus.read_text().split("\n\n")
     Path("text.jsonl").write_text("".join(json.dumps({"body": document}) + "\n" for document in documents))
@@ -56,7 +56,7 @@ def test_a_tokenizer_that_prepared_data_does_not_have(prepared: Path, tmp_path) 
 
 
 def test_flags_of_a_source_have_no_effect_on_prepared_data(flags: list[str], tmp_path, monkeypatch, capsys) -> None:
-    """In a YAML file they are fine: it may be used for a source too."""
+    """They are allowed in a YAML file, which may also be used for a source."""
     monkeypatch.setattr("fastbert.pretraining.pretrain.pretrain", lambda options, name: 0)
     typed = ["--column=body", "--streamed", "--vocab_size", "600", "--no-lowercase", "--strip-accents", "true"]
     typed += ["--validation-fraction", "0.2", "--tokenizer", f"{flags[1]}/tokenizer"]

@@ -1,4 +1,4 @@
-"""Runs whose batches change: what is logged, exact resume in and between stages, budgets, and what is refused."""
+"""Runs whose batches change: logging, exact resume within and between stages, budgets, and refusals."""
 
 import json
 import weakref
@@ -70,7 +70,7 @@ def test_resumes_exactly_within_and_between_stages(flags, tmp_path, monkeypatch,
 
 
 def test_what_is_logged(flags, tmp_path, capsys, monkeypatch) -> None:
-    """Tokens, and the rates across borders of stages: at a second a step they are those of the window's steps."""
+    """Tokens, and the rates across the borders of stages, which are averages over the steps of the window."""
     now, run = stopped_clock(monkeypatch), tmp_path / "run"
     around_steps(monkeypatch, after=lambda trainer, step: now.__setitem__(0, step + 1.0))
     assert main(["pretrain", *flags, *STAGED, "--out", str(run)]) == 0
@@ -88,7 +88,7 @@ def test_what_is_logged(flags, tmp_path, capsys, monkeypatch) -> None:
 
 
 def test_the_best_checkpoint_is_of_the_last_length(flags, tmp_path, monkeypatch) -> None:
-    """Though the losses of the first length be lower."""
+    """Even if the losses of the first length are lower."""
     monkeypatch.setattr(
         PretrainSetup, "validate", lambda self, objective, length: {"loss": float(length), "accuracy": 0.0}
     )
@@ -122,7 +122,7 @@ def test_budgets_count_every_stage(prepared, monkeypatch) -> None:
     assert budget.seconds_per_step(setup, None, 1.0) == pytest.approx(750 / 400)
 
 
-def test_minutes_are_planned_as_if_nothing_else_ran(prepared, tmp_path, monkeypatch, capsys) -> None:
+def test_minutes_are_planned_for_an_idle_machine(prepared, tmp_path, monkeypatch, capsys) -> None:
     """Steps of 0.5 s, of 2 s while another process runs in the first 20 of the 30 s that are timed; validations of 2 s,
     and a disk that takes 1 s for a checkpoint."""
     now = stopped_clock(monkeypatch)
@@ -153,8 +153,8 @@ def test_minutes_are_planned_as_if_nothing_else_ran(prepared, tmp_path, monkeypa
 
 
 def test_a_timed_step_is_a_whole_training_step(prepared, monkeypatch) -> None:
-    """What a training step does is in the time: each micro-batch forward and backward, clipping, an update, and what
-    the objective does after it. The weights stay."""
+    """The time includes everything that a training step does: each micro-batch forward and backward, clipping, an
+    update, and the objective's work after it. The weights do not change."""
     calls = []
     machine = replace(PretrainOptions().machine, micro_batch_size=3)
     setup = prepare_setup(options(prepared, objective="electra", machine=machine))
@@ -178,7 +178,7 @@ def test_a_timed_step_is_a_whole_training_step(prepared, monkeypatch) -> None:
 
 
 def test_short_budgets_have_the_most_steps_that_fit(prepared) -> None:
-    """Though 19 steps have 19 validations, and 20 have ten."""
+    """Although 19 steps have 19 validations, and 20 have ten."""
     asked = options(prepared, steps=None)
     costs = Costs(0.0, lambda batch_size, length: 1.0, 2.0, 0.0, 0.0)
     for limit in (15.0, 39.0, 45.0, 57.0, 300.0):
@@ -187,7 +187,7 @@ def test_short_budgets_have_the_most_steps_that_fit(prepared) -> None:
         assert steps == max(n for n, seconds in costly.items() if seconds <= limit)
 
 
-def test_networks_that_were_timed_are_gone(prepared, tmp_path, monkeypatch) -> None:
+def test_timed_networks_are_freed(prepared, tmp_path, monkeypatch) -> None:
     made = []
     real = PretrainSetup.objective
 
@@ -225,7 +225,7 @@ def test_only_active_options_name_the_experiment(prepared) -> None:
         (["--optimizer.name", "mun"], "did you mean 'muon'"),
     ],
 )
-def test_what_cannot_be_is_refused_before_anything_is_written(flags, tmp_path, capsys, more, message) -> None:
+def test_impossible_stages_are_refused_before_anything_is_written(flags, tmp_path, capsys, more, message) -> None:
     staged = {flag: value for flag, value in zip(STAGED[::2], STAGED[1::2], strict=True)}
     staged |= dict(zip(more[::2], more[1::2], strict=True))
     plain = dict(zip(flags[::2], flags[1::2], strict=True))
@@ -234,7 +234,7 @@ def test_what_cannot_be_is_refused_before_anything_is_written(flags, tmp_path, c
     assert message in capsys.readouterr().err and not (tmp_path / "run").exists()
 
 
-def test_yaml_and_resume_keep_the_stages(flags, tmp_path, capsys) -> None:
+def test_yaml_and_resume_preserve_the_stages(flags, tmp_path, capsys) -> None:
     file, run = tmp_path / "x.yaml", tmp_path / "run"
     file.write_text("first_length: 16\nfirst-fraction: 0.5\nbatch_size: 4\n")
     assert main(["pretrain", str(file), *flags, "--steps", "4", "--batch-size", "4", "--out", str(run)]) == 0

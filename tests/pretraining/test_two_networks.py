@@ -53,7 +53,7 @@ def test_notes_and_low_precision(objective: str, short, tmp_path) -> None:
 @pytest.mark.parametrize("more", [[], ["--notes.enabled", "--notes.fraction", "1"]])
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_divergence_is_reported(objective: str, more: list[str], short, tmp_path, capsys) -> None:
-    """Samples from NaN are words of no meaning, the loss is NaN, and the run ends as one of MLM does."""
+    """Samples from NaN are arbitrary words, the loss is NaN, and the run stops like one of MLM."""
     huge = ["--optimizer.learning-rate", "1e9", "--schedule.warmup", "0", *more]
     assert main(["pretrain", *short, "--objective", objective, *huge, "--out", str(tmp_path / "run")]) == 2
     printed = capsys.readouterr().err
@@ -61,7 +61,7 @@ def test_divergence_is_reported(objective: str, more: list[str], short, tmp_path
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
-def test_fine_tunes_and_can_be_gone_on_with(objective: str, short, tmp_path, capsys) -> None:
+def test_fine_tunes_and_is_used_by_init_from(objective: str, short, tmp_path, capsys) -> None:
     run = tmp_path / "run"
     assert main(["pretrain", *short, "--objective", objective, "--position", "absolute", "--out", str(run)]) == 0
     task = make_task(tmp_path, "words", train=32, dev=16)
@@ -94,7 +94,7 @@ def test_refused_before_anything_is_written(flags, tmp_path, capsys) -> None:
     assert "wider than the encoder" in capsys.readouterr().err
 
 
-def test_options_of_another_objective_name_no_other_experiment(flags, tmp_path) -> None:
+def test_options_of_another_objective_do_not_change_the_experiment(flags, tmp_path) -> None:
     names = []
     for number, more in enumerate(([], ["--electra.loss-weight", "7"], ["--mlm.mask-rate", "0.3"])):
         run = tmp_path / str(number)

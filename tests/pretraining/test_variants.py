@@ -1,4 +1,4 @@
-"""Every variant trains, resumes, exports and evaluates through the one loop."""
+"""Every variant trains, resumes, exports and evaluates with the same loop."""
 
 import json
 import sys
@@ -54,7 +54,7 @@ def test_variant(name: str, flags, corpus, tmp_path, capsys, plain) -> None:
 
 
 def test_variants_differ_and_machine_options_do_not(plain) -> None:
-    """Runs behind the variants: science changes the losses, machine options only their last digits."""
+    """Science options change the losses, machine options only their last digits."""
     if len(plain) < len(VARIANTS):
         pytest.skip("only a selection of the variants was run")
     same = {"reference-kernels", "bf16", "document-mask"}  # these texts have one border in six steps
@@ -99,7 +99,7 @@ def test_budget_in_tokens(flags, tmp_path) -> None:
     assert json.loads((run / "report" / "summary.json").read_text())["step"] == 4
 
 
-def test_what_a_run_leaves(flags, tmp_path, capsys, works) -> None:
+def test_files_of_a_run(flags, tmp_path, capsys, works) -> None:
     run = tmp_path / "run"
     capsys.readouterr()
     assert main(["pretrain", *flags, "--out", str(run)]) == 0

@@ -134,7 +134,7 @@ CASES = [
     ("export --run pickle --out x", "pytorch_model.bin is damaged: it holds more than its"),
     ("submit --check zeros.zip", "zeros.zip/CoLA.tsv is larger than any submission file"),
     ("submit --check many.zip", "many.zip holds 1,001 files, and a submission 11"),
-    ("submit --check plain.zip", "plain.zip is damaged or no zip file"),
+    ("submit --check plain.zip", "plain.zip is damaged or not a zip file"),
     ("submit --check /dev/zero", "/dev/zero is a pipe or a device, not a file"),
     ("pretrain --data data --steps 1 --out x", "data is of format [[[["),
     (

@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 class FusedAdam(torch.optim.Optimizer):
-    """What the real one does when it is capturable; its `zero_grad` takes no argument, and it wants a GPU's buffer."""
+    """FusedAdam with capturable=True; its `zero_grad` takes no argument, and it needs a buffer on the GPU."""
 
     def __init__(
         self,

@@ -1,5 +1,5 @@
-"""`machine.apex`: used only if it is set, refused where it cannot be used, equal to torch's AdamW
-(the stand-in computes the formula), and resumed from it and by it."""
+"""`machine.apex`: used only if it is set, refused where it cannot be used, equal to torch's AdamW (the stand-in
+computes the formula), and able to resume from it and vice versa."""
 
 import json
 import sys
@@ -55,7 +55,7 @@ def test_refused_where_it_cannot_be_used(monkeypatch) -> None:
     monkeypatch.delitem(sys.modules, "apex.optimizers")
     monkeypatch.delitem(sys.modules, "apex.multi_tensor_apply")
     monkeypatch.setitem(sys.modules, "apex", other)
-    with pytest.raises(UserError, match=r"No module named 'apex\.multi_tensor_apply'.*on PyPI is another project"):
+    with pytest.raises(UserError, match=r"No module named 'apex\.multi_tensor_apply'.*on PyPI is unrelated"):
         check_apex("adamw", CUDA)
     apex_stand_in.install(monkeypatch, available=False)
     with pytest.raises(UserError, match="lacks them: build it"):
@@ -104,7 +104,7 @@ def test_each_group_of_a_fine_tuning_has_its_rate(apex) -> None:
 
 
 @pytest.mark.parametrize("kinds", [(True, True), (True, False), (False, True)])
-def test_a_checkpoint_is_continued_with_and_without_it(kinds: tuple[bool, bool], apex) -> None:
+def test_a_checkpoint_resumes_with_and_without_it(kinds: tuple[bool, bool], apex) -> None:
     """Three updates and one that is skipped, a checkpoint, three more; against torch's AdamW without a break."""
     modules = [model(), model()]
     optimizers = [built(modules[0], False), built(modules[1], kinds[0])]
@@ -146,7 +146,7 @@ def test_unequal_counts_are_refused(apex) -> None:
 
 
 def test_runs_use_it_and_record_it(flags, tmp_path, apex, monkeypatch) -> None:
-    """Pretraining and fine-tuning, on a CPU that counts as a GPU here."""
+    """Pretraining and fine-tuning, on a CPU that is treated as a GPU."""
     for job in (pretraining.setup, finetuning.setup):
         monkeypatch.setattr(job, "check_apex", lambda optimizer, device: None)
     short = [*flags, "--machine.device", "cpu", "--steps", "4", "--log-every", "1", "--eval-every", "4"]

@@ -1,4 +1,4 @@
-"""Checkpoints survive kills, damage and a full disk, and give back every bit."""
+"""Checkpoints survive kills, damage and a full disk, and restore every bit."""
 
 import errno
 import json
@@ -108,7 +108,7 @@ def test_shared_and_strided_tensors(checkpointer):
     assert stored.keys() == group.keys() - {"tied"}
 
 
-def test_no_checkpoint_at_all(checkpointer, tmp_path):
+def test_no_checkpoint(checkpointer, tmp_path):
     assert checkpointer.load_latest() is None
     with pytest.raises(UserError, match=r"there is no checkpoint .*step-00000009; those in .*: none"):
         read_checkpoint(tmp_path / "checkpoints" / "step-00000009")
@@ -168,11 +168,11 @@ def edit_manifest(path):
     ("damage", "file", "what"),
     [
         (truncate, "model.safetensors", "bytes instead of"),
-        (flip, "model.safetensors", "SHA-256 does not fit"),
+        (flip, "model.safetensors", "SHA-256 does not match"),
         (lambda path: (path / "optimizer.safetensors").unlink(), "optimizer.safetensors", "is missing"),
-        (edit_state, "state.json", "SHA-256 does not fit"),
+        (edit_state, "state.json", "SHA-256 does not match"),
         (lambda path: (path / "state.json").unlink(), "state.json", "is missing"),
-        (edit_manifest, "manifest.json", "its hash does not fit"),
+        (edit_manifest, "manifest.json", "its hash does not match"),
         (lambda path: (path / "manifest.json").write_text("{"), "manifest.json", "is damaged"),
         (lambda path: (path / "manifest.json").write_text("[]"), "manifest.json", "is damaged"),
         (lambda path: (path / "manifest.json").unlink(), "manifest.json", "does not exist"),
@@ -225,7 +225,7 @@ def test_a_newer_format_and_a_renamed_folder_are_refused(checkpointer, monkeypat
     with pytest.raises(UserError, match="was renamed: it is from step 5"):
         read_checkpoint(renamed)
     monkeypatch.setattr("fastbert.training.checkpoints.FORMAT", 2)
-    with pytest.raises(UserError, match="has format 1, and this version of fastbert reads 2"):
+    with pytest.raises(UserError, match="has format 1, but this version of fastbert reads format 2"):
         read_checkpoint(renamed)
 
 
@@ -325,7 +325,7 @@ def test_no_permission(tmp_path):
         Checkpointer(tmp_path / "checkpoints", 1, print)
 
 
-def test_retaining_nothing_is_refused(tmp_path):
+def test_retaining_no_checkpoint_is_refused(tmp_path):
     with pytest.raises(UserError, match="keep_last is 0"):
         Checkpointer(tmp_path, 0, print)
 

@@ -18,7 +18,7 @@ GOOD = {"loss": 1.0, "norm": 2.0, "finite": 1.0}
 BAD = {"loss": float("inf"), "norm": 3.0, "finite": 0.0}
 
 
-def test_good_updates_end_a_row_of_bad_ones() -> None:
+def test_good_updates_reset_the_count() -> None:
     counts, messages = Counts(), []
     made = [guard(counts, step, BAD if step % 5 else GOOD, messages.append, lambda: "") for step in range(20)]
     assert made == [step % 5 == 0 for step in range(20)]
@@ -26,7 +26,7 @@ def test_good_updates_end_a_row_of_bad_ones() -> None:
     assert len(messages) == 16 and messages[0] == "step 2: loss inf, gradient norm 3; update skipped"
 
 
-def test_five_in_a_row_end_the_training() -> None:
+def test_five_in_a_row_stop_the_training() -> None:
     counts, messages, asked = Counts(skipped=7), [], []
 
     def advice() -> str:

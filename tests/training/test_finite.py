@@ -18,7 +18,7 @@ TYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 @given(values=st.lists(st.lists(NUMBER, max_size=5), max_size=4), dtypes=st.lists(st.sampled_from(TYPES), min_size=4))
 @settings(max_examples=60, deadline=None)
 def test_equals_torch(form, values, dtypes) -> None:
-    """In the form for GPUs too, which CPUs compute slowly."""
+    """Also in the form for GPUs, which is slow on CPUs."""
     tensors = [torch.tensor(row).to(dtype) for row, dtype in zip(values, dtypes, strict=False)]
     expected = all(tensor.isfinite().all() for tensor in tensors)
     with pytest.MonkeyPatch.context() as patch:
@@ -30,7 +30,7 @@ def test_equals_torch(form, values, dtypes) -> None:
 @pytest.mark.parametrize("form", [finite.foreach_bounds, finite.extremes])
 @pytest.mark.parametrize("dtype", TYPES)
 def test_one_number_of_many(form, dtype) -> None:
-    """Vectorized and not, at the edges of blocks; and the largest finite numbers do not overflow."""
+    """With and without vectorization, at the edges of blocks; the largest finite numbers do not overflow."""
     numbers = torch.full((100_003,), torch.finfo(dtype).max, dtype=dtype)
     numbers[::2] *= -1
     assert torch.stack(form([numbers, numbers.view(1, -1).mT])).isfinite().all()

@@ -50,7 +50,7 @@ def test_device_without_a_gpu(gpu):
 
 
 def test_the_device_is_the_current_one(monkeypatch):
-    """Whatever a library asks of torch.cuda without naming a device then goes to it."""
+    """Calls of torch.cuda without a device then use it."""
     current = []
     monkeypatch.setattr(torch.cuda, "set_device", current.append)
     setup_machine(MachineOptions(), torch.device("cuda:1"))
@@ -176,8 +176,8 @@ def test_peak_is_measured_once_on_a_cpu():
     assert hardware.measured_flops.cache_info() == measured._replace(hits=measured.hits + 1)
 
 
-def test_measured_peak_is_that_of_a_product(monkeypatch):
-    """With a clock that advances 1 ms a look, the largest product that was tried gives the figure."""
+def test_measured_peak_is_the_speed_of_a_product(monkeypatch):
+    """With a clock that advances 1 ms per call, the largest product determines the result."""
     ticks = iter(range(10**6))
     monkeypatch.setattr(time, "perf_counter", lambda: next(ticks) * 1e-3)
     hardware.measured_flops.cache_clear()

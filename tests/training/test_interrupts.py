@@ -1,4 +1,4 @@
-"""Signals are noted for the loop, the second Ctrl-C stops at once, and the handlers of before come back."""
+"""Signals are recorded for the loop, the second Ctrl-C stops at once, and the previous handlers are restored."""
 
 import os
 import signal

@@ -23,7 +23,7 @@ def gpu(monkeypatch, tmp_path):
     configurations.use({})
 
 
-def test_without_kernels_there_is_nothing_to_fix() -> None:
+def test_without_kernels_nothing_is_set() -> None:
     assert fix_kernels(torch.device("cpu"), []) is None
 
 

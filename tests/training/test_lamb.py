@@ -1,11 +1,11 @@
-"""LAMB against the paper's equations in float64, and against AdamW where its trust ratio is 1."""
+"""LAMB compared with the paper's equations in float64, and with AdamW if its trust ratio is 1."""
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from fastbert.training.lamb import LAMB, trust
+from fastbert.training.lamb import LAMB, apply_trust_ratios
 from fastbert.training.optimizers import build_optimizer, guarded_step
 from fastbert.training.options import OptimizerOptions
 
@@ -80,6 +80,8 @@ def test_without_trust_ratios_it_is_adamw() -> None:
 @pytest.mark.parametrize(("weight", "update", "expected"), [(6.0, 2.0, 6.0), (0.0, 2.0, 2.0), (6.0, 0.0, 0.0)])
 def test_trust_gives_an_update_the_norm_of_its_weight(weight: float, update: float, expected: float) -> None:
     updates = [torch.full((4, 4), update), torch.full((6, 2), 3.0)]
-    trust(updates, [torch.full((4, 4), weight), torch.arange(1.0, 4).repeat_interleave(4).view(6, 2)], [1, 3])
+    apply_trust_ratios(
+        updates, [torch.full((4, 4), weight), torch.arange(1.0, 4).repeat_interleave(4).view(6, 2)], [1, 3]
+    )
     assert (updates[0] == expected).all()
     torch.testing.assert_close(updates[1][:, 0], torch.tensor([1.0, 1, 2, 2, 3, 3]))

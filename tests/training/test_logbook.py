@@ -35,7 +35,7 @@ TRAIN = {"loss": 5.4321, "lr": 9.1e-4, "tokens_per_second": 12345.6, "mfu": 0.41
 
 @pytest.fixture
 def clock(monkeypatch):
-    """A clock of the logbook's own, set by hand in seconds."""
+    """A clock for the logbook, set by hand in seconds."""
     now = [0.0]
     monkeypatch.setattr(logbook.time, "monotonic", lambda: now[0])
     return now
@@ -85,7 +85,7 @@ def test_resume_drops_later_and_cut_records(tmp_path):
     assert len(lines(tmp_path)) == 1  # a run from 0 starts empty
 
 
-def test_records_that_are_not_what_was_logged_are_reported(tmp_path, capsys):
+def test_changed_records_are_reported(tmp_path, capsys):
     def resumed(content, expected):
         (tmp_path / "metrics.jsonl").write_bytes(b"".join(content))
         capsys.readouterr()
@@ -168,8 +168,8 @@ def test_time_left(tmp_path, capsys, clock, seconds, text):
     assert capsys.readouterr().err == f"step 2000/3000  {text} left  loss 1.000\n"
 
 
-def test_time_left_counts_validations_and_checkpoints_apart(tmp_path, capsys, clock):
-    """Their seconds do not count as those of steps, and their mean is expected for the rest."""
+def test_time_left_counts_validations_and_checkpoints_separately(tmp_path, capsys, clock):
+    """Their time does not count for steps, and their mean is expected for the rest."""
     with Logbook(tmp_path, 100) as book:
         for step in range(1, 56):
             clock[0] += 1
@@ -189,7 +189,7 @@ def test_unknown_figures_do_not_stop_the_progress(tmp_path, capsys):
     assert first.endswith("left") and last.endswith("loss nan  lr nan  2.5M tokens/s")
 
 
-def test_quiet_is_without_progress_but_with_warnings(tmp_path, capsys):
+def test_quiet_shows_warnings_but_no_progress(tmp_path, capsys):
     fill(tmp_path, range(1, 9))
     (tmp_path / "metrics.jsonl").write_text("[]\n" + (tmp_path / "metrics.jsonl").read_text())
     with Logbook(tmp_path, 100, start_step=5, quiet=True) as book:
@@ -206,7 +206,7 @@ class Terminal(io.StringIO):
 
 
 def as_terminal(monkeypatch, columns):
-    """Standard error as a terminal, redrawn often. Not a fixture: pytest puts its own stream back before the test."""
+    """Standard error as a terminal that is redrawn often. Not a fixture: pytest restores its stream before the test."""
     screen = Terminal()
     for name, value in {"TERM": "xterm", "COLUMNS": str(columns), "NO_COLOR": "1"}.items():
         monkeypatch.setenv(name, value)
@@ -267,7 +267,8 @@ def scalars(folder, tag):
     return [(event.step, event.value) for event in events.Scalars(tag)]
 
 
-def test_tensorboard_holds_the_numbers_and_forgets_what_is_redone(tmp_path):
+def test_tensorboard_has_the_values_and_drops_repeated_steps(tmp_path):
+    fill(tmp_path, [1, 3, 4])  # killed before its first checkpoint, so repeated from the start
     fill(tmp_path, range(1, 9))
     assert scalars(tmp_path, "loss/train") == [(step, 10.0 - step) for step in range(1, 9)]
     with Logbook(tmp_path, 100, start_step=5, quiet=True) as book:

@@ -1,4 +1,4 @@
-"""Muon against torch's, its Newton-Schulz iteration against singular values, and the parameters that it updates."""
+"""Muon compared with torch's, its Newton-Schulz iteration with singular values, and the parameters that it updates."""
 
 import json
 
@@ -29,8 +29,8 @@ def weights(seed: int) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize(("stacked", "dtype"), [(2**25, "fp32"), (1, "fp32"), (300, "fp32"), (2**25, "bf16")])
 def test_agrees_with_torch_step_by_step(monkeypatch, stacked: int, dtype: str) -> None:
-    """torch's, on each matrix of the fused weights. Its products are in bfloat16, which is removed to compare
-    closely; with it, the small singular values are noise in both."""
+    """Compared with torch's on each matrix of the fused weights. Its products in bfloat16 are replaced to compare
+    closely; in bfloat16, the small singular values are noise in both."""
     monkeypatch.setattr(muon, "STACKED", stacked)
     if dtype == "fp32":
         monkeypatch.setattr(torch.Tensor, "bfloat16", torch.Tensor.clone)
@@ -61,7 +61,7 @@ def test_agrees_with_torch_step_by_step(monkeypatch, stacked: int, dtype: str) -
 
 @pytest.mark.parametrize("shape", [(3, 5, 9), (2, 9, 5), (1, 4, 4)])
 def test_orthogonalized_maps_the_singular_values(shape: tuple[int, int, int]) -> None:
-    """In float64: U and V stay as they are, and each singular value goes through the polynomial five times."""
+    """In float64: U and V do not change, and the polynomial is applied five times to each singular value."""
     matrices = torch.randn(shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     u, s, v = torch.linalg.svd(matrices, full_matrices=False)
     s = s / s.norm(dim=1, keepdim=True)

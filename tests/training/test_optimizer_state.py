@@ -1,4 +1,4 @@
-"""One step with a restored optimizer equals one step with the one that never stopped."""
+"""One step with a restored optimizer equals one step with an optimizer that never stopped."""
 
 import json
 
@@ -123,7 +123,7 @@ def test_skipped_update_survives_a_checkpoint():
     assert {float(state["step"]) for state in again.state.values()} == {0.0}
 
 
-def test_a_state_of_an_optimizer_that_lacks_something_is_refused() -> None:
+def test_an_incomplete_state_is_refused() -> None:
     """For example if keys were renamed between versions, or a file was edited."""
     module = torch.nn.Linear(3, 2)
     optimizer = torch.optim.AdamW(module.parameters())

@@ -1,4 +1,5 @@
-"""What all optimizers promise (groups, updates that are skipped on the device, resuming), and AdamW against torch's."""
+"""Properties of all optimizers (groups, updates that are skipped on the device, resuming), and AdamW compared with
+torch's."""
 
 import copy
 import itertools
@@ -36,7 +37,7 @@ def built(module, name, **options):
 
 
 def counters(optimizer):
-    """Updates made, as the optimizer counts them."""
+    """Number of updates as counted by the optimizer."""
     states = [*optimizer.state.values(), *optimizer.param_groups]
     return {float(state["step"]) for state in states if "step" in state}
 
@@ -112,7 +113,7 @@ def test_skipped_update_changes_no_bit(name, steps_before):
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_continues_from_a_checkpoint_bit_for_bit(name):
-    """Also if the first update was skipped, and with options that are not those of the run."""
+    """Also if the first update was skipped, and with other options than the run's."""
 
     def train(module, optimizer, steps):
         for step in steps:
@@ -142,7 +143,7 @@ def test_a_checkpoint_of_another_optimizer_is_refused(name):
 
 
 def test_update_reads_nothing_back():
-    """On the meta device a tensor has no value: whatever wanted one on the host would fail."""
+    """On the meta device tensors have no values: any operation that needs one on the host would fail."""
     with torch.device("meta"):
         parameters = [nn.Parameter(torch.zeros(4, 3)), nn.Parameter(torch.zeros(3))]
     for parameter in parameters:
@@ -176,7 +177,7 @@ def test_groups_hold_every_parameter_once_in_order():
 
 
 @pytest.mark.parametrize("name", ["adamw", "muon"])
-def test_weight_decay_leaves_vectors_alone(name):
+def test_weight_decay_does_not_apply_to_vectors(name):
     module = encoder()
     optimizer = built(module, name, weight_decay=0.5)
     before = copy.deepcopy(module.state_dict())

@@ -1,4 +1,4 @@
-"""Learning rate schedules against transformers, closed forms and their promises."""
+"""Learning rate schedules compared with transformers and closed forms, and their properties."""
 
 import math
 from dataclasses import replace
@@ -44,7 +44,7 @@ def transformers_factors(make, steps):
     ids=["linear", "cosine", "cosine to a tenth", "constant", "wsd"],
 )
 def test_agrees_with_transformers(options, make):
-    """After the warm-up step by step; in it one step ahead, since the first update must not be lost."""
+    """Step by step after the warm-up; one step ahead during the warm-up, since the first update must not be lost."""
     theirs = transformers_factors(make, 100)
     ours = [learning_rate_factor(options, step, 100) for step in range(100)]
     # transformers' wsd starts its warm-up from final instead of zero: only its end can be compared.
@@ -61,7 +61,7 @@ def test_agrees_with_transformers(options, make):
     steps=st.integers(100, 1000),
 )
 def test_properties_of_all_schedules(name, warmup, final, decay, steps):
-    """Never zero, never above the peak, up in the warm-up and never up after it."""
+    """Never zero, never above the peak, increasing in the warm-up and never increasing after it."""
     options = ScheduleOptions(name, warmup, final, decay)
     factors = [learning_rate_factor(options, step, steps) for step in range(steps)]
     n = warmup_steps(options, steps)

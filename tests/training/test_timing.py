@@ -1,4 +1,4 @@
-"""Times of steps while another process comes and goes, by a clock that the test moves."""
+"""Times of steps while another process runs at times, measured by a clock that the test controls."""
 
 import math
 from random import Random
@@ -11,7 +11,7 @@ from fastbert.training.timing import repeat_in, time_in_groups, undisturbed, wri
 
 
 class Clock:
-    """Moved by the work that is timed."""
+    """Clock that is advanced by the timed work."""
 
     def __init__(self, monkeypatch) -> None:
         self.now = 100.0
@@ -30,8 +30,8 @@ def test_the_quantile_is_low_and_not_an_extreme() -> None:
 
 @pytest.mark.parametrize(("begin", "end"), [(0.0, 0.6), (0.15, 0.9), (0.0, 0.0)])
 @pytest.mark.parametrize("step_time", [0.003, 0.1, 4.0])
-def test_a_disturbance_of_most_of_the_window_changes_nothing(clock, begin, end, step_time) -> None:
-    """Steps that vary by 4 % by themselves and take four times as long in a part of the window."""
+def test_disturbing_most_of_the_window_changes_nothing(clock, begin, end, step_time) -> None:
+    """Steps that vary by 4 % by themselves and take four times as long in part of the window."""
     random, start, waits = Random(0), clock.now, []
 
     def step() -> None:

@@ -1,5 +1,5 @@
-"""The seam for several processes: ranks that each compute their rows make the step, the notes and the validation of one
-process, up to the order of sums. The ranks are threads here."""
+"""The interface for several processes: ranks that each compute their rows give the same step, notes and validation as
+one process, up to the order of sums. The ranks are threads."""
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +20,7 @@ from fastbert.training.world import World
 
 
 class Room:
-    """Where the ranks of a world meet."""
+    """Communication between the ranks of a world."""
 
     def __init__(self, size: int) -> None:
         self.barrier, self.shared = threading.Barrier(size, timeout=60), [None] * size
@@ -75,7 +75,7 @@ def test_two_ranks_are_one_process(objective: str, prepared: Path) -> None:
 
 
 def test_a_rank_validates_on_its_rows_alone(prepared: Path) -> None:
-    """Without a sum over the ranks each has the figures of its rows."""
+    """Without a sum over the ranks, each has the figures of its rows."""
     options = {"layers": 1, "width": 16, "heads": 2, "length": 32, "batch_size": 4, "steps": 1, "eval_sequences": 4}
     setup = prepare_setup(from_dict(PretrainOptions, options | {"data": str(prepared)}, "the test"))
     objective, losses = setup.objective(), []

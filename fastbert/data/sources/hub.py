@@ -186,7 +186,7 @@ def _refusals(spec: str) -> Iterator[None]:
         error = raised.__cause__ if isinstance(raised, DatasetGenerationError) and raised.__cause__ else raised
         if isinstance(error, UnicodeDecodeError):
             what = explain(error.object, error.start, None)
-            raise UserError(f"source {spec!r} cannot be read: a file of it is not UTF-8 text: {what}") from raised
+            raise UserError(f"source {spec!r} cannot be read: one of its files is not UTF-8 text: {what}") from raised
         reason = " ".join(str(error).split("Example of usage")[0].split())
         if isinstance(error, FileNotFoundError | ConnectionError) and not Path(spec.removeprefix(HUB)).exists():
             reason += (
@@ -194,5 +194,5 @@ def _refusals(spec: str) -> Iterator[None]:
                 "save_to_disk wrote, as hf:FOLDER"
             )
         elif "BuilderConfig" in reason or "Config name" in reason:
-            reason += f"; write {FORM}, and hf:NAME::SPLIT for a split alone"
+            reason += f"; write {FORM}, or hf:NAME::SPLIT to give only a split"
         raise UserError(f"source {spec!r} cannot be read: {reason}") from raised
