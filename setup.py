@@ -15,7 +15,7 @@ setup(
     url="https://pypi.org/project/fastbert-pretraining/",
     license="Apache-2.0",
     license_files=["LICENSE"],
-    keywords=["BERT", "pretraining", "TUPE", "ELECTRA", "masked language modelling", "Triton"],
+    keywords=["BERT", "pretraining", "TUPE", "ELECTRA", "masked language modeling", "Triton"],
     classifiers=[
         "Development Status :: 4 - Beta",
         "Intended Audience :: Science/Research",

@@ -1,8 +1,9 @@
 """YAML files that state only how they differ from another file.
 
 `inherits: other.yaml` in a mapping, at the top level of a file or nested, adds the values of that file that the mapping
-does not have. The path is relative to the folder of the file that contains it. Mappings are merged key by key; lists
-and single values replace inherited ones, so `key: null` resets a value.
+does not have. The path is relative to the folder of the file that contains it; if there is no such file, paths such as
+configs/pretrain/tiny.yaml are those of the files that come with fastbert. Mappings are merged key by key; lists and
+single values replace inherited ones, so `key: null` resets a value.
 """
 
 from collections import Counter
@@ -11,6 +12,7 @@ from typing import Any
 
 from fastbert.errors import UserError, brief
 from fastbert.inputs import read_text_input
+from fastbert.named_configs import shipped
 from fastbert.ranges import text_problem
 
 INHERITS = "inherits"
@@ -87,6 +89,8 @@ class _Chain:
         if not isinstance(name, str) or text_problem(name):
             raise UserError(f"{_named(chain)}: inherits must be the path of one YAML file, found {brief(name)}")
         path = chain[-1].parent / name
+        if not path.exists():
+            path = shipped(name) or path
         if path.resolve() in {file.resolve() for file in chain}:
             raise UserError(f"{_named((*chain, path))}: the files inherit each other in a cycle; remove one `inherits`")
         if len(self.files) == MOST_FILES or len(chain) == LONGEST_CHAIN:

@@ -17,6 +17,9 @@ def config_path(job: str, name: str) -> str:
         UserError: it is a plain name, such as `tiny`, but neither of these.
     """
     known = named_configs(job)
+    stem = Path(name).stem
+    if stem in known and name == f"{stem}.yaml" and not Path(name).exists():
+        raise UserError(f"there is no file {name}; the configuration that comes with fastbert is called {stem}")
     if not known or Path(name).exists() or Path(name).suffix or not is_plain(name):
         return name
     if name in known:
@@ -30,6 +33,14 @@ def named_configs(job: str) -> dict[str, Path]:
     """The configurations of a job that come with fastbert: name -> path."""
     folder = next((folder for folder in FOLDERS if (folder / job).is_dir()), None)
     return {} if folder is None else {path.stem: path for path in sorted((folder / job).glob("*.yaml"))}
+
+
+def shipped(path: str) -> Path | None:
+    """The file that comes with fastbert as `path`, such as configs/pretrain/tiny.yaml, or None."""
+    first, *rest = Path(path).parts or ("",)
+    if first != "configs" or ".." in rest:
+        return None
+    return next((file for folder in FOLDERS if (file := folder.joinpath(*rest)).is_file()), None)
 
 
 def is_plain(name: str) -> bool:

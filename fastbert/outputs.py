@@ -2,7 +2,8 @@
 
 A file (`output_file`):
 - a link remains, and its target, existing or not, gets the new content, whole or not at all;
-- a FIFO, a character device (/dev/null) or an open descriptor (/dev/stdout, /dev/fd/N, `>(...)`) is written into;
+- a FIFO, a character device (/dev/null) or an open descriptor (/dev/stdout, /dev/fd/N, `>(...)`) is written into,
+  standard output through its stream, so that `| head` ends the command without an error;
 - a file that is a mount point cannot be replaced, so it is overwritten when the content is complete;
 - a folder, a block device or a socket is refused.
 
@@ -15,6 +16,7 @@ A folder (`output_folder`, and `prepare` in a way that survives kills):
 
 import errno
 import fcntl
+import io
 import os
 import re
 import shutil
@@ -57,8 +59,12 @@ def output_file(path: Path | str, mode: str = "wb") -> Iterator[IO[Any]]:
     written."""
     path = Path(path)
     encoding = None if "b" in mode else "utf-8"
+    number = _descriptor(path)
+    if number == 1:
+        with standard_output(mode) as file:
+            yield file
+        return
     with disk_errors(path):
-        number = _descriptor(path)
         if number is not None:
             sys.stdout.flush()
             sys.stderr.flush()
@@ -70,6 +76,20 @@ def output_file(path: Path | str, mode: str = "wb") -> Iterator[IO[Any]]:
         else:
             with atomic_file(_target(path), mode, replace=_replace) as file:
                 yield file
+
+
+@contextmanager
+def standard_output(mode: str = "wb") -> Iterator[IO[Any]]:
+    """Yields standard output, to write bytes or, with `mode` "w", UTF-8 text to, whatever its encoding is."""
+    sys.stdout.flush()
+    if "b" in mode:
+        yield sys.stdout.buffer
+        return
+    file = io.TextIOWrapper(sys.stdout.buffer, encoding="utf-8")
+    try:
+        yield file
+    finally:
+        file.detach()
 
 
 def is_standard_output(path: Path | str) -> bool:

@@ -101,6 +101,9 @@ Layers = Annotated[int, Range(1, 1000)]
 Width = Annotated[int, Range(1, 2**16)]
 Tokens = Annotated[int, Range(1, 2**53)]
 Minutes = Annotated[float, Range(above=0, most=5_256_000)]
+PROSE = "prose"
+Texts = Annotated[tuple[str, ...], PROSE]
+"""Texts for a model, which are no names: of any length, with line breaks. The job checks them."""
 Length = Annotated[int, Range(2, 2**20)]
 """Tokens in a sequence, at least [CLS] and one more."""
 
@@ -135,6 +138,8 @@ def text_problem(value: str) -> str | None:
 
 def problem_of(value: Any, hint: Any) -> str | None:
     """Reason why a value of the right type is invalid for an option declared as `hint`; None if it is valid."""
+    if PROSE in getattr(hint, "__metadata__", ()):
+        return None
     if isinstance(value, str):
         return text_problem(value)
     if isinstance(value, tuple):

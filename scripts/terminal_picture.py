@@ -41,7 +41,7 @@ def record(command: list[str], columns: int) -> str:
 
 
 def screen(output: str) -> list[str]:
-    """The lines that a terminal shows after `output`, with their colours: applies carriage returns, cursor up and the
+    """The lines that a terminal shows after `output`, with their colors: applies carriage returns, cursor up and the
     erasing of lines, which progress bars use."""
     lines, row, fresh = [""], 0, False
     for part in re.split(r"(\n|\r|\x1b\[[0-9;?]*[A-Za-z]|\x1b\][^\x07]*\x07)", output):

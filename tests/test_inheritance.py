@@ -21,7 +21,7 @@ CONFIGS = Path(__file__).parents[1] / "configs"
 def write(folder: Path, files: dict[str, dict]) -> Path:
     """Writes YAML files; returns the first."""
     for name, values in files.items():
-        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).parent.mkdir(exist_ok=True, parents=True)
         (folder / name).write_text(yaml.safe_dump(values, sort_keys=False))
     return folder / next(iter(files))
 
@@ -80,6 +80,19 @@ def test_what_cannot_be_inherited(tmp_path) -> None:
     chain = {f"{n}.yaml": {"inherits": f"{n + 1}.yaml"} for n in range(LONGEST_CHAIN + 1)}
     assert "16 of them in a chain" in refusal(write(tmp_path, chain | {"17.yaml": {"x": 1}}))
     assert read_yaml(tmp_path / "2.yaml")[0] == {"x": 1}
+
+
+def test_the_files_of_fastbert_are_inherited_from_any_folder(tmp_path) -> None:
+    path = write(tmp_path, {"a.yaml": {"inherits": "configs/pretrain/tiny.yaml", "width": 64}})
+    assert load_yaml(PretrainOptions, path) == load_yaml(
+        PretrainOptions, write(tmp_path, {"b.yaml": {"inherits": str(CONFIGS / "pretrain" / "tiny.yaml"), "width": 64}})
+    )
+    for name in ("configs/../setup.yaml", "configs/pretrain/no.yaml", "pretrain/tiny.yaml"):
+        write(tmp_path, {"a.yaml": {"inherits": name}})
+        assert f"configuration file {tmp_path / name} does not exist" in refusal(path)
+    own = write(tmp_path, {"configs/pretrain/tiny.yaml": {"x": 1}})  # a file that exists comes first
+    write(tmp_path, {"a.yaml": {"inherits": "configs/pretrain/tiny.yaml"}})
+    assert own.is_file() and read_yaml(path)[0] == {"x": 1}
 
 
 def test_every_job_reads_them(tmp_path, capsys) -> None:

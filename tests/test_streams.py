@@ -43,19 +43,29 @@ def closed() -> int:
     return write
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["export"], ["pretrain", "--help"]])
-def test_a_reader_that_went_away(arguments: list[str]) -> None:
+PRINTING = "print('usage' * 5000); raise SystemExit(0)"  # as argparse ends after a help
+WRITING = """
+    from fastbert.outputs import output_file
+    with output_file("/dev/stdout", "w") as file:
+        file.write("page" * 50000)
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "job"),
+    [(["--help"], PRINTING), (["export"], PRINTING), (["pretrain", "--help"], PRINTING), (["export"], WRITING)],
+)
+def test_a_reader_that_went_away(arguments: list[str], job: str) -> None:
     write = closed()
-    job = "print('usage' * 5000); raise SystemExit(0)"  # as argparse ends after a help
     done = run(job, *arguments, stdout=write)
     os.close(write)
     assert (done.returncode, done.stderr) == (141, b"")
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["export"]])
-def test_standard_output_on_a_full_disk(arguments: list[str]) -> None:
+@pytest.mark.parametrize(("arguments", "job"), [(["--help"], PRINTING), (["export"], PRINTING), (["export"], WRITING)])
+def test_standard_output_on_a_full_disk(arguments: list[str], job: str) -> None:
     with open("/dev/full", "w") as full:
-        done = run("print('x'); raise SystemExit(0)", *arguments, stdout=full)
+        done = run(job, *arguments, stdout=full)
     assert done.returncode == 2
     assert done.stderr == b"error: the disk is full while writing standard output; free space\n"
 

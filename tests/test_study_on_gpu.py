@@ -70,7 +70,7 @@ def test_two_parts_on_two_machines(machine) -> None:
     assert "more jobs did not run" in (machine / "one" / "report.md").read_text()
 
     (machine / "runs").rename(machine / "lost")
-    second = start(machine, "two", "--carried", "one")
+    second = start(machine, "two", "--previous", "one")
     printed = second.communicate(timeout=400)[1]
     assert second.returncode == 0, printed
     assert "64 jobs: 8 pretrainings, 8 annealings, 48 fine-tunings" in printed

@@ -1,9 +1,6 @@
 """`fastbert predict`: labels and probabilities from a fine-tuned model, or from the mean over its seeds."""
 
-import io
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
@@ -19,7 +16,7 @@ from fastbert.finetuning.rows import Example
 from fastbert.finetuning.saved import TaskRecord
 from fastbert.finetuning.scoring import BATCH, Inputs, encode_inputs
 from fastbert.finetuning.tasks import Task, open_task
-from fastbert.outputs import check_output_file, is_standard_output, output_file
+from fastbert.outputs import check_output_file, is_standard_output, output_file, standard_output
 from fastbert.records import json_text
 from fastbert.streams import echo
 from fastbert.training.hardware import resolve_device, resolve_precision, setup_machine
@@ -52,12 +49,13 @@ def predict(options: PredictOptions) -> dict[str, Any]:
     if ensemble.seeds:
         echo(f"{options.model}: the mean over the seeds {', '.join(map(str, ensemble.seeds))}")
     split, examples, task = read_examples(options, record)
+    refuse_input(options.out, [options.source] if task is None else [options.task, *task.splits.values()])
     inputs = encode_inputs(examples, ensemble.vocabulary, record)
     labelled = task is not None and None not in inputs.labels
     if labelled:
         task.check_scorable(inputs.labels)
     values = ensemble.scores(inputs, device, precision, machine.micro_batch_size or BATCH, machine.kernels)
-    with predictions_file(options.out) as file:
+    with standard_output("w") if options.out == STANDARD_OUTPUT else output_file(options.out, "w") as file:
         write_predictions(file, inputs, values, record, Path(options.out).suffix.lower() in CONLL_OF_WORDS)
     metrics = task.measure(values, inputs.labels) if labelled else {}
     to_standard_output = options.out == STANDARD_OUTPUT or is_standard_output(options.out)
@@ -81,19 +79,10 @@ def check_predictions_file(out: str) -> None:
         raise UserError(f"{out}: predictions are JSON lines or CoNLL columns, not compressed; write .jsonl")
 
 
-@contextmanager
-def predictions_file(out: str) -> Iterator[IO[str]]:
-    """Opens the file `out`, or standard output, for UTF-8 text."""
-    if out != STANDARD_OUTPUT:
-        with output_file(out, "w") as file:
-            yield file
-        return
-    sys.stdout.flush()
-    file = io.TextIOWrapper(sys.stdout.buffer, encoding="utf-8")  # the encoding of sys.stdout may be another
-    try:
-        yield file
-    finally:
-        file.detach()
+def refuse_input(out: str, inputs: list[str]) -> None:
+    """Raises a UserError if the predictions would replace a file that is read."""
+    if Path(out).is_file() and any(os.path.exists(one) and os.path.samefile(out, one) for one in inputs):
+        raise UserError(f"--out {out} is an input of the predictions; choose another file")
 
 
 def is_conll(path: Path) -> bool:

@@ -141,7 +141,8 @@ def custom_task(name: str, custom: CustomTaskOptions | None) -> tuple[CustomTask
             raise UserError(f"{name} is a GLUE task and takes no {', '.join(chosen)}; rename the custom task")
         return None
     if not chosen:
-        raise UserError(f"unknown task {name!r}; {nearest(name, GLUE)}; for a custom task give a YAML file or flags")
+        advice = "for a custom task give its YAML file, or --custom.train and --custom.dev"
+        raise UserError(f"unknown task {name!r}; {nearest(name, GLUE)}; {advice}")
     return custom, None
 
 

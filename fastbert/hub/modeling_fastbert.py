@@ -246,7 +246,7 @@ class FastBertModel(FastBertPreTrainedModel):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Heads: masked language modelling, replaced token detection, sequence and token classification, question answering.
+# Heads: masked language modeling, replaced token detection, sequence and token classification, question answering.
 
 
 class FastBertWithHead(FastBertPreTrainedModel):

@@ -1,4 +1,4 @@
-"""Masked language modelling (Devlin et al. 2019), with new masks each time a row is seen (Liu et al. 2019).
+"""Masked language modeling (Devlin et al. 2019), with new masks each time a row is seen (Liu et al. 2019).
 
     L = mean over the masked positions i of -log p(x_i | corrupted x)
 

@@ -46,7 +46,7 @@ class ObjectiveOptions:
 
 @dataclass(frozen=True)
 class MLMOptions(ObjectiveOptions):
-    """Masked language modelling."""
+    """Masked language modeling."""
 
     mask_token_fraction: Probability = 0.8
     """Fraction of the masked tokens that show [MASK]."""

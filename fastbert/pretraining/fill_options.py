@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from fastbert.config import MACHINE, POSITIONAL
 from fastbert.errors import UserError, brief
 from fastbert.hub.folders import check_model_folder
-from fastbert.ranges import Count, check_values
+from fastbert.ranges import Count, Texts, check_values
 from fastbert.training.options import MachineOptions
 
 MASK = "[MASK]"
@@ -21,7 +21,7 @@ class FillOptions:
     model: str = field(metadata=POSITIONAL)
     """A run, a checkpoint, an export, or a Hugging Face BERT folder with an MLM head. In a run of ELECTRA or multiple
     choice the generator or the meta controller fills in the words; an export of such a run contains neither."""
-    texts: tuple[str, ...] = field(default=(), metadata=POSITIONAL)
+    texts: Texts = field(default=(), metadata=POSITIONAL)
     """Texts that contain [MASK], each in quotes. Without texts, or with -, the lines of standard input are read."""
     top: Count = 5
     """Number of words for each [MASK]."""

@@ -85,7 +85,7 @@ class _PretrainOptions:
     """Start from the weights of a run, an export, or a Hugging Face BERT folder."""
 
     objective: str = choice("mlm", OBJECTIVES)
-    """Pretraining objective: mlm (masked language modelling, BERT), electra (replaced token detection, arXiv
+    """Pretraining objective: mlm (masked language modeling, BERT), electra (replaced token detection, arXiv
     2003.10555) or multiple-choice (with a meta controller, arXiv 2006.05744)."""
     encoder: EncoderOptions = field(default_factory=EncoderOptions, metadata=FLAT)
     length: Length = 512

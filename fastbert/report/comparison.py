@@ -39,13 +39,16 @@ def report(options: ReportOptions) -> int:
 
 
 def page_path(out: str) -> Path:
-    """Path of the page: `out`, with .html appended unless it has this suffix or exists, as a device does."""
+    """Path of the page: `out`, with .html appended unless it has this suffix or exists, as a device does; - is standard
+    output."""
+    if out == "-":
+        return Path("/dev/stdout")
     return Path(out if out.lower().endswith((".html", ".htm")) or os.path.exists(out) else f"{out}.html")
 
 
 def refuse_other_file(path: Path) -> None:
     """Raises a UserError if `path` is a file with content that `fastbert report` did not write."""
-    if path.is_file() and path.stat().st_size:
+    if path.is_file() and path.stat().st_size and not is_standard_output(path):
         with open(path, "rb") as file:
             if MARK.encode() not in file.read(2000):
                 raise UserError(f"{path} is a file that fastbert report did not write; choose another --out")

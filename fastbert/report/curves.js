@@ -1,4 +1,4 @@
-// Plots `fastbertCurves` (fastbert/report/interactive.py): one figure, a panel for each quantity, a colour for each run.
+// Plots `fastbertCurves` (fastbert/report/interactive.py): one figure, a panel for each quantity, a color for each run.
 // A run is one legend group: a click in the legend hides its lines in all panels.
 "use strict";
 (() => {
@@ -7,14 +7,23 @@
   const control = (id) => document.getElementById(id);
   const colors = ["#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd", "#8c564b", "#e377c2", "#7f7f7f", "#bcbd22",
     "#17becf"];
-  const dashes = ["solid", "dash", "dot", "dashdot", "longdash"]; // runs with the same colour have different dashes
+  const dashes = ["solid", "dash", "dot", "dashdot", "longdash"]; // runs with the same color have different dashes
   const symbols = ["circle", "square", "diamond", "cross", "x", "triangle-up", "star"];
   const widest = Math.min(data.runs.length, 6) - 1; // of equal curves the first is wider and seen below the others
   const style = (run) => ({ color: colors[run % colors.length], width: 1.6 + 0.7 * Math.max(0, widest - run),
     dash: dashes[Math.floor(run / colors.length) % dashes.length] });
   const hidden = new Set(); // numbers of runs
+  const characters = (name) => name.match(/&[a-z#0-9]+;|./gu) ?? []; // an entity is one
+  const letter = 7; // pixels
 
-  // Centred moving mean of finite values over a window that is a fraction of the points.
+  // The lines of a name in the legend, none wider than the plot.
+  function broken(name) {
+    const all = characters(name), most = Math.max(20, Math.floor((graph.clientWidth - 120) / letter)), lines = [];
+    for (let start = 0; start < all.length; start += most) lines.push(all.slice(start, start + most).join(""));
+    return lines;
+  }
+
+  // Centered moving mean of finite values over a window that is a fraction of the points.
   function smooth(values, fraction) {
     const half = Math.round(values.length * fraction / 2);
     const sums = [0], counts = [0];
@@ -34,7 +43,7 @@
     const found = [], named = new Set();
     data.panels.forEach((panel, row) => panel.curves.forEach((curve) => {
       const common = { x: curve.x[axis], xaxis: `x${row + 1}`, yaxis: `y${row + 1}`, type: "scatter",
-        name: data.runs[curve.run], legendgroup: `${curve.run}`, meta: { run: curve.run, panel: row },
+        name: broken(data.runs[curve.run]).join("<br>"), legendgroup: `${curve.run}`, meta: { run: curve.run, panel: row },
         visible: hidden.has(curve.run) ? "legendonly" : true, showlegend: !named.has(curve.run) };
       const look = style(curve.run), smoothing = panel.split === "train" && fraction > 0;
       const format = panel.percent ? "%{y:.2%}" : "%{y:.4f}";
@@ -58,9 +67,10 @@
     const heights = data.panels.map((panel) => (panel.loss ? 300 : 210)), gap = 58;
     const total = heights.reduce((sum, height) => sum + height + gap, -gap);
     const many = data.runs.length > 8;
-    const longest = Math.max(...data.runs.map((name) => name.length)); // of a name in the legend
-    const columns = Math.max(1, Math.floor((graph.clientWidth - 80) / (7 * longest + 60)));
-    const legend = Math.min(300, 14 + 20 * Math.ceil(data.runs.length / columns)); // a longer one scrolls
+    const names = data.runs.map(broken), longest = Math.max(...names.flat().map((line) => characters(line).length));
+    const columns = Math.max(1, Math.floor((graph.clientWidth - 80) / (letter * longest + 60)));
+    const rows = columns > 1 ? Math.ceil(names.length / columns) : names.flat().length;
+    const legend = Math.min(300, 14 + 20 * rows); // a longer one scrolls
     const buttons = 34, above = buttons + legend + 30, height = above + total + 48;
     const wanted = { font: { color: text, family: "system-ui, sans-serif", size: 12 }, paper_bgcolor: background,
       plot_bgcolor: background, height, margin: { l: 58, r: 14, t: above, b: 48, autoexpand: false },
@@ -116,5 +126,6 @@
   for (const id of ["axis", "logx", "logy", "smoothing"]) control(id).addEventListener("input", plot);
   control("all").addEventListener("click", () => { hidden.clear(); plot(); });
   control("none").addEventListener("click", () => { data.runs.forEach((_, run) => hidden.add(run)); plot(); });
+  window.addEventListener("resize", plot); // names in the legend are broken by the width
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", plot);
 })();

@@ -15,7 +15,7 @@ from fastbert.training.logbook import smoothed
 MOST_POINTS = 1500  # per curve
 AXES = {"steps": "step", "tokens": "tokens", "flops": "training FLOPs", "minutes": "minutes of training"}
 """Quantity on the x axis -> its title."""
-_TEXT, _LINE = "#010203", "#010204"  # replaced by the page's colours for light and dark
+_TEXT, _LINE = "#010203", "#010204"  # replaced by the page's colors for light and dark
 _COUNTED = {"step", "split", "loss", "tokens", "length"}  # columns of a validation that are not further metrics
 
 
@@ -70,7 +70,7 @@ def _rounded(values: np.ndarray) -> list[float]:
     return [int(value) if value.is_integer() else float(f"{value:.7g}") for value in values.tolist()]
 
 
-def figures_of(runs: Sequence[Run]) -> list[str]:
+def further_metrics(runs: Sequence[Run]) -> list[str]:
     """Further metrics that validations of the runs measured, such as accuracy."""
     found = (column for run in runs for record in run.records if record["split"] == "validation" for column in record)
     return [column for column in dict.fromkeys(found) if column not in _COUNTED]
@@ -91,7 +91,7 @@ def curves_svg(run: Run, baseline: float | None) -> str | None:
     train, validation = curve(run, "train", "loss", 600), curve(run, "validation", "loss", 600)
     if train is None and validation is None:
         return None
-    further = [(name.replace("_", " "), curve(run, "validation", name, 600)) for name in figures_of([run])[:1]]
+    further = [(name.replace("_", " "), curve(run, "validation", name, 600)) for name in further_metrics([run])[:1]]
     further = [(title, one) for title, one in (*further, ("learning rate", curve(run, "train", "lr", 200))) if one]
 
     def plot(panels: Sequence[Any]) -> None:
@@ -112,7 +112,7 @@ def curves_svg(run: Run, baseline: float | None) -> str | None:
 
 
 def svg_of(plot: Callable[[Sequence[Any]], None], titles: Sequence[str], axis: str) -> str:
-    """Plots panels below each other as an <svg> element in the colours of the page, equal to the byte for equal data.
+    """Plots panels below each other as an <svg> element in the colors of the page, equal to the byte for equal data.
 
     Args:
         plot: function of matplotlib's axes, one for each panel; the legend is in the first.

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from fastbert.errors import printable
-from fastbert.report.curves import AXES, curve, figures_of
+from fastbert.report.curves import AXES, curve, further_metrics
 from fastbert.report.page import script_json
 from fastbert.report.runs import Run
 
@@ -28,7 +28,9 @@ into all panels, double-click to zoom out. Thin lines are the logged losses, thi
 def curve_data(runs: Sequence[Run]) -> dict[str, Any]:
     """The curves of the runs, grouped by panel, for curves.js."""
     panels = [_panel(runs, "train", "loss", "training loss"), _panel(runs, "validation", "loss", "validation loss")]
-    panels += [_panel(runs, "validation", name, f"validation {name.replace('_', ' ')}") for name in figures_of(runs)]
+    panels += [
+        _panel(runs, "validation", name, f"validation {name.replace('_', ' ')}") for name in further_metrics(runs)
+    ]
     return {
         "runs": [_plain_text(run.name) for run in runs],
         "axes": AXES,
@@ -57,8 +59,8 @@ def _panel(runs: Sequence[Run], split: str, column: str, title: str) -> dict[str
 
 
 def _plain_text(name: str) -> str:
-    """Escapes `name` for plotly, which reads tags and entities in texts."""
-    return printable(name).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    """Escapes `name` for plotly, which reads tags, entities and %{templates} in texts."""
+    return printable(name).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace("%", "&#37;")
 
 
 def curve_scripts(data: dict[str, Any]) -> list[str]:

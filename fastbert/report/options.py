@@ -19,7 +19,8 @@ class ReportOptions:
     runs: tuple[str, ...] = field(default=(), metadata=POSITIONAL)
     """Folders of runs, finished or not."""
     out: str = "report.html"
-    """File to write; .html is added to a name without it. An earlier page is replaced; any other file is refused."""
+    """File to write, or - for standard output; .html is added to a name without it. An earlier page is replaced; any
+    other file is refused."""
 
     def __post_init__(self) -> None:
         check_values(self)

@@ -29,7 +29,8 @@ p, ul { max-width: 64rem; } .faint { color: var(--faint); }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; overflow-wrap: normal; }
 th, td { padding: .3rem .6rem; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top;
   max-width: 34rem; unicode-bidi: isolate; }
-td.long { min-width: 16rem; white-space: pre-line; } td:not(.long) { white-space: nowrap; }
+td.long { min-width: 16rem; white-space: pre-line; overflow-wrap: anywhere; } th { overflow-wrap: break-word; }
+td:not(.long) { white-space: nowrap; }
 th { border-bottom: 2px solid var(--faint); vertical-align: bottom; } td.number, th.number { text-align: right; }
 td:not(.number):not(.long) { max-width: none; }
 @media (min-width: 700px) { th:first-child, td:first-child { position: sticky; left: 0; background: var(--page); } }

@@ -3,9 +3,9 @@
     PYTHONPATH=.:kernels python3 scripts/gpu/study_on_gpu.py configs/ablate/study-gpu.yaml --glue-dir glue --out $OUT
 
 It needs the prepared folder of the YAML file, and the files of its tasks. Jobs stay in runs/ between calls on one
-machine. On a new machine give the OUT of the last part as --carried: finished jobs are not run again, except trainings
-that remaining jobs start from. OUT gets results.jsonl, ablation.json and the report of all finished jobs. `--toy` is a
-dry run with tiny encoders on any machine.
+machine. On a new machine give the OUT of the last part as --previous: finished jobs are not run again, except trainings
+that remaining jobs start from. OUT receives results.jsonl, ablation.json and the report of all finished jobs. `--toy`
+is a dry run with tiny encoders on any machine.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from fastbert.studies.engine.store import RESULTS
 
 LONGEST = 500  # seconds of a part
 STOPPED = 128 + signal.SIGTERM
-CARRIED = (RESULTS, f"{ABLATION}.json")
+COPIED = (RESULTS, f"{ABLATION}.json")
 REPORT = ("report/report.md", "report/report.html")
 TINY = {"layers": 1, "width": 16, "heads": 2, "length": 16, "first_length": 8, "batch_size": 4, "eval_sequences": 4}
 TOY = {
@@ -46,7 +46,7 @@ def main() -> int:
     parser.add_argument("config", type=Path, help="an ablation's YAML file")
     parser.add_argument("--glue-dir", required=True, help="the official GLUE archive")
     parser.add_argument("--out", type=Path, required=True, help="folder for results and report")
-    parser.add_argument("--carried", type=Path, help="the --out of a part on another machine")
+    parser.add_argument("--previous", type=Path, help="the --out of a part on another machine")
     parser.add_argument("--workers", type=int, default=4, help="number of concurrent jobs")
     parser.add_argument(
         "--seconds", type=lambda x: min(float(x), LONGEST), default=LONGEST, help="time limit of this part"
@@ -60,10 +60,10 @@ def main() -> int:
     if args.toy:
         config = args.out / args.config.name
         config.write_text(yaml.safe_dump({"inherits": str(args.config.resolve()), **TOY}), encoding="utf-8")
-    if args.carried and not (folder / RESULTS).exists():
+    if args.previous and not (folder / RESULTS).exists():
         folder.mkdir(parents=True, exist_ok=True)
-        for name in CARRIED:
-            shutil.copy(args.carried / name, folder)
+        for name in COPIED:
+            shutil.copy(args.previous / name, folder)
     clock = threading.Timer(args.seconds, os.kill, (os.getpid(), signal.SIGTERM))
     clock.daemon = True
     clock.start()
@@ -74,7 +74,7 @@ def main() -> int:
         parser.error(str(error))
     finally:
         clock.cancel()
-        for name in (*CARRIED, *REPORT):
+        for name in (*COPIED, *REPORT):
             if (folder / name).exists():
                 shutil.copy(folder / name, args.out)
     if code == STOPPED:

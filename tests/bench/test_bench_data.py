@@ -28,7 +28,7 @@ def test_ratios_are_of_the_same_round() -> None:
 
 def test_writes_results_and_table(corpus: Path, tmp_path: Path, monkeypatch, capsys) -> None:
     """In this process: fresh ones would take seconds each to start."""
-    monkeypatch.setattr(bench_data, "apart", lambda function, *arguments: function(*arguments))
+    monkeypatch.setattr(bench_data, "in_new_process", lambda function, *arguments: function(*arguments))
     monkeypatch.setattr(bench_data, "STEP_SECONDS", 0.0)
     monkeypatch.setattr(bench_data, "STEPS", 2)
     monkeypatch.setattr(bench_data, "ENCODER", bench_data.EncoderOptions(layers=1, width=16, heads=2))

@@ -16,9 +16,9 @@ from fastbert.finetuning.kinds.multi_label import MultiLabel
 from fastbert.finetuning.kinds.number import Number
 from fastbert.finetuning.kinds.tokens import Tokens
 from fastbert.finetuning.model import TaskModel
-from fastbert.finetuning.predict import predictions_file
 from fastbert.finetuning.saved import TaskRecord, save_task_model
 from fastbert.model.encoder import initialize
+from fastbert.outputs import standard_output
 from fastbert.records import write_sealed
 from tests.finetuning.conftest import FILLERS, WORDS, WordPiece, tiny_config, write_rows
 from tests.flags import main
@@ -130,7 +130,7 @@ def test_a_closed_pipe_is_not_a_user_error(monkeypatch) -> None:
     os.close(reading)
     with pytest.raises(BrokenPipeError), open(writing, "w") as stdout:
         monkeypatch.setattr(sys, "stdout", stdout)
-        with predictions_file("-") as file:
+        with standard_output("w") as file:
             file.write("x")
 
 

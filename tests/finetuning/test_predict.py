@@ -203,6 +203,11 @@ def test_refusals(tuned, bert, words, pairs, tmp_path, capsys) -> None:
     words_model = ["--model", str(tuned["words"]), "--source", str(source)]
     assert main(["predict", *words_model, "--out", str(tmp_path)]) == 2
     assert "is a folder; give --out a file in it" in capsys.readouterr().err
+    for what, read in ((words_model[2:], source), (words, Path(words[words.index("--custom.train") + 1]))):
+        before = read.read_bytes()
+        assert main(["predict", *words_model[:2], *what, "--out", str(read)]) == 2
+        assert f"{read} is an input of the predictions" in capsys.readouterr().err
+        assert read.read_bytes() == before
     for name in ("a.jsonl.gz", "a.parquet"):
         assert main(["predict", *words_model, "--out", str(tmp_path / name)]) == 2
         assert f"{name}: predictions are JSON lines or CoNLL columns, not compressed" in capsys.readouterr().err

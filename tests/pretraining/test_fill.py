@@ -138,7 +138,11 @@ def test_unknown_words_are_reported(bert, capsys) -> None:
             ["the", "[MASK]", "sat"],
             "text 1 ('the') has no [MASK]; write it for each word to fill in, and put the whole",
         ),
-        ([" "], "--texts is empty"),
+        ([" "], "text 1 (' ') has no [MASK]"),
+        (
+            ["the [MASK]" + "\ncat" * 2000],
+            "text 1 has 2004 tokens with [CLS] and [SEP]",
+        ),  # no name of a file: any length
         (["the [MASK]" + " cat" * 13], "text 1 has 17 tokens with [CLS] and [SEP], more than the 16 positions of"),
         (["a [MASK]", "--top", "35"], "--top 35 is more than the 34 tokens of"),
     ],

@@ -91,6 +91,7 @@ CASES = [
     ("evaluate --data text.txt", "did you mean --source?"),
     ("export --model a --out b", "did you mean --run?"),
     ("prepare text.txt", "'text.txt' belongs to no option; options begin with --, such as --source text.txt, see"),
+    ("pretrain tiny.yaml", "there is no file tiny.yaml; the configuration that comes with fastbert is called tiny"),
     ("fill 'a [MASK] of the'", "the model comes before the text: fastbert fill MODEL 'a [MASK] of the'"),
     (
         "evaluate --model my/bert --source text.txt",

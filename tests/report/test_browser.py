@@ -6,7 +6,7 @@ from tests.flags import main
 from tests.report.conftest import make_run
 from tests.report.test_page import HOSTILE_NAME
 
-LONG_NAME = "a-run-with-a-long-name-of-its-settings-learning-rate-0.001-batch-size-256"
+LONG_NAME = f"a-run-with-a-name-like-plotly's-%{{y}}-and-without-a-space-{200 * 'x'}"[:200]
 
 
 @pytest.fixture(scope="module")
@@ -142,7 +142,9 @@ def test_zoom_is_that_of_all_panels_until_the_axis_changes(opened) -> None:
 
 @pytest.mark.parametrize("width", [1100, 400])
 def test_nothing_is_cut(opened, width: int) -> None:
-    resize(opened, width, dark=True)
+    from selenium.webdriver.support.wait import WebDriverWait
+
+    resize(opened, width, dark=width == 1100)
     page, window = opened.execute_script("return [document.documentElement.scrollWidth, window.innerWidth]")
     assert page <= window
     cut = opened.execute_script(
@@ -155,9 +157,18 @@ def test_nothing_is_cut(opened, width: int) -> None:
     for tag, reachable, needed, scrolls, right in cut:
         assert right <= window and (reachable >= int(needed) if tag == "TABLE" else needed <= window)
         assert scrolls or tag == "svg"
+    beyond = (
+        "return [...document.querySelectorAll('th, td')].filter(cell => cell.scrollWidth > cell.clientWidth).length +"
+        "  [...document.querySelectorAll('.legendtext')]"
+        "    .filter(name => name.getBoundingClientRect().right > window.innerWidth).length"
+    )
+    WebDriverWait(opened, 5).until(
+        lambda browser: browser.execute_script(beyond) == 0
+    )  # plotly follows a window a moment later
     if width == 400:
         assert any(reachable > window for tag, reachable, *_ in cut if tag == "TABLE")  # else nothing was tested
-    assert opened.execute_script("return getComputedStyle(document.body).backgroundColor") == "rgb(13, 17, 23)"
+    background = opened.execute_script("return getComputedStyle(document.body).backgroundColor")
+    assert background == ("rgb(13, 17, 23)" if width == 1100 else "rgb(255, 255, 255)")
 
 
 def test_no_two_of_many_runs_look_alike(browser, tmp_path) -> None:

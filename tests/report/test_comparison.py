@@ -114,9 +114,12 @@ def test_a_page_replaces_an_older_page_and_nothing_else(run_folder, tmp_path, ca
     assert not Path(f"{a}.html").exists()
 
 
-def test_the_page_on_standard_output(run_folder, capfd) -> None:
-    assert report(run_folder("a"), "--out", "/dev/stdout") == 0
-    text = capfd.readouterr().out
+@pytest.mark.parametrize("out", ["-", "/dev/stdout"])
+def test_the_page_on_standard_output(run_folder, capfd, out: str) -> None:
+    """Also appended to a file that holds something else."""
+    print("earlier output", flush=True)
+    assert report(run_folder("a"), "--out", out) == 0
+    text = capfd.readouterr().out.removeprefix("earlier output\n")
     assert text.startswith("<!doctype html>") and text.endswith("</html>\n")
 
 

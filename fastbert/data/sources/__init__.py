@@ -22,7 +22,6 @@ from fastbert.lists import paths, words
 __all__ = ["Source", "check_source", "cut", "open_source"]
 
 COLUMN = "text"
-HINT = "give a file, a glob, hf:NAME of a dataset, or one of: "
 
 
 def open_source(spec: str, column: str = COLUMN, weights: str | None = None, streamed: bool = False) -> Source:
@@ -45,7 +44,7 @@ def open_source(spec: str, column: str = COLUMN, weights: str | None = None, str
     """
     specs = paths(spec, _exists)
     if not specs:
-        raise UserError(f"source {spec!r} names nothing; {HINT}{', '.join(NAMED)}")
+        raise UserError(f"source {spec!r} names nothing; {HINT}")
     columns = [column] if len(specs) == 1 else words(column)
     if len(columns) not in (1, len(specs)):
         raise UserError(f"{len(columns)} columns for {len(specs)} sources; give --column one name, or one for each")
@@ -60,7 +59,7 @@ def open_source(spec: str, column: str = COLUMN, weights: str | None = None, str
             parts.append(open_hub(one, its_column, streamed))
             files = [Path(one)]
         else:
-            found, files = open_files(one, its_column, HINT + ", ".join(NAMED))
+            found, files = open_files(one, its_column, HINT)
             parts.append(found)
         tables = tables or one.startswith(HUB) or any(map(is_table, files))
         for path in files:
@@ -108,3 +107,4 @@ def open_sotu() -> Source:
 
 
 NAMED: dict[str, Callable[[], Source]] = {"sotu": open_sotu}
+HINT = f"give a file, a glob, hf:NAME of a dataset, or {' or '.join(NAMED)}"

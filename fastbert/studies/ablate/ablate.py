@@ -32,7 +32,7 @@ from fastbert.studies.engine.outcomes import LOG, RUN, print_failures
 from fastbert.studies.engine.store import JOBS, RESULTS, ResultRow, ResultStore
 from fastbert.studies.shared.comparison import scored
 from fastbert.studies.shared.finetune_jobs import FINETUNE
-from fastbert.studies.shared.report import ReportPage, circumstances, plural
+from fastbert.studies.shared.report import ReportPage, plural, provenance
 
 ABLATION = "ablation"
 
@@ -149,7 +149,7 @@ def report_ablation(out: Path, name: str, ablation: Ablation, results: AblationR
     make_inner_folder(folder)
     report = ReportPage(f"Ablation {name}", folder)
     write_ablation_report(report, ablation, results)
-    report.write(circumstances(ablation.path, ablation.threads, done))
+    report.write(provenance(ablation.path, ablation.threads, done))
     if done:
         print(printed_fractions(results))
         for line in results.left_out:

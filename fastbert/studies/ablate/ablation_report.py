@@ -13,11 +13,11 @@ from fastbert.studies.ablate.ablation_plots import plot_curves, plot_fractions
 from fastbert.studies.ablate.ablation_tables import (
     UNIT_NAMES,
     finals_table,
+    format_fraction,
+    format_value,
     fractions_table,
     planned_table,
     seeds_table,
-    shown_fraction,
-    shown_value,
     trained_table,
     training_sentence,
 )
@@ -25,7 +25,7 @@ from fastbert.studies.ablate.analysis import LEARNED, Measure, VariantComparison
 from fastbert.studies.ablate.costs import timing_key
 from fastbert.studies.ablate.measures import AblationResults
 from fastbert.studies.ablate.options import Ablation
-from fastbert.studies.shared.comparison import SETTING, shown_setting
+from fastbert.studies.shared.comparison import SETTING, format_setting
 from fastbert.studies.shared.finetune_jobs import FINETUNE
 from fastbert.studies.shared.plots import plot_scores
 from fastbert.studies.shared.report import ReportPage, p_value, plural
@@ -145,7 +145,7 @@ def _at_end(report: ReportPage, measures: Sequence[Measure], compared: dict[str,
     body = []
     for measure in measures:
         for row in compared[measure.name][1:]:
-            better = shown_value(measure, row.result and row.result.mean, "+")
+            better = format_value(measure, row.result and row.result.mean, "+")
             body.append([measure.name, row.variant, str(len(row.seeds)), better, p_value(row.p), row.verdict])
     report.table(Table(["measure", "variant", "seeds", "better by", "Holm", "verdict"], body))
     for limit in dict.fromkeys(limits(compared[measure.name]) for measure in measures):
@@ -174,7 +174,7 @@ def _measure(
     report.table(finals_table(measure, rows))
     own = rows[0].fractions["steps"]
     if measure.along and own.median < SATURATED:
-        start = ("at most " if own.median_at_most else "") + shown_fraction(own.median)
+        start = ("at most " if own.median_at_most else "") + format_fraction(own.median)
         report.text(
             f"The baseline itself reaches its final value by {start} of its steps: after that it no longer improves "
             "by this measure, or the noise hides it, so fractions mean little."
@@ -192,14 +192,14 @@ def _noise(results: AblationResults, measure: Measure) -> str:
         return "The noise of the measure is unknown: no variant has two finished seeds."
     text = (
         f"Noise of the measure: the final values of a variant have a standard deviation over seeds of "
-        f"{shown_value(measure, found.std)} (pooled over the variants, {plural(found.freedom, 'degree')} of freedom). "
-        f"Differences below about {shown_value(measure, found.visible)} are within the spread of this many seeds."
+        f"{format_value(measure, found.std)} (pooled over the variants, {plural(found.freedom, 'degree')} of freedom). "
+        f"Differences below about {format_value(measure, found.visible)} are within the spread of this many seeds."
     )
     task = measure.name.partition(",")[0]
     if task in results.tasks and (trials := results.trial_noise(task)) is not None:
-        text += f" Fine-tuning one checkpoint repeatedly gives a standard deviation of {shown_value(measure, trials)}."
+        text += f" Fine-tuning one checkpoint repeatedly gives a standard deviation of {format_value(measure, trials)}."
     settings = {v.name: results.best_setting(v, task) for v in results.plan.variants} if task in results.tasks else {}
-    if chosen := {name: shown_setting(setting) for name, setting in settings.items() if setting}:
+    if chosen := {name: format_setting(setting) for name, setting in settings.items() if setting}:
         same = set(chosen.values())
         shown = same.pop() if len(same) == 1 else "; ".join(f"{name} {setting}" for name, setting in chosen.items())
         text += f" Fine-tuned with {SETTING}: {shown}."

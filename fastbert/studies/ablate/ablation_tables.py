@@ -85,14 +85,14 @@ def trained_table(plan: AblationPlan, ablation: Ablation) -> Table:
 # --- fractions
 
 
-def shown_fraction(value: float) -> str:
+def format_fraction(value: float) -> str:
     return f"{100 * value:.0f} %" if math.isfinite(value) else "not reached"
 
 
 def fraction_cell(fraction: CostFraction) -> str:
     """The median over seeds and, in brackets, the smallest and the largest."""
-    median = ("≤ " if fraction.median_at_most else "") + shown_fraction(fraction.median)
-    least, most = (shown_fraction(value) for value in (min(fraction.values), max(fraction.values)))
+    median = ("≤ " if fraction.median_at_most else "") + format_fraction(fraction.median)
+    least, most = (format_fraction(value) for value in (min(fraction.values), max(fraction.values)))
     return median if least == most else f"{median} ({least} to {most})"
 
 
@@ -117,12 +117,12 @@ def seeds_table(measure: Measure, rows: Sequence[VariantComparison]) -> Table:
             cells = []
             for unit in units:
                 fraction = row.fractions[unit]
-                cells.append(("≤ " if fraction.at_most[index] else "") + shown_fraction(fraction.values[index]))
-            body.append([row.variant, str(seed), shown_value(measure, finals[seed]), *cells])
+                cells.append(("≤ " if fraction.at_most[index] else "") + format_fraction(fraction.values[index]))
+            body.append([row.variant, str(seed), format_value(measure, finals[seed]), *cells])
     return Table(["variant", "seed", "final", *(f"of the {UNIT_NAMES[unit]}" for unit in units)], body)
 
 
-def shown_value(measure: Measure, value: float | None, sign: str = "") -> str:
+def format_value(measure: Measure, value: float | None, sign: str = "") -> str:
     """A value of the measure, or a difference of two with `sign` "+"."""
     return NOTHING if value is None else f"{value:{sign}.{2 if measure.higher else 4}f}"
 
@@ -140,13 +140,13 @@ def finals_table(measure: Measure, rows: Sequence[VariantComparison]) -> Table:
         figures, result = score_summary(values), row.result
         interval = NOTHING
         if result and result.low is not None:
-            interval = f"[{shown_value(measure, result.low, '+')}, {shown_value(measure, result.high, '+')}]"
+            interval = f"[{format_value(measure, result.low, '+')}, {format_value(measure, result.high, '+')}]"
         body.append(
             [
                 row.variant,
                 str(len(values)),
-                *(shown_value(measure, figures[name]) for name in ("median", "mean", "std")),
-                shown_value(measure, result and result.mean, "+"),
+                *(format_value(measure, figures[name]) for name in ("median", "mean", "std")),
+                format_value(measure, result and result.mean, "+"),
                 interval,
                 p_value(result and result.p_t),
                 p_value(row.p),

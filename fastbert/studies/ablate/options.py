@@ -21,13 +21,13 @@ from fastbert.studies.shared.grid import (
     FinetuneGrid,
     Repeats,
     check_keys,
+    format_option,
     prefixed,
     read_count,
     read_grid,
     read_mapping,
     read_seeds,
     refuse_too_many,
-    shown_option,
 )
 
 UNITS = ("steps", "flops", "minutes")
@@ -194,17 +194,19 @@ def _points(values: dict[str, Any], where: str) -> tuple[tuple[float, ...], floa
             raise UserError(f"{where}: unknown key {brief(key)}; {nearest(key, ('points', 'fraction'))}")
     fraction = given.get("fraction", 0.1)
     if type(fraction) not in (int, float) or not 0 < fraction <= 1:
-        raise UserError(f"{where}: fraction must be a number in (0, 1], such as 0.1, found {shown_option(fraction)}")
+        raise UserError(f"{where}: fraction must be a number in (0, 1], such as 0.1, found {format_option(fraction)}")
     return _fractions(given.get("points", [0.2, 0.4, 0.6, 0.8, 1.0]), f"{where}: points"), float(fraction)
 
 
 def _fractions(values: Any, where: str) -> tuple[float, ...]:
     numbers = values if isinstance(values, list) else [values]
     if not numbers or any(type(value) not in (int, float) or not 0 < value <= 1 for value in numbers):
-        raise UserError(f"{where} must be fractions of the budget in (0, 1], such as 0.4, found {shown_option(values)}")
+        raise UserError(
+            f"{where} must be fractions of the budget in (0, 1], such as 0.4, found {format_option(values)}"
+        )
     if any(b <= a for a, b in pairwise(numbers)) or numbers[-1] != 1:
         raise UserError(
-            f"{where} must ascend and end with 1.0, where the final quality is measured; found {shown_option(values)}"
+            f"{where} must ascend and end with 1.0, where the final quality is measured; found {format_option(values)}"
         )
     return tuple(float(value) for value in numbers)
 
@@ -220,7 +222,7 @@ def _base(given: Any, where: str) -> dict[str, Any]:
     given = read_mapping(given, where, "options of fastbert pretrain")
     if "file" in given:
         raise UserError(
-            f"{where}: file is called inherits now; write base: {{inherits: {shown_option(given['file'])}}}"
+            f"{where}: file is called inherits now; write base: {{inherits: {format_option(given['file'])}}}"
         )
     for key in given:
         if key in _RESERVED and key not in BUDGETS:
@@ -238,7 +240,7 @@ def _variants(
     given = values.get("variants")
     if not isinstance(given, dict) or not given:
         raise UserError(
-            f"{where}: variants must be a mapping of names to changes of the base, found {shown_option(given)}"
+            f"{where}: variants must be a mapping of names to changes of the base, found {format_option(given)}"
         )
     machine = {"machine": {**_group(base, "machine"), "threads": threads}}
     common = {key: value for key, value in base.items() if key not in BUDGETS} | machine
@@ -261,7 +263,7 @@ def _variants(
     first = values.get("baseline", next(iter(found)))
     if not isinstance(first, str):
         wanted = "baseline must be the name of a variant"
-        raise UserError(f"{where}: {wanted}, found {shown_option(first)}; give options of all variants under base")
+        raise UserError(f"{where}: {wanted}, found {format_option(first)}; give options of all variants under base")
     if first not in found:
         raise UserError(f"{where}: baseline: there is no variant {brief(first)}; {nearest(first, found)}")
     variants = [found.pop(first), *found.values()]

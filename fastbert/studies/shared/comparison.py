@@ -140,6 +140,6 @@ def _by_seed(trials: Trials, setting: Setting) -> dict[int, float]:
     return {row["seed"]: score(row) for row in trials.settings[setting]}
 
 
-def shown_setting(setting: Setting) -> str:
+def format_setting(setting: Setting) -> str:
     learning_rate, batch_size, epochs = setting
     return f"{learning_rate:g}, {batch_size}, {epochs}"

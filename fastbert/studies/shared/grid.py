@@ -121,7 +121,7 @@ def prefixed(where: str) -> Iterator[None]:
 def read_mapping(values: Any, where: str, what: str) -> dict[str, Any]:
     """Checks that `values` is a mapping, and spells its keys, also in its groups, like the options."""
     if not isinstance(values, dict):
-        raise UserError(f"{where}: expected a mapping with {what}, found {shown_option(values)}")
+        raise UserError(f"{where}: expected a mapping with {what}, found {format_option(values)}")
     return {
         key: with_underscores(value, f"{where}: {key}") if isinstance(value, dict) and key != "variants" else value
         for key, value in with_underscores(values, where).items()
@@ -166,7 +166,7 @@ def read_list(values: dict[str, Any], axis: str, where: str) -> list[Any]:
     if isinstance(found, str):
         found = [found]
     if not isinstance(found, list):
-        raise UserError(f"{where}: {axis} must be a list, found {shown_option(found)}")
+        raise UserError(f"{where}: {axis} must be a list, found {format_option(found)}")
     if not found:
         raise UserError(f"{where}: {axis} is empty; a sweep needs at least one entry there")
     return found
@@ -179,19 +179,19 @@ def read_model(entry: Any, where: str) -> ModelEntry:
         return ModelEntry(Path(entry).resolve().name, entry)
     values = _strings(entry, ("name", "path"), where)
     if "path" not in values:
-        raise UserError(f"{where}: {shown_option(entry)} has no path; give the folder of a checkpoint")
+        raise UserError(f"{where}: {format_option(entry)} has no path; give the folder of a checkpoint")
     return ModelEntry(values.get("name") or Path(values["path"]).resolve().name, values["path"])
 
 
 def _strings(entry: Any, keys: Iterable[str], where: str) -> dict[str, str]:
     """Checks that `entry` is a mapping with no other keys than `keys`, and with strings as values."""
     if not isinstance(entry, dict):
-        raise UserError(f"{where}: expected a string or a mapping, found {shown_option(entry)}")
+        raise UserError(f"{where}: expected a string or a mapping, found {format_option(entry)}")
     for key, value in entry.items():
         if key not in keys:
             raise UserError(f"{where}: unknown key {brief(key)}; {nearest(key, keys)}")
         if not isinstance(value, str):
-            raise UserError(f"{where}: {key} must be a string, found {shown_option(value)}")
+            raise UserError(f"{where}: {key} must be a string, found {format_option(value)}")
         if problem := text_problem(value):
             raise UserError(f"{where}: {key} {problem}")
     return entry
@@ -203,11 +203,11 @@ def read_task(entry: Any, common: dict[str, list[Any]], fixed: dict[str, Any], w
     if isinstance(entry, str):
         entry = {"task": entry}
     if not isinstance(entry, dict):
-        raise UserError(f"{where}: expected a string or a mapping, found {shown_option(entry)}")
+        raise UserError(f"{where}: expected a string or a mapping, found {format_option(entry)}")
     named = _strings({key: entry[key] for key in ("task", "name") if key in entry}, ("task", "name"), where)
     if "task" not in named:
         raise UserError(
-            f"{where}: {shown_option(entry)} has no task; give a GLUE task or the YAML file of a custom one"
+            f"{where}: {format_option(entry)} has no task; give a GLUE task or the YAML file of a custom one"
         )
     where = f"{where}: {named.get('name', named['task'])}"
     own = {axis: read_axis(entry[axis], axis, where) for axis in AXES if axis in entry}
@@ -242,7 +242,7 @@ def read_count(values: dict[str, Any], name: str, where: str, kind: Any) -> int:
     """The whole number `name`, at least 1 and 1 by default; `kind` declares its range."""
     value = values.get(name, 1)
     if type(value) is not int or value < 1:
-        raise UserError(f"{where}: {name} must be a whole number from 1, found {shown_option(value)}")
+        raise UserError(f"{where}: {name} must be a whole number from 1, found {format_option(value)}")
     if problem := problem_of(value, kind):
         raise UserError(f"{where}: {name} {problem}")
     return value
@@ -256,7 +256,7 @@ def read_seeds(values: Any, where: str) -> tuple[int, ...]:
         return tuple(range(values))
     if not isinstance(values, list) or any(type(value) is not int for value in values):
         raise UserError(
-            f"{where} must be the number of seeds, or a list of whole numbers, found {shown_option(values)}"
+            f"{where} must be the number of seeds, or a list of whole numbers, found {format_option(values)}"
         )
     if not values:
         raise UserError(f"{where} is empty; give the number of seeds, or list them")
@@ -270,7 +270,7 @@ def read_seeds(values: Any, where: str) -> tuple[int, ...]:
 def read_finetune(values: Any, where: str, more: Iterable[str] = ()) -> dict[str, Any]:
     """Options of `fastbert finetune` that can be given in a study; `more` are further keys, for the hint."""
     if not isinstance(values, dict):
-        raise UserError(f"{where}: expected a mapping of options of fastbert finetune, found {shown_option(values)}")
+        raise UserError(f"{where}: expected a mapping of options of fastbert finetune, found {format_option(values)}")
     values = with_underscores(values, where)
     known = {f.name for f in fields(FinetuneOptions)}
     free = (known - set(RESERVED) - {"epochs"}) | set(more)
@@ -306,5 +306,5 @@ def refuse_duplicates(values: Iterable[Any], where: str, hint: str) -> None:
         seen.add(value)
 
 
-def shown_option(value: Any) -> str:
+def format_option(value: Any) -> str:
     return "nothing" if value is None else brief(value)

@@ -86,7 +86,7 @@ def short_count(value: float) -> str:
     return f"{value:g}"
 
 
-def circumstances(path: str, threads: int, done: Sequence[dict[str, Any]]) -> dict[str, str]:
+def provenance(path: str, threads: int, done: Sequence[dict[str, Any]]) -> dict[str, str]:
     """Lines by name for the end of a report: configuration, machine and versions of the finished jobs."""
     machine = describe_machine()
     precisions = ", ".join(sorted({row["precision"] for row in done}))

@@ -21,10 +21,10 @@ from fastbert.studies.engine.store import RESULTS, ResultStore, is_done
 from fastbert.studies.shared.comparison import Comparison, scored
 from fastbert.studies.shared.finetune_jobs import check_tuned
 from fastbert.studies.shared.grid import AXES, FinetuneGrid
-from fastbert.studies.shared.report import ReportPage, circumstances, plural
+from fastbert.studies.shared.report import ReportPage, plural, provenance
 from fastbert.studies.sweep.options import SweepOptions
 from fastbert.studies.sweep.sweep_plan import SweepPlan, plan_sweep
-from fastbert.studies.sweep.sweep_report import printed_scores, shown_job, write_sweep_report
+from fastbert.studies.sweep.sweep_report import format_job, printed_scores, write_sweep_report
 
 SWEEP = "sweep"
 
@@ -93,8 +93,8 @@ def report_sweep(store: ResultStore, name: str, grid: FinetuneGrid, plan: SweepP
     make_inner_folder(folder)
     report = ReportPage(f"Sweep {name}", folder)
     write_sweep_report(report, plan.tables(), comparison, failed, total)
-    report.write(circumstances(grid.path, grid.threads, done))
+    report.write(provenance(grid.path, grid.threads, done))
     if done:
         print(printed_scores(comparison))
     print(f"{store.out / RESULTS}\n{folder / 'report.html'}")
-    return print_failures(failed, total, shown_job)
+    return print_failures(failed, total, format_job)

@@ -10,7 +10,7 @@ from fastbert.finetuning.table import COLUMNS, NOTHING, glue_cells
 from fastbert.report.page import Table
 from fastbert.studies.engine.store import ResultRow
 from fastbert.studies.shared import plots
-from fastbert.studies.shared.comparison import SETTING, Comparison, TaskComparison, Trials, shown_setting
+from fastbert.studies.shared.comparison import SETTING, Comparison, TaskComparison, Trials, format_setting
 from fastbert.studies.shared.report import WIDTH, ReportPage, p_value, plural
 from fastbert.studies.shared.statistics import Paired, flip_limits
 
@@ -58,7 +58,7 @@ def scores_table(comparison: Comparison) -> Table:
                     comparison.metrics(task)[0],
                     trials.model,
                     f"{trials.settings[trials.best][0]['train_examples']}",
-                    shown_setting(trials.best),
+                    format_setting(trials.best),
                     f"{len(trials.settings)}",
                     f"{len(trials.settings[trials.best])}",
                     *(percent(figures[name]) for name in results.STATISTICS),
@@ -81,7 +81,7 @@ def compared_table(comparison: Comparison, other: str) -> Table:
             [
                 line.task,
                 line.verdict,
-                shown_setting(line.setting),
+                format_setting(line.setting),
                 str(result.n),
                 f"{100 * result.mean:+.2f}",
                 _interval(result),
@@ -101,7 +101,7 @@ def settings_table(comparison: Comparison, task: str) -> Table:
     rows = []
     for setting in dict.fromkeys(setting for one in trials for setting in one.settings):
         cells = [_setting_cell(one, setting) for one in trials]
-        rows.append([shown_setting(setting), *cells])
+        rows.append([format_setting(setting), *cells])
     return Table(head, rows)
 
 
@@ -147,12 +147,12 @@ def write_sweep_report(
         report.table(table)
     if failed:
         report.heading("Failed jobs")
-        rows = [[row["task"], row["model"], shown_job(row), row["reason"]] for row in failed]
+        rows = [[row["task"], row["model"], format_job(row), row["reason"]] for row in failed]
         report.table(Table(["task", "checkpoint", f"{SETTING}, seed", "reason"], rows))
         report.text("The same command runs them again.")
 
 
-def shown_job(row: ResultRow) -> str:
+def format_job(row: ResultRow) -> str:
     return f"{row['learning_rate']:g}, {row['batch_size']}, {row['epochs']}, seed {row['seed']}"
 
 
@@ -251,6 +251,6 @@ def _tried(report: ReportPage, comparison: Comparison) -> None:
         for one in comparison.of_task(task):
             for setting in one.settings:
                 values = [100 * value for value in one.scores(setting)]
-                panels[task].setdefault(shown_setting(setting), {})[one.model] = values
+                panels[task].setdefault(format_setting(setting), {})[one.model] = values
     labels = {task: comparison.metrics(task)[0] for task in several}
     report.plot("settings.svg", "Scores at every setting.", plots.plot_settings, panels, labels)
