@@ -71,7 +71,7 @@ def test_folders_of_files(files: Path, streamed: bool) -> None:
     assert f"'hf:{files}' has no column 'texts'; did you mean 'text'? known: n, text" in message
     assert "the column 'n' is int64, not text" in error_of(f"hf:{files}", "n", streamed)
     message = error_of(f"hf:{files}:nope", streamed=streamed)
-    assert "'nope' not found. Available: ['default']; write hf:NAME[:CONFIG[:SPLIT]], and hf:NAME::SPLIT" in message
+    assert "'nope' not found. Available: ['default']; write hf:NAME[:CONFIG[:SPLIT]], or hf:NAME::SPLIT" in message
 
 
 @pytest.mark.parametrize("streamed", [False, True])
