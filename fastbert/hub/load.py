@@ -96,7 +96,8 @@ def load_pretrained(path: str | Path) -> Pretrained:
       `model_type: bert` or `electra`, and model.safetensors or pytorch_model.bin;
     - an export of fastbert;
     - a run of `fastbert pretrain`: its newest complete checkpoint is used;
-    - one checkpoint of a run.
+    - one checkpoint of a run;
+    - one seed of `fastbert finetune`: the encoder in its model/.
 
     Heads other than the MLM head and that of ELECTRA's discriminator (poolers, classifiers) are ignored.
 
@@ -107,6 +108,8 @@ def load_pretrained(path: str | Path) -> Pretrained:
     folder = check_model_folder(path)
     if (folder / "config.json").is_file():
         return _from_hub(folder)
+    if (folder / "model" / "task.json").is_file():
+        return _from_hub(folder / "model")
     if (checkpoint := find_checkpoint(folder)) is not None:
         return _from_checkpoint(checkpoint)
     raise UserError(

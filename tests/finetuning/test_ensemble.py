@@ -18,6 +18,7 @@ from fastbert.finetuning.kinds.number import Number
 from fastbert.finetuning.kinds.tokens import Tokens
 from fastbert.finetuning.model import TaskModel
 from fastbert.finetuning.saved import TaskRecord, save_task_model
+from fastbert.hub.load import load_pretrained
 from fastbert.model.encoder import initialize
 from fastbert.outputs import standard_output
 from fastbert.records import write_sealed
@@ -142,6 +143,16 @@ def test_a_closed_pipe_is_not_a_user_error(monkeypatch) -> None:
         monkeypatch.setattr(sys, "stdout", stdout)
         with standard_output("w") as file:
             file.write("x")
+
+
+def test_a_seed_is_a_model_for_other_jobs(tuned, capsys) -> None:
+    """The message for an --out with several seeds names one."""
+    out = tuned / "classes"
+    assert main(["fill", str(out), "[MASK]"]) == 2
+    seed = capsys.readouterr().err.strip().rpartition("such as ")[2]
+    assert main(["fill", seed, "[MASK]"]) == 2
+    assert f"{seed} has no MLM head, so it cannot predict masked words" in capsys.readouterr().err
+    assert load_pretrained(seed).weights.keys() == load_pretrained(f"{seed}/model").weights.keys()
 
 
 def test_seeds_that_cannot_be_averaged_are_refused(tuned, tmp_path, capsys) -> None:
