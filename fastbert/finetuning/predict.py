@@ -47,7 +47,8 @@ def predict(options: PredictOptions) -> dict[str, Any]:
     if is_conll(Path(options.out)) and not record.kind.labels_words:
         raise UserError(f"{options.out} would be CoNLL columns, and {options.model} does not label words; write .jsonl")
     if ensemble.seeds:
-        echo(f"{options.model}: the mean over the seeds {', '.join(map(str, ensemble.seeds))}")
+        averaged = "the mean over the seeds" if len(ensemble.seeds) > 1 else "the model of seed"
+        echo(f"{options.model}: {averaged} {', '.join(map(str, ensemble.seeds))}")
     split, examples, task = read_examples(options, record)
     refuse_input(options.out, [options.source] if task is None else [options.task, *task.splits.values()])
     inputs = encode_inputs(examples, ensemble.vocabulary, record)

@@ -56,8 +56,8 @@ class PretrainScheduleOptions(ScheduleOptions):
 
 @dataclass(frozen=True)
 class _PretrainOptions:
-    """Pretrain an encoder. A YAML file, by path or by name (tiny, small, base), sets any of these options; flags
-    override it."""
+    """Pretrain an encoder. A YAML file, by path or by name (tiny, wikipedia, small, base, modernbert, ...), sets any of
+    these options; flags override it."""
 
     data: str = field(default="sotu", metadata=BOOKKEEPING)
     """Prepared folder (fastbert prepare), or a source to prepare first: sotu (State of the Union addresses), text

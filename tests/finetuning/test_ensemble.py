@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -46,10 +47,14 @@ def save_seeds(out: Path, kind: TaskKind, thresholds: bool = False) -> Path:
         record = TaskRecord("mine", kind, False, False, 30, seed, {})
         save_task_model(model, record, out / "tokenizer", out / f"seed-{seed}" / "model")
     shutil.rmtree(out / "tokenizer")
-    best = {"dev": {"dev": {"accuracy": 0.5}}}
-    fractions = [{"fraction": 1.0, "seeds": [{"seed": seed, "best": best} for seed in SEEDS]}]
-    write_sealed(out / "results.json", {"task": "mine", "metrics": ["accuracy"], "fractions": fractions})
+    write_results(out, SEEDS)
     return out
+
+
+def write_results(out: Path, seeds: Sequence[int]) -> None:
+    best = {"dev": {"dev": {"accuracy": 0.5}}}
+    fractions = [{"fraction": 1.0, "seeds": [{"seed": seed, "best": best} for seed in seeds]}]
+    write_sealed(out / "results.json", {"task": "mine", "metrics": ["accuracy"], "fractions": fractions})
 
 
 @pytest.fixture(scope="module")
@@ -122,6 +127,11 @@ def test_one_seed_and_standard_output(tuned, tmp_path, capfd) -> None:
     command = ["predict", "--model", str(seed), "--source", str(tuned / "new.jsonl"), *PRECISE]
     assert main([*command, "--out", str(tmp_path / "found.jsonl")]) == 0
     assert [json.loads(line) for line in (tmp_path / "found.jsonl").read_text().splitlines()] == of_seed
+    shutil.copytree(seed, tmp_path / "alone" / "seed-1")
+    shutil.copy(tuned / "new.jsonl", tmp_path)
+    write_results(tmp_path / "alone", [1])
+    of_folder, messages = predicted(capfd, tmp_path / "alone")
+    assert of_folder == of_seed and f"{tmp_path / 'alone'}: the model of seed 1\n" in messages
 
 
 def test_a_closed_pipe_is_not_a_user_error(monkeypatch) -> None:

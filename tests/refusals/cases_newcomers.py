@@ -91,6 +91,10 @@ CASES = [
     ("evaluate --data text.txt", "did you mean --source?"),
     ("export --model a --out b", "did you mean --run?"),
     ("prepare text.txt", "'text.txt' belongs to no option; options begin with --, such as --source text.txt, see"),
+    (
+        "predict --model results/era --source custom.csv",
+        "give the folder of a fine-tuned model: the --out of `fastbert",
+    ),
     ("pretrain tiny.yaml", "there is no file tiny.yaml; the configuration that comes with fastbert is called tiny"),
     ("fill 'a [MASK] of the'", "the model comes before the text: fastbert fill MODEL 'a [MASK] of the'"),
     (
