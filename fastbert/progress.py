@@ -161,6 +161,7 @@ def _show_bar(work: Progress, ended: threading.Event, delay: float) -> None:
         if _display is None:
             _display = _new_display()
             _display.start()
+            _display.console.show_cursor()  # rich hides it, and a process that is killed cannot show it again
         task = _display.add_task(work.label, total=work.total or None, completed=work.done, text="")
     waiting = True
     while waiting:

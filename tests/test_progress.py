@@ -1,6 +1,7 @@
 """Progress on a terminal and elsewhere, with the seconds between lines shortened."""
 
 import io
+import re
 import time
 from collections.abc import Callable
 
@@ -106,6 +107,8 @@ def test_bar_of_an_unknown_total_disappears(monkeypatch: pytest.MonkeyPatch, tot
     monkeypatch.setattr(module, "DELAY", 0)
     with progress("reading", total):
         wait_for(lambda: "reading" in terminal.getvalue())
+        *_, cursor = re.findall(r"\x1b\[\?25[lh]", terminal.getvalue())
+        assert cursor.endswith("h")  # shown, also after a kill
     assert terminal.getvalue().endswith("\x1b[1A\x1b[2K") is (total == 0)
 
 

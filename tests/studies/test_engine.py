@@ -16,6 +16,7 @@ from fastbert.studies.engine.ray_backend import run_ray, run_remotely
 from fastbert.studies.engine.store import ResultStore
 from tests.gpus import report_gpus
 from tests.studies.conftest import toy_job, write_toy_runner
+from tests.test_progress import Terminal
 
 
 def opened(out: Path, jobs: list) -> ResultStore:
@@ -64,6 +65,22 @@ def test_the_time_left_goes_by_the_cost_of_jobs(monkeypatch) -> None:
     now[0] = 30.0
     live.ended(jobs[0], {"status": "done", "seconds": 30.0})
     assert live.status() == "1 of 3 done, 0 running, 0 failed, 2 left, 2 jobs/min, 0:30 left"
+
+
+def test_the_table_leaves_the_cursor_visible_and_needs_a_terminal_that_redraws(monkeypatch) -> None:
+    """A study that is killed cannot show the cursor again."""
+    terminal = Terminal()
+    monkeypatch.setattr("sys.stderr", terminal)
+    for kind in ("xterm", "dumb"):
+        monkeypatch.setenv("TERM", kind)
+        with LiveStatus([toy_job("a")], {}, lambda row: ("", 0.0)) as live:
+            assert terminal.getvalue().rfind("\x1b[?25h") >= terminal.getvalue().rfind("\x1b[?25l")
+            assert ("0 of 1 done" in terminal.getvalue()) is (kind == "xterm")
+            live.ended(toy_job("a"), {"status": "done", "seconds": 1.0})
+        text = terminal.getvalue()
+        terminal.seek(0)
+        terminal.truncate()
+    assert "\x1b" not in text and "0.0000, 1 s\n" in text  # a line for each job
 
 
 def test_which_gpus_are_shared(monkeypatch) -> None:

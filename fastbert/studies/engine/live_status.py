@@ -1,12 +1,12 @@
 """Live status of a study on standard error: a table on a terminal, else a line for each job that ends."""
 
 import statistics
-import sys
 import time
 from collections.abc import Callable, Container, Mapping, Sequence
 from typing import Any
 
 from fastbert.errors import visible
+from fastbert.progress import on_terminal
 from fastbert.streams import echo
 from fastbert.studies.engine.jobs import Job, title
 from fastbert.studies.engine.store import ResultRow, is_done
@@ -37,7 +37,7 @@ class LiveStatus:
         self._work = 0.0  # cost of the jobs that have ended in this call
         self._ended = 0
         self._live = None
-        if sys.stderr.isatty():
+        if on_terminal():
             from rich.console import Console
             from rich.live import Live
 
@@ -46,6 +46,7 @@ class LiveStatus:
     def __enter__(self) -> "LiveStatus":
         if self._live:
             self._live.start()
+            self._live.console.show_cursor()  # rich hides it, and a process that is killed cannot show it again
             self.tick()
         return self
 
