@@ -312,7 +312,7 @@ REFUSED: dict[str, tuple[str, dict[str, Any]]] = {
         {"tokenizer__json": tokenizer_json(), "tokenizer_config__json": {"tokenizer_class": "RobertaTokenizer"}},
     ),
     "another model": (
-        "has model_type 'roberta', for which transformers takes another tokenizer",
+        "has model_type 'roberta', for which transformers uses another tokenizer",
         {"tokenizer__json": tokenizer_json(), "config__json": {"model_type": "roberta"}},
     ),
     "a file for other versions": (

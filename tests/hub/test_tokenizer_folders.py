@@ -190,7 +190,7 @@ def test_files_that_are_damaged_are_named(tmp_path: Path) -> None:
             ({"tokenizer__json": tokenizer_json(lambda c: c["normalizer"].pop("lowercase"))}, "it lacks lowercase"),
             (
                 {"tokenizer__json": tokenizer_json(lambda c: c["model"]["vocab"].update(a="5"))},
-                "a is '5', which it cannot",
+                "a is '5', which is not allowed",
             ),
             ({"tokenizer__json": tokenizer_json(lambda c: c.update(added_tokens=[3]))}, "3 is not a token"),
             (

@@ -64,7 +64,7 @@ def test_flags_of_a_source_have_no_effect_on_prepared_data(flags: list[str], tmp
     names = "--column, --streamed, --vocab-size, --no-lowercase, --strip-accents, --validation-fraction, --tokenizer"
     assert f"warning: {names} have no effect, because {flags[1]} is already prepared\n" in capsys.readouterr().err
     assert main(["pretrain", *flags, "--no-streamed"]) == 0
-    assert f"warning: --no-streamed has no effect, as {flags[1]} is" in capsys.readouterr().err
+    assert f"warning: --no-streamed has no effect, because {flags[1]} is" in capsys.readouterr().err
     (tmp_path / "x.yaml").write_text("column: body\nvocab_size: 600\nlowercase: false\n")
     assert main(["pretrain", str(tmp_path / "x.yaml"), *flags]) == 0
     assert "warning" not in capsys.readouterr().err
