@@ -78,7 +78,7 @@ def test_entities_with_the_trainer(folder) -> None:
 def test_embeddings_with_sentence_transformers(folder) -> None:
     pairs = [{"anchor": f"the {letter}", "positive": f"{letter} state"} for letter in "abcdefgh"]
     (folder / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
-    names = run_example("Embeddings of sentences with sentence-transformers")
+    names = run_example("Sentence embeddings with sentence-transformers")
     fell = losses(names["trainer"])
     assert fell[-1] < 0.5 * fell[0]
     assert names["embeddings"].shape == (2, 24)
