@@ -16,6 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fastbert.cli import OPTIONS, main
 from fastbert.flags import parse
+from fastbert.pretraining import dry_run
 from tests.finetuning.conftest import make_glue
 from tests.finetuning.conftest import sentence as one_sentence
 from tests.studies.conftest import time_steps
@@ -149,6 +150,7 @@ def test_every_snippet_works(page: Path, folder: Path, tmp_path: Path, monkeypat
             (tmp_path / name).symlink_to(path)
     monkeypatch.chdir(tmp_path)
     time_steps(monkeypatch, lambda *given: 0.1)
+    monkeypatch.setattr(dry_run, "SECONDS", 0.05)  # of timed steps
     pushed: list[str] = []
     for cls in (PreTrainedModel, PreTrainedTokenizerBase):
         monkeypatch.setattr(cls, "push_to_hub", lambda self, name: pushed.append(name))
