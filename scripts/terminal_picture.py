@@ -78,7 +78,11 @@ def main() -> None:
         console.print(f"[bold green]$[/] [bold]{arguments.prompt or ' '.join(arguments.command)}[/]")
         for line in shown:
             console.print(Text.from_ansi(line))
-    arguments.out.write_text(console.export_svg(title=arguments.title, unique_id="fastbert"), encoding="utf-8")
+    svg = console.export_svg(title=arguments.title, unique_id="fastbert")
+    svg = re.sub(
+        r',\s*url\("https?:[^)]*\) format\("\w+"\)', "", svg
+    )  # a local font, or the viewer's: nothing is loaded
+    arguments.out.write_text(svg, encoding="utf-8")
 
 
 if __name__ == "__main__":
