@@ -67,7 +67,7 @@ def race(part: Part, options: dict[str, Any], names: tuple[str, ...], peak: floa
             part.seconds(step, 3)
             gib[name] = (torch.cuda.max_memory_allocated() - before) / 2**30 if part.cuda else NEEDS_CUDA
             ready[name] = step, min(50, max(1, round((0.05 if part.toy else 1.0) / part.seconds(step, 1))))
-        except Exception as error:  # a contestant that fails (out of memory, echo) is a row; the others continue
+        except Exception as error:  # a contestant that fails (such as out of memory) is a row; the others continue
             yield {"contestant": name, **failure(error)}
     for _, (name, (step, count)) in itertools.product(range(ROUNDS), ready.items()):
         speeds[name].append(round(count * size[0] * size[1] / part.seconds(step, count)))

@@ -38,7 +38,7 @@ def test_pairs_against_scipy(pairs) -> None:
 @given(st.lists(st.integers(-40, 40), min_size=1, max_size=8))
 @example([-30, 18, -11, -40, -8, 22, 49])  # sums to zero, which its fortieths do not quite
 def test_sign_flips_against_whole_numbers(whole: list[int]) -> None:
-    """Ties count, although the scores (accuracies of 40 examples, echo) add up to them only up to rounding."""
+    """Ties count, although the scores (such as accuracies of 40 examples) add up to them only up to rounding."""
     sums = [abs(sum(sign * value for sign, value in zip(signs, whole, strict=True))) for signs in flips(len(whole))]
     exact = sum(value >= abs(sum(whole)) for value in sums) / len(sums)
     assert sign_flip(np.array(whole) / 40) == exact
