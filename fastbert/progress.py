@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 DELAY = 1.0  # seconds; shorter work shows nothing
 SECONDS_BETWEEN_LINES = 5.0
-SECONDS_BETWEEN_FRAMES = 0.25
+SECONDS_BETWEEN_FRAMES = 0.5
 MARGIN = 3  # columns
 SAMPLES, SECONDS_BETWEEN_SAMPLES = 32, 0.5  # the rate is an average over the last 16 seconds or 32 updates
 
