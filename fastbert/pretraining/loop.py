@@ -200,7 +200,7 @@ class Trainer:
             self._require_finite()  # raises an error with the name of the tensor
         done = step + 1
         if self._has_row(done):
-            now, plan = time.perf_counter(), self.batches.plan
+            now, plan = self._lagged.time, self.batches.plan
             seconds, first = now - self._clock, min(self._clock_step, step)
             row = {
                 "loss": self._mean_loss(),
@@ -230,7 +230,9 @@ class Trainer:
         """Context manager: the time inside does not count in the logged rate."""
         before = time.perf_counter()
         yield
-        self._clock += time.perf_counter() - before
+        seconds = time.perf_counter() - before
+        self._clock += seconds
+        self._lagged.shift(seconds)
 
     def _of_last_length(self, step: int) -> bool:
         plan = self.batches.plan

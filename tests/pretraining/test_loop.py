@@ -1,6 +1,7 @@
 """The training loop: accumulation, skipped updates, divergence, and no waiting for the device within a step."""
 
 import json
+import time
 from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
@@ -179,14 +180,18 @@ class MeasuredSums(Sums):
         return 1.0
 
 
-def test_logged_rows_in_closed_form() -> None:
-    """Each row has the means over its own window, and the rate and the norm of its last step."""
-    objective, rows = MeasuredSums(), []
+def test_logged_rows_in_closed_form(monkeypatch) -> None:
+    """Each row has the means over its own window, also of the speed, and the rate and the norm of its last step. A step
+    takes a second, and is read one step late."""
+    objective, rows, now = MeasuredSums(), [], [0.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
     logbook = SimpleNamespace(log=lambda *row: rows.append(row), echo=None)
     trainer = trainer_of(objective, logbook=logbook, steps=8, log_every=3, milestones=frozenset({7}))
     for step in range(8):
+        now[0] += 1.0
         trainer.train_step(step)
     trainer._record(trainer._lagged.pop())
+    assert {row["tokens_per_second"] for _, _, row in rows} == {trainer.batches.plan.tokens(0, 1)}
     factors = [1 / 4, 2 / 4, 3 / 4, 1, 1, 1 - 1 / 4, 1 - 2 / 4, 1 - 3 / 4]
     weights = [2.0]
     for factor in factors:

@@ -72,7 +72,7 @@ def test_resumes_exactly_within_and_between_stages(flags, tmp_path, monkeypatch,
 def test_what_is_logged(flags, tmp_path, capsys, monkeypatch) -> None:
     """Tokens, and the rates across the borders of stages, which are averages over the steps of the window."""
     now, run = stopped_clock(monkeypatch), tmp_path / "run"
-    around_steps(monkeypatch, after=lambda trainer, step: now.__setitem__(0, step + 1.0))
+    around_steps(monkeypatch, before=lambda trainer, step: now.__setitem__(0, step + 1.0))
     assert main(["pretrain", *flags, *STAGED, "--out", str(run)]) == 0
     assert "12 steps: 4 of 4 x 16 tokens, 4 of 8 x 16 tokens, 4 of 4 x 32 tokens" in capsys.readouterr().err
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
