@@ -36,8 +36,7 @@ td:not(.number):not(.long) { max-width: none; }
 @media (min-width: 700px) { th:first-child, td:first-child { position: sticky; left: 0; background: var(--page); } }
 svg { display: block; max-width: 100%; height: auto; } .image { background: #fff; border-radius: 6px; padding: .4rem; }
 figure { margin: 1rem 0; } figcaption { color: var(--faint); font-size: .9rem; max-width: 64rem; }
-pre { background: var(--block); padding: .7rem; overflow-x: auto; overflow-wrap: normal; white-space: pre; }
-code { background: var(--block); padding: 0 .2rem; unicode-bidi: isolate; } pre code { padding: 0; }
+code { background: var(--block); padding: 0 .2rem; unicode-bidi: isolate; }
 .controls { display: flex; flex-wrap: wrap; gap: .5rem 1.2rem; align-items: center; margin: .8rem 0; }
 .controls[hidden] { display: none; } label { white-space: nowrap; } label > * { vertical-align: middle; }
 .excerpt { background: var(--block); padding: .5rem .7rem; white-space: pre-wrap; margin: .5rem 0; }
@@ -74,10 +73,6 @@ def warning(text: str) -> str:
 def bullets(texts: Sequence[str]) -> str:
     items = "\n".join(f"<li>{inline(text)}</li>" for text in texts)
     return f"<ul>\n{items}\n</ul>"
-
-
-def code_block(text: str) -> str:
-    return f"<pre><code>{escape(text)}</code></pre>"
 
 
 def excerpt(text: str) -> str:

@@ -190,6 +190,8 @@ def test_logged_rows_in_closed_form(monkeypatch) -> None:
     for step in range(8):
         now[0] += 1.0
         trainer.train_step(step)
+        with trainer.paused():  # also while a row is pending
+            now[0] += 5.0
     trainer._record(trainer._lagged.pop())
     assert {row["tokens_per_second"] for _, _, row in rows} == {trainer.batches.plan.tokens(0, 1)}
     factors = [1 / 4, 2 / 4, 3 / 4, 1, 1, 1 - 1 / 4, 1 - 2 / 4, 1 - 3 / 4]

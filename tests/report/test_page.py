@@ -10,7 +10,6 @@ from fastbert.errors import printable
 from fastbert.report.page import (
     Table,
     bullets,
-    code_block,
     excerpt,
     fold,
     heading,
@@ -54,7 +53,7 @@ class Texts(HTMLParser):
 @given(st.text().filter(lambda text: "`" not in text))
 def test_any_text_is_shown_as_text(text: str) -> None:
     shown = "\n".join(map(printable, text.split("\n")))
-    for build in (heading, paragraph, warning, code_block, excerpt, lambda text: bullets([text])):
+    for build in (heading, paragraph, warning, excerpt, lambda text: bullets([text])):
         page = Texts(build(text))
         assert page.text.strip("\n") == shown.strip("\n") and "script" not in page.tags
     table = Texts(Table([text], [[text]]).html())
