@@ -1,6 +1,6 @@
 """BERT-R: absolute positions and, in every layer, T5's learned bias by the distance of tokens (arXiv 1910.10683).
 
-Positions beyond the table have its last row. The bias has no limit: all large distances share the last bucket.
+Positions beyond the table have its last row. The bias has no limit: all large distances have the same bucket.
 """
 
 import torch
