@@ -146,13 +146,11 @@ def word_logits(objective: Objective, ids: Tensor, real: Tensor, masked: Tensor)
         real: [B, T], 0 for padding.
         masked: bool [B, T].
     """
-    if isinstance(objective, Replacement):
-        return objective.word_logits(objective.small(ids, attention_mask=real)[masked])
-    if not isinstance(objective, MLM):
+    if objective.word_network is None:
         raise UserError(
             f"the objective {type(objective).__name__} does not fill in words; give a model with an MLM head"
         )
-    return objective.head(objective.encoder(ids, attention_mask=real)[masked])
+    return objective.word_logits(objective.word_network(ids, attention_mask=real)[masked])
 
 
 # --- output

@@ -92,15 +92,19 @@ def evaluate_text(options: EvaluateOptions) -> dict[str, Any]:
 
 
 def trained_objective(
-    model: str, pretrained: Pretrained, vocabulary: WordPiece, kernels: str, mask_rate: float
+    model: str, pretrained: Pretrained, vocabulary: WordPiece, kernels: str, mask_rate: float | None
 ) -> Objective:
     """The objective with its trained weights, without a note dictionary.
+
+    Args:
+        mask_rate: replaces that of the training unless it is None.
 
     Raises:
         UserError: the model has no MLM head, and its generator or meta controller is missing.
     """
     if pretrained.has_head:
-        objective = MLM(pretrained.config, MLMOptions(mask_rate=mask_rate), vocabulary, kernels)
+        given = MLMOptions() if mask_rate is None else MLMOptions(mask_rate=mask_rate)
+        objective = MLM(pretrained.config, given, vocabulary, kernels)
         objective.load_state_dict(pretrained.weights)
         return objective
     checkpoint = find_checkpoint(Path(model))
@@ -111,7 +115,9 @@ def trained_objective(
         )
     state = check(checkpoint.state, {"options": dict}, f"{checkpoint.path}/state.json")  # hashed, unlike config.yaml
     trained = from_dict(PretrainOptions, state["options"], f"{checkpoint.path}/state.json")
-    objective_options = replace(trained.of_objective, mask_rate=mask_rate)
+    objective_options = trained.of_objective
+    if mask_rate is not None:
+        objective_options = replace(objective_options, mask_rate=mask_rate)
     objective = OBJECTIVES[trained.objective](pretrained.config, objective_options, vocabulary, kernels)
     weights = checkpoint.tensors["model"].items()
     try:

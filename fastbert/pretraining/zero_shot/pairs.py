@@ -1,0 +1,246 @@
+"""`fastbert evaluate --pairs`: the fraction of minimal pairs in which the acceptable sentence has the higher score.
+
+A sentence's score is the sum over its tokens (`zero_shot.scorer`), without special tokens. A pair with equal scores
+counts half. Accuracies of phenomena and of all pairs are means over paradigms.
+"""
+
+import math
+import time
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from fastbert.errors import UserError, abbreviated
+from fastbert.outputs import output_file
+from fastbert.pretraining.options import EvaluateOptions
+from fastbert.pretraining.zero_shot.pair_files import Pair, read_pairs
+from fastbert.pretraining.zero_shot.scorer import Scorer, open_scorer
+from fastbert.pretraining.zero_shot.scoring import Sentence, encoded, log_odds, log_probabilities, sentence
+from fastbert.records import json_text
+from fastbert.report.page import Table
+from fastbert.streams import warn
+
+Z = 1.959963984540054  # standard normal quantile of 0.975
+
+
+def evaluate_pairs(options: EvaluateOptions) -> dict[str, Any]:
+    """Prints the accuracies and returns them; arguments and errors of `measure_pairs`."""
+    result = measure_pairs(options)
+    print(json_text(result) if options.json else report(result))
+    return result
+
+
+def measure_pairs(options: EvaluateOptions) -> dict[str, Any]:
+    """Accuracies by paradigm and by phenomenon, and their mean over the paradigms.
+
+    Raises:
+        UserError: no model or no pairs; a sentence that is longer than the positions; scores that are not finite.
+    """
+    began = time.monotonic()
+    pairs = read_pairs(options.pairs)
+    scorer = open_scorer(options)
+    sentences, index = distinct_sentences(scorer, pairs)
+    scores = sentence_scores(scorer, sentences, options)
+    if options.out is not None:
+        write_scores(options.out, pairs, index, scores)
+    main, *others = scores
+    return {
+        "model": options.model,
+        "pairs": options.pairs,
+        "score": main,
+        "pll_form": options.pll_form,
+        "precision": scorer.precision,
+        **accuracies(pairs, outcomes(scores[main], index)),
+        "other_scores": {name: accuracies(pairs, outcomes(scores[name], index))["accuracy"] for name in others},
+        "seconds": time.monotonic() - began,
+    }
+
+
+def distinct_sentences(scorer: Scorer, pairs: Sequence[Pair]) -> tuple[list[Sentence], np.ndarray]:
+    """The sentences that differ in their tokens, and the indices of the good and the bad one of each pair, int64
+    [pairs, 2].
+
+    Raises:
+        UserError: a sentence has no token, or is longer than the positions.
+    """
+    texts = {text: number for number, text in enumerate(dict.fromkeys(t for pair in pairs for t in (pair.good, pair.bad)))}
+    found: dict[bytes, int] = {}
+    sentences: list[Sentence] = []
+    of_text: list[int] = []
+    problems: dict[int, str] = {}
+    longer = unknown = 0
+    for number, encoding in enumerate(encoded(scorer, list(texts))):
+        one = sentence(encoding)
+        if len(one.ids) > scorer.positions:
+            longer += 1
+            if not scorer.extrapolates:
+                problems.setdefault(number, f"has {len(one.ids)} tokens")
+        if not len(one.positions):
+            problems.setdefault(number, "has no tokens")
+        unknown += scorer.unk_id is not None and scorer.unk_id in encoding.ids
+        key = one.ids.tobytes()
+        if key not in found:
+            found[key] = len(sentences)
+            sentences.append(one)
+        of_text.append(found[key])
+    index = np.array([[of_text[texts[pair.good]], of_text[texts[pair.bad]]] for pair in pairs])
+    if problems:
+        pair = next(pair for pair in pairs if texts[pair.good] in problems or texts[pair.bad] in problems)
+        text = pair.good if texts[pair.good] in problems else pair.bad
+        raise UserError(_refusal(scorer, pair, text, problems[texts[text]]))
+    _warn(scorer, len(texts), longer, unknown, int((index[:, 0] == index[:, 1]).sum()))
+    return sentences, index
+
+
+def _refusal(scorer: Scorer, pair: Pair, text: str, problem: str) -> str:
+    which = f"{pair.where}: sentence_{'good' if text == pair.good else 'bad'} {problem}"
+    if problem == "has no tokens":
+        return f"{which} for the tokenizer of {scorer.source}; leave the pair out"
+    return (
+        f"{which} with special tokens, more than the {scorer.positions} positions of {scorer.source}, which are fixed; "
+        "leave the pair out, or give a model with more positions or another position encoding"
+    )
+
+
+def _warn(scorer: Scorer, texts: int, longer: int, unknown: int, equal: int) -> None:
+    if longer:
+        warn(
+            f"{longer} of {texts} sentences are longer than the {scorer.positions} positions that {scorer.source} was "
+            "trained with; its position encoding continues beyond them"
+        )
+    if unknown:
+        warn(f"{unknown} of {texts} sentences have [UNK], a word that the tokenizer of {scorer.source} does not know")
+    if equal:
+        warn(
+            f"{equal} pairs are equal for the tokenizer of {scorer.source} (upper case, accents or unknown words); "
+            "they count half"
+        )
+
+
+def sentence_scores(scorer: Scorer, sentences: Sequence[Sentence], options: EvaluateOptions) -> dict[str, np.ndarray]:
+    """Score of every sentence, float64 [sentences], by the name of the score, the main one first.
+
+    Raises:
+        UserError: a score is not finite.
+    """
+    rows = options.machine.micro_batch_size
+    words = odds = None
+    if scorer.word_logits is not None:
+        words = log_probabilities(scorer, sentences, options.pll_form, rows)
+    if scorer.log_odds is not None:
+        odds = log_odds(scorer, sentences, rows)
+    if words is None or odds is None:
+        values = [words if odds is None else odds]
+    else:
+        both = [scorer.combined(log_q, value) for log_q, value in zip(words, odds, strict=True)]
+        values = [both, odds, words]
+    found = {name: np.array([one.sum() for one in value]) for name, value in zip(scorer.names, values, strict=True)}
+    for name, value in found.items():
+        if not np.isfinite(value).all():
+            raise UserError(
+                f"the {name} scores of {scorer.source} are not finite; try --machine.precision fp32, or another "
+                "checkpoint"
+            )
+    return found
+
+
+# --- accuracies
+
+
+def outcomes(scores: np.ndarray, index: np.ndarray) -> np.ndarray:
+    """1 where the good sentence has the higher score, 0 where the bad one has, 0.5 for a tie: float64 [pairs]."""
+    return (np.sign(scores[index[:, 0]] - scores[index[:, 1]]) + 1) / 2
+
+
+def accuracies(pairs: Sequence[Pair], values: np.ndarray) -> dict[str, Any]:
+    """The mean over paradigms, `phenomena` and `paradigms` by name; each with its number of pairs and of ties, and a 95
+    % interval."""
+    members: dict[str, list[int]] = {}
+    phenomenon: dict[str, str | None] = {}
+    for number, pair in enumerate(pairs):
+        members.setdefault(pair.paradigm, []).append(number)
+        phenomenon.setdefault(pair.paradigm, pair.phenomenon)
+    paradigms = {name: values[rows] for name, rows in members.items()}
+    groups: dict[str, list[np.ndarray]] = {}
+    for name, group in phenomenon.items():
+        if group is not None:
+            groups.setdefault(group, []).append(paradigms[name])
+    return {
+        **summary(paradigms.values()),
+        "phenomena": {name: summary(groups[name]) for name in sorted(groups)},
+        "paradigms": {
+            name: {"phenomenon": phenomenon[name], **summary([paradigms[name]])}
+            for name in sorted(paradigms, key=lambda name: (phenomenon[name] or "", name))
+        },
+    }
+
+
+def summary(groups: Iterable[np.ndarray]) -> dict[str, Any]:
+    """Mean over groups of the mean of their outcomes, with its interval, and the numbers of pairs and ties.
+
+    The interval is Wilson's, for the number of pairs of a single sample whose mean would have the variance of this one,
+    sum over the K groups of p (1 - p) / n, divided by K^2. It is about other pairs of the same paradigms. A tie counts
+    as if the pair had been decided by a coin.
+    """
+    groups = list(groups)
+    means = [float(group.mean()) for group in groups]
+    mean = math.fsum(means) / len(means)
+    count = sum(map(len, groups))
+    variance = math.fsum(p * (1 - p) / len(group) for p, group in zip(means, groups, strict=True)) / len(means) ** 2
+    low, high = wilson(mean, mean * (1 - mean) / variance if variance else count)
+    ties = int(sum((group == 0.5).sum() for group in groups))
+    return {"accuracy": mean, "low": low, "high": high, "count": count, "ties": ties}
+
+
+def wilson(p: float, n: float) -> tuple[float, float]:
+    """Wilson's 95 % interval of a proportion p of n observations."""
+    center = (p + Z**2 / (2 * n)) / (1 + Z**2 / n)
+    reach = Z / (1 + Z**2 / n) * math.sqrt(p * (1 - p) / n + Z**2 / (4 * n**2))
+    return max(0.0, center - reach), min(1.0, center + reach)
+
+
+# --- output
+
+
+def write_scores(path: str, pairs: Sequence[Pair], index: np.ndarray, scores: dict[str, np.ndarray]) -> None:
+    """Writes a line of JSON for each pair, with the scores of both sentences."""
+    with output_file(path, "w") as file:
+        for pair, (good, bad) in zip(pairs, index, strict=True):
+            values = {name: {"good": float(value[good]), "bad": float(value[bad])} for name, value in scores.items()}
+            row = {"UID": pair.paradigm, "sentence_good": pair.good, "sentence_bad": pair.bad, "scores": values}
+            file.write(json_text(row) + "\n")
+
+
+def report(result: dict[str, Any]) -> str:
+    """Tables for a terminal: paradigms, phenomena, and the mean last."""
+    rows = [_row(one["phenomenon"] or "", name, one=one) for name, one in result["paradigms"].items()]
+    parts = [_table(["phenomenon", "paradigm"], rows)]
+    if result["phenomena"]:
+        parts.append(_table(["phenomenon"], [_row(name, one=one) for name, one in result["phenomena"].items()]))
+    name = f"{result['score']} ({result['pll_form']})" if result["score"] == "pll" else result["score"]
+    parts.append(
+        f"{result['model']} on {result['pairs']}: {result['count']:,} pairs in {len(result['paradigms'])} paradigms\n"
+        f"  accuracy by {name}: {_percent(result['accuracy'])}, 95 % interval {_interval(result)}, "
+        f"{result['ties']:,} ties"
+    )
+    others = [f"{name} {_percent(value)}" for name, value in result["other_scores"].items()]
+    if others:
+        parts[-1] += f"\n  by parts of the model: {', '.join(others)}"
+    return "\n\n".join(parts)
+
+
+def _table(names: list[str], rows: list[list[str]]) -> str:
+    return Table([*names, "accuracy", "95 % interval", "pairs", "ties"], rows).plain()
+
+
+def _row(*names: str, one: dict[str, Any]) -> list[str]:
+    return [*names, _percent(one["accuracy"]), _interval(one), f"{one['count']}", f"{one['ties']}"]
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.1f} %"
+
+
+def _interval(one: dict[str, Any]) -> str:
+    return f"[{100 * one['low']:.1f}, {100 * one['high']:.1f}]"
