@@ -114,9 +114,9 @@ def check_length(config: EncoderConfig, length: int, what: str) -> str | None:
     """
     if length <= config.max_positions:
         return None
-    problem = f"{what} is longer than the {config.max_positions} positions that the model was trained with"
+    problem = f"{what} is longer than the {config.max_positions} positions of the model"
     if POSITIONS[config.position].extrapolates:
-        return f"{problem}; position encoding {config.position} extrapolates, often with worse predictions"
+        return f"{problem}; position encoding {config.position} extrapolates, often with a higher loss"
     others = ", ".join(name for name in POSITIONS if POSITIONS[name].extrapolates)
     raise UserError(
         f"{problem}, and position encoding {config.position} defines none beyond; shorten it, or use a model with an "
