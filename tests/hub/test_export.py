@@ -234,7 +234,9 @@ def test_card_has_the_facts_and_leaves_the_licence_open(exports):
     ):
         assert fact in modern
     assert "# license: to be chosen" in text
-    assert "trust_remote_code" not in (exports / "absolute.post" / "README.md").read_text()
+    absolute = (exports / "absolute.post" / "README.md").read_text()
+    assert "trust_remote_code" not in absolute
+    assert "| longer sequences | extrapolated |" in modern and "| longer sequences | refused |" in absolute
 
 
 def test_replaces_only_its_own_exports(tokenizer, tmp_path):

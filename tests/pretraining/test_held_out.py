@@ -74,7 +74,7 @@ def test_run_checkpoint_and_export_agree(run, corpus, capsys, tmp_path, works) -
     assert 0 < of_run["loss"] < math.log(600) + 0.5
     assert figures(capsys, "--model", run, *given, "--mask-rate", 0.5)["loss"] != of_run["loss"]
     assert main(["evaluate", "--model", str(run), "--source", str(corpus), "--length", "33"]) == 2
-    reason = "length 33 is longer than the 32 positions of the model, and position encoding absolute defines none beyond"
+    reason = "length 33 is longer than the 32 positions of the model, and position encoding absolute defines none"
     assert reason in capsys.readouterr().err
 
 
