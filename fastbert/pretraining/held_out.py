@@ -31,7 +31,7 @@ from fastbert.training.hardware import resolve_device, resolve_precision, setup_
 
 
 def evaluate_text(options: EvaluateOptions) -> dict[str, Any]:
-    """Prints the figures and returns them.
+    """Prints the figures of `--source` and returns them.
 
     Raises:
         UserError: model or text is missing, the model has no MLM head, the text is too short, sequences exceed the
