@@ -82,7 +82,9 @@ def main() -> int:
     differences = []
     for row in rows:
         other = scores[row["sentence_good"], row["sentence_bad"]]
-        differences += [abs(row["scores"]["pll"][key] - value) for key, value in zip(("good", "bad"), other, strict=True)]
+        differences += [
+            abs(row["scores"]["pll"][key] - value) for key, value in zip(("good", "bad"), other, strict=True)
+        ]
     result = {
         "model": str(model),
         "pairs": len(rows),

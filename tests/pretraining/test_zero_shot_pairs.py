@@ -24,7 +24,20 @@ from fastbert.pretraining.zero_shot.scorer import open_scorer
 from fastbert.training.options import MachineOptions
 from tests.flags import main
 
-WORDS = (*SPECIAL_TOKENS, "the", "cat", "sat", "on", "mat", "dog", "##s", "##ter", ".", "no", *(f"w{n}" for n in range(9)))
+WORDS = (
+    *SPECIAL_TOKENS,
+    "the",
+    "cat",
+    "sat",
+    "on",
+    "mat",
+    "dog",
+    "##s",
+    "##ter",
+    ".",
+    "no",
+    *(f"w{n}" for n in range(9)),
+)
 FP32 = ("--machine.precision", "fp32", "--machine.threads", "1")
 PAIRS = [
     ("the cat sat on the mat.", "the cats sat on the mat."),
@@ -88,7 +101,8 @@ def plain_score(model, tokenizer, text: str, form: str) -> float:
         if word is None:
             continue
         masked = [
-            tokenizer.mask_token_id if other == index or (form == "word-l2r" and words[other] == word and other > index)
+            tokenizer.mask_token_id
+            if other == index or (form == "word-l2r" and words[other] == word and other > index)
             else token
             for other, token in enumerate(ids)
         ]
