@@ -117,7 +117,7 @@ def test_log_odds_are_those_of_the_objective(run) -> None:
 
 
 def test_exports(run, capsys, tmp_path) -> None:
-    """An ELECTRA's export scores pairs with its discriminator, which transformers opens too; a multiple choice's cannot."""
+    """An ELECTRA's export scores pairs with its discriminator; one of multiple choice cannot."""
     file = tmp_path / "pairs.jsonl"
     file.write_text(json.dumps({"sentence_good": TEXTS[0], "sentence_bad": TEXTS[1]}) + "\n")
     arguments = ["evaluate", "--model", str(run / "model"), "--pairs", str(file), *FP32]

@@ -189,8 +189,9 @@ def test_equal_rows_are_scored_once_and_batches_do_not_matter(bert, monkeypatch)
     sentences = [scoring.sentence(encoding) for encoding in scoring.encoded(scorer, texts)]
     whole = scoring.log_probabilities(scorer, sentences, "salazar")
     assert sum(rows) == 6 + 5 + 7 + 1  # the two sentences are one row where cat and dog are masked
-    monkeypatch.setattr(scoring, "PIECE", 1)
-    for found in (scoring.log_probabilities(scorer, sentences, "salazar", n) for n in (1, 3)):
+    for piece, batch in ((scoring.PIECE, 1), (scoring.PIECE, 3), (1, 2)):
+        monkeypatch.setattr(scoring, "PIECE", piece)
+        found = scoring.log_probabilities(scorer, sentences, "salazar", batch)
         assert np.concatenate(found) == pytest.approx(np.concatenate(whole), abs=1e-5)
 
 
