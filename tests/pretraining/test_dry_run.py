@@ -80,7 +80,7 @@ def test_the_time_is_the_sum_of_its_parts(flags, tmp_path, capsys, monkeypatch) 
 
     def measure(*arguments):
         usage, trainer = real(*arguments)
-        costs = Costs(start=5.0, step=lambda *shape: 2.0, validation=10.0, checkpoint=3.0, finish=6.0)
+        costs = Costs(start=5.0, step=lambda *shape: 2.0, validation=10.0, checkpoint=3.0, export=4.0, finish=6.0)
         times = {(8, 32): dry_run.Timed(2.0, 9)}
         return replace(usage, costs=costs, steps=times, optimizer=0, weights=0, peak=7_000_000), trainer
 
