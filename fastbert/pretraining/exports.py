@@ -35,8 +35,8 @@ def words_seen(setup: PretrainSetup, steps: int) -> int | None:
 
 
 def export_steps(setup: PretrainSetup) -> dict[int, list[str]]:
-    """Names of the exports after each step that has some: after the first at which the model has seen a number of words
-    in --checkpoint-words.
+    """Step -> names of the exports after it. An export is written after the first step at which the model has seen its
+    number of words of --checkpoint-words.
 
     Raises:
         UserError: the run sees fewer words, or the data has no count of them.
@@ -53,8 +53,8 @@ def export_steps(setup: PretrainSetup) -> dict[int, list[str]]:
     if words < counts[-1]:
         needed = bisect_left(range(LARGEST), counts[-1], lo=options.steps, key=lambda step: words_seen(setup, step))
         raise UserError(
-            f"--checkpoint-words {short_count(counts[-1])}: the run sees {words:,} words in its {options.steps:,} steps; "
-            f"leave out the numbers above, or start a run of at least {needed:,} steps"
+            f"--checkpoint-words {short_count(counts[-1])}: the run sees {words:,} words in its {options.steps:,} "
+            f"steps; leave out the numbers above, or start a run of at least {needed:,} steps"
         )
     found: dict[int, list[str]] = {}
     for count in counts:
