@@ -222,6 +222,7 @@ def test_exports_are_finite_and_do_not_count_in_the_rate(monkeypatch) -> None:
 
     logbook = SimpleNamespace(log=lambda *row: rows.append(row), echo=None)
     trainer = trainer_of(objective, logbook=logbook, steps=4, log_every=2, export=export)
+    trainer._start_clock()
     for step in range(4):
         now[0] += 1.0
         trainer.train_step(step)
