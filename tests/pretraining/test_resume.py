@@ -59,6 +59,11 @@ def metrics(run: Path) -> list[dict]:
     return [{name: value for name, value in row.items() if name not in TIMES} for row in rows]
 
 
+def times_of(run: Path) -> dict[Path, int]:
+    """When the files of the exports were written."""
+    return {path: path.stat().st_mtime_ns for path in run.glob("exports/chck_*/*")}
+
+
 def assert_same_run(a: Path, b: Path) -> None:
     assert metrics(a) == metrics(b)
     last = sorted(path.name for path in (a / "checkpoints").iterdir())[-1]
@@ -77,6 +82,7 @@ def test_killed_five_times(flags, tmp_path, capsys) -> None:
     assert main(["pretrain", *flags, "--out", str(whole)]) == 0
     assert [row["step"] for row in metrics(whole) if row["split"] == "validation"] == [10, 20, 30]
     run_and_die("step", 3, ["pretrain", *flags, "--out", str(broken)])  # before the first checkpoint
+    first_written: dict[Path, int] = {}
     for where, name, written in (
         *(("save", "chck_1.7k", []), ("save", "step-00000014", ["chck_1.7k"])),
         *(("step", 18, ["chck_1.7k", "chck_2.1k"]), ("save", "step-00000028", ["chck_1.7k", "chck_2.1k"])),
@@ -85,11 +91,11 @@ def test_killed_five_times(flags, tmp_path, capsys) -> None:
         leftovers = [path.parent.name for path in broken.glob("*/.*.tmp")]
         assert leftovers == {"chck_1.7k": ["exports"], 18: []}.get(name, ["checkpoints"])
         assert sorted(path.name for path in broken.glob("exports/chck_*")) == written
-    written_once = {path: path.stat().st_mtime_ns for path in broken.glob("exports/*/*")}
+        first_written = times_of(broken) | first_written
     assert main(["pretrain", "--resume", str(broken)]) == 0
     assert not list(broken.glob("*/.*.tmp"))
     assert_same_run(whole, broken)
-    assert {path: path.stat().st_mtime_ns for path in broken.glob("exports/*/*")} == written_once
+    assert times_of(broken) == first_written
     for path in whole.glob("exports/*/*"):
         again = broken / path.relative_to(whole)
         assert path.name == "README.md" or path.read_bytes() == again.read_bytes()  # which has the time
