@@ -24,6 +24,7 @@ class Electra(Replacement):
 
     main = "rtd"
     second_network = "generator"
+    score_names = ("electra", "discriminator")
     parts: ClassVar = {"head": ("head.",), second_network: ("small.", "small_head.")}
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -44,8 +45,8 @@ class Electra(Replacement):
         return loss, (logits.detach() > 0) == replaced
 
     def predict(self, inputs: CorruptedInputs, filled: Tensor, generator_hidden: Tensor) -> tuple[Tensor, None]:
-        """Probabilities [B, T] of the discriminator."""
-        return self.replaced_logits(inputs, filled).sigmoid(), None
+        """Logits [B, T] of the discriminator."""
+        return self.replaced_logits(inputs, filled), None
 
     def replaced_logits(self, inputs: CorruptedInputs, filled: Tensor) -> Tensor:
         """Logits of the discriminator, [B, T], in at least float32."""

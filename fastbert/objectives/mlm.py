@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fastbert.data.batches import Batch, Stream
 from fastbert.data.tokenizer import WordPiece
+from fastbert.model.encoder import Encoder
 from fastbert.model.flops import TRAINING, block_flops, encoder_flops, mlm_head_flops
 from fastbert.model.heads import MLMHead
 from fastbert.objectives.examples import fill_in
@@ -48,6 +49,13 @@ class MLM(Objective):
         wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
         loss = F.cross_entropy(wide, targets, reduction="sum")
         return {"mlm": loss, "accuracy": (logits.argmax(-1) == targets).sum()}
+
+    @property
+    def word_network(self) -> Encoder:
+        return self.encoder
+
+    def word_logits(self, hidden: Tensor) -> Tensor:
+        return self.head(hidden)
 
     def logits(self, inputs: MaskedInputs) -> Tensor:
         """Logits [B M, V] at the masked positions."""

@@ -61,6 +61,7 @@ class MultipleChoice(Replacement):
 
     main = "choice"
     second_network = "meta controller"
+    score_names = ("multiple-choice", "choice")
     parts: ClassVar = {"head": ("head.",), second_network: ("small.", "small_head.")}
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -87,11 +88,11 @@ class MultipleChoice(Replacement):
         return loss, (scores.detach().argmax(-1) == answers).view_as(filled)
 
     def predict(self, inputs: CorruptedInputs, filled: Tensor, generator_hidden: Tensor) -> tuple[Tensor, Tensor]:
-        """1 - probability of [NOTA], [B, T], and the most probable of the other candidates, int64 [B, T]."""
+        """Log-odds of the other candidates against [NOTA], [B, T], and the most probable of them, int64 [B, T]."""
         ids, _ = self.candidates(inputs, filled, generator_hidden)
         scores = self.scores(inputs, filled, ids)
         best = ids.gather(1, scores[:, :-1].argmax(1, keepdim=True))
-        return (1 - scores.softmax(-1)[:, -1]).view_as(filled), best.view_as(filled)
+        return (scores[:, :-1].logsumexp(1) - scores[:, -1]).view_as(filled), best.view_as(filled)
 
     def scores(self, inputs: CorruptedInputs, filled: Tensor, ids: Tensor) -> Tensor:
         """Scores [B T, k] of the candidates [B T, k - 1] and of [NOTA], in at least float32."""

@@ -161,6 +161,15 @@ class Objective(nn.Module, ABC):
             on_hidden=notes.collect if notes and self.training else None,
         )
 
+    @property
+    def word_network(self) -> Encoder | None:
+        """The network whose hidden states `word_logits` maps to words; None if no network predicts masked words."""
+        return None
+
+    def word_logits(self, hidden: Tensor) -> Tensor:
+        """Logits over the vocabulary, from hidden states of `word_network`: [..., S] -> [..., V]."""
+        raise NotImplementedError(f"{type(self).__name__} has a word_network but no word_logits")
+
     @abstractmethod
     def flops(self, batch: int, length: int) -> int:
         """FLOPs of one training step over [B, T], in closed form; a multiply-add counts as two."""

