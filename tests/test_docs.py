@@ -44,7 +44,7 @@ STUDY = {
 }
 """Changes of a study's YAML file that make it a toy, and those of one with tasks."""
 STUDY_TASKS = {"finetune": {"glue_subset": True, "machine": {"device": "cpu", "precision": "fp32"}}, "epochs": 1}
-IF_GIVEN = {"--machine.micro-batch-size": "2"}
+IF_GIVEN = {"--machine.micro-batch-size": "2", "--checkpoint-words": "20,40,...,80"}
 UNTOUCHED = ("--resume", "--help")
 CHECKED = ("bench", "submit")
 """Jobs whose options are checked, but that are not run: GLUE's archive needs the official test splits."""
@@ -109,7 +109,8 @@ def write_inputs(folder: Path, corpus: Path, prepared: Path) -> None:
     for path in (folder / "wiki" / "a.txt.xz", folder / "wikipedia_en.txt.xz"):
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(lzma.compress(text[:60000].encode()))
-    for name in ("held-out.txt", "books.txt", "german.txt"):
+    (folder / "babylm").mkdir()
+    for name in ("held-out.txt", "books.txt", "german.txt", "babylm/a.txt"):
         (folder / name).write_text(text[:20000])
     (folder / "books").mkdir()
     pyarrow.parquet.write_table(pyarrow.table({"body": text[:60000].split("\n\n")}), folder / "books" / "a.parquet")

@@ -20,6 +20,7 @@ CASES = {
     "warm-up longer than the tokens": (*PRETRAIN, "--tokens", 5000, "--batch-size", 8, "--schedule.warmup", 100),
     "warm-up and decay": (*PRETRAIN, *STEPS, "--schedule.name", "wsd", "--schedule.warmup", 0.9),
     "milestone beyond the tokens": (*PRETRAIN, "--tokens", 5000, "--batch-size", 8, "--milestones", 90),
+    "words beyond the run": ("pretrain", "--data", DATA, *PRETRAIN[3:11], *STEPS, "--checkpoint-words", "1M"),
     "batch growing for longer than the run": (*PRETRAIN, *STEPS, "--initial-batch-size", 64, "--batch-warmup", 20),
     "heads": (*PRETRAIN, *STEPS, "--heads", 5),
     "dropout": (*PRETRAIN, *STEPS, "--dropout", 1.5),

@@ -29,7 +29,7 @@ BATCH_CHARACTERS = 2**21
 BYTES_PER_WORKER = 2**23  # starting a process takes half a second, which does not pay off for less text
 STATE_BATCHES = 128  # between two saved states: 270 MB of text, about ten seconds
 COUNTS = ("batches", "position", "complete", "smallest", "largest", "duplicates")  # attributes saved as JSON
-STATE_VERSION = 2  # raise it when the content of the state changes
+STATE_VERSION = 3  # raise it when the content of the state changes
 
 
 class Corpus:
@@ -70,7 +70,7 @@ class Corpus:
         self.keys.write(new)
         if len(keys):
             self.smallest, self.largest = min(self.smallest, int(keys.min())), max(self.largest, int(keys.max()))
-        self.source_counts.add(parts, training, encoded.sizes, encoded.lengths)
+        self.source_counts.add(parts, training, encoded)
         of_tokens = np.repeat(training, encoded.lengths)
         for split, here, tokens in (("train", training, of_tokens), ("validation", ~training, ~of_tokens)):
             self.writers[split].write(encoded.tokens[tokens], encoded.lengths[here], int(encoded.sizes[here].sum()))

@@ -38,6 +38,8 @@ class Encoded:
     """int64 [documents]: tokens, [SEP] included."""
     sizes: np.ndarray
     """int64 [documents]: UTF-8 bytes of text."""
+    whitespace_words: np.ndarray
+    """int64 [documents]: words between white space, as `str.split` separates them."""
     word_hashes: np.ndarray
     """uint64, sorted: hashes of the distinct words of the counted documents."""
     word_counts: np.ndarray
@@ -138,9 +140,11 @@ class TextEncoder:
         tokens = np.insert(self._ids[spread(self._starts[rows], lengths)], ends, self._separator)
         sizes = np.fromiter((len(t) if t.isascii() else len(t.encode()) for t in documents), np.int64, len(split))
 
+        spaced = np.fromiter((len(text.split()) for text in documents), np.int64, len(split))
+
         often = np.bincount(rows[np.repeat(np.asarray(counted, dtype=bool), chunks_per_document)])
         used = np.flatnonzero(often)
-        return Encoded(tokens, np.diff(ends, prepend=0) + 1, sizes, *self._words(used, often[used]))
+        return Encoded(tokens, np.diff(ends, prepend=0) + 1, sizes, spaced, *self._words(used, often[used]))
 
     def unknown_bytes(self, text: str) -> int:
         """UTF-8 bytes of the words of `text` that become [UNK]; slow, because it needs the library's offsets."""

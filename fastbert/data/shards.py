@@ -41,10 +41,17 @@ RECORD = {
     "tokenizer_files": {str: _FILE},
     "vocab_size": COUNT,
     "splits": {str: _SPLIT, **dict.fromkeys(SPLITS, _SPLIT)},
+    "sources?": [{split: {"whitespace_words?": COUNT} for split in SPLITS}],
     "rare_words": {"words": COUNT, "file": _FILE},
     "options": {"rare_min": COUNT, "rare_max": COUNT},
 }
 """Schema of the entries of dataset.json that are used, for `check`."""
+
+
+def whitespace_words(record: dict[str, Any], split: str) -> int | None:
+    """Number of words between white space in a split of a dataset.json; None if an older version wrote it."""
+    counts = [source[split].get("whitespace_words") for source in record.get("sources", ())]
+    return None if None in counts or not counts else sum(counts)
 
 
 def unigram_entropy(unigrams: np.ndarray, wordpiece: WordPiece) -> float:

@@ -5,6 +5,7 @@ from typing import Any
 
 from fastbert.data import source_counts
 from fastbert.data.encoding import MUCH_UNKNOWN
+from fastbert.data.shards import whitespace_words
 
 
 def summary(dataset: dict[str, Any]) -> str:
@@ -23,10 +24,13 @@ def summary(dataset: dict[str, Any]) -> str:
         "unigram entropy (nats)": lambda s: f"{s['unigram_entropy']:.3f}",
     }
     splits = dataset["splits"]
-    width = max(map(len, rows)) + 2
+    cells = {name: [show(split) for split in splits.values()] for name, show in rows.items()}
+    spaced = [whitespace_words(dataset, split) for split in splits]
+    if None not in spaced:
+        cells = {"documents": cells.pop("documents"), "words": [f"{count:,}" for count in spaced], **cells}
+    width = max(map(len, cells)) + 2
     lines = [" " * width + "".join(f"{name:>16}" for name in splits)]
-    for name, show in rows.items():
-        lines.append(f"{name:<{width}}" + "".join(f"{show(split):>16}" for split in splits.values()))
+    lines += [f"{name:<{width}}" + "".join(f"{cell:>16}" for cell in row) for name, row in cells.items()]
     rare = dataset["rare_words"]
     options = dataset["options"]
     lines.append(

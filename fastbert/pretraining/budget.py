@@ -37,25 +37,29 @@ class Costs:
     """(batch_size, length) -> seconds of a step."""
     validation: float
     checkpoint: float
+    export: float
     finish: float
 
-    def spans(self, plan: BatchPlan, options: PretrainOptions, done: int, steps: int) -> dict[str, float]:
-        """Time of the steps after `done` in a run of `steps` steps: name of a part -> seconds."""
+    def spans(self, plan: BatchPlan, options: PretrainOptions, done: int, steps: int, exports: int) -> dict[str, float]:
+        """Time of the steps after `done` in a run of `steps` steps, with `exports` exports between them: name of a part
+        -> seconds."""
         validations, checkpoints = saves_between(options, done, steps)
         return {
             "start": self.start,
             f"{steps - done} steps": plan.total(self.step, done, steps),
             f"{validations} validations": validations * self.validation,
             f"{checkpoints} checkpoints": checkpoints * self.checkpoint,
+            **({f"{exports} exports": exports * self.export} if exports else {}),
             "export and curves": self.finish,
         }
 
     def steps_in(self, seconds: float, plan: Callable[[int], BatchPlan], options: PretrainOptions) -> int:
         """Number of steps of a run whose parts take about `seconds` together, but at least that of the shortest run.
         `plan` maps a number of steps to the batches of the run."""
+        exports = len(options.word_counts())
 
         def total(steps: int) -> float:
-            return sum(self.spans(plan(steps), options, 0, steps).values())
+            return sum(self.spans(plan(steps), options, 0, steps, exports).values())
 
         least = options.stages.least_steps
         steps = steps_within(seconds, total, least)
@@ -153,12 +157,13 @@ def steps_in(setup: PretrainSetup, seconds: float) -> int:
         step=timed,
         validation=repeat_in(window / 2, lambda: setup.validate(objective)),
         checkpoint=writing,
-        finish=writing / 3,  # the export: weights without moments
+        export=writing / 3,  # weights without moments
+        finish=writing / 3,
     )
     spent = time.perf_counter() - begin
     steps = costs.steps_in(seconds - spent, setup.plan, setup.options)
     plan = setup.plan(steps)
-    spans = {"timing": spent, **costs.spans(plan, setup.options, 0, steps)}
+    spans = {"timing": spent, **costs.spans(plan, setup.options, 0, steps, len(setup.options.word_counts()))}
     total = sum(spans.values())
     echo(
         f"planned for {seconds / 60:g} minutes: {plan.describe(steps)}, "

@@ -8,6 +8,7 @@ import torch
 from fastbert import config as configuration
 from fastbert.inputs import read_or_problem
 from fastbert.pretraining.budget import checkpoint_size
+from fastbert.pretraining.exports import check_exports, export_lines, export_steps, export_words
 from fastbert.pretraining.finish import check_finish
 from fastbert.pretraining.loop import STATE, Trainer
 from fastbert.pretraining.run import (
@@ -46,7 +47,8 @@ def build_trainer(
     """
     options = setup.options
     batches = setup.batches()
-    milestones = options.milestone_steps()
+    milestones, exports = options.milestone_steps(), export_steps(setup)
+    check_exports(run, exports)
     keep = (options.keep_checkpoints, echo, milestones)
     checkpointer = Checkpointer(run.checkpoints, *keep) if resumed else None
     checkpoint = checkpointer.load_latest() if checkpointer else None
@@ -54,7 +56,8 @@ def build_trainer(
         check(checkpoint.state, STATE, f"the checkpoint's state {checkpoint.path / 'state.json'}")
     objective = setup.objective(initial=checkpoint is None)
     check_finish(setup, objective)
-    check_space(run.path, (options.keep_checkpoints + len(milestones) + 3) * checkpoint_size(objective))
+    models = len(options.word_counts()) * 4 * objective.parameter_count()
+    check_space(run.path, (options.keep_checkpoints + len(milestones) + 3) * checkpoint_size(objective) + models)
     updater = setup.updater(objective)
     flops = batches.plan.total(objective.flops, 0, options.steps)
     if checkpointer is None:  # all checks have passed
@@ -88,6 +91,8 @@ def build_trainer(
     sequences = batches.plan.tokens(0, options.steps) // options.length
     for line in setup.note_corpus.summary(sequences) if setup.note_corpus else ():
         echo(line)
+    for line in () if quiet else export_lines(run, exports, step):
+        echo(line)
     if resumed:
         echo(f"resuming {run.path} at step {step} of {options.steps}")
     trainer = Trainer(
@@ -111,6 +116,8 @@ def build_trainer(
         checkpoint_every=options.checkpoint_every,
         log_every=options.log_every,
         milestones=milestones,
+        exports=frozenset(exports),
+        export=lambda progress: export_words(setup, objective, run, progress, exports[progress.step]),
         peak_flops=peak,
         state={
             "encoder": setup.config.to_dict(),

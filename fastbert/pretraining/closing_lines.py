@@ -59,11 +59,20 @@ def commands(run: Path, length: int) -> list[str]:
 
 
 def closing_lines(
-    run: Path, model: Path, curves: Path | None, page: Path | None, *, length: int, native: bool, head: str | None
+    run: Path,
+    model: Path,
+    exports: Path | None,
+    curves: Path | None,
+    page: Path | None,
+    *,
+    length: int,
+    native: bool,
+    head: str | None,
 ) -> list[str]:
-    """All closing lines, without those of the curves and the report where their paths are None."""
+    """All closing lines, without those of the exports, the curves and the report where their paths are None."""
     return [
         f"Model   {model}",
+        *([f"Exports {exports}"] if exports else []),
         *([f"Curves  {curves}"] if curves else []),
         *([f"Report  {page}"] if page else []),
         f"Run     {run}   (tensorboard --logdir {shlex.quote(str(run.parent))})",

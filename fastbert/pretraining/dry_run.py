@@ -6,6 +6,7 @@ import datetime
 import io
 import os
 import shutil
+import textwrap
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from fastbert.files import folder_errors, new_folder, remove_leftovers
 from fastbert.objectives.objective import Objective
 from fastbert.outputs import is_filled_within, resolved
 from fastbert.pretraining.budget import Costs, shown_spans, shown_time
+from fastbert.pretraining.exports import export, export_steps, shown_exports, words_seen
 from fastbert.pretraining.finish import finish
 from fastbert.pretraining.loop import Trainer
 from fastbert.pretraining.run import RunFolder
@@ -118,8 +120,9 @@ def measure(
         checkpoint, _ = seconds(trainer.save_checkpoint, setup.device)
     with contextlib.redirect_stdout(io.StringIO()):
         ended, _ = seconds(lambda: finish(setup, trainer.objective, run, trainer.progress), setup.device)
+    exported, _ = seconds(lambda: export(setup, trainer.objective, run, trainer.progress, run.model), setup.device)
     usage = Usage(
-        costs=Costs(start, lambda *shape: times[shape].seconds, validation, checkpoint, ended),
+        costs=Costs(start, lambda *shape: times[shape].seconds, validation, checkpoint, exported, ended),
         steps=times,
         weights=weights,
         optimizer=_bytes(flatten_optimizer(trainer.optimizer)[0].values()),
@@ -195,23 +198,30 @@ def report(setup: PretrainSetup, run: RunFolder, done: int, usage: Usage, traine
     ]
     shapes = plan.describe(options.steps)
     copies = options.keep_checkpoints + len(options.milestone_steps()) + 1
-    needed = copies * usage.checkpoint_bytes + usage.export_bytes
+    exports = export_steps(setup)
+    models = 1 + sum(map(len, exports.values()))
+    needed = copies * usage.checkpoint_bytes + models * usage.export_bytes
     rest = max(0, usage.peak - 2 * usage.weights - usage.optimizer)
-    spans = usage.costs.spans(plan, options, done, options.steps)
+    ahead = {step: names for step, names in exports.items() if step > done}
+    spans = usage.costs.spans(plan, options, done, options.steps, sum(map(len, ahead.values())))
     total = sum(spans.values())
+    seen = words_seen(setup, options.steps)
+    words = "" if seen is None else f", {shown_count(seen - words_seen(setup, done))} words"
     end = datetime.datetime.now().astimezone() + datetime.timedelta(seconds=total)
     table = {
         "networks": "\n".join(networks),
         "parameters": f"{shown_count(sum(parts.values()))}: {of_parts}",
         "data": f"{setup.dataset.folder}: {len(rows):,} rows of {options.length} tokens",
         "steps": f"{f'{left} remaining of ' if done else ''}{shapes}\n{shown_count(tokens)} tokens, "
-        f"{tokens / len(rows) / options.length:.2g} epochs",
+        f"{tokens / len(rows) / options.length:.2g} epochs{words}",
+        **({"exports": "\n".join(textwrap.wrap(shown_exports(ahead), 100))} if ahead else {}),
         "FLOPs": f"{flops / max(1, left):.3g} a step, {flops:.3g} in all",
         "memory": f"{shown_size(usage.peak)} at the peak ({usage.peak_kind})\nweights {shown_size(usage.weights)}, "
         f"gradients {shown_size(usage.weights)}, optimizer {shown_size(usage.optimizer)}, "
         f"activations and the rest {shown_size(rest)}",
-        "disk": f"{copies} checkpoints of {shown_size(usage.checkpoint_bytes)} and a model of "
-        f"{shown_size(usage.export_bytes)}: {shown_size(needed)}; free {shown_size(free_space(run.path))}",
+        "disk": f"{copies} checkpoints of {shown_size(usage.checkpoint_bytes)} and "
+        f"{'a model' if models == 1 else f'{models} models'} of {shown_size(usage.export_bytes)}: "
+        f"{shown_size(needed)}; free {shown_size(free_space(run.path))}",
         **speeds(setup, usage, trainer),
         "time": f"{shown_time(total)}, until {end:%Y-%m-%d %H:%M} if started now\n" + shown_spans(spans),
     }

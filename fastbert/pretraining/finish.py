@@ -8,12 +8,12 @@ import torch
 from fastbert.data.batches import validation_batches
 from fastbert.files import make_inner_folder
 from fastbert.hub.card import model_card
-from fastbert.hub.export import export_model
 from fastbert.hub.names import check_weights, exported_weights, head_of, is_bert
 from fastbert.inputs import read_or_problem
 from fastbert.objectives.objective import Metric, Objective
 from fastbert.pretraining.closing_lines import closing_lines
-from fastbert.pretraining.evaluation import NOT_FINITE, evaluate, shown
+from fastbert.pretraining.evaluation import evaluate, shown
+from fastbert.pretraining.exports import export
 from fastbert.pretraining.loop import Progress
 from fastbert.pretraining.run import RunFolder
 from fastbert.pretraining.setup import PretrainSetup, data_fingerprint
@@ -22,7 +22,6 @@ from fastbert.records import json_text, write_json
 from fastbert.report.run_page import PAGE, write_run_page
 from fastbert.report.runs import read_run
 from fastbert.streams import echo
-from fastbert.training.hardware import describe_machine
 from fastbert.training.logbook import NothingToPlotError, plot_curves
 
 
@@ -31,16 +30,7 @@ def finish(setup: PretrainSetup, objective: Objective, run: RunFolder, progress:
     validation = setup.dataset.split("validation")
     unigram = validation.unigram_entropy
     final = {name: value for name, value in progress.last_eval.items() if name != "step"}
-    weights = exported_weights(objective.state_dict())
-    if problem := run.restore_tokenizer(setup.vocabulary):  # damaged during the run
-        echo(problem)
-    export_model(
-        setup.config,
-        weights,
-        run.tokenizer,
-        run.model,
-        card=card_facts(setup, objective, progress, final, unigram),
-    )
+    export(setup, objective, run, progress, run.model)
     make_inner_folder(run.report)
     plot: Path | None = run.report / "curves.png"
     try:
@@ -79,9 +69,12 @@ def finish(setup: PretrainSetup, objective: Objective, run: RunFolder, progress:
         write_run_page(written, setup.options, data_facts(setup))
     else:
         echo(f"the run's report page is not written: {problem}")
-    native, head = is_bert(setup.config), head_of(weights)
+    native, head = is_bert(setup.config), head_of(exported_weights(objective.state_dict()))
+    exports = run.exports if run.exports.is_dir() else None
     page = run.report / PAGE if written else None
-    closing = closing_lines(run.path, run.model, plot, page, length=setup.options.length, native=native, head=head)
+    closing = closing_lines(
+        run.path, run.model, exports, plot, page, length=setup.options.length, native=native, head=head
+    )
     print("\n".join(["", *closing]))
 
 
@@ -151,28 +144,3 @@ def compared(gain: float) -> str:
     if gain > 0:
         return f"{gain:.3f} below the unigram entropy"
     return f"{-gain:.3f} above the unigram entropy: nothing learned yet"
-
-
-def card_facts(
-    setup: PretrainSetup, objective: Objective, progress: Progress, final: dict[str, float | None], unigram: float
-) -> dict[str, object]:
-    options, machine = setup.options, describe_machine()
-    optimizer, schedule = options.optimizer, options.schedule
-    on_gpu = setup.device.type == "cuda"
-    unit = "nats" if objective.loss_in_nats else "weighted sum of all losses"
-    return {
-        "objective": options.objective,
-        "data": options.data,
-        "steps": progress.step,
-        "tokens": progress.tokens,
-        "batches": setup.plan().describe(progress.step),
-        "optimizer": f"{optimizer.name}, learning rate {optimizer.learning_rate:g}, weight decay "
-        f"{optimizer.weight_decay:g}, betas {optimizer.beta1:g} and {optimizer.beta2:g}, clip {optimizer.clip_norm:g}",
-        "schedule": f"{schedule.name}, warm-up {schedule.warmup:g}, final fraction {schedule.final:g}",
-        "machine": f"{torch.cuda.get_device_name(setup.device) if on_gpu else machine['cpu']}, {setup.precision}",
-        "minutes": f"{progress.seconds / 60:.1f}",
-        "commit and torch": f"{machine['commit']}, {machine['versions']['torch']}",
-        f"validation loss ({unit})": NOT_FINITE if final["loss"] is None else round(final["loss"], 4),
-        "unigram entropy of the same text (nats)": round(unigram, 4),
-        "seed": options.seed,
-    }

@@ -83,6 +83,7 @@ class Trainer:
         learning_rate: peak of the schedule.
         validate: length of a sequence -> name -> value, with at least `loss`.
         milestones: steps that are followed by a logged row, a validation and a checkpoint, like the last step.
+        exports: steps that are followed by `export`, which writes the model for other programs.
         state: further values for checkpoints, as JSON.
         around: step -> a context manager around it, such as a profiler's.
         peak_flops: peak FLOP/s of the machine, for MFU.
@@ -103,6 +104,8 @@ class Trainer:
     peak_flops: float
     state: dict[str, Any]
     milestones: frozenset[int] = frozenset()
+    exports: frozenset[int] = frozenset()
+    export: Callable[[Progress], None] = lambda progress: None
     around: Callable[[int], AbstractContextManager] = lambda step: nullcontext()
     progress: Progress = field(default_factory=Progress)
     _lagged: LaggedScalars = field(default_factory=LaggedScalars)
@@ -147,6 +150,8 @@ class Trainer:
             best = False
             if marked or progress.step % self.eval_every == 0:
                 best = self.run_validation()
+            if progress.step in self.exports:  # before the checkpoint: a run that resumes there has its exports
+                self.save_export()
             if marked or best or progress.step % self.checkpoint_every == 0:
                 self.save_checkpoint()
         if interrupts.caught is not None and progress.step < self.steps:
@@ -270,6 +275,13 @@ class Trainer:
             progress.best = loss
         self._clock += time.perf_counter() - paused
         return best
+
+    def save_export(self) -> None:
+        self._record(self._lagged.pop())
+        with self.paused():
+            self._require_finite()
+            self.progress.seconds = time.perf_counter() - self._origin
+            self.export(self.progress)
 
     def save_checkpoint(self) -> None:
         self._record(self._lagged.pop())

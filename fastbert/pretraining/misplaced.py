@@ -18,7 +18,8 @@ def usage_hint(path: Path) -> str:
     `path` is not recognized."""
     if is_run(path):
         return f"it is a run: {resume(path)}, or start a new run from its weights with --init-from {quoted(path)}"
-    for run, what in ((path.parent, "the export"), (path.parent.parent, "a checkpoint")):
+    inner = "an export" if path.parent.name == "exports" else "a checkpoint"
+    for run, what in ((path.parent, "the export"), (path.parent.parent, inner)):
         if is_run(run) and path.is_dir():
             return f"it is {what} of a run: {resume(run)}, or start a new run from it with --init-from {quoted(path)}"
     if (path / "dataset.json").is_file():

@@ -17,6 +17,7 @@ from fastbert.model.options import EncoderOptions, NoteDictionaryOptions
 from fastbert.objectives import OBJECTIVES, group_of
 from fastbert.objectives.options import MaskRate, ObjectiveOptions
 from fastbert.outputs import check_output_file
+from fastbert.pretraining.checkpoint_words import parse_counts
 from fastbert.pretraining.zero_shot.pair_files import pair_files
 from fastbert.ranges import (
     LARGEST,
@@ -121,6 +122,10 @@ class _PretrainOptions:
     milestones: str | None = field(default=None, metadata=BOOKKEEPING)
     """Comma-separated steps, such as 1000,3000, that are logged, validated and saved; their checkpoints are
     retained."""
+    checkpoint_words: str | None = field(default=None, metadata=BOOKKEEPING)
+    """Comma-separated numbers of words of the text, such as 1M,2M,...,10M,20M,...,100M: after the first step at which
+    the model has seen this many, it is exported to exports/chck_1M and so on in the run's folder, as BabyLM asks
+    for."""
     log_every: Count = field(default=20, metadata=BOOKKEEPING)
     """Logging interval in steps; the logged training loss is averaged over it."""
     dry_run: bool = field(default=False, metadata=BOOKKEEPING)
@@ -142,6 +147,7 @@ class _PretrainOptions:
         if self.dry_run and self.profile:
             raise UserError("give --dry-run or --profile, not both: a dry run leaves no folder to write a profile to")
         self.milestone_steps()
+        self.word_counts()
 
     @property
     def of_objective(self) -> ObjectiveOptions:
@@ -192,6 +198,13 @@ class _PretrainOptions:
         if self.steps is not None and steps and max(steps) > self.steps:
             raise UserError(f"milestone {max(steps)} is beyond the {self.steps} steps of the run; leave it out")
         return steps
+
+    def word_counts(self) -> list[int]:
+        """The numbers of words of `checkpoint_words`, ascending. Raises a UserError if it is no list of them."""
+        try:
+            return [] if self.checkpoint_words is None else parse_counts(self.checkpoint_words)
+        except ValueError as error:
+            raise OptionError(self, "checkpoint_words", f"{error}, not {brief(self.checkpoint_words)}") from None
 
 
 # The options of each objective are a group, --mlm... and so on.

@@ -218,7 +218,7 @@ def profile_steps(trainer: Trainer, steps: int = COUNT, warm_up: int = 2) -> Pro
 def profiled(trainer: Trainer, folder: Path) -> Iterator[None]:
     """Context manager: profiles a few steps of the trainer that runs inside it and writes `folder`."""
     start, pauses = trainer.progress.step, (trainer.eval_every, trainer.checkpoint_every)
-    chosen = choose_steps(start, trainer.steps, pauses, trainer.milestones)
+    chosen = choose_steps(start, trainer.steps, pauses, trainer.milestones | trainer.exports)
     if not chosen:
         echo("--profile: there is no step left to profile")
         yield
@@ -237,17 +237,17 @@ def profiled(trainer: Trainer, folder: Path) -> Iterator[None]:
             profiler.stop()
 
 
-def choose_steps(start: int, stop: int, intervals: tuple[int, ...], milestones: frozenset[int]) -> range:
+def choose_steps(start: int, stop: int, intervals: tuple[int, ...], marked: frozenset[int]) -> range:
     """Chooses the steps to profile among start ... stop - 1: the first COUNT consecutive steps after FIRST others,
-    without a validation or checkpoint between them. If that is impossible, fewer steps are chosen, or steps after fewer
-    others."""
+    without a validation, checkpoint or export between them. If that is impossible, fewer steps are chosen, or steps
+    after fewer others."""
     firsts = sorted(
         range(start, min(stop, start + FIRST + 1000)), key=lambda first: (-min(first, start + FIRST), first)
     )
     for count in range(COUNT, 0, -1):
         for first in firsts:
             between = range(first + 1, first + count)  # steps done before each of the others
-            paused = any(done in milestones or any(done % every == 0 for every in intervals) for done in between)
+            paused = any(done in marked or any(done % every == 0 for every in intervals) for done in between)
             if first + count <= stop and not paused:
                 return range(first, first + count)
     return range(0)

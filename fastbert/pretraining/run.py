@@ -3,7 +3,8 @@
 config.yaml      all options
 manifest.json    the experiment's name and science, data, model, and each session's machine
 tokenizer/       the tokenizer of its data
-metrics.jsonl, events.out.tfevents.*, checkpoints/, model/, report/, with --profile profile/
+metrics.jsonl, events.out.tfevents.*, checkpoints/, model/, report/, with --checkpoint-words exports/, with --profile
+profile/
 """
 
 import datetime
@@ -37,6 +38,7 @@ class RunFolder:
         self.checkpoints = path / "checkpoints"
         self.metrics = path / "metrics.jsonl"
         self.model = path / "model"
+        self.exports = path / "exports"
         self.profile = path / "profile"
         self.report = path / "report"
 

@@ -23,8 +23,9 @@ from fastbert.cli import main
 from fastbert.data import corpus as corpus_module
 from fastbert.data import integrity, partial, rare, shards, tokenizer
 from fastbert.data import prepare as prepare_module
+from fastbert.data.hashing import text_hash
 from fastbert.data.prepare import PrepareOptions, prepare
-from fastbert.data.shards import open_dataset
+from fastbert.data.shards import SPLITS, open_dataset, read_record, whitespace_words
 from fastbert.data.sources import open_source
 from fastbert.errors import UserError
 from fastbert.progress import Progress
@@ -79,6 +80,14 @@ def finished(texts: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
 def test_parquet_and_text_give_the_same_corpus(finished: dict[str, Path]) -> None:
     one, other = contents(finished["text"]), contents(finished["parquet"])
     assert {**one, "dataset.json": b""} == {**other, "dataset.json": b""}
+
+
+def test_words_are_counted_between_white_space(texts: Path, finished: dict[str, Path]) -> None:
+    documents = list(open_source(f"{texts}/a.txt").documents())
+    training = text_hash(0, documents) >= np.uint64(int(0.2 * 2**64))
+    words = np.array([len(text.split()) for text in documents])
+    record = read_record(finished["text"])
+    assert [whitespace_words(record, split) for split in SPLITS] == [words[training].sum(), words[~training].sum()]
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -33,7 +33,7 @@ def test_it_prints_what_the_run_does_and_leaves_nothing(flags, tmp_path, capsys,
     real = Checkpointer.save
     monkeypatch.setattr(Checkpointer, "save", lambda *given, **named: saved.append(given[1]) or real(*given, **named))
     run = tmp_path / "runs" / "x"
-    command = ["pretrain", *flags, "--out", str(run)]
+    command = ["pretrain", *flags, "--out", str(run), "--checkpoint-words", "300,1k"]
     assert main([*command, "--dry-run"]) == 0
     assert list(tmp_path.iterdir()) == []
     found = capsys.readouterr().out
@@ -45,6 +45,9 @@ def test_it_prints_what_the_run_does_and_leaves_nothing(flags, tmp_path, capsys,
     assert f"{float(re.search(r'([.0-9]+)k', table['parameters'])[1]) / 1000:.2f}M parameters" in printed
     assert table["steps"].startswith("30 steps of 8 x 32 tokens 7.68k tokens")
     assert re.search(rf"{printed.count('  validation  ')} validations .* {len(saved)} checkpoints", table["time"])
+    assert table["exports"] == "chck_300 (step 3), chck_1k (step 9)" and f" {table['exports']}\n" in printed
+    assert " 3 models of " in table["disk"] and ", 2 exports " in table["time"]
+    assert table["steps"].endswith("epochs, 3.712k words")
     size = sum(file.stat().st_size for file in (run / "checkpoints" / "step-00000030").iterdir())
     assert abs(float(re.search(r"checkpoints of ([.0-9]+) kB", table["disk"])[1]) * 1000 / size - 1) < 0.02
 
@@ -80,7 +83,7 @@ def test_the_time_is_the_sum_of_its_parts(flags, tmp_path, capsys, monkeypatch) 
 
     def measure(*arguments):
         usage, trainer = real(*arguments)
-        costs = Costs(start=5.0, step=lambda *shape: 2.0, validation=10.0, checkpoint=3.0, finish=6.0)
+        costs = Costs(start=5.0, step=lambda *shape: 2.0, validation=10.0, checkpoint=3.0, export=4.0, finish=6.0)
         times = {(8, 32): dry_run.Timed(2.0, 9)}
         return replace(usage, costs=costs, steps=times, optimizer=0, weights=0, peak=7_000_000), trainer
 

@@ -22,7 +22,7 @@ from fastbert.model.options import EncoderOptions, NoteDictionaryOptions
 from fastbert.objectives.mlm import MLM
 from fastbert.objectives.options import MLMOptions
 from fastbert.pretraining import loop
-from fastbert.training.finite import all_finite
+from fastbert.training.finite import NotFiniteError, all_finite
 from fastbert.training.lagged import LaggedScalars
 from fastbert.training.optimizer_state import flatten_optimizer
 from fastbert.training.optimizers import build_optimizer, clip_gradients, guarded_step
@@ -209,6 +209,34 @@ def test_logged_rows_in_closed_form(monkeypatch) -> None:
             "skipped": 0,
         }
         assert {name: row[name] for name in expected} == pytest.approx(expected, rel=1e-5)
+
+
+def test_exports_are_finite_and_do_not_count_in_the_rate(monkeypatch) -> None:
+    """A step takes a second and an export five; the time of the run includes both."""
+    objective, exported, rows, now = MeasuredSums(), [], [], [0.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+
+    def export(progress: loop.Progress) -> None:
+        exported.append((progress.step, progress.seconds))
+        now[0] += 5.0
+
+    logbook = SimpleNamespace(log=lambda *row: rows.append(row), echo=None)
+    trainer = trainer_of(objective, logbook=logbook, steps=4, log_every=2, export=export)
+    trainer._start_clock()
+    for step in range(4):
+        now[0] += 1.0
+        trainer.train_step(step)
+        trainer.progress.step = step + 1
+        if step < 3:
+            trainer.save_export()
+    trainer._record(trainer._lagged.pop())
+    assert exported == [(1, 1.0), (2, 7.0), (3, 13.0)]
+    assert {row["tokens_per_second"] for _, _, row in rows} == {trainer.batches.plan.tokens(0, 1)}
+    with torch.no_grad():
+        objective.w.fill_(torch.nan)
+    with pytest.raises(NotFiniteError, match="w"):
+        trainer.save_export()
+    assert len(exported) == 3
 
 
 def test_only_the_lowest_loss_is_best_and_only_its_own_step_has_it() -> None:

@@ -20,11 +20,11 @@ from tests.stand_ins import around_steps, stop_before, stopped_clock
 
 TIMES = ("tokens_per_second", "mfu")
 
-# Runs a job in a process that kills itself with SIGKILL: before the update of a step, or inside the save of one, with
-# all files written and the folder not yet renamed.
+# Runs a job in a process that kills itself with SIGKILL: before the update of a step, or inside the save of a
+# checkpoint or export, with all files written and the folder not yet renamed.
 KILLER = """
 import os, signal, sys
-where, step, arguments = sys.argv[1], int(sys.argv[2]), sys.argv[3:]
+where, name, arguments = sys.argv[1], sys.argv[2], sys.argv[3:]
 import fastbert.pretraining.loop as loop
 from fastbert.cli import main
 def die():
@@ -32,14 +32,14 @@ def die():
 if where == "step":
     real = loop.Trainer.train_step
     def stepping(self, number):
-        if number == step:
+        if number == int(name):
             die()
         real(self, number)
     loop.Trainer.train_step = stepping
 else:
     rename = os.rename
     def renaming(source, target, *rest, **more):
-        if str(target).endswith(f"step-{step:08d}"):
+        if str(target).endswith(name):
             die()
         rename(source, target, *rest, **more)
     os.rename = renaming
@@ -47,9 +47,9 @@ sys.exit(main(arguments))
 """
 
 
-def run_and_die(where: str, step: int, arguments: list[str]) -> None:
+def run_and_die(where: str, name: object, arguments: list[str]) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", KILLER, where, str(step), *last_given(arguments)], capture_output=True, timeout=300
+        [sys.executable, "-c", KILLER, where, str(name), *last_given(arguments)], capture_output=True, timeout=300
     )
     assert done.returncode == -signal.SIGKILL, done.stderr.decode()
 
@@ -57,6 +57,11 @@ def run_and_die(where: str, step: int, arguments: list[str]) -> None:
 def metrics(run: Path) -> list[dict]:
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return [{name: value for name, value in row.items() if name not in TIMES} for row in rows]
+
+
+def times_of(run: Path) -> dict[Path, int]:
+    """When the files of the exports were written."""
+    return {path: path.stat().st_mtime_ns for path in run.glob("exports/chck_*/*")}
 
 
 def assert_same_run(a: Path, b: Path) -> None:
@@ -73,16 +78,27 @@ def assert_same_run(a: Path, b: Path) -> None:
 
 def test_killed_five_times(flags, tmp_path, capsys) -> None:
     whole, broken = tmp_path / "whole", tmp_path / "broken"
+    flags = [*flags, "--checkpoint-words", "1.7k,2.1k"]  # after steps 14 and 17
     assert main(["pretrain", *flags, "--out", str(whole)]) == 0
     assert [row["step"] for row in metrics(whole) if row["split"] == "validation"] == [10, 20, 30]
     run_and_die("step", 3, ["pretrain", *flags, "--out", str(broken)])  # before the first checkpoint
-    for where, step in (("step", 9), ("save", 14), ("step", 18), ("save", 28)):
-        run_and_die(where, step, ["pretrain", "--resume", str(broken)])
-        leftovers = list((broken / "checkpoints").glob(".*.tmp"))
-        assert bool(leftovers) == (where == "save")
+    first_written: dict[Path, int] = {}
+    for where, name, written in (
+        *(("save", "chck_1.7k", []), ("save", "step-00000014", ["chck_1.7k"])),
+        *(("step", 18, ["chck_1.7k", "chck_2.1k"]), ("save", "step-00000028", ["chck_1.7k", "chck_2.1k"])),
+    ):
+        run_and_die(where, name, ["pretrain", "--resume", str(broken)])
+        leftovers = [path.parent.name for path in broken.glob("*/.*.tmp")]
+        assert leftovers == {"chck_1.7k": ["exports"], 18: []}.get(name, ["checkpoints"])
+        assert sorted(path.name for path in broken.glob("exports/chck_*")) == written
+        first_written = times_of(broken) | first_written
     assert main(["pretrain", "--resume", str(broken)]) == 0
-    assert not list((broken / "checkpoints").glob(".*.tmp"))
+    assert not list(broken.glob("*/.*.tmp"))
     assert_same_run(whole, broken)
+    assert times_of(broken) == first_written
+    for path in whole.glob("exports/*/*"):
+        again = broken / path.relative_to(whole)
+        assert path.name == "README.md" or path.read_bytes() == again.read_bytes()  # which has the time
     names = sorted(path.name for path in (broken / "checkpoints").iterdir())
     assert names[-2:] == ["step-00000028", "step-00000030"]
 

@@ -18,6 +18,7 @@ def files(folder: Path) -> None:
         "glue/RTE",
         "results/seed-0/model",
         "runs/x/checkpoints/step-1",
+        "runs/x/exports/chck_1M",
         "runs/x/model",
     ):
         (folder / name).mkdir(parents=True)
@@ -117,6 +118,10 @@ CASES = [
     (
         "pretrain --resume runs/x/checkpoints/step-1",
         "it is a checkpoint of a run: resume it with fastbert pretrain --res",
+    ),
+    (
+        "pretrain --resume runs/x/exports/chck_1M",
+        "it is an export of a run: resume it with fastbert pretrain --resume r",
     ),
     ("pretrain --resume bert", "no run to resume in bert: it is a model: start from its weights with --init-from bert"),
     ("pretrain --resume ready", "no run to resume in ready: it is prepared data: fastbert pretrain --data ready"),

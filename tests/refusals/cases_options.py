@@ -114,6 +114,12 @@ CASES = [
         "must be comma-separated steps, such as 1000,3000, not '1,two'",
     ),
     (f"{PRETRAIN} --milestones {HUGE}", "--milestones must be comma-separated steps"),
+    (
+        f"{PRETRAIN} --checkpoint-words 2M,1M",
+        "--checkpoint-words must be ascending numbers of words such as 500k,1M,2M,...,10M (... continues the last two "
+        "up to the next), not '2M,1M'",
+    ),
+    (f"{PRETRAIN} --checkpoint-words 1,2,...,{HUGE}M", "--checkpoint-words must be ascending numbers of words"),
     (f"pretrain --data text.txt --tokens {HUGE}", "--tokens must be at most 9,007,199,254,740,992"),
     (f"pretrain --data text.txt --steps {HUGE}", "--steps must be at most 2,147,483,647"),
     (f"{PRETRAIN} --eval-every {2**63}", "--eval-every must be at most 2,147,483,647"),

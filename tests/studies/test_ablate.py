@@ -229,25 +229,3 @@ def test_a_pretraining_without_a_final_loss_has_failed(prepared, tmp_path, monke
     identity = {"data": setup.data_fingerprint(open_dataset(prepared))}
     outcome = pretrain_job({"kind": "pretrain", "options": options, "identity": identity}, tmp_path / "run")
     assert outcome["status"] == "failed" and outcome["reason"] == "its last validation loss is not finite"
-
-
-def test_a_run_keeps_its_milestones(flags, tmp_path) -> None:
-    """They are logged and validated, and stay when later checkpoints push others out; training is as without them."""
-    for name, more in (("plain", []), ("marked", ["--milestones", "3,12"])):
-        assert main(["pretrain", *flags, "--out", str(tmp_path / name), "--keep-checkpoints", "1", *more]) == 0
-    retained = {
-        name: {path.name[-2:] for path in (tmp_path / name / "checkpoints").iterdir()} for name in ("plain", "marked")
-    }
-    assert {"03", "12", "30"} <= retained["marked"] and not {"03", "12"} & retained["plain"]
-    last = "checkpoints/step-00000030/model.safetensors"
-    assert (tmp_path / "plain" / last).read_bytes() == (tmp_path / "marked" / last).read_bytes()
-    steps = [json.loads(line) for line in (tmp_path / "marked" / "metrics.jsonl").read_text().splitlines()]
-    assert [row["step"] for row in steps if row["split"] == "validation"] == [3, 10, 12, 20, 30]
-    assert [row["step"] for row in steps if row["split"] == "train"] == [3, 5, 10, 12, 15, 20, 25, 30]
-
-
-def test_milestones_that_are_refused(flags, tmp_path, capsys) -> None:
-    for given, reason in (("3,x", "1000,3000"), ("0", "1000,3000"), ("31", "is beyond the 30 steps")):
-        assert main(["pretrain", *flags, "--out", str(tmp_path / "run"), "--milestones", given]) == 2
-        assert reason in capsys.readouterr().err
-    assert not (tmp_path / "run").exists()

@@ -85,6 +85,7 @@ def test_the_base_from_a_file(tmp_path) -> None:
         ("machine", {"precision": "bf16"}, "times are compared"),
         ("out", "runs/y", "give --out"),
         ("milestones", "3,4", "give checkpoints"),
+        ("checkpoint_words", "1M", "give checkpoints"),
     ],
 )
 def test_variants_may_not_change_what_is_held_equal(tmp_path, key, value, reason) -> None:

@@ -48,6 +48,7 @@ _RESERVED = {
     "out": "the folder of a job is inside that of the ablation; give --out",
     "resume": "the same command resumes a stopped ablation",
     "milestones": "give checkpoints next to variants, as fractions of the budget",
+    "checkpoint_words": "the models of an ablation are those at its checkpoints; give checkpoints next to variants",
 }
 
 
