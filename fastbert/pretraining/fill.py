@@ -16,7 +16,6 @@ from fastbert.data.tokenizer import WordPiece
 from fastbert.encodings import explain
 from fastbert.errors import UserError, abbreviated, brief, visible
 from fastbert.hub.load import load_pretrained, tokenizer_of
-from fastbert.objectives.mlm import MLM
 from fastbert.objectives.objective import Objective
 from fastbert.objectives.options import MLMOptions
 from fastbert.objectives.replacement import Replacement

@@ -33,7 +33,6 @@ from fastbert.ranges import (
 )
 from fastbert.training.options import MachineOptions, OptimizerOptions, ScheduleOptions, TrainingMachineOptions
 
-
 PLL_FORMS = ("salazar", "word-l2r")
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from fastbert.errors import UserError, abbreviated
+from fastbert.errors import UserError
 from fastbert.outputs import output_file
 from fastbert.pretraining.options import EvaluateOptions
 from fastbert.pretraining.zero_shot.pair_files import Pair, read_pairs

@@ -27,7 +27,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from fastbert.data.tokenizer import WordPiece
-from fastbert.errors import UserError, abbreviated, brief
+from fastbert.errors import UserError, abbreviated
 from fastbert.hub.folders import check_model_folder
 from fastbert.hub.load import LARGEST_CONFIG, Pretrained, load_pretrained, tokenizer_of
 from fastbert.hub.names import head_of
