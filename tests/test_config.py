@@ -141,5 +141,6 @@ def test_the_base_counts_with_rope() -> None:
 )
 def test_the_configurations_that_are_shipped(path: Path) -> None:
     shipped = config.load_yaml(PretrainOptions, path)
-    shipped.encoder.resolve(shipped.vocab_size, shipped.length)
+    # The sentences of BLiMP have up to 47 tokens with 8,192 words.
+    assert shipped.encoder.resolve(shipped.vocab_size, shipped.length).max_positions >= 64
     assert sum(budget is not None for budget in (shipped.steps, shipped.tokens, shipped.minutes)) == 1

@@ -26,7 +26,7 @@ from tests.flags import main
 from tests.pretrained import build_encoder
 
 PAGE = Path(__file__).parents[1] / "docs" / "extending.md"
-IDS = [[2, *range(5, 20)], [2, *range(30, 45)]]
+IDS = [[2, *range(5, 44)], [2, *range(50, 89)]]  # beyond the 32 positions
 # Opens a model as a user without fastbert does, in a process that cannot import it, and saves its hidden states.
 OPEN = f"""
 import sys
@@ -66,7 +66,7 @@ def learned(run: Path) -> dict[str, torch.Tensor]:
 
 def lives(flags: list[str], corpus: Path, folder: Path, evaluated: str = "export") -> None:
     """Trains with `flags`, resumes to the same bits, exports, opens in transformers, evaluates (the export or the run)
-    and fine-tunes."""
+    and fine-tunes. The position encoding must extrapolate."""
     run, resumed = folder / "run", folder / "resumed"
     short = ["--steps", "4", "--checkpoint-every", "2", "--eval-every", "4", "--eval-sequences", "8"]
     assert main(["pretrain", *flags, *short, "--out", str(run)]) == 0

@@ -55,7 +55,8 @@ def model_card(
         "width": config.width,
         "attention heads": config.heads,
         "vocabulary": config.vocab_size,
-        "longest sequence": config.max_positions,
+        "positions": config.max_positions,
+        "longer sequences": "extrapolated" if POSITIONS[config.position].extrapolates else "refused",
         "parameters": parameters,
     }
     classes = ["AutoModel", *([AUTO_CLASSES[head]] if head else [])]

@@ -196,7 +196,7 @@ class FastBertModel(FastBertPreTrainedModel):
             attention_mask: [B, T], 1 for tokens, 0 for padding; or [B, 1 or H, T, T], either bool, true where a query
                 (row) attends to a key (column), or floating-point, added to the attention scores. None: no padding.
             token_type_ids: integer [B, T], segments of a pair, 0 if None; ignored by an encoder without token types.
-            position_ids: integer [1 or B, T], 0 to T - 1 if None.
+            position_ids: integer [1 or B, T], 0 to T - 1 if None; each below T or `max_position_embeddings`.
             inputs_embeds: [B, T, D], word embeddings instead of `input_ids`.
             output_attentions: also return the attention weights of every block, [B, H, T, T]. This needs
                 attn_implementation "eager"; otherwise the tuple is empty.
@@ -205,15 +205,17 @@ class FastBertModel(FastBertPreTrainedModel):
 
         Raises:
             ValueError: both or neither of `input_ids` and `inputs_embeds` are given; a row is longer than the
-                positions; the attention mask has another shape.
+                positions, and the position encoding does not extrapolate; the attention mask has another shape.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give either input_ids or inputs_embeds")
         x = self.words(input_ids) if inputs_embeds is None else inputs_embeds
         length = x.shape[1]
-        if length > self.config.max_position_embeddings:
-            limit = self.config.max_position_embeddings
-            raise ValueError(f"a sequence of {length} tokens is longer than the {limit} positions; truncate the text")
+        if not Position.extrapolates and length > (limit := self.config.max_position_embeddings):
+            raise ValueError(
+                f"a sequence of {length} tokens is longer than the {limit} positions, and position encoding "
+                f"{POSITION_NAME} defines none beyond; truncate the text, or use a model with another position encoding"
+            )
         positions, bias, rotation = self.positions(length, position_ids)
         if positions is not None:
             x = x + positions

@@ -101,3 +101,24 @@ class EncoderConfig:
                 raise UserError(f"unknown encoder option {brief(name)}; {nearest(name, known)}")
         shape = {f.name if f.default is MISSING else f"{f.name}?": plain(f.type) for f in fields(cls)}
         return cls(**check(values, shape, "the encoder's configuration"))
+
+
+def check_length(config: EncoderConfig, length: int, what: str) -> str | None:
+    """Checks that an encoder can read sequences of `length` tokens, which `what` names in messages: "length 64".
+
+    Returns:
+        A warning if they are longer than the positions and the position encoding extrapolates, else None.
+
+    Raises:
+        UserError: they are longer than the positions, and the position encoding defines none beyond.
+    """
+    if length <= config.max_positions:
+        return None
+    problem = f"{what} is longer than the {config.max_positions} positions of the model"
+    if POSITIONS[config.position].extrapolates:
+        return f"{problem}; position encoding {config.position} extrapolates, often with a higher loss"
+    others = ", ".join(name for name in POSITIONS if POSITIONS[name].extrapolates)
+    raise UserError(
+        f"{problem}, and position encoding {config.position} defines none beyond; shorten it, or use a model with an "
+        f"encoding that extrapolates: {others}"
+    )

@@ -207,11 +207,14 @@ class Encoder(nn.Module):
             on_hidden: called with the hidden states of all tokens, [B, T, D] without gradient, also with `only`.
 
         Raises:
-            ValueError: the sequences are longer than `max_positions`.
+            ValueError: the sequences are longer than `max_positions`, and the position encoding does not extrapolate.
         """
         length = input_ids.shape[1]
-        if length > self.config.max_positions:
-            raise ValueError(f"a sequence of {length} tokens is longer than the {self.config.max_positions} positions")
+        if not self.positions.extrapolates and length > (limit := self.config.max_positions):
+            raise ValueError(
+                f"a sequence of {length} tokens is longer than the {limit} positions, and position encoding "
+                f"{self.config.position} defines none beyond"
+            )
         x = self.embed(input_ids, position_ids, token_type_ids, row_keys, edit_words)
         context = AttentionContext(
             function=self.kernels.attention,

@@ -39,7 +39,8 @@ class EncoderOptions:
     norm: str = choice("post", NORM)
     """LayerNorm after each residual sum (post, as BERT) or before each sublayer (pre)."""
     max_positions: Annotated[int, Range(1, 2**20)] | None = None
-    """Longest sequence that the encoder accepts (default: the run's length; positions beyond it are never trained)."""
+    """Positions of the encoder; no sequence of the training is longer (default: the run's length; positions beyond it
+    are never trained)."""
     type_vocab_size: Annotated[int, Range(0, 2**16)] | None = None
     """Token types (segments) for pairs (default: 2, or 0 where the paper of the position encoding has none)."""
     dropout: Rate = 0.1

@@ -156,7 +156,9 @@ class Replacement(Objective):
             input_ids: int64 [B, T], rows of equal length without masks or padding.
         """
         keys = torch.zeros(len(input_ids), dtype=torch.int32, device=input_ids.device)
-        fields = dict.fromkeys(("document_ids", "position_ids", "dropout_keys", "note_tokens", "generator_dropout_keys"))
+        fields = dict.fromkeys(
+            ("document_ids", "position_ids", "dropout_keys", "note_tokens", "generator_dropout_keys")
+        )
         inputs = CorruptedInputs(
             **fields,
             input_ids=input_ids,

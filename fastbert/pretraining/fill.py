@@ -16,6 +16,7 @@ from fastbert.data.tokenizer import WordPiece
 from fastbert.encodings import explain
 from fastbert.errors import UserError, abbreviated, brief, visible
 from fastbert.hub.load import load_pretrained, tokenizer_of
+from fastbert.model.config import EncoderConfig, check_length
 from fastbert.objectives.objective import Objective
 from fastbert.objectives.options import MLMOptions
 from fastbert.objectives.replacement import Replacement
@@ -41,7 +42,8 @@ def fill(options: FillOptions) -> None:
 
     Raises:
         UserError: no such model; a model that cannot fill in words; a text that is not UTF-8, is empty, has no [MASK],
-            or is longer than the model's positions; standard input without text.
+            or is longer than the model's positions, if its position encoding does not extrapolate; standard input
+            without text.
     """
     device = resolve_device(options.machine.device)
     precision, _ = resolve_precision(options.machine.precision, device)
@@ -55,7 +57,7 @@ def fill(options: FillOptions) -> None:
     objective.to(device).eval()
     if isinstance(objective, Replacement):
         echo(f"the words are predicted by the {objective.second_network} of {options.model}")
-    texts = masked_texts(options, vocabulary.build(), pretrained.config.max_positions)
+    texts = masked_texts(options, vocabulary.build(), pretrained.config)
     count = 0
     while part := list(islice(texts, options.machine.micro_batch_size or 1)):
         for text, found in zip(part, likeliest(objective, part, vocabulary, options.top, precision), strict=True):
@@ -68,17 +70,19 @@ def fill(options: FillOptions) -> None:
 # --- texts
 
 
-def masked_texts(options: FillOptions, tokenizer: Tokenizer, positions: int) -> Iterator[MaskedText]:
-    """The texts of the command line or of standard input, as ids; warns of words that the tokenizer does not know."""
+def masked_texts(options: FillOptions, tokenizer: Tokenizer, config: EncoderConfig) -> Iterator[MaskedText]:
+    """The texts of the command line or of standard input, as ids; warns of words that the tokenizer does not know, and
+    of the first text that is longer than the positions."""
+    warned = False
     texts = standard_input() if options.reads_standard_input else enumerate_texts(options.texts)
     for where, text in texts:
         check_masked(text, where)
         encoding = tokenizer.encode(text)
-        if len(encoding.ids) > positions:
-            raise UserError(
-                f"{where} has {len(encoding.ids)} tokens with [CLS] and [SEP], more than the {positions} positions of "
-                f"{options.model}; shorten it"
-            )
+        length = len(encoding.ids)
+        warning = check_length(config, length, f"{where} ({length} tokens with [CLS] and [SEP])")
+        if warning and not warned:
+            warn(warning)
+            warned = True
         spans = zip(encoding.tokens, encoding.offsets, strict=True)
         unknown = [text[start:end] for token, (start, end) in spans if token == "[UNK]"]
         if unknown := [word for word in dict.fromkeys(unknown) if word != "[UNK]"]:

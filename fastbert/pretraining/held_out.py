@@ -17,6 +17,7 @@ from fastbert.data.sources import open_source
 from fastbert.data.tokenizer import WordPiece
 from fastbert.errors import UserError
 from fastbert.hub.load import Pretrained, find_checkpoint, load_pretrained, tokenizer_of
+from fastbert.model.config import check_length
 from fastbert.objectives import OBJECTIVES
 from fastbert.objectives.mlm import MLM
 from fastbert.objectives.objective import Metric, Objective
@@ -30,22 +31,19 @@ from fastbert.training.hardware import resolve_device, resolve_precision, setup_
 
 
 def evaluate_text(options: EvaluateOptions) -> dict[str, Any]:
-    """Prints the figures and returns them.
+    """Prints the figures of `--source` and returns them.
 
     Raises:
         UserError: model or text is missing, the model has no MLM head, the text is too short, sequences exceed the
-            positions, or no token can be masked.
+            positions of an encoding that does not extrapolate, or no token can be masked.
     """
     device = resolve_device(options.machine.device)
     precision, _ = resolve_precision(options.machine.precision, device)
     setup_machine(options.machine, device)
     pretrained = load_pretrained(options.model)
     length = options.length or min(512, pretrained.config.max_positions)
-    if length > pretrained.config.max_positions:
-        raise UserError(
-            f"length {length} is longer than the {pretrained.config.max_positions} positions of "
-            f"{options.model}; lower --length"
-        )
+    if warning := check_length(pretrained.config, length, f"length {length}"):
+        warn(warning)
     vocabulary = tokenizer_of(pretrained)
     text = read_text(options, vocabulary)
     tokens = text.tokens
@@ -76,6 +74,7 @@ def evaluate_text(options: EvaluateOptions) -> dict[str, Any]:
         "source": options.source,
         "tokens": len(rows) * length,
         "length": length,
+        "positions": pretrained.config.max_positions,
         "bytes": text.size,
         "unk_tokens": text.unk_tokens,
         "unk_fraction": fraction,

@@ -33,6 +33,7 @@ from fastbert.ranges import (
 )
 from fastbert.training.options import MachineOptions, OptimizerOptions, ScheduleOptions, TrainingMachineOptions
 
+MEASUREMENTS = ("source", "pll", "pairs")  # of `fastbert evaluate`
 PLL_FORMS = ("salazar", "word-l2r")
 
 
@@ -266,18 +267,27 @@ class EvaluateOptions:
             UserError: a file does not exist, or not exactly one of --source, --pll and --pairs is given.
         """
         check_model_folder(self.model)
-        given = [name for name in ("source", "pll", "pairs") if getattr(self, name) is not None]
+        if self.measurement == "pairs":
+            pair_files(self.pairs)
+        else:
+            check_source(getattr(self, self.measurement), self.column)
+        if self.out is not None:
+            if self.measurement == "source":
+                raise UserError("--out is for the scores of --pll and --pairs; --json prints the result of --source")
+            check_output_file(self.out)
+
+    @property
+    def measurement(self) -> str:
+        """The one of MEASUREMENTS that is given.
+
+        Raises:
+            UserError: none is given, or several are.
+        """
+        given = [name for name in MEASUREMENTS if getattr(self, name) is not None]
         if len(given) != 1:
             found = " and ".join(f"--{name}" for name in given) or "none"
             raise UserError(f"give one of --source, --pll and --pairs, not {found}")
-        if self.pairs is not None:
-            pair_files(self.pairs)
-        else:
-            check_source(self.source or self.pll, self.column)
-        if self.out is not None:
-            if self.source is not None:
-                raise UserError("--out is for the scores of --pll and --pairs; --json prints the result of --source")
-            check_output_file(self.out)
+        return given[0]
 
 
 # Options of a single call; config.yaml has their defaults.

@@ -75,6 +75,16 @@ def small_batch() -> dict[str, torch.Tensor]:
     }
 
 
+def long_batch() -> dict[str, torch.Tensor]:
+    """Three rows of 45 tokens, beyond the 30 positions: full, with padding, and with positions that start again."""
+    index = torch.arange(45)
+    return {
+        "input_ids": torch.randint(5, 27, (3, 45), generator=torch.Generator().manual_seed(2)),
+        "attention_mask": (index < torch.tensor([[45], [37], [45]])).long(),
+        "position_ids": torch.stack([index, index, torch.where(index < 4, index, index - 4)]),
+    }
+
+
 def exported_modeling(position: str, folder: Path) -> ModuleType:
     """modeling_fastbert.py as an export with the encoding `position` has it, imported from `folder`."""
     package = f"exported_{position.replace('-', '_')}"

@@ -5,6 +5,7 @@
 Writes <name>.safetensors with logits for each export, and report.json with what else was seen.
 """
 
+import contextlib
 import importlib.abc
 import json
 import sys
@@ -38,6 +39,10 @@ def inputs(batch, *names):
     return {name: batch[name] for name in ("input_ids", *names)}
 
 
+def longer(batch):
+    return {name: batch[f"long_{name}"] for name in ("input_ids", "attention_mask", "position_ids")}
+
+
 @torch.no_grad()
 def logits(folder, batch, remote):
     model = AutoModelForMaskedLM.from_pretrained(folder, trust_remote_code=remote).eval()
@@ -51,6 +56,8 @@ def logits(folder, batch, remote):
         "padded64": double(**padded).logits,
         "packed64": double(**packed).logits,
     }
+    with contextlib.suppress(ValueError, RuntimeError, IndexError):  # whose message `conventions` returns
+        found["long"] = model(**longer(batch)).logits
     nothing = {**padded, "attention_mask": padded["attention_mask"] * torch.tensor([[1], [1], [0]])}
     for dtype in (torch.float16, torch.bfloat16):
         half = AutoModelForMaskedLM.from_pretrained(folder, trust_remote_code=remote, dtype=dtype).eval()
@@ -76,7 +83,7 @@ def conventions(folder, batch, remote, scratch):
     tied = again.get_input_embeddings().weight is again.get_output_embeddings().weight
     again.resize_token_embeddings(64)
     try:
-        model(batch["input_ids"].repeat(1, 2))
+        model(**longer(batch))
         too_long = ""
     except (ValueError, RuntimeError, IndexError) as error:
         too_long = str(error)

@@ -18,7 +18,7 @@ from fastbert.hub.export_code import check_exportable
 from fastbert.hub.load import load_pretrained
 from fastbert.hub.names import BERT_OPTIONS, OWN_OPTIONS
 from fastbert.model.positions import POSITIONS
-from tests.hub.conftest import named, random_models, small_batch, small_config
+from tests.hub.conftest import long_batch, named, random_models, small_batch, small_config
 from tests.pretrained import build_encoder
 
 VARIANTS = {
@@ -50,7 +50,8 @@ def exports(tmp_path_factory, tokenizer) -> Path:
 def opened(tmp_path_factory, exports) -> Path:
     """What open_exports.py wrote."""
     results = tmp_path_factory.mktemp("results")
-    save_file(small_batch(), results / "batch.safetensors")
+    longer = {f"long_{name}": tensor for name, tensor in long_batch().items()}
+    save_file(small_batch() | longer, results / "batch.safetensors")
     script = Path(__file__).with_name("open_exports.py")
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     environment |= {"HF_HOME": str(results / "hf"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
@@ -66,10 +67,12 @@ def report(opened) -> dict:
 
 
 @torch.no_grad()
-def our_logits(name: str, inputs: tuple[str, ...], dtype: torch.dtype = torch.float32) -> torch.Tensor:
+def our_logits(
+    name: str, inputs: tuple[str, ...], dtype: torch.dtype = torch.float32, batch: dict[str, torch.Tensor] | None = None
+) -> torch.Tensor:
     config = small_config(**VARIANTS[name])
     encoder, head = random_models(config, list(VARIANTS).index(name))
-    batch = small_batch()
+    batch = small_batch() if batch is None else batch
     hidden = encoder.to(dtype)(batch["input_ids"], **{key: batch[key] for key in inputs})
     return head.to(dtype)(hidden)
 
@@ -88,6 +91,20 @@ def test_logits_are_ours_to_rounding(name, opened):
         assert scale > 1
     for key, inputs, tokens in (("padded64", PADDED, real), ("packed64", PACKED, ...)):
         assert (theirs[key][tokens] - our_logits(name, inputs, torch.float64)[tokens]).abs().max() < 1e-12, key
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_sequences_beyond_the_positions_are_read_as_ours_or_refused(name, opened, report):
+    theirs, message = load_file(opened / f"{name}.safetensors").get("long"), report[name]["too_long"]
+    if not name.startswith("absolute"):
+        real = long_batch()["attention_mask"].bool()
+        ours = our_logits(name, ("attention_mask", "position_ids"), batch=long_batch())
+        assert (theirs[real] - ours[real]).abs().max() < 2e-6 * ours.abs().max() and not message
+    elif name in NATIVE:
+        assert theirs is None and message  # transformers' own error
+    else:
+        refusal = "45 tokens is longer than the 30 positions, and position encoding absolute defines none beyond; "
+        assert theirs is None and refusal + "truncate the text, or use a model with another" in message
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -113,8 +130,6 @@ def test_conventions_of_transformers(name, report, tokenizer):
     assert seen["last_is_last"] and seen["tuple_equal"] and seen["saved_again_equal"] and seen["tied"]
     assert seen["lost"] == []
     assert seen["resized"] == [3, 24, 64]
-    if name not in NATIVE:
-        assert "48 tokens is longer than the 30 positions" in seen["too_long"]
     assert seen["ids"] == [2, 25, 26, 5, 16, 17, 3, 6, 15, 18, 3]
     assert seen["pad"] == [1, 1]
 
@@ -219,7 +234,9 @@ def test_card_has_the_facts_and_leaves_the_licence_open(exports):
     ):
         assert fact in modern
     assert "# license: to be chosen" in text
-    assert "trust_remote_code" not in (exports / "absolute.post" / "README.md").read_text()
+    absolute = (exports / "absolute.post" / "README.md").read_text()
+    assert "trust_remote_code" not in absolute
+    assert "| longer sequences | extrapolated |" in modern and "| longer sequences | refused |" in absolute
 
 
 def test_replaces_only_its_own_exports(tokenizer, tmp_path):

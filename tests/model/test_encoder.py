@@ -220,12 +220,6 @@ def test_options_like_a_given_encoder_resolve_to_it(position: str) -> None:
             longer.like(given)
 
 
-def test_too_long_a_sequence() -> None:
-    encoder = Encoder(dataclasses.replace(SMALL, max_positions=16).resolve(50, 16))
-    with pytest.raises(ValueError, match="17 tokens is longer than the 16 positions"):
-        encoder(torch.zeros(1, 17, dtype=torch.long))
-
-
 SELECTED = {"first": slice(1), "chosen": torch.tensor([[5, 1, 0], [3, 3, 2], [8, 4, 7]])}
 
 

@@ -1,6 +1,7 @@
 """Every position encoding against its equations, written out in float64 with loops, values and gradients."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,7 +10,8 @@ from hypothesis import strategies as st
 from transformers.models.bloom.modeling_bloom import _get_alibi_slopes
 from transformers.models.t5.modeling_t5 import T5Attention
 
-from fastbert.model.config import EncoderConfig
+from fastbert.errors import UserError
+from fastbert.model.config import EncoderConfig, check_length
 from fastbert.model.encoder import Encoder, initialize
 from fastbert.model.positions import POSITIONS
 from fastbert.model.positions.alibi import Alibi
@@ -17,7 +19,7 @@ from fastbert.model.positions.encoding import rotate
 from fastbert.model.positions.relative import relative_bucket
 from fastbert.model.positions.rotary import Rotary
 
-T, H, D = 9, 2, 8
+P, T, H, D = 12, 9, 2, 8  # P positions
 d = D // H
 
 
@@ -28,7 +30,7 @@ def config(position: str, **changes) -> EncoderConfig:
         "width": D,
         "heads": H,
         "ffn": 16,
-        "max_positions": 12,
+        "max_positions": P,
         "position": position,
         "type_vocab_size": 0,
         "dropout": 0.0,
@@ -83,7 +85,7 @@ def tupe_by_hand(encoding, length: int, cls: str) -> torch.Tensor:
         theta2 = q[-1, part] @ k[-1, part] / math.sqrt(2 * d)
         for i in range(length):
             for j in range(length):
-                value = q[i, part] @ k[j, part] / math.sqrt(2 * d)
+                value = q[min(i, P - 1), part] @ k[min(j, P - 1), part] / math.sqrt(2 * d)
                 if hasattr(encoding, "relative"):
                     value = value + relative_by_hand(encoding.relative.table.weight, i, j)[h]
                 if cls == "untied" and i == 0:
@@ -108,7 +110,7 @@ def encoder_by_hand(encoder: Encoder, ids: torch.Tensor) -> torch.Tensor:
     tupe, length = c.position.startswith("tupe"), len(ids)
     x = encoder.words.weight[ids]
     if c.position in ("absolute", "relative"):
-        x = x + encoder.positions.table.weight[:length]
+        x = x + encoder.positions.table.weight[[min(i, P - 1) for i in range(length)]]
     x = layer_norm(x, (D,), encoder.embedding_norm.weight, encoder.embedding_norm.bias, c.norm_eps)
     bias = torch.zeros(H, length, length, dtype=torch.float64)
     if tupe:
@@ -158,8 +160,10 @@ VARIANTS += [{"position": p, "feed_forward": "geglu", "bias": False, "rope_base"
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: "-".join(map(str, variant.values())))
 def test_encoder_equals_its_equations(variant: dict) -> None:
+    """Beyond the 12 positions too, except for absolute ones."""
     encoder = build(**variant)
-    ids = torch.randint(0, 30, (2, T), generator=torch.Generator().manual_seed(3))
+    length = T if variant["position"] == "absolute" else P + 3
+    ids = torch.randint(0, 30, (2, length), generator=torch.Generator().manual_seed(3))
     ours = encoder(ids)
     theirs = torch.stack([encoder_by_hand(encoder, row) for row in ids])
     close = 1e-10 if encoder.config.position != "rope" else 1e-5  # its angles are float32
@@ -234,17 +238,56 @@ def test_scores_of_rope_depend_on_the_distance_alone(i: int, j: int, shift: int,
         assert ((score(i, j) - (q * k).sum(-1)).abs() > 1e-4).all()
 
 
-@pytest.mark.parametrize("position", ["rope", "alibi"])
-def test_schemes_without_a_table_have_no_weights_and_read_longer_texts(position: str) -> None:
+def test_schemes_without_a_table_have_no_weights() -> None:
     assert [name for name in POSITIONS if not config(name).has_position_table()] == ["rope", "alibi"]
-    short, long = build(position), build(position, max_positions=50)
-    assert short.positions.state_dict() == {} and not list(short.positions.parameters())
-    long.load_state_dict(short.state_dict())
-    ids = torch.randint(0, 30, (1, 40), generator=torch.Generator().manual_seed(6))
-    assert torch.equal(long(ids[:, :12]), short(ids[:, :12]))
-    assert long(ids).isfinite().all()
-    with pytest.raises(ValueError, match="40 tokens is longer than the 12 positions"):
-        short(ids)
+    for position in ("rope", "alibi"):
+        encoding = build(position).positions
+        assert encoding.state_dict() == {} and not list(encoding.parameters())
+
+
+def with_longer_table(encoder: Encoder, positions: int) -> Encoder:
+    """The same encoder with `positions`, whose table of positions is padded with copies of its last row."""
+    added, weights = positions - encoder.config.max_positions, encoder.state_dict()
+    if (table := weights.get("positions.table.weight")) is not None:
+        last = encoder.config.max_positions - 1
+        rows = [table[: last + 1], table[last].expand(added, -1), table[last + 1 :]]
+        weights["positions.table.weight"] = torch.cat(rows)  # after the positions, rows of [CLS] in TUPE
+    longer = Encoder(replace(encoder.config, max_positions=positions)).double()
+    longer.load_state_dict(weights)
+    return longer
+
+
+BEYOND = [{"position": position} for position in POSITIONS if position != "absolute"]
+BEYOND += [{"position": "tupe-a", "cls_attention": "tied"}, {"position": "tupe-r", "cls_attention": "tied"}]
+
+
+@pytest.mark.parametrize("variant", BEYOND, ids=lambda variant: "-".join(variant.values()))
+def test_positions_beyond_the_table_have_its_last_row(variant: dict) -> None:
+    """12 positions: 19 tokens equal those of an encoder with a longer table. With 8 buckets and distances to 16, the
+    largest distance is in the last bucket, but that of 12 tokens is not."""
+    encoder = build(**variant, relative_buckets=8, relative_max_distance=16)
+    longer = with_longer_table(encoder, 30)
+    ids = torch.randint(0, 30, (2, 19), generator=torch.Generator().manual_seed(6))
+    index = torch.arange(19)
+    padding = {"attention_mask": (index < torch.tensor([[19], [14]])).long()}
+    packing = {"position_ids": torch.stack([index, torch.where(index < 4, index, index - 4)])}
+    for options in ({}, padding, packing):
+        torch.testing.assert_close(encoder(ids, **options), longer(ids, **options), rtol=1e-12, atol=1e-12)
+    alone, padded = encoder(ids[1:, :14]), encoder(ids, **padding)[1:, :14]
+    torch.testing.assert_close(padded, alone, rtol=1e-12, atol=1e-12)
+
+
+def test_lengths_that_an_encoder_can_read() -> None:
+    for position in POSITIONS:
+        assert check_length(config(position), 12, "length 12") is None
+        if position == "absolute":
+            with pytest.raises(UserError, match=r"length 13 is longer than the 12 positions .* absolute defines none"):
+                check_length(config(position), 13, "length 13")
+            with pytest.raises(ValueError, match=r"13 tokens is longer than the 12 positions, and .* absolute defines"):
+                build(position)(torch.zeros(1, 13, dtype=torch.long))
+        else:
+            warning = check_length(config(position), 13, "text 1")
+            assert "text 1 is longer than the 12 positions" in warning and f"{position} extrapolates" in warning
 
 
 @pytest.mark.parametrize("position", ["rope", "alibi"])

@@ -25,17 +25,20 @@ WORDS = (*SPECIAL_TOKENS, "the", "cat", "sat", "on", "mat", "dog", "##s", ".", "
 FP32 = ("--machine.precision", "fp32", "--machine.threads", "1")
 
 
-@pytest.fixture(scope="module")
-def bert(tmp_path_factory) -> Path:
-    """A random BERT with 16 positions and an MLM head whose answers depend on the text."""
-    folder = tmp_path_factory.mktemp("bert")
+def new_model(folder: Path, position: str) -> Path:
+    """A random model with 16 positions and an MLM head whose answers depend on the text."""
     words = WordPiece(WORDS, strip_accents=False)
     words.save(folder / "tokenizer")
-    config = EncoderOptions(layers=2, width=32, heads=2, position="absolute").resolve(len(WORDS), 16)
+    config = EncoderOptions(layers=2, width=32, heads=2, position=position).resolve(len(WORDS), 16)
     objective = MLM(config, MLMOptions(), words)
     initialize(objective, 0, 0.3)
     export_model(config, objective.state_dict(), folder / "tokenizer", folder / "model")
     return folder / "model"
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory) -> Path:
+    return new_model(tmp_path_factory.mktemp("bert"), "absolute")
 
 
 def filled(capsys, *arguments: object) -> list[dict]:
@@ -59,26 +62,44 @@ def give_input(monkeypatch, content: bytes) -> None:
 TEXTS = ("the [MASK] sat on the mat .", "[MASK] [MASK]s, a été[MASK]", "The [MASK]", "the [MASK] \u2603 ice")
 
 
+def with_transformers(model: Path, texts: tuple[str, ...]) -> list[list[list[dict]]]:
+    """The 7 most likely words for each mask of each text."""
+    found = map(pipeline("fill-mask", str(model), trust_remote_code=True, device="cpu", top_k=7), texts)
+    return [masks if isinstance(masks[0], list) else [masks] for masks in found]
+
+
+def check_equal(found: list[dict], expected: list[list[list[dict]]]) -> None:
+    for row, masks in zip(found, expected, strict=True):
+        assert [[one["word"] for one in words] for words in row["masks"]] == [
+            [one["token_str"] for one in words] for words in masks
+        ]
+        ours, theirs = (
+            torch.tensor([[one[key] for one in words] for words in part])
+            for part, key in ((row["masks"], "probability"), (masks, "score"))
+        )
+        assert torch.allclose(ours, theirs, rtol=0, atol=1e-5)
+
+
 def test_words_and_probabilities_equal_transformers(bert, capsys, monkeypatch) -> None:
-    pipe = pipeline("fill-mask", str(bert), device="cpu", top_k=7)
-    expected = []
-    for text in TEXTS:
-        masks = pipe(text)
-        expected.append(masks if isinstance(masks[0], list) else [masks])
+    expected = with_transformers(bert, TEXTS)
     give_input(monkeypatch, "\n\n".join(TEXTS).encode())
     for given in (TEXTS, ("--machine.micro-batch-size", 3, "--texts", *TEXTS), ("-",), ()):
         found = filled(capsys, bert, "--top", 7, *given)
         assert [row["text"] for row in found] == list(TEXTS)
-        for row, masks in zip(found, expected, strict=True):
-            assert [[one["word"] for one in words] for words in row["masks"]] == [
-                [one["token_str"] for one in words] for words in masks
-            ]
-            ours, theirs = (
-                torch.tensor([[one[key] for one in words] for words in part])
-                for part, key in ((row["masks"], "probability"), (masks, "score"))
-            )
-            assert torch.allclose(ours, theirs, rtol=0, atol=1e-5)
+        check_equal(found, expected)
         give_input(monkeypatch, "\r\n".join(TEXTS).encode("utf-8-sig"))
+
+
+def test_a_text_beyond_the_positions_is_read_with_one_warning(tmp_path, capsys) -> None:
+    model = new_model(tmp_path, "tupe-r")
+    texts = ("the [MASK]", f"the [MASK] {'cat sat ' * 9}[MASK]", f"{'mat ' * 30}[MASK] .")
+    expected = with_transformers(model, texts)
+    capsys.readouterr()
+    assert main(["fill", str(model), *texts, "--json", "--top", "7", *FP32]) == 0
+    printed = capsys.readouterr()
+    check_equal([json.loads(line) for line in printed.out.splitlines()], expected)
+    warning = "text 2 (23 tokens with [CLS] and [SEP]) is longer than the 16 positions of the model; position encoding "
+    assert printed.err.count("longer than") == printed.err.count(warning) == 1
 
 
 @pytest.mark.parametrize("name", ["electra", "multiple-choice"])
@@ -141,9 +162,9 @@ def test_unknown_words_are_reported(bert, capsys) -> None:
         ([" "], "text 1 (' ') has no [MASK]"),
         (
             ["the [MASK]" + "\ncat" * 2000],
-            "text 1 has 2004 tokens with [CLS] and [SEP]",
+            "text 1 (2004 tokens with [CLS] and [SEP]) is longer",
         ),  # no name of a file: any length
-        (["the [MASK]" + " cat" * 13], "text 1 has 17 tokens with [CLS] and [SEP], more than the 16 positions of"),
+        (["the [MASK]" + " cat" * 13], "is longer than the 16 positions of the model, and position encoding absolute"),
         (["a [MASK]", "--top", "35"], "--top 35 is more than the 34 tokens of"),
     ],
 )

@@ -73,6 +73,9 @@ def test_run_checkpoint_and_export_agree(run, corpus, capsys, tmp_path, works) -
         assert {k: v for k, v in other.items() if k != "model"} == {k: v for k, v in of_run.items() if k != "model"}
     assert 0 < of_run["loss"] < math.log(600) + 0.5
     assert figures(capsys, "--model", run, *given, "--mask-rate", 0.5)["loss"] != of_run["loss"]
+    assert main(["evaluate", "--model", str(run), "--source", str(corpus), "--length", "33"]) == 2
+    reason = "length 33 is longer than the 32 positions of the model, and position encoding absolute defines none"
+    assert reason in capsys.readouterr().err
 
 
 def test_figures_against_transformers(run, corpus, capsys) -> None:
@@ -247,15 +250,20 @@ def test_encoder_of_documents_agrees_with_the_library(run, corpus) -> None:
 
 
 def test_two_networks(corpus, flags, tmp_path, capsys) -> None:
-    """Both networks of a run are evaluated as in training; its export has one of them."""
+    """Both networks of a run are evaluated as in training, here on sequences longer than its 32 positions; its export
+    has one of them."""
     run = tmp_path / "run"
     assert main(["pretrain", *replaced(flags, steps="40"), "--objective", "electra", "--out", str(run)]) == 0
     weights = load_file(run / "checkpoints" / "step-00000040" / "model.safetensors")
     capsys.readouterr()
-    evaluated = ["evaluate", "--source", str(corpus), "--length", "32", "--mask-rate", "0.2"]
+    evaluated = ["evaluate", "--source", str(corpus), "--length", "48", "--mask-rate", "0.2"]
     evaluated += ["--machine.threads", "1", "--machine.precision", "fp32"]
     assert main([*evaluated, "--model", str(run), "--json"]) == 0
-    result = json.loads(capsys.readouterr().out)
+    printed = capsys.readouterr()
+    result = json.loads(printed.out)
+    assert result["length"] == 48 and result["positions"] == 32
+    warning = "warning: length 48 is longer than the 32 positions of the model; position encoding tupe-r extrapolates"
+    assert printed.err.count(warning) == 1
 
     words = load_tokenizer(run / "tokenizer")
     config = load_pretrained(run).config
@@ -264,9 +272,9 @@ def test_two_networks(corpus, flags, tmp_path, capsys) -> None:
     tokens = np.concatenate(
         [TextEncoder(words).encode([text], [False]).tokens for text in open_source(str(corpus), "text").documents()]
     )
-    rows = PackedRows(InMemory(tokens.astype(np.int64)), 32, words.ids["[CLS]"], words.ids["[SEP]"])
+    rows = PackedRows(InMemory(tokens.astype(np.int64)), 48, words.ids["[CLS]"], words.ids["[SEP]"])
     values = evaluate(objective, validation_batches(rows, len(rows), 32, torch.device("cpu")), "fp32")
-    assert result["tokens"] == 32 * len(rows) and "bits_per_byte" not in result
+    assert result["tokens"] == 48 * len(rows) and "bits_per_byte" not in result
     for name, value in values.items():
         assert result[name] == pytest.approx(value, rel=1e-9)
     assert main([*evaluated, "--model", str(run)]) == 0

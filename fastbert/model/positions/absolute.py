@@ -1,4 +1,5 @@
-"""BERT's positions (BERT-A): a learned vector for each position, added to the word embeddings."""
+"""BERT's positions (BERT-A): a learned vector for each position, added to the word embeddings. There is none beyond
+`max_positions`."""
 
 from typing import ClassVar
 

@@ -20,6 +20,8 @@ from fastbert.model.positions.encoding import PositionEncoding
 class Alibi(PositionEncoding):
     """Linear biases without parameters."""
 
+    extrapolates = True
+
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__(config)
         self.power = 2 ** (config.heads.bit_length() - 1)  # m

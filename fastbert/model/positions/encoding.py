@@ -20,13 +20,17 @@ from fastbert.model.config import EncoderConfig
 class PositionEncoding(nn.Module):
     """Base class: no positions, scores scaled as in BERT.
 
-    `position_ids` is an integer [B, T], or None for 0 to T - 1 in every row; position 0 belongs to [CLS] alone.
+    `position_ids` is an integer [B, T], each below T or `max_positions`, whichever is larger; or None for 0 to T - 1 in
+    every row. Position 0 belongs to [CLS] alone.
     """
 
     head_multiple: ClassVar[int] = 1
     """Number that must divide the head size."""
     token_types: ClassVar[int] = 2
     """Default of `type_vocab_size`."""
+    extrapolates: ClassVar[bool] = False
+    """True if all methods are defined for positions from `max_positions` on; without it longer sequences are
+    refused."""
     shared: ClassVar[tuple[str, ...]] = ()
     """Submodules that `embed` uses. ELECTRA's generator uses the main encoder's, as it does with the
     embeddings."""

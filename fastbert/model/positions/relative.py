@@ -1,4 +1,7 @@
-"""BERT-R: absolute positions and, in every layer, T5's learned bias by the distance of tokens (arXiv 1910.10683)."""
+"""BERT-R: absolute positions and, in every layer, T5's learned bias by the distance of tokens (arXiv 1910.10683).
+
+Positions beyond the table have its last row. The bias has no limit: all large distances have the same bucket.
+"""
 
 import torch
 from fastbert_kernels.attention.distances import from_diagonals, relative_bucket
@@ -29,6 +32,7 @@ def gather_pairs(bias: Tensor, position_ids: Tensor) -> Tensor:
 
 
 class Relative(Absolute):
+    extrapolates = True
     bert_weights = None
 
     def __init__(self, config: EncoderConfig) -> None:
@@ -36,7 +40,12 @@ class Relative(Absolute):
         self.max_positions = config.max_positions
         self.relative = RelativeBias(config)
 
+    def embed(self, length: int, position_ids: Tensor | None) -> Tensor:
+        positions = torch.arange(length, device=self.indices.device)[None] if position_ids is None else position_ids
+        return self.table(positions.clamp(max=self.max_positions - 1))
+
     def bias(self, length: int, position_ids: Tensor | None) -> Tensor:
         if position_ids is None:
             return self.relative(length, self.indices.device)[None]
-        return gather_pairs(self.relative(self.max_positions, self.indices.device), position_ids)
+        longest = torch.sym_max(length, self.max_positions)
+        return gather_pairs(self.relative(longest, self.indices.device), position_ids)

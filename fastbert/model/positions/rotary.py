@@ -21,6 +21,7 @@ class Rotary(PositionEncoding):
     """Rotation without parameters; the angles are computed in float32, regardless of the encoder's precision."""
 
     head_multiple = 2
+    extrapolates = True
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__(config)

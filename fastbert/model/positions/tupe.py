@@ -7,7 +7,8 @@ With head size d, x the input of a layer and p the normalized position embedding
     reset(v)_ij = theta1 where i is [CLS], theta2 where only j is [CLS], v_ij elsewhere
 
 theta1 and theta2, one value each per head, come from two extra rows of the position table. The second term is the same
-for all layers. `cls_attention: tied` omits the reset.
+for all layers. `cls_attention: tied` omits the reset. Positions beyond the table have the p of its last position; the
+distances of b have no limit.
 """
 
 import torch
@@ -20,6 +21,7 @@ from fastbert.model.positions.relative import RelativeBias, gather_pairs
 
 class TupeAbsolute(PositionEncoding):
     token_types = 0  # as in the paper
+    extrapolates = True
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__(config)
@@ -36,14 +38,14 @@ class TupeAbsolute(PositionEncoding):
     def bias(self, length: int, position_ids: Tensor | None) -> Tensor:
         if position_ids is None:
             return self._bias(length)[None]
-        return gather_pairs(self._bias(self.max_positions), position_ids)
+        return gather_pairs(self._bias(torch.sym_max(length, self.max_positions)), position_ids)
 
     def _relative(self, length: int) -> Tensor | None:
         return None
 
     def _bias(self, length: int) -> Tensor:
         """[H, T, T] for positions 0 to T - 1."""
-        rows = self.indices[:length]
+        rows = torch.arange(length, device=self.indices.device).clamp(max=self.max_positions - 1)
         if self.untied:
             rows = torch.cat([rows, self.indices[-2:]])
         p = self.norm(self.table(rows))

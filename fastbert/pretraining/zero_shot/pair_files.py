@@ -100,5 +100,7 @@ def _sentence(row: dict[str, Any], key: str, where: str) -> str:
 def _label(row: dict[str, Any], key: str, where: str) -> str | None:
     value = row.get(key)
     if value is not None and (not isinstance(value, str) or not value):
-        raise UserError(f"{where} has {key} {brief(value)}, which must be a text that is not empty; leave it out if there is none")
+        raise UserError(
+            f"{where} has {key} {brief(value)}, which must be a text that is not empty; leave it out if there is none"
+        )
     return value

@@ -62,60 +62,35 @@ def distinct_sentences(scorer: Scorer, pairs: Sequence[Pair]) -> tuple[list[Sent
     [pairs, 2].
 
     Raises:
-        UserError: a sentence has no token, or is longer than the positions.
+        UserError: a sentence has no token, or is longer than the positions of an encoding that does not extrapolate.
     """
-    texts = {text: number for number, text in enumerate(dict.fromkeys(t for pair in pairs for t in (pair.good, pair.bad)))}
+    where: dict[str, str] = {}  # text -> its first occurrence, for errors
+    for pair in pairs:
+        where.setdefault(pair.good, f"{pair.where}: sentence_good")
+        where.setdefault(pair.bad, f"{pair.where}: sentence_bad")
     found: dict[bytes, int] = {}
     sentences: list[Sentence] = []
-    of_text: list[int] = []
-    problems: dict[int, str] = {}
-    longer = unknown = 0
-    for number, encoding in enumerate(encoded(scorer, list(texts))):
+    of_text: dict[str, int] = {}
+    unknown, longer, warning = 0, 0, None
+    for text, encoding in zip(where, encoded(scorer, list(where)), strict=True):
         one = sentence(encoding)
-        if len(one.ids) > scorer.positions:
-            longer += 1
-            if not scorer.extrapolates:
-                problems.setdefault(number, f"has {len(one.ids)} tokens")
         if not len(one.positions):
-            problems.setdefault(number, "has no tokens")
-        unknown += scorer.unk_id is not None and scorer.unk_id in encoding.ids
-        key = one.ids.tobytes()
-        if key not in found:
-            found[key] = len(sentences)
+            raise UserError(f"{where[text]} has no tokens for the tokenizer of {scorer.source}; leave the pair out")
+        if len(one.ids) > scorer.positions:
+            warning = scorer.check_length(len(one.ids), f"{where[text]} ({len(one.ids)} tokens)")
+            longer += 1
+        unknown += scorer.unk_id in encoding.ids
+        of_text[text] = found.setdefault(one.ids.tobytes(), len(sentences))
+        if of_text[text] == len(sentences):
             sentences.append(one)
-        of_text.append(found[key])
-    index = np.array([[of_text[texts[pair.good]], of_text[texts[pair.bad]]] for pair in pairs])
-    if problems:
-        pair = next(pair for pair in pairs if texts[pair.good] in problems or texts[pair.bad] in problems)
-        text = pair.good if texts[pair.good] in problems else pair.bad
-        raise UserError(_refusal(scorer, pair, text, problems[texts[text]]))
-    _warn(scorer, len(texts), longer, unknown, int((index[:, 0] == index[:, 1]).sum()))
-    return sentences, index
-
-
-def _refusal(scorer: Scorer, pair: Pair, text: str, problem: str) -> str:
-    which = f"{pair.where}: sentence_{'good' if text == pair.good else 'bad'} {problem}"
-    if problem == "has no tokens":
-        return f"{which} for the tokenizer of {scorer.source}; leave the pair out"
-    return (
-        f"{which} with special tokens, more than the {scorer.positions} positions of {scorer.source}, which are fixed; "
-        "leave the pair out, or give a model with more positions or another position encoding"
-    )
-
-
-def _warn(scorer: Scorer, texts: int, longer: int, unknown: int, equal: int) -> None:
-    if longer:
-        warn(
-            f"{longer} of {texts} sentences are longer than the {scorer.positions} positions that {scorer.source} was "
-            "trained with; its position encoding continues beyond them"
-        )
+    index = np.array([[of_text[pair.good], of_text[pair.bad]] for pair in pairs])
+    if warning:
+        warn(warning + (f"; {longer} sentences are" if longer > 1 else ""))
     if unknown:
-        warn(f"{unknown} of {texts} sentences have [UNK], a word that the tokenizer of {scorer.source} does not know")
-    if equal:
-        warn(
-            f"{equal} pairs are equal for the tokenizer of {scorer.source} (upper case, accents or unknown words); "
-            "they count half"
-        )
+        warn(f"{unknown} of {len(where)} sentences have words that the tokenizer of {scorer.source} reads as [UNK]")
+    if equal := int((index[:, 0] == index[:, 1]).sum()):
+        warn(f"{equal} of {len(pairs)} pairs have equal tokens (case, accents, unknown words); they count half")
+    return sentences, index
 
 
 def sentence_scores(scorer: Scorer, sentences: Sequence[Sentence], options: EvaluateOptions) -> dict[str, np.ndarray]:

@@ -19,9 +19,11 @@ probability (1 - p) m q. So an optimal discriminator's odds o = p (1 - m + m q) 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor
@@ -31,6 +33,7 @@ from fastbert.errors import UserError, abbreviated
 from fastbert.hub.folders import check_model_folder
 from fastbert.hub.load import LARGEST_CONFIG, Pretrained, load_pretrained, tokenizer_of
 from fastbert.hub.names import head_of
+from fastbert.model.config import check_length
 from fastbert.model.encoder import Encoder
 from fastbert.model.heads import ReplacedHead
 from fastbert.objectives.objective import Objective
@@ -55,9 +58,9 @@ class Scorer:
     mask_id: int
     unk_id: int | None
     positions: int
-    """Length of the longest sequence with positions of its own, in tokens."""
-    extrapolates: bool
-    """True if the position encoding is defined for longer sequences."""
+    """Length of the longest sequence without extrapolation, in tokens."""
+    check_length: Callable[[int, str], str | None]
+    """`fastbert.model.config.check_length` for this model."""
     device: torch.device
     precision: str
     word_logits: Callable[[Tensor, Tensor], Tensor] | None = None
@@ -70,10 +73,8 @@ class Scorer:
     """Names of the scores, the main one first: that of `word_logits`; that of `log_odds`; or those of both together, of
     `log_odds` and of `word_logits`."""
 
-    def combined(self, log_q: Any, log_odds: Any) -> Any:
+    def combined(self, log_q: np.ndarray, log_odds: np.ndarray) -> np.ndarray:
         """log p from the generator's log q and the encoder's log-odds (see the module's docstring)."""
-        import numpy as np
-
         masked = math.log(self.mask_rate) + log_q
         odds = log_odds + masked - np.log(1 - self.mask_rate + np.exp(masked))
         return -np.logaddexp(0, -odds)
@@ -96,7 +97,9 @@ def open_scorer(options: EvaluateOptions) -> Scorer:
     on |= _wordpiece(pretrained, vocabulary)
     checkpoint = None if (Path(options.model) / "config.json").is_file() else find_checkpoint(Path(options.model))
     if head_of(pretrained.weights) == "replaced" and checkpoint is None:
-        return Scorer(**on, log_odds=_discriminator(pretrained, options.machine.kernels, device), names=(DISCRIMINATOR,))
+        return Scorer(
+            **on, log_odds=_discriminator(pretrained, options.machine.kernels, device), names=(DISCRIMINATOR,)
+        )
     objective = trained_objective(options.model, pretrained, vocabulary, options.machine.kernels, None)
     return Scorer(**on, **_of_objective(objective.to(device).eval()))
 
@@ -109,7 +112,7 @@ def _wordpiece(pretrained: Pretrained, vocabulary: WordPiece) -> dict[str, Any]:
         "mask_id": vocabulary.ids["[MASK]"],
         "unk_id": vocabulary.ids["[UNK]"],
         "positions": pretrained.config.max_positions,
-        "extrapolates": False,
+        "check_length": partial(check_length, pretrained.config),
     }
 
 
@@ -117,9 +120,7 @@ def _of_objective(objective: Objective) -> dict[str, Any]:
     """Fields of `Scorer` from an objective with its trained networks."""
     network = objective.word_network
     if network is None:
-        raise UserError(
-            f"the objective {type(objective).__name__} predicts no words; give a model with an MLM head"
-        )
+        raise UserError(f"the objective {type(objective).__name__} predicts no words; give a model with an MLM head")
 
     def word_logits(ids: Tensor, positions: Tensor) -> Tensor:
         return objective.word_logits(network(ids, only=positions[:, None])[:, 0])
@@ -187,6 +188,10 @@ def _foreign(folder: str, on: dict[str, Any]) -> Scorer:
     longest = min(tokenizer.model_max_length, getattr(config, "max_position_embeddings", None) or 512)
     model.to(on["device"]).eval()
 
+    def check(length: int, what: str) -> None:
+        if length > longest:
+            raise UserError(f"{what} is longer than the {longest} positions of {folder}; shorten it")
+
     def word_logits(ids: Tensor, positions: Tensor) -> Tensor:
         logits = model(input_ids=ids).logits
         return logits[torch.arange(len(ids), device=ids.device), positions]
@@ -197,6 +202,6 @@ def _foreign(folder: str, on: dict[str, Any]) -> Scorer:
         mask_id=tokenizer.mask_token_id,
         unk_id=tokenizer.unk_token_id,
         positions=longest,
-        extrapolates=False,
+        check_length=check,
         word_logits=word_logits,
     )

@@ -73,14 +73,14 @@ def log_probabilities(
         for members in _of_equal_length(sentences):
             parts = [sentences[index] for index in members]
             values = _score(scorer, parts, form, rows, shown)
-            for index, value in zip(members, np.split(values, np.cumsum([len(p.positions) for p in parts])[:-1]), strict=True):
+            for index, value in zip(
+                members, np.split(values, np.cumsum([len(p.positions) for p in parts])[:-1]), strict=True
+            ):
                 found[index] = value
     return found
 
 
-def _score(
-    scorer: Scorer, sentences: list[Sentence], form: str, rows: int | None, shown: Progress
-) -> np.ndarray:
+def _score(scorer: Scorer, sentences: list[Sentence], form: str, rows: int | None, shown: Progress) -> np.ndarray:
     """log p of all scored tokens of sentences of equal length."""
     positions = np.concatenate([one.positions for one in sentences])
     ids = np.stack([one.ids for one in sentences]).repeat([len(one.positions) for one in sentences], axis=0)
@@ -90,7 +90,9 @@ def _score(
     ids[(index >= positions[:, None]) & (index < ends[:, None])] = scorer.mask_id
     # Two sentences that differ in one word are the same row where that word is masked.
     keys = np.column_stack([ids, positions.astype(np.int32)])
-    _, first, row = np.unique(keys.view(f"V{keys.itemsize * keys.shape[1]}")[:, 0], return_index=True, return_inverse=True)
+    _, first, row = np.unique(
+        keys.view(f"V{keys.itemsize * keys.shape[1]}")[:, 0], return_index=True, return_inverse=True
+    )
     order = np.argsort(row, kind="stable")
     bounds = np.searchsorted(row[order], np.arange(len(first) + 1))
     found = np.empty(len(ids))
@@ -99,7 +101,9 @@ def _score(
     for start in range(0, len(first), batch):
         chosen = first[start : start + batch]
         queries = order[bounds[start] : bounds[start + len(chosen)]]
-        inputs = [torch.from_numpy(array.astype(np.int64)).to(scorer.device) for array in (ids[chosen], positions[chosen])]
+        inputs = [
+            torch.from_numpy(array.astype(np.int64)).to(scorer.device) for array in (ids[chosen], positions[chosen])
+        ]
         with autocast(scorer.device, scorer.precision):
             logits = scorer.word_logits(*inputs).float()
         which = torch.from_numpy(row[queries] - start).to(scorer.device)

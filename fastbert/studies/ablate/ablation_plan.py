@@ -321,7 +321,7 @@ def check_scores(ablation: Ablation, evaluation: PlannedEvaluation, variants: Se
         where = f"{ablation.path}: {variant.name}, evaluate: pairs"
         if setup.objective().word_network is None:
             raise UserError(f"{where}: {setup.options.objective} predicts no words, so it scores no sentences")
-        extrapolates = getattr(POSITIONS[config.position], "extrapolates", False)
+        extrapolates = POSITIONS[config.position].extrapolates
         if (config.max_positions, extrapolates) in checked:  # the tokenizer is the same for all
             continue
         checked.add((config.max_positions, extrapolates))
