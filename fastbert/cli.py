@@ -53,7 +53,9 @@ RUNS = Registry(
     {
         "prepare": "fastbert.data.prepare:prepare",
         "pretrain": "fastbert.pretraining.pretrain:pretrain",
-        "evaluate": "fastbert.pretraining.held_out:evaluate_text",
+        "evaluate --source": "fastbert.pretraining.held_out:evaluate_text",
+        "evaluate --pll": "fastbert.pretraining.zero_shot.pll:evaluate_pll",
+        "evaluate --pairs": "fastbert.pretraining.zero_shot.pairs:evaluate_pairs",
         "fill": "fastbert.pretraining.fill:fill",
         "finetune": "fastbert.finetuning.several_tasks:finetune_tasks",
         "predict": "fastbert.finetuning.predict:predict",
@@ -119,10 +121,17 @@ def finetune(arguments: list[str]) -> int:
 
 
 def check_and_run(job: str, arguments: list[str]) -> int:
-    """Runs evaluate, fill, predict, report or submit."""
+    """Runs fill, predict, report or submit."""
     options = parse(OPTIONS[job], arguments, job)
     options.check_inputs()
     RUNS[job](options)
+    return 0
+
+
+def evaluate(arguments: list[str]) -> int:
+    options = parse(OPTIONS["evaluate"], arguments, "evaluate")
+    options.check_inputs()
+    RUNS[f"evaluate --{options.measurement}"](options)
     return 0
 
 
@@ -167,10 +176,7 @@ JOBS: dict[str, tuple[Callable[[list[str]], int], str]] = {
         partial(study, "ablate", "fastbert.studies.ablate.options:load_ablation"),
         "compare pretraining variants at equal cost",
     ),
-    "evaluate": (
-        partial(check_and_run, "evaluate"),
-        "measure masked loss, accuracy, bits per byte on held-out text",
-    ),
+    "evaluate": (evaluate, "measure a model on held-out text, sentences or minimal pairs, without fine-tuning"),
     "fill": (partial(check_and_run, "fill"), "predict the most likely words for each [MASK]"),
     "finetune": (finetune, "fine-tune on GLUE or custom tasks, over several seeds"),
     "sweep": (
