@@ -22,11 +22,13 @@ from fastbert.pretraining.zero_shot.pairs import measure_pairs
 from fastbert.studies.ablate.ablate import report_ablation
 from fastbert.studies.ablate.analysis import compare_variants
 from fastbert.studies.ablate.measures import AblationResults
+from fastbert.studies.ablate.pretrain_jobs import check_ablation_row
 from fastbert.studies.engine.jobs import run_job
 from fastbert.studies.engine.store import JOBS
 from fastbert.studies.shared.evaluate_jobs import evaluate_job
 from fastbert.studies.sweep import sweep
 from fastbert.studies.sweep.options import load_sweep
+from fastbert.studies.sweep.sweep import check_sweep_row
 from fastbert.studies.sweep.sweep_plan import plan_sweep
 from fastbert.training.options import MachineOptions
 from tests.finetuning.conftest import WORDS, tiny_config
@@ -50,7 +52,7 @@ def axes(tmp_path_factory) -> dict:
     folder = tmp_path_factory.mktemp("evaluated")
     kinds = {"a": {}, "b": {"position": "tupe-r", "type_vocab_size": 0}, "e": {"objective": "electra"}}
     models = [{"name": name, "path": export(folder / name, **kind)} for name, kind in kinds.items()]
-    (folder / "held-out.txt").write_text("she had it and he was bad. the good was in it. it is on the good.")
+    (folder / "held-out.txt").write_text("She had it and he was bad. The good was in it. It is on the good.")
     evaluate = {"pairs": write_pairs(folder / "pairs"), "pll": str(folder / "held-out.txt"), "machine": CPU}
     return {"models": models, "evaluate": evaluate}
 
@@ -117,6 +119,11 @@ def test_a_sweep_without_tasks(axes, tmp_path, in_process, capsys) -> None:
     assert set(losses) == {"a", "b"}
     assert losses["a"][1] == f"{figures['nats_per_token']:.4f} ± {figures['nats_per_token_error']:.4f}"
     assert "Minimal pairs, accuracy x 100" in printed and losses["a"][1] in printed and "## Scores" not in report
+    for damaged in ({"pairs": {}}, {"seconds": None}):
+        with pytest.raises(UserError, match="is damaged"):
+            check_sweep_row(rows["a", "minimal pairs"] | damaged, "a row")
+        with pytest.raises(UserError, match="is damaged"):
+            check_ablation_row(rows["a", "minimal pairs"] | damaged, "a row")
     # Stopped after two jobs, and continued.
     in_process.append(2)
     assert main(["sweep", path, "--out", str(tmp_path / "stopped")]) == 143
@@ -172,7 +179,7 @@ def test_models_that_score_nothing_are_refused_before_any_job(axes, models, tmp_
     long = Path(write_pairs(tmp_path / "long")) / "long.jsonl"
     long.write_text(json.dumps({"sentence_good": "it " * 29, "sentence_bad": "it"}))
     error = refused(evaluate={"pairs": str(long), "machine": CPU})
-    assert "long.jsonl, line 1: sentence_good has 31 tokens with special tokens, more than the 30 positions" in error
+    assert "long.jsonl, line 1: sentence_good (31 tokens) is longer than the 30 positions" in error
     long.write_text(json.dumps({"sentence_god": "it", "sentence_bad": "it"}))
     assert "evaluate: pairs: " in (error := refused(evaluate={"pairs": str(long)})) and "line 1 has no key" in error
     long.unlink()
@@ -267,12 +274,12 @@ def test_pairs_and_pll_are_measures_with_the_same_statistics(evaluated, tmp_path
     assert [row[2] for row in cells(report, r"zero-shot +\| data")] == ["6 pairs in 3 paradigms", "2 sentences"]
 
 
-def test_ablations_that_are_refused(evaluated, tmp_path) -> None:
-    def error(**changes) -> str:
-        with pytest.raises(UserError) as caught:
-            evaluated(**changes)
-        assert str(tmp_path / "x.yaml") in str(caught.value)
-        return str(caught.value)
-
+def test_sentences_beyond_the_positions_are_refused_before_any_job(evaluated, tmp_path) -> None:
+    """Unless the position encodings of all variants continue."""
     (tmp_path / "pairs" / "long.jsonl").write_text(json.dumps({"sentence_good": "it", "sentence_bad": "the " * 15}))
-    assert "absolute, evaluate: pairs: " in (text := error()) and "sentence_bad has 17 tokens" in text
+    with pytest.raises(
+        UserError, match=r"x.yaml: absolute, evaluate: pairs: .*sentence_bad \(17 tokens\) is longer than"
+    ):
+        evaluated()
+    variants = {"tupe-r": {"position": "tupe-r"}, "rope": {"position": "rope"}}
+    assert len(evaluated(variants=variants)[1].evaluations[0].pairs) == 7

@@ -5,6 +5,7 @@ and budgets are converted to steps.
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 from fastbert.config import digest, to_dict
@@ -12,6 +13,7 @@ from fastbert.errors import UserError
 from fastbert.hub.export import export_model
 from fastbert.hub.load import load_pretrained
 from fastbert.hub.names import exported_weights
+from fastbert.model.config import check_length
 from fastbert.model.options import NoteDictionaryOptions
 from fastbert.model.positions import POSITIONS
 from fastbert.pretraining.budget import check_steps, checkpoint_size, resolve_steps
@@ -321,10 +323,10 @@ def check_scores(ablation: Ablation, evaluation: PlannedEvaluation, variants: Se
         where = f"{ablation.path}: {variant.name}, evaluate: pairs"
         if setup.objective().word_network is None:
             raise UserError(f"{where}: {setup.options.objective} predicts no words, so it scores no sentences")
-        extrapolates = POSITIONS[config.position].extrapolates
-        if (config.max_positions, extrapolates) in checked:  # the tokenizer is the same for all
+        longest = config.max_positions, POSITIONS[config.position].extrapolates
+        if longest in checked:  # the tokenizer is the same for all
             continue
-        checked.add((config.max_positions, extrapolates))
+        checked.add(longest)
         tokenizer = setup.vocabulary.build()
         tokenizer.encode_special_tokens = True
         scorer = Scorer(
@@ -333,7 +335,7 @@ def check_scores(ablation: Ablation, evaluation: PlannedEvaluation, variants: Se
             mask_id=setup.vocabulary.ids["[MASK]"],
             unk_id=setup.vocabulary.ids["[UNK]"],
             positions=config.max_positions,
-            extrapolates=extrapolates,
+            check_length=partial(check_length, config),
             device=setup.device,
             precision=setup.precision,
         )

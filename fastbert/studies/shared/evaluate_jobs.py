@@ -15,7 +15,7 @@ from fastbert.model.flops import encoder_flops
 from fastbert.pretraining.options import EvaluateOptions
 from fastbert.pretraining.zero_shot.pair_files import Pair, read_pairs
 from fastbert.pretraining.zero_shot.pairs import measure_pairs
-from fastbert.pretraining.zero_shot.pll import measure_pll, sample_sentences
+from fastbert.pretraining.zero_shot.pll import measure_pll, read_sentences
 from fastbert.records import COUNT, check
 from fastbert.report.page import Table
 from fastbert.studies.engine.jobs import Job
@@ -34,7 +34,10 @@ _FIGURES = {
         **{"score": str, "pll_form": str, **_ACCURACY},
         **{"phenomena": {str: _ACCURACY}, "paradigms": {str: {**_ACCURACY, "phenomenon": (str, type(None))}}},
     },
-    "pll": {"score": str, "sentences": COUNT, **{name: float for unit in UNITS for name in (unit, f"{unit}_error")}},
+    "pll": {
+        **{"score": str, "pll_form": str, "length": COUNT, "sentences": COUNT, **dict.fromkeys(UNITS, float)},
+        **{f"{unit}_error": (float, type(None)) for unit in UNITS},  # None for one sentence
+    },
 }
 """Key in a row -> its figures, those of `measure_pairs` and `measure_pll`."""
 
@@ -68,6 +71,7 @@ class PlannedEvaluation:
         machine = self.options.machine
         identity = {
             **{"evaluation": self.key, "data": self.data, "pll_form": self.options.pll_form},
+            "length": self.options.length,
             **{"threads": machine.threads, "precision": machine.precision},
             **checkpoint,
         }
@@ -107,9 +111,9 @@ def plan_evaluations(grid: StudyGrid) -> list[PlannedEvaluation]:
 
 def read_data(options: EvaluateOptions) -> tuple[list[Pair], list[str]]:
     """The minimal pairs, or the sampled sentences, whichever is evaluated."""
-    if options.pairs is not None:
+    if options.measurement == "pairs":
         return read_pairs(options.pairs), []
-    return [], sample_sentences(options)
+    return [], read_sentences(options)[0]
 
 
 def hash_of(pairs: Sequence[Pair], sentences: Sequence[str]) -> str:
@@ -131,7 +135,7 @@ def evaluated_table(evaluations: Sequence[PlannedEvaluation]) -> Table:
     rows = []
     for evaluation in evaluations:
         options = evaluation.options
-        source = options.pairs if options.pll is None else options.pll
+        source = getattr(options, evaluation.key)
         rows.append([EVALUATIONS[evaluation.key], source, evaluation.size, options.pll_form])
     return Table(["zero-shot", "data", "size", "form of the pseudo-log-likelihood"], rows)
 
@@ -142,15 +146,15 @@ def evaluated_table(evaluations: Sequence[PlannedEvaluation]) -> Table:
 def evaluate_job(job: dict[str, Any], out: Path) -> dict[str, Any]:
     """`JobRunner` of an evaluation. It writes no files: a job that was killed starts again."""
     options = from_dict(EvaluateOptions, job["options"], where="the study's job")
-    pairs = options.pairs is not None
-    figures = measure_pairs(options) if pairs else measure_pll(options)
+    key = options.measurement
+    figures = measure_pairs(options) if key == "pairs" else measure_pll(options)
     if changed := changed_since(job["identity"], options):
         return failure(f"the {changed} changed after the study had started", "run it again once nothing changes it")
     result = {name: value for name, value in figures.items() if name not in ("model", "seconds", "precision")}
     return {
         "status": "done",
         "precision": figures["precision"],
-        "result": {"pairs" if pairs else "pll": result},
+        "result": {key: result},
     }
 
 

@@ -44,7 +44,7 @@ RESERVED = {
     "glue_dir": "give glue_dir next to tasks, for all jobs",
 }
 
-_PLL_ONLY = ("sentences", "column")
+_PLL_ONLY = ("sentences", "column", "length")
 _EVALUATE = ("pairs", "pll", "pll_form", *_PLL_ONLY, "machine")
 
 

@@ -101,9 +101,13 @@ def pll_table(results: ZeroShotResults) -> Table:
     units = [unit for unit in UNITS if results.one_tokenizer or unit != "nats_per_token"]
     rows = []
     for model, figures in results.pll.items():
-        cells = [f"{figures[unit]:.4f} ± {figures[f'{unit}_error']:.4f}" for unit in units]
+        cells = [_with_error(figures[unit], figures[f"{unit}_error"]) for unit in units]
         rows.append([model, f"{figures['score']}, {figures['pll_form']}", str(figures["sentences"]), *cells])
     return Table(["checkpoint", "score", "sentences", *(unit.replace("_", " ") for unit in units)], rows)
+
+
+def _with_error(value: float, error: float | None) -> str:
+    return f"{value:.4f}" if error is None else f"{value:.4f} ± {error:.4f}"
 
 
 def write_zero_shot(report: ReportPage, results: ZeroShotResults, first: str) -> None:
@@ -147,13 +151,17 @@ def _accuracies(report: ReportPage, results: ZeroShotResults, first: str) -> Non
 
 
 def pll_caveat(results: ZeroShotResults) -> str:
-    """A sentence on what can be compared."""
-    if results.one_tokenizer:
-        return "All checkpoints have the same tokenizer, so the values per token are comparable."
-    return (
-        "The tokenizers differ, so there is no value per token. Bits per byte compare checkpoints only if their "
-        "tokenizers normalize text equally (case, accents): a lowercased text has less to predict."
-    )
+    """Sentences on what can be compared."""
+    found = "All checkpoints have the same tokenizer, so the values per token are comparable."
+    if not results.one_tokenizer:
+        found = (
+            "The tokenizers differ, so there is no value per token. Bits per byte compare checkpoints only if their "
+            "tokenizers normalize text equally (case, accents): a lowercased text has less to predict."
+        )
+    lengths = {figures["length"] for figures in results.pll.values()}
+    if len(lengths) > 1 and any(figures["sentences_cut"] for figures in results.pll.values()):
+        found += " Sentences were cut at different lengths; give length under evaluate for an equal one."
+    return found
 
 
 def printed_zero_shot(results: ZeroShotResults, first: str) -> str:
