@@ -150,7 +150,7 @@ def scores(model: Path, texts: list[str], form: str = "salazar") -> list[np.ndar
 
 
 def test_probabilities_of_all_words_in_one_position_sum_to_one(tupe) -> None:
-    """Enumerates the vocabulary: one row, scored for as many words as there are."""
+    """Enumerates the vocabulary: one row, scored for every word."""
     options = EvaluateOptions(model=str(tupe), pairs="-", machine=MachineOptions(threads=1, precision="fp32"))
     scorer, rows = open_scorer(options), []
     real = scorer.word_logits

@@ -107,8 +107,8 @@ def test_sentences() -> None:
         "The bird sat on Dr. mat. w1 w2 w3.",
         "the the the cat.",
     ]
-    assert list(split_sentences('He said "Go." Then A. B. Smith left (at 3.5 km). "Why?" he asked.  1 more')) == [
-        'He said "Go."',
+    assert list(split_sentences('He cried "Go." Then A. B. Smith left (at 3.5 km). "Why?" he asked.  1 more')) == [
+        'He cried "Go."',
         "Then A. B. Smith left (at 3.5 km).",
         '"Why?" he asked.',
         "1 more",

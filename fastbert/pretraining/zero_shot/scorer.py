@@ -54,7 +54,7 @@ class Scorer:
     source: str
     """Path of the model, for messages."""
     tokenizer: Tokenizer
-    """It reads special tokens in a text as ordinary text."""
+    """Reads "[MASK]" and other special tokens in a text as ordinary text."""
     mask_id: int
     unk_id: int | None
     positions: int

@@ -65,7 +65,7 @@ def log_probabilities(
     Args:
         form: "salazar" masks the token alone (Salazar et al. 2020, arXiv 1910.14659), "word-l2r" also the later tokens
             of its word (Kauf and Ivanova 2023, arXiv 2305.10588).
-        rows: rows of a forward pass; None: as many as have BATCH tokens.
+        rows: rows of a forward pass; None: BATCH tokens.
     """
     found = [np.empty(len(one.positions)) for one in sentences]
     total = sum(len(one.positions) for one in sentences)
