@@ -3,6 +3,7 @@
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -92,6 +93,11 @@ def test_long_sentences_are_cut_between_words(bert, capsys, tmp_path) -> None:
     assert ends == [[3, 3], [3, 3]]  # of the part, not of the word: [SEP] is not masked
     assert main(["evaluate", "--model", str(bert), "--pll", str(tmp_path / "text.txt"), "--length", "17"]) == 2
     assert "length 17 is longer than the 16 positions" in capsys.readouterr().err
+
+
+def test_default_length() -> None:
+    lengths = {positions: pll.sequence_length(SimpleNamespace(positions=positions), None) for positions in (64, 8192)}
+    assert lengths == {64: 64, 8192: 512}
 
 
 def test_standard_error_of_a_ratio() -> None:
