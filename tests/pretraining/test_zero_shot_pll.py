@@ -126,6 +126,11 @@ def test_sentences() -> None:
         '"Why?" he asked.',
         "1 more",
     ]
+    assert list(split_sentences("“Dr. No was i. It ended. (Mr. X came.)")) == [
+        "“Dr. No was i.",
+        "It ended.",
+        "(Mr. X came.)",
+    ]
     assert list(split_sentences("これは文です。次の文！")) == ["これは文です。", "次の文！"]
 
 
