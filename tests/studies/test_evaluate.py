@@ -126,6 +126,7 @@ def test_a_sweep_without_tasks(axes, tmp_path, in_process, capsys) -> None:
     assert set(losses) == {"a", "b"}
     assert losses["a"][1] == f"{figures['nats_per_token']:.4f} ± {figures['nats_per_token_error']:.4f}"
     assert "Minimal pairs, accuracy x 100" in printed and losses["a"][1] in printed and "## Scores" not in report
+    check_ablation_row(rows["a", "pseudo-log-likelihood"], "a row")
     for damaged in ({"pairs": {}}, {"seconds": None}):
         with pytest.raises(UserError, match="is damaged"):
             check_sweep_row(rows["a", "minimal pairs"] | damaged, "a row")
@@ -168,6 +169,8 @@ def test_data_that_changed_is_refused(axes, tmp_path) -> None:
     outcome = evaluate_job(pairs.to_dict(), tmp_path / "run")
     assert outcome["reason"] == "the data changed after the study had started" and outcome["status"] == "failed"
     assert plan_sweep(grid, options).jobs[0].id != pairs.id
+    two, _ = load_sweep(write_sweep(tmp_path, axes, models=axes["models"][:1], evaluate=evaluate, threads=2))
+    assert plan_sweep(two, options).jobs[1].id != pll.id and plan_sweep(grid, options).jobs[1].id == pll.id
     changed = pll.to_dict() | {"identity": pll.identity | {"model": "01234567"}}
     assert evaluate_job(changed, tmp_path / "run")["reason"] == "the model changed after the study had started"
     pretrained = load_pretrained(axes["models"][0]["path"])
