@@ -282,6 +282,16 @@ def test_a_roberta_of_transformers(tmp_path, capsys) -> None:
     )
 
 
+def test_a_bert_with_another_activation(bert, tmp_path) -> None:
+    """fastbert's encoder has GELU only, so transformers computes this one."""
+    model = AutoModelForMaskedLM.from_pretrained(bert, hidden_act="relu").eval()
+    tokenizer = AutoTokenizer.from_pretrained(bert)
+    for part in (model, tokenizer):
+        part.save_pretrained(tmp_path / "relu")
+    (found,) = scores(tmp_path / "relu", ["the cat sat"])
+    assert found.sum() == pytest.approx(plain_score(model, tokenizer, "the cat sat", "salazar"), rel=1e-5)
+
+
 # --- refusals and warnings
 
 
