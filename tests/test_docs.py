@@ -19,7 +19,7 @@ from fastbert.flags import parse
 from fastbert.pretraining import dry_run
 from tests.finetuning.conftest import make_glue
 from tests.finetuning.conftest import sentence as one_sentence
-from tests.studies.conftest import time_steps
+from tests.studies.conftest import time_steps, write_pairs
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted({ROOT / "README.md", *(ROOT / "docs").glob("*.md")} - {ROOT / "docs" / "extending.md"})
@@ -29,7 +29,7 @@ NETWORK = {"--layers": "1", "--width": "16", "--heads": "1", "--ffn": "32", "--l
 TOY = {
     "prepare": {"--vocab-size": "300", "--workers": "1", "--validation-fraction": "0.2"},
     "pretrain": {**NETWORK, "--steps": "2", "--eval-sequences": "4", "--data": "toy-data", **CPU},
-    "evaluate": {"--max-tokens": "300", **CPU},
+    "evaluate": {"--max-tokens": "300", "--sentences": "5", **CPU},
     "finetune": {"--epochs": "1", "--batch-size": "16", "--seeds": "2", **CPU},
 }
 """Options of a job that a toy replaces or adds."""
@@ -40,10 +40,11 @@ STUDY = {
         "budget": {"steps": 20},
         "seeds": 1,
     },
-    "sweep": {"seeds": 1},
+    "sweep": {},
 }
 """Changes of a study's YAML file that make it a toy, and those of one with tasks."""
-STUDY_TASKS = {"finetune": {"glue_subset": True, "machine": {"device": "cpu", "precision": "fp32"}}, "epochs": 1}
+STUDY_TASKS = {"finetune": {"glue_subset": True, "machine": {"device": "cpu", "precision": "fp32"}}}
+STUDY_TASKS |= {"epochs": 1, "seeds": 1}
 IF_GIVEN = {"--machine.micro-batch-size": "2", "--checkpoint-words": "20,40,...,80"}
 UNTOUCHED = ("--resume", "--help")
 CHECKED = ("bench", "submit")
@@ -116,6 +117,7 @@ def write_inputs(folder: Path, corpus: Path, prepared: Path) -> None:
     pyarrow.parquet.write_table(pyarrow.table({"body": text[:60000].split("\n\n")}), folder / "books" / "a.parquet")
     (folder / "toy-data").symlink_to(prepared)
     (folder / "configs").symlink_to(ROOT / "configs")
+    write_pairs(folder / "blimp")
     make_glue(folder / "glue", ("cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "wnli", "ax"))
     rng = random.Random(0)
     rows = [{"text": one_sentence(rng, word), "label": word} for word in ("bad", "good") * 20]

@@ -114,11 +114,12 @@ def describe_finetuning(setup: FinetuneSetup) -> dict[str, Any]:
     }
 
 
-def fingerprint_of_weights(pretrained: Pretrained) -> str:
-    """Hash of the encoder's configuration and weights, eight hexadecimal digits."""
+def fingerprint_of_weights(pretrained: Pretrained, parts: tuple[str, ...] = ("encoder.",)) -> str:
+    """Hash of the encoder's configuration and of the weights whose names begin with one of `parts`, eight hexadecimal
+    digits."""
     digest = hashlib.sha256(json.dumps(pretrained.config.to_dict(), sort_keys=True).encode())
     for name in sorted(pretrained.weights):
-        if name.startswith("encoder."):
+        if name.startswith(parts):
             digest.update(name.encode())
             digest.update(pretrained.weights[name].contiguous().view(torch.uint8).numpy())
     return digest.hexdigest()[:8]

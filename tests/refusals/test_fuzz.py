@@ -222,12 +222,15 @@ def test_any_command_line_ends_with_0_or_2(folder: Path, monkeypatch, capfd) -> 
     assert codes[0] > 1 and codes[2] > 20
 
 
-SWEEP = {"models": ["m"], "tasks": ["task.yaml"]}
-ABLATION = {"base": {"steps": 9}, "variants": {"a": {}}, "tasks": ["task.yaml"]}
+EVALUATE = {"pairs": "blimp", "pll": "text.txt"}
+SWEEP = {"models": ["m"], "tasks": ["task.yaml"], "evaluate": EVALUATE}
+ABLATION = {"base": {"steps": 9}, "variants": {"a": {}}, "tasks": ["task.yaml"], "evaluate": EVALUATE}
 LISTS = [
     *[(load_sweep, SWEEP, (key,)) for key in ("models", "tasks", "seeds", "threads", "workers", "out")],
     *[(load_sweep, SWEEP, (key,)) for key in ("learning_rates", "batch_sizes", "epochs", "finetune")],
     *[(load_sweep, SWEEP, ("finetune", key)) for key in ("train_fraction", "dropout", "machine", "save_model")],
+    *[(load_sweep, SWEEP, ("evaluate", key)) for key in (*EVALUATE, "pll_form", "sentences", "column", "machine")],
+    *[(load_ablation, ABLATION, (key,)) for key in ("evaluate", "evaluate_at", "tasks_at")],
     *[(load_ablation, ABLATION, (key,)) for key in ("base", "variants", "baseline", "seeds", "checkpoints", "trials")],
     *[(load_ablation, ABLATION, ("anneal", key)) for key in ("fraction", "points")],
     *[(load_ablation, ABLATION, ("budget", key)) for key in ("equal", "steps", "tokens", "flops", "minutes")],

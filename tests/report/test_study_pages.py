@@ -9,6 +9,7 @@ from fastbert.studies.ablate.analysis import Measure, Point, compare_variants
 from fastbert.studies.shared.comparison import Comparison
 from fastbert.studies.shared.report import ReportPage
 from fastbert.studies.sweep.sweep_report import write_sweep_report
+from fastbert.studies.sweep.zero_shot_report import ZeroShotResults
 from tests.report.test_browser import resize
 from tests.report.test_page import HOSTILE_NAME
 from tests.studies.test_comparison import rows_of
@@ -26,6 +27,7 @@ def pages(tmp_path_factory) -> dict[str, str]:
         sweep,
         [Table(["checkpoint", "layers x width"], [[HOSTILE_NAME, "2 x 128"]])],
         Comparison(rows, NAMES, ["cola", "own"]),
+        ZeroShotResults({}, {}, {}),
         [],
         36,
     )

@@ -1,6 +1,7 @@
 """A sweep of seconds: two random tiny encoders on a task of their own, two seeds."""
 
 import json
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -10,10 +11,15 @@ import yaml
 
 from fastbert.cli import main
 from fastbert.studies.ablate import costs
+from fastbert.studies.ablate.ablation_plan import plan_ablation
+from fastbert.studies.ablate.options import load_ablation
 from fastbert.studies.engine.jobs import Job
 from tests.finetuning.conftest import make_task, tiny_model
 
-FINETUNE = {"machine": {"device": "cpu", "precision": "fp32"}, "worst": 3}
+CPU = {"device": "cpu", "precision": "fp32"}
+SMALL = {"vocab_size": 600, "layers": 1, "width": 16, "heads": 2, "length": 16, "batch_size": 8, "eval_sequences": 8}
+VARIANTS = {"absolute": None, "tupe-r": {"position": "tupe-r"}, "electra": {"objective": "electra"}}
+FINETUNE = {"machine": CPU, "worst": 3}
 
 
 def time_steps(monkeypatch: pytest.MonkeyPatch, seconds: Callable[..., float]) -> None:
@@ -60,6 +66,20 @@ def finished(axes: dict, tmp_path_factory) -> Path:
     return folder / "out"
 
 
+def write_pairs(folder: Path) -> str:
+    """A folder of minimal pairs: two paradigms of one phenomenon and one of another, two pairs each."""
+    sentences = {
+        ("agreement", "noun"): [("the good was in it", "the good had in it"), ("she was not bad", "she had not bad")],
+        ("agreement", "verb"): [("he had this", "he this had"), ("that was on it", "that it on was")],
+        ("islands", "adjunct"): [("it was bad and good", "it bad was and good"), ("of the good", "the of good")],
+    }
+    folder.mkdir(exist_ok=True)
+    for (phenomenon, paradigm), pairs in sentences.items():
+        rows = [{"sentence_good": good, "sentence_bad": bad, "linguistics_term": phenomenon} for good, bad in pairs]
+        (folder / f"{paradigm}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(folder)
+
+
 def toy_job(name: str, **fields) -> Job:
     """A job of `write_toy_runner`."""
     plain = {"model": "m", "task": "t", "seed": 0, "setting": {}, "identity": {}, "options": {}, "cost": 1.0}
@@ -90,6 +110,42 @@ def run(job, out):
     seen = {name: os.environ.get(name) for name in names}
     return {"status": "done", "precision": "fp32", "result": {"before": before, **seen}}
 """
+
+
+@pytest.fixture
+def planned(prepared, tmp_path, monkeypatch):
+    """Changes of the YAML file -> its ablation and plan. Steps are not timed: test_ablate.py does."""
+    (tmp_path / "out").mkdir()
+    time_steps(monkeypatch, lambda *given: 0.1)
+
+    def make(known=None, **changes):
+        base = {"data": str(prepared), "position": "absolute", **SMALL, **changes.pop("base", {})}
+        values = {"base": base, "variants": VARIANTS, "budget": {"steps": 40}} | changes
+        path = tmp_path / "x.yaml"
+        path.write_text(yaml.safe_dump(values, sort_keys=False))
+        ablation, _ = load_ablation(path)
+        return ablation, plan_ablation(ablation, None, tmp_path / "out", known or {})
+
+    return make
+
+
+def losses(study, decay: dict[str, float], gap: float = 0.0) -> dict[str, dict]:
+    """Rows as if every training's loss had been 1 + gap + 4 exp(-steps / (40 decay)), a little more with every seed."""
+    rows = {}
+    for job in study.jobs:
+        slow = decay[job.model]
+        ends = [point for point in study.points[job.model] if point.job == job.id]
+        validations = [
+            {
+                "step": point.steps,
+                "loss": 1 + gap + 4 * math.exp(-point.steps / (40 * slow)) + 1e-7 * slow * job.seed**2,
+            }
+            for point in ends
+        ]
+        rows[job.id] = {"id": job.id, "kind": job.kind, "status": "done", "model": job.model, "task": job.task}
+        rows[job.id] |= {"seed": job.seed, "validations": validations, "precision": "fp32", "seconds": 1.0}
+        rows[job.id] |= {"folder": "", "steps": 40}
+    return rows
 
 
 def write_sweep(folder: Path, axes: dict, **changes) -> str:

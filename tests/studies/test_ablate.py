@@ -12,12 +12,16 @@ import yaml
 from fastbert.cli import main
 from fastbert.data.shards import open_dataset
 from fastbert.pretraining import setup
+from fastbert.pretraining.options import EvaluateOptions
+from fastbert.pretraining.zero_shot.pairs import measure_pairs
+from fastbert.pretraining.zero_shot.pll import measure_pll
 from fastbert.studies.ablate.ablation_plan import plan_ablation
 from fastbert.studies.ablate.options import load_ablation
 from fastbert.studies.ablate.pretrain_jobs import pretrain_job
 from fastbert.studies.engine.jobs import run_job
+from fastbert.training.options import MachineOptions
 from tests.stand_ins import around_steps, stopped_clock
-from tests.studies.conftest import FINETUNE, command_of, read_rows, time_steps, workers_of
+from tests.studies.conftest import CPU, FINETUNE, command_of, read_rows, time_steps, workers_of, write_pairs
 from tests.studies.test_ends import start, wait_for
 
 BASE = {"layers": 1, "width": 16, "heads": 2, "length": 16, "batch_size": 8, "dropout": 0.1, "eval_sequences": 8}
@@ -26,7 +30,10 @@ BASE |= {"schedule": {"warmup": 0.1}, "optimizer": {"learning_rate": 3e-3}}
 
 
 def write(folder: Path, prepared: Path, words: str, **changes) -> str:
-    """The YAML file of an ablation with two variants, two points and a task."""
+    """The YAML file of an ablation with two variants, two points, a task and zero-shot evaluations."""
+    folder.mkdir(exist_ok=True)
+    write_pairs(folder / "pairs")
+    (folder / "held-out.txt").write_text("The people of the States are free. We shall have peace.")
     values = {
         "base": BASE | {"data": str(prepared)},
         "variants": {"absolute": None, "tupe-r": {"position": "tupe-r"}},
@@ -35,8 +42,9 @@ def write(folder: Path, prepared: Path, words: str, **changes) -> str:
         "tasks": [words],
         "epochs": 1,
         "finetune": FINETUNE,
+        "evaluate": {"pairs": str(folder / "pairs"), "pll": str(folder / "held-out.txt"), "machine": CPU},
+        "evaluate_at": [1.0],
     }
-    folder.mkdir(exist_ok=True)
     path = folder / "toy.yaml"
     path.write_text(yaml.safe_dump(values | changes, sort_keys=False))
     return str(path)
@@ -71,11 +79,12 @@ def whole(toy, tmp_path_factory) -> Path:
     return out
 
 
-def test_what_an_ablation_leaves(whole, prepared) -> None:
+def test_what_an_ablation_leaves(toy, whole, prepared) -> None:
     rows = read_rows(whole)
-    assert [row["kind"] for row in rows] == ["pretrain", "branch", "finetune", "finetune"] * 2
+    kinds = ["pretrain", "branch", "finetune", "finetune", "evaluate", "evaluate"]
+    assert [row["kind"] for row in rows] == kinds * 2
     assert all(row["status"] == "done" for row in rows)
-    trunk, early, *_ = rows
+    trunk, early, _, _, pairs, pll, *_ = rows
     assert [values["step"] for values in trunk["validations"] if values["step"] in (15, 36)] == [15, 36]
     assert early["validations"][-1]["step"] == 18
     assert [values for values in early["validations"] if values["step"] <= 15] == [
@@ -84,11 +93,19 @@ def test_what_an_ablation_leaves(whole, prepared) -> None:
     assert rows[2]["at"] == 0.5 and rows[3]["at"] == 1.0 and rows[2]["metrics"] == ["accuracy"]
     assert rows[2]["configuration"]["pretraining"] == early["id"] and rows[2]["configuration"]["step"] == 18
     assert "model" not in rows[2]["configuration"]  # the weights are named by the pretraining
+    # The same figures as from `fastbert evaluate`.
+    checkpoint = f"{whole}/jobs/{trunk['id']}/run/checkpoints/step-00000036"
+    machine = MachineOptions(threads=1, **CPU)
+    data = {"pairs": Path(toy).parent / "pairs", "pll": Path(toy).parent / "held-out.txt"}
+    for row, key, measure in ((pairs, "pairs", measure_pairs), (pll, "pll", measure_pll)):
+        figures = measure(EvaluateOptions(model=checkpoint, **{key: str(data[key])}, machine=machine))
+        assert row[key] == {name: figures[name] for name in row[key]} and row["at"] == 1.0
     # Fine-tuned from where the annealings end.
     config = yaml.safe_load((whole / "jobs" / rows[3]["id"] / "run" / "config.yaml").read_text())
     assert config["model"].endswith(f"{trunk['id']}/run/checkpoints/step-00000036")
     report = (whole / "report" / "report.md").read_text()
-    assert "## By words, accuracy x 100" in report and "## By validation loss" in report
+    measures = ["words, accuracy x 100", "minimal pairs, accuracy x 100", "pseudo-log-likelihood, nats per token"]
+    assert re.findall("^## By (.*)$", report, re.MULTILINE) == [*measures, "validation loss"]
     # The page states what was trained.
     tables = report.partition("## What was trained")[2].split("Every checkpoint was fine-tuned on:")
     rows, tuning = (dict(re.findall(r"^\| ([a-z ]*?) +\| (.*?) +\|$", table, re.MULTILINE)) for table in tables)
@@ -107,14 +124,14 @@ def test_a_dry_run_shows_the_costs_and_leaves_nothing(toy, tmp_path, capsys, mon
     head, *lines, jobs = captured.out.splitlines()
     assert head.split()[-1] == "minutes" and lines[0].split()[0] == "absolute" and lines[0].split()[-1] == "1.2"
     assert [line.split()[0] for line in lines] == ["absolute", "tupe-r"]
-    assert jobs == "8 jobs: 2 pretrainings, 2 annealings, 4 fine-tunings"
+    assert jobs == "12 jobs: 2 pretrainings, 2 annealings, 4 fine-tunings, 4 evaluations"
     assert not (tmp_path / "out").exists()
 
 
 def test_an_annealing_equals_an_uninterrupted_run(whole, tmp_path) -> None:
     """The same schedule from the first step: warm-up, constant, and linear to 0 within a fifth of what went before.
     Weights, moments and losses bit for bit."""
-    rows = [row for row in read_rows(whole) if row["kind"] != "finetune" and row["model"] == "tupe-r"]
+    rows = [row for row in read_rows(whole) if row["kind"] in ("pretrain", "branch") and row["model"] == "tupe-r"]
     assert len(rows) == 2
     for row in rows:
         run = whole / "jobs" / row["id"] / "run"
@@ -143,10 +160,10 @@ def test_killed_and_continued_equals_uninterrupted(toy, whole, tmp_path, capsys)
     process.communicate()
     wait_for(lambda: not any(command_of(worker) for worker in workers))
     stopped = [path.parent for path in out.glob("jobs/*/run/manifest.json") if not (path.parent / "model").exists()]
-    assert stopped or len(read_rows(out)) < 8
+    assert stopped or len(read_rows(out)) < 12
     assert main(["ablate", toy, "--out", str(out)]) == 0
     error = capsys.readouterr().err
-    assert "8 jobs: 2 pretrainings, 2 annealings, 4 fine-tunings" in error
+    assert "12 jobs: 2 pretrainings, 2 annealings, 4 fine-tunings, 4 evaluations" in error
     assert any(len(json.loads((run / "manifest.json").read_text())["sessions"]) == 2 for run in stopped)
     assert without_times(read_rows(out)) == without_times(read_rows(whole))
     assert hashes(out) == hashes(whole)
@@ -183,19 +200,21 @@ def test_finished_jobs_are_not_run_again(toy, whole, prepared, words, tmp_path, 
     """A variant more: only what is new is run. Another ablation has another folder."""
     before = {path: path.stat().st_mtime_ns for path in whole.glob("jobs/*/log.txt")}
     assert main(["ablate", toy, "--out", str(whole)]) == 0
-    assert "; 8 done before" in capsys.readouterr().err
+    assert "; 12 done before" in capsys.readouterr().err
     variants = {"absolute": None, "tied": {"position": "tupe-r"}}
     renamed = write(tmp_path / "renamed", prepared, words, variants=variants)
     assert main(["ablate", renamed, "--out", str(whole)]) == 0
-    assert "; 8 done before" in capsys.readouterr().err
+    assert "; 12 done before" in capsys.readouterr().err
     assert "tied" in (whole / "report" / "report.md").read_text()
     last = write(tmp_path / "last", prepared, words, tasks_at=[1.0])
     assert main(["ablate", last, "--out", str(whole)]) == 0
     captured = capsys.readouterr()
-    assert "6 jobs: 2 pretrainings, 2 annealings, 2 fine-tunings; 6 done before" in captured.err
+    assert "10 jobs: 2 pretrainings, 2 annealings, 2 fine-tunings, 4 evaluations; 10 done before" in captured.err
     assert "At the end: words, accuracy x 100" in captured.out and "quality is reached: words" not in captured.out
     report = (whole / "report" / "report.md").read_text()
-    assert "## Quality at the end of the budget" in report and "| words, accuracy x 100 | tupe-r " in report
+    assert "## Quality at the end of the budget" in report and re.search(
+        r"\| words, accuracy x 100 +\| tupe-r ", report
+    )
     assert "By validation loss:" in report and "By words, accuracy x 100:" not in report
     assert (whole / "report" / "finals.svg").is_file()
     assert {path: path.stat().st_mtime_ns for path in before} == before
@@ -214,12 +233,12 @@ def test_a_failure_stays_alone(prepared, words, tmp_path, capsys) -> None:
     out = tmp_path / "out"
     assert main(["ablate", path, "--out", str(out)]) == 1
     error = capsys.readouterr().err
-    assert "8 jobs: 2 pretrainings, 2 annealings, 4 fine-tunings" in error
-    assert "FAILED pretraining, mad, seed 0" in error and "3 jobs did not run" in error
+    assert "12 jobs: 2 pretrainings, 2 annealings, 4 fine-tunings, 4 evaluations" in error
+    assert "FAILED pretraining, mad, seed 0" in error and "5 jobs did not run" in error
     rows = {(row["model"], row["kind"]): row["status"] for row in read_rows(out)}
-    assert rows.pop(("mad", "pretrain")) == "failed" and set(rows.values()) == {"done"} and len(rows) == 3
+    assert rows.pop(("mad", "pretrain")) == "failed" and set(rows.values()) == {"done"} and len(rows) == 4
     report = (out / "report" / "report.md").read_text()
-    assert re.search(r"pretraining \| mad .*not finite", report) and "3 more jobs did not run" in report
+    assert re.search(r"pretraining \| mad .*not finite", report) and "5 more jobs did not run" in report
 
 
 def test_a_pretraining_without_a_final_loss_has_failed(prepared, tmp_path, monkeypatch) -> None:

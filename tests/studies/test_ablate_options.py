@@ -8,6 +8,7 @@ import yaml
 from fastbert.cli import main
 from fastbert.errors import UserError
 from fastbert.studies.ablate.options import load_ablation
+from tests.studies.conftest import write_pairs
 
 BASE = {"layers": 2, "width": 32, "position": "absolute", "length": 32, "batch_size": 8}
 FILE = {
@@ -134,6 +135,16 @@ def test_variants_may_not_change_what_is_held_equal(tmp_path, key, value, reason
         ({"tasks": ["cola"], "tasks_at": [0.3, 1.0]}, "0.3 is not one of the points, 0.1, 0.2"),
         ({"tasks": ["cola"], "tasks_at": [0.2]}, "end with 1.0"),
         ({"tasks": [{"task": "cola", "epoch": 3}]}, "unknown option 'epoch'"),
+        ({"evaluate": {}}, "give pairs (a folder of minimal pairs), pll (a text) or both"),
+        ({"evaluate": ["blimp"]}, "evaluate: expected a mapping with pairs, pll or both"),
+        ({"evaluate": {"pares": "blimp"}}, "evaluate: unknown option 'pares'; did you mean 'pairs'"),
+        ({"evaluate": {"pairs": "blimp", "sentences": 5}}, "sentences has no effect without pll"),
+        ({"evaluate": {"pll": "x.txt", "sentences": 0}}, "sentences must be at least 1"),
+        ({"evaluate": {"pll": "x.txt", "pll_form": "word"}}, "did you mean 'word-l2r'"),
+        ({"evaluate": {"pairs": "blimp", "machine": {"threads": 2}}}, "threads cannot be given here"),
+        ({"evaluate_at": [1.0]}, "evaluate_at needs evaluate"),
+        ({"evaluate": {"pairs": "blimp"}, "evaluate_at": [0.3, 1.0]}, "0.3 is not one of the points, 0.1, 0.2"),
+        ({"evaluate": {"pairs": "blimp"}, "evaluate_at": [0.2]}, "evaluate_at must ascend and end with 1.0"),
     ],
 )
 def test_refusals(tmp_path, changes, reason) -> None:
@@ -165,10 +176,25 @@ def test_losses_that_cannot_be_compared_need_tasks(tmp_path, base, variants, rea
     error = capsys.readouterr().err
     assert reason in error and "Give tasks:" in error and not (tmp_path / "out").exists()
     assert ("checkpoints: [1.0]" in error) == ("first_length" in str(variants))
-    for allowed in ({"tasks": ["cola"]}, {"variants": {"a": None, "b": {"position": "tupe-r"}}}):
+    pairs = {"evaluate": {"pairs": write_pairs(tmp_path / "pairs")}}
+    for allowed in ({"tasks": ["cola"]}, pairs, {"variants": {"a": None, "b": {"position": "tupe-r"}}}):
         given = {"base": base, "variants": variants} | allowed
         assert main(["ablate", str(write(tmp_path, **given)), "--out", str(tmp_path / "out")]) == 2
         assert "empty.txt" in capsys.readouterr().err  # comes as far as the data
+
+
+def test_the_baseline_needs_a_masked_head_for_pll(tmp_path, capsys) -> None:
+    """A variant without one is left out; without the baseline's there is nothing to compare with."""
+    (tmp_path / "empty.txt").touch()
+    (tmp_path / "held-out.txt").write_text("A sentence.")
+    values = {
+        "base": BASE | {"data": str(tmp_path / "empty.txt")},
+        "variants": {"m": None, "e": {"objective": "electra"}},
+    }
+    values["evaluate"] = {"pairs": write_pairs(tmp_path / "pairs"), "pll": str(tmp_path / "held-out.txt")}
+    for baseline, reason in (("e", "e has no pseudo-log-likelihood: with objective electra"), ("m", "empty.txt")):
+        assert main(["ablate", str(write(tmp_path, **values, baseline=baseline)), "--out", str(tmp_path / "out")]) == 2
+        assert reason in capsys.readouterr().err
 
 
 def test_warm_up_is_free_with_anneal(tmp_path) -> None:

@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-import yaml
 
 from fastbert.config import from_dict
 from fastbert.data.batches import validation_batches
@@ -18,35 +17,14 @@ from fastbert.errors import UserError
 from fastbert.pretraining.evaluation import MASK_SEED
 from fastbert.pretraining.options import PretrainOptions
 from fastbert.studies.ablate.ablate import measured, report_ablation
-from fastbert.studies.ablate.ablation_plan import plan_ablation
 from fastbert.studies.ablate.comparability import incomparable, planned_validations
 from fastbert.studies.ablate.costs import equal_steps
 from fastbert.studies.ablate.measures import AblationResults
-from fastbert.studies.ablate.options import Budget, load_ablation
+from fastbert.studies.ablate.options import Budget
 from fastbert.studies.engine.events import startable
 from fastbert.studies.engine.live_status import LiveStatus
 from fastbert.studies.shared.finetune_jobs import FINETUNE
-from tests.studies.conftest import time_steps
-
-SMALL = {"vocab_size": 600, "layers": 1, "width": 16, "heads": 2, "length": 16, "batch_size": 8, "eval_sequences": 8}
-VARIANTS = {"absolute": None, "tupe-r": {"position": "tupe-r"}, "electra": {"objective": "electra"}}
-
-
-@pytest.fixture
-def planned(prepared, tmp_path, monkeypatch):
-    """Changes of the YAML file -> its ablation and plan. Steps are not timed: test_ablate.py does."""
-    (tmp_path / "out").mkdir()
-    time_steps(monkeypatch, lambda *given: 0.1)
-
-    def make(known=None, **changes):
-        base = {"data": str(prepared), "position": "absolute", **SMALL, **changes.pop("base", {})}
-        values = {"base": base, "variants": VARIANTS, "budget": {"steps": 40}} | changes
-        path = tmp_path / "x.yaml"
-        path.write_text(yaml.safe_dump(values, sort_keys=False))
-        ablation, _ = load_ablation(path)
-        return ablation, plan_ablation(ablation, None, tmp_path / "out", known or {})
-
-    return make
+from tests.studies.conftest import VARIANTS, losses, time_steps
 
 
 @pytest.fixture
@@ -229,25 +207,6 @@ def test_jobs_wait_for_what_they_need(planned) -> None:
 
 
 # --- from rows to a report
-
-
-def losses(study, decay: dict[str, float], gap: float = 0.0) -> dict[str, dict]:
-    """Rows as if every training's loss had been 1 + gap + 4 exp(-steps / (40 decay)), a little more with every seed."""
-    rows = {}
-    for job in study.jobs:
-        slow = decay[job.model]
-        ends = [point for point in study.points[job.model] if point.job == job.id]
-        validations = [
-            {
-                "step": point.steps,
-                "loss": 1 + gap + 4 * math.exp(-point.steps / (40 * slow)) + 1e-7 * slow * job.seed**2,
-            }
-            for point in ends
-        ]
-        rows[job.id] = {"id": job.id, "kind": job.kind, "status": "done", "model": job.model, "task": job.task}
-        rows[job.id] |= {"seed": job.seed, "validations": validations, "precision": "fp32", "seconds": 1.0}
-        rows[job.id] |= {"folder": "", "steps": 40}
-    return rows
 
 
 def test_a_report_of_known_curves(planned, timed, tmp_path, capsys) -> None:

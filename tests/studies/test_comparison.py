@@ -12,7 +12,14 @@ def row(model: str, seed: int, value: float, task: str = "cola", rate: float = 1
     best = {"epoch": 2, "dev": {"dev": {"matthews": value, "loss": 0.7}}}
     last = {"epoch": 3, "dev": {"dev": {"matthews": value - 0.1, "loss": 0.9}}}
     return {
-        **{"id": f"{model}{task}{rate}{seed}", "status": "done", "model": model, "task": task, "seed": seed},
+        **{
+            "id": f"{model}{task}{rate}{seed}",
+            "kind": "finetune",
+            "status": "done",
+            "model": model,
+            "task": task,
+            "seed": seed,
+        },
         **{"learning_rate": rate, "batch_size": 16, "epochs": 3, "metrics": ["matthews"], "train_examples": 100},
         **{"best": best, "last": last, "seconds": 1.0, "precision": "fp32"},
         **more,

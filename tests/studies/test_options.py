@@ -145,7 +145,7 @@ def test_refused_axes(refused, models, words) -> None:
     assert "occurs twice" in refused(models=[{"name": "a", "path": narrow}, {"name": "b", "path": narrow}])
     assert "tasks: words occurs twice; give one of them a different name" in refused(tasks=[words, words])
     same = [words, {"task": words, "name": "again"}]
-    assert "two jobs are the same training: words, narrow" in refused(tasks=same)
+    assert "two jobs are the same: words, narrow" in refused(tasks=same)
 
 
 def test_refused_before_any_job_starts(refused, axes, models, words, tmp_path) -> None:
@@ -180,4 +180,4 @@ def test_no_file(capsys, tmp_path) -> None:
     assert "configuration file" in capsys.readouterr().err
     (tmp_path / "list.yaml").write_text("- models\n")
     assert main(["sweep", str(tmp_path / "list.yaml")]) == 2
-    assert "expected a mapping with models and tasks" in capsys.readouterr().err
+    assert "expected a mapping with models, and tasks or evaluate" in capsys.readouterr().err

@@ -12,6 +12,7 @@ from fastbert.studies.shared.comparison import Comparison
 from fastbert.studies.shared.plots import plot_differences, write_plot
 from fastbert.studies.shared.report import ReportPage
 from fastbert.studies.sweep.sweep_report import printed_scores, write_sweep_report
+from fastbert.studies.sweep.zero_shot_report import ZeroShotResults
 from tests.studies.test_comparison import row, rows_of
 
 EVIL = "<script>alert(1)</script> $x^{$"
@@ -41,10 +42,12 @@ class Page(HTMLParser):
         self.texts.append(data.strip("\n"))
 
 
-def write(folder: Path, comparison: Comparison, failed: list, total: int, trained: list[Table] | None = None) -> str:
+def write(
+    folder: Path, comparison: Comparison, failed: list, total: int, zero_shot: ZeroShotResults | None = None
+) -> str:
     """report.md of a sweep."""
     report = ReportPage("Sweep glue", folder)
-    write_sweep_report(report, trained or [], comparison, failed, total)
+    write_sweep_report(report, [], comparison, zero_shot or ZeroShotResults({}, {}, {}), failed, total)
     report.write({"machine": "one"})
     return (folder / "report.md").read_text()
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from fastbert.data.formats import opened, suffixes
 from fastbert.data.json_rows import json_lines
 from fastbert.data.text import clean
-from fastbert.errors import UserError, brief, nearest
+from fastbert.errors import UserError, abbreviated, brief
 from fastbert.inputs import input_errors, near_name, refuse_slash
 from fastbert.progress import progress
 
@@ -88,7 +88,7 @@ def _read(file: Path) -> Iterator[Pair]:
 
 def _sentence(row: dict[str, Any], key: str, where: str) -> str:
     if key not in row:
-        raise UserError(f"{where} has no key {brief(key)}; {nearest(key, row) if row else 'it has none'}; {HINT}")
+        raise UserError(f"{where} has no key {brief(key)}; it has {abbreviated(list(row)) or 'none'}; {HINT}")
     if not isinstance(row[key], str):
         raise UserError(f"{where} has {key} {brief(row[key])}, which is not a text; {HINT}")
     text = clean(row[key], where)

@@ -54,7 +54,7 @@ class Scorer:
     source: str
     """Path of the model, for messages."""
     tokenizer: Tokenizer
-    """It reads special tokens in a text as ordinary text."""
+    """Reads "[MASK]" and other special tokens in a text as ordinary text."""
     mask_id: int
     unk_id: int | None
     positions: int
@@ -185,7 +185,9 @@ def _foreign(folder: str, on: dict[str, Any]) -> Scorer:
     backend.encode_special_tokens = True
     backend.no_truncation()
     backend.no_padding()
-    longest = min(tokenizer.model_max_length, getattr(config, "max_position_embeddings", None) or 512)
+    # RoBERTa and its relatives number positions from padding_idx + 1.
+    unused = getattr(getattr(model.base_model, "embeddings", None), "padding_idx", -1) + 1
+    longest = min(tokenizer.model_max_length, (getattr(config, "max_position_embeddings", None) or 512) - unused)
     model.to(on["device"]).eval()
 
     def check(length: int, what: str) -> None:

@@ -48,10 +48,10 @@ def sentence(encoding: Encoding) -> Sentence:
 def word_ends(encoding: Encoding) -> np.ndarray:
     """End of the word of each token (exclusive), int64 [T]; a word is one of the tokenizer's, such as a run of ##
     pieces."""
-    words = [-1 if word is None else word for word in encoding.word_ids]
+    words = encoding.word_ids
     ends = np.arange(1, len(words) + 1)
     for index in range(len(words) - 2, -1, -1):
-        if words[index] == words[index + 1] != -1:
+        if words[index] == words[index + 1]:
             ends[index] = ends[index + 1]
     return ends
 
@@ -65,7 +65,7 @@ def log_probabilities(
     Args:
         form: "salazar" masks the token alone (Salazar et al. 2020, arXiv 1910.14659), "word-l2r" also the later tokens
             of its word (Kauf and Ivanova 2023, arXiv 2305.10588).
-        rows: rows of a forward pass; None: as many as have BATCH tokens.
+        rows: rows of a forward pass; None: BATCH tokens.
     """
     found = [np.empty(len(one.positions)) for one in sentences]
     total = sum(len(one.positions) for one in sentences)
@@ -88,11 +88,8 @@ def _score(scorer: Scorer, sentences: list[Sentence], form: str, rows: int | Non
     ends = np.concatenate([one.ends for one in sentences]) if form == "word-l2r" else positions + 1
     index = np.arange(ids.shape[1])
     ids[(index >= positions[:, None]) & (index < ends[:, None])] = scorer.mask_id
-    # Two sentences that differ in one word are the same row where that word is masked.
-    keys = np.column_stack([ids, positions.astype(np.int32)])
-    _, first, row = np.unique(
-        keys.view(f"V{keys.itemsize * keys.shape[1]}")[:, 0], return_index=True, return_inverse=True
-    )
+    # Two sentences that differ in one word are the same row where that word is masked. The masks tell the position.
+    _, first, row = np.unique(ids.view(f"V{ids.itemsize * ids.shape[1]}")[:, 0], return_index=True, return_inverse=True)
     order = np.argsort(row, kind="stable")
     bounds = np.searchsorted(row[order], np.arange(len(first) + 1))
     found = np.empty(len(ids))

@@ -2,7 +2,7 @@
 
 out/ablation.json    the variants, the ids of their jobs, and the step times that converted minutes to steps
 out/results.jsonl    one object per job that is done or has failed; the file is rewritten whenever a job ends
-out/jobs/<id>/       log.txt, and run/ as written by `fastbert pretrain` or `fastbert finetune`
+out/jobs/<id>/       log.txt, and run/ as written by `fastbert pretrain` or `fastbert finetune`; an evaluation has none
 out/report/          report.md, report.html, plots
 """
 
@@ -21,7 +21,7 @@ from fastbert.studies.ablate.ablation_report import (
     write_ablation_report,
 )
 from fastbert.studies.ablate.ablation_tables import planned_table, printed_fractions
-from fastbert.studies.ablate.comparability import check_measure, incomparable, planned_validations
+from fastbert.studies.ablate.comparability import check_measure, check_pll, incomparable, planned_validations
 from fastbert.studies.ablate.measures import AblationResults
 from fastbert.studies.ablate.options import AblateOptions, Ablation
 from fastbert.studies.ablate.pretrain_jobs import BRANCH, PRETRAIN, check_ablation_row
@@ -31,6 +31,7 @@ from fastbert.studies.engine.live_status import LiveStatus
 from fastbert.studies.engine.outcomes import LOG, RUN, print_failures
 from fastbert.studies.engine.store import JOBS, RESULTS, ResultRow, ResultStore
 from fastbert.studies.shared.comparison import scored
+from fastbert.studies.shared.evaluate_jobs import EVALUATE
 from fastbert.studies.shared.finetune_jobs import FINETUNE
 from fastbert.studies.shared.report import ReportPage, plural, provenance
 
@@ -50,6 +51,7 @@ def ablate(ablation: Ablation, options: AblateOptions) -> int:
     name = Path(ablation.path).stem
     out = Path(options.out or f"runs/{name}")
     check_measure(ablation, incomparable(planned_validations(ablation)))
+    check_pll(ablation)
     with locked_folder(out):
         store = ResultStore(out, ABLATION, check_ablation_row)
         options.check_backend()
@@ -90,6 +92,7 @@ def describe_ablation(ablation: Ablation, plan: AblationPlan) -> dict[str, Any]:
         "threads": ablation.threads,
         "tasks": tasks,
         "finetune": ablation.grid.finetune,
+        **{f"evaluate {evaluation.key}": evaluation.data for evaluation in plan.evaluations},
     }
 
 
@@ -110,7 +113,7 @@ def rerun_lost_trainings(store: ResultStore) -> None:
 def counted_kinds(plan: AblationPlan) -> str:
     """Summary of the number of jobs of each kind."""
     kinds = [job.kind for job in plan.jobs]
-    names = {PRETRAIN: "pretraining", BRANCH: "annealing", FINETUNE: "fine-tuning"}
+    names = {PRETRAIN: "pretraining", BRANCH: "annealing", FINETUNE: "fine-tuning", EVALUATE: "evaluation"}
     parts = [plural(kinds.count(kind), name) for kind, name in names.items() if kind in kinds]
     return f"{plural(len(kinds), 'job')}: {', '.join(parts)}"
 
@@ -136,7 +139,7 @@ def run_remaining(plan: AblationPlan, store: ResultStore, threads: int, options:
 def measured(row: ResultRow, incomparable: Container[str] = ()) -> tuple[str, float]:
     """Name and value of a finished job's measure, for the live status. Losses of `incomparable`
     variants have another name than the baseline's."""
-    if row["kind"] == FINETUNE:
+    if row["kind"] in (FINETUNE, EVALUATE):
         return scored(row)
     name = f"incomparable loss ({row['objective']})" if row["model"] in incomparable else "validation loss"
     return name, row["validations"][-1]["loss"]

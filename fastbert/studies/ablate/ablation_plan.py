@@ -5,6 +5,7 @@ and budgets are converted to steps.
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 from fastbert.config import digest, to_dict
@@ -12,7 +13,9 @@ from fastbert.errors import UserError
 from fastbert.hub.export import export_model
 from fastbert.hub.load import load_pretrained
 from fastbert.hub.names import exported_weights
+from fastbert.model.config import check_length
 from fastbert.model.options import NoteDictionaryOptions
+from fastbert.model.positions import POSITIONS
 from fastbert.pretraining.budget import check_steps, checkpoint_size, resolve_steps
 from fastbert.pretraining.options import PretrainOptions, science
 from fastbert.pretraining.setup import (
@@ -22,12 +25,16 @@ from fastbert.pretraining.setup import (
     prepare_setup,
     tokenizer_to_prepare,
 )
-from fastbert.studies.ablate.comparability import incomparable
+from fastbert.pretraining.zero_shot.pairs import distinct_sentences
+from fastbert.pretraining.zero_shot.scorer import Scorer
+from fastbert.studies.ablate.comparability import incomparable, without_masked_head
 from fastbert.studies.ablate.costs import MeasuredPoint, PlannedVariant, equal_steps, needs_time, timed_variants
 from fastbert.studies.ablate.options import Ablation
 from fastbert.studies.ablate.pretrain_jobs import BRANCH, PRETRAIN
 from fastbert.studies.engine.jobs import Job
 from fastbert.studies.engine.outcomes import RUN
+from fastbert.studies.engine.store import JOBS
+from fastbert.studies.shared.evaluate_jobs import EVALUATIONS, PlannedEvaluation, plan_evaluations
 from fastbert.studies.shared.finetune_jobs import OpenedTask, plan_tunings
 from fastbert.studies.shared.grid import ModelEntry, prefixed
 from fastbert.studies.shared.trained import Columns
@@ -55,11 +62,22 @@ class AblationPlan:
     """Variant -> its measured points, of all seeds."""
     tasks: dict[str, Columns] = field(default_factory=dict)
     """Task -> its columns in a table of tasks."""
+    evaluations: list[PlannedEvaluation] = field(default_factory=list)
 
     @property
     def incomparable(self) -> dict[str, str]:
         """Variants whose validation losses cannot be compared with the baseline's -> the reason."""
         return incomparable((variant.name, variant.validation_options) for variant in self.variants)
+
+    @property
+    def without_pll(self) -> dict[str, str]:
+        """Variants without a pseudo-log-likelihood -> the reason."""
+        return without_masked_head((variant.name, variant.setup.options.objective) for variant in self.variants)
+
+    def evaluated_by(self, key: str) -> list[PlannedVariant]:
+        """Variants with the evaluation `key`, pairs or pll."""
+        left_out = self.without_pll if key == "pll" else {}
+        return [variant for variant in self.variants if variant.name not in left_out]
 
 
 def plan_ablation(
@@ -71,8 +89,9 @@ def plan_ablation(
         known: `AblationPlan.seconds` of an earlier call, so that minutes are converted to the same numbers of steps.
 
     Raises:
-        UserError: a variant, a task or a point is invalid.
+        UserError: a variant, a task, an evaluation or a point is invalid.
     """
+    evaluations = plan_evaluations(ablation.grid)
     for variant in ablation.variants:  # before the data is prepared
         with prefixed(f"{ablation.path}: variants: {variant.name}"):
             check_networks(variant.options, resolve_device(variant.options.machine.device))
@@ -87,13 +106,15 @@ def plan_ablation(
     first = variants[0].setup
     unigram = first.dataset.split("validation").unigram_entropy
     tasks = open_tasks(ablation, glue_dir, variants)
+    for evaluation in evaluations:
+        if evaluation.key == "pairs":
+            check_scores(ablation, evaluation, variants)
     if needs_time(ablation.budget):
         variants, known = timed_variants(variants, known)
     steps = equal_steps(ablation.budget, variants)
     variants = [replace(variant, steps=count) for variant, count in zip(variants, steps, strict=True)]
-    result = AblationPlan(
-        variants, unigram, tasks={task.name: task.described for task in tasks.get(variants[0].name, ())}
-    )
+    described = {task.name: task.described for task in tasks.get(variants[0].name, ())}
+    result = AblationPlan(variants, unigram, tasks=described, evaluations=evaluations)
     for seed in ablation.seeds:
         names: dict[str, str] = {}
         for variant in result.variants:
@@ -108,6 +129,10 @@ def plan_ablation(
             result.points[variant.name] = result.points.get(variant.name, []) + points
             for point in (point for point in points if point.fraction in ablation.tasks_at):
                 result.jobs += finetunings(ablation, variant, tasks.get(variant.name, ()), point, out)
+            for evaluation in evaluations:
+                if variant in result.evaluated_by(evaluation.key):
+                    measured = (point for point in points if point.fraction in ablation.evaluate_at)
+                    result.jobs += [evaluation_of(variant, evaluation, point, out) for point in measured]
     trainings = 1 if ablation.anneal is None else len(ablation.points)
     variants = [replace(variant, lengths=lengths_at(variant, result.points[variant.name])) for variant in variants]
     every = len(ablation.seeds) * (len(ablation.points) + 2 * trainings)
@@ -240,7 +265,7 @@ def _pretraining(
     )
 
 
-# --- fine-tuning
+# --- fine-tuning and evaluation
 
 
 def open_tasks(ablation: Ablation, glue_dir: str | None, variants: list[PlannedVariant]) -> dict[str, list[OpenedTask]]:
@@ -259,7 +284,7 @@ def open_tasks(ablation: Ablation, glue_dir: str | None, variants: list[PlannedV
                 with prefixed(f"{ablation.path}: {variant.name}, {entry.name or entry.task}"):
                     task = plan_tunings(ablation.grid, ModelEntry(variant.name, str(model)), entry, glue_dir)
                     found.setdefault(variant.name, []).append(task)
-        names = [task.name for task in found[variant.name]]
+        names = [*EVALUATIONS.values(), *(task.name for task in found[variant.name])]
         for name in names:
             if names.count(name) > 1:
                 raise UserError(f"{ablation.path}: tasks: {name} occurs twice; give one of them a different name")
@@ -270,12 +295,11 @@ def finetunings(
     ablation: Ablation, variant: PlannedVariant, tasks: Sequence[OpenedTask], point: MeasuredPoint, out: Path
 ) -> list[Job]:
     """Fine-tunings of one checkpoint: every task, setting and trial, equal for all variants."""
-    run = out.resolve() / "jobs" / point.job / RUN
-    checkpoint = str(run / "checkpoints" / f"step-{point.steps:08d}")
     jobs = []
     for task in tasks:
         for tuning in task.tunings:
-            tuning_of_checkpoint = replace(tuning, options=replace(tuning.options, model=checkpoint))
+            model = checkpoint_at(point, out)
+            tuning_of_checkpoint = replace(tuning, options=replace(tuning.options, model=model))
             # The model of `tuning` is the untrained encoder.
             described = {name: value for name, value in tuning.identity.items() if name != "model"}
             for trial in range(ablation.trials):
@@ -285,3 +309,53 @@ def finetunings(
                 job = tuning_of_checkpoint.job(variant.name, task.name, seed, identity)
                 jobs.append(replace(job, seed=point.seed, setting=setting, after=point.job))
     return jobs
+
+
+def check_scores(ablation: Ablation, evaluation: PlannedEvaluation, variants: Sequence[PlannedVariant]) -> None:
+    """Checks that the trained variants will be able to score all pairs.
+
+    Raises:
+        UserError: one of them will not.
+    """
+    checked = set()
+    for variant in variants:
+        setup, config = variant.setup, variant.setup.config
+        where = f"{ablation.path}: {variant.name}, evaluate: pairs"
+        if setup.objective().word_network is None:
+            raise UserError(f"{where}: {setup.options.objective} predicts no words, so it scores no sentences")
+        longest = config.max_positions, POSITIONS[config.position].extrapolates
+        if longest in checked:  # the tokenizer is the same for all
+            continue
+        checked.add(longest)
+        tokenizer = setup.vocabulary.build()
+        tokenizer.encode_special_tokens = True
+        scorer = Scorer(
+            source=variant.name,
+            tokenizer=tokenizer,
+            mask_id=setup.vocabulary.ids["[MASK]"],
+            unk_id=setup.vocabulary.ids["[UNK]"],
+            positions=config.max_positions,
+            check_length=partial(check_length, config),
+            device=setup.device,
+            precision=setup.precision,
+        )
+        with prefixed(where):
+            distinct_sentences(scorer, evaluation.pairs)
+
+
+def evaluation_of(variant: PlannedVariant, evaluation: PlannedEvaluation, point: MeasuredPoint, out: Path) -> Job:
+    """Evaluation of one checkpoint."""
+    return evaluation.job(
+        variant.name,
+        checkpoint_at(point, out),
+        variant.setup.config,
+        {"pretraining": point.job, "step": point.steps},
+        seed=point.seed,
+        setting={"at": point.fraction},
+        after=point.job,
+    )
+
+
+def checkpoint_at(point: MeasuredPoint, out: Path) -> str:
+    """Folder of the checkpoint of a point."""
+    return str(out.resolve() / JOBS / point.job / RUN / "checkpoints" / f"step-{point.steps:08d}")

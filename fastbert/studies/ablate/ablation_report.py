@@ -16,6 +16,7 @@ from fastbert.studies.ablate.ablation_tables import (
     format_fraction,
     format_value,
     fractions_table,
+    phenomena_table,
     planned_table,
     seeds_table,
     trained_table,
@@ -23,9 +24,10 @@ from fastbert.studies.ablate.ablation_tables import (
 )
 from fastbert.studies.ablate.analysis import LEARNED, Measure, VariantComparison, compare_variants, limits, noise
 from fastbert.studies.ablate.costs import timing_key
-from fastbert.studies.ablate.measures import AblationResults
+from fastbert.studies.ablate.measures import ZERO_SHOT, AblationResults
 from fastbert.studies.ablate.options import Ablation
 from fastbert.studies.shared.comparison import SETTING, format_setting
+from fastbert.studies.shared.evaluate_jobs import evaluated_table
 from fastbert.studies.shared.finetune_jobs import FINETUNE
 from fastbert.studies.shared.plots import plot_scores
 from fastbert.studies.shared.report import ReportPage, p_value, plural
@@ -34,6 +36,10 @@ from fastbert.studies.shared.trained import columns_table, tuning_table
 DIFFERENT_INPUTS = (
     "Each variant's generator or meta controller creates its validation inputs, so a lower loss may also mean easier "
     "inputs."
+)
+PAIRS_SCORES = (
+    "Each sentence is scored as its model's objective allows: pll is the pseudo-log-likelihood of masked language "
+    "modeling; other scores are those of the objective. A tie counts as half."
 )
 SATURATED = 0.7  # fraction of the steps; a baseline that reaches its final value earlier gets a remark
 
@@ -107,6 +113,8 @@ def _trained(report: ReportPage, ablation: Ablation, plan: AblationPlan) -> None
     report.heading("What was trained")
     report.text("The baseline; the variants differ from it as stated at the top of the page.")
     report.table(trained_table(plan, ablation))
+    if plan.evaluations:
+        report.table(evaluated_table(plan.evaluations))
     if plan.tasks:
         report.text("Every checkpoint was fine-tuned on:")
         report.table(columns_table("task", plan.tasks))
@@ -165,7 +173,7 @@ def _measure(
     rows: list[VariantComparison],
 ) -> None:
     report.heading(f"By {measure.name}")
-    loss = not measure.higher
+    loss = measure == results.validation_loss
     floor = results.plan.unigram_entropy if loss and results.objective.loss_in_nats else None
     if measure.along:
         dashed = ", the unigram entropy dashed" if floor is not None else ""
@@ -180,6 +188,11 @@ def _measure(
             "by this measure, or the noise hides it, so fractions mean little."
         )
     report.text(_noise(results, measure))
+    if measure.name == ZERO_SHOT["pairs"][0]:
+        report.text(
+            f"By phenomenon at the end of the budget, accuracy x 100, the median over the seeds. {PAIRS_SCORES}"
+        )
+        report.table(phenomena_table(results))
     if loss and results.objective.second_network:
         report.text(DIFFERENT_INPUTS)
     report.text("Seed by seed, for every verdict:")
@@ -229,10 +242,13 @@ def _validation(report: ReportPage, results: AblationResults) -> None:
         report.text(
             f"The losses of {', '.join(incomparable)} are not comparable with the baseline's: their validation "
             "differs (objective, masks, lengths, or the networks that create its inputs). Across objectives only "
-            "fine-tuning is comparable."
+            "fine-tuning and minimal pairs are comparable."
         )
     if any(variant.setup.note_corpus for variant in results.plan.variants):
-        report.text("Where a variant has a note dictionary, its validation reads it; exports and fine-tuning do not.")
+        report.text(
+            "Where a variant has a note dictionary, its validation reads it; exports, fine-tuning "
+            "and evaluations do not."
+        )
 
 
 def _costs(report: ReportPage, results: AblationResults) -> None:

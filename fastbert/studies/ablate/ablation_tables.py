@@ -1,6 +1,7 @@
 """Tables of an ablation, for a page and a terminal: the trainings, fractions of the baseline's cost, final values."""
 
 import math
+import statistics
 import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -155,6 +156,28 @@ def finals_table(measure: Measure, rows: Sequence[VariantComparison]) -> Table:
             ]
         )
     return Table(head, body)
+
+
+def phenomena_table(results: AblationResults) -> Table:
+    """Accuracy on minimal pairs by phenomenon at the end of the budget: variants x phenomena, medians over seeds."""
+    finals = {
+        variant.name: [
+            figures
+            for point in results.plan.points[variant.name]
+            if point.fraction == 1 and (figures := results.figures("pairs", point)) is not None
+        ]
+        for variant in results.plan.variants
+    }
+    phenomena = list(dict.fromkeys(name for found in finals.values() for one in found for name in one["phenomena"]))
+    rows = []
+    for variant, found in finals.items():
+        cells = [NOTHING] * (2 + len(phenomena))
+        if found:
+            accuracies = [statistics.median(one["phenomena"][name]["accuracy"] for one in found) for name in phenomena]
+            ties = statistics.median(one["ties"] for one in found)
+            cells = [found[0]["score"], f"{ties:g}", *(f"{100 * accuracy:.1f}" for accuracy in accuracies)]
+        rows.append([variant, *cells])
+    return Table(["variant", "score", "ties", *(name.replace("_", " ") for name in phenomena)], rows)
 
 
 def printed_fractions(results: AblationResults) -> str:

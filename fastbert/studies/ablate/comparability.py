@@ -55,22 +55,50 @@ def incomparable(variants: Iterable[tuple[str, ValidationOptions]]) -> dict[str,
 
 
 def check_measure(ablation: Ablation, reasons: Mapping[str, str]) -> None:
-    """Refuses an ablation without tasks if variants have incomparable losses (`reasons`, from `incomparable`).
+    """Refuses an ablation without tasks and minimal pairs if variants have incomparable losses (`reasons`, from
+    `incomparable`).
 
     Raises:
         UserError: names these variants with the reasons.
     """
-    if ablation.grid.tasks or not reasons:
+    if ablation.grid.tasks or "pairs" in ablation.grid.evaluate or not reasons:
         return
     lines = "".join(f"{LINE}{name}: {reason}" for name, reason in reasons.items())
     lengths = any(reason.startswith(POINT_LENGTHS) for reason in reasons.values())
     raise UserError(
-        f"{ablation.path}: variants: without tasks the only measure is the validation loss, and there are losses that "
-        f"cannot be compared with the baseline's ({ablation.baseline}), because their validation differs:"
+        f"{ablation.path}: variants: without tasks and minimal pairs the measure is the masked loss, and there are "
+        f"losses that cannot be compared with the baseline's ({ablation.baseline}), because their validation differs:"
         f"{lines}{LINE}"
-        "Give tasks: to compare them by fine-tuning, or leave these variants out"
+        "Give tasks: to compare them by fine-tuning, or evaluate: {pairs: ...}, or leave these variants out"
         + ("; lengths are equal with anneal:, or with checkpoints: [1.0]" if lengths else "")
     )
+
+
+def without_masked_head(objectives: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """Variants whose encoder predicts no masked words, so that it has no pseudo-log-likelihood -> the reason.
+
+    Args:
+        objectives: name and objective of each variant.
+    """
+    return {
+        name: f"with objective {objective} the encoder predicts no masked words"
+        for name, objective in objectives
+        if not OBJECTIVES[objective].loss_in_nats
+    }
+
+
+def check_pll(ablation: Ablation) -> None:
+    """Refuses the pseudo-log-likelihood as a measure where the baseline has none.
+
+    Raises:
+        UserError: states the baseline and the reason.
+    """
+    reasons = without_masked_head((variant.name, variant.options.objective) for variant in ablation.variants)
+    if "pll" in ablation.grid.evaluate and ablation.baseline in reasons:
+        raise UserError(
+            f"{ablation.path}: evaluate: pll compares variants with the baseline, and {ablation.baseline} has no "
+            f"pseudo-log-likelihood: {reasons[ablation.baseline]}; leave pll out, or name another baseline"
+        )
 
 
 def planned_validations(ablation: Ablation) -> list[tuple[str, ValidationOptions]]:

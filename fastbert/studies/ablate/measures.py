@@ -1,5 +1,5 @@
-"""Measures of an ablation, from its plan and the rows of results.jsonl: validation loss where it is comparable, scores
-of fine-tuning on each task, and their mean.
+"""Measures of an ablation, from its plan and the rows of results.jsonl: scores of fine-tuning on each task and their
+mean, accuracy on minimal pairs, and pseudo-log-likelihood and validation loss where they are comparable.
 """
 
 import statistics
@@ -15,7 +15,14 @@ from fastbert.studies.ablate.analysis import LEARNED, Curve, Measure, Point
 from fastbert.studies.ablate.costs import MeasuredPoint, PlannedVariant
 from fastbert.studies.engine.store import ResultRow, is_done
 from fastbert.studies.shared.comparison import Setting, Trials, score, setting_of
+from fastbert.studies.shared.evaluate_jobs import EVALUATE
 from fastbert.studies.shared.finetune_jobs import FINETUNE
+
+ZERO_SHOT = {
+    "pairs": ("minimal pairs, accuracy x 100", "accuracy", 100, True),
+    "pll": ("pseudo-log-likelihood, nats per token", "nats_per_token", 1, False),
+}
+"""Evaluation -> name of its measure, figure, factor of the figure, and whether higher values are better."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +58,16 @@ class AblationResults:
     @property
     def tasks(self) -> list[str]:
         return list(dict.fromkeys(job.task for job in self.plan.jobs if job.kind == FINETUNE))
+
+    @cached_property
+    def evaluations(self) -> dict[tuple[str, str, float], dict[str, Any]]:
+        """(pairs or pll, id of a pretraining, fraction of the budget) -> figures of its evaluation."""
+        found = {}
+        for job in self.plan.jobs:
+            if job.kind == EVALUATE and job.id in self.done:
+                key = job.identity["evaluation"]
+                found[key, job.after, job.setting["at"]] = self.done[job.id][key]
+        return found
 
     # --- validation
 
@@ -142,11 +159,34 @@ class AblationResults:
         rows = (row for rows in self.tunings.values() for row in rows if row["task"] == task)
         return next((row["metrics"][0] for row in rows), "score")
 
+    # --- evaluation
+
+    def figures(self, key: str, point: MeasuredPoint) -> dict[str, Any] | None:
+        """Figures of the evaluation `key` of a point, pairs or pll."""
+        return self.evaluations.get((key, point.job, point.fraction))
+
+    def zero_shot_measure(self, key: str) -> Measure:
+        """Measure of the evaluation `key`, over the variants that have it."""
+        name, figure, scale, higher = ZERO_SHOT[key]
+
+        def value(point: MeasuredPoint) -> float | None:
+            figures = self.figures(key, point)
+            return None if figures is None else scale * figures[figure]
+
+        variants = self.plan.evaluated_by(key)
+        return Measure(name, higher, {variant.name: self.curves(variant, value) for variant in variants})
+
+    @cached_property
+    def all_measures(self) -> list[Measure]:
+        """All measures, scores of tasks first."""
+        losses = [self.validation_loss] if self.validation_loss else []
+        zero_shot = [self.zero_shot_measure(evaluation.key) for evaluation in self.plan.evaluations]
+        return [*self.task_measures, *zero_shot, *losses]
+
     @cached_property
     def measures(self) -> list[Measure]:
-        """All measures for which the baseline has a final value, scores of tasks first."""
-        found = [*self.task_measures, *([self.validation_loss] if self.validation_loss else [])]
-        return [measure for measure in found if measure.curves[self.baseline.name]]
+        """The measures for which the baseline has a final value."""
+        return [measure for measure in self.all_measures if measure.curves[self.baseline.name]]
 
     @property
     def left_out(self) -> list[str]:
@@ -155,7 +195,12 @@ class AblationResults:
             f"{name} is not compared by validation loss, because its validation differs: {reason}"
             for name, reason in self.plan.incomparable.items()
         ]
-        for measure in [*self.task_measures, *([self.validation_loss] if self.validation_loss else [])]:
+        if any(evaluation.key == "pll" for evaluation in self.plan.evaluations):
+            lines += [
+                f"{name} is not compared by pseudo-log-likelihood: {reason}"
+                for name, reason in self.plan.without_pll.items()
+            ]
+        for measure in self.all_measures:
             if not measure.curves[self.baseline.name]:
                 lines.append(f"no variant is compared by {measure.name}: {self.baseline.name} has no final value")
         return lines

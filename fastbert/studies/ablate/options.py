@@ -18,8 +18,8 @@ from fastbert.ranges import Count, Minutes, Positive, Tokens, check_values, text
 from fastbert.studies.engine.options import EngineOptions
 from fastbert.studies.shared.grid import (
     AXES,
-    FinetuneGrid,
     Repeats,
+    StudyGrid,
     check_keys,
     format_option,
     prefixed,
@@ -32,6 +32,7 @@ from fastbert.studies.shared.grid import (
 
 UNITS = ("steps", "flops", "minutes")
 
+_AT = ("tasks_at", "evaluate_at")
 POINTS = (0.1, 0.2, 0.4, 0.6, 0.8, 1.0)
 
 _DATA = "an ablation compares variants on the same data; give it under base, for all of them"
@@ -59,9 +60,10 @@ class AblateOptions(EngineOptions):
     The YAML file has base (options of `fastbert pretrain`; inherits: those of a YAML file) and variants (changes of
     the base; the first is the baseline, or the one given by baseline:). It may have budget, seeds, threads (of each
     job; 1), checkpoints or anneal (when to measure), tasks (fine-tuning as the measure, as in a sweep) with tasks_at
-    (at which of the points), and the flags below. The same command resumes a stopped ablation, and runs failed jobs
-    again. Jobs continue from each other's checkpoints: on Ray all nodes need the folder of `out` on one
-    file system. Steps are timed on this machine, which must have the device of the jobs.
+    (at which of the points), evaluate (minimal pairs and pseudo-log-likelihood as measures) with evaluate_at, and the
+    flags below. The same command resumes a stopped ablation, and runs failed jobs again. Jobs continue from each
+    other's checkpoints: on Ray all nodes need the folder of `out` on one file system. Steps are timed on this machine,
+    which must have the device of the jobs.
     """
 
     dry_run: bool = False
@@ -112,17 +114,19 @@ class Ablation:
     anneal: float | None
     """None: every training has its own schedule and is measured along it. Else the learning rate is constant after the
     warm-up, and at every point it falls to 0 within this fraction of the steps before, in a branch of the training."""
-    grid: FinetuneGrid
-    """Tasks of fine-tuning, without models."""
+    grid: StudyGrid
+    """Tasks of fine-tuning and zero-shot evaluations, without models."""
     tasks_at: tuple[float, ...]
     """Points at which the tasks are measured, a subset of `points`."""
+    evaluate_at: tuple[float, ...]
+    """Points at which the checkpoints are evaluated, a subset of `points`."""
     trials: int
     """Fine-tunings of a checkpoint on each task with each setting."""
     path: str
     """Path of the file, for errors."""
 
     def check_inputs(self, glue_dir: str | None) -> None:
-        """Checks, before torch is imported, that data, weights, tasks and the GLUE folder exist.
+        """Checks, before torch is imported, that data, weights, tasks, the GLUE folder, pairs and text exist.
 
         Raises:
             UserError: one of them does not.
@@ -146,7 +150,7 @@ def load_ablation(path: str | Path) -> tuple[Ablation, AblateOptions]:
     values, where = read_yaml(path)
     values = read_mapping(values, where, "base and variants")
     flags = {f.name for f in fields(AblateOptions)}
-    tasks = {"tasks", "tasks_at", "finetune", "trials", *AXES}
+    tasks = {"tasks", "tasks_at", "finetune", "trials", *AXES, "evaluate", "evaluate_at"}
     known = {"base", "variants", "baseline", "budget", "seeds", "threads", "checkpoints", "anneal", *tasks, *flags}
     check_keys(values, known, where, "base", set(to_dict(PretrainOptions())), _RESERVED)
     options = from_dict(AblateOptions, {key: value for key, value in values.items() if key in flags}, where)
@@ -157,14 +161,15 @@ def load_ablation(path: str | Path) -> tuple[Ablation, AblateOptions]:
     for key in ("tasks_at", "trials"):
         if not grid.tasks and key in values:
             raise UserError(f"{where}: {key} needs fine-tuning, but there are no tasks; add tasks, or leave it out")
-    tasks_at = _fractions(values.get("tasks_at", list(points)), f"{where}: tasks_at")
-    if further := sorted(set(tasks_at) - set(points)):
-        raise UserError(f"{where}: tasks_at: {further[0]} is not one of the points, {', '.join(map(str, points))}")
+    if not grid.evaluate and "evaluate_at" in values:
+        raise UserError(f"{where}: evaluate_at needs evaluate, which is missing; add it, or leave evaluate_at out")
+    at = {key: _subset_of_points(values.get(key, list(points)), points, f"{where}: {key}") for key in _AT}
     variants = _variants(values, base, grid.threads, anneal is not None, where)
     seeds = read_seeds(values.get("seeds", 1), where)
     # Fine-tunings of a variant and seed: one for each point, setting and trial.
-    tunings = len(tasks_at) * trials * sum(len(task.settings) for task in grid.tasks)
-    refuse_too_many(len(variants) * len(seeds) * (tunings + len(points)), where)
+    tunings = len(at["tasks_at"]) * trials * sum(len(task.settings) for task in grid.tasks)
+    evaluations = len(at["evaluate_at"]) * len(grid.evaluate)
+    refuse_too_many(len(variants) * len(seeds) * (tunings + evaluations + len(points)), where)
     return (
         Ablation(
             variants=variants,
@@ -174,7 +179,7 @@ def load_ablation(path: str | Path) -> tuple[Ablation, AblateOptions]:
             points=points,
             anneal=anneal,
             grid=grid,
-            tasks_at=tasks_at,
+            **at,
             trials=trials,
             path=str(path),
         ),
@@ -210,6 +215,13 @@ def _fractions(values: Any, where: str) -> tuple[float, ...]:
             f"{where} must ascend and end with 1.0, where the final quality is measured; found {format_option(values)}"
         )
     return tuple(float(value) for value in numbers)
+
+
+def _subset_of_points(values: Any, points: tuple[float, ...], where: str) -> tuple[float, ...]:
+    found = _fractions(values, where)
+    if further := sorted(set(found) - set(points)):
+        raise UserError(f"{where}: {further[0]} is not one of the points, {', '.join(map(str, points))}")
+    return found
 
 
 # --- the base and its variants

@@ -20,6 +20,7 @@ from fastbert.pretraining.run import RunFolder
 from fastbert.records import check, read_json
 from fastbert.studies.engine.outcomes import RUN, ended, failure
 from fastbert.studies.engine.store import ResultRow
+from fastbert.studies.shared.evaluate_jobs import EVALUATE, check_evaluated
 from fastbert.studies.shared.finetune_jobs import FINETUNE, check_tuned
 from fastbert.training.checkpoints import read_state
 from fastbert.training.logbook import read_metrics
@@ -98,9 +99,10 @@ def branch(trunk: Path, step: int, options: PretrainOptions, out: Path) -> None:
 
 
 def check_ablation_row(row: ResultRow, where: str) -> None:
-    """`RowCheck` of an ablation's pretrainings and fine-tunings."""
-    if check(row, {"kind": str}, where)["kind"] == FINETUNE:
-        check_tuned(row, where)
+    """`RowCheck` of an ablation's pretrainings, fine-tunings and evaluations."""
+    kind = check(row, {"kind": str}, where)["kind"]
+    if kind in (FINETUNE, EVALUATE):
+        (check_tuned if kind == FINETUNE else check_evaluated)(row, where)
         return
     check(row, _TRAINED, where)
     if not row["validations"]:

@@ -1,4 +1,4 @@
-"""Job of a study: a training with one seed, which ends as done or as failed with a reason.
+"""Job of a study: a training with one seed or an evaluation, which ends as done or as failed with a reason.
 
 A job names the function that runs it, so that the engine does not depend on the kinds of jobs. `run_job` takes and
 returns JSON values, so that it can run in a process on this machine or on a node of a cluster.
@@ -27,7 +27,7 @@ JobRunner = Callable[[dict[str, Any], Path], dict[str, Any]]
 
 @dataclass(frozen=True)
 class Job:
-    """A training with one seed, and its position in the study. All values are JSON."""
+    """A training with one seed, or an evaluation, and its position in the study. All values are JSON."""
 
     id: str
     """Hash of `identity`: eight hexadecimal digits."""
@@ -35,7 +35,8 @@ class Job:
     """Name of the model in tables."""
     task: str
     """Name of the task in tables."""
-    seed: int
+    seed: int | None
+    """None: the job uses no random numbers."""
     setting: dict[str, float | int]
     """Options that distinguish it from others of the same model, task and seed, such as learning rate and epochs."""
     identity: dict[str, Any]
@@ -60,8 +61,8 @@ class Job:
 
 
 def title(job: Job) -> str:
-    setting = ", ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in job.setting.items())
-    return f"{job.task}, {job.model}, {setting}, seed {job.seed}"
+    parts = [f"{name.replace('_', ' ')} {value:g}" for name, value in job.setting.items()]
+    return ", ".join([job.task, job.model, *parts, *([] if job.seed is None else [f"seed {job.seed}"])])
 
 
 def thread_variables(threads: int) -> dict[str, str]:

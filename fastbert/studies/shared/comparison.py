@@ -6,11 +6,12 @@ seed.
 """
 
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 from fastbert.studies.engine.store import ResultRow
+from fastbert.studies.shared.evaluate_jobs import EVALUATE, evaluated
 from fastbert.studies.shared.statistics import LEVEL, Paired, holm, paired
 
 Setting = tuple[float, int, int]
@@ -26,8 +27,8 @@ def score(row: ResultRow, epoch: str = "best") -> float | None:
 
 
 def scored(row: ResultRow) -> tuple[str, float]:
-    """The task's first metric and its value."""
-    return row["metrics"][0], score(row)
+    """Name and value of a finished job's score: the task's first metric, or the main figure of an evaluation."""
+    return evaluated(row) if row["kind"] == EVALUATE else (row["metrics"][0], score(row))
 
 
 def setting_of(row: ResultRow) -> Setting:
@@ -55,16 +56,14 @@ class Trials:
 
 
 @dataclass(frozen=True)
-class TaskComparison:
-    """A checkpoint compared with the first of the sweep, on one task."""
+class ModelComparison:
+    """A checkpoint compared with the first of the sweep."""
 
-    task: str
     first: str
     other: str
-    setting: Setting
     result: Paired
     p_t: float | None
-    """p-value of the t-test, adjusted by Holm's method over the tasks; `p_flip` likewise."""
+    """p-value of the t-test, adjusted by Holm's method; `p_flip` likewise."""
     p_flip: float
 
     @property
@@ -74,6 +73,21 @@ class TaskComparison:
             return "undecided"
         higher = self.other if self.result.mean > 0 else self.first
         return f"{higher} higher" + ("" if self.p_flip < LEVEL else ", by the t-test alone")
+
+
+@dataclass(frozen=True)
+class TaskComparison(ModelComparison):
+    """A checkpoint compared with the first of the sweep, on one task; adjusted over the tasks."""
+
+    task: str
+    setting: Setting
+
+
+def adjusted(results: Mapping[str, Paired]) -> dict[str, tuple[float | None, float]]:
+    """The p-values of the t-test and of the sign-flip test by name, each adjusted by Holm's method."""
+    p_t = holm({name: result.p_t for name, result in results.items() if result.p_t is not None})
+    p_flip = holm({name: result.p_flip for name, result in results.items()})
+    return {name: (p_t.get(name), p_flip[name]) for name in results}
 
 
 class Comparison:
@@ -128,11 +142,9 @@ class Comparison:
             left, right = _by_seed(a, setting), _by_seed(b, setting)
             seeds = sorted(left.keys() & right.keys())
             found[task] = (setting, paired([left[seed] for seed in seeds], [right[seed] for seed in seeds]))
-        p_t = holm({task: result.p_t for task, (_, result) in found.items() if result.p_t is not None})
-        p_flip = holm({task: result.p_flip for task, (_, result) in found.items()})
+        p = adjusted({task: result for task, (_, result) in found.items()})
         return [
-            TaskComparison(task, first, other, setting, result, p_t.get(task), p_flip[task])
-            for task, (setting, result) in found.items()
+            TaskComparison(first, other, result, *p[task], task, setting) for task, (setting, result) in found.items()
         ]
 
 

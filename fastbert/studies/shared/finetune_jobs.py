@@ -16,7 +16,7 @@ from fastbert.records import COUNT, check, read_json
 from fastbert.studies.engine.jobs import Job
 from fastbert.studies.engine.outcomes import ended, failure
 from fastbert.studies.engine.store import ResultRow
-from fastbert.studies.shared.grid import AXES, FinetuneGrid, ModelEntry, TaskEntry
+from fastbert.studies.shared.grid import AXES, ModelEntry, StudyGrid, TaskEntry
 from fastbert.studies.shared.trained import Columns, encoder_columns, task_columns
 from fastbert.training.schedules import learning_rate_factor
 
@@ -78,7 +78,7 @@ class OpenedTask:
 
 
 def plan_tunings(
-    grid: FinetuneGrid, model: ModelEntry, entry: TaskEntry, glue_dir: str | None, on_nodes: bool = False
+    grid: StudyGrid, model: ModelEntry, entry: TaskEntry, glue_dir: str | None, on_nodes: bool = False
 ) -> OpenedTask:
     """Opens model and task in the same way as their jobs, and checks every setting.
 

@@ -1,6 +1,8 @@
-"""Grid of fine-tunings in a study's YAML file: models x tasks x settings x seeds, read strictly.
+"""Measures of checkpoints in a study's YAML file, read strictly: fine-tunings (models x tasks x settings x seeds), and
+zero-shot evaluations.
 
-Axes are checked value by value by `FinetuneOptions`, so a study refuses the same values as `fastbert finetune`.
+Axes are checked value by value by `FinetuneOptions`, so a study refuses the same values as `fastbert finetune`; the
+options of evaluations likewise by `EvaluateOptions`.
 """
 
 import math
@@ -11,12 +13,15 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from fastbert.config import from_dict, other_job_hint, with_underscores
+from fastbert.data.sources import check_source
 from fastbert.errors import UserError, brief, nearest
 from fastbert.finetuning.glue import check_glue_folder
 from fastbert.finetuning.options import MOST_TRAININGS, FinetuneOptions
 from fastbert.finetuning.tasks import CustomTaskOptions, check_glue_options, check_task, is_glue
 from fastbert.hub.folders import check_model_folder
 from fastbert.inheritance import merged
+from fastbert.pretraining.options import EvaluateOptions
+from fastbert.pretraining.zero_shot.pair_files import pair_files
 from fastbert.ranges import Range, Seed, Workers, problem_of, text_problem
 
 MOST_SETTINGS = 10_000  # of a task
@@ -38,6 +43,9 @@ RESERVED = {
     "batch_size": "give batch_sizes",
     "glue_dir": "give glue_dir next to tasks, for all jobs",
 }
+
+_PLL_ONLY = ("sentences", "column", "length")
+_EVALUATE = ("pairs", "pll", "pll_form", *_PLL_ONLY, "machine")
 
 
 @dataclass(frozen=True)
@@ -62,15 +70,17 @@ class TaskEntry:
 
 
 @dataclass(frozen=True)
-class FinetuneGrid:
-    """Grid of fine-tunings in a YAML file; an ablation's grid has no models and no seeds."""
+class StudyGrid:
+    """Fine-tunings and evaluations in a YAML file; an ablation's grid has no models and no seeds."""
 
     models: tuple[ModelEntry, ...]
     tasks: tuple[TaskEntry, ...]
     seeds: tuple[int, ...]
     threads: int
     finetune: dict[str, Any]
-    """Options for all jobs."""
+    """Options for all fine-tunings."""
+    evaluate: dict[str, EvaluateOptions]
+    """Evaluations of each checkpoint: pairs, pll or both, with their options without a model."""
     path: str
     """Path of the file, for errors."""
 
@@ -91,7 +101,7 @@ class FinetuneGrid:
         return from_dict(FinetuneOptions, values, f"{self.path}: {task.name or task.task}")
 
     def check_inputs(self, glue_dir: str | None) -> None:
-        """Checks, before torch is imported, that models, tasks and the GLUE folder exist.
+        """Checks, before torch is imported, that models, tasks, the GLUE folder, pairs and text exist.
 
         Raises:
             UserError: one of them does not.
@@ -107,6 +117,12 @@ class FinetuneGrid:
         with prefixed(self.path):
             tasks = [task.task for task in self.tasks]
             check_glue_options(tasks, glue_dir, bool(self.finetune.get("glue_subset")), dashes="")
+        for key, evaluation in self.evaluate.items():
+            with prefixed(f"{self.path}: evaluate: {key}"):
+                if key == "pairs":
+                    pair_files(evaluation.pairs)
+                else:
+                    check_source(evaluation.pll, evaluation.column)
 
 
 @contextmanager
@@ -146,8 +162,8 @@ def check_keys(
 
 def read_grid(
     values: dict[str, Any], path: str, where: str, models: tuple[ModelEntry, ...] = (), seeds: tuple[int, ...] = ()
-) -> FinetuneGrid:
-    """Grid from `tasks`, `threads`, `finetune` and the axes of a file; empty without tasks."""
+) -> StudyGrid:
+    """Grid from `tasks`, `threads`, `finetune`, `evaluate` and the axes of a file."""
     fixed = read_finetune(values.get("finetune", {}), f"{where}: finetune")
     threads = read_count(values, "threads", where, Workers)
     common = {axis: read_axis(values[axis], axis, where) for axis in AXES if axis in values}
@@ -156,7 +172,15 @@ def read_grid(
     if idle and not entries:
         raise UserError(f"{where}: {idle[0]} needs fine-tuning, but there are no tasks; add tasks, or leave it out")
     tasks = tuple(read_task(entry, common, fixed, where) for entry in entries)
-    return FinetuneGrid(models=models, tasks=tasks, seeds=seeds, threads=threads, finetune=fixed, path=path)
+    return StudyGrid(
+        models=models,
+        tasks=tasks,
+        seeds=seeds,
+        threads=threads,
+        finetune=fixed,
+        evaluate=read_evaluate(values["evaluate"], threads, f"{where}: evaluate") if "evaluate" in values else {},
+        path=path,
+    )
 
 
 def read_list(values: dict[str, Any], axis: str, where: str) -> list[Any]:
@@ -291,6 +315,33 @@ def read_finetune(values: Any, where: str, more: Iterable[str] = ()) -> dict[str
             "the task several times, each with a name"
         )
     return values
+
+
+def read_evaluate(values: Any, threads: int, where: str) -> dict[str, EvaluateOptions]:
+    """Options of `fastbert evaluate` for pairs and pll, whichever the mapping has."""
+    if not isinstance(values, dict):
+        raise UserError(f"{where}: expected a mapping with pairs, pll or both, found {format_option(values)}")
+    values = with_underscores(values, where)
+    for key in values:
+        if key not in _EVALUATE:
+            raise UserError(f"{where}: unknown option {brief(key)}; {nearest(key, _EVALUATE)}")
+    given = [key for key in ("pairs", "pll") if values.get(key) is not None]
+    if not given:
+        raise UserError(f"{where}: give pairs (a folder of minimal pairs), pll (a text) or both")
+    for key in _PLL_ONLY:
+        if key in values and "pll" not in given:
+            raise UserError(f"{where}: {key} has no effect without pll; give pll, or leave it out")
+    machine = values.get("machine", {})
+    if isinstance(machine, dict):
+        if "threads" in machine:
+            raise UserError(f"{where}: machine: threads cannot be given here; give threads next to evaluate")
+        machine = {**machine, "threads": threads}
+    found = {}
+    for key in given:
+        others = {"pll" if key == "pairs" else "pairs", *(_PLL_ONLY if key == "pairs" else ())}
+        options = {name: value for name, value in values.items() if name not in others}
+        found[key] = from_dict(EvaluateOptions, {"model": "a checkpoint", **options, "machine": machine}, where)
+    return found
 
 
 def refuse_too_many(jobs: int, where: str) -> None:

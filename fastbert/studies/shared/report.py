@@ -11,6 +11,7 @@ from fastbert.finetuning.table import NOTHING
 from fastbert.report.page import Table, bullets, heading, html_page, paragraph, svg
 from fastbert.streams import echo
 from fastbert.studies.shared.plots import write_plot
+from fastbert.studies.shared.statistics import Paired
 from fastbert.training.hardware import describe_machine
 
 
@@ -72,6 +73,20 @@ def plural(count: int, what: str) -> str:
 
 
 WIDTH = 100  # characters of a line for a terminal
+
+
+def percent(value: float | None) -> str:
+    return NOTHING if value is None else f"{100 * value:.2f}"
+
+
+def difference(result: Paired) -> str:
+    """The mean difference, x 100."""
+    return f"{100 * result.mean:+.2f}"
+
+
+def interval(result: Paired) -> str:
+    """The 95 % interval of a difference, x 100."""
+    return NOTHING if result.low is None else f"[{100 * result.low:+.2f}, {100 * result.high:+.2f}]"
 
 
 def p_value(value: float | None) -> str:

@@ -62,13 +62,14 @@ def sign_flip(differences: np.ndarray) -> float:
     return float((np.sum(np.abs(signs @ differences) >= least) + 1) / (_SAMPLES + 1))
 
 
-def flip_limits(pairs: Iterable[int], tests: int = 1) -> str:
+def flip_limits(pairs: Iterable[int], tests: int = 1, unit: str = "seed") -> str:
     """A sentence on the smallest p that a sign-flip test of few pairs can have, 2^(1 - n) for n pairs; empty if all of
     them can be below the level.
 
     Args:
         pairs: number of pairs, of one comparison or several.
         tests: number of tests in Holm's adjustment.
+        unit: name of what is paired.
     """
     limits, pairs = [], set(pairs)
     for n in sorted(pairs):
@@ -76,10 +77,10 @@ def flip_limits(pairs: Iterable[int], tests: int = 1) -> str:
         adjusted = min(1.0, tests * least)
         if adjusted >= LEVEL:
             after = f" ({adjusted:.3g} adjusted over {tests})" if tests > 1 else ""
-            limits.append(f"with {n} seed{'' if n == 1 else 's'} it cannot be less than {least:.3g}{after}")
+            limits.append(f"with {n} {unit}{'' if n == 1 else 's'} it cannot be less than {least:.3g}{after}")
     if not limits:
         return ""
-    single = "; with 1 seed there is no test, and nothing is decided" if 1 in pairs else ""
+    single = f"; with 1 {unit} there is no test, and nothing is decided" if 1 in pairs else ""
     return (
         f"Few pairs limit the p of a sign-flip test: {'; '.join(limits)}. Such a test cannot confirm a difference, so "
         f"the verdict rests on the t-test alone, which assumes normally distributed differences{single}."

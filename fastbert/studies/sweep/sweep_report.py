@@ -1,4 +1,5 @@
-"""Report of a sweep: scores with their spread, checkpoints compared with the first one, and all settings."""
+"""Report of a sweep: scores with their spread, checkpoints compared with the first one, all settings, and zero-shot
+evaluations."""
 
 import textwrap
 from collections.abc import Sequence
@@ -11,12 +12,10 @@ from fastbert.report.page import Table
 from fastbert.studies.engine.store import ResultRow
 from fastbert.studies.shared import plots
 from fastbert.studies.shared.comparison import SETTING, Comparison, TaskComparison, Trials, format_setting
-from fastbert.studies.shared.report import WIDTH, ReportPage, p_value, plural
-from fastbert.studies.shared.statistics import Paired, flip_limits
-
-
-def percent(value: float | None) -> str:
-    return NOTHING if value is None else f"{100 * value:.2f}"
+from fastbert.studies.shared.evaluate_jobs import EVALUATE
+from fastbert.studies.shared.report import WIDTH, ReportPage, difference, interval, p_value, percent, plural
+from fastbert.studies.shared.statistics import flip_limits
+from fastbert.studies.sweep.zero_shot_report import ZeroShotResults, write_zero_shot
 
 
 def printed_scores(comparison: Comparison) -> str:
@@ -29,7 +28,7 @@ def printed_scores(comparison: Comparison) -> str:
         found = comparison.compared(other)
         lines += ["", f"{other} minus {comparison.models[0]}, pairs of the same seed"]
         rows = [
-            [line.task, str(line.result.n), f"{100 * line.result.mean:+.2f}", _interval(line.result), line.verdict]
+            [line.task, str(line.result.n), difference(line.result), interval(line.result), line.verdict]
             for line in found
         ]
         lines.append(Table(["task", "seeds", "difference", "95 % interval", "verdict"], rows).plain())
@@ -37,10 +36,6 @@ def printed_scores(comparison: Comparison) -> str:
             line for text in (_limits(found), _not_compared(comparison, found)) for line in textwrap.wrap(text, WIDTH)
         ]
     return "\n".join([*lines, ""])
-
-
-def _interval(result: Paired) -> str:
-    return NOTHING if result.low is None else f"[{100 * result.low:+.2f}, {100 * result.high:+.2f}]"
 
 
 def scores_table(comparison: Comparison) -> Table:
@@ -83,8 +78,8 @@ def compared_table(comparison: Comparison, other: str) -> Table:
                 line.verdict,
                 format_setting(line.setting),
                 str(result.n),
-                f"{100 * result.mean:+.2f}",
-                _interval(result),
+                difference(result),
+                interval(result),
                 p_value(result.p_t),
                 p_value(line.p_t),
                 p_value(result.p_flip),
@@ -125,7 +120,12 @@ def glue_rows(comparison: Comparison) -> dict[str, dict[str, Any]]:
 
 
 def write_sweep_report(
-    report: ReportPage, trained: Sequence[Table], comparison: Comparison, failed: Sequence[ResultRow], total: int
+    report: ReportPage,
+    trained: Sequence[Table],
+    comparison: Comparison,
+    zero_shot: ZeroShotResults,
+    failed: Sequence[ResultRow],
+    total: int,
 ) -> None:
     """Adds all sections to the page of a sweep, and writes the plots.
 
@@ -134,25 +134,29 @@ def write_sweep_report(
         failed: rows of failed jobs.
         total: number of jobs of the sweep.
     """
-    finished = sum(len(rows) for trials in comparison.trials.values() for rows in trials.settings.values())
-    count = f"{finished} of {total} jobs have finished" + (f", {len(failed)} failed" if failed else "")
-    what = f"{plural(len(comparison.models), 'checkpoint')} on {plural(len(comparison.tasks), 'task')}"
-    report.text(f"{count}: {what}. All figures are on dev, x 100.")
+    tuned = sum(len(rows) for trials in comparison.trials.values() for rows in trials.settings.values())
+    count = f"{tuned + len(zero_shot)} of {total} jobs have finished" + (f", {len(failed)} failed" if failed else "")
+    on = f" on {plural(len(comparison.tasks), 'task')}; scores of tasks are on dev, x 100" if comparison.tasks else ""
+    report.text(f"{count}: {plural(len(comparison.models), 'checkpoint')}{on}.")
     if comparison.trials:
         _scores(report, comparison)
         _compared(report, comparison)
         _tried(report, comparison)
+    if len(zero_shot):
+        write_zero_shot(report, zero_shot, comparison.models[0])
     report.heading("What was trained")
     for table in trained:
         report.table(table)
     if failed:
         report.heading("Failed jobs")
         rows = [[row["task"], row["model"], format_job(row), row["reason"]] for row in failed]
-        report.table(Table(["task", "checkpoint", f"{SETTING}, seed", "reason"], rows))
+        report.table(Table(["job", "checkpoint", f"{SETTING}, seed", "reason"], rows))
         report.text("The same command runs them again.")
 
 
 def format_job(row: ResultRow) -> str:
+    if row["kind"] == EVALUATE:
+        return "zero-shot"
     return f"{row['learning_rate']:g}, {row['batch_size']}, {row['epochs']}, seed {row['seed']}"
 
 
