@@ -4,6 +4,7 @@ what is refused before any job."""
 import json
 import re
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from fastbert.cli import main
 from fastbert.data.tokenizer import WordPiece
 from fastbert.errors import UserError
 from fastbert.hub.export import export_model
+from fastbert.hub.load import load_pretrained
 from fastbert.hub.names import exported_weights
 from fastbert.model.encoder import initialize
 from fastbert.objectives import OBJECTIVES
@@ -25,7 +27,7 @@ from fastbert.studies.ablate.measures import AblationResults
 from fastbert.studies.ablate.pretrain_jobs import check_ablation_row
 from fastbert.studies.engine.jobs import run_job
 from fastbert.studies.engine.store import JOBS
-from fastbert.studies.shared.evaluate_jobs import evaluate_job
+from fastbert.studies.shared.evaluate_jobs import evaluate_job, fingerprints
 from fastbert.studies.sweep import sweep
 from fastbert.studies.sweep.options import load_sweep
 from fastbert.studies.sweep.sweep import check_sweep_row
@@ -111,7 +113,12 @@ def test_a_sweep_without_tasks(axes, tmp_path, in_process, capsys) -> None:
         assert compared[model][4] == (
             f"{test.pvalue:.3f}" if len({a - b for a, b in zip(first, other, strict=True)}) > 1 else "–"
         )
+    p = {model: float(row[4]) for model, row in compared.items() if row[4] != "–"}
+    assert float(compared[min(p, key=p.get)][5]) == pytest.approx(min(1, len(p) * min(p.values())), abs=0.002)
     assert [row[0] for row in cells(report, r"phenomenon \| pairs")] == ["agreement", "islands"]
+    found = [accuracies[name]["phenomena"]["agreement"]["accuracy"] for name in "ab"]
+    agreement = cells(report, r"phenomenon \| verdict")[0]
+    assert agreement[2:4] == ["2", f"{100 * (found[1] - found[0]):+.2f}"]
     assert "with 3 paradigms it cannot be less than 0.25 (0.5 adjusted over 2)" in report
     assert "The checkpoints are scored differently" in report and "values per token are comparable" in report
     losses = {row[0]: row[2:] for row in cells(report, r"checkpoint \| score +\| sentences")}
@@ -163,6 +170,9 @@ def test_data_that_changed_is_refused(axes, tmp_path) -> None:
     assert plan_sweep(grid, options).jobs[0].id != pairs.id
     changed = pll.to_dict() | {"identity": pll.identity | {"model": "01234567"}}
     assert evaluate_job(changed, tmp_path / "run")["reason"] == "the model changed after the study had started"
+    pretrained = load_pretrained(axes["models"][0]["path"])
+    other = {name: w + 1 if name == "head.dense.bias" else w for name, w in pretrained.weights.items()}
+    assert fingerprints(replace(pretrained, weights=other))["model"] != fingerprints(pretrained)["model"]
 
 
 def test_models_that_score_nothing_are_refused_before_any_job(axes, models, tmp_path, capsys) -> None:
@@ -186,6 +196,15 @@ def test_models_that_score_nothing_are_refused_before_any_job(axes, models, tmp_
     assert "there are no minimal pairs at" in refused(evaluate={"pairs": str(long)})
     assert "seeds needs fine-tuning, but there are no tasks" in refused(seeds=2)
     assert "tasks is missing" in refused(evaluate=None)
+
+
+def test_jobs_for_a_cluster_need_no_device_here(axes, tmp_path) -> None:
+    """The nodes have the GPU: the plan checks the models without one."""
+    evaluate = {"evaluate": axes["evaluate"] | {"machine": {"device": "cuda:97"}}}
+    jobs = plan_sweep(*load_sweep(write_sweep(tmp_path, axes, backend="ray", **evaluate))).jobs
+    assert {job.device for job in jobs} == {job.options["machine"]["device"] for job in jobs} == {"cuda:97"}
+    with pytest.raises(UserError, match="cuda"):
+        plan_sweep(*load_sweep(write_sweep(tmp_path, axes, **evaluate)))
 
 
 # --- ablations
@@ -229,8 +248,9 @@ def test_an_evaluation_is_what_defines_its_result(evaluated, tmp_path) -> None:
     for changes in ({"pll_form": "word-l2r"}, {"machine": {"precision": "bf16"}}):
         assert not set(ids(evaluate=data | changes)) & set(before)
     assert not set(ids(evaluate=data, threads=2)) & set(before)
-    pairs, pll = ids(evaluate=data | {"sentences": 1})
-    assert pairs == before[0] and pll != before[1]
+    for changes in ({"sentences": 1}, {"length": 12}):
+        pairs, pll = ids(evaluate=data | changes)
+        assert pairs == before[0] and pll != before[1]
     (tmp_path / "pairs" / "verb.jsonl").unlink()
     assert ids()[0] != before[0] and ids()[1] == before[1]
 
