@@ -1,5 +1,5 @@
-"""Compares the scores of `fastbert evaluate --pairs` with those of BabyLM's evaluation, its backend mlm, which opens the
-same export through AutoModelForMaskedLM, on the same pairs.
+"""Compares the scores of `fastbert evaluate --pairs` with those of the backend mlm of BabyLM's evaluation, which opens
+the same export through AutoModelForMaskedLM, on the same pairs.
 
     git clone https://github.com/babylm-org/babylm-eval
     python scripts/against_transformers/babylm_pairs.py --babylm babylm-eval --model runs/x --pairs blimp --each 20

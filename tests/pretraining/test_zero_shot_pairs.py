@@ -180,6 +180,11 @@ def test_a_model_without_context_scores_its_bias(tmp_path) -> None:
     assert found == pytest.approx(bias.log_softmax(0)[ids].numpy(), abs=1e-6)
 
 
+def test_special_tokens_in_a_text_are_ordinary_text(bert) -> None:
+    found = scores(bert, ["the [MASK] sat", "the cat sat"])
+    assert [len(one) for one in found] == [5, 3]  # [ mask ]: unknown pieces
+
+
 def test_equal_rows_are_scored_once_and_batches_do_not_matter(bert, monkeypatch) -> None:
     texts = ["the cat sat on the mat", "the dog sat on the mat", "the cat sat on the mat .", "no"]
     options = EvaluateOptions(model=str(bert), pairs="-", machine=MachineOptions(threads=1, precision="fp32"))
@@ -275,6 +280,16 @@ def test_a_roberta_of_transformers(tmp_path, capsys) -> None:
     assert "has no masked head: its weights lack lm_head" in refused(
         capsys, "--model", tmp_path / "roberta", "--pairs", file
     )
+
+
+def test_a_bert_with_another_activation(bert, tmp_path) -> None:
+    """fastbert's encoder has GELU only, so transformers computes this one."""
+    model = AutoModelForMaskedLM.from_pretrained(bert, hidden_act="relu").eval()
+    tokenizer = AutoTokenizer.from_pretrained(bert)
+    for part in (model, tokenizer):
+        part.save_pretrained(tmp_path / "relu")
+    (found,) = scores(tmp_path / "relu", ["the cat sat"])
+    assert found.sum() == pytest.approx(plain_score(model, tokenizer, "the cat sat", "salazar"), rel=1e-5)
 
 
 # --- refusals and warnings

@@ -31,7 +31,7 @@ from torch import Tensor
 from fastbert.data.tokenizer import WordPiece
 from fastbert.errors import UserError, abbreviated
 from fastbert.hub.folders import check_model_folder
-from fastbert.hub.load import LARGEST_CONFIG, Pretrained, load_pretrained, tokenizer_of
+from fastbert.hub.load import BERT_ONLY, LARGEST_CONFIG, Pretrained, load_pretrained, tokenizer_of
 from fastbert.hub.names import head_of
 from fastbert.model.config import check_length
 from fastbert.model.encoder import Encoder
@@ -150,13 +150,15 @@ def _discriminator(pretrained: Pretrained, kernels: str, device: torch.device) -
 
 def is_foreign(folder: Path) -> bool:
     """True for a masked language model of transformers that `load_pretrained` does not read: another architecture than
-    BERT, or an ELECTRA's generator."""
+    BERT, a BERT with another activation or position encoding, or an ELECTRA's generator."""
     if not (check_model_folder(folder) / "config.json").is_file():
         return False
     settings = read_json(folder / "config.json", "model configuration", dict, LARGEST_CONFIG)
     architectures = settings.get("architectures")
     generator = isinstance(architectures, list) and "ElectraForMaskedLM" in architectures
-    return settings.get("model_type") not in ("bert", "electra", "fastbert") or generator
+    unusual = any(settings.get(name, value) != value for name, value in BERT_ONLY.items())
+    family = settings.get("model_type")
+    return family not in ("bert", "electra", "fastbert") or generator or (family == "bert" and unusual)
 
 
 @progress("reading the model")
